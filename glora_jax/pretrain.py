@@ -1,0 +1,55 @@
+"""Pretraining of a ViT from scratch: how the embedded backbone was made."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from glora_jax import supernet
+from glora_jax.data import augment, embedded
+from glora_jax.models import weights
+from glora_jax.models.vit import ViT
+
+
+def accuracy(model: nn.Module, params, images: np.ndarray, labels: np.ndarray, normalization: str, batch_size: int = 500) -> float:
+  """Share of images [n, height, width, 3] (uint8) whose class the model gets right."""
+  correct = jax.jit(lambda params, x, y: jnp.sum(model.apply({'params': params}, augment.normalize(x, normalization)).argmax(-1) == y))
+  batches = range(0, len(labels), batch_size)
+  return float(sum(correct(params, images[i:i + batch_size], labels[i:i + batch_size]) for i in batches)) / len(labels)
+
+
+def run(config, workdir: str) -> dict:
+  """Trains, tests and saves `backbone.safetensors`; returns what it writes into `result.json`."""
+  os.makedirs(workdir, exist_ok=True)
+  data = embedded.fashion_mnist(config.data)
+  model = ViT(num_classes=len(embedded.FASHION_MNIST_CLASSES), **config.model)
+  init_key, train_key = jax.random.split(jax.random.key(config.seed))
+  params = model.init(init_key, jnp.zeros((1, config.image_size, config.image_size, 3)))['params']
+
+  def loss_fn(params, frozen, images, labels, key):
+    del frozen
+    flip_key, shift_key, drop_key = jax.random.split(key, 3)
+    images = augment.random_shift(shift_key, augment.random_flip(flip_key, images), config.shift)
+    logits = model.apply(
+        {'params': params}, augment.normalize(images, config.normalization), train=True, rngs={'drop_path': drop_key})
+    return supernet.cross_entropy(logits, labels)
+
+  images, labels = (jnp.asarray(x) for x in data['train'])
+  state = supernet.fit(
+      loss_fn, params, {}, images, labels, supernet.Recipe(**config.training), train_key, title='pretrain')
+  result = {
+      'train_accuracy': accuracy(model, state.trainable, *data['train'], config.normalization),
+      'test_accuracy': accuracy(model, state.trainable, *data['test'], config.normalization),
+      'steps': state.step,
+  }
+  weights.save(os.path.join(workdir, 'backbone.safetensors'), model, state.trainable, {
+      'image_size': config.image_size, 'normalization': config.normalization,
+      'classes': embedded.FASHION_MNIST_CLASSES, 'test_accuracy': result['test_accuracy']})
+  with open(os.path.join(workdir, 'result.json'), 'w') as file:
+    json.dump(result, file, indent=2)
+  return result
