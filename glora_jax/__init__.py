@@ -1,0 +1,51 @@
+"""GLoRA (arXiv 2306.07967) for JAX and Flax: adapt any model, train a supernet, search a subnet, fold it away."""
+
+from glora_jax.adapt import Adapted, adapt
+from glora_jax.checkpoint import load_adapter, save_adapter
+from glora_jax.reparam import effective, init_supports
+from glora_jax.scoring import make_scorer, score
+from glora_jax.search import Archive, Evolution, evolve
+from glora_jax.space import (
+    Layer,
+    SearchSpace,
+    Spec,
+    canonicalize,
+    count_params,
+    genome_from_json,
+    genome_to_json,
+    preset,
+    presets,
+    random_genomes,
+    sample_genome,
+)
+from glora_jax.supernet import Recipe, fit, supernet_loss
+
+__version__ = '0.1.0'
+
+__all__ = [
+    'Adapted',
+    'Archive',
+    'Evolution',
+    'Layer',
+    'Recipe',
+    'SearchSpace',
+    'Spec',
+    'adapt',
+    'canonicalize',
+    'count_params',
+    'effective',
+    'evolve',
+    'fit',
+    'genome_from_json',
+    'genome_to_json',
+    'init_supports',
+    'load_adapter',
+    'make_scorer',
+    'preset',
+    'presets',
+    'random_genomes',
+    'sample_genome',
+    'save_adapter',
+    'score',
+    'supernet_loss',
+]

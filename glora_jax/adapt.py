@@ -75,7 +75,7 @@ def adapt(
     logging.getLogger(__name__).info('No module of %s matches heads=%r; only supports will be trained.', type(model).__name__, heads)
   if not found:
     raise ValueError(f'{type(model).__name__} has no linear layer that GLoRA can adapt (nn.Dense or nn.DenseGeneral).')
-  candidates = [site for site in found if site.path + ('kernel',) not in head_paths]
+  candidates = [site for site in found if (*site.path, 'kernel') not in head_paths]
   wanted = _matcher(select) if select is not None else lambda name: True
   chosen = [site for site in candidates if wanted(site.name)]
   if not chosen:
@@ -174,28 +174,34 @@ class Adapted:
     for site in self.sites:
       module = get(params, site.path)
       kernel, bias = nn.meta.unbox(module['kernel']), nn.meta.unbox(module['bias']) if site.bias_shape is not None else None
-      alleles = genome[np.array(site.rows)].reshape(site.stack_shape + (5,))
+      alleles = genome[np.array(site.rows)].reshape((*site.stack_shape, 5))
       merged = _merge(kernel, bias, nn.meta.unbox(get(variables[COLLECTION], site.path)), alleles, site.layout, self._space(site).ranks)
       for name, value in zip(('kernel', 'bias'), merged, strict=True):
         if value is not None:
-          params = _replace(params, site.path + (name,), value)
+          params = _replace(params, (*site.path, name), value)
     return params
 
   def count_params(self, genome: Any) -> Any:
     """Trained parameters of a genome [rows, 5] (an int) or of many [..., rows, 5] (int64 [...]), heads not counted."""
     return space_lib.count_params(self.spec, genome)
 
-  def split(self, variables: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(trainable, frozen): supports and heads, everything else. Give only the first to gradients and optimizer."""
+  def split(self, variables: Mapping[str, Any], *, supports: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(trainable, frozen): supports and heads, everything else. Give only the first to gradients and optimizer.
+
+    With `supports=False` the supports stay with the frozen half, and heads alone are trained: a linear probe.
+    """
     params = flatten(variables['params'])
     part = lambda head: flax.traverse_util.unflatten_dict({p: v for p, v in params.items() if (p in self.head_paths) == head})
-    rest = {name: value for name, value in variables.items() if name not in ('params', COLLECTION)}
-    return {'params': part(True), COLLECTION: variables[COLLECTION]}, {'params': part(False), **rest}
+    rest = {name: value for name, value in variables.items() if name != 'params'}
+    trainable = {'params': part(True)}
+    if supports:
+      trainable[COLLECTION] = rest.pop(COLLECTION)
+    return trainable, {'params': part(False), **rest}
 
   def join(self, trainable: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict[str, Any]:
     """Inverse of `split`."""
     params = flax.traverse_util.unflatten_dict({**flatten(frozen['params']), **flatten(trainable['params'])})
-    return {**frozen, COLLECTION: trainable[COLLECTION], 'params': params}
+    return {**frozen, **trainable, 'params': params}
 
   def _space(self, site):
     return self.spec.layers[site.rows[0]].space
@@ -209,10 +215,10 @@ class Adapted:
       # meaning does.
       key = _GRAFT + hashlib.sha256(repr(form).encode()).hexdigest()[:16]
       forms[key] = form
-      alleles = genome[np.array(site.rows)].reshape(site.stack_shape + (5,))
+      alleles = genome[np.array(site.rows)].reshape((*site.stack_shape, 5))
       graft = {'alleles': alleles, **nn.meta.unbox(get(variables[COLLECTION], site.path))}
       graft = {name: _place(value, site) for name, value in graft.items()}
-      params = _replace(params, site.path + (key,), graft)
+      params = _replace(params, (*site.path, key), graft)
     return params, forms
 
   def _check_variables(self, variables):

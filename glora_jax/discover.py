@@ -34,7 +34,7 @@ class Layout:
     """The kernel as [stack..., in, out]."""
     size = lambda dims: math.prod(kernel.shape[d] for d in dims)
     moved = kernel.transpose(self.stack + self.inputs + self.outputs)
-    return moved.reshape(moved.shape[:len(self.stack)] + (size(self.inputs), size(self.outputs)))
+    return moved.reshape((*moved.shape[:len(self.stack)], size(self.inputs), size(self.outputs)))
 
   def kernel(self, matrices: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Inverse of `matrices`."""
@@ -160,7 +160,7 @@ class _Probe(nn.meta.AxisMetadata):
     index %= len(self.dims)
     value = self.value.remove_axis(index, params) if isinstance(self.value, nn.meta.AxisMetadata) else self.value
     lift = (self.dims[index], index, self.shape[self.dims[index]], self.recorder.events)
-    return _Probe(value, self.recorder, self.path, self.shape, self.dims[:index] + self.dims[index + 1:], self.lifts + (lift,))
+    return _Probe(value, self.recorder, self.path, self.shape, self.dims[:index] + self.dims[index + 1:], (*self.lifts, lift))
 
   def add_axis(self, index, params):
     return self  # only parameters that leave a lifted transform get here, and the discovery lets none out

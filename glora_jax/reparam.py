@@ -153,3 +153,35 @@ def bias_form(supports: Mapping[str, jax.Array], tensor: str, allele: jax.Array)
   vector = supports[tensor]
   constant = supports.get(f'{tensor}_constant', vector[:1])
   return jnp.where(allele == 0, 0, jnp.where(allele == 1, constant, vector))
+
+
+def used_parts(alleles: Sequence[int], ranks: Sequence[int], bias: bool = True, tied: bool = True) -> dict[str, tuple[slice, ...]]:
+  """Which part of which support the forms of a layer read: names and slices, together as many numbers as are trained.
+
+  Args:
+    alleles: five integers, concrete.
+    ranks, bias, tied: as in `init_supports`.
+  """
+  parts: dict[str, tuple[slice, ...]] = {}
+  everything, first = slice(None), slice(0, 1)
+  for tensor, allele in zip('AB', alleles[:2], strict=True):
+    if allele == 1:
+      parts |= {f'{tensor}_up': (first, first)} if tied else {f'{tensor}_constant': (everything,)}
+    elif allele == 2:
+      parts |= {f'{tensor}_up': (first, everything)} if tied else {f'{tensor}_vector': (everything,)}
+    elif allele > 2:
+      used = slice(0, ranks[allele - 3])
+      parts |= {f'{tensor}_down': (everything, used), f'{tensor}_up': (used, everything)}
+  if not bias:
+    return parts
+  if alleles[2] == 1:
+    parts |= {'C_down': (everything, first)} if tied else {'C_vector': (everything,)}
+  elif alleles[2] > 1:
+    used = slice(0, ranks[alleles[2] - 2])
+    parts |= {'C_down': (everything, used), 'C_up': (used, everything)}
+  for tensor, allele in zip('DE', alleles[3:], strict=True):
+    if allele == 1:
+      parts |= {tensor: (first,)} if tied else {f'{tensor}_constant': (everything,)}
+    elif allele == 2:
+      parts |= {tensor: (everything,)}
+  return parts

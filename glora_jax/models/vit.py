@@ -15,10 +15,10 @@ import jax.numpy as jnp
 
 # Width, depth, heads of the published sizes (Steiner et al. 2022, arXiv 2106.10270, table 2).
 SIZES = {
-    'Ti': dict(width=192, depth=12, num_heads=3),
-    'S': dict(width=384, depth=12, num_heads=6),
-    'B': dict(width=768, depth=12, num_heads=12),
-    'L': dict(width=1024, depth=24, num_heads=16),
+    'Ti': {'width': 192, 'depth': 12, 'num_heads': 3},
+    'S': {'width': 384, 'depth': 12, 'num_heads': 6},
+    'B': {'width': 768, 'depth': 12, 'num_heads': 12},
+    'L': {'width': 1024, 'depth': 24, 'num_heads': 16},
 }
 
 

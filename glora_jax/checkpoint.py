@@ -1,0 +1,187 @@
+"""What a run writes and reads back: training states (orbax), adapters (safetensors), small results (JSON, npz)."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import safetensors
+import safetensors.numpy
+
+from glora_jax import reparam, space
+from glora_jax.adapt import COLLECTION, Adapted, flatten, get
+from glora_jax.models.weights import fingerprint
+from glora_jax.supernet import TrainState
+
+Path = str | os.PathLike
+
+
+def write_json(path: Path, content: Any) -> None:
+  """Writes JSON beside the path first and then moves it there, so that it is whole or not there."""
+  temporary = f'{os.fspath(path)}.partial'
+  with open(temporary, 'w') as file:
+    json.dump(content, file, indent=2)
+    file.write('\n')
+  os.replace(temporary, path)
+
+
+def read_json(path: Path) -> Any:
+  """What `write_json` wrote.
+
+  Raises:
+    ValueError: the file is damaged.
+  """
+  with open(path) as file:
+    try:
+      return json.load(file)
+    except ValueError as error:
+      raise ValueError(f'{path} is damaged ({error}); remove it, and the stage that wrote it runs again.') from error
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+  """Writes an npz file, whole or not at all."""
+  temporary = f'{os.fspath(path)}.partial'
+  with open(temporary, 'wb') as file:
+    np.savez(file, **arrays)
+  os.replace(temporary, path)
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+  """What `write_arrays` wrote.
+
+  Raises:
+    ValueError: the file is damaged.
+  """
+  try:
+    with np.load(path, allow_pickle=False) as file:
+      return {name: file[name] for name in file.files}
+  except Exception as error:  # zipfile, zlib and numpy each have their own
+    raise ValueError(f'{path} is damaged ({error}); remove it, and the stage that wrote it runs again.') from error
+
+
+class TrainingCheckpoints:
+  """The states of one training run in a folder; the newest is where it goes on.
+
+  Example:
+    >>> with TrainingCheckpoints(folder) as checkpoints:   # doctest: +SKIP
+    ...   state = fit(..., state=checkpoints.latest(template), on_dispatch=lambda state, _: checkpoints.save(state))
+  """
+
+  def __init__(self, folder: Path):
+    self._manager = ocp.CheckpointManager(
+        os.path.abspath(folder), options=ocp.CheckpointManagerOptions(max_to_keep=2, create=True))
+
+  def __enter__(self) -> TrainingCheckpoints:
+    return self
+
+  def __exit__(self, *exception) -> None:
+    self._manager.wait_until_finished()
+    self._manager.close()
+
+  @property
+  def latest_step(self) -> int | None:
+    return self._manager.latest_step()
+
+  def latest(self, template: TrainState) -> TrainState | None:
+    """The newest state, with the structure, shapes and types of the template; None where there is none yet."""
+    step = self._manager.latest_step()
+    if step is None:
+      return None
+    tree = self._manager.restore(step, args=ocp.args.StandardRestore((template.trainable, template.opt_state)))
+    return TrainState(*tree, step)
+
+  def save(self, state: TrainState) -> None:
+    """Saves in the background; an equal step that is there already is left alone."""
+    if state.step != self._manager.latest_step():
+      self._manager.save(state.step, args=ocp.args.StandardSave((state.trainable, state.opt_state)))
+
+
+def save_adapter(path: Path, adapted: Adapted, variables: Any, genome: Any, **metadata: Any) -> None:
+  """Writes one subnet as one safetensors file: only the numbers that its genome uses, and the heads.
+
+  Tensors are named `glora/<layer>/<support>` and `params/<path>`. The metadata holds genome, spec and a fingerprint of the
+  frozen parameters, so that `load_adapter` knows what the file belongs to.
+
+  Args:
+    path: of the file.
+    adapted, variables, genome: the subnet; one genome [rows, 5].
+    **metadata: more to remember, JSON types.
+  """
+  genome = space.canonicalize(adapted.spec, genome)
+  trainable, frozen = adapted.split(variables)
+  tensors = {'/'.join(('params', *p)): np.ascontiguousarray(value) for p, value in flatten(trainable['params']).items()}
+  for name, _, index, parts, supports in _used(adapted, trainable[COLLECTION], genome):
+    for support, part in parts.items():
+      tensors[f'glora/{name}/{support}'] = np.ascontiguousarray(np.asarray(supports[support])[(*index, *part)])
+  described = {
+      'format': 'glora_jax_adapter',
+      'spec': repr(adapted.spec),
+      'genome': json.dumps(space.genome_to_json(adapted.spec, genome)),
+      'base': fingerprint(frozen['params']),
+      **{name: json.dumps(value) for name, value in metadata.items()},
+  }
+  temporary = f'{os.fspath(path)}.partial'
+  safetensors.numpy.save_file(tensors, temporary, described)
+  os.replace(temporary, path)
+
+
+def load_adapter(path: Path, adapted: Adapted, params: Any) -> tuple[dict[str, Any], np.ndarray]:
+  """Reads what `save_adapter` wrote onto the base that it was trained on.
+
+  Args:
+    path: of the file.
+    adapted: the same model, adapted with the same space.
+    params: the base's parameters; their heads are replaced.
+
+  Returns:
+    (variables, genome), ready for `adapted.apply` and `adapted.fold`; supports that the genome does not use are zero.
+
+  Raises:
+    ValueError: the file is damaged, or belongs to another model, space or base; the sentence says which.
+  """
+  try:
+    with safetensors.safe_open(path, 'numpy') as file:
+      metadata = file.metadata() or {}
+      tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+  except FileNotFoundError:
+    raise
+  except Exception as error:
+    raise ValueError(f'The adapter {path} is damaged or not a safetensors file ({error}); get it again.') from error
+  if metadata.get('format') != 'glora_jax_adapter':
+    raise ValueError(f"{path} is not an adapter of glora_jax (its format is {metadata.get('format')!r}).")
+  if metadata['spec'] != repr(adapted.spec):
+    raise ValueError(f'The adapter {path} belongs to another model or search space: it was made for {metadata["spec"]}, and this is {adapted.spec!r}.')
+  genome = space.genome_from_json(adapted.spec, metadata['genome'])
+  variables = adapted.init(jax.random.key(0), params)
+  trainable, frozen = adapted.split(variables)
+  if (found := fingerprint(frozen['params'])) != metadata['base']:
+    raise ValueError(f"The adapter {path} was trained on other base weights (SHA-256 {metadata['base'][:12]}..., and these are "
+                     f'{found[:12]}...); load it onto those.')
+  supports = jax.tree.map(lambda value: np.zeros(value.shape, value.dtype), trainable[COLLECTION])
+  for name, _, index, parts, module in _used(adapted, supports, genome):
+    for support, part in parts.items():
+      module[support][(*index, *part)] = tensors.pop(f'glora/{name}/{support}')
+  heads = {tuple(name.split('/')[1:]): value for name, value in tensors.items()}
+  expected = flatten(trainable['params'])
+  if heads.keys() != expected.keys() or any(heads[p].shape != expected[p].shape for p in heads):
+    raise ValueError(f'The adapter {path} has the heads {_shapes(heads)}, and this model has {_shapes(expected)}.')
+  for p, value in heads.items():
+    get(trainable['params'], p[:-1])[p[-1]] = value
+  return adapted.join({**trainable, COLLECTION: supports}, frozen), genome
+
+
+def _shapes(flat):
+  return ', '.join(f'{"/".join(path)} {value.shape}' for path, value in sorted(flat.items())) or 'none'
+
+
+def _used(adapted, supports, genome):
+  """(name of the layer, row, index in its stack, used parts, supports of its module) for every row."""
+  for site in adapted.sites:
+    for index, row in zip(np.ndindex(site.stack_shape), site.rows, strict=True):
+      layer = adapted.spec.layers[row]
+      parts = reparam.used_parts(genome[row].tolist(), layer.space.ranks, layer.bias, layer.space.tied)
+      yield layer.name, row, index, parts, get(supports, site.path)

@@ -1,0 +1,400 @@
+"""One run, stage by stage: pretrained params -> adapt -> supernet -> baselines -> search -> finetuning -> test -> fold, report.
+
+Every stage leaves its result in the workdir and is skipped when it is there, so the same command resumes. The stage `test`
+runs last: it evaluates a list that was frozen to disk before, and only the report reads what it finds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import logging
+import os
+import time
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from glora_jax import report, search, space, supernet
+from glora_jax.adapt import Adapted, adapt
+from glora_jax.checkpoint import TrainingCheckpoints, read_arrays, read_json, save_adapter, write_arrays, write_json
+from glora_jax.data import augment, pipeline
+from glora_jax.data.task import Task, find
+from glora_jax.models import weights
+from glora_jax.scoring import make_scorer
+from glora_jax.supernet import NonFiniteLossError, Recipe, TrainState
+
+log = logging.getLogger(__name__)
+PROTOCOLS = ('honest', 'paper')
+
+
+def default_config() -> ml_collections.ConfigDict:
+  """The library's defaults: the recipe and search of the official code, on the embedded task and backbone."""
+  official = dataclasses.asdict(Recipe())
+  return ml_collections.ConfigDict({
+      'job': 'adapt',
+      'task': 'digits',
+      'data_dir': ml_collections.config_dict.placeholder(str),  # of TFDS; None for its default
+      'protocol': 'honest',  # 'paper' trains on train+val, searches on test, and says so wherever its numbers appear
+      'seed': 42,
+      'weights': weights.EMBEDDED,  # or the path of a safetensors file
+      'normalization': ml_collections.config_dict.placeholder(str),  # None for the one that the weights were trained with
+      'drop_path': 0.1,
+      'merge': 'auto',  # 'up_front', 'lazy'
+      'space': {'ranks': (4,)},
+      'budget': ml_collections.config_dict.placeholder(object),  # most trained parameters, head not counted; None: no limit
+      'supernet': official,
+      'search': dataclasses.asdict(search.Evolution()),
+      'finetune': {**official, 'epochs': 100, 'on': 'train'},  # 'train+val': with the number of epochs chosen on train/val
+      'presets': (),  # baselines beside the linear probe, each trained alone by the supernet's recipe
+      'checkpoint_epochs': 10,  # between two saved training states
+  })
+
+
+@dataclasses.dataclass
+class Run:
+  """What all stages of a run share. `variables` are the adapted base's, before any training."""
+
+  config: ml_collections.ConfigDict
+  workdir: str
+  task: Task
+  adapted: Adapted
+  variables: dict[str, Any]
+  metadata: dict[str, Any]
+  seconds: dict[str, float]
+  arrays: dict[str, pipeline.Split] = dataclasses.field(default_factory=dict)
+
+  @property
+  def train_split(self) -> str:
+    return 'train' if self.config.protocol == 'honest' else 'train+val'
+
+  @property
+  def search_split(self) -> str:
+    return 'val' if self.config.protocol == 'honest' else 'test'
+
+  def path(self, *names: str) -> str:
+    return os.path.join(self.workdir, *names)
+
+  def key(self, purpose: int) -> jax.Array:
+    return jax.random.fold_in(jax.random.key(self.config.seed), purpose)
+
+  def data(self, split: str) -> pipeline.Split:
+    """A split on the device, read once."""
+    if split not in self.arrays:
+      loaded = pipeline.load(self.task, split, self.metadata['image_size'], self.config.data_dir)
+      self.arrays[split] = pipeline.Split(*(jnp.asarray(array) for array in loaded))
+    return self.arrays[split]
+
+  def preprocess(self, images: jax.Array) -> jax.Array:
+    return augment.normalize(images, self.metadata['normalization'])
+
+  @functools.cached_property
+  def scorer(self):
+    return make_scorer(self.adapted, self.preprocess)
+
+  def accuracy(self, variables: Any, genome: np.ndarray, split: str) -> float:
+    correct, _ = self.scorer(variables, jnp.asarray(genome)[None], *self.data(split))
+    return int(correct[0]) / len(self.data(split).labels)
+
+  @contextlib.contextmanager
+  def stage(self, name: str):
+    """Measures a stage; what an interrupted run spent on it counts, too."""
+    log.info('%s', name)
+    start = time.perf_counter()
+    try:
+      yield
+    finally:
+      self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 2)
+      write_json(self.path('seconds.json'), self.seconds)
+
+
+def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
+  """Runs, or resumes, what a config describes.
+
+  Args:
+    config: with the fields of `default_config`.
+    workdir: folder for everything that is written; one config each.
+
+  Returns:
+    The content of `result.json`.
+
+  Raises:
+    ValueError, OSError: a wrong field, file or workdir; the sentence names it.
+    NonFiniteLossError: training diverged; the last good state is in the workdir.
+  """
+  check_config(config)
+  claim_workdir(config, workdir)
+  if os.path.exists(os.path.join(workdir, 'result.json')):
+    log.info('This run is finished; everything is in %s.', workdir)
+    return read_json(os.path.join(workdir, 'result.json'))
+  this = prepare(config, workdir)
+  with this.stage('supernet'):
+    trained = train_supernet(this)
+  with this.stage('baselines'):
+    baselines = train_baselines(this)
+  with this.stage('search'):
+    archive = run_search(this, trained)
+  with this.stage('finetune'):
+    candidates = {**baselines, **finetune(this, trained, archive.best(config.search.fitness))}
+  with this.stage('test'):
+    entries = test(this, candidates)
+  with this.stage('report'):
+    result = write_results(this, candidates['winner'][0], entries, archive, trained)
+  return result
+
+
+def check_config(config: ml_collections.ConfigDict) -> None:
+  """Raises ValueError for the first field that is unknown, missing, or has a value that cannot be."""
+
+  def compare(given, known, prefix):
+    for name in given:
+      if name not in known:
+        raise ValueError(f"The config field '{prefix}{name}' is unknown; there are: {', '.join(sorted(known))}.")
+    for name in known:
+      if name not in given:
+        raise ValueError(f"The config field '{prefix}{name}' is missing; start from experiment.default_config().")
+      if isinstance(known[name], ml_collections.ConfigDict):
+        compare(given[name], known[name], f'{prefix}{name}.')
+
+  compare(config, default_config(), '')
+  if config.protocol not in PROTOCOLS:
+    raise ValueError(f"protocol='{config.protocol}' is unknown; it is one of {', '.join(PROTOCOLS)}.")
+  if config.finetune.on not in ('train', 'train+val'):
+    raise ValueError(f"finetune.on='{config.finetune.on}' is unknown; it is 'train' or 'train+val'.")
+  for name in config.presets:
+    if name not in space.PRESET_NAMES:
+      raise ValueError(f"presets: '{name}' is unknown; the presets are {', '.join(space.PRESET_NAMES)}.")
+  if config.checkpoint_epochs < 1:
+    raise ValueError(f'checkpoint_epochs={config.checkpoint_epochs} must be at least 1.')
+  space.check_budget(config.budget)
+  space.SearchSpace(**config.space)
+  search.Evolution(**config.search)
+  Recipe(**config.supernet)
+  finetune_recipe(config)
+  find(config.task)
+  if config.normalization is not None and config.normalization not in augment.NORMALIZATIONS:
+    raise ValueError(f"normalization='{config.normalization}' is unknown; it is one of {', '.join(augment.NORMALIZATIONS)}.")
+
+
+def claim_workdir(config: ml_collections.ConfigDict, workdir: str) -> None:
+  """Writes `config.json`, or raises ValueError where the workdir has that of another run."""
+  os.makedirs(workdir, exist_ok=True)
+  path, new = os.path.join(workdir, 'config.json'), json.loads(config.to_json())
+  if not os.path.exists(path):
+    return write_json(path, new)
+  flat = lambda tree: flax.traverse_util.flatten_dict(tree, sep='.')
+  old, new = flat(read_json(path)), flat(new)
+  changed = [f'{name} was {old.get(name)!r} and is now {new.get(name)!r}' for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+  if changed:
+    raise ValueError(f'The workdir {workdir} belongs to another config: {"; ".join(changed)}. Choose another --workdir, or remove that one.')
+
+
+def prepare(config: ml_collections.ConfigDict, workdir: str) -> Run:
+  """Loads the backbone, gives it a new head for the task, and adapts it."""
+  seconds_path = os.path.join(workdir, 'seconds.json')
+  seconds = read_json(seconds_path) if os.path.exists(seconds_path) else {}
+  task = find(config.task)
+  model, params, metadata = weights.load(weights.EMBEDDED_FILE if config.weights == weights.EMBEDDED else config.weights)
+  model = model.clone(num_classes=task.num_classes, drop_path=config.drop_path)
+  params['head'] = {'kernel': np.zeros((model.width, task.num_classes), np.float32), 'bias': np.zeros(task.num_classes, np.float32)}
+  if config.normalization is not None:
+    metadata['normalization'] = config.normalization
+  sample = jax.ShapeDtypeStruct((1, metadata['image_size'], metadata['image_size'], 3), jnp.float32)
+  adapted = adapt(model, sample, space=space.SearchSpace(**config.space), merge=config.merge)
+  space.require_feasible(adapted.spec, config.budget)
+  this = Run(config, workdir, task, adapted, {}, metadata, seconds)
+  this.variables = adapted.init(this.key(0), jax.tree.map(jnp.asarray, params))
+  log.info('%s: %d adapted layers, %s on %s, merging %s, search space up to %d parameters', task.name, len(adapted.spec),
+           type(model).__name__, jax.devices()[0].platform, adapted.merge,
+           adapted.count_params(adapted.spec.num_codes - 1))
+  return this
+
+
+def train(this: Run, name: str, recipe: Recipe, purpose: int, variables: Any, sample, *, on: str, stop_epoch: int | None = None, supports: bool = True, on_epoch=None) -> Any:
+  """One training run with its checkpoints in the folder `name`; returns the trained variables."""
+  adapted = this.adapted
+  trainable, frozen = adapted.split(variables, supports=supports)
+  images, labels = this.data(on)
+  per_epoch = recipe.steps_per_epoch(len(labels))
+  loss_fn = supernet.supernet_loss(adapted, lambda key, images: this.preprocess(images), sample, train=True)
+  with TrainingCheckpoints(this.path(name)) as checkpoints:
+    template = TrainState(trainable, recipe.optimizer(len(labels)).init(trainable), 0)
+    state = checkpoints.latest(template)
+    metrics = Metrics(this.path('metrics.jsonl'), name, state.step if state else 0)
+    saved = state.step if state else 0
+
+    def on_dispatch(state, means):
+      nonlocal saved
+      extra = on_epoch(adapted.join(state.trainable, frozen)) if on_epoch else {}
+      metrics.write(state.step, {'epoch': state.step / per_epoch, **means, **extra})
+      if state.step - saved >= this.config.checkpoint_epochs * per_epoch:
+        checkpoints.save(state)
+        saved = state.step
+
+    try:
+      state = supernet.fit(
+          loss_fn, trainable, frozen, images, labels, recipe, this.key(purpose), state=state, stop_epoch=stop_epoch,
+          steps_per_dispatch=per_epoch if on_epoch else 50, on_dispatch=on_dispatch, title=name)
+    except NonFiniteLossError as error:
+      checkpoints.save(error.state)
+      raise
+    checkpoints.save(state)
+  return adapted.join(state.trainable, frozen)
+
+
+class Metrics:
+  """Appends lines to `metrics.jsonl`; what an interrupted run wrote after the step it resumes from is dropped first."""
+
+  def __init__(self, path: str, stage: str, step: int):
+    self.path, self.stage = path, stage
+    lines = []
+    if os.path.exists(path):
+      with open(path) as file:
+        for line in file:
+          with contextlib.suppress(ValueError):  # a line cut off by a kill
+            entry = json.loads(line)
+            if entry['stage'] != stage or entry['step'] <= step:
+              lines.append(json.dumps(entry) + '\n')
+    with open(f'{path}.partial', 'w') as file:
+      file.writelines(lines)
+    os.replace(f'{path}.partial', path)
+
+  def write(self, step: int, values: dict[str, float]) -> None:
+    with open(self.path, 'a') as file:
+      file.write(json.dumps({'stage': self.stage, 'step': step, **values}) + '\n')
+
+
+def train_supernet(this: Run) -> Any:
+  """Trains all forms of all supports together, a fresh genome for every step."""
+  sample = lambda key: space.sample_genome(key, this.adapted.spec)
+  return train(this, 'supernet', Recipe(**this.config.supernet), 1, this.variables, sample, on=this.train_split)
+
+
+def train_baselines(this: Run) -> dict[str, tuple[Any, np.ndarray]]:
+  """The linear probe and the presets that the config asks for, each trained alone: name -> (variables, genome)."""
+  trained = {}
+  for name in ('linear', *(name for name in this.config.presets if name != 'linear')):
+    genome = space.preset(this.adapted.spec, name)
+    variables = train(this, os.path.join('baselines', name), Recipe(**this.config.supernet), 2, this.variables,
+                      lambda key, genome=genome: jnp.asarray(genome), on=this.train_split, supports=name != 'linear')
+    trained[name] = variables, genome
+  return trained
+
+
+def run_search(this: Run, variables: Any) -> search.Archive:
+  """The evolution on the search split, with the supernet's weights; its archive is saved after every generation."""
+  settings, path = search.Evolution(**this.config.search), this.path('search', 'archive.npz')
+  os.makedirs(this.path('search'), exist_ok=True)
+  images, labels = this.data(this.search_split)
+  archive = search.Archive(**read_arrays(path)) if os.path.exists(path) else None
+  return search.evolve(
+      this.adapted.spec, lambda genomes: this.scorer(variables, genomes, images, labels), this.key(3), settings,
+      budget=space.check_budget(this.config.budget), archive=archive,
+      on_generation=lambda archive: write_arrays(path, archive.arrays()))
+
+
+def finetune_recipe(config: ml_collections.ConfigDict) -> Recipe:
+  return Recipe(**{name: value for name, value in config.finetune.items() if name != 'on'})
+
+
+def finetune(this: Run, variables: Any, genome: np.ndarray) -> dict[str, tuple[Any, np.ndarray]]:
+  """Trains the winner on from the supernet's weights: name -> (variables, genome), before ('winner_supernet') and after."""
+  recipe = finetune_recipe(this.config)
+  if this.config.protocol == 'paper' or not recipe.epochs:
+    return {'winner_supernet': (variables, genome), 'winner': (variables, genome)}
+  settings = {'sample': lambda key: jnp.asarray(genome), 'on': 'train'}
+  stop_epoch = None
+  if this.config.finetune.on == 'train+val':
+    path = this.path('finetune_epochs.json')
+    if not os.path.exists(path):
+      curve = []
+      images, labels = this.data('val')
+
+      def on_epoch(current):
+        correct, loss = (float(x[0]) for x in this.scorer(current, jnp.asarray(genome)[None], images, labels))
+        return {'val_accuracy': correct / len(labels), 'val_loss': loss / len(labels)}
+
+      train(this, 'finetune_choice', recipe, 4, variables, **settings, on_epoch=on_epoch)
+      with open(this.path('metrics.jsonl')) as file:
+        curve = [e for e in map(json.loads, file) if e['stage'] == 'finetune_choice']
+      best = max(curve, key=lambda e: (e['val_accuracy'], -e['val_loss']))
+      write_json(path, {'epochs': round(best['epoch']), 'val_accuracy': best['val_accuracy']})
+    stop_epoch = read_json(path)['epochs']
+    settings['on'] = 'train+val'
+  tuned = train(this, 'finetune', recipe, 5, variables, stop_epoch=stop_epoch, **settings)
+  return {'winner_supernet': (variables, genome), 'winner': (tuned, genome)}
+
+
+def test(this: Run, candidates: dict[str, tuple[Any, np.ndarray]]) -> dict[str, dict[str, Any]]:
+  """Freezes the list of subnets with their weights to disk, and only then evaluates it on the test split."""
+  seen = this.config.finetune.on == 'train+val' and this.config.protocol == 'honest' and this.config.finetune.epochs > 0
+  entries = {}
+  for name, (variables, genome) in candidates.items():
+    trained_on_val = this.config.protocol == 'paper' or (name == 'winner' and seen)
+    entries[name] = {
+        'params': this.adapted.count_params(genome),
+        'val_accuracy': None if trained_on_val else this.accuracy(variables, genome, 'val'),
+        'genome': genome.tolist(),
+        'weights': weights.fingerprint(this.adapted.split(variables)[0]),
+    }
+  path = this.path('test_list.json')
+  if os.path.exists(path) and read_json(path) != entries:
+    raise ValueError(f'{path} was frozen with other subnets than this run has now; use a new workdir.')
+  write_json(path, entries)
+  for name, entry in entries.items():
+    entry['test_accuracy'] = this.accuracy(*candidates[name], 'test')
+  return entries
+
+
+def write_results(this: Run, variables: Any, entries: dict[str, dict[str, Any]], archive: search.Archive, trained: Any) -> dict[str, Any]:
+  """Folds the winner, writes adapter, plain checkpoint, pictures and report, and last of all `result.json`."""
+  config, adapted = this.config, this.adapted
+  genome = np.array(entries['winner']['genome'], np.int8)
+  save_adapter(this.path('adapter.safetensors'), adapted, variables, genome, task=this.task.name)
+  write_json(this.path('genome.json'), space.genome_to_json(adapted.spec, genome))
+  os.makedirs(this.path('folded'), exist_ok=True)
+  folded_path = this.path('folded', 'model.safetensors')
+  remembered = {name: this.metadata[name] for name in ('image_size', 'normalization')}
+  weights.save(folded_path, adapted.model, jax.jit(adapted.fold)(variables, genome), {**remembered, 'classes': this.task.classes})
+  plain, params, _ = weights.load(folded_path)
+  inputs = this.preprocess(this.data('train').images[:256])
+  with_supports = jax.jit(lambda v, x: adapted.apply(v, x, genome=genome))(variables, inputs)
+  difference = jnp.max(jnp.abs(with_supports - jax.jit(lambda p, x: plain.apply({'params': p}, x))(params, inputs)))
+
+  entries = {name: {k: v for k, v in entry.items() if k != 'weights' and (k != 'genome' or name == 'winner')} for name, entry in entries.items()}
+  presets = space.presets(adapted.spec)
+  split = this.data(this.search_split)
+  padded = np.stack([presets[name] for name in presets] + [genome] * (config.search.population - len(presets)))[:max(config.search.population, len(presets))]
+  correct, _ = this.scorer(trained, padded, *split)
+  inherited = {name: {'params': adapted.count_params(g), 'accuracy': int(c) / len(split.labels)}
+               for (name, g), c in zip(presets.items(), correct, strict=False)}
+  result = {
+      'task': this.task.name,
+      'protocol': config.protocol,
+      'seed': config.seed,
+      'budget': space.check_budget(config.budget),
+      'linear': entries.pop('linear'),
+      'winner_supernet': entries.pop('winner_supernet'),
+      'winner': entries.pop('winner'),
+      'presets': entries,
+      'evaluations': len(archive),
+      'fold_max_abs_diff': float(difference),
+      'normalization': this.metadata['normalization'],
+      'weights': config.weights,
+      'merge': adapted.merge,
+      'seconds': this.seconds,
+  }
+  report.write(this.workdir, result, adapted.spec, archive, this.task, len(split.labels), config.search.fitness, inherited)
+  write_json(this.path('result.json'), result)
+  return result
+
+
+def summary(result: dict[str, Any], workdir: str) -> str:
+  """What the command line prints at the end."""
+  return f'{report.table(result)}\n\n{workdir}/report.md has the whole story, {workdir}/folded the plain model.'
