@@ -154,7 +154,8 @@ def load_adapter(path: Path, adapted: Adapted, params: Any) -> tuple[dict[str, A
   if metadata.get('format') != 'glora_jax_adapter':
     raise ValueError(f"{path} is not an adapter of glora_jax (its format is {metadata.get('format')!r}).")
   if metadata['spec'] != repr(adapted.spec):
-    raise ValueError(f'The adapter {path} belongs to another model or search space: it was made for {metadata["spec"]}, and this is {adapted.spec!r}.')
+    raise ValueError(f'The adapter {path} belongs to another model or search space: it was made for {metadata["spec"]}, '
+                     f'and this is {adapted.spec!r}.')
   genome = space.genome_from_json(adapted.spec, metadata['genome'])
   variables = adapted.init(jax.random.key(0), params)
   trainable, frozen = adapted.split(variables)

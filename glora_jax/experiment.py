@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 import flax
@@ -190,7 +191,8 @@ def claim_workdir(config: ml_collections.ConfigDict, workdir: str) -> None:
     return write_json(path, new)
   flat = lambda tree: flax.traverse_util.flatten_dict(tree, sep='.')
   old, new = flat(read_json(path)), flat(new)
-  changed = [f'{name} was {old.get(name)!r} and is now {new.get(name)!r}' for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+  changed = [f'{name} was {old.get(name)!r} and is now {new.get(name)!r}'
+             for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
   if changed:
     raise ValueError(f'The workdir {workdir} belongs to another config: {"; ".join(changed)}. Choose another --workdir, or remove that one.')
 
@@ -216,8 +218,26 @@ def prepare(config: ml_collections.ConfigDict, workdir: str) -> Run:
   return this
 
 
-def train(this: Run, name: str, recipe: Recipe, purpose: int, variables: Any, sample, *, on: str, stop_epoch: int | None = None, supports: bool = True, on_epoch=None) -> Any:
-  """One training run with its checkpoints in the folder `name`; returns the trained variables."""
+def train(
+    this: Run, name: str, recipe: Recipe, purpose: int, variables: Any, sample: Callable[[jax.Array], jax.Array], *,
+    on: str, stop_epoch: int | None = None, supports: bool = True, on_epoch: Callable[[Any], dict[str, float]] | None = None,
+) -> Any:
+  """One training run with its checkpoints in the folder `name`, resumed from the newest of them.
+
+  Args:
+    this: the run.
+    name: of the folder in the workdir, and of the stage in `metrics.jsonl`.
+    recipe, stop_epoch: see `supernet.fit`.
+    purpose: number that sets this training's random key apart from the others'.
+    variables: to start from.
+    sample: `key -> genome` of a step.
+    on: split to train on.
+    supports: whether they are trained; False trains the head alone.
+    on_epoch: called with the variables after every epoch; what it returns goes into `metrics.jsonl`.
+
+  Returns:
+    The trained variables.
+  """
   adapted = this.adapted
   trainable, frozen = adapted.split(variables, supports=supports)
   images, labels = this.data(on)
@@ -367,13 +387,10 @@ def write_results(this: Run, variables: Any, entries: dict[str, dict[str, Any]],
   with_supports = jax.jit(lambda v, x: adapted.apply(v, x, genome=genome))(variables, inputs)
   difference = jnp.max(jnp.abs(with_supports - jax.jit(lambda p, x: plain.apply({'params': p}, x))(params, inputs)))
 
-  entries = {name: {k: v for k, v in entry.items() if k != 'weights' and (k != 'genome' or name == 'winner')} for name, entry in entries.items()}
-  presets = space.presets(adapted.spec)
-  split = this.data(this.search_split)
-  padded = np.stack([presets[name] for name in presets] + [genome] * (config.search.population - len(presets)))[:max(config.search.population, len(presets))]
-  correct, _ = this.scorer(trained, padded, *split)
-  inherited = {name: {'params': adapted.count_params(g), 'accuracy': int(c) / len(split.labels)}
-               for (name, g), c in zip(presets.items(), correct, strict=False)}
+  entries = {name: {k: v for k, v in entry.items() if k != 'weights' and (k != 'genome' or name == 'winner')}
+             for name, entry in entries.items()}
+  inherited = {name: {'params': adapted.count_params(preset), 'accuracy': this.accuracy(trained, preset, this.search_split)}
+               for name, preset in space.presets(adapted.spec).items()}
   result = {
       'task': this.task.name,
       'protocol': config.protocol,
@@ -390,7 +407,8 @@ def write_results(this: Run, variables: Any, entries: dict[str, dict[str, Any]],
       'merge': adapted.merge,
       'seconds': this.seconds,
   }
-  report.write(this.workdir, result, adapted.spec, archive, this.task, len(split.labels), config.search.fitness, inherited)
+  num_images = len(this.data(this.search_split).labels)
+  report.write(this.workdir, result, adapted.spec, archive, this.task, num_images, config.search.fitness, inherited)
   write_json(this.path('result.json'), result)
   return result
 

@@ -24,7 +24,9 @@ import jax.numpy as jnp
 Supports = dict[str, jax.Array]
 
 
-def support_shapes(in_features: int, out_features: int, ranks: Sequence[int], bias: bool = True, tied: bool = True) -> dict[str, tuple[int, ...]]:
+def support_shapes(
+    in_features: int, out_features: int, ranks: Sequence[int], bias: bool = True, tied: bool = True
+) -> dict[str, tuple[int, ...]]:
   """Names and shapes of a layer's supports; see `init_supports`."""
   rank = max(ranks)
   shapes = {

@@ -11,7 +11,7 @@ import matplotlib
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib import colors, patches
+from matplotlib import colors, patches, ticker
 
 from glora_jax import space
 from glora_jax.data.task import Task
@@ -63,9 +63,10 @@ def write(workdir: str, result: dict[str, Any], spec: Spec, archive: Archive, ta
   text = f"""# GLoRA on {task.name}: {100 * result['winner']['test_accuracy']:.1f}% with {result['winner']['params']:,} trained parameters
 
 A frozen ViT (`{result['weights']}`, normalization `{result['normalization']}`) got five support tensors for each of its
-{len(spec)} linear layers (largest subnet {space.count_params(spec, spec.num_codes - 1):,} parameters). A supernet of all their forms was trained, and
-{result['evaluations']:,} subnets were scored on {num_images} {searched} images under a budget of {budget}, by {fitness}. The winner was then folded into the base weights:
-`folded/model.safetensors` is a plain ViT, with no trace of GLoRA (largest difference of a logit: {result['fold_max_abs_diff']:.1e}).
+{len(spec)} linear layers (largest subnet {space.count_params(spec, spec.num_codes - 1):,} parameters). A supernet of all their forms was
+trained, and {result['evaluations']:,} subnets were scored on {num_images} {searched} images under a budget of {budget}, by {fitness}.
+The winner was then folded into the base weights: `folded/model.safetensors` is a plain ViT, with no trace of GLoRA (largest
+difference of a logit: {result['fold_max_abs_diff']:.1e}).
 
 {table(result)}
 
@@ -131,7 +132,8 @@ def draw_structure(path: str, spec: Spec, genome: np.ndarray) -> None:
   grid.grid(which='minor', color='white', linewidth=1.5)
   grid.tick_params(which='both', length=0)
   grid.spines[:].set_visible(False)
-  handles = [patches.Patch(facecolor=color, edgecolor='#999999', label=kind.replace('lora', 'LoRA, rank ')) for kind, color in zip(kinds, palette, strict=True)]
+  handles = [patches.Patch(facecolor=color, edgecolor='#999999', label=kind.replace('lora', 'LoRA, rank '))
+             for kind, color in zip(kinds, palette, strict=True)]
   figure.legend(handles=handles, loc='outside lower center', ncols=len(kinds), frameon=False)
   _save(figure, path)
 
@@ -149,6 +151,7 @@ def draw_search(path: str, archive: Archive, num_images: int, warning: str = '')
     ends = [best.reduce(values[archive.generation <= g]) for g in generations]
     axis.step(generations, ends, where='mid', color='#c0392b', linewidth=2, label='best so far')
     axis.set(xlabel='generation', ylabel=label)
+    axis.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     axis.spines[['top', 'right']].set_visible(False)
   axes[0].legend(frameon=False, loc='lower right')
   axes[0].set_title(f'{len(archive):,} subnets on {num_images} images{warning}', loc='left')
@@ -173,6 +176,7 @@ def draw_pareto(path: str, spec: Spec, archive: Archive, num_images: int, result
     axis.axvline(result['budget'], color='#555555', linestyle='--', linewidth=1, label='budget')
   axis.plot([], [], 'D', color='#8e6bb0', label='presets')
   axis.set(xlabel='trained parameters, head not counted', ylabel='error in %')
+  axis.xaxis.set_major_formatter(ticker.StrMethodFormatter('{x:,.0f}'))
   axis.set_xlim(left=-0.02 * max(params.max(), *(p['params'] for p in presets.values())))
   axis.spines[['top', 'right']].set_visible(False)
   axis.legend(frameon=False)

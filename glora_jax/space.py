@@ -169,8 +169,8 @@ def check_budget(budget: Any) -> int | None:
   """The budget as an int or None (no limit); ValueError where it is negative, fractional or no number."""
   if budget is None:
     return None
-  if isinstance(budget, (bool, str)) or not isinstance(budget, numbers.Real) or budget != int(budget) or budget < 0:
-    raise ValueError(f'budget={budget!r} must be a whole number of trained parameters, 0 (the linear subnet) or more, or None for no limit.')
+  if isinstance(budget, (bool, str)) or not isinstance(budget, numbers.Real) or not float(budget).is_integer() or budget < 0:
+    raise ValueError(f'budget={budget!r} must be a whole number of trained parameters, 0 (the linear subnet) or more, or None.')
   return int(budget)
 
 

@@ -1,0 +1,68 @@
+"""What tests share: a persistent compilation cache, the golden values, small models."""
+
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+jax.config.update('jax_compilation_cache_dir', str(ROOT / '.pytest_cache' / 'xla'))
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
+
+
+@pytest.fixture(scope='session')
+def golden_layer():
+  """One linear layer of the official implementation in Flax's layout: kernel, bias, supports, x, genomes, y; float64."""
+  with np.load(ROOT / 'tests' / 'golden' / 'official_layer.npz') as file:
+    values = dict(file)
+  values['kernel'] = values.pop('weight').T
+  values['supports'] = supports_from_official(values)
+  return values
+
+
+@pytest.fixture(scope='session')
+def golden_vit():
+  """A ViT of the official implementation: params and supports of our scanned ViT, x, genomes, logits, param_count."""
+  with np.load(ROOT / 'tests' / 'golden' / 'official_vit.npz') as file:
+    values = dict(file)
+  state = {name.removeprefix('param/'): value for name, value in values.items() if name.startswith('param/')}
+  depth = 1 + max(int(name.split('.')[1]) for name in state if name.startswith('blocks.'))
+  linear = lambda name: {'kernel': state[f'{name}.weight'].T, 'bias': state[f'{name}.bias']}
+  norm = lambda name: {'scale': state[f'{name}.weight'], 'bias': state[f'{name}.bias']}
+  supports = lambda name: supports_from_official({
+      key.removeprefix(f'{name}.'): value for key, value in state.items() if key.startswith(f'{name}.')})
+  layers = {'attn': ('qkv', 'proj'), 'mlp': ('fc1', 'fc2')}
+  blocks = [{part: {name: linear(f'blocks.{i}.{part}.{name}') for name in names} for part, names in layers.items()}
+            | {name: norm(f'blocks.{i}.{name}') for name in ('norm1', 'norm2')} for i in range(depth)]
+  adapters = [{part: {name: supports(f'blocks.{i}.{part}.{name}') for name in names} for part, names in layers.items()}
+              for i in range(depth)]
+  stack = lambda trees: jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
+  patch = state['patch_embed.proj.weight']
+  return {
+      'params': {
+          'embed': {'kernel': patch.transpose(2, 3, 1, 0), 'bias': state['patch_embed.proj.bias']},
+          'cls': state['cls_token'], 'pos_embed': state['pos_embed'], 'blocks': stack(blocks),
+          'norm': norm('norm'), 'head': linear('head'),
+      },
+      'glora': {'blocks': stack(adapters)},
+      'unstacked': (blocks, adapters),
+      'x': values['x_nchw'].transpose(0, 2, 3, 1),
+      'genomes': values['genomes'], 'logits': values['logits'], 'param_count': values['param_count'],
+      'shape': {'patch_size': patch.shape[-1], 'width': patch.shape[0], 'depth': depth, 'num_heads': int(values['heads'])},
+  }
+
+
+def supports_from_official(tensors):
+  """The official names and layout to ours: `Au` is `A_down` transposed, `Ad` is `A_up` transposed, `Cd` and `Cu` as they are."""
+  return {
+      'A_down': tensors['Au'].T, 'A_up': tensors['Ad'].T, 'B_down': tensors['Bu'].T, 'B_up': tensors['Bd'].T,
+      'C_down': tensors['Cd'], 'C_up': tensors['Cu'], 'D': tensors['D'], 'E': tensors['E'],
+  }
+
+
+def randomized(tree, seed=0, scale=0.3):
+  """A tree of the same shapes and dtypes with normal entries; supports that are not at their initial values."""
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(lambda leaf: jax.numpy.asarray(rng.normal(0, scale, leaf.shape), leaf.dtype), tree)

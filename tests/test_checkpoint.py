@@ -1,0 +1,92 @@
+"""Files of a run: training states, adapters, small results."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import safetensors.numpy
+from conftest import randomized
+
+import glora_jax
+from glora_jax import checkpoint, space
+from glora_jax.models.vit import ViT
+from glora_jax.supernet import TrainState
+
+IMAGES = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
+
+
+def test_training_states_round_trip_and_the_newest_counts(tmp_path):
+  trainable = {'a': jnp.arange(3.0), 'b': {'c': jnp.ones((2, 2), jnp.int32)}}
+  optimizer = optax.adamw(0.1)
+  state = TrainState(trainable, optimizer.init(trainable), 5)
+  with checkpoint.TrainingCheckpoints(tmp_path / 'states') as checkpoints:
+    assert checkpoints.latest(state) is None
+    checkpoints.save(state)
+    checkpoints.save(state._replace(step=9, trainable=randomized(trainable)))
+    checkpoints.save(state._replace(step=9))  # an equal step is left alone
+  with checkpoint.TrainingCheckpoints(tmp_path / 'states') as checkpoints:
+    restored = checkpoints.latest(state)
+  assert restored.step == 9
+  jax.tree.map(np.testing.assert_array_equal, restored, state._replace(step=9, trainable=randomized(trainable)))
+
+
+def test_json_and_arrays_round_trip_and_damage_is_explained(tmp_path):
+  checkpoint.write_json(tmp_path / 'x.json', {'a': [1, None]})
+  assert checkpoint.read_json(tmp_path / 'x.json') == {'a': [1, None]}
+  checkpoint.write_arrays(tmp_path / 'x.npz', {'a': np.arange(3)})
+  np.testing.assert_array_equal(checkpoint.read_arrays(tmp_path / 'x.npz')['a'], np.arange(3))
+  for name, read in (('x.json', checkpoint.read_json), ('x.npz', checkpoint.read_arrays)):
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:10])
+    with pytest.raises(ValueError, match=f'{name} is damaged'):
+      read(tmp_path / name)
+  assert {path.name for path in tmp_path.iterdir()} == {'x.json', 'x.npz'}
+
+
+@pytest.fixture(scope='module', params=[True, False], ids=['tied', 'untied'])
+def subnet(request):
+  model = ViT(3, patch_size=8, width=12, depth=2, num_heads=2)
+  adapted = glora_jax.adapt(model, IMAGES, space=glora_jax.SearchSpace((2, 4), tied=request.param))
+  variables = randomized(adapted.init(jax.random.key(0), model.init(jax.random.key(1), IMAGES)['params']))
+  return adapted, variables
+
+
+def test_an_adapter_gives_the_same_logits_on_a_fresh_base(subnet, tmp_path):
+  adapted, variables = subnet
+  base = {**variables['params'], 'head': jax.tree.map(jnp.zeros_like, variables['params']['head'])}
+  apply = jax.jit(lambda v, g: adapted.apply(v, IMAGES, genome=g))
+  for seed in range(5):
+    genome = space.random_genomes(np.random.default_rng(seed), adapted.spec, 1)[0]
+    checkpoint.save_adapter(tmp_path / 'a.safetensors', adapted, variables, genome, task='x')
+    loaded, found = checkpoint.load_adapter(tmp_path / 'a.safetensors', adapted, base)
+    np.testing.assert_array_equal(found, space.canonicalize(adapted.spec, genome))
+    np.testing.assert_array_equal(apply(loaded, found), apply(variables, genome))
+
+
+def test_an_adapter_holds_exactly_the_trained_numbers_and_the_heads(subnet, tmp_path):
+  adapted, variables = subnet
+  for seed in range(5):
+    genome = space.random_genomes(np.random.default_rng(seed), adapted.spec, 1)[0]
+    checkpoint.save_adapter(tmp_path / 'a.safetensors', adapted, variables, genome)
+    tensors = safetensors.numpy.load_file(tmp_path / 'a.safetensors')
+    supports = sum(value.size for name, value in tensors.items() if name.startswith('glora/'))
+    assert supports == adapted.count_params(genome)
+    assert {name for name in tensors if not name.startswith('glora/')} == {'params/head/kernel', 'params/head/bias'}
+
+
+def test_adapters_of_another_base_model_or_space_are_refused(subnet, tmp_path):
+  adapted, variables = subnet
+  path = tmp_path / 'a.safetensors'
+  checkpoint.save_adapter(path, adapted, variables, space.preset(adapted.spec, 'full'))
+  with pytest.raises(ValueError, match='trained on other base weights'):
+    checkpoint.load_adapter(path, adapted, {**variables['params'], 'cls': variables['params']['cls'] + 1})
+  with pytest.raises(ValueError, match='another model or search space'):
+    checkpoint.load_adapter(path, glora_jax.adapt(adapted.model, IMAGES), variables['params'])
+  other_head = adapted.model.clone(num_classes=4)
+  params = {**variables['params'], 'head': {'kernel': jnp.zeros((12, 4)), 'bias': jnp.zeros(4)}}
+  space_of = adapted.spec.layers[0].space
+  with pytest.raises(ValueError, match=r'has the heads head/bias \(3,\)'):
+    checkpoint.load_adapter(path, glora_jax.adapt(other_head, IMAGES, space=space_of), params)
+  path.write_bytes(path.read_bytes()[:100])
+  with pytest.raises(ValueError, match='damaged'):
+    checkpoint.load_adapter(path, adapted, variables['params'])

@@ -1,0 +1,96 @@
+"""Plain checkpoints of the ViT: round trips in another process, the backbone in the package, damaged files."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+from conftest import randomized
+
+from glora_jax.models import weights
+from glora_jax.models.vit import ViT
+
+MODEL = ViT(5, patch_size=8, width=12, depth=2, num_heads=2, layer_scale=0.1, pool='gap')
+IMAGES = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
+
+
+@pytest.fixture
+def saved(tmp_path):
+  params = randomized(MODEL.init(jax.random.key(1), IMAGES)['params'])
+  path = tmp_path / 'model.safetensors'
+  weights.save(path, MODEL, params, {'image_size': 16, 'normalization': 'unit', 'classes': ['a', 'b', 'c', 'd', 'e']})
+  return path, params
+
+
+def test_a_checkpoint_gives_the_same_logits_in_a_fresh_process(saved, tmp_path):
+  path, params = saved
+  np.save(tmp_path / 'images.npy', IMAGES)
+  code = ('import sys, json, numpy as np\nfrom glora_jax.models import weights\n'
+          'model, params, metadata = weights.load(sys.argv[1])\n'
+          "print(json.dumps([np.asarray(model.apply({'params': params}, np.load(sys.argv[2]))).tolist(), metadata]))")
+  run = subprocess.run([sys.executable, '-c', code, path, tmp_path / 'images.npy'], check=True, capture_output=True, text=True)
+  logits, metadata = json.loads(run.stdout)
+  np.testing.assert_array_equal(np.float32(logits), MODEL.apply({'params': params}, IMAGES))
+  assert metadata == {'image_size': 16, 'normalization': 'unit', 'classes': ['a', 'b', 'c', 'd', 'e']}
+
+
+def test_tensors_round_trip_bit_for_bit(saved):
+  path, params = saved
+  model, loaded, _ = weights.load(path)
+  jax.tree.map(np.testing.assert_array_equal, loaded, params)
+  assert weights.describe(model) == weights.describe(MODEL)
+
+
+@pytest.mark.parametrize('damage', [lambda b: b[:len(b) // 2], lambda b: b'', lambda b: b'PK' + b, lambda b: b[:40] + b'\xff' * 40 + b[80:]])
+def test_damaged_files_are_refused_in_one_sentence(saved, damage):
+  path, _ = saved
+  path.write_bytes(damage(path.read_bytes()))
+  with pytest.raises(ValueError, match=f'{path} is damaged or not a safetensors file'):
+    weights.load(path)
+
+
+def test_a_missing_file_is_said_to_be_missing(tmp_path):
+  with pytest.raises(FileNotFoundError, match='There is no checkpoint'):
+    weights.load(tmp_path / 'none.safetensors')
+
+
+def test_foreign_files_are_refused(tmp_path):
+  safetensors.numpy.save_file({'a': np.zeros(3)}, tmp_path / 'foreign.safetensors')
+  with pytest.raises(ValueError, match='was not written by glora_jax'):
+    weights.load(tmp_path / 'foreign.safetensors')
+
+
+def test_all_wrong_tensors_are_named(saved):
+  path, params = saved
+  params = jax.tree.map(np.asarray, params)
+  params['cls'] = np.full_like(params['cls'], np.nan)
+  params['head']['extra'] = params['head'].pop('bias')
+  params['norm']['scale'] = np.ones(13, np.float32)
+  weights.save(path, MODEL, params, {'image_size': 16})
+  with pytest.raises(ValueError, match=r'missing: head/bias; unexpected: head/extra; misshaped: norm/scale is \(13,\) and should be '
+                                       r'\(12,\); not finite: cls'):
+    weights.load(path)
+
+
+def test_the_embedded_backbone_is_small_and_right_about_most_of_its_own_test_set():
+  """Its accuracy on all 10,000 images is in its metadata and in the README, from the command that made it."""
+  import os
+  assert os.path.getsize(weights.EMBEDDED_FILE) <= 4 * 2**20
+  model, params, metadata = weights.load(weights.EMBEDDED_FILE)
+  assert metadata['image_size'] == 28
+  assert metadata['test_accuracy'] >= 0.87
+  assert len(metadata['classes']) == model.num_classes == 10
+  assert model.apply({'params': params}, jnp.zeros((1, 28, 28, 3))).shape == (1, 10)
+
+
+def test_fingerprints_see_every_change():
+  params = {'a': {'b': np.arange(6.0)}, 'c': np.zeros(2)}
+  prints = {weights.fingerprint(p) for p in (
+      params, {'a': {'b': np.arange(6.0)[::-1]}, 'c': np.zeros(2)}, {'a': {'b': np.arange(6.0).reshape(2, 3)}, 'c': np.zeros(2)},
+      {'a': {'x': np.arange(6.0)}, 'c': np.zeros(2)}, {'a': {'b': np.arange(6.0).astype(np.float32)}, 'c': np.zeros(2)})}
+  assert len(prints) == 5
+  assert weights.fingerprint({'c': np.zeros(2), 'a': {'b': np.arange(6.0)}}) in prints
