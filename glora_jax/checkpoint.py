@@ -9,12 +9,10 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-import safetensors
-import safetensors.numpy
 
 from glora_jax import reparam, space
 from glora_jax.adapt import COLLECTION, Adapted, flatten, get
-from glora_jax.models.weights import fingerprint
+from glora_jax.models.weights import fingerprint, read_tensors, write_tensors
 from glora_jax.supernet import TrainState
 
 Path = str | os.PathLike
@@ -113,20 +111,13 @@ def save_adapter(path: Path, adapted: Adapted, variables: Any, genome: Any, **me
   """
   genome = space.canonicalize(adapted.spec, genome)
   trainable, frozen = adapted.split(variables)
-  tensors = {'/'.join(('params', *p)): np.ascontiguousarray(value) for p, value in flatten(trainable['params']).items()}
+  tensors = {'/'.join(('params', *p)): value for p, value in flatten(trainable['params']).items()}
   for name, _, index, parts, supports in _used(adapted, trainable[COLLECTION], genome):
     for support, part in parts.items():
-      tensors[f'glora/{name}/{support}'] = np.ascontiguousarray(np.asarray(supports[support])[(*index, *part)])
+      tensors[f'glora/{name}/{support}'] = np.asarray(supports[support])[(*index, *part)]
   described = {
-      'format': 'glora_jax_adapter',
-      'spec': repr(adapted.spec),
-      'genome': json.dumps(space.genome_to_json(adapted.spec, genome)),
-      'base': fingerprint(frozen['params']),
-      **{name: json.dumps(value) for name, value in metadata.items()},
-  }
-  temporary = f'{os.fspath(path)}.partial'
-  safetensors.numpy.save_file(tensors, temporary, described)
-  os.replace(temporary, path)
+      'spec': repr(adapted.spec), 'base': fingerprint(frozen['params']), **space.genome_to_json(adapted.spec, genome), **metadata}
+  write_tensors(path, tensors, 'adapter', described)
 
 
 def load_adapter(path: Path, adapted: Adapted, params: Any) -> tuple[dict[str, Any], np.ndarray]:
@@ -143,20 +134,11 @@ def load_adapter(path: Path, adapted: Adapted, params: Any) -> tuple[dict[str, A
   Raises:
     ValueError: the file is damaged, or belongs to another model, space or base; the sentence says which.
   """
-  try:
-    with safetensors.safe_open(path, 'numpy') as file:
-      metadata = file.metadata() or {}
-      tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
-  except FileNotFoundError:
-    raise
-  except Exception as error:
-    raise ValueError(f'The adapter {path} is damaged or not a safetensors file ({error}); get it again.') from error
-  if metadata.get('format') != 'glora_jax_adapter':
-    raise ValueError(f"{path} is not an adapter of glora_jax (its format is {metadata.get('format')!r}).")
+  tensors, metadata = read_tensors(path, 'adapter')
   if metadata['spec'] != repr(adapted.spec):
     raise ValueError(f'The adapter {path} belongs to another model or search space: it was made for {metadata["spec"]}, '
                      f'and this is {adapted.spec!r}.')
-  genome = space.genome_from_json(adapted.spec, metadata['genome'])
+  genome = space.genome_from_json(adapted.spec, metadata)
   variables = adapted.init(jax.random.key(0), params)
   trainable, frozen = adapted.split(variables)
   if (found := fingerprint(frozen['params'])) != metadata['base']:

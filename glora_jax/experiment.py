@@ -49,7 +49,7 @@ def default_config() -> ml_collections.ConfigDict:
       'drop_path': 0.1,
       'merge': 'auto',  # 'up_front', 'lazy'
       'space': {'ranks': (4,)},
-      'budget': ml_collections.config_dict.placeholder(object),  # most trained parameters, head not counted; None: no limit
+      'budget': ml_collections.config_dict.placeholder(float),  # most trained parameters, head not counted; None: no limit
       'supernet': official,
       'search': dataclasses.asdict(search.Evolution()),
       'finetune': {**official, 'epochs': 100, 'on': 'train'},  # 'train+val': with the number of epochs chosen on train/val
@@ -147,6 +147,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     entries = test(this, candidates)
   with this.stage('report'):
     result = write_results(this, candidates['winner'][0], entries, archive, trained)
+  result['seconds'] = this.seconds
+  write_json(this.path('result.json'), result)
   return result
 
 
@@ -373,7 +375,7 @@ def test(this: Run, candidates: dict[str, tuple[Any, np.ndarray]]) -> dict[str, 
 
 
 def write_results(this: Run, variables: Any, entries: dict[str, dict[str, Any]], archive: search.Archive, trained: Any) -> dict[str, Any]:
-  """Folds the winner, writes adapter, plain checkpoint, pictures and report, and last of all `result.json`."""
+  """Folds the winner, and writes adapter, plain checkpoint, pictures and report; returns what `result.json` will hold."""
   config, adapted = this.config, this.adapted
   genome = np.array(entries['winner']['genome'], np.int8)
   save_adapter(this.path('adapter.safetensors'), adapted, variables, genome, task=this.task.name)
@@ -405,11 +407,10 @@ def write_results(this: Run, variables: Any, entries: dict[str, dict[str, Any]],
       'normalization': this.metadata['normalization'],
       'weights': config.weights,
       'merge': adapted.merge,
-      'seconds': this.seconds,
+      'seconds': dict(this.seconds),
   }
   num_images = len(this.data(this.search_split).labels)
   report.write(this.workdir, result, adapted.spec, archive, this.task, num_images, config.search.fitness, inherited)
-  write_json(this.path('result.json'), result)
   return result
 
 

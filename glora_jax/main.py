@@ -5,6 +5,7 @@ Flags, logging and dispatch; a run itself is `experiment.run(config, workdir)`, 
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import sys
@@ -19,7 +20,7 @@ DEBUG = flags.DEFINE_bool('debug', False, 'Show the traceback of an error.')
 
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
-    raise app.UsageError(f'unknown arguments {argv[1:]}; fields of the config are given as --config.FIELD=VALUE.')
+    sys.exit(f'error: unknown arguments {argv[1:]}; fields of the config are given as --config.FIELD=VALUE.')
   logging.basicConfig(format='%(message)s', level=logging.WARNING, stream=sys.stderr, force=True)
   logging.getLogger('glora_jax').setLevel(logging.INFO)
   config = CONFIG.value
@@ -44,10 +45,17 @@ def run() -> None:
   flags.mark_flag_as_required('config')
 
   def parse(argv):
+    # ml_collections prints a traceback of its own for a config file that is not there.
+    given = [argument.removeprefix('--config=') for argument in argv if argument.startswith('--config=')]
+    given += [following for argument, following in itertools.pairwise(argv) if argument == '--config']
+    for path in given:
+      if not os.path.isfile(path.split(':')[0]):
+        sys.exit(f'error: there is no config file {path}; the ones that come with the project are in configs/.')
     try:
       return flags.FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-      sys.exit(f'error: {error.args[0] if error.args else error}')
+      said = str(error.args[0] if error.args else error).strip().splitlines()
+      sys.exit(f'error: {said[-1]}')  # ml_collections puts a whole traceback into the text of some
 
   app.run(main, flags_parser=parse)
 

@@ -170,7 +170,8 @@ def check_budget(budget: Any) -> int | None:
   if budget is None:
     return None
   if isinstance(budget, (bool, str)) or not isinstance(budget, numbers.Real) or not float(budget).is_integer() or budget < 0:
-    raise ValueError(f'budget={budget!r} must be a whole number of trained parameters, 0 (the linear subnet) or more, or None.')
+    shown = f'{budget:g}' if isinstance(budget, numbers.Real) else repr(budget)
+    raise ValueError(f'budget={shown} must be a whole number of trained parameters, 0 (the linear subnet) or more, or None.')
   return int(budget)
 
 

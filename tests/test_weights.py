@@ -1,6 +1,7 @@
 """Plain checkpoints of the ViT: round trips in another process, the backbone in the package, damaged files."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -54,13 +55,13 @@ def test_damaged_files_are_refused_in_one_sentence(saved, damage):
 
 
 def test_a_missing_file_is_said_to_be_missing(tmp_path):
-  with pytest.raises(FileNotFoundError, match='There is no checkpoint'):
+  with pytest.raises(FileNotFoundError, match='There is no file'):
     weights.load(tmp_path / 'none.safetensors')
 
 
 def test_foreign_files_are_refused(tmp_path):
   safetensors.numpy.save_file({'a': np.zeros(3)}, tmp_path / 'foreign.safetensors')
-  with pytest.raises(ValueError, match='was not written by glora_jax'):
+  with pytest.raises(ValueError, match='is no vit file that glora_jax wrote'):
     weights.load(tmp_path / 'foreign.safetensors')
 
 
@@ -78,7 +79,6 @@ def test_all_wrong_tensors_are_named(saved):
 
 def test_the_embedded_backbone_is_small_and_right_about_most_of_its_own_test_set():
   """Its accuracy on all 10,000 images is in its metadata and in the README, from the command that made it."""
-  import os
   assert os.path.getsize(weights.EMBEDDED_FILE) <= 4 * 2**20
   model, params, metadata = weights.load(weights.EMBEDDED_FILE)
   assert metadata['image_size'] == 28

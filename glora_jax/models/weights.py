@@ -23,17 +23,13 @@ def save(path: str | os.PathLike, model: ViT, params: Any, metadata: dict[str, A
   """Writes a plain safetensors file: one tensor per parameter, named by its path, the model's shape in the metadata.
 
   Args:
-    path: of the file; written beside it first and then moved, so that it is whole or not there.
+    path: of the file.
     model: whose `describe` goes into the metadata as 'model'.
     params: its parameters.
     metadata: more to remember, JSON types ('image_size', 'normalization', 'classes', ...).
   """
-  tensors = {name: np.ascontiguousarray(value) for name, value in flax.traverse_util.flatten_dict(params, sep='/').items()}
-  described = {'format': 'glora_jax_vit', 'model': json.dumps(describe(model))}
-  described |= {name: json.dumps(value) for name, value in (metadata or {}).items()}
-  temporary = f'{os.fspath(path)}.partial'
-  safetensors.numpy.save_file(tensors, temporary, described)
-  os.replace(temporary, path)
+  tensors = flax.traverse_util.flatten_dict(params, sep='/')
+  write_tensors(path, tensors, 'vit', {'model': describe(model), **(metadata or {})})
 
 
 def load(path: str | os.PathLike) -> tuple[ViT, dict[str, Any], dict[str, Any]]:
@@ -43,22 +39,44 @@ def load(path: str | os.PathLike) -> tuple[ViT, dict[str, Any], dict[str, Any]]:
     FileNotFoundError: no such file.
     ValueError: it is damaged, or not such a file, or its tensors are not those of its model; the sentence says which.
   """
-  if not os.path.isfile(path):
-    raise FileNotFoundError(f'There is no checkpoint {path}; give the path of a safetensors file, or {EMBEDDED!r}.')
-  try:
-    with safetensors.safe_open(path, 'numpy') as file:
-      metadata = file.metadata() or {}
-      tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
-  except Exception as error:  # safetensors raises its own type, and others for odd contents
-    raise ValueError(f'The checkpoint {path} is damaged or not a safetensors file ({error}); get it again.') from error
-  if metadata.get('format') != 'glora_jax_vit':
-    raise ValueError(f"The checkpoint {path} was not written by glora_jax (its format is {metadata.get('format')!r}).")
-  metadata = {name: json.loads(value) for name, value in metadata.items() if name != 'format'}
+  tensors, metadata = read_tensors(path, 'vit')
   model = ViT(**metadata.pop('model'))
   size = metadata['image_size']
   expected = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, size, size, 3), np.float32))
   check(tensors, flax.traverse_util.flatten_dict(expected['params'], sep='/'), f'The checkpoint {path}')
   return model, flax.traverse_util.unflatten_dict(tensors, sep='/'), metadata
+
+
+def write_tensors(path: str | os.PathLike, tensors: dict[str, Any], kind: str, metadata: dict[str, Any]) -> None:
+  """Writes a safetensors file of this project, beside the path first and then moved there: it is whole or not there.
+
+  All metadata is one JSON text, since the format keeps several in no order: equal content makes equal bytes.
+  """
+  described = json.dumps({'kind': kind, **metadata})
+  temporary = f'{os.fspath(path)}.partial'
+  safetensors.numpy.save_file(
+      {name: np.ascontiguousarray(value) for name, value in tensors.items()}, temporary, {'glora_jax': described})
+  os.replace(temporary, path)
+
+
+def read_tensors(path: str | os.PathLike, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+  """What `write_tensors` wrote: (tensors, metadata).
+
+  Raises:
+    FileNotFoundError: no such file.
+    ValueError: it is damaged, or not one of this project's files of that kind.
+  """
+  if not os.path.isfile(path):
+    raise FileNotFoundError(f'There is no file {path}; give the path of a safetensors file.')
+  try:
+    with safetensors.safe_open(path, 'numpy') as file:
+      described = json.loads((file.metadata() or {}).get('glora_jax', '{}'))
+      tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+  except Exception as error:  # safetensors raises its own type, and others for odd contents
+    raise ValueError(f'{path} is damaged or not a safetensors file ({error}); get it again.') from error
+  if described.pop('kind', None) != kind:
+    raise ValueError(f'{path} is no {kind} file that glora_jax wrote.')
+  return tensors, described
 
 
 def check(tensors: dict[str, Any], expected: dict[str, Any], what: str) -> None:

@@ -1,0 +1,761 @@
+"""Small models the way other people write them, none of which knows of GLoRA.
+
+Families first, then single wrappers. All are tiny (width 8, two or three blocks), so that a test may compile every one. To
+add a model, write it and a function decorated with `example`. Convolutions stand here as plain layers: once `nn.Conv` can
+be adapted, the ResNet's 1x1 convolutions and the patch embeddings are where to extend.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+WIDTH, HIDDEN, HEADS, CLASSES, VOCABULARY = 8, 16, 2, 3, 11
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+  """A model, what it is called with, and what must be found in it.
+
+  Attributes:
+    model: unmodified Flax.
+    inputs, kwargs: of its call.
+    rows: names of its adapted layers in execution order, written down by hand.
+    stack_axes: for paths that begin so, where the stack axes of the whole kernel and bias are, outermost first; elsewhere
+      they lead.
+    sizes: (in, out) of layers where the kernel's shape alone does not say.
+    blind: paths (a regular expression) of layers whose bias cannot change the output.
+    tolerance: of equality, relative to max|y|.
+  """
+
+  model: nn.Module
+  inputs: tuple[Any, ...]
+  rows: tuple[str, ...]
+  kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  stack_axes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = dataclasses.field(default_factory=dict)
+  sizes: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+  blind: str = r'(?!)'
+  tolerance: float = 1e-5
+
+  def variables(self, seed: int = 0) -> Any:
+    """Random values for all collections, in the model's own boxes; nothing is compiled."""
+    keys = {'params': jax.random.key(seed), 'dropout': jax.random.key(seed)}
+    shapes = jax.eval_shape(lambda: self.model.init(keys, *self.inputs, **self.kwargs))
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+      value = rng.normal(0, 1 / np.sqrt(max(WIDTH, leaf.size // max(leaf.shape, default=1))), leaf.shape)
+      name = next(entry.key for entry in reversed(path) if isinstance(entry, jax.tree_util.DictKey))
+      return jnp.asarray(1 + np.abs(value) if name in ('scale', 'var') else value, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+EXAMPLES: dict[str, Callable[[], Example]] = {}
+
+
+def example(function: Callable[[], Example]) -> Callable[[], Example]:
+  EXAMPLES[function.__name__] = function
+  return function
+
+
+def normal(*shape: int, seed: int = 0) -> jax.Array:
+  return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+# Keys add to every logit of a query alike through their bias, which softmax does not see.
+KEYS = r'(^|/)(key|k_proj)(\[|$)'
+ATTENTION = ('query', 'key', 'value', 'out')
+
+
+# ViT in the manner of vision_transformer: compact modules, a train flag, dropout, class token, numbered blocks.
+
+
+class MlpBlock(nn.Module):
+  hidden: int
+  dropout_rate: float = 0.1
+
+  @nn.compact
+  def __call__(self, x, *, deterministic):
+    width = x.shape[-1]
+    x = nn.gelu(nn.Dense(self.hidden)(x))
+    x = nn.Dropout(self.dropout_rate)(x, deterministic=deterministic)
+    x = nn.Dense(width)(x)
+    return nn.Dropout(self.dropout_rate)(x, deterministic=deterministic)
+
+
+class PreNormBlock(nn.Module):
+  hidden: int
+  num_heads: int
+  dropout_rate: float = 0.1
+
+  @nn.compact
+  def __call__(self, x, *, deterministic):
+    y = nn.LayerNorm()(x)
+    y = nn.MultiHeadDotProductAttention(
+        num_heads=self.num_heads, dropout_rate=self.dropout_rate, broadcast_dropout=False, deterministic=deterministic)(y, y)
+    x = x + nn.Dropout(self.dropout_rate)(y, deterministic=deterministic)
+    return x + MlpBlock(self.hidden, self.dropout_rate)(nn.LayerNorm()(x), deterministic=deterministic)
+
+
+class Transformer(nn.Module):
+  depth: int
+  hidden: int
+  num_heads: int
+
+  @nn.compact
+  def __call__(self, x, *, train):
+    x = x + self.param('posembed', nn.initializers.normal(0.02), (1, *x.shape[1:]))
+    for index in range(self.depth):
+      x = PreNormBlock(self.hidden, self.num_heads, name=f'encoderblock_{index}')(x, deterministic=not train)
+    return nn.LayerNorm(name='encoder_norm')(x)
+
+
+class CompactViT(nn.Module):
+
+  @nn.compact
+  def __call__(self, images, *, train):
+    x = nn.Conv(WIDTH, (2, 2), strides=(2, 2), padding='VALID', name='embedding')(images)
+    x = x.reshape(len(x), -1, WIDTH)
+    cls = self.param('cls', nn.initializers.zeros, (1, 1, WIDTH))
+    x = jnp.concatenate([jnp.tile(cls, (len(x), 1, 1)), x], axis=1)
+    x = Transformer(2, HIDDEN, HEADS, name='Transformer')(x, train=train)[:, 0]
+    x = nn.tanh(nn.Dense(WIDTH, name='pre_logits')(x))
+    return nn.Dense(CLASSES, name='head', kernel_init=nn.initializers.zeros)(x)
+
+
+@example
+def vit_compact():
+  rows = [f'Transformer/encoderblock_{i}/{layer}' for i in range(2) for layer in (
+      *(f'MultiHeadDotProductAttention_0/{name}' for name in ATTENTION), 'MlpBlock_0/Dense_0', 'MlpBlock_0/Dense_1')]
+  return Example(CompactViT(), (normal(2, 4, 4, 3),), (*rows, 'pre_logits'), {'train': False}, blind=KEYS)
+
+
+class SetupBlock(nn.Module):
+
+  def setup(self):
+    # The order of these lines is not the order of the calls.
+    self.fc2, self.fc1 = nn.Dense(WIDTH), nn.Dense(HIDDEN)
+    self.norm2, self.norm1 = nn.LayerNorm(), nn.LayerNorm()
+    self.dropout = nn.Dropout(0.1)
+    self.attention = nn.MultiHeadDotProductAttention(HEADS)
+
+  def __call__(self, x, train=False):
+    y = self.norm1(x)
+    x = x + self.dropout(self.attention(y, y), deterministic=not train)
+    return x + self.dropout(self.fc2(nn.gelu(self.fc1(self.norm2(x)))), deterministic=not train)
+
+
+class SetupViT(nn.Module):
+
+  def setup(self):
+    self.head = nn.Dense(CLASSES)
+    self.blocks = [SetupBlock() for _ in range(2)]
+    self.embed = nn.Dense(WIDTH)
+    self.cls = self.param('cls', nn.initializers.zeros, (1, 1, WIDTH))
+
+  def __call__(self, patches, train=False):
+    x = self.embed(patches)
+    x = jnp.concatenate([jnp.broadcast_to(self.cls, (len(x), 1, WIDTH)), x], axis=1)
+    for block in self.blocks:
+      x = block(x, train)
+    return self.head(x[:, 0])
+
+
+@example
+def vit_setup():
+  layers = (*(f'attention/{name}' for name in ATTENTION), 'fc1', 'fc2')
+  rows = ('embed', *(f'blocks_{i}/{layer}' for i in range(2) for layer in layers))
+  return Example(SetupViT(), (normal(2, 4, 12),), rows, blind=KEYS)
+
+
+# ViT in the manner of big_vision: scanned and rematerialized blocks, intermediate values returned, pooling by choice.
+
+
+class ScannedBlock(nn.Module):
+
+  @nn.compact
+  def __call__(self, x, deterministic=True):
+    out = {}
+    y = nn.LayerNorm()(x)
+    y = out['sa'] = nn.MultiHeadDotProductAttention(HEADS, kernel_init=nn.initializers.xavier_uniform())(y, y)
+    x = out['+sa'] = x + nn.Dropout(0.1)(y, deterministic)
+    y = out['mlp'] = MlpBlock(HIDDEN, 0.0)(nn.LayerNorm()(x), deterministic=deterministic)
+    x = out['+mlp'] = x + nn.Dropout(0.1)(y, deterministic)
+    return x, out
+
+
+class PoolingHead(nn.Module):
+  """Attention pooling: one learned query asks all tokens."""
+
+  @nn.compact
+  def __call__(self, x):
+    probe = self.param('probe', nn.initializers.xavier_uniform(), (1, 1, x.shape[-1]))
+    x = nn.MultiHeadDotProductAttention(HEADS)(jnp.tile(probe, (len(x), 1, 1)), x)
+    return (x + MlpBlock(HIDDEN, 0.0)(nn.LayerNorm()(x), deterministic=True))[:, 0]
+
+
+class ScannedViT(nn.Module):
+  pool: str
+  depth: int = 3
+
+  @nn.compact
+  def __call__(self, images, *, train=False):
+    x = nn.Conv(WIDTH, (2, 2), (2, 2), padding='VALID', name='embedding')(images)
+    x = x.reshape(len(x), -1, WIDTH)
+    x = x + self.param('pos_embedding', nn.initializers.normal(0.3), (1, x.shape[1], WIDTH))
+    block = nn.remat(ScannedBlock, prevent_cse=False, static_argnums=(2,))
+    x, out = nn.scan(
+        block, variable_axes={'params': 0}, split_rngs={'params': True, 'dropout': True}, in_axes=nn.broadcast,
+        length=self.depth)(name='encoderblock')(x, not train)
+    x = nn.LayerNorm(name='encoder_norm')(x)
+    x = out['pooled'] = PoolingHead()(x) if self.pool == 'map' else x.mean(axis=1)
+    return nn.Dense(CLASSES, name='head', kernel_init=nn.initializers.zeros)(x), out
+
+
+def _scanned_vit(pool, last):
+  layers = (*(f'MultiHeadDotProductAttention_0/{name}' for name in ATTENTION), 'MlpBlock_0/Dense_0', 'MlpBlock_0/Dense_1')
+  rows = [f'encoderblock/{layer}[{i}]' for i in range(3) for layer in layers]
+  return Example(ScannedViT(pool), (normal(2, 4, 4, 3),), (*rows, *last), blind=KEYS)
+
+
+@example
+def scanned_vit_global_average():
+  return _scanned_vit('gap', ())
+
+
+@example
+def scanned_vit_attention_pooling():
+  attention = (f'PoolingHead_0/MultiHeadDotProductAttention_0/{name}' for name in ATTENTION)
+  return _scanned_vit('map', (*attention, 'PoolingHead_0/MlpBlock_0/Dense_0', 'PoolingHead_0/MlpBlock_0/Dense_1'))
+
+
+# Decoder-only language model: RMSNorm, rotary positions, grouped-query attention, SwiGLU, tied embeddings, no biases.
+
+
+def rotary(x):
+  """Rotates pairs of channels of [batch, time, heads, channels] by angles that grow with time."""
+  half = x.shape[-1] // 2
+  angles = jnp.arange(x.shape[1])[:, None] / 100.0 ** (jnp.arange(half) / half)
+  cos, sin = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
+  left, right = x[..., :half], x[..., half:]
+  return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
+
+
+class GroupedQueryAttention(nn.Module):
+  num_heads: int
+  num_kv_heads: int
+
+  @nn.compact
+  def __call__(self, x):
+    channels = x.shape[-1] // self.num_heads
+    project = functools.partial(nn.DenseGeneral, use_bias=False)
+    q = rotary(project((self.num_heads, channels), name='q_proj')(x))
+    k = rotary(project((self.num_kv_heads, channels), name='k_proj')(x))
+    v = project((self.num_kv_heads, channels), name='v_proj')(x)
+    k, v = (jnp.repeat(each, self.num_heads // self.num_kv_heads, axis=2) for each in (k, v))
+    logits = jnp.einsum('bqhd,bkhd->bhqk', q, k) / np.sqrt(channels)
+    logits = jnp.where(jnp.tri(x.shape[1], dtype=bool), logits, -1e9)
+    y = jnp.einsum('bhqk,bkhd->bqhd', nn.softmax(logits), v)
+    return project(x.shape[-1], axis=(-2, -1), name='o_proj')(y)
+
+
+class SwiGLU(nn.Module):
+
+  @nn.compact
+  def __call__(self, x):
+    project = functools.partial(nn.Dense, use_bias=False)
+    gate = nn.silu(project(HIDDEN, name='gate_proj')(x))
+    return project(x.shape[-1], name='down_proj')(gate * project(HIDDEN, name='up_proj')(x))
+
+
+class LanguageModel(nn.Module):
+  depth: int = 2
+
+  @nn.compact
+  def __call__(self, tokens):
+    embed = nn.Embed(VOCABULARY, WIDTH, name='embed')
+    x = embed(tokens)
+    for i in range(self.depth):
+      x = x + GroupedQueryAttention(4, 2, name=f'layers_{i}_attention')(nn.RMSNorm()(x))
+      x = x + SwiGLU(name=f'layers_{i}_mlp')(nn.RMSNorm()(x))
+    return embed.attend(nn.RMSNorm()(x))
+
+
+@example
+def language_model():
+  layers = ('attention/q_proj', 'attention/k_proj', 'attention/v_proj', 'attention/o_proj',
+            'mlp/gate_proj', 'mlp/up_proj', 'mlp/down_proj')
+  tokens = jnp.asarray(np.random.default_rng(0).integers(0, VOCABULARY, (2, 5)))
+  sizes = {'layers_0_attention/q_proj': (8, 8), 'layers_0_attention/k_proj': (8, 4), 'layers_1_attention/v_proj': (8, 4),
+           'layers_1_attention/o_proj': (8, 8)}
+  rows = tuple(f'layers_{i}_{layer}' for i in range(2) for layer in layers)
+  return Example(LanguageModel(), (tokens,), rows, sizes=sizes)
+
+
+# ResNet: batch statistics, convolutions, a squeeze-and-excitation gate, a neck and a head.
+
+
+class Bottleneck(nn.Module):
+
+  @nn.compact
+  def __call__(self, x, train):
+    norm = functools.partial(nn.BatchNorm, use_running_average=not train, momentum=0.9)
+    y = nn.relu(norm()(nn.Conv(WIDTH // 2, (1, 1), use_bias=False)(x)))
+    y = nn.relu(norm()(nn.Conv(WIDTH // 2, (3, 3), use_bias=False)(y)))
+    y = norm()(nn.Conv(WIDTH, (1, 1), use_bias=False)(y))
+    gate = nn.silu(nn.Dense(WIDTH // 2, name='squeeze')(y.mean((1, 2))))
+    y = y * nn.sigmoid(nn.Dense(WIDTH, name='excite')(gate))[:, None, None]
+    return nn.silu(x + y)
+
+
+class ResNet(nn.Module):
+
+  @nn.compact
+  def __call__(self, images, train=True):
+    x = nn.Conv(WIDTH, (3, 3), (2, 2), use_bias=False, name='stem')(images)
+    x = nn.relu(nn.BatchNorm(not train)(x))
+    for _ in range(2):
+      x = Bottleneck()(x, train)
+    features = nn.silu(nn.Dense(WIDTH, name='neck')(x.mean((1, 2))))
+    return {'features': features, 'logits': nn.Dense(CLASSES, name='head')(features)}
+
+
+@example
+def resnet():
+  rows = [f'Bottleneck_{i}/{layer}' for i in range(2) for layer in ('squeeze', 'excite')]
+  return Example(ResNet(), (normal(2, 6, 6, 3),), (*rows, 'neck'), {'train': False})
+
+
+# Mixture of experts: a stack of layers by nn.vmap, weighted by a router.
+
+
+class MixtureOfExperts(nn.Module):
+  num_experts: int = 3
+
+  @nn.compact
+  def __call__(self, x):
+    gates = nn.softmax(nn.Dense(self.num_experts, name='router')(x))
+    experts = functools.partial(
+        nn.vmap, variable_axes={'params': 0}, split_rngs={'params': True}, out_axes=-2, axis_size=self.num_experts)
+    hidden = nn.silu(experts(nn.Dense, in_axes=None)(HIDDEN, name='up')(x))
+    return jnp.einsum('btec,bte->btc', experts(nn.Dense, in_axes=-2)(WIDTH, name='down')(hidden), gates)
+
+
+class SparseModel(nn.Module):
+
+  @nn.compact
+  def __call__(self, x):
+    for i in range(2):
+      x = x + MixtureOfExperts(name=f'moe_{i}')(nn.LayerNorm()(x))
+    return nn.Dense(CLASSES, name='head')(x)
+
+
+@example
+def mixture_of_experts():
+  rows = [f'moe_{i}/{layer}' for i in range(2) for layer in (
+      'router', *(f'up[{e}]' for e in range(3)), *(f'down[{e}]' for e in range(3)))]
+  return Example(SparseModel(), (normal(2, 5, WIDTH),), tuple(rows))
+
+
+# Wrappers: one way of writing or lifting each, around the same two-layer block.
+
+
+class Block(nn.Module):
+  """fc2 is written first, so that neither names nor code order give the order of execution away."""
+
+  def setup(self):
+    self.fc2, self.fc1 = nn.Dense(WIDTH), nn.Dense(HIDDEN)
+
+  def __call__(self, x):
+    return x + self.fc2(nn.silu(self.fc1(x)))
+
+
+class Step(Block):
+  """The block as `nn.scan` wants it."""
+
+  def __call__(self, x, _):
+    return super().__call__(x), None
+
+
+def block_rows(*paths: str, index: str = '') -> tuple[str, ...]:
+  return tuple(f'{path}/{layer}{index}' for path in paths for layer in ('fc1', 'fc2'))
+
+
+class Chain(nn.Module):
+  """Blocks of a kind one after the other, between a stem and a head."""
+
+  kind: type[nn.Module]
+  depth: int = 2
+
+  @nn.compact
+  def __call__(self, x):
+    x = nn.Dense(WIDTH, name='stem')(x)
+    for i in range(self.depth):
+      x = self.kind(name=f'block_{i}')(x)
+    return nn.Dense(CLASSES, name='head')(x)
+
+
+@example
+def plain_chain():
+  return Example(Chain(Block), (normal(2, WIDTH),), ('stem', *block_rows('block_0', 'block_1')))
+
+
+JitBlock = nn.jit(Block)  # at class level, as people do: its traces outlive one model
+
+
+@example
+def class_level_jit():
+  return Example(Chain(JitBlock), (normal(2, WIDTH),), ('stem', *block_rows('block_0', 'block_1')))
+
+
+@example
+def remat():
+  return Example(Chain(nn.remat(Block)), (normal(2, WIDTH),), ('stem', *block_rows('block_0', 'block_1')))
+
+
+class Listed(nn.Module):
+  """Modules made in setup, in a list and a dictionary, called backwards."""
+
+  def setup(self):
+    self.layers = [nn.Dense(WIDTH), nn.Dense(HIDDEN, use_bias=False)]
+    self.table = {'b': nn.Sequential([nn.Dense(WIDTH), nn.silu]), 'a': Block()}
+
+  def __call__(self, x):
+    x = nn.silu(self.layers[0](nn.silu(self.layers[1](x))))
+    return self.table['a'](self.table['b'](x))
+
+
+@example
+def made_in_setup():
+  rows = ('layers_1', 'layers_0', 'table_b/layers_0', *block_rows('table_a'))
+  return Example(Listed(), (normal(2, WIDTH),), rows)
+
+
+class User(nn.Module):
+  """Calls a layer that somebody else owns."""
+
+  layer: nn.Module
+
+  @nn.compact
+  def __call__(self, x):
+    return nn.silu(self.layer(nn.Dense(WIDTH, name='own')(x)))
+
+
+class Shared(nn.Module):
+
+  @nn.compact
+  def __call__(self, x):
+    shared = nn.Dense(WIDTH, name='shared')
+    x = nn.Dense(WIDTH, name='between')(nn.silu(shared(x)))
+    x = nn.silu(shared(x))
+    return User(shared, name='user')(x)
+
+
+@example
+def called_twice():
+  return Example(Shared(), (normal(2, WIDTH),), ('shared', 'between', 'user/own'))
+
+
+class Scanned(nn.Module):
+  """Third-party style: the scan lists params and nothing else."""
+
+  axis: int = 0
+  length: int = 3
+
+  @nn.compact
+  def __call__(self, x):
+    x = nn.Dense(WIDTH, name='stem')(x)
+    scan = nn.scan(Step, variable_axes={'params': self.axis}, split_rngs={'params': True}, length=self.length)
+    x, _ = scan(name='blocks')(x, None)
+    return nn.Dense(CLASSES, name='head')(x)
+
+
+def _scanned(axis, kernel_axis, bias_axis, length):
+  rows = [row for i in range(length) for row in block_rows('blocks', index=f'[{i}]')]
+  return Example(Scanned(axis, length), (normal(2, WIDTH),), ('stem', *rows), stack_axes={'blocks': ((kernel_axis,), (bias_axis,))})
+
+
+@example
+def scan_axis_0():
+  return _scanned(0, 0, 0, 3)
+
+
+@example
+def scan_axis_1():
+  return _scanned(1, 1, 1, WIDTH)  # as long as wide, so that shapes say nothing
+
+
+@example
+def scan_axis_last():
+  return _scanned(-1, 2, 1, 3)
+
+
+class Broadcast(nn.Module):
+  """One block applied three times by a scan."""
+
+  @nn.compact
+  def __call__(self, x):
+    scan = nn.scan(Step, variable_broadcast='params', split_rngs={'params': False}, length=3)
+    return scan(name='block')(nn.Dense(WIDTH, name='stem')(x), None)[0]
+
+
+@example
+def scan_broadcast():
+  return Example(Broadcast(), (normal(2, WIDTH),), ('stem', *block_rows('block')))
+
+
+class TwoScans(nn.Module):
+
+  @nn.compact
+  def __call__(self, x):
+    scan = nn.scan(Step, variable_axes={'params': 0}, split_rngs={'params': True}, length=2)
+    x, _ = scan(name='second_by_name')(x, None)
+    x, _ = scan(name='first_by_name')(x, None)
+    return x
+
+
+@example
+def two_scans():
+  rows = [row for path in ('second_by_name', 'first_by_name') for i in range(2) for row in block_rows(path, index=f'[{i}]')]
+  return Example(TwoScans(), (normal(2, WIDTH),), tuple(rows))
+
+
+class Vmapped(nn.Module):
+
+  @nn.compact
+  def __call__(self, x):
+    x = nn.Dense(WIDTH, name='stem')(x)
+    branches = nn.vmap(Block, variable_axes={'params': 0}, split_rngs={'params': True}, in_axes=None, axis_size=3)
+    return branches(name='branches')(x)
+
+
+@example
+def vmap():
+  rows = [row for i in range(3) for row in block_rows('branches', index=f'[{i}]')]
+  return Example(Vmapped(), (normal(2, WIDTH),), ('stem', *rows))
+
+
+class Branches(nn.Module):
+  """The step of a scan, in which a stack of blocks is mixed."""
+
+  @nn.compact
+  def __call__(self, x, _):
+    branches = nn.vmap(Block, variable_axes={'params': 0}, split_rngs={'params': True}, in_axes=None, axis_size=2)
+    x = branches(name='branches')(nn.Dense(WIDTH, name='mix')(x)).mean(0)
+    return x, None
+
+
+class Nested(nn.Module):
+
+  @nn.compact
+  def __call__(self, x):
+    scan = nn.scan(Branches, variable_axes={'params': -1}, split_rngs={'params': True}, length=3)
+    return scan(name='steps')(x, None)[0]
+
+
+@example
+def scan_of_vmap():
+  rows = [row for i in range(3) for row in (
+      f'steps/mix[{i}]', *(row for j in range(2) for row in block_rows('steps/branches', index=f'[{i},{j}]')))]
+  axes = {'steps/mix': ((2,), (1,)), 'steps/branches': ((3, 0), (2, 0))}
+  return Example(Nested(), (normal(2, WIDTH),), tuple(rows), stack_axes=axes)
+
+
+class RematScanned(nn.Module):
+
+  @nn.compact
+  def __call__(self, x):
+    return nn.remat_scan(Block, lengths=(2, 3))(name='blocks')(x)
+
+
+@example
+def remat_scan():
+  rows = [row for i in range(2) for j in range(3) for row in block_rows('blocks', index=f'[{i},{j}]')]
+  return Example(RematScanned(), (normal(2, WIDTH),), tuple(rows))
+
+
+class FunctionScan(nn.Module):
+  """Lifts functions, not classes."""
+
+  @nn.compact
+  def __call__(self, x):
+    step = lambda module, carry: (module(carry), None)
+    body = Block(name='block')
+    scan = nn.scan(step, variable_axes={'params': 0}, split_rngs={'params': True}, length=2)
+    x, _ = scan(body, x)
+    return nn.remat(lambda module, y: module(y))(nn.Dense(WIDTH, name='last'), x)
+
+
+@example
+def function_scan():
+  rows = [row for i in range(2) for row in block_rows('block', index=f'[{i}]')]
+  return Example(FunctionScan(), (normal(2, WIDTH),), (*rows, 'last'))
+
+
+class Recurrent(nn.Module):
+
+  @nn.compact
+  def __call__(self, x):
+    return nn.RNN(nn.GRUCell(WIDTH), name='rnn')(x)
+
+
+@example
+def recurrent():
+  return Example(Recurrent(), (normal(2, 4, WIDTH),), tuple(f'GRUCell_0/{name}' for name in ('ir', 'hr', 'iz', 'hz', 'in', 'hn')))
+
+
+class Branching(nn.Module):
+  """One of two blocks by `nn.cond`, then the other."""
+
+  def setup(self):
+    self.right, self.left = Block(), Block()
+
+  def __call__(self, x, first):
+    if self.is_initializing():
+      return self.right(self.left(x))
+    choose = lambda first, x: nn.cond(first, lambda model, x: model.left(x), lambda model, x: model.right(x), self, x)
+    return choose(~first, choose(first, x))
+
+
+@example
+def cond():
+  return Example(Branching(), (normal(2, WIDTH), jnp.array(False)), block_rows('left', 'right'))
+
+
+class ManyAxes(nn.Module):
+  """Several axes in and out, a leading batch axis of layers, and both inside a scan."""
+
+  @nn.compact
+  def __call__(self, x):
+    x = nn.silu(nn.DenseGeneral((2, 3), axis=(-2, -1), name='pairs')(x))
+    x = nn.DenseGeneral((2, 4), axis=(-3, -1, -2), use_bias=False, name='triple')(x[:, None] + jnp.arange(2.0)[:, None, None])
+    groups = jnp.moveaxis(x, -2, 0)  # [group, batch, channel]
+    groups = nn.silu(nn.DenseGeneral((1, 4), axis=-1, batch_dims=0, name='grouped')(groups))
+    scan = nn.scan(GroupStep, variable_axes={'params': 1}, split_rngs={'params': True}, length=3)
+    return scan(name='scanned')(groups, None)[0]
+
+
+class GroupStep(nn.Module):
+
+  @nn.compact
+  def __call__(self, groups, _):
+    y = nn.DenseGeneral((1, 4), axis=(-2, -1), batch_dims=(0,), name='layer')(groups)
+    return groups + nn.silu(y), None
+
+
+@example
+def dense_general():
+  rows = ('pairs', 'triple', 'grouped[0]', 'grouped[1]', *(f'scanned/layer[{i},{j}]' for i in range(3) for j in range(2)))
+  sizes = {'pairs': (12, 6), 'triple': (12, 8), 'grouped[1]': (4, 4), 'scanned/layer[2,1]': (4, 4)}
+  return Example(ManyAxes(), (normal(2, 3, 4),), rows, stack_axes={'scanned': ((1, 0), (1, 0))}, sizes=sizes)
+
+
+class LowPrecision(nn.Module):
+
+  @nn.compact
+  def __call__(self, x):
+    dense = functools.partial(nn.Dense, param_dtype=jnp.bfloat16)
+    x = nn.silu(dense(HIDDEN, dtype=jnp.float32, name='fc1')(x))
+    return dense(WIDTH, dtype=jnp.float32, use_bias=False, name='fc2')(x)
+
+
+@example
+def bfloat16_params():
+  return Example(LowPrecision(), (normal(2, WIDTH),), ('fc1', 'fc2'))
+
+
+class BoxedStep(nn.Module):
+  box: Callable[..., Any]
+
+  @nn.compact
+  def __call__(self, x, _):
+    kernel, bias = nn.initializers.lecun_normal(), nn.initializers.zeros
+    y = nn.Dense(HIDDEN, kernel_init=self.box(kernel, ('embed', 'mlp')), bias_init=self.box(bias, ('mlp',)), name='up')(x)
+    return x + nn.Dense(WIDTH, kernel_init=self.box(kernel, ('mlp', 'embed')), name='down')(nn.silu(y)), None
+
+
+class Boxed(nn.Module):
+  """Parameters boxed with the names of mesh axes (or logical ones), scanned and not; the bias of `down` has no box."""
+
+  box: Callable[..., Any]
+
+  @nn.compact
+  def __call__(self, x):
+    scan = nn.scan(
+        BoxedStep, variable_axes={'params': 1}, split_rngs={'params': True}, length=2,
+        metadata_params={nn.PARTITION_NAME: 'layers'})
+    x, _ = scan(self.box, name='steps')(x, None)
+    return BoxedStep(self.box, name='single')(x, None)[0]
+
+
+def _boxed(box):
+  rows = (*(f'steps/{layer}[{i}]' for i in range(2) for layer in ('up', 'down')), 'single/up', 'single/down')
+  return Example(Boxed(box), (normal(2, WIDTH),), rows, stack_axes={'steps': ((1,), (1,))})
+
+
+@example
+def with_partitioning():
+  return _boxed(nn.with_partitioning)
+
+
+@example
+def with_logical_partitioning():
+  return _boxed(nn.with_logical_partitioning)
+
+
+class TwoTower(nn.Module):
+  """Has no __call__: `score` is the whole model, `embed` a part of it."""
+
+  def setup(self):
+    self.right, self.left = Block(), Block()
+
+  def embed(self, x):
+    return self.left(x)
+
+  def score(self, x, y):
+    return self.embed(x) @ self.right(y).T
+
+
+@example
+def other_method():
+  return Example(TwoTower(), (normal(2, WIDTH), normal(4, WIDTH, seed=1)), block_rows('left', 'right'), {'method': 'score'})
+
+
+class Conditioned(nn.Module):
+  """Extra keyword inputs: arrays, a nested dictionary of them, a number and flags."""
+
+  @nn.compact
+  def __call__(self, x, *, mask, context=None, scale=1.0, train=False, activation='silu'):
+    x = nn.Dense(WIDTH, name='project')(x) * mask[..., None]
+    if context is not None:
+      x = x + scale * nn.Dense(WIDTH, name='condition')(context['text']['tokens'])
+    return nn.Dropout(0.5, deterministic=not train)(getattr(nn, activation)(nn.Dense(WIDTH, name='last')(x)))
+
+
+@example
+def keyword_inputs():
+  kwargs = {'mask': jnp.array([[1, 1, 0], [1, 0, 1]]), 'context': {'text': {'tokens': normal(2, 3, 5)}}, 'scale': 0.5}
+  return Example(Conditioned(), (normal(2, 3, WIDTH),), ('project', 'condition', 'last'), kwargs)
+
+
+class Regularized(nn.Module):
+  """Dropout and batch statistics."""
+
+  @nn.compact
+  def __call__(self, x, train=False):
+    x = nn.silu(nn.BatchNorm(not train)(nn.Dense(HIDDEN, name='fc1')(x)))
+    x = nn.Dropout(0.5, deterministic=not train)(x)
+    return nn.Dense(WIDTH, name='fc2')(x)
+
+
+@example
+def dropout_and_batch_norm():
+  return Example(Regularized(), (normal(4, WIDTH),), ('fc1', 'fc2'))

@@ -1,0 +1,297 @@
+"""Whole runs, small: stages, files, determinism, resumption, protocols, wrong inputs; in this process and on the command line."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import ROOT, randomized
+
+from glora_jax import experiment, report
+from glora_jax.data import pipeline
+from glora_jax.models import weights
+from glora_jax.models.vit import ViT
+
+FILES = {
+    'config.json', 'metrics.jsonl', 'seconds.json', 'supernet', 'baselines', 'search', 'finetune', 'adapter.safetensors', 'genome.json',
+    'folded', 'test_list.json', 'result.json', 'report.md', 'structure.png', 'search.png', 'pareto.png', 'training.png'}
+
+
+@pytest.fixture(scope='session')
+def backbone(tmp_path_factory):
+  """A tiny ViT of 8 x 8 images as a checkpoint file."""
+  model = ViT(10, patch_size=4, width=16, depth=2, num_heads=2)
+  params = randomized(model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))['params'], scale=0.2)
+  path = tmp_path_factory.mktemp('backbone') / 'tiny.safetensors'
+  weights.save(path, model, params, {'image_size': 8, 'normalization': 'unit'})
+  return str(path)
+
+
+@pytest.fixture(scope='session')
+def config(backbone, tmp_path_factory):
+  config = experiment.default_config()
+  config.weights, config.data_dir = backbone, str(tmp_path_factory.mktemp('tfds'))
+  config.budget, config.checkpoint_epochs, config.presets = 1000, 1, ('lora',)
+  config.supernet.update(epochs=3, warmup_epochs=1, learning_rate=1e-2)
+  config.search.update(population=8, generations=2, parents=3, mutations=4, crossovers=4)
+  config.finetune.update(epochs=2, warmup_epochs=0, learning_rate=1e-3)
+  return config
+
+
+def changed(config, **fields):
+  config = config.copy_and_resolve_references()
+  for name, value in fields.items():
+    config.update_from_flattened_dict({name.replace('__', '.'): value})
+  return config
+
+
+@pytest.fixture(scope='session')
+def finished(config, tmp_path_factory):
+  workdir = str(tmp_path_factory.mktemp('run') / 'whole')
+  return workdir, experiment.run(config, workdir)
+
+
+def without_times(result):
+  return {name: value for name, value in result.items() if name != 'seconds'}
+
+
+def test_a_run_leaves_everything_in_the_workdir(finished):
+  workdir, result = finished
+  assert set(os.listdir(workdir)) == FILES
+  with open(os.path.join(workdir, 'result.json')) as file:
+    assert json.load(file) == result
+  assert (result['task'], result['protocol'], result['seed'], result['budget']) == ('digits', 'honest', 42, 1000)
+  assert set(result['seconds']) == {'supernet', 'baselines', 'search', 'finetune', 'test', 'report'}
+  for name in ('linear', 'winner_supernet', 'winner'):
+    assert {'params', 'val_accuracy', 'test_accuracy'} <= result[name].keys()
+  assert result['linear']['params'] == 0
+  assert 0 < result['winner']['params'] <= 1000
+  assert result['presets'].keys() == {'lora'}
+  assert result['evaluations'] == 24
+
+
+def test_the_genome_file_is_the_winner(finished):
+  workdir, result = finished
+  with open(os.path.join(workdir, 'genome.json')) as file:
+    described = json.load(file)
+  assert described['genome'] == result['winner']['genome']
+  assert described['params'] == result['winner']['params']
+
+
+def test_the_folded_file_alone_reproduces_the_test_accuracy(finished, config):
+  workdir, result = finished
+  model, params, metadata = weights.load(os.path.join(workdir, 'folded', 'model.safetensors'))
+  images, labels = pipeline.load(experiment.find('digits'), 'test', metadata['image_size'], config.data_dir)
+  logits = model.apply({'params': params}, experiment.augment.normalize(images, metadata['normalization']))
+  assert np.mean(logits.argmax(-1) == labels) == pytest.approx(result['winner']['test_accuracy'], abs=1e-9)
+  assert result['fold_max_abs_diff'] < 1e-4
+  assert metadata['classes'] == list('0123456789')
+
+
+def test_the_test_list_was_frozen_before_any_test_accuracy_existed(finished):
+  workdir, result = finished
+  with open(os.path.join(workdir, 'test_list.json')) as file:
+    frozen = json.load(file)
+  assert frozen.keys() == {'linear', 'lora', 'winner_supernet', 'winner'}
+  assert not any('test_accuracy' in entry for entry in frozen.values())
+  assert frozen['winner']['genome'] == result['winner']['genome']
+
+
+def test_the_frozen_base_is_untouched_where_no_gene_acts(finished, backbone):
+  workdir, _ = finished
+  _, params, _ = weights.load(os.path.join(workdir, 'folded', 'model.safetensors'))
+  _, base, _ = weights.load(backbone)
+  for name in ('cls', 'pos_embed', 'embed', 'norm'):
+    jax.tree.map(np.testing.assert_array_equal, params[name], base[name])
+
+
+def test_the_same_seed_twice_gives_the_same_result(finished, config, tmp_path):
+  assert without_times(experiment.run(config, str(tmp_path / 'again'))) == without_times(finished[1])
+
+
+def test_a_finished_run_is_not_run_again(finished, config):
+  workdir, result = finished
+  before = {name: os.path.getmtime(os.path.join(workdir, name)) for name in FILES}
+  assert experiment.run(config, workdir) == result
+  assert {name: os.path.getmtime(os.path.join(workdir, name)) for name in FILES} == before
+
+
+def test_lost_results_are_rebuilt_from_the_stages_that_are_there(finished, config, tmp_path):
+  """Without `result.json` every stage finds its own result and trains nothing again."""
+  workdir = str(tmp_path / 'copy')
+  shutil.copytree(finished[0], workdir)
+  os.remove(os.path.join(workdir, 'result.json'))
+  with open(os.path.join(workdir, 'metrics.jsonl')) as file:
+    metrics = file.read()
+  assert without_times(experiment.run(config, workdir)) == without_times(finished[1])
+  with open(os.path.join(workdir, 'metrics.jsonl')) as file:
+    assert file.read() == metrics
+
+
+def command(config, workdir, *more):
+  """The command line with all of a test config's fields as overrides."""
+  flat = {name: value for name, value in config.to_dict().items() if not isinstance(value, dict)}
+  nested = {f'{group}.{name}': value for group, fields in config.to_dict().items() if isinstance(fields, dict)
+            for name, value in fields.items()}
+  overrides = [f'--config.{name}={value}' for name, value in {**flat, **nested}.items() if value is not None and name != 'job']
+  return [sys.executable, '-m', 'glora_jax.main', '--config', str(ROOT / 'configs' / 'quickstart.py'), '--workdir', str(workdir),
+          *overrides, *more]
+
+
+def run_command(arguments, **options):
+  environment = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': jax.config.jax_compilation_cache_dir,
+                 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.3'}
+  return subprocess.run(arguments, capture_output=True, text=True, env=environment, cwd=ROOT, **options)
+
+
+def test_a_killed_command_resumes_to_the_same_result(finished, config, tmp_path):
+  """kill -9 as soon as each stage has begun to write; the last start runs through."""
+  workdir = tmp_path / 'killed'
+  environment = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': jax.config.jax_compilation_cache_dir}
+  for trace in ('supernet', 'search/archive.npz'):
+    process = subprocess.Popen(command(config, workdir), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT, env=environment)
+    while not (workdir / trace).exists() and process.poll() is None:
+      time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+  last = run_command(command(config, workdir), check=True)
+  assert 'winner, finetuned' in last.stdout
+  with open(workdir / 'result.json') as file:
+    assert without_times(json.load(file)) == without_times(finished[1])
+  for name in ('adapter.safetensors', 'folded/model.safetensors'):
+    with open(workdir / name, 'rb') as ours, open(os.path.join(finished[0], name), 'rb') as whole:
+      assert ours.read() == whole.read()
+
+
+def test_a_workdir_of_another_config_is_refused_with_the_difference(finished, config):
+  with pytest.raises(ValueError, match=r'belongs to another config: seed was 42 and is now 7\. Choose another --workdir'):
+    experiment.run(changed(config, seed=7), finished[0])
+
+
+@pytest.mark.parametrize('fields, message', [
+    ({'budget': -1}, 'budget=-1 must be a whole number'),
+    ({'budget': 0.5}, 'budget=0.5 must be a whole number'),
+    ({'task': 'digit'}, "task 'digit' is unknown; the tasks are: digits"),
+    ({'protocol': 'fair'}, 'honest, paper'),
+    ({'presets': ('lora', 'lorra')}, "'lorra' is unknown"),
+    ({'finetune__on': 'test'}, "'train' or 'train.val'"),
+    ({'normalization': 'zscore'}, 'imagenet, inception, unit'),
+    ({'weights': 'no.safetensors'}, 'There is no file no.safetensors'),
+    ({'space__ranks': (4, 2)}, 'ascending'),
+    ({'search__fitness': 'speed'}, "'accuracy' or 'loss'"),
+    ({'supernet__batch_size': 2000}, 'batch_size=2000 is larger than the 800 training images'),
+])
+def test_wrong_fields_are_explained(config, tmp_path, fields, message):
+  with pytest.raises((ValueError, FileNotFoundError), match=message):
+    experiment.run(changed(config, **fields), str(tmp_path / 'run'))
+
+
+def test_unknown_and_missing_fields_are_named(config, tmp_path):
+  wrong = config.copy_and_resolve_references()
+  with wrong.unlocked():
+    wrong.supernet.momentum = 0.9
+  with pytest.raises(ValueError, match=r"'supernet\.momentum' is unknown; there are: batch_size"):
+    experiment.run(wrong, str(tmp_path))
+  with wrong.unlocked():
+    del wrong.supernet.momentum
+    del wrong.search
+  with pytest.raises(ValueError, match="'search' is missing"):
+    experiment.run(wrong, str(tmp_path))
+
+
+def test_a_damaged_backbone_is_refused(config, backbone, tmp_path):
+  damaged = tmp_path / 'damaged.safetensors'
+  with open(backbone, 'rb') as file:
+    damaged.write_bytes(file.read()[:-1000])
+  with pytest.raises(ValueError, match=r'damaged\.safetensors is damaged or not a safetensors file'):
+    experiment.run(changed(config, weights=str(damaged)), str(tmp_path / 'run'))
+
+
+def test_a_diverging_run_stops_names_the_step_and_keeps_the_last_good_state(config, tmp_path):
+  wild = changed(config, supernet__learning_rate=1e30, supernet__warmup_epochs=0)
+  with pytest.raises(experiment.NonFiniteLossError, match=r'not finite at step (\d+)') as caught:
+    experiment.run(wild, str(tmp_path / 'run'))
+  step = int(re.search(r'step (\d+)', str(caught.value)).group(1))
+  with experiment.TrainingCheckpoints(tmp_path / 'run' / 'supernet') as checkpoints:
+    assert checkpoints.latest_step == step
+
+
+def test_budget_zero_ends_with_the_linear_subnet(config, tmp_path):
+  result = experiment.run(changed(config, budget=0, presets=(), finetune__epochs=0), str(tmp_path / 'run'))
+  assert result['winner']['params'] == 0
+  assert result['evaluations'] == 1
+  assert not np.any(result['winner']['genome'])
+  assert result['winner']['test_accuracy'] == result['winner_supernet']['test_accuracy']
+
+
+def test_finetuning_on_train_and_val_chooses_its_epochs_before_and_has_no_val_accuracy(config, tmp_path):
+  both = changed(config, presets=(), finetune__on='train+val', finetune__epochs=4)
+  workdir = tmp_path / 'run'
+  result = experiment.run(both, str(workdir))
+  assert result['winner']['val_accuracy'] is None
+  assert result['winner_supernet']['val_accuracy'] is not None
+  with open(workdir / 'metrics.jsonl') as file:
+    lines = [json.loads(line) for line in file]
+  curve = [line for line in lines if line['stage'] == 'finetune_choice']
+  assert [line['epoch'] for line in curve] == [1, 2, 3, 4]
+  chosen = max(curve, key=lambda line: (line['val_accuracy'], -line['val_loss']))['epoch']
+  tuned = [line for line in lines if line['stage'] == 'finetune']
+  assert tuned[-1]['step'] == chosen * (1000 // 64)
+
+
+def test_the_papers_protocol_says_so_wherever_its_numbers_appear(config, tmp_path):
+  workdir = tmp_path / 'run'
+  result = experiment.run(changed(config, presets=(), protocol='paper'), str(workdir))
+  assert result['protocol'] == 'paper'
+  assert all(result[name]['val_accuracy'] is None for name in ('linear', 'winner', 'winner_supernet'))
+  assert result['winner'].items() >= result['winner_supernet'].items()  # no finetuning
+  assert not (workdir / 'finetune').exists()
+  label = report.PAPER_LABEL
+  assert label in (workdir / 'report.md').read_text()
+  assert label in experiment.summary(result, str(workdir))
+
+
+def test_the_report_reads_by_itself_and_agrees_with_the_result(finished):
+  workdir, result = finished
+  with open(os.path.join(workdir, 'report.md')) as file:
+    text = file.read()
+  for name in ('linear', 'winner_supernet', 'winner'):
+    assert f"{100 * result[name]['test_accuracy']:.1f}" in text
+    assert f"{result[name]['params']:,}" in text
+  for picture in re.findall(r'\]\((\w+\.png)\)', text):
+    with open(os.path.join(workdir, picture), 'rb') as file:
+      assert file.read(4) == b'\x89PNG'
+  assert len(re.findall(r'\]\((\w+\.png)\)', text)) == 4
+
+
+def test_the_reports_five_lines_of_code_run(finished):
+  workdir, _ = finished
+  with open(os.path.join(workdir, 'report.md')) as file:
+    code = re.search(r'```python\n(.*?)```', file.read(), re.S).group(1)
+  names = {'image': np.zeros((30, 20, 3), np.uint8)}
+  exec(code, names)
+  assert names['logits'].shape == (1, 10)
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (['--config.sead=1'], 'sead'),
+    (['--config.seed=one'], 'seed'),
+    (['--config.budget=-5'], 'budget=-5 must be a whole number'),
+    (['--config.budget=0.5'], 'budget=0.5 must be a whole number'),
+    (['--config=configs/none.py'], 'none.py'),
+    (['stray'], 'stray'),
+])
+def test_wrong_command_lines_are_one_sentence(tmp_path, arguments, message):
+  run = run_command([sys.executable, '-m', 'glora_jax.main', '--config', 'configs/quickstart.py', '--workdir', str(tmp_path), *arguments])
+  assert run.returncode != 0
+  assert message in run.stderr
+  assert 'Traceback' not in run.stderr
+  assert len(run.stderr.strip().splitlines()) <= 3
