@@ -1,6 +1,6 @@
 """GLoRA (arXiv 2306.07967) for JAX and Flax: adapt any model, train a supernet, search a subnet, fold it away."""
 
-from glora_jax.adapt import Adapted, adapt
+from glora_jax.adapt import Adapted, Subnet, adapt
 from glora_jax.checkpoint import load_adapter, save_adapter
 from glora_jax.reparam import effective, init_supports
 from glora_jax.scoring import make_scorer, score
@@ -11,6 +11,7 @@ from glora_jax.space import (
     Spec,
     canonicalize,
     count_params,
+    custom_genome,
     genome_from_json,
     genome_to_json,
     preset,
@@ -30,9 +31,11 @@ __all__ = [
     'Recipe',
     'SearchSpace',
     'Spec',
+    'Subnet',
     'adapt',
     'canonicalize',
     'count_params',
+    'custom_genome',
     'effective',
     'evolve',
     'fit',

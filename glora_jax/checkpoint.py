@@ -11,7 +11,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from glora_jax import reparam, space
-from glora_jax.adapt import COLLECTION, Adapted, flatten, get
+from glora_jax.adapt import COLLECTION, Adapted
+from glora_jax.merge import flatten, get
 from glora_jax.models.weights import fingerprint, read_tensors, write_tensors
 from glora_jax.supernet import TrainState
 
@@ -163,8 +164,7 @@ def _shapes(flat):
 
 def _used(adapted, supports, genome):
   """(name of the layer, row, index in its stack, used parts, supports of its module) for every row."""
-  for site in adapted.sites:
-    for index, row in zip(np.ndindex(site.stack_shape), site.rows, strict=True):
-      layer = adapted.spec.layers[row]
-      parts = reparam.used_parts(genome[row].tolist(), layer.space.ranks, layer.bias, layer.space.tied)
-      yield layer.name, row, index, parts, get(supports, site.path)
+  for group in adapted.groups:
+    for index, row in group.slices():
+      parts = reparam.used_parts(genome[row].tolist(), group.space.ranks, group.has_bias, group.space.tied)
+      yield adapted.spec.layers[row].name, row, index, parts, get(supports, group.path)

@@ -66,6 +66,8 @@ class Site:
     local: in the parameters that the module itself sees, below all lifted transforms.
     lifts: where each lifted axis is, outermost first, counted in what is left of the kernel at its level.
     local_ndim: dimensions of the kernel that the module itself sees.
+    kind: name of the module's class.
+    input_id: equal for sites that get the very same array.
     rows: the genome rows of its layers, in the order of the flattened stack.
   """
 
@@ -77,11 +79,13 @@ class Site:
   local: Layout
   lifts: tuple[int, ...]
   local_ndim: int
+  kind: str = 'Dense'
+  input_id: int = 0
   rows: tuple[int, ...] = ()
 
   @property
   def name(self) -> str:
-    return '/'.join(self.path)
+    return '/'.join(self.path) or self.kind  # a model that is one linear module has no path
 
   @property
   def stack_shape(self) -> tuple[int, ...]:
@@ -101,20 +105,33 @@ class _Recorder:
 
   def __init__(self):
     self.sites: dict[Path, tuple[Site, tuple]] = {}  # by path, in order of the first call; with the lifts it sits under
+    self.refused: dict[str, str] = {}  # why a linear module cannot be adapted, by path
+    self.inputs: list[Any] = []  # the distinct inputs of all sites, to know which share one
     self.events = 0  # module calls begun or ended; axes taken off between two of them belong to one lifted transform
 
   def __call__(self, next_function, args, kwargs, context):
     self.events += 1
     if context.method_name == '__call__':
-      self._record(context.module)
+      self._record(context.module, args, kwargs)
     result = next_function(*args, **kwargs)
     self.events += 1
     return result
 
-  def _record(self, module):
-    local = linear_layout(module)
-    if local is None or not isinstance(probe := module.get_variable('params', 'kernel'), _Probe) or probe.path[:-1] in self.sites:
+  def _record(self, module, args, kwargs):
+    # A kernel outside a probe is not the model's own parameter: one of a function under the user's own vmap, say.
+    if not isinstance(module, LINEAR_MODULES) or not module.has_variable('params', 'kernel'):
       return
+    probe = module.get_variable('params', 'kernel')
+    if not isinstance(probe, _Probe) or probe.path[:-1] in self.sites:
+      return
+    try:
+      local = linear_layout(module, *args, **kwargs)
+    except ValueError as error:
+      self.refused['/'.join(probe.path[:-1])] = str(error)
+      return
+    seen = next((n for n, other in enumerate(self.inputs) if other is args[0]), len(self.inputs))
+    if seen == len(self.inputs):
+      self.inputs.append(args[0])
     bias = module.get_variable('params', 'bias') if module.has_variable('params', 'bias') else None
     lifted = tuple(dim for dim, _, _, _ in probe.lifts)
     bias_lifted = tuple(dim for dim, _, _, _ in bias.lifts) if bias is not None else ()
@@ -129,6 +146,8 @@ class _Recorder:
         local=local,
         lifts=tuple(index for _, index, _, _ in probe.lifts),
         local_ndim=len(probe.dims),
+        kind=type(module).__name__,
+        input_id=seen,
     )
     self.sites[site.path] = site, probe.lifts
 
@@ -166,20 +185,50 @@ class _Probe(nn.meta.AxisMetadata):
     return self  # only parameters that leave a lifted transform get here, and the discovery lets none out
 
 
-def linear_layout(module: nn.Module) -> Layout | None:
-  """How a module's own `kernel` and `bias` are laid out, or None where it is no linear layer that GLoRA knows."""
+LINEAR_MODULES = (nn.Dense, nn.DenseGeneral, nn.Einsum, nn.Conv)
+
+
+def linear_layout(module: nn.Module, inputs: Any = None, einsum_str: str | None = None) -> Layout:
+  """How the `kernel` and `bias` of a linear module are laid out.
+
+  Args:
+    module: one of `LINEAR_MODULES`.
+    inputs, einsum_str: what it is called with; only `nn.Einsum` looks at the second.
+
+  Raises:
+    ValueError: an `nn.Einsum` that is no linear layer.
+  """
+  del inputs
   if isinstance(module, nn.Dense):
     return Layout((), (0,), (1,))
-  if isinstance(module, nn.DenseGeneral):
-    as_tuple = lambda value: (value,) if isinstance(value, int) else tuple(value)
-    stack, inputs = len(as_tuple(module.batch_dims)), len(as_tuple(module.axis))
-    outputs = len(as_tuple(module.features))
-    dims = tuple(range(stack + inputs + outputs))
-    return Layout(dims[:stack], dims[stack:stack + inputs], dims[stack + inputs:], dims[:stack])
-  return None
+  if isinstance(module, nn.Conv):
+    spatial = 1 if isinstance(module.kernel_size, int) else len(module.kernel_size)
+    return Layout((), tuple(range(spatial + 1)), (spatial + 1,))
+  if isinstance(module, nn.Einsum):
+    return _einsum_layout((einsum_str or module.einsum_str).replace(' ', ''))
+  as_tuple = lambda value: (value,) if isinstance(value, int) else tuple(value)
+  stack, inputs = len(as_tuple(module.batch_dims)), len(as_tuple(module.axis))
+  outputs = len(as_tuple(module.features))
+  dims = tuple(range(stack + inputs + outputs))
+  return Layout(dims[:stack], dims[stack:stack + inputs], dims[stack + inputs:], dims[:stack])
 
 
-def discover(model: nn.Module, inputs: tuple, kwargs: Mapping[str, Any]) -> tuple[Any, tuple[Site, ...]]:
+def _einsum_layout(equation: str) -> Layout:
+  operands, result = equation.split('->')
+  inputs, kernel = operands.split(',')
+  roles = {(True, False): 'in', (False, True): 'out', (True, True): 'stack', (False, False): None}
+  role = {letter: roles[letter in inputs, letter in result] for letter in kernel}
+  if '.' in kernel or len(role) != len(kernel) or None in role.values() or not {'in', 'out'} <= set(role.values()):
+    raise ValueError(
+        f"nn.Einsum('{equation}') is no linear layer: each letter of its kernel '{kernel}' must stand in the input or the result, "
+        'at least one in the input alone and one in the result alone')
+  dims = lambda wanted, letters: tuple(kernel.index(letter) for letter in letters if role.get(letter) == wanted)
+  bias = [letter for letter in result if letter in role]  # Flax gives the bias the kernel's letters in the result's order
+  return Layout(dims('stack', kernel), dims('in', kernel), dims('out', result),
+                tuple(bias.index(letter) for letter in kernel if role[letter] == 'stack'))
+
+
+def discover(model: nn.Module, inputs: tuple, kwargs: Mapping[str, Any]) -> tuple[Any, tuple[Site, ...], dict[str, str]]:
   """Shapes of a model's variables, and its linear layers in execution order (the same layer called twice counts once).
 
   Args:
@@ -187,7 +236,7 @@ def discover(model: nn.Module, inputs: tuple, kwargs: Mapping[str, Any]) -> tupl
     inputs, kwargs: of its call; arrays may be `jax.ShapeDtypeStruct`, everything else is taken as it is.
 
   Returns:
-    (variables as ShapeDtypeStructs in the model's own boxes, sites with their rows).
+    (variables as ShapeDtypeStructs in the model's own boxes, sites with their rows, and why others cannot be adapted, by path).
   """
   leaves, structure = jax.tree.flatten((inputs, dict(kwargs)))
   arrays = [leaf for leaf in leaves if hasattr(leaf, 'shape') and hasattr(leaf, 'dtype')]
@@ -214,7 +263,8 @@ def discover(model: nn.Module, inputs: tuple, kwargs: Mapping[str, Any]) -> tupl
   except Exception as error:
     shapes = ', '.join(f'{array.dtype}{list(array.shape)}' for array in arrays)
     raise ValueError(f'{type(model).__name__} does not run on the sample inputs ({shapes}): {error}') from error
-  return variables, _with_rows(list(recorder.sites.values()))
+  recorder.inputs.clear()  # tracers do not outlive their trace
+  return variables, _with_rows(list(recorder.sites.values())), recorder.refused
 
 
 def _with_rows(found: list[tuple[Site, tuple]]) -> tuple[Site, ...]:

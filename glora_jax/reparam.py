@@ -111,24 +111,65 @@ def effective(
   supports = {name: jnp.asarray(value, dtype) for name, value in supports.items()}
   ranks = tuple(ranks or (supports['A_down'].shape[-1],))
   wide = kernel.astype(dtype)
-
   a = weight_form(supports, 'A', alleles[0], ranks)
   b = weight_form(supports, 'B', alleles[1], ranks)
-  new_kernel = (wide + wide * a + b).astype(kernel.dtype)
-  if 'E' not in supports:
-    return new_kernel, bias
+  return (wide + wide * a + b).astype(kernel.dtype), effective_bias(kernel, bias, supports, alleles, ranks)
 
+
+def effective_bias(
+    kernel: jax.Array, bias: jax.Array | None, supports: Mapping[str, jax.Array], alleles: jax.Array, ranks: Sequence[int]
+) -> jax.Array | None:
+  """The second half of `effective`: b + b * D + E + C @ W."""
+  if 'E' not in supports:
+    return bias
+  dtype = jnp.promote_types(kernel.dtype, jnp.float32)
+  supports = {name: jnp.asarray(value, dtype) for name, value in supports.items()}
   c = prompt_form(supports, alleles[2], ranks)
   d, e = bias_form(supports, 'D', alleles[3]), bias_form(supports, 'E', alleles[4])
-  shift = e + jnp.matmul(c, wide, precision=jax.lax.Precision.HIGHEST)
+  shift = e + jnp.matmul(c, kernel.astype(dtype), precision=jax.lax.Precision.HIGHEST)
   if bias is None:
-    return new_kernel, shift.astype(kernel.dtype)
+    return shift.astype(kernel.dtype)
   old = bias.astype(dtype)
-  return new_kernel, (old + old * d + shift).astype(bias.dtype)
+  return (old + old * d + shift).astype(bias.dtype)
 
 
-def weight_form(supports: Mapping[str, jax.Array], tensor: str, allele: jax.Array, ranks: Sequence[int]) -> jax.Array:
-  """A or B in the form of its allele, (in, out)."""
+def thin_output(
+    inputs: jax.Array,
+    product: jax.Array,
+    bias: jax.Array | None,
+    supports: Mapping[str, jax.Array],
+    alleles: jax.Array,
+    ranks: Sequence[int],
+    scales: bool,
+    shifts: bool,
+) -> jax.Array:
+  """The layer's output without its merged kernel, where A is not LoRA: x W' + b' = (x W) * (1 + A) + (x B_down) B_up + b'.
+
+  No array has the kernel's size, and a gradient never forms one of the kernel.
+
+  Args:
+    inputs: x, [..., in].
+    product: x W, [..., out]; the result has its dtype.
+    bias: b' from `effective_bias`, or None.
+    supports, alleles, ranks: as for `effective`; the allele of A is 0, 1 or 2.
+    scales, shifts: whether A, B take part at all, known when tracing.
+  """
+  cast = lambda value: value.astype(product.dtype)
+  output = product
+  if scales:
+    up = supports['A_up']
+    constant, vector = supports.get('A_constant', up[0, :1]), supports.get('A_vector', up[0])
+    output = output + output * cast(jnp.where(alleles[0] == 0, 0, jnp.where(alleles[0] == 1, constant, vector)))
+  if shifts:
+    down, up = weight_factors(supports, 'B', alleles[1], ranks)
+    output = output + (cast(inputs) @ cast(down)) @ cast(up)
+  return output if bias is None else output + cast(bias)
+
+
+def weight_factors(
+    supports: Mapping[str, jax.Array], tensor: str, allele: jax.Array, ranks: Sequence[int]
+) -> tuple[jax.Array, jax.Array]:
+  """A or B in the form of its allele as two factors, (in, r) and (r, out)."""
   down, up = supports[f'{tensor}_down'], supports[f'{tensor}_up']
   columns = jnp.arange(down.shape[-1])
   used = columns < jnp.asarray((0, 0, 0, *ranks))[allele]
@@ -139,7 +180,12 @@ def weight_form(supports: Mapping[str, jax.Array], tensor: str, allele: jax.Arra
   row = jnp.where(allele == 1, constant, vector)
   down = jnp.where(flat, first.astype(down.dtype), jnp.where(used, down, 0))
   up = jnp.where(flat, jnp.where(first[:, None], row, 0), jnp.where(used[:, None], up, 0))
-  return jnp.matmul(down, up, precision=jax.lax.Precision.HIGHEST)
+  return down, up
+
+
+def weight_form(supports: Mapping[str, jax.Array], tensor: str, allele: jax.Array, ranks: Sequence[int]) -> jax.Array:
+  """A or B in the form of its allele, (in, out)."""
+  return jnp.matmul(*weight_factors(supports, tensor, allele, ranks), precision=jax.lax.Precision.HIGHEST)
 
 
 def prompt_form(supports: Mapping[str, jax.Array], allele: jax.Array, ranks: Sequence[int]) -> jax.Array:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 WIDTH, HIDDEN, HEADS, CLASSES, VOCABULARY = 8, 16, 2, 3, 11
+LENGTH = WIDTH  # of a scan: as long as wide, so that shapes do not say which axis is the stack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +158,7 @@ class SetupViT(nn.Module):
 
   def setup(self):
     self.head = nn.Dense(CLASSES)
-    self.blocks = [SetupBlock() for _ in range(2)]
+    self.blocks = [SetupBlock()]
     self.embed = nn.Dense(WIDTH)
     self.cls = self.param('cls', nn.initializers.zeros, (1, 1, WIDTH))
 
@@ -172,7 +173,7 @@ class SetupViT(nn.Module):
 @example
 def vit_setup():
   layers = (*(f'attention/{name}' for name in ATTENTION), 'fc1', 'fc2')
-  rows = ('embed', *(f'blocks_{i}/{layer}' for i in range(2) for layer in layers))
+  rows = ('embed', *(f'blocks_0/{layer}' for layer in layers))
   return Example(SetupViT(), (normal(2, 4, 12),), rows, blind=KEYS)
 
 
@@ -204,7 +205,7 @@ class PoolingHead(nn.Module):
 
 class ScannedViT(nn.Module):
   pool: str
-  depth: int = 3
+  depth: int = 2
 
   @nn.compact
   def __call__(self, images, *, train=False):
@@ -222,7 +223,7 @@ class ScannedViT(nn.Module):
 
 def _scanned_vit(pool, last):
   layers = (*(f'MultiHeadDotProductAttention_0/{name}' for name in ATTENTION), 'MlpBlock_0/Dense_0', 'MlpBlock_0/Dense_1')
-  rows = [f'encoderblock/{layer}[{i}]' for i in range(3) for layer in layers]
+  rows = [f'encoderblock/{layer}[{i}]' for i in range(2) for layer in layers]
   return Example(ScannedViT(pool), (normal(2, 4, 4, 3),), (*rows, *last), blind=KEYS)
 
 
@@ -338,7 +339,7 @@ def resnet():
 
 
 class MixtureOfExperts(nn.Module):
-  num_experts: int = 3
+  num_experts: int = 2
 
   @nn.compact
   def __call__(self, x):
@@ -361,7 +362,7 @@ class SparseModel(nn.Module):
 @example
 def mixture_of_experts():
   rows = [f'moe_{i}/{layer}' for i in range(2) for layer in (
-      'router', *(f'up[{e}]' for e in range(3)), *(f'down[{e}]' for e in range(3)))]
+      'router', 'up[0]', 'up[1]', 'down[0]', 'down[1]')]
   return Example(SparseModel(), (normal(2, 5, WIDTH),), tuple(rows))
 
 
@@ -390,22 +391,16 @@ def block_rows(*paths: str, index: str = '') -> tuple[str, ...]:
 
 
 class Chain(nn.Module):
-  """Blocks of a kind one after the other, between a stem and a head."""
+  """Blocks of a kind one after the other, and a head."""
 
   kind: type[nn.Module]
   depth: int = 2
 
   @nn.compact
   def __call__(self, x):
-    x = nn.Dense(WIDTH, name='stem')(x)
     for i in range(self.depth):
       x = self.kind(name=f'block_{i}')(x)
     return nn.Dense(CLASSES, name='head')(x)
-
-
-@example
-def plain_chain():
-  return Example(Chain(Block), (normal(2, WIDTH),), ('stem', *block_rows('block_0', 'block_1')))
 
 
 JitBlock = nn.jit(Block)  # at class level, as people do: its traces outlive one model
@@ -413,12 +408,34 @@ JitBlock = nn.jit(Block)  # at class level, as people do: its traces outlive one
 
 @example
 def class_level_jit():
-  return Example(Chain(JitBlock), (normal(2, WIDTH),), ('stem', *block_rows('block_0', 'block_1')))
+  return Example(Chain(JitBlock), (normal(2, WIDTH),), block_rows('block_0', 'block_1'))
 
 
 @example
 def remat():
-  return Example(Chain(nn.remat(Block)), (normal(2, WIDTH),), ('stem', *block_rows('block_0', 'block_1')))
+  return Example(Chain(nn.remat(Block), depth=1), (normal(2, WIDTH),), block_rows('block_0'))
+
+
+JitDense = nn.jit(nn.Dense)
+
+
+class LiftedLayers(nn.Module):
+  """The linear layers themselves lifted, with nothing around them."""
+
+  @nn.compact
+  def __call__(self, x):
+    x = nn.silu(JitDense(WIDTH, name='jitted')(x))
+    x = nn.silu(nn.remat(nn.Dense)(HIDDEN, name='rematerialized')(x))
+    stack = nn.vmap(
+        nn.DenseGeneral, variable_axes={'params': -1}, split_rngs={'params': True}, in_axes=None, out_axes=1, axis_size=2)
+    return stack((2, 4), name='stacked')(x)
+
+
+@example
+def lifted_layers():
+  rows = ('jitted', 'rematerialized', 'stacked[0]', 'stacked[1]')
+  return Example(
+      LiftedLayers(), (normal(2, WIDTH),), rows, stack_axes={'stacked': ((3,), (2,))}, sizes={'stacked[1]': (HIDDEN, 8)})
 
 
 class Listed(nn.Module):
@@ -468,34 +485,33 @@ class Scanned(nn.Module):
   """Third-party style: the scan lists params and nothing else."""
 
   axis: int = 0
-  length: int = 3
+  length: int = LENGTH
 
   @nn.compact
   def __call__(self, x):
-    x = nn.Dense(WIDTH, name='stem')(x)
     scan = nn.scan(Step, variable_axes={'params': self.axis}, split_rngs={'params': True}, length=self.length)
     x, _ = scan(name='blocks')(x, None)
     return nn.Dense(CLASSES, name='head')(x)
 
 
-def _scanned(axis, kernel_axis, bias_axis, length):
-  rows = [row for i in range(length) for row in block_rows('blocks', index=f'[{i}]')]
-  return Example(Scanned(axis, length), (normal(2, WIDTH),), ('stem', *rows), stack_axes={'blocks': ((kernel_axis,), (bias_axis,))})
+def _scanned(axis, kernel_axis, bias_axis):
+  rows = [row for i in range(LENGTH) for row in block_rows('blocks', index=f'[{i}]')]
+  return Example(Scanned(axis), (normal(2, WIDTH),), tuple(rows), stack_axes={'blocks': ((kernel_axis,), (bias_axis,))})
 
 
 @example
 def scan_axis_0():
-  return _scanned(0, 0, 0, 3)
+  return _scanned(0, 0, 0)
 
 
 @example
 def scan_axis_1():
-  return _scanned(1, 1, 1, WIDTH)  # as long as wide, so that shapes say nothing
+  return _scanned(1, 1, 1)
 
 
 @example
 def scan_axis_last():
-  return _scanned(-1, 2, 1, 3)
+  return _scanned(-1, 2, 1)
 
 
 class Broadcast(nn.Module):
@@ -504,12 +520,12 @@ class Broadcast(nn.Module):
   @nn.compact
   def __call__(self, x):
     scan = nn.scan(Step, variable_broadcast='params', split_rngs={'params': False}, length=3)
-    return scan(name='block')(nn.Dense(WIDTH, name='stem')(x), None)[0]
+    return scan(name='block')(x, None)[0]
 
 
 @example
 def scan_broadcast():
-  return Example(Broadcast(), (normal(2, WIDTH),), ('stem', *block_rows('block')))
+  return Example(Broadcast(), (normal(2, WIDTH),), block_rows('block'))
 
 
 class TwoScans(nn.Module):
@@ -532,15 +548,14 @@ class Vmapped(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    x = nn.Dense(WIDTH, name='stem')(x)
-    branches = nn.vmap(Block, variable_axes={'params': 0}, split_rngs={'params': True}, in_axes=None, axis_size=3)
+    branches = nn.vmap(Block, variable_axes={'params': 0}, split_rngs={'params': True}, in_axes=None, axis_size=2)
     return branches(name='branches')(x)
 
 
 @example
 def vmap():
-  rows = [row for i in range(3) for row in block_rows('branches', index=f'[{i}]')]
-  return Example(Vmapped(), (normal(2, WIDTH),), ('stem', *rows))
+  rows = [row for i in range(2) for row in block_rows('branches', index=f'[{i}]')]
+  return Example(Vmapped(), (normal(2, WIDTH),), tuple(rows))
 
 
 class Branches(nn.Module):
@@ -548,7 +563,7 @@ class Branches(nn.Module):
 
   @nn.compact
   def __call__(self, x, _):
-    branches = nn.vmap(Block, variable_axes={'params': 0}, split_rngs={'params': True}, in_axes=None, axis_size=2)
+    branches = nn.vmap(Block, variable_axes={'params': 0}, split_rngs={'params': True}, in_axes=None, axis_size=4)
     x = branches(name='branches')(nn.Dense(WIDTH, name='mix')(x)).mean(0)
     return x, None
 
@@ -557,14 +572,14 @@ class Nested(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    scan = nn.scan(Branches, variable_axes={'params': -1}, split_rngs={'params': True}, length=3)
+    scan = nn.scan(Branches, variable_axes={'params': -1}, split_rngs={'params': True}, length=2)
     return scan(name='steps')(x, None)[0]
 
 
 @example
 def scan_of_vmap():
-  rows = [row for i in range(3) for row in (
-      f'steps/mix[{i}]', *(row for j in range(2) for row in block_rows('steps/branches', index=f'[{i},{j}]')))]
+  rows = [row for i in range(2) for row in (
+      f'steps/mix[{i}]', *(row for j in range(4) for row in block_rows('steps/branches', index=f'[{i},{j}]')))]
   axes = {'steps/mix': ((2,), (1,)), 'steps/branches': ((3, 0), (2, 0))}
   return Example(Nested(), (normal(2, WIDTH),), tuple(rows), stack_axes=axes)
 
@@ -573,12 +588,12 @@ class RematScanned(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    return nn.remat_scan(Block, lengths=(2, 3))(name='blocks')(x)
+    return nn.remat_scan(Block, lengths=(2, 4))(name='blocks')(x)
 
 
 @example
 def remat_scan():
-  rows = [row for i in range(2) for j in range(3) for row in block_rows('blocks', index=f'[{i},{j}]')]
+  rows = [row for i in range(2) for j in range(4) for row in block_rows('blocks', index=f'[{i},{j}]')]
   return Example(RematScanned(), (normal(2, WIDTH),), tuple(rows))
 
 
@@ -604,19 +619,19 @@ class Recurrent(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    return nn.RNN(nn.GRUCell(WIDTH), name='rnn')(x)
+    return nn.RNN(nn.SimpleCell(WIDTH), name='rnn')(x)
 
 
 @example
 def recurrent():
-  return Example(Recurrent(), (normal(2, 4, WIDTH),), tuple(f'GRUCell_0/{name}' for name in ('ir', 'hr', 'iz', 'hz', 'in', 'hn')))
+  return Example(Recurrent(), (normal(2, 4, WIDTH),), ('SimpleCell_0/i', 'SimpleCell_0/h'))
 
 
 class Branching(nn.Module):
-  """One of two blocks by `nn.cond`, then the other."""
+  """One of two layers by `nn.cond`, then the other."""
 
   def setup(self):
-    self.right, self.left = Block(), Block()
+    self.right, self.left = nn.Dense(WIDTH), nn.Dense(WIDTH)
 
   def __call__(self, x, first):
     if self.is_initializing():
@@ -627,7 +642,7 @@ class Branching(nn.Module):
 
 @example
 def cond():
-  return Example(Branching(), (normal(2, WIDTH), jnp.array(False)), block_rows('left', 'right'))
+  return Example(Branching(), (normal(2, WIDTH), jnp.array(False)), ('left', 'right'))
 
 
 class ManyAxes(nn.Module):
@@ -639,7 +654,7 @@ class ManyAxes(nn.Module):
     x = nn.DenseGeneral((2, 4), axis=(-3, -1, -2), use_bias=False, name='triple')(x[:, None] + jnp.arange(2.0)[:, None, None])
     groups = jnp.moveaxis(x, -2, 0)  # [group, batch, channel]
     groups = nn.silu(nn.DenseGeneral((1, 4), axis=-1, batch_dims=0, name='grouped')(groups))
-    scan = nn.scan(GroupStep, variable_axes={'params': 1}, split_rngs={'params': True}, length=3)
+    scan = nn.scan(GroupStep, variable_axes={'params': 1}, split_rngs={'params': True}, length=4)
     return scan(name='scanned')(groups, None)[0]
 
 
@@ -653,7 +668,7 @@ class GroupStep(nn.Module):
 
 @example
 def dense_general():
-  rows = ('pairs', 'triple', 'grouped[0]', 'grouped[1]', *(f'scanned/layer[{i},{j}]' for i in range(3) for j in range(2)))
+  rows = ('pairs', 'triple', 'grouped[0]', 'grouped[1]', *(f'scanned/layer[{i},{j}]' for i in range(4) for j in range(2)))
   sizes = {'pairs': (12, 6), 'triple': (12, 8), 'grouped[1]': (4, 4), 'scanned/layer[2,1]': (4, 4)}
   return Example(ManyAxes(), (normal(2, 3, 4),), rows, stack_axes={'scanned': ((1, 0), (1, 0))}, sizes=sizes)
 
@@ -683,7 +698,7 @@ class BoxedStep(nn.Module):
 
 
 class Boxed(nn.Module):
-  """Parameters boxed with the names of mesh axes (or logical ones), scanned and not; the bias of `down` has no box."""
+  """Parameters boxed with the names of mesh axes (or logical ones), in a scan; the bias of `down` has no box."""
 
   box: Callable[..., Any]
 
@@ -692,12 +707,11 @@ class Boxed(nn.Module):
     scan = nn.scan(
         BoxedStep, variable_axes={'params': 1}, split_rngs={'params': True}, length=2,
         metadata_params={nn.PARTITION_NAME: 'layers'})
-    x, _ = scan(self.box, name='steps')(x, None)
-    return BoxedStep(self.box, name='single')(x, None)[0]
+    return scan(self.box, name='steps')(x, None)[0]
 
 
 def _boxed(box):
-  rows = (*(f'steps/{layer}[{i}]' for i in range(2) for layer in ('up', 'down')), 'single/up', 'single/down')
+  rows = tuple(f'steps/{layer}[{i}]' for i in range(2) for layer in ('up', 'down'))
   return Example(Boxed(box), (normal(2, WIDTH),), rows, stack_axes={'steps': ((1,), (1,))})
 
 
@@ -715,10 +729,10 @@ class TwoTower(nn.Module):
   """Has no __call__: `score` is the whole model, `embed` a part of it."""
 
   def setup(self):
-    self.right, self.left = Block(), Block()
+    self.right, self.left = nn.Dense(WIDTH), nn.Dense(WIDTH)
 
   def embed(self, x):
-    return self.left(x)
+    return nn.silu(self.left(x))
 
   def score(self, x, y):
     return self.embed(x) @ self.right(y).T
@@ -726,7 +740,7 @@ class TwoTower(nn.Module):
 
 @example
 def other_method():
-  return Example(TwoTower(), (normal(2, WIDTH), normal(4, WIDTH, seed=1)), block_rows('left', 'right'), {'method': 'score'})
+  return Example(TwoTower(), (normal(2, WIDTH), normal(4, WIDTH, seed=1)), ('left', 'right'), {'method': 'score'})
 
 
 class Conditioned(nn.Module):
@@ -742,7 +756,7 @@ class Conditioned(nn.Module):
 
 @example
 def keyword_inputs():
-  kwargs = {'mask': jnp.array([[1, 1, 0], [1, 0, 1]]), 'context': {'text': {'tokens': normal(2, 3, 5)}}, 'scale': 0.5}
+  kwargs = {'mask': jnp.array([[1, 1, 0], [1, 0, 1]]), 'context': {'text': {'tokens': normal(2, 3, 12)}}, 'scale': 0.5}
   return Example(Conditioned(), (normal(2, 3, WIDTH),), ('project', 'condition', 'last'), kwargs)
 
 
@@ -759,3 +773,27 @@ class Regularized(nn.Module):
 @example
 def dropout_and_batch_norm():
   return Example(Regularized(), (normal(4, WIDTH),), ('fc1', 'fc2'))
+
+
+# Models that read parameters around `self.param`; not among the examples.
+
+
+class TiedByReading(nn.Module):
+  """A language model whose output layer is applied to the embedding table that it takes out of the variables."""
+
+  def setup(self):
+    self.block, self.wte, self.lm_head = Block(), nn.Embed(VOCABULARY, WIDTH), nn.Dense(VOCABULARY, use_bias=False)
+
+  def __call__(self, tokens):
+    x = self.block(self.wte(tokens))
+    table = self.wte.variables['params']['embedding']
+    return self.lm_head.apply({'params': {'kernel': table.T}}, x)
+
+
+class TiedAutoencoder(nn.Module):
+  """Decodes with the transposed kernel of the encoder."""
+
+  @nn.compact
+  def __call__(self, x):
+    encoder = nn.Dense(HIDDEN, name='encoder')
+    return nn.silu(encoder(x)) @ encoder.variables['params']['kernel'].T

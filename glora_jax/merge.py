@@ -1,0 +1,221 @@
+"""Merging supports into a model's kernels: up front in the params tree, or lazily by grafting and intercepting.
+
+A `Group` is one set of supports: those of one linear module, or of several tied ones, whose kernels then stand side by side
+along the output as one virtual layer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from glora_jax import reparam
+from glora_jax.discover import LINEAR_MODULES, Layout, Path, Site
+from glora_jax.space import SearchSpace
+
+_GRAFT = 'glora_'  # prefix of the key that lazy merging grafts beside a kernel
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+  """One set of supports.
+
+  Attributes:
+    members: the linear modules that it acts on; one, or those of a tie in the order of their outputs.
+    rows: the genome rows of its layers, in the order of the flattened stack.
+    space: the alleles on offer.
+  """
+
+  members: tuple[Site, ...]
+  rows: tuple[int, ...]
+  space: SearchSpace
+
+  @property
+  def path(self) -> Path:
+    """Of the supports in the `glora` collection: the first member's."""
+    return self.members[0].path
+
+  @property
+  def name(self) -> str:
+    return '+'.join([self.members[0].name, *(site.path[-1] for site in self.members[1:])])
+
+  @property
+  def stack_shape(self) -> tuple[int, ...]:
+    return self.members[0].stack_shape
+
+  @property
+  def in_features(self) -> int:
+    return self.members[0].in_features
+
+  @property
+  def out_features(self) -> int:
+    return sum(site.out_features for site in self.members)
+
+  @property
+  def has_bias(self) -> bool:
+    return self.members[0].bias_shape is not None
+
+  @property
+  def dtype(self) -> np.dtype:
+    return functools.reduce(jnp.promote_types, (site.dtype for site in self.members))
+
+  def alleles(self, genome: jax.Array) -> jax.Array:
+    """The group's rows of a genome, [stack..., 5]."""
+    return genome[np.array(self.rows)].reshape((*self.stack_shape, 5))
+
+  def slices(self) -> Iterator[tuple[tuple[int, ...], int]]:
+    """(index in the stack, row) of every layer."""
+    return zip(np.ndindex(self.stack_shape), self.rows, strict=True)
+
+  def of_members(self, supports: Mapping[str, Any]) -> Iterator[tuple[Site, dict[str, Any]]]:
+    """Every member with the supports that make up its part of the outputs."""
+    if len(self.members) == 1:
+      yield self.members[0], dict(supports)
+      return
+    # A constant is an element of the whole vector, which a part may not contain: it gets storage of its own here.
+    whole = dict(supports)
+    whole |= {f'{t}_constant': whole.get(f'{t}_constant', whole[f'{t}_up'][..., 0, :1]) for t in 'AB'}
+    if self.has_bias:
+      whole |= {f'{t}_constant': whole.get(f'{t}_constant', whole[t][..., :1]) for t in 'DE'}
+    start = 0
+    for site in self.members:
+      part = slice(start, start + site.out_features)
+      start += site.out_features
+      yield site, {name: value[..., part] if name in ('A_up', 'B_up', 'A_vector', 'B_vector', 'D', 'E') else value
+                   for name, value in whole.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+  """What an interceptor must know to merge a graft: static, and the same for all layers of that layout.
+
+  Attributes:
+    layout: of the kernel that the module sees.
+    ranks: that allele codes stand for.
+    union: of a fixed subnet, the alleles of each tensor that occur in the stack; None for any genome.
+  """
+
+  layout: Layout
+  ranks: tuple[int, ...]
+  union: tuple[tuple[int, ...], ...] | None = None
+
+  @property
+  def key(self) -> str:
+    """Class-level `nn.jit` reuses traces between models of equal structure: this makes structures differ where meanings do."""
+    return _GRAFT + hashlib.sha256(repr(self).encode()).hexdigest()[:16]
+
+
+def merge_kernel(
+    kernel: jax.Array, bias: jax.Array | None, supports: Mapping[str, Any], alleles: jax.Array, layout: Layout, ranks: tuple[int, ...]
+) -> tuple[jax.Array, jax.Array | None]:
+  """`reparam.effective` over a kernel of any layout; supports and alleles have the layout's stack axes first."""
+  function = functools.partial(reparam.effective, ranks=ranks)
+  for _ in layout.stack:
+    function = jax.vmap(function)
+  matrices, vectors = function(layout.matrices(kernel), None if bias is None else layout.vectors(bias), supports, alleles)
+  return layout.kernel(matrices, kernel.shape), None if bias is None else layout.bias(vectors, bias.shape)
+
+
+def fold(groups: tuple[Group, ...], params: Any, supports: Any, genome: jax.Array) -> Any:
+  """Params with the supports of all groups merged into kernels and biases."""
+  for group in groups:
+    alleles = group.alleles(genome)
+    for site, part in group.of_members(nn.meta.unbox(get(supports, group.path))):
+      module = get(params, site.path)
+      bias = nn.meta.unbox(module['bias']) if site.bias_shape is not None else None
+      merged = merge_kernel(nn.meta.unbox(module['kernel']), bias, part, alleles, site.layout, group.space.ranks)
+      for name, value in zip(('kernel', 'bias'), merged, strict=True):
+        if value is not None:
+          params = replace(params, (*site.path, name), value)
+  return params
+
+
+def graft(
+    groups: tuple[Group, ...], params: Any, supports: Any, genome: jax.Array, fixed: np.ndarray | None = None
+) -> tuple[Any, dict[str, Form]]:
+  """Params with supports and alleles beside their kernels, stacked as these are, and what each graft's key stands for.
+
+  They go into `params` itself, since a third-party `nn.scan` may hand on no other collection. `fixed` is the genome where it is
+  known when tracing.
+  """
+  forms = {}
+  for group in groups:
+    union = None if fixed is None else tuple(tuple(sorted(set(column.tolist()))) for column in fixed[np.array(group.rows)].T)
+    for site, part in group.of_members(nn.meta.unbox(get(supports, group.path))):
+      form = Form(site.local, group.space.ranks, union)
+      forms[form.key] = form
+      leaves = {'alleles': group.alleles(genome), **part}
+      params = replace(params, (*site.path, form.key), {name: _place(value, site) for name, value in leaves.items()})
+  return params, forms
+
+
+def _place(value, site: Site):
+  """Moves the lifted stack axes of a support from the front to where the kernel has them."""
+  lifted = len(site.lifts)
+  # The lifted transform will take its axis off every leaf at the kernel's place, so a leaf must have as many dimensions.
+  value = value.reshape(value.shape + (1,) * (site.local_ndim - (value.ndim - lifted)))
+  for level in reversed(range(lifted)):
+    value = jnp.moveaxis(value, level, level + site.lifts[level])
+  return value
+
+
+def intercept(forms: Mapping[str, Form], next_function, args, kwargs, context):
+  """Interceptor of lazy merging: runs a grafted linear module with its merged kernel and bias."""
+  module = context.module
+  if context.method_name != '__call__' or not isinstance(module, LINEAR_MODULES):
+    return next_function(*args, **kwargs)
+  params = module.variables.get('params', {})
+  key = next((name for name in params if name in forms), None)
+  if key is None:
+    return next_function(*args, **kwargs)
+  form, params = forms[key], nn.meta.unbox(dict(params))
+  leaves, kernel, bias = params.pop(key), params['kernel'], params.get('bias')
+  stack = tuple(kernel.shape[d] for d in form.layout.stack)
+  size = lambda dims: math.prod(kernel.shape[d] for d in dims)
+  shapes = reparam.support_shapes(size(form.layout.inputs), size(form.layout.outputs), form.ranks, tied=False)
+  supports = {name: value.reshape(stack + shapes[name]) for name, value in leaves.items() if name != 'alleles'}
+  alleles = leaves['alleles'].reshape((*stack, 5))
+  run = lambda module, params: module.clone(parent=None).apply({'params': params}, *args, **kwargs)
+
+  if form.union is not None and isinstance(module, nn.Dense) and max(form.union[0]) < 3:
+    takes = [alleles_of != (0,) for alleles_of in form.union]
+    if any(takes[2:]):
+      bias = reparam.effective_bias(kernel, bias, supports, alleles, form.ranks)
+    product = run(module.clone(use_bias=False), {'kernel': kernel})
+    return reparam.thin_output(args[0], product, bias, supports, alleles, form.ranks, scales=takes[0], shifts=takes[1])
+
+  params['kernel'], bias = merge_kernel(kernel, bias, supports, alleles, form.layout, form.ranks)
+  if bias is not None:
+    params['bias'] = bias
+  return run(module, params)
+
+
+def flatten(tree: Any) -> dict[Path, Any]:
+  """The leaves of a nested dictionary by path; metadata boxes count as leaves."""
+  return flax.traverse_util.flatten_dict(flax.core.unfreeze(tree))
+
+
+def get(tree: Any, path: Path) -> Any:
+  """The entry of a nested dictionary at a path."""
+  for name in path:
+    tree = tree[name]
+  return tree
+
+
+def replace(tree: Any, path: Path, value: Any) -> Any:
+  """A nested dictionary with one entry replaced or added; boxes and frozen dictionaries stay what they were."""
+  if not path:
+    return tree.replace_boxed(value) if isinstance(tree, nn.meta.AxisMetadata) else value
+  name, *rest = path
+  new = {name: replace(tree.get(name, {}), tuple(rest), value)}
+  return tree.copy(new) if isinstance(tree, flax.core.FrozenDict) else {**tree, **new}
