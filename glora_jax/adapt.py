@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import logging
 import re
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -75,20 +76,39 @@ def adapt(
     >>> adapted.apply(variables, jnp.ones((2, 4)), genome=jnp.zeros((1, 5), jnp.int8)).shape
     (2, 3)
   """
-  name = type(model).__name__
   if merge not in ('auto', 'up_front', 'lazy'):
     raise ValueError(f"merge='{merge}' is unknown; it is 'auto', 'up_front' or 'lazy'.")
+  if merge == 'auto':
+    merge = 'up_front' if jax.default_backend() == 'cpu' else 'lazy'
   variables, found, refused = discover(model, sample_inputs, model_kwargs)
-  params = flatten(variables.get('params', {}))
+  found = [site for site in found if convs or site.kind != 'Conv']
+  if not found and not refused:
+    kinds = 'nn.Dense, nn.DenseGeneral or nn.Einsum' + ('; convs=True adds nn.Conv' if not convs else ', nn.Conv')
+    raise ValueError(f'{type(model).__name__} has no linear layer that GLoRA can adapt ({kinds}).')
+  return attach(model, variables.get('params', {}), found, refused, space=space, select=select, heads=heads, ties=ties, merge=merge)
+
+
+def attach(
+    model: Any, params: Any, found: Sequence[Site], refused: Mapping[str, str] = types.MappingProxyType({}), *,
+    space: SearchSpace | Mapping[str, SearchSpace], select: Selector | None, heads: Selector | None,
+    ties: Sequence[Sequence[str]] = (), merge: str = 'up_front',
+) -> Adapted:
+  """The second half of `adapt`: chooses among linear layers that were found, by whatever means.
+
+  Args:
+    model: anything with the `apply` of a linen model.
+    params: its parameters, or their shapes.
+    found, refused: see `discover`.
+    space, select, heads, ties, merge: see `adapt`; 'lazy' needs a linen model.
+  """
+  name = type(model).__name__
+  params = flatten(params)
   is_head = _matcher(heads)
   head_paths = frozenset(path for path in params if any(is_head('/'.join(path[:n])) for n in range(1, len(path))))
   if heads is not None and not head_paths:
     log.info('No module of %s matches heads=%r; only supports will be trained.', name, heads)
 
-  candidates = [site for site in found if (*site.path, 'kernel') not in head_paths and (convs or site.kind != 'Conv')]
-  if not candidates and not refused:
-    kinds = 'nn.Dense, nn.DenseGeneral or nn.Einsum' + ('; convs=True adds nn.Conv' if not convs else ', nn.Conv')
-    raise ValueError(f'{name} has no linear layer that GLoRA can adapt ({kinds}) besides its heads.')
+  candidates = [site for site in found if (*site.path, 'kernel') not in head_paths]
   spaces = dict(space) if isinstance(space, Mapping) else {'': space}
   space_of = lambda path: next((spaces[pattern] for pattern in spaces if _matcher(pattern)(path)), None)
   wanted = _matcher(select) if select is not None else lambda path: True
@@ -113,8 +133,6 @@ def adapt(
       label = group.name + (f'[{",".join(map(str, index))}]' if index else '')
       layers[row] = space_lib.Layer(label, group.in_features, group.out_features, group.has_bias, group.space)
   spec = space_lib.Spec(tuple(layers[row] for row in range(len(layers))))
-  if merge == 'auto':
-    merge = 'up_front' if jax.default_backend() == 'cpu' else 'lazy'
   return Adapted(model, spec, groups, head_paths, merge, {path: jax.tree.leaves(value)[0] for path, value in params.items()})
 
 

@@ -68,6 +68,7 @@ class Site:
     local_ndim: dimensions of the kernel that the module itself sees.
     kind: name of the module's class.
     input_id: equal for sites that get the very same array.
+    shared: whether the model also reads the parameters by other ways than the module's call; they are then always merged up front.
     rows: the genome rows of its layers, in the order of the flattened stack.
   """
 
@@ -81,6 +82,7 @@ class Site:
   local_ndim: int
   kind: str = 'Dense'
   input_id: int = 0
+  shared: bool = False
   rows: tuple[int, ...] = ()
 
   @property
@@ -105,6 +107,7 @@ class _Recorder:
 
   def __init__(self):
     self.sites: dict[Path, tuple[Site, tuple]] = {}  # by path, in order of the first call; with the lifts it sits under
+    self.shared: set[Path] = set()  # modules whose parameters were also read past `self.param`
     self.refused: dict[str, str] = {}  # why a linear module cannot be adapted, by path
     self.inputs: list[Any] = []  # the distinct inputs of all sites, to know which share one
     self.events = 0  # module calls begun or ended; axes taken off between two of them belong to one lifted transform
@@ -183,6 +186,29 @@ class _Probe(nn.meta.AxisMetadata):
 
   def add_axis(self, index, params):
     return self  # only parameters that leave a lifted transform get here, and the discovery lets none out
+
+  # A model may also read a parameter out of its variables, past `self.param`, to tie it to something. For that a probe behaves
+  # like its array, and remembers that it was read so: a kernel that others read cannot be merged in its module alone.
+
+  def _read(self):
+    self.recorder.shared.add(self.path[:-1])
+    return self.unbox()
+
+  def __jax_array__(self):
+    return self._read()
+
+  def __getattr__(self, name):
+    if name.startswith('__'):
+      raise AttributeError(name)
+    return getattr(self._read(), name)
+
+
+def _forward(name):
+  return lambda self, *args: getattr(self._read(), name)(*args)
+
+
+for _name in ('getitem', 'len', 'neg', 'add', 'radd', 'sub', 'rsub', 'mul', 'rmul', 'truediv', 'rtruediv', 'pow', 'matmul', 'rmatmul'):
+  setattr(_Probe, f'__{_name}__', _forward(f'__{_name}__'))
 
 
 LINEAR_MODULES = (nn.Dense, nn.DenseGeneral, nn.Einsum, nn.Conv)
@@ -264,7 +290,9 @@ def discover(model: nn.Module, inputs: tuple, kwargs: Mapping[str, Any]) -> tupl
     shapes = ', '.join(f'{array.dtype}{list(array.shape)}' for array in arrays)
     raise ValueError(f'{type(model).__name__} does not run on the sample inputs ({shapes}): {error}') from error
   recorder.inputs.clear()  # tracers do not outlive their trace
-  return variables, _with_rows(list(recorder.sites.values())), recorder.refused
+  sites = _with_rows(list(recorder.sites.values()))
+  sites = tuple(dataclasses.replace(site, shared=site.path in recorder.shared) for site in sites)
+  return variables, sites, recorder.refused
 
 
 def _with_rows(found: list[tuple[Site, tuple]]) -> tuple[Site, ...]:

@@ -149,7 +149,11 @@ def graft(
   known when tracing.
   """
   forms = {}
+  shared = tuple(group for group in groups if any(site.shared for site in group.members))
+  params = fold(shared, params, supports, genome)
   for group in groups:
+    if group in shared:
+      continue
     union = None if fixed is None else tuple(tuple(sorted(set(column.tolist()))) for column in fixed[np.array(group.rows)].T)
     for site, part in group.of_members(nn.meta.unbox(get(supports, group.path))):
       form = Form(site.local, group.space.ranks, union)
