@@ -1,5 +1,6 @@
 """GLoRA (arXiv 2306.07967) for JAX and Flax: adapt any model, train a supernet, search a subnet, fold it away."""
 
+from glora_jax import nnx
 from glora_jax.adapt import Adapted, Subnet, adapt
 from glora_jax.checkpoint import load_adapter, save_adapter
 from glora_jax.reparam import effective, init_supports
@@ -44,6 +45,7 @@ __all__ = [
     'init_supports',
     'load_adapter',
     'make_scorer',
+    'nnx',
     'preset',
     'presets',
     'random_genomes',

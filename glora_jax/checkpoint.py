@@ -6,13 +6,15 @@ import json
 import os
 from typing import Any
 
+import flax
+import flax.linen as nn
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
 from glora_jax import reparam, space
 from glora_jax.adapt import COLLECTION, Adapted
-from glora_jax.merge import flatten, get
+from glora_jax.merge import flatten, get, replace
 from glora_jax.models.weights import fingerprint, read_tensors, write_tensors
 from glora_jax.supernet import TrainState
 
@@ -100,10 +102,10 @@ class TrainingCheckpoints:
 
 
 def save_adapter(path: Path, adapted: Adapted, variables: Any, genome: Any, **metadata: Any) -> None:
-  """Writes one subnet as one safetensors file: only the numbers that its genome uses, and the heads.
+  """Writes one subnet as one safetensors file: only the numbers that its genome uses, the heads, and the model's other collections.
 
-  Tensors are named `glora/<layer>/<support>` and `params/<path>`. The metadata holds genome, spec and a fingerprint of the
-  frozen parameters, so that `load_adapter` knows what the file belongs to.
+  Tensors are named `glora/<layer>/<support>`, `params/<path>` and, batch statistics for instance, `<collection>/<path>`. The
+  metadata holds genome, spec and a fingerprint of the frozen parameters, so that `load_adapter` knows what the file belongs to.
 
   Args:
     path: of the file.
@@ -112,10 +114,11 @@ def save_adapter(path: Path, adapted: Adapted, variables: Any, genome: Any, **me
   """
   genome = space.canonicalize(adapted.spec, genome)
   trainable, frozen = adapted.split(variables)
-  tensors = {'/'.join(('params', *p)): value for p, value in flatten(trainable['params']).items()}
-  for name, _, index, parts, supports in _used(adapted, trainable[COLLECTION], genome):
+  others = {name: value for name, value in frozen.items() if name != 'params'}
+  tensors = {'/'.join(p): nn.meta.unbox(value) for p, value in flatten({'params': trainable['params'], **others}).items()}
+  for name, index, parts, supports in _used(adapted, trainable[COLLECTION], genome):
     for support, part in parts.items():
-      tensors[f'glora/{name}/{support}'] = np.asarray(supports[support])[(*index, *part)]
+      tensors[f'glora/{name}/{support}'] = np.asarray(nn.meta.unbox(supports[support]))[(*index, *part)]
   described = {
       'spec': repr(adapted.spec), 'base': fingerprint(frozen['params']), **space.genome_to_json(adapted.spec, genome), **metadata}
   write_tensors(path, tensors, 'adapter', described)
@@ -130,7 +133,8 @@ def load_adapter(path: Path, adapted: Adapted, params: Any) -> tuple[dict[str, A
     params: the base's parameters; their heads are replaced.
 
   Returns:
-    (variables, genome), ready for `adapted.apply` and `adapted.fold`; supports that the genome does not use are zero.
+    (variables, genome), ready for `adapted.apply` and `adapted.fold`; supports that the genome does not use are zero, and the
+    model's other collections are those that were saved.
 
   Raises:
     ValueError: the file is damaged, or belongs to another model, space or base; the sentence says which.
@@ -146,16 +150,17 @@ def load_adapter(path: Path, adapted: Adapted, params: Any) -> tuple[dict[str, A
     raise ValueError(f"The adapter {path} was trained on other base weights (SHA-256 {metadata['base'][:12]}..., and these are "
                      f'{found[:12]}...); load it onto those.')
   supports = jax.tree.map(lambda value: np.zeros(value.shape, value.dtype), trainable[COLLECTION])
-  for name, _, index, parts, module in _used(adapted, supports, genome):
+  for name, index, parts, module in _used(adapted, nn.meta.unbox(supports), genome):
     for support, part in parts.items():
       module[support][(*index, *part)] = tensors.pop(f'glora/{name}/{support}')
-  heads = {tuple(name.split('/')[1:]): value for name, value in tensors.items()}
-  expected = flatten(trainable['params'])
+  others = flax.traverse_util.unflatten_dict(tensors, sep='/')
+  heads, expected = flatten(others.pop('params', {})), nn.meta.unbox(flatten(trainable['params']))
   if heads.keys() != expected.keys() or any(heads[p].shape != expected[p].shape for p in heads):
     raise ValueError(f'The adapter {path} has the heads {_shapes(heads)}, and this model has {_shapes(expected)}.')
+  new = trainable['params']
   for p, value in heads.items():
-    get(trainable['params'], p[:-1])[p[-1]] = value
-  return adapted.join({**trainable, COLLECTION: supports}, frozen), genome
+    new = replace(new, p, value)
+  return adapted.join({'params': new, COLLECTION: supports}, {**frozen, **others}), genome
 
 
 def _shapes(flat):
@@ -163,8 +168,8 @@ def _shapes(flat):
 
 
 def _used(adapted, supports, genome):
-  """(name of the layer, row, index in its stack, used parts, supports of its module) for every row."""
+  """(name of the layer, index in its stack, used parts, supports of its module) for every row."""
   for group in adapted.groups:
     for index, row in group.slices():
       parts = reparam.used_parts(genome[row].tolist(), group.space.ranks, group.has_bias, group.space.tied)
-      yield adapted.spec.layers[row].name, row, index, parts, get(supports, group.path)
+      yield adapted.spec.layers[row].name, index, parts, get(supports, group.path)

@@ -47,6 +47,7 @@ def default_config() -> ml_collections.ConfigDict:
       'weights': weights.EMBEDDED,  # or the path of a safetensors file
       'normalization': ml_collections.config_dict.placeholder(str),  # None for the one that the weights were trained with
       'drop_path': 0.1,
+      'remat': ml_collections.config_dict.placeholder(str),  # a policy of jax.checkpoint_policies; None keeps all activations
       'merge': 'auto',  # 'up_front', 'lazy'
       'space': {'ranks': (4,)},
       'budget': ml_collections.config_dict.placeholder(float),  # most trained parameters, head not counted; None: no limit
@@ -173,6 +174,8 @@ def check_config(config: ml_collections.ConfigDict) -> None:
   for name in config.presets:
     if name not in space.PRESET_NAMES:
       raise ValueError(f"presets: '{name}' is unknown; the presets are {', '.join(space.PRESET_NAMES)}.")
+  if config.remat is not None and not hasattr(jax.checkpoint_policies, config.remat):
+    raise ValueError(f"remat='{config.remat}' is no policy of jax.checkpoint_policies; 'dots_saveable' is one.")
   if config.checkpoint_epochs < 1:
     raise ValueError(f'checkpoint_epochs={config.checkpoint_epochs} must be at least 1.')
   space.check_budget(config.budget)
@@ -205,7 +208,7 @@ def prepare(config: ml_collections.ConfigDict, workdir: str) -> Run:
   seconds = read_json(seconds_path) if os.path.exists(seconds_path) else {}
   task = find(config.task)
   model, params, metadata = weights.load(weights.EMBEDDED_FILE if config.weights == weights.EMBEDDED else config.weights)
-  model = model.clone(num_classes=task.num_classes, drop_path=config.drop_path)
+  model = model.clone(num_classes=task.num_classes, drop_path=config.drop_path, remat=config.remat)
   params['head'] = {'kernel': np.zeros((model.width, task.num_classes), np.float32), 'bias': np.zeros(task.num_classes, np.float32)}
   if config.normalization is not None:
     metadata['normalization'] = config.normalization

@@ -1,7 +1,7 @@
 """Small models the way other people write them, none of which knows of GLoRA.
 
 Families first, then single wrappers. All are tiny (width 8, two or three blocks), so that a test may compile every one. To
-add a model, write it and a function decorated with `example`. Convolutions stand here as plain layers: once `nn.Conv` can
+add a model, write it and a function decorated with `example` or `variant`. Convolutions stand here as plain layers: once `nn.Conv` can
 be adapted, the ResNet's 1x1 convolutions and the patch embeddings are where to extend.
 """
 
@@ -59,11 +59,17 @@ class Example:
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
-EXAMPLES: dict[str, Callable[[], Example]] = {}
+EXAMPLES: dict[str, Callable[[], Example]] = {}  # for every test
+VARIANTS: dict[str, Callable[[], Example]] = {}  # relatives of an example, for fewer tests
 
 
 def example(function: Callable[[], Example]) -> Callable[[], Example]:
   EXAMPLES[function.__name__] = function
+  return function
+
+
+def variant(function: Callable[[], Example]) -> Callable[[], Example]:
+  VARIANTS[function.__name__] = function
   return function
 
 
@@ -205,6 +211,7 @@ class PoolingHead(nn.Module):
 
 class ScannedViT(nn.Module):
   pool: str
+  remat: bool
   depth: int = 2
 
   @nn.compact
@@ -212,7 +219,7 @@ class ScannedViT(nn.Module):
     x = nn.Conv(WIDTH, (2, 2), (2, 2), padding='VALID', name='embedding')(images)
     x = x.reshape(len(x), -1, WIDTH)
     x = x + self.param('pos_embedding', nn.initializers.normal(0.3), (1, x.shape[1], WIDTH))
-    block = nn.remat(ScannedBlock, prevent_cse=False, static_argnums=(2,))
+    block = nn.remat(ScannedBlock, prevent_cse=False, static_argnums=(2,)) if self.remat else ScannedBlock
     x, out = nn.scan(
         block, variable_axes={'params': 0}, split_rngs={'params': True, 'dropout': True}, in_axes=nn.broadcast,
         length=self.depth)(name='encoderblock')(x, not train)
@@ -221,21 +228,21 @@ class ScannedViT(nn.Module):
     return nn.Dense(CLASSES, name='head', kernel_init=nn.initializers.zeros)(x), out
 
 
-def _scanned_vit(pool, last):
+def _scanned_vit(pool, remat, last):
   layers = (*(f'MultiHeadDotProductAttention_0/{name}' for name in ATTENTION), 'MlpBlock_0/Dense_0', 'MlpBlock_0/Dense_1')
   rows = [f'encoderblock/{layer}[{i}]' for i in range(2) for layer in layers]
-  return Example(ScannedViT(pool), (normal(2, 4, 4, 3),), (*rows, *last), blind=KEYS)
+  return Example(ScannedViT(pool, remat), (normal(2, 4, 4, 3),), (*rows, *last), blind=KEYS)
 
 
 @example
 def scanned_vit_global_average():
-  return _scanned_vit('gap', ())
+  return _scanned_vit('gap', True, ())
 
 
 @example
 def scanned_vit_attention_pooling():
   attention = (f'PoolingHead_0/MultiHeadDotProductAttention_0/{name}' for name in ATTENTION)
-  return _scanned_vit('map', (*attention, 'PoolingHead_0/MlpBlock_0/Dense_0', 'PoolingHead_0/MlpBlock_0/Dense_1'))
+  return _scanned_vit('map', False, (*attention, 'PoolingHead_0/MlpBlock_0/Dense_0', 'PoolingHead_0/MlpBlock_0/Dense_1'))
 
 
 # Decoder-only language model: RMSNorm, rotary positions, grouped-query attention, SwiGLU, tied embeddings, no biases.
@@ -411,7 +418,7 @@ def class_level_jit():
   return Example(Chain(JitBlock), (normal(2, WIDTH),), block_rows('block_0', 'block_1'))
 
 
-@example
+@variant
 def remat():
   return Example(Chain(nn.remat(Block), depth=1), (normal(2, WIDTH),), block_rows('block_0'))
 
@@ -431,7 +438,7 @@ class LiftedLayers(nn.Module):
     return stack((2, 4), name='stacked')(x)
 
 
-@example
+@variant
 def lifted_layers():
   rows = ('jitted', 'rematerialized', 'stacked[0]', 'stacked[1]')
   return Example(
@@ -443,7 +450,7 @@ class Listed(nn.Module):
 
   def setup(self):
     self.layers = [nn.Dense(WIDTH), nn.Dense(HIDDEN, use_bias=False)]
-    self.table = {'b': nn.Sequential([nn.Dense(WIDTH), nn.silu]), 'a': Block()}
+    self.table = {'b': nn.Sequential([nn.Dense(WIDTH), nn.silu]), 'a': nn.Dense(WIDTH)}
 
   def __call__(self, x):
     x = nn.silu(self.layers[0](nn.silu(self.layers[1](x))))
@@ -452,8 +459,7 @@ class Listed(nn.Module):
 
 @example
 def made_in_setup():
-  rows = ('layers_1', 'layers_0', 'table_b/layers_0', *block_rows('table_a'))
-  return Example(Listed(), (normal(2, WIDTH),), rows)
+  return Example(Listed(), (normal(2, WIDTH),), ('layers_1', 'layers_0', 'table_b/layers_0', 'table_a'))
 
 
 class User(nn.Module):
@@ -499,12 +505,12 @@ def _scanned(axis, kernel_axis, bias_axis):
   return Example(Scanned(axis), (normal(2, WIDTH),), tuple(rows), stack_axes={'blocks': ((kernel_axis,), (bias_axis,))})
 
 
-@example
+@variant
 def scan_axis_0():
   return _scanned(0, 0, 0)
 
 
-@example
+@variant
 def scan_axis_1():
   return _scanned(1, 1, 1)
 
@@ -523,7 +529,7 @@ class Broadcast(nn.Module):
     return scan(name='block')(x, None)[0]
 
 
-@example
+@variant
 def scan_broadcast():
   return Example(Broadcast(), (normal(2, WIDTH),), block_rows('block'))
 
@@ -552,7 +558,7 @@ class Vmapped(nn.Module):
     return branches(name='branches')(x)
 
 
-@example
+@variant
 def vmap():
   rows = [row for i in range(2) for row in block_rows('branches', index=f'[{i}]')]
   return Example(Vmapped(), (normal(2, WIDTH),), tuple(rows))
@@ -591,7 +597,7 @@ class RematScanned(nn.Module):
     return nn.remat_scan(Block, lengths=(2, 4))(name='blocks')(x)
 
 
-@example
+@variant
 def remat_scan():
   rows = [row for i in range(2) for j in range(4) for row in block_rows('blocks', index=f'[{i},{j}]')]
   return Example(RematScanned(), (normal(2, WIDTH),), tuple(rows))
@@ -609,7 +615,7 @@ class FunctionScan(nn.Module):
     return nn.remat(lambda module, y: module(y))(nn.Dense(WIDTH, name='last'), x)
 
 
-@example
+@variant
 def function_scan():
   rows = [row for i in range(2) for row in block_rows('block', index=f'[{i}]')]
   return Example(FunctionScan(), (normal(2, WIDTH),), (*rows, 'last'))
@@ -622,7 +628,7 @@ class Recurrent(nn.Module):
     return nn.RNN(nn.SimpleCell(WIDTH), name='rnn')(x)
 
 
-@example
+@variant
 def recurrent():
   return Example(Recurrent(), (normal(2, 4, WIDTH),), ('SimpleCell_0/i', 'SimpleCell_0/h'))
 
@@ -640,7 +646,7 @@ class Branching(nn.Module):
     return choose(~first, choose(first, x))
 
 
-@example
+@variant
 def cond():
   return Example(Branching(), (normal(2, WIDTH), jnp.array(False)), ('left', 'right'))
 
@@ -720,7 +726,7 @@ def with_partitioning():
   return _boxed(nn.with_partitioning)
 
 
-@example
+@variant
 def with_logical_partitioning():
   return _boxed(nn.with_logical_partitioning)
 
@@ -775,7 +781,7 @@ def dropout_and_batch_norm():
   return Example(Regularized(), (normal(4, WIDTH),), ('fc1', 'fc2'))
 
 
-# Models that read parameters around `self.param`; not among the examples.
+# Models that do not go through `self.param` for their parameters, or are hardly a model.
 
 
 class TiedByReading(nn.Module):
@@ -790,6 +796,11 @@ class TiedByReading(nn.Module):
     return self.lm_head.apply({'params': {'kernel': table.T}}, x)
 
 
+@variant
+def embedding_read_from_variables():
+  return Example(TiedByReading(), (jnp.array([[1, 2, 3]]),), block_rows('block'))
+
+
 class TiedAutoencoder(nn.Module):
   """Decodes with the transposed kernel of the encoder."""
 
@@ -797,3 +808,20 @@ class TiedAutoencoder(nn.Module):
   def __call__(self, x):
     encoder = nn.Dense(HIDDEN, name='encoder')
     return nn.silu(encoder(x)) @ encoder.variables['params']['kernel'].T
+
+
+@variant
+def kernel_read_from_variables():
+  return Example(TiedAutoencoder(), (normal(2, WIDTH),), ('encoder',))
+
+
+class CalledByKeyword(nn.Module):
+
+  @nn.compact
+  def __call__(self, x):
+    return nn.DenseGeneral(WIDTH, name='second')(inputs=nn.silu(nn.Dense(WIDTH, name='first')(inputs=x)))
+
+
+@variant
+def called_by_keyword():
+  return Example(CalledByKeyword(), (normal(2, WIDTH),), ('first', 'second'))

@@ -19,6 +19,7 @@ SPACE = SearchSpace(ranks=(2, 4))
 FAST = {'xla_backend_optimization_level': 0, 'xla_cpu_use_fusion_emitters': False, 'xla_cpu_parallel_codegen_split_count': 2}
 jit = functools.partial(jax.jit, compiler_options=FAST if jax.default_backend() == 'cpu' else None)
 
+ALL = model_zoo.EXAMPLES | model_zoo.VARIANTS
 every_model = pytest.mark.parametrize('name', model_zoo.EXAMPLES)
 every_merge = pytest.mark.parametrize('merge', MERGES)
 
@@ -64,6 +65,7 @@ class Session:
     self.genomes = np.stack([preset(spec, 'full'), *random_genomes(np.random.default_rng(0), spec, 3)])
     self.plain = jit(lambda params: vector(model.apply({**self.rest, 'params': params}, *example.inputs, **example.kwargs)))
     self.fold = jit(self.adapted.fold)
+    self.apply = {merge: jit(functools.partial(self._apply, merge)) for merge in MERGES}
     self.one = {merge: jit(functools.partial(self._one, merge)) for merge in MERGES}
     self.many = {merge: jit(functools.partial(self._many, merge)) for merge in MERGES}
 
@@ -116,7 +118,7 @@ def address(row_name):
 
 @functools.cache
 def session(name):
-  return Session(model_zoo.EXAMPLES[name]())
+  return Session(ALL[name]())
 
 
 def equation(kernel, bias, supports, alleles, ranks):
@@ -152,6 +154,10 @@ def matrix_of(example, params, layer):
 @every_model
 def test_rows_are_the_linear_layers_in_execution_order(name):
   case = session(name)
+  assert_rows(case)
+
+
+def assert_rows(case):
   assert tuple(layer.name for layer in case.adapted.spec) == case.example.rows
   sizes = {layer.name: (layer.in_features, layer.out_features) for layer in case.adapted.spec}
   assert {row: sizes[row] for row in case.example.sizes} == case.example.sizes
@@ -168,15 +174,17 @@ def test_every_subnet_is_the_base_model_at_initialization(name, merge):
 
 @every_model
 def test_fold_is_the_equation_on_every_layers_own_slice(name):
-  case = session(name)
-  spec = case.adapted.spec
+  assert_folded_by_the_equation(session(name))
+
+
+def assert_folded_by_the_equation(case):
+  dtype = jax.tree.leaves(case.start['params'])[0].dtype
+  tolerance = max(1e-5, float(jnp.finfo(dtype).eps))  # one rounding to the parameters' own dtype
   for genome, folded in zip(case.genomes, case.folded, strict=True):
-    for row, (layer, alleles) in enumerate(zip(spec, genome, strict=True)):
+    for row, (layer, alleles) in enumerate(zip(case.adapted.spec, genome, strict=True)):
       supports = case.supports(case.variables['glora'], row)
       expected = equation(*matrix_of(case.example, case.variables['params'], layer), supports, alleles, SPACE.ranks)
       actual = matrix_of(case.example, folded, layer)
-      dtype = jax.tree.leaves(case.start['params'])[0].dtype
-      tolerance = max(1e-5, float(jnp.finfo(dtype).eps))  # one rounding to the parameters' own dtype
       assert_close(actual[0], expected[0], tolerance)
       assert layer.bias == (actual[1] is not None)
       if layer.bias:
@@ -217,7 +225,10 @@ def test_vmap_over_genomes_gives_what_single_genomes_give(name, merge):
 @every_merge
 def test_every_support_of_every_layer_gets_a_gradient(name, merge):
   case = session(name)
-  _, gradients = case.results(merge)[0]  # of the genome with the largest forms
+  assert_every_support_moves(case, case.results(merge)[0][1])  # of the genome with the largest forms
+
+
+def assert_every_support_moves(case, gradients):
   largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradients))
   assert np.isfinite(largest)
   for row, layer in enumerate(case.adapted.spec):
@@ -266,6 +277,20 @@ def test_layers_without_bias_have_and_count_no_c_d_e(name):
     assert ('C_down' in case.supports(case.start['glora'], row)) == bias
 
 
+@pytest.mark.parametrize('name', model_zoo.VARIANTS)
+def test_variants_of_the_models_keep_the_same_promises(name):
+  case = session(name)
+  assert_rows(case)
+  assert_folded_by_the_equation(case)
+  assert_every_support_moves(case, case.results('lazy')[0][1])
+  base = case.plain(case.start['params'])
+  assert_close(case.one['lazy'](case.start, case.genomes[0])[0], base)
+  assert_close(case.apply['up_front'](case.start, case.genomes[0]), base)
+  for genome, (lazy, _), expected in zip(case.genomes, case.results('lazy'), case.expected, strict=True):
+    assert_close(lazy, expected)
+    assert_close(case.apply['up_front'](case.variables, genome), expected)
+
+
 @pytest.mark.parametrize('axis', [0, 1, -1])
 def test_a_scanned_and_an_unscanned_model_have_equal_genomes_supports_and_outputs(axis):
   depth, x = 2, model_zoo.normal(2, model_zoo.WIDTH)
@@ -284,9 +309,9 @@ def test_a_scanned_and_an_unscanned_model_have_equal_genomes_supports_and_output
   for genome in loop.genomes:
     assert count_params(loop.adapted.spec, genome) == count_params(scan.adapted.spec, genome)
     assert_trees_close(scan.fold(variables, genome), stacked(loop.fold(loop.variables, genome), axis))
-    expected, _ = loop.one['up_front'](loop.variables, genome)
+    expected = loop.plain(loop.fold(loop.variables, genome))
     for merge in MERGES:
-      assert_close(scan.one[merge](variables, genome)[0], expected)
+      assert_close(scan.apply[merge](variables, genome), expected)
 
 
 def test_traces_of_a_class_level_jit_are_not_shared_between_adapts_with_other_ranks():
@@ -307,8 +332,7 @@ RUNS = {
     'dropout_and_batch_norm': {
         'train': True, 'mutable': ['batch_stats', 'intermediates'], 'capture_intermediates': True, 'rngs': {'dropout': 5}},
     'scanned_vit_global_average': {'train': True, 'rngs': {'dropout': 5}, 'capture_intermediates': True},
-    'vit_setup': {'capture_intermediates': lambda module, method: isinstance(module, nn.DenseGeneral)},
-    'class_level_jit': {'capture_intermediates': True, 'mutable': 'intermediates'},
+    'class_level_jit': {'capture_intermediates': lambda module, method: method == '__call__', 'mutable': 'intermediates'},
     'called_twice': {'mutable': True, 'capture_intermediates': True},
 }
 
@@ -359,12 +383,12 @@ def test_every_leaf_of_untied_supports_gets_a_gradient_from_some_genome(merge):
 
 
 def test_without_jit_apply_and_fold_and_under_jit_init_are_the_same():
-  case = session('lifted_layers')
+  case = session('other_method')
   genome, inputs = case.genomes[1], case.example.inputs
   assert_trees_close(jit(case.adapted.init)(jax.random.key(0), case.start['params'])['glora'], case.start['glora'], 1e-6)
   assert_trees_close(case.adapted.fold(case.variables, genome), case.folded[1])
   for merge in MERGES:
-    assert_close(vector(case.adapted.apply(case.variables, *inputs, genome=genome, merge=merge)), case.expected[1])
+    assert_close(vector(case.adapted.apply(case.variables, *inputs, genome=genome, merge=merge, **case.example.kwargs)), case.expected[1])
 
 
 @every_merge
@@ -376,24 +400,8 @@ def test_frozen_dictionaries_stay_frozen(merge):
   assert_close(case.one[merge](variables, genome)[0], case.expected[1])
 
 
-def assert_adaptable(model, *inputs):
-  """The main properties, for a model whose rows have no expected names. Returns what was adapted."""
-  case = Session(model_zoo.Example(model, inputs, ()))
-  for genome in case.genomes:
-    expected = case.plain(case.fold(case.variables, genome))
-    for merge in MERGES:
-      assert_close(case.one[merge](case.variables, genome)[0], expected)
-  return case.adapted
-
-
 def test_a_model_may_itself_be_a_linear_layer():
-  assert len(assert_adaptable(nn.Dense(model_zoo.CLASSES), model_zoo.normal(2, model_zoo.WIDTH)).spec) == 1
-
-
-def test_a_model_may_read_its_embedding_out_of_its_variables():
-  adapted = assert_adaptable(model_zoo.TiedByReading(), jnp.array([[1, 2, 3]]))
-  assert [layer.name for layer in adapted.spec] == ['block/fc1', 'block/fc2']
-
-
-def test_a_model_may_read_an_adapted_kernel_out_of_its_variables():
-  assert_adaptable(model_zoo.TiedAutoencoder(), model_zoo.normal(2, model_zoo.WIDTH))
+  case = Session(model_zoo.Example(nn.Dense(model_zoo.WIDTH), (model_zoo.normal(2, model_zoo.WIDTH),), ()))
+  assert len(case.adapted.spec) == 1
+  for merge in MERGES:
+    assert_close(case.apply[merge](case.variables, case.genomes[0]), case.expected[0])

@@ -1,5 +1,6 @@
 """Files of a run: training states, adapters, small results."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -90,3 +91,55 @@ def test_adapters_of_another_base_model_or_space_are_refused(subnet, tmp_path):
   path.write_bytes(path.read_bytes()[:100])
   with pytest.raises(ValueError, match='damaged'):
     checkpoint.load_adapter(path, adapted, variables['params'])
+
+
+class WithStatistics(nn.Module):
+  @nn.compact
+  def __call__(self, x, train=False):
+    x = nn.BatchNorm(use_running_average=not train, name='norm')(nn.Dense(6, name='hidden')(x))
+    return nn.Dense(2, name='head')(x)
+
+
+def test_an_adapter_brings_the_batch_statistics_that_training_left(tmp_path):
+  model, x = WithStatistics(), jax.random.normal(jax.random.key(0), (8, 4))
+  adapted = glora_jax.adapt(model, x)
+  start = model.init(jax.random.key(1), x)
+  variables = {**adapted.init(jax.random.key(2), start['params']), 'batch_stats': start['batch_stats']}
+  variables['glora'] = randomized(variables['glora'])
+  genome = space.preset(adapted.spec, 'full')
+  _, updated = adapted.apply(variables, x, genome=genome, train=True, mutable=['batch_stats'])
+  variables |= updated
+  checkpoint.save_adapter(tmp_path / 'a.safetensors', adapted, variables, genome)
+  loaded, found = checkpoint.load_adapter(tmp_path / 'a.safetensors', adapted, start['params'])
+  np.testing.assert_array_equal(adapted.apply(loaded, x, genome=found), adapted.apply(variables, x, genome=genome))
+
+
+def test_a_batch_in_which_each_example_has_its_own_adapter_equals_one_by_one(subnet, tmp_path):
+  adapted, variables = subnet
+  images = jax.random.normal(jax.random.key(5), (3, 16, 16, 3))
+  adapters = []
+  for seed in range(3):
+    mine = {**variables, 'glora': randomized(variables['glora'], seed),
+            'params': {**variables['params'], 'head': randomized(variables['params']['head'], seed)}}
+    genome = space.random_genomes(np.random.default_rng(seed), adapted.spec, 1)[0]
+    checkpoint.save_adapter(tmp_path / f'{seed}.safetensors', adapted, mine, genome)
+    adapters.append(checkpoint.load_adapter(tmp_path / f'{seed}.safetensors', adapted, variables['params']))
+  one_by_one = [adapted.apply(v, image[None], genome=g)[0] for (v, g), image in zip(adapters, images, strict=True)]
+  trainable = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(adapted.split(v)[0] for v, _ in adapters))
+  frozen = adapted.split(variables)[1]
+  genomes = np.stack([g for _, g in adapters])
+  run = lambda t, genome, image: adapted.apply(adapted.join(t, frozen), image[None], genome=genome)[0]
+  np.testing.assert_allclose(jax.jit(jax.vmap(run))(trainable, genomes, images), np.stack(one_by_one), atol=1e-5)
+
+
+def test_adapters_of_boxed_models_round_trip(tmp_path):
+  model = nn.Dense(6, kernel_init=nn.with_partitioning(nn.initializers.lecun_normal(), (None, 'model')))
+  x = jnp.ones((2, 4))
+  adapted = glora_jax.adapt(model, x)
+  variables = adapted.init(jax.random.key(0), model.init(jax.random.key(1), x)['params'])
+  variables['glora'] = randomized(variables['glora'])
+  genome = space.preset(adapted.spec, 'full')
+  checkpoint.save_adapter(tmp_path / 'a.safetensors', adapted, variables, genome)
+  loaded, found = checkpoint.load_adapter(tmp_path / 'a.safetensors', adapted, variables['params'])
+  assert loaded['glora']['B_up'].names == (None, 'model')
+  np.testing.assert_array_equal(adapted.apply(loaded, x, genome=found), adapted.apply(variables, x, genome=genome))

@@ -79,7 +79,7 @@ def test_folded_parameters_in_the_untouched_class_equal_apply(problem):
 
 def test_every_support_gets_a_gradient(problem):
   _, adapted, variables = problem
-  variables = {**variables, 'glora': randomized(variables['glora'])}
+  variables = {'params': randomized(variables['params'], 1), 'glora': randomized(variables['glora'])}  # biases start at zero
   trainable, frozen = adapted.split(variables)
   genome = space.preset(adapted.spec, 'full')
   loss = lambda t: jnp.sum(adapted.apply(adapted.join(t, frozen), X, genome=genome) ** 2)

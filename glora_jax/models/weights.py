@@ -8,6 +8,7 @@ import os
 from typing import Any
 
 import flax
+import flax.linen as nn
 import jax
 import numpy as np
 import safetensors
@@ -99,7 +100,7 @@ def fingerprint(params: Any) -> str:
   """SHA-256 over names, shapes, types and contents of all tensors."""
   digest = hashlib.sha256()
   for name, value in sorted(flax.traverse_util.flatten_dict(params, sep='/').items()):
-    value = np.ascontiguousarray(value)
+    value = np.ascontiguousarray(nn.meta.unbox(value))
     digest.update(f'{name}:{value.shape}:{value.dtype};'.encode())
     digest.update(value.tobytes())
   return digest.hexdigest()
