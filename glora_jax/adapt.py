@@ -82,9 +82,6 @@ def adapt(
     merge = 'up_front' if jax.default_backend() == 'cpu' else 'lazy'
   variables, found, refused = discover(model, sample_inputs, model_kwargs)
   found = [site for site in found if convs or site.kind != 'Conv']
-  if not found and not refused:
-    kinds = 'nn.Dense, nn.DenseGeneral or nn.Einsum' + ('; convs=True adds nn.Conv' if not convs else ', nn.Conv')
-    raise ValueError(f'{type(model).__name__} has no linear layer that GLoRA can adapt ({kinds}).')
   return attach(model, variables.get('params', {}), found, refused, space=space, select=select, heads=heads, ties=ties, merge=merge)
 
 
@@ -109,6 +106,9 @@ def attach(
     log.info('No module of %s matches heads=%r; only supports will be trained.', name, heads)
 
   candidates = [site for site in found if (*site.path, 'kernel') not in head_paths]
+  if not candidates and not refused:
+    raise ValueError(f'{name} has no linear layer that GLoRA can adapt besides its heads (nn.Dense, nn.DenseGeneral and nn.Einsum; '
+                     'convs=True adds nn.Conv).')
   spaces = dict(space) if isinstance(space, Mapping) else {'': space}
   space_of = lambda path: next((spaces[pattern] for pattern in spaces if _matcher(pattern)(path)), None)
   wanted = _matcher(select) if select is not None else lambda path: True

@@ -9,6 +9,7 @@ from typing import Any
 import flax
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -98,7 +99,9 @@ class TrainingCheckpoints:
   def save(self, state: TrainState) -> None:
     """Saves in the background; an equal step that is there already is left alone."""
     if state.step != self._manager.latest_step():
-      self._manager.save(state.step, args=ocp.args.StandardSave((state.trainable, state.opt_state)))
+      # A copy: the training loop donates the state's own buffers to its next step, while this is still being written.
+      copied = jax.tree.map(jnp.copy, (state.trainable, state.opt_state))
+      self._manager.save(state.step, args=ocp.args.StandardSave(copied))
 
 
 def save_adapter(path: Path, adapted: Adapted, variables: Any, genome: Any, **metadata: Any) -> None:
@@ -120,7 +123,8 @@ def save_adapter(path: Path, adapted: Adapted, variables: Any, genome: Any, **me
     for support, part in parts.items():
       tensors[f'glora/{name}/{support}'] = np.asarray(nn.meta.unbox(supports[support]))[(*index, *part)]
   described = {
-      'spec': repr(adapted.spec), 'base': fingerprint(frozen['params']), **space.genome_to_json(adapted.spec, genome), **metadata}
+      'spec': [repr(layer) for layer in adapted.spec], 'base': fingerprint(frozen['params']),
+      **space.genome_to_json(adapted.spec, genome), **metadata}
   write_tensors(path, tensors, 'adapter', described)
 
 
@@ -140,9 +144,12 @@ def load_adapter(path: Path, adapted: Adapted, params: Any) -> tuple[dict[str, A
     ValueError: the file is damaged, or belongs to another model, space or base; the sentence says which.
   """
   tensors, metadata = read_tensors(path, 'adapter')
-  if metadata['spec'] != repr(adapted.spec):
-    raise ValueError(f'The adapter {path} belongs to another model or search space: it was made for {metadata["spec"]}, '
-                     f'and this is {adapted.spec!r}.')
+  theirs, ours = metadata['spec'], [repr(layer) for layer in adapted.spec]
+  if theirs != ours:
+    row = next((n for n, pair in enumerate(zip(theirs, ours, strict=False)) if pair[0] != pair[1]), min(len(theirs), len(ours)))
+    at = lambda layers: layers[row] if row < len(layers) else 'no such layer'
+    raise ValueError(f'The adapter {path} belongs to another model or search space. It has {len(theirs)} layers, and this '
+                     f'model {len(ours)}; the first that differs is layer {row}: {at(theirs)} there, {at(ours)} here.')
   genome = space.genome_from_json(adapted.spec, metadata)
   variables = adapted.init(jax.random.key(0), params)
   trainable, frozen = adapted.split(variables)

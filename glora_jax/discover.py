@@ -132,9 +132,10 @@ class _Recorder:
     except ValueError as error:
       self.refused['/'.join(probe.path[:-1])] = str(error)
       return
-    seen = next((n for n, other in enumerate(self.inputs) if other is args[0]), len(self.inputs))
+    inputs = args[0] if args else kwargs['inputs']
+    seen = next((n for n, other in enumerate(self.inputs) if other is inputs), len(self.inputs))
     if seen == len(self.inputs):
-      self.inputs.append(args[0])
+      self.inputs.append(inputs)
     bias = module.get_variable('params', 'bias') if module.has_variable('params', 'bias') else None
     lifted = tuple(dim for dim, _, _, _ in probe.lifts)
     bias_lifted = tuple(dim for dim, _, _, _ in bias.lifts) if bias is not None else ()

@@ -196,7 +196,8 @@ def intercept(forms: Mapping[str, Form], next_function, args, kwargs, context):
     if any(takes[2:]):
       bias = reparam.effective_bias(kernel, bias, supports, alleles, form.ranks)
     product = run(module.clone(use_bias=False), {'kernel': kernel})
-    return reparam.thin_output(args[0], product, bias, supports, alleles, form.ranks, scales=takes[0], shifts=takes[1])
+    inputs = args[0] if args else kwargs['inputs']
+    return reparam.thin_output(inputs, product, bias, supports, alleles, form.ranks, scales=takes[0], shifts=takes[1])
 
   params['kernel'], bias = merge_kernel(kernel, bias, supports, alleles, form.layout, form.ranks)
   if bias is not None:

@@ -176,11 +176,11 @@ class SetupViT(nn.Module):
     return self.head(x[:, 0])
 
 
-@example
+@variant
 def vit_setup():
   layers = (*(f'attention/{name}' for name in ATTENTION), 'fc1', 'fc2')
   rows = ('embed', *(f'blocks_0/{layer}' for layer in layers))
-  return Example(SetupViT(), (normal(2, 4, 12),), rows, blind=KEYS)
+  return Example(SetupViT(), (normal(2, 4, WIDTH),), rows, blind=KEYS)
 
 
 # ViT in the manner of big_vision: scanned and rematerialized blocks, intermediate values returned, pooling by choice.
@@ -239,7 +239,7 @@ def scanned_vit_global_average():
   return _scanned_vit('gap', True, ())
 
 
-@example
+@variant
 def scanned_vit_attention_pooling():
   attention = (f'PoolingHead_0/MultiHeadDotProductAttention_0/{name}' for name in ATTENTION)
   return _scanned_vit('map', False, (*attention, 'PoolingHead_0/MlpBlock_0/Dense_0', 'PoolingHead_0/MlpBlock_0/Dense_1'))
@@ -656,10 +656,10 @@ class ManyAxes(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    x = nn.silu(nn.DenseGeneral((2, 3), axis=(-2, -1), name='pairs')(x))
-    x = nn.DenseGeneral((2, 4), axis=(-3, -1, -2), use_bias=False, name='triple')(x[:, None] + jnp.arange(2.0)[:, None, None])
+    x = nn.silu(nn.DenseGeneral((2, 2), axis=(-2, -1), name='pairs')(x))
+    x = nn.DenseGeneral((2, 8), axis=(-3, -1, -2), use_bias=False, name='triple')(x[:, None] + jnp.arange(2.0)[:, None, None])
     groups = jnp.moveaxis(x, -2, 0)  # [group, batch, channel]
-    groups = nn.silu(nn.DenseGeneral((1, 4), axis=-1, batch_dims=0, name='grouped')(groups))
+    groups = nn.silu(nn.DenseGeneral((2, 4), axis=-1, batch_dims=0, name='grouped')(groups))
     scan = nn.scan(GroupStep, variable_axes={'params': 1}, split_rngs={'params': True}, length=4)
     return scan(name='scanned')(groups, None)[0]
 
@@ -668,15 +668,15 @@ class GroupStep(nn.Module):
 
   @nn.compact
   def __call__(self, groups, _):
-    y = nn.DenseGeneral((1, 4), axis=(-2, -1), batch_dims=(0,), name='layer')(groups)
+    y = nn.DenseGeneral((2, 4), axis=(-2, -1), batch_dims=(0,), name='layer')(groups)
     return groups + nn.silu(y), None
 
 
 @example
 def dense_general():
   rows = ('pairs', 'triple', 'grouped[0]', 'grouped[1]', *(f'scanned/layer[{i},{j}]' for i in range(4) for j in range(2)))
-  sizes = {'pairs': (12, 6), 'triple': (12, 8), 'grouped[1]': (4, 4), 'scanned/layer[2,1]': (4, 4)}
-  return Example(ManyAxes(), (normal(2, 3, 4),), rows, stack_axes={'scanned': ((1, 0), (1, 0))}, sizes=sizes)
+  sizes = {'pairs': (8, 4), 'triple': (8, 16), 'grouped[1]': (8, 8), 'scanned/layer[2,1]': (8, 8)}
+  return Example(ManyAxes(), (normal(2, 2, 4),), rows, stack_axes={'scanned': ((1, 0), (1, 0))}, sizes=sizes)
 
 
 class LowPrecision(nn.Module):
@@ -762,7 +762,7 @@ class Conditioned(nn.Module):
 
 @example
 def keyword_inputs():
-  kwargs = {'mask': jnp.array([[1, 1, 0], [1, 0, 1]]), 'context': {'text': {'tokens': normal(2, 3, 12)}}, 'scale': 0.5}
+  kwargs = {'mask': jnp.array([[1, 1, 0], [1, 0, 1]]), 'context': {'text': {'tokens': normal(2, 3, HIDDEN)}}, 'scale': 0.5}
   return Example(Conditioned(), (normal(2, 3, WIDTH),), ('project', 'condition', 'last'), kwargs)
 
 
@@ -825,3 +825,25 @@ class CalledByKeyword(nn.Module):
 @variant
 def called_by_keyword():
   return Example(CalledByKeyword(), (normal(2, WIDTH),), ('first', 'second'))
+
+
+class GainDense(nn.Dense):
+  """A Dense with a learned gain on its output."""
+
+  @nn.compact
+  def __call__(self, inputs):
+    return super().__call__(inputs) * self.param('gain', nn.initializers.ones, (self.features,))
+
+
+class Customized(nn.Module):
+
+  @nn.compact
+  def __call__(self, x):
+    halved = lambda *args, **kwargs: 0.5 * jax.lax.dot_general(*args, **kwargs)
+    x = nn.silu(nn.Dense(WIDTH, dot_general=halved, name='own_product')(x))
+    return GainDense(WIDTH, name='subclass')(x)
+
+
+@variant
+def customized_layers():
+  return Example(Customized(), (normal(2, WIDTH),), ('own_product', 'subclass'))

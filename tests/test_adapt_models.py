@@ -291,6 +291,16 @@ def test_variants_of_the_models_keep_the_same_promises(name):
     assert_close(case.apply['up_front'](case.variables, genome), expected)
 
 
+@pytest.mark.parametrize('name', ['customized_layers', 'called_by_keyword', 'lifted_layers', 'called_twice'])
+def test_fixed_subnets_in_their_cheapest_form_give_what_folding_gives(name):
+  case = session(name)
+  for codes in ((2, 3, 1, 2, 2), (0, 4, 0, 0, 0)):  # scales with LoRA beside them, LoRA alone
+    genome = canonicalize(case.adapted.spec, np.broadcast_to(np.array(codes), (len(case.adapted.spec), 5)))
+    subnet = case.adapted.fix(genome)
+    apply = functools.partial(subnet.apply, **case.example.kwargs)
+    assert_close(vector(jit(apply)(case.variables, *case.example.inputs)), case.plain(case.fold(case.variables, genome)))
+
+
 @pytest.mark.parametrize('axis', [0, 1, -1])
 def test_a_scanned_and_an_unscanned_model_have_equal_genomes_supports_and_outputs(axis):
   depth, x = 2, model_zoo.normal(2, model_zoo.WIDTH)

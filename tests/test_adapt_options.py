@@ -1,12 +1,17 @@
 """Ties, spaces by pattern, nn.Einsum, nn.Conv, metadata boxes, fixed subnets, custom genomes, the summary."""
 
+import os
+import subprocess
+import sys
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import model_zoo
 import numpy as np
 import optax
 import pytest
-from conftest import randomized
+from conftest import ROOT, randomized
 from flax.training.train_state import TrainState
 
 import glora_jax
@@ -198,6 +203,25 @@ def test_convolutions_are_an_option():
   check_fold_and_merging(adapted, variables, images)
 
 
+def test_a_resnets_pointwise_convolutions_are_adapted_through_its_batch_norms():
+  images = jax.random.normal(jax.random.key(0), (2, 6, 6, 3))
+  model = model_zoo.ResNet()
+  adapted = glora_jax.adapt(model, images, convs=True, select=[r'Bottleneck_\d/Conv_[02]$', '^neck$'], train=False)
+  sizes = {layer.name: (layer.in_features, layer.out_features, layer.bias) for layer in adapted.spec}
+  half = model_zoo.WIDTH // 2
+  assert sizes == {**{f'Bottleneck_{i}/Conv_{n}': size for i in range(2) for n, size in (
+      (0, (model_zoo.WIDTH, half, False)), (2, (half, model_zoo.WIDTH, False)))}, 'neck': (model_zoo.WIDTH, model_zoo.WIDTH, True)}
+  start = model.init(jax.random.key(0), images, train=False)
+  variables = {**adapted.init(jax.random.key(1), randomized(start['params'])), 'batch_stats': start['batch_stats']}
+  variables['glora'] = randomized(variables['glora'])
+  for genome in [*space.random_genomes(np.random.default_rng(0), adapted.spec, 2), space.preset(adapted.spec, 'full')]:
+    folded = {'params': adapted.fold(variables, genome), 'batch_stats': start['batch_stats']}
+    expected = model.apply(folded, images, train=False)['logits']
+    for merge in ('up_front', 'lazy'):
+      found = adapted.apply(variables, images, genome=genome, merge=merge, train=False)['logits']
+      np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
 def test_a_patch_embedding_as_convolution_equals_it_as_dense():
   """C, the prompt, too: a constant shift of every patch."""
   images = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
@@ -256,6 +280,48 @@ def test_a_sharded_base_keeps_sharded_supports_under_jit():
     out = jax.jit(lambda v, g: adapted.apply(v, X, genome=g))(variables, genome)
     folded = jax.jit(adapted.fold)(variables, genome)
     np.testing.assert_allclose(out, Model().apply({'params': folded}, X), atol=1e-5)
+
+
+SHARDED = '''
+import flax.linen as nn, jax, jax.numpy as jnp, numpy as np
+import glora_jax
+from glora_jax import space
+from jax.sharding import NamedSharding, PartitionSpec
+
+class Mlp(nn.Module):
+  @nn.compact
+  def __call__(self, x):
+    up = nn.with_partitioning(nn.initializers.lecun_normal(), (None, 'model'))
+    down = nn.with_partitioning(nn.initializers.lecun_normal(), ('model', None))
+    return nn.Dense(8, kernel_init=down, name='down')(nn.gelu(nn.Dense(16, kernel_init=up, name='up')(x)))
+
+mesh = jax.make_mesh((2, 4), ('data', 'model'), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+x = jax.random.normal(jax.random.key(0), (4, 8))
+for merge in ('up_front', 'lazy'):
+  adapted = glora_jax.adapt(Mlp(), x, merge=merge)
+  make = lambda: adapted.init(jax.random.key(1), Mlp().init(jax.random.key(0), x)['params'])
+  noise = lambda tree: jax.tree.map(lambda leaf: leaf + 0.3 * jax.random.normal(jax.random.key(2), leaf.shape), tree)
+  start = noise(make())
+  genome = space.preset(adapted.spec, 'full')
+  expected = adapted.apply(start, x, genome=genome)
+  with mesh:
+    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), nn.get_partition_spec(start))
+    variables = jax.jit(lambda: noise(make()), out_shardings=shardings)()
+    assert variables['glora']['up']['B_up'].value.sharding.spec == PartitionSpec(None, 'model')
+    assert len(variables['glora']['up']['B_up'].value.addressable_shards[0].data[0]) == 4
+    inputs = jax.device_put(x, NamedSharding(mesh, PartitionSpec('data')))
+    found = jax.jit(lambda v, g, x: adapted.apply(v, x, genome=g))(variables, genome, inputs)
+    folded = jax.jit(adapted.fold)(variables, genome)
+  np.testing.assert_allclose(found, expected, atol=1e-5)
+  np.testing.assert_allclose(Mlp().apply({'params': folded}, x), expected, atol=1e-5)
+print('equal on', jax.device_count())
+'''
+
+
+def test_on_eight_devices_init_apply_and_fold_give_what_one_device_gives():
+  environment = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=8', 'JAX_PLATFORMS': 'cpu'}
+  run = subprocess.run([sys.executable, '-c', SHARDED], capture_output=True, text=True, env=environment, cwd=ROOT)
+  assert run.stdout.strip() == 'equal on 8', run.stderr
 
 
 @pytest.fixture(scope='module')

@@ -81,7 +81,8 @@ def test_adapters_of_another_base_model_or_space_are_refused(subnet, tmp_path):
   checkpoint.save_adapter(path, adapted, variables, space.preset(adapted.spec, 'full'))
   with pytest.raises(ValueError, match='trained on other base weights'):
     checkpoint.load_adapter(path, adapted, {**variables['params'], 'cls': variables['params']['cls'] + 1})
-  with pytest.raises(ValueError, match='another model or search space'):
+  with pytest.raises(ValueError, match=r'another model or search space\. It has 8 layers, and this model 8; the first that differs is '
+                                       r"layer 0: Layer\(name='blocks/attn/qkv\[0\]'.*ranks=\(2, 4\).*there, .*ranks=\(4,\).*here"):
     checkpoint.load_adapter(path, glora_jax.adapt(adapted.model, IMAGES), variables['params'])
   other_head = adapted.model.clone(num_classes=4)
   params = {**variables['params'], 'head': {'kernel': jnp.zeros((12, 4)), 'bias': jnp.zeros(4)}}
