@@ -133,14 +133,14 @@ class CompactViT(nn.Module):
     x = x.reshape(len(x), -1, WIDTH)
     cls = self.param('cls', nn.initializers.zeros, (1, 1, WIDTH))
     x = jnp.concatenate([jnp.tile(cls, (len(x), 1, 1)), x], axis=1)
-    x = Transformer(2, HIDDEN, HEADS, name='Transformer')(x, train=train)[:, 0]
+    x = Transformer(1, HIDDEN, HEADS, name='Transformer')(x, train=train)[:, 0]
     x = nn.tanh(nn.Dense(WIDTH, name='pre_logits')(x))
     return nn.Dense(CLASSES, name='head', kernel_init=nn.initializers.zeros)(x)
 
 
 @example
 def vit_compact():
-  rows = [f'Transformer/encoderblock_{i}/{layer}' for i in range(2) for layer in (
+  rows = [f'Transformer/encoderblock_0/{layer}' for layer in (
       *(f'MultiHeadDotProductAttention_0/{name}' for name in ATTENTION), 'MlpBlock_0/Dense_0', 'MlpBlock_0/Dense_1')]
   return Example(CompactViT(), (normal(2, 4, 4, 3),), (*rows, 'pre_logits'), {'train': False}, blind=KEYS)
 
@@ -236,13 +236,13 @@ def _scanned_vit(pool, remat, last):
 
 @example
 def scanned_vit_global_average():
-  return _scanned_vit('gap', True, ())
+  return _scanned_vit('gap', False, ())
 
 
 @variant
 def scanned_vit_attention_pooling():
   attention = (f'PoolingHead_0/MultiHeadDotProductAttention_0/{name}' for name in ATTENTION)
-  return _scanned_vit('map', False, (*attention, 'PoolingHead_0/MlpBlock_0/Dense_0', 'PoolingHead_0/MlpBlock_0/Dense_1'))
+  return _scanned_vit('map', True, (*attention, 'PoolingHead_0/MlpBlock_0/Dense_0', 'PoolingHead_0/MlpBlock_0/Dense_1'))
 
 
 # Decoder-only language model: RMSNorm, rotary positions, grouped-query attention, SwiGLU, tied embeddings, no biases.
@@ -330,16 +330,15 @@ class ResNet(nn.Module):
   def __call__(self, images, train=True):
     x = nn.Conv(WIDTH, (3, 3), (2, 2), use_bias=False, name='stem')(images)
     x = nn.relu(nn.BatchNorm(not train)(x))
-    for _ in range(2):
-      x = Bottleneck()(x, train)
+    x = Bottleneck()(x, train)
     features = nn.silu(nn.Dense(WIDTH, name='neck')(x.mean((1, 2))))
     return {'features': features, 'logits': nn.Dense(CLASSES, name='head')(features)}
 
 
 @example
 def resnet():
-  rows = [f'Bottleneck_{i}/{layer}' for i in range(2) for layer in ('squeeze', 'excite')]
-  return Example(ResNet(), (normal(2, 6, 6, 3),), (*rows, 'neck'), {'train': False})
+  rows = ('Bottleneck_0/squeeze', 'Bottleneck_0/excite', 'neck')
+  return Example(ResNet(), (normal(2, 6, 6, 3),), rows, {'train': False})
 
 
 # Mixture of experts: a stack of layers by nn.vmap, weighted by a router.

@@ -341,7 +341,6 @@ RUNS = {
     'resnet': {'train': True, 'mutable': ['batch_stats']},
     'dropout_and_batch_norm': {
         'train': True, 'mutable': ['batch_stats', 'intermediates'], 'capture_intermediates': True, 'rngs': {'dropout': 5}},
-    'scanned_vit_global_average': {'train': True, 'rngs': {'dropout': 5}, 'capture_intermediates': True},
     'class_level_jit': {'capture_intermediates': lambda module, method: method == '__call__', 'mutable': 'intermediates'},
     'called_twice': {'mutable': True, 'capture_intermediates': True},
 }
