@@ -1,8 +1,8 @@
 """Small models the way other people write them, none of which knows of GLoRA.
 
-Families first, then single wrappers. All are tiny (width 8, two or three blocks), so that a test may compile every one. To
-add a model, write it and a function decorated with `example` or `variant`. Convolutions stand here as plain layers: once `nn.Conv` can
-be adapted, the ResNet's 1x1 convolutions and the patch embeddings are where to extend.
+Families first, then single wrappers. All are tiny (width 8, one or two blocks), so that a test may compile every one.
+To add a model, write it and a function decorated with `example` or `variant`. Convolutions stand here as plain layers:
+the ResNet's 1x1 convolutions and the patch embeddings are where to extend.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Example:
     model: unmodified Flax.
     inputs, kwargs: of its call.
     rows: names of its adapted layers in execution order, written down by hand.
-    stack_axes: for paths that begin so, where the stack axes of the whole kernel and bias are, outermost first; elsewhere
-      they lead.
+    stack_axes: for paths that begin so, where the stack axes of the whole kernel and bias are, outermost first;
+      elsewhere they lead.
     sizes: (in, out) of layers where the kernel's shape alone does not say.
     blind: paths (a regular expression) of layers whose bias cannot change the output.
     tolerance: of equality, relative to max|y|.
@@ -107,7 +107,8 @@ class PreNormBlock(nn.Module):
   def __call__(self, x, *, deterministic):
     y = nn.LayerNorm()(x)
     y = nn.MultiHeadDotProductAttention(
-        num_heads=self.num_heads, dropout_rate=self.dropout_rate, broadcast_dropout=False, deterministic=deterministic)(y, y)
+        num_heads=self.num_heads, dropout_rate=self.dropout_rate, broadcast_dropout=False,
+        deterministic=deterministic)(y, y)
     x = x + nn.Dropout(self.dropout_rate)(y, deterministic=deterministic)
     return x + MlpBlock(self.hidden, self.dropout_rate)(nn.LayerNorm()(x), deterministic=deterministic)
 
@@ -229,7 +230,8 @@ class ScannedViT(nn.Module):
 
 
 def _scanned_vit(pool, remat, last):
-  layers = (*(f'MultiHeadDotProductAttention_0/{name}' for name in ATTENTION), 'MlpBlock_0/Dense_0', 'MlpBlock_0/Dense_1')
+  attention = [f'MultiHeadDotProductAttention_0/{name}' for name in ATTENTION]
+  layers = (*attention, 'MlpBlock_0/Dense_0', 'MlpBlock_0/Dense_1')
   rows = [f'encoderblock/{layer}[{i}]' for i in range(2) for layer in layers]
   return Example(ScannedViT(pool, remat), (normal(2, 4, 4, 3),), (*rows, *last), blind=KEYS)
 
@@ -302,8 +304,8 @@ def language_model():
   layers = ('attention/q_proj', 'attention/k_proj', 'attention/v_proj', 'attention/o_proj',
             'mlp/gate_proj', 'mlp/up_proj', 'mlp/down_proj')
   tokens = jnp.asarray(np.random.default_rng(0).integers(0, VOCABULARY, (2, 5)))
-  sizes = {'layers_0_attention/q_proj': (8, 8), 'layers_0_attention/k_proj': (8, 4), 'layers_1_attention/v_proj': (8, 4),
-           'layers_1_attention/o_proj': (8, 8)}
+  sizes = {'layers_0_attention/q_proj': (8, 8), 'layers_0_attention/k_proj': (8, 4),
+           'layers_1_attention/v_proj': (8, 4), 'layers_1_attention/o_proj': (8, 8)}
   rows = tuple(f'layers_{i}_{layer}' for i in range(2) for layer in layers)
   return Example(LanguageModel(), (tokens,), rows, sizes=sizes)
 
@@ -433,15 +435,16 @@ class LiftedLayers(nn.Module):
     x = nn.silu(JitDense(WIDTH, name='jitted')(x))
     x = nn.silu(nn.remat(nn.Dense)(HIDDEN, name='rematerialized')(x))
     stack = nn.vmap(
-        nn.DenseGeneral, variable_axes={'params': -1}, split_rngs={'params': True}, in_axes=None, out_axes=1, axis_size=2)
+        nn.DenseGeneral, variable_axes={'params': -1}, split_rngs={'params': True}, in_axes=None, out_axes=1,
+        axis_size=2)
     return stack((2, 4), name='stacked')(x)
 
 
 @variant
 def lifted_layers():
   rows = ('jitted', 'rematerialized', 'stacked[0]', 'stacked[1]')
-  return Example(
-      LiftedLayers(), (normal(2, WIDTH),), rows, stack_axes={'stacked': ((3,), (2,))}, sizes={'stacked[1]': (HIDDEN, 8)})
+  axes, sizes = {'stacked': ((3,), (2,))}, {'stacked[1]': (HIDDEN, 8)}
+  return Example(LiftedLayers(), (normal(2, WIDTH),), rows, stack_axes=axes, sizes=sizes)
 
 
 class Listed(nn.Module):
@@ -545,7 +548,8 @@ class TwoScans(nn.Module):
 
 @example
 def two_scans():
-  rows = [row for path in ('second_by_name', 'first_by_name') for i in range(2) for row in block_rows(path, index=f'[{i}]')]
+  paths = ('second_by_name', 'first_by_name')
+  rows = [row for path in paths for i in range(2) for row in block_rows(path, index=f'[{i}]')]
   return Example(TwoScans(), (normal(2, WIDTH),), tuple(rows))
 
 
@@ -656,7 +660,8 @@ class ManyAxes(nn.Module):
   @nn.compact
   def __call__(self, x):
     x = nn.silu(nn.DenseGeneral((2, 2), axis=(-2, -1), name='pairs')(x))
-    x = nn.DenseGeneral((2, 8), axis=(-3, -1, -2), use_bias=False, name='triple')(x[:, None] + jnp.arange(2.0)[:, None, None])
+    x = x[:, None] + jnp.arange(2.0)[:, None, None]
+    x = nn.DenseGeneral((2, 8), axis=(-3, -1, -2), use_bias=False, name='triple')(x)
     groups = jnp.moveaxis(x, -2, 0)  # [group, batch, channel]
     groups = nn.silu(nn.DenseGeneral((2, 4), axis=-1, batch_dims=0, name='grouped')(groups))
     scan = nn.scan(GroupStep, variable_axes={'params': 1}, split_rngs={'params': True}, length=4)
@@ -673,7 +678,8 @@ class GroupStep(nn.Module):
 
 @example
 def dense_general():
-  rows = ('pairs', 'triple', 'grouped[0]', 'grouped[1]', *(f'scanned/layer[{i},{j}]' for i in range(4) for j in range(2)))
+  scanned = [f'scanned/layer[{i},{j}]' for i in range(4) for j in range(2)]
+  rows = ('pairs', 'triple', 'grouped[0]', 'grouped[1]', *scanned)
   sizes = {'pairs': (8, 4), 'triple': (8, 16), 'grouped[1]': (8, 8), 'scanned/layer[2,1]': (8, 8)}
   return Example(ManyAxes(), (normal(2, 2, 4),), rows, stack_axes={'scanned': ((1, 0), (1, 0))}, sizes=sizes)
 
@@ -698,7 +704,8 @@ class BoxedStep(nn.Module):
   @nn.compact
   def __call__(self, x, _):
     kernel, bias = nn.initializers.lecun_normal(), nn.initializers.zeros
-    y = nn.Dense(HIDDEN, kernel_init=self.box(kernel, ('embed', 'mlp')), bias_init=self.box(bias, ('mlp',)), name='up')(x)
+    y = nn.Dense(
+        HIDDEN, kernel_init=self.box(kernel, ('embed', 'mlp')), bias_init=self.box(bias, ('mlp',)), name='up')(x)
     return x + nn.Dense(WIDTH, kernel_init=self.box(kernel, ('mlp', 'embed')), name='down')(nn.silu(y)), None
 
 
@@ -761,7 +768,8 @@ class Conditioned(nn.Module):
 
 @example
 def keyword_inputs():
-  kwargs = {'mask': jnp.array([[1, 1, 0], [1, 0, 1]]), 'context': {'text': {'tokens': normal(2, 3, HIDDEN)}}, 'scale': 0.5}
+  mask, context = jnp.array([[1, 1, 0], [1, 0, 1]]), {'text': {'tokens': normal(2, 3, HIDDEN)}}
+  kwargs = {'mask': mask, 'context': context, 'scale': 0.5}
   return Example(Conditioned(), (normal(2, 3, WIDTH),), ('project', 'condition', 'last'), kwargs)
 
 

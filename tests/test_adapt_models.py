@@ -1,4 +1,4 @@
-"""GLoRA on models of many kinds, none of which knows of it: what must hold whatever the model and the way of merging."""
+"""GLoRA on models of many kinds, none of which knows of it: what must hold whatever the model and the merging."""
 
 import functools
 import re
@@ -16,7 +16,8 @@ from glora_jax import SearchSpace, adapt, canonicalize, count_params, preset, ra
 MERGES = ('up_front', 'lazy')
 SPACE = SearchSpace(ranks=(2, 4))
 # Hundreds of tiny programs run once each: compiling them fast matters, their speed does not.
-FAST = {'xla_backend_optimization_level': 0, 'xla_cpu_use_fusion_emitters': False, 'xla_cpu_parallel_codegen_split_count': 2}
+FAST = {
+    'xla_backend_optimization_level': 0, 'xla_cpu_use_fusion_emitters': False, 'xla_cpu_parallel_codegen_split_count': 2}
 jit = functools.partial(jax.jit, compiler_options=FAST if jax.default_backend() == 'cpu' else None)
 
 ALL = model_zoo.EXAMPLES | model_zoo.VARIANTS
@@ -63,14 +64,16 @@ class Session:
     # The largest form of everything, then anything.
     spec = self.adapted.spec
     self.genomes = np.stack([preset(spec, 'full'), *random_genomes(np.random.default_rng(0), spec, 3)])
-    self.plain = jit(lambda params: vector(model.apply({**self.rest, 'params': params}, *example.inputs, **example.kwargs)))
+    call = functools.partial(model.apply, **example.kwargs)
+    self.plain = jit(lambda params: vector(call({**self.rest, 'params': params}, *example.inputs)))
     self.fold = jit(self.adapted.fold)
     self.apply = {merge: jit(functools.partial(self._apply, merge)) for merge in MERGES}
     self.one = {merge: jit(functools.partial(self._one, merge)) for merge in MERGES}
     self.many = {merge: jit(functools.partial(self._many, merge)) for merge in MERGES}
 
   def _apply(self, merge, variables, genome):
-    return vector(self.adapted.apply(variables, *self.example.inputs, genome=genome, merge=merge, **self.example.kwargs))
+    inputs, kwargs = self.example.inputs, self.example.kwargs
+    return vector(self.adapted.apply(variables, *inputs, genome=genome, merge=merge, **kwargs))
 
   def _one(self, merge, variables, genome):
     """Outputs of one genome, and the gradient of a sum of them with respect to the supports."""
@@ -258,8 +261,8 @@ def test_spec_is_the_same_however_often_the_model_is_traced(name):
   # Another instance of the model, and shapes in place of arrays.
   shapes = lambda tree: jax.tree.map(
       lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if isinstance(leaf, jax.Array) else leaf, tree)
-  model, inputs, kwargs = model_zoo.EXAMPLES[name]().model, shapes(case.example.inputs), shapes(dict(case.example.kwargs))
-  assert adapt(model, *inputs, space=SPACE, **kwargs).spec == case.adapted.spec
+  inputs, kwargs = shapes(case.example.inputs), shapes(dict(case.example.kwargs))
+  assert adapt(model_zoo.EXAMPLES[name]().model, *inputs, space=SPACE, **kwargs).spec == case.adapted.spec
 
 
 @every_model
@@ -298,7 +301,8 @@ def test_fixed_subnets_in_their_cheapest_form_give_what_folding_gives(name):
     genome = canonicalize(case.adapted.spec, np.broadcast_to(np.array(codes), (len(case.adapted.spec), 5)))
     subnet = case.adapted.fix(genome)
     apply = functools.partial(subnet.apply, **case.example.kwargs)
-    assert_close(vector(jit(apply)(case.variables, *case.example.inputs)), case.plain(case.fold(case.variables, genome)))
+    outputs = vector(jit(apply)(case.variables, *case.example.inputs))
+    assert_close(outputs, case.plain(case.fold(case.variables, genome)))
 
 
 @pytest.mark.parametrize('axis', [0, 1, -1])
@@ -306,8 +310,9 @@ def test_a_scanned_and_an_unscanned_model_have_equal_genomes_supports_and_output
   depth, x = 2, model_zoo.normal(2, model_zoo.WIDTH)
   loop = Session(model_zoo.Example(model_zoo.Chain(model_zoo.Block, depth), (x,), ()))
   scan = Session(model_zoo.Example(model_zoo.Scanned(axis, depth), (x,), ()))
-  assert [layer.name for layer in loop.adapted.spec] == [f'block_{i}/{layer}' for i in range(2) for layer in ('fc1', 'fc2')]
-  assert [layer.name for layer in scan.adapted.spec] == [f'blocks/{layer}[{i}]' for i in range(2) for layer in ('fc1', 'fc2')]
+  names = lambda case: [layer.name for layer in case.adapted.spec]
+  assert names(loop) == ['block_0/fc1', 'block_0/fc2', 'block_1/fc1', 'block_1/fc2']
+  assert names(scan) == ['blocks/fc1[0]', 'blocks/fc2[0]', 'blocks/fc1[1]', 'blocks/fc2[1]']
 
   def stacked(tree, axis):
     blocks = jax.tree.map(lambda *leaves: jnp.stack(leaves, axis), *(tree[f'block_{i}'] for i in range(depth)))
@@ -332,7 +337,7 @@ def test_traces_of_a_class_level_jit_are_not_shared_between_adapts_with_other_ra
   genome = np.array([[3, 3, 2, 2, 2]] * 2)  # LoRA of the first rank, which is not the same in both
   variables, results = {'params': params, 'glora': supports}, []
   for adapted in (*adapts, *adapts):
-    results.append(adapted.apply(variables, x, genome=genome))  # not under an outer jit, so that the inner one is the cache
+    results.append(adapted.apply(variables, x, genome=genome))  # under no outer jit: the inner one's cache is asked
     assert_close(results[-1], model.apply({'params': adapted.fold(variables, genome)}, x))
   assert np.abs(results[0] - results[1]).max() > 1e-3 * np.abs(results[0]).max()
 
@@ -340,8 +345,10 @@ def test_traces_of_a_class_level_jit_are_not_shared_between_adapts_with_other_ra
 RUNS = {
     'resnet': {'train': True, 'mutable': ['batch_stats']},
     'dropout_and_batch_norm': {
-        'train': True, 'mutable': ['batch_stats', 'intermediates'], 'capture_intermediates': True, 'rngs': {'dropout': 5}},
-    'class_level_jit': {'capture_intermediates': lambda module, method: method == '__call__', 'mutable': 'intermediates'},
+        'train': True, 'rngs': {'dropout': 5}, 'mutable': ['batch_stats', 'intermediates'],
+        'capture_intermediates': True},
+    'class_level_jit': {
+        'capture_intermediates': lambda module, method: method == '__call__', 'mutable': 'intermediates'},
     'called_twice': {'mutable': True, 'capture_intermediates': True},
 }
 
@@ -351,11 +358,10 @@ RUNS = {
 def test_what_comes_back_has_the_models_own_structure_and_values(name, merge):
   case, kwargs = session(name), dict(RUNS[name])
   rngs = {stream: jax.random.key(seed) for stream, seed in kwargs.pop('rngs', {}).items()}
-  run = lambda apply, variables, **more: apply(
-      variables, *case.example.inputs, rngs=rngs, **{**case.example.kwargs, **kwargs}, **more)
-  genome, folded = case.genomes[1], case.folded[1]
-  actual = jit(lambda variables, genome: run(case.adapted.apply, variables, genome=genome, merge=merge))(case.variables, genome)
-  expected = jit(lambda params: run(case.example.model.apply, {**case.rest, 'params': params}))(folded)
+  run = lambda apply, variables, **more: jit(functools.partial(
+      apply, rngs=rngs, **{**case.example.kwargs, **kwargs}, **more))(variables, *case.example.inputs)
+  actual = run(case.adapted.apply, case.variables, genome=case.genomes[1], merge=merge)
+  expected = run(case.example.model.apply, {**case.rest, 'params': case.folded[1]})
   if kwargs.get('mutable') is True:
     # Merged values are no update of the base's params.
     assert_trees_close(actual[1].pop('params'), case.variables['params'], 0)
@@ -394,10 +400,12 @@ def test_every_leaf_of_untied_supports_gets_a_gradient_from_some_genome(merge):
 def test_without_jit_apply_and_fold_and_under_jit_init_are_the_same():
   case = session('other_method')
   genome, inputs = case.genomes[1], case.example.inputs
-  assert_trees_close(jit(case.adapted.init)(jax.random.key(0), case.start['params'])['glora'], case.start['glora'], 1e-6)
+  start = jit(case.adapted.init)(jax.random.key(0), case.start['params'])
+  assert_trees_close(start['glora'], case.start['glora'], 1e-6)
   assert_trees_close(case.adapted.fold(case.variables, genome), case.folded[1])
   for merge in MERGES:
-    assert_close(vector(case.adapted.apply(case.variables, *inputs, genome=genome, merge=merge, **case.example.kwargs)), case.expected[1])
+    outputs = case.adapted.apply(case.variables, *inputs, genome=genome, merge=merge, **case.example.kwargs)
+    assert_close(vector(outputs), case.expected[1])
 
 
 @every_merge
