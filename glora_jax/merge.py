@@ -191,7 +191,9 @@ def intercept(forms: Mapping[str, Form], next_function, args, kwargs, context):
   alleles = leaves['alleles'].reshape((*stack, 5))
   run = lambda module, params: module.clone(parent=None).apply({'params': params}, *args, **kwargs)
 
-  if form.union is not None and isinstance(module, nn.Dense) and max(form.union[0]) < 3:
+  # A subclass may do more, and a product of its own (quantized, say) need not split into terms.
+  plain = type(module) is nn.Dense and module.dot_general is None and module.dot_general_cls is None
+  if form.union is not None and plain and max(form.union[0]) < 3:
     takes = [alleles_of != (0,) for alleles_of in form.union]
     if any(takes[2:]):
       bias = reparam.effective_bias(kernel, bias, supports, alleles, form.ranks)

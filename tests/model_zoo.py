@@ -332,15 +332,16 @@ class ResNet(nn.Module):
   def __call__(self, images, train=True):
     x = nn.Conv(WIDTH, (3, 3), (2, 2), use_bias=False, name='stem')(images)
     x = nn.relu(nn.BatchNorm(not train)(x))
-    x = Bottleneck()(x, train)
+    for _ in range(2):
+      x = Bottleneck()(x, train)
     features = nn.silu(nn.Dense(WIDTH, name='neck')(x.mean((1, 2))))
     return {'features': features, 'logits': nn.Dense(CLASSES, name='head')(features)}
 
 
 @example
 def resnet():
-  rows = ('Bottleneck_0/squeeze', 'Bottleneck_0/excite', 'neck')
-  return Example(ResNet(), (normal(2, 6, 6, 3),), rows, {'train': False})
+  rows = [f'Bottleneck_{i}/{layer}' for i in range(2) for layer in ('squeeze', 'excite')]
+  return Example(ResNet(), (normal(2, 6, 6, 3),), (*rows, 'neck'), {'train': False})
 
 
 # Mixture of experts: a stack of layers by nn.vmap, weighted by a router.

@@ -16,8 +16,7 @@ from glora_jax import SearchSpace, adapt, canonicalize, count_params, preset, ra
 MERGES = ('up_front', 'lazy')
 SPACE = SearchSpace(ranks=(2, 4))
 # Hundreds of tiny programs run once each: compiling them fast matters, their speed does not.
-FAST = {
-    'xla_backend_optimization_level': 0, 'xla_cpu_use_fusion_emitters': False, 'xla_cpu_parallel_codegen_split_count': 2}
+FAST = {'xla_backend_optimization_level': 0, 'xla_cpu_use_fusion_emitters': False}
 jit = functools.partial(jax.jit, compiler_options=FAST if jax.default_backend() == 'cpu' else None)
 
 ALL = model_zoo.EXAMPLES | model_zoo.VARIANTS
@@ -337,8 +336,9 @@ def test_traces_of_a_class_level_jit_are_not_shared_between_adapts_with_other_ra
   genome = np.array([[3, 3, 2, 2, 2]] * 2)  # LoRA of the first rank, which is not the same in both
   variables, results = {'params': params, 'glora': supports}, []
   for adapted in (*adapts, *adapts):
-    results.append(adapted.apply(variables, x, genome=genome))  # under no outer jit: the inner one's cache is asked
-    assert_close(results[-1], model.apply({'params': adapted.fold(variables, genome)}, x))
+    results.append(jit(functools.partial(adapted.apply, genome=genome))(variables, x))
+    folded = jit(functools.partial(adapted.fold, genome=genome))(variables)
+    assert_close(results[-1], jit(model.apply)({'params': folded}, x))
   assert np.abs(results[0] - results[1]).max() > 1e-3 * np.abs(results[0]).max()
 
 
