@@ -1,8 +1,8 @@
 """Small models the way other people write them, none of which knows of GLoRA.
 
 Families first, then single wrappers. All are tiny (width 8, one or two blocks), so that a test may compile every one.
-To add a model, write it and a function decorated with `example` or `variant`. Convolutions stand here as plain layers:
-the ResNet's 1x1 convolutions and the patch embeddings are where to extend.
+To add a model, write it and a function decorated with `example`. Convolutions stand here as plain layers: the ResNet's
+1x1 convolutions and the patch embeddings are where to extend.
 """
 
 from __future__ import annotations
@@ -59,17 +59,11 @@ class Example:
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
-EXAMPLES: dict[str, Callable[[], Example]] = {}  # for every test
-VARIANTS: dict[str, Callable[[], Example]] = {}  # relatives of an example, for fewer tests
+EXAMPLES: dict[str, Callable[[], Example]] = {}
 
 
 def example(function: Callable[[], Example]) -> Callable[[], Example]:
   EXAMPLES[function.__name__] = function
-  return function
-
-
-def variant(function: Callable[[], Example]) -> Callable[[], Example]:
-  VARIANTS[function.__name__] = function
   return function
 
 
@@ -177,7 +171,7 @@ class SetupViT(nn.Module):
     return self.head(x[:, 0])
 
 
-@variant
+@example
 def vit_setup():
   layers = (*(f'attention/{name}' for name in ATTENTION), 'fc1', 'fc2')
   rows = ('embed', *(f'blocks_0/{layer}' for layer in layers))
@@ -238,13 +232,13 @@ def _scanned_vit(pool, remat, last):
 
 @example
 def scanned_vit_global_average():
-  return _scanned_vit('gap', False, ())
+  return _scanned_vit('gap', True, ())
 
 
-@variant
+@example
 def scanned_vit_attention_pooling():
   attention = (f'PoolingHead_0/MultiHeadDotProductAttention_0/{name}' for name in ATTENTION)
-  return _scanned_vit('map', True, (*attention, 'PoolingHead_0/MlpBlock_0/Dense_0', 'PoolingHead_0/MlpBlock_0/Dense_1'))
+  return _scanned_vit('map', False, (*attention, 'PoolingHead_0/MlpBlock_0/Dense_0', 'PoolingHead_0/MlpBlock_0/Dense_1'))
 
 
 # Decoder-only language model: RMSNorm, rotary positions, grouped-query attention, SwiGLU, tied embeddings, no biases.
@@ -375,6 +369,9 @@ def mixture_of_experts():
   return Example(SparseModel(), (normal(2, 5, WIDTH),), tuple(rows))
 
 
+FAMILIES = tuple(EXAMPLES)
+
+
 # Wrappers: one way of writing or lifting each, around the same two-layer block.
 
 
@@ -420,7 +417,7 @@ def class_level_jit():
   return Example(Chain(JitBlock), (normal(2, WIDTH),), block_rows('block_0', 'block_1'))
 
 
-@variant
+@example
 def remat():
   return Example(Chain(nn.remat(Block), depth=1), (normal(2, WIDTH),), block_rows('block_0'))
 
@@ -441,7 +438,7 @@ class LiftedLayers(nn.Module):
     return stack((2, 4), name='stacked')(x)
 
 
-@variant
+@example
 def lifted_layers():
   rows = ('jitted', 'rematerialized', 'stacked[0]', 'stacked[1]')
   axes, sizes = {'stacked': ((3,), (2,))}, {'stacked[1]': (HIDDEN, 8)}
@@ -508,12 +505,12 @@ def _scanned(axis, kernel_axis, bias_axis):
   return Example(Scanned(axis), (normal(2, WIDTH),), tuple(rows), stack_axes={'blocks': ((kernel_axis,), (bias_axis,))})
 
 
-@variant
+@example
 def scan_axis_0():
   return _scanned(0, 0, 0)
 
 
-@variant
+@example
 def scan_axis_1():
   return _scanned(1, 1, 1)
 
@@ -532,7 +529,7 @@ class Broadcast(nn.Module):
     return scan(name='block')(x, None)[0]
 
 
-@variant
+@example
 def scan_broadcast():
   return Example(Broadcast(), (normal(2, WIDTH),), block_rows('block'))
 
@@ -562,7 +559,7 @@ class Vmapped(nn.Module):
     return branches(name='branches')(x)
 
 
-@variant
+@example
 def vmap():
   rows = [row for i in range(2) for row in block_rows('branches', index=f'[{i}]')]
   return Example(Vmapped(), (normal(2, WIDTH),), tuple(rows))
@@ -601,7 +598,7 @@ class RematScanned(nn.Module):
     return nn.remat_scan(Block, lengths=(2, 4))(name='blocks')(x)
 
 
-@variant
+@example
 def remat_scan():
   rows = [row for i in range(2) for j in range(4) for row in block_rows('blocks', index=f'[{i},{j}]')]
   return Example(RematScanned(), (normal(2, WIDTH),), tuple(rows))
@@ -619,7 +616,7 @@ class FunctionScan(nn.Module):
     return nn.remat(lambda module, y: module(y))(nn.Dense(WIDTH, name='last'), x)
 
 
-@variant
+@example
 def function_scan():
   rows = [row for i in range(2) for row in block_rows('block', index=f'[{i}]')]
   return Example(FunctionScan(), (normal(2, WIDTH),), (*rows, 'last'))
@@ -632,7 +629,7 @@ class Recurrent(nn.Module):
     return nn.RNN(nn.SimpleCell(WIDTH), name='rnn')(x)
 
 
-@variant
+@example
 def recurrent():
   return Example(Recurrent(), (normal(2, 4, WIDTH),), ('SimpleCell_0/i', 'SimpleCell_0/h'))
 
@@ -650,7 +647,7 @@ class Branching(nn.Module):
     return choose(~first, choose(first, x))
 
 
-@variant
+@example
 def cond():
   return Example(Branching(), (normal(2, WIDTH), jnp.array(False)), ('left', 'right'))
 
@@ -733,7 +730,7 @@ def with_partitioning():
   return _boxed(nn.with_partitioning)
 
 
-@variant
+@example
 def with_logical_partitioning():
   return _boxed(nn.with_logical_partitioning)
 
@@ -804,7 +801,7 @@ class TiedByReading(nn.Module):
     return self.lm_head.apply({'params': {'kernel': table.T}}, x)
 
 
-@variant
+@example
 def embedding_read_from_variables():
   return Example(TiedByReading(), (jnp.array([[1, 2, 3]]),), block_rows('block'))
 
@@ -818,7 +815,7 @@ class TiedAutoencoder(nn.Module):
     return nn.silu(encoder(x)) @ encoder.variables['params']['kernel'].T
 
 
-@variant
+@example
 def kernel_read_from_variables():
   return Example(TiedAutoencoder(), (normal(2, WIDTH),), ('encoder',))
 
@@ -830,7 +827,7 @@ class CalledByKeyword(nn.Module):
     return nn.DenseGeneral(WIDTH, name='second')(inputs=nn.silu(nn.Dense(WIDTH, name='first')(inputs=x)))
 
 
-@variant
+@example
 def called_by_keyword():
   return Example(CalledByKeyword(), (normal(2, WIDTH),), ('first', 'second'))
 
@@ -852,6 +849,6 @@ class Customized(nn.Module):
     return GainDense(WIDTH, name='subclass')(x)
 
 
-@variant
+@example
 def customized_layers():
   return Example(Customized(), (normal(2, WIDTH),), ('own_product', 'subclass'))
