@@ -101,7 +101,8 @@ def attach(
   name = type(model).__name__
   params = flatten(params)
   is_head = _matcher(heads)
-  head_paths = frozenset(path for path in params if any(is_head('/'.join(path[:n])) for n in range(1, len(path))))
+  # Parts of a path may be integers: the items of a bridged NNX model's lists.
+  head_paths = frozenset(path for path in params if any(is_head('/'.join(map(str, path[:n]))) for n in range(1, len(path))))
   if heads is not None and not head_paths:
     log.info('No module of %s matches heads=%r; only supports will be trained.', name, heads)
 
@@ -268,9 +269,9 @@ class Adapted:
   def _check_params(self, params):
     given = {path: nn.meta.unbox(value) for path, value in flatten(params).items()}
     problems = {
-        'missing': sorted('/'.join(p) for p in self.param_shapes.keys() - given.keys()),
-        'unexpected': sorted('/'.join(p) for p in given.keys() - self.param_shapes.keys()),
-        'misshaped': [f'{"/".join(p)} is {np.shape(given[p])} and should be {shape.shape}'
+        'missing': sorted('/'.join(map(str, p)) for p in self.param_shapes.keys() - given.keys()),
+        'unexpected': sorted('/'.join(map(str, p)) for p in given.keys() - self.param_shapes.keys()),
+        'misshaped': [f'{"/".join(map(str, p))} is {np.shape(given[p])} and should be {shape.shape}'
                       for p, shape in self.param_shapes.items() if p in given and np.shape(given[p]) != shape.shape],
     }
     if any(problems.values()):
