@@ -101,8 +101,7 @@ def attach(
   name = type(model).__name__
   params = flatten(params)
   is_head = _matcher(heads)
-  # Parts of a path may be integers: the items of a bridged NNX model's lists.
-  head_paths = frozenset(path for path in params if any(is_head('/'.join(map(str, path[:n]))) for n in range(1, len(path))))
+  head_paths = frozenset(path for path in params if any(is_head(_name(path[:n])) for n in range(1, len(path))))
   if heads is not None and not head_paths:
     log.info('No module of %s matches heads=%r; only supports will be trained.', name, heads)
 
@@ -267,16 +266,9 @@ class Adapted:
     return result
 
   def _check_params(self, params):
-    given = {path: nn.meta.unbox(value) for path, value in flatten(params).items()}
-    problems = {
-        'missing': sorted('/'.join(map(str, p)) for p in self.param_shapes.keys() - given.keys()),
-        'unexpected': sorted('/'.join(map(str, p)) for p in given.keys() - self.param_shapes.keys()),
-        'misshaped': [f'{"/".join(map(str, p))} is {np.shape(given[p])} and should be {shape.shape}'
-                      for p, shape in self.param_shapes.items() if p in given and np.shape(given[p]) != shape.shape],
-    }
-    if any(problems.values()):
-      said = '; '.join(f'{kind}: {", ".join(names)}' for kind, names in problems.items() if names)
-      raise ValueError(f'These params are not those of the adapted {type(self.model).__name__}. {said}.')
+    named = lambda flat: {_name(path): nn.meta.unbox(value) for path, value in flat.items()}
+    if problems := merging.differences(named(flatten(params)), named(self.param_shapes)):
+      raise ValueError(f'These params are not those of the adapted {type(self.model).__name__}. {"; ".join(problems)}.')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -373,6 +365,11 @@ def _boxed(supports: dict[str, jax.Array], kernel: Any, site: Site) -> dict[str,
   axes = {'down': (fan_in, None), 'up': (None, fan_out), 'C_up': (None, None), 'C_vector': (fan_in,), 'constant': (None,)}
   of = lambda name: axes.get(name, axes.get(name.split('_')[-1], (fan_out,)))
   return {name: kernel.replace(value=value, names=stack + of(name)) for name, value in supports.items()}
+
+
+def _name(path: Path) -> str:
+  """'/'-joined; parts may be integers, the items of a bridged NNX model's lists."""
+  return '/'.join(map(str, path))
 
 
 def _check_variables(variables):

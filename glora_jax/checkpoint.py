@@ -1,8 +1,7 @@
-"""What a run writes and reads back: training states (orbax), adapters (safetensors), small results (JSON, npz)."""
+"""What training leaves: its states (orbax), and adapters (safetensors)."""
 
 from __future__ import annotations
 
-import json
 import os
 from typing import Any
 
@@ -15,54 +14,10 @@ import orbax.checkpoint as ocp
 
 from glora_jax import reparam, space
 from glora_jax.adapt import COLLECTION, Adapted
+from glora_jax.files import Path, read_tensors, write_tensors
 from glora_jax.merge import flatten, get, replace
-from glora_jax.models.weights import fingerprint, read_tensors, write_tensors
+from glora_jax.models.weights import fingerprint
 from glora_jax.supernet import TrainState
-
-Path = str | os.PathLike
-
-
-def write_json(path: Path, content: Any) -> None:
-  """Writes JSON beside the path first and then moves it there, so that it is whole or not there."""
-  temporary = f'{os.fspath(path)}.partial'
-  with open(temporary, 'w') as file:
-    json.dump(content, file, indent=2)
-    file.write('\n')
-  os.replace(temporary, path)
-
-
-def read_json(path: Path) -> Any:
-  """What `write_json` wrote.
-
-  Raises:
-    ValueError: the file is damaged.
-  """
-  with open(path) as file:
-    try:
-      return json.load(file)
-    except ValueError as error:
-      raise ValueError(f'{path} is damaged ({error}); remove it, and the stage that wrote it runs again.') from error
-
-
-def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-  """Writes an npz file, whole or not at all."""
-  temporary = f'{os.fspath(path)}.partial'
-  with open(temporary, 'wb') as file:
-    np.savez(file, **arrays)
-  os.replace(temporary, path)
-
-
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-  """What `write_arrays` wrote.
-
-  Raises:
-    ValueError: the file is damaged.
-  """
-  try:
-    with np.load(path, allow_pickle=False) as file:
-      return {name: file[name] for name in file.files}
-  except Exception as error:  # zipfile, zlib and numpy each have their own
-    raise ValueError(f'{path} is damaged ({error}); remove it, and the stage that wrote it runs again.') from error
 
 
 class TrainingCheckpoints:

@@ -220,12 +220,11 @@ def linear_layout(module: nn.Module, inputs: Any = None, einsum_str: str | None 
 
   Args:
     module: one of `LINEAR_MODULES`.
-    inputs, einsum_str: what it is called with; only `nn.Einsum` looks at the second.
+    inputs, einsum_str: what it is called with; of these only `nn.Einsum`'s second matters.
 
   Raises:
     ValueError: an `nn.Einsum` that is no linear layer.
   """
-  del inputs
   if isinstance(module, nn.Dense):
     return Layout((), (0,), (1,))
   if isinstance(module, nn.Conv):
@@ -234,10 +233,9 @@ def linear_layout(module: nn.Module, inputs: Any = None, einsum_str: str | None 
   if isinstance(module, nn.Einsum):
     return _einsum_layout((einsum_str or module.einsum_str).replace(' ', ''))
   as_tuple = lambda value: (value,) if isinstance(value, int) else tuple(value)
-  stack, inputs = len(as_tuple(module.batch_dims)), len(as_tuple(module.axis))
-  outputs = len(as_tuple(module.features))
-  dims = tuple(range(stack + inputs + outputs))
-  return Layout(dims[:stack], dims[stack:stack + inputs], dims[stack + inputs:], dims[:stack])
+  outputs_from = len(as_tuple(module.batch_dims)) + len(as_tuple(module.axis))
+  dims, stack = tuple(range(outputs_from + len(as_tuple(module.features)))), len(as_tuple(module.batch_dims))
+  return Layout(dims[:stack], dims[stack:outputs_from], dims[outputs_from:], dims[:stack])
 
 
 def _einsum_layout(equation: str) -> Layout:

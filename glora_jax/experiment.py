@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -24,39 +23,17 @@ import numpy as np
 
 from glora_jax import report, search, space, supernet
 from glora_jax.adapt import Adapted, adapt
-from glora_jax.checkpoint import TrainingCheckpoints, read_arrays, read_json, save_adapter, write_arrays, write_json
+from glora_jax.checkpoint import TrainingCheckpoints, save_adapter
+from glora_jax.config import check_config, claim_workdir, finetune_recipe
 from glora_jax.data import augment, pipeline
 from glora_jax.data.task import Task, find
+from glora_jax.files import read_arrays, read_json, whole, write_arrays, write_json
 from glora_jax.models import weights
 from glora_jax.scoring import make_scorer
 from glora_jax.supernet import NonFiniteLossError, Recipe, TrainState
 
 log = logging.getLogger(__name__)
-PROTOCOLS = ('honest', 'paper')
 
-
-def default_config() -> ml_collections.ConfigDict:
-  """The library's defaults: the recipe and search of the official code, on the embedded task and backbone."""
-  official = dataclasses.asdict(Recipe())
-  return ml_collections.ConfigDict({
-      'job': 'adapt',
-      'task': 'digits',
-      'data_dir': ml_collections.config_dict.placeholder(str),  # of TFDS; None for its default
-      'protocol': 'honest',  # 'paper' trains on train+val, searches on test, and says so wherever its numbers appear
-      'seed': 42,
-      'weights': weights.EMBEDDED,  # or the path of a safetensors file
-      'normalization': ml_collections.config_dict.placeholder(str),  # None for the one that the weights were trained with
-      'drop_path': 0.1,
-      'remat': ml_collections.config_dict.placeholder(str),  # a policy of jax.checkpoint_policies; None keeps all activations
-      'merge': 'auto',  # 'up_front', 'lazy'
-      'space': {'ranks': (4,)},
-      'budget': ml_collections.config_dict.placeholder(float),  # most trained parameters, head not counted; None: no limit
-      'supernet': official,
-      'search': dataclasses.asdict(search.Evolution()),
-      'finetune': {**official, 'epochs': 100, 'on': 'train'},  # 'train+val': with the number of epochs chosen on train/val
-      'presets': (),  # baselines beside the linear probe, each trained alone by the supernet's recipe
-      'checkpoint_epochs': 10,  # between two saved training states
-  })
 
 
 @dataclasses.dataclass
@@ -120,7 +97,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
   """Runs, or resumes, what a config describes.
 
   Args:
-    config: with the fields of `default_config`.
+    config: with the fields of `config.default_config`.
     workdir: folder for everything that is written; one config each.
 
   Returns:
@@ -151,55 +128,6 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
   result['seconds'] = this.seconds
   write_json(this.path('result.json'), result)
   return result
-
-
-def check_config(config: ml_collections.ConfigDict) -> None:
-  """Raises ValueError for the first field that is unknown, missing, or has a value that cannot be."""
-
-  def compare(given, known, prefix):
-    for name in given:
-      if name not in known:
-        raise ValueError(f"The config field '{prefix}{name}' is unknown; there are: {', '.join(sorted(known))}.")
-    for name in known:
-      if name not in given:
-        raise ValueError(f"The config field '{prefix}{name}' is missing; start from experiment.default_config().")
-      if isinstance(known[name], ml_collections.ConfigDict):
-        compare(given[name], known[name], f'{prefix}{name}.')
-
-  compare(config, default_config(), '')
-  if config.protocol not in PROTOCOLS:
-    raise ValueError(f"protocol='{config.protocol}' is unknown; it is one of {', '.join(PROTOCOLS)}.")
-  if config.finetune.on not in ('train', 'train+val'):
-    raise ValueError(f"finetune.on='{config.finetune.on}' is unknown; it is 'train' or 'train+val'.")
-  for name in config.presets:
-    if name not in space.PRESET_NAMES:
-      raise ValueError(f"presets: '{name}' is unknown; the presets are {', '.join(space.PRESET_NAMES)}.")
-  if config.remat is not None and not hasattr(jax.checkpoint_policies, config.remat):
-    raise ValueError(f"remat='{config.remat}' is no policy of jax.checkpoint_policies; 'dots_saveable' is one.")
-  if config.checkpoint_epochs < 1:
-    raise ValueError(f'checkpoint_epochs={config.checkpoint_epochs} must be at least 1.')
-  space.check_budget(config.budget)
-  space.SearchSpace(**config.space)
-  search.Evolution(**config.search)
-  Recipe(**config.supernet)
-  finetune_recipe(config)
-  find(config.task)
-  if config.normalization is not None and config.normalization not in augment.NORMALIZATIONS:
-    raise ValueError(f"normalization='{config.normalization}' is unknown; it is one of {', '.join(augment.NORMALIZATIONS)}.")
-
-
-def claim_workdir(config: ml_collections.ConfigDict, workdir: str) -> None:
-  """Writes `config.json`, or raises ValueError where the workdir has that of another run."""
-  os.makedirs(workdir, exist_ok=True)
-  path, new = os.path.join(workdir, 'config.json'), json.loads(config.to_json())
-  if not os.path.exists(path):
-    return write_json(path, new)
-  flat = lambda tree: flax.traverse_util.flatten_dict(tree, sep='.')
-  old, new = flat(read_json(path)), flat(new)
-  changed = [f'{name} was {old.get(name)!r} and is now {new.get(name)!r}'
-             for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
-  if changed:
-    raise ValueError(f'The workdir {workdir} belongs to another config: {"; ".join(changed)}. Choose another --workdir, or remove that one.')
 
 
 def prepare(config: ml_collections.ConfigDict, workdir: str) -> Run:
@@ -286,9 +214,8 @@ class Metrics:
             entry = json.loads(line)
             if entry['stage'] != stage or entry['step'] <= step:
               lines.append(json.dumps(entry) + '\n')
-    with open(f'{path}.partial', 'w') as file:
+    with whole(path) as temporary, open(temporary, 'w') as file:
       file.writelines(lines)
-    os.replace(f'{path}.partial', path)
 
   def write(self, step: int, values: dict[str, float]) -> None:
     with open(self.path, 'a') as file:
@@ -324,10 +251,6 @@ def run_search(this: Run, variables: Any) -> search.Archive:
       on_generation=lambda archive: write_arrays(path, archive.arrays()))
 
 
-def finetune_recipe(config: ml_collections.ConfigDict) -> Recipe:
-  return Recipe(**{name: value for name, value in config.finetune.items() if name != 'on'})
-
-
 def finetune(this: Run, variables: Any, genome: np.ndarray) -> dict[str, tuple[Any, np.ndarray]]:
   """Trains the winner on from the supernet's weights: name -> (variables, genome), before ('winner_supernet') and after."""
   recipe = finetune_recipe(this.config)
@@ -338,7 +261,6 @@ def finetune(this: Run, variables: Any, genome: np.ndarray) -> dict[str, tuple[A
   if this.config.finetune.on == 'train+val':
     path = this.path('finetune_epochs.json')
     if not os.path.exists(path):
-      curve = []
       images, labels = this.data('val')
 
       def on_epoch(current):

@@ -154,11 +154,12 @@ def graft(
   for group in groups:
     if group in shared:
       continue
+    alleles = group.alleles(genome)
     union = None if fixed is None else tuple(tuple(sorted(set(column.tolist()))) for column in fixed[np.array(group.rows)].T)
     for site, part in group.of_members(nn.meta.unbox(get(supports, group.path))):
       form = Form(site.local, group.space.ranks, union)
       forms[form.key] = form
-      leaves = {'alleles': group.alleles(genome), **part}
+      leaves = {'alleles': alleles, **part}
       params = replace(params, (*site.path, form.key), {name: _place(value, site) for name, value in leaves.items()})
   return params, forms
 
@@ -210,6 +211,17 @@ def intercept(forms: Mapping[str, Form], next_function, args, kwargs, context):
 def flatten(tree: Any) -> dict[Path, Any]:
   """The leaves of a nested dictionary by path; metadata boxes count as leaves."""
   return flax.traverse_util.flatten_dict(flax.core.unfreeze(tree))
+
+
+def differences(given: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+  """What is missing, unexpected and misshaped among named arrays, a phrase for each kind that occurs."""
+  kinds = {
+      'missing': sorted(expected.keys() - given.keys()),
+      'unexpected': sorted(given.keys() - expected.keys()),
+      'misshaped': [f'{name} is {np.shape(given[name])} and should be {expected[name].shape}'
+                    for name in sorted(expected.keys() & given.keys()) if np.shape(given[name]) != expected[name].shape],
+  }
+  return [f'{kind}: {", ".join(names)}' for kind, names in kinds.items() if names]
 
 
 def get(tree: Any, path: Path) -> Any:

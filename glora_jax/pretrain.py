@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 
 import flax.linen as nn
@@ -12,6 +11,7 @@ import numpy as np
 
 from glora_jax import supernet
 from glora_jax.data import augment, embedded
+from glora_jax.files import write_json
 from glora_jax.models import weights
 from glora_jax.models.vit import ViT
 
@@ -50,6 +50,5 @@ def run(config, workdir: str) -> dict:
   weights.save(os.path.join(workdir, 'backbone.safetensors'), model, state.trainable, {
       'image_size': config.image_size, 'normalization': config.normalization,
       'classes': embedded.FASHION_MNIST_CLASSES, 'test_accuracy': result['test_accuracy']})
-  with open(os.path.join(workdir, 'result.json'), 'w') as file:
-    json.dump(result, file, indent=2)
+  write_json(os.path.join(workdir, 'result.json'), result)
   return result

@@ -278,6 +278,7 @@ _PRESETS = {
     'full': (-1, -1, -1, 2, 2),
 }
 PRESET_NAMES = tuple(_PRESETS)
+_OF_BIASES = ('bitfit', 'prompt')  # nothing is left of them where no layer has a bias
 
 
 def preset(spec: Spec, name: str) -> np.ndarray:
@@ -288,7 +289,7 @@ def preset(spec: Spec, name: str) -> np.ndarray:
   """
   if name not in _PRESETS:
     raise ValueError(f"The preset '{name}' is unknown; the presets are {', '.join(_PRESETS)}.")
-  if name in ('bitfit', 'prompt') and not any(layer.bias for layer in spec):
+  if name in _OF_BIASES and not any(layer.bias for layer in spec):
     raise ValueError(f"The preset '{name}' trains biases, and no adapted layer has one.")
   codes = np.array(_PRESETS[name])
   return canonicalize(spec, np.where(codes < 0, spec.num_codes - 1, codes).astype(np.int8))
@@ -297,7 +298,7 @@ def preset(spec: Spec, name: str) -> np.ndarray:
 def presets(spec: Spec) -> dict[str, np.ndarray]:
   """All presets that exist for a spec, by name."""
   biased = any(layer.bias for layer in spec)
-  return {name: preset(spec, name) for name in _PRESETS if biased or name not in ('bitfit', 'prompt')}
+  return {name: preset(spec, name) for name in _PRESETS if biased or name not in _OF_BIASES}
 
 
 def custom_genome(spec: Spec, choices: Mapping[str, str | Mapping[str, str | int]]) -> np.ndarray:

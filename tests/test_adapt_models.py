@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import model_zoo
 import numpy as np
 import pytest
+from conftest import randomized
 
 from glora_jax import SearchSpace, adapt, canonicalize, count_params, preset, random_genomes
 
@@ -33,12 +34,6 @@ def cache_of_small_programs():
   jax.config.update(name, 0.05)
   yield
   jax.config.update(name, before)
-
-
-def randomized(tree, seed=0, scale=0.3):
-  """The same tree with normal entries: supports that are no longer at their initial values."""
-  rng = np.random.default_rng(seed)
-  return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, scale, leaf.shape), leaf.dtype), tree)
 
 
 def vector(outputs):

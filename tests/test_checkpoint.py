@@ -32,18 +32,6 @@ def test_training_states_round_trip_and_the_newest_counts(tmp_path):
   jax.tree.map(np.testing.assert_array_equal, restored, state._replace(step=9, trainable=randomized(trainable)))
 
 
-def test_json_and_arrays_round_trip_and_damage_is_explained(tmp_path):
-  checkpoint.write_json(tmp_path / 'x.json', {'a': [1, None]})
-  assert checkpoint.read_json(tmp_path / 'x.json') == {'a': [1, None]}
-  checkpoint.write_arrays(tmp_path / 'x.npz', {'a': np.arange(3)})
-  np.testing.assert_array_equal(checkpoint.read_arrays(tmp_path / 'x.npz')['a'], np.arange(3))
-  for name, read in (('x.json', checkpoint.read_json), ('x.npz', checkpoint.read_arrays)):
-    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:10])
-    with pytest.raises(ValueError, match=f'{name} is damaged'):
-      read(tmp_path / name)
-  assert {path.name for path in tmp_path.iterdir()} == {'x.json', 'x.npz'}
-
-
 @pytest.fixture(scope='module', params=[True, False], ids=['tied', 'untied'])
 def subnet(request):
   model = ViT(3, patch_size=8, width=12, depth=2, num_heads=2)

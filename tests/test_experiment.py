@@ -16,6 +16,7 @@ import pytest
 from conftest import ROOT, randomized
 
 from glora_jax import experiment, report
+from glora_jax.config import default_config
 from glora_jax.data import pipeline
 from glora_jax.models import weights
 from glora_jax.models.vit import ViT
@@ -37,7 +38,7 @@ def backbone(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def config(backbone, tmp_path_factory):
-  config = experiment.default_config()
+  config = default_config()
   config.weights, config.data_dir = backbone, str(tmp_path_factory.mktemp('tfds'))
   config.budget, config.checkpoint_epochs, config.presets = 1000, 1, ('lora',)
   config.remat = 'dots_saveable'  # as the quickstart, whose config the command line starts from

@@ -1,0 +1,97 @@
+"""The config of a run: its defaults, what its fields may be, and the workdir that belongs to it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+
+import flax
+import jax
+import ml_collections
+
+from glora_jax import search, space
+from glora_jax.data import augment
+from glora_jax.data.task import find
+from glora_jax.files import read_json, write_json
+from glora_jax.models import weights
+from glora_jax.supernet import Recipe
+
+PROTOCOLS = ('honest', 'paper')
+
+
+def default_config() -> ml_collections.ConfigDict:
+  """The library's defaults: the recipe and search of the official code, on the embedded task and backbone."""
+  official = dataclasses.asdict(Recipe())
+  return ml_collections.ConfigDict({
+      'job': 'adapt',
+      'task': 'digits',
+      'data_dir': ml_collections.config_dict.placeholder(str),  # of TFDS; None for its default
+      'protocol': 'honest',  # 'paper' trains on train+val, searches on test, and says so wherever its numbers appear
+      'seed': 42,
+      'weights': weights.EMBEDDED,  # or the path of a safetensors file
+      'normalization': ml_collections.config_dict.placeholder(str),  # None for the one that the weights were trained with
+      'drop_path': 0.1,
+      'remat': ml_collections.config_dict.placeholder(str),  # a policy of jax.checkpoint_policies; None keeps all activations
+      'merge': 'auto',  # 'up_front', 'lazy'
+      'space': {'ranks': (4,)},
+      'budget': ml_collections.config_dict.placeholder(float),  # most trained parameters, head not counted; None: no limit
+      'supernet': official,
+      'search': dataclasses.asdict(search.Evolution()),
+      'finetune': {**official, 'epochs': 100, 'on': 'train'},  # 'train+val': with the number of epochs chosen on train/val
+      'presets': (),  # baselines beside the linear probe, each trained alone by the supernet's recipe
+      'checkpoint_epochs': 10,  # between two saved training states
+  })
+
+
+def check_config(config: ml_collections.ConfigDict) -> None:
+  """Raises ValueError for the first field that is unknown, missing, or has a value that cannot be."""
+
+  def compare(given, known, prefix):
+    for name in given:
+      if name not in known:
+        raise ValueError(f"The config field '{prefix}{name}' is unknown; there are: {', '.join(sorted(known))}.")
+    for name in known:
+      if name not in given:
+        raise ValueError(f"The config field '{prefix}{name}' is missing; start from config.default_config().")
+      if isinstance(known[name], ml_collections.ConfigDict):
+        compare(given[name], known[name], f'{prefix}{name}.')
+
+  compare(config, default_config(), '')
+  if config.protocol not in PROTOCOLS:
+    raise ValueError(f"protocol='{config.protocol}' is unknown; it is one of {', '.join(PROTOCOLS)}.")
+  if config.finetune.on not in ('train', 'train+val'):
+    raise ValueError(f"finetune.on='{config.finetune.on}' is unknown; it is 'train' or 'train+val'.")
+  for name in config.presets:
+    if name not in space.PRESET_NAMES:
+      raise ValueError(f"presets: '{name}' is unknown; the presets are {', '.join(space.PRESET_NAMES)}.")
+  if config.remat is not None and not hasattr(jax.checkpoint_policies, config.remat):
+    raise ValueError(f"remat='{config.remat}' is no policy of jax.checkpoint_policies; 'dots_saveable' is one.")
+  if config.checkpoint_epochs < 1:
+    raise ValueError(f'checkpoint_epochs={config.checkpoint_epochs} must be at least 1.')
+  space.check_budget(config.budget)
+  space.SearchSpace(**config.space)
+  search.Evolution(**config.search)
+  Recipe(**config.supernet)
+  finetune_recipe(config)
+  find(config.task)
+  if config.normalization is not None and config.normalization not in augment.NORMALIZATIONS:
+    raise ValueError(f"normalization='{config.normalization}' is unknown; it is one of {', '.join(augment.NORMALIZATIONS)}.")
+
+
+def claim_workdir(config: ml_collections.ConfigDict, workdir: str) -> None:
+  """Writes `config.json`, or raises ValueError where the workdir has that of another run."""
+  os.makedirs(workdir, exist_ok=True)
+  path, new = os.path.join(workdir, 'config.json'), json.loads(config.to_json())
+  if not os.path.exists(path):
+    return write_json(path, new)
+  flat = lambda tree: flax.traverse_util.flatten_dict(tree, sep='.')
+  old, new = flat(read_json(path)), flat(new)
+  changed = [f'{name} was {old.get(name)!r} and is now {new.get(name)!r}'
+             for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+  if changed:
+    raise ValueError(f'The workdir {workdir} belongs to another config: {"; ".join(changed)}. Choose another --workdir, or remove that one.')
+
+
+def finetune_recipe(config: ml_collections.ConfigDict) -> Recipe:
+  return Recipe(**{name: value for name, value in config.finetune.items() if name != 'on'})

@@ -1,0 +1,93 @@
+"""Files that are whole or not there, and reading them back: JSON, npz, safetensors."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+Path = str | os.PathLike
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[str]:
+  """A temporary path beside the given one, moved there at the end: whoever is killed while writing leaves the old file."""
+  temporary = f'{os.fspath(path)}.partial'
+  yield temporary
+  os.replace(temporary, path)
+
+
+def write_json(path: Path, content: Any) -> None:
+  """Writes JSON, whole or not at all."""
+  with whole(path) as temporary, open(temporary, 'w') as file:
+    json.dump(content, file, indent=2)
+    file.write('\n')
+
+
+def read_json(path: Path) -> Any:
+  """What `write_json` wrote.
+
+  Raises:
+    ValueError: the file is damaged.
+  """
+  with open(path) as file:
+    try:
+      return json.load(file)
+    except ValueError as error:
+      raise ValueError(f'{path} is damaged ({error}); remove it, and the stage that wrote it runs again.') from error
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+  """Writes an npz file, whole or not at all."""
+  with whole(path) as temporary, open(temporary, 'wb') as file:
+    np.savez(file, **arrays)
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+  """What `write_arrays` wrote.
+
+  Raises:
+    ValueError: the file is damaged.
+  """
+  try:
+    with np.load(path, allow_pickle=False) as file:
+      return {name: file[name] for name in file.files}
+  except Exception as error:  # zipfile, zlib and numpy each have their own
+    raise ValueError(f'{path} is damaged ({error}); remove it, and the stage that wrote it runs again.') from error
+
+
+def write_tensors(path: Path, tensors: dict[str, Any], kind: str, metadata: dict[str, Any]) -> None:
+  """Writes a safetensors file of this project, whole or not at all.
+
+  All metadata is one JSON text, since the format keeps several in no order: equal content makes equal bytes.
+  """
+  described = json.dumps({'kind': kind, **metadata})
+  contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+  with whole(path) as temporary:
+    safetensors.numpy.save_file(contiguous, temporary, {'glora_jax': described})
+
+
+def read_tensors(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+  """What `write_tensors` wrote: (tensors, metadata).
+
+  Raises:
+    FileNotFoundError: no such file.
+    ValueError: it is damaged, or not one of this project's files of that kind.
+  """
+  if not os.path.isfile(path):
+    raise FileNotFoundError(f'There is no file {path}; give the path of a safetensors file.')
+  try:
+    with safetensors.safe_open(path, 'numpy') as file:
+      described = json.loads((file.metadata() or {}).get('glora_jax', '{}'))
+      tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+  except Exception as error:  # safetensors raises its own type, and others for odd contents
+    raise ValueError(f'{path} is damaged or not a safetensors file ({error}); get it again.') from error
+  if described.pop('kind', None) != kind:
+    raise ValueError(f'{path} is no {kind} file that glora_jax wrote.')
+  return tensors, described
