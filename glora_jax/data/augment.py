@@ -9,12 +9,13 @@ import jax.numpy as jnp
 NORMALIZATIONS = {
     'imagenet': ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     'inception': ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    'clip': ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
     'unit': ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
 
 
 def normalize(images: jax.Array, normalization: str) -> jax.Array:
-  """uint8 [..., 3] to float32: 'imagenet' mean and deviation, 'inception' for [-1, 1], 'unit' for [0, 1]."""
+  """uint8 [..., 3] to float32: 'imagenet' and 'clip' by mean and deviation, 'inception' to [-1, 1], 'unit' to [0, 1]."""
   if normalization not in NORMALIZATIONS:
     raise ValueError(f"normalization='{normalization}' is unknown; it is one of {', '.join(NORMALIZATIONS)}.")
   mean, deviation = (jnp.asarray(values, jnp.float32) for values in NORMALIZATIONS[normalization])

@@ -1,7 +1,8 @@
 """A plain Vision Transformer (Dosovitskiy et al. 2021, arXiv 2010.11929), with nothing of GLoRA in it.
 
 Pre-LN blocks under `nn.scan`, a fused qkv projection, class token or global average pooling, optional LayerScale, drop
-path and pre-logits. `glora_jax.adapt` attaches the supports from outside, as it does for any other Flax model.
+path and pre-logits; its fields cover the ViTs of vision_transformer, big_vision, timm (DeiT, augreg, CLIP), Hugging Face and
+DINOv2. `glora_jax.adapt` attaches the supports from outside, as it does for any other Flax model.
 """
 
 from __future__ import annotations
@@ -19,7 +20,15 @@ SIZES = {
     'S': {'width': 384, 'depth': 12, 'num_heads': 6},
     'B': {'width': 768, 'depth': 12, 'num_heads': 12},
     'L': {'width': 1024, 'depth': 24, 'num_heads': 16},
+    'H': {'width': 1280, 'depth': 32, 'num_heads': 16},
 }
+
+ACTIVATIONS = {
+    'gelu': lambda x: nn.gelu(x, approximate=False),  # timm, Hugging Face, DINOv2
+    'gelu_tanh': lambda x: nn.gelu(x, approximate=True),  # vision_transformer and big_vision
+    'quick_gelu': lambda x: x * nn.sigmoid(1.702 * x),  # OpenAI's CLIP
+}
+POOLS = ('token', 'gap', 'token+gap')
 
 
 def drop_path(key: jax.Array, x: jax.Array, rate: jax.Array | float) -> jax.Array:
@@ -59,11 +68,12 @@ class Attention(nn.Module):
 
 class Mlp(nn.Module):
   hidden: int
+  activation: str = 'gelu'
   dtype: Any = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    y = nn.gelu(nn.Dense(self.hidden, dtype=self.dtype, name='fc1')(x), approximate=False)
+    y = ACTIVATIONS[self.activation](nn.Dense(self.hidden, dtype=self.dtype, name='fc1')(x))
     return nn.Dense(x.shape[-1], dtype=self.dtype, name='fc2')(y)
 
 
@@ -85,6 +95,7 @@ class Block(nn.Module):
   mlp_dim: int
   layer_scale: float | None = None
   norm_eps: float = 1e-6
+  activation: str = 'gelu'
   dtype: Any = None
 
   @nn.compact
@@ -98,7 +109,7 @@ class Block(nn.Module):
 
     norm = lambda name: nn.LayerNorm(epsilon=self.norm_eps, dtype=self.dtype, name=name)
     x = residual(x, Attention(self.num_heads, dtype=self.dtype, name='attn')(norm('norm1')(x)), 'scale1')
-    x = residual(x, Mlp(self.mlp_dim, dtype=self.dtype, name='mlp')(norm('norm2')(x)), 'scale2')
+    x = residual(x, Mlp(self.mlp_dim, self.activation, dtype=self.dtype, name='mlp')(norm('norm2')(x)), 'scale2')
     return x, None
 
 
@@ -112,12 +123,16 @@ class ViT(nn.Module):
     num_classes: size of the head; 0 returns the pooled features instead.
     patch_size: side of the square patches, in pixels.
     width, depth, num_heads, mlp_dim: the encoder's shape; `mlp_dim=None` is four times the width. See `vit` for the names.
-    pool: 'token' reads the class token; 'gap' averages the patch tokens.
+    pool: 'token' reads the class token; 'gap' averages the patch tokens; 'token+gap' puts the two side by side, as DINOv2's
+      classifiers do.
     class_token: whether a class token is there at all ('token' pooling needs one).
+    pre_norm: a LayerNorm before the first block and no bias in the patch embedding, as in CLIP.
+    norm_after_pool: where the last LayerNorm stands; timm's average-pooled models have it after pooling.
     pre_logits: width of a tanh layer between pooling and head, as in the original in21k checkpoints; None for none.
     layer_scale: initial value of LayerScale, None for none.
     drop_path: the last block's probability of dropping a residual branch during training.
     norm_eps: of every LayerNorm.
+    activation: of the MLPs, one of `ACTIVATIONS`.
     dtype: of the computation (parameters stay float32); None computes in the type of parameters and inputs.
     remat: name of a `jax.checkpoint_policies` policy to rematerialize each block with, 'nothing_saveable' for instance; None
       keeps all activations.
@@ -131,10 +146,13 @@ class ViT(nn.Module):
   mlp_dim: int | None = None
   pool: str = 'token'
   class_token: bool = True
+  pre_norm: bool = False
+  norm_after_pool: bool = False
   pre_logits: int | None = None
   layer_scale: float | None = None
   drop_path: float = 0.0
   norm_eps: float = 1e-6
+  activation: str = 'gelu'
   dtype: Any = None
   remat: str | None = None
 
@@ -142,13 +160,17 @@ class ViT(nn.Module):
   def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
     self._check(images)
     patch = (self.patch_size, self.patch_size)
-    x = nn.Conv(self.width, patch, strides=patch, padding='VALID', dtype=self.dtype, name='embed')(images)
+    x = nn.Conv(
+        self.width, patch, strides=patch, padding='VALID', use_bias=not self.pre_norm, dtype=self.dtype, name='embed')(images)
     x = x.reshape(x.shape[0], -1, self.width)  # [batch, patches, width]
     if self.class_token:
       cls = self.param('cls', nn.initializers.zeros, (1, 1, self.width))
       x = jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], 1, self.width)).astype(x.dtype), x], axis=1)
     pos_embed = self.param('pos_embed', nn.initializers.normal(0.02), (1, x.shape[1], self.width))
     x = x + pos_embed.astype(x.dtype)
+    norm = lambda name: nn.LayerNorm(epsilon=self.norm_eps, dtype=self.dtype, name=name)
+    if self.pre_norm:
+      x = norm('pre_norm')(x)
 
     block = Block
     if self.remat is not None:
@@ -160,11 +182,17 @@ class ViT(nn.Module):
         variable_axes={'params': 0, 'intermediates': 0},
         split_rngs={'params': True, 'drop_path': True},
         in_axes=0 if dropping else nn.broadcast,
-    )(self.num_heads, self.mlp_dim or 4 * self.width, self.layer_scale, self.norm_eps, self.dtype, name='blocks')
+    )(self.num_heads, self.mlp_dim or 4 * self.width, self.layer_scale, self.norm_eps, self.activation, self.dtype, name='blocks')
     x, _ = blocks(x, jnp.linspace(0.0, self.drop_path, self.depth) if dropping else None)
 
-    x = nn.LayerNorm(epsilon=self.norm_eps, dtype=self.dtype, name='norm')(x)
-    x = x[:, 0] if self.pool == 'token' else x[:, int(self.class_token):].mean(axis=1)
+    if not self.norm_after_pool:
+      x = norm('norm')(x)
+    pooled = [x[:, 0]] if 'token' in self.pool else []
+    if 'gap' in self.pool:
+      pooled.append(x[:, int(self.class_token):].mean(axis=1))
+    x = jnp.concatenate(pooled, axis=-1)
+    if self.norm_after_pool:
+      x = norm('norm')(x)
     if self.pre_logits is not None:
       x = nn.tanh(nn.Dense(self.pre_logits, dtype=self.dtype, name='pre_logits')(x))
     if self.num_classes:
@@ -178,10 +206,12 @@ class ViT(nn.Module):
           f'multiples of patch_size={self.patch_size}.')
     if self.width % self.num_heads:
       raise ValueError(f'width={self.width} is not a multiple of num_heads={self.num_heads}; choose another number of heads.')
-    if self.pool not in ('token', 'gap'):
-      raise ValueError(f"pool='{self.pool}' is unknown; it is 'token' or 'gap'.")
-    if self.pool == 'token' and not self.class_token:
-      raise ValueError("pool='token' reads the class token, but class_token=False; use pool='gap' or class_token=True.")
+    if self.pool not in POOLS:
+      raise ValueError(f"pool='{self.pool}' is unknown; it is one of {', '.join(POOLS)}.")
+    if 'token' in self.pool and not self.class_token:
+      raise ValueError(f"pool='{self.pool}' reads the class token, but class_token=False; use pool='gap' or class_token=True.")
+    if self.activation not in ACTIVATIONS:
+      raise ValueError(f"activation='{self.activation}' is unknown; it is one of {', '.join(ACTIVATIONS)}.")
 
 
 def vit(size: str, num_classes: int, **fields) -> ViT:

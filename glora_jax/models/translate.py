@@ -1,0 +1,198 @@
+"""Between the tensors of a file, as a format names and lays them out, and the parameters of the ViT."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+from collections.abc import Iterable
+
+import flax
+import numpy as np
+
+from glora_jax.models import formats
+from glora_jax.models.formats import FORMATS
+from glora_jax.models.vit import ViT
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """What a file was read as, so that it can be written back in the same way.
+
+  Attributes:
+    format: name in `formats.FORMATS`.
+    container: 'npz', 'safetensors' or 'torch'.
+    prefix: of all names.
+    wrapper: key that holds the tensors of a PyTorch file.
+    variant: see `formats.Format`.
+    unused: tensors the model has no use for.
+  """
+
+  format: str
+  container: str
+  prefix: str = ''
+  wrapper: str | None = None
+  variant: formats.Variant = dataclasses.field(default_factory=dict)
+  unused: dict[str, np.ndarray] = dataclasses.field(default_factory=dict, repr=False)
+
+
+def _layout(format, model, variant, expected):
+  """(rules by path of ours, names in the file -> shapes) for a model; parameters without a rule are left out."""
+  rules = {rule.ours: rule for rule in format.rules(model, variant) if rule.ours in expected}
+  shapes = {}
+  for path, rule in rules.items():
+    stacked, shape = path.startswith('blocks/'), expected[path].shape
+    one = np.broadcast_to(np.float32(0), shape[1:] if stacked else shape)
+    for name, part in zip(rule.theirs, rule.to_theirs(one), strict=True):
+      if not stacked:
+        shapes[name] = part.shape
+      elif '{}' in name:
+        shapes.update({name.format(block): part.shape for block in range(model.depth)})
+      else:
+        shapes[name] = (model.depth, *part.shape)
+  return rules, shapes
+
+
+def read_params(tensors, format, model, variant, expected, specs, stray, in_file):
+  """All parameters, each written at once to where it stays."""
+  rules, shapes = _layout(format, model, variant, expected)
+  require(tensors, {**{name: spec.shape for name, spec in specs.items()}, **dict.fromkeys(stray, ())}, shapes)
+  if odd := [name for name in shapes if specs[name].dtype is None]:
+    raise ValueError(f'{tensors.path}: {grouped(odd)} hold no floating-point numbers.')
+  read = lambda name: finite(tensors.path, name, tensors.read(in_file(name)))
+  params = {}
+  for path, spec in expected.items():
+    rule = rules[path]
+    if not rule.theirs:
+      params[path] = rule.to_ours(spec.shape)
+    elif not path.startswith('blocks/'):
+      params[path] = np.ascontiguousarray(rule.to_ours(*map(read, rule.theirs)))
+    elif '{}' not in rule.theirs[0]:
+      sources = [read(name) for name in rule.theirs]
+      block = lambda i, sources=sources, rule=rule: rule.to_ours(*(stacked[i] for stacked in sources))
+      params[path] = sources[0] if formats.is_same(rule) else _stack(spec, sources[0].dtype, block)
+    else:
+      dtype = np.result_type(*(specs[name.format(i)].dtype for name in rule.theirs for i in range(model.depth)))
+      params[path] = _stack(spec, dtype, lambda i, rule=rule: rule.to_ours(*(read(name.format(i)) for name in rule.theirs)))
+  return flax.traverse_util.unflatten_dict(params, sep='/')
+
+
+def _stack(spec, dtype, block):
+  stacked = np.empty(spec.shape, dtype)
+  for number in range(spec.shape[0]):
+    stacked[number] = block(number)
+  return stacked
+
+
+def finite(path, name, array):
+  if not np.isfinite(np.sum(array, dtype=np.float64)) and not np.isfinite(array).all():
+    raise ValueError(f'{path}: the tensor {name} is not finite; the checkpoint comes from a run that diverged, or is damaged.')
+  return array
+
+
+def require(tensors, given, expected):
+  """Raises ValueError naming every missing, unexpected and misshaped tensor, grouped over the blocks."""
+  unexpected = sorted(given.keys() - expected.keys())
+  misshaped = [f'{name} is {given[name]} and should be {expected[name]}'
+               for name in sorted(expected.keys() & given.keys()) if given[name] != expected[name]]
+  kinds = {'missing': grouped(expected.keys() - given.keys()), 'unexpected': grouped(unexpected), 'misshaped': grouped(misshaped)}
+  if problems := '; '.join(f'{kind}: {names}' for kind, names in kinds.items() if names):
+    cause = formats.explain(unexpected) or 'Check that the file is whole and of the model that is asked for.'
+    raise ValueError(f'{tensors.path} does not hold the tensors of its model. {problems}. {cause}')
+
+
+def grouped(names: Iterable[str]) -> str:
+  """Names joined, those that differ in one block number written once with all numbers: 'blocks.{0-11}.norm1.bias'."""
+  groups = {}
+  for name in names:
+    number = re.search(r'(?<=[._/])(\d+)(?=[./])', name)
+    pattern = f'{name[:number.start()]}{{}}{name[number.end():]}' if number else name
+    groups.setdefault(pattern, []).append(int(number.group()) if number else None)
+
+  def written(pattern, numbers):
+    if numbers[0] is None:
+      return pattern
+    numbers = sorted(numbers)
+    whole = len(numbers) > 1 and numbers == list(range(numbers[0], numbers[-1] + 1))
+    return pattern.replace('{}', f'{{{numbers[0]}-{numbers[-1]}}}' if whole else ','.join(map(str, numbers)), 1)
+
+  return ', '.join(written(pattern, numbers) for pattern, numbers in sorted(groups.items()))
+
+
+def to_tensors(model: ViT, flat: formats.Flat, source: Source) -> tuple[ViT, dict[str, np.ndarray]]:
+  """The tensors of a file, by name, and the model as that format's code base will build it.
+
+  What a format has no place for is folded into what it has, where that changes nothing: LayerScale into the layers before it,
+  the class token's position into the class token.
+
+  Raises:
+    ValueError: the format has no room for the model.
+  """
+  format = FORMATS[source.format]
+  model, flat = _represent(model, dict(flat), source)
+  rules, _ = _layout(format, model, source.variant, flat)
+  if homeless := sorted(flat.keys() - rules.keys()):
+    raise ValueError(f'The format {format.name} has no place for {", ".join(homeless)}; choose another format.')
+  prefix = source.prefix
+  if format.name.startswith('hf_'):
+    prefix = ('dinov2.' if 'dinov2' in format.name else 'vit.') if model.num_classes else ''
+  outside = re.compile(format.outside)
+  tensors = {}
+  for path, rule in rules.items():
+    if not path.startswith('blocks/'):
+      parts = rule.to_theirs(flat[path])
+    else:
+      blocks = [rule.to_theirs(block) for block in flat[path]]
+      if '{}' in rule.theirs[0]:
+        tensors.update({name.format(i): part for i, block in enumerate(blocks) for name, part in zip(rule.theirs, block, strict=True)})
+        continue
+      parts = [np.stack(column) for column in zip(*blocks, strict=True)]
+    tensors.update(zip(rule.theirs, parts, strict=True))
+  unused = dict(source.unused)
+  if 'dinov2' in format.name:
+    unused.setdefault('embeddings.mask_token', np.zeros((1, model.width), flat['cls'].dtype))
+  tensors = {name if outside.match(name) else prefix + name: value for name, value in {**tensors, **unused}.items()}
+  return model, tensors
+
+
+def _represent(model, flat, source):
+  """An equal model that the format has room for."""
+  name, refuse = source.format, lambda what: ValueError(f'The format {source.format} cannot say {what}; choose another format.')
+  dinov2, hf, npz = 'dinov2' in name, name.startswith('hf_'), FORMATS[name].container == 'npz'
+  if (npz or name.startswith('hf_vit')) and model.layer_scale is not None:
+    for scale, layer in (('scale1', 'attn/proj'), ('scale2', 'mlp/fc2')):
+      gamma = flat.pop(f'blocks/{scale}/gamma')
+      flat[f'blocks/{layer}/kernel'] = flat[f'blocks/{layer}/kernel'] * gamma[:, None, :]
+      flat[f'blocks/{layer}/bias'] = flat[f'blocks/{layer}/bias'] * gamma
+    model = model.clone(layer_scale=None)
+  if dinov2 and model.layer_scale is None:
+    for scale in ('scale1', 'scale2'):
+      flat[f'blocks/{scale}/gamma'] = np.ones((model.depth, model.width), flat['cls'].dtype if 'cls' in flat else np.float32)
+    model = model.clone(layer_scale=1.0)
+  if hf and not model.class_token:
+    raise refuse('a model without class token')
+  if (hf or npz) and model.norm_after_pool:
+    raise refuse('that the last LayerNorm stands after pooling')
+  if dinov2 and model.num_classes and model.pool != 'token+gap':
+    head = flat['head/kernel']
+    halves = [head, np.zeros_like(head)]
+    flat['head/kernel'] = np.concatenate(halves if model.pool == 'token' else halves[::-1])
+    model = model.clone(pool='token+gap')
+  expects = ('token+gap', 'token') if dinov2 else ('token',) if hf else ('token' if model.class_token else 'gap',) if npz else ('token', 'gap')
+  if model.pool not in expects:
+    raise refuse(f"pool='{model.pool}'" + (' with a class token' if model.class_token else ''))
+  if hf and model.num_classes and model.pre_logits is not None:
+    raise refuse('pre-logits and a head together')
+  if npz and model.activation != 'gelu_tanh':
+    log.warning("%s computes GELU by its tanh approximation, and this model has activation='%s': logits will differ slightly.",
+                name, model.activation)
+  if not source.variant.get('class_pos', True) and model.class_token:
+    flat['cls'] = flat['cls'] + flat['pos_embed'][:, :1]
+    flat['pos_embed'] = np.concatenate([np.zeros_like(flat['pos_embed'][:, :1]), flat['pos_embed'][:, 1:]], axis=1)
+  if npz and source.variant.get('position', True) is None:
+    computed = formats.sincos_2d(flat['pos_embed'].shape, model.class_token)
+    if computed.shape != flat['pos_embed'].shape or not np.array_equal(computed, flat['pos_embed']):
+      raise refuse('a position embedding that is not the computed one')
+  return model, flat
