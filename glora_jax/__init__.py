@@ -2,7 +2,7 @@
 
 from glora_jax import nnx
 from glora_jax.adapt import Adapted, Subnet, adapt
-from glora_jax.checkpoint import load_adapter, save_adapter
+from glora_jax.checkpoint import load_adapter, load_official_supernet, save_adapter
 from glora_jax.reparam import effective, init_supports
 from glora_jax.scoring import make_scorer, score
 from glora_jax.search import Archive, Evolution, evolve
@@ -44,6 +44,7 @@ __all__ = [
     'genome_to_json',
     'init_supports',
     'load_adapter',
+    'load_official_supernet',
     'make_scorer',
     'nnx',
     'preset',

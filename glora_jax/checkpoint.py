@@ -16,6 +16,9 @@ from glora_jax import reparam, space
 from glora_jax.adapt import COLLECTION, Adapted
 from glora_jax.files import Path, read_tensors, write_tensors
 from glora_jax.merge import flatten, get, replace
+from glora_jax.models.containers import open_tensors
+from glora_jax.models.formats import FORMATS
+from glora_jax.models.translate import require
 from glora_jax.models.weights import fingerprint
 from glora_jax.supernet import TrainState
 
@@ -123,6 +126,53 @@ def load_adapter(path: Path, adapted: Adapted, params: Any) -> tuple[dict[str, A
   for p, value in heads.items():
     new = replace(new, p, value)
   return adapted.join({'params': new, COLLECTION: supports}, {**frozen, **others}), genome
+
+
+def load_official_supernet(path: Path, adapted: Adapted, params: Any) -> dict[str, Any]:
+  """Reads what the official PyTorch code saves, supports and head of a timm ViT, onto the base that it was trained on.
+
+  The official base is `ViT-B_16.npz` as timm computes it: load that with `activation='gelu'`.
+
+  Args:
+    path: of the `.pt` file (PyTorch must be there; it is read with `weights_only=True`), or its tensors as safetensors or npz.
+    adapted: the ViT of `models/vit.py`, adapted with tied storage; its largest rank is that of the file.
+    params: the base's parameters, with a head of the file's number of classes; the head is replaced.
+
+  Returns:
+    Variables for `adapted.apply`.
+
+  Raises:
+    ValueError: every tensor that is missing, unexpected or misshaped is named.
+  """
+  tensors = open_tensors(path)
+  timm = FORMATS['timm']
+  names = {rule.ours: rule.theirs[0].removesuffix('.weight') for rule in timm.rules(adapted.model, timm.variant)}
+  variables = adapted.init(jax.random.key(0), params)
+  trainable, frozen = adapted.split(variables)
+  supports = jax.tree.map(lambda value: np.zeros(value.shape, value.dtype), nn.meta.unbox(trainable[COLLECTION]))
+  places, expected = {}, {}
+  for group in adapted.groups:
+    for index, _ in group.slices():
+      layer = names['/'.join((*group.path, 'kernel'))].format(*index)
+      for ours, theirs, transposed in _OFFICIAL:
+        module = get(supports, group.path)
+        if ours in module:
+          shape = module[ours].shape[len(index):]
+          places[f'{layer}.{theirs}'] = module, ours, index, transposed
+          expected[f'{layer}.{theirs}'] = shape[::-1] if transposed else shape
+  heads = trainable['params']['head']
+  expected.update({'head.weight': heads['kernel'].shape[::-1], 'head.bias': heads['bias'].shape})
+  require(tensors, {name: spec.shape for name, spec in tensors.specs.items()}, expected)
+  for name, (module, ours, index, transposed) in places.items():
+    value = tensors.read(name)
+    module[ours][index] = value.T if transposed else value
+  head = {'kernel': tensors.read('head.weight').T, 'bias': tensors.read('head.bias')}
+  return adapted.join({'params': {'head': head}, COLLECTION: supports}, frozen)
+
+
+# The supports' names here and there, and whether they are transposed.
+_OFFICIAL = (('A_down', 'Au', True), ('A_up', 'Ad', True), ('B_down', 'Bu', True), ('B_up', 'Bd', True),
+             ('C_down', 'Cd', False), ('C_up', 'Cu', False), ('D', 'D', False), ('E', 'E', False))
 
 
 def _shapes(flat):

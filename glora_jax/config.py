@@ -15,6 +15,7 @@ from glora_jax.data import augment
 from glora_jax.data.task import find
 from glora_jax.files import read_json, write_json
 from glora_jax.models import weights
+from glora_jax.models.vit import ACTIVATIONS
 from glora_jax.supernet import Recipe
 
 PROTOCOLS = ('honest', 'paper')
@@ -29,10 +30,17 @@ def default_config() -> ml_collections.ConfigDict:
       'data_dir': ml_collections.config_dict.placeholder(str),  # of TFDS; None for its default
       'protocol': 'honest',  # 'paper' trains on train+val, searches on test, and says so wherever its numbers appear
       'seed': 42,
-      'weights': weights.EMBEDDED,  # or the path of a safetensors file
-      'normalization': ml_collections.config_dict.placeholder(str),  # None for the one that the weights were trained with
-      'drop_path': 0.1,
-      'remat': ml_collections.config_dict.placeholder(str),  # a policy of jax.checkpoint_policies; None keeps all activations
+      'model': {
+          'weights': weights.EMBEDDED,  # or a path, an address with its sha256, a name in fetch.SHORTCUTS
+          'sha256': ml_collections.config_dict.placeholder(str),
+          'image_size': ml_collections.config_dict.placeholder(int),  # None for the one that the weights were trained with
+          'patch_size': ml_collections.config_dict.placeholder(int),  # likewise
+          'normalization': ml_collections.config_dict.placeholder(str),  # likewise
+          'num_heads': ml_collections.config_dict.placeholder(int),  # where the file does not say
+          'activation': ml_collections.config_dict.placeholder(str),  # None for that of the code base the file comes from
+          'drop_path': 0.1,
+          'remat': ml_collections.config_dict.placeholder(str),  # a policy of jax.checkpoint_policies; None keeps all activations
+      },
       'merge': 'auto',  # 'up_front', 'lazy'
       'space': {'ranks': (4,)},
       'budget': ml_collections.config_dict.placeholder(float),  # most trained parameters, head not counted; None: no limit
@@ -65,18 +73,23 @@ def check_config(config: ml_collections.ConfigDict) -> None:
   for name in config.presets:
     if name not in space.PRESET_NAMES:
       raise ValueError(f"presets: '{name}' is unknown; the presets are {', '.join(space.PRESET_NAMES)}.")
-  if config.remat is not None and not hasattr(jax.checkpoint_policies, config.remat):
-    raise ValueError(f"remat='{config.remat}' is no policy of jax.checkpoint_policies; 'dots_saveable' is one.")
+  if config.model.remat is not None and not hasattr(jax.checkpoint_policies, config.model.remat):
+    raise ValueError(f"model.remat='{config.model.remat}' is no policy of jax.checkpoint_policies; 'dots_saveable' is one.")
   if config.checkpoint_epochs < 1:
     raise ValueError(f'checkpoint_epochs={config.checkpoint_epochs} must be at least 1.')
+  if config.model.activation is not None and config.model.activation not in ACTIVATIONS:
+    raise ValueError(f"model.activation='{config.model.activation}' is unknown; it is one of {', '.join(ACTIVATIONS)}.")
+  for name in ('image_size', 'patch_size', 'num_heads'):
+    if (value := config.model[name]) is not None and value < 1:
+      raise ValueError(f'model.{name}={value} must be at least 1.')
   space.check_budget(config.budget)
   space.SearchSpace(**config.space)
   search.Evolution(**config.search)
   Recipe(**config.supernet)
   finetune_recipe(config)
   find(config.task)
-  if config.normalization is not None and config.normalization not in augment.NORMALIZATIONS:
-    raise ValueError(f"normalization='{config.normalization}' is unknown; it is one of {', '.join(augment.NORMALIZATIONS)}.")
+  if config.model.normalization is not None and config.model.normalization not in augment.NORMALIZATIONS:
+    raise ValueError(f"model.normalization='{config.model.normalization}' is unknown; it is one of {', '.join(augment.NORMALIZATIONS)}.")
 
 
 def claim_workdir(config: ml_collections.ConfigDict, workdir: str) -> None:

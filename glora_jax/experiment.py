@@ -29,11 +29,11 @@ from glora_jax.data import augment, pipeline
 from glora_jax.data.task import Task, find
 from glora_jax.files import read_arrays, read_json, whole, write_arrays, write_json
 from glora_jax.models import weights
+from glora_jax.models.fetch import fetch
 from glora_jax.scoring import make_scorer
 from glora_jax.supernet import NonFiniteLossError, Recipe, TrainState
 
 log = logging.getLogger(__name__)
-
 
 
 @dataclasses.dataclass
@@ -135,11 +135,17 @@ def prepare(config: ml_collections.ConfigDict, workdir: str) -> Run:
   seconds_path = os.path.join(workdir, 'seconds.json')
   seconds = read_json(seconds_path) if os.path.exists(seconds_path) else {}
   task = find(config.task)
-  model, params, metadata = weights.load(weights.EMBEDDED_FILE if config.weights == weights.EMBEDDED else config.weights)
-  model = model.clone(num_classes=task.num_classes, drop_path=config.drop_path, remat=config.remat)
-  params['head'] = {'kernel': np.zeros((model.width, task.num_classes), np.float32), 'bias': np.zeros(task.num_classes, np.float32)}
-  if config.normalization is not None:
-    metadata['normalization'] = config.normalization
+  settings = config.model
+  path = weights.EMBEDDED_FILE if settings.weights == weights.EMBEDDED else fetch(settings.weights, settings.sha256)
+  fields = {name: settings[name] for name in ('num_heads', 'activation') if settings[name]}
+  model, params, metadata = weights.refit(
+      *weights.load(path, **fields), num_classes=task.num_classes, image_size=settings.image_size, patch_size=settings.patch_size)
+  model = model.clone(drop_path=settings.drop_path, remat=settings.remat)
+  if not isinstance(metadata['image_size'], int):
+    raise ValueError(f'The weights are for images of {metadata["image_size"]}; a run needs square ones, give model.image_size.')
+  metadata['normalization'] = settings.normalization or metadata['normalization']
+  if metadata['normalization'] is None:
+    raise ValueError(f"Nothing says how images were normalized for {path}; give model.normalization: {', '.join(augment.NORMALIZATIONS)}.")
   sample = jax.ShapeDtypeStruct((1, metadata['image_size'], metadata['image_size'], 3), jnp.float32)
   adapted = adapt(model, sample, space=space.SearchSpace(**config.space), merge=config.merge)
   space.require_feasible(adapted.spec, config.budget)
@@ -305,11 +311,9 @@ def write_results(this: Run, variables: Any, entries: dict[str, dict[str, Any]],
   genome = np.array(entries['winner']['genome'], np.int8)
   save_adapter(this.path('adapter.safetensors'), adapted, variables, genome, task=this.task.name)
   write_json(this.path('genome.json'), space.genome_to_json(adapted.spec, genome))
-  os.makedirs(this.path('folded'), exist_ok=True)
-  folded_path = this.path('folded', 'model.safetensors')
-  remembered = {name: this.metadata[name] for name in ('image_size', 'normalization')}
-  weights.save(folded_path, adapted.model, jax.jit(adapted.fold)(variables, genome), {**remembered, 'classes': this.task.classes})
-  plain, params, _ = weights.load(folded_path)
+  remembered = {**{name: this.metadata[name] for name in ('image_size', 'normalization')}, 'classes': this.task.classes}
+  weights.save(this.path('folded'), adapted.model, jax.jit(adapted.fold)(variables, genome), remembered, this.metadata.get('source'))
+  plain, params, _ = weights.load(this.path('folded'))
   inputs = this.preprocess(this.data('train').images[:256])
   with_supports = jax.jit(lambda v, x: adapted.apply(v, x, genome=genome))(variables, inputs)
   difference = jnp.max(jnp.abs(with_supports - jax.jit(lambda p, x: plain.apply({'params': p}, x))(params, inputs)))
@@ -330,7 +334,7 @@ def write_results(this: Run, variables: Any, entries: dict[str, dict[str, Any]],
       'evaluations': len(archive),
       'fold_max_abs_diff': float(difference),
       'normalization': this.metadata['normalization'],
-      'weights': config.weights,
+      'weights': config.model.weights,
       'merge': adapted.merge,
       'seconds': dict(this.seconds),
   }

@@ -68,7 +68,7 @@ def write_tensors(path: Path, tensors: dict[str, Any], kind: str, metadata: dict
   All metadata is one JSON text, since the format keeps several in no order: equal content makes equal bytes.
   """
   described = json.dumps({'kind': kind, **metadata})
-  contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+  contiguous = {name: np.asarray(value, order='C') for name, value in tensors.items()}
   with whole(path) as temporary:
     safetensors.numpy.save_file(contiguous, temporary, {'glora_jax': described})
 

@@ -65,7 +65,7 @@ def write(workdir: str, result: dict[str, Any], spec: Spec, archive: Archive, ta
 A frozen ViT (`{result['weights']}`, normalization `{result['normalization']}`) got five support tensors for each of its
 {len(spec)} linear layers (largest subnet {space.count_params(spec, spec.num_codes - 1):,} parameters). A supernet of all their forms was
 trained, and {result['evaluations']:,} subnets were scored on {num_images} {searched} images under a budget of {budget}, by {fitness}.
-The winner was then folded into the base weights: `folded/model.safetensors` is a plain ViT, with no trace of GLoRA (largest
+The winner was then folded into the base weights: `folded/` is a plain ViT, with no trace of GLoRA (largest
 difference of a logit: {result['fold_max_abs_diff']:.1e}).
 
 {table(result)}
@@ -94,7 +94,7 @@ A scales and B shifts the weights, C is a prompt, D scales and E shifts the bias
 from glora_jax.data import augment, pipeline
 from glora_jax.models import weights
 
-model, params, metadata = weights.load('{workdir}/folded/model.safetensors')
+model, params, metadata = weights.load('{workdir}/folded')
 images = pipeline.to_square(image, metadata['image_size'])[None]  # image: uint8 [height, width, 3]
 logits = model.apply({{'params': params}}, augment.normalize(images, metadata['normalization']))
 print(metadata['classes'][logits[0].argmax()])

@@ -118,7 +118,7 @@ def test_normalizations_are_what_they_say():
   np.testing.assert_allclose(augment.normalize(images, 'inception')[0, 0, 0], [-1, 256 / 255 - 1, 1], atol=1e-6)
   expected = (np.array([0, 128 / 255, 1]) - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
   np.testing.assert_allclose(augment.normalize(images, 'imagenet')[0, 0, 0], expected, atol=1e-5)
-  with pytest.raises(ValueError, match='imagenet, inception, unit'):
+  with pytest.raises(ValueError, match='imagenet, inception, clip, unit'):
     augment.normalize(images, 'none')
 
 

@@ -39,9 +39,9 @@ def backbone(tmp_path_factory):
 @pytest.fixture(scope='session')
 def config(backbone, tmp_path_factory):
   config = default_config()
-  config.weights, config.data_dir = backbone, str(tmp_path_factory.mktemp('tfds'))
+  config.model.weights, config.data_dir = backbone, str(tmp_path_factory.mktemp('tfds'))
   config.budget, config.checkpoint_epochs, config.presets = 1000, 1, ('lora',)
-  config.remat = 'dots_saveable'  # as the quickstart, whose config the command line starts from
+  config.model.remat = 'dots_saveable'  # as the quickstart, whose config the command line starts from
   config.supernet.update(epochs=3, warmup_epochs=1, learning_rate=1e-2)
   config.search.update(population=8, generations=2, parents=3, mutations=4, crossovers=4)
   config.finetune.update(epochs=2, warmup_epochs=0, learning_rate=1e-3)
@@ -185,8 +185,10 @@ def test_a_workdir_of_another_config_is_refused_with_the_difference(finished, co
     ({'protocol': 'fair'}, 'honest, paper'),
     ({'presets': ('lora', 'lorra')}, "'lorra' is unknown"),
     ({'finetune__on': 'test'}, "'train' or 'train.val'"),
-    ({'normalization': 'zscore'}, 'imagenet, inception, unit'),
-    ({'weights': 'no.safetensors'}, 'There is no file no.safetensors'),
+    ({'model__normalization': 'zscore'}, 'imagenet, inception, clip, unit'),
+    ({'model__weights': 'no.safetensors'}, r"model.weights='no.safetensors' is no file"),
+    ({'model__image_size': 9}, 'image_size=9 is not a multiple of the patch size 4'),
+    ({'model__activation': 'relu'}, "model.activation='relu' is unknown"),
     ({'space__ranks': (4, 2)}, 'ascending'),
     ({'search__fitness': 'speed'}, "'accuracy' or 'loss'"),
     ({'supernet__batch_size': 2000}, 'batch_size=2000 is larger than the 800 training images'),
@@ -213,8 +215,21 @@ def test_a_damaged_backbone_is_refused(config, backbone, tmp_path):
   damaged = tmp_path / 'damaged.safetensors'
   with open(backbone, 'rb') as file:
     damaged.write_bytes(file.read()[:-1000])
-  with pytest.raises(ValueError, match=r'damaged\.safetensors is damaged or not a safetensors file'):
-    experiment.run(changed(config, weights=str(damaged)), str(tmp_path / 'run'))
+  with pytest.raises(ValueError, match=r'damaged\.safetensors is damaged or cut off'):
+    experiment.run(changed(config, model__weights=str(damaged)), str(tmp_path / 'run'))
+
+
+def test_a_run_from_another_code_bases_checkpoint_ends_in_that_format(config, tmp_path):
+  source = os.path.join(os.path.dirname(__file__), 'fixtures', 'hf_dinov2_model')
+  short = changed(config, model__weights=source, model__image_size=16, presets=(), finetune__epochs=1, supernet__epochs=1,
+                  search__generations=1)
+  result = experiment.run(short, str(tmp_path / 'run'))
+  assert result['fold_max_abs_diff'] < 1e-4
+  _, params, metadata = weights.load(tmp_path / 'run' / 'folded')
+  assert metadata['source'].format == 'hf_dinov2'
+  assert (metadata['image_size'], metadata['normalization'], len(metadata['classes'])) == (16, 'imagenet', 10)
+  assert np.abs(params['head']['kernel']).max() > 0
+  assert {'model.safetensors', 'config.json', 'preprocessor_config.json'} == set(os.listdir(tmp_path / 'run' / 'folded'))
 
 
 def test_a_diverging_run_stops_names_the_step_and_keeps_the_last_good_state(config, tmp_path):

@@ -77,7 +77,7 @@ def test_drop_path_acts_in_training_only_and_differs_between_examples_and_keys()
 
 @pytest.mark.parametrize('fields, message', [
     ({'num_heads': 5}, 'width=12 is not a multiple of num_heads=5'),
-    ({'pool': 'max'}, "'token' or 'gap'"),
+    ({'pool': 'max'}, 'one of token, gap'),
     ({'class_token': False}, 'class_token=False'),
     ({'patch_size': 7}, 'multiples of patch_size=7'),
 ])

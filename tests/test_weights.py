@@ -46,34 +46,54 @@ def test_tensors_round_trip_bit_for_bit(saved):
   assert weights.describe(model) == weights.describe(MODEL)
 
 
-@pytest.mark.parametrize('damage', [lambda b: b[:len(b) // 2], lambda b: b'', lambda b: b'PK' + b, lambda b: b[:40] + b'\xff' * 40 + b[80:]])
-def test_damaged_files_are_refused_in_one_sentence(saved, damage):
-  path, _ = saved
-  path.write_bytes(damage(path.read_bytes()))
-  with pytest.raises(ValueError, match=f'{path} is damaged or not a safetensors file'):
-    weights.load(path)
-
-
-def test_a_missing_file_is_said_to_be_missing(tmp_path):
-  with pytest.raises(FileNotFoundError, match='There is no file'):
-    weights.load(tmp_path / 'none.safetensors')
-
-
-def test_foreign_files_are_refused(tmp_path):
-  safetensors.numpy.save_file({'a': np.zeros(3)}, tmp_path / 'foreign.safetensors')
+@pytest.mark.parametrize('metadata', ['{}', 'nothing', '[]', '{"kind": "adapter"}', '{"kind": "vit", "model": {"depth": "x"}}'])
+def test_files_that_only_look_like_ours_are_refused(tmp_path, metadata):
+  safetensors.numpy.save_file({'a': np.zeros(3)}, tmp_path / 'odd.safetensors', {'glora_jax': metadata})
   with pytest.raises(ValueError, match='is no vit file that glora_jax wrote'):
-    weights.load(tmp_path / 'foreign.safetensors')
+    weights.load(tmp_path / 'odd.safetensors')
+
+
+def test_folders_are_searched_for_one_checkpoint(saved, tmp_path):
+  path, params = saved
+  _, loaded, _ = weights.load(path.parent)
+  jax.tree.map(np.testing.assert_array_equal, loaded, params)
+  (tmp_path / 'empty').mkdir()
+  with pytest.raises(FileNotFoundError, match='There is no checkpoint in the folder'):
+    weights.load(tmp_path / 'empty')
+  for name in ('a.npz', 'b.npz'):
+    (tmp_path / 'empty' / name).touch()
+  with pytest.raises(ValueError, match=r'holds several checkpoints \(a\.npz, b\.npz\)'):
+    weights.load(tmp_path / 'empty')
+  (tmp_path / 'empty' / 'model-00001-of-00002.safetensors').touch()
+  with pytest.raises(ValueError, match='in several parts'):
+    weights.load(tmp_path / 'empty')
+
+
+def test_a_new_head_is_zero_and_takes_the_place_of_pre_logits(saved):
+  model = MODEL.clone(pre_logits=9)
+  params = randomized(model.init(jax.random.key(1), IMAGES)['params'])
+  refitted, new, metadata = weights.refit(model, params, {'image_size': 16, 'classes': ['a'] * 5}, num_classes=3)
+  assert (refitted.num_classes, refitted.pre_logits, 'classes' in metadata) == (3, None, False)
+  np.testing.assert_array_equal(refitted.apply({'params': new}, IMAGES), np.zeros((2, 3)))
+  assert 'pre_logits' in params  # what was given is left alone
+
+
+def test_another_image_size_and_patch_size_go_together(saved):
+  path, _ = saved
+  model, params, metadata = weights.refit(*weights.load(path), image_size=24, patch_size=12)
+  assert (model.patch_size, metadata['image_size'], params['pos_embed'].shape) == (12, 24, (1, 5, 12))
+  assert model.apply({'params': params}, jnp.zeros((1, 24, 24, 3))).shape == (1, 5)
+  with pytest.raises(ValueError, match='image_size=25 is not a multiple of the patch size 8'):
+    weights.refit(*weights.load(path), image_size=25)
 
 
 def test_all_wrong_tensors_are_named(saved):
   path, params = saved
   params = jax.tree.map(np.asarray, params)
-  params['cls'] = np.full_like(params['cls'], np.nan)
   params['head']['extra'] = params['head'].pop('bias')
   params['norm']['scale'] = np.ones(13, np.float32)
   weights.save(path, MODEL, params, {'image_size': 16})
-  with pytest.raises(ValueError, match=r'missing: head/bias; unexpected: head/extra; misshaped: norm/scale is \(13,\) and should be '
-                                       r'\(12,\); not finite: cls'):
+  with pytest.raises(ValueError, match=r'missing: head/bias; unexpected: head/extra; misshaped: norm/scale is \(13,\) and should be \(12,\)'):
     weights.load(path)
 
 

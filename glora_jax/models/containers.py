@@ -11,7 +11,7 @@ import dataclasses
 import math
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -45,13 +45,15 @@ class Tensors:
     specs: of its tensors, by name.
     metadata: of a safetensors file, name to text.
     wrapper: the key that holds the tensors of a PyTorch file, None where they are at the top.
-    read: name -> array.
+    read: name -> array. A tensor of a PyTorch file can be read once: it is let go, so that memory does not hold it twice.
+    blocks: name -> iterator over the array's first axis, which never holds more than one entry of it.
   """
 
   path: str
   container: str
   specs: dict[str, Spec]
   read: Callable[[str], np.ndarray]
+  blocks: Callable[[str], Iterator[np.ndarray]]
   metadata: dict[str, str] = dataclasses.field(default_factory=dict)
   wrapper: str | None = None
 
@@ -97,7 +99,7 @@ def write_npz(path: Path, tensors: dict[str, np.ndarray]) -> None:
 
 def write_safetensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
   """Writes a safetensors file, whole or not at all. More than one entry of metadata makes the order of its bytes vary."""
-  contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+  contiguous = {name: np.asarray(value, order='C') for name, value in tensors.items()}
   with whole(path) as temporary:
     safetensors.numpy.save_file(contiguous, temporary, metadata)
 
@@ -107,7 +109,7 @@ def write_torch(path: Path, tensors: dict[str, np.ndarray], wrapper: str | None 
   torch = _torch(path)
 
   def convert(value):
-    value = np.ascontiguousarray(value)
+    value = np.asarray(value, order='C')
     return torch.from_numpy(value.view(np.int16)).view(torch.bfloat16) if value.dtype == ml_dtypes.bfloat16 else torch.from_numpy(value)
 
   state = {name: convert(value) for name, value in tensors.items()}
@@ -131,20 +133,21 @@ def _check_declared(path, archive, size):
 
 def _open_npz(path):
   with zipfile.ZipFile(path) as archive:
-    specs = {}
+    specs, fortran = {}, {}
     for entry in archive.infolist():
       if not entry.filename.endswith('.npy'):
         raise _Refused(f'{path} is a zip file with {entry.filename} in it, not an npz file.')
       with archive.open(entry) as file:
         version = np.lib.format.read_magic(file)
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read_header(file)
+        shape, in_fortran_order, dtype = read_header(file)
         offset = file.tell()
       name = entry.filename.removesuffix('.npy')
       if dtype.hasobject:
         raise _Refused(f'{path}: the tensor {name} holds Python objects, which would be executed; that is no checkpoint.')
       if any(side < 0 for side in shape) or math.prod(shape) * dtype.itemsize != entry.file_size - offset:
         raise _Refused(f'{path}: the tensor {name} declares shape {shape} of {dtype}, but {entry.file_size - offset} bytes are there.')
+      fortran[name] = in_fortran_order
       specs[name] = Spec(shape, np.dtype(ml_dtypes.bfloat16) if dtype.str in ('|V2', '<V2') else _float(dtype))
 
   def read(name):
@@ -152,7 +155,17 @@ def _open_npz(path):
       array = np.lib.format.read_array(file, allow_pickle=False)
     return array.view(ml_dtypes.bfloat16) if array.dtype.kind == 'V' else array
 
-  return Tensors(path, 'npz', specs, _explained(path, read))
+  def blocks(name):
+    (count, *shape), dtype = specs[name]
+    if fortran[name]:
+      yield from read(name)
+      return
+    with zipfile.ZipFile(path) as archive, archive.open(f'{name}.npy') as file:
+      file.read(archive.getinfo(f'{name}.npy').file_size - count * math.prod(shape) * dtype.itemsize)  # the header
+      for _ in range(count):
+        yield np.frombuffer(file.read(math.prod(shape) * dtype.itemsize), dtype).reshape(shape)
+
+  return _tensors(path, 'npz', specs, read, blocks)
 
 
 def _open_safetensors(path):
@@ -166,16 +179,18 @@ def _open_safetensors(path):
     with safetensors.safe_open(path, 'numpy') as file:
       return file.get_tensor(name)
 
-  return Tensors(path, 'safetensors', specs, _explained(path, read), metadata)
+  def blocks(name):
+    for number in range(specs[name].shape[0]):
+      with safetensors.safe_open(path, 'numpy') as file:
+        yield file.get_slice(name)[number:number + 1][0]
+
+  return _tensors(path, 'safetensors', specs, read, blocks, metadata=metadata)
 
 
 def _open_torch(path):
   torch = _torch(path)
   try:
-    try:
-      content = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
-    except RuntimeError:  # the format before PyTorch 1.6 cannot be mapped
-      content = torch.load(path, map_location='cpu', weights_only=True)
+    content = torch.load(path, map_location='cpu', weights_only=True)
   except Exception as error:
     what = 'holds more than tensors, or is damaged' if 'eights_only' in str(error) or 'npickl' in str(error) else 'is damaged or cut off'
     raise _Refused(f'{path} {what}: PyTorch does not load it with weights_only=True.') from error
@@ -187,10 +202,11 @@ def _open_torch(path):
   specs = {name: Spec(tuple(value.shape), _float(str(value.dtype).removeprefix('torch.'))) for name, value in tensors.items()}
 
   def read(name):
-    value = tensors[name].detach()
+    value = tensors.pop(name).detach()
     return value.view(torch.int16).numpy().view(ml_dtypes.bfloat16) if value.dtype == torch.bfloat16 else value.numpy()
 
-  return Tensors(path, 'torch', specs, _explained(path, read), wrapper=wrapper)
+  del content  # and with it the last name of each tensor but the one that `read` lets go
+  return _tensors(path, 'torch', specs, read, lambda name: iter(read(name)), wrapper=wrapper)
 
 
 def _float(dtype: Any) -> np.dtype | None:
@@ -198,14 +214,23 @@ def _float(dtype: Any) -> np.dtype | None:
   return None if found is None else np.dtype(found)
 
 
-def _explained(path, read):
-  def wrapped(name):
+def _tensors(path, container, specs, read, blocks, **fields):
+  """What is damaged in the middle of a file shows only when it is read; then it is the same sentence."""
+  explain = lambda name, error: ValueError(f'{path}: the tensor {name} is damaged ({_first_line(error)}); get the file again.')
+
+  def explained_read(name):
     try:
       return read(name)
     except Exception as error:
-      raise ValueError(f'{path}: the tensor {name} is damaged ({_first_line(error)}); get the file again.') from error
+      raise explain(name, error) from error
 
-  return wrapped
+  def explained_blocks(name):
+    try:
+      yield from blocks(name)
+    except Exception as error:
+      raise explain(name, error) from error
+
+  return Tensors(path, container, specs, explained_read, explained_blocks, **fields)
 
 
 def _torch(path):

@@ -51,15 +51,17 @@ def read_hints(file: str) -> dict[str, Any]:
   folder = os.path.dirname(file)
   path = os.path.join(folder, 'config.json')
   config = read_json(path) if os.path.exists(path) else {}
-  if not isinstance(config, dict):
-    return {}
-  if 'glora_jax' in config:
-    ours = config['glora_jax']
-    return {**ours['model'], **{name: value for name, value in ours.items() if name != 'model'}}
-  if 'model_type' in config:
-    return _hf_hints(config, folder, path)
-  if 'architecture' in config:
-    return _timm_hints(config)
+  try:
+    if 'glora_jax' in config:
+      ours = config['glora_jax']
+      return {**ours['model'], **{name: value for name, value in ours.items() if name != 'model'}}
+    if 'model_type' in config:
+      return _hf_hints(config, folder, path)
+    if 'architecture' in config:
+      return _timm_hints(config)
+  except (KeyError, TypeError, AttributeError) as error:
+    raise ValueError(f'{path} is no config.json that transformers, timm or glora_jax wrote ({type(error).__name__}: {error}); '
+                     'correct it, or take it away.') from error
   return {}
 
 
@@ -92,7 +94,7 @@ def _timm_hints(config):
     hints['num_heads'] = arguments['num_heads']
   if config.get('global_pool') in ('avg', 'token'):
     hints['pool'] = {'avg': 'gap', 'token': 'token'}[config['global_pool']]
-  if size := arguments.get('img_size') or (pretrained.get('input_size') or [None, None])[1:]:
+  if size := arguments.get('img_size') or (pretrained.get('input_size') or [])[1:]:
     height, width = size if isinstance(size, list) else (size, size)
     hints['image_size'] = height if height == width else [height, width]
   if 'mean' in pretrained:

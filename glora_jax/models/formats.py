@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,16 +36,7 @@ class Rule(NamedTuple):
 
 
 def same(ours: str, theirs: str) -> Rule:
-  return Rule(ours, (theirs,), _identity, lambda x: (x,))
-
-
-def _identity(x):
-  return x
-
-
-def is_same(rule: Rule) -> bool:
-  """Whether the file's array is ours as it stands."""
-  return rule.to_ours is _identity
+  return Rule(ours, (theirs,), lambda x: x, lambda x: (x,))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +121,8 @@ def _timm_shape(shapes):
       'pre_logits': shapes['pre_logits.fc.weight'][0] if 'pre_logits.fc.weight' in shapes else None,
       'num_classes': shapes['head.weight'][0] if 'head.weight' in shapes else 0,
       'norm_eps': 1e-5 if 'norm_pre.weight' in shapes else 1e-6, 'activation': 'gelu'}
-  return fields, {'tokens': shapes['pos_embed'][1]}
+  old = {'pre_logits': True} if fields['pre_logits'] else {}  # timm had such a layer until 2022
+  return fields, {'tokens': shapes['pos_embed'][1], **old}
 
 
 def _timm_rules(model, variant):
@@ -143,7 +135,7 @@ def _timm_rules(model, variant):
       *_torch_norm('blocks/norm2', f'{block}.norm2'), *_torch_linear('blocks/mlp/fc1', f'{block}.mlp.fc1'),
       *_torch_linear('blocks/mlp/fc2', f'{block}.mlp.fc2'), same('blocks/scale2/gamma', f'{block}.ls2.gamma'),
       *_torch_norm('norm', 'fc_norm' if model.norm_after_pool else 'norm'),
-      *_torch_linear('pre_logits', 'pre_logits.fc'), *_torch_linear('head', 'head')]
+      *(_torch_linear('pre_logits', 'pre_logits.fc') if variant.get('pre_logits') else []), *_torch_linear('head', 'head')]
 
 
 # Hugging Face: the names in files, which `from_pretrained` and `save_pretrained` use, and those of modules in transformers 5,
@@ -320,9 +312,27 @@ def detect(names: Mapping[str, Any]) -> tuple[Format, str] | None:
   return None
 
 
-def explain(names: list[str]) -> str:
-  """A sentence on what tensors of these names belong to, or an empty text."""
+def explain(names: Iterable[str]) -> str:
+  """A sentence on the other architecture that some of the tensors belong to, naming them; an empty text where none does."""
   for pattern, what in OTHERS.items():
-    if any(re.search(pattern, name) for name in names):
-      return f'It is {what}.'
+    if telling := [name for name in names if re.search(pattern, name)]:
+      return f'It is {what} ({grouped(telling)}).'
   return ''
+
+
+def grouped(names: Iterable[str]) -> str:
+  """Names joined, those that differ in one block number written once with all numbers: 'blocks.{0-11}.norm1.bias'."""
+  groups = {}
+  for name in names:
+    number = re.search(r'(?<=[._/])(\d+)(?=[./])', name)
+    pattern = f'{name[:number.start()]}{{}}{name[number.end():]}' if number else name
+    groups.setdefault(pattern, []).append(int(number.group()) if number else None)
+
+  def written(pattern, numbers):
+    if numbers[0] is None:
+      return pattern
+    numbers = sorted(numbers)
+    whole = len(numbers) > 1 and numbers == list(range(numbers[0], numbers[-1] + 1))
+    return pattern.replace('{}', f'{{{numbers[0]}-{numbers[-1]}}}' if whole else ','.join(map(str, numbers)), 1)
+
+  return ', '.join(written(pattern, numbers) for pattern, numbers in sorted(groups.items()))

@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import flax
+import jax
 import numpy as np
 
 from glora_jax.models import formats
-from glora_jax.models.formats import FORMATS
+from glora_jax.models.containers import Spec, Tensors
+from glora_jax.models.formats import FORMATS, Format, grouped
 from glora_jax.models.vit import ViT
 
 log = logging.getLogger(__name__)
@@ -55,8 +58,22 @@ def _layout(format, model, variant, expected):
   return rules, shapes
 
 
-def read_params(tensors, format, model, variant, expected, specs, stray, in_file):
-  """All parameters, each written at once to where it stays."""
+def read_params(
+    tensors: Tensors, format: Format, model: ViT, variant: formats.Variant, expected: Mapping[str, jax.ShapeDtypeStruct],
+    specs: Mapping[str, Spec], stray: Iterable[str], in_file: Callable[[str], str],
+) -> dict[str, Any]:
+  """All parameters of the model, each written at once to where it stays.
+
+  Args:
+    tensors, format, variant: what is read, and as what.
+    model, expected: what is made of it; its parameters' shapes by path.
+    specs: of the tensors that the model must use up, by their names without the prefix.
+    stray: names of further tensors in the file, which nothing can use.
+    in_file: name without the prefix -> name in the file.
+
+  Raises:
+    ValueError: the names of all tensors that are missing, unexpected, misshaped; the first that is damaged or not finite.
+  """
   rules, shapes = _layout(format, model, variant, expected)
   require(tensors, {**{name: spec.shape for name, spec in specs.items()}, **dict.fromkeys(stray, ())}, shapes)
   if odd := [name for name in shapes if specs[name].dtype is None]:
@@ -68,57 +85,47 @@ def read_params(tensors, format, model, variant, expected, specs, stray, in_file
     if not rule.theirs:
       params[path] = rule.to_ours(spec.shape)
     elif not path.startswith('blocks/'):
-      params[path] = np.ascontiguousarray(rule.to_ours(*map(read, rule.theirs)))
-    elif '{}' not in rule.theirs[0]:
-      sources = [read(name) for name in rule.theirs]
-      block = lambda i, sources=sources, rule=rule: rule.to_ours(*(stacked[i] for stacked in sources))
-      params[path] = sources[0] if formats.is_same(rule) else _stack(spec, sources[0].dtype, block)
+      params[path] = np.asarray(rule.to_ours(*map(read, rule.theirs)), order='C')
     else:
-      dtype = np.result_type(*(specs[name.format(i)].dtype for name in rule.theirs for i in range(model.depth)))
-      params[path] = _stack(spec, dtype, lambda i, rule=rule: rule.to_ours(*(read(name.format(i)) for name in rule.theirs)))
+      if '{}' in rule.theirs[0]:
+        blocks = (tuple(read(name.format(number)) for name in rule.theirs) for number in range(model.depth))
+      else:
+        blocks = zip(*(read_blocks(tensors, in_file(name)) for name in rule.theirs), strict=True)
+      dtype = np.result_type(*(specs[name.format(number)].dtype for name in rule.theirs for number in range(model.depth)))
+      params[path] = stack(spec.shape, dtype, (rule.to_ours(*parts) for parts in blocks))
   return flax.traverse_util.unflatten_dict(params, sep='/')
 
 
-def _stack(spec, dtype, block):
-  stacked = np.empty(spec.shape, dtype)
-  for number in range(spec.shape[0]):
-    stacked[number] = block(number)
+def read_blocks(tensors: Tensors, name: str) -> Iterator[np.ndarray]:
+  """The entries of a tensor's first axis, one at a time."""
+  for block in tensors.blocks(name):
+    yield finite(tensors.path, name, block)
+
+
+def stack(shape: tuple[int, ...], dtype: np.dtype, blocks: Iterable[np.ndarray]) -> np.ndarray:
+  """`np.stack` without ever holding the blocks twice."""
+  stacked = np.empty(shape, dtype)
+  for number, block in enumerate(blocks):
+    stacked[number] = block
   return stacked
 
 
-def finite(path, name, array):
+def finite(path: str, name: str, array: np.ndarray) -> np.ndarray:
+  """The array; ValueError where it is not finite."""
   if not np.isfinite(np.sum(array, dtype=np.float64)) and not np.isfinite(array).all():
     raise ValueError(f'{path}: the tensor {name} is not finite; the checkpoint comes from a run that diverged, or is damaged.')
   return array
 
 
-def require(tensors, given, expected):
+def require(tensors: Tensors, given: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
   """Raises ValueError naming every missing, unexpected and misshaped tensor, grouped over the blocks."""
   unexpected = sorted(given.keys() - expected.keys())
   misshaped = [f'{name} is {given[name]} and should be {expected[name]}'
                for name in sorted(expected.keys() & given.keys()) if given[name] != expected[name]]
   kinds = {'missing': grouped(expected.keys() - given.keys()), 'unexpected': grouped(unexpected), 'misshaped': grouped(misshaped)}
   if problems := '; '.join(f'{kind}: {names}' for kind, names in kinds.items() if names):
-    cause = formats.explain(unexpected) or 'Check that the file is whole and of the model that is asked for.'
-    raise ValueError(f'{tensors.path} does not hold the tensors of its model. {problems}. {cause}')
-
-
-def grouped(names: Iterable[str]) -> str:
-  """Names joined, those that differ in one block number written once with all numbers: 'blocks.{0-11}.norm1.bias'."""
-  groups = {}
-  for name in names:
-    number = re.search(r'(?<=[._/])(\d+)(?=[./])', name)
-    pattern = f'{name[:number.start()]}{{}}{name[number.end():]}' if number else name
-    groups.setdefault(pattern, []).append(int(number.group()) if number else None)
-
-  def written(pattern, numbers):
-    if numbers[0] is None:
-      return pattern
-    numbers = sorted(numbers)
-    whole = len(numbers) > 1 and numbers == list(range(numbers[0], numbers[-1] + 1))
-    return pattern.replace('{}', f'{{{numbers[0]}-{numbers[-1]}}}' if whole else ','.join(map(str, numbers)), 1)
-
-  return ', '.join(written(pattern, numbers) for pattern, numbers in sorted(groups.items()))
+    raise ValueError(f'{tensors.path} does not hold the tensors of its model. {problems}. '
+                     'Check that the file is whole and of the model that is asked for.')
 
 
 def to_tensors(model: ViT, flat: formats.Flat, source: Source) -> tuple[ViT, dict[str, np.ndarray]]:

@@ -57,10 +57,11 @@ def load(path: Path, *, image_size: int | tuple[int, int] | None = None, **field
     return _load_ours(tensors, fields)
   hints = folders.read_hints(tensors.path)
   found = formats.detect(tensors.specs)
+  if other := formats.explain(tensors.specs):
+    raise ValueError(f'{tensors.path} is no plain ViT. {other}')
   if found is None:
-    raise ValueError(' '.join(filter(None, (
-        f'{tensors.path} holds no ViT of a known format: {translate.grouped(tensors.specs)}.', formats.explain(list(tensors.specs)),
-        f'The formats are {OURS}, {", ".join(FORMATS)}.'))))
+    raise ValueError(f'{tensors.path} holds no ViT of a known format, but {formats.grouped(tensors.specs)}. '
+                     f'The formats are {OURS}, {", ".join(FORMATS)}.')
   format, prefix = found
   outside = re.compile(format.outside)
   specs = {name.removeprefix(prefix): spec for name, spec in tensors.specs.items() if name.startswith(prefix) or outside.match(name)}
@@ -84,7 +85,8 @@ def load(path: Path, *, image_size: int | tuple[int, int] | None = None, **field
 def expected_params(model: ViT, image_size: int | Iterable[int]) -> dict[str, jax.ShapeDtypeStruct]:
   """Shapes of the model's parameters for images of a size, 'path/of/parameter' -> shape and type."""
   sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-  variables = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *sides, 3), np.float32))
+  images = jax.ShapeDtypeStruct((1, *sides, 3), np.float32)
+  variables = jax.eval_shape(lambda images: model.init(jax.random.key(0), images), images)  # a concrete key would start a device
   return flax.traverse_util.flatten_dict(variables['params'], sep='/')
 
 
@@ -98,7 +100,9 @@ def _load_ours(tensors, fields):
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise ValueError(f'{tensors.path} is no vit file that glora_jax wrote.') from error
   translate.require(tensors, {name: spec.shape for name, spec in tensors.specs.items()}, {name: e.shape for name, e in expected.items()})
-  params = {name: translate.finite(tensors.path, name, tensors.read(name)) for name in expected}
+  params = {
+      name: translate.stack(tensors.specs[name].shape, tensors.specs[name].dtype, translate.read_blocks(tensors, name))
+      if name.startswith('blocks/') else translate.finite(tensors.path, name, tensors.read(name)) for name in expected}
   return model, flax.traverse_util.unflatten_dict(params, sep='/'), metadata
 
 
@@ -108,7 +112,7 @@ def _shape(tensors, format, specs, hints, fields, image_size):
     read, variant = format.read_shape({name: spec.shape for name, spec in specs.items()})
   except (KeyError, IndexError) as error:
     raise ValueError(f'{tensors.path} looks like a {format.name} checkpoint, but the tensor {error.args[0]}, which tells its shape, is '
-                     f'missing or odd. It has: {translate.grouped(specs)}. {formats.explain(list(specs))}'.rstrip()) from error
+                     f'missing or odd. It has: {formats.grouped(specs)}.') from error
   except ValueError as error:
     raise ValueError(f'{tensors.path}: {error}') from error
   known = {f.name for f in dataclasses.fields(ViT)}
@@ -265,7 +269,7 @@ def fingerprint(params: Any) -> str:
   """SHA-256 over names, shapes, types and contents of all tensors."""
   digest = hashlib.sha256()
   for name, value in sorted(flax.traverse_util.flatten_dict(params, sep='/').items()):
-    value = np.ascontiguousarray(nn.meta.unbox(value))
+    value = np.asarray(nn.meta.unbox(value), order='C')
     digest.update(f'{name}:{value.shape}:{value.dtype};'.encode())
     digest.update(value.tobytes())
   return digest.hexdigest()

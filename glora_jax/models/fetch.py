@@ -1,0 +1,114 @@
+"""Published weights: a path, an address, or a shortcut, to a file on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import urllib.parse
+from typing import NamedTuple
+
+import pooch
+import requests
+
+from glora_jax.files import whole
+
+log = logging.getLogger(__name__)
+
+CACHE_VARIABLE = 'GLORA_JAX_CACHE'
+
+
+class Published(NamedTuple):
+  """address of the file, normalization of the images it was trained on, and the `config.json` that belongs to it, if any."""
+
+  url: str
+  normalization: str
+  config: str | None = None
+
+
+_AUGREG = 'https://storage.googleapis.com/vit_models/augreg'
+_HF = 'https://huggingface.co/facebook/{}/resolve/{}'
+
+SHORTCUTS = {
+    # The official GLoRA's own base (Dosovitskiy et al. 2021, arXiv 2010.11929).
+    'in21k-B/16': Published('https://storage.googleapis.com/vit_models/imagenet21k/ViT-B_16.npz', 'inception'),
+    # Steiner et al. 2022, arXiv 2106.10270: the checkpoint that big_vision recommends.
+    'augreg-B/16': Published(f'{_AUGREG}/B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0.npz', 'inception'),
+    # Oquab et al. 2023, arXiv 2304.07193; the revisions never change.
+    'dinov2-S/14': Published(
+        _HF.format('dinov2-small', 'ed25f3a31f01632728cabb09d1542f84ab7b0056') + '/model.safetensors', 'imagenet'),
+    'dinov2-B/14': Published(
+        _HF.format('dinov2-base', 'f9e44c814b77203eaa57a6bdbbd535f21ede1415') + '/model.safetensors', 'imagenet'),
+}
+
+
+def cache_folder() -> str:
+  """Where downloads are kept: $GLORA_JAX_CACHE, or the system's folder for caches."""
+  return os.environ.get(CACHE_VARIABLE) or str(pooch.os_cache('glora_jax'))
+
+
+def fetch(weights: str, sha256: str | None = None) -> str:
+  """The local path of some weights, downloaded where they are not there yet.
+
+  A download goes to a temporary file, is checked, and only then takes its name: whoever is killed meanwhile leaves nothing behind
+  that looks whole.
+
+  Args:
+    weights: a path; an http(s) address (or gs://, of a public bucket), which needs `sha256`; or a name in `SHORTCUTS`.
+    sha256: hexadecimal, of the file. A shortcut has none on record: the sum of its first download is written beside the file, and
+      every later use is checked against that; give `sha256` to be sure of the first one, too.
+
+  Raises:
+    ValueError: the sum is wrong, missing or no SHA-256.
+    OSError: the address cannot be reached; the sentence says which file to put where.
+  """
+  if sha256 is not None and (len(sha256) != 64 or set(sha256.lower()) - set('0123456789abcdef')):
+    raise ValueError(f"sha256='{sha256}' is no SHA-256 in hexadecimal (64 digits).")
+  published = SHORTCUTS.get(weights)
+  url = published.url if published else weights
+  if url.startswith('gs://'):
+    url = 'https://storage.googleapis.com/' + url.removeprefix('gs://')
+  if not url.startswith(('https://', 'http://')):
+    path = os.path.expanduser(weights)
+    if not os.path.exists(path):
+      raise FileNotFoundError(f"model.weights='{weights}' is no file or folder, and none of the names "
+                              f'{", ".join(SHORTCUTS)}; an address starts with https://.')
+    if sha256 and os.path.isfile(path) and (found := _sha256(path)) != sha256.lower():
+      raise ValueError(f'{path} has SHA-256 {found}, and {sha256.lower()} was expected.')
+    return path
+  if sha256 is None and not published:
+    raise ValueError(f'{url} needs model.sha256, the SHA-256 that its publisher gives, so that what comes is what was meant.')
+  name = os.path.basename(urllib.parse.urlsplit(url).path) or 'weights'
+  folder = os.path.join(cache_folder(), hashlib.sha256(url.encode()).hexdigest()[:16])  # addresses may end alike
+  path, record = os.path.join(folder, name), os.path.join(folder, f'{name}.sha256')
+  expected = sha256 and sha256.lower()
+  if expected is None and os.path.exists(record):
+    with open(record) as file:
+      expected = file.read().strip()
+  if os.path.exists(path) and expected and (found := _sha256(path)) != expected:
+    raise ValueError(f'{path} has SHA-256 {found}, and {expected} was expected. Remove it to download it again, or check model.sha256.')
+  if not os.path.exists(path) or not expected:
+    _download(url, path, expected)
+  if not os.path.exists(record):
+    with whole(record) as temporary, open(temporary, 'w') as file:
+      file.write((expected or _sha256(path)) + '\n')
+  return path
+
+
+def _download(url, path, expected):
+  os.makedirs(os.path.dirname(path), exist_ok=True)
+  log.info('Downloading %s', url)
+  try:
+    pooch.retrieve(url, expected and f'sha256:{expected}', os.path.basename(path), os.path.dirname(path),
+                   downloader=pooch.HTTPDownloader(progressbar=True, timeout=30))
+  except ValueError as error:  # pooch's own for a wrong sum
+    raise ValueError(f'What {url} sent is not the file with SHA-256 {expected}; nothing was kept. Check address and sum.') from error
+  except (requests.RequestException, OSError) as error:
+    reason = str(error).splitlines()[0][:200]
+    raise OSError(f'{url} could not be downloaded ({reason}). Get the file in another way and put it at {path}, or give its path as '
+                  'model.weights.') from error
+
+
+def _sha256(path):
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()

@@ -1,0 +1,79 @@
+"""Small random models of timm and transformers, one of each family that our ViT covers."""
+
+import json
+import os
+
+import numpy as np
+import safetensors.torch
+import timm
+import torch
+import transformers
+
+SHAPE = {'img_size': 32, 'patch_size': 8, 'embed_dim': 16, 'depth': 2, 'num_heads': 4, 'num_classes': 5}
+HF_SHAPE = {'hidden_size': 16, 'num_hidden_layers': 2, 'num_attention_heads': 4, 'image_size': 32, 'patch_size': 8, 'num_labels': 5}
+
+
+def _timm(**fields):
+  return timm.models.vision_transformer.VisionTransformer(**{**SHAPE, **fields})
+
+
+def _hf(config, model, **fields):
+  return model(config(**{**HF_SHAPE, **fields}))
+
+
+FAMILIES = {
+    'timm_vit': lambda: _timm(),
+    'timm_deit3': lambda: _timm(no_embed_class=True, init_values=1e-5),
+    'timm_augreg_gap': lambda: _timm(class_token=False, global_pool='avg'),
+    'timm_gap_with_class_token': lambda: _timm(global_pool='avg'),
+    'timm_gap_norm_first': lambda: _timm(class_token=False, global_pool='avg', fc_norm=False),
+    'timm_clip': lambda: _timm(pre_norm=True, norm_layer=torch.nn.LayerNorm),
+    'timm_features': lambda: _timm(num_classes=0),
+    'hf_vit': lambda: _hf(transformers.ViTConfig, transformers.ViTForImageClassification, intermediate_size=48),
+    'hf_vit_model': lambda: _hf(transformers.ViTConfig, transformers.ViTModel, intermediate_size=64),
+    'hf_dinov2': lambda: _hf(transformers.Dinov2Config, transformers.Dinov2ForImageClassification, mlp_ratio=2),
+    'hf_dinov2_model': lambda: _hf(transformers.Dinov2Config, transformers.Dinov2Model),
+}
+
+
+def build(name: str) -> torch.nn.Module:
+  """The family's model, every parameter moved away from its initial value, in evaluation mode."""
+  torch.manual_seed(sorted(FAMILIES).index(name))
+  model = FAMILIES[name]()
+  with torch.no_grad():
+    for parameter in model.parameters():
+      parameter.add_(torch.randn_like(parameter) * 0.2)
+  return model.eval()
+
+
+def write(model: torch.nn.Module, folder) -> None:
+  """Saves the model as its own library does."""
+  if isinstance(model, transformers.PreTrainedModel):
+    model.save_pretrained(folder)
+  else:
+    os.makedirs(folder, exist_ok=True)
+    safetensors.torch.save_file(model.state_dict(), f'{folder}/model.safetensors')
+    # As on the hub, where `config.json` names the architecture and what differs from it.
+    config = {'architecture': 'vit_tiny_patch16_224', 'model_args': {'num_heads': SHAPE['num_heads']}}
+    with open(f'{folder}/config.json', 'w') as file:
+      json.dump(config, file)
+
+
+def logits(model: torch.nn.Module, images: np.ndarray) -> np.ndarray:
+  """Logits, or pooled features of a model without head, of images [batch, height, width, 3]."""
+  images = torch.tensor(images).permute(0, 3, 1, 2)
+  with torch.no_grad():
+    fields = {'interpolate_pos_encoding': True} if isinstance(model, transformers.ViTPreTrainedModel) else {}
+    out = model(images, **fields)
+  return (out if isinstance(out, torch.Tensor) else out.logits if 'logits' in out else out.pooler_output).numpy()
+
+
+def strict_copy(name: str, folder) -> torch.nn.Module:
+  """A fresh model of the family, loaded from a folder that we wrote; nothing may be missing, unexpected or misshaped."""
+  fresh = FAMILIES[name]()
+  if isinstance(fresh, transformers.PreTrainedModel):
+    loaded, info = type(fresh).from_pretrained(folder, output_loading_info=True)
+    assert not any(info.values()), info
+    return loaded.eval()
+  fresh.load_state_dict(safetensors.torch.load_file(f'{folder}/model.safetensors'), strict=True)
+  return fresh.eval()

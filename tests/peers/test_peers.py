@@ -1,0 +1,193 @@
+"""Against timm and transformers themselves; skipped where the `peers` extra is not installed (`.ci/run` installs it)."""
+
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+pytest.importorskip('torch', reason='needs the peers extra')
+pytest.importorskip('timm', reason='needs the peers extra')
+pytest.importorskip('transformers', reason='needs the peers extra')
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.layers.patch_embed import resample_patch_embed
+from timm.layers.pos_embed import resample_abs_pos_embed
+
+import glora_jax
+from glora_jax.models import weights
+from glora_jax.models.resize import resize_patch_embed, resize_pos_embed
+from tests.peers import families
+
+IMAGES = np.random.default_rng(0).normal(size=(3, 32, 32, 3)).astype(np.float32)
+NAMES = tuple(families.FAMILIES)
+
+
+@pytest.fixture(scope='module', params=NAMES)
+def peer(request, tmp_path_factory):
+  folder = tmp_path_factory.mktemp(request.param)
+  model = families.build(request.param)
+  families.write(model, folder)
+  return request.param, model, folder
+
+
+def test_our_model_from_their_file_gives_their_logits(peer):
+  _, theirs, folder = peer
+  model, params, _ = weights.load(folder)
+  np.testing.assert_allclose(model.apply({'params': params}, IMAGES), families.logits(theirs, IMAGES), atol=1e-4)
+
+
+def test_at_another_resolution(peer):
+  name, theirs, folder = peer
+  if not name.startswith('hf_'):
+    pytest.skip('timm resizes when a model is built, which is tested by itself')
+  images = np.random.default_rng(1).normal(size=(2, 56, 56, 3)).astype(np.float32)
+  model, params, _ = weights.refit(*weights.load(folder), image_size=56)
+  np.testing.assert_allclose(model.apply({'params': params}, images), families.logits(theirs, images), atol=1e-4)
+
+
+def test_what_was_read_is_written_back_key_by_key_and_bit_for_bit(peer, tmp_path):
+  name, theirs, folder = peer
+  model, params, metadata = weights.load(folder)
+  weights.save(tmp_path / 'back', model, params, metadata, metadata['source'])
+  ours = families.strict_copy(name, tmp_path / 'back').state_dict()
+  assert ours.keys() == theirs.state_dict().keys()
+  assert all(torch.equal(value, ours[key]) for key, value in theirs.state_dict().items())
+
+
+def test_a_trained_and_folded_subnet_goes_back_into_the_untouched_model(peer, tmp_path):
+  name, _, folder = peer
+  model, params, metadata = weights.load(folder)
+  adapted = glora_jax.adapt(model, IMAGES, space=glora_jax.SearchSpace((2,)))
+  genome = adapted.spec.num_codes - 1
+  trainable, frozen = adapted.split(adapted.init(jax.random.key(0), params))
+  optimizer = optax.adam(1e-2)
+  state = optimizer.init(trainable)
+
+  @jax.jit
+  def step(trainable, state):
+    loss = lambda t: jnp.mean((adapted.apply(adapted.join(t, frozen), IMAGES, genome=genome) - 1.0)**2)
+    value, gradient = jax.value_and_grad(loss)(trainable)
+    updates, state = optimizer.update(gradient, state)
+    return optax.apply_updates(trainable, updates), state, value
+
+  losses = []
+  for _ in range(10):
+    trainable, state, value = step(trainable, state)
+    losses.append(float(value))
+  assert losses[-1] < 0.9 * losses[0]
+  variables = adapted.join(trainable, frozen)
+  weights.save(tmp_path / 'folded', model, adapted.fold(variables, genome), metadata, metadata['source'])
+  expected = adapted.apply(variables, IMAGES, genome=genome)
+  np.testing.assert_allclose(families.logits(families.strict_copy(name, tmp_path / 'folded'), IMAGES), expected, atol=1e-4)
+  assert np.abs(expected - model.apply({'params': params}, IMAGES)).max() > 0.01
+
+
+@pytest.mark.parametrize('name, format, target', [
+    ('timm_vit', 'hf_vit', 'hf_vit'), ('timm_deit3', 'hf_dinov2', 'hf_dinov2'), ('hf_dinov2_model', 'timm', 'timm_features'),
+    ('hf_vit', 'timm', 'timm_vit'), ('timm_deit3', 'hf_vit', 'hf_vit')])
+def test_a_model_of_one_library_runs_in_the_other(name, format, target, tmp_path):
+  families.write(families.build(name), tmp_path / 'in')
+  model, params, metadata = weights.load(tmp_path / 'in')
+  weights.save(tmp_path / 'out', model, params, metadata, format)
+  if format == 'timm':
+    there = timm.create_model(f'local-dir:{tmp_path / "out"}', pretrained=True).eval()
+  else:
+    there = type(families.FAMILIES[target]()).from_pretrained(tmp_path / 'out').eval()
+  np.testing.assert_allclose(families.logits(there, IMAGES), model.apply({'params': params}, IMAGES), atol=1e-4)
+
+
+@pytest.mark.parametrize('wrapper', [None, 'model'])
+def test_pytorch_files_in_and_out(wrapper, tmp_path):
+  theirs = families.build('timm_vit')
+  torch.save({wrapper: theirs.state_dict(), 'epoch': 3} if wrapper else theirs.state_dict(), tmp_path / 'in.pth')
+  model, params, metadata = weights.load(tmp_path / 'in.pth', num_heads=4)
+  np.testing.assert_allclose(model.apply({'params': params}, IMAGES), families.logits(theirs, IMAGES), atol=1e-4)
+  weights.save(tmp_path / 'out.pth', model, params, metadata, metadata['source'])
+  back = torch.load(tmp_path / 'out.pth', weights_only=True)
+  families.FAMILIES['timm_vit']().load_state_dict(back[wrapper] if wrapper else back, strict=True)
+
+
+@pytest.mark.parametrize('name', ['hf_vit', 'hf_vit_model', 'hf_dinov2', 'hf_dinov2_model'])
+def test_state_dicts_of_transformers_5_have_the_names_of_modules(name, tmp_path):
+  theirs = families.build(name)
+  torch.save(theirs.state_dict(), tmp_path / 'in.pth')
+  model, params, metadata = weights.load(tmp_path / 'in.pth', num_heads=4)
+  np.testing.assert_allclose(model.apply({'params': params}, IMAGES), families.logits(theirs, IMAGES), atol=1e-4)
+  weights.save(tmp_path / 'out.pth', model, params, metadata, metadata['source'])
+  families.FAMILIES[name]().load_state_dict(torch.load(tmp_path / 'out.pth', weights_only=True), strict=True)
+
+
+def test_distilled_and_swiglu_models_are_refused_by_name(tmp_path):
+  distilled = timm.models.deit.VisionTransformerDistilled(**families.SHAPE)
+  torch.save(distilled.state_dict(), tmp_path / 'distilled.pth')
+  with pytest.raises(ValueError, match=r'DeiT with a distillation token.*dist_token, head_dist.bias, head_dist.weight'):
+    weights.load(tmp_path / 'distilled.pth', num_heads=4)
+  import transformers
+  swiglu = transformers.Dinov2Model(transformers.Dinov2Config(**families.HF_SHAPE, use_swiglu_ffn=True))
+  swiglu.save_pretrained(tmp_path / 'swiglu')
+  with pytest.raises(ValueError, match='use_swiglu_ffn=true'):
+    weights.load(tmp_path / 'swiglu')
+  torch.save(swiglu.state_dict(), tmp_path / 'swiglu.pth')
+  with pytest.raises(ValueError, match='SwiGLU'):
+    weights.load(tmp_path / 'swiglu.pth', num_heads=4)
+
+
+def test_pickles_are_not_executed(tmp_path):
+  class Hostile:
+    def __reduce__(self):
+      return (tmp_path.joinpath('executed').write_text, ('x',))
+
+  torch.save({'model': {'head.weight': Hostile()}}, tmp_path / 'hostile.pth')
+  with pytest.raises(ValueError, match='holds more than tensors'):
+    weights.load(tmp_path / 'hostile.pth')
+  assert not (tmp_path / 'executed').exists()
+
+
+@pytest.mark.parametrize('damage', [lambda b: b[:len(b) // 2], lambda b: b[:-1], lambda b: b[:200] + b'\xff' * 300 + b[500:]])
+def test_cut_pytorch_files_are_refused(damage, tmp_path):
+  torch.save(families.build('timm_vit').state_dict(), tmp_path / 'whole.pth')
+  (tmp_path / 'cut.pth').write_bytes(damage((tmp_path / 'whole.pth').read_bytes()))
+  with pytest.raises(ValueError, match=r'cut\.pth'):
+    weights.load(tmp_path / 'cut.pth', num_heads=4)
+
+
+@pytest.mark.parametrize('new', [(7, 7), (3, 4), (14, 9)])
+def test_position_embeddings_are_resized_as_timm_and_pytorch_do(new):
+  old = np.random.default_rng(0).normal(size=(1, 26, 8)).astype(np.float32)
+  theirs = resample_abs_pos_embed(torch.tensor(old), list(new), [5, 5]).numpy()
+  np.testing.assert_allclose(resize_pos_embed(old, (5, 5), new, 'bicubic_antialias'), theirs, atol=1e-5)
+  grid = torch.tensor(old[:, 1:]).reshape(1, 5, 5, 8).permute(0, 3, 1, 2)
+  theirs = F.interpolate(grid, size=new, mode='bicubic', align_corners=False).permute(0, 2, 3, 1).reshape(1, -1, 8).numpy()
+  np.testing.assert_allclose(resize_pos_embed(old, (5, 5), new, 'bicubic')[:, 1:], theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize('size', [6, 12, 16])
+def test_patch_embeddings_are_resized_as_timm_does(size):
+  kernel = np.random.default_rng(0).normal(size=(8, 8, 3, 5)).astype(np.float32)
+  theirs = resample_patch_embed(torch.tensor(kernel.transpose(3, 2, 0, 1)), [size, size]).numpy().transpose(2, 3, 1, 0)
+  np.testing.assert_allclose(resize_patch_embed(kernel, size), theirs, atol=1e-4)
+
+
+def test_the_official_supernet_file_gives_the_official_logits(tmp_path):
+  """The official code's `save` writes supports and head of the trained model; here those of the golden model, as it would."""
+  with np.load(pathlib.Path(__file__).parent.parent / 'golden' / 'official_vit.npz') as file:
+    golden = dict(file)
+  state = {name.removeprefix('param/'): torch.tensor(value) for name, value in golden.items() if name.startswith('param/')}
+  kept = {name: value for name, value in state.items() if any(part in name for part in ('A', 'B', 'C', 'D', 'E', 'head'))}
+  torch.save(kept, tmp_path / 'cifar.pt')
+  base = {name: value for name, value in state.items() if name not in kept or 'head' in name}
+  torch.save(base, tmp_path / 'base.pth')
+  model, params, metadata = weights.load(tmp_path / 'base.pth', num_heads=int(golden['heads']))
+  model, params, _ = weights.refit(model, params, metadata, num_classes=7)
+  images = golden['x_nchw'].transpose(0, 2, 3, 1)
+  adapted = glora_jax.adapt(model, images.astype(np.float32), space=glora_jax.SearchSpace((4,)))
+  variables = glora_jax.load_official_supernet(tmp_path / 'cifar.pt', adapted, params)
+  apply = jax.jit(functools.partial(adapted.apply, variables, images.astype(np.float32)))
+  logits = np.stack([apply(genome=jnp.asarray(genome)) for genome in golden['genomes']])
+  assert np.abs(logits - golden['logits']).max() <= 1e-5 * np.abs(golden['logits']).max()

@@ -1,0 +1,116 @@
+"""Downloads, against a real server on loopback: whole, cut, wrong, unreachable."""
+
+import hashlib
+import http.server
+import os
+import threading
+
+import pytest
+
+from glora_jax.models import fetch as fetching
+from glora_jax.models.fetch import fetch
+
+CONTENT = os.urandom(200_000)
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+  requests: list = []  # noqa: RUF012, shared on purpose
+
+  def do_GET(self):
+    self.requests.append(self.path)
+    if self.path.endswith('missing.npz'):
+      return self.send_error(404)
+    self.send_response(200)
+    self.send_header('Content-Length', str(len(CONTENT)))
+    self.end_headers()
+    self.wfile.write(CONTENT[:1000] if self.path.endswith('cut.npz') else CONTENT)
+    return None
+
+  def log_message(self, *args):
+    pass
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+  monkeypatch.setenv(fetching.CACHE_VARIABLE, str(tmp_path / 'cache'))
+  Handler.requests = []
+  with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as running:
+    threading.Thread(target=running.serve_forever, daemon=True).start()
+    yield f'http://127.0.0.1:{running.server_port}'
+    running.shutdown()
+
+
+def files(tmp_path):
+  return [os.path.join(folder, name) for folder, _, names in os.walk(tmp_path / 'cache') for name in names]
+
+
+def test_a_file_comes_once_and_whole(server):
+  path = fetch(f'{server}/a/model.npz', SHA256)
+  with open(path, 'rb') as file:
+    assert file.read() == CONTENT
+  assert fetch(f'{server}/a/model.npz', SHA256.upper()) == path
+  assert len(Handler.requests) == 1
+  assert os.path.basename(path) == 'model.npz'
+
+
+def test_addresses_that_end_alike_do_not_mix(server):
+  assert fetch(f'{server}/a/model.npz', SHA256) != fetch(f'{server}/b/model.npz', SHA256)
+
+
+def test_a_wrong_sum_leaves_nothing(server, tmp_path):
+  with pytest.raises(ValueError, match=r'is not the file with SHA-256 0000.*nothing was kept'):
+    fetch(f'{server}/a/model.npz', '0' * 64)
+  assert files(tmp_path) == []
+
+
+def test_a_broken_connection_leaves_nothing_and_says_where_to_put_the_file(server, tmp_path):
+  with pytest.raises(OSError, match=r'could not be downloaded .*put it at .*cut\.npz'):
+    fetch(f'{server}/cut.npz', SHA256)
+  assert files(tmp_path) == []
+  assert fetch(f'{server}/whole.npz', SHA256)
+
+
+@pytest.mark.parametrize('address', ['/missing.npz', None])
+def test_what_cannot_be_reached_is_one_sentence(server, address):
+  with pytest.raises(OSError, match='could not be downloaded') as caught:
+    fetch(server + address if address else 'http://127.0.0.1:9/model.npz', SHA256)
+  assert '\n' not in str(caught.value)
+
+
+def test_a_file_changed_in_the_cache_is_noticed(server):
+  path = fetch(f'{server}/model.npz', SHA256)
+  with open(path, 'ab') as file:
+    file.write(b'x')
+  with pytest.raises(ValueError, match=f'{path} has SHA-256 .* and {SHA256} was expected. Remove it'):
+    fetch(f'{server}/model.npz', SHA256)
+
+
+def test_a_shortcut_is_remembered_by_the_sum_of_its_first_download(server, monkeypatch):
+  monkeypatch.setitem(fetching.SHORTCUTS, 'tiny', fetching.Published(f'{server}/tiny.npz', 'unit'))
+  path = fetch('tiny')
+  with open(path + '.sha256') as file:
+    assert file.read().strip() == SHA256
+  assert fetch('tiny') == path
+  assert len(Handler.requests) == 1
+  with open(path, 'ab') as file:
+    file.write(b'x')
+  with pytest.raises(ValueError, match='was expected'):
+    fetch('tiny')
+
+
+def test_an_address_needs_its_sum():
+  with pytest.raises(ValueError, match=r'needs model\.sha256'):
+    fetch('https://example.org/model.npz')
+  with pytest.raises(ValueError, match='is no SHA-256'):
+    fetch('https://example.org/model.npz', 'abc')
+
+
+def test_paths_are_checked_and_returned(tmp_path):
+  path = tmp_path / 'here.npz'
+  path.write_bytes(CONTENT)
+  assert fetch(str(path)) == fetch(str(path), SHA256) == str(path)
+  with pytest.raises(ValueError, match='was expected'):
+    fetch(str(path), '0' * 64)
+  with pytest.raises(FileNotFoundError, match='dinov2-B/14'):
+    fetch(str(tmp_path / 'none.npz'))

@@ -1,0 +1,62 @@
+"""Resizing of position and patch embeddings: what any interpolation must do, and the values of timm and PyTorch."""
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import numpy as np
+import pytest
+import scipy.ndimage
+
+from glora_jax.models.resize import INTERPOLATIONS, resize_patch_embed, resize_pos_embed
+
+sides = st.integers(1, 9)
+
+
+@hypothesis.given(sides, sides, sides, sides, st.booleans(), st.sampled_from(INTERPOLATIONS))
+@hypothesis.settings(max_examples=40, deadline=None)
+def test_constants_stay_and_the_class_token_is_left_alone(h, w, new_h, new_w, class_token, interpolation):
+  old = np.full((1, h * w + class_token, 3), 2.5, np.float32)
+  old[:, :int(class_token)] = 7
+  new = resize_pos_embed(old, (h, w), (new_h, new_w), interpolation)
+  assert new.shape == (1, new_h * new_w + class_token, 3)
+  assert new.dtype == np.float32
+  np.testing.assert_array_equal(new[:, :int(class_token)], old[:, :int(class_token)])
+  np.testing.assert_allclose(new[:, int(class_token):], 2.5, rtol=1e-5)
+
+
+@pytest.mark.parametrize('interpolation', INTERPOLATIONS)
+def test_the_same_grid_changes_nothing_and_rows_are_no_columns(interpolation):
+  old = np.random.default_rng(0).normal(size=(1, 13, 2)).astype(np.float32)
+  np.testing.assert_array_equal(resize_pos_embed(old, (3, 4), (3, 4), interpolation), old)
+  ramp = np.arange(3, dtype=np.float32).repeat(4)[None, :, None]  # grows from row to row
+  wide = resize_pos_embed(ramp, (3, 4), (3, 8), interpolation).reshape(3, 8)
+  np.testing.assert_allclose(wide, np.arange(3)[:, None] * np.ones((1, 8)), atol=1e-5)
+
+
+def test_196_tokens_are_not_195_and_a_class_token():
+  old = np.zeros((1, 196, 2), np.float32)
+  assert resize_pos_embed(old, (14, 14), (7, 7), 'bicubic').shape == (1, 49, 2)
+  assert resize_pos_embed(np.zeros((1, 197, 2), np.float32), (14, 14), (7, 7), 'bicubic').shape == (1, 50, 2)
+  with pytest.raises(ValueError, match='has 198 tokens; a grid of 14 x 14 patches needs 196, or one more with a class token'):
+    resize_pos_embed(np.zeros((1, 198, 2), np.float32), (14, 14), (7, 7), 'bicubic')
+
+
+def test_big_visions_way_is_zoom():
+  old = np.random.default_rng(0).normal(size=(1, 25, 2)).astype(np.float32)
+  expected = scipy.ndimage.zoom(old.reshape(5, 5, 2), (7 / 5, 7 / 5, 1), order=1).reshape(1, 49, 2)
+  np.testing.assert_array_equal(resize_pos_embed(old, (5, 5), (7, 7), 'linear_corners'), expected)
+
+
+def test_unknown_interpolations_are_refused():
+  with pytest.raises(ValueError, match='bicubic_antialias, bicubic, linear_corners'):
+    resize_pos_embed(np.zeros((1, 4, 2)), (2, 2), (3, 3), 'nearest')
+
+
+@hypothesis.given(st.integers(2, 6), st.integers(0, 6))
+@hypothesis.settings(max_examples=15, deadline=None)
+def test_an_enlarged_patch_is_embedded_as_the_patch_was(old, more):
+  rng = np.random.default_rng(0)
+  kernel, patch = rng.normal(size=(old, old, 3, 4)).astype(np.float32), rng.normal(size=(old, old, 3)).astype(np.float32)
+  new = resize_patch_embed(kernel, old + more)
+  larger = jax.image.resize(patch, (old + more, old + more, 3), 'cubic', antialias=True, precision=jax.lax.Precision.HIGHEST)
+  np.testing.assert_allclose(np.einsum('hwc,hwcd->d', larger, new), np.einsum('hwc,hwcd->d', patch, kernel), atol=2e-4)
