@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from typing import Any
 
 import flax
 import jax
 import ml_collections
 
 from glora_jax import search, space
-from glora_jax.data import augment
-from glora_jax.data.task import find
+from glora_jax.data import augment, image
+from glora_jax.data.task import Source
 from glora_jax.files import read_json, write_json
 from glora_jax.models import weights
 from glora_jax.models.vit import ACTIVATIONS
@@ -27,7 +28,17 @@ def default_config() -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict({
       'job': 'adapt',
       'task': 'digits',
-      'data_dir': ml_collections.config_dict.placeholder(str),  # of TFDS; None for its default
+      'data': {
+          'dir': ml_collections.config_dict.placeholder(str),  # of TFDS; None for its default
+          'source': ml_collections.config_dict.placeholder(str),  # 'tfds', 'noah', 'lists'; None for the task's first
+          'root': ml_collections.config_dict.placeholder(str),  # folder of 'noah' and 'lists'
+          'version': ml_collections.config_dict.placeholder(str),  # of the TFDS data set, in place of the benchmark's
+          'resize': 'squash',  # 'crop' keeps the aspect ratio and takes the middle
+          'skip_broken': False,  # leave out images that cannot be decoded
+          'cache': ml_collections.config_dict.placeholder(str),  # folder for decoded images; None keeps none
+          'max_resident': 4 * 2**30,  # bytes of images that stay on the device; larger splits are streamed
+          'workers': 0,  # processes that decode what is streamed; 0 for threads
+      },
       'protocol': 'honest',  # 'paper' trains on train+val, searches on test, and says so wherever its numbers appear
       'seed': 42,
       'model': {
@@ -44,12 +55,40 @@ def default_config() -> ml_collections.ConfigDict:
       'merge': 'auto',  # 'up_front', 'lazy'
       'space': {'ranks': (4,)},
       'budget': ml_collections.config_dict.placeholder(float),  # most trained parameters, head not counted; None: no limit
+      'augment': dataclasses.asdict(augment.Augmentation()),
       'supernet': official,
       'search': dataclasses.asdict(search.Evolution()),
       'finetune': {**official, 'epochs': 100, 'on': 'train'},  # 'train+val': with the number of epochs chosen on train/val
       'presets': (),  # baselines beside the linear probe, each trained alone by the supernet's recipe
       'checkpoint_epochs': 10,  # between two saved training states
   })
+
+
+def parse_arguments(text: str, defaults: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+  """Splits what stands behind the colon of `--config FILE:ARGUMENTS`, as 'cifar100,source=noah,rank=4'.
+
+  Args:
+    text: one value without a name first, then `name=value`.
+    defaults: of the names that may be given; values take the type of the default, and whole numbers are numbers where it is None.
+
+  Returns:
+    (the first value, all names with their values).
+
+  Raises:
+    ValueError: an unknown name, or a value of another type.
+  """
+  first, *rest = text.split(',')
+  given = dict(defaults)
+  for part in rest:
+    name, equals, value = part.partition('=')
+    if name not in defaults or not equals:
+      raise ValueError(f"'{part}' in the config's arguments is unknown; NAME=VALUE is expected, with the names {', '.join(defaults)}.")
+    kind = type(defaults[name]) if defaults[name] is not None else int if value.isdigit() else str
+    try:
+      given[name] = kind(value)
+    except ValueError as error:
+      raise ValueError(f"'{part}' in the config's arguments: {name} is a {kind.__name__}.") from error
+  return first, given
 
 
 def check_config(config: ml_collections.ConfigDict) -> None:
@@ -82,12 +121,16 @@ def check_config(config: ml_collections.ConfigDict) -> None:
   for name in ('image_size', 'patch_size', 'num_heads'):
     if (value := config.model[name]) is not None and value < 1:
       raise ValueError(f'model.{name}={value} must be at least 1.')
+  augment.Augmentation(**config.augment)
   space.check_budget(config.budget)
   space.SearchSpace(**config.space)
   search.Evolution(**config.search)
   Recipe(**config.supernet)
   finetune_recipe(config)
-  find(config.task)
+  if config.data.resize not in image.RULES:
+    raise ValueError(f"data.resize='{config.data.resize}' is unknown; it is one of {', '.join(image.RULES)}.")
+  if config.data.max_resident < 0 or config.data.workers < 0:
+    raise ValueError(f'data.max_resident={config.data.max_resident} and data.workers={config.data.workers} cannot be negative.')
   if config.model.normalization is not None and config.model.normalization not in augment.NORMALIZATIONS:
     raise ValueError(f"model.normalization='{config.model.normalization}' is unknown; it is one of {', '.join(augment.NORMALIZATIONS)}.")
 
@@ -104,6 +147,10 @@ def claim_workdir(config: ml_collections.ConfigDict, workdir: str) -> None:
              for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
   if changed:
     raise ValueError(f'The workdir {workdir} belongs to another config: {"; ".join(changed)}. Choose another --workdir, or remove that one.')
+
+
+def data_source(config: ml_collections.ConfigDict) -> Source:
+  return Source(**{name: config.data[name] for name in ('dir', 'source', 'root', 'version')})
 
 
 def finetune_recipe(config: ml_collections.ConfigDict) -> Recipe:

@@ -24,7 +24,7 @@ import numpy as np
 from glora_jax import report, search, space, supernet
 from glora_jax.adapt import Adapted, adapt
 from glora_jax.checkpoint import TrainingCheckpoints, save_adapter
-from glora_jax.config import check_config, claim_workdir, finetune_recipe
+from glora_jax.config import check_config, claim_workdir, data_source, finetune_recipe
 from glora_jax.data import augment, pipeline
 from glora_jax.data.task import Task, find
 from glora_jax.files import read_arrays, read_json, whole, write_arrays, write_json
@@ -34,6 +34,8 @@ from glora_jax.scoring import make_scorer
 from glora_jax.supernet import NonFiniteLossError, Recipe, TrainState
 
 log = logging.getLogger(__name__)
+
+SCORED_AT_ONCE = 1024  # images of a stream
 
 
 @dataclasses.dataclass
@@ -48,6 +50,7 @@ class Run:
   metadata: dict[str, Any]
   seconds: dict[str, float]
   arrays: dict[str, pipeline.Split] = dataclasses.field(default_factory=dict)
+  scorers: dict[str | None, Callable] = dataclasses.field(default_factory=dict)
 
   @property
   def train_split(self) -> str:
@@ -64,21 +67,53 @@ class Run:
     return jax.random.fold_in(jax.random.key(self.config.seed), purpose)
 
   def data(self, split: str) -> pipeline.Split:
-    """A split on the device, read once."""
+    """A split, read once: on the device where it is small, else a stream with its labels."""
     if split not in self.arrays:
-      loaded = pipeline.load(self.task, split, self.metadata['image_size'], self.config.data_dir)
-      self.arrays[split] = pipeline.Split(*(jnp.asarray(array) for array in loaded))
+      settings, size = self.config.data, self.metadata['image_size']
+      examples = self.task.open(split)
+      options = {'rule': settings.resize, 'skip_broken': settings.skip_broken, 'title': split}
+      if len(examples.labels) * size * size * 3 > settings.max_resident:
+        stream = pipeline.Stream(examples, size, workers=settings.workers, **options)
+        self.arrays[split] = pipeline.Split(stream, stream.labels)
+      else:
+        loaded = pipeline.load(examples, size, cache=settings.cache, **options)
+        self.arrays[split] = pipeline.Split(*(jnp.asarray(array) for array in loaded))
     return self.arrays[split]
 
   def preprocess(self, images: jax.Array) -> jax.Array:
     return augment.normalize(images, self.metadata['normalization'])
 
-  @functools.cached_property
-  def scorer(self):
-    return make_scorer(self.adapted, self.preprocess)
+  def augmented(self, key: jax.Array, images: jax.Array) -> jax.Array:
+    """What training sees of a batch."""
+    return self.augmentation.apply(key, images, self.metadata['image_size'], self.metadata['normalization'])
+
+  @property
+  def augmentation(self) -> augment.Augmentation:
+    return augment.Augmentation(**self.config.augment)
+
+  @property
+  def mix(self) -> Callable | None:
+    """Mixup of a batch and its targets, where the config asks for it."""
+    strength = self.augmentation.mixup
+    return functools.partial(augment.mixup, alpha=strength) if strength else None
+
+  def score(self, variables: Any, genomes: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Correct answers and summed loss of every genome on a split, for all genomes at once."""
+    mask = self.task.mask(split)
+    name = None if mask is None else split
+    if name not in self.scorers:
+      self.scorers[name] = make_scorer(self.adapted, self.preprocess, classes=mask)
+    images, labels = self.data(split)
+    if not isinstance(images, pipeline.Stream):
+      return self.scorers[name](variables, genomes, images, labels)
+    correct, loss = 0, 0.0
+    for block in images.blocks(SCORED_AT_ONCE):
+      some = self.scorers[name](variables, genomes, *block)
+      correct, loss = correct + np.asarray(some[0]), loss + np.asarray(some[1], np.float64)
+    return correct, loss
 
   def accuracy(self, variables: Any, genome: np.ndarray, split: str) -> float:
-    correct, _ = self.scorer(variables, jnp.asarray(genome)[None], *self.data(split))
+    correct, _ = self.score(variables, jnp.asarray(genome)[None], split)
     return int(correct[0]) / len(self.data(split).labels)
 
   @contextlib.contextmanager
@@ -134,7 +169,9 @@ def prepare(config: ml_collections.ConfigDict, workdir: str) -> Run:
   """Loads the backbone, gives it a new head for the task, and adapts it."""
   seconds_path = os.path.join(workdir, 'seconds.json')
   seconds = read_json(seconds_path) if os.path.exists(seconds_path) else {}
-  task = find(config.task)
+  source = data_source(config)
+  find(config.task, source, workdir).open('train')  # prepares what is not there; some class names are known only then
+  task = find(config.task, source, workdir)
   settings = config.model
   path = weights.EMBEDDED_FILE if settings.weights == weights.EMBEDDED else fetch(settings.weights, settings.sha256)
   fields = {name: settings[name] for name in ('num_heads', 'activation') if settings[name]}
@@ -181,7 +218,7 @@ def train(
   trainable, frozen = adapted.split(variables, supports=supports)
   images, labels = this.data(on)
   per_epoch = recipe.steps_per_epoch(len(labels))
-  loss_fn = supernet.supernet_loss(adapted, lambda key, images: this.preprocess(images), sample, train=True)
+  loss_fn = supernet.supernet_loss(adapted, this.augmented, sample, mix=this.mix, train=True)
   with TrainingCheckpoints(this.path(name)) as checkpoints:
     template = TrainState(trainable, recipe.optimizer(len(labels)).init(trainable), 0)
     state = checkpoints.latest(template)
@@ -249,10 +286,9 @@ def run_search(this: Run, variables: Any) -> search.Archive:
   """The evolution on the search split, with the supernet's weights; its archive is saved after every generation."""
   settings, path = search.Evolution(**this.config.search), this.path('search', 'archive.npz')
   os.makedirs(this.path('search'), exist_ok=True)
-  images, labels = this.data(this.search_split)
   archive = search.Archive(**read_arrays(path)) if os.path.exists(path) else None
   return search.evolve(
-      this.adapted.spec, lambda genomes: this.scorer(variables, genomes, images, labels), this.key(3), settings,
+      this.adapted.spec, lambda genomes: this.score(variables, genomes, this.search_split), this.key(3), settings,
       budget=space.check_budget(this.config.budget), archive=archive,
       on_generation=lambda archive: write_arrays(path, archive.arrays()))
 
@@ -267,11 +303,11 @@ def finetune(this: Run, variables: Any, genome: np.ndarray) -> dict[str, tuple[A
   if this.config.finetune.on == 'train+val':
     path = this.path('finetune_epochs.json')
     if not os.path.exists(path):
-      images, labels = this.data('val')
+      num_images = len(this.data('val').labels)
 
       def on_epoch(current):
-        correct, loss = (float(x[0]) for x in this.scorer(current, jnp.asarray(genome)[None], images, labels))
-        return {'val_accuracy': correct / len(labels), 'val_loss': loss / len(labels)}
+        correct, loss = (float(x[0]) for x in this.score(current, jnp.asarray(genome)[None], 'val'))
+        return {'val_accuracy': correct / num_images, 'val_loss': loss / num_images}
 
       train(this, 'finetune_choice', recipe, 4, variables, **settings, on_epoch=on_epoch)
       with open(this.path('metrics.jsonl')) as file:
@@ -302,6 +338,8 @@ def test(this: Run, candidates: dict[str, tuple[Any, np.ndarray]]) -> dict[str, 
   write_json(path, entries)
   for name, entry in entries.items():
     entry['test_accuracy'] = this.accuracy(*candidates[name], 'test')
+    if others := this.task.tests[1:]:
+      entry['other_test_accuracies'] = {split: this.accuracy(*candidates[name], split) for split in others}
   return entries
 
 
@@ -314,7 +352,8 @@ def write_results(this: Run, variables: Any, entries: dict[str, dict[str, Any]],
   remembered = {**{name: this.metadata[name] for name in ('image_size', 'normalization')}, 'classes': this.task.classes}
   weights.save(this.path('folded'), adapted.model, jax.jit(adapted.fold)(variables, genome), remembered, this.metadata.get('source'))
   plain, params, _ = weights.load(this.path('folded'))
-  inputs = this.preprocess(this.data('train').images[:256])
+  images = this.data('train').images
+  inputs = this.preprocess(next(images.blocks(256)).images if isinstance(images, pipeline.Stream) else images[:256])
   with_supports = jax.jit(lambda v, x: adapted.apply(v, x, genome=genome))(variables, inputs)
   difference = jnp.max(jnp.abs(with_supports - jax.jit(lambda p, x: plain.apply({'params': p}, x))(params, inputs)))
 
@@ -333,6 +372,7 @@ def write_results(this: Run, variables: Any, entries: dict[str, dict[str, Any]],
       'presets': entries,
       'evaluations': len(archive),
       'fold_max_abs_diff': float(difference),
+      'data': {'origin': this.task.origin, 'notes': list(this.task.notes), 'resize': config.data.resize},
       'normalization': this.metadata['normalization'],
       'weights': config.model.weights,
       'merge': adapted.merge,

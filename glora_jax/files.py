@@ -18,7 +18,7 @@ Path = str | os.PathLike
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[str]:
   """A temporary path beside the given one, moved there at the end: whoever is killed while writing leaves the old file."""
-  temporary = f'{os.fspath(path)}.partial'
+  temporary = f'{os.fspath(path)}.{os.getpid()}.partial'  # two processes that write the same file do not meet
   yield temporary
   os.replace(temporary, path)
 

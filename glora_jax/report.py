@@ -70,6 +70,7 @@ difference of a logit: {result['fold_max_abs_diff']:.1e}).
 
 {table(result)}
 
+Images: {result['data']['origin']}, resized by '{result['data']['resize']}'. {' '.join(result['data']['notes'])}
 {protocol} Seed {result['seed']}; {seconds}.
 
 ## What was chosen
@@ -91,12 +92,12 @@ A scales and B shifts the weights, C is a prompt, D scales and E shifts the bias
 ## Using the folded model
 
 ```python
-from glora_jax.data import augment, pipeline
+from glora_jax.data import augment, image
 from glora_jax.models import weights
 
 model, params, metadata = weights.load('{workdir}/folded')
-images = pipeline.to_square(image, metadata['image_size'])[None]  # image: uint8 [height, width, 3]
-logits = model.apply({{'params': params}}, augment.normalize(images, metadata['normalization']))
+pixels = image.resize(image.decode('photo.jpg'), metadata['image_size'], '{result['data']['resize']}')
+logits = model.apply({{'params': params}}, augment.normalize(pixels[None], metadata['normalization']))
 print(metadata['classes'][logits[0].argmax()])
 ```
 """

@@ -20,6 +20,7 @@ def make_scorer(
     *,
     chunk: int | None = None,
     block: int = 256,
+    classes: Any = None,
     **apply_kwargs: Any,
 ) -> Callable[[Any, Any, jax.Array, jax.Array], Scores]:
   """A compiled `(variables, genomes, images, labels) -> (correct, loss)`.
@@ -32,6 +33,7 @@ def make_scorer(
     preprocess: images to inputs of the model, applied once.
     chunk: candidates evaluated side by side by `vmap`; the one memory knob. None: 1 on CPU, 8 elsewhere.
     block: images evaluated at a time.
+    classes: bool [classes], those that an answer is taken among; None for all.
     **apply_kwargs: handed on to the model.
 
   Returns:
@@ -53,6 +55,8 @@ def make_scorer(
     def add(sums, batch):
       x, y, counts = batch
       logits = forward(x)
+      if classes is not None:
+        logits = jnp.where(classes, logits, -jnp.inf)
       losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), y)
       right = jnp.sum((logits.argmax(-1) == y) & counts, dtype=jnp.int32)
       return (sums[0] + right, sums[1] + jnp.sum(jnp.where(counts, losses, 0))), None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,6 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from tqdm.auto import tqdm
+
+STREAMED_STEPS = 8  # per dispatch, where images come with it: what is held ready is this many batches
 
 LossFn = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
 
@@ -138,8 +141,8 @@ def fit(
     loss_fn: LossFn,
     trainable: Any,
     frozen: Any,
-    images: jax.Array,
-    labels: jax.Array,
+    images: Any,
+    labels: Any,
     recipe: Recipe,
     key: jax.Array,
     *,
@@ -155,7 +158,8 @@ def fit(
   Args:
     loss_fn: `(trainable, frozen, images, labels, key) -> (loss, metrics)`, scalars.
     trainable, frozen: trees of arrays; only `trainable` gets gradients and optimizer state.
-    images, labels: the whole training set on the device, [n, ...] and int [n]; `loss_fn` sees batches of their rows.
+    images, labels: the whole training set on the device, [n, ...] and int [n]; `loss_fn` sees batches of their rows. Or `images` is
+      a stream, with `batches(indices)`, and the labels are its own (`data.pipeline.Stream`): the same rows in the same order.
     recipe: see `Recipe`.
     key: decides order, and is handed on to `loss_fn`, folded with the step.
     state: where to go on from; None starts from `trainable`.
@@ -172,7 +176,11 @@ def fit(
     NonFiniteLossError: with the last good state in `.state`.
   """
   num_examples = len(labels)
-  chex.assert_equal_shape_prefix([images, labels], 1)
+  streamed = hasattr(images, 'batches')
+  if streamed:
+    steps_per_dispatch = min(steps_per_dispatch, STREAMED_STEPS)
+  else:
+    chex.assert_equal_shape_prefix([images, labels], 1)
   per_epoch = recipe.steps_per_epoch(num_examples)
   optimizer = recipe.optimizer(num_examples)
   last = per_epoch * (recipe.epochs if stop_epoch is None else stop_epoch)
@@ -187,13 +195,19 @@ def fit(
     state = TrainState(trainable, optimizer.init(trainable), 0)
   order_key, step_key = jax.random.split(key)
   steps = make_steps(loss_fn, optimizer)
+  feed = _feed(images, order_key, state.step, last, num_examples, recipe.batch_size) if streamed else None
 
   with tqdm(total=last, initial=min(state.step, last), desc=title, unit='step', disable=not progress) as bar:
     while state.step < last:
       stop = min(state.step + chunk, last)
-      indices = batch_indices(order_key, state.step, stop, num_examples, recipe.batch_size)
+      if streamed:
+        batches = list(itertools.islice(feed, stop - state.step))
+        block = [np.concatenate(rows) for rows in zip(*batches, strict=True)]
+        indices = np.arange(len(block[1]), dtype=np.int32).reshape(len(batches), -1)
+      else:
+        block, indices = (images, labels), batch_indices(order_key, state.step, stop, num_examples, recipe.batch_size)
       trainable, opt_state, done, metrics = steps(
-          state.trainable, state.opt_state, state.step, frozen, images, labels, indices, step_key)
+          state.trainable, state.opt_state, state.step, frozen, *block, indices, step_key)
       state = TrainState(trainable, opt_state, int(done))
       if state.step < stop:
         raise NonFiniteLossError(state)
@@ -205,27 +219,45 @@ def fit(
   return state
 
 
+def _feed(stream, key, first, last, num_examples, batch_size):
+  """The batches of steps `first` to `last - 1`, in the order that resident images are taken in, one epoch's indices at a time."""
+  per_epoch = num_examples // batch_size
+  while first < last:
+    end = min((first // per_epoch + 1) * per_epoch, last)
+    yield from stream.batches(batch_indices(key, first, end, num_examples, batch_size))
+    first = end
+
+
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Mean softmax cross-entropy of [batch, classes] logits, and the accuracy as a metric."""
   loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
   return loss, {'accuracy': jnp.mean(logits.argmax(-1) == labels)}
 
 
-def supernet_loss(adapted, preprocess: Callable, sample: Callable[[jax.Array], jax.Array], **apply_kwargs) -> LossFn:
+def supernet_loss(
+    adapted: Any, preprocess: Callable, sample: Callable[[jax.Array], jax.Array], *, mix: Callable | None = None, **apply_kwargs: Any,
+) -> LossFn:
   """The loss of one step of weight-sharing training: a fresh genome for every batch (GLoRA section 3.3).
 
   Args:
     adapted: what `glora_jax.adapt` returned.
     preprocess: `(key, images) -> inputs` of the model; normalization and augmentation.
     sample: `key -> genome`; constant for training one fixed subnet.
+    mix: `(key, inputs, targets) -> (inputs, targets)`, targets [batch, classes]; mixup for instance.
     **apply_kwargs: handed on to the model, `train=True` for instance.
   """
 
   def loss_fn(trainable, frozen, images, labels, key):
     genome_key, image_key, model_key = jax.random.split(key, 3)
-    logits = adapted.apply(
-        adapted.join(trainable, frozen), preprocess(image_key, images), genome=sample(genome_key),
+    apply = lambda inputs: adapted.apply(
+        adapted.join(trainable, frozen), inputs, genome=sample(genome_key),
         rngs={'drop_path': model_key, 'dropout': jax.random.fold_in(model_key, 1)}, **apply_kwargs)
-    return cross_entropy(logits, labels)
+    inputs = preprocess(image_key, images)
+    if mix is None:
+      return cross_entropy(apply(inputs), labels)
+    classes = jax.eval_shape(apply, inputs).shape[-1]
+    inputs, targets = mix(jax.random.fold_in(image_key, 1), inputs, jax.nn.one_hot(labels, classes))
+    logits = apply(inputs)
+    return optax.softmax_cross_entropy(logits, targets).mean(), {'accuracy': jnp.mean(logits.argmax(-1) == targets.argmax(-1))}
 
   return loss_fn

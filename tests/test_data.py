@@ -2,7 +2,6 @@
 
 import dataclasses
 import gzip
-import io
 import struct
 import subprocess
 import sys
@@ -22,8 +21,13 @@ def data_dir(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def digits(data_dir):
-  return {split: pipeline.load(embedded.DIGITS, split, 8, data_dir) for split in ('train', 'val', 'test')}
+def digits_task(data_dir):
+  return task.find('digits', task.Source(dir=data_dir))
+
+
+@pytest.fixture(scope='module')
+def digits(digits_task):
+  return {split: pipeline.load(digits_task.open(split), 8) for split in ('train', 'val', 'test')}
 
 
 def test_digits_are_800_200_797_and_together_all_of_them_once(digits):
@@ -42,29 +46,29 @@ def test_every_class_is_in_every_split(digits):
   assert all(set(split.labels.tolist()) == set(range(10)) for split in digits.values())
 
 
-def test_the_order_is_the_stored_one_and_splits_can_be_joined(digits, data_dir):
-  joined = pipeline.load(embedded.DIGITS, 'train+val', 8, data_dir)
+def test_the_order_is_the_stored_one_and_splits_can_be_joined(digits, digits_task):
+  joined = pipeline.load(digits_task.open('train+val'), 8)
   np.testing.assert_array_equal(joined.images, np.concatenate([digits['train'].images, digits['val'].images]))
   np.testing.assert_array_equal(joined.labels, np.concatenate([digits['train'].labels, digits['val'].labels]))
 
 
 def test_reading_needs_no_tensorflow(data_dir, digits):
-  code = (f'import sys; from glora_jax.data import embedded, pipeline\n'
-          f"pipeline.load(embedded.DIGITS, 'val', 8, {data_dir!r}); print('tensorflow' in sys.modules)")
+  code = (f'import sys; from glora_jax.data import pipeline, task\n'
+          f"pipeline.load(task.find('digits', task.Source(dir={data_dir!r})).open('val'), 8); print('tensorflow' in sys.modules)")
   assert subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, text=True).stdout == 'False\n'
 
 
-def test_images_are_resized_as_pil_does_it(digits, data_dir):
-  larger = pipeline.load(embedded.DIGITS, 'val', 28, data_dir)
+def test_images_are_resized_as_pil_does_it(digits, digits_task):
+  larger = pipeline.load(digits_task.open('val'), 28)
   for small, large in zip(digits['val'].images[:5], larger.images, strict=False):
     expected = Image.fromarray(small).resize((28, 28), Image.Resampling.BICUBIC)
     np.testing.assert_array_equal(large, np.asarray(expected))
 
 
-def test_a_label_beyond_the_classes_is_explained(data_dir):
-  wrong = dataclasses.replace(embedded.DIGITS, classes=('zero', 'one'))
+def test_a_label_beyond_the_classes_is_explained(digits_task):
+  wrong = dataclasses.replace(digits_task, classes=('zero', 'one'))
   with pytest.raises(ValueError, match='labels 0 to 9, but 2 classes'):
-    pipeline.load(wrong, 'val', 8, data_dir)
+    wrong.open('val')
 
 
 def test_unknown_tasks_are_listed():
@@ -100,16 +104,6 @@ def test_damaged_idx_files_are_refused(tmp_path, damage):
 def test_a_missing_folder_says_where_the_files_come_from():
   with pytest.raises(FileNotFoundError, match='Debian package dataset-fashion-mnist'):
     embedded.fashion_mnist('no/such/folder')
-
-
-def test_grey_and_colour_become_rgb_squares():
-  grey = pipeline.to_square(np.full((5, 9, 1), 7, np.uint8), 4)
-  assert grey.shape == (4, 4, 3)
-  assert (grey == 7).all()
-  buffer = io.BytesIO()
-  Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3)).save(buffer, 'png')
-  same = np.asarray(Image.open(buffer))
-  np.testing.assert_array_equal(pipeline.to_square(same, 4), same)
 
 
 def test_normalizations_are_what_they_say():

@@ -39,7 +39,7 @@ def backbone(tmp_path_factory):
 @pytest.fixture(scope='session')
 def config(backbone, tmp_path_factory):
   config = default_config()
-  config.model.weights, config.data_dir = backbone, str(tmp_path_factory.mktemp('tfds'))
+  config.model.weights, config.data.dir = backbone, str(tmp_path_factory.mktemp('tfds'))
   config.budget, config.checkpoint_epochs, config.presets = 1000, 1, ('lora',)
   config.model.remat = 'dots_saveable'  # as the quickstart, whose config the command line starts from
   config.supernet.update(epochs=3, warmup_epochs=1, learning_rate=1e-2)
@@ -91,7 +91,7 @@ def test_the_genome_file_is_the_winner(finished):
 def test_the_folded_file_alone_reproduces_the_test_accuracy(finished, config):
   workdir, result = finished
   model, params, metadata = weights.load(os.path.join(workdir, 'folded', 'model.safetensors'))
-  images, labels = pipeline.load(experiment.find('digits'), 'test', metadata['image_size'], config.data_dir)
+  images, labels = pipeline.load(experiment.find('digits', experiment.data_source(config)).open('test'), metadata['image_size'])
   logits = model.apply({'params': params}, experiment.augment.normalize(images, metadata['normalization']))
   assert np.mean(logits.argmax(-1) == labels) == pytest.approx(result['winner']['test_accuracy'], abs=1e-9)
   assert result['fold_max_abs_diff'] < 1e-4

@@ -13,7 +13,8 @@ import sklearn.datasets
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from glora_jax.data.task import Task
+from glora_jax.data import builders
+from glora_jax.data.task import Source, Task
 
 FASHION_MNIST_CLASSES = (
     'T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat', 'Sandal', 'Shirt', 'Sneaker', 'Bag', 'Ankle boot')
@@ -89,11 +90,16 @@ class Digits(tfds.core.GeneratorBasedBuilder):
       yield int(index), {'image': encoded, 'label': int(digits.target[index])}
 
 
-DIGITS = Task(
-    name='digits',
-    make_builder=lambda data_dir: Digits(data_dir=data_dir, file_format='array_record'),
-    train='train[:800]',
-    val='train[800:]',
-    test='test',
-    classes=tuple('0123456789'),
-)
+def digits(source: Source = Source()) -> Task:
+  """scikit-learn's digits as a task: 800 train, 200 val, 797 test; prepared as a TFDS data set at the first use."""
+  builder = Digits(data_dir=source.dir, file_format='array_record')
+
+  def opened(split):
+    def examples():
+      builders.prepare(builder)
+      return builders.read(builder, split, lambda example: example['image'], lambda example: int(example['label']))
+
+    return examples
+
+  splits = {'train': opened('train[:800]'), 'val': opened('train[800:]'), 'test': opened('test')}
+  return Task('digits', tuple('0123456789'), splits, "scikit-learn's digits, dealt by glora_jax")

@@ -1,44 +1,113 @@
-"""A task: which images, which labels, which splits. Records only; `pipeline` reads them."""
+"""A task: which images, which labels, which splits. Records only; `pipeline` and `stream` read them."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-import tensorflow_datasets as tfds
+import numpy as np
+
+from glora_jax.data.examples import Examples, Joined
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """Where a task's images come from; the fields of the config's `data`.
+
+  Attributes:
+    dir: of TFDS, None for its default.
+    source: 'tfds', 'noah' (VTAB folders in the layout of NOAH) or 'lists' (NOAH's few-shot lists); None for the task's first.
+    root: folder of 'noah' and 'lists'.
+    version: of the TFDS data set, in place of the benchmark's.
+  """
+
+  dir: str | None = None
+  source: str | None = None
+  root: str | None = None
+  version: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """One classification task on a TFDS data set.
+  """One classification task.
 
   Attributes:
     name: what configs and reports call it.
-    make_builder: `data_dir -> builder`; preparing it is left to `pipeline`.
-    train, val, test: TFDS split expressions, disjoint.
     classes: names of the classes, in the order of the labels.
-    image, label: keys of an example.
+    splits: name -> function that opens it; 'train', 'val', 'test' are there, generalization tasks have further test sets.
+    origin: data set and version, or folder; printed in every result.
+    notes: what a reader of the results must know of the data.
+    group: of its suite.
+    masked: further test sets whose images have only some of the classes: answers are taken among those.
+    missing: what must be fetched or prepared before it can be opened, and how; None where everything is there.
   """
 
   name: str
-  make_builder: Callable[[str | None], tfds.core.DatasetBuilder]
-  train: str
-  val: str
-  test: str
   classes: tuple[str, ...]
-  image: str = 'image'
-  label: str = 'label'
+  splits: Mapping[str, Callable[[], Examples]]
+  origin: str
+  notes: tuple[str, ...] = ()
+  group: str = ''
+  masked: tuple[str, ...] = ()
+  missing: Callable[[], str | None] = lambda: None
 
   @property
   def num_classes(self) -> int:
     return len(self.classes)
 
+  @property
+  def tests(self) -> tuple[str, ...]:
+    """Names of all test sets; 'test' is the first."""
+    return ('test', *(name for name in self.splits if name not in ('train', 'val', 'test')))
 
-def find(name: str) -> Task:
-  """The task of a name that a config gives."""
-  from glora_jax.data import embedded  # the registry knows the rooms, they know the record
+  def open(self, split: str) -> Examples:
+    """The examples of a split, or of several joined with '+', in their stored order.
 
-  tasks = {task.name: task for task in (embedded.DIGITS,)}
-  if name not in tasks:
-    raise ValueError(f"The task '{name}' is unknown; the tasks are: {', '.join(tasks)}.")
-  return tasks[name]
+    Raises:
+      ValueError: a label that is no class.
+    """
+    parts = [self.splits[part]() for part in split.split('+')]
+    examples = parts[0] if len(parts) == 1 else Joined(parts)
+    labels = examples.labels
+    if not len(labels):
+      raise ValueError(f'{self.name} has no images in {split}.')
+    if labels.min() < 0 or labels.max() >= self.num_classes:
+      raise ValueError(f'{self.name} {split} has labels {labels.min()} to {labels.max()}, but {self.num_classes} classes.')
+    return examples
+
+  def mask(self, split: str) -> np.ndarray | None:
+    """The classes that occur in a masked test set, bool [classes]; None for all others."""
+    if split not in self.masked:
+      return None
+    return np.isin(np.arange(self.num_classes), self.open(split).labels)
+
+
+def find(name: str, source: Source = Source(), workdir: str | None = None) -> Task:
+  """The task of a name that a config gives.
+
+  Args:
+    name: 'digits'; 'vtab/cifar100'; 'fewshot/food101/4/0' (shots, seed); 'generalization/0' (seed); 'folder:PATH'; 'csv:PATH';
+      'tfds:NAME'.
+    source: where its images come from.
+    workdir: where the split of a user's own data is written down, so that it is made once; None keeps it in memory.
+
+  Raises:
+    ValueError, FileNotFoundError: the name is unknown, or what it names is not there.
+  """
+  from glora_jax.data import embedded, fewshot, folder, generalization, vtab  # they know the record
+
+  kind, _, rest = name.partition('/')
+  if name == 'digits':
+    return embedded.digits(source)
+  if kind == 'vtab':
+    return vtab.task(rest, source)
+  if kind == 'fewshot':
+    return fewshot.task(rest, source)
+  if kind == 'generalization':
+    return generalization.task(rest, source)
+  own, _, path = name.partition(':')
+  if own in folder.KINDS and path:
+    return folder.task(own, path, source, workdir)
+  raise ValueError(
+      f"The task '{name}' is unknown; the tasks are: digits, vtab/NAME ({', '.join(vtab.names())}), fewshot/NAME/SHOTS/SEED "
+      f"({', '.join(fewshot.NAMES)}), generalization/SEED, and your own: folder:PATH, csv:PATH, tfds:NAME.")

@@ -1,0 +1,218 @@
+"""RandAugment on the device: Pillow's operations as pure functions, and timm's way of drawing them.
+
+RandAugment is of Cubuk et al. 2020, https://arxiv.org/abs/1909.13719; the 15 operations, their ranges and the scale of magnitudes
+are timm's `rand-m9-mstd0.5-inc1` (timm/data/auto_augment.py). Every operation takes a uint8 image [height, width, 3] and, except for
+three, an argument in its own unit, and returns a uint8 image of the same shape, rounded where Pillow rounds. Two things are fixed
+that timm lets vary: what comes in from outside of the image is grey (128, timm's fill when it is told no mean of the images), and
+rotating, shearing and translating is bilinear (timm, unless told, chooses between bilinear and bicubic for each image).
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+FILL = 128
+MAX_MAGNITUDE = 10.0
+
+
+def luma(image: jax.Array) -> jax.Array:
+  """Grey values of a uint8 image as int32 [height, width, 1]: ITU-R 601-2 in Pillow's 16-bit fixed point."""
+  weighted = image.astype(jnp.int32) * jnp.asarray((19595, 38470, 7471))
+  return (weighted.sum(-1, keepdims=True) + 0x8000) >> 16
+
+
+def blend(degenerate: jax.Array, image: jax.Array, factor: jax.Array) -> jax.Array:
+  """From `degenerate` (factor 0) over the image (factor 1) and beyond, cut off at 0 and 255: what Pillow's ImageEnhance does."""
+  degenerate = degenerate.astype(jnp.float32)
+  return jnp.clip(degenerate + factor * (image.astype(jnp.float32) - degenerate), 0, 255).astype(jnp.uint8)
+
+
+def brightness(image: jax.Array, factor: jax.Array) -> jax.Array:
+  """Black at factor 0, the image at 1."""
+  return blend(jnp.zeros_like(image), image, factor)
+
+
+def contrast(image: jax.Array, factor: jax.Array) -> jax.Array:
+  """The mean of the grey values everywhere at factor 0, the image at 1."""
+  grey = luma(image)
+  return blend((grey.sum() + grey.size // 2) // grey.size, image, factor)
+
+
+def color(image: jax.Array, factor: jax.Array) -> jax.Array:
+  """The grey image at factor 0, the image at 1; also called saturation."""
+  return blend(luma(image), image, factor)
+
+
+def sharpness(image: jax.Array, factor: jax.Array) -> jax.Array:
+  """Smoothed over 3 x 3 pixels at factor 0, the image at 1; the outermost pixels stay as they are."""
+  values = jnp.asarray(image, jnp.int32)
+  window_sums = jax.lax.reduce_window(values, 0, jax.lax.add, (3, 3, 1), (1, 1, 1), 'VALID')
+  smooth = (2 * (window_sums + 4 * values[1:-1, 1:-1]) + 13) // 26  # weights 1/13, and 5/13 in the middle
+  return blend(values.at[1:-1, 1:-1].set(smooth), image, factor)
+
+
+def auto_contrast(image: jax.Array) -> jax.Array:
+  """Stretches each channel to reach from 0 to 255; a channel of one value stays."""
+  values = image.astype(jnp.int32)
+  low, high = values.min((0, 1)), values.max((0, 1))
+  return jnp.where(high > low, (values - low) * 255 // jnp.maximum(high - low, 1), values).astype(jnp.uint8)
+
+
+def equalize(image: jax.Array) -> jax.Array:
+  """Gives each channel a flat histogram; a channel with too few pixels below its highest value for 255 steps stays."""
+  def equalize_channel(channel):
+    counts = jnp.bincount(channel.reshape(-1), length=256)
+    below = jnp.cumsum(counts) - counts
+    step = below[channel.max()] // 255
+    table = jnp.minimum((step // 2 + below) // jnp.maximum(step, 1), 255)
+    return jnp.where(step > 0, table, jnp.arange(256)).astype(jnp.uint8)[channel]
+
+  return jax.vmap(equalize_channel, -1, -1)(image)
+
+
+def invert(image: jax.Array) -> jax.Array:
+  """Black to white and white to black."""
+  return 255 - image
+
+
+def posterize(image: jax.Array, bits: jax.Array) -> jax.Array:
+  """Keeps the `bits` highest bits of each value, 0 to 8; with 0 all is black, as in Pillow before it refused that."""
+  return image & (0xFF00 >> jnp.asarray(bits, jnp.int32)).astype(jnp.uint8)
+
+
+def solarize(image: jax.Array, threshold: jax.Array) -> jax.Array:
+  """Inverts the values of `threshold` and above, 0 to 256."""
+  return jnp.where(image.astype(jnp.int32) < threshold, image, 255 - image)
+
+
+def solarize_add(image: jax.Array, addition: jax.Array) -> jax.Array:
+  """Adds to the values below 128, up to 255."""
+  values = image.astype(jnp.int32)
+  return jnp.where(values < 128, jnp.minimum(values + addition, 255), values).astype(jnp.uint8)
+
+
+def affine(image: jax.Array, matrix: jax.Array) -> jax.Array:
+  """Bilinear, in Pillow's convention: `matrix` [2, 3] takes (x, y, 1) of the result to (x, y) in `image`, a pixel's middle at + 0.5."""
+  height, width, _ = image.shape
+  x, y = jnp.meshgrid(jnp.arange(width) + 0.5, jnp.arange(height) + 0.5)
+  x, y = (row[0] * x + row[1] * y + row[2] for row in jnp.asarray(matrix, jnp.float32))
+  # XLA may compute a coordinate twice, for the index and for the weight, with different last bits. Where these disagree about which
+  # side of a whole number they are on, a pixel would be taken from its neighbour; on a grid, whole numbers are hit exactly.
+  x, y = (jnp.round(coordinate * 4096) / 4096 for coordinate in (x, y))
+  sample = lambda channel: jax.scipy.ndimage.map_coordinates(channel, [y - 0.5, x - 0.5], order=1, mode='nearest')
+  sampled = jax.vmap(sample, -1, -1)(image.astype(jnp.float32))
+  inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+  # Pillow truncates. The hundredth keeps an even area as it is, where the four weights sum to a little less than one.
+  return jnp.where(inside[..., None], sampled + 0.01, FILL).astype(jnp.uint8)
+
+
+def rotate(image: jax.Array, degrees: jax.Array) -> jax.Array:
+  """Counter-clockwise around the middle."""
+  height, width, _ = image.shape
+  cos, sin = jnp.cos(jnp.deg2rad(degrees)), jnp.sin(jnp.deg2rad(degrees))
+  offset_x = (width - cos * width + sin * height) / 2
+  offset_y = (height - sin * width - cos * height) / 2
+  return affine(image, [[cos, -sin, offset_x], [sin, cos, offset_y]])
+
+
+def shear_x(image: jax.Array, factor: jax.Array) -> jax.Array:
+  """Moves each row to the left by `factor` times its distance from the top."""
+  return affine(image, [[1, factor, 0], [0, 1, 0]])
+
+
+def shear_y(image: jax.Array, factor: jax.Array) -> jax.Array:
+  """Moves each column up by `factor` times its distance from the left."""
+  return affine(image, [[1, 0, 0], [factor, 1, 0]])
+
+
+def translate_x(image: jax.Array, fraction: jax.Array) -> jax.Array:
+  """Moves the image to the left by this fraction of its width."""
+  return affine(image, [[1, 0, fraction * image.shape[1]], [0, 1, 0]])
+
+
+def translate_y(image: jax.Array, fraction: jax.Array) -> jax.Array:
+  """Moves the image up by this fraction of its height."""
+  return affine(image, [[1, 0, 0], [0, 1, fraction * image.shape[0]]])
+
+
+class Operation(typing.NamedTuple):
+  """A function of an image, and the argument it is given: by the level in [0, 1], a sign, and whether effects increase with the level."""
+
+  function: Callable[..., jax.Array]
+  argument: Callable[[jax.Array, jax.Array, bool], jax.Array] | None = None
+
+  def __call__(self, image: jax.Array, level: jax.Array, sign: jax.Array, increasing: bool = True) -> jax.Array:
+    """uint8 [height, width, 3] to the same; level float [], sign -1 or 1 []."""
+    return self.function(image) if self.argument is None else self.function(image, self.argument(level, sign, increasing))
+
+
+def _signed(largest):
+  return lambda level, sign, increasing: sign * largest * level
+
+
+def _whole(largest, reversible):
+  def argument(level, sign, increasing):
+    whole = jnp.floor(largest * level).astype(jnp.int32)
+    return largest - whole if reversible and increasing else whole
+  return argument
+
+
+def _factor(level, sign, increasing):
+  return jnp.maximum(0.1, 1 + sign * 0.9 * level) if increasing else 0.1 + 1.8 * level
+
+
+OPERATIONS = {
+    'auto_contrast': Operation(auto_contrast),
+    'equalize': Operation(equalize),
+    'invert': Operation(invert),
+    'rotate': Operation(rotate, _signed(30.0)),
+    'posterize': Operation(posterize, _whole(4, reversible=True)),
+    'solarize': Operation(solarize, _whole(256, reversible=True)),
+    'solarize_add': Operation(solarize_add, _whole(110, reversible=False)),
+    'color': Operation(color, _factor),
+    'contrast': Operation(contrast, _factor),
+    'brightness': Operation(brightness, _factor),
+    'sharpness': Operation(sharpness, _factor),
+    'shear_x': Operation(shear_x, _signed(0.3)),
+    'shear_y': Operation(shear_y, _signed(0.3)),
+    'translate_x': Operation(translate_x, _signed(0.45)),
+    'translate_y': Operation(translate_y, _signed(0.45)),
+}
+
+
+def sample_levels(key: jax.Array, shape: tuple[int, ...], magnitude: float, magnitude_std: float) -> tuple[jax.Array, jax.Array]:
+  """Levels in [0, 1] (magnitudes, normal around `magnitude`, cut off at 0 and 10, divided by 10) and signs, both float32 of `shape`."""
+  level_key, sign_key = jax.random.split(key)
+  magnitudes = magnitude + magnitude_std * jax.random.normal(level_key, shape)
+  return jnp.clip(magnitudes, 0, MAX_MAGNITUDE) / MAX_MAGNITUDE, jax.random.rademacher(sign_key, shape, jnp.float32)
+
+
+def rand_augment(key: jax.Array, images: jax.Array, magnitude: float = 9, num_layers: int = 2, magnitude_std: float = 0.5,
+                 increasing: bool = True) -> jax.Array:
+  """`num_layers` times over, for each image, one of the OPERATIONS, applied with probability one half; timm's `rand-m9-mstd0.5-inc1`.
+
+  Images are uint8 [batch, height, width, 3]. `magnitude` is on timm's scale of 0 to 10. Without `increasing`, posterize and solarize
+  are strongest at 0, and the factors of color, contrast, brightness and sharpness run from 0.1 to 1.9, as in the paper.
+  """
+  choice_key, applied_key, level_key = jax.random.split(key, 3)
+  shape = (num_layers, len(images))
+  choices = jax.random.randint(choice_key, shape, 1, 1 + len(OPERATIONS))
+  choices = jnp.where(jax.random.bernoulli(applied_key, 0.5, shape), choices, 0)
+  levels, signs = sample_levels(level_key, shape, magnitude, magnitude_std)
+
+  branches = [lambda image, level, sign: image]
+  branches += [lambda *arguments, operation=operation: operation(*arguments, increasing) for operation in OPERATIONS.values()]
+  transform = lambda choice, *arguments: jax.lax.switch(choice, branches, *arguments)
+  # Vectorized, every image goes through all operations, and one result is kept. An accelerator is better off with that than with a
+  # loop over images, each too small to fill it; a CPU is not, and the loop computes only what was chosen.
+  one_by_one = lambda *batch: jax.lax.map(lambda arguments: transform(*arguments), batch)
+
+  def layer(images, draws):
+    choices, levels, signs = draws
+    return jax.lax.platform_dependent(choices, images, levels, signs, cpu=one_by_one, default=jax.vmap(transform)), None
+
+  return jax.lax.scan(layer, images, (choices, levels, signs))[0]

@@ -1,0 +1,159 @@
+"""Augmentation against timm and torchvision: the same photographs, augmented many times by both, have the same statistics.
+
+Mean and variance of each channel of each augmented image are averaged over its repeats. Per photograph, ours and theirs then differ by
+chance only, and the mean of these differences must be within four of its standard errors, plus what rounding may shift.
+"""
+
+import functools
+import random
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import sklearn.datasets
+from PIL import Image
+
+pytest.importorskip('torch', reason='needs the peers extra')
+pytest.importorskip('timm', reason='needs the peers extra')
+pytest.importorskip('torchvision', reason='needs the peers extra')
+
+import torch
+import torchvision
+from timm.data import auto_augment, random_erasing, transforms
+
+from glora_jax.data import augment, rand_augment
+
+PHOTOGRAPHS, REPEATS = 60, 4
+BILINEAR = {'img_mean': (128, 128, 128), 'interpolation': Image.Resampling.BILINEAR, 'magnitude_std': 0.5}
+TIMM = {
+    'auto_contrast': 'AutoContrast', 'equalize': 'Equalize', 'invert': 'Invert', 'rotate': 'Rotate', 'posterize': 'PosterizeIncreasing',
+    'solarize': 'SolarizeIncreasing', 'solarize_add': 'SolarizeAdd', 'color': 'ColorIncreasing', 'contrast': 'ContrastIncreasing',
+    'brightness': 'BrightnessIncreasing', 'sharpness': 'SharpnessIncreasing', 'shear_x': 'ShearX', 'shear_y': 'ShearY',
+    'translate_x': 'TranslateXRel', 'translate_y': 'TranslateYRel',
+}
+NOT_INCREASING = {name: TIMM[name].removesuffix('Increasing') for name in ('posterize', 'solarize', 'color', 'contrast', 'brightness',
+                                                                           'sharpness')}
+
+
+@functools.cache
+def photographs(size=32):
+  """uint8 [photograph * repeat, size, size, 3]: parts of scikit-learn's two photographs, the repeats of one side by side."""
+  rng, parts = np.random.default_rng(0), []
+  sources = [Image.fromarray(image) for image in sklearn.datasets.load_sample_images().images]
+  for index in range(PHOTOGRAPHS):
+    side = int(rng.integers(60, 400))
+    left, top = (int(rng.integers(0, limit - side)) for limit in sources[index % 2].size)
+    parts.append(np.asarray(sources[index % 2].resize((size, size), Image.Resampling.BICUBIC, (left, top, left + side, top + side))))
+  return np.repeat(np.stack(parts), REPEATS, 0)
+
+
+@pytest.fixture(autouse=True)
+def seeds():
+  random.seed(0)
+  np.random.seed(0)
+  torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def no_bits_are_black(monkeypatch):
+  """At the full magnitude timm asks Pillow to keep no bits: older versions of Pillow made the image black, newer ones raise."""
+  posterize = lambda image, bits, **unused: auto_augment.posterize(image, bits) if bits else Image.new('RGB', image.size)
+  for name in ('Posterize', 'PosterizeIncreasing'):
+    monkeypatch.setitem(auto_augment.NAME_TO_OP, name, posterize)
+
+
+def by_pillow(transform, images):
+  return np.stack([np.asarray(transform(Image.fromarray(image))) for image in images])
+
+
+def assert_alike(ours, theirs, mean_tolerance, variance_tolerance):
+  """Of batches [photograph * repeat, height, width, 3]; the tolerances are what may differ beside chance, that of variances relative."""
+  moments = lambda images: np.stack([images.mean((1, 2)), images.var((1, 2))])
+  per_photograph = lambda images: moments(np.asarray(images, np.float64)).reshape(2, PHOTOGRAPHS, -1, 3).mean(2)
+  assert ours.shape == theirs.shape
+  expected = per_photograph(theirs)
+  differences = per_photograph(ours) - expected
+  standard_errors = differences.std(1, ddof=1) / np.sqrt(PHOTOGRAPHS)
+  allowed = np.stack([np.full(3, mean_tolerance), variance_tolerance * expected[1].mean(0)])
+  excess = np.abs(differences.mean(1)) - 4 * standard_errors - allowed
+  assert (excess <= 0).all(), (differences.mean(1), standard_errors, allowed)
+
+
+def operation_batch(name, magnitude, increasing, key):
+  images = photographs()
+  levels, signs = rand_augment.sample_levels(key, (len(images),), magnitude, 0.5)
+  return jax.jit(jax.vmap(lambda *arguments: rand_augment.OPERATIONS[name](*arguments, increasing)))(images, levels, signs)
+
+
+def timm_batch(name, magnitude):
+  return by_pillow(auto_augment.AugmentOp(name, prob=1.0, magnitude=magnitude, hparams=BILINEAR), photographs())
+
+
+def test_the_operations_are_those_of_timm():
+  assert set(TIMM.values()) == set(auto_augment._RAND_INCREASING_TRANSFORMS)
+  assert set((TIMM | NOT_INCREASING).values()) == set(auto_augment._RAND_TRANSFORMS)
+  assert list(rand_augment.OPERATIONS) == list(TIMM)
+
+
+@pytest.mark.parametrize('name', TIMM)
+def test_operations_have_the_statistics_of_timm(name):
+  for seed, magnitude in enumerate((9, 4)):
+    assert_alike(operation_batch(name, magnitude, True, jax.random.key(seed)), timm_batch(TIMM[name], magnitude), 0.1, 0.002)
+
+
+@pytest.mark.parametrize('name', NOT_INCREASING)
+def test_operations_that_do_not_increase_have_the_statistics_of_timm(name):
+  assert_alike(operation_batch(name, 4, False, jax.random.key(0)), timm_batch(NOT_INCREASING[name], 4), 0.1, 0.002)
+
+
+@pytest.mark.parametrize('increasing', [True, False])
+def test_rand_augment_has_the_statistics_of_timm(increasing):
+  transform = auto_augment.rand_augment_transform(f'rand-m9-mstd0.5-inc{int(increasing)}', dict(BILINEAR))
+  images = np.repeat(photographs(), 8, 0)
+  ours = jax.jit(functools.partial(rand_augment.rand_augment, increasing=increasing))(jax.random.key(0), images)
+  assert_alike(ours, by_pillow(transform, images), 0.1, 0.002)
+
+
+def test_color_jitter_has_the_statistics_of_torchvision():
+  images = np.repeat(photographs(), 4, 0)
+  theirs = by_pillow(torchvision.transforms.ColorJitter(0.4, 0.4, 0.4), images)
+  assert_alike(augment.color_jitter(jax.random.key(0), images, 0.4), theirs, 0.1, 0.002)
+
+
+@pytest.mark.parametrize('peer', ['timm', 'torchvision'])
+def test_random_resized_crop_has_the_statistics_of_its_peers(peer):
+  images = np.repeat(photographs(48), 4, 0)
+  transform = {'timm': transforms.RandomResizedCropAndInterpolation(32, interpolation='bilinear'),
+               'torchvision': torchvision.transforms.RandomResizedCrop(32)}[peer]
+  ours = augment.random_resized_crop(jax.random.key(0), images, 32)
+  # What lies beyond the crop, which ours reads a little of, adds variance at the border.
+  assert_alike(ours, by_pillow(transform, images), 0.1, 0.02)
+
+
+def test_the_boxes_of_crops_are_those_of_timm():
+  image, count = Image.new('RGB', (70, 100)), 4000
+  ours = np.asarray(augment.crop_boxes(jax.random.key(0), count, (100, 70), (0.08, 1.0), (3 / 4, 4 / 3)), np.float64)
+  draw = transforms.RandomResizedCropAndInterpolation.get_params
+  theirs = np.array([draw(image, (0.08, 1.0), (3 / 4, 4 / 3)) for _ in range(count)], np.float64)
+  for power in (1, 2):
+    a, b = ours**power, theirs**power
+    assert (np.abs(a.mean(0) - b.mean(0)) < 4 * np.sqrt((a.var(0) + b.var(0)) / count)).all()
+
+
+def test_random_erasing_has_the_statistics_of_timm():
+  images = np.asarray(augment.normalize(np.repeat(photographs(), 4, 0), 'imagenet'))
+  erase = random_erasing.RandomErasing(probability=0.25, mode='pixel', device='cpu')
+  theirs = erase(torch.from_numpy(images.transpose(0, 3, 1, 2)).clone()).numpy().transpose(0, 2, 3, 1)
+  assert_alike(augment.random_erasing(jax.random.key(0), jnp.asarray(images), 0.25), theirs, 0, 0)
+
+
+def test_the_boxes_that_are_erased_are_those_of_timm():
+  images = np.full((3000, 24, 40, 3), 100, np.float32)
+  erase = random_erasing.RandomErasing(probability=1.0, mode='pixel', device='cpu')
+  theirs = erase(torch.from_numpy(images.transpose(0, 3, 1, 2)).clone()).numpy().transpose(0, 2, 3, 1)
+  ours = np.asarray(augment.random_erasing(jax.random.key(0), jnp.asarray(images), 1.0))
+  erased = [np.stack([(batch != 100).all(-1).any(2).sum(1), (batch != 100).all(-1).any(1).sum(1)], -1) for batch in (ours, theirs)]
+  for power in (1, 2):
+    a, b = (sizes.astype(np.float64)**power for sizes in erased)
+    assert (np.abs(a.mean(0) - b.mean(0)) < 4 * np.sqrt((a.var(0) + b.var(0)) / len(images))).all()
