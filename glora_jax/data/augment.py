@@ -19,11 +19,26 @@ NORMALIZATIONS = {
 }
 
 
-def normalize(images: jax.Array, normalization: str) -> jax.Array:
-  """uint8 [..., 3] to float32: 'imagenet' and 'clip' by mean and deviation, 'inception' to [-1, 1], 'unit' to [0, 1]."""
-  if normalization not in NORMALIZATIONS:
-    raise ValueError(f"normalization='{normalization}' is unknown; it is one of {', '.join(NORMALIZATIONS)}.")
-  mean, deviation = (jnp.asarray(values, jnp.float32) for values in NORMALIZATIONS[normalization])
+Normalization = str | tuple[tuple[float, ...], tuple[float, ...]]
+
+
+def statistics(normalization: Normalization) -> tuple[tuple[float, ...], tuple[float, ...]]:
+  """(mean, standard deviation) per channel of a normalization that is named, or given as these two.
+
+  Raises:
+    ValueError: neither a known name nor two triples.
+  """
+  if isinstance(normalization, str) and normalization in NORMALIZATIONS:
+    return NORMALIZATIONS[normalization]
+  if not isinstance(normalization, str) and jnp.shape(normalization) == (2, 3):
+    return tuple(map(tuple, normalization))
+  raise ValueError(f"normalization='{normalization}' is unknown; it is one of {', '.join(NORMALIZATIONS)}, or mean and deviation, three "
+                   'numbers each.')
+
+
+def normalize(images: jax.Array, normalization: Normalization) -> jax.Array:
+  """uint8 [..., 3] to float32: 'imagenet' and 'clip' by mean and deviation, 'inception' to [-1, 1], 'unit' to [0, 1]; or see `statistics`."""
+  mean, deviation = (jnp.asarray(values, jnp.float32) for values in statistics(normalization))
   return (images.astype(jnp.float32) / 255 - mean) / deviation
 
 

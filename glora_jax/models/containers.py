@@ -100,8 +100,11 @@ def write_npz(path: Path, tensors: dict[str, np.ndarray]) -> None:
 def write_safetensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
   """Writes a safetensors file, whole or not at all. More than one entry of metadata makes the order of its bytes vary."""
   contiguous = {name: np.asarray(value, order='C') for name, value in tensors.items()}
-  with whole(path) as temporary:
-    safetensors.numpy.save_file(contiguous, temporary, metadata)
+  try:
+    with whole(path) as temporary:
+      safetensors.numpy.save_file(contiguous, temporary, metadata)
+  except safetensors.SafetensorError as error:
+    raise OSError(f'{path} cannot be written ({_first_line(error)}).') from error
 
 
 def write_torch(path: Path, tensors: dict[str, np.ndarray], wrapper: str | None = None) -> None:
@@ -196,7 +199,11 @@ def _open_torch(path):
     raise _Refused(f'{path} {what}: PyTorch does not load it with weights_only=True.') from error
   wrapper = next((key for key in WRAPPERS if isinstance(content, dict) and isinstance(content.get(key), dict)), None)
   content = content[wrapper] if wrapper else content
-  tensors = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)} if isinstance(content, dict) else {}
+  tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, torch.Tensor)} if isinstance(
+      content, dict) else {}
+  for name, value in tensors.items():
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+      raise _Refused(f'{path}: the tensor {name} declares shape {tuple(value.shape)}, and fewer numbers are there; that is no checkpoint.')
   if not tensors:
     raise _Refused(f'{path} holds no tensors by name; a state dict is expected.')
   specs = {name: Spec(tuple(value.shape), _float(str(value.dtype).removeprefix('torch.'))) for name, value in tensors.items()}

@@ -19,11 +19,10 @@ CACHE_VARIABLE = 'GLORA_JAX_CACHE'
 
 
 class Published(NamedTuple):
-  """address of the file, normalization of the images it was trained on, and the `config.json` that belongs to it, if any."""
+  """Address of a file, and the normalization of the images that it was trained on."""
 
   url: str
   normalization: str
-  config: str | None = None
 
 
 _AUGREG = 'https://storage.googleapis.com/vit_models/augreg'
@@ -45,6 +44,11 @@ SHORTCUTS = {
 def cache_folder() -> str:
   """Where downloads are kept: $GLORA_JAX_CACHE, or the system's folder for caches."""
   return os.environ.get(CACHE_VARIABLE) or str(pooch.os_cache('glora_jax'))
+
+
+def known_normalization(weights: str) -> str | None:
+  """Of a shortcut; None for everything else."""
+  return SHORTCUTS[weights].normalization if weights in SHORTCUTS else None
 
 
 def fetch(weights: str, sha256: str | None = None) -> str:
@@ -73,7 +77,9 @@ def fetch(weights: str, sha256: str | None = None) -> str:
     if not os.path.exists(path):
       raise FileNotFoundError(f"model.weights='{weights}' is no file or folder, and none of the names "
                               f'{", ".join(SHORTCUTS)}; an address starts with https://.')
-    if sha256 and os.path.isfile(path) and (found := _sha256(path)) != sha256.lower():
+    if sha256 and os.path.isdir(path):
+      raise ValueError(f'model.sha256 is the sum of one file, and {path} is a folder; give the file.')
+    if sha256 and (found := _sha256(path)) != sha256.lower():
       raise ValueError(f'{path} has SHA-256 {found}, and {sha256.lower()} was expected.')
     return path
   if sha256 is None and not published:
@@ -101,12 +107,12 @@ def _download(url, path, expected):
   try:
     pooch.retrieve(url, expected and f'sha256:{expected}', os.path.basename(path), os.path.dirname(path),
                    downloader=pooch.HTTPDownloader(progressbar=True, timeout=30))
-  except ValueError as error:  # pooch's own for a wrong sum
-    raise ValueError(f'What {url} sent is not the file with SHA-256 {expected}; nothing was kept. Check address and sum.') from error
-  except (requests.RequestException, OSError) as error:
+  except (requests.RequestException, OSError) as error:  # some of these are ValueErrors, too
     reason = str(error).splitlines()[0][:200]
     raise OSError(f'{url} could not be downloaded ({reason}). Get the file in another way and put it at {path}, or give its path as '
                   'model.weights.') from error
+  except ValueError as error:  # pooch's own for a wrong sum
+    raise ValueError(f'What {url} sent is not the file with SHA-256 {expected}; nothing was kept. Check address and sum.') from error
 
 
 def _sha256(path):

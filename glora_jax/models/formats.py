@@ -46,8 +46,8 @@ class Format:
   Attributes:
     name: as `--format` takes it.
     container: of the files that are written.
-    anchors: a pattern that finds the prefix of the names, the file's own name of the patch embedding, and one that only this
-      format has; all three know a file by its contents.
+    patches: name of the patch embedding; what stands before it is the prefix of all names.
+    telling: pattern of names that only this format has.
     read_shape: (shapes by name, prefix removed) -> (fields of the ViT, variant); raises KeyError for a tensor it needs.
     rules: (model, variant) -> the rules of all parameters the format has room for.
     variant: of the files that are written when a model comes from elsewhere.
@@ -58,7 +58,8 @@ class Format:
 
   name: str
   container: str
-  anchors: tuple[str, ...]
+  patches: str
+  telling: str
   read_shape: Callable[[Mapping[str, tuple[int, ...]]], tuple[dict[str, Any], Variant]]
   rules: Callable[[ViT, Variant], list[Rule]]
   variant: Variant = dataclasses.field(default_factory=dict)
@@ -104,18 +105,17 @@ def _depth(shapes, pattern):
   return max(numbers, default=-1) + 1
 
 
-def num_heads(width: int) -> int | None:
-  """Of the published sizes, which all but the largest have heads of width 64; None where that cannot be."""
-  known = {1280: 16, 1408: 16, 1664: 16}
-  return known.get(width) or (width // 64 if width % 64 == 0 else None)
+HEADS = {192: 3, 384: 6, 512: 8, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1664: 16}  # of the published widths
 
 
 def _timm_shape(shapes):
   embed = shapes['patch_embed.proj.weight']
   class_token, after = 'cls_token' in shapes, 'fc_norm.weight' in shapes
+  if 2 * shapes['blocks.0.mlp.fc2.weight'][1] == shapes['blocks.0.mlp.fc1.weight'][0]:
+    raise ValueError('its MLPs are SwiGLU ones; only plain MLPs are supported.')
   fields = {
       'width': embed[0], 'patch_size': _square(embed[2:]), 'depth': _depth(shapes, r'blocks\.(\d+)\.'),
-      'mlp_dim': shapes['blocks.0.mlp.fc1.weight'][0], 'num_heads': num_heads(embed[0]),
+      'mlp_dim': shapes['blocks.0.mlp.fc1.weight'][0], 'num_heads': HEADS.get(embed[0]),
       'class_token': class_token, 'norm_after_pool': after, 'pool': 'token' if class_token and not after else 'gap',
       'pre_norm': 'norm_pre.weight' in shapes, 'layer_scale': 1.0 if 'blocks.0.ls1.gamma' in shapes else None,
       'pre_logits': shapes['pre_logits.fc.weight'][0] if 'pre_logits.fc.weight' in shapes else None,
@@ -163,12 +163,13 @@ def _hf_shape(names, norm_eps):
   def read_shape(shapes):
     embed, classes = shapes[_HF_PATCHES], shapes.get('classifier.weight', (0, 0))
     fields = {
-        'width': embed[0], 'patch_size': _square(embed[2:]), 'num_heads': num_heads(embed[0]),
+        'width': embed[0], 'patch_size': _square(embed[2:]), 'num_heads': HEADS.get(embed[0]),
         'depth': _depth(shapes, re.escape(names['norm1']).replace(r'\{\}', r'(\d+)')),
         'mlp_dim': shapes[names['fc1'].format(0) + '.weight'][0],
         'layer_scale': 1.0 if 'scale1' in names else None,
         'pool': 'token+gap' if 'scale1' in names and classes[0] else 'token',
-        'pre_logits': shapes['pooler.dense.weight'][0] if 'pooler.dense.weight' in shapes else None,
+        # A classifier reads the class token itself; only a model without one gives what its pooler makes of it.
+        'pre_logits': shapes['pooler.dense.weight'][0] if 'pooler.dense.weight' in shapes and not classes[0] else None,
         'num_classes': classes[0], 'norm_eps': norm_eps, 'activation': 'gelu'}
     return fields, {'tokens': shapes['embeddings.position_embeddings'][1]}
 
@@ -267,22 +268,22 @@ def _square(sides):
 
 
 def _hf(name, names, norm_eps, anchor, unused=r'(?!)'):
-  return Format(name, 'safetensors', (_HF_PATCHES, anchor), _hf_shape(names, norm_eps), _hf_rules(names), unused=unused,
+  return Format(name, 'safetensors', _HF_PATCHES, anchor, _hf_shape(names, norm_eps), _hf_rules(names), unused=unused,
                 interpolation='bicubic', outside=r'classifier\.')
 
 
 def _npz(name, **variant):
-  return Format(name, 'npz', ('embedding/kernel', r'Transformer/encoderblock'), _npz_shape, _npz_rules, interpolation='linear_corners',
+  return Format(name, 'npz', 'embedding/kernel', r'Transformer/encoderblock', _npz_shape, _npz_rules, interpolation='linear_corners',
                 variant={'scanned': False, 'classic': False, 'position': 'pos_embedding', 'class_pos': False, **variant})
 
 
 FORMATS = {format.name: format for format in (
-    Format('timm', 'safetensors', ('patch_embed.proj.weight', r'blocks\.\d+\.'), _timm_shape, _timm_rules,
+    Format('timm', 'safetensors', 'patch_embed.proj.weight', r'blocks\.\d+\.', _timm_shape, _timm_rules,
            variant={'class_pos': True}, unused=r'mask_token$'),
-    _hf('hf_vit', _HF_VIT, 1e-12, r'encoder\.layer\.\d+\.layernorm_before', unused=r'embeddings\.mask_token$'),
-    _hf('hf_vit_modules', _HF_VIT_MODULES, 1e-12, r'layers\.\d+\.layernorm_before', unused=r'embeddings\.mask_token$'),
-    _hf('hf_dinov2', _HF_DINOV2, 1e-6, r'encoder\.layer\.\d+\.attention\.attention\.query', unused=r'embeddings\.mask_token$'),
-    _hf('hf_dinov2_modules', _HF_DINOV2_MODULES, 1e-6, r'encoder\.layer\.\d+\.attention\.q_proj', unused=r'embeddings\.mask_token$'),
+    _hf('hf_vit', _HF_VIT, 1e-12, r'encoder\.layer\.\d+\.layernorm_before', unused=r'embeddings\.mask_token$|pooler\.'),
+    _hf('hf_vit_modules', _HF_VIT_MODULES, 1e-12, r'layers\.\d+\.layernorm_before', unused=r'embeddings\.mask_token$|pooler\.'),
+    _hf('hf_dinov2', _HF_DINOV2, 1e-6, r'encoder\.layer\.\d+\.attention\.attention\.query', unused=r'embeddings\.mask_token$|pooler\.'),
+    _hf('hf_dinov2_modules', _HF_DINOV2_MODULES, 1e-6, r'encoder\.layer\.\d+\.attention\.q_proj', unused=r'embeddings\.mask_token$|pooler\.'),
     _npz('vit_jax', classic=True, position='Transformer/posembed_input/pos_embedding', class_pos=True),
     _npz('big_vision'),
     _npz('big_vision_scan', scanned=True),
@@ -291,7 +292,7 @@ FORMATS = {format.name: format for format in (
 # Names that tell of an architecture that this ViT is not; the first that fits explains a mismatch.
 OTHERS = {
     r'dist_token|distillation_token|head_dist|distillation_classifier': 'a DeiT with a distillation token and head; take the plain DeiT',
-    r'weights_in|mlp\.w12|fc1_g': 'a ViT with SwiGLU instead of the plain MLP; DINOv2 giant is one, S, B and L are not',
+    r'weights_in|mlp\.w12|fc1_g|gate_proj': 'a ViT with SwiGLU instead of the plain MLP; DINOv2 giant is one, S, B and L are not',
     r'register_tokens|reg_token': 'a ViT with register tokens; take the variant without',
     r'MAPHead_|attn_pool|(^|/)probe$': 'a ViT that pools by attention (SigLIP for instance); a class token or averaging is expected',
     r'[qk]_norm': 'a ViT that normalizes queries and keys',
@@ -300,16 +301,22 @@ OTHERS = {
 }
 
 
-def detect(names: Mapping[str, Any]) -> tuple[Format, str] | None:
-  """The format of a file by the names of its tensors, with the prefix that all of them share; None where none fits."""
+def detect(names: Iterable[str]) -> list[tuple[Format, str]]:
+  """All that a file's tensors can be read as, by their names: formats, with the prefix that the names share.
+
+  A file holds several models where it has several towers. The state of an optimizer, which has the names of parameters below
+  'opt/', is none of them, except for 'opt/target/', where Flax once kept the parameters themselves.
+  """
+  found = []
   for format in FORMATS.values():
-    patches, block = format.anchors
-    for name in names:
-      if name.endswith(patches) and (name == patches or name[-len(patches) - 1] in './'):
-        prefix = name.removesuffix(patches)
-        if any(re.match(block, other.removeprefix(prefix)) for other in names if other.startswith(prefix)):
-          return format, prefix
-  return None
+    prefixes = [name.removesuffix(format.patches) for name in names if name.endswith(format.patches)]
+    for prefix in prefixes:
+      if (prefix and prefix[-1] not in './') or (prefix.startswith('opt/') and not prefix.startswith('opt/target/')):
+        continue
+      if any(re.match(format.telling, name.removeprefix(prefix)) for name in names if name.startswith(prefix)):
+        if not any(other == prefix for _, other in found):
+          found.append((format, prefix))
+  return found
 
 
 def explain(names: Iterable[str]) -> str:
