@@ -132,7 +132,8 @@ def main():
         early = resident_memory()
     growth = resident_memory() - early
   ours, theirs = (statistics.median(column) for column in zip(*rates, strict=True))
-  print(f'resident input            {100 * share:6.2f}% of the quickstart\'s training ({1000 * seconds:.0f} ms a step, {reading:.2f} s of reading)')
+  print(f"resident input            {100 * share:6.2f}% of the quickstart's training ({1000 * seconds:.0f} ms a step, "
+        f'{reading:.2f} s of reading)')
   print(f'streaming                 {ours:6.0f} images a second; Pillow alone on {cores} cores {theirs:.0f}; ratio {ratio:.2f}')
   print(f'memory over {many:,} images  {growth:+.0f} MiB')
   print(json.dumps({'benchmark': 'input_pipeline', 'machine': machine.describe(), 'resident_share': round(share, 4),

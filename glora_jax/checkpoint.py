@@ -17,8 +17,9 @@ from glora_jax.adapt import COLLECTION, Adapted
 from glora_jax.files import Path, read_tensors, write_tensors
 from glora_jax.merge import flatten, get, replace
 from glora_jax.models.containers import open_tensors
-from glora_jax.models.formats import FORMATS
-from glora_jax.models.translate import require
+from glora_jax.models.formats import FORMATS, grouped
+from glora_jax.models.translate import finite, require
+from glora_jax.models.vit import ViT
 from glora_jax.models.weights import fingerprint
 from glora_jax.supernet import TrainState
 
@@ -144,6 +145,9 @@ def load_official_supernet(path: Path, adapted: Adapted, params: Any) -> dict[st
   Raises:
     ValueError: every tensor that is missing, unexpected or misshaped is named.
   """
+  if not isinstance(adapted.model, ViT) or not adapted.model.num_classes or not all(layer.space.tied for layer in adapted.spec):
+    raise ValueError('An official supernet goes onto the ViT of glora_jax.models.vit, with a head (num_classes above 0), adapted with a '
+                     'tied SearchSpace.')
   tensors = open_tensors(path)
   timm = FORMATS['timm']
   names = {rule.ours: rule.theirs[0].removesuffix('.weight') for rule in timm.rules(adapted.model, timm.variant)}
@@ -163,10 +167,14 @@ def load_official_supernet(path: Path, adapted: Adapted, params: Any) -> dict[st
   heads = trainable['params']['head']
   expected.update({'head.weight': heads['kernel'].shape[::-1], 'head.bias': heads['bias'].shape})
   require(tensors, {name: spec.shape for name, spec in tensors.specs.items()}, expected)
+  if odd := [name for name in expected if tensors.specs[name].dtype is None]:
+    raise ValueError(f'{tensors.path}: {grouped(odd)} hold no floating-point numbers.')
+  read = lambda name: finite(tensors.path, name, tensors.read(name))
   for name, (module, ours, index, transposed) in places.items():
-    value = tensors.read(name)
+    value = read(name)
     module[ours][index] = value.T if transposed else value
-  head = {'kernel': tensors.read('head.weight').T, 'bias': tensors.read('head.bias')}
+  dtype = nn.meta.unbox(heads['kernel']).dtype
+  head = {'kernel': read('head.weight').T.astype(dtype), 'bias': read('head.bias').astype(dtype)}
   return adapted.join({'params': {'head': head}, COLLECTION: supports}, frozen)
 
 

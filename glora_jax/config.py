@@ -8,7 +8,6 @@ import os
 from typing import Any
 
 import flax
-import jax
 import ml_collections
 
 from glora_jax import search, space
@@ -20,6 +19,7 @@ from glora_jax.models.vit import ACTIVATIONS
 from glora_jax.supernet import Recipe
 
 PROTOCOLS = ('honest', 'paper')
+REMAT_POLICIES = ('everything_saveable', 'nothing_saveable', 'dots_saveable', 'dots_with_no_batch_dims_saveable')
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -87,7 +87,7 @@ def parse_arguments(text: str, defaults: dict[str, Any]) -> tuple[str, dict[str,
     try:
       given[name] = kind(value)
     except ValueError as error:
-      raise ValueError(f"'{part}' in the config's arguments: {name} is a {kind.__name__}.") from error
+      raise ValueError(f"'{part}' in the config's arguments: {name} is of type {kind.__name__}.") from error
   return first, given
 
 
@@ -112,8 +112,12 @@ def check_config(config: ml_collections.ConfigDict) -> None:
   for name in config.presets:
     if name not in space.PRESET_NAMES:
       raise ValueError(f"presets: '{name}' is unknown; the presets are {', '.join(space.PRESET_NAMES)}.")
-  if config.model.remat is not None and not hasattr(jax.checkpoint_policies, config.model.remat):
-    raise ValueError(f"model.remat='{config.model.remat}' is no policy of jax.checkpoint_policies; 'dots_saveable' is one.")
+  if not config.model.weights:
+    raise ValueError("model.weights is empty; 'embedded', a path, an address or a shortcut is expected.")
+  if not 0 <= config.model.drop_path < 1:
+    raise ValueError(f'model.drop_path={config.model.drop_path} must be at least 0 and below 1.')
+  if config.model.remat is not None and config.model.remat not in REMAT_POLICIES:
+    raise ValueError(f"model.remat='{config.model.remat}' is unknown; it is one of {', '.join(REMAT_POLICIES)}.")
   if config.checkpoint_epochs < 1:
     raise ValueError(f'checkpoint_epochs={config.checkpoint_epochs} must be at least 1.')
   if config.model.activation is not None and config.model.activation not in ACTIVATIONS:

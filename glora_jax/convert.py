@@ -17,7 +17,7 @@ import flax
 
 from glora_jax.models import weights
 from glora_jax.models.export import export, save_exported
-from glora_jax.models.fetch import fetch
+from glora_jax.models.fetch import fetch, known_normalization
 from glora_jax.models.formats import FORMATS
 from glora_jax.models.vit import describe
 
@@ -54,8 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
   given = parser.parse_args(arguments)
   logging.basicConfig(format='%(message)s', level=logging.WARNING, stream=sys.stderr)
   try:
-    fields = {'num_heads': given.num_heads} if given.num_heads else {}
-    loaded = weights.load(fetch(given.input, given.sha256), **fields)
+    fields = {} if given.num_heads is None else {'num_heads': given.num_heads}
+    loaded = weights.load(fetch(given.input, given.sha256), normalization=known_normalization(given.input), **fields)
     model, params, metadata = weights.refit(*loaded, image_size=given.image_size, patch_size=given.patch_size)
     if given.output is None:
       return print(inspection(model, params, metadata))

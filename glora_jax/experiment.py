@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import flax
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -29,7 +30,8 @@ from glora_jax.data import augment, pipeline
 from glora_jax.data.task import Task, find
 from glora_jax.files import read_arrays, read_json, whole, write_arrays, write_json
 from glora_jax.models import weights
-from glora_jax.models.fetch import fetch
+from glora_jax.models.fetch import fetch, known_normalization
+from glora_jax.models.translate import to_tensors
 from glora_jax.scoring import make_scorer
 from glora_jax.supernet import NonFiniteLossError, Recipe, TrainState
 
@@ -169,20 +171,21 @@ def prepare(config: ml_collections.ConfigDict, workdir: str) -> Run:
   """Loads the backbone, gives it a new head for the task, and adapts it."""
   seconds_path = os.path.join(workdir, 'seconds.json')
   seconds = read_json(seconds_path) if os.path.exists(seconds_path) else {}
-  source = data_source(config)
-  find(config.task, source, workdir).open('train')  # prepares what is not there; some class names are known only then
-  task = find(config.task, source, workdir)
+  where = data_source(config)
+  find(config.task, where, workdir).open('train')  # prepares what is not there; some class names are known only then
+  task = find(config.task, where, workdir)
   settings = config.model
   path = weights.EMBEDDED_FILE if settings.weights == weights.EMBEDDED else fetch(settings.weights, settings.sha256)
-  fields = {name: settings[name] for name in ('num_heads', 'activation') if settings[name]}
+  fields = {name: settings[name] for name in ('num_heads', 'activation') if settings[name] is not None}
+  loaded = weights.load(path, normalization=known_normalization(settings.weights), **fields)
   model, params, metadata = weights.refit(
-      *weights.load(path, **fields), num_classes=task.num_classes, image_size=settings.image_size, patch_size=settings.patch_size)
+      *loaded, num_classes=task.num_classes, image_size=settings.image_size, patch_size=settings.patch_size)
+  if source := metadata.get('source'):
+    to_tensors(model, flax.traverse_util.flatten_dict(params, sep='/'), source)  # refuses now what could not be written at the end
   model = model.clone(drop_path=settings.drop_path, remat=settings.remat)
   if not isinstance(metadata['image_size'], int):
     raise ValueError(f'The weights are for images of {metadata["image_size"]}; a run needs square ones, give model.image_size.')
   metadata['normalization'] = settings.normalization or metadata['normalization']
-  if metadata['normalization'] is None:
-    raise ValueError(f"Nothing says how images were normalized for {path}; give model.normalization: {', '.join(augment.NORMALIZATIONS)}.")
   sample = jax.ShapeDtypeStruct((1, metadata['image_size'], metadata['image_size'], 3), jnp.float32)
   adapted = adapt(model, sample, space=space.SearchSpace(**config.space), merge=config.merge)
   space.require_feasible(adapted.spec, config.budget)

@@ -64,6 +64,8 @@ def test_folders_are_searched_for_one_checkpoint(saved, tmp_path):
     (tmp_path / 'empty' / name).touch()
   with pytest.raises(ValueError, match=r'holds several checkpoints \(a\.npz, b\.npz\)'):
     weights.load(tmp_path / 'empty')
+  for name in ('a.npz', 'b.npz'):
+    (tmp_path / 'empty' / name).unlink()
   (tmp_path / 'empty' / 'model-00001-of-00002.safetensors').touch()
   with pytest.raises(ValueError, match='in several parts'):
     weights.load(tmp_path / 'empty')
@@ -114,3 +116,22 @@ def test_fingerprints_see_every_change():
       {'a': {'x': np.arange(6.0)}, 'c': np.zeros(2)}, {'a': {'b': np.arange(6.0).astype(np.float32)}, 'c': np.zeros(2)})}
   assert len(prints) == 5
   assert weights.fingerprint({'c': np.zeros(2), 'a': {'b': np.arange(6.0)}}) in prints
+
+
+def test_an_older_checkpoint_in_the_folder_is_not_left_to_be_read(tmp_path):
+  model = MODEL.clone(layer_scale=None, class_token=False)
+  params = randomized(model.init(jax.random.key(1), IMAGES)['params'])
+  weights.save(tmp_path / 'out', model, params, {'image_size': 16}, 'big_vision')
+  with pytest.raises(ValueError, match=r'holds another checkpoint already \(model\.npz\)'):
+    weights.save(tmp_path / 'out', model, params, {'image_size': 16}, 'timm')
+  weights.save(tmp_path / 'out', model, params, {'image_size': 16}, 'big_vision_scan')
+  with pytest.raises(ValueError, match=r'should end in \.safetensors'):
+    weights.save(tmp_path / 'model.npz', model, params, {'image_size': 16})
+
+
+@pytest.mark.parametrize('fields, message', [
+    ({'num_heads': -4}, 'num_heads=-4 must be a whole number above 0'), ({'no_such': 1}, 'no_such: the ViT has no such field'),
+    ({'image_size': 56}, r'knows its image_size itself; weights\.refit')])
+def test_wrong_fields_are_explained(saved, fields, message):
+  with pytest.raises(ValueError, match=message):
+    weights.load(saved[0], **fields)

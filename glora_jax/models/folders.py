@@ -35,8 +35,9 @@ def locate(path: Path) -> str:
   files = [name for name in files if name not in parts]
   if 'model.safetensors' in files:  # as in most folders of Hugging Face, beside a PyTorch file of the same weights
     files = [name for name in files if name not in ('pytorch_model.bin', 'open_clip_pytorch_model.bin')]
-  if len(files) == 1:
-    return os.path.join(path, files[0])
+  named = [name for name in files if os.path.splitext(name)[0] in ('model', 'pytorch_model')]
+  if len(files) == 1 or len(named) == 1:
+    return os.path.join(path, (named or files)[0])
   if files:
     raise ValueError(f'The folder {path} holds several checkpoints ({", ".join(files)}); give the path of one.')
   if parts:

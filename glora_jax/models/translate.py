@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import flax
@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from glora_jax.models import formats
-from glora_jax.models.containers import Spec, Tensors
+from glora_jax.models.containers import Tensors
 from glora_jax.models.formats import FORMATS, Format, grouped
 from glora_jax.models.vit import ViT
 
@@ -59,26 +59,29 @@ def _layout(format, model, variant, expected):
 
 
 def read_params(
-    tensors: Tensors, format: Format, model: ViT, variant: formats.Variant, expected: Mapping[str, jax.ShapeDtypeStruct],
-    specs: Mapping[str, Spec], stray: Iterable[str], in_file: Callable[[str], str],
-) -> dict[str, Any]:
+    tensors: Tensors, format: Format, model: ViT, variant: formats.Variant, names: Mapping[str, str],
+    expected: Mapping[str, jax.ShapeDtypeStruct],
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
   """All parameters of the model, each written at once to where it stays.
 
   Args:
     tensors, format, variant: what is read, and as what.
     model, expected: what is made of it; its parameters' shapes by path.
-    specs: of the tensors that the model must use up, by their names without the prefix.
-    stray: names of further tensors in the file, which nothing can use.
-    in_file: name without the prefix -> name in the file.
+    names: as the format knows them -> in the file.
+
+  Returns:
+    (nested parameters, the tensors that the format knows and the model has no use for).
 
   Raises:
     ValueError: the names of all tensors that are missing, unexpected, misshaped; the first that is damaged or not finite.
   """
   rules, shapes = _layout(format, model, variant, expected)
-  require(tensors, {**{name: spec.shape for name, spec in specs.items()}, **dict.fromkeys(stray, ())}, shapes)
-  if odd := [name for name in shapes if specs[name].dtype is None]:
+  unused = [name for name in names if name not in shapes and re.match(format.unused, name)]
+  used = {name: tensors.specs[there] for name, there in names.items() if name not in unused}
+  require(tensors, {name: spec.shape for name, spec in used.items()}, shapes)
+  if odd := [name for name in shapes if used[name].dtype is None]:
     raise ValueError(f'{tensors.path}: {grouped(odd)} hold no floating-point numbers.')
-  read = lambda name: finite(tensors.path, name, tensors.read(in_file(name)))
+  read = lambda name: finite(tensors.path, name, tensors.read(names[name]))
   params = {}
   for path, spec in expected.items():
     rule = rules[path]
@@ -86,14 +89,15 @@ def read_params(
       params[path] = rule.to_ours(spec.shape)
     elif not path.startswith('blocks/'):
       params[path] = np.asarray(rule.to_ours(*map(read, rule.theirs)), order='C')
-    else:
-      if '{}' in rule.theirs[0]:
-        blocks = (tuple(read(name.format(number)) for name in rule.theirs) for number in range(model.depth))
-      else:
-        blocks = zip(*(read_blocks(tensors, in_file(name)) for name in rule.theirs), strict=True)
-      dtype = np.result_type(*(specs[name.format(number)].dtype for name in rule.theirs for number in range(model.depth)))
+    elif '{}' in rule.theirs[0]:  # a tensor for each block
+      every = [[name.format(number) for name in rule.theirs] for number in range(model.depth)]
+      dtype = np.result_type(*(used[name].dtype for block in every for name in block))
+      params[path] = stack(spec.shape, dtype, (rule.to_ours(*map(read, block)) for block in every))
+    else:  # one tensor for all blocks
+      blocks = zip(*(read_blocks(tensors, names[name]) for name in rule.theirs), strict=True)
+      dtype = np.result_type(*(used[name].dtype for name in rule.theirs))
       params[path] = stack(spec.shape, dtype, (rule.to_ours(*parts) for parts in blocks))
-  return flax.traverse_util.unflatten_dict(params, sep='/')
+  return flax.traverse_util.unflatten_dict(params, sep='/'), {name: tensors.read(names[name]) for name in unused}
 
 
 def read_blocks(tensors: Tensors, name: str) -> Iterator[np.ndarray]:
@@ -143,8 +147,8 @@ def to_tensors(model: ViT, flat: formats.Flat, source: Source) -> tuple[ViT, dic
   if homeless := sorted(flat.keys() - rules.keys()):
     raise ValueError(f'The format {format.name} has no place for {", ".join(homeless)}; choose another format.')
   prefix = source.prefix
-  if format.name.startswith('hf_'):
-    prefix = ('dinov2.' if 'dinov2' in format.name else 'vit.') if model.num_classes else ''
+  if format.name.startswith('hf_') and model.num_classes:
+    prefix = 'dinov2.' if 'dinov2' in format.name else 'vit.'
   outside = re.compile(format.outside)
   tensors = {}
   for path, rule in rules.items():
@@ -157,10 +161,7 @@ def to_tensors(model: ViT, flat: formats.Flat, source: Source) -> tuple[ViT, dic
         continue
       parts = [np.stack(column) for column in zip(*blocks, strict=True)]
     tensors.update(zip(rule.theirs, parts, strict=True))
-  unused = dict(source.unused)
-  if 'dinov2' in format.name:
-    unused.setdefault('embeddings.mask_token', np.zeros((1, model.width), flat['cls'].dtype))
-  tensors = {name if outside.match(name) else prefix + name: value for name, value in {**tensors, **unused}.items()}
+  tensors = {name if outside.match(name) else prefix + name: value for name, value in {**tensors, **source.unused}.items()}
   return model, tensors
 
 
@@ -187,14 +188,20 @@ def _represent(model, flat, source):
     halves = [head, np.zeros_like(head)]
     flat['head/kernel'] = np.concatenate(halves if model.pool == 'token' else halves[::-1])
     model = model.clone(pool='token+gap')
-  expects = ('token+gap', 'token') if dinov2 else ('token',) if hf else ('token' if model.class_token else 'gap',) if npz else ('token', 'gap')
-  if model.pool not in expects:
+  pools = ('token', 'gap')
+  if npz:
+    pools = ('token',) if model.class_token else ('gap',)
+  elif hf:
+    pools = ('token+gap',) if dinov2 and model.num_classes else ('token',)
+  if model.pool not in pools:
     raise refuse(f"pool='{model.pool}'" + (' with a class token' if model.class_token else ''))
   if hf and model.num_classes and model.pre_logits is not None:
     raise refuse('pre-logits and a head together')
   if npz and model.activation != 'gelu_tanh':
     log.warning("%s computes GELU by its tanh approximation, and this model has activation='%s': logits will differ slightly.",
                 name, model.activation)
+  if name == 'timm' and model.norm_eps not in (1e-5, 1e-6):
+    log.warning("timm's LayerNorms add 1e-6, or 1e-5 in CLIP's models, and this model's add %g: logits will differ slightly.", model.norm_eps)
   if not source.variant.get('class_pos', True) and model.class_token:
     flat['cls'] = flat['cls'] + flat['pos_embed'][:, :1]
     flat['pos_embed'] = np.concatenate([np.zeros_like(flat['pos_embed'][:, :1]), flat['pos_embed'][:, 1:]], axis=1)

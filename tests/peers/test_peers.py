@@ -1,6 +1,7 @@
 """Against timm and transformers themselves; skipped where the `peers` extra is not installed (`.ci/run` installs it)."""
 
 import functools
+import json
 import pathlib
 
 import jax
@@ -16,6 +17,7 @@ pytest.importorskip('transformers', reason='needs the peers extra')
 import timm
 import torch
 import torch.nn.functional as F
+import transformers
 from timm.layers.patch_embed import resample_patch_embed
 from timm.layers.pos_embed import resample_abs_pos_embed
 
@@ -88,17 +90,27 @@ def test_a_trained_and_folded_subnet_goes_back_into_the_untouched_model(peer, tm
   assert np.abs(expected - model.apply({'params': params}, IMAGES)).max() > 0.01
 
 
-@pytest.mark.parametrize('name, format, target', [
-    ('timm_vit', 'hf_vit', 'hf_vit'), ('timm_deit3', 'hf_dinov2', 'hf_dinov2'), ('hf_dinov2_model', 'timm', 'timm_features'),
-    ('hf_vit', 'timm', 'timm_vit'), ('timm_deit3', 'hf_vit', 'hf_vit')])
-def test_a_model_of_one_library_runs_in_the_other(name, format, target, tmp_path):
+@pytest.mark.parametrize('name, format', [
+    ('timm_vit', 'hf_vit'), ('timm_deit3', 'hf_dinov2'), ('timm_deit3', 'hf_vit'), ('hf_vit', 'hf_dinov2'), ('hf_vit', 'timm'),
+    ('hf_dinov2_model', 'timm'), *((name, 'timm') for name in NAMES if name.startswith('timm_'))])
+def test_a_folder_that_we_write_is_opened_by_the_library(name, format, tmp_path):
   families.write(families.build(name), tmp_path / 'in')
   model, params, metadata = weights.load(tmp_path / 'in')
   weights.save(tmp_path / 'out', model, params, metadata, format)
   if format == 'timm':
     there = timm.create_model(f'local-dir:{tmp_path / "out"}', pretrained=True).eval()
   else:
-    there = type(families.FAMILIES[target]()).from_pretrained(tmp_path / 'out').eval()
+    there = getattr(transformers, json.loads((tmp_path / 'out' / 'config.json').read_text())['architectures'][0])
+    there = there.from_pretrained(tmp_path / 'out').eval()
+  np.testing.assert_allclose(families.logits(there, IMAGES), model.apply({'params': params}, IMAGES), atol=1e-4)
+
+
+@pytest.mark.parametrize('activation', ['gelu_tanh', 'quick_gelu'])
+def test_timm_is_told_of_the_activation(activation, tmp_path):
+  families.write(families.build('timm_clip'), tmp_path / 'in')
+  model, params, metadata = weights.load(tmp_path / 'in', activation=activation)
+  weights.save(tmp_path / 'out', model, params, metadata, metadata['source'])
+  there = timm.create_model(f'local-dir:{tmp_path / "out"}', pretrained=True).eval()
   np.testing.assert_allclose(families.logits(there, IMAGES), model.apply({'params': params}, IMAGES), atol=1e-4)
 
 
@@ -128,10 +140,9 @@ def test_distilled_and_swiglu_models_are_refused_by_name(tmp_path):
   torch.save(distilled.state_dict(), tmp_path / 'distilled.pth')
   with pytest.raises(ValueError, match=r'DeiT with a distillation token.*dist_token, head_dist.bias, head_dist.weight'):
     weights.load(tmp_path / 'distilled.pth', num_heads=4)
-  import transformers
   swiglu = transformers.Dinov2Model(transformers.Dinov2Config(**families.HF_SHAPE, use_swiglu_ffn=True))
   swiglu.save_pretrained(tmp_path / 'swiglu')
-  with pytest.raises(ValueError, match='use_swiglu_ffn=true'):
+  with pytest.raises(ValueError, match='SwiGLU'):
     weights.load(tmp_path / 'swiglu')
   torch.save(swiglu.state_dict(), tmp_path / 'swiglu.pth')
   with pytest.raises(ValueError, match='SwiGLU'):
@@ -174,6 +185,13 @@ def test_patch_embeddings_are_resized_as_timm_does(size):
   np.testing.assert_allclose(resize_patch_embed(kernel, size), theirs, atol=1e-4)
 
 
+@pytest.mark.parametrize('value', [torch.zeros(1).expand(10**9, 16), torch.full((16,), torch.nan)])
+def test_tensors_that_are_larger_than_their_file_or_not_finite_are_refused(value, tmp_path):
+  torch.save({**families.build('timm_vit').state_dict(), 'norm.weight': value}, tmp_path / 'odd.pth')
+  with pytest.raises(ValueError, match=r'norm\.weight (declares shape|is not finite)'):
+    weights.load(tmp_path / 'odd.pth', num_heads=4)
+
+
 def test_the_official_supernet_file_gives_the_official_logits(tmp_path):
   """The official code's `save` writes supports and head of the trained model; here those of the golden model, as it would."""
   with np.load(pathlib.Path(__file__).parent.parent / 'golden' / 'official_vit.npz') as file:
@@ -189,5 +207,8 @@ def test_the_official_supernet_file_gives_the_official_logits(tmp_path):
   adapted = glora_jax.adapt(model, images.astype(np.float32), space=glora_jax.SearchSpace((4,)))
   variables = glora_jax.load_official_supernet(tmp_path / 'cifar.pt', adapted, params)
   apply = jax.jit(functools.partial(adapted.apply, variables, images.astype(np.float32)))
+  with pytest.raises(ValueError, match='tied SearchSpace'):
+    glora_jax.load_official_supernet(tmp_path / 'cifar.pt', glora_jax.adapt(
+        model, images.astype(np.float32), space=glora_jax.SearchSpace((4,), tied=False)), params)
   logits = np.stack([apply(genome=jnp.asarray(genome)) for genome in golden['genomes']])
   assert np.abs(logits - golden['logits']).max() <= 1e-5 * np.abs(golden['logits']).max()
