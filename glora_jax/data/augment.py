@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import dm_pix
 import jax
 import jax.numpy as jnp
 
@@ -45,7 +46,7 @@ def normalize(images: jax.Array, normalization: Normalization) -> jax.Array:
 def random_flip(key: jax.Array, images: jax.Array) -> jax.Array:
   """Mirrors each image of [batch, height, width, channels] left to right with probability one half."""
   flip = jax.random.bernoulli(key, 0.5, (len(images), 1, 1, 1))
-  return jnp.where(flip, images[:, :, ::-1], images)
+  return jnp.where(flip, dm_pix.flip_left_right(images), images)
 
 
 def random_shift(key: jax.Array, images: jax.Array, pixels: int) -> jax.Array:
