@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import ROOT, randomized
+from PIL import Image
 
 from glora_jax import experiment, report
 from glora_jax.config import default_config
@@ -289,11 +290,13 @@ def test_the_report_reads_by_itself_and_agrees_with_the_result(finished):
   assert len(re.findall(r'\]\((\w+\.png)\)', text)) == 4
 
 
-def test_the_reports_five_lines_of_code_run(finished):
+def test_the_reports_five_lines_of_code_run(finished, tmp_path, monkeypatch):
   workdir, _ = finished
+  monkeypatch.chdir(tmp_path)
+  Image.fromarray(np.zeros((30, 20, 3), np.uint8)).save('photo.jpg')
   with open(os.path.join(workdir, 'report.md')) as file:
     code = re.search(r'```python\n(.*?)```', file.read(), re.S).group(1)
-  names = {'image': np.zeros((30, 20, 3), np.uint8)}
+  names = {}
   exec(code, names)
   assert names['logits'].shape == (1, 10)
 
