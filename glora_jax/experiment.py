@@ -29,10 +29,11 @@ from glora_jax.config import check_config, claim_workdir, data_source, finetune_
 from glora_jax.data import augment, pipeline
 from glora_jax.data.task import Task, find
 from glora_jax.files import read_arrays, read_json, whole, write_arrays, write_json
+from glora_jax.guidance import make_guide
 from glora_jax.models import weights
 from glora_jax.models.fetch import fetch, known_normalization
 from glora_jax.models.translate import to_tensors
-from glora_jax.scoring import make_scorer
+from glora_jax.scoring import hardest_first, make_image_scorer, make_scorer, make_stopping_scorer
 from glora_jax.supernet import NonFiniteLossError, Recipe, TrainState
 
 log = logging.getLogger(__name__)
@@ -286,14 +287,43 @@ def train_baselines(this: Run) -> dict[str, tuple[Any, np.ndarray]]:
 
 
 def run_search(this: Run, variables: Any) -> search.Archive:
-  """The evolution on the search split, with the supernet's weights; its archive is saved after every generation."""
-  settings, path = search.Evolution(**this.config.search), this.path('search', 'archive.npz')
+  """The search on the search split, with the supernet's weights; its archive is saved after every generation."""
+  settings, path, split = search.Evolution(**this.config.search), this.path('search', 'archive.npz'), this.search_split
   os.makedirs(this.path('search'), exist_ok=True)
   archive = search.Archive(**read_arrays(path)) if os.path.exists(path) else None
+  score = lambda genomes: this.score(variables, genomes, split)
+  images, labels = this.data(split)
+  resident = not isinstance(images, pipeline.Stream)
+  options = {}
+  if settings.stop_early and settings.mode == 'paper' and resident:
+    score, options['stopping_score'] = _stopping(this, variables, settings.fitness)
+  if settings.mode == 'guided':
+    if not resident:
+      raise ValueError("search.mode='guided' takes the gradient on resident images; raise data.max_resident, or take another mode.")
+    guide = make_guide(this.adapted, this.preprocess)
+    options['guide'] = lambda genome: guide(variables, jnp.asarray(genome), images, labels)
   return search.evolve(
-      this.adapted.spec, lambda genomes: this.score(variables, genomes, this.search_split), this.key(3), settings,
-      budget=space.check_budget(this.config.budget), archive=archive,
-      on_generation=lambda archive: write_arrays(path, archive.arrays()))
+      this.adapted.spec, score, this.key(3), settings, budget=space.check_budget(this.config.budget), archive=archive,
+      on_generation=lambda archive: write_arrays(path, archive.arrays()), **options)
+
+
+def _stopping(this, variables, fitness):
+  """(score of the first generation, stopping score of the others), on the images that the first disagreed on most, first."""
+  images, labels = this.data(this.search_split)
+  whole, stopping = make_image_scorer(this.adapted, this.preprocess), make_stopping_scorer(this.adapted, this.preprocess, fitness=fitness)
+  path = this.path('search', 'order.npz')
+
+  def first(genomes):
+    right, losses = (np.asarray(x) for x in whole(variables, genomes, images, labels))
+    write_arrays(path, {'order': hardest_first(right)})
+    return right.sum(1), losses.sum(1)
+
+  @functools.cache
+  def ordered():
+    order = read_arrays(path)['order']
+    return images[order], labels[order]
+
+  return first, lambda genomes, valid, parents: stopping(variables, genomes, *ordered(), valid, parents)
 
 
 def finetune(this: Run, variables: Any, genome: np.ndarray) -> dict[str, tuple[Any, np.ndarray]]:

@@ -142,6 +142,7 @@ def draw_structure(path: str, spec: Spec, genome: np.ndarray) -> None:
 def draw_search(path: str, archive: Archive, num_images: int, warning: str = '') -> None:
   """Every scored subnet by generation, with the generation's mean and the best so far."""
   figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout='constrained')
+  number, archive = len(archive), archive.scored()
   generations = np.unique(archive.generation)
   for axis, values, best, label in (
       (axes[0], 100 * archive.correct / num_images, np.maximum, 'accuracy in %'),
@@ -155,13 +156,15 @@ def draw_search(path: str, archive: Archive, num_images: int, warning: str = '')
     axis.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     axis.spines[['top', 'right']].set_visible(False)
   axes[0].legend(frameon=False, loc='lower right')
-  axes[0].set_title(f'{len(archive):,} subnets on {num_images} images{warning}', loc='left')
+  stopped = f', {number - len(archive):,} of them stopped early' if number > len(archive) else ''
+  axes[0].set_title(f'{number:,} subnets on {num_images} images{stopped}{warning}', loc='left')
   _save(figure, path)
 
 
 def draw_pareto(path: str, spec: Spec, archive: Archive, num_images: int, result: dict[str, Any],
                 presets: dict[str, dict[str, float]], warning: str = '') -> None:
   """Error against trained parameters of all scored subnets, their front, the winner, and the presets; supernet weights."""
+  archive = archive.scored()
   params = space.count_params(spec, archive.genomes)
   error = 100 * (1 - archive.correct / num_images)
   front = pareto_front(params, error)

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from glora_jax.adapt import Adapted
@@ -21,6 +22,7 @@ def make_scorer(
     chunk: int | None = None,
     block: int = 256,
     classes: Any = None,
+    mesh: jax.sharding.Mesh | None = None,
     **apply_kwargs: Any,
 ) -> Callable[[Any, Any, jax.Array, jax.Array], Scores]:
   """A compiled `(variables, genomes, images, labels) -> (correct, loss)`.
@@ -31,19 +33,202 @@ def make_scorer(
   Args:
     adapted: what `glora_jax.adapt` returned.
     preprocess: images to inputs of the model, applied once.
-    chunk: candidates evaluated side by side by `vmap`; the one memory knob. None: 1 on CPU, 8 elsewhere.
+    chunk: candidates evaluated side by side by `vmap` on each device of the mesh's candidate axis; the one memory knob. None: 1
+      on CPU, 8 elsewhere.
     block: images evaluated at a time.
     classes: bool [classes], those that an answer is taken among; None for all.
+    mesh: with the axes 'candidate' and 'data': candidates are dealt to the first, the images of a block to the second; both are padded, and the
+      padding is masked. Sums stay where they are until the end, when they are added up once. None for one device.
     **apply_kwargs: handed on to the model.
 
   Returns:
     The function: genomes int8 [candidate, rows, 5], images [n, ...], labels int [n], giving the number of correct answers,
     int32 [candidate], and the summed cross-entropy, float32 [candidate].
   """
-  if chunk is None:
-    chunk = 1 if jax.default_backend() == 'cpu' else 8
+  chunk = _default_chunk() if chunk is None else chunk
+  answers = _make_answers(adapted, classes, apply_kwargs)
+  candidates, shards = (1, 1) if mesh is None else (mesh.shape['candidate'], mesh.shape['data'])
+
+  def place(x, *axes):
+    return x if mesh is None else jax.lax.with_sharding_constraint(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)))
 
   def score_one(variables, genome, images, labels, valid):
+    answer = answers(variables, genome)
+
+    def add(sums, batch):
+      right, losses = answer(*batch)
+      # One sum for each shard of the block: nothing crosses devices until all blocks are done.
+      part = lambda x: x.reshape(shards, -1).sum(1)
+      return (sums[0] + part(right), sums[1] + part(losses)), None
+
+    start = jnp.zeros(shards, jnp.int32), jnp.zeros(shards, jnp.float32)
+    return jax.lax.scan(add, start, (images, labels, valid))[0]
+
+  @jax.jit
+  def score(variables, genomes, images, labels):
+    size = -(-min(block, len(labels)) // shards) * shards
+    batches = tuple(place(x, None, 'data') for x in _in_blocks(preprocess(images), labels, size))
+    one = lambda genome: score_one(variables, genome, *batches)
+    genomes = jnp.asarray(genomes)
+    if mesh is None:
+      correct, loss = jax.lax.map(one, genomes, batch_size=chunk if chunk > 1 else None)
+    else:
+      together = candidates * chunk
+      number, padding = len(genomes), -len(genomes) % together
+      chunks = jnp.pad(genomes, ((0, padding), (0, 0), (0, 0)), mode='edge').reshape(-1, together, *genomes.shape[1:])
+      several = lambda some: jax.tree.map(lambda x: place(x, 'candidate', 'data'), jax.vmap(one)(place(some, 'candidate')))
+      correct, loss = (x.reshape(-1, shards)[:number] for x in jax.lax.map(several, chunks))
+    return correct.sum(1), loss.sum(1)
+
+  return score
+
+
+def make_image_scorer(
+    adapted: Adapted, preprocess: Callable[[jax.Array], jax.Array] = lambda images: images, *, chunk: int | None = None,
+    block: int = 256, classes: Any = None, **apply_kwargs: Any,
+) -> Callable[[Any, Any, jax.Array, jax.Array], Scores]:
+  """As `make_scorer`, but nothing is summed: right answers, bool [candidate, n], and cross-entropies, float32 [candidate, n]."""
+  chunk = _default_chunk() if chunk is None else chunk
+  answers = _make_answers(adapted, classes, apply_kwargs)
+
+  @jax.jit
+  def score(variables, genomes, images, labels):
+    batches = _in_blocks(preprocess(images), labels, min(block, len(labels)))
+
+    def one(genome):
+      answer = answers(variables, genome)
+      right, losses = jax.lax.map(lambda batch: answer(*batch), batches)
+      return right.reshape(-1)[:len(labels)], losses.reshape(-1)[:len(labels)]
+
+    return jax.lax.map(one, jnp.asarray(genomes), batch_size=chunk if chunk > 1 else None)
+
+  return score
+
+
+def make_stopping_scorer(
+    adapted: Adapted, preprocess: Callable[[jax.Array], jax.Array] = lambda images: images, *, fitness: str = 'accuracy',
+    chunk: int | None = None, block: int = 40, classes: Any = None, **apply_kwargs: Any,
+) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
+  """A compiled scorer that leaves a candidate as soon as it cannot become a parent any more; what it says of the others is exact.
+
+  A candidate is left when even with all images right that it has not seen it would have strictly fewer right answers than the worst
+  of the parents so far; with fitness 'loss', when its partial sum is above that parent's. The parents are those of the archive and,
+  from the moment they are done, candidates of the same population. So the parents that are selected in the end are those of full evaluation.
+
+  With `chunk=1` (CPU) a candidate is merged once and goes from block to block until it is left. With larger chunks, a queue in the compiled
+  program always takes the next `chunk` candidates that are still in the running, each with its own next block: the places of those that
+  have left are filled at once, and nothing reaches the host before the end.
+
+  Args:
+    fitness: 'accuracy' or 'loss'.
+    block: images between two decisions.
+    adapted, preprocess, chunk, classes, **apply_kwargs: see `make_scorer`.
+
+  Returns:
+    `(variables, genomes, images, labels, valid, parents) -> (correct, loss, exact)`: `valid` bool [candidate] marks the candidates that
+    count (padding does not), `parents` float32 [number of parents] holds the correct answers (fitness 'loss': the losses) of
+    the best so far, -inf (inf) where there are fewer. `exact` bool [candidate]; where it is False `correct` is an upper and `loss` a lower
+    bound.
+  """
+  chunk = _default_chunk() if chunk is None else chunk
+  answers = _make_answers(adapted, classes, apply_kwargs)
+  by_loss = fitness == 'loss'
+
+  def hopeless(correct, loss, unseen, parents):
+    return loss > parents.max() if by_loss else correct + unseen < parents.min()
+
+  def admit(parents, correct, loss, done):
+    """The best parents among the old ones and the candidates that are done."""
+    if by_loss:
+      return jnp.sort(jnp.concatenate([parents, jnp.where(done, loss, jnp.inf)]))[:len(parents)]
+    return jnp.sort(jnp.concatenate([parents, jnp.where(done, correct.astype(jnp.float32), -jnp.inf)]))[-len(parents):]
+
+  def one_by_one(variables, genomes, batches, number, valid, parents):
+    blocks = len(batches[0])
+
+    def one(parents, candidate):
+      genome, counts = candidate
+      answer = answers(variables, genome)
+
+      def going(state):
+        index, correct, loss, seen = state
+        return counts & (index < blocks) & ~hopeless(correct, loss, number - seen, parents)
+
+      def add(state):
+        index, correct, loss, seen = state
+        images, labels, real = (x[index] for x in batches)
+        right, losses = answer(images, labels, real)
+        return index + 1, correct + right.sum(), loss + losses.sum(), seen + real.sum()
+
+      start = jnp.int32(0), jnp.int32(0), jnp.float32(0), jnp.int32(0)
+      _, correct, loss, seen = jax.lax.while_loop(going, add, start)
+      done = seen == number
+      return admit(parents, correct[None], loss[None], (done & counts)[None]), (correct, loss, seen)
+
+    return jax.lax.scan(one, parents, (genomes, valid))[1]
+
+  def in_a_queue(variables, genomes, batches, number, valid, parents):
+    blocks, candidates = len(batches[0]), len(genomes)
+    block_sizes = batches[2].sum(1)
+
+    def going(state):
+      return state['running'].any()
+
+    def add(state):
+      # Those in the running first, the one that has come furthest before the others: it is the first to raise the bar.
+      chosen = jnp.argsort(jnp.where(state['running'], -state['index'], blocks + 1))[:chunk]
+      real = state['running'][chosen]
+      index = jnp.minimum(state['index'][chosen], blocks - 1)
+      evaluate = lambda genome, n: answers(variables, genome)(*(x[n] for x in batches))
+      right, losses = jax.vmap(evaluate)(genomes[chosen], index)
+      put = lambda values, new: values.at[chosen].add(jnp.where(real, new, 0).astype(values.dtype))
+      correct, loss = put(state['correct'], right.sum(1)), put(state['loss'], losses.sum(1))
+      seen, place = put(state['seen'], block_sizes[index]), put(state['index'], jnp.ones_like(index))
+      finished = state['running'] & (place == blocks)
+      parents = admit(state['parents'], correct, loss, finished)
+      running = state['running'] & ~finished & ~hopeless(correct, loss, number - seen, parents)
+      return {'index': place, 'correct': correct, 'loss': loss, 'seen': seen, 'running': running, 'parents': parents}
+
+    zeros = jnp.zeros(candidates, jnp.int32)
+    start = {'index': zeros, 'correct': zeros, 'loss': jnp.zeros(candidates, jnp.float32), 'seen': zeros, 'running': valid, 'parents': parents}
+    end = jax.lax.while_loop(going, add, start)
+    return end['correct'], end['loss'], end['seen']
+
+  @jax.jit
+  def score(variables, genomes, images, labels, valid, parents):
+    number = len(labels)
+    batches = _in_blocks(preprocess(images), labels, min(block, number))
+    run = one_by_one if chunk == 1 else in_a_queue
+    correct, loss, seen = run(variables, jnp.asarray(genomes), batches, number, jnp.asarray(valid), jnp.asarray(parents, jnp.float32))
+    return correct + (number - seen), loss, seen == number
+
+  return score
+
+
+def hardest_first(right: np.ndarray) -> np.ndarray:
+  """An order of images, int [n], from a population's right answers, bool [candidate, n]: those it disagrees on most come first.
+
+  A candidate that will not become a parent shows it soonest there. Equal ones keep their order.
+  """
+  share = np.asarray(right, np.float64).mean(0)
+  return np.argsort(-share * (1 - share), kind='stable')
+
+
+def _default_chunk():
+  return 1 if jax.default_backend() == 'cpu' else 8
+
+
+def _in_blocks(inputs, labels, size):
+  """(inputs, labels, whether they count) as [blocks, size, ...], the last block padded."""
+  padding = -len(labels) % size
+  in_blocks = lambda x: jnp.pad(x, ((0, padding),) + ((0, 0),) * (x.ndim - 1)).reshape(-1, size, *x.shape[1:])
+  return in_blocks(inputs), in_blocks(jnp.asarray(labels)), in_blocks(jnp.ones(len(labels), bool))
+
+
+def _make_answers(adapted, classes, apply_kwargs):
+  """`(variables, genome) -> ((inputs, labels, counts) -> (right, losses))`; what does not count is wrong and costs nothing."""
+
+  def answers(variables, genome):
     # Up front the subnet is folded once for all blocks; lazily the supports stay apart until the layer that needs them.
     if adapted.merge == 'up_front':
       rest = {name: value for name, value in variables.items() if name not in ('params', 'glora')}
@@ -52,29 +237,16 @@ def make_scorer(
     else:
       forward = lambda x: adapted.apply(variables, x, genome=genome, **apply_kwargs)
 
-    def add(sums, batch):
-      x, y, counts = batch
-      logits = forward(x)
+    def answer(inputs, labels, counts):
+      logits = forward(inputs).astype(jnp.float32)
       if classes is not None:
         logits = jnp.where(classes, logits, -jnp.inf)
-      losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), y)
-      right = jnp.sum((logits.argmax(-1) == y) & counts, dtype=jnp.int32)
-      return (sums[0] + right, sums[1] + jnp.sum(jnp.where(counts, losses, 0))), None
+      losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+      return (logits.argmax(-1) == labels) & counts, jnp.where(counts, losses, 0)
 
-    sums, _ = jax.lax.scan(add, (jnp.int32(0), jnp.float32(0)), (images, labels, valid))
-    return sums
+    return answer
 
-  @jax.jit
-  def score(variables, genomes, images, labels):
-    inputs = preprocess(images)
-    size = min(block, len(labels))
-    padding = -len(labels) % size
-    in_blocks = lambda x: jnp.pad(x, ((0, padding),) + ((0, 0),) * (x.ndim - 1)).reshape(-1, size, *x.shape[1:])
-    batches = in_blocks(inputs), in_blocks(labels), in_blocks(jnp.ones(len(labels), bool))
-    one = lambda genome: score_one(variables, genome, *batches)
-    return jax.lax.map(one, jnp.asarray(genomes), batch_size=chunk if chunk > 1 else None)
-
-  return score
+  return answers
 
 
 def score(adapted: Adapted, variables: Any, genomes: Any, images: jax.Array, labels: jax.Array, **options: Any) -> Scores:

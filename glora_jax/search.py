@@ -1,4 +1,5 @@
-"""The paper's evolutionary search (GLoRA section 3.4), for any function that scores genomes.
+"""The search for a subnet (GLoRA section 3.4), for any function that scores genomes: the paper's evolution, and a search for the
+whole front of accuracy against parameters.
 
 All that a search knows is its archive: every subnet scored so far, in order. A generation is a pure function of the archive,
 its own number and the key, so a search that is resumed from a saved archive ends exactly where the undisturbed one ends.
@@ -7,16 +8,20 @@ its own number and the key, so a search that is resumed from a saved archive end
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 from tqdm.auto import tqdm
 
 from glora_jax import space
+from glora_jax.guidance import propose_guided
 from glora_jax.space import Spec
 
+MODES = ('paper', 'pareto', 'guided', 'random')
+FITNESSES = ('accuracy', 'loss')
 _TRIES = 10  # rounds of proposals before a generation is content with fewer new subnets
 
 
@@ -31,6 +36,12 @@ class Evolution:
     mutations, crossovers: children of each kind in a generation; the rest of the population is drawn at random.
     mutation_probability: that a gene of a mutated child is drawn anew.
     fitness: 'accuracy' (ties broken by loss) or 'loss'.
+    mode: 'paper' looks for the fittest subnet. 'pareto' looks for subnets that nothing beats in both fitness and trained parameters (parents
+      by non-dominated sorting and crowding distance: Deb et al. 2002, NSGA-II), so that any budget can be read off afterwards.
+      'guided' proposes what first-order estimates of the loss at the `guides` fittest promise (`guidance.make_guide`), and crossovers.
+      'random' draws every generation at random, for comparison.
+    stop_early: leave a subnet as soon as it cannot become a parent, in the mode 'paper'; selects the same (`evolve`).
+    guides: in the mode 'guided', subnets that estimates are made at in each generation.
   """
 
   population: int = 50
@@ -40,6 +51,9 @@ class Evolution:
   crossovers: int = 25
   mutation_probability: float = 0.2
   fitness: str = 'accuracy'
+  mode: str = 'paper'
+  stop_early: bool = True
+  guides: int = 1
 
   def __post_init__(self):
     if self.population < 1 or self.parents < 1 or min(self.generations, self.mutations, self.crossovers) < 0:
@@ -49,47 +63,71 @@ class Evolution:
           f'mutations={self.mutations} and crossovers={self.crossovers} are more than population={self.population}; lower them.')
     if not 0 <= self.mutation_probability <= 1:
       raise ValueError(f'mutation_probability={self.mutation_probability} must be between 0 and 1.')
-    if self.fitness not in ('accuracy', 'loss'):
+    if self.fitness not in FITNESSES:
       raise ValueError(f"fitness='{self.fitness}' is unknown; it is 'accuracy' or 'loss'.")
+    if self.mode not in MODES:
+      raise ValueError(f"mode='{self.mode}' is unknown; it is one of {', '.join(MODES)}.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Archive:
-  """Every subnet scored, in the order of scoring.
+  """Every subnet that was scored, in the order of scoring.
 
   Attributes:
     genomes: canonical, int8 [n, rows, 5].
     correct: right answers, int [n].
     loss: summed cross-entropy, float [n].
     generation: in which each was scored, int [n].
+    exact: bool [n]. Where it is False scoring was stopped early: `correct` is an upper and `loss` a lower bound, and
+      neither is a score.
   """
 
   genomes: np.ndarray
   correct: np.ndarray
   loss: np.ndarray
   generation: np.ndarray
+  exact: np.ndarray
 
   @classmethod
   def empty(cls, spec: Spec) -> Archive:
-    return cls(np.zeros((0, len(spec), 5), np.int8), np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int64))
+    return cls(np.zeros((0, len(spec), 5), np.int8), np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int64), np.zeros(0, bool))
 
   def __len__(self) -> int:
     return len(self.genomes)
 
-  def extended(self, genomes, correct, loss, generation: int) -> Archive:
-    new = (genomes, correct, loss, np.full(len(genomes), generation))
+  def extended(self, genomes, correct, loss, generation: int, exact=True) -> Archive:
+    new = (genomes, correct, loss, np.full(len(genomes), generation), np.broadcast_to(exact, len(genomes)))
     return Archive(*(np.concatenate([old, np.asarray(more, old.dtype)]) for old, more in zip(self.arrays().values(), new, strict=True)))
 
   def arrays(self) -> dict[str, np.ndarray]:
     return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
-  def ranking(self, fitness: str = 'accuracy') -> np.ndarray:
-    """Indices from the best to the worst; equal ones in the order of scoring."""
-    return np.lexsort((self.loss, -self.correct) if fitness == 'accuracy' else (self.loss,))
+  def scored(self) -> Archive:
+    """Without those that were stopped early."""
+    return Archive(*(values[self.exact] for values in self.arrays().values()))
 
-  def best(self, fitness: str = 'accuracy') -> np.ndarray:
-    """The fittest genome, int8 [rows, 5]."""
-    return self.genomes[self.ranking(fitness)[0]]
+  def ranking(self, fitness: str = 'accuracy') -> np.ndarray:
+    """Indices from the best to the worst; equal ones in the order of scoring, those that were stopped early last."""
+    return np.lexsort((self.loss, -self.correct, ~self.exact) if fitness == 'accuracy' else (self.loss, ~self.exact))
+
+  def best(self, fitness: str = 'accuracy', *, spec: Spec | None = None, budget: int | None = None) -> np.ndarray:
+    """The fittest genome, int8 [rows, 5]; with `spec` and `budget`, the fittest with at most so many trained parameters.
+
+    Raises:
+      ValueError: none that was scored is within the budget.
+    """
+    ranking = self.ranking(fitness)[:int(self.exact.sum())]
+    if budget is not None:
+      ranking = ranking[space.count_params(spec, self.genomes[ranking]) <= budget]
+      if not len(ranking):
+        raise ValueError(f'None of the {int(self.exact.sum())} subnets that were scored has at most {budget} trained parameters.')
+    return self.genomes[ranking[0]]
+
+
+class StoppingScore(Protocol):
+  """Scores that may end early (`scoring.make_stopping_scorer`)."""
+
+  def __call__(self, genomes: np.ndarray, valid: np.ndarray, parents: np.ndarray) -> tuple[Any, Any, Any]: ...
 
 
 def evolve(
@@ -99,6 +137,8 @@ def evolve(
     settings: Evolution = Evolution(),
     *,
     budget: int | None = None,
+    stopping_score: StoppingScore | None = None,
+    guide: Callable[[np.ndarray], Any] | None = None,
     archive: Archive | None = None,
     on_generation: Callable[[Archive], None] | None = None,
     progress: bool = True,
@@ -111,6 +151,9 @@ def evolve(
     key: random key.
     settings: see `Evolution`.
     budget: most trained parameters; None for no limit.
+    stopping_score: used from the second generation on in place of `score`, in the mode 'paper': genomes, which of them count, and the scores
+      of the parents -> (correct, loss, exact). It changes which subnets are scored to the end, and nothing that is selected.
+    guide: genome int8 [rows, 5] -> values [rows, 5, codes], which the mode 'guided' needs.
     archive: of an interrupted search, to go on from.
     on_generation: called with the archive after every generation; save and draw there.
     progress: whether to show a bar.
@@ -123,19 +166,30 @@ def evolve(
     ValueError: the budget is impossible.
   """
   space.require_feasible(spec, budget)
+  if settings.mode == 'guided' and guide is None:
+    raise ValueError("The mode 'guided' needs a guide; guidance.make_guide makes one.")
   archive = Archive.empty(spec) if archive is None else archive
   first = int(archive.generation.max()) + 1 if len(archive) else 0
   with tqdm(range(settings.generations + 1), initial=first, desc='search', unit='generation', disable=not progress) as bar:
     for generation in range(first, settings.generations + 1):
       rng = np.random.default_rng(np.asarray(jax.random.key_data(jax.random.fold_in(key, generation))))
-      parents = archive.genomes[archive.ranking(settings.fitness)[:settings.parents]]
+      parents = select(archive, spec, settings)
       seen = {genome.tobytes() for genome in archive.genomes}
-      children = propose(rng, spec, parents, settings, budget, seen)
-      if not len(children):
+      promising = None
+      if settings.mode == 'guided' and len(parents):
+        at = parents[:settings.guides]
+        promising = functools.partial(propose_guided, rng, spec, at, np.stack([np.asarray(guide(one)) for one in at]), budget=budget)
+      children = propose(rng, spec, parents, settings, budget, seen, promising)
+      number = len(children)
+      if not number:
         break
-      padded = np.concatenate([children, np.repeat(children[:1], settings.population - len(children), axis=0)])
-      correct, loss = (np.asarray(values)[:len(children)] for values in score(padded))
-      archive = archive.extended(children, correct, loss, generation)
+      padded = np.concatenate([children, np.repeat(children[:1], settings.population - number, axis=0)])
+      if stopping_score is None or not len(archive) or settings.mode != 'paper':
+        (correct, loss), exact = score(padded), np.ones(len(padded), bool)
+      else:
+        bar_to_pass = _parents_scores(archive, settings)
+        correct, loss, exact = stopping_score(padded, np.arange(len(padded)) < number, bar_to_pass)
+      archive = archive.extended(children, *(np.asarray(values)[:number] for values in (correct, loss)), generation, np.asarray(exact)[:number])
       best = archive.ranking(settings.fitness)[0]
       bar.set_postfix(correct=int(archive.correct[best]), loss=f'{archive.loss[best]:.2f}')
       bar.update()
@@ -144,12 +198,32 @@ def evolve(
   return archive
 
 
+def select(archive: Archive, spec: Spec, settings: Evolution) -> np.ndarray:
+  """The parents of the next generation, int8 [at most parents, rows, 5]; none in the mode 'random'."""
+  if settings.mode == 'random' or not len(archive):
+    return archive.genomes[:0]
+  if settings.mode in ('paper', 'guided'):
+    return archive.genomes[archive.ranking(settings.fitness)[:min(settings.parents, int(archive.exact.sum()))]]
+  scored = archive.scored()
+  cost = scored.loss if settings.fitness == 'loss' else -scored.correct + scored.loss / (1 + np.abs(scored.loss).max())
+  return scored.genomes[nondominated_order(space.count_params(spec, scored.genomes), cost)[:settings.parents]]
+
+
+def _parents_scores(archive, settings):
+  """The scores of the best `parents` subnets so far, padded with ones that anything beats."""
+  chosen = archive.ranking(settings.fitness)[:min(settings.parents, int(archive.exact.sum()))]
+  values, padding = (archive.loss, np.inf) if settings.fitness == 'loss' else (archive.correct, -np.inf)
+  return np.concatenate([values[chosen], np.full(settings.parents - len(chosen), padding)]).astype(np.float32)
+
+
 def propose(
-    rng: np.random.Generator, spec: Spec, parents: np.ndarray, settings: Evolution, budget: int | None, seen: set[bytes]
+    rng: np.random.Generator, spec: Spec, parents: np.ndarray, settings: Evolution, budget: int | None, seen: set[bytes],
+    promising: Callable[[int], np.ndarray] | None = None,
 ) -> np.ndarray:
   """A generation's new subnets, int8 [at most population, rows, 5]: canonical, within the budget, none of them in `seen`.
 
-  Without parents all are random. Children that break the budget are repaired (`space.shrink`), not thrown away.
+  Without parents all are random. `promising`, number -> genomes, takes the place of mutation. Children that break the budget are
+  repaired (`space.shrink`), not thrown away.
   """
   seen, children = set(seen), []
 
@@ -164,7 +238,8 @@ def propose(
           children.append(genome)
 
   if len(parents):
-    add(lambda n: space.shrink(rng, spec, mutate(rng, spec, parents, n, settings.mutation_probability), budget), settings.mutations)
+    mutated = lambda n: space.shrink(rng, spec, mutate(rng, spec, parents, n, settings.mutation_probability), budget)
+    add(promising or mutated, settings.mutations)
     add(lambda n: space.shrink(rng, spec, cross(rng, parents, n), budget), len(children) + settings.crossovers)
   add(lambda n: space.random_genomes(rng, spec, n, budget), settings.population)
   return np.array(children, np.int8).reshape(-1, len(spec), 5)
@@ -180,6 +255,32 @@ def cross(rng: np.random.Generator, parents: np.ndarray, number: int) -> np.ndar
   """Each gene from one or the other of two random parents, int8 [number, rows, 5]."""
   mothers, fathers = (parents[rng.integers(len(parents), size=number)] for _ in range(2))
   return np.where(rng.random(mothers.shape) < 0.5, mothers, fathers)
+
+
+def nondominated_order(params: np.ndarray, cost: np.ndarray) -> np.ndarray:
+  """Indices by front, and within a front by crowding distance, the loneliest first (Deb et al. 2002, sections III A and B).
+
+  The first front is what no point beats in both; the second is that of the rest, and so on. The two ends of a front come first.
+  """
+  left, order = np.arange(len(params)), []
+  while len(left):
+    front = left[pareto_front(params[left], cost[left])]  # by ascending parameters
+    distance = np.full(len(front), np.inf)
+    for values in (params[front], cost[front]):
+      spread = np.ptp(values) or 1
+      if len(front) > 2:
+        distance[1:-1] = np.where(np.isinf(distance[1:-1]), 0, distance[1:-1]) + np.abs(values[2:] - values[:-2]) / spread
+    order.extend(front[np.argsort(-distance, kind='stable')])
+    left = np.setdiff1d(left, front)
+  return np.array(order, np.int64)
+
+
+def hypervolume(params: np.ndarray, error: np.ndarray, most_params: float, most_error: float = 1.0) -> float:
+  """Share of the box up to (most_params, most_error) that some point is at least as good as in both; 1 would be free and perfect."""
+  front = pareto_front(params, error)
+  edges = np.concatenate([params[front], [most_params]])
+  gained = np.clip(most_error - error[front], 0, None)
+  return float((np.clip(np.diff(np.minimum(edges, most_params)), 0, None) * gained).sum() / (most_params * most_error))
 
 
 def pareto_front(params: np.ndarray, error: np.ndarray) -> np.ndarray:

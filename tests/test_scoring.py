@@ -1,5 +1,9 @@
 """Scoring a population: exact, whatever the chunk, the block and the way of merging."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +12,7 @@ import pytest
 from conftest import randomized
 
 import glora_jax
-from glora_jax import space
+from glora_jax import scoring, space
 from glora_jax.models.vit import ViT
 
 
@@ -58,3 +62,80 @@ def test_one_compilation_serves_every_population_of_a_size(problem):
     score(scored['up_front'][1], genomes, images, labels)
     genomes = genomes[::-1].copy()
   assert len(traces) == 1
+
+
+def test_image_scores_add_up(problem):
+  scored, genomes, images, labels = problem
+  right, losses = scoring.make_image_scorer(scored['lazy'][0], chunk=3, block=8)(scored['lazy'][1], genomes, images, labels)
+  correct, loss = glora_jax.score(*scored['up_front'], genomes, images, labels)
+  np.testing.assert_array_equal(right.sum(1), correct)
+  np.testing.assert_allclose(losses.sum(1), loss, rtol=1e-5)
+  order = scoring.hardest_first(right)
+  share = np.asarray(right).mean(0)[order]
+  assert (np.diff(share * (1 - share)) <= 1e-9).all()
+
+
+@pytest.mark.parametrize('chunk', [1, 3])
+@pytest.mark.parametrize('fitness', ['accuracy', 'loss'])
+def test_stopping_early_selects_the_parents_of_full_evaluation(problem, chunk, fitness):
+  scored, _, images, labels = problem
+  adapted, variables = scored['up_front']
+  genomes = space.random_genomes(np.random.default_rng(4), adapted.spec, 24)
+  valid = np.arange(24) < 21
+  correct, loss = (np.asarray(x)[:21] for x in glora_jax.score(adapted, variables, genomes, images, labels))
+  worst, parents = (np.inf if fitness == 'loss' else -np.inf), 4
+  stop = scoring.make_stopping_scorer(adapted, fitness=fitness, chunk=chunk, block=3)
+  values = loss if fitness == 'loss' else -correct
+  for before in (np.full(parents, worst), np.sort(values)[2:2 + parents] * (1 if fitness == 'loss' else -1)):
+    found_correct, found_loss, exact = (np.asarray(x)[:21] for x in stop(variables, genomes, images, labels, valid, before))
+    np.testing.assert_array_equal(found_correct[exact], correct[exact])
+    np.testing.assert_allclose(found_loss[exact], loss[exact], rtol=1e-5)
+    assert (found_correct >= correct).all()
+    assert (found_loss <= loss + 1e-4).all()
+    bar = np.sort(np.concatenate([values, before * (1 if fitness == 'loss' else -1)]))[parents - 1]
+    assert exact[values <= bar - 1e-4].all()  # whoever can be a parent was scored to the end
+    assert fitness == 'loss' or not exact.all()
+
+
+SHARDED = '''
+import sys, jax, numpy as np, re
+sys.path[:0] = sys.argv[1:2]
+from conftest import randomized
+import glora_jax
+from glora_jax import scoring, space
+from glora_jax.models.vit import ViT
+model = ViT(4, patch_size=8, width=12, depth=2, num_heads=2)
+images = jax.random.normal(jax.random.key(0), (23, 16, 16, 3))
+labels = jax.random.randint(jax.random.key(1), (23,), 0, 4)
+params = randomized(model.init(jax.random.key(2), images[:1])['params'], 1)
+for merge in ('up_front', 'lazy'):
+  adapted = glora_jax.adapt(model, images[:1], merge=merge)
+  variables = adapted.init(jax.random.key(3), params)
+  variables = {**variables, 'glora': randomized(variables['glora'], 2)}
+  genomes = space.random_genomes(np.random.default_rng(0), adapted.spec, 11)
+  expected = scoring.make_scorer(adapted)(variables, genomes, images, labels)
+  for shape in ((1, 8), (2, 4), (8, 1)) if merge == 'up_front' else ((2, 4),):
+    mesh = jax.make_mesh(shape, ('candidate', 'data'), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    score = scoring.make_scorer(adapted, mesh=mesh, chunk=2, block=8)
+    for _ in range(3):
+      found = score(variables, genomes, images, labels)
+      np.testing.assert_array_equal(found[0], expected[0])
+      np.testing.assert_allclose(found[1], expected[1], rtol=1e-5)
+    assert score._cache_size() == 1
+    text = score.lower(variables, genomes, images, labels).compile().as_text()
+    parts = {part.split(' ', 1)[0].lstrip('%'): part for part in text.split('\\n\\n')}
+    bodies = [parts[name] for name in re.findall(r'body=%?([\\w.-]+)', text)]
+    collective = r'(?:all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\\('
+    counted = [len(re.findall(collective, body)) for body in bodies]
+    assert bodies
+    print(merge, shape, max(counted))
+'''
+
+
+def test_sharded_scores_are_unsharded_ones_with_at_most_one_collective_a_block():
+  environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '--xla_force_host_platform_device_count=8'}
+  ran = subprocess.run([sys.executable, '-c', SHARDED, os.path.dirname(__file__)], env=environment, capture_output=True, text=True)
+  assert ran.returncode == 0, ran.stderr[-3000:]
+  lines = ran.stdout.strip().splitlines()
+  assert len(lines) == 4
+  assert all(int(line.split()[-1]) <= 1 for line in lines), ran.stdout

@@ -18,12 +18,12 @@ SMALL = Evolution(population=20, generations=6, parents=5, mutations=10, crossov
 class Judge:
   """Scores genomes by how many genes equal the target's, and remembers what it was asked."""
 
-  def __init__(self):
-    self.asked = []
+  def __init__(self, target=TARGET):
+    self.asked, self.target = [], target
 
   def __call__(self, genomes):
     self.asked.append(genomes.copy())
-    correct = (genomes == TARGET).sum((1, 2))
+    correct = (genomes == self.target).sum((1, 2))
     return correct, 100.0 - correct
 
 
@@ -105,12 +105,12 @@ def test_children_come_from_the_parents():
 
 
 def test_defaults_are_the_papers():
-  assert Evolution() == Evolution(50, 20, 10, 25, 25, 0.2, 'accuracy')
+  assert Evolution() == Evolution(50, 20, 10, 25, 25, 0.2, 'accuracy', 'paper')
 
 
 @pytest.mark.parametrize('fields, message', [
     ({'population': 0}, 'at least 1'), ({'mutations': 40}, 'more than population=50'), ({'fitness': 'speed'}, "'accuracy' or 'loss'"),
-    ({'mutation_probability': 1.5}, 'between 0 and 1')])
+    ({'mutation_probability': 1.5}, 'between 0 and 1'), ({'mode': 'greedy'}, 'paper, pareto, guided, random')])
 def test_wrong_settings_are_explained(fields, message):
   with pytest.raises(ValueError, match=message):
     Evolution(**fields)
@@ -123,3 +123,92 @@ def test_the_pareto_front_is_what_nothing_dominates(points):
   dominated = lambda i: ((params <= params[i]) & (error <= error[i]) & ((params < params[i]) | (error < error[i]))).any()
   assert {(params[i], error[i]) for i in front} == {(params[i], error[i]) for i in range(len(params)) if not dominated(i)}
   assert (np.diff(params[front]) > 0).all()
+
+
+class StoppingJudge(Judge):
+  """Leaves a genome once it cannot be a parent: after the first row that makes it worse than the worst parent, in order."""
+
+  def stop(self, genomes, valid, parents):
+    bar = parents.min()
+    agree = (genomes == TARGET).reshape(len(genomes), -1)
+    bound = agree.cumsum(1) + np.arange(agree.shape[1] - 1, -1, -1)  # right so far, and all the rest right
+    exact = (bound >= bar).all(1)
+    correct = np.where(exact, agree.sum(1), bound[np.arange(len(bound)), (bound < bar).argmax(1)])
+    return np.where(valid, correct, 0), 100.0 - agree.sum(1), exact
+
+
+def test_stopping_early_changes_nothing_that_is_selected():
+  for seed in range(3):
+    whole, _ = run(seed=seed)
+    judge = StoppingJudge()
+    stopped, _ = run(seed=seed, judge=judge, stopping_score=judge.stop)
+    np.testing.assert_array_equal(whole.genomes, stopped.genomes)
+    assert 0.1 < stopped.exact.mean() < 1
+    assert (stopped.correct >= whole.correct).all()
+    np.testing.assert_array_equal(stopped.correct[stopped.exact], whole.correct[stopped.exact])
+    np.testing.assert_array_equal(stopped.best(), whole.best())
+    assert len(judge.asked) == 1  # the first generation; the others went to `stop`
+
+
+def test_bounds_are_never_scores():
+  genomes = np.arange(3, dtype=np.int8)[:, None, None] * np.ones((1, 4, 5), np.int8)
+  archive = Archive.empty(SPEC).extended(genomes, [5, 99, 7], [1.0, 0.0, 8.0], 0, exact=[True, False, True])
+  assert archive.ranking('accuracy').tolist() == [2, 0, 1]
+  assert archive.ranking('loss').tolist() == [0, 2, 1]
+  assert len(archive.scored()) == 2
+  with pytest.raises(ValueError, match='None of the 1 subnets that were scored has at most 0 trained parameters'):
+    Archive.empty(SPEC).extended(genomes[2:], [7], [8.0], 0).best(spec=SPEC, budget=0)
+
+
+def test_a_budget_is_read_off_the_archive_afterwards():
+  archive, _ = run(Evolution(population=20, generations=6, parents=10, mutations=10, crossovers=10, mode='pareto'))
+  params = space.count_params(SPEC, archive.genomes)
+  for budget in (20, 100, 300):
+    within = params <= budget
+    if within.any():
+      best = archive.best(spec=SPEC, budget=budget)
+      assert space.count_params(SPEC, best) <= budget
+      assert (best == TARGET).sum() == archive.correct[within].max()
+
+
+def test_where_size_and_fitness_conflict_the_pareto_mode_finds_the_larger_front():
+  largest = space.canonicalize(SPEC, SPEC.num_codes - 1)
+  most = space.count_params(SPEC, largest)
+
+  def volume(mode, seed):
+    settings = Evolution(population=20, generations=10, parents=10, mutations=10, crossovers=10, mode=mode)
+    archive, _ = run(settings, judge=Judge(largest), seed=seed)
+    return search.hypervolume(space.count_params(SPEC, archive.genomes), 1 - archive.correct / 20, most)
+
+  volumes = {mode: np.mean([volume(mode, seed) for seed in range(4)]) for mode in ('pareto', 'paper', 'random')}
+  assert volumes['pareto'] > volumes['paper'] > volumes['random']
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=30))
+def test_nondominated_order_goes_front_by_front(points):
+  params, cost = np.array(points).T
+  order = search.nondominated_order(params, cost.astype(float))
+  assert sorted(order.tolist()) == list(range(len(points)))
+  front = search.pareto_front(params, cost.astype(float))
+  assert set(order[:len(front)]) == set(front)
+
+
+def test_hypervolume_by_hand():
+  assert search.hypervolume(np.array([0]), np.array([0.0]), 10) == 1
+  assert search.hypervolume(np.array([5, 2]), np.array([0.2, 0.5]), 10) == pytest.approx((3 * 0.5 + 5 * 0.8) / 10)
+  assert search.hypervolume(np.array([20]), np.array([0.0]), 10) == 0
+
+
+def test_the_guided_mode_follows_its_guide():
+  def guide(genome):
+    values = np.zeros((4, 5, SPEC.num_codes.max()))
+    np.put_along_axis(values, TARGET[..., None].astype(int), -1.0, -1)
+    return values
+
+  settings = Evolution(population=10, generations=3, parents=3, mutations=8, crossovers=2, mode='guided')
+  archive, _ = run(settings, guide=guide)
+  assert archive.correct.max() == 20
+  with pytest.raises(ValueError, match='needs a guide'):
+    run(settings)
+  within, _ = run(settings, guide=guide, budget=60)
+  assert space.count_params(SPEC, within.genomes).max() <= 60
