@@ -300,7 +300,7 @@ def run_search(this: Run, variables: Any) -> search.Archive:
   if settings.mode == 'guided':
     if not resident:
       raise ValueError("search.mode='guided' takes the gradient on resident images; raise data.max_resident, or take another mode.")
-    guide = make_guide(this.adapted, this.preprocess)
+    guide = make_guide(this.adapted, this.preprocess, fitness=settings.fitness)
     options['guide'] = lambda genome: guide(variables, jnp.asarray(genome), images, labels)
   return search.evolve(
       this.adapted.spec, score, this.key(3), settings, budget=space.check_budget(this.config.budget), archive=archive,

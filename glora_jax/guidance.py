@@ -24,16 +24,19 @@ from glora_jax.space import Spec
 
 
 def make_guide(
-    adapted: Adapted, preprocess: Callable[[jax.Array], jax.Array] = lambda images: images, *, block: int = 256, **apply_kwargs: Any,
+    adapted: Adapted, preprocess: Callable[[jax.Array], jax.Array] = lambda images: images, *, fitness: str = 'accuracy', block: int = 256,
+    **apply_kwargs: Any,
 ) -> Callable[[Any, Any, jax.Array, jax.Array], jax.Array]:
   """A compiled `(variables, genome, images, labels) -> values`, float32 [rows, 5, codes].
 
-  The differences of a gene's values are first-order estimates of the change of the summed cross-entropy when it alone takes another
-  allele. Codes that do not exist have the value of the last one. It costs one forward and one backward pass of the folded model.
+  The differences of a gene's values are first-order estimates of the change of a sum over the images when it alone takes another
+  allele: of the cross-entropy for fitness 'loss'; for 'accuracy' of the expected error, 1 - p(label), which unlike the error itself has a
+  gradient. Codes that do not exist have the value of the last one. It costs one forward and one backward pass of the folded model.
 
   Args:
     adapted: what `glora_jax.adapt` returned.
     preprocess: images to inputs of the model.
+    fitness: of the search, 'accuracy' or 'loss'.
     block: images evaluated at a time.
     **apply_kwargs: handed on to the model.
   """
@@ -50,7 +53,8 @@ def make_guide(
 
     def loss(params, x, y, counts):
       logits = adapted.model.apply({'params': params, **rest}, x, **apply_kwargs).astype(jnp.float32)
-      return jnp.sum(counts * optax.softmax_cross_entropy_with_integer_labels(logits, y))
+      losses = optax.softmax_cross_entropy_with_integer_labels(logits, y)
+      return jnp.sum(counts * (losses if fitness == 'loss' else 1 - jnp.exp(-losses)))
 
     def add(total, batch):
       return jax.tree.map(jnp.add, total, jax.grad(loss)(folded, *batch)), None

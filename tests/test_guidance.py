@@ -27,7 +27,7 @@ def test_estimates_are_the_changes_of_the_loss_to_first_order(problem):
   adapted, variables, images, labels = problem
   rng = np.random.default_rng(0)
   genome = space.random_genomes(rng, adapted.spec, 1)[0]
-  values = np.asarray(guidance.make_guide(adapted, block=16)(variables, genome, images, labels))
+  values = np.asarray(guidance.make_guide(adapted, fitness='loss', block=16)(variables, genome, images, labels))
   assert values.shape == (len(adapted.spec), 5, adapted.spec.num_codes.max())
   changed = np.repeat(genome[None], 80, 0)
   for one in changed:

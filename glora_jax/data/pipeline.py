@@ -137,13 +137,16 @@ class Stream:
     """The images of int [batches, batch] indices, batch by batch; where it starts is where the indices start."""
     batch = indices.shape[1]
     flat = np.asarray(indices).reshape(-1)
-    dataset = grain.MapDataset.source(_Ordered(self._source, flat)).batch(batch, drop_remainder=True)
-    threads = max(2, os.cpu_count() or 2)
-    iterable = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0 if self.workers else threads, prefetch_buffer_size=self.prefetch))
+    dataset = grain.MapDataset.source(_Ordered(self._source, flat))
     if self.workers:
       if not flags.FLAGS.is_parsed():  # grain's processes read flags, which only a command line has parsed
         flags.FLAGS.mark_as_parsed()
+      iterable = dataset.batch(batch, drop_remainder=True).to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
       iterable = iterable.mp_prefetch(grain.MultiprocessingOptions(num_workers=self.workers, per_worker_buffer_size=self.prefetch))
+    else:
+      threads = 2 * (os.cpu_count() or 1)
+      options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, self.prefetch * batch))
+      iterable = dataset.to_iter_dataset(options).batch(batch, drop_remainder=True)
     for images, labels in iterable:
       yield Split(images, labels)
 
