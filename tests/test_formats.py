@@ -220,7 +220,7 @@ def test_any_model_in_any_format_computes_the_same_or_is_refused(tmp_path_factor
   np.testing.assert_allclose(loaded.apply({'params': there}, IMAGES), model.apply({'params': params}, IMAGES), atol=1e-4)
 
 
-def test_formats_refuse_what_they_cannot_say():
+def test_formats_refuse_what_they_cannot_say(tmp_path):
   fields = {'patch_size': 8, 'width': 12, 'depth': 1, 'num_heads': 3}
   for format, model, message in [
       ('timm', ViT(2, pre_logits=5, **fields), 'pre_logits'), ('vit_jax', ViT(2, pre_norm=True, **fields), 'pre_norm'),
@@ -228,7 +228,8 @@ def test_formats_refuse_what_they_cannot_say():
       ('hf_vit', ViT(2, pool='gap', class_token=False, **fields), 'a model without class token')]:
     params = model.init(jax.random.key(0), IMAGES)['params']
     with pytest.raises(ValueError, match=f'The format {format} .*{message}.*choose another format'):
-      weights.save('unused', model, params, {'image_size': 24}, format)
+      weights.save(tmp_path / 'out', model, params, {'image_size': 24}, format)
+    assert not (tmp_path / 'out').exists()
 
 
 @pytest.fixture
