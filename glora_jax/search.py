@@ -40,7 +40,8 @@ class Evolution:
       by non-dominated sorting and crowding distance: Deb et al. 2002, NSGA-II), so that any budget can be read off afterwards.
       'guided' proposes what first-order estimates of the loss at the `guides` fittest promise (`guidance.make_guide`), and crossovers.
       'random' draws every generation at random, for comparison.
-    stop_early: leave a subnet as soon as it cannot become a parent, in the mode 'paper'; selects the same (`evolve`).
+    stop_early: leave a subnet as soon as it cannot become a parent, in the mode 'paper'; selects the same (`evolve`). Off, since it was
+      measured slower on CPU (benchmarks/RESULTS.md): most candidates stay in the running to the end.
     guides: in the mode 'guided', subnets that estimates are made at in each generation.
   """
 
@@ -52,7 +53,7 @@ class Evolution:
   mutation_probability: float = 0.2
   fitness: str = 'accuracy'
   mode: str = 'paper'
-  stop_early: bool = True
+  stop_early: bool = False
   guides: int = 1
 
   def __post_init__(self):

@@ -44,7 +44,7 @@ def config(backbone, tmp_path_factory):
   config.budget, config.checkpoint_epochs, config.presets = 1000, 1, ('lora',)
   config.model.remat = 'dots_saveable'  # as the quickstart, whose config the command line starts from
   config.supernet.update(epochs=3, warmup_epochs=1, learning_rate=1e-2)
-  config.search.update(population=8, generations=2, parents=3, mutations=4, crossovers=4)
+  config.search.update(population=8, generations=2, parents=3, mutations=4, crossovers=4, stop_early=True)
   config.finetune.update(epochs=2, warmup_epochs=0, learning_rate=1e-3)
   return config
 
