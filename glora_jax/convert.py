@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import math
 import sys
 from collections.abc import Sequence
 
@@ -38,7 +37,7 @@ def inspection(model, params, metadata) -> str:
   for name, value in flat.items():
     shape = ' x '.join(map(str, value.shape))
     lines.append(f'{name:26} {shape:>24} {value.dtype.name:>9} {value.size:>13,}')
-  size = sum(math.prod(value.shape) * value.dtype.itemsize for value in flat.values())
+  size = sum(value.nbytes for value in flat.values())
   return '\n'.join([*lines, f'{"all":26} {"":>24} {"":>9} {total:>13,}', '', f'{size / 2**20:.1f} MiB'])
 
 

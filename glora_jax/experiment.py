@@ -32,7 +32,7 @@ from glora_jax.files import read_arrays, read_json, whole, write_arrays, write_j
 from glora_jax.guidance import make_guide
 from glora_jax.models import weights
 from glora_jax.models.fetch import fetch, known_normalization
-from glora_jax.models.translate import to_tensors
+from glora_jax.models.translate import fit_to_format
 from glora_jax.scoring import hardest_first, make_image_scorer, make_scorer, make_stopping_scorer
 from glora_jax.supernet import NonFiniteLossError, Recipe, TrainState
 
@@ -102,10 +102,9 @@ class Run:
 
   def score(self, variables: Any, genomes: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Correct answers and summed loss of every genome on a split, for all genomes at once."""
-    mask = self.task.mask(split)
-    name = None if mask is None else split
+    name = split if split in self.task.masked else None
     if name not in self.scorers:
-      self.scorers[name] = make_scorer(self.adapted, self.preprocess, classes=mask)
+      self.scorers[name] = make_scorer(self.adapted, self.preprocess, classes=self.task.mask(split))
     images, labels = self.data(split)
     if not isinstance(images, pipeline.Stream):
       return self.scorers[name](variables, genomes, images, labels)
@@ -182,7 +181,7 @@ def prepare(config: ml_collections.ConfigDict, workdir: str) -> Run:
   model, params, metadata = weights.refit(
       *loaded, num_classes=task.num_classes, image_size=settings.image_size, patch_size=settings.patch_size)
   if source := metadata.get('source'):
-    to_tensors(model, flax.traverse_util.flatten_dict(params, sep='/'), source)  # refuses now what could not be written at the end
+    fit_to_format(model, flax.traverse_util.flatten_dict(params, sep='/'), source)  # refuses now what could not be written at the end
   model = model.clone(drop_path=settings.drop_path, remat=settings.remat)
   if not isinstance(metadata['image_size'], int):
     raise ValueError(f'The weights are for images of {metadata["image_size"]}; a run needs square ones, give model.image_size.')

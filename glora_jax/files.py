@@ -62,15 +62,26 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     raise ValueError(f'{path} is damaged ({error}); remove it, and the stage that wrote it runs again.') from error
 
 
+def write_safetensors(path: Path, tensors: dict[str, Any], metadata: dict[str, str]) -> None:
+  """Writes a safetensors file, whole or not at all. More than one entry of metadata makes the order of its bytes vary.
+
+  Raises:
+    OSError: it cannot be written there.
+  """
+  contiguous = {name: np.asarray(value, order='C') for name, value in tensors.items()}
+  try:
+    with whole(path) as temporary:
+      safetensors.numpy.save_file(contiguous, temporary, metadata)
+  except safetensors.SafetensorError as error:
+    raise OSError(f'{path} cannot be written ({str(error).strip().splitlines()[0]}).') from error
+
+
 def write_tensors(path: Path, tensors: dict[str, Any], kind: str, metadata: dict[str, Any]) -> None:
   """Writes a safetensors file of this project, whole or not at all.
 
   All metadata is one JSON text, since the format keeps several in no order: equal content makes equal bytes.
   """
-  described = json.dumps({'kind': kind, **metadata})
-  contiguous = {name: np.asarray(value, order='C') for name, value in tensors.items()}
-  with whole(path) as temporary:
-    safetensors.numpy.save_file(contiguous, temporary, {'glora_jax': described})
+  write_safetensors(path, tensors, {'glora_jax': json.dumps({'kind': kind, **metadata})})
 
 
 def read_tensors(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

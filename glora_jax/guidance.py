@@ -20,6 +20,7 @@ import optax
 from glora_jax import reparam, space
 from glora_jax.adapt import COLLECTION, Adapted
 from glora_jax.merge import get
+from glora_jax.scoring import in_blocks
 from glora_jax.space import Spec
 
 
@@ -46,10 +47,7 @@ def make_guide(
     supports = variables[COLLECTION]
     rest = {name: value for name, value in variables.items() if name not in ('params', COLLECTION)}
     folded = adapted.fold(variables, genome)
-    inputs, size = preprocess(images), min(block, len(labels))
-    padding = -len(labels) % size
-    in_blocks = lambda x: jnp.pad(x, ((0, padding),) + ((0, 0),) * (x.ndim - 1)).reshape(-1, size, *x.shape[1:])
-    batches = in_blocks(inputs), in_blocks(labels), in_blocks(jnp.ones(len(labels), jnp.float32))
+    batches = in_blocks(preprocess(images), labels, min(block, len(labels)))
 
     def loss(params, x, y, counts):
       logits = adapted.model.apply({'params': params, **rest}, x, **apply_kwargs).astype(jnp.float32)

@@ -67,7 +67,7 @@ def make_scorer(
   @jax.jit
   def score(variables, genomes, images, labels):
     size = -(-min(block, len(labels)) // shards) * shards
-    batches = tuple(place(x, None, 'data') for x in _in_blocks(preprocess(images), labels, size))
+    batches = tuple(place(x, None, 'data') for x in in_blocks(preprocess(images), labels, size))
     one = lambda genome: score_one(variables, genome, *batches)
     genomes = jnp.asarray(genomes)
     if mesh is None:
@@ -93,7 +93,7 @@ def make_image_scorer(
 
   @jax.jit
   def score(variables, genomes, images, labels):
-    batches = _in_blocks(preprocess(images), labels, min(block, len(labels)))
+    batches = in_blocks(preprocess(images), labels, min(block, len(labels)))
 
     def one(genome):
       answer = answers(variables, genome)
@@ -197,7 +197,7 @@ def make_stopping_scorer(
   @jax.jit
   def score(variables, genomes, images, labels, valid, parents):
     number = len(labels)
-    batches = _in_blocks(preprocess(images), labels, min(block, number))
+    batches = in_blocks(preprocess(images), labels, min(block, number))
     run = one_by_one if chunk == 1 else in_a_queue
     correct, loss, seen = run(variables, jnp.asarray(genomes), batches, number, jnp.asarray(valid), jnp.asarray(parents, jnp.float32))
     return correct + (number - seen), loss, seen == number
@@ -218,11 +218,11 @@ def _default_chunk():
   return 1 if jax.default_backend() == 'cpu' else 8
 
 
-def _in_blocks(inputs, labels, size):
+def in_blocks(inputs, labels, size):
   """(inputs, labels, whether they count) as [blocks, size, ...], the last block padded."""
   padding = -len(labels) % size
-  in_blocks = lambda x: jnp.pad(x, ((0, padding),) + ((0, 0),) * (x.ndim - 1)).reshape(-1, size, *x.shape[1:])
-  return in_blocks(inputs), in_blocks(jnp.asarray(labels)), in_blocks(jnp.ones(len(labels), bool))
+  blocks = lambda x: jnp.pad(x, ((0, padding),) + ((0, 0),) * (x.ndim - 1)).reshape(-1, size, *x.shape[1:])
+  return blocks(inputs), blocks(jnp.asarray(labels)), blocks(jnp.ones(len(labels), bool))
 
 
 def _make_answers(adapted, classes, apply_kwargs):

@@ -111,13 +111,17 @@ class Archive:
     """Indices from the best to the worst; equal ones in the order of scoring, those that were stopped early last."""
     return np.lexsort((self.loss, -self.correct, ~self.exact) if fitness == 'accuracy' else (self.loss, ~self.exact))
 
+  def fittest(self, number: int, fitness: str = 'accuracy') -> np.ndarray:
+    """Indices of the best `number` of those that were scored to the end, or of all of these."""
+    return self.ranking(fitness)[:min(number, int(self.exact.sum()))]
+
   def best(self, fitness: str = 'accuracy', *, spec: Spec | None = None, budget: int | None = None) -> np.ndarray:
     """The fittest genome, int8 [rows, 5]; with `spec` and `budget`, the fittest with at most so many trained parameters.
 
     Raises:
       ValueError: none that was scored is within the budget.
     """
-    ranking = self.ranking(fitness)[:int(self.exact.sum())]
+    ranking = self.fittest(len(self), fitness)
     if budget is not None:
       ranking = ranking[space.count_params(spec, self.genomes[ranking]) <= budget]
       if not len(ranking):
@@ -204,7 +208,7 @@ def select(archive: Archive, spec: Spec, settings: Evolution) -> np.ndarray:
   if settings.mode == 'random' or not len(archive):
     return archive.genomes[:0]
   if settings.mode in ('paper', 'guided'):
-    return archive.genomes[archive.ranking(settings.fitness)[:min(settings.parents, int(archive.exact.sum()))]]
+    return archive.genomes[archive.fittest(settings.parents, settings.fitness)]
   scored = archive.scored()
   cost = scored.loss if settings.fitness == 'loss' else -scored.correct + scored.loss / (1 + np.abs(scored.loss).max())
   return scored.genomes[nondominated_order(space.count_params(spec, scored.genomes), cost)[:settings.parents]]
@@ -212,7 +216,7 @@ def select(archive: Archive, spec: Spec, settings: Evolution) -> np.ndarray:
 
 def _parents_scores(archive, settings):
   """The scores of the best `parents` subnets so far, padded with ones that anything beats."""
-  chosen = archive.ranking(settings.fitness)[:min(settings.parents, int(archive.exact.sum()))]
+  chosen = archive.fittest(settings.parents, settings.fitness)
   values, padding = (archive.loss, np.inf) if settings.fitness == 'loss' else (archive.correct, -np.inf)
   return np.concatenate([values[chosen], np.full(settings.parents - len(chosen), padding)]).astype(np.float32)
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from glora_jax.models.containers import open_tensors, write_npz, write_safetensors
+from glora_jax.files import write_safetensors
+from glora_jax.models.containers import open_tensors, write_npz
 
 TENSORS = {
     'a/b': np.arange(6, dtype=np.float32).reshape(2, 3), 'half': np.ones(4, np.float16), 'double': np.zeros((1, 2, 3)),

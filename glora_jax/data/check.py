@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 
+from glora_jax.config import data_source
 from glora_jax.data import fewshot, vtab
 from glora_jax.data.task import Source, Task, find
 
@@ -52,7 +53,7 @@ def report(name: str, source: Source) -> tuple[bool, list[str]]:
 def main(config) -> None:
   """Prints the report of every task; ends with status 1 unless all are ready."""
   names = expand(config.task)
-  source = Source(**{name: config.data[name] for name in ('dir', 'source', 'root', 'version')})
+  source = data_source(config)
   ready = 0
   for name in names:
     fine, lines = report(name, source)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -133,9 +134,13 @@ class Joined:
   def identity(self) -> str:
     return ' + '.join(part.identity for part in self.parts)
 
+  @functools.cached_property
+  def _sizes(self):
+    return [len(part.labels) for part in self.parts]
+
   def _find(self, index):
-    for part in self.parts:
-      if index < (size := len(part.labels)):
+    for part, size in zip(self.parts, self._sizes, strict=True):
+      if index < size:
         return part, index
       index -= size
     raise IndexError(index)

@@ -14,9 +14,10 @@ import numpy as np
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 
+from glora_jax.config import data_source
 from glora_jax.data import augment, pipeline
 from glora_jax.data.examples import Part
-from glora_jax.data.task import Source, find
+from glora_jax.data.task import find
 
 IMAGES = 8
 
@@ -44,7 +45,7 @@ def draw(config, path: str) -> None:
     config: of a run; the first images of a permutation by its seed are taken.
     path: of the PNG.
   """
-  task = find(config.task, Source(**{name: config.data[name] for name in ('dir', 'source', 'root', 'version')}))
+  task = find(config.task, data_source(config))
   examples = task.open('train')
   chosen = np.random.default_rng(config.seed).permutation(len(examples.labels))[:IMAGES]
   size = config.model.image_size or 224

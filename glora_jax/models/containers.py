@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 import safetensors
-import safetensors.numpy
 
 from glora_jax.files import Path, whole
 
@@ -95,16 +94,6 @@ def write_npz(path: Path, tensors: dict[str, np.ndarray]) -> None:
   """Writes an npz file without compression, whole or not at all; NumPy stores bfloat16 as two raw bytes, as big_vision expects."""
   with whole(path) as temporary, open(temporary, 'wb') as file:
     np.savez(file, **tensors)
-
-
-def write_safetensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
-  """Writes a safetensors file, whole or not at all. More than one entry of metadata makes the order of its bytes vary."""
-  contiguous = {name: np.asarray(value, order='C') for name, value in tensors.items()}
-  try:
-    with whole(path) as temporary:
-      safetensors.numpy.save_file(contiguous, temporary, metadata)
-  except safetensors.SafetensorError as error:
-    raise OSError(f'{path} cannot be written ({_first_line(error)}).') from error
 
 
 def write_torch(path: Path, tensors: dict[str, np.ndarray], wrapper: str | None = None) -> None:

@@ -132,6 +132,15 @@ def require(tensors: Tensors, given: Mapping[str, tuple[int, ...]], expected: Ma
                      'Check that the file is whole and of the model that is asked for.')
 
 
+def fit_to_format(model: ViT, flat: formats.Flat, source: Source) -> tuple[ViT, formats.Flat, dict[str, formats.Rule]]:
+  """An equal model that the format has room for, its parameters, and their rules; see `to_tensors`, which it is the first half of."""
+  model, flat = _represent(model, dict(flat), source)
+  rules, _ = _layout(FORMATS[source.format], model, source.variant, flat)
+  if homeless := sorted(flat.keys() - rules.keys()):
+    raise ValueError(f'The format {source.format} has no place for {", ".join(homeless)}; choose another format.')
+  return model, flat, rules
+
+
 def to_tensors(model: ViT, flat: formats.Flat, source: Source) -> tuple[ViT, dict[str, np.ndarray]]:
   """The tensors of a file, by name, and the model as that format's code base will build it.
 
@@ -142,10 +151,7 @@ def to_tensors(model: ViT, flat: formats.Flat, source: Source) -> tuple[ViT, dic
     ValueError: the format has no room for the model.
   """
   format = FORMATS[source.format]
-  model, flat = _represent(model, dict(flat), source)
-  rules, _ = _layout(format, model, source.variant, flat)
-  if homeless := sorted(flat.keys() - rules.keys()):
-    raise ValueError(f'The format {format.name} has no place for {", ".join(homeless)}; choose another format.')
+  model, flat, rules = fit_to_format(model, flat, source)
   prefix = source.prefix
   if format.name.startswith('hf_') and model.num_classes:
     prefix = 'dinov2.' if 'dinov2' in format.name else 'vit.'

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from glora_jax.data.augment import Normalization
-from glora_jax.files import Path, write_json
+from glora_jax.files import Path, write_json, write_safetensors, write_tensors
 from glora_jax.models import containers, folders, formats, translate
 from glora_jax.models.formats import FORMATS
 from glora_jax.models.resize import resize_patch_embed, resize_pos_embed
@@ -286,14 +286,13 @@ def save(path: Path, model: ViT, params: Any, metadata: Mapping[str, Any], forma
   if not as_file and (others := [name for name in os.listdir(path) if name.endswith(folders.EXTENSIONS) and name != os.path.basename(file)]):
     raise ValueError(f'The folder {path} holds another checkpoint already ({", ".join(sorted(others))}); choose another folder.')
   if own:
-    described = json.dumps({'kind': 'vit', 'model': describe(model), **metadata})
-    return containers.write_safetensors(file, flat, {OURS: described})
+    return write_tensors(file, flat, 'vit', {'model': describe(model), **metadata})
   known = {**metadata, 'class_pos': source.variant.get('class_pos', True), 'mask_token': any('mask_token' in name for name in tensors)}
   config = folders.config_for(source.format, model, known)
   if container == 'npz':
     containers.write_npz(file, tensors)
   elif container == 'safetensors':
-    containers.write_safetensors(file, tensors, {} if source.container == 'npz' else {'format': 'pt'})
+    write_safetensors(file, tensors, {} if source.container == 'npz' else {'format': 'pt'})
   else:
     containers.write_torch(file, tensors, source.wrapper)
   if as_file:
