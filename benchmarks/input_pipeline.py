@@ -24,7 +24,7 @@ import sklearn.datasets
 from PIL import Image
 
 from benchmarks import machine
-from glora_jax import space, supernet
+from glora_jax import space, supernet, training
 from glora_jax.adapt import adapt
 from glora_jax.data import augment, pipeline
 from glora_jax.data.examples import Files
@@ -46,9 +46,9 @@ def resident(steps, repeats):
   trainable, frozen = adapted.split(adapted.init(jax.random.key(0), params))
   normalize = lambda _, x: augment.normalize(x, metadata['normalization'])
   loss = supernet.supernet_loss(adapted, normalize, lambda key: space.sample_genome(key, adapted.spec), train=True)
-  recipe = supernet.Recipe(epochs=28, warmup_epochs=3)
-  step = supernet.make_steps(loss, recipe.optimizer(len(labels)))
-  indices = supernet.batch_indices(jax.random.key(1), 0, steps, len(labels), recipe.batch_size)
+  recipe = training.Recipe(epochs=28, warmup_epochs=3)
+  step = training.make_steps(loss, recipe.optimizer(len(labels)))
+  indices = training.batch_indices(jax.random.key(1), 0, steps, len(labels), recipe.batch_size)
 
   @jax.jit
   def only_input(images, labels, indices):

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import machine
-from glora_jax import guidance, scoring, search, space, supernet
+from glora_jax import guidance, scoring, search, space, supernet, training
 from glora_jax.adapt import adapt
 from glora_jax.data import augment, pipeline
 from glora_jax.data.task import find
@@ -55,8 +55,8 @@ def train(data, seed, epochs):
   key = jax.random.key(seed)
   trainable, frozen = adapted.split(adapted.init(key, params))
   loss = supernet.supernet_loss(adapted, lambda _, x: preprocess(x), lambda key: space.sample_genome(key, adapted.spec), train=True)
-  recipe = supernet.Recipe(epochs=epochs, warmup_epochs=min(3, epochs), learning_rate=4e-3, final_learning_rate=1e-5)
-  state = supernet.fit(loss, trainable, frozen, *map(jnp.asarray, data), recipe, key, progress=False)
+  recipe = training.Recipe(epochs=epochs, warmup_epochs=min(3, epochs), learning_rate=4e-3, final_learning_rate=1e-5)
+  state = training.fit(loss, trainable, frozen, *map(jnp.asarray, data), recipe, key, progress=False)
   return adapted, adapted.join(state.trainable, frozen), preprocess
 
 
@@ -90,10 +90,10 @@ def main():
   ratios, finals, costs = {fitness: [] for fitness in fitnesses}, {}, []
   missed = {f'{mode} by {fitness}': 0 for mode in modes for fitness in fitnesses}
   for name, load in tasks.items():
-    training, validation = load()
+    examples, validation = load()
     validation = [jnp.asarray(x) for x in validation]
     for seed in range(1 if quick else 5):
-      adapted, variables, preprocess = train(training, seed, 3 if quick else 28)
+      adapted, variables, preprocess = train(examples, seed, 3 if quick else 28)
       scorer = scoring.make_scorer(adapted, preprocess)
       guides = {fitness: guidance.make_guide(adapted, preprocess, fitness=fitness) for fitness in fitnesses}
       score = lambda genomes, v=variables, s=scorer, data=validation: s(v, genomes, *data)

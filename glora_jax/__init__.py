@@ -20,7 +20,8 @@ from glora_jax.space import (
     random_genomes,
     sample_genome,
 )
-from glora_jax.supernet import Recipe, fit, supernet_loss
+from glora_jax.supernet import supernet_loss
+from glora_jax.training import Recipe, fit
 
 __version__ = '0.1.0'
 

@@ -21,7 +21,7 @@ from glora_jax.models.formats import FORMATS, grouped
 from glora_jax.models.translate import finite, require
 from glora_jax.models.vit import ViT
 from glora_jax.models.weights import fingerprint
-from glora_jax.supernet import TrainState
+from glora_jax.training import TrainState
 
 
 class TrainingCheckpoints:

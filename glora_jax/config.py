@@ -16,7 +16,7 @@ from glora_jax.data.task import Source
 from glora_jax.files import read_json, write_json
 from glora_jax.models import weights
 from glora_jax.models.vit import ACTIVATIONS
-from glora_jax.supernet import Recipe
+from glora_jax.training import Recipe
 
 PROTOCOLS = ('honest', 'paper')
 REMAT_POLICIES = ('everything_saveable', 'nothing_saveable', 'dots_saveable', 'dots_with_no_batch_dims_saveable')

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from glora_jax import supernet
+from glora_jax import supernet, training
 from glora_jax.data import augment, embedded
 from glora_jax.files import write_json
 from glora_jax.models import weights
@@ -40,8 +40,8 @@ def run(config, workdir: str) -> dict:
     return supernet.cross_entropy(logits, labels)
 
   images, labels = (jnp.asarray(x) for x in data['train'])
-  state = supernet.fit(
-      loss_fn, params, {}, images, labels, supernet.Recipe(**config.training), train_key, title='pretrain')
+  state = training.fit(
+      loss_fn, params, {}, images, labels, training.Recipe(**config.training), train_key, title='pretrain')
   result = {
       'train_accuracy': accuracy(model, state.trainable, *data['train'], config.normalization),
       'test_accuracy': accuracy(model, state.trainable, *data['test'], config.normalization),

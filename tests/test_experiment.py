@@ -17,8 +17,9 @@ from conftest import ROOT, randomized
 from PIL import Image
 
 from glora_jax import experiment, report
-from glora_jax.config import default_config
-from glora_jax.data import pipeline
+from glora_jax.config import data_source, default_config
+from glora_jax.data import augment, pipeline
+from glora_jax.data.task import find
 from glora_jax.models import weights
 from glora_jax.models.vit import ViT
 
@@ -92,8 +93,8 @@ def test_the_genome_file_is_the_winner(finished):
 def test_the_folded_file_alone_reproduces_the_test_accuracy(finished, config):
   workdir, result = finished
   model, params, metadata = weights.load(os.path.join(workdir, 'folded', 'model.safetensors'))
-  images, labels = pipeline.load(experiment.find('digits', experiment.data_source(config)).open('test'), metadata['image_size'])
-  logits = model.apply({'params': params}, experiment.augment.normalize(images, metadata['normalization']))
+  images, labels = pipeline.load(find('digits', data_source(config)).open('test'), metadata['image_size'])
+  logits = model.apply({'params': params}, augment.normalize(images, metadata['normalization']))
   assert np.mean(logits.argmax(-1) == labels) == pytest.approx(result['winner']['test_accuracy'], abs=1e-9)
   assert result['fold_max_abs_diff'] < 1e-4
   assert metadata['classes'] == list('0123456789')

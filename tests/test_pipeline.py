@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from glora_jax import supernet
+from glora_jax import training
 from glora_jax.data import pipeline
 from glora_jax.data.examples import Files, Joined, Part
 
@@ -99,11 +99,11 @@ def loss(trainable, frozen, images, labels, key):
   return value.mean(), {}
 
 
-RECIPE = supernet.Recipe(epochs=3, batch_size=8, learning_rate=0.1, warmup_epochs=0)
+RECIPE = training.Recipe(epochs=3, batch_size=8, learning_rate=0.1, warmup_epochs=0)
 
 
 def fit(images, labels, **options):
-  return supernet.fit(loss, {'w': jnp.float32(0)}, {}, images, labels, RECIPE, jax.random.key(3), progress=False, **options)
+  return training.fit(loss, {'w': jnp.float32(0)}, {}, images, labels, RECIPE, jax.random.key(3), progress=False, **options)
 
 
 def test_training_on_a_stream_is_training_on_the_arrays(examples):

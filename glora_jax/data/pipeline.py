@@ -110,7 +110,7 @@ class _Decoded:
 class Stream:
   """Examples that are decoded when they are needed, by threads or worker processes of grain, a few batches ahead.
 
-  Takes the place of a resident `Split` in `supernet.fit` and in scoring: `images` there is a `Stream`, `labels` its labels.
+  Takes the place of a resident `Split` in `training.fit` and in scoring: `images` there is a `Stream`, `labels` its labels.
 
   Attributes:
     labels: int32 [n].

@@ -8,9 +8,9 @@ import pytest
 from conftest import randomized
 
 import glora_jax
-from glora_jax import space, supernet
+from glora_jax import space, supernet, training
 from glora_jax.models.vit import ViT
-from glora_jax.supernet import Recipe, TrainState
+from glora_jax.training import Recipe, TrainState
 
 RECIPE = Recipe(epochs=6, batch_size=8, warmup_epochs=1, learning_rate=3e-2)
 
@@ -32,7 +32,7 @@ def problem():
 def fit(problem, recipe=RECIPE, **options):
   adapted, variables, images, labels, loss_fn = problem
   trainable, frozen = adapted.split(variables)
-  return supernet.fit(loss_fn, trainable, frozen, images, labels, recipe, jax.random.key(4), progress=False, **options)
+  return training.fit(loss_fn, trainable, frozen, images, labels, recipe, jax.random.key(4), progress=False, **options)
 
 
 def test_training_lowers_the_loss_and_moves_every_support(problem):
@@ -63,7 +63,7 @@ def test_a_step_is_adamw_on_the_sampled_subnet(problem):
   optimizer = RECIPE.optimizer(32)
   opt_state = optimizer.init(trainable)
   gradient = jax.jit(jax.grad(loss_fn, has_aux=True))
-  for step, index in enumerate(supernet.batch_indices(order_key, 0, 4, 32, 8)):
+  for step, index in enumerate(training.batch_indices(order_key, 0, 4, 32, 8)):
     grads, _ = gradient(trainable, frozen, images[index], labels[index], jax.random.fold_in(step_key, step))
     updates, opt_state = optimizer.update(grads, opt_state, trainable)
     trainable = optax.apply_updates(trainable, updates)
@@ -92,13 +92,13 @@ def test_the_callers_arrays_survive_donation(problem):
 
 def test_every_epoch_is_its_own_permutation_without_the_partial_batch():
   key = jax.random.key(0)
-  rows = supernet.batch_indices(key, 0, 9, 32, 10)
+  rows = training.batch_indices(key, 0, 9, 32, 10)
   epochs = rows.reshape(3, 30)
   for epoch in epochs:
     assert len(set(epoch.tolist())) == 30
   assert not np.array_equal(epochs[0], epochs[1])
   for first, last in ((0, 1), (2, 5), (4, 9)):
-    np.testing.assert_array_equal(supernet.batch_indices(key, first, last, 32, 10), rows[first:last])
+    np.testing.assert_array_equal(training.batch_indices(key, first, last, 32, 10), rows[first:last])
 
 
 def test_a_diverging_loss_stops_with_the_last_good_state(problem):
@@ -112,8 +112,8 @@ def test_a_diverging_loss_stops_with_the_last_good_state(problem):
     loss = jnp.sum(bias) + jnp.where(jnp.abs(bias - start).max() > 0.1, jnp.nan, 0)
     return loss, {}
 
-  with pytest.raises(supernet.NonFiniteLossError, match=r'not finite at step (\d+)') as caught:
-    supernet.fit(loss_fn, trainable, frozen, images, labels, RECIPE, jax.random.key(0), progress=False)
+  with pytest.raises(training.NonFiniteLossError, match=r'not finite at step (\d+)') as caught:
+    training.fit(loss_fn, trainable, frozen, images, labels, RECIPE, jax.random.key(0), progress=False)
   state = caught.value.state
   assert 0 < state.step < 24
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.trainable, state.opt_state)))

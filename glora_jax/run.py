@@ -1,0 +1,174 @@
+"""What all stages of a run share: its config, task data, adapted backbone, scores and metrics."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import logging
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from glora_jax import space
+from glora_jax.adapt import Adapted, adapt
+from glora_jax.config import data_source
+from glora_jax.data import augment, pipeline
+from glora_jax.data.task import Task, find
+from glora_jax.files import read_json, whole, write_json
+from glora_jax.models import weights
+from glora_jax.models.fetch import fetch, known_normalization
+from glora_jax.models.translate import fit_to_format
+from glora_jax.scoring import make_scorer
+
+log = logging.getLogger(__name__)
+
+SCORED_AT_ONCE = 1024  # images of a stream
+
+
+@dataclasses.dataclass
+class Run:
+  """What all stages of a run share. `variables` are the adapted base's, before any training."""
+
+  config: ml_collections.ConfigDict
+  workdir: str
+  task: Task
+  adapted: Adapted
+  variables: dict[str, Any]
+  metadata: dict[str, Any]
+  seconds: dict[str, float]
+  arrays: dict[str, pipeline.Split] = dataclasses.field(default_factory=dict)
+  scorers: dict[str | None, Callable] = dataclasses.field(default_factory=dict)
+
+  @property
+  def train_split(self) -> str:
+    return 'train' if self.config.protocol == 'honest' else 'train+val'
+
+  @property
+  def search_split(self) -> str:
+    return 'val' if self.config.protocol == 'honest' else 'test'
+
+  def path(self, *names: str) -> str:
+    return os.path.join(self.workdir, *names)
+
+  def key(self, purpose: int) -> jax.Array:
+    return jax.random.fold_in(jax.random.key(self.config.seed), purpose)
+
+  def data(self, split: str) -> pipeline.Split:
+    """A split, read once: on the device where it is small, else a stream with its labels."""
+    if split not in self.arrays:
+      settings, size = self.config.data, self.metadata['image_size']
+      examples = self.task.open(split)
+      options = {'rule': settings.resize, 'skip_broken': settings.skip_broken, 'title': split}
+      if len(examples.labels) * size * size * 3 > settings.max_resident:
+        stream = pipeline.Stream(examples, size, workers=settings.workers, **options)
+        self.arrays[split] = pipeline.Split(stream, stream.labels)
+      else:
+        loaded = pipeline.load(examples, size, cache=settings.cache, **options)
+        self.arrays[split] = pipeline.Split(*(jnp.asarray(array) for array in loaded))
+    return self.arrays[split]
+
+  def preprocess(self, images: jax.Array) -> jax.Array:
+    return augment.normalize(images, self.metadata['normalization'])
+
+  def augmented(self, key: jax.Array, images: jax.Array) -> jax.Array:
+    """What training sees of a batch."""
+    return self.augmentation.apply(key, images, self.metadata['image_size'], self.metadata['normalization'])
+
+  @property
+  def augmentation(self) -> augment.Augmentation:
+    return augment.Augmentation(**self.config.augment)
+
+  @property
+  def mix(self) -> Callable | None:
+    """Mixup of a batch and its targets, where the config asks for it."""
+    strength = self.augmentation.mixup
+    return functools.partial(augment.mixup, alpha=strength) if strength else None
+
+  def score(self, variables: Any, genomes: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Correct answers and summed loss of every genome on a split, for all genomes at once."""
+    name = split if split in self.task.masked else None
+    if name not in self.scorers:
+      self.scorers[name] = make_scorer(self.adapted, self.preprocess, classes=self.task.mask(split))
+    images, labels = self.data(split)
+    if not isinstance(images, pipeline.Stream):
+      return self.scorers[name](variables, genomes, images, labels)
+    correct, loss = 0, 0.0
+    for block in images.blocks(SCORED_AT_ONCE):
+      some = self.scorers[name](variables, genomes, *block)
+      correct, loss = correct + np.asarray(some[0]), loss + np.asarray(some[1], np.float64)
+    return correct, loss
+
+  def accuracy(self, variables: Any, genome: np.ndarray, split: str) -> float:
+    correct, _ = self.score(variables, jnp.asarray(genome)[None], split)
+    return int(correct[0]) / len(self.data(split).labels)
+
+  @contextlib.contextmanager
+  def stage(self, name: str):
+    """Measures a stage; what an interrupted run spent on it counts, too."""
+    log.info('%s', name)
+    start = time.perf_counter()
+    try:
+      yield
+    finally:
+      self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 2)
+      write_json(self.path('seconds.json'), self.seconds)
+
+
+def prepare(config: ml_collections.ConfigDict, workdir: str) -> Run:
+  """Loads the backbone, gives it a new head for the task, and adapts it."""
+  seconds_path = os.path.join(workdir, 'seconds.json')
+  seconds = read_json(seconds_path) if os.path.exists(seconds_path) else {}
+  where = data_source(config)
+  find(config.task, where, workdir).open('train')  # prepares what is not there; some class names are known only then
+  task = find(config.task, where, workdir)
+  settings = config.model
+  path = weights.EMBEDDED_FILE if settings.weights == weights.EMBEDDED else fetch(settings.weights, settings.sha256)
+  fields = {name: settings[name] for name in ('num_heads', 'activation') if settings[name] is not None}
+  loaded = weights.load(path, normalization=known_normalization(settings.weights), **fields)
+  model, params, metadata = weights.refit(
+      *loaded, num_classes=task.num_classes, image_size=settings.image_size, patch_size=settings.patch_size)
+  if source := metadata.get('source'):
+    fit_to_format(model, flax.traverse_util.flatten_dict(params, sep='/'), source)  # refuses now what could not be written at the end
+  model = model.clone(drop_path=settings.drop_path, remat=settings.remat)
+  if not isinstance(metadata['image_size'], int):
+    raise ValueError(f'The weights are for images of {metadata["image_size"]}; a run needs square ones, give model.image_size.')
+  metadata['normalization'] = settings.normalization or metadata['normalization']
+  sample = jax.ShapeDtypeStruct((1, metadata['image_size'], metadata['image_size'], 3), jnp.float32)
+  adapted = adapt(model, sample, space=space.SearchSpace(**config.space), merge=config.merge)
+  space.require_feasible(adapted.spec, config.budget)
+  this = Run(config, workdir, task, adapted, {}, metadata, seconds)
+  this.variables = adapted.init(this.key(0), jax.tree.map(jnp.asarray, params))
+  log.info('%s: %d adapted layers, %s on %s, merging %s, search space up to %d parameters', task.name, len(adapted.spec),
+           type(model).__name__, jax.devices()[0].platform, adapted.merge,
+           adapted.count_params(adapted.spec.num_codes - 1))
+  return this
+
+
+class Metrics:
+  """Appends lines to `metrics.jsonl`; what an interrupted run wrote after the step it resumes from is dropped first."""
+
+  def __init__(self, path: str, stage: str, step: int):
+    self.path, self.stage = path, stage
+    lines = []
+    if os.path.exists(path):
+      with open(path) as file:
+        for line in file:
+          with contextlib.suppress(ValueError):  # a line cut off by a kill
+            entry = json.loads(line)
+            if entry['stage'] != stage or entry['step'] <= step:
+              lines.append(json.dumps(entry) + '\n')
+    with whole(path) as temporary, open(temporary, 'w') as file:
+      file.writelines(lines)
+
+  def write(self, step: int, values: dict[str, float]) -> None:
+    with open(self.path, 'a') as file:
+      file.write(json.dumps({'stage': self.stage, 'step': step, **values}) + '\n')

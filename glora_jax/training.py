@@ -1,0 +1,228 @@
+"""Training: the recipe, one step, many steps per dispatch.
+
+`fit` knows neither models nor GLoRA: it minimizes `loss_fn(trainable, frozen, images, labels, key)` over a resident data set.
+Everything random is a function of the key and the step number, so a run that is resumed from a saved state ends exactly
+where the undisturbed one ends.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from tqdm.auto import tqdm
+
+STREAMED_STEPS = 8  # per dispatch, where images come with it: what is held ready is this many batches
+
+LossFn = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """How to train. The defaults are those of the official GLoRA code.
+
+  Attributes:
+    epochs: passes over the training images; each drops its last partial batch.
+    batch_size: images a step.
+    learning_rate: reached after the warm-up, decayed by a cosine to `final_learning_rate` at the last step.
+    warmup_epochs: of linear warm-up from `initial_learning_rate`.
+    weight_decay: AdamW's, decoupled.
+  """
+
+  epochs: int = 500
+  batch_size: int = 64
+  learning_rate: float = 1e-4
+  initial_learning_rate: float = 1e-6
+  final_learning_rate: float = 1e-5
+  warmup_epochs: int = 10
+  weight_decay: float = 1e-4
+
+  def __post_init__(self):
+    if self.epochs < 0 or self.batch_size < 1 or self.warmup_epochs < 0:
+      raise ValueError(f'{self}: epochs and warmup_epochs cannot be negative, and batch_size is at least 1.')
+    if self.warmup_epochs > self.epochs:
+      raise ValueError(f'warmup_epochs={self.warmup_epochs} is more than epochs={self.epochs}; lower it.')
+    if not (self.learning_rate > 0 and self.weight_decay >= 0):
+      raise ValueError(f'learning_rate={self.learning_rate} must be above 0, and weight_decay={self.weight_decay} not below.')
+
+  def steps_per_epoch(self, num_examples: int) -> int:
+    steps = num_examples // self.batch_size
+    if not steps:
+      raise ValueError(f'batch_size={self.batch_size} is larger than the {num_examples} training images; lower it.')
+    return steps
+
+  def optimizer(self, num_examples: int) -> optax.GradientTransformation:
+    """AdamW with linear warm-up and cosine decay over the whole run."""
+    per_epoch = self.steps_per_epoch(num_examples)
+    schedule = optax.warmup_cosine_decay_schedule(
+        self.initial_learning_rate if self.warmup_epochs else self.learning_rate,
+        self.learning_rate,
+        self.warmup_epochs * per_epoch,
+        max(self.epochs, self.warmup_epochs) * per_epoch + (self.epochs == self.warmup_epochs),  # optax wants one step of decay
+        self.final_learning_rate,
+    )
+    return optax.adamw(schedule, weight_decay=self.weight_decay)
+
+
+class TrainState(NamedTuple):
+  """All that a training run needs to go on: `step` counts the steps done."""
+
+  trainable: Any
+  opt_state: Any
+  step: int
+
+
+class NonFiniteLossError(RuntimeError):
+  """The loss became NaN or infinite. `state` is the last good one, before that step."""
+
+  def __init__(self, state: TrainState):
+    self.state = state
+    super().__init__(
+        f'The loss was not finite at step {state.step}; the state before that step was kept. '
+        'Lower the learning rate, or check the images and the pretrained weights.')
+
+
+def batch_indices(key: jax.Array, first: int, last: int, num_examples: int, batch_size: int) -> np.ndarray:
+  """Indices of the images of steps `first` to `last - 1`, int32 [steps, batch].
+
+  Every epoch is its own permutation, a function of the key and the epoch alone; the partial batch at its end is dropped.
+  """
+  per_epoch = num_examples // batch_size
+  epochs = range(first // per_epoch, -(-last // per_epoch))
+  order = [np.asarray(_permutation(key, epoch, num_examples))[:per_epoch * batch_size] for epoch in epochs]
+  rows = np.concatenate(order).reshape(-1, batch_size)
+  offset = first - epochs.start * per_epoch
+  return rows[offset:offset + last - first].astype(np.int32)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _permutation(key, epoch, num_examples):
+  return jax.random.permutation(jax.random.fold_in(key, epoch), num_examples)
+
+
+def make_steps(loss_fn: LossFn, optimizer: optax.GradientTransformation) -> Callable:
+  """Many training steps as one compiled function.
+
+  Returns:
+    `steps(trainable, opt_state, step, frozen, images, labels, indices, key)` with `indices` int32 [steps, batch], giving
+    `(trainable, opt_state, done, metrics)`: `done` steps were taken, and metrics are arrays [steps]. From the first
+    non-finite loss on nothing is updated any more, so what comes back is the last good state.
+  """
+  gradient = jax.value_and_grad(loss_fn, has_aux=True)
+
+  @functools.partial(jax.jit, donate_argnums=(0, 1))
+  def steps(trainable, opt_state, step, frozen, images, labels, indices, key):
+    def one(carry, index):
+      trainable, opt_state, step, finite = carry
+      (loss, metrics), grads = gradient(
+          trainable, frozen, images[index], labels[index], jax.random.fold_in(key, step))
+      updates, new_opt_state = optimizer.update(grads, opt_state, trainable)
+      finite &= jnp.isfinite(loss)
+      keep = functools.partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
+      carry = keep((optax.apply_updates(trainable, updates), new_opt_state, step + 1), (trainable, opt_state, step))
+      return (*carry, finite), {'loss': loss, **metrics}
+
+    start = (trainable, opt_state, jnp.int32(step), jnp.bool_(True))
+    (trainable, opt_state, done, _), metrics = jax.lax.scan(one, start, indices)
+    return trainable, opt_state, done, metrics
+
+  return steps
+
+
+def fit(
+    loss_fn: LossFn,
+    trainable: Any,
+    frozen: Any,
+    images: Any,
+    labels: Any,
+    recipe: Recipe,
+    key: jax.Array,
+    *,
+    state: TrainState | None = None,
+    stop_epoch: int | None = None,
+    steps_per_dispatch: int = 50,
+    on_dispatch: Callable[[TrainState, dict[str, float]], None] | None = None,
+    title: str = 'train',
+    progress: bool = True,
+) -> TrainState:
+  """Minimizes a loss by the recipe.
+
+  Args:
+    loss_fn: `(trainable, frozen, images, labels, key) -> (loss, metrics)`, scalars.
+    trainable, frozen: trees of arrays; only `trainable` gets gradients and optimizer state.
+    images, labels: the whole training set on the device, [n, ...] and int [n]; `loss_fn` sees batches of their rows. Or `images` is
+      a stream, with `batches(indices)`, and the labels are its own (`data.pipeline.Stream`): the same rows in the same order.
+    recipe: see `Recipe`.
+    key: decides order, and is handed on to `loss_fn`, folded with the step.
+    state: where to go on from; None starts from `trainable`.
+    stop_epoch: stop after so many epochs of the recipe's schedule; None goes to its end.
+    steps_per_dispatch: most steps per compiled call; also how often progress and `on_dispatch` hear of it.
+    on_dispatch: called with the state and the mean metrics since the last call; save and log there.
+    title: of the progress bar.
+    progress: whether to show the bar.
+
+  Returns:
+    The final state.
+
+  Raises:
+    NonFiniteLossError: with the last good state in `.state`.
+  """
+  num_examples = len(labels)
+  streamed = hasattr(images, 'batches')
+  if streamed:
+    steps_per_dispatch = min(steps_per_dispatch, STREAMED_STEPS)
+  else:
+    chex.assert_equal_shape_prefix([images, labels], 1)
+  per_epoch = recipe.steps_per_epoch(num_examples)
+  optimizer = recipe.optimizer(num_examples)
+  last = per_epoch * (recipe.epochs if stop_epoch is None else stop_epoch)
+  # Whole epochs per call where they are short, whole fractions of one where they are long: one shape, one compilation.
+  if per_epoch >= steps_per_dispatch:
+    chunk = max(n for n in range(1, steps_per_dispatch + 1) if per_epoch % n == 0)
+    chunk = chunk if chunk > steps_per_dispatch // 4 else steps_per_dispatch
+  else:
+    chunk = per_epoch * (steps_per_dispatch // per_epoch)
+  if state is None:
+    trainable = jax.tree.map(jnp.copy, trainable)  # the compiled steps donate their input; the caller's arrays stay alive
+    state = TrainState(trainable, optimizer.init(trainable), 0)
+  order_key, step_key = jax.random.split(key)
+  steps = make_steps(loss_fn, optimizer)
+  feed = _feed(images, order_key, state.step, last, num_examples, recipe.batch_size) if streamed else None
+
+  with tqdm(total=last, initial=min(state.step, last), desc=title, unit='step', disable=not progress) as bar:
+    while state.step < last:
+      stop = min(state.step + chunk, last)
+      if streamed:
+        batches = list(itertools.islice(feed, stop - state.step))
+        block = [np.concatenate(rows) for rows in zip(*batches, strict=True)]
+        indices = np.arange(len(block[1]), dtype=np.int32).reshape(len(batches), -1)
+      else:
+        block, indices = (images, labels), batch_indices(order_key, state.step, stop, num_examples, recipe.batch_size)
+      trainable, opt_state, done, metrics = steps(
+          state.trainable, state.opt_state, state.step, frozen, *block, indices, step_key)
+      state = TrainState(trainable, opt_state, int(done))
+      if state.step < stop:
+        raise NonFiniteLossError(state)
+      means = {name: float(np.mean(values)) for name, values in metrics.items()}
+      bar.set_postfix({name: f'{value:.3f}' for name, value in means.items()})
+      bar.update(len(indices))
+      if on_dispatch is not None:
+        on_dispatch(state, means)
+  return state
+
+
+def _feed(stream, key, first, last, num_examples, batch_size):
+  """The batches of steps `first` to `last - 1`, in the order that resident images are taken in, one epoch's indices at a time."""
+  per_epoch = num_examples // batch_size
+  while first < last:
+    end = min((first // per_epoch + 1) * per_epoch, last)
+    yield from stream.batches(batch_indices(key, first, end, num_examples, batch_size))
+    first = end
