@@ -60,9 +60,9 @@ def over_plain(adapted, variables, genomes, images, labels, repeats):
 
 def stopping(repeats, epochs):
   """(speedup, share of candidates scored to the end) of the quickstart's search."""
-  training, validation = search_efficiency.digits()
-  adapted, variables, preprocess = search_efficiency.train(training, 0, epochs)
-  images, labels = (jnp.asarray(x) for x in validation)
+  splits = search_efficiency.digits()
+  adapted, variables, preprocess = search_efficiency.train(splits['train'], 0, epochs)
+  images, labels = (jnp.asarray(x) for x in splits['val'])
   settings = search.Evolution(population=30, generations=6, parents=10, mutations=15, crossovers=15)
   whole, by_image = scoring.make_scorer(adapted, preprocess), scoring.make_image_scorer(adapted, preprocess)
   stop = scoring.make_stopping_scorer(adapted, preprocess)

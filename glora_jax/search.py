@@ -144,6 +144,7 @@ def evolve(
     budget: int | None = None,
     stopping_score: StoppingScore | None = None,
     guide: Callable[[np.ndarray], Any] | None = None,
+    initial: np.ndarray | None = None,
     archive: Archive | None = None,
     on_generation: Callable[[Archive], None] | None = None,
     progress: bool = True,
@@ -159,6 +160,7 @@ def evolve(
     stopping_score: used from the second generation on in place of `score`, in the mode 'paper': genomes, which of them count, and the scores
       of the parents -> (correct, loss, exact). It changes which subnets are scored to the end, and nothing that is selected.
     guide: genome int8 [rows, 5] -> values [rows, 5, codes], which the mode 'guided' needs.
+    initial: genomes [n, rows, 5] for the first generation, presets for instance; those above the budget are left out.
     archive: of an interrupted search, to go on from.
     on_generation: called with the archive after every generation; save and draw there.
     progress: whether to show a bar.
@@ -184,7 +186,8 @@ def evolve(
       if settings.mode == 'guided' and len(parents):
         at = parents[:settings.guides]
         promising = functools.partial(propose_guided, rng, spec, at, np.stack([np.asarray(guide(one)) for one in at]), budget=budget)
-      children = propose(rng, spec, parents, settings, budget, seen, promising)
+      given = initial if generation == 0 else None
+      children = propose(rng, spec, parents, settings, budget, seen, promising, given)
       number = len(children)
       if not number:
         break
@@ -223,12 +226,12 @@ def _parents_scores(archive, settings):
 
 def propose(
     rng: np.random.Generator, spec: Spec, parents: np.ndarray, settings: Evolution, budget: int | None, seen: set[bytes],
-    promising: Callable[[int], np.ndarray] | None = None,
+    promising: Callable[[int], np.ndarray] | None = None, initial: np.ndarray | None = None,
 ) -> np.ndarray:
   """A generation's new subnets, int8 [at most population, rows, 5]: canonical, within the budget, none of them in `seen`.
 
   Without parents all are random. `promising`, number -> genomes, takes the place of mutation. Children that break the budget are
-  repaired (`space.shrink`), not thrown away.
+  repaired (`space.shrink`), not thrown away. Those of `initial` that are within it come first.
   """
   seen, children = set(seen), []
 
@@ -242,6 +245,9 @@ def propose(
           seen.add(genome.tobytes())
           children.append(genome)
 
+  if initial is not None:
+    within = initial[space.count_params(spec, initial) <= (np.inf if budget is None else budget)]
+    add(lambda n: within[:n], min(len(within), settings.population))
   if len(parents):
     mutated = lambda n: space.shrink(rng, spec, mutate(rng, spec, parents, n, settings.mutation_probability), budget)
     add(promising or mutated, settings.mutations)

@@ -200,9 +200,15 @@ def canonicalize(spec: Spec, genomes: Any) -> np.ndarray:
   return np.concatenate([np.zeros((0, len(spec), 5), np.int8), *blocks]).reshape(np.shape(genomes))
 
 
-def sample_genome(key: jax.Array, spec: Spec) -> jax.Array:
-  """A genome of alleles drawn uniformly and independently among those on offer, int8 [rows, 5]; works under `jit`."""
+def sample_genome(key: jax.Array, spec: Spec, largest: float = 0.0) -> jax.Array:
+  """A genome of alleles drawn uniformly and independently among those on offer, int8 [rows, 5]; works under `jit`.
+
+  With the probability `largest` a gene takes its last allele on offer, the one with most parameters, without a draw.
+  """
   choice = jax.random.randint(key, (len(spec), 5), 0, spec.num_offered)
+  if largest:
+    takes_largest = jax.random.bernoulli(jax.random.fold_in(key, 1), largest, choice.shape)
+    choice = jnp.where(takes_largest, spec.num_offered - 1, choice)
   return jnp.take_along_axis(jnp.asarray(spec.offered_table), choice[..., None], axis=-1)[..., 0]
 
 
@@ -215,6 +221,11 @@ def smallest_genome(spec: Spec) -> np.ndarray:
   """The cheapest subnet on offer."""
   costs = np.take_along_axis(spec.cost_table, spec.offered_table.astype(np.int64), axis=-1)
   return np.take_along_axis(spec.offered_table, costs.argmin(-1)[..., None], axis=-1)[..., 0]
+
+
+def largest_genome(spec: Spec) -> np.ndarray:
+  """The subnet with most parameters on offer: the last allele of every gene."""
+  return spec.offered_table[..., -1]
 
 
 def require_feasible(spec: Spec, budget: Any) -> int | None:

@@ -1,7 +1,8 @@
-"""What is minimized: the loss of a weight-sharing supernet, and that of one fixed subnet."""
+"""What is minimized: the loss of a weight-sharing supernet, whose subnets are drawn anew for every batch, and that of one fixed subnet."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,43 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from glora_jax import space
+from glora_jax.adapt import Adapted, Subnet
 from glora_jax.training import LossFn
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+  """Which subnets a step of the supernet's training takes. `Sampling(largest=0)` is the paper's: one, uniform over all genomes.
+
+  Attributes:
+    largest: probability that a gene takes its largest allele, and is not drawn uniformly.
+    paths: groups that every batch is cut into, each with a genome of its own.
+    sandwich: the first of at least three paths is the largest subnet and the second the smallest (Yu & Huang 2019, arXiv 1903.05134).
+    distillation: share of the loss that takes the answers of the largest subnet for labels (no gradient goes through them); costs
+      one more forward pass.
+  """
+
+  largest: float = 0.0
+  paths: int = 1
+  sandwich: bool = False
+  distillation: float = 0.0
+
+  def __post_init__(self):
+    for name in ('largest', 'distillation'):
+      if not 0 <= getattr(self, name) <= 1:
+        raise ValueError(f'sampling.{name}={getattr(self, name)} must be between 0 and 1.')
+    if self.paths < 1 or (self.sandwich and self.paths < 3):
+      raise ValueError(f'sampling.paths={self.paths} must be at least {3 if self.sandwich else 1}.')
+
+  def draw(self, key: jax.Array, spec: space.Spec) -> jax.Array:
+    """The genomes of one step, int8 [rows, 5], or [paths, rows, 5] where there are several."""
+    if self.paths == 1:
+      return space.sample_genome(key, spec, self.largest)
+    genomes = jax.vmap(lambda key: space.sample_genome(key, spec, self.largest))(jax.random.split(key, self.paths))
+    if self.sandwich:
+      genomes = genomes.at[0].set(space.largest_genome(spec)).at[1].set(space.smallest_genome(spec))
+    return genomes
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -19,29 +56,70 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, dict
 
 
 def supernet_loss(
-    adapted: Any, preprocess: Callable, sample: Callable[[jax.Array], jax.Array], *, mix: Callable | None = None, **apply_kwargs: Any,
+    adapted: Adapted, preprocess: Callable, sample: Callable[[jax.Array], jax.Array], *, mix: Callable | None = None,
+    distillation: float = 0.0, **apply_kwargs: Any,
 ) -> LossFn:
-  """The loss of one step of weight-sharing training: a fresh genome for every batch (GLoRA section 3.3).
+  """The loss of one step of weight-sharing training: fresh genomes for every batch (GLoRA section 3.3).
 
   Args:
     adapted: what `glora_jax.adapt` returned.
     preprocess: `(key, images) -> inputs` of the model; normalization and augmentation.
-    sample: `key -> genome`; constant for training one fixed subnet.
+    sample: `key -> genome` [rows, 5], or genomes [paths, rows, 5]: as many equal groups of the batch, each through its own subnet.
     mix: `(key, inputs, targets) -> (inputs, targets)`, targets [batch, classes]; mixup for instance.
+    distillation: see `Sampling`.
     **apply_kwargs: handed on to the model, `train=True` for instance.
   """
 
+  def forward(variables, inputs, genome_key, model_key):
+    apply = lambda genome, inputs, key: adapted.apply(variables, inputs, genome=genome, rngs=_rngs(key), **apply_kwargs)
+    genomes = sample(genome_key)
+    if genomes.ndim == 2:
+      return apply(genomes, inputs, model_key)
+    paths = len(genomes)
+    if len(inputs) % paths:
+      raise ValueError(f'A batch of {len(inputs)} images cannot be cut into {paths} equal paths; change batch_size or sampling.paths.')
+    groups = inputs.reshape(paths, -1, *inputs.shape[1:])
+    logits = jax.vmap(apply)(genomes, groups, jax.random.split(model_key, paths))
+    return logits.reshape(len(inputs), -1)
+
+  def teacher(variables, inputs):
+    quiet = {**apply_kwargs, **({'train': False} if 'train' in apply_kwargs else {})}
+    variables = jax.lax.stop_gradient(variables)
+    return jax.nn.softmax(adapted.apply(variables, inputs, genome=space.largest_genome(adapted.spec), **quiet))
+
+  return _loss(adapted.join, forward, preprocess, mix, teacher if distillation else None, distillation)
+
+
+def subnet_loss(subnet: Subnet, preprocess: Callable, *, mix: Callable | None = None, **apply_kwargs: Any) -> LossFn:
+  """The loss of one fixed subnet (`adapted.fix(genome)`) alone: only the terms that it uses are computed.
+
+  Its trainable half is that of `subnet.split`. Arguments as for `supernet_loss`.
+  """
+  forward = lambda variables, inputs, _, model_key: subnet.apply(variables, inputs, rngs=_rngs(model_key), **apply_kwargs)
+  return _loss(subnet.join, forward, preprocess, mix, None, 0.0)
+
+
+def _rngs(key):
+  return {'drop_path': key, 'dropout': jax.random.fold_in(key, 1)}
+
+
+def _loss(join, forward, preprocess, mix, teacher, distillation):
   def loss_fn(trainable, frozen, images, labels, key):
     genome_key, image_key, model_key = jax.random.split(key, 3)
-    apply = lambda inputs: adapted.apply(
-        adapted.join(trainable, frozen), inputs, genome=sample(genome_key),
-        rngs={'drop_path': model_key, 'dropout': jax.random.fold_in(model_key, 1)}, **apply_kwargs)
-    inputs = preprocess(image_key, images)
-    if mix is None:
-      return cross_entropy(apply(inputs), labels)
-    classes = jax.eval_shape(apply, inputs).shape[-1]
-    inputs, targets = mix(jax.random.fold_in(image_key, 1), inputs, jax.nn.one_hot(labels, classes))
-    logits = apply(inputs)
-    return optax.softmax_cross_entropy(logits, targets).mean(), {'accuracy': jnp.mean(logits.argmax(-1) == targets.argmax(-1))}
+    variables = join(trainable, frozen)
+    inputs, targets = preprocess(image_key, images), None
+    if mix is not None:
+      classes = jax.eval_shape(lambda x: forward(variables, x, genome_key, model_key), inputs).shape[-1]
+      inputs, targets = mix(jax.random.fold_in(image_key, 1), inputs, jax.nn.one_hot(labels, classes))
+    logits = forward(variables, inputs, genome_key, model_key)
+    if targets is None:
+      loss, metrics = cross_entropy(logits, labels)
+    else:
+      loss = optax.softmax_cross_entropy(logits, targets).mean()
+      metrics = {'accuracy': jnp.mean(logits.argmax(-1) == targets.argmax(-1))}
+    if teacher is not None:
+      imitation = optax.softmax_cross_entropy(logits, teacher(variables, inputs)).mean()
+      loss = (1 - distillation) * loss + distillation * imitation
+    return loss, metrics
 
   return loss_fn

@@ -35,6 +35,10 @@ class Recipe:
     learning_rate: reached after the warm-up, decayed by a cosine to `final_learning_rate` at the last step.
     warmup_epochs: of linear warm-up from `initial_learning_rate`.
     weight_decay: AdamW's, decoupled.
+    update_used_only: leave a number alone in a step whose subnet does not use it (its gradient is zero): no decay, no moments. The official
+      optimizer decays and moves them all.
+    accumulate: equal parts that a batch is taken in, one after the other, which bounds memory; their gradients are averaged. Each part
+      draws its own subnet.
   """
 
   epochs: int = 500
@@ -44,10 +48,14 @@ class Recipe:
   final_learning_rate: float = 1e-5
   warmup_epochs: int = 10
   weight_decay: float = 1e-4
+  update_used_only: bool = False
+  accumulate: int = 1
 
   def __post_init__(self):
     if self.epochs < 0 or self.batch_size < 1 or self.warmup_epochs < 0:
       raise ValueError(f'{self}: epochs and warmup_epochs cannot be negative, and batch_size is at least 1.')
+    if self.accumulate < 1 or self.batch_size % self.accumulate:
+      raise ValueError(f'accumulate={self.accumulate} must be at least 1 and divide batch_size={self.batch_size}.')
     if self.warmup_epochs > self.epochs:
       raise ValueError(f'warmup_epochs={self.warmup_epochs} is more than epochs={self.epochs}; lower it.')
     if not (self.learning_rate > 0 and self.weight_decay >= 0):
@@ -69,7 +77,21 @@ class Recipe:
         max(self.epochs, self.warmup_epochs) * per_epoch + (self.epochs == self.warmup_epochs),  # optax wants one step of decay
         self.final_learning_rate,
     )
-    return optax.adamw(schedule, weight_decay=self.weight_decay)
+    optimizer = optax.adamw(schedule, weight_decay=self.weight_decay)
+    return used_only(optimizer) if self.update_used_only else optimizer
+
+
+def used_only(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+  """The optimizer, leaving every number alone, with its moments, whose gradient is exactly zero."""
+
+  def update(grads, state, params=None):
+    updates, new_state = optimizer.update(grads, state, params)
+    used = jax.tree.map(lambda grad: grad != 0, grads)
+    keep = lambda new, old, used: jnp.where(used, new, old)
+    return (jax.tree.map(lambda update, used: jnp.where(used, update, 0), updates, used),
+            optax.tree_utils.tree_map_params(optimizer, keep, new_state, state, used))
+
+  return optax.GradientTransformation(optimizer.init, update)
 
 
 class TrainState(NamedTuple):
@@ -108,8 +130,8 @@ def _permutation(key, epoch, num_examples):
   return jax.random.permutation(jax.random.fold_in(key, epoch), num_examples)
 
 
-def make_steps(loss_fn: LossFn, optimizer: optax.GradientTransformation) -> Callable:
-  """Many training steps as one compiled function.
+def make_steps(loss_fn: LossFn, optimizer: optax.GradientTransformation, accumulate: int = 1) -> Callable:
+  """Many training steps as one compiled function; `accumulate` as in `Recipe`.
 
   Returns:
     `steps(trainable, opt_state, step, frozen, images, labels, indices, key)` with `indices` int32 [steps, batch], giving
@@ -118,11 +140,23 @@ def make_steps(loss_fn: LossFn, optimizer: optax.GradientTransformation) -> Call
   """
   gradient = jax.value_and_grad(loss_fn, has_aux=True)
 
+  def mean_gradient(trainable, frozen, images, labels, key):
+    if accumulate == 1:
+      return gradient(trainable, frozen, images, labels, key)
+    parts = lambda x: x.reshape(accumulate, -1, *x.shape[1:])
+    keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(jnp.arange(accumulate))
+    batch = parts(images), parts(labels), keys
+    zeros = lambda shape: jnp.zeros(shape.shape, shape.dtype)
+    start = jax.tree.map(zeros, jax.eval_shape(gradient, trainable, frozen, *jax.tree.map(lambda x: x[0], batch)))
+    add = lambda total, part: (jax.tree.map(jnp.add, total, gradient(trainable, frozen, *part)), None)
+    total, _ = jax.lax.scan(add, start, batch)
+    return jax.tree.map(lambda x: x / accumulate, total)
+
   @functools.partial(jax.jit, donate_argnums=(0, 1))
   def steps(trainable, opt_state, step, frozen, images, labels, indices, key):
     def one(carry, index):
       trainable, opt_state, step, finite = carry
-      (loss, metrics), grads = gradient(
+      (loss, metrics), grads = mean_gradient(
           trainable, frozen, images[index], labels[index], jax.random.fold_in(key, step))
       updates, new_opt_state = optimizer.update(grads, opt_state, trainable)
       finite &= jnp.isfinite(loss)
@@ -194,7 +228,7 @@ def fit(
     trainable = jax.tree.map(jnp.copy, trainable)  # the compiled steps donate their input; the caller's arrays stay alive
     state = TrainState(trainable, optimizer.init(trainable), 0)
   order_key, step_key = jax.random.split(key)
-  steps = make_steps(loss_fn, optimizer)
+  steps = make_steps(loss_fn, optimizer, recipe.accumulate)
   feed = _feed(images, order_key, state.step, last, num_examples, recipe.batch_size) if streamed else None
 
   with tqdm(total=last, initial=min(state.step, last), desc=title, unit='step', disable=not progress) as bar:

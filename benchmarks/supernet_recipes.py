@@ -1,0 +1,181 @@
+"""Which recipe makes a supernet whose searched and finetuned subnet is at least as good as every preset of at most its size?
+
+  python -m benchmarks.supernet_recipes [--quick] [--folder runs/recipes] [--seeds 5] [--workers 2]
+
+On the embedded task (digits, the embedded backbone, budget 40,000) every method gets the same number of training steps, `EPOCHS` epochs of 800
+images. A preset spends them all on itself, trained alone. A recipe spends some on the supernet and the rest on finetuning what the paper's
+evolution finds in it (210 evaluations by accuracy on the 200 validation images). Each method has its own learning rate, the best of
+`RATES` on the validation images, chosen with a seed that the table does not use. Results are kept in the folder, one file a job; the same
+command goes on where it was stopped. A recipe's finetuning takes half of its rate.
+
+Diagnostic: the test accuracies compare recipes here, and choose no default: validation accuracy does. `--quick`: two epochs, one seed, three
+methods. The last line is JSON.
+"""
+
+import argparse
+import concurrent.futures
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+
+from tqdm import tqdm
+
+EPOCHS = 36
+RATES = (2e-3, 4e-3, 8e-3)
+TUNING_SEED = 1000
+BUDGET = 40_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """A preset trained alone, or a recipe for the supernet with the share of the steps that its winner is finetuned for."""
+
+  says: str
+  preset: str | None = None
+  sampling: dict = dataclasses.field(default_factory=dict)
+  recipe: dict = dataclasses.field(default_factory=dict)
+  finetuned_for: float = 0.25
+  with_presets: bool = False
+
+
+METHODS = {
+    'linear': Method('linear probe', preset='linear'),
+    'bitfit': Method('BitFit', preset='bitfit'),
+    'ssf': Method('SSF-like', preset='ssf'),
+    'prompt': Method('prompts', preset='prompt'),
+    'lora': Method('LoRA, rank 4', preset='lora'),
+    'paper': Method("the paper's: one uniform genome a step"),
+    'largest': Method('each gene at its largest with probability 1/2', sampling={'largest': 0.5}),
+    'used_only': Method('as largest, only used numbers updated', sampling={'largest': 0.5}, recipe={'update_used_only': True}),
+    'sandwich': Method('four paths: largest, smallest, two uniform', sampling={'paths': 4, 'sandwich': True}),
+    'paths': Method('as largest, four paths', sampling={'largest': 0.5, 'paths': 4}),
+    'distilled': Method('as largest, half of the loss from the largest subnet', sampling={'largest': 0.5, 'distillation': 0.5}),
+    'halves': Method('as largest, half of the steps for finetuning', sampling={'largest': 0.5}, finetuned_for=0.5),
+    'quarter': Method('as largest, three quarters for finetuning, presets in the first generation', sampling={'largest': 0.5},
+                      finetuned_for=0.75, with_presets=True),
+}
+
+
+def job(name, seed, rate, epochs):
+  """Trains one method; a dictionary of what it reached."""
+  import jax
+  import jax.numpy as jnp
+  import numpy as np
+
+  import glora_jax
+  from benchmarks import search_efficiency
+  from glora_jax import search, space, training
+  from glora_jax.data import augment
+  from glora_jax.models import weights
+  from glora_jax.supernet import Sampling, subnet_loss, supernet_loss
+
+  method = METHODS[name]
+  splits = {split: tuple(map(jnp.asarray, data)) for split, data in search_efficiency.digits().items()}
+  model, params, metadata = weights.refit(*weights.load(weights.EMBEDDED_FILE), num_classes=10)
+  adapted = glora_jax.adapt(model.clone(remat='dots_saveable', drop_path=0.1), jnp.zeros((1, 28, 28, 3)))
+  preprocess = lambda x: augment.normalize(x, metadata['normalization'])
+  augmented = lambda key, x: preprocess(x)
+  keys = jax.random.split(jax.random.key(seed), 4)
+  variables = adapted.init(keys[0], params)
+  scorer = glora_jax.make_scorer(adapted, preprocess)
+
+  def measure(variables, genome, title):
+    result = {}
+    for split in ('val', 'test'):
+      correct, loss = scorer(variables, jnp.asarray(genome)[None], *splits[split])
+      result[f'{title}{split}'] = float(correct[0]) / len(splits[split][1])
+      result[f'{title}{split}_loss'] = float(loss[0]) / len(splits[split][1])
+    return result
+
+  def fit(loss, halves, key, epochs, rate, **fields):
+    recipe = training.Recipe(epochs=epochs, warmup_epochs=min(3, epochs), learning_rate=rate, **fields)
+    return training.fit(loss, *halves, *splits['train'], recipe, key, progress=False).trainable
+
+  def alone(genome, variables, key, epochs, rate):
+    subnet = adapted.fix(genome)
+    halves = subnet.split(variables)
+    return subnet.join(fit(subnet_loss(subnet, augmented, train=True), halves, key, epochs, rate), halves[1])
+
+  if method.preset:
+    genome = space.preset(adapted.spec, method.preset)
+    trained = alone(genome, variables, keys[1], epochs, rate)
+    return {'params': adapted.count_params(genome), **measure(trained, genome, '')}
+
+  tuning = round(epochs * method.finetuned_for)
+  sampling = Sampling(**method.sampling)
+  halves = adapted.split(variables)
+  loss = supernet_loss(adapted, augmented, lambda key: sampling.draw(key, adapted.spec), distillation=sampling.distillation, train=True)
+  trained = adapted.join(fit(loss, halves, keys[1], epochs - tuning, rate, **method.recipe), halves[1])
+  settings = search.Evolution(population=30, generations=6, parents=10, mutations=15, crossovers=15)
+  initial = np.stack(list(space.presets(adapted.spec).values())) if method.with_presets else None
+  archive = search.evolve(adapted.spec, lambda genomes: scorer(trained, genomes, *splits['val']), keys[2], settings, budget=BUDGET,
+                          initial=initial, progress=False)
+  winner = archive.best()
+  found = {'params': adapted.count_params(winner), **measure(trained, winner, 'inherited_')}
+  for name, genome in space.presets(adapted.spec).items():
+    found |= {f'inherited_{name}_val': measure(trained, genome, '')['val']}
+  found['random_val'] = float(archive.correct[archive.generation == 0].mean()) / len(splits['val'][1])
+  return found | measure(alone(winner, trained, keys[3], tuning, rate / 2), winner, '')
+
+
+def run_jobs(jobs, folder, epochs, workers):
+  """Results of (name, seed, rate) jobs, each in a process of its own on one core; those that are in the folder are read."""
+  os.makedirs(folder, exist_ok=True)
+  path = lambda name, seed, rate: os.path.join(folder, f'{name}-{seed}-{rate:g}-{epochs}.json')
+
+  def run(number, name, seed, rate):
+    if not os.path.exists(path(name, seed, rate)):
+      flags = os.environ.get('XLA_FLAGS', '') + ' --xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1'
+      cores = sorted(os.sched_getaffinity(0))
+      command = ['taskset', '-c', str(cores[number % workers % len(cores)]), sys.executable, '-m', 'benchmarks.supernet_recipes', '--job', name,
+                 str(seed), str(rate), str(epochs), path(name, seed, rate)]
+      environment = {**os.environ, 'XLA_FLAGS': flags, 'JAX_COMPILATION_CACHE_DIR': os.path.join(folder, 'xla')}
+      subprocess.run(command, check=True, env=environment, stderr=subprocess.DEVNULL)
+    with open(path(name, seed, rate)) as file:
+      return json.load(file)
+
+  with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+    futures = [pool.submit(run, number, *one) for number, one in enumerate(jobs)]
+    for _ in tqdm(concurrent.futures.as_completed(futures), total=len(futures), desc='jobs'):
+      pass
+  return {one: future.result() for one, future in zip(jobs, futures, strict=True)}
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--quick', action='store_true', help='two epochs, one seed, three methods')
+  parser.add_argument('--folder', default='runs/recipes')
+  parser.add_argument('--seeds', type=int, default=5)
+  parser.add_argument('--workers', type=int, default=2)
+  parser.add_argument('--job', nargs=5, help=argparse.SUPPRESS)
+  given = parser.parse_args()
+  if given.job:
+    name, seed, rate, epochs, path = given.job
+    from glora_jax.files import write_json
+    return write_json(path, job(name, int(seed), float(rate), int(epochs)))
+  methods = {name: METHODS[name] for name in (('linear', 'lora', 'largest') if given.quick else METHODS)}
+  epochs, seeds, rates = (2, 1, RATES[1:2]) if given.quick else (EPOCHS, given.seeds, RATES)
+  tuned = run_jobs([(name, TUNING_SEED, rate) for name in methods for rate in rates], given.folder, epochs, given.workers)
+  rate_of = {name: max(rates, key=lambda rate: (tuned[name, TUNING_SEED, rate]['val'], -tuned[name, TUNING_SEED, rate]['val_loss']))
+             for name in methods}
+  results = run_jobs([(name, seed, rate_of[name]) for seed in range(seeds) for name in methods], given.folder, epochs, given.workers)
+
+  table = {}
+  for name in methods:
+    of = [results[name, seed, rate_of[name]] for seed in range(seeds)]
+    columns = {key: [one[key] for one in of] for key in of[0]}
+    table[name] = {'rate': rate_of[name]} | {key: [statistics.mean(values), statistics.pstdev(values)] for key, values in columns.items()}
+  percent = lambda row, key: f'{100 * row[key][0]:5.1f} ± {100 * row[key][1]:.1f}' if key in row else ''
+  print(f'{"method":11}{"rate":>8}{"params":>9}{"inherited, val":>16}{"inherited, test":>17}{"val":>14}{"test":>14}')
+  for name, row in table.items():
+    print(f'{name:11}{row["rate"]:8g}{row["params"][0]:9,.0f}{percent(row, "inherited_val"):>16}{percent(row, "inherited_test"):>17}'
+          f'{percent(row, "val"):>14}{percent(row, "test"):>14}   {METHODS[name].says}')
+  from benchmarks import machine
+  print(json.dumps({'benchmark': 'supernet_recipes', 'machine': machine.describe(), 'epochs': epochs, 'seeds': seeds, 'table': table}))
+
+
+if __name__ == '__main__':
+  main()
