@@ -77,7 +77,7 @@ def stopping(repeats, epochs):
 
     def first(genomes):
       right, losses = (np.asarray(x) for x in by_image(variables, genomes, images, labels))
-      order = scoring.hardest_first(right)
+      order = scoring.hardest_first(~right)
       found['data'] = images[order], labels[order]
       return right.sum(1), losses.sum(1)
 

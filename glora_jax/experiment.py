@@ -158,14 +158,14 @@ def run_search(this: Run, variables: Any) -> search.Archive:
 
 
 def _stopping(this, variables, fitness):
-  """(score of the first generation, stopping score of the others), on the images that the first disagreed on most, first."""
+  """(score of the first generation, stopping score of the others), on the images that were hardest for the first, first."""
   images, labels = this.data(this.search_split)
   whole, stopping = make_image_scorer(this.adapted, this.preprocess), make_stopping_scorer(this.adapted, this.preprocess, fitness=fitness)
   path = this.path('search', 'order.npz')
 
   def first(genomes):
     right, losses = (np.asarray(x) for x in whole(variables, genomes, images, labels))
-    write_arrays(path, {'order': hardest_first(right)})
+    write_arrays(path, {'order': hardest_first(losses if fitness == 'loss' else ~right)})
     return right.sum(1), losses.sum(1)
 
   @functools.cache

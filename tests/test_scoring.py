@@ -70,9 +70,27 @@ def test_image_scores_add_up(problem):
   correct, loss = glora_jax.score(*scored['up_front'], genomes, images, labels)
   np.testing.assert_array_equal(right.sum(1), correct)
   np.testing.assert_allclose(losses.sum(1), loss, rtol=1e-5)
-  order = scoring.hardest_first(right)
-  share = np.asarray(right).mean(0)[order]
-  assert (np.diff(share * (1 - share)) <= 1e-9).all()
+
+
+def test_the_images_that_most_get_wrong_come_first():
+  wrong = np.array([[0, 1, 1, 0], [0, 1, 0, 0], [0, 1, 1, 1]], bool)
+  assert scoring.hardest_first(wrong).tolist() == [1, 2, 3, 0]
+
+
+def test_the_chunk_is_the_largest_that_fits_into_memory(problem):
+  scored, genomes, images, labels = problem
+  adapted, variables = scored['lazy']
+  of_chunk = lambda chunk: scoring.make_scorer(adapted, chunk=chunk, block=8)
+  arguments = variables, np.concatenate([genomes, genomes]), images, labels
+  taken = lambda chunk: of_chunk(chunk).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+  for memory in (taken(1), taken(3), taken(7)):
+    chunk = scoring.fitting_chunk(of_chunk, arguments, 14, memory)
+    assert taken(chunk) <= 1.1 * memory
+    larger = next((n for n in range(chunk + 1, 15) if -(-14 // n) < -(-14 // chunk)), None)
+    assert larger is None or taken(larger) > 0.9 * memory
+  assert scoring.fitting_chunk(of_chunk, arguments, 14, 0) == 1
+  found = scoring.make_scorer(adapted, block=8, memory=taken(3))(*arguments)
+  np.testing.assert_array_equal(found[0], of_chunk(1)(*arguments)[0])
 
 
 @pytest.mark.parametrize('chunk', [1, 3])
