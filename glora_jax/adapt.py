@@ -276,7 +276,8 @@ class Subnet:
   """One subnet of an adapted model with its genome fixed: GLoRA's parametrization without the search.
 
   Its `apply` computes only the terms that are there. In an `nn.Dense` whose A is not LoRA no merged kernel is formed: a LoRA
-  term of B is two thin products, a scale acts on the output, and no gradient has the kernel's size.
+  term of B is two thin products, a scale acts on the output, and no gradient has the kernel's size. Where some A is LoRA, kernels must be
+  merged, as the adapted model merges them.
 
   Attributes:
     adapted: the adapted model.
@@ -288,7 +289,9 @@ class Subnet:
 
   def apply(self, variables: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
     """What `adapted.apply(..., genome=genome)` returns, within rounding."""
-    return self.adapted._run(variables, jnp.asarray(self.genome), 'lazy', self.genome, args, kwargs)
+    thin = isinstance(self.adapted.model, nn.Module) and self.genome[:, 0].max() < 3  # an NNX model has no interceptors
+    merge = 'lazy' if thin else self.adapted.merge
+    return self.adapted._run(variables, jnp.asarray(self.genome), merge, self.genome, args, kwargs)
 
   def fold(self, variables: Mapping[str, Any]) -> Any:
     """Plain params for the untouched model."""

@@ -16,9 +16,11 @@ from glora_jax.data.task import Source
 from glora_jax.files import read_json, write_json
 from glora_jax.models import weights
 from glora_jax.models.vit import ACTIVATIONS
+from glora_jax.supernet import Sampling
 from glora_jax.training import Recipe
 
 PROTOCOLS = ('honest', 'paper')
+DTYPES = ('float32', 'bfloat16')
 REMAT_POLICIES = ('everything_saveable', 'nothing_saveable', 'dots_saveable', 'dots_with_no_batch_dims_saveable')
 
 
@@ -50,6 +52,8 @@ def default_config() -> ml_collections.ConfigDict:
           'num_heads': ml_collections.config_dict.placeholder(int),  # where the file does not say
           'activation': ml_collections.config_dict.placeholder(str),  # None for that of the code base the file comes from
           'drop_path': 0.1,
+          'dtype': 'float32',  # of the computation; 'bfloat16' keeps supports, heads and the merging of both in float32
+          'base_dtype': 'float32',  # that the frozen weights are kept and saved in
           'remat': ml_collections.config_dict.placeholder(str),  # a policy of jax.checkpoint_policies; None keeps all activations
       },
       'merge': 'auto',  # 'up_front', 'lazy'
@@ -57,6 +61,7 @@ def default_config() -> ml_collections.ConfigDict:
       'budget': ml_collections.config_dict.placeholder(float),  # most trained parameters, head not counted; None: no limit
       'augment': dataclasses.asdict(augment.Augmentation()),
       'supernet': official,
+      'sampling': dataclasses.asdict(Sampling()),  # of the supernet's subnets
       'search': dataclasses.asdict(search.Evolution()),
       'finetune': {**official, 'epochs': 100, 'on': 'train'},  # 'train+val': with the number of epochs chosen on train/val
       'presets': (),  # baselines beside the linear probe, each trained alone by the supernet's recipe
@@ -122,6 +127,9 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     raise ValueError(f'checkpoint_epochs={config.checkpoint_epochs} must be at least 1.')
   if config.model.activation is not None and config.model.activation not in ACTIVATIONS:
     raise ValueError(f"model.activation='{config.model.activation}' is unknown; it is one of {', '.join(ACTIVATIONS)}.")
+  for name in ('dtype', 'base_dtype'):
+    if config.model[name] not in DTYPES:
+      raise ValueError(f"model.{name}='{config.model[name]}' is unknown; it is one of {', '.join(DTYPES)}.")
   for name in ('image_size', 'patch_size', 'num_heads'):
     if (value := config.model[name]) is not None and value < 1:
       raise ValueError(f'model.{name}={value} must be at least 1.')
@@ -130,6 +138,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
   space.SearchSpace(**config.space)
   search.Evolution(**config.search)
   Recipe(**config.supernet)
+  Sampling(**config.sampling)
   finetune_recipe(config)
   if config.data.resize not in image.RULES:
     raise ValueError(f"data.resize='{config.data.resize}' is unknown; it is one of {', '.join(image.RULES)}.")

@@ -27,7 +27,7 @@ from glora_jax.guidance import make_guide
 from glora_jax.models import weights
 from glora_jax.run import Metrics, Run, prepare
 from glora_jax.scoring import hardest_first, make_image_scorer, make_stopping_scorer
-from glora_jax.supernet import supernet_loss
+from glora_jax.supernet import Sampling, subnet_loss, supernet_loss
 from glora_jax.training import NonFiniteLossError, Recipe, TrainState
 
 log = logging.getLogger(__name__)
@@ -70,8 +70,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
 
 
 def train(
-    this: Run, name: str, recipe: Recipe, purpose: int, variables: Any, sample: Callable[[jax.Array], jax.Array], *,
-    on: str, stop_epoch: int | None = None, supports: bool = True, on_epoch: Callable[[Any], dict[str, float]] | None = None,
+    this: Run, name: str, recipe: Recipe, purpose: int, variables: Any, *, on: str, genome: np.ndarray | None = None,
+    stop_epoch: int | None = None, on_epoch: Callable[[Any], dict[str, float]] | None = None,
 ) -> Any:
   """One training run with its checkpoints in the folder `name`, resumed from the newest of them.
 
@@ -81,19 +81,24 @@ def train(
     recipe, stop_epoch: see `training.fit`.
     purpose: number that sets this training's random key apart from the others'.
     variables: to start from.
-    sample: `key -> genome` of a step.
     on: split to train on.
-    supports: whether they are trained; False trains the head alone.
+    genome: of the one subnet that is trained; None trains the supernet.
     on_epoch: called with the variables after every epoch; what it returns goes into `metrics.jsonl`.
 
   Returns:
     The trained variables.
   """
-  adapted = this.adapted
-  trainable, frozen = adapted.split(variables, supports=supports)
+  options = {'mix': this.mix, 'train': True}
+  if genome is None:
+    learner, sampling = this.adapted, Sampling(**this.config.sampling)
+    sample = lambda key: sampling.draw(key, this.adapted.spec)
+    loss_fn = supernet_loss(learner, this.augmented, sample, distillation=sampling.distillation, **options)
+  else:
+    learner = this.adapted.fix(genome)
+    loss_fn = subnet_loss(learner, this.augmented, **options)
+  trainable, frozen = learner.split(variables)
   images, labels = this.data(on)
   per_epoch = recipe.steps_per_epoch(len(labels))
-  loss_fn = supernet_loss(adapted, this.augmented, sample, mix=this.mix, train=True)
   with TrainingCheckpoints(this.path(name)) as checkpoints:
     template = TrainState(trainable, recipe.optimizer(len(labels)).init(trainable), 0)
     state = checkpoints.latest(template)
@@ -102,7 +107,7 @@ def train(
 
     def on_dispatch(state, means):
       nonlocal saved
-      extra = on_epoch(adapted.join(state.trainable, frozen)) if on_epoch else {}
+      extra = on_epoch(learner.join(state.trainable, frozen)) if on_epoch else {}
       metrics.write(state.step, {'epoch': state.step / per_epoch, **means, **extra})
       if state.step - saved >= this.config.checkpoint_epochs * per_epoch:
         checkpoints.save(state)
@@ -116,13 +121,12 @@ def train(
       checkpoints.save(error.state)
       raise
     checkpoints.save(state)
-  return adapted.join(state.trainable, frozen)
+  return learner.join(state.trainable, frozen)
 
 
 def train_supernet(this: Run) -> Any:
-  """Trains all forms of all supports together, a fresh genome for every step."""
-  sample = lambda key: space.sample_genome(key, this.adapted.spec)
-  return train(this, 'supernet', Recipe(**this.config.supernet), 1, this.variables, sample, on=this.train_split)
+  """Trains all forms of all supports together, fresh genomes for every step."""
+  return train(this, 'supernet', Recipe(**this.config.supernet), 1, this.variables, on=this.train_split)
 
 
 def train_baselines(this: Run) -> dict[str, tuple[Any, np.ndarray]]:
@@ -130,8 +134,8 @@ def train_baselines(this: Run) -> dict[str, tuple[Any, np.ndarray]]:
   trained = {}
   for name in ('linear', *(name for name in this.config.presets if name != 'linear')):
     genome = space.preset(this.adapted.spec, name)
-    variables = train(this, os.path.join('baselines', name), Recipe(**this.config.supernet), 2, this.variables,
-                      lambda key, genome=genome: jnp.asarray(genome), on=this.train_split, supports=name != 'linear')
+    variables = train(this, os.path.join('baselines', name), Recipe(**this.config.supernet), 2, this.variables, on=this.train_split,
+                      genome=genome)
     trained[name] = variables, genome
   return trained
 
@@ -181,7 +185,7 @@ def finetune(this: Run, variables: Any, genome: np.ndarray) -> dict[str, tuple[A
   recipe = finetune_recipe(this.config)
   if this.config.protocol == 'paper' or not recipe.epochs:
     return {'winner_supernet': (variables, genome), 'winner': (variables, genome)}
-  settings = {'sample': lambda key: jnp.asarray(genome), 'on': 'train'}
+  settings = {'genome': genome, 'on': 'train'}
   stop_epoch = None
   if this.config.finetune.on == 'train+val':
     path = this.path('finetune_epochs.json')
@@ -240,6 +244,7 @@ def write_results(this: Run, variables: Any, entries: dict[str, dict[str, Any]],
   with_supports = jax.jit(lambda v, x: adapted.apply(v, x, genome=genome))(variables, inputs)
   difference = jnp.max(jnp.abs(with_supports - jax.jit(lambda p, x: plain.apply({'params': p}, x))(params, inputs)))
 
+  num_images = len(this.data(this.search_split).labels)
   entries = {name: {k: v for k, v in entry.items() if k != 'weights' and (k != 'genome' or name == 'winner')}
              for name, entry in entries.items()}
   inherited = {name: {'params': adapted.count_params(preset), 'accuracy': this.accuracy(trained, preset, this.search_split)}
@@ -254,6 +259,8 @@ def write_results(this: Run, variables: Any, entries: dict[str, dict[str, Any]],
       'winner': entries.pop('winner'),
       'presets': entries,
       'evaluations': len(archive),
+      'stopped_early': int((~archive.exact).sum()),
+      'hypervolume': [round(volume, 5) for volume in search.hypervolume_by_generation(archive, adapted.spec, num_images)],
       'fold_max_abs_diff': float(difference),
       'data': {'origin': this.task.origin, 'notes': list(this.task.notes), 'resize': config.data.resize},
       'normalization': this.metadata['normalization'],
@@ -261,7 +268,6 @@ def write_results(this: Run, variables: Any, entries: dict[str, dict[str, Any]],
       'merge': adapted.merge,
       'seconds': dict(this.seconds),
   }
-  num_images = len(this.data(this.search_split).labels)
   report.write(this.workdir, result, adapted.spec, archive, this.task, num_images, config.search.fitness, inherited)
   return result
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
@@ -51,7 +52,7 @@ def write(workdir: str, result: dict[str, Any], spec: Spec, archive: Archive, ta
   warning = f' ({PAPER_LABEL.split(":")[0]})' if result['protocol'] == 'paper' else ''
   genome = np.array(result['winner']['genome'])
   draw_structure(os.path.join(workdir, 'structure.png'), spec, genome)
-  draw_search(os.path.join(workdir, 'search.png'), archive, num_images, warning)
+  draw_search(os.path.join(workdir, 'search.png'), archive, num_images, result['hypervolume'], warning)
   draw_pareto(os.path.join(workdir, 'pareto.png'), spec, archive, num_images, result, presets, warning)
   draw_training(os.path.join(workdir, 'training.png'), os.path.join(workdir, 'metrics.jsonl'))
   seconds = ', '.join(f'{name} {value:.0f} s' for name, value in result['seconds'].items())
@@ -67,7 +68,7 @@ A frozen ViT (`{result['weights']}`, normalization `{result['normalization']}`) 
 trained, and {result['evaluations']:,} subnets were scored on {num_images} {searched} images under a budget of {budget}, by {fitness}.
 The winner was then folded into the base weights: `folded/` is a plain ViT, with no trace of GLoRA (largest
 difference of a logit: {result['fold_max_abs_diff']:.1e}).
-
+{_stopped(result)}
 {table(result)}
 
 Images: {result['data']['origin']}, resized by '{result['data']['resize']}'. {' '.join(result['data']['notes'])}
@@ -105,6 +106,12 @@ print(metadata['classes'][logits[0].argmax()])
     file.write(text)
 
 
+def _stopped(result):
+  number, evaluations = result['stopped_early'], result['evaluations']
+  return (f'\n{number:,} of the {evaluations:,} were left before their last image, when they could not become parents any more; that '
+          'changes nothing of what is selected.\n' if number else '')
+
+
 def _save(figure, path):
   figure.savefig(path, dpi=150, bbox_inches='tight')
   plt.close(figure)
@@ -139,9 +146,13 @@ def draw_structure(path: str, spec: Spec, genome: np.ndarray) -> None:
   _save(figure, path)
 
 
-def draw_search(path: str, archive: Archive, num_images: int, warning: str = '') -> None:
-  """Every scored subnet by generation, with the generation's mean and the best so far."""
-  figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout='constrained')
+def draw_search(path: str, archive: Archive, num_images: int, volumes: Sequence[float], warning: str = '') -> None:
+  """Every scored subnet by generation, with the generation's mean and the best so far; and the hypervolume of the front."""
+  figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), layout='constrained')
+  axes[2].plot(np.unique(archive.generation), volumes, 'o-', color='#8e6bb0')
+  axes[2].set(xlabel='generation', ylabel='hypervolume of the front')
+  axes[2].xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+  axes[2].spines[['top', 'right']].set_visible(False)
   number, archive = len(archive), archive.scored()
   generations = np.unique(archive.generation)
   for axis, values, best, label in (

@@ -138,7 +138,7 @@ def prepare(config: ml_collections.ConfigDict, workdir: str) -> Run:
       *loaded, num_classes=task.num_classes, image_size=settings.image_size, patch_size=settings.patch_size)
   if source := metadata.get('source'):
     fit_to_format(model, flax.traverse_util.flatten_dict(params, sep='/'), source)  # refuses now what could not be written at the end
-  model = model.clone(drop_path=settings.drop_path, remat=settings.remat)
+  model = model.clone(drop_path=settings.drop_path, remat=settings.remat, dtype=None if settings.dtype == 'float32' else settings.dtype)
   if not isinstance(metadata['image_size'], int):
     raise ValueError(f'The weights are for images of {metadata["image_size"]}; a run needs square ones, give model.image_size.')
   metadata['normalization'] = settings.normalization or metadata['normalization']
@@ -146,7 +146,9 @@ def prepare(config: ml_collections.ConfigDict, workdir: str) -> Run:
   adapted = adapt(model, sample, space=space.SearchSpace(**config.space), merge=config.merge)
   space.require_feasible(adapted.spec, config.budget)
   this = Run(config, workdir, task, adapted, {}, metadata, seconds)
-  this.variables = adapted.init(this.key(0), jax.tree.map(jnp.asarray, params))
+  frozen = lambda path: path not in adapted.head_paths
+  params = flax.traverse_util.path_aware_map(lambda path, x: jnp.asarray(x, settings.base_dtype if frozen(path) else x.dtype), params)
+  this.variables = adapted.init(this.key(0), params)
   log.info('%s: %d adapted layers, %s on %s, merging %s, search space up to %d parameters', task.name, len(adapted.spec),
            type(model).__name__, jax.devices()[0].platform, adapted.merge,
            adapted.count_params(adapted.spec.num_codes - 1))

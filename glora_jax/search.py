@@ -294,6 +294,14 @@ def hypervolume(params: np.ndarray, error: np.ndarray, most_params: float, most_
   return float((np.clip(np.diff(np.minimum(edges, most_params)), 0, None) * gained).sum() / (most_params * most_error))
 
 
+def hypervolume_by_generation(archive: Archive, spec: Spec, num_images: int) -> list[float]:
+  """The hypervolume of all that was scored to the end until each generation, within the parameters of the largest subnet on offer."""
+  scored, most = archive.scored(), space.count_params(spec, space.largest_genome(spec))
+  params, error = space.count_params(spec, scored.genomes), 1 - scored.correct / num_images
+  until = [scored.generation <= generation for generation in np.unique(archive.generation)]
+  return [hypervolume(params[some], error[some], most) for some in until]
+
+
 def pareto_front(params: np.ndarray, error: np.ndarray) -> np.ndarray:
   """Indices of the points that no other beats in both trained parameters and error, by ascending parameters."""
   order = np.lexsort((error, params))

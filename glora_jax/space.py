@@ -158,9 +158,9 @@ def check_genome(spec: Spec, genome: Any) -> None:
   if isinstance(genome, jax.core.Tracer):
     return
   genome = np.asarray(genome)
-  wrong = np.argwhere((genome < 0) | (genome >= spec.num_codes))
-  if len(wrong):
-    *_, row, column = index = tuple(wrong[0])
+  limit = spec.num_codes.astype(np.int8).astype(genome.dtype)  # in the genome's own type, a million are compared in no time
+  if (genome < 0).any() or (genome >= limit).any():
+    *_, row, column = index = tuple(np.argwhere((genome < 0) | (genome >= limit))[0])
     layer, tensor = spec.layers[row], TENSORS[column]
     raise ValueError(f'The genome says {genome[index]} for {tensor} of layer {row} ({layer.name}); the codes there are 0 to '
                      f'{spec.num_codes[row, column] - 1}: {", ".join(layer.space.names(tensor))}.')

@@ -87,9 +87,9 @@ def used_only(optimizer: optax.GradientTransformation) -> optax.GradientTransfor
   def update(grads, state, params=None):
     updates, new_state = optimizer.update(grads, state, params)
     used = jax.tree.map(lambda grad: grad != 0, grads)
-    keep = lambda new, old, used: jnp.where(used, new, old)
-    return (jax.tree.map(lambda update, used: jnp.where(used, update, 0), updates, used),
-            optax.tree_utils.tree_map_params(optimizer, keep, new_state, state, used))
+    # The moments have the parameters' structure within the state's; what else is in there, a count, goes on.
+    moved = optax.tree_utils.tree_map_params(optimizer, lambda _, used: used, new_state, used, transform_non_params=lambda _: True)
+    return jax.tree.map(lambda update, used: jnp.where(used, update, 0), updates, used), jax.tree.map(jnp.where, moved, new_state, state)
 
   return optax.GradientTransformation(optimizer.init, update)
 
