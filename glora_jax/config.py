@@ -16,7 +16,7 @@ from glora_jax.data.task import Source
 from glora_jax.files import read_json, write_json
 from glora_jax.models import weights
 from glora_jax.models.vit import ACTIVATIONS
-from glora_jax.supernet import Sampling
+from glora_jax.supernet import Consistency, Sampling
 from glora_jax.training import Recipe
 
 PROTOCOLS = ('honest', 'paper')
@@ -62,6 +62,7 @@ def default_config() -> ml_collections.ConfigDict:
       'augment': dataclasses.asdict(augment.Augmentation()),
       'supernet': official,
       'sampling': dataclasses.asdict(Sampling()),  # of the supernet's subnets
+      'consistency': dataclasses.asdict(Consistency()),  # regularizes every training
       'search': dataclasses.asdict(search.Evolution()),
       'finetune': {**official, 'epochs': 100, 'on': 'train'},  # 'train+val': with the number of epochs chosen on train/val
       'presets': (),  # baselines beside the linear probe, each trained alone by the supernet's recipe
@@ -139,6 +140,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
   search.Evolution(**config.search)
   Recipe(**config.supernet)
   Sampling(**config.sampling)
+  Consistency(**config.consistency)
   finetune_recipe(config)
   if config.data.resize not in image.RULES:
     raise ValueError(f"data.resize='{config.data.resize}' is unknown; it is one of {', '.join(image.RULES)}.")

@@ -27,7 +27,7 @@ from glora_jax.guidance import make_guide
 from glora_jax.models import weights
 from glora_jax.run import Metrics, Run, prepare
 from glora_jax.scoring import hardest_first, make_image_scorer, make_stopping_scorer
-from glora_jax.supernet import Sampling, subnet_loss, supernet_loss
+from glora_jax.supernet import Consistency, Sampling, subnet_loss, supernet_loss
 from glora_jax.training import NonFiniteLossError, Recipe, TrainState
 
 log = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ def train(
   Returns:
     The trained variables.
   """
-  options = {'mix': this.mix, 'train': True}
+  options = {'mix': this.mix, 'consistency': Consistency(**this.config.consistency), 'train': True}
   if genome is None:
     learner, sampling = this.adapted, Sampling(**this.config.sampling)
     sample = lambda key: sampling.draw(key, this.adapted.spec)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from glora_jax import space
-from glora_jax.adapt import Adapted, Subnet
+from glora_jax.adapt import COLLECTION, Adapted, Subnet
 from glora_jax.training import LossFn
 
 
@@ -49,6 +50,39 @@ class Sampling:
     return genomes
 
 
+@dataclasses.dataclass(frozen=True)
+class Consistency:
+  """Consistency regularization after PACE (Ni et al. 2024, arXiv 2409.17137): two passes whose supports are multiplied by different noise
+  should answer alike.
+
+  Attributes:
+    weight: of the squared difference of the logits, summed over classes; 0 makes one pass without noise.
+    sigma: standard deviation of the noise around 1: one number for each output of a layer, the same for all its supports.
+  """
+
+  weight: float = 0.0
+  sigma: float = 0.2
+
+  def __post_init__(self):
+    if self.weight < 0 or self.sigma < 0:
+      raise ValueError(f'consistency.weight={self.weight} and consistency.sigma={self.sigma} cannot be negative.')
+
+  def perturb(self, key: jax.Array, supports: Any) -> Any:
+    """The supports of all layers times noise: A, B, D and E along the outputs, C as a whole."""
+
+    def noisy(path, value):
+      *module, name = [part.key for part in path if isinstance(part, jax.tree_util.DictKey)]
+      per_output = name in ('A_up', 'B_up', 'A_vector', 'B_vector', 'D', 'E')
+      if not per_output and name not in ('C_down', 'C_vector', 'A_constant', 'B_constant', 'D_constant', 'E_constant'):
+        return value
+      stack = value.shape[:-2] if name.endswith(('_up', '_down')) else value.shape[:-1]
+      module_key = jax.random.fold_in(key, zlib.crc32('/'.join(map(str, module)).encode()))
+      noise = 1 + self.sigma * jax.random.normal(module_key, (*stack, value.shape[-1] if per_output else 1), value.dtype)
+      return value * (noise[..., None, :] if value.ndim > noise.ndim else noise)
+
+    return jax.tree_util.tree_map_with_path(noisy, supports)
+
+
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Mean softmax cross-entropy of [batch, classes] logits, and the accuracy as a metric."""
   loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
@@ -57,7 +91,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, dict
 
 def supernet_loss(
     adapted: Adapted, preprocess: Callable, sample: Callable[[jax.Array], jax.Array], *, mix: Callable | None = None,
-    distillation: float = 0.0, **apply_kwargs: Any,
+    distillation: float = 0.0, consistency: Consistency = Consistency(), **apply_kwargs: Any,
 ) -> LossFn:
   """The loss of one step of weight-sharing training: fresh genomes for every batch (GLoRA section 3.3).
 
@@ -67,6 +101,7 @@ def supernet_loss(
     sample: `key -> genome` [rows, 5], or genomes [paths, rows, 5]: as many equal groups of the batch, each through its own subnet.
     mix: `(key, inputs, targets) -> (inputs, targets)`, targets [batch, classes]; mixup for instance.
     distillation: see `Sampling`.
+    consistency: see `Consistency`.
     **apply_kwargs: handed on to the model, `train=True` for instance.
   """
 
@@ -87,23 +122,25 @@ def supernet_loss(
     variables = jax.lax.stop_gradient(variables)
     return jax.nn.softmax(adapted.apply(variables, inputs, genome=space.largest_genome(adapted.spec), **quiet))
 
-  return _loss(adapted.join, forward, preprocess, mix, teacher if distillation else None, distillation)
+  return _loss(adapted.join, forward, preprocess, mix, consistency, teacher if distillation else None, distillation)
 
 
-def subnet_loss(subnet: Subnet, preprocess: Callable, *, mix: Callable | None = None, **apply_kwargs: Any) -> LossFn:
+def subnet_loss(
+    subnet: Subnet, preprocess: Callable, *, mix: Callable | None = None, consistency: Consistency = Consistency(), **apply_kwargs: Any,
+) -> LossFn:
   """The loss of one fixed subnet (`adapted.fix(genome)`) alone: only the terms that it uses are computed.
 
   Its trainable half is that of `subnet.split`. Arguments as for `supernet_loss`.
   """
   forward = lambda variables, inputs, _, model_key: subnet.apply(variables, inputs, rngs=_rngs(model_key), **apply_kwargs)
-  return _loss(subnet.join, forward, preprocess, mix, None, 0.0)
+  return _loss(subnet.join, forward, preprocess, mix, consistency)
 
 
 def _rngs(key):
   return {'drop_path': key, 'dropout': jax.random.fold_in(key, 1)}
 
 
-def _loss(join, forward, preprocess, mix, teacher, distillation):
+def _loss(join, forward, preprocess, mix, consistency, teacher=None, distillation=0.0):
   def loss_fn(trainable, frozen, images, labels, key):
     genome_key, image_key, model_key = jax.random.split(key, 3)
     variables = join(trainable, frozen)
@@ -111,12 +148,21 @@ def _loss(join, forward, preprocess, mix, teacher, distillation):
     if mix is not None:
       classes = jax.eval_shape(lambda x: forward(variables, x, genome_key, model_key), inputs).shape[-1]
       inputs, targets = mix(jax.random.fold_in(image_key, 1), inputs, jax.nn.one_hot(labels, classes))
-    logits = forward(variables, inputs, genome_key, model_key)
-    if targets is None:
-      loss, metrics = cross_entropy(logits, labels)
+
+    def judge(logits):
+      if targets is None:
+        return cross_entropy(logits, labels)
+      return optax.softmax_cross_entropy(logits, targets).mean(), {'accuracy': jnp.mean(logits.argmax(-1) == targets.argmax(-1))}
+
+    if consistency.weight:
+      first, logits = (
+          forward({**variables, COLLECTION: consistency.perturb(jax.random.fold_in(model_key, 2 + n), variables[COLLECTION])},
+                  inputs, genome_key, jax.random.fold_in(model_key, 4 + n)) for n in range(2))
+      loss, metrics = jax.tree.map(lambda a, b: (a + b) / 2, judge(first), judge(logits))
+      loss += consistency.weight * jnp.mean(jnp.sum((first - logits)**2, axis=-1))
     else:
-      loss = optax.softmax_cross_entropy(logits, targets).mean()
-      metrics = {'accuracy': jnp.mean(logits.argmax(-1) == targets.argmax(-1))}
+      logits = forward(variables, inputs, genome_key, model_key)
+      loss, metrics = judge(logits)
     if teacher is not None:
       imitation = optax.softmax_cross_entropy(logits, teacher(variables, inputs)).mean()
       loss = (1 - distillation) * loss + distillation * imitation

@@ -9,7 +9,7 @@ from conftest import randomized
 import glora_jax
 from glora_jax import space, supernet, training
 from glora_jax.models.vit import ViT
-from glora_jax.supernet import Sampling
+from glora_jax.supernet import Consistency, Sampling
 
 
 @pytest.fixture(scope='module')
@@ -138,6 +138,33 @@ def test_accumulated_parts_make_the_step_of_the_whole_batch(problem):
   # AdamW's first moments are a tenth of the first gradient.
   first, second = (state[1][0].mu for state in states)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), first, second)
+
+
+def test_noise_multiplies_what_the_supports_contribute(problem):
+  adapted, variables, *_ = problem
+  noisy = {**variables, 'glora': Consistency(sigma=0.5).perturb(jax.random.key(3), variables['glora'])}
+  for preset in ('linear', 'lora', 'ssf'):
+    genome, base = space.preset(adapted.spec, preset), variables['params']['blocks']['mlp']['fc1']
+    clean, other = (adapted.fold(v, genome)['blocks']['mlp']['fc1'] for v in (variables, noisy))
+    for name in ('kernel', 'bias'):
+      contribution, changed = clean[name] - base[name], other[name] - base[name]
+      if np.abs(contribution).max() < 1e-6:
+        np.testing.assert_array_equal(clean[name], other[name])
+        continue
+      factor = changed / np.where(np.abs(contribution) > 1e-3, contribution, np.nan)  # [block, (in,) out]
+      by_output = np.nanmedian(factor, axis=1) if name == 'kernel' else factor
+      np.testing.assert_allclose(*np.broadcast_arrays(factor, by_output[:, None] if name == 'kernel' else by_output), rtol=0.02)
+      assert 0.2 < np.nanstd(by_output) < 0.9
+
+
+def test_consistency_without_noise_is_the_plain_loss_and_with_it_adds_the_squared_difference(problem):
+  genome = jnp.asarray(space.preset(problem[0].spec, 'full'))
+  value = lambda consistency: (lambda loss, start: float(loss(start)[0]))(*loss_of(problem, lambda key: genome, consistency=consistency))
+  plain = value(Consistency())
+  np.testing.assert_allclose(value(Consistency(weight=3.0, sigma=0.0)), plain, rtol=1e-5)
+  one, two, three = (value(Consistency(weight=weight, sigma=0.3)) for weight in (1e-9, 1.0, 2.0))
+  assert two > one + 1e-4
+  np.testing.assert_allclose(three - two, two - one, rtol=1e-3)
 
 
 @pytest.mark.parametrize('fields, message', [
