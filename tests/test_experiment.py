@@ -204,7 +204,7 @@ def test_unknown_and_missing_fields_are_named(config, tmp_path):
   wrong = config.copy_and_resolve_references()
   with wrong.unlocked():
     wrong.supernet.momentum = 0.9
-  with pytest.raises(ValueError, match=r"'supernet\.momentum' is unknown; there are: batch_size"):
+  with pytest.raises(ValueError, match=r"'supernet\.momentum' is unknown; there are: accumulate, batch_size"):
     experiment.run(wrong, str(tmp_path))
   with wrong.unlocked():
     del wrong.supernet.momentum
