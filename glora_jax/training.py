@@ -20,6 +20,8 @@ import numpy as np
 import optax
 from tqdm.auto import tqdm
 
+from glora_jax import mesh as meshes
+
 STREAMED_STEPS = 8  # per dispatch, where images come with it: what is held ready is this many batches
 
 LossFn = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
@@ -130,20 +132,19 @@ def _permutation(key, epoch, num_examples):
   return jax.random.permutation(jax.random.fold_in(key, epoch), num_examples)
 
 
-def make_steps(loss_fn: LossFn, optimizer: optax.GradientTransformation, accumulate: int = 1) -> Callable:
-  """Many training steps as one compiled function; `accumulate` as in `Recipe`.
+def make_step(
+    loss_fn: LossFn, optimizer: optax.GradientTransformation, accumulate: int = 1, mesh: jax.sharding.Mesh | None = None,
+) -> Callable:
+  """One training step, not compiled: `((trainable, opt_state, step, finite), frozen, images, labels, key) -> (the same, metrics)`.
 
-  Returns:
-    `steps(trainable, opt_state, step, frozen, images, labels, indices, key)` with `indices` int32 [steps, batch], giving
-    `(trainable, opt_state, done, metrics)`: `done` steps were taken, and metrics are arrays [steps]. From the first
-    non-finite loss on nothing is updated any more, so what comes back is the last good state.
+  From the first non-finite loss on nothing is updated any more: what is carried stays the last good state, and `finite` False.
   """
   gradient = jax.value_and_grad(loss_fn, has_aux=True)
 
   def mean_gradient(trainable, frozen, images, labels, key):
     if accumulate == 1:
       return gradient(trainable, frozen, images, labels, key)
-    parts = lambda x: x.reshape(accumulate, -1, *x.shape[1:])
+    parts = lambda x: _deal(mesh, x.reshape(accumulate, -1, *x.shape[1:]), axis=1)
     keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(jnp.arange(accumulate))
     batch = parts(images), parts(labels), keys
     zeros = lambda shape: jnp.zeros(shape.shape, shape.dtype)
@@ -152,23 +153,57 @@ def make_steps(loss_fn: LossFn, optimizer: optax.GradientTransformation, accumul
     total, _ = jax.lax.scan(add, start, batch)
     return jax.tree.map(lambda x: x / accumulate, total)
 
-  @functools.partial(jax.jit, donate_argnums=(0, 1))
+  def one(carry, frozen, images, labels, key):
+    trainable, opt_state, step, finite = carry
+    (loss, metrics), grads = mean_gradient(trainable, frozen, images, labels, jax.random.fold_in(key, step))
+    updates, new_opt_state = optimizer.update(grads, opt_state, trainable)
+    finite &= jnp.isfinite(loss)
+    keep = functools.partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
+    carry = keep((optax.apply_updates(trainable, updates), new_opt_state, step + 1), (trainable, opt_state, step))
+    return (*carry, finite), {'loss': loss, **metrics}
+
+  return one
+
+
+def make_steps(
+    loss_fn: LossFn, optimizer: optax.GradientTransformation, accumulate: int = 1, mesh: jax.sharding.Mesh | None = None,
+) -> Callable:
+  """Many training steps as one compiled function; `accumulate` as in `Recipe`, `mesh` as in `fit`.
+
+  Returns:
+    `steps(trainable, opt_state, step, frozen, images, labels, indices, key)` with `indices` int32 [steps, batch], giving
+    `(trainable, opt_state, done, metrics)`: `done` steps were taken, and metrics are arrays [steps]. From the first
+    non-finite loss on nothing is updated any more, so what comes back is the last good state. With `indices` None, images and
+    labels come batch by batch, [steps, batch, ...].
+  """
+  step_once = make_step(loss_fn, optimizer, accumulate, mesh)
+  whole = {} if mesh is None else {'out_shardings': meshes.replicated(mesh)}
+
+  @functools.partial(jax.jit, donate_argnums=(0, 1), **whole)
   def steps(trainable, opt_state, step, frozen, images, labels, indices, key):
-    def one(carry, index):
-      trainable, opt_state, step, finite = carry
-      (loss, metrics), grads = mean_gradient(
-          trainable, frozen, images[index], labels[index], jax.random.fold_in(key, step))
-      updates, new_opt_state = optimizer.update(grads, opt_state, trainable)
-      finite &= jnp.isfinite(loss)
-      keep = functools.partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
-      carry = keep((optax.apply_updates(trainable, updates), new_opt_state, step + 1), (trainable, opt_state, step))
-      return (*carry, finite), {'loss': loss, **metrics}
+    def one(carry, batch):
+      if indices is not None:
+        index = _deal(mesh, batch)  # each device takes its own rows of what it holds whole
+        batch = images[index], labels[index]
+      return step_once(carry, frozen, *(_deal(mesh, rows) for rows in batch), key)
 
     start = (trainable, opt_state, jnp.int32(step), jnp.bool_(True))
-    (trainable, opt_state, done, _), metrics = jax.lax.scan(one, start, indices)
+    (trainable, opt_state, done, _), metrics = jax.lax.scan(one, start, (images, labels) if indices is None else indices)
     return trainable, opt_state, done, metrics
 
   return steps
+
+
+def _deal(mesh, rows, axis=0):
+  return rows if mesh is None else jax.lax.with_sharding_constraint(rows, meshes.dealt(mesh, axis))
+
+
+def steps_per_call(per_epoch: int, most: int) -> int:
+  """Whole epochs per call where they are short, whole fractions of one where they are long: one shape, one compilation."""
+  if per_epoch < most:
+    return per_epoch * (most // per_epoch)
+  fraction = max(n for n in range(1, most + 1) if per_epoch % n == 0)
+  return fraction if fraction > most // 4 else most
 
 
 def fit(
@@ -186,6 +221,7 @@ def fit(
     on_dispatch: Callable[[TrainState, dict[str, float]], None] | None = None,
     title: str = 'train',
     progress: bool = True,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> TrainState:
   """Minimizes a loss by the recipe.
 
@@ -202,11 +238,14 @@ def fit(
     on_dispatch: called with the state and the mean metrics since the last call; save and log there.
     title: of the progress bar.
     progress: whether to show the bar.
+    mesh: batches are dealt to all its devices, of all processes, and the trained state is whole on every one. What of `frozen` lies on
+      it already stays there as it is (`mesh.shard`); the rest is replicated. None for one device.
 
   Returns:
     The final state.
 
   Raises:
+    ValueError: the batch size does not fit the images or the mesh.
     NonFiniteLossError: with the last good state in `.state`.
   """
   num_examples = len(labels)
@@ -218,45 +257,51 @@ def fit(
   per_epoch = recipe.steps_per_epoch(num_examples)
   optimizer = recipe.optimizer(num_examples)
   last = per_epoch * (recipe.epochs if stop_epoch is None else stop_epoch)
-  # Whole epochs per call where they are short, whole fractions of one where they are long: one shape, one compilation.
-  if per_epoch >= steps_per_dispatch:
-    chunk = max(n for n in range(1, steps_per_dispatch + 1) if per_epoch % n == 0)
-    chunk = chunk if chunk > steps_per_dispatch // 4 else steps_per_dispatch
-  else:
-    chunk = per_epoch * (steps_per_dispatch // per_epoch)
+  chunk = steps_per_call(per_epoch, steps_per_dispatch)
+  if mesh is not None:
+    meshes.require_divisible(mesh, recipe.batch_size // recipe.accumulate)
+    trainable, frozen = meshes.replicate(mesh, trainable), meshes.settle(mesh, frozen)
+    if not streamed:
+      images, labels = meshes.replicate(mesh, (images, labels))
   if state is None:
     trainable = jax.tree.map(jnp.copy, trainable)  # the compiled steps donate their input; the caller's arrays stay alive
     state = TrainState(trainable, optimizer.init(trainable), 0)
+  if mesh is not None:
+    state = TrainState(*meshes.replicate(mesh, state[:2]), state.step)
   order_key, step_key = jax.random.split(key)
-  steps = make_steps(loss_fn, optimizer, recipe.accumulate)
-  feed = _feed(images, order_key, state.step, last, num_examples, recipe.batch_size) if streamed else None
+  steps = make_steps(loss_fn, optimizer, recipe.accumulate, mesh)
+  feed = _feed(images, order_key, state.step, last, num_examples, recipe.batch_size, mesh) if streamed else None
 
-  with tqdm(total=last, initial=min(state.step, last), desc=title, unit='step', disable=not progress) as bar:
+  with tqdm(total=last, initial=min(state.step, last), desc=title, unit='step',
+            disable=not (progress and meshes.primary())) as bar:
     while state.step < last:
       stop = min(state.step + chunk, last)
       if streamed:
-        batches = list(itertools.islice(feed, stop - state.step))
-        block = [np.concatenate(rows) for rows in zip(*batches, strict=True)]
-        indices = np.arange(len(block[1]), dtype=np.int32).reshape(len(batches), -1)
+        block = [np.stack(rows) for rows in zip(*itertools.islice(feed, stop - state.step), strict=True)]
+        block, indices = [rows if mesh is None else meshes.from_hosts(mesh, rows, axis=1) for rows in block], None
       else:
         block, indices = (images, labels), batch_indices(order_key, state.step, stop, num_examples, recipe.batch_size)
       trainable, opt_state, done, metrics = steps(
           state.trainable, state.opt_state, state.step, frozen, *block, indices, step_key)
-      state = TrainState(trainable, opt_state, int(done))
+      before, state = state.step, TrainState(trainable, opt_state, int(done))
       if state.step < stop:
         raise NonFiniteLossError(state)
       means = {name: float(np.mean(values)) for name, values in metrics.items()}
       bar.set_postfix({name: f'{value:.3f}' for name, value in means.items()})
-      bar.update(len(indices))
+      bar.update(state.step - before)
       if on_dispatch is not None:
         on_dispatch(state, means)
   return state
 
 
-def _feed(stream, key, first, last, num_examples, batch_size):
-  """The batches of steps `first` to `last - 1`, in the order that resident images are taken in, one epoch's indices at a time."""
+def _feed(stream, key, first, last, num_examples, batch_size, mesh):
+  """The batches of steps `first` to `last - 1`, in the order that resident images are taken in, one epoch's indices at a time.
+
+  On a mesh every process decodes the rows that its own devices take.
+  """
   per_epoch = num_examples // batch_size
+  mine = slice(None) if mesh is None else meshes.local_rows(mesh, batch_size)
   while first < last:
     end = min((first // per_epoch + 1) * per_epoch, last)
-    yield from stream.batches(batch_indices(key, first, end, num_examples, batch_size))
+    yield from stream.batches(batch_indices(key, first, end, num_examples, batch_size)[:, mine])
     first = end
