@@ -14,6 +14,7 @@ from glora_jax import search, space
 from glora_jax.data import augment, image
 from glora_jax.data.task import Source
 from glora_jax.files import read_json, write_json
+from glora_jax.mesh import primary
 from glora_jax.models import weights
 from glora_jax.models.vit import ACTIVATIONS
 from glora_jax.supernet import Consistency, Sampling
@@ -21,6 +22,8 @@ from glora_jax.training import Recipe
 
 PROTOCOLS = ('honest', 'paper')
 DTYPES = ('float32', 'bfloat16')
+MESH = {'devices': ('all', 'one'), 'base': ('replicated', 'sharded')}
+ELSEWHERE = ('distributed.', 'mesh.')  # fields of the machine; a run may go on on another one
 REMAT_POLICIES = ('everything_saveable', 'nothing_saveable', 'dots_saveable', 'dots_with_no_batch_dims_saveable')
 
 
@@ -67,6 +70,15 @@ def default_config() -> ml_collections.ConfigDict:
       'finetune': {**official, 'epochs': 100, 'on': 'train'},  # 'train+val': with the number of epochs chosen on train/val
       'presets': (),  # baselines beside the linear probe, each trained alone by the supernet's recipe
       'checkpoint_epochs': 10,  # between two saved training states
+      'mesh': {
+          'devices': 'all',  # 'one' leaves the others alone
+          'base': 'replicated',  # 'sharded' keeps a part of the frozen weights on each device
+      },
+      'distributed': {  # several processes as one run; None for what the environment says
+          'coordinator': ml_collections.config_dict.placeholder(str),  # host:port of process 0
+          'num_processes': ml_collections.config_dict.placeholder(int),
+          'process_id': ml_collections.config_dict.placeholder(int),
+      },
   })
 
 
@@ -131,6 +143,9 @@ def check_config(config: ml_collections.ConfigDict) -> None:
   for name in ('dtype', 'base_dtype'):
     if config.model[name] not in DTYPES:
       raise ValueError(f"model.{name}='{config.model[name]}' is unknown; it is one of {', '.join(DTYPES)}.")
+  for name, values in MESH.items():
+    if config.mesh[name] not in values:
+      raise ValueError(f"mesh.{name}='{config.mesh[name]}' is unknown; it is one of {', '.join(values)}.")
   for name in ('image_size', 'patch_size', 'num_heads'):
     if (value := config.model[name]) is not None and value < 1:
       raise ValueError(f'model.{name}={value} must be at least 1.')
@@ -151,15 +166,15 @@ def check_config(config: ml_collections.ConfigDict) -> None:
 
 
 def claim_workdir(config: ml_collections.ConfigDict, workdir: str) -> None:
-  """Writes `config.json`, or raises ValueError where the workdir has that of another run."""
+  """Writes `config.json`, or raises ValueError where the workdir has that of another run; another machine is no other run."""
   os.makedirs(workdir, exist_ok=True)
   path, new = os.path.join(workdir, 'config.json'), json.loads(config.to_json())
   if not os.path.exists(path):
-    return write_json(path, new)
+    return write_json(path, new) if primary() else None
   flat = lambda tree: flax.traverse_util.flatten_dict(tree, sep='.')
   old, new = flat(read_json(path)), flat(new)
   changed = [f'{name} was {old.get(name)!r} and is now {new.get(name)!r}'
-             for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+             for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name) and not name.startswith(ELSEWHERE)]
   if changed:
     raise ValueError(f'The workdir {workdir} belongs to another config: {"; ".join(changed)}. Choose another --workdir, or remove that one.')
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from glora_jax import mesh as meshes
 from glora_jax import report, search, space, training
 from glora_jax.checkpoint import TrainingCheckpoints, save_adapter
 from glora_jax.config import check_config, claim_workdir, finetune_recipe
@@ -47,6 +48,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     NonFiniteLossError: training diverged; the last good state is in the workdir.
   """
   check_config(config)
+  meshes.initialize(**config.distributed)
   claim_workdir(config, workdir)
   if os.path.exists(os.path.join(workdir, 'result.json')):
     log.info('This run is finished; everything is in %s.', workdir)
@@ -65,7 +67,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
   with this.stage('report'):
     result = write_results(this, candidates['winner'][0], entries, archive, trained)
   result['seconds'] = this.seconds
-  write_json(this.path('result.json'), result)
+  if meshes.primary():
+    write_json(this.path('result.json'), result)
   return result
 
 
@@ -101,6 +104,8 @@ def train(
   per_epoch = recipe.steps_per_epoch(len(labels))
   with TrainingCheckpoints(this.path(name)) as checkpoints:
     template = TrainState(trainable, recipe.optimizer(len(labels)).init(trainable), 0)
+    if this.mesh is not None:
+      template = TrainState(*meshes.replicate(this.mesh, template[:2]), 0)  # says where a restored state goes
     state = checkpoints.latest(template)
     metrics = Metrics(this.path('metrics.jsonl'), name, state.step if state else 0)
     saved = state.step if state else 0
@@ -116,7 +121,8 @@ def train(
     try:
       state = training.fit(
           loss_fn, trainable, frozen, images, labels, recipe, this.key(purpose), state=state, stop_epoch=stop_epoch,
-          steps_per_dispatch=per_epoch if on_epoch else 50, on_dispatch=on_dispatch, title=name)
+          steps_per_dispatch=per_epoch if on_epoch else 50, on_dispatch=on_dispatch, title=name,
+          mesh=this.mesh)
     except NonFiniteLossError as error:
       checkpoints.save(error.state)
       raise
@@ -149,16 +155,17 @@ def run_search(this: Run, variables: Any) -> search.Archive:
   images, labels = this.data(split)
   resident = not isinstance(images, pipeline.Stream)
   options = {}
-  if settings.stop_early and settings.mode == 'paper' and resident:
+  if settings.stop_early and settings.mode == 'paper' and resident and this.mesh is None:  # a mesh scores all to the end, and selects the same
     score, options['stopping_score'] = _stopping(this, variables, settings.fitness)
   if settings.mode == 'guided':
     if not resident:
       raise ValueError("search.mode='guided' takes the gradient on resident images; raise data.max_resident, or take another mode.")
     guide = make_guide(this.adapted, this.preprocess, fitness=settings.fitness)
-    options['guide'] = lambda genome: guide(variables, jnp.asarray(genome), images, labels)
+    options['guide'] = lambda genome: meshes.on_host(guide(variables, jnp.asarray(genome), images, labels))
   return search.evolve(
       this.adapted.spec, score, this.key(3), settings, budget=space.check_budget(this.config.budget), archive=archive,
-      on_generation=lambda archive: write_arrays(path, archive.arrays()), **options)
+      on_generation=lambda archive: write_arrays(path, archive.arrays()) if meshes.primary() else None, progress=meshes.primary(),
+      **options)
 
 
 def _stopping(this, variables, fitness):
@@ -197,10 +204,12 @@ def finetune(this: Run, variables: Any, genome: np.ndarray) -> dict[str, tuple[A
         return {'val_accuracy': correct / num_images, 'val_loss': loss / num_images}
 
       train(this, 'finetune_choice', recipe, 4, variables, **settings, on_epoch=on_epoch)
-      with open(this.path('metrics.jsonl')) as file:
-        curve = [e for e in map(json.loads, file) if e['stage'] == 'finetune_choice']
-      best = max(curve, key=lambda e: (e['val_accuracy'], -e['val_loss']))
-      write_json(path, {'epochs': round(best['epoch']), 'val_accuracy': best['val_accuracy']})
+      with meshes.primary_first('finetune_epochs'):
+        if meshes.primary():
+          with open(this.path('metrics.jsonl')) as file:
+            curve = [e for e in map(json.loads, file) if e['stage'] == 'finetune_choice']
+          best = max(curve, key=lambda e: (e['val_accuracy'], -e['val_loss']))
+          write_json(path, {'epochs': round(best['epoch']), 'val_accuracy': best['val_accuracy']})
     stop_epoch = read_json(path)['epochs']
     settings['on'] = 'train+val'
   tuned = train(this, 'finetune', recipe, 5, variables, stop_epoch=stop_epoch, **settings)
@@ -222,7 +231,8 @@ def test(this: Run, candidates: dict[str, tuple[Any, np.ndarray]]) -> dict[str, 
   path = this.path('test_list.json')
   if os.path.exists(path) and read_json(path) != entries:
     raise ValueError(f'{path} was frozen with other subnets than this run has now; use a new workdir.')
-  write_json(path, entries)
+  if meshes.primary():
+    write_json(path, entries)
   for name, entry in entries.items():
     entry['test_accuracy'] = this.accuracy(*candidates[name], 'test')
     if others := this.task.tests[1:]:
@@ -234,10 +244,14 @@ def write_results(this: Run, variables: Any, entries: dict[str, dict[str, Any]],
   """Folds the winner, and writes adapter, plain checkpoint, pictures and report; returns what `result.json` will hold."""
   config, adapted = this.config, this.adapted
   genome = np.array(entries['winner']['genome'], np.int8)
-  save_adapter(this.path('adapter.safetensors'), adapted, variables, genome, task=this.task.name)
-  write_json(this.path('genome.json'), space.genome_to_json(adapted.spec, genome))
-  remembered = {**{name: this.metadata[name] for name in ('image_size', 'normalization')}, 'classes': this.task.classes}
-  weights.save(this.path('folded'), adapted.model, jax.jit(adapted.fold)(variables, genome), remembered, this.metadata.get('source'))
+  folded = jax.jit(adapted.fold)(variables, genome)
+  whole, folded = (variables, folded) if this.mesh is None else meshes.on_host((variables, folded))
+  with meshes.primary_first('folded'):
+    if meshes.primary():
+      save_adapter(this.path('adapter.safetensors'), adapted, whole, genome, task=this.task.name)
+      write_json(this.path('genome.json'), space.genome_to_json(adapted.spec, genome))
+      remembered = {**{name: this.metadata[name] for name in ('image_size', 'normalization')}, 'classes': this.task.classes}
+      weights.save(this.path('folded'), adapted.model, folded, remembered, this.metadata.get('source'))
   plain, params, _ = weights.load(this.path('folded'))
   images = this.data('train').images
   inputs = this.preprocess(next(images.blocks(256)).images if isinstance(images, pipeline.Stream) else images[:256])
@@ -268,7 +282,8 @@ def write_results(this: Run, variables: Any, entries: dict[str, dict[str, Any]],
       'merge': adapted.merge,
       'seconds': dict(this.seconds),
   }
-  report.write(this.workdir, result, adapted.spec, archive, this.task, num_images, config.search.fitness, inherited)
+  if meshes.primary():
+    report.write(this.workdir, result, adapted.spec, archive, this.task, num_images, config.search.fitness, inherited)
   return result
 
 

@@ -23,13 +23,14 @@ DEBUG = flags.DEFINE_bool('debug', False, 'Show the traceback of an error.')
 def main(config) -> None:
   """Runs what the config describes."""
   # Imported late: a typing error in a flag should not wait for JAX.
-  from glora_jax import experiment, pretrain
+  from glora_jax import experiment, mesh, pretrain
 
   path, _, arguments = config_flags.get_config_filename(flags.FLAGS['config']).partition(':')
   name = '-'.join([os.path.splitext(os.path.basename(path))[0], *filter(None, arguments.strip('/').replace('/', '_').split(','))])
   workdir = WORKDIR.value or os.path.join('runs', name)
   result = {'adapt': experiment.run, 'pretrain': pretrain.run}[config.job](config, workdir)
-  print(experiment.summary(result, workdir) if config.job == 'adapt' else result)
+  if mesh.primary():
+    print(experiment.summary(result, workdir) if config.job == 'adapt' else result)
 
 
 def run_with_config(job: Callable) -> None:

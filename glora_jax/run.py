@@ -18,9 +18,10 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from glora_jax import mesh as meshes
 from glora_jax import space
 from glora_jax.adapt import Adapted, adapt
-from glora_jax.config import data_source
+from glora_jax.config import data_source, finetune_recipe
 from glora_jax.data import augment, pipeline
 from glora_jax.data.task import Task, find
 from glora_jax.files import read_json, whole, write_json
@@ -28,6 +29,7 @@ from glora_jax.models import weights
 from glora_jax.models.fetch import fetch, known_normalization
 from glora_jax.models.translate import fit_to_format
 from glora_jax.scoring import make_scorer
+from glora_jax.training import Recipe
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +38,7 @@ SCORED_AT_ONCE = 1024  # images of a stream
 
 @dataclasses.dataclass
 class Run:
-  """What all stages of a run share. `variables` are the adapted base's, before any training."""
+  """What all stages of a run share. `variables` are the adapted base's, before any training; `mesh` is None on one device."""
 
   config: ml_collections.ConfigDict
   workdir: str
@@ -45,6 +47,7 @@ class Run:
   variables: dict[str, Any]
   metadata: dict[str, Any]
   seconds: dict[str, float]
+  mesh: jax.sharding.Mesh | None = None
   arrays: dict[str, pipeline.Split] = dataclasses.field(default_factory=dict)
   scorers: dict[str | None, Callable] = dataclasses.field(default_factory=dict)
 
@@ -73,7 +76,8 @@ class Run:
         self.arrays[split] = pipeline.Split(stream, stream.labels)
       else:
         loaded = pipeline.load(examples, size, cache=settings.cache, **options)
-        self.arrays[split] = pipeline.Split(*(jnp.asarray(array) for array in loaded))
+        self.arrays[split] = pipeline.Split(*(jnp.asarray(array) for array in loaded) if self.mesh is None
+                                          else meshes.replicate(self.mesh, tuple(loaded)))
     return self.arrays[split]
 
   def preprocess(self, images: jax.Array) -> jax.Array:
@@ -97,15 +101,25 @@ class Run:
     """Correct answers and summed loss of every genome on a split, for all genomes at once."""
     name = split if split in self.task.masked else None
     if name not in self.scorers:
-      self.scorers[name] = make_scorer(self.adapted, self.preprocess, classes=self.task.mask(split))
+      self.scorers[name] = make_scorer(self.adapted, self.preprocess, classes=self.task.mask(split), mesh=self.mesh)
     images, labels = self.data(split)
     if not isinstance(images, pipeline.Stream):
       return self.scorers[name](variables, genomes, images, labels)
     correct, loss = 0, 0.0
-    for block in images.blocks(SCORED_AT_ONCE):
+    for block in images.blocks(SCORED_AT_ONCE) if self.mesh is None else self._shared_blocks(images):
       some = self.scorers[name](variables, genomes, *block)
       correct, loss = correct + np.asarray(some[0]), loss + np.asarray(some[1], np.float64)
     return correct, loss
+
+  def _shared_blocks(self, stream: pipeline.Stream):
+    """The blocks of a stream of which every process decodes its part; the last images, too few for that, every one decodes."""
+    size = -(-SCORED_AT_ONCE // self.mesh.size) * self.mesh.size
+    whole = len(stream) // size * size
+    mine = meshes.local_rows(self.mesh, size)
+    for block in stream.batches(np.arange(whole).reshape(-1, size)[:, mine]) if whole else ():
+      yield pipeline.Split(*(meshes.from_hosts(self.mesh, rows) for rows in block))
+    if whole < len(stream):
+      yield from stream.batches(np.arange(whole, len(stream))[None])
 
   def accuracy(self, variables: Any, genome: np.ndarray, split: str) -> float:
     correct, _ = self.score(variables, jnp.asarray(genome)[None], split)
@@ -120,18 +134,22 @@ class Run:
       yield
     finally:
       self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 2)
-      write_json(self.path('seconds.json'), self.seconds)
+      if meshes.primary():
+        write_json(self.path('seconds.json'), self.seconds)
 
 
 def prepare(config: ml_collections.ConfigDict, workdir: str) -> Run:
   """Loads the backbone, gives it a new head for the task, and adapts it."""
   seconds_path = os.path.join(workdir, 'seconds.json')
   seconds = read_json(seconds_path) if os.path.exists(seconds_path) else {}
-  where = data_source(config)
-  find(config.task, where, workdir).open('train')  # prepares what is not there; some class names are known only then
+  mesh = meshes.over_devices(config.mesh.devices)
+  for recipe in (Recipe(**config.supernet), finetune_recipe(config)):
+    meshes.require_divisible(mesh, recipe.batch_size // recipe.accumulate)
+  where, settings = data_source(config), config.model
+  with meshes.primary_first('prepare'):
+    find(config.task, where, workdir).open('train')  # prepares what is not there; some class names are known only then
+    path = weights.EMBEDDED_FILE if settings.weights == weights.EMBEDDED else fetch(settings.weights, settings.sha256)
   task = find(config.task, where, workdir)
-  settings = config.model
-  path = weights.EMBEDDED_FILE if settings.weights == weights.EMBEDDED else fetch(settings.weights, settings.sha256)
   fields = {name: settings[name] for name in ('num_heads', 'activation') if settings[name] is not None}
   loaded = weights.load(path, normalization=known_normalization(settings.weights), **fields)
   model, params, metadata = weights.refit(
@@ -145,21 +163,31 @@ def prepare(config: ml_collections.ConfigDict, workdir: str) -> Run:
   sample = jax.ShapeDtypeStruct((1, metadata['image_size'], metadata['image_size'], 3), jnp.float32)
   adapted = adapt(model, sample, space=space.SearchSpace(**config.space), merge=config.merge)
   space.require_feasible(adapted.spec, config.budget)
-  this = Run(config, workdir, task, adapted, {}, metadata, seconds)
-  frozen = lambda path: path not in adapted.head_paths
-  params = flax.traverse_util.path_aware_map(lambda path, x: jnp.asarray(x, settings.base_dtype if frozen(path) else x.dtype), params)
-  this.variables = adapted.init(this.key(0), params)
-  log.info('%s: %d adapted layers, %s on %s, merging %s, search space up to %d parameters', task.name, len(adapted.spec),
-           type(model).__name__, jax.devices()[0].platform, adapted.merge,
+  this = Run(config, workdir, task, adapted, {}, metadata, seconds, mesh)
+  base = lambda path, x: x if path in adapted.head_paths else x.astype(jnp.dtype(settings.base_dtype))
+  params = flax.traverse_util.path_aware_map(base, params)
+  if mesh is None:
+    this.variables = adapted.init(this.key(0), jax.tree.map(jnp.asarray, params))
+  else:  # from the host to its places: a large base need not fit one device
+    trainable, frozen = adapted.split(adapted.init(this.key(0), params))
+    place = meshes.shard if config.mesh.base == 'sharded' else meshes.replicate
+    this.variables = adapted.join(meshes.replicate(mesh, trainable), place(mesh, frozen))
+  log.info('%s: %d adapted layers, %s on %d %s of %d, merging %s, search space up to %d parameters', task.name, len(adapted.spec),
+           type(model).__name__, mesh.size if mesh else 1, jax.devices()[0].platform, jax.device_count(), adapted.merge,
            adapted.count_params(adapted.spec.num_codes - 1))
   return this
 
 
 class Metrics:
-  """Appends lines to `metrics.jsonl`; what an interrupted run wrote after the step it resumes from is dropped first."""
+  """Appends lines to `metrics.jsonl`; what an interrupted run wrote after the step it resumes from is dropped first.
+
+  Only the primary process has it write anything.
+  """
 
   def __init__(self, path: str, stage: str, step: int):
     self.path, self.stage = path, stage
+    if not meshes.primary():
+      return
     lines = []
     if os.path.exists(path):
       with open(path) as file:
@@ -172,5 +200,7 @@ class Metrics:
       file.writelines(lines)
 
   def write(self, step: int, values: dict[str, float]) -> None:
+    if not meshes.primary():
+      return
     with open(self.path, 'a') as file:
       file.write(json.dumps({'stage': self.stage, 'step': step, **values}) + '\n')

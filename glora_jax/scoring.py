@@ -74,12 +74,13 @@ def make_scorer(
     if mesh is None:
       correct, loss = jax.lax.map(one, genomes, batch_size=chunk if chunk > 1 else None)
     else:
-      together = candidates * chunk
-      number, padding = len(genomes), -len(genomes) % together
+      number = len(genomes)
+      together = candidates * min(chunk, -(-number // candidates))
+      padding = -number % together
       chunks = jnp.pad(genomes, ((0, padding), (0, 0), (0, 0)), mode='edge').reshape(-1, together, *genomes.shape[1:])
       several = lambda some: jax.tree.map(lambda x: place(x, 'candidate', 'data'), jax.vmap(one)(place(some, 'candidate')))
       correct, loss = (x.reshape(-1, shards)[:number] for x in jax.lax.map(several, chunks))
-    return correct.sum(1), loss.sum(1)
+    return place(correct.sum(1)), place(loss.sum(1))  # whole in every process
 
   of_chunk = functools.cache(lambda chunk: jax.jit(functools.partial(score, chunk)))
   if chunk is None and memory is None and jax.default_backend() == 'cpu':
