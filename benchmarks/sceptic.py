@@ -215,9 +215,8 @@ def ablation(run, variables, genome):
   return {'whole': whole, 'without': without}
 
 
-def diagnose(workdir, *, seeds=5, subnets=12):
-  """Answers the four questions for the run in a workdir; writes and returns what `diagnostics.json` holds."""
-  run, archive, winner, weights = load(workdir)
+def diagnose(run, archive, winner, weights, *, seeds=5, subnets=12):
+  """Answers the four questions for what `load` returned; writes and returns what `diagnostics.json` holds."""
   config, variables, seconds = run.config, weights['supernet'], {}
 
   def timed(name, answer, *arguments):
@@ -228,7 +227,7 @@ def diagnose(workdir, *, seeds=5, subnets=12):
 
   diagnostics = {
       'benchmark': 'sceptic',
-      'label': 'DIAGNOSTIC: read test images; chooses no default, and is no part of the run\'s result',
+      'label': "DIAGNOSTIC: read test images; chooses no default, and is no part of the run's result",
       'machine': machine.describe(),
       'run': {
           'task': run.task.name, 'seed': config.seed, 'budget': space.check_budget(config.budget), 'mode': config.search.mode,
@@ -256,7 +255,7 @@ def main():
   arguments = parser.parse_args()
   numbers = {'seeds': 2, 'subnets': 3} if arguments.quick else {}
   try:
-    diagnostics = diagnose(arguments.workdir, **numbers)
+    diagnostics = diagnose(*load(arguments.workdir), **numbers)
   except (ValueError, OSError, RuntimeError) as error:
     sys.exit(f'error: {error}')
   print(sceptic_report.table(diagnostics))
