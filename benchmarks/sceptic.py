@@ -21,7 +21,6 @@ import math
 import os
 import sys
 import time
-import types
 
 import jax
 import jax.numpy as jnp
@@ -32,9 +31,10 @@ from tqdm.auto import tqdm
 
 from benchmarks import machine, sceptic_report
 from configs import quickstart
-from glora_jax import checkpoint, experiment, guidance, search, space, supernet
+from glora_jax import checkpoint, experiment, guidance, search, space, training
 from glora_jax.files import read_arrays, read_json, write_json
 from glora_jax.models.weights import fingerprint
+from glora_jax.supernet import subnet_loss
 
 METRICS = ('val_accuracy', 'val_loss', 'test_accuracy', 'test_loss')
 _TOGETHER = 8  # genomes in one call of the scorer: one compilation, however many there are
@@ -61,9 +61,9 @@ def load(workdir):
     if not os.path.exists(needed):
       raise ValueError(f'{needed} is not there any more, and the questions are about it; give a workdir with all that the run wrote.')
   trainable, frozen = run.adapted.split(run.variables)
-  optimizer = supernet.Recipe(**config.supernet).optimizer(len(run.data(run.train_split).labels))
+  optimizer = training.Recipe(**config.supernet).optimizer(len(run.data(run.train_split).labels))
   with checkpoint.TrainingCheckpoints(run.path('supernet')) as checkpoints:
-    state = checkpoints.latest(supernet.TrainState(trainable, optimizer.init(trainable), 0))
+    state = checkpoints.latest(training.TrainState(trainable, optimizer.init(trainable), 0))
   if state is None or fingerprint(state.trainable) != read_json(run.path('test_list.json'))['winner_supernet']['weights']:
     raise ValueError(f"{run.path('supernet')} does not hold the weights that the run tested; give a workdir as the run left it.")
   archive = search.Archive(**read_arrays(run.path('search', 'archive.npz')))
@@ -140,7 +140,7 @@ def random_search(run, variables, archive, seeds):
 def spread_sizes(rng, spec, number, budget):
   """Random subnets within the budget, the n-th within its n-th part, int8 [number, rows, 5]."""
   least = space.count_params(spec, space.smallest_genome(spec))
-  most = int(np.take_along_axis(spec.cost_table, spec.offered_table.astype(np.int64), axis=-1).max(-1).sum())
+  most = space.count_params(spec, space.largest_genome(spec))
   limits = np.linspace(least, most if budget is None else min(budget, most), number + 1)[1:]
   return space.canonicalize(spec, np.concatenate([space.random_genomes(rng, spec, 1, math.floor(limit)) for limit in limits]))
 
@@ -149,10 +149,9 @@ def train_alone(run, genome, title):
   """Variables of one subnet trained by the supernet's recipe, from the same start and in the same order of images."""
   subnet = run.adapted.fix(genome)
   trainable, frozen = subnet.split(run.variables)
-  fixed = types.SimpleNamespace(join=subnet.join, apply=lambda variables, x, genome, **options: subnet.apply(variables, x, **options))
-  loss = supernet.supernet_loss(fixed, run.augmented, lambda key: None, mix=run.mix, train=True)
-  recipe = supernet.Recipe(**run.config.supernet)
-  state = supernet.fit(loss, trainable, frozen, *run.data(run.train_split), recipe, run.key(_ALONE), title=title)
+  loss = subnet_loss(subnet, run.augmented, mix=run.mix, train=True)
+  recipe = training.Recipe(**run.config.supernet)
+  state = training.fit(loss, trainable, frozen, *run.data(run.train_split), recipe, run.key(_ALONE), title=title)
   return subnet.join(state.trainable, frozen)
 
 
@@ -176,7 +175,7 @@ def supernet_ranks(run, variables, winner, number):
     size = rank_correlation(params, seen)['spearman']
     left = partial(pairs['supernet']['spearman'], size, pairs['params']['spearman'])
     correlations[metric] = {**pairs, 'supernet_given_params': left}
-  recipe = supernet.Recipe(**run.config.supernet)
+  recipe = training.Recipe(**run.config.supernet)
   steps = recipe.epochs * recipe.steps_per_epoch(len(run.data(run.train_split).labels))
   return {'steps': steps, 'subnets': subnets, 'winner': best, 'correlations': correlations}
 
