@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import os
 from typing import Any
@@ -20,10 +21,11 @@ from glora_jax.models.vit import ACTIVATIONS
 from glora_jax.supernet import Consistency, Sampling
 from glora_jax.training import Recipe
 
+PROFILED_STAGES = ('supernet', 'baselines', 'search', 'finetune')
 PROTOCOLS = ('honest', 'paper')
 DTYPES = ('float32', 'bfloat16')
 MESH = {'devices': ('all', 'one'), 'base': ('replicated', 'sharded')}
-ELSEWHERE = ('distributed.', 'mesh.')  # fields of the machine; a run may go on on another one
+ELSEWHERE = ('distributed.', 'mesh.', 'watch.')  # fields that change no result: a run may go on with others
 REMAT_POLICIES = ('everything_saveable', 'nothing_saveable', 'dots_saveable', 'dots_with_no_batch_dims_saveable')
 
 
@@ -78,6 +80,10 @@ def default_config() -> ml_collections.ConfigDict:
           'coordinator': ml_collections.config_dict.placeholder(str),  # host:port of process 0
           'num_processes': ml_collections.config_dict.placeholder(int),
           'process_id': ml_collections.config_dict.placeholder(int),
+      },
+      'watch': {  # changes no result, so a resumed run may have other values
+          'tensorboard': False,  # the metrics as events in WORKDIR/tensorboard, too; needs tensorboardX
+          'profile': ml_collections.config_dict.placeholder(str),  # stage of which some dispatches are traced into WORKDIR/profile
       },
   })
 
@@ -149,6 +155,10 @@ def check_config(config: ml_collections.ConfigDict) -> None:
   for name in ('image_size', 'patch_size', 'num_heads'):
     if (value := config.model[name]) is not None and value < 1:
       raise ValueError(f'model.{name}={value} must be at least 1.')
+  if config.watch.profile is not None and config.watch.profile not in PROFILED_STAGES:
+    raise ValueError(f"watch.profile='{config.watch.profile}' is unknown; it is one of {', '.join(PROFILED_STAGES)}.")
+  if config.watch.tensorboard and importlib.util.find_spec('tensorboardX') is None:
+    raise ImportError("watch.tensorboard=True needs a package that is not there; pip install 'glora_jax[tensorboard]'.")
   augment.Augmentation(**config.augment)
   space.check_budget(config.budget)
   space.SearchSpace(**config.space)
@@ -166,8 +176,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
 
 
 def claim_workdir(config: ml_collections.ConfigDict, workdir: str) -> None:
-  """Writes `config.json`, or raises ValueError where the workdir has that of another run; another machine is no other run."""
-  os.makedirs(workdir, exist_ok=True)
+  """Writes `config.json`, or raises ValueError where the workdir has that of another run; another machine, or `watch`, is no other run."""
   path, new = os.path.join(workdir, 'config.json'), json.loads(config.to_json())
   if not os.path.exists(path):
     return write_json(path, new) if primary() else None

@@ -6,6 +6,7 @@ runs last: it evaluates a list that was frozen to disk before, and only the repo
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
@@ -23,37 +24,47 @@ from glora_jax import report, search, space, training
 from glora_jax.checkpoint import TrainingCheckpoints, save_adapter
 from glora_jax.config import check_config, claim_workdir, finetune_recipe
 from glora_jax.data import pipeline
-from glora_jax.files import read_arrays, read_json, write_arrays, write_json
+from glora_jax.files import claim, read_arrays, read_json, write_arrays, write_json
 from glora_jax.guidance import make_guide
 from glora_jax.models import weights
-from glora_jax.run import Metrics, Run, prepare
+from glora_jax.run import Run, Stopped, prepare
 from glora_jax.scoring import hardest_first, make_image_scorer, make_stopping_scorer
 from glora_jax.supernet import Consistency, Sampling, subnet_loss, supernet_loss
 from glora_jax.training import NonFiniteLossError, Recipe, TrainState
+from glora_jax.watch import Metrics, profiled
 
 log = logging.getLogger(__name__)
 
-def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
+def run(config: ml_collections.ConfigDict, workdir: str, stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
   """Runs, or resumes, what a config describes.
 
   Args:
     config: with the fields of `config.default_config`.
     workdir: folder for everything that is written; one config each.
+    stop: asked after every dispatch and generation and before every stage; where it says True, everything is saved and the run
+      ends. No signal handlers are installed here.
 
   Returns:
     The content of `result.json`.
 
   Raises:
-    ValueError, OSError: a wrong field, file or workdir; the sentence names it.
+    ValueError, OSError: a wrong field, file or workdir, or one in use; the sentence names it.
     NonFiniteLossError: training diverged; the last good state is in the workdir.
+    Stopped: `stop` said so.
   """
   check_config(config)
   meshes.initialize(**config.distributed)
-  claim_workdir(config, workdir)
-  if os.path.exists(os.path.join(workdir, 'result.json')):
-    log.info('This run is finished; everything is in %s.', workdir)
-    return read_json(os.path.join(workdir, 'result.json'))
-  this = prepare(config, workdir)
+  result = os.path.join(workdir, 'result.json')
+  with claim(workdir) if meshes.primary() and not os.path.exists(result) else contextlib.nullcontext():
+    claim_workdir(config, workdir)
+    if not os.path.exists(result):
+      return _run_stages(prepare(config, workdir, stop))
+  log.info('This run is finished; everything is in %s.', workdir)
+  return read_json(result)
+
+
+def _run_stages(this):
+  config = this.config
   with this.stage('supernet'):
     trained = train_supernet(this)
   with this.stage('baselines'):
@@ -102,21 +113,28 @@ def train(
   trainable, frozen = learner.split(variables)
   images, labels = this.data(on)
   per_epoch = recipe.steps_per_epoch(len(labels))
-  with TrainingCheckpoints(this.path(name)) as checkpoints:
+  traced = profiled(this.path('profile'), this.config.watch.profile == name.split('/')[0])
+  with TrainingCheckpoints(this.path(name)) as checkpoints, traced as dispatched:
     template = TrainState(trainable, recipe.optimizer(len(labels)).init(trainable), 0)
     if this.mesh is not None:
       template = TrainState(*meshes.replicate(this.mesh, template[:2]), 0)  # says where a restored state goes
     state = checkpoints.latest(template)
-    metrics = Metrics(this.path('metrics.jsonl'), name, state.step if state else 0)
     saved = state.step if state else 0
+    board = this.path('tensorboard') if this.config.watch.tensorboard else None
+    metrics = Metrics(this.path('metrics.jsonl'), name, saved, board)
 
     def on_dispatch(state, means):
       nonlocal saved
       extra = on_epoch(learner.join(state.trainable, frozen)) if on_epoch else {}
       metrics.write(state.step, {'epoch': state.step / per_epoch, **means, **extra})
-      if state.step - saved >= this.config.checkpoint_epochs * per_epoch:
+      dispatched()
+      stop = this.stop()
+      if stop or state.step - saved >= this.config.checkpoint_epochs * per_epoch:
         checkpoints.save(state)
         saved = state.step
+      if stop:
+        checkpoints.wait()
+        raise Stopped(f'{name} at step {state.step}', this.workdir)
 
     try:
       state = training.fit(
@@ -162,10 +180,20 @@ def run_search(this: Run, variables: Any) -> search.Archive:
       raise ValueError("search.mode='guided' takes the gradient on resident images; raise data.max_resident, or take another mode.")
     guide = make_guide(this.adapted, this.preprocess, fitness=settings.fitness)
     options['guide'] = lambda genome: meshes.on_host(guide(variables, jnp.asarray(genome), images, labels))
-  return search.evolve(
-      this.adapted.spec, score, this.key(3), settings, budget=space.check_budget(this.config.budget), archive=archive,
-      on_generation=lambda archive: write_arrays(path, archive.arrays()) if meshes.primary() else None, progress=meshes.primary(),
-      **options)
+  if archive:
+    log.info('search: resumed after generation %d', archive.generation[-1])
+  with profiled(this.path('profile'), this.config.watch.profile == 'search') as dispatched:
+
+    def on_generation(archive):
+      if meshes.primary():
+        write_arrays(path, archive.arrays())
+      dispatched()
+      if this.stop():
+        raise Stopped(f'search after generation {archive.generation[-1]}', this.workdir)
+
+    return search.evolve(
+        this.adapted.spec, score, this.key(3), settings, budget=space.check_budget(this.config.budget), archive=archive,
+        on_generation=on_generation, progress=meshes.primary(), **options)
 
 
 def _stopping(this, variables, fitness):

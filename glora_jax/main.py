@@ -1,6 +1,8 @@
 """Command line: `python -m glora_jax.main --config configs/quickstart.py [--workdir DIR] [--config.field=value ...]`.
 
 Flags, logging and dispatch; a run itself is `experiment.run(config, workdir)`, which a notebook calls just the same.
+
+SIGTERM and Ctrl-C save and end it with the exit code 75 (EX_TEMPFAIL of sysexits.h): the same command goes on.
 """
 
 from __future__ import annotations
@@ -8,7 +10,9 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
 
 from absl import app, flags
@@ -17,20 +21,42 @@ from ml_collections import config_flags
 CONFIG = config_flags.DEFINE_config_file('config', None, 'Python file with get_config(); override its fields with --config.FIELD=VALUE.')
 WORKDIR = flags.DEFINE_string('workdir', None, 'Where everything is written; runs/NAME_OF_CONFIG by default.')
 OUTPUT = flags.DEFINE_string('output', 'batch.png', 'Picture that glora_jax.data.show writes.')
+STOPPED = 75  # exit code
 DEBUG = flags.DEFINE_bool('debug', False, 'Show the traceback of an error.')
 
 
 def main(config) -> None:
   """Runs what the config describes."""
+  stop = catch_signals() if config.job == 'adapt' else None
   # Imported late: a typing error in a flag should not wait for JAX.
   from glora_jax import experiment, mesh, pretrain
 
   path, _, arguments = config_flags.get_config_filename(flags.FLAGS['config']).partition(':')
   name = '-'.join([os.path.splitext(os.path.basename(path))[0], *filter(None, arguments.strip('/').replace('/', '_').split(','))])
   workdir = WORKDIR.value or os.path.join('runs', name)
-  result = {'adapt': experiment.run, 'pretrain': pretrain.run}[config.job](config, workdir)
+  if config.job == 'pretrain':
+    return print(pretrain.run(config, workdir))
+  try:
+    result = experiment.run(config, workdir, stop)
+  except experiment.Stopped as stopped:
+    print(stopped, file=sys.stderr)
+    sys.exit(STOPPED)
   if mesh.primary():
-    print(experiment.summary(result, workdir) if config.job == 'adapt' else result)
+    print(experiment.summary(result, workdir))
+
+
+def catch_signals() -> Callable[[], bool]:
+  """From now on the first SIGTERM or Ctrl-C only makes what this returns say True; another one of its kind ends the process at once."""
+  asked = threading.Event()
+
+  def handle(number, frame):
+    signal.signal(number, signal.SIG_DFL)
+    asked.set()
+    os.write(2, b'\nStopping as soon as all is saved; once more, and it stops at once.\n')
+
+  for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, handle)
+  return asked.is_set
 
 
 def run_with_config(job: Callable) -> None:
@@ -55,6 +81,11 @@ def run_with_config(job: Callable) -> None:
       sys.exit(f'error: unknown arguments {argv[1:]}; fields of the config are given as --config.FIELD=VALUE.')
     logging.basicConfig(format='%(message)s', level=logging.WARNING, stream=sys.stderr, force=True)
     logging.getLogger('glora_jax').setLevel(logging.INFO)
+    if not DEBUG.value:
+      # Of an error that orbax's threads have met, and that reaches us as an exception, its other threads print tracebacks.
+      sys.unraisablehook = lambda _: None
+      for library in ('absl', 'asyncio'):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     try:
       job(CONFIG.value)
     except (ValueError, OSError, ImportError, RuntimeError) as error:

@@ -67,6 +67,11 @@ def primary() -> bool:
   return jax.process_index() == 0
 
 
+def on_any(flag: bool) -> bool:
+  """Whether it is true in any process; all must call it."""
+  return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(flag)).any())
+
+
 def barrier(name: str) -> None:
   """Waits until all processes are here."""
   ocp.multihost.get_barrier_sync_fn()(key=f'glora_jax/{name}', timeout_ms=_WAIT)

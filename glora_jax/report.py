@@ -16,6 +16,7 @@ from matplotlib import colors, patches, ticker
 
 from glora_jax import space
 from glora_jax.data.task import Task
+from glora_jax.files import whole
 from glora_jax.search import Archive, pareto_front
 from glora_jax.space import Spec
 
@@ -102,7 +103,7 @@ logits = model.apply({{'params': params}}, augment.normalize(pixels[None], metad
 print(metadata['classes'][logits[0].argmax()])
 ```
 """
-  with open(os.path.join(workdir, 'report.md'), 'w') as file:
+  with whole(os.path.join(workdir, 'report.md')) as temporary, open(temporary, 'w') as file:
     file.write(text)
 
 
@@ -113,7 +114,8 @@ def _stopped(result):
 
 
 def _save(figure, path):
-  figure.savefig(path, dpi=150, bbox_inches='tight')
+  with whole(path) as temporary:
+    figure.savefig(temporary, format='png', dpi=150, bbox_inches='tight')
   plt.close(figure)
 
 

@@ -1,11 +1,10 @@
-"""What all stages of a run share: its config, task data, adapted backbone, scores and metrics."""
+"""What all stages of a run share: its config, task data, adapted backbone and scores."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import functools
-import json
 import logging
 import os
 import time
@@ -24,16 +23,24 @@ from glora_jax.adapt import Adapted, adapt
 from glora_jax.config import data_source, finetune_recipe
 from glora_jax.data import augment, pipeline
 from glora_jax.data.task import Task, find
-from glora_jax.files import read_json, whole, write_json
+from glora_jax.files import read_json, write_json
 from glora_jax.models import weights
 from glora_jax.models.fetch import fetch, known_normalization
 from glora_jax.models.translate import fit_to_format
 from glora_jax.scoring import make_scorer
 from glora_jax.training import Recipe
+from glora_jax.watch import describe
 
 log = logging.getLogger(__name__)
 
 SCORED_AT_ONCE = 1024  # images of a stream
+
+
+class Stopped(RuntimeError):
+  """A run was asked to stop, and did, with everything saved."""
+
+  def __init__(self, where: str, workdir: str):
+    super().__init__(f'Stopped {where}. Everything is saved in {workdir}, and the same command goes on from there.')
 
 
 @dataclasses.dataclass
@@ -47,6 +54,7 @@ class Run:
   variables: dict[str, Any]
   metadata: dict[str, Any]
   seconds: dict[str, float]
+  stop: Callable[[], bool]  # asked wherever everything is saved
   mesh: jax.sharding.Mesh | None = None
   arrays: dict[str, pipeline.Split] = dataclasses.field(default_factory=dict)
   scorers: dict[str | None, Callable] = dataclasses.field(default_factory=dict)
@@ -128,17 +136,27 @@ class Run:
   @contextlib.contextmanager
   def stage(self, name: str):
     """Measures a stage; what an interrupted run spent on it counts, too."""
-    log.info('%s', name)
+    if self.stop():
+      raise Stopped(f'before the stage {name}', self.workdir)
+    log.info('%s: begins', name)
     start = time.perf_counter()
+    seconds = lambda: round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 2)
     try:
       yield
-    finally:
-      self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 2)
-      if meshes.primary():
-        write_json(self.path('seconds.json'), self.seconds)
+    except BaseException:
+      with contextlib.suppress(OSError):  # on a full disk what went wrong first is what matters
+        self._note(name, seconds())
+      raise
+    self._note(name, seconds())
+    log.info('%s: done, %.1f s', name, self.seconds[name])
+
+  def _note(self, name, seconds):
+    self.seconds[name] = seconds
+    if meshes.primary():
+      write_json(self.path('seconds.json'), self.seconds)
 
 
-def prepare(config: ml_collections.ConfigDict, workdir: str) -> Run:
+def prepare(config: ml_collections.ConfigDict, workdir: str, stop: Callable[[], bool] = lambda: False) -> Run:
   """Loads the backbone, gives it a new head for the task, and adapts it."""
   seconds_path = os.path.join(workdir, 'seconds.json')
   seconds = read_json(seconds_path) if os.path.exists(seconds_path) else {}
@@ -163,7 +181,7 @@ def prepare(config: ml_collections.ConfigDict, workdir: str) -> Run:
   sample = jax.ShapeDtypeStruct((1, metadata['image_size'], metadata['image_size'], 3), jnp.float32)
   adapted = adapt(model, sample, space=space.SearchSpace(**config.space), merge=config.merge)
   space.require_feasible(adapted.spec, config.budget)
-  this = Run(config, workdir, task, adapted, {}, metadata, seconds, mesh)
+  this = Run(config, workdir, task, adapted, {}, metadata, seconds, lambda: meshes.on_any(stop()), mesh)
   base = lambda path, x: x if path in adapted.head_paths else x.astype(jnp.dtype(settings.base_dtype))
   params = flax.traverse_util.path_aware_map(base, params)
   if mesh is None:
@@ -172,35 +190,7 @@ def prepare(config: ml_collections.ConfigDict, workdir: str) -> Run:
     trainable, frozen = adapted.split(adapted.init(this.key(0), params))
     place = meshes.shard if config.mesh.base == 'sharded' else meshes.replicate
     this.variables = adapted.join(meshes.replicate(mesh, trainable), place(mesh, frozen))
-  log.info('%s: %d adapted layers, %s on %d %s of %d, merging %s, search space up to %d parameters', task.name, len(adapted.spec),
-           type(model).__name__, mesh.size if mesh else 1, jax.devices()[0].platform, jax.device_count(), adapted.merge,
-           adapted.count_params(adapted.spec.num_codes - 1))
+  log.info('%s: %d adapted layers of a %s, merging %s, subnets of up to %s parameters', task.name, len(adapted.spec),
+           type(model).__name__, adapted.merge, f'{adapted.count_params(adapted.spec.num_codes - 1):,}')
+  log.info('%s', describe(adapted, this.variables, mesh))
   return this
-
-
-class Metrics:
-  """Appends lines to `metrics.jsonl`; what an interrupted run wrote after the step it resumes from is dropped first.
-
-  Only the primary process has it write anything.
-  """
-
-  def __init__(self, path: str, stage: str, step: int):
-    self.path, self.stage = path, stage
-    if not meshes.primary():
-      return
-    lines = []
-    if os.path.exists(path):
-      with open(path) as file:
-        for line in file:
-          with contextlib.suppress(ValueError):  # a line cut off by a kill
-            entry = json.loads(line)
-            if entry['stage'] != stage or entry['step'] <= step:
-              lines.append(json.dumps(entry) + '\n')
-    with whole(path) as temporary, open(temporary, 'w') as file:
-      file.writelines(lines)
-
-  def write(self, step: int, values: dict[str, float]) -> None:
-    if not meshes.primary():
-      return
-    with open(self.path, 'a') as file:
-      file.write(json.dumps({'stage': self.stage, 'step': step, **values}) + '\n')

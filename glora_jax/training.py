@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import logging
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,6 +23,8 @@ import optax
 from tqdm.auto import tqdm
 
 from glora_jax import mesh as meshes
+
+log = logging.getLogger(__name__)
 
 STREAMED_STEPS = 8  # per dispatch, where images come with it: what is held ready is this many batches
 
@@ -268,10 +272,13 @@ def fit(
     state = TrainState(trainable, optimizer.init(trainable), 0)
   if mesh is not None:
     state = TrainState(*meshes.replicate(mesh, state[:2]), state.step)
+  if 0 < state.step < last:
+    log.info('%s: resumed at step %d', title, state.step)
   order_key, step_key = jax.random.split(key)
   steps = make_steps(loss_fn, optimizer, recipe.accumulate, mesh)
   feed = _feed(images, order_key, state.step, last, num_examples, recipe.batch_size, mesh) if streamed else None
 
+  start = time.perf_counter()
   with tqdm(total=last, initial=min(state.step, last), desc=title, unit='step',
             disable=not (progress and meshes.primary())) as bar:
     while state.step < last:
@@ -287,7 +294,9 @@ def fit(
       if state.step < stop:
         raise NonFiniteLossError(state)
       means = {name: float(np.mean(values)) for name, values in metrics.items()}
-      bar.set_postfix({name: f'{value:.3f}' for name, value in means.items()})
+      start, begun = time.perf_counter(), start
+      speed = {'images/s': f'{(state.step - before) * recipe.batch_size / (start - begun):.0f}'}
+      bar.set_postfix({name: f'{value:.3f}' for name, value in means.items()} | speed)
       bar.update(state.step - before)
       if on_dispatch is not None:
         on_dispatch(state, means)

@@ -1,10 +1,18 @@
 """What tests share: a persistent compilation cache, the golden values, small models."""
 
+import contextlib
+import functools
 import pathlib
+import subprocess
+import tempfile
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+
+from glora_jax.models import weights
+from glora_jax.models.vit import ViT
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -65,4 +73,40 @@ def supports_from_official(tensors):
 def randomized(tree, seed=0, scale=0.3):
   """A tree of the same shapes and dtypes with normal entries; supports that are not at their initial values."""
   rng = np.random.default_rng(seed)
-  return jax.tree.map(lambda leaf: jax.numpy.asarray(rng.normal(0, scale, leaf.shape), leaf.dtype), tree)
+  return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, scale, leaf.shape), leaf.dtype), tree)
+
+
+@pytest.fixture(scope='session')
+def backbone(tmp_path_factory):
+  """A tiny ViT of 8 x 8 images as a checkpoint file."""
+  model = ViT(10, patch_size=4, width=16, depth=2, num_heads=2)
+  params = randomized(model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))['params'], scale=0.2)
+  path = tmp_path_factory.mktemp('backbone') / 'tiny.safetensors'
+  weights.save(path, model, params, {'image_size': 8, 'normalization': 'unit'})
+  return str(path)
+
+
+@functools.cache
+def mounting_is_allowed():
+  with tempfile.TemporaryDirectory() as folder:
+    try:
+      subprocess.run(['mount', '-t', 'tmpfs', 'tmpfs', folder], check=True, capture_output=True)
+      subprocess.run(['umount', folder], check=True)
+    except (OSError, subprocess.CalledProcessError):
+      return False
+  return True
+
+
+@contextlib.contextmanager
+def small_disk(folder, size, *options):
+  """A file system of its own in a folder, as large as given; skips the test where mounting is not allowed.
+
+  Gives a function that mounts it anew with other options, 'size=8m' or 'ro'; what it holds stays.
+  """
+  if not mounting_is_allowed():
+    pytest.skip('a small disk cannot be mounted here')
+  subprocess.run(['mount', '-t', 'tmpfs', '-o', ','.join((f'size={size}', *options)), 'tmpfs', folder], check=True)
+  try:
+    yield lambda *options: subprocess.run(['mount', '-o', ','.join(('remount', *options)), folder], check=True)
+  finally:
+    subprocess.run(['umount', folder], check=True)

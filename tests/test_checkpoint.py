@@ -1,5 +1,7 @@
 """Files of a run: training states, adapters, small results."""
 
+import shutil
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,12 +9,12 @@ import numpy as np
 import optax
 import pytest
 import safetensors.numpy
-from conftest import randomized
+from conftest import randomized, small_disk
 
 import glora_jax
 from glora_jax import checkpoint, space
 from glora_jax.models.vit import ViT
-from glora_jax.supernet import TrainState
+from glora_jax.training import Recipe, TrainState, fit
 
 IMAGES = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
 
@@ -30,6 +32,116 @@ def test_training_states_round_trip_and_the_newest_counts(tmp_path):
     restored = checkpoints.latest(state)
   assert restored.step == 9
   jax.tree.map(np.testing.assert_array_equal, restored, state._replace(step=9, trainable=randomized(trainable)))
+
+
+def a_state(step):
+  trainable = {'a': jax.random.normal(jax.random.key(step), (16, 12)), 'b': {'c': jnp.arange(7.0) + step}}
+  return TrainState(trainable, optax.adamw(0.1).init(trainable), step)
+
+
+@pytest.fixture(scope='module')
+def saved_states(tmp_path_factory):
+  """A folder with the states 5 and 9."""
+  folder = tmp_path_factory.mktemp('states') / 'states'
+  with checkpoint.TrainingCheckpoints(folder) as checkpoints:
+    for step in (5, 9):
+      checkpoints.save(a_state(step))
+  return folder
+
+
+def garbled(content):
+  middle = len(content) // 2
+  return content[:middle] + bytes(byte ^ 0x5A for byte in content[middle:middle + 3]) + content[middle + 3:]
+
+
+@pytest.mark.parametrize('damage', [garbled, lambda content: content[:len(content) // 2], None], ids=['garbled', 'cut off', 'gone'])
+def test_whatever_file_of_the_newest_state_is_damaged_what_comes_back_is_bit_for_bit_a_state_that_was_saved(
+    saved_states, tmp_path, damage, caplog):
+  fallen_back = 0
+  for number, original in enumerate(sorted(path for path in (saved_states / '9').rglob('*') if path.is_file())):
+    folder = shutil.copytree(saved_states, tmp_path / str(number))
+    path = folder / original.relative_to(saved_states)
+    path.unlink() if damage is None else path.write_bytes(damage(original.read_bytes()))
+    caplog.clear()
+    with checkpoint.TrainingCheckpoints(folder) as checkpoints:
+      state = checkpoints.latest(a_state(0))
+      ours = [record.getMessage() for record in caplog.records if record.name == 'glora_jax.checkpoint']
+      jax.tree.map(np.testing.assert_array_equal, state, a_state(state.step))
+      if state.step == 9:  # orbax has some things twice
+        assert not ours
+        continue
+      fallen_back += 1
+      assert state.step == 5
+      assert len(ours) == 1
+      assert f'step 9 in {folder} is damaged' in ours[0]
+      assert 'going on from step 5' in ours[0]
+      checkpoints.save(a_state(9))  # training comes there again
+    with checkpoint.TrainingCheckpoints(folder) as checkpoints:
+      jax.tree.map(np.testing.assert_array_equal, checkpoints.latest(a_state(0)), a_state(9))
+  assert fallen_back >= 2  # the numbers themselves, and what says where they are
+
+
+def test_states_that_are_all_damaged_are_one_sentence_and_stay_where_they_are(saved_states, tmp_path):
+  folder = shutil.copytree(saved_states, tmp_path / 'states')
+  for path in folder.rglob('manifest.ocdbt'):
+    path.write_bytes(b'')
+  before = sorted(folder.rglob('*'))
+  with checkpoint.TrainingCheckpoints(folder) as checkpoints, pytest.raises(
+      ValueError, match=r'None of the training states in .*states can be read \(steps 9, 5; 9: .*Remove that folder'):
+    checkpoints.latest(a_state(0))
+  assert sorted(folder.rglob('*')) == before
+
+
+def test_the_checksum_sees_every_bit():
+  rng = np.random.default_rng(0)
+  tree = [rng.normal(size=7).astype(kind) for kind in (np.float32, jnp.bfloat16, np.int32, np.int8, np.float16)]
+  sums = []
+  for number, leaf in enumerate(tree):
+    for bit in range(8 * leaf.nbytes):
+      changed = np.frombuffer(leaf.tobytes(), np.uint8).copy()
+      changed[bit // 8] ^= 1 << bit % 8
+      sums.append(int(checkpoint._checksum([*tree[:number], changed.view(leaf.dtype), *tree[number + 1:]])))
+  assert len(sums) == 8 * sum(leaf.nbytes for leaf in tree)
+  assert int(checkpoint._checksum(tree)) not in sums
+  assert int(checkpoint._checksum([np.array([True, False])])) != int(checkpoint._checksum([np.array([True, True])]))
+
+
+def test_training_goes_on_from_the_state_before_a_damaged_one_to_the_same_bits(tmp_path):
+  """Every dispatch is saved; the newest state is damaged after a break."""
+  x = jax.random.normal(jax.random.key(0), (32, 5))
+  loss = lambda w, frozen, x, y, key: (jnp.mean((x @ w - y) ** 2) + jnp.mean(w * jax.random.normal(key, w.shape)), {})
+  run = lambda **options: fit(loss, jnp.zeros(5), {}, x, jnp.arange(32), Recipe(epochs=6, batch_size=8, warmup_epochs=1),
+                              jax.random.key(1), steps_per_dispatch=4, progress=False, **options)
+  template = TrainState(jnp.zeros(5), Recipe(epochs=6, batch_size=8, warmup_epochs=1).optimizer(32).init(jnp.zeros(5)), 0)
+  whole = run()
+  with checkpoint.TrainingCheckpoints(tmp_path) as checkpoints:
+    run(stop_epoch=3, on_dispatch=lambda state, _: checkpoints.save(state))
+  for path in (tmp_path / '12').rglob('d/*'):
+    path.write_bytes(garbled(path.read_bytes()))
+  with checkpoint.TrainingCheckpoints(tmp_path) as checkpoints:
+    state = checkpoints.latest(template)
+    assert state.step == 8
+    resumed = run(state=state, on_dispatch=lambda state, _: checkpoints.save(state))
+  jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+  with checkpoint.TrainingCheckpoints(tmp_path) as checkpoints:
+    jax.tree.map(np.testing.assert_array_equal, checkpoints.latest(template), whole)
+
+
+def test_a_full_disk_is_a_sentence_that_comes_from_the_background_and_older_states_stay(tmp_path):
+  with small_disk(tmp_path, '200k') as remount:
+    with checkpoint.TrainingCheckpoints(tmp_path / 'states') as checkpoints:
+      checkpoints.save(a_state(5))
+    large = lambda step: TrainState(jax.random.normal(jax.random.key(step), (400, 400)), (), step)
+    with pytest.raises(OSError, match=r'The training state cannot be written to .*states \(No space left on device\)\. .*make room'), \
+         checkpoint.TrainingCheckpoints(tmp_path / 'states') as checkpoints:
+      checkpoints.save(large(9))
+    with checkpoint.TrainingCheckpoints(tmp_path / 'states') as checkpoints:
+      jax.tree.map(np.testing.assert_array_equal, checkpoints.latest(a_state(0)), a_state(5))
+    remount('size=8m')
+    with checkpoint.TrainingCheckpoints(tmp_path / 'states') as checkpoints:
+      checkpoints.save(large(9))
+    with checkpoint.TrainingCheckpoints(tmp_path / 'states') as checkpoints:
+      jax.tree.map(np.testing.assert_array_equal, checkpoints.latest(large(0)), large(9))
 
 
 @pytest.fixture(scope='module', params=[True, False], ids=['tied', 'untied'])

@@ -10,10 +10,9 @@ import sys
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT, randomized
+from conftest import ROOT
 from PIL import Image
 
 from glora_jax import experiment, report
@@ -21,21 +20,10 @@ from glora_jax.config import data_source, default_config
 from glora_jax.data import augment, pipeline
 from glora_jax.data.task import find
 from glora_jax.models import weights
-from glora_jax.models.vit import ViT
 
 FILES = {
-    'config.json', 'metrics.jsonl', 'seconds.json', 'supernet', 'baselines', 'search', 'finetune', 'adapter.safetensors', 'genome.json',
+    'config.json', 'lock', 'metrics.jsonl', 'seconds.json', 'supernet', 'baselines', 'search', 'finetune', 'adapter.safetensors', 'genome.json',
     'folded', 'test_list.json', 'result.json', 'report.md', 'structure.png', 'search.png', 'pareto.png', 'training.png'}
-
-
-@pytest.fixture(scope='session')
-def backbone(tmp_path_factory):
-  """A tiny ViT of 8 x 8 images as a checkpoint file."""
-  model = ViT(10, patch_size=4, width=16, depth=2, num_heads=2)
-  params = randomized(model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))['params'], scale=0.2)
-  path = tmp_path_factory.mktemp('backbone') / 'tiny.safetensors'
-  weights.save(path, model, params, {'image_size': 8, 'normalization': 'unit'})
-  return str(path)
 
 
 @pytest.fixture(scope='session')
@@ -166,7 +154,8 @@ def test_a_killed_command_resumes_to_the_same_result(finished, config, tmp_path)
       time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-  last = run_command(command(config, workdir), check=True)
+  last = run_command(command(config, workdir))
+  assert last.returncode == 0, last.stderr
   assert 'winner, finetuned' in last.stdout
   with open(workdir / 'result.json') as file:
     assert without_times(json.load(file)) == without_times(finished[1])
