@@ -5,7 +5,7 @@
 On the embedded task (digits, the embedded backbone, budget 40,000) every method gets the same number of training steps, `EPOCHS` epochs of 800
 images. A preset spends them all on itself, trained alone. A recipe spends some on the supernet and the rest on finetuning what the paper's
 evolution finds in it (210 evaluations by accuracy on the 200 validation images). Each method has its own learning rate, the best of
-`RATES` on the validation images, chosen with a seed that the table does not use. Results are kept in the folder, one file a job; the same
+`RATES` on the validation images, chosen with a seed that the table does not use; the variations of one recipe share one. Results are kept in the folder, one file a job; the same
 command goes on where it was stopped. A recipe's finetuning takes half of its rate.
 
 Diagnostic: the test accuracies compare recipes here, and choose no default: validation accuracy does. `--quick`: two epochs, one seed, three
@@ -28,7 +28,10 @@ BUDGET = 40_000
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-  """A preset trained alone, or a recipe for the supernet with the share of the steps that its winner is finetuned for."""
+  """A preset trained alone, or a recipe for the supernet with the share of the steps that its winner is finetuned for.
+
+  `rate_of` names the method whose learning rate it takes untried.
+  """
 
   says: str
   preset: str | None = None
@@ -36,6 +39,7 @@ class Method:
   recipe: dict = dataclasses.field(default_factory=dict)
   finetuned_for: float = 0.25
   with_presets: bool = False
+  rate_of: str | None = None
 
 
 METHODS = {
@@ -45,13 +49,14 @@ METHODS = {
     'lora': Method('LoRA, rank 4', preset='lora'),
     'paper': Method("the paper's: one uniform genome a step"),
     'largest': Method('each gene at its largest with probability 1/2', sampling={'largest': 0.5}),
-    'used_only': Method('as largest, only used numbers updated', sampling={'largest': 0.5}, recipe={'update_used_only': True}),
-    'sandwich': Method('four paths: largest, smallest, two uniform', sampling={'paths': 4, 'sandwich': True}),
-    'paths': Method('as largest, four paths', sampling={'largest': 0.5, 'paths': 4}),
-    'distilled': Method('as largest, half of the loss from the largest subnet', sampling={'largest': 0.5, 'distillation': 0.5}),
-    'halves': Method('as largest, half of the steps for finetuning', sampling={'largest': 0.5}, finetuned_for=0.5),
+    'used_only': Method('as largest, only used numbers updated', sampling={'largest': 0.5}, recipe={'update_used_only': True},
+                        rate_of='largest'),
+    'sandwich': Method('four paths: largest, smallest, two uniform', sampling={'paths': 4, 'sandwich': True}, rate_of='largest'),
+    'paths': Method('as largest, four paths', sampling={'largest': 0.5, 'paths': 4}, rate_of='largest'),
+    'distilled': Method('as largest, half of the loss from the largest subnet', sampling={'largest': 0.5, 'distillation': 0.5}, rate_of='largest'),
+    'halves': Method('as largest, half of the steps for finetuning', sampling={'largest': 0.5}, finetuned_for=0.5, rate_of='largest'),
     'quarter': Method('as largest, three quarters for finetuning, presets in the first generation', sampling={'largest': 0.5},
-                      finetuned_for=0.75, with_presets=True),
+                      finetuned_for=0.75, with_presets=True, rate_of='largest'),
 }
 
 
@@ -130,9 +135,9 @@ def main():
   methods = {name: METHODS[name] for name in (('linear', 'lora', 'largest') if given.quick else METHODS)}
   epochs, seeds, rates = (2, 1, RATES[:1]) if given.quick else (EPOCHS, given.seeds, RATES)
   run = lambda jobs: run_jobs('benchmarks.supernet_recipes', [(*job, epochs) for job in jobs], given.folder, given.workers)
-  tuned = run([(name, TUNING_SEED, rate) for name in methods for rate in rates])
+  tuned = run([(name, TUNING_SEED, rate) for name in methods for rate in rates if not METHODS[name].rate_of])
   quality = lambda name, rate: (tuned[name, TUNING_SEED, rate, epochs]['val'], -tuned[name, TUNING_SEED, rate, epochs]['val_loss'])
-  rate_of = {name: max(rates, key=lambda rate, name=name: quality(name, rate)) for name in methods}
+  rate_of = {name: max(rates, key=lambda rate, name=METHODS[name].rate_of or name: quality(name, rate)) for name in methods}
   results = run([(name, seed, rate_of[name]) for seed in range(seeds) for name in methods])
 
   table = {}
