@@ -4,9 +4,9 @@
 
 On the embedded task (digits, the embedded backbone, budget 40,000) every method gets the same number of training steps, `EPOCHS` epochs of 800
 images. A preset spends them all on itself, trained alone. A recipe spends some on the supernet and the rest on finetuning what the paper's
-evolution finds in it (210 evaluations by accuracy on the 200 validation images). Each method has its own learning rate, the best of
-`RATES` on the validation images, chosen with a seed that the table does not use; the variations of one recipe share one. Results are kept in the folder, one file a job; the same
-command goes on where it was stopped. A recipe's finetuning takes half of its rate.
+evolution finds in it (210 evaluations by accuracy on the 200 validation images), at half of its rate. Each method has its own learning rate,
+the best of `RATES` on the validation images, chosen with a seed that the table does not use; the variations of one recipe share one.
+Results are kept in the folder, one file a job; the same command goes on where it was stopped.
 
 Diagnostic: the test accuracies compare recipes here, and choose no default: validation accuracy does. `--quick`: two epochs, one seed, three
 methods. The last line is JSON.
@@ -53,7 +53,8 @@ METHODS = {
                         rate_of='largest'),
     'sandwich': Method('four paths: largest, smallest, two uniform', sampling={'paths': 4, 'sandwich': True}, rate_of='largest'),
     'paths': Method('as largest, four paths', sampling={'largest': 0.5, 'paths': 4}, rate_of='largest'),
-    'distilled': Method('as largest, half of the loss from the largest subnet', sampling={'largest': 0.5, 'distillation': 0.5}, rate_of='largest'),
+    'distilled': Method('as largest, half of the loss from the largest subnet', sampling={'largest': 0.5, 'distillation': 0.5},
+                        rate_of='largest'),
     'halves': Method('as largest, half of the steps for finetuning', sampling={'largest': 0.5}, finetuned_for=0.5, rate_of='largest'),
     'quarter': Method('as largest, three quarters for finetuning, presets in the first generation', sampling={'largest': 0.5},
                       finetuned_for=0.75, with_presets=True, rate_of='largest'),
