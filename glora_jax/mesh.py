@@ -43,14 +43,16 @@ def initialize(coordinator: str | None = None, num_processes: int | None = None,
   coordinator = coordinator or os.environ.get('JAX_COORDINATOR_ADDRESS')
   num_processes = number('JAX_NUM_PROCESSES') if num_processes is None else num_processes
   process_id = number('JAX_PROCESS_ID') if process_id is None else process_id
-  if jax.distributed.is_initialized() or (coordinator is None and not _in_a_cluster()):
+  alone = coordinator is None and num_processes is None and process_id is None and not _in_a_cluster()
+  if alone or jax.distributed.is_initialized():
     return
   given = f'coordinator={coordinator}, num_processes={num_processes}, process_id={process_id}'
+  complete = None not in (coordinator, num_processes, process_id)
+  if not (_in_a_cluster() or complete) or (complete and not 0 <= process_id < num_processes):
+    raise ValueError(f'distributed: {given} do not describe one of several processes; give all three, the last from 0 to '
+                     'num_processes - 1, or none.')
   try:
     jax.distributed.initialize(coordinator, num_processes, process_id)
-  except (ValueError, TypeError) as error:
-    raise ValueError(f'distributed: {given} do not describe a run of several processes ({error}) Give all three, the last from 0 '
-                     'to num_processes - 1, or none.') from error
   except RuntimeError as error:
     raise RuntimeError(f'The processes with {given} could not be joined: {str(error).strip().splitlines()[0]}') from error
 
@@ -173,6 +175,23 @@ def local_rows(mesh: Mesh, number: int) -> np.ndarray:
 def from_hosts(mesh: Mesh, local: np.ndarray, axis: int = 0) -> jax.Array:
   """One array from what every process holds of it: its `local_rows` of an axis that is dealt out."""
   return jax.make_array_from_process_local_data(dealt(mesh, axis), local)
+
+
+def blocks(mesh: Mesh | None, stream: Any, size: int) -> Iterator[tuple[Any, Any]]:
+  """All (images, labels) of a stream in their order, about `size` at a time.
+
+  On a mesh every process decodes its part of a block, but all of the last one, which may not come out even.
+  """
+  if mesh is None:
+    yield from stream.blocks(size)
+    return
+  size = -(-size // mesh.size) * mesh.size
+  even = len(stream) // size * size
+  if even:
+    for block in stream.batches(np.arange(even).reshape(-1, size)[:, local_rows(mesh, size)]):
+      yield tuple(from_hosts(mesh, rows) for rows in block)
+  if even < len(stream):
+    yield from stream.batches(np.arange(even, len(stream))[None])
 
 
 def on_host(tree: Any) -> Any:

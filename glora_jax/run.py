@@ -114,20 +114,10 @@ class Run:
     if not isinstance(images, pipeline.Stream):
       return self.scorers[name](variables, genomes, images, labels)
     correct, loss = 0, 0.0
-    for block in images.blocks(SCORED_AT_ONCE) if self.mesh is None else self._shared_blocks(images):
+    for block in meshes.blocks(self.mesh, images, SCORED_AT_ONCE):
       some = self.scorers[name](variables, genomes, *block)
       correct, loss = correct + np.asarray(some[0]), loss + np.asarray(some[1], np.float64)
     return correct, loss
-
-  def _shared_blocks(self, stream: pipeline.Stream):
-    """The blocks of a stream of which every process decodes its part; the last images, too few for that, every one decodes."""
-    size = -(-SCORED_AT_ONCE // self.mesh.size) * self.mesh.size
-    whole = len(stream) // size * size
-    mine = meshes.local_rows(self.mesh, size)
-    for block in stream.batches(np.arange(whole).reshape(-1, size)[:, mine]) if whole else ():
-      yield pipeline.Split(*(meshes.from_hosts(self.mesh, rows) for rows in block))
-    if whole < len(stream):
-      yield from stream.batches(np.arange(whole, len(stream))[None])
 
   def accuracy(self, variables: Any, genome: np.ndarray, split: str) -> float:
     correct, _ = self.score(variables, jnp.asarray(genome)[None], split)

@@ -1,0 +1,228 @@
+"""Devices: joining processes, placing arrays, and runs on several simulated devices and processes that equal the run on others."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import ROOT, randomized
+
+from glora_jax import mesh
+from glora_jax.config import default_config
+from glora_jax.files import read_arrays, read_json
+from glora_jax.models import weights
+from glora_jax.models.vit import ViT
+
+
+@pytest.mark.parametrize('shape, devices, axis', [
+    ((768, 3072), 8, 1), ((3072, 768), 8, 0), ((12, 64, 64), 4, 2), ((64, 16, 24), 8, 2), ((64, 3, 5), 8, None), ((8,), 8, 0), ((), 8, None),
+    ((16, 16, 3, 768), 8, 3)])
+def test_the_largest_axis_that_fits_is_sharded_and_no_stack(shape, devices, axis):
+  assert mesh.sharded_axis(shape, devices) == axis
+
+
+def test_a_plain_machine_is_left_alone_and_half_a_description_refused(monkeypatch):
+  for name in ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID', 'SLURM_NTASKS', 'OMPI_COMM_WORLD_SIZE',
+               'TPU_WORKER_HOSTNAMES'):
+    monkeypatch.delenv(name, raising=False)
+  mesh.initialize()
+  assert not jax.distributed.is_initialized()
+  monkeypatch.setenv('SLURM_NTASKS', '1')
+  monkeypatch.setenv('SLURM_STEP_NODELIST', 'node1')
+  mesh.initialize()
+  assert not jax.distributed.is_initialized()
+  for given in (('host:1', None, None), ('host:1', 2, 2), (None, 2, 0)):
+    with pytest.raises(ValueError, match='give all three, the last from 0 to num_processes - 1, or none'):
+      mesh.initialize(*given)
+  monkeypatch.setenv('JAX_COORDINATOR_ADDRESS', 'host:1')
+  with pytest.raises(ValueError, match='coordinator=host:1, num_processes=None'):
+    mesh.initialize()
+
+
+def test_on_one_device_there_is_no_mesh():
+  assert mesh.over_devices('one') is None
+  assert (mesh.over_devices('all') is None) == (jax.device_count() == 1)
+
+
+EIGHT = '''
+import dataclasses, sys
+import jax, jax.numpy as jnp, numpy as np
+sys.path.insert(0, sys.argv[1])
+from conftest import randomized
+import glora_jax
+from glora_jax import mesh as meshes, scoring, space, supernet, training
+from glora_jax.models.vit import ViT
+
+mesh = meshes.over_devices()
+assert dict(mesh.shape) == {'candidate': 1, 'data': 8}
+model = ViT(3, patch_size=8, width=64, depth=2, num_heads=2)
+labels = np.arange(43) % 3
+images = np.random.default_rng(0).normal(size=(43, 16, 16, 3)).astype(np.float32) + labels[:, None, None, None].astype(np.float32)
+adapted = glora_jax.adapt(model, images[:1], merge='up_front')
+variables = adapted.init(jax.random.key(1), randomized(model.init(jax.random.key(2), images[:1])['params'], 3, 0.1))
+variables['glora'] = randomized(variables['glora'], 4, 0.1)
+trainable, frozen = adapted.split(variables)
+loss_of = lambda merge: supernet.supernet_loss(
+    dataclasses.replace(adapted, merge=merge), lambda key, x: x + 0.1 * jax.random.normal(key, x.shape), lambda key: space.sample_genome(key, adapted.spec))
+
+sharded = meshes.shard(mesh, frozen, min_bytes=1024)
+large = [leaf for leaf in jax.tree.leaves(sharded) if leaf.nbytes >= 1024]
+held = lambda tree: sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
+assert held(large) * 8 == sum(leaf.nbytes for leaf in large)
+total = sum(leaf.nbytes for leaf in jax.tree.leaves(frozen))
+assert total / 8 <= held(sharded) < total / 7, (held(sharded), total)
+assert held(meshes.replicate(mesh, frozen)) == total
+jax.tree.map(np.testing.assert_array_equal, meshes.on_host(sharded), frozen)
+
+
+class Stream:
+  def __len__(self): return len(labels)
+  def batches(self, indices):
+    for index in indices: yield images[index], labels[index]
+
+
+flat = lambda tree: np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+def fit(frozen, images=images, loss_fn=loss_of('up_front'), **options):
+  recipe = training.Recipe(epochs=3, batch_size=16, warmup_epochs=1, learning_rate=1e-2)
+  losses = []
+  state = training.fit(loss_fn, trainable, frozen, images, labels, recipe, jax.random.key(4), progress=False, steps_per_dispatch=2,
+                       on_dispatch=lambda _, means: losses.append(means['loss']), **options)
+  return state, losses
+
+
+def same(found, expected):
+  np.testing.assert_allclose(found[1], expected[1], rtol=2e-4)
+  # Gradients that are zero but for rounding are blown up to whole steps by AdamW; all others agree.
+  assert np.isclose(flat(found[0].trainable), flat(expected[0].trainable), rtol=1e-2, atol=1e-4).mean() > 0.98
+
+
+expected = fit(frozen)
+found = fit(frozen, mesh=mesh)
+assert all(leaf.sharding.is_fully_replicated and leaf.sharding.num_devices == 8 for leaf in jax.tree.leaves(found[0][:2]))
+same(found, expected)
+same(fit(sharded, Stream(), mesh=mesh, loss_fn=loss_of('lazy')), expected)
+half = fit(frozen, mesh=mesh, stop_epoch=1)[0]
+np.testing.assert_array_equal(flat(fit(frozen, mesh=mesh, state=half)[0].trainable), flat(found[0].trainable))
+
+try:
+  training.fit(loss_of('lazy'), trainable, frozen, images, labels, training.Recipe(batch_size=12), jax.random.key(0), mesh=mesh)
+except ValueError as error:
+  assert 'A batch of 12 images cannot be dealt to 8 devices' in str(error)
+else:
+  raise AssertionError('a batch that does not fit was taken')
+
+blocks = list(meshes.blocks(mesh, Stream(), 10))
+assert [len(block[1]) for block in blocks] == [16, 16, 11]
+np.testing.assert_array_equal(np.concatenate([block[0] for block in blocks]), images)
+genomes = space.random_genomes(np.random.default_rng(0), adapted.spec, 3)
+plain = scoring.make_scorer(adapted)(variables, genomes, images, labels)
+on_mesh = scoring.make_scorer(adapted, mesh=mesh)
+correct, loss = on_mesh(adapted.join(meshes.replicate(mesh, trainable), sharded), genomes, images, labels)
+assert correct.sharding.is_fully_replicated
+np.testing.assert_array_equal(correct, plain[0])
+np.testing.assert_allclose(loss, plain[1], rtol=1e-4)
+'''
+
+
+def environment(devices):
+  return {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+          'JAX_COMPILATION_CACHE_DIR': jax.config.jax_compilation_cache_dir, 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.3'}
+
+
+def test_eight_devices_with_the_base_replicated_or_sharded_train_and_score_as_one():
+  ran = subprocess.run([sys.executable, '-c', EIGHT, os.path.dirname(__file__)], env=environment(8), capture_output=True, text=True)
+  assert ran.returncode == 0, ran.stderr[-3000:]
+
+
+@pytest.fixture(scope='module')
+def overrides(tmp_path_factory):
+  """A tiny run as the fields that differ from the default config."""
+  folder = tmp_path_factory.mktemp('mesh')
+  model = ViT(10, patch_size=4, width=16, depth=2, num_heads=2)
+  params = randomized(model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))['params'], scale=0.2)
+  weights.save(folder / 'tiny.safetensors', model, params, {'image_size': 8, 'normalization': 'unit'})
+  (folder / 'config.py').write_text('from glora_jax.config import default_config as get_config\n')
+  fields = {
+      'model.weights': folder / 'tiny.safetensors', 'data.dir': folder / 'tfds', 'budget': 1000,
+      'supernet.epochs': 2, 'supernet.warmup_epochs': 1, 'supernet.accumulate': 2, 'supernet.learning_rate': 1e-2,
+      'search.population': 6, 'search.generations': 1, 'search.parents': 3, 'search.mutations': 3, 'search.crossovers': 3,
+      'finetune.epochs': 1, 'finetune.warmup_epochs': 0, 'finetune.learning_rate': 1e-3, 'finetune.on': 'train+val'}
+  return folder, [f'--config.{name}={value}' for name, value in fields.items()]
+
+
+def start(overrides, workdir, devices, *more):
+  folder, fields = overrides
+  arguments = [sys.executable, '-m', 'glora_jax.main', '--config', str(folder / 'config.py'), '--workdir', str(workdir), *fields, *more]
+  return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment(devices))
+
+
+def start_two(overrides, workdir, *more):
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    port = free.getsockname()[1]
+  joined = (f'--config.distributed.coordinator=localhost:{port}', '--config.distributed.num_processes=2')
+  return [start(overrides, workdir, 4, *joined, f'--config.distributed.process_id={process}', *more) for process in range(2)]
+
+
+def finish(*processes):
+  """Standard output of each."""
+  said = [process.communicate(timeout=300) for process in processes]
+  for process, (_, errors) in zip(processes, said, strict=True):
+    assert process.returncode == 0, errors[-3000:]
+  return [output for output, _ in said]
+
+
+def test_two_processes_end_as_one_does_and_one_goes_on_from_what_two_have_left(overrides, tmp_path):
+  """Four simulated devices each, training images streamed and the base sharded, against eight in one process, resident and replicated."""
+  layout = ('--config.data.max_resident=100000', '--config.mesh.base=sharded')
+  killed = start_two(overrides, tmp_path / 'two', *layout)
+  while not (tmp_path / 'two' / 'baselines').exists() and all(process.poll() is None for process in killed):
+    time.sleep(0.05)
+  for process in killed:
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, process.communicate()[1][-3000:]
+    process.communicate()
+  subprocess.run(['cp', '-r', tmp_path / 'two', tmp_path / 'four'], check=True)
+
+  printed = finish(*start_two(overrides, tmp_path / 'two', *layout))
+  assert 'winner, finetuned' in printed[0]
+  assert not printed[1].strip()
+  finish(start(overrides, tmp_path / 'four', 4, *layout))
+  finish(start(overrides, tmp_path / 'eight', 8))
+
+  assert sorted(os.listdir(tmp_path / 'two')) == sorted(os.listdir(tmp_path / 'eight'))
+  for name in ('two', 'four', 'eight'):
+    with open(tmp_path / name / 'metrics.jsonl') as file:
+      entries = [json.loads(line) for line in file]
+    assert len({(entry['stage'], entry['step']) for entry in entries}) == len(entries)  # one process writes
+    assert read_json(tmp_path / name / 'config.json')['search']['population'] == 6
+  eight = read_json(tmp_path / 'eight' / 'result.json')
+  archive = read_arrays(tmp_path / 'eight' / 'search' / 'archive.npz')
+  _, params, _ = weights.load(tmp_path / 'eight' / 'folded')
+  for name in ('two', 'four'):
+    other, found = read_json(tmp_path / name / 'result.json'), read_arrays(tmp_path / name / 'search' / 'archive.npz')
+    np.testing.assert_array_equal(found['genomes'], archive['genomes'])
+    np.testing.assert_allclose(found['loss'], archive['loss'], rtol=1e-3)
+    assert np.abs(found['correct'] - archive['correct']).max() <= 1
+    assert other['winner']['genome'] == eight['winner']['genome']
+    assert other['winner']['test_accuracy'] == pytest.approx(eight['winner']['test_accuracy'], abs=2.5 / 797)
+    assert other['fold_max_abs_diff'] < 1e-4
+    _, others, _ = weights.load(tmp_path / name / 'folded')
+    close = [np.isclose(a, b, rtol=1e-2, atol=1e-3) for a, b in zip(jax.tree.leaves(others), jax.tree.leaves(params), strict=True)]
+    assert np.mean(np.concatenate([np.ravel(part) for part in close])) > 0.98
+
+
+def test_fields_of_the_machine_are_explained():
+  from glora_jax.config import check_config
+  for name in ('devices', 'base'):
+    config = default_config()
+    config.mesh[name] = 'some'
+    with pytest.raises(ValueError, match=f"mesh.{name}='some' is unknown; it is one of"):
+      check_config(config)
