@@ -154,7 +154,7 @@ Each subnet, with the supernet's weights (S) and trained alone (T); the winner i
 
 ## c. Did the search fit its {val} images?
 
-From the mean of the random generation to the winner, accuracy rose by {points(over['val_accuracy'])} points on validation and by
+From the mean of the random generation to the winner, accuracy changed by {points(over['val_accuracy'])} points on validation and by
 {points(over['test_accuracy'])} on test; loss changed by {loss(over['val_loss'])} and {loss(over['test_loss'])}. What validation gained and test
 did not is how much the search fit its images: {points(over['accuracy_gap'])} points and {loss(over['loss_gap'])} of loss.
 
