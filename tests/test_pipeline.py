@@ -125,7 +125,7 @@ def test_a_stream_resumes_in_the_middle_of_an_epoch(examples):
 
 ORDER = '''
 import sys, jax, numpy as np
-from glora_jax.supernet import batch_indices
+from glora_jax.training import batch_indices
 assert jax.device_count() == int(sys.argv[1])
 print(batch_indices(jax.random.key(7), int(sys.argv[2]), 20, 83, 8).tolist())
 '''
