@@ -92,6 +92,11 @@ TASKS = {'digits': digits, 'mnist': mnist}
 FITNESSES = ('loss', 'accuracy')
 
 
+def ways(fitness):
+  """By accuracy the estimate from training images, which are almost all right, says little, and is left out."""
+  return {way: settings for way, settings in WAYS.items() if fitness == 'loss' or 'training' not in way}
+
+
 def job(name, seed, epochs):
   """All ways on one task and seed."""
   splits = {split: tuple(map(jnp.asarray, data)) for split, data in TASKS[name]().items()}
@@ -105,7 +110,7 @@ def job(name, seed, epochs):
           for split in ('val', 'train')}
   found = {}
   for fitness in FITNESSES:
-    for way, settings in WAYS.items():
+    for way, settings in ways(fitness).items():
       split = 'train' if 'training' in way else 'val'
       guide = functools.partial(estimate, fitness=fitness, split=split)
       settings = dataclasses.replace(settings, fitness=fitness)
@@ -148,7 +153,7 @@ def main():
     for fitness in FITNESSES:
       curve = result['ways'][f'paper by {fitness}']['curve']
       target = curve[-1][1]
-      for way in WAYS:
+      for way in ways(fitness):
         of = result['ways'][f'{way} by {fitness}']
         needed = reached(of['curve'], target)
         missed[f'{way} by {fitness}'] = missed.get(f'{way} by {fitness}', 0) + (needed is None)

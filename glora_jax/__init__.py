@@ -3,6 +3,7 @@
 from glora_jax import nnx
 from glora_jax.adapt import Adapted, Subnet, adapt
 from glora_jax.checkpoint import load_adapter, load_official_supernet, save_adapter
+from glora_jax.many import Training, train_many
 from glora_jax.reparam import effective, init_supports
 from glora_jax.scoring import make_scorer, score
 from glora_jax.search import Archive, Evolution, evolve
@@ -20,7 +21,7 @@ from glora_jax.space import (
     random_genomes,
     sample_genome,
 )
-from glora_jax.supernet import supernet_loss
+from glora_jax.supernet import Consistency, Sampling, subnet_loss, supernet_loss
 from glora_jax.training import Recipe, fit
 
 __version__ = '0.1.0'
@@ -28,12 +29,15 @@ __version__ = '0.1.0'
 __all__ = [
     'Adapted',
     'Archive',
+    'Consistency',
     'Evolution',
     'Layer',
     'Recipe',
+    'Sampling',
     'SearchSpace',
     'Spec',
     'Subnet',
+    'Training',
     'adapt',
     'canonicalize',
     'count_params',
@@ -54,5 +58,7 @@ __all__ = [
     'sample_genome',
     'save_adapter',
     'score',
+    'subnet_loss',
     'supernet_loss',
+    'train_many',
 ]
