@@ -1,207 +1,282 @@
-"""One training step: of the supernet, of fixed subnets, and of peers, over plain full fine-tuning of the same ViT.
+"""One training step: the supernet, fixed presets and their peers, against plain full fine-tuning of the same ViT.
 
-  pip install -e '.[peers]'   # for the peers, optional
-  python -m benchmarks.supernet_step [--quick] [--shape Ti|B]
+  pip install -e '.[peers]' peft qwix   # what is not installed is left out
+  python -m benchmarks.supernet_step [--shape Ti|B] [--remat POLICY] [--repeats 7] [--only NAME ...] [--quick]
 
-Every method takes `STEPS` steps of AdamW on 64 random images in one call; all run in turn, the figures are medians of the ratios of seven
-rounds. Ours are the steps that users run (`training.make_steps`); the yardstick is the same function with all parameters trainable. qwix
-adapts the same Flax model, at the same layers and rank; Hugging Face PEFT's LoRA and GLoRA adapt timm's ViT of the same shape, at the
-same layers. Heads are trained everywhere. `bytes_over_full` is what XLA's `memory_analysis` says of arguments, temporaries and outputs that
-alias no argument, over the same of the yardstick. A peer that is not installed is null.
+`--shape Ti` (the default) is ViT-Ti/16 at 96 pixels in float32, for two CPU cores; `--shape B` is ViT-B/16 at 224 in bfloat16, for a GPU.
+Batch 64, 10 classes, AdamW, rank 4, the head always trained, no augmentation, images resident.
 
-`--shape Ti` is ViT-Ti/16 at 96 pixels in float32; `--shape B` is ViT-B/16 at 224 pixels, computed in bfloat16, for a GPU, and also prints the
-share of the device's matmul peak, which is measured: model FLOPs are 2 x parameters x tokens for each product and pass (forward,
-gradient by inputs, and by weights where these are trained), attention's products included. `--quick`: one round. The last line is JSON.
+Each row takes the same number of steps, in turn; JAX rows as one dispatch of `glora_jax.training.make_steps`, torch rows as a
+plain loop. A ratio is the median over the repeats of the ratios within one repeat, so a machine that slows down for a while slows
+both sides; below 1 is faster. Bytes are XLA's account of the compiled steps: arguments, temporaries, and results that take no argument's place;
+gradients are counted in them, and shown apart as what the trained parameters measure. The share of the peak is the model's
+floating-point operations by arithmetic (three times the forward's matrix products, for every row alike) per second over those of one large
+matrix product, timed in the same run. The last line is JSON.
 """
 
 import argparse
 import importlib.util
 import json
+import os
 import statistics
 import time
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 import glora_jax
 from benchmarks import machine
-from glora_jax import space, training
-from glora_jax.models.vit import vit
-from glora_jax.supernet import cross_entropy, subnet_loss, supernet_loss
+from glora_jax import space, supernet, training
+from glora_jax.models.vit import ViT, vit
 
-BATCH, RANK, STEPS = 64, 4, 3
-SHAPES = {'Ti': (96, None), 'B': (224, jnp.bfloat16)}
-LAYERS = ('qkv', 'proj', 'fc1', 'fc2')
-installed = lambda *names: all(importlib.util.find_spec(name) for name in names)
+CLASSES, RANK, LAYERS = 10, 4, ('qkv', 'proj', 'fc1', 'fc2')
 
 
-class Method:
-  """Steps of one way to train, compiled; calling it takes `STEPS` of them."""
+class Shape(NamedTuple):
+  """What is trained: the ViT, the images' side, the batch, and the steps of one dispatch."""
 
-  def __init__(self, loss, trainable, frozen, images, labels):
-    optimizer = optax.adamw(1e-3, weight_decay=1e-4)
-    trainable = jax.tree.map(jnp.copy, trainable)
-    self.state = trainable, optimizer.init(trainable)
-    indices, key = jnp.tile(jnp.arange(BATCH), (STEPS, 1)), jax.random.key(0)
-    self.rest = 0, frozen, images, labels, indices, key
-    self.compiled = training.make_steps(loss, optimizer).lower(*self.state, *self.rest).compile()
-    count = lambda tree: sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
-    self.optimizer_bytes, self.gradient_bytes = count(self.state[1]), count(trainable)
-
-  def __call__(self):
-    *self.state, _, metrics = self.compiled(*self.state, *self.rest)
-    jax.block_until_ready(metrics)
-
-  @property
-  def bytes(self):
-    memory = self.compiled.memory_analysis()
-    return memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+  model: ViT
+  size: int
+  batch: int
+  steps: int
 
 
-def ours(model, params, images, labels):
-  """The yardstick and our ways to train, by name."""
-  adapted = glora_jax.adapt(model, images[:1], space=glora_jax.SearchSpace((RANK,)))
-  variables, plain = adapted.init(jax.random.key(2), params), lambda key, x: x
-  loss = lambda trainable, frozen, x, y, key: cross_entropy(model.apply({'params': trainable}, x), y)
-  methods = {'full': Method(loss, params, {}, images, labels)}
-  halves = adapted.split(variables)
-  sample = lambda key: space.sample_genome(key, adapted.spec)
-  methods['supernet'] = Method(supernet_loss(adapted, plain, sample), *halves, images, labels)
-  for preset in ('lora', 'bitfit'):
-    subnet = adapted.fix(space.preset(adapted.spec, preset))
-    methods[preset] = Method(subnet_loss(subnet, plain), *subnet.split(variables), images, labels)
-  return methods
+SHAPES = {
+    'Ti': Shape(vit('Ti', CLASSES), 96, 64, 4),
+    'B': Shape(vit('B', CLASSES, dtype=jnp.bfloat16), 224, 64, 10),
+    'quick': Shape(ViT(CLASSES, patch_size=16, width=48, depth=2, num_heads=3), 32, 8, 2),
+}
 
 
-def qwix_lora(model, images, labels):
-  """LoRA by qwix on the same model; None where it is not installed."""
-  if not installed('qwix'):
-    return None
+class Row(NamedTuple):
+  """One way to train: `run()` takes a dispatch of steps to their end; bytes are null for torch."""
+
+  run: Callable[[], None]
+  held: int | None = None
+  optimizer: int | None = None
+  gradients: int | None = None
+
+
+def size_of(tree) -> int:
+  """Bytes of all arrays of a tree."""
+  return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+
+def jax_row(loss_fn, trainable, frozen, images, labels, batch: int, steps: int) -> Row:
+  """The library's own compiled steps, with its own optimizer."""
+  optimizer = training.Recipe(batch_size=batch).optimizer(len(labels))
+  state = jax.tree.map(jnp.copy, trainable)
+  state = [state, jax.jit(optimizer.init)(state), 0]
+  indices = training.batch_indices(jax.random.key(0), 0, steps, len(labels), batch)
+  rest = frozen, images, labels, indices, jax.random.key(1)
+  compiled = training.make_steps(loss_fn, optimizer).lower(*state, *rest).compile()
+  memory = compiled.memory_analysis()
+  held = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+
+  def run():
+    state[0], state[1], done, metrics = compiled(*state, *rest)
+    jax.block_until_ready((state[0], metrics))
+    assert int(done) == state[2] + steps, 'the loss was not finite'
+    state[2] = int(done)
+
+  return Row(run, held, size_of(state[1]), size_of(trainable))
+
+
+def full(shape: Shape, params, images, labels) -> Row:
+  """The yardstick."""
+  loss_fn = lambda params, frozen, x, y, key: supernet.cross_entropy(shape.model.apply({'params': params}, x), y)
+  return jax_row(loss_fn, params, {}, images, labels, shape.batch, shape.steps)
+
+
+def supernet_step(shape: Shape, params, images, labels) -> Row:
+  """A random genome for every step."""
+  adapted = glora_jax.adapt(shape.model, images[:1], space=glora_jax.SearchSpace(ranks=(RANK,)))
+  trainable, frozen = adapted.split(adapted.init(jax.random.key(2), params))
+  loss_fn = supernet.supernet_loss(adapted, lambda key, x: x, lambda key: space.sample_genome(key, adapted.spec))
+  return jax_row(loss_fn, trainable, frozen, images, labels, shape.batch, shape.steps)
+
+
+def preset(name: str):
+  """A fixed preset in its cheapest form."""
+
+  def row(shape: Shape, params, images, labels) -> Row:
+    adapted = glora_jax.adapt(shape.model, images[:1], space=glora_jax.SearchSpace(ranks=(RANK,)))
+    subnet = adapted.fix(glora_jax.preset(adapted.spec, name))
+    trainable, frozen = subnet.split(adapted.init(jax.random.key(2), params))
+    loss_fn = lambda trainable, frozen, x, y, key: supernet.cross_entropy(subnet.apply(subnet.join(trainable, frozen), x), y)
+    return jax_row(loss_fn, trainable, frozen, images, labels, shape.batch, shape.steps)
+
+  return row
+
+
+def qwix_lora(shape: Shape, params, images, labels) -> Row:
+  """LoRA of the same rank in the same layers of the same Flax model, by Google's qwix."""
   import flax
   import qwix
 
-  provider = qwix.LoraProvider(module_path=rf'blocks/.*({"|".join(LAYERS)})', rank=RANK, alpha=float(RANK))
-  adapted = qwix.apply_lora_to_model(model, provider)
-  params = flax.traverse_util.flatten_dict(jax.jit(adapted.init)(jax.random.key(1), images[:1])['params'])
-  half = lambda trained: {p: v for p, v in params.items() if (any('lora' in str(part) for part in p) or p[0] == 'head') == trained}
-  if not any('lora' in str(part) for path in params for part in path):
-    raise RuntimeError('qwix adapted no layer; its naming has changed.')
-
-  def loss(trainable, frozen, x, y, key):
-    variables = {'params': flax.traverse_util.unflatten_dict({**frozen, **trainable})}
-    return cross_entropy(adapted.apply(variables, x), y)
-
-  return Method(loss, half(True), half(False), images, labels)
+  provider = qwix.LoraProvider(module_path=f'blocks/.*({"|".join(LAYERS)})', rank=RANK, alpha=float(RANK))
+  model = qwix.apply_lora_to_model(shape.model, provider)
+  flatten, unflatten = flax.traverse_util.flatten_dict, flax.traverse_util.unflatten_dict
+  variables = {**flatten(jax.jit(model.init)(jax.random.key(2), images[:1])['params']), **flatten(params)}
+  is_trained = lambda path: path[0] == 'head' or path[-1].endswith(('_lora_a', '_lora_b'))
+  found = sum(path[-1].endswith('_lora_a') for path in variables)
+  assert found == len(LAYERS), f'qwix put LoRA into {found} stacks of layers'
+  trainable, frozen = ({p: v for p, v in variables.items() if is_trained(p) == part} for part in (True, False))
+  loss_fn = lambda trainable, frozen, x, y, key: supernet.cross_entropy(model.apply({'params': unflatten({**trainable, **frozen})}, x), y)
+  return jax_row(loss_fn, trainable, frozen, images, labels, shape.batch, shape.steps)
 
 
-def peft_methods(model, size, images, labels):
-  """Hugging Face PEFT's LoRA and GLoRA on timm's ViT, by name; empty where they are not installed."""
-  if not installed('torch', 'timm', 'peft'):
-    return {}
-  import peft
-  import timm
-  import torch
+def peft_row(config_of):
+  """timm's ViT of the same shape with a Hugging Face PEFT adapter."""
 
-  on_gpu = torch.cuda.is_available() and jax.default_backend() == 'gpu'
-  device, found = torch.device('cuda' if on_gpu else 'cpu'), {}
-  x = torch.tensor(np.asarray(images)).permute(0, 3, 1, 2).to(device)
-  y = torch.tensor(np.asarray(labels), dtype=torch.long, device=device)
-  layers = rf'blocks\..*\.({"|".join(LAYERS)})'
-  configs = {'peft_lora': lambda: peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=layers, modules_to_save=['head'])}
-  if hasattr(peft, 'GloraConfig'):
-    configs['peft_glora'] = lambda: peft.GloraConfig(r=RANK, target_modules=layers, modules_to_save=['head'])
-  for name, config in configs.items():
+  def row(shape: Shape, params, images, labels) -> Row:
+    import peft
+    import timm
+    import torch
+
+    del params
+    like, device = shape.model, 'cuda' if torch.cuda.is_available() else 'cpu'
     base = timm.models.vision_transformer.VisionTransformer(
-        img_size=size, patch_size=model.patch_size, embed_dim=model.width, depth=model.depth, num_heads=model.num_heads, num_classes=10)
-    adapted = peft.get_peft_model(base, config()).to(device).train()
-    optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=1e-3, weight_decay=1e-4)
+        img_size=shape.size, patch_size=like.patch_size, embed_dim=like.width, depth=like.depth, num_heads=like.num_heads, num_classes=CLASSES)
+    config = config_of(peft)(r=RANK, target_modules=f'blocks\\..*\\.({"|".join(LAYERS)})', modules_to_save=['head'])
+    if hasattr(config, 'lora_alpha'):
+      config.lora_alpha = RANK
+    model = peft.get_peft_model(base, config).to(device).train()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=1e-4)
+    x = torch.tensor(np.asarray(images)).permute(0, 3, 1, 2).contiguous().to(device)
+    y = torch.tensor(np.asarray(labels)).long().to(device)
+    batches = torch.tensor(training.batch_indices(jax.random.key(0), 0, shape.steps, len(labels), shape.batch)).long().to(device)
 
-    def take(adapted=adapted, optimizer=optimizer):
-      for _ in range(STEPS):
-        optimizer.zero_grad()
-        with torch.autocast(device.type, torch.bfloat16, enabled=model.dtype is not None):
-          loss = torch.nn.functional.cross_entropy(adapted(x), y)
+    def run():
+      for index in batches:
+        with torch.autocast(device, torch.bfloat16, enabled=like.dtype == jnp.bfloat16):
+          loss = torch.nn.functional.cross_entropy(model(x[index]), y[index])
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-      if on_gpu:
-        torch.cuda.synchronize()
+      loss.item()
 
-    found[name] = take
-  return found
+    return Row(run)
 
-
-def products(model, size):
-  """FLOPs of one forward pass of one image: of the linear layers, and of attention."""
-  patches = (size // model.patch_size)**2
-  tokens, width = patches + 1, model.width
-  linear = 2 * patches * 3 * model.patch_size**2 * width + 2 * tokens * model.depth * 12 * width**2
-  return linear, 4 * tokens**2 * width * model.depth
+  return row
 
 
-def matmul_peak(dtype):
-  """FLOPs per second of one large product."""
-  a = jnp.ones((8192, 8192), dtype)
-  many = jax.jit(lambda a: jax.lax.fori_loop(0, 20, lambda _, x: (x @ a) * 1e-4, a))
-  many(a).block_until_ready()
-  times = []
-  for _ in range(5):
-    start = time.perf_counter()
-    many(a).block_until_ready()
-    times.append(time.perf_counter() - start)
-  return 20 * 2 * 8192**3 / min(times)
+def glora_config(peft):
+  """All five tensors in their largest form."""
+  return lambda **fields: peft.GloraConfig(config_A_B='lora', config_C='lora', config_D_E='vector', **fields)
 
 
-def timed(function):
+ROWS = {
+    'full fine-tuning': (full, ()),
+    'supernet': (supernet_step, ()),
+    'LoRA preset': (preset('lora'), ()),
+    'BitFit preset': (preset('bitfit'), ()),
+    'qwix LoRA': (qwix_lora, ('qwix',)),
+    'PEFT LoRA (torch)': (peft_row(lambda peft: peft.LoraConfig), ('torch', 'timm', 'peft')),
+    'PEFT GLoRA (torch)': (peft_row(glora_config), ('torch', 'timm', 'peft')),
+}
+
+
+def timed(function) -> float:
   start = time.perf_counter()
   function()
-  return (time.perf_counter() - start) / STEPS
+  return time.perf_counter() - start
+
+
+def in_turn(rows: dict[str, Row], repeats: int) -> dict[str, list[float]]:
+  """Seconds of every row's dispatch in every repeat, each row warmed up once."""
+  for row in rows.values():
+    row.run()
+  seconds = {name: [] for name in rows}
+  for _ in range(repeats):
+    for name, row in rows.items():
+      time.sleep(0.3)  # threads of the other framework spin for a while after their work
+      seconds[name].append(timed(row.run))
+  return seconds
+
+
+def ratio(seconds, one: str, other: str) -> float | None:
+  """Median of the ratios within a repeat; None where one of the two was not run."""
+  if one not in seconds or other not in seconds:
+    return None
+  return round(statistics.median(a / b for a, b in zip(seconds[one], seconds[other], strict=True)), 3)
+
+
+def model_operations(shape: Shape) -> float:
+  """Floating-point operations of one training step: the matrix products of the forward pass, and twice as many of the backward."""
+  model = shape.model
+  patches = (shape.size // model.patch_size) ** 2
+  tokens = patches + int(model.class_token)
+  layers = 12 * model.width**2 * tokens + 2 * tokens**2 * model.width  # multiply-adds of a block: dense layers, attention
+  embedding = patches * model.patch_size**2 * 3 * model.width
+  return 3 * 2 * shape.batch * (model.depth * layers + embedding)
+
+
+def peak(dtype, side: int, repeats: int = 5) -> float:
+  """Floating-point operations a second of a chain of large matrix products, the best of some repeats."""
+  chain = 8
+  x = jnp.full((side, side), 1 / side, dtype)
+  products = jax.jit(lambda x: jax.lax.fori_loop(0, chain, lambda _, y: y @ x, x))
+  run = lambda: products(x).block_until_ready()
+  run()
+  return chain * 2 * side**3 / min(timed(run) for _ in range(repeats))
 
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--quick', action='store_true', help='one round')
-  parser.add_argument('--shape', choices=SHAPES, default='Ti')
-  given = parser.parse_args()
-  size, dtype = SHAPES[given.shape]
-  model = vit(given.shape, 10, patch_size=16, dtype=dtype)
-  images = jax.random.normal(jax.random.key(0), (BATCH, size, size, 3))
-  labels = jax.random.randint(jax.random.key(1), (BATCH,), 0, 10)
-  params = jax.jit(model.init)(jax.random.key(2), images[:1])['params']
-  methods = ours(model, params, images, labels)
-  if (peer := qwix_lora(model, images, labels)) is not None:
-    methods['qwix_lora'] = peer
-  methods |= peft_methods(model, size, images, labels)
-  for method in methods.values():
-    method()
-  times = {name: [] for name in methods}
-  for _ in range(1 if given.quick else 7):
-    for name, method in methods.items():
-      times[name].append(timed(method))
+  parser.add_argument('--shape', choices=('Ti', 'B'), default='Ti')
+  parser.add_argument('--remat', help='policy of jax.checkpoint_policies for all JAX rows; dots_saveable for instance')
+  parser.add_argument('--repeats', type=int, default=7)
+  parser.add_argument('--only', nargs='+', choices=ROWS, metavar='NAME', help='these rows alone, for a look at one of them')
+  parser.add_argument('--quick', action='store_true', help='a tiny ViT, two repeats')
+  arguments = parser.parse_args()
+  os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')  # torch shares the card
+  shape = SHAPES['quick' if arguments.quick else arguments.shape]
+  shape = shape._replace(model=shape.model.clone(remat=arguments.remat))
+  repeats = 2 if arguments.quick else arguments.repeats
+  installed = lambda names: all(importlib.util.find_spec(name) for name in names)
+  if installed(('torch',)):
+    import torch
+    torch.set_num_threads(os.cpu_count())
 
-  def ratio(one, other):
-    return round(statistics.median(a / b for a, b in zip(times[one], times[other], strict=True)), 3) if {one, other} <= times.keys() else None
+  images = jax.random.normal(jax.random.key(0), (shape.batch * shape.steps, shape.size, shape.size, 3))
+  labels = jnp.arange(len(images), dtype=jnp.int32) % CLASSES
+  params = jax.jit(shape.model.init)(jax.random.key(1), images[:1])['params']
+  rows = {name: make(shape, params, images, labels) for name, (make, needs) in ROWS.items()
+          if installed(needs) and (not arguments.only or name in arguments.only)}
+  seconds = in_turn(rows, repeats)
 
-  linear, attention = products(model, size)
-  passes = {'full': (3, 3), 'supernet': (3, 3)}  # the supernet's gradient goes through the merged weights; of fixed subnets, thin terms do not
-  peak = matmul_peak(jnp.bfloat16) if jax.default_backend() != 'cpu' else None
-  print(f'{"":12}{"ms a step":>11}{"over full":>11}{"MiB held":>10}{"optimizer":>11}{"gradients":>11}{"of peak":>9}')
-  shares = {}
-  for name, method in methods.items():
-    bytes_held = (method.bytes, method.optimizer_bytes, method.gradient_bytes) if isinstance(method, Method) else ()
-    held = [f'{x / 2**20:.1f}' for x in bytes_held] or [''] * 3
-    seconds = statistics.median(times[name])
-    weights, products_passes = passes.get(name, (2, 3))
-    shares[name] = round(BATCH * (linear * weights + attention * products_passes) / seconds / peak, 3) if peak else None
-    print(f'{name:12}{1000 * seconds:11.1f}{ratio(name, "full"):11.2f}{held[0]:>10}{held[1]:>11}{held[2]:>11}{shares[name] or "":>9}')
-  held = {name: method.bytes for name, method in methods.items() if isinstance(method, Method)}
+  on_accelerator = jax.default_backend() != 'cpu'
+  dtype = shape.model.dtype or jnp.float32
+  top = peak(dtype, 256 if arguments.quick else 8192 if on_accelerator else 2048)
+  operations = model_operations(shape)
+  median = {name: statistics.median(values) / shape.steps for name, values in seconds.items()}
+  mebibytes = lambda value: '' if value is None else f'{value / 2**20:.1f}'
+  print(f'{"":20s} {"ms a step":>10s} {"over full":>10s} {"of peak":>8s} {"MiB held":>10s} {"optimizer":>10s} {"gradients":>10s}')
+  for name, row in rows.items():
+    over = ratio(seconds, name, 'full fine-tuning')
+    print(f'{name:20s} {1e3 * median[name]:10.1f} {"" if over is None else over:>10} {operations / median[name] / top:8.3f} '
+          f'{mebibytes(row.held):>10s} {mebibytes(row.optimizer):>10s} {mebibytes(row.gradients):>10s}')
+  print(f'Peak: {top / 1e9:.0f} GFLOP/s in {jnp.dtype(dtype).name}. One step of full fine-tuning: {operations / 1e9:.1f} GFLOP. '
+        f'{repeats} repeats of {shape.steps} steps.')
+  both = 'supernet' in rows and 'full fine-tuning' in rows
   print(json.dumps({
-      'benchmark': 'supernet_step', 'machine': machine.describe(), 'shape': given.shape,
-      'supernet_over_full': ratio('supernet', 'full'), 'lora_over_full': ratio('lora', 'full'), 'bitfit_over_full': ratio('bitfit', 'full'),
-      'bytes_over_full': round(held['supernet'] / held['full'], 3), 'supernet_over_peft_glora': ratio('supernet', 'peft_glora'),
-      'lora_over_qwix': ratio('lora', 'qwix_lora'), 'lora_over_peft_lora': ratio('lora', 'peft_lora'),
-      'share_of_peak': shares if peak else None}))
+      'benchmark': 'supernet_step', 'machine': machine.describe(), 'quick': arguments.quick, 'shape': arguments.shape, 'remat': arguments.remat,
+      'repeats': repeats, 'milliseconds': {name: round(1e3 * value, 2) for name, value in median.items()},
+      'share_of_peak': {name: round(operations / value / top, 4) for name, value in median.items()},
+      'supernet_over_full': ratio(seconds, 'supernet', 'full fine-tuning'),
+      'lora_over_full': ratio(seconds, 'LoRA preset', 'full fine-tuning'),
+      'bytes_over_full': round(rows['supernet'].held / rows['full fine-tuning'].held, 3) if both else None,
+      'bytes_held': {name: row.held for name, row in rows.items()},
+      'optimizer_bytes': {name: row.optimizer for name, row in rows.items()},
+      'gradient_bytes': {name: row.gradients for name, row in rows.items()},
+      'supernet_over_peft_glora': ratio(seconds, 'supernet', 'PEFT GLoRA (torch)'),
+      'lora_over_qwix': ratio(seconds, 'LoRA preset', 'qwix LoRA'),
+      'lora_over_peft_lora': ratio(seconds, 'LoRA preset', 'PEFT LoRA (torch)')}))
 
 
 if __name__ == '__main__':

@@ -8,6 +8,7 @@ DINOv2. `glora_jax.adapt` attaches the supports from outside, as it does for any
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -23,8 +24,33 @@ SIZES = {
     'H': {'width': 1280, 'depth': 32, 'num_heads': 16},
 }
 
+
+
+@jax.custom_jvp
+def gelu(x: jax.Array) -> jax.Array:
+  """x Phi(x), Phi the normal distribution function (Hendrycks and Gimpel 2016, arXiv 1606.08415), computed in float32 or wider.
+
+  Forward and backward take half the time of `nn.gelu(x, approximate=False)` on CPU: erf is cheaper than erfc, whose accuracy in the
+  far negative tail only matters relative to an output that is almost zero, and one derivative is kept where autodiff keeps its parts.
+  """
+  return _gelu_and_derivative(x)[0]
+
+
+@gelu.defjvp
+def _gelu_jvp(primals, tangents):
+  value, derivative = _gelu_and_derivative(*primals)
+  return value, tangents[0] * derivative
+
+
+def _gelu_and_derivative(x):
+  wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  distribution = 0.5 * (1 + jax.lax.erf(wide * math.sqrt(0.5)))
+  density = jnp.exp(-0.5 * wide**2) * (1 / math.sqrt(2 * math.pi))
+  return (wide * distribution).astype(x.dtype), (distribution + wide * density).astype(x.dtype)
+
+
 ACTIVATIONS = {
-    'gelu': lambda x: nn.gelu(x, approximate=False),  # timm, Hugging Face, DINOv2
+    'gelu': gelu,  # timm, Hugging Face, DINOv2
     'gelu_tanh': lambda x: nn.gelu(x, approximate=True),  # vision_transformer and big_vision
     'quick_gelu': lambda x: x * nn.sigmoid(1.702 * x),  # OpenAI's CLIP
 }
@@ -47,6 +73,25 @@ def drop_path(key: jax.Array, x: jax.Array, rate: jax.Array | float) -> jax.Arra
   return jnp.where(mask, x / keep, 0)
 
 
+def patch_product(images: jax.Array, kernel: jax.Array, strides, padding, *, precision=None, **_) -> jax.Array:
+  """`jax.lax.conv_general_dilated` of patches that do not overlap, as one matrix product.
+
+  On CPU the kernel's gradient of the convolution itself takes longer than all blocks of a small ViT together.
+
+  Args:
+    images: [batch, height, width, channels].
+    kernel: [patch, patch, channels, out].
+
+  Returns:
+    [batch, height / patch, width / patch, out].
+  """
+  batch, height, width, channels = images.shape
+  rows, columns = kernel.shape[:2]
+  patches = images.reshape(batch, height // rows, rows, width // columns, columns, channels).transpose(0, 1, 3, 2, 4, 5)
+  patches = patches.reshape(batch * (height // rows) * (width // columns), -1)
+  return jnp.dot(patches, kernel.reshape(-1, kernel.shape[-1]), precision=precision).reshape(batch, height // rows, width // columns, -1)
+
+
 class Attention(nn.Module):
   """Multi-head self-attention with one fused projection: q, k, v stand side by side in `qkv`'s outputs."""
 
@@ -56,14 +101,17 @@ class Attention(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     batch, tokens, width = x.shape
-    qkv = nn.Dense(3 * width, dtype=self.dtype, name='qkv')(x)
-    q, k, v = qkv.reshape(batch, tokens, 3, self.num_heads, -1).transpose(2, 0, 3, 1, 4)  # [batch, heads, tokens, head width]
+    # The tokens of all examples go side by side into every dense layer: XLA's CPU backward pass then transposes no large array for
+    # the kernel's gradient. `split`, whose own gradient is a concatenation, spares it three padded copies of q, k and v.
+    qkv = nn.Dense(3 * width, dtype=self.dtype, name='qkv')(x.reshape(-1, width))
+    heads = (batch, tokens, self.num_heads, width // self.num_heads)
+    q, k, v = (part.reshape(heads).transpose(0, 2, 1, 3) for part in jnp.split(qkv, 3, axis=-1))  # [batch, heads, tokens, head width]
     # Heads before tokens makes both products plain batched matrix products: on CPU, forward and backward take 0.7 of the
     # time of jax.nn.dot_product_attention, which keeps heads after tokens.
     logits = jnp.einsum('bhqd,bhkd->bhqk', q * q.shape[-1]**-0.5, k)
     weights = nn.softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32))).astype(v.dtype)
     y = (weights @ v).transpose(0, 2, 1, 3)  # [batch, tokens, heads, head width]
-    return nn.Dense(width, dtype=self.dtype, name='proj')(y.reshape(batch, tokens, width))
+    return nn.Dense(width, dtype=self.dtype, name='proj')(y.reshape(-1, width)).reshape(x.shape)
 
 
 class Mlp(nn.Module):
@@ -73,8 +121,8 @@ class Mlp(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    y = ACTIVATIONS[self.activation](nn.Dense(self.hidden, dtype=self.dtype, name='fc1')(x))
-    return nn.Dense(x.shape[-1], dtype=self.dtype, name='fc2')(y)
+    y = ACTIVATIONS[self.activation](nn.Dense(self.hidden, dtype=self.dtype, name='fc1')(x.reshape(-1, x.shape[-1])))
+    return nn.Dense(x.shape[-1], dtype=self.dtype, name='fc2')(y).reshape(x.shape)
 
 
 class LayerScale(nn.Module):
@@ -161,7 +209,8 @@ class ViT(nn.Module):
     self._check(images)
     patch = (self.patch_size, self.patch_size)
     x = nn.Conv(
-        self.width, patch, strides=patch, padding='VALID', use_bias=not self.pre_norm, dtype=self.dtype, name='embed')(images)
+        self.width, patch, strides=patch, padding='VALID', use_bias=not self.pre_norm, dtype=self.dtype,
+        conv_general_dilated=patch_product, name='embed')(images)
     x = x.reshape(x.shape[0], -1, self.width)  # [batch, patches, width]
     if self.class_token:
       cls = self.param('cls', nn.initializers.zeros, (1, 1, self.width))
