@@ -3,7 +3,7 @@
 from glora_jax import nnx
 from glora_jax.adapt import Adapted, Subnet, adapt
 from glora_jax.checkpoint import load_adapter, load_official_supernet, save_adapter
-from glora_jax.many import Training, train_many
+from glora_jax.many import Training, subnet_runs, train_many
 from glora_jax.reparam import effective, init_supports
 from glora_jax.scoring import make_scorer, score
 from glora_jax.search import Archive, Evolution, evolve
@@ -59,6 +59,7 @@ __all__ = [
     'save_adapter',
     'score',
     'subnet_loss',
+    'subnet_runs',
     'supernet_loss',
     'train_many',
 ]

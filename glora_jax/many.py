@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,8 @@ import numpy as np
 import optax
 from tqdm.auto import tqdm
 
+from glora_jax.adapt import COLLECTION, Adapted
+from glora_jax.supernet import subnet_loss
 from glora_jax.training import LossFn, Recipe, TrainState, batch_indices, make_step, steps_per_call
 
 log = logging.getLogger(__name__)
@@ -40,10 +42,9 @@ def train_many(
 ) -> list[TrainState]:
   """Trains several runs on the same images by the same recipe.
 
-  Runs that have the same loss function (the very same object) and trainable parameters of the same structure and shapes become one
-  compiled program, `vmap`ped over them; such groups follow one another. Frozen parameters are taken from the first run of each group. Every
-  run has its own key, so its own order of images. On an accelerator a group costs little more than one of its runs, where these are
-  small; on CPU nothing is gained.
+  Runs that have the same loss function and the same frozen arrays (the very same objects), and trainable parameters of the same
+  structure and shapes, become one compiled program, `vmap`ped over them; such groups follow one another. Every run has its own key, so its
+  own order of images. On an accelerator a group costs little more than one of its runs, where these are small; on CPU nothing is gained.
 
   Args:
     runs: see `Training`.
@@ -56,17 +57,26 @@ def train_many(
     The final state of every run, in their order. A run whose loss was not finite stops there, at its last good state, whose `step`
     says where, and is named in a warning; the others go on.
 
+  Raises:
+    ValueError: `images` is a stream, a rate is not above 0, or a batch is larger than the images are many.
+
   Example:
-    >>> subnet = adapted.fix(glora_jax.preset(adapted.spec, 'lora'))   # doctest: +SKIP
-    >>> loss = glora_jax.subnet_loss(subnet, preprocess, train=True)
-    >>> trainable, frozen = subnet.split(variables)
-    >>> runs = [Training(loss, trainable, frozen, jax.random.key(seed)) for seed in range(5)]
-    >>> states = train_many(runs, images, labels, Recipe(epochs=100))
+    >>> keys = [jax.random.key(seed) for seed in range(5)]   # doctest: +SKIP
+    >>> starts = [adapted.init(key, params) for key in keys]
+    >>> runs = subnet_runs(adapted, glora_jax.presets(adapted.spec).values(), starts, keys, preprocess, train=True)
+    >>> for run, state in zip(runs, train_many(runs, images, labels, Recipe(epochs=100))):
+    ...   variables = adapted.join(state.trainable, run.frozen)
   """
+  if hasattr(images, 'batches'):
+    raise ValueError('train_many takes resident images, since every run has an order of its own; train on a stream with fit, run by run.')
   groups: dict[Any, list[int]] = {}
   for number, run in enumerate(runs):
-    shapes = tuple((leaf.shape, jnp.result_type(leaf)) for leaf in jax.tree.leaves(run.trainable))
-    groups.setdefault((run.loss_fn, jax.tree.structure(run.trainable), shapes), []).append(number)
+    if not run.rate > 0:
+      raise ValueError(f'rate={run.rate} of run {number} must be above 0.')
+    leaves, structure = jax.tree.flatten(run.trainable)
+    shapes = tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+    frozen, frozen_structure = jax.tree.flatten(run.frozen)
+    groups.setdefault((run.loss_fn, structure, shapes, frozen_structure, tuple(map(id, frozen))), []).append(number)
   states: dict[int, TrainState] = {}
   for title, members in enumerate(groups.values(), 1):
     group = [runs[number] for number in members]
@@ -76,6 +86,34 @@ def train_many(
   if stopped := {number: state.step for number, state in states.items() if state.step < last}:
     log.warning('The loss was not finite, and training stopped, in %s.', ', '.join(f'run {n} at step {step}' for n, step in stopped.items()))
   return [states[number] for number in range(len(runs))]
+
+
+def subnet_runs(
+    adapted: Adapted, genomes: Iterable[Any], starts: Sequence[Any], keys: Sequence[jax.Array], preprocess: Callable, **options: Any,
+) -> list[Training]:
+  """The runs of fixed subnets for `train_many`: every genome from every start, genome by genome; those of one genome are one group.
+
+  Args:
+    adapted: what `glora_jax.adapt` returned.
+    genomes: of the subnets, each [rows, 5].
+    starts: variables to start from, all on the same base arrays: of `adapted.init` with several keys, say.
+    keys: of the training from each start.
+    preprocess, **options: see `supernet.subnet_loss`.
+
+  Returns:
+    The runs. `adapted.join(state.trainable, run.frozen)` is what a state amounts to; supports that the genome does not use are zero
+    there. `dataclasses.replace(run, rate=2.0)` is the same run at another learning rate.
+  """
+  runs = []
+  for genome in genomes:
+    subnet = adapted.fix(genome)
+    loss_fn, unused = subnet_loss(subnet, preprocess, **options), None
+    for variables, key in zip(starts, keys, strict=True):
+      trainable, frozen = subnet.split(variables)
+      if unused is None:  # one for all starts, which then share what is frozen
+        unused = jax.tree.map(jnp.zeros_like, frozen[COLLECTION])
+      runs.append(Training(loss_fn, trainable, {**frozen, COLLECTION: unused}, key))
+  return runs
 
 
 def _train_group(runs, images, labels, recipe, steps_per_dispatch, bar) -> list[TrainState]:
