@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -51,10 +53,13 @@ def initialize(coordinator: str | None = None, num_processes: int | None = None,
   if not (_in_a_cluster() or complete) or (complete and not 0 <= process_id < num_processes):
     raise ValueError(f'distributed: {given} do not describe one of several processes; give all three, the last from 0 to '
                      'num_processes - 1, or none.')
+  handler = signal.getsignal(signal.SIGTERM)
   try:
     jax.distributed.initialize(coordinator, num_processes, process_id)
   except RuntimeError as error:
     raise RuntimeError(f'The processes with {given} could not be joined: {str(error).strip().splitlines()[0]}') from error
+  if handler is not None and threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGTERM, handler)  # JAX has taken it for a service that nobody here asks
 
 
 def _in_a_cluster() -> bool:

@@ -143,6 +143,60 @@ def test_eight_devices_with_the_base_replicated_or_sharded_train_and_score_as_on
   assert ran.returncode == 0, ran.stderr[-3000:]
 
 
+JOINED = """
+import os, signal, sys, time
+import jax, numpy as np
+from glora_jax import mesh as meshes
+
+asked = []
+signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
+process, folder = int(sys.argv[2]), sys.argv[3]
+for _ in range(2):
+  meshes.initialize(f'localhost:{sys.argv[1]}', 2, process)
+assert (jax.process_count(), meshes.primary()) == (2, process == 0)
+for name in 'ab':
+  with meshes.primary_first('same'):
+    if meshes.primary():
+      time.sleep(0.2)
+      open(os.path.join(folder, name), 'w').close()
+    assert os.path.exists(os.path.join(folder, name))
+
+mesh = meshes.over_devices()
+assert dict(mesh.shape) == {'candidate': 2, 'data': 1}
+rows = meshes.local_rows(mesh, 6)
+assert rows.tolist() == [[0, 1, 2], [3, 4, 5]][process]
+whole = meshes.from_hosts(mesh, 10 * rows)
+assert not whole.is_fully_addressable
+np.testing.assert_array_equal(meshes.on_host(whole), 10 * np.arange(6))
+placed = meshes.replicate(mesh, np.arange(3.0))
+assert placed.dtype == np.float32
+np.testing.assert_array_equal(placed, np.arange(3))
+try:
+  meshes.over_devices('one')
+except ValueError as error:
+  assert 'does not fit 2 processes' in str(error)
+else:
+  raise AssertionError('two processes took one device')
+
+assert not meshes.on_any(bool(asked))
+if process == 1:
+  os.kill(os.getpid(), signal.SIGTERM)
+assert meshes.on_any(bool(asked))
+"""
+
+
+def free_port():
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    return free.getsockname()[1]
+
+
+def test_joined_processes_wait_for_each_other_share_arrays_and_hear_of_a_signal_to_one(tmp_path):
+  port = free_port()
+  finish(*(subprocess.Popen([sys.executable, '-c', JOINED, str(port), str(process), str(tmp_path)], cwd=ROOT, env=environment(1), text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE) for process in range(2)))
+
+
 @pytest.fixture(scope='module')
 def overrides(tmp_path_factory):
   """A tiny run as the fields that differ from the default config."""
@@ -166,10 +220,7 @@ def start(overrides, workdir, devices, *more):
 
 
 def start_two(overrides, workdir, *more):
-  with socket.socket() as free:
-    free.bind(('localhost', 0))
-    port = free.getsockname()[1]
-  joined = (f'--config.distributed.coordinator=localhost:{port}', '--config.distributed.num_processes=2')
+  joined = (f'--config.distributed.coordinator=localhost:{free_port()}', '--config.distributed.num_processes=2')
   return [start(overrides, workdir, 4, *joined, f'--config.distributed.process_id={process}', *more) for process in range(2)]
 
 
