@@ -1,5 +1,6 @@
 """Jobs of a benchmark, each in a process of its own on one core, with their results kept: what was interrupted goes on where it was."""
 
+import argparse
 import concurrent.futures
 import json
 import os
@@ -13,11 +14,34 @@ from tqdm import tqdm
 from glora_jax.files import read_json, write_json
 
 
+def command_line(text: str, folder: str, quick: str, job: Callable[..., Any]) -> argparse.Namespace | None:
+  """What the command line says; None where it was that of one job, which is done then.
+
+  Args:
+    text: the benchmark's docstring.
+    folder: for the jobs' results, by default.
+    quick: what `--quick` does.
+    job: called with a job's values.
+  """
+  parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--quick', action='store_true', help=quick)
+  parser.add_argument('--folder', default=folder)
+  parser.add_argument('--seeds', type=int, default=5)
+  parser.add_argument('--workers', type=int, default=2)
+  parser.add_argument('--job', nargs=2, help=argparse.SUPPRESS)
+  given = parser.parse_args()
+  if not given.job:
+    return given
+  values, path = given.job
+  write_json(path, job(*json.loads(values)))
+  return None
+
+
 def run_jobs(module: str, jobs: Sequence[tuple], folder: str, workers: int = 2) -> dict[tuple, Any]:
   """Results by job, JSON types; those that are in the folder are read.
 
   Args:
-    module: of the benchmark, which calls `do_job`.
+    module: of the benchmark, which calls `command_line`.
     jobs: tuples of JSON scalars.
     folder: one file a job.
     workers: jobs at a time.
@@ -44,9 +68,3 @@ def run_jobs(module: str, jobs: Sequence[tuple], folder: str, workers: int = 2) 
     for future in tqdm(concurrent.futures.as_completed(futures), total=len(futures), desc='jobs'):
       future.result()
   return {job: future.result() for job, future in zip(jobs, futures, strict=True)}
-
-
-def do_job(function: Callable[..., Any], given: Sequence[str]) -> None:
-  """The other end: calls the function with the job's values and writes what it returns."""
-  job, path = given
-  write_json(path, function(*json.loads(job)))

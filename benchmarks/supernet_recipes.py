@@ -12,13 +12,12 @@ Diagnostic: the test accuracies compare recipes here, and choose no default: val
 methods. The last line is JSON.
 """
 
-import argparse
 import dataclasses
 import json
 import statistics
 
 from benchmarks import machine
-from benchmarks.jobs import do_job, run_jobs
+from benchmarks.jobs import command_line, run_jobs
 
 EPOCHS = 36
 RATES = (4e-3, 8e-3)  # at 1e-3 and 1e-2 everything was worse in a first look
@@ -70,15 +69,11 @@ def job(name, seed, rate, epochs):
   import glora_jax
   from benchmarks import search_efficiency
   from glora_jax import search, space, training
-  from glora_jax.data import augment
-  from glora_jax.models import weights
   from glora_jax.supernet import Sampling, subnet_loss, supernet_loss
 
   method = METHODS[name]
   splits = {split: tuple(map(jnp.asarray, data)) for split, data in search_efficiency.digits().items()}
-  model, params, metadata = weights.refit(*weights.load(weights.EMBEDDED_FILE), num_classes=10)
-  adapted = glora_jax.adapt(model.clone(remat='dots_saveable', drop_path=0.1), jnp.zeros((1, 28, 28, 3)))
-  preprocess = lambda x: augment.normalize(x, metadata['normalization'])
+  adapted, params, preprocess = search_efficiency.embedded()
   augmented = lambda key, x: preprocess(x)
   keys = jax.random.split(jax.random.key(seed), 4)
   variables = adapted.init(keys[0], params)
@@ -124,15 +119,9 @@ def job(name, seed, rate, epochs):
 
 
 def main():
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--quick', action='store_true', help='two epochs, one seed, three methods')
-  parser.add_argument('--folder', default='runs/recipes')
-  parser.add_argument('--seeds', type=int, default=5)
-  parser.add_argument('--workers', type=int, default=2)
-  parser.add_argument('--job', nargs=2, help=argparse.SUPPRESS)
-  given = parser.parse_args()
-  if given.job:
-    return do_job(job, given.job)
+  given = command_line(__doc__, 'runs/recipes', 'two epochs, one seed, three methods', job)
+  if given is None:
+    return
   methods = {name: METHODS[name] for name in (('linear', 'lora', 'largest') if given.quick else METHODS)}
   epochs, seeds, rates = (2, 1, RATES[:1]) if given.quick else (EPOCHS, given.seeds, RATES)
   run = lambda jobs: run_jobs('benchmarks.supernet_recipes', [(*job, epochs) for job in jobs], given.folder, given.workers)

@@ -35,6 +35,7 @@ from glora_jax.watch import Metrics, profiled
 
 log = logging.getLogger(__name__)
 
+
 def run(config: ml_collections.ConfigDict, workdir: str, stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
   """Runs, or resumes, what a config describes.
 

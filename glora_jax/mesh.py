@@ -79,6 +79,11 @@ def on_any(flag: bool) -> bool:
   return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(flag)).any())
 
 
+def least_of_all(number: int) -> int:
+  """The smallest that any process says, below 2**31; all must call it."""
+  return number if jax.process_count() == 1 else int(multihost_utils.process_allgather(np.array(number)).min())
+
+
 def barrier(name: str) -> None:
   """Waits until all processes are here."""
   ocp.multihost.get_barrier_sync_fn()(key=f'glora_jax/{name}', timeout_ms=_WAIT)

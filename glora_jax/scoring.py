@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from glora_jax.adapt import Adapted
+from glora_jax.mesh import least_of_all
 
 Scores = tuple[jax.Array, jax.Array]
 
@@ -36,7 +37,8 @@ def make_scorer(
     adapted: what `glora_jax.adapt` returned.
     preprocess: images to inputs of the model, applied once.
     chunk: candidates evaluated side by side by `vmap` on each device of the mesh's candidate axis; the one memory knob. None: 1
-      on CPU, where it was measured to be the fastest; elsewhere as many as `memory` holds, decided at the first call (`fitting_chunk`).
+      on CPU, where it was measured to be the fastest; elsewhere as many as `memory` holds (`fitting_chunk`), decided at the first call with
+      a number of genomes.
     block: images evaluated at a time.
     classes: bool [classes], those that an answer is taken among; None for all.
     mesh: with the axes 'candidate' and 'data': candidates are dealt to the first, the images of a block to the second; both are padded, and the
@@ -88,12 +90,13 @@ def make_scorer(
   if chunk is not None:
     return of_chunk(chunk)
 
-  decided: list[int] = []
+  decided: dict[int, int] = {}  # by the number of genomes: a call with one must not decide for a whole population
 
   def score_in_memory(*arguments):
-    if not decided:
-      decided.append(fitting_chunk(of_chunk, arguments, -(-len(arguments[1]) // candidates), memory))
-    return of_chunk(decided[0])(*arguments)
+    number = len(arguments[1])
+    if number not in decided:
+      decided[number] = fitting_chunk(of_chunk, arguments, -(-number // candidates), memory)
+    return of_chunk(decided[number])(*arguments)
 
   return score_in_memory
 
@@ -110,12 +113,15 @@ def fitting_chunk(of_chunk: Callable[[int], Any], arguments: Sequence[Any], most
   Returns:
     The chunk, from 1 to `most`.
   """
+  if most == 1:
+    return 1
   if memory is None:
     stats = jax.local_devices()[0].memory_stats() or {}
     if 'bytes_limit' not in stats:
       return min(8, most)
-    memory = (stats['bytes_limit'] - stats.get('bytes_in_use', 0)) // 2
-  one, two = (of_chunk(n).lower(*arguments).compile().memory_analysis().temp_size_in_bytes for n in (1, min(2, most)))
+    free = stats['bytes_limit'] - stats.get('bytes_in_use', 0)
+    memory = least_of_all(free // 2 // 2**20) * 2**20  # all processes must decide alike
+  one, two = (of_chunk(n).lower(*arguments).compile().memory_analysis().temp_size_in_bytes for n in (1, 2))
   fits = 1 + max(0, memory - one) // max(1, two - one)
   return -(-most // -(-most // int(min(fits, most))))
 
@@ -247,8 +253,7 @@ def hardest_first(cost: np.ndarray) -> np.ndarray:
 
   What a candidate that will not become a parent gets wrong, it gets wrong early there; and since the images that nobody gets right are at the
   start and those that everybody gets right at the end, the bound of those that are left is tight. (Ordered by how much the population
-  disagrees, images that all get wrong come last: the quickstart's search then looked at 0.81 of all images, and at 0.46 in this order.)
-  Equal ones keep their order.
+  disagrees, images that all get wrong would come last, and no candidate could be left before.) Equal ones keep their order.
   """
   return np.argsort(-np.asarray(cost, np.float64).mean(0), kind='stable')
 
