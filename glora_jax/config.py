@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax
@@ -26,7 +27,39 @@ PROTOCOLS = ('honest', 'paper')
 DTYPES = ('float32', 'bfloat16')
 MESH = {'devices': ('all', 'one'), 'base': ('replicated', 'sharded')}
 ELSEWHERE = ('distributed.', 'mesh.', 'watch.')  # fields that change no result: a run may go on with others
+JOBS = ('adapt', 'compare')  # that have these fields
+METHODS = (*space.PRESET_NAMES, 'finetuning', 'search')  # of a comparison; 'full' is all of GLoRA, 'finetuning' trains the base itself
 REMAT_POLICIES = ('everything_saveable', 'nothing_saveable', 'dots_saveable', 'dots_with_no_batch_dims_saveable')
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+  """What a comparison compares (`comparison.run`).
+
+  Attributes:
+    methods: names of presets, 'finetuning' (full fine-tuning), 'search'.
+    budgets: most trained parameters of what is searched, ascending; a row each.
+    seeds: how many, from the config's on.
+    rates: learning rates that each method chooses from.
+    rate: of each method, where it is chosen already; None to choose.
+  """
+
+  methods: Sequence[str] = METHODS
+  budgets: Sequence[int] = (20_000, 40_000)
+  seeds: int = 5
+  rates: Sequence[float] = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
+  rate: Mapping[str, float | None] = dataclasses.field(default_factory=lambda: dict.fromkeys(METHODS))
+
+  def __post_init__(self):
+    for name in self.methods:
+      if name not in METHODS:
+        raise ValueError(f"compare.methods: '{name}' is unknown; the methods are {', '.join(METHODS)}.")
+    if self.seeds < 1 or not self.methods:
+      raise ValueError(f'compare.seeds={self.seeds} must be at least 1, and compare.methods={tuple(self.methods)} not empty.')
+    if not self.rates or min([*self.rates, *(rate for rate in self.rate.values() if rate is not None)]) <= 0:
+      raise ValueError(f'compare.rates={tuple(self.rates)} and compare.rate are learning rates, all above 0, at least one to choose from.')
+    if 'search' in self.methods and (not self.budgets or list(self.budgets) != sorted(set(map(space.check_budget, self.budgets)))):
+      raise ValueError(f'compare.budgets={tuple(self.budgets)} must be ascending numbers of parameters, at least one.')
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -76,6 +109,7 @@ def default_config() -> ml_collections.ConfigDict:
           'devices': 'all',  # 'one' leaves the others alone
           'base': 'replicated',  # 'sharded' keeps a part of the frozen weights on each device
       },
+      'compare': {**dataclasses.asdict(Comparison()), 'rate': {name: ml_collections.config_dict.placeholder(float) for name in METHODS}},
       'distributed': {  # several processes as one run; None for what the environment says
           'coordinator': ml_collections.config_dict.placeholder(str),  # host:port of process 0
           'num_processes': ml_collections.config_dict.placeholder(int),
@@ -129,6 +163,10 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         compare(given[name], known[name], f'{prefix}{name}.')
 
   compare(config, default_config(), '')
+  if config.job not in JOBS:
+    raise ValueError(f"job='{config.job}' is unknown; it is one of {', '.join(JOBS)}.")
+  if config.job == 'compare':
+    _check_comparison(config)
   if config.protocol not in PROTOCOLS:
     raise ValueError(f"protocol='{config.protocol}' is unknown; it is one of {', '.join(PROTOCOLS)}.")
   if config.finetune.on not in ('train', 'train+val'):
@@ -173,6 +211,20 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     raise ValueError(f'data.max_resident={config.data.max_resident} and data.workers={config.data.workers} cannot be negative.')
   if config.model.normalization is not None and config.model.normalization not in augment.NORMALIZATIONS:
     raise ValueError(f"model.normalization='{config.model.normalization}' is unknown; it is one of {', '.join(augment.NORMALIZATIONS)}.")
+
+
+def _check_comparison(config):
+  Comparison(**config.compare)
+  for name, wanted, why in (
+      ('protocol', 'honest', 'a comparison tests last'), ('finetune.on', 'train', 'all methods learn from the same images'),
+      ('budget', None, 'a comparison has compare.budgets'), ('presets', (), 'a comparison has compare.methods')):
+    group, _, field = name.rpartition('.')
+    value = (config[group] if group else config)[field]
+    if value != wanted:
+      raise ValueError(f'{name}={value!r} must be {wanted!r}: {why}.')
+  if config.finetune.epochs >= config.supernet.epochs:
+    raise ValueError(f'finetune.epochs={config.finetune.epochs} are a part of supernet.epochs={config.supernet.epochs} in a comparison, and '
+                     'must be fewer.')
 
 
 def claim_workdir(config: ml_collections.ConfigDict, workdir: str) -> None:

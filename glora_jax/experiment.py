@@ -6,7 +6,6 @@ runs last: it evaluates a list that was frozen to disk before, and only the repo
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import logging
@@ -22,12 +21,12 @@ import numpy as np
 from glora_jax import mesh as meshes
 from glora_jax import report, search, space, training
 from glora_jax.checkpoint import TrainingCheckpoints, save_adapter
-from glora_jax.config import check_config, claim_workdir, finetune_recipe
+from glora_jax.config import finetune_recipe
 from glora_jax.data import pipeline
-from glora_jax.files import claim, read_arrays, read_json, write_arrays, write_json
+from glora_jax.files import read_arrays, read_json, write_arrays, write_json
 from glora_jax.guidance import make_guide
 from glora_jax.models import weights
-from glora_jax.run import Run, Stopped, prepare
+from glora_jax.run import Run, Stopped, carry_out
 from glora_jax.scoring import hardest_first, make_image_scorer, make_stopping_scorer
 from glora_jax.supernet import Consistency, Sampling, subnet_loss, supernet_loss
 from glora_jax.training import NonFiniteLossError, Recipe, TrainState
@@ -53,15 +52,7 @@ def run(config: ml_collections.ConfigDict, workdir: str, stop: Callable[[], bool
     NonFiniteLossError: training diverged; the last good state is in the workdir.
     Stopped: `stop` said so.
   """
-  check_config(config)
-  meshes.initialize(**config.distributed)
-  result = os.path.join(workdir, 'result.json')
-  with claim(workdir) if meshes.primary() and not os.path.exists(result) else contextlib.nullcontext():
-    claim_workdir(config, workdir)
-    if not os.path.exists(result):
-      return _run_stages(prepare(config, workdir, stop))
-  log.info('This run is finished; everything is in %s.', workdir)
-  return read_json(result)
+  return carry_out(config, workdir, stop, _run_stages)
 
 
 def _run_stages(this):
@@ -71,16 +62,13 @@ def _run_stages(this):
   with this.stage('baselines'):
     baselines = train_baselines(this)
   with this.stage('search'):
-    archive = run_search(this, trained)
+    archive = run_search(this, trained, budget=space.check_budget(config.budget), key=this.key(3))
   with this.stage('finetune'):
     candidates = {**baselines, **finetune(this, trained, archive.best(config.search.fitness))}
   with this.stage('test'):
     entries = test(this, candidates)
   with this.stage('report'):
     result = write_results(this, candidates['winner'][0], entries, archive, trained)
-  result['seconds'] = this.seconds
-  if meshes.primary():
-    write_json(this.path('result.json'), result)
   return result
 
 
@@ -165,17 +153,17 @@ def train_baselines(this: Run) -> dict[str, tuple[Any, np.ndarray]]:
   return trained
 
 
-def run_search(this: Run, variables: Any) -> search.Archive:
-  """The search on the search split, with the supernet's weights; its archive is saved after every generation."""
-  settings, path, split = search.Evolution(**this.config.search), this.path('search', 'archive.npz'), this.search_split
-  os.makedirs(this.path('search'), exist_ok=True)
+def run_search(this: Run, variables: Any, *, budget: int | None, key: jax.Array, folder: str = 'search') -> search.Archive:
+  """The search on the search split, with the supernet's weights; its archive is saved in the folder after every generation."""
+  settings, path, split = search.Evolution(**this.config.search), this.path(folder, 'archive.npz'), this.search_split
+  os.makedirs(this.path(folder), exist_ok=True)
   archive = search.Archive(**read_arrays(path)) if os.path.exists(path) else None
   score = lambda genomes: this.score(variables, genomes, split)
   images, labels = this.data(split)
   resident = not isinstance(images, pipeline.Stream)
   options = {}
   if settings.stop_early and settings.mode == 'paper' and resident and this.mesh is None:  # a mesh scores all to the end, and selects the same
-    score, options['stopping_score'] = _stopping(this, variables, settings.fitness)
+    score, options['stopping_score'] = _stopping(this, variables, settings.fitness, this.path(folder, 'order.npz'))
   if settings.mode == 'guided':
     if not resident:
       raise ValueError("search.mode='guided' takes the gradient on resident images; raise data.max_resident, or take another mode.")
@@ -193,15 +181,14 @@ def run_search(this: Run, variables: Any) -> search.Archive:
         raise Stopped(f'search after generation {archive.generation[-1]}', this.workdir)
 
     return search.evolve(
-        this.adapted.spec, score, this.key(3), settings, budget=space.check_budget(this.config.budget), archive=archive,
-        on_generation=on_generation, progress=meshes.primary(), **options)
+        this.adapted.spec, score, key, settings, budget=budget, archive=archive, on_generation=on_generation,
+        progress=meshes.primary(), **options)
 
 
-def _stopping(this, variables, fitness):
+def _stopping(this, variables, fitness, path):
   """(score of the first generation, stopping score of the others), on the images that were hardest for the first, first."""
   images, labels = this.data(this.search_split)
   whole, stopping = make_image_scorer(this.adapted, this.preprocess), make_stopping_scorer(this.adapted, this.preprocess, fitness=fitness)
-  path = this.path('search', 'order.npz')
 
   def first(genomes):
     right, losses = (np.asarray(x) for x in whole(variables, genomes, images, labels))
@@ -257,16 +244,25 @@ def test(this: Run, candidates: dict[str, tuple[Any, np.ndarray]]) -> dict[str, 
         'genome': genome.tolist(),
         'weights': weights.fingerprint(this.adapted.split(variables)[0]),
     }
-  path = this.path('test_list.json')
-  if os.path.exists(path) and read_json(path) != entries:
-    raise ValueError(f'{path} was frozen with other subnets than this run has now; use a new workdir.')
-  if meshes.primary():
-    write_json(path, entries)
+  freeze(this, entries)
   for name, entry in entries.items():
     entry['test_accuracy'] = this.accuracy(*candidates[name], 'test')
     if others := this.task.tests[1:]:
       entry['other_test_accuracies'] = {split: this.accuracy(*candidates[name], split) for split in others}
   return entries
+
+
+def freeze(this: Run, entries: dict[str, Any]) -> None:
+  """Writes the list of what will be tested, with the fingerprints of its weights, before the test images are read.
+
+  Raises:
+    ValueError: another list was frozen before.
+  """
+  path = this.path('test_list.json')
+  if os.path.exists(path) and read_json(path) != entries:
+    raise ValueError(f'{path} was frozen with other subnets than this run has now; use a new workdir.')
+  if meshes.primary():
+    write_json(path, entries)
 
 
 def write_results(this: Run, variables: Any, entries: dict[str, dict[str, Any]], archive: search.Archive, trained: Any) -> dict[str, Any]:

@@ -27,9 +27,9 @@ DEBUG = flags.DEFINE_bool('debug', False, 'Show the traceback of an error.')
 
 def main(config) -> None:
   """Runs what the config describes."""
-  stop = catch_signals() if config.job == 'adapt' else None
+  stop = catch_signals() if config.job != 'pretrain' else None
   # Imported late: a typing error in a flag should not wait for JAX.
-  from glora_jax import experiment, mesh, pretrain
+  from glora_jax import comparison, comparison_report, experiment, mesh, pretrain
 
   path, _, arguments = config_flags.get_config_filename(flags.FLAGS['config']).partition(':')
   name = '-'.join([os.path.splitext(os.path.basename(path))[0], *filter(None, arguments.strip('/').replace('/', '_').split(','))])
@@ -37,12 +37,15 @@ def main(config) -> None:
   if config.job == 'pretrain':
     return print(pretrain.run(config, workdir))
   try:
-    result = experiment.run(config, workdir, stop)
+    if config.job == 'compare':
+      said = comparison_report.summary(comparison.run(config, workdir, stop), workdir)
+    else:
+      said = experiment.summary(experiment.run(config, workdir, stop), workdir)
   except experiment.Stopped as stopped:
     print(stopped, file=sys.stderr)
     sys.exit(STOPPED)
   if mesh.primary():
-    print(experiment.summary(result, workdir))
+    print(said)
 
 
 def catch_signals() -> Callable[[], bool]:

@@ -20,10 +20,10 @@ import numpy as np
 from glora_jax import mesh as meshes
 from glora_jax import space
 from glora_jax.adapt import Adapted, adapt
-from glora_jax.config import data_source, finetune_recipe
+from glora_jax.config import check_config, claim_workdir, data_source, finetune_recipe
 from glora_jax.data import augment, pipeline
 from glora_jax.data.task import Task, find
-from glora_jax.files import read_json, write_json
+from glora_jax.files import claim, read_json, write_json
 from glora_jax.models import weights
 from glora_jax.models.fetch import fetch, known_normalization
 from glora_jax.models.translate import fit_to_format
@@ -144,6 +144,34 @@ class Run:
     self.seconds[name] = seconds
     if meshes.primary():
       write_json(self.path('seconds.json'), self.seconds)
+
+
+def carry_out(
+    config: ml_collections.ConfigDict, workdir: str, stop: Callable[[], bool], stages: Callable[[Run], dict[str, Any]],
+) -> dict[str, Any]:
+  """Runs the stages of a job in its workdir, which no other process has meanwhile; a finished one is only read.
+
+  Args:
+    config, workdir, stop: see `experiment.run`.
+    stages: what to do, each part in `Run.stage`; what they return becomes `result.json`, with the seconds of every stage.
+
+  Returns:
+    The content of `result.json`.
+  """
+  check_config(config)
+  meshes.initialize(**config.distributed)
+  path = os.path.join(workdir, 'result.json')
+  with claim(workdir) if meshes.primary() and not os.path.exists(path) else contextlib.nullcontext():
+    claim_workdir(config, workdir)
+    if os.path.exists(path):
+      log.info('This run is finished; everything is in %s.', workdir)
+      return read_json(path)
+    this = prepare(config, workdir, stop)
+    result = stages(this)
+    result['seconds'] = this.seconds
+    if meshes.primary():
+      write_json(path, result)
+    return result
 
 
 def prepare(config: ml_collections.ConfigDict, workdir: str, stop: Callable[[], bool] = lambda: False) -> Run:
