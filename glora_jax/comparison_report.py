@@ -9,11 +9,8 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
-
-matplotlib.use('Agg')
-import matplotlib.pyplot as plt
 from matplotlib import ticker
+from matplotlib.figure import Figure
 
 from glora_jax.files import whole
 
@@ -78,7 +75,8 @@ def verdicts(result: dict[str, Any]) -> list[str]:
 
 def draw(path: str, result: dict[str, Any]) -> None:
   """Test accuracy against trained parameters, a point for each method and a line through the searched ones."""
-  figure, axis = plt.subplots(figsize=(7.5, 4.6), layout='constrained')
+  figure = Figure(figsize=(7.5, 4.6), layout='constrained')
+  axis = figure.subplots()
   for index, line in enumerate(rows(result)):
     found = line['method'].startswith('search')
     color = '#c0392b' if found else '#8e6bb0'
@@ -97,7 +95,6 @@ def draw(path: str, result: dict[str, Any]) -> None:
   axis.set_axisbelow(True)
   with whole(path) as temporary:
     figure.savefig(temporary, format='png', dpi=150)
-  plt.close(figure)
 
 
 def write(workdir: str, result: dict[str, Any]) -> None:
