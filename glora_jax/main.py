@@ -41,6 +41,7 @@ def main(config) -> None:
   tasks = suite.task_configs(config)
   try:
     if len(tasks) > 1:
+      suite.keep_compiled(workdir)
       board = suite.run(config, workdir, stop)
       said, code = suite.summary(board, workdir), 1 if board.failed else 0
     else:

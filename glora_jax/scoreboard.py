@@ -27,6 +27,7 @@ PUBLISHED_FILE = os.path.join(os.path.dirname(__file__), 'published.json')
 OURS = {'winner': 'finetuned', 'winner_supernet': 'as searched', 'linear': 'linear probe'}
 _TEST_SETS = {'test': 'ImageNet', 'v2': 'ImageNet-V2', 'sketch': 'ImageNet-Sketch', 'a': 'ImageNet-A', 'r': 'ImageNet-R'}
 _TITLES = {'vtab': 'VTAB-1k', 'fewshot': 'Few-shot', 'generalization': 'Domain generalization'}
+_PAPER = PAPER_LABEL.partition(':')[0]  # where there is little room
 _BACKBONE = 'ViT-B/16 pretrained on ImageNet-21k'  # of the published rows
 
 
@@ -116,8 +117,8 @@ def columns(tasks: Sequence[str]) -> list[Column]:
   if kind == 'vtab':
     return [Column(record.name, record.name, record.group) for record in vtab.RECORDS]
   if kind == 'fewshot':
-    shots = dict.fromkeys(task.split('/')[2] for task in tasks)
-    return [Column(f'{name}/{number}', f'{name}, {number} shots', f'{number} shots') for number in shots for name in fewshot.NAMES]
+    shots = {number: f'{number} shot' + ('s' if number != '1' else '') for number in (task.split('/')[2] for task in tasks)}
+    return [Column(f'{name}/{number}', f'{name}, {words}', words) for number, words in shots.items() for name in fewshot.NAMES]
   return [Column(name, _TEST_SETS[name], 'source' if name == 'test' else 'shifted') for name, *_ in generalization.TESTS]
 
 
@@ -129,10 +130,14 @@ def filled(task: str) -> list[tuple[str, str]]:
   return [(rest if kind == 'vtab' else rest.rpartition('/')[0], 'test')]
 
 
+def paper_protocol(board: Board) -> bool:
+  """Whether subnets were searched on the test set."""
+  return any(result['protocol'] == 'paper' for result in board.results.values())
+
+
 def own_rows(board: Board) -> list[Row]:
   """What this suite has run: the winner after and before finetuning, the linear probe, the presets."""
-  searched_on_test = any(result['protocol'] == 'paper' for result in board.results.values())
-  prefix = 'ours, SEARCHED ON TEST' if searched_on_test else 'ours'
+  prefix = f'ours ({_PAPER})' if paper_protocol(board) else 'ours'
   presets = dict.fromkeys(name for result in board.results.values() for name in result['presets'])
   expected = [(column, task, split) for task in board.tasks for column, split in filled(task)]
   rows = []
@@ -232,17 +237,16 @@ def markdown(board: Board, rows: Sequence[Row]) -> str:
   """The content of `table.md`."""
   results, kind = board.results, board.tasks[0].partition('/')[0]
   of_all = lambda name: ', '.join(f'`{value}`' for value in dict.fromkeys(str(result[name]) for result in results.values())) or 'none yet'
-  paper = any(result['protocol'] == 'paper' for result in results.values())
-  protocol = f'**{PAPER_LABEL}**' if paper else (
+  protocol = f'**{PAPER_LABEL}**' if paper_protocol(board) else (
       'Ours were searched on validation images; the test images were read once, at the end of every run.')
   percent = lambda value: 'trained on' if value is None else f'{100 * value:.1f}'
   text = f"""# {_TITLES[kind]}: {len(results)} of {len(board.tasks)} tasks of `{board.suite}`
 
 {protocol}
 
-Test accuracy in percent. Ours: weights {of_all('weights')}, normalization {of_all('normalization')}, seed {of_all('seed')}. Published:
-{_BACKBONE}; trained parameters in millions, heads not counted. A number such as 71.2 (5 of 19) is the mean of those 5 alone.
-Figures with \\* were quoted from memory.
+Test accuracy in percent; trained parameters in millions, heads not counted. Ours: weights {of_all('weights')}, normalization
+{of_all('normalization')}, seed {of_all('seed')}. The other columns were published, for a {_BACKBONE}.
+A number such as 71.2 (5 of 19) is the mean of those 5 alone. Figures with \\* were quoted from memory.
 
 {table(board, rows)}
 
@@ -302,8 +306,7 @@ def draw(path: str, board: Board, rows: Sequence[Row]) -> None:
     if ours.value is not None:
       axis.barh(y, ours.value, color=('#2f6f6f' if is_mean else '#5aa7a7') if ours.complete else '#d5e6e6', height=0.72,
                 hatch='' if ours.complete else '///', edgecolor='white', zorder=1)
-    axis.text(0.6, y, str(ours) if ours.value is not None else 'not there', va='center', fontsize=7, zorder=4,
-              color='white' if ours.complete else '#333333')
+    axis.text(101.5, y, str(ours), va='center', fontsize=8, fontweight='bold' if is_mean else 'normal')
   marks = {'LoRA': ('D', '#8e6bb0', 22), 'GLoRA': ('*', '#c0392b', 70), rows[linear].method: ('|', '#222222', 70)}
   labelled = set()
   for number in (*others, linear):
@@ -318,12 +321,10 @@ def draw(path: str, board: Board, rows: Sequence[Row]) -> None:
   axis.set_yticks(range(len(table)), [title for title, *_ in table], fontsize=8)
   for label, (_, is_mean, _) in zip(axis.get_yticklabels(), table, strict=True):
     label.set_fontweight('bold' if is_mean else 'normal')
-  axis.invert_yaxis()
-  axis.set(xlabel='test accuracy in %', xlim=(0, 100))
+  axis.set(xlabel='test accuracy in %', xlim=(0, 100), ylim=(len(table) - 0.4, -0.6))
   axis.spines[['top', 'right']].set_visible(False)
   figure.legend(loc='outside lower center', ncols=3, frameon=False, fontsize=8)
-  paper = any(result['protocol'] == 'paper' for result in board.results.values())
-  warning = f'\n{PAPER_LABEL.split(":")[0]}: ours were searched on the test set' if paper else ''
+  warning = f'\n{_PAPER}: ours were searched on the test set' if paper_protocol(board) else ''
   axis.set_title(f'{_TITLES[board.tasks[0].partition("/")[0]]}: {len(board.results)} of {len(board.tasks)} tasks{warning}', loc='left')
   with whole(path) as temporary:
     figure.savefig(temporary, format='png', dpi=130, bbox_inches='tight')

@@ -1,6 +1,6 @@
 """Several tasks of a benchmark, each a run of its own in a folder of the workdir, and one table of all of them.
 
-    workdir/  config.json  lock  table.md  table.csv  table.png  cifar100/ (a run)  caltech101/ (a run)  ...
+    workdir/  config.json  table.md  table.csv  table.png  compiled/  cifar100/ (a run)  caltech101/ (a run)  ...
 
 What is ready runs; what is not is listed with what is missing, and so is a task that fails, and the others go on. The table is made of the
 runs' `result.json` alone, so the same command resumes: finished runs are read, an interrupted one goes on, a failed one is tried again.
@@ -189,6 +189,12 @@ def missing(config: ml_collections.ConfigDict, workdir: str, prepare: bool) -> s
 def _write(board, workdir):
   if meshes.primary():
     scoreboard.write(board, workdir)
+
+
+def keep_compiled(workdir: str) -> None:
+  """From now on JAX keeps in the workdir what it compiles, unless it keeps it elsewhere: for tasks of equal shapes, and after a restart."""
+  if jax.config.jax_compilation_cache_dir is None:
+    jax.config.update('jax_compilation_cache_dir', os.path.join(workdir, 'compiled'))
 
 
 def summary(board: Board, workdir: str) -> str:

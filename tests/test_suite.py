@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+import test_tasks
 from conftest import ROOT
 from PIL import Image
 from test_configs import get_config
@@ -22,9 +24,10 @@ from glora_jax.config import check_config
 from glora_jax.data import builders, vtab
 
 SHORT = {  # hardly any training
-    'checkpoint_epochs': 1, 'supernet.epochs': 1, 'supernet.warmup_epochs': 0, 'supernet.learning_rate': 1e-2, 'finetune.epochs': 1,
+    'checkpoint_epochs': 1, 'supernet.epochs': 1, 'supernet.warmup_epochs': 0, 'supernet.learning_rate': 1e-2, 'finetune.epochs': 0,
     'finetune.warmup_epochs': 0, 'search.population': 4, 'search.generations': 1, 'search.parents': 2, 'search.mutations': 2,
     'search.crossovers': 2}
+PIXELS = np.random.default_rng(0).integers(0, 256, (102, 6, 6, 3), np.uint8)
 
 
 @pytest.fixture
@@ -46,48 +49,41 @@ def left(workdir, names):
   return found
 
 
-@pytest.fixture
-def three_ready(mocked, monkeypatch):  # noqa: F811
-  """VTAB from mocked TFDS, of which three data sets are prepared."""
-  monkeypatch.setattr(builders, 'is_prepared', lambda builder: builder.name in ('dtd', 'oxford_iiit_pet', 'kitti'))
-  return ['dtd', 'oxford_iiit_pet', 'kitti']
-
-
-def test_a_suite_that_is_stopped_and_resumed_ends_in_the_same_table_and_a_failed_task_does_not_end_it(config, three_ready, tmp_path):
-  """dtd's learning rate makes its loss infinite; the stop comes amid the search of the pets, after one dispatch and a generation."""
-  config.suite.settings = {'dtd': {'learning_rate': 1e30}, 'kitti': {'budget': 500}}
-  whole = suite.run(config, str(tmp_path / 'whole'))
-  assert list(whole.results) == ['vtab/oxford_iiit_pet', 'vtab/kitti']
-  assert list(whole.failed) == ['vtab/dtd']
-  assert 'The loss was not finite at step' in whole.failed['vtab/dtd']
-  assert len(whole.missing) == 16
-  assert 'resisc45/3.0.0 needs a manual download into' in whole.missing['vtab/resisc45']
-
-  workdir = tmp_path / 'stopped'
-  searching = lambda: (workdir / 'oxford_iiit_pet' / 'search' / 'archive.npz').exists()
-  with pytest.raises(experiment.Stopped, match='Stopped search after generation 0.*oxford_iiit_pet, and the same command goes on'):
+def test_a_suite_over_mocked_vtab_is_stopped_and_resumed_and_its_table_is_right(config, mocked, monkeypatch, tmp_path):  # noqa: F811
+  """Two data sets are there, and a third whose images are broken; the stop comes amid the search of the second."""
+  ready = ['caltech101', 'oxford_flowers102']
+  monkeypatch.setattr(builders, 'is_prepared', lambda builder: builder.name in (*ready, 'dtd'))
+  monkeypatch.setattr(test_tasks, 'pixels', lambda split, position, **_: PIXELS[(position * len(split)) % len(PIXELS)])
+  for name in ready:  # the programs of the other test serve here, too
+    monkeypatch.setitem(test_tasks.SIZES, name, {**test_tasks.SIZES[name], 'test': 60})
+  monkeypatch.setitem(test_tasks.CLASSES, 'dtd', 48)  # one more than there are
+  config.suite.settings = {'caltech101': {'budget': 500}}
+  workdir = tmp_path / 'run'
+  searching = lambda: (workdir / 'oxford_flowers102' / 'search' / 'archive.npz').exists()
+  with pytest.raises(experiment.Stopped, match=r'Stopped search after generation 0.*oxford_flowers102, and the same command goes on'):
     suite.run(config, str(workdir), searching)
   text = (workdir / 'table.md').read_text()
-  assert '0 of 19 tasks' in text
-  assert '| vtab/dtd | failed |' in text
-  assert '| vtab/oxford_iiit_pet | waiting |' in text
-  resumed = suite.run(config, str(workdir))
-  assert left(workdir, three_ready[1:]) == left(tmp_path / 'whole', three_ready[1:])
+  assert '1 of 19 tasks' in text
+  for name, state in (('caltech101', 'done'), ('dtd', 'failed'), ('oxford_flowers102', 'waiting'), ('resisc45', 'not ready')):
+    assert f'| vtab/{name} | {state} |' in text
 
-  row = scoreboard.own_rows(resumed)[0]
-  accuracy = {name: 100 * resumed.results[f'vtab/{name}']['winner']['test_accuracy'] for name in three_ready[1:]}
+  board = suite.run(config, str(workdir))
+  assert list(board.results) == [f'vtab/{name}' for name in ready]
+  assert board.failed == {'vtab/dtd': 'vtab/dtd train has labels 0 to 47, but 47 classes.'}
+  assert len(board.missing) == 16
+  assert 'resisc45/3.0.0 needs a manual download into' in board.missing['vtab/resisc45']
+  accuracy = {name: 100 * files.read_json(workdir / name / 'result.json')['winner']['test_accuracy'] for name in ready}
+  row = scoreboard.own_rows(board)[0]
   assert {name: cell.value for name, cell in row.cells.items() if cell.complete} == pytest.approx(accuracy)
-  assert str(scoreboard.summary(row, resumed.tasks)['mean of tasks']) == f'{np.mean(list(accuracy.values())):.1f} (2 of 19)'
-  assert 'oxford_iiit_pet:3' in (workdir / 'table.md').read_text()  # the note of a data set that is not the benchmark's
-  assert resumed.results['vtab/kitti']['budget'] == 500
-  assert files.read_json(workdir / 'kitti' / 'config.json')['budget'] == 500
-  assert files.read_json(workdir / 'dtd' / 'config.json')['supernet']['learning_rate'] == 1e30
-  with pytest.raises(ValueError, match=r'belongs to another config: suite\.settings\.kitti\.budget was 500 and is now 400'):
-    config.suite.settings.kitti.budget = 400
+  assert f'| **mean of tasks** | **{np.mean(list(accuracy.values())):.1f} (2 of 19)** |' in (workdir / 'table.md').read_text()
+  assert board.results['vtab/caltech101']['winner']['params'] <= board.results['vtab/caltech101']['budget'] == 500
+  assert files.read_json(workdir / 'caltech101' / 'config.json')['budget'] == 500
+  config.suite.settings.caltech101.budget = 400
+  with pytest.raises(ValueError, match=r'belongs to another config: suite\.settings\.caltech101\.budget was 500 and is now 400'):
     suite.run(config, str(workdir))
 
 
-def build(name, version, examples, folder):
+def build(name, version, counts, example, folder):
   """Prepares a data set under the name, version and features of one of TFDS's own."""
 
   class Local(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -97,72 +93,57 @@ def build(name, version, examples, folder):
       return tfds.core.DatasetInfo(builder=self, features=tfds.builder(name).info.features)
 
     def _split_generators(self, dl_manager):
-      return {split: examples(split, count) for split, count in (('train', 800), ('validation', 200), ('test', 60))}
+      return {split: ((f'{split}{n}', example(n)) for n in range(count)) for split, count in counts.items()}
 
     def _generate_examples(self):
-      raise NotImplementedError
+      raise NotImplementedError  # abstract
 
   Local.name = name
   Local(data_dir=folder, file_format='array_record').download_and_prepare()
 
 
-def coloured(classes, size, **others):
-  """Images whose brightness tells the class, as PNG."""
-
-  def examples(split, count):
-    rng = np.random.default_rng(len(split))
-    for n in range(count):
-      label = n % classes
-      pixels = np.clip(rng.normal(40 + 170 * label / classes, 20, (size, size, 3)), 0, 255).astype(np.uint8)
-      encoded = io.BytesIO()
-      Image.fromarray(pixels).save(encoded, 'png')
-      yield f'{split}{n}', {'image': io.BytesIO(encoded.getvalue()), 'label': label, **{key: f'{n}' for key in others}}
-
-  return examples
-
-
-def broken(split, count):
-  for n in range(count):
-    yield f'{split}{n}', {'image': io.BytesIO(b'no image'), 'label': n % 6, 'filename': f'{n}'}
+def png(pixels):
+  encoded = io.BytesIO()
+  Image.fromarray(pixels).save(encoded, 'png')
+  return io.BytesIO(encoded.getvalue())
 
 
 def start(config, workdir):
-  fields = {name: config.data[name] for name in ('dir',)}
-  overrides = [f'--config.data.{name}={value}' for name, value in fields.items()]
-  overrides += [f'--config.{name}={value}' for name, value in SHORT.items()]
-  overrides += [f'--config.model.weights={config.model.weights}', f'--config.data.cache={workdir}/cache']
+  fields = {**SHORT, 'data.dir': config.data.dir, 'data.cache': f'{workdir}-images', 'model.weights': config.model.weights}
   environment = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': jax.config.jax_compilation_cache_dir,
                  'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.3'}
-  return subprocess.Popen([sys.executable, '-m', 'glora_jax.main', '--config', 'configs/vtab.py:all', '--workdir', str(workdir), *overrides],
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT)
+  return subprocess.Popen(
+      [sys.executable, '-m', 'glora_jax.main', '--config', 'configs/vtab.py:all', '--workdir', str(workdir),
+       *(f'--config.{name}={value}' for name, value in fields.items())],
+      stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT)
 
 
 def test_a_command_over_real_data_sets_is_killed_stopped_and_resumed_to_the_same_table_and_its_code_tells_of_the_failure(config, tmp_path):
-  """Two data sets that can be learned, and one whose images are broken; kill -9 amid the first, SIGTERM amid the second."""
-  build('dtd', '3.0.1', coloured(47, 12, file_name=''), config.data.dir)
-  build('patch_camelyon', '2.0.0', coloured(2, 96, id=''), config.data.dir)
-  build('dmlab', '2.0.1', broken, config.data.dir)
-  workdir = tmp_path / 'run'
-  for trace, number in (('dtd/supernet', signal.SIGKILL), ('patch_camelyon/supernet', signal.SIGTERM)):
+  """Two data sets, and one whose images are broken; kill -9 amid the first, SIGTERM amid the second."""
+  small, folder = {'train': 800, 'validation': 200, 'test': 60}, config.data.dir
+  build('caltech101', '3.0.1', {'train': 2954, 'test': 60},
+        lambda n: {'image': png(PIXELS[n % 102]), 'label': n % 102, 'image/file_name': f'{n}'}, folder)
+  build('oxford_flowers102', '2.1.1', small, lambda n: {'image': png(PIXELS[n % 7]), 'label': n % 7, 'file_name': f'{n}'}, folder)
+  build('dmlab', '2.0.1', small, lambda n: {'image': io.BytesIO(b'no image'), 'label': n % 6, 'filename': f'{n}'}, folder)
+  workdir, names = tmp_path / 'run', ['caltech101', 'oxford_flowers102']
+  for name, number in zip(names, (signal.SIGKILL, signal.SIGTERM), strict=True):
     process = start(config, workdir)
-    while not (workdir / trace).exists() and process.poll() is None:
+    while not (workdir / name / 'supernet').exists() and process.poll() is None:
       time.sleep(0.01)
     process.send_signal(number)
     _, said = process.communicate()
     assert process.returncode == (main.STOPPED if number == signal.SIGTERM else -number), said
-  assert 'Everything is saved in' in said
-  assert 'vtab/dtd | done' in (workdir / 'table.md').read_text()
+  assert re.search(r'Stopped .*Everything is saved in .*oxford_flowers102, and the same command goes on', said)
+  assert '| vtab/caltech101 | done |' in (workdir / 'table.md').read_text()
   process = start(config, workdir)
   printed, said = process.communicate()
   assert process.returncode == 1, said
+  assert 'Traceback' not in said
   assert 'vtab/dmlab failed: 800 of 800 images cannot be decoded' in printed
   assert '2 done, 1 failed, 16 not ready of 19 tasks' in printed
-  assert 'Traceback' not in said
-
-  config.data.cache = f'{workdir}/cache'
   board = suite.run(config, str(tmp_path / 'undisturbed'))
-  assert left(workdir, ['dtd', 'patch_camelyon']) == left(tmp_path / 'undisturbed', ['dtd', 'patch_camelyon'])
-  assert board.results['vtab/patch_camelyon']['winner']['test_accuracy'] > 0.6
+  assert left(workdir, names) == left(tmp_path / 'undisturbed', names)
+  assert board.results['vtab/oxford_flowers102']['winner']['test_accuracy'] > 2 / 7
 
 
 def test_nothing_ready_is_one_sentence_and_the_table_lists_what_is_missing(config, tmp_path):
@@ -232,5 +213,5 @@ def test_wrong_settings_are_one_sentence(tmp_path, text, message):
 
 
 def test_a_settings_file_that_is_not_there_is_said():
-  with pytest.raises(FileNotFoundError, match="There is no file 'none.json'; settings= takes a JSON file"):
+  with pytest.raises(FileNotFoundError, match=r"There is no file 'none\.json'; settings= takes a JSON file"):
     get_config('vtab', 'all,settings=none.json')
