@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from glora_jax import experiment, scoreboard, space
+from glora_jax import experiment, scoreboard, space, suite_report
 from glora_jax import mesh as meshes
 from glora_jax.config import check_config, claim_workdir, data_source
 from glora_jax.data.check import expand
@@ -188,7 +188,7 @@ def missing(config: ml_collections.ConfigDict, workdir: str, prepare: bool) -> s
 
 def _write(board, workdir):
   if meshes.primary():
-    scoreboard.write(board, workdir)
+    suite_report.write(board, workdir)
 
 
 def keep_compiled(workdir: str) -> None:
@@ -203,5 +203,5 @@ def summary(board: Board, workdir: str) -> str:
   best = [row for row in scoreboard.published_rows(board.tasks) if row.method == 'GLoRA'][:1]
   counts = [f'{sum(board.state(name) == state for name in board.tasks)} {state}' for state in ('done', 'failed', 'not ready')]
   failures = [f'{name} failed: {sentence}' for name, sentence in board.failed.items()]
-  return '\n'.join([scoreboard.table(board, ours + best), '', *failures,
+  return '\n'.join([suite_report.table(board, ours + best), '', *failures,
                     f'{", ".join(counts)} of {len(board.tasks)} tasks. {workdir}/table.md has the published rows and what is missing.'])

@@ -4,7 +4,7 @@ import csv
 
 import pytest
 
-from glora_jax import report, scoreboard
+from glora_jax import report, scoreboard, suite_report
 from glora_jax.data import fewshot, vtab
 from glora_jax.data.check import expand
 from glora_jax.scoreboard import Board, Cell
@@ -85,7 +85,7 @@ def test_a_mean_of_which_tasks_are_missing_never_looks_whole(complete, tmp_path)
   assert str(means['mean of structured']) == '60.0 (7 of 8)'
   assert str(means['mean of tasks']) == '75.2 (17 of 19)'
   assert str(means['mean of groups']) == '-'
-  scoreboard.write(complete, str(tmp_path))
+  suite_report.write(complete, str(tmp_path))
   text = (tmp_path / 'table.md').read_text()
   assert '17 of 19 tasks' in text.splitlines()[0]
   same = next(line for line in text.splitlines() if 'mean of the 17 that are done' in line).split('|')
@@ -105,14 +105,14 @@ def test_a_mean_of_which_tasks_are_missing_never_looks_whole(complete, tmp_path)
 
 def test_a_table_before_the_first_result_can_be_written(tmp_path):
   empty = Board('vtab/all', expand('vtab/all'))
-  scoreboard.write(empty, str(tmp_path))
+  suite_report.write(empty, str(tmp_path))
   assert empty.waiting == [f'vtab/{name}' for name in vtab.names()]
   assert '0 of 19 tasks' in (tmp_path / 'table.md').read_text()
   assert (tmp_path / 'table.png').exists()
 
 
 def test_the_papers_protocol_is_said_in_text_headings_and_csv(tmp_path):
-  scoreboard.write(board({'vtab/dtd': 70.0}, protocol='paper'), str(tmp_path))
+  suite_report.write(board({'vtab/dtd': 70.0}, protocol='paper'), str(tmp_path))
   text = (tmp_path / 'table.md').read_text()
   assert report.PAPER_LABEL in text
   assert "| ours (PROTOCOL 'paper'), finetuned (" in text
