@@ -9,6 +9,7 @@ runs' `result.json` alone, so the same command resumes: finished runs are read, 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import math
@@ -144,7 +145,7 @@ def run(config: ml_collections.ConfigDict, workdir: str, stop: Callable[[], bool
     folder = lambda name: os.path.join(workdir, *name.split('/')[1:])
     finished = [name for name in configs if os.path.exists(os.path.join(folder(name), 'result.json'))]
     for name in finished:
-      _attempt(board, name, lambda own: experiment.run(own, folder(own.task)), configs)
+      attempt(board, name, functools.partial(experiment.run, configs[name], folder(name)))
     with meshes.primary_first('suite/prepare'):
       for name in board.waiting:
         if lacking := missing(configs[name], folder(name), config.suite.prepare):
@@ -157,15 +158,15 @@ def run(config: ml_collections.ConfigDict, workdir: str, stop: Callable[[], bool
       if meshes.on_any(stop()):
         raise Stopped(f'before the task {name}', workdir)
       log.info('Task %d of %d: %s', board.tasks.index(name) + 1, len(board.tasks), name)
-      _attempt(board, name, lambda own: experiment.run(own, folder(own.task), stop), configs)
+      attempt(board, name, functools.partial(experiment.run, configs[name], folder(name), stop))
       _write(board, workdir)
   return board
 
 
-def _attempt(board, name, job, configs):
-  """Notes a task's result, or the sentence that it failed with."""
+def attempt(board: Board, name: str, job: Callable[[], dict[str, Any]]) -> None:
+  """Notes the result of a task's job, or the sentence that it failed with; a stop goes on its way."""
   try:
-    board.results[name] = job(configs[name])
+    board.results[name] = job()
   except Stopped:
     raise
   except FAILURES as error:

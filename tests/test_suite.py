@@ -1,5 +1,6 @@
 """Suites: which tasks run, settings by task, failures, and the same table after whatever interruption."""
 
+import csv
 import io
 import json
 import os
@@ -39,48 +40,65 @@ def config(backbone, tmp_path):
   return config
 
 
-def left(workdir, names):
-  """What equal suites have in common, by file."""
-  found = {'table.csv': (workdir / 'table.csv').read_text(), 'table.md': (workdir / 'table.md').read_text()}
-  for name in names:
-    result = files.read_json(workdir / name / 'result.json')
-    del result['seconds']
-    found[name] = result, (workdir / name / 'metrics.jsonl').read_bytes(), (workdir / name / 'adapter.safetensors').read_bytes()
-  return found
+def left(workdir):
+  """What equal runs have in common, by file."""
+  result = files.read_json(workdir / 'result.json')
+  del result['seconds']
+  return {'result': result, **{name: (workdir / name).read_bytes() for name in ('config.json', 'metrics.jsonl', 'adapter.safetensors')}}
+
+
+def own_means(board):
+  """The winners' accuracies by task, and the means that the table has of them."""
+  row = scoreboard.own_rows(board)[0]
+  return ({name: cell.value for name, cell in row.cells.items() if cell.complete},
+          {name: str(cell) for name, cell in scoreboard.summary(row, board.tasks).items()})
 
 
 def test_a_suite_over_mocked_vtab_is_stopped_and_resumed_and_its_table_is_right(config, mocked, monkeypatch, tmp_path):  # noqa: F811
-  """Two data sets are there, and a third whose images are broken; the stop comes amid the search of the second."""
-  ready = ['caltech101', 'oxford_flowers102']
-  monkeypatch.setattr(builders, 'is_prepared', lambda builder: builder.name in (*ready, 'dtd'))
-  monkeypatch.setattr(test_tasks, 'pixels', lambda split, position, **_: PIXELS[(position * len(split)) % len(PIXELS)])
-  for name in ready:  # the programs of the other test serve here, too
-    monkeypatch.setitem(test_tasks.SIZES, name, {**test_tasks.SIZES[name], 'test': 60})
+  """One data set is there, and one whose labels are wrong; the stop comes amid the search of the first."""
+  name = 'oxford_flowers102'
+  monkeypatch.setattr(builders, 'is_prepared', lambda builder: builder.name in ('dtd', name))
+  monkeypatch.setitem(test_tasks.SIZES, name, {**test_tasks.SIZES[name], 'test': 60})  # the programs of the other test serve here, too
   monkeypatch.setitem(test_tasks.CLASSES, 'dtd', 48)  # one more than there are
-  config.suite.settings = {'caltech101': {'budget': 500}}
+  config.suite.settings = {name: {'budget': 500}}
   workdir = tmp_path / 'run'
-  searching = lambda: (workdir / 'oxford_flowers102' / 'search' / 'archive.npz').exists()
+  searching = lambda: (workdir / name / 'search' / 'archive.npz').exists()
   with pytest.raises(experiment.Stopped, match=r'Stopped search after generation 0.*oxford_flowers102, and the same command goes on'):
     suite.run(config, str(workdir), searching)
   text = (workdir / 'table.md').read_text()
-  assert '1 of 19 tasks' in text
-  for name, state in (('caltech101', 'done'), ('dtd', 'failed'), ('oxford_flowers102', 'waiting'), ('resisc45', 'not ready')):
-    assert f'| vtab/{name} | {state} |' in text
+  assert '0 of 19 tasks' in text
+  for task, state in (('dtd', 'failed'), (name, 'waiting'), ('resisc45', 'not ready')):
+    assert f'| vtab/{task} | {state} |' in text
 
   board = suite.run(config, str(workdir))
-  assert list(board.results) == [f'vtab/{name}' for name in ready]
+  assert list(board.results) == [f'vtab/{name}']
   assert board.failed == {'vtab/dtd': 'vtab/dtd train has labels 0 to 47, but 47 classes.'}
-  assert len(board.missing) == 16
+  assert len(board.missing) == 17
   assert 'resisc45/3.0.0 needs a manual download into' in board.missing['vtab/resisc45']
-  accuracy = {name: 100 * files.read_json(workdir / name / 'result.json')['winner']['test_accuracy'] for name in ready}
-  row = scoreboard.own_rows(board)[0]
-  assert {name: cell.value for name, cell in row.cells.items() if cell.complete} == pytest.approx(accuracy)
-  assert f'| **mean of tasks** | **{np.mean(list(accuracy.values())):.1f} (2 of 19)** |' in (workdir / 'table.md').read_text()
-  assert board.results['vtab/caltech101']['winner']['params'] <= board.results['vtab/caltech101']['budget'] == 500
-  assert files.read_json(workdir / 'caltech101' / 'config.json')['budget'] == 500
-  config.suite.settings.caltech101.budget = 400
-  with pytest.raises(ValueError, match=r'belongs to another config: suite\.settings\.caltech101\.budget was 500 and is now 400'):
+  result = files.read_json(workdir / name / 'result.json')
+  accuracy = 100 * result['winner']['test_accuracy']
+  cells, means = own_means(board)
+  assert cells == {name: pytest.approx(accuracy)}
+  assert means == {'mean of natural': f'{accuracy:.1f} (1 of 7)', 'mean of specialized': '-', 'mean of structured': '-', 'mean of groups': '-',
+                   'mean of tasks': f'{accuracy:.1f} (1 of 19)'}
+  assert f"| **mean of tasks** | **{means['mean of tasks']}** |" in (workdir / 'table.md').read_text()
+  assert result['winner']['params'] <= result['budget'] == 500
+  assert files.read_json(workdir / name / 'config.json')['budget'] == 500
+  config.suite.settings[name].budget = 400
+  with pytest.raises(ValueError, match=rf'belongs to another config: suite\.settings\.{name}\.budget was 500 and is now 400'):
     suite.run(config, str(workdir))
+
+
+def test_a_loss_that_is_not_finite_is_a_failure_of_the_task_and_a_stop_is_none():
+
+  def ends(error):
+    raise error
+
+  board = scoreboard.Board('vtab/all', ['vtab/dtd'])
+  suite.attempt(board, 'vtab/dtd', lambda: ends(experiment.NonFiniteLossError(experiment.TrainState({}, {}, 7))))
+  assert board.failed['vtab/dtd'].startswith('The loss was not finite at step 7')
+  with pytest.raises(experiment.Stopped):
+    suite.attempt(board, 'vtab/dtd', lambda: ends(experiment.Stopped('there', 'workdir')))
 
 
 def build(name, version, counts, example, folder):
@@ -125,10 +143,12 @@ def test_a_command_over_real_data_sets_is_killed_stopped_and_resumed_to_the_same
         lambda n: {'image': png(PIXELS[n % 102]), 'label': n % 102, 'image/file_name': f'{n}'}, folder)
   build('oxford_flowers102', '2.1.1', small, lambda n: {'image': png(PIXELS[n % 7]), 'label': n % 7, 'file_name': f'{n}'}, folder)
   build('dmlab', '2.0.1', small, lambda n: {'image': io.BytesIO(b'no image'), 'label': n % 6, 'filename': f'{n}'}, folder)
-  workdir, names = tmp_path / 'run', ['caltech101', 'oxford_flowers102']
-  for name, number in zip(names, (signal.SIGKILL, signal.SIGTERM), strict=True):
+  workdir, name = tmp_path / 'run', 'oxford_flowers102'
+  for number, begun in (
+      (signal.SIGKILL, lambda process: (workdir / name / 'supernet').exists()),
+      (signal.SIGTERM, lambda process: f'process {process.pid} on ' in (workdir / name / 'lock').read_text())):
     process = start(config, workdir)
-    while not (workdir / name / 'supernet').exists() and process.poll() is None:
+    while not begun(process) and process.poll() is None:
       time.sleep(0.01)
     process.send_signal(number)
     _, said = process.communicate()
@@ -141,9 +161,18 @@ def test_a_command_over_real_data_sets_is_killed_stopped_and_resumed_to_the_same
   assert 'Traceback' not in said
   assert 'vtab/dmlab failed: 800 of 800 images cannot be decoded' in printed
   assert '2 done, 1 failed, 16 not ready of 19 tasks' in printed
-  board = suite.run(config, str(tmp_path / 'undisturbed'))
-  assert left(workdir, names) == left(tmp_path / 'undisturbed', names)
-  assert board.results['vtab/oxford_flowers102']['winner']['test_accuracy'] > 2 / 7
+
+  own = suite.task_configs(config)[f'vtab/{name}']
+  own.data.cache = f'{workdir}-images'
+  experiment.run(own, str(tmp_path / 'alone'))
+  assert left(workdir / name) == left(tmp_path / 'alone')
+  with open(workdir / 'table.csv') as file:
+    ours = next(csv.DictReader(file))
+  accuracies = {one: 100 * files.read_json(workdir / one / 'result.json')['winner']['test_accuracy'] for one in ('caltech101', name)}
+  assert {one: float(ours[one]) for one in accuracies} == pytest.approx(accuracies, abs=0.01)
+  assert accuracies[name] > 200 / 7
+  assert f'| **mean of natural** | **{np.mean(list(accuracies.values())):.1f} (2 of 7)** |' in (workdir / 'table.md').read_text()
+  assert ours['mean_of_natural'] == ''
 
 
 def test_nothing_ready_is_one_sentence_and_the_table_lists_what_is_missing(config, tmp_path):
