@@ -100,8 +100,9 @@ def task_configs(config: ml_collections.ConfigDict) -> dict[str, ml_collections.
   The settings of a task have gone into its `budget`, and into the learning rates of `supernet` and `finetune`.
 
   Raises:
-    ValueError: `config.suite.settings` has something that cannot be.
+    ValueError: a field that cannot be, those of `config.suite.settings` included.
   """
+  check_config(config)
   settings = config.suite.settings.to_dict()
   check_settings(settings, config.task, 'suite.settings')
   configs = {}
@@ -136,7 +137,6 @@ def run(config: ml_collections.ConfigDict, workdir: str, stop: Callable[[], bool
     ValueError, OSError: a wrong field or workdir, one in use, or no task is ready.
     Stopped: `stop` said so.
   """
-  check_config(config)
   configs = task_configs(config)
   meshes.initialize(**config.distributed)
   with claim(workdir) if meshes.primary() else contextlib.nullcontext():
