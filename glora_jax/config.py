@@ -26,7 +26,7 @@ PROFILED_STAGES = ('supernet', 'baselines', 'search', 'finetune')
 PROTOCOLS = ('honest', 'paper')
 DTYPES = ('float32', 'bfloat16')
 MESH = {'devices': ('all', 'one'), 'base': ('replicated', 'sharded')}
-ELSEWHERE = ('distributed.', 'mesh.', 'watch.')  # fields that change no result: a run may go on with others
+ELSEWHERE = ('distributed.', 'mesh.', 'suite.prepare', 'watch.')  # fields that change no result: a run may go on with others
 JOBS = ('adapt', 'compare')  # that have these fields
 METHODS = (*space.PRESET_NAMES, 'finetuning', 'search')  # of a comparison; 'full' is all of GLoRA, 'finetuning' trains the base itself
 REMAT_POLICIES = ('everything_saveable', 'nothing_saveable', 'dots_saveable', 'dots_with_no_batch_dims_saveable')
@@ -115,6 +115,10 @@ def default_config() -> ml_collections.ConfigDict:
           'num_processes': ml_collections.config_dict.placeholder(int),
           'process_id': ml_collections.config_dict.placeholder(int),
       },
+      'suite': {  # of a task that stands for several, as 'vtab/all'
+          'settings': {},  # task -> its own 'budget' and 'learning_rate'; see suite.with_settings
+          'prepare': False,  # fetch and prepare what needs no manual download; otherwise tasks whose data is not there are left out
+      },
       'watch': {  # changes no result, so a resumed run may have other values
           'tensorboard': False,  # the metrics as events in WORKDIR/tensorboard, too; needs tensorboardX
           'profile': ml_collections.config_dict.placeholder(str),  # stage of which some dispatches are traced into WORKDIR/profile
@@ -159,7 +163,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     for name in known:
       if name not in given:
         raise ValueError(f"The config field '{prefix}{name}' is missing; start from config.default_config().")
-      if isinstance(known[name], ml_collections.ConfigDict):
+      if isinstance(known[name], ml_collections.ConfigDict) and name != 'settings':  # whose names are tasks
         compare(given[name], known[name], f'{prefix}{name}.')
 
   compare(config, default_config(), '')

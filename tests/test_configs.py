@@ -21,6 +21,8 @@ def get_config(name, *arguments):
 @pytest.mark.parametrize('name, arguments, task', [
     ('quickstart', (), 'digits'), ('vtab', (), 'vtab/cifar100'), ('vtab', ('clevr_count,source=noah,root=/data',), 'vtab/clevr_count'),
     ('vtab', ('all',), 'vtab/all'), ('fewshot', ('food101,shots=4,seed=1',), 'fewshot/food101/4/1'),
+    ('fewshot', ('all',), 'fewshot/all/all/0'), ('fewshot', ('all,shots=4,seed=all',), 'fewshot/all/4/all'),
+    ('fewshot', ('food101,shots=all',), 'fewshot/food101/all/0'), ('generalization', (), 'generalization/all'),
     ('generalization', ('2,source=lists,root=/data',), 'generalization/2'), ('own', (str(CONFIGS),), f'folder:{CONFIGS}'),
     ('own', ('x/labels.csv,weights=dinov2-S/14,budget=5000',), 'csv:x/labels.csv'), ('own', ('beans',), 'tfds:beans')])
 def test_configs_are_complete_and_know_their_task(name, arguments, task):

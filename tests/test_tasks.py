@@ -331,6 +331,10 @@ def test_the_check_covers_a_suite_without_preparing_anything(tmp_path, monkeypat
   monkeypatch.setattr(builders, 'prepare', lambda builder: pytest.fail('prepared'))
   assert check.expand('vtab/all') == [f'vtab/{name}' for name in vtab.names()]
   assert check.expand('fewshot/all/4/0') == [f'fewshot/{name}/4/0' for name in fewshot.NAMES]
+  assert check.expand('fewshot/food101/all/1') == [f'fewshot/food101/{number}/1' for number in fewshot.SHOTS]
+  assert len(set(check.expand('fewshot/all'))) == 5 * len(fewshot.SHOTS) * len(fewshot.SEEDS)
+  assert check.expand('generalization/all') == ['generalization/0', 'generalization/1', 'generalization/2']
+  assert check.expand('vtab/al') == ['vtab/al']
   said = {name: check.report(name, Source(dir=str(tmp_path))) for name in check.expand('vtab/all')}
   assert not any(ready for ready, _ in said.values())
   text = '\n'.join(line for _, lines in said.values() for line in lines)

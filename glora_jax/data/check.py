@@ -1,28 +1,31 @@
 """What a config's data needs before it can be read: `python -m glora_jax.data.check --config configs/vtab.py:all`.
 
 For each task: ready or not, what is missing and how to get it, images and class counts of every split. Nothing is downloaded or
-prepared. `vtab/all` and `fewshot/all` stand for all tasks of a suite.
+prepared. 'all' stands for all tasks of a suite, and for all data sets, shots or seeds of the few-shot tasks.
 """
 
 from __future__ import annotations
 
+import itertools
 import sys
 
 import numpy as np
 
 from glora_jax.config import data_source
-from glora_jax.data import fewshot, vtab
+from glora_jax.data import fewshot, generalization, vtab
 from glora_jax.data.task import Source, Task, find
 
 
 def expand(name: str) -> list[str]:
-  """The names of tasks that a name stands for."""
+  """The names of tasks that a name stands for: 'vtab/all', 'fewshot/all', 'fewshot/food101/all/0', 'generalization/all'; else itself."""
   kind, _, rest = name.partition('/')
-  if kind == 'vtab' and rest == 'all':
-    return [f'vtab/{one}' for one in vtab.names()]
-  if kind == 'fewshot' and rest.split('/')[0] == 'all':
-    return [f'fewshot/{one}{rest.removeprefix("all")}' for one in fewshot.NAMES]
-  return [name]
+  every = {'vtab': (vtab.names(),), 'fewshot': (fewshot.NAMES, fewshot.SHOTS, fewshot.SEEDS), 'generalization': (generalization.SEEDS,)}
+  parts, every = rest.split('/'), every.get(kind, ())
+  if 'all' not in parts or len(parts) > len(every):
+    return [name]
+  parts += ['all'] * (len(every) - len(parts))
+  choices = [all_of_them if part == 'all' else (part,) for part, all_of_them in zip(parts, every, strict=True)]
+  return ['/'.join(map(str, (kind, *chosen))) for chosen in itertools.product(*choices)]
 
 
 def counts(task: Task, split: str) -> str:

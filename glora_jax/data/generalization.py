@@ -11,7 +11,7 @@ from glora_jax.data import builders
 from glora_jax.data.examples import Part, read_list, shots
 from glora_jax.data.task import Source, Task
 
-SHOTS, VAL_SHOTS = 16, 4
+SHOTS, VAL_SHOTS, SEEDS = 16, 4, (0, 1, 2)
 # Test set, builder and split of TFDS, list of NOAH's layout and its images; A and R lack classes.
 TESTS = (
     ('test', 'imagenet2012:5.*.*', 'validation', 'imagenet/annotations/val_meta.list', 'imagenet/images'),
