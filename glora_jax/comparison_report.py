@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from matplotlib import ticker
-from matplotlib.figure import Figure
 
+from glora_jax.figures import panels, save
 from glora_jax.files import whole
 
 TITLES = {
@@ -75,8 +75,7 @@ def verdicts(result: dict[str, Any]) -> list[str]:
 
 def draw(path: str, result: dict[str, Any]) -> None:
   """Test accuracy against trained parameters, a point for each method and a line through the searched ones."""
-  figure = Figure(figsize=(7.5, 4.6), layout='constrained')
-  axis = figure.subplots()
+  figure, axis = panels(figsize=(7.5, 4.6))
   for index, line in enumerate(rows(result)):
     found = line['method'].startswith('search')
     color = '#c0392b' if found else '#8e6bb0'
@@ -93,8 +92,7 @@ def draw(path: str, result: dict[str, Any]) -> None:
   axis.spines[['top', 'right']].set_visible(False)
   axis.grid(axis='y', color='0.92')
   axis.set_axisbelow(True)
-  with whole(path) as temporary:
-    figure.savefig(temporary, format='png', dpi=150)
+  save(figure, path)
 
 
 def write(workdir: str, result: dict[str, Any]) -> None:

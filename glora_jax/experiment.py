@@ -27,7 +27,7 @@ from glora_jax.files import read_arrays, read_json, write_arrays, write_json
 from glora_jax.guidance import make_guide
 from glora_jax.models import weights
 from glora_jax.run import Run, Stopped, carry_out
-from glora_jax.scoring import hardest_first, make_image_scorer, make_stopping_scorer
+from glora_jax.scoring import Predictions, hardest_first, make_image_scorer, make_stopping_scorer
 from glora_jax.supernet import Consistency, Sampling, subnet_loss, supernet_loss
 from glora_jax.training import NonFiniteLossError, Recipe, TrainState
 from glora_jax.watch import Metrics, profiled
@@ -66,9 +66,9 @@ def _run_stages(this):
   with this.stage('finetune'):
     candidates = {**baselines, **finetune(this, trained, archive.best(config.search.fitness))}
   with this.stage('test'):
-    entries = test(this, candidates)
+    entries, answers = test(this, candidates)
   with this.stage('report'):
-    result = write_results(this, candidates['winner'][0], entries, archive, trained)
+    result = write_results(this, candidates['winner'][0], entries, answers, archive, trained)
   return result
 
 
@@ -232,8 +232,12 @@ def finetune(this: Run, variables: Any, genome: np.ndarray) -> dict[str, tuple[A
   return {'winner_supernet': (variables, genome), 'winner': (tuned, genome)}
 
 
-def test(this: Run, candidates: dict[str, tuple[Any, np.ndarray]]) -> dict[str, dict[str, Any]]:
-  """Freezes the list of subnets with their weights to disk, and only then evaluates it on the test split."""
+def test(this: Run, candidates: dict[str, tuple[Any, np.ndarray]]) -> tuple[dict[str, dict[str, Any]], Predictions]:
+  """Freezes the list of subnets with their weights to disk, and only then evaluates it on the test split.
+
+  Returns:
+    (entries of the list with their test accuracies, what the winner answered for each test image).
+  """
   seen = this.config.finetune.on == 'train+val' and this.config.protocol == 'honest' and this.config.finetune.epochs > 0
   entries = {}
   for name, (variables, genome) in candidates.items():
@@ -245,11 +249,13 @@ def test(this: Run, candidates: dict[str, tuple[Any, np.ndarray]]) -> dict[str, 
         'weights': weights.fingerprint(this.adapted.split(variables)[0]),
     }
   freeze(this, entries)
+  labels, answers = np.asarray(this.data('test').labels), {}
   for name, entry in entries.items():
-    entry['test_accuracy'] = this.accuracy(*candidates[name], 'test')
+    answers[name] = this.predict(*candidates[name], 'test')
+    entry['test_accuracy'] = int((answers[name].classes == labels).sum()) / len(labels)
     if others := this.task.tests[1:]:
       entry['other_test_accuracies'] = {split: this.accuracy(*candidates[name], split) for split in others}
-  return entries
+  return entries, answers['winner']
 
 
 def freeze(this: Run, entries: dict[str, Any]) -> None:
@@ -265,7 +271,9 @@ def freeze(this: Run, entries: dict[str, Any]) -> None:
     write_json(path, entries)
 
 
-def write_results(this: Run, variables: Any, entries: dict[str, dict[str, Any]], archive: search.Archive, trained: Any) -> dict[str, Any]:
+def write_results(
+    this: Run, variables: Any, entries: dict[str, dict[str, Any]], answers: Predictions, archive: search.Archive, trained: Any,
+) -> dict[str, Any]:
   """Folds the winner, and writes adapter, plain checkpoint, pictures and report; returns what `result.json` will hold."""
   config, adapted = this.config, this.adapted
   genome = np.array(entries['winner']['genome'], np.int8)
@@ -275,7 +283,8 @@ def write_results(this: Run, variables: Any, entries: dict[str, dict[str, Any]],
     if meshes.primary():
       save_adapter(this.path('adapter.safetensors'), adapted, whole, genome, task=this.task.name)
       write_json(this.path('genome.json'), space.genome_to_json(adapted.spec, genome))
-      remembered = {**{name: this.metadata[name] for name in ('image_size', 'normalization')}, 'classes': this.task.classes}
+      remembered = {**{name: this.metadata[name] for name in ('image_size', 'normalization')}, 'resize': config.data.resize,
+                    'classes': this.task.classes}
       weights.save(this.path('folded'), adapted.model, folded, remembered, this.metadata.get('source'))
   plain, params, _ = weights.load(this.path('folded'))
   images = this.data('train').images
@@ -283,7 +292,8 @@ def write_results(this: Run, variables: Any, entries: dict[str, dict[str, Any]],
   with_supports = jax.jit(lambda v, x: adapted.apply(v, x, genome=genome))(variables, inputs)
   difference = jnp.max(jnp.abs(with_supports - jax.jit(lambda p, x: plain.apply({'params': p}, x))(params, inputs)))
 
-  num_images = len(this.data(this.search_split).labels)
+  num_images = {split: len(this.data(split).labels) for split in (this.train_split, this.search_split, 'test')}
+  searched = num_images[this.search_split]
   entries = {name: {k: v for k, v in entry.items() if k != 'weights' and (k != 'genome' or name == 'winner')}
              for name, entry in entries.items()}
   inherited = {name: {'params': adapted.count_params(preset), 'accuracy': this.accuracy(trained, preset, this.search_split)}
@@ -297,18 +307,20 @@ def write_results(this: Run, variables: Any, entries: dict[str, dict[str, Any]],
       'winner_supernet': entries.pop('winner_supernet'),
       'winner': entries.pop('winner'),
       'presets': entries,
+      'finetuned': config.protocol == 'honest' and config.finetune.epochs > 0,
       'evaluations': len(archive),
       'stopped_early': int((~archive.exact).sum()),
-      'hypervolume': [round(volume, 5) for volume in search.hypervolume_by_generation(archive, adapted.spec, num_images)],
+      'hypervolume': [round(volume, 5) for volume in search.hypervolume_by_generation(archive, adapted.spec, searched)],
       'fold_max_abs_diff': float(difference),
-      'data': {'origin': this.task.origin, 'notes': list(this.task.notes), 'resize': config.data.resize},
+      'data': {'origin': this.task.origin, 'notes': list(this.task.notes), 'resize': config.data.resize, 'images': num_images},
       'normalization': this.metadata['normalization'],
       'weights': config.model.weights,
       'merge': adapted.merge,
       'seconds': dict(this.seconds),
   }
   if meshes.primary():
-    report.write(this.workdir, result, adapted.spec, archive, this.task, num_images, config.search.fitness, inherited)
+    outcome = report.Outcome(np.asarray(this.data('test').labels), *answers, functools.partial(this.pixels, 'test'))
+    report.write(this.workdir, result, adapted.spec, archive, this.task, config.search.fitness, inherited, outcome)
   return result
 
 

@@ -27,7 +27,7 @@ from glora_jax.files import claim, read_json, write_json
 from glora_jax.models import weights
 from glora_jax.models.fetch import fetch, known_normalization
 from glora_jax.models.translate import fit_to_format
-from glora_jax.scoring import make_scorer
+from glora_jax.scoring import Predictions, make_predictor, make_scorer
 from glora_jax.training import Recipe
 from glora_jax.watch import describe
 
@@ -58,6 +58,7 @@ class Run:
   mesh: jax.sharding.Mesh | None = None
   arrays: dict[str, pipeline.Split] = dataclasses.field(default_factory=dict)
   scorers: dict[str | None, Callable] = dataclasses.field(default_factory=dict)
+  predictors: dict[str | None, Callable] = dataclasses.field(default_factory=dict)
 
   @property
   def train_split(self) -> str:
@@ -122,6 +123,24 @@ class Run:
   def accuracy(self, variables: Any, genome: np.ndarray, split: str) -> float:
     correct, _ = self.score(variables, jnp.asarray(genome)[None], split)
     return int(correct[0]) / len(self.data(split).labels)
+
+  def predict(self, variables: Any, genome: np.ndarray, split: str) -> Predictions:
+    """What one subnet answers for every image of a split, as NumPy arrays."""
+    name = split if split in self.task.masked else None
+    if name not in self.predictors:
+      self.predictors[name] = make_predictor(self.adapted, self.preprocess, classes=self.task.mask(split), mesh=self.mesh)
+    images = self.data(split).images
+    streamed = isinstance(images, pipeline.Stream)
+    blocks = (block for block, _ in meshes.blocks(self.mesh, images, SCORED_AT_ONCE)) if streamed else (images,)
+    parts = [self.predictors[name](variables, jnp.asarray(genome), block) for block in blocks]
+    return Predictions(*(np.concatenate([np.asarray(x) for x in column]) for column in zip(*parts, strict=True)))
+
+  def pixels(self, split: str, indices: np.ndarray) -> np.ndarray:
+    """Some images of a split, uint8 [len(indices), size, size, 3]; a process may ask alone."""
+    images = self.data(split).images
+    if isinstance(images, pipeline.Stream):
+      return next(images.batches(np.asarray(indices)[None])).images
+    return np.asarray(images.addressable_data(0)[np.asarray(indices)])  # resident ones are whole on every device
 
   @contextlib.contextmanager
   def stage(self, name: str):

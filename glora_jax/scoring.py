@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,13 @@ from glora_jax.adapt import Adapted
 from glora_jax.mesh import least_of_all
 
 Scores = tuple[jax.Array, jax.Array]
+
+
+class Predictions(NamedTuple):
+  """For every image the most probable class, int32 [n], and its probability, float32 [n]."""
+
+  classes: Any
+  probabilities: Any
 
 
 def make_scorer(
@@ -148,6 +155,34 @@ def make_image_scorer(
   return score
 
 
+def make_predictor(
+    adapted: Adapted, preprocess: Callable[[jax.Array], jax.Array] = lambda images: images, *, block: int = 256, classes: Any = None,
+    mesh: jax.sharding.Mesh | None = None, **apply_kwargs: Any,
+) -> Callable[[Any, Any, jax.Array], Predictions]:
+  """A compiled `(variables, genome, images) -> Predictions` of one subnet; of what it computes it keeps two numbers an image.
+
+  Args:
+    adapted, preprocess, block, classes, **apply_kwargs: see `make_scorer`.
+    mesh: the images of a block are dealt to all its devices; what comes back is whole on every one. None for one device.
+  """
+  forwards, shards = _make_forwards(adapted, classes, apply_kwargs), 1 if mesh is None else mesh.size
+
+  @jax.jit
+  def predict(variables, genome, images):
+    logits = forwards(variables, genome)
+    place = lambda x, *axes: x if mesh is None else jax.lax.with_sharding_constraint(
+        x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)))
+
+    def answer(some):
+      found = logits(preprocess(place(some, mesh and mesh.axis_names)))
+      return found.argmax(-1).astype(jnp.int32), jax.nn.softmax(found).max(-1)
+
+    size = -(-min(block, len(images)) // shards) * shards
+    return Predictions(*(place(x.reshape(-1)[:len(images)]) for x in jax.lax.map(answer, _blocks(images, size))))
+
+  return predict
+
+
 def make_stopping_scorer(
     adapted: Adapted, preprocess: Callable[[jax.Array], jax.Array] = lambda images: images, *, fitness: str = 'accuracy',
     chunk: int | None = None, block: int = 20, classes: Any = None, **apply_kwargs: Any,
@@ -264,15 +299,18 @@ def _default_chunk():
 
 def in_blocks(inputs, labels, size):
   """(inputs, labels, whether they count) as [blocks, size, ...], the last block padded."""
-  padding = -len(labels) % size
-  blocks = lambda x: jnp.pad(x, ((0, padding),) + ((0, 0),) * (x.ndim - 1)).reshape(-1, size, *x.shape[1:])
-  return blocks(inputs), blocks(jnp.asarray(labels)), blocks(jnp.ones(len(labels), bool))
+  return _blocks(inputs, size), _blocks(jnp.asarray(labels), size), _blocks(jnp.ones(len(labels), bool), size)
 
 
-def _make_answers(adapted, classes, apply_kwargs):
-  """`(variables, genome) -> ((inputs, labels, counts) -> (right, losses))`; what does not count is wrong and costs nothing."""
+def _blocks(x, size):
+  padding = -len(x) % size
+  return jnp.pad(x, ((0, padding),) + ((0, 0),) * (x.ndim - 1)).reshape(-1, size, *x.shape[1:])
 
-  def answers(variables, genome):
+
+def _make_forwards(adapted, classes, apply_kwargs):
+  """`(variables, genome) -> (inputs -> logits)`, float32 [n, classes]; -inf for the classes that are no answers."""
+
+  def forwards(variables, genome):
     # Up front the subnet is folded once for all blocks; lazily the supports stay apart until the layer that needs them.
     if adapted.merge == 'up_front':
       rest = {name: value for name, value in variables.items() if name not in ('params', 'glora')}
@@ -280,11 +318,21 @@ def _make_answers(adapted, classes, apply_kwargs):
       forward = lambda x: adapted.model.apply(folded, x, **apply_kwargs)
     else:
       forward = lambda x: adapted.apply(variables, x, genome=genome, **apply_kwargs)
+    among = (lambda logits: logits) if classes is None else lambda logits: jnp.where(classes, logits, -jnp.inf)
+    return lambda inputs: among(forward(inputs).astype(jnp.float32))
+
+  return forwards
+
+
+def _make_answers(adapted, classes, apply_kwargs):
+  """`(variables, genome) -> ((inputs, labels, counts) -> (right, losses))`; what does not count is wrong and costs nothing."""
+  forwards = _make_forwards(adapted, classes, apply_kwargs)
+
+  def answers(variables, genome):
+    forward = forwards(variables, genome)
 
     def answer(inputs, labels, counts):
-      logits = forward(inputs).astype(jnp.float32)
-      if classes is not None:
-        logits = jnp.where(classes, logits, -jnp.inf)
+      logits = forward(inputs)
       losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
       return (logits.argmax(-1) == labels) & counts, jnp.where(counts, losses, 0)
 

@@ -7,11 +7,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
-
-matplotlib.use('Agg')
-import matplotlib.pyplot as plt
-
+from glora_jax.figures import panels, save
 from glora_jax.files import whole
 from glora_jax.report import PAPER_LABEL
 from glora_jax.scoreboard import OURS, PAPER, Board, Row, columns, lines, own_rows, paper_protocol, published, published_rows, summary
@@ -112,7 +108,7 @@ def draw(path: str, board: Board, rows: Sequence[Row]) -> None:
   """Ours as bars, the published rows as marks on them; a mean of which a part is missing is hatched and says so."""
   table, others = lines(board, rows), [number for number, row in enumerate(rows) if not row.ours]
   linear = next(number for number, row in enumerate(rows) if row.method.endswith(OURS['linear']))
-  figure, axis = plt.subplots(figsize=(8, 1.6 + 0.27 * len(table)), layout='constrained')
+  figure, axis = panels(figsize=(8, 1.6 + 0.27 * len(table)))
   for y, (_, is_mean, cells) in enumerate(table):
     ours = cells[0]
     if ours.value is not None:
@@ -138,6 +134,4 @@ def draw(path: str, board: Board, rows: Sequence[Row]) -> None:
   figure.legend(loc='outside lower center', ncols=3, frameon=False, fontsize=8)
   warning = f'\n{PAPER}: ours were searched on the test set' if paper_protocol(board) else ''
   axis.set_title(f'{_TITLES[board.tasks[0].partition("/")[0]]}: {len(board.results)} of {len(board.tasks)} tasks{warning}', loc='left')
-  with whole(path) as temporary:
-    figure.savefig(temporary, format='png', dpi=130, bbox_inches='tight')
-  plt.close(figure)
+  save(figure, path, dpi=130, bbox_inches='tight')

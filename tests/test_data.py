@@ -12,7 +12,7 @@ import pytest
 import sklearn.datasets
 from PIL import Image
 
-from glora_jax.data import augment, embedded, pipeline, task
+from glora_jax.data import augment, builders, embedded, pipeline, task
 
 
 @pytest.fixture(scope='module')
@@ -56,6 +56,51 @@ def test_reading_needs_no_tensorflow(data_dir, digits):
   code = (f'import sys; from glora_jax.data import pipeline, task\n'
           f"pipeline.load(task.find('digits', task.Source(dir={data_dir!r})).open('val'), 8); print('tensorflow' in sys.modules)")
   assert subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, text=True).stdout == 'False\n'
+
+
+TOGETHER = '''
+import logging, os, pathlib, sys, time
+from glora_jax.data import builders, embedded, pipeline, task
+
+logging.basicConfig(level=logging.INFO, format='%(message)s')
+folder, both = sys.argv[1], pathlib.Path(sys.argv[2])
+examples = embedded.Digits._generate_examples
+
+def waiting(self, indices):
+  """Neither goes on before both have begun, so that both want to give their folder its final name."""
+  (both / str(os.getpid())).touch()
+  while len(list(both.iterdir())) < 2:
+    time.sleep(0.01)
+  return examples(self, indices)
+
+embedded.Digits._generate_examples = waiting
+digits = task.find('digits', task.Source(dir=folder))
+for split in ('train', 'val', 'test'):
+  images, labels = pipeline.load(digits.open(split), 8)
+  print(split, images.shape, images.sum(), labels.sum())
+'''
+
+
+def test_of_two_processes_that_prepare_the_digits_at_once_the_later_uses_what_is_there(tmp_path, digits):
+  (tmp_path / 'begun').mkdir()
+  command = [sys.executable, '-c', TOGETHER, str(tmp_path / 'tfds'), str(tmp_path / 'begun')]
+  pair = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+  said = [process.communicate(timeout=120) for process in pair]
+  for process, (_, errors) in zip(pair, said, strict=True):
+    assert process.returncode == 0, errors[-2000:]
+  expected = [f'{split} {part.images.shape} {part.images.sum()} {part.labels.sum()}' for split, part in digits.items()]
+  assert [output.splitlines()[-3:] for output, _ in said] == [expected] * 2  # after what TFDS says
+  assert [errors.count('prepared by another process meanwhile') for _, errors in said] in ([0, 1], [1, 0])
+  assert [path.name for path in (tmp_path / 'tfds' / 'digits').iterdir()] == ['1.0.0']
+
+
+@pytest.mark.parametrize('file_format', ['array_record', None])
+def test_a_builder_made_before_its_data_set_was_prepared_reads_it(tmp_path, file_format):
+  early = embedded.Digits(data_dir=str(tmp_path), file_format=file_format)
+  task.find('digits', task.Source(dir=str(tmp_path))).open('train')
+  builders.prepare(early)
+  records = builders.read(early, 'test', lambda example: example['image'], lambda example: int(example['label']))
+  assert len(records.labels) == 797
 
 
 def test_images_are_resized_as_pil_does_it(digits, digits_task):

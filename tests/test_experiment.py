@@ -1,8 +1,10 @@
 """Whole runs, small: stages, files, determinism, resumption, protocols, wrong inputs; in this process and on the command line."""
 
+import dataclasses
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -12,18 +14,22 @@ import time
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, randomized
 from PIL import Image
 
-from glora_jax import experiment, report
+import glora_jax
+from glora_jax import experiment, predict, report
 from glora_jax.config import data_source, default_config
-from glora_jax.data import augment, pipeline
+from glora_jax.data import augment, image, pipeline
+from glora_jax.data.examples import Part
 from glora_jax.data.task import find
 from glora_jax.models import weights
+from glora_jax.run import prepare
 
 FILES = {
     'config.json', 'lock', 'metrics.jsonl', 'seconds.json', 'supernet', 'baselines', 'search', 'finetune', 'adapter.safetensors', 'genome.json',
-    'folded', 'test_list.json', 'result.json', 'report.md', 'structure.png', 'search.png', 'pareto.png', 'training.png'}
+    'folded', 'test_list.json', 'result.json', 'report.md', 'structure.png', 'search.png', 'pareto.png', 'training.png',
+    'confusion.png', 'errors.png'}
 
 
 @pytest.fixture(scope='session')
@@ -277,7 +283,62 @@ def test_the_report_reads_by_itself_and_agrees_with_the_result(finished):
   for picture in re.findall(r'\]\((\w+\.png)\)', text):
     with open(os.path.join(workdir, picture), 'rb') as file:
       assert file.read(4) == b'\x89PNG'
-  assert len(re.findall(r'\]\((\w+\.png)\)', text)) == 4
+  assert len(re.findall(r'\]\((\w+\.png)\)', text)) == 6
+
+
+def test_the_errors_in_the_report_are_those_of_the_folded_model(finished, config):
+  workdir, result = finished
+  model, params, metadata = weights.load(os.path.join(workdir, 'folded'))
+  images, labels = pipeline.load(find('digits', data_source(config)).open('test'), metadata['image_size'])
+  found = np.asarray(jax.jit(model.apply)({'params': params}, augment.normalize(images, metadata['normalization'])).argmax(-1))
+  with open(os.path.join(workdir, 'report.md')) as file:
+    text = file.read()
+  assert result['data']['images'] == {'train': 800, 'val': 200, 'test': 797}
+  wrong = 797 - round(797 * result['winner']['test_accuracy'])
+  assert f'got {wrong} of 797 test images wrong' in text
+  pairs = re.findall(r'(\d) taken for (\d) \((\d+)\)', text)
+  assert len(pairs) == 3
+  counted = np.bincount(10 * labels + found, minlength=100) * (np.arange(100) % 11 > 0)
+  assert [int(count) for *_, count in pairs] == sorted(counted)[:-4:-1]
+  for true, answer, count in pairs:
+    assert ((labels == int(true)) & (found == int(answer))).sum() == int(count)
+
+
+def test_predictions_and_thumbnails_of_a_stream_are_those_of_the_arrays_and_masks_hold(config, tmp_path):
+  answers = {}
+  for name, most in (('resident', 2**30), ('streamed', 0)):
+    this = prepare(changed(config, data__max_resident=most), str(tmp_path / name))
+    few = np.flatnonzero(this.task.open('test').labels < 4)
+    splits = {**this.task.splits, 'few': lambda task=this.task, few=few: Part(task.open('test'), few)}
+    this.task = dataclasses.replace(this.task, splits=splits, masked=('few',))
+    variables = {**this.variables, 'params': randomized(this.variables['params'])}
+    genome = np.zeros((len(this.adapted.spec), 5), np.int8)
+    answers[name] = this.predict(variables, genome, 'test'), this.predict(variables, genome, 'few')
+    assert isinstance(this.data('test').images, pipeline.Stream) == (name == 'streamed')
+    correct, _ = this.score(variables, genome[None], 'few')
+    assert (answers[name][1].classes == this.data('few').labels).sum() == correct[0]
+    thumbnails = this.pixels('test', np.array([700, 3, 5]))
+    np.testing.assert_array_equal(thumbnails, pipeline.load(Part(this.task.open('test'), np.array([700, 3, 5])), 8).images)
+  for ours, theirs in zip(*answers.values(), strict=True):
+    np.testing.assert_array_equal(ours.classes, theirs.classes)
+    np.testing.assert_allclose(ours.probabilities, theirs.probabilities, rtol=1e-5)
+  assert answers['streamed'][1].classes.max() < 4 < answers['streamed'][0].classes.max()
+
+
+def test_the_command_in_the_report_answers_as_the_adapted_model_does(finished, config, backbone, tmp_path, monkeypatch, capsys):
+  workdir, _ = finished
+  monkeypatch.chdir(tmp_path)
+  Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 20, 3), np.uint8)).save('photo.jpg')
+  with open(os.path.join(workdir, 'report.md')) as file:
+    command = re.search(r'^python -m glora_jax\.predict (.*)$', file.read(), re.M).group(1)
+  predict.main([*shlex.split(command), '--json'])
+  found = {one['class']: one['probability'] for one in json.loads(capsys.readouterr().out)['classes']}
+  model, params, metadata = weights.refit(*weights.load(backbone), num_classes=10)
+  pixels = image.resize(image.decode('photo.jpg'), 8, config.data.resize)[None]
+  adapted = glora_jax.adapt(model, np.zeros((1, 8, 8, 3), np.float32), space=glora_jax.SearchSpace(**config.space))
+  variables, genome = glora_jax.load_adapter(os.path.join(workdir, 'adapter.safetensors'), adapted, params)
+  shares = jax.nn.softmax(jax.jit(adapted.apply)(variables, augment.normalize(pixels, metadata['normalization']), genome=genome))[0]
+  np.testing.assert_allclose([found[name] for name in '0123456789'], shares, atol=1e-5)
 
 
 def test_the_reports_five_lines_of_code_run(finished, tmp_path, monkeypatch):

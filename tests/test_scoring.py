@@ -72,6 +72,23 @@ def test_image_scores_add_up(problem):
   np.testing.assert_allclose(losses.sum(1), loss, rtol=1e-5)
 
 
+@pytest.mark.parametrize('merge, block', [('up_front', 8), ('lazy', 23)])
+def test_predictions_are_the_most_probable_of_the_classes_that_count(problem, merge, block):
+  scored, genomes, images, labels = problem
+  adapted, variables = scored[merge]
+  logits, answers = np.array(jax.jit(adapted.apply)(variables, images, genome=genomes[1])), []
+  for classes in (None, np.array([True, False, True, True])):
+    logits[:, [] if classes is None else ~classes] = -np.inf
+    found = scoring.make_predictor(adapted, block=block, classes=classes)(variables, genomes[1], images)
+    np.testing.assert_array_equal(found.classes, logits.argmax(-1))
+    np.testing.assert_allclose(found.probabilities, jax.nn.softmax(logits).max(-1), rtol=1e-5)
+    correct, _ = glora_jax.score(adapted, variables, genomes[1:2], images, labels, classes=classes)
+    assert correct[0] == (found.classes == labels).sum()
+    answers.append(set(np.asarray(found.classes).tolist()))
+  assert len(answers[0]) > 1
+  assert answers[0] - answers[1] == {1}
+
+
 def test_the_images_that_most_get_wrong_come_first():
   wrong = np.array([[0, 1, 1, 0], [0, 1, 0, 0], [0, 1, 1, 1]], bool)
   assert scoring.hardest_first(wrong).tolist() == [1, 2, 3, 0]
@@ -140,6 +157,10 @@ for merge in ('up_front', 'lazy'):
       np.testing.assert_array_equal(found[0], expected[0])
       np.testing.assert_allclose(found[1], expected[1], rtol=1e-5)
     assert score._cache_size() == 1
+    one, other = (scoring.make_predictor(adapted, mesh=on, block=8)(variables, genomes[1], images) for on in (None, mesh))
+    np.testing.assert_array_equal(other.classes, one.classes)
+    np.testing.assert_allclose(other.probabilities, one.probabilities, rtol=1e-5)
+    assert other.classes.sharding.is_fully_replicated
     text = score.lower(variables, genomes, images, labels).compile().as_text()
     parts = {part.split(' ', 1)[0].lstrip('%'): part for part in text.split('\\n\\n')}
     bodies = [parts[name] for name in re.findall(r'body=%?([\\w.-]+)', text)]

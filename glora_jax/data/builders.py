@@ -71,12 +71,14 @@ def missing(*wanted: Builder) -> Callable[[], str | None]:
 def prepare(builder: Builder) -> None:
   """Downloads and prepares a data set where it is not there yet, as array_record, with TFDS's progress bars.
 
+  Of several processes that do so at once each works in a folder of its own; the first one's takes the final name, and the others use it.
+
   Raises:
     OSError: it cannot be downloaded, or a manual download is missing; with the instructions.
     ImportError: preparing it needs TensorFlow.
   """
   if is_prepared(builder):
-    return
+    return _catch_up(builder)
   log.info('Preparing %s', builder.info.full_name)
   try:
     builder.download_and_prepare(file_format='array_record')
@@ -84,8 +86,18 @@ def prepare(builder: Builder) -> None:
     raise ImportError(f'Preparing {builder.info.full_name} needs a package that is not there ({error}); pip install "glora_jax[tf]", or '
                       'prepare it on a machine that has TensorFlow and copy the folder.') from error
   except Exception as error:  # downloads, checksums, manual folders: TFDS raises whatever they raise
+    if is_prepared(builder):
+      log.info('%s was prepared by another process meanwhile.', builder.info.full_name)
+      return _catch_up(builder)
     raise OSError(f'{builder.info.full_name} could not be prepared ({str(error).strip().splitlines()[0][:200]}). '
                   f'{instructions(builder)}') from error
+
+
+def _catch_up(builder):
+  """Tells a builder that was made before its data set was prepared what lies there now."""
+  if not builder.info.initialized and (builder.data_path / tfds.core.constants.DATASET_INFO_FILENAME).exists():
+    builder.info.set_file_format('array_record', override=True)
+    builder.info.read_from_directory(builder.data_path)
 
 
 def read(

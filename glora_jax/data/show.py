@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
-
-matplotlib.use('Agg')
-import matplotlib.pyplot as plt
 
 from glora_jax.config import data_source
 from glora_jax.data import augment, pipeline
 from glora_jax.data.examples import Part
 from glora_jax.data.task import find
+from glora_jax.figures import panels, save
 
 IMAGES = 8
 
@@ -25,7 +22,7 @@ IMAGES = 8
 def contact_sheet(path: str, rows: list[tuple[str, np.ndarray]], labels: list[str]) -> None:
   """Writes a PNG: rows of images, uint8 [n, height, width, 3], each with its title, and a label over every column."""
   count = len(labels)
-  figure, axes = plt.subplots(len(rows), count, figsize=(1.5 * count, 1.7 * len(rows) + 0.3), squeeze=False, layout='constrained')
+  figure, axes = panels(len(rows), count, figsize=(1.5 * count, 1.7 * len(rows) + 0.3), squeeze=False)
   for line, (title, images) in zip(axes, rows, strict=True):
     for axis, image in zip(line, images, strict=True):
       axis.imshow(image, interpolation='nearest')
@@ -34,8 +31,7 @@ def contact_sheet(path: str, rows: list[tuple[str, np.ndarray]], labels: list[st
     line[0].set_ylabel(title, fontsize=9)
   for axis, label in zip(axes[0], labels, strict=True):
     axis.set_title(label if len(label) <= 18 else label[:17] + '…', fontsize=8)
-  figure.savefig(path, dpi=150, bbox_inches='tight')
-  plt.close(figure)
+  save(figure, path, bbox_inches='tight')
 
 
 def draw(config, path: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from glora_jax.data.augment import NORMALIZATIONS, statistics
+from glora_jax.data.image import CROP, RULES
 from glora_jax.files import Path
 from glora_jax.models.vit import ACTIVATIONS, POOLS, ViT, describe
 
@@ -53,7 +54,7 @@ def read_hints(file: str, format_name: str) -> dict[str, Any]:
     format_name: that it was detected as: only the code base's own config, or ours, is believed.
 
   Returns:
-    Fields of the ViT, and 'image_size', 'normalization', 'classes' where they are said.
+    Fields of the ViT, and 'image_size', 'normalization', 'resize', 'classes' where they are said.
 
   Raises:
     ValueError: it is damaged, has odd values, or describes a model that the ViT cannot be; the sentence names the path.
@@ -99,7 +100,7 @@ def _checked(name, value):
       'activation': lambda: value in ACTIVATIONS, 'pool': lambda: value in POOLS,
       'image_size': lambda: whole(value) or (isinstance(value, (list, tuple)) and len(value) == 2 and all(map(whole, value))),
       'classes': lambda: isinstance(value, (list, tuple)) and all(isinstance(one, str) for one in value),
-      'normalization': lambda: statistics(value) is not None,
+      'normalization': lambda: statistics(value) is not None, 'resize': lambda: value in RULES,
   }.get(name, lambda: True)
   if not fine():
     raise ValueError(f'{name}={value!r} cannot be.')
@@ -158,12 +159,12 @@ def config_for(format_name: str, model: ViT, metadata: dict[str, Any]) -> dict[s
   Args:
     format_name: of `formats.FORMATS`.
     model: that is written.
-    metadata: 'image_size', 'normalization', 'classes' where they are known; 'class_pos' and 'mask_token' for what the file has.
+    metadata: 'image_size', 'normalization', 'resize', 'classes' where they are known; 'class_pos' and 'mask_token' for what the file has.
 
   Raises:
     ValueError: the code base cannot be told of the model.
   """
-  known = {name: metadata[name] for name in ('image_size', 'normalization', 'classes') if metadata.get(name) is not None}
+  known = {name: metadata[name] for name in ('image_size', 'normalization', 'resize', 'classes') if metadata.get(name) is not None}
   ours = {'glora_jax': {'model': describe(model), **known}}
   if format_name.startswith('hf_'):
     return {**_hf_config(format_name, model, metadata), **ours}
@@ -227,7 +228,9 @@ def _timm_config(model, metadata):
           'init_values': model.layer_scale and 1e-5, 'act_layer': model.activation,
       },
       'pretrained_cfg': {
-          'input_size': [3, height, width], 'num_classes': model.num_classes, 'interpolation': 'bicubic', 'crop_pct': 1.0,
+          'input_size': [3, height, width], 'num_classes': model.num_classes, 'interpolation': 'bicubic',
+          'crop_pct': CROP if metadata.get('resize') == 'crop' else 1.0,
+          'crop_mode': 'squash' if metadata.get('resize') == 'squash' else 'center',
           'first_conv': 'patch_embed.proj', 'classifier': 'head',
           **({'mean': list(statistic[0]), 'std': list(statistic[1])} if statistic else {}), **classes,
       },

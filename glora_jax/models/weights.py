@@ -47,8 +47,8 @@ def load(
     **fields: of the ViT, which override what file and `config.json` say; `num_heads=8` for instance.
 
   Returns:
-    (model, params as nested numpy arrays, metadata). Metadata has 'image_size', 'normalization' and, if they are known, 'classes';
-    for foreign files 'source', which `save` takes.
+    (model, params as nested numpy arrays, metadata). Metadata has 'image_size', 'normalization' and, if they are known, 'classes'
+    and 'resize', the rule of `data.image.resize`; for foreign files 'source', which `save` takes.
 
   Raises:
     FileNotFoundError: no such file.
@@ -73,6 +73,8 @@ def load(
               'normalization': hints.get('normalization') or normalization or _assumed_normalization(tensors, model)}
   if len(hints.get('classes', ())) == model.num_classes > 0:
     metadata['classes'] = list(hints['classes'])
+  if 'resize' in hints:
+    metadata['resize'] = hints['resize']
   metadata['source'] = Source(format.name, tensors.container, prefix, tensors.wrapper, variant, unused)
   return model, params, metadata
 
@@ -261,7 +263,7 @@ def save(path: Path, model: ViT, params: Any, metadata: Mapping[str, Any], forma
       `config.json` with which transformers, timm and `load` know all about it. A file alone leaves out what tensors cannot say; what
       that is, is logged.
     model, params: what is written.
-    metadata: 'image_size', and 'normalization' and 'classes' where they are known; in this project's own format any JSON types.
+    metadata: 'image_size', and 'normalization', 'resize' and 'classes' where they are known; in this project's own format any JSON types.
     format: name in `formats.FORMATS` or 'glora_jax'; a `Source` writes back what `load` read, key by key; None is 'glora_jax'.
 
   Raises:
