@@ -130,7 +130,7 @@ def start(config, workdir):
 
 
 def test_a_command_over_real_data_sets_is_killed_stopped_and_resumed_and_its_table_and_exit_codes_are_right(config, tmp_path):
-  """Two data sets, and one whose images are broken; kill -9 amid the first, SIGTERM amid the second."""
+  """Two data sets, and one whose images are broken; kill -9 and SIGTERM come amid the second task."""
   small, folder = {'train': 800, 'validation': 200, 'test': 60}, config.data.dir
   build('caltech101', '3.0.1', {'train': 2954, 'test': 60},
         lambda n: {'image': png(PIXELS[n % 102]), 'label': n % 102, 'image/file_name': f'{n}'}, folder)
