@@ -62,7 +62,7 @@ TOGETHER = '''
 import logging, os, pathlib, sys, time
 from glora_jax.data import builders, embedded, pipeline, task
 
-logging.basicConfig(level=logging.INFO, format='%(message)s')
+logging.basicConfig(level=logging.INFO, format='%(message)s', force=True)
 folder, both = sys.argv[1], pathlib.Path(sys.argv[2])
 examples = embedded.Digits._generate_examples
 

@@ -18,12 +18,15 @@ import timm
 import torch
 import torch.nn.functional as F
 import transformers
+from PIL import Image
 from timm.layers.patch_embed import resample_patch_embed
 from timm.layers.pos_embed import resample_abs_pos_embed
 
 import glora_jax
+from glora_jax.data import augment, image
 from glora_jax.models import weights
 from glora_jax.models.resize import resize_patch_embed, resize_pos_embed
+from glora_jax.models.vit import ViT
 from tests.peers import families
 
 IMAGES = np.random.default_rng(0).normal(size=(3, 32, 32, 3)).astype(np.float32)
@@ -112,6 +115,18 @@ def test_timm_is_told_of_the_activation(activation, tmp_path):
   weights.save(tmp_path / 'out', model, params, metadata, metadata['source'])
   there = timm.create_model(f'local-dir:{tmp_path / "out"}', pretrained=True).eval()
   np.testing.assert_allclose(families.logits(there, IMAGES), model.apply({'params': params}, IMAGES), atol=1e-4)
+
+
+@pytest.mark.parametrize('rule', image.RULES)
+def test_timm_prepares_an_image_as_the_run_did(rule, tmp_path):
+  model = ViT(3, patch_size=4, width=16, depth=1, num_heads=2)
+  params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 28, 28, 3)))['params']
+  weights.save(tmp_path / 'model', model, params, {'image_size': 28, 'normalization': 'inception', 'resize': rule}, 'timm')
+  theirs = timm.create_model(f'local-dir:{tmp_path / "model"}', pretrained=True)
+  picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (61, 97, 3), np.uint8))
+  expected = timm.data.create_transform(**timm.data.resolve_model_data_config(theirs))(picture).permute(1, 2, 0)
+  np.testing.assert_allclose(augment.normalize(image.resize(picture, 28, rule), 'inception'), expected, atol=1e-6)
+  assert weights.load(tmp_path / 'model')[2]['resize'] == rule
 
 
 @pytest.mark.parametrize('wrapper', [None, 'model'])
