@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import json
 import logging
 import math
@@ -160,6 +161,8 @@ def run(config: ml_collections.ConfigDict, workdir: str, stop: Callable[[], bool
       log.info('Task %d of %d: %s', board.tasks.index(name) + 1, len(board.tasks), name)
       attempt(board, name, functools.partial(experiment.run, configs[name], folder(name), stop))
       _write(board, workdir)
+      jax.clear_caches()  # a run's programs serve no other run; many tasks would pile them up
+      gc.collect()  # and its arrays leave the device before the next one's come
   return board
 
 
