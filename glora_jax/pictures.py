@@ -89,7 +89,7 @@ def draw_pareto(path: str, spec: Spec, archive: Archive, num_images: int, result
   for place, (name, point) in enumerate(sorted(presets.items(), key=lambda item: item[1]['params'])):
     axis.plot(point['params'], 100 * (1 - point['accuracy']), 'D', color='#8e6bb0', markersize=6)
     axis.annotate(name, (point['params'], 100 * (1 - point['accuracy'])), textcoords='offset points',
-                  xytext=(6, -11 if place % 2 else 5), fontsize=8)
+                  xytext=(6, 5 if place % 2 else -11), fontsize=8)
   winner = np.flatnonzero((archive.genomes == np.array(result['winner']['genome'])).all((1, 2)))
   axis.plot(params[winner], error[winner], '*', color='#c0392b', markersize=16, label='winner')
   if result['budget'] is not None:
@@ -215,8 +215,13 @@ def draw_errors(path: str, images: np.ndarray, true: Sequence[str], answered: Se
     axis.set_axis_off()
   for axis, image, *said in zip(axes.flat, images, true, answered, probabilities, strict=False):
     axis.imshow(image, interpolation='nearest' if len(image) < 100 else 'antialiased')
+<<<<<<< ours
     axis.set_title(f'{_short(said[0])}\n→ {_short(said[1], 18)} {100 * said[2]:.1f}%', fontsize=8, parse_math=False)
   save(figure, path, bbox_inches='tight')
+=======
+    axis.set_title(f'{_short(said[0])}\n→ {_short(said[1], 17)} ({100 * said[2]:.1f}%)', fontsize=8, parse_math=False)
+  _save(figure, path)
+>>>>>>> theirs
 
 
 def _short(name, length=24):

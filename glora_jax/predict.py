@@ -152,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
       if given.json:
         print(json.dumps(said))
       elif 'error' not in said:
-        print(f'{path}:', ', '.join('{class} {probability:.1%}'.format(**one) for one in best))
+        print(f'{path}:', ', '.join('{class} ({probability:.1%})'.format(**one) for one in best))
   if unreadable:
     sys.exit(f'error: {unreadable} of {len(images)} images cannot be read; the others were answered.')
 

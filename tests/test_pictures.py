@@ -70,7 +70,7 @@ def test_errors_stand_below_their_classes(tmp_path, figures, number, size):
   assert len(shown) == number
   for axis, image, probability in zip(shown, images, np.linspace(1, 0.5, number), strict=True):
     np.testing.assert_array_equal(axis.images[0].get_array(), image)
-    assert axis.get_title() == f'Abyssinian, $5\n→ a_b {100 * probability:.1f}%'
+    assert axis.get_title() == f'Abyssinian, $5\n→ a_b ({100 * probability:.1f}%)'
 
 
 def test_training_shows_loss_and_accuracy_of_every_stage_and_validation_where_it_was_measured(tmp_path, figures):

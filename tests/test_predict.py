@@ -100,7 +100,7 @@ def test_lines_for_people_have_the_most_probable_classes_first(problem, photos, 
   shares = of_adapted(problem, photos / 'b.png')
   first, second, _ = np.argsort(-shares)
   assert (code, errors) == (0, '')
-  assert lines == [f'{photos}/b.png: {CLASSES[first]} {100 * shares[first]:.1f}%, {CLASSES[second]} {100 * shares[second]:.1f}%']
+  assert lines == [f'{photos}/b.png: {CLASSES[first]} ({100 * shares[first]:.1f}%), {CLASSES[second]} ({100 * shares[second]:.1f}%)']
 
 
 def test_folders_are_searched_in_the_order_of_names_and_paths_stay_in_theirs(photos):
