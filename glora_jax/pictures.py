@@ -215,13 +215,8 @@ def draw_errors(path: str, images: np.ndarray, true: Sequence[str], answered: Se
     axis.set_axis_off()
   for axis, image, *said in zip(axes.flat, images, true, answered, probabilities, strict=False):
     axis.imshow(image, interpolation='nearest' if len(image) < 100 else 'antialiased')
-<<<<<<< ours
-    axis.set_title(f'{_short(said[0])}\n→ {_short(said[1], 18)} {100 * said[2]:.1f}%', fontsize=8, parse_math=False)
-  save(figure, path, bbox_inches='tight')
-=======
     axis.set_title(f'{_short(said[0])}\n→ {_short(said[1], 17)} ({100 * said[2]:.1f}%)', fontsize=8, parse_math=False)
-  _save(figure, path)
->>>>>>> theirs
+  save(figure, path, bbox_inches='tight')
 
 
 def _short(name, length=24):

@@ -321,7 +321,7 @@ print('equal on', jax.device_count())
 
 
 def test_on_eight_devices_init_apply_and_fold_give_what_one_device_gives():
-  environment = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=8', 'JAX_PLATFORMS': 'cpu'}
+  environment = {**os.environ, 'XLA_FLAGS': os.environ['XLA_FLAGS'] + ' --xla_force_host_platform_device_count=8', 'JAX_PLATFORMS': 'cpu'}
   run = subprocess.run([sys.executable, '-c', SHARDED], capture_output=True, text=True, env=environment, cwd=ROOT)
   assert run.stdout.strip() == 'equal on 8', run.stderr
 

@@ -134,7 +134,8 @@ print(batch_indices(jax.random.key(7), int(sys.argv[2]), 20, 83, 8).tolist())
 def test_the_order_of_two_epochs_is_the_same_after_a_restart_and_on_eight_devices():
   printed = []
   for devices, first in ((1, 0), (8, 0), (1, 13)):
-    environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
+    environment = {**os.environ, 'JAX_PLATFORMS': 'cpu',
+                   'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count={devices}'}
     ran = subprocess.run([sys.executable, '-c', ORDER, str(devices), str(first)], env=environment, capture_output=True, text=True, check=True)
     printed.append(json.loads(ran.stdout))
   assert printed[0] == printed[1]

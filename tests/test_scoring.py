@@ -172,7 +172,7 @@ for merge in ('up_front', 'lazy'):
 
 
 def test_sharded_scores_are_unsharded_ones_with_at_most_one_collective_a_block():
-  environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '--xla_force_host_platform_device_count=8'}
+  environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': os.environ['XLA_FLAGS'] + ' --xla_force_host_platform_device_count=8'}
   ran = subprocess.run([sys.executable, '-c', SHARDED, os.path.dirname(__file__)], env=environment, capture_output=True, text=True)
   assert ran.returncode == 0, ran.stderr[-3000:]
   lines = ran.stdout.strip().splitlines()
