@@ -47,7 +47,7 @@ class Comparison:
   methods: Sequence[str] = METHODS
   budgets: Sequence[int] = (20_000, 40_000)
   seeds: int = 5
-  rates: Sequence[float] = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
+  rates: Sequence[float] = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
   rate: Mapping[str, float | None] = dataclasses.field(default_factory=lambda: dict.fromkeys(METHODS))
 
   def __post_init__(self):
