@@ -185,7 +185,7 @@ def make_predictor(
 
 def make_stopping_scorer(
     adapted: Adapted, preprocess: Callable[[jax.Array], jax.Array] = lambda images: images, *, fitness: str = 'accuracy',
-    chunk: int | None = None, block: int = 20, classes: Any = None, **apply_kwargs: Any,
+    chunk: int | None = None, block: int = 50, classes: Any = None, **apply_kwargs: Any,
 ) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
   """A compiled scorer that leaves a candidate as soon as it cannot become a parent any more; what it says of the others is exact.
 
