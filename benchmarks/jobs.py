@@ -14,7 +14,7 @@ from tqdm import tqdm
 from glora_jax.files import read_json, write_json
 
 
-def command_line(text: str, folder: str, quick: str, job: Callable[..., Any]) -> argparse.Namespace | None:
+def command_line(text: str, folder: str, quick: str, job: Callable[..., Any], names: Sequence[str] = ()) -> argparse.Namespace | None:
   """What the command line says; None where it was that of one job, which is done then.
 
   Args:
@@ -22,12 +22,15 @@ def command_line(text: str, folder: str, quick: str, job: Callable[..., Any]) ->
     folder: for the jobs' results, by default.
     quick: what `--quick` does.
     job: called with a job's values.
+    names: of what `--only` can choose among; it gives all of them otherwise.
   """
   parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--quick', action='store_true', help=quick)
   parser.add_argument('--folder', default=folder)
   parser.add_argument('--seeds', type=int, default=5)
   parser.add_argument('--workers', type=int, default=2)
+  if names:
+    parser.add_argument('--only', nargs='+', choices=names, default=list(names), metavar='NAME', help=f'some of {", ".join(names)}')
   parser.add_argument('--job', nargs=2, help=argparse.SUPPRESS)
   given = parser.parse_args()
   if not given.job:

@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks import machine, search_efficiency
 from benchmarks.supernet_step import CLASSES, Shape, in_turn, supernet_step
-from glora_jax import space, supernet, training
+from glora_jax import figures, space, supernet, training
 from glora_jax.models.vit import ViT
 
 SIZE, STEPS, HOST_STEPS = 28, 4, 48
@@ -54,17 +54,13 @@ def host_share(repeats: int) -> float:
 
 def draw(path, lines):
   """One panel for each of time and bytes against depth and batch: the points and the fitted line."""
-  import matplotlib
-  matplotlib.use('Agg')
-  import matplotlib.pyplot as plt
-
-  figure, axes = plt.subplots(2, 2, figsize=(9, 7), layout='constrained')
+  figure, axes = figures.panels(2, 2, figsize=(9, 7))
   for axis, ((size, cost), (x, y, line)) in zip(axes.ravel(), lines.items(), strict=True):
     ends = np.array([0, max(x)])
     axis.plot(ends, line['slope'] * ends + line['intercept'], color='0.6')
     axis.plot(x, y, 'o')
     axis.set(xlabel=size, ylabel=cost, ylim=(0, None), title=f'{line["slope"]:.3g} each, R$^2$ = {line["r2"]:.4f}')
-  figure.savefig(path, dpi=120)
+  figures.save(figure, path, dpi=120)
 
 
 def main():

@@ -1,6 +1,6 @@
 """Which recipe makes a supernet whose searched and finetuned subnet is at least as good as every preset of at most its size?
 
-  python -m benchmarks.supernet_recipes [--quick] [--folder runs/recipes] [--seeds 5] [--workers 2]
+  python -m benchmarks.supernet_recipes [--quick] [--folder runs/recipes] [--seeds 5] [--workers 2] [--only NAME ...]
 
 On the embedded task (digits, the embedded backbone, budget 40,000) every method gets the same number of training steps, `EPOCHS` epochs of 800
 images. A preset spends them all on itself, trained alone. A recipe spends some on the supernet and the rest on finetuning what the paper's
@@ -119,13 +119,13 @@ def job(name, seed, rate, epochs):
 
 
 def main():
-  given = command_line(__doc__, 'runs/recipes', 'two epochs, one seed, three methods', job)
+  given = command_line(__doc__, 'runs/recipes', 'two epochs, one seed, three methods', job, tuple(METHODS))
   if given is None:
     return
-  methods = {name: METHODS[name] for name in (('linear', 'lora', 'largest') if given.quick else METHODS)}
+  methods = {name: METHODS[name] for name in (('linear', 'lora', 'largest') if given.quick else given.only)}
   epochs, seeds, rates = (2, 1, RATES[:1]) if given.quick else (EPOCHS, given.seeds, RATES)
   run = lambda jobs: run_jobs('benchmarks.supernet_recipes', [(*job, epochs) for job in jobs], given.folder, given.workers)
-  tuned = run([(name, TUNING_SEED, rate) for name in methods for rate in rates if not METHODS[name].rate_of])
+  tuned = run([(name, TUNING_SEED, rate) for name in dict.fromkeys(METHODS[name].rate_of or name for name in methods) for rate in rates])
   quality = lambda name, rate: (tuned[name, TUNING_SEED, rate, epochs]['val'], -tuned[name, TUNING_SEED, rate, epochs]['val_loss'])
   rate_of = {name: max(rates, key=lambda rate, name=METHODS[name].rate_of or name: quality(name, rate)) for name in methods}
   results = run([(name, seed, rate_of[name]) for seed in range(seeds) for name in methods])
