@@ -23,7 +23,7 @@ import numpy as np
 
 import glora_jax
 from benchmarks import machine, search_efficiency
-from glora_jax import scoring, search, space
+from glora_jax import scoring, search, space, stopping
 from glora_jax.models.vit import ViT
 
 SHAPES = {
@@ -58,14 +58,14 @@ def over_plain(adapted, variables, genomes, images, labels, repeats):
   return statistics.median(timed(theirs) / timed(ours) for _ in range(repeats))
 
 
-def stopping(repeats, epochs):
+def over_whole(repeats, epochs):
   """(speedup, share of candidates scored to the end) of the quickstart's search."""
   splits = search_efficiency.digits()
   adapted, variables, preprocess = search_efficiency.train(splits['train'], 0, epochs)
   images, labels = (jnp.asarray(x) for x in splits['val'])
   settings = search.Evolution(population=30, generations=6, parents=10, mutations=15, crossovers=15)
   whole, by_image = scoring.make_scorer(adapted, preprocess), scoring.make_image_scorer(adapted, preprocess)
-  stop = scoring.make_stopping_scorer(adapted, preprocess)
+  stop = stopping.make_stopping_scorer(adapted, preprocess)
   run = lambda score, **options: search.evolve(
       adapted.spec, score, jax.random.key(3), settings, budget=40_000, progress=False, **options)
 
@@ -77,7 +77,7 @@ def stopping(repeats, epochs):
 
     def first(genomes):
       right, losses = (np.asarray(x) for x in by_image(variables, genomes, images, labels))
-      order = scoring.hardest_first(~right)
+      order = stopping.hardest_first(~right)
       found['data'] = images[order], labels[order]
       return right.sum(1), losses.sum(1)
 
@@ -147,7 +147,7 @@ def main():
     if number == 0:
       torch_ratio = over_torch(*some, repeats)
       print(f'{"":26} {"no PyTorch" if torch_ratio is None else f"{torch_ratio:.2f} of the serial PyTorch loop"}', flush=True)
-  speedup, share = stopping(1 if quick else 5, 3 if quick else 28)
+  speedup, share = over_whole(1 if quick else 5, 3 if quick else 28)
   print(f'stopping early             {speedup:.2f} times faster, {100 * share:.0f}% scored to the end, the same selected')
   print(json.dumps({
       'benchmark': 'score_population', 'machine': machine.describe(), 'throughput_over_plain': result, 'stopping_speedup': round(speedup, 3),

@@ -27,7 +27,8 @@ from glora_jax.files import read_arrays, read_json, write_arrays, write_json
 from glora_jax.guidance import make_guide
 from glora_jax.models import weights
 from glora_jax.run import Run, Stopped, carry_out
-from glora_jax.scoring import Predictions, hardest_first, make_image_scorer, make_stopping_scorer
+from glora_jax.scoring import Predictions, make_image_scorer
+from glora_jax.stopping import hardest_first, make_stopping_scorer
 from glora_jax.supernet import Consistency, Sampling, subnet_loss, supernet_loss
 from glora_jax.training import NonFiniteLossError, Recipe, TrainState
 from glora_jax.watch import Metrics, profiled

@@ -130,7 +130,7 @@ class Archive:
 
 
 class StoppingScore(Protocol):
-  """Scores that may end early (`scoring.make_stopping_scorer`)."""
+  """Scores that may end early (`stopping.make_stopping_scorer`)."""
 
   def __call__(self, genomes: np.ndarray, valid: np.ndarray, parents: np.ndarray) -> tuple[Any, Any, Any]: ...
 

@@ -12,7 +12,7 @@ import pytest
 from conftest import randomized
 
 import glora_jax
-from glora_jax import scoring, space
+from glora_jax import scoring, space, stopping
 from glora_jax.models.vit import ViT
 
 
@@ -91,7 +91,7 @@ def test_predictions_are_the_most_probable_of_the_classes_that_count(problem, me
 
 def test_the_images_that_most_get_wrong_come_first():
   wrong = np.array([[0, 1, 1, 0], [0, 1, 0, 0], [0, 1, 1, 1]], bool)
-  assert scoring.hardest_first(wrong).tolist() == [1, 2, 3, 0]
+  assert stopping.hardest_first(wrong).tolist() == [1, 2, 3, 0]
 
 
 def test_the_chunk_is_the_largest_that_fits_into_memory(problem):
@@ -119,7 +119,7 @@ def test_stopping_early_selects_the_parents_of_full_evaluation(problem, chunk, f
   valid = np.arange(24) < 21
   correct, loss = (np.asarray(x)[:21] for x in glora_jax.score(adapted, variables, genomes, images, labels))
   worst, parents = (np.inf if fitness == 'loss' else -np.inf), 4
-  stop = scoring.make_stopping_scorer(adapted, fitness=fitness, chunk=chunk, block=3)
+  stop = stopping.make_stopping_scorer(adapted, fitness=fitness, chunk=chunk, block=3)
   values = loss if fitness == 'loss' else -correct
   for before in (np.full(parents, worst), np.sort(values)[2:2 + parents] * (1 if fitness == 'loss' else -1)):
     found_correct, found_loss, exact = (np.asarray(x)[:21] for x in stop(variables, genomes, images, labels, valid, before))
