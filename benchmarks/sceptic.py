@@ -34,6 +34,7 @@ from configs import quickstart
 from glora_jax import checkpoint, experiment, guidance, search, space, training
 from glora_jax.files import read_arrays, read_json, write_json
 from glora_jax.models.weights import fingerprint
+from glora_jax.run import prepare
 from glora_jax.supernet import subnet_loss
 
 METRICS = ('val_accuracy', 'val_loss', 'test_accuracy', 'test_loss')
@@ -56,7 +57,7 @@ def load(workdir):
     raise ValueError(f"The run in {workdir} has protocol='{config.protocol}': it searched on its test images, and none are left to ask on. "
                      "Give the workdir of a run with protocol='honest'.")
   experiment.run(config, workdir)  # returns at once where there is a result
-  run = experiment.prepare(config, workdir)
+  run = prepare(config, workdir)
   for needed in (run.path('supernet'), run.path('search', 'archive.npz')):
     if not os.path.exists(needed):
       raise ValueError(f'{needed} is not there any more, and the questions are about it; give a workdir with all that the run wrote.')

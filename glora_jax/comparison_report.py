@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib import ticker
 
 from glora_jax.figures import panels, save
@@ -57,34 +58,42 @@ def table(result: dict[str, Any]) -> str:
 
 
 def verdicts(result: dict[str, Any]) -> list[str]:
-  """For every budget: the searched subnet beside the best method of at most its size, by test accuracy, paired over the seeds."""
+  """For every budget: the searched subnet beside the best method within the same budget, by test accuracy, paired over the seeds."""
   sizes = {line['method']: line for line in rows(result)}
   sentences = []
   for name, line in sizes.items():
-    others = [other for other in sizes.values() if not other['method'].startswith('search') and other['params'] <= line['params']]
-    if not name.startswith('search') or not others:
+    if not name.startswith('search'):
+      continue
+    budget = int(name.removeprefix('search-'))
+    others = [other for other in sizes.values() if not other['method'].startswith('search') and other['params'] <= budget]
+    if not others:
       continue
     best = max(others, key=lambda other: other['test_accuracy'])
     pairs = zip(result['methods'][name], result['methods'][best['method']], strict=True)
     mean, deviation = spread([100 * (one['test_accuracy'] - other['test_accuracy']) for one, other in pairs])
     sentences.append(
-        f'{title(name).capitalize()}: {mean:+.1f} ± {deviation:.1f} points beside {title(best["method"])}, the best of at most its size '
-        f'({line["params"]:,.0f} against {best["params"]:,.0f} parameters; mean and spread of the difference at the same seed).')
+        f'{title(name).capitalize()}: {mean:+.1f} ± {deviation:.1f} points beside {title(best["method"])}, the best other method within that '
+        f'({line["params"]:,.0f} and {best["params"]:,.0f} parameters; mean and spread of the difference at the same seed).')
   return sentences
 
 
 def draw(path: str, result: dict[str, Any]) -> None:
   """Test accuracy against trained parameters, a point for each method and a line through the searched ones."""
   figure, axis = panels(figsize=(7.5, 4.6))
-  for index, line in enumerate(rows(result)):
-    found = line['method'].startswith('search')
+  lines = rows(result)
+  for line in lines:
+    found, at = line['method'].startswith('search'), (line['params'], 100 * line['test_accuracy'])
     color = '#c0392b' if found else '#8e6bb0'
-    axis.errorbar(line['params'], 100 * line['test_accuracy'], 100 * line['test_accuracy_spread'], fmt='*' if found else 'o',
-                  markersize=13 if found else 6, color=color, capsize=3)
-    axis.annotate(title(line['method']), (line['params'], 100 * line['test_accuracy']), textcoords='offset points',
-                  xytext=(7, 8 if index % 2 else -14), fontsize=8, color=color)
+    axis.errorbar(*at, 100 * line['test_accuracy_spread'], fmt='*' if found else 'o', markersize=13 if found else 6, color=color, capsize=3)
+    # Searched subnets are named on their right, below, and all others on their left, above, so that neighbours do not collide.
+    name = title(line['method']).replace('at most', '≤')
+    right = found or line['params'] == 0
+    axis.annotate(name, at, textcoords='offset points', xytext=(8, -4) if right else (-6, 3), ha='left' if right else 'right',
+                  va='top' if right else 'bottom', fontsize=8, color=color)
+  most = max(line['params'] for line in lines)
   axis.set_xscale('symlog', linthresh=1000)
-  axis.set_xlim(left=-200, right=4 * max(line['params'] for line in rows(result)) + 1000)
+  axis.set_xlim(left=-200, right=2 * most + 1000)
+  axis.set_xticks([0, *(10.0 ** power for power in range(3, int(np.log10(2 * most + 1000)) + 1))])
   axis.xaxis.set_major_formatter(ticker.StrMethodFormatter('{x:,.0f}'))
   axis.xaxis.set_minor_locator(ticker.NullLocator())
   axis.set(xlabel='trained parameters, head not counted (logarithmic from 1,000 on)', ylabel='test accuracy in %')

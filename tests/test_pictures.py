@@ -12,8 +12,8 @@ from glora_jax import pictures
 @pytest.fixture
 def figures(monkeypatch):
   """The figures that were drawn, beside their files."""
-  drawn, save = [], pictures._save
-  monkeypatch.setattr(pictures, '_save', lambda figure, path: (drawn.append(figure), save(figure, path)))
+  drawn, save = [], pictures.save
+  monkeypatch.setattr(pictures, 'save', lambda figure, path, **options: (drawn.append(figure), save(figure, path, **options)))
   return drawn
 
 
