@@ -146,7 +146,7 @@ def command(config, workdir, *more):
 
 def run_command(arguments, **options):
   environment = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': jax.config.jax_compilation_cache_dir,
-                 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.3'}
+                 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
   return subprocess.run(arguments, capture_output=True, text=True, env=environment, cwd=ROOT, **options)
 
 

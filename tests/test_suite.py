@@ -122,7 +122,7 @@ def png(pixels):
 def start(config, workdir):
   fields = {**SHORT, 'data.dir': config.data.dir, 'data.cache': f'{workdir}-images', 'model.weights': config.model.weights}
   environment = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': jax.config.jax_compilation_cache_dir,
-                 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.3'}
+                 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
   return subprocess.Popen(
       [sys.executable, '-m', 'glora_jax.main', '--config', 'configs/vtab.py:all', '--workdir', str(workdir),
        *(f'--config.{name}={value}' for name, value in fields.items())],

@@ -21,13 +21,13 @@ def problem():
   return adapted, {**variables, 'glora': randomized(variables['glora'], 4, 0.1)}, images, labels
 
 
-def loss_of(problem, sample, **options):
-  """A function `(trainable, labels, images) -> (loss, gradient)`, and the trainable half that it starts from."""
+def loss_of(problem, sample, differentiated=True, **options):
+  """A function `(trainable, labels, images) -> (loss, gradient)`, or the loss alone, and the trainable half that it starts from."""
   adapted, variables, images, labels = problem
   halves = adapted.split(variables)
   loss = supernet.supernet_loss(adapted, lambda key, x: x, sample, train=True, **options)
   value = lambda trainable, labels=labels, images=images: loss(trainable, halves[1], images, labels, jax.random.key(5))[0]
-  return jax.jit(jax.value_and_grad(value)), halves[0]
+  return jax.jit(jax.value_and_grad(value) if differentiated else value), halves[0]
 
 
 def test_genes_take_their_largest_allele_as_often_as_asked(problem):
@@ -159,7 +159,8 @@ def test_noise_multiplies_what_the_supports_contribute(problem):
 
 def test_consistency_without_noise_is_the_plain_loss_and_with_it_adds_the_squared_difference(problem):
   genome = jnp.asarray(space.preset(problem[0].spec, 'full'))
-  value = lambda consistency: (lambda loss, start: float(loss(start)[0]))(*loss_of(problem, lambda key: genome, consistency=consistency))
+  value = lambda consistency: (lambda loss, start: float(loss(start)))(
+      *loss_of(problem, lambda key: genome, differentiated=False, consistency=consistency))
   plain = value(Consistency())
   np.testing.assert_allclose(value(Consistency(weight=3.0, sigma=0.0)), plain, rtol=1e-5)
   one, two, three = (value(Consistency(weight=weight, sigma=0.3)) for weight in (1e-9, 100.0, 200.0))  # large beside the rounding of the loss

@@ -50,7 +50,7 @@ def start(config, workdir, *before):
   flat |= {name: value for name, value in config.to_dict().items() if not isinstance(value, dict)}
   overrides = [f'--config.{name}={value}' for name, value in flat.items() if value is not None and name != 'job']
   environment = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': jax.config.jax_compilation_cache_dir,
-                 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.3'}
+                 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
   return subprocess.Popen(
       [*before, sys.executable, '-m', 'glora_jax.main', '--config', 'configs/quickstart.py', '--workdir', str(workdir), *overrides],
       stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT)
