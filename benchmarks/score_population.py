@@ -58,14 +58,14 @@ def over_plain(adapted, variables, genomes, images, labels, repeats):
   return statistics.median(timed(theirs) / timed(ours) for _ in range(repeats))
 
 
-def over_whole(repeats, epochs):
-  """(speedup, share of candidates scored to the end) of the quickstart's search."""
+def over_whole(repeats, epochs, **options):
+  """(speedup, share of candidates scored to the end) of the quickstart's search; options of the stopping scorer, `block` for instance."""
   splits = search_efficiency.digits()
   adapted, variables, preprocess = search_efficiency.train(splits['train'], 0, epochs)
   images, labels = (jnp.asarray(x) for x in splits['val'])
   settings = search.Evolution(population=30, generations=6, parents=10, mutations=15, crossovers=15)
   whole, by_image = scoring.make_scorer(adapted, preprocess), scoring.make_image_scorer(adapted, preprocess)
-  stop = stopping.make_stopping_scorer(adapted, preprocess)
+  stop = stopping.make_stopping_scorer(adapted, preprocess, **options)
   run = lambda score, **options: search.evolve(
       adapted.spec, score, jax.random.key(3), settings, budget=40_000, progress=False, **options)
 

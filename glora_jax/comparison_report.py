@@ -20,10 +20,15 @@ TITLES = {
     'finetuning': 'full fine-tuning'}
 
 
+def budget_of(name: str) -> int | None:
+  """The budget of a searched row; None of the other methods."""
+  return int(name.removeprefix('search-')) if name.startswith('search-') else None
+
+
 def title(name: str) -> str:
   """What a row is called."""
-  budget = name.removeprefix('search-')
-  return TITLES[name] if name == budget else f'searched, at most {int(budget):,}'
+  budget = budget_of(name)
+  return TITLES[name] if budget is None else f'searched, at most {budget:,}'
 
 
 def rows(result: dict[str, Any]) -> list[dict[str, Any]]:
@@ -59,13 +64,11 @@ def table(result: dict[str, Any]) -> str:
 
 def verdicts(result: dict[str, Any]) -> list[str]:
   """For every budget: the searched subnet beside the best method within the same budget, by test accuracy, paired over the seeds."""
-  sizes = {line['method']: line for line in rows(result)}
+  lines = rows(result)
   sentences = []
-  for name, line in sizes.items():
-    if not name.startswith('search'):
-      continue
-    budget = int(name.removeprefix('search-'))
-    others = [other for other in sizes.values() if not other['method'].startswith('search') and other['params'] <= budget]
+  for line in lines:
+    name, budget = line['method'], budget_of(line['method'])
+    others = [other for other in lines if budget is not None and budget_of(other['method']) is None and other['params'] <= budget]
     if not others:
       continue
     best = max(others, key=lambda other: other['test_accuracy'])
@@ -82,7 +85,7 @@ def draw(path: str, result: dict[str, Any]) -> None:
   figure, axis = panels(figsize=(7.5, 4.6))
   lines = rows(result)
   for line in lines:
-    found, at = line['method'].startswith('search'), (line['params'], 100 * line['test_accuracy'])
+    found, at = budget_of(line['method']) is not None, (line['params'], 100 * line['test_accuracy'])
     color = '#c0392b' if found else '#8e6bb0'
     axis.errorbar(*at, 100 * line['test_accuracy_spread'], fmt='*' if found else 'o', markersize=13 if found else 6, color=color, capsize=3)
     # Searched subnets are named on their right, below, and all others on their left, above, so that neighbours do not collide.
@@ -113,7 +116,7 @@ def write(workdir: str, result: dict[str, Any]) -> None:
   writer.writerows(lines)
   draw(os.path.join(workdir, 'accuracy.png'), result)
   searched = f', and of a searched subnet {result["finetune_epochs"]} of them are its own finetuning' if any(
-      name.startswith('search') for name in result['methods']) else ''
+      budget_of(name) is not None for name in result['methods']) else ''
   report = f"""# Methods side by side on {result['task']}
 
 {table(result)}

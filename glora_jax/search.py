@@ -41,7 +41,7 @@ class Evolution:
       'guided' proposes what first-order estimates of the loss at the `guides` fittest promise (`guidance.make_guide`), and crossovers.
       'random' draws every generation at random, for comparison.
     stop_early: leave a subnet as soon as it cannot become a parent, in the mode 'paper'; selects the same (`evolve`). The
-      quickstart's search was 1.5 times as fast with it (benchmarks/RESULTS.md). Off by default, since the archive then holds bounds of those.
+      quickstart's search was 1.4 times as fast with it (benchmarks/RESULTS.md). Off by default, since the archive then holds bounds of those.
     guides: in the mode 'guided', subnets that estimates are made at in each generation.
   """
 

@@ -111,6 +111,10 @@ def test_the_frozen_base_is_untouched_where_no_gene_acts(finished, backbone):
     jax.tree.map(np.testing.assert_array_equal, params[name], base[name])
 
 
+def test_the_same_seed_twice_gives_the_same_result(finished, config, tmp_path):
+  assert without_times(experiment.run(config, str(tmp_path / 'again'))) == without_times(finished[1])
+
+
 def test_a_finished_run_is_not_run_again(finished, config):
   workdir, result = finished
   before = {name: os.path.getmtime(os.path.join(workdir, name)) for name in FILES}
@@ -215,7 +219,7 @@ def test_a_damaged_backbone_is_refused(config, backbone, tmp_path):
 def test_a_run_from_another_code_bases_checkpoint_ends_in_that_format(config, tmp_path):
   source = os.path.join(os.path.dirname(__file__), 'fixtures', 'hf_dinov2_model')
   short = changed(config, model__weights=source, model__image_size=16, presets=(), finetune__epochs=1, supernet__epochs=1,
-                  search__generations=1, search__stop_early=False)
+                  search__generations=1)
   result = experiment.run(short, str(tmp_path / 'run'))
   assert result['fold_max_abs_diff'] < 1e-4
   _, params, metadata = weights.load(tmp_path / 'run' / 'folded')
@@ -243,7 +247,7 @@ def test_budget_zero_ends_with_the_linear_subnet(config, tmp_path):
 
 
 def test_finetuning_on_train_and_val_chooses_its_epochs_before_and_has_no_val_accuracy(config, tmp_path):
-  both = changed(config, presets=(), search__stop_early=False, finetune__on='train+val', finetune__epochs=4)
+  both = changed(config, presets=(), finetune__on='train+val', finetune__epochs=4)
   workdir = tmp_path / 'run'
   result = experiment.run(both, str(workdir))
   assert result['winner']['val_accuracy'] is None
@@ -259,7 +263,7 @@ def test_finetuning_on_train_and_val_chooses_its_epochs_before_and_has_no_val_ac
 
 def test_the_papers_protocol_says_so_wherever_its_numbers_appear(config, tmp_path):
   workdir = tmp_path / 'run'
-  result = experiment.run(changed(config, presets=(), search__stop_early=False, protocol='paper'), str(workdir))
+  result = experiment.run(changed(config, presets=(), protocol='paper'), str(workdir))
   assert result['protocol'] == 'paper'
   assert all(result[name]['val_accuracy'] is None for name in ('linear', 'winner', 'winner_supernet'))
   assert result['winner'].items() >= result['winner_supernet'].items()  # no finetuning
@@ -352,6 +356,7 @@ def test_the_reports_five_lines_of_code_run(finished, tmp_path, monkeypatch):
     (['--config.sead=1'], 'sead'),
     (['--config.seed=one'], 'seed'),
     (['--config.budget=-5'], 'budget=-5 must be a whole number'),
+    (['--config.budget=0.5'], 'budget=0.5 must be a whole number'),
     (['--config=configs/none.py'], 'none.py'),
     (['stray'], 'stray'),
 ])

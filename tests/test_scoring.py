@@ -100,7 +100,7 @@ def test_the_chunk_is_the_largest_that_fits_into_memory(problem):
   of_chunk = lambda chunk: scoring.make_scorer(adapted, chunk=chunk, block=8)
   arguments = variables, np.concatenate([genomes, genomes]), images, labels
   taken = lambda chunk: of_chunk(chunk).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
-  for memory in (taken(1), taken(3)):
+  for memory in (taken(1), taken(3), taken(7)):
     chunk = scoring.fitting_chunk(of_chunk, arguments, 14, memory)
     assert taken(chunk) <= 1.1 * memory
     larger = next((n for n in range(chunk + 1, 15) if -(-14 // n) < -(-14 // chunk)), None)
