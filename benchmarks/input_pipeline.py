@@ -24,13 +24,15 @@ import sklearn.datasets
 from PIL import Image
 
 from benchmarks import machine
-from glora_jax import space, supernet, training
-from glora_jax.adapt import adapt
-from glora_jax.data import augment, pipeline
+from glora_jax.data import normalization, pipeline
+from glora_jax.data.catalog import find
 from glora_jax.data.examples import Files
 from glora_jax.data.image import decode, resize
-from glora_jax.data.task import find
+from glora_jax.method import genomes
+from glora_jax.method.adapt import adapt
 from glora_jax.models import weights
+from glora_jax.training import loop, losses
+from glora_jax.training.recipe import Recipe
 
 SIZE = 224
 
@@ -44,11 +46,11 @@ def resident(steps, repeats):
   model, params, metadata = weights.refit(*weights.load(weights.EMBEDDED_FILE), num_classes=10)
   adapted = adapt(model.clone(remat='dots_saveable', drop_path=0.1), jnp.zeros((1, 28, 28, 3)))
   trainable, frozen = adapted.split(adapted.init(jax.random.key(0), params))
-  normalize = lambda _, x: augment.normalize(x, metadata['normalization'])
-  loss = supernet.supernet_loss(adapted, normalize, lambda key: space.sample_genome(key, adapted.spec), train=True)
-  recipe = training.Recipe(epochs=28, warmup_epochs=3)
-  step = training.make_steps(loss, recipe.optimizer(len(labels)))
-  indices = training.batch_indices(jax.random.key(1), 0, steps, len(labels), recipe.batch_size)
+  normalize = lambda _, x: normalization.normalize(x, metadata['normalization'])
+  loss = losses.supernet_loss(adapted, normalize, lambda key: genomes.sample_genome(key, adapted.spec), train=True)
+  recipe = Recipe(epochs=28, warmup_epochs=3)
+  step = loop.make_steps(loss, recipe.optimizer(len(labels)))
+  indices = loop.batch_indices(jax.random.key(1), 0, steps, len(labels), recipe.batch_size)
 
   @jax.jit
   def only_input(images, labels, indices):

@@ -16,8 +16,8 @@ import time
 import numpy as np
 
 from benchmarks import machine
-from glora_jax import space
-from glora_jax.space import Layer, SearchSpace, Spec
+from glora_jax.method import genomes as genomes_lib
+from glora_jax.method.space import Layer, SearchSpace, Spec
 
 
 def main():
@@ -31,9 +31,9 @@ def main():
   before, times = peak(), []
   for _ in range(5):
     start = time.process_time()
-    space.count_params(spec, genomes)
+    genomes_lib.count_params(spec, genomes)
     counted = time.process_time()
-    space.canonicalize(spec, genomes)
+    genomes_lib.canonicalize(spec, genomes)
     times.append((counted - start, time.process_time() - counted))
   count, canonicalize = (statistics.median(column) for column in zip(*times, strict=True))
   grown = peak() - before

@@ -31,11 +31,18 @@ from tqdm.auto import tqdm
 
 from benchmarks import machine, sceptic_report
 from configs import quickstart
-from glora_jax import checkpoint, experiment, guidance, search, space, training
 from glora_jax.files import read_arrays, read_json, write_json
-from glora_jax.models.weights import fingerprint
-from glora_jax.run import prepare
-from glora_jax.supernet import subnet_loss
+from glora_jax.method import adapter_file, space
+from glora_jax.method.genomes import canonicalize, check_budget, count_params, largest_genome, random_genomes, smallest_genome
+from glora_jax.runs import experiment
+from glora_jax.runs.run import prepare
+from glora_jax.search import evolution, guidance
+from glora_jax.search.archive import Archive
+from glora_jax.training import loop
+from glora_jax.training.checkpoints import TrainingCheckpoints
+from glora_jax.training.losses import subnet_loss
+from glora_jax.training.recipe import Recipe
+from glora_jax.tree import fingerprint
 
 METRICS = ('val_accuracy', 'val_loss', 'test_accuracy', 'test_loss')
 _TOGETHER = 8  # genomes in one call of the scorer: one compilation, however many there are
@@ -62,14 +69,14 @@ def load(workdir):
     if not os.path.exists(needed):
       raise ValueError(f'{needed} is not there any more, and the questions are about it; give a workdir with all that the run wrote.')
   trainable, frozen = run.adapted.split(run.variables)
-  optimizer = training.Recipe(**config.supernet).optimizer(len(run.data(run.train_split).labels))
-  with checkpoint.TrainingCheckpoints(run.path('supernet')) as checkpoints:
-    state = checkpoints.latest(training.TrainState(trainable, optimizer.init(trainable), 0))
+  optimizer = Recipe(**config.supernet).optimizer(len(run.data(run.train_split).labels))
+  with TrainingCheckpoints(run.path('supernet')) as checkpoints:
+    state = checkpoints.latest(loop.TrainState(trainable, optimizer.init(trainable), 0))
   if state is None or fingerprint(state.trainable) != read_json(run.path('test_list.json'))['winner_supernet']['weights']:
     raise ValueError(f"{run.path('supernet')} does not hold the weights that the run tested; give a workdir as the run left it.")
-  archive = search.Archive(**read_arrays(run.path('search', 'archive.npz')))
+  archive = Archive(**read_arrays(run.path('search', 'archive.npz')))
   winner = archive.best(config.search.fitness)
-  tuned, genome = checkpoint.load_adapter(run.path('adapter.safetensors'), run.adapted, run.variables['params'])
+  tuned, genome = adapter_file.load_adapter(run.path('adapter.safetensors'), run.adapted, run.variables['params'])
   if not np.array_equal(genome, winner):
     raise ValueError(f"{run.path('adapter.safetensors')} is not the winner of the search; give a workdir as the run left it.")
   return run, archive, winner, {'supernet': run.adapted.join(state.trainable, frozen), 'finetuned': tuned}
@@ -118,17 +125,17 @@ def partial(xy, xz, yz):
 
 def random_search(run, variables, archive, seeds):
   """Question a: the winners of searches (the run's own is the first) and of random searches of the same length."""
-  own = search.Evolution(**{**run.config.search, 'stop_early': False})  # which selects the same
+  own = evolution.Evolution(**{**run.config.search, 'stop_early': False})  # which selects the same
   by_chance = dataclasses.replace(own, mode='random', mutations=0, crossovers=0)
   score = lambda genomes: run.score(variables, genomes, 'val')
-  options = {'budget': space.check_budget(run.config.budget), 'progress': False}
+  options = {'budget': check_budget(run.config.budget), 'progress': False}
   if own.mode == 'guided':
     guide = guidance.make_guide(run.adapted, run.preprocess, fitness=own.fitness)
     options['guide'] = lambda genome: guide(variables, jnp.asarray(genome), *run.data('val'))
   archives = {'searched': [archive], 'random': []}
   plans = [(name, settings, number) for number in range(seeds) for name, settings in (('searched', own), ('random', by_chance))]
   for name, settings, number in tqdm(plans[1:], desc='a. searches', unit='search'):
-    archives[name].append(search.evolve(run.adapted.spec, score, run.key(_SEARCHES + number), settings, **options))
+    archives[name].append(evolution.evolve(run.adapted.spec, score, run.key(_SEARCHES + number), settings, **options))
   result = {}
   for name, found in archives.items():
     winners = measure(run, variables, [one.best(own.fitness) for one in found])
@@ -140,10 +147,10 @@ def random_search(run, variables, archive, seeds):
 
 def spread_sizes(rng, spec, number, budget):
   """Random subnets within the budget, the n-th within its n-th part, int8 [number, rows, 5]."""
-  least = space.count_params(spec, space.smallest_genome(spec))
-  most = space.count_params(spec, space.largest_genome(spec))
+  least = count_params(spec, smallest_genome(spec))
+  most = count_params(spec, largest_genome(spec))
   limits = np.linspace(least, most if budget is None else min(budget, most), number + 1)[1:]
-  return space.canonicalize(spec, np.concatenate([space.random_genomes(rng, spec, 1, math.floor(limit)) for limit in limits]))
+  return canonicalize(spec, np.concatenate([random_genomes(rng, spec, 1, math.floor(limit)) for limit in limits]))
 
 
 def train_alone(run, genome, title):
@@ -151,15 +158,15 @@ def train_alone(run, genome, title):
   subnet = run.adapted.fix(genome)
   trainable, frozen = subnet.split(run.variables)
   loss = subnet_loss(subnet, run.augmented, mix=run.mix, train=True)
-  recipe = training.Recipe(**run.config.supernet)
-  state = training.fit(loss, trainable, frozen, *run.data(run.train_split), recipe, run.key(_ALONE), title=title)
+  recipe = Recipe(**run.config.supernet)
+  state = loop.fit(loss, trainable, frozen, *run.data(run.train_split), recipe, run.key(_ALONE), title=title)
   return subnet.join(state.trainable, frozen)
 
 
 def supernet_ranks(run, variables, winner, number):
   """Question b: random subnets, and the winner beside them, with the supernet's weights and trained alone."""
   rng = np.random.default_rng(np.asarray(jax.random.key_data(run.key(_SAMPLE))))
-  sample = spread_sizes(rng, run.adapted.spec, number, space.check_budget(run.config.budget))
+  sample = spread_sizes(rng, run.adapted.spec, number, check_budget(run.config.budget))
   genomes = [*sample, winner]
   shared, alone = measure(run, variables, genomes, 'b. supernet scores'), []
   for index, genome in enumerate(genomes):
@@ -176,7 +183,7 @@ def supernet_ranks(run, variables, winner, number):
     size = rank_correlation(params, seen)['spearman']
     left = partial(pairs['supernet']['spearman'], size, pairs['params']['spearman'])
     correlations[metric] = {**pairs, 'supernet_given_params': left}
-  recipe = training.Recipe(**run.config.supernet)
+  recipe = Recipe(**run.config.supernet)
   steps = recipe.epochs * recipe.steps_per_epoch(len(run.data(run.train_split).labels))
   return {'steps': steps, 'subnets': subnets, 'winner': best, 'correlations': correlations}
 
@@ -230,7 +237,7 @@ def diagnose(run, archive, winner, weights, *, seeds=5, subnets=12):
       'label': "DIAGNOSTIC: read test images; chooses no default, and is no part of the run's result",
       'machine': machine.describe(),
       'run': {
-          'task': run.task.name, 'seed': config.seed, 'budget': space.check_budget(config.budget), 'mode': config.search.mode,
+          'task': run.task.name, 'seed': config.seed, 'budget': check_budget(config.budget), 'mode': config.search.mode,
           'fitness': config.search.fitness, 'evaluations': len(archive),
           # Trained on the validation images, too: what it gets right of them says nothing.
           'finetuned_on_val': config.finetune.on == 'train+val' and config.finetune.epochs > 0,

@@ -5,7 +5,7 @@ import os
 import numpy as np
 from matplotlib import ticker
 
-from glora_jax import figures
+from glora_jax.reports import drawing
 
 TEAL, RED, GREY, PURPLE, YELLOW = '#5aa7a7', '#c0392b', '#999999', '#8e6bb0', '#f6c667'  # those of the run's own pictures
 COLUMNS = ('val_accuracy', 'test_accuracy', 'val_loss', 'test_loss')
@@ -191,7 +191,7 @@ def write(folder, d):
   """Writes `diagnostics.md` and `diagnostics.png` into the folder."""
   with open(os.path.join(folder, 'diagnostics.md'), 'w') as file:
     file.write(text(d))
-  figure, axes = figures.panels(2, 2, figsize=(13, 9.5))
+  figure, axes = drawing.panels(2, 2, figsize=(13, 9.5))
   for axis, draw in zip(axes.flat, (draw_searches, draw_ranks, draw_fit, draw_ablation), strict=True):
     draw(axis, d)
     axis.spines[['top', 'right']].set_visible(False)
@@ -199,7 +199,7 @@ def write(folder, d):
   run = d['run']
   figure.suptitle(f"What a sceptic asks: {run['task']}, seed {run['seed']}, {run['images']['val']} validation and {run['images']['test']} "
                   'test images. Diagnostic, reads test images', fontsize=11, color='#555555')
-  figures.save(figure, os.path.join(folder, 'diagnostics.png'))
+  drawing.save(figure, os.path.join(folder, 'diagnostics.png'))
 
 
 def _minus(text):

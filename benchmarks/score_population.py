@@ -23,8 +23,9 @@ import numpy as np
 
 import glora_jax
 from benchmarks import machine, search_efficiency
-from glora_jax import scoring, search, space, stopping
+from glora_jax.method.genomes import random_genomes
 from glora_jax.models.vit import ViT
+from glora_jax.search import early_stopping, evolution, scoring
 
 SHAPES = {
     'embedded ViT, 28 pixels': ({'patch_size': 7, 'width': 96, 'depth': 6, 'num_heads': 3}, 28, 32, 200),
@@ -39,7 +40,7 @@ def problem(fields, size, candidates, images):
   x = jax.random.normal(jax.random.key(0), (images, size, size, 3))
   adapted = glora_jax.adapt(model, x[:1])
   variables = adapted.init(jax.random.key(1), jax.jit(model.init)(jax.random.key(2), x[:1])['params'])
-  genomes = space.random_genomes(np.random.default_rng(0), adapted.spec, candidates)
+  genomes = random_genomes(np.random.default_rng(0), adapted.spec, candidates)
   return adapted, variables, genomes, x, jnp.zeros(images, jnp.int32)
 
 
@@ -63,10 +64,10 @@ def over_whole(repeats, epochs, **options):
   splits = search_efficiency.digits()
   adapted, variables, preprocess = search_efficiency.train(splits['train'], 0, epochs)
   images, labels = (jnp.asarray(x) for x in splits['val'])
-  settings = search.Evolution(population=30, generations=6, parents=10, mutations=15, crossovers=15)
+  settings = evolution.Evolution(population=30, generations=6, parents=10, mutations=15, crossovers=15)
   whole, by_image = scoring.make_scorer(adapted, preprocess), scoring.make_image_scorer(adapted, preprocess)
-  stop = stopping.make_stopping_scorer(adapted, preprocess, **options)
-  run = lambda score, **options: search.evolve(
+  stop = early_stopping.make_stopping_scorer(adapted, preprocess, **options)
+  run = lambda score, **options: evolution.evolve(
       adapted.spec, score, jax.random.key(3), settings, budget=40_000, progress=False, **options)
 
   def without():
@@ -77,7 +78,7 @@ def over_whole(repeats, epochs, **options):
 
     def first(genomes):
       right, losses = (np.asarray(x) for x in by_image(variables, genomes, images, labels))
-      order = stopping.hardest_first(~right)
+      order = early_stopping.hardest_first(~right)
       found['data'] = images[order], labels[order]
       return right.sum(1), losses.sum(1)
 

@@ -26,11 +26,15 @@ import numpy as np
 
 from benchmarks import machine
 from benchmarks.jobs import command_line, run_jobs
-from glora_jax import guidance, scoring, search, space, supernet, training
-from glora_jax.adapt import adapt
-from glora_jax.data import augment, pipeline
-from glora_jax.data.task import find
+from glora_jax.data import normalization, pipeline
+from glora_jax.data.catalog import find
+from glora_jax.method.adapt import adapt
+from glora_jax.method.genomes import random_genomes, sample_genome
 from glora_jax.models import weights
+from glora_jax.search import evolution, guidance, scoring
+from glora_jax.search.archive import Archive
+from glora_jax.training import loop, losses
+from glora_jax.training.recipe import Recipe
 
 BUDGET = 40_000
 
@@ -56,16 +60,16 @@ def embedded():
   """(adapted, params, preprocess) of the embedded backbone with a new head for ten classes."""
   model, params, metadata = weights.refit(*weights.load(weights.EMBEDDED_FILE), num_classes=10)
   adapted = adapt(model.clone(remat='dots_saveable', drop_path=0.1), jnp.zeros((1, 28, 28, 3)))
-  return adapted, params, lambda x: augment.normalize(x, metadata['normalization'])
+  return adapted, params, lambda x: normalization.normalize(x, metadata['normalization'])
 
 
 def train(data, seed, epochs):
   """(adapted, trained variables, preprocess), by the paper's sampling."""
   (adapted, params, preprocess), key = embedded(), jax.random.key(seed)
   trainable, frozen = adapted.split(adapted.init(key, params))
-  loss = supernet.supernet_loss(adapted, lambda _, x: preprocess(x), lambda key: space.sample_genome(key, adapted.spec), train=True)
-  recipe = training.Recipe(epochs=epochs, warmup_epochs=min(3, epochs), learning_rate=4e-3, final_learning_rate=1e-5)
-  state = training.fit(loss, trainable, frozen, *map(jnp.asarray, data), recipe, key, progress=False)
+  loss = losses.supernet_loss(adapted, lambda _, x: preprocess(x), lambda key: sample_genome(key, adapted.spec), train=True)
+  recipe = Recipe(epochs=epochs, warmup_epochs=min(3, epochs), learning_rate=4e-3, final_learning_rate=1e-5)
+  state = loop.fit(loss, trainable, frozen, *map(jnp.asarray, data), recipe, key, progress=False)
   return adapted, adapted.join(state.trainable, frozen), preprocess
 
 
@@ -87,10 +91,10 @@ def reached(curve, target):
 
 
 WAYS = {
-    'paper': search.Evolution(population=30, generations=9, parents=10, mutations=15, crossovers=15),
-    'guided': search.Evolution(population=15, generations=19, parents=5, mutations=12, crossovers=3, mode='guided'),
-    'guided by training images': search.Evolution(population=15, generations=19, parents=5, mutations=12, crossovers=3, mode='guided'),
-    'random': search.Evolution(population=30, generations=9, mode='random', mutations=0, crossovers=0)}
+    'paper': evolution.Evolution(population=30, generations=9, parents=10, mutations=15, crossovers=15),
+    'guided': evolution.Evolution(population=15, generations=19, parents=5, mutations=12, crossovers=3, mode='guided'),
+    'guided by training images': evolution.Evolution(population=15, generations=19, parents=5, mutations=12, crossovers=3, mode='guided'),
+    'random': evolution.Evolution(population=30, generations=9, mode='random', mutations=0, crossovers=0)}
 TASKS = {'digits': digits, 'mnist': mnist}
 FITNESSES = ('loss', 'accuracy')
 
@@ -108,7 +112,7 @@ def job(name, seed, epochs):
   score = lambda genomes, split='val': scorer(variables, genomes, *splits[split])
   guides = {fitness: guidance.make_guide(adapted, preprocess, fitness=fitness) for fitness in FITNESSES}
   estimate = lambda genome, fitness='loss', split='val': guides[fitness](variables, jnp.asarray(genome), *splits[split])
-  population = space.random_genomes(np.random.default_rng(0), adapted.spec, 15, BUDGET)
+  population = random_genomes(np.random.default_rng(0), adapted.spec, 15, BUDGET)
   cost = {split: seconds(lambda split=split: estimate(population[0], split=split)) / (seconds(lambda: score(population)) / 15)
           for split in ('val', 'train')}
   found = {}
@@ -117,9 +121,9 @@ def job(name, seed, epochs):
       split = 'train' if 'training' in way else 'val'
       guide = functools.partial(estimate, fitness=fitness, split=split)
       settings = dataclasses.replace(settings, fitness=fitness)
-      archive = search.evolve(adapted.spec, score, jax.random.key(100 + seed), settings, budget=BUDGET, guide=guide, progress=False)
+      archive = evolution.evolve(adapted.spec, score, jax.random.key(100 + seed), settings, budget=BUDGET, guide=guide, progress=False)
       curve = fitness_curve(archive, fitness, cost[split] if 'guided' in way else 0)
-      third = search.Archive(*(values[:len(archive) // 3] for values in archive.arrays().values()))
+      third = Archive(*(values[:len(archive) // 3] for values in archive.arrays().values()))
       winners = np.stack([archive.best(fitness), third.best(fitness)])
       (right, loss), number = score(winners, 'test'), len(splits['test'][1])
       found[f'{way} by {fitness}'] = {

@@ -20,8 +20,10 @@ import numpy as np
 
 from benchmarks import machine, search_efficiency
 from benchmarks.supernet_step import CLASSES, Shape, in_turn, supernet_step
-from glora_jax import figures, space, supernet, training
+from glora_jax.method import genomes
 from glora_jax.models.vit import ViT
+from glora_jax.reports import drawing
+from glora_jax.training import loop, losses, recipe
 
 SIZE, STEPS, HOST_STEPS = 28, 4, 48
 
@@ -38,15 +40,15 @@ def host_share(repeats: int) -> float:
   adapted, params, preprocess = search_efficiency.embedded()
   images, labels = map(jnp.asarray, search_efficiency.digits()['train'])
   trainable, frozen = adapted.split(adapted.init(jax.random.key(0), params))
-  task = supernet.supernet_loss(adapted, lambda _, x: preprocess(x), lambda key: space.sample_genome(key, adapted.spec), train=True)
+  task = losses.supernet_loss(adapted, lambda _, x: preprocess(x), lambda key: genomes.sample_genome(key, adapted.spec), train=True)
 
   def nothing(trainable, frozen, images, labels, key):
     return trainable['number'] ** 2, {'loss': trainable['number']}
 
   medians = []
   for loss, *parts in ((nothing, {'number': jnp.ones(())}, {}), (task, trainable, frozen)):
-    times, epochs = [], HOST_STEPS // (len(labels) // training.Recipe().batch_size) * (repeats + 1)
-    training.fit(loss, *parts, images, labels, training.Recipe(epochs=epochs), jax.random.key(1), steps_per_dispatch=HOST_STEPS,
+    times, epochs = [], HOST_STEPS // (len(labels) // recipe.Recipe().batch_size) * (repeats + 1)
+    loop.fit(loss, *parts, images, labels, recipe.Recipe(epochs=epochs), jax.random.key(1), steps_per_dispatch=HOST_STEPS,
                  on_dispatch=lambda *_, times=times: times.append(time.perf_counter()))
     medians.append(statistics.median(np.diff(times)))
   return medians[0] / medians[1]
@@ -54,13 +56,13 @@ def host_share(repeats: int) -> float:
 
 def draw(path, lines):
   """One panel for each of time and bytes against depth and batch: the points and the fitted line."""
-  figure, axes = figures.panels(2, 2, figsize=(9, 7))
+  figure, axes = drawing.panels(2, 2, figsize=(9, 7))
   for axis, ((size, cost), (x, y, line)) in zip(axes.ravel(), lines.items(), strict=True):
     ends = np.array([0, max(x)])
     axis.plot(ends, line['slope'] * ends + line['intercept'], color='0.6')
     axis.plot(x, y, 'o')
     axis.set(xlabel=size, ylabel=cost, ylim=(0, None), title=f'{line["slope"]:.3g} each, R$^2$ = {line["r2"]:.4f}')
-  figures.save(figure, path, dpi=120)
+  drawing.save(figure, path, dpi=120)
 
 
 def main():

@@ -68,8 +68,11 @@ def job(name, seed, rate, epochs):
 
   import glora_jax
   from benchmarks import search_efficiency
-  from glora_jax import search, space, training
-  from glora_jax.supernet import Sampling, subnet_loss, supernet_loss
+  from glora_jax.method import presets
+  from glora_jax.search import evolution
+  from glora_jax.training import loop
+  from glora_jax.training.losses import Sampling, subnet_loss, supernet_loss
+  from glora_jax.training.recipe import Recipe
 
   method = METHODS[name]
   splits = {split: tuple(map(jnp.asarray, data)) for split, data in search_efficiency.digits().items()}
@@ -88,8 +91,8 @@ def job(name, seed, rate, epochs):
     return result
 
   def fit(loss, halves, key, epochs, rate, **fields):
-    recipe = training.Recipe(epochs=epochs, warmup_epochs=min(3, epochs), learning_rate=rate, **fields)
-    return training.fit(loss, *halves, *splits['train'], recipe, key, progress=False).trainable
+    recipe = Recipe(epochs=epochs, warmup_epochs=min(3, epochs), learning_rate=rate, **fields)
+    return loop.fit(loss, *halves, *splits['train'], recipe, key, progress=False).trainable
 
   def alone(genome, variables, key, epochs, rate):
     subnet = adapted.fix(genome)
@@ -97,7 +100,7 @@ def job(name, seed, rate, epochs):
     return subnet.join(fit(subnet_loss(subnet, augmented, train=True), halves, key, epochs, rate), halves[1])
 
   if method.preset:
-    genome = space.preset(adapted.spec, method.preset)
+    genome = presets.preset(adapted.spec, method.preset)
     trained = alone(genome, variables, keys[1], epochs, rate)
     return {'params': adapted.count_params(genome), **measure(trained, genome, '')}
 
@@ -106,13 +109,13 @@ def job(name, seed, rate, epochs):
   halves = adapted.split(variables)
   loss = supernet_loss(adapted, augmented, lambda key: sampling.draw(key, adapted.spec), distillation=sampling.distillation, train=True)
   trained = adapted.join(fit(loss, halves, keys[1], epochs - tuning, rate, **method.recipe), halves[1])
-  settings = search.Evolution(population=30, generations=6, parents=10, mutations=15, crossovers=15)
-  initial = np.stack(list(space.presets(adapted.spec).values())) if method.with_presets else None
-  archive = search.evolve(adapted.spec, lambda genomes: scorer(trained, genomes, *splits['val']), keys[2], settings, budget=BUDGET,
+  settings = evolution.Evolution(population=30, generations=6, parents=10, mutations=15, crossovers=15)
+  initial = np.stack(list(presets.presets(adapted.spec).values())) if method.with_presets else None
+  archive = evolution.evolve(adapted.spec, lambda genomes: scorer(trained, genomes, *splits['val']), keys[2], settings, budget=BUDGET,
                           initial=initial, progress=False)
   winner = archive.best()
   found = {'params': adapted.count_params(winner), **measure(trained, winner, 'inherited_')}
-  for name, genome in space.presets(adapted.spec).items():
+  for name, genome in presets.presets(adapted.spec).items():
     found |= {f'inherited_{name}_val': measure(trained, genome, '')['val']}
   found['random_val'] = float(archive.correct[archive.generation == 0].mean()) / len(splits['val'][1])
   return found | measure(alone(winner, trained, keys[3], tuning, rate / 2), winner, '')

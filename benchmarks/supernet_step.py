@@ -29,8 +29,9 @@ import numpy as np
 
 import glora_jax
 from benchmarks import machine
-from glora_jax import space, supernet, training
+from glora_jax.method import genomes
 from glora_jax.models.vit import ViT, vit
+from glora_jax.training import loop, losses, recipe
 
 CLASSES, RANK, LAYERS = 10, 4, ('qkv', 'proj', 'fc1', 'fc2')
 
@@ -67,12 +68,12 @@ def size_of(tree) -> int:
 
 def jax_row(loss_fn, trainable, frozen, images, labels, batch: int, steps: int) -> Row:
   """The library's own compiled steps, with its own optimizer."""
-  optimizer = training.Recipe(batch_size=batch).optimizer(len(labels))
+  optimizer = recipe.Recipe(batch_size=batch).optimizer(len(labels))
   state = jax.tree.map(jnp.copy, trainable)
   state = [state, jax.jit(optimizer.init)(state), 0]
-  indices = training.batch_indices(jax.random.key(0), 0, steps, len(labels), batch)
+  indices = loop.batch_indices(jax.random.key(0), 0, steps, len(labels), batch)
   rest = frozen, images, labels, indices, jax.random.key(1)
-  compiled = training.make_steps(loss_fn, optimizer).lower(*state, *rest).compile()
+  compiled = loop.make_steps(loss_fn, optimizer).lower(*state, *rest).compile()
   memory = compiled.memory_analysis()
   held = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
 
@@ -87,7 +88,7 @@ def jax_row(loss_fn, trainable, frozen, images, labels, batch: int, steps: int) 
 
 def full(shape: Shape, params, images, labels) -> Row:
   """The yardstick."""
-  loss_fn = lambda params, frozen, x, y, key: supernet.cross_entropy(shape.model.apply({'params': params}, x), y)
+  loss_fn = lambda params, frozen, x, y, key: losses.cross_entropy(shape.model.apply({'params': params}, x), y)
   return jax_row(loss_fn, params, {}, images, labels, shape.batch, shape.steps)
 
 
@@ -95,7 +96,7 @@ def supernet_step(shape: Shape, params, images, labels) -> Row:
   """A random genome for every step."""
   adapted = glora_jax.adapt(shape.model, images[:1], space=glora_jax.SearchSpace(ranks=(RANK,)))
   trainable, frozen = adapted.split(adapted.init(jax.random.key(2), params))
-  loss_fn = supernet.supernet_loss(adapted, lambda key, x: x, lambda key: space.sample_genome(key, adapted.spec))
+  loss_fn = losses.supernet_loss(adapted, lambda key, x: x, lambda key: genomes.sample_genome(key, adapted.spec))
   return jax_row(loss_fn, trainable, frozen, images, labels, shape.batch, shape.steps)
 
 
@@ -106,7 +107,7 @@ def preset(name: str):
     adapted = glora_jax.adapt(shape.model, images[:1], space=glora_jax.SearchSpace(ranks=(RANK,)))
     subnet = adapted.fix(glora_jax.preset(adapted.spec, name))
     trainable, frozen = subnet.split(adapted.init(jax.random.key(2), params))
-    loss_fn = lambda trainable, frozen, x, y, key: supernet.cross_entropy(subnet.apply(subnet.join(trainable, frozen), x), y)
+    loss_fn = lambda trainable, frozen, x, y, key: losses.cross_entropy(subnet.apply(subnet.join(trainable, frozen), x), y)
     return jax_row(loss_fn, trainable, frozen, images, labels, shape.batch, shape.steps)
 
   return row
@@ -125,7 +126,7 @@ def qwix_lora(shape: Shape, params, images, labels) -> Row:
   found = sum(path[-1].endswith('_lora_a') for path in variables)
   assert found == len(LAYERS), f'qwix put LoRA into {found} stacks of layers'
   trainable, frozen = ({p: v for p, v in variables.items() if is_trained(p) == part} for part in (True, False))
-  loss_fn = lambda trainable, frozen, x, y, key: supernet.cross_entropy(model.apply({'params': unflatten({**trainable, **frozen})}, x), y)
+  loss_fn = lambda trainable, frozen, x, y, key: losses.cross_entropy(model.apply({'params': unflatten({**trainable, **frozen})}, x), y)
   return jax_row(loss_fn, trainable, frozen, images, labels, shape.batch, shape.steps)
 
 
@@ -149,7 +150,7 @@ def peft_row(config_of):
     optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=1e-4)
     x = torch.tensor(np.asarray(images)).permute(0, 3, 1, 2).contiguous().to(device)
     y = torch.tensor(np.asarray(labels)).long().to(device)
-    batches = torch.tensor(training.batch_indices(jax.random.key(0), 0, shape.steps, len(labels), shape.batch)).long().to(device)
+    batches = torch.tensor(loop.batch_indices(jax.random.key(0), 0, shape.steps, len(labels), shape.batch)).long().to(device)
 
     def run():
       for index in batches:

@@ -27,8 +27,9 @@ import ml_collections
 import numpy as np
 
 from benchmarks import machine, transfer_tasks, transfer_weights
-from glora_jax import comparison, comparison_report
-from glora_jax.config import default_config
+from glora_jax.reports import comparison_report
+from glora_jax.runs import comparison
+from glora_jax.runs.config import default_config
 
 LARGEST = 60e6  # bytes of the prepared folder
 

@@ -16,14 +16,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from glora_jax.data import embedded
-from glora_jax.data.examples import shots
+from glora_jax.data.splits import shots
+from glora_jax.data.tasks import fashion_mnist
 
 PACKAGE = 'dataset-fashion-mnist'
 INSTALLED = '/usr/share/datasets/fashion-mnist'
 PER_CLASS = {'train': 80, 'val': 20, 'test': 200}
 SEED = 0
-CLASSES = {'mnist': tuple('0123456789'), 'fashion': embedded.FASHION_MNIST_CLASSES}
+CLASSES = {'mnist': tuple('0123456789'), 'fashion': fashion_mnist.FASHION_MNIST_CLASSES}
 
 
 def find_fashion(downloads: str, path: str | None = None) -> str:
@@ -61,7 +61,7 @@ def _run(command, folder):
 
 def read_fashion(folder: str) -> tuple[np.ndarray, np.ndarray]:
   """All 70,000 images uint8 [n, 28, 28] and their labels, training images first."""
-  splits = embedded.fashion_mnist(folder)
+  splits = fashion_mnist.fashion_mnist(folder)
   return tuple(np.concatenate([splits[split][part] for split in ('train', 'test')]) for part in (0, 1))
 
 

@@ -18,9 +18,9 @@ import flax
 import jax
 import numpy as np
 
-from glora_jax.data import augment, image
+from glora_jax.data import image, normalization
 from glora_jax.files import write_json, write_safetensors
-from glora_jax.models import folders, weights
+from glora_jax.models import config_json, weights
 from glora_jax.models.formats import HEADS
 from glora_jax.models.vit import ViT
 
@@ -134,8 +134,8 @@ def write_folder(path: str, tensors: dict[str, np.ndarray], dtype: type = np.flo
   os.makedirs(path, exist_ok=True)
   rounded = {name: value.astype(dtype if value.ndim == 2 else np.float32) for name, value in tensors.items()}
   write_safetensors(os.path.join(path, 'model.safetensors'), rounded, {'format': 'pt'})
-  write_json(os.path.join(path, 'config.json'), folders.config_for('hf_dinov2', model, metadata))
-  write_json(os.path.join(path, 'preprocessor_config.json'), folders.preprocessor_for(metadata))
+  write_json(os.path.join(path, 'config.json'), config_json.config_for('hf_dinov2', model, metadata))
+  write_json(os.path.join(path, 'preprocessor_config.json'), config_json.preprocessor_for(metadata))
 
 
 def photograph() -> np.ndarray:
@@ -143,7 +143,7 @@ def photograph() -> np.ndarray:
   import sklearn.datasets
 
   picture = image.from_array(sklearn.datasets.load_sample_image('china.jpg'))
-  return np.asarray(augment.normalize(image.resize(picture, SEEN_SIZE)[None], NORMALIZATION))
+  return np.asarray(normalization.normalize(image.resize(picture, SEEN_SIZE)[None], NORMALIZATION))
 
 
 def tokens_of_graph(model, blocks: int, images: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ beside this file, in compare_rates.json; with `:tune` it stands in `rates.json` 
 import json
 import pathlib
 
-from glora_jax.config import default_config, parse_arguments
+from glora_jax.runs.config import default_config, parse_arguments
 
 
 def get_config(arguments=''):

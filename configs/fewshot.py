@@ -9,8 +9,8 @@ Data sets: food101, stanford_cars, oxford_flowers102, fgvc_aircraft (lists only)
 `seed=all`, too. A file of budgets and learning rates, `settings=FILE.json`, names tasks as `food101/4/0`, or `food101` for all of it.
 """
 
-from glora_jax.config import default_config, parse_arguments
-from glora_jax.suite import with_settings
+from glora_jax.runs.config import default_config, parse_arguments
+from glora_jax.runs.suite import with_settings
 
 
 def get_config(arguments='oxford_flowers102'):

@@ -8,8 +8,8 @@ Without a seed, or with `all`, the seeds 0, 1 and 2 are run, and the table has t
 rates by seed.
 """
 
-from glora_jax.config import default_config, parse_arguments
-from glora_jax.suite import with_settings
+from glora_jax.runs.config import default_config, parse_arguments
+from glora_jax.runs.suite import with_settings
 
 
 def get_config(arguments='all'):

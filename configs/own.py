@@ -10,7 +10,7 @@ small backbone in the package is used, which has seen 28 x 28 grey images only: 
 
 import os
 
-from glora_jax.config import default_config, parse_arguments
+from glora_jax.runs.config import default_config, parse_arguments
 
 
 def get_config(arguments=''):

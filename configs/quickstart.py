@@ -5,7 +5,7 @@
 About two minutes on two CPU cores, no network. The README has the accuracies to expect, over five seeds.
 """
 
-from glora_jax.config import default_config
+from glora_jax.runs.config import default_config
 
 
 def get_config():

@@ -13,8 +13,8 @@ resized without keeping the aspect ratio and normalized as the weights were trai
 `--config.model.normalization=imagenet`.
 """
 
-from glora_jax.config import default_config, parse_arguments
-from glora_jax.suite import with_settings
+from glora_jax.runs.config import default_config, parse_arguments
+from glora_jax.runs.suite import with_settings
 
 
 def get_config(arguments='cifar100'):

@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import json
-import logging
 import os
-import re
-import socket
 from collections.abc import Iterator
 from typing import Any
-
-try:
-  import fcntl
-except ImportError:  # Windows has no such locks
-  fcntl = None
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
 Path = str | os.PathLike
-
-log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -54,39 +43,6 @@ def whole(path: Path) -> Iterator[str]:
       with contextlib.suppress(OSError):
         os.remove(temporary)
       raise
-
-
-@contextlib.contextmanager
-def claim(folder: Path) -> Iterator[None]:
-  """Holds a folder for this process alone, made where it is missing; the system lets go of it when the process ends, however it ends.
-
-  What `whole` could not move into place in it, since its process was killed, is removed.
-
-  Raises:
-    ValueError: another process holds it.
-    OSError: it cannot be written.
-  """
-  with writing(folder):
-    os.makedirs(folder, exist_ok=True)
-    file = open(os.path.join(folder, 'lock'), 'a+')  # noqa: SIM115, it stays open as long as the folder is held
-  with file:
-    try:
-      if fcntl:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-      file.seek(0)
-      raise ValueError(f'The workdir {folder} is in use by {file.read().strip() or "another process"}. Wait for it to end, or choose '
-                       'another --workdir.') from error
-    except OSError as error:  # some network file systems
-      log.warning('%s: no locks on this file system (%s); see to it that one process at a time uses it.', folder, error.strerror)
-    with writing(folder):
-      file.truncate(0)
-      file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
-      file.flush()
-      for name in glob.glob('**/*.partial', root_dir=folder, recursive=True):
-        if re.search(r'\.\d+\.partial$', name):
-          os.remove(os.path.join(folder, name))
-    yield
 
 
 def write_json(path: Path, content: Any) -> None:

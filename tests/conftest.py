@@ -2,9 +2,11 @@
 
 import contextlib
 import functools
+import importlib.util
 import os
 import pathlib
 import subprocess
+import sys
 import tempfile
 
 # XLA takes half of the tests' time for code that runs for milliseconds; child processes inherit this.
@@ -19,6 +21,22 @@ from glora_jax.models import weights
 from glora_jax.models.vit import ViT
 
 ROOT = pathlib.Path(__file__).parent.parent
+FIXTURES = ROOT / 'tests' / 'fixtures'
+CONFIGS = ROOT / 'configs'
+
+
+def program(name):
+  """The command that starts a program of `tests/programs`."""
+  return [sys.executable, str(ROOT / 'tests' / 'programs' / f'{name}.py')]
+
+
+def get_config(name, *arguments):
+  """What `get_config` of a file in `configs` returns."""
+  spec = importlib.util.spec_from_file_location(name, CONFIGS / f'{name}.py')
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(*arguments)
+
 
 jax.config.update('jax_compilation_cache_dir', str(ROOT / '.pytest_cache' / 'xla'))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)

@@ -4,23 +4,13 @@ import os
 import re
 import signal
 import subprocess
-import sys
 
 import numpy as np
 import pytest
-from conftest import small_disk
+from conftest import program, small_disk
 
 from glora_jax import files
-
-HOLDER = """
-import importlib.util, sys, time
-spec = importlib.util.spec_from_file_location('files', sys.argv[1])  # alone: the package would take seconds to import
-files = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(files)
-with files.claim(sys.argv[2]):
-  print('held', flush=True)
-  time.sleep(600)
-"""
+from glora_jax.runs import workdir
 
 
 def test_json_and_arrays_round_trip_and_damage_is_explained(tmp_path):
@@ -65,22 +55,22 @@ def test_a_full_disk_is_a_sentence_and_leaves_the_old_file(tmp_path):
 
 def test_a_folder_is_held_until_its_holder_ends_however_it_ends(tmp_path):
   folder = tmp_path / 'new' / 'run'
-  holder = subprocess.Popen([sys.executable, '-c', HOLDER, files.__file__, str(folder)], stdout=subprocess.PIPE, text=True)
+  holder = subprocess.Popen([*program('hold_folder'), str(folder)], stdout=subprocess.PIPE, text=True)
   assert holder.stdout.readline() == 'held\n'
   with pytest.raises(ValueError, match=rf'The workdir .*run is in use by process {holder.pid} on .*another --workdir'):
-    files.claim(folder).__enter__()
+    workdir.claim(folder).__enter__()
   (folder / f'x.json.{holder.pid}.partial').write_text('half')  # what a kill leaves while `whole` is writing
   (folder / 'mine.partial').write_text('not ours')
   holder.send_signal(signal.SIGKILL)
   holder.communicate()
-  with files.claim(folder):
+  with workdir.claim(folder):
     assert f'process {os.getpid()} ' in (folder / 'lock').read_text()
     with pytest.raises(ValueError, match='is in use'):
-      files.claim(folder).__enter__()
-  with files.claim(folder):
+      workdir.claim(folder).__enter__()
+  with workdir.claim(folder):
     assert {path.name for path in folder.iterdir()} == {'lock', 'mine.partial'}
 
 
 def test_a_folder_that_cannot_be_written_is_refused_in_a_sentence(tmp_path):
   with small_disk(tmp_path, '64k', 'ro'), pytest.raises(OSError, match=r'run cannot be written \(Read-only file system\)'):
-    files.claim(tmp_path / 'run').__enter__()
+    workdir.claim(tmp_path / 'run').__enter__()

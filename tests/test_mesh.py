@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT, randomized
+from conftest import ROOT, program, randomized
 
 from glora_jax import mesh
-from glora_jax.config import default_config
 from glora_jax.files import read_arrays, read_json
 from glora_jax.models import weights
 from glora_jax.models.vit import ViT
+from glora_jax.runs.config import default_config
 
 
 @pytest.mark.parametrize('shape, devices, axis', [
@@ -51,87 +51,6 @@ def test_on_one_device_there_is_no_mesh():
   assert (mesh.over_devices('all') is None) == (jax.device_count() == 1)
 
 
-EIGHT = '''
-import dataclasses, sys
-import jax, jax.numpy as jnp, numpy as np
-sys.path.insert(0, sys.argv[1])
-from conftest import randomized
-import glora_jax
-from glora_jax import mesh as meshes, scoring, space, supernet, training
-from glora_jax.models.vit import ViT
-
-mesh = meshes.over_devices()
-assert dict(mesh.shape) == {'candidate': 1, 'data': 8}
-model = ViT(3, patch_size=8, width=64, depth=2, num_heads=2)
-labels = np.arange(43) % 3
-images = np.random.default_rng(0).normal(size=(43, 16, 16, 3)).astype(np.float32) + labels[:, None, None, None].astype(np.float32)
-adapted = glora_jax.adapt(model, images[:1], merge='up_front')
-variables = adapted.init(jax.random.key(1), randomized(model.init(jax.random.key(2), images[:1])['params'], 3, 0.1))
-variables['glora'] = randomized(variables['glora'], 4, 0.1)
-trainable, frozen = adapted.split(variables)
-loss_of = lambda merge: supernet.supernet_loss(
-    dataclasses.replace(adapted, merge=merge), lambda key, x: x + 0.1 * jax.random.normal(key, x.shape),
-    lambda key: space.sample_genome(key, adapted.spec))
-
-sharded = meshes.shard(mesh, frozen, min_bytes=1024)
-large = [leaf for leaf in jax.tree.leaves(sharded) if leaf.nbytes >= 1024]
-held = lambda tree: sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
-assert held(large) * 8 == sum(leaf.nbytes for leaf in large)
-total = sum(leaf.nbytes for leaf in jax.tree.leaves(frozen))
-assert total / 8 <= held(sharded) < total / 7, (held(sharded), total)
-assert held(meshes.replicate(mesh, frozen)) == total
-jax.tree.map(np.testing.assert_array_equal, meshes.on_host(sharded), frozen)
-
-
-class Stream:
-  def __len__(self): return len(labels)
-  def batches(self, indices):
-    for index in indices: yield images[index], labels[index]
-
-
-flat = lambda tree: np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
-def fit(frozen, images=images, loss_fn=loss_of('up_front'), **options):
-  recipe = training.Recipe(epochs=3, batch_size=16, warmup_epochs=1, learning_rate=1e-2)
-  losses = []
-  state = training.fit(loss_fn, trainable, frozen, images, labels, recipe, jax.random.key(4), progress=False, steps_per_dispatch=2,
-                       on_dispatch=lambda _, means: losses.append(means['loss']), **options)
-  return state, losses
-
-
-def same(found, expected):
-  np.testing.assert_allclose(found[1], expected[1], rtol=2e-4)
-  # Gradients that are zero but for rounding are blown up to whole steps by AdamW; all others agree.
-  assert np.isclose(flat(found[0].trainable), flat(expected[0].trainable), rtol=1e-2, atol=1e-4).mean() > 0.98
-
-
-expected = fit(frozen)
-found = fit(frozen, mesh=mesh)
-assert all(leaf.sharding.is_fully_replicated and leaf.sharding.num_devices == 8 for leaf in jax.tree.leaves(found[0][:2]))
-same(found, expected)
-same(fit(sharded, Stream(), mesh=mesh, loss_fn=loss_of('lazy')), expected)
-half = fit(frozen, mesh=mesh, stop_epoch=1)[0]
-np.testing.assert_array_equal(flat(fit(frozen, mesh=mesh, state=half)[0].trainable), flat(found[0].trainable))
-
-try:
-  training.fit(loss_of('lazy'), trainable, frozen, images, labels, training.Recipe(batch_size=12), jax.random.key(0), mesh=mesh)
-except ValueError as error:
-  assert 'A batch of 12 images cannot be dealt to 8 devices' in str(error)
-else:
-  raise AssertionError('a batch that does not fit was taken')
-
-blocks = list(meshes.blocks(mesh, Stream(), 10))
-assert [len(block[1]) for block in blocks] == [16, 16, 11]
-np.testing.assert_array_equal(np.concatenate([block[0] for block in blocks]), images)
-genomes = space.random_genomes(np.random.default_rng(0), adapted.spec, 3)
-plain = scoring.make_scorer(adapted)(variables, genomes, images, labels)
-on_mesh = scoring.make_scorer(adapted, mesh=mesh)
-correct, loss = on_mesh(adapted.join(meshes.replicate(mesh, trainable), sharded), genomes, images, labels)
-assert correct.sharding.is_fully_replicated
-np.testing.assert_array_equal(correct, plain[0])
-np.testing.assert_allclose(loss, plain[1], rtol=1e-4)
-'''
-
-
 def environment(devices):
   flags = f'--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0'  # less to compile, the same to compute
   return {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags,
@@ -139,50 +58,8 @@ def environment(devices):
 
 
 def test_eight_devices_with_the_base_replicated_or_sharded_train_and_score_as_one():
-  ran = subprocess.run([sys.executable, '-c', EIGHT, os.path.dirname(__file__)], env=environment(8), capture_output=True, text=True)
+  ran = subprocess.run(program('eight_devices'), env=environment(8), capture_output=True, text=True)
   assert ran.returncode == 0, ran.stderr[-3000:]
-
-
-JOINED = """
-import os, signal, sys, time
-import jax, numpy as np
-from glora_jax import mesh as meshes
-
-asked = []
-signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
-process, folder = int(sys.argv[2]), sys.argv[3]
-for _ in range(2):
-  meshes.initialize(f'localhost:{sys.argv[1]}', 2, process)
-assert (jax.process_count(), meshes.primary()) == (2, process == 0)
-for name in 'ab':
-  with meshes.primary_first('same'):
-    if meshes.primary():
-      time.sleep(0.2)
-      open(os.path.join(folder, name), 'w').close()
-    assert os.path.exists(os.path.join(folder, name))
-
-mesh = meshes.over_devices()
-assert dict(mesh.shape) == {'candidate': 2, 'data': 1}
-rows = meshes.local_rows(mesh, 6)
-assert rows.tolist() == [[0, 1, 2], [3, 4, 5]][process]
-whole = meshes.from_hosts(mesh, 10 * rows)
-assert not whole.is_fully_addressable
-np.testing.assert_array_equal(meshes.on_host(whole), 10 * np.arange(6))
-placed = meshes.replicate(mesh, np.arange(3.0))
-assert placed.dtype == np.float32
-np.testing.assert_array_equal(placed, np.arange(3))
-try:
-  meshes.over_devices('one')
-except ValueError as error:
-  assert 'does not fit 2 processes' in str(error)
-else:
-  raise AssertionError('two processes took one device')
-
-assert not meshes.on_any(bool(asked))
-if process == 1:
-  os.kill(os.getpid(), signal.SIGTERM)
-assert meshes.on_any(bool(asked))
-"""
 
 
 def free_port():
@@ -193,7 +70,7 @@ def free_port():
 
 def test_joined_processes_wait_for_each_other_share_arrays_and_hear_of_a_signal_to_one(tmp_path):
   port = free_port()
-  finish(*(subprocess.Popen([sys.executable, '-c', JOINED, str(port), str(process), str(tmp_path)], cwd=ROOT, env=environment(1), text=True,
+  finish(*(subprocess.Popen([*program('two_processes'), str(port), str(process), str(tmp_path)], cwd=ROOT, env=environment(1), text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE) for process in range(2)))
 
 
@@ -204,7 +81,7 @@ def overrides(tmp_path_factory):
   model = ViT(10, patch_size=4, width=16, depth=2, num_heads=2)
   params = randomized(model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))['params'], scale=0.2)
   weights.save(folder / 'tiny.safetensors', model, params, {'image_size': 8, 'normalization': 'unit'})
-  (folder / 'config.py').write_text('from glora_jax.config import default_config as get_config\n')
+  (folder / 'config.py').write_text('from glora_jax.runs.config import default_config as get_config\n')
   fields = {
       'model.weights': folder / 'tiny.safetensors', 'data.dir': folder / 'tfds', 'budget': 1000,
       'supernet.epochs': 2, 'supernet.warmup_epochs': 1, 'supernet.accumulate': 2, 'supernet.learning_rate': 1e-2,
@@ -272,7 +149,7 @@ def test_two_processes_end_as_one_does_and_one_goes_on_from_what_two_have_left(o
 
 
 def test_fields_of_the_machine_are_explained():
-  from glora_jax.config import check_config
+  from glora_jax.runs.config import check_config
   for name in ('devices', 'base'):
     config = default_config()
     config.mesh[name] = 'some'

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from glora_jax.config import data_source
-from glora_jax.data import augment, pipeline
+from glora_jax.data import augment, normalization, pipeline
+from glora_jax.data.catalog import find
 from glora_jax.data.examples import Part
-from glora_jax.data.task import find
-from glora_jax.figures import panels, save
+from glora_jax.reports.drawing import panels, save
+from glora_jax.runs.config import data_source
 
 IMAGES = 8
 
@@ -48,7 +48,7 @@ def draw(config, path: str) -> None:
   images, labels = pipeline.load(Part(examples, chosen), size, rule=config.data.resize, skip_broken=config.data.skip_broken)
   augmentation = augment.Augmentation(**config.augment)
   rows = [('resized', images)]
-  mean, deviation = (np.array(values) for values in augment.NORMALIZATIONS['imagenet'])
+  mean, deviation = (np.array(values) for values in normalization.NORMALIZATIONS['imagenet'])
   for number in range(2):
     seen = augmentation.apply(jax.random.fold_in(jax.random.key(config.seed), number), jnp.asarray(images), size, 'imagenet')
     rows.append((f'augmented {number + 1}', np.clip((np.asarray(seen) * deviation + mean) * 255, 0, 255).astype(np.uint8)))
@@ -56,6 +56,6 @@ def draw(config, path: str) -> None:
 
 
 if __name__ == '__main__':
-  from glora_jax.main import OUTPUT, run_with_config
+  from glora_jax.runs.command_line import OUTPUT, run_with_config
 
   run_with_config(lambda config: draw(config, OUTPUT.value))

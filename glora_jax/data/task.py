@@ -80,34 +80,3 @@ class Task:
     if split not in self.masked:
       return None
     return np.isin(np.arange(self.num_classes), self.open(split).labels)
-
-
-def find(name: str, source: Source = Source(), workdir: str | None = None) -> Task:
-  """The task of a name that a config gives.
-
-  Args:
-    name: 'digits'; 'vtab/cifar100'; 'fewshot/food101/4/0' (shots, seed); 'generalization/0' (seed); 'folder:PATH'; 'csv:PATH';
-      'tfds:NAME'.
-    source: where its images come from.
-    workdir: where the split of a user's own data is written down, so that it is made once; None keeps it in memory.
-
-  Raises:
-    ValueError, FileNotFoundError: the name is unknown, or what it names is not there.
-  """
-  from glora_jax.data import embedded, fewshot, folder, generalization, vtab  # they know the record
-
-  kind, _, rest = name.partition('/')
-  if name == 'digits':
-    return embedded.digits(source)
-  if kind == 'vtab':
-    return vtab.task(rest, source)
-  if kind == 'fewshot':
-    return fewshot.task(rest, source)
-  if kind == 'generalization':
-    return generalization.task(rest, source)
-  own, _, path = name.partition(':')
-  if own in folder.KINDS and path:
-    return folder.task(own, path, source, workdir)
-  raise ValueError(
-      f"The task '{name}' is unknown; the tasks are: digits, vtab/NAME ({', '.join(vtab.names())}), fewshot/NAME/SHOTS/SEED "
-      f"({', '.join(fewshot.NAMES)}), generalization/SEED, and your own: folder:PATH, csv:PATH, tfds:NAME.")

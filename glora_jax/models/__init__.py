@@ -1,0 +1,4 @@
+"""The vision transformer, and everybody's checkpoints of it.
+
+Knows nothing of training, search or runs.
+"""

@@ -8,7 +8,7 @@ import jax
 import jax.export
 import jax.numpy as jnp
 
-from glora_jax.data import augment
+from glora_jax.data.normalization import normalize
 from glora_jax.files import Path, whole
 from glora_jax.models.vit import ViT
 
@@ -31,7 +31,7 @@ def export(model: ViT, params: Any, image_size: int | list[int], normalization: 
   params = jax.tree.map(jnp.asarray, params)
 
   def logits(images):
-    return model.apply({'params': params}, images if normalization is None else augment.normalize(images, normalization))
+    return model.apply({'params': params}, images if normalization is None else normalize(images, normalization))
 
   batch, = jax.export.symbolic_shape('batch')
   images = jax.ShapeDtypeStruct((batch, height, width, 3), jnp.float32 if normalization is None else jnp.uint8)

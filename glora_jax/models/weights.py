@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import logging
 import math
@@ -17,9 +16,9 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from glora_jax.data.augment import Normalization
+from glora_jax.data.normalization import Normalization
 from glora_jax.files import Path, write_json, write_safetensors, write_tensors
-from glora_jax.models import containers, folders, formats, translate
+from glora_jax.models import config_json, containers, formats, translate
 from glora_jax.models.formats import FORMATS
 from glora_jax.models.resize import resize_patch_embed, resize_pos_embed
 from glora_jax.models.translate import Source
@@ -57,13 +56,13 @@ def load(
       is missing, unexpected or misshaped is named; or a field cannot be.
   """
   check_fields(fields)
-  tensors = containers.open_tensors(folders.locate(path))
+  tensors = containers.open_tensors(config_json.locate(path))
   if OURS in tensors.metadata:
     if image_size is not None:
       raise ValueError(f'{tensors.path} knows its image_size itself; weights.refit resizes the model for another.')
     return _load_ours(tensors, fields)
   format, names, prefix = _recognize(tensors)
-  hints = folders.read_hints(tensors.path, format.name)
+  hints = config_json.read_hints(tensors.path, format.name)
   read, variant = _read_shape(tensors, format, names)
   model = _build(tensors, format, read, hints, fields)
   size, class_pos = _grid(tensors, model, variant.pop('tokens'), image_size, hints)
@@ -274,7 +273,7 @@ def save(path: Path, model: ViT, params: Any, metadata: Mapping[str, Any], forma
   path = os.fspath(path)
   flat = {name: np.asarray(value) for name, value in flax.traverse_util.flatten_dict(nn.meta.unbox(params), sep='/').items()}
   metadata = {name: value for name, value in metadata.items() if name != 'source'}
-  own, as_file = format in (None, OURS), path.endswith(folders.EXTENSIONS)
+  own, as_file = format in (None, OURS), path.endswith(config_json.EXTENSIONS)
   source = None if own else _as_source(format, model, flat)
   container = 'safetensors' if own else source.container
   if as_file:
@@ -285,12 +284,12 @@ def save(path: Path, model: ViT, params: Any, metadata: Mapping[str, Any], forma
     model, tensors = translate.to_tensors(model, flat, source)  # before anything is written: it may refuse
   file = path if as_file else os.path.join(path, {'npz': 'model.npz', 'safetensors': 'model.safetensors', 'torch': 'model.pth'}[container])
   os.makedirs(os.path.dirname(os.path.abspath(file)), exist_ok=True)
-  if not as_file and (others := [name for name in os.listdir(path) if name.endswith(folders.EXTENSIONS) and name != os.path.basename(file)]):
+  if not as_file and (others := [name for name in os.listdir(path) if name.endswith(config_json.EXTENSIONS) and name != os.path.basename(file)]):
     raise ValueError(f'The folder {path} holds another checkpoint already ({", ".join(sorted(others))}); choose another folder.')
   if own:
     return write_tensors(file, flat, 'vit', {'model': describe(model), **metadata})
   known = {**metadata, 'class_pos': source.variant.get('class_pos', True), 'mask_token': any('mask_token' in name for name in tensors)}
-  config = folders.config_for(source.format, model, known)
+  config = config_json.config_for(source.format, model, known)
   if container == 'npz':
     containers.write_npz(file, tensors)
   elif container == 'safetensors':
@@ -300,7 +299,7 @@ def save(path: Path, model: ViT, params: Any, metadata: Mapping[str, Any], forma
   if as_file:
     return _log_unsaid(file, model, source, tensors)
   write_json(os.path.join(path, 'config.json'), config)
-  if source.format.startswith('hf_') and (preprocessor := folders.preprocessor_for(metadata)):
+  if source.format.startswith('hf_') and (preprocessor := config_json.preprocessor_for(metadata)):
     write_json(os.path.join(path, 'preprocessor_config.json'), preprocessor)
 
 
@@ -324,13 +323,3 @@ def _log_unsaid(file, model, source, tensors):
             if name in read and read[name] != getattr(model, name)]
   if unsaid:
     log.warning('%s alone cannot say %s; a folder in its place has a config.json that does.', file, ', '.join(unsaid))
-
-
-def fingerprint(params: Any) -> str:
-  """SHA-256 over names, shapes, types and contents of all tensors."""
-  digest = hashlib.sha256()
-  for name, value in sorted(flax.traverse_util.flatten_dict(params, sep='/').items()):
-    value = np.asarray(nn.meta.unbox(value), order='C')
-    digest.update(f'{name}:{value.shape}:{value.dtype};'.encode())
-    digest.update(value.tobytes())
-  return digest.hexdigest()

@@ -22,7 +22,7 @@ import torch
 import torchvision
 from timm.data import auto_augment, random_erasing, transforms
 
-from glora_jax.data import augment, rand_augment
+from glora_jax.data import augment, normalization, rand_augment
 
 PHOTOGRAPHS, REPEATS = 60, 4
 BILINEAR = {'img_mean': (128, 128, 128), 'interpolation': Image.Resampling.BILINEAR, 'magnitude_std': 0.5}
@@ -145,7 +145,7 @@ def test_the_boxes_of_crops_are_those_of_timm():
 
 
 def test_random_erasing_has_the_statistics_of_timm():
-  images = np.array(augment.normalize(np.repeat(photographs(), 4, 0), 'imagenet'))
+  images = np.array(normalization.normalize(np.repeat(photographs(), 4, 0), 'imagenet'))
   erase = random_erasing.RandomErasing(probability=0.25, mode='pixel', device='cpu')
   theirs = erase(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy().transpose(0, 2, 3, 1)
   assert_alike(augment.random_erasing(jax.random.key(0), jnp.asarray(images), 0.25), theirs, images, 0, 0)

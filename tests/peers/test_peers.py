@@ -23,7 +23,7 @@ from timm.layers.patch_embed import resample_patch_embed
 from timm.layers.pos_embed import resample_abs_pos_embed
 
 import glora_jax
-from glora_jax.data import augment, image
+from glora_jax.data import image, normalization
 from glora_jax.models import weights
 from glora_jax.models.resize import resize_patch_embed, resize_pos_embed
 from glora_jax.models.vit import ViT
@@ -125,7 +125,7 @@ def test_timm_prepares_an_image_as_the_run_did(rule, tmp_path):
   theirs = timm.create_model(f'local-dir:{tmp_path / "model"}', pretrained=True)
   picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (61, 97, 3), np.uint8))
   expected = timm.data.create_transform(**timm.data.resolve_model_data_config(theirs))(picture).permute(1, 2, 0)
-  np.testing.assert_allclose(augment.normalize(image.resize(picture, 28, rule), 'inception'), expected, atol=1e-6)
+  np.testing.assert_allclose(normalization.normalize(image.resize(picture, 28, rule), 'inception'), expected, atol=1e-6)
   assert weights.load(tmp_path / 'model')[2]['resize'] == rule
 
 

@@ -1,0 +1,4 @@
+"""GLoRA on one model: its linear layers, their supports, genomes, merging and folding.
+
+Knows nothing of images, training or runs.
+"""

@@ -1,0 +1,82 @@
+"""The folder that belongs to one run: who holds it, and for which config."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import json
+import logging
+import os
+import re
+import socket
+from collections.abc import Iterator
+
+try:
+  import fcntl
+except ImportError:  # Windows has no such locks
+  fcntl = None
+
+
+import flax
+import ml_collections
+
+from glora_jax.files import Path, read_json, write_json, writing
+from glora_jax.mesh import primary
+
+ELSEWHERE = ('distributed.', 'mesh.', 'suite.prepare', 'watch.')  # fields that change no result: a run may go on with others
+
+
+def claim_workdir(config: ml_collections.ConfigDict, workdir: str) -> None:
+  """Writes `config.json`, or raises ValueError where the workdir has that of another run; another machine, or `watch`, is no other run."""
+  path, new = os.path.join(workdir, 'config.json'), json.loads(config.to_json())
+  if not os.path.exists(path):
+    return write_json(path, new) if primary() else None
+  flat = lambda tree: flax.traverse_util.flatten_dict(tree, sep='.')
+  old, new = flat(read_json(path)), flat(new)
+  changed = [f'{name} was {old.get(name)!r} and is now {new.get(name)!r}'
+             for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name) and not name.startswith(ELSEWHERE)]
+  if changed:
+    raise ValueError(f'The workdir {workdir} belongs to another config: {"; ".join(changed)}. Choose another --workdir, or remove that one.')
+
+
+class Stopped(RuntimeError):
+  """A run was asked to stop, and did, with everything saved."""
+
+  def __init__(self, where: str, workdir: str):
+    super().__init__(f'Stopped {where}. Everything is saved in {workdir}, and the same command goes on from there.')
+
+
+log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def claim(folder: Path) -> Iterator[None]:
+  """Holds a folder for this process alone, made where it is missing; the system lets go of it when the process ends, however it ends.
+
+  What `whole` could not move into place in it, since its process was killed, is removed.
+
+  Raises:
+    ValueError: another process holds it.
+    OSError: it cannot be written.
+  """
+  with writing(folder):
+    os.makedirs(folder, exist_ok=True)
+    file = open(os.path.join(folder, 'lock'), 'a+')  # noqa: SIM115, it stays open as long as the folder is held
+  with file:
+    try:
+      if fcntl:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      file.seek(0)
+      raise ValueError(f'The workdir {folder} is in use by {file.read().strip() or "another process"}. Wait for it to end, or choose '
+                       'another --workdir.') from error
+    except OSError as error:  # some network file systems
+      log.warning('%s: no locks on this file system (%s); see to it that one process at a time uses it.', folder, error.strerror)
+    with writing(folder):
+      file.truncate(0)
+      file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
+      file.flush()
+      for name in glob.glob('**/*.partial', root_dir=folder, recursive=True):
+        if re.search(r'\.\d+\.partial$', name):
+          os.remove(os.path.join(folder, name))
+    yield

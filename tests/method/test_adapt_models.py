@@ -1,0 +1,405 @@
+"""GLoRA on models of many kinds, none of which knows of it: what must hold whatever the model and the merging."""
+
+import functools
+import re
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import model_zoo
+import numpy as np
+import pytest
+from conftest import randomized
+
+from glora_jax import SearchSpace, canonicalize, count_params, preset, random_genomes
+from glora_jax.method import adapt
+
+MERGES = ('up_front', 'lazy')
+SPACE = SearchSpace(ranks=(2, 4))
+# Hundreds of tiny programs run once each: compiling them fast matters, their speed does not.
+FAST = {'xla_backend_optimization_level': 0, 'xla_cpu_use_fusion_emitters': False}
+jit = functools.partial(jax.jit, compiler_options=FAST if jax.default_backend() == 'cpu' else None)
+
+every_model = pytest.mark.parametrize('name', model_zoo.EXAMPLES)
+# Up front, gradients go through fold, which is the same for all models, and then through the untouched model.
+GRADIENTS = {name: MERGES if name in model_zoo.FAMILIES else ('lazy',) for name in model_zoo.EXAMPLES}
+every_merge = pytest.mark.parametrize('merge', MERGES)
+
+
+@pytest.fixture(autouse=True, scope='module')
+def cache_of_small_programs():
+  """Lets the persistent compilation cache keep what compiles fast too."""
+  name = 'jax_persistent_cache_min_compile_time_secs'
+  before = getattr(jax.config, name)
+  jax.config.update(name, 0.05)
+  yield
+  jax.config.update(name, before)
+
+
+def vector(outputs):
+  """All numbers of a model's output as one float32 vector."""
+  return jnp.concatenate([jnp.ravel(leaf).astype(jnp.float32) for leaf in jax.tree.leaves(outputs)])
+
+
+def assert_close(actual, expected, tolerance=1e-5):
+  """Equal relative to the largest entry: outputs cross zero."""
+  actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+  assert actual.shape == expected.shape
+  assert np.isfinite(expected).all()
+  assert np.abs(actual - expected).max() <= tolerance * np.abs(expected).max()
+
+
+def assert_trees_close(actual, expected, tolerance=1e-5):
+  assert jax.tree.structure(actual) == jax.tree.structure(expected)
+  for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+    assert one.dtype == other.dtype
+    assert_close(one, other, tolerance)
+
+
+class Session:
+  """An example, adapted, with random supports, and its compiled functions, which all tests share."""
+
+  def __init__(self, example, space=SPACE, gradients=MERGES):
+    self.example, model = example, example.model
+    base = example.variables()
+    self.rest = {name: value for name, value in base.items() if name != 'params'}
+    self.adapted = adapt(model, *example.inputs, space=space, **example.kwargs)
+    self.start = {**self.rest, **self.adapted.init(jax.random.key(0), base['params'])}
+    self.variables = {**self.start, 'glora': randomized(self.start['glora'])}
+    # The largest form of everything, then anything.
+    spec = self.adapted.spec
+    self.genomes = np.stack([preset(spec, 'full'), *random_genomes(np.random.default_rng(0), spec, 3)])
+    call = functools.partial(model.apply, **example.kwargs)
+    self.plain = jit(lambda params: vector(call({**self.rest, 'params': params}, *example.inputs)))
+    self.fold = jit(self.adapted.fold)
+    self.one = {merge: jit(functools.partial(self._apply, merge)) for merge in MERGES}
+    self.many = {merge: jit(functools.partial(self._many, merge, merge in gradients)) for merge in MERGES}
+
+  def _apply(self, merge, variables, genome):
+    inputs, kwargs = self.example.inputs, self.example.kwargs
+    return vector(self.adapted.apply(variables, *inputs, genome=genome, merge=merge, **kwargs))
+
+  def _many(self, merge, gradients, variables, genomes):
+    """Outputs of a population, [genome, number], and the gradients of their sums with respect to the supports."""
+    if not gradients:
+      return jax.vmap(functools.partial(self._apply, merge, variables))(genomes), None
+
+    def loss(supports, genome):
+      outputs = self._apply(merge, {**variables, 'glora': supports}, genome)
+      return jnp.cos(jnp.arange(len(outputs))) @ outputs, outputs
+
+    gradients, outputs = jax.vmap(jax.grad(loss, has_aux=True), (None, 0))(variables['glora'], genomes)
+    return outputs, gradients
+
+  @functools.cached_property
+  def folded(self):
+    return [self.fold(self.variables, genome) for genome in self.genomes]
+
+  @functools.cached_property
+  def expected(self):
+    """What the untouched model says with folded params."""
+    return np.stack([self.plain(params) for params in self.folded])
+
+  @functools.cache  # noqa: B019, it lives as long as the tests do
+  def population(self, merge):
+    """Outputs and gradients of all genomes."""
+    return jax.tree.map(np.asarray, self.many[merge](self.variables, self.genomes))
+
+  def supports(self, tree, row):
+    """One row's slice of a tree like the supports."""
+    path, index = address(self.adapted.spec.layers[row].name)
+    return {name: np.asarray(value)[index] for name, value in nn.meta.unbox(at(tree, path)).items()}
+
+
+def at(tree, path):
+  return functools.reduce(lambda node, name: node[name], path.split('/'), tree)
+
+
+def address(row_name):
+  """'blocks/fc1[2,0]' to ('blocks/fc1', (2, 0))."""
+  path, _, index = row_name.removesuffix(']').partition('[')
+  return path, tuple(int(i) for i in index.split(',')) if index else ()
+
+
+@functools.cache
+def session(name):
+  return Session(model_zoo.EXAMPLES[name](), gradients=GRADIENTS[name])
+
+
+def equation(kernel, bias, supports, alleles, ranks):
+  """The paper's equation 10 in plain NumPy: W + W * A + B, b + b * D + E + C @ W."""
+  a, b, c, d, e = (int(allele) for allele in alleles)
+
+  def product(tensor, rank):
+    return supports[f'{tensor}_down'][:, :rank] @ supports[f'{tensor}_up'][:rank]
+
+  def weight(tensor, code):
+    up = supports[f'{tensor}_up']
+    return (0.0, up[0, 0], up[0])[code] if code < 3 else product(tensor, ranks[code - 3])
+
+  new_kernel = kernel + kernel * weight('A', a) + weight('B', b)
+  if bias is None:
+    return new_kernel, None
+  prompt = (np.zeros(len(kernel)), supports['C_down'][:, 0])[c] if c < 2 else product('C', ranks[c - 2])[:, 0]
+  vector = lambda tensor, code: (0.0, supports[tensor][0], supports[tensor])[code]
+  return new_kernel, bias + bias * vector('D', d) + vector('E', e) + prompt @ kernel
+
+
+def matrix_of(example, params, layer):
+  """Kernel [in, out] and bias [out] of one row, cut out of the params along the axes that the zoo wrote down."""
+  path, index = address(layer.name)
+  module = nn.meta.unbox(at(params, path))
+  leading = tuple(range(len(index)))
+  axes = next((axes for prefix, axes in example.stack_axes.items() if path.startswith(prefix)), (leading, leading))
+  cut = lambda value, axes: np.moveaxis(np.asarray(value, np.float64), axes, leading)[index]
+  bias = cut(module['bias'], axes[1]).ravel() if 'bias' in module else None
+  return cut(module['kernel'], axes[0]).reshape(layer.in_features, layer.out_features), bias
+
+
+@every_model
+def test_rows_are_the_linear_layers_in_execution_order(name):
+  case = session(name)
+  assert tuple(layer.name for layer in case.adapted.spec) == case.example.rows
+  sizes = {layer.name: (layer.in_features, layer.out_features) for layer in case.adapted.spec}
+  assert {row: sizes[row] for row in case.example.sizes} == case.example.sizes
+
+
+@every_model
+@every_merge
+def test_every_subnet_is_the_base_model_at_initialization(name, merge):
+  case = session(name)
+  base = case.plain(case.start['params'])
+  for outputs in case.many[merge](case.start, case.genomes)[0]:
+    assert_close(outputs, base, case.example.tolerance)
+
+
+@every_model
+def test_fold_is_the_equation_on_every_layers_own_slice(name):
+  case = session(name)
+  dtype = jax.tree.leaves(case.start['params'])[0].dtype
+  tolerance = max(1e-5, float(jnp.finfo(dtype).eps))  # one rounding to the parameters' own dtype
+  for genome, folded in zip(case.genomes, case.folded, strict=True):
+    for row, (layer, alleles) in enumerate(zip(case.adapted.spec, genome, strict=True)):
+      supports = case.supports(case.variables['glora'], row)
+      expected = equation(*matrix_of(case.example, case.variables['params'], layer), supports, alleles, SPACE.ranks)
+      actual = matrix_of(case.example, folded, layer)
+      assert_close(actual[0], expected[0], tolerance)
+      assert layer.bias == (actual[1] is not None)
+      if layer.bias:
+        assert_close(actual[1], expected[1], tolerance)
+
+
+@every_model
+def test_fold_keeps_structure_boxes_and_every_other_parameter(name):
+  case = session(name)
+  params, folded = case.variables['params'], case.folded[0]
+  assert jax.tree.structure(folded) == jax.tree.structure(params)
+  assert [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(folded)] == [
+      (leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(params)]
+  adapted = {f'{address(row)[0]}/{name}' for row in case.example.rows for name in ('kernel', 'bias')}
+  for path, value in flax.traverse_util.flatten_dict(nn.meta.unbox(folded), sep='/').items():
+    assert np.array_equal(value, at(nn.meta.unbox(params), path)) != (path in adapted), path
+
+
+@every_model
+@every_merge
+def test_folded_params_in_the_untouched_model_give_what_a_population_gives(name, merge):
+  case = session(name)
+  outputs, _ = case.population(merge)
+  assert_close(outputs, case.expected, case.example.tolerance)
+
+
+@pytest.mark.parametrize('name', ['class_level_jit', 'scan_of_vmap', 'dense_general', 'cond', 'with_partitioning'])
+@every_merge
+def test_a_genome_alone_gives_what_it_gives_in_a_population(name, merge):
+  case = session(name)
+  for genome, outputs in zip(case.genomes, case.population(merge)[0], strict=True):
+    assert_close(case.one[merge](case.variables, genome), outputs)
+
+
+@pytest.mark.parametrize('name, merge', [(name, merge) for name, merges in GRADIENTS.items() for merge in merges])
+def test_every_support_of_every_layer_gets_a_gradient(name, merge):
+  case = session(name)
+  _, gradients = case.population(merge)
+  gradients = jax.tree.map(lambda leaf: leaf[0], gradients)  # of the genome with the largest forms
+  largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradients))
+  assert np.isfinite(largest)
+  for row, layer in enumerate(case.adapted.spec):
+    for support, gradient in case.supports(gradients, row).items():
+      if support[0] in 'CDE' and re.search(case.example.blind, layer.name):
+        assert np.abs(gradient).max() < 1e-5 * largest, (layer.name, support)
+      else:
+        assert np.abs(gradient).max() > 1e-5 * largest, (layer.name, support)
+
+
+@every_model
+def test_lazy_equals_up_front_in_outputs_and_gradients(name):
+  case = session(name)
+  (lazy, lazy_gradients), (up_front, gradients) = case.population('lazy'), case.population('up_front')
+  assert_close(lazy, up_front, case.example.tolerance)
+  if 'up_front' in GRADIENTS[name]:
+    assert jax.tree.structure(lazy_gradients) == jax.tree.structure(gradients)
+    flat = lambda tree: [leaf.reshape(len(leaf), -1) for leaf in jax.tree.leaves(tree)]
+    for one, other in zip(*(np.concatenate(flat(tree), axis=1) for tree in (lazy_gradients, gradients)), strict=True):
+      assert_close(one, other, case.example.tolerance)
+
+
+@every_model
+def test_spec_is_the_same_however_often_the_model_is_traced(name):
+  case = session(name)
+  case.plain(case.start['params']), case.population('lazy')  # it has been run and compiled
+  again = adapt(case.example.model, *case.example.inputs, space=SPACE, **case.example.kwargs)
+  assert again.spec == case.adapted.spec
+  assert hash(again.spec) == hash(case.adapted.spec)
+  # Another instance of the model, and shapes in place of arrays.
+  shapes = lambda tree: jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if isinstance(leaf, jax.Array) else leaf, tree)
+  inputs, kwargs = shapes(case.example.inputs), shapes(dict(case.example.kwargs))
+  assert adapt(model_zoo.EXAMPLES[name]().model, *inputs, space=SPACE, **kwargs).spec == case.adapted.spec
+
+
+@every_model
+def test_layers_without_bias_have_and_count_no_c_d_e(name):
+  case = session(name)
+  spec, full = case.adapted.spec, preset(case.adapted.spec, 'full')
+  rank = max(SPACE.ranks)
+  for row, layer in enumerate(spec):
+    only = np.zeros_like(full)
+    only[row] = (0, 0, 3, 2, 2)
+    bias = 'bias' in at(case.start['params'], address(layer.name)[0])
+    assert layer.bias == bias
+    assert count_params(spec, only) == (rank * (layer.in_features + 1) + 2 * layer.out_features if bias else 0)
+    assert canonicalize(spec, only).any() == bias
+    assert ('C_down' in case.supports(case.start['glora'], row)) == bias
+
+
+@pytest.mark.parametrize('name', ['customized_layers', 'called_by_keyword', 'lifted_layers', 'called_twice'])
+def test_fixed_subnets_in_their_cheapest_form_give_what_folding_gives(name):
+  case = session(name)
+  for codes in ((2, 3, 1, 2, 2), (0, 4, 0, 0, 0)):  # scales with LoRA beside them, LoRA alone
+    genome = canonicalize(case.adapted.spec, np.broadcast_to(np.array(codes), (len(case.adapted.spec), 5)))
+    subnet = case.adapted.fix(genome)
+    apply = functools.partial(subnet.apply, **case.example.kwargs)
+    outputs = vector(jit(apply)(case.variables, *case.example.inputs))
+    assert_close(outputs, case.plain(case.fold(case.variables, genome)))
+
+
+@pytest.mark.parametrize('axis', [0, 1, -1])
+def test_a_scanned_and_an_unscanned_model_have_equal_genomes_supports_and_outputs(axis):
+  depth, x = 2, model_zoo.normal(2, model_zoo.WIDTH)
+  loop = Session(model_zoo.Example(model_zoo.Chain(model_zoo.Block, depth), (x,), ()))
+  scan = Session(model_zoo.Example(model_zoo.Scanned(axis, depth), (x,), ()))
+  names = lambda case: [layer.name for layer in case.adapted.spec]
+  assert names(loop) == ['block_0/fc1', 'block_0/fc2', 'block_1/fc1', 'block_1/fc2']
+  assert names(scan) == ['blocks/fc1[0]', 'blocks/fc2[0]', 'blocks/fc1[1]', 'blocks/fc2[1]']
+
+  def stacked(tree, axis):
+    blocks = jax.tree.map(lambda *leaves: jnp.stack(leaves, axis), *(tree[f'block_{i}'] for i in range(depth)))
+    return {'blocks': blocks} | {name: value for name, value in tree.items() if not name.startswith('block_')}
+
+  assert_trees_close(scan.start['glora'], stacked(loop.start['glora'], 0), 0)
+  params, supports = loop.variables['params'], loop.variables['glora']
+  variables = {'params': stacked(params, axis), 'glora': stacked(supports, 0)}
+  for genome in loop.genomes:
+    assert count_params(loop.adapted.spec, genome) == count_params(scan.adapted.spec, genome)
+    assert_trees_close(scan.fold(variables, genome), stacked(loop.fold(loop.variables, genome), axis))
+    expected = loop.plain(loop.fold(loop.variables, genome))
+    for merge in MERGES:
+      assert_close(scan.one[merge](variables, genome), expected)
+
+
+def test_traces_of_a_class_level_jit_are_not_shared_between_adapts_with_other_ranks():
+  model, x = model_zoo.Chain(model_zoo.JitBlock, 1), model_zoo.normal(2, model_zoo.WIDTH)
+  params = model_zoo.Example(model, (x,), ()).variables()['params']
+  adapts = [adapt(model, x, space=SearchSpace(ranks=ranks), merge='lazy') for ranks in ((2, 4), (1, 4))]
+  supports = randomized(adapts[0].init(jax.random.key(0), params)['glora'])
+  genome = np.array([[3, 3, 2, 2, 2]] * 2)  # LoRA of the first rank, which is not the same in both
+  variables, results = {'params': params, 'glora': supports}, []
+  for adapted in (*adapts, *adapts):
+    results.append(jit(functools.partial(adapted.apply, genome=genome))(variables, x))
+    folded = jit(functools.partial(adapted.fold, genome=genome))(variables)
+    assert_close(results[-1], jit(model.apply)({'params': folded}, x))
+  assert np.abs(results[0] - results[1]).max() > 1e-3 * np.abs(results[0]).max()
+
+
+RUNS = {
+    'resnet': {'train': True, 'mutable': ['batch_stats']},
+    'dropout_and_batch_norm': {
+        'train': True, 'rngs': {'dropout': 5}, 'mutable': ['batch_stats', 'intermediates'],
+        'capture_intermediates': True},
+    'class_level_jit': {
+        'capture_intermediates': lambda module, method: method == '__call__', 'mutable': 'intermediates'},
+    'called_twice': {'mutable': True, 'capture_intermediates': True},
+}
+
+
+@pytest.mark.parametrize('name', RUNS)
+@every_merge
+def test_what_comes_back_has_the_models_own_structure_and_values(name, merge):
+  case, kwargs = session(name), dict(RUNS[name])
+  rngs = {stream: jax.random.key(seed) for stream, seed in kwargs.pop('rngs', {}).items()}
+  run = lambda apply, variables, **more: jit(functools.partial(
+      apply, rngs=rngs, **{**case.example.kwargs, **kwargs}, **more))(variables, *case.example.inputs)
+  actual = run(case.adapted.apply, case.variables, genome=case.genomes[1], merge=merge)
+  expected = run(case.example.model.apply, {**case.rest, 'params': case.folded[1]})
+  if kwargs.get('mutable') is True:
+    # Merged values are no update of the base's params.
+    assert_trees_close(actual[1].pop('params'), case.variables['params'], 0)
+    expected[1].pop('params')
+  assert_trees_close(actual, expected)
+
+
+@every_merge
+def test_other_methods_run_with_the_same_supports(merge):
+  case = session('other_method')
+  (x, _), genome = case.example.inputs, case.genomes[1]
+  expected = case.example.model.apply({'params': case.folded[1]}, x, method='embed')
+  embed = jit(lambda genome: case.adapted.apply(case.variables, x, genome=genome, merge=merge, method='embed'))
+  assert_close(embed(genome), expected)
+  alone = adapt(case.example.model, x, method=model_zoo.TwoTower.embed)
+  assert [layer.name for layer in alone.spec] == ['left']
+
+
+@every_merge
+def test_every_leaf_of_untied_supports_gets_a_gradient_from_some_genome(merge):
+  case = Session(model_zoo.EXAMPLES['scan_axis_last'](), SearchSpace(ranks=(2, 4), tied=False))
+  spec = case.adapted.spec
+  everywhere = [np.full((len(spec), 5), code) for code in range(int(spec.num_codes.max()))]
+  genomes = [np.minimum(genome, spec.num_codes - 1).astype(np.int8) for genome in everywhere]
+  outputs, gradients = case.many[merge](case.variables, np.stack(genomes))
+  for output, genome in zip(outputs, genomes, strict=True):
+    assert_close(output, case.plain(case.fold(case.variables, genome)))
+  sizes = jax.tree.map(lambda leaf: np.abs(leaf).max(axis=0), gradients)
+  names = ('constant', 'vector')
+  for row in range(len(spec)):
+    leaves = case.supports(sizes, row)
+    assert {f'{tensor}_{name}' for tensor in 'AB' for name in names} <= leaves.keys()
+    assert all(leaf.max() > 1e-5 for leaf in leaves.values())
+
+
+def test_without_jit_apply_and_fold_and_under_jit_init_are_the_same():
+  case = session('other_method')
+  genome, inputs = case.genomes[1], case.example.inputs
+  start = jit(case.adapted.init)(jax.random.key(0), case.start['params'])
+  assert_trees_close(start['glora'], case.start['glora'], 1e-6)
+  assert_trees_close(case.adapted.fold(case.variables, genome), case.folded[1])
+  for merge in MERGES:
+    outputs = case.adapted.apply(case.variables, *inputs, genome=genome, merge=merge, **case.example.kwargs)
+    assert_close(vector(outputs), case.expected[1])
+
+
+@every_merge
+def test_frozen_dictionaries_stay_frozen(merge):
+  case = session('called_twice')
+  frozen, genome = flax.core.freeze(case.start['params']), case.genomes[1]
+  variables = {**case.adapted.init(jax.random.key(0), frozen), 'glora': case.variables['glora']}
+  assert jax.tree.structure(case.fold(variables, genome)) == jax.tree.structure(frozen)
+  assert_close(case.one[merge](variables, genome), case.expected[1])
+
+
+def test_a_model_may_itself_be_a_linear_layer():
+  case = Session(model_zoo.Example(nn.Dense(model_zoo.WIDTH), (model_zoo.normal(2, model_zoo.WIDTH),), ()))
+  assert len(case.adapted.spec) == 1
+  for merge in MERGES:
+    assert_close(case.one[merge](case.variables, case.genomes[0]), case.expected[0])

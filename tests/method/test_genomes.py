@@ -1,0 +1,194 @@
+"""Genomes: counts, canonical forms, drawing under budgets, presets, JSON."""
+
+import collections
+import itertools
+import json
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from glora_jax.method import presets, space
+from glora_jax.method.genomes import (
+  _BLOCK,
+  canonicalize,
+  check_genome,
+  count_params,
+  genome_from_json,
+  genome_to_json,
+  random_genomes,
+  sample_genome,
+  shrink,
+)
+from glora_jax.method.space import Layer, SearchSpace, Spec
+
+LAYERS = Spec((
+    Layer('a', 6, 9, True, SearchSpace((2, 4))),
+    Layer('b', 9, 1, True, SearchSpace((2, 4))),
+    Layer('c', 5, 7, False, SearchSpace((2, 4))),
+))
+
+
+def slow_count(layer, row):
+  """Trained parameters, the way the paper's supplement lists them."""
+  i, o, r = layer.in_features, layer.out_features, layer.space.ranks
+  a, b, c, d, e = (int(code) for code in row)
+  total = sum(0 if x == 0 else 1 if x == 1 else o if x == 2 else r[x - 3] * (i + o) for x in (a, b))
+  if layer.bias:
+    total += 0 if c == 0 else i if c == 1 else r[c - 2] * (i + 1)
+    total += sum((0, 1, o)[x] for x in (d, e))
+  return total
+
+
+genomes = st.integers(0, 2**32 - 1).map(lambda seed: np.random.default_rng(seed).integers(0, LAYERS.num_codes).astype(np.int8))
+
+
+@given(genome=genomes)
+def test_counts_equal_a_plain_reading(genome):
+  assert count_params(LAYERS, genome) == sum(map(slow_count, LAYERS, genome))
+
+
+def test_counts_are_vectorized_over_any_leading_axes():
+  rng = np.random.default_rng(0)
+  population = rng.integers(0, LAYERS.num_codes, (4, 3, len(LAYERS), 5)).astype(np.int8)
+  counts = count_params(LAYERS, population)
+  assert counts.dtype == np.int64
+  assert counts.tolist() == [[count_params(LAYERS, g) for g in row] for row in population]
+  assert count_params(LAYERS, population[:0]).shape == (0, 3)
+
+
+def test_large_populations_are_counted_across_block_borders():
+  population = np.random.default_rng(0).integers(0, LAYERS.num_codes, (_BLOCK + 3, len(LAYERS), 5)).astype(np.int8)
+  counts = count_params(LAYERS, population)
+  for index in (0, _BLOCK - 1, _BLOCK, _BLOCK + 2):
+    assert counts[index] == count_params(LAYERS, population[index])
+
+
+@given(genome=genomes)
+def test_canonical_genomes_are_idempotent_and_never_cost_more(genome):
+  canonical = canonicalize(LAYERS, genome)
+  assert canonical.dtype == np.int8
+  np.testing.assert_array_equal(canonicalize(LAYERS, canonical), canonical)
+  assert count_params(LAYERS, canonical) <= count_params(LAYERS, genome)
+  assert not canonical[2, 2:].any()  # no bias: nothing for C, D, E to act on
+
+
+def test_one_output_makes_vector_and_constant_one_subnet():
+  genome = np.zeros((3, 5), np.int8)
+  vector, constant = genome.copy(), genome.copy()
+  vector[1] = [2, 2, 0, 2, 2]
+  constant[1] = [1, 1, 0, 1, 1]
+  np.testing.assert_array_equal(canonicalize(LAYERS, vector), constant)
+
+
+@settings(deadline=None)
+@given(budget=st.integers(0, 300), seed=st.integers(0, 1000))
+def test_random_genomes_respect_every_budget(budget, seed):
+  population = random_genomes(np.random.default_rng(seed), LAYERS, 20, budget)
+  assert population.shape == (20, 3, 5)
+  check_genome(LAYERS, population)
+  assert count_params(LAYERS, population).max() <= budget
+
+
+def test_budget_zero_is_the_linear_subnet():
+  population = random_genomes(np.random.default_rng(0), LAYERS, 5, 0)
+  assert not canonicalize(LAYERS, population).any()
+
+
+def test_a_reachable_budget_is_sampled_uniformly():
+  """By rejection: all subnets of a tiny space within the budget come equally often."""
+  spec = Spec((Layer('a', 2, 2, True, SearchSpace((1,), C=0, D=0)),))
+  budget = 5
+  everything = np.array(list(itertools.product(range(4), range(4), [0], [0], range(3))), np.int8)[:, None]
+  allowed = {g.tobytes() for g in everything if count_params(spec, g) <= budget}
+  drawn = random_genomes(np.random.default_rng(0), spec, 20_000, budget)
+  counts = collections.Counter(g.tobytes() for g in drawn)
+  assert counts.keys() == allowed
+  expected = len(drawn) / len(allowed)
+  assert max(abs(count - expected) for count in counts.values()) < 5 * np.sqrt(expected)
+
+
+def test_sampling_draws_every_allele_on_offer_equally_often_and_no_other():
+  spec = Spec((Layer('a', 6, 9, True, SearchSpace((2, 4), A=('none', 'lora4'), E='constant')), Layer('b', 6, 9, False)))
+  drawn = np.asarray(jax.jit(jax.vmap(lambda key: sample_genome(key, spec)))(jax.random.split(jax.random.key(0), 6000)))
+  assert drawn.dtype == np.int8
+  for row, layer in enumerate(spec):
+    for column, tensor in enumerate(space.TENSORS):
+      codes, counts = np.unique(drawn[:, row, column], return_counts=True)
+      assert tuple(codes) == layer.offered(tensor)
+      expected = len(drawn) / len(codes)
+      assert np.abs(counts - expected).max() < 5 * np.sqrt(expected)
+
+
+@given(genome=genomes, budget=st.integers(0, 250))
+def test_shrinking_only_ever_makes_genes_cheaper(genome, budget):
+  shrunk = shrink(np.random.default_rng(0), LAYERS, genome[None], budget)[0]
+  assert count_params(LAYERS, shrunk) <= budget
+  costs = lambda g: np.take_along_axis(LAYERS.cost_table, g[..., None].astype(int), -1)
+  assert (costs(shrunk) <= costs(genome)).all()
+  if count_params(LAYERS, genome) <= budget:
+    np.testing.assert_array_equal(shrunk, genome)
+
+
+@pytest.mark.parametrize('budget', [-1, 0.5, float('nan'), float('inf'), 'many', True])
+def test_impossible_budgets_are_refused(budget):
+  with pytest.raises(ValueError, match='budget='):
+    random_genomes(np.random.default_rng(0), LAYERS, 3, budget)
+
+
+def test_a_budget_below_the_smallest_subnet_says_what_that_needs():
+  spec = Spec((Layer('a', 6, 9, True, SearchSpace((2,), B='lora')),))
+  with pytest.raises(ValueError, match='budget=29 is below the 30 parameters'):
+    random_genomes(np.random.default_rng(0), spec, 3, 29)
+  assert count_params(spec, random_genomes(np.random.default_rng(0), spec, 3, 30)).tolist() == [30] * 3
+
+
+def test_presets_cost_what_their_methods_cost():
+  spec = Spec((Layer('a', 6, 9, True, SearchSpace((2, 4))), Layer('b', 9, 3, True, SearchSpace((2, 4)))))
+  counts = {name: count_params(spec, genome) for name, genome in presets.presets(spec).items()}
+  assert counts == {
+      'linear': 0, 'bitfit': 9 + 3, 'lora': 4 * (6 + 9) + 4 * (9 + 3), 'ssf': 3 * (9 + 3), 'prompt': 6 + 9,
+      'full': 2 * 4 * (15 + 12) + 4 * (7 + 10) + 2 * (9 + 3)}
+
+
+def test_presets_that_need_a_bias_are_refused_without_one():
+  spec = Spec((Layer('a', 6, 9, False),))
+  assert presets.presets(spec).keys() == {'linear', 'lora', 'ssf', 'full'}
+  for name in ('bitfit', 'prompt'):
+    with pytest.raises(ValueError, match='no adapted layer has one'):
+      presets.preset(spec, name)
+  with pytest.raises(ValueError, match='linear, bitfit, lora'):
+    presets.preset(spec, 'lorra')
+
+
+@given(genome=genomes)
+def test_json_round_trips(genome):
+  text = json.dumps(genome_to_json(LAYERS, genome))
+  np.testing.assert_array_equal(genome_from_json(LAYERS, text), genome)
+
+
+@pytest.mark.parametrize('genome, message', [
+    (np.zeros((2, 5), np.int8), r'must be \[..., 3, 5\]'),
+    (np.zeros((3, 5)), 'integer type'),
+    (np.array([[0] * 5, [0, 0, 0, 3, 0], [0] * 5]), r'3 for D of layer 1 \(b\); the codes there are 0 to 2'),
+    (np.full((3, 5), -1), '-1 for A of layer 0'),
+])
+def test_wrong_genomes_are_explained(genome, message):
+  with pytest.raises(ValueError, match=message):
+    check_genome(LAYERS, genome)
+
+
+@pytest.mark.parametrize('fields, message', [
+    ({'ranks': ()}, 'ascending'), ({'ranks': (4, 2)}, 'ascending'), ({'ranks': (0,)}, 'positive'), ({'ranks': (2.5,)}, 'positive'),
+    ({'A': ('matrix',)}, 'none, constant, vector, lora4'), ({'C': 3}, 'codes 0 to 2'), ({'D': ()}, 'not a choice'),
+])
+def test_wrong_spaces_are_explained(fields, message):
+  with pytest.raises(ValueError, match=message):
+    SearchSpace(**fields)
+
+
+def test_spaces_take_names_or_codes():
+  assert SearchSpace((4,), A=('lora', 'none')) == SearchSpace(4, A=(0, 3))
+  assert hash(Spec((Layer('a', 1, 1),))) == hash(Spec((Layer('a', 1, 1),)))

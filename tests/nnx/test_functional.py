@@ -1,0 +1,130 @@
+"""GLoRA on NNX models, unmodified, and across the bridge."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import randomized
+from flax import nnx
+
+import glora_jax
+from glora_jax.method import presets
+from glora_jax.method.genomes import random_genomes
+from glora_jax.nnx import functional as glora_nnx
+
+X = jax.random.normal(jax.random.key(0), (3, 5, 8))
+
+
+class Block(nnx.Module):
+  def __init__(self, width, rngs):
+    self.norm = nnx.LayerNorm(width, rngs=rngs)
+    self.attention = nnx.MultiHeadAttention(num_heads=2, in_features=width, decode=False, rngs=rngs)
+    self.hidden = nnx.Linear(width, 2 * width, use_bias=False, rngs=rngs)
+    self.out = nnx.Linear(2 * width, width, rngs=rngs)
+    self.dropout = nnx.Dropout(0.1, rngs=rngs)
+
+  def __call__(self, x):
+    x = x + self.attention(self.norm(x))
+    return x + self.dropout(self.out(nnx.gelu(self.hidden(x))))
+
+
+class Transformer(nnx.Module):
+  def __init__(self, width, depth, rngs):
+    self.blocks = nnx.List([Block(width, rngs) for _ in range(depth)])
+    self.statistics = nnx.BatchNorm(width, rngs=rngs)
+    self.head = nnx.Linear(width, 3, rngs=rngs)
+
+  def __call__(self, x):
+    for block in self.blocks:
+      x = block(x)
+    return self.head(self.statistics(x).mean(axis=1))
+
+
+@pytest.fixture(scope='module')
+def problem():
+  model = Transformer(8, 2, nnx.Rngs(0))
+  model.eval()
+  adapted = glora_nnx.adapt(model, space=glora_jax.SearchSpace((2, 4)))
+  variables = adapted.init(jax.random.key(1), glora_nnx.params(model))
+  return model, adapted, variables
+
+
+def test_linear_layers_are_found_and_the_head_is_not_one_of_them(problem):
+  _, adapted, variables = problem
+  names = [f'blocks/{i}/{name}' for i in range(2) for name in (
+      'attention/key', 'attention/out', 'attention/query', 'attention/value', 'hidden', 'out')]
+  assert [layer.name for layer in adapted.spec] == names
+  assert [layer.bias for layer in adapted.spec][4] is False
+  assert adapted.split(variables)[0]['params'].keys() == {'head'}
+
+
+def test_at_initialization_every_genome_is_the_model(problem):
+  model, adapted, variables = problem
+  genomes = random_genomes(np.random.default_rng(0), adapted.spec, 4)
+  out = jax.jit(jax.vmap(lambda genome: adapted.apply(variables, X, genome=genome)))(genomes)
+  np.testing.assert_allclose(out, np.broadcast_to(model(X), out.shape), atol=1e-5)
+
+
+def test_folded_parameters_in_the_untouched_class_equal_apply(problem):
+  model, adapted, variables = problem
+  before = model(X)
+  variables = {**variables, 'glora': randomized(variables['glora'])}
+  for genome in random_genomes(np.random.default_rng(0), adapted.spec, 4):
+    plain = glora_nnx.with_params(model, adapted.fold(variables, genome))
+    assert type(plain) is Transformer
+    np.testing.assert_allclose(plain(X), adapted.apply(variables, X, genome=genome), atol=1e-5)
+  assert np.abs(plain(X) - before).max() > 1e-3
+  np.testing.assert_array_equal(model(X), before)
+
+
+def test_every_support_gets_a_gradient(problem):
+  _, adapted, variables = problem
+  variables = {'params': randomized(variables['params'], 1), 'glora': randomized(variables['glora'])}  # biases start at zero
+  trainable, frozen = adapted.split(variables)
+  genome = presets.preset(adapted.spec, 'full')
+  loss = lambda t: jnp.sum(adapted.apply(adapted.join(t, frozen), X, genome=genome) ** 2)
+  gradient = jax.jit(jax.grad(loss))(trainable)
+  missing = {jax.tree_util.keystr(path, simple=True, separator='/').removeprefix('glora/')
+             for path, leaf in jax.tree_util.tree_leaves_with_path(gradient) if not np.any(leaf)}
+  # No shift of all keys moves a softmax.
+  assert missing <= {f'blocks/{i}/attention/key/{name}' for i in range(2) for name in ('C_down', 'C_up', 'D', 'E')}
+
+
+def test_stacked_layers_and_models_without_layers_are_refused():
+  class Stacked(nnx.Module):
+    def __init__(self):
+      self.layers = nnx.vmap(lambda rngs: nnx.Linear(4, 4, rngs=rngs), in_axes=0)(nnx.Rngs(0).fork(split=3))
+
+  with pytest.raises(ValueError, match=r'layers has a stacked kernel \(3, 4, 4\)'):
+    glora_nnx.adapt(Stacked())
+  with pytest.raises(ValueError, match=r'no nnx\.Linear or nnx\.LinearGeneral'):
+    glora_nnx.adapt(nnx.LayerNorm(3, rngs=nnx.Rngs(0)))
+
+
+def test_a_linen_model_bridged_into_nnx_takes_folded_parameters():
+  class Mlp(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      return nn.Dense(3, name='head')(nn.relu(nn.Dense(6, name='hidden')(x)))
+
+  linen = Mlp()
+  bridged = nnx.bridge.ToNNX(linen, rngs=nnx.Rngs(0)).lazy_init(X)
+  adapted = glora_jax.adapt(linen, X)
+  variables = adapted.init(jax.random.key(0), glora_nnx.params(bridged))
+  variables['glora'] = randomized(variables['glora'])
+  genome = presets.preset(adapted.spec, 'full')
+  folded = glora_nnx.with_params(bridged, adapted.fold(variables, genome))
+  np.testing.assert_allclose(folded(X), adapted.apply(variables, X, genome=genome), atol=1e-5)
+
+
+def test_an_adapted_nnx_model_can_be_bridged_into_linen_after_folding(problem):
+  model, adapted, variables = problem
+  variables = {**variables, 'glora': randomized(variables['glora'])}
+  genome = presets.preset(adapted.spec, 'lora')
+  folded = glora_nnx.with_params(model, adapted.fold(variables, genome))
+  linen = nnx.bridge.ToLinen(lambda rngs: glora_nnx.with_params(folded, glora_nnx.params(folded)))
+  linen_variables = linen.init(jax.random.key(0), X)
+  np.testing.assert_allclose(linen.apply(linen_variables, X), folded(X), atol=1e-5)
+  with pytest.raises(ValueError, match='has no linear layer'):
+    glora_jax.adapt(linen, X)

@@ -1,0 +1,86 @@
+"""Watching: lines and events of exactly the steps that count, a trace, one line about what is trained on what."""
+
+import json
+import struct
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import glora_jax
+from glora_jax.models.vit import ViT
+from glora_jax.runs import monitoring, run
+
+
+def test_metrics_drop_cut_off_lines_and_what_came_after_the_step_that_is_resumed(tmp_path):
+  path = tmp_path / 'metrics.jsonl'
+  for stage in ('first', 'second'):
+    metrics = monitoring.Metrics(path, stage, 0)
+    for step in (1, 2, 3):
+      metrics.write(step, {'loss': 0.1 * step})
+  whole = path.read_text()
+  path.write_text(whole + '{"stage": "second", "st')
+  metrics = monitoring.Metrics(path, 'second', 1)
+  for step in (2, 3):
+    metrics.write(step, {'loss': 0.1 * step})
+  assert path.read_text() == whole
+  assert [json.loads(line)['step'] for line in whole.splitlines()] == [1, 2, 3, 1, 2, 3]
+
+
+def shown(folder):
+  """(step, name, value) as TensorBoard shows them: a start drops what earlier files have from its step on."""
+  from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+  entries = []
+  for path in sorted(folder.iterdir()):
+    content, at = path.read_bytes(), 0
+    while at < len(content):
+      length, = struct.unpack_from('<Q', content, at)
+      event = Event.FromString(content[at + 12:at + 12 + length])
+      at += 16 + length
+      if event.session_log.status == SessionLog.START:
+        entries = [entry for entry in entries if entry[0] < event.step]
+      entries += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+  return entries
+
+
+def test_events_of_a_resumed_stage_have_every_step_once_and_are_on_disk_at_once(tmp_path):
+  pytest.importorskip('tensorboardX')
+  for start, end, slope in ((0, 5, 1), (3, 6, 10), (6, 6, 0)):  # 4 and 5 were not saved, and come again; the last time nothing is left
+    metrics = monitoring.Metrics(tmp_path / 'metrics.jsonl', 'baselines/linear', start, str(tmp_path / 'board'))
+    for step in range(start + 1, end + 1):
+      metrics.write(step, {'loss': slope * step, 'accuracy': 0.5})
+  losses = [1, 2, 3, 40, 50, 60]
+  assert shown(tmp_path / 'board' / 'baselines' / 'linear') == [
+      entry for step, loss in enumerate(losses, 1) for entry in ((step, 'loss', loss), (step, 'accuracy', 0.5))]
+
+
+@pytest.mark.parametrize('dispatches, traced', [(0, None), (1, None), (2, 1), (6, 3)])
+def test_a_trace_is_of_the_dispatches_after_the_first(tmp_path, caplog, dispatches, traced):
+  caplog.set_level('INFO', 'glora_jax')
+  with monitoring.profiled(str(tmp_path), wanted=True) as dispatched:
+    for _ in range(dispatches):
+      jnp.arange(3.0).sum().block_until_ready()
+      dispatched()
+  said = caplog.records[-1].getMessage()
+  assert said == (f'Traced dispatches: {traced}, in {tmp_path}' if traced else 'There was nothing to trace after the first dispatch.')
+  assert bool(list(tmp_path.rglob('*.xplane.pb'))) == (dispatches > 0)
+  with monitoring.profiled(str(tmp_path / 'other'), wanted=False) as dispatched:
+    dispatched()
+    dispatched()
+  assert not (tmp_path / 'other').exists()
+
+
+def test_the_line_about_a_run_counts_what_is_trained(tmp_path):
+  model = ViT(3, patch_size=8, width=12, depth=2, num_heads=2, dtype=jnp.bfloat16)
+  images, key = jnp.zeros((1, 16, 16, 3)), jax.random.key(0)
+  adapted = glora_jax.adapt(model, images)
+  variables = jax.eval_shape(lambda: adapted.init(key, model.init(key, images)['params']))
+  mesh = jax.make_mesh((1, 1), ('data', 'model'), axis_types=(jax.sharding.AxisType.Auto,) * 2, devices=jax.devices()[:1])
+  count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
+  heads = 12 * 3 + 3
+  said = run.describe(adapted, variables, mesh)
+  assert said.startswith(f'{jax.device_count()} x cpu, mesh: data 1, model 1; ')
+  assert f'{count(variables["glora"]):,} in supports, {heads} in heads (float32)' in said
+  assert f'{count(variables["params"]) - heads:,} frozen (float32)' in said
+  assert said.endswith('computed in bfloat16')
