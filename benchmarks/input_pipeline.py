@@ -47,7 +47,9 @@ def resident(steps, repeats):
   adapted = adapt(model.clone(remat='dots_saveable', drop_path=0.1), jnp.zeros((1, 28, 28, 3)))
   trainable, frozen = adapted.split(adapted.init(jax.random.key(0), params))
   normalize = lambda _, x: normalization.normalize(x, metadata['normalization'])
-  loss = losses.supernet_loss(adapted, normalize, lambda key: genomes.sample_genome(key, adapted.spec), train=True)
+  loss = losses.supernet_loss(
+    adapted, normalize, lambda key: genomes.sample_genome(key, adapted.spec), train=True
+  )
   recipe = Recipe(epochs=28, warmup_epochs=3)
   step = loop.make_steps(loss, recipe.optimizer(len(labels)))
   indices = loop.batch_indices(jax.random.key(1), 0, steps, len(labels), recipe.batch_size)
@@ -66,7 +68,17 @@ def resident(steps, repeats):
 
   def train():
     copy = jax.tree.map(jnp.copy, trainable)
-    return timed(step, copy, recipe.optimizer(len(labels)).init(copy), 0, frozen, images, labels, indices, jax.random.key(2))
+    return timed(
+      step,
+      copy,
+      recipe.optimizer(len(labels)).init(copy),
+      0,
+      frozen,
+      images,
+      labels,
+      indices,
+      jax.random.key(2),
+    )
 
   train()
   timed(only_input, images, labels, indices)
@@ -87,7 +99,7 @@ def write_photographs(folder, count):
     image = photographs[number % 2]
     top, left = rng.integers(0, image.shape[0] - 375), rng.integers(0, image.shape[1] - 500)
     paths.append(os.path.join(folder, f'{number}.jpg'))
-    Image.fromarray(image[top:top + 375, left:left + 500]).save(paths[-1], quality=90)
+    Image.fromarray(image[top : top + 375, left : left + 500]).save(paths[-1], quality=90)
   return paths
 
 
@@ -108,7 +120,9 @@ def resident_memory():
 
 
 def main():
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument('--quick', action='store_true', help='fewer images and repeats')
   quick = parser.parse_args().quick
   repeats, cores = (1 if quick else 5), os.cpu_count()
@@ -123,7 +137,9 @@ def main():
       parts = [paths[n::cores] for n in range(cores)]
       all_cores = lambda: list(pool.map(pillow, parts))
       all_cores(), consume()
-      rates = [(throughput(consume, len(paths)), throughput(all_cores, len(paths))) for _ in range(repeats)]
+      rates = [
+        (throughput(consume, len(paths)), throughput(all_cores, len(paths))) for _ in range(repeats)
+      ]
     ratio = statistics.median(ours / theirs for ours, theirs in rates)
     many = 2_000 if quick else 20_000
     order = np.resize(np.arange(len(paths)), many // 32 * 32).reshape(-1, 32)
@@ -134,12 +150,25 @@ def main():
         early = resident_memory()
     growth = resident_memory() - early
   ours, theirs = (statistics.median(column) for column in zip(*rates, strict=True))
-  print(f"resident input            {100 * share:6.2f}% of the quickstart's training ({1000 * seconds:.0f} ms a step, "
-        f'{reading:.2f} s of reading)')
-  print(f'streaming                 {ours:6.0f} images a second; Pillow alone on {cores} cores {theirs:.0f}; ratio {ratio:.2f}')
+  print(
+    f"resident input            {100 * share:6.2f}% of the quickstart's training ({1000 * seconds:.0f} ms a step, "
+    f'{reading:.2f} s of reading)'
+  )
+  print(
+    f'streaming                 {ours:6.0f} images a second; Pillow alone on {cores} cores {theirs:.0f}; ratio {ratio:.2f}'
+  )
   print(f'memory over {many:,} images  {growth:+.0f} MiB')
-  print(json.dumps({'benchmark': 'input_pipeline', 'machine': machine.describe(), 'resident_share': round(share, 4),
-                    'stream_over_pillow': round(ratio, 3), 'growth_mib': round(growth, 1)}))
+  print(
+    json.dumps(
+      {
+        'benchmark': 'input_pipeline',
+        'machine': machine.describe(),
+        'resident_share': round(share, 4),
+        'stream_over_pillow': round(ratio, 3),
+        'growth_mib': round(growth, 1),
+      }
+    )
+  )
 
 
 if __name__ == '__main__':

@@ -14,7 +14,9 @@ from tqdm import tqdm
 from glora_jax.files import read_json, write_json
 
 
-def command_line(text: str, folder: str, quick: str, job: Callable[..., Any], names: Sequence[str] = ()) -> argparse.Namespace | None:
+def command_line(
+  text: str, folder: str, quick: str, job: Callable[..., Any], names: Sequence[str] = ()
+) -> argparse.Namespace | None:
   """What the command line says; None where it was that of one job, which is done then.
 
   Args:
@@ -24,13 +26,22 @@ def command_line(text: str, folder: str, quick: str, job: Callable[..., Any], na
     job: called with a job's values.
     names: of what `--only` can choose among; it gives all of them otherwise.
   """
-  parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(
+    description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument('--quick', action='store_true', help=quick)
   parser.add_argument('--folder', default=folder)
   parser.add_argument('--seeds', type=int, default=5)
   parser.add_argument('--workers', type=int, default=2)
   if names:
-    parser.add_argument('--only', nargs='+', choices=names, default=list(names), metavar='NAME', help=f'some of {", ".join(names)}')
+    parser.add_argument(
+      '--only',
+      nargs='+',
+      choices=names,
+      default=list(names),
+      metavar='NAME',
+      help=f'some of {", ".join(names)}',
+    )
   parser.add_argument('--job', nargs=2, help=argparse.SUPPRESS)
   given = parser.parse_args()
   if not given.job:
@@ -59,8 +70,22 @@ def run_jobs(module: str, jobs: Sequence[tuple], folder: str, workers: int = 2) 
   def run(number, job):
     if not os.path.exists(path(job)):
       flags = os.environ.get('XLA_FLAGS', '') + ' --xla_cpu_multi_thread_eigen=false'
-      environment = {**os.environ, 'XLA_FLAGS': flags, 'JAX_COMPILATION_CACHE_DIR': os.path.join(folder, 'xla')}
-      command = ['taskset', '-c', str(cores[number % workers % len(cores)]), sys.executable, '-m', module, '--job', json.dumps(job), path(job)]
+      environment = {
+        **os.environ,
+        'XLA_FLAGS': flags,
+        'JAX_COMPILATION_CACHE_DIR': os.path.join(folder, 'xla'),
+      }
+      command = [
+        'taskset',
+        '-c',
+        str(cores[number % workers % len(cores)]),
+        sys.executable,
+        '-m',
+        module,
+        '--job',
+        json.dumps(job),
+        path(job),
+      ]
       ran = subprocess.run(command, env=environment, capture_output=True, text=True)
       if ran.returncode:
         raise RuntimeError(f'The job {job} failed: {ran.stderr[-2000:]}')

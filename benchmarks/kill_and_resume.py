@@ -28,8 +28,16 @@ import time
 from benchmarks import machine
 
 ROOT = pathlib.Path(__file__).parent.parent
-SHORT = {'supernet.epochs': 8, 'finetune.epochs': 8, 'search.generations': 2, 'search.population': 10, 'search.mutations': 5,
-         'search.crossovers': 5, 'search.parents': 5, 'checkpoint_epochs': 4}
+SHORT = {
+  'supernet.epochs': 8,
+  'finetune.epochs': 8,
+  'search.generations': 2,
+  'search.population': 10,
+  'search.mutations': 5,
+  'search.crossovers': 5,
+  'search.parents': 5,
+  'checkpoint_epochs': 4,
+}
 SAVED, ENDED = 75, 0  # exit codes: stopped with everything saved, and finished
 
 
@@ -39,15 +47,29 @@ class Starts:
   def __init__(self, folder: pathlib.Path, cache: pathlib.Path, overrides: dict[str, int]):
     self.folder, self.workdir, self.log = folder, folder / 'run', folder / 'log.txt'
     folder.mkdir(parents=True)
-    self.command = [sys.executable, '-m', 'glora_jax.main', '--config', str(ROOT / 'configs' / 'quickstart.py'),
-                    '--workdir', str(self.workdir), f'--config.data.dir={folder / "tfds"}',
-                    *(f'--config.{name}={value}' for name, value in overrides.items())]
-    self.environment = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': str(cache), 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
+    self.command = [
+      sys.executable,
+      '-m',
+      'glora_jax.main',
+      '--config',
+      str(ROOT / 'configs' / 'quickstart.py'),
+      '--workdir',
+      str(self.workdir),
+      f'--config.data.dir={folder / "tfds"}',
+      *(f'--config.{name}={value}' for name, value in overrides.items()),
+    ]
+    self.environment = {
+      **os.environ,
+      'JAX_COMPILATION_CACHE_DIR': str(cache),
+      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    }
 
   def start(self, signal_number: int | None = None, after: float = 0.0) -> int:
     """One start; with a signal number it is sent that after so many seconds. Returns the exit code."""
     with open(self.log, 'a') as log:
-      process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL, stderr=log, cwd=ROOT, env=self.environment)
+      process = subprocess.Popen(
+        self.command, stdout=subprocess.DEVNULL, stderr=log, cwd=ROOT, env=self.environment
+      )
       if signal_number is not None:
         try:
           return process.wait(after)
@@ -58,14 +80,27 @@ class Starts:
   def stage(self) -> str:
     """That the last start was in."""
     begun = re.findall(r'^(\w+): (begins|done)', self.log.read_text(errors='replace'), re.M)
-    return 'preparing' if not begun else begun[-1][0] if begun[-1][1] == 'begins' else f'after {begun[-1][0]}'
+    return (
+      'preparing'
+      if not begun
+      else begun[-1][0]
+      if begun[-1][1] == 'begins'
+      else f'after {begun[-1][0]}'
+    )
 
   def left(self) -> dict[str, bytes]:
     """All that must be identical, by name."""
     with open(self.workdir / 'result.json') as file:
       result = {name: value for name, value in json.load(file).items() if name != 'seconds'}
-    names = ['adapter.safetensors', 'metrics.jsonl', *(f'folded/{path.name}' for path in (self.workdir / 'folded').iterdir())]
-    return {'result.json': json.dumps(result, sort_keys=True).encode(), **{name: (self.workdir / name).read_bytes() for name in names}}
+    names = [
+      'adapter.safetensors',
+      'metrics.jsonl',
+      *(f'folded/{path.name}' for path in (self.workdir / 'folded').iterdir()),
+    ]
+    return {
+      'result.json': json.dumps(result, sort_keys=True).encode(),
+      **{name: (self.workdir / name).read_bytes() for name in names},
+    }
 
 
 def difference(ours: dict[str, bytes], theirs: dict[str, bytes]) -> list[str]:
@@ -76,7 +111,9 @@ def undisturbed(folder, cache, overrides) -> tuple[dict[str, bytes], float]:
   """What a whole run leaves, and its seconds."""
   begin, starts = time.perf_counter(), Starts(folder, cache, overrides)
   if code := starts.start():
-    sys.exit(f'The undisturbed run ended with {code}:\n{starts.log.read_text(errors="replace")[-3000:]}')
+    sys.exit(
+      f'The undisturbed run ended with {code}:\n{starts.log.read_text(errors="replace")[-3000:]}'
+    )
   seconds = time.perf_counter() - begin
   return starts.left(), seconds
 
@@ -86,13 +123,17 @@ def disturbed(folder, cache, overrides, rng, moment, duration, number) -> dict:
   first = signal.SIGTERM if number % 5 == 4 else signal.SIGKILL
   shutil.rmtree(folder, ignore_errors=True)
   starts, kills = Starts(folder, cache, overrides), []
-  planned = [(first, moment)] + [(signal.SIGKILL, rng.uniform(0.2, 0.9) * max(duration - moment, 0.3 * duration))] * (number % 4 == 3)
+  planned = [(first, moment)] + [
+    (signal.SIGKILL, rng.uniform(0.2, 0.9) * max(duration - moment, 0.3 * duration))
+  ] * (number % 4 == 3)
   code = None
   for kind, after in planned:
     code = starts.start(kind, after)
     if code == ENDED:
       break
-    kills.append(f'{signal.Signals(kind).name} at {after:.1f} s, {starts.stage()}, exit code {code}')
+    kills.append(
+      f'{signal.Signals(kind).name} at {after:.1f} s, {starts.stage()}, exit code {code}'
+    )
     if code not in ((-kind, SAVED) if kind == signal.SIGTERM else (-kind,)):
       break
   else:
@@ -101,20 +142,29 @@ def disturbed(folder, cache, overrides, rng, moment, duration, number) -> dict:
 
 
 def main():
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument('--quick', action='store_true', help='6 kills of a shortened quickstart')
   parser.add_argument('--kills', type=int, help='20, or 6 with --quick')
   parser.add_argument('--seed', type=int, default=0, help='of the moments')
-  parser.add_argument('--folder', help='for the runs, kept; a temporary one by default, which is removed')
+  parser.add_argument(
+    '--folder', help='for the runs, kept; a temporary one by default, which is removed'
+  )
   arguments = parser.parse_args()
-  number, overrides = arguments.kills or (6 if arguments.quick else 20), SHORT if arguments.quick else {}
+  number, overrides = (
+    arguments.kills or (6 if arguments.quick else 20),
+    SHORT if arguments.quick else {},
+  )
   rng = random.Random(arguments.seed)
   folder = pathlib.Path(arguments.folder or tempfile.mkdtemp(prefix='kill_and_resume_')).resolve()
   cache = folder / 'xla'
 
   whole, cold = undisturbed(folder / 'cold', cache, overrides)
   again, duration = undisturbed(folder / 'warm', cache, overrides)
-  print(f'undisturbed: {cold:.1f} s, without compiling {duration:.1f} s; the two differ in: {", ".join(difference(whole, again)) or "nothing"}')
+  print(
+    f'undisturbed: {cold:.1f} s, without compiling {duration:.1f} s; the two differ in: {", ".join(difference(whole, again)) or "nothing"}'
+  )
   print(f'{"":4} {"identical":10} what was done', flush=True)
   identical, done = 0, []
   for n in range(number):
@@ -129,18 +179,34 @@ def main():
       changed = difference(whole, starts.left())
       said = f'differs in {", ".join(changed)}' if changed else ''
     else:
-      said = f'ended with {outcome["code"]}: {starts.log.read_text(errors="replace").strip()[-600:]}'
+      said = (
+        f'ended with {outcome["code"]}: {starts.log.read_text(errors="replace").strip()[-600:]}'
+      )
     identical += not said
     done.append(outcome['kills'])
-    print(f'{n:4} {"no" if said else "yes":10} {"; then ".join(outcome["kills"])} {said}', flush=True)
+    print(
+      f'{n:4} {"no" if said else "yes":10} {"; then ".join(outcome["kills"])} {said}', flush=True
+    )
     if not said and not arguments.folder:
       shutil.rmtree(starts.folder)
   print(f'{identical} of {number} identical')
   if not arguments.folder and identical == number:
     shutil.rmtree(folder)
-  print(json.dumps({'benchmark': 'kill_and_resume', 'machine': machine.describe(), 'quick': arguments.quick, 'seed': arguments.seed,
-                    'seconds': round(duration, 1), 'undisturbed_runs_equal': not difference(whole, again), 'runs': number,
-                    'identical': identical, 'kills': done}))
+  print(
+    json.dumps(
+      {
+        'benchmark': 'kill_and_resume',
+        'machine': machine.describe(),
+        'quick': arguments.quick,
+        'seed': arguments.seed,
+        'seconds': round(duration, 1),
+        'undisturbed_runs_equal': not difference(whole, again),
+        'runs': number,
+        'identical': identical,
+        'kills': done,
+      }
+    )
+  )
   sys.exit(identical != number)
 
 

@@ -11,5 +11,12 @@ def describe() -> dict[str, str | int]:
   cpu = platform.processor() or platform.machine()
   if os.path.exists('/proc/cpuinfo'):
     with open('/proc/cpuinfo') as file:
-      cpu = next((line.split(':')[1].strip() for line in file if line.startswith('model name')), cpu)
-  return {'cpu': cpu, 'cores': os.cpu_count(), 'device': jax.devices()[0].device_kind, 'jax': jax.__version__}
+      cpu = next(
+        (line.split(':')[1].strip() for line in file if line.startswith('model name')), cpu
+      )
+  return {
+    'cpu': cpu,
+    'cores': os.cpu_count(),
+    'device': jax.devices()[0].device_kind,
+    'jax': jax.__version__,
+  }

@@ -30,7 +30,9 @@ class UnscannedViT(nn.Module):
   @nn.compact
   def __call__(self, images):
     like = self.like
-    x = nn.Conv(like.width, (like.patch_size,) * 2, strides=like.patch_size, padding='VALID', name='embed')(images)
+    x = nn.Conv(
+      like.width, (like.patch_size,) * 2, strides=like.patch_size, padding='VALID', name='embed'
+    )(images)
     x = x.reshape(x.shape[0], -1, like.width)
     x = x + self.param('pos_embed', nn.initializers.normal(0.02), (1, *x.shape[1:]))
     for i in range(like.depth):
@@ -54,27 +56,45 @@ def measure(model, size, merge):
 
 
 def main():
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument('--quick', action='store_true', help='a small ViT, one repeat')
   quick = parser.parse_args().quick
   jax.config.update('jax_enable_compilation_cache', False)
-  small, base = ViT(10, patch_size=7, width=96, depth=6, num_heads=3), vit('B', 1000, pool='gap', class_token=False)
+  small, base = (
+    ViT(10, patch_size=7, width=96, depth=6, num_heads=3),
+    vit('B', 1000, pool='gap', class_token=False),
+  )
   model, size = (small, 28) if quick else (base, 224)
   rows = {}
   for _ in range(1 if quick else 3):
-    for name, (network, merge) in {'scanned, lazy': (model, 'lazy'), 'scanned, up front': (model, 'up_front'),
-                                   'unscanned, lazy': (UnscannedViT(model), 'lazy')}.items():
+    for name, (network, merge) in {
+      'scanned, lazy': (model, 'lazy'),
+      'scanned, up front': (model, 'up_front'),
+      'unscanned, lazy': (UnscannedViT(model), 'lazy'),
+    }.items():
       rows.setdefault(name, []).append(measure(network, size, merge))
       jax.clear_caches()
   print(f'{"":20s} temporaries   compile')
-  medians = {name: [statistics.median(values) for values in zip(*results, strict=True)] for name, results in rows.items()}
+  medians = {
+    name: [statistics.median(values) for values in zip(*results, strict=True)]
+    for name, results in rows.items()
+  }
   for name, (mebibytes, seconds) in medians.items():
     print(f'{name:20s} {mebibytes:7.0f} MiB {seconds:8.2f} s')
   lazy, up_front, unscanned = medians.values()
-  print(json.dumps({
-      'machine': machine.describe(), 'quick': quick, 'lazy_temporaries_mib': round(lazy[0], 1),
-      'up_front_temporaries_mib': round(up_front[0], 1),
-      'compile_scanned_over_unscanned': round(lazy[1] / unscanned[1], 3)}))
+  print(
+    json.dumps(
+      {
+        'machine': machine.describe(),
+        'quick': quick,
+        'lazy_temporaries_mib': round(lazy[0], 1),
+        'up_front_temporaries_mib': round(up_front[0], 1),
+        'compile_scanned_over_unscanned': round(lazy[1] / unscanned[1], 3),
+      }
+    )
+  )
 
 
 if __name__ == '__main__':

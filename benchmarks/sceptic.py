@@ -33,7 +33,14 @@ from benchmarks import machine, sceptic_report
 from configs import quickstart
 from glora_jax.files import read_arrays, read_json, write_json
 from glora_jax.method import adapter_file, space
-from glora_jax.method.genomes import canonicalize, check_budget, count_params, largest_genome, random_genomes, smallest_genome
+from glora_jax.method.genomes import (
+  canonicalize,
+  check_budget,
+  count_params,
+  largest_genome,
+  random_genomes,
+  smallest_genome,
+)
 from glora_jax.runs import experiment
 from glora_jax.runs.run import prepare
 from glora_jax.search import evolution, guidance
@@ -59,27 +66,48 @@ def load(workdir):
     ValueError: it followed the paper's protocol, or what it wrote is not there any more or not what it tested.
   """
   path = os.path.join(workdir, 'config.json')
-  config = ml_collections.ConfigDict(read_json(path)) if os.path.exists(path) else quickstart.get_config()
+  config = (
+    ml_collections.ConfigDict(read_json(path)) if os.path.exists(path) else quickstart.get_config()
+  )
   if config.protocol != 'honest':
-    raise ValueError(f"The run in {workdir} has protocol='{config.protocol}': it searched on its test images, and none are left to ask on. "
-                     "Give the workdir of a run with protocol='honest'.")
+    raise ValueError(
+      f"The run in {workdir} has protocol='{config.protocol}': it searched on its test images, and none are left to ask on. "
+      "Give the workdir of a run with protocol='honest'."
+    )
   experiment.run(config, workdir)  # returns at once where there is a result
   run = prepare(config, workdir)
   for needed in (run.path('supernet'), run.path('search', 'archive.npz')):
     if not os.path.exists(needed):
-      raise ValueError(f'{needed} is not there any more, and the questions are about it; give a workdir with all that the run wrote.')
+      raise ValueError(
+        f'{needed} is not there any more, and the questions are about it; give a workdir with all that the run wrote.'
+      )
   trainable, frozen = run.adapted.split(run.variables)
   optimizer = Recipe(**config.supernet).optimizer(len(run.data(run.train_split).labels))
   with TrainingCheckpoints(run.path('supernet')) as checkpoints:
     state = checkpoints.latest(loop.TrainState(trainable, optimizer.init(trainable), 0))
-  if state is None or fingerprint(state.trainable) != read_json(run.path('test_list.json'))['winner_supernet']['weights']:
-    raise ValueError(f"{run.path('supernet')} does not hold the weights that the run tested; give a workdir as the run left it.")
+  if (
+    state is None
+    or fingerprint(state.trainable)
+    != read_json(run.path('test_list.json'))['winner_supernet']['weights']
+  ):
+    raise ValueError(
+      f'{run.path("supernet")} does not hold the weights that the run tested; give a workdir as the run left it.'
+    )
   archive = Archive(**read_arrays(run.path('search', 'archive.npz')))
   winner = archive.best(config.search.fitness)
-  tuned, genome = adapter_file.load_adapter(run.path('adapter.safetensors'), run.adapted, run.variables['params'])
+  tuned, genome = adapter_file.load_adapter(
+    run.path('adapter.safetensors'), run.adapted, run.variables['params']
+  )
   if not np.array_equal(genome, winner):
-    raise ValueError(f"{run.path('adapter.safetensors')} is not the winner of the search; give a workdir as the run left it.")
-  return run, archive, winner, {'supernet': run.adapted.join(state.trainable, frozen), 'finetuned': tuned}
+    raise ValueError(
+      f'{run.path("adapter.safetensors")} is not the winner of the search; give a workdir as the run left it.'
+    )
+  return (
+    run,
+    archive,
+    winner,
+    {'supernet': run.adapted.join(state.trainable, frozen), 'finetuned': tuned},
+  )
 
 
 def measure(run, variables, genomes, title=None):
@@ -87,14 +115,22 @@ def measure(run, variables, genomes, title=None):
   genomes = np.asarray(genomes, np.int8)
   entries = [{'params': int(params)} for params in run.adapted.count_params(genomes)]
   size = _TOGETHER if len(genomes) > 1 else 1
-  with tqdm(total=2 * len(genomes), desc=title, unit='score', disable=title is None, leave=False) as bar:
+  with tqdm(
+    total=2 * len(genomes), desc=title, unit='score', disable=title is None, leave=False
+  ) as bar:
     for split in ('val', 'test'):
       number = len(run.data(split).labels)
       for start in range(0, len(genomes), size):
-        block = genomes[start:start + size]
+        block = genomes[start : start + size]
         padded = np.concatenate([block, np.repeat(block[:1], size - len(block), axis=0)])
-        scores = zip(*(np.asarray(x, np.float64)[:len(block)] / number for x in run.score(variables, padded, split)), strict=True)
-        for entry, (accuracy, loss) in zip(entries[start:start + size], scores, strict=True):
+        scores = zip(
+          *(
+            np.asarray(x, np.float64)[: len(block)] / number
+            for x in run.score(variables, padded, split)
+          ),
+          strict=True,
+        )
+        for entry, (accuracy, loss) in zip(entries[start : start + size], scores, strict=True):
           entry.update({f'{split}_accuracy': float(accuracy), f'{split}_loss': float(loss)})
         bar.update(len(block))
   return entries
@@ -104,7 +140,10 @@ def mean_and_spread(entries):
   """Mean and standard deviation of every number over entries."""
   spread = lambda values: float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
   columns = {name: [entry[name] for entry in entries] for name in entries[0]}
-  return {name: {'mean': float(np.mean(values)), 'spread': spread(values)} for name, values in columns.items()}
+  return {
+    name: {'mean': float(np.mean(values)), 'spread': spread(values)}
+    for name, values in columns.items()
+  }
 
 
 def rank_correlation(x, y):
@@ -113,7 +152,12 @@ def rank_correlation(x, y):
   if len(set(x)) < 2 or len(set(y)) < 2:
     return dict.fromkeys(('spearman', 'spearman_p', 'kendall', 'kendall_p'))
   rho, tau = scipy.stats.spearmanr(x, y), scipy.stats.kendalltau(x, y)
-  return {'spearman': known(rho.statistic), 'spearman_p': known(rho.pvalue), 'kendall': known(tau.statistic), 'kendall_p': known(tau.pvalue)}
+  return {
+    'spearman': known(rho.statistic),
+    'spearman_p': known(rho.pvalue),
+    'kendall': known(tau.statistic),
+    'kendall_p': known(tau.pvalue),
+  }
 
 
 def partial(xy, xz, yz):
@@ -133,15 +177,25 @@ def random_search(run, variables, archive, seeds):
     guide = guidance.make_guide(run.adapted, run.preprocess, fitness=own.fitness)
     options['guide'] = lambda genome: guide(variables, jnp.asarray(genome), *run.data('val'))
   archives = {'searched': [archive], 'random': []}
-  plans = [(name, settings, number) for number in range(seeds) for name, settings in (('searched', own), ('random', by_chance))]
+  plans = [
+    (name, settings, number)
+    for number in range(seeds)
+    for name, settings in (('searched', own), ('random', by_chance))
+  ]
   for name, settings, number in tqdm(plans[1:], desc='a. searches', unit='search'):
-    archives[name].append(evolution.evolve(run.adapted.spec, score, run.key(_SEARCHES + number), settings, **options))
+    archives[name].append(
+      evolution.evolve(run.adapted.spec, score, run.key(_SEARCHES + number), settings, **options)
+    )
   result = {}
   for name, found in archives.items():
     winners = measure(run, variables, [one.best(own.fitness) for one in found])
-    result[name] = [{'evaluations': len(one), **winner} for one, winner in zip(found, winners, strict=True)]
+    result[name] = [
+      {'evaluations': len(one), **winner} for one, winner in zip(found, winners, strict=True)
+    ]
   summary = {name: mean_and_spread(winners) for name, winners in result.items()}
-  difference = {name: summary['searched'][name]['mean'] - summary['random'][name]['mean'] for name in METRICS}
+  difference = {
+    name: summary['searched'][name]['mean'] - summary['random'][name]['mean'] for name in METRICS
+  }
   return {**result, 'mean_and_spread': summary, 'searched_minus_random': difference}
 
 
@@ -150,7 +204,9 @@ def spread_sizes(rng, spec, number, budget):
   least = count_params(spec, smallest_genome(spec))
   most = count_params(spec, largest_genome(spec))
   limits = np.linspace(least, most if budget is None else min(budget, most), number + 1)[1:]
-  return canonicalize(spec, np.concatenate([random_genomes(rng, spec, 1, math.floor(limit)) for limit in limits]))
+  return canonicalize(
+    spec, np.concatenate([random_genomes(rng, spec, 1, math.floor(limit)) for limit in limits])
+  )
 
 
 def train_alone(run, genome, title):
@@ -159,7 +215,9 @@ def train_alone(run, genome, title):
   trainable, frozen = subnet.split(run.variables)
   loss = subnet_loss(subnet, run.augmented, mix=run.mix, train=True)
   recipe = Recipe(**run.config.supernet)
-  state = loop.fit(loss, trainable, frozen, *run.data(run.train_split), recipe, run.key(_ALONE), title=title)
+  state = loop.fit(
+    loss, trainable, frozen, *run.data(run.train_split), recipe, run.key(_ALONE), title=title
+  )
   return subnet.join(state.trainable, frozen)
 
 
@@ -172,8 +230,14 @@ def supernet_ranks(run, variables, winner, number):
   for index, genome in enumerate(genomes):
     trained = train_alone(run, genome, f'b. alone {index + 1}/{len(genomes)}')
     alone += measure(run, trained, [genome])
-  *subnets, best = [{'params': s['params'], 'supernet': {m: s[m] for m in METRICS}, 'alone': {m: a[m] for m in METRICS}}
-                    for s, a in zip(shared, alone, strict=True)]
+  *subnets, best = [
+    {
+      'params': s['params'],
+      'supernet': {m: s[m] for m in METRICS},
+      'alone': {m: a[m] for m in METRICS},
+    }
+    for s, a in zip(shared, alone, strict=True)
+  ]
   params, correlations = [subnet['params'] for subnet in subnets], {}
   column = lambda weights, metric: [subnet[weights][metric] for subnet in subnets]
   for metric in METRICS:
@@ -192,33 +256,57 @@ def generalization(run, variables, archive, winner):
   """Question c: the first and the last generation of the search, on the images it saw and on those it did not."""
   last = int(archive.generation.max())
   result = {'generation': {'first': 0, 'last': last}}
-  gap = lambda e: {'accuracy_gap': e['val_accuracy'] - e['test_accuracy'], 'loss_gap': e['test_loss'] - e['val_loss']}
+  gap = lambda e: {
+    'accuracy_gap': e['val_accuracy'] - e['test_accuracy'],
+    'loss_gap': e['test_loss'] - e['val_loss'],
+  }
   for name, number in result['generation'].items():
-    entries = measure(run, variables, archive.genomes[archive.generation == number], f'c. {name} generation')
+    entries = measure(
+      run, variables, archive.genomes[archive.generation == number], f'c. {name} generation'
+    )
     column = lambda metric, entries=entries: [entry[metric] for entry in entries]
     result[name] = {
-        'mean_and_spread': mean_and_spread([{**entry, **gap(entry)} for entry in entries]), 'subnets': entries,
-        'correlations': {kind: rank_correlation(column(f'val_{kind}'), column(f'test_{kind}')) for kind in ('accuracy', 'loss')}}
+      'mean_and_spread': mean_and_spread([{**entry, **gap(entry)} for entry in entries]),
+      'subnets': entries,
+      'correlations': {
+        kind: rank_correlation(column(f'val_{kind}'), column(f'test_{kind}'))
+        for kind in ('accuracy', 'loss')
+      },
+    }
   [entry] = measure(run, variables, [winner])
   result['winner'] = {**entry, **gap(entry)}
   first = {metric: value['mean'] for metric, value in result['first']['mean_and_spread'].items()}
   # Over the random generation, whose gap is no fault of the search.
-  result['winner_over_first'] = {metric: result['winner'][metric] - first[metric] for metric in (*METRICS, 'accuracy_gap', 'loss_gap')}
+  result['winner_over_first'] = {
+    metric: result['winner'][metric] - first[metric]
+    for metric in (*METRICS, 'accuracy_gap', 'loss_gap')
+  }
   return result
 
 
 def ablations(run, weights, genome):
   """Question d: an ablation for each name of weights."""
-  return {name: ablation(run, variables, genome) for name, variables in tqdm(weights.items(), desc='d. ablations', unit='weights')}
+  return {
+    name: ablation(run, variables, genome)
+    for name, variables in tqdm(weights.items(), desc='d. ablations', unit='weights')
+  }
 
 
 def ablation(run, variables, genome):
   """A subnet as it is, and with each tensor, or all, switched off in every layer; nothing is trained."""
-  off = {tensor: np.where(np.arange(5) == index, 0, genome) for index, tensor in enumerate(space.TENSORS)}
+  off = {
+    tensor: np.where(np.arange(5) == index, 0, genome) for index, tensor in enumerate(space.TENSORS)
+  }
   off['all'] = np.zeros_like(genome)
   whole, *others = measure(run, variables, [genome, *off.values()])
-  without = {tensor: {**entry, 'params_saved': whole['params'] - entry['params'], 'change': {m: entry[m] - whole[m] for m in METRICS}}
-             for tensor, entry in zip(off, others, strict=True)}
+  without = {
+    tensor: {
+      **entry,
+      'params_saved': whole['params'] - entry['params'],
+      'change': {m: entry[m] - whole[m] for m in METRICS},
+    }
+    for tensor, entry in zip(off, others, strict=True)
+  }
   return {'whole': whole, 'without': without}
 
 
@@ -233,20 +321,25 @@ def diagnose(run, archive, winner, weights, *, seeds=5, subnets=12):
     return result
 
   diagnostics = {
-      'benchmark': 'sceptic',
-      'label': "DIAGNOSTIC: read test images; chooses no default, and is no part of the run's result",
-      'machine': machine.describe(),
-      'run': {
-          'task': run.task.name, 'seed': config.seed, 'budget': check_budget(config.budget), 'mode': config.search.mode,
-          'fitness': config.search.fitness, 'evaluations': len(archive),
-          # Trained on the validation images, too: what it gets right of them says nothing.
-          'finetuned_on_val': config.finetune.on == 'train+val' and config.finetune.epochs > 0,
-          'images': {split: len(run.data(split).labels) for split in ('train', 'val', 'test')}},
-      'random_search': timed('random_search', random_search, variables, archive, seeds),
-      'supernet_ranks': timed('supernet_ranks', supernet_ranks, variables, winner, subnets),
-      'generalization': timed('generalization', generalization, variables, archive, winner),
-      'ablation': timed('ablation', ablations, weights, winner),
-      'seconds': seconds,
+    'benchmark': 'sceptic',
+    'label': "DIAGNOSTIC: read test images; chooses no default, and is no part of the run's result",
+    'machine': machine.describe(),
+    'run': {
+      'task': run.task.name,
+      'seed': config.seed,
+      'budget': check_budget(config.budget),
+      'mode': config.search.mode,
+      'fitness': config.search.fitness,
+      'evaluations': len(archive),
+      # Trained on the validation images, too: what it gets right of them says nothing.
+      'finetuned_on_val': config.finetune.on == 'train+val' and config.finetune.epochs > 0,
+      'images': {split: len(run.data(split).labels) for split in ('train', 'val', 'test')},
+    },
+    'random_search': timed('random_search', random_search, variables, archive, seeds),
+    'supernet_ranks': timed('supernet_ranks', supernet_ranks, variables, winner, subnets),
+    'generalization': timed('generalization', generalization, variables, archive, winner),
+    'ablation': timed('ablation', ablations, weights, winner),
+    'seconds': seconds,
   }
   folder = run.path('diagnostics')
   os.makedirs(folder, exist_ok=True)
@@ -256,9 +349,17 @@ def diagnose(run, archive, winner, weights, *, seeds=5, subnets=12):
 
 
 def main():
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--workdir', default=os.path.join('runs', 'quickstart'), help='of the run; runs/quickstart by default')
-  parser.add_argument('--quick', action='store_true', help='2 searches of each kind and 3 subnets trained alone')
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument(
+    '--workdir',
+    default=os.path.join('runs', 'quickstart'),
+    help='of the run; runs/quickstart by default',
+  )
+  parser.add_argument(
+    '--quick', action='store_true', help='2 searches of each kind and 3 subnets trained alone'
+  )
   arguments = parser.parse_args()
   numbers = {'seeds': 2, 'subnets': 3} if arguments.quick else {}
   try:

@@ -32,7 +32,11 @@ def fit(x, y) -> dict[str, float]:
   """Least-squares line through points, and the share of the variance that it explains."""
   slope, intercept = np.polyfit(x, y, 1)
   rest = np.sum((np.asarray(y) - slope * np.asarray(x) - intercept) ** 2)
-  return {'slope': float(slope), 'intercept': float(intercept), 'r2': float(1 - rest / np.sum((y - np.mean(y)) ** 2))}
+  return {
+    'slope': float(slope),
+    'intercept': float(intercept),
+    'r2': float(1 - rest / np.sum((y - np.mean(y)) ** 2)),
+  }
 
 
 def host_share(repeats: int) -> float:
@@ -40,7 +44,12 @@ def host_share(repeats: int) -> float:
   adapted, params, preprocess = search_efficiency.embedded()
   images, labels = map(jnp.asarray, search_efficiency.digits()['train'])
   trainable, frozen = adapted.split(adapted.init(jax.random.key(0), params))
-  task = losses.supernet_loss(adapted, lambda _, x: preprocess(x), lambda key: genomes.sample_genome(key, adapted.spec), train=True)
+  task = losses.supernet_loss(
+    adapted,
+    lambda _, x: preprocess(x),
+    lambda key: genomes.sample_genome(key, adapted.spec),
+    train=True,
+  )
 
   def nothing(trainable, frozen, images, labels, key):
     return trainable['number'] ** 2, {'loss': trainable['number']}
@@ -48,8 +57,16 @@ def host_share(repeats: int) -> float:
   medians = []
   for loss, *parts in ((nothing, {'number': jnp.ones(())}, {}), (task, trainable, frozen)):
     times, epochs = [], HOST_STEPS // (len(labels) // recipe.Recipe().batch_size) * (repeats + 1)
-    loop.fit(loss, *parts, images, labels, recipe.Recipe(epochs=epochs), jax.random.key(1), steps_per_dispatch=HOST_STEPS,
-                 on_dispatch=lambda *_, times=times: times.append(time.perf_counter()))
+    loop.fit(
+      loss,
+      *parts,
+      images,
+      labels,
+      recipe.Recipe(epochs=epochs),
+      jax.random.key(1),
+      steps_per_dispatch=HOST_STEPS,
+      on_dispatch=lambda *_, times=times: times.append(time.perf_counter()),
+    )
     medians.append(statistics.median(np.diff(times)))
   return medians[0] / medians[1]
 
@@ -61,12 +78,19 @@ def draw(path, lines):
     ends = np.array([0, max(x)])
     axis.plot(ends, line['slope'] * ends + line['intercept'], color='0.6')
     axis.plot(x, y, 'o')
-    axis.set(xlabel=size, ylabel=cost, ylim=(0, None), title=f'{line["slope"]:.3g} each, R$^2$ = {line["r2"]:.4f}')
+    axis.set(
+      xlabel=size,
+      ylabel=cost,
+      ylim=(0, None),
+      title=f'{line["slope"]:.3g} each, R$^2$ = {line["r2"]:.4f}',
+    )
   drawing.save(figure, path, dpi=120)
 
 
 def main():
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument('--output', help='where to draw the lines, .png')
   parser.add_argument('--repeats', type=int, default=5)
   parser.add_argument('--quick', action='store_true', help='small sizes, two repeats')
@@ -78,7 +102,9 @@ def main():
     shape = Shape(ViT(CLASSES, patch_size=7, width=96, depth=d, num_heads=3), SIZE, b, STEPS)
     images = jax.random.normal(jax.random.key(0), (b * STEPS, SIZE, SIZE, 3))
     params = jax.jit(shape.model.init)(jax.random.key(1), images[:1])['params']
-    sizes[d, b] = supernet_step(shape, params, images, jnp.arange(len(images), dtype=jnp.int32) % CLASSES)
+    sizes[d, b] = supernet_step(
+      shape, params, images, jnp.arange(len(images), dtype=jnp.int32) % CLASSES
+    )
   seconds = in_turn(sizes, 2 if arguments.quick else arguments.repeats)
   milliseconds = {size: 1e3 * statistics.median(values) / STEPS for size, values in seconds.items()}
   mebibytes = {size: row.held / 2**20 for size, row in sizes.items()}
@@ -87,19 +113,39 @@ def main():
   for d, b in sizes:
     print(f'{d:6d} {b:6d} {milliseconds[d, b]:10.1f} {mebibytes[d, b]:9.1f}')
   lines = {}
-  for name, x, cut in (('depth', depths, [(d, batch) for d in depths]), ('batch', batches, [(depth, b) for b in batches])):
+  for name, x, cut in (
+    ('depth', depths, [(d, batch) for d in depths]),
+    ('batch', batches, [(depth, b) for b in batches]),
+  ):
     for cost, values in (('ms a step', milliseconds), ('MiB held', mebibytes)):
       y = [values[size] for size in cut]
       lines[name, cost] = x, y, fit(x, y)
-      print('{} over {}: {slope:.3f} each, {intercept:.1f} at zero, R^2 {r2:.5f}'.format(cost, name, **lines[name, cost][2]))
+      print(
+        '{} over {}: {slope:.3f} each, {intercept:.1f} at zero, R^2 {r2:.5f}'.format(
+          cost, name, **lines[name, cost][2]
+        )
+      )
   if arguments.output:
     draw(arguments.output, lines)
   share = host_share(2 if arguments.quick else arguments.repeats)
-  print(f'Host: at most {100 * share:.2f}% of a dispatch of {HOST_STEPS} steps of the embedded task.')
+  print(
+    f'Host: at most {100 * share:.2f}% of a dispatch of {HOST_STEPS} steps of the embedded task.'
+  )
   rounded = lambda line: {name: round(value, 5) for name, value in line.items()}
-  print(json.dumps({
-      'benchmark': 'step_cost', 'machine': machine.describe(), 'quick': arguments.quick, 'host_share': round(share, 5),
-      **{f'{"time" if cost.startswith("ms") else "bytes"}_over_{size}': rounded(line) for (size, cost), (*_, line) in lines.items()}}))
+  print(
+    json.dumps(
+      {
+        'benchmark': 'step_cost',
+        'machine': machine.describe(),
+        'quick': arguments.quick,
+        'host_share': round(share, 5),
+        **{
+          f'{"time" if cost.startswith("ms") else "bytes"}_over_{size}': rounded(line)
+          for (size, cost), (*_, line) in lines.items()
+        },
+      }
+    )
+  )
 
 
 if __name__ == '__main__':

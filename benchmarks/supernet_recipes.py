@@ -42,21 +42,44 @@ class Method:
 
 
 METHODS = {
-    'linear': Method('linear probe', preset='linear'),
-    'bitfit': Method('BitFit', preset='bitfit'),
-    'ssf': Method('SSF-like', preset='ssf'),
-    'lora': Method('LoRA, rank 4', preset='lora'),
-    'paper': Method("the paper's: one uniform genome a step"),
-    'largest': Method('each gene at its largest with probability 1/2', sampling={'largest': 0.5}),
-    'used_only': Method('as largest, only used numbers updated', sampling={'largest': 0.5}, recipe={'update_used_only': True},
-                        rate_of='largest'),
-    'sandwich': Method('four paths: largest, smallest, two uniform', sampling={'paths': 4, 'sandwich': True}, rate_of='largest'),
-    'paths': Method('as largest, four paths', sampling={'largest': 0.5, 'paths': 4}, rate_of='largest'),
-    'distilled': Method('as largest, half of the loss from the largest subnet', sampling={'largest': 0.5, 'distillation': 0.5},
-                        rate_of='largest'),
-    'halves': Method('as largest, half of the steps for finetuning', sampling={'largest': 0.5}, finetuned_for=0.5, rate_of='largest'),
-    'quarter': Method('as largest, three quarters for finetuning, presets in the first generation', sampling={'largest': 0.5},
-                      finetuned_for=0.75, with_presets=True, rate_of='largest'),
+  'linear': Method('linear probe', preset='linear'),
+  'bitfit': Method('BitFit', preset='bitfit'),
+  'ssf': Method('SSF-like', preset='ssf'),
+  'lora': Method('LoRA, rank 4', preset='lora'),
+  'paper': Method("the paper's: one uniform genome a step"),
+  'largest': Method('each gene at its largest with probability 1/2', sampling={'largest': 0.5}),
+  'used_only': Method(
+    'as largest, only used numbers updated',
+    sampling={'largest': 0.5},
+    recipe={'update_used_only': True},
+    rate_of='largest',
+  ),
+  'sandwich': Method(
+    'four paths: largest, smallest, two uniform',
+    sampling={'paths': 4, 'sandwich': True},
+    rate_of='largest',
+  ),
+  'paths': Method(
+    'as largest, four paths', sampling={'largest': 0.5, 'paths': 4}, rate_of='largest'
+  ),
+  'distilled': Method(
+    'as largest, half of the loss from the largest subnet',
+    sampling={'largest': 0.5, 'distillation': 0.5},
+    rate_of='largest',
+  ),
+  'halves': Method(
+    'as largest, half of the steps for finetuning',
+    sampling={'largest': 0.5},
+    finetuned_for=0.5,
+    rate_of='largest',
+  ),
+  'quarter': Method(
+    'as largest, three quarters for finetuning, presets in the first generation',
+    sampling={'largest': 0.5},
+    finetuned_for=0.75,
+    with_presets=True,
+    rate_of='largest',
+  ),
 }
 
 
@@ -75,7 +98,9 @@ def job(name, seed, rate, epochs):
   from glora_jax.training.recipe import Recipe
 
   method = METHODS[name]
-  splits = {split: tuple(map(jnp.asarray, data)) for split, data in search_efficiency.digits().items()}
+  splits = {
+    split: tuple(map(jnp.asarray, data)) for split, data in search_efficiency.digits().items()
+  }
   adapted, params, preprocess = search_efficiency.embedded()
   augmented = lambda key, x: preprocess(x)
   keys = jax.random.split(jax.random.key(seed), 4)
@@ -97,7 +122,9 @@ def job(name, seed, rate, epochs):
   def alone(genome, variables, key, epochs, rate):
     subnet = adapted.fix(genome)
     halves = subnet.split(variables)
-    return subnet.join(fit(subnet_loss(subnet, augmented, train=True), halves, key, epochs, rate), halves[1])
+    return subnet.join(
+      fit(subnet_loss(subnet, augmented, train=True), halves, key, epochs, rate), halves[1]
+    )
 
   if method.preset:
     genome = presets.preset(adapted.spec, method.preset)
@@ -107,43 +134,98 @@ def job(name, seed, rate, epochs):
   tuning = round(epochs * method.finetuned_for)
   sampling = Sampling(**method.sampling)
   halves = adapted.split(variables)
-  loss = supernet_loss(adapted, augmented, lambda key: sampling.draw(key, adapted.spec), distillation=sampling.distillation, train=True)
-  trained = adapted.join(fit(loss, halves, keys[1], epochs - tuning, rate, **method.recipe), halves[1])
-  settings = evolution.Evolution(population=30, generations=6, parents=10, mutations=15, crossovers=15)
+  loss = supernet_loss(
+    adapted,
+    augmented,
+    lambda key: sampling.draw(key, adapted.spec),
+    distillation=sampling.distillation,
+    train=True,
+  )
+  trained = adapted.join(
+    fit(loss, halves, keys[1], epochs - tuning, rate, **method.recipe), halves[1]
+  )
+  settings = evolution.Evolution(
+    population=30, generations=6, parents=10, mutations=15, crossovers=15
+  )
   initial = np.stack(list(presets.presets(adapted.spec).values())) if method.with_presets else None
-  archive = evolution.evolve(adapted.spec, lambda genomes: scorer(trained, genomes, *splits['val']), keys[2], settings, budget=BUDGET,
-                          initial=initial, progress=False)
+  archive = evolution.evolve(
+    adapted.spec,
+    lambda genomes: scorer(trained, genomes, *splits['val']),
+    keys[2],
+    settings,
+    budget=BUDGET,
+    initial=initial,
+    progress=False,
+  )
   winner = archive.best()
   found = {'params': adapted.count_params(winner), **measure(trained, winner, 'inherited_')}
   for name, genome in presets.presets(adapted.spec).items():
     found |= {f'inherited_{name}_val': measure(trained, genome, '')['val']}
-  found['random_val'] = float(archive.correct[archive.generation == 0].mean()) / len(splits['val'][1])
+  found['random_val'] = float(archive.correct[archive.generation == 0].mean()) / len(
+    splits['val'][1]
+  )
   return found | measure(alone(winner, trained, keys[3], tuning, rate / 2), winner, '')
 
 
 def main():
-  given = command_line(__doc__, 'runs/recipes', 'two epochs, one seed, three methods', job, tuple(METHODS))
+  given = command_line(
+    __doc__, 'runs/recipes', 'two epochs, one seed, three methods', job, tuple(METHODS)
+  )
   if given is None:
     return
-  methods = {name: METHODS[name] for name in (('linear', 'lora', 'largest') if given.quick else given.only)}
+  methods = {
+    name: METHODS[name] for name in (('linear', 'lora', 'largest') if given.quick else given.only)
+  }
   epochs, seeds, rates = (2, 1, RATES[:1]) if given.quick else (EPOCHS, given.seeds, RATES)
-  run = lambda jobs: run_jobs('benchmarks.supernet_recipes', [(*job, epochs) for job in jobs], given.folder, given.workers)
-  tuned = run([(name, TUNING_SEED, rate) for name in dict.fromkeys(METHODS[name].rate_of or name for name in methods) for rate in rates])
-  quality = lambda name, rate: (tuned[name, TUNING_SEED, rate, epochs]['val'], -tuned[name, TUNING_SEED, rate, epochs]['val_loss'])
-  rate_of = {name: max(rates, key=lambda rate, name=METHODS[name].rate_of or name: quality(name, rate)) for name in methods}
+  run = lambda jobs: run_jobs(
+    'benchmarks.supernet_recipes', [(*job, epochs) for job in jobs], given.folder, given.workers
+  )
+  tuned = run(
+    [
+      (name, TUNING_SEED, rate)
+      for name in dict.fromkeys(METHODS[name].rate_of or name for name in methods)
+      for rate in rates
+    ]
+  )
+  quality = lambda name, rate: (
+    tuned[name, TUNING_SEED, rate, epochs]['val'],
+    -tuned[name, TUNING_SEED, rate, epochs]['val_loss'],
+  )
+  rate_of = {
+    name: max(rates, key=lambda rate, name=METHODS[name].rate_of or name: quality(name, rate))
+    for name in methods
+  }
   results = run([(name, seed, rate_of[name]) for seed in range(seeds) for name in methods])
 
   table = {}
   for name in methods:
     of = [results[name, seed, rate_of[name], epochs] for seed in range(seeds)]
     columns = {key: [one[key] for one in of] for key in of[0]}
-    table[name] = {'rate': rate_of[name]} | {key: [statistics.mean(values), statistics.pstdev(values)] for key, values in columns.items()}
-  percent = lambda row, key: f'{100 * row[key][0]:5.1f} ± {100 * row[key][1]:.1f}' if key in row else ''
-  print(f'{"method":11}{"rate":>8}{"params":>9}{"inherited, val":>16}{"inherited, test":>17}{"val":>14}{"test":>14}')
+    table[name] = {'rate': rate_of[name]} | {
+      key: [statistics.mean(values), statistics.pstdev(values)] for key, values in columns.items()
+    }
+  percent = lambda row, key: (
+    f'{100 * row[key][0]:5.1f} ± {100 * row[key][1]:.1f}' if key in row else ''
+  )
+  print(
+    f'{"method":11}{"rate":>8}{"params":>9}{"inherited, val":>16}{"inherited, test":>17}{"val":>14}{"test":>14}'
+  )
   for name, row in table.items():
-    print(f'{name:11}{row["rate"]:8g}{row["params"][0]:9,.0f}{percent(row, "inherited_val"):>16}{percent(row, "inherited_test"):>17}'
-          f'{percent(row, "val"):>14}{percent(row, "test"):>14}   {METHODS[name].says}')
-  print(json.dumps({'benchmark': 'supernet_recipes', 'machine': machine.describe(), 'epochs': epochs, 'seeds': seeds, 'table': table}))
+    print(
+      f'{name:11}{row["rate"]:8g}{row["params"][0]:9,.0f}{percent(row, "inherited_val"):>16}{percent(row, "inherited_test"):>17}'
+      f'{percent(row, "val"):>14}{percent(row, "test"):>14}   {METHODS[name].says}'
+    )
+  print(
+    json.dumps(
+      {
+        'benchmark': 'supernet_recipes',
+        'machine': machine.describe(),
+        'epochs': epochs,
+        'seeds': seeds,
+        'table': table,
+      }
+    )
+  )
 
 
 if __name__ == '__main__':

@@ -46,9 +46,9 @@ class Shape(NamedTuple):
 
 
 SHAPES = {
-    'Ti': Shape(vit('Ti', CLASSES), 96, 64, 4),
-    'B': Shape(vit('B', CLASSES, dtype=jnp.bfloat16), 224, 64, 10),
-    'quick': Shape(ViT(CLASSES, patch_size=16, width=48, depth=2, num_heads=3), 32, 8, 2),
+  'Ti': Shape(vit('Ti', CLASSES), 96, 64, 4),
+  'B': Shape(vit('B', CLASSES, dtype=jnp.bfloat16), 224, 64, 10),
+  'quick': Shape(ViT(CLASSES, patch_size=16, width=48, depth=2, num_heads=3), 32, 8, 2),
 }
 
 
@@ -75,7 +75,12 @@ def jax_row(loss_fn, trainable, frozen, images, labels, batch: int, steps: int) 
   rest = frozen, images, labels, indices, jax.random.key(1)
   compiled = loop.make_steps(loss_fn, optimizer).lower(*state, *rest).compile()
   memory = compiled.memory_analysis()
-  held = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+  held = (
+    memory.argument_size_in_bytes
+    + memory.temp_size_in_bytes
+    + memory.output_size_in_bytes
+    - memory.alias_size_in_bytes
+  )
 
   def run():
     state[0], state[1], done, metrics = compiled(*state, *rest)
@@ -88,7 +93,9 @@ def jax_row(loss_fn, trainable, frozen, images, labels, batch: int, steps: int) 
 
 def full(shape: Shape, params, images, labels) -> Row:
   """The yardstick."""
-  loss_fn = lambda params, frozen, x, y, key: losses.cross_entropy(shape.model.apply({'params': params}, x), y)
+  loss_fn = lambda params, frozen, x, y, key: losses.cross_entropy(
+    shape.model.apply({'params': params}, x), y
+  )
   return jax_row(loss_fn, params, {}, images, labels, shape.batch, shape.steps)
 
 
@@ -96,7 +103,9 @@ def supernet_step(shape: Shape, params, images, labels) -> Row:
   """A random genome for every step."""
   adapted = glora_jax.adapt(shape.model, images[:1], space=glora_jax.SearchSpace(ranks=(RANK,)))
   trainable, frozen = adapted.split(adapted.init(jax.random.key(2), params))
-  loss_fn = losses.supernet_loss(adapted, lambda key, x: x, lambda key: genomes.sample_genome(key, adapted.spec))
+  loss_fn = losses.supernet_loss(
+    adapted, lambda key, x: x, lambda key: genomes.sample_genome(key, adapted.spec)
+  )
   return jax_row(loss_fn, trainable, frozen, images, labels, shape.batch, shape.steps)
 
 
@@ -107,7 +116,9 @@ def preset(name: str):
     adapted = glora_jax.adapt(shape.model, images[:1], space=glora_jax.SearchSpace(ranks=(RANK,)))
     subnet = adapted.fix(glora_jax.preset(adapted.spec, name))
     trainable, frozen = subnet.split(adapted.init(jax.random.key(2), params))
-    loss_fn = lambda trainable, frozen, x, y, key: losses.cross_entropy(subnet.apply(subnet.join(trainable, frozen), x), y)
+    loss_fn = lambda trainable, frozen, x, y, key: losses.cross_entropy(
+      subnet.apply(subnet.join(trainable, frozen), x), y
+    )
     return jax_row(loss_fn, trainable, frozen, images, labels, shape.batch, shape.steps)
 
   return row
@@ -118,15 +129,24 @@ def qwix_lora(shape: Shape, params, images, labels) -> Row:
   import flax
   import qwix
 
-  provider = qwix.LoraProvider(module_path=f'blocks/.*({"|".join(LAYERS)})', rank=RANK, alpha=float(RANK))
+  provider = qwix.LoraProvider(
+    module_path=f'blocks/.*({"|".join(LAYERS)})', rank=RANK, alpha=float(RANK)
+  )
   model = qwix.apply_lora_to_model(shape.model, provider)
   flatten, unflatten = flax.traverse_util.flatten_dict, flax.traverse_util.unflatten_dict
-  variables = {**flatten(jax.jit(model.init)(jax.random.key(2), images[:1])['params']), **flatten(params)}
+  variables = {
+    **flatten(jax.jit(model.init)(jax.random.key(2), images[:1])['params']),
+    **flatten(params),
+  }
   is_trained = lambda path: path[0] == 'head' or path[-1].endswith(('_lora_a', '_lora_b'))
   found = sum(path[-1].endswith('_lora_a') for path in variables)
   assert found == len(LAYERS), f'qwix put LoRA into {found} stacks of layers'
-  trainable, frozen = ({p: v for p, v in variables.items() if is_trained(p) == part} for part in (True, False))
-  loss_fn = lambda trainable, frozen, x, y, key: losses.cross_entropy(model.apply({'params': unflatten({**trainable, **frozen})}, x), y)
+  trainable, frozen = (
+    {p: v for p, v in variables.items() if is_trained(p) == part} for part in (True, False)
+  )
+  loss_fn = lambda trainable, frozen, x, y, key: losses.cross_entropy(
+    model.apply({'params': unflatten({**trainable, **frozen})}, x), y
+  )
   return jax_row(loss_fn, trainable, frozen, images, labels, shape.batch, shape.steps)
 
 
@@ -141,8 +161,16 @@ def peft_row(config_of):
     del params
     like, device = shape.model, 'cuda' if torch.cuda.is_available() else 'cpu'
     base = timm.models.vision_transformer.VisionTransformer(
-        img_size=shape.size, patch_size=like.patch_size, embed_dim=like.width, depth=like.depth, num_heads=like.num_heads, num_classes=CLASSES)
-    config = config_of(peft)(r=RANK, target_modules=f'blocks\\..*\\.({"|".join(LAYERS)})', modules_to_save=['head'])
+      img_size=shape.size,
+      patch_size=like.patch_size,
+      embed_dim=like.width,
+      depth=like.depth,
+      num_heads=like.num_heads,
+      num_classes=CLASSES,
+    )
+    config = config_of(peft)(
+      r=RANK, target_modules=f'blocks\\..*\\.({"|".join(LAYERS)})', modules_to_save=['head']
+    )
     if hasattr(config, 'lora_alpha'):
       config.lora_alpha = RANK
     model = peft.get_peft_model(base, config).to(device).train()
@@ -150,7 +178,11 @@ def peft_row(config_of):
     optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=1e-4)
     x = torch.tensor(np.asarray(images)).permute(0, 3, 1, 2).contiguous().to(device)
     y = torch.tensor(np.asarray(labels)).long().to(device)
-    batches = torch.tensor(loop.batch_indices(jax.random.key(0), 0, shape.steps, len(labels), shape.batch)).long().to(device)
+    batches = (
+      torch.tensor(loop.batch_indices(jax.random.key(0), 0, shape.steps, len(labels), shape.batch))
+      .long()
+      .to(device)
+    )
 
     def run():
       for index in batches:
@@ -168,17 +200,19 @@ def peft_row(config_of):
 
 def glora_config(peft):
   """All five tensors in their largest form."""
-  return lambda **fields: peft.GloraConfig(config_A_B='lora', config_C='lora', config_D_E='vector', **fields)
+  return lambda **fields: peft.GloraConfig(
+    config_A_B='lora', config_C='lora', config_D_E='vector', **fields
+  )
 
 
 ROWS = {
-    'full fine-tuning': (full, ()),
-    'supernet': (supernet_step, ()),
-    'LoRA preset': (preset('lora'), ()),
-    'BitFit preset': (preset('bitfit'), ()),
-    'qwix LoRA': (qwix_lora, ('qwix',)),
-    'PEFT LoRA (torch)': (peft_row(lambda peft: peft.LoraConfig), ('torch', 'timm', 'peft')),
-    'PEFT GLoRA (torch)': (peft_row(glora_config), ('torch', 'timm', 'peft')),
+  'full fine-tuning': (full, ()),
+  'supernet': (supernet_step, ()),
+  'LoRA preset': (preset('lora'), ()),
+  'BitFit preset': (preset('bitfit'), ()),
+  'qwix LoRA': (qwix_lora, ('qwix',)),
+  'PEFT LoRA (torch)': (peft_row(lambda peft: peft.LoraConfig), ('torch', 'timm', 'peft')),
+  'PEFT GLoRA (torch)': (peft_row(glora_config), ('torch', 'timm', 'peft')),
 }
 
 
@@ -204,7 +238,9 @@ def ratio(seconds, one: str, other: str) -> float | None:
   """Median of the ratios within a repeat; None where one of the two was not run."""
   if one not in seconds or other not in seconds:
     return None
-  return round(statistics.median(a / b for a, b in zip(seconds[one], seconds[other], strict=True)), 3)
+  return round(
+    statistics.median(a / b for a, b in zip(seconds[one], seconds[other], strict=True)), 3
+  )
 
 
 def model_operations(shape: Shape) -> float:
@@ -212,7 +248,9 @@ def model_operations(shape: Shape) -> float:
   model = shape.model
   patches = (shape.size // model.patch_size) ** 2
   tokens = patches + int(model.class_token)
-  layers = 12 * model.width**2 * tokens + 2 * tokens**2 * model.width  # multiply-adds of a block: dense layers, attention
+  layers = (
+    12 * model.width**2 * tokens + 2 * tokens**2 * model.width
+  )  # multiply-adds of a block: dense layers, attention
   embedding = patches * model.patch_size**2 * 3 * model.width
   return 3 * 2 * shape.batch * (model.depth * layers + embedding)
 
@@ -228,11 +266,21 @@ def peak(dtype, side: int, repeats: int = 5) -> float:
 
 
 def main():
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument('--shape', choices=('Ti', 'B'), default='Ti')
-  parser.add_argument('--remat', help='policy of jax.checkpoint_policies for all JAX rows; dots_saveable for instance')
+  parser.add_argument(
+    '--remat', help='policy of jax.checkpoint_policies for all JAX rows; dots_saveable for instance'
+  )
   parser.add_argument('--repeats', type=int, default=7)
-  parser.add_argument('--only', nargs='+', choices=ROWS, metavar='NAME', help='these rows alone, for a look at one of them')
+  parser.add_argument(
+    '--only',
+    nargs='+',
+    choices=ROWS,
+    metavar='NAME',
+    help='these rows alone, for a look at one of them',
+  )
   parser.add_argument('--quick', action='store_true', help='a tiny ViT, two repeats')
   arguments = parser.parse_args()
   os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')  # torch shares the card
@@ -242,13 +290,19 @@ def main():
   installed = lambda names: all(importlib.util.find_spec(name) for name in names)
   if installed(('torch',)):
     import torch
+
     torch.set_num_threads(os.cpu_count())
 
-  images = jax.random.normal(jax.random.key(0), (shape.batch * shape.steps, shape.size, shape.size, 3))
+  images = jax.random.normal(
+    jax.random.key(0), (shape.batch * shape.steps, shape.size, shape.size, 3)
+  )
   labels = jnp.arange(len(images), dtype=jnp.int32) % CLASSES
   params = jax.jit(shape.model.init)(jax.random.key(1), images[:1])['params']
-  rows = {name: make(shape, params, images, labels) for name, (make, needs) in ROWS.items()
-          if installed(needs) and (not arguments.only or name in arguments.only)}
+  rows = {
+    name: make(shape, params, images, labels)
+    for name, (make, needs) in ROWS.items()
+    if installed(needs) and (not arguments.only or name in arguments.only)
+  }
   seconds = in_turn(rows, repeats)
 
   on_accelerator = jax.default_backend() != 'cpu'
@@ -257,27 +311,47 @@ def main():
   operations = model_operations(shape)
   median = {name: statistics.median(values) / shape.steps for name, values in seconds.items()}
   mebibytes = lambda value: '' if value is None else f'{value / 2**20:.1f}'
-  print(f'{"":20s} {"ms a step":>10s} {"over full":>10s} {"of peak":>8s} {"MiB held":>10s} {"optimizer":>10s} {"gradients":>10s}')
+  print(
+    f'{"":20s} {"ms a step":>10s} {"over full":>10s} {"of peak":>8s} {"MiB held":>10s} {"optimizer":>10s} {"gradients":>10s}'
+  )
   for name, row in rows.items():
     over = ratio(seconds, name, 'full fine-tuning')
-    print(f'{name:20s} {1e3 * median[name]:10.1f} {"" if over is None else over:>10} {operations / median[name] / top:8.3f} '
-          f'{mebibytes(row.held):>10s} {mebibytes(row.optimizer):>10s} {mebibytes(row.gradients):>10s}')
-  print(f'Peak: {top / 1e9:.0f} GFLOP/s in {jnp.dtype(dtype).name}. One step of full fine-tuning: {operations / 1e9:.1f} GFLOP. '
-        f'{repeats} repeats of {shape.steps} steps.')
+    print(
+      f'{name:20s} {1e3 * median[name]:10.1f} {"" if over is None else over:>10} {operations / median[name] / top:8.3f} '
+      f'{mebibytes(row.held):>10s} {mebibytes(row.optimizer):>10s} {mebibytes(row.gradients):>10s}'
+    )
+  print(
+    f'Peak: {top / 1e9:.0f} GFLOP/s in {jnp.dtype(dtype).name}. One step of full fine-tuning: {operations / 1e9:.1f} GFLOP. '
+    f'{repeats} repeats of {shape.steps} steps.'
+  )
   both = 'supernet' in rows and 'full fine-tuning' in rows
-  print(json.dumps({
-      'benchmark': 'supernet_step', 'machine': machine.describe(), 'quick': arguments.quick, 'shape': arguments.shape, 'remat': arguments.remat,
-      'repeats': repeats, 'milliseconds': {name: round(1e3 * value, 2) for name, value in median.items()},
-      'share_of_peak': {name: round(operations / value / top, 4) for name, value in median.items()},
-      'supernet_over_full': ratio(seconds, 'supernet', 'full fine-tuning'),
-      'lora_over_full': ratio(seconds, 'LoRA preset', 'full fine-tuning'),
-      'bytes_over_full': round(rows['supernet'].held / rows['full fine-tuning'].held, 3) if both else None,
-      'bytes_held': {name: row.held for name, row in rows.items()},
-      'optimizer_bytes': {name: row.optimizer for name, row in rows.items()},
-      'gradient_bytes': {name: row.gradients for name, row in rows.items()},
-      'supernet_over_peft_glora': ratio(seconds, 'supernet', 'PEFT GLoRA (torch)'),
-      'lora_over_qwix': ratio(seconds, 'LoRA preset', 'qwix LoRA'),
-      'lora_over_peft_lora': ratio(seconds, 'LoRA preset', 'PEFT LoRA (torch)')}))
+  print(
+    json.dumps(
+      {
+        'benchmark': 'supernet_step',
+        'machine': machine.describe(),
+        'quick': arguments.quick,
+        'shape': arguments.shape,
+        'remat': arguments.remat,
+        'repeats': repeats,
+        'milliseconds': {name: round(1e3 * value, 2) for name, value in median.items()},
+        'share_of_peak': {
+          name: round(operations / value / top, 4) for name, value in median.items()
+        },
+        'supernet_over_full': ratio(seconds, 'supernet', 'full fine-tuning'),
+        'lora_over_full': ratio(seconds, 'LoRA preset', 'full fine-tuning'),
+        'bytes_over_full': round(rows['supernet'].held / rows['full fine-tuning'].held, 3)
+        if both
+        else None,
+        'bytes_held': {name: row.held for name, row in rows.items()},
+        'optimizer_bytes': {name: row.optimizer for name, row in rows.items()},
+        'gradient_bytes': {name: row.gradients for name, row in rows.items()},
+        'supernet_over_peft_glora': ratio(seconds, 'supernet', 'PEFT GLoRA (torch)'),
+        'lora_over_qwix': ratio(seconds, 'LoRA preset', 'qwix LoRA'),
+        'lora_over_peft_lora': ratio(seconds, 'LoRA preset', 'PEFT LoRA (torch)'),
+      }
+    )
+  )
 
 
 if __name__ == '__main__':

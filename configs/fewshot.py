@@ -20,7 +20,9 @@ def get_config(arguments='oxford_flowers102'):
   seed = given['seed'] if given['seed'] is not None else 0
   config = default_config()
   config.task = f'fewshot/{task}/{shots}/{seed}'
-  config.data.update(source=given['source'], root=given['root'], cache='~/.cache/glora_jax/images', resize='crop')
+  config.data.update(
+    source=given['source'], root=given['root'], cache='~/.cache/glora_jax/images', resize='crop'
+  )
   config.augment.update(crop=True, flip=True, rand_augment=True, color_jitter=0.4, erasing=0.25)
   config.model.weights = 'in21k-B/16'
   config.space.ranks = (given['rank'],)

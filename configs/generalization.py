@@ -13,7 +13,9 @@ from glora_jax.runs.suite import with_settings
 
 
 def get_config(arguments='all'):
-  seed, given = parse_arguments(arguments, {'source': None, 'root': None, 'rank': 8, 'settings': None})
+  seed, given = parse_arguments(
+    arguments, {'source': None, 'root': None, 'rank': 8, 'settings': None}
+  )
   config = default_config()
   config.task = f'generalization/{seed}'
   config.data.update(source=given['source'], root=given['root'], resize='crop')

@@ -14,10 +14,14 @@ from glora_jax.runs.config import default_config, parse_arguments
 
 
 def get_config(arguments=''):
-  what, given = parse_arguments(arguments, {'weights': 'embedded', 'rank': 4, 'budget': None, 'epochs': 100})
+  what, given = parse_arguments(
+    arguments, {'weights': 'embedded', 'rank': 4, 'budget': None, 'epochs': 100}
+  )
   kind = 'folder' if os.path.isdir(what) else 'csv' if what.endswith('.csv') else 'tfds'
   if kind == 'tfds' and (os.sep in what or not what):
-    raise FileNotFoundError(f"There is no folder '{what}'; configs/own.py:WHAT takes a folder, a CSV, or the name of a TFDS data set.")
+    raise FileNotFoundError(
+      f"There is no folder '{what}'; configs/own.py:WHAT takes a folder, a CSV, or the name of a TFDS data set."
+    )
   config = default_config()
   config.task = f'{kind}:{what}'
   config.budget = given['budget']

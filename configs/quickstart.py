@@ -12,10 +12,14 @@ def get_config():
   config = default_config()
   config.seed = 0
   config.budget = 40_000
-  config.model.remat = 'dots_saveable'  # on CPU recomputing activations is faster than reading them back
+  config.model.remat = (
+    'dots_saveable'  # on CPU recomputing activations is faster than reading them back
+  )
   # Chosen on validation images: `python -m benchmarks.supernet_recipes`.
   config.sampling.largest = 0.5
   config.supernet.update(epochs=28, warmup_epochs=3, learning_rate=8e-3, final_learning_rate=1e-5)
-  config.search.update(population=30, generations=6, parents=10, mutations=15, crossovers=15, stop_early=True)
+  config.search.update(
+    population=30, generations=6, parents=10, mutations=15, crossovers=15, stop_early=True
+  )
   config.finetune.update(epochs=8, warmup_epochs=1, learning_rate=4e-3, final_learning_rate=1e-5)
   return config

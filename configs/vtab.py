@@ -18,7 +18,9 @@ from glora_jax.runs.suite import with_settings
 
 
 def get_config(arguments='cifar100'):
-  task, given = parse_arguments(arguments, {'source': None, 'root': None, 'rank': 8, 'settings': None})
+  task, given = parse_arguments(
+    arguments, {'source': None, 'root': None, 'rank': 8, 'settings': None}
+  )
   config = default_config()
   config.task = f'vtab/{task}'
   config.data.update(source=given['source'], root=given['root'], cache='~/.cache/glora_jax/images')

@@ -23,8 +23,10 @@ def writing(path: Path) -> Iterator[None]:
   except OSError as error:
     if error.strerror is None:  # a sentence already
       raise
-    raise OSError(f'{os.fspath(path)} cannot be written ({error.strerror}). What was saved before is kept; make room or give '
-                  'permission, and start the same command again.') from error
+    raise OSError(
+      f'{os.fspath(path)} cannot be written ({error.strerror}). What was saved before is kept; make room or give '
+      'permission, and start the same command again.'
+    ) from error
 
 
 @contextlib.contextmanager
@@ -34,7 +36,9 @@ def whole(path: Path) -> Iterator[str]:
   Raises:
     OSError: it cannot be written; the old file is still there.
   """
-  temporary = f'{os.fspath(path)}.{os.getpid()}.partial'  # two processes that write the same file do not meet
+  temporary = (
+    f'{os.fspath(path)}.{os.getpid()}.partial'  # two processes that write the same file do not meet
+  )
   with writing(path):
     try:
       yield temporary
@@ -62,7 +66,9 @@ def read_json(path: Path) -> Any:
     try:
       return json.load(file)
     except ValueError as error:
-      raise ValueError(f'{path} is damaged ({error}); remove it, and the stage that wrote it runs again.') from error
+      raise ValueError(
+        f'{path} is damaged ({error}); remove it, and the stage that wrote it runs again.'
+      ) from error
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
@@ -81,7 +87,9 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     with np.load(path, allow_pickle=False) as file:
       return {name: file[name] for name in file.files}
   except Exception as error:  # zipfile, zlib and numpy each have their own
-    raise ValueError(f'{path} is damaged ({error}); remove it, and the stage that wrote it runs again.') from error
+    raise ValueError(
+      f'{path} is damaged ({error}); remove it, and the stage that wrote it runs again.'
+    ) from error
 
 
 def write_safetensors(path: Path, tensors: dict[str, Any], metadata: dict[str, str]) -> None:
@@ -120,7 +128,9 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str
       described = json.loads((file.metadata() or {}).get('glora_jax', '{}'))
       tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
   except Exception as error:  # safetensors raises its own type, and others for odd contents
-    raise ValueError(f'{path} is damaged or not a safetensors file ({error}); get it again.') from error
+    raise ValueError(
+      f'{path} is damaged or not a safetensors file ({error}); get it again.'
+    ) from error
   if described.pop('kind', None) != kind:
     raise ValueError(f'{path} is no {kind} file that glora_jax wrote.')
   return tensors, described

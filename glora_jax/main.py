@@ -28,7 +28,12 @@ def main(config) -> None:
   from glora_jax.runs.workdir import Stopped
 
   path, _, arguments = config_flags.get_config_filename(flags.FLAGS['config']).partition(':')
-  name = '-'.join([os.path.splitext(os.path.basename(path))[0], *filter(None, arguments.strip('/').replace('/', '_').split(','))])
+  name = '-'.join(
+    [
+      os.path.splitext(os.path.basename(path))[0],
+      *filter(None, arguments.strip('/').replace('/', '_').split(',')),
+    ]
+  )
   workdir = WORKDIR.value or os.path.join('runs', name)
   if config.job == 'pretrain':
     return print(pretrain.run(config, workdir))

@@ -25,26 +25,51 @@ SHOWN = 3  # classes a line, where nothing else is asked for
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-  parser = argparse.ArgumentParser('python -m glora_jax.predict', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(
+    'python -m glora_jax.predict',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
   parser.add_argument('images', metavar='IMAGE_OR_FOLDER', nargs='+')
-  parser.add_argument('--model', required=True, help='folded/ of a run, or another checkpoint with a head')
-  parser.add_argument('--top', type=_positive, metavar='N', help=f'classes an image; {SHOWN} by default, and all with --json')
+  parser.add_argument(
+    '--model', required=True, help='folded/ of a run, or another checkpoint with a head'
+  )
+  parser.add_argument(
+    '--top',
+    type=_positive,
+    metavar='N',
+    help=f'classes an image; {SHOWN} by default, and all with --json',
+  )
   parser.add_argument('--json', action='store_true', help='one JSON object a line')
-  parser.add_argument('--batch-size', type=_positive, default=64, metavar='N', help='images at a time, 64 by default')
-  parser.add_argument('--resize', choices=image.RULES, help="in place of what the model remembers; 'squash' where it does not")
-  parser.add_argument('--normalization', choices=NORMALIZATIONS, help='where the checkpoint does not say')
-  parser.add_argument('--num-heads', type=_positive, metavar='N', help='where the checkpoint does not say')
+  parser.add_argument(
+    '--batch-size', type=_positive, default=64, metavar='N', help='images at a time, 64 by default'
+  )
+  parser.add_argument(
+    '--resize',
+    choices=image.RULES,
+    help="in place of what the model remembers; 'squash' where it does not",
+  )
+  parser.add_argument(
+    '--normalization', choices=NORMALIZATIONS, help='where the checkpoint does not say'
+  )
+  parser.add_argument(
+    '--num-heads', type=_positive, metavar='N', help='where the checkpoint does not say'
+  )
   given = parser.parse_args(arguments)
   logging.basicConfig(format='%(message)s', level=logging.WARNING, stream=sys.stderr)
   fields = {} if given.num_heads is None else {'num_heads': given.num_heads}
   try:
     images = find_images(given.images)
-    classifier = Classifier(given.model, rule=given.resize, normalization=given.normalization, **fields)
+    classifier = Classifier(
+      given.model, rule=given.resize, normalization=given.normalization, **fields
+    )
   except (ValueError, OSError, ImportError) as error:
     sys.exit(f'error: {error}')
   unreadable = 0
   # Where the answers themselves can be watched coming, a bar would be in their way.
-  with tqdm(total=len(images), unit='image', disable=len(images) < MANY or sys.stdout.isatty()) as bar:
+  with tqdm(
+    total=len(images), unit='image', disable=len(images) < MANY or sys.stdout.isatty()
+  ) as bar:
     for path, found in classifier(images, batch_size=given.batch_size):
       bar.update()
       if isinstance(found, str):
@@ -59,7 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
       elif 'error' not in said:
         print(f'{path}:', ', '.join('{class} ({probability:.1%})'.format(**one) for one in best))
   if unreadable:
-    sys.exit(f'error: {unreadable} of {len(images)} images cannot be read; the others were answered.')
+    sys.exit(
+      f'error: {unreadable} of {len(images)} images cannot be read; the others were answered.'
+    )
 
 
 def _positive(text):

@@ -21,10 +21,13 @@ def flatten(tree: Any) -> dict[Path, Any]:
 def differences(given: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
   """What is missing, unexpected and misshaped among named arrays, a phrase for each kind that occurs."""
   kinds = {
-      'missing': sorted(expected.keys() - given.keys()),
-      'unexpected': sorted(given.keys() - expected.keys()),
-      'misshaped': [f'{name} is {np.shape(given[name])} and should be {expected[name].shape}'
-                    for name in sorted(expected.keys() & given.keys()) if np.shape(given[name]) != expected[name].shape],
+    'missing': sorted(expected.keys() - given.keys()),
+    'unexpected': sorted(given.keys() - expected.keys()),
+    'misshaped': [
+      f'{name} is {np.shape(given[name])} and should be {expected[name].shape}'
+      for name in sorted(expected.keys() & given.keys())
+      if np.shape(given[name]) != expected[name].shape
+    ],
   }
   return [f'{kind}: {", ".join(names)}' for kind, names in kinds.items() if names]
 

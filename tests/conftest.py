@@ -10,7 +10,7 @@ import sys
 import tempfile
 
 # XLA takes half of the tests' time for code that runs for milliseconds; child processes inherit this.
-os.environ['XLA_FLAGS'] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_backend_optimization_level=0'
 
 import jax
 import jax.numpy as jnp
@@ -57,38 +57,74 @@ def golden_vit():
   """A ViT of the official implementation: params and supports of our scanned ViT, x, genomes, logits, param_count."""
   with np.load(ROOT / 'tests' / 'golden' / 'official_vit.npz') as file:
     values = dict(file)
-  state = {name.removeprefix('param/'): value for name, value in values.items() if name.startswith('param/')}
+  state = {
+    name.removeprefix('param/'): value
+    for name, value in values.items()
+    if name.startswith('param/')
+  }
   depth = 1 + max(int(name.split('.')[1]) for name in state if name.startswith('blocks.'))
   linear = lambda name: {'kernel': state[f'{name}.weight'].T, 'bias': state[f'{name}.bias']}
   norm = lambda name: {'scale': state[f'{name}.weight'], 'bias': state[f'{name}.bias']}
-  supports = lambda name: supports_from_official({
-      key.removeprefix(f'{name}.'): value for key, value in state.items() if key.startswith(f'{name}.')})
+  supports = lambda name: supports_from_official(
+    {
+      key.removeprefix(f'{name}.'): value
+      for key, value in state.items()
+      if key.startswith(f'{name}.')
+    }
+  )
   layers = {'attn': ('qkv', 'proj'), 'mlp': ('fc1', 'fc2')}
-  blocks = [{part: {name: linear(f'blocks.{i}.{part}.{name}') for name in names} for part, names in layers.items()}
-            | {name: norm(f'blocks.{i}.{name}') for name in ('norm1', 'norm2')} for i in range(depth)]
-  adapters = [{part: {name: supports(f'blocks.{i}.{part}.{name}') for name in names} for part, names in layers.items()}
-              for i in range(depth)]
+  blocks = [
+    {
+      part: {name: linear(f'blocks.{i}.{part}.{name}') for name in names}
+      for part, names in layers.items()
+    }
+    | {name: norm(f'blocks.{i}.{name}') for name in ('norm1', 'norm2')}
+    for i in range(depth)
+  ]
+  adapters = [
+    {
+      part: {name: supports(f'blocks.{i}.{part}.{name}') for name in names}
+      for part, names in layers.items()
+    }
+    for i in range(depth)
+  ]
   stack = lambda trees: jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
   patch = state['patch_embed.proj.weight']
   return {
-      'params': {
-          'embed': {'kernel': patch.transpose(2, 3, 1, 0), 'bias': state['patch_embed.proj.bias']},
-          'cls': state['cls_token'], 'pos_embed': state['pos_embed'], 'blocks': stack(blocks),
-          'norm': norm('norm'), 'head': linear('head'),
-      },
-      'glora': {'blocks': stack(adapters)},
-      'unstacked': (blocks, adapters),
-      'x': values['x_nchw'].transpose(0, 2, 3, 1),
-      'genomes': values['genomes'], 'logits': values['logits'], 'param_count': values['param_count'],
-      'shape': {'patch_size': patch.shape[-1], 'width': patch.shape[0], 'depth': depth, 'num_heads': int(values['heads'])},
+    'params': {
+      'embed': {'kernel': patch.transpose(2, 3, 1, 0), 'bias': state['patch_embed.proj.bias']},
+      'cls': state['cls_token'],
+      'pos_embed': state['pos_embed'],
+      'blocks': stack(blocks),
+      'norm': norm('norm'),
+      'head': linear('head'),
+    },
+    'glora': {'blocks': stack(adapters)},
+    'unstacked': (blocks, adapters),
+    'x': values['x_nchw'].transpose(0, 2, 3, 1),
+    'genomes': values['genomes'],
+    'logits': values['logits'],
+    'param_count': values['param_count'],
+    'shape': {
+      'patch_size': patch.shape[-1],
+      'width': patch.shape[0],
+      'depth': depth,
+      'num_heads': int(values['heads']),
+    },
   }
 
 
 def supports_from_official(tensors):
   """The official names and layout to ours: `Au` is `A_down` transposed, `Ad` is `A_up` transposed, `Cd` and `Cu` as they are."""
   return {
-      'A_down': tensors['Au'].T, 'A_up': tensors['Ad'].T, 'B_down': tensors['Bu'].T, 'B_up': tensors['Bd'].T,
-      'C_down': tensors['Cd'], 'C_up': tensors['Cu'], 'D': tensors['D'], 'E': tensors['E'],
+    'A_down': tensors['Au'].T,
+    'A_up': tensors['Ad'].T,
+    'B_down': tensors['Bu'].T,
+    'B_up': tensors['Bd'].T,
+    'C_down': tensors['Cd'],
+    'C_up': tensors['Cu'],
+    'D': tensors['D'],
+    'E': tensors['E'],
   }
 
 
@@ -127,8 +163,13 @@ def small_disk(folder, size, *options):
   """
   if not mounting_is_allowed():
     pytest.skip('a small disk cannot be mounted here')
-  subprocess.run(['mount', '-t', 'tmpfs', '-o', ','.join((f'size={size}', *options)), 'tmpfs', folder], check=True)
+  subprocess.run(
+    ['mount', '-t', 'tmpfs', '-o', ','.join((f'size={size}', *options)), 'tmpfs', folder],
+    check=True,
+  )
   try:
-    yield lambda *options: subprocess.run(['mount', '-o', ','.join(('remount', *options)), folder], check=True)
+    yield lambda *options: subprocess.run(
+      ['mount', '-o', ','.join(('remount', *options)), folder], check=True
+    )
   finally:
     subprocess.run(['umount', folder], check=True)

@@ -44,10 +44,13 @@ def test_a_full_disk_is_a_sentence_and_leaves_the_old_file(tmp_path):
     files.write_arrays(tmp_path / 'x.npz', {'a': np.arange(3)})
     big = {'a': np.zeros(10**5)}
     for path, write in (
-        (tmp_path / 'x.npz', lambda path: files.write_arrays(path, big)),
-        (tmp_path / 'y.json', lambda path: files.write_json(path, 'y' * 10**5)),
-        (tmp_path / 'z.safetensors', lambda path: files.write_safetensors(path, big, {}))):
-      with pytest.raises(OSError, match=re.escape(str(path)) + r' cannot be written \(.*No space left on device'):
+      (tmp_path / 'x.npz', lambda path: files.write_arrays(path, big)),
+      (tmp_path / 'y.json', lambda path: files.write_json(path, 'y' * 10**5)),
+      (tmp_path / 'z.safetensors', lambda path: files.write_safetensors(path, big, {})),
+    ):
+      with pytest.raises(
+        OSError, match=re.escape(str(path)) + r' cannot be written \(.*No space left on device'
+      ):
         write(path)
     assert [path.name for path in tmp_path.iterdir()] == ['x.npz']
     np.testing.assert_array_equal(files.read_arrays(tmp_path / 'x.npz')['a'], np.arange(3))
@@ -55,11 +58,17 @@ def test_a_full_disk_is_a_sentence_and_leaves_the_old_file(tmp_path):
 
 def test_a_folder_is_held_until_its_holder_ends_however_it_ends(tmp_path):
   folder = tmp_path / 'new' / 'run'
-  holder = subprocess.Popen([*program('hold_folder'), str(folder)], stdout=subprocess.PIPE, text=True)
+  holder = subprocess.Popen(
+    [*program('hold_folder'), str(folder)], stdout=subprocess.PIPE, text=True
+  )
   assert holder.stdout.readline() == 'held\n'
-  with pytest.raises(ValueError, match=rf'The workdir .*run is in use by process {holder.pid} on .*another --workdir'):
+  with pytest.raises(
+    ValueError, match=rf'The workdir .*run is in use by process {holder.pid} on .*another --workdir'
+  ):
     workdir.claim(folder).__enter__()
-  (folder / f'x.json.{holder.pid}.partial').write_text('half')  # what a kill leaves while `whole` is writing
+  (folder / f'x.json.{holder.pid}.partial').write_text(
+    'half'
+  )  # what a kill leaves while `whole` is writing
   (folder / 'mine.partial').write_text('not ours')
   holder.send_signal(signal.SIGKILL)
   holder.communicate()
@@ -72,5 +81,8 @@ def test_a_folder_is_held_until_its_holder_ends_however_it_ends(tmp_path):
 
 
 def test_a_folder_that_cannot_be_written_is_refused_in_a_sentence(tmp_path):
-  with small_disk(tmp_path, '64k', 'ro'), pytest.raises(OSError, match=r'run cannot be written \(Read-only file system\)'):
+  with (
+    small_disk(tmp_path, '64k', 'ro'),
+    pytest.raises(OSError, match=r'run cannot be written \(Read-only file system\)'),
+  ):
     workdir.claim(tmp_path / 'run').__enter__()

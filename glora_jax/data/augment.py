@@ -27,8 +27,14 @@ def random_shift(key: jax.Array, images: jax.Array, pixels: int) -> jax.Array:
   return jax.vmap(crop)(padded, offsets)
 
 
-def random_boxes(key: jax.Array, number: int, image_shape: tuple[int, int], area: tuple[float, float], ratio: tuple[float, float],
-                 largest: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
+def random_boxes(
+  key: jax.Array,
+  number: int,
+  image_shape: tuple[int, int],
+  area: tuple[float, float],
+  ratio: tuple[float, float],
+  largest: tuple[int, int],
+) -> tuple[jax.Array, jax.Array]:
   """Boxes within an image, as torchvision and timm draw them: int32 [number, 4] (top, left, height, width), and bool [number].
 
   The share of the image's area and the logarithm of width to height are uniform between their two bounds. Of ten draws the first of
@@ -36,8 +42,16 @@ def random_boxes(key: jax.Array, number: int, image_shape: tuple[int, int], area
   """
   image_height, image_width = image_shape
   area_key, ratio_key, top_key, left_key = jax.random.split(key, 4)
-  areas = jax.random.uniform(area_key, (number, 10), minval=area[0], maxval=area[1]) * image_height * image_width
-  ratios = jnp.exp(jax.random.uniform(ratio_key, (number, 10), minval=math.log(ratio[0]), maxval=math.log(ratio[1])))
+  areas = (
+    jax.random.uniform(area_key, (number, 10), minval=area[0], maxval=area[1])
+    * image_height
+    * image_width
+  )
+  ratios = jnp.exp(
+    jax.random.uniform(
+      ratio_key, (number, 10), minval=math.log(ratio[0]), maxval=math.log(ratio[1])
+    )
+  )
   heights = jnp.round(jnp.sqrt(areas / ratios)).astype(jnp.int32)
   widths = jnp.round(jnp.sqrt(areas * ratios)).astype(jnp.int32)
   fits = (heights > 0) & (widths > 0) & (heights <= largest[0]) & (widths <= largest[1])
@@ -48,8 +62,13 @@ def random_boxes(key: jax.Array, number: int, image_shape: tuple[int, int], area
   return jnp.stack([top, left, height, width], -1), fits[first]
 
 
-def crop_boxes(key: jax.Array, number: int, image_shape: tuple[int, int], scale: tuple[float, float],
-               ratio: tuple[float, float]) -> jax.Array:
+def crop_boxes(
+  key: jax.Array,
+  number: int,
+  image_shape: tuple[int, int],
+  scale: tuple[float, float],
+  ratio: tuple[float, float],
+) -> jax.Array:
   """The boxes of `random_resized_crop`, int32 [number, 4] (top, left, height, width).
 
   Where none of ten draws fits into the image, the box is the largest one in the middle whose ratio is within bounds.
@@ -62,17 +81,30 @@ def crop_boxes(key: jax.Array, number: int, image_shape: tuple[int, int], scale:
   return jnp.where(fits[:, None], boxes, middle)
 
 
-def random_resized_crop(key: jax.Array, images: jax.Array, size: int, scale: tuple[float, float] = (0.08, 1.0),
-                        ratio: tuple[float, float] = (3 / 4, 4 / 3)) -> jax.Array:
+def random_resized_crop(
+  key: jax.Array,
+  images: jax.Array,
+  size: int,
+  scale: tuple[float, float] = (0.08, 1.0),
+  ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> jax.Array:
   """A part of each image, resized to [batch, size, size, channels]; uint8 in and out. Szegedy et al. 2015, https://arxiv.org/abs/1409.4842.
 
   The share of the area is uniform in `scale`, the ratio of width to height log-uniform in `ratio`, as in torchvision and timm.
   Resizing is bilinear and antialiased. It reads the image a little beyond the crop, so that, unlike with Pillow, which crops first,
   the outermost pixels of the result know their neighbours.
   """
+
   def crop(image, box):
     zoom = size / box[2:]
-    resized = jax.image.scale_and_translate(image.astype(jnp.float32), (size, size, image.shape[-1]), (0, 1), zoom, -box[:2] * zoom, 'linear')
+    resized = jax.image.scale_and_translate(
+      image.astype(jnp.float32),
+      (size, size, image.shape[-1]),
+      (0, 1),
+      zoom,
+      -box[:2] * zoom,
+      'linear',
+    )
     return jnp.clip(jnp.round(resized), 0, 255).astype(jnp.uint8)
 
   return jax.vmap(crop)(images, crop_boxes(key, len(images), images.shape[1:3], scale, ratio))
@@ -85,12 +117,21 @@ def color_jitter(key: jax.Array, images: jax.Array, strength: float = 0.4) -> ja
   """
   factor_key, order_key = jax.random.split(key)
   shape = (len(images), 3)
-  factors = jax.random.uniform(factor_key, shape, minval=jnp.maximum(1 - strength, 0), maxval=1 + strength)
-  orders = jax.random.permutation(order_key, jnp.broadcast_to(jnp.arange(3), shape), axis=1, independent=True)
+  factors = jax.random.uniform(
+    factor_key, shape, minval=jnp.maximum(1 - strength, 0), maxval=1 + strength
+  )
+  orders = jax.random.permutation(
+    order_key, jnp.broadcast_to(jnp.arange(3), shape), axis=1, independent=True
+  )
 
   def jitter(image, factors, order):
     for index in order:
-      image = jax.lax.switch(index, (rand_augment.brightness, rand_augment.contrast, rand_augment.color), image, factors[index])
+      image = jax.lax.switch(
+        index,
+        (rand_augment.brightness, rand_augment.contrast, rand_augment.color),
+        image,
+        factors[index],
+      )
     return image
 
   return jax.vmap(jitter)(images, factors, orders)
@@ -104,23 +145,35 @@ def random_erasing(key: jax.Array, images: jax.Array, probability: float = 0.25)
   """
   box_key, erased_key, noise_key = jax.random.split(key, 3)
   number, height, width, _ = images.shape
-  boxes, fits = random_boxes(box_key, number, (height, width), (0.02, 1 / 3), (0.3, 1 / 0.3), (height - 1, width - 1))
+  boxes, fits = random_boxes(
+    box_key, number, (height, width), (0.02, 1 / 3), (0.3, 1 / 0.3), (height - 1, width - 1)
+  )
   top, left, box_height, box_width = (column[:, None] for column in boxes.T)
   rows, columns = jnp.arange(height), jnp.arange(width)
   in_rows = (rows >= top) & (rows < top + box_height)
   in_columns = (columns >= left) & (columns < left + box_width)
-  erased = (fits & jax.random.bernoulli(erased_key, probability, (number,)))[:, None, None] & in_rows[:, :, None] & in_columns[:, None, :]
-  return jnp.where(erased[..., None], jax.random.normal(noise_key, images.shape, images.dtype), images)
+  erased = (
+    (fits & jax.random.bernoulli(erased_key, probability, (number,)))[:, None, None]
+    & in_rows[:, :, None]
+    & in_columns[:, None, :]
+  )
+  return jnp.where(
+    erased[..., None], jax.random.normal(noise_key, images.shape, images.dtype), images
+  )
 
 
-def mixup(key: jax.Array, images: jax.Array, labels: jax.Array, alpha: float) -> tuple[jax.Array, jax.Array]:
+def mixup(
+  key: jax.Array, images: jax.Array, labels: jax.Array, alpha: float
+) -> tuple[jax.Array, jax.Array]:
   """Each image and label mixed with those of the batch read backwards. Zhang et al. 2018, https://arxiv.org/abs/1710.09412.
 
   Float images [batch, ...] and labels [batch, classes], one-hot or soft. One share, from Beta(alpha, alpha), for the whole batch,
   as timm's mode 'batch'.
   """
   share = jax.random.beta(key, alpha, alpha)
-  mix = lambda values: share.astype(values.dtype) * values + (1 - share).astype(values.dtype) * values[::-1]
+  mix = lambda values: (
+    share.astype(values.dtype) * values + (1 - share).astype(values.dtype) * values[::-1]
+  )
   return mix(images), mix(labels)
 
 
@@ -152,22 +205,46 @@ class Augmentation:
       if not right:
         raise ValueError(f'{name}={getattr(self, name)!r} is not {wanted}.')
 
-    is_number = lambda value: isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    is_pair = isinstance(self.crop_scale, tuple | list) and len(self.crop_scale) == 2 and all(map(is_number, self.crop_scale))
+    is_number = lambda value: (
+      isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    )
+    is_pair = (
+      isinstance(self.crop_scale, tuple | list)
+      and len(self.crop_scale) == 2
+      and all(map(is_number, self.crop_scale))
+    )
     for name in ('crop', 'flip', 'rand_augment'):
       check(name, isinstance(getattr(self, name), bool), 'True or False')
-    check('crop_scale', is_pair and 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1, 'two shares, 0 < smallest <= largest <= 1')
+    check(
+      'crop_scale',
+      is_pair and 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1,
+      'two shares, 0 < smallest <= largest <= 1',
+    )
     object.__setattr__(self, 'crop_scale', tuple(self.crop_scale))
-    check('shift', isinstance(self.shift, int) and not isinstance(self.shift, bool) and self.shift >= 0, 'a whole number of pixels, 0 or more')
-    check('color_jitter', is_number(self.color_jitter) and self.color_jitter >= 0, 'a number of 0 or more')
-    check('magnitude', is_number(self.magnitude) and 0 <= self.magnitude <= rand_augment.MAX_MAGNITUDE, 'a number from 0 to 10')
+    check(
+      'shift',
+      isinstance(self.shift, int) and not isinstance(self.shift, bool) and self.shift >= 0,
+      'a whole number of pixels, 0 or more',
+    )
+    check(
+      'color_jitter',
+      is_number(self.color_jitter) and self.color_jitter >= 0,
+      'a number of 0 or more',
+    )
+    check(
+      'magnitude',
+      is_number(self.magnitude) and 0 <= self.magnitude <= rand_augment.MAX_MAGNITUDE,
+      'a number from 0 to 10',
+    )
     check('erasing', is_number(self.erasing) and 0 <= self.erasing <= 1, 'a probability, 0 to 1')
     check('mixup', is_number(self.mixup) and self.mixup >= 0, 'a number of 0 or more')
 
   def apply(self, key: jax.Array, images: jax.Array, size: int, normalization: str) -> jax.Array:
     """uint8 [batch, height, width, 3] to normalized float32 [batch, size, size, 3]; without `crop`, height and width are `size` already."""
     if not self.crop and images.shape[1:3] != (size, size):
-      raise ValueError(f'Images of {images.shape[1]} x {images.shape[2]} pixels are not of size={size}, and only crop=True resizes them.')
+      raise ValueError(
+        f'Images of {images.shape[1]} x {images.shape[2]} pixels are not of size={size}, and only crop=True resizes them.'
+      )
     crop_key, flip_key, shift_key, color_key, operations_key, erasing_key = jax.random.split(key, 6)
     if self.crop:
       images = random_resized_crop(crop_key, images, size, self.crop_scale)

@@ -36,19 +36,27 @@ def find(name: str, source: Source = Source(), workdir: str | None = None) -> Ta
   if own in own_data.KINDS and path:
     return own_data.task(own, path, source, workdir)
   raise ValueError(
-      f"The task '{name}' is unknown; the tasks are: digits, vtab/NAME ({', '.join(vtab.names())}), fewshot/NAME/SHOTS/SEED "
-      f"({', '.join(fewshot.NAMES)}), generalization/SEED, and your own: folder:PATH, csv:PATH, tfds:NAME.")
+    f"The task '{name}' is unknown; the tasks are: digits, vtab/NAME ({', '.join(vtab.names())}), fewshot/NAME/SHOTS/SEED "
+    f'({", ".join(fewshot.NAMES)}), generalization/SEED, and your own: folder:PATH, csv:PATH, tfds:NAME.'
+  )
 
 
 def expand(name: str) -> list[str]:
   """The names of tasks that a name stands for: 'vtab/all', 'fewshot/all', 'fewshot/food101/all/0', 'generalization/all'; else itself."""
   kind, _, rest = name.partition('/')
-  every = {'vtab': (vtab.names(),), 'fewshot': (fewshot.NAMES, fewshot.SHOTS, fewshot.SEEDS), 'generalization': (generalization.SEEDS,)}
+  every = {
+    'vtab': (vtab.names(),),
+    'fewshot': (fewshot.NAMES, fewshot.SHOTS, fewshot.SEEDS),
+    'generalization': (generalization.SEEDS,),
+  }
   parts, every = rest.split('/'), every.get(kind, ())
   if 'all' not in parts or len(parts) > len(every):
     return [name]
   parts += ['all'] * (len(every) - len(parts))
-  choices = [all_of_them if part == 'all' else (part,) for part, all_of_them in zip(parts, every, strict=True)]
+  choices = [
+    all_of_them if part == 'all' else (part,)
+    for part, all_of_them in zip(parts, every, strict=True)
+  ]
   return ['/'.join(map(str, (kind, *chosen))) for chosen in itertools.product(*choices)]
 
 
@@ -58,7 +66,9 @@ def counts(task: Task, split: str) -> str:
   found = np.bincount(labels, minlength=task.num_classes)
   line = f'{len(labels):,} images, {np.count_nonzero(found)} of {task.num_classes} classes, {found[found > 0].min()} to {found.max()} each'
   if task.num_classes <= 20:
-    line += ': ' + ', '.join(f'{name} {count}' for name, count in zip(task.classes, found, strict=True))
+    line += ': ' + ', '.join(
+      f'{name} {count}' for name, count in zip(task.classes, found, strict=True)
+    )
   if empty := [task.classes[n] for n in np.flatnonzero(found == 0)] if split == 'train' else []:
     line += f'; none of {", ".join(empty[:10])}{" and others" if len(empty) > 10 else ""}'
   return line
@@ -70,7 +80,11 @@ def report(name: str, source: Source) -> tuple[bool, list[str]]:
     task = find(name, source)
     missing = task.missing()
     if missing:
-      return False, [f'{name}: MISSING', f'  {missing}', *(f'  note: {note}' for note in task.notes)]
+      return False, [
+        f'{name}: MISSING',
+        f'  {missing}',
+        *(f'  note: {note}' for note in task.notes),
+      ]
     lines = [f'{name}: ready, {task.origin}', *(f'  note: {note}' for note in task.notes)]
     return True, lines + [f'  {split:6} {counts(task, split)}' for split in task.splits]
   except (ValueError, OSError, ImportError) as error:

@@ -86,7 +86,9 @@ class Records:
   @property
   def labels(self) -> np.ndarray:
     if self._labels is None:
-      self._labels = np.array([self.label_of(self.source[i]) for i in range(len(self.source))], np.int32)
+      self._labels = np.array(
+        [self.label_of(self.source[i]) for i in range(len(self.source))], np.int32
+      )
     return self._labels
 
   def image(self, index: int) -> Image.Image:

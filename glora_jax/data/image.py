@@ -23,8 +23,16 @@ def decode(encoded: bytes | str | os.PathLike | Any) -> Image.Image:
   try:
     with Image.open(source) as picture:
       return to_rgb(picture)
-  except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, EOFError) as error:  # Pillow's plugins raise all of these
-    reason = str(error).partition(' <_io')[0]  # the address of our buffer says nothing, and differs from run to run
+  except (
+    OSError,
+    ValueError,
+    SyntaxError,
+    Image.DecompressionBombError,
+    EOFError,
+  ) as error:  # Pillow's plugins raise all of these
+    reason = str(error).partition(' <_io')[
+      0
+    ]  # the address of our buffer says nothing, and differs from run to run
     raise OSError(f'not a readable image ({reason})') from error
 
 
@@ -65,9 +73,13 @@ def resize(picture: Image.Image, size: int, rule: str = 'squash') -> np.ndarray:
   short = round(size / CROP)
   larger = [short * side // min(width, height) for side in (width, height)]
   left, top = (round((side - size) / 2) for side in larger)
-  return np.asarray(picture.resize(larger, Image.Resampling.BICUBIC).crop((left, top, left + size, top + size)))
+  return np.asarray(
+    picture.resize(larger, Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
+  )
 
 
 def from_array(image: np.ndarray) -> Image.Image:
   """uint8 [height, width], [height, width, 1] or [height, width, 3] as an RGB image."""
-  return Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else image).convert('RGB')
+  return Image.fromarray(
+    image[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else image
+  ).convert('RGB')

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 
 # Mean and standard deviation per channel of images in [0, 1].
 NORMALIZATIONS = {
-    'imagenet': ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    'inception': ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-    'clip': ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
-    'unit': ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+  'imagenet': ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+  'inception': ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+  'clip': ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+  'unit': ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
 
 
@@ -27,8 +27,10 @@ def statistics(normalization: Normalization) -> tuple[tuple[float, ...], tuple[f
     return NORMALIZATIONS[normalization]
   if not isinstance(normalization, str) and jnp.shape(normalization) == (2, 3):
     return tuple(map(tuple, normalization))
-  raise ValueError(f"normalization='{normalization}' is unknown; it is one of {', '.join(NORMALIZATIONS)}, or mean and deviation, three "
-                   'numbers each.')
+  raise ValueError(
+    f"normalization='{normalization}' is unknown; it is one of {', '.join(NORMALIZATIONS)}, or mean and deviation, three "
+    'numbers each.'
+  )
 
 
 def normalize(images: jax.Array, normalization: Normalization) -> jax.Array:

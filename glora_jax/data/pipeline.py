@@ -37,13 +37,20 @@ class UnreadableImages(OSError):
 
   def __init__(self, messages: list[str], total: int):
     shown = '; '.join(messages[:3]) + ('; and more' if len(messages) > 3 else '')
-    super().__init__(f'{len(messages)} of {total} images cannot be decoded: {shown}. Replace them, or set data.skip_broken=True to leave '
-                     'them out.')
+    super().__init__(
+      f'{len(messages)} of {total} images cannot be decoded: {shown}. Replace them, or set data.skip_broken=True to leave '
+      'them out.'
+    )
 
 
 def load(
-    examples: Examples, image_size: int, *, rule: str = 'squash', skip_broken: bool = False, cache: str | None = None,
-    title: str = 'images',
+  examples: Examples,
+  image_size: int,
+  *,
+  rule: str = 'squash',
+  skip_broken: bool = False,
+  cache: str | None = None,
+  title: str = 'images',
 ) -> Split:
   """All examples, decoded in parallel and resized, in their order.
 
@@ -61,7 +68,9 @@ def load(
   """
   path = None
   if cache is not None:
-    key = hashlib.sha256(f'{examples.identity}|{image_size}|{rule}|{skip_broken}|1'.encode()).hexdigest()[:32]
+    key = hashlib.sha256(
+      f'{examples.identity}|{image_size}|{rule}|{skip_broken}|1'.encode()
+    ).hexdigest()[:32]
     path = os.path.join(os.path.expanduser(cache), f'{key}.npz')
     if os.path.exists(path):
       with contextlib.suppress(ValueError):
@@ -77,12 +86,25 @@ def load(
       broken[index] = f'{examples.name(index)}: {error}'
 
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    list(tqdm(pool.map(read, range(len(labels))), total=len(labels), desc=title, unit='image', disable=len(labels) < 2000))
+    list(
+      tqdm(
+        pool.map(read, range(len(labels))),
+        total=len(labels),
+        desc=title,
+        unit='image',
+        disable=len(labels) < 2000,
+      )
+    )
   if broken:
     messages = [broken[index] for index in sorted(broken)]
     if not skip_broken or len(broken) == len(labels):
       raise UnreadableImages(messages, len(labels))
-    log.warning('%d of %d images cannot be decoded and are left out: %s', len(broken), len(labels), '; '.join(messages[:10]))
+    log.warning(
+      '%d of %d images cannot be decoded and are left out: %s',
+      len(broken),
+      len(labels),
+      '; '.join(messages[:10]),
+    )
     kept = np.setdiff1d(np.arange(len(labels)), list(broken))
     images, labels = images[kept], labels[kept]
   if path is not None:
@@ -104,7 +126,9 @@ class _Decoded:
     try:
       return resize(self.examples.image(int(index)), self.image_size, self.rule), self.labels[index]
     except OSError as error:
-      raise UnreadableImages([f'{self.examples.name(int(index))}: {error}'], len(self.labels)) from error
+      raise UnreadableImages(
+        [f'{self.examples.name(int(index))}: {error}'], len(self.labels)
+      ) from error
 
 
 class Stream:
@@ -116,8 +140,17 @@ class Stream:
     labels: int32 [n].
   """
 
-  def __init__(self, examples: Examples, image_size: int, *, rule: str = 'squash', skip_broken: bool = False, workers: int = 0,
-               prefetch: int = 4, title: str = 'images'):
+  def __init__(
+    self,
+    examples: Examples,
+    image_size: int,
+    *,
+    rule: str = 'squash',
+    skip_broken: bool = False,
+    workers: int = 0,
+    prefetch: int = 4,
+    title: str = 'images',
+  ):
     """See `load` for the arguments it has, too.
 
     Args:
@@ -139,17 +172,24 @@ class Stream:
     flat = np.asarray(indices).reshape(-1)
     dataset = grain.MapDataset.source(_Ordered(self._source, flat))
     if self.workers:
-      if not flags.FLAGS.is_parsed():  # grain's processes read flags, which only a command line has parsed
+      if (
+        not flags.FLAGS.is_parsed()
+      ):  # grain's processes read flags, which only a command line has parsed
         flags.FLAGS.mark_as_parsed()
-      iterable = dataset.batch(batch, drop_remainder=True).to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-      iterable = iterable.mp_prefetch(grain.MultiprocessingOptions(num_workers=self.workers, per_worker_buffer_size=self.prefetch))
+      iterable = dataset.batch(batch, drop_remainder=True).to_iter_dataset(
+        grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+      )
+      iterable = iterable.mp_prefetch(
+        grain.MultiprocessingOptions(num_workers=self.workers, per_worker_buffer_size=self.prefetch)
+      )
     else:
       threads = 2 * (os.cpu_count() or 1)
-      options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, self.prefetch * batch))
+      options = grain.ReadOptions(
+        num_threads=threads, prefetch_buffer_size=max(threads, self.prefetch * batch)
+      )
       iterable = dataset.to_iter_dataset(options).batch(batch, drop_remainder=True)
     for images, labels in iterable:
       yield Split(images, labels)
-
 
   def blocks(self, size: int) -> Iterator[Split]:
     """All images in their order, `size` at a time; the last block is what is left."""
@@ -161,7 +201,6 @@ class Stream:
 
 
 class _Ordered:
-
   def __init__(self, source, order):
     self.source, self.order = source, order
 
@@ -181,12 +220,24 @@ def _without_broken(examples, labels, title):
     return None
 
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    found = list(tqdm(pool.map(check, range(len(labels))), total=len(labels), desc=f'checking {title}', unit='image'))
+    found = list(
+      tqdm(
+        pool.map(check, range(len(labels))),
+        total=len(labels),
+        desc=f'checking {title}',
+        unit='image',
+      )
+    )
   kept = np.array([index for index, message in enumerate(found) if message is None])
   if len(kept) == len(labels):
     return examples, labels
   messages = [message for message in found if message is not None]
   if not len(kept):
     raise UnreadableImages(messages, len(labels))
-  log.warning('%d of %d images cannot be decoded and are left out: %s', len(messages), len(labels), '; '.join(messages[:10]))
+  log.warning(
+    '%d of %d images cannot be decoded and are left out: %s',
+    len(messages),
+    len(labels),
+    '; '.join(messages[:10]),
+  )
   return Part(examples, kept), labels[kept]

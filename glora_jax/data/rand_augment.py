@@ -28,7 +28,9 @@ def luma(image: jax.Array) -> jax.Array:
 def blend(degenerate: jax.Array, image: jax.Array, factor: jax.Array) -> jax.Array:
   """From `degenerate` (factor 0) over the image (factor 1) and beyond, cut off at 0 and 255: what Pillow's ImageEnhance does."""
   degenerate = degenerate.astype(jnp.float32)
-  return jnp.clip(degenerate + factor * (image.astype(jnp.float32) - degenerate), 0, 255).astype(jnp.uint8)
+  return jnp.clip(degenerate + factor * (image.astype(jnp.float32) - degenerate), 0, 255).astype(
+    jnp.uint8
+  )
 
 
 def brightness(image: jax.Array, factor: jax.Array) -> jax.Array:
@@ -51,7 +53,9 @@ def sharpness(image: jax.Array, factor: jax.Array) -> jax.Array:
   """Smoothed over 3 x 3 pixels at factor 0, the image at 1; the outermost pixels stay as they are."""
   values = jnp.asarray(image, jnp.int32)
   window_sums = jax.lax.reduce_window(values, 0, jax.lax.add, (3, 3, 1), (1, 1, 1), 'VALID')
-  smooth = (2 * (window_sums + 4 * values[1:-1, 1:-1]) + 13) // 26  # weights 1/13, and 5/13 in the middle
+  smooth = (
+    2 * (window_sums + 4 * values[1:-1, 1:-1]) + 13
+  ) // 26  # weights 1/13, and 5/13 in the middle
   return blend(values.at[1:-1, 1:-1].set(smooth), image, factor)
 
 
@@ -59,11 +63,14 @@ def auto_contrast(image: jax.Array) -> jax.Array:
   """Stretches each channel to reach from 0 to 255; a channel of one value stays."""
   values = image.astype(jnp.int32)
   low, high = values.min((0, 1)), values.max((0, 1))
-  return jnp.where(high > low, (values - low) * 255 // jnp.maximum(high - low, 1), values).astype(jnp.uint8)
+  return jnp.where(high > low, (values - low) * 255 // jnp.maximum(high - low, 1), values).astype(
+    jnp.uint8
+  )
 
 
 def equalize(image: jax.Array) -> jax.Array:
   """Gives each channel a flat histogram; a channel with too few pixels below its highest value for 255 steps stays."""
+
   def equalize_channel(channel):
     counts = jnp.bincount(channel.reshape(-1), length=256)
     below = jnp.cumsum(counts) - counts
@@ -103,7 +110,9 @@ def affine(image: jax.Array, matrix: jax.Array) -> jax.Array:
   # XLA may compute a coordinate twice, for the index and for the weight, with different last bits. Where these disagree about which
   # side of a whole number they are on, a pixel would be taken from its neighbour; on a grid, whole numbers are hit exactly.
   x, y = (jnp.round(coordinate * 4096) / 4096 for coordinate in (x, y))
-  sample = lambda channel: jax.scipy.ndimage.map_coordinates(channel, [y - 0.5, x - 0.5], order=1, mode='nearest')
+  sample = lambda channel: jax.scipy.ndimage.map_coordinates(
+    channel, [y - 0.5, x - 0.5], order=1, mode='nearest'
+  )
   sampled = jax.vmap(sample, -1, -1)(image.astype(jnp.float32))
   inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
   # Pillow truncates. The hundredth keeps an even area as it is, where the four weights sum to a little less than one.
@@ -145,9 +154,15 @@ class Operation(typing.NamedTuple):
   function: Callable[..., jax.Array]
   argument: Callable[[jax.Array, jax.Array, bool], jax.Array] | None = None
 
-  def __call__(self, image: jax.Array, level: jax.Array, sign: jax.Array, increasing: bool = True) -> jax.Array:
+  def __call__(
+    self, image: jax.Array, level: jax.Array, sign: jax.Array, increasing: bool = True
+  ) -> jax.Array:
     """uint8 [height, width, 3] to the same; level float [], sign -1 or 1 []."""
-    return self.function(image) if self.argument is None else self.function(image, self.argument(level, sign, increasing))
+    return (
+      self.function(image)
+      if self.argument is None
+      else self.function(image, self.argument(level, sign, increasing))
+    )
 
 
 def _signed(largest):
@@ -158,6 +173,7 @@ def _whole(largest, reversible):
   def argument(level, sign, increasing):
     whole = jnp.floor(largest * level).astype(jnp.int32)
     return largest - whole if reversible and increasing else whole
+
   return argument
 
 
@@ -166,33 +182,43 @@ def _factor(level, sign, increasing):
 
 
 OPERATIONS = {
-    'auto_contrast': Operation(auto_contrast),
-    'equalize': Operation(equalize),
-    'invert': Operation(invert),
-    'rotate': Operation(rotate, _signed(30.0)),
-    'posterize': Operation(posterize, _whole(4, reversible=True)),
-    'solarize': Operation(solarize, _whole(256, reversible=True)),
-    'solarize_add': Operation(solarize_add, _whole(110, reversible=False)),
-    'color': Operation(color, _factor),
-    'contrast': Operation(contrast, _factor),
-    'brightness': Operation(brightness, _factor),
-    'sharpness': Operation(sharpness, _factor),
-    'shear_x': Operation(shear_x, _signed(0.3)),
-    'shear_y': Operation(shear_y, _signed(0.3)),
-    'translate_x': Operation(translate_x, _signed(0.45)),
-    'translate_y': Operation(translate_y, _signed(0.45)),
+  'auto_contrast': Operation(auto_contrast),
+  'equalize': Operation(equalize),
+  'invert': Operation(invert),
+  'rotate': Operation(rotate, _signed(30.0)),
+  'posterize': Operation(posterize, _whole(4, reversible=True)),
+  'solarize': Operation(solarize, _whole(256, reversible=True)),
+  'solarize_add': Operation(solarize_add, _whole(110, reversible=False)),
+  'color': Operation(color, _factor),
+  'contrast': Operation(contrast, _factor),
+  'brightness': Operation(brightness, _factor),
+  'sharpness': Operation(sharpness, _factor),
+  'shear_x': Operation(shear_x, _signed(0.3)),
+  'shear_y': Operation(shear_y, _signed(0.3)),
+  'translate_x': Operation(translate_x, _signed(0.45)),
+  'translate_y': Operation(translate_y, _signed(0.45)),
 }
 
 
-def sample_levels(key: jax.Array, shape: tuple[int, ...], magnitude: float, magnitude_std: float) -> tuple[jax.Array, jax.Array]:
+def sample_levels(
+  key: jax.Array, shape: tuple[int, ...], magnitude: float, magnitude_std: float
+) -> tuple[jax.Array, jax.Array]:
   """Levels in [0, 1] (magnitudes, normal around `magnitude`, cut off at 0 and 10, divided by 10) and signs, both float32 of `shape`."""
   level_key, sign_key = jax.random.split(key)
   magnitudes = magnitude + magnitude_std * jax.random.normal(level_key, shape)
-  return jnp.clip(magnitudes, 0, MAX_MAGNITUDE) / MAX_MAGNITUDE, jax.random.rademacher(sign_key, shape, jnp.float32)
+  return jnp.clip(magnitudes, 0, MAX_MAGNITUDE) / MAX_MAGNITUDE, jax.random.rademacher(
+    sign_key, shape, jnp.float32
+  )
 
 
-def rand_augment(key: jax.Array, images: jax.Array, magnitude: float = 9, num_layers: int = 2, magnitude_std: float = 0.5,
-                 increasing: bool = True) -> jax.Array:
+def rand_augment(
+  key: jax.Array,
+  images: jax.Array,
+  magnitude: float = 9,
+  num_layers: int = 2,
+  magnitude_std: float = 0.5,
+  increasing: bool = True,
+) -> jax.Array:
   """`num_layers` times over, for each image, one of the OPERATIONS, applied with probability one half; timm's `rand-m9-mstd0.5-inc1`.
 
   Images are uint8 [batch, height, width, 3]. `magnitude` is on timm's scale of 0 to 10. Without `increasing`, posterize and solarize
@@ -205,7 +231,10 @@ def rand_augment(key: jax.Array, images: jax.Array, magnitude: float = 9, num_la
   levels, signs = sample_levels(level_key, shape, magnitude, magnitude_std)
 
   branches = [lambda image, level, sign: image]
-  branches += [lambda *arguments, operation=operation: operation(*arguments, increasing) for operation in OPERATIONS.values()]
+  branches += [
+    lambda *arguments, operation=operation: operation(*arguments, increasing)
+    for operation in OPERATIONS.values()
+  ]
   transform = lambda choice, *arguments: jax.lax.switch(choice, branches, *arguments)
   # Vectorized, every image goes through all operations, and one result is kept. An accelerator is better off with that than with a
   # loop over images, each too small to fill it; a CPU is not, and the loop computes only what was chosen.
@@ -213,6 +242,8 @@ def rand_augment(key: jax.Array, images: jax.Array, magnitude: float = 9, num_la
 
   def layer(images, draws):
     choices, levels, signs = draws
-    return jax.lax.platform_dependent(choices, images, levels, signs, cpu=one_by_one, default=jax.vmap(transform)), None
+    return jax.lax.platform_dependent(
+      choices, images, levels, signs, cpu=one_by_one, default=jax.vmap(transform)
+    ), None
 
   return jax.lax.scan(layer, images, (choices, levels, signs))[0]

@@ -22,7 +22,9 @@ IMAGES = 8
 def contact_sheet(path: str, rows: list[tuple[str, np.ndarray]], labels: list[str]) -> None:
   """Writes a PNG: rows of images, uint8 [n, height, width, 3], each with its title, and a label over every column."""
   count = len(labels)
-  figure, axes = panels(len(rows), count, figsize=(1.5 * count, 1.7 * len(rows) + 0.3), squeeze=False)
+  figure, axes = panels(
+    len(rows), count, figsize=(1.5 * count, 1.7 * len(rows) + 0.3), squeeze=False
+  )
   for line, (title, images) in zip(axes, rows, strict=True):
     for axis, image in zip(line, images, strict=True):
       axis.imshow(image, interpolation='nearest')
@@ -45,13 +47,22 @@ def draw(config, path: str) -> None:
   examples = task.open('train')
   chosen = np.random.default_rng(config.seed).permutation(len(examples.labels))[:IMAGES]
   size = config.model.image_size or 224
-  images, labels = pipeline.load(Part(examples, chosen), size, rule=config.data.resize, skip_broken=config.data.skip_broken)
+  images, labels = pipeline.load(
+    Part(examples, chosen), size, rule=config.data.resize, skip_broken=config.data.skip_broken
+  )
   augmentation = augment.Augmentation(**config.augment)
   rows = [('resized', images)]
   mean, deviation = (np.array(values) for values in normalization.NORMALIZATIONS['imagenet'])
   for number in range(2):
-    seen = augmentation.apply(jax.random.fold_in(jax.random.key(config.seed), number), jnp.asarray(images), size, 'imagenet')
-    rows.append((f'augmented {number + 1}', np.clip((np.asarray(seen) * deviation + mean) * 255, 0, 255).astype(np.uint8)))
+    seen = augmentation.apply(
+      jax.random.fold_in(jax.random.key(config.seed), number), jnp.asarray(images), size, 'imagenet'
+    )
+    rows.append(
+      (
+        f'augmented {number + 1}',
+        np.clip((np.asarray(seen) * deviation + mean) * 255, 0, 255).astype(np.uint8),
+      )
+    )
   contact_sheet(path, rows, [task.classes[label] for label in labels])
 
 

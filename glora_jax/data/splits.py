@@ -34,5 +34,8 @@ def deal(labels: np.ndarray, shares: Sequence[float], seed: int) -> list[np.ndar
 def shots(labels: np.ndarray, per_class: int, seed: int, skip: int = 0) -> np.ndarray:
   """Indices of `per_class` random examples of every class, after leaving out the first `skip` of the same draw; ascending."""
   rng = np.random.default_rng(seed)
-  chosen = [rng.permutation(np.flatnonzero(labels == label))[skip:skip + per_class] for label in np.unique(labels)]
+  chosen = [
+    rng.permutation(np.flatnonzero(labels == label))[skip : skip + per_class]
+    for label in np.unique(labels)
+  ]
   return np.sort(np.concatenate(chosen))

@@ -72,7 +72,9 @@ class Task:
     if not len(labels):
       raise ValueError(f'{self.name} has no images in {split}.')
     if labels.min() < 0 or labels.max() >= self.num_classes:
-      raise ValueError(f'{self.name} {split} has labels {labels.min()} to {labels.max()}, but {self.num_classes} classes.')
+      raise ValueError(
+        f'{self.name} {split} has labels {labels.min()} to {labels.max()}, but {self.num_classes} classes.'
+      )
     return examples
 
   def mask(self, split: str) -> np.ndarray | None:

@@ -29,15 +29,15 @@ Selector = str | Sequence[str] | Callable[[str], bool]
 
 
 def adapt(
-    model: nn.Module,
-    *sample_inputs: Any,
-    space: SearchSpace | Mapping[str, SearchSpace] = SearchSpace(),
-    select: Selector | None = None,
-    heads: Selector | None = DEFAULT_HEADS,
-    ties: Sequence[Sequence[str]] = (),
-    convs: bool = False,
-    merge: str = 'auto',
-    **model_kwargs: Any,
+  model: nn.Module,
+  *sample_inputs: Any,
+  space: SearchSpace | Mapping[str, SearchSpace] = SearchSpace(),
+  select: Selector | None = None,
+  heads: Selector | None = DEFAULT_HEADS,
+  ties: Sequence[Sequence[str]] = (),
+  convs: bool = False,
+  merge: str = 'auto',
+  **model_kwargs: Any,
 ) -> Adapted:
   """Attaches GLoRA to a model.
 
@@ -75,13 +75,30 @@ def adapt(
     merge = 'up_front' if jax.default_backend() == 'cpu' else 'lazy'
   variables, found, refused = discover(model, sample_inputs, model_kwargs)
   found = [site for site in found if convs or site.kind != 'Conv']
-  return assemble(model, variables.get('params', {}), found, refused, space=space, select=select, heads=heads, ties=ties, merge=merge)
+  return assemble(
+    model,
+    variables.get('params', {}),
+    found,
+    refused,
+    space=space,
+    select=select,
+    heads=heads,
+    ties=ties,
+    merge=merge,
+  )
 
 
 def assemble(
-    model: Any, params: Any, found: Sequence[Site], refused: Mapping[str, str] = types.MappingProxyType({}), *,
-    space: SearchSpace | Mapping[str, SearchSpace], select: Selector | None, heads: Selector | None,
-    ties: Sequence[Sequence[str]] = (), merge: str = 'up_front',
+  model: Any,
+  params: Any,
+  found: Sequence[Site],
+  refused: Mapping[str, str] = types.MappingProxyType({}),
+  *,
+  space: SearchSpace | Mapping[str, SearchSpace],
+  select: Selector | None,
+  heads: Selector | None,
+  ties: Sequence[Sequence[str]] = (),
+  merge: str = 'up_front',
 ) -> Adapted:
   """The second half of `adapt`: chooses among linear layers that were found, by whatever means.
 
@@ -94,16 +111,22 @@ def assemble(
   name = type(model).__name__
   params = flatten(params)
   is_head = _matcher(heads)
-  head_paths = frozenset(path for path in params if any(is_head(path_name(path[:n])) for n in range(1, len(path))))
+  head_paths = frozenset(
+    path for path in params if any(is_head(path_name(path[:n])) for n in range(1, len(path)))
+  )
   if heads is not None and not head_paths:
     log.info('No module of %s matches heads=%r; only supports will be trained.', name, heads)
 
   candidates = [site for site in found if (*site.path, 'kernel') not in head_paths]
   if not candidates and not refused:
-    raise ValueError(f'{name} has no linear layer that GLoRA can adapt besides its heads (nn.Dense, nn.DenseGeneral and nn.Einsum; '
-                     'convs=True adds nn.Conv).')
+    raise ValueError(
+      f'{name} has no linear layer that GLoRA can adapt besides its heads (nn.Dense, nn.DenseGeneral and nn.Einsum; '
+      'convs=True adds nn.Conv).'
+    )
   spaces = dict(space) if isinstance(space, Mapping) else {'': space}
-  space_of = lambda path: next((spaces[pattern] for pattern in spaces if _matcher(pattern)(path)), None)
+  space_of = lambda path: next(
+    (spaces[pattern] for pattern in spaces if _matcher(pattern)(path)), None
+  )
   wanted = _matcher(select) if select is not None else lambda path: True
   for path, reason in refused.items():
     if wanted(path) and space_of(path) is not None and not is_head(path):
@@ -114,9 +137,13 @@ def assemble(
     raise ValueError(f'select={select!r} matches no linear layer of {name}; there are: {listed}.')
   for pattern in spaces:
     if not any(_matcher(pattern)(site.name) for site in chosen):
-      raise ValueError(f"space: the pattern '{pattern}' matches no selected linear layer of {name}; there are: {listed}.")
+      raise ValueError(
+        f"space: the pattern '{pattern}' matches no selected linear layer of {name}; there are: {listed}."
+      )
 
-  groups = number_rows([Group(members, members[0].rows, space_of(members[0].name)) for members in tie(chosen, ties)])
+  groups = number_rows(
+    [Group(members, members[0].rows, space_of(members[0].name)) for members in tie(chosen, ties)]
+  )
   bare = [group.name for group in groups if not group.has_bias]
   if bare:
     log.warning('No C, D, E for the %d layers without bias: %s.', len(bare), ', '.join(bare))
@@ -126,7 +153,14 @@ def assemble(
       label = group.name + (f'[{",".join(map(str, index))}]' if index else '')
       layers[row] = Layer(label, group.in_features, group.out_features, group.has_bias, group.space)
   spec = Spec(tuple(layers[row] for row in range(len(layers))))
-  return Adapted(model, spec, groups, head_paths, merge, {path: jax.tree.leaves(value)[0] for path, value in params.items()})
+  return Adapted(
+    model,
+    spec,
+    groups,
+    head_paths,
+    merge,
+    {path: jax.tree.leaves(value)[0] for path, value in params.items()},
+  )
 
 
 def _matcher(selector: Selector | None) -> Callable[[str], bool]:
@@ -138,5 +172,7 @@ def _matcher(selector: Selector | None) -> Callable[[str], bool]:
   try:
     compiled = [re.compile(pattern) for pattern in patterns]
   except re.error as error:
-    raise ValueError(f'{selector!r} is not a regular expression, or a list of them: {error}.') from error
+    raise ValueError(
+      f'{selector!r} is not a regular expression, or a list of them: {error}.'
+    ) from error
   return lambda name: any(pattern.search(name) for pattern in compiled)

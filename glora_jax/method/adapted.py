@@ -59,15 +59,30 @@ class Adapted:
     for group in self.groups:
       keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.array(group.rows))
       new = functools.partial(
-          equation.init_supports, in_features=group.in_features, out_features=group.out_features, ranks=group.space.ranks,
-          bias=group.has_bias, tied=group.space.tied, dtype=jnp.promote_types(group.dtype, jnp.float32))
+        equation.init_supports,
+        in_features=group.in_features,
+        out_features=group.out_features,
+        ranks=group.space.ranks,
+        bias=group.has_bias,
+        tied=group.space.tied,
+        dtype=jnp.promote_types(group.dtype, jnp.float32),
+      )
       stacked = jax.vmap(new)(keys)
-      shaped = {name: value.reshape(group.stack_shape + value.shape[1:]) for name, value in stacked.items()}
+      shaped = {
+        name: value.reshape(group.stack_shape + value.shape[1:]) for name, value in stacked.items()
+      }
       boxed = _boxed(shaped, get(params, group.path)['kernel'], group.members[0])
       supports = tree.replace(supports, group.path, boxed)
     return {'params': params, COLLECTION: supports}
 
-  def apply(self, variables: Mapping[str, Any], *args: Any, genome: Any, merge: str | None = None, **kwargs: Any) -> Any:
+  def apply(
+    self,
+    variables: Mapping[str, Any],
+    *args: Any,
+    genome: Any,
+    merge: str | None = None,
+    **kwargs: Any,
+  ) -> Any:
     """What `model.apply` returns, for the subnet of a genome.
 
     Args:
@@ -82,7 +97,9 @@ class Adapted:
     """
     genomes.check_genome(self.spec, genome)
     if np.ndim(genome) != 2:
-      raise ValueError(f'apply takes one genome [{len(self.spec)}, 5], not {np.shape(genome)}; use jax.vmap over a population.')
+      raise ValueError(
+        f'apply takes one genome [{len(self.spec)}, 5], not {np.shape(genome)}; use jax.vmap over a population.'
+      )
     return self._run(variables, jnp.asarray(genome), merge or self.merge, None, args, kwargs)
 
   def fix(self, genome: Any) -> Subnet:
@@ -94,19 +111,25 @@ class Adapted:
     """Plain params for the untouched model: the genome's supports merged into the kernels and biases, all else as it was."""
     genomes.check_genome(self.spec, genome)
     _check_variables(variables)
-    return merge_lib.fold(self.groups, variables['params'], variables[COLLECTION], jnp.asarray(genome))
+    return merge_lib.fold(
+      self.groups, variables['params'], variables[COLLECTION], jnp.asarray(genome)
+    )
 
   def count_params(self, genome: Any) -> Any:
     """Trained parameters of a genome [rows, 5] (an int) or of many [..., rows, 5] (int64 [...]), heads not counted."""
     return genomes.count_params(self.spec, genome)
 
-  def split(self, variables: Mapping[str, Any], *, supports: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
+  def split(
+    self, variables: Mapping[str, Any], *, supports: bool = True
+  ) -> tuple[dict[str, Any], dict[str, Any]]:
     """(trainable, frozen): supports and heads, everything else. Give only the first to gradients and optimizer.
 
     With `supports=False` the supports stay with the frozen half, and heads alone are trained: a linear probe.
     """
     params = flatten(variables['params'])
-    part = lambda head: flax.traverse_util.unflatten_dict({p: v for p, v in params.items() if (p in self.head_paths) == head})
+    part = lambda head: flax.traverse_util.unflatten_dict(
+      {p: v for p, v in params.items() if (p in self.head_paths) == head}
+    )
     rest = {name: value for name, value in variables.items() if name != 'params'}
     trainable = {'params': part(True)}
     if supports:
@@ -115,7 +138,9 @@ class Adapted:
 
   def join(self, trainable: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict[str, Any]:
     """Inverse of `split`, also of a `Subnet`'s."""
-    both = lambda name: flax.traverse_util.unflatten_dict({**flatten(frozen.get(name, {})), **flatten(trainable.get(name, {}))})
+    both = lambda name: flax.traverse_util.unflatten_dict(
+      {**flatten(frozen.get(name, {})), **flatten(trainable.get(name, {}))}
+    )
     return {**frozen, **trainable, 'params': both('params'), COLLECTION: both(COLLECTION)}
 
   def summary(self, genome: Any = None) -> str:
@@ -124,20 +149,41 @@ class Adapted:
     genomes.check_genome(self.spec, chosen)
     rows = [('layer', 'in', 'out', *TENSORS, 'trained', 'total')]
     for row, layer in enumerate(self.spec):
-      codes = [layer.offered(t) if genome is None else (chosen[row, i],) for i, t in enumerate(TENSORS)]
-      names = [' '.join(layer.space.names(t)[code] for code in of) for t, of in zip(TENSORS, codes, strict=True)]
+      codes = [
+        layer.offered(t) if genome is None else (chosen[row, i],) for i, t in enumerate(TENSORS)
+      ]
+      names = [
+        ' '.join(layer.space.names(t)[code] for code in of)
+        for t, of in zip(TENSORS, codes, strict=True)
+      ]
       trained = sum(layer.costs(t)[codes[i][-1]] for i, t in enumerate(TENSORS))
       total = layer.in_features * layer.out_features + layer.bias * layer.out_features
-      rows.append((layer.name, f'{layer.in_features:,}', f'{layer.out_features:,}', *names, f'{trained:,}', f'{total:,}'))
+      rows.append(
+        (
+          layer.name,
+          f'{layer.in_features:,}',
+          f'{layer.out_features:,}',
+          *names,
+          f'{trained:,}',
+          f'{total:,}',
+        )
+      )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    aligned = ['  '.join(cell.rjust(w) if i in (1, 2, 8, 9) else cell.ljust(w)
-                         for i, (cell, w) in enumerate(zip(row, widths, strict=True))).rstrip() for row in rows]
+    aligned = [
+      '  '.join(
+        cell.rjust(w) if i in (1, 2, 8, 9) else cell.ljust(w)
+        for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+      ).rstrip()
+      for row in rows
+    ]
     heads = sum(self.param_shapes[path].size for path in self.head_paths)
     total = sum(shape.size for shape in self.param_shapes.values())
     trained = self.count_params(chosen)
     what = 'the largest subnet' if genome is None else 'this subnet'
     share = f'{100 * (trained + heads) / total:.2f}% of the {total:,} of the base model'
-    return '\n'.join([*aligned, f'{what} trains {trained:,} parameters, and the heads {heads:,}: {share}'])
+    return '\n'.join(
+      [*aligned, f'{what} trains {trained:,} parameters, and the heads {heads:,}: {share}']
+    )
 
   def _run(self, variables, genome, merge, fixed, args, kwargs):
     _check_variables(variables)
@@ -146,7 +192,9 @@ class Adapted:
       params = merge_lib.fold(self.groups, variables['params'], variables[COLLECTION], genome)
       result = self.model.apply({'params': params, **rest}, *args, **kwargs)
     else:
-      grafted, forms = merge_lib.graft(self.groups, variables['params'], variables[COLLECTION], genome, fixed)
+      grafted, forms = merge_lib.graft(
+        self.groups, variables['params'], variables[COLLECTION], genome, fixed
+      )
       with nn.intercept_methods(functools.partial(merge_lib.intercept, forms)):
         result = self.model.apply({'params': grafted, **rest}, *args, **kwargs)
     if kwargs.get('mutable', False) is not False and 'params' in result[1]:
@@ -156,7 +204,9 @@ class Adapted:
   def _check_params(self, params):
     named = lambda flat: {path_name(path): nn.meta.unbox(value) for path, value in flat.items()}
     if problems := tree.differences(named(flatten(params)), named(self.param_shapes)):
-      raise ValueError(f'These params are not those of the adapted {type(self.model).__name__}. {"; ".join(problems)}.')
+      raise ValueError(
+        f'These params are not those of the adapted {type(self.model).__name__}. {"; ".join(problems)}.'
+      )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -177,7 +227,9 @@ class Subnet:
 
   def apply(self, variables: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
     """What `adapted.apply(..., genome=genome)` returns, within rounding."""
-    thin = isinstance(self.adapted.model, nn.Module) and self.genome[:, 0].max() < 3  # an NNX model has no interceptors
+    thin = (
+      isinstance(self.adapted.model, nn.Module) and self.genome[:, 0].max() < 3
+    )  # an NNX model has no interceptors
     merge = 'lazy' if thin else self.adapted.merge
     return self.adapted._run(variables, jnp.asarray(self.genome), merge, self.genome, args, kwargs)
 
@@ -195,10 +247,14 @@ class Subnet:
     used = set()
     for group in self.adapted.groups:
       for row in group.rows:
-        parts = equation.used_parts(self.genome[row].tolist(), group.space.ranks, group.has_bias, group.space.tied)
+        parts = equation.used_parts(
+          self.genome[row].tolist(), group.space.ranks, group.has_bias, group.space.tied
+        )
         used |= {(*group.path, name) for name in parts}
     supports = flatten(trainable[COLLECTION])
-    part = lambda reads: flax.traverse_util.unflatten_dict({p: v for p, v in supports.items() if (p in used) == reads})
+    part = lambda reads: flax.traverse_util.unflatten_dict(
+      {p: v for p, v in supports.items() if (p in used) == reads}
+    )
     return {**trainable, COLLECTION: part(True)}, {**frozen, COLLECTION: part(False)}
 
   def join(self, trainable: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict[str, Any]:
@@ -211,15 +267,27 @@ def _boxed(supports: dict[str, jax.Array], kernel: Any, site: Site) -> dict[str,
   if not isinstance(kernel, nn.Partitioned):
     return supports
   names = tuple(kernel.names) + (None,) * (len(site.kernel_shape) - len(kernel.names))
-  single = lambda dims: names[dims[0]] if len(dims) == 1 else None  # flattened axes have no one name
+  single = lambda dims: (
+    names[dims[0]] if len(dims) == 1 else None
+  )  # flattened axes have no one name
   fan_in, fan_out = single(site.layout.inputs), single(site.layout.outputs)
   stack = tuple(names[d] for d in site.layout.stack)
-  axes = {'down': (fan_in, None), 'up': (None, fan_out), 'C_up': (None, None), 'C_vector': (fan_in,), 'constant': (None,)}
+  axes = {
+    'down': (fan_in, None),
+    'up': (None, fan_out),
+    'C_up': (None, None),
+    'C_vector': (fan_in,),
+    'constant': (None,),
+  }
   of = lambda name: axes.get(name, axes.get(name.split('_')[-1], (fan_out,)))
-  return {name: kernel.replace(value=value, names=stack + of(name)) for name, value in supports.items()}
+  return {
+    name: kernel.replace(value=value, names=stack + of(name)) for name, value in supports.items()
+  }
 
 
 def _check_variables(variables):
   for name in ('params', COLLECTION):
     if name not in variables:
-      raise ValueError(f"The variables have no '{name}' (they have {', '.join(variables) or 'nothing'}); pass what init returned.")
+      raise ValueError(
+        f"The variables have no '{name}' (they have {', '.join(variables) or 'nothing'}); pass what init returned."
+      )

@@ -73,7 +73,9 @@ class _Recorder:
   """What a discovery has seen. Compared by identity, so that no trace of another discovery is ever reused."""
 
   def __init__(self):
-    self.sites: dict[Path, tuple[Site, tuple]] = {}  # by path, in order of the first call; with the lifts it sits under
+    self.sites: dict[
+      Path, tuple[Site, tuple]
+    ] = {}  # by path, in order of the first call; with the lifts it sits under
     self.shared: set[Path] = set()  # modules whose parameters were also read past `self.param`
     self.refused: dict[str, str] = {}  # why a linear module cannot be adapted, by path
     self.inputs: list[Any] = []  # the distinct inputs of all sites, to know which share one
@@ -108,17 +110,21 @@ class _Recorder:
     bias_lifted = tuple(dim for dim, _, _, _ in bias.lifts) if bias is not None else ()
     whole = lambda dims, probe: tuple(probe.dims[d] for d in dims)
     site = Site(
-        path=probe.path[:-1],
-        kernel_shape=probe.shape,
-        bias_shape=bias.shape if bias is not None else None,
-        dtype=np.dtype(jax.tree.leaves(probe.value)[0].dtype),
-        layout=Layout(lifted + whole(local.stack, probe), whole(local.inputs, probe), whole(local.outputs, probe),
-                      bias_lifted + (whole(local.bias_stack, bias) if bias is not None else ())),
-        local=local,
-        lifts=tuple(index for _, index, _, _ in probe.lifts),
-        local_ndim=len(probe.dims),
-        kind=type(module).__name__,
-        input_id=seen,
+      path=probe.path[:-1],
+      kernel_shape=probe.shape,
+      bias_shape=bias.shape if bias is not None else None,
+      dtype=np.dtype(jax.tree.leaves(probe.value)[0].dtype),
+      layout=Layout(
+        lifted + whole(local.stack, probe),
+        whole(local.inputs, probe),
+        whole(local.outputs, probe),
+        bias_lifted + (whole(local.bias_stack, bias) if bias is not None else ()),
+      ),
+      local=local,
+      lifts=tuple(index for _, index, _, _ in probe.lifts),
+      local_ndim=len(probe.dims),
+      kind=type(module).__name__,
+      input_id=seen,
     )
     self.sites[site.path] = site, probe.lifts
 
@@ -129,7 +135,9 @@ class _Probe(nn.meta.AxisMetadata):
 
   def __init__(self, value, recorder, path, shape, dims=None, lifts=()):
     self.value, self.recorder, self.path, self.shape = value, recorder, path, shape
-    self.dims = tuple(range(len(shape))) if dims is None else dims  # the original dimensions still there
+    self.dims = (
+      tuple(range(len(shape))) if dims is None else dims
+    )  # the original dimensions still there
     self.lifts = lifts  # (original dimension, index at its level, size, event) of those taken off
 
   def tree_flatten(self):
@@ -148,9 +156,20 @@ class _Probe(nn.meta.AxisMetadata):
 
   def remove_axis(self, index, params):
     index %= len(self.dims)
-    value = self.value.remove_axis(index, params) if isinstance(self.value, nn.meta.AxisMetadata) else self.value
+    value = (
+      self.value.remove_axis(index, params)
+      if isinstance(self.value, nn.meta.AxisMetadata)
+      else self.value
+    )
     lift = (self.dims[index], index, self.shape[self.dims[index]], self.recorder.events)
-    return _Probe(value, self.recorder, self.path, self.shape, self.dims[:index] + self.dims[index + 1:], (*self.lifts, lift))
+    return _Probe(
+      value,
+      self.recorder,
+      self.path,
+      self.shape,
+      self.dims[:index] + self.dims[index + 1 :],
+      (*self.lifts, lift),
+    )
 
   def add_axis(self, index, params):
     return self  # only parameters that leave a lifted transform get here, and the discovery lets none out
@@ -175,11 +194,28 @@ def _forward(name):
   return lambda self, *args: getattr(self._read(), name)(*args)
 
 
-for _name in ('getitem', 'len', 'neg', 'add', 'radd', 'sub', 'rsub', 'mul', 'rmul', 'truediv', 'rtruediv', 'pow', 'matmul', 'rmatmul'):
+for _name in (
+  'getitem',
+  'len',
+  'neg',
+  'add',
+  'radd',
+  'sub',
+  'rsub',
+  'mul',
+  'rmul',
+  'truediv',
+  'rtruediv',
+  'pow',
+  'matmul',
+  'rmatmul',
+):
   setattr(_Probe, f'__{_name}__', _forward(f'__{_name}__'))
 
 
-def discover(model: nn.Module, inputs: tuple, kwargs: Mapping[str, Any]) -> tuple[Any, tuple[Site, ...], dict[str, str]]:
+def discover(
+  model: nn.Module, inputs: tuple, kwargs: Mapping[str, Any]
+) -> tuple[Any, tuple[Site, ...], dict[str, str]]:
   """Shapes of a model's variables, and its linear layers in execution order (the same layer called twice counts once).
 
   Args:
@@ -195,7 +231,11 @@ def discover(model: nn.Module, inputs: tuple, kwargs: Mapping[str, Any]) -> tupl
   def call(function, arrays):
     arrays = iter(arrays)
     args, keywords = structure.unflatten(
-        [next(arrays) if hasattr(leaf, 'shape') and hasattr(leaf, 'dtype') else leaf for leaf in leaves])
+      [
+        next(arrays) if hasattr(leaf, 'shape') and hasattr(leaf, 'dtype') else leaf
+        for leaf in leaves
+      ]
+    )
     return function(*args, **keywords)
 
   rngs = {'params': jax.random.key(0)}  # Flax answers every other stream from this one
@@ -203,17 +243,28 @@ def discover(model: nn.Module, inputs: tuple, kwargs: Mapping[str, Any]) -> tupl
 
   def trace(variables, arrays):
     with nn.intercept_methods(recorder):
-      return call(lambda *a, **k: model.apply(variables, *a, rngs=rngs, mutable=nn.DenyList('params'), **k), arrays)
+      return call(
+        lambda *a, **k: model.apply(variables, *a, rngs=rngs, mutable=nn.DenyList('params'), **k),
+        arrays,
+      )
 
   try:
-    variables = jax.eval_shape(lambda arrays: call(lambda *a, **k: model.init(rngs, *a, **k), arrays), arrays)
+    variables = jax.eval_shape(
+      lambda arrays: call(lambda *a, **k: model.init(rngs, *a, **k), arrays), arrays
+    )
     params = jax.tree_util.tree_map_with_path(
-        lambda path, value: _Probe(value, recorder, tuple(p.key for p in path), jax.tree.leaves(value)[0].shape),
-        flax.core.unfreeze(variables.get('params', {})), is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata))
+      lambda path, value: _Probe(
+        value, recorder, tuple(p.key for p in path), jax.tree.leaves(value)[0].shape
+      ),
+      flax.core.unfreeze(variables.get('params', {})),
+      is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata),
+    )
     jax.eval_shape(trace, {**variables, 'params': params}, arrays)
   except Exception as error:
     shapes = ', '.join(f'{array.dtype}{list(array.shape)}' for array in arrays)
-    raise ValueError(f'{type(model).__name__} does not run on the sample inputs ({shapes}): {error}') from error
+    raise ValueError(
+      f'{type(model).__name__} does not run on the sample inputs ({shapes}): {error}'
+    ) from error
   recorder.inputs.clear()  # tracers do not outlive their trace
   sites = _with_rows(list(recorder.sites.values()))
   sites = tuple(dataclasses.replace(site, shared=site.path in recorder.shared) for site in sites)
@@ -227,7 +278,9 @@ def _with_rows(found: list[tuple[Site, tuple]]) -> tuple[Site, ...]:
 
   def walk(group, level):
     # Consecutive sites that lost an axis at the same event are under one and the same lifted transform.
-    for event, members in itertools.groupby(group, lambda entry: entry[1][level][3] if len(entry[1]) > level else None):
+    for event, members in itertools.groupby(
+      group, lambda entry: entry[1][level][3] if len(entry[1]) > level else None
+    ):
       members = list(members)
       if event is None:
         for site, _ in members:

@@ -25,32 +25,44 @@ Supports = dict[str, jax.Array]
 
 
 def support_shapes(
-    in_features: int, out_features: int, ranks: Sequence[int], bias: bool = True, tied: bool = True
+  in_features: int, out_features: int, ranks: Sequence[int], bias: bool = True, tied: bool = True
 ) -> dict[str, tuple[int, ...]]:
   """Names and shapes of a layer's supports; see `init_supports`."""
   rank = max(ranks)
   shapes = {
-      'A_down': (in_features, rank), 'A_up': (rank, out_features),
-      'B_down': (in_features, rank), 'B_up': (rank, out_features),
+    'A_down': (in_features, rank),
+    'A_up': (rank, out_features),
+    'B_down': (in_features, rank),
+    'B_up': (rank, out_features),
   }
   if not tied:
-    shapes |= {'A_constant': (1,), 'A_vector': (out_features,), 'B_constant': (1,), 'B_vector': (out_features,)}
+    shapes |= {
+      'A_constant': (1,),
+      'A_vector': (out_features,),
+      'B_constant': (1,),
+      'B_vector': (out_features,),
+    }
   if bias:
-    shapes |= {'C_down': (in_features, rank), 'C_up': (rank, 1), 'D': (out_features,), 'E': (out_features,)}
+    shapes |= {
+      'C_down': (in_features, rank),
+      'C_up': (rank, 1),
+      'D': (out_features,),
+      'E': (out_features,),
+    }
     if not tied:
       shapes |= {'C_vector': (in_features,), 'D_constant': (1,), 'E_constant': (1,)}
   return shapes
 
 
 def init_supports(
-    key: jax.Array,
-    in_features: int,
-    out_features: int,
-    ranks: Sequence[int] = (4,),
-    *,
-    bias: bool = True,
-    tied: bool = True,
-    dtype: jnp.dtype = jnp.float32,
+  key: jax.Array,
+  in_features: int,
+  out_features: int,
+  ranks: Sequence[int] = (4,),
+  *,
+  bias: bool = True,
+  tied: bool = True,
+  dtype: jnp.dtype = jnp.float32,
 ) -> Supports:
   """Supports with which every subnet is the base layer.
 
@@ -72,17 +84,17 @@ def init_supports(
   xavier = jax.nn.initializers.glorot_uniform()
   keys = dict(zip(('A_down', 'B_down', 'C_up'), jax.random.split(key, 3), strict=True))
   return {
-      name: xavier(keys[name], shape, dtype) if name in keys else jnp.zeros(shape, dtype)
-      for name, shape in support_shapes(in_features, out_features, ranks, bias, tied).items()
+    name: xavier(keys[name], shape, dtype) if name in keys else jnp.zeros(shape, dtype)
+    for name, shape in support_shapes(in_features, out_features, ranks, bias, tied).items()
   }
 
 
 def effective(
-    kernel: jax.Array,
-    bias: jax.Array | None,
-    supports: Mapping[str, jax.Array],
-    alleles: jax.Array,
-    ranks: Sequence[int] | None = None,
+  kernel: jax.Array,
+  bias: jax.Array | None,
+  supports: Mapping[str, jax.Array],
+  alleles: jax.Array,
+  ranks: Sequence[int] | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
   """The kernel and bias of one linear layer with its supports merged in.
 
@@ -113,11 +125,17 @@ def effective(
   wide = kernel.astype(dtype)
   a = weight_form(supports, 'A', alleles[0], ranks)
   b = weight_form(supports, 'B', alleles[1], ranks)
-  return (wide + wide * a + b).astype(kernel.dtype), effective_bias(kernel, bias, supports, alleles, ranks)
+  return (wide + wide * a + b).astype(kernel.dtype), effective_bias(
+    kernel, bias, supports, alleles, ranks
+  )
 
 
 def effective_bias(
-    kernel: jax.Array, bias: jax.Array | None, supports: Mapping[str, jax.Array], alleles: jax.Array, ranks: Sequence[int]
+  kernel: jax.Array,
+  bias: jax.Array | None,
+  supports: Mapping[str, jax.Array],
+  alleles: jax.Array,
+  ranks: Sequence[int],
 ) -> jax.Array | None:
   """The second half of `effective`: b + b * D + E + C @ W."""
   if 'E' not in supports:
@@ -134,14 +152,14 @@ def effective_bias(
 
 
 def thin_output(
-    inputs: jax.Array,
-    product: jax.Array,
-    bias: jax.Array | None,
-    supports: Mapping[str, jax.Array],
-    alleles: jax.Array,
-    ranks: Sequence[int],
-    scales: bool,
-    shifts: bool,
+  inputs: jax.Array,
+  product: jax.Array,
+  bias: jax.Array | None,
+  supports: Mapping[str, jax.Array],
+  alleles: jax.Array,
+  ranks: Sequence[int],
+  scales: bool,
+  shifts: bool,
 ) -> jax.Array:
   """The layer's output without its merged kernel, where A is not LoRA: x W' + b' = (x W) * (1 + A) + (x B_down) B_up + b'.
 
@@ -159,18 +177,22 @@ def thin_output(
   if scales:
     up = supports['A_up']
     constant, vector = supports.get('A_constant', up[0, :1]), supports.get('A_vector', up[0])
-    output = output + output * cast(jnp.where(alleles[0] == 0, 0, jnp.where(alleles[0] == 1, constant, vector)))
+    output = output + output * cast(
+      jnp.where(alleles[0] == 0, 0, jnp.where(alleles[0] == 1, constant, vector))
+    )
   if shifts:
     down, up = weight_factors(supports, 'B', alleles[1], ranks)
     # Held behind a barrier in its transposed form, `down` gets its gradient as t^T x, with t [tokens, rank]. XLA's own choice x^T t
     # takes two to three times as long on CPU, with the thin side where a matrix product wants the wide one.
     down = jax.lax.optimization_barrier(cast(down).T)
-    output = output + jax.lax.dot_general(cast(inputs), down, (((inputs.ndim - 1,), (1,)), ((), ()))) @ cast(up)
+    output = output + jax.lax.dot_general(
+      cast(inputs), down, (((inputs.ndim - 1,), (1,)), ((), ()))
+    ) @ cast(up)
   return output if bias is None else output + cast(bias)
 
 
 def weight_factors(
-    supports: Mapping[str, jax.Array], tensor: str, allele: jax.Array, ranks: Sequence[int]
+  supports: Mapping[str, jax.Array], tensor: str, allele: jax.Array, ranks: Sequence[int]
 ) -> tuple[jax.Array, jax.Array]:
   """A or B in the form of its allele as two factors, (in, r) and (r, out)."""
   down, up = supports[f'{tensor}_down'], supports[f'{tensor}_up']
@@ -179,23 +201,34 @@ def weight_factors(
   # None, constant, vector and LoRA of any rank are all one product of two thin matrices: ones times a row for the flat
   # forms, the masked factors for LoRA.
   flat, first = (allele == 1) | (allele == 2), columns == 0
-  constant, vector = supports.get(f'{tensor}_constant', up[0, :1]), supports.get(f'{tensor}_vector', up[0])
+  constant, vector = (
+    supports.get(f'{tensor}_constant', up[0, :1]),
+    supports.get(f'{tensor}_vector', up[0]),
+  )
   row = jnp.where(allele == 1, constant, vector)
   down = jnp.where(flat, first.astype(down.dtype), jnp.where(used, down, 0))
   up = jnp.where(flat, jnp.where(first[:, None], row, 0), jnp.where(used[:, None], up, 0))
   return down, up
 
 
-def weight_form(supports: Mapping[str, jax.Array], tensor: str, allele: jax.Array, ranks: Sequence[int]) -> jax.Array:
+def weight_form(
+  supports: Mapping[str, jax.Array], tensor: str, allele: jax.Array, ranks: Sequence[int]
+) -> jax.Array:
   """A or B in the form of its allele, (in, out)."""
-  return jnp.matmul(*weight_factors(supports, tensor, allele, ranks), precision=jax.lax.Precision.HIGHEST)
+  return jnp.matmul(
+    *weight_factors(supports, tensor, allele, ranks), precision=jax.lax.Precision.HIGHEST
+  )
 
 
-def prompt_form(supports: Mapping[str, jax.Array], allele: jax.Array, ranks: Sequence[int]) -> jax.Array:
+def prompt_form(
+  supports: Mapping[str, jax.Array], allele: jax.Array, ranks: Sequence[int]
+) -> jax.Array:
   """C in the form of its allele, (in,)."""
   down, up = supports['C_down'], supports['C_up']
   used = jnp.arange(down.shape[-1]) < jnp.asarray((0, 0, *ranks))[allele]
-  lora = jnp.matmul(jnp.where(used, down, 0), jnp.where(used, up[:, 0], 0), precision=jax.lax.Precision.HIGHEST)
+  lora = jnp.matmul(
+    jnp.where(used, down, 0), jnp.where(used, up[:, 0], 0), precision=jax.lax.Precision.HIGHEST
+  )
   return jnp.where(allele == 1, supports.get('C_vector', down[:, 0]), lora)
 
 
@@ -206,7 +239,9 @@ def bias_form(supports: Mapping[str, jax.Array], tensor: str, allele: jax.Array)
   return jnp.where(allele == 0, 0, jnp.where(allele == 1, constant, vector))
 
 
-def used_parts(alleles: Sequence[int], ranks: Sequence[int], bias: bool = True, tied: bool = True) -> dict[str, tuple[slice, ...]]:
+def used_parts(
+  alleles: Sequence[int], ranks: Sequence[int], bias: bool = True, tied: bool = True
+) -> dict[str, tuple[slice, ...]]:
   """Which part of which support the forms of a layer read: names and slices, together as many numbers as are trained.
 
   Args:
@@ -219,7 +254,9 @@ def used_parts(alleles: Sequence[int], ranks: Sequence[int], bias: bool = True, 
     if allele == 1:
       parts |= {f'{tensor}_up': (first, first)} if tied else {f'{tensor}_constant': (everything,)}
     elif allele == 2:
-      parts |= {f'{tensor}_up': (first, everything)} if tied else {f'{tensor}_vector': (everything,)}
+      parts |= (
+        {f'{tensor}_up': (first, everything)} if tied else {f'{tensor}_vector': (everything,)}
+      )
     elif allele > 2:
       used = slice(0, ranks[allele - 3])
       parts |= {f'{tensor}_down': (everything, used), f'{tensor}_up': (used, everything)}

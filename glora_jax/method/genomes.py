@@ -24,27 +24,42 @@ def check_genome(spec: Spec, genome: Any) -> None:
   """Raises ValueError unless `genome` is [..., rows, 5], of integers, with (where it is concrete) codes that exist."""
   shape, dtype = jnp.shape(genome), jax.dtypes.result_type(genome)
   if len(shape) < 2 or shape[-2:] != (len(spec), 5):
-    raise ValueError(f'The genome has shape {shape}; this model has {len(spec)} adapted layers, so it must be [..., {len(spec)}, 5].')
+    raise ValueError(
+      f'The genome has shape {shape}; this model has {len(spec)} adapted layers, so it must be [..., {len(spec)}, 5].'
+    )
   if not jnp.issubdtype(dtype, jnp.integer):
-    raise ValueError(f'The genome has dtype {dtype}; it must be an integer type, int8 by convention.')
+    raise ValueError(
+      f'The genome has dtype {dtype}; it must be an integer type, int8 by convention.'
+    )
   if isinstance(genome, jax.core.Tracer):
     return
   genome = np.asarray(genome)
-  limit = spec.num_codes.astype(np.int8).astype(genome.dtype)  # in the genome's own type, a million are compared in no time
+  limit = spec.num_codes.astype(np.int8).astype(
+    genome.dtype
+  )  # in the genome's own type, a million are compared in no time
   if (genome < 0).any() or (genome >= limit).any():
     *_, row, column = index = tuple(np.argwhere((genome < 0) | (genome >= limit))[0])
     layer, tensor = spec.layers[row], TENSORS[column]
-    raise ValueError(f'The genome says {genome[index]} for {tensor} of layer {row} ({layer.name}); the codes there are 0 to '
-                     f'{spec.num_codes[row, column] - 1}: {", ".join(layer.space.names(tensor))}.')
+    raise ValueError(
+      f'The genome says {genome[index]} for {tensor} of layer {row} ({layer.name}); the codes there are 0 to '
+      f'{spec.num_codes[row, column] - 1}: {", ".join(layer.space.names(tensor))}.'
+    )
 
 
 def check_budget(budget: Any) -> int | None:
   """The budget as an int or None (no limit); ValueError where it is negative, fractional or no number."""
   if budget is None:
     return None
-  if isinstance(budget, (bool, str)) or not isinstance(budget, numbers.Real) or not float(budget).is_integer() or budget < 0:
+  if (
+    isinstance(budget, (bool, str))
+    or not isinstance(budget, numbers.Real)
+    or not float(budget).is_integer()
+    or budget < 0
+  ):
     shown = f'{budget:g}' if isinstance(budget, numbers.Real) else repr(budget)
-    raise ValueError(f'budget={shown} must be a whole number of trained parameters, 0 (the linear subnet) or more, or None.')
+    raise ValueError(
+      f'budget={shown} must be a whole number of trained parameters, 0 (the linear subnet) or more, or None.'
+    )
   return int(budget)
 
 
@@ -54,7 +69,7 @@ def _lookup(table: np.ndarray, genomes: Any) -> Iterator[np.ndarray]:
   flat = genomes.reshape(-1, *table.shape[:2])
   offsets = (np.arange(table.shape[0] * 5) * table.shape[2]).reshape(table.shape[:2])
   for start in range(0, len(flat), _BLOCK):
-    yield table.take(flat[start:start + _BLOCK] + offsets)
+    yield table.take(flat[start : start + _BLOCK] + offsets)
 
 
 def count_params(spec: Spec, genomes: Any) -> Any:
@@ -105,18 +120,27 @@ def require_feasible(spec: Spec, budget: Any) -> int | None:
   budget = check_budget(budget)
   least = count_params(spec, smallest_genome(spec))
   if budget is not None and least > budget:
-    raise ValueError(f'budget={budget} is below the {least} parameters of the smallest subnet on offer; raise it, or offer cheaper alleles.')
+    raise ValueError(
+      f'budget={budget} is below the {least} parameters of the smallest subnet on offer; raise it, or offer cheaper alleles.'
+    )
   return budget
 
 
-def shrink(rng: np.random.Generator, spec: Spec, genomes: np.ndarray, budget: int | None) -> np.ndarray:
+def shrink(
+  rng: np.random.Generator, spec: Spec, genomes: np.ndarray, budget: int | None
+) -> np.ndarray:
   """Genomes [n, rows, 5] repaired to respect a budget: while one is over it, a random gene of it gets a random cheaper allele."""
   genomes = genomes.copy()
   if require_feasible(spec, budget) is None:
     return genomes
   offered = spec.offered_table.astype(np.int64)
-  offered_costs = np.take_along_axis(spec.cost_table, offered, axis=-1).reshape(-1, offered.shape[-1])  # [genes, most]
-  flat, cost_table = genomes.reshape(len(genomes), -1), spec.cost_table.reshape(-1, spec.cost_table.shape[-1])
+  offered_costs = np.take_along_axis(spec.cost_table, offered, axis=-1).reshape(
+    -1, offered.shape[-1]
+  )  # [genes, most]
+  flat, cost_table = (
+    genomes.reshape(len(genomes), -1),
+    spec.cost_table.reshape(-1, spec.cost_table.shape[-1]),
+  )
   genes = np.arange(flat.shape[1])
   costs = cost_table[genes, flat]
   while len(over := np.flatnonzero(costs.sum(1) > budget)):
@@ -131,7 +155,9 @@ def shrink(rng: np.random.Generator, spec: Spec, genomes: np.ndarray, budget: in
   return genomes
 
 
-def random_genomes(rng: np.random.Generator, spec: Spec, number: int, budget: int | None = None) -> np.ndarray:
+def random_genomes(
+  rng: np.random.Generator, spec: Spec, number: int, budget: int | None = None
+) -> np.ndarray:
   """Random subnets within a budget, int8 [number, rows, 5].
 
   Uniform over the subnets within the budget (by rejection) where enough of the space fits; what eight rounds of rejection
@@ -155,8 +181,13 @@ def genome_to_json(spec: Spec, genome: Any) -> dict[str, Any]:
   """A genome that a person can read: codes, and for every layer the names of its alleles."""
   check_genome(spec, genome)
   genome = np.asarray(genome)
-  layers = [{'layer': layer.name, **{t: layer.space.names(t)[code] for t, code in zip(TENSORS, row, strict=True)}}
-            for layer, row in zip(spec, genome, strict=True)]
+  layers = [
+    {
+      'layer': layer.name,
+      **{t: layer.space.names(t)[code] for t, code in zip(TENSORS, row, strict=True)},
+    }
+    for layer, row in zip(spec, genome, strict=True)
+  ]
   return {'genome': genome.tolist(), 'params': count_params(spec, genome), 'layers': layers}
 
 

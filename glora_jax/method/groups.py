@@ -74,35 +74,55 @@ class Group:
       return
     # A constant is an element of the whole vector, which a part may not contain: it gets storage of its own here.
     whole = dict(supports)
-    whole |= {f'{t}_constant': whole.get(f'{t}_constant', whole[f'{t}_up'][..., 0, :1]) for t in 'AB'}
+    whole |= {
+      f'{t}_constant': whole.get(f'{t}_constant', whole[f'{t}_up'][..., 0, :1]) for t in 'AB'
+    }
     if self.has_bias:
       whole |= {f'{t}_constant': whole.get(f'{t}_constant', whole[t][..., :1]) for t in 'DE'}
     start = 0
     for site in self.members:
       part = slice(start, start + site.out_features)
       start += site.out_features
-      yield site, {name: value[..., part] if name in ('A_up', 'B_up', 'A_vector', 'B_vector', 'D', 'E') else value
-                   for name, value in whole.items()}
+      yield (
+        site,
+        {
+          name: value[..., part]
+          if name in ('A_up', 'B_up', 'A_vector', 'B_vector', 'D', 'E')
+          else value
+          for name, value in whole.items()
+        },
+      )
 
 
 def tie(sites: list[Site], ties: Sequence[Sequence[str]]) -> list[tuple[Site, ...]]:
   """The sites one by one or, where a tie says so, together at the first member's place."""
   by_name, tied = {site.name: site for site in sites}, {}
   for ends in map(tuple, ties):
-    heads_of_ties = [site for site in sites if site.name == ends[0] or site.name.endswith(f'/{ends[0]}')]
+    heads_of_ties = [
+      site for site in sites if site.name == ends[0] or site.name.endswith(f'/{ends[0]}')
+    ]
     if len(ends) < 2 or len(set(ends)) < len(ends) or not heads_of_ties:
-      raise ValueError(f'The tie {ends} must list two or more different path ends of selected layers; there are: {", ".join(by_name)}.')
+      raise ValueError(
+        f'The tie {ends} must list two or more different path ends of selected layers; there are: {", ".join(by_name)}.'
+      )
     for first in heads_of_ties:
       names = [first.name.removesuffix(ends[0]) + end for end in ends]
       if missing := [name for name in names if name not in by_name]:
-        raise ValueError(f'The tie {ends} finds {first.name}, but beside it no selected layer {", ".join(missing)}.')
+        raise ValueError(
+          f'The tie {ends} finds {first.name}, but beside it no selected layer {", ".join(missing)}.'
+        )
       members = tuple(by_name[name] for name in names)
       for site in members[1:]:
         for what, mine, others in (
-            ('in', site.in_features, first.in_features), ('stack', site.stack_shape, first.stack_shape),
-            ('bias', site.bias_shape is not None, first.bias_shape is not None), ('input array', site.input_id, first.input_id)):
+          ('in', site.in_features, first.in_features),
+          ('stack', site.stack_shape, first.stack_shape),
+          ('bias', site.bias_shape is not None, first.bias_shape is not None),
+          ('input array', site.input_id, first.input_id),
+        ):
           if mine != others:
-            raise ValueError(f'The tie {ends} does not fit: {site.name} and {first.name} do not have the same {what}.')
+            raise ValueError(
+              f'The tie {ends} does not fit: {site.name} and {first.name} do not have the same {what}.'
+            )
       for site in members:
         if site.name in tied:
           raise ValueError(f'{site.name} is in two ties; a layer can be in one.')
@@ -118,6 +138,14 @@ def tie(sites: list[Site], ties: Sequence[Sequence[str]]) -> list[tuple[Site, ..
 
 def number_rows(groups: list[Group]) -> tuple[Group, ...]:
   """Rows counted among the groups alone, in the same order."""
-  earliest = lambda group: [min(rows) for rows in zip(*(site.rows for site in group.members), strict=True)]
-  order = {row: number for number, row in enumerate(sorted(row for group in groups for row in earliest(group)))}
-  return tuple(dataclasses.replace(group, rows=tuple(order[row] for row in earliest(group))) for group in groups)
+  earliest = lambda group: [
+    min(rows) for rows in zip(*(site.rows for site in group.members), strict=True)
+  ]
+  order = {
+    row: number
+    for number, row in enumerate(sorted(row for group in groups for row in earliest(group)))
+  }
+  return tuple(
+    dataclasses.replace(group, rows=tuple(order[row] for row in earliest(group)))
+    for group in groups
+  )

@@ -24,7 +24,7 @@ class Layout:
     """The kernel as [stack..., in, out]."""
     size = lambda dims: math.prod(kernel.shape[d] for d in dims)
     moved = kernel.transpose(self.stack + self.inputs + self.outputs)
-    return moved.reshape((*moved.shape[:len(self.stack)], size(self.inputs), size(self.outputs)))
+    return moved.reshape((*moved.shape[: len(self.stack)], size(self.inputs), size(self.outputs)))
 
   def kernel(self, matrices: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Inverse of `matrices`."""
@@ -34,7 +34,7 @@ class Layout:
   def vectors(self, bias: jax.Array) -> jax.Array:
     """The bias as [stack..., out]."""
     moved = bias.transpose(self._bias_order(bias.ndim))
-    return moved.reshape(*moved.shape[:len(self.bias_stack)], -1)
+    return moved.reshape(*moved.shape[: len(self.bias_stack)], -1)
 
   def bias(self, vectors: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Inverse of `vectors`."""
@@ -67,7 +67,10 @@ def linear_layout(module: nn.Module, inputs: Any = None, einsum_str: str | None 
     return _einsum_layout((einsum_str or module.einsum_str).replace(' ', ''))
   as_tuple = lambda value: (value,) if isinstance(value, int) else tuple(value)
   outputs_from = len(as_tuple(module.batch_dims)) + len(as_tuple(module.axis))
-  dims, stack = tuple(range(outputs_from + len(as_tuple(module.features)))), len(as_tuple(module.batch_dims))
+  dims, stack = (
+    tuple(range(outputs_from + len(as_tuple(module.features)))),
+    len(as_tuple(module.batch_dims)),
+  )
   return Layout(dims[:stack], dims[stack:outputs_from], dims[outputs_from:], dims[:stack])
 
 
@@ -76,11 +79,25 @@ def _einsum_layout(equation: str) -> Layout:
   inputs, kernel = operands.split(',')
   roles = {(True, False): 'in', (False, True): 'out', (True, True): 'stack', (False, False): None}
   role = {letter: roles[letter in inputs, letter in result] for letter in kernel}
-  if '.' in kernel or len(role) != len(kernel) or None in role.values() or not {'in', 'out'} <= set(role.values()):
+  if (
+    '.' in kernel
+    or len(role) != len(kernel)
+    or None in role.values()
+    or not {'in', 'out'} <= set(role.values())
+  ):
     raise ValueError(
-        f"nn.Einsum('{equation}') is no linear layer: each letter of its kernel '{kernel}' must stand in the input or the result, "
-        'at least one in the input alone and one in the result alone')
-  dims = lambda wanted, letters: tuple(kernel.index(letter) for letter in letters if role.get(letter) == wanted)
-  bias = [letter for letter in result if letter in role]  # Flax gives the bias the kernel's letters in the result's order
-  return Layout(dims('stack', kernel), dims('in', kernel), dims('out', result),
-                tuple(bias.index(letter) for letter in kernel if role[letter] == 'stack'))
+      f"nn.Einsum('{equation}') is no linear layer: each letter of its kernel '{kernel}' must stand in the input or the result, "
+      'at least one in the input alone and one in the result alone'
+    )
+  dims = lambda wanted, letters: tuple(
+    kernel.index(letter) for letter in letters if role.get(letter) == wanted
+  )
+  bias = [
+    letter for letter in result if letter in role
+  ]  # Flax gives the bias the kernel's letters in the result's order
+  return Layout(
+    dims('stack', kernel),
+    dims('in', kernel),
+    dims('out', result),
+    tuple(bias.index(letter) for letter in kernel if role[letter] == 'stack'),
+  )

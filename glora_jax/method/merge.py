@@ -48,20 +48,36 @@ class Form:
 
 
 def merge_kernel(
-    kernel: jax.Array, bias: jax.Array | None, supports: Mapping[str, Any], alleles: jax.Array, layout: Layout, ranks: tuple[int, ...]
+  kernel: jax.Array,
+  bias: jax.Array | None,
+  supports: Mapping[str, Any],
+  alleles: jax.Array,
+  layout: Layout,
+  ranks: tuple[int, ...],
 ) -> tuple[jax.Array, jax.Array | None]:
   """`reparam.effective` over a kernel of any layout; supports and alleles have the layout's stack axes first."""
   function = _over_stack(functools.partial(equation.effective, ranks=ranks), layout)
-  matrices, vectors = function(layout.matrices(kernel), None if bias is None else layout.vectors(bias), supports, alleles)
-  return layout.kernel(matrices, kernel.shape), None if bias is None else layout.bias(vectors, bias.shape)
+  matrices, vectors = function(
+    layout.matrices(kernel), None if bias is None else layout.vectors(bias), supports, alleles
+  )
+  return layout.kernel(matrices, kernel.shape), None if bias is None else layout.bias(
+    vectors, bias.shape
+  )
 
 
 def merge_bias(
-    kernel: jax.Array, bias: jax.Array, supports: Mapping[str, Any], alleles: jax.Array, layout: Layout, ranks: tuple[int, ...]
+  kernel: jax.Array,
+  bias: jax.Array,
+  supports: Mapping[str, Any],
+  alleles: jax.Array,
+  layout: Layout,
+  ranks: tuple[int, ...],
 ) -> jax.Array:
   """The bias of `merge_kernel` alone."""
   function = _over_stack(functools.partial(equation.effective_bias, ranks=ranks), layout)
-  return layout.bias(function(layout.matrices(kernel), layout.vectors(bias), supports, alleles), bias.shape)
+  return layout.bias(
+    function(layout.matrices(kernel), layout.vectors(bias), supports, alleles), bias.shape
+  )
 
 
 def _over_stack(function, layout):
@@ -77,7 +93,9 @@ def fold(groups: tuple[Group, ...], params: Any, supports: Any, genome: jax.Arra
     for site, part in group.of_members(nn.meta.unbox(get(supports, group.path))):
       module = get(params, site.path)
       bias = nn.meta.unbox(module['bias']) if site.bias_shape is not None else None
-      merged = merge_kernel(nn.meta.unbox(module['kernel']), bias, part, alleles, site.layout, group.space.ranks)
+      merged = merge_kernel(
+        nn.meta.unbox(module['kernel']), bias, part, alleles, site.layout, group.space.ranks
+      )
       for name, value in zip(('kernel', 'bias'), merged, strict=True):
         if value is not None:
           params = replace(params, (*site.path, name), value)
@@ -85,7 +103,11 @@ def fold(groups: tuple[Group, ...], params: Any, supports: Any, genome: jax.Arra
 
 
 def graft(
-    groups: tuple[Group, ...], params: Any, supports: Any, genome: jax.Array, fixed: np.ndarray | None = None
+  groups: tuple[Group, ...],
+  params: Any,
+  supports: Any,
+  genome: jax.Array,
+  fixed: np.ndarray | None = None,
 ) -> tuple[Any, dict[str, Form]]:
   """Params with supports and alleles beside their kernels, stacked as these are, and what each graft's key stands for.
 
@@ -100,18 +122,30 @@ def graft(
     if group in shared:
       continue
     alleles = group.alleles(genome)
-    union = None if fixed is None else tuple(tuple(sorted(set(column.tolist()))) for column in fixed[np.array(group.rows)].T)
+    union = (
+      None
+      if fixed is None
+      else tuple(tuple(sorted(set(column.tolist()))) for column in fixed[np.array(group.rows)].T)
+    )
     for site, part in group.of_members(nn.meta.unbox(get(supports, group.path))):
       form = Form(site.local, group.space.ranks, union)
       forms[form.key] = form
       if fixed is not None and group.has_bias:
         if union[2:] != ((0,),) * 3:
-          module = {name: nn.meta.unbox(get(params, (*site.path, name))) for name in ('kernel', 'bias')}
-          merged = merge_bias(**module, supports=part, alleles=alleles, layout=site.layout, ranks=form.ranks)
+          module = {
+            name: nn.meta.unbox(get(params, (*site.path, name))) for name in ('kernel', 'bias')
+          }
+          merged = merge_bias(
+            **module, supports=part, alleles=alleles, layout=site.layout, ranks=form.ranks
+          )
           params = replace(params, (*site.path, 'bias'), merged)
         part = {name: value for name, value in part.items() if name[0] in 'AB'}
       leaves = {'alleles': alleles, **part}
-      params = replace(params, (*site.path, form.key), {name: _place(value, site) for name, value in leaves.items()})
+      params = replace(
+        params,
+        (*site.path, form.key),
+        {name: _place(value, site) for name, value in leaves.items()},
+      )
   return params, forms
 
 
@@ -138,8 +172,12 @@ def intercept(forms: Mapping[str, Form], next_function, args, kwargs, context):
   leaves, kernel, bias = params.pop(key), params['kernel'], params.get('bias')
   stack = tuple(kernel.shape[d] for d in form.layout.stack)
   size = lambda dims: math.prod(kernel.shape[d] for d in dims)
-  shapes = equation.support_shapes(size(form.layout.inputs), size(form.layout.outputs), form.ranks, tied=False)
-  supports = {name: value.reshape(stack + shapes[name]) for name, value in leaves.items() if name != 'alleles'}
+  shapes = equation.support_shapes(
+    size(form.layout.inputs), size(form.layout.outputs), form.ranks, tied=False
+  )
+  supports = {
+    name: value.reshape(stack + shapes[name]) for name, value in leaves.items() if name != 'alleles'
+  }
   alleles = leaves['alleles'].reshape((*stack, 5))
   run = lambda module, params: module.clone(parent=None).apply({'params': params}, *args, **kwargs)
 
@@ -149,7 +187,9 @@ def intercept(forms: Mapping[str, Form], next_function, args, kwargs, context):
     takes = [alleles_of != (0,) for alleles_of in form.union]
     product = run(module.clone(use_bias=False), {'kernel': kernel})
     inputs = args[0] if args else kwargs['inputs']
-    return equation.thin_output(inputs, product, bias, supports, alleles, form.ranks, scales=takes[0], shifts=takes[1])
+    return equation.thin_output(
+      inputs, product, bias, supports, alleles, form.ranks, scales=takes[0], shifts=takes[1]
+    )
 
   params['kernel'], bias = merge_kernel(kernel, bias, supports, alleles, form.layout, form.ranks)
   if bias is not None:

@@ -12,12 +12,12 @@ from glora_jax.method.space import TENSORS, Spec
 
 # A method that GLoRA contains, as codes A B C D E; -1 is the highest code, the largest rank.
 _PRESETS = {
-    'linear': (0, 0, 0, 0, 0),
-    'bitfit': (0, 0, 0, 0, 2),
-    'lora': (0, -1, 0, 0, 0),
-    'ssf': (2, 0, 0, 2, 2),
-    'prompt': (0, 0, 1, 0, 0),
-    'full': (-1, -1, -1, 2, 2),
+  'linear': (0, 0, 0, 0, 0),
+  'bitfit': (0, 0, 0, 0, 2),
+  'lora': (0, -1, 0, 0, 0),
+  'ssf': (2, 0, 0, 2, 2),
+  'prompt': (0, 0, 1, 0, 0),
+  'full': (-1, -1, -1, 2, 2),
 }
 PRESET_NAMES = tuple(_PRESETS)
 _OF_BIASES = ('bitfit', 'prompt')  # nothing is left of them where no layer has a bias
@@ -72,11 +72,17 @@ def custom_genome(spec: Spec, choices: Mapping[str, str | Mapping[str, str | int
       continue
     for tensor, allele in choice.items():
       names = layer.space.names(tensor) if tensor in TENSORS else ()
-      codes = {name: code for code, name in enumerate(names)} | ({'lora': len(names) - 1} if tensor in 'ABC' else {})
+      codes = {name: code for code, name in enumerate(names)} | (
+        {'lora': len(names) - 1} if tensor in 'ABC' else {}
+      )
       if codes.get(allele, allele) not in range(len(names)):
-        raise ValueError(f"custom genome: {layer.name} has no {tensor}={allele!r}; the tensors are A to E, the alleles of {tensor}: "
-                         f'{", ".join(names) or "none, no such tensor"}.')
+        raise ValueError(
+          f'custom genome: {layer.name} has no {tensor}={allele!r}; the tensors are A to E, the alleles of {tensor}: '
+          f'{", ".join(names) or "none, no such tensor"}.'
+        )
       genome[row, TENSORS.index(tensor)] = codes.get(allele, allele)
   if unused := [pattern for pattern in choices if pattern not in used]:
-    raise ValueError(f'custom genome: {", ".join(unused)} matches no layer; there are: {", ".join(layer.name for layer in spec)}.')
+    raise ValueError(
+      f'custom genome: {", ".join(unused)} matches no layer; there are: {", ".join(layer.name for layer in spec)}.'
+    )
   return canonicalize(spec, genome)

@@ -37,8 +37,14 @@ class SearchSpace:
 
   def __post_init__(self):
     ranks = (self.ranks,) if isinstance(self.ranks, numbers.Integral) else tuple(self.ranks)
-    if not ranks or any(not isinstance(r, numbers.Integral) or r < 1 for r in ranks) or list(ranks) != sorted(set(ranks)):
-      raise ValueError(f'ranks={self.ranks} must be positive integers in ascending order, (4,) or (2, 4, 8) for instance.')
+    if (
+      not ranks
+      or any(not isinstance(r, numbers.Integral) or r < 1 for r in ranks)
+      or list(ranks) != sorted(set(ranks))
+    ):
+      raise ValueError(
+        f'ranks={self.ranks} must be positive integers in ascending order, (4,) or (2, 4, 8) for instance.'
+      )
     object.__setattr__(self, 'ranks', tuple(int(r) for r in ranks))
     for tensor in TENSORS:
       object.__setattr__(self, tensor, self._offer(tensor, getattr(self, tensor)))
@@ -53,14 +59,19 @@ class SearchSpace:
     chosen = (offered,) if isinstance(offered, (str, numbers.Integral)) else tuple(offered)
     chosen = {codes.get(allele, allele) for allele in chosen}
     if not chosen or not chosen <= set(range(len(names))):
-      raise ValueError(f'{tensor}={offered} is not a choice among {", ".join(names)} (codes 0 to {len(names) - 1}).')
+      raise ValueError(
+        f'{tensor}={offered} is not a choice among {", ".join(names)} (codes 0 to {len(names) - 1}).'
+      )
     return tuple(sorted(int(code) for code in chosen))
 
   def names(self, tensor: str) -> tuple[str, ...]:
     """Names of all forms of a tensor, in the order of their codes."""
     loras = tuple(f'lora{rank}' for rank in self.ranks)
-    return {'A': ('none', 'constant', 'vector', *loras), 'C': ('none', 'vector', *loras),
-            'D': ('none', 'constant', 'vector')}[{'B': 'A', 'E': 'D'}.get(tensor, tensor)]
+    return {
+      'A': ('none', 'constant', 'vector', *loras),
+      'C': ('none', 'vector', *loras),
+      'D': ('none', 'constant', 'vector'),
+    }[{'B': 'A', 'E': 'D'}.get(tensor, tensor)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +123,9 @@ class Spec:
     """[rows, 5, codes], the last axis filled up with the last value."""
     rows = [[values(layer, tensor) for tensor in TENSORS] for layer in self.layers]
     width = max((len(v) for row in rows for v in row), default=1)
-    return np.array([[(*v, *[v[-1]] * (width - len(v))) for v in row] for row in rows], dtype).reshape(len(rows), 5, width)
+    return np.array(
+      [[(*v, *[v[-1]] * (width - len(v))) for v in row] for row in rows], dtype
+    ).reshape(len(rows), 5, width)
 
   @functools.cached_property
   def cost_table(self) -> np.ndarray:
@@ -130,9 +143,13 @@ class Spec:
   @functools.cached_property
   def num_codes(self) -> np.ndarray:
     """Number of forms that exist, int [rows, 5]."""
-    return np.array([[len(layer.space.names(t)) for t in TENSORS] for layer in self.layers]).reshape(len(self), 5)
+    return np.array(
+      [[len(layer.space.names(t)) for t in TENSORS] for layer in self.layers]
+    ).reshape(len(self), 5)
 
   @functools.cached_property
   def num_offered(self) -> np.ndarray:
     """Number of forms on offer, int [rows, 5]."""
-    return np.array([[len(layer.offered(t)) for t in TENSORS] for layer in self.layers]).reshape(len(self), 5)
+    return np.array([[len(layer.offered(t)) for t in TENSORS] for layer in self.layers]).reshape(
+      len(self), 5
+    )

@@ -25,15 +25,23 @@ def find_images(paths: Iterable[str]) -> list[str]:
   found = []
   for path in paths:
     if os.path.isdir(path):
-      inside = sorted(os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names
-                      if name.lower().endswith(EXTENSIONS) and not name.startswith('.'))
+      inside = sorted(
+        os.path.join(folder, name)
+        for folder, _, names in os.walk(path)
+        for name in names
+        if name.lower().endswith(EXTENSIONS) and not name.startswith('.')
+      )
       if not inside:
-        raise FileNotFoundError(f'There are no images in the folder {path}; an image is a file ending in {", ".join(EXTENSIONS)}.')
+        raise FileNotFoundError(
+          f'There are no images in the folder {path}; an image is a file ending in {", ".join(EXTENSIONS)}.'
+        )
       found += inside
     elif os.path.exists(path):
       found.append(path)
     else:
-      raise FileNotFoundError(f'There is no file or folder {path}; give images, or folders with images.')
+      raise FileNotFoundError(
+        f'There is no file or folder {path}; give images, or folders with images.'
+      )
   return found
 
 
@@ -45,7 +53,14 @@ class Classifier:
     rule: how images become square, see `data.image.resize`.
   """
 
-  def __init__(self, path: str, *, rule: str | None = None, normalization: Normalization | None = None, **fields: Any):
+  def __init__(
+    self,
+    path: str,
+    *,
+    rule: str | None = None,
+    normalization: Normalization | None = None,
+    **fields: Any,
+  ):
     """Loads a checkpoint.
 
     Args:
@@ -60,21 +75,34 @@ class Classifier:
     folded = os.path.join(path, 'folded')
     path = folded if os.path.isdir(folded) else path
     if not os.path.exists(path):
-      raise FileNotFoundError(f'There is no model {path}; give the folder folded/ of a run, or another checkpoint.')
+      raise FileNotFoundError(
+        f'There is no model {path}; give the folder folded/ of a run, or another checkpoint.'
+      )
     model, params, metadata = weights.load(path, normalization=normalization, **fields)
     if not model.num_classes:
-      raise ValueError(f'{path} has no head, so no classes to choose from; give the folder folded/ of a run, or a checkpoint with a head.')
+      raise ValueError(
+        f'{path} has no head, so no classes to choose from; give the folder folded/ of a run, or a checkpoint with a head.'
+      )
     if (normalization := metadata.get('normalization') or normalization) is None:
-      raise ValueError(f'{path} does not say how images are normalized; give normalization, one of {", ".join(NORMALIZATIONS)}.')
+      raise ValueError(
+        f'{path} does not say how images are normalized; give normalization, one of {", ".join(NORMALIZATIONS)}.'
+      )
     if not isinstance(metadata['image_size'], int):
-      raise ValueError(f'{path} is for images of {metadata["image_size"]}; only models of square images are supported here.')
+      raise ValueError(
+        f'{path} is for images of {metadata["image_size"]}; only models of square images are supported here.'
+      )
     self.classes = tuple(metadata.get('classes') or map(str, range(model.num_classes)))
     self.rule, self.image_size = rule or metadata.get('resize', 'squash'), metadata['image_size']
     self._params = jax.tree.map(jax.numpy.asarray, params)
-    self._forward = jax.jit(lambda params, pixels: jax.nn.softmax(
-        model.apply({'params': params}, normalize(pixels, normalization)).astype(np.float32)))
+    self._forward = jax.jit(
+      lambda params, pixels: jax.nn.softmax(
+        model.apply({'params': params}, normalize(pixels, normalization)).astype(np.float32)
+      )
+    )
 
-  def __call__(self, images: Sequence[str], *, batch_size: int = 64) -> Iterator[tuple[str, np.ndarray | str]]:
+  def __call__(
+    self, images: Sequence[str], *, batch_size: int = 64
+  ) -> Iterator[tuple[str, np.ndarray | str]]:
     """(path, probabilities float32 [classes]) of every image in their order; where one cannot be decoded, (path, what is wrong).
 
     Args:
@@ -84,7 +112,7 @@ class Classifier:
     batch_size = max(1, min(batch_size, len(images)))
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
       for start in range(0, len(images), batch_size):
-        names = images[start:start + batch_size]
+        names = images[start : start + batch_size]
         pixels, errors = np.zeros((batch_size, self.image_size, self.image_size, 3), np.uint8), {}
         for number, read in enumerate(pool.map(self._read, names)):
           if isinstance(read, str):
@@ -102,6 +130,11 @@ class Classifier:
       return str(error)
 
 
-def answer(classes: Sequence[str], shares: np.ndarray, top: int | None = None) -> list[dict[str, Any]]:
+def answer(
+  classes: Sequence[str], shares: np.ndarray, top: int | None = None
+) -> list[dict[str, Any]]:
   """[{'class': name, 'probability': number}, ...] of the `top` most probable classes, or of all; the most probable first."""
-  return [{'class': classes[number], 'probability': float(shares[number])} for number in np.argsort(-shares, kind='stable')[:top]]
+  return [
+    {'class': classes[number], 'probability': float(shares[number])}
+    for number in np.argsort(-shares, kind='stable')[:top]
+  ]

@@ -15,7 +15,9 @@ from glora_jax.models.vit import ViT
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 
 
-def export(model: ViT, params: Any, image_size: int | list[int], normalization: str | None) -> jax.export.Exported:
+def export(
+  model: ViT, params: Any, image_size: int | list[int], normalization: str | None
+) -> jax.export.Exported:
   """Images to logits, the parameters inside, for any batch size and on CPU, GPU and TPU.
 
   Args:
@@ -31,10 +33,14 @@ def export(model: ViT, params: Any, image_size: int | list[int], normalization: 
   params = jax.tree.map(jnp.asarray, params)
 
   def logits(images):
-    return model.apply({'params': params}, images if normalization is None else normalize(images, normalization))
+    return model.apply(
+      {'params': params}, images if normalization is None else normalize(images, normalization)
+    )
 
-  batch, = jax.export.symbolic_shape('batch')
-  images = jax.ShapeDtypeStruct((batch, height, width, 3), jnp.float32 if normalization is None else jnp.uint8)
+  (batch,) = jax.export.symbolic_shape('batch')
+  images = jax.ShapeDtypeStruct(
+    (batch, height, width, 3), jnp.float32 if normalization is None else jnp.uint8
+  )
   return jax.export.export(jax.jit(logits), platforms=PLATFORMS)(images)
 
 
@@ -55,4 +61,6 @@ def load_exported(path: Path) -> jax.export.Exported:
   try:
     return jax.export.deserialize(bytearray(content))
   except Exception as error:  # flatbuffers has its own
-    raise ValueError(f'{path} is no exported function ({type(error).__name__}); write one with glora_jax.convert.') from error
+    raise ValueError(
+      f'{path} is no exported function ({type(error).__name__}); write one with glora_jax.convert.'
+    ) from error

@@ -29,15 +29,23 @@ _AUGREG = 'https://storage.googleapis.com/vit_models/augreg'
 _HF = 'https://huggingface.co/facebook/{}/resolve/{}'
 
 SHORTCUTS = {
-    # The official GLoRA's own base (Dosovitskiy et al. 2021, arXiv 2010.11929).
-    'in21k-B/16': Published('https://storage.googleapis.com/vit_models/imagenet21k/ViT-B_16.npz', 'inception'),
-    # Steiner et al. 2022, arXiv 2106.10270: the checkpoint that big_vision recommends.
-    'augreg-B/16': Published(f'{_AUGREG}/B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0.npz', 'inception'),
-    # Oquab et al. 2023, arXiv 2304.07193; the revisions never change.
-    'dinov2-S/14': Published(
-        _HF.format('dinov2-small', 'ed25f3a31f01632728cabb09d1542f84ab7b0056') + '/model.safetensors', 'imagenet'),
-    'dinov2-B/14': Published(
-        _HF.format('dinov2-base', 'f9e44c814b77203eaa57a6bdbbd535f21ede1415') + '/model.safetensors', 'imagenet'),
+  # The official GLoRA's own base (Dosovitskiy et al. 2021, arXiv 2010.11929).
+  'in21k-B/16': Published(
+    'https://storage.googleapis.com/vit_models/imagenet21k/ViT-B_16.npz', 'inception'
+  ),
+  # Steiner et al. 2022, arXiv 2106.10270: the checkpoint that big_vision recommends.
+  'augreg-B/16': Published(
+    f'{_AUGREG}/B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0.npz', 'inception'
+  ),
+  # Oquab et al. 2023, arXiv 2304.07193; the revisions never change.
+  'dinov2-S/14': Published(
+    _HF.format('dinov2-small', 'ed25f3a31f01632728cabb09d1542f84ab7b0056') + '/model.safetensors',
+    'imagenet',
+  ),
+  'dinov2-B/14': Published(
+    _HF.format('dinov2-base', 'f9e44c814b77203eaa57a6bdbbd535f21ede1415') + '/model.safetensors',
+    'imagenet',
+  ),
 }
 
 
@@ -75,24 +83,34 @@ def fetch(weights: str, sha256: str | None = None) -> str:
   if not url.startswith(('https://', 'http://')):
     path = os.path.expanduser(weights)
     if not os.path.exists(path):
-      raise FileNotFoundError(f"model.weights='{weights}' is no file or folder, and none of the names "
-                              f'{", ".join(SHORTCUTS)}; an address starts with https://.')
+      raise FileNotFoundError(
+        f"model.weights='{weights}' is no file or folder, and none of the names "
+        f'{", ".join(SHORTCUTS)}; an address starts with https://.'
+      )
     if sha256 and os.path.isdir(path):
-      raise ValueError(f'model.sha256 is the sum of one file, and {path} is a folder; give the file.')
+      raise ValueError(
+        f'model.sha256 is the sum of one file, and {path} is a folder; give the file.'
+      )
     if sha256 and (found := _sha256(path)) != sha256.lower():
       raise ValueError(f'{path} has SHA-256 {found}, and {sha256.lower()} was expected.')
     return path
   if sha256 is None and not published:
-    raise ValueError(f'{url} needs model.sha256, the SHA-256 that its publisher gives, so that what comes is what was meant.')
+    raise ValueError(
+      f'{url} needs model.sha256, the SHA-256 that its publisher gives, so that what comes is what was meant.'
+    )
   name = os.path.basename(urllib.parse.urlsplit(url).path) or 'weights'
-  folder = os.path.join(cache_folder(), hashlib.sha256(url.encode()).hexdigest()[:16])  # addresses may end alike
+  folder = os.path.join(
+    cache_folder(), hashlib.sha256(url.encode()).hexdigest()[:16]
+  )  # addresses may end alike
   path, record = os.path.join(folder, name), os.path.join(folder, f'{name}.sha256')
   expected = sha256 and sha256.lower()
   if expected is None and os.path.exists(record):
     with open(record) as file:
       expected = file.read().strip()
   if os.path.exists(path) and expected and (found := _sha256(path)) != expected:
-    raise ValueError(f'{path} has SHA-256 {found}, and {expected} was expected. Remove it to download it again, or check model.sha256.')
+    raise ValueError(
+      f'{path} has SHA-256 {found}, and {expected} was expected. Remove it to download it again, or check model.sha256.'
+    )
   if not os.path.exists(path) or not expected:
     _download(url, path, expected)
   if not os.path.exists(record):
@@ -105,14 +123,23 @@ def _download(url, path, expected):
   os.makedirs(os.path.dirname(path), exist_ok=True)
   log.info('Downloading %s', url)
   try:
-    pooch.retrieve(url, expected and f'sha256:{expected}', os.path.basename(path), os.path.dirname(path),
-                   downloader=pooch.HTTPDownloader(progressbar=True, timeout=30))
+    pooch.retrieve(
+      url,
+      expected and f'sha256:{expected}',
+      os.path.basename(path),
+      os.path.dirname(path),
+      downloader=pooch.HTTPDownloader(progressbar=True, timeout=30),
+    )
   except (requests.RequestException, OSError) as error:  # some of these are ValueErrors, too
     reason = str(error).splitlines()[0][:200]
-    raise OSError(f'{url} could not be downloaded ({reason}). Get the file in another way and put it at {path}, or give its path as '
-                  'model.weights.') from error
+    raise OSError(
+      f'{url} could not be downloaded ({reason}). Get the file in another way and put it at {path}, or give its path as '
+      'model.weights.'
+    ) from error
   except ValueError as error:  # pooch's own for a wrong sum
-    raise ValueError(f'What {url} sent is not the file with SHA-256 {expected}; nothing was kept. Check address and sum.') from error
+    raise ValueError(
+      f'What {url} sent is not the file with SHA-256 {expected}; nothing was kept. Check address and sum.'
+    ) from error
 
 
 def _sha256(path):

@@ -33,15 +33,26 @@ def load_official_supernet(path: Path, adapted: Adapted, params: Any) -> dict[st
   Raises:
     ValueError: every tensor that is missing, unexpected or misshaped is named.
   """
-  if not isinstance(adapted.model, ViT) or not adapted.model.num_classes or not all(layer.space.tied for layer in adapted.spec):
-    raise ValueError('An official supernet goes onto the ViT of glora_jax.models.vit, with a head (num_classes above 0), adapted with a '
-                     'tied SearchSpace.')
+  if (
+    not isinstance(adapted.model, ViT)
+    or not adapted.model.num_classes
+    or not all(layer.space.tied for layer in adapted.spec)
+  ):
+    raise ValueError(
+      'An official supernet goes onto the ViT of glora_jax.models.vit, with a head (num_classes above 0), adapted with a '
+      'tied SearchSpace.'
+    )
   tensors = open_tensors(path)
   timm = FORMATS['timm']
-  names = {rule.ours: rule.theirs[0].removesuffix('.weight') for rule in timm.rules(adapted.model, timm.variant)}
+  names = {
+    rule.ours: rule.theirs[0].removesuffix('.weight')
+    for rule in timm.rules(adapted.model, timm.variant)
+  }
   variables = adapted.init(jax.random.key(0), params)
   trainable, frozen = adapted.split(variables)
-  supports = jax.tree.map(lambda value: np.zeros(value.shape, value.dtype), nn.meta.unbox(trainable[COLLECTION]))
+  supports = jax.tree.map(
+    lambda value: np.zeros(value.shape, value.dtype), nn.meta.unbox(trainable[COLLECTION])
+  )
   places, expected = {}, {}
   for group in adapted.groups:
     for index, _ in group.slices():
@@ -49,7 +60,7 @@ def load_official_supernet(path: Path, adapted: Adapted, params: Any) -> dict[st
       for ours, theirs, transposed in _OFFICIAL:
         module = get(supports, group.path)
         if ours in module:
-          shape = module[ours].shape[len(index):]
+          shape = module[ours].shape[len(index) :]
           places[f'{layer}.{theirs}'] = module, ours, index, transposed
           expected[f'{layer}.{theirs}'] = shape[::-1] if transposed else shape
   heads = trainable['params']['head']
@@ -67,5 +78,13 @@ def load_official_supernet(path: Path, adapted: Adapted, params: Any) -> dict[st
 
 
 # The supports' names here and there, and whether they are transposed.
-_OFFICIAL = (('A_down', 'Au', True), ('A_up', 'Ad', True), ('B_down', 'Bu', True), ('B_up', 'Bd', True),
-             ('C_down', 'Cd', False), ('C_up', 'Cu', False), ('D', 'D', False), ('E', 'E', False))
+_OFFICIAL = (
+  ('A_down', 'Au', True),
+  ('A_up', 'Ad', True),
+  ('B_down', 'Bu', True),
+  ('B_up', 'Bd', True),
+  ('C_down', 'Cd', False),
+  ('C_up', 'Cu', False),
+  ('D', 'D', False),
+  ('E', 'E', False),
+)

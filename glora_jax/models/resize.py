@@ -10,7 +10,9 @@ import scipy.ndimage
 INTERPOLATIONS = ('bicubic_antialias', 'bicubic', 'linear_corners')
 
 
-def resize_pos_embed(pos_embed: np.ndarray, old: tuple[int, int], new: tuple[int, int], interpolation: str) -> np.ndarray:
+def resize_pos_embed(
+  pos_embed: np.ndarray, old: tuple[int, int], new: tuple[int, int], interpolation: str
+) -> np.ndarray:
   """Position embeddings of one grid of patches, interpolated for another.
 
   Args:
@@ -30,20 +32,32 @@ def resize_pos_embed(pos_embed: np.ndarray, old: tuple[int, int], new: tuple[int
   _, tokens, width = pos_embed.shape
   extra = tokens - old[0] * old[1]
   if extra not in (0, 1):
-    raise ValueError(f'The position embedding has {tokens} tokens; a grid of {old[0]} x {old[1]} patches needs {old[0] * old[1]}, '
-                     'or one more with a class token. Say which grid it has.')
+    raise ValueError(
+      f'The position embedding has {tokens} tokens; a grid of {old[0]} x {old[1]} patches needs {old[0] * old[1]}, '
+      'or one more with a class token. Say which grid it has.'
+    )
   if interpolation not in INTERPOLATIONS:
-    raise ValueError(f"interpolation='{interpolation}' is unknown; it is one of {', '.join(INTERPOLATIONS)}.")
+    raise ValueError(
+      f"interpolation='{interpolation}' is unknown; it is one of {', '.join(INTERPOLATIONS)}."
+    )
   if old == new:
     return pos_embed
   grid = np.asarray(pos_embed[0, extra:], np.float32).reshape(*old, width)
   if interpolation == 'bicubic_antialias':
-    grid = np.asarray(jax.image.resize(grid, (*new, width), 'cubic', antialias=True, precision=jax.lax.Precision.HIGHEST))
+    grid = np.asarray(
+      jax.image.resize(
+        grid, (*new, width), 'cubic', antialias=True, precision=jax.lax.Precision.HIGHEST
+      )
+    )
   elif interpolation == 'bicubic':
-    grid = np.einsum('yh,xw,hwc->yxc', _bicubic(old[0], new[0]), _bicubic(old[1], new[1]), grid, optimize=True)
+    grid = np.einsum(
+      'yh,xw,hwc->yxc', _bicubic(old[0], new[0]), _bicubic(old[1], new[1]), grid, optimize=True
+    )
   else:
     grid = scipy.ndimage.zoom(grid, (new[0] / old[0], new[1] / old[1], 1), order=1)
-  return np.concatenate([pos_embed[:, :extra], grid.reshape(1, -1, width).astype(pos_embed.dtype)], axis=1)
+  return np.concatenate(
+    [pos_embed[:, :extra], grid.reshape(1, -1, width).astype(pos_embed.dtype)], axis=1
+  )
 
 
 def _bicubic(old: int, new: int) -> np.ndarray:
@@ -56,7 +70,11 @@ def _bicubic(old: int, new: int) -> np.ndarray:
     distance = np.abs(center - (first + tap))
     near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
     far = ((distance - 5) * distance + 8) * distance * a - 4 * a
-    np.add.at(weights, (np.arange(new), np.clip(first + tap, 0, old - 1)), np.where(distance <= 1, near, far))
+    np.add.at(
+      weights,
+      (np.arange(new), np.clip(first + tap, 0, old - 1)),
+      np.where(distance <= 1, near, far),
+    )
   return weights
 
 
@@ -77,7 +95,9 @@ def resize_patch_embed(kernel: np.ndarray, size: int) -> np.ndarray:
     return kernel
   # Each column of `enlarge`, [size * size, old * old], is one pixel of the old patch, resized.
   pixels = jnp.eye(old * old, dtype=jnp.float32).reshape(old, old, old * old)
-  enlarge = jax.image.resize(pixels, (size, size, old * old), 'cubic', antialias=True, precision=jax.lax.Precision.HIGHEST)
+  enlarge = jax.image.resize(
+    pixels, (size, size, old * old), 'cubic', antialias=True, precision=jax.lax.Precision.HIGHEST
+  )
   inverse = np.linalg.pinv(np.asarray(enlarge, np.float64).reshape(size * size, old * old).T)
   flat = np.asarray(kernel, np.float64).reshape(old * old, -1)
   return (inverse @ flat).reshape(size, size, *kernel.shape[2:]).astype(kernel.dtype)

@@ -59,8 +59,12 @@ def _layout(format, model, variant, expected):
 
 
 def read_params(
-    tensors: Tensors, format: Format, model: ViT, variant: formats.Variant, names: Mapping[str, str],
-    expected: Mapping[str, jax.ShapeDtypeStruct],
+  tensors: Tensors,
+  format: Format,
+  model: ViT,
+  variant: formats.Variant,
+  names: Mapping[str, str],
+  expected: Mapping[str, jax.ShapeDtypeStruct],
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
   """All parameters of the model, each written at once to where it stays.
 
@@ -97,7 +101,9 @@ def read_params(
       blocks = zip(*(read_blocks(tensors, names[name]) for name in rule.theirs), strict=True)
       dtype = np.result_type(*(used[name].dtype for name in rule.theirs))
       params[path] = stack(spec.shape, dtype, (rule.to_ours(*parts) for parts in blocks))
-  return flax.traverse_util.unflatten_dict(params, sep='/'), {name: tensors.read(names[name]) for name in unused}
+  return flax.traverse_util.unflatten_dict(params, sep='/'), {
+    name: tensors.read(names[name]) for name in unused
+  }
 
 
 def read_blocks(tensors: Tensors, name: str) -> Iterator[np.ndarray]:
@@ -117,27 +123,44 @@ def stack(shape: tuple[int, ...], dtype: np.dtype, blocks: Iterable[np.ndarray])
 def finite(path: str, name: str, array: np.ndarray) -> np.ndarray:
   """The array; ValueError where it is not finite."""
   if not np.isfinite(np.sum(array, dtype=np.float64)) and not np.isfinite(array).all():
-    raise ValueError(f'{path}: the tensor {name} is not finite; the checkpoint comes from a run that diverged, or is damaged.')
+    raise ValueError(
+      f'{path}: the tensor {name} is not finite; the checkpoint comes from a run that diverged, or is damaged.'
+    )
   return array
 
 
-def require(tensors: Tensors, given: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
+def require(
+  tensors: Tensors, given: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]
+) -> None:
   """Raises ValueError naming every missing, unexpected and misshaped tensor, grouped over the blocks."""
   unexpected = sorted(given.keys() - expected.keys())
-  misshaped = [f'{name} is {given[name]} and should be {expected[name]}'
-               for name in sorted(expected.keys() & given.keys()) if given[name] != expected[name]]
-  kinds = {'missing': grouped(expected.keys() - given.keys()), 'unexpected': grouped(unexpected), 'misshaped': grouped(misshaped)}
+  misshaped = [
+    f'{name} is {given[name]} and should be {expected[name]}'
+    for name in sorted(expected.keys() & given.keys())
+    if given[name] != expected[name]
+  ]
+  kinds = {
+    'missing': grouped(expected.keys() - given.keys()),
+    'unexpected': grouped(unexpected),
+    'misshaped': grouped(misshaped),
+  }
   if problems := '; '.join(f'{kind}: {names}' for kind, names in kinds.items() if names):
-    raise ValueError(f'{tensors.path} does not hold the tensors of its model. {problems}. '
-                     'Check that the file is whole and of the model that is asked for.')
+    raise ValueError(
+      f'{tensors.path} does not hold the tensors of its model. {problems}. '
+      'Check that the file is whole and of the model that is asked for.'
+    )
 
 
-def fit_to_format(model: ViT, flat: formats.Flat, source: Source) -> tuple[ViT, formats.Flat, dict[str, formats.Rule]]:
+def fit_to_format(
+  model: ViT, flat: formats.Flat, source: Source
+) -> tuple[ViT, formats.Flat, dict[str, formats.Rule]]:
   """An equal model that the format has room for, its parameters, and their rules; see `to_tensors`, which it is the first half of."""
   model, flat = _represent(model, dict(flat), source)
   rules, _ = _layout(FORMATS[source.format], model, source.variant, flat)
   if homeless := sorted(flat.keys() - rules.keys()):
-    raise ValueError(f'The format {source.format} has no place for {", ".join(homeless)}; choose another format.')
+    raise ValueError(
+      f'The format {source.format} has no place for {", ".join(homeless)}; choose another format.'
+    )
   return model, flat, rules
 
 
@@ -163,17 +186,31 @@ def to_tensors(model: ViT, flat: formats.Flat, source: Source) -> tuple[ViT, dic
     else:
       blocks = [rule.to_theirs(block) for block in flat[path]]
       if '{}' in rule.theirs[0]:
-        tensors.update({name.format(i): part for i, block in enumerate(blocks) for name, part in zip(rule.theirs, block, strict=True)})
+        tensors.update(
+          {
+            name.format(i): part
+            for i, block in enumerate(blocks)
+            for name, part in zip(rule.theirs, block, strict=True)
+          }
+        )
         continue
       parts = [np.stack(column) for column in zip(*blocks, strict=True)]
     tensors.update(zip(rule.theirs, parts, strict=True))
-  tensors = {name if outside.match(name) else prefix + name: value for name, value in {**tensors, **source.unused}.items()}
+  tensors = {
+    name if outside.match(name) else prefix + name: value
+    for name, value in {**tensors, **source.unused}.items()
+  }
   return model, tensors
 
 
 def _represent(model, flat, source):
   """An equal model that the format has room for."""
-  name, refuse = source.format, lambda what: ValueError(f'The format {source.format} cannot say {what}; choose another format.')
+  name, refuse = (
+    source.format,
+    lambda what: ValueError(
+      f'The format {source.format} cannot say {what}; choose another format.'
+    ),
+  )
   dinov2, hf, npz = 'dinov2' in name, name.startswith('hf_'), FORMATS[name].container == 'npz'
   if (npz or name.startswith('hf_vit')) and model.layer_scale is not None:
     for scale, layer in (('scale1', 'attn/proj'), ('scale2', 'mlp/fc2')):
@@ -183,7 +220,9 @@ def _represent(model, flat, source):
     model = model.clone(layer_scale=None)
   if dinov2 and model.layer_scale is None:
     for scale in ('scale1', 'scale2'):
-      flat[f'blocks/{scale}/gamma'] = np.ones((model.depth, model.width), flat['cls'].dtype if 'cls' in flat else np.float32)
+      flat[f'blocks/{scale}/gamma'] = np.ones(
+        (model.depth, model.width), flat['cls'].dtype if 'cls' in flat else np.float32
+      )
     model = model.clone(layer_scale=1.0)
   if hf and not model.class_token:
     raise refuse('a model without class token')
@@ -204,13 +243,21 @@ def _represent(model, flat, source):
   if hf and model.num_classes and model.pre_logits is not None:
     raise refuse('pre-logits and a head together')
   if npz and model.activation != 'gelu_tanh':
-    log.warning("%s computes GELU by its tanh approximation, and this model has activation='%s': logits will differ slightly.",
-                name, model.activation)
+    log.warning(
+      "%s computes GELU by its tanh approximation, and this model has activation='%s': logits will differ slightly.",
+      name,
+      model.activation,
+    )
   if name == 'timm' and model.norm_eps not in (1e-5, 1e-6):
-    log.warning("timm's LayerNorms add 1e-6, or 1e-5 in CLIP's models, and this model's add %g: logits will differ slightly.", model.norm_eps)
+    log.warning(
+      "timm's LayerNorms add 1e-6, or 1e-5 in CLIP's models, and this model's add %g: logits will differ slightly.",
+      model.norm_eps,
+    )
   if not source.variant.get('class_pos', True) and model.class_token:
     flat['cls'] = flat['cls'] + flat['pos_embed'][:, :1]
-    flat['pos_embed'] = np.concatenate([np.zeros_like(flat['pos_embed'][:, :1]), flat['pos_embed'][:, 1:]], axis=1)
+    flat['pos_embed'] = np.concatenate(
+      [np.zeros_like(flat['pos_embed'][:, :1]), flat['pos_embed'][:, 1:]], axis=1
+    )
   if npz and source.variant.get('position', True) is None:
     computed = formats.sincos_2d(flat['pos_embed'].shape, model.class_token)
     if computed.shape != flat['pos_embed'].shape or not np.array_equal(computed, flat['pos_embed']):

@@ -17,13 +17,12 @@ import jax.numpy as jnp
 
 # Width, depth, heads of the published sizes (Steiner et al. 2022, arXiv 2106.10270, table 2).
 SIZES = {
-    'Ti': {'width': 192, 'depth': 12, 'num_heads': 3},
-    'S': {'width': 384, 'depth': 12, 'num_heads': 6},
-    'B': {'width': 768, 'depth': 12, 'num_heads': 12},
-    'L': {'width': 1024, 'depth': 24, 'num_heads': 16},
-    'H': {'width': 1280, 'depth': 32, 'num_heads': 16},
+  'Ti': {'width': 192, 'depth': 12, 'num_heads': 3},
+  'S': {'width': 384, 'depth': 12, 'num_heads': 6},
+  'B': {'width': 768, 'depth': 12, 'num_heads': 12},
+  'L': {'width': 1024, 'depth': 24, 'num_heads': 16},
+  'H': {'width': 1280, 'depth': 32, 'num_heads': 16},
 }
-
 
 
 @jax.custom_jvp
@@ -50,9 +49,9 @@ def _gelu_and_derivative(x):
 
 
 ACTIVATIONS = {
-    'gelu': gelu,  # timm, Hugging Face, DINOv2
-    'gelu_tanh': lambda x: nn.gelu(x, approximate=True),  # vision_transformer and big_vision
-    'quick_gelu': lambda x: x * nn.sigmoid(1.702 * x),  # OpenAI's CLIP
+  'gelu': gelu,  # timm, Hugging Face, DINOv2
+  'gelu_tanh': lambda x: nn.gelu(x, approximate=True),  # vision_transformer and big_vision
+  'quick_gelu': lambda x: x * nn.sigmoid(1.702 * x),  # OpenAI's CLIP
 }
 POOLS = ('token', 'gap', 'token+gap')
 
@@ -73,7 +72,9 @@ def drop_path(key: jax.Array, x: jax.Array, rate: jax.Array | float) -> jax.Arra
   return jnp.where(mask, x / keep, 0)
 
 
-def patch_product(images: jax.Array, kernel: jax.Array, strides, padding, *, precision=None, **_) -> jax.Array:
+def patch_product(
+  images: jax.Array, kernel: jax.Array, strides, padding, *, precision=None, **_
+) -> jax.Array:
   """`jax.lax.conv_general_dilated` of patches that do not overlap, as one matrix product.
 
   On CPU the kernel's gradient of the convolution itself takes longer than all blocks of a small ViT together.
@@ -87,9 +88,13 @@ def patch_product(images: jax.Array, kernel: jax.Array, strides, padding, *, pre
   """
   batch, height, width, channels = images.shape
   rows, columns = kernel.shape[:2]
-  patches = images.reshape(batch, height // rows, rows, width // columns, columns, channels).transpose(0, 1, 3, 2, 4, 5)
+  patches = images.reshape(
+    batch, height // rows, rows, width // columns, columns, channels
+  ).transpose(0, 1, 3, 2, 4, 5)
   patches = patches.reshape(batch * (height // rows) * (width // columns), -1)
-  return jnp.dot(patches, kernel.reshape(-1, kernel.shape[-1]), precision=precision).reshape(batch, height // rows, width // columns, -1)
+  return jnp.dot(patches, kernel.reshape(-1, kernel.shape[-1]), precision=precision).reshape(
+    batch, height // rows, width // columns, -1
+  )
 
 
 class Attention(nn.Module):
@@ -105,11 +110,15 @@ class Attention(nn.Module):
     # the kernel's gradient. `split`, whose own gradient is a concatenation, spares it three padded copies of q, k and v.
     qkv = nn.Dense(3 * width, dtype=self.dtype, name='qkv')(x.reshape(-1, width))
     heads = (batch, tokens, self.num_heads, width // self.num_heads)
-    q, k, v = (part.reshape(heads).transpose(0, 2, 1, 3) for part in jnp.split(qkv, 3, axis=-1))  # [batch, heads, tokens, head width]
+    q, k, v = (
+      part.reshape(heads).transpose(0, 2, 1, 3) for part in jnp.split(qkv, 3, axis=-1)
+    )  # [batch, heads, tokens, head width]
     # Heads before tokens makes both products plain batched matrix products: on CPU, forward and backward take 0.7 of the
     # time of jax.nn.dot_product_attention, which keeps heads after tokens.
-    logits = jnp.einsum('bhqd,bhkd->bhqk', q * q.shape[-1]**-0.5, k)
-    weights = nn.softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32))).astype(v.dtype)
+    logits = jnp.einsum('bhqd,bhkd->bhqk', q * q.shape[-1] ** -0.5, k)
+    weights = nn.softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32))).astype(
+      v.dtype
+    )
     y = (weights @ v).transpose(0, 2, 1, 3)  # [batch, tokens, heads, head width]
     return nn.Dense(width, dtype=self.dtype, name='proj')(y.reshape(-1, width)).reshape(x.shape)
 
@@ -121,7 +130,9 @@ class Mlp(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    y = ACTIVATIONS[self.activation](nn.Dense(self.hidden, dtype=self.dtype, name='fc1')(x.reshape(-1, x.shape[-1])))
+    y = ACTIVATIONS[self.activation](
+      nn.Dense(self.hidden, dtype=self.dtype, name='fc1')(x.reshape(-1, x.shape[-1]))
+    )
     return nn.Dense(x.shape[-1], dtype=self.dtype, name='fc2')(y).reshape(x.shape)
 
 
@@ -156,8 +167,14 @@ class Block(nn.Module):
       return x + branch
 
     norm = lambda name: nn.LayerNorm(epsilon=self.norm_eps, dtype=self.dtype, name=name)
-    x = residual(x, Attention(self.num_heads, dtype=self.dtype, name='attn')(norm('norm1')(x)), 'scale1')
-    x = residual(x, Mlp(self.mlp_dim, self.activation, dtype=self.dtype, name='mlp')(norm('norm2')(x)), 'scale2')
+    x = residual(
+      x, Attention(self.num_heads, dtype=self.dtype, name='attn')(norm('norm1')(x)), 'scale1'
+    )
+    x = residual(
+      x,
+      Mlp(self.mlp_dim, self.activation, dtype=self.dtype, name='mlp')(norm('norm2')(x)),
+      'scale2',
+    )
     return x, None
 
 
@@ -209,12 +226,21 @@ class ViT(nn.Module):
     self._check(images)
     patch = (self.patch_size, self.patch_size)
     x = nn.Conv(
-        self.width, patch, strides=patch, padding='VALID', use_bias=not self.pre_norm, dtype=self.dtype,
-        conv_general_dilated=patch_product, name='embed')(images)
+      self.width,
+      patch,
+      strides=patch,
+      padding='VALID',
+      use_bias=not self.pre_norm,
+      dtype=self.dtype,
+      conv_general_dilated=patch_product,
+      name='embed',
+    )(images)
     x = x.reshape(x.shape[0], -1, self.width)  # [batch, patches, width]
     if self.class_token:
       cls = self.param('cls', nn.initializers.zeros, (1, 1, self.width))
-      x = jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], 1, self.width)).astype(x.dtype), x], axis=1)
+      x = jnp.concatenate(
+        [jnp.broadcast_to(cls, (x.shape[0], 1, self.width)).astype(x.dtype), x], axis=1
+      )
     pos_embed = self.param('pos_embed', nn.initializers.normal(0.02), (1, x.shape[1], self.width))
     x = x + pos_embed.astype(x.dtype)
     norm = lambda name: nn.LayerNorm(epsilon=self.norm_eps, dtype=self.dtype, name=name)
@@ -223,22 +249,32 @@ class ViT(nn.Module):
 
     block = Block
     if self.remat is not None:
-      block = nn.remat(block, policy=getattr(jax.checkpoint_policies, self.remat), prevent_cse=False)
+      block = nn.remat(
+        block, policy=getattr(jax.checkpoint_policies, self.remat), prevent_cse=False
+      )
     dropping = train and self.drop_path > 0
     blocks = nn.scan(
-        block,
-        length=self.depth,
-        variable_axes={'params': 0, 'intermediates': 0},
-        split_rngs={'params': True, 'drop_path': True},
-        in_axes=0 if dropping else nn.broadcast,
-    )(self.num_heads, self.mlp_dim or 4 * self.width, self.layer_scale, self.norm_eps, self.activation, self.dtype, name='blocks')
+      block,
+      length=self.depth,
+      variable_axes={'params': 0, 'intermediates': 0},
+      split_rngs={'params': True, 'drop_path': True},
+      in_axes=0 if dropping else nn.broadcast,
+    )(
+      self.num_heads,
+      self.mlp_dim or 4 * self.width,
+      self.layer_scale,
+      self.norm_eps,
+      self.activation,
+      self.dtype,
+      name='blocks',
+    )
     x, _ = blocks(x, jnp.linspace(0.0, self.drop_path, self.depth) if dropping else None)
 
     if not self.norm_after_pool:
       x = norm('norm')(x)
     pooled = [x[:, 0]] if 'token' in self.pool else []
     if 'gap' in self.pool:
-      pooled.append(x[:, int(self.class_token):].mean(axis=1))
+      pooled.append(x[:, int(self.class_token) :].mean(axis=1))
     x = jnp.concatenate(pooled, axis=-1)
     if self.norm_after_pool:
       x = norm('norm')(x)
@@ -251,26 +287,37 @@ class ViT(nn.Module):
   def _check(self, images):
     if images.ndim != 4 or any(side % self.patch_size for side in images.shape[1:3]):
       raise ValueError(
-          f'The ViT got images of shape {images.shape}; it expects [batch, height, width, channels] with height and width '
-          f'multiples of patch_size={self.patch_size}.')
+        f'The ViT got images of shape {images.shape}; it expects [batch, height, width, channels] with height and width '
+        f'multiples of patch_size={self.patch_size}.'
+      )
     if self.width % self.num_heads:
-      raise ValueError(f'width={self.width} is not a multiple of num_heads={self.num_heads}; choose another number of heads.')
+      raise ValueError(
+        f'width={self.width} is not a multiple of num_heads={self.num_heads}; choose another number of heads.'
+      )
     if self.pool not in POOLS:
       raise ValueError(f"pool='{self.pool}' is unknown; it is one of {', '.join(POOLS)}.")
     if 'token' in self.pool and not self.class_token:
-      raise ValueError(f"pool='{self.pool}' reads the class token, but class_token=False; use pool='gap' or class_token=True.")
+      raise ValueError(
+        f"pool='{self.pool}' reads the class token, but class_token=False; use pool='gap' or class_token=True."
+      )
     if self.activation not in ACTIVATIONS:
-      raise ValueError(f"activation='{self.activation}' is unknown; it is one of {', '.join(ACTIVATIONS)}.")
+      raise ValueError(
+        f"activation='{self.activation}' is unknown; it is one of {', '.join(ACTIVATIONS)}."
+      )
 
 
 def vit(size: str, num_classes: int, **fields) -> ViT:
   """The ViT of a published size: `vit('B', 10, patch_size=16)`; fields given override the size's."""
   if size not in SIZES:
-    raise ValueError(f"ViT size '{size}' is unknown; the sizes are {', '.join(SIZES)}, or give width, depth and num_heads to ViT.")
+    raise ValueError(
+      f"ViT size '{size}' is unknown; the sizes are {', '.join(SIZES)}, or give width, depth and num_heads to ViT."
+    )
   return ViT(num_classes, **{**SIZES[size], **fields})
 
 
 def describe(model: ViT) -> dict[str, Any]:
   """The fields that a checkpoint of the model must remember, as JSON types; `ViT(**describe(model))` has the same parameters."""
   run_time = ('parent', 'name', 'dtype', 'remat', 'drop_path')
-  return {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name not in run_time}
+  return {
+    f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name not in run_time
+  }

@@ -32,7 +32,11 @@ OURS = 'glora_jax'  # the name of this project's own format
 
 
 def load(
-    path: Path, *, image_size: int | tuple[int, int] | None = None, normalization: Normalization | None = None, **fields: Any,
+  path: Path,
+  *,
+  image_size: int | tuple[int, int] | None = None,
+  normalization: Normalization | None = None,
+  **fields: Any,
 ) -> tuple[ViT, dict[str, Any], dict[str, Any]]:
   """Reads a checkpoint of any known format, which is told by its contents; the model's shape is read off the file.
 
@@ -59,7 +63,9 @@ def load(
   tensors = containers.open_tensors(config_json.locate(path))
   if OURS in tensors.metadata:
     if image_size is not None:
-      raise ValueError(f'{tensors.path} knows its image_size itself; weights.refit resizes the model for another.')
+      raise ValueError(
+        f'{tensors.path} knows its image_size itself; weights.refit resizes the model for another.'
+      )
     return _load_ours(tensors, fields)
   format, names, prefix = _recognize(tensors)
   hints = config_json.read_hints(tensors.path, format.name)
@@ -67,14 +73,22 @@ def load(
   model = _build(tensors, format, read, hints, fields)
   size, class_pos = _grid(tensors, model, variant.pop('tokens'), image_size, hints)
   variant, format = {**variant, 'class_pos': class_pos}, _named(format, variant)
-  params, unused = translate.read_params(tensors, format, model, variant, names, expected_params(model, size))
-  metadata = {'image_size': size[0] if size[0] == size[1] else list(size),
-              'normalization': hints.get('normalization') or normalization or _assumed_normalization(tensors, model)}
+  params, unused = translate.read_params(
+    tensors, format, model, variant, names, expected_params(model, size)
+  )
+  metadata = {
+    'image_size': size[0] if size[0] == size[1] else list(size),
+    'normalization': hints.get('normalization')
+    or normalization
+    or _assumed_normalization(tensors, model),
+  }
   if len(hints.get('classes', ())) == model.num_classes > 0:
     metadata['classes'] = list(hints['classes'])
   if 'resize' in hints:
     metadata['resize'] = hints['resize']
-  metadata['source'] = Source(format.name, tensors.container, prefix, tensors.wrapper, variant, unused)
+  metadata['source'] = Source(
+    format.name, tensors.container, prefix, tensors.wrapper, variant, unused
+  )
   return model, params, metadata
 
 
@@ -82,7 +96,9 @@ def check_fields(fields: Mapping[str, Any]) -> None:
   """Raises ValueError for a name that is no field of the ViT, or a number of heads that cannot be."""
   known = {field.name for field in dataclasses.fields(ViT)} - {'parent', 'name'}
   if wrong := sorted(fields.keys() - known):
-    raise ValueError(f'{", ".join(wrong)}: the ViT has no such field; it has {", ".join(sorted(known))}.')
+    raise ValueError(
+      f'{", ".join(wrong)}: the ViT has no such field; it has {", ".join(sorted(known))}.'
+    )
   if (heads := fields.get('num_heads')) is not None and (not isinstance(heads, int) or heads < 1):
     raise ValueError(f'num_heads={heads} must be a whole number above 0.')
 
@@ -91,7 +107,9 @@ def expected_params(model: ViT, image_size: int | Iterable[int]) -> dict[str, ja
   """Shapes of the model's parameters for images of a size, 'path/of/parameter' -> shape and type."""
   sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
   images = jax.ShapeDtypeStruct((1, *sides, 3), np.float32)
-  variables = jax.eval_shape(lambda images: model.init(jax.random.key(0), images), images)  # a concrete key would start a device
+  variables = jax.eval_shape(
+    lambda images: model.init(jax.random.key(0), images), images
+  )  # a concrete key would start a device
   return flax.traverse_util.flatten_dict(variables['params'], sep='/')
 
 
@@ -102,12 +120,28 @@ def _load_ours(tensors, fields):
       raise ValueError
     saved = ViT(**metadata.pop('model'))
     expected = expected_params(saved, metadata['image_size'])
-  except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+  except (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+  ) as error:
     raise ValueError(f'{tensors.path} is no vit file that glora_jax wrote.') from error
-  translate.require(tensors, {name: spec.shape for name, spec in tensors.specs.items()}, {name: e.shape for name, e in expected.items()})
+  translate.require(
+    tensors,
+    {name: spec.shape for name, spec in tensors.specs.items()},
+    {name: e.shape for name, e in expected.items()},
+  )
   params = {
-      name: translate.stack(tensors.specs[name].shape, tensors.specs[name].dtype, translate.read_blocks(tensors, name))
-      if name.startswith('blocks/') else translate.finite(tensors.path, name, tensors.read(name)) for name in expected}
+    name: translate.stack(
+      tensors.specs[name].shape, tensors.specs[name].dtype, translate.read_blocks(tensors, name)
+    )
+    if name.startswith('blocks/')
+    else translate.finite(tensors.path, name, tensors.read(name))
+    for name in expected
+  }
   return saved.clone(**fields), flax.traverse_util.unflatten_dict(params, sep='/'), metadata
 
 
@@ -117,15 +151,22 @@ def _recognize(tensors):
     raise ValueError(f'{tensors.path} is no plain ViT. {other}')
   found = formats.detect(tensors.specs)
   if not found:
-    raise ValueError(f'{tensors.path} holds no ViT of a known format, but {formats.grouped(tensors.specs)}. '
-                     f'The formats are {OURS}, {", ".join(FORMATS)}.')
+    raise ValueError(
+      f'{tensors.path} holds no ViT of a known format, but {formats.grouped(tensors.specs)}. '
+      f'The formats are {OURS}, {", ".join(FORMATS)}.'
+    )
   if len(found) > 1:
-    raise ValueError(f'{tensors.path} holds several models, below {", ".join(prefix or "no prefix" for _, prefix in found)}; save one of '
-                     'them to a file of its own.')
-  (format, prefix), = found
+    raise ValueError(
+      f'{tensors.path} holds several models, below {", ".join(prefix or "no prefix" for _, prefix in found)}; save one of '
+      'them to a file of its own.'
+    )
+  ((format, prefix),) = found
   outside = re.compile(format.outside)
-  names = {(name if outside.match(name) else name.removeprefix(prefix)): name for name in tensors.specs
-           if name.startswith(prefix) or outside.match(name)}
+  names = {
+    (name if outside.match(name) else name.removeprefix(prefix)): name
+    for name in tensors.specs
+    if name.startswith(prefix) or outside.match(name)
+  }
   strays = sorted(tensors.specs.keys() - set(names.values()))
   if strays and format.container == 'npz':  # what a training state holds beside the parameters
     log.warning('%s: left aside: %s.', tensors.path, formats.grouped(strays))
@@ -142,29 +183,45 @@ def _read_shape(tensors, format, names):
       raise ValueError(f'{formats.grouped(empty)} hold nothing.')
     read, variant = format.read_shape(shapes)
     if read['depth'] > len(shapes):
-      raise ValueError(f'block {read["depth"] - 1} is named, and there are only {len(shapes)} tensors.')
+      raise ValueError(
+        f'block {read["depth"] - 1} is named, and there are only {len(shapes)} tensors.'
+      )
     return read, variant
   except KeyError as error:
-    raise ValueError(f'{tensors.path} looks like a {format.name} checkpoint, but the tensor {error.args[0]}, which tells its shape, is '
-                     f'missing. It has: {formats.grouped(shapes)}.') from error
+    raise ValueError(
+      f'{tensors.path} looks like a {format.name} checkpoint, but the tensor {error.args[0]}, which tells its shape, is '
+      f'missing. It has: {formats.grouped(shapes)}.'
+    ) from error
   except (ValueError, IndexError) as error:
-    what = error if isinstance(error, ValueError) else 'a tensor that tells the shape has too few sides.'
+    what = (
+      error if isinstance(error, ValueError) else 'a tensor that tells the shape has too few sides.'
+    )
     raise ValueError(f'{tensors.path} looks like a {format.name} checkpoint, but {what}') from error
 
 
 def _build(tensors, format, read, hints, fields):
   """The model: what the file says, then `config.json`, then the caller."""
-  open_to_hints = {'num_heads', 'norm_eps', 'activation'} if format.container != 'npz' else {'norm_eps', 'activation'}
+  open_to_hints = (
+    {'num_heads', 'norm_eps', 'activation'}
+    if format.container != 'npz'
+    else {'norm_eps', 'activation'}
+  )
   if format.name == 'timm':
     open_to_hints.add('pool')
   said = {name: hints[name] for name in open_to_hints if name in hints}
   given = {name: value for name, value in fields.items() if value is not None}
   model = ViT(**{**read, **said, **given})
   if model.num_heads is None:
-    raise ValueError(f'{tensors.path} does not say how many heads a width of {model.width} is split into; give num_heads.')
+    raise ValueError(
+      f'{tensors.path} does not say how many heads a width of {model.width} is split into; give num_heads.'
+    )
   if format.container != 'npz' and 'num_heads' not in said and 'num_heads' not in given:
-    log.info('%s does not say how many heads there are; %d are assumed, as in the published models of width %d.',
-             tensors.path, model.num_heads, model.width)
+    log.info(
+      '%s does not say how many heads there are; %d are assumed, as in the published models of width %d.',
+      tensors.path,
+      model.num_heads,
+      model.width,
+    )
   return model
 
 
@@ -178,18 +235,24 @@ def _grid(tensors, model, tokens, image_size, hints):
       side = math.isqrt(max(tokens - extra, 0))
       if side * side + extra == tokens and side:
         return (side * patch, side * patch), bool(extra)
-    raise ValueError(f'{tensors.path}: {tokens} position embeddings fit no square grid '
-                     f'{"with or without" if model.class_token else "without"} a class token; give the image_size they are for.')
+    raise ValueError(
+      f'{tensors.path}: {tokens} position embeddings fit no square grid '
+      f'{"with or without" if model.class_token else "without"} a class token; give the image_size they are for.'
+    )
   height, width = (told, told) if isinstance(told, int) else tuple(told)
   patches = (height // patch) * (width // patch)
   if tokens is None:
     if height != width:
-      raise ValueError(f'{tensors.path} has computed positions, which are supported for square images; image_size is {height} x {width}.')
+      raise ValueError(
+        f'{tensors.path} has computed positions, which are supported for square images; image_size is {height} x {width}.'
+      )
     return (height, width), False
   if tokens - patches not in ((0, 1) if model.class_token else (0,)):
-    raise ValueError(f'{tensors.path} has {tokens} position embeddings; images of {height} x {width} in patches of {patch} have {patches} '
-                     f'patches{" and perhaps a class token" if model.class_token else " and no class token"}. Check '
-                     f'{"image_size" if image_size else "image_size in the config.json beside it"}.')
+    raise ValueError(
+      f'{tensors.path} has {tokens} position embeddings; images of {height} x {width} in patches of {patch} have {patches} '
+      f'patches{" and perhaps a class token" if model.class_token else " and no class token"}. Check '
+      f'{"image_size" if image_size else "image_size in the config.json beside it"}.'
+    )
   return (height, width), tokens > patches
 
 
@@ -204,14 +267,29 @@ def _assumed_normalization(tensors, model):
   if tensors.container == 'npz':
     return 'inception'  # vision_transformer and big_vision know no other
   # DeiT, DINO, MAE and their like are published as PyTorch files, and trained with ImageNet's statistics; so are models with LayerScale.
-  guess = 'clip' if model.pre_norm else 'imagenet' if model.layer_scale is not None or tensors.container == 'torch' else 'inception'
-  log.warning("%s does not say how images were normalized; '%s' is assumed. Set model.normalization if that is wrong.", tensors.path, guess)
+  guess = (
+    'clip'
+    if model.pre_norm
+    else 'imagenet'
+    if model.layer_scale is not None or tensors.container == 'torch'
+    else 'inception'
+  )
+  log.warning(
+    "%s does not say how images were normalized; '%s' is assumed. Set model.normalization if that is wrong.",
+    tensors.path,
+    guess,
+  )
   return guess
 
 
 def refit(
-    model: ViT, params: Mapping[str, Any], metadata: Mapping[str, Any], *,
-    num_classes: int | None = None, image_size: int | tuple[int, int] | None = None, patch_size: int | None = None,
+  model: ViT,
+  params: Mapping[str, Any],
+  metadata: Mapping[str, Any],
+  *,
+  num_classes: int | None = None,
+  image_size: int | tuple[int, int] | None = None,
+  patch_size: int | None = None,
 ) -> tuple[ViT, dict[str, Any], dict[str, Any]]:
   """A pretrained model for another task: position and patch embedding resized, a new head of zeros.
 
@@ -227,17 +305,31 @@ def refit(
   params, metadata = dict(params), dict(metadata)
   patch = model.patch_size if patch_size is None else patch_size
   sides = lambda size: (size, size) if isinstance(size, int) else tuple(size)
-  old, new = sides(metadata['image_size']), sides(metadata['image_size'] if image_size is None else image_size)
+  old, new = (
+    sides(metadata['image_size']),
+    sides(metadata['image_size'] if image_size is None else image_size),
+  )
   if patch < 1 or any(side % patch or side < 1 for side in new):
-    raise ValueError(f'image_size={image_size or metadata["image_size"]} is not a multiple of the patch size {patch}.')
+    raise ValueError(
+      f'image_size={image_size or metadata["image_size"]} is not a multiple of the patch size {patch}.'
+    )
   source = metadata.get('source')
   if patch != model.patch_size:
-    params['embed'] = {**params['embed'], 'kernel': resize_patch_embed(params['embed']['kernel'], patch)}
+    params['embed'] = {
+      **params['embed'],
+      'kernel': resize_patch_embed(params['embed']['kernel'], patch),
+    }
   grids = tuple(side // model.patch_size for side in old), tuple(side // patch for side in new)
   if grids[0] != grids[1]:
-    fixed = source is not None and source.format.startswith('big_vision') and source.variant.get('position') is None
+    fixed = (
+      source is not None
+      and source.format.startswith('big_vision')
+      and source.variant.get('position') is None
+    )
     if fixed:
-      params['pos_embed'] = formats.sincos_2d((1, math.prod(grids[1]) + model.class_token, model.width), model.class_token)
+      params['pos_embed'] = formats.sincos_2d(
+        (1, math.prod(grids[1]) + model.class_token, model.width), model.class_token
+      )
     else:
       interpolation = FORMATS[source.format].interpolation if source else 'bicubic_antialias'
       params['pos_embed'] = resize_pos_embed(params['pos_embed'], *grids, interpolation)
@@ -250,11 +342,20 @@ def refit(
     model = model.clone(num_classes=num_classes, pre_logits=None)
     if num_classes:
       width = model.width * (2 if model.pool == 'token+gap' else 1)
-      params['head'] = {'kernel': np.zeros((width, num_classes), np.float32), 'bias': np.zeros(num_classes, np.float32)}
+      params['head'] = {
+        'kernel': np.zeros((width, num_classes), np.float32),
+        'bias': np.zeros(num_classes, np.float32),
+      }
   return model, params, metadata
 
 
-def save(path: Path, model: ViT, params: Any, metadata: Mapping[str, Any], format: str | Source | None = None) -> None:
+def save(
+  path: Path,
+  model: ViT,
+  params: Any,
+  metadata: Mapping[str, Any],
+  format: str | Source | None = None,
+) -> None:
   """Writes a checkpoint.
 
   Args:
@@ -271,24 +372,52 @@ def save(path: Path, model: ViT, params: Any, metadata: Mapping[str, Any], forma
     ImportError: a PyTorch file without PyTorch.
   """
   path = os.fspath(path)
-  flat = {name: np.asarray(value) for name, value in flax.traverse_util.flatten_dict(nn.meta.unbox(params), sep='/').items()}
+  flat = {
+    name: np.asarray(value)
+    for name, value in flax.traverse_util.flatten_dict(nn.meta.unbox(params), sep='/').items()
+  }
   metadata = {name: value for name, value in metadata.items() if name != 'source'}
   own, as_file = format in (None, OURS), path.endswith(config_json.EXTENSIONS)
   source = None if own else _as_source(format, model, flat)
   container = 'safetensors' if own else source.container
   if as_file:
-    container = {'.npz': 'npz', '.safetensors': 'safetensors'}.get(os.path.splitext(path)[1], 'torch')
+    container = {'.npz': 'npz', '.safetensors': 'safetensors'}.get(
+      os.path.splitext(path)[1], 'torch'
+    )
   if own and container != 'safetensors':
-    raise ValueError(f'The format {OURS} is written as safetensors; {path} should end in .safetensors.')
+    raise ValueError(
+      f'The format {OURS} is written as safetensors; {path} should end in .safetensors.'
+    )
   if not own:
-    model, tensors = translate.to_tensors(model, flat, source)  # before anything is written: it may refuse
-  file = path if as_file else os.path.join(path, {'npz': 'model.npz', 'safetensors': 'model.safetensors', 'torch': 'model.pth'}[container])
+    model, tensors = translate.to_tensors(
+      model, flat, source
+    )  # before anything is written: it may refuse
+  file = (
+    path
+    if as_file
+    else os.path.join(
+      path,
+      {'npz': 'model.npz', 'safetensors': 'model.safetensors', 'torch': 'model.pth'}[container],
+    )
+  )
   os.makedirs(os.path.dirname(os.path.abspath(file)), exist_ok=True)
-  if not as_file and (others := [name for name in os.listdir(path) if name.endswith(config_json.EXTENSIONS) and name != os.path.basename(file)]):
-    raise ValueError(f'The folder {path} holds another checkpoint already ({", ".join(sorted(others))}); choose another folder.')
+  if not as_file and (
+    others := [
+      name
+      for name in os.listdir(path)
+      if name.endswith(config_json.EXTENSIONS) and name != os.path.basename(file)
+    ]
+  ):
+    raise ValueError(
+      f'The folder {path} holds another checkpoint already ({", ".join(sorted(others))}); choose another folder.'
+    )
   if own:
     return write_tensors(file, flat, 'vit', {'model': describe(model), **metadata})
-  known = {**metadata, 'class_pos': source.variant.get('class_pos', True), 'mask_token': any('mask_token' in name for name in tensors)}
+  known = {
+    **metadata,
+    'class_pos': source.variant.get('class_pos', True),
+    'mask_token': any('mask_token' in name for name in tensors),
+  }
   config = config_json.config_for(source.format, model, known)
   if container == 'npz':
     containers.write_npz(file, tensors)
@@ -307,19 +436,37 @@ def _as_source(format, model, flat):
   if isinstance(format, Source):
     return format
   if format not in FORMATS:
-    raise ValueError(f"The format '{format}' is unknown; the formats are {OURS}, {', '.join(FORMATS)}.")
+    raise ValueError(
+      f"The format '{format}' is unknown; the formats are {OURS}, {', '.join(FORMATS)}."
+    )
   # DINOv2 in transformers has a token for masked patches, which only its pretraining uses.
-  unused = {'embeddings.mask_token': np.zeros((1, model.width), flat['norm/scale'].dtype)} if 'dinov2' in format else {}
+  unused = (
+    {'embeddings.mask_token': np.zeros((1, model.width), flat['norm/scale'].dtype)}
+    if 'dinov2' in format
+    else {}
+  )
   return Source(format, FORMATS[format].container, variant=FORMATS[format].variant, unused=unused)
 
 
 def _log_unsaid(file, model, source, tensors):
   """Says which fields a reader of the file alone will take for something else."""
   format = FORMATS[source.format]
-  read, _ = format.read_shape({name.removeprefix(source.prefix): value.shape for name, value in tensors.items()} | {
-      name.removeprefix('dinov2.').removeprefix('vit.'): value.shape for name, value in tensors.items()})
+  read, _ = format.read_shape(
+    {name.removeprefix(source.prefix): value.shape for name, value in tensors.items()}
+    | {
+      name.removeprefix('dinov2.').removeprefix('vit.'): value.shape
+      for name, value in tensors.items()
+    }
+  )
   open_fields = ('num_heads', 'pool', 'activation', 'norm_eps', 'norm_after_pool')
-  unsaid = [f'{name}={getattr(model, name)} (without it: {read[name]})' for name in open_fields
-            if name in read and read[name] != getattr(model, name)]
+  unsaid = [
+    f'{name}={getattr(model, name)} (without it: {read[name]})'
+    for name in open_fields
+    if name in read and read[name] != getattr(model, name)
+  ]
   if unsaid:
-    log.warning('%s alone cannot say %s; a folder in its place has a config.json that does.', file, ', '.join(unsaid))
+    log.warning(
+      '%s alone cannot say %s; a folder in its place has a config.json that does.',
+      file,
+      ', '.join(unsaid),
+    )

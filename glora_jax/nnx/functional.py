@@ -31,11 +31,11 @@ from glora_jax.tree import flatten
 
 
 def adapt(
-    model: nnx.Module,
-    *,
-    space: SearchSpace | Mapping[str, SearchSpace] = SearchSpace(),
-    select: Selector | None = None,
-    heads: Selector | None = DEFAULT_HEADS,
+  model: nnx.Module,
+  *,
+  space: SearchSpace | Mapping[str, SearchSpace] = SearchSpace(),
+  select: Selector | None = None,
+  heads: Selector | None = DEFAULT_HEADS,
 ) -> Adapted:
   """Attaches GLoRA to an unmodified NNX model: to its `nnx.Linear` and `nnx.LinearGeneral`.
 
@@ -78,8 +78,13 @@ class _Functional:
     self.graph, self.state, self.rest = nnx.split(model, nnx.Param, ...)
 
   def merged(self, params):
-    values = {tuple(map(str, path)): path for path in flax.traverse_util.flatten_dict(nnx.to_pure_dict(self.state))}
-    pure = flax.traverse_util.unflatten_dict({values[path]: value for path, value in flatten(params).items()})
+    values = {
+      tuple(map(str, path)): path
+      for path in flax.traverse_util.flatten_dict(nnx.to_pure_dict(self.state))
+    }
+    pure = flax.traverse_util.unflatten_dict(
+      {values[path]: value for path, value in flatten(params).items()}
+    )
     state = nnx.clone(self.state)
     nnx.replace_by_pure_dict(state, pure)
     return nnx.merge(self.graph, state, self.rest, copy=True)
@@ -92,17 +97,39 @@ def _site(path, module, row):
   as_tuple = lambda value: (value,) if isinstance(value, int) else tuple(value)
   fan_in, fan_out = as_tuple(module.in_features), as_tuple(module.out_features)
   batch = tuple(range(len(getattr(module, 'batch_axis', {}) or {})))
-  kernel, bias = module.kernel.get_value(), module.bias.get_value() if module.bias is not None else None
+  kernel, bias = (
+    module.kernel.get_value(),
+    module.bias.get_value() if module.bias is not None else None,
+  )
   if kernel.ndim != len(batch) + len(fan_in) + len(fan_out):
-    raise ValueError(f'{"/".join(path)} has a stacked kernel {kernel.shape}; only single nnx layers can be adapted. Leave it out, '
-                     'or keep its layers in a list.')
+    raise ValueError(
+      f'{"/".join(path)} has a stacked kernel {kernel.shape}; only single nnx layers can be adapted. Leave it out, '
+      'or keep its layers in a list.'
+    )
   first = len(batch)
-  layout = Layout(batch, tuple(range(first, first + len(fan_in))), tuple(range(first + len(fan_in), kernel.ndim)), batch)
+  layout = Layout(
+    batch,
+    tuple(range(first, first + len(fan_in))),
+    tuple(range(first + len(fan_in), kernel.ndim)),
+    batch,
+  )
   stack = math.prod(kernel.shape[:first])
   return Site(
-      path=path, kernel_shape=kernel.shape, bias_shape=None if bias is None else bias.shape, dtype=np.dtype(kernel.dtype), layout=layout,
-      local=layout, lifts=(), local_ndim=kernel.ndim, kind=type(module).__name__, rows=tuple((row, n) for n in range(stack)))
+    path=path,
+    kernel_shape=kernel.shape,
+    bias_shape=None if bias is None else bias.shape,
+    dtype=np.dtype(kernel.dtype),
+    layout=layout,
+    local=layout,
+    lifts=(),
+    local_ndim=kernel.ndim,
+    kind=type(module).__name__,
+    rows=tuple((row, n) for n in range(stack)),
+  )
 
 
 def _with_string_keys(tree):
-  return {str(key): _with_string_keys(value) if isinstance(value, dict) else value for key, value in tree.items()}
+  return {
+    str(key): _with_string_keys(value) if isinstance(value, dict) else value
+    for key, value in tree.items()
+  }

@@ -9,7 +9,9 @@ from matplotlib.figure import Figure
 from glora_jax.files import Path, whole
 
 
-def panels(rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], **options: Any) -> tuple[Figure, Any]:
+def panels(
+  rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], **options: Any
+) -> tuple[Figure, Any]:
   """A figure and its axes, as `matplotlib.pyplot.subplots` gives them; `figsize` in inches."""
   figure = Figure(figsize=figsize, layout='constrained')
   return figure, figure.subplots(rows, columns, **options)

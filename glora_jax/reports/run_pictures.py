@@ -18,25 +18,40 @@ from glora_jax.search.archive import Archive, pareto_front
 MATRIX_CLASSES = 40  # more do not fit into a confusion matrix that can be read
 PAIRS = 20  # shown in its place
 _TEAL, _RED = '#5aa7a7', '#c0392b'
-_STAGES = {'baselines/linear': 'linear probe', 'finetune': 'winner, finetuned', 'finetune_choice': 'winner, to choose the epochs'}
+_STAGES = {
+  'baselines/linear': 'linear probe',
+  'finetune': 'winner, finetuned',
+  'finetune_choice': 'winner, to choose the epochs',
+}
 
 
 def draw_structure(path: str, spec: Spec, genome: np.ndarray) -> None:
   """The allele of every tensor in every layer as a coloured grid, with the parameters of each layer above."""
   ranks = sorted({rank for layer in spec for rank in layer.space.ranks})
   kinds = ['none', 'constant', 'vector', *(f'lora{rank}' for rank in ranks)]
-  palette = ['#f2f2f2', '#f6c667', '#5aa7a7', *matplotlib.colormaps['Purples'](np.linspace(0.55, 0.95, len(ranks)))]
-  names = [[layer.space.names(t)[code] for t, code in zip(space.TENSORS, row, strict=True)] for layer, row in zip(spec, genome, strict=True)]
+  palette = [
+    '#f2f2f2',
+    '#f6c667',
+    '#5aa7a7',
+    *matplotlib.colormaps['Purples'](np.linspace(0.55, 0.95, len(ranks))),
+  ]
+  names = [
+    [layer.space.names(t)[code] for t, code in zip(space.TENSORS, row, strict=True)]
+    for layer, row in zip(spec, genome, strict=True)
+  ]
   image = np.array([[kinds.index(name) for name in row] for row in names]).T  # [tensor, layer]
   costs = spec.cost_table[np.arange(len(spec))[:, None], np.arange(5), genome].sum(1)
 
   figure, (bars, grid) = panels(
-      2, 1, figsize=(max(6, 0.42 * len(spec) + 2), 4.6), sharex=True, height_ratios=[1, 2.2])
+    2, 1, figsize=(max(6, 0.42 * len(spec) + 2), 4.6), sharex=True, height_ratios=[1, 2.2]
+  )
   bars.bar(range(len(spec)), costs, color='#555555', width=0.8)
   bars.set_ylabel('trained\nparameters')
   bars.spines[['top', 'right']].set_visible(False)
   bars.set_title(f'The chosen subnet: {int(costs.sum()):,} trained parameters', loc='left')
-  grid.imshow(image, cmap=colors.ListedColormap(palette), vmin=-0.5, vmax=len(kinds) - 0.5, aspect='auto')
+  grid.imshow(
+    image, cmap=colors.ListedColormap(palette), vmin=-0.5, vmax=len(kinds) - 0.5, aspect='auto'
+  )
   grid.set_yticks(range(5), ['A  scale W', 'B  shift W', 'C  prompt', 'D  scale b', 'E  shift b'])
   grid.set_xticks(range(len(spec)), [layer.name for layer in spec], rotation=90, fontsize=7)
   grid.set_xticks(np.arange(len(spec) + 1) - 0.5, minor=True)
@@ -44,13 +59,17 @@ def draw_structure(path: str, spec: Spec, genome: np.ndarray) -> None:
   grid.grid(which='minor', color='white', linewidth=1.5)
   grid.tick_params(which='both', length=0)
   grid.spines[:].set_visible(False)
-  handles = [patches.Patch(facecolor=color, edgecolor='#999999', label=kind.replace('lora', 'LoRA, rank '))
-             for kind, color in zip(kinds, palette, strict=True)]
+  handles = [
+    patches.Patch(facecolor=color, edgecolor='#999999', label=kind.replace('lora', 'LoRA, rank '))
+    for kind, color in zip(kinds, palette, strict=True)
+  ]
   figure.legend(handles=handles, loc='outside lower center', ncols=len(kinds), frameon=False)
   save(figure, path, bbox_inches='tight')
 
 
-def draw_search(path: str, archive: Archive, num_images: int, volumes: Sequence[float], warning: str = '') -> None:
+def draw_search(
+  path: str, archive: Archive, num_images: int, volumes: Sequence[float], warning: str = ''
+) -> None:
   """Every scored subnet by generation, with the generation's mean and the best so far; and the hypervolume of the front."""
   figure, axes = panels(1, 3, figsize=(13, 3.8))
   axes[2].plot(np.unique(archive.generation), volumes, 'o-', color='#8e6bb0')
@@ -60,11 +79,25 @@ def draw_search(path: str, archive: Archive, num_images: int, volumes: Sequence[
   number, archive = len(archive), archive.scored()
   generations = np.unique(archive.generation)
   for axis, values, best, label in (
-      (axes[0], 100 * archive.correct / num_images, np.maximum, 'accuracy in %'),
-      (axes[1], archive.loss / num_images, np.minimum, 'loss')):
+    (axes[0], 100 * archive.correct / num_images, np.maximum, 'accuracy in %'),
+    (axes[1], archive.loss / num_images, np.minimum, 'loss'),
+  ):
     jitter = np.random.default_rng(0).uniform(-0.25, 0.25, len(archive))
-    axis.scatter(archive.generation + jitter, values, s=8, color='#5aa7a7', alpha=0.45, linewidths=0, label='one subnet')
-    axis.plot(generations, [values[archive.generation == g].mean() for g in generations], color='#555555', label='mean of the generation')
+    axis.scatter(
+      archive.generation + jitter,
+      values,
+      s=8,
+      color='#5aa7a7',
+      alpha=0.45,
+      linewidths=0,
+      label='one subnet',
+    )
+    axis.plot(
+      generations,
+      [values[archive.generation == g].mean() for g in generations],
+      color='#555555',
+      label='mean of the generation',
+    )
     ends = [best.reduce(values[archive.generation <= g]) for g in generations]
     axis.step(generations, ends, where='mid', color='#c0392b', linewidth=2, label='best so far')
     axis.set(xlabel='generation', ylabel=label)
@@ -76,8 +109,15 @@ def draw_search(path: str, archive: Archive, num_images: int, volumes: Sequence[
   save(figure, path, bbox_inches='tight')
 
 
-def draw_pareto(path: str, spec: Spec, archive: Archive, num_images: int, result: dict[str, Any],
-                presets: dict[str, dict[str, float]], warning: str = '') -> None:
+def draw_pareto(
+  path: str,
+  spec: Spec,
+  archive: Archive,
+  num_images: int,
+  result: dict[str, Any],
+  presets: dict[str, dict[str, float]],
+  warning: str = '',
+) -> None:
   """Error against trained parameters of all scored subnets, their front, the winner, and the presets; supernet weights."""
   archive = archive.scored()
   params = genomes.count_params(spec, archive.genomes)
@@ -85,11 +125,20 @@ def draw_pareto(path: str, spec: Spec, archive: Archive, num_images: int, result
   front = pareto_front(params, error)
   figure, axis = panels(figsize=(7, 4.4))
   axis.scatter(params, error, s=10, color='#bbbbbb', linewidths=0, label='scored in the search')
-  axis.step(params[front], error[front], where='post', color='#5aa7a7', linewidth=2, label='front of these')
-  for place, (name, point) in enumerate(sorted(presets.items(), key=lambda item: item[1]['params'])):
+  axis.step(
+    params[front], error[front], where='post', color='#5aa7a7', linewidth=2, label='front of these'
+  )
+  for place, (name, point) in enumerate(
+    sorted(presets.items(), key=lambda item: item[1]['params'])
+  ):
     axis.plot(point['params'], 100 * (1 - point['accuracy']), 'D', color='#8e6bb0', markersize=6)
-    axis.annotate(name, (point['params'], 100 * (1 - point['accuracy'])), textcoords='offset points',
-                  xytext=(6, 5 if place % 2 else -11), fontsize=8)
+    axis.annotate(
+      name,
+      (point['params'], 100 * (1 - point['accuracy'])),
+      textcoords='offset points',
+      xytext=(6, 5 if place % 2 else -11),
+      fontsize=8,
+    )
   winner = np.flatnonzero((archive.genomes == np.array(result['winner']['genome'])).all((1, 2)))
   axis.plot(params[winner], error[winner], '*', color='#c0392b', markersize=16, label='winner')
   if result['budget'] is not None:
@@ -115,14 +164,28 @@ def draw_training(path: str, metrics: str) -> None:
     entries = [json.loads(line) for line in file]
   figure, axes = panels(1, 2, figsize=(11, 3.8))
   stages = list(dict.fromkeys(entry['stage'] for entry in entries))
-  for stage, color in zip(stages, matplotlib.colormaps['tab10' if len(stages) <= 10 else 'tab20'].colors * len(stages), strict=False):
+  for stage, color in zip(
+    stages,
+    matplotlib.colormaps['tab10' if len(stages) <= 10 else 'tab20'].colors * len(stages),
+    strict=False,
+  ):
     lines = [entry for entry in entries if entry['stage'] == stage]
     title = _STAGES.get(stage, stage.removeprefix('baselines/'))
     for axis, name, scale in zip(axes, ('loss', 'accuracy'), (1, 100), strict=True):
-      for kind, style, label in ((name, '-', title), (f'val_{name}', '--', 'its validation images')):
+      for kind, style, label in (
+        (name, '-', title),
+        (f'val_{name}', '--', 'its validation images'),
+      ):
         points = [(entry['epoch'], scale * entry[kind]) for entry in lines if kind in entry]
         if points:
-          axis.plot(*zip(*points, strict=True), style, color=color, label=label, linewidth=1.2, marker='.' if len(points) < 20 else None)
+          axis.plot(
+            *zip(*points, strict=True),
+            style,
+            color=color,
+            label=label,
+            linewidth=1.2,
+            marker='.' if len(points) < 20 else None,
+          )
   axes[0].set(xlabel='epoch', ylabel='loss', yscale='log')
   lowest, highest = axes[0].get_ylim()
   axes[0].yaxis.set_major_formatter('{x:g}')
@@ -140,10 +203,15 @@ def confused_pairs(matrix: np.ndarray) -> list[tuple[int, int, int]]:
   """(true class, class it was taken for, how often) of a confusion matrix, int [true, predicted]; the most frequent first."""
   errors = matrix - np.diag(np.diag(matrix))
   true, predicted = np.nonzero(errors)
-  return sorted(((int(t), int(p), int(errors[t, p])) for t, p in zip(true, predicted, strict=True)), key=lambda pair: (-pair[2], pair))
+  return sorted(
+    ((int(t), int(p), int(errors[t, p])) for t, p in zip(true, predicted, strict=True)),
+    key=lambda pair: (-pair[2], pair),
+  )
 
 
-def draw_confusion(path: str, classes: Sequence[str], matrix: np.ndarray, warning: str = '') -> None:
+def draw_confusion(
+  path: str, classes: Sequence[str], matrix: np.ndarray, warning: str = ''
+) -> None:
   """Which class was taken for which: the whole matrix of up to `MATRIX_CLASSES` classes, of more the most confused pairs.
 
   Args:
@@ -167,11 +235,32 @@ def draw_confusion(path: str, classes: Sequence[str], matrix: np.ndarray, warnin
   for (row, column), count in np.ndenumerate(matrix):
     if count:
       dark = shares[row, column] > (0.6 if row == column else 0.6 * most)
-      axis.text(column, row, f'{count}', ha='center', va='center', fontsize=size if count < 1000 or number <= 10 else 0.7 * size,
-                color='white' if dark and row != column else '#222222')
-  found = [f'{100 * share:.0f}%' if count else 'none' for share, count in zip(np.diag(shares), of_class, strict=True)]
-  axis.set_yticks(range(number), [f'{name}  {share}' for name, share in zip(names, found, strict=True)], fontsize=size + 0.5, parse_math=False)
-  axis.set_xticks(range(number), names, fontsize=size + 0.5, rotation=90 if max(map(len, names)) > 2 else 0, parse_math=False)
+      axis.text(
+        column,
+        row,
+        f'{count}',
+        ha='center',
+        va='center',
+        fontsize=size if count < 1000 or number <= 10 else 0.7 * size,
+        color='white' if dark and row != column else '#222222',
+      )
+  found = [
+    f'{100 * share:.0f}%' if count else 'none'
+    for share, count in zip(np.diag(shares), of_class, strict=True)
+  ]
+  axis.set_yticks(
+    range(number),
+    [f'{name}  {share}' for name, share in zip(names, found, strict=True)],
+    fontsize=size + 0.5,
+    parse_math=False,
+  )
+  axis.set_xticks(
+    range(number),
+    names,
+    fontsize=size + 0.5,
+    rotation=90 if max(map(len, names)) > 2 else 0,
+    parse_math=False,
+  )
   axis.set_xticks(np.arange(number + 1) - 0.5, minor=True)
   axis.set_yticks(np.arange(number + 1) - 0.5, minor=True)
   axis.grid(which='minor', color='#e4e4e4', linewidth=0.6)
@@ -186,7 +275,10 @@ def _draw_pairs(path, classes, matrix, warning):
   pairs = confused_pairs(matrix)[:PAIRS]
   figure, axis = panels(figsize=(8, 1.2 + 0.26 * max(len(pairs), 2)))
   axis.barh(range(len(pairs)), [count for *_, count in pairs], color=_RED, height=0.7)
-  labels = [f'{_short(classes[true], 32)}, taken for {_short(classes[predicted], 32)}' for true, predicted, _ in pairs]
+  labels = [
+    f'{_short(classes[true], 32)}, taken for {_short(classes[predicted], 32)}'
+    for true, predicted, _ in pairs
+  ]
   axis.set_yticks(range(len(pairs)), labels, fontsize=8, parse_math=False)
   for place, (true, _, count) in enumerate(pairs):
     axis.text(count, place, f' {count} of {matrix[true].sum():,}', va='center', fontsize=8)
@@ -195,12 +287,22 @@ def _draw_pairs(path, classes, matrix, warning):
   axis.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
   axis.set_xlabel('test images')
   axis.spines[['top', 'right']].set_visible(False)
-  title = f'The {len(pairs)} most confused pairs of {len(classes):,} classes' if pairs else f'No two of {len(classes):,} classes were confused'
+  title = (
+    f'The {len(pairs)} most confused pairs of {len(classes):,} classes'
+    if pairs
+    else f'No two of {len(classes):,} classes were confused'
+  )
   axis.set_title(f'{title}{warning}', loc='left', fontsize=10)
   save(figure, path, bbox_inches='tight')
 
 
-def draw_errors(path: str, images: np.ndarray, true: Sequence[str], answered: Sequence[str], probabilities: Sequence[float]) -> None:
+def draw_errors(
+  path: str,
+  images: np.ndarray,
+  true: Sequence[str],
+  answered: Sequence[str],
+  probabilities: Sequence[float],
+) -> None:
   """Thumbnails, above each its true class, and after an arrow the answer and its probability.
 
   Args:
@@ -215,12 +317,16 @@ def draw_errors(path: str, images: np.ndarray, true: Sequence[str], answered: Se
     axis.set_axis_off()
   for axis, image, *said in zip(axes.flat, images, true, answered, probabilities, strict=False):
     axis.imshow(image, interpolation='nearest' if len(image) < 100 else 'antialiased')
-    axis.set_title(f'{_short(said[0])}\n→ {_short(said[1], 17)} ({100 * said[2]:.1f}%)', fontsize=8, parse_math=False)
+    axis.set_title(
+      f'{_short(said[0])}\n→ {_short(said[1], 17)} ({100 * said[2]:.1f}%)',
+      fontsize=8,
+      parse_math=False,
+    )
   save(figure, path, bbox_inches='tight')
 
 
 def _short(name, length=24):
-  return name if len(name) <= length else name[:length - 1] + '…'
+  return name if len(name) <= length else name[: length - 1] + '…'
 
 
 def _fade(color):

@@ -18,10 +18,16 @@ from glora_jax.models.weights import EMBEDDED
 from glora_jax.reports import run_pictures
 from glora_jax.search.archive import Archive
 
-PAPER_LABEL = ("PROTOCOL 'paper': the subnet was SEARCHED ON THE TEST SET and trained on train+val. "
-               'The test accuracies below reproduce how the paper was probably made; they estimate nothing unseen.')
+PAPER_LABEL = (
+  "PROTOCOL 'paper': the subnet was SEARCHED ON THE TEST SET and trained on train+val. "
+  'The test accuracies below reproduce how the paper was probably made; they estimate nothing unseen.'
+)
 ERRORS = 12  # thumbnails
-_TITLES = {'linear': 'linear probe', 'winner_supernet': 'winner, as searched', 'winner': 'winner, finetuned'}
+_TITLES = {
+  'linear': 'linear probe',
+  'winner_supernet': 'winner, as searched',
+  'winner': 'winner, finetuned',
+}
 
 
 class Outcome(NamedTuple):
@@ -53,20 +59,45 @@ class Outcome(NamedTuple):
 
 def table(result: dict[str, Any]) -> str:
   """The accuracies as a Markdown table, with the paper protocol's warning where it is due."""
-  rows = {'linear': result['linear'], **result['presets'], 'winner_supernet': result['winner_supernet'], 'winner': result['winner']}
+  rows = {
+    'linear': result['linear'],
+    **result['presets'],
+    'winner_supernet': result['winner_supernet'],
+    'winner': result['winner'],
+  }
   others = list(result['winner'].get('other_test_accuracies', ()))
   percent = lambda value: 'trained on' if value is None else f'{100 * value:.1f}'
   line = lambda *cells: f'| {" | ".join(cells)} |'
-  lines = [line('subnet', 'trained params (head apart)', 'val accuracy', 'test accuracy', *(f'on {name}' for name in others)),
-           f'|---|{"---:|" * (3 + len(others))}']
+  lines = [
+    line(
+      'subnet',
+      'trained params (head apart)',
+      'val accuracy',
+      'test accuracy',
+      *(f'on {name}' for name in others),
+    ),
+    f'|---|{"---:|" * (3 + len(others))}',
+  ]
   for name, row in rows.items():
-    accuracies = row['val_accuracy'], row['test_accuracy'], *(row['other_test_accuracies'][other] for other in others)
+    accuracies = (
+      row['val_accuracy'],
+      row['test_accuracy'],
+      *(row['other_test_accuracies'][other] for other in others),
+    )
     lines.append(line(_TITLES.get(name, name), f'{row["params"]:,}', *map(percent, accuracies)))
   return '\n'.join(([f'**{PAPER_LABEL}**', ''] if result['protocol'] == 'paper' else []) + lines)
 
 
-def write(workdir: str, result: dict[str, Any], spec: Spec, archive: Archive, task: Task, fitness: str,
-          presets: dict[str, dict[str, float]], outcome: Outcome) -> None:
+def write(
+  workdir: str,
+  result: dict[str, Any],
+  spec: Spec,
+  archive: Archive,
+  task: Task,
+  fitness: str,
+  presets: dict[str, dict[str, float]],
+  outcome: Outcome,
+) -> None:
   """Writes `report.md` and its pictures into the workdir.
 
   Args:
@@ -84,22 +115,50 @@ def write(workdir: str, result: dict[str, Any], spec: Spec, archive: Archive, ta
   searched = 'test' if paper else 'val'
   num_images, picture = result['data']['images'][searched], lambda name: os.path.join(workdir, name)
   run_pictures.draw_structure(picture('structure.png'), spec, np.array(result['winner']['genome']))
-  run_pictures.draw_search(picture('search.png'), archive, num_images, result['hypervolume'], warning)
-  run_pictures.draw_pareto(picture('pareto.png'), spec, archive, num_images, result, presets, warning)
+  run_pictures.draw_search(
+    picture('search.png'), archive, num_images, result['hypervolume'], warning
+  )
+  run_pictures.draw_pareto(
+    picture('pareto.png'), spec, archive, num_images, result, presets, warning
+  )
   run_pictures.draw_training(picture('training.png'), os.path.join(workdir, 'metrics.jsonl'))
   seconds = ', '.join(f'{name} {value:.0f} s' for name, value in result['seconds'].items())
   images = ', '.join(f'{number:,} {split}' for split, number in result['data']['images'].items())
-  budget = 'without a limit on parameters' if result['budget'] is None else f'of at most {result["budget"]:,} parameters'
-  base = 'the small one that comes with glora_jax' if result['weights'] == EMBEDDED else f'`{result["weights"]}`'
-  protocol = PAPER_LABEL if paper else (
+  budget = (
+    'without a limit on parameters'
+    if result['budget'] is None
+    else f'of at most {result["budget"]:,} parameters'
+  )
+  base = (
+    'the small one that comes with glora_jax'
+    if result['weights'] == EMBEDDED
+    else f'`{result["weights"]}`'
+  )
+  protocol = (
+    PAPER_LABEL
+    if paper
+    else (
       'The supernet was trained on the training images; the search saw the validation images only. The list of subnets was '
-      'frozen in `test_list.json` before the test images were read, and nothing but this report reads their outcome.')
+      'frozen in `test_list.json` before the test images were read, and nothing but this report reads their outcome.'
+    )
+  )
   winner = result['winner']
-  between = ' What stands between it and the winner are presets, each trained alone as well.' if result['presets'] else ''
-  finetuned = 'then finetuned by itself' if result['finetuned'] else 'and once more, since this run finetunes nothing'
-  trained_on = (" Where the val accuracy is 'trained on', the validation images were trained on, too."
-                if winner['val_accuracy'] is None else '')
-  title = f"{100 * winner['test_accuracy']:.1f}% of the test images right, {winner['params']:,} trained parameters"
+  between = (
+    ' What stands between it and the winner are presets, each trained alone as well.'
+    if result['presets']
+    else ''
+  )
+  finetuned = (
+    'then finetuned by itself'
+    if result['finetuned']
+    else 'and once more, since this run finetunes nothing'
+  )
+  trained_on = (
+    " Where the val accuracy is 'trained on', the validation images were trained on, too."
+    if winner['val_accuracy'] is None
+    else ''
+  )
+  title = f'{100 * winner["test_accuracy"]:.1f}% of the test images right, {winner["params"]:,} trained parameters'
   text = f"""# GLoRA on {_plain(task.name)}: {title}
 
 {table(result)}
@@ -170,28 +229,48 @@ python -m glora_jax.predict --model {shlex.quote(os.path.join(workdir, 'folded')
 
 def _stopped(result):
   number, evaluations = result['stopped_early'], result['evaluations']
-  return (f'\n{number:,} of the {evaluations:,} were left before their last image, when they could not become parents any more; that '
-          'changes nothing of what is selected.\n' if number else '')
+  return (
+    f'\n{number:,} of the {evaluations:,} were left before their last image, when they could not become parents any more; that '
+    'changes nothing of what is selected.\n'
+    if number
+    else ''
+  )
 
 
 def _errors(workdir, classes, outcome, warning):
   """Draws the confusion and the surest errors; what the report says of them."""
   matrix, errors = outcome.confusion(len(classes)), outcome.surest_errors()
   run_pictures.draw_confusion(os.path.join(workdir, 'confusion.png'), classes, matrix, warning)
-  shown = ('The share of each class that was found, and which class was taken for which' if len(classes) <= run_pictures.MATRIX_CLASSES
-           else 'The pairs of classes that were confused most often')
+  shown = (
+    'The share of each class that was found, and which class was taken for which'
+    if len(classes) <= run_pictures.MATRIX_CLASSES
+    else 'The pairs of classes that were confused most often'
+  )
   confusion = f'![{shown}](confusion.png)'
   if not len(errors):
     return f'The winner got all {len(outcome.labels):,} test images right: there is no error to show.\n\n{confusion}'
   name = lambda number: _plain(classes[number])
-  run_pictures.draw_errors(os.path.join(workdir, 'errors.png'), outcome.pixels(errors), *(
-      [classes[number] for number in of[errors]] for of in (outcome.labels, outcome.classes)), outcome.probabilities[errors])
+  run_pictures.draw_errors(
+    os.path.join(workdir, 'errors.png'),
+    outcome.pixels(errors),
+    *([classes[number] for number in of[errors]] for of in (outcome.labels, outcome.classes)),
+    outcome.probabilities[errors],
+  )
   number = len(outcome.labels) - int(np.trace(matrix))
-  often = '; '.join(f'{name(true)} taken for {name(answer)} ({count})' for true, answer, count in run_pictures.confused_pairs(matrix)[:3])
-  these = f'These are the {len(errors)} that the winner was surest of' if len(errors) < number else 'These are all'
-  return (f'The winner got {number:,} of {len(outcome.labels):,} test images wrong. Most often: {often}.\n\n{confusion}\n\n'
-          f'![The wrong answers with the highest probabilities](errors.png)\n\n{these}, as the model saw them: the true class, and after an '
-          'arrow the answer and its probability.')
+  often = '; '.join(
+    f'{name(true)} taken for {name(answer)} ({count})'
+    for true, answer, count in run_pictures.confused_pairs(matrix)[:3]
+  )
+  these = (
+    f'These are the {len(errors)} that the winner was surest of'
+    if len(errors) < number
+    else 'These are all'
+  )
+  return (
+    f'The winner got {number:,} of {len(outcome.labels):,} test images wrong. Most often: {often}.\n\n{confusion}\n\n'
+    f'![The wrong answers with the highest probabilities](errors.png)\n\n{these}, as the model saw them: the true class, and after an '
+    'arrow the answer and its probability.'
+  )
 
 
 def _plain(text):

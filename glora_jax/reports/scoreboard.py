@@ -18,7 +18,13 @@ from glora_jax.reports.run_report import PAPER_LABEL
 
 PUBLISHED_FILE = os.path.join(os.path.dirname(__file__), 'published.json')
 OURS = {'winner': 'finetuned', 'winner_supernet': 'as searched', 'linear': 'linear probe'}
-_TEST_SETS = {'test': 'ImageNet', 'v2': 'ImageNet-V2', 'sketch': 'ImageNet-Sketch', 'a': 'ImageNet-A', 'r': 'ImageNet-R'}
+_TEST_SETS = {
+  'test': 'ImageNet',
+  'v2': 'ImageNet-V2',
+  'sketch': 'ImageNet-Sketch',
+  'a': 'ImageNet-A',
+  'r': 'ImageNet-R',
+}
 PAPER = PAPER_LABEL.partition(':')[0]  # where there is little room
 
 
@@ -70,7 +76,11 @@ class Cell(NamedTuple):
     return self.value is not None and self.done == self.of
 
   def __str__(self) -> str:
-    return '-' if self.value is None else f'{self.value:.1f}' + ('' if self.complete else f' ({self.done} of {self.of})')
+    return (
+      '-'
+      if self.value is None
+      else f'{self.value:.1f}' + ('' if self.complete else f' ({self.done} of {self.of})')
+    )
 
 
 class Row(NamedTuple):
@@ -108,9 +118,19 @@ def columns(tasks: Sequence[str]) -> list[Column]:
   if kind == 'vtab':
     return [Column(record.name, record.name, record.group) for record in vtab.RECORDS]
   if kind == 'fewshot':
-    shots = {number: f'{number} shot' + ('s' if number != '1' else '') for number in (task.split('/')[2] for task in tasks)}
-    return [Column(f'{name}/{number}', f'{name}, {words}', words) for number, words in shots.items() for name in fewshot.NAMES]
-  return [Column(name, _TEST_SETS[name], 'source' if name == 'test' else 'shifted') for name, *_ in generalization.TESTS]
+    shots = {
+      number: f'{number} shot' + ('s' if number != '1' else '')
+      for number in (task.split('/')[2] for task in tasks)
+    }
+    return [
+      Column(f'{name}/{number}', f'{name}, {words}', words)
+      for number, words in shots.items()
+      for name in fewshot.NAMES
+    ]
+  return [
+    Column(name, _TEST_SETS[name], 'source' if name == 'test' else 'shifted')
+    for name, *_ in generalization.TESTS
+  ]
 
 
 def filled(task: str) -> list[tuple[str, str]]:
@@ -133,15 +153,25 @@ def own_rows(board: Board) -> list[Row]:
   expected = [(column, task, split) for task in board.tasks for column, split in filled(task)]
   rows = []
   for name in (*OURS, *presets):
-    entries = {task: result['presets'].get(name) or result[name] for task, result in board.results.items()}
-    accuracy = lambda task, split, entries=entries: 100 * (
-        entries[task]['test_accuracy'] if split == 'test' else entries[task]['other_test_accuracies'][split])
+    entries = {
+      task: result['presets'].get(name) or result[name] for task, result in board.results.items()
+    }
+    accuracy = lambda task, split, entries=entries: (
+      100
+      * (
+        entries[task]['test_accuracy']
+        if split == 'test'
+        else entries[task]['other_test_accuracies'][split]
+      )
+    )
     cells = {}
     for column in columns(board.tasks):
       runs = [(task, split) for other, task, split in expected if other == column.name]
       there = [accuracy(*run) for run in runs if run[0] in entries]
       cells[column.name] = Cell(statistics.fmean(there) if there else None, len(there), len(runs))
-    params = statistics.fmean(entry['params'] for entry in entries.values()) / 1e6 if entries else None
+    params = (
+      statistics.fmean(entry['params'] for entry in entries.values()) / 1e6 if entries else None
+    )
     rows.append(Row(f'{prefix}, {OURS.get(name, name)}', True, cells, params))
   return rows
 
@@ -159,7 +189,17 @@ def published_rows(tasks: Sequence[str]) -> list[Row]:
   for row in published()['rows'][tasks[0].partition('/')[0]]:
     cell = lambda name, values=row['values']: Cell(values.get(name), int(name in values), 1)
     cells = {column.name: cell(column.name) for column in columns(tasks)}
-    rows.append(Row(row['method'], False, cells, row['params_million'], row['group_mean'], row['from_memory'], row['paper'] or ''))
+    rows.append(
+      Row(
+        row['method'],
+        False,
+        cells,
+        row['params_million'],
+        row['group_mean'],
+        row['from_memory'],
+        row['paper'] or '',
+      )
+    )
   return rows
 
 
@@ -172,15 +212,26 @@ def summary(row: Row, tasks: Sequence[str], *, quoted: bool = True) -> dict[str,
     quoted: take a published mean of groups as it was published, in place of the one that its own accuracies give.
   """
   every = columns(tasks)
-  groups = {group: mean(row.cells[column.name] for column in every if column.group == group)
-            for group in dict.fromkeys(column.group for column in every)}
+  groups = {
+    group: mean(row.cells[column.name] for column in every if column.group == group)
+    for group in dict.fromkeys(column.group for column in every)
+  }
   over_all = mean(row.cells.values())
   if not tasks[0].startswith('vtab/'):
-    return {**{f'mean of {name}': cell for name, cell in groups.items() if cell.of > 1}, 'mean of all': over_all}
-  over_groups = mean(groups.values()) if over_all.complete else Cell(None, over_all.done, over_all.of)
+    return {
+      **{f'mean of {name}': cell for name, cell in groups.items() if cell.of > 1},
+      'mean of all': over_all,
+    }
+  over_groups = (
+    mean(groups.values()) if over_all.complete else Cell(None, over_all.done, over_all.of)
+  )
   if quoted and row.quoted is not None:
     over_groups = Cell(row.quoted, 1, 1)
-  return {**{f'mean of {name}': cell for name, cell in groups.items()}, 'mean of groups': over_groups, 'mean of tasks': over_all}
+  return {
+    **{f'mean of {name}': cell for name, cell in groups.items()},
+    'mean of groups': over_groups,
+    'mean of tasks': over_all,
+  }
 
 
 def lines(board: Board, rows: Sequence[Row]) -> list[tuple[str, bool, list[Cell]]]:
@@ -189,11 +240,21 @@ def lines(board: Board, rows: Sequence[Row]) -> list[tuple[str, bool, list[Cell]
   means = [summary(row, board.tasks) for row in rows]
   found = []
   for group in dict.fromkeys(column.group for column in every):
-    found += [(column.title, False, [row.cells[column.name] for row in rows]) for column in every if column.group == group]
+    found += [
+      (column.title, False, [row.cells[column.name] for row in rows])
+      for column in every
+      if column.group == group
+    ]
     if (title := f'mean of {group}') in means[0]:
       found.append((title, True, [one.pop(title) for one in means]))
   found += [(title, True, [one[title] for one in means]) for title in means[0]]
   done = [name for name, cell in rows[0].cells.items() if cell.complete]
   if 0 < len(done) < len(every):
-    found.append((f'mean of the {len(done)} that are done', True, [mean(row.cells[name] for name in done) for row in rows]))
+    found.append(
+      (
+        f'mean of the {len(done)} that are done',
+        True,
+        [mean(row.cells[name] for name in done) for row in rows],
+      )
+    )
   return found

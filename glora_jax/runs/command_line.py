@@ -13,8 +13,12 @@ from collections.abc import Callable
 from absl import app, flags
 from ml_collections import config_flags
 
-CONFIG = config_flags.DEFINE_config_file('config', None, 'Python file with get_config(); override its fields with --config.FIELD=VALUE.')
-WORKDIR = flags.DEFINE_string('workdir', None, 'Where everything is written; runs/NAME_OF_CONFIG by default.')
+CONFIG = config_flags.DEFINE_config_file(
+  'config', None, 'Python file with get_config(); override its fields with --config.FIELD=VALUE.'
+)
+WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Where everything is written; runs/NAME_OF_CONFIG by default.'
+)
 OUTPUT = flags.DEFINE_string('output', 'batch.png', 'Picture that glora_jax.data.show writes.')
 STOPPED = 75  # exit code
 DEBUG = flags.DEFINE_bool('debug', False, 'Show the traceback of an error.')
@@ -40,11 +44,17 @@ def run_with_config(job: Callable) -> None:
 
   def parse(argv):
     # ml_collections prints a traceback of its own for a config file that is not there.
-    given = [argument.removeprefix('--config=') for argument in argv if argument.startswith('--config=')]
-    given += [following for argument, following in itertools.pairwise(argv) if argument == '--config']
+    given = [
+      argument.removeprefix('--config=') for argument in argv if argument.startswith('--config=')
+    ]
+    given += [
+      following for argument, following in itertools.pairwise(argv) if argument == '--config'
+    ]
     for path in given:
       if not os.path.isfile(path.split(':')[0]):
-        sys.exit(f'error: there is no config file {path.split(":")[0]}; the ones that come with the project are in configs/.')
+        sys.exit(
+          f'error: there is no config file {path.split(":")[0]}; the ones that come with the project are in configs/.'
+        )
     try:
       return flags.FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
@@ -53,7 +63,9 @@ def run_with_config(job: Callable) -> None:
 
   def guarded(argv):
     if len(argv) > 1:
-      sys.exit(f'error: unknown arguments {argv[1:]}; fields of the config are given as --config.FIELD=VALUE.')
+      sys.exit(
+        f'error: unknown arguments {argv[1:]}; fields of the config are given as --config.FIELD=VALUE.'
+      )
     logging.basicConfig(format='%(message)s', level=logging.WARNING, stream=sys.stderr, force=True)
     logging.getLogger('glora_jax').setLevel(logging.INFO)
     if not DEBUG.value:

@@ -61,17 +61,25 @@ class FullFineTuning:
 
   def split(self, variables: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     params = jax.tree.map(lambda x: x.astype(jnp.float32), variables['params'])
-    return {'params': params}, {name: value for name, value in variables.items() if name != 'params'}
+    return {'params': params}, {
+      name: value for name, value in variables.items() if name != 'params'
+    }
 
   def join(self, trainable: Any, frozen: Any) -> dict[str, Any]:
     return {**frozen, **trainable}
 
   def count_params(self) -> int:
     """Trained parameters, heads not counted."""
-    return sum(shape.size for path, shape in self.adapted.param_shapes.items() if path not in self.adapted.head_paths)
+    return sum(
+      shape.size
+      for path, shape in self.adapted.param_shapes.items()
+      if path not in self.adapted.head_paths
+    )
 
 
-def run(config: ml_collections.ConfigDict, workdir: str, stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+def run(
+  config: ml_collections.ConfigDict, workdir: str, stop: Callable[[], bool] = lambda: False
+) -> dict[str, Any]:
   """Runs, or resumes, a comparison.
 
   Args:
@@ -91,7 +99,9 @@ def run(config: ml_collections.ConfigDict, workdir: str, stop: Callable[[], bool
 
 def _run_stages(this: Run) -> dict[str, Any]:
   if this.mesh is not None:
-    raise ValueError('A comparison trains side by side on one device; give --config.mesh.devices=one.')
+    raise ValueError(
+      'A comparison trains side by side on one device; give --config.mesh.devices=one.'
+    )
   settings = Comparison(**this.config.compare)
   seeds = [this.config.seed + number for number in range(settings.seeds)]
   with this.stage('tuning'):
@@ -99,13 +109,22 @@ def _run_stages(this: Run) -> dict[str, Any]:
   with this.stage('training'):
     rows = {}
     for name in settings.methods:
-      rows |= train_method(this, name, seeds, [rates[name]] * len(seeds), settings.budgets, 'trained')
+      rows |= train_method(
+        this, name, seeds, [rates[name]] * len(seeds), settings.budgets, 'trained'
+      )
   with this.stage('test'):
     entries = test(this, rows)
   result = {
-      'task': this.task.name, 'data': {'origin': this.task.origin, 'notes': list(this.task.notes)}, 'weights': this.config.model.weights,
-      'seeds': seeds, 'epochs': this.config.supernet.epochs, 'finetune_epochs': this.config.finetune.epochs, 'rates': list(settings.rates),
-      'rate': rates, 'methods': entries}
+    'task': this.task.name,
+    'data': {'origin': this.task.origin, 'notes': list(this.task.notes)},
+    'weights': this.config.model.weights,
+    'seeds': seeds,
+    'epochs': this.config.supernet.epochs,
+    'finetune_epochs': this.config.finetune.epochs,
+    'rates': list(settings.rates),
+    'rate': rates,
+    'methods': entries,
+  }
   with this.stage('report'):
     comparison_report.write(this.workdir, result)
   return result
@@ -123,10 +142,17 @@ def choose_rates(this: Run, settings: Comparison) -> dict[str, float]:
       continue
     path = this.path('tuning', f'{name}.json')
     if not os.path.exists(path):
-      [candidates] = train_method(this, name, [seed] * len(rates), rates, settings.budgets[-1:], 'tuning').values()
+      [candidates] = train_method(
+        this, name, [seed] * len(rates), rates, settings.budgets[-1:], 'tuning'
+      ).values()
       os.makedirs(os.path.dirname(path), exist_ok=True)
-      write_json(path, [{'rate': rate, **measure(this, one.variables, one.genome, 'val')}
-                        for rate, one in zip(rates, candidates, strict=True)])
+      write_json(
+        path,
+        [
+          {'rate': rate, **measure(this, one.variables, one.genome, 'val')}
+          for rate, one in zip(rates, candidates, strict=True)
+        ],
+      )
     tried[name] = read_json(path)
     chosen[name] = max(tried[name], key=lambda row: (row['val_accuracy'], -row['val_loss']))['rate']
     log.info('%s: learning rate %g', name, chosen[name])
@@ -135,7 +161,12 @@ def choose_rates(this: Run, settings: Comparison) -> dict[str, float]:
 
 
 def train_method(
-    this: Run, name: str, seeds: Sequence[int], rates: Sequence[float], budgets: Sequence[int], folder: str,
+  this: Run,
+  name: str,
+  seeds: Sequence[int],
+  rates: Sequence[float],
+  budgets: Sequence[int],
+  folder: str,
 ) -> dict[str, list[Candidate]]:
   """Trains one method once for each pair of a seed and a learning rate; what is in the folder is read.
 
@@ -146,36 +177,69 @@ def train_method(
   starts = [this.adapted.init(_key(seed, 0), this.variables['params']) for seed in seeds]
   keys = [_key(seed, 1) for seed in seeds]
   if name != 'search':
-    learner = FullFineTuning(this.adapted) if name == 'finetuning' else this.adapted.fix(presets.preset(this.adapted.spec, name))
+    learner = (
+      FullFineTuning(this.adapted)
+      if name == 'finetuning'
+      else this.adapted.fix(presets.preset(this.adapted.spec, name))
+    )
     trained, seconds = _side_by_side(this, f'{folder}/{name}', learner, starts, keys, recipe, rates)
-    return {name: [Candidate(learner.genome, learner.count_params(), variables, seconds) for variables in trained]}
+    return {
+      name: [
+        Candidate(learner.genome, learner.count_params(), variables, seconds)
+        for variables in trained
+      ]
+    }
   shorter = dataclasses.replace(recipe, epochs=recipe.epochs - finetuning.epochs)
-  supernets, seconds = _side_by_side(this, f'{folder}/supernet', this.adapted, starts, keys, shorter, rates)
+  supernets, seconds = _side_by_side(
+    this, f'{folder}/supernet', this.adapted, starts, keys, shorter, rates
+  )
   found = {}
   for budget in budgets:
     found[f'search-{budget}'] = [
-        _searched(this, f'{folder}/search-{budget}-{number}', supernet, seed, rate, budget, seconds)
-        for number, (supernet, seed, rate) in enumerate(zip(supernets, seeds, rates, strict=True))]
+      _searched(this, f'{folder}/search-{budget}-{number}', supernet, seed, rate, budget, seconds)
+      for number, (supernet, seed, rate) in enumerate(zip(supernets, seeds, rates, strict=True))
+    ]
   return found
 
 
 def _searched(this, place, supernet, seed, rate, budget, seconds):
-  archive, searching = _timed(this.path(f'{place}.json'), lambda: search.run_search(
-      this, supernet, folder=place, budget=budget, key=_key(seed, 3)))
+  archive, searching = _timed(
+    this.path(f'{place}.json'),
+    lambda: search.run_search(this, supernet, folder=place, budget=budget, key=_key(seed, 3)),
+  )
   subnet = this.adapted.fix(archive.best(this.config.search.fitness))
-  recipe = dataclasses.replace(finetune_recipe(this.config), learning_rate=this.config.supernet.learning_rate)
-  [tuned], tuning = _side_by_side(this, place, subnet, [supernet], [_key(seed, 5)], recipe, [FINETUNED_AT * rate])
-  return Candidate(subnet.genome, subnet.count_params(), tuned, seconds + searching + tuning, supernet)
+  recipe = dataclasses.replace(
+    finetune_recipe(this.config), learning_rate=this.config.supernet.learning_rate
+  )
+  [tuned], tuning = _side_by_side(
+    this, place, subnet, [supernet], [_key(seed, 5)], recipe, [FINETUNED_AT * rate]
+  )
+  return Candidate(
+    subnet.genome, subnet.count_params(), tuned, seconds + searching + tuning, supernet
+  )
 
 
 def test(this: Run, rows: dict[str, list[Candidate]]) -> dict[str, list[dict[str, Any]]]:
   """Freezes all candidates with their weights to disk, and only then reads the test images; one entry a seed, by row."""
   entries, frozen = {}, {}
   for name, candidates in rows.items():
-    entries[name] = [{'params': one.params, 'seconds': round(one.seconds, 2), **measure(this, one.variables, one.genome, 'val'),
-                      **(measure(this, one.inherited, one.genome, 'val', 'inherited_') if one.inherited else {})} for one in candidates]
-    frozen[name] = [{'genome': one.genome.tolist(), 'val_accuracy': entry['val_accuracy'], 'weights': tree.fingerprint(one.variables)}
-                    for one, entry in zip(candidates, entries[name], strict=True)]
+    entries[name] = [
+      {
+        'params': one.params,
+        'seconds': round(one.seconds, 2),
+        **measure(this, one.variables, one.genome, 'val'),
+        **(measure(this, one.inherited, one.genome, 'val', 'inherited_') if one.inherited else {}),
+      }
+      for one in candidates
+    ]
+    frozen[name] = [
+      {
+        'genome': one.genome.tolist(),
+        'val_accuracy': entry['val_accuracy'],
+        'weights': tree.fingerprint(one.variables),
+      }
+      for one, entry in zip(candidates, entries[name], strict=True)
+    ]
   evaluation.freeze(this, frozen)
   for name, candidates in rows.items():
     for entry, one in zip(entries[name], candidates, strict=True):
@@ -185,10 +249,18 @@ def test(this: Run, rows: dict[str, list[Candidate]]) -> dict[str, list[dict[str
   return entries
 
 
-def measure(this: Run, variables: Any, genome: np.ndarray, split: str, title: str = '') -> dict[str, float]:
+def measure(
+  this: Run, variables: Any, genome: np.ndarray, split: str, title: str = ''
+) -> dict[str, float]:
   """Accuracy and mean loss of one subnet on a split."""
-  (correct, loss), images = this.score(variables, np.asarray(genome)[None], split), len(this.data(split).labels)
-  return {f'{title}{split}_accuracy': int(correct[0]) / images, f'{title}{split}_loss': float(loss[0]) / images}
+  (correct, loss), images = (
+    this.score(variables, np.asarray(genome)[None], split),
+    len(this.data(split).labels),
+  )
+  return {
+    f'{title}{split}_accuracy': int(correct[0]) / images,
+    f'{title}{split}_loss': float(loss[0]) / images,
+  }
 
 
 def _key(seed, purpose):
@@ -206,8 +278,10 @@ def _timed(path, function):
 
 def _side_by_side(this, place, learner, starts, keys, recipe, rates):
   """(variables of every run, seconds of one): a learner trained from all starts, kept as `place`.npz."""
-  runs = [dataclasses.replace(one, rate=rate / recipe.learning_rate)
-          for one, rate in zip(_runs(this, learner, starts, keys), rates, strict=True)]
+  runs = [
+    dataclasses.replace(one, rate=rate / recipe.learning_rate)
+    for one, rate in zip(_runs(this, learner, starts, keys), rates, strict=True)
+  ]
   path = this.path(f'{place}.npz')
   if not os.path.exists(path):
     if this.stop():
@@ -216,13 +290,20 @@ def _side_by_side(this, place, learner, starts, keys, recipe, rates):
     os.makedirs(os.path.dirname(path), exist_ok=True)
     start = time.perf_counter()
     states = train_many(runs, *this.data('train'), recipe)
-    arrays = flax.traverse_util.flatten_dict({str(number): state.trainable for number, state in enumerate(states)}, sep='/')
+    arrays = flax.traverse_util.flatten_dict(
+      {str(number): state.trainable for number, state in enumerate(states)}, sep='/'
+    )
     seconds = (time.perf_counter() - start) / len(runs)
-    write_arrays(path, {**{name: np.asarray(value) for name, value in arrays.items()}, 'seconds': np.array(seconds)})
+    write_arrays(
+      path,
+      {**{name: np.asarray(value) for name, value in arrays.items()}, 'seconds': np.array(seconds)},
+    )
   arrays = read_arrays(path)
   seconds = float(arrays.pop('seconds'))
   trained = flax.traverse_util.unflatten_dict(arrays, sep='/')
-  return [learner.join(trained[str(number)], one.frozen) for number, one in enumerate(runs)], seconds
+  return [
+    learner.join(trained[str(number)], one.frozen) for number, one in enumerate(runs)
+  ], seconds
 
 
 def _runs(this, learner, starts, keys):
@@ -230,10 +311,19 @@ def _runs(this, learner, starts, keys):
   options = {'mix': this.mix, 'consistency': Consistency(**this.config.consistency), 'train': True}
   if isinstance(learner, Adapted):
     sampling = Sampling(**this.config.sampling)
-    loss = supernet_loss(learner, this.augmented, lambda key: sampling.draw(key, learner.spec), distillation=sampling.distillation, **options)
+    loss = supernet_loss(
+      learner,
+      this.augmented,
+      lambda key: sampling.draw(key, learner.spec),
+      distillation=sampling.distillation,
+      **options,
+    )
   elif isinstance(learner, FullFineTuning):
     loss = subnet_loss(learner, this.augmented, **options)
   else:
     return subnet_runs(this.adapted, [learner.genome], starts, keys, this.augmented, **options)
   halves = [learner.split(start) for start in starts]
-  return [Training(loss, trainable, halves[0][1], key) for (trainable, _), key in zip(halves, keys, strict=True)]
+  return [
+    Training(loss, trainable, halves[0][1], key)
+    for (trainable, _), key in zip(halves, keys, strict=True)
+  ]

@@ -20,7 +20,9 @@ from glora_jax.runs.stages.search import run_search
 from glora_jax.runs.stages.training import finetune, train_baselines, train_supernet
 
 
-def run(config: ml_collections.ConfigDict, workdir: str, stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+def run(
+  config: ml_collections.ConfigDict, workdir: str, stop: Callable[[], bool] = lambda: False
+) -> dict[str, Any]:
   """Runs, or resumes, what a config describes.
 
   Args:

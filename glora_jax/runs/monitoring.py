@@ -60,7 +60,9 @@ class Metrics:
 
       with writing(self.board):
         for name, value in values.items():
-          self._events.write_event(Event(step=step, wall_time=time.time(), summary=scalar(name, value)))
+          self._events.write_event(
+            Event(step=step, wall_time=time.time(), summary=scalar(name, value))
+          )
         self._events.flush()
 
   @functools.cached_property
@@ -72,7 +74,11 @@ class Metrics:
     os.makedirs(self.board, exist_ok=True)
     events = EventsWriter(os.path.join(self.board, 'events'), f'.{os.getpid()}.{self.step}')
     # What SummaryWriter does with its `purge_step`: TensorBoard drops what it has read from this step on.
-    events.write_event(Event(step=self.step + 1, wall_time=time.time(), session_log=SessionLog(status=SessionLog.START)))
+    events.write_event(
+      Event(
+        step=self.step + 1, wall_time=time.time(), session_log=SessionLog(status=SessionLog.START)
+      )
+    )
     return events
 
 

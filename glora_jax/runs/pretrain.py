@@ -18,11 +18,24 @@ from glora_jax.models.vit import ViT
 from glora_jax.training import loop, losses, recipe
 
 
-def accuracy(model: nn.Module, params, images: np.ndarray, labels: np.ndarray, normalization: str, batch_size: int = 500) -> float:
+def accuracy(
+  model: nn.Module,
+  params,
+  images: np.ndarray,
+  labels: np.ndarray,
+  normalization: str,
+  batch_size: int = 500,
+) -> float:
   """Share of images [n, height, width, 3] (uint8) whose class the model gets right."""
-  correct = jax.jit(lambda params, x, y: jnp.sum(model.apply({'params': params}, normalize(x, normalization)).argmax(-1) == y))
+  correct = jax.jit(
+    lambda params, x, y: jnp.sum(
+      model.apply({'params': params}, normalize(x, normalization)).argmax(-1) == y
+    )
+  )
   batches = range(0, len(labels), batch_size)
-  return float(sum(correct(params, images[i:i + batch_size], labels[i:i + batch_size]) for i in batches)) / len(labels)
+  return float(
+    sum(correct(params, images[i : i + batch_size], labels[i : i + batch_size]) for i in batches)
+  ) / len(labels)
 
 
 def run(config, workdir: str) -> dict:
@@ -38,19 +51,39 @@ def run(config, workdir: str) -> dict:
     flip_key, shift_key, drop_key = jax.random.split(key, 3)
     images = augment.random_shift(shift_key, augment.random_flip(flip_key, images), config.shift)
     logits = model.apply(
-        {'params': params}, normalize(images, config.normalization), train=True, rngs={'drop_path': drop_key})
+      {'params': params},
+      normalize(images, config.normalization),
+      train=True,
+      rngs={'drop_path': drop_key},
+    )
     return losses.cross_entropy(logits, labels)
 
   images, labels = (jnp.asarray(x) for x in data['train'])
   state = loop.fit(
-      loss_fn, params, {}, images, labels, recipe.Recipe(**config.training), train_key, title='pretrain')
+    loss_fn,
+    params,
+    {},
+    images,
+    labels,
+    recipe.Recipe(**config.training),
+    train_key,
+    title='pretrain',
+  )
   result = {
-      'train_accuracy': accuracy(model, state.trainable, *data['train'], config.normalization),
-      'test_accuracy': accuracy(model, state.trainable, *data['test'], config.normalization),
-      'steps': state.step,
+    'train_accuracy': accuracy(model, state.trainable, *data['train'], config.normalization),
+    'test_accuracy': accuracy(model, state.trainable, *data['test'], config.normalization),
+    'steps': state.step,
   }
-  weights.save(os.path.join(workdir, 'backbone.safetensors'), model, state.trainable, {
-      'image_size': config.image_size, 'normalization': config.normalization,
-      'classes': fashion_mnist.FASHION_MNIST_CLASSES, 'test_accuracy': result['test_accuracy']})
+  weights.save(
+    os.path.join(workdir, 'backbone.safetensors'),
+    model,
+    state.trainable,
+    {
+      'image_size': config.image_size,
+      'normalization': config.normalization,
+      'classes': fashion_mnist.FASHION_MNIST_CLASSES,
+      'test_accuracy': result['test_accuracy'],
+    },
+  )
   write_json(os.path.join(workdir, 'result.json'), result)
   return result

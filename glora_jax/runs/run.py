@@ -81,8 +81,11 @@ class Run:
         self.arrays[split] = pipeline.Split(stream, stream.labels)
       else:
         loaded = pipeline.load(examples, size, cache=settings.cache, **options)
-        self.arrays[split] = pipeline.Split(*(jnp.asarray(array) for array in loaded) if self.mesh is None
-                                          else meshes.replicate(self.mesh, tuple(loaded)))
+        self.arrays[split] = pipeline.Split(
+          *(jnp.asarray(array) for array in loaded)
+          if self.mesh is None
+          else meshes.replicate(self.mesh, tuple(loaded))
+        )
     return self.arrays[split]
 
   def preprocess(self, images: jax.Array) -> jax.Array:
@@ -90,7 +93,9 @@ class Run:
 
   def augmented(self, key: jax.Array, images: jax.Array) -> jax.Array:
     """What training sees of a batch."""
-    return self.augmentation.apply(key, images, self.metadata['image_size'], self.metadata['normalization'])
+    return self.augmentation.apply(
+      key, images, self.metadata['image_size'], self.metadata['normalization']
+    )
 
   @property
   def augmentation(self) -> augment.Augmentation:
@@ -106,7 +111,9 @@ class Run:
     """Correct answers and summed loss of every genome on a split, for all genomes at once."""
     name = split if split in self.task.masked else None
     if name not in self.scorers:
-      self.scorers[name] = make_scorer(self.adapted, self.preprocess, classes=self.task.mask(split), mesh=self.mesh)
+      self.scorers[name] = make_scorer(
+        self.adapted, self.preprocess, classes=self.task.mask(split), mesh=self.mesh
+      )
     images, labels = self.data(split)
     if not isinstance(images, pipeline.Stream):
       return self.scorers[name](variables, genomes, images, labels)
@@ -124,19 +131,29 @@ class Run:
     """What one subnet answers for every image of a split, as NumPy arrays."""
     name = split if split in self.task.masked else None
     if name not in self.predictors:
-      self.predictors[name] = make_predictor(self.adapted, self.preprocess, classes=self.task.mask(split), mesh=self.mesh)
+      self.predictors[name] = make_predictor(
+        self.adapted, self.preprocess, classes=self.task.mask(split), mesh=self.mesh
+      )
     images = self.data(split).images
     streamed = isinstance(images, pipeline.Stream)
-    blocks = (block for block, _ in meshes.blocks(self.mesh, images, SCORED_AT_ONCE)) if streamed else (images,)
+    blocks = (
+      (block for block, _ in meshes.blocks(self.mesh, images, SCORED_AT_ONCE))
+      if streamed
+      else (images,)
+    )
     parts = [self.predictors[name](variables, jnp.asarray(genome), block) for block in blocks]
-    return Predictions(*(np.concatenate([np.asarray(x) for x in column]) for column in zip(*parts, strict=True)))
+    return Predictions(
+      *(np.concatenate([np.asarray(x) for x in column]) for column in zip(*parts, strict=True))
+    )
 
   def pixels(self, split: str, indices: np.ndarray) -> np.ndarray:
     """Some images of a split, uint8 [len(indices), size, size, 3]; a process may ask alone."""
     images = self.data(split).images
     if isinstance(images, pipeline.Stream):
       return next(images.batches(np.asarray(indices)[None])).images
-    return np.asarray(images.addressable_data(0)[np.asarray(indices)])  # resident ones are whole on every device
+    return np.asarray(
+      images.addressable_data(0)[np.asarray(indices)]
+    )  # resident ones are whole on every device
 
   @contextlib.contextmanager
   def stage(self, name: str):
@@ -162,7 +179,10 @@ class Run:
 
 
 def carry_out(
-    config: ml_collections.ConfigDict, workdir: str, stop: Callable[[], bool], stages: Callable[[Run], dict[str, Any]],
+  config: ml_collections.ConfigDict,
+  workdir: str,
+  stop: Callable[[], bool],
+  stages: Callable[[Run], dict[str, Any]],
 ) -> dict[str, Any]:
   """Runs the stages of a job in its workdir, which no other process has meanwhile; a finished one is only read.
 
@@ -176,7 +196,9 @@ def carry_out(
   check_config(config)
   meshes.initialize(**config.distributed)
   path = os.path.join(workdir, 'result.json')
-  with claim(workdir) if meshes.primary() and not os.path.exists(path) else contextlib.nullcontext():
+  with (
+    claim(workdir) if meshes.primary() and not os.path.exists(path) else contextlib.nullcontext()
+  ):
     claim_workdir(config, workdir)
     if os.path.exists(path):
       log.info('This run is finished; everything is in %s.', workdir)
@@ -189,7 +211,9 @@ def carry_out(
     return result
 
 
-def prepare(config: ml_collections.ConfigDict, workdir: str, stop: Callable[[], bool] = lambda: False) -> Run:
+def prepare(
+  config: ml_collections.ConfigDict, workdir: str, stop: Callable[[], bool] = lambda: False
+) -> Run:
   """Loads the backbone, gives it a new head for the task, and adapts it."""
   seconds_path = os.path.join(workdir, 'seconds.json')
   seconds = read_json(seconds_path) if os.path.exists(seconds_path) else {}
@@ -198,24 +222,48 @@ def prepare(config: ml_collections.ConfigDict, workdir: str, stop: Callable[[], 
     meshes.require_divisible(mesh, recipe.batch_size // recipe.accumulate)
   where, settings = data_source(config), config.model
   with meshes.primary_first('prepare'):
-    find(config.task, where, workdir).open('train')  # prepares what is not there; some class names are known only then
-    path = weights.EMBEDDED_FILE if settings.weights == weights.EMBEDDED else fetch(settings.weights, settings.sha256)
+    find(config.task, where, workdir).open(
+      'train'
+    )  # prepares what is not there; some class names are known only then
+    path = (
+      weights.EMBEDDED_FILE
+      if settings.weights == weights.EMBEDDED
+      else fetch(settings.weights, settings.sha256)
+    )
   task = find(config.task, where, workdir)
-  fields = {name: settings[name] for name in ('num_heads', 'activation') if settings[name] is not None}
+  fields = {
+    name: settings[name] for name in ('num_heads', 'activation') if settings[name] is not None
+  }
   loaded = weights.load(path, normalization=known_normalization(settings.weights), **fields)
   model, params, metadata = weights.refit(
-      *loaded, num_classes=task.num_classes, image_size=settings.image_size, patch_size=settings.patch_size)
+    *loaded,
+    num_classes=task.num_classes,
+    image_size=settings.image_size,
+    patch_size=settings.patch_size,
+  )
   if source := metadata.get('source'):
-    fit_to_format(model, flax.traverse_util.flatten_dict(params, sep='/'), source)  # refuses now what could not be written at the end
-  model = model.clone(drop_path=settings.drop_path, remat=settings.remat, dtype=None if settings.dtype == 'float32' else settings.dtype)
+    fit_to_format(
+      model, flax.traverse_util.flatten_dict(params, sep='/'), source
+    )  # refuses now what could not be written at the end
+  model = model.clone(
+    drop_path=settings.drop_path,
+    remat=settings.remat,
+    dtype=None if settings.dtype == 'float32' else settings.dtype,
+  )
   if not isinstance(metadata['image_size'], int):
-    raise ValueError(f'The weights are for images of {metadata["image_size"]}; a run needs square ones, give model.image_size.')
+    raise ValueError(
+      f'The weights are for images of {metadata["image_size"]}; a run needs square ones, give model.image_size.'
+    )
   metadata['normalization'] = settings.normalization or metadata['normalization']
   sample = jax.ShapeDtypeStruct((1, metadata['image_size'], metadata['image_size'], 3), jnp.float32)
   adapted = adapt(model, sample, space=space.SearchSpace(**config.space), merge=config.merge)
   require_feasible(adapted.spec, config.budget)
-  this = Run(config, workdir, task, adapted, {}, metadata, seconds, lambda: meshes.on_any(stop()), mesh)
-  base = lambda path, x: x if path in adapted.head_paths else x.astype(jnp.dtype(settings.base_dtype))
+  this = Run(
+    config, workdir, task, adapted, {}, metadata, seconds, lambda: meshes.on_any(stop()), mesh
+  )
+  base = lambda path, x: (
+    x if path in adapted.head_paths else x.astype(jnp.dtype(settings.base_dtype))
+  )
   params = flax.traverse_util.path_aware_map(base, params)
   if mesh is None:
     this.variables = adapted.init(this.key(0), jax.tree.map(jnp.asarray, params))
@@ -223,8 +271,14 @@ def prepare(config: ml_collections.ConfigDict, workdir: str, stop: Callable[[], 
     trainable, frozen = adapted.split(adapted.init(this.key(0), params))
     place = meshes.shard if config.mesh.base == 'sharded' else meshes.replicate
     this.variables = adapted.join(meshes.replicate(mesh, trainable), place(mesh, frozen))
-  log.info('%s: %d adapted layers of a %s, merging %s, subnets of up to %s parameters', task.name, len(adapted.spec),
-           type(model).__name__, adapted.merge, f'{adapted.count_params(adapted.spec.num_codes - 1):,}')
+  log.info(
+    '%s: %d adapted layers of a %s, merging %s, subnets of up to %s parameters',
+    task.name,
+    len(adapted.spec),
+    type(model).__name__,
+    adapted.merge,
+    f'{adapted.count_params(adapted.spec.num_codes - 1):,}',
+  )
   log.info('%s', describe(adapted, this.variables, mesh))
   return this
 
@@ -236,6 +290,8 @@ def describe(adapted: Adapted, variables: Any, mesh: jax.sharding.Mesh | None = 
   types = lambda tree: ', '.join(sorted({str(leaf.dtype) for leaf in jax.tree.leaves(tree)}))
   axes = ', '.join(f'{name} {size}' for name, size in mesh.shape.items()) if mesh else 'none'
   computed = getattr(adapted.model, 'dtype', None)
-  return (f'{jax.device_count()} x {jax.devices()[0].device_kind}, mesh: {axes}; '
-          f'parameters: {count(trainable[COLLECTION]):,} in supports, {count(trainable["params"]):,} in heads ({types(trainable)}), '
-          f'{count(frozen):,} frozen ({types(frozen)}); computed in {jax.numpy.dtype(computed).name if computed else types(trainable)}')
+  return (
+    f'{jax.device_count()} x {jax.devices()[0].device_kind}, mesh: {axes}; '
+    f'parameters: {count(trainable[COLLECTION]):,} in supports, {count(trainable["params"]):,} in heads ({types(trainable)}), '
+    f'{count(frozen):,} frozen ({types(frozen)}); computed in {jax.numpy.dtype(computed).name if computed else types(trainable)}'
+  )

@@ -31,7 +31,12 @@ from glora_jax.runs.config import check_config, data_source
 from glora_jax.runs.workdir import Stopped, claim, claim_workdir
 
 SETTINGS = ('budget', 'learning_rate')
-FAILURES = (ValueError, OSError, ImportError, RuntimeError)  # of a task; anything else is a fault of the program
+FAILURES = (
+  ValueError,
+  OSError,
+  ImportError,
+  RuntimeError,
+)  # of a task; anything else is a fault of the program
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +58,9 @@ def with_settings(config: ml_collections.ConfigDict, path: str | None) -> ml_col
   if path is None:
     return config
   if not os.path.isfile(path):
-    raise FileNotFoundError(f"There is no file '{path}'; settings= takes a JSON file of budgets and learning rates by task.")
+    raise FileNotFoundError(
+      f"There is no file '{path}'; settings= takes a JSON file of budgets and learning rates by task."
+    )
   with open(path) as file:
     try:
       settings = json.load(file)
@@ -70,24 +77,34 @@ def with_settings(config: ml_collections.ConfigDict, path: str | None) -> ml_col
 def check_settings(settings: Any, task: str, where: str) -> None:
   """Raises ValueError for the first name, type or value in settings that cannot be; `where` begins the sentence."""
   kind = task.partition('/')[0]
-  known = [name.partition('/')[2] for name in dict.fromkeys((*expand(f'{kind}/all'), *expand(task)))]
+  known = [
+    name.partition('/')[2] for name in dict.fromkeys((*expand(f'{kind}/all'), *expand(task)))
+  ]
   if not isinstance(settings, Mapping):
-    raise ValueError(f'{where} holds a {type(settings).__name__}; an object of tasks is expected, as {{"{known[0]}": {{"budget": 100000}}}}.')
+    raise ValueError(
+      f'{where} holds a {type(settings).__name__}; an object of tasks is expected, as {{"{known[0]}": {{"budget": 100000}}}}.'
+    )
   for name, chosen in settings.items():
     if not any(_stands_for(name, one) for one in known):
       shown = known if len(known) < 30 else dict.fromkeys(one.split('/')[0] for one in known)
       raise ValueError(f"{where}: '{name}' is no task of {kind}; there are {', '.join(shown)}.")
     if not isinstance(chosen, Mapping):
-      raise ValueError(f"{where}: '{name}' has {chosen!r}; an object with {' or '.join(SETTINGS)} is expected.")
+      raise ValueError(
+        f"{where}: '{name}' has {chosen!r}; an object with {' or '.join(SETTINGS)} is expected."
+      )
     for field, value in chosen.items():
       if field not in SETTINGS:
-        raise ValueError(f"{where}: '{name}' has '{field}'; only {' and '.join(SETTINGS)} can be given for each task.")
+        raise ValueError(
+          f"{where}: '{name}' has '{field}'; only {' and '.join(SETTINGS)} can be given for each task."
+        )
       if field == 'budget':
         try:
           genomes.check_budget(value)
         except ValueError as error:
           raise ValueError(f"{where}: '{name}': {error}") from error
-      elif isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+      elif (
+        isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf
+      ):
         raise ValueError(f"{where}: '{name}': learning_rate={value!r} must be a number above 0.")
 
 
@@ -123,7 +140,9 @@ def _choose(config, settings):
       recipe.learning_rate = float(settings[key].get('learning_rate', recipe.learning_rate))
 
 
-def run(config: ml_collections.ConfigDict, workdir: str, stop: Callable[[], bool] = lambda: False) -> Board:
+def run(
+  config: ml_collections.ConfigDict, workdir: str, stop: Callable[[], bool] = lambda: False
+) -> Board:
   """Runs, or resumes, all tasks that are ready, and keeps the table up to date.
 
   Args:
@@ -144,7 +163,9 @@ def run(config: ml_collections.ConfigDict, workdir: str, stop: Callable[[], bool
     claim_workdir(config, workdir)
     board = Board(config.task, tuple(configs))
     folder = lambda name: os.path.join(workdir, *name.split('/')[1:])
-    finished = [name for name in configs if os.path.exists(os.path.join(folder(name), 'result.json'))]
+    finished = [
+      name for name in configs if os.path.exists(os.path.join(folder(name), 'result.json'))
+    ]
     for name in finished:
       attempt(board, name, functools.partial(experiment.run, configs[name], folder(name)))
     with meshes.primary_first('suite/prepare'):
@@ -154,7 +175,9 @@ def run(config: ml_collections.ConfigDict, workdir: str, stop: Callable[[], bool
           log.info('%s is not ready: %s', name, lacking)
     _write(board, workdir)
     if not board.results and not board.waiting:
-      raise ValueError(f'None of the {len(configs)} tasks of {config.task} can run; {workdir}/table.md says what each of them lacks.')
+      raise ValueError(
+        f'None of the {len(configs)} tasks of {config.task} can run; {workdir}/table.md says what each of them lacks.'
+      )
     for name in board.waiting:
       if meshes.on_any(stop()):
         raise Stopped(f'before the task {name}', workdir)
@@ -205,7 +228,16 @@ def summary(board: Board, workdir: str) -> str:
   """What the command line prints at the end."""
   ours = [row for row in scoreboard.own_rows(board) if row.cells]
   best = [row for row in scoreboard.published_rows(board.tasks) if row.method == 'GLoRA'][:1]
-  counts = [f'{sum(board.state(name) == state for name in board.tasks)} {state}' for state in ('done', 'failed', 'not ready')]
+  counts = [
+    f'{sum(board.state(name) == state for name in board.tasks)} {state}'
+    for state in ('done', 'failed', 'not ready')
+  ]
   failures = [f'{name} failed: {sentence}' for name, sentence in board.failed.items()]
-  return '\n'.join([suite_report.table(board, ours + best), '', *failures,
-                    f'{", ".join(counts)} of {len(board.tasks)} tasks. {workdir}/table.md has the published rows and what is missing.'])
+  return '\n'.join(
+    [
+      suite_report.table(board, ours + best),
+      '',
+      *failures,
+      f'{", ".join(counts)} of {len(board.tasks)} tasks. {workdir}/table.md has the published rows and what is missing.',
+    ]
+  )

@@ -23,7 +23,12 @@ import ml_collections
 from glora_jax.files import Path, read_json, write_json, writing
 from glora_jax.mesh import primary
 
-ELSEWHERE = ('distributed.', 'mesh.', 'suite.prepare', 'watch.')  # fields that change no result: a run may go on with others
+ELSEWHERE = (
+  'distributed.',
+  'mesh.',
+  'suite.prepare',
+  'watch.',
+)  # fields that change no result: a run may go on with others
 
 
 def claim_workdir(config: ml_collections.ConfigDict, workdir: str) -> None:
@@ -33,17 +38,24 @@ def claim_workdir(config: ml_collections.ConfigDict, workdir: str) -> None:
     return write_json(path, new) if primary() else None
   flat = lambda tree: flax.traverse_util.flatten_dict(tree, sep='.')
   old, new = flat(read_json(path)), flat(new)
-  changed = [f'{name} was {old.get(name)!r} and is now {new.get(name)!r}'
-             for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name) and not name.startswith(ELSEWHERE)]
+  changed = [
+    f'{name} was {old.get(name)!r} and is now {new.get(name)!r}'
+    for name in sorted(old.keys() | new.keys())
+    if old.get(name) != new.get(name) and not name.startswith(ELSEWHERE)
+  ]
   if changed:
-    raise ValueError(f'The workdir {workdir} belongs to another config: {"; ".join(changed)}. Choose another --workdir, or remove that one.')
+    raise ValueError(
+      f'The workdir {workdir} belongs to another config: {"; ".join(changed)}. Choose another --workdir, or remove that one.'
+    )
 
 
 class Stopped(RuntimeError):
   """A run was asked to stop, and did, with everything saved."""
 
   def __init__(self, where: str, workdir: str):
-    super().__init__(f'Stopped {where}. Everything is saved in {workdir}, and the same command goes on from there.')
+    super().__init__(
+      f'Stopped {where}. Everything is saved in {workdir}, and the same command goes on from there.'
+    )
 
 
 log = logging.getLogger(__name__)
@@ -68,10 +80,16 @@ def claim(folder: Path) -> Iterator[None]:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
       file.seek(0)
-      raise ValueError(f'The workdir {folder} is in use by {file.read().strip() or "another process"}. Wait for it to end, or choose '
-                       'another --workdir.') from error
+      raise ValueError(
+        f'The workdir {folder} is in use by {file.read().strip() or "another process"}. Wait for it to end, or choose '
+        'another --workdir.'
+      ) from error
     except OSError as error:  # some network file systems
-      log.warning('%s: no locks on this file system (%s); see to it that one process at a time uses it.', folder, error.strerror)
+      log.warning(
+        '%s: no locks on this file system (%s); see to it that one process at a time uses it.',
+        folder,
+        error.strerror,
+      )
     with writing(folder):
       file.truncate(0)
       file.write(f'process {os.getpid()} on {socket.gethostname()}\n')

@@ -14,8 +14,14 @@ from glora_jax.search.scoring import default_chunk, in_blocks, make_answers
 
 
 def make_stopping_scorer(
-    adapted: Adapted, preprocess: Callable[[jax.Array], jax.Array] = lambda images: images, *, fitness: str = 'accuracy',
-    chunk: int | None = None, block: int = 50, classes: Any = None, **apply_kwargs: Any,
+  adapted: Adapted,
+  preprocess: Callable[[jax.Array], jax.Array] = lambda images: images,
+  *,
+  fitness: str = 'accuracy',
+  chunk: int | None = None,
+  block: int = 50,
+  classes: Any = None,
+  **apply_kwargs: Any,
 ) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
   """A compiled scorer that leaves a candidate as soon as it cannot become a parent any more; what it says of the others is exact.
 
@@ -48,8 +54,10 @@ def make_stopping_scorer(
   def admit(parents, correct, loss, done):
     """The best parents among the old ones and the candidates that are done."""
     if by_loss:
-      return jnp.sort(jnp.concatenate([parents, jnp.where(done, loss, jnp.inf)]))[:len(parents)]
-    return jnp.sort(jnp.concatenate([parents, jnp.where(done, correct.astype(jnp.float32), -jnp.inf)]))[-len(parents):]
+      return jnp.sort(jnp.concatenate([parents, jnp.where(done, loss, jnp.inf)]))[: len(parents)]
+    return jnp.sort(
+      jnp.concatenate([parents, jnp.where(done, correct.astype(jnp.float32), -jnp.inf)])
+    )[-len(parents) :]
 
   def one_by_one(variables, genomes, batches, number, valid, parents):
     blocks = len(batches[0])
@@ -91,14 +99,31 @@ def make_stopping_scorer(
       right, losses = jax.vmap(evaluate)(genomes[chosen], index)
       put = lambda values, new: values.at[chosen].add(jnp.where(real, new, 0).astype(values.dtype))
       correct, loss = put(state['correct'], right.sum(1)), put(state['loss'], losses.sum(1))
-      seen, place = put(state['seen'], block_sizes[index]), put(state['index'], jnp.ones_like(index))
+      seen, place = (
+        put(state['seen'], block_sizes[index]),
+        put(state['index'], jnp.ones_like(index)),
+      )
       finished = state['running'] & (place == blocks)
       parents = admit(state['parents'], correct, loss, finished)
       running = state['running'] & ~finished & ~hopeless(correct, loss, number - seen, parents)
-      return {'index': place, 'correct': correct, 'loss': loss, 'seen': seen, 'running': running, 'parents': parents}
+      return {
+        'index': place,
+        'correct': correct,
+        'loss': loss,
+        'seen': seen,
+        'running': running,
+        'parents': parents,
+      }
 
     zeros = jnp.zeros(candidates, jnp.int32)
-    start = {'index': zeros, 'correct': zeros, 'loss': jnp.zeros(candidates, jnp.float32), 'seen': zeros, 'running': valid, 'parents': parents}
+    start = {
+      'index': zeros,
+      'correct': zeros,
+      'loss': jnp.zeros(candidates, jnp.float32),
+      'seen': zeros,
+      'running': valid,
+      'parents': parents,
+    }
     end = jax.lax.while_loop(going, add, start)
     return end['correct'], end['loss'], end['seen']
 
@@ -107,7 +132,14 @@ def make_stopping_scorer(
     number = len(labels)
     batches = in_blocks(preprocess(images), labels, min(block, number))
     run = one_by_one if chunk == 1 else in_a_queue
-    correct, loss, seen = run(variables, jnp.asarray(genomes), batches, number, jnp.asarray(valid), jnp.asarray(parents, jnp.float32))
+    correct, loss, seen = run(
+      variables,
+      jnp.asarray(genomes),
+      batches,
+      number,
+      jnp.asarray(valid),
+      jnp.asarray(parents, jnp.float32),
+    )
     return correct + (number - seen), loss, seen == number
 
   return score

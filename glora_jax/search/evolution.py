@@ -17,7 +17,13 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from glora_jax.method import genomes
-from glora_jax.method.genomes import canonicalize, count_params, random_genomes, require_feasible, shrink
+from glora_jax.method.genomes import (
+  canonicalize,
+  count_params,
+  random_genomes,
+  require_feasible,
+  shrink,
+)
 from glora_jax.method.space import Spec
 from glora_jax.search.archive import Archive, pareto_front
 
@@ -58,11 +64,18 @@ class Evolution:
   guides: int = 1
 
   def __post_init__(self):
-    if self.population < 1 or self.parents < 1 or min(self.generations, self.mutations, self.crossovers) < 0:
-      raise ValueError(f'{self}: population and parents are at least 1, the other numbers at least 0.')
+    if (
+      self.population < 1
+      or self.parents < 1
+      or min(self.generations, self.mutations, self.crossovers) < 0
+    ):
+      raise ValueError(
+        f'{self}: population and parents are at least 1, the other numbers at least 0.'
+      )
     if self.mutations + self.crossovers > self.population:
       raise ValueError(
-          f'mutations={self.mutations} and crossovers={self.crossovers} are more than population={self.population}; lower them.')
+        f'mutations={self.mutations} and crossovers={self.crossovers} are more than population={self.population}; lower them.'
+      )
     if not 0 <= self.mutation_probability <= 1:
       raise ValueError(f'mutation_probability={self.mutation_probability} must be between 0 and 1.')
     if self.fitness not in FITNESSES:
@@ -74,22 +87,24 @@ class Evolution:
 class StoppingScore(Protocol):
   """Scores that may end early (`stopping.make_stopping_scorer`)."""
 
-  def __call__(self, genomes: np.ndarray, valid: np.ndarray, parents: np.ndarray) -> tuple[Any, Any, Any]: ...
+  def __call__(
+    self, genomes: np.ndarray, valid: np.ndarray, parents: np.ndarray
+  ) -> tuple[Any, Any, Any]: ...
 
 
 def evolve(
-    spec: Spec,
-    score: Callable[[np.ndarray], tuple[Any, Any]],
-    key: jax.Array,
-    settings: Evolution = Evolution(),
-    *,
-    budget: int | None = None,
-    stopping_score: StoppingScore | None = None,
-    guide: Callable[[np.ndarray], Any] | None = None,
-    initial: np.ndarray | None = None,
-    archive: Archive | None = None,
-    on_generation: Callable[[Archive], None] | None = None,
-    progress: bool = True,
+  spec: Spec,
+  score: Callable[[np.ndarray], tuple[Any, Any]],
+  key: jax.Array,
+  settings: Evolution = Evolution(),
+  *,
+  budget: int | None = None,
+  stopping_score: StoppingScore | None = None,
+  guide: Callable[[np.ndarray], Any] | None = None,
+  initial: np.ndarray | None = None,
+  archive: Archive | None = None,
+  on_generation: Callable[[Archive], None] | None = None,
+  progress: bool = True,
 ) -> Archive:
   """Searches the best subnet of a supernet.
 
@@ -119,27 +134,49 @@ def evolve(
     raise ValueError("The mode 'guided' needs a guide; guidance.make_guide makes one.")
   archive = Archive.empty(spec) if archive is None else archive
   first = int(archive.generation.max()) + 1 if len(archive) else 0
-  with tqdm(range(settings.generations + 1), initial=first, desc='search', unit='generation', disable=not progress) as bar:
+  with tqdm(
+    range(settings.generations + 1),
+    initial=first,
+    desc='search',
+    unit='generation',
+    disable=not progress,
+  ) as bar:
     for generation in range(first, settings.generations + 1):
-      rng = np.random.default_rng(np.asarray(jax.random.key_data(jax.random.fold_in(key, generation))))
+      rng = np.random.default_rng(
+        np.asarray(jax.random.key_data(jax.random.fold_in(key, generation)))
+      )
       parents = select(archive, spec, settings)
       seen = {genome.tobytes() for genome in archive.genomes}
       promising = None
       if settings.mode == 'guided' and len(parents):
-        at = parents[:settings.guides]
-        promising = functools.partial(propose_guided, rng, spec, at, np.stack([np.asarray(guide(one)) for one in at]), budget=budget)
+        at = parents[: settings.guides]
+        promising = functools.partial(
+          propose_guided,
+          rng,
+          spec,
+          at,
+          np.stack([np.asarray(guide(one)) for one in at]),
+          budget=budget,
+        )
       given = initial if generation == 0 else None
       children = propose(rng, spec, parents, settings, budget, seen, promising, given)
       number = len(children)
       if not number:
         break
-      padded = np.concatenate([children, np.repeat(children[:1], settings.population - number, axis=0)])
+      padded = np.concatenate(
+        [children, np.repeat(children[:1], settings.population - number, axis=0)]
+      )
       if stopping_score is None or not len(archive) or settings.mode != 'paper':
         (correct, loss), exact = score(padded), np.ones(len(padded), bool)
       else:
         bar_to_pass = _parents_scores(archive, settings)
         correct, loss, exact = stopping_score(padded, np.arange(len(padded)) < number, bar_to_pass)
-      archive = archive.extended(children, *(np.asarray(values)[:number] for values in (correct, loss)), generation, np.asarray(exact)[:number])
+      archive = archive.extended(
+        children,
+        *(np.asarray(values)[:number] for values in (correct, loss)),
+        generation,
+        np.asarray(exact)[:number],
+      )
       best = archive.ranking(settings.fitness)[0]
       bar.set_postfix(correct=int(archive.correct[best]), loss=f'{archive.loss[best]:.2f}')
       bar.update()
@@ -155,20 +192,36 @@ def select(archive: Archive, spec: Spec, settings: Evolution) -> np.ndarray:
   if settings.mode in ('paper', 'guided'):
     return archive.genomes[archive.fittest(settings.parents, settings.fitness)]
   scored = archive.scored()
-  cost = scored.loss if settings.fitness == 'loss' else -scored.correct + scored.loss / (1 + np.abs(scored.loss).max())
-  return scored.genomes[nondominated_order(count_params(spec, scored.genomes), cost)[:settings.parents]]
+  cost = (
+    scored.loss
+    if settings.fitness == 'loss'
+    else -scored.correct + scored.loss / (1 + np.abs(scored.loss).max())
+  )
+  return scored.genomes[
+    nondominated_order(count_params(spec, scored.genomes), cost)[: settings.parents]
+  ]
 
 
 def _parents_scores(archive, settings):
   """The scores of the best `parents` subnets so far, padded with ones that anything beats."""
   chosen = archive.fittest(settings.parents, settings.fitness)
-  values, padding = (archive.loss, np.inf) if settings.fitness == 'loss' else (archive.correct, -np.inf)
-  return np.concatenate([values[chosen], np.full(settings.parents - len(chosen), padding)]).astype(np.float32)
+  values, padding = (
+    (archive.loss, np.inf) if settings.fitness == 'loss' else (archive.correct, -np.inf)
+  )
+  return np.concatenate([values[chosen], np.full(settings.parents - len(chosen), padding)]).astype(
+    np.float32
+  )
 
 
 def propose(
-    rng: np.random.Generator, spec: Spec, parents: np.ndarray, settings: Evolution, budget: int | None, seen: set[bytes],
-    promising: Callable[[int], np.ndarray] | None = None, initial: np.ndarray | None = None,
+  rng: np.random.Generator,
+  spec: Spec,
+  parents: np.ndarray,
+  settings: Evolution,
+  budget: int | None,
+  seen: set[bytes],
+  promising: Callable[[int], np.ndarray] | None = None,
+  initial: np.ndarray | None = None,
 ) -> np.ndarray:
   """A generation's new subnets, int8 [at most population, rows, 5]: canonical, within the budget, none of them in `seen`.
 
@@ -191,14 +244,21 @@ def propose(
     within = initial[count_params(spec, initial) <= (np.inf if budget is None else budget)]
     add(lambda n: within[:n], min(len(within), settings.population))
   if len(parents):
-    mutated = lambda n: shrink(rng, spec, mutate(rng, spec, parents, n, settings.mutation_probability), budget)
+    mutated = lambda n: shrink(
+      rng, spec, mutate(rng, spec, parents, n, settings.mutation_probability), budget
+    )
     add(promising or mutated, settings.mutations)
-    add(lambda n: shrink(rng, spec, cross(rng, parents, n), budget), len(children) + settings.crossovers)
+    add(
+      lambda n: shrink(rng, spec, cross(rng, parents, n), budget),
+      len(children) + settings.crossovers,
+    )
   add(lambda n: random_genomes(rng, spec, n, budget), settings.population)
   return np.array(children, np.int8).reshape(-1, len(spec), 5)
 
 
-def mutate(rng: np.random.Generator, spec: Spec, parents: np.ndarray, number: int, probability: float) -> np.ndarray:
+def mutate(
+  rng: np.random.Generator, spec: Spec, parents: np.ndarray, number: int, probability: float
+) -> np.ndarray:
   """Random parents with each gene drawn anew with the given probability, int8 [number, rows, 5]."""
   chosen = parents[rng.integers(len(parents), size=number)]
   return np.where(rng.random(chosen.shape) < probability, random_genomes(rng, spec, number), chosen)
@@ -222,14 +282,22 @@ def nondominated_order(params: np.ndarray, cost: np.ndarray) -> np.ndarray:
     for values in (params[front], cost[front]):
       spread = np.ptp(values) or 1
       if len(front) > 2:
-        distance[1:-1] = np.where(np.isinf(distance[1:-1]), 0, distance[1:-1]) + np.abs(values[2:] - values[:-2]) / spread
+        distance[1:-1] = (
+          np.where(np.isinf(distance[1:-1]), 0, distance[1:-1])
+          + np.abs(values[2:] - values[:-2]) / spread
+        )
     order.extend(front[np.argsort(-distance, kind='stable')])
     left = np.setdiff1d(left, front)
   return np.array(order, np.int64)
 
 
 def propose_guided(
-    rng: np.random.Generator, spec: Spec, parents: np.ndarray, values: np.ndarray, number: int, budget: int | None,
+  rng: np.random.Generator,
+  spec: Spec,
+  parents: np.ndarray,
+  values: np.ndarray,
+  number: int,
+  budget: int | None,
 ) -> np.ndarray:
   """Children with several changes each, drawn in proportion to what the estimates promise, int8 [number, rows, 5].
 
@@ -251,7 +319,9 @@ def propose_guided(
     change = np.where(offered, table - current, np.inf)
     np.put_along_axis(change, child[..., None].astype(np.int64), np.inf, -1)
     temperature = rng.choice([0.03, 0.1, 0.3]) * np.abs(change[np.isfinite(change)]).mean()
-    noisy = change / max(temperature, 1e-12) - rng.gumbel(size=change.shape)  # Gumbel noise: draws by exp(-change / temperature)
+    noisy = change / max(temperature, 1e-12) - rng.gumbel(
+      size=change.shape
+    )  # Gumbel noise: draws by exp(-change / temperature)
     best_code, best = noisy.argmin(-1), noisy.min(-1)
     several = int(2 ** rng.integers(0, 6))
     for gene in np.argsort(best, axis=None)[:several]:
@@ -262,7 +332,9 @@ def propose_guided(
   return np.array(children, np.int8).reshape(-1, len(spec), 5)
 
 
-def give_up(spec: Spec, genome: np.ndarray, values: np.ndarray, budget: int | None, offered: np.ndarray) -> np.ndarray:
+def give_up(
+  spec: Spec, genome: np.ndarray, values: np.ndarray, budget: int | None, offered: np.ndarray
+) -> np.ndarray:
   """The genome within the budget: again and again the change to a cheaper allele that costs least loss per parameter saved."""
   if budget is None:
     return genome

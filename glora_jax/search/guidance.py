@@ -24,8 +24,12 @@ from glora_jax.tree import get
 
 
 def make_guide(
-    adapted: Adapted, preprocess: Callable[[jax.Array], jax.Array] = lambda images: images, *, fitness: str = 'accuracy', block: int = 256,
-    **apply_kwargs: Any,
+  adapted: Adapted,
+  preprocess: Callable[[jax.Array], jax.Array] = lambda images: images,
+  *,
+  fitness: str = 'accuracy',
+  block: int = 256,
+  **apply_kwargs: Any,
 ) -> Callable[[Any, Any, jax.Array, jax.Array], jax.Array]:
   """A compiled `(variables, genome, images, labels) -> values`, float32 [rows, 5, codes].
 
@@ -49,7 +53,9 @@ def make_guide(
     batches = in_blocks(preprocess(images), labels, min(block, len(labels)))
 
     def loss(params, x, y, counts):
-      logits = adapted.model.apply({'params': params, **rest}, x, **apply_kwargs).astype(jnp.float32)
+      logits = adapted.model.apply({'params': params, **rest}, x, **apply_kwargs).astype(
+        jnp.float32
+      )
       losses = optax.softmax_cross_entropy_with_integer_labels(logits, y)
       return jnp.sum(counts * (losses if fitness == 'loss' else 1 - jnp.exp(-losses)))
 
@@ -74,12 +80,17 @@ def allele_values(adapted: Adapted, params: Any, supports: Any, gradient: Any) -
   table = jnp.zeros((len(adapted.spec), 5, codes), jnp.float32)
   for group in adapted.groups:
     for site, part in group.of_members(nn.meta.unbox(get(supports, group.path))):
-      module, slopes = nn.meta.unbox(get(params, site.path)), nn.meta.unbox(get(gradient, site.path))
+      module, slopes = (
+        nn.meta.unbox(get(params, site.path)),
+        nn.meta.unbox(get(gradient, site.path)),
+      )
       has_bias = site.bias_shape is not None
       function = functools.partial(_layer_values, ranks=group.space.ranks, codes=codes)
       for _ in site.layout.stack:
         function = jax.vmap(function)
-      vectors = lambda tree, site=site, has_bias=has_bias: site.layout.vectors(tree['bias']) if has_bias else None
+      vectors = lambda tree, site=site, has_bias=has_bias: (
+        site.layout.vectors(tree['bias']) if has_bias else None
+      )
       kernels = [site.layout.matrices(tree['kernel']) for tree in (module, slopes)]
       found = function(kernels[0], vectors(module), kernels[1], vectors(slopes), part)
       table = table.at[np.array(group.rows)].add(found.reshape(-1, 5, codes))
@@ -90,14 +101,27 @@ def _layer_values(kernel, bias, kernel_slope, bias_slope, supports, *, ranks, co
   """[5, codes] of one layer."""
   supports = {name: jnp.asarray(value, jnp.float32) for name, value in supports.items()}
   kernel, kernel_slope = kernel.astype(jnp.float32), kernel_slope.astype(jnp.float32)
-  weight = lambda tensor, slope: [jnp.sum(slope * equation.weight_form(supports, tensor, jnp.int32(code), ranks)) for code in range(codes)]
+  weight = lambda tensor, slope: [
+    jnp.sum(slope * equation.weight_form(supports, tensor, jnp.int32(code), ranks))
+    for code in range(codes)
+  ]
   rows = [weight('A', kernel_slope * kernel), weight('B', kernel_slope)]
   if bias is None or 'E' not in supports:
     rows += [[jnp.float32(0)] * codes] * 3
   else:
     bias, bias_slope = bias.astype(jnp.float32), bias_slope.astype(jnp.float32)
     by_inputs = kernel @ bias_slope
-    rows.append([jnp.sum(by_inputs * equation.prompt_form(supports, jnp.int32(code), ranks)) for code in range(codes)])
+    rows.append(
+      [
+        jnp.sum(by_inputs * equation.prompt_form(supports, jnp.int32(code), ranks))
+        for code in range(codes)
+      ]
+    )
     for tensor, slope in (('D', bias_slope * bias), ('E', bias_slope)):
-      rows.append([jnp.sum(slope * equation.bias_form(supports, tensor, jnp.int32(code))) for code in range(codes)])
+      rows.append(
+        [
+          jnp.sum(slope * equation.bias_form(supports, tensor, jnp.int32(code)))
+          for code in range(codes)
+        ]
+      )
   return jnp.stack([jnp.stack(row) for row in rows])

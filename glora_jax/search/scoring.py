@@ -24,15 +24,15 @@ class Predictions(NamedTuple):
 
 
 def make_scorer(
-    adapted: Adapted,
-    preprocess: Callable[[jax.Array], jax.Array] = lambda images: images,
-    *,
-    chunk: int | None = None,
-    block: int = 256,
-    classes: Any = None,
-    mesh: jax.sharding.Mesh | None = None,
-    memory: int | None = None,
-    **apply_kwargs: Any,
+  adapted: Adapted,
+  preprocess: Callable[[jax.Array], jax.Array] = lambda images: images,
+  *,
+  chunk: int | None = None,
+  block: int = 256,
+  classes: Any = None,
+  mesh: jax.sharding.Mesh | None = None,
+  memory: int | None = None,
+  **apply_kwargs: Any,
 ) -> Callable[[Any, Any, jax.Array, jax.Array], Scores]:
   """A compiled `(variables, genomes, images, labels) -> (correct, loss)`.
 
@@ -60,7 +60,13 @@ def make_scorer(
   candidates, shards = (1, 1) if mesh is None else (mesh.shape['candidate'], mesh.shape['data'])
 
   def place(x, *axes):
-    return x if mesh is None else jax.lax.with_sharding_constraint(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)))
+    return (
+      x
+      if mesh is None
+      else jax.lax.with_sharding_constraint(
+        x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+      )
+    )
 
   def score_one(variables, genome, images, labels, valid):
     answer = answers(variables, genome)
@@ -85,8 +91,12 @@ def make_scorer(
       number = len(genomes)
       together = candidates * min(chunk, -(-number // candidates))
       padding = -number % together
-      chunks = jnp.pad(genomes, ((0, padding), (0, 0), (0, 0)), mode='edge').reshape(-1, together, *genomes.shape[1:])
-      several = lambda some: jax.tree.map(lambda x: place(x, 'candidate', 'data'), jax.vmap(one)(place(some, 'candidate')))
+      chunks = jnp.pad(genomes, ((0, padding), (0, 0), (0, 0)), mode='edge').reshape(
+        -1, together, *genomes.shape[1:]
+      )
+      several = lambda some: jax.tree.map(
+        lambda x: place(x, 'candidate', 'data'), jax.vmap(one)(place(some, 'candidate'))
+      )
       correct, loss = (x.reshape(-1, shards)[:number] for x in jax.lax.map(several, chunks))
     return place(correct.sum(1)), place(loss.sum(1))  # whole in every process
 
@@ -96,7 +106,9 @@ def make_scorer(
   if chunk is not None:
     return of_chunk(chunk)
 
-  decided: dict[int, int] = {}  # by the number of genomes: a call with one must not decide for a whole population
+  decided: dict[
+    int, int
+  ] = {}  # by the number of genomes: a call with one must not decide for a whole population
 
   def score_in_memory(*arguments):
     number = len(arguments[1])
@@ -107,7 +119,9 @@ def make_scorer(
   return score_in_memory
 
 
-def fitting_chunk(of_chunk: Callable[[int], Any], arguments: Sequence[Any], most: int, memory: int | None = None) -> int:
+def fitting_chunk(
+  of_chunk: Callable[[int], Any], arguments: Sequence[Any], most: int, memory: int | None = None
+) -> int:
   """How many candidates fit side by side into a device's memory, by what the compiler says of one and of two.
 
   Args:
@@ -127,14 +141,21 @@ def fitting_chunk(of_chunk: Callable[[int], Any], arguments: Sequence[Any], most
       return min(8, most)
     free = stats['bytes_limit'] - stats.get('bytes_in_use', 0)
     memory = least_of_all(free // 2 // 2**20) * 2**20  # all processes must decide alike
-  one, two = (of_chunk(n).lower(*arguments).compile().memory_analysis().temp_size_in_bytes for n in (1, 2))
+  one, two = (
+    of_chunk(n).lower(*arguments).compile().memory_analysis().temp_size_in_bytes for n in (1, 2)
+  )
   fits = 1 + max(0, memory - one) // max(1, two - one)
   return -(-most // -(-most // int(min(fits, most))))
 
 
 def make_image_scorer(
-    adapted: Adapted, preprocess: Callable[[jax.Array], jax.Array] = lambda images: images, *, chunk: int | None = None,
-    block: int = 256, classes: Any = None, **apply_kwargs: Any,
+  adapted: Adapted,
+  preprocess: Callable[[jax.Array], jax.Array] = lambda images: images,
+  *,
+  chunk: int | None = None,
+  block: int = 256,
+  classes: Any = None,
+  **apply_kwargs: Any,
 ) -> Callable[[Any, Any, jax.Array, jax.Array], Scores]:
   """As `make_scorer`, but nothing is summed: right answers, bool [candidate, n], and cross-entropies, float32 [candidate, n]."""
   chunk = default_chunk() if chunk is None else chunk
@@ -147,7 +168,7 @@ def make_image_scorer(
     def one(genome):
       answer = answers(variables, genome)
       right, losses = jax.lax.map(lambda batch: answer(*batch), batches)
-      return right.reshape(-1)[:len(labels)], losses.reshape(-1)[:len(labels)]
+      return right.reshape(-1)[: len(labels)], losses.reshape(-1)[: len(labels)]
 
     return jax.lax.map(one, jnp.asarray(genomes), batch_size=chunk if chunk > 1 else None)
 
@@ -155,8 +176,13 @@ def make_image_scorer(
 
 
 def make_predictor(
-    adapted: Adapted, preprocess: Callable[[jax.Array], jax.Array] = lambda images: images, *, block: int = 256, classes: Any = None,
-    mesh: jax.sharding.Mesh | None = None, **apply_kwargs: Any,
+  adapted: Adapted,
+  preprocess: Callable[[jax.Array], jax.Array] = lambda images: images,
+  *,
+  block: int = 256,
+  classes: Any = None,
+  mesh: jax.sharding.Mesh | None = None,
+  **apply_kwargs: Any,
 ) -> Callable[[Any, Any, jax.Array], Predictions]:
   """A compiled `(variables, genome, images) -> Predictions` of one subnet; of what it computes it keeps two numbers an image.
 
@@ -164,20 +190,30 @@ def make_predictor(
     adapted, preprocess, block, classes, **apply_kwargs: see `make_scorer`.
     mesh: the images of a block are dealt to all its devices; what comes back is whole on every one. None for one device.
   """
-  forwards, shards = _make_forwards(adapted, classes, apply_kwargs), 1 if mesh is None else mesh.size
+  forwards, shards = (
+    _make_forwards(adapted, classes, apply_kwargs),
+    1 if mesh is None else mesh.size,
+  )
 
   @jax.jit
   def predict(variables, genome, images):
     logits = forwards(variables, genome)
-    place = lambda x, *axes: x if mesh is None else jax.lax.with_sharding_constraint(
-        x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)))
+    place = lambda x, *axes: (
+      x
+      if mesh is None
+      else jax.lax.with_sharding_constraint(
+        x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+      )
+    )
 
     def answer(some):
       found = logits(preprocess(place(some, mesh and mesh.axis_names)))
       return found.argmax(-1).astype(jnp.int32), jax.nn.softmax(found).max(-1)
 
     size = -(-min(block, len(images)) // shards) * shards
-    return Predictions(*(place(x.reshape(-1)[:len(images)]) for x in jax.lax.map(answer, _blocks(images, size))))
+    return Predictions(
+      *(place(x.reshape(-1)[: len(images)]) for x in jax.lax.map(answer, _blocks(images, size)))
+    )
 
   return predict
 
@@ -189,7 +225,11 @@ def default_chunk() -> int:
 
 def in_blocks(inputs, labels, size):
   """(inputs, labels, whether they count) as [blocks, size, ...], the last block padded."""
-  return _blocks(inputs, size), _blocks(jnp.asarray(labels), size), _blocks(jnp.ones(len(labels), bool), size)
+  return (
+    _blocks(inputs, size),
+    _blocks(jnp.asarray(labels), size),
+    _blocks(jnp.ones(len(labels), bool), size),
+  )
 
 
 def _blocks(x, size):
@@ -208,7 +248,11 @@ def _make_forwards(adapted, classes, apply_kwargs):
       forward = lambda x: adapted.model.apply(folded, x, **apply_kwargs)
     else:
       forward = lambda x: adapted.apply(variables, x, genome=genome, **apply_kwargs)
-    among = (lambda logits: logits) if classes is None else lambda logits: jnp.where(classes, logits, -jnp.inf)
+    among = (
+      (lambda logits: logits)
+      if classes is None
+      else lambda logits: jnp.where(classes, logits, -jnp.inf)
+    )
     return lambda inputs: among(forward(inputs).astype(jnp.float32))
 
   return forwards
@@ -231,7 +275,14 @@ def make_answers(adapted, classes, apply_kwargs):
   return answers
 
 
-def score(adapted: Adapted, variables: Any, genomes: Any, images: jax.Array, labels: jax.Array, **options: Any) -> Scores:
+def score(
+  adapted: Adapted,
+  variables: Any,
+  genomes: Any,
+  images: jax.Array,
+  labels: jax.Array,
+  **options: Any,
+) -> Scores:
   """Correct counts int32 [candidate] and summed loss float32 [candidate] of genomes [candidate, rows, 5].
 
   Compiles on every call; `make_scorer`, which takes the same options, is for those who call often.

@@ -65,18 +65,28 @@ class TrainingCheckpoints:
         damaged[step] = _reason(error)
         continue
       for other, reason in damaged.items():
-        log.warning('The training state of step %d in %s is damaged (%s); going on from step %d.', other, self._folder, reason, step)
+        log.warning(
+          'The training state of step %d in %s is damaged (%s); going on from step %d.',
+          other,
+          self._folder,
+          reason,
+          step,
+        )
         with self._writing():
           self._manager.delete(other)
       return TrainState(*tree, step)
     if damaged:
       step, reason = next(iter(damaged.items()))
-      raise ValueError(f'None of the training states in {self._folder} can be read (steps {", ".join(map(str, damaged))}; {step}: {reason}). '
-                       'Remove that folder, and this training starts again from its beginning.')
+      raise ValueError(
+        f'None of the training states in {self._folder} can be read (steps {", ".join(map(str, damaged))}; {step}: {reason}). '
+        'Remove that folder, and this training starts again from its beginning.'
+      )
     return None
 
   def _restore(self, step, tree):
-    tree, saved = self._manager.restore(step, args=ocp.args.StandardRestore((tree, _checksum(tree))))
+    tree, saved = self._manager.restore(
+      step, args=ocp.args.StandardRestore((tree, _checksum(tree)))
+    )
     if int(_checksum(tree)) != int(saved):
       raise ValueError('its numbers are not those that were saved')
     return tree
@@ -107,8 +117,10 @@ class TrainingCheckpoints:
     try:
       yield
     except Exception as error:  # from orbax's threads, of many types
-      raise OSError(f'The training state cannot be written to {self._folder} ({_reason(error)}). What was saved before is kept; make '
-                    'room or give permission, and start the same command again.') from error
+      raise OSError(
+        f'The training state cannot be written to {self._folder} ({_reason(error)}). What was saved before is kept; make '
+        'room or give permission, and start the same command again.'
+      ) from error
 
 
 @jax.jit
@@ -117,9 +129,15 @@ def _checksum(tree):
   total = jnp.uint32(0)
   for number, leaf in enumerate(jax.tree.leaves(tree)):
     width = 8 * min(leaf.dtype.itemsize, 4)
-    bits = leaf.astype(jnp.uint8) if leaf.dtype == bool else jax.lax.bitcast_convert_type(leaf, f'uint{width}')
+    bits = (
+      leaf.astype(jnp.uint8)
+      if leaf.dtype == bool
+      else jax.lax.bitcast_convert_type(leaf, f'uint{width}')
+    )
     bits = bits.astype(jnp.uint32)
-    bits = (bits ^ bits >> 15) * jnp.uint32(0x2C1B3C6D)  # or changes of two numbers could cancel out
+    bits = (bits ^ bits >> 15) * jnp.uint32(
+      0x2C1B3C6D
+    )  # or changes of two numbers could cancel out
     total += jnp.uint32(2 * number + 1) * jnp.sum(bits ^ bits >> 12, dtype=jnp.uint32)
   return total
 
@@ -127,5 +145,8 @@ def _checksum(tree):
 def _reason(error):
   """The system's own words where it is the system that refused, else the beginning of a library's many."""
   text = str(error).strip() or type(error).__name__
-  refusals = (os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.EFBIG))
+  refusals = (
+    os.strerror(number)
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.EFBIG)
+  )
   return next((words for words in refusals if words in text), text.splitlines()[0][:160])

@@ -26,7 +26,9 @@ from glora_jax.training.recipe import Recipe
 
 log = logging.getLogger(__name__)
 
-STREAMED_STEPS = 8  # per dispatch, where images come with it: what is held ready is this many batches
+STREAMED_STEPS = (
+  8  # per dispatch, where images come with it: what is held ready is this many batches
+)
 
 LossFn = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
 
@@ -45,21 +47,26 @@ class NonFiniteLossError(RuntimeError):
   def __init__(self, state: TrainState):
     self.state = state
     super().__init__(
-        f'The loss was not finite at step {state.step}; the state before that step was kept. '
-        'Lower the learning rate, or check the images and the pretrained weights.')
+      f'The loss was not finite at step {state.step}; the state before that step was kept. '
+      'Lower the learning rate, or check the images and the pretrained weights.'
+    )
 
 
-def batch_indices(key: jax.Array, first: int, last: int, num_examples: int, batch_size: int) -> np.ndarray:
+def batch_indices(
+  key: jax.Array, first: int, last: int, num_examples: int, batch_size: int
+) -> np.ndarray:
   """Indices of the images of steps `first` to `last - 1`, int32 [steps, batch].
 
   Every epoch is its own permutation, a function of the key and the epoch alone; the partial batch at its end is dropped.
   """
   per_epoch = num_examples // batch_size
   epochs = range(first // per_epoch, -(-last // per_epoch))
-  order = [np.asarray(_permutation(key, epoch, num_examples))[:per_epoch * batch_size] for epoch in epochs]
+  order = [
+    np.asarray(_permutation(key, epoch, num_examples))[: per_epoch * batch_size] for epoch in epochs
+  ]
   rows = np.concatenate(order).reshape(-1, batch_size)
   offset = first - epochs.start * per_epoch
-  return rows[offset:offset + last - first].astype(np.int32)
+  return rows[offset : offset + last - first].astype(np.int32)
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -68,7 +75,10 @@ def _permutation(key, epoch, num_examples):
 
 
 def make_step(
-    loss_fn: LossFn, optimizer: optax.GradientTransformation, accumulate: int = 1, mesh: jax.sharding.Mesh | None = None,
+  loss_fn: LossFn,
+  optimizer: optax.GradientTransformation,
+  accumulate: int = 1,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> Callable:
   """One training step, not compiled: `((trainable, opt_state, step, finite), frozen, images, labels, key) -> (the same, metrics)`.
 
@@ -83,25 +93,38 @@ def make_step(
     keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(jnp.arange(accumulate))
     batch = parts(images), parts(labels), keys
     zeros = lambda shape: jnp.zeros(shape.shape, shape.dtype)
-    start = jax.tree.map(zeros, jax.eval_shape(gradient, trainable, frozen, *jax.tree.map(lambda x: x[0], batch)))
-    add = lambda total, part: (jax.tree.map(jnp.add, total, gradient(trainable, frozen, *part)), None)
+    start = jax.tree.map(
+      zeros, jax.eval_shape(gradient, trainable, frozen, *jax.tree.map(lambda x: x[0], batch))
+    )
+    add = lambda total, part: (
+      jax.tree.map(jnp.add, total, gradient(trainable, frozen, *part)),
+      None,
+    )
     total, _ = jax.lax.scan(add, start, batch)
     return jax.tree.map(lambda x: x / accumulate, total)
 
   def one(carry, frozen, images, labels, key):
     trainable, opt_state, step, finite = carry
-    (loss, metrics), grads = mean_gradient(trainable, frozen, images, labels, jax.random.fold_in(key, step))
+    (loss, metrics), grads = mean_gradient(
+      trainable, frozen, images, labels, jax.random.fold_in(key, step)
+    )
     updates, new_opt_state = optimizer.update(grads, opt_state, trainable)
     finite &= jnp.isfinite(loss)
     keep = functools.partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
-    carry = keep((optax.apply_updates(trainable, updates), new_opt_state, step + 1), (trainable, opt_state, step))
+    carry = keep(
+      (optax.apply_updates(trainable, updates), new_opt_state, step + 1),
+      (trainable, opt_state, step),
+    )
     return (*carry, finite), {'loss': loss, **metrics}
 
   return one
 
 
 def make_steps(
-    loss_fn: LossFn, optimizer: optax.GradientTransformation, accumulate: int = 1, mesh: jax.sharding.Mesh | None = None,
+  loss_fn: LossFn,
+  optimizer: optax.GradientTransformation,
+  accumulate: int = 1,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> Callable:
   """Many training steps as one compiled function; `accumulate` as in `Recipe`, `mesh` as in `fit`.
 
@@ -123,7 +146,9 @@ def make_steps(
       return step_once(carry, frozen, *(_deal(mesh, rows) for rows in batch), key)
 
     start = (trainable, opt_state, jnp.int32(step), jnp.bool_(True))
-    (trainable, opt_state, done, _), metrics = jax.lax.scan(one, start, (images, labels) if indices is None else indices)
+    (trainable, opt_state, done, _), metrics = jax.lax.scan(
+      one, start, (images, labels) if indices is None else indices
+    )
     return trainable, opt_state, done, metrics
 
   return steps
@@ -142,21 +167,21 @@ def steps_per_call(per_epoch: int, most: int) -> int:
 
 
 def fit(
-    loss_fn: LossFn,
-    trainable: Any,
-    frozen: Any,
-    images: Any,
-    labels: Any,
-    recipe: Recipe,
-    key: jax.Array,
-    *,
-    state: TrainState | None = None,
-    stop_epoch: int | None = None,
-    steps_per_dispatch: int = 50,
-    on_dispatch: Callable[[TrainState, dict[str, float]], None] | None = None,
-    title: str = 'train',
-    progress: bool = True,
-    mesh: jax.sharding.Mesh | None = None,
+  loss_fn: LossFn,
+  trainable: Any,
+  frozen: Any,
+  images: Any,
+  labels: Any,
+  recipe: Recipe,
+  key: jax.Array,
+  *,
+  state: TrainState | None = None,
+  stop_epoch: int | None = None,
+  steps_per_dispatch: int = 50,
+  on_dispatch: Callable[[TrainState, dict[str, float]], None] | None = None,
+  title: str = 'train',
+  progress: bool = True,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> TrainState:
   """Minimizes a loss by the recipe.
 
@@ -199,7 +224,9 @@ def fit(
     if not streamed:
       images, labels = meshes.replicate(mesh, (images, labels))
   if state is None:
-    trainable = jax.tree.map(jnp.copy, trainable)  # the compiled steps donate their input; the caller's arrays stay alive
+    trainable = jax.tree.map(
+      jnp.copy, trainable
+    )  # the compiled steps donate their input; the caller's arrays stay alive
     state = TrainState(trainable, optimizer.init(trainable), 0)
   if mesh is not None:
     state = TrainState(*meshes.replicate(mesh, state[:2]), state.step)
@@ -207,20 +234,38 @@ def fit(
     log.info('%s: resumed at step %d', title, state.step)
   order_key, step_key = jax.random.split(key)
   steps = make_steps(loss_fn, optimizer, recipe.accumulate, mesh)
-  feed = _feed(images, order_key, state.step, last, num_examples, recipe.batch_size, mesh) if streamed else None
+  feed = (
+    _feed(images, order_key, state.step, last, num_examples, recipe.batch_size, mesh)
+    if streamed
+    else None
+  )
 
   start = time.perf_counter()
-  with tqdm(total=last, initial=min(state.step, last), desc=title, unit='step',
-            disable=not (progress and meshes.primary())) as bar:
+  with tqdm(
+    total=last,
+    initial=min(state.step, last),
+    desc=title,
+    unit='step',
+    disable=not (progress and meshes.primary()),
+  ) as bar:
     while state.step < last:
       stop = min(state.step + chunk, last)
       if streamed:
-        block = [np.stack(rows) for rows in zip(*itertools.islice(feed, stop - state.step), strict=True)]
-        block, indices = [rows if mesh is None else meshes.from_hosts(mesh, rows, axis=1) for rows in block], None
+        block = [
+          np.stack(rows) for rows in zip(*itertools.islice(feed, stop - state.step), strict=True)
+        ]
+        block, indices = (
+          [rows if mesh is None else meshes.from_hosts(mesh, rows, axis=1) for rows in block],
+          None,
+        )
       else:
-        block, indices = (images, labels), batch_indices(order_key, state.step, stop, num_examples, recipe.batch_size)
+        block, indices = (
+          (images, labels),
+          batch_indices(order_key, state.step, stop, num_examples, recipe.batch_size),
+        )
       trainable, opt_state, done, metrics = steps(
-          state.trainable, state.opt_state, state.step, frozen, *block, indices, step_key)
+        state.trainable, state.opt_state, state.step, frozen, *block, indices, step_key
+      )
       before, state = state.step, TrainState(trainable, opt_state, int(done))
       if state.step < stop:
         raise NonFiniteLossError(state)

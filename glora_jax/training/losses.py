@@ -45,7 +45,9 @@ class Sampling:
     """The genomes of one step, int8 [rows, 5], or [paths, rows, 5] where there are several."""
     if self.paths == 1:
       return sample_genome(key, spec, self.largest)
-    genomes = jax.vmap(lambda key: sample_genome(key, spec, self.largest))(jax.random.split(key, self.paths))
+    genomes = jax.vmap(lambda key: sample_genome(key, spec, self.largest))(
+      jax.random.split(key, self.paths)
+    )
     if self.sandwich:
       genomes = genomes.at[0].set(largest_genome(spec)).at[1].set(smallest_genome(spec))
     return genomes
@@ -66,7 +68,9 @@ class Consistency:
 
   def __post_init__(self):
     if self.weight < 0 or self.sigma < 0:
-      raise ValueError(f'consistency.weight={self.weight} and consistency.sigma={self.sigma} cannot be negative.')
+      raise ValueError(
+        f'consistency.weight={self.weight} and consistency.sigma={self.sigma} cannot be negative.'
+      )
 
   def perturb(self, key: jax.Array, supports: Any) -> Any:
     """The supports of all layers times noise: A, B, D and E along the outputs, C as a whole."""
@@ -74,11 +78,20 @@ class Consistency:
     def noisy(path, value):
       *module, name = [part.key for part in path if isinstance(part, jax.tree_util.DictKey)]
       per_output = name in ('A_up', 'B_up', 'A_vector', 'B_vector', 'D', 'E')
-      if not per_output and name not in ('C_down', 'C_vector', 'A_constant', 'B_constant', 'D_constant', 'E_constant'):
+      if not per_output and name not in (
+        'C_down',
+        'C_vector',
+        'A_constant',
+        'B_constant',
+        'D_constant',
+        'E_constant',
+      ):
         return value
       stack = value.shape[:-2] if name.endswith(('_up', '_down')) else value.shape[:-1]
       module_key = jax.random.fold_in(key, zlib.crc32('/'.join(map(str, module)).encode()))
-      noise = 1 + self.sigma * jax.random.normal(module_key, (*stack, value.shape[-1] if per_output else 1), value.dtype)
+      noise = 1 + self.sigma * jax.random.normal(
+        module_key, (*stack, value.shape[-1] if per_output else 1), value.dtype
+      )
       return value * (noise[..., None, :] if value.ndim > noise.ndim else noise)
 
     return jax.tree_util.tree_map_with_path(noisy, supports)
@@ -91,8 +104,14 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, dict
 
 
 def supernet_loss(
-    adapted: Adapted, preprocess: Callable, sample: Callable[[jax.Array], jax.Array], *, mix: Callable | None = None,
-    distillation: float = 0.0, consistency: Consistency = Consistency(), **apply_kwargs: Any,
+  adapted: Adapted,
+  preprocess: Callable,
+  sample: Callable[[jax.Array], jax.Array],
+  *,
+  mix: Callable | None = None,
+  distillation: float = 0.0,
+  consistency: Consistency = Consistency(),
+  **apply_kwargs: Any,
 ) -> LossFn:
   """The loss of one step of weight-sharing training: fresh genomes for every batch (GLoRA section 3.3).
 
@@ -107,13 +126,17 @@ def supernet_loss(
   """
 
   def forward(variables, inputs, genome_key, model_key):
-    apply = lambda genome, inputs, key: adapted.apply(variables, inputs, genome=genome, rngs=_rngs(key), **apply_kwargs)
+    apply = lambda genome, inputs, key: adapted.apply(
+      variables, inputs, genome=genome, rngs=_rngs(key), **apply_kwargs
+    )
     genomes = sample(genome_key)
     if genomes.ndim == 2:
       return apply(genomes, inputs, model_key)
     paths = len(genomes)
     if len(inputs) % paths:
-      raise ValueError(f'A batch of {len(inputs)} images cannot be cut into {paths} equal paths; change batch_size or sampling.paths.')
+      raise ValueError(
+        f'A batch of {len(inputs)} images cannot be cut into {paths} equal paths; change batch_size or sampling.paths.'
+      )
     groups = inputs.reshape(paths, -1, *inputs.shape[1:])
     logits = jax.vmap(apply)(genomes, groups, jax.random.split(model_key, paths))
     return logits.reshape(len(inputs), -1)
@@ -121,19 +144,36 @@ def supernet_loss(
   def teacher(variables, inputs):
     quiet = {**apply_kwargs, **({'train': False} if 'train' in apply_kwargs else {})}
     variables = jax.lax.stop_gradient(variables)
-    return jax.nn.softmax(adapted.apply(variables, inputs, genome=largest_genome(adapted.spec), **quiet))
+    return jax.nn.softmax(
+      adapted.apply(variables, inputs, genome=largest_genome(adapted.spec), **quiet)
+    )
 
-  return _loss(adapted.join, forward, preprocess, mix, consistency, teacher if distillation else None, distillation)
+  return _loss(
+    adapted.join,
+    forward,
+    preprocess,
+    mix,
+    consistency,
+    teacher if distillation else None,
+    distillation,
+  )
 
 
 def subnet_loss(
-    subnet: Subnet, preprocess: Callable, *, mix: Callable | None = None, consistency: Consistency = Consistency(), **apply_kwargs: Any,
+  subnet: Subnet,
+  preprocess: Callable,
+  *,
+  mix: Callable | None = None,
+  consistency: Consistency = Consistency(),
+  **apply_kwargs: Any,
 ) -> LossFn:
   """The loss of one fixed subnet (`adapted.fix(genome)`) alone: only the terms that it uses are computed.
 
   Its trainable half is that of `subnet.split`. Arguments as for `supernet_loss`.
   """
-  forward = lambda variables, inputs, _, model_key: subnet.apply(variables, inputs, rngs=_rngs(model_key), **apply_kwargs)
+  forward = lambda variables, inputs, _, model_key: subnet.apply(
+    variables, inputs, rngs=_rngs(model_key), **apply_kwargs
+  )
   return _loss(subnet.join, forward, preprocess, mix, consistency)
 
 
@@ -147,20 +187,37 @@ def _loss(join, forward, preprocess, mix, consistency, teacher=None, distillatio
     variables = join(trainable, frozen)
     inputs, targets = preprocess(image_key, images), None
     if mix is not None:
-      classes = jax.eval_shape(lambda x: forward(variables, x, genome_key, model_key), inputs).shape[-1]
-      inputs, targets = mix(jax.random.fold_in(image_key, 1), inputs, jax.nn.one_hot(labels, classes))
+      classes = jax.eval_shape(
+        lambda x: forward(variables, x, genome_key, model_key), inputs
+      ).shape[-1]
+      inputs, targets = mix(
+        jax.random.fold_in(image_key, 1), inputs, jax.nn.one_hot(labels, classes)
+      )
 
     def judge(logits):
       if targets is None:
         return cross_entropy(logits, labels)
-      return optax.softmax_cross_entropy(logits, targets).mean(), {'accuracy': jnp.mean(logits.argmax(-1) == targets.argmax(-1))}
+      return optax.softmax_cross_entropy(logits, targets).mean(), {
+        'accuracy': jnp.mean(logits.argmax(-1) == targets.argmax(-1))
+      }
 
     if consistency.weight:
       first, logits = (
-          forward({**variables, COLLECTION: consistency.perturb(jax.random.fold_in(model_key, 2 + n), variables[COLLECTION])},
-                  inputs, genome_key, jax.random.fold_in(model_key, 4 + n)) for n in range(2))
+        forward(
+          {
+            **variables,
+            COLLECTION: consistency.perturb(
+              jax.random.fold_in(model_key, 2 + n), variables[COLLECTION]
+            ),
+          },
+          inputs,
+          genome_key,
+          jax.random.fold_in(model_key, 4 + n),
+        )
+        for n in range(2)
+      )
       loss, metrics = jax.tree.map(lambda a, b: (a + b) / 2, judge(first), judge(logits))
-      loss += consistency.weight * jnp.mean(jnp.sum((first - logits)**2, axis=-1))
+      loss += consistency.weight * jnp.mean(jnp.sum((first - logits) ** 2, axis=-1))
     else:
       logits = forward(variables, inputs, genome_key, model_key)
       loss, metrics = judge(logits)

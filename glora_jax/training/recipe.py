@@ -37,29 +37,40 @@ class Recipe:
 
   def __post_init__(self):
     if self.epochs < 0 or self.batch_size < 1 or self.warmup_epochs < 0:
-      raise ValueError(f'{self}: epochs and warmup_epochs cannot be negative, and batch_size is at least 1.')
+      raise ValueError(
+        f'{self}: epochs and warmup_epochs cannot be negative, and batch_size is at least 1.'
+      )
     if self.accumulate < 1 or self.batch_size % self.accumulate:
-      raise ValueError(f'accumulate={self.accumulate} must be at least 1 and divide batch_size={self.batch_size}.')
+      raise ValueError(
+        f'accumulate={self.accumulate} must be at least 1 and divide batch_size={self.batch_size}.'
+      )
     if self.warmup_epochs > self.epochs:
-      raise ValueError(f'warmup_epochs={self.warmup_epochs} is more than epochs={self.epochs}; lower it.')
+      raise ValueError(
+        f'warmup_epochs={self.warmup_epochs} is more than epochs={self.epochs}; lower it.'
+      )
     if not (self.learning_rate > 0 and self.weight_decay >= 0):
-      raise ValueError(f'learning_rate={self.learning_rate} must be above 0, and weight_decay={self.weight_decay} not below.')
+      raise ValueError(
+        f'learning_rate={self.learning_rate} must be above 0, and weight_decay={self.weight_decay} not below.'
+      )
 
   def steps_per_epoch(self, num_examples: int) -> int:
     steps = num_examples // self.batch_size
     if not steps:
-      raise ValueError(f'batch_size={self.batch_size} is larger than the {num_examples} training images; lower it.')
+      raise ValueError(
+        f'batch_size={self.batch_size} is larger than the {num_examples} training images; lower it.'
+      )
     return steps
 
   def optimizer(self, num_examples: int) -> optax.GradientTransformation:
     """AdamW with linear warm-up and cosine decay over the whole run."""
     per_epoch = self.steps_per_epoch(num_examples)
     schedule = optax.warmup_cosine_decay_schedule(
-        self.initial_learning_rate if self.warmup_epochs else self.learning_rate,
-        self.learning_rate,
-        self.warmup_epochs * per_epoch,
-        max(self.epochs, self.warmup_epochs) * per_epoch + (self.epochs == self.warmup_epochs),  # optax wants one step of decay
-        self.final_learning_rate,
+      self.initial_learning_rate if self.warmup_epochs else self.learning_rate,
+      self.learning_rate,
+      self.warmup_epochs * per_epoch,
+      max(self.epochs, self.warmup_epochs) * per_epoch
+      + (self.epochs == self.warmup_epochs),  # optax wants one step of decay
+      self.final_learning_rate,
     )
     optimizer = optax.adamw(schedule, weight_decay=self.weight_decay)
     return used_only(optimizer) if self.update_used_only else optimizer
@@ -72,7 +83,11 @@ def used_only(optimizer: optax.GradientTransformation) -> optax.GradientTransfor
     updates, new_state = optimizer.update(grads, state, params)
     used = jax.tree.map(lambda grad: grad != 0, grads)
     # The moments have the parameters' structure within the state's; what else is in there, a count, goes on.
-    moved = optax.tree_utils.tree_map_params(optimizer, lambda _, used: used, new_state, used, transform_non_params=lambda _: True)
-    return jax.tree.map(lambda update, used: jnp.where(used, update, 0), updates, used), jax.tree.map(jnp.where, moved, new_state, state)
+    moved = optax.tree_utils.tree_map_params(
+      optimizer, lambda _, used: used, new_state, used, transform_non_params=lambda _: True
+    )
+    return jax.tree.map(
+      lambda update, used: jnp.where(used, update, 0), updates, used
+    ), jax.tree.map(jnp.where, moved, new_state, state)
 
   return optax.GradientTransformation(optimizer.init, update)

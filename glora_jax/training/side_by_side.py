@@ -39,7 +39,13 @@ class Training:
 
 
 def train_many(
-    runs: Sequence[Training], images: jax.Array, labels: jax.Array, recipe: Recipe, *, steps_per_dispatch: int = 50, progress: bool = True,
+  runs: Sequence[Training],
+  images: jax.Array,
+  labels: jax.Array,
+  recipe: Recipe,
+  *,
+  steps_per_dispatch: int = 50,
+  progress: bool = True,
 ) -> list[TrainState]:
   """Trains several runs on the same images by the same recipe.
 
@@ -69,7 +75,9 @@ def train_many(
     ...   variables = adapted.join(state.trainable, run.frozen)
   """
   if hasattr(images, 'batches'):
-    raise ValueError('train_many takes resident images, since every run has an order of its own; train on a stream with fit, run by run.')
+    raise ValueError(
+      'train_many takes resident images, since every run has an order of its own; train on a stream with fit, run by run.'
+    )
   groups: dict[Any, list[int]] = {}
   for number, run in enumerate(runs):
     if not run.rate > 0:
@@ -77,20 +85,37 @@ def train_many(
     leaves, structure = jax.tree.flatten(run.trainable)
     shapes = tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
     frozen, frozen_structure = jax.tree.flatten(run.frozen)
-    groups.setdefault((run.loss_fn, structure, shapes, frozen_structure, tuple(map(id, frozen))), []).append(number)
+    groups.setdefault(
+      (run.loss_fn, structure, shapes, frozen_structure, tuple(map(id, frozen))), []
+    ).append(number)
   states: dict[int, TrainState] = {}
   for title, members in enumerate(groups.values(), 1):
     group = [runs[number] for number in members]
-    bar = functools.partial(tqdm, desc=f'group {title} of {len(groups)}, {len(group)} runs', unit='step', disable=not progress)
-    states |= zip(members, _train_group(group, images, labels, recipe, steps_per_dispatch, bar), strict=True)
+    bar = functools.partial(
+      tqdm,
+      desc=f'group {title} of {len(groups)}, {len(group)} runs',
+      unit='step',
+      disable=not progress,
+    )
+    states |= zip(
+      members, _train_group(group, images, labels, recipe, steps_per_dispatch, bar), strict=True
+    )
   last = recipe.epochs * recipe.steps_per_epoch(len(labels))
   if stopped := {number: state.step for number, state in states.items() if state.step < last}:
-    log.warning('The loss was not finite, and training stopped, in %s.', ', '.join(f'run {n} at step {step}' for n, step in stopped.items()))
+    log.warning(
+      'The loss was not finite, and training stopped, in %s.',
+      ', '.join(f'run {n} at step {step}' for n, step in stopped.items()),
+    )
   return [states[number] for number in range(len(runs))]
 
 
 def subnet_runs(
-    adapted: Adapted, genomes: Iterable[Any], starts: Sequence[Any], keys: Sequence[jax.Array], preprocess: Callable, **options: Any,
+  adapted: Adapted,
+  genomes: Iterable[Any],
+  starts: Sequence[Any],
+  keys: Sequence[jax.Array],
+  preprocess: Callable,
+  **options: Any,
 ) -> list[Training]:
   """The runs of fixed subnets for `train_many`: every genome from every start, genome by genome; those of one genome are one group.
 
@@ -125,27 +150,45 @@ def _train_group(runs, images, labels, recipe, steps_per_dispatch, bar) -> list[
   order_keys, step_keys = zip(*(jax.random.split(run.key) for run in runs), strict=True)
   rates, number = jnp.array([run.rate for run in runs], jnp.float32), len(runs)
   trainable = stack([run.trainable for run in runs])
-  carry = trainable, jax.vmap(optimizer.init)(trainable), jnp.zeros(number, jnp.int32), jnp.ones(number, bool)
+  carry = (
+    trainable,
+    jax.vmap(optimizer.init)(trainable),
+    jnp.zeros(number, jnp.int32),
+    jnp.ones(number, bool),
+  )
   steps = _make_steps(runs[0].loss_fn, optimizer, recipe.accumulate)
   with bar(total=last) as shown:
     for first in range(0, last, chunk):
       stop = min(first + chunk, last)
-      order = [batch_indices(key, first, stop, len(labels), recipe.batch_size) for key in order_keys]
-      carry, metrics = steps(carry, runs[0].frozen, images, labels, np.stack(order, 1), jnp.stack(step_keys), rates)
-      shown.set_postfix({name: f'{float(np.nanmean(values)):.3f}' for name, values in metrics.items()})
+      order = [
+        batch_indices(key, first, stop, len(labels), recipe.batch_size) for key in order_keys
+      ]
+      carry, metrics = steps(
+        carry, runs[0].frozen, images, labels, np.stack(order, 1), jnp.stack(step_keys), rates
+      )
+      shown.set_postfix(
+        {name: f'{float(np.nanmean(values)):.3f}' for name, values in metrics.items()}
+      )
       shown.update(stop - first)
   trainable, opt_state, done, _ = carry
   take = lambda tree, index: jax.tree.map(lambda leaf: leaf[index], tree)
-  return [TrainState(take(trainable, index), take(opt_state, index), int(done[index])) for index in range(number)]
+  return [
+    TrainState(take(trainable, index), take(opt_state, index), int(done[index]))
+    for index in range(number)
+  ]
 
 
-def _make_steps(loss_fn: LossFn, optimizer: optax.GradientTransformation, accumulate: int) -> Callable:
+def _make_steps(
+  loss_fn: LossFn, optimizer: optax.GradientTransformation, accumulate: int
+) -> Callable:
   """Compiled `(carry [run, ...], frozen, images, labels, indices [steps, run, batch], keys [run], rates [run]) -> (carry, metrics)`."""
 
   def one_run(carry, frozen, images, labels, index, key, rate):
     def update(grads, state, params):
       updates, state = optimizer.update(grads, state, params)
-      return jax.tree.map(lambda update: rate.astype(update.dtype) * update, updates), state  # AdamW's update is linear in the learning rate
+      return jax.tree.map(
+        lambda update: rate.astype(update.dtype) * update, updates
+      ), state  # AdamW's update is linear in the learning rate
 
     step_once = make_step(loss_fn, optax.GradientTransformation(optimizer.init, update), accumulate)
     return step_once(carry, frozen, images[index], labels[index], key)
@@ -154,6 +197,10 @@ def _make_steps(loss_fn: LossFn, optimizer: optax.GradientTransformation, accumu
 
   @functools.partial(jax.jit, donate_argnums=0)
   def steps(carry, frozen, images, labels, indices, keys, rates):
-    return jax.lax.scan(lambda carry, index: all_runs(carry, frozen, images, labels, index, keys, rates), carry, indices)
+    return jax.lax.scan(
+      lambda carry, index: all_runs(carry, frozen, images, labels, index, keys, rates),
+      carry,
+      indices,
+    )
 
   return steps

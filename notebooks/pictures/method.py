@@ -9,14 +9,31 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib import patches
 
-FROZEN, SCALE, SHIFT, PROMPT, RED, INK = '#d9d9d9', '#f6c667', '#5aa7a7', '#8e6bb0', '#c0392b', '#333333'
+FROZEN, SCALE, SHIFT, PROMPT, RED, INK = (
+  '#d9d9d9',
+  '#f6c667',
+  '#5aa7a7',
+  '#8e6bb0',
+  '#c0392b',
+  '#333333',
+)
 FORMS = ('none', 'constant', 'vector', 'LoRA')
 TENSORS = (('A', SCALE), ('B', SHIFT), ('C', PROMPT), ('D', SCALE), ('E', SHIFT))
 
 
 def box(axis, x, y, width, height, color, label='', **options):
-  axis.add_patch(patches.FancyBboxPatch((x, y), width, height, boxstyle='round,pad=0,rounding_size=0.06', facecolor=color, edgecolor=INK,
-                                        linewidth=0.8, **options))
+  axis.add_patch(
+    patches.FancyBboxPatch(
+      (x, y),
+      width,
+      height,
+      boxstyle='round,pad=0,rounding_size=0.06',
+      facecolor=color,
+      edgecolor=INK,
+      linewidth=0.8,
+      **options,
+    )
+  )
   axis.text(x + width / 2, y + height / 2, label, ha='center', va='center', fontsize=11, color=INK)
 
 
@@ -29,14 +46,30 @@ def layer(axis):
   box(axis, 1.5, 2.0, 1.6, 1.6, FROZEN, 'W\nfrozen')
   box(axis, 4.0, 2.4, 0.8, 0.8, FROZEN, 'b\nfrozen')
   for x, y, name, what, color in (
-      (0.1, 3.1, 'A', 'scales W', SCALE), (0.1, 1.9, 'B', 'shifts W', SHIFT), (1.8, 0.75, 'C', 'prompt through W', PROMPT),
-      (3.4, 3.9, 'D', 'scales b', SCALE), (4.6, 3.9, 'E', 'shifts b', SHIFT)):
+    (0.1, 3.1, 'A', 'scales W', SCALE),
+    (0.1, 1.9, 'B', 'shifts W', SHIFT),
+    (1.8, 0.75, 'C', 'prompt through W', PROMPT),
+    (3.4, 3.9, 'D', 'scales b', SCALE),
+    (4.6, 3.9, 'E', 'shifts b', SHIFT),
+  ):
     box(axis, x, y, 0.8, 0.55, color, name)
     axis.text(x + 0.4, y - 0.22, what, ha='center', fontsize=8, color=INK)
-  for start, end in (((0.95, 3.3), (1.45, 3.1)), ((0.95, 2.2), (1.45, 2.4)), ((2.2, 1.35), (2.2, 1.95)), ((3.9, 3.6), (4.2, 3.25)),
-                     ((4.95, 3.6), (4.65, 3.25))):
+  for start, end in (
+    ((0.95, 3.3), (1.45, 3.1)),
+    ((0.95, 2.2), (1.45, 2.4)),
+    ((2.2, 1.35), (2.2, 1.95)),
+    ((3.9, 3.6), (4.2, 3.25)),
+    ((4.95, 3.6), (4.65, 3.25)),
+  ):
     arrow(axis, start, end)
-  axis.text(2.75, -0.05, "W' = W + W * A + B        b' = b + b * D + E + C W", ha='center', fontsize=10.5, color=INK)
+  axis.text(
+    2.75,
+    -0.05,
+    "W' = W + W * A + B        b' = b + b * D + E + C W",
+    ha='center',
+    fontsize=10.5,
+    color=INK,
+  )
 
 
 def supernet(axis):
@@ -49,10 +82,28 @@ def supernet(axis):
       chosen = rng.integers(len(forms))
       for number in range(len(forms)):
         x, y = 0.72 + 0.85 * column + 0.15 * number, 3.35 - 1.1 * row
-        axis.add_patch(patches.Rectangle((x, y), 0.12, 0.6, facecolor=color if number == chosen else 'white', edgecolor=INK, linewidth=0.7))
+        axis.add_patch(
+          patches.Rectangle(
+            (x, y),
+            0.12,
+            0.6,
+            facecolor=color if number == chosen else 'white',
+            edgecolor=INK,
+            linewidth=0.7,
+          )
+        )
   for row in range(3):
-    axis.text(0.45, 3.65 - 1.1 * row, f'layer {row + 1}', ha='right', va='center', fontsize=8.5, color=INK)
-  axis.text(2.4, 0.55, 'every step draws a form for each: none, constant, vector, LoRA', ha='center', fontsize=8.5, color=INK)
+    axis.text(
+      0.45, 3.65 - 1.1 * row, f'layer {row + 1}', ha='right', va='center', fontsize=8.5, color=INK
+    )
+  axis.text(
+    2.4,
+    0.55,
+    'every step draws a form for each: none, constant, vector, LoRA',
+    ha='center',
+    fontsize=8.5,
+    color=INK,
+  )
   axis.text(2.4, -0.05, 'genome: int8 [layers, 5]', ha='center', fontsize=10.5, color=INK)
 
 
@@ -81,13 +132,21 @@ def fold(axis):
   arrow(axis, (2.05, 2.8), (2.75, 2.8))
   box(axis, 2.9, 2.0, 1.6, 1.6, '#c5dcdc', "W'")
   axis.text(2.4, 1.35, 'same class, same size, same speed', ha='center', fontsize=8.5, color=INK)
-  axis.text(2.4, -0.05, 'params = adapted.fold(variables, genome)', ha='center', fontsize=10.5, color=INK)
+  axis.text(
+    2.4, -0.05, 'params = adapted.fold(variables, genome)', ha='center', fontsize=10.5, color=INK
+  )
 
 
 def main():
-  figure, axes = plt.subplots(1, 4, figsize=(16, 4), layout='constrained', width_ratios=(5.6, 4.8, 5, 4.9))
-  titles = ('1  Five support tensors per linear layer', '2  Train a supernet of all their forms', '3  Search the best within a budget',
-            '4  Fold: nothing is left but the base model')
+  figure, axes = plt.subplots(
+    1, 4, figsize=(16, 4), layout='constrained', width_ratios=(5.6, 4.8, 5, 4.9)
+  )
+  titles = (
+    '1  Five support tensors per linear layer',
+    '2  Train a supernet of all their forms',
+    '3  Search the best within a budget',
+    '4  Fold: nothing is left but the base model',
+  )
   for axis, title, drawing in zip(axes, titles, (layer, supernet, search, fold), strict=True):
     axis.set(xlim=(-0.3, 5.6 if drawing is layer else 5.0), ylim=(-0.3, 4.7))
     axis.axis('off')

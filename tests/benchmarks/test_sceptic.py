@@ -21,8 +21,15 @@ from glora_jax.runs.config import default_config
 
 def contents(workdir):
   """Time of change and digest of every file of a run, diagnostics apart."""
-  files = [path for path in pathlib.Path(workdir).rglob('*') if path.is_file() and 'diagnostics' not in path.parts]
-  return {str(path): (path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest()) for path in files}
+  files = [
+    path
+    for path in pathlib.Path(workdir).rglob('*')
+    if path.is_file() and 'diagnostics' not in path.parts
+  ]
+  return {
+    str(path): (path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest())
+    for path in files
+  }
 
 
 @pytest.fixture(scope='module')
@@ -31,9 +38,15 @@ def workdir(tmp_path_factory):
   folder = tmp_path_factory.mktemp('sceptic')
   model = ViT(10, patch_size=4, width=16, depth=2, num_heads=2)
   params = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))['params']
-  weights.save(folder / 'tiny.safetensors', model, params, {'image_size': 8, 'normalization': 'unit'})
+  weights.save(
+    folder / 'tiny.safetensors', model, params, {'image_size': 8, 'normalization': 'unit'}
+  )
   config = default_config()
-  config.model.weights, config.data.dir, config.budget = str(folder / 'tiny.safetensors'), str(folder / 'tfds'), 1000
+  config.model.weights, config.data.dir, config.budget = (
+    str(folder / 'tiny.safetensors'),
+    str(folder / 'tfds'),
+    1000,
+  )
   # Shapes and recipes are those of test_experiment.py, so that its compiled programs in the cache serve here, too.
   config.model.remat, config.checkpoint_epochs = 'dots_saveable', 1
   config.supernet.update(epochs=3, warmup_epochs=1, learning_rate=1e-2)
@@ -53,7 +66,11 @@ def diagnosed(workdir):
 def test_diagnostics_change_no_file_of_the_run(diagnosed):
   workdir, before, *_ = diagnosed
   assert contents(workdir) == before
-  assert set(os.listdir(os.path.join(workdir, 'diagnostics'))) == {'diagnostics.json', 'diagnostics.md', 'diagnostics.png'}
+  assert set(os.listdir(os.path.join(workdir, 'diagnostics'))) == {
+    'diagnostics.json',
+    'diagnostics.md',
+    'diagnostics.png',
+  }
 
 
 def test_the_winner_gets_what_the_run_says(diagnosed):
@@ -62,10 +79,17 @@ def test_the_winner_gets_what_the_run_says(diagnosed):
     result = json.load(file)
   for name, trained in (('winner_supernet', 'supernet'), ('winner', 'finetuned')):
     whole = found['ablation'][trained]['whole']
-    assert {metric: whole[metric] for metric in ('params', 'val_accuracy', 'test_accuracy')} == pytest.approx(
-        {metric: result[name][metric] for metric in ('params', 'val_accuracy', 'test_accuracy')})
+    assert {
+      metric: whole[metric] for metric in ('params', 'val_accuracy', 'test_accuracy')
+    } == pytest.approx(
+      {metric: result[name][metric] for metric in ('params', 'val_accuracy', 'test_accuracy')}
+    )
   own = found['random_search']['searched'][0]
-  assert own['evaluations'] == result['evaluations'] == found['random_search']['random'][1]['evaluations']
+  assert (
+    own['evaluations']
+    == result['evaluations']
+    == found['random_search']['random'][1]['evaluations']
+  )
   assert own['val_accuracy'] == pytest.approx(result['winner_supernet']['val_accuracy'])
 
 
@@ -81,7 +105,10 @@ def test_what_is_trained_alone_is_trained(diagnosed):
   _, _, found, (run, *_) = diagnosed
   [start] = sceptic.measure(run, run.variables, [np.zeros((len(run.adapted.spec), 5))])
   assert found['supernet_ranks']['steps'] == 3 * (800 // 64)
-  assert all(entry['alone']['val_loss'] < start['val_loss'] - 0.05 for entry in found['supernet_ranks']['subnets'])
+  assert all(
+    entry['alone']['val_loss'] < start['val_loss'] - 0.05
+    for entry in found['supernet_ranks']['subnets']
+  )
 
 
 def test_switching_off_a_tensor_that_is_not_used_changes_nothing(diagnosed):
@@ -94,7 +121,11 @@ def test_switching_off_a_tensor_that_is_not_used_changes_nothing(diagnosed):
   assert set(without['A']['change'].values()) == {0.0}
   assert without['B']['params_saved'] > 0
   assert without['B']['change']['val_loss'] != 0
-  assert sum(without[tensor]['params_saved'] for tensor in space.TENSORS) == without['all']['params_saved'] == found['whole']['params']
+  assert (
+    sum(without[tensor]['params_saved'] for tensor in space.TENSORS)
+    == without['all']['params_saved']
+    == found['whole']['params']
+  )
 
 
 def test_report_and_json_agree(diagnosed):
@@ -105,25 +136,43 @@ def test_report_and_json_agree(diagnosed):
   with open(os.path.join(workdir, 'diagnostics', 'diagnostics.md')) as file:
     text = file.read()
   assert 'DIAGNOSTIC' in text
-  rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in text.splitlines() if line.startswith('|')]
+  rows = [
+    [cell.strip() for cell in line.strip('|').split('|')]
+    for line in text.splitlines()
+    if line.startswith('|')
+  ]
   named = lambda start: [row for row in rows if row[0].startswith(start)]
   [own] = named('searched 1')
   entry = written['random_search']['searched'][0]
-  assert own[1:] == [str(entry['evaluations']), f"{entry['params']:,}", f"{100 * entry['val_accuracy']:.1f}",
-                     f"{100 * entry['test_accuracy']:.1f}", f"{entry['val_loss']:.3f}", f"{entry['test_loss']:.3f}"]
+  assert own[1:] == [
+    str(entry['evaluations']),
+    f'{entry["params"]:,}',
+    f'{100 * entry["val_accuracy"]:.1f}',
+    f'{100 * entry["test_accuracy"]:.1f}',
+    f'{entry["val_loss"]:.3f}',
+    f'{entry["test_loss"]:.3f}',
+  ]
   [subnet] = named('random 2')[1:]  # the first is of the searches
   entry = written['supernet_ranks']['subnets'][1]
-  assert [subnet[1], subnet[-2], subnet[-1]] == [f"{entry['params']:,}", f"{entry['supernet']['test_loss']:.3f}",
-                                                 f"{entry['alone']['test_loss']:.3f}"]
+  assert [subnet[1], subnet[-2], subnet[-1]] == [
+    f'{entry["params"]:,}',
+    f'{entry["supernet"]["test_loss"]:.3f}',
+    f'{entry["alone"]["test_loss"]:.3f}',
+  ]
   for tensor in space.TENSORS:
     for row, trained in zip(named(f'{tensor}, '), ('supernet', 'finetuned'), strict=True):
       entry = written['ablation'][trained]['without'][tensor]
-      assert [row[1], row[3], row[5]] == [f"{entry['params_saved']:,}", f"{100 * entry['change']['test_accuracy']:+.1f}",
-                                          f"{entry['change']['test_loss']:+.3f}"]
+      assert [row[1], row[3], row[5]] == [
+        f'{entry["params_saved"]:,}',
+        f'{100 * entry["change"]["test_accuracy"]:+.1f}',
+        f'{entry["change"]["test_loss"]:+.3f}',
+      ]
   gain = written['generalization']['winner_over_first']
-  assert f"{100 * gain['accuracy_gap']:+.1f} points and {gain['loss_gap']:+.3f} of loss" in text
+  assert f'{100 * gain["accuracy_gap"]:+.1f} points and {gain["loss_gap"]:+.3f} of loss' in text
   assert json.dumps(sceptic_report.headline(written))
-  assert re.search(r'\]\((\S+\.png)\)', text).group(1) in os.listdir(os.path.join(workdir, 'diagnostics'))
+  assert re.search(r'\]\((\S+\.png)\)', text).group(1) in os.listdir(
+    os.path.join(workdir, 'diagnostics')
+  )
 
 
 def test_the_partial_correlation_is_the_one_of_what_size_leaves_over():

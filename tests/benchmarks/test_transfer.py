@@ -47,12 +47,16 @@ def test_the_folder_is_a_task_with_the_same_pixels_labels_and_classes(tmp_path):
   transfer_tasks.write_task(str(tmp_path / 'task'), images, labels, classes, parts)
   before = transfer_tasks.digest(str(tmp_path / 'task'))
   task = find(f'folder:{tmp_path / "task"}')
-  assert [name.split('_', 1)[1] for name in task.classes] == [name.replace('/', '_').replace(' ', '_') for name in classes]
+  assert [name.split('_', 1)[1] for name in task.classes] == [
+    name.replace('/', '_').replace(' ', '_') for name in classes
+  ]
   for split, indices in parts.items():
     examples = task.open(split)
     np.testing.assert_array_equal(examples.labels, labels[indices])
     for place in range(len(indices)):
-      np.testing.assert_array_equal(np.asarray(examples.image(place))[..., 0], images[indices[place]])
+      np.testing.assert_array_equal(
+        np.asarray(examples.image(place))[..., 0], images[indices[place]]
+      )
   transfer_tasks.write_task(str(tmp_path / 'task'), images, labels, classes, parts)
   assert transfer_tasks.digest(str(tmp_path / 'task')) == before
 
@@ -67,15 +71,34 @@ def exported(tensors):
     if name.endswith('.weight') and value.ndim == 2:
       initializers[f'onnx::MatMul_{number}'] = value.T
       path = name.removesuffix('.weight').replace('.', '/').replace('layer/', 'layer.')
-      nodes.append(helper.make_node('MatMul', ['x', f'onnx::MatMul_{number}'], [f'y{number}'], name=f'/backbone/{path}/MatMul'))
+      nodes.append(
+        helper.make_node(
+          'MatMul', ['x', f'onnx::MatMul_{number}'], [f'y{number}'], name=f'/backbone/{path}/MatMul'
+        )
+      )
     elif name == 'embeddings.position_embeddings':
       initializers |= {'onnx::Concat_1': value[:, :1], 'onnx::Reshape_2': value[:, 1:]}
-      nodes.append(helper.make_node('Reshape', ['onnx::Reshape_2', 'shape'], ['grid'], name='/backbone/embeddings/Reshape_1'))
-      nodes.append(helper.make_node('Concat', ['onnx::Concat_1', 'grid'], ['positions'], name='/backbone/embeddings/Concat_6', axis=1))
+      nodes.append(
+        helper.make_node(
+          'Reshape', ['onnx::Reshape_2', 'shape'], ['grid'], name='/backbone/embeddings/Reshape_1'
+        )
+      )
+      nodes.append(
+        helper.make_node(
+          'Concat',
+          ['onnx::Concat_1', 'grid'],
+          ['positions'],
+          name='/backbone/embeddings/Concat_6',
+          axis=1,
+        )
+      )
     else:
       initializers[f'backbone.{name}'] = value
   initializers['decoder.final_conv.weight'] = np.ones((1, 4, 1, 1), np.float32)
-  arrays = [numpy_helper.from_array(np.ascontiguousarray(value), name) for name, value in initializers.items()]
+  arrays = [
+    numpy_helper.from_array(np.ascontiguousarray(value), name)
+    for name, value in initializers.items()
+  ]
   return onnx.helper.make_graph(nodes, 'exported', [], [], arrays)
 
 
@@ -84,7 +107,10 @@ def small():
   """(model, params, tensors under Hugging Face's names) of three blocks."""
   model = ViT(0, patch_size=4, width=8, depth=3, num_heads=2, layer_scale=1.0)
   rng = np.random.default_rng(0)
-  flat = {name: rng.normal(0, 0.3, spec.shape).astype(np.float32) for name, spec in weights.expected_params(model, 8).items()}
+  flat = {
+    name: rng.normal(0, 0.3, spec.shape).astype(np.float32)
+    for name, spec in weights.expected_params(model, 8).items()
+  }
   _, tensors = translate.to_tensors(model, flat, translate.Source('hf_dinov2', 'safetensors'))
   return model, flax.traverse_util.unflatten_dict(flat, sep='/'), tensors
 
@@ -99,22 +125,30 @@ def test_the_tensors_of_a_graph_are_those_that_it_was_exported_from(small):
 
 def test_a_graph_without_a_kernel_is_refused(small):
   *_, tensors = small
-  fewer = {name: value for name, value in tensors.items() if name != 'encoder.layer.1.mlp.fc1.weight'}
+  fewer = {
+    name: value for name, value in tensors.items() if name != 'encoder.layer.1.mlp.fc1.weight'
+  }
   with pytest.raises(ValueError, match=r'no MatMul node for encoder\.layer\.1\.mlp\.fc1;'):
     transfer_weights.dinov2_tensors(exported(fewer))
 
 
 def test_our_loader_reads_the_first_blocks_from_the_folder(small, tmp_path):
   _, params, tensors = small
-  transfer_weights.write_folder(str(tmp_path), transfer_weights.first_blocks(tensors, 2), num_heads=2)
+  transfer_weights.write_folder(
+    str(tmp_path), transfer_weights.first_blocks(tensors, 2), num_heads=2
+  )
   loaded, read, metadata = weights.load(tmp_path)
   assert (loaded.depth, loaded.num_heads, loaded.patch_size, loaded.layer_scale) == (2, 2, 4, 1.0)
   assert (metadata['image_size'], metadata['normalization']) == (8, 'imagenet')
   expected = {**params, 'blocks': jax.tree.map(lambda x: x[:2], params['blocks'])}
   jax.tree.map(np.testing.assert_array_equal, read, expected)
   images = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
-  features = jax.jit(loaded.apply)({'params': expected}, images)  # of the class token, after the last LayerNorm
-  np.testing.assert_allclose(transfer_weights.our_tokens(str(tmp_path), images)[:, 0], features, atol=1e-6)
+  features = jax.jit(loaded.apply)(
+    {'params': expected}, images
+  )  # of the class token, after the last LayerNorm
+  np.testing.assert_allclose(
+    transfer_weights.our_tokens(str(tmp_path), images)[:, 0], features, atol=1e-6
+  )
 
 
 @pytest.mark.parametrize('blocks', [0, 4])
@@ -124,14 +158,22 @@ def test_more_blocks_than_there_are_or_none_are_refused(small, blocks):
     transfer_weights.first_blocks(tensors, blocks)
 
 
-@pytest.mark.parametrize('backbone, task', [('embedded', 'mnist'), ('vit_s', 'mnist'), ('vit_s', 'fashion')])
+@pytest.mark.parametrize(
+  'backbone, task', [('embedded', 'mnist'), ('vit_s', 'mnist'), ('vit_s', 'fashion')]
+)
 @pytest.mark.parametrize('quick', [{}, transfer.QUICK], ids=['full', 'quick'])
-def test_the_configs_are_those_of_a_comparison_on_the_prepared_folder(tmp_path, backbone, task, quick):
+def test_the_configs_are_those_of_a_comparison_on_the_prepared_folder(
+  tmp_path, backbone, task, quick
+):
   for name in ('mnist', 'fashion', 'vit_s'):
     (tmp_path / name).mkdir()
   config = transfer.make_config(str(tmp_path), task, backbone, {**quick, 'compare.seeds': 7})
   check_config(config)
-  assert (config.job, config.task, config.compare.seeds) == ('compare', f'folder:{tmp_path / task}', 7)
+  assert (config.job, config.task, config.compare.seeds) == (
+    'compare',
+    f'folder:{tmp_path / task}',
+    7,
+  )
   assert config.model.weights == ('embedded' if backbone == 'embedded' else str(tmp_path / 'vit_s'))
 
 
@@ -146,8 +188,9 @@ def test_an_unprepared_folder_is_answered_with_the_command(tmp_path):
 
 
 def test_fields_of_the_command_line_are_literals_or_texts():
-  assert transfer.parse_fields(['compare.seeds=5', 'compare.rates=(1e-3, 2e-3)', 'data.resize=crop']) == {
-      'compare.seeds': 5, 'compare.rates': (1e-3, 2e-3), 'data.resize': 'crop'}
+  assert transfer.parse_fields(
+    ['compare.seeds=5', 'compare.rates=(1e-3, 2e-3)', 'data.resize=crop']
+  ) == {'compare.seeds': 5, 'compare.rates': (1e-3, 2e-3), 'data.resize': 'crop'}
   with pytest.raises(ValueError, match=r"'compare\.seeds' has no '='"):
     transfer.parse_fields(['compare.seeds'])
 

@@ -20,7 +20,9 @@ def photos(folder):
   for number in range(20):
     path = folder / ('dark', 'light')[number % 2] / f'{number}.png'
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(rng.integers(0, 100, (30, 30, 3), np.uint8) + np.uint8(number % 2 * 120)).save(path)
+    Image.fromarray(rng.integers(0, 100, (30, 30, 3), np.uint8) + np.uint8(number % 2 * 120)).save(
+      path
+    )
   return folder
 
 
@@ -36,17 +38,31 @@ def test_a_notebook_runs(name, tmp_path):
   notebook = read(name)
   for cell in notebook.cells:
     if 'parameters' in cell.metadata.get('tags', ()):
-      cell.source += (f"\nWORKDIR, EPOCHS = '{tmp_path}', 1\nREAL_TASK, REAL_WEIGHTS = 'folder:{photos(tmp_path / 'photos')}', 'embedded'"
-                      '\nREAL_EPOCHS, RUN_REAL_TASK = 1, True')
+      cell.source += (
+        f"\nWORKDIR, EPOCHS = '{tmp_path}', 1\nREAL_TASK, REAL_WEIGHTS = 'folder:{photos(tmp_path / 'photos')}', 'embedded'"
+        '\nREAL_EPOCHS, RUN_REAL_TASK = 1, True'
+      )
     # Fewer and smaller generations, and batches that a folder of twenty images can fill.
-    cell.source = cell.source.replace('population=30, generations=6, parents=10, mutations=15, crossovers=15',
-                                      'population=4, generations=1, parents=2, mutations=2, crossovers=2')
-    cell.source = cell.source.replace('REAL_EPOCHS, warmup_epochs', 'REAL_EPOCHS, batch_size=4, warmup_epochs')
-    cell.source = cell.source.replace('REAL_EPOCHS // 4), warmup_epochs', 'REAL_EPOCHS // 4), batch_size=4, warmup_epochs')
+    cell.source = cell.source.replace(
+      'population=30, generations=6, parents=10, mutations=15, crossovers=15',
+      'population=4, generations=1, parents=2, mutations=2, crossovers=2',
+    )
+    cell.source = cell.source.replace(
+      'REAL_EPOCHS, warmup_epochs', 'REAL_EPOCHS, batch_size=4, warmup_epochs'
+    )
+    cell.source = cell.source.replace(
+      'REAL_EPOCHS // 4), warmup_epochs', 'REAL_EPOCHS // 4), batch_size=4, warmup_epochs'
+    )
   nbclient.NotebookClient(notebook, timeout=300, kernel_name='python3').execute()
   outputs = [output for cell in notebook.cells for output in cell.get('outputs', ())]
   assert 'test accuracy' in ''.join(output.get('text', '') for output in outputs)
   assert not any(output.output_type == 'error' for output in outputs)
   if name == 'quickstart.ipynb':
     assert sum('image/png' in output.get('data', {}) for output in outputs) == 5
-    assert sum('| winner, finetuned |' in output.get('data', {}).get('text/markdown', '') for output in outputs) == 2
+    assert (
+      sum(
+        '| winner, finetuned |' in output.get('data', {}).get('text/markdown', '')
+        for output in outputs
+      )
+      == 2
+    )

@@ -31,10 +31,17 @@ def problem():
   model = ViT(3, patch_size=4, width=16, depth=1, num_heads=2)
   sample = jnp.zeros((1, 8, 8, 3))
   adapted = glora_jax.adapt(model, sample, space=glora_jax.SearchSpace(ranks=(2,)))
-  variables = adapted.init(jax.random.key(0), randomized(model.init(jax.random.key(1), sample)['params'], 7, scale=0.4))
+  variables = adapted.init(
+    jax.random.key(0), randomized(model.init(jax.random.key(1), sample)['params'], 7, scale=0.4)
+  )
   variables['glora'] = randomized(variables['glora'], 5, scale=0.1)
   genome = genomes.random_genomes(np.random.default_rng(0), adapted.spec, 1)[0]
-  return adapted, variables, genome, jax.jit(lambda images: jax.nn.softmax(adapted.apply(variables, images, genome=genome)))
+  return (
+    adapted,
+    variables,
+    genome,
+    jax.jit(lambda images: jax.nn.softmax(adapted.apply(variables, images, genome=genome))),
+  )
 
 
 @pytest.fixture(scope='module')
@@ -42,8 +49,12 @@ def photos(tmp_path_factory):
   """Seven images in a folder and its subfolders, none of them square, and what is none."""
   folder, rng = tmp_path_factory.mktemp('data') / 'photos', np.random.default_rng(0)
   (folder / 'inside' / 'deeper').mkdir(parents=True)
-  for number, name in enumerate(['b.png', 'a.JPG', 'c.webp', 'inside/a.png', 'inside/b.gif', 'inside/deeper/x.bmp', 'z.tif']):
-    pixels = rng.choice([0, 255], 3) // 4 * 3 + rng.integers(0, 64, (3, 2 + number, 3), np.uint8)  # of a colour each
+  for number, name in enumerate(
+    ['b.png', 'a.JPG', 'c.webp', 'inside/a.png', 'inside/b.gif', 'inside/deeper/x.bmp', 'z.tif']
+  ):
+    pixels = rng.choice([0, 255], 3) // 4 * 3 + rng.integers(
+      0, 64, (3, 2 + number, 3), np.uint8
+    )  # of a colour each
     Image.fromarray(pixels.astype(np.uint8)).resize((30 + 9 * number, 21)).save(folder / name)
   (folder / 'notes.txt').write_text('no image')
   (folder / '.hidden.png').write_text('no image')
@@ -81,8 +92,13 @@ def of_adapted(problem, path, rule='squash', normalization='inception'):
   return np.asarray(problem[-1](normalize(pixels[None], normalization)))[0]
 
 
-@pytest.mark.parametrize('format, rule', [('glora_jax', 'crop'), ('hf_vit', 'squash'), ('timm', 'crop'), ('vit_jax', 'squash')])
-def test_probabilities_are_those_of_the_adapted_model(problem, photos, tmp_path, capsys, format, rule):
+@pytest.mark.parametrize(
+  'format, rule',
+  [('glora_jax', 'crop'), ('hf_vit', 'squash'), ('timm', 'crop'), ('vit_jax', 'squash')],
+)
+def test_probabilities_are_those_of_the_adapted_model(
+  problem, photos, tmp_path, capsys, format, rule
+):
   """Of every format that a run's `folded/` may have, which remembers the run's resizing."""
   path = save(tmp_path / 'folded', problem, format, resize=rule)
   code, lines, _ = run(capsys, '--model', path, '--json', photos)
@@ -90,11 +106,20 @@ def test_probabilities_are_those_of_the_adapted_model(problem, photos, tmp_path,
   answers = [json.loads(line) for line in lines]
   assert [answer['image'] for answer in answers] == find_images([str(photos)])
   for answer in answers:
-    expected, found = of_adapted(problem, answer['image'], rule), {one['class']: one['probability'] for one in answer['classes']}
+    expected, found = (
+      of_adapted(problem, answer['image'], rule),
+      {one['class']: one['probability'] for one in answer['classes']},
+    )
     np.testing.assert_allclose([found[name] for name in CLASSES], expected, atol=1e-5)
-    assert (answer['class'], answer['probability']) == (CLASSES[expected.argmax()], answer['classes'][0]['probability'])
+    assert (answer['class'], answer['probability']) == (
+      CLASSES[expected.argmax()],
+      answer['classes'][0]['probability'],
+    )
   assert len({answer['class'] for answer in answers}) > 1
-  others = [of_adapted(problem, answer['image'], 'crop' if rule == 'squash' else 'squash').max() for answer in answers]
+  others = [
+    of_adapted(problem, answer['image'], 'crop' if rule == 'squash' else 'squash').max()
+    for answer in answers
+  ]
   assert not np.allclose(others, [answer['probability'] for answer in answers], atol=1e-3)
 
 
@@ -103,12 +128,16 @@ def test_lines_for_people_have_the_most_probable_classes_first(problem, photos, 
   shares = of_adapted(problem, photos / 'b.png')
   first, second, _ = np.argsort(-shares)
   assert (code, errors) == (0, '')
-  assert lines == [f'{photos}/b.png: {CLASSES[first]} ({100 * shares[first]:.1f}%), {CLASSES[second]} ({100 * shares[second]:.1f}%)']
+  assert lines == [
+    f'{photos}/b.png: {CLASSES[first]} ({100 * shares[first]:.1f}%), {CLASSES[second]} ({100 * shares[second]:.1f}%)'
+  ]
 
 
 def test_folders_are_searched_in_the_order_of_names_and_paths_stay_in_theirs(photos):
   inside = [f'{photos}/{name}' for name in ('inside/a.png', 'inside/b.gif', 'inside/deeper/x.bmp')]
-  whole = [f'{photos}/{name}' for name in ('a.JPG', 'b.png', 'c.webp')] + inside + [f'{photos}/z.tif']
+  whole = (
+    [f'{photos}/{name}' for name in ('a.JPG', 'b.png', 'c.webp')] + inside + [f'{photos}/z.tif']
+  )
   assert find_images([str(photos)]) == whole
   assert find_images([f'{photos}/z.tif', f'{photos}/inside']) == [f'{photos}/z.tif', *inside]
 
@@ -127,9 +156,21 @@ def test_an_unreadable_image_is_named_and_the_others_are_answered(photos, folded
   broken = tmp_path / 'broken.png'
   broken.write_bytes((photos / 'b.png').read_bytes()[:60])
   alone = run(capsys, '--model', folded, '--json', photos / 'a.JPG', photos / 'b.png')[1]
-  code, lines, errors = run(capsys, '--model', folded, '--json', photos / 'a.JPG', broken, photos / 'b.png', '--batch-size', 2)
+  code, lines, errors = run(
+    capsys,
+    '--model',
+    folded,
+    '--json',
+    photos / 'a.JPG',
+    broken,
+    photos / 'b.png',
+    '--batch-size',
+    2,
+  )
   assert code == 1
-  assert [json.loads(line)['class'] for line in lines[::2]] == [json.loads(line)['class'] for line in alone]
+  assert [json.loads(line)['class'] for line in lines[::2]] == [
+    json.loads(line)['class'] for line in alone
+  ]
   assert json.loads(lines[1]).keys() == {'image', 'error'}
   assert f'error: {broken}: not a readable image' in errors
   assert 'error: 1 of 3 images cannot be read; the others were answered.' in errors
@@ -138,7 +179,9 @@ def test_an_unreadable_image_is_named_and_the_others_are_answered(photos, folded
 
 
 def test_the_folder_of_a_run_stands_for_its_folded_model(photos, folded, capsys):
-  assert run(capsys, '--model', folded.removesuffix('/folded'), photos) == run(capsys, '--model', folded, photos)
+  assert run(capsys, '--model', folded.removesuffix('/folded'), photos) == run(
+    capsys, '--model', folded, photos
+  )
 
 
 def test_classes_without_names_are_numbers(problem, photos, tmp_path, capsys):
@@ -155,33 +198,57 @@ def test_many_images_have_a_bar_on_standard_error(photos, folded, monkeypatch, c
   assert '7/7' in errors
 
 
-@pytest.mark.parametrize('model, images, message', [
+@pytest.mark.parametrize(
+  'model, images, message',
+  [
     ('none/folded', 'b.png', 'There is no model none/folded; give the folder folded/ of a run'),
     ('{photos}', 'b.png', 'There is no checkpoint in the folder'),
     ('{photos}/notes.txt', 'b.png', 'notes.txt is no npz, safetensors or PyTorch file'),
     ('{headless}', 'b.png', 'headless.safetensors has no head, so no classes to choose from'),
     ('{wide}', 'b.png', r'wide is for images of \[8, 16\]; only models of square images'),
-    ('{unsaid}', 'b.png', 'unsaid.safetensors does not say how images are normalized; give normalization, one of imagenet'),
+    (
+      '{unsaid}',
+      'b.png',
+      'unsaid.safetensors does not say how images are normalized; give normalization, one of imagenet',
+    ),
     ('{folded}', 'none.png', 'There is no file or folder .*none.png; give images'),
-    ('{folded}', 'empty', 'There are no images in the folder .*empty; an image is a file ending in .jpg'),
-])
-def test_wrong_inputs_are_one_sentence(problem, photos, folded, tmp_path, capsys, model, images, message):
+    (
+      '{folded}',
+      'empty',
+      'There are no images in the folder .*empty; an image is a file ending in .jpg',
+    ),
+  ],
+)
+def test_wrong_inputs_are_one_sentence(
+  problem, photos, folded, tmp_path, capsys, model, images, message
+):
   plain, params = problem[0].model, problem[1]['params']
-  made = {name: tmp_path / f'{name}.safetensors' for name in ('headless', 'unsaid')} | {'wide': tmp_path / 'wide'}
+  made = {name: tmp_path / f'{name}.safetensors' for name in ('headless', 'unsaid')} | {
+    'wide': tmp_path / 'wide'
+  }
   body = {name: value for name, value in params.items() if name != 'head'}
-  weights.save(made['headless'], plain.clone(num_classes=0), body, {'image_size': 8, 'normalization': 'unit'})
+  weights.save(
+    made['headless'], plain.clone(num_classes=0), body, {'image_size': 8, 'normalization': 'unit'}
+  )
   weights.save(made['unsaid'], plain, params, {'image_size': 8})
   wide = {**params, 'pos_embed': np.zeros((1, 9, 16), np.float32)}
   weights.save(made['wide'], plain, wide, {'image_size': [8, 16], 'normalization': 'unit'}, 'timm')
   (photos / 'empty').mkdir(exist_ok=True)
-  code, lines, errors = run(capsys, '--model', model.format(photos=photos, folded=folded, **made), photos / images)
+  code, lines, errors = run(
+    capsys, '--model', model.format(photos=photos, folded=folded, **made), photos / images
+  )
   assert (code, lines) == (1, [])
   assert re.search(f'^error: .*{message}', errors)
   assert len(errors.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize('arguments, message', [
-    (('--top', '0'), 'argument --top: 0 must be a whole number above 0'), (('--resize', 'stretch'), "'squash', 'crop'")])
+@pytest.mark.parametrize(
+  'arguments, message',
+  [
+    (('--top', '0'), 'argument --top: 0 must be a whole number above 0'),
+    (('--resize', 'stretch'), "'squash', 'crop'"),
+  ],
+)
 def test_wrong_arguments_are_explained(photos, folded, capsys, arguments, message):
   code, _, errors = run(capsys, '--model', folded, *arguments, photos)
   assert code == 2
@@ -190,7 +257,14 @@ def test_wrong_arguments_are_explained(photos, folded, capsys, arguments, messag
 
 def test_a_reader_that_has_seen_enough_is_no_error(photos, folded):
   command = f'{sys.executable} -m glora_jax.predict --model {folded} {"b.png " * 3000} | head -n 1'
-  ran = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=photos, env={**os.environ, 'PYTHONPATH': str(ROOT)})
+  ran = subprocess.run(
+    command,
+    shell=True,
+    capture_output=True,
+    text=True,
+    cwd=photos,
+    env={**os.environ, 'PYTHONPATH': str(ROOT)},
+  )
   assert ran.stdout.startswith('b.png: ')
   assert 'Traceback' not in ran.stderr
   assert 'BrokenPipe' not in ran.stderr

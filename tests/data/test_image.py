@@ -24,7 +24,9 @@ def test_rgb_is_left_alone():
 
 def test_grey_is_three_times_grey():
   grey = PIXELS[..., 0]
-  np.testing.assert_array_equal(image.decode(encoded(Image.fromarray(grey))), np.repeat(grey[..., None], 3, -1))
+  np.testing.assert_array_equal(
+    image.decode(encoded(Image.fromarray(grey))), np.repeat(grey[..., None], 3, -1)
+  )
 
 
 def test_one_bit_is_black_and_white():
@@ -64,11 +66,16 @@ def test_float_images_between_zero_and_one_are_scaled():
   np.testing.assert_array_equal(found[..., 0], (values * 255).astype(np.uint8))
 
 
-@pytest.mark.parametrize('orientation, expected', [(1, PIXELS), (3, PIXELS[::-1, ::-1]), (6, np.rot90(PIXELS, -1)), (2, PIXELS[:, ::-1])])
+@pytest.mark.parametrize(
+  'orientation, expected',
+  [(1, PIXELS), (3, PIXELS[::-1, ::-1]), (6, np.rot90(PIXELS, -1)), (2, PIXELS[:, ::-1])],
+)
 def test_exif_rotations_are_undone(orientation, expected):
   exif = Image.Exif()
   exif[274] = orientation
-  np.testing.assert_array_equal(image.decode(encoded(Image.fromarray(PIXELS), 'png', exif=exif)), expected)
+  np.testing.assert_array_equal(
+    image.decode(encoded(Image.fromarray(PIXELS), 'png', exif=exif)), expected
+  )
 
 
 def test_resizing_is_pillows_within_one_level():
@@ -84,13 +91,17 @@ def test_cropping_keeps_the_aspect_ratio_and_the_middle():
   assert cropped.shape == (64, 64, 3)
   assert (cropped == 255).all()
   picture = Image.fromarray(RNG.integers(0, 256, (100, 150, 3), np.uint8))
-  reference = picture.resize((109, 73), Image.Resampling.BICUBIC).crop((22, 4, 86, 68))  # as torchvision's Resize and CenterCrop
+  reference = picture.resize((109, 73), Image.Resampling.BICUBIC).crop(
+    (22, 4, 86, 68)
+  )  # as torchvision's Resize and CenterCrop
   np.testing.assert_array_equal(image.resize(picture, 64, 'crop'), reference)
   with pytest.raises(ValueError, match='squash, crop'):
     image.resize(picture, 64, 'fill')
 
 
-@pytest.mark.parametrize('content', [b'', b'no image', encoded(Image.fromarray(PIXELS.repeat(20, 0)), 'jpeg')[:200]])
+@pytest.mark.parametrize(
+  'content', [b'', b'no image', encoded(Image.fromarray(PIXELS.repeat(20, 0)), 'jpeg')[:200]]
+)
 def test_what_cannot_be_decoded_is_one_kind_of_error(content):
   with pytest.raises(OSError, match='not a readable image'):
     image.decode(content)

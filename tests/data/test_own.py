@@ -38,23 +38,34 @@ def test_a_folder_is_split_once_stratified_and_the_split_is_kept(photos, tmp_pat
   task = find(f'folder:{photos}', workdir=str(tmp_path / 'run'))
   assert task.classes == ('cat', 'dog', 'owl')
   parts = {split: task.open(split) for split in ('train', 'val', 'test')}
-  assert [np.bincount(part.labels).tolist() for part in parts.values()] == [[16, 8, 1], [2, 1, 1], [2, 1, 1]]
+  assert [np.bincount(part.labels).tolist() for part in parts.values()] == [
+    [16, 8, 1],
+    [2, 1, 1],
+    [2, 1, 1],
+  ]
   assert len(set.union(*map(names, parts.values()))) == 33
   saved = json.loads((tmp_path / 'run' / 'split.json').read_text())
   assert sorted(saved['train'] + saved['val'] + saved['test']) == list(range(33))
   again = find(f'folder:{photos}', workdir=str(tmp_path / 'run'))
   assert names(again.open('val')) == names(parts['val'])
-  assert names(find(f'folder:{photos}').open('val')) == names(parts['val'])  # in another workdir, too
+  assert names(find(f'folder:{photos}').open('val')) == names(
+    parts['val']
+  )  # in another workdir, too
 
 
 def test_images_that_change_after_the_split_are_noticed(photos, tmp_path):
   find(f'folder:{photos}', workdir=str(tmp_path / 'run'))
   write(photos / 'cat' / 'new.png')
-  with pytest.raises(ValueError, match=r'have changed since .*split\.json was made; take a new workdir'):
+  with pytest.raises(
+    ValueError, match=r'have changed since .*split\.json was made; take a new workdir'
+  ):
     find(f'folder:{photos}', workdir=str(tmp_path / 'run'))
 
 
-@pytest.mark.parametrize('layout', [('train', 'val', 'test'), ('training', 'validation', 'test'), ('train', 'test'), ('train',)])
+@pytest.mark.parametrize(
+  'layout',
+  [('train', 'val', 'test'), ('training', 'validation', 'test'), ('train', 'test'), ('train',)],
+)
 def test_folders_that_are_split_are_left_as_they_are(tmp_path, layout):
   for split in layout:
     fill(tmp_path / split, {'a': 10, 'b': 10})
@@ -90,7 +101,9 @@ def test_folders_that_cannot_be_a_task_are_explained(photos, tmp_path):
   shutil.rmtree(photos / 'empty')
   shutil.rmtree(photos / 'text')
   write(photos / 'rare' / '0.png')
-  with pytest.raises(ValueError, match=r'at least 3 images to be split into train, val, test; too few in rare \(1\)'):
+  with pytest.raises(
+    ValueError, match=r'at least 3 images to be split into train, val, test; too few in rare \(1\)'
+  ):
     find(f'folder:{photos}')
 
 
@@ -106,26 +119,46 @@ def test_images_in_deeper_folders_and_odd_names_are_found(tmp_path):
 
 @pytest.mark.parametrize('header', ['path,label\n', 'label,id,path\n', ''])
 def test_a_csv_is_read_by_its_columns(photos, tmp_path, header):
-  row = (lambda path, label: f'{label},7,{path}\n') if header.startswith('label') else (lambda path, label: f'{path},{label}\n')
+  row = (
+    (lambda path, label: f'{label},7,{path}\n')
+    if header.startswith('label')
+    else (lambda path, label: f'{path},{label}\n')
+  )
   lines = [row(f'photos/{name}/{n:03d}.png', name) for name in ('dog', 'cat') for n in range(5)]
   (photos.parent / 'labels.csv').write_text(header + ''.join(lines))
   task = find(f'csv:{photos.parent}/labels.csv')
   assert task.classes == ('cat', 'dog')
   everything = task.open('train+val+test')
   assert len(everything.labels) == 10
-  assert all((label == 0) == ('cat' in everything.name(n)) for n, label in enumerate(everything.labels))
+  assert all(
+    (label == 0) == ('cat' in everything.name(n)) for n, label in enumerate(everything.labels)
+  )
 
 
 def test_numbers_as_labels_are_ordered_as_numbers(photos):
-  (photos.parent / 'labels.csv').write_text(''.join(f'photos/cat/{n:03d}.png,{(10, 9, 2)[n % 3]}\n' for n in range(9)))
+  (photos.parent / 'labels.csv').write_text(
+    ''.join(f'photos/cat/{n:03d}.png,{(10, 9, 2)[n % 3]}\n' for n in range(9))
+  )
   assert find(f'csv:{photos.parent}/labels.csv').classes == ('2', '9', '10')
 
 
-@pytest.mark.parametrize('text, message', [
-    ('', 'is empty'), ('path,label\na.png\n', r"line 2: 'a\.png' does not hold a path and a label"), ('path,label\na.png,\n', 'line 2'),
-    ('photos/cat/000.png,x\nphotos/cat/000.png,y\n', r'line 2: photos/cat/000\.png occurs a second time, first in line 1'),
+@pytest.mark.parametrize(
+  'text, message',
+  [
+    ('', 'is empty'),
+    ('path,label\na.png\n', r"line 2: 'a\.png' does not hold a path and a label"),
+    ('path,label\na.png,\n', 'line 2'),
+    (
+      'photos/cat/000.png,x\nphotos/cat/000.png,y\n',
+      r'line 2: photos/cat/000\.png occurs a second time, first in line 1',
+    ),
     ('photos/cat/000.png,x\nphotos/cat/001.png,x\n', "has the one label 'x'"),
-    ('photos/cat/000.png,x\nnone.png,y\n', r'1 of 2 images that .*labels\.csv names are not there, .*none\.png')])
+    (
+      'photos/cat/000.png,x\nnone.png,y\n',
+      r'1 of 2 images that .*labels\.csv names are not there, .*none\.png',
+    ),
+  ],
+)
 def test_broken_csvs_are_explained_with_the_line(photos, text, message):
   (photos.parent / 'labels.csv').write_text(text)
   with pytest.raises((ValueError, FileNotFoundError), match=message):
@@ -134,6 +167,7 @@ def test_broken_csvs_are_explained_with_the_line(photos, text, message):
 
 def test_any_tfds_data_set_with_image_and_label_is_a_task(tmp_path):
   from glora_jax.data.tasks import digits
+
   builder = digits.Digits(data_dir=str(tmp_path), file_format='array_record')
   builder.download_and_prepare()
   task = find('tfds:digits', Source(dir=str(tmp_path)))
@@ -141,7 +175,10 @@ def test_any_tfds_data_set_with_image_and_label_is_a_task(tmp_path):
   sizes = [len(task.open(split).labels) for split in ('train', 'val', 'test')]
   assert (sum(sizes[:2]), sizes[2]) == (1000, 797)
   assert 95 <= sizes[1] <= 105  # a tenth, rounded in every class
-  with pytest.raises(ValueError, match=r"TFDS clevr has the features .*; an 'image' and a 'label' with classes are expected"):
+  with pytest.raises(
+    ValueError,
+    match=r"TFDS clevr has the features .*; an 'image' and a 'label' with classes are expected",
+  ):
     find('tfds:clevr')
   with pytest.raises(ValueError, match="TFDS knows no data set 'no_such_set'"):
     find('tfds:no_such_set')
@@ -155,7 +192,9 @@ def test_dealing_is_stratified_and_complete():
     counts = np.bincount(labels[part], minlength=5)
     assert counts.min() >= 1
     assert np.abs(counts - share * np.bincount(labels)).max() <= 2
-  assert any(not np.array_equal(a, b) for a, b in zip(parts, deal(labels, (0.8, 0.1, 0.1), 1), strict=True))
+  assert any(
+    not np.array_equal(a, b) for a, b in zip(parts, deal(labels, (0.8, 0.1, 0.1), 1), strict=True)
+  )
 
 
 def test_shots_do_not_overlap_when_skipped():
@@ -165,11 +204,16 @@ def test_shots_do_not_overlap_when_skipped():
   assert np.bincount(labels[first]).tolist() == [3] * 4
 
 
-def test_undecodable_images_are_counted_and_listed_and_skipped_only_on_request(photos, tmp_path, caplog):
+def test_undecodable_images_are_counted_and_listed_and_skipped_only_on_request(
+  photos, tmp_path, caplog
+):
   for n in (1, 4):
     (photos / 'cat' / f'{n:03d}.png').write_bytes(b'broken')
   examples = find(f'folder:{photos}').open('train+val+test')
-  with pytest.raises(pipeline.UnreadableImages, match=r'2 of 33 images cannot be decoded: .*cat/\d+\.png.*set data\.skip_broken=True'):
+  with pytest.raises(
+    pipeline.UnreadableImages,
+    match=r'2 of 33 images cannot be decoded: .*cat/\d+\.png.*set data\.skip_broken=True',
+  ):
     pipeline.load(examples, 8)
   kept = pipeline.load(examples, 8, skip_broken=True)
   assert len(kept.images) == len(kept.labels) == 31

@@ -42,16 +42,22 @@ def test_streams_give_the_pixels_of_resident_arrays(examples):
 def test_worker_processes_give_the_same(examples):
   indices = np.arange(24).reshape(2, 12)
   several = list(pipeline.Stream(examples, 8, workers=2).batches(indices))
-  np.testing.assert_array_equal(np.concatenate([batch.images for batch in several]), pipeline.load(examples, 8).images[:24])
+  np.testing.assert_array_equal(
+    np.concatenate([batch.images for batch in several]), pipeline.load(examples, 8).images[:24]
+  )
 
 
 def test_the_cache_is_used_keyed_and_survives_damage(examples, tmp_path, monkeypatch):
   read = []
   original = Files.image
-  monkeypatch.setattr(Files, 'image', lambda self, index: read.append(index) or original(self, index))
+  monkeypatch.setattr(
+    Files, 'image', lambda self, index: read.append(index) or original(self, index)
+  )
   first = pipeline.load(examples, 8, cache=str(tmp_path))
   assert len(read) == 70
-  np.testing.assert_array_equal(pipeline.load(examples, 8, cache=str(tmp_path)).images, first.images)
+  np.testing.assert_array_equal(
+    pipeline.load(examples, 8, cache=str(tmp_path)).images, first.images
+  )
   assert len(read) == 70
   for changed in ({'image_size': 10}, {'image_size': 8, 'rule': 'crop'}):
     pipeline.load(examples, cache=str(tmp_path), **changed)
@@ -59,14 +65,20 @@ def test_the_cache_is_used_keyed_and_survives_damage(examples, tmp_path, monkeyp
   assert len(read) == 70 * 3 + 5
   for path in tmp_path.iterdir():
     path.write_bytes(path.read_bytes()[:100])  # a disk that was full
-  np.testing.assert_array_equal(pipeline.load(examples, 8, cache=str(tmp_path)).images, first.images)
+  np.testing.assert_array_equal(
+    pipeline.load(examples, 8, cache=str(tmp_path)).images, first.images
+  )
 
 
 def test_a_writer_killed_in_the_middle_leaves_no_cache(examples, tmp_path):
-  code = ('import sys, os, numpy as np\nfrom glora_jax.data import pipeline\nfrom glora_jax.data.examples import Files\n'
-          'np.savez = lambda file, **arrays: (file.write(b"half"), file.flush(), os._exit(9))\n'
-          'pipeline.load(Files(sys.argv[2:], [0] * len(sys.argv[2:])), 8, cache=sys.argv[1])')
-  ran = subprocess.run([sys.executable, '-c', code, str(tmp_path), *examples.paths[:5]], capture_output=True)
+  code = (
+    'import sys, os, numpy as np\nfrom glora_jax.data import pipeline\nfrom glora_jax.data.examples import Files\n'
+    'np.savez = lambda file, **arrays: (file.write(b"half"), file.flush(), os._exit(9))\n'
+    'pipeline.load(Files(sys.argv[2:], [0] * len(sys.argv[2:])), 8, cache=sys.argv[1])'
+  )
+  ran = subprocess.run(
+    [sys.executable, '-c', code, str(tmp_path), *examples.paths[:5]], capture_output=True
+  )
   assert ran.returncode == 9
   assert not [path for path in tmp_path.iterdir() if path.suffix == '.npz']
 
@@ -84,7 +96,9 @@ def test_an_image_that_changes_is_read_again(examples, tmp_path):
 def test_joined_examples_are_one_after_another(examples):
   joined = Joined([Part(examples, np.array([5, 2])), Part(examples, np.array([9]))])
   assert [joined.name(n) for n in range(3)] == [examples.name(n) for n in (5, 2, 9)]
-  np.testing.assert_array_equal(pipeline.load(joined, 8).images, pipeline.load(examples, 8).images[[5, 2, 9]])
+  np.testing.assert_array_equal(
+    pipeline.load(joined, 8).images, pipeline.load(examples, 8).images[[5, 2, 9]]
+  )
 
 
 def test_a_broken_image_in_a_stream_is_named(examples, tmp_path):
@@ -104,7 +118,17 @@ RECIPE = recipe.Recipe(epochs=3, batch_size=8, learning_rate=0.1, warmup_epochs=
 
 
 def fit(images, labels, **options):
-  return loop.fit(loss, {'w': jnp.float32(0)}, {}, images, labels, RECIPE, jax.random.key(3), progress=False, **options)
+  return loop.fit(
+    loss,
+    {'w': jnp.float32(0)},
+    {},
+    images,
+    labels,
+    RECIPE,
+    jax.random.key(3),
+    progress=False,
+    **options,
+  )
 
 
 def test_training_on_a_stream_is_training_on_the_arrays(examples):
@@ -118,21 +142,39 @@ def test_training_on_a_stream_is_training_on_the_arrays(examples):
 def test_a_stream_resumes_in_the_middle_of_an_epoch(examples):
   stream = pipeline.Stream(examples, 8)
   states = []
-  whole = fit(stream, stream.labels, steps_per_dispatch=3, on_dispatch=lambda state, _: states.append(jax.tree.map(jnp.copy, state)))
+  whole = fit(
+    stream,
+    stream.labels,
+    steps_per_dispatch=3,
+    on_dispatch=lambda state, _: states.append(jax.tree.map(jnp.copy, state)),
+  )
   middle = next(state for state in states if state.step % 8)
-  resumed = fit(stream, stream.labels, steps_per_dispatch=3, state=middle._replace(step=int(middle.step)))
+  resumed = fit(
+    stream, stream.labels, steps_per_dispatch=3, state=middle._replace(step=int(middle.step))
+  )
   np.testing.assert_array_equal(resumed.trainable['w'], whole.trainable['w'])
 
 
 def test_the_order_of_two_epochs_is_the_same_after_a_restart_and_on_eight_devices():
   printed = []
   for devices, first in ((1, 0), (8, 0), (1, 13)):
-    environment = {**os.environ, 'JAX_PLATFORMS': 'cpu',
-                   'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count={devices}'}
-    ran = subprocess.run([*program('stream_order'), str(devices), str(first)], env=environment, capture_output=True, text=True, check=True)
+    environment = {
+      **os.environ,
+      'JAX_PLATFORMS': 'cpu',
+      'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count={devices}',
+    }
+    ran = subprocess.run(
+      [*program('stream_order'), str(devices), str(first)],
+      env=environment,
+      capture_output=True,
+      text=True,
+      check=True,
+    )
     printed.append(json.loads(ran.stdout))
   assert printed[0] == printed[1]
   assert printed[0][13:] == printed[2]
-  first, second = ([index for batch in printed[0][start:start + 10] for index in batch] for start in (0, 10))
+  first, second = (
+    [index for batch in printed[0][start : start + 10] for index in batch] for start in (0, 10)
+  )
   assert len(set(first)) == len(set(second)) == 80
   assert first != second

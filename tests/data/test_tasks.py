@@ -22,8 +22,13 @@ from glora_jax.data.tasks import fewshot, generalization, vtab
 @pytest.mark.parametrize('record', vtab.RECORDS, ids=lambda record: record.name)
 def test_splits_are_disjoint_and_of_the_published_sizes(record):
   dataset = record.builder.split(':')[0].split('/')[0]
-  parts = {name: resolve(dataset, expression) for name, expression in (('train', vtab.TRAIN), ('val', record.val), ('test', record.test))}
-  positions = {name: {(split, position) for position in found} for name, (split, found) in parts.items()}
+  parts = {
+    name: resolve(dataset, expression)
+    for name, expression in (('train', vtab.TRAIN), ('val', record.val), ('test', record.test))
+  }
+  positions = {
+    name: {(split, position) for position in found} for name, (split, found) in parts.items()
+  }
   assert [len(positions[name]) for name in parts] == [800, 200, record.num_test]
   assert not positions['train'] & positions['val']
   assert not positions['train'] & positions['test']
@@ -31,7 +36,11 @@ def test_splits_are_disjoint_and_of_the_published_sizes(record):
 
 
 def test_there_are_nineteen_in_three_groups():
-  assert [sum(record.group == group for record in vtab.RECORDS) for group in vtab.GROUPS] == [7, 4, 8]
+  assert [sum(record.group == group for record in vtab.RECORDS) for group in vtab.GROUPS] == [
+    7,
+    4,
+    8,
+  ]
   assert len(set(vtab.names())) == 19
 
 
@@ -53,7 +62,9 @@ def test_features_are_those_of_the_builder(record):
 def test_every_task_is_read_end_to_end(mocked, name):
   record, task = vtab.record(name), find(f'vtab/{name}')
   dataset = record.builder.split(':')[0].split('/')[0]
-  assert task.num_classes == (record.classes if isinstance(record.classes, int) else len(record.classes))
+  assert task.num_classes == (
+    record.classes if isinstance(record.classes, int) else len(record.classes)
+  )
   assert task.group == record.group
   for split, expression in (('train', vtab.TRAIN), ('val', record.val)):
     stored, positions = resolve(dataset, expression)
@@ -63,25 +74,41 @@ def test_every_task_is_read_end_to_end(mocked, name):
     for index in (0, len(labels) - 1):
       expected = pixels(stored, positions[index])
       if dataset in ('dsprites', 'smallnorb'):
-        expected = expected[..., :1] % (2 if dataset == 'dsprites' else 251) * (255 if dataset == 'dsprites' else 1)
+        expected = (
+          expected[..., :1]
+          % (2 if dataset == 'dsprites' else 251)
+          * (255 if dataset == 'dsprites' else 1)
+        )
         expected = expected.repeat(3, -1)
-      np.testing.assert_array_equal(loaded.images[index], Image.fromarray(expected).resize((8, 8), Image.Resampling.BICUBIC))
+      np.testing.assert_array_equal(
+        loaded.images[index], Image.fromarray(expected).resize((8, 8), Image.Resampling.BICUBIC)
+      )
   test = task.splits['test']()
   assert len(test.source) == record.num_test
 
 
 @hypothesis.given(st.lists(st.floats(0.125, 100, width=32), min_size=3, max_size=10))
 def test_clevr_rules_are_those_of_the_table(distances):
-  objects = {'size': np.zeros(len(distances)), 'pixel_coords': np.array([[0, 0, z] for z in distances])}
+  objects = {
+    'size': np.zeros(len(distances)),
+    'pixel_coords': np.array([[0, 0, z] for z in distances]),
+  }
   assert vtab.clevr_count({'objects': objects}) == len(distances) - 3
   nearest = min(distances)
   bins = [(0, 8), (8, 8.5), (8.5, 9), (9, 9.5), (9.5, 10), (10, 100)]
-  assert vtab.clevr_distance({'objects': objects}) == next(n for n, (low, high) in enumerate(bins) if low < nearest <= high)
+  assert vtab.clevr_distance({'objects': objects}) == next(
+    n for n, (low, high) in enumerate(bins) if low < nearest <= high
+  )
 
 
 @hypothesis.given(st.lists(st.tuples(st.integers(0, 7), st.floats(-50, 200, width=32)), max_size=6))
 def test_kitti_takes_the_nearest_vehicle_and_has_a_class_for_none(objects):
-  example = {'objects': {'type': np.array([kind for kind, _ in objects], int), 'location': np.array([[1, 2, z] for _, z in objects])}}
+  example = {
+    'objects': {
+      'type': np.array([kind for kind, _ in objects], int),
+      'location': np.array([[1, 2, z] for _, z in objects]),
+    }
+  }
   vehicles = [z for kind, z in objects if kind in (0, 1, 2)]
   found = vtab.kitti_distance(example)
   if not vehicles:
@@ -106,15 +133,24 @@ def test_versions_that_tfds_no_longer_builds_are_noted(tmp_path):
   assert find('vtab/cifar100', Source(dir=str(tmp_path))).notes == ()
 
 
-class Pets(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # or it would take the place of TFDS's own
+class Pets(
+  tfds.core.GeneratorBasedBuilder, skip_registration=True
+):  # or it would take the place of TFDS's own
   """Stands for a version that was prepared with an older TFDS."""
 
   name = 'oxford_iiit_pet'
   VERSION = tfds.core.Version('3.2.0')
 
   def _info(self):
-    return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({
-        'image': tfds.features.Image(shape=(None, None, 3), encoding_format='png'), 'label': tfds.features.ClassLabel(num_classes=37)}))
+    return tfds.core.DatasetInfo(
+      builder=self,
+      features=tfds.features.FeaturesDict(
+        {
+          'image': tfds.features.Image(shape=(None, None, 3), encoding_format='png'),
+          'label': tfds.features.ClassLabel(num_classes=37),
+        }
+      ),
+    )
 
   def _split_generators(self, dl_manager):
     return {'train': self._generate_examples(3200), 'test': self._generate_examples(40)}
@@ -144,7 +180,9 @@ def test_few_shot_draws_are_balanced_disjoint_and_decided_by_the_seed(mocked, sh
     np.testing.assert_array_equal(np.bincount(train.labels, minlength=101), shots)
     np.testing.assert_array_equal(np.bincount(val.labels, minlength=101), min(shots, 4))
     assert not set(train.indices) & set(val.indices)
-    np.testing.assert_array_equal(train.indices, find(f'fewshot/food101/{shots}/{seed}').open('train').indices)
+    np.testing.assert_array_equal(
+      train.indices, find(f'fewshot/food101/{shots}/{seed}').open('train').indices
+    )
     drawn[seed] = set(train.indices)
     assert 'not those of NOAH' in task.notes[0]
   assert drawn[0] != drawn[1]
@@ -194,11 +232,17 @@ def test_noahs_vtab_folder_is_read(tmp_path):
   np.testing.assert_array_equal(loaded.labels, [0, 1, 2, 3, 4, 0, 1, 2])
 
 
-@pytest.mark.parametrize('line, message', [
-    ('images/a.png', r'line 2: .* does not hold a path and a whole number'), ('images/a.png three', 'line 2'),
-    ('images/a.png 8', 'line 2: the label 8 is none of the 8 classes'), ('images/a.png -1', 'the label -1 is none'),
+@pytest.mark.parametrize(
+  'line, message',
+  [
+    ('images/a.png', r'line 2: .* does not hold a path and a whole number'),
+    ('images/a.png three', 'line 2'),
+    ('images/a.png 8', 'line 2: the label 8 is none of the 8 classes'),
+    ('images/a.png -1', 'the label -1 is none'),
     ('images/0.png 1', 'line 2: images/0.png occurs a second time, first in line 1'),
-    ('images/none.png 1', '1 of 2 images .* are not there, .*none.png')])
+    ('images/none.png 1', '1 of 2 images .* are not there, .*none.png'),
+  ],
+)
 def test_broken_lists_are_explained_with_the_line(tmp_path, line, message):
   folder = tmp_path / 'clevr_count'
   write_images(folder, ['images/0.png', 'images/a.png'])
@@ -227,10 +271,20 @@ def test_few_shot_lists_are_read(tmp_path, images):
   names = [f'{n}.jpg' for n in range(6)]
   write_images(folder / images, names)
   (folder / 'annotations').mkdir()
-  for name, chosen in (('train_meta.list.num_shot_2.seed_1', names[:2]), ('val_meta.list', names[2:4]), ('test_meta.list', names[4:])):
-    (folder / 'annotations' / name).write_text('\n'.join(f'{path} {n}' for n, path in enumerate(chosen)))
+  for name, chosen in (
+    ('train_meta.list.num_shot_2.seed_1', names[:2]),
+    ('val_meta.list', names[2:4]),
+    ('test_meta.list', names[4:]),
+  ):
+    (folder / 'annotations' / name).write_text(
+      '\n'.join(f'{path} {n}' for n, path in enumerate(chosen))
+    )
   task = find('fewshot/oxford_pets/2/1', Source(source='lists', root=str(tmp_path)))
-  assert [len(pipeline.load(task.open(split), 4).labels) for split in ('train', 'val', 'test')] == [2, 2, 2]
+  assert [len(pipeline.load(task.open(split), 4).labels) for split in ('train', 'val', 'test')] == [
+    2,
+    2,
+    2,
+  ]
 
 
 def test_generalization_lists_are_read(tmp_path):
@@ -250,11 +304,19 @@ def test_the_check_covers_a_suite_without_preparing_anything(tmp_path, monkeypat
   monkeypatch.setattr(tfds_lib, 'prepare', lambda builder: pytest.fail('prepared'))
   assert catalog.expand('vtab/all') == [f'vtab/{name}' for name in vtab.names()]
   assert catalog.expand('fewshot/all/4/0') == [f'fewshot/{name}/4/0' for name in fewshot.NAMES]
-  assert catalog.expand('fewshot/food101/all/1') == [f'fewshot/food101/{number}/1' for number in fewshot.SHOTS]
+  assert catalog.expand('fewshot/food101/all/1') == [
+    f'fewshot/food101/{number}/1' for number in fewshot.SHOTS
+  ]
   assert len(set(catalog.expand('fewshot/all'))) == 5 * len(fewshot.SHOTS) * len(fewshot.SEEDS)
-  assert catalog.expand('generalization/all') == ['generalization/0', 'generalization/1', 'generalization/2']
+  assert catalog.expand('generalization/all') == [
+    'generalization/0',
+    'generalization/1',
+    'generalization/2',
+  ]
   assert catalog.expand('vtab/al') == ['vtab/al']
-  said = {name: catalog.report(name, Source(dir=str(tmp_path))) for name in catalog.expand('vtab/all')}
+  said = {
+    name: catalog.report(name, Source(dir=str(tmp_path))) for name in catalog.expand('vtab/all')
+  }
   assert not any(ready for ready, _ in said.values())
   text = '\n'.join(line for _, lines in said.values() for line in lines)
   assert 'resisc45/3.0.0 needs a manual download into' in text
@@ -267,4 +329,6 @@ def test_the_check_counts_classes(tmp_path):
   find('digits', source).open('train')
   ready, lines = catalog.report('digits', source)
   assert ready
-  assert re.search(r'train  800 images, 10 of 10 classes, \d+ to \d+ each: 0 \d+, 1 \d+', '\n'.join(lines))
+  assert re.search(
+    r'train  800 images, 10 of 10 classes, \d+ to \d+ each: 0 \d+, 1 \d+', '\n'.join(lines)
+  )

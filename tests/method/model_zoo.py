@@ -40,7 +40,9 @@ class Example:
   inputs: tuple[Any, ...]
   rows: tuple[str, ...]
   kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  stack_axes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = dataclasses.field(default_factory=dict)
+  stack_axes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = dataclasses.field(
+    default_factory=dict
+  )
   sizes: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
   blind: str = r'(?!)'
   tolerance: float = 1e-5
@@ -52,7 +54,9 @@ class Example:
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
-      value = rng.normal(0, 1 / np.sqrt(max(WIDTH, leaf.size // max(leaf.shape, default=1))), leaf.shape)
+      value = rng.normal(
+        0, 1 / np.sqrt(max(WIDTH, leaf.size // max(leaf.shape, default=1))), leaf.shape
+      )
       name = next(entry.key for entry in reversed(path) if isinstance(entry, jax.tree_util.DictKey))
       return jnp.asarray(1 + np.abs(value) if name in ('scale', 'var') else value, leaf.dtype)
 
@@ -101,10 +105,15 @@ class PreNormBlock(nn.Module):
   def __call__(self, x, *, deterministic):
     y = nn.LayerNorm()(x)
     y = nn.MultiHeadDotProductAttention(
-        num_heads=self.num_heads, dropout_rate=self.dropout_rate, broadcast_dropout=False,
-        deterministic=deterministic)(y, y)
+      num_heads=self.num_heads,
+      dropout_rate=self.dropout_rate,
+      broadcast_dropout=False,
+      deterministic=deterministic,
+    )(y, y)
     x = x + nn.Dropout(self.dropout_rate)(y, deterministic=deterministic)
-    return x + MlpBlock(self.hidden, self.dropout_rate)(nn.LayerNorm()(x), deterministic=deterministic)
+    return x + MlpBlock(self.hidden, self.dropout_rate)(
+      nn.LayerNorm()(x), deterministic=deterministic
+    )
 
 
 class Transformer(nn.Module):
@@ -116,12 +125,13 @@ class Transformer(nn.Module):
   def __call__(self, x, *, train):
     x = x + self.param('posembed', nn.initializers.normal(0.02), (1, *x.shape[1:]))
     for index in range(self.depth):
-      x = PreNormBlock(self.hidden, self.num_heads, name=f'encoderblock_{index}')(x, deterministic=not train)
+      x = PreNormBlock(self.hidden, self.num_heads, name=f'encoderblock_{index}')(
+        x, deterministic=not train
+      )
     return nn.LayerNorm(name='encoder_norm')(x)
 
 
 class CompactViT(nn.Module):
-
   @nn.compact
   def __call__(self, images, *, train):
     x = nn.Conv(WIDTH, (2, 2), strides=(2, 2), padding='VALID', name='embedding')(images)
@@ -135,13 +145,20 @@ class CompactViT(nn.Module):
 
 @example
 def vit_compact():
-  rows = [f'Transformer/encoderblock_0/{layer}' for layer in (
-      *(f'MultiHeadDotProductAttention_0/{name}' for name in ATTENTION), 'MlpBlock_0/Dense_0', 'MlpBlock_0/Dense_1')]
-  return Example(CompactViT(), (normal(2, 4, 4, 3),), (*rows, 'pre_logits'), {'train': False}, blind=KEYS)
+  rows = [
+    f'Transformer/encoderblock_0/{layer}'
+    for layer in (
+      *(f'MultiHeadDotProductAttention_0/{name}' for name in ATTENTION),
+      'MlpBlock_0/Dense_0',
+      'MlpBlock_0/Dense_1',
+    )
+  ]
+  return Example(
+    CompactViT(), (normal(2, 4, 4, 3),), (*rows, 'pre_logits'), {'train': False}, blind=KEYS
+  )
 
 
 class SetupBlock(nn.Module):
-
   def setup(self):
     # The order of these lines is not the order of the calls.
     self.fc2, self.fc1 = nn.Dense(WIDTH), nn.Dense(HIDDEN)
@@ -156,7 +173,6 @@ class SetupBlock(nn.Module):
 
 
 class SetupViT(nn.Module):
-
   def setup(self):
     self.head = nn.Dense(CLASSES)
     self.blocks = [SetupBlock()]
@@ -182,12 +198,13 @@ def vit_setup():
 
 
 class ScannedBlock(nn.Module):
-
   @nn.compact
   def __call__(self, x, deterministic=True):
     out = {}
     y = nn.LayerNorm()(x)
-    y = out['sa'] = nn.MultiHeadDotProductAttention(HEADS, kernel_init=nn.initializers.xavier_uniform())(y, y)
+    y = out['sa'] = nn.MultiHeadDotProductAttention(
+      HEADS, kernel_init=nn.initializers.xavier_uniform()
+    )(y, y)
     x = out['+sa'] = x + nn.Dropout(0.1)(y, deterministic)
     y = out['mlp'] = MlpBlock(HIDDEN, 0.0)(nn.LayerNorm()(x), deterministic=deterministic)
     x = out['+mlp'] = x + nn.Dropout(0.1)(y, deterministic)
@@ -214,10 +231,16 @@ class ScannedViT(nn.Module):
     x = nn.Conv(WIDTH, (2, 2), (2, 2), padding='VALID', name='embedding')(images)
     x = x.reshape(len(x), -1, WIDTH)
     x = x + self.param('pos_embedding', nn.initializers.normal(0.3), (1, x.shape[1], WIDTH))
-    block = nn.remat(ScannedBlock, prevent_cse=False, static_argnums=(2,)) if self.remat else ScannedBlock
+    block = (
+      nn.remat(ScannedBlock, prevent_cse=False, static_argnums=(2,)) if self.remat else ScannedBlock
+    )
     x, out = nn.scan(
-        block, variable_axes={'params': 0}, split_rngs={'params': True, 'dropout': True}, in_axes=nn.broadcast,
-        length=self.depth)(name='encoderblock')(x, not train)
+      block,
+      variable_axes={'params': 0},
+      split_rngs={'params': True, 'dropout': True},
+      in_axes=nn.broadcast,
+      length=self.depth,
+    )(name='encoderblock')(x, not train)
     x = nn.LayerNorm(name='encoder_norm')(x)
     x = out['pooled'] = PoolingHead()(x) if self.pool == 'map' else x.mean(axis=1)
     return nn.Dense(CLASSES, name='head', kernel_init=nn.initializers.zeros)(x), out
@@ -238,7 +261,11 @@ def scanned_vit_global_average():
 @example
 def scanned_vit_attention_pooling():
   attention = (f'PoolingHead_0/MultiHeadDotProductAttention_0/{name}' for name in ATTENTION)
-  return _scanned_vit('map', False, (*attention, 'PoolingHead_0/MlpBlock_0/Dense_0', 'PoolingHead_0/MlpBlock_0/Dense_1'))
+  return _scanned_vit(
+    'map',
+    False,
+    (*attention, 'PoolingHead_0/MlpBlock_0/Dense_0', 'PoolingHead_0/MlpBlock_0/Dense_1'),
+  )
 
 
 # Decoder-only language model: RMSNorm, rotary positions, grouped-query attention, SwiGLU, tied embeddings, no biases.
@@ -272,7 +299,6 @@ class GroupedQueryAttention(nn.Module):
 
 
 class SwiGLU(nn.Module):
-
   @nn.compact
   def __call__(self, x):
     project = functools.partial(nn.Dense, use_bias=False)
@@ -295,11 +321,22 @@ class LanguageModel(nn.Module):
 
 @example
 def language_model():
-  layers = ('attention/q_proj', 'attention/k_proj', 'attention/v_proj', 'attention/o_proj',
-            'mlp/gate_proj', 'mlp/up_proj', 'mlp/down_proj')
+  layers = (
+    'attention/q_proj',
+    'attention/k_proj',
+    'attention/v_proj',
+    'attention/o_proj',
+    'mlp/gate_proj',
+    'mlp/up_proj',
+    'mlp/down_proj',
+  )
   tokens = jnp.asarray(np.random.default_rng(0).integers(0, VOCABULARY, (2, 5)))
-  sizes = {'layers_0_attention/q_proj': (8, 8), 'layers_0_attention/k_proj': (8, 4),
-           'layers_1_attention/v_proj': (8, 4), 'layers_1_attention/o_proj': (8, 8)}
+  sizes = {
+    'layers_0_attention/q_proj': (8, 8),
+    'layers_0_attention/k_proj': (8, 4),
+    'layers_1_attention/v_proj': (8, 4),
+    'layers_1_attention/o_proj': (8, 8),
+  }
   rows = tuple(f'layers_{i}_{layer}' for i in range(2) for layer in layers)
   return Example(LanguageModel(), (tokens,), rows, sizes=sizes)
 
@@ -308,7 +345,6 @@ def language_model():
 
 
 class Bottleneck(nn.Module):
-
   @nn.compact
   def __call__(self, x, train):
     norm = functools.partial(nn.BatchNorm, use_running_average=not train, momentum=0.9)
@@ -321,7 +357,6 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-
   @nn.compact
   def __call__(self, images, train=True):
     x = nn.Conv(WIDTH, (3, 3), (2, 2), use_bias=False, name='stem')(images)
@@ -348,13 +383,19 @@ class MixtureOfExperts(nn.Module):
   def __call__(self, x):
     gates = nn.softmax(nn.Dense(self.num_experts, name='router')(x))
     experts = functools.partial(
-        nn.vmap, variable_axes={'params': 0}, split_rngs={'params': True}, out_axes=-2, axis_size=self.num_experts)
+      nn.vmap,
+      variable_axes={'params': 0},
+      split_rngs={'params': True},
+      out_axes=-2,
+      axis_size=self.num_experts,
+    )
     hidden = nn.silu(experts(nn.Dense, in_axes=None)(HIDDEN, name='up')(x))
-    return jnp.einsum('btec,bte->btc', experts(nn.Dense, in_axes=-2)(WIDTH, name='down')(hidden), gates)
+    return jnp.einsum(
+      'btec,bte->btc', experts(nn.Dense, in_axes=-2)(WIDTH, name='down')(hidden), gates
+    )
 
 
 class SparseModel(nn.Module):
-
   @nn.compact
   def __call__(self, x):
     for i in range(2):
@@ -364,8 +405,11 @@ class SparseModel(nn.Module):
 
 @example
 def mixture_of_experts():
-  rows = [f'moe_{i}/{layer}' for i in range(2) for layer in (
-      'router', 'up[0]', 'up[1]', 'down[0]', 'down[1]')]
+  rows = [
+    f'moe_{i}/{layer}'
+    for i in range(2)
+    for layer in ('router', 'up[0]', 'up[1]', 'down[0]', 'down[1]')
+  ]
   return Example(SparseModel(), (normal(2, 5, WIDTH),), tuple(rows))
 
 
@@ -433,8 +477,13 @@ class LiftedLayers(nn.Module):
     x = nn.silu(JitDense(WIDTH, name='jitted')(x))
     x = nn.silu(nn.remat(nn.Dense)(HIDDEN, name='rematerialized')(x))
     stack = nn.vmap(
-        nn.DenseGeneral, variable_axes={'params': -1}, split_rngs={'params': True}, in_axes=None, out_axes=1,
-        axis_size=2)
+      nn.DenseGeneral,
+      variable_axes={'params': -1},
+      split_rngs={'params': True},
+      in_axes=None,
+      out_axes=1,
+      axis_size=2,
+    )
     return stack((2, 4), name='stacked')(x)
 
 
@@ -459,7 +508,9 @@ class Listed(nn.Module):
 
 @example
 def made_in_setup():
-  return Example(Listed(), (normal(2, WIDTH),), ('layers_1', 'layers_0', 'table_b/layers_0', 'table_a'))
+  return Example(
+    Listed(), (normal(2, WIDTH),), ('layers_1', 'layers_0', 'table_b/layers_0', 'table_a')
+  )
 
 
 class User(nn.Module):
@@ -473,7 +524,6 @@ class User(nn.Module):
 
 
 class Shared(nn.Module):
-
   @nn.compact
   def __call__(self, x):
     shared = nn.Dense(WIDTH, name='shared')
@@ -495,14 +545,21 @@ class Scanned(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    scan = nn.scan(Step, variable_axes={'params': self.axis}, split_rngs={'params': True}, length=self.length)
+    scan = nn.scan(
+      Step, variable_axes={'params': self.axis}, split_rngs={'params': True}, length=self.length
+    )
     x, _ = scan(name='blocks')(x, None)
     return nn.Dense(CLASSES, name='head')(x)
 
 
 def _scanned(axis, kernel_axis, bias_axis):
   rows = [row for i in range(LENGTH) for row in block_rows('blocks', index=f'[{i}]')]
-  return Example(Scanned(axis), (normal(2, WIDTH),), tuple(rows), stack_axes={'blocks': ((kernel_axis,), (bias_axis,))})
+  return Example(
+    Scanned(axis),
+    (normal(2, WIDTH),),
+    tuple(rows),
+    stack_axes={'blocks': ((kernel_axis,), (bias_axis,))},
+  )
 
 
 @example
@@ -535,7 +592,6 @@ def scan_broadcast():
 
 
 class TwoScans(nn.Module):
-
   @nn.compact
   def __call__(self, x):
     scan = nn.scan(Step, variable_axes={'params': 0}, split_rngs={'params': True}, length=2)
@@ -552,10 +608,11 @@ def two_scans():
 
 
 class Vmapped(nn.Module):
-
   @nn.compact
   def __call__(self, x):
-    branches = nn.vmap(Block, variable_axes={'params': 0}, split_rngs={'params': True}, in_axes=None, axis_size=2)
+    branches = nn.vmap(
+      Block, variable_axes={'params': 0}, split_rngs={'params': True}, in_axes=None, axis_size=2
+    )
     return branches(name='branches')(x)
 
 
@@ -570,13 +627,14 @@ class Branches(nn.Module):
 
   @nn.compact
   def __call__(self, x, _):
-    branches = nn.vmap(Block, variable_axes={'params': 0}, split_rngs={'params': True}, in_axes=None, axis_size=4)
+    branches = nn.vmap(
+      Block, variable_axes={'params': 0}, split_rngs={'params': True}, in_axes=None, axis_size=4
+    )
     x = branches(name='branches')(nn.Dense(WIDTH, name='mix')(x)).mean(0)
     return x, None
 
 
 class Nested(nn.Module):
-
   @nn.compact
   def __call__(self, x):
     scan = nn.scan(Branches, variable_axes={'params': -1}, split_rngs={'params': True}, length=2)
@@ -585,14 +643,19 @@ class Nested(nn.Module):
 
 @example
 def scan_of_vmap():
-  rows = [row for i in range(2) for row in (
-      f'steps/mix[{i}]', *(row for j in range(4) for row in block_rows('steps/branches', index=f'[{i},{j}]')))]
+  rows = [
+    row
+    for i in range(2)
+    for row in (
+      f'steps/mix[{i}]',
+      *(row for j in range(4) for row in block_rows('steps/branches', index=f'[{i},{j}]')),
+    )
+  ]
   axes = {'steps/mix': ((2,), (1,)), 'steps/branches': ((3, 0), (2, 0))}
   return Example(Nested(), (normal(2, WIDTH),), tuple(rows), stack_axes=axes)
 
 
 class RematScanned(nn.Module):
-
   @nn.compact
   def __call__(self, x):
     return nn.remat_scan(Block, lengths=(2, 4))(name='blocks')(x)
@@ -600,7 +663,9 @@ class RematScanned(nn.Module):
 
 @example
 def remat_scan():
-  rows = [row for i in range(2) for j in range(4) for row in block_rows('blocks', index=f'[{i},{j}]')]
+  rows = [
+    row for i in range(2) for j in range(4) for row in block_rows('blocks', index=f'[{i},{j}]')
+  ]
   return Example(RematScanned(), (normal(2, WIDTH),), tuple(rows))
 
 
@@ -623,7 +688,6 @@ def function_scan():
 
 
 class Recurrent(nn.Module):
-
   @nn.compact
   def __call__(self, x):
     return nn.RNN(nn.SimpleCell(WIDTH), name='rnn')(x)
@@ -643,7 +707,9 @@ class Branching(nn.Module):
   def __call__(self, x, first):
     if self.is_initializing():
       return self.right(self.left(x))
-    choose = lambda first, x: nn.cond(first, lambda model, x: model.left(x), lambda model, x: model.right(x), self, x)
+    choose = lambda first, x: nn.cond(
+      first, lambda model, x: model.left(x), lambda model, x: model.right(x), self, x
+    )
     return choose(~first, choose(first, x))
 
 
@@ -667,7 +733,6 @@ class ManyAxes(nn.Module):
 
 
 class GroupStep(nn.Module):
-
   @nn.compact
   def __call__(self, groups, _):
     y = nn.DenseGeneral((2, 4), axis=(-2, -1), batch_dims=(0,), name='layer')(groups)
@@ -679,11 +744,12 @@ def dense_general():
   scanned = [f'scanned/layer[{i},{j}]' for i in range(4) for j in range(2)]
   rows = ('pairs', 'triple', 'grouped[0]', 'grouped[1]', *scanned)
   sizes = {'pairs': (8, 4), 'triple': (8, 16), 'grouped[1]': (8, 8), 'scanned/layer[2,1]': (8, 8)}
-  return Example(ManyAxes(), (normal(2, 2, 4),), rows, stack_axes={'scanned': ((1, 0), (1, 0))}, sizes=sizes)
+  return Example(
+    ManyAxes(), (normal(2, 2, 4),), rows, stack_axes={'scanned': ((1, 0), (1, 0))}, sizes=sizes
+  )
 
 
 class LowPrecision(nn.Module):
-
   @nn.compact
   def __call__(self, x):
     dense = functools.partial(nn.Dense, param_dtype=jnp.bfloat16)
@@ -703,8 +769,14 @@ class BoxedStep(nn.Module):
   def __call__(self, x, _):
     kernel, bias = nn.initializers.lecun_normal(), nn.initializers.zeros
     y = nn.Dense(
-        HIDDEN, kernel_init=self.box(kernel, ('embed', 'mlp')), bias_init=self.box(bias, ('mlp',)), name='up')(x)
-    return x + nn.Dense(WIDTH, kernel_init=self.box(kernel, ('mlp', 'embed')), name='down')(nn.silu(y)), None
+      HIDDEN,
+      kernel_init=self.box(kernel, ('embed', 'mlp')),
+      bias_init=self.box(bias, ('mlp',)),
+      name='up',
+    )(x)
+    return x + nn.Dense(WIDTH, kernel_init=self.box(kernel, ('mlp', 'embed')), name='down')(
+      nn.silu(y)
+    ), None
 
 
 class Boxed(nn.Module):
@@ -715,8 +787,12 @@ class Boxed(nn.Module):
   @nn.compact
   def __call__(self, x):
     scan = nn.scan(
-        BoxedStep, variable_axes={'params': 1}, split_rngs={'params': True}, length=2,
-        metadata_params={nn.PARTITION_NAME: 'layers'})
+      BoxedStep,
+      variable_axes={'params': 1},
+      split_rngs={'params': True},
+      length=2,
+      metadata_params={nn.PARTITION_NAME: 'layers'},
+    )
     return scan(self.box, name='steps')(x, None)[0]
 
 
@@ -750,7 +826,9 @@ class TwoTower(nn.Module):
 
 @example
 def other_method():
-  return Example(TwoTower(), (normal(2, WIDTH), normal(4, WIDTH, seed=1)), ('left', 'right'), {'method': 'score'})
+  return Example(
+    TwoTower(), (normal(2, WIDTH), normal(4, WIDTH, seed=1)), ('left', 'right'), {'method': 'score'}
+  )
 
 
 class Conditioned(nn.Module):
@@ -761,7 +839,9 @@ class Conditioned(nn.Module):
     x = nn.Dense(WIDTH, name='project')(x) * mask[..., None]
     if context is not None:
       x = x + scale * nn.Dense(WIDTH, name='condition')(context['text']['tokens'])
-    return nn.Dropout(0.5, deterministic=not train)(getattr(nn, activation)(nn.Dense(WIDTH, name='last')(x)))
+    return nn.Dropout(0.5, deterministic=not train)(
+      getattr(nn, activation)(nn.Dense(WIDTH, name='last')(x))
+    )
 
 
 @example
@@ -793,7 +873,11 @@ class TiedByReading(nn.Module):
   """A language model whose output layer is applied to the embedding table that it takes out of the variables."""
 
   def setup(self):
-    self.block, self.wte, self.lm_head = Block(), nn.Embed(VOCABULARY, WIDTH), nn.Dense(VOCABULARY, use_bias=False)
+    self.block, self.wte, self.lm_head = (
+      Block(),
+      nn.Embed(VOCABULARY, WIDTH),
+      nn.Dense(VOCABULARY, use_bias=False),
+    )
 
   def __call__(self, tokens):
     x = self.block(self.wte(tokens))
@@ -821,10 +905,11 @@ def kernel_read_from_variables():
 
 
 class CalledByKeyword(nn.Module):
-
   @nn.compact
   def __call__(self, x):
-    return nn.DenseGeneral(WIDTH, name='second')(inputs=nn.silu(nn.Dense(WIDTH, name='first')(inputs=x)))
+    return nn.DenseGeneral(WIDTH, name='second')(
+      inputs=nn.silu(nn.Dense(WIDTH, name='first')(inputs=x))
+    )
 
 
 @example
@@ -841,7 +926,6 @@ class GainDense(nn.Dense):
 
 
 class Customized(nn.Module):
-
   @nn.compact
   def __call__(self, x):
     halved = lambda *args, **kwargs: 0.5 * jax.lax.dot_general(*args, **kwargs)

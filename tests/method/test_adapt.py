@@ -31,16 +31,24 @@ def random_genomes(spec, number, seed=0):
 
 @pytest.mark.parametrize('merge', MERGES)
 @pytest.mark.parametrize('dtype, tolerance', [('float64', 1e-12), ('float32', 1e-5)])
-def test_all_golden_genomes_give_the_official_logits_and_counts(golden_vit, merge, dtype, tolerance):
+def test_all_golden_genomes_give_the_official_logits_and_counts(
+  golden_vit, merge, dtype, tolerance
+):
   with jax.enable_x64(dtype == 'float64'):
     cast = lambda tree: jax.tree.map(lambda value: jnp.asarray(value, dtype), tree)
     images = cast(golden_vit['x'])
     adapted = glora_jax.adapt(ViT(7, **golden_vit['shape']), images, merge=merge)
     variables = cast({name: golden_vit[name] for name in ('params', 'glora')})
-    logits = np.asarray(jax.jit(jax.vmap(lambda g: adapted.apply(variables, images, genome=g)))(golden_vit['genomes']))
+    logits = np.asarray(
+      jax.jit(jax.vmap(lambda g: adapted.apply(variables, images, genome=g)))(golden_vit['genomes'])
+    )
   assert logits.dtype == dtype
-  assert np.abs(logits - golden_vit['logits']).max() <= tolerance * np.abs(golden_vit['logits']).max()
-  np.testing.assert_array_equal(adapted.count_params(golden_vit['genomes']), golden_vit['param_count'])
+  assert (
+    np.abs(logits - golden_vit['logits']).max() <= tolerance * np.abs(golden_vit['logits']).max()
+  )
+  np.testing.assert_array_equal(
+    adapted.count_params(golden_vit['genomes']), golden_vit['param_count']
+  )
 
 
 @pytest.mark.parametrize('merge', MERGES)
@@ -48,7 +56,9 @@ def test_at_initialization_every_genome_is_the_base_model(small, merge):
   adapted, variables, images = small
   fresh = adapted.init(jax.random.key(3), variables['params'])
   base = adapted.model.apply({'params': variables['params']}, images)
-  logits = jax.jit(jax.vmap(lambda g: adapted.apply(fresh, images, genome=g, merge=merge)))(random_genomes(adapted.spec, 8))
+  logits = jax.jit(jax.vmap(lambda g: adapted.apply(fresh, images, genome=g, merge=merge)))(
+    random_genomes(adapted.spec, 8)
+  )
   np.testing.assert_allclose(logits, np.broadcast_to(base, logits.shape), atol=1e-6)
 
 
@@ -63,7 +73,9 @@ def test_fold_equals_apply(small, merge):
 
 def test_subnets_differ_from_each_other_and_from_the_base(small):
   adapted, variables, images = small
-  logits = jax.jit(jax.vmap(lambda g: adapted.apply(variables, images, genome=g)))(random_genomes(adapted.spec, 5))
+  logits = jax.jit(jax.vmap(lambda g: adapted.apply(variables, images, genome=g)))(
+    random_genomes(adapted.spec, 5)
+  )
   base = adapted.model.apply({'params': variables['params']}, images)
   everything = [*logits, base]
   for i, one in enumerate(everything):
@@ -73,7 +85,10 @@ def test_subnets_differ_from_each_other_and_from_the_base(small):
 def test_rows_run_block_by_block_through_a_scan(small):
   adapted, _, _ = small
   assert [layer.name for layer in adapted.spec] == [
-      f'blocks/{layer}[{block}]' for block in range(3) for layer in ('attn/qkv', 'attn/proj', 'mlp/fc1', 'mlp/fc2')]
+    f'blocks/{layer}[{block}]'
+    for block in range(3)
+    for layer in ('attn/qkv', 'attn/proj', 'mlp/fc1', 'mlp/fc2')
+  ]
   assert len(adapted.spec) == 12
   sizes = [(layer.in_features, layer.out_features) for layer in adapted.spec]
   assert sizes == [(12, 36), (12, 12), (12, 48), (48, 12)] * 3
@@ -83,8 +98,15 @@ def test_supports_lie_beside_their_modules_with_the_stack_first(small):
   _, variables, _ = small
   qkv = variables['glora']['blocks']['attn']['qkv']
   assert {name: value.shape for name, value in qkv.items()} == {
-      'A_down': (3, 12, 4), 'A_up': (3, 4, 36), 'B_down': (3, 12, 4), 'B_up': (3, 4, 36),
-      'C_down': (3, 12, 4), 'C_up': (3, 4, 1), 'D': (3, 36), 'E': (3, 36)}
+    'A_down': (3, 12, 4),
+    'A_up': (3, 4, 36),
+    'B_down': (3, 12, 4),
+    'B_up': (3, 4, 36),
+    'C_down': (3, 12, 4),
+    'C_up': (3, 4, 1),
+    'D': (3, 36),
+    'E': (3, 36),
+  }
   assert all(value.dtype == jnp.float32 for value in qkv.values())
 
 
@@ -103,21 +125,34 @@ def test_split_separates_heads_and_supports_and_join_puts_them_back(small):
 def test_selection_restricts_the_rows_and_what_fold_changes(small):
   full, variables, images = small
   adapted = glora_jax.adapt(full.model, images, select=r'mlp')
-  assert [layer.name for layer in adapted.spec][:3] == ['blocks/mlp/fc1[0]', 'blocks/mlp/fc2[0]', 'blocks/mlp/fc1[1]']
+  assert [layer.name for layer in adapted.spec][:3] == [
+    'blocks/mlp/fc1[0]',
+    'blocks/mlp/fc2[0]',
+    'blocks/mlp/fc1[1]',
+  ]
   chosen = adapted.init(jax.random.key(0), variables['params'])
   chosen['glora'] = randomized(chosen['glora'])
   folded = adapted.fold(chosen, presets.preset(adapted.spec, 'full'))
   changed = jax.tree.map(lambda a, b: bool(np.any(a != b)), folded, variables['params'])
-  assert changed['blocks']['mlp'] == {'fc1': {'kernel': True, 'bias': True}, 'fc2': {'kernel': True, 'bias': True}}
+  assert changed['blocks']['mlp'] == {
+    'fc1': {'kernel': True, 'bias': True},
+    'fc2': {'kernel': True, 'bias': True},
+  }
   changed['blocks'].pop('mlp')
   assert not any(jax.tree.leaves(changed))
 
 
-@pytest.mark.parametrize('arguments, message', [
-    ({'select': 'conv'}, 'select=.conv. matches no linear layer of ViT; there are: blocks/attn/qkv, blocks/attn/proj'),
+@pytest.mark.parametrize(
+  'arguments, message',
+  [
+    (
+      {'select': 'conv'},
+      'select=.conv. matches no linear layer of ViT; there are: blocks/attn/qkv, blocks/attn/proj',
+    ),
     ({'select': '('}, 'not a regular expression'),
     ({'merge': 'late'}, "'auto', 'up_front' or 'lazy'"),
-])
+  ],
+)
 def test_wrong_arguments_are_explained(small, arguments, message):
   adapted, _, images = small
   with pytest.raises(ValueError, match=message):
@@ -125,7 +160,9 @@ def test_wrong_arguments_are_explained(small, arguments, message):
 
 
 def test_sample_inputs_that_do_not_fit_are_explained(small):
-  with pytest.raises(ValueError, match=r'does not run on the sample inputs \(float32\[1, 17, 17, 3\]\)'):
+  with pytest.raises(
+    ValueError, match=r'does not run on the sample inputs \(float32\[1, 17, 17, 3\]\)'
+  ):
     glora_jax.adapt(small[0].model, jnp.zeros((1, 17, 17, 3)))
 
 
@@ -136,8 +173,15 @@ def test_a_model_without_linear_layers_is_refused():
 
 def test_params_of_another_model_are_refused_with_all_differences(small):
   adapted, variables, _ = small
-  params = {**variables['params'], 'extra': {'bias': jnp.zeros(3)}, 'head': {'kernel': jnp.zeros((12, 6))}}
-  with pytest.raises(ValueError, match=r'missing: head/bias; unexpected: extra/bias; misshaped: head/kernel is \(12, 6\) and should be'):
+  params = {
+    **variables['params'],
+    'extra': {'bias': jnp.zeros(3)},
+    'head': {'kernel': jnp.zeros((12, 6))},
+  }
+  with pytest.raises(
+    ValueError,
+    match=r'missing: head/bias; unexpected: extra/bias; misshaped: head/kernel is \(12, 6\) and should be',
+  ):
     adapted.init(jax.random.key(0), params)
 
 

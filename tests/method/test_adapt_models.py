@@ -23,7 +23,9 @@ jit = functools.partial(jax.jit, compiler_options=FAST if jax.default_backend() 
 
 every_model = pytest.mark.parametrize('name', model_zoo.EXAMPLES)
 # Up front, gradients go through fold, which is the same for all models, and then through the untouched model.
-GRADIENTS = {name: MERGES if name in model_zoo.FAMILIES else ('lazy',) for name in model_zoo.EXAMPLES}
+GRADIENTS = {
+  name: MERGES if name in model_zoo.FAMILIES else ('lazy',) for name in model_zoo.EXAMPLES
+}
 every_merge = pytest.mark.parametrize('merge', MERGES)
 
 
@@ -69,12 +71,16 @@ class Session:
     self.variables = {**self.start, 'glora': randomized(self.start['glora'])}
     # The largest form of everything, then anything.
     spec = self.adapted.spec
-    self.genomes = np.stack([preset(spec, 'full'), *random_genomes(np.random.default_rng(0), spec, 3)])
+    self.genomes = np.stack(
+      [preset(spec, 'full'), *random_genomes(np.random.default_rng(0), spec, 3)]
+    )
     call = functools.partial(model.apply, **example.kwargs)
     self.plain = jit(lambda params: vector(call({**self.rest, 'params': params}, *example.inputs)))
     self.fold = jit(self.adapted.fold)
     self.one = {merge: jit(functools.partial(self._apply, merge)) for merge in MERGES}
-    self.many = {merge: jit(functools.partial(self._many, merge, merge in gradients)) for merge in MERGES}
+    self.many = {
+      merge: jit(functools.partial(self._many, merge, merge in gradients)) for merge in MERGES
+    }
 
   def _apply(self, merge, variables, genome):
     inputs, kwargs = self.example.inputs, self.example.kwargs
@@ -89,7 +95,9 @@ class Session:
       outputs = self._apply(merge, {**variables, 'glora': supports}, genome)
       return jnp.cos(jnp.arange(len(outputs))) @ outputs, outputs
 
-    gradients, outputs = jax.vmap(jax.grad(loss, has_aux=True), (None, 0))(variables['glora'], genomes)
+    gradients, outputs = jax.vmap(jax.grad(loss, has_aux=True), (None, 0))(
+      variables['glora'], genomes
+    )
     return outputs, gradients
 
   @functools.cached_property
@@ -141,7 +149,11 @@ def equation(kernel, bias, supports, alleles, ranks):
   new_kernel = kernel + kernel * weight('A', a) + weight('B', b)
   if bias is None:
     return new_kernel, None
-  prompt = (np.zeros(len(kernel)), supports['C_down'][:, 0])[c] if c < 2 else product('C', ranks[c - 2])[:, 0]
+  prompt = (
+    (np.zeros(len(kernel)), supports['C_down'][:, 0])[c]
+    if c < 2
+    else product('C', ranks[c - 2])[:, 0]
+  )
   vector = lambda tensor, code: (0.0, supports[tensor][0], supports[tensor])[code]
   return new_kernel, bias + bias * vector('D', d) + vector('E', e) + prompt @ kernel
 
@@ -151,7 +163,10 @@ def matrix_of(example, params, layer):
   path, index = address(layer.name)
   module = nn.meta.unbox(at(params, path))
   leading = tuple(range(len(index)))
-  axes = next((axes for prefix, axes in example.stack_axes.items() if path.startswith(prefix)), (leading, leading))
+  axes = next(
+    (axes for prefix, axes in example.stack_axes.items() if path.startswith(prefix)),
+    (leading, leading),
+  )
   cut = lambda value, axes: np.moveaxis(np.asarray(value, np.float64), axes, leading)[index]
   bias = cut(module['bias'], axes[1]).ravel() if 'bias' in module else None
   return cut(module['kernel'], axes[0]).reshape(layer.in_features, layer.out_features), bias
@@ -182,7 +197,9 @@ def test_fold_is_the_equation_on_every_layers_own_slice(name):
   for genome, folded in zip(case.genomes, case.folded, strict=True):
     for row, (layer, alleles) in enumerate(zip(case.adapted.spec, genome, strict=True)):
       supports = case.supports(case.variables['glora'], row)
-      expected = equation(*matrix_of(case.example, case.variables['params'], layer), supports, alleles, SPACE.ranks)
+      expected = equation(
+        *matrix_of(case.example, case.variables['params'], layer), supports, alleles, SPACE.ranks
+      )
       actual = matrix_of(case.example, folded, layer)
       assert_close(actual[0], expected[0], tolerance)
       assert layer.bias == (actual[1] is not None)
@@ -196,8 +213,11 @@ def test_fold_keeps_structure_boxes_and_every_other_parameter(name):
   params, folded = case.variables['params'], case.folded[0]
   assert jax.tree.structure(folded) == jax.tree.structure(params)
   assert [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(folded)] == [
-      (leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(params)]
-  adapted = {f'{address(row)[0]}/{name}' for row in case.example.rows for name in ('kernel', 'bias')}
+    (leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(params)
+  ]
+  adapted = {
+    f'{address(row)[0]}/{name}' for row in case.example.rows for name in ('kernel', 'bias')
+  }
   for path, value in flax.traverse_util.flatten_dict(nn.meta.unbox(folded), sep='/').items():
     assert np.array_equal(value, at(nn.meta.unbox(params), path)) != (path in adapted), path
 
@@ -210,7 +230,9 @@ def test_folded_params_in_the_untouched_model_give_what_a_population_gives(name,
   assert_close(outputs, case.expected, case.example.tolerance)
 
 
-@pytest.mark.parametrize('name', ['class_level_jit', 'scan_of_vmap', 'dense_general', 'cond', 'with_partitioning'])
+@pytest.mark.parametrize(
+  'name', ['class_level_jit', 'scan_of_vmap', 'dense_general', 'cond', 'with_partitioning']
+)
 @every_merge
 def test_a_genome_alone_gives_what_it_gives_in_a_population(name, merge):
   case = session(name)
@@ -218,7 +240,9 @@ def test_a_genome_alone_gives_what_it_gives_in_a_population(name, merge):
     assert_close(case.one[merge](case.variables, genome), outputs)
 
 
-@pytest.mark.parametrize('name, merge', [(name, merge) for name, merges in GRADIENTS.items() for merge in merges])
+@pytest.mark.parametrize(
+  'name, merge', [(name, merge) for name, merges in GRADIENTS.items() for merge in merges]
+)
 def test_every_support_of_every_layer_gets_a_gradient(name, merge):
   case = session(name)
   _, gradients = case.population(merge)
@@ -236,12 +260,17 @@ def test_every_support_of_every_layer_gets_a_gradient(name, merge):
 @every_model
 def test_lazy_equals_up_front_in_outputs_and_gradients(name):
   case = session(name)
-  (lazy, lazy_gradients), (up_front, gradients) = case.population('lazy'), case.population('up_front')
+  (lazy, lazy_gradients), (up_front, gradients) = (
+    case.population('lazy'),
+    case.population('up_front'),
+  )
   assert_close(lazy, up_front, case.example.tolerance)
   if 'up_front' in GRADIENTS[name]:
     assert jax.tree.structure(lazy_gradients) == jax.tree.structure(gradients)
     flat = lambda tree: [leaf.reshape(len(leaf), -1) for leaf in jax.tree.leaves(tree)]
-    for one, other in zip(*(np.concatenate(flat(tree), axis=1) for tree in (lazy_gradients, gradients)), strict=True):
+    for one, other in zip(
+      *(np.concatenate(flat(tree), axis=1) for tree in (lazy_gradients, gradients)), strict=True
+    ):
       assert_close(one, other, case.example.tolerance)
 
 
@@ -254,9 +283,16 @@ def test_spec_is_the_same_however_often_the_model_is_traced(name):
   assert hash(again.spec) == hash(case.adapted.spec)
   # Another instance of the model, and shapes in place of arrays.
   shapes = lambda tree: jax.tree.map(
-      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if isinstance(leaf, jax.Array) else leaf, tree)
+    lambda leaf: (
+      jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if isinstance(leaf, jax.Array) else leaf
+    ),
+    tree,
+  )
   inputs, kwargs = shapes(case.example.inputs), shapes(dict(case.example.kwargs))
-  assert adapt(model_zoo.EXAMPLES[name]().model, *inputs, space=SPACE, **kwargs).spec == case.adapted.spec
+  assert (
+    adapt(model_zoo.EXAMPLES[name]().model, *inputs, space=SPACE, **kwargs).spec
+    == case.adapted.spec
+  )
 
 
 @every_model
@@ -269,16 +305,22 @@ def test_layers_without_bias_have_and_count_no_c_d_e(name):
     only[row] = (0, 0, 3, 2, 2)
     bias = 'bias' in at(case.start['params'], address(layer.name)[0])
     assert layer.bias == bias
-    assert count_params(spec, only) == (rank * (layer.in_features + 1) + 2 * layer.out_features if bias else 0)
+    assert count_params(spec, only) == (
+      rank * (layer.in_features + 1) + 2 * layer.out_features if bias else 0
+    )
     assert canonicalize(spec, only).any() == bias
     assert ('C_down' in case.supports(case.start['glora'], row)) == bias
 
 
-@pytest.mark.parametrize('name', ['customized_layers', 'called_by_keyword', 'lifted_layers', 'called_twice'])
+@pytest.mark.parametrize(
+  'name', ['customized_layers', 'called_by_keyword', 'lifted_layers', 'called_twice']
+)
 def test_fixed_subnets_in_their_cheapest_form_give_what_folding_gives(name):
   case = session(name)
   for codes in ((2, 3, 1, 2, 2), (0, 4, 0, 0, 0)):  # scales with LoRA beside them, LoRA alone
-    genome = canonicalize(case.adapted.spec, np.broadcast_to(np.array(codes), (len(case.adapted.spec), 5)))
+    genome = canonicalize(
+      case.adapted.spec, np.broadcast_to(np.array(codes), (len(case.adapted.spec), 5))
+    )
     subnet = case.adapted.fix(genome)
     apply = functools.partial(subnet.apply, **case.example.kwargs)
     outputs = vector(jit(apply)(case.variables, *case.example.inputs))
@@ -295,15 +337,21 @@ def test_a_scanned_and_an_unscanned_model_have_equal_genomes_supports_and_output
   assert names(scan) == ['blocks/fc1[0]', 'blocks/fc2[0]', 'blocks/fc1[1]', 'blocks/fc2[1]']
 
   def stacked(tree, axis):
-    blocks = jax.tree.map(lambda *leaves: jnp.stack(leaves, axis), *(tree[f'block_{i}'] for i in range(depth)))
-    return {'blocks': blocks} | {name: value for name, value in tree.items() if not name.startswith('block_')}
+    blocks = jax.tree.map(
+      lambda *leaves: jnp.stack(leaves, axis), *(tree[f'block_{i}'] for i in range(depth))
+    )
+    return {'blocks': blocks} | {
+      name: value for name, value in tree.items() if not name.startswith('block_')
+    }
 
   assert_trees_close(scan.start['glora'], stacked(loop.start['glora'], 0), 0)
   params, supports = loop.variables['params'], loop.variables['glora']
   variables = {'params': stacked(params, axis), 'glora': stacked(supports, 0)}
   for genome in loop.genomes:
     assert count_params(loop.adapted.spec, genome) == count_params(scan.adapted.spec, genome)
-    assert_trees_close(scan.fold(variables, genome), stacked(loop.fold(loop.variables, genome), axis))
+    assert_trees_close(
+      scan.fold(variables, genome), stacked(loop.fold(loop.variables, genome), axis)
+    )
     expected = loop.plain(loop.fold(loop.variables, genome))
     for merge in MERGES:
       assert_close(scan.one[merge](variables, genome), expected)
@@ -312,7 +360,9 @@ def test_a_scanned_and_an_unscanned_model_have_equal_genomes_supports_and_output
 def test_traces_of_a_class_level_jit_are_not_shared_between_adapts_with_other_ranks():
   model, x = model_zoo.Chain(model_zoo.JitBlock, 1), model_zoo.normal(2, model_zoo.WIDTH)
   params = model_zoo.Example(model, (x,), ()).variables()['params']
-  adapts = [adapt(model, x, space=SearchSpace(ranks=ranks), merge='lazy') for ranks in ((2, 4), (1, 4))]
+  adapts = [
+    adapt(model, x, space=SearchSpace(ranks=ranks), merge='lazy') for ranks in ((2, 4), (1, 4))
+  ]
   supports = randomized(adapts[0].init(jax.random.key(0), params)['glora'])
   genome = np.array([[3, 3, 2, 2, 2]] * 2)  # LoRA of the first rank, which is not the same in both
   variables, results = {'params': params, 'glora': supports}, []
@@ -324,13 +374,18 @@ def test_traces_of_a_class_level_jit_are_not_shared_between_adapts_with_other_ra
 
 
 RUNS = {
-    'resnet': {'train': True, 'mutable': ['batch_stats']},
-    'dropout_and_batch_norm': {
-        'train': True, 'rngs': {'dropout': 5}, 'mutable': ['batch_stats', 'intermediates'],
-        'capture_intermediates': True},
-    'class_level_jit': {
-        'capture_intermediates': lambda module, method: method == '__call__', 'mutable': 'intermediates'},
-    'called_twice': {'mutable': True, 'capture_intermediates': True},
+  'resnet': {'train': True, 'mutable': ['batch_stats']},
+  'dropout_and_batch_norm': {
+    'train': True,
+    'rngs': {'dropout': 5},
+    'mutable': ['batch_stats', 'intermediates'],
+    'capture_intermediates': True,
+  },
+  'class_level_jit': {
+    'capture_intermediates': lambda module, method: method == '__call__',
+    'mutable': 'intermediates',
+  },
+  'called_twice': {'mutable': True, 'capture_intermediates': True},
 }
 
 
@@ -339,8 +394,9 @@ RUNS = {
 def test_what_comes_back_has_the_models_own_structure_and_values(name, merge):
   case, kwargs = session(name), dict(RUNS[name])
   rngs = {stream: jax.random.key(seed) for stream, seed in kwargs.pop('rngs', {}).items()}
-  run = lambda apply, variables, **more: jit(functools.partial(
-      apply, rngs=rngs, **{**case.example.kwargs, **kwargs}, **more))(variables, *case.example.inputs)
+  run = lambda apply, variables, **more: jit(
+    functools.partial(apply, rngs=rngs, **{**case.example.kwargs, **kwargs}, **more)
+  )(variables, *case.example.inputs)
   actual = run(case.adapted.apply, case.variables, genome=case.genomes[1], merge=merge)
   expected = run(case.example.model.apply, {**case.rest, 'params': case.folded[1]})
   if kwargs.get('mutable') is True:
@@ -355,7 +411,9 @@ def test_other_methods_run_with_the_same_supports(merge):
   case = session('other_method')
   (x, _), genome = case.example.inputs, case.genomes[1]
   expected = case.example.model.apply({'params': case.folded[1]}, x, method='embed')
-  embed = jit(lambda genome: case.adapted.apply(case.variables, x, genome=genome, merge=merge, method='embed'))
+  embed = jit(
+    lambda genome: case.adapted.apply(case.variables, x, genome=genome, merge=merge, method='embed')
+  )
   assert_close(embed(genome), expected)
   alone = adapt(case.example.model, x, method=model_zoo.TwoTower.embed)
   assert [layer.name for layer in alone.spec] == ['left']
@@ -385,7 +443,9 @@ def test_without_jit_apply_and_fold_and_under_jit_init_are_the_same():
   assert_trees_close(start['glora'], case.start['glora'], 1e-6)
   assert_trees_close(case.adapted.fold(case.variables, genome), case.folded[1])
   for merge in MERGES:
-    outputs = case.adapted.apply(case.variables, *inputs, genome=genome, merge=merge, **case.example.kwargs)
+    outputs = case.adapted.apply(
+      case.variables, *inputs, genome=genome, merge=merge, **case.example.kwargs
+    )
     assert_close(vector(outputs), case.expected[1])
 
 
@@ -399,7 +459,9 @@ def test_frozen_dictionaries_stay_frozen(merge):
 
 
 def test_a_model_may_itself_be_a_linear_layer():
-  case = Session(model_zoo.Example(nn.Dense(model_zoo.WIDTH), (model_zoo.normal(2, model_zoo.WIDTH),), ()))
+  case = Session(
+    model_zoo.Example(nn.Dense(model_zoo.WIDTH), (model_zoo.normal(2, model_zoo.WIDTH),), ())
+  )
   assert len(case.adapted.spec) == 1
   for merge in MERGES:
     assert_close(case.one[merge](case.variables, case.genomes[0]), case.expected[0])

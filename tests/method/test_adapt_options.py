@@ -25,7 +25,9 @@ X = jax.random.normal(jax.random.key(0), (3, 5, 12))
 def ready(model, inputs=X, seed=1, **options):
   """(adapted, variables with random params and supports)."""
   adapted = glora_jax.adapt(model, inputs, **{'space': SearchSpace((2, 4)), **options})
-  variables = adapted.init(jax.random.key(seed), randomized(model.init(jax.random.key(0), inputs)['params'], 1))
+  variables = adapted.init(
+    jax.random.key(seed), randomized(model.init(jax.random.key(0), inputs)['params'], 1)
+  )
   return adapted, {**variables, 'glora': randomized(variables['glora'], 2)}
 
 
@@ -36,9 +38,19 @@ def check_fold_and_merging(adapted, variables, inputs=X, number=3):
     folded = adapted.model.apply({'params': adapted.fold(variables, genome)}, inputs)
     scale = np.abs(folded).max()
     for merge in ('up_front', 'lazy'):
-      np.testing.assert_allclose(adapted.apply(variables, inputs, genome=genome, merge=merge), folded, rtol=0, atol=1e-5 * scale)
-    np.testing.assert_allclose(adapted.fix(genome).apply(variables, inputs), folded, rtol=0, atol=1e-5 * scale)
-  assert np.abs(folded - adapted.model.apply({'params': variables['params']}, inputs)).max() > 1e-3 * scale
+      np.testing.assert_allclose(
+        adapted.apply(variables, inputs, genome=genome, merge=merge),
+        folded,
+        rtol=0,
+        atol=1e-5 * scale,
+      )
+    np.testing.assert_allclose(
+      adapted.fix(genome).apply(variables, inputs), folded, rtol=0, atol=1e-5 * scale
+    )
+  assert (
+    np.abs(folded - adapted.model.apply({'params': variables['params']}, inputs)).max()
+    > 1e-3 * scale
+  )
 
 
 class SeparateViT(nn.Module):
@@ -51,7 +63,9 @@ class SeparateViT(nn.Module):
 
   @nn.compact
   def __call__(self, images):
-    x = nn.Conv(self.width, (self.patch_size,) * 2, strides=self.patch_size, padding='VALID', name='embed')(images)
+    x = nn.Conv(
+      self.width, (self.patch_size,) * 2, strides=self.patch_size, padding='VALID', name='embed'
+    )(images)
     x = x.reshape(len(x), -1, self.width)
     cls = self.param('cls', nn.initializers.zeros, (1, 1, self.width))
     x = jnp.concatenate([jnp.broadcast_to(cls, (len(x), 1, self.width)), x], axis=1)
@@ -60,10 +74,15 @@ class SeparateViT(nn.Module):
       y = nn.LayerNorm(name=f'norm1_{i}')(x)
       q, k, v = (nn.Dense(self.width, name=f'block{i}_{name}')(y) for name in ('q', 'k', 'v'))
       q, k, v = (t.reshape(*t.shape[:2], self.num_heads, -1) for t in (q, k, v))
-      weights = nn.softmax(jnp.einsum('bqhd,bkhd->bhqk', q, k) * q.shape[-1]**-0.5)
-      y = nn.Dense(self.width, name=f'block{i}_proj')(jnp.einsum('bhqk,bkhd->bqhd', weights, v).reshape(x.shape))
+      weights = nn.softmax(jnp.einsum('bqhd,bkhd->bhqk', q, k) * q.shape[-1] ** -0.5)
+      y = nn.Dense(self.width, name=f'block{i}_proj')(
+        jnp.einsum('bhqk,bkhd->bqhd', weights, v).reshape(x.shape)
+      )
       x = x + y
-      y = nn.gelu(nn.Dense(4 * self.width, name=f'block{i}_fc1')(nn.LayerNorm(name=f'norm2_{i}')(x)), approximate=False)
+      y = nn.gelu(
+        nn.Dense(4 * self.width, name=f'block{i}_fc1')(nn.LayerNorm(name=f'norm2_{i}')(x)),
+        approximate=False,
+      )
       x = x + nn.Dense(self.width, name=f'block{i}_fc2')(y)
     return nn.Dense(7, name='head')(nn.LayerNorm(name='norm')(x)[:, 0])
 
@@ -73,24 +92,36 @@ def test_tied_q_k_v_give_the_golden_logits_and_counts(golden_vit, merge):
   with jax.enable_x64(True):
     shape, images = golden_vit['shape'], jnp.asarray(golden_vit['x'])
     blocks, supports = golden_vit['unstacked']
-    params = {name: golden_vit['params'][name] for name in ('embed', 'cls', 'pos_embed', 'norm', 'head')}
+    params = {
+      name: golden_vit['params'][name] for name in ('embed', 'cls', 'pos_embed', 'norm', 'head')
+    }
     glora = {}
     for i, (block, support) in enumerate(zip(blocks, supports, strict=True)):
       params |= {f'norm{n}_{i}': block[f'norm{n}'] for n in (1, 2)}
       parts = [np.split(block['attn']['qkv'][name], 3, axis=-1) for name in ('kernel', 'bias')]
-      params |= {f'block{i}_{t}': {'kernel': k, 'bias': b} for t, k, b in zip('qkv', *parts, strict=True)}
+      params |= {
+        f'block{i}_{t}': {'kernel': k, 'bias': b} for t, k, b in zip('qkv', *parts, strict=True)
+      }
       layers = {'proj': ('attn', 'proj'), 'fc1': ('mlp', 'fc1'), 'fc2': ('mlp', 'fc2')}
       params |= {f'block{i}_{name}': block[a][b] for name, (a, b) in layers.items()}
-      glora |= {f'block{i}_{name}': support[a][b] for name, (a, b) in layers.items()} | {f'block{i}_q': support['attn']['qkv']}
+      glora |= {f'block{i}_{name}': support[a][b] for name, (a, b) in layers.items()} | {
+        f'block{i}_q': support['attn']['qkv']
+      }
     # epsilon of the golden ViT's norms is Flax's default
     ties = [(f'block{i}_q', f'block{i}_k', f'block{i}_v') for i in range(shape['depth'])]
     adapted = glora_jax.adapt(SeparateViT(**shape), images, ties=ties, merge=merge)
     assert len(adapted.spec) == 8
-    assert jax.tree.map(jnp.shape, adapted.init(jax.random.key(0), params)['glora']) == jax.tree.map(jnp.shape, glora)
-    apply = jax.jit(lambda genome: adapted.apply({'params': params, 'glora': glora}, images, genome=genome))
+    assert jax.tree.map(
+      jnp.shape, adapted.init(jax.random.key(0), params)['glora']
+    ) == jax.tree.map(jnp.shape, glora)
+    apply = jax.jit(
+      lambda genome: adapted.apply({'params': params, 'glora': glora}, images, genome=genome)
+    )
     logits = np.stack([apply(genome) for genome in golden_vit['genomes']])
   assert np.abs(logits - golden_vit['logits']).max() <= 1e-12 * np.abs(golden_vit['logits']).max()
-  np.testing.assert_array_equal(adapted.count_params(golden_vit['genomes']), golden_vit['param_count'])
+  np.testing.assert_array_equal(
+    adapted.count_params(golden_vit['genomes']), golden_vit['param_count']
+  )
 
 
 class Attention(nn.Module):
@@ -106,17 +137,25 @@ class Attention(nn.Module):
 def test_ties_by_path_ends_fold_and_merge_alike_with_and_without_tied_storage(tied):
   ties = [('query', 'key', 'value')]
   adapted, variables = ready(Attention(), ties=ties, space=SearchSpace((2, 4), tied=tied))
-  assert [layer.name for layer in adapted.spec] == ['attn/query+key+value', 'attn/out', 'other', 'mlp']
+  assert [layer.name for layer in adapted.spec] == [
+    'attn/query+key+value',
+    'attn/out',
+    'other',
+    'mlp',
+  ]
   assert (adapted.spec.layers[0].in_features, adapted.spec.layers[0].out_features) == (12, 36)
   check_fold_and_merging(adapted, variables, number=6)
 
 
-@pytest.mark.parametrize('tie, message', [
+@pytest.mark.parametrize(
+  'tie, message',
+  [
     (('query', 'nothing'), 'beside it no selected layer attn/nothing'),
     (('query',), 'two or more different path ends'),
     (('none', 'query'), 'there are: attn/query'),
     (('mlp', 'other'), 'do not have the same input array'),
-])
+  ],
+)
 def test_ties_that_do_not_fit_are_explained(tie, message):
   with pytest.raises(ValueError, match=message):
     glora_jax.adapt(Attention(), X, ties=[tie])
@@ -135,7 +174,11 @@ def test_a_tie_needs_equal_inputs():
 def test_spaces_by_pattern_give_each_layer_its_own_and_leave_others_alone():
   spaces = {'mlp': SearchSpace((8,)), 'attn/(query|out)': SearchSpace((2,), A=0)}
   adapted, variables = ready(Attention(), space=spaces)
-  assert {layer.name: layer.space.ranks for layer in adapted.spec} == {'attn/query': (2,), 'attn/out': (2,), 'mlp': (8,)}
+  assert {layer.name: layer.space.ranks for layer in adapted.spec} == {
+    'attn/query': (2,),
+    'attn/out': (2,),
+    'mlp': (8,),
+  }
   assert adapted.spec.layers[0].offered('A') == (0,)
   check_fold_and_merging(adapted, variables)
   with pytest.raises(ValueError, match="the pattern 'conv' matches no selected linear layer"):
@@ -155,21 +198,28 @@ class Einsums(nn.Module):
     if self.at_call:
       return nn.Einsum(self.shape, use_bias=self.use_bias, name='einsum')(x, self.equation)
     init = nn.initializers.normal(1.0)  # the default one wants two dimensions
-    return nn.Einsum(self.shape, self.equation, use_bias=self.use_bias, kernel_init=init, name='einsum')(x)
+    return nn.Einsum(
+      self.shape, self.equation, use_bias=self.use_bias, kernel_init=init, name='einsum'
+    )(x)
 
 
-@pytest.mark.parametrize('equation, shape, sizes, rows', [
+@pytest.mark.parametrize(
+  'equation, shape, sizes, rows',
+  [
     ('btd,dnh->btnh', (12, 2, 3), (12, 6), 1),
     ('btd,ndh->btnh', (2, 12, 3), (12, 6), 1),
     ('...d,dhn->...nh', (12, 3, 2), (12, 6), 1),
     ('btd,fd->btf', (7, 12), (12, 7), 1),
     ('btd,tdf->btf', (5, 12, 4), (12, 4), 5),
     ('btd,dtf->bft', (12, 5, 4), (12, 4), 5),
-])
+  ],
+)
 @pytest.mark.parametrize('use_bias, at_call', [(True, False), (False, True)])
 def test_einsums_are_linear_layers(equation, shape, sizes, rows, use_bias, at_call):
   adapted, variables = ready(Einsums(equation, shape, use_bias, at_call))
-  assert [(layer.in_features, layer.out_features, layer.bias) for layer in adapted.spec] == [(*sizes, use_bias)] * rows
+  assert [(layer.in_features, layer.out_features, layer.bias) for layer in adapted.spec] == [
+    (*sizes, use_bias)
+  ] * rows
   check_fold_and_merging(adapted, variables)
 
 
@@ -177,13 +227,25 @@ def test_an_einsum_merges_like_the_dense_layer_that_it_is():
   dense, dense_variables = ready(nn.Dense(7))
   einsum, variables = ready(Einsums('btd,fd->btf', (7, 12)))
   variables = {
-      'params': {'einsum': {'kernel': dense_variables['params']['kernel'].T, 'bias': dense_variables['params']['bias']}},
-      'glora': {'einsum': dense_variables['glora']}}
+    'params': {
+      'einsum': {
+        'kernel': dense_variables['params']['kernel'].T,
+        'bias': dense_variables['params']['bias'],
+      }
+    },
+    'glora': {'einsum': dense_variables['glora']},
+  }
   for genome in random_genomes(np.random.default_rng(0), dense.spec, 4):
-    np.testing.assert_allclose(einsum.apply(variables, X, genome=genome), dense.apply(dense_variables, X, genome=genome), atol=1e-4)
+    np.testing.assert_allclose(
+      einsum.apply(variables, X, genome=genome),
+      dense.apply(dense_variables, X, genome=genome),
+      atol=1e-4,
+    )
 
 
-@pytest.mark.parametrize('equation, shape', [('btd,d->btd', (12,)), ('btd,dfx->btf', (12, 4, 3)), ('btd,d->bt', (12,))])
+@pytest.mark.parametrize(
+  'equation, shape', [('btd,d->btd', (12,)), ('btd,dfx->btf', (12, 4, 3)), ('btd,d->bt', (12,))]
+)
 def test_einsums_that_are_no_linear_layer_are_refused_by_name(equation, shape):
   with pytest.raises(ValueError, match=r'einsum cannot be adapted: nn\.Einsum'):
     glora_jax.adapt(Einsums(equation, shape, use_bias=False), X)
@@ -193,31 +255,52 @@ def test_convolutions_are_an_option():
   class Convs(nn.Module):
     @nn.compact
     def __call__(self, x):
-      x = nn.Conv(6, (1, 1), use_bias=False, name='pointwise')(nn.Conv(8, (4, 4), strides=4, padding='VALID', name='patches')(x))
+      x = nn.Conv(6, (1, 1), use_bias=False, name='pointwise')(
+        nn.Conv(8, (4, 4), strides=4, padding='VALID', name='patches')(x)
+      )
       return nn.Dense(3, name='head')(x.mean((1, 2)))
 
   images = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
   with pytest.raises(ValueError, match=r'convs=True adds nn\.Conv'):
     glora_jax.adapt(Convs(), images)
   adapted, variables = ready(Convs(), images, convs=True)
-  assert [(layer.name, layer.in_features, layer.out_features) for layer in adapted.spec] == [('patches', 48, 8), ('pointwise', 8, 6)]
+  assert [(layer.name, layer.in_features, layer.out_features) for layer in adapted.spec] == [
+    ('patches', 48, 8),
+    ('pointwise', 8, 6),
+  ]
   check_fold_and_merging(adapted, variables, images)
 
 
 def test_a_resnets_pointwise_convolutions_are_adapted_through_its_batch_norms():
   images = jax.random.normal(jax.random.key(0), (2, 6, 6, 3))
   model = model_zoo.ResNet()
-  adapted = glora_jax.adapt(model, images, convs=True, select=[r'Bottleneck_\d/Conv_[02]$', '^neck$'], train=False)
-  sizes = {layer.name: (layer.in_features, layer.out_features, layer.bias) for layer in adapted.spec}
+  adapted = glora_jax.adapt(
+    model, images, convs=True, select=[r'Bottleneck_\d/Conv_[02]$', '^neck$'], train=False
+  )
+  sizes = {
+    layer.name: (layer.in_features, layer.out_features, layer.bias) for layer in adapted.spec
+  }
   half = model_zoo.WIDTH // 2
   start = model.init(jax.random.key(0), images, train=False)
   blocks = [name for name in start['params'] if name.startswith('Bottleneck_')]
   assert blocks
-  assert sizes == {**{f'{block}/Conv_{n}': size for block in blocks for n, size in (
-      (0, (model_zoo.WIDTH, half, False)), (2, (half, model_zoo.WIDTH, False)))}, 'neck': (model_zoo.WIDTH, model_zoo.WIDTH, True)}
-  variables = {**adapted.init(jax.random.key(1), randomized(start['params'])), 'batch_stats': start['batch_stats']}
+  assert sizes == {
+    **{
+      f'{block}/Conv_{n}': size
+      for block in blocks
+      for n, size in ((0, (model_zoo.WIDTH, half, False)), (2, (half, model_zoo.WIDTH, False)))
+    },
+    'neck': (model_zoo.WIDTH, model_zoo.WIDTH, True),
+  }
+  variables = {
+    **adapted.init(jax.random.key(1), randomized(start['params'])),
+    'batch_stats': start['batch_stats'],
+  }
   variables['glora'] = randomized(variables['glora'])
-  for genome in [*random_genomes(np.random.default_rng(0), adapted.spec, 2), presets.preset(adapted.spec, 'full')]:
+  for genome in [
+    *random_genomes(np.random.default_rng(0), adapted.spec, 2),
+    presets.preset(adapted.spec, 'full'),
+  ]:
     folded = {'params': adapted.fold(variables, genome), 'batch_stats': start['batch_stats']}
     expected = model.apply(folded, images, train=False)['logits']
     for merge in ('up_front', 'lazy'):
@@ -231,10 +314,16 @@ def test_a_patch_embedding_as_convolution_equals_it_as_dense():
   patches = images.reshape(2, 2, 4, 2, 4, 3).transpose(0, 1, 3, 2, 4, 5).reshape(2, 2, 2, 48)
   conv, variables = ready(nn.Conv(8, (4, 4), strides=4, padding='VALID'), images, convs=True)
   dense = glora_jax.adapt(nn.Dense(8), patches, space=SearchSpace((2, 4)))
-  params = {'kernel': variables['params']['kernel'].reshape(48, 8), 'bias': variables['params']['bias']}
+  params = {
+    'kernel': variables['params']['kernel'].reshape(48, 8),
+    'bias': variables['params']['bias'],
+  }
   for genome in random_genomes(np.random.default_rng(0), conv.spec, 4):
-    np.testing.assert_allclose(conv.apply(variables, images, genome=genome),
-                               dense.apply({'params': params, 'glora': variables['glora']}, patches, genome=genome), atol=1e-4)
+    np.testing.assert_allclose(
+      conv.apply(variables, images, genome=genome),
+      dense.apply({'params': params, 'glora': variables['glora']}, patches, genome=genome),
+      atol=1e-4,
+    )
 
 
 def test_boxed_kernels_get_supports_in_matching_boxes():
@@ -242,22 +331,38 @@ def test_boxed_kernels_get_supports_in_matching_boxes():
     @nn.compact
     def __call__(self, x):
       init = nn.with_partitioning(nn.initializers.lecun_normal(), ('embed', 'mlp'))
-      return nn.Dense(8, kernel_init=init, bias_init=nn.with_partitioning(nn.initializers.zeros, ('mlp',)), name='up')(x)
+      return nn.Dense(
+        8,
+        kernel_init=init,
+        bias_init=nn.with_partitioning(nn.initializers.zeros, ('mlp',)),
+        name='up',
+      )(x)
 
   class Stack(nn.Module):
     @nn.compact
     def __call__(self, x):
-      scan = nn.scan(lambda module, carry: (carry + module(carry) @ jnp.ones((8, 12)), None), variable_axes={'params': 0},
-                     split_rngs={'params': True}, length=2, metadata_params={nn.PARTITION_NAME: 'layers'})
+      scan = nn.scan(
+        lambda module, carry: (carry + module(carry) @ jnp.ones((8, 12)), None),
+        variable_axes={'params': 0},
+        split_rngs={'params': True},
+        length=2,
+        metadata_params={nn.PARTITION_NAME: 'layers'},
+      )
       return scan(Mlp(name='mlp'), x)[0]
 
   adapted = glora_jax.adapt(Stack(), X)
   variables = adapted.init(jax.random.key(0), Stack().init(jax.random.key(0), X)['params'])
   names = {name: box.names for name, box in variables['glora']['mlp']['up'].items()}
   assert names == {
-      'A_down': ('layers', 'embed', None), 'A_up': ('layers', None, 'mlp'), 'B_down': ('layers', 'embed', None),
-      'B_up': ('layers', None, 'mlp'), 'C_down': ('layers', 'embed', None), 'C_up': ('layers', None, None),
-      'D': ('layers', 'mlp'), 'E': ('layers', 'mlp')}
+    'A_down': ('layers', 'embed', None),
+    'A_up': ('layers', None, 'mlp'),
+    'B_down': ('layers', 'embed', None),
+    'B_up': ('layers', None, 'mlp'),
+    'C_down': ('layers', 'embed', None),
+    'C_up': ('layers', None, None),
+    'D': ('layers', 'mlp'),
+    'E': ('layers', 'mlp'),
+  }
   variables['glora'] = randomized(variables['glora'])
   check_fold_and_merging(adapted, variables)
   folded = adapted.fold(variables, presets.preset(adapted.spec, 'lora'))
@@ -268,7 +373,11 @@ def test_a_sharded_base_keeps_sharded_supports_under_jit():
   class Model(nn.Module):
     @nn.compact
     def __call__(self, x):
-      return nn.Dense(8, kernel_init=nn.with_partitioning(nn.initializers.lecun_normal(), (None, 'model')), name='up')(x)
+      return nn.Dense(
+        8,
+        kernel_init=nn.with_partitioning(nn.initializers.lecun_normal(), (None, 'model')),
+        name='up',
+      )(x)
 
   mesh = jax.make_mesh((1,), ('model',), axis_types=(jax.sharding.AxisType.Auto,))
   adapted = glora_jax.adapt(Model(), X)
@@ -277,7 +386,9 @@ def test_a_sharded_base_keeps_sharded_supports_under_jit():
     variables = jax.jit(adapted.init)(jax.random.key(1), params)
     specs = nn.get_partition_spec(variables)['glora']['up']
     assert specs['B_up'] == jax.sharding.PartitionSpec(None, 'model')
-    shardings = jax.tree.map(lambda spec: jax.sharding.NamedSharding(mesh, spec), nn.get_partition_spec(variables))
+    shardings = jax.tree.map(
+      lambda spec: jax.sharding.NamedSharding(mesh, spec), nn.get_partition_spec(variables)
+    )
     variables = jax.device_put(variables, shardings)
     genome = presets.preset(adapted.spec, 'full')
     out = jax.jit(lambda v, g: adapted.apply(v, X, genome=g))(variables, genome)
@@ -286,8 +397,14 @@ def test_a_sharded_base_keeps_sharded_supports_under_jit():
 
 
 def test_on_eight_devices_init_apply_and_fold_give_what_one_device_gives():
-  environment = {**os.environ, 'XLA_FLAGS': os.environ['XLA_FLAGS'] + ' --xla_force_host_platform_device_count=8', 'JAX_PLATFORMS': 'cpu'}
-  run = subprocess.run(program('sharded_params'), capture_output=True, text=True, env=environment, cwd=ROOT)
+  environment = {
+    **os.environ,
+    'XLA_FLAGS': os.environ['XLA_FLAGS'] + ' --xla_force_host_platform_device_count=8',
+    'JAX_PLATFORMS': 'cpu',
+  }
+  run = subprocess.run(
+    program('sharded_params'), capture_output=True, text=True, env=environment, cwd=ROOT
+  )
   assert run.stdout.strip() == 'equal on 8', run.stderr
 
 
@@ -301,7 +418,9 @@ def vit():
 def test_fixed_subnets_equal_their_genomes_whatever_the_union_over_a_stack(vit):
   adapted, variables, images = vit
   named = [genome for name, genome in presets.presets(adapted.spec).items()]
-  mixed = [np.where(np.arange(len(adapted.spec))[:, None] < 4, a, b) for a in named for b in named[1:4]]
+  mixed = [
+    np.where(np.arange(len(adapted.spec))[:, None] < 4, a, b) for a in named for b in named[1:4]
+  ]
   apply = jax.jit(lambda genome: adapted.apply(variables, images, genome=genome))
   for genome in [*named, *mixed[::3]]:
     expected = apply(genome)
@@ -319,39 +438,68 @@ def test_a_fixed_lora_forms_no_array_of_the_kernels_size_but_the_kernel(vit):
 
   def made(jaxpr):
     for equation in jaxpr.eqns:
-      yield from (v.aval.shape for v in equation.outvars if equation.primitive.name in ('dot_general', 'add', 'mul', 'add_any'))
+      yield from (
+        v.aval.shape
+        for v in equation.outvars
+        if equation.primitive.name in ('dot_general', 'add', 'mul', 'add_any')
+      )
       for sub in jax.core.jaxprs_in_params(equation.params):
         yield from made(sub)
 
   shapes = set(made(jax.make_jaxpr(jax.grad(loss))(trainable, frozen).jaxpr))
   assert not shapes & sizes
-  merged = set(made(jax.make_jaxpr(jax.grad(
-      lambda t, f: jnp.sum(adapted.apply(adapted.join(t, f), images, genome=subnet.genome, merge='lazy') ** 2)))(trainable, frozen).jaxpr))
+  merged = set(
+    made(
+      jax.make_jaxpr(
+        jax.grad(
+          lambda t, f: jnp.sum(
+            adapted.apply(adapted.join(t, f), images, genome=subnet.genome, merge='lazy') ** 2
+          )
+        )
+      )(trainable, frozen).jaxpr
+    )
+  )
   assert merged & sizes == sizes
 
 
 def test_a_fixed_subnet_trains_only_what_it_reads_with_the_same_gradients(vit):
   adapted, variables, images = vit
-  subnet = adapted.fix(presets.custom_genome(adapted.spec, {'qkv': {'B': 'lora2', 'E': 'vector'}, 'fc1': {'A': 'vector', 'C': 'lora'}}))
+  subnet = adapted.fix(
+    presets.custom_genome(
+      adapted.spec, {'qkv': {'B': 'lora2', 'E': 'vector'}, 'fc1': {'A': 'vector', 'C': 'lora'}}
+    )
+  )
   trainable, frozen = subnet.split(variables)
   assert set(trainable['glora']['blocks']['attn']['qkv']) == {'B_down', 'B_up', 'E'}
   assert set(trainable['glora']['blocks']['mlp']['fc1']) == {'A_up', 'C_down', 'C_up'}
   assert 'fc2' not in trainable['glora']['blocks']['mlp']
   jax.tree.map(np.testing.assert_array_equal, subnet.join(trainable, frozen), variables)
-  loss = lambda apply: jax.jit(jax.grad(lambda t: jnp.sum(apply(subnet.join(t, frozen), images) ** 2)))(trainable)
+  loss = lambda apply: jax.jit(
+    jax.grad(lambda t: jnp.sum(apply(subnet.join(t, frozen), images) ** 2))
+  )(trainable)
   slow = loss(lambda v, x: adapted.apply(v, x, genome=subnet.genome))
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * np.abs(b).max()), loss(subnet.apply), slow)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * np.abs(b).max()),
+    loss(subnet.apply),
+    slow,
+  )
 
 
 def test_custom_genomes_read_their_dictionary(vit):
   spec = vit[0].spec
-  genome = presets.custom_genome(spec, {r'qkv\[0\]': {'A': 'constant', 'C': 1}, 'qkv': 'lora', 'mlp': 'bitfit'})
+  genome = presets.custom_genome(
+    spec, {r'qkv\[0\]': {'A': 'constant', 'C': 1}, 'qkv': 'lora', 'mlp': 'bitfit'}
+  )
   assert genome[0].tolist() == [1, 0, 1, 0, 0]
   assert genome[4].tolist() == [0, 4, 0, 0, 0]
   assert genome[2].tolist() == genome[3].tolist() == [0, 0, 0, 0, 2]
   assert genome[1].tolist() == [0, 0, 0, 0, 0]
-  for choices, message in (({'conv': 'lora'}, 'conv matches no layer'), ({'qkv': {'F': 1}}, 'no such tensor'),
-                           ({'qkv': {'D': 'lora'}}, 'none, constant, vector'), ({'qkv': 'loha'}, 'presets are')):
+  for choices, message in (
+    ({'conv': 'lora'}, 'conv matches no layer'),
+    ({'qkv': {'F': 1}}, 'no such tensor'),
+    ({'qkv': {'D': 'lora'}}, 'none, constant, vector'),
+    ({'qkv': 'loha'}, 'presets are'),
+  ):
     with pytest.raises(ValueError, match=message):
       presets.custom_genome(spec, choices)
 
@@ -374,12 +522,18 @@ def test_train_state_and_optax_train_supports_and_head_alone(vit):
   trainable, frozen = adapted.split(variables)
   genome = presets.preset(adapted.spec, 'full')
   state = TrainState.create(
-      apply_fn=lambda params, x: adapted.apply(adapted.join(params, frozen), x, genome=genome), params=trainable, tx=optax.adam(1e-2))
+    apply_fn=lambda params, x: adapted.apply(adapted.join(params, frozen), x, genome=genome),
+    params=trainable,
+    tx=optax.adam(1e-2),
+  )
 
   @jax.jit
   def step(state):
-    loss, grads = jax.value_and_grad(lambda p: optax.softmax_cross_entropy_with_integer_labels(
-        state.apply_fn(p, images), jnp.arange(4)).mean())(state.params)
+    loss, grads = jax.value_and_grad(
+      lambda p: optax.softmax_cross_entropy_with_integer_labels(
+        state.apply_fn(p, images), jnp.arange(4)
+      ).mean()
+    )(state.params)
     return state.apply_gradients(grads=grads), loss
 
   losses = []
@@ -388,5 +542,11 @@ def test_train_state_and_optax_train_supports_and_head_alone(vit):
     losses.append(float(loss))
   assert losses[-1] < 0.5 * losses[0]
   after = adapted.join(state.params, frozen)
-  assert np.any(after['glora']['blocks']['attn']['qkv']['A_up'] != variables['glora']['blocks']['attn']['qkv']['A_up'])
-  np.testing.assert_array_equal(after['params']['blocks']['attn']['qkv']['kernel'], variables['params']['blocks']['attn']['qkv']['kernel'])
+  assert np.any(
+    after['glora']['blocks']['attn']['qkv']['A_up']
+    != variables['glora']['blocks']['attn']['qkv']['A_up']
+  )
+  np.testing.assert_array_equal(
+    after['params']['blocks']['attn']['qkv']['kernel'],
+    variables['params']['blocks']['attn']['qkv']['kernel'],
+  )

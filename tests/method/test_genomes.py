@@ -24,11 +24,13 @@ from glora_jax.method.genomes import (
 )
 from glora_jax.method.space import Layer, SearchSpace, Spec
 
-LAYERS = Spec((
+LAYERS = Spec(
+  (
     Layer('a', 6, 9, True, SearchSpace((2, 4))),
     Layer('b', 9, 1, True, SearchSpace((2, 4))),
     Layer('c', 5, 7, False, SearchSpace((2, 4))),
-))
+  )
+)
 
 
 def slow_count(layer, row):
@@ -42,7 +44,9 @@ def slow_count(layer, row):
   return total
 
 
-genomes = st.integers(0, 2**32 - 1).map(lambda seed: np.random.default_rng(seed).integers(0, LAYERS.num_codes).astype(np.int8))
+genomes = st.integers(0, 2**32 - 1).map(
+  lambda seed: np.random.default_rng(seed).integers(0, LAYERS.num_codes).astype(np.int8)
+)
 
 
 @given(genome=genomes)
@@ -60,7 +64,11 @@ def test_counts_are_vectorized_over_any_leading_axes():
 
 
 def test_large_populations_are_counted_across_block_borders():
-  population = np.random.default_rng(0).integers(0, LAYERS.num_codes, (_BLOCK + 3, len(LAYERS), 5)).astype(np.int8)
+  population = (
+    np.random.default_rng(0)
+    .integers(0, LAYERS.num_codes, (_BLOCK + 3, len(LAYERS), 5))
+    .astype(np.int8)
+  )
   counts = count_params(LAYERS, population)
   for index in (0, _BLOCK - 1, _BLOCK, _BLOCK + 2):
     assert counts[index] == count_params(LAYERS, population[index])
@@ -101,7 +109,9 @@ def test_a_reachable_budget_is_sampled_uniformly():
   """By rejection: all subnets of a tiny space within the budget come equally often."""
   spec = Spec((Layer('a', 2, 2, True, SearchSpace((1,), C=0, D=0)),))
   budget = 5
-  everything = np.array(list(itertools.product(range(4), range(4), [0], [0], range(3))), np.int8)[:, None]
+  everything = np.array(list(itertools.product(range(4), range(4), [0], [0], range(3))), np.int8)[
+    :, None
+  ]
   allowed = {g.tobytes() for g in everything if count_params(spec, g) <= budget}
   drawn = random_genomes(np.random.default_rng(0), spec, 20_000, budget)
   counts = collections.Counter(g.tobytes() for g in drawn)
@@ -111,8 +121,17 @@ def test_a_reachable_budget_is_sampled_uniformly():
 
 
 def test_sampling_draws_every_allele_on_offer_equally_often_and_no_other():
-  spec = Spec((Layer('a', 6, 9, True, SearchSpace((2, 4), A=('none', 'lora4'), E='constant')), Layer('b', 6, 9, False)))
-  drawn = np.asarray(jax.jit(jax.vmap(lambda key: sample_genome(key, spec)))(jax.random.split(jax.random.key(0), 6000)))
+  spec = Spec(
+    (
+      Layer('a', 6, 9, True, SearchSpace((2, 4), A=('none', 'lora4'), E='constant')),
+      Layer('b', 6, 9, False),
+    )
+  )
+  drawn = np.asarray(
+    jax.jit(jax.vmap(lambda key: sample_genome(key, spec)))(
+      jax.random.split(jax.random.key(0), 6000)
+    )
+  )
   assert drawn.dtype == np.int8
   for row, layer in enumerate(spec):
     for column, tensor in enumerate(space.TENSORS):
@@ -142,15 +161,24 @@ def test_a_budget_below_the_smallest_subnet_says_what_that_needs():
   spec = Spec((Layer('a', 6, 9, True, SearchSpace((2,), B='lora')),))
   with pytest.raises(ValueError, match='budget=29 is below the 30 parameters'):
     random_genomes(np.random.default_rng(0), spec, 3, 29)
-  assert count_params(spec, random_genomes(np.random.default_rng(0), spec, 3, 30)).tolist() == [30] * 3
+  assert (
+    count_params(spec, random_genomes(np.random.default_rng(0), spec, 3, 30)).tolist() == [30] * 3
+  )
 
 
 def test_presets_cost_what_their_methods_cost():
-  spec = Spec((Layer('a', 6, 9, True, SearchSpace((2, 4))), Layer('b', 9, 3, True, SearchSpace((2, 4)))))
+  spec = Spec(
+    (Layer('a', 6, 9, True, SearchSpace((2, 4))), Layer('b', 9, 3, True, SearchSpace((2, 4))))
+  )
   counts = {name: count_params(spec, genome) for name, genome in presets.presets(spec).items()}
   assert counts == {
-      'linear': 0, 'bitfit': 9 + 3, 'lora': 4 * (6 + 9) + 4 * (9 + 3), 'ssf': 3 * (9 + 3), 'prompt': 6 + 9,
-      'full': 2 * 4 * (15 + 12) + 4 * (7 + 10) + 2 * (9 + 3)}
+    'linear': 0,
+    'bitfit': 9 + 3,
+    'lora': 4 * (6 + 9) + 4 * (9 + 3),
+    'ssf': 3 * (9 + 3),
+    'prompt': 6 + 9,
+    'full': 2 * 4 * (15 + 12) + 4 * (7 + 10) + 2 * (9 + 3),
+  }
 
 
 def test_presets_that_need_a_bias_are_refused_without_one():
@@ -169,21 +197,35 @@ def test_json_round_trips(genome):
   np.testing.assert_array_equal(genome_from_json(LAYERS, text), genome)
 
 
-@pytest.mark.parametrize('genome, message', [
+@pytest.mark.parametrize(
+  'genome, message',
+  [
     (np.zeros((2, 5), np.int8), r'must be \[..., 3, 5\]'),
     (np.zeros((3, 5)), 'integer type'),
-    (np.array([[0] * 5, [0, 0, 0, 3, 0], [0] * 5]), r'3 for D of layer 1 \(b\); the codes there are 0 to 2'),
+    (
+      np.array([[0] * 5, [0, 0, 0, 3, 0], [0] * 5]),
+      r'3 for D of layer 1 \(b\); the codes there are 0 to 2',
+    ),
     (np.full((3, 5), -1), '-1 for A of layer 0'),
-])
+  ],
+)
 def test_wrong_genomes_are_explained(genome, message):
   with pytest.raises(ValueError, match=message):
     check_genome(LAYERS, genome)
 
 
-@pytest.mark.parametrize('fields, message', [
-    ({'ranks': ()}, 'ascending'), ({'ranks': (4, 2)}, 'ascending'), ({'ranks': (0,)}, 'positive'), ({'ranks': (2.5,)}, 'positive'),
-    ({'A': ('matrix',)}, 'none, constant, vector, lora4'), ({'C': 3}, 'codes 0 to 2'), ({'D': ()}, 'not a choice'),
-])
+@pytest.mark.parametrize(
+  'fields, message',
+  [
+    ({'ranks': ()}, 'ascending'),
+    ({'ranks': (4, 2)}, 'ascending'),
+    ({'ranks': (0,)}, 'positive'),
+    ({'ranks': (2.5,)}, 'positive'),
+    ({'A': ('matrix',)}, 'none, constant, vector, lora4'),
+    ({'C': 3}, 'codes 0 to 2'),
+    ({'D': ()}, 'not a choice'),
+  ],
+)
 def test_wrong_spaces_are_explained(fields, message):
   with pytest.raises(ValueError, match=message):
     SearchSpace(**fields)

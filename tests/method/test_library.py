@@ -17,7 +17,9 @@ def glora_by_hand(model, params, inputs, labels, steps, budget):
   variables = adapted.init(jax.random.key(0), params)
   trainable, frozen = adapted.split(variables)
   optimizer = optax.adam(1e-2)
-  cross_entropy = lambda logits: optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+  cross_entropy = lambda logits: optax.softmax_cross_entropy_with_integer_labels(
+    logits, labels
+  ).mean()
 
   @jax.jit
   def step(trainable, state, key):
@@ -31,18 +33,31 @@ def glora_by_hand(model, params, inputs, labels, steps, budget):
     trainable, state = step(trainable, state, jax.random.key(i))
   variables = adapted.join(trainable, frozen)
 
-  losses = jax.jit(jax.vmap(lambda genome: cross_entropy(adapted.apply(variables, inputs, genome=genome))))
-  score = lambda genomes: (np.zeros(len(genomes), int), losses(genomes))  # one's own measure; here the loss alone
-  small = glora_jax.Evolution(population=12, generations=2, parents=4, mutations=6, crossovers=6, fitness='loss')
-  winner = glora_jax.evolve(adapted.spec, score, jax.random.key(1), small, budget=budget, progress=False).best('loss')
+  losses = jax.jit(
+    jax.vmap(lambda genome: cross_entropy(adapted.apply(variables, inputs, genome=genome)))
+  )
+  score = lambda genomes: (
+    np.zeros(len(genomes), int),
+    losses(genomes),
+  )  # one's own measure; here the loss alone
+  small = glora_jax.Evolution(
+    population=12, generations=2, parents=4, mutations=6, crossovers=6, fitness='loss'
+  )
+  winner = glora_jax.evolve(
+    adapted.spec, score, jax.random.key(1), small, budget=budget, progress=False
+  ).best('loss')
   assert adapted.count_params(winner) <= budget
   folded = adapted.fold(variables, winner)
-  return folded, *(float(cross_entropy(model.apply({'params': p}, inputs))) for p in (params, folded))
+  return folded, *(
+    float(cross_entropy(model.apply({'params': p}, inputs))) for p in (params, folded)
+  )
 
 
 def test_an_optax_loop_trains_searches_and_folds_a_vision_model():
   labels = jnp.arange(24) % 3
-  images = jax.random.normal(jax.random.key(1), (3, 16, 16, 3))[labels] + 0.5 * jax.random.normal(jax.random.key(0), (24, 16, 16, 3))
+  images = jax.random.normal(jax.random.key(1), (3, 16, 16, 3))[labels] + 0.5 * jax.random.normal(
+    jax.random.key(0), (24, 16, 16, 3)
+  )
   model = ViT(3, patch_size=8, width=12, depth=2, num_heads=2)
   params = model.init(jax.random.key(0), images[:1])['params']
   folded, before, after = glora_by_hand(model, params, images, labels, steps=60, budget=600)
@@ -55,9 +70,15 @@ def test_the_same_loop_adapts_a_language_model_to_new_text():
   model = model_zoo.language_model().model
   tokens = jnp.tile(jnp.array([[1, 4, 2, 3, 0, 5]]), (4, 2))
   params = model.init(jax.random.key(0), tokens[:1, :-1])['params']
-  folded, before, after = glora_by_hand(model, params, tokens[:, :-1], tokens[:, 1:], steps=150, budget=1500)
+  folded, before, after = glora_by_hand(
+    model, params, tokens[:, :-1], tokens[:, 1:], steps=150, budget=1500
+  )
   assert after < 0.7 * before
-  embedding = [path for path in jax.tree_util.tree_leaves_with_path(params) if 'embedding' in jax.tree_util.keystr(path[0])]
+  embedding = [
+    path
+    for path in jax.tree_util.tree_leaves_with_path(params)
+    if 'embedding' in jax.tree_util.keystr(path[0])
+  ]
   assert embedding
   for path, value in embedding:
     np.testing.assert_array_equal(tree.get(folded, tuple(p.key for p in path)), value)

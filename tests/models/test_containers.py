@@ -14,11 +14,18 @@ from glora_jax.files import write_safetensors
 from glora_jax.models.containers import open_tensors, write_npz
 
 TENSORS = {
-    'a/b': np.arange(6, dtype=np.float32).reshape(2, 3), 'half': np.ones(4, np.float16), 'double': np.zeros((1, 2, 3)),
-    'brain': np.arange(3).astype(ml_dtypes.bfloat16), 'scalar': np.float32(2).reshape(())}
+  'a/b': np.arange(6, dtype=np.float32).reshape(2, 3),
+  'half': np.ones(4, np.float16),
+  'double': np.zeros((1, 2, 3)),
+  'brain': np.arange(3).astype(ml_dtypes.bfloat16),
+  'scalar': np.float32(2).reshape(()),
+}
 
 
-@pytest.mark.parametrize('write, container', [(write_npz, 'npz'), (lambda p, t: write_safetensors(p, t, {}), 'safetensors')])
+@pytest.mark.parametrize(
+  'write, container',
+  [(write_npz, 'npz'), (lambda p, t: write_safetensors(p, t, {}), 'safetensors')],
+)
 def test_tensors_round_trip_with_their_types(write, container, tmp_path):
   write(tmp_path / 'file', TENSORS)
   opened = open_tensors(tmp_path / 'file')
@@ -35,11 +42,15 @@ def test_tensors_that_are_no_floating_point_numbers_have_no_type(tmp_path):
 
 
 @pytest.mark.parametrize('write', [write_npz, lambda p, t: write_safetensors(p, t, {})])
-@pytest.mark.parametrize('damage', [lambda b: b[:len(b) // 2], lambda b: b[:-10], lambda b: b[:20] + b'\xff' * 60 + b[80:]])
+@pytest.mark.parametrize(
+  'damage',
+  [lambda b: b[: len(b) // 2], lambda b: b[:-10], lambda b: b[:20] + b'\xff' * 60 + b[80:]],
+)
 def test_damaged_files_are_refused_in_one_sentence(write, damage, tmp_path):
   path = tmp_path / 'file'
   write(path, TENSORS)
   path.write_bytes(damage(path.read_bytes()))
+
   def read_all():
     opened = open_tensors(path)
     return [opened.read(name) for name in opened.specs]
@@ -49,9 +60,16 @@ def test_damaged_files_are_refused_in_one_sentence(write, damage, tmp_path):
   assert '\n' not in str(caught.value)
 
 
-@pytest.mark.parametrize('content, message', [
-    (b'', 'is empty'), (b'GIF89a' + bytes(100), 'is no npz, safetensors or PyTorch file'), (b'PK\x03\x04' + bytes(50), 'damaged'),
-    (struct.pack('<Q', 2**40) + b'{"a":1}', 'damaged'), (b'\x00' * 40, 'is no npz')])
+@pytest.mark.parametrize(
+  'content, message',
+  [
+    (b'', 'is empty'),
+    (b'GIF89a' + bytes(100), 'is no npz, safetensors or PyTorch file'),
+    (b'PK\x03\x04' + bytes(50), 'damaged'),
+    (struct.pack('<Q', 2**40) + b'{"a":1}', 'damaged'),
+    (b'\x00' * 40, 'is no npz'),
+  ],
+)
 def test_other_files_are_refused(content, message, tmp_path):
   (tmp_path / 'file').write_bytes(content)
   with pytest.raises(ValueError, match=message):
@@ -68,12 +86,19 @@ def npy(shape, dtype='<f4', content=b''):
   return b'\x93NUMPY\x01\x00' + struct.pack('<H', len(header)) + header.encode() + content
 
 
-@pytest.mark.parametrize('member, message', [
+@pytest.mark.parametrize(
+  'member, message',
+  [
     (npy((-1, 4), content=bytes(16)), r'declares shape \(-1, 4\)'),
-    (npy((2**40,), content=bytes(16)), r'declares shape \(1099511627776,\) of float32, but 16 bytes are there'),
+    (
+      npy((2**40,), content=bytes(16)),
+      r'declares shape \(1099511627776,\) of float32, but 16 bytes are there',
+    ),
     (npy((3,), content=bytes(16)), 'but 16 bytes are there'),
     (npy((1,), '|O', b'\x80\x04N.'), 'holds Python objects'),
-    (b'nothing', 'damaged')])
+    (b'nothing', 'damaged'),
+  ],
+)
 def test_npz_files_that_declare_what_they_do_not_hold_are_refused(member, message, tmp_path):
   with zipfile.ZipFile(tmp_path / 'file.npz', 'w') as archive:
     archive.writestr('a.npy', member)
@@ -101,9 +126,15 @@ def test_zip_bombs_are_refused_by_what_they_declare(tmp_path):
     open_tensors(tmp_path / 'bomb.npz')
 
 
-@pytest.mark.parametrize('entry', [
-    {'dtype': 'F32', 'shape': [-2, 2], 'data_offsets': [0, 16]}, {'dtype': 'F32', 'shape': [2**40], 'data_offsets': [0, 16]},
-    {'dtype': 'F32', 'shape': [4], 'data_offsets': [0, 2**40]}, {'dtype': 'X', 'shape': [4], 'data_offsets': [0, 16]}])
+@pytest.mark.parametrize(
+  'entry',
+  [
+    {'dtype': 'F32', 'shape': [-2, 2], 'data_offsets': [0, 16]},
+    {'dtype': 'F32', 'shape': [2**40], 'data_offsets': [0, 16]},
+    {'dtype': 'F32', 'shape': [4], 'data_offsets': [0, 2**40]},
+    {'dtype': 'X', 'shape': [4], 'data_offsets': [0, 16]},
+  ],
+)
 def test_hostile_safetensors_headers_are_refused(entry, tmp_path):
   header = json.dumps({'a': entry}).encode()
   (tmp_path / 'file').write_bytes(struct.pack('<Q', len(header)) + header + bytes(16))

@@ -42,7 +42,9 @@ def server(tmp_path, monkeypatch):
 
 
 def files(tmp_path):
-  return [os.path.join(folder, name) for folder, _, names in os.walk(tmp_path / 'cache') for name in names]
+  return [
+    os.path.join(folder, name) for folder, _, names in os.walk(tmp_path / 'cache') for name in names
+  ]
 
 
 def test_a_file_comes_once_and_whole(server):
@@ -82,7 +84,9 @@ def test_a_file_changed_in_the_cache_is_noticed(server):
   path = fetch(f'{server}/model.npz', SHA256)
   with open(path, 'ab') as file:
     file.write(b'x')
-  with pytest.raises(ValueError, match=f'{path} has SHA-256 .* and {SHA256} was expected. Remove it'):
+  with pytest.raises(
+    ValueError, match=f'{path} has SHA-256 .* and {SHA256} was expected. Remove it'
+  ):
     fetch(f'{server}/model.npz', SHA256)
 
 

@@ -14,14 +14,16 @@ sides = st.integers(1, 9)
 
 @hypothesis.given(sides, sides, sides, sides, st.booleans(), st.sampled_from(INTERPOLATIONS))
 @hypothesis.settings(max_examples=40, deadline=None)
-def test_constants_stay_and_the_class_token_is_left_alone(h, w, new_h, new_w, class_token, interpolation):
+def test_constants_stay_and_the_class_token_is_left_alone(
+  h, w, new_h, new_w, class_token, interpolation
+):
   old = np.full((1, h * w + class_token, 3), 2.5, np.float32)
-  old[:, :int(class_token)] = 7
+  old[:, : int(class_token)] = 7
   new = resize_pos_embed(old, (h, w), (new_h, new_w), interpolation)
   assert new.shape == (1, new_h * new_w + class_token, 3)
   assert new.dtype == np.float32
-  np.testing.assert_array_equal(new[:, :int(class_token)], old[:, :int(class_token)])
-  np.testing.assert_allclose(new[:, int(class_token):], 2.5, rtol=1e-5)
+  np.testing.assert_array_equal(new[:, : int(class_token)], old[:, : int(class_token)])
+  np.testing.assert_allclose(new[:, int(class_token) :], 2.5, rtol=1e-5)
 
 
 @pytest.mark.parametrize('interpolation', INTERPOLATIONS)
@@ -36,8 +38,15 @@ def test_the_same_grid_changes_nothing_and_rows_are_no_columns(interpolation):
 def test_196_tokens_are_not_195_and_a_class_token():
   old = np.zeros((1, 196, 2), np.float32)
   assert resize_pos_embed(old, (14, 14), (7, 7), 'bicubic').shape == (1, 49, 2)
-  assert resize_pos_embed(np.zeros((1, 197, 2), np.float32), (14, 14), (7, 7), 'bicubic').shape == (1, 50, 2)
-  with pytest.raises(ValueError, match='has 198 tokens; a grid of 14 x 14 patches needs 196, or one more with a class token'):
+  assert resize_pos_embed(np.zeros((1, 197, 2), np.float32), (14, 14), (7, 7), 'bicubic').shape == (
+    1,
+    50,
+    2,
+  )
+  with pytest.raises(
+    ValueError,
+    match='has 198 tokens; a grid of 14 x 14 patches needs 196, or one more with a class token',
+  ):
     resize_pos_embed(np.zeros((1, 198, 2), np.float32), (14, 14), (7, 7), 'bicubic')
 
 
@@ -56,7 +65,14 @@ def test_unknown_interpolations_are_refused():
 @hypothesis.settings(max_examples=15, deadline=None)
 def test_an_enlarged_patch_is_embedded_as_the_patch_was(old, more):
   rng = np.random.default_rng(0)
-  kernel, patch = rng.normal(size=(old, old, 3, 4)).astype(np.float32), rng.normal(size=(old, old, 3)).astype(np.float32)
+  kernel, patch = (
+    rng.normal(size=(old, old, 3, 4)).astype(np.float32),
+    rng.normal(size=(old, old, 3)).astype(np.float32),
+  )
   new = resize_patch_embed(kernel, old + more)
-  larger = jax.image.resize(patch, (old + more, old + more, 3), 'cubic', antialias=True, precision=jax.lax.Precision.HIGHEST)
-  np.testing.assert_allclose(np.einsum('hwc,hwcd->d', larger, new), np.einsum('hwc,hwcd->d', patch, kernel), atol=2e-4)
+  larger = jax.image.resize(
+    patch, (old + more, old + more, 3), 'cubic', antialias=True, precision=jax.lax.Precision.HIGHEST
+  )
+  np.testing.assert_allclose(
+    np.einsum('hwc,hwcd->d', larger, new), np.einsum('hwc,hwcd->d', patch, kernel), atol=2e-4
+  )

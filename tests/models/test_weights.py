@@ -24,20 +24,36 @@ IMAGES = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
 def saved(tmp_path):
   params = randomized(MODEL.init(jax.random.key(1), IMAGES)['params'])
   path = tmp_path / 'model.safetensors'
-  weights.save(path, MODEL, params, {'image_size': 16, 'normalization': 'unit', 'classes': ['a', 'b', 'c', 'd', 'e']})
+  weights.save(
+    path,
+    MODEL,
+    params,
+    {'image_size': 16, 'normalization': 'unit', 'classes': ['a', 'b', 'c', 'd', 'e']},
+  )
   return path, params
 
 
 def test_a_checkpoint_gives_the_same_logits_in_a_fresh_process(saved, tmp_path):
   path, params = saved
   np.save(tmp_path / 'images.npy', IMAGES)
-  code = ('import sys, json, numpy as np\nfrom glora_jax.models import weights\n'
-          'model, params, metadata = weights.load(sys.argv[1])\n'
-          "print(json.dumps([np.asarray(model.apply({'params': params}, np.load(sys.argv[2]))).tolist(), metadata]))")
-  run = subprocess.run([sys.executable, '-c', code, path, tmp_path / 'images.npy'], check=True, capture_output=True, text=True)
+  code = (
+    'import sys, json, numpy as np\nfrom glora_jax.models import weights\n'
+    'model, params, metadata = weights.load(sys.argv[1])\n'
+    "print(json.dumps([np.asarray(model.apply({'params': params}, np.load(sys.argv[2]))).tolist(), metadata]))"
+  )
+  run = subprocess.run(
+    [sys.executable, '-c', code, path, tmp_path / 'images.npy'],
+    check=True,
+    capture_output=True,
+    text=True,
+  )
   logits, metadata = json.loads(run.stdout)
   np.testing.assert_array_equal(np.float32(logits), MODEL.apply({'params': params}, IMAGES))
-  assert metadata == {'image_size': 16, 'normalization': 'unit', 'classes': ['a', 'b', 'c', 'd', 'e']}
+  assert metadata == {
+    'image_size': 16,
+    'normalization': 'unit',
+    'classes': ['a', 'b', 'c', 'd', 'e'],
+  }
 
 
 def test_tensors_round_trip_bit_for_bit(saved):
@@ -47,9 +63,14 @@ def test_tensors_round_trip_bit_for_bit(saved):
   assert weights.describe(model) == weights.describe(MODEL)
 
 
-@pytest.mark.parametrize('metadata', ['{}', 'nothing', '[]', '{"kind": "adapter"}', '{"kind": "vit", "model": {"depth": "x"}}'])
+@pytest.mark.parametrize(
+  'metadata',
+  ['{}', 'nothing', '[]', '{"kind": "adapter"}', '{"kind": "vit", "model": {"depth": "x"}}'],
+)
 def test_files_that_only_look_like_ours_are_refused(tmp_path, metadata):
-  safetensors.numpy.save_file({'a': np.zeros(3)}, tmp_path / 'odd.safetensors', {'glora_jax': metadata})
+  safetensors.numpy.save_file(
+    {'a': np.zeros(3)}, tmp_path / 'odd.safetensors', {'glora_jax': metadata}
+  )
   with pytest.raises(ValueError, match='is no vit file that glora_jax wrote'):
     weights.load(tmp_path / 'odd.safetensors')
 
@@ -75,7 +96,9 @@ def test_folders_are_searched_for_one_checkpoint(saved, tmp_path):
 def test_a_new_head_is_zero_and_takes_the_place_of_pre_logits(saved):
   model = MODEL.clone(pre_logits=9)
   params = randomized(model.init(jax.random.key(1), IMAGES)['params'])
-  refitted, new, metadata = weights.refit(model, params, {'image_size': 16, 'classes': ['a'] * 5}, num_classes=3)
+  refitted, new, metadata = weights.refit(
+    model, params, {'image_size': 16, 'classes': ['a'] * 5}, num_classes=3
+  )
   assert (refitted.num_classes, refitted.pre_logits, 'classes' in metadata) == (3, None, False)
   np.testing.assert_array_equal(refitted.apply({'params': new}, IMAGES), np.zeros((2, 3)))
   assert 'pre_logits' in params  # what was given is left alone
@@ -84,7 +107,11 @@ def test_a_new_head_is_zero_and_takes_the_place_of_pre_logits(saved):
 def test_another_image_size_and_patch_size_go_together(saved):
   path, _ = saved
   model, params, metadata = weights.refit(*weights.load(path), image_size=24, patch_size=12)
-  assert (model.patch_size, metadata['image_size'], params['pos_embed'].shape) == (12, 24, (1, 5, 12))
+  assert (model.patch_size, metadata['image_size'], params['pos_embed'].shape) == (
+    12,
+    24,
+    (1, 5, 12),
+  )
   assert model.apply({'params': params}, jnp.zeros((1, 24, 24, 3))).shape == (1, 5)
   with pytest.raises(ValueError, match='image_size=25 is not a multiple of the patch size 8'):
     weights.refit(*weights.load(path), image_size=25)
@@ -96,7 +123,10 @@ def test_all_wrong_tensors_are_named(saved):
   params['head']['extra'] = params['head'].pop('bias')
   params['norm']['scale'] = np.ones(13, np.float32)
   weights.save(path, MODEL, params, {'image_size': 16})
-  with pytest.raises(ValueError, match=r'missing: head/bias; unexpected: head/extra; misshaped: norm/scale is \(13,\) and should be \(12,\)'):
+  with pytest.raises(
+    ValueError,
+    match=r'missing: head/bias; unexpected: head/extra; misshaped: norm/scale is \(13,\) and should be \(12,\)',
+  ):
     weights.load(path)
 
 
@@ -112,9 +142,16 @@ def test_the_embedded_backbone_is_small_and_right_about_most_of_its_own_test_set
 
 def test_fingerprints_see_every_change():
   params = {'a': {'b': np.arange(6.0)}, 'c': np.zeros(2)}
-  prints = {tree.fingerprint(p) for p in (
-      params, {'a': {'b': np.arange(6.0)[::-1]}, 'c': np.zeros(2)}, {'a': {'b': np.arange(6.0).reshape(2, 3)}, 'c': np.zeros(2)},
-      {'a': {'x': np.arange(6.0)}, 'c': np.zeros(2)}, {'a': {'b': np.arange(6.0).astype(np.float32)}, 'c': np.zeros(2)})}
+  prints = {
+    tree.fingerprint(p)
+    for p in (
+      params,
+      {'a': {'b': np.arange(6.0)[::-1]}, 'c': np.zeros(2)},
+      {'a': {'b': np.arange(6.0).reshape(2, 3)}, 'c': np.zeros(2)},
+      {'a': {'x': np.arange(6.0)}, 'c': np.zeros(2)},
+      {'a': {'b': np.arange(6.0).astype(np.float32)}, 'c': np.zeros(2)},
+    )
+  }
   assert len(prints) == 5
   assert tree.fingerprint({'c': np.zeros(2), 'a': {'b': np.arange(6.0)}}) in prints
 
@@ -130,9 +167,14 @@ def test_an_older_checkpoint_in_the_folder_is_not_left_to_be_read(tmp_path):
     weights.save(tmp_path / 'model.npz', model, params, {'image_size': 16})
 
 
-@pytest.mark.parametrize('fields, message', [
-    ({'num_heads': -4}, 'num_heads=-4 must be a whole number above 0'), ({'no_such': 1}, 'no_such: the ViT has no such field'),
-    ({'image_size': 56}, r'knows its image_size itself; weights\.refit')])
+@pytest.mark.parametrize(
+  'fields, message',
+  [
+    ({'num_heads': -4}, 'num_heads=-4 must be a whole number above 0'),
+    ({'no_such': 1}, 'no_such: the ViT has no such field'),
+    ({'image_size': 56}, r'knows its image_size itself; weights\.refit'),
+  ],
+)
 def test_wrong_fields_are_explained(saved, fields, message):
   with pytest.raises(ValueError, match=message):
     weights.load(saved[0], **fields)

@@ -52,8 +52,18 @@ def problem():
 
 def test_linear_layers_are_found_and_the_head_is_not_one_of_them(problem):
   _, adapted, variables = problem
-  names = [f'blocks/{i}/{name}' for i in range(2) for name in (
-      'attention/key', 'attention/out', 'attention/query', 'attention/value', 'hidden', 'out')]
+  names = [
+    f'blocks/{i}/{name}'
+    for i in range(2)
+    for name in (
+      'attention/key',
+      'attention/out',
+      'attention/query',
+      'attention/value',
+      'hidden',
+      'out',
+    )
+  ]
   assert [layer.name for layer in adapted.spec] == names
   assert [layer.bias for layer in adapted.spec][4] is False
   assert adapted.split(variables)[0]['params'].keys() == {'head'}
@@ -80,21 +90,31 @@ def test_folded_parameters_in_the_untouched_class_equal_apply(problem):
 
 def test_every_support_gets_a_gradient(problem):
   _, adapted, variables = problem
-  variables = {'params': randomized(variables['params'], 1), 'glora': randomized(variables['glora'])}  # biases start at zero
+  variables = {
+    'params': randomized(variables['params'], 1),
+    'glora': randomized(variables['glora']),
+  }  # biases start at zero
   trainable, frozen = adapted.split(variables)
   genome = presets.preset(adapted.spec, 'full')
   loss = lambda t: jnp.sum(adapted.apply(adapted.join(t, frozen), X, genome=genome) ** 2)
   gradient = jax.jit(jax.grad(loss))(trainable)
-  missing = {jax.tree_util.keystr(path, simple=True, separator='/').removeprefix('glora/')
-             for path, leaf in jax.tree_util.tree_leaves_with_path(gradient) if not np.any(leaf)}
+  missing = {
+    jax.tree_util.keystr(path, simple=True, separator='/').removeprefix('glora/')
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient)
+    if not np.any(leaf)
+  }
   # No shift of all keys moves a softmax.
-  assert missing <= {f'blocks/{i}/attention/key/{name}' for i in range(2) for name in ('C_down', 'C_up', 'D', 'E')}
+  assert missing <= {
+    f'blocks/{i}/attention/key/{name}' for i in range(2) for name in ('C_down', 'C_up', 'D', 'E')
+  }
 
 
 def test_stacked_layers_and_models_without_layers_are_refused():
   class Stacked(nnx.Module):
     def __init__(self):
-      self.layers = nnx.vmap(lambda rngs: nnx.Linear(4, 4, rngs=rngs), in_axes=0)(nnx.Rngs(0).fork(split=3))
+      self.layers = nnx.vmap(lambda rngs: nnx.Linear(4, 4, rngs=rngs), in_axes=0)(
+        nnx.Rngs(0).fork(split=3)
+      )
 
   with pytest.raises(ValueError, match=r'layers has a stacked kernel \(3, 4, 4\)'):
     glora_nnx.adapt(Stacked())

@@ -9,8 +9,22 @@ import timm
 import torch
 import transformers
 
-SHAPE = {'img_size': 32, 'patch_size': 8, 'embed_dim': 16, 'depth': 2, 'num_heads': 4, 'num_classes': 5}
-HF_SHAPE = {'hidden_size': 16, 'num_hidden_layers': 2, 'num_attention_heads': 4, 'image_size': 32, 'patch_size': 8, 'num_labels': 5}
+SHAPE = {
+  'img_size': 32,
+  'patch_size': 8,
+  'embed_dim': 16,
+  'depth': 2,
+  'num_heads': 4,
+  'num_classes': 5,
+}
+HF_SHAPE = {
+  'hidden_size': 16,
+  'num_hidden_layers': 2,
+  'num_attention_heads': 4,
+  'image_size': 32,
+  'patch_size': 8,
+  'num_labels': 5,
+}
 
 
 def _timm(**fields):
@@ -22,17 +36,21 @@ def _hf(config, model, **fields):
 
 
 FAMILIES = {
-    'timm_vit': lambda: _timm(),
-    'timm_deit3': lambda: _timm(no_embed_class=True, init_values=1e-5),
-    'timm_augreg_gap': lambda: _timm(class_token=False, global_pool='avg'),
-    'timm_gap_with_class_token': lambda: _timm(global_pool='avg'),
-    'timm_gap_norm_first': lambda: _timm(class_token=False, global_pool='avg', fc_norm=False),
-    'timm_clip': lambda: _timm(pre_norm=True, norm_layer=torch.nn.LayerNorm),
-    'timm_features': lambda: _timm(num_classes=0),
-    'hf_vit': lambda: _hf(transformers.ViTConfig, transformers.ViTForImageClassification, intermediate_size=48),
-    'hf_vit_model': lambda: _hf(transformers.ViTConfig, transformers.ViTModel, intermediate_size=64),
-    'hf_dinov2': lambda: _hf(transformers.Dinov2Config, transformers.Dinov2ForImageClassification, mlp_ratio=2),
-    'hf_dinov2_model': lambda: _hf(transformers.Dinov2Config, transformers.Dinov2Model),
+  'timm_vit': lambda: _timm(),
+  'timm_deit3': lambda: _timm(no_embed_class=True, init_values=1e-5),
+  'timm_augreg_gap': lambda: _timm(class_token=False, global_pool='avg'),
+  'timm_gap_with_class_token': lambda: _timm(global_pool='avg'),
+  'timm_gap_norm_first': lambda: _timm(class_token=False, global_pool='avg', fc_norm=False),
+  'timm_clip': lambda: _timm(pre_norm=True, norm_layer=torch.nn.LayerNorm),
+  'timm_features': lambda: _timm(num_classes=0),
+  'hf_vit': lambda: _hf(
+    transformers.ViTConfig, transformers.ViTForImageClassification, intermediate_size=48
+  ),
+  'hf_vit_model': lambda: _hf(transformers.ViTConfig, transformers.ViTModel, intermediate_size=64),
+  'hf_dinov2': lambda: _hf(
+    transformers.Dinov2Config, transformers.Dinov2ForImageClassification, mlp_ratio=2
+  ),
+  'hf_dinov2_model': lambda: _hf(transformers.Dinov2Config, transformers.Dinov2Model),
 }
 
 
@@ -54,7 +72,10 @@ def write(model: torch.nn.Module, folder) -> None:
     os.makedirs(folder, exist_ok=True)
     safetensors.torch.save_file(model.state_dict(), f'{folder}/model.safetensors')
     # As on the hub, where `config.json` names the architecture and what differs from it.
-    config = {'architecture': 'vit_tiny_patch16_224', 'model_args': {'num_heads': SHAPE['num_heads']}}
+    config = {
+      'architecture': 'vit_tiny_patch16_224',
+      'model_args': {'num_heads': SHAPE['num_heads']},
+    }
     with open(f'{folder}/config.json', 'w') as file:
       json.dump(config, file)
 
@@ -63,9 +84,15 @@ def logits(model: torch.nn.Module, images: np.ndarray) -> np.ndarray:
   """Logits, or pooled features of a model without head, of images [batch, height, width, 3]."""
   images = torch.tensor(images).permute(0, 3, 1, 2)
   with torch.no_grad():
-    fields = {'interpolate_pos_encoding': True} if isinstance(model, transformers.ViTPreTrainedModel) else {}
+    fields = (
+      {'interpolate_pos_encoding': True}
+      if isinstance(model, transformers.ViTPreTrainedModel)
+      else {}
+    )
     out = model(images, **fields)
-  return (out if isinstance(out, torch.Tensor) else out.logits if 'logits' in out else out.pooler_output).numpy()
+  return (
+    out if isinstance(out, torch.Tensor) else out.logits if 'logits' in out else out.pooler_output
+  ).numpy()
 
 
 def strict_copy(name: str, folder) -> torch.nn.Module:

@@ -25,15 +25,32 @@ from timm.data import auto_augment, random_erasing, transforms
 from glora_jax.data import augment, normalization, rand_augment
 
 PHOTOGRAPHS, REPEATS = 60, 4
-BILINEAR = {'img_mean': (128, 128, 128), 'interpolation': Image.Resampling.BILINEAR, 'magnitude_std': 0.5}
-TIMM = {
-    'auto_contrast': 'AutoContrast', 'equalize': 'Equalize', 'invert': 'Invert', 'rotate': 'Rotate', 'posterize': 'PosterizeIncreasing',
-    'solarize': 'SolarizeIncreasing', 'solarize_add': 'SolarizeAdd', 'color': 'ColorIncreasing', 'contrast': 'ContrastIncreasing',
-    'brightness': 'BrightnessIncreasing', 'sharpness': 'SharpnessIncreasing', 'shear_x': 'ShearX', 'shear_y': 'ShearY',
-    'translate_x': 'TranslateXRel', 'translate_y': 'TranslateYRel',
+BILINEAR = {
+  'img_mean': (128, 128, 128),
+  'interpolation': Image.Resampling.BILINEAR,
+  'magnitude_std': 0.5,
 }
-NOT_INCREASING = {name: TIMM[name].removesuffix('Increasing') for name in ('posterize', 'solarize', 'color', 'contrast', 'brightness',
-                                                                           'sharpness')}
+TIMM = {
+  'auto_contrast': 'AutoContrast',
+  'equalize': 'Equalize',
+  'invert': 'Invert',
+  'rotate': 'Rotate',
+  'posterize': 'PosterizeIncreasing',
+  'solarize': 'SolarizeIncreasing',
+  'solarize_add': 'SolarizeAdd',
+  'color': 'ColorIncreasing',
+  'contrast': 'ContrastIncreasing',
+  'brightness': 'BrightnessIncreasing',
+  'sharpness': 'SharpnessIncreasing',
+  'shear_x': 'ShearX',
+  'shear_y': 'ShearY',
+  'translate_x': 'TranslateXRel',
+  'translate_y': 'TranslateYRel',
+}
+NOT_INCREASING = {
+  name: TIMM[name].removesuffix('Increasing')
+  for name in ('posterize', 'solarize', 'color', 'contrast', 'brightness', 'sharpness')
+}
 
 
 @functools.cache
@@ -44,7 +61,13 @@ def photographs(size=32):
   for index in range(PHOTOGRAPHS):
     side = int(rng.integers(60, 400))
     left, top = (int(rng.integers(0, limit - side)) for limit in sources[index % 2].size)
-    parts.append(np.asarray(sources[index % 2].resize((size, size), Image.Resampling.BICUBIC, (left, top, left + side, top + side))))
+    parts.append(
+      np.asarray(
+        sources[index % 2].resize(
+          (size, size), Image.Resampling.BICUBIC, (left, top, left + side, top + side)
+        )
+      )
+    )
   return np.repeat(np.stack(parts), REPEATS, 0)
 
 
@@ -58,7 +81,9 @@ def seeds():
 @pytest.fixture(autouse=True)
 def no_bits_are_black(monkeypatch):
   """At the full magnitude timm asks Pillow to keep no bits: older versions of Pillow made the image black, newer ones raise."""
-  posterize = lambda image, bits, **unused: auto_augment.posterize(image, bits) if bits else Image.new('RGB', image.size)
+  posterize = lambda image, bits, **unused: (
+    auto_augment.posterize(image, bits) if bits else Image.new('RGB', image.size)
+  )
   for name in ('Posterize', 'PosterizeIncreasing'):
     monkeypatch.setitem(auto_augment.NAME_TO_OP, name, posterize)
 
@@ -69,9 +94,12 @@ def by_pillow(transform, images):
 
 def assert_alike(ours, theirs, images=None, level=0.1, share=0.002):
   """Of batches [photograph * repeat, height, width, 3], and what was augmented; `level` and `share` (of variances) may differ beside chance."""
+
   def statistics(batch):
     batch = np.asarray(batch, np.float64)
-    values = [batch.mean((1, 2)), batch.var((1, 2))] + ([] if images is None else [np.abs(batch - images).mean((1, 2))])
+    values = [batch.mean((1, 2)), batch.var((1, 2))] + (
+      [] if images is None else [np.abs(batch - images).mean((1, 2))]
+    )
     return np.stack(values).reshape(len(values), PHOTOGRAPHS, -1, 3).mean(2)
 
   assert ours.shape == theirs.shape
@@ -80,17 +108,25 @@ def assert_alike(ours, theirs, images=None, level=0.1, share=0.002):
   standard_errors = differences.std(1, ddof=1) / np.sqrt(PHOTOGRAPHS)
   allowed = np.full_like(standard_errors, level)
   allowed[1] = share * expected[1].mean(0)
-  assert (np.abs(differences.mean(1)) <= 4 * standard_errors + allowed).all(), (differences.mean(1), standard_errors, allowed)
+  assert (np.abs(differences.mean(1)) <= 4 * standard_errors + allowed).all(), (
+    differences.mean(1),
+    standard_errors,
+    allowed,
+  )
 
 
 def operation_batch(name, magnitude, increasing, key):
   images = photographs()
   levels, signs = rand_augment.sample_levels(key, (len(images),), magnitude, 0.5)
-  return jax.jit(jax.vmap(lambda *arguments: rand_augment.OPERATIONS[name](*arguments, increasing)))(images, levels, signs)
+  return jax.jit(
+    jax.vmap(lambda *arguments: rand_augment.OPERATIONS[name](*arguments, increasing))
+  )(images, levels, signs)
 
 
 def timm_batch(name, magnitude):
-  return by_pillow(auto_augment.AugmentOp(name, prob=1.0, magnitude=magnitude, hparams=BILINEAR), photographs())
+  return by_pillow(
+    auto_augment.AugmentOp(name, prob=1.0, magnitude=magnitude, hparams=BILINEAR), photographs()
+  )
 
 
 def test_the_operations_are_those_of_timm():
@@ -102,19 +138,31 @@ def test_the_operations_are_those_of_timm():
 @pytest.mark.parametrize('name', TIMM)
 def test_operations_have_the_statistics_of_timm(name):
   for seed, magnitude in enumerate((9, 4)):
-    assert_alike(operation_batch(name, magnitude, True, jax.random.key(seed)), timm_batch(TIMM[name], magnitude), photographs())
+    assert_alike(
+      operation_batch(name, magnitude, True, jax.random.key(seed)),
+      timm_batch(TIMM[name], magnitude),
+      photographs(),
+    )
 
 
 @pytest.mark.parametrize('name', NOT_INCREASING)
 def test_operations_that_do_not_increase_have_the_statistics_of_timm(name):
-  assert_alike(operation_batch(name, 4, False, jax.random.key(0)), timm_batch(NOT_INCREASING[name], 4), photographs())
+  assert_alike(
+    operation_batch(name, 4, False, jax.random.key(0)),
+    timm_batch(NOT_INCREASING[name], 4),
+    photographs(),
+  )
 
 
 @pytest.mark.parametrize('increasing', [True, False])
 def test_rand_augment_has_the_statistics_of_timm(increasing):
-  transform = auto_augment.rand_augment_transform(f'rand-m9-mstd0.5-inc{int(increasing)}', dict(BILINEAR))
+  transform = auto_augment.rand_augment_transform(
+    f'rand-m9-mstd0.5-inc{int(increasing)}', dict(BILINEAR)
+  )
   images = np.repeat(photographs(), 8, 0)
-  ours = jax.jit(functools.partial(rand_augment.rand_augment, increasing=increasing))(jax.random.key(0), images)
+  ours = jax.jit(functools.partial(rand_augment.rand_augment, increasing=increasing))(
+    jax.random.key(0), images
+  )
   assert_alike(ours, by_pillow(transform, images), images)
 
 
@@ -127,8 +175,10 @@ def test_color_jitter_has_the_statistics_of_torchvision():
 @pytest.mark.parametrize('peer', ['timm', 'torchvision'])
 def test_random_resized_crop_has_the_statistics_of_its_peers(peer):
   images = np.repeat(photographs(48), 4, 0)
-  transform = {'timm': transforms.RandomResizedCropAndInterpolation(32, interpolation='bilinear'),
-               'torchvision': torchvision.transforms.RandomResizedCrop(32)}[peer]
+  transform = {
+    'timm': transforms.RandomResizedCropAndInterpolation(32, interpolation='bilinear'),
+    'torchvision': torchvision.transforms.RandomResizedCrop(32),
+  }[peer]
   ours = augment.random_resized_crop(jax.random.key(0), images, 32)
   # What lies beyond the crop, which ours reads a little of, adds variance at the border.
   assert_alike(ours, by_pillow(transform, images), share=0.02)
@@ -136,7 +186,9 @@ def test_random_resized_crop_has_the_statistics_of_its_peers(peer):
 
 def test_the_boxes_of_crops_are_those_of_timm():
   image, count = Image.new('RGB', (70, 100)), 4000
-  ours = np.asarray(augment.crop_boxes(jax.random.key(0), count, (100, 70), (0.08, 1.0), (3 / 4, 4 / 3)), np.float64)
+  ours = np.asarray(
+    augment.crop_boxes(jax.random.key(0), count, (100, 70), (0.08, 1.0), (3 / 4, 4 / 3)), np.float64
+  )
   draw = transforms.RandomResizedCropAndInterpolation.get_params
   theirs = np.array([draw(image, (0.08, 1.0), (3 / 4, 4 / 3)) for _ in range(count)], np.float64)
   for power in (1, 2):
@@ -147,17 +199,26 @@ def test_the_boxes_of_crops_are_those_of_timm():
 def test_random_erasing_has_the_statistics_of_timm():
   images = np.array(normalization.normalize(np.repeat(photographs(), 4, 0), 'imagenet'))
   erase = random_erasing.RandomErasing(probability=0.25, mode='pixel', device='cpu')
-  theirs = erase(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy().transpose(0, 2, 3, 1)
-  assert_alike(augment.random_erasing(jax.random.key(0), jnp.asarray(images), 0.25), theirs, images, 0, 0)
+  theirs = (
+    erase(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy().transpose(0, 2, 3, 1)
+  )
+  assert_alike(
+    augment.random_erasing(jax.random.key(0), jnp.asarray(images), 0.25), theirs, images, 0, 0
+  )
 
 
 def test_the_boxes_that_are_erased_are_those_of_timm():
   images = np.full((12_000, 12, 20, 3), 100, np.float32)
   erase = random_erasing.RandomErasing(probability=0.25, mode='pixel', device='cpu')
-  theirs = erase(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy().transpose(0, 2, 3, 1)
+  theirs = (
+    erase(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy().transpose(0, 2, 3, 1)
+  )
   ours = np.asarray(augment.random_erasing(jax.random.key(0), jnp.asarray(images), 0.25))
   erased = [(batch != 100).all(-1) for batch in (ours, theirs)]
-  sizes = [np.stack([boxes.any((1, 2)), boxes.any(2).sum(1), boxes.any(1).sum(1)], -1).astype(np.float64) for boxes in erased]
+  sizes = [
+    np.stack([boxes.any((1, 2)), boxes.any(2).sum(1), boxes.any(1).sum(1)], -1).astype(np.float64)
+    for boxes in erased
+  ]
   for power in (1, 2):
     a, b = (values**power for values in sizes)
     assert (np.abs(a.mean(0) - b.mean(0)) < 4 * np.sqrt((a.var(0) + b.var(0)) / len(images))).all()

@@ -44,7 +44,9 @@ def peer(request, tmp_path_factory):
 def test_our_model_from_their_file_gives_their_logits(peer):
   _, theirs, folder = peer
   model, params, _ = weights.load(folder)
-  np.testing.assert_allclose(model.apply({'params': params}, IMAGES), families.logits(theirs, IMAGES), atol=1e-4)
+  np.testing.assert_allclose(
+    model.apply({'params': params}, IMAGES), families.logits(theirs, IMAGES), atol=1e-4
+  )
 
 
 def test_at_another_resolution(peer):
@@ -53,7 +55,9 @@ def test_at_another_resolution(peer):
     pytest.skip('timm resizes when a model is built, which is tested by itself')
   images = np.random.default_rng(1).normal(size=(2, 56, 56, 3)).astype(np.float32)
   model, params, _ = weights.refit(*weights.load(folder), image_size=56)
-  np.testing.assert_allclose(model.apply({'params': params}, images), families.logits(theirs, images), atol=1e-4)
+  np.testing.assert_allclose(
+    model.apply({'params': params}, images), families.logits(theirs, images), atol=1e-4
+  )
 
 
 def test_what_was_read_is_written_back_key_by_key_and_bit_for_bit(peer, tmp_path):
@@ -76,7 +80,9 @@ def test_a_trained_and_folded_subnet_goes_back_into_the_untouched_model(peer, tm
 
   @jax.jit
   def step(trainable, state):
-    loss = lambda t: jnp.mean((adapted.apply(adapted.join(t, frozen), IMAGES, genome=genome) - 1.0)**2)
+    loss = lambda t: jnp.mean(
+      (adapted.apply(adapted.join(t, frozen), IMAGES, genome=genome) - 1.0) ** 2
+    )
     value, gradient = jax.value_and_grad(loss)(trainable)
     updates, state = optimizer.update(gradient, state)
     return optax.apply_updates(trainable, updates), state, value
@@ -87,15 +93,28 @@ def test_a_trained_and_folded_subnet_goes_back_into_the_untouched_model(peer, tm
     losses.append(float(value))
   assert losses[-1] < 0.9 * losses[0]
   variables = adapted.join(trainable, frozen)
-  weights.save(tmp_path / 'folded', model, adapted.fold(variables, genome), metadata, metadata['source'])
+  weights.save(
+    tmp_path / 'folded', model, adapted.fold(variables, genome), metadata, metadata['source']
+  )
   expected = adapted.apply(variables, IMAGES, genome=genome)
-  np.testing.assert_allclose(families.logits(families.strict_copy(name, tmp_path / 'folded'), IMAGES), expected, atol=1e-4)
+  np.testing.assert_allclose(
+    families.logits(families.strict_copy(name, tmp_path / 'folded'), IMAGES), expected, atol=1e-4
+  )
   assert np.abs(expected - model.apply({'params': params}, IMAGES)).max() > 0.01
 
 
-@pytest.mark.parametrize('name, format', [
-    ('timm_vit', 'hf_vit'), ('timm_deit3', 'hf_dinov2'), ('timm_deit3', 'hf_vit'), ('hf_vit', 'hf_dinov2'), ('hf_vit', 'timm'),
-    ('hf_dinov2_model', 'timm'), *((name, 'timm') for name in NAMES if name.startswith('timm_'))])
+@pytest.mark.parametrize(
+  'name, format',
+  [
+    ('timm_vit', 'hf_vit'),
+    ('timm_deit3', 'hf_dinov2'),
+    ('timm_deit3', 'hf_vit'),
+    ('hf_vit', 'hf_dinov2'),
+    ('hf_vit', 'timm'),
+    ('hf_dinov2_model', 'timm'),
+    *((name, 'timm') for name in NAMES if name.startswith('timm_')),
+  ],
+)
 def test_a_folder_that_we_write_is_opened_by_the_library(name, format, tmp_path):
   families.write(families.build(name), tmp_path / 'in')
   model, params, metadata = weights.load(tmp_path / 'in')
@@ -103,9 +122,13 @@ def test_a_folder_that_we_write_is_opened_by_the_library(name, format, tmp_path)
   if format == 'timm':
     there = timm.create_model(f'local-dir:{tmp_path / "out"}', pretrained=True).eval()
   else:
-    there = getattr(transformers, json.loads((tmp_path / 'out' / 'config.json').read_text())['architectures'][0])
+    there = getattr(
+      transformers, json.loads((tmp_path / 'out' / 'config.json').read_text())['architectures'][0]
+    )
     there = there.from_pretrained(tmp_path / 'out').eval()
-  np.testing.assert_allclose(families.logits(there, IMAGES), model.apply({'params': params}, IMAGES), atol=1e-4)
+  np.testing.assert_allclose(
+    families.logits(there, IMAGES), model.apply({'params': params}, IMAGES), atol=1e-4
+  )
 
 
 @pytest.mark.parametrize('activation', ['gelu_tanh', 'quick_gelu'])
@@ -114,27 +137,44 @@ def test_timm_is_told_of_the_activation(activation, tmp_path):
   model, params, metadata = weights.load(tmp_path / 'in', activation=activation)
   weights.save(tmp_path / 'out', model, params, metadata, metadata['source'])
   there = timm.create_model(f'local-dir:{tmp_path / "out"}', pretrained=True).eval()
-  np.testing.assert_allclose(families.logits(there, IMAGES), model.apply({'params': params}, IMAGES), atol=1e-4)
+  np.testing.assert_allclose(
+    families.logits(there, IMAGES), model.apply({'params': params}, IMAGES), atol=1e-4
+  )
 
 
 @pytest.mark.parametrize('rule', image.RULES)
 def test_timm_prepares_an_image_as_the_run_did(rule, tmp_path):
   model = ViT(3, patch_size=4, width=16, depth=1, num_heads=2)
   params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 28, 28, 3)))['params']
-  weights.save(tmp_path / 'model', model, params, {'image_size': 28, 'normalization': 'inception', 'resize': rule}, 'timm')
+  weights.save(
+    tmp_path / 'model',
+    model,
+    params,
+    {'image_size': 28, 'normalization': 'inception', 'resize': rule},
+    'timm',
+  )
   theirs = timm.create_model(f'local-dir:{tmp_path / "model"}', pretrained=True)
   picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (61, 97, 3), np.uint8))
-  expected = timm.data.create_transform(**timm.data.resolve_model_data_config(theirs))(picture).permute(1, 2, 0)
-  np.testing.assert_allclose(normalization.normalize(image.resize(picture, 28, rule), 'inception'), expected, atol=1e-6)
+  expected = timm.data.create_transform(**timm.data.resolve_model_data_config(theirs))(
+    picture
+  ).permute(1, 2, 0)
+  np.testing.assert_allclose(
+    normalization.normalize(image.resize(picture, 28, rule), 'inception'), expected, atol=1e-6
+  )
   assert weights.load(tmp_path / 'model')[2]['resize'] == rule
 
 
 @pytest.mark.parametrize('wrapper', [None, 'model'])
 def test_pytorch_files_in_and_out(wrapper, tmp_path):
   theirs = families.build('timm_vit')
-  torch.save({wrapper: theirs.state_dict(), 'epoch': 3} if wrapper else theirs.state_dict(), tmp_path / 'in.pth')
+  torch.save(
+    {wrapper: theirs.state_dict(), 'epoch': 3} if wrapper else theirs.state_dict(),
+    tmp_path / 'in.pth',
+  )
   model, params, metadata = weights.load(tmp_path / 'in.pth', num_heads=4)
-  np.testing.assert_allclose(model.apply({'params': params}, IMAGES), families.logits(theirs, IMAGES), atol=1e-4)
+  np.testing.assert_allclose(
+    model.apply({'params': params}, IMAGES), families.logits(theirs, IMAGES), atol=1e-4
+  )
   weights.save(tmp_path / 'out.pth', model, params, metadata, metadata['source'])
   back = torch.load(tmp_path / 'out.pth', weights_only=True)
   families.FAMILIES['timm_vit']().load_state_dict(back[wrapper] if wrapper else back, strict=True)
@@ -145,17 +185,26 @@ def test_state_dicts_of_transformers_5_have_the_names_of_modules(name, tmp_path)
   theirs = families.build(name)
   torch.save(theirs.state_dict(), tmp_path / 'in.pth')
   model, params, metadata = weights.load(tmp_path / 'in.pth', num_heads=4)
-  np.testing.assert_allclose(model.apply({'params': params}, IMAGES), families.logits(theirs, IMAGES), atol=1e-4)
+  np.testing.assert_allclose(
+    model.apply({'params': params}, IMAGES), families.logits(theirs, IMAGES), atol=1e-4
+  )
   weights.save(tmp_path / 'out.pth', model, params, metadata, metadata['source'])
-  families.FAMILIES[name]().load_state_dict(torch.load(tmp_path / 'out.pth', weights_only=True), strict=True)
+  families.FAMILIES[name]().load_state_dict(
+    torch.load(tmp_path / 'out.pth', weights_only=True), strict=True
+  )
 
 
 def test_distilled_and_swiglu_models_are_refused_by_name(tmp_path):
   distilled = timm.models.deit.VisionTransformerDistilled(**families.SHAPE)
   torch.save(distilled.state_dict(), tmp_path / 'distilled.pth')
-  with pytest.raises(ValueError, match=r'DeiT with a distillation token.*dist_token, head_dist.bias, head_dist.weight'):
+  with pytest.raises(
+    ValueError,
+    match=r'DeiT with a distillation token.*dist_token, head_dist.bias, head_dist.weight',
+  ):
     weights.load(tmp_path / 'distilled.pth', num_heads=4)
-  swiglu = transformers.Dinov2Model(transformers.Dinov2Config(**families.HF_SHAPE, use_swiglu_ffn=True))
+  swiglu = transformers.Dinov2Model(
+    transformers.Dinov2Config(**families.HF_SHAPE, use_swiglu_ffn=True)
+  )
   swiglu.save_pretrained(tmp_path / 'swiglu')
   with pytest.raises(ValueError, match='SwiGLU'):
     weights.load(tmp_path / 'swiglu')
@@ -175,7 +224,10 @@ def test_pickles_are_not_executed(tmp_path):
   assert not (tmp_path / 'executed').exists()
 
 
-@pytest.mark.parametrize('damage', [lambda b: b[:len(b) // 2], lambda b: b[:-1], lambda b: b[:200] + b'\xff' * 300 + b[500:]])
+@pytest.mark.parametrize(
+  'damage',
+  [lambda b: b[: len(b) // 2], lambda b: b[:-1], lambda b: b[:200] + b'\xff' * 300 + b[500:]],
+)
 def test_cut_pytorch_files_are_refused(damage, tmp_path):
   torch.save(families.build('timm_vit').state_dict(), tmp_path / 'whole.pth')
   (tmp_path / 'cut.pth').write_bytes(damage((tmp_path / 'whole.pth').read_bytes()))
@@ -187,22 +239,37 @@ def test_cut_pytorch_files_are_refused(damage, tmp_path):
 def test_position_embeddings_are_resized_as_timm_and_pytorch_do(new):
   old = np.random.default_rng(0).normal(size=(1, 26, 8)).astype(np.float32)
   theirs = resample_abs_pos_embed(torch.tensor(old), list(new), [5, 5]).numpy()
-  np.testing.assert_allclose(resize_pos_embed(old, (5, 5), new, 'bicubic_antialias'), theirs, atol=1e-5)
+  np.testing.assert_allclose(
+    resize_pos_embed(old, (5, 5), new, 'bicubic_antialias'), theirs, atol=1e-5
+  )
   grid = torch.tensor(old[:, 1:]).reshape(1, 5, 5, 8).permute(0, 3, 1, 2)
-  theirs = F.interpolate(grid, size=new, mode='bicubic', align_corners=False).permute(0, 2, 3, 1).reshape(1, -1, 8).numpy()
-  np.testing.assert_allclose(resize_pos_embed(old, (5, 5), new, 'bicubic')[:, 1:], theirs, atol=1e-5)
+  theirs = (
+    F.interpolate(grid, size=new, mode='bicubic', align_corners=False)
+    .permute(0, 2, 3, 1)
+    .reshape(1, -1, 8)
+    .numpy()
+  )
+  np.testing.assert_allclose(
+    resize_pos_embed(old, (5, 5), new, 'bicubic')[:, 1:], theirs, atol=1e-5
+  )
 
 
 @pytest.mark.parametrize('size', [6, 12, 16])
 def test_patch_embeddings_are_resized_as_timm_does(size):
   kernel = np.random.default_rng(0).normal(size=(8, 8, 3, 5)).astype(np.float32)
-  theirs = resample_patch_embed(torch.tensor(kernel.transpose(3, 2, 0, 1)), [size, size]).numpy().transpose(2, 3, 1, 0)
+  theirs = (
+    resample_patch_embed(torch.tensor(kernel.transpose(3, 2, 0, 1)), [size, size])
+    .numpy()
+    .transpose(2, 3, 1, 0)
+  )
   np.testing.assert_allclose(resize_patch_embed(kernel, size), theirs, atol=1e-4)
 
 
 @pytest.mark.parametrize('value', [torch.zeros(1).expand(10**9, 16), torch.full((16,), torch.nan)])
 def test_tensors_that_are_larger_than_their_file_or_not_finite_are_refused(value, tmp_path):
-  torch.save({**families.build('timm_vit').state_dict(), 'norm.weight': value}, tmp_path / 'odd.pth')
+  torch.save(
+    {**families.build('timm_vit').state_dict(), 'norm.weight': value}, tmp_path / 'odd.pth'
+  )
   with pytest.raises(ValueError, match=r'norm\.weight (declares shape|is not finite)'):
     weights.load(tmp_path / 'odd.pth', num_heads=4)
 
@@ -211,8 +278,16 @@ def test_the_official_supernet_file_gives_the_official_logits(tmp_path):
   """The official code's `save` writes supports and head of the trained model; here those of the golden model, as it would."""
   with np.load(pathlib.Path(__file__).parent.parent / 'golden' / 'official_vit.npz') as file:
     golden = dict(file)
-  state = {name.removeprefix('param/'): torch.tensor(value) for name, value in golden.items() if name.startswith('param/')}
-  kept = {name: value for name, value in state.items() if any(part in name for part in ('A', 'B', 'C', 'D', 'E', 'head'))}
+  state = {
+    name.removeprefix('param/'): torch.tensor(value)
+    for name, value in golden.items()
+    if name.startswith('param/')
+  }
+  kept = {
+    name: value
+    for name, value in state.items()
+    if any(part in name for part in ('A', 'B', 'C', 'D', 'E', 'head'))
+  }
   torch.save(kept, tmp_path / 'cifar.pt')
   base = {name: value for name, value in state.items() if name not in kept or 'head' in name}
   torch.save(base, tmp_path / 'base.pth')
@@ -223,7 +298,12 @@ def test_the_official_supernet_file_gives_the_official_logits(tmp_path):
   variables = glora_jax.load_official_supernet(tmp_path / 'cifar.pt', adapted, params)
   apply = jax.jit(functools.partial(adapted.apply, variables, images.astype(np.float32)))
   with pytest.raises(ValueError, match='tied SearchSpace'):
-    glora_jax.load_official_supernet(tmp_path / 'cifar.pt', glora_jax.adapt(
-        model, images.astype(np.float32), space=glora_jax.SearchSpace((4,), tied=False)), params)
+    glora_jax.load_official_supernet(
+      tmp_path / 'cifar.pt',
+      glora_jax.adapt(
+        model, images.astype(np.float32), space=glora_jax.SearchSpace((4,), tied=False)
+      ),
+      params,
+    )
   logits = np.stack([apply(genome=jnp.asarray(genome)) for genome in golden['genomes']])
   assert np.abs(logits - golden['logits']).max() <= 1e-5 * np.abs(golden['logits']).max()

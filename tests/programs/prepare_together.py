@@ -13,12 +13,14 @@ logging.basicConfig(level=logging.INFO, format='%(message)s', force=True)
 folder, both = sys.argv[1], pathlib.Path(sys.argv[2])
 examples = Digits._generate_examples
 
+
 def waiting(self, indices):
   """Neither goes on before both have begun, so that both want to give their folder its final name."""
   (both / str(os.getpid())).touch()
   while len(list(both.iterdir())) < 2:
     time.sleep(0.01)
   return examples(self, indices)
+
 
 Digits._generate_examples = waiting
 digits = catalog.find('digits', task.Source(dir=folder))

@@ -14,14 +14,19 @@ class Mlp(nn.Module):
   def __call__(self, x):
     up = nn.with_partitioning(nn.initializers.lecun_normal(), (None, 'model'))
     down = nn.with_partitioning(nn.initializers.lecun_normal(), ('model', None))
-    return nn.Dense(8, kernel_init=down, name='down')(nn.gelu(nn.Dense(16, kernel_init=up, name='up')(x)))
+    return nn.Dense(8, kernel_init=down, name='down')(
+      nn.gelu(nn.Dense(16, kernel_init=up, name='up')(x))
+    )
+
 
 mesh = jax.make_mesh((2, 4), ('data', 'model'), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 x = jax.random.normal(jax.random.key(0), (4, 8))
 for merge in ('up_front', 'lazy'):
   adapted = glora_jax.adapt(Mlp(), x, merge=merge)
   make = lambda: adapted.init(jax.random.key(1), Mlp().init(jax.random.key(0), x)['params'])
-  noise = lambda tree: jax.tree.map(lambda leaf: leaf + 0.3 * jax.random.normal(jax.random.key(2), leaf.shape), tree)
+  noise = lambda tree: jax.tree.map(
+    lambda leaf: leaf + 0.3 * jax.random.normal(jax.random.key(2), leaf.shape), tree
+  )
   start = noise(make())
   genome = presets.preset(adapted.spec, 'full')
   expected = adapted.apply(start, x, genome=genome)

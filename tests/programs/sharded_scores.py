@@ -33,14 +33,19 @@ for merge in ('up_front', 'lazy'):
       np.testing.assert_array_equal(found[0], expected[0])
       np.testing.assert_allclose(found[1], expected[1], rtol=1e-5)
     assert score._cache_size() == 1
-    one, other = (scoring.make_predictor(adapted, mesh=on, block=8)(variables, genomes[1], images) for on in (None, mesh))
+    one, other = (
+      scoring.make_predictor(adapted, mesh=on, block=8)(variables, genomes[1], images)
+      for on in (None, mesh)
+    )
     np.testing.assert_array_equal(other.classes, one.classes)
     np.testing.assert_allclose(other.probabilities, one.probabilities, rtol=1e-5)
     assert other.classes.sharding.is_fully_replicated
     text = score.lower(variables, genomes, images, labels).compile().as_text()
     parts = {part.split(' ', 1)[0].lstrip('%'): part for part in text.split('\n\n')}
     bodies = [parts[name] for name in re.findall(r'body=%?([\w.-]+)', text)]
-    collective = r'(?:all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\('
+    collective = (
+      r'(?:all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\('
+    )
     counted = [len(re.findall(collective, body)) for body in bodies]
     assert bodies
     print(merge, shape, max(counted))

@@ -23,7 +23,11 @@ METHODS = ('linear', 'lora', 'finetuning', 'search')
 @pytest.fixture(scope='module')
 def config(backbone, tmp_path_factory):
   config = default_config()
-  config.job, config.model.weights, config.data.dir = 'compare', backbone, str(tmp_path_factory.mktemp('tfds'))
+  config.job, config.model.weights, config.data.dir = (
+    'compare',
+    backbone,
+    str(tmp_path_factory.mktemp('tfds')),
+  )
   config.compare.update(methods=METHODS, budgets=(900,), seeds=2, rates=(1e-3, 1e-2))
   config.compare.rate.update(linear=5e-3, finetuning=1e-3, search=1e-2)
   config.supernet.update(epochs=2, warmup_epochs=0)
@@ -39,9 +43,14 @@ def finished(config, tmp_path_factory):
 
 
 def without_times(result):
-  methods = {name: [{field: value for field, value in row.items() if field != 'seconds'} for row in rows]
-             for name, rows in result['methods'].items()}
-  return {**{name: value for name, value in result.items() if name != 'seconds'}, 'methods': methods}
+  methods = {
+    name: [{field: value for field, value in row.items() if field != 'seconds'} for row in rows]
+    for name, rows in result['methods'].items()
+  }
+  return {
+    **{name: value for name, value in result.items() if name != 'seconds'},
+    'methods': methods,
+  }
 
 
 def test_every_method_and_budget_has_a_row_for_each_seed(finished):
@@ -56,13 +65,23 @@ def test_full_fine_tuning_moves_all_of_the_base_and_the_others_none(finished, co
   workdir, result = finished
   run = prepare(config, workdir)
   before = jax.tree.map(np.asarray, run.variables['params'])
-  trained = {name: read_arrays(os.path.join(workdir, 'trained', f'{name}.npz')) for name in ('lora', 'finetuning')}
-  moved = {name.removeprefix('0/params/') for name in trained['finetuning'] if name.startswith('0/params/')}
+  trained = {
+    name: read_arrays(os.path.join(workdir, 'trained', f'{name}.npz'))
+    for name in ('lora', 'finetuning')
+  }
+  moved = {
+    name.removeprefix('0/params/') for name in trained['finetuning'] if name.startswith('0/params/')
+  }
   flat = {'/'.join(path): value for path, value in flax.traverse_util.flatten_dict(before).items()}
   assert moved == set(flat)
-  assert all(not np.array_equal(trained['finetuning'][f'0/params/{name}'], value) for name, value in flat.items())
+  assert all(
+    not np.array_equal(trained['finetuning'][f'0/params/{name}'], value)
+    for name, value in flat.items()
+  )
   assert {name.split('/')[2] for name in trained['lora'] if '/params/' in name} == {'head'}
-  assert result['methods']['finetuning'][0]['params'] == sum(v.size for name, v in flat.items() if not name.startswith('head/'))
+  assert result['methods']['finetuning'][0]['params'] == sum(
+    v.size for name, v in flat.items() if not name.startswith('head/')
+  )
 
 
 def test_seeds_differ_and_equal_seeds_do_not(finished, config, tmp_path):
@@ -99,9 +118,19 @@ def test_table_and_picture_say_what_the_result_says(finished):
   assert os.path.getsize(os.path.join(workdir, 'accuracy.png')) > 5000
 
 
-@pytest.mark.parametrize('lost', [
-    ('result.json',), ('result.json', 'trained/search-900-1.npz', 'rates.json', 'tuning/lora.json'),
-    ('result.json', 'trained/supernet.npz', 'trained/search-900-0/archive.npz', 'trained/finetuning.npz')])
+@pytest.mark.parametrize(
+  'lost',
+  [
+    ('result.json',),
+    ('result.json', 'trained/search-900-1.npz', 'rates.json', 'tuning/lora.json'),
+    (
+      'result.json',
+      'trained/supernet.npz',
+      'trained/search-900-0/archive.npz',
+      'trained/finetuning.npz',
+    ),
+  ],
+)
 def test_what_is_lost_is_made_again_to_the_same_result(finished, config, tmp_path, lost):
   workdir, result = finished
   again = str(tmp_path / 'again')
@@ -135,24 +164,44 @@ def test_another_list_than_the_frozen_one_is_not_tested(finished, config, tmp_pa
 
 
 def test_the_verdict_is_the_paired_difference_to_the_best_within_the_budget():
-  row = lambda params, *tests: [{'params': params, 'seconds': 1.0, 'val_accuracy': 0.5, 'test_accuracy': test} for test in tests]
-  result = {'seeds': [0, 1], 'rate': dict.fromkeys(('linear', 'lora', 'full', 'search'), 1e-3), 'methods': {
-      'linear': row(0, 0.80, 0.82), 'lora': row(180, 0.90, 0.88), 'full': row(500, 0.95, 0.95), 'search-200': row(150, 0.91, 0.91)}}
+  row = lambda params, *tests: [
+    {'params': params, 'seconds': 1.0, 'val_accuracy': 0.5, 'test_accuracy': test} for test in tests
+  ]
+  result = {
+    'seeds': [0, 1],
+    'rate': dict.fromkeys(('linear', 'lora', 'full', 'search'), 1e-3),
+    'methods': {
+      'linear': row(0, 0.80, 0.82),
+      'lora': row(180, 0.90, 0.88),
+      'full': row(500, 0.95, 0.95),
+      'search-200': row(150, 0.91, 0.91),
+    },
+  }
   [said] = comparison_report.verdicts(result)
-  assert said.startswith('Searched, at most 200: +2.0 ± 1.4 points beside LoRA, the best other method within that (150 and 180 parameters')
+  assert said.startswith(
+    'Searched, at most 200: +2.0 ± 1.4 points beside LoRA, the best other method within that (150 and 180 parameters'
+  )
 
 
-@pytest.mark.parametrize('fields, message', [
-    ({'compare.methods': ('lora', 'lorra')}, "compare.methods: 'lorra' is unknown; the methods are linear,"),
-    ({'compare.budgets': (900, 300)}, 'must be ascending numbers of parameters'), ({'compare.rates': ()}, 'at least one to choose from'),
-    ({'compare.seeds': 0}, 'compare.seeds=0 must be at least 1'), ({'protocol': 'paper'}, "protocol='paper' must be 'honest'"),
-    ({'budget': 900.0}, 'a comparison has compare.budgets'), ({'finetune.epochs': 2}, 'must be fewer'),
-    ({'job': 'compared'}, "job='compared' is unknown")])
+@pytest.mark.parametrize(
+  'fields, message',
+  [
+    (
+      {'compare.methods': ('lora', 'lorra')},
+      "compare.methods: 'lorra' is unknown; the methods are linear,",
+    ),
+    ({'compare.budgets': (900, 300)}, 'must be ascending numbers of parameters'),
+    ({'compare.rates': ()}, 'at least one to choose from'),
+    ({'compare.seeds': 0}, 'compare.seeds=0 must be at least 1'),
+    ({'protocol': 'paper'}, "protocol='paper' must be 'honest'"),
+    ({'budget': 900.0}, 'a comparison has compare.budgets'),
+    ({'finetune.epochs': 2}, 'must be fewer'),
+    ({'job': 'compared'}, "job='compared' is unknown"),
+  ],
+)
 def test_wrong_fields_are_explained(config, tmp_path, fields, message):
   config = config.copy_and_resolve_references()
   config.update_from_flattened_dict(fields)
   with pytest.raises(ValueError, match=message):
     comparison.run(config, str(tmp_path))
   assert not os.listdir(tmp_path)
-
-

@@ -35,8 +35,8 @@ def shown(folder):
   for path in sorted(folder.iterdir()):
     content, at = path.read_bytes(), 0
     while at < len(content):
-      length, = struct.unpack_from('<Q', content, at)
-      event = Event.FromString(content[at + 12:at + 12 + length])
+      (length,) = struct.unpack_from('<Q', content, at)
+      event = Event.FromString(content[at + 12 : at + 12 + length])
       at += 16 + length
       if event.session_log.status == SessionLog.START:
         entries = [entry for entry in entries if entry[0] < event.step]
@@ -46,13 +46,22 @@ def shown(folder):
 
 def test_events_of_a_resumed_stage_have_every_step_once_and_are_on_disk_at_once(tmp_path):
   pytest.importorskip('tensorboardX')
-  for start, end, slope in ((0, 5, 1), (3, 6, 10), (6, 6, 0)):  # 4 and 5 were not saved, and come again; the last time nothing is left
-    metrics = monitoring.Metrics(tmp_path / 'metrics.jsonl', 'baselines/linear', start, str(tmp_path / 'board'))
+  for start, end, slope in (
+    (0, 5, 1),
+    (3, 6, 10),
+    (6, 6, 0),
+  ):  # 4 and 5 were not saved, and come again; the last time nothing is left
+    metrics = monitoring.Metrics(
+      tmp_path / 'metrics.jsonl', 'baselines/linear', start, str(tmp_path / 'board')
+    )
     for step in range(start + 1, end + 1):
       metrics.write(step, {'loss': slope * step, 'accuracy': 0.5})
   losses = [1, 2, 3, 40, 50, 60]
   assert shown(tmp_path / 'board' / 'baselines' / 'linear') == [
-      entry for step, loss in enumerate(losses, 1) for entry in ((step, 'loss', loss), (step, 'accuracy', 0.5))]
+    entry
+    for step, loss in enumerate(losses, 1)
+    for entry in ((step, 'loss', loss), (step, 'accuracy', 0.5))
+  ]
 
 
 @pytest.mark.parametrize('dispatches, traced', [(0, None), (1, None), (2, 1), (6, 3)])
@@ -63,7 +72,11 @@ def test_a_trace_is_of_the_dispatches_after_the_first(tmp_path, caplog, dispatch
       jnp.arange(3.0).sum().block_until_ready()
       dispatched()
   said = caplog.records[-1].getMessage()
-  assert said == (f'Traced dispatches: {traced}, in {tmp_path}' if traced else 'There was nothing to trace after the first dispatch.')
+  assert said == (
+    f'Traced dispatches: {traced}, in {tmp_path}'
+    if traced
+    else 'There was nothing to trace after the first dispatch.'
+  )
   assert bool(list(tmp_path.rglob('*.xplane.pb'))) == (dispatches > 0)
   with monitoring.profiled(str(tmp_path / 'other'), wanted=False) as dispatched:
     dispatched()
@@ -76,7 +89,12 @@ def test_the_line_about_a_run_counts_what_is_trained(tmp_path):
   images, key = jnp.zeros((1, 16, 16, 3)), jax.random.key(0)
   adapted = glora_jax.adapt(model, images)
   variables = jax.eval_shape(lambda: adapted.init(key, model.init(key, images)['params']))
-  mesh = jax.make_mesh((1, 1), ('data', 'model'), axis_types=(jax.sharding.AxisType.Auto,) * 2, devices=jax.devices()[:1])
+  mesh = jax.make_mesh(
+    (1, 1),
+    ('data', 'model'),
+    axis_types=(jax.sharding.AxisType.Auto,) * 2,
+    devices=jax.devices()[:1],
+  )
   count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
   heads = 12 * 3 + 3
   said = run.describe(adapted, variables, mesh)

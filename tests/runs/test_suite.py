@@ -29,9 +29,18 @@ from glora_jax.runs.workdir import Stopped
 from glora_jax.training.loop import NonFiniteLossError, TrainState
 
 SHORT = {  # hardly any training
-    'checkpoint_epochs': 1, 'supernet.epochs': 1, 'supernet.warmup_epochs': 0, 'supernet.learning_rate': 1e-2, 'finetune.epochs': 0,
-    'finetune.warmup_epochs': 0, 'search.population': 4, 'search.generations': 1, 'search.parents': 2, 'search.mutations': 2,
-    'search.crossovers': 2}
+  'checkpoint_epochs': 1,
+  'supernet.epochs': 1,
+  'supernet.warmup_epochs': 0,
+  'supernet.learning_rate': 1e-2,
+  'finetune.epochs': 0,
+  'finetune.warmup_epochs': 0,
+  'search.population': 4,
+  'search.generations': 1,
+  'search.parents': 2,
+  'search.mutations': 2,
+  'search.crossovers': 2,
+}
 PIXELS = np.random.default_rng(0).integers(0, 256, (102, 6, 6, 3), np.uint8)
 
 
@@ -47,20 +56,29 @@ def config(backbone, tmp_path):
 def own_means(board):
   """The winners' accuracies by task, and the means that the table has of them."""
   row = scoreboard.own_rows(board)[0]
-  return ({name: cell.value for name, cell in row.cells.items() if cell.complete},
-          {name: str(cell) for name, cell in scoreboard.summary(row, board.tasks).items()})
+  return (
+    {name: cell.value for name, cell in row.cells.items() if cell.complete},
+    {name: str(cell) for name, cell in scoreboard.summary(row, board.tasks).items()},
+  )
 
 
-def test_a_suite_over_mocked_vtab_is_stopped_and_resumed_and_its_table_is_right(config, mocked, monkeypatch, tmp_path):  # noqa: F811
+def test_a_suite_over_mocked_vtab_is_stopped_and_resumed_and_its_table_is_right(
+  config, mocked, monkeypatch, tmp_path
+):  # noqa: F811
   """One data set is there, and one whose labels are wrong; the stop comes amid the search of the first."""
   name = 'oxford_flowers102'
   monkeypatch.setattr(tfds_lib, 'is_prepared', lambda builder: builder.name in ('dtd', name))
-  monkeypatch.setitem(mocked_tfds.SIZES, name, {**mocked_tfds.SIZES[name], 'test': 60})  # the programs of the other test serve here, too
+  monkeypatch.setitem(
+    mocked_tfds.SIZES, name, {**mocked_tfds.SIZES[name], 'test': 60}
+  )  # the programs of the other test serve here, too
   monkeypatch.setitem(mocked_tfds.CLASSES, 'dtd', 48)  # one more than there are
   config.suite.settings = {name: {'budget': 500}}
   workdir = tmp_path / 'run'
   searching = lambda: (workdir / name / 'search' / 'archive.npz').exists()
-  with pytest.raises(Stopped, match=r'Stopped search after generation 0.*oxford_flowers102, and the same command goes on'):
+  with pytest.raises(
+    Stopped,
+    match=r'Stopped search after generation 0.*oxford_flowers102, and the same command goes on',
+  ):
     suite.run(config, str(workdir), searching)
   text = (workdir / 'table.md').read_text()
   assert '0 of 19 tasks' in text
@@ -76,13 +94,23 @@ def test_a_suite_over_mocked_vtab_is_stopped_and_resumed_and_its_table_is_right(
   accuracy = 100 * result['winner']['test_accuracy']
   cells, means = own_means(board)
   assert cells == {name: pytest.approx(accuracy)}
-  assert means == {'mean of natural': f'{accuracy:.1f} (1 of 7)', 'mean of specialized': '-', 'mean of structured': '-', 'mean of groups': '-',
-                   'mean of tasks': f'{accuracy:.1f} (1 of 19)'}
-  assert f"| **mean of tasks** | **{means['mean of tasks']}** |" in (workdir / 'table.md').read_text()
+  assert means == {
+    'mean of natural': f'{accuracy:.1f} (1 of 7)',
+    'mean of specialized': '-',
+    'mean of structured': '-',
+    'mean of groups': '-',
+    'mean of tasks': f'{accuracy:.1f} (1 of 19)',
+  }
+  assert (
+    f'| **mean of tasks** | **{means["mean of tasks"]}** |' in (workdir / 'table.md').read_text()
+  )
   assert result['winner']['params'] <= result['budget'] == 500
   assert files.read_json(workdir / name / 'config.json')['budget'] == 500
   config.suite.settings[name].budget = 400
-  with pytest.raises(ValueError, match=rf'belongs to another config: suite\.settings\.{name}\.budget was 500 and is now 400'):
+  with pytest.raises(
+    ValueError,
+    match=rf'belongs to another config: suite\.settings\.{name}\.budget was 500 and is now 400',
+  ):
     suite.run(config, str(workdir))
 
 
@@ -108,7 +136,10 @@ def build(name, version, counts, example, folder):
       return tfds.core.DatasetInfo(builder=self, features=tfds.builder(name).info.features)
 
     def _split_generators(self, dl_manager):
-      return {split: ((f'{split}{n}', example(n)) for n in range(count)) for split, count in counts.items()}
+      return {
+        split: ((f'{split}{n}', example(n)) for n in range(count))
+        for split, count in counts.items()
+      }
 
     def _generate_examples(self):
       raise NotImplementedError  # abstract
@@ -124,33 +155,81 @@ def png(pixels):
 
 
 def start(config, workdir):
-  fields = {**SHORT, 'data.dir': config.data.dir, 'data.cache': f'{workdir}-images', 'model.weights': config.model.weights}
-  environment = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': jax.config.jax_compilation_cache_dir,
-                 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
+  fields = {
+    **SHORT,
+    'data.dir': config.data.dir,
+    'data.cache': f'{workdir}-images',
+    'model.weights': config.model.weights,
+  }
+  environment = {
+    **os.environ,
+    'JAX_COMPILATION_CACHE_DIR': jax.config.jax_compilation_cache_dir,
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+  }
   return subprocess.Popen(
-      [sys.executable, '-m', 'glora_jax.main', '--config', 'configs/vtab.py:all', '--workdir', str(workdir),
-       *(f'--config.{name}={value}' for name, value in fields.items())],
-      stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT)
+    [
+      sys.executable,
+      '-m',
+      'glora_jax.main',
+      '--config',
+      'configs/vtab.py:all',
+      '--workdir',
+      str(workdir),
+      *(f'--config.{name}={value}' for name, value in fields.items()),
+    ],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    env=environment,
+    cwd=ROOT,
+  )
 
 
-def test_a_command_over_real_data_sets_is_killed_stopped_and_resumed_and_its_table_and_exit_codes_are_right(config, tmp_path):
+def test_a_command_over_real_data_sets_is_killed_stopped_and_resumed_and_its_table_and_exit_codes_are_right(
+  config, tmp_path
+):
   """Two data sets, and one whose images are broken; kill -9 and SIGTERM come amid the second task."""
   small, folder = {'train': 800, 'validation': 200, 'test': 60}, config.data.dir
-  build('caltech101', '3.0.1', {'train': 2954, 'test': 60},
-        lambda n: {'image': png(PIXELS[n % 102]), 'label': n % 102, 'image/file_name': f'{n}'}, folder)
-  build('oxford_flowers102', '2.1.1', small, lambda n: {'image': png(PIXELS[n % 7]), 'label': n % 7, 'file_name': f'{n}'}, folder)
-  build('dmlab', '2.0.1', small, lambda n: {'image': io.BytesIO(b'no image'), 'label': n % 6, 'filename': f'{n}'}, folder)
+  build(
+    'caltech101',
+    '3.0.1',
+    {'train': 2954, 'test': 60},
+    lambda n: {'image': png(PIXELS[n % 102]), 'label': n % 102, 'image/file_name': f'{n}'},
+    folder,
+  )
+  build(
+    'oxford_flowers102',
+    '2.1.1',
+    small,
+    lambda n: {'image': png(PIXELS[n % 7]), 'label': n % 7, 'file_name': f'{n}'},
+    folder,
+  )
+  build(
+    'dmlab',
+    '2.0.1',
+    small,
+    lambda n: {'image': io.BytesIO(b'no image'), 'label': n % 6, 'filename': f'{n}'},
+    folder,
+  )
   workdir, name = tmp_path / 'run', 'oxford_flowers102'
   for number, begun in (
-      (signal.SIGKILL, lambda process: (workdir / name / 'supernet').exists()),
-      (signal.SIGTERM, lambda process: f'process {process.pid} on ' in (workdir / name / 'lock').read_text())):
+    (signal.SIGKILL, lambda process: (workdir / name / 'supernet').exists()),
+    (
+      signal.SIGTERM,
+      lambda process: f'process {process.pid} on ' in (workdir / name / 'lock').read_text(),
+    ),
+  ):
     process = start(config, workdir)
     while not begun(process) and process.poll() is None:
       time.sleep(0.01)
     process.send_signal(number)
     _, said = process.communicate()
-    assert process.returncode == (command_line.STOPPED if number == signal.SIGTERM else -number), said
-  assert re.search(r'Stopped .*Everything is saved in .*oxford_flowers102, and the same command goes on', said)
+    assert process.returncode == (command_line.STOPPED if number == signal.SIGTERM else -number), (
+      said
+    )
+  assert re.search(
+    r'Stopped .*Everything is saved in .*oxford_flowers102, and the same command goes on', said
+  )
   assert '| vtab/caltech101 | done |' in (workdir / 'table.md').read_text()
   process = start(config, workdir)
   printed, said = process.communicate()
@@ -161,15 +240,26 @@ def test_a_command_over_real_data_sets_is_killed_stopped_and_resumed_and_its_tab
 
   with open(workdir / 'table.csv') as file:
     ours = next(csv.DictReader(file))
-  accuracies = {one: 100 * files.read_json(workdir / one / 'result.json')['winner']['test_accuracy'] for one in ('caltech101', name)}
+  accuracies = {
+    one: 100 * files.read_json(workdir / one / 'result.json')['winner']['test_accuracy']
+    for one in ('caltech101', name)
+  }
   assert {one: float(ours[one]) for one in accuracies} == pytest.approx(accuracies, abs=0.01)
-  assert accuracies[name] > accuracies['caltech101']  # of 7 and of 102 images that occur: neither can stand for the other
-  assert f'| **mean of natural** | **{np.mean(list(accuracies.values())):.1f} (2 of 7)** |' in (workdir / 'table.md').read_text()
+  assert (
+    accuracies[name] > accuracies['caltech101']
+  )  # of 7 and of 102 images that occur: neither can stand for the other
+  assert (
+    f'| **mean of natural** | **{np.mean(list(accuracies.values())):.1f} (2 of 7)** |'
+    in (workdir / 'table.md').read_text()
+  )
   assert ours['mean_of_natural'] == ''
 
 
 def test_nothing_ready_is_one_sentence_and_the_table_lists_what_is_missing(config, tmp_path):
-  with pytest.raises(ValueError, match=r'None of the 19 tasks of vtab/all can run; .*table\.md says what each of them lacks'):
+  with pytest.raises(
+    ValueError,
+    match=r'None of the 19 tasks of vtab/all can run; .*table\.md says what each of them lacks',
+  ):
     suite.run(config, str(tmp_path / 'run'))
   text = (tmp_path / 'run' / 'table.md').read_text()
   assert text.count('| not ready |') == 19
@@ -195,36 +285,71 @@ def test_what_needs_no_manual_download_is_prepared_on_request(config, monkeypatc
 
 def test_the_config_of_a_task_is_that_of_a_run_of_it_alone(config, tmp_path):
   path = tmp_path / 'settings.json'
-  path.write_text(json.dumps({'cifar100': {'budget': 860000, 'learning_rate': 1e-3}, 'svhn': {'budget': None}}))
+  path.write_text(
+    json.dumps({'cifar100': {'budget': 860000, 'learning_rate': 1e-3}, 'svhn': {'budget': None}})
+  )
   every = suite.task_configs(get_config('vtab', f'all,settings={path}'))
   assert list(every) == [f'vtab/{name}' for name in vtab.names()]
   for name in ('cifar100', 'svhn', 'kitti'):
     alone = get_config('vtab', f'{name},settings={path}')
     check_config(every[f'vtab/{name}'])
     assert json.loads(every[f'vtab/{name}'].to_json()) == json.loads(alone.to_json())
-  assert every['vtab/cifar100'].supernet.learning_rate == every['vtab/cifar100'].finetune.learning_rate == 1e-3
+  assert (
+    every['vtab/cifar100'].supernet.learning_rate
+    == every['vtab/cifar100'].finetune.learning_rate
+    == 1e-3
+  )
 
 
 def test_the_longest_name_in_the_settings_counts(tmp_path):
   path = tmp_path / 'settings.json'
-  path.write_text(json.dumps({'food101/4': {'budget': 2}, 'food101': {'budget': 1, 'learning_rate': 0.5}, 'food101/4/0': {'budget': 3}}))
+  path.write_text(
+    json.dumps(
+      {
+        'food101/4': {'budget': 2},
+        'food101': {'budget': 1, 'learning_rate': 0.5},
+        'food101/4/0': {'budget': 3},
+      }
+    )
+  )
   own = suite.task_configs(get_config('fewshot', f'all,seed=all,settings={path}'))
-  assert [own[f'fewshot/{name}'].budget for name in ('food101/1/0', 'food101/4/1', 'food101/4/0', 'oxford_pets/4/0')] == [1, 2, 3, None]
+  assert [
+    own[f'fewshot/{name}'].budget
+    for name in ('food101/1/0', 'food101/4/1', 'food101/4/0', 'oxford_pets/4/0')
+  ] == [1, 2, 3, None]
   assert own['fewshot/food101/4/0'].supernet.learning_rate == 0.5
 
 
-@pytest.mark.parametrize('text, message', [
-    ('{"cifar10": {"budget": 1}}', r"settings\.json: 'cifar10' is no task of vtab; there are cifar100, caltech101"),
-    ('{"cifar100": {"budgets": 1}}', "'cifar100' has 'budgets'; only budget and learning_rate can be given"),
+@pytest.mark.parametrize(
+  'text, message',
+  [
+    (
+      '{"cifar10": {"budget": 1}}',
+      r"settings\.json: 'cifar10' is no task of vtab; there are cifar100, caltech101",
+    ),
+    (
+      '{"cifar100": {"budgets": 1}}',
+      "'cifar100' has 'budgets'; only budget and learning_rate can be given",
+    ),
     ('{"cifar100": {"budget": 0.5}}', "'cifar100': budget=0.5 must be a whole number"),
     ('{"cifar100": {"budget": "1e5"}}', "'cifar100': budget='1e5' must be a whole number"),
     ('{"cifar100": {"learning_rate": 0}}', "'cifar100': learning_rate=0 must be a number above 0"),
-    ('{"cifar100": {"learning_rate": true}}', "'cifar100': learning_rate=True must be a number above 0"),
-    ('{"cifar100": {"learning_rate": "1e-3"}}', "'cifar100': learning_rate='1e-3' must be a number above 0"),
-    ('{"cifar100": 100000}', "'cifar100' has 100000; an object with budget or learning_rate is expected"),
+    (
+      '{"cifar100": {"learning_rate": true}}',
+      "'cifar100': learning_rate=True must be a number above 0",
+    ),
+    (
+      '{"cifar100": {"learning_rate": "1e-3"}}',
+      "'cifar100': learning_rate='1e-3' must be a number above 0",
+    ),
+    (
+      '{"cifar100": 100000}',
+      "'cifar100' has 100000; an object with budget or learning_rate is expected",
+    ),
     ('["cifar100"]', 'holds a list; an object of tasks is expected'),
     ('{"cifar100": ', 'is no JSON'),
-])
+  ],
+)
 def test_wrong_settings_are_one_sentence(tmp_path, text, message):
   path = tmp_path / 'settings.json'
   path.write_text(text)
@@ -235,5 +360,7 @@ def test_wrong_settings_are_one_sentence(tmp_path, text, message):
 
 
 def test_a_settings_file_that_is_not_there_is_said():
-  with pytest.raises(FileNotFoundError, match=r"There is no file 'none\.json'; settings= takes a JSON file"):
+  with pytest.raises(
+    FileNotFoundError, match=r"There is no file 'none\.json'; settings= takes a JSON file"
+  ):
     get_config('vtab', 'all,settings=none.json')

@@ -31,7 +31,9 @@ class Judge:
 
 def run(settings=SMALL, judge=None, seed=0, **options):
   judge = judge or Judge()
-  return evolution.evolve(SPEC, judge, jax.random.key(seed), settings, progress=False, **options), judge
+  return evolution.evolve(
+    SPEC, judge, jax.random.key(seed), settings, progress=False, **options
+  ), judge
 
 
 def test_evolution_beats_random_search_of_equal_size():
@@ -61,7 +63,11 @@ def test_every_population_has_the_same_shape_and_the_last_generation_is_ranked()
 @settings(deadline=None, max_examples=20)
 @given(budget=st.sampled_from([0, 1, 3, 20, 100, 400, None]), seed=st.integers(0, 100))
 def test_every_budget_is_respected_and_every_search_ends(budget, seed):
-  archive, _ = run(Evolution(population=10, generations=2, parents=3, mutations=5, crossovers=5), seed=seed, budget=budget)
+  archive, _ = run(
+    Evolution(population=10, generations=2, parents=3, mutations=5, crossovers=5),
+    seed=seed,
+    budget=budget,
+  )
   counts = count_params(SPEC, archive.genomes)
   assert len(counts) >= 1
   assert counts.max() <= (np.inf if budget is None else budget)
@@ -96,23 +102,35 @@ def test_accuracy_ties_are_broken_by_loss_and_loss_ranks_by_loss():
 
 
 def test_children_come_from_the_parents():
-  rng, parents = np.random.default_rng(0), np.stack([np.zeros((4, 5), np.int8), np.ones((4, 5), np.int8)])
+  rng, parents = (
+    np.random.default_rng(0),
+    np.stack([np.zeros((4, 5), np.int8), np.ones((4, 5), np.int8)]),
+  )
   crossed = evolution.cross(rng, parents, 200)
   assert set(np.unique(crossed)) == {0, 1}
   assert 0.4 < crossed.mean() < 0.6
   mutated = evolution.mutate(rng, SPEC, parents[:1], 2000, 0.2)
   drawn_anew = 0.2 * (1 - 1 / SPEC.num_offered)  # a fresh draw may hit the old allele
   assert np.abs((mutated != 0).mean(0) - drawn_anew).max() < 0.05
-  np.testing.assert_array_equal(evolution.mutate(rng, SPEC, parents[:1], 3, 0.0), np.zeros((3, 4, 5)))
+  np.testing.assert_array_equal(
+    evolution.mutate(rng, SPEC, parents[:1], 3, 0.0), np.zeros((3, 4, 5))
+  )
 
 
 def test_defaults_are_the_papers():
   assert Evolution() == Evolution(50, 20, 10, 25, 25, 0.2, 'accuracy', 'paper')
 
 
-@pytest.mark.parametrize('fields, message', [
-    ({'population': 0}, 'at least 1'), ({'mutations': 40}, 'more than population=50'), ({'fitness': 'speed'}, "'accuracy' or 'loss'"),
-    ({'mutation_probability': 1.5}, 'between 0 and 1'), ({'mode': 'greedy'}, 'paper, pareto, guided, random')])
+@pytest.mark.parametrize(
+  'fields, message',
+  [
+    ({'population': 0}, 'at least 1'),
+    ({'mutations': 40}, 'more than population=50'),
+    ({'fitness': 'speed'}, "'accuracy' or 'loss'"),
+    ({'mutation_probability': 1.5}, 'between 0 and 1'),
+    ({'mode': 'greedy'}, 'paper, pareto, guided, random'),
+  ],
+)
 def test_wrong_settings_are_explained(fields, message):
   with pytest.raises(ValueError, match=message):
     Evolution(**fields)
@@ -122,8 +140,12 @@ def test_wrong_settings_are_explained(fields, message):
 def test_the_pareto_front_is_what_nothing_dominates(points):
   params, error = np.array(points).T
   front = pareto_front(params, error.astype(float))
-  dominated = lambda i: ((params <= params[i]) & (error <= error[i]) & ((params < params[i]) | (error < error[i]))).any()
-  assert {(params[i], error[i]) for i in front} == {(params[i], error[i]) for i in range(len(params)) if not dominated(i)}
+  dominated = lambda i: (
+    (params <= params[i]) & (error <= error[i]) & ((params < params[i]) | (error < error[i]))
+  ).any()
+  assert {(params[i], error[i]) for i in front} == {
+    (params[i], error[i]) for i in range(len(params)) if not dominated(i)
+  }
   assert (np.diff(params[front]) > 0).all()
 
 
@@ -133,7 +155,9 @@ class StoppingJudge(Judge):
   def stop(self, genomes, valid, parents):
     bar = parents.min()
     agree = (genomes == TARGET).reshape(len(genomes), -1)
-    bound = agree.cumsum(1) + np.arange(agree.shape[1] - 1, -1, -1)  # right so far, and all the rest right
+    bound = agree.cumsum(1) + np.arange(
+      agree.shape[1] - 1, -1, -1
+    )  # right so far, and all the rest right
     exact = (bound >= bar).all(1)
     correct = np.where(exact, agree.sum(1), bound[np.arange(len(bound)), (bound < bar).argmax(1)])
     return np.where(valid, correct, 0), 100.0 - agree.sum(1), exact
@@ -154,16 +178,22 @@ def test_stopping_early_changes_nothing_that_is_selected():
 
 def test_bounds_are_never_scores():
   genomes = np.arange(3, dtype=np.int8)[:, None, None] * np.ones((1, 4, 5), np.int8)
-  archive = Archive.empty(SPEC).extended(genomes, [5, 99, 7], [1.0, 0.0, 8.0], 0, exact=[True, False, True])
+  archive = Archive.empty(SPEC).extended(
+    genomes, [5, 99, 7], [1.0, 0.0, 8.0], 0, exact=[True, False, True]
+  )
   assert archive.ranking('accuracy').tolist() == [2, 0, 1]
   assert archive.ranking('loss').tolist() == [0, 2, 1]
   assert len(archive.scored()) == 2
-  with pytest.raises(ValueError, match='None of the 1 subnets that were scored has at most 0 trained parameters'):
+  with pytest.raises(
+    ValueError, match='None of the 1 subnets that were scored has at most 0 trained parameters'
+  ):
     Archive.empty(SPEC).extended(genomes[2:], [7], [8.0], 0).best(spec=SPEC, budget=0)
 
 
 def test_a_budget_is_read_off_the_archive_afterwards():
-  archive, _ = run(Evolution(population=20, generations=6, parents=10, mutations=10, crossovers=10, mode='pareto'))
+  archive, _ = run(
+    Evolution(population=20, generations=6, parents=10, mutations=10, crossovers=10, mode='pareto')
+  )
   params = count_params(SPEC, archive.genomes)
   for budget in (20, 100, 300):
     within = params <= budget
@@ -178,11 +208,16 @@ def test_where_size_and_fitness_conflict_the_pareto_mode_finds_the_larger_front(
   most = count_params(SPEC, largest)
 
   def volume(mode, seed):
-    settings = Evolution(population=20, generations=10, parents=10, mutations=10, crossovers=10, mode=mode)
+    settings = Evolution(
+      population=20, generations=10, parents=10, mutations=10, crossovers=10, mode=mode
+    )
     archive, _ = run(settings, judge=Judge(largest), seed=seed)
     return hypervolume(count_params(SPEC, archive.genomes), 1 - archive.correct / 20, most)
 
-  volumes = {mode: np.mean([volume(mode, seed) for seed in range(4)]) for mode in ('pareto', 'paper', 'random')}
+  volumes = {
+    mode: np.mean([volume(mode, seed) for seed in range(4)])
+    for mode in ('pareto', 'paper', 'random')
+  }
   assert volumes['pareto'] > volumes['paper'] > volumes['random']
 
 
@@ -192,12 +227,14 @@ def test_nondominated_order_goes_front_by_front(points):
   order = evolution.nondominated_order(params, cost.astype(float))
   assert sorted(order.tolist()) == list(range(len(points)))
   front = pareto_front(params, cost.astype(float))
-  assert set(order[:len(front)]) == set(front)
+  assert set(order[: len(front)]) == set(front)
 
 
 def test_hypervolume_by_hand():
   assert hypervolume(np.array([0]), np.array([0.0]), 10) == 1
-  assert hypervolume(np.array([5, 2]), np.array([0.2, 0.5]), 10) == pytest.approx((3 * 0.5 + 5 * 0.8) / 10)
+  assert hypervolume(np.array([5, 2]), np.array([0.2, 0.5]), 10) == pytest.approx(
+    (3 * 0.5 + 5 * 0.8) / 10
+  )
   assert hypervolume(np.array([20]), np.array([0.0]), 10) == 0
 
 
@@ -207,7 +244,9 @@ def test_the_guided_mode_follows_its_guide():
     np.put_along_axis(values, TARGET[..., None].astype(int), -1.0, -1)
     return values
 
-  settings = Evolution(population=10, generations=3, parents=3, mutations=8, crossovers=2, mode='guided')
+  settings = Evolution(
+    population=10, generations=3, parents=3, mutations=8, crossovers=2, mode='guided'
+  )
   archive, _ = run(settings, guide=guide)
   assert archive.correct.max() == 20
   with pytest.raises(ValueError, match='needs a guide'):

@@ -36,11 +36,15 @@ def test_scores_are_those_of_the_folded_models(problem):
   adapted, variables = scored['up_front']
   correct, loss = glora_jax.score(adapted, variables, genomes, images, labels)
   assert (correct.dtype, loss.dtype) == (jnp.int32, jnp.float32)
-  plain = jax.jit(lambda genome: adapted.model.apply({'params': adapted.fold(variables, genome)}, images))
+  plain = jax.jit(
+    lambda genome: adapted.model.apply({'params': adapted.fold(variables, genome)}, images)
+  )
   for genome, right, total in zip(genomes, correct, loss, strict=True):
     logits = plain(genome)
     assert right == np.sum(logits.argmax(-1) == labels)
-    np.testing.assert_allclose(total, optax.softmax_cross_entropy_with_integer_labels(logits, labels).sum(), rtol=1e-5)
+    np.testing.assert_allclose(
+      total, optax.softmax_cross_entropy_with_integer_labels(logits, labels).sum(), rtol=1e-5
+    )
   assert len(set(np.asarray(correct).tolist())) > 1
 
 
@@ -66,7 +70,9 @@ def test_one_compilation_serves_every_population_of_a_size(problem):
 
 def test_image_scores_add_up(problem):
   scored, genomes, images, labels = problem
-  right, losses = scoring.make_image_scorer(scored['lazy'][0], chunk=3, block=8)(scored['lazy'][1], genomes, images, labels)
+  right, losses = scoring.make_image_scorer(scored['lazy'][0], chunk=3, block=8)(
+    scored['lazy'][1], genomes, images, labels
+  )
   correct, loss = glora_jax.score(*scored['up_front'], genomes, images, labels)
   np.testing.assert_array_equal(right.sum(1), correct)
   np.testing.assert_allclose(losses.sum(1), loss, rtol=1e-5)
@@ -79,7 +85,9 @@ def test_predictions_are_the_most_probable_of_the_classes_that_count(problem, me
   logits, answers = np.array(jax.jit(adapted.apply)(variables, images, genome=genomes[1])), []
   for classes in (None, np.array([True, False, True, True])):
     logits[:, [] if classes is None else ~classes] = -np.inf
-    found = scoring.make_predictor(adapted, block=block, classes=classes)(variables, genomes[1], images)
+    found = scoring.make_predictor(adapted, block=block, classes=classes)(
+      variables, genomes[1], images
+    )
     np.testing.assert_array_equal(found.classes, logits.argmax(-1))
     np.testing.assert_allclose(found.probabilities, jax.nn.softmax(logits).max(-1), rtol=1e-5)
     correct, _ = glora_jax.score(adapted, variables, genomes[1:2], images, labels, classes=classes)
@@ -99,7 +107,9 @@ def test_the_chunk_is_the_largest_that_fits_into_memory(problem):
   adapted, variables = scored['lazy']
   of_chunk = lambda chunk: scoring.make_scorer(adapted, chunk=chunk, block=8)
   arguments = variables, np.concatenate([genomes, genomes]), images, labels
-  taken = lambda chunk: of_chunk(chunk).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+  taken = lambda chunk: (
+    of_chunk(chunk).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+  )
   for memory in (taken(1), taken(3), taken(7)):
     chunk = scoring.fitting_chunk(of_chunk, arguments, 14, memory)
     assert taken(chunk) <= 1.1 * memory
@@ -117,12 +127,19 @@ def test_stopping_early_selects_the_parents_of_full_evaluation(problem, chunk, f
   adapted, variables = scored['up_front']
   genomes = random_genomes(np.random.default_rng(4), adapted.spec, 24)
   valid = np.arange(24) < 21
-  correct, loss = (np.asarray(x)[:21] for x in glora_jax.score(adapted, variables, genomes, images, labels))
+  correct, loss = (
+    np.asarray(x)[:21] for x in glora_jax.score(adapted, variables, genomes, images, labels)
+  )
   worst, parents = (np.inf if fitness == 'loss' else -np.inf), 4
   stop = early_stopping.make_stopping_scorer(adapted, fitness=fitness, chunk=chunk, block=3)
   values = loss if fitness == 'loss' else -correct
-  for before in (np.full(parents, worst), np.sort(values)[2:2 + parents] * (1 if fitness == 'loss' else -1)):
-    found_correct, found_loss, exact = (np.asarray(x)[:21] for x in stop(variables, genomes, images, labels, valid, before))
+  for before in (
+    np.full(parents, worst),
+    np.sort(values)[2 : 2 + parents] * (1 if fitness == 'loss' else -1),
+  ):
+    found_correct, found_loss, exact = (
+      np.asarray(x)[:21] for x in stop(variables, genomes, images, labels, valid, before)
+    )
     np.testing.assert_array_equal(found_correct[exact], correct[exact])
     np.testing.assert_allclose(found_loss[exact], loss[exact], rtol=1e-5)
     assert (found_correct >= correct).all()
@@ -133,7 +150,11 @@ def test_stopping_early_selects_the_parents_of_full_evaluation(problem, chunk, f
 
 
 def test_sharded_scores_are_unsharded_ones_with_at_most_one_collective_a_block():
-  environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': os.environ['XLA_FLAGS'] + ' --xla_force_host_platform_device_count=8'}
+  environment = {
+    **os.environ,
+    'JAX_PLATFORMS': 'cpu',
+    'XLA_FLAGS': os.environ['XLA_FLAGS'] + ' --xla_force_host_platform_device_count=8',
+  }
   ran = subprocess.run(program('sharded_scores'), env=environment, capture_output=True, text=True)
   assert ran.returncode == 0, ran.stderr[-3000:]
   lines = ran.stdout.strip().splitlines()

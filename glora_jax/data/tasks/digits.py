@@ -23,23 +23,31 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
   def _info(self):
     return tfds.core.DatasetInfo(
-        builder=self,
-        description=self.__doc__,
-        features=tfds.features.FeaturesDict({
-            'image': tfds.features.Image(shape=(8, 8, 1), encoding_format='png'),
-            'label': tfds.features.ClassLabel(num_classes=10),
-        }),
-        supervised_keys=('image', 'label'))
+      builder=self,
+      description=self.__doc__,
+      features=tfds.features.FeaturesDict(
+        {
+          'image': tfds.features.Image(shape=(8, 8, 1), encoding_format='png'),
+          'label': tfds.features.ClassLabel(num_classes=10),
+        }
+      ),
+      supervised_keys=('image', 'label'),
+    )
 
   def _split_generators(self, dl_manager):
     order = np.random.default_rng(0).permutation(1797)
-    return {'train': self._generate_examples(order[:1000]), 'test': self._generate_examples(order[1000:])}
+    return {
+      'train': self._generate_examples(order[:1000]),
+      'test': self._generate_examples(order[1000:]),
+    }
 
   def _generate_examples(self, indices):
     digits = sklearn.datasets.load_digits()
     for index in indices:
       encoded = io.BytesIO()
-      Image.fromarray((digits.images[index] * 255 / 16).round().astype(np.uint8)).save(encoded, 'png')
+      Image.fromarray((digits.images[index] * 255 / 16).round().astype(np.uint8)).save(
+        encoded, 'png'
+      )
       encoded.seek(0)
       yield int(index), {'image': encoded, 'label': int(digits.target[index])}
 
@@ -51,7 +59,9 @@ def digits(source: Source = Source()) -> Task:
   def opened(split):
     def examples():
       prepare(builder)
-      return read(builder, split, lambda example: example['image'], lambda example: int(example['label']))
+      return read(
+        builder, split, lambda example: example['image'], lambda example: int(example['label'])
+      )
 
     return examples
 

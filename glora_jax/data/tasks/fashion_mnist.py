@@ -10,7 +10,17 @@ import struct
 import numpy as np
 
 FASHION_MNIST_CLASSES = (
-    'T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat', 'Sandal', 'Shirt', 'Sneaker', 'Bag', 'Ankle boot')
+  'T-shirt/top',
+  'Trouser',
+  'Pullover',
+  'Dress',
+  'Coat',
+  'Sandal',
+  'Shirt',
+  'Sneaker',
+  'Bag',
+  'Ankle boot',
+)
 
 
 def read_idx(path: str | os.PathLike) -> np.ndarray:
@@ -27,7 +37,9 @@ def read_idx(path: str | os.PathLike) -> np.ndarray:
     if zeros or kind != 8 or len(content) != 4 + 4 * ndim + math.prod(shape):
       raise ValueError('its header and size do not agree')
   except (OSError, EOFError, struct.error, ValueError) as error:
-    raise ValueError(f'{path} is not a readable gzipped idx file of bytes ({error}); fetch it again.') from error
+    raise ValueError(
+      f'{path} is not a readable gzipped idx file of bytes ({error}); fetch it again.'
+    ) from error
   return np.frombuffer(content, np.uint8, offset=4 + 4 * ndim).reshape(shape)
 
 
@@ -42,8 +54,9 @@ def fashion_mnist(folder: str | os.PathLike) -> dict[str, tuple[np.ndarray, np.n
   """
   if not os.path.isdir(folder):
     raise FileNotFoundError(
-        f"There is no folder {folder} with Fashion-MNIST's idx files; install the Debian package dataset-fashion-mnist, "
-        'or give another folder with --config.data=FOLDER.')
+      f"There is no folder {folder} with Fashion-MNIST's idx files; install the Debian package dataset-fashion-mnist, "
+      'or give another folder with --config.data=FOLDER.'
+    )
   splits = {}
   for split, prefix in (('train', 'train'), ('test', 't10k')):
     images = read_idx(os.path.join(folder, f'{prefix}-images-idx3-ubyte.gz'))

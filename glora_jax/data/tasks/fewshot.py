@@ -29,11 +29,11 @@ class Record(NamedTuple):
 
 
 RECORDS = (
-    Record('food101', 'food101', 101, 'validation', 'food-101'),
-    Record('stanford_cars', 'cars196', 196, 'test', 'stanford_cars'),
-    Record('oxford_flowers102', 'oxford_flowers102', 102, 'test', 'oxford_flowers'),
-    Record('fgvc_aircraft', None, 100, 'test', 'fgvc_aircraft'),
-    Record('oxford_pets', 'oxford_iiit_pet', 37, 'test', 'oxford_pets'),
+  Record('food101', 'food101', 101, 'validation', 'food-101'),
+  Record('stanford_cars', 'cars196', 196, 'test', 'stanford_cars'),
+  Record('oxford_flowers102', 'oxford_flowers102', 102, 'test', 'oxford_flowers'),
+  Record('fgvc_aircraft', None, 100, 'test', 'fgvc_aircraft'),
+  Record('oxford_pets', 'oxford_iiit_pet', 37, 'test', 'oxford_pets'),
 )
 NAMES = tuple(record.name for record in RECORDS)
 
@@ -47,10 +47,14 @@ def parse(text: str) -> tuple[Record, int, int]:
   parts = text.split('/')
   record = next((one for one in RECORDS if one.name == parts[0]), None)
   if record is None or len(parts) != 3 or not all(part.isdigit() for part in parts[1:]):
-    raise ValueError(f"'fewshot/{text}' is no few-shot task; 'fewshot/food101/4/0' is one: data set ({', '.join(NAMES)}), shots, seed.")
+    raise ValueError(
+      f"'fewshot/{text}' is no few-shot task; 'fewshot/food101/4/0' is one: data set ({', '.join(NAMES)}), shots, seed."
+    )
   number, seed = map(int, parts[1:])
   if number < 1:
-    raise ValueError(f'fewshot/{text}: {number} shots leave nothing to train on; the papers take {", ".join(map(str, SHOTS))}.')
+    raise ValueError(
+      f'fewshot/{text}: {number} shots leave nothing to train on; the papers take {", ".join(map(str, SHOTS))}.'
+    )
   return record, number, seed
 
 
@@ -64,9 +68,13 @@ def task(text: str, source: Source) -> Task:
   if source.source == 'lists':
     return _from_lists(text, record, number, seed, source)
   if source.source not in (None, 'tfds'):
-    raise ValueError(f"data.source='{source.source}' is unknown for few-shot tasks; it is 'tfds' or 'lists'.")
+    raise ValueError(
+      f"data.source='{source.source}' is unknown for few-shot tasks; it is 'tfds' or 'lists'."
+    )
   if record.builder is None:
-    raise ValueError(f"TFDS has no data set for {record.name}; take NOAH's lists: data.source='lists' and data.root.")
+    raise ValueError(
+      f"TFDS has no data set for {record.name}; take NOAH's lists: data.source='lists' and data.root."
+    )
   return _from_tfds(text, record, number, seed, source)
 
 
@@ -87,23 +95,55 @@ def _from_tfds(text, record, number, seed, source):
     return opened
 
   # As CoOp (arXiv 2109.01134) and the papers after it: at most four validation images a class.
-  splits = {'train': drawn(number), 'val': drawn(min(number, 4), skip=number), 'test': lambda: whole(record.test)}
-  notes = (f"The {number} images a class were drawn by glora_jax with seed {seed}; they are not those of NOAH's lists.",)
+  splits = {
+    'train': drawn(number),
+    'val': drawn(min(number, 4), skip=number),
+    'test': lambda: whole(record.test),
+  }
+  notes = (
+    f"The {number} images a class were drawn by glora_jax with seed {seed}; they are not those of NOAH's lists.",
+  )
   names = tuple(builder.info.features['label'].names or map(str, range(record.classes)))
-  return Task(f'fewshot/{text}', names, splits, f'TFDS {builder.info.full_name}', notes, 'fewshot', missing=tfds.missing(builder))
+  return Task(
+    f'fewshot/{text}',
+    names,
+    splits,
+    f'TFDS {builder.info.full_name}',
+    notes,
+    'fewshot',
+    missing=tfds.missing(builder),
+  )
 
 
 def _from_lists(text, record, number, seed, source):
   if source.root is None:
-    raise ValueError("data.source='lists' needs data.root, the folder that holds the data sets' folders.")
+    raise ValueError(
+      "data.source='lists' needs data.root, the folder that holds the data sets' folders."
+    )
   folder = os.path.join(os.path.expanduser(source.root), record.folder)
   if not os.path.isdir(folder):
-    raise FileNotFoundError(f'There is no folder {folder}; it comes with the few-shot data of https://github.com/ZhangYuanhan-AI/NOAH.')
-  lists = next((path for path in (os.path.join(folder, 'annotations'), folder) if os.path.isdir(path)), folder)
+    raise FileNotFoundError(
+      f'There is no folder {folder}; it comes with the few-shot data of https://github.com/ZhangYuanhan-AI/NOAH.'
+    )
+  lists = next(
+    (path for path in (os.path.join(folder, 'annotations'), folder) if os.path.isdir(path)), folder
+  )
   images = next((path for path in (os.path.join(folder, 'images'),) if os.path.isdir(path)), folder)
-  opened = lambda name: lambda: read_list(os.path.join(lists, name), _root(lists, name, folder, images), record.classes)
-  splits = {'train': opened(f'train_meta.list.num_shot_{number}.seed_{seed}'), 'val': opened('val_meta.list'), 'test': opened('test_meta.list')}
-  return Task(f'fewshot/{text}', tuple(map(str, range(record.classes))), splits, f"NOAH's lists in {folder}", group='fewshot')
+  opened = lambda name: (
+    lambda: read_list(os.path.join(lists, name), _root(lists, name, folder, images), record.classes)
+  )
+  splits = {
+    'train': opened(f'train_meta.list.num_shot_{number}.seed_{seed}'),
+    'val': opened('val_meta.list'),
+    'test': opened('test_meta.list'),
+  }
+  return Task(
+    f'fewshot/{text}',
+    tuple(map(str, range(record.classes))),
+    splits,
+    f"NOAH's lists in {folder}",
+    group='fewshot',
+  )
 
 
 def _root(lists, name, folder, images):

@@ -84,35 +84,196 @@ class Record(NamedTuple):
 _COUNTS = tuple(f'{n} objects' for n in range(3, 11))
 _NEAR = ('below 8', '8 to 8.5', '8.5 to 9', '9 to 9.5', '9.5 to 10', 'above 10')
 _VEHICLES = ('vehicle below 8 m', 'vehicle 8 to 20 m', 'vehicle above 20 m', 'no vehicle')
-_X, _ANGLES = tuple(f'x bin {n}' for n in range(16)), tuple(f'orientation bin {n}' for n in range(16))
-_AZIMUTHS, _ELEVATIONS = tuple(f'azimuth {20 * n} degrees' for n in range(18)), tuple(f'elevation {30 + 5 * n} degrees' for n in range(9))
+_X, _ANGLES = (
+  tuple(f'x bin {n}' for n in range(16)),
+  tuple(f'orientation bin {n}' for n in range(16)),
+)
+_AZIMUTHS, _ELEVATIONS = (
+  tuple(f'azimuth {20 * n} degrees' for n in range(18)),
+  tuple(f'elevation {30 + 5 * n} degrees' for n in range(9)),
+)
 _DSPRITES = 'train[589824:590024]', 'train[663552:]', 73728
 _CLEVR, _NORB = ('train[63000:63200]', 'validation', 15000), ('test[:200]', 'test[50%:]', 12150)
 
 RECORDS = (
-    Record('cifar100', 'natural', 'cifar100:3.*.*', _key('label'), 100, 'train[45000:45200]', 'test', 10000, 'cifar'),
-    Record('caltech101', 'natural', 'caltech101:3.*.*', _key('label'), 102, 'train[2754:2954]', 'test', 6084, 'caltech101'),
-    Record('dtd', 'natural', 'dtd:3.*.*', _key('label'), 47, 'validation[:200]', 'test', 1880, 'dtd'),
-    Record('oxford_flowers102', 'natural', 'oxford_flowers102:2.*.*', _key('label'), 102, 'validation[:200]', 'test', 6149,
-           'oxford_flowers102'),
-    Record('oxford_iiit_pet', 'natural', 'oxford_iiit_pet:3.*.*', _key('label'), 37, 'train[2944:3144]', 'test', 3669, 'oxford_iiit_pet'),
-    Record('svhn', 'natural', 'svhn_cropped:3.0.0', _key('label'), 10, 'train[65931:66131]', 'test', 26032, 'svhn'),
-    Record('sun397', 'natural', 'sun397/tfds:4.*.*', _key('label'), 397, 'validation[:200]', 'test', 21750, 'sun397'),
-    Record('patch_camelyon', 'specialized', 'patch_camelyon:2.*.*', _key('label'), 2, 'validation[:200]', 'test', 32768, 'patch_camelyon'),
-    Record('eurosat', 'specialized', 'eurosat/rgb:2.*.*', _key('label'), 10, 'train[16200:16400]', 'train[21600:]', 5400, 'eurosat'),
-    Record('resisc45', 'specialized', 'resisc45:3.*.*', _key('label'), 45, 'train[18900:19100]', 'train[25200:]', 6300, 'resisc45'),
-    Record('diabetic_retinopathy', 'specialized', 'diabetic_retinopathy_detection/btgraham-300:3.*.*', _key('label'), 5, 'validation[:200]',
-           'test', 42670, 'diabetic_retinopathy'),
-    Record('clevr_count', 'structured', 'clevr:3.*.*', clevr_count, _COUNTS, *_CLEVR, 'clevr_count'),
-    Record('clevr_dist', 'structured', 'clevr:3.*.*', clevr_distance, _NEAR, *_CLEVR, 'clevr_dist'),
-    Record('dmlab', 'structured', 'dmlab:2.0.1', _key('label'), 6, 'validation[:200]', 'test', 22735, 'dmlab'),
-    Record('kitti', 'structured', 'kitti:3.1.0', kitti_distance, _VEHICLES, 'validation[:200]', 'test', 711, 'kitti'),
-    Record('dsprites_loc', 'structured', 'dsprites:2.*.*', _key('label_x_position', 2), _X, *_DSPRITES, 'dsprites_loc', 255),
-    Record('dsprites_ori', 'structured', 'dsprites:2.*.*', dsprites_orientation, _ANGLES, *_DSPRITES, 'dsprites_ori', 255),
-    Record('smallnorb_azi', 'structured', 'smallnorb:2.*.*', _key('label_azimuth'), _AZIMUTHS, *_NORB, 'smallnorb_azi'),
-    Record('smallnorb_ele', 'structured', 'smallnorb:2.*.*', _key('label_elevation'), _ELEVATIONS, *_NORB, 'smallnorb_ele'),
+  Record(
+    'cifar100',
+    'natural',
+    'cifar100:3.*.*',
+    _key('label'),
+    100,
+    'train[45000:45200]',
+    'test',
+    10000,
+    'cifar',
+  ),
+  Record(
+    'caltech101',
+    'natural',
+    'caltech101:3.*.*',
+    _key('label'),
+    102,
+    'train[2754:2954]',
+    'test',
+    6084,
+    'caltech101',
+  ),
+  Record('dtd', 'natural', 'dtd:3.*.*', _key('label'), 47, 'validation[:200]', 'test', 1880, 'dtd'),
+  Record(
+    'oxford_flowers102',
+    'natural',
+    'oxford_flowers102:2.*.*',
+    _key('label'),
+    102,
+    'validation[:200]',
+    'test',
+    6149,
+    'oxford_flowers102',
+  ),
+  Record(
+    'oxford_iiit_pet',
+    'natural',
+    'oxford_iiit_pet:3.*.*',
+    _key('label'),
+    37,
+    'train[2944:3144]',
+    'test',
+    3669,
+    'oxford_iiit_pet',
+  ),
+  Record(
+    'svhn',
+    'natural',
+    'svhn_cropped:3.0.0',
+    _key('label'),
+    10,
+    'train[65931:66131]',
+    'test',
+    26032,
+    'svhn',
+  ),
+  Record(
+    'sun397',
+    'natural',
+    'sun397/tfds:4.*.*',
+    _key('label'),
+    397,
+    'validation[:200]',
+    'test',
+    21750,
+    'sun397',
+  ),
+  Record(
+    'patch_camelyon',
+    'specialized',
+    'patch_camelyon:2.*.*',
+    _key('label'),
+    2,
+    'validation[:200]',
+    'test',
+    32768,
+    'patch_camelyon',
+  ),
+  Record(
+    'eurosat',
+    'specialized',
+    'eurosat/rgb:2.*.*',
+    _key('label'),
+    10,
+    'train[16200:16400]',
+    'train[21600:]',
+    5400,
+    'eurosat',
+  ),
+  Record(
+    'resisc45',
+    'specialized',
+    'resisc45:3.*.*',
+    _key('label'),
+    45,
+    'train[18900:19100]',
+    'train[25200:]',
+    6300,
+    'resisc45',
+  ),
+  Record(
+    'diabetic_retinopathy',
+    'specialized',
+    'diabetic_retinopathy_detection/btgraham-300:3.*.*',
+    _key('label'),
+    5,
+    'validation[:200]',
+    'test',
+    42670,
+    'diabetic_retinopathy',
+  ),
+  Record('clevr_count', 'structured', 'clevr:3.*.*', clevr_count, _COUNTS, *_CLEVR, 'clevr_count'),
+  Record('clevr_dist', 'structured', 'clevr:3.*.*', clevr_distance, _NEAR, *_CLEVR, 'clevr_dist'),
+  Record(
+    'dmlab',
+    'structured',
+    'dmlab:2.0.1',
+    _key('label'),
+    6,
+    'validation[:200]',
+    'test',
+    22735,
+    'dmlab',
+  ),
+  Record(
+    'kitti',
+    'structured',
+    'kitti:3.1.0',
+    kitti_distance,
+    _VEHICLES,
+    'validation[:200]',
+    'test',
+    711,
+    'kitti',
+  ),
+  Record(
+    'dsprites_loc',
+    'structured',
+    'dsprites:2.*.*',
+    _key('label_x_position', 2),
+    _X,
+    *_DSPRITES,
+    'dsprites_loc',
+    255,
+  ),
+  Record(
+    'dsprites_ori',
+    'structured',
+    'dsprites:2.*.*',
+    dsprites_orientation,
+    _ANGLES,
+    *_DSPRITES,
+    'dsprites_ori',
+    255,
+  ),
+  Record(
+    'smallnorb_azi',
+    'structured',
+    'smallnorb:2.*.*',
+    _key('label_azimuth'),
+    _AZIMUTHS,
+    *_NORB,
+    'smallnorb_azi',
+  ),
+  Record(
+    'smallnorb_ele',
+    'structured',
+    'smallnorb:2.*.*',
+    _key('label_elevation'),
+    _ELEVATIONS,
+    *_NORB,
+    'smallnorb_ele',
+  ),
 )
-OTHER_FOLDERS = {'cifar': 'cifar100', 'oxford_iiit_pet': 'oxford_pet'}  # as some copies of NOAH's folders call them
+OTHER_FOLDERS = {
+  'cifar': 'cifar100',
+  'oxford_iiit_pet': 'oxford_pet',
+}  # as some copies of NOAH's folders call them
 
 
 def names() -> tuple[str, ...]:
@@ -148,7 +309,9 @@ def _class_names(one: Record, builder) -> tuple[str, ...]:
   if not isinstance(one.classes, int):
     return one.classes
   known = builder.info.features['label'].names if 'label' in builder.info.features else None
-  return tuple(known) if known and len(known) == one.classes else tuple(map(str, range(one.classes)))
+  return (
+    tuple(known) if known and len(known) == one.classes else tuple(map(str, range(one.classes)))
+  )
 
 
 def _from_tfds(one, source):
@@ -161,30 +324,56 @@ def _from_tfds(one, source):
   def open_split(split):
     def opened() -> Examples:
       tfds.prepare(builder)
-      keys = () if one.scale != 1 else ('image',)  # stored values that are no pixels yet are decoded by TFDS
+      keys = (
+        () if one.scale != 1 else ('image',)
+      )  # stored values that are no pixels yet are decoded by TFDS
       return tfds.read(builder, split, image, one.label, keys)
 
     return opened
 
   asked = (source.version or one.builder.partition(':')[2]).split('*')[0]
-  notes = () if str(builder.version).startswith(asked) else (
+  notes = (
+    ()
+    if str(builder.version).startswith(asked)
+    else (
       f'TFDS {builder.info.full_name} serves in place of {one.builder}: the order of its examples, and so the 800 that are trained on, is '
-      "not the benchmark's.",)
+      "not the benchmark's.",
+    )
+  )
   splits = {'train': open_split(TRAIN), 'val': open_split(one.val), 'test': open_split(one.test)}
-  return Task(f'vtab/{one.name}', _class_names(one, builder), splits, f'TFDS {builder.info.full_name}', notes, one.group,
-              missing=tfds.missing(builder))
+  return Task(
+    f'vtab/{one.name}',
+    _class_names(one, builder),
+    splits,
+    f'TFDS {builder.info.full_name}',
+    notes,
+    one.group,
+    missing=tfds.missing(builder),
+  )
 
 
 def _from_noah(one, source):
   if source.root is None:
-    raise ValueError("data.source='noah' needs data.root, the folder that holds vtab-1k's task folders.")
+    raise ValueError(
+      "data.source='noah' needs data.root, the folder that holds vtab-1k's task folders."
+    )
   root = os.path.expanduser(source.root)
-  candidates = [os.path.join(base, name) for base in (root, os.path.join(root, 'vtab-1k'))
-                for name in (one.folder, one.name, OTHER_FOLDERS.get(one.folder)) if name]
+  candidates = [
+    os.path.join(base, name)
+    for base in (root, os.path.join(root, 'vtab-1k'))
+    for name in (one.folder, one.name, OTHER_FOLDERS.get(one.folder))
+    if name
+  ]
   found = next((path for path in candidates if os.path.isdir(path)), None)
   if found is None:
-    raise FileNotFoundError(f'There is no folder {candidates[0]}; it comes with the vtab-1k archive of https://github.com/ZhangYuanhan-AI/NOAH.')
+    raise FileNotFoundError(
+      f'There is no folder {candidates[0]}; it comes with the vtab-1k archive of https://github.com/ZhangYuanhan-AI/NOAH.'
+    )
   classes = _class_names(one, tfds.find_builder(one.builder, source.dir))
   opened = lambda file: lambda: read_list(os.path.join(found, file), found, len(classes))
-  splits = {'train': opened('train800.txt'), 'val': opened('val200.txt'), 'test': opened('test.txt')}
+  splits = {
+    'train': opened('train800.txt'),
+    'val': opened('val200.txt'),
+    'test': opened('test.txt'),
+  }
   return Task(f'vtab/{one.name}', classes, splits, f"NOAH's folder {found}", group=one.group)

@@ -25,8 +25,16 @@ from glora_jax.training.recipe import Recipe
 
 
 def train(
-    this: Run, name: str, recipe: Recipe, purpose: int, variables: Any, *, on: str, genome: np.ndarray | None = None,
-    stop_epoch: int | None = None, on_epoch: Callable[[Any], dict[str, float]] | None = None,
+  this: Run,
+  name: str,
+  recipe: Recipe,
+  purpose: int,
+  variables: Any,
+  *,
+  on: str,
+  genome: np.ndarray | None = None,
+  stop_epoch: int | None = None,
+  on_epoch: Callable[[Any], dict[str, float]] | None = None,
 ) -> Any:
   """One training run with its checkpoints in the folder `name`, resumed from the newest of them.
 
@@ -47,7 +55,9 @@ def train(
   if genome is None:
     learner, sampling = this.adapted, Sampling(**this.config.sampling)
     sample = lambda key: sampling.draw(key, this.adapted.spec)
-    loss_fn = supernet_loss(learner, this.augmented, sample, distillation=sampling.distillation, **options)
+    loss_fn = supernet_loss(
+      learner, this.augmented, sample, distillation=sampling.distillation, **options
+    )
   else:
     learner = this.adapted.fix(genome)
     loss_fn = subnet_loss(learner, this.augmented, **options)
@@ -58,7 +68,9 @@ def train(
   with TrainingCheckpoints(this.path(name)) as checkpoints, traced as dispatched:
     template = TrainState(trainable, recipe.optimizer(len(labels)).init(trainable), 0)
     if this.mesh is not None:
-      template = TrainState(*meshes.replicate(this.mesh, template[:2]), 0)  # says where a restored state goes
+      template = TrainState(
+        *meshes.replicate(this.mesh, template[:2]), 0
+      )  # says where a restored state goes
     state = checkpoints.latest(template)
     saved = state.step if state else 0
     board = this.path('tensorboard') if this.config.watch.tensorboard else None
@@ -79,9 +91,20 @@ def train(
 
     try:
       state = loop.fit(
-          loss_fn, trainable, frozen, images, labels, recipe, this.key(purpose), state=state, stop_epoch=stop_epoch,
-          steps_per_dispatch=per_epoch if on_epoch else 50, on_dispatch=on_dispatch, title=name,
-          mesh=this.mesh)
+        loss_fn,
+        trainable,
+        frozen,
+        images,
+        labels,
+        recipe,
+        this.key(purpose),
+        state=state,
+        stop_epoch=stop_epoch,
+        steps_per_dispatch=per_epoch if on_epoch else 50,
+        on_dispatch=on_dispatch,
+        title=name,
+        mesh=this.mesh,
+      )
     except NonFiniteLossError as error:
       checkpoints.save(error.state)
       raise
@@ -91,7 +114,9 @@ def train(
 
 def train_supernet(this: Run) -> Any:
   """Trains all forms of all supports together, fresh genomes for every step."""
-  return train(this, 'supernet', Recipe(**this.config.supernet), 1, this.variables, on=this.train_split)
+  return train(
+    this, 'supernet', Recipe(**this.config.supernet), 1, this.variables, on=this.train_split
+  )
 
 
 def train_baselines(this: Run) -> dict[str, tuple[Any, np.ndarray]]:
@@ -99,8 +124,15 @@ def train_baselines(this: Run) -> dict[str, tuple[Any, np.ndarray]]:
   trained = {}
   for name in ('linear', *(name for name in this.config.presets if name != 'linear')):
     genome = presets.preset(this.adapted.spec, name)
-    variables = train(this, os.path.join('baselines', name), Recipe(**this.config.supernet), 2, this.variables, on=this.train_split,
-                      genome=genome)
+    variables = train(
+      this,
+      os.path.join('baselines', name),
+      Recipe(**this.config.supernet),
+      2,
+      this.variables,
+      on=this.train_split,
+      genome=genome,
+    )
     trained[name] = variables, genome
   return trained
 
