@@ -1,9 +1,15 @@
-"""GLoRA (arXiv 2306.07967) for JAX and Flax: adapt any model, train a supernet, search a subnet, fold it away."""
+"""GLoRA (arXiv 2306.07967) for JAX and Flax: adapt a model, find a subnet, train it, fold it away.
 
-from glora_jax import nnx
+What adapting a model needs is imported at once; everything else, on its first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from glora_jax.method.adapt import adapt
 from glora_jax.method.adapted import Adapted, Subnet
-from glora_jax.method.adapter_file import load_adapter, save_adapter
 from glora_jax.method.equation import effective, init_supports
 from glora_jax.method.genomes import (
   canonicalize,
@@ -15,16 +21,33 @@ from glora_jax.method.genomes import (
 )
 from glora_jax.method.presets import custom_genome, preset, presets
 from glora_jax.method.space import Layer, SearchSpace, Spec
-from glora_jax.models.official import load_official_supernet
-from glora_jax.search.archive import Archive
-from glora_jax.search.evolution import Evolution, evolve
-from glora_jax.search.scoring import make_scorer, score
-from glora_jax.training.loop import fit
-from glora_jax.training.losses import Consistency, Sampling, subnet_loss, supernet_loss
-from glora_jax.training.recipe import Recipe
-from glora_jax.training.side_by_side import Training, subnet_runs, train_many
 
-__version__ = '0.1.0'
+if TYPE_CHECKING:  # for type checkers and editors; `_HOMES` says the same to Python
+  from glora_jax import nnx
+  from glora_jax.method.adapter_file import load_adapter, save_adapter
+  from glora_jax.models.official import load_official_supernet
+  from glora_jax.search.archive import Archive
+  from glora_jax.search.evolution import Evolution, evolve
+  from glora_jax.search.scoring import make_scorer, score
+  from glora_jax.training.loop import fit
+  from glora_jax.training.losses import Consistency, Sampling, subnet_loss, supernet_loss
+  from glora_jax.training.recipe import Recipe
+  from glora_jax.training.side_by_side import Training, subnet_runs, train_many
+
+__version__ = '0.2.0'
+
+_HOMES = {
+  'glora_jax.method.adapter_file': ('load_adapter', 'save_adapter'),
+  'glora_jax.models.official': ('load_official_supernet',),
+  'glora_jax.search.archive': ('Archive',),
+  'glora_jax.search.evolution': ('Evolution', 'evolve'),
+  'glora_jax.search.scoring': ('make_scorer', 'score'),
+  'glora_jax.training.loop': ('fit',),
+  'glora_jax.training.losses': ('Consistency', 'Sampling', 'subnet_loss', 'supernet_loss'),
+  'glora_jax.training.recipe': ('Recipe',),
+  'glora_jax.training.side_by_side': ('Training', 'subnet_runs', 'train_many'),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
   'Adapted',
@@ -63,3 +86,19 @@ __all__ = [
   'supernet_loss',
   'train_many',
 ]
+
+
+def __getattr__(name: str) -> Any:
+  """Imports a public name at its first use, and keeps it."""
+  if name == 'nnx':
+    return importlib.import_module('glora_jax.nnx')
+  if name not in _HOME_OF:
+    raise AttributeError(f"module 'glora_jax' has no attribute '{name}'")
+  value = getattr(importlib.import_module(_HOME_OF[name]), name)
+  globals()[name] = value
+  return value
+
+
+def __dir__() -> list[str]:
+  """All public names, also those that are not imported yet."""
+  return sorted({*globals(), *__all__})

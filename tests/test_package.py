@@ -1,0 +1,54 @@
+"""The package as a user meets it: what an import loads, which names there are, that each has an example."""
+
+import doctest
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import glora_jax
+
+# What adapting a model does not need.
+LATER = 'orbax scipy PIL dm_pix matplotlib tqdm tensorflow_datasets chex flax.nnx'.split()
+
+
+def run(code):
+  """What a fresh process prints."""
+  return subprocess.run(
+    [sys.executable, '-c', code], check=True, capture_output=True, text=True
+  ).stdout
+
+
+def test_the_import_loads_only_what_adapting_needs():
+  loaded = run('import sys, glora_jax; print(*sys.modules)').split()
+  assert 'glora_jax.method.adapt' in loaded
+  assert not {name for name in LATER if name in loaded}
+
+
+def test_every_public_name_resolves_in_a_fresh_process_and_is_listed():
+  listed = run(
+    'import glora_jax; names = dir(glora_jax);'
+    '[getattr(glora_jax, name) for name in glora_jax.__all__]; print(*names)'
+  ).split()
+  assert set(glora_jax.__all__) <= set(listed)
+
+
+def test_what_type_checkers_see_is_what_python_gives():
+  imported = inspect.getsource(glora_jax)
+  for name in glora_jax.__all__:
+    home = getattr(glora_jax, name).__module__ if name != 'nnx' else 'glora_jax'
+    assert f'from {home} import' in imported
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error():
+  with pytest.raises(AttributeError, match="module 'glora_jax' has no attribute 'adpat'"):
+    glora_jax.adpat  # noqa: B018
+
+
+@pytest.mark.parametrize('name', sorted(set(glora_jax.__all__) - {'nnx'}))
+def test_every_public_name_has_an_example_that_runs(name):
+  examples = doctest.DocTestFinder(recurse=False).find(getattr(glora_jax, name), name)
+  lines = [example for found in examples for example in found.examples]
+  assert lines
+  assert not any(doctest.SKIP in example.options for example in lines)
