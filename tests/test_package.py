@@ -1,4 +1,4 @@
-"""The package as a user meets it: what an import loads, which names there are, that each has an example."""
+"""The package as a user meets it: what an import loads, which names it has, an example of each."""
 
 import doctest
 import inspect
@@ -10,7 +10,17 @@ import pytest
 import glora_jax
 
 # What adapting a model does not need.
-LATER = 'orbax scipy PIL dm_pix matplotlib tqdm tensorflow_datasets chex flax.nnx'.split()
+LATER = [
+  'orbax',
+  'scipy',
+  'PIL',
+  'dm_pix',
+  'matplotlib',
+  'tqdm',
+  'tensorflow_datasets',
+  'chex',
+  'flax.nnx',
+]
 
 
 def run(code):
