@@ -1,7 +1,7 @@
 """What version 0.1.0 wrote opens.
 
-That is a finished run with its adapter, folded model and training states, the code in its report, and
-two runs that were killed, in training and in the search.
+That is a finished run with its adapter, folded model and training states, the code in its report,
+and two runs that were killed, in training and in the search.
 
 `tests/data/v0.1.0` was made by 0.1.0 itself, in a folder with `tiny.safetensors`.
 """
