@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from glora_jax.method.adapt import adapt
 from glora_jax.method.adapted import Adapted, Subnet
-from glora_jax.method.equation import effective, init_supports
+from glora_jax.method.equation import effective
 from glora_jax.method.genomes import (
   canonicalize,
   count_params,
@@ -21,6 +21,7 @@ from glora_jax.method.genomes import (
 )
 from glora_jax.method.presets import custom_genome, preset, presets
 from glora_jax.method.space import Layer, SearchSpace, Spec
+from glora_jax.method.supports import init_supports
 
 if TYPE_CHECKING:  # for type checkers and editors; `_HOMES` says the same to Python
   from glora_jax import nnx

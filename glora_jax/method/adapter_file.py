@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import flax
 import flax.linen as nn
@@ -10,23 +11,57 @@ import jax
 import numpy as np
 
 from glora_jax.files import Path, read_tensors, write_tensors
-from glora_jax.method import equation, genomes
+from glora_jax.method import genomes
 from glora_jax.method.adapted import COLLECTION, Adapted
-from glora_jax.tree import fingerprint, flatten, get, replace
+from glora_jax.method.supports import used_parts
+from glora_jax.tree import fingerprint, flatten, get, path_name, replace
+
+_DIGITS = 12  # of a fingerprint, where two are shown beside each other
+
+
+class _UsedPart(NamedTuple):
+  """A part of a support that a genome reads.
+
+  Attributes:
+    name: name of the tensor in the file.
+    support: the support of the module, with the stack's axes first.
+    index: where the part is in it.
+  """
+
+  name: str
+  support: Any
+  index: tuple[int | slice, ...]
 
 
 def save_adapter(
   path: Path, adapted: Adapted, variables: Any, genome: Any, **metadata: Any
 ) -> None:
-  """Writes one subnet as one safetensors file: only the numbers that its genome uses, the heads, and the model's other collections.
+  """Writes one subnet as one safetensors file.
 
-  Tensors are named `glora/<layer>/<support>`, `params/<path>` and, batch statistics for instance, `<collection>/<path>`. The
-  metadata holds genome, spec and a fingerprint of the frozen parameters, so that `load_adapter` knows what the file belongs to.
+  It holds only the numbers that the genome uses, the heads, and the model's other collections.
+  Tensors are named `glora/<layer>/<support>`, `params/<path>` and, batch statistics for instance,
+  `<collection>/<path>`. The metadata holds genome, spec and a fingerprint of the frozen parameters,
+  so that `load_adapter` knows what the file belongs to.
 
   Args:
-    path: of the file.
-    adapted, variables, genome: the subnet; one genome [rows, 5].
+    path: path of the safetensors file.
+    adapted: the adapted model.
+    variables: its variables, after training.
+    genome: the subnet, int [rows, 5].
     **metadata: more to remember, JSON types.
+
+  Example:
+    >>> import tempfile, jax, jax.numpy as jnp, flax.linen as nn
+    >>> from glora_jax import adapt, load_adapter, preset, save_adapter
+    >>> adapted = adapt(nn.Dense(3), jnp.zeros((1, 4)))
+    >>> params = {'kernel': jnp.ones((4, 3)), 'bias': jnp.zeros(3)}
+    >>> variables = adapted.init(jax.random.key(0), params)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...   path = f'{folder}/adapter.safetensors'
+    ...   save_adapter(path, adapted, variables, preset(adapted.spec, 'ssf'), accuracy=0.9)
+    ...   variables, genome = load_adapter(path, adapted, params)
+    >>> genome.tolist()
+    [[2, 0, 0, 2, 2]]
   """
   genome = genomes.canonicalize(adapted.spec, genome)
   trainable, frozen = adapted.split(variables)
@@ -35,82 +70,102 @@ def save_adapter(
     '/'.join(p): nn.meta.unbox(value)
     for p, value in flatten({'params': trainable['params'], **others}).items()
   }
-  for name, index, parts, supports in _used(adapted, trainable[COLLECTION], genome):
-    for support, part in parts.items():
-      tensors[f'glora/{name}/{support}'] = np.asarray(nn.meta.unbox(supports[support]))[
-        (*index, *part)
-      ]
-  described = {
-    'spec': [repr(layer) for layer in adapted.spec],
+  for name, support, index in _used(adapted, trainable[COLLECTION], genome):
+    tensors[name] = np.asarray(nn.meta.unbox(support))[index]
+  written = {
+    'spec': _described(adapted),
     'base': fingerprint(frozen['params']),
     **genomes.genome_to_json(adapted.spec, genome),
     **metadata,
   }
-  write_tensors(path, tensors, 'adapter', described)
+  write_tensors(path, tensors, 'adapter', written)
 
 
 def load_adapter(path: Path, adapted: Adapted, params: Any) -> tuple[dict[str, Any], np.ndarray]:
   """Reads what `save_adapter` wrote onto the base that it was trained on.
 
   Args:
-    path: of the file.
+    path: path of the safetensors file.
     adapted: the same model, adapted with the same space.
     params: the base's parameters; their heads are replaced.
 
   Returns:
-    (variables, genome), ready for `adapted.apply` and `adapted.fold`; supports that the genome does not use are zero, and the
-    model's other collections are those that were saved.
+    (variables, genome), ready for `adapted.apply` and `adapted.fold`; supports that the genome does
+    not use are zero, and the model's other collections are those that were saved.
 
   Raises:
-    ValueError: the file is damaged, or belongs to another model, space or base; the sentence says which.
+    ValueError: the file is damaged, or belongs to another model, space or base; the sentence says
+      which.
+
+  Example: see `save_adapter`.
   """
   tensors, metadata = read_tensors(path, 'adapter')
-  theirs, ours = metadata['spec'], [repr(layer) for layer in adapted.spec]
-  if theirs != ours:
-    row = next(
-      (n for n, pair in enumerate(zip(theirs, ours, strict=False)) if pair[0] != pair[1]),
-      min(len(theirs), len(ours)),
-    )
-    at = lambda layers: layers[row] if row < len(layers) else 'no such layer'
-    raise ValueError(
-      f'The adapter {path} belongs to another model or search space. It has {len(theirs)} layers, and this '
-      f'model {len(ours)}; the first that differs is layer {row}: {at(theirs)} there, {at(ours)} here.'
-    )
+  _check_spec(path, metadata['spec'], _described(adapted))
   genome = genomes.genome_from_json(adapted.spec, metadata)
-  variables = adapted.init(jax.random.key(0), params)
-  trainable, frozen = adapted.split(variables)
-  if (found := fingerprint(frozen['params'])) != metadata['base']:
-    raise ValueError(
-      f'The adapter {path} was trained on other base weights (SHA-256 {metadata["base"][:12]}..., and these are '
-      f'{found[:12]}...); load it onto those.'
-    )
+  trainable, frozen = adapted.split(adapted.init(jax.random.key(0), params))
+  _check_base(path, metadata['base'], fingerprint(frozen['params']))
+
   supports = jax.tree.map(lambda value: np.zeros(value.shape, value.dtype), trainable[COLLECTION])
-  for name, index, parts, module in _used(adapted, nn.meta.unbox(supports), genome):
-    for support, part in parts.items():
-      module[support][(*index, *part)] = tensors.pop(f'glora/{name}/{support}')
+  for name, support, index in _used(adapted, nn.meta.unbox(supports), genome):
+    support[index] = tensors.pop(name)
   others = flax.traverse_util.unflatten_dict(tensors, sep='/')
-  heads, expected = flatten(others.pop('params', {})), nn.meta.unbox(flatten(trainable['params']))
-  if heads.keys() != expected.keys() or any(heads[p].shape != expected[p].shape for p in heads):
-    raise ValueError(
-      f'The adapter {path} has the heads {_shapes(heads)}, and this model has {_shapes(expected)}.'
-    )
-  new = trainable['params']
-  for p, value in heads.items():
-    new = replace(new, p, value)
-  return adapted.join({'params': new, COLLECTION: supports}, {**frozen, **others}), genome
+  heads = flatten(others.pop('params', {}))
+  _check_heads(path, heads, nn.meta.unbox(flatten(trainable['params'])))
+  head_params = trainable['params']
+  for head_path, value in heads.items():
+    head_params = replace(head_params, head_path, value)
+  variables = adapted.join({'params': head_params, COLLECTION: supports}, {**frozen, **others})
+  return variables, genome
 
 
-def _shapes(flat):
-  return (
-    ', '.join(f'{"/".join(path)} {value.shape}' for path, value in sorted(flat.items())) or 'none'
+def _described(adapted: Adapted) -> list[str]:
+  return [repr(layer) for layer in adapted.spec]
+
+
+def _used(adapted: Adapted, supports: Any, genome: np.ndarray) -> Iterator[_UsedPart]:
+  """The parts of the `glora` collection that a genome reads, layer by layer."""
+  for group in adapted.groups:
+    module = get(supports, group.path)
+    for index, row in group.slices():
+      layer = adapted.spec.layers[row].name
+      parts = used_parts(genome[row].tolist(), group.space.ranks, group.has_bias, group.space.tied)
+      for name, part in parts.items():
+        yield _UsedPart(f'glora/{layer}/{name}', module[name], (*index, *part))
+
+
+def _check_spec(path: Path, theirs: Sequence[str], ours: Sequence[str]) -> None:
+  """Raises ValueError unless the file's layers are the model's, and names the first that is not."""
+  if theirs == ours:
+    return
+  equal = (a == b for a, b in zip(theirs, ours, strict=False))
+  row = next((n for n, same in enumerate(equal) if not same), min(len(theirs), len(ours)))
+  their, our = (layers[row] if row < len(layers) else 'no such layer' for layers in (theirs, ours))
+  raise ValueError(
+    f'The adapter {path} belongs to another model or search space. It has {len(theirs)} layers, '
+    f'and this model {len(ours)}; the first that differs is layer {row}: {their} there, {our} here.'
   )
 
 
-def _used(adapted, supports, genome):
-  """(name of the layer, index in its stack, used parts, supports of its module) for every row."""
-  for group in adapted.groups:
-    for index, row in group.slices():
-      parts = equation.used_parts(
-        genome[row].tolist(), group.space.ranks, group.has_bias, group.space.tied
-      )
-      yield adapted.spec.layers[row].name, index, parts, get(supports, group.path)
+def _check_base(path: Path, theirs: str, ours: str) -> None:
+  """Raises ValueError unless the fingerprints of the frozen parameters are equal."""
+  if theirs != ours:
+    raise ValueError(
+      f'The adapter {path} was trained on other base weights (SHA-256 {theirs[:_DIGITS]}..., and '
+      f'these are {ours[:_DIGITS]}...); load it onto those.'
+    )
+
+
+def _check_heads(path: Path, theirs: Mapping[Any, Any], ours: Mapping[Any, Any]) -> None:
+  """Raises ValueError unless the file's heads have the names and shapes of the model's."""
+  if _shapes(theirs) != _shapes(ours):
+    raise ValueError(
+      f'The adapter {path} has the heads {_listed(theirs)}, and this model has {_listed(ours)}.'
+    )
+
+
+def _shapes(flat: Mapping[Any, Any]) -> dict[str, tuple[int, ...]]:
+  return {path_name(path): value.shape for path, value in sorted(flat.items())}
+
+
+def _listed(flat: Mapping[Any, Any]) -> str:
+  return ', '.join(f'{name} {shape}' for name, shape in _shapes(flat).items()) or 'none'

@@ -1,7 +1,8 @@
-"""Alleles, genomes and search spaces: which subnets there are, what each costs, how to draw them.
+"""Genomes: what each costs, which are the same, how to draw them, how to write them down.
 
-A *genome* is an int8 array [rows, 5]: for every adapted layer the allele of A, B, C, D and E (codes in `reparam`). Populations
-have leading axes. A `Spec` says what the rows are. Nothing here knows of models.
+A *genome* is an int8 array [rows, 5]: for every adapted layer the allele of A, B, C, D and E (see
+`glora_jax.method.equation` for the codes). Populations have leading axes. A `Spec` holds what the
+rows are. Nothing in this file knows of models.
 """
 
 from __future__ import annotations
@@ -18,14 +19,25 @@ import numpy as np
 from glora_jax.method.space import TENSORS, Spec
 
 _BLOCK = 8192  # genomes looked up at a time, which bounds memory
+_ROUNDS = 8  # of rejection, after which genomes are repaired instead
 
 
 def check_genome(spec: Spec, genome: Any) -> None:
-  """Raises ValueError unless `genome` is [..., rows, 5], of integers, with (where it is concrete) codes that exist."""
+  """Checks that genomes fit a spec.
+
+  Args:
+    spec: the layers.
+    genome: [..., rows, 5]; may be traced, and then only shape and dtype are checked.
+
+  Raises:
+    ValueError: the shape or the dtype is wrong, or a code does not exist.
+  """
   shape, dtype = jnp.shape(genome), jax.dtypes.result_type(genome)
-  if len(shape) < 2 or shape[-2:] != (len(spec), 5):
+  rows = len(spec)
+  if len(shape) < 2 or shape[-2:] != (rows, 5):
     raise ValueError(
-      f'The genome has shape {shape}; this model has {len(spec)} adapted layers, so it must be [..., {len(spec)}, 5].'
+      f'The genome has shape {shape}; this model has {rows} adapted layers, so it must be '
+      f'[..., {rows}, 5].'
     )
   if not jnp.issubdtype(dtype, jnp.integer):
     raise ValueError(
@@ -33,47 +45,39 @@ def check_genome(spec: Spec, genome: Any) -> None:
     )
   if isinstance(genome, jax.core.Tracer):
     return
-  genome = np.asarray(genome)
-  limit = spec.num_codes.astype(np.int8).astype(
-    genome.dtype
-  )  # in the genome's own type, a million are compared in no time
-  if (genome < 0).any() or (genome >= limit).any():
-    *_, row, column = index = tuple(np.argwhere((genome < 0) | (genome >= limit))[0])
+  codes = np.asarray(genome)
+  # In the genome's own type a million genomes are compared in no time.
+  limit = spec.num_codes.astype(np.int8).astype(codes.dtype)
+  wrong = (codes < 0) | (codes >= limit)
+  if wrong.any():
+    index = tuple(np.argwhere(wrong)[0])
+    row, column = index[-2:]
     layer, tensor = spec.layers[row], TENSORS[column]
     raise ValueError(
-      f'The genome says {genome[index]} for {tensor} of layer {row} ({layer.name}); the codes there are 0 to '
-      f'{spec.num_codes[row, column] - 1}: {", ".join(layer.space.names(tensor))}.'
+      f'The genome says {codes[index]} for {tensor} of layer {row} ({layer.name}); the codes there '
+      f'are 0 to {spec.num_codes[row, column] - 1}: {", ".join(layer.space.names(tensor))}.'
     )
-
-
-def check_budget(budget: Any) -> int | None:
-  """The budget as an int or None (no limit); ValueError where it is negative, fractional or no number."""
-  if budget is None:
-    return None
-  if (
-    isinstance(budget, (bool, str))
-    or not isinstance(budget, numbers.Real)
-    or not float(budget).is_integer()
-    or budget < 0
-  ):
-    shown = f'{budget:g}' if isinstance(budget, numbers.Real) else repr(budget)
-    raise ValueError(
-      f'budget={shown} must be a whole number of trained parameters, 0 (the linear subnet) or more, or None.'
-    )
-  return int(budget)
-
-
-def _lookup(table: np.ndarray, genomes: Any) -> Iterator[np.ndarray]:
-  """Blocks of `table[row, tensor, genomes[..., row, tensor]]`, [block, rows, 5]."""
-  genomes = np.asarray(genomes)
-  flat = genomes.reshape(-1, *table.shape[:2])
-  offsets = (np.arange(table.shape[0] * 5) * table.shape[2]).reshape(table.shape[:2])
-  for start in range(0, len(flat), _BLOCK):
-    yield table.take(flat[start : start + _BLOCK] + offsets)
 
 
 def count_params(spec: Spec, genomes: Any) -> Any:
-  """Trained parameters of subnets, head not counted: int64 [...] for genomes [..., rows, 5], an int for one genome."""
+  """Trained parameters of subnets, heads not counted.
+
+  Args:
+    spec: the layers.
+    genomes: int [..., rows, 5].
+
+  Returns:
+    int64 [...]; an int for one genome.
+
+  Raises:
+    ValueError: the genomes do not fit the spec.
+
+  Example:
+    >>> from glora_jax import Layer, Spec, count_params, preset
+    >>> spec = Spec((Layer('fc1', 8, 32),))
+    >>> count_params(spec, preset(spec, 'lora'))  # 4 * (8 + 32)
+    160
+  """
   check_genome(spec, genomes)
   blocks = [block.sum(axis=(1, 2)) for block in _lookup(spec.cost_table, genomes)]
   counts = np.concatenate([np.zeros(0, np.int64), *blocks]).reshape(np.shape(genomes)[:-2])
@@ -81,16 +85,75 @@ def count_params(spec: Spec, genomes: Any) -> Any:
 
 
 def canonicalize(spec: Spec, genomes: Any) -> np.ndarray:
-  """Genomes [..., rows, 5] with every gene that cannot matter set to its cheapest equal, int8."""
+  """Genomes with every gene that cannot matter set to its cheapest equal.
+
+  Args:
+    spec: the layers.
+    genomes: int [..., rows, 5].
+
+  Returns:
+    int8 [..., rows, 5].
+
+  Raises:
+    ValueError: the genomes do not fit the spec.
+
+  Example:
+    >>> from glora_jax import Layer, Spec, canonicalize
+    >>> spec = Spec((Layer('no_bias', 8, 32, bias=False),))
+    >>> canonicalize(spec, [[0, 3, 2, 2, 2]]).tolist()
+    [[0, 3, 0, 0, 0]]
+  """
   check_genome(spec, genomes)
   blocks = list(_lookup(spec.canonical_table, genomes))
   return np.concatenate([np.zeros((0, len(spec), 5), np.int8), *blocks]).reshape(np.shape(genomes))
 
 
-def sample_genome(key: jax.Array, spec: Spec, largest: float = 0.0) -> jax.Array:
-  """A genome of alleles drawn uniformly and independently among those on offer, int8 [rows, 5]; works under `jit`.
+def _lookup(table: np.ndarray, genomes: Any) -> Iterator[np.ndarray]:
+  """Blocks of `table[row, tensor, genomes[..., row, tensor]]`, [block, rows, 5].
 
-  With the probability `largest` a gene takes its last allele on offer, the one with most parameters, without a draw.
+  Args:
+    table: a value for every code, [rows, 5, codes].
+    genomes: int [..., rows, 5].
+  """
+  rows, tensors, codes = table.shape
+  flat = np.asarray(genomes).reshape(-1, rows, tensors)
+  offsets = (np.arange(rows * tensors) * codes).reshape(rows, tensors)
+  for start in range(0, len(flat), _BLOCK):
+    yield table.take(flat[start : start + _BLOCK] + offsets)
+
+
+def smallest_genome(spec: Spec) -> np.ndarray:
+  """The cheapest subnet on offer, int8 [rows, 5]."""
+  costs = np.take_along_axis(spec.cost_table, spec.offered_table.astype(np.int64), axis=-1)
+  return _alleles(spec, costs.argmin(-1))
+
+
+def largest_genome(spec: Spec) -> np.ndarray:
+  """The subnet with most parameters on offer, the last allele of every gene, int8 [rows, 5]."""
+  return spec.offered_table[..., -1]
+
+
+def sample_genome(key: jax.Array, spec: Spec, largest: float = 0.0) -> jax.Array:
+  """A random genome, each gene independent and uniform over the alleles on offer.
+
+  It works under `jit`.
+
+  Args:
+    key: random key.
+    spec: the layers.
+    largest: probability that a gene takes its last allele on offer, the one with most parameters,
+      without a draw.
+
+  Returns:
+    int8 [rows, 5].
+
+  Example:
+    >>> import jax
+    >>> from glora_jax import Layer, SearchSpace, Spec, sample_genome
+    >>> spec = Spec((Layer('fc1', 8, 32, space=SearchSpace(A='none', B='lora', C='none', D='none')),))
+    >>> genome = sample_genome(jax.random.key(0), spec)
+    >>> genome.shape, genome[0, :4].tolist(), int(genome[0, 4]) in (0, 1, 2)
+    ((1, 5), [0, 3, 0, 0], True)
   """
   choice = jax.random.randint(key, (len(spec), 5), 0, spec.num_offered)
   if largest:
@@ -99,77 +162,73 @@ def sample_genome(key: jax.Array, spec: Spec, largest: float = 0.0) -> jax.Array
   return jnp.take_along_axis(jnp.asarray(spec.offered_table), choice[..., None], axis=-1)[..., 0]
 
 
-def _draw(rng: np.random.Generator, spec: Spec, number: int) -> np.ndarray:
-  choice = rng.integers(0, spec.num_offered, (number, len(spec), 5))
-  return np.take_along_axis(spec.offered_table[None], choice[..., None], axis=-1)[..., 0]
+def check_budget(budget: Any) -> int | None:
+  """A budget as an int, or None for no limit.
 
-
-def smallest_genome(spec: Spec) -> np.ndarray:
-  """The cheapest subnet on offer."""
-  costs = np.take_along_axis(spec.cost_table, spec.offered_table.astype(np.int64), axis=-1)
-  return np.take_along_axis(spec.offered_table, costs.argmin(-1)[..., None], axis=-1)[..., 0]
-
-
-def largest_genome(spec: Spec) -> np.ndarray:
-  """The subnet with most parameters on offer: the last allele of every gene."""
-  return spec.offered_table[..., -1]
+  Raises:
+    ValueError: the budget is negative, fractional or no number.
+  """
+  if budget is None:
+    return None
+  is_number = isinstance(budget, numbers.Real) and not isinstance(budget, bool)
+  if not is_number or not float(budget).is_integer() or budget < 0:
+    shown = f'{budget:g}' if isinstance(budget, numbers.Real) else repr(budget)
+    raise ValueError(
+      f'budget={shown} must be a whole number of trained parameters, 0 (the linear subnet) or '
+      'more, or None.'
+    )
+  return int(budget)
 
 
 def require_feasible(spec: Spec, budget: Any) -> int | None:
-  """`check_budget`, and ValueError where the budget is below the cheapest subnet on offer."""
+  """`check_budget`, for the budget of a search.
+
+  Raises:
+    ValueError: the budget is none, or below the cheapest subnet on offer.
+  """
   budget = check_budget(budget)
   least = count_params(spec, smallest_genome(spec))
   if budget is not None and least > budget:
     raise ValueError(
-      f'budget={budget} is below the {least} parameters of the smallest subnet on offer; raise it, or offer cheaper alleles.'
+      f'budget={budget} is below the {least} parameters of the smallest subnet on offer; raise it, '
+      'or offer cheaper alleles.'
     )
   return budget
-
-
-def shrink(
-  rng: np.random.Generator, spec: Spec, genomes: np.ndarray, budget: int | None
-) -> np.ndarray:
-  """Genomes [n, rows, 5] repaired to respect a budget: while one is over it, a random gene of it gets a random cheaper allele."""
-  genomes = genomes.copy()
-  if require_feasible(spec, budget) is None:
-    return genomes
-  offered = spec.offered_table.astype(np.int64)
-  offered_costs = np.take_along_axis(spec.cost_table, offered, axis=-1).reshape(
-    -1, offered.shape[-1]
-  )  # [genes, most]
-  flat, cost_table = (
-    genomes.reshape(len(genomes), -1),
-    spec.cost_table.reshape(-1, spec.cost_table.shape[-1]),
-  )
-  genes = np.arange(flat.shape[1])
-  costs = cost_table[genes, flat]
-  while len(over := np.flatnonzero(costs.sum(1) > budget)):
-    # The gene: at random among those that can still get cheaper.
-    gene = (rng.random((len(over), len(genes))) * (costs[over] > offered_costs.min(1))).argmax(1)
-    cheaper = offered_costs[gene] < costs[over, gene, None]
-    # `offered_table` repeats its last code as filling; a repeated code must not be drawn more often.
-    cheaper &= np.arange(cheaper.shape[1]) < spec.num_offered.reshape(-1)[gene, None]
-    code = (rng.random(cheaper.shape) * cheaper).argmax(1)
-    flat[over, gene] = offered.reshape(-1, offered.shape[-1])[gene, code]
-    costs[over, gene] = offered_costs[gene, code]
-  return genomes
 
 
 def random_genomes(
   rng: np.random.Generator, spec: Spec, number: int, budget: int | None = None
 ) -> np.ndarray:
-  """Random subnets within a budget, int8 [number, rows, 5].
+  """Random subnets within a budget.
 
-  Uniform over the subnets within the budget (by rejection) where enough of the space fits; what eight rounds of rejection
-  leave empty is filled with repaired genomes, so that any budget gets its population at once.
+  Uniform over the subnets within the budget (by rejection) where enough of the space fits; what
+  eight rounds of rejection leave empty is filled with repaired genomes, so that any budget gets its
+  population at once.
+
+  Args:
+    rng: NumPy's generator.
+    spec: the layers.
+    number: number of genomes.
+    budget: most trained parameters of each; None for no limit.
+
+  Returns:
+    int8 [number, rows, 5].
 
   Raises:
     ValueError: the budget is no whole number, negative, or below the smallest subnet on offer.
+
+  Example:
+    >>> import numpy as np
+    >>> from glora_jax import Layer, Spec, count_params, random_genomes
+    >>> spec = Spec((Layer('fc1', 8, 32), Layer('fc2', 32, 8)))
+    >>> population = random_genomes(np.random.default_rng(0), spec, 100, budget=200)
+    >>> population.shape, bool(count_params(spec, population).max() <= 200)
+    ((100, 2, 5), True)
   """
   if require_feasible(spec, budget) is None:
     return _draw(rng, spec, number)
   kept = np.zeros((0, len(spec), 5), np.int8)
-  for _ in range(8):
+  for _ in range(_ROUNDS):
     drawn = _draw(rng, spec, number)
     kept = np.concatenate([kept, drawn[count_params(spec, drawn) <= budget]])[:number]
     if len(kept) == number:
@@ -177,22 +236,106 @@ def random_genomes(
   return np.concatenate([kept, shrink(rng, spec, _draw(rng, spec, number - len(kept)), budget)])
 
 
+def shrink(
+  rng: np.random.Generator, spec: Spec, genomes: np.ndarray, budget: int | None
+) -> np.ndarray:
+  """Genomes repaired to respect a budget.
+
+  While a genome is over it, a random gene of it gets a random cheaper allele.
+
+  Args:
+    rng: NumPy's generator.
+    spec: the layers.
+    genomes: int8 [n, rows, 5].
+    budget: most trained parameters of each; None for no limit.
+
+  Returns:
+    int8 [n, rows, 5].
+  """
+  genomes = genomes.copy()
+  if require_feasible(spec, budget) is None:
+    return genomes
+  # Rows and tensors as one axis of genes.
+  codes = genomes.reshape(len(genomes), -1)  # a view: what is written there, the genomes get
+  costs_of_codes = spec.cost_table.reshape(codes.shape[1], -1)
+  offered = spec.offered_table.astype(np.int64).reshape(codes.shape[1], -1)
+  offered_costs = np.take_along_axis(costs_of_codes, offered, axis=-1)
+  # `offered` repeats its last code as filling; a repeated code must not be drawn more often.
+  exists = np.arange(offered.shape[1]) < spec.num_offered.reshape(-1, 1)
+
+  genes = np.arange(codes.shape[1])
+  costs = costs_of_codes[genes, codes]
+  while len(over := np.flatnonzero(costs.sum(1) > budget)):
+    can_get_cheaper = costs[over] > offered_costs.min(1)
+    gene = (rng.random((len(over), len(genes))) * can_get_cheaper).argmax(1)
+    cheaper = (offered_costs[gene] < costs[over, gene, None]) & exists[gene]
+    choice = (rng.random(cheaper.shape) * cheaper).argmax(1)
+    codes[over, gene] = offered[gene, choice]
+    costs[over, gene] = offered_costs[gene, choice]
+  return genomes
+
+
+def _draw(rng: np.random.Generator, spec: Spec, number: int) -> np.ndarray:
+  """Genomes of alleles drawn uniformly among those on offer, int8 [number, rows, 5]."""
+  return _alleles(spec, rng.integers(0, spec.num_offered, (number, len(spec), 5)))
+
+
+def _alleles(spec: Spec, choice: np.ndarray) -> np.ndarray:
+  """The codes of alleles [..., rows, 5] that are given by their places among those on offer."""
+  table = spec.offered_table.reshape((1,) * (choice.ndim - 2) + spec.offered_table.shape)
+  return np.take_along_axis(table, choice[..., None], axis=-1)[..., 0]
+
+
 def genome_to_json(spec: Spec, genome: Any) -> dict[str, Any]:
-  """A genome that a person can read: codes, and for every layer the names of its alleles."""
+  """A genome that a person can read.
+
+  Args:
+    spec: the layers.
+    genome: int [rows, 5].
+
+  Returns:
+    `genome`, the codes as lists; `params`, the trained parameters; `layers`, for every layer its
+    name and the names of its alleles.
+
+  Raises:
+    ValueError: the genome does not fit the spec.
+
+  Example:
+    >>> from glora_jax import Layer, Spec, genome_to_json, preset
+    >>> spec = Spec((Layer('fc1', 8, 32),))
+    >>> genome_to_json(spec, preset(spec, 'lora'))['layers']
+    [{'layer': 'fc1', 'A': 'none', 'B': 'lora4', 'C': 'none', 'D': 'none', 'E': 'none'}]
+  """
   check_genome(spec, genome)
-  genome = np.asarray(genome)
-  layers = [
-    {
-      'layer': layer.name,
-      **{t: layer.space.names(t)[code] for t, code in zip(TENSORS, row, strict=True)},
+  codes = np.asarray(genome)
+  layers = []
+  for layer, row in zip(spec, codes, strict=True):
+    names = {
+      tensor: layer.space.names(tensor)[code] for tensor, code in zip(TENSORS, row, strict=True)
     }
-    for layer, row in zip(spec, genome, strict=True)
-  ]
-  return {'genome': genome.tolist(), 'params': count_params(spec, genome), 'layers': layers}
+    layers.append({'layer': layer.name, **names})
+  return {'genome': codes.tolist(), 'params': count_params(spec, codes), 'layers': layers}
 
 
 def genome_from_json(spec: Spec, content: str | Mapping[str, Any] | Sequence) -> np.ndarray:
-  """The genome of what `genome_to_json` returned, as a dictionary, its JSON text, or the bare list of codes."""
+  """The genome of what `genome_to_json` returned.
+
+  Args:
+    spec: the layers.
+    content: the dictionary, its JSON text, or the bare list of codes.
+
+  Returns:
+    int8 [rows, 5].
+
+  Raises:
+    ValueError: the genome does not fit the spec.
+
+  Example:
+    >>> from glora_jax import Layer, Spec, genome_from_json
+    >>> spec = Spec((Layer('fc1', 8, 32),))
+    >>> genome_from_json(spec, '{"genome": [[0, 3, 0, 0, 0]]}').tolist()
+    [[0, 3, 0, 0, 0]]
+  """
   if isinstance(content, str):
     content = json.loads(content)
   codes = content['genome'] if isinstance(content, Mapping) else content

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from glora_jax.method.discover import Site
+from glora_jax.method.site import Site
 from glora_jax.method.space import SearchSpace
+from glora_jax.method.supports import SUPPORTS, Supports, init_supports, read
 from glora_jax.tree import Path
 
 
@@ -21,8 +22,9 @@ class Group:
   """One set of supports.
 
   Attributes:
-    members: the linear modules that it acts on; one, or those of a tie in the order of their outputs.
-    rows: the genome rows of its layers, in the order of the flattened stack.
+    members: the linear modules that it acts on: one, or those of a tie in the order of their
+      outputs, whose kernels then stand side by side as one virtual layer.
+    rows: genome rows of its layers, in the order of the flattened stack.
     space: the alleles on offer.
   """
 
@@ -32,39 +34,62 @@ class Group:
 
   @property
   def path(self) -> Path:
-    """Of the supports in the `glora` collection: the first member's."""
+    """Path of the supports in the `glora` collection: the first member's."""
     return self.members[0].path
 
   @property
   def name(self) -> str:
+    """The first member's name, and the ends of the others' paths ('attn/query+key+value')."""
     return '+'.join([self.members[0].name, *(site.path[-1] for site in self.members[1:])])
 
   @property
   def stack_shape(self) -> tuple[int, ...]:
+    """Sizes of the stack's axes; () for a single layer."""
     return self.members[0].stack_shape
 
   @property
   def in_features(self) -> int:
+    """Inputs of each layer."""
     return self.members[0].in_features
 
   @property
   def out_features(self) -> int:
+    """Outputs of each layer, of all members together."""
     return sum(site.out_features for site in self.members)
 
   @property
   def has_bias(self) -> bool:
-    return self.members[0].bias_shape is not None
+    """Whether the layers have a bias; members agree on it."""
+    return self.members[0].has_bias
 
   @property
   def dtype(self) -> np.dtype:
+    """Data type that holds the kernels of all members."""
     return functools.reduce(jnp.promote_types, (site.dtype for site in self.members))
+
+  def init(self, key: jax.Array) -> Supports:
+    """Fresh supports, [stack..., ...]; a layer's depend on the key and its row alone."""
+    keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.array(self.rows))
+    init_layer = functools.partial(
+      init_supports,
+      in_features=self.in_features,
+      out_features=self.out_features,
+      ranks=self.space.ranks,
+      bias=self.has_bias,
+      tied=self.space.tied,
+      dtype=jnp.promote_types(self.dtype, jnp.float32),
+    )
+    return {
+      name: value.reshape(self.stack_shape + value.shape[1:])
+      for name, value in jax.vmap(init_layer)(keys).items()
+    }
 
   def alleles(self, genome: jax.Array) -> jax.Array:
     """The group's rows of a genome, [stack..., 5]."""
     return genome[np.array(self.rows)].reshape((*self.stack_shape, 5))
 
   def slices(self) -> Iterator[tuple[tuple[int, ...], int]]:
-    """(index in the stack, row) of every layer."""
+    """The index in the stack and the row of every layer."""
     return zip(np.ndindex(self.stack_shape), self.rows, strict=True)
 
   def of_members(self, supports: Mapping[str, Any]) -> Iterator[tuple[Site, dict[str, Any]]]:
@@ -72,80 +97,101 @@ class Group:
     if len(self.members) == 1:
       yield self.members[0], dict(supports)
       return
-    # A constant is an element of the whole vector, which a part may not contain: it gets storage of its own here.
     whole = dict(supports)
-    whole |= {
-      f'{t}_constant': whole.get(f'{t}_constant', whole[f'{t}_up'][..., 0, :1]) for t in 'AB'
-    }
-    if self.has_bias:
-      whole |= {f'{t}_constant': whole.get(f'{t}_constant', whole[t][..., :1]) for t in 'DE'}
+    # In shared storage a constant is a number of the vector, which a member's part may not contain.
+    for tensor in 'ABDE' if self.has_bias else 'AB':
+      whole[f'{tensor}_constant'] = read(supports, tensor, 'constant')
     start = 0
     for site in self.members:
-      part = slice(start, start + site.out_features)
-      start += site.out_features
+      outputs = slice(start, start + site.out_features)
+      start = outputs.stop
       yield (
         site,
         {
-          name: value[..., part]
-          if name in ('A_up', 'B_up', 'A_vector', 'B_vector', 'D', 'E')
-          else value
+          name: value[..., outputs] if 'out' in SUPPORTS[name].axes else value
           for name, value in whole.items()
         },
       )
 
 
-def tie(sites: list[Site], ties: Sequence[Sequence[str]]) -> list[tuple[Site, ...]]:
-  """The sites one by one or, where a tie says so, together at the first member's place."""
-  by_name, tied = {site.name: site for site in sites}, {}
+def tie(sites: Sequence[Site], ties: Sequence[Sequence[str]]) -> list[tuple[Site, ...]]:
+  """The sites one by one or, where a tie wants it, together at the place of the earliest.
+
+  Args:
+    sites: the linear modules, in order.
+    ties: ends of paths that are tied wherever they stand beside each other; see `adapt`.
+
+  Returns:
+    Tuples of sites, those of a tie in the order in which the tie lists them.
+
+  Raises:
+    ValueError: a tie finds no sites, or sites that do not fit each other.
+  """
+  by_name = {site.name: site for site in sites}
+  tied: dict[str, tuple[Site, ...]] = {}
   for ends in map(tuple, ties):
-    heads_of_ties = [
-      site for site in sites if site.name == ends[0] or site.name.endswith(f'/{ends[0]}')
-    ]
-    if len(ends) < 2 or len(set(ends)) < len(ends) or not heads_of_ties:
-      raise ValueError(
-        f'The tie {ends} must list two or more different path ends of selected layers; there are: {", ".join(by_name)}.'
-      )
-    for first in heads_of_ties:
-      names = [first.name.removesuffix(ends[0]) + end for end in ends]
-      if missing := [name for name in names if name not in by_name]:
-        raise ValueError(
-          f'The tie {ends} finds {first.name}, but beside it no selected layer {", ".join(missing)}.'
-        )
-      members = tuple(by_name[name] for name in names)
-      for site in members[1:]:
-        for what, mine, others in (
-          ('in', site.in_features, first.in_features),
-          ('stack', site.stack_shape, first.stack_shape),
-          ('bias', site.bias_shape is not None, first.bias_shape is not None),
-          ('input array', site.input_id, first.input_id),
-        ):
-          if mine != others:
-            raise ValueError(
-              f'The tie {ends} does not fit: {site.name} and {first.name} do not have the same {what}.'
-            )
+    for members in _members_of_tie(ends, by_name):
       for site in members:
         if site.name in tied:
           raise ValueError(f'{site.name} is in two ties; a layer can be in one.')
         tied[site.name] = members
-  done, result = set(), []
-  for site in sites:
-    members = tied.get(site.name, (site,))
-    if site.name not in done:
-      result.append(members)
-      done |= {member.name for member in members}
-  return result
+  # A tie is met once a member; a dictionary keeps the first place.
+  return list(dict.fromkeys(tied.get(site.name, (site,)) for site in sites))
 
 
-def number_rows(groups: list[Group]) -> tuple[Group, ...]:
-  """Rows counted among the groups alone, in the same order."""
-  earliest = lambda group: [
-    min(rows) for rows in zip(*(site.rows for site in group.members), strict=True)
-  ]
-  order = {
-    row: number
-    for number, row in enumerate(sorted(row for group in groups for row in earliest(group)))
+def _members_of_tie(
+  ends: tuple[str, ...], by_name: Mapping[str, Site]
+) -> Iterator[tuple[Site, ...]]:
+  """The sites of a tie, once for every place where its ends stand beside each other."""
+  firsts = [name for name in by_name if name == ends[0] or name.endswith(f'/{ends[0]}')]
+  if len(ends) < 2 or len(set(ends)) < len(ends) or not firsts:
+    raise ValueError(
+      f'The tie {ends} must list two or more different path ends of selected layers; '
+      f'there are: {", ".join(by_name)}.'
+    )
+  for first in firsts:
+    names = [first.removesuffix(ends[0]) + end for end in ends]
+    if missing := [name for name in names if name not in by_name]:
+      raise ValueError(
+        f'The tie {ends} finds {first}, but beside it no selected layer {", ".join(missing)}.'
+      )
+    members = tuple(by_name[name] for name in names)
+    _check_fit(ends, members)
+    yield members
+
+
+def _check_fit(ends: tuple[str, ...], members: Sequence[Site]) -> None:
+  """Raises ValueError unless the members of a tie can share one set of supports."""
+  first, *others = map(_what_ties_share, members)
+  for site, properties in zip(members[1:], others, strict=True):
+    for name, value in properties.items():
+      if value != first[name]:
+        raise ValueError(
+          f'The tie {ends} does not fit: {site.name} and {members[0].name} do not have the same '
+          f'{name}.'
+        )
+
+
+def _what_ties_share(site: Site) -> dict[str, Any]:
+  return {
+    'in': site.in_features,
+    'stack': site.stack_shape,
+    'bias': site.has_bias,
+    'input array': site.input_id,
   }
+
+
+def number_rows(groups: Sequence[Group]) -> tuple[Group, ...]:
+  """The groups with rows counted among them alone, in the same order."""
+  earliest = [_earliest_rows(group) for group in groups]
+  order = sorted(row for rows in earliest for row in rows)
+  numbers = {row: number for number, row in enumerate(order)}
   return tuple(
-    dataclasses.replace(group, rows=tuple(order[row] for row in earliest(group)))
-    for group in groups
+    dataclasses.replace(group, rows=tuple(numbers[row] for row in rows))
+    for group, rows in zip(groups, earliest, strict=True)
   )
+
+
+def _earliest_rows(group: Group) -> list[Any]:
+  """For every layer of the stack the first row that a member has for it."""
+  return [min(rows) for rows in zip(*(site.rows for site in group.members), strict=True)]

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
 
+LINEAR_MODULES = (nn.Dense, nn.DenseGeneral, nn.Einsum, nn.Conv)
+
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """Which dimensions of a kernel (and bias) are stack, input and output; the others of the bias are output."""
+  """Which dimensions of a kernel and its bias are stack, input and output.
+
+  Attributes:
+    stack: dimensions of the kernel that count layers.
+    inputs: dimensions of the kernel that are summed over.
+    outputs: dimensions of the kernel that are left.
+    bias_stack: dimensions of the bias that count layers; its others are outputs.
+  """
 
   stack: tuple[int, ...]
   inputs: tuple[int, ...]
@@ -22,30 +32,32 @@ class Layout:
 
   def matrices(self, kernel: jax.Array) -> jax.Array:
     """The kernel as [stack..., in, out]."""
-    size = lambda dims: math.prod(kernel.shape[d] for d in dims)
-    moved = kernel.transpose(self.stack + self.inputs + self.outputs)
-    return moved.reshape((*moved.shape[: len(self.stack)], size(self.inputs), size(self.outputs)))
+    stack, fan_in, fan_out = (
+      tuple(kernel.shape[dim] for dim in dims) for dims in (self.stack, self.inputs, self.outputs)
+    )
+    ordered = kernel.transpose(self.stack + self.inputs + self.outputs)
+    return ordered.reshape((*stack, math.prod(fan_in), math.prod(fan_out)))
 
   def kernel(self, matrices: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Inverse of `matrices`."""
-    order = self.stack + self.inputs + self.outputs
-    return matrices.reshape([shape[d] for d in order]).transpose(np.argsort(order))
+    """Inverse of `matrices`, for a kernel of the given shape."""
+    return _put_back(matrices, self.stack + self.inputs + self.outputs, shape)
 
   def vectors(self, bias: jax.Array) -> jax.Array:
     """The bias as [stack..., out]."""
-    moved = bias.transpose(self._bias_order(bias.ndim))
-    return moved.reshape(*moved.shape[: len(self.bias_stack)], -1)
+    ordered = bias.transpose(self._bias_order(bias.ndim))
+    return ordered.reshape(*ordered.shape[: len(self.bias_stack)], -1)
 
   def bias(self, vectors: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Inverse of `vectors`."""
-    order = self._bias_order(len(shape))
-    return vectors.reshape([shape[d] for d in order]).transpose(np.argsort(order))
+    """Inverse of `vectors`, for a bias of the given shape."""
+    return _put_back(vectors, self._bias_order(len(shape)), shape)
 
-  def _bias_order(self, ndim):
-    return self.bias_stack + tuple(d for d in range(ndim) if d not in self.bias_stack)
+  def _bias_order(self, ndim: int) -> tuple[int, ...]:
+    return self.bias_stack + tuple(dim for dim in range(ndim) if dim not in self.bias_stack)
 
 
-LINEAR_MODULES = (nn.Dense, nn.DenseGeneral, nn.Einsum, nn.Conv)
+def _put_back(values: jax.Array, order: Sequence[int], shape: tuple[int, ...]) -> jax.Array:
+  """An array of the given shape out of one whose dimensions were put in an order and merged."""
+  return values.reshape([shape[dim] for dim in order]).transpose(np.argsort(order))
 
 
 def linear_layout(module: nn.Module, inputs: Any = None, einsum_str: str | None = None) -> Layout:
@@ -53,10 +65,14 @@ def linear_layout(module: nn.Module, inputs: Any = None, einsum_str: str | None 
 
   Args:
     module: one of `LINEAR_MODULES`.
-    inputs, einsum_str: what it is called with; of these only `nn.Einsum`'s second matters.
+    inputs: first argument of its call, which does not matter.
+    einsum_str: second argument of its call, which `nn.Einsum` has.
+
+  Returns:
+    The layout of the parameters that the module itself sees.
 
   Raises:
-    ValueError: an `nn.Einsum` that is no linear layer.
+    ValueError: the module is an `nn.Einsum` that is no linear layer.
   """
   if isinstance(module, nn.Dense):
     return Layout((), (0,), (1,))
@@ -64,40 +80,43 @@ def linear_layout(module: nn.Module, inputs: Any = None, einsum_str: str | None 
     spatial = 1 if isinstance(module.kernel_size, int) else len(module.kernel_size)
     return Layout((), tuple(range(spatial + 1)), (spatial + 1,))
   if isinstance(module, nn.Einsum):
-    return _einsum_layout((einsum_str or module.einsum_str).replace(' ', ''))
-  as_tuple = lambda value: (value,) if isinstance(value, int) else tuple(value)
-  outputs_from = len(as_tuple(module.batch_dims)) + len(as_tuple(module.axis))
-  dims, stack = (
-    tuple(range(outputs_from + len(as_tuple(module.features)))),
-    len(as_tuple(module.batch_dims)),
-  )
-  return Layout(dims[:stack], dims[stack:outputs_from], dims[outputs_from:], dims[:stack])
+    equation = einsum_str or module.einsum_str
+    assert equation is not None  # Flax has refused the call without one
+    return _einsum_layout(equation.replace(' ', ''))
+  assert isinstance(module, nn.DenseGeneral)
+  stack = _length(module.batch_dims)
+  inputs_end = stack + _length(module.axis)
+  dims = tuple(range(inputs_end + _length(module.features)))
+  return Layout(dims[:stack], dims[stack:inputs_end], dims[inputs_end:], dims[:stack])
+
+
+def _length(sizes: int | Sequence[int]) -> int:
+  return 1 if isinstance(sizes, int) else len(sizes)
 
 
 def _einsum_layout(equation: str) -> Layout:
   operands, result = equation.split('->')
   inputs, kernel = operands.split(',')
-  roles = {(True, False): 'in', (False, True): 'out', (True, True): 'stack', (False, False): None}
-  role = {letter: roles[letter in inputs, letter in result] for letter in kernel}
-  if (
-    '.' in kernel
-    or len(role) != len(kernel)
-    or None in role.values()
-    or not {'in', 'out'} <= set(role.values())
-  ):
+  stack = [letter for letter in kernel if letter in inputs and letter in result]
+  fan_in = [letter for letter in kernel if letter in inputs and letter not in result]
+  fan_out = [letter for letter in result if letter in kernel and letter not in inputs]
+  letters = {*stack, *fan_in, *fan_out}
+  is_linear = fan_in and fan_out and set(kernel) == letters and len(kernel) == len(letters)
+  if '.' in kernel or not is_linear:
     raise ValueError(
-      f"nn.Einsum('{equation}') is no linear layer: each letter of its kernel '{kernel}' must stand in the input or the result, "
-      'at least one in the input alone and one in the result alone'
+      f"nn.Einsum('{equation}') is no linear layer: each letter of its kernel '{kernel}' must "
+      'stand in the input or the result, at least one in the input alone and one in the result '
+      'alone'
     )
-  dims = lambda wanted, letters: tuple(
-    kernel.index(letter) for letter in letters if role.get(letter) == wanted
-  )
-  bias = [
-    letter for letter in result if letter in role
-  ]  # Flax gives the bias the kernel's letters in the result's order
+  # Flax gives the bias the kernel's letters in the order of the result.
+  bias = [letter for letter in result if letter in kernel]
   return Layout(
-    dims('stack', kernel),
-    dims('in', kernel),
-    dims('out', result),
-    tuple(bias.index(letter) for letter in kernel if role[letter] == 'stack'),
+    stack=_positions(stack, kernel),
+    inputs=_positions(fan_in, kernel),
+    outputs=_positions(fan_out, kernel),
+    bias_stack=_positions(stack, bias),
   )
+
+
+def _positions(letters: Iterable[str], among: Sequence[str]) -> tuple[int, ...]:
+  return tuple(among.index(letter) for letter in letters)

@@ -1,15 +1,29 @@
-"""What may be chosen: alleles on offer, the layers of a model, and a `Spec` that says what a genome's rows are."""
+"""What may be chosen: the forms of each tensor, the alleles on offer, the layers of a genome."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import numbers
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Literal
 
 import numpy as np
 
-TENSORS = ('A', 'B', 'C', 'D', 'E')
+Tensor = Literal['A', 'B', 'C', 'D', 'E']
+
+TENSORS: tuple[Tensor, ...] = ('A', 'B', 'C', 'D', 'E')
+WEIGHT_TENSORS: tuple[Tensor, ...] = ('A', 'B')  # they change the kernel; the others the bias
+
+# The forms of each tensor in the order of their codes. The LoRA of every rank follows in A, B, C.
+FLAT_FORMS: Mapping[Tensor, tuple[str, ...]] = {
+  'A': ('none', 'constant', 'vector'),
+  'B': ('none', 'constant', 'vector'),
+  'C': ('none', 'vector'),
+  'D': ('none', 'constant', 'vector'),
+  'E': ('none', 'constant', 'vector'),
+}
+LORA_TENSORS: tuple[Tensor, ...] = ('A', 'B', 'C')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,13 +32,23 @@ class SearchSpace:
 
   Attributes:
     ranks: LoRA ranks, ascending; the largest is the size of the storage.
-    A, B, C, D, E: the alleles on offer for each tensor, as codes or names ('none', 'constant', 'vector', 'lora4' or, where
+    A: alleles on offer for A, as codes or names ('none', 'constant', 'vector', 'lora4' or, where
       there is one rank, 'lora'); None offers all.
+    B: alleles on offer for B, likewise.
+    C: alleles on offer for C, likewise.
+    D: alleles on offer for D, likewise.
+    E: alleles on offer for E, likewise.
     tied: whether all forms of a tensor share storage, as in the official code.
 
+  Raises:
+    ValueError: ranks that do not ascend from 1 or more, or an allele that does not exist.
+
   Example:
-    >>> SearchSpace(ranks=(2, 4), A=('none',)).names('C')
+    >>> space = SearchSpace(ranks=(2, 4), A='none', E=('none', 'vector'))
+    >>> space.names('C')
     ('none', 'vector', 'lora2', 'lora4')
+    >>> space.A, space.E
+    ((0,), (0, 2))
   """
 
   ranks: tuple[int, ...] = (4,)
@@ -36,47 +60,69 @@ class SearchSpace:
   tied: bool = True
 
   def __post_init__(self):
-    ranks = (self.ranks,) if isinstance(self.ranks, numbers.Integral) else tuple(self.ranks)
-    if (
-      not ranks
-      or any(not isinstance(r, numbers.Integral) or r < 1 for r in ranks)
-      or list(ranks) != sorted(set(ranks))
-    ):
-      raise ValueError(
-        f'ranks={self.ranks} must be positive integers in ascending order, (4,) or (2, 4, 8) for instance.'
-      )
-    object.__setattr__(self, 'ranks', tuple(int(r) for r in ranks))
+    object.__setattr__(self, 'ranks', _checked_ranks(self.ranks))
     for tensor in TENSORS:
-      object.__setattr__(self, tensor, self._offer(tensor, getattr(self, tensor)))
+      object.__setattr__(self, tensor, self._codes(tensor, getattr(self, tensor)))
 
-  def _offer(self, tensor, offered):
+  def _codes(self, tensor: Tensor, offered: Any) -> tuple[int, ...]:
+    """The codes of the alleles that a user offers by code or by name, ascending."""
     names = self.names(tensor)
     if offered is None:
       return tuple(range(len(names)))
-    codes = dict(zip(names, range(len(names)), strict=True))
-    if len(self.ranks) == 1 and f'lora{self.ranks[0]}' in codes:
-      codes['lora'] = codes[f'lora{self.ranks[0]}']
-    chosen = (offered,) if isinstance(offered, (str, numbers.Integral)) else tuple(offered)
-    chosen = {codes.get(allele, allele) for allele in chosen}
-    if not chosen or not chosen <= set(range(len(names))):
+    single = isinstance(offered, (str, numbers.Integral))
+    alleles = (offered,) if single else tuple(offered)
+    codes = [code for allele in alleles if (code := self.code(tensor, allele)) is not None]
+    if not codes or len(codes) < len(alleles):
       raise ValueError(
-        f'{tensor}={offered} is not a choice among {", ".join(names)} (codes 0 to {len(names) - 1}).'
+        f'{tensor}={offered} is not a choice among {", ".join(names)} '
+        f'(codes 0 to {len(names) - 1}).'
       )
-    return tuple(sorted(int(code) for code in chosen))
+    return tuple(sorted(set(codes)))
 
-  def names(self, tensor: str) -> tuple[str, ...]:
+  def code(self, tensor: Tensor, allele: str | int) -> int | None:
+    """The code of an allele that is given by name or by code; None where there is no such allele.
+
+    'lora' is the LoRA of the one rank, and means nothing where there are several.
+    """
+    names = self.names(tensor)
+    if allele == 'lora' and len(self.ranks) == 1 and tensor in LORA_TENSORS:
+      return len(names) - 1
+    if isinstance(allele, str):
+      return names.index(allele) if allele in names else None
+    return int(allele) if allele in range(len(names)) else None
+
+  def names(self, tensor: Tensor) -> tuple[str, ...]:
     """Names of all forms of a tensor, in the order of their codes."""
-    loras = tuple(f'lora{rank}' for rank in self.ranks)
-    return {
-      'A': ('none', 'constant', 'vector', *loras),
-      'C': ('none', 'vector', *loras),
-      'D': ('none', 'constant', 'vector'),
-    }[{'B': 'A', 'E': 'D'}.get(tensor, tensor)]
+    loras = tuple(f'lora{rank}' for rank in self.ranks) if tensor in LORA_TENSORS else ()
+    return FLAT_FORMS[tensor] + loras
+
+
+def _checked_ranks(given: Any) -> tuple[int, ...]:
+  ranks = (given,) if isinstance(given, numbers.Integral) else tuple(given)
+  positive = all(isinstance(rank, numbers.Integral) and rank >= 1 for rank in ranks)
+  if not ranks or not positive or list(ranks) != sorted(set(ranks)):
+    raise ValueError(
+      f'ranks={given} must be positive integers in ascending order, (4,) or (2, 4, 8) for instance.'
+    )
+  return tuple(int(rank) for rank in ranks)
 
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-  """One row of a genome: a linear layer (or one slice of a stacked one)."""
+  """One row of a genome: a linear layer, or one slice of a stacked one.
+
+  Attributes:
+    name: path of the module, with the index in its stack where there is one ('blocks/fc1[2]').
+    in_features: inputs of the layer.
+    out_features: outputs of the layer.
+    bias: whether the layer has a bias, without which C, D and E have nowhere to go.
+    space: the alleles on offer.
+
+  Example:
+    >>> layer = Layer('fc1', in_features=8, out_features=32, space=SearchSpace(ranks=(2, 4)))
+    >>> layer.costs('B')
+    (0, 1, 32, 80, 160)
+  """
 
   name: str
   in_features: int
@@ -84,32 +130,49 @@ class Layer:
   bias: bool = True
   space: SearchSpace = SearchSpace()
 
-  def offered(self, tensor: str) -> tuple[int, ...]:
+  def offered(self, tensor: Tensor) -> tuple[int, ...]:
     """Codes on offer; a layer without bias has only 'none' for C, D and E."""
-    return getattr(self.space, tensor) if self.bias or tensor in 'AB' else (0,)
+    return getattr(self.space, tensor) if self._has(tensor) else (0,)
 
-  def costs(self, tensor: str) -> tuple[int, ...]:
-    """Trained parameters of every form of a tensor."""
-    fan_in, fan_out, ranks = self.in_features, self.out_features, self.space.ranks
-    if tensor in 'AB':
-      return (0, 1, fan_out, *(r * (fan_in + fan_out) for r in ranks))
-    if not self.bias:
+  def costs(self, tensor: Tensor) -> tuple[int, ...]:
+    """Trained parameters of every form of a tensor, in the order of the codes."""
+    if not self._has(tensor):
       return (0,) * len(self.space.names(tensor))
-    return (0, fan_in, *(r * (fan_in + 1) for r in ranks)) if tensor == 'C' else (0, 1, fan_out)
+    fan_in, fan_out, ranks = self.in_features, self.out_features, self.space.ranks
+    if tensor in WEIGHT_TENSORS:
+      return (0, 1, fan_out, *(rank * (fan_in + fan_out) for rank in ranks))
+    if tensor == 'C':
+      return (0, fan_in, *(rank * (fan_in + 1) for rank in ranks))
+    return (0, 1, fan_out)
 
-  def canonical(self, tensor: str) -> tuple[int, ...]:
-    """For every code the cheapest one that is the same function whatever the values of the supports are."""
-    codes = range(len(self.space.names(tensor)))
-    if not self.bias and tensor in 'CDE':
-      return tuple(0 for _ in codes)
+  def canonical(self, tensor: Tensor) -> tuple[int, ...]:
+    """For every code the cheapest one that is the same function, whatever the supports hold."""
+    codes = tuple(range(len(self.space.names(tensor))))
+    if not self._has(tensor):
+      return (0,) * len(codes)
     # One output: a vector is one number, and in tied storage the very same one.
-    vector_is_constant = self.out_features == 1 and tensor != 'C' and self.space.tied
-    return tuple(1 if code == 2 and vector_is_constant else code for code in codes)
+    if self.out_features == 1 and self.space.tied and tensor != 'C':
+      return tuple(1 if code == 2 else code for code in codes)
+    return codes
+
+  def _has(self, tensor: Tensor) -> bool:
+    return self.bias or tensor in WEIGHT_TENSORS
 
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-  """The rows of a genome, in execution order. Static and hashable."""
+  """The rows of a genome, in execution order. Static and hashable.
+
+  Attributes:
+    layers: the adapted layers, one a row.
+
+  Example:
+    >>> spec = Spec((Layer('fc1', 8, 32), Layer('fc2', 32, 8)))
+    >>> len(spec), [layer.name for layer in spec]
+    (2, ['fc1', 'fc2'])
+    >>> spec.cost_table[0, 1].tolist()  # what each form of B costs in fc1
+    [0, 1, 32, 160]
+  """
 
   layers: tuple[Layer, ...]
 
@@ -119,37 +182,39 @@ class Spec:
   def __iter__(self) -> Iterator[Layer]:
     return iter(self.layers)
 
-  def _table(self, values, dtype):
-    """[rows, 5, codes], the last axis filled up with the last value."""
-    rows = [[values(layer, tensor) for tensor in TENSORS] for layer in self.layers]
-    width = max((len(v) for row in rows for v in row), default=1)
-    return np.array(
-      [[(*v, *[v[-1]] * (width - len(v))) for v in row] for row in rows], dtype
-    ).reshape(len(rows), 5, width)
-
   @functools.cached_property
   def cost_table(self) -> np.ndarray:
+    """Trained parameters of every form, int64 [rows, 5, codes]."""
     return self._table(Layer.costs, np.int64)
 
   @functools.cached_property
   def canonical_table(self) -> np.ndarray:
+    """The canonical code of every code, int8 [rows, 5, codes]."""
     return self._table(Layer.canonical, np.int8)
 
   @functools.cached_property
   def offered_table(self) -> np.ndarray:
-    """Codes on offer, [rows, 5, most], filled up with the last one."""
+    """Codes on offer, int8 [rows, 5, most on offer]."""
     return self._table(Layer.offered, np.int8)
 
   @functools.cached_property
   def num_codes(self) -> np.ndarray:
-    """Number of forms that exist, int [rows, 5]."""
-    return np.array(
-      [[len(layer.space.names(t)) for t in TENSORS] for layer in self.layers]
-    ).reshape(len(self), 5)
+    """Number of forms that exist, int64 [rows, 5]."""
+    return self._count(lambda layer, tensor: layer.space.names(tensor))
 
   @functools.cached_property
   def num_offered(self) -> np.ndarray:
-    """Number of forms on offer, int [rows, 5]."""
-    return np.array([[len(layer.offered(t)) for t in TENSORS] for layer in self.layers]).reshape(
-      len(self), 5
-    )
+    """Number of forms on offer, int64 [rows, 5]."""
+    return self._count(Layer.offered)
+
+  def _table(self, values: Callable[[Layer, Tensor], tuple[int, ...]], dtype: Any) -> np.ndarray:
+    """A tuple for every gene, [rows, 5, longest]; shorter ones repeat their last value."""
+    rows = [[values(layer, tensor) for tensor in TENSORS] for layer in self.layers]
+    longest = max((len(gene) for row in rows for gene in row), default=1)
+    filled = [[gene + gene[-1:] * (longest - len(gene)) for gene in row] for row in rows]
+    return np.array(filled, dtype).reshape(len(rows), len(TENSORS), longest)
+
+  def _count(self, values: Callable[[Layer, Tensor], Iterable[Any]]) -> np.ndarray:
+    """The length of a tuple for every gene, int64 [rows, 5]."""
+    rows = [[len(tuple(values(layer, tensor))) for tensor in TENSORS] for layer in self.layers]
+    return np.array(rows, np.int64).reshape(len(self), len(TENSORS))

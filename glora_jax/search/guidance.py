@@ -120,7 +120,7 @@ def _layer_values(kernel, bias, kernel_slope, bias_slope, supports, *, ranks, co
     for tensor, slope in (('D', bias_slope * bias), ('E', bias_slope)):
       rows.append(
         [
-          jnp.sum(slope * equation.bias_form(supports, tensor, jnp.int32(code)))
+          jnp.sum(slope * equation.flat_form(supports, tensor, jnp.int32(code)))
           for code in range(codes)
         ]
       )

@@ -14,6 +14,7 @@ import optax
 from glora_jax.method import space
 from glora_jax.method.adapted import COLLECTION, Adapted, Subnet
 from glora_jax.method.genomes import largest_genome, sample_genome, smallest_genome
+from glora_jax.method.supports import SUPPORTS
 from glora_jax.training.loop import LossFn
 
 
@@ -77,21 +78,13 @@ class Consistency:
 
     def noisy(path, value):
       *module, name = [part.key for part in path if isinstance(part, jax.tree_util.DictKey)]
-      per_output = name in ('A_up', 'B_up', 'A_vector', 'B_vector', 'D', 'E')
-      if not per_output and name not in (
-        'C_down',
-        'C_vector',
-        'A_constant',
-        'B_constant',
-        'D_constant',
-        'E_constant',
-      ):
+      support = SUPPORTS[name]
+      if support.drawn:  # the other factor of the same LoRA is multiplied
         return value
-      stack = value.shape[:-2] if name.endswith(('_up', '_down')) else value.shape[:-1]
       module_key = jax.random.fold_in(key, zlib.crc32('/'.join(map(str, module)).encode()))
-      noise = 1 + self.sigma * jax.random.normal(
-        module_key, (*stack, value.shape[-1] if per_output else 1), value.dtype
-      )
+      stack = value.shape[: value.ndim - len(support.axes)]
+      outputs = value.shape[-1] if 'out' in support.axes else 1
+      noise = 1 + self.sigma * jax.random.normal(module_key, (*stack, outputs), value.dtype)
       return value * (noise[..., None, :] if value.ndim > noise.ndim else noise)
 
     return jax.tree_util.tree_map_with_path(noisy, supports)

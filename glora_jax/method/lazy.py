@@ -1,0 +1,186 @@
+"""Merging layer by layer while the model runs, so that only one merged kernel is alive at a time.
+
+The supports are *grafted* into the params, beside their kernels; an interceptor finds them there
+when the module is called, and runs it with its merged kernel and bias.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from glora_jax.method.equation import thin_output
+from glora_jax.method.groups import Group
+from glora_jax.method.layout import LINEAR_MODULES, Layout
+from glora_jax.method.merge import fold, merge_biases, merge_layers
+from glora_jax.method.site import Site
+from glora_jax.method.space import FLAT_FORMS, WEIGHT_TENSORS
+from glora_jax.method.supports import SUPPORTS, support_shapes
+from glora_jax.tree import get, replace
+
+_PREFIX = 'glora_'  # of the keys in the params under which grafts lie
+
+# The alleles of each tensor that occur in a stack of layers, ascending.
+Union = tuple[tuple[int, ...], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Graft:
+  """What an interceptor must know to merge a graft: static, and the same for all layers alike.
+
+  Attributes:
+    layout: layout of the kernel that the module sees.
+    ranks: LoRA ranks that the codes stand for.
+    union: of a fixed subnet, the alleles that occur in the stack; None for any genome.
+  """
+
+  layout: Layout
+  ranks: tuple[int, ...]
+  union: Union | None = None
+
+  @property
+  def key(self) -> str:
+    """The graft's key in the params.
+
+    Class-level `nn.jit` reuses traces between models of equal structure: the digest makes
+    structures differ where meanings do.
+    """
+    return _PREFIX + hashlib.sha256(repr(self).encode()).hexdigest()[:16]
+
+  @property
+  def is_thin(self) -> bool:
+    """Whether no layer of the stack has a LoRA for A, so that no merged kernel is needed."""
+    return self.union is not None and max(self.union[0]) < len(FLAT_FORMS['A'])
+
+
+def graft(
+  groups: Sequence[Group],
+  params: Any,
+  supports: Any,
+  genome: jax.Array,
+  fixed: np.ndarray | None = None,
+) -> tuple[Any, dict[str, Graft]]:
+  """Params with supports and alleles beside their kernels, stacked as these are.
+
+  They go into `params` itself, since a third-party `nn.scan` may hand on no other collection. What
+  the model also reads by other ways than its modules' calls is folded at once.
+
+  Args:
+    groups: the adapted layers.
+    params: parameters of the model.
+    supports: the `glora` collection.
+    genome: int [rows, 5]; may be traced.
+    fixed: the genome where it is known when tracing. Its biases are merged at once, and C, D and E
+      stay behind: a BitFit step on CPU takes about 1.5 times as long where a scan over layers
+      merges them.
+
+  Returns:
+    The params, and what the key of each graft in them stands for.
+  """
+  grafts = {}
+  shared = [group for group in groups if any(site.shared for site in group.members)]
+  params = fold(shared, params, supports, genome)
+  for group in groups:
+    if group in shared:
+      continue
+    alleles = group.alleles(genome)
+    union = None if fixed is None else _union(fixed[np.array(group.rows)])
+    for site, part in group.of_members(nn.meta.unbox(get(supports, group.path))):
+      new = Graft(site.local, group.space.ranks, union)
+      grafts[new.key] = new
+      if union is not None and group.has_bias:
+        if any(max(codes) for codes in union[2:]):
+          module = nn.meta.unbox(get(params, site.path))
+          bias = merge_biases(
+            module['kernel'], module['bias'], part, alleles, site.layout, new.ranks
+          )
+          params = replace(params, (*site.path, 'bias'), bias)
+        part = {n: value for n, value in part.items() if SUPPORTS[n].tensor in WEIGHT_TENSORS}
+      leaves = {'alleles': alleles, **part}
+      placed = {name: _place(value, site) for name, value in leaves.items()}
+      params = replace(params, (*site.path, new.key), placed)
+  return params, grafts
+
+
+def _union(genomes: np.ndarray) -> Union:
+  """The codes of each tensor that occur in [layers, 5]."""
+  return tuple(tuple(sorted(set(codes.tolist()))) for codes in genomes.T)
+
+
+def _place(value: jax.Array, site: Site) -> jax.Array:
+  """Moves the lifted stack axes of a support from the front to where the kernel has them."""
+  lifted = len(site.lifts)
+  # The lifted transform will take its axis off every leaf at the kernel's place, so a leaf must
+  # have as many dimensions.
+  missing = site.local_ndim - (value.ndim - lifted)
+  value = value.reshape(value.shape + (1,) * missing)
+  for level in reversed(range(lifted)):
+    value = jnp.moveaxis(value, level, level + site.lifts[level])
+  return value
+
+
+def intercept(grafts: Mapping[str, Graft], next_function, args, kwargs, context) -> Any:
+  """Interceptor of module calls: runs a grafted linear module with its merged kernel and bias."""
+  module = context.module
+  if context.method_name != '__call__' or not isinstance(module, LINEAR_MODULES):
+    return next_function(*args, **kwargs)
+  params = module.variables.get('params', {})
+  key = next((name for name in params if name in grafts), None)
+  if key is None:
+    return next_function(*args, **kwargs)
+  params = nn.meta.unbox(dict(params))
+  leaves = params.pop(key)
+  return _run(module, params, leaves, grafts[key], args, kwargs)
+
+
+def _run(
+  module: nn.Module,
+  params: dict[str, Any],
+  leaves: Mapping[str, jax.Array],
+  graft: Graft,
+  args: tuple,
+  kwargs: Mapping[str, Any],
+) -> Any:
+  """What a linear module returns with its graft's leaves merged into its params."""
+  kernel, bias = params['kernel'], params.get('bias')
+  supports, alleles = _unplace(leaves, kernel, graft)
+
+  # A subclass may do more, and a product of its own (quantized, say) need not split into terms.
+  plain = type(module) is nn.Dense and module.dot_general is None and module.dot_general_cls is None
+  if plain and graft.union is not None and graft.is_thin:
+    bare = module.clone(parent=None, use_bias=False)
+    product = bare.apply({'params': {'kernel': kernel}}, *args, **kwargs)
+    inputs = args[0] if args else kwargs['inputs']
+    used = [
+      tensor for tensor, codes in zip(WEIGHT_TENSORS, graft.union[:2], strict=True) if codes != (0,)
+    ]
+    return thin_output(inputs, product, bias, supports, alleles, graft.ranks, used)
+
+  kernel, bias = merge_layers(kernel, bias, supports, alleles, graft.layout, graft.ranks)
+  params['kernel'] = kernel
+  if bias is not None:
+    params['bias'] = bias
+  return module.clone(parent=None).apply({'params': params}, *args, **kwargs)
+
+
+def _unplace(
+  leaves: Mapping[str, jax.Array], kernel: jax.Array, graft: Graft
+) -> tuple[dict[str, jax.Array], jax.Array]:
+  """Supports and alleles of the kernel that a module sees, with its own stack axes first."""
+  stack, fan_in, fan_out = (
+    tuple(kernel.shape[dim] for dim in dims)
+    for dims in (graft.layout.stack, graft.layout.inputs, graft.layout.outputs)
+  )
+  shapes = support_shapes(math.prod(fan_in), math.prod(fan_out), graft.ranks, tied=False)
+  supports = {
+    name: value.reshape(stack + shapes[name]) for name, value in leaves.items() if name != 'alleles'
+  }
+  return supports, leaves['alleles'].reshape((*stack, 5))

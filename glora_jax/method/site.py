@@ -1,0 +1,77 @@
+"""A linear module of a model, and where its layers are in the model's parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable
+
+import numpy as np
+
+from glora_jax.method.layout import Layout
+from glora_jax.tree import Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+  """One linear module of the model, which may hold a whole stack of layers.
+
+  Attributes:
+    path: path of its parameters in the params tree.
+    kernel_shape: shape of the whole kernel, with all stack axes.
+    bias_shape: shape of the whole bias; None without bias.
+    dtype: data type of the kernel.
+    layout: layout of the whole parameters. Its stack is first what lifted transforms added,
+      outermost first, then the module's own.
+    local: layout of the parameters that the module itself sees, below all lifted transforms.
+    lifts: where each lifted axis is, outermost first, counted in what is left of the kernel at its
+      level.
+    local_ndim: number of dimensions of the kernel that the module itself sees.
+    kind: name of the module's class.
+    input_id: a number that is equal for sites that get the very same input array.
+    shared: whether the model also reads the parameters by other ways than the module's call; they
+      are then always merged up front.
+    rows: genome rows of its layers, in the order of the flattened stack. Among sites rows only have
+      an order; those of an adapted model are numbered in `groups`.
+  """
+
+  path: Path
+  kernel_shape: tuple[int, ...]
+  bias_shape: tuple[int, ...] | None
+  dtype: np.dtype
+  layout: Layout
+  local: Layout
+  lifts: tuple[int, ...]
+  local_ndim: int
+  kind: str = 'Dense'
+  input_id: int = 0
+  shared: bool = False
+  rows: tuple[int | tuple[int, int], ...] = ()
+
+  @property
+  def name(self) -> str:
+    """The '/'-joined path; a model that is one linear module has none, and is named by its kind."""
+    return '/'.join(self.path) or self.kind
+
+  @property
+  def stack_shape(self) -> tuple[int, ...]:
+    """Sizes of the stack's axes; () for a single layer."""
+    return tuple(self.kernel_shape[dim] for dim in self.layout.stack)
+
+  @property
+  def in_features(self) -> int:
+    """Inputs of each layer."""
+    return self._size(self.layout.inputs)
+
+  @property
+  def out_features(self) -> int:
+    """Outputs of each layer."""
+    return self._size(self.layout.outputs)
+
+  @property
+  def has_bias(self) -> bool:
+    """Whether the module has a bias."""
+    return self.bias_shape is not None
+
+  def _size(self, dims: Iterable[int]) -> int:
+    return math.prod(self.kernel_shape[dim] for dim in dims)

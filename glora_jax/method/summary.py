@@ -1,0 +1,76 @@
+"""The table of an adapted model's layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from glora_jax.method.space import TENSORS, Layer, Spec
+
+
+class LayerRow(NamedTuple):
+  """One line of the table, as text."""
+
+  layer: str
+  inputs: str
+  outputs: str
+  A: str
+  B: str
+  C: str
+  D: str
+  E: str
+  trained: str
+  total: str
+
+
+HEADER = LayerRow('layer', 'in', 'out', *TENSORS, 'trained', 'total')
+NUMBERS = ('inputs', 'outputs', 'trained', 'total')
+
+
+def layer_table(spec: Spec, genome: np.ndarray | None = None) -> list[str]:
+  """The lines of a table of layers: sizes, alleles, trained and total parameters.
+
+  Args:
+    spec: the layers.
+    genome: whose alleles to show, int [rows, 5]; None shows all on offer, and counts the last.
+  """
+  rows = [HEADER]
+  for row, layer in enumerate(spec):
+    if genome is None:
+      alleles = [layer.offered(tensor) for tensor in TENSORS]
+    else:
+      alleles = [(code,) for code in genome[row].tolist()]
+    rows.append(_layer_row(layer, alleles))
+  return _format_table(rows)
+
+
+def _layer_row(layer: Layer, alleles: Sequence[Sequence[int]]) -> LayerRow:
+  """A layer with some alleles of each tensor, of which the last are counted."""
+  names = [
+    ' '.join(layer.space.names(tensor)[code] for code in codes)
+    for tensor, codes in zip(TENSORS, alleles, strict=True)
+  ]
+  trained = sum(
+    layer.costs(tensor)[codes[-1]] for tensor, codes in zip(TENSORS, alleles, strict=True)
+  )
+  total = (layer.in_features + layer.bias) * layer.out_features
+  return LayerRow(
+    layer.name,
+    f'{layer.in_features:,}',
+    f'{layer.out_features:,}',
+    *names,
+    trained=f'{trained:,}',
+    total=f'{total:,}',
+  )
+
+
+def _format_table(rows: Sequence[LayerRow]) -> list[str]:
+  """Lines with aligned columns: numbers to the right, text to the left."""
+  columns = []
+  for field, cells in zip(LayerRow._fields, zip(*rows, strict=True), strict=True):
+    width = max(map(len, cells))
+    align = str.rjust if field in NUMBERS else str.ljust
+    columns.append([align(cell, width) for cell in cells])
+  return ['  '.join(cells).rstrip() for cells in zip(*columns, strict=True)]

@@ -1,0 +1,190 @@
+"""What a layer stores and trains: its supports, all described by one table.
+
+The paper's support tensors A, B, C, D, E take several forms, and a form is made of one or two
+arrays. `SUPPORTS` says of each array which form of which tensor it belongs to and what its axes
+are. Shapes, initial values, the names of sharded axes, the slices of a tie and the numbers that an
+allele reads all follow from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from glora_jax.method.space import FLAT_FORMS, TENSORS, WEIGHT_TENSORS, Tensor
+
+Axis = Literal['in', 'out', 'rank', 'one']
+Form = Literal['constant', 'vector', 'lora']
+Supports = dict[str, jax.Array]
+
+_ALL = slice(None)
+_FIRST = slice(0, 1)
+
+
+class Part(NamedTuple):
+  """A part of a support.
+
+  Attributes:
+    name: the support's name.
+    index: one slice for each of its axes.
+  """
+
+  name: str
+  index: tuple[slice, ...]
+
+
+class Support(NamedTuple):
+  """One array of a layer.
+
+  Attributes:
+    tensor: the tensor of the equation that it belongs to.
+    form: the form of that tensor that it makes up; a LoRA is made of two, 'down' and 'up'.
+    axes: what its axes are; 'one' is an axis of size one.
+    drawn: whether it starts Xavier-uniform. All others start at zero, one in each form, so that
+      every subnet starts as the base layer.
+    shared: where its numbers are stored if the forms of a tensor share storage (weight
+      entanglement); None where it is stored anyway.
+  """
+
+  tensor: Tensor
+  form: Form
+  axes: tuple[Axis, ...]
+  drawn: bool = False
+  shared: Part | None = None
+
+
+SUPPORTS: Mapping[str, Support] = {
+  'A_down': Support('A', 'lora', ('in', 'rank'), drawn=True),
+  'A_up': Support('A', 'lora', ('rank', 'out')),
+  'A_constant': Support('A', 'constant', ('one',), shared=Part('A_up', (_FIRST, _FIRST))),
+  'A_vector': Support('A', 'vector', ('out',), shared=Part('A_up', (_FIRST, _ALL))),
+  'B_down': Support('B', 'lora', ('in', 'rank'), drawn=True),
+  'B_up': Support('B', 'lora', ('rank', 'out')),
+  'B_constant': Support('B', 'constant', ('one',), shared=Part('B_up', (_FIRST, _FIRST))),
+  'B_vector': Support('B', 'vector', ('out',), shared=Part('B_up', (_FIRST, _ALL))),
+  'C_down': Support('C', 'lora', ('in', 'rank')),
+  'C_up': Support('C', 'lora', ('rank', 'one'), drawn=True),
+  'C_vector': Support('C', 'vector', ('in',), shared=Part('C_down', (_ALL, _FIRST))),
+  'D': Support('D', 'vector', ('out',)),
+  'D_constant': Support('D', 'constant', ('one',), shared=Part('D', (_FIRST,))),
+  'E': Support('E', 'vector', ('out',)),
+  'E_constant': Support('E', 'constant', ('one',), shared=Part('E', (_FIRST,))),
+}
+
+
+def support_shapes(
+  in_features: int, out_features: int, ranks: Sequence[int], bias: bool = True, tied: bool = True
+) -> dict[str, tuple[int, ...]]:
+  """Names and shapes of the arrays that a layer stores; the arguments are `init_supports`'."""
+  sizes = {'in': in_features, 'out': out_features, 'rank': max(ranks), 'one': 1}
+  return {
+    name: tuple(sizes[axis] for axis in support.axes)
+    for name, support in SUPPORTS.items()
+    if (bias or support.tensor in WEIGHT_TENSORS) and not (tied and support.shared)
+  }
+
+
+def init_supports(
+  key: jax.Array,
+  in_features: int,
+  out_features: int,
+  ranks: Sequence[int] = (4,),
+  *,
+  bias: bool = True,
+  tied: bool = True,
+  dtype: jnp.dtype = jnp.float32,
+) -> Supports:
+  """Supports with which every subnet is the base layer.
+
+  All forms of a tensor share storage (weight entanglement). The LoRA of
+  rank s of A is `A_down[:, :s] @ A_up[:s]`, its vector is `A_up[0]` and its constant `A_up[0, 0]`;
+  likewise B. The LoRA of C is `C_down[:, :s] @ C_up[:s]` and its vector `C_down[:, 0]`. The
+  constant of D is `D[0]`; likewise E. `A_down`, `B_down` and `C_up` are Xavier-uniform, everything
+  else is zero.
+
+  Args:
+    key: random key.
+    in_features: inputs of the layer.
+    out_features: outputs of the layer.
+    ranks: LoRA ranks on offer; the largest is the size of the storage, r.
+    bias: whether the layer has one. Without it C, D and E have nowhere to go and are left out.
+    tied: False gives constants and vectors storage of their own: `A_constant` [1],
+      `A_vector` [out], `C_vector` [in], ...
+    dtype: data type of all supports.
+
+  Returns:
+    `A_down` [in, r], `A_up` [r, out], `B_down` and `B_up` likewise, `C_down` [in, r],
+    `C_up` [r, 1], `D` and `E` [out].
+
+  Example:
+    >>> supports = init_supports(jax.random.key(0), in_features=3, out_features=2, ranks=(1,))
+    >>> {name: value.shape for name, value in supports.items() if name[0] in 'AC'}
+    {'A_down': (3, 1), 'A_up': (1, 2), 'C_down': (3, 1), 'C_up': (1, 1)}
+  """
+  xavier = jax.nn.initializers.glorot_uniform()
+  drawn = [name for name, support in SUPPORTS.items() if support.drawn]
+  keys = dict(zip(drawn, jax.random.split(key, len(drawn)), strict=True))
+  return {
+    name: xavier(keys[name], shape, dtype) if name in keys else jnp.zeros(shape, dtype)
+    for name, shape in support_shapes(in_features, out_features, ranks, bias, tied).items()
+  }
+
+
+def read(supports: Mapping[str, jax.Array], tensor: Tensor, form: Form) -> jax.Array:
+  """The constant or vector of a tensor, wherever it is stored.
+
+  Args:
+    supports: supports of a layer, or of a stack of layers with the stack's axes first.
+    tensor: the tensor.
+    form: 'constant' or 'vector'.
+
+  Returns:
+    [stack..., 1] for a constant, [stack..., out] (of C: in) for a vector.
+  """
+  (name,) = _made_of(tensor, form)
+  shared = SUPPORTS[name].shared
+  if name in supports or shared is None:
+    return supports[name]
+  axes = SUPPORTS[shared.name].axes
+  part = supports[shared.name][(..., *shared.index)]
+  return part.squeeze(axes.index('rank') - len(axes)) if 'rank' in axes else part
+
+
+def used_parts(
+  alleles: Sequence[int], ranks: Sequence[int], bias: bool = True, tied: bool = True
+) -> dict[str, tuple[slice, ...]]:
+  """Which part of which support the forms of a layer read.
+
+  Args:
+    alleles: five concrete codes, the forms of A, B, C, D, E.
+    ranks: LoRA ranks that the codes stand for.
+    bias: whether the layer has a bias.
+    tied: whether the forms of a tensor share storage.
+
+  Returns:
+    Slices by the support's name; they hold as many numbers as are trained.
+  """
+  parts = {}
+  for tensor, allele in zip(TENSORS, alleles, strict=True):
+    if not bias and tensor not in WEIGHT_TENSORS:
+      continue
+    flat = FLAT_FORMS[tensor]
+    form = flat[allele] if allele < len(flat) else 'lora'
+    rank = ranks[allele - len(flat)] if form == 'lora' else None
+    for name in _made_of(tensor, form):
+      support = SUPPORTS[name]
+      if tied and support.shared:
+        parts[support.shared.name] = support.shared.index
+      else:
+        parts[name] = tuple(slice(0, rank) if axis == 'rank' else _ALL for axis in support.axes)
+  return parts
+
+
+def _made_of(tensor: Tensor, form: str) -> tuple[str, ...]:
+  """The supports that a form of a tensor is made of; none for 'none'."""
+  return tuple(
+    name for name, support in SUPPORTS.items() if (support.tensor, support.form) == (tensor, form)
+  )
