@@ -79,8 +79,7 @@ def adapt(
     >>> [layer.name for layer in adapted.spec]
     ['hidden']
   """
-  ways = get_args(Merge)
-  if merge not in ('auto', *ways):
+  if merge not in ('auto', *get_args(Merge)):
     raise ValueError(f"merge='{merge}' is unknown; it is 'auto', 'up_front' or 'lazy'.")
   if merge == 'auto':
     merge = 'up_front' if jax.default_backend() == 'cpu' else 'lazy'
@@ -157,8 +156,10 @@ def _groups(model: str, candidates: Sequence[Site], selection: Selection) -> tup
     ValueError: no candidate is selected, or a pattern or tie fits none.
   """
   listed = ', '.join(site.name for site in candidates) or 'none besides the heads'
-  spaces = {site.name: selection.space_of(site.name) for site in candidates}
-  chosen = [site for site in candidates if spaces[site.name] is not None]
+  spaces = {
+    site.name: space for site in candidates if (space := selection.space_of(site.name)) is not None
+  }
+  chosen = [site for site in candidates if site.name in spaces]
   if not chosen:
     raise ValueError(
       f'select={selection.select!r} matches no linear layer of {model}; there are: {listed}.'

@@ -57,7 +57,7 @@ def effective(
     >>> supports = init_supports(jax.random.key(0), 3, 2)
     >>> supports['E'] = jnp.array([0.5, -0.5])
     >>> alleles = jnp.array([0, 3, 0, 0, 2])  # LoRA for B, a vector for E
-    >>> kernel, bias = effective(jnp.ones((3, 2)), jnp.zeros(2), supports, alleles)
+    >>> kernel, bias = jax.jit(effective)(jnp.ones((3, 2)), jnp.zeros(2), supports, alleles)
     >>> kernel.shape, bias.tolist()
     ((3, 2), [0.5, -0.5])
   """

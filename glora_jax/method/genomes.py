@@ -98,9 +98,10 @@ def canonicalize(spec: Spec, genomes: Any) -> np.ndarray:
     ValueError: the genomes do not fit the spec.
 
   Example:
+    >>> import numpy as np
     >>> from glora_jax import Layer, Spec, canonicalize
     >>> spec = Spec((Layer('no_bias', 8, 32, bias=False),))
-    >>> canonicalize(spec, [[0, 3, 2, 2, 2]]).tolist()
+    >>> canonicalize(spec, np.array([[0, 3, 2, 2, 2]])).tolist()
     [[0, 3, 0, 0, 0]]
   """
   check_genome(spec, genomes)
@@ -170,14 +171,18 @@ def check_budget(budget: Any) -> int | None:
   """
   if budget is None:
     return None
-  is_number = isinstance(budget, numbers.Real) and not isinstance(budget, bool)
-  if not is_number or not float(budget).is_integer() or budget < 0:
+  if not _is_whole_number(budget) or budget < 0:
     shown = f'{budget:g}' if isinstance(budget, numbers.Real) else repr(budget)
     raise ValueError(
       f'budget={shown} must be a whole number of trained parameters, 0 (the linear subnet) or '
       'more, or None.'
     )
   return int(budget)
+
+
+def _is_whole_number(value: Any) -> bool:
+  is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+  return is_number and float(value).is_integer()
 
 
 def require_feasible(spec: Spec, budget: Any) -> int | None:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from glora_jax.method.site import Site
-from glora_jax.method.space import SearchSpace
+from glora_jax.method.space import WEIGHT_TENSORS, SearchSpace
 from glora_jax.method.supports import SUPPORTS, Supports, init_supports, read
 from glora_jax.tree import Path
 
@@ -99,8 +99,9 @@ class Group:
       return
     whole = dict(supports)
     # In shared storage a constant is a number of the vector, which a member's part may not contain.
-    for tensor in 'ABDE' if self.has_bias else 'AB':
-      whole[f'{tensor}_constant'] = read(supports, tensor, 'constant')
+    for name, support in SUPPORTS.items():
+      if support.form == 'constant' and (self.has_bias or support.tensor in WEIGHT_TENSORS):
+        whole[name] = read(supports, support.tensor, 'constant')
     start = 0
     for site in self.members:
       outputs = slice(start, start + site.out_features)
@@ -192,6 +193,6 @@ def number_rows(groups: Sequence[Group]) -> tuple[Group, ...]:
   )
 
 
-def _earliest_rows(group: Group) -> list[Any]:
+def _earliest_rows(group: Group) -> list[int]:
   """For every layer of the stack the first row that a member has for it."""
   return [min(rows) for rows in zip(*(site.rows for site in group.members), strict=True)]

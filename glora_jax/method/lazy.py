@@ -157,7 +157,7 @@ def _run(
   plain = type(module) is nn.Dense and module.dot_general is None and module.dot_general_cls is None
   if plain and graft.union is not None and graft.is_thin:
     bare = module.clone(parent=None, use_bias=False)
-    product = bare.apply({'params': {'kernel': kernel}}, *args, **kwargs)
+    product: Any = bare.apply({'params': {'kernel': kernel}}, *args, **kwargs)
     inputs = args[0] if args else kwargs['inputs']
     used = [
       tensor for tensor, codes in zip(WEIGHT_TENSORS, graft.union[:2], strict=True) if codes != (0,)

@@ -141,7 +141,7 @@ def _chosen_codes(layer: Layer, choice: Mapping[str, str | int]) -> list[int]:
   Raises:
     ValueError: a tensor or an allele does not exist.
   """
-  codes = dict.fromkeys(TENSORS, 0)
+  codes: dict[str, int] = dict.fromkeys(TENSORS, 0)
   for tensor, allele in choice.items():
     names = layer.space.names(tensor) if tensor in TENSORS else ()
     if allele == 'lora' and tensor in LORA_TENSORS:

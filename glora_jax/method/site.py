@@ -31,8 +31,8 @@ class Site:
     input_id: a number that is equal for sites that get the very same input array.
     shared: whether the model also reads the parameters by other ways than the module's call; they
       are then always merged up front.
-    rows: genome rows of its layers, in the order of the flattened stack. Among sites rows only have
-      an order; those of an adapted model are numbered in `groups`.
+    rows: rows of its layers among all layers of the model, in the order of the flattened stack; those
+      of a genome are counted among the adapted layers alone (see `number_rows`).
   """
 
   path: Path
@@ -46,7 +46,7 @@ class Site:
   kind: str = 'Dense'
   input_id: int = 0
   shared: bool = False
-  rows: tuple[int | tuple[int, int], ...] = ()
+  rows: tuple[int, ...] = ()
 
   @property
   def name(self) -> str:

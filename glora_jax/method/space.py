@@ -70,7 +70,7 @@ class SearchSpace:
     if offered is None:
       return tuple(range(len(names)))
     single = isinstance(offered, (str, numbers.Integral))
-    alleles = (offered,) if single else tuple(offered)
+    alleles: tuple[Any, ...] = (offered,) if single else tuple(offered)
     codes = [code for allele in alleles if (code := self.code(tensor, allele)) is not None]
     if not codes or len(codes) < len(alleles):
       raise ValueError(
@@ -99,12 +99,15 @@ class SearchSpace:
 
 def _checked_ranks(given: Any) -> tuple[int, ...]:
   ranks = (given,) if isinstance(given, numbers.Integral) else tuple(given)
-  positive = all(isinstance(rank, numbers.Integral) and rank >= 1 for rank in ranks)
-  if not ranks or not positive or list(ranks) != sorted(set(ranks)):
+  if not ranks or not all(map(_is_positive, ranks)) or list(ranks) != sorted(set(ranks)):
     raise ValueError(
       f'ranks={given} must be positive integers in ascending order, (4,) or (2, 4, 8) for instance.'
     )
   return tuple(int(rank) for rank in ranks)
+
+
+def _is_positive(rank: Any) -> bool:
+  return isinstance(rank, numbers.Integral) and int(rank) >= 1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,7 @@ class LayerRow(NamedTuple):
   total: str
 
 
-HEADER = LayerRow('layer', 'in', 'out', *TENSORS, 'trained', 'total')
+HEADER = LayerRow('layer', 'in', 'out', 'A', 'B', 'C', 'D', 'E', 'trained', 'total')
 NUMBERS = ('inputs', 'outputs', 'trained', 'total')
 
 

@@ -64,10 +64,11 @@ def adapt(
     >>> type(folded).__name__, bool(jnp.allclose(folded(x), outputs))
     ('Sequential', True)
   """
-  sites = []
+  sites: list[Site] = []
   for path, module in nnx.iter_graph(model):
     if isinstance(module, (nnx.Linear, nnx.LinearGeneral)):
-      sites.append(_site(tuple(map(str, path)), module, order=len(sites)))
+      first_row = sum(len(site.rows) for site in sites)
+      sites.append(_site(tuple(map(str, path)), module, first_row))
   if not sites:
     raise ValueError(f'{type(model).__name__} has no nnx.Linear or nnx.LinearGeneral to adapt.')
   selection = Selection(space, select, heads)
@@ -132,8 +133,8 @@ class _Functional:
     return getattr(self.merged(variables['params']), method)(*args, **kwargs)
 
 
-def _site(path: Path, module: Any, order: int) -> Site:
-  """An NNX linear module, which is the `order`-th of its model.
+def _site(path: Path, module: Any, first_row: int) -> Site:
+  """An NNX linear module, whose layers are counted from a row on.
 
   Raises:
     ValueError: the kernel is stacked.
@@ -159,7 +160,7 @@ def _site(path: Path, module: Any, order: int) -> Site:
     lifts=(),
     local_ndim=kernel.ndim,
     kind=type(module).__name__,
-    rows=tuple((order, layer) for layer in range(math.prod(kernel.shape[:stack]))),
+    rows=tuple(range(first_row, first_row + math.prod(kernel.shape[:stack]))),
   )
 
 

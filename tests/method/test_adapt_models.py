@@ -13,7 +13,7 @@ import pytest
 from conftest import randomized
 
 from glora_jax import SearchSpace, canonicalize, count_params, preset, random_genomes
-from glora_jax.method import adapt
+from glora_jax.method.adapt import adapt
 
 MERGES = ('up_front', 'lazy')
 SPACE = SearchSpace(ranks=(2, 4))
