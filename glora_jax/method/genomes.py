@@ -151,7 +151,8 @@ def sample_genome(key: jax.Array, spec: Spec, largest: float = 0.0) -> jax.Array
   Example:
     >>> import jax
     >>> from glora_jax import Layer, SearchSpace, Spec, sample_genome
-    >>> spec = Spec((Layer('fc1', 8, 32, space=SearchSpace(A='none', B='lora', C='none', D='none')),))
+    >>> space = SearchSpace(A='none', B='lora', C='none', D='none')
+    >>> spec = Spec((Layer('fc1', 8, 32, space=space),))
     >>> genome = sample_genome(jax.random.key(0), spec)
     >>> genome.shape, genome[0, :4].tolist(), int(genome[0, 4]) in (0, 1, 2)
     ((1, 5), [0, 3, 0, 0], True)

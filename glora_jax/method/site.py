@@ -31,8 +31,8 @@ class Site:
     input_id: a number that is equal for sites that get the very same input array.
     shared: whether the model also reads the parameters by other ways than the module's call; they
       are then always merged up front.
-    rows: rows of its layers among all layers of the model, in the order of the flattened stack; those
-      of a genome are counted among the adapted layers alone (see `number_rows`).
+    rows: rows of its layers among all layers of the model, in the order of the flattened stack;
+      those of a genome are counted among the adapted layers alone (see `number_rows`).
   """
 
   path: Path

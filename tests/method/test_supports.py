@@ -1,0 +1,97 @@
+"""The table of supports: shapes, initial values, and which numbers an allele reads."""
+
+import functools
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from glora_jax.method.equation import effective
+from glora_jax.method.space import Layer, SearchSpace
+from glora_jax.method.supports import SUPPORTS, init_supports, read, support_shapes, used_parts
+
+STORAGES = pytest.mark.parametrize(
+  'ranks, tied', list(itertools.product([(4,), (2, 3)], [True, False]))
+)
+
+
+def layer_of(ranks, tied):
+  return Layer('layer', 5, 7, space=SearchSpace(ranks, tied=tied))
+
+
+def all_genomes(layer):
+  return list(itertools.product(*(range(len(layer.space.names(t))) for t in 'ABCDE')))
+
+
+@STORAGES
+def test_numbers_that_no_form_reads_change_nothing(ranks, tied):
+  """`used_parts` names exactly what an adapter file must hold."""
+  rng = np.random.default_rng(0)
+  full = {
+    name: rng.normal(size=shape).astype(np.float32)
+    for name, shape in support_shapes(5, 7, ranks, tied=tied).items()
+  }
+  genomes = all_genomes(layer_of(ranks, tied))[::3]
+  everything = {name: np.stack([value] * len(genomes)) for name, value in full.items()}
+  kept = {name: np.zeros_like(stacked) for name, stacked in everything.items()}
+  for index, alleles in enumerate(genomes):
+    for name, part in used_parts(alleles, ranks, tied=tied).items():
+      kept[name][(index, *part)] = full[name][part]
+  kernel = rng.normal(size=(5, 7)).astype(np.float32)
+  bias = rng.normal(size=7).astype(np.float32)
+  layers = jax.jit(jax.vmap(functools.partial(effective, ranks=ranks), (None, None, 0, 0)))
+  for a, b in zip(
+    layers(kernel, bias, everything, np.array(genomes)),
+    layers(kernel, bias, kept, np.array(genomes)),
+    strict=True,
+  ):
+    np.testing.assert_array_equal(a, b)
+
+
+@STORAGES
+@pytest.mark.parametrize('bias', [True, False])
+def test_used_parts_hold_as_many_numbers_as_are_counted(ranks, tied, bias):
+  layer = Layer('layer', 5, 7, bias, SearchSpace(ranks, tied=tied))
+  shapes = support_shapes(5, 7, ranks, bias, tied)
+  for alleles in all_genomes(layer):
+    parts = used_parts(alleles, ranks, bias, tied)
+    used = sum(np.zeros(shapes[name])[part].size for name, part in parts.items())
+    assert used == sum(layer.costs(t)[code] for t, code in zip('ABCDE', alleles, strict=True))
+
+
+def test_a_layer_stores_what_the_paper_lists():
+  assert support_shapes(5, 7, (2, 4)) == {
+    'A_down': (5, 4),
+    'A_up': (4, 7),
+    'B_down': (5, 4),
+    'B_up': (4, 7),
+    'C_down': (5, 4),
+    'C_up': (4, 1),
+    'D': (7,),
+    'E': (7,),
+  }
+  own = {'A_constant': (1,), 'A_vector': (7,), 'B_constant': (1,), 'B_vector': (7,)}
+  own_of_bias = {'C_vector': (5,), 'D_constant': (1,), 'E_constant': (1,)}
+  untied = support_shapes(5, 7, (2, 4), tied=False)
+  assert untied == {**support_shapes(5, 7, (2, 4)), **own, **own_of_bias}
+  assert support_shapes(5, 7, (4,), bias=False).keys() == {'A_down', 'A_up', 'B_down', 'B_up'}
+  assert own.keys() <= support_shapes(5, 7, (4,), bias=False, tied=False).keys()
+
+
+def test_one_factor_of_every_lora_is_drawn_and_all_else_is_zero():
+  supports = init_supports(jax.random.key(0), 5, 7, tied=False)
+  drawn = {name for name, value in supports.items() if np.any(value)}
+  assert drawn == {'A_down', 'B_down', 'C_up'} == {n for n, s in SUPPORTS.items() if s.drawn}
+  limit = np.sqrt(6 / (5 + 4))  # Glorot's, of 5 inputs and rank 4
+  assert 0.5 * limit < np.abs(supports['A_down']).max() < limit
+
+
+def test_constants_and_vectors_are_read_from_shared_storage_and_from_their_own():
+  stack = 3  # leading axes may be there
+  shared = {'A_up': np.arange(stack * 8.0).reshape(stack, 2, 4), 'D': np.ones((stack, 4))}
+  assert read(shared, 'A', 'vector').tolist() == shared['A_up'][:, 0].tolist()
+  assert read(shared, 'A', 'constant').tolist() == shared['A_up'][:, 0, :1].tolist()
+  assert read(shared, 'D', 'constant').shape == (stack, 1)
+  own = {**shared, 'A_constant': np.full((stack, 1), 9.0)}
+  assert read(own, 'A', 'constant').tolist() == [[9.0]] * stack
