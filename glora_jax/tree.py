@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax
@@ -35,6 +35,19 @@ def replace(tree: Any, path: Path, value: Any) -> Any:
   name, *rest = path
   changed = {name: replace(tree.get(name, {}), tuple(rest), value)}
   return tree.copy(changed) if isinstance(tree, flax.core.FrozenDict) else {**tree, **changed}
+
+
+def partition(tree: Any, belongs: Callable[[Path], bool]) -> tuple[dict, dict]:
+  """Two nested dictionaries: the leaves whose paths belong to the first, and the others."""
+  first, second = {}, {}
+  for path, value in flatten(tree).items():
+    (first if belongs(path) else second)[path] = value
+  return flax.traverse_util.unflatten_dict(first), flax.traverse_util.unflatten_dict(second)
+
+
+def union(first: Any, second: Any) -> dict[str, Any]:
+  """A nested dictionary with the leaves of two; the second's where they share a path."""
+  return flax.traverse_util.unflatten_dict({**flatten(first), **flatten(second)})
 
 
 def path_name(path: Path) -> str:

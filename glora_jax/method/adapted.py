@@ -1,13 +1,12 @@
-"""An adapted model, and one subnet of it."""
+"""An adapted model: variables, application, folding, what is trained."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Any, Literal
 
-import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -18,22 +17,13 @@ from glora_jax.method import genomes
 from glora_jax.method.groups import Group
 from glora_jax.method.lazy import graft, intercept
 from glora_jax.method.merge import fold
-from glora_jax.method.site import Site
-from glora_jax.method.space import FLAT_FORMS, Spec
+from glora_jax.method.space import Spec
+from glora_jax.method.subnet import Call, Subnet
 from glora_jax.method.summary import layer_table
-from glora_jax.method.supports import SUPPORTS, used_parts
-from glora_jax.tree import Path, flatten, get, path_name
-
-COLLECTION = 'glora'
+from glora_jax.method.supports import COLLECTION
+from glora_jax.tree import Path, flatten, get, partition, path_name, union
 
 Merge = Literal['up_front', 'lazy']
-
-
-class _Call(NamedTuple):
-  """Arguments of a model's `apply` besides its variables."""
-
-  args: tuple[Any, ...]
-  kwargs: Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -104,9 +94,8 @@ class Adapted:
     self._check_params(params)
     supports = {}
     for group in self.groups:
-      kernel = get(params, group.path)['kernel']
-      boxed = _boxed(group.init(key), kernel, group.members[0])
-      supports = tree.replace(supports, group.path, boxed)
+      new = group.init(key, get(params, group.path)['kernel'])
+      supports = tree.replace(supports, group.path, new)
     return {'params': params, COLLECTION: supports}
 
   def apply(
@@ -140,7 +129,7 @@ class Adapted:
         f'apply takes one genome [{len(self.spec)}, 5], not {np.shape(genome)}; '
         'use jax.vmap over a population.'
       )
-    return self._run(_Call(args, kwargs), variables, jnp.asarray(genome), merge or self.merge)
+    return self.run(Call(args, kwargs), variables, jnp.asarray(genome), merge or self.merge)
 
   def fix(self, genome: Any) -> Subnet:
     """The subnet of one concrete genome [rows, 5]: only the terms it uses, in the cheapest form."""
@@ -181,7 +170,7 @@ class Adapted:
     Returns:
       (trainable, frozen): supports and heads, and everything else.
     """
-    head, body = _partition(variables['params'], self.head_paths.__contains__)
+    head, body = partition(variables['params'], self.head_paths.__contains__)
     rest = {name: value for name, value in variables.items() if name != 'params'}
     trainable = {'params': head}
     if supports:
@@ -202,7 +191,7 @@ class Adapted:
       **frozen,
       **trainable,
       **{
-        name: _union(frozen.get(name, {}), trainable.get(name, {}))
+        name: union(frozen.get(name, {}), trainable.get(name, {}))
         for name in ('params', COLLECTION)
       },
     }
@@ -229,15 +218,26 @@ class Adapted:
     table = layer_table(self.spec, None if genome is None else chosen)
     return '\n'.join([*table, totals])
 
-  def _run(
+  def run(
     self,
-    call: _Call,
+    call: Call,
     variables: Mapping[str, Any],
     genome: jax.Array,
     merge: Merge,
     fixed: np.ndarray | None = None,
   ) -> Any:
-    """What `apply` returns; `fixed` is the genome where it is known when tracing."""
+    """What `apply` and `Subnet.apply` have in common.
+
+    Args:
+      call: arguments of the model besides its variables.
+      variables: variables from `init`.
+      genome: int [rows, 5], checked.
+      merge: how supports get into the kernels.
+      fixed: the genome where it is known when tracing; see `lazy.graft`.
+
+    Returns:
+      What the model's `apply` returns.
+    """
     _check_variables(variables)
     args, kwargs = call
     params, supports = variables['params'], variables[COLLECTION]
@@ -262,127 +262,8 @@ class Adapted:
       )
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Subnet:
-  """One subnet of an adapted model with its genome fixed: GLoRA's parametrization, no search.
-
-  Its `apply` computes only the terms that are there. In an `nn.Dense` whose A is not a LoRA no
-  merged kernel is formed: a LoRA term of B is two thin products, a scale acts on the output, and no
-  gradient has the kernel's size. Where some A is a LoRA, kernels must be merged, as the adapted
-  model merges them.
-
-  Attributes:
-    adapted: the adapted model.
-    genome: canonical genome, int8 [rows, 5].
-
-  Example:
-    >>> import flax.linen as nn, jax, jax.numpy as jnp
-    >>> from glora_jax import adapt, preset
-    >>> adapted = adapt(nn.Dense(3), jnp.zeros((1, 4)))
-    >>> params = {'kernel': jnp.ones((4, 3)), 'bias': jnp.zeros(3)}
-    >>> variables = adapted.init(jax.random.key(0), params)
-    >>> subnet = adapted.fix(preset(adapted.spec, 'bitfit'))
-    >>> subnet.count_params()
-    3
-    >>> trainable, frozen = subnet.split(variables)
-    >>> trainable
-    {'params': {}, 'glora': {'E': Array([0., 0., 0.], dtype=float32)}}
-    >>> subnet.apply(subnet.join(trainable, frozen), jnp.ones((1, 4))).tolist()
-    [[4.0, 4.0, 4.0]]
-  """
-
-  adapted: Adapted
-  genome: np.ndarray
-
-  def apply(self, variables: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-    """What `adapted.apply(..., genome=genome)` returns, within rounding.
-
-    Args:
-      variables: variables from `Adapted.init`, after training for instance.
-      *args: inputs of the model.
-      **kwargs: further arguments, as of `Adapted.apply`.
-
-    Returns:
-      The model's outputs, and its updated collections where some are mutable.
-    """
-    has_interceptors = isinstance(self.adapted.model, nn.Module)  # an NNX model has none
-    thin = has_interceptors and self.genome[:, 0].max() < len(FLAT_FORMS['A'])
-    merge = 'lazy' if thin else self.adapted.merge
-    genome = jnp.asarray(self.genome)
-    return self.adapted._run(_Call(args, kwargs), variables, genome, merge, fixed=self.genome)
-
-  def fold(self, variables: Mapping[str, Any]) -> Any:
-    """Plain params for the untouched model."""
-    return self.adapted.fold(variables, self.genome)
-
-  def count_params(self) -> int:
-    """Trained parameters, heads not counted."""
-    return self.adapted.count_params(self.genome)
-
-  def split(self, variables: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(trainable, frozen) as of `Adapted.split`, with only the supports that the genome reads."""
-    trainable, frozen = self.adapted.split(variables)
-    read, unread = _partition(trainable[COLLECTION], self._paths_read().__contains__)
-    return {**trainable, COLLECTION: read}, {**frozen, COLLECTION: unread}
-
-  def join(self, trainable: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict[str, Any]:
-    """Inverse of `split`."""
-    return self.adapted.join(trainable, frozen)
-
-  def _paths_read(self) -> set[Path]:
-    """Paths of the supports of which the genome reads a part."""
-    return {
-      (*group.path, name)
-      for group in self.adapted.groups
-      for row in group.rows
-      for name in used_parts(
-        self.genome[row].tolist(), group.space.ranks, group.has_bias, group.space.tied
-      )
-    }
-
-
-def _partition(nested: Any, belongs: Callable[[Path], bool]) -> tuple[Any, Any]:
-  """Two nested dictionaries: the leaves whose paths belong to the first, and the others."""
-  first, second = {}, {}
-  for path, value in flatten(nested).items():
-    (first if belongs(path) else second)[path] = value
-  unflatten = flax.traverse_util.unflatten_dict
-  return unflatten(first), unflatten(second)
-
-
-def _union(first: Any, second: Any) -> dict[str, Any]:
-  """A nested dictionary with the leaves of two; the second's where both have one."""
-  return flax.traverse_util.unflatten_dict({**flatten(first), **flatten(second)})
-
-
 def _by_name(flat: Mapping[Path, Any]) -> dict[str, Any]:
   return {path_name(path): nn.meta.unbox(value) for path, value in flat.items()}
-
-
-def _boxed(supports: Mapping[str, jax.Array], kernel: Any, site: Site) -> dict[str, Any]:
-  """Supports in a box like the kernel's, if it has one.
-
-  Axes that they share with the kernel have its names, the others None.
-  """
-  if not isinstance(kernel, nn.Partitioned):
-    return dict(supports)
-  unnamed = len(site.kernel_shape) - len(kernel.names)
-  names = tuple(kernel.names) + (None,) * unnamed
-  layout = site.layout
-  by_axis = {
-    # Several axes flattened into one have no name.
-    'in': names[layout.inputs[0]] if len(layout.inputs) == 1 else None,
-    'out': names[layout.outputs[0]] if len(layout.outputs) == 1 else None,
-    'rank': None,
-    'one': None,
-  }
-  stack = tuple(names[dim] for dim in layout.stack)
-  return {
-    name: kernel.replace(
-      value=value, names=stack + tuple(by_axis[axis] for axis in SUPPORTS[name].axes)
-    )
-    for name, value in supports.items()
-  }
 
 
 def _check_variables(variables: Mapping[str, Any]) -> None:

@@ -102,7 +102,8 @@ def load_adapter(path: Path, adapted: Adapted, params: Any) -> tuple[dict[str, A
   tensors, metadata = read_tensors(path, 'adapter')
   _check_spec(path, metadata['spec'], _described(adapted))
   genome = genomes.genome_from_json(adapted.spec, metadata)
-  trainable, frozen = adapted.split(adapted.init(jax.random.key(0), params))
+  shapes = jax.eval_shape(adapted.init, jax.random.key(0), params)
+  trainable, frozen = adapted.split({**shapes, 'params': params})
   _check_base(path, metadata['base'], fingerprint(frozen['params']))
 
   supports = jax.tree.map(lambda value: np.zeros(value.shape, value.dtype), trainable[COLLECTION])

@@ -7,13 +7,14 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from glora_jax.method.site import Site
 from glora_jax.method.space import WEIGHT_TENSORS, SearchSpace
-from glora_jax.method.supports import SUPPORTS, Supports, init_supports, read
+from glora_jax.method.supports import SUPPORTS, init_supports, read
 from glora_jax.tree import Path
 
 
@@ -67,8 +68,16 @@ class Group:
     """Data type that holds the kernels of all members."""
     return functools.reduce(jnp.promote_types, (site.dtype for site in self.members))
 
-  def init(self, key: jax.Array) -> Supports:
-    """Fresh supports, [stack..., ...]; a layer's depend on the key and its row alone."""
+  def init(self, key: jax.Array, kernel: Any) -> dict[str, Any]:
+    """Fresh supports; a layer's depend on the key and its row alone.
+
+    Args:
+      key: random key.
+      kernel: the first member's kernel, in its box if it is in one.
+
+    Returns:
+      Supports with the stack's axes first, in boxes like the kernel's.
+    """
     keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.array(self.rows))
     init_layer = functools.partial(
       init_supports,
@@ -79,10 +88,11 @@ class Group:
       tied=self.space.tied,
       dtype=jnp.promote_types(self.dtype, jnp.float32),
     )
-    return {
+    supports = {
       name: value.reshape(self.stack_shape + value.shape[1:])
       for name, value in jax.vmap(init_layer)(keys).items()
     }
+    return _boxed(supports, kernel, self.members[0])
 
   def alleles(self, genome: jax.Array) -> jax.Array:
     """The group's rows of a genome, [stack..., 5]."""
@@ -113,6 +123,32 @@ class Group:
           for name, value in whole.items()
         },
       )
+
+
+def _boxed(supports: Mapping[str, jax.Array], kernel: Any, site: Site) -> dict[str, Any]:
+  """Supports in a box like the kernel's, if it has one.
+
+  Axes that they share with the kernel have its names, the others None.
+  """
+  if not isinstance(kernel, nn.Partitioned):
+    return dict(supports)
+  unnamed = len(site.kernel_shape) - len(kernel.names)
+  names = tuple(kernel.names) + (None,) * unnamed
+  layout = site.layout
+  by_axis = {
+    # Several axes flattened into one have no name.
+    'in': names[layout.inputs[0]] if len(layout.inputs) == 1 else None,
+    'out': names[layout.outputs[0]] if len(layout.outputs) == 1 else None,
+    'rank': None,
+    'one': None,
+  }
+  stack = tuple(names[dim] for dim in layout.stack)
+  return {
+    name: kernel.replace(
+      value=value, names=stack + tuple(by_axis[axis] for axis in SUPPORTS[name].axes)
+    )
+    for name, value in supports.items()
+  }
 
 
 def tie(sites: Sequence[Site], ties: Sequence[Sequence[str]]) -> list[tuple[Site, ...]]:

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 
 from glora_jax.method.space import FLAT_FORMS, TENSORS, WEIGHT_TENSORS, Tensor
 
+COLLECTION = 'glora'  # name of the supports' collection among a model's variables
+
 Axis = Literal['in', 'out', 'rank', 'one']
 Form = Literal['constant', 'vector', 'lora']
 Supports = dict[str, jax.Array]

@@ -1,8 +1,9 @@
 """Small models the way other people write them, none of which knows of GLoRA.
 
-Families first, then single wrappers. All are tiny (width 8, one or two blocks), so that a test may compile every one.
-To add a model, write it and a function decorated with `example`. Convolutions stand here as plain layers: the ResNet's
-1x1 convolutions and the patch embeddings are where to extend.
+Families first, then single wrappers. All are tiny (width 8, one or two blocks), so that a test may
+compile every one. To add a model, write it and a function decorated with `example`. Convolutions
+are plain layers in these models: the ResNet's 1x1 convolutions and the patch embeddings are where
+to extend.
 """
 
 from __future__ import annotations
@@ -26,14 +27,15 @@ class Example:
   """A model, what it is called with, and what must be found in it.
 
   Attributes:
-    model: unmodified Flax.
-    inputs, kwargs: of its call.
+    model: an unmodified Flax model.
+    inputs: positional arguments of its call.
+    kwargs: keyword arguments of its call.
     rows: names of its adapted layers in execution order, written down by hand.
-    stack_axes: for paths that begin so, where the stack axes of the whole kernel and bias are, outermost first;
-      elsewhere they lead.
-    sizes: (in, out) of layers where the kernel's shape alone does not say.
+    stack_axes: by the beginning of a path, where the stack axes of the whole kernel and bias are,
+      outermost first; elsewhere they lead.
+    sizes: (in, out) of layers where the kernel's shape alone does not tell.
     blind: paths (a regular expression) of layers whose bias cannot change the output.
-    tolerance: of equality, relative to max|y|.
+    tolerance: largest difference of equal outputs, relative to max|y|.
   """
 
   model: nn.Module
@@ -57,7 +59,7 @@ class Example:
       value = rng.normal(
         0, 1 / np.sqrt(max(WIDTH, leaf.size // max(leaf.shape, default=1))), leaf.shape
       )
-      name = next(entry.key for entry in reversed(path) if isinstance(entry, jax.tree_util.DictKey))
+      name = next(part.key for part in reversed(path) if isinstance(part, jax.tree_util.DictKey))
       return jnp.asarray(1 + np.abs(value) if name in ('scale', 'var') else value, leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(draw, shapes)
@@ -80,7 +82,8 @@ KEYS = r'(^|/)(key|k_proj)(\[|$)'
 ATTENTION = ('query', 'key', 'value', 'out')
 
 
-# ViT in the manner of vision_transformer: compact modules, a train flag, dropout, class token, numbered blocks.
+# ViT in the manner of vision_transformer: compact modules, a train flag, dropout, class token,
+# numbered blocks.
 
 
 class MlpBlock(nn.Module):
@@ -194,7 +197,8 @@ def vit_setup():
   return Example(SetupViT(), (normal(2, 4, WIDTH),), rows, blind=KEYS)
 
 
-# ViT in the manner of big_vision: scanned and rematerialized blocks, intermediate values returned, pooling by choice.
+# ViT in the manner of big_vision: scanned and rematerialized blocks, intermediate values returned,
+# pooling by choice.
 
 
 class ScannedBlock(nn.Module):
@@ -268,7 +272,8 @@ def scanned_vit_attention_pooling():
   )
 
 
-# Decoder-only language model: RMSNorm, rotary positions, grouped-query attention, SwiGLU, tied embeddings, no biases.
+# Decoder-only language model: RMSNorm, rotary positions, grouped-query attention, SwiGLU, tied
+# embeddings, no biases.
 
 
 def rotary(x):
@@ -674,7 +679,9 @@ class FunctionScan(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    step = lambda module, carry: (module(carry), None)
+    def step(module, carry):
+      return (module(carry), None)
+
     body = Block(name='block')
     scan = nn.scan(step, variable_axes={'params': 0}, split_rngs={'params': True}, length=2)
     x, _ = scan(body, x)
@@ -707,9 +714,12 @@ class Branching(nn.Module):
   def __call__(self, x, first):
     if self.is_initializing():
       return self.right(self.left(x))
-    choose = lambda first, x: nn.cond(
-      first, lambda model, x: model.left(x), lambda model, x: model.right(x), self, x
-    )
+
+    def choose(first, x):
+      return nn.cond(
+        first, lambda model, x: model.left(x), lambda model, x: model.right(x), self, x
+      )
+
     return choose(~first, choose(first, x))
 
 
@@ -780,7 +790,10 @@ class BoxedStep(nn.Module):
 
 
 class Boxed(nn.Module):
-  """Parameters boxed with the names of mesh axes (or logical ones), in a scan; the bias of `down` has no box."""
+  """Parameters boxed with the names of mesh axes (or logical ones), in a scan.
+
+  The bias of `down` has no box.
+  """
 
   box: Callable[..., Any]
 
@@ -870,7 +883,7 @@ def dropout_and_batch_norm():
 
 
 class TiedByReading(nn.Module):
-  """A language model whose output layer is applied to the embedding table that it takes out of the variables."""
+  """A language model that applies its output layer to the embedding table, out of the variables."""
 
   def setup(self):
     self.block, self.wte, self.lm_head = (
@@ -928,7 +941,9 @@ class GainDense(nn.Dense):
 class Customized(nn.Module):
   @nn.compact
   def __call__(self, x):
-    halved = lambda *args, **kwargs: 0.5 * jax.lax.dot_general(*args, **kwargs)
+    def halved(*args, **kwargs):
+      return 0.5 * jax.lax.dot_general(*args, **kwargs)
+
     x = nn.silu(nn.Dense(WIDTH, dot_general=halved, name='own_product')(x))
     return GainDense(WIDTH, name='subclass')(x)
 

@@ -1,11 +1,16 @@
-"""Adapting our ViT: parity with the official model, identity, fold, split, errors. Other models are in test_adapt_models.py."""
+"""Adapting our ViT: parity with the official model, identity, fold, split, errors.
+
+Other models are in test_adapt_models.py.
+"""
+
+import functools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import randomized
+from comparing import jit, random_params, random_variables
 
 import glora_jax
 from glora_jax.method import genomes, presets
@@ -20,9 +25,28 @@ def small():
   model = ViT(5, patch_size=8, width=12, depth=3, num_heads=2)
   images = jax.random.normal(jax.random.key(0), (4, 16, 16, 3))
   adapted = glora_jax.adapt(model, images, space=glora_jax.SearchSpace(ranks=(2, 4)))
-  params = randomized(model.init(jax.random.key(1), images)['params'], 1)
-  variables = adapted.init(jax.random.key(2), params)
-  return adapted, {**variables, 'glora': randomized(variables['glora'], 2)}, images
+  return adapted, random_variables(adapted, random_params(model, images)), images
+
+
+@pytest.fixture(scope='module')
+def base(small):
+  """Logits of the small ViT before it was adapted."""
+  adapted, variables, images = small
+  return jit(adapted.model.apply)({'params': variables['params']}, images)
+
+
+@pytest.fixture(scope='module')
+def population(small):
+  """By way of merging, a compiled function of variables and genomes to logits [genome, ...]."""
+  adapted, _, images = small
+
+  def logits(merge, variables, genomes):
+    def apply(genome):
+      return adapted.apply(variables, images, genome=genome, merge=merge)
+
+    return jax.vmap(apply)(genomes)
+
+  return {merge: jit(functools.partial(logits, merge)) for merge in MERGES}
 
 
 def random_genomes(spec, number, seed=0):
@@ -35,51 +59,50 @@ def test_all_golden_genomes_give_the_official_logits_and_counts(
   golden_vit, merge, dtype, tolerance
 ):
   with jax.enable_x64(dtype == 'float64'):
-    cast = lambda tree: jax.tree.map(lambda value: jnp.asarray(value, dtype), tree)
-    images = cast(golden_vit['x'])
-    adapted = glora_jax.adapt(ViT(7, **golden_vit['shape']), images, merge=merge)
-    variables = cast({name: golden_vit[name] for name in ('params', 'glora')})
-    logits = np.asarray(
-      jax.jit(jax.vmap(lambda g: adapted.apply(variables, images, genome=g)))(golden_vit['genomes'])
+    variables, images = jax.tree.map(
+      lambda value: jnp.asarray(value, dtype),
+      ({name: golden_vit[name] for name in ('params', 'glora')}, golden_vit['x']),
     )
+    adapted = glora_jax.adapt(ViT(7, **golden_vit['shape']), images, merge=merge)
+    apply = jax.vmap(lambda genome: adapted.apply(variables, images, genome=genome))
+    logits = np.asarray(jax.jit(apply)(golden_vit['genomes']))
   assert logits.dtype == dtype
-  assert (
-    np.abs(logits - golden_vit['logits']).max() <= tolerance * np.abs(golden_vit['logits']).max()
-  )
+  official = golden_vit['logits']
+  assert np.abs(logits - official).max() <= tolerance * np.abs(official).max()
   np.testing.assert_array_equal(
     adapted.count_params(golden_vit['genomes']), golden_vit['param_count']
   )
 
 
 @pytest.mark.parametrize('merge', MERGES)
-def test_at_initialization_every_genome_is_the_base_model(small, merge):
-  adapted, variables, images = small
-  fresh = adapted.init(jax.random.key(3), variables['params'])
-  base = adapted.model.apply({'params': variables['params']}, images)
-  logits = jax.jit(jax.vmap(lambda g: adapted.apply(fresh, images, genome=g, merge=merge)))(
-    random_genomes(adapted.spec, 8)
-  )
+def test_at_initialization_every_genome_is_the_base_model(small, base, population, merge):
+  adapted, variables, _ = small
+  fresh = jit(adapted.init)(jax.random.key(3), variables['params'])
+  logits = population[merge](fresh, random_genomes(adapted.spec, 8))
   np.testing.assert_allclose(logits, np.broadcast_to(base, logits.shape), atol=1e-6)
 
 
-@pytest.mark.parametrize('merge', MERGES)
-def test_fold_equals_apply(small, merge):
+def test_fold_equals_apply(small, population):
   adapted, variables, images = small
-  apply = jax.jit(lambda g: adapted.apply(variables, images, genome=g, merge=merge))
-  plain = jax.jit(lambda g: adapted.model.apply({'params': adapted.fold(variables, g)}, images))
-  for genome in random_genomes(adapted.spec, 6):
-    np.testing.assert_allclose(apply(genome), plain(genome), rtol=1e-5, atol=1e-5)
+  genomes = random_genomes(adapted.spec, 8)
+
+  @jit
+  @jax.vmap
+  def plain(genome):
+    return adapted.model.apply({'params': adapted.fold(variables, genome)}, images)
+
+  expected = plain(genomes)
+  for merge in MERGES:
+    logits = population[merge](variables, genomes)
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_subnets_differ_from_each_other_and_from_the_base(small):
-  adapted, variables, images = small
-  logits = jax.jit(jax.vmap(lambda g: adapted.apply(variables, images, genome=g)))(
-    random_genomes(adapted.spec, 5)
-  )
-  base = adapted.model.apply({'params': variables['params']}, images)
+def test_subnets_differ_from_each_other_and_from_the_base(small, base, population):
+  adapted, variables, _ = small
+  logits = population['up_front'](variables, random_genomes(adapted.spec, 8))
   everything = [*logits, base]
-  for i, one in enumerate(everything):
-    assert all(np.abs(one - other).max() > 1e-3 for other in everything[:i])
+  for i, subnet in enumerate(everything):
+    assert all(np.abs(subnet - other).max() > 1e-3 for other in everything[:i])
 
 
 def test_rows_run_block_by_block_through_a_scan(small):
@@ -130,9 +153,8 @@ def test_selection_restricts_the_rows_and_what_fold_changes(small):
     'blocks/mlp/fc2[0]',
     'blocks/mlp/fc1[1]',
   ]
-  chosen = adapted.init(jax.random.key(0), variables['params'])
-  chosen['glora'] = randomized(chosen['glora'])
-  folded = adapted.fold(chosen, presets.preset(adapted.spec, 'full'))
+  chosen = random_variables(adapted, variables['params'])
+  folded = jit(adapted.fold)(chosen, presets.preset(adapted.spec, 'full'))
   changed = jax.tree.map(lambda a, b: bool(np.any(a != b)), folded, variables['params'])
   assert changed['blocks']['mlp'] == {
     'fc1': {'kernel': True, 'bias': True},
@@ -180,7 +202,8 @@ def test_params_of_another_model_are_refused_with_all_differences(small):
   }
   with pytest.raises(
     ValueError,
-    match=r'missing: head/bias; unexpected: extra/bias; misshaped: head/kernel is \(12, 6\) and should be',
+    match=r'missing: head/bias; unexpected: extra/bias; misshaped: head/kernel is \(12, 6\) '
+    'and should be',
   ):
     adapted.init(jax.random.key(0), params)
 
@@ -204,7 +227,7 @@ def test_one_compilation_serves_all_genomes(small):
   adapted, variables, images = small
   traces = []
 
-  @jax.jit
+  @jit
   def apply(genome):
     traces.append(None)
     return adapted.apply(variables, images, genome=genome)

@@ -1,4 +1,4 @@
-"""GLoRA on models of many kinds, none of which knows of it: what must hold whatever the model and the merging."""
+"""GLoRA on models of many kinds, none of which knows of it: what holds whatever the model."""
 
 import functools
 import re
@@ -10,19 +10,17 @@ import jax.numpy as jnp
 import model_zoo
 import numpy as np
 import pytest
-from conftest import randomized
+from comparing import assert_close, assert_trees_close, jit, random_variables, vector
 
 from glora_jax import SearchSpace, canonicalize, count_params, preset, random_genomes
 from glora_jax.method.adapt import adapt
 
 MERGES = ('up_front', 'lazy')
 SPACE = SearchSpace(ranks=(2, 4))
-# Hundreds of tiny programs run once each: compiling them fast matters, their speed does not.
-FAST = {'xla_backend_optimization_level': 0, 'xla_cpu_use_fusion_emitters': False}
-jit = functools.partial(jax.jit, compiler_options=FAST if jax.default_backend() == 'cpu' else None)
 
 every_model = pytest.mark.parametrize('name', model_zoo.EXAMPLES)
-# Up front, gradients go through fold, which is the same for all models, and then through the untouched model.
+# Up front, gradients go through fold, which is the same for all models, and then through the
+# untouched model.
 GRADIENTS = {
   name: MERGES if name in model_zoo.FAMILIES else ('lazy',) for name in model_zoo.EXAMPLES
 }
@@ -39,28 +37,8 @@ def cache_of_small_programs():
   jax.config.update(name, before)
 
 
-def vector(outputs):
-  """All numbers of a model's output as one float32 vector."""
-  return jnp.concatenate([jnp.ravel(leaf).astype(jnp.float32) for leaf in jax.tree.leaves(outputs)])
-
-
-def assert_close(actual, expected, tolerance=1e-5):
-  """Equal relative to the largest entry: outputs cross zero."""
-  actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
-  assert actual.shape == expected.shape
-  assert np.isfinite(expected).all()
-  assert np.abs(actual - expected).max() <= tolerance * np.abs(expected).max()
-
-
-def assert_trees_close(actual, expected, tolerance=1e-5):
-  assert jax.tree.structure(actual) == jax.tree.structure(expected)
-  for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-    assert one.dtype == other.dtype
-    assert_close(one, other, tolerance)
-
-
 class Session:
-  """An example, adapted, with random supports, and its compiled functions, which all tests share."""
+  """An example, adapted, with random supports, and its compiled functions. All tests share it."""
 
   def __init__(self, example, space=SPACE, gradients=MERGES):
     self.example, model = example, example.model
@@ -68,7 +46,7 @@ class Session:
     self.rest = {name: value for name, value in base.items() if name != 'params'}
     self.adapted = adapt(model, *example.inputs, space=space, **example.kwargs)
     self.start = {**self.rest, **self.adapted.init(jax.random.key(0), base['params'])}
-    self.variables = {**self.start, 'glora': randomized(self.start['glora'])}
+    self.variables = {**self.start, **random_variables(self.adapted, base['params'], seed=0)}
     # The largest form of everything, then anything.
     spec = self.adapted.spec
     self.genomes = np.stack(
@@ -87,7 +65,7 @@ class Session:
     return vector(self.adapted.apply(variables, *inputs, genome=genome, merge=merge, **kwargs))
 
   def _many(self, merge, gradients, variables, genomes):
-    """Outputs of a population, [genome, number], and the gradients of their sums with respect to the supports."""
+    """Outputs of a population, [genome, number], and gradients of a sum of them by the supports."""
     if not gradients:
       return jax.vmap(functools.partial(self._apply, merge, variables))(genomes), None
 
@@ -154,12 +132,15 @@ def equation(kernel, bias, supports, alleles, ranks):
     if c < 2
     else product('C', ranks[c - 2])[:, 0]
   )
-  vector = lambda tensor, code: (0.0, supports[tensor][0], supports[tensor])[code]
+
+  def vector(tensor, code):
+    return (0.0, supports[tensor][0], supports[tensor])[code]
+
   return new_kernel, bias + bias * vector('D', d) + vector('E', e) + prompt @ kernel
 
 
 def matrix_of(example, params, layer):
-  """Kernel [in, out] and bias [out] of one row, cut out of the params along the axes that the zoo wrote down."""
+  """Kernel [in, out] and bias [out] of a row, cut out of the params along the axes in the zoo."""
   path, index = address(layer.name)
   module = nn.meta.unbox(at(params, path))
   leading = tuple(range(len(index)))
@@ -167,7 +148,10 @@ def matrix_of(example, params, layer):
     (axes for prefix, axes in example.stack_axes.items() if path.startswith(prefix)),
     (leading, leading),
   )
-  cut = lambda value, axes: np.moveaxis(np.asarray(value, np.float64), axes, leading)[index]
+
+  def cut(value, axes):
+    return np.moveaxis(np.asarray(value, np.float64), axes, leading)[index]
+
   bias = cut(module['bias'], axes[1]).ravel() if 'bias' in module else None
   return cut(module['kernel'], axes[0]).reshape(layer.in_features, layer.out_features), bias
 
@@ -267,7 +251,10 @@ def test_lazy_equals_up_front_in_outputs_and_gradients(name):
   assert_close(lazy, up_front, case.example.tolerance)
   if 'up_front' in GRADIENTS[name]:
     assert jax.tree.structure(lazy_gradients) == jax.tree.structure(gradients)
-    flat = lambda tree: [leaf.reshape(len(leaf), -1) for leaf in jax.tree.leaves(tree)]
+
+    def flat(tree):
+      return [leaf.reshape(len(leaf), -1) for leaf in jax.tree.leaves(tree)]
+
     for one, other in zip(
       *(np.concatenate(flat(tree), axis=1) for tree in (lazy_gradients, gradients)), strict=True
     ):
@@ -281,13 +268,16 @@ def test_spec_is_the_same_however_often_the_model_is_traced(name):
   again = adapt(case.example.model, *case.example.inputs, space=SPACE, **case.example.kwargs)
   assert again.spec == case.adapted.spec
   assert hash(again.spec) == hash(case.adapted.spec)
+
   # Another instance of the model, and shapes in place of arrays.
-  shapes = lambda tree: jax.tree.map(
-    lambda leaf: (
-      jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if isinstance(leaf, jax.Array) else leaf
-    ),
-    tree,
-  )
+  def shapes(tree):
+    return jax.tree.map(
+      lambda leaf: (
+        jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if isinstance(leaf, jax.Array) else leaf
+      ),
+      tree,
+    )
+
   inputs, kwargs = shapes(case.example.inputs), shapes(dict(case.example.kwargs))
   assert (
     adapt(model_zoo.EXAMPLES[name]().model, *inputs, space=SPACE, **kwargs).spec
@@ -332,7 +322,10 @@ def test_a_scanned_and_an_unscanned_model_have_equal_genomes_supports_and_output
   depth, x = 2, model_zoo.normal(2, model_zoo.WIDTH)
   loop = Session(model_zoo.Example(model_zoo.Chain(model_zoo.Block, depth), (x,), ()))
   scan = Session(model_zoo.Example(model_zoo.Scanned(axis, depth), (x,), ()))
-  names = lambda case: [layer.name for layer in case.adapted.spec]
+
+  def names(case):
+    return [layer.name for layer in case.adapted.spec]
+
   assert names(loop) == ['block_0/fc1', 'block_0/fc2', 'block_1/fc1', 'block_1/fc2']
   assert names(scan) == ['blocks/fc1[0]', 'blocks/fc2[0]', 'blocks/fc1[1]', 'blocks/fc2[1]']
 
@@ -363,9 +356,8 @@ def test_traces_of_a_class_level_jit_are_not_shared_between_adapts_with_other_ra
   adapts = [
     adapt(model, x, space=SearchSpace(ranks=ranks), merge='lazy') for ranks in ((2, 4), (1, 4))
   ]
-  supports = randomized(adapts[0].init(jax.random.key(0), params)['glora'])
   genome = np.array([[3, 3, 2, 2, 2]] * 2)  # LoRA of the first rank, which is not the same in both
-  variables, results = {'params': params, 'glora': supports}, []
+  variables, results = random_variables(adapts[0], params), []
   for adapted in (*adapts, *adapts):
     results.append(jit(functools.partial(adapted.apply, genome=genome))(variables, x))
     folded = jit(functools.partial(adapted.fold, genome=genome))(variables)
@@ -394,9 +386,12 @@ RUNS = {
 def test_what_comes_back_has_the_models_own_structure_and_values(name, merge):
   case, kwargs = session(name), dict(RUNS[name])
   rngs = {stream: jax.random.key(seed) for stream, seed in kwargs.pop('rngs', {}).items()}
-  run = lambda apply, variables, **more: jit(
-    functools.partial(apply, rngs=rngs, **{**case.example.kwargs, **kwargs}, **more)
-  )(variables, *case.example.inputs)
+
+  def run(apply, variables, **more):
+    return jit(functools.partial(apply, rngs=rngs, **{**case.example.kwargs, **kwargs}, **more))(
+      variables, *case.example.inputs
+    )
+
   actual = run(case.adapted.apply, case.variables, genome=case.genomes[1], merge=merge)
   expected = run(case.example.model.apply, {**case.rest, 'params': case.folded[1]})
   if kwargs.get('mutable') is True:

@@ -1,11 +1,14 @@
 """Adapter files: what they hold, what they give back, on which base they are refused."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from comparing import jit, random_params, random_variables
 from conftest import randomized
 
 import glora_jax
@@ -20,16 +23,13 @@ IMAGES = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
 def subnet(request):
   model = ViT(3, patch_size=8, width=12, depth=2, num_heads=2)
   adapted = glora_jax.adapt(model, IMAGES, space=glora_jax.SearchSpace((2, 4), tied=request.param))
-  variables = randomized(
-    adapted.init(jax.random.key(0), model.init(jax.random.key(1), IMAGES)['params'])
-  )
-  return adapted, variables
+  return adapted, random_variables(adapted, random_params(model, IMAGES))
 
 
 def test_an_adapter_gives_the_same_logits_on_a_fresh_base(subnet, tmp_path):
   adapted, variables = subnet
   base = {**variables['params'], 'head': jax.tree.map(jnp.zeros_like, variables['params']['head'])}
-  apply = jax.jit(lambda v, g: adapted.apply(v, IMAGES, genome=g))
+  apply = jit(lambda v, g: adapted.apply(v, IMAGES, genome=g))
   for seed in range(5):
     genome = random_genomes(np.random.default_rng(seed), adapted.spec, 1)[0]
     adapter_file.save_adapter(tmp_path / 'a.safetensors', adapted, variables, genome, task='x')
@@ -62,8 +62,9 @@ def test_adapters_of_another_base_model_or_space_are_refused(subnet, tmp_path):
     )
   with pytest.raises(
     ValueError,
-    match=r'another model or search space\. It has 8 layers, and this model 8; the first that differs is '
-    r"layer 0: Layer\(name='blocks/attn/qkv\[0\]'.*ranks=\(2, 4\).*there, .*ranks=\(4,\).*here",
+    match=r'another model or search space\. It has 8 layers, and this model 8; '
+    r'the first that differs is layer 0: '
+    r"Layer\(name='blocks/attn/qkv\[0\]'.*ranks=\(2, 4\).*there, .*ranks=\(4,\).*here",
   ):
     adapter_file.load_adapter(path, glora_jax.adapt(adapted.model, IMAGES), variables['params'])
   other_head = adapted.model.clone(num_classes=4)
@@ -86,20 +87,16 @@ class WithStatistics(nn.Module):
 def test_an_adapter_brings_the_batch_statistics_that_training_left(tmp_path):
   model, x = WithStatistics(), jax.random.normal(jax.random.key(0), (8, 4))
   adapted = glora_jax.adapt(model, x)
-  start = model.init(jax.random.key(1), x)
-  variables = {
-    **adapted.init(jax.random.key(2), start['params']),
-    'batch_stats': start['batch_stats'],
-  }
-  variables['glora'] = randomized(variables['glora'])
+  start = jit(model.init)(jax.random.key(1), x)
+  variables = random_variables(adapted, start['params']) | {'batch_stats': start['batch_stats']}
   genome = presets.preset(adapted.spec, 'full')
-  _, updated = adapted.apply(variables, x, genome=genome, train=True, mutable=['batch_stats'])
-  variables |= updated
+  train = functools.partial(adapted.apply, genome=genome, train=True, mutable=['batch_stats'])
+  variables |= jit(train)(variables, x)[1]
   adapter_file.save_adapter(tmp_path / 'a.safetensors', adapted, variables, genome)
   loaded, found = adapter_file.load_adapter(tmp_path / 'a.safetensors', adapted, start['params'])
-  np.testing.assert_array_equal(
-    adapted.apply(loaded, x, genome=found), adapted.apply(variables, x, genome=genome)
-  )
+  np.testing.assert_array_equal(found, genome)
+  apply = jit(functools.partial(adapted.apply, genome=genome))
+  np.testing.assert_array_equal(apply(loaded, x), apply(variables, x))
 
 
 def test_a_batch_in_which_each_example_has_its_own_adapter_equals_one_by_one(subnet, tmp_path):
@@ -107,47 +104,40 @@ def test_a_batch_in_which_each_example_has_its_own_adapter_equals_one_by_one(sub
   images = jax.random.normal(jax.random.key(5), (3, 16, 16, 3))
   adapters = []
   for seed in range(3):
-    mine = {
+    trained = {
       **variables,
       'glora': randomized(variables['glora'], seed),
       'params': {**variables['params'], 'head': randomized(variables['params']['head'], seed)},
     }
     genome = random_genomes(np.random.default_rng(seed), adapted.spec, 1)[0]
-    adapter_file.save_adapter(tmp_path / f'{seed}.safetensors', adapted, mine, genome)
-    adapters.append(
-      adapter_file.load_adapter(tmp_path / f'{seed}.safetensors', adapted, variables['params'])
-    )
-  one_by_one = [
-    adapted.apply(v, image[None], genome=g)[0]
-    for (v, g), image in zip(adapters, images, strict=True)
-  ]
-  trainable = jax.tree.map(
-    lambda *leaves: jnp.stack(leaves), *(adapted.split(v)[0] for v, _ in adapters)
-  )
+    path = tmp_path / f'{seed}.safetensors'
+    adapter_file.save_adapter(path, adapted, trained, genome)
+    adapters.append(adapter_file.load_adapter(path, adapted, variables['params']))
+  apply = jit(lambda v, genome, image: adapted.apply(v, image[None], genome=genome)[0])
+  alone = [apply(v, genome, image) for (v, genome), image in zip(adapters, images, strict=True)]
+
   frozen = adapted.split(variables)[1]
-  genomes = np.stack([g for _, g in adapters])
-  run = lambda t, genome, image: adapted.apply(adapted.join(t, frozen), image[None], genome=genome)[
-    0
-  ]
-  np.testing.assert_allclose(
-    jax.jit(jax.vmap(run))(trainable, genomes, images), np.stack(one_by_one), atol=1e-5
-  )
+  halves = [adapted.split(v)[0] for v, _ in adapters]
+  trainable = jax.tree.map(lambda *leaves: jnp.stack(leaves), *halves)
+  genomes = np.stack([genome for _, genome in adapters])
+
+  @jit
+  @jax.vmap
+  def together(trainable, genome, image):
+    return adapted.apply(adapted.join(trainable, frozen), image[None], genome=genome)[0]
+
+  np.testing.assert_allclose(together(trainable, genomes, images), np.stack(alone), atol=1e-5)
 
 
 def test_adapters_of_boxed_models_round_trip(tmp_path):
-  model = nn.Dense(
-    6, kernel_init=nn.with_partitioning(nn.initializers.lecun_normal(), (None, 'model'))
-  )
-  x = jnp.ones((2, 4))
+  init = nn.with_partitioning(nn.initializers.lecun_normal(), (None, 'model'))
+  model, x = nn.Dense(6, kernel_init=init), jnp.ones((2, 4))
   adapted = glora_jax.adapt(model, x)
-  variables = adapted.init(jax.random.key(0), model.init(jax.random.key(1), x)['params'])
-  variables['glora'] = randomized(variables['glora'])
+  variables = random_variables(adapted, random_params(model, x))
   genome = presets.preset(adapted.spec, 'full')
-  adapter_file.save_adapter(tmp_path / 'a.safetensors', adapted, variables, genome)
-  loaded, found = adapter_file.load_adapter(
-    tmp_path / 'a.safetensors', adapted, variables['params']
-  )
+  path = tmp_path / 'a.safetensors'
+  adapter_file.save_adapter(path, adapted, variables, genome)
+  loaded, found = adapter_file.load_adapter(path, adapted, variables['params'])
   assert loaded['glora']['B_up'].names == (None, 'model')
-  np.testing.assert_array_equal(
-    adapted.apply(loaded, x, genome=found), adapted.apply(variables, x, genome=genome)
-  )
+  apply = jit(lambda v, g: adapted.apply(v, x, genome=g))
+  np.testing.assert_array_equal(apply(loaded, found), apply(variables, genome))

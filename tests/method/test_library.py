@@ -1,10 +1,13 @@
-"""The whole method inside somebody else's training loop: plain optax, their own model, their own score function."""
+"""The whole method in a training loop of one's own: plain optax, one's own model and score."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import model_zoo
 import numpy as np
 import optax
+from comparing import jit
 
 import glora_jax
 from glora_jax import tree
@@ -12,73 +15,72 @@ from glora_jax.models.vit import ViT
 
 
 def glora_by_hand(model, params, inputs, labels, steps, budget):
-  """Sample, train, search, fold, in under 30 lines; (folded params, loss before, loss after) of the training data."""
+  """Sample, train, search, fold, in about 30 lines.
+
+  Returns:
+    (folded params, loss of the training data before, and after).
+  """
   adapted = glora_jax.adapt(model, inputs[:1])
-  variables = adapted.init(jax.random.key(0), params)
+  variables = jit(adapted.init)(jax.random.key(0), params)
   trainable, frozen = adapted.split(variables)
   optimizer = optax.adam(1e-2)
-  cross_entropy = lambda logits: optax.softmax_cross_entropy_with_integer_labels(
-    logits, labels
-  ).mean()
 
-  @jax.jit
+  def cross_entropy(logits):
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+  def loss(trainable, genome):
+    variables = adapted.join(trainable, frozen)
+    return cross_entropy(adapted.apply(variables, inputs, genome=genome))
+
+  @jit
   def step(trainable, state, key):
     genome = glora_jax.sample_genome(key, adapted.spec)
-    loss = lambda t: cross_entropy(adapted.apply(adapted.join(t, frozen), inputs, genome=genome))
-    updates, state = optimizer.update(jax.grad(loss)(trainable), state)
+    updates, state = optimizer.update(jax.grad(loss)(trainable, genome), state)
     return optax.apply_updates(trainable, updates), state
 
   state = optimizer.init(trainable)
   for i in range(steps):
     trainable, state = step(trainable, state, jax.random.key(i))
-  variables = adapted.join(trainable, frozen)
 
-  losses = jax.jit(
-    jax.vmap(lambda genome: cross_entropy(adapted.apply(variables, inputs, genome=genome)))
-  )
-  score = lambda genomes: (
-    np.zeros(len(genomes), int),
-    losses(genomes),
-  )  # one's own measure; here the loss alone
-  small = glora_jax.Evolution(
+  losses = jit(jax.vmap(functools.partial(loss, trainable)))
+
+  def score(genomes):  # one's own measure; here the loss alone
+    return np.zeros(len(genomes), int), losses(genomes)
+
+  settings = glora_jax.Evolution(
     population=12, generations=2, parents=4, mutations=6, crossovers=6, fitness='loss'
   )
-  winner = glora_jax.evolve(
-    adapted.spec, score, jax.random.key(1), small, budget=budget, progress=False
-  ).best('loss')
-  assert adapted.count_params(winner) <= budget
-  folded = adapted.fold(variables, winner)
-  return folded, *(
-    float(cross_entropy(model.apply({'params': p}, inputs))) for p in (params, folded)
+  archive = glora_jax.evolve(
+    adapted.spec, score, jax.random.key(1), settings, budget=budget, progress=False
   )
+  winner = archive.best('loss')
+  assert adapted.count_params(winner) <= budget
+  folded = jit(adapted.fold)(adapted.join(trainable, frozen), winner)
+  plain = jit(lambda params: cross_entropy(model.apply({'params': params}, inputs)))
+  return folded, float(plain(params)), float(plain(folded))
 
 
 def test_an_optax_loop_trains_searches_and_folds_a_vision_model():
   labels = jnp.arange(24) % 3
-  images = jax.random.normal(jax.random.key(1), (3, 16, 16, 3))[labels] + 0.5 * jax.random.normal(
-    jax.random.key(0), (24, 16, 16, 3)
-  )
+  classes = jax.random.normal(jax.random.key(1), (3, 16, 16, 3))
+  images = classes[labels] + 0.5 * jax.random.normal(jax.random.key(0), (24, 16, 16, 3))
   model = ViT(3, patch_size=8, width=12, depth=2, num_heads=2)
-  params = model.init(jax.random.key(0), images[:1])['params']
+  params = jit(model.init)(jax.random.key(0), images[:1])['params']
   folded, before, after = glora_by_hand(model, params, images, labels, steps=60, budget=600)
   assert after < 0.5 * before
   assert jax.tree.structure(folded) == jax.tree.structure(params)
 
 
 def test_the_same_loop_adapts_a_language_model_to_new_text():
-  """Next-token prediction: a sequence that repeats is learned by supports alone, the embeddings stay."""
-  model = model_zoo.language_model().model
+  """Next-token prediction: supports alone learn a sequence that repeats, the embeddings stay."""
+  model = model_zoo.LanguageModel(depth=1)
   tokens = jnp.tile(jnp.array([[1, 4, 2, 3, 0, 5]]), (4, 2))
-  params = model.init(jax.random.key(0), tokens[:1, :-1])['params']
+  params = jit(model.init)(jax.random.key(0), tokens[:1, :-1])['params']
   folded, before, after = glora_by_hand(
     model, params, tokens[:, :-1], tokens[:, 1:], steps=150, budget=1500
   )
   assert after < 0.7 * before
-  embedding = [
-    path
-    for path in jax.tree_util.tree_leaves_with_path(params)
-    if 'embedding' in jax.tree_util.keystr(path[0])
-  ]
-  assert embedding
-  for path, value in embedding:
-    np.testing.assert_array_equal(tree.get(folded, tuple(p.key for p in path)), value)
+  embeddings = {path: value for path, value in tree.flatten(params).items() if 'embedding' in path}
+  assert embeddings
+  for path, value in embeddings.items():
+    np.testing.assert_array_equal(tree.get(folded, path), value)

@@ -96,7 +96,10 @@ def test_every_support_gets_a_gradient(problem):
   }  # biases start at zero
   trainable, frozen = adapted.split(variables)
   genome = presets.preset(adapted.spec, 'full')
-  loss = lambda t: jnp.sum(adapted.apply(adapted.join(t, frozen), X, genome=genome) ** 2)
+
+  def loss(t):
+    return jnp.sum(adapted.apply(adapted.join(t, frozen), X, genome=genome) ** 2)
+
   gradient = jax.jit(jax.grad(loss))(trainable)
   missing = {
     jax.tree_util.keystr(path, simple=True, separator='/').removeprefix('glora/')

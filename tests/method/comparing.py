@@ -1,0 +1,46 @@
+"""What the tests of many models share: fast compilation, random variables, equality of outputs."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from conftest import randomized
+
+# Hundreds of tiny programs run once each: compiling them fast matters, their speed does not.
+FAST = {'xla_backend_optimization_level': 0, 'xla_cpu_use_fusion_emitters': False}
+jit = functools.partial(jax.jit, compiler_options=FAST if jax.default_backend() == 'cpu' else None)
+
+
+def random_params(model, *inputs, seed=1, **kwargs):
+  """Normal numbers in the place of a model's parameters; nothing is compiled."""
+  return randomized(
+    jax.eval_shape(model.init, jax.random.key(0), *inputs, **kwargs)['params'], seed
+  )
+
+
+def random_variables(adapted, params, seed=2):
+  """Params, and normal numbers in the place of the supports; nothing is compiled."""
+  shapes = jax.eval_shape(adapted.init, jax.random.key(0), params)
+  return {'params': params, 'glora': randomized(shapes['glora'], seed)}
+
+
+def vector(outputs):
+  """All numbers of a model's output as one float32 vector."""
+  return jnp.concatenate([jnp.ravel(leaf).astype(jnp.float32) for leaf in jax.tree.leaves(outputs)])
+
+
+def assert_close(actual, expected, tolerance=1e-5):
+  """Equal relative to the largest number: outputs cross zero."""
+  actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+  assert actual.shape == expected.shape
+  assert np.isfinite(expected).all()
+  assert np.abs(actual - expected).max() <= tolerance * np.abs(expected).max()
+
+
+def assert_trees_close(actual, expected, tolerance=1e-5):
+  """Equal structures and dtypes, and every leaf close."""
+  assert jax.tree.structure(actual) == jax.tree.structure(expected)
+  for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+    assert a.dtype == b.dtype
+    assert_close(a, b, tolerance)

@@ -1,0 +1,53 @@
+"""Presets and genomes from a short dictionary."""
+
+import pytest
+
+from glora_jax.method import presets
+from glora_jax.method.genomes import count_params
+from glora_jax.method.space import Layer, SearchSpace, Spec
+
+
+def test_presets_cost_what_their_methods_cost():
+  spec = Spec(
+    (Layer('a', 6, 9, True, SearchSpace((2, 4))), Layer('b', 9, 3, True, SearchSpace((2, 4))))
+  )
+  counts = {name: count_params(spec, genome) for name, genome in presets.presets(spec).items()}
+  assert counts == {
+    'linear': 0,
+    'bitfit': 9 + 3,
+    'lora': 4 * (6 + 9) + 4 * (9 + 3),
+    'ssf': 3 * (9 + 3),
+    'prompt': 6 + 9,
+    'full': 2 * 4 * (15 + 12) + 4 * (7 + 10) + 2 * (9 + 3),
+  }
+
+
+def test_presets_that_need_a_bias_are_refused_without_one():
+  spec = Spec((Layer('a', 6, 9, False),))
+  assert presets.presets(spec).keys() == {'linear', 'lora', 'ssf', 'full'}
+  for name in ('bitfit', 'prompt'):
+    with pytest.raises(ValueError, match='no adapted layer has one'):
+      presets.preset(spec, name)
+  with pytest.raises(ValueError, match='linear, bitfit, lora'):
+    presets.preset(spec, 'lorra')
+
+
+def test_custom_genomes_read_their_dictionary():
+  space = SearchSpace((2, 4))
+  names = [f'{layer}[{block}]' for block in range(2) for layer in ('qkv', 'proj', 'mlp/1', 'mlp/2')]
+  spec = Spec(tuple(Layer(name, 12, 12, space=space) for name in names))
+  genome = presets.custom_genome(
+    spec, {r'qkv\[0\]': {'A': 'constant', 'C': 1}, 'qkv': 'lora', 'mlp': 'bitfit'}
+  )
+  assert genome[0].tolist() == [1, 0, 1, 0, 0]
+  assert genome[4].tolist() == [0, 4, 0, 0, 0]
+  assert genome[2].tolist() == genome[3].tolist() == [0, 0, 0, 0, 2]
+  assert genome[1].tolist() == [0, 0, 0, 0, 0]
+  for choices, message in (
+    ({'conv': 'lora'}, 'conv matches no layer'),
+    ({'qkv': {'F': 1}}, 'no such tensor'),
+    ({'qkv': {'D': 'lora'}}, 'none, constant, vector'),
+    ({'qkv': 'loha'}, 'presets are'),
+  ):
+    with pytest.raises(ValueError, match=message):
+      presets.custom_genome(spec, choices)
