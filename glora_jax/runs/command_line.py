@@ -1,4 +1,7 @@
-"""Flags, signals, and errors in one sentence: what all commands with a config share."""
+"""Flags, signals, and errors in one sentence: what all commands with a config share.
+
+Nothing of it imports JAX: a typing error in a flag should not wait for it.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,31 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
+
+STOPPED = 75  # exit code EX_TEMPFAIL of sysexits.h: the same command goes on
+MISTAKES = (ValueError, OSError, ImportError, RuntimeError)  # whose text is a sentence for the user
+
+
+class HelpConfigFlag(flags.BooleanFlag):
+  """`--help_config` prints every field of a config and ends, as absl's `--help` does with flags."""
+
+  def __init__(self):
+    super().__init__('help_config', False, 'Show every field of a config, and end.')
+
+  def parse(self, argument: Any) -> None:
+    """Prints the help where the flag is given."""
+    if self._parse(argument):
+      from glora_jax.runs import config, schema
+
+      print(schema.describe(config.RunSettings))
+      sys.exit(0)
+
 
 CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'Python file with get_config(); override its fields with --config.FIELD=VALUE.'
@@ -20,17 +44,33 @@ WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Where everything is written; runs/NAME_OF_CONFIG by default.'
 )
 OUTPUT = flags.DEFINE_string('output', 'batch.png', 'Picture that glora_jax.data.show writes.')
-STOPPED = 75  # exit code
 DEBUG = flags.DEFINE_bool('debug', False, 'Show the traceback of an error.')
+flags.DEFINE_flag(HelpConfigFlag())
+
+
+def workdir_of_config() -> str:
+  """`--workdir`, or a folder in `runs` with the name and the arguments of the config file."""
+  if WORKDIR.value:
+    return WORKDIR.value
+  filename = config_flags.get_config_filename(flags.FLAGS['config'])
+  path, _, arguments = filename.partition(':')
+  stem = os.path.splitext(os.path.basename(path))[0]
+  parts = arguments.strip('/').replace('/', '_').split(',')
+  return os.path.join('runs', '-'.join([stem, *filter(None, parts)]))
 
 
 def catch_signals() -> Callable[[], bool]:
-  """From now on the first SIGTERM or Ctrl-C only makes what this returns say True; another one of its kind ends the process at once."""
+  """Makes SIGTERM and Ctrl-C a request to stop.
+
+  Returns:
+    Whether one of them has come. Another one of its kind ends the process at once.
+  """
   asked = threading.Event()
 
   def handle(number, frame):
     signal.signal(number, signal.SIG_DFL)
     asked.set()
+    # Not print: a signal may come amid one.
     os.write(2, b'\nStopping as soon as all is saved; once more, and it stops at once.\n')
 
   for number in (signal.SIGTERM, signal.SIGINT):
@@ -38,46 +78,65 @@ def catch_signals() -> Callable[[], bool]:
   return asked.is_set
 
 
-def run_with_config(job: Callable) -> None:
-  """Calls `job(config)` with the config of the command line; a user's mistake ends in one sentence."""
+def run_with_config(command: Callable[[ml_collections.ConfigDict], None]) -> None:
+  """Calls a command with the config of the command line; a user's mistake ends in one sentence."""
   flags.mark_flag_as_required('config')
 
-  def parse(argv):
-    # ml_collections prints a traceback of its own for a config file that is not there.
-    given = [
-      argument.removeprefix('--config=') for argument in argv if argument.startswith('--config=')
-    ]
-    given += [
-      following for argument, following in itertools.pairwise(argv) if argument == '--config'
-    ]
-    for path in given:
-      if not os.path.isfile(path.split(':')[0]):
-        sys.exit(
-          f'error: there is no config file {path.split(":")[0]}; the ones that come with the project are in configs/.'
-        )
-    try:
-      return flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-      said = str(error.args[0] if error.args else error).strip().splitlines()
-      sys.exit(f'error: {said[-1]}')  # ml_collections puts a whole traceback into the text of some
-
-  def guarded(argv):
+  def guarded(argv: Sequence[str]) -> None:
     if len(argv) > 1:
       sys.exit(
-        f'error: unknown arguments {argv[1:]}; fields of the config are given as --config.FIELD=VALUE.'
+        f'error: unknown arguments {argv[1:]}; fields of the config are given as '
+        '--config.FIELD=VALUE.'
       )
-    logging.basicConfig(format='%(message)s', level=logging.WARNING, stream=sys.stderr, force=True)
-    logging.getLogger('glora_jax').setLevel(logging.INFO)
-    if not DEBUG.value:
-      # Of an error that orbax's threads have met, and that reaches us as an exception, its other threads print tracebacks.
-      sys.unraisablehook = lambda _: None
-      for library in ('absl', 'asyncio'):
-        logging.getLogger(library).setLevel(logging.CRITICAL)
+    _configure_logging()
     try:
-      job(CONFIG.value)
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
+      command(CONFIG.value)
+    except MISTAKES as error:
       if DEBUG.value:
         raise
       sys.exit(f'error: {error}\n(--debug shows where.)')
 
-  app.run(guarded, flags_parser=parse)
+  app.run(guarded, flags_parser=_parse_flags)
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+  """Parses the flags; a mistake ends in one sentence, where absl shows the whole usage."""
+  # ml_collections prints a traceback of its own for a config file that does not exist.
+  for path in _config_files(argv):
+    if not os.path.isfile(path):
+      sys.exit(
+        f'error: there is no config file {path}; the ones that come with the project are in '
+        'configs/.'
+      )
+  try:
+    return flags.FLAGS(argv)
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    # ml_collections puts a whole traceback into the text of some errors; its last line counts.
+    text = str(error.args[0] if error.args else error).strip()
+    sys.exit(f'error: {text.splitlines()[-1]}')
+
+
+def _config_files(argv: Sequence[str]) -> list[str]:
+  """The config files of a command line, without their arguments."""
+  joined = [word.removeprefix('--config=') for word in argv if word.startswith('--config=')]
+  apart = [value for flag, value in itertools.pairwise(argv) if flag == '--config']
+  return [path.split(':')[0] for path in joined + apart]
+
+
+def _configure_logging() -> None:
+  """Shows this project's log, and keeps libraries from adding tracebacks to a sentence."""
+  logging.basicConfig(format='%(message)s', level=logging.WARNING, stream=sys.stderr, force=True)
+  logging.getLogger('glora_jax').setLevel(logging.INFO)
+  if DEBUG.value:
+    return
+  # An error in one of orbax's threads, a full disk for instance, reaches us as an exception, and
+  # becomes the sentence. Its other threads, which fail for the same reason, end without anybody to
+  # catch what they raise: Python would print their tracebacks through this hook, absl's and
+  # asyncio's loggers likewise.
+  sys.unraisablehook = _ignore
+  for library in ('absl', 'asyncio'):
+    logging.getLogger(library).setLevel(logging.CRITICAL)
+
+
+def _ignore(_: Any) -> None:
+  """A hook that does nothing."""

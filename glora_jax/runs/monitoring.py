@@ -1,4 +1,7 @@
-"""What one sees of a run while it goes: metrics.jsonl, TensorBoard, a profiler's trace, what is trained on what. It changes no result."""
+"""What is recorded of a run while it goes: metrics, TensorBoard's events, a profiler's trace.
+
+None of it changes a result.
+"""
 
 from __future__ import annotations
 
@@ -9,103 +12,147 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import jax
 
 from glora_jax import mesh as meshes
-from glora_jax.files import whole, writing
+from glora_jax.files import Path, whole, writing
+
+if TYPE_CHECKING:
+  from tensorboardX.event_file_writer import EventsWriter
 
 log = logging.getLogger(__name__)
 
-TRACED = 3  # dispatches
+TRACED_DISPATCHES = 3
 
 
 class Metrics:
-  """Appends lines to `metrics.jsonl`; what an interrupted run wrote after the step it resumes from is dropped first.
+  """Appends lines to `metrics.jsonl`.
 
-  A line holds nothing that varies between equal runs, so no times: those are in TensorBoard's events and on the progress bar.
+  What an interrupted run wrote after the step it resumes from is dropped first. A line holds
+  nothing that varies between equal runs, so no times: those are in TensorBoard's events and on the
+  progress bar.
 
   Args:
-    path: of the file.
-    stage: that the lines are of.
-    step: that the stage goes on from.
-    board: folder for the same values as TensorBoard's events, in a folder for each stage; None writes none.
+    path: path of the file.
+    stage: stage that the lines are about.
+    step: step that the stage goes on from.
+    board: folder for the same values as TensorBoard's events, in a folder for each stage; None
+      writes none.
   """
 
-  def __init__(self, path: str, stage: str, step: int, board: str | None = None):
-    self.path, self.stage, self.step = path, stage, step
+  def __init__(self, path: Path, stage: str, step: int, board: str | None = None):
+    self.path = path
+    self.stage = stage
+    self.step = step
     self.board = board and os.path.join(board, stage)
-    if not meshes.primary():
-      return
-    lines = []
-    if os.path.exists(path):
-      with open(path) as file:
-        for line in file:
-          with contextlib.suppress(ValueError):  # a line cut off by a kill
-            entry = json.loads(line)
-            if entry['stage'] != stage or entry['step'] <= step:
-              lines.append(json.dumps(entry) + '\n')
-    with whole(path) as temporary, open(temporary, 'w') as file:
-      file.writelines(lines)
+    if meshes.primary():
+      lines = self._lines_to_keep()
+      with whole(path) as temporary, open(temporary, 'w') as file:
+        file.writelines(lines)
 
   def write(self, step: int, values: dict[str, float]) -> None:
-    """Both are on disk when it returns. Of several processes only the primary writes."""
+    """Writes a line, and an event for each value; both are on disk when it returns.
+
+    Of several processes only the primary writes.
+    """
     if not meshes.primary():
       return
     with writing(self.path), open(self.path, 'a') as file:
       file.write(json.dumps({'stage': self.stage, 'step': step, **values}) + '\n')
     if self.board:
-      from tensorboardX.proto.event_pb2 import Event
-      from tensorboardX.summary import scalar
-
       with writing(self.board):
-        for name, value in values.items():
-          self._events.write_event(
-            Event(step=step, wall_time=time.time(), summary=scalar(name, value))
-          )
-        self._events.flush()
+        self._write_events(step, values)
+
+  def _lines_to_keep(self) -> list[str]:
+    """The lines of other stages, and those of this one up to the step it goes on from."""
+    if not os.path.exists(self.path):
+      return []
+    lines = []
+    with open(self.path) as file:
+      for line in file:
+        with contextlib.suppress(ValueError):  # a line cut off by a kill
+          content = json.loads(line)
+          if content['stage'] != self.stage or content['step'] <= self.step:
+            lines.append(json.dumps(content) + '\n')
+    return lines
+
+  def _write_events(self, step: int, values: dict[str, float]) -> None:
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.summary import scalar
+
+    for name, value in values.items():
+      event = Event(step=step, wall_time=time.time(), summary=scalar(name, value))
+      self._events.write_event(event)
+    self._events.flush()
 
   @functools.cached_property
-  def _events(self):
-    # The plain writer: SummaryWriter's thread would lose what a kill finds in its queue, and hang on a full disk.
+  def _events(self) -> EventsWriter:
+    """TensorBoard's plain writer.
+
+    SummaryWriter's thread would lose what a kill finds in its queue, and hang on a full disk.
+    """
     from tensorboardX.event_file_writer import EventsWriter
     from tensorboardX.proto.event_pb2 import Event, SessionLog
 
     os.makedirs(self.board, exist_ok=True)
     events = EventsWriter(os.path.join(self.board, 'events'), f'.{os.getpid()}.{self.step}')
-    # What SummaryWriter does with its `purge_step`: TensorBoard drops what it has read from this step on.
-    events.write_event(
-      Event(
-        step=self.step + 1, wall_time=time.time(), session_log=SessionLog(status=SessionLog.START)
-      )
-    )
+    # What SummaryWriter does with its `purge_step`: TensorBoard drops what it has read from this
+    # step on.
+    start = SessionLog(status=SessionLog.START)
+    events.write_event(Event(step=self.step + 1, wall_time=time.time(), session_log=start))
     return events
+
+
+class Profiler:
+  """Traces the dispatches after the first, which compiles; called after every dispatch.
+
+  Args:
+    folder: folder for the trace, for TensorBoard's profile plugin or xprof.
+  """
+
+  def __init__(self, folder: str):
+    self.folder = folder
+    self.calls = 0
+
+  @property
+  def traced(self) -> int:
+    """Number of dispatches traced so far."""
+    return min(max(self.calls - 1, 0), TRACED_DISPATCHES)
+
+  @property
+  def tracing(self) -> bool:
+    """Whether a trace goes on."""
+    return 0 < self.calls <= TRACED_DISPATCHES
+
+  def __call__(self) -> None:
+    """Notes that a dispatch has ended."""
+    was_tracing = self.tracing
+    self.calls += 1
+    if self.tracing and not was_tracing:
+      jax.profiler.start_trace(self.folder)
+    elif was_tracing and not self.tracing:
+      jax.profiler.stop_trace()
+
+  def close(self) -> None:
+    """Ends the trace, and says what it holds."""
+    if self.tracing:
+      jax.profiler.stop_trace()
+    if self.traced:
+      log.info('Traced dispatches: %d, in %s', self.traced, self.folder)
+    else:
+      log.warning('There was nothing to trace after the first dispatch.')
 
 
 @contextlib.contextmanager
 def profiled(folder: str, wanted: bool) -> Iterator[Callable[[], None]]:
-  """Gives a function to be called after every dispatch: those after the first, which compiles, are traced where that is wanted.
-
-  The trace is for TensorBoard's profile plugin, or xprof.
-  """
-  calls = traced = 0
-
-  def dispatched():
-    nonlocal calls, traced
-    if 0 < calls <= TRACED:
-      traced = calls
-      if traced == TRACED:
-        jax.profiler.stop_trace()
-    elif not calls:
-      jax.profiler.start_trace(folder)
-    calls += 1
-
+  """Gives a function to be called after every dispatch, which traces a few of them where wanted."""
+  if not wanted:
+    yield lambda: None
+    return
+  profiler = Profiler(folder)
   try:
-    yield dispatched if wanted else lambda: None
+    yield profiler
   finally:
-    if 0 < calls <= TRACED:
-      jax.profiler.stop_trace()
-    if traced:
-      log.info('Traced dispatches: %d, in %s', traced, folder)
-    elif wanted:
-      log.warning('There was nothing to trace after the first dispatch.')
+    profiler.close()

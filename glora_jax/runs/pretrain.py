@@ -1,89 +1,150 @@
-"""Pretraining of a ViT from scratch: how the embedded backbone was made."""
+"""Pretraining of a ViT from scratch: how the backbone in the package was made."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 
 from glora_jax.data import augment
-from glora_jax.data.normalization import normalize
+from glora_jax.data.normalization import NORMALIZATIONS, normalize
 from glora_jax.data.tasks import fashion_mnist
 from glora_jax.files import write_json
 from glora_jax.models import weights
 from glora_jax.models.vit import ViT
-from glora_jax.training import loop, losses, recipe
+from glora_jax.runs import schema
+from glora_jax.runs.schema import field
+from glora_jax.training import loop, losses
+from glora_jax.training.recipe import Recipe
+
+SCORED_AT_ONCE = 500  # images
 
 
-def accuracy(
-  model: nn.Module,
-  params,
-  images: np.ndarray,
-  labels: np.ndarray,
-  normalization: str,
-  batch_size: int = 500,
-) -> float:
-  """Share of images [n, height, width, 3] (uint8) whose class the model gets right."""
-  correct = jax.jit(
-    lambda params, x, y: jnp.sum(
-      model.apply({'params': params}, normalize(x, normalization)).argmax(-1) == y
-    )
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+  """The shape of the ViT."""
+
+  patch_size: int = field(7, 'pixels of a patch', at_least=1)
+  width: int = field(96, 'size of a token', at_least=1)
+  depth: int = field(6, 'number of blocks', at_least=1)
+  num_heads: int = field(3, 'attention heads', at_least=1)
+  drop_path: float = field(
+    0.05, 'largest probability that training drops a residual branch', at_least=0, below=1
   )
-  batches = range(0, len(labels), batch_size)
-  return float(
-    sum(correct(params, images[i : i + batch_size], labels[i : i + batch_size]) for i in batches)
-  ) / len(labels)
 
 
-def run(config, workdir: str) -> dict:
-  """Trains, tests and saves `backbone.safetensors`; returns what it writes into `result.json`."""
+@dataclasses.dataclass(frozen=True)
+class PretrainSettings:
+  """All that a config says of pretraining. The defaults made the backbone in the package."""
+
+  job: Literal['pretrain'] = field('pretrain', 'the job')
+  seed: int = field(0, 'seed of all randomness')
+  data: str = field(
+    '/usr/share/datasets/fashion-mnist', 'folder of the four files of Fashion-MNIST'
+  )
+  image_size: int = field(28, 'pixels of a side', at_least=1)
+  normalization: str = field('unit', 'how pixels become numbers', choices=tuple(NORMALIZATIONS))
+  shift: int = field(2, 'most pixels that a training image is shifted by', at_least=0)
+  model: Architecture = Architecture()
+  training: Recipe = Recipe(
+    epochs=25,
+    batch_size=128,
+    learning_rate=1e-3,
+    initial_learning_rate=1e-6,
+    final_learning_rate=1e-6,
+    warmup_epochs=2,
+    weight_decay=0.05,
+  )
+
+
+def default_config() -> ml_collections.ConfigDict:
+  """The defaults of `PretrainSettings` as a config whose fields can be changed."""
+  return schema.to_config_dict(PretrainSettings())
+
+
+def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
+  """Trains, tests and saves `backbone.safetensors`.
+
+  Args:
+    config: a config with the fields of `default_config`.
+    workdir: folder for everything that is written.
+
+  Returns:
+    The content of `result.json`.
+
+  Raises:
+    ValueError: a wrong field; the sentence names it.
+  """
+  settings = schema.build(PretrainSettings, config.to_dict())
   os.makedirs(workdir, exist_ok=True)
-  data = fashion_mnist.fashion_mnist(config.data)
-  model = ViT(num_classes=len(fashion_mnist.FASHION_MNIST_CLASSES), **config.model)
-  init_key, train_key = jax.random.split(jax.random.key(config.seed))
-  params = model.init(init_key, jnp.zeros((1, config.image_size, config.image_size, 3)))['params']
+  data = fashion_mnist.fashion_mnist(settings.data)
+  classes = fashion_mnist.FASHION_MNIST_CLASSES
+  model = ViT(num_classes=len(classes), **dataclasses.asdict(settings.model))
+  init_key, train_key = jax.random.split(jax.random.key(settings.seed))
+  size = settings.image_size
+  params = model.init(init_key, jnp.zeros((1, size, size, 3)))['params']
 
   def loss_fn(params, frozen, images, labels, key):
     del frozen
     flip_key, shift_key, drop_key = jax.random.split(key, 3)
-    images = augment.random_shift(shift_key, augment.random_flip(flip_key, images), config.shift)
-    logits = model.apply(
-      {'params': params},
-      normalize(images, config.normalization),
-      train=True,
-      rngs={'drop_path': drop_key},
-    )
+    images = augment.random_flip(flip_key, images)
+    images = augment.random_shift(shift_key, images, settings.shift)
+    inputs = normalize(images, settings.normalization)
+    logits = model.apply({'params': params}, inputs, train=True, rngs={'drop_path': drop_key})
     return losses.cross_entropy(logits, labels)
 
-  images, labels = (jnp.asarray(x) for x in data['train'])
+  images, labels = map(jnp.asarray, data['train'])
   state = loop.fit(
-    loss_fn,
-    params,
-    {},
-    images,
-    labels,
-    recipe.Recipe(**config.training),
-    train_key,
-    title='pretrain',
+    loss_fn, params, {}, images, labels, settings.training, train_key, title='pretrain'
   )
   result = {
-    'train_accuracy': accuracy(model, state.trainable, *data['train'], config.normalization),
-    'test_accuracy': accuracy(model, state.trainable, *data['test'], config.normalization),
-    'steps': state.step,
+    f'{split}_accuracy': accuracy(model, state.trainable, *data[split], settings.normalization)
+    for split in ('train', 'test')
+  } | {'steps': state.step}
+  metadata = {
+    'image_size': size,
+    'normalization': settings.normalization,
+    'classes': classes,
+    'test_accuracy': result['test_accuracy'],
   }
-  weights.save(
-    os.path.join(workdir, 'backbone.safetensors'),
-    model,
-    state.trainable,
-    {
-      'image_size': config.image_size,
-      'normalization': config.normalization,
-      'classes': fashion_mnist.FASHION_MNIST_CLASSES,
-      'test_accuracy': result['test_accuracy'],
-    },
-  )
+  path = os.path.join(workdir, 'backbone.safetensors')
+  weights.save(path, model, state.trainable, metadata)
   write_json(os.path.join(workdir, 'result.json'), result)
   return result
+
+
+def accuracy(
+  model: nn.Module,
+  params: Any,
+  images: np.ndarray,
+  labels: np.ndarray,
+  normalization: str,
+  batch_size: int = SCORED_AT_ONCE,
+) -> float:
+  """Share of images whose class a model gets right.
+
+  Args:
+    model: a classifier.
+    params: its parameters.
+    images: uint8 [image, height, width, 3].
+    labels: int [image].
+    normalization: name of the normalization that the model expects.
+    batch_size: images of one call.
+  """
+
+  @jax.jit
+  def count_correct(params, images, labels):
+    logits = model.apply({'params': params}, normalize(images, normalization))
+    return jnp.sum(logits.argmax(-1) == labels)
+
+  correct = 0
+  for first in range(0, len(labels), batch_size):
+    rows = slice(first, first + batch_size)
+    correct += count_correct(params, images[rows], labels[rows])
+  return float(correct) / len(labels)

@@ -10,43 +10,24 @@ import os
 import re
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 try:
   import fcntl
 except ImportError:  # Windows has no such locks
   fcntl = None
 
-
 import flax
 import ml_collections
 
 from glora_jax.files import Path, read_json, write_json, writing
 from glora_jax.mesh import primary
+from glora_jax.runs.config import values_when_absent
 
-ELSEWHERE = (
-  'distributed.',
-  'mesh.',
-  'suite.prepare',
-  'watch.',
-)  # fields that change no result: a run may go on with others
+log = logging.getLogger(__name__)
 
-
-def claim_workdir(config: ml_collections.ConfigDict, workdir: str) -> None:
-  """Writes `config.json`, or raises ValueError where the workdir has that of another run; another machine, or `watch`, is no other run."""
-  path, new = os.path.join(workdir, 'config.json'), json.loads(config.to_json())
-  if not os.path.exists(path):
-    return write_json(path, new) if primary() else None
-  flat = lambda tree: flax.traverse_util.flatten_dict(tree, sep='.')
-  old, new = flat(read_json(path)), flat(new)
-  changed = [
-    f'{name} was {old.get(name)!r} and is now {new.get(name)!r}'
-    for name in sorted(old.keys() | new.keys())
-    if old.get(name) != new.get(name) and not name.startswith(ELSEWHERE)
-  ]
-  if changed:
-    raise ValueError(
-      f'The workdir {workdir} belongs to another config: {"; ".join(changed)}. Choose another --workdir, or remove that one.'
-    )
+# Fields that change no result: a run may go on with other values of them.
+FREE_FIELDS = ('distributed.', 'mesh.', 'suite.prepare', 'watch.')
 
 
 class Stopped(RuntimeError):
@@ -58,14 +39,45 @@ class Stopped(RuntimeError):
     )
 
 
-log = logging.getLogger(__name__)
+def claim_workdir(config: ml_collections.ConfigDict, workdir: str) -> None:
+  """Writes `config.json`, or compares it where there is one already.
+
+  Another machine, or other values of `watch`, make no other run. A field that an older
+  `config.json` lacks has the meaning that it had then (`config.values_when_absent`).
+
+  Raises:
+    ValueError: the workdir belongs to another config; the sentence has the differences.
+  """
+  path = os.path.join(workdir, 'config.json')
+  given = json.loads(config.to_json())
+  if not os.path.exists(path):
+    if primary():
+      write_json(path, given)
+    return
+  old = {**values_when_absent(), **_flatten(read_json(path))}
+  new = {**values_when_absent(), **_flatten(given)}
+  changed = [
+    f'{name} was {old.get(name)!r} and is now {new.get(name)!r}'
+    for name in sorted(old.keys() | new.keys())
+    if old.get(name) != new.get(name) and not name.startswith(FREE_FIELDS)
+  ]
+  if changed:
+    raise ValueError(
+      f'The workdir {workdir} belongs to another config: {"; ".join(changed)}. Choose another '
+      '--workdir, or remove that one.'
+    )
+
+
+def _flatten(tree: dict[str, Any]) -> dict[str, Any]:
+  return flax.traverse_util.flatten_dict(tree, sep='.')
 
 
 @contextlib.contextmanager
 def claim(folder: Path) -> Iterator[None]:
-  """Holds a folder for this process alone, made where it is missing; the system lets go of it when the process ends, however it ends.
+  """Holds a folder for this process alone, and makes it where it is missing.
 
-  What `whole` could not move into place in it, since its process was killed, is removed.
+  The system lets go of it when the process ends, however it ends. What `whole` could not move into
+  place in it, since its process was killed, is removed.
 
   Raises:
     ValueError: another process holds it.
@@ -73,16 +85,17 @@ def claim(folder: Path) -> Iterator[None]:
   """
   with writing(folder):
     os.makedirs(folder, exist_ok=True)
-    file = open(os.path.join(folder, 'lock'), 'a+')  # noqa: SIM115, it stays open as long as the folder is held
+    file = open(os.path.join(folder, 'lock'), 'a+')  # noqa: SIM115, open while it is held
   with file:
     try:
       if fcntl:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
       file.seek(0)
+      holder = file.read().strip() or 'another process'
       raise ValueError(
-        f'The workdir {folder} is in use by {file.read().strip() or "another process"}. Wait for it to end, or choose '
-        'another --workdir.'
+        f'The workdir {folder} is in use by {holder}. Wait for it to end, or choose another '
+        '--workdir.'
       ) from error
     except OSError as error:  # some network file systems
       log.warning(
@@ -94,7 +107,11 @@ def claim(folder: Path) -> Iterator[None]:
       file.truncate(0)
       file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
       file.flush()
-      for name in glob.glob('**/*.partial', root_dir=folder, recursive=True):
-        if re.search(r'\.\d+\.partial$', name):
-          os.remove(os.path.join(folder, name))
+      _remove_partial_files(folder)
     yield
+
+
+def _remove_partial_files(folder: Path) -> None:
+  for name in glob.glob('**/*.partial', root_dir=folder, recursive=True):
+    if re.search(r'\.\d+\.partial$', name):
+      os.remove(os.path.join(folder, name))

@@ -13,8 +13,8 @@ import pytest
 from glora_jax.files import read_arrays, read_json
 from glora_jax.reports import comparison_report
 from glora_jax.runs import comparison
-from glora_jax.runs.config import default_config
-from glora_jax.runs.run import prepare
+from glora_jax.runs.config import check_config, default_config
+from glora_jax.runs.lifecycle import prepare
 from glora_jax.runs.workdir import Stopped
 
 METHODS = ('linear', 'lora', 'finetuning', 'search')
@@ -63,7 +63,7 @@ def test_every_method_and_budget_has_a_row_for_each_seed(finished):
 
 def test_full_fine_tuning_moves_all_of_the_base_and_the_others_none(finished, config):
   workdir, result = finished
-  run = prepare(config, workdir)
+  run = prepare(check_config(config), workdir)
   before = jax.tree.map(np.asarray, run.variables['params'])
   trained = {
     name: read_arrays(os.path.join(workdir, 'trained', f'{name}.npz'))
@@ -188,10 +188,10 @@ def test_the_verdict_is_the_paired_difference_to_the_best_within_the_budget():
   [
     (
       {'compare.methods': ('lora', 'lorra')},
-      "compare.methods: 'lorra' is unknown; the methods are linear,",
+      r"compare.methods\[1\]='lorra' is unknown; it is one of linear,",
     ),
     ({'compare.budgets': (900, 300)}, 'must be ascending numbers of parameters'),
-    ({'compare.rates': ()}, 'at least one to choose from'),
+    ({'compare.rates': ()}, r'compare.rates=\(\) must not be empty: learning rates'),
     ({'compare.seeds': 0}, 'compare.seeds=0 must be at least 1'),
     ({'protocol': 'paper'}, "protocol='paper' must be 'honest'"),
     ({'budget': 900.0}, 'a comparison has compare.budgets'),

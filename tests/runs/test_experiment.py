@@ -25,8 +25,8 @@ from glora_jax.data.examples import Part
 from glora_jax.models import weights
 from glora_jax.reports import run_report
 from glora_jax.runs import experiment
-from glora_jax.runs.config import data_source, default_config
-from glora_jax.runs.run import prepare
+from glora_jax.runs.config import check_config, data_source, default_config
+from glora_jax.runs.lifecycle import prepare
 from glora_jax.training.checkpoints import TrainingCheckpoints
 from glora_jax.training.loop import NonFiniteLossError
 
@@ -253,7 +253,7 @@ def test_a_workdir_of_another_config_is_refused_with_the_difference(finished, co
     ({'task': 'digit'}, "task 'digit' is unknown; the tasks are: digits"),
     ({'protocol': 'fair'}, 'honest, paper'),
     ({'presets': ('lora', 'lorra')}, "'lorra' is unknown"),
-    ({'finetune__on': 'test'}, "'train' or 'train.val'"),
+    ({'finetune__on': 'test'}, r"finetune.on='test' is unknown; it is one of train, train\+val"),
     ({'model__normalization': 'zscore'}, 'imagenet, inception, clip, unit'),
     ({'model__weights': 'no.safetensors'}, r"model.weights='no.safetensors' is no file"),
     ({'model__image_size': 9}, 'image_size=9 is not a multiple of the patch size 4'),
@@ -409,22 +409,22 @@ def test_predictions_and_thumbnails_of_a_stream_are_those_of_the_arrays_and_mask
 ):
   answers = {}
   for name, most in (('resident', 2**30), ('streamed', 0)):
-    this = prepare(changed(config, data__max_resident=most), str(tmp_path / name))
-    few = np.flatnonzero(this.task.open('test').labels < 4)
+    run = prepare(check_config(changed(config, data__max_resident=most)), str(tmp_path / name))
+    few = np.flatnonzero(run.task.open('test').labels < 4)
     splits = {
-      **this.task.splits,
-      'few': lambda task=this.task, few=few: Part(task.open('test'), few),
+      **run.task.splits,
+      'few': lambda task=run.task, few=few: Part(task.open('test'), few),
     }
-    this.task = dataclasses.replace(this.task, splits=splits, masked=('few',))
-    variables = {**this.variables, 'params': randomized(this.variables['params'])}
-    genome = np.zeros((len(this.adapted.spec), 5), np.int8)
-    answers[name] = this.predict(variables, genome, 'test'), this.predict(variables, genome, 'few')
-    assert isinstance(this.data('test').images, pipeline.Stream) == (name == 'streamed')
-    correct, _ = this.score(variables, genome[None], 'few')
-    assert (answers[name][1].classes == this.data('few').labels).sum() == correct[0]
-    thumbnails = this.pixels('test', np.array([700, 3, 5]))
+    run.task = dataclasses.replace(run.task, splits=splits, masked=('few',))
+    variables = {**run.variables, 'params': randomized(run.variables['params'])}
+    genome = np.zeros((len(run.adapted.spec), 5), np.int8)
+    answers[name] = run.predict(variables, genome, 'test'), run.predict(variables, genome, 'few')
+    assert isinstance(run.data('test').images, pipeline.Stream) == (name == 'streamed')
+    correct, _ = run.score(variables, genome[None], 'few')
+    assert (answers[name][1].classes == run.data('few').labels).sum() == correct[0]
+    thumbnails = run.pixels('test', np.array([700, 3, 5]))
     np.testing.assert_array_equal(
-      thumbnails, pipeline.load(Part(this.task.open('test'), np.array([700, 3, 5])), 8).images
+      thumbnails, pipeline.load(Part(run.task.open('test'), np.array([700, 3, 5])), 8).images
     )
   for ours, theirs in zip(*answers.values(), strict=True):
     np.testing.assert_array_equal(ours.classes, theirs.classes)

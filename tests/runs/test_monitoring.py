@@ -9,7 +9,7 @@ import pytest
 
 import glora_jax
 from glora_jax.models.vit import ViT
-from glora_jax.runs import monitoring, run
+from glora_jax.runs import lifecycle, monitoring
 
 
 def test_metrics_drop_cut_off_lines_and_what_came_after_the_step_that_is_resumed(tmp_path):
@@ -97,7 +97,7 @@ def test_the_line_about_a_run_counts_what_is_trained(tmp_path):
   )
   count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
   heads = 12 * 3 + 3
-  said = run.describe(adapted, variables, mesh)
+  said = lifecycle.describe(adapted, variables, mesh)
   assert said.startswith(f'{jax.device_count()} x cpu, mesh: data 1, model 1; ')
   assert f'{count(variables["glora"]):,} in supports, {heads} in heads (float32)' in said
   assert f'{count(variables["params"]) - heads:,} frozen (float32)' in said

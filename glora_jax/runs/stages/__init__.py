@@ -1,1 +1,1 @@
-"""The stages of one run; each leaves its result in the workdir, and is skipped where that is there."""
+"""The stages of a run; each leaves its result in the workdir, and is skipped where it finds it."""

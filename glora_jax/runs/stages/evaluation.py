@@ -10,54 +10,66 @@ import numpy as np
 from glora_jax import mesh as meshes
 from glora_jax import tree
 from glora_jax.files import read_json, write_json
-from glora_jax.runs.run import Run
+from glora_jax.runs.run import Candidate, Run
 from glora_jax.search.scoring import Predictions
 
 
-def test(
-  this: Run, candidates: dict[str, tuple[Any, np.ndarray]]
+def freeze_and_evaluate(
+  run: Run, candidates: dict[str, Candidate]
 ) -> tuple[dict[str, dict[str, Any]], Predictions]:
-  """Freezes the list of subnets with their weights to disk, and only then evaluates it on the test split.
+  """Freezes the list of candidates to disk, and only then evaluates it on the test split.
+
+  Args:
+    run: the run.
+    candidates: what to test, by name; 'winner' is among them.
 
   Returns:
-    (entries of the list with their test accuracies, what the winner answered for each test image).
-  """
-  seen = (
-    this.config.finetune.on == 'train+val'
-    and this.config.protocol == 'honest'
-    and this.config.finetune.epochs > 0
-  )
-  entries = {}
-  for name, (variables, genome) in candidates.items():
-    trained_on_val = this.config.protocol == 'paper' or (name == 'winner' and seen)
-    entries[name] = {
-      'params': this.adapted.count_params(genome),
-      'val_accuracy': None if trained_on_val else this.accuracy(variables, genome, 'val'),
-      'genome': genome.tolist(),
-      'weights': tree.fingerprint(this.adapted.split(variables)[0]),
-    }
-  freeze(this, entries)
-  labels, answers = np.asarray(this.data('test').labels), {}
-  for name, entry in entries.items():
-    answers[name] = this.predict(*candidates[name], 'test')
-    entry['test_accuracy'] = int((answers[name].classes == labels).sum()) / len(labels)
-    if others := this.task.tests[1:]:
-      entry['other_test_accuracies'] = {
-        split: this.accuracy(*candidates[name], split) for split in others
-      }
-  return entries, answers['winner']
-
-
-def freeze(this: Run, entries: dict[str, Any]) -> None:
-  """Writes the list of what will be tested, with the fingerprints of its weights, before the test images are read.
+    (the rows of the list with their test accuracies, by name; what the winner answered for each
+    test image).
 
   Raises:
     ValueError: another list was frozen before.
   """
-  path = this.path('test_list.json')
-  if os.path.exists(path) and read_json(path) != entries:
+  rows = {
+    name: {
+      'params': run.adapted.count_params(candidate.genome),
+      'val_accuracy': None if _trained_on_val(run, name) else run.accuracy(*candidate, 'val'),
+      'genome': candidate.genome.tolist(),
+      'weights': tree.fingerprint(run.adapted.split(candidate.variables)[0]),
+    }
+    for name, candidate in candidates.items()
+  }
+  freeze(run, rows)
+  labels = np.asarray(run.data('test').labels)
+  answers = {}
+  for name, row in rows.items():
+    answers[name] = run.predict(*candidates[name], 'test')
+    row['test_accuracy'] = int((answers[name].classes == labels).sum()) / len(labels)
+    if others := run.task.tests[1:]:
+      row['other_test_accuracies'] = {
+        split: run.accuracy(*candidates[name], split) for split in others
+      }
+  return rows, answers['winner']
+
+
+def _trained_on_val(run: Run, name: str) -> bool:
+  """Whether a candidate was trained on the validation images, which then say nothing of it."""
+  finetuning = run.settings.finetune
+  if run.settings.protocol == 'paper':
+    return True
+  return name == 'winner' and finetuning.on == 'train+val' and finetuning.epochs > 0
+
+
+def freeze(run: Run, rows: dict[str, Any]) -> None:
+  """Writes the list of what will be tested, with fingerprints of the weights, to `test_list.json`.
+
+  Raises:
+    ValueError: another list was frozen before.
+  """
+  path = run.path('test_list.json')
+  if os.path.exists(path) and read_json(path) != rows:
     raise ValueError(
       f'{path} was frozen with other subnets than this run has now; use a new workdir.'
     )
   if meshes.primary():
-    write_json(path, entries)
+    write_json(path, rows)

@@ -21,96 +21,116 @@ from glora_jax.runs.run import Run
 from glora_jax.search.archive import Archive, hypervolume_by_generation
 from glora_jax.search.scoring import Predictions
 
+COMPARED_IMAGES = 256  # on which the folded model's logits are compared with the adapted one's
+
 
 def write_results(
-  this: Run,
+  run: Run,
   variables: Any,
-  entries: dict[str, dict[str, Any]],
+  tested: dict[str, dict[str, Any]],
   answers: Predictions,
   archive: Archive,
-  trained: Any,
+  supernet: Any,
 ) -> dict[str, Any]:
-  """Folds the winner, and writes adapter, plain checkpoint, pictures and report; returns what `result.json` will hold."""
-  config, adapted = this.config, this.adapted
-  genome = np.array(entries['winner']['genome'], np.int8)
-  folded = jax.jit(adapted.fold)(variables, genome)
-  whole, folded = (variables, folded) if this.mesh is None else meshes.on_host((variables, folded))
-  with meshes.primary_first('folded'):
-    if meshes.primary():
-      save_adapter(this.path('adapter.safetensors'), adapted, whole, genome, task=this.task.name)
-      write_json(this.path('genome.json'), genome_to_json(adapted.spec, genome))
-      remembered = {
-        **{name: this.metadata[name] for name in ('image_size', 'normalization')},
-        'resize': config.data.resize,
-        'classes': this.task.classes,
-      }
-      weights.save(
-        this.path('folded'), adapted.model, folded, remembered, this.metadata.get('source')
-      )
-  plain, params, _ = weights.load(this.path('folded'))
-  images = this.data('train').images
-  inputs = this.preprocess(
-    next(images.blocks(256)).images if isinstance(images, pipeline.Stream) else images[:256]
-  )
-  with_supports = jax.jit(lambda v, x: adapted.apply(v, x, genome=genome))(variables, inputs)
-  difference = jnp.max(
-    jnp.abs(with_supports - jax.jit(lambda p, x: plain.apply({'params': p}, x))(params, inputs))
-  )
+  """Folds the winner, and writes adapter, plain checkpoint, pictures and report.
 
-  num_images = {
-    split: len(this.data(split).labels) for split in (this.train_split, this.search_split, 'test')
+  Args:
+    run: the run.
+    variables: the winner's variables.
+    tested: what `freeze_and_evaluate` returned of the candidates.
+    answers: what the winner answered for the test images.
+    archive: the search's archive.
+    supernet: the trained supernet's variables.
+
+  Returns:
+    The content of `result.json` but for the seconds of the last stage.
+  """
+  config, adapted = run.settings, run.adapted
+  genome = np.array(tested['winner']['genome'], np.int8)
+  _save_models(run, variables, genome)
+  difference = _difference_to_folded(run, variables, genome)
+  images = {
+    split: len(run.data(split).labels) for split in (run.train_split, run.search_split, 'test')
   }
-  searched = num_images[this.search_split]
-  entries = {
-    name: {k: v for k, v in entry.items() if k != 'weights' and (k != 'genome' or name == 'winner')}
-    for name, entry in entries.items()
+  volumes = hypervolume_by_generation(archive, adapted.spec, images[run.search_split])
+  shown = {name: _shown(name, row) for name, row in tested.items()}
+  result = {
+    'task': run.task.name,
+    'protocol': config.protocol,
+    'seed': config.seed,
+    'budget': check_budget(config.budget),
+    'linear': shown.pop('linear'),
+    'winner_supernet': shown.pop('winner_supernet'),
+    'winner': shown.pop('winner'),
+    'presets': shown,
+    'finetuned': config.protocol == 'honest' and config.finetune.epochs > 0,
+    'evaluations': len(archive),
+    'stopped_early': int((~archive.exact).sum()),
+    'hypervolume': [round(volume, 5) for volume in volumes],
+    'fold_max_abs_diff': difference,
+    'data': {
+      'origin': run.task.origin,
+      'notes': list(run.task.notes),
+      'resize': config.data.resize,
+      'images': images,
+    },
+    'normalization': run.metadata['normalization'],
+    'weights': config.model.weights,
+    'merge': adapted.merge,
+    'seconds': dict(run.seconds),
   }
   inherited = {
     name: {
       'params': adapted.count_params(preset),
-      'accuracy': this.accuracy(trained, preset, this.search_split),
+      'accuracy': run.accuracy(supernet, preset, run.search_split),
     }
     for name, preset in presets.presets(adapted.spec).items()
   }
-  result = {
-    'task': this.task.name,
-    'protocol': config.protocol,
-    'seed': config.seed,
-    'budget': check_budget(config.budget),
-    'linear': entries.pop('linear'),
-    'winner_supernet': entries.pop('winner_supernet'),
-    'winner': entries.pop('winner'),
-    'presets': entries,
-    'finetuned': config.protocol == 'honest' and config.finetune.epochs > 0,
-    'evaluations': len(archive),
-    'stopped_early': int((~archive.exact).sum()),
-    'hypervolume': [
-      round(volume, 5) for volume in hypervolume_by_generation(archive, adapted.spec, searched)
-    ],
-    'fold_max_abs_diff': float(difference),
-    'data': {
-      'origin': this.task.origin,
-      'notes': list(this.task.notes),
-      'resize': config.data.resize,
-      'images': num_images,
-    },
-    'normalization': this.metadata['normalization'],
-    'weights': config.model.weights,
-    'merge': adapted.merge,
-    'seconds': dict(this.seconds),
-  }
   if meshes.primary():
     outcome = run_report.Outcome(
-      np.asarray(this.data('test').labels), *answers, functools.partial(this.pixels, 'test')
+      np.asarray(run.data('test').labels), *answers, functools.partial(run.pixels, 'test')
     )
+    fitness = config.search.fitness
     run_report.write(
-      this.workdir,
-      result,
-      adapted.spec,
-      archive,
-      this.task,
-      config.search.fitness,
-      inherited,
-      outcome,
+      run.workdir, result, adapted.spec, archive, run.task, fitness, inherited, outcome
     )
   return result
+
+
+def _save_models(run: Run, variables: Any, genome: np.ndarray) -> None:
+  """Writes the winner as an adapter, a genome and a plain model in the weights' own format."""
+  folded = jax.jit(run.adapted.fold)(variables, genome)
+  if run.mesh is not None:
+    variables, folded = meshes.on_host((variables, folded))
+  with meshes.primary_first('folded'):
+    if not meshes.primary():
+      return
+    path = run.path('adapter.safetensors')
+    save_adapter(path, run.adapted, variables, genome, task=run.task.name)
+    write_json(run.path('genome.json'), genome_to_json(run.adapted.spec, genome))
+    metadata = {
+      'image_size': run.metadata['image_size'],
+      'normalization': run.metadata['normalization'],
+      'resize': run.settings.data.resize,
+      'classes': run.task.classes,
+    }
+    source = run.metadata.get('source')
+    weights.save(run.path('folded'), run.adapted.model, folded, metadata, source)
+
+
+def _difference_to_folded(run: Run, variables: Any, genome: np.ndarray) -> float:
+  """The largest difference of a logit between the adapted winner and the folded file."""
+  plain, params, _ = weights.load(run.path('folded'))
+  images = run.data('train').images
+  if isinstance(images, pipeline.Stream):
+    images = next(images.blocks(COMPARED_IMAGES)).images
+  inputs = run.preprocess(images[:COMPARED_IMAGES])
+  adapted_logits = jax.jit(lambda v, x: run.adapted.apply(v, x, genome=genome))(variables, inputs)
+  plain_logits = jax.jit(lambda p, x: plain.apply({'params': p}, x))(params, inputs)
+  return float(jnp.max(jnp.abs(adapted_logits - plain_logits)))
+
+
+def _shown(name: str, row: dict[str, Any]) -> dict[str, Any]:
+  """What the result holds of a tested subnet: no fingerprint, and only the winner's genome."""
+  hidden = {'weights'} if name == 'winner' else {'weights', 'genome'}
+  return {field: value for field, value in row.items() if field not in hidden}

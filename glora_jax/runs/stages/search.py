@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -27,51 +29,44 @@ log = logging.getLogger(__name__)
 
 
 def run_search(
-  this: Run, variables: Any, *, budget: int | None, key: jax.Array, folder: str = 'search'
+  run: Run, variables: Any, *, budget: int | None, key: jax.Array, folder: str = 'search'
 ) -> Archive:
-  """The search on the search split, with the supernet's weights; its archive is saved in the folder after every generation."""
-  settings, path, split = (
-    evolution.Evolution(**this.config.search),
-    this.path(folder, 'archive.npz'),
-    this.search_split,
-  )
-  os.makedirs(this.path(folder), exist_ok=True)
-  archive = Archive(**read_arrays(path)) if os.path.exists(path) else None
-  score = lambda genomes: this.score(variables, genomes, split)
-  images, labels = this.data(split)
-  resident = not isinstance(images, pipeline.Stream)
-  options = {}
-  if (
-    settings.stop_early and settings.mode == 'paper' and resident and this.mesh is None
-  ):  # a mesh scores all to the end, and selects the same
-    score, options['stopping_score'] = _stopping(
-      this, variables, settings.fitness, this.path(folder, 'order.npz')
-    )
-  if settings.mode == 'guided':
-    if not resident:
-      raise ValueError(
-        "search.mode='guided' takes the gradient on resident images; raise data.max_resident, or take another mode."
-      )
-    guide = make_guide(this.adapted, this.preprocess, fitness=settings.fitness)
-    options['guide'] = lambda genome: meshes.on_host(
-      guide(variables, jnp.asarray(genome), images, labels)
-    )
-  if archive:
-    log.info('search: resumed after generation %d', archive.generation[-1])
-  with profiled(this.path('profile'), this.config.watch.profile == 'search') as dispatched:
+  """Searches on the search split, with the supernet's weights.
 
-    def on_generation(archive):
+  Args:
+    run: the run.
+    variables: the trained supernet's variables.
+    budget: most trained parameters; None for no limit.
+    key: random key.
+    folder: folder in the workdir for the archive, which is saved after every generation.
+
+  Returns:
+    All subnets that were scored.
+
+  Raises:
+    Stopped: the run was asked to stop.
+  """
+  path = run.path(folder, 'archive.npz')
+  os.makedirs(run.path(folder), exist_ok=True)
+  archive = None
+  if os.path.exists(path):
+    archive = Archive(**read_arrays(path))
+    log.info('search: resumed after generation %d', archive.generation[-1])
+  options = _options(run, variables, run.path(folder, 'order.npz'))
+  profiling = profiled(run.path('profile'), run.settings.watch.profile == 'search')
+  with profiling as dispatched:
+
+    def on_generation(archive: Archive) -> None:
       if meshes.primary():
         write_arrays(path, archive.arrays())
       dispatched()
-      if this.stop():
-        raise Stopped(f'search after generation {archive.generation[-1]}', this.workdir)
+      if run.stop():
+        raise Stopped(f'search after generation {archive.generation[-1]}', run.workdir)
 
     return evolution.evolve(
-      this.adapted.spec,
-      score,
-      key,
-      settings,
+      run.adapted.spec,
+      key=key,
+      settings=run.settings.search,
       budget=budget,
       archive=archive,
       on_generation=on_generation,
@@ -80,24 +75,67 @@ def run_search(
     )
 
 
-def _stopping(this, variables, fitness, path):
-  """(score of the first generation, stopping score of the others), on the images that were hardest for the first, first."""
-  images, labels = this.data(this.search_split)
-  whole, stopping = (
-    make_image_scorer(this.adapted, this.preprocess),
-    make_stopping_scorer(this.adapted, this.preprocess, fitness=fitness),
-  )
+def _options(run: Run, variables: Any, order_path: str) -> dict[str, Callable]:
+  """How `evolve` scores subnets, and what its mode needs beside that."""
+  search, split = run.settings.search, run.search_split
+  images, labels = run.data(split)
+  resident = not isinstance(images, pipeline.Stream)
+  options = {'score': functools.partial(run.score, variables, split=split)}
+  if search.mode == 'guided':
+    if not resident:
+      raise ValueError(
+        "search.mode='guided' takes the gradient on resident images; raise data.max_resident, or "
+        'take another mode.'
+      )
+    guide = make_guide(run.adapted, run.preprocess, fitness=search.fitness)
+    options['guide'] = lambda genome: meshes.on_host(
+      guide(variables, jnp.asarray(genome), images, labels)
+    )
+  # A mesh scores all subnets to the end, and selects the same.
+  elif search.mode == 'paper' and search.stop_early and resident and run.mesh is None:
+    stopping = EarlyStopping(run, variables, order_path)
+    options = {'score': stopping.score_all, 'stopping_score': stopping.score}
+  return options
 
-  def first(genomes):
-    right, losses = (np.asarray(x) for x in whole(variables, genomes, images, labels))
-    write_arrays(path, {'order': hardest_first(losses if fitness == 'loss' else ~right)})
-    return right.sum(1), losses.sum(1)
 
-  @functools.cache
-  def ordered():
-    order = read_arrays(path)['order']
+@dataclasses.dataclass(frozen=True, eq=False)
+class EarlyStopping:
+  """Scores a search whose subnets are left as soon as they cannot become parents.
+
+  Attributes:
+    run: the run.
+    variables: the trained supernet's variables.
+    path: file of the images' order: those that were hardest for the first generation come first.
+  """
+
+  run: Run
+  variables: Any
+  path: str
+
+  def score_all(self, genomes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Scores the first generation to the end, and writes down which images were hardest for it."""
+    images, labels = self.run.data(self.run.search_split)
+    scorer = make_image_scorer(self.run.adapted, self.run.preprocess)
+    correct, losses = map(np.asarray, scorer(self.variables, genomes, images, labels))
+    hardness = losses if self._fitness == 'loss' else ~correct
+    write_arrays(self.path, {'order': hardest_first(hardness)})
+    return correct.sum(1), losses.sum(1)
+
+  def score(self, genomes: np.ndarray, valid: np.ndarray, parents: np.ndarray) -> tuple:
+    """Scores a later generation; see `evolution.StoppingScore`."""
+    return self._scorer(self.variables, genomes, *self._ordered, valid, parents)
+
+  @property
+  def _fitness(self) -> str:
+    return self.run.settings.search.fitness
+
+  @functools.cached_property
+  def _scorer(self) -> Callable:
+    return make_stopping_scorer(self.run.adapted, self.run.preprocess, fitness=self._fitness)
+
+  @functools.cached_property
+  def _ordered(self) -> tuple[jax.Array, jax.Array]:
+    """The images and labels of the search split, hardest first."""
+    images, labels = self.run.data(self.run.search_split)
+    order = read_arrays(self.path)['order']
     return images[order], labels[order]
-
-  return first, lambda genomes, valid, parents: stopping(
-    variables, genomes, *ordered(), valid, parents
-  )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import os
 from collections.abc import Callable
@@ -13,82 +15,122 @@ import numpy as np
 from glora_jax import mesh as meshes
 from glora_jax.files import read_json, write_json
 from glora_jax.method import presets
-from glora_jax.runs.config import finetune_recipe
+from glora_jax.method.adapted import Adapted, Subnet
 from glora_jax.runs.monitoring import Metrics, profiled
-from glora_jax.runs.run import Run
+from glora_jax.runs.run import Candidate, Run, Stream
 from glora_jax.runs.workdir import Stopped
 from glora_jax.training import loop
 from glora_jax.training.checkpoints import TrainingCheckpoints
-from glora_jax.training.loop import NonFiniteLossError, TrainState
-from glora_jax.training.losses import Consistency, Sampling, subnet_loss, supernet_loss
+from glora_jax.training.loop import LossFn, NonFiniteLossError, TrainState
+from glora_jax.training.losses import subnet_loss, supernet_loss
 from glora_jax.training.recipe import Recipe
+
+STEPS_PER_DISPATCH = 50
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingStage:
+  """One training of a run.
+
+  Attributes:
+    name: folder of its training states in the workdir, and its name in `metrics.jsonl`.
+    recipe: how to train.
+    stream: purpose of its random key.
+    split: split to train on.
+    genome: alleles of the subnet that is trained, int8 [layer, 5]; None trains the supernet.
+    stop_epoch: epoch to stop after, with the schedule of the whole recipe; None for its end.
+  """
+
+  name: str
+  recipe: Recipe
+  stream: Stream
+  split: str
+  genome: np.ndarray | None = None
+  stop_epoch: int | None = None
+
+
+@dataclasses.dataclass
+class Bookkeeper:
+  """Called after every dispatch: writes metrics, saves training states, ends the run on request.
+
+  Attributes:
+    run: the run.
+    stage: the training that goes on.
+    checkpoints: where its states are saved.
+    metrics: where its metrics are written.
+    steps_per_epoch: number of steps.
+    saved: step of the newest saved state.
+    dispatched: called after every dispatch, for the profiler.
+    evaluate: further metrics of a state; None for none.
+  """
+
+  run: Run
+  stage: TrainingStage
+  checkpoints: TrainingCheckpoints
+  metrics: Metrics
+  steps_per_epoch: int
+  saved: int
+  dispatched: Callable[[], None]
+  evaluate: Callable[[TrainState], dict[str, float]] | None
+
+  def __call__(self, state: TrainState, means: dict[str, float]) -> None:
+    """Takes the state after a dispatch, and the means of its metrics."""
+    evaluated = self.evaluate(state) if self.evaluate else {}
+    self.metrics.write(
+      state.step, {'epoch': state.step / self.steps_per_epoch, **means, **evaluated}
+    )
+    self.dispatched()
+    stop = self.run.stop()
+    due = self.saved + self.run.settings.checkpoint_epochs * self.steps_per_epoch
+    if stop or state.step >= due:
+      self.checkpoints.save(state)
+      self.saved = state.step
+    if stop:
+      self.checkpoints.wait()
+      raise Stopped(f'{self.stage.name} at step {state.step}', self.run.workdir)
 
 
 def train(
-  this: Run,
-  name: str,
-  recipe: Recipe,
-  purpose: int,
+  run: Run,
+  stage: TrainingStage,
   variables: Any,
-  *,
-  on: str,
-  genome: np.ndarray | None = None,
-  stop_epoch: int | None = None,
-  on_epoch: Callable[[Any], dict[str, float]] | None = None,
+  evaluate: Callable[[Any], dict[str, float]] | None = None,
 ) -> Any:
-  """One training run with its checkpoints in the folder `name`, resumed from the newest of them.
+  """Trains, or resumes from the newest of the stage's training states.
 
   Args:
-    this: the run.
-    name: of the folder in the workdir, and of the stage in `metrics.jsonl`.
-    recipe, stop_epoch: see `training.fit`.
-    purpose: number that sets this training's random key apart from the others'.
-    variables: to start from.
-    on: split to train on.
-    genome: of the one subnet that is trained; None trains the supernet.
-    on_epoch: called with the variables after every epoch; what it returns goes into `metrics.jsonl`.
+    run: the run.
+    stage: what to train, and how.
+    variables: the variables to start from.
+    evaluate: called with the variables after every epoch; what it returns goes to `metrics.jsonl`.
 
   Returns:
     The trained variables.
+
+  Raises:
+    NonFiniteLossError: training diverged; the last good state is saved.
+    Stopped: the run was asked to stop; the newest state is saved.
   """
-  options = {'mix': this.mix, 'consistency': Consistency(**this.config.consistency), 'train': True}
-  if genome is None:
-    learner, sampling = this.adapted, Sampling(**this.config.sampling)
-    sample = lambda key: sampling.draw(key, this.adapted.spec)
-    loss_fn = supernet_loss(
-      learner, this.augmented, sample, distillation=sampling.distillation, **options
-    )
-  else:
-    learner = this.adapted.fix(genome)
-    loss_fn = subnet_loss(learner, this.augmented, **options)
+  learner, loss_fn = _learner(run, stage.genome)
   trainable, frozen = learner.split(variables)
-  images, labels = this.data(on)
-  per_epoch = recipe.steps_per_epoch(len(labels))
-  traced = profiled(this.path('profile'), this.config.watch.profile == name.split('/')[0])
-  with TrainingCheckpoints(this.path(name)) as checkpoints, traced as dispatched:
-    template = TrainState(trainable, recipe.optimizer(len(labels)).init(trainable), 0)
-    if this.mesh is not None:
-      template = TrainState(
-        *meshes.replicate(this.mesh, template[:2]), 0
-      )  # says where a restored state goes
-    state = checkpoints.latest(template)
+  images, labels = run.data(stage.split)
+  per_epoch = stage.recipe.steps_per_epoch(len(labels))
+  watch = run.settings.watch
+  profiling = profiled(run.path('profile'), watch.profile == stage.name.split('/')[0])
+  with TrainingCheckpoints(run.path(stage.name)) as checkpoints, profiling as dispatched:
+    state = checkpoints.latest(_initial_state(run, stage.recipe, trainable, len(labels)))
     saved = state.step if state else 0
-    board = this.path('tensorboard') if this.config.watch.tensorboard else None
-    metrics = Metrics(this.path('metrics.jsonl'), name, saved, board)
-
-    def on_dispatch(state, means):
-      nonlocal saved
-      extra = on_epoch(learner.join(state.trainable, frozen)) if on_epoch else {}
-      metrics.write(state.step, {'epoch': state.step / per_epoch, **means, **extra})
-      dispatched()
-      stop = this.stop()
-      if stop or state.step - saved >= this.config.checkpoint_epochs * per_epoch:
-        checkpoints.save(state)
-        saved = state.step
-      if stop:
-        checkpoints.wait()
-        raise Stopped(f'{name} at step {state.step}', this.workdir)
-
+    board = run.path('tensorboard') if watch.tensorboard else None
+    bookkeeper = Bookkeeper(
+      run=run,
+      stage=stage,
+      checkpoints=checkpoints,
+      metrics=Metrics(run.path('metrics.jsonl'), stage.name, saved, board),
+      steps_per_epoch=per_epoch,
+      saved=saved,
+      dispatched=dispatched,
+      evaluate=evaluate and (lambda state: evaluate(learner.join(state.trainable, frozen))),
+    )
     try:
       state = loop.fit(
         loss_fn,
@@ -96,14 +138,14 @@ def train(
         frozen,
         images,
         labels,
-        recipe,
-        this.key(purpose),
+        stage.recipe,
+        run.key(stage.stream),
         state=state,
-        stop_epoch=stop_epoch,
-        steps_per_dispatch=per_epoch if on_epoch else 50,
-        on_dispatch=on_dispatch,
-        title=name,
-        mesh=this.mesh,
+        stop_epoch=stage.stop_epoch,
+        steps_per_dispatch=per_epoch if evaluate else STEPS_PER_DISPATCH,
+        on_dispatch=bookkeeper,
+        title=stage.name,
+        mesh=run.mesh,
       )
     except NonFiniteLossError as error:
       checkpoints.save(error.state)
@@ -112,55 +154,104 @@ def train(
   return learner.join(state.trainable, frozen)
 
 
-def train_supernet(this: Run) -> Any:
-  """Trains all forms of all supports together, fresh genomes for every step."""
-  return train(
-    this, 'supernet', Recipe(**this.config.supernet), 1, this.variables, on=this.train_split
+def _learner(run: Run, genome: np.ndarray | None) -> tuple[Adapted | Subnet, LossFn]:
+  """What is trained, and its loss: the subnet of a genome, or the supernet where that is None."""
+  if genome is None:
+    return run.adapted, loss_of_supernet(run)
+  subnet = run.adapted.fix(genome)
+  return subnet, subnet_loss(subnet, run.augmented, **run.loss_options)
+
+
+def loss_of_supernet(run: Run) -> LossFn:
+  """The loss of the run's supernet, with the sampling that the config asks for."""
+  sampling = run.settings.sampling
+  return supernet_loss(
+    run.adapted,
+    run.augmented,
+    functools.partial(sampling.draw, spec=run.adapted.spec),
+    distillation=sampling.distillation,
+    **run.loss_options,
   )
 
 
-def train_baselines(this: Run) -> dict[str, tuple[Any, np.ndarray]]:
-  """The linear probe and the presets that the config asks for, each trained alone: name -> (variables, genome)."""
-  trained = {}
-  for name in ('linear', *(name for name in this.config.presets if name != 'linear')):
-    genome = presets.preset(this.adapted.spec, name)
-    variables = train(
-      this,
+def _initial_state(run: Run, recipe: Recipe, trainable: Any, num_images: int) -> TrainState:
+  """The state before the first step; it says where a restored state goes, too."""
+  opt_state = recipe.optimizer(num_images).init(trainable)
+  if run.mesh is not None:
+    trainable, opt_state = meshes.replicate(run.mesh, (trainable, opt_state))
+  return TrainState(trainable, opt_state, 0)
+
+
+def train_supernet(run: Run) -> Any:
+  """Trains all forms of all supports together, fresh genomes for every step (section 3.3)."""
+  stage = TrainingStage('supernet', run.settings.supernet, Stream.SUPERNET, run.train_split)
+  return train(run, stage, run.variables)
+
+
+def train_baselines(run: Run) -> dict[str, Candidate]:
+  """The linear probe and the presets that the config asks for, each trained alone, by name."""
+  candidates = {}
+  for name in dict.fromkeys(('linear', *run.settings.presets)):
+    genome = presets.preset(run.adapted.spec, name)
+    stage = TrainingStage(
       os.path.join('baselines', name),
-      Recipe(**this.config.supernet),
-      2,
-      this.variables,
-      on=this.train_split,
-      genome=genome,
+      run.settings.supernet,
+      Stream.BASELINE,
+      run.train_split,
+      genome,
     )
-    trained[name] = variables, genome
-  return trained
+    candidates[name] = Candidate(train(run, stage, run.variables), genome)
+  return candidates
 
 
-def finetune(this: Run, variables: Any, genome: np.ndarray) -> dict[str, tuple[Any, np.ndarray]]:
-  """Trains the winner on from the supernet's weights: name -> (variables, genome), before ('winner_supernet') and after."""
-  recipe = finetune_recipe(this.config)
-  if this.config.protocol == 'paper' or not recipe.epochs:
-    return {'winner_supernet': (variables, genome), 'winner': (variables, genome)}
-  settings = {'genome': genome, 'on': 'train'}
-  stop_epoch = None
-  if this.config.finetune.on == 'train+val':
-    path = this.path('finetune_epochs.json')
-    if not os.path.exists(path):
-      num_images = len(this.data('val').labels)
+def finetune(run: Run, supernet: Any, genome: np.ndarray) -> dict[str, Candidate]:
+  """Trains the winner on from the supernet's weights.
 
-      def on_epoch(current):
-        correct, loss = (float(x[0]) for x in this.score(current, jnp.asarray(genome)[None], 'val'))
-        return {'val_accuracy': correct / num_images, 'val_loss': loss / num_images}
+  Args:
+    run: the run.
+    supernet: the trained supernet's variables.
+    genome: the winner's alleles, int8 [layer, 5].
 
-      train(this, 'finetune_choice', recipe, 4, variables, **settings, on_epoch=on_epoch)
-      with meshes.primary_first('finetune_epochs'):
-        if meshes.primary():
-          with open(this.path('metrics.jsonl')) as file:
-            curve = [e for e in map(json.loads, file) if e['stage'] == 'finetune_choice']
-          best = max(curve, key=lambda e: (e['val_accuracy'], -e['val_loss']))
-          write_json(path, {'epochs': round(best['epoch']), 'val_accuracy': best['val_accuracy']})
-    stop_epoch = read_json(path)['epochs']
-    settings['on'] = 'train+val'
-  tuned = train(this, 'finetune', recipe, 5, variables, stop_epoch=stop_epoch, **settings)
-  return {'winner_supernet': (variables, genome), 'winner': (tuned, genome)}
+  Returns:
+    The winner with the supernet's weights, 'winner_supernet', and with its own, 'winner'.
+  """
+  recipe = run.settings.finetune
+  inherited = Candidate(supernet, genome)
+  if run.settings.protocol == 'paper' or not recipe.epochs:
+    return {'winner_supernet': inherited, 'winner': inherited}
+  stop_epoch = _best_epochs(run, inherited) if recipe.on == 'train+val' else None
+  stage = TrainingStage('finetune', recipe, Stream.FINETUNE, recipe.on, genome, stop_epoch)
+  tuned = Candidate(train(run, stage, supernet), genome)
+  return {'winner_supernet': inherited, 'winner': tuned}
+
+
+def _best_epochs(run: Run, inherited: Candidate) -> int:
+  """The number of epochs after which a finetuning on 'train' is best on 'val', ties by loss."""
+  path = run.path('finetune_epochs.json')
+  if os.path.exists(path):
+    return read_json(path)['epochs']
+  num_images = len(run.data('val').labels)
+
+  def evaluate(variables: Any) -> dict[str, float]:
+    correct, loss = run.score(variables, jnp.asarray(inherited.genome)[None], 'val')
+    return {
+      'val_accuracy': float(correct[0]) / num_images,
+      'val_loss': float(loss[0]) / num_images,
+    }
+
+  stage = TrainingStage(
+    'finetune_choice',
+    run.settings.finetune,
+    Stream.FINETUNE_CHOICE,
+    'train',
+    inherited.genome,
+  )
+  train(run, stage, inherited.variables, evaluate)
+  with meshes.primary_first('finetune_epochs'):
+    if meshes.primary():
+      with open(run.path('metrics.jsonl')) as file:
+        lines = [json.loads(line) for line in file]
+      curve = [line for line in lines if line['stage'] == stage.name]
+      best = max(curve, key=lambda line: (line['val_accuracy'], -line['val_loss']))
+      write_json(path, {'epochs': round(best['epoch']), 'val_accuracy': best['val_accuracy']})
+  return read_json(path)['epochs']

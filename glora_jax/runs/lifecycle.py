@@ -1,0 +1,198 @@
+"""The life of a run: config checked, workdir claimed, backbone prepared, stages, `result.json`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from glora_jax import mesh as meshes
+from glora_jax.data.catalog import find
+from glora_jax.data.task import Task
+from glora_jax.files import read_json, write_json
+from glora_jax.method.adapt import adapt
+from glora_jax.method.adapted import COLLECTION, Adapted
+from glora_jax.method.genomes import require_feasible
+from glora_jax.models import weights
+from glora_jax.models.fetch import fetch, known_normalization
+from glora_jax.models.translate import fit_to_format
+from glora_jax.runs.config import RunSettings, check_config
+from glora_jax.runs.run import Run, Stream, stream_key
+from glora_jax.runs.sections import ModelSettings
+from glora_jax.runs.workdir import claim, claim_workdir
+
+log = logging.getLogger(__name__)
+
+
+def never() -> bool:
+  """A `stop` that never asks for one."""
+  return False
+
+
+def carry_out(
+  config: ml_collections.ConfigDict,
+  workdir: str,
+  stop: Callable[[], bool],
+  stages: Callable[[Run], dict[str, Any]],
+) -> dict[str, Any]:
+  """Runs the stages of a job in its workdir, which no other process has meanwhile.
+
+  A finished one is only read.
+
+  Args:
+    config: see `experiment.run`.
+    workdir: see `experiment.run`.
+    stop: see `experiment.run`.
+    stages: what to do, each part in `Run.stage`; what they return becomes `result.json`, with the
+      seconds of every stage.
+
+  Returns:
+    The content of `result.json`.
+  """
+  settings = check_config(config)
+  meshes.initialize(**dataclasses.asdict(settings.distributed))
+  path = os.path.join(workdir, 'result.json')
+  alone = meshes.primary() and not os.path.exists(path)
+  with claim(workdir) if alone else contextlib.nullcontext():
+    claim_workdir(config, workdir)
+    if os.path.exists(path):
+      log.info('This run is finished; everything is in %s.', workdir)
+      return read_json(path)
+    run = prepare(settings, workdir, stop)
+    result = stages(run)
+    result['seconds'] = run.seconds
+    if meshes.primary():
+      write_json(path, result)
+    return result
+
+
+def prepare(settings: RunSettings, workdir: str, stop: Callable[[], bool] = never) -> Run:
+  """Loads the backbone, gives it a new head for the task, and adapts it.
+
+  Args:
+    settings: what `check_config` returned.
+    workdir: folder of the run; nothing is written but a split of the user's own images.
+    stop: see `experiment.run`.
+  """
+  mesh = meshes.over_devices(settings.mesh.devices)
+  for recipe in (settings.supernet, settings.finetune):
+    meshes.require_divisible(mesh, recipe.batch_size // recipe.accumulate)
+  task, path = _fetch(settings, workdir)
+  model, params, metadata = _load_backbone(settings.model, path, task.num_classes)
+  size = metadata['image_size']
+  sample = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+  adapted = adapt(model, sample, space=settings.space.search_space(), merge=settings.merge)
+  require_feasible(adapted.spec, settings.budget)
+  variables = _initialize(adapted, params, settings, mesh)
+  largest = adapted.count_params(adapted.spec.num_codes - 1)
+  log.info(
+    '%s: %d adapted layers of a %s, merging %s, subnets of up to %s parameters',
+    task.name,
+    len(adapted.spec),
+    type(model).__name__,
+    adapted.merge,
+    f'{largest:,}',
+  )
+  log.info('%s', describe(adapted, variables, mesh))
+  seconds_path = os.path.join(workdir, 'seconds.json')
+  return Run(
+    settings=settings,
+    workdir=workdir,
+    task=task,
+    adapted=adapted,
+    variables=variables,
+    metadata=metadata,
+    seconds=read_json(seconds_path) if os.path.exists(seconds_path) else {},
+    stop=lambda: meshes.on_any(stop()),
+    mesh=mesh,
+  )
+
+
+def _fetch(settings: RunSettings, workdir: str) -> tuple[Task, str]:
+  """(the task, the path of the weights), both on disk."""
+  model = settings.model
+  with meshes.primary_first('prepare'):
+    # Opening prepares data that is not ready; some class names are known only then.
+    find(settings.task, settings.data, workdir).open('train')
+    if model.weights == weights.EMBEDDED:
+      path = weights.EMBEDDED_FILE
+    else:
+      path = fetch(model.weights, model.sha256)
+  return find(settings.task, settings.data, workdir), path
+
+
+def _load_backbone(
+  settings: ModelSettings, path: str, num_classes: int
+) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
+  """(model, params, metadata) with a new head, at the size and precision of the config."""
+  known = {'num_heads': settings.num_heads, 'activation': settings.activation}
+  hints = {name: value for name, value in known.items() if value is not None}
+  model, params, metadata = weights.refit(
+    *weights.load(path, normalization=known_normalization(settings.weights), **hints),
+    num_classes=num_classes,
+    image_size=settings.image_size,
+    patch_size=settings.patch_size,
+  )
+  if source := metadata.get('source'):
+    # Refuses now what could not be written at the end.
+    fit_to_format(model, flax.traverse_util.flatten_dict(params, sep='/'), source)
+  model = model.clone(
+    drop_path=settings.drop_path,
+    remat=settings.remat,
+    dtype=None if settings.dtype == 'float32' else settings.dtype,
+  )
+  if not isinstance(metadata['image_size'], int):
+    raise ValueError(
+      f'The weights are for images of {metadata["image_size"]}; a run needs square ones, give '
+      'model.image_size.'
+    )
+  normalization = settings.normalization or metadata['normalization']
+  return model, params, {**metadata, 'normalization': normalization}
+
+
+def _initialize(
+  adapted: Adapted, params: Any, settings: RunSettings, mesh: jax.sharding.Mesh | None
+) -> dict[str, Any]:
+  """The variables before any training, in their types and on their devices."""
+  base_dtype = jnp.dtype(settings.model.base_dtype)
+  params = flax.traverse_util.path_aware_map(
+    lambda path, x: x if path in adapted.head_paths else x.astype(base_dtype), params
+  )
+  key = stream_key(settings.seed, Stream.INIT)
+  if mesh is None:
+    return adapted.init(key, jax.tree.map(jnp.asarray, params))
+  # From the host to their places: a large base need not fit one device.
+  trainable, frozen = adapted.split(adapted.init(key, params))
+  place = meshes.shard if settings.mesh.base == 'sharded' else meshes.replicate
+  return adapted.join(meshes.replicate(mesh, trainable), place(mesh, frozen))
+
+
+def describe(adapted: Adapted, variables: Any, mesh: jax.sharding.Mesh | None = None) -> str:
+  """One line on devices, mesh, precision, and how many parameters of which kind there are."""
+  trainable, frozen = adapted.split(variables)
+  axes = ', '.join(f'{name} {size}' for name, size in mesh.shape.items()) if mesh else 'none'
+  computed = getattr(adapted.model, 'dtype', None)
+  precision = jnp.dtype(computed).name if computed else _dtypes(trainable)
+  return (
+    f'{jax.device_count()} x {jax.devices()[0].device_kind}, mesh: {axes}; '
+    f'parameters: {_count(trainable[COLLECTION]):,} in supports, '
+    f'{_count(trainable["params"]):,} in heads ({_dtypes(trainable)}), '
+    f'{_count(frozen):,} frozen ({_dtypes(frozen)}); computed in {precision}'
+  )
+
+
+def _count(tree: Any) -> int:
+  return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def _dtypes(tree: Any) -> str:
+  return ', '.join(sorted({str(leaf.dtype) for leaf in jax.tree.leaves(tree)}))

@@ -1,0 +1,202 @@
+"""The sections of a config that belong to no other room: data, model, mesh and the like.
+
+The other sections are `Recipe`, `Sampling`, `Consistency`, `Evolution` and `Augmentation`, which
+stand where they are used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from glora_jax.data import image, normalization
+from glora_jax.data.task import Source
+from glora_jax.method import genomes, presets
+from glora_jax.method.space import SearchSpace
+from glora_jax.models import weights
+from glora_jax.models.vit import ACTIVATIONS
+from glora_jax.runs.schema import field
+from glora_jax.training.recipe import Recipe
+
+DType = Literal['float32', 'bfloat16']
+RematPolicy = Literal[
+  'everything_saveable',
+  'nothing_saveable',
+  'dots_saveable',
+  'dots_with_no_batch_dims_saveable',
+]
+ProfiledStage = Literal['supernet', 'baselines', 'search', 'finetune']
+
+# What a comparison can compare; 'full' is all of GLoRA, 'finetuning' trains the base itself.
+METHODS = (*presets.PRESET_NAMES, 'finetuning', 'search')
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSettings(Source):
+  """Where the images come from, and how they are read."""
+
+  resize: str = field(
+    'squash',
+    "how an image becomes square: 'crop' keeps the aspect ratio and takes the middle",
+    choices=image.RULES,
+  )
+  skip_broken: bool = field(False, 'whether images that cannot be decoded are left out')
+  cache: str | None = field(None, 'folder for decoded images; None keeps none')
+  max_resident: int = field(
+    4 * 2**30,
+    'bytes of images of a split that stay on the device; larger splits are streamed',
+    at_least=0,
+  )
+  workers: int = field(0, 'processes that decode what is streamed; 0 for threads', at_least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSettings:
+  """The pretrained backbone, and how it computes."""
+
+  weights: str = field(
+    weights.EMBEDDED,
+    "'embedded', a path, an address or a shortcut (`fetch.SHORTCUTS`)",
+    nonempty=True,
+  )
+  sha256: str | None = field(None, 'checksum of the weights, where they are an address')
+  image_size: int | None = field(
+    None, 'pixels of a side; None for what the weights were trained with', at_least=1
+  )
+  patch_size: int | None = field(
+    None, 'pixels of a patch; None for what the weights were trained with', at_least=1
+  )
+  normalization: str | None = field(
+    None,
+    'how pixels become numbers; None for what the weights were trained with',
+    choices=tuple(normalization.NORMALIZATIONS),
+  )
+  num_heads: int | None = field(None, 'attention heads, where the file does not say', at_least=1)
+  activation: str | None = field(
+    None,
+    "activation of the MLPs; None for that of the weights' code base",
+    choices=tuple(ACTIVATIONS),
+  )
+  drop_path: float = field(
+    0.1, 'largest probability that training drops a residual branch', at_least=0, below=1
+  )
+  dtype: DType = field(
+    'float32',
+    "type of the computation; 'bfloat16' keeps supports, heads and the merging of both in float32",
+  )
+  base_dtype: DType = field('float32', 'type that the frozen weights are kept and saved in')
+  remat: RematPolicy | None = field(
+    None,
+    'policy of `jax.checkpoint_policies` for activations; None keeps all of them',
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class SpaceSettings:
+  """The alleles on offer, the same for every layer."""
+
+  ranks: tuple[int, ...] = field((4,), 'LoRA ranks on offer, ascending')
+
+  def __post_init__(self):
+    self.search_space()  # refuses ranks that are not ascending
+
+  def search_space(self) -> SearchSpace:
+    """The space that `glora_jax.adapt` takes."""
+    return SearchSpace(ranks=self.ranks)
+
+
+@dataclasses.dataclass(frozen=True)
+class Finetuning(Recipe):
+  """How the winner of the search is trained on, from the supernet's weights."""
+
+  epochs: int = field(100, 'passes over the training images; 0 for no finetuning')
+  on: Literal['train', 'train+val'] = field(
+    'train',
+    "images to finetune on; 'train+val' with the number of epochs that was best on 'val' after "
+    "training on 'train'",
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshSettings:
+  """The devices of a run."""
+
+  devices: Literal['all', 'one'] = field('all', "devices to use; 'one' leaves the others alone")
+  base: Literal['replicated', 'sharded'] = field(
+    'replicated', "place of the frozen weights; 'sharded' keeps a part of them on each device"
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+  """What a comparison compares (`comparison.run`)."""
+
+  methods: Sequence[str] = field(
+    METHODS,
+    "names of presets, 'finetuning' (full fine-tuning), 'search'",
+    choices=METHODS,
+    nonempty=True,
+  )
+  budgets: Sequence[int] = field(
+    (20_000, 40_000),
+    'most trained parameters of what is searched, ascending; a row of the table each',
+  )
+  seeds: int = field(5, "number of seeds, from the config's on", at_least=1)
+  rates: Sequence[float] = field(
+    (5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2),
+    'learning rates that each method chooses from',
+    above=0,
+    nonempty=True,
+  )
+  rate: Mapping[str, float | None] = field(
+    dict.fromkeys(METHODS),
+    'learning rate of each method where it is chosen already; None to choose',
+    above=0,
+  )
+
+  def __post_init__(self):
+    if 'search' not in self.methods:
+      return
+    ascending = sorted(set(map(genomes.check_budget, self.budgets)))
+    if not self.budgets or list(self.budgets) != ascending:
+      raise ValueError(
+        f'compare.budgets={tuple(self.budgets)} must be ascending numbers of parameters, '
+        'at least one.'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class DistributedSettings:
+  """Several processes as one run; None for what the environment says."""
+
+  coordinator: str | None = field(None, 'HOST:PORT of process 0')
+  num_processes: int | None = field(None, 'number of processes')
+  process_id: int | None = field(None, 'number of this process, from 0 on')
+
+
+@dataclasses.dataclass(frozen=True)
+class SuiteSettings:
+  """A task that stands for several, as 'vtab/all'."""
+
+  settings: Mapping[str, Any] = field(
+    {}, "a task's own 'budget' and 'learning_rate', by task (`suite.with_settings`)"
+  )
+  prepare: bool = field(
+    False,
+    'whether data that needs no manual download is fetched and prepared; otherwise tasks whose '
+    'data is missing are left out',
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class WatchSettings:
+  """What is recorded of a run beside its results; a resumed run may have other values."""
+
+  tensorboard: bool = field(
+    False,
+    'whether the metrics are written as events to WORKDIR/tensorboard, too; needs tensorboardX',
+  )
+  profile: ProfiledStage | None = field(
+    None, 'stage of which dispatches are traced into WORKDIR/profile'
+  )
