@@ -42,7 +42,8 @@ from glora_jax.method.genomes import (
   smallest_genome,
 )
 from glora_jax.runs import experiment
-from glora_jax.runs.run import prepare
+from glora_jax.runs.config import check_config
+from glora_jax.runs.lifecycle import prepare
 from glora_jax.search import evolution, guidance
 from glora_jax.search.archive import Archive
 from glora_jax.training import loop
@@ -75,7 +76,7 @@ def load(workdir):
       "Give the workdir of a run with protocol='honest'."
     )
   experiment.run(config, workdir)  # returns at once where there is a result
-  run = prepare(config, workdir)
+  run = prepare(check_config(config), workdir)
   for needed in (run.path('supernet'), run.path('search', 'archive.npz')):
     if not os.path.exists(needed):
       raise ValueError(
@@ -169,10 +170,10 @@ def partial(xy, xz, yz):
 
 def random_search(run, variables, archive, seeds):
   """Question a: the winners of searches (the run's own is the first) and of random searches of the same length."""
-  own = evolution.Evolution(**{**run.config.search, 'stop_early': False})  # which selects the same
+  own = dataclasses.replace(run.settings.search, stop_early=False)  # which selects the same
   by_chance = dataclasses.replace(own, mode='random', mutations=0, crossovers=0)
   score = lambda genomes: run.score(variables, genomes, 'val')
-  options = {'budget': check_budget(run.config.budget), 'progress': False}
+  options = {'budget': check_budget(run.settings.budget), 'progress': False}
   if own.mode == 'guided':
     guide = guidance.make_guide(run.adapted, run.preprocess, fitness=own.fitness)
     options['guide'] = lambda genome: guide(variables, jnp.asarray(genome), *run.data('val'))
@@ -214,7 +215,7 @@ def train_alone(run, genome, title):
   subnet = run.adapted.fix(genome)
   trainable, frozen = subnet.split(run.variables)
   loss = subnet_loss(subnet, run.augmented, mix=run.mix, train=True)
-  recipe = Recipe(**run.config.supernet)
+  recipe = run.settings.supernet
   state = loop.fit(
     loss, trainable, frozen, *run.data(run.train_split), recipe, run.key(_ALONE), title=title
   )
@@ -224,7 +225,7 @@ def train_alone(run, genome, title):
 def supernet_ranks(run, variables, winner, number):
   """Question b: random subnets, and the winner beside them, with the supernet's weights and trained alone."""
   rng = np.random.default_rng(np.asarray(jax.random.key_data(run.key(_SAMPLE))))
-  sample = spread_sizes(rng, run.adapted.spec, number, check_budget(run.config.budget))
+  sample = spread_sizes(rng, run.adapted.spec, number, check_budget(run.settings.budget))
   genomes = [*sample, winner]
   shared, alone = measure(run, variables, genomes, 'b. supernet scores'), []
   for index, genome in enumerate(genomes):
@@ -247,7 +248,7 @@ def supernet_ranks(run, variables, winner, number):
     size = rank_correlation(params, seen)['spearman']
     left = partial(pairs['supernet']['spearman'], size, pairs['params']['spearman'])
     correlations[metric] = {**pairs, 'supernet_given_params': left}
-  recipe = Recipe(**run.config.supernet)
+  recipe = run.settings.supernet
   steps = recipe.epochs * recipe.steps_per_epoch(len(run.data(run.train_split).labels))
   return {'steps': steps, 'subnets': subnets, 'winner': best, 'correlations': correlations}
 
@@ -312,7 +313,7 @@ def ablation(run, variables, genome):
 
 def diagnose(run, archive, winner, weights, *, seeds=5, subnets=12):
   """Answers the four questions for what `load` returned; writes and returns what `diagnostics.json` holds."""
-  config, variables, seconds = run.config, weights['supernet'], {}
+  config, variables, seconds = run.settings, weights['supernet'], {}
 
   def timed(name, answer, *arguments):
     start = time.perf_counter()
