@@ -1,29 +1,50 @@
-"""Few-shot fine-grained classification: 1 to 16 images a class, ViT-B/16 pretrained on ImageNet-21k, augmented as in the paper.
+"""Few-shot fine-grained classification: 1 to 16 images a class, augmented as in the paper.
 
   python -m glora_jax.main --config configs/fewshot.py:all
   python -m glora_jax.main --config configs/fewshot.py:food101,shots=4,seed=1
-  python -m glora_jax.main --config configs/fewshot.py:fgvc_aircraft,shots=16,source=lists,root=/data/few-shot
+  python -m glora_jax.main --config configs/fewshot.py:oxford_pets,source=lists,root=/data/few-shot
 
-Data sets: food101, stanford_cars, oxford_flowers102, fgvc_aircraft (lists only), oxford_pets. `all` runs those that are there with 1, 2, 4,
-8 and 16 shots and seed 0; with `shots=4` that many only, with `seed=all` the seeds 0, 1 and 2. One data set takes `shots=all` and
-`seed=all`, too. A file of budgets and learning rates, `settings=FILE.json`, names tasks as `food101/4/0`, or `food101` for all of it.
+The backbone is a ViT-B/16 pretrained on ImageNet-21k. Data sets: food101, stanford_cars,
+oxford_flowers102, fgvc_aircraft (lists only), oxford_pets. `all` runs those that are ready with 1,
+2, 4, 8 and 16 shots and seed 0; with `shots=4` that many only, with `seed=all` the seeds 0, 1 and
+2. One data set takes `shots=all` and `seed=all`, too; without `shots` it is run with 16. A file of
+budgets and learning rates, `settings=FILE.json`, names tasks as `food101/4/0`, or `food101` for all
+of it.
 """
 
 from glora_jax.runs.config import default_config, parse_arguments
-from glora_jax.runs.suite import with_settings
+from glora_jax.runs.suite_settings import with_settings
+
+ARGUMENTS = {
+  'source': None,
+  'root': None,
+  'rank': 8,
+  'shots': None,
+  'seed': None,
+  'settings': None,
+}
 
 
 def get_config(arguments='oxford_flowers102'):
-  named = {'source': None, 'root': None, 'rank': 8, 'shots': None, 'seed': None, 'settings': None}
-  task, given = parse_arguments(arguments, named)
-  shots = given['shots'] if given['shots'] is not None else 'all' if task == 'all' else 16
-  seed = given['seed'] if given['seed'] is not None else 0
+  """The config; `arguments` is a data set, or 'all', and any of `ARGUMENTS`."""
+  task, given = parse_arguments(arguments, ARGUMENTS)
+  shots = given['shots']
+  if shots is None:
+    shots = 'all' if task == 'all' else 16
+  seed = 0 if given['seed'] is None else given['seed']  # a number, or 'all'
   config = default_config()
   config.task = f'fewshot/{task}/{shots}/{seed}'
   config.data.update(
-    source=given['source'], root=given['root'], cache='~/.cache/glora_jax/images', resize='crop'
+    source=given['source'],
+    root=given['root'],
+    cache='~/.cache/glora_jax/images',
+    resize='crop',
   )
   config.augment.update(crop=True, flip=True, rand_augment=True, color_jitter=0.4, erasing=0.25)
   config.model.weights = 'in21k-B/16'
   config.space.ranks = (given['rank'],)
+  # The official recipe, which is the default, too.
+  config.supernet.update(epochs=500, warmup_epochs=10, batch_size=64, learning_rate=1e-4)
+  config.search.update(population=50, generations=20)
+  config.finetune.update(epochs=100, warmup_epochs=10, batch_size=64, learning_rate=1e-4)
   return with_settings(config, given['settings'])

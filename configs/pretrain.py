@@ -10,4 +10,5 @@ from glora_jax.runs import pretrain
 
 
 def get_config():
+  """The config; its fields are those of `pretrain.PretrainSettings`."""
   return pretrain.default_config()

@@ -27,10 +27,8 @@ from glora_jax.reports.scoreboard import Board
 from glora_jax.runs import experiment
 from glora_jax.runs.config import check_config, data_source
 from glora_jax.runs.lifecycle import never
-from glora_jax.runs.suite_settings import apply_settings, check_settings, with_settings
+from glora_jax.runs.suite_settings import apply_settings, check_settings
 from glora_jax.runs.workdir import Stopped, claim, claim_workdir
-
-__all__ = ['attempt', 'keep_compiled', 'missing', 'run', 'summary', 'task_configs', 'with_settings']
 
 # What a task can fail with; anything else is a fault of the program.
 FAILURES = (ValueError, OSError, ImportError, RuntimeError)

@@ -1,10 +1,19 @@
-"""Every config that comes with the project: it loads, is complete, and understands its arguments."""
+"""Every config of the project loads, is complete, and understands its arguments."""
 
+import flax
 import pytest
-from conftest import CONFIGS, get_config
+from conftest import CONFIGS, ROOT, get_config
 
-from glora_jax.runs.command_line import CONFIG  # noqa: F401, defines the flags
-from glora_jax.runs.config import check_config, parse_arguments
+from glora_jax.files import read_json
+from glora_jax.runs import pretrain, schema
+from glora_jax.runs.command_line import HelpConfigFlag
+from glora_jax.runs.config import (
+  RunSettings,
+  check_config,
+  default_config,
+  parse_arguments,
+  values_when_absent,
+)
 
 
 @pytest.mark.parametrize(
@@ -29,6 +38,49 @@ def test_configs_are_complete_and_know_their_task(name, arguments, task):
   config = get_config(name, *arguments)
   check_config(config)
   assert config.task == task
+
+
+def test_the_defaults_are_those_of_the_settings():
+  assert check_config(default_config()) == RunSettings()
+  config = get_config('pretrain')
+  assert schema.build(pretrain.PretrainSettings, config.to_dict()) == pretrain.PretrainSettings()
+
+
+def test_every_field_of_0_1_0_has_its_name_still():
+  written = read_json(ROOT / 'tests' / 'data' / 'v0.1.0' / 'finished' / 'config.json')
+  flat = flax.traverse_util.flatten_dict(written, sep='.')
+  assert flat.keys() <= values_when_absent().keys()
+
+
+@pytest.mark.parametrize(
+  'changes, message',
+  [
+    ({'supernet.learning_rate': float('inf')}, 'supernet.learning_rate=inf must be a finite'),
+    ({'supernet.warmup_epochs': 600}, 'supernet: warmup_epochs=600 is more than epochs=500'),
+    ({'model.drop_path': 1.0}, r'model.drop_path=1.0 must be at least 0 and below 1\.'),
+    ({'model.weights': ''}, "model.weights='' must not be empty: 'embedded', a path"),
+    ({'model.remat': 'all'}, "model.remat='all' is unknown; it is one of everything_saveable"),
+    ({'data.workers': -1}, r'data.workers=-1 must be at least 0\.'),
+    ({'augment.crop_scale': (0.5, 0.1)}, 'augment: crop_scale'),
+    ({'merge': 'late'}, "merge='late' is unknown; it is one of auto, up_front, lazy"),
+    ({'checkpoint_epochs': 0}, 'checkpoint_epochs=0 must be at least 1'),
+  ],
+)
+def test_a_value_that_cannot_be_is_refused_before_anything_starts(changes, message):
+  config = default_config()
+  config.update_from_flattened_dict(changes)
+  with pytest.raises(ValueError, match=message):
+    check_config(config)
+
+
+def test_the_help_flag_prints_every_field_and_ends(capsys):
+  flag = HelpConfigFlag()
+  flag.parse('false')
+  with pytest.raises(SystemExit):
+    flag.parse('true')
+  text = capsys.readouterr().out
+  for name, _ in schema.walk(RunSettings):
+    assert f'--config.{name}=' in text
 
 
 def test_arguments_reach_the_fields():

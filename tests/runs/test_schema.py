@@ -1,0 +1,132 @@
+"""Sections as frozen dataclasses: what is refused, in which sentence, and what the help says."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import pytest
+
+from glora_jax.runs import schema
+from glora_jax.runs.schema import field
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+  """How to step.
+
+  Attributes:
+    rate: size of a step,
+      in every direction.
+    first, second: decay of a moment.
+  """
+
+  rate: float = 0.1
+  first: float = 0.9
+  second: float = 0.99
+
+  def __post_init__(self):
+    if self.second < self.first:
+      raise ValueError(f'second={self.second} is below first={self.first}.')
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Everything."""
+
+  kind: Literal['small', 'large'] = field('small', 'how large')
+  steps: int = field(10, 'steps to take', at_least=1)
+  share: float | None = field(None, 'share that is dropped', at_least=0, below=1)
+  ready: bool = field(False, 'whether all is prepared', absent=True)
+  name: str = field('run', 'what it is called', nonempty=True)
+  sizes: Sequence[int] = field((4,), 'sizes on offer', above=0, nonempty=True)
+  span: tuple[float, float] = field((0.0, 1.0), 'smallest and largest')
+  scales: Mapping[str, float | None] = field({'a': None, 'b': 2.0}, 'scale of each', above=0)
+  free: Mapping[str, float] = field({}, 'anything')
+  optimizer: Optimizer = Optimizer()
+
+
+def values(**changes):
+  return {**schema.to_config_dict(Settings()).to_dict(), **changes}
+
+
+def test_a_config_dict_of_a_section_builds_it_again():
+  assert schema.build(Settings, values()) == Settings()
+  changed = schema.build(Settings, values(share=0.5, sizes=[2, 8], free={'x': 1.0}))
+  assert (changed.share, changed.sizes, changed.free) == (0.5, (2, 8), {'x': 1.0})
+
+
+@pytest.mark.parametrize(
+  'changes, sentence',
+  [
+    ({'kind': 'huge'}, "kind='huge' is unknown; it is one of small, large."),
+    ({'kind': 3}, 'kind=3 must be a text.'),
+    ({'steps': 0}, 'steps=0 must be at least 1.'),
+    ({'steps': 1.5}, 'steps=1.5 must be a whole number.'),
+    ({'steps': True}, 'steps=True must be a whole number.'),
+    ({'steps': None}, 'steps=None must be a whole number.'),
+    ({'share': 1}, 'share=1 must be at least 0 and below 1, or None.'),
+    ({'share': math.nan}, 'share=nan must be a finite number, or None.'),
+    ({'share': 'half'}, "share='half' must be a number, or None."),
+    ({'ready': 1}, 'ready=1 must be True or False.'),
+    ({'name': ''}, "name='' must not be empty: what it is called."),
+    ({'sizes': 4}, 'sizes=4 must be a tuple of whole numbers, above 0.'),
+    ({'sizes': ()}, 'sizes=() must not be empty: sizes on offer.'),
+    ({'sizes': (4, 0)}, 'sizes[1]=0 must be above 0.'),
+    ({'span': (0.0, 1.0, 2.0)}, 'span=(0.0, 1.0, 2.0) must be 2 numbers.'),
+    ({'scales': {'a': -1.0, 'b': None}}, 'scales.a=-1.0 must be above 0.'),
+    (
+      {'scales': {'a': 1.0}},
+      "The config field 'scales.b' is missing; start from config.default_config().",
+    ),
+    (
+      {'optimizer': {'rate': math.inf, 'first': 0.9, 'second': 1.0}},
+      'optimizer.rate=inf must be a finite number.',
+    ),
+    (
+      {'optimizer': {'rate': 1.0, 'first': 0.9, 'second': 0.5}},
+      'optimizer: second=0.5 is below first=0.9.',
+    ),
+    ({'optimizer': 3}, 'optimizer=3 must be a section of fields.'),
+    ({'optimizer': {'rate': 1.0, 'third': 1.0}}, "The config field 'optimizer.third' is unknown"),
+  ],
+)
+def test_what_cannot_be_is_refused_in_a_sentence(changes, sentence):
+  with pytest.raises(ValueError) as caught:
+    schema.build(Settings, values(**changes))
+  assert str(caught.value).startswith(sentence)
+
+
+def test_a_config_dict_takes_other_values_of_a_fields_type_alone():
+  config = schema.to_config_dict(Settings())
+  config.share = 0.25
+  config.scales.a = 1
+  assert (config.share, config.scales.a) == (0.25, 1.0)
+  for section, name, value in ((config, 'share', 'half'), (config, 'steps', 1.5)):
+    with pytest.raises(TypeError):
+      section[name] = value
+
+
+def test_the_help_names_every_field_with_default_type_range_and_meaning():
+  text = schema.describe(Settings, prefix='--')
+  lines = text.splitlines()
+  assert lines[:2] == ['  --kind=small    (one of small, large)', '      how large']
+  assert lines[lines.index('--optimizer.*: How to step.') :] == [
+    '--optimizer.*: How to step.',
+    '',
+    '  --optimizer.rate=0.1    (a number)',
+    '      size of a step, in every direction.',
+    '  --optimizer.first=0.9    (a number)',
+    '      decay of a moment.',
+    '  --optimizer.second=0.99    (a number)',
+    '      decay of a moment.',
+  ]
+  for name, _ in schema.walk(Settings):
+    assert f'  --{name}=' in text
+
+
+def test_what_an_older_config_means_is_the_default_where_nothing_else_is_given():
+  absent = {name: setting.absent for name, setting in schema.walk(Settings)}
+  assert absent['ready'] is True
+  assert absent['steps'] == 10
+  assert absent['optimizer.second'] == 0.99
