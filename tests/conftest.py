@@ -144,6 +144,23 @@ def backbone(tmp_path_factory):
   return str(path)
 
 
+@pytest.fixture(scope='session')
+def run_config(backbone, tmp_path_factory):
+  """The config of a run that is over in seconds."""
+  from tiny_runs import make_config
+
+  return make_config(backbone, tmp_path_factory.mktemp('tfds'))
+
+
+@pytest.fixture(scope='session')
+def finished_run(run_config, tmp_path_factory):
+  """(workdir, result) of a run that nothing disturbed."""
+  from glora_jax.runs import experiment
+
+  workdir = tmp_path_factory.mktemp('run') / 'finished'
+  return workdir, experiment.run(run_config, str(workdir))
+
+
 @functools.cache
 def mounting_is_allowed():
   with tempfile.TemporaryDirectory() as folder:

@@ -6,7 +6,6 @@ import os
 import shutil
 
 import flax
-import jax
 import numpy as np
 import pytest
 
@@ -23,77 +22,75 @@ METHODS = ('linear', 'lora', 'finetuning', 'search')
 @pytest.fixture(scope='module')
 def config(backbone, tmp_path_factory):
   config = default_config()
-  config.job, config.model.weights, config.data.dir = (
-    'compare',
-    backbone,
-    str(tmp_path_factory.mktemp('tfds')),
-  )
+  config.job = 'compare'
+  config.model.weights = backbone
+  config.data.dir = str(tmp_path_factory.mktemp('tfds'))
   config.compare.update(methods=METHODS, budgets=(900,), seeds=2, rates=(1e-3, 1e-2))
   config.compare.rate.update(linear=5e-3, finetuning=1e-3, search=1e-2)
   config.supernet.update(epochs=2, warmup_epochs=0)
-  config.search.update(population=6, generations=1, parents=2, mutations=3, crossovers=3)
+  config.search.update(population=4, generations=1, parents=2, mutations=2, crossovers=2)
   config.finetune.update(epochs=1, warmup_epochs=0)
   return config
 
 
 @pytest.fixture(scope='module')
-def finished(config, tmp_path_factory):
-  workdir = str(tmp_path_factory.mktemp('compared') / 'whole')
-  return workdir, comparison.run(config, workdir)
+def compared(config, tmp_path_factory):
+  """(workdir, result) of a comparison that nothing disturbed."""
+  workdir = tmp_path_factory.mktemp('compared') / 'whole'
+  return workdir, comparison.run(config, str(workdir))
 
 
-def without_times(result):
+@pytest.fixture
+def copy(compared, tmp_path):
+  """A copy of the comparison's workdir."""
+  workdir, _ = compared
+  shutil.copytree(workdir, tmp_path / 'copy')
+  return tmp_path / 'copy'
+
+
+def without_seconds(result):
   methods = {
     name: [{field: value for field, value in row.items() if field != 'seconds'} for row in rows]
     for name, rows in result['methods'].items()
   }
-  return {
-    **{name: value for name, value in result.items() if name != 'seconds'},
-    'methods': methods,
-  }
+  others = {name: value for name, value in result.items() if name != 'seconds'}
+  return {**others, 'methods': methods}
 
 
-def test_every_method_and_budget_has_a_row_for_each_seed(finished):
-  _, result = finished
+def test_every_method_and_budget_has_a_row_for_each_seed(compared):
+  _, result = compared
   assert set(result['methods']) == {'linear', 'lora', 'finetuning', 'search-900'}
   assert all(len(rows) == 2 for rows in result['methods'].values())
   assert all(0 < row['params'] <= 900 for row in result['methods']['search-900'])
   assert result['methods']['linear'][0]['params'] == 0
 
 
-def test_full_fine_tuning_moves_all_of_the_base_and_the_others_none(finished, config):
-  workdir, result = finished
-  run = prepare(check_config(config), workdir)
-  before = jax.tree.map(np.asarray, run.variables['params'])
-  trained = {
-    name: read_arrays(os.path.join(workdir, 'trained', f'{name}.npz'))
-    for name in ('lora', 'finetuning')
-  }
-  moved = {
-    name.removeprefix('0/params/') for name in trained['finetuning'] if name.startswith('0/params/')
-  }
-  flat = {'/'.join(path): value for path, value in flax.traverse_util.flatten_dict(before).items()}
-  assert moved == set(flat)
-  assert all(
-    not np.array_equal(trained['finetuning'][f'0/params/{name}'], value)
-    for name, value in flat.items()
-  )
-  assert {name.split('/')[2] for name in trained['lora'] if '/params/' in name} == {'head'}
+def test_full_fine_tuning_moves_all_of_the_base_and_the_others_none(compared, config):
+  workdir, result = compared
+  run = prepare(check_config(config), str(workdir))
+  before = flax.traverse_util.flatten_dict(run.variables['params'], sep='/')
+  lora = read_arrays(workdir / 'trained' / 'lora.npz')
+  finetuning = read_arrays(workdir / 'trained' / 'finetuning.npz')
+  moved = {name.removeprefix('0/params/') for name in finetuning if name.startswith('0/params/')}
+  assert moved == set(before)
+  for name, value in before.items():
+    assert not np.array_equal(finetuning[f'0/params/{name}'], value)
+  assert {name.split('/')[2] for name in lora if '/params/' in name} == {'head'}
   assert result['methods']['finetuning'][0]['params'] == sum(
-    v.size for name, v in flat.items() if not name.startswith('head/')
+    value.size for name, value in before.items() if not name.startswith('head/')
   )
 
 
-def test_seeds_differ_and_equal_seeds_do_not(finished, config, tmp_path):
-  workdir, _ = finished
-  arrays = read_arrays(os.path.join(workdir, 'trained', 'lora.npz'))
+def test_seeds_differ(compared):
+  workdir, _ = compared
+  arrays = read_arrays(workdir / 'trained' / 'lora.npz')
   name = next(name for name in arrays if name.startswith('0/glora'))
   assert not np.allclose(arrays[name], arrays[name.replace('0/', '1/', 1)], atol=1e-4)
 
 
-def test_learning_rates_are_given_or_the_best_on_validation_images(finished):
-  workdir, result = finished
-  chosen = read_json(os.path.join(workdir, 'rates.json'))
+def test_learning_rates_are_given_or_the_best_on_validation_images(compared):
+  workdir, result = compared
+  chosen = read_json(workdir / 'rates.json')
   assert chosen['rate'] == result['rate']
   assert result['rate']['linear'] == 5e-3
   assert set(chosen['tried']) == {'lora'}
@@ -105,81 +102,84 @@ def test_learning_rates_are_given_or_the_best_on_validation_images(finished):
   assert chosen['seed'] not in result['seeds']
 
 
-def test_table_and_picture_say_what_the_result_says(finished):
-  workdir, result = finished
-  with open(os.path.join(workdir, 'table.csv')) as file:
+def test_table_and_picture_say_what_the_result_says(compared):
+  workdir, result = compared
+  with open(workdir / 'table.csv') as file:
     lines = {line['method']: line for line in csv.DictReader(file)}
+  report = (workdir / 'report.md').read_text()
   for name, rows in result['methods'].items():
     values = [row['test_accuracy'] for row in rows]
-    assert float(lines[name]['test_accuracy']) == pytest.approx(np.mean(values))
-    assert float(lines[name]['test_accuracy_spread']) == pytest.approx(np.std(values, ddof=1))
-    with open(os.path.join(workdir, 'report.md')) as file:
-      assert f'{100 * np.mean(values):.1f} ± {100 * np.std(values, ddof=1):.1f}' in file.read()
-  assert os.path.getsize(os.path.join(workdir, 'accuracy.png')) > 5000
+    mean, spread = np.mean(values), np.std(values, ddof=1)
+    assert float(lines[name]['test_accuracy']) == pytest.approx(mean)
+    assert float(lines[name]['test_accuracy_spread']) == pytest.approx(spread)
+    assert f'{100 * mean:.1f} ± {100 * spread:.1f}' in report
+  assert os.path.getsize(workdir / 'accuracy.png') > 5000
 
 
 @pytest.mark.parametrize(
   'lost',
   [
     ('result.json',),
-    ('result.json', 'trained/search-900-1.npz', 'rates.json', 'tuning/lora.json'),
     (
       'result.json',
+      'rates.json',
+      'tuning/lora.json',
+      'trained/finetuning.npz',
       'trained/supernet.npz',
       'trained/search-900-0/archive.npz',
-      'trained/finetuning.npz',
+      'trained/search-900-1.npz',
     ),
   ],
 )
-def test_what_is_lost_is_made_again_to_the_same_result(finished, config, tmp_path, lost):
-  workdir, result = finished
-  again = str(tmp_path / 'again')
-  shutil.copytree(workdir, again)
+def test_what_is_lost_is_made_again_to_the_same_result(compared, copy, config, lost):
+  _, result = compared
   for name in lost:
-    os.remove(os.path.join(again, name))
-  assert without_times(comparison.run(config, again)) == without_times(result)
+    os.remove(copy / name)
+  assert without_seconds(comparison.run(config, str(copy))) == without_seconds(result)
 
 
-def test_a_comparison_that_is_stopped_goes_on_to_the_same_result(finished, config, tmp_path):
+def test_a_comparison_that_is_stopped_goes_on_to_the_same_result(compared, config, tmp_path):
+  _, result = compared
   asked = iter([False] * 6 + [True] * 100)
-  workdir = str(tmp_path / 'stopped')
+  workdir = tmp_path / 'stopped'
   with pytest.raises(Stopped, match='goes on from there'):
-    comparison.run(config, workdir, lambda: next(asked))
-  assert not os.path.exists(os.path.join(workdir, 'result.json'))
-  assert without_times(comparison.run(config, workdir)) == without_times(finished[1])
+    comparison.run(config, str(workdir), lambda: next(asked))
+  assert not (workdir / 'result.json').exists()
+  assert without_seconds(comparison.run(config, str(workdir))) == without_seconds(result)
 
 
-def test_another_list_than_the_frozen_one_is_not_tested(finished, config, tmp_path):
-  workdir, _ = finished
-  again = str(tmp_path / 'again')
-  shutil.copytree(workdir, again)
-  os.remove(os.path.join(again, 'result.json'))
-  path = os.path.join(again, 'test_list.json')
-  entries = read_json(path)
-  entries['lora'][0]['weights'] = 'others'
-  with open(path, 'w') as file:
-    json.dump(entries, file)
+def test_another_list_than_the_frozen_one_is_not_tested(copy, config):
+  os.remove(copy / 'result.json')
+  frozen = read_json(copy / 'test_list.json')
+  frozen['lora'][0]['weights'] = 'others'
+  (copy / 'test_list.json').write_text(json.dumps(frozen))
   with pytest.raises(ValueError, match='was frozen with other subnets'):
-    comparison.run(config, again)
+    comparison.run(config, str(copy))
+
+
+def make_rows(params, *accuracies):
+  """Rows of a table, one for each seed."""
+  return [
+    {'params': params, 'seconds': 1.0, 'val_accuracy': 0.5, 'test_accuracy': accuracy}
+    for accuracy in accuracies
+  ]
 
 
 def test_the_verdict_is_the_paired_difference_to_the_best_within_the_budget():
-  row = lambda params, *tests: [
-    {'params': params, 'seconds': 1.0, 'val_accuracy': 0.5, 'test_accuracy': test} for test in tests
-  ]
   result = {
     'seeds': [0, 1],
     'rate': dict.fromkeys(('linear', 'lora', 'full', 'search'), 1e-3),
     'methods': {
-      'linear': row(0, 0.80, 0.82),
-      'lora': row(180, 0.90, 0.88),
-      'full': row(500, 0.95, 0.95),
-      'search-200': row(150, 0.91, 0.91),
+      'linear': make_rows(0, 0.80, 0.82),
+      'lora': make_rows(180, 0.90, 0.88),
+      'full': make_rows(500, 0.95, 0.95),
+      'search-200': make_rows(150, 0.91, 0.91),
     },
   }
-  [said] = comparison_report.verdicts(result)
-  assert said.startswith(
-    'Searched, at most 200: +2.0 ± 1.4 points beside LoRA, the best other method within that (150 and 180 parameters'
+  [verdict] = comparison_report.verdicts(result)
+  assert verdict.startswith(
+    'Searched, at most 200: +2.0 ± 1.4 points beside LoRA, the best other method within that '
+    '(150 and 180 parameters'
   )
 
 
@@ -192,9 +192,13 @@ def test_the_verdict_is_the_paired_difference_to_the_best_within_the_budget():
     ),
     ({'compare.budgets': (900, 300)}, 'must be ascending numbers of parameters'),
     ({'compare.rates': ()}, r'compare.rates=\(\) must not be empty: learning rates'),
+    ({'compare.rates': (1e-3, 0.0)}, r'compare.rates\[1\]=0.0 must be above 0'),
+    ({'compare.rate.lora': -1.0}, r'compare.rate.lora=-1.0 must be above 0'),
     ({'compare.seeds': 0}, 'compare.seeds=0 must be at least 1'),
     ({'protocol': 'paper'}, "protocol='paper' must be 'honest'"),
+    ({'finetune.on': 'train+val'}, "must be 'train': all methods learn from the same images"),
     ({'budget': 900.0}, 'a comparison has compare.budgets'),
+    ({'presets': ('lora',)}, 'a comparison has compare.methods'),
     ({'finetune.epochs': 2}, 'must be fewer'),
     ({'job': 'compared'}, "job='compared' is unknown"),
   ],

@@ -1,4 +1,4 @@
-"""Watching: lines and events of exactly the steps that count, a trace, one line about what is trained on what."""
+"""What is recorded of a run: metrics and events of exactly the steps that count, and a trace."""
 
 import json
 import struct
@@ -27,11 +27,14 @@ def test_metrics_drop_cut_off_lines_and_what_came_after_the_step_that_is_resumed
   assert [json.loads(line)['step'] for line in whole.splitlines()] == [1, 2, 3, 1, 2, 3]
 
 
-def shown(folder):
-  """(step, name, value) as TensorBoard shows them: a start drops what earlier files have from its step on."""
+def shown_events(folder):
+  """(step, name, value) as TensorBoard shows them.
+
+  A start drops what earlier files have from its step on.
+  """
   from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-  entries = []
+  events = []
   for path in sorted(folder.iterdir()):
     content, at = path.read_bytes(), 0
     while at < len(content):
@@ -39,28 +42,25 @@ def shown(folder):
       event = Event.FromString(content[at + 12 : at + 12 + length])
       at += 16 + length
       if event.session_log.status == SessionLog.START:
-        entries = [entry for entry in entries if entry[0] < event.step]
-      entries += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
-  return entries
+        events = [shown for shown in events if shown[0] < event.step]
+      events += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+  return events
 
 
 def test_events_of_a_resumed_stage_have_every_step_once_and_are_on_disk_at_once(tmp_path):
   pytest.importorskip('tensorboardX')
-  for start, end, slope in (
-    (0, 5, 1),
-    (3, 6, 10),
-    (6, 6, 0),
-  ):  # 4 and 5 were not saved, and come again; the last time nothing is left
+  # Steps 4 and 5 were not saved, and come again; the last time nothing is left.
+  for start, end, slope in ((0, 5, 1), (3, 6, 10), (6, 6, 0)):
     metrics = monitoring.Metrics(
       tmp_path / 'metrics.jsonl', 'baselines/linear', start, str(tmp_path / 'board')
     )
     for step in range(start + 1, end + 1):
       metrics.write(step, {'loss': slope * step, 'accuracy': 0.5})
   losses = [1, 2, 3, 40, 50, 60]
-  assert shown(tmp_path / 'board' / 'baselines' / 'linear') == [
-    entry
+  assert shown_events(tmp_path / 'board' / 'baselines' / 'linear') == [
+    event
     for step, loss in enumerate(losses, 1)
-    for entry in ((step, 'loss', loss), (step, 'accuracy', 0.5))
+    for event in ((step, 'loss', loss), (step, 'accuracy', 0.5))
   ]
 
 
@@ -71,8 +71,7 @@ def test_a_trace_is_of_the_dispatches_after_the_first(tmp_path, caplog, dispatch
     for _ in range(dispatches):
       jnp.arange(3.0).sum().block_until_ready()
       dispatched()
-  said = caplog.records[-1].getMessage()
-  assert said == (
+  assert caplog.records[-1].getMessage() == (
     f'Traced dispatches: {traced}, in {tmp_path}'
     if traced
     else 'There was nothing to trace after the first dispatch.'
@@ -95,10 +94,12 @@ def test_the_line_about_a_run_counts_what_is_trained(tmp_path):
     axis_types=(jax.sharding.AxisType.Auto,) * 2,
     devices=jax.devices()[:1],
   )
-  count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
   heads = 12 * 3 + 3
-  said = lifecycle.describe(adapted, variables, mesh)
-  assert said.startswith(f'{jax.device_count()} x cpu, mesh: data 1, model 1; ')
-  assert f'{count(variables["glora"]):,} in supports, {heads} in heads (float32)' in said
-  assert f'{count(variables["params"]) - heads:,} frozen (float32)' in said
-  assert said.endswith('computed in bfloat16')
+  line = lifecycle.describe(adapted, variables, mesh)
+  supports, params = (
+    sum(leaf.size for leaf in jax.tree.leaves(variables[name])) for name in ('glora', 'params')
+  )
+  assert line.startswith(f'{jax.device_count()} x cpu, mesh: data 1, model 1; ')
+  assert f'{supports:,} in supports, {heads} in heads (float32)' in line
+  assert f'{params - heads:,} frozen (float32)' in line
+  assert line.endswith('computed in bfloat16')

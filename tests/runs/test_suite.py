@@ -1,23 +1,20 @@
-"""Suites: which tasks run, settings by task, failures, and the same table after whatever interruption."""
+"""Suites: which tasks run, settings by task, failures, the same table after an interruption."""
 
 import csv
 import io
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
 
-import jax
 import mocked_tfds
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from conftest import ROOT, get_config
+from conftest import get_config
 from mocked_tfds import mocked  # noqa: F401, a fixture
 from PIL import Image
+from tiny_runs import overrides, start_command
 
 from glora_jax import files
 from glora_jax.data import tfds as tfds_lib
@@ -62,24 +59,23 @@ def own_means(board):
   )
 
 
-def test_a_suite_over_mocked_vtab_is_stopped_and_resumed_and_its_table_is_right(
+def test_a_suite_is_stopped_and_resumed_and_its_table_is_right(
   config, mocked, monkeypatch, tmp_path
-):  # noqa: F811
-  """One data set is there, and one whose labels are wrong; the stop comes amid the search of the first."""
+):
+  """A data set is ready, and another whose labels are wrong; the stop comes amid the search."""
   name = 'oxford_flowers102'
   monkeypatch.setattr(tfds_lib, 'is_prepared', lambda builder: builder.name in ('dtd', name))
-  monkeypatch.setitem(
-    mocked_tfds.SIZES, name, {**mocked_tfds.SIZES[name], 'test': 60}
-  )  # the programs of the other test serve here, too
+  # The programs of the other test serve this one, too.
+  monkeypatch.setitem(mocked_tfds.SIZES, name, {**mocked_tfds.SIZES[name], 'test': 60})
   monkeypatch.setitem(mocked_tfds.CLASSES, 'dtd', 48)  # one more than there are
   config.suite.settings = {name: {'budget': 500}}
   workdir = tmp_path / 'run'
-  searching = lambda: (workdir / name / 'search' / 'archive.npz').exists()
+  archive = workdir / name / 'search' / 'archive.npz'
   with pytest.raises(
     Stopped,
     match=r'Stopped search after generation 0.*oxford_flowers102, and the same command goes on',
   ):
-    suite.run(config, str(workdir), searching)
+    suite.run(config, str(workdir), archive.exists)
   text = (workdir / 'table.md').read_text()
   assert '0 of 19 tasks' in text
   for task, state in (('dtd', 'failed'), (name, 'waiting'), ('resisc45', 'not ready')):
@@ -155,40 +151,21 @@ def png(pixels):
 
 
 def start(config, workdir):
+  """The command over all of VTAB, hardly any training."""
   fields = {
     **SHORT,
     'data.dir': config.data.dir,
     'data.cache': f'{workdir}-images',
     'model.weights': config.model.weights,
   }
-  environment = {
-    **os.environ,
-    'JAX_COMPILATION_CACHE_DIR': jax.config.jax_compilation_cache_dir,
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-  }
-  return subprocess.Popen(
-    [
-      sys.executable,
-      '-m',
-      'glora_jax.main',
-      '--config',
-      'configs/vtab.py:all',
-      '--workdir',
-      str(workdir),
-      *(f'--config.{name}={value}' for name, value in fields.items()),
-    ],
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-    env=environment,
-    cwd=ROOT,
-  )
+  return start_command('configs/vtab.py:all', workdir, overrides(fields))
 
 
-def test_a_command_over_real_data_sets_is_killed_stopped_and_resumed_and_its_table_and_exit_codes_are_right(
+@pytest.mark.slow
+def test_a_command_over_data_sets_is_killed_and_its_table_and_exit_codes_are_right(
   config, tmp_path
 ):
-  """Two data sets, and one whose images are broken; kill -9 and SIGTERM come amid the second task."""
+  """Three data sets, one of them broken; kill -9 and SIGTERM come amid the second task."""
   small, folder = {'train': 800, 'validation': 200, 'test': 60}, config.data.dir
   build(
     'caltech101',
@@ -212,7 +189,7 @@ def test_a_command_over_real_data_sets_is_killed_stopped_and_resumed_and_its_tab
     folder,
   )
   workdir, name = tmp_path / 'run', 'oxford_flowers102'
-  for number, begun in (
+  for number, running in (
     (signal.SIGKILL, lambda process: (workdir / name / 'supernet').exists()),
     (
       signal.SIGTERM,
@@ -220,34 +197,32 @@ def test_a_command_over_real_data_sets_is_killed_stopped_and_resumed_and_its_tab
     ),
   ):
     process = start(config, workdir)
-    while not begun(process) and process.poll() is None:
+    while not running(process) and process.poll() is None:
       time.sleep(0.01)
     process.send_signal(number)
-    _, said = process.communicate()
-    assert process.returncode == (command_line.STOPPED if number == signal.SIGTERM else -number), (
-      said
-    )
+    _, errors = process.communicate()
+    expected = command_line.STOPPED if number == signal.SIGTERM else -number
+    assert process.returncode == expected, errors
   assert re.search(
-    r'Stopped .*Everything is saved in .*oxford_flowers102, and the same command goes on', said
+    r'Stopped .*Everything is saved in .*oxford_flowers102, and the same command goes on', errors
   )
   assert '| vtab/caltech101 | done |' in (workdir / 'table.md').read_text()
   process = start(config, workdir)
-  printed, said = process.communicate()
-  assert process.returncode == 1, said
-  assert 'Traceback' not in said
+  printed, errors = process.communicate()
+  assert process.returncode == 1, errors
+  assert 'Traceback' not in errors
   assert 'vtab/dmlab failed: 800 of 800 images cannot be decoded' in printed
   assert '2 done, 1 failed, 16 not ready of 19 tasks' in printed
 
   with open(workdir / 'table.csv') as file:
     ours = next(csv.DictReader(file))
   accuracies = {
-    one: 100 * files.read_json(workdir / one / 'result.json')['winner']['test_accuracy']
-    for one in ('caltech101', name)
+    task: 100 * files.read_json(workdir / task / 'result.json')['winner']['test_accuracy']
+    for task in ('caltech101', name)
   }
-  assert {one: float(ours[one]) for one in accuracies} == pytest.approx(accuracies, abs=0.01)
-  assert (
-    accuracies[name] > accuracies['caltech101']
-  )  # of 7 and of 102 images that occur: neither can stand for the other
+  assert {task: float(ours[task]) for task in accuracies} == pytest.approx(accuracies, abs=0.01)
+  # 7 and 102 different images: the accuracy of neither task can stand for that of the other.
+  assert accuracies[name] > accuracies['caltech101']
   assert (
     f'| **mean of natural** | **{np.mean(list(accuracies.values())):.1f} (2 of 7)** |'
     in (workdir / 'table.md').read_text()
@@ -268,8 +243,8 @@ def test_nothing_ready_is_one_sentence_and_the_table_lists_what_is_missing(confi
 
 
 def test_what_needs_no_manual_download_is_prepared_on_request(config, monkeypatch):
-  asked, there = [], set()
-  monkeypatch.setattr(tfds_lib, 'is_prepared', lambda builder: builder.name in there)
+  asked = []
+  monkeypatch.setattr(tfds_lib, 'is_prepared', lambda builder: False)
 
   def prepare(builder):
     asked.append(builder.name)

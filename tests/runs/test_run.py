@@ -1,0 +1,85 @@
+"""What the stages of a run share: scores, predictions and pixels of its splits."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from conftest import randomized
+from tiny_runs import changed
+
+from glora_jax.data import pipeline
+from glora_jax.data.examples import Part
+from glora_jax.runs.config import check_config
+from glora_jax.runs.lifecycle import prepare
+from glora_jax.runs.run import Stream
+
+
+@pytest.fixture(scope='module')
+def runs(run_config, tmp_path_factory):
+  """Runs whose images are on the device, and streamed; both with a test set of four classes."""
+  prepared = {}
+  for name, most in (('resident', 2**30), ('streamed', 0)):
+    settings = check_config(changed(run_config, data__max_resident=most))
+    run = prepare(settings, str(tmp_path_factory.mktemp(name)))
+    examples = run.task.open('test')
+    few = Part(examples, np.flatnonzero(examples.labels < 4))
+    splits = {**run.task.splits, 'few': lambda few=few: few}
+    run.task = dataclasses.replace(run.task, splits=splits, masked=('few',))
+    run.variables = {**run.variables, 'params': randomized(run.variables['params'])}
+    prepared[name] = run
+  return prepared
+
+
+@pytest.fixture(scope='module')
+def predictions(runs):
+  """What the smallest subnet answers, by run and split."""
+  return {
+    name: {split: run.predict(run.variables, smallest(run), split) for split in ('test', 'few')}
+    for name, run in runs.items()
+  }
+
+
+def smallest(run):
+  return np.zeros((len(run.adapted.spec), 5), np.int8)
+
+
+def test_a_split_is_resident_where_it_is_small_and_streamed_where_not(runs):
+  for name, run in runs.items():
+    assert isinstance(run.data('test').images, pipeline.Stream) == (name == 'streamed')
+
+
+def test_predictions_of_a_stream_are_those_of_the_arrays(predictions):
+  for split in ('test', 'few'):
+    ours, theirs = (predictions[name][split] for name in ('resident', 'streamed'))
+    np.testing.assert_array_equal(ours.classes, theirs.classes)
+    np.testing.assert_allclose(ours.probabilities, theirs.probabilities, rtol=1e-5)
+
+
+def test_a_masked_split_is_answered_with_its_own_classes_alone(predictions):
+  answers = predictions['streamed']
+  assert answers['few'].classes.max() < 4 < answers['test'].classes.max()
+
+
+def test_scores_count_what_predictions_get_right(runs, predictions):
+  for name, run in runs.items():
+    correct, _ = run.score(run.variables, smallest(run)[None], 'few')
+    answers = predictions[name]['few'].classes
+    assert (answers == run.data('few').labels).sum() == correct[0]
+
+
+def test_pixels_are_those_of_the_images_asked_for(runs):
+  indices = np.array([700, 3, 5])
+  for run in runs.values():
+    expected = pipeline.load(Part(run.task.open('test'), indices), 8).images
+    np.testing.assert_array_equal(run.pixels('test', indices), expected)
+
+
+def test_the_streams_have_the_numbers_that_old_runs_resume_by():
+  assert {stream.name: stream.value for stream in Stream} == {
+    'INIT': 0,
+    'SUPERNET': 1,
+    'BASELINE': 2,
+    'SEARCH': 3,
+    'FINETUNE_CHOICE': 4,
+    'FINETUNE': 5,
+  }

@@ -1,0 +1,88 @@
+"""A run that is over in seconds, and what tests ask of such runs."""
+
+import os
+import subprocess
+import sys
+
+import jax
+from conftest import ROOT
+
+from glora_jax.files import read_json
+from glora_jax.runs.config import default_config
+
+
+def make_config(weights, data_dir):
+  """Three dispatches of the supernet, three generations, a finetuning: shapes that tests share."""
+  config = default_config()
+  config.model.weights = str(weights)
+  config.data.dir = str(data_dir)
+  # As the quickstart, whose config the command line starts from.
+  config.model.remat = 'dots_saveable'
+  config.budget = 1000
+  config.checkpoint_epochs = 1
+  config.presets = ('lora',)
+  config.supernet.update(epochs=3, warmup_epochs=1, batch_size=16, learning_rate=1e-2)
+  config.search.update(
+    population=4, generations=2, parents=2, mutations=2, crossovers=2, stop_early=True
+  )
+  config.finetune.update(epochs=1, warmup_epochs=0, batch_size=16, learning_rate=1e-3)
+  return config
+
+
+def changed(config, **fields):
+  """A copy of a config with other values; `search__mode` is the field `search.mode`."""
+  config = config.copy_and_resolve_references()
+  config.update_from_flattened_dict(
+    {name.replace('__', '.'): value for name, value in fields.items()}
+  )
+  return config
+
+
+def without_seconds(result):
+  """A result but for the time it took."""
+  return {name: value for name, value in result.items() if name != 'seconds'}
+
+
+def contents(workdir):
+  """What equal runs have in common, by file."""
+  names = (
+    'metrics.jsonl',
+    'adapter.safetensors',
+    'folded/model.safetensors',
+    'search/archive.npz',
+    'test_list.json',
+  )
+  result = without_seconds(read_json(workdir / 'result.json'))
+  return {'result': result, **{name: (workdir / name).read_bytes() for name in names}}
+
+
+def overrides(fields):
+  """Flags that give a config these fields, by dotted name."""
+  return [f'--config.{name}={value}' for name, value in fields.items() if value is not None]
+
+
+def all_fields(config):
+  """The fields of a config that a flag can give, by dotted name."""
+  sections = config.to_dict()
+  fields = {name: value for name, value in sections.items() if not isinstance(value, dict)}
+  for section in sections.keys() - fields.keys():
+    for name, value in sections[section].items():
+      fields[f'{section}.{name}'] = value
+  return {name: value for name, value in fields.items() if name != 'job'}
+
+
+def start_command(config_file, workdir, flags, before=()):
+  """Starts the command; `before` are the words of another command that runs it."""
+  words = [sys.executable, '-m', 'glora_jax.main', '--config', config_file]
+  return subprocess.Popen(
+    [*before, *words, '--workdir', str(workdir), *flags],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    cwd=ROOT,
+    env={
+      **os.environ,
+      'JAX_COMPILATION_CACHE_DIR': jax.config.jax_compilation_cache_dir,
+      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    },
+  )
