@@ -18,11 +18,14 @@ from glora_jax import main, predict
 from glora_jax.data import image, normalization, pipeline
 from glora_jax.data.catalog import find
 from glora_jax.files import read_json
+from glora_jax.method.genomes import smallest_genome
 from glora_jax.models import weights
 from glora_jax.reports import run_report
 from glora_jax.runs import experiment
-from glora_jax.runs.config import data_source
-from glora_jax.runs.lifecycle import never
+from glora_jax.runs.config import check_config, data_source
+from glora_jax.runs.lifecycle import never, prepare
+from glora_jax.runs.run import Stream
+from glora_jax.runs.stages.training import TrainingStage, train
 from glora_jax.training.checkpoints import TrainingCheckpoints
 from glora_jax.training.loop import NonFiniteLossError
 
@@ -218,12 +221,15 @@ def test_a_run_from_another_code_bases_checkpoint_ends_in_that_format(run_config
   }
 
 
-def test_a_diverging_run_names_the_step_and_keeps_the_last_good_state(run_config, tmp_path):
+def test_a_diverging_training_names_the_step_and_keeps_the_last_good_state(run_config, tmp_path):
   wild = changed(run_config, supernet__learning_rate=1e30, supernet__warmup_epochs=0)
+  run = prepare(check_config(wild), str(tmp_path))
+  genome = smallest_genome(run.adapted.spec)
+  stage = TrainingStage('wild', run.settings.supernet, Stream.BASELINE, 'train', genome)
   with pytest.raises(NonFiniteLossError, match=r'not finite at step (\d+)') as caught:
-    experiment.run(wild, str(tmp_path / 'run'))
+    train(run, stage, run.variables)
   step = int(re.search(r'step (\d+)', str(caught.value)).group(1))
-  with TrainingCheckpoints(tmp_path / 'run' / 'supernet') as checkpoints:
+  with TrainingCheckpoints(tmp_path / 'wild') as checkpoints:
     assert checkpoints.latest_step == step
 
 
