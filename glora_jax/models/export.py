@@ -1,4 +1,4 @@
-"""The folded model as one file that runs without this package: StableHLO by `jax.export`."""
+"""A plain model as one file that runs without this package: StableHLO by `jax.export`."""
 
 from __future__ import annotations
 
@@ -8,39 +8,47 @@ import jax
 import jax.export
 import jax.numpy as jnp
 
-from glora_jax.data.normalization import normalize
+from glora_jax.data.normalization import Normalization, normalize
 from glora_jax.files import Path, whole
+from glora_jax.models.metadata import ImageSize, sides
 from glora_jax.models.vit import ViT
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 
 
 def export(
-  model: ViT, params: Any, image_size: int | list[int], normalization: str | None
+  model: ViT, params: Any, image_size: ImageSize, normalization: Normalization | None
 ) -> jax.export.Exported:
-  """Images to logits, the parameters inside, for any batch size and on CPU, GPU and TPU.
+  """Exports images to logits, the parameters inside, for any batch size, on CPU, GPU and TPU.
 
   Args:
-    model, params: the plain model.
-    image_size: its side, or (height, width).
-    normalization: of `augment.NORMALIZATIONS`: the exported function then takes uint8 images as they are stored; None: it takes
-      float32 images that were normalized before.
+    model: a plain model.
+    params: its parameters, nested.
+    image_size: size of the images, (height, width) where they are not square.
+    normalization: normalization of the images: the exported function then takes uint8 images as
+      they are stored. None: it takes float32 images that were normalized before.
 
   Returns:
-    Its input signature, `in_avals`, is [batch, height, width, 3].
+    A function of images [batch, height, width, 3], which `in_avals` tells.
+
+  Example:
+    >>> model = ViT(num_classes=2, patch_size=4, width=8, depth=1, num_heads=1)
+    >>> params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4, 4, 3)))['params']
+    >>> exported = export(model, params, 4, 'imagenet')
+    >>> exported.in_avals[0].str_short(), exported.out_avals[0].str_short()
+    ('uint8[batch,4,4,3]', 'float32[batch,2]')
   """
-  height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+  height, width = sides(image_size)
   params = jax.tree.map(jnp.asarray, params)
 
-  def logits(images):
-    return model.apply(
-      {'params': params}, images if normalization is None else normalize(images, normalization)
-    )
+  def logits(images: jax.Array) -> jax.Array:
+    if normalization is not None:
+      images = normalize(images, normalization)
+    return model.apply({'params': params}, images)
 
   (batch,) = jax.export.symbolic_shape('batch')
-  images = jax.ShapeDtypeStruct(
-    (batch, height, width, 3), jnp.float32 if normalization is None else jnp.uint8
-  )
+  dtype = jnp.float32 if normalization is None else jnp.uint8
+  images = jax.ShapeDtypeStruct((batch, height, width, 3), dtype)
   return jax.export.export(jax.jit(logits), platforms=PLATFORMS)(images)
 
 
@@ -51,7 +59,9 @@ def save_exported(path: Path, exported: jax.export.Exported) -> None:
 
 
 def load_exported(path: Path) -> jax.export.Exported:
-  """Reads it back; `load_exported(path).call(images)` gives logits. Plain JAX does the same: `jax.export.deserialize(bytes)`.
+  """Reads an exported function; `load_exported(path).call(images)` gives logits.
+
+  Plain JAX does the same, without this package: `jax.export.deserialize(bytearray(content))`.
 
   Raises:
     ValueError: the file is no exported function.

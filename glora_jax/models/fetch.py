@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import string
 import urllib.parse
 from typing import NamedTuple
 
@@ -19,14 +20,19 @@ CACHE_VARIABLE = 'GLORA_JAX_CACHE'
 
 
 class Published(NamedTuple):
-  """Address of a file, and the normalization of the images that it was trained on."""
+  """A published file.
+
+  Attributes:
+    url: address of the file.
+    normalization: normalization of the images that the model was trained on.
+  """
 
   url: str
   normalization: str
 
 
 _AUGREG = 'https://storage.googleapis.com/vit_models/augreg'
-_HF = 'https://huggingface.co/facebook/{}/resolve/{}'
+_HUGGING_FACE = 'https://huggingface.co/facebook/{}/resolve/{}/model.safetensors'
 
 SHORTCUTS = {
   # The official GLoRA's own base (Dosovitskiy et al. 2021, arXiv 2010.11929).
@@ -39,12 +45,10 @@ SHORTCUTS = {
   ),
   # Oquab et al. 2023, arXiv 2304.07193; the revisions never change.
   'dinov2-S/14': Published(
-    _HF.format('dinov2-small', 'ed25f3a31f01632728cabb09d1542f84ab7b0056') + '/model.safetensors',
-    'imagenet',
+    _HUGGING_FACE.format('dinov2-small', 'ed25f3a31f01632728cabb09d1542f84ab7b0056'), 'imagenet'
   ),
   'dinov2-B/14': Published(
-    _HF.format('dinov2-base', 'f9e44c814b77203eaa57a6bdbbd535f21ede1415') + '/model.safetensors',
-    'imagenet',
+    _HUGGING_FACE.format('dinov2-base', 'f9e44c814b77203eaa57a6bdbbd535f21ede1415'), 'imagenet'
   ),
 }
 
@@ -55,61 +59,75 @@ def cache_folder() -> str:
 
 
 def known_normalization(weights: str) -> str | None:
-  """Of a shortcut; None for everything else."""
+  """The normalization that goes with a shortcut; None for everything else."""
   return SHORTCUTS[weights].normalization if weights in SHORTCUTS else None
 
 
 def fetch(weights: str, sha256: str | None = None) -> str:
-  """The local path of some weights, downloaded where they are not there yet.
+  """The local path of weights, downloaded where they are not there yet.
 
-  A download goes to a temporary file, is checked, and only then takes its name: whoever is killed meanwhile leaves nothing behind
-  that looks whole.
+  A download goes to a temporary file, is checked, and only then takes its name: whoever is killed
+  meanwhile leaves nothing behind that looks whole.
 
   Args:
-    weights: a path; an http(s) address (or gs://, of a public bucket), which needs `sha256`; or a name in `SHORTCUTS`.
-    sha256: hexadecimal, of the file. A shortcut has none on record: the sum of its first download is written beside the file, and
-      every later use is checked against that; give `sha256` to be sure of the first one, too.
+    weights: a path; an http(s) address (or gs://, of a public bucket), which needs `sha256`; or a
+      name in `SHORTCUTS`.
+    sha256: SHA-256 of the file, hexadecimal. A shortcut has none on record: the sum of its first
+      download is written beside the file, and every later use is checked against that; give
+      `sha256` to be sure of the first one, too.
 
   Raises:
     ValueError: the sum is wrong, missing or no SHA-256.
     OSError: the address cannot be reached; the sentence says which file to put where.
   """
-  if sha256 is not None and (len(sha256) != 64 or set(sha256.lower()) - set('0123456789abcdef')):
-    raise ValueError(f"sha256='{sha256}' is no SHA-256 in hexadecimal (64 digits).")
-  published = SHORTCUTS.get(weights)
-  url = published.url if published else weights
+  if sha256 is not None:
+    if len(sha256) != 64 or set(sha256) - set(string.hexdigits):
+      raise ValueError(f"sha256='{sha256}' is no SHA-256 in hexadecimal (64 digits).")
+    sha256 = sha256.lower()
+  is_published = weights in SHORTCUTS
+  url = SHORTCUTS[weights].url if is_published else weights
   if url.startswith('gs://'):
     url = 'https://storage.googleapis.com/' + url.removeprefix('gs://')
   if not url.startswith(('https://', 'http://')):
-    path = os.path.expanduser(weights)
-    if not os.path.exists(path):
-      raise FileNotFoundError(
-        f"model.weights='{weights}' is no file or folder, and none of the names "
-        f'{", ".join(SHORTCUTS)}; an address starts with https://.'
-      )
-    if sha256 and os.path.isdir(path):
-      raise ValueError(
-        f'model.sha256 is the sum of one file, and {path} is a folder; give the file.'
-      )
-    if sha256 and (found := _sha256(path)) != sha256.lower():
-      raise ValueError(f'{path} has SHA-256 {found}, and {sha256.lower()} was expected.')
-    return path
-  if sha256 is None and not published:
+    return _checked_path(weights, sha256)
+  if sha256 is None and not is_published:
     raise ValueError(
-      f'{url} needs model.sha256, the SHA-256 that its publisher gives, so that what comes is what was meant.'
+      f'{url} needs model.sha256, the SHA-256 that its publisher gives, so that what comes is what '
+      'was meant.'
     )
+  return _cached(url, sha256)
+
+
+def _checked_path(weights: str, sha256: str | None) -> str:
+  path = os.path.expanduser(weights)
+  if not os.path.exists(path):
+    raise FileNotFoundError(
+      f"model.weights='{weights}' is no file or folder, and none of the names "
+      f'{", ".join(SHORTCUTS)}; an address starts with https://.'
+    )
+  if sha256 is None:
+    return path
+  if os.path.isdir(path):
+    raise ValueError(f'model.sha256 is the sum of one file, and {path} is a folder; give the file.')
+  if (found := _sha256(path)) != sha256:
+    raise ValueError(f'{path} has SHA-256 {found}, and {sha256} was expected.')
+  return path
+
+
+def _cached(url: str, sha256: str | None) -> str:
+  """The path of a download in the cache, checked against `sha256` or that of its first download."""
   name = os.path.basename(urllib.parse.urlsplit(url).path) or 'weights'
-  folder = os.path.join(
-    cache_folder(), hashlib.sha256(url.encode()).hexdigest()[:16]
-  )  # addresses may end alike
-  path, record = os.path.join(folder, name), os.path.join(folder, f'{name}.sha256')
-  expected = sha256 and sha256.lower()
+  address = hashlib.sha256(url.encode()).hexdigest()[:16]  # addresses may end alike
+  path = os.path.join(cache_folder(), address, name)
+  record = f'{path}.sha256'
+  expected = sha256
   if expected is None and os.path.exists(record):
     with open(record) as file:
       expected = file.read().strip()
   if os.path.exists(path) and expected and (found := _sha256(path)) != expected:
     raise ValueError(
-      f'{path} has SHA-256 {found}, and {expected} was expected. Remove it to download it again, or check model.sha256.'
+      f'{path} has SHA-256 {found}, and {expected} was expected. Remove it to download it again, '
+      'or check model.sha256.'
     )
   if not os.path.exists(path) or not expected:
     _download(url, path, expected)
@@ -119,7 +137,7 @@ def fetch(weights: str, sha256: str | None = None) -> str:
   return path
 
 
-def _download(url, path, expected):
+def _download(url: str, path: str, expected: str | None) -> None:
   os.makedirs(os.path.dirname(path), exist_ok=True)
   log.info('Downloading %s', url)
   try:
@@ -130,18 +148,19 @@ def _download(url, path, expected):
       os.path.dirname(path),
       downloader=pooch.HTTPDownloader(progressbar=True, timeout=30),
     )
-  except (requests.RequestException, OSError) as error:  # some of these are ValueErrors, too
+  except (requests.RequestException, OSError) as error:  # a few of these are ValueErrors, too
     reason = str(error).splitlines()[0][:200]
     raise OSError(
-      f'{url} could not be downloaded ({reason}). Get the file in another way and put it at {path}, or give its path as '
-      'model.weights.'
+      f'{url} could not be downloaded ({reason}). Get the file in another way and put it at '
+      f'{path}, or give its path as model.weights.'
     ) from error
   except ValueError as error:  # pooch's own for a wrong sum
     raise ValueError(
-      f'What {url} sent is not the file with SHA-256 {expected}; nothing was kept. Check address and sum.'
+      f'What {url} sent is not the file with SHA-256 {expected}; nothing was kept. '
+      'Check address and sum.'
     ) from error
 
 
-def _sha256(path):
+def _sha256(path: str) -> str:
   with open(path, 'rb') as file:
     return hashlib.file_digest(file, 'sha256').hexdigest()

@@ -1,8 +1,8 @@
-"""What the official PyTorch code saves: a whole supernet of a timm ViT."""
+"""What the official PyTorch code saves: the supports and the head of a timm ViT's supernet."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -10,81 +10,150 @@ import numpy as np
 
 from glora_jax.files import Path
 from glora_jax.method.adapted import COLLECTION, Adapted
-from glora_jax.models.containers import open_tensors
-from glora_jax.models.formats import FORMATS, grouped
-from glora_jax.models.translate import finite, require
+from glora_jax.models.containers.opening import open_tensors
+from glora_jax.models.containers.tensors import Tensors
+from glora_jax.models.formats.timm import FORMAT as TIMM
+from glora_jax.models.verification import read_finite, require_floats, require_shapes
 from glora_jax.models.vit import ViT
 from glora_jax.tree import get
 
 
-def load_official_supernet(path: Path, adapted: Adapted, params: Any) -> dict[str, Any]:
-  """Reads what the official PyTorch code saves, supports and head of a timm ViT, onto the base that it was trained on.
+class OfficialName(NamedTuple):
+  """How the official code calls and lays out a support of ours."""
 
-  The official base is `ViT-B_16.npz` as timm computes it: load that with `activation='gelu'`.
+  ours: str
+  theirs: str
+  transposed: bool
+
+
+OFFICIAL_NAMES = (
+  OfficialName('A_down', 'Au', transposed=True),
+  OfficialName('A_up', 'Ad', transposed=True),
+  OfficialName('B_down', 'Bu', transposed=True),
+  OfficialName('B_up', 'Bd', transposed=True),
+  OfficialName('C_down', 'Cd', transposed=False),
+  OfficialName('C_up', 'Cu', transposed=False),
+  OfficialName('D', 'D', transposed=False),
+  OfficialName('E', 'E', transposed=False),
+)
+
+
+def load_official_supernet(path: Path, adapted: Adapted, params: Any) -> dict[str, Any]:
+  """Reads what the official PyTorch code saves, onto the base that it was trained on.
+
+  The file has the supports of every linear layer of a timm ViT and the head. The official base is
+  `ViT-B_16.npz` as timm computes it: load that with `activation='gelu'`.
 
   Args:
-    path: of the `.pt` file (PyTorch must be there; it is read with `weights_only=True`), or its tensors as safetensors or npz.
-    adapted: the ViT of `models/vit.py`, adapted with tied storage; its largest rank is that of the file.
-    params: the base's parameters, with a head of the file's number of classes; the head is replaced.
+    path: path of the `.pt` file (PyTorch must be there; it is read with `weights_only=True`), or of
+      its tensors as safetensors or npz.
+    adapted: the ViT of `models/vit.py`, adapted with tied storage; its largest rank is that of the
+      file.
+    params: parameters of the base, with a head of the file's number of classes, which is replaced.
 
   Returns:
     Variables for `adapted.apply`.
 
   Raises:
-    ValueError: every tensor that is missing, unexpected or misshaped is named.
+    ValueError: a tensor is missing, unexpected or misshaped, and all are named.
+
+  Example:
+    The names and shapes in a file, at rank 2 of a ViT of width 4 with one block:
+
+    >>> import os, tempfile
+    >>> import glora_jax
+    >>> model = ViT(num_classes=3, patch_size=4, width=4, depth=1, num_heads=1)
+    >>> images = np.zeros((1, 4, 4, 3), np.float32)
+    >>> tensors = {'head.weight': np.ones((3, 4)), 'head.bias': np.ones(3)}
+    >>> for layer, fan_in, fan_out in [
+    ...   ('attn.qkv', 4, 12), ('attn.proj', 4, 4), ('mlp.fc1', 4, 16), ('mlp.fc2', 16, 4)
+    ... ]:
+    ...   shapes = {
+    ...     'Au': (2, fan_in), 'Ad': (fan_out, 2), 'Bu': (2, fan_in), 'Bd': (fan_out, 2),
+    ...     'Cd': (fan_in, 2), 'Cu': (2, 1), 'D': (fan_out,), 'E': (fan_out,),
+    ...   }
+    ...   for name, shape in shapes.items():
+    ...     tensors[f'blocks.0.{layer}.{name}'] = np.ones(shape)
+    >>> adapted = glora_jax.adapt(model, images, space=glora_jax.SearchSpace(ranks=(2,)))
+    >>> params = jax.jit(model.init)(jax.random.key(0), images)['params']
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...   np.savez(os.path.join(folder, 'supernet.npz'), **tensors)
+    ...   variables = load_official_supernet(os.path.join(folder, 'supernet.npz'), adapted, params)
+    >>> variables['glora']['blocks']['mlp']['fc2']['A_down'].shape
+    (1, 16, 2)
   """
-  if (
-    not isinstance(adapted.model, ViT)
-    or not adapted.model.num_classes
-    or not all(layer.space.tied for layer in adapted.spec)
-  ):
-    raise ValueError(
-      'An official supernet goes onto the ViT of glora_jax.models.vit, with a head (num_classes above 0), adapted with a '
-      'tied SearchSpace.'
-    )
+  _require_tied_vit(adapted)
   tensors = open_tensors(path)
-  timm = FORMATS['timm']
-  names = {
-    rule.ours: rule.theirs[0].removesuffix('.weight')
-    for rule in timm.rules(adapted.model, timm.variant)
-  }
-  variables = adapted.init(jax.random.key(0), params)
-  trainable, frozen = adapted.split(variables)
+  trainable, frozen = adapted.split(adapted.init(jax.random.key(0), params))
   supports = jax.tree.map(
     lambda value: np.zeros(value.shape, value.dtype), nn.meta.unbox(trainable[COLLECTION])
   )
-  places, expected = {}, {}
+  places = _places(adapted, supports)
+  head = nn.meta.unbox(trainable['params']['head'])
+  expected = {name: place.shape_in_file for name, place in places.items()}
+  expected['head.weight'] = head['kernel'].shape[::-1]
+  expected['head.bias'] = head['bias'].shape
+  _require(tensors, expected)
+  for name, place in places.items():
+    place.fill(read_finite(tensors, name))
+  dtype = head['kernel'].dtype
+  new_head = {
+    'kernel': read_finite(tensors, 'head.weight').T.astype(dtype),
+    'bias': read_finite(tensors, 'head.bias').astype(dtype),
+  }
+  return adapted.join({'params': {'head': new_head}, COLLECTION: supports}, frozen)
+
+
+def _require_tied_vit(adapted: Adapted) -> None:
+  is_classifier = isinstance(adapted.model, ViT) and adapted.model.num_classes
+  if not is_classifier or not all(layer.space.tied for layer in adapted.spec):
+    raise ValueError(
+      'An official supernet goes onto the ViT of glora_jax.models.vit, with a head (num_classes '
+      'above 0), adapted with a tied SearchSpace.'
+    )
+
+
+class _Place(NamedTuple):
+  """Where a tensor of the file goes.
+
+  Attributes:
+    support: a support of ours, [stack..., ...].
+    index: index of the layer in the stack.
+    transposed: whether the file has it transposed.
+  """
+
+  support: np.ndarray
+  index: tuple[int, ...]
+  transposed: bool
+
+  @property
+  def shape_in_file(self) -> tuple[int, ...]:
+    shape = self.support.shape[len(self.index) :]
+    return shape[::-1] if self.transposed else shape
+
+  def fill(self, tensor: np.ndarray) -> None:
+    self.support[self.index] = tensor.T if self.transposed else tensor
+
+
+def _places(adapted: Adapted, supports: Any) -> dict[str, _Place]:
+  """Where each tensor of the file goes, by its name."""
+  layer_names = {
+    rule.ours: rule.theirs[0].removesuffix('.weight')
+    for rule in TIMM.rules(adapted.model, TIMM.variant)
+  }
+  places = {}
   for group in adapted.groups:
+    module = get(supports, group.path)
+    pattern = layer_names['/'.join((*group.path, 'kernel'))]
     for index, _ in group.slices():
-      layer = names['/'.join((*group.path, 'kernel'))].format(*index)
-      for ours, theirs, transposed in _OFFICIAL:
-        module = get(supports, group.path)
+      layer = pattern.format(*index)
+      for ours, theirs, transposed in OFFICIAL_NAMES:
         if ours in module:
-          shape = module[ours].shape[len(index) :]
-          places[f'{layer}.{theirs}'] = module, ours, index, transposed
-          expected[f'{layer}.{theirs}'] = shape[::-1] if transposed else shape
-  heads = trainable['params']['head']
-  expected.update({'head.weight': heads['kernel'].shape[::-1], 'head.bias': heads['bias'].shape})
-  require(tensors, {name: spec.shape for name, spec in tensors.specs.items()}, expected)
-  if odd := [name for name in expected if tensors.specs[name].dtype is None]:
-    raise ValueError(f'{tensors.path}: {grouped(odd)} hold no floating-point numbers.')
-  read = lambda name: finite(tensors.path, name, tensors.read(name))
-  for name, (module, ours, index, transposed) in places.items():
-    value = read(name)
-    module[ours][index] = value.T if transposed else value
-  dtype = nn.meta.unbox(heads['kernel']).dtype
-  head = {'kernel': read('head.weight').T.astype(dtype), 'bias': read('head.bias').astype(dtype)}
-  return adapted.join({'params': {'head': head}, COLLECTION: supports}, frozen)
+          places[f'{layer}.{theirs}'] = _Place(module[ours], index, transposed)
+  return places
 
 
-# The supports' names here and there, and whether they are transposed.
-_OFFICIAL = (
-  ('A_down', 'Au', True),
-  ('A_up', 'Ad', True),
-  ('B_down', 'Bu', True),
-  ('B_up', 'Bd', True),
-  ('C_down', 'Cd', False),
-  ('C_up', 'Cu', False),
-  ('D', 'D', False),
-  ('E', 'E', False),
-)
+def _require(tensors: Tensors, expected: dict[str, tuple[int, ...]]) -> None:
+  given = {name: spec.shape for name, spec in tensors.specs.items()}
+  require_shapes(tensors.path, given, expected)
+  require_floats(tensors.path, tensors.specs)

@@ -1,40 +1,52 @@
-"""Position embeddings for another grid, patch embeddings for another patch size."""
+"""Position embeddings for another grid of patches, patch embeddings for another patch size."""
 
 from __future__ import annotations
+
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.ndimage
 
-INTERPOLATIONS = ('bicubic_antialias', 'bicubic', 'linear_corners')
+Interpolation = Literal['bicubic_antialias', 'bicubic', 'linear_corners']
+INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
 
 
 def resize_pos_embed(
-  pos_embed: np.ndarray, old: tuple[int, int], new: tuple[int, int], interpolation: str
+  pos_embed: np.ndarray, old: tuple[int, int], new: tuple[int, int], interpolation: Interpolation
 ) -> np.ndarray:
-  """Position embeddings of one grid of patches, interpolated for another.
+  """Interpolates the position embedding of a grid of patches for another grid.
 
   Args:
-    pos_embed: [1, tokens, width]; tokens is `old[0] * old[1]`, one more with a class token, whose entry comes first and stays.
-    old, new: (rows, columns) of the grids.
-    interpolation: the convention of the code base that the weights come from. 'bicubic_antialias': timm's and PIL's, Keys' kernel
-      with a = -1/2, widened when shrinking. 'bicubic': DINOv2's and Hugging Face's, a = -3/4, the border repeated, no widening
-      (`torch.nn.functional.interpolate` without antialiasing). 'linear_corners': vision_transformer's and big_vision's, linear
-      with corner on corner (`scipy.ndimage.zoom` of order 1).
+    pos_embed: position embedding, [1, tokens, width]; tokens is `old[0] * old[1]`, or one more with
+      a class token, whose position comes first and stays.
+    old: (rows, columns) of its grid.
+    new: (rows, columns) of the grid that is wanted.
+    interpolation: convention of the code base that the weights come from. 'bicubic_antialias' is
+      timm's and PIL's: Keys' kernel with a = -1/2, widened when shrinking. 'bicubic' is DINOv2's
+      and Hugging Face's: a = -3/4, the border repeated, no widening
+      (`torch.nn.functional.interpolate` without antialiasing). 'linear_corners' is
+      vision_transformer's and big_vision's: linear with corner on corner (`scipy.ndimage.zoom` of
+      order 1).
 
   Returns:
-    [1, new tokens, width], in the type of `pos_embed`.
+    Position embedding, [1, new tokens, width], in the type of `pos_embed`.
 
   Raises:
     ValueError: the number of tokens fits the old grid neither with nor without a class token.
+
+  Example:
+    >>> ramp = np.array([[[0.0], [2.0]]])
+    >>> resize_pos_embed(ramp, (1, 2), (1, 3), 'linear_corners').tolist()
+    [[[0.0], [1.0], [2.0]]]
   """
   _, tokens, width = pos_embed.shape
-  extra = tokens - old[0] * old[1]
-  if extra not in (0, 1):
+  patches = old[0] * old[1]
+  class_tokens = tokens - patches
+  if class_tokens not in (0, 1):
     raise ValueError(
-      f'The position embedding has {tokens} tokens; a grid of {old[0]} x {old[1]} patches needs {old[0] * old[1]}, '
-      'or one more with a class token. Say which grid it has.'
+      f'The position embedding has {tokens} tokens; a grid of {old[0]} x {old[1]} patches needs '
+      f'{patches}, or one more with a class token. Say which grid it has.'
     )
   if interpolation not in INTERPOLATIONS:
     raise ValueError(
@@ -42,26 +54,50 @@ def resize_pos_embed(
     )
   if old == new:
     return pos_embed
-  grid = np.asarray(pos_embed[0, extra:], np.float32).reshape(*old, width)
-  if interpolation == 'bicubic_antialias':
-    grid = np.asarray(
-      jax.image.resize(
-        grid, (*new, width), 'cubic', antialias=True, precision=jax.lax.Precision.HIGHEST
-      )
-    )
-  elif interpolation == 'bicubic':
-    grid = np.einsum(
-      'yh,xw,hwc->yxc', _bicubic(old[0], new[0]), _bicubic(old[1], new[1]), grid, optimize=True
-    )
-  else:
-    grid = scipy.ndimage.zoom(grid, (new[0] / old[0], new[1] / old[1], 1), order=1)
-  return np.concatenate(
-    [pos_embed[:, :extra], grid.reshape(1, -1, width).astype(pos_embed.dtype)], axis=1
+  grid = np.asarray(pos_embed[0, class_tokens:], np.float32).reshape(*old, width)
+  resized = _INTERPOLATE[interpolation](grid, new)
+  class_pos = pos_embed[:, :class_tokens]
+  return np.concatenate([class_pos, resized.reshape(1, -1, width).astype(pos_embed.dtype)], axis=1)
+
+
+def _antialiased(grid: np.ndarray, new: tuple[int, int]) -> np.ndarray:
+  return np.asarray(_resize_cubic(grid, (*new, grid.shape[-1])))
+
+
+def _bicubic(grid: np.ndarray, new: tuple[int, int]) -> np.ndarray:
+  rows = _bicubic_weights(grid.shape[0], new[0])
+  columns = _bicubic_weights(grid.shape[1], new[1])
+  return np.einsum('yh,xw,hwc->yxc', rows, columns, grid, optimize=True)
+
+
+def _linear_corners(grid: np.ndarray, new: tuple[int, int]) -> np.ndarray:
+  import scipy.ndimage  # a third of a second, which most programs never need
+
+  factors = (new[0] / grid.shape[0], new[1] / grid.shape[1], 1)
+  return scipy.ndimage.zoom(grid, factors, order=1)
+
+
+_INTERPOLATE = {
+  'bicubic_antialias': _antialiased,
+  'bicubic': _bicubic,
+  'linear_corners': _linear_corners,
+}
+
+
+def _resize_cubic(array: np.ndarray | jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  return jax.image.resize(
+    array, shape, 'cubic', antialias=True, precision=jax.lax.Precision.HIGHEST
   )
 
 
-def _bicubic(old: int, new: int) -> np.ndarray:
-  """[new, old] weights of bicubic interpolation with a = -3/4 between pixel centers, the border repeated (PyTorch's)."""
+def _bicubic_weights(old: int, new: int) -> np.ndarray:
+  """Weights of bicubic interpolation between pixel centers, as PyTorch has them.
+
+  The kernel is that of Keys with a = -3/4, the border is repeated.
+
+  Returns:
+    Weights of the old pixels for each new one, [new, old].
+  """
   a = -0.75
   center = (np.arange(new) + 0.5) * old / new - 0.5
   first = np.floor(center).astype(int) - 1
@@ -70,34 +106,30 @@ def _bicubic(old: int, new: int) -> np.ndarray:
     distance = np.abs(center - (first + tap))
     near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
     far = ((distance - 5) * distance + 8) * distance * a - 4 * a
-    np.add.at(
-      weights,
-      (np.arange(new), np.clip(first + tap, 0, old - 1)),
-      np.where(distance <= 1, near, far),
-    )
+    pixels = np.clip(first + tap, 0, old - 1)
+    np.add.at(weights, (np.arange(new), pixels), np.where(distance <= 1, near, far))
   return weights
 
 
 def resize_patch_embed(kernel: np.ndarray, size: int) -> np.ndarray:
-  """Patch embeddings for another patch size, by the pseudo-inverse of resizing (FlexiViT, arXiv 2212.08013, section 3.4).
+  """Patch embeddings for another patch size (FlexiViT, arXiv 2212.08013, section 3.4).
 
-  What it embeds an enlarged patch as is what the old kernel embeds the patch as; a plain resize of the kernel would scale it.
+  The pseudo-inverse of resizing makes of an enlarged patch what the old kernel makes of the patch;
+  a plain resize of the kernel would scale it.
 
   Args:
-    kernel: [patch, patch, channels, width].
+    kernel: kernel of the patch embedding, [patch, patch, channels, width].
     size: the new patch size.
 
   Returns:
-    [size, size, channels, width], in the type of `kernel`.
+    Kernel, [size, size, channels, width], in the type of `kernel`.
   """
   old = kernel.shape[0]
   if size == old:
     return kernel
-  # Each column of `enlarge`, [size * size, old * old], is one pixel of the old patch, resized.
   pixels = jnp.eye(old * old, dtype=jnp.float32).reshape(old, old, old * old)
-  enlarge = jax.image.resize(
-    pixels, (size, size, old * old), 'cubic', antialias=True, precision=jax.lax.Precision.HIGHEST
-  )
-  inverse = np.linalg.pinv(np.asarray(enlarge, np.float64).reshape(size * size, old * old).T)
+  # Each column of [size * size, old * old] is one pixel of the old patch, resized.
+  enlarge = np.asarray(_resize_cubic(pixels, (size, size, old * old)), np.float64)
+  inverse = np.linalg.pinv(enlarge.reshape(size * size, old * old).T)
   flat = np.asarray(kernel, np.float64).reshape(old * old, -1)
   return (inverse @ flat).reshape(size, size, *kernel.shape[2:]).astype(kernel.dtype)

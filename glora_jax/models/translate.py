@@ -1,265 +1,251 @@
-"""Between the tensors of a file, as a format names and lays them out, and the parameters of the ViT."""
+"""Between the tensors of a file, as a format names and lays them out, and parameters of the ViT."""
 
 from __future__ import annotations
 
 import dataclasses
-import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax
 import jax
 import numpy as np
 
-from glora_jax.models import formats
-from glora_jax.models.containers import Tensors
-from glora_jax.models.formats import FORMATS, Format, grouped
+from glora_jax.models.containers.tensors import Container, Tensors, TensorSpec
+from glora_jax.models.formats.format import Flat, Format, Shapes, Variant
+from glora_jax.models.formats.rules import Rule
+from glora_jax.models.formats.table import FORMATS
+from glora_jax.models.verification import finite, require_floats, require_shapes
 from glora_jax.models.vit import ViT
-
-log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class Origin:
   """What a file was read as, so that it can be written back in the same way.
 
   Attributes:
-    format: name in `formats.FORMATS`.
-    container: 'npz', 'safetensors' or 'torch'.
-    prefix: of all names.
+    format: name of the format, a key of `FORMATS`.
+    container: type of the file.
+    variant: how the file is laid out.
+    prefix: what stands before all names.
     wrapper: key that holds the tensors of a PyTorch file.
-    variant: see `formats.Format`.
-    unused: tensors the model has no use for.
+    unused: tensors that the model has no use for.
   """
 
   format: str
-  container: str
+  container: Container
+  variant: Variant
   prefix: str = ''
   wrapper: str | None = None
-  variant: formats.Variant = dataclasses.field(default_factory=dict)
-  unused: dict[str, np.ndarray] = dataclasses.field(default_factory=dict, repr=False)
+  unused: Flat = dataclasses.field(default_factory=dict, repr=False)
 
 
-def _layout(format, model, variant, expected):
-  """(rules by path of ours, names in the file -> shapes) for a model; parameters without a rule are left out."""
-  rules = {rule.ours: rule for rule in format.rules(model, variant) if rule.ours in expected}
-  shapes = {}
-  for path, rule in rules.items():
-    stacked, shape = path.startswith('blocks/'), expected[path].shape
-    one = np.broadcast_to(np.float32(0), shape[1:] if stacked else shape)
-    for name, part in zip(rule.theirs, rule.to_theirs(one), strict=True):
-      if not stacked:
-        shapes[name] = part.shape
-      elif '{}' in name:
-        shapes.update({name.format(block): part.shape for block in range(model.depth)})
-      else:
-        shapes[name] = (model.depth, *part.shape)
-  return rules, shapes
+@dataclasses.dataclass(frozen=True)
+class PlainNames:
+  """The tensors of a file under the names that its format knows, without the prefix.
+
+  Attributes:
+    tensors: the opened file.
+    in_file: the name in the file of each tensor, by its plain name.
+  """
+
+  tensors: Tensors
+  in_file: Mapping[str, str]
+
+  @property
+  def path(self) -> str:
+    """Path of the file."""
+    return self.tensors.path
+
+  @property
+  def specs(self) -> dict[str, TensorSpec]:
+    """Shapes and types of the tensors, by plain name."""
+    return {plain: self.tensors.specs[name] for plain, name in self.in_file.items()}
+
+  @property
+  def shapes(self) -> Shapes:
+    """Shapes of the tensors, by plain name."""
+    return {name: spec.shape for name, spec in self.specs.items()}
+
+  def read(self, plain: str) -> np.ndarray:
+    """A tensor, as it is in the file."""
+    return self.tensors.read(self.in_file[plain])
+
+  def read_finite(self, plain: str) -> np.ndarray:
+    """A tensor; ValueError where a number in it is not finite."""
+    return finite(self.path, self.in_file[plain], self.read(plain))
+
+  def finite_blocks(self, plain: str) -> Iterator[np.ndarray]:
+    """A tensor along its first axis, one index at a time; ValueError where it is not finite."""
+    name = self.in_file[plain]
+    for block in self.tensors.blocks(name):
+      yield finite(self.path, name, block)
 
 
 def read_params(
-  tensors: Tensors,
-  format: Format,
+  tensors: PlainNames,
+  format: Format[Any],
   model: ViT,
-  variant: formats.Variant,
-  names: Mapping[str, str],
+  variant: Variant,
   expected: Mapping[str, jax.ShapeDtypeStruct],
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-  """All parameters of the model, each written at once to where it stays.
+) -> tuple[dict[str, Any], Flat]:
+  """Reads all parameters of a model, each written at once to where it stays.
 
   Args:
-    tensors, format, variant: what is read, and as what.
-    model, expected: what is made of it; its parameters' shapes by path.
-    names: as the format knows them -> in the file.
+    tensors: the file.
+    format: format that it is in.
+    model: the ViT that is made of it.
+    variant: how the file is laid out.
+    expected: shapes of the model's parameters, by path.
 
   Returns:
     (nested parameters, the tensors that the format knows and the model has no use for).
 
   Raises:
-    ValueError: the names of all tensors that are missing, unexpected, misshaped; the first that is damaged or not finite.
+    ValueError: tensors are missing, unexpected or misshaped, and all are named; or one of them is
+      damaged, or holds anything but finite floating-point numbers.
   """
-  rules, shapes = _layout(format, model, variant, expected)
-  unused = [name for name in names if name not in shapes and re.match(format.unused, name)]
-  used = {name: tensors.specs[there] for name, there in names.items() if name not in unused}
-  require(tensors, {name: spec.shape for name, spec in used.items()}, shapes)
-  if odd := [name for name in shapes if used[name].dtype is None]:
-    raise ValueError(f'{tensors.path}: {grouped(odd)} hold no floating-point numbers.')
-  read = lambda name: finite(tensors.path, name, tensors.read(names[name]))
-  params = {}
-  for path, spec in expected.items():
-    rule = rules[path]
-    if not rule.theirs:
-      params[path] = rule.to_ours(spec.shape)
-    elif not path.startswith('blocks/'):
-      params[path] = np.asarray(rule.to_ours(*map(read, rule.theirs)), order='C')
-    elif '{}' in rule.theirs[0]:  # a tensor for each block
-      every = [[name.format(number) for name in rule.theirs] for number in range(model.depth)]
-      dtype = np.result_type(*(used[name].dtype for block in every for name in block))
-      params[path] = stack(spec.shape, dtype, (rule.to_ours(*map(read, block)) for block in every))
-    else:  # one tensor for all blocks
-      blocks = zip(*(read_blocks(tensors, names[name]) for name in rule.theirs), strict=True)
-      dtype = np.result_type(*(used[name].dtype for name in rule.theirs))
-      params[path] = stack(spec.shape, dtype, (rule.to_ours(*parts) for parts in blocks))
-  return flax.traverse_util.unflatten_dict(params, sep='/'), {
-    name: tensors.read(names[name]) for name in unused
+  layout = _layout(format, model, variant, expected)
+  specs = tensors.specs
+  unused = [name for name in specs if name not in layout.shapes and re.match(format.unused, name)]
+  used = {name: spec for name, spec in specs.items() if name not in unused}
+  require_shapes(tensors.path, {name: spec.shape for name, spec in used.items()}, layout.shapes)
+  require_floats(tensors.path, used)
+  params = {
+    path: _read_param(tensors, layout.rules[path], spec.shape) for path, spec in expected.items()
   }
+  nested = flax.traverse_util.unflatten_dict(params, sep='/')
+  return nested, {name: tensors.read(name) for name in unused}
 
 
-def read_blocks(tensors: Tensors, name: str) -> Iterator[np.ndarray]:
-  """The entries of a tensor's first axis, one at a time."""
-  for block in tensors.blocks(name):
-    yield finite(tensors.path, name, block)
+class _Layout(NamedTuple):
+  """How the parameters of a model lie in a file.
+
+  Attributes:
+    rules: rules by the path of the parameter; a parameter that the format has no place for has
+      none.
+    shapes: shapes of the file's tensors, by plain name.
+  """
+
+  rules: dict[str, Rule]
+  shapes: dict[str, tuple[int, ...]]
+
+
+def _layout(
+  format: Format[Any], model: ViT, variant: Variant, expected: Mapping[str, Any]
+) -> _Layout:
+  rules = {rule.ours: rule for rule in format.rules(model, variant) if rule.ours in expected}
+  shapes = {}
+  for path, rule in rules.items():
+    shape = expected[path].shape
+    parameter = np.broadcast_to(np.float32(0), shape[1:] if rule.is_stacked else shape)
+    for name, part in zip(rule.theirs, rule.to_theirs(parameter), strict=True):
+      if not rule.is_stacked:
+        shapes[name] = part.shape
+      elif rule.is_per_block:
+        shapes.update({name.format(block): part.shape for block in range(model.depth)})
+      else:
+        shapes[name] = (model.depth, *part.shape)
+  return _Layout(rules, shapes)
+
+
+def _read_param(tensors: PlainNames, rule: Rule, shape: tuple[int, ...]) -> np.ndarray:
+  if not rule.theirs:  # computed, and not in the file
+    return rule.to_ours(shape)
+  if not rule.is_stacked:
+    parts = map(tensors.read_finite, rule.theirs)
+    return np.asarray(rule.to_ours(*parts), order='C')
+  if rule.is_per_block:
+    names = [rule.names_in_block(number) for number in range(shape[0])]
+    blocks = (map(tensors.read_finite, block) for block in names)
+    sources = [name for block in names for name in block]
+  else:
+    blocks = zip(*(tensors.finite_blocks(name) for name in rule.theirs), strict=True)
+    sources = list(rule.theirs)
+  specs = tensors.specs
+  dtype = np.result_type(*(specs[name].dtype for name in sources))
+  return stack(shape, dtype, (rule.to_ours(*parts) for parts in blocks))
 
 
 def stack(shape: tuple[int, ...], dtype: np.dtype, blocks: Iterable[np.ndarray]) -> np.ndarray:
-  """`np.stack` without ever holding the blocks twice."""
+  """As `np.stack`, without ever holding the blocks twice."""
   stacked = np.empty(shape, dtype)
   for number, block in enumerate(blocks):
     stacked[number] = block
   return stacked
 
 
-def finite(path: str, name: str, array: np.ndarray) -> np.ndarray:
-  """The array; ValueError where it is not finite."""
-  if not np.isfinite(np.sum(array, dtype=np.float64)) and not np.isfinite(array).all():
-    raise ValueError(
-      f'{path}: the tensor {name} is not finite; the checkpoint comes from a run that diverged, or is damaged.'
-    )
-  return array
+class Fitted(NamedTuple):
+  """A model as a format can say it.
+
+  Attributes:
+    model: the ViT that the format's code base will build.
+    flat: its parameters, by path.
+    rules: how they become tensors, by path.
+  """
+
+  model: ViT
+  flat: Flat
+  rules: dict[str, Rule]
 
 
-def require(
-  tensors: Tensors, given: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]
-) -> None:
-  """Raises ValueError naming every missing, unexpected and misshaped tensor, grouped over the blocks."""
-  unexpected = sorted(given.keys() - expected.keys())
-  misshaped = [
-    f'{name} is {given[name]} and should be {expected[name]}'
-    for name in sorted(expected.keys() & given.keys())
-    if given[name] != expected[name]
-  ]
-  kinds = {
-    'missing': grouped(expected.keys() - given.keys()),
-    'unexpected': grouped(unexpected),
-    'misshaped': grouped(misshaped),
-  }
-  if problems := '; '.join(f'{kind}: {names}' for kind, names in kinds.items() if names):
-    raise ValueError(
-      f'{tensors.path} does not hold the tensors of its model. {problems}. '
-      'Check that the file is whole and of the model that is asked for.'
-    )
+def fit_to_format(model: ViT, flat: Flat, origin: Origin) -> Fitted:
+  """An equal model that a format has a place for; nothing is written.
 
+  What a format cannot say is folded into what it can, where that changes nothing: LayerScale into
+  the layers before it, the class token's position into the class token.
 
-def fit_to_format(
-  model: ViT, flat: formats.Flat, source: Source
-) -> tuple[ViT, formats.Flat, dict[str, formats.Rule]]:
-  """An equal model that the format has room for, its parameters, and their rules; see `to_tensors`, which it is the first half of."""
-  model, flat = _represent(model, dict(flat), source)
-  rules, _ = _layout(FORMATS[source.format], model, source.variant, flat)
-  if homeless := sorted(flat.keys() - rules.keys()):
-    raise ValueError(
-      f'The format {source.format} has no place for {", ".join(homeless)}; choose another format.'
-    )
-  return model, flat, rules
-
-
-def to_tensors(model: ViT, flat: formats.Flat, source: Source) -> tuple[ViT, dict[str, np.ndarray]]:
-  """The tensors of a file, by name, and the model as that format's code base will build it.
-
-  What a format has no place for is folded into what it has, where that changes nothing: LayerScale into the layers before it,
-  the class token's position into the class token.
+  Args:
+    model: the ViT.
+    flat: its parameters, by path.
+    origin: the format, and how the file is to be laid out.
 
   Raises:
-    ValueError: the format has no room for the model.
+    ValueError: the format has no place for the model.
   """
-  format = FORMATS[source.format]
-  model, flat, rules = fit_to_format(model, flat, source)
-  prefix = source.prefix
-  if format.name.startswith('hf_') and model.num_classes:
-    prefix = 'dinov2.' if 'dinov2' in format.name else 'vit.'
-  outside = re.compile(format.outside)
+  format = FORMATS[origin.format]
+  model, flat = format.represent(model, dict(flat), origin.variant)
+  rules = _layout(format, model, origin.variant, flat).rules
+  if homeless := sorted(flat.keys() - rules.keys()):
+    raise ValueError(
+      f'The format {origin.format} has no place for {", ".join(homeless)}; choose another format.'
+    )
+  return Fitted(model, flat, rules)
+
+
+def to_tensors(model: ViT, flat: Flat, origin: Origin) -> tuple[ViT, Flat]:
+  """The tensors of a file, by name, and the model as that format's code base will build it.
+
+  Args:
+    model: the ViT.
+    flat: its parameters, by path.
+    origin: the format, and how the file is to be laid out.
+
+  Raises:
+    ValueError: the format has no place for the model.
+  """
+  format = FORMATS[origin.format]
+  model, flat, rules = fit_to_format(model, flat, origin)
   tensors = {}
   for path, rule in rules.items():
-    if not path.startswith('blocks/'):
-      parts = rule.to_theirs(flat[path])
-    else:
-      blocks = [rule.to_theirs(block) for block in flat[path]]
-      if '{}' in rule.theirs[0]:
-        tensors.update(
-          {
-            name.format(i): part
-            for i, block in enumerate(blocks)
-            for name, part in zip(rule.theirs, block, strict=True)
-          }
-        )
-        continue
-      parts = [np.stack(column) for column in zip(*blocks, strict=True)]
-    tensors.update(zip(rule.theirs, parts, strict=True))
-  tensors = {
-    name if outside.match(name) else prefix + name: value
-    for name, value in {**tensors, **source.unused}.items()
+    tensors.update(_write_param(rule, flat[path]))
+  tensors.update(origin.unused)
+  prefix = format.prefix(model, origin.prefix)
+  return model, {
+    name if re.match(format.unprefixed, name) else prefix + name: value
+    for name, value in tensors.items()
   }
-  return model, tensors
 
 
-def _represent(model, flat, source):
-  """An equal model that the format has room for."""
-  name, refuse = (
-    source.format,
-    lambda what: ValueError(
-      f'The format {source.format} cannot say {what}; choose another format.'
-    ),
-  )
-  dinov2, hf, npz = 'dinov2' in name, name.startswith('hf_'), FORMATS[name].container == 'npz'
-  if (npz or name.startswith('hf_vit')) and model.layer_scale is not None:
-    for scale, layer in (('scale1', 'attn/proj'), ('scale2', 'mlp/fc2')):
-      gamma = flat.pop(f'blocks/{scale}/gamma')
-      flat[f'blocks/{layer}/kernel'] = flat[f'blocks/{layer}/kernel'] * gamma[:, None, :]
-      flat[f'blocks/{layer}/bias'] = flat[f'blocks/{layer}/bias'] * gamma
-    model = model.clone(layer_scale=None)
-  if dinov2 and model.layer_scale is None:
-    for scale in ('scale1', 'scale2'):
-      flat[f'blocks/{scale}/gamma'] = np.ones(
-        (model.depth, model.width), flat['cls'].dtype if 'cls' in flat else np.float32
-      )
-    model = model.clone(layer_scale=1.0)
-  if hf and not model.class_token:
-    raise refuse('a model without class token')
-  if (hf or npz) and model.norm_after_pool:
-    raise refuse('that the last LayerNorm stands after pooling')
-  if dinov2 and model.num_classes and model.pool != 'token+gap':
-    head = flat['head/kernel']
-    halves = [head, np.zeros_like(head)]
-    flat['head/kernel'] = np.concatenate(halves if model.pool == 'token' else halves[::-1])
-    model = model.clone(pool='token+gap')
-  pools = ('token', 'gap')
-  if npz:
-    pools = ('token',) if model.class_token else ('gap',)
-  elif hf:
-    pools = ('token+gap',) if dinov2 and model.num_classes else ('token',)
-  if model.pool not in pools:
-    raise refuse(f"pool='{model.pool}'" + (' with a class token' if model.class_token else ''))
-  if hf and model.num_classes and model.pre_logits is not None:
-    raise refuse('pre-logits and a head together')
-  if npz and model.activation != 'gelu_tanh':
-    log.warning(
-      "%s computes GELU by its tanh approximation, and this model has activation='%s': logits will differ slightly.",
-      name,
-      model.activation,
-    )
-  if name == 'timm' and model.norm_eps not in (1e-5, 1e-6):
-    log.warning(
-      "timm's LayerNorms add 1e-6, or 1e-5 in CLIP's models, and this model's add %g: logits will differ slightly.",
-      model.norm_eps,
-    )
-  if not source.variant.get('class_pos', True) and model.class_token:
-    flat['cls'] = flat['cls'] + flat['pos_embed'][:, :1]
-    flat['pos_embed'] = np.concatenate(
-      [np.zeros_like(flat['pos_embed'][:, :1]), flat['pos_embed'][:, 1:]], axis=1
-    )
-  if npz and source.variant.get('position', True) is None:
-    computed = formats.sincos_2d(flat['pos_embed'].shape, model.class_token)
-    if computed.shape != flat['pos_embed'].shape or not np.array_equal(computed, flat['pos_embed']):
-      raise refuse('a position embedding that is not the computed one')
-  return model, flat
+def _write_param(rule: Rule, parameter: np.ndarray) -> Flat:
+  if not rule.is_stacked:
+    return dict(zip(rule.theirs, rule.to_theirs(parameter), strict=True))
+  blocks = [rule.to_theirs(block) for block in parameter]
+  if rule.is_per_block:
+    return {
+      name: part
+      for number, block in enumerate(blocks)
+      for name, part in zip(rule.names_in_block(number), block, strict=True)
+    }
+  stacked = [np.stack(parts) for parts in zip(*blocks, strict=True)]
+  return dict(zip(rule.theirs, stacked, strict=True))

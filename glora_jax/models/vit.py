@@ -1,22 +1,31 @@
-"""A plain Vision Transformer (Dosovitskiy et al. 2021, arXiv 2010.11929), with nothing of GLoRA in it.
+"""A plain Vision Transformer (Dosovitskiy et al. 2021, arXiv 2010.11929), with nothing of GLoRA.
 
-Pre-LN blocks under `nn.scan`, a fused qkv projection, class token or global average pooling, optional LayerScale, drop
-path and pre-logits; its fields cover the ViTs of vision_transformer, big_vision, timm (DeiT, augreg, CLIP), Hugging Face and
-DINOv2. `glora_jax.adapt` attaches the supports from outside, as it does for any other Flax model.
+Pre-LN blocks under `nn.scan`, a fused qkv projection, class token or global average pooling,
+optional LayerScale, drop path and pre-logits; its fields cover the ViTs of vision_transformer,
+big_vision, timm (DeiT, augreg, CLIP), Hugging Face and DINOv2. `glora_jax.adapt` attaches the
+supports from outside, as it does for any other Flax model.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from typing import Any
+from typing import Any, Literal, get_args
 
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from glora_jax.models.blocks import ACTIVATIONS, Activation, Block, patch_product
+from glora_jax.models.metadata import ImageSize, sides
+
+Pool = Literal['token', 'gap', 'token+gap']
+POOLS: tuple[Pool, ...] = get_args(Pool)
 
 # Width, depth, heads of the published sizes (Steiner et al. 2022, arXiv 2106.10270, table 2).
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
   'Ti': {'width': 192, 'depth': 12, 'num_heads': 3},
   'S': {'width': 384, 'depth': 12, 'num_heads': 6},
   'B': {'width': 768, 'depth': 12, 'num_heads': 12},
@@ -25,182 +34,44 @@ SIZES = {
 }
 
 
-@jax.custom_jvp
-def gelu(x: jax.Array) -> jax.Array:
-  """x Phi(x), Phi the normal distribution function (Hendrycks and Gimpel 2016, arXiv 1606.08415), computed in float32 or wider.
-
-  Forward and backward take half the time of `nn.gelu(x, approximate=False)` on CPU: erf is cheaper than erfc, whose accuracy in the
-  far negative tail only matters relative to an output that is almost zero, and one derivative is kept where autodiff keeps its parts.
-  """
-  return _gelu_and_derivative(x)[0]
-
-
-@gelu.defjvp
-def _gelu_jvp(primals, tangents):
-  value, derivative = _gelu_and_derivative(*primals)
-  return value, tangents[0] * derivative
-
-
-def _gelu_and_derivative(x):
-  wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-  distribution = 0.5 * (1 + jax.lax.erf(wide * math.sqrt(0.5)))
-  density = jnp.exp(-0.5 * wide**2) * (1 / math.sqrt(2 * math.pi))
-  return (wide * distribution).astype(x.dtype), (distribution + wide * density).astype(x.dtype)
-
-
-ACTIVATIONS = {
-  'gelu': gelu,  # timm, Hugging Face, DINOv2
-  'gelu_tanh': lambda x: nn.gelu(x, approximate=True),  # vision_transformer and big_vision
-  'quick_gelu': lambda x: x * nn.sigmoid(1.702 * x),  # OpenAI's CLIP
-}
-POOLS = ('token', 'gap', 'token+gap')
-
-
-def drop_path(key: jax.Array, x: jax.Array, rate: jax.Array | float) -> jax.Array:
-  """Drops the whole residual branch of an example with probability `rate` (Huang et al. 2016, arXiv 1603.09382).
-
-  Args:
-    key: random key.
-    x: branch output, [batch, ...].
-    rate: scalar in [0, 1), may be traced.
-
-  Returns:
-    `x` with the dropped examples zero and the others divided by `1 - rate`, so that the mean is kept.
-  """
-  keep = 1.0 - jnp.asarray(rate, x.dtype)
-  mask = jax.random.bernoulli(key, keep, (x.shape[0],) + (1,) * (x.ndim - 1))
-  return jnp.where(mask, x / keep, 0)
-
-
-def patch_product(
-  images: jax.Array, kernel: jax.Array, strides, padding, *, precision=None, **_
-) -> jax.Array:
-  """`jax.lax.conv_general_dilated` of patches that do not overlap, as one matrix product.
-
-  On CPU the kernel's gradient of the convolution itself takes longer than all blocks of a small ViT together.
-
-  Args:
-    images: [batch, height, width, channels].
-    kernel: [patch, patch, channels, out].
-
-  Returns:
-    [batch, height / patch, width / patch, out].
-  """
-  batch, height, width, channels = images.shape
-  rows, columns = kernel.shape[:2]
-  patches = images.reshape(
-    batch, height // rows, rows, width // columns, columns, channels
-  ).transpose(0, 1, 3, 2, 4, 5)
-  patches = patches.reshape(batch * (height // rows) * (width // columns), -1)
-  return jnp.dot(patches, kernel.reshape(-1, kernel.shape[-1]), precision=precision).reshape(
-    batch, height // rows, width // columns, -1
-  )
-
-
-class Attention(nn.Module):
-  """Multi-head self-attention with one fused projection: q, k, v stand side by side in `qkv`'s outputs."""
-
-  num_heads: int
-  dtype: Any = None
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    batch, tokens, width = x.shape
-    # The tokens of all examples go side by side into every dense layer: XLA's CPU backward pass then transposes no large array for
-    # the kernel's gradient. `split`, whose own gradient is a concatenation, spares it three padded copies of q, k and v.
-    qkv = nn.Dense(3 * width, dtype=self.dtype, name='qkv')(x.reshape(-1, width))
-    heads = (batch, tokens, self.num_heads, width // self.num_heads)
-    q, k, v = (
-      part.reshape(heads).transpose(0, 2, 1, 3) for part in jnp.split(qkv, 3, axis=-1)
-    )  # [batch, heads, tokens, head width]
-    # Heads before tokens makes both products plain batched matrix products: on CPU, forward and backward take 0.7 of the
-    # time of jax.nn.dot_product_attention, which keeps heads after tokens.
-    logits = jnp.einsum('bhqd,bhkd->bhqk', q * q.shape[-1] ** -0.5, k)
-    weights = nn.softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32))).astype(
-      v.dtype
-    )
-    y = (weights @ v).transpose(0, 2, 1, 3)  # [batch, tokens, heads, head width]
-    return nn.Dense(width, dtype=self.dtype, name='proj')(y.reshape(-1, width)).reshape(x.shape)
-
-
-class Mlp(nn.Module):
-  hidden: int
-  activation: str = 'gelu'
-  dtype: Any = None
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    y = ACTIVATIONS[self.activation](
-      nn.Dense(self.hidden, dtype=self.dtype, name='fc1')(x.reshape(-1, x.shape[-1]))
-    )
-    return nn.Dense(x.shape[-1], dtype=self.dtype, name='fc2')(y).reshape(x.shape)
-
-
-class LayerScale(nn.Module):
-  """A learned factor per channel on a residual branch (Touvron et al. 2021, arXiv 2103.17239)."""
-
-  initial: float
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    gamma = self.param('gamma', nn.initializers.constant(self.initial), (x.shape[-1],))
-    return x * gamma.astype(x.dtype)
-
-
-class Block(nn.Module):
-  """One pre-LN encoder block, in the carry form that `nn.scan` wants: returns (x, None)."""
-
-  num_heads: int
-  mlp_dim: int
-  layer_scale: float | None = None
-  norm_eps: float = 1e-6
-  activation: str = 'gelu'
-  dtype: Any = None
-
-  @nn.compact
-  def __call__(self, x: jax.Array, drop_rate: jax.Array | None):
-    def residual(x, branch, name):
-      if self.layer_scale is not None:
-        branch = LayerScale(self.layer_scale, name=name)(branch)
-      if drop_rate is not None:
-        branch = drop_path(self.make_rng('drop_path'), branch, drop_rate)
-      return x + branch
-
-    norm = lambda name: nn.LayerNorm(epsilon=self.norm_eps, dtype=self.dtype, name=name)
-    x = residual(
-      x, Attention(self.num_heads, dtype=self.dtype, name='attn')(norm('norm1')(x)), 'scale1'
-    )
-    x = residual(
-      x,
-      Mlp(self.mlp_dim, self.activation, dtype=self.dtype, name='mlp')(norm('norm2')(x)),
-      'scale2',
-    )
-    return x, None
-
-
 class ViT(nn.Module):
-  """Images [batch, height, width, channels] to logits [batch, num_classes], float32.
+  """The Vision Transformer: images [batch, height, width, channels] to logits [batch, classes].
 
-  The position embedding takes its grid from the images that the model is initialized with. Drop path needs the rng stream
-  'drop_path' when `train=True`; its rate rises linearly over the blocks from 0 to `drop_path`, as in timm.
+  The position embedding takes its grid from the images that the model is initialized with. Drop
+  path needs the rng stream 'drop_path' when `train=True`; its rate rises linearly over the blocks
+  from 0 to `drop_path`, as in timm.
 
   Attributes:
     num_classes: size of the head; 0 returns the pooled features instead.
     patch_size: side of the square patches, in pixels.
-    width, depth, num_heads, mlp_dim: the encoder's shape; `mlp_dim=None` is four times the width. See `vit` for the names.
-    pool: 'token' reads the class token; 'gap' averages the patch tokens; 'token+gap' puts the two side by side, as DINOv2's
-      classifiers do.
-    class_token: whether a class token is there at all ('token' pooling needs one).
-    pre_norm: a LayerNorm before the first block and no bias in the patch embedding, as in CLIP.
-    norm_after_pool: where the last LayerNorm stands; timm's average-pooled models have it after pooling.
-    pre_logits: width of a tanh layer between pooling and head, as in the original in21k checkpoints; None for none.
-    layer_scale: initial value of LayerScale, None for none.
-    drop_path: the last block's probability of dropping a residual branch during training.
-    norm_eps: of every LayerNorm.
-    activation: of the MLPs, one of `ACTIVATIONS`.
-    dtype: of the computation (parameters stay float32); None computes in the type of parameters and inputs.
-    remat: name of a `jax.checkpoint_policies` policy to rematerialize each block with, 'nothing_saveable' for instance; None
-      keeps all activations.
+    width: width of the encoder; see `vit` for the names of published sizes.
+    depth: number of blocks.
+    num_heads: number of attention heads, which divides the width.
+    mlp_dim: width of the MLPs' hidden layer; None for four times the width.
+    pool: 'token' reads the class token; 'gap' averages the patch tokens; 'token+gap' puts the two
+      side by side, as DINOv2's classifiers do.
+    class_token: whether there is a class token at all, which 'token' pooling needs.
+    pre_norm: whether a LayerNorm stands before the first block, and the patch embedding has no
+      bias, as in CLIP.
+    norm_after_pool: whether the last LayerNorm stands after pooling, as in timm's average-pooled
+      models.
+    pre_logits: width of a tanh layer between pooling and head, as in the original in21k
+      checkpoints; None for none.
+    layer_scale: initial value of LayerScale; None for none.
+    drop_path: probability that the last block drops a residual branch during training.
+    norm_eps: what every LayerNorm adds to the variance.
+    activation: activation of the MLPs, a key of `ACTIVATIONS`.
+    dtype: type of the computation (parameters stay float32); None computes in the type of
+      parameters and inputs.
+    remat: name of a `jax.checkpoint_policies` policy to rematerialize each block with,
+      'nothing_saveable' for instance; None keeps all activations.
+
+  Example:
+    >>> model = ViT(num_classes=10, patch_size=4, width=16, depth=2, num_heads=2)
+    >>> images = jnp.zeros((3, 8, 8, 3))
+    >>> logits, variables = model.init_with_output(jax.random.key(0), images)
+    >>> logits.shape, variables['params']['blocks']['attn']['qkv']['kernel'].shape
+    ((3, 10), (2, 16, 48))
   """
 
   num_classes: int
@@ -209,7 +80,7 @@ class ViT(nn.Module):
   depth: int = 12
   num_heads: int = 12
   mlp_dim: int | None = None
-  pool: str = 'token'
+  pool: Pool = 'token'
   class_token: bool = True
   pre_norm: bool = False
   norm_after_pool: bool = False
@@ -217,13 +88,44 @@ class ViT(nn.Module):
   layer_scale: float | None = None
   drop_path: float = 0.0
   norm_eps: float = 1e-6
-  activation: str = 'gelu'
-  dtype: Any = None
+  activation: Activation = 'gelu'
+  dtype: DTypeLike | None = None
   remat: str | None = None
 
   @nn.compact
   def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+    """Computes logits.
+
+    Args:
+      images: normalized images, float [batch, height, width, channels].
+      train: whether residual branches are dropped.
+
+    Returns:
+      Logits [batch, num_classes], or pooled features where there is no head; float32 or wider.
+
+    Raises:
+      ValueError: images or fields do not go together.
+    """
     self._check(images)
+    x = self._embed(images)
+    x = self._prepend_class_token(x)
+    x = self._add_positions(x)
+    if self.pre_norm:
+      x = self._norm('pre_norm')(x)
+    x = self._encode(x, dropping=train and self.drop_path > 0)
+    if not self.norm_after_pool:
+      x = self._norm('norm')(x)
+    x = self._pool(x)
+    if self.norm_after_pool:
+      x = self._norm('norm')(x)
+    if self.pre_logits is not None:
+      x = nn.tanh(nn.Dense(self.pre_logits, dtype=self.dtype, name='pre_logits')(x))
+    if self.num_classes:
+      x = nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, name='head')(x)
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+  def _embed(self, images: jax.Array) -> jax.Array:
+    """Patches as tokens, [batch, patches, width]."""
     patch = (self.patch_size, self.patch_size)
     x = nn.Conv(
       self.width,
@@ -235,24 +137,25 @@ class ViT(nn.Module):
       conv_general_dilated=patch_product,
       name='embed',
     )(images)
-    x = x.reshape(x.shape[0], -1, self.width)  # [batch, patches, width]
-    if self.class_token:
-      cls = self.param('cls', nn.initializers.zeros, (1, 1, self.width))
-      x = jnp.concatenate(
-        [jnp.broadcast_to(cls, (x.shape[0], 1, self.width)).astype(x.dtype), x], axis=1
-      )
-    pos_embed = self.param('pos_embed', nn.initializers.normal(0.02), (1, x.shape[1], self.width))
-    x = x + pos_embed.astype(x.dtype)
-    norm = lambda name: nn.LayerNorm(epsilon=self.norm_eps, dtype=self.dtype, name=name)
-    if self.pre_norm:
-      x = norm('pre_norm')(x)
+    return x.reshape(x.shape[0], -1, self.width)
 
+  def _prepend_class_token(self, x: jax.Array) -> jax.Array:
+    if not self.class_token:
+      return x
+    cls = self.param('cls', nn.initializers.zeros, (1, 1, self.width))
+    tokens = jnp.broadcast_to(cls, (x.shape[0], 1, self.width)).astype(x.dtype)
+    return jnp.concatenate([tokens, x], axis=1)
+
+  def _add_positions(self, x: jax.Array) -> jax.Array:
+    pos_embed = self.param('pos_embed', nn.initializers.normal(0.02), (1, x.shape[1], self.width))
+    return x + pos_embed.astype(x.dtype)
+
+  def _encode(self, x: jax.Array, dropping: bool) -> jax.Array:
+    """All blocks, whose parameters are stacked."""
     block = Block
     if self.remat is not None:
-      block = nn.remat(
-        block, policy=getattr(jax.checkpoint_policies, self.remat), prevent_cse=False
-      )
-    dropping = train and self.drop_path > 0
+      policy = getattr(jax.checkpoint_policies, self.remat)
+      block = nn.remat(block, policy=policy, prevent_cse=False)
     blocks = nn.scan(
       block,
       length=self.depth,
@@ -260,45 +163,47 @@ class ViT(nn.Module):
       split_rngs={'params': True, 'drop_path': True},
       in_axes=0 if dropping else nn.broadcast,
     )(
-      self.num_heads,
-      self.mlp_dim or 4 * self.width,
-      self.layer_scale,
-      self.norm_eps,
-      self.activation,
-      self.dtype,
+      num_heads=self.num_heads,
+      mlp_dim=self.mlp_dim or 4 * self.width,
+      layer_scale=self.layer_scale,
+      norm_eps=self.norm_eps,
+      activation=self.activation,
+      dtype=self.dtype,
       name='blocks',
     )
-    x, _ = blocks(x, jnp.linspace(0.0, self.drop_path, self.depth) if dropping else None)
+    drop_rates = jnp.linspace(0.0, self.drop_path, self.depth) if dropping else None
+    x, _ = blocks(x, drop_rates)
+    return x
 
-    if not self.norm_after_pool:
-      x = norm('norm')(x)
-    pooled = [x[:, 0]] if 'token' in self.pool else []
+  def _pool(self, x: jax.Array) -> jax.Array:
+    """Tokens to features, [batch, width], or twice the width for 'token+gap'."""
+    pooled = []
+    if 'token' in self.pool:
+      pooled.append(x[:, 0])
     if 'gap' in self.pool:
       pooled.append(x[:, int(self.class_token) :].mean(axis=1))
-    x = jnp.concatenate(pooled, axis=-1)
-    if self.norm_after_pool:
-      x = norm('norm')(x)
-    if self.pre_logits is not None:
-      x = nn.tanh(nn.Dense(self.pre_logits, dtype=self.dtype, name='pre_logits')(x))
-    if self.num_classes:
-      x = nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, name='head')(x)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return jnp.concatenate(pooled, axis=-1)
 
-  def _check(self, images):
+  def _norm(self, name: str) -> nn.LayerNorm:
+    return nn.LayerNorm(epsilon=self.norm_eps, dtype=self.dtype, name=name)
+
+  def _check(self, images: jax.Array) -> None:
     if images.ndim != 4 or any(side % self.patch_size for side in images.shape[1:3]):
       raise ValueError(
-        f'The ViT got images of shape {images.shape}; it expects [batch, height, width, channels] with height and width '
-        f'multiples of patch_size={self.patch_size}.'
+        f'The ViT got images of shape {images.shape}; it expects [batch, height, width, channels] '
+        f'with height and width multiples of patch_size={self.patch_size}.'
       )
     if self.width % self.num_heads:
       raise ValueError(
-        f'width={self.width} is not a multiple of num_heads={self.num_heads}; choose another number of heads.'
+        f'width={self.width} is not a multiple of num_heads={self.num_heads}; choose another '
+        'number of heads.'
       )
     if self.pool not in POOLS:
       raise ValueError(f"pool='{self.pool}' is unknown; it is one of {', '.join(POOLS)}.")
     if 'token' in self.pool and not self.class_token:
       raise ValueError(
-        f"pool='{self.pool}' reads the class token, but class_token=False; use pool='gap' or class_token=True."
+        f"pool='{self.pool}' reads the class token, but class_token=False; use pool='gap' or "
+        'class_token=True.'
       )
     if self.activation not in ACTIVATIONS:
       raise ValueError(
@@ -306,18 +211,54 @@ class ViT(nn.Module):
       )
 
 
-def vit(size: str, num_classes: int, **fields) -> ViT:
-  """The ViT of a published size: `vit('B', 10, patch_size=16)`; fields given override the size's."""
+def vit(size: str, num_classes: int, **fields: Any) -> ViT:
+  """The ViT of a published size.
+
+  Args:
+    size: key of `SIZES`.
+    num_classes: size of the head.
+    **fields: fields of `ViT`; they override those of the size.
+
+  Raises:
+    ValueError: the size is unknown.
+
+  Example:
+    >>> model = vit('B', 10, patch_size=32)
+    >>> model.width, model.depth, model.patch_size
+    (768, 12, 32)
+  """
   if size not in SIZES:
     raise ValueError(
-      f"ViT size '{size}' is unknown; the sizes are {', '.join(SIZES)}, or give width, depth and num_heads to ViT."
+      f"ViT size '{size}' is unknown; the sizes are {', '.join(SIZES)}, or give width, depth and "
+      'num_heads to ViT.'
     )
   return ViT(num_classes, **{**SIZES[size], **fields})
 
 
+# Fields that say how a model is run, and nothing of its parameters; two are Flax's own.
+RUN_TIME_FIELDS = ('parent', 'name', 'dtype', 'remat', 'drop_path')
+
+
 def describe(model: ViT) -> dict[str, Any]:
-  """The fields that a checkpoint of the model must remember, as JSON types; `ViT(**describe(model))` has the same parameters."""
-  run_time = ('parent', 'name', 'dtype', 'remat', 'drop_path')
+  """The fields that a checkpoint of the model must remember, as JSON types.
+
+  `ViT(**describe(model))` has the same parameters.
+  """
   return {
-    f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name not in run_time
+    field.name: getattr(model, field.name)
+    for field in dataclasses.fields(model)
+    if field.name not in RUN_TIME_FIELDS
   }
+
+
+def expected_params(model: ViT, image_size: ImageSize) -> dict[str, jax.ShapeDtypeStruct]:
+  """Shapes and types of the model's parameters, by 'path/of/parameter'.
+
+  Args:
+    model: the ViT.
+    image_size: size of its images, (height, width) where they are not square.
+  """
+  images = jax.ShapeDtypeStruct((1, *sides(image_size), 3), np.float32)
+  # The key is made inside: a concrete one would start a device.
+  variables = jax.eval_shape(lambda images: model.init(jax.random.key(0), images), images)
+  return flax.traverse_util.flatten_dict(variables['params'], sep='/')

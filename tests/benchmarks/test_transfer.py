@@ -8,7 +8,8 @@ import pytest
 from benchmarks import transfer, transfer_tasks, transfer_weights
 from glora_jax.data.catalog import find
 from glora_jax.models import translate, weights
-from glora_jax.models.vit import ViT
+from glora_jax.models.formats.format import Variant
+from glora_jax.models.vit import ViT, expected_params
 from glora_jax.runs.config import check_config
 
 
@@ -109,9 +110,10 @@ def small():
   rng = np.random.default_rng(0)
   flat = {
     name: rng.normal(0, 0.3, spec.shape).astype(np.float32)
-    for name, spec in weights.expected_params(model, 8).items()
+    for name, spec in expected_params(model, 8).items()
   }
-  _, tensors = translate.to_tensors(model, flat, translate.Source('hf_dinov2', 'safetensors'))
+  origin = translate.Origin('hf_dinov2', 'safetensors', Variant())
+  _, tensors = translate.to_tensors(model, flat, origin)
   return model, flax.traverse_util.unflatten_dict(flat, sep='/'), tensors
 
 

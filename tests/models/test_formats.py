@@ -15,8 +15,10 @@ from conftest import FIXTURES, randomized
 from flax import traverse_util
 
 from glora_jax.models import weights
-from glora_jax.models.containers import open_tensors, write_npz
-from glora_jax.models.formats import FORMATS, sincos_2d
+from glora_jax.models.containers.npz import write_npz
+from glora_jax.models.containers.opening import open_tensors
+from glora_jax.models.formats.flax_npz import sincos_2d
+from glora_jax.models.formats.table import FORMATS
 from glora_jax.models.vit import ViT
 
 FIXTURES = sorted(path for path in FIXTURES.iterdir() if path.is_dir())

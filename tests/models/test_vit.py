@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from glora_jax.models import vit
+from glora_jax.models import blocks, vit
 from glora_jax.models.vit import ViT
 
 IMAGES = jax.random.normal(jax.random.key(0), (3, 16, 16, 3))
@@ -75,7 +75,7 @@ def test_remat_changes_no_number():
 
 def test_drop_path_keeps_the_mean_and_drops_whole_examples():
   x = jnp.ones((20_000, 2, 3))
-  dropped = np.asarray(vit.drop_path(jax.random.key(0), x, 0.3))
+  dropped = np.asarray(blocks.drop_path(jax.random.key(0), x, 0.3))
   assert set(np.unique(dropped)) == {0, np.float32(1) / np.float32(0.7)}
   assert (dropped == dropped[:, :1, :1]).all()
   assert abs(dropped.mean() - 1) < 0.02

@@ -14,7 +14,7 @@ from conftest import randomized
 
 from glora_jax import tree
 from glora_jax.models import weights
-from glora_jax.models.vit import ViT
+from glora_jax.models.vit import ViT, describe
 
 MODEL = ViT(5, patch_size=8, width=12, depth=2, num_heads=2, layer_scale=0.1, pool='gap')
 IMAGES = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
@@ -60,7 +60,7 @@ def test_tensors_round_trip_bit_for_bit(saved):
   path, params = saved
   model, loaded, _ = weights.load(path)
   jax.tree.map(np.testing.assert_array_equal, loaded, params)
-  assert weights.describe(model) == weights.describe(MODEL)
+  assert describe(model) == weights.describe(MODEL)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,71 @@
+"""Opens a file of tensors by what is in it."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+
+from glora_jax.files import Path
+from glora_jax.models.containers.npz import Npz, check_unpacked_size
+from glora_jax.models.containers.pytorch import PyTorch
+from glora_jax.models.containers.safetensors import Safetensors
+from glora_jax.models.containers.tensors import Refused, Tensors, first_line
+
+_ZIP = b'PK'
+_PICKLE = b'\x80'
+_LEGACY_TORCH = b'\x8a\x0al\xfc\x9cF'  # the magic number of PyTorch before its files were zip files
+_HEADER_SIZE = 8  # bytes of a safetensors file that tell how long its JSON is
+
+
+def open_tensors(path: Path) -> Tensors:
+  """Opens a file by its contents; its name does not matter.
+
+  Args:
+    path: path of an npz, safetensors or PyTorch file.
+
+  Returns:
+    Names, shapes and types of the tensors, which are read one by one.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: it is empty, cut off, of another type, or declares what it cannot hold.
+    ImportError: it is a PyTorch file, and PyTorch is not installed.
+  """
+  path = os.fspath(path)
+  if not os.path.isfile(path):
+    raise FileNotFoundError(
+      f'There is no file {path}; give the path of an npz, safetensors or PyTorch checkpoint.'
+    )
+  if os.path.getsize(path) == 0:
+    raise ValueError(f'{path} is empty; get it again.')
+  with open(path, 'rb') as file:
+    start = file.read(16)
+  try:
+    opened = _open(path, start)
+  except ImportError:
+    raise
+  except Refused as error:
+    raise ValueError(str(error)) from error
+  except Exception as error:  # zipfile, zlib, NumPy, safetensors and PyTorch each have their own
+    raise ValueError(
+      f'{path} is damaged or cut off ({first_line(error)}); get it again.'
+    ) from error
+  if opened is None:
+    raise ValueError(
+      f'{path} is no npz, safetensors or PyTorch file (it starts with {start[:8]!r}).'
+    )
+  return opened
+
+
+def _open(path: str, start: bytes) -> Tensors | None:
+  """The opened file, or None where its first bytes are those of no known container."""
+  if start.startswith(_ZIP):
+    with zipfile.ZipFile(path) as archive:
+      check_unpacked_size(path, archive, os.path.getsize(path))
+      names = archive.namelist()
+    return PyTorch(path) if any(name.endswith('data.pkl') for name in names) else Npz(path)
+  if start[_HEADER_SIZE : _HEADER_SIZE + 1] == b'{':
+    return Safetensors(path)
+  if start.startswith(_PICKLE) or start[2:8] == _LEGACY_TORCH:
+    return PyTorch(path)
+  return None

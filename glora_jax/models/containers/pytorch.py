@@ -1,0 +1,103 @@
+"""PyTorch's files, which need PyTorch; they are read with `weights_only=True`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from glora_jax.files import Path, whole
+from glora_jax.models.containers.tensors import Refused, Tensors, TensorSpec, float_type
+
+# Keys under which checkpoints keep the weights.
+WRAPPERS = ('model', 'state_dict', 'teacher', 'module')
+
+
+class PyTorch(Tensors):
+  """An opened PyTorch file, whose tensors are let go one by one as they are read."""
+
+  container = 'torch'
+
+  def __init__(self, path: str):
+    self._torch = _import_torch(path)
+    content = _load(self._torch, path)
+    wrapper = _wrapper(content)
+    self._state = _state(self._torch, path, content[wrapper] if wrapper else content)
+    specs = {
+      name: TensorSpec(tuple(value.shape), float_type(str(value.dtype).removeprefix('torch.')))
+      for name, value in self._state.items()
+    }
+    super().__init__(path, specs, wrapper=wrapper)
+
+  def _read(self, name: str) -> np.ndarray:
+    value = self._state.pop(name).detach()
+    if value.dtype == self._torch.bfloat16:
+      return value.view(self._torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return value.numpy()
+
+  def _blocks(self, name: str) -> Iterator[np.ndarray]:
+    return iter(self._read(name))
+
+
+def _load(torch: ModuleType, path: str) -> Any:
+  try:
+    return torch.load(path, map_location='cpu', weights_only=True)
+  except Exception as error:
+    unsafe = 'eights_only' in str(error) or 'npickl' in str(error)
+    fault = 'holds more than tensors, or is damaged' if unsafe else 'is damaged or cut off'
+    raise Refused(f'{path} {fault}: PyTorch does not load it with weights_only=True.') from error
+
+
+def _wrapper(content: Any) -> str | None:
+  if isinstance(content, dict):
+    for key in WRAPPERS:
+      if isinstance(content.get(key), dict):
+        return key
+  return None
+
+
+def _state(torch: ModuleType, path: str, content: Any) -> dict[str, Any]:
+  """The tensors of a state dict by name, each checked to be as large as it declares."""
+  state = {}
+  for name, value in content.items() if isinstance(content, dict) else ():
+    if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+      continue
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+      raise Refused(
+        f'{path}: the tensor {name} declares shape {tuple(value.shape)}, and fewer numbers are '
+        'there; that is no checkpoint.'
+      )
+    state[name] = value
+  if not state:
+    raise Refused(f'{path} holds no tensors by name; a state dict is expected.')
+  return state
+
+
+def write_torch(path: Path, tensors: dict[str, np.ndarray], wrapper: str | None = None) -> None:
+  """Writes a PyTorch state dict, whole or not at all; below the key `wrapper` if it is given."""
+  torch = _import_torch(path)
+  state = {name: _to_torch(torch, value) for name, value in tensors.items()}
+  with whole(path) as temporary:
+    torch.save({wrapper: state} if wrapper else state, temporary)
+
+
+def _to_torch(torch: ModuleType, value: np.ndarray) -> Any:
+  value = np.asarray(value, order='C')
+  if value.dtype == ml_dtypes.bfloat16:
+    return torch.from_numpy(value.view(np.int16)).view(torch.bfloat16)
+  return torch.from_numpy(value)
+
+
+def _import_torch(path: Path) -> ModuleType:
+  with contextlib.suppress(ImportError):
+    import torch
+
+    return torch
+  raise ImportError(
+    f'{path} is a PyTorch file and needs PyTorch: pip install torch. '
+    'Or convert it to safetensors where PyTorch is.'
+  )

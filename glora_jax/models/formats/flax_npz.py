@@ -1,0 +1,263 @@
+"""The npz files of vision_transformer and of big_vision, two code bases in Flax."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from glora_jax.models.formats.format import (
+  Flat,
+  Format,
+  Reading,
+  Shapes,
+  Variant,
+  depth,
+  fold_class_position,
+  fold_layer_scale,
+  patch_side,
+)
+from glora_jax.models.formats.rules import Rule, positions, same
+from glora_jax.models.vit import ViT
+
+log = logging.getLogger(__name__)
+
+_ENCODER = 'Transformer/encoderblock'
+
+# Where position embeddings stand in vision_transformer, and in big_vision early and late.
+_VIT_JAX_POSITIONS = 'Transformer/posembed_input/pos_embedding'
+_BIG_VISION_POSITIONS = 'pos_embedding'
+_POSITIONS = (_VIT_JAX_POSITIONS, 'Transformer/pos_embedding', _BIG_VISION_POSITIONS)
+
+
+class BlockNames(NamedTuple):
+  """Names of the modules of a block, which Flax numbers in the order of their construction."""
+
+  norm2: str
+  attention: str
+  mlp: str
+
+
+# vision_transformer numbers all modules together, big_vision those of each class.
+_NUMBERED_TOGETHER = BlockNames('LayerNorm_2', 'MultiHeadDotProductAttention_1', 'MlpBlock_3')
+_NUMBERED_BY_CLASS = BlockNames('LayerNorm_1', 'MultiHeadDotProductAttention_0', 'MlpBlock_0')
+
+
+@dataclasses.dataclass(frozen=True)
+class NpzVariant(Variant):
+  """How an npz file is laid out.
+
+  Attributes:
+    scanned: whether the blocks are stacked in one tensor, as `nn.scan` has them.
+    classic: whether the modules of a block are numbered together.
+    position: name of the position embedding; None where it is computed, and not in the file.
+  """
+
+  scanned: bool = False
+  classic: bool = False
+  position: str | None = _BIG_VISION_POSITIONS
+
+  @property
+  def block(self) -> str:
+    """Path of a block; '{}' stands for its number."""
+    return _ENCODER if self.scanned else f'{_ENCODER}_{{}}'
+
+  @property
+  def names(self) -> BlockNames:
+    """Names of the modules of a block."""
+    return _NUMBERED_TOGETHER if self.classic else _NUMBERED_BY_CLASS
+
+
+class FlaxNpz(Format[NpzVariant]):
+  """One of the layouts of vision_transformer and big_vision, which differ in names alone."""
+
+  signature = _ENCODER
+  patch_kernel = 'embedding/kernel'
+  container = 'npz'
+  config_fields = frozenset({'norm_eps', 'activation'})  # heads are an axis of the tensors
+  interpolation = 'linear_corners'
+  tolerates_strangers = True
+
+  def __init__(self, name: str, variant: NpzVariant):
+    self.name = name
+    self.variant = variant
+
+  def read_shape(self, shapes: Shapes) -> Reading:
+    """As `Format.read_shape`; the number of heads is an axis of the query."""
+    patches = shapes[self.patch_kernel]
+    variant = _read_variant(shapes)
+    block, names = variant.block.format(0), variant.names
+    query = shapes[f'{block}/{names.attention}/query/kernel']
+    class_token = 'cls' in shapes
+    if variant.scanned:
+      blocks = shapes[f'{block}/LayerNorm_0/scale'][0]
+    else:
+      blocks = depth(shapes, rf'{_ENCODER}_(\d+)/')
+    fields = {
+      'width': patches[3],
+      'patch_size': patch_side(patches[0], patches[1]),
+      'num_heads': query[-2],
+      'depth': blocks,
+      'mlp_dim': shapes[f'{block}/{names.mlp}/Dense_0/kernel'][-1],
+      'class_token': class_token,
+      'pool': 'token' if class_token else 'gap',
+      'pre_logits': shapes['pre_logits/kernel'][1] if 'pre_logits/kernel' in shapes else None,
+      'num_classes': shapes['head/kernel'][1] if 'head/kernel' in shapes else 0,
+      'norm_eps': 1e-6,
+      'activation': 'gelu_tanh',
+    }
+    tokens = shapes[variant.position][1] if variant.position else None
+    return Reading(fields, variant, tokens)
+
+  def rules(self, model: ViT, variant: NpzVariant) -> list[Rule]:
+    """As `Format.rules`; heads are an axis of the attention's kernels."""
+    block, names = variant.block, variant.names
+    return [
+      same('cls', 'cls'),
+      self._position_rule(model, variant),
+      *_linear('embed', 'embedding'),
+      *_norm('blocks/norm1', f'{block}/LayerNorm_0'),
+      *_attention(model, f'{block}/{names.attention}'),
+      *_norm('blocks/norm2', f'{block}/{names.norm2}'),
+      *_linear('blocks/mlp/fc1', f'{block}/{names.mlp}/Dense_0'),
+      *_linear('blocks/mlp/fc2', f'{block}/{names.mlp}/Dense_1'),
+      *_norm('norm', 'Transformer/encoder_norm'),
+      *_linear('pre_logits', 'pre_logits'),
+      *_linear('head', 'head'),
+    ]
+
+  def _position_rule(self, model: ViT, variant: NpzVariant) -> Rule:
+    if variant.position is None:
+      return Rule(
+        'pos_embed',
+        theirs=(),
+        to_ours=lambda shape: sincos_2d(shape, model.class_token),
+        to_theirs=lambda pos_embed: (),
+      )
+    lacks_class_position = model.class_token and not variant.class_pos
+    return positions(variant.position, lacks_class_position=lacks_class_position)
+
+  def represent(self, model: ViT, flat: Flat, variant: NpzVariant) -> tuple[ViT, Flat]:
+    """As `Format.represent`; a model with a class token reads it, one without takes the mean."""
+    model, flat = fold_layer_scale(model, flat)
+    if model.norm_after_pool:
+      raise self.refusal('that the last LayerNorm stands after pooling')
+    self.require_pool(model, ('token',) if model.class_token else ('gap',))
+    if model.activation != 'gelu_tanh':
+      log.warning(
+        "%s computes GELU by its tanh approximation, and this model has activation='%s': "
+        'logits will differ slightly.',
+        self.name,
+        model.activation,
+      )
+    flat = fold_class_position(model, flat, variant)
+    if variant.position is None:
+      computed = sincos_2d(flat['pos_embed'].shape, model.class_token)
+      if not np.array_equal(computed, flat['pos_embed']):
+        raise self.refusal('a position embedding that is not the computed one')
+    return model, flat
+
+  def nearest(self, variant: NpzVariant) -> FlaxNpz:
+    """As `Format.nearest`; a file may mix what the code bases have had over the years."""
+
+    def likeness(other: FlaxNpz) -> int:
+      own = other.variant
+      pairs = (
+        (own.scanned, variant.scanned),
+        (own.classic, variant.classic),
+        (own.position, variant.position),
+      )
+      return sum(ours == theirs for ours, theirs in pairs)
+
+    return max(FORMATS, key=likeness)
+
+  def resize_positions(
+    self, pos_embed: np.ndarray, old: tuple[int, int], new: tuple[int, int], variant: NpzVariant
+  ) -> np.ndarray:
+    """As `Format.resize_positions`; computed positions are computed for the new grid."""
+    if variant.position is not None:
+      return super().resize_positions(pos_embed, old, new, variant)
+    _, tokens, width = pos_embed.shape
+    class_tokens = tokens - math.prod(old)
+    return sincos_2d((1, math.prod(new) + class_tokens, width), bool(class_tokens))
+
+
+def _read_variant(shapes: Shapes) -> NpzVariant:
+  scanned = any(name.startswith(f'{_ENCODER}/') for name in shapes)
+  block = _ENCODER if scanned else f'{_ENCODER}_0'
+  return NpzVariant(
+    scanned=scanned,
+    classic=f'{block}/{_NUMBERED_TOGETHER.attention}/query/kernel' in shapes,
+    position=next((name for name in _POSITIONS if name in shapes), None),
+  )
+
+
+def _linear(ours: str, theirs: str) -> list[Rule]:
+  return [same(f'{ours}/{part}', f'{theirs}/{part}') for part in ('kernel', 'bias')]
+
+
+def _norm(ours: str, theirs: str) -> list[Rule]:
+  return [same(f'{ours}/{part}', f'{theirs}/{part}') for part in ('scale', 'bias')]
+
+
+def _attention(model: ViT, theirs: str) -> list[Rule]:
+  """Kernels of queries, keys and values are [width, heads, head width]; `out` has heads first."""
+  width, heads = model.width, model.num_heads
+  head_width = width // heads
+  qkv = [f'{theirs}/{name}' for name in ('query', 'key', 'value')]
+  return [
+    Rule(
+      'blocks/attn/qkv/kernel',
+      tuple(f'{name}/kernel' for name in qkv),
+      lambda *kernels: np.concatenate([k.reshape(width, width) for k in kernels], axis=1),
+      lambda kernel: tuple(
+        part.reshape(width, heads, head_width) for part in np.split(kernel, 3, axis=1)
+      ),
+    ),
+    Rule(
+      'blocks/attn/qkv/bias',
+      tuple(f'{name}/bias' for name in qkv),
+      lambda *biases: np.concatenate([b.reshape(width) for b in biases]),
+      lambda bias: tuple(part.reshape(heads, head_width) for part in np.split(bias, 3)),
+    ),
+    Rule(
+      'blocks/attn/proj/kernel',
+      (f'{theirs}/out/kernel',),
+      lambda kernel: kernel.reshape(width, width),
+      lambda kernel: (kernel.reshape(heads, head_width, width),),
+    ),
+    same('blocks/attn/proj/bias', f'{theirs}/out/bias'),
+  ]
+
+
+def sincos_2d(shape: tuple[int, int, int], class_token: bool) -> np.ndarray:
+  """The fixed position embedding of a square grid (Chen et al. 2021, arXiv 2104.02057).
+
+  big_vision's models with `posemb='sincos2d'` have no position embedding in the file: this is it.
+
+  Args:
+    shape: (1, tokens, width).
+    class_token: whether the first token is a class token, whose position is zero.
+
+  Returns:
+    Position embedding, float32 [1, tokens, width].
+  """
+  _, tokens, width = shape
+  side = math.isqrt(tokens - class_token)
+  rows, columns = (axis.reshape(-1, 1) for axis in np.mgrid[:side, :side])
+  quarter = width // 4
+  frequencies = (1 / 10_000 ** (np.arange(quarter) / (quarter - 1)))[None]
+  x, y = columns * frequencies, rows * frequencies
+  grid = np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1)
+  class_pos = np.zeros((int(class_token), width))
+  return np.concatenate([class_pos, grid])[None].astype(np.float32)
+
+
+FORMATS = (
+  FlaxNpz('vit_jax', NpzVariant(classic=True, position=_VIT_JAX_POSITIONS)),
+  FlaxNpz('big_vision', NpzVariant(class_pos=False)),
+  FlaxNpz('big_vision_scan', NpzVariant(class_pos=False, scanned=True)),
+)

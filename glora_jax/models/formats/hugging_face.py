@@ -1,0 +1,381 @@
+"""The checkpoints of Hugging Face transformers: ViT and DINOv2.
+
+Each has two sets of names: those in files, which `from_pretrained` and `save_pretrained` use, and
+those of the modules in transformers 5, which a saved `state_dict()` has.
+"""
+
+from __future__ import annotations
+
+import abc
+import os
+import re
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from glora_jax.data.normalization import statistics
+from glora_jax.models.formats.format import (
+  HEADS,
+  Flat,
+  Format,
+  Reading,
+  Shapes,
+  Variant,
+  depth,
+  fold_layer_scale,
+  patch_side,
+)
+from glora_jax.models.formats.rules import (
+  Rule,
+  positions,
+  same,
+  torch_conv,
+  torch_linear,
+  torch_norm,
+  torch_qkv,
+)
+from glora_jax.models.metadata import Metadata, normalization_of, read_json, sides
+from glora_jax.models.vit import ViT
+
+# transformers' names of the activations, and ours; where two of theirs are one of ours, the first
+# is written.
+ACTIVATIONS = {
+  'gelu': 'gelu',
+  'gelu_new': 'gelu_tanh',
+  'gelu_pytorch_tanh': 'gelu_tanh',
+  'quick_gelu': 'quick_gelu',
+}
+PREPROCESSOR = 'preprocessor_config.json'
+BICUBIC = 3  # as Pillow counts its filters
+
+
+class BlockNames(NamedTuple):
+  """Names of the modules of a block; '{}' stands for its number.
+
+  Attributes:
+    norm1: LayerNorm before attention.
+    norm2: LayerNorm before the MLP.
+    qkv: projections to queries, keys and values.
+    proj: projection of what attention gives.
+    fc1: first layer of the MLP.
+    fc2: second layer of the MLP.
+  """
+
+  norm1: str
+  norm2: str
+  qkv: tuple[str, str, str]
+  proj: str
+  fc1: str
+  fc2: str
+
+
+class HuggingFace(Format[Variant]):
+  """What ViT and DINOv2 have in common in transformers.
+
+  Attributes:
+    block: names of a block's modules.
+    title: the beginning of the names of its classes.
+    norm_eps: what its LayerNorms add, where no config says.
+  """
+
+  patch_kernel = 'embeddings.patch_embeddings.projection.weight'
+  unprefixed = r'classifier\.'
+  unused = r'embeddings\.mask_token$|pooler\.'
+  interpolation = 'bicubic'
+  variant = Variant()
+  title: ClassVar[str]
+  norm_eps: ClassVar[float]
+
+  def __init__(self, name: str, signature: str, block: BlockNames):
+    self.name = name
+    self.signature = signature
+    self.block = block
+
+  @abc.abstractmethod
+  def scale_rules(self) -> list[Rule]:
+    """Rules of LayerScale."""
+
+  @abc.abstractmethod
+  def fit_layer_scale(self, model: ViT, flat: Flat) -> tuple[ViT, Flat]:
+    """An equal model with LayerScale if, and only if, the code base has it."""
+
+  @abc.abstractmethod
+  def pool(self, num_classes: int) -> str:
+    """How a model with so many classes pools; none are features alone."""
+
+  @abc.abstractmethod
+  def own_config(self, model: ViT, tensors: Flat) -> dict[str, Any]:
+    """What only the config of this architecture says."""
+
+  def read_shape(self, shapes: Shapes) -> Reading:
+    """As `Format.read_shape`; the layers of every file are the same."""
+    patches = shapes[self.patch_kernel]
+    num_classes = shapes['classifier.weight'][0] if 'classifier.weight' in shapes else 0
+    pre_logits = None
+    # A classifier reads the class token itself; only a model without one gives what its pooler
+    # makes of it.
+    if 'pooler.dense.weight' in shapes and not num_classes:
+      pre_logits = shapes['pooler.dense.weight'][0]
+    fields = {
+      'width': patches[0],
+      'patch_size': patch_side(patches[2], patches[3]),
+      'num_heads': HEADS.get(patches[0]),
+      'depth': depth(shapes, re.escape(self.block.norm1).replace(r'\{\}', r'(\d+)')),
+      'mlp_dim': shapes[self.block.fc1.format(0) + '.weight'][0],
+      'layer_scale': 1.0 if self.scale_rules() else None,
+      'pool': self.pool(num_classes),
+      'pre_logits': pre_logits,
+      'num_classes': num_classes,
+      'norm_eps': self.norm_eps,
+      'activation': 'gelu',
+    }
+    return Reading(fields, Variant(), tokens=shapes['embeddings.position_embeddings'][1])
+
+  def rules(self, model: ViT, variant: Variant) -> list[Rule]:
+    """As `Format.rules`; queries, keys and values are layers of their own."""
+    block = self.block
+    return [
+      same('cls', 'embeddings.cls_token'),
+      positions('embeddings.position_embeddings', lacks_class_position=False),
+      *torch_conv('embed', self.patch_kernel.removesuffix('.weight')),
+      *self.scale_rules(),
+      *torch_norm('blocks/norm1', block.norm1),
+      *torch_qkv('blocks/attn/qkv', block.qkv),
+      *torch_linear('blocks/attn/proj', block.proj),
+      *torch_norm('blocks/norm2', block.norm2),
+      *torch_linear('blocks/mlp/fc1', block.fc1),
+      *torch_linear('blocks/mlp/fc2', block.fc2),
+      *torch_norm('norm', 'layernorm'),
+      *torch_linear('pre_logits', 'pooler.dense'),
+      *torch_linear('head', 'classifier'),
+    ]
+
+  def represent(self, model: ViT, flat: Flat, variant: Variant) -> tuple[ViT, Flat]:
+    """As `Format.represent`; there is always a class token, and no LayerNorm after pooling."""
+    if not model.class_token:
+      raise self.refusal('a model without class token')
+    if model.norm_after_pool:
+      raise self.refusal('that the last LayerNorm stands after pooling')
+    model, flat = self.fit_layer_scale(model, flat)
+    model, flat = self.fit_head(model, flat)
+    self.require_pool(model, (self.pool(model.num_classes),))
+    if model.num_classes and model.pre_logits is not None:
+      raise self.refusal('pre-logits and a head together')
+    return model, flat
+
+  def fit_head(self, model: ViT, flat: Flat) -> tuple[ViT, Flat]:
+    """An equal model whose head reads what the code base's heads read, where there is one."""
+    return model, flat
+
+  def prefix(self, model: ViT, given: str) -> str:
+    """As `Format.prefix`; a classifier keeps its encoder below the name of the architecture."""
+    return f'{self.title.lower()}.' if model.num_classes else given
+
+  def read_config(self, config: Mapping[str, Any], folder: str) -> dict[str, Any]:
+    """As `Format.read_config`; the normalization stands in a file of its own."""
+    if config.get('model_type') not in ('vit', 'dinov2'):
+      return {}
+    if config.get('use_swiglu_ffn'):
+      raise ValueError(
+        'use_swiglu_ffn=true, a ViT with SwiGLU instead of the plain MLP, is not supported; DINOv2 '
+        'giant is one, S, B and L are not.'
+      )
+    activation = config.get('hidden_act', 'gelu')
+    if activation not in ACTIVATIONS:
+      raise ValueError(
+        f"hidden_act='{activation}' is not supported; the ones that are: {', '.join(ACTIVATIONS)}."
+      )
+    hints = {
+      'activation': ACTIVATIONS[activation],
+      'num_heads': config.get('num_attention_heads'),
+      'norm_eps': config.get('layer_norm_eps'),
+      'image_size': config.get('image_size'),
+    }
+    labels = config.get('id2label') or {}
+    if labels and not all(label.startswith('LABEL_') for label in labels.values()):
+      hints['classes'] = [labels[number] for number in sorted(labels, key=int)]
+    preprocessor = read_json(os.path.join(folder, PREPROCESSOR)) or {}
+    if preprocessor.get('do_normalize') is False:
+      hints['normalization'] = 'unit'
+    elif 'image_mean' in preprocessor:
+      hints['normalization'] = normalization_of(
+        preprocessor['image_mean'], preprocessor['image_std']
+      )
+    return hints
+
+  def side_files(
+    self, model: ViT, metadata: Metadata, variant: Variant, tensors: Flat
+  ) -> dict[str, dict[str, Any]]:
+    """As `Format.side_files`; for `from_pretrained`."""
+    kind = 'ForImageClassification' if model.num_classes else 'Model'
+    config = {
+      'architectures': [f'{self.title}{kind}'],
+      'model_type': self.title.lower(),
+      'hidden_size': model.width,
+      'num_hidden_layers': model.depth,
+      'num_attention_heads': model.num_heads,
+      'image_size': metadata['image_size'],
+      'patch_size': model.patch_size,
+      'num_channels': 3,
+      'qkv_bias': True,
+      'hidden_act': _activation_name(model.activation),
+      'layer_norm_eps': model.norm_eps,
+      **self.own_config(model, tensors),
+    }
+    if model.num_classes:
+      classes = metadata.get('classes') or [f'LABEL_{n}' for n in range(model.num_classes)]
+      config['id2label'] = {str(number): name for number, name in enumerate(classes)}
+      config['label2id'] = {name: number for number, name in enumerate(classes)}
+    files = {'config.json': config}
+    if metadata.get('normalization') is not None:
+      files[PREPROCESSOR] = _preprocessor(metadata)
+    return files
+
+
+class HuggingFaceViT(HuggingFace):
+  """`ViTModel` and `ViTForImageClassification`, which read the class token."""
+
+  title = 'ViT'
+  norm_eps = 1e-12
+
+  def scale_rules(self) -> list[Rule]:
+    """There is no LayerScale."""
+    return []
+
+  def fit_layer_scale(self, model: ViT, flat: Flat) -> tuple[ViT, Flat]:
+    """LayerScale is folded into the layers before it."""
+    return fold_layer_scale(model, flat)
+
+  def pool(self, num_classes: int) -> str:
+    """The class token is read, whether there is a head or not."""
+    return 'token'
+
+  def own_config(self, model: ViT, tensors: Flat) -> dict[str, Any]:
+    """The width of the MLPs."""
+    return {'intermediate_size': model.mlp_dim or 4 * model.width}
+
+
+class HuggingFaceDinov2(HuggingFace):
+  """`Dinov2Model`, and `Dinov2ForImageClassification`, which reads class token and mean patch."""
+
+  title = 'Dinov2'
+  norm_eps = 1e-6
+
+  def scale_rules(self) -> list[Rule]:
+    """LayerScale is called lambda1, which is nested in each of two modules."""
+    return [
+      same('blocks/scale1/gamma', 'encoder.layer.{}.layer_scale1.lambda1'),
+      same('blocks/scale2/gamma', 'encoder.layer.{}.layer_scale2.lambda1'),
+    ]
+
+  def fit_layer_scale(self, model: ViT, flat: Flat) -> tuple[ViT, Flat]:
+    """A model without LayerScale gets one that scales by 1."""
+    if model.layer_scale is not None:
+      return model, flat
+    ones = np.ones((model.depth, model.width), flat['cls'].dtype)
+    scales = {'blocks/scale1/gamma': ones, 'blocks/scale2/gamma': ones}
+    return model.clone(layer_scale=1.0), {**flat, **scales}
+
+  def pool(self, num_classes: int) -> str:
+    """A classifier reads class token and mean patch side by side."""
+    return 'token+gap' if num_classes else 'token'
+
+  def fit_head(self, model: ViT, flat: Flat) -> tuple[ViT, Flat]:
+    """A head that reads one half of what DINOv2's read is zero for the other."""
+    if not model.num_classes or model.pool == 'token+gap':
+      return model, flat
+    head = flat['head/kernel']
+    halves = [head, np.zeros_like(head)]
+    kernel = np.concatenate(halves if model.pool == 'token' else halves[::-1])
+    return model.clone(pool='token+gap'), {**flat, 'head/kernel': kernel}
+
+  def placeholders(self, width: int, dtype: np.dtype) -> Flat:
+    """A token for masked patches, which only DINOv2's pretraining uses."""
+    return {'embeddings.mask_token': np.zeros((1, width), dtype)}
+
+  def own_config(self, model: ViT, tensors: Flat) -> dict[str, Any]:
+    """The width of the MLPs, as a multiple of the model's; LayerScale; the mask token."""
+    mlp_dim = model.mlp_dim or 4 * model.width
+    if mlp_dim % model.width:
+      raise self.refusal(f'mlp_dim={mlp_dim}, which is no multiple of the width')
+    return {
+      'mlp_ratio': mlp_dim // model.width,
+      'layerscale_value': 1.0,
+      'use_swiglu_ffn': False,
+      'use_mask_token': any('mask_token' in name for name in tensors),
+    }
+
+
+def _activation_name(activation: str) -> str:
+  return next(name for name, ours in ACTIVATIONS.items() if ours == activation)
+
+
+def _preprocessor(metadata: Metadata) -> dict[str, Any]:
+  """What `AutoImageProcessor` reads."""
+  height, width = sides(metadata['image_size'])
+  mean, deviation = statistics(metadata['normalization'])
+  return {
+    'image_processor_type': 'ViTImageProcessor',
+    'do_normalize': True,
+    'do_rescale': True,
+    'do_resize': True,
+    'image_mean': list(mean),
+    'image_std': list(deviation),
+    'resample': BICUBIC,
+    'rescale_factor': 1 / 255,
+    'size': {'height': height, 'width': width},
+  }
+
+
+_ENCODER = 'encoder.layer.{}'
+
+VIT_BLOCK = BlockNames(
+  norm1=f'{_ENCODER}.layernorm_before',
+  norm2=f'{_ENCODER}.layernorm_after',
+  qkv=(
+    f'{_ENCODER}.attention.attention.query',
+    f'{_ENCODER}.attention.attention.key',
+    f'{_ENCODER}.attention.attention.value',
+  ),
+  proj=f'{_ENCODER}.attention.output.dense',
+  fc1=f'{_ENCODER}.intermediate.dense',
+  fc2=f'{_ENCODER}.output.dense',
+)
+VIT_BLOCK_MODULES = BlockNames(
+  norm1='layers.{}.layernorm_before',
+  norm2='layers.{}.layernorm_after',
+  qkv=(
+    'layers.{}.attention.q_proj',
+    'layers.{}.attention.k_proj',
+    'layers.{}.attention.v_proj',
+  ),
+  proj='layers.{}.attention.o_proj',
+  fc1='layers.{}.mlp.fc1',
+  fc2='layers.{}.mlp.fc2',
+)
+DINOV2_BLOCK = BlockNames(
+  norm1=f'{_ENCODER}.norm1',
+  norm2=f'{_ENCODER}.norm2',
+  qkv=VIT_BLOCK.qkv,
+  proj=VIT_BLOCK.proj,
+  fc1=f'{_ENCODER}.mlp.fc1',
+  fc2=f'{_ENCODER}.mlp.fc2',
+)
+DINOV2_BLOCK_MODULES = DINOV2_BLOCK._replace(
+  qkv=(
+    f'{_ENCODER}.attention.q_proj',
+    f'{_ENCODER}.attention.k_proj',
+    f'{_ENCODER}.attention.v_proj',
+  ),
+  proj=f'{_ENCODER}.attention.o_proj',
+)
+
+FORMATS = (
+  HuggingFaceViT('hf_vit', r'encoder\.layer\.\d+\.layernorm_before', VIT_BLOCK),
+  HuggingFaceViT('hf_vit_modules', r'layers\.\d+\.layernorm_before', VIT_BLOCK_MODULES),
+  HuggingFaceDinov2('hf_dinov2', r'encoder\.layer\.\d+\.attention\.attention\.query', DINOV2_BLOCK),
+  HuggingFaceDinov2(
+    'hf_dinov2_modules', r'encoder\.layer\.\d+\.attention\.q_proj', DINOV2_BLOCK_MODULES
+  ),
+)

@@ -1,0 +1,86 @@
+"""All formats by name, and which of them a file is in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from glora_jax.models.formats import flax_npz, hugging_face, timm
+from glora_jax.models.formats.format import Format
+from glora_jax.models.verification import grouped
+
+FORMATS: dict[str, Format[Any]] = {
+  format.name: format for format in (timm.FORMAT, *hugging_face.FORMATS, *flax_npz.FORMATS)
+}
+
+# Names of tensors that only other architectures have; the first pattern that fits explains why a
+# file is no plain ViT.
+OTHER_ARCHITECTURES = {
+  r'dist_token|distillation_token|head_dist|distillation_classifier': (
+    'a DeiT with a distillation token and head; take the plain DeiT'
+  ),
+  r'weights_in|mlp\.w12|fc1_g|gate_proj': (
+    'a ViT with SwiGLU instead of the plain MLP; DINOv2 giant is one, S, B and L are not'
+  ),
+  r'register_tokens|reg_token': 'a ViT with register tokens; take the variant without',
+  r'MAPHead_|attn_pool|(^|/)probe$': (
+    'a ViT that pools by attention (SigLIP for instance); a class token or averaging is expected'
+  ),
+  r'[qk]_norm': 'a ViT that normalizes queries and keys',
+  r'relative_position|rel_pos|rope': 'a ViT with relative or rotary positions',
+  r'\.gamma_[12]$': 'a BEiT or CaiT',
+}
+
+# The state of an optimizer has the names of parameters below the first, and is no model; Flax once
+# kept the parameters themselves below the second.
+_OPTIMIZER = 'opt/'
+_OLD_PARAMETERS = 'opt/target/'
+
+
+class Detection(NamedTuple):
+  """A model that a file holds.
+
+  Attributes:
+    format: format that the file is in.
+    prefix: what stands before all names of the model's tensors.
+  """
+
+  format: Format[Any]
+  prefix: str
+
+
+def detect(names: Iterable[str]) -> list[Detection]:
+  """All models that a file holds, by the names of its tensors; one for each of several towers."""
+  names = list(names)
+  found: dict[str, Detection] = {}
+  for format in FORMATS.values():
+    for prefix in _prefixes(format, names):
+      below = (name.removeprefix(prefix) for name in names if name.startswith(prefix))
+      if prefix not in found and any(re.match(format.signature, name) for name in below):
+        found[prefix] = Detection(format, prefix)
+  return list(found.values())
+
+
+def _prefixes(format: Format[Any], names: Iterable[str]) -> Iterator[str]:
+  for name in names:
+    if not name.endswith(format.patch_kernel):
+      continue
+    prefix = name.removesuffix(format.patch_kernel)
+    is_path = prefix == '' or prefix.endswith(('.', '/'))
+    is_moment = prefix.startswith(_OPTIMIZER) and not prefix.startswith(_OLD_PARAMETERS)
+    if is_path and not is_moment:
+      yield prefix
+
+
+def explain(names: Iterable[str]) -> str:
+  """A sentence on the other architecture that tensors belong to, naming them; '' for a plain ViT.
+
+  >>> explain(['cls_token', 'dist_token'])
+  'It is a DeiT with a distillation token and head; take the plain DeiT (dist_token).'
+  """
+  names = list(names)
+  for pattern, architecture in OTHER_ARCHITECTURES.items():
+    if foreign := [name for name in names if re.search(pattern, name)]:
+      return f'It is {architecture} ({grouped(foreign)}).'
+  return ''

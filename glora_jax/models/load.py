@@ -1,0 +1,254 @@
+"""Reads a checkpoint of the ViT, whoever wrote it."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from glora_jax.data.normalization import Normalization
+from glora_jax.files import Path
+from glora_jax.models import config_json
+from glora_jax.models.containers.opening import open_tensors
+from glora_jax.models.containers.tensors import Container, Tensors
+from glora_jax.models.folder import locate
+from glora_jax.models.formats.format import Format, Reading
+from glora_jax.models.formats.table import FORMATS, detect, explain
+from glora_jax.models.grid import find_grid
+from glora_jax.models.metadata import OURS, Metadata, shortest
+from glora_jax.models.own_file import read_own
+from glora_jax.models.translate import Origin, PlainNames, read_params
+from glora_jax.models.verification import grouped
+from glora_jax.models.vit import ViT, expected_params
+
+log = logging.getLogger(__name__)
+
+
+class Checkpoint(NamedTuple):
+  """A model, its parameters, and what else is known of it.
+
+  Attributes:
+    model: the ViT.
+    params: nested dictionary of NumPy arrays.
+    metadata: see `metadata.Metadata`.
+  """
+
+  model: ViT
+  params: dict[str, Any]
+  metadata: Metadata
+
+
+def load(
+  path: Path,
+  *,
+  image_size: int | tuple[int, int] | None = None,
+  normalization: Normalization | None = None,
+  **fields: Any,
+) -> Checkpoint:
+  """Reads a checkpoint of any known format, which its contents tell.
+
+  The model's shape is read off the file. A `config.json` of the same code base beside it tells what
+  tensors cannot: the LayerNorm epsilon, the activation, normalization, class names, and the number
+  of heads. Without it, that of the published model of the same width is assumed; npz files know it.
+
+  Args:
+    path: path of a file, or of a folder with one.
+    image_size: image size that the position embedding was made for, (height, width) where its grid
+      is not square; `refit` is for another.
+    normalization: normalization of the images that the model was trained on, where nothing else
+      tells it.
+    **fields: fields of the ViT, `num_heads=8` for instance; they override what file and
+      `config.json` say.
+
+  Returns:
+    (model, params, metadata). Metadata has 'image_size', 'normalization' and, where they are known,
+    'classes' and 'resize'; for foreign files also 'source', which `save` takes.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ImportError: it is a PyTorch file, and PyTorch is not installed.
+    ValueError: the file is damaged, hostile or of another architecture; its tensors are not those
+      of its model, and every one that is missing, unexpected or misshaped is named; or a field
+      cannot be.
+
+  Example:
+    >>> from glora_jax.models import weights
+    >>> model, params, metadata = weights.load(weights.EMBEDDED_FILE)
+    >>> model.width, model.depth, metadata['image_size']
+    (96, 8, 28)
+  """
+  check_fields(fields)
+  tensors = open_tensors(locate(path))
+  if OURS not in tensors.metadata:
+    return _load_foreign(tensors, image_size, normalization, fields)
+  if image_size is not None:
+    raise ValueError(
+      f'{tensors.path} knows its image_size itself; weights.refit resizes the model for another.'
+    )
+  model, params, metadata = read_own(tensors)
+  return Checkpoint(model.clone(**fields), params, metadata)
+
+
+def _load_foreign(
+  tensors: Tensors,
+  image_size: int | tuple[int, int] | None,
+  normalization: Normalization | None,
+  fields: Mapping[str, Any],
+) -> Checkpoint:
+  recognized = _recognize(tensors)
+  format, plain = recognized.format, recognized.tensors
+  hints = config_json.read_hints(tensors.path, format)
+  reading = _read_shape(plain, format)
+  model = _build(tensors.path, format, reading.fields, hints, fields)
+  grid = find_grid(tensors.path, model, reading.tokens, image_size, hints.get('image_size'))
+  variant = dataclasses.replace(reading.variant, class_pos=grid.class_pos)
+  expected = expected_params(model, grid.image_size)
+  params, unused = read_params(plain, format, model, variant, expected)
+  metadata = {
+    'image_size': shortest(*grid.image_size),
+    'normalization': hints.get('normalization')
+    or normalization
+    or _assumed_normalization(tensors.path, tensors.container, model),
+  }
+  if len(hints.get('classes', ())) == model.num_classes > 0:
+    metadata['classes'] = list(hints['classes'])
+  if 'resize' in hints:
+    metadata['resize'] = hints['resize']
+  metadata['source'] = Origin(
+    format=format.nearest(variant).name,
+    container=tensors.container,
+    variant=variant,
+    prefix=recognized.prefix,
+    wrapper=tensors.wrapper,
+    unused=unused,
+  )
+  return Checkpoint(model, params, metadata)
+
+
+def check_fields(fields: Mapping[str, Any]) -> None:
+  """Checks that fields are some that the ViT has.
+
+  Raises:
+    ValueError: the ViT has no such field, or the number of heads cannot be.
+  """
+  known = {field.name for field in dataclasses.fields(ViT)} - {'parent', 'name'}
+  if wrong := sorted(fields.keys() - known):
+    raise ValueError(
+      f'{", ".join(wrong)}: the ViT has no such field; it has {", ".join(sorted(known))}.'
+    )
+  heads = fields.get('num_heads')
+  if heads is not None and (not isinstance(heads, int) or heads < 1):
+    raise ValueError(f'num_heads={heads} must be a whole number above 0.')
+
+
+class _Recognized(NamedTuple):
+  """The one model in a file."""
+
+  format: Format[Any]
+  prefix: str
+  tensors: PlainNames
+
+
+def _recognize(tensors: Tensors) -> _Recognized:
+  if other := explain(tensors.specs):
+    raise ValueError(f'{tensors.path} is no plain ViT. {other}')
+  found = detect(tensors.specs)
+  if not found:
+    raise ValueError(
+      f'{tensors.path} holds no ViT of a known format, but {grouped(tensors.specs)}. '
+      f'The formats are {OURS}, {", ".join(FORMATS)}.'
+    )
+  if len(found) > 1:
+    prefixes = ', '.join(model.prefix or 'no prefix' for model in found)
+    raise ValueError(
+      f'{tensors.path} holds several models, below {prefixes}; save one of them to a file of its '
+      'own.'
+    )
+  ((format, prefix),) = found
+  in_file = {}
+  strangers = []
+  for name in tensors.specs:
+    if re.match(format.unprefixed, name):
+      in_file[name] = name
+    elif name.startswith(prefix):
+      in_file[name.removeprefix(prefix)] = name
+    else:
+      strangers.append(name)
+  strangers.sort()
+  if strangers and format.tolerates_strangers:
+    log.warning('%s: left aside: %s.', tensors.path, grouped(strangers))
+  else:  # they will be named as unexpected, or are known to be of no use
+    in_file.update(zip(strangers, strangers, strict=True))
+  return _Recognized(format, prefix, PlainNames(tensors, in_file))
+
+
+def _read_shape(tensors: PlainNames, format: Format[Any]) -> Reading:
+  """What the format reads off the shapes; every failure is a sentence with the file's path."""
+  shapes = tensors.shapes
+  beginning = f'{tensors.path} looks like a {format.name} checkpoint, but'
+  try:
+    if empty := [name for name, shape in shapes.items() if 0 in shape]:
+      raise ValueError(f'{grouped(empty)} hold nothing.')
+    reading = format.read_shape(shapes)
+    if reading.fields['depth'] > len(shapes):
+      last = reading.fields['depth'] - 1
+      raise ValueError(f'block {last} is named, and there are only {len(shapes)} tensors.')
+  except KeyError as error:
+    raise ValueError(
+      f'{beginning} the tensor {error.args[0]}, which tells its shape, is missing. '
+      f'It has: {grouped(shapes)}.'
+    ) from error
+  except ValueError as error:
+    raise ValueError(f'{beginning} {error}') from error
+  except IndexError as error:
+    raise ValueError(f'{beginning} a tensor that tells the shape has too few sides.') from error
+  return reading
+
+
+def _build(
+  path: str,
+  format: Format[Any],
+  read: Mapping[str, Any],
+  hints: Mapping[str, Any],
+  fields: Mapping[str, Any],
+) -> ViT:
+  """The model: what the file says, then `config.json`, then the caller."""
+  hinted = {name: hints[name] for name in format.config_fields if name in hints}
+  given = {name: value for name, value in fields.items() if value is not None}
+  model = ViT(**{**read, **hinted, **given})
+  if model.num_heads is None:
+    raise ValueError(
+      f'{path} does not say how many heads a width of {model.width} is split into; give num_heads.'
+    )
+  if 'num_heads' in format.config_fields - hinted.keys() - given.keys():
+    log.info(
+      '%s does not say how many heads there are; %d are assumed, as in the published models of '
+      'width %d.',
+      path,
+      model.num_heads,
+      model.width,
+    )
+  return model
+
+
+def _assumed_normalization(path: str, container: Container, model: ViT) -> str:
+  """The normalization of images for a file that does not tell it."""
+  if container == 'npz':
+    return 'inception'  # vision_transformer and big_vision know no other
+  if model.pre_norm:
+    guess = 'clip'
+  elif model.layer_scale is not None or container == 'torch':
+    # DeiT, DINO, MAE and their like are published as PyTorch files, and trained with ImageNet's
+    # statistics; so are models with LayerScale.
+    guess = 'imagenet'
+  else:
+    guess = 'inception'
+  log.warning(
+    "%s does not say how images were normalized; '%s' is assumed. "
+    'Set model.normalization if that is wrong.',
+    path,
+    guess,
+  )
+  return guess

@@ -1,0 +1,152 @@
+"""Writes a checkpoint of the ViT, in this project's own format or another code base's."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import flax
+import flax.linen as nn
+import numpy as np
+
+from glora_jax.files import Path, write_json, write_safetensors, write_tensors
+from glora_jax.models import folder
+from glora_jax.models.config_json import side_files
+from glora_jax.models.containers.npz import write_npz
+from glora_jax.models.containers.pytorch import write_torch
+from glora_jax.models.containers.tensors import Container
+from glora_jax.models.formats.format import Flat
+from glora_jax.models.formats.table import FORMATS
+from glora_jax.models.metadata import OURS
+from glora_jax.models.own_file import KIND
+from glora_jax.models.translate import Origin, to_tensors
+from glora_jax.models.vit import ViT, describe
+
+log = logging.getLogger(__name__)
+
+# Fields of the ViT that a reader of the file alone may take for something else.
+OPEN_FIELDS = ('num_heads', 'pool', 'activation', 'norm_eps', 'norm_after_pool')
+
+
+def save(
+  path: Path,
+  model: ViT,
+  params: Any,
+  metadata: Mapping[str, Any],
+  format: str | Origin | None = None,
+) -> None:
+  """Writes a checkpoint, whole or not at all.
+
+  Args:
+    path: path of a file, ending in .safetensors, .npz, .pth, .pt or .bin; or else of a folder,
+      which then holds the file and the `config.json` with which transformers, timm and `load` know
+      all about it. A file alone leaves out what tensors cannot say; what that is, is logged.
+    model: the ViT.
+    params: its parameters, nested.
+    metadata: 'image_size', and 'normalization', 'resize' and 'classes' where they are known; in
+      this project's own format any JSON types.
+    format: name of a format in `FORMATS`; what `load` returned as metadata's 'source', which writes
+      a file back key by key; 'glora_jax' or None for this project's own format.
+
+  Raises:
+    ValueError: the format is unknown, or has no place for the model; the folder holds another
+      checkpoint already.
+    OSError: it cannot be written there.
+    ImportError: a PyTorch file is asked for, and PyTorch is not installed.
+
+  Example:
+    >>> import tempfile
+    >>> from glora_jax.models import weights
+    >>> model, params, metadata = weights.load(weights.EMBEDDED_FILE)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...   weights.save(folder, model, params, metadata, 'timm')
+    ...   print(sorted(os.listdir(folder)), weights.load(folder).metadata['source'].format)
+    ['config.json', 'model.safetensors'] timm
+  """
+  path = os.fspath(path)
+  flat = {
+    name: np.asarray(value)
+    for name, value in flax.traverse_util.flatten_dict(nn.meta.unbox(params), sep='/').items()
+  }
+  metadata = {name: value for name, value in metadata.items() if name != 'source'}
+  if format is None or format == OURS:
+    _save_own(path, model, flat, metadata)
+  else:
+    origin = format if isinstance(format, Origin) else _new_origin(format, model, flat)
+    _save_foreign(path, model, flat, metadata, origin)
+
+
+def _save_own(path: str, model: ViT, flat: Flat, metadata: Mapping[str, Any]) -> None:
+  if folder.is_file_name(path) and folder.container_of(path) != 'safetensors':
+    raise ValueError(
+      f'The format {OURS} is written as safetensors; {path} should end in .safetensors.'
+    )
+  file = _prepare_file(path, 'safetensors')
+  write_tensors(file, flat, KIND, {'model': describe(model), **metadata})
+
+
+def _save_foreign(
+  path: str, model: ViT, flat: Flat, metadata: dict[str, Any], origin: Origin
+) -> None:
+  """Writes another code base's checkpoint; whatever may be refused is refused before."""
+  is_alone = folder.is_file_name(path)
+  container = folder.container_of(path) if is_alone else origin.container
+  model, tensors = to_tensors(model, flat, origin)
+  texts = side_files(FORMATS[origin.format], model, metadata, origin.variant, tensors)
+  file = _prepare_file(path, container)
+  if container == 'npz':
+    write_npz(file, tensors)
+  elif container == 'safetensors':
+    is_torch = origin.container != 'npz'
+    write_safetensors(file, tensors, {'format': 'pt'} if is_torch else {})
+  else:
+    write_torch(file, tensors, origin.wrapper)
+  if is_alone:
+    _log_open_fields(file, model, origin, tensors)
+    return
+  for name, content in texts.items():
+    write_json(os.path.join(path, name), content)
+
+
+def _prepare_file(path: str, container: Container) -> str:
+  """The path of the file that is to be written, whose folder is there and holds no other."""
+  if folder.is_file_name(path):
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    return path
+  os.makedirs(path, exist_ok=True)
+  name = folder.FILE_NAMES[container]
+  folder.require_no_other(path, name)
+  return os.path.join(path, name)
+
+
+def _new_origin(name: str, model: ViT, flat: Flat) -> Origin:
+  """A format's own layout, for a model that comes from elsewhere."""
+  if name not in FORMATS:
+    raise ValueError(
+      f"The format '{name}' is unknown; the formats are {OURS}, {', '.join(FORMATS)}."
+    )
+  format = FORMATS[name]
+  placeholders = format.placeholders(model.width, flat['norm/scale'].dtype)
+  return Origin(name, format.container, format.variant, unused=placeholders)
+
+
+def _log_open_fields(file: str, model: ViT, origin: Origin, tensors: Flat) -> None:
+  """Names the fields that a reader of the file alone will take for something else."""
+  format = FORMATS[origin.format]
+  prefix = format.prefix(model, origin.prefix)
+  read = format.read_shape(
+    {name.removeprefix(prefix): value.shape for name, value in tensors.items()}
+  ).fields
+  wrong = [
+    f'{name}={getattr(model, name)} (without it: {read[name]})'
+    for name in OPEN_FIELDS
+    if name in read and read[name] != getattr(model, name)
+  ]
+  if wrong:
+    log.warning(
+      '%s alone cannot say %s; a folder in its place has a config.json that does.',
+      file,
+      ', '.join(wrong),
+    )
