@@ -77,7 +77,7 @@ def load(
     >>> from glora_jax.models import weights
     >>> model, params, metadata = weights.load(weights.EMBEDDED_FILE)
     >>> model.width, model.depth, metadata['image_size']
-    (96, 8, 28)
+    (96, 6, 28)
   """
   check_fields(fields)
   tensors = open_tensors(locate(path))

@@ -46,9 +46,9 @@ def refit(
   Example:
     >>> from glora_jax.models import weights
     >>> checkpoint = weights.load(weights.EMBEDDED_FILE)
-    >>> model, params, metadata = weights.refit(*checkpoint, num_classes=3, image_size=32)
+    >>> model, params, metadata = weights.refit(*checkpoint, num_classes=3, image_size=56)
     >>> params['head']['kernel'].shape, metadata['image_size']
-    ((96, 3), 32)
+    ((96, 3), 56)
   """
   params = dict(params)
   metadata = dict(metadata)

@@ -1,4 +1,4 @@
-"""Resizing of position and patch embeddings: what any interpolation must do, and the values of timm and PyTorch."""
+"""Resizing of position and patch embeddings: what any interpolation must do, and what theirs do."""
 
 import hypothesis
 import hypothesis.strategies as st
@@ -9,7 +9,8 @@ import scipy.ndimage
 
 from glora_jax.models.resize import INTERPOLATIONS, resize_patch_embed, resize_pos_embed
 
-sides = st.integers(1, 9)
+# JAX compiles 'bicubic_antialias' for each pair of shapes: a few say what many would.
+sides = st.sampled_from((1, 2, 5, 8))
 
 
 @hypothesis.given(sides, sides, sides, sides, st.booleans(), st.sampled_from(INTERPOLATIONS))
@@ -36,13 +37,9 @@ def test_the_same_grid_changes_nothing_and_rows_are_no_columns(interpolation):
 
 
 def test_196_tokens_are_not_195_and_a_class_token():
-  old = np.zeros((1, 196, 2), np.float32)
-  assert resize_pos_embed(old, (14, 14), (7, 7), 'bicubic').shape == (1, 49, 2)
-  assert resize_pos_embed(np.zeros((1, 197, 2), np.float32), (14, 14), (7, 7), 'bicubic').shape == (
-    1,
-    50,
-    2,
-  )
+  for tokens, new_tokens in ((196, 49), (197, 50)):
+    old = np.zeros((1, tokens, 2), np.float32)
+    assert resize_pos_embed(old, (14, 14), (7, 7), 'bicubic').shape == (1, new_tokens, 2)
   with pytest.raises(
     ValueError,
     match='has 198 tokens; a grid of 14 x 14 patches needs 196, or one more with a class token',
@@ -61,18 +58,17 @@ def test_unknown_interpolations_are_refused():
     resize_pos_embed(np.zeros((1, 4, 2)), (2, 2), (3, 3), 'nearest')
 
 
-@hypothesis.given(st.integers(2, 6), st.integers(0, 6))
-@hypothesis.settings(max_examples=15, deadline=None)
-def test_an_enlarged_patch_is_embedded_as_the_patch_was(old, more):
+@pytest.mark.parametrize('old, new', [(2, 2), (2, 3), (2, 7), (3, 4), (4, 8), (5, 6), (6, 12)])
+def test_an_enlarged_patch_is_embedded_as_the_patch_was(old, new):
   rng = np.random.default_rng(0)
-  kernel, patch = (
-    rng.normal(size=(old, old, 3, 4)).astype(np.float32),
-    rng.normal(size=(old, old, 3)).astype(np.float32),
-  )
-  new = resize_patch_embed(kernel, old + more)
+  channels = old * old  # as many as the resizing inside, so that both are compiled once
+  kernel = rng.normal(size=(old, old, channels, 4)).astype(np.float32)
+  patch = rng.normal(size=(old, old, channels)).astype(np.float32)
   larger = jax.image.resize(
-    patch, (old + more, old + more, 3), 'cubic', antialias=True, precision=jax.lax.Precision.HIGHEST
+    patch, (new, new, channels), 'cubic', antialias=True, precision=jax.lax.Precision.HIGHEST
   )
   np.testing.assert_allclose(
-    np.einsum('hwc,hwcd->d', larger, new), np.einsum('hwc,hwcd->d', patch, kernel), atol=2e-4
+    np.einsum('hwc,hwcd->d', larger, resize_patch_embed(kernel, new)),
+    np.einsum('hwc,hwcd->d', patch, kernel),
+    atol=1e-3,
   )

@@ -1,9 +1,13 @@
 """The plain ViT."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import plain_vit
 import pytest
+from conftest import randomized
 
 from glora_jax.models import blocks, vit
 from glora_jax.models.vit import ViT
@@ -12,19 +16,36 @@ IMAGES = jax.random.normal(jax.random.key(0), (3, 16, 16, 3))
 SHAPE = {'patch_size': 8, 'width': 12, 'depth': 2, 'num_heads': 3}
 
 
-def run(images=IMAGES, **fields):
-  model = ViT(**{'num_classes': 5, **SHAPE, **fields})
-  variables = model.init(jax.random.key(1), images)
-  return model, variables, model.apply(variables, images)
+def build(**fields):
+  return ViT(**{'num_classes': 5, **SHAPE, **fields})
+
+
+def shapes(model, images=IMAGES):
+  """Shapes and types of (logits, variables)."""
+  return jax.eval_shape(model.init_with_output, jax.random.key(1), images)
+
+
+def variables_of(model):
+  return randomized(shapes(model)[1])
+
+
+@functools.cache
+def logits_and_gradients(model):
+  """Logits, and the gradients of their squares' sum by all parameters."""
+
+  def loss(variables):
+    logits = model.apply(variables, IMAGES)
+    return jnp.sum(logits**2), logits
+
+  (_, logits), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(variables_of(model))
+  return logits, gradients
 
 
 def test_published_sizes_have_the_published_numbers_of_parameters():
-  """ViT-B/16 and ViT-L/16 at 224 with 1,000 classes: 86.6 and 304.3 million (timm's model table)."""
+  """ViT-B/16 and ViT-L/16 at 224 with 1,000 classes: 86.6 and 304.3 million (timm's table)."""
   for size, millions in (('Ti', 5.7), ('S', 22.1), ('B', 86.6), ('L', 304.3)):
-    shapes = jax.eval_shape(
-      vit.vit(size, 1000).init, jax.random.key(0), jnp.zeros((1, 224, 224, 3))
-    )
-    assert round(sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6, 1) == millions
+    _, variables = shapes(vit.vit(size, 1000), jnp.zeros((1, 224, 224, 3)))
+    assert round(sum(leaf.size for leaf in jax.tree.leaves(variables)) / 1e6, 1) == millions
 
 
 @pytest.mark.parametrize(
@@ -32,44 +53,45 @@ def test_published_sizes_have_the_published_numbers_of_parameters():
   [
     {},
     {'pool': 'gap'},
-    {'pool': 'gap', 'class_token': False},
-    {'pre_logits': 7},
-    {'layer_scale': 0.1},
-    {'remat': 'dots_saveable'},
+    {'pool': 'gap', 'class_token': False, 'norm_after_pool': True, 'activation': 'gelu_tanh'},
+    {'pool': 'token+gap', 'pre_norm': True, 'activation': 'quick_gelu'},
+    {'pre_logits': 7, 'layer_scale': 0.1},
+    {'num_classes': 0},
   ],
 )
-def test_every_variant_gives_logits_and_gradients_everywhere(fields):
-  model, variables, logits = run(**fields)
-  assert logits.shape == (3, 5)
+def test_every_variant_gives_the_paper_s_logits_and_gradients_everywhere(fields):
+  model = build(**fields)
+  logits, gradients = logits_and_gradients(model)
+  assert logits.shape == (3, 5 if model.num_classes else 12)
   assert logits.dtype == jnp.float32
-  variables = jax.tree.map(
-    lambda x: x + 0.1 * jax.random.normal(jax.random.key(2), x.shape), variables
-  )
-  gradient = jax.grad(lambda v: jnp.sum(model.apply(v, IMAGES) ** 2))(variables)
-  flat = jax.tree_util.tree_leaves_with_path(gradient)
+  params = jax.tree.map(np.asarray, variables_of(model)['params'])
+  np.testing.assert_allclose(logits, plain_vit.logits(model, params, IMAGES), atol=1e-4)
+  flat = jax.tree_util.tree_leaves_with_path(gradients)
   # A class token that only 'gap' skips still takes part through attention.
   assert all(np.any(leaf) for _, leaf in flat), [path for path, leaf in flat if not np.any(leaf)]
 
 
-def test_the_head_starts_at_zero_and_features_come_without_it():
-  assert not np.any(run()[2])
-  assert run(num_classes=0)[2].shape == (3, 12)
+def test_the_head_starts_at_zero():
+  logits, _ = jax.jit(build().init_with_output)(jax.random.key(1), IMAGES)
+  assert not np.any(logits)
 
 
 def test_bfloat16_computation_keeps_float32_parameters_and_logits():
-  _, variables, logits = run(dtype=jnp.bfloat16)
+  logits, variables = shapes(build(dtype=jnp.bfloat16))
   assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
   assert logits.dtype == jnp.float32
+  jaxpr = jax.make_jaxpr(build(dtype=jnp.bfloat16).apply)(variables, IMAGES)
+  assert 'bf16' in str(jaxpr)
 
 
-def test_remat_changes_no_number():
-  model, variables, _ = run()
-  variables = jax.tree.map(lambda x: x + 0.1, variables)
-  loss = lambda model: jax.grad(lambda v: jnp.sum(model.apply(v, IMAGES) ** 2))(variables)
+@pytest.mark.parametrize('policy', ['nothing_saveable', 'dots_saveable'])
+def test_remat_changes_no_number(policy):
   jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
-    loss(model),
-    loss(model.clone(remat='nothing_saveable')),
+    lambda plain, rematerialized: np.testing.assert_allclose(
+      plain, rematerialized, rtol=1e-4, atol=1e-4
+    ),
+    logits_and_gradients(build()),
+    logits_and_gradients(build(remat=policy)),
   )
 
 
@@ -82,17 +104,18 @@ def test_drop_path_keeps_the_mean_and_drops_whole_examples():
 
 
 def test_drop_path_acts_in_training_only_and_differs_between_examples_and_keys():
-  model, variables, _ = run(drop_path=0.5, depth=4)
-  variables = jax.tree.map(
-    lambda x: x + 0.1 * jax.random.normal(jax.random.key(2), x.shape), variables
-  )
+  model = build(drop_path=0.5, depth=4)
+  variables = variables_of(model)
   same = jnp.broadcast_to(IMAGES[:1], (8, *IMAGES.shape[1:]))
-  evaluated = model.apply(variables, same)
+  evaluated = jax.jit(model.apply)(variables, same)
   np.testing.assert_allclose(evaluated, np.broadcast_to(evaluated[:1], evaluated.shape), atol=1e-5)
-  first, second = (
-    model.apply(variables, same, train=True, rngs={'drop_path': jax.random.key(k)})
-    for k in range(2)
-  )
+
+  @jax.jit
+  def trained(key):
+    return model.apply(variables, same, train=True, rngs={'drop_path': key})
+
+  first = trained(jax.random.key(0))
+  second = trained(jax.random.key(1))
   assert len(np.unique(np.asarray(first)[:, 0].round(4))) > 1
   assert np.abs(first - second).max() > 1e-4
 
@@ -104,11 +127,12 @@ def test_drop_path_acts_in_training_only_and_differs_between_examples_and_keys()
     ({'pool': 'max'}, 'one of token, gap'),
     ({'class_token': False}, 'class_token=False'),
     ({'patch_size': 7}, 'multiples of patch_size=7'),
+    ({'activation': 'relu'}, 'one of gelu, gelu_tanh, quick_gelu'),
   ],
 )
 def test_wrong_shapes_are_explained(fields, message):
   with pytest.raises(ValueError, match=message):
-    run(**fields)
+    shapes(build(**fields))
 
 
 def test_unknown_sizes_are_explained():
@@ -117,6 +141,5 @@ def test_unknown_sizes_are_explained():
 
 
 def test_describe_rebuilds_the_same_parameters():
-  model, variables, _ = run(layer_scale=0.1, drop_path=0.2, dtype=jnp.bfloat16)
-  again = ViT(**vit.describe(model)).init(jax.random.key(1), IMAGES)
-  assert jax.tree.map(jnp.shape, again) == jax.tree.map(jnp.shape, variables)
+  model = build(layer_scale=0.1, drop_path=0.2, dtype=jnp.bfloat16)
+  assert shapes(ViT(**vit.describe(model)))[1] == shapes(model)[1]

@@ -84,19 +84,16 @@ def logits(model: torch.nn.Module, images: np.ndarray) -> np.ndarray:
   """Logits, or pooled features of a model without head, of images [batch, height, width, 3]."""
   images = torch.tensor(images).permute(0, 3, 1, 2)
   with torch.no_grad():
-    fields = (
-      {'interpolate_pos_encoding': True}
-      if isinstance(model, transformers.ViTPreTrainedModel)
-      else {}
-    )
-    out = model(images, **fields)
-  return (
-    out if isinstance(out, torch.Tensor) else out.logits if 'logits' in out else out.pooler_output
-  ).numpy()
+    interpolates = isinstance(model, transformers.ViTPreTrainedModel)
+    fields = {'interpolate_pos_encoding': True} if interpolates else {}
+    output = model(images, **fields)
+  if isinstance(output, torch.Tensor):
+    return output.numpy()
+  return (output.logits if 'logits' in output else output.pooler_output).numpy()
 
 
 def strict_copy(name: str, folder) -> torch.nn.Module:
-  """A fresh model of the family, loaded from a folder that we wrote; nothing may be missing, unexpected or misshaped."""
+  """A fresh model of the family, from a folder that we wrote; every tensor must be its own."""
   fresh = FAMILIES[name]()
   if isinstance(fresh, transformers.PreTrainedModel):
     loaded, info = type(fresh).from_pretrained(folder, output_loading_info=True)

@@ -1,6 +1,8 @@
-"""Writes `tests/fixtures/`: each family's model as its own library saves it, images, and the logits that the library gives.
+"""Writes `tests/fixtures/`.
 
-pip install -e '.[test,peers]' && python -m tests.peers.make_fixtures
+Each family's model as its own library saves it, images, and the logits that the library gives:
+
+  pip install -e '.[test,peers]' && python -m tests.peers.make_fixtures
 """
 
 import pathlib

@@ -1,7 +1,9 @@
-"""Augmentation against timm and torchvision: the same photographs, augmented many times by both, have the same statistics.
+"""Augmentation against timm and torchvision.
 
-Each channel's mean, variance and mean absolute change are averaged over the repeats of a photograph. Ours and theirs then differ by chance
-only, and the mean of these differences must be within four of its standard errors, plus what rounding may shift.
+The same photographs, augmented many times by both, have the same statistics: each channel's mean,
+variance and mean absolute change are averaged over the repeats of a photograph. Ours and theirs
+then differ by chance only, and the mean of these differences must be within four of its standard
+errors, plus what rounding may shift.
 """
 
 import functools
@@ -55,19 +57,19 @@ NOT_INCREASING = {
 
 @functools.cache
 def photographs(size=32):
-  """uint8 [photograph * repeat, size, size, 3]: parts of scikit-learn's two photographs, the repeats of one side by side."""
-  rng, parts = np.random.default_rng(0), []
+  """Parts of scikit-learn's two photographs, uint8 [photograph * repeat, size, size, 3].
+
+  The repeats of a photograph stand side by side.
+  """
+  rng = np.random.default_rng(0)
+  parts = []
   sources = [Image.fromarray(image) for image in sklearn.datasets.load_sample_images().images]
   for index in range(PHOTOGRAPHS):
     side = int(rng.integers(60, 400))
     left, top = (int(rng.integers(0, limit - side)) for limit in sources[index % 2].size)
-    parts.append(
-      np.asarray(
-        sources[index % 2].resize(
-          (size, size), Image.Resampling.BICUBIC, (left, top, left + side, top + side)
-        )
-      )
-    )
+    box = (left, top, left + side, top + side)
+    part = sources[index % 2].resize((size, size), Image.Resampling.BICUBIC, box)
+    parts.append(np.asarray(part))
   return np.repeat(np.stack(parts), REPEATS, 0)
 
 
@@ -80,10 +82,14 @@ def seeds():
 
 @pytest.fixture(autouse=True)
 def no_bits_are_black(monkeypatch):
-  """At the full magnitude timm asks Pillow to keep no bits: older versions of Pillow made the image black, newer ones raise."""
-  posterize = lambda image, bits, **unused: (
-    auto_augment.posterize(image, bits) if bits else Image.new('RGB', image.size)
-  )
+  """At the full magnitude timm asks Pillow to keep no bits.
+
+  Older versions of Pillow made the image black, newer ones raise.
+  """
+
+  def posterize(image, bits, **unused):
+    return auto_augment.posterize(image, bits) if bits else Image.new('RGB', image.size)
+
   for name in ('Posterize', 'PosterizeIncreasing'):
     monkeypatch.setitem(auto_augment.NAME_TO_OP, name, posterize)
 
@@ -93,7 +99,11 @@ def by_pillow(transform, images):
 
 
 def assert_alike(ours, theirs, images=None, level=0.1, share=0.002):
-  """Of batches [photograph * repeat, height, width, 3], and what was augmented; `level` and `share` (of variances) may differ beside chance."""
+  """Compares batches, [photograph * repeat, height, width, 3].
+
+  Beside chance, means may differ by `level` and variances by the part `share`; `images` are what
+  was augmented.
+  """
 
   def statistics(batch):
     batch = np.asarray(batch, np.float64)

@@ -1,4 +1,7 @@
-"""Against timm and transformers themselves; skipped where the `peers` extra is not installed (`.ci/run` installs it)."""
+"""Against timm and transformers themselves.
+
+Skipped where the `peers` extra is not installed (`.ci/run` installs it).
+"""
 
 import functools
 import json
@@ -80,9 +83,10 @@ def test_a_trained_and_folded_subnet_goes_back_into_the_untouched_model(peer, tm
 
   @jax.jit
   def step(trainable, state):
-    loss = lambda t: jnp.mean(
-      (adapted.apply(adapted.join(t, frozen), IMAGES, genome=genome) - 1.0) ** 2
-    )
+    def loss(trainable):
+      logits = adapted.apply(adapted.join(trainable, frozen), IMAGES, genome=genome)
+      return jnp.mean((logits - 1.0) ** 2)
+
     value, gradient = jax.value_and_grad(loss)(trainable)
     updates, state = optimizer.update(gradient, state)
     return optax.apply_updates(trainable, updates), state, value
@@ -120,14 +124,14 @@ def test_a_folder_that_we_write_is_opened_by_the_library(name, format, tmp_path)
   model, params, metadata = weights.load(tmp_path / 'in')
   weights.save(tmp_path / 'out', model, params, metadata, format)
   if format == 'timm':
-    there = timm.create_model(f'local-dir:{tmp_path / "out"}', pretrained=True).eval()
+    opened = timm.create_model(f'local-dir:{tmp_path / "out"}', pretrained=True).eval()
   else:
-    there = getattr(
+    opened = getattr(
       transformers, json.loads((tmp_path / 'out' / 'config.json').read_text())['architectures'][0]
     )
-    there = there.from_pretrained(tmp_path / 'out').eval()
+    opened = opened.from_pretrained(tmp_path / 'out').eval()
   np.testing.assert_allclose(
-    families.logits(there, IMAGES), model.apply({'params': params}, IMAGES), atol=1e-4
+    families.logits(opened, IMAGES), model.apply({'params': params}, IMAGES), atol=1e-4
   )
 
 
@@ -136,9 +140,9 @@ def test_timm_is_told_of_the_activation(activation, tmp_path):
   families.write(families.build('timm_clip'), tmp_path / 'in')
   model, params, metadata = weights.load(tmp_path / 'in', activation=activation)
   weights.save(tmp_path / 'out', model, params, metadata, metadata['source'])
-  there = timm.create_model(f'local-dir:{tmp_path / "out"}', pretrained=True).eval()
+  opened = timm.create_model(f'local-dir:{tmp_path / "out"}', pretrained=True).eval()
   np.testing.assert_allclose(
-    families.logits(there, IMAGES), model.apply({'params': params}, IMAGES), atol=1e-4
+    families.logits(opened, IMAGES), model.apply({'params': params}, IMAGES), atol=1e-4
   )
 
 
@@ -275,7 +279,7 @@ def test_tensors_that_are_larger_than_their_file_or_not_finite_are_refused(value
 
 
 def test_the_official_supernet_file_gives_the_official_logits(tmp_path):
-  """The official code's `save` writes supports and head of the trained model; here those of the golden model, as it would."""
+  """The official code saves supports and head of the trained model; here the golden model's."""
   with np.load(pathlib.Path(__file__).parent.parent / 'golden' / 'official_vit.npz') as file:
     golden = dict(file)
   state = {

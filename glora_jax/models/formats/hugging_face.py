@@ -15,17 +15,8 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from glora_jax.data.normalization import statistics
-from glora_jax.models.formats.format import (
-  HEADS,
-  Flat,
-  Format,
-  Reading,
-  Shapes,
-  Variant,
-  depth,
-  fold_layer_scale,
-  patch_side,
-)
+from glora_jax.models.formats.common import HEADS, depth, fold_layer_scale, patch_side
+from glora_jax.models.formats.format import Flat, Format, Reading, Shapes, Variant
 from glora_jax.models.formats.rules import (
   Rule,
   positions,

@@ -1,0 +1,67 @@
+"""Checkpoints that several tests read, and spoil."""
+
+import types
+
+import flax
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+from conftest import FIXTURES, randomized
+
+from glora_jax.models import weights
+from glora_jax.models.containers.opening import open_tensors
+from glora_jax.models.vit import ViT
+
+FAMILIES = sorted(path for path in FIXTURES.iterdir() if path.is_dir())
+CLASSES = ['a', 'b', 'c', 'd', 'e']
+
+OURS = ViT(5, patch_size=8, width=12, depth=2, num_heads=2, layer_scale=0.1, pool='gap')
+
+
+def params_of(model, image_size=16, seed=0):
+  """Random parameters of a model."""
+  images = np.zeros((1, image_size, image_size, 3), np.float32)
+  params = randomized(jax.eval_shape(model.init, jax.random.key(0), images)['params'], seed)
+  return jax.tree.map(np.asarray, params)
+
+
+def flat(params):
+  """Parameters by 'path/of/parameter'."""
+  return flax.traverse_util.flatten_dict(params, sep='/')
+
+
+def assert_equal_files(one_path, other_path):
+  written, expected = open_tensors(one_path), open_tensors(other_path)
+  assert written.specs == expected.specs
+  for name in written.specs:
+    assert written.read(name).tobytes() == expected.read(name).tobytes()
+
+
+def assert_equal_params(params, expected):
+  jax.tree.map(np.testing.assert_array_equal, params, expected)
+
+
+@pytest.fixture(scope='session')
+def own(tmp_path_factory):
+  """(path of a checkpoint in our own format, its parameters)."""
+  path = tmp_path_factory.mktemp('own') / 'model.safetensors'
+  params = params_of(OURS)
+  metadata = {'image_size': 16, 'normalization': 'unit', 'classes': CLASSES}
+  weights.save(path, OURS, params, metadata)
+  return path, params
+
+
+@pytest.fixture
+def timm(tmp_path):
+  """The tensors of a timm file, to be spoilt; `load` writes and reads them."""
+  tensors = safetensors.numpy.load_file(FIXTURES / 'timm_vit' / 'model.safetensors')
+  path = tmp_path / 'spoilt.safetensors'
+
+  def load(**fields):
+    safetensors.numpy.save_file(tensors, path)
+    return weights.load(path, **{'num_heads': 4, **fields})
+
+  return types.SimpleNamespace(
+    tensors=tensors, path=path, config=tmp_path / 'config.json', load=load
+  )

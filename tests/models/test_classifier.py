@@ -1,0 +1,41 @@
+"""Image files to classes."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from glora_jax.models import weights
+from glora_jax.models.classifier import Classifier, find_images
+
+
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory):
+  """Images in a folder and its subfolders, and files that are none."""
+  folder = tmp_path_factory.mktemp('photos')
+  rng = np.random.default_rng(0)
+  (folder / 'inside' / 'deeper').mkdir(parents=True)
+  names = ('b.png', 'a.JPG', 'c.webp', 'inside/a.png', 'inside/b.gif', 'inside/deeper/x.bmp')
+  for name in (*names, 'z.tif'):
+    pixels = rng.integers(0, 256, (21, 30, 3), np.uint8)
+    Image.fromarray(pixels).save(folder / name)
+  (folder / 'notes.txt').write_text('no image')
+  (folder / '.hidden.png').write_text('no image')
+  return folder
+
+
+def test_folders_are_searched_in_the_order_of_names_and_paths_stay_in_theirs(photos):
+  inside = [f'{photos}/{name}' for name in ('inside/a.png', 'inside/b.gif', 'inside/deeper/x.bmp')]
+  above = [f'{photos}/{name}' for name in ('a.JPG', 'b.png', 'c.webp')]
+  assert find_images([str(photos)]) == [*above, *inside, f'{photos}/z.tif']
+  assert find_images([f'{photos}/z.tif', f'{photos}/inside']) == [f'{photos}/z.tif', *inside]
+
+
+def test_the_size_of_batches_changes_no_answer(photos):
+  images = find_images([str(photos)])
+  classifier = Classifier(weights.EMBEDDED_FILE)
+  together = dict(classifier(images))
+  assert list(together) == images
+  assert len({probabilities.tobytes() for probabilities in together.values()}) == len(images)
+  for size in (1, 3):
+    for path, probabilities in classifier(images, batch_size=size):
+      np.testing.assert_allclose(probabilities, together[path], atol=1e-6)

@@ -1,0 +1,86 @@
+"""The `config.json` beside a checkpoint: what is believed, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+from checkpoints import CLASSES, timm  # noqa: F401, fixtures
+
+from glora_jax.models import weights
+
+
+def test_configs_of_other_code_bases_beside_a_file_are_not_believed(timm):
+  config = {
+    'model_type': 'clip_vision_model',
+    'num_attention_heads': 2,
+    'hidden_act': 'quick_gelu',
+    'layer_norm_eps': 1e-3,
+  }
+  timm.config.write_text(json.dumps(config))
+  model, *_ = timm.load()
+  assert (model.num_heads, model.activation, model.norm_eps) == (4, 'gelu', 1e-6)
+
+
+@pytest.mark.parametrize(
+  'config, expected',
+  [
+    ({'architecture': 'vit_so400m_patch14_siglip_gap_224'}, {'num_heads': 16}),
+    (
+      {'architecture': 'vit_base_patch32_siglip_gap_256.v2_webli', 'model_args': {'num_heads': 2}},
+      {'num_heads': 2, 'activation': 'gelu_tanh'},
+    ),
+    (
+      {
+        'architecture': 'vit_tiny_patch16_224',
+        'model_args': {'num_heads': 4, 'act_layer': 'quick_gelu', 'global_pool': 'avg'},
+      },
+      {'num_heads': 4, 'activation': 'quick_gelu', 'pool': 'gap'},
+    ),
+    (
+      {
+        'model_type': 'timm_wrapper',
+        'architecture': 'vit_tiny_patch16_224',
+        'model_args': {'num_heads': 4},
+        'global_pool': 'avg',
+      },
+      {'pool': 'gap'},
+    ),
+  ],
+)
+def test_timms_configs_are_understood(timm, config, expected):
+  timm.config.write_text(json.dumps(config))
+  model, *_ = timm.load(num_heads=None)
+  assert {name: getattr(model, name) for name in expected} == expected
+
+
+def test_a_normalization_without_a_name_is_kept(timm, tmp_path):
+  config = {
+    'architecture': 'x',
+    'model_args': {'num_heads': 4},
+    'pretrained_cfg': {'mean': [0.1, 0.2, 0.3], 'std': [0.4, 0.5, 0.6]},
+    'label_names': CLASSES,
+  }
+  timm.config.write_text(json.dumps(config))
+  model, params, metadata = timm.load(num_heads=None)
+  assert metadata['normalization'] == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+  assert metadata['classes'] == CLASSES
+  weights.save(tmp_path / 'out', model, params, metadata, metadata['source'])
+  *_, again = weights.load(tmp_path / 'out')
+  np.testing.assert_allclose(again['normalization'], metadata['normalization'])
+
+
+@pytest.mark.parametrize(
+  'text',
+  [
+    '[1, 2',
+    '{"glora_jax": 3}',
+    '{"architecture": null}',
+    '{"architecture": "x", "model_args": [1]}',
+    '{"architecture": "x", "model_args": {"num_heads": "4"}}',
+    '{"architecture": "x", "global_pool": "max"}',
+  ],
+)
+def test_an_odd_config_beside_the_file_is_one_sentence(timm, text):
+  timm.config.write_text(text)
+  with pytest.raises(ValueError, match=r'config\.json(:| is damaged| is no config)'):
+    timm.load()

@@ -1,0 +1,36 @@
+"""Folders with a checkpoint."""
+
+import pytest
+
+from glora_jax.models.folder import locate
+
+
+def make(folder, *names):
+  for name in names:
+    (folder / name).touch()
+  return folder
+
+
+@pytest.mark.parametrize(
+  'names, expected',
+  [
+    (['weights.npz'], 'weights.npz'),
+    (['model.safetensors', 'other.npz'], 'model.safetensors'),
+    (['model.safetensors', 'pytorch_model.bin'], 'model.safetensors'),
+    (['pytorch_model.bin', 'training_args.bin'], 'pytorch_model.bin'),
+  ],
+)
+def test_the_one_checkpoint_in_a_folder_is_found(tmp_path, names, expected):
+  assert locate(make(tmp_path, *names, 'config.json')) == str(tmp_path / expected)
+  assert locate(tmp_path / expected) == str(tmp_path / expected)
+
+
+def test_folders_without_one_are_explained(tmp_path):
+  with pytest.raises(FileNotFoundError, match='There is no checkpoint in the folder'):
+    locate(tmp_path)
+  make(tmp_path, 'model-00001-of-00002.safetensors')
+  with pytest.raises(ValueError, match='in several parts'):
+    locate(tmp_path)
+  make(tmp_path, 'a.npz', 'b.npz')
+  with pytest.raises(ValueError, match=r'holds several checkpoints \(a\.npz, b\.npz\)'):
+    locate(tmp_path)

@@ -1,0 +1,45 @@
+"""Writing: what stands in a folder, and what a file alone cannot say."""
+
+import json
+
+import pytest
+from checkpoints import CLASSES, OURS, params_of, timm  # noqa: F401, fixtures
+from conftest import FIXTURES
+
+from glora_jax.models import weights
+
+
+def test_a_file_alone_says_what_it_cannot_say(timm, tmp_path, caplog):
+  model, params, metadata = timm.load()
+  model = model.clone(activation='gelu_tanh')
+  weights.save(tmp_path / 'alone.safetensors', model, params, metadata, metadata['source'])
+  assert 'alone cannot say num_heads=4' in caplog.text
+  assert 'activation=gelu_tanh (without it: gelu)' in caplog.text
+
+
+def test_class_names_and_normalization_pass_through_hugging_faces_files(tmp_path):
+  model, params, metadata = weights.load(FIXTURES / 'hf_vit')
+  known = {**metadata, 'classes': CLASSES, 'normalization': 'imagenet'}
+  weights.save(tmp_path, model, params, known, metadata['source'])
+  config = json.loads((tmp_path / 'config.json').read_text())
+  assert config['id2label'] == {'0': 'a', '1': 'b', '2': 'c', '3': 'd', '4': 'e'}
+  del config['glora_jax']
+  (tmp_path / 'config.json').write_text(json.dumps(config))
+  _, _, again = weights.load(tmp_path)
+  assert (again['classes'], again['normalization']) == (CLASSES, 'imagenet')
+
+
+def test_an_older_checkpoint_in_the_folder_is_not_left_to_be_read(tmp_path):
+  model = OURS.clone(layer_scale=None, class_token=False)
+  params = params_of(model)
+  weights.save(tmp_path / 'out', model, params, {'image_size': 16}, 'big_vision')
+  with pytest.raises(ValueError, match=r'holds another checkpoint already \(model\.npz\)'):
+    weights.save(tmp_path / 'out', model, params, {'image_size': 16}, 'timm')
+  weights.save(tmp_path / 'out', model, params, {'image_size': 16}, 'big_vision_scan')
+  with pytest.raises(ValueError, match=r'should end in \.safetensors'):
+    weights.save(tmp_path / 'model.npz', model, params, {'image_size': 16})
+
+
+def test_unknown_formats_are_explained(tmp_path):
+  with pytest.raises(ValueError, match="The format 'onnx' is unknown; the formats are glora_jax,"):
+    weights.save(tmp_path / 'out', OURS, params_of(OURS), {'image_size': 16}, 'onnx')

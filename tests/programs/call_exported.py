@@ -1,0 +1,14 @@
+"""Calls an exported model on images, both in files, with plain JAX; prints its inputs' type."""
+
+import pathlib
+import sys
+
+import jax
+import jax.export
+import numpy as np
+
+_, model, images, logits = sys.argv
+exported = jax.export.deserialize(bytearray(pathlib.Path(model).read_bytes()))
+np.save(logits, exported.call(np.load(images)))
+assert 'glora_jax' not in sys.modules
+print(exported.in_avals[0].str_short())
