@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and reading them back: JSON, npz, safetensors. Folders that one process has for itself."""
+"""Files that are whole or not there, and reading them back: JSON, npz, safetensors."""
 
 from __future__ import annotations
 
@@ -17,28 +17,42 @@ Path = str | os.PathLike
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-  """Says in one sentence, an OSError, what the system did not let us write."""
+  """Makes a sentence of the system's refusal to write.
+
+  Args:
+    path: path of the file or folder that is written in the block.
+
+  Raises:
+    OSError: it cannot be written.
+  """
   try:
     yield
   except OSError as error:
     if error.strerror is None:  # a sentence already
       raise
     raise OSError(
-      f'{os.fspath(path)} cannot be written ({error.strerror}). What was saved before is kept; make room or give '
-      'permission, and start the same command again.'
+      f'{os.fspath(path)} cannot be written ({error.strerror}). What was saved before is kept; '
+      'make room or give permission, and start the same command again.'
     ) from error
 
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[str]:
-  """A temporary path beside the given one, moved there at the end: whoever is killed while writing leaves the old file.
+  """A temporary path beside the given one, moved there at the end of the block.
+
+  Whoever is killed while writing leaves the old file as it was.
+
+  Args:
+    path: path of the file.
+
+  Yields:
+    The path to write to.
 
   Raises:
     OSError: it cannot be written; the old file is still there.
   """
-  temporary = (
-    f'{os.fspath(path)}.{os.getpid()}.partial'  # two processes that write the same file do not meet
-  )
+  # With the process in its name, so that two that write the same file do not meet.
+  temporary = f'{os.fspath(path)}.{os.getpid()}.partial'
   with writing(path):
     try:
       yield temporary
@@ -50,14 +64,22 @@ def whole(path: Path) -> Iterator[str]:
 
 
 def write_json(path: Path, content: Any) -> None:
-  """Writes JSON, whole or not at all."""
+  """Writes a JSON file, whole or not at all.
+
+  Args:
+    path: path of the file.
+    content: what `json` can write.
+
+  Raises:
+    OSError: it cannot be written there.
+  """
   with whole(path) as temporary, open(temporary, 'w') as file:
     json.dump(content, file, indent=2)
     file.write('\n')
 
 
 def read_json(path: Path) -> Any:
-  """What `write_json` wrote.
+  """Reads what `write_json` wrote.
 
   Raises:
     ValueError: the file is damaged.
@@ -66,19 +88,25 @@ def read_json(path: Path) -> Any:
     try:
       return json.load(file)
     except ValueError as error:
-      raise ValueError(
-        f'{path} is damaged ({error}); remove it, and the stage that wrote it runs again.'
-      ) from error
+      raise _damaged(path, error) from error
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-  """Writes an npz file, whole or not at all."""
+  """Writes an npz file, whole or not at all.
+
+  Args:
+    path: path of the file.
+    arrays: the arrays by name.
+
+  Raises:
+    OSError: it cannot be written there.
+  """
   with whole(path) as temporary, open(temporary, 'wb') as file:
     np.savez(file, **arrays)
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-  """What `write_arrays` wrote.
+  """Reads what `write_arrays` wrote.
 
   Raises:
     ValueError: the file is damaged.
@@ -87,13 +115,22 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     with np.load(path, allow_pickle=False) as file:
       return {name: file[name] for name in file.files}
   except Exception as error:  # zipfile, zlib and numpy each have their own
-    raise ValueError(
-      f'{path} is damaged ({error}); remove it, and the stage that wrote it runs again.'
-    ) from error
+    raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+  return ValueError(
+    f'{path} is damaged ({error}); remove it, and the stage that wrote it runs again.'
+  )
 
 
 def write_safetensors(path: Path, tensors: dict[str, Any], metadata: dict[str, str]) -> None:
-  """Writes a safetensors file, whole or not at all. More than one entry of metadata makes the order of its bytes vary.
+  """Writes a safetensors file, whole or not at all.
+
+  Args:
+    path: path of the file.
+    tensors: arrays by name.
+    metadata: texts by name. With more than one, the order of the file's bytes varies.
 
   Raises:
     OSError: it cannot be written there.
@@ -109,28 +146,45 @@ def write_safetensors(path: Path, tensors: dict[str, Any], metadata: dict[str, s
 def write_tensors(path: Path, tensors: dict[str, Any], kind: str, metadata: dict[str, Any]) -> None:
   """Writes a safetensors file of this project, whole or not at all.
 
-  All metadata is one JSON text, since the format keeps several in no order: equal content makes equal bytes.
+  All metadata is one JSON text, since the format keeps several in no order: so equal content makes
+  equal bytes.
+
+  Args:
+    path: path of the file.
+    tensors: arrays by name.
+    kind: kind of the file, which `read_tensors` asks for.
+    metadata: what else to keep, as JSON can.
+
+  Raises:
+    OSError: it cannot be written there.
   """
   write_safetensors(path, tensors, {'glora_jax': json.dumps({'kind': kind, **metadata})})
 
 
 def read_tensors(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-  """What `write_tensors` wrote: (tensors, metadata).
+  """Reads what `write_tensors` wrote.
+
+  Args:
+    path: path of the file.
+    kind: kind that the file must be of.
+
+  Returns:
+    (tensors, metadata).
 
   Raises:
-    FileNotFoundError: no such file.
-    ValueError: it is damaged, or not one of this project's files of that kind.
+    FileNotFoundError: there is no such file.
+    ValueError: it is damaged, or not a file of this project and kind.
   """
   if not os.path.isfile(path):
     raise FileNotFoundError(f'There is no file {path}; give the path of a safetensors file.')
   try:
     with safetensors.safe_open(path, 'numpy') as file:
-      described = json.loads((file.metadata() or {}).get('glora_jax', '{}'))
+      metadata = json.loads((file.metadata() or {}).get('glora_jax', '{}'))
       tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
   except Exception as error:  # safetensors raises its own type, and others for odd contents
     raise ValueError(
       f'{path} is damaged or not a safetensors file ({error}); get it again.'
     ) from error
-  if described.pop('kind', None) != kind:
+  if metadata.pop('kind', None) != kind:
     raise ValueError(f'{path} is no {kind} file that glora_jax wrote.')
-  return tensors, described
+  return tensors, metadata

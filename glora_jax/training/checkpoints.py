@@ -1,4 +1,4 @@
-"""What training leaves: its states (orbax), and adapters (safetensors)."""
+"""Training states on disk (orbax): saved in the background, checked when they are read."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import contextlib
 import errno
 import logging
 import os
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,30 +19,62 @@ from glora_jax.training.loop import TrainState
 
 log = logging.getLogger(__name__)
 
+MOST_KEPT = 2
+_SYSTEM_REFUSALS = (
+  errno.ENOSPC,
+  errno.EDQUOT,
+  errno.EROFS,
+  errno.EACCES,
+  errno.EIO,
+  errno.EFBIG,
+)
+_LONGEST_REASON = 160
+_CHECKSUM_MULTIPLIER = 0x2C1B3C6D
+
 
 class TrainingCheckpoints:
-  """The states of one training run in a folder; the newest that can be read is where it goes on.
+  """The states of one training run in a folder.
 
-  Every state is saved with a checksum: orbax does not notice when the numbers in its files have changed.
+  The newest state that can be read is where training goes on. Every state is saved with a checksum:
+  orbax does not notice when the numbers in its files have changed.
+
+  Args:
+    folder: path of the folder; it is made where it is missing.
+
+  Raises:
+    OSError: the folder cannot be written.
 
   Example:
-    >>> with TrainingCheckpoints(folder) as checkpoints:   # doctest: +SKIP
-    ...   state = fit(..., state=checkpoints.latest(template), on_dispatch=lambda state, _: checkpoints.save(state))
+    >>> import tempfile
+    >>> state = TrainState({'slope': jnp.ones(1)}, opt_state=(), step=7)
+    >>> with tempfile.TemporaryDirectory() as folder, TrainingCheckpoints(folder) as checkpoints:
+    ...   checkpoints.save(state)
+    ...   checkpoints.wait()
+    ...   restored = checkpoints.latest(template=state)
+    >>> restored.step
+    7
   """
 
   def __init__(self, folder: Path):
     self._folder = os.path.abspath(folder)
-    options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True, cleanup_tmp_directories=True)
-    with self._writing():
+    options = ocp.CheckpointManagerOptions(
+      max_to_keep=MOST_KEPT, create=True, cleanup_tmp_directories=True
+    )
+    with self._explain_failures():
       self._manager = ocp.CheckpointManager(self._folder, options=options)
 
   def __enter__(self) -> TrainingCheckpoints:
     return self
 
-  def __exit__(self, kind, *exception) -> None:
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    traceback: TracebackType | None,
+  ) -> None:
     try:
       self.wait()
-      with self._writing():
+      with self._explain_failures():
         self._manager.close()
     except OSError:
       if kind is None:  # else what went wrong first is what matters
@@ -47,61 +82,79 @@ class TrainingCheckpoints:
 
   @property
   def latest_step(self) -> int | None:
+    """The step of the newest state, whole or not; None where there is no state yet."""
     return self._manager.latest_step()
 
   def latest(self, template: TrainState) -> TrainState | None:
-    """The newest state that is whole, with the structure, shapes and types of the template; None where there is none yet.
+    """The newest state that is whole.
 
-    Newer ones that are damaged are named in a warning and removed, since training goes over their steps again.
+    Newer states that are damaged are named in a warning and removed, since training goes over
+    their steps again.
+
+    Args:
+      template: a state with the structure, shapes and types that the result shall have.
+
+    Returns:
+      The state; None where there is no state yet.
 
     Raises:
-      ValueError: there are some, and all are damaged.
+      ValueError: there are states, and all are damaged.
     """
-    damaged = {}
+    damaged: dict[int, str] = {}
     for step in sorted(self._manager.all_steps(), reverse=True):
       try:
-        tree = self._restore(step, (template.trainable, template.opt_state))
+        state = self._restore(step, template)
       except Exception as error:  # whatever orbax, tensorstore and JSON make of damaged files
         damaged[step] = _reason(error)
         continue
-      for other, reason in damaged.items():
-        log.warning(
-          'The training state of step %d in %s is damaged (%s); going on from step %d.',
-          other,
-          self._folder,
-          reason,
-          step,
-        )
-        with self._writing():
-          self._manager.delete(other)
-      return TrainState(*tree, step)
+      self._remove(damaged, step)
+      return state
     if damaged:
-      step, reason = next(iter(damaged.items()))
+      newest, reason = next(iter(damaged.items()))
       raise ValueError(
-        f'None of the training states in {self._folder} can be read (steps {", ".join(map(str, damaged))}; {step}: {reason}). '
+        f'None of the training states in {self._folder} can be read '
+        f'(steps {", ".join(map(str, damaged))}; {newest}: {reason}). '
         'Remove that folder, and this training starts again from its beginning.'
       )
     return None
 
-  def _restore(self, step, tree):
-    tree, saved = self._manager.restore(
+  def _restore(self, step: int, template: TrainState) -> TrainState:
+    tree = (template.trainable, template.opt_state)
+    (trainable, opt_state), saved = self._manager.restore(
       step, args=ocp.args.StandardRestore((tree, _checksum(tree)))
     )
-    if int(_checksum(tree)) != int(saved):
+    if int(_checksum((trainable, opt_state))) != int(saved):
       raise ValueError('its numbers are not those that were saved')
-    return tree
+    return TrainState(trainable, opt_state, step)
+
+  def _remove(self, damaged: Mapping[int, str], good_step: int) -> None:
+    """Removes damaged states, with the reason of each in a warning."""
+    for step, reason in damaged.items():
+      log.warning(
+        'The training state of step %d in %s is damaged (%s); going on from step %d.',
+        step,
+        self._folder,
+        reason,
+        good_step,
+      )
+      with self._explain_failures():
+        self._manager.delete(step)
 
   def save(self, state: TrainState) -> None:
-    """Saves in the background; an equal step that is there already is left alone.
+    """Saves a state in the background; where its step is saved already, nothing happens.
+
+    Args:
+      state: the state; its arrays may be reused as soon as this returns.
 
     Raises:
       OSError: this state, or the one before it, cannot be written.
     """
-    if state.step != self._manager.latest_step():
-      # A copy: the training loop donates the state's own buffers to its next step, while this is still being written.
-      copied = jax.tree.map(jnp.copy, (state.trainable, state.opt_state))
-      with self._writing():
-        self._manager.save(state.step, args=ocp.args.StandardSave((copied, _checksum(copied))))
+    if state.step == self._manager.latest_step():
+      return
+    # A copy, since the training loop reuses the memory of a state while this is being written.
+    tree = jax.tree.map(jnp.copy, (state.trainable, state.opt_state))
+    with self._explain_failures():
+      self._manager.save(state.step, args=ocp.args.StandardSave((tree, _checksum(tree))))
 
   def wait(self) -> None:
     """Returns when what is being saved is on disk.
@@ -109,44 +162,50 @@ class TrainingCheckpoints:
     Raises:
       OSError: it cannot be written.
     """
-    with self._writing():
+    with self._explain_failures():
       self._manager.wait_until_finished()
 
   @contextlib.contextmanager
-  def _writing(self):
+  def _explain_failures(self) -> Iterator[None]:
+    """Makes an OSError of one sentence of whatever goes wrong while writing."""
     try:
       yield
     except Exception as error:  # from orbax's threads, of many types
       raise OSError(
-        f'The training state cannot be written to {self._folder} ({_reason(error)}). What was saved before is kept; make '
-        'room or give permission, and start the same command again.'
+        f'The training state cannot be written to {self._folder} ({_reason(error)}). '
+        'What was saved before is kept; make room or give permission, '
+        'and start the same command again.'
       ) from error
 
 
 @jax.jit
-def _checksum(tree):
-  """A number, uint32, that depends on every bit of a tree of arrays; a sum that wraps around, so the same however they are sharded."""
+def _checksum(tree: Any) -> jax.Array:
+  """A number, uint32 [], that depends on every bit of a tree of arrays.
+
+  It is a sum that wraps around, so the same however the arrays are sharded.
+  """
   total = jnp.uint32(0)
   for number, leaf in enumerate(jax.tree.leaves(tree)):
-    width = 8 * min(leaf.dtype.itemsize, 4)
-    bits = (
-      leaf.astype(jnp.uint8)
-      if leaf.dtype == bool
-      else jax.lax.bitcast_convert_type(leaf, f'uint{width}')
-    )
-    bits = bits.astype(jnp.uint32)
-    bits = (bits ^ bits >> 15) * jnp.uint32(
-      0x2C1B3C6D
-    )  # or changes of two numbers could cancel out
-    total += jnp.uint32(2 * number + 1) * jnp.sum(bits ^ bits >> 12, dtype=jnp.uint32)
+    bits = _bits(leaf)
+    # Mixed, or changes of two numbers could cancel out.
+    mixed = (bits ^ bits >> 15) * jnp.uint32(_CHECKSUM_MULTIPLIER)
+    mixed ^= mixed >> 12
+    total += jnp.uint32(2 * number + 1) * jnp.sum(mixed, dtype=jnp.uint32)
   return total
 
 
-def _reason(error):
-  """The system's own words where it is the system that refused, else the beginning of a library's many."""
+def _bits(leaf: jax.Array) -> jax.Array:
+  """The bits of an array's numbers in uint32; numbers of more bits become several."""
+  if leaf.dtype == bool:
+    return leaf.astype(jnp.uint32)
+  width = 8 * min(leaf.dtype.itemsize, 4)
+  return jax.lax.bitcast_convert_type(leaf, f'uint{width}').astype(jnp.uint32)
+
+
+def _reason(error: Exception) -> str:
+  """The system's own words where the system refused, else the beginning of a library's many."""
   text = str(error).strip() or type(error).__name__
-  refusals = (
-    os.strerror(number)
-    for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.EFBIG)
-  )
-  return next((words for words in refusals if words in text), text.splitlines()[0][:160])
+  for refusal in map(os.strerror, _SYSTEM_REFUSALS):
+    if refusal in text:
+      return refusal
+  return text.splitlines()[0][:_LONGEST_REASON]

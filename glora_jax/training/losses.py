@@ -1,10 +1,13 @@
-"""What is minimized: the loss of a weight-sharing supernet, whose subnets are drawn anew for every batch, and that of one fixed subnet."""
+"""What training minimizes: the loss of a weight-sharing supernet, and that of one fixed subnet.
+
+A supernet's subnets are drawn anew for every batch (GLoRA, section 3.3).
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,19 +18,42 @@ from glora_jax.method import space
 from glora_jax.method.adapted import COLLECTION, Adapted, Subnet
 from glora_jax.method.genomes import largest_genome, sample_genome, smallest_genome
 from glora_jax.method.supports import SUPPORTS
-from glora_jax.training.loop import LossFn
+from glora_jax.training.loop import LossFn, Metrics
+
+# Numbers folded into a step's image key or model key, for further random streams of their own.
+MIX_STREAM = 1
+DROPOUT_STREAM = 1
+NOISE_STREAMS = (2, 3)  # of the two passes of consistency regularization
+PASS_STREAMS = (4, 5)
+
+Preprocess = Callable[[jax.Array, jax.Array], jax.Array]
+Mix = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-  """Which subnets a step of the supernet's training takes. `Sampling(largest=0)` is the paper's: one, uniform over all genomes.
+  """Which subnets a step of the supernet's training takes.
+
+  `Sampling(largest=0)` is the paper's: one subnet, uniform over all genomes.
 
   Attributes:
     largest: probability that a gene takes its largest allele, and is not drawn uniformly.
-    paths: groups that every batch is cut into, each with a genome of its own.
-    sandwich: the first of at least three paths is the largest subnet and the second the smallest (Yu & Huang 2019, arXiv 1903.05134).
-    distillation: share of the loss that takes the answers of the largest subnet for labels (no gradient goes through them); costs
-      one more forward pass.
+    paths: number of groups that every batch is cut into, each with a genome of its own.
+    sandwich: make the first of at least three paths the largest subnet and the second the smallest
+      (Yu & Huang 2019, arXiv 1903.05134).
+    distillation: share of the loss that takes the answers of the largest subnet for labels. No
+      gradient goes through these; they cost one more forward pass.
+
+  Raises:
+    ValueError: a number is out of its range.
+
+  Example:
+    >>> import flax.linen as nn
+    >>> import glora_jax
+    >>> spec = glora_jax.adapt(nn.Dense(3), jnp.zeros((1, 4))).spec
+    >>> genomes = Sampling(paths=4, sandwich=True).draw(jax.random.key(0), spec)
+    >>> print(genomes.shape, genomes[0].tolist(), genomes[1].tolist())
+    (4, 1, 5) [[3, 3, 2, 2, 2]] [[0, 0, 0, 0, 0]]
   """
 
   largest: float = 0.0
@@ -39,16 +65,24 @@ class Sampling:
     for name in ('largest', 'distillation'):
       if not 0 <= getattr(self, name) <= 1:
         raise ValueError(f'sampling.{name}={getattr(self, name)} must be between 0 and 1.')
-    if self.paths < 1 or (self.sandwich and self.paths < 3):
-      raise ValueError(f'sampling.paths={self.paths} must be at least {3 if self.sandwich else 1}.')
+    least_paths = 3 if self.sandwich else 1
+    if self.paths < least_paths:
+      raise ValueError(f'sampling.paths={self.paths} must be at least {least_paths}.')
 
   def draw(self, key: jax.Array, spec: space.Spec) -> jax.Array:
-    """The genomes of one step, int8 [rows, 5], or [paths, rows, 5] where there are several."""
+    """The genomes of one step.
+
+    Args:
+      key: random key.
+      spec: the layers of an adapted model.
+
+    Returns:
+      A genome, int8 [layer, 5], or where there are several paths genomes [path, layer, 5].
+    """
     if self.paths == 1:
       return sample_genome(key, spec, self.largest)
-    genomes = jax.vmap(lambda key: sample_genome(key, spec, self.largest))(
-      jax.random.split(key, self.paths)
-    )
+    keys = jax.random.split(key, self.paths)
+    genomes = jax.vmap(lambda path_key: sample_genome(path_key, spec, self.largest))(keys)
     if self.sandwich:
       genomes = genomes.at[0].set(largest_genome(spec)).at[1].set(smallest_genome(spec))
     return genomes
@@ -56,12 +90,24 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True)
 class Consistency:
-  """Consistency regularization after PACE (Ni et al. 2024, arXiv 2409.17137): two passes whose supports are multiplied by different noise
-  should answer alike.
+  """Consistency regularization after PACE (Ni et al. 2024, arXiv 2409.17137).
+
+  Two passes, whose supports are multiplied by different noise, should answer alike.
 
   Attributes:
-    weight: of the squared difference of the logits, summed over classes; 0 makes one pass without noise.
-    sigma: standard deviation of the noise around 1: one number for each output of a layer, the same for all its supports.
+    weight: weight of the squared difference between the logits of both, summed over classes; with
+      0 there is one pass without noise.
+    sigma: standard deviation of the noise around 1. There is one number for each output of a
+      layer, the same for all its supports.
+
+  Raises:
+    ValueError: a number is negative.
+
+  Example:
+    >>> supports = {'dense': {'B_down': jnp.ones((4, 2)), 'B_up': jnp.ones((2, 3))}}
+    >>> noisy = Consistency(weight=1.0, sigma=0.1).perturb(jax.random.key(0), supports)
+    >>> noisy['dense']['B_down'].std().item(), noisy['dense']['B_up'].std().item() > 0
+    (0.0, True)
   """
 
   weight: float = 0.0
@@ -90,133 +136,228 @@ class Consistency:
     return jax.tree_util.tree_map_with_path(noisy, supports)
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """Mean softmax cross-entropy of [batch, classes] logits, and the accuracy as a metric."""
-  loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-  return loss, {'accuracy': jnp.mean(logits.argmax(-1) == labels)}
+def cross_entropy(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, Metrics]:
+  """Mean softmax cross-entropy, and the accuracy as a metric.
+
+  Args:
+    logits: float [batch, class].
+    targets: labels, int [batch], or a distribution over the classes for each, float [batch, class].
+  """
+  if targets.ndim == 1:
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    labels = targets
+  else:
+    losses = optax.softmax_cross_entropy(logits, targets)
+    labels = targets.argmax(-1)
+  return losses.mean(), {'accuracy': jnp.mean(logits.argmax(-1) == labels)}
 
 
 def supernet_loss(
   adapted: Adapted,
-  preprocess: Callable,
+  preprocess: Preprocess,
   sample: Callable[[jax.Array], jax.Array],
   *,
-  mix: Callable | None = None,
+  mix: Mix | None = None,
   distillation: float = 0.0,
   consistency: Consistency = Consistency(),
   **apply_kwargs: Any,
 ) -> LossFn:
-  """The loss of one step of weight-sharing training: fresh genomes for every batch (GLoRA section 3.3).
+  """The loss of one step of weight-sharing training: fresh genomes for every batch (section 3.3).
 
   Args:
     adapted: what `glora_jax.adapt` returned.
     preprocess: `(key, images) -> inputs` of the model; normalization and augmentation.
-    sample: `key -> genome` [rows, 5], or genomes [paths, rows, 5]: as many equal groups of the batch, each through its own subnet.
-    mix: `(key, inputs, targets) -> (inputs, targets)`, targets [batch, classes]; mixup for instance.
+    sample: `key -> genome` [layer, 5], or genomes [path, layer, 5], for as many equal groups of the
+      batch, each through its own subnet. `Sampling.draw` makes both.
+    mix: `(key, inputs, targets) -> (inputs, targets)`, with targets [batch, class]; mixup for
+      instance.
     distillation: see `Sampling`.
     consistency: see `Consistency`.
-    **apply_kwargs: handed on to the model, `train=True` for instance.
+    **apply_kwargs: further arguments of the model, `train=True` for instance.
+
+  Returns:
+    `loss_fn(trainable, frozen, images, labels, key) -> (loss, metrics)`, with labels int [batch],
+    and the halves of `adapted.split`. It raises a ValueError where a batch cannot be cut into
+    equal paths.
+
+  Example:
+    >>> import flax.linen as nn
+    >>> import glora_jax
+    >>> model = nn.Dense(2)
+    >>> images = jnp.ones((4, 6))
+    >>> adapted = glora_jax.adapt(model, images)
+    >>> loss_fn = supernet_loss(
+    ...   adapted,
+    ...   preprocess=lambda key, images: images / 255,
+    ...   sample=lambda key: Sampling(paths=2).draw(key, adapted.spec),
+    ... )
+    >>> params = model.init(jax.random.key(0), images)['params']
+    >>> trainable, frozen = adapted.split(adapted.init(jax.random.key(1), params))
+    >>> labels = jnp.array([0, 1, 0, 1])
+    >>> loss, metrics = jax.jit(loss_fn)(trainable, frozen, images, labels, jax.random.key(2))
+    >>> print(loss.shape, metrics['accuracy'])
+    () 0.5
   """
-
-  def forward(variables, inputs, genome_key, model_key):
-    apply = lambda genome, inputs, key: adapted.apply(
-      variables, inputs, genome=genome, rngs=_rngs(key), **apply_kwargs
-    )
-    genomes = sample(genome_key)
-    if genomes.ndim == 2:
-      return apply(genomes, inputs, model_key)
-    paths = len(genomes)
-    if len(inputs) % paths:
-      raise ValueError(
-        f'A batch of {len(inputs)} images cannot be cut into {paths} equal paths; change batch_size or sampling.paths.'
-      )
-    groups = inputs.reshape(paths, -1, *inputs.shape[1:])
-    logits = jax.vmap(apply)(genomes, groups, jax.random.split(model_key, paths))
-    return logits.reshape(len(inputs), -1)
-
-  def teacher(variables, inputs):
-    quiet = {**apply_kwargs, **({'train': False} if 'train' in apply_kwargs else {})}
-    variables = jax.lax.stop_gradient(variables)
-    return jax.nn.softmax(
-      adapted.apply(variables, inputs, genome=largest_genome(adapted.spec), **quiet)
-    )
-
-  return _loss(
-    adapted.join,
-    forward,
-    preprocess,
-    mix,
-    consistency,
-    teacher if distillation else None,
-    distillation,
-  )
+  logits_fn = _DrawnSubnets(adapted, sample, apply_kwargs)
+  return _Loss(logits_fn, adapted, preprocess, mix, consistency, distillation, apply_kwargs)
 
 
 def subnet_loss(
   subnet: Subnet,
-  preprocess: Callable,
+  preprocess: Preprocess,
   *,
-  mix: Callable | None = None,
+  mix: Mix | None = None,
   consistency: Consistency = Consistency(),
   **apply_kwargs: Any,
 ) -> LossFn:
-  """The loss of one fixed subnet (`adapted.fix(genome)`) alone: only the terms that it uses are computed.
+  """The loss of one fixed subnet alone: only the terms that it uses are computed.
 
-  Its trainable half is that of `subnet.split`. Arguments as for `supernet_loss`.
+  Args:
+    subnet: what `adapted.fix(genome)` returned.
+    preprocess: see `supernet_loss`.
+    mix: see `supernet_loss`.
+    consistency: see `Consistency`.
+    **apply_kwargs: further arguments of the model, `train=True` for instance.
+
+  Returns:
+    `loss_fn(trainable, frozen, images, labels, key) -> (loss, metrics)`, with the halves of
+    `subnet.split`.
+
+  Example:
+    >>> import flax.linen as nn
+    >>> import glora_jax
+    >>> model = nn.Dense(2)
+    >>> images = jnp.ones((4, 6))
+    >>> adapted = glora_jax.adapt(model, images)
+    >>> subnet = adapted.fix(glora_jax.preset(adapted.spec, 'bitfit'))
+    >>> loss_fn = subnet_loss(subnet, preprocess=lambda key, images: images / 255)
+    >>> params = model.init(jax.random.key(0), images)['params']
+    >>> trainable, frozen = subnet.split(adapted.init(jax.random.key(1), params))
+    >>> list(trainable['glora'])
+    ['E']
+    >>> labels = jnp.array([0, 1, 0, 1])
+    >>> loss, metrics = jax.jit(loss_fn)(trainable, frozen, images, labels, jax.random.key(2))
+    >>> print(loss.shape, metrics['accuracy'])
+    () 0.5
   """
-  forward = lambda variables, inputs, _, model_key: subnet.apply(
-    variables, inputs, rngs=_rngs(model_key), **apply_kwargs
-  )
-  return _loss(subnet.join, forward, preprocess, mix, consistency)
+  logits_fn = _FixedSubnet(subnet, apply_kwargs)
+  return _Loss(logits_fn, subnet.adapted, preprocess, mix, consistency, 0.0, apply_kwargs)
 
 
-def _rngs(key):
-  return {'drop_path': key, 'dropout': jax.random.fold_in(key, 1)}
+@dataclasses.dataclass(frozen=True, eq=False)
+class _DrawnSubnets:
+  """`(variables, inputs, genome_key, model_key) -> logits` of subnets that the genome key draws.
+
+  Attributes:
+    adapted, sample, apply_kwargs: see `supernet_loss`.
+  """
+
+  adapted: Adapted
+  sample: Callable[[jax.Array], jax.Array]
+  apply_kwargs: Mapping[str, Any]
+
+  def __call__(self, variables, inputs, genome_key, model_key):
+    genomes = self.sample(genome_key)
+    if genomes.ndim == 2:
+      return self._apply(variables, genomes, inputs, model_key)
+    paths = len(genomes)
+    if len(inputs) % paths:
+      raise ValueError(
+        f'A batch of {len(inputs)} images cannot be cut into {paths} equal paths; '
+        'change batch_size or sampling.paths.'
+      )
+    groups = inputs.reshape(paths, -1, *inputs.shape[1:])
+    keys = jax.random.split(model_key, paths)
+    logits = jax.vmap(self._apply, in_axes=(None, 0, 0, 0))(variables, genomes, groups, keys)
+    return logits.reshape(len(inputs), -1)
+
+  def _apply(self, variables, genome, inputs, key):
+    return self.adapted.apply(
+      variables, inputs, genome=genome, rngs=_rngs(key), **self.apply_kwargs
+    )
 
 
-def _loss(join, forward, preprocess, mix, consistency, teacher=None, distillation=0.0):
-  def loss_fn(trainable, frozen, images, labels, key):
+@dataclasses.dataclass(frozen=True, eq=False)
+class _FixedSubnet:
+  """`(variables, inputs, genome_key, model_key) -> logits` of one subnet, whatever the genome key.
+
+  Attributes:
+    subnet, apply_kwargs: see `subnet_loss`.
+  """
+
+  subnet: Subnet
+  apply_kwargs: Mapping[str, Any]
+
+  def __call__(self, variables, inputs, genome_key, model_key):
+    del genome_key
+    return self.subnet.apply(variables, inputs, rngs=_rngs(model_key), **self.apply_kwargs)
+
+
+def _rngs(key: jax.Array) -> dict[str, jax.Array]:
+  """The random streams of a model that drops paths or features."""
+  return {'drop_path': key, 'dropout': jax.random.fold_in(key, DROPOUT_STREAM)}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Loss:
+  """Cross-entropy, with what may be added to it.
+
+  Attributes:
+    logits_fn: `(variables, inputs, genome_key, model_key) -> logits` [batch, class].
+    adapted, preprocess, mix, consistency, distillation, apply_kwargs: see `supernet_loss`.
+  """
+
+  logits_fn: _DrawnSubnets | _FixedSubnet
+  adapted: Adapted
+  preprocess: Preprocess
+  mix: Mix | None
+  consistency: Consistency
+  distillation: float
+  apply_kwargs: Mapping[str, Any]
+
+  def __call__(self, trainable, frozen, images, labels, key):
     genome_key, image_key, model_key = jax.random.split(key, 3)
-    variables = join(trainable, frozen)
-    inputs, targets = preprocess(image_key, images), None
-    if mix is not None:
-      classes = jax.eval_shape(
-        lambda x: forward(variables, x, genome_key, model_key), inputs
-      ).shape[-1]
-      inputs, targets = mix(
-        jax.random.fold_in(image_key, 1), inputs, jax.nn.one_hot(labels, classes)
-      )
+    variables = self.adapted.join(trainable, frozen)
+    inputs = self.preprocess(image_key, images)
+    targets = labels
+    if self.mix is not None:
+      logits = jax.eval_shape(self.logits_fn, variables, inputs, genome_key, model_key)
+      mix_key = jax.random.fold_in(image_key, MIX_STREAM)
+      inputs, targets = self.mix(mix_key, inputs, jax.nn.one_hot(labels, logits.shape[-1]))
 
-    def judge(logits):
-      if targets is None:
-        return cross_entropy(logits, labels)
-      return optax.softmax_cross_entropy(logits, targets).mean(), {
-        'accuracy': jnp.mean(logits.argmax(-1) == targets.argmax(-1))
-      }
-
-    if consistency.weight:
-      first, logits = (
-        forward(
-          {
-            **variables,
-            COLLECTION: consistency.perturb(
-              jax.random.fold_in(model_key, 2 + n), variables[COLLECTION]
-            ),
-          },
-          inputs,
-          genome_key,
-          jax.random.fold_in(model_key, 4 + n),
-        )
-        for n in range(2)
-      )
-      loss, metrics = jax.tree.map(lambda a, b: (a + b) / 2, judge(first), judge(logits))
-      loss += consistency.weight * jnp.mean(jnp.sum((first - logits) ** 2, axis=-1))
+    if self.consistency.weight:
+      loss, metrics, logits = self._two_passes(variables, inputs, targets, genome_key, model_key)
     else:
-      logits = forward(variables, inputs, genome_key, model_key)
-      loss, metrics = judge(logits)
-    if teacher is not None:
-      imitation = optax.softmax_cross_entropy(logits, teacher(variables, inputs)).mean()
-      loss = (1 - distillation) * loss + distillation * imitation
+      logits = self.logits_fn(variables, inputs, genome_key, model_key)
+      loss, metrics = cross_entropy(logits, targets)
+
+    if self.distillation:
+      teacher = jax.nn.softmax(self._largest_logits(variables, inputs))
+      imitation = optax.softmax_cross_entropy(logits, teacher).mean()
+      loss = (1 - self.distillation) * loss + self.distillation * imitation
     return loss, metrics
 
-  return loss_fn
+  def _two_passes(self, variables, inputs, targets, genome_key, model_key):
+    """The mean (loss, metrics) of two noisy passes, regularized, and the logits of the second."""
+    passes = []
+    for noise_stream, pass_stream in zip(NOISE_STREAMS, PASS_STREAMS, strict=True):
+      noise_key = jax.random.fold_in(model_key, noise_stream)
+      supports = self.consistency.perturb(noise_key, variables[COLLECTION])
+      pass_key = jax.random.fold_in(model_key, pass_stream)
+      noisy = {**variables, COLLECTION: supports}
+      passes.append(self.logits_fn(noisy, inputs, genome_key, pass_key))
+    first, second = passes
+    loss, metrics = jax.tree.map(
+      lambda a, b: (a + b) / 2, cross_entropy(first, targets), cross_entropy(second, targets)
+    )
+    difference = jnp.mean(jnp.sum((first - second) ** 2, axis=-1))
+    return loss + self.consistency.weight * difference, metrics, second
+
+  def _largest_logits(self, variables, inputs):
+    """Logits of the largest subnet, without dropout and without gradient."""
+    kwargs = dict(self.apply_kwargs)
+    if 'train' in kwargs:
+      kwargs['train'] = False
+    genome = largest_genome(self.adapted.spec)
+    variables = jax.lax.stop_gradient(variables)
+    return self.adapted.apply(variables, inputs, genome=genome, **kwargs)

@@ -15,14 +15,25 @@ class Recipe:
 
   Attributes:
     epochs: passes over the training images; each drops its last partial batch.
-    batch_size: images a step.
-    learning_rate: reached after the warm-up, decayed by a cosine to `final_learning_rate` at the last step.
-    warmup_epochs: of linear warm-up from `initial_learning_rate`.
-    weight_decay: AdamW's, decoupled.
-    update_used_only: leave a number alone in a step whose subnet does not use it (its gradient is zero): no decay, no moments. The official
-      optimizer decays and moves them all.
-    accumulate: equal parts that a batch is taken in, one after the other, which bounds memory; their gradients are averaged. Each part
-      draws its own subnet.
+    batch_size: number of images in a step.
+    learning_rate: peak of the schedule, reached after the warm-up. From there a cosine leads down
+      to `final_learning_rate` at the last step.
+    initial_learning_rate: where the warm-up starts.
+    final_learning_rate: where the cosine ends.
+    warmup_epochs: epochs of linear warm-up.
+    weight_decay: AdamW's decoupled weight decay.
+    update_used_only: leave a number alone in a step whose subnet does not use it (its gradient is
+      zero): no decay, no moments. The official optimizer decays and moves all of them.
+    accumulate: number of equal parts that a batch is taken in, one after the other, which bounds
+      memory; their gradients are averaged. Each part draws its own subnet.
+
+  Raises:
+    ValueError: a number is out of its range.
+
+  Example:
+    >>> recipe = Recipe(epochs=10, batch_size=8, warmup_epochs=2)
+    >>> recipe.steps_per_epoch(num_examples=50)
+    6
   """
 
   epochs: int = 500
@@ -50,10 +61,16 @@ class Recipe:
       )
     if not (self.learning_rate > 0 and self.weight_decay >= 0):
       raise ValueError(
-        f'learning_rate={self.learning_rate} must be above 0, and weight_decay={self.weight_decay} not below.'
+        f'learning_rate={self.learning_rate} must be above 0, '
+        f'and weight_decay={self.weight_decay} not below.'
       )
 
   def steps_per_epoch(self, num_examples: int) -> int:
+    """Full batches among so many training images.
+
+    Raises:
+      ValueError: there is not even one.
+    """
     steps = num_examples // self.batch_size
     if not steps:
       raise ValueError(
@@ -63,31 +80,54 @@ class Recipe:
 
   def optimizer(self, num_examples: int) -> optax.GradientTransformation:
     """AdamW with linear warm-up and cosine decay over the whole run."""
-    per_epoch = self.steps_per_epoch(num_examples)
+    steps_per_epoch = self.steps_per_epoch(num_examples)
+    warmup_steps = self.warmup_epochs * steps_per_epoch
     schedule = optax.warmup_cosine_decay_schedule(
-      self.initial_learning_rate if self.warmup_epochs else self.learning_rate,
-      self.learning_rate,
-      self.warmup_epochs * per_epoch,
-      max(self.epochs, self.warmup_epochs) * per_epoch
-      + (self.epochs == self.warmup_epochs),  # optax wants one step of decay
-      self.final_learning_rate,
+      init_value=self.initial_learning_rate if warmup_steps else self.learning_rate,
+      peak_value=self.learning_rate,
+      warmup_steps=warmup_steps,
+      # optax wants at least one step of decay.
+      decay_steps=max(self.epochs * steps_per_epoch, warmup_steps + 1),
+      end_value=self.final_learning_rate,
     )
     optimizer = optax.adamw(schedule, weight_decay=self.weight_decay)
     return used_only(optimizer) if self.update_used_only else optimizer
 
 
-def used_only(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-  """The optimizer, leaving every number alone, with its moments, whose gradient is exactly zero."""
+def used_only(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+  """Updates only the numbers whose gradient is not exactly zero.
 
-  def update(grads, state, params=None):
-    updates, new_state = optimizer.update(grads, state, params)
-    used = jax.tree.map(lambda grad: grad != 0, grads)
-    # The moments have the parameters' structure within the state's; what else is in there, a count, goes on.
-    moved = optax.tree_utils.tree_map_params(
-      optimizer, lambda _, used: used, new_state, used, transform_non_params=lambda _: True
+  A subnet leaves the supports that it does not use with a gradient of exactly zero. AdamW would
+  move them all the same, by weight decay and by what is left in their moments. Wrapped, it leaves
+  them and their moments as they are; what else its state holds, a count of steps, goes on.
+
+  Args:
+    inner: the inner transformation.
+
+  Returns:
+    A transformation with the state of `inner`.
+
+  See `optax.conditionally_mask` for a wrapper that leaves out whole steps.
+  """
+
+  def init_fn(params):
+    return inner.init(params)
+
+  def update_fn(updates, state, params=None):
+    is_used = jax.tree.map(lambda gradient: gradient != 0, updates)
+    new_updates, new_state = inner.update(updates, state, params)
+    # Moments lie in the state as trees of the parameters' own structure.
+    is_updated = optax.tree_utils.tree_map_params(
+      inner.init,
+      lambda _, used: used,
+      new_state,
+      is_used,
+      transform_non_params=lambda _: True,
     )
-    return jax.tree.map(
-      lambda update, used: jnp.where(used, update, 0), updates, used
-    ), jax.tree.map(jnp.where, moved, new_state, state)
+    new_updates = jax.tree.map(
+      lambda update, used: jnp.where(used, update, 0), new_updates, is_used
+    )
+    new_state = jax.tree.map(jnp.where, is_updated, new_state, state)
+    return new_updates, new_state
 
-  return optax.GradientTransformation(optimizer.init, update)
+  return optax.GradientTransformation(init_fn, update_fn)

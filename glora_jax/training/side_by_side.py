@@ -1,22 +1,26 @@
-"""Many runs in one program: seeds, learning rates and fixed subnets trained side by side by `vmap`, equal to running them apart."""
+"""Many runs in one program, equal to running them apart.
+
+Seeds, learning rates and fixed subnets are trained side by side by `vmap`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from tqdm.auto import tqdm
 
 from glora_jax.method.adapted import COLLECTION, Adapted
-from glora_jax.training.loop import LossFn, TrainState, batch_indices, make_step, steps_per_call
-from glora_jax.training.losses import subnet_loss
+from glora_jax.training.batches import ImageStream, batch_indices, steps_per_call
+from glora_jax.training.loop import Carry, LossFn, TrainState, make_step
+from glora_jax.training.losses import Preprocess, subnet_loss
+from glora_jax.training.progress import Progress
 from glora_jax.training.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -24,11 +28,20 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Training:
-  """One of the runs of `train_many`: what `fit` takes, and a factor.
+  """One of the runs of `train_many`.
 
   Attributes:
-    loss_fn, trainable, frozen, key: see `training.fit`.
+    loss_fn: what is minimized; see `fit`.
+    trainable: tree of arrays to start from; these alone are trained.
+    frozen: tree of arrays.
+    key: random key of the run.
     rate: factor on the recipe's whole schedule of learning rates, for comparing several.
+
+  Example:
+    >>> def loss_fn(trainable, frozen, images, labels, key):
+    ...   return jnp.mean((images @ trainable['slope'] - labels) ** 2), {}
+    >>> run = Training(loss_fn, {'slope': jnp.zeros(1)}, {}, jax.random.key(0))
+    >>> faster = dataclasses.replace(run, rate=2.0)
   """
 
   loss_fn: LossFn
@@ -49,63 +62,65 @@ def train_many(
 ) -> list[TrainState]:
   """Trains several runs on the same images by the same recipe.
 
-  Runs that have the same loss function and the same frozen arrays (the very same objects), and trainable parameters of the same
-  structure and shapes, become one compiled program, `vmap`ped over them; such groups follow one another. Every run has its own key, so its
-  own order of images. On an accelerator a group costs little more than one of its runs, where these are small; on CPU nothing is gained.
+  Runs that have the same loss function, the same frozen arrays (the very same objects), and
+  trainable parameters of the same structure and shapes are a group: one compiled program, `vmap`ped
+  over them. The groups follow one another. Every run has its own key, so its own order of images.
+  On an accelerator a group costs little more than one of its runs, where these are small; on CPU
+  nothing is gained.
 
   Args:
-    runs: see `Training`.
-    images, labels: resident on the device, as in `training.fit`.
-    recipe: of all.
+    runs: the runs.
+    images: the whole training set on the device, [n, ...].
+    labels: int [n].
+    recipe: recipe of all runs.
     steps_per_dispatch: most steps per compiled call.
     progress: whether to show a bar for each group.
 
   Returns:
-    The final state of every run, in their order. A run whose loss was not finite stops there, at its last good state, whose `step`
-    says where, and is named in a warning; the others go on.
+    The final state of every run, in their order. A run whose loss was not finite stops at its last
+    good state, whose `step` says where, and is named in a warning; the others go on.
 
   Raises:
-    ValueError: `images` is a stream, a rate is not above 0, or a batch is larger than the images are many.
+    ValueError: the images are a stream, a rate is not above 0, or the batches are larger than the
+      training set.
 
   Example:
-    >>> keys = [jax.random.key(seed) for seed in range(5)]   # doctest: +SKIP
-    >>> starts = [adapted.init(key, params) for key in keys]
-    >>> runs = subnet_runs(adapted, glora_jax.presets(adapted.spec).values(), starts, keys, preprocess, train=True)
-    >>> for run, state in zip(runs, train_many(runs, images, labels, Recipe(epochs=100))):
-    ...   variables = adapted.join(state.trainable, run.frozen)
+    >>> def loss_fn(trainable, frozen, images, labels, key):
+    ...   return jnp.mean((images @ trainable['slope'] - labels) ** 2), {}
+    >>> runs = [
+    ...   Training(loss_fn, {'slope': jnp.zeros(1)}, {}, jax.random.key(0), rate=rate)
+    ...   for rate in (1.0, 0.001)
+    ... ]
+    >>> images = jnp.linspace(-1, 1, 8)[:, None]
+    >>> recipe = Recipe(epochs=50, batch_size=4, learning_rate=0.1, weight_decay=0.0)
+    >>> good, slow = train_many(runs, images, 3 * images[:, 0], recipe, progress=False)
+    >>> print(good.trainable['slope'].round(1), slow.trainable['slope'].round(1))
+    [3.] [0.]
   """
-  if hasattr(images, 'batches'):
+  if isinstance(images, ImageStream):
     raise ValueError(
-      'train_many takes resident images, since every run has an order of its own; train on a stream with fit, run by run.'
+      'train_many takes resident images, since every run has an order of its own; '
+      'train on a stream with fit, run by run.'
     )
-  groups: dict[Any, list[int]] = {}
   for number, run in enumerate(runs):
     if not run.rate > 0:
       raise ValueError(f'rate={run.rate} of run {number} must be above 0.')
-    leaves, structure = jax.tree.flatten(run.trainable)
-    shapes = tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
-    frozen, frozen_structure = jax.tree.flatten(run.frozen)
-    groups.setdefault(
-      (run.loss_fn, structure, shapes, frozen_structure, tuple(map(id, frozen))), []
-    ).append(number)
-  states: dict[int, TrainState] = {}
-  for title, members in enumerate(groups.values(), 1):
-    group = [runs[number] for number in members]
-    bar = functools.partial(
-      tqdm,
-      desc=f'group {title} of {len(groups)}, {len(group)} runs',
-      unit='step',
-      disable=not progress,
-    )
-    states |= zip(
-      members, _train_group(group, images, labels, recipe, steps_per_dispatch, bar), strict=True
-    )
   last = recipe.epochs * recipe.steps_per_epoch(len(labels))
-  if stopped := {number: state.step for number, state in states.items() if state.step < last}:
-    log.warning(
-      'The loss was not finite, and training stopped, in %s.',
-      ', '.join(f'run {n} at step {step}' for n, step in stopped.items()),
-    )
+  groups = _grouped(runs)
+  states: dict[int, TrainState] = {}
+  for group_number, members in enumerate(groups, 1):
+    group = [runs[number] for number in members]
+    title = f'group {group_number} of {len(groups)}, {len(group)} runs'
+    bar = Progress(title, 0, last, len(group) * recipe.batch_size, progress)
+    group_states = _train_group(group, images, labels, recipe, steps_per_dispatch, bar)
+    states |= zip(members, group_states, strict=True)
+  stopped = [
+    f'run {number} at step {state.step}'
+    for number, state in sorted(states.items())
+    if state.step < last
+  ]
+  if stopped:
+    log.warning('The loss was not finite, and training stopped, in %s.', ', '.join(stopped))
   return [states[number] for number in range(len(runs))]
 
 
@@ -114,93 +129,160 @@ def subnet_runs(
   genomes: Iterable[Any],
   starts: Sequence[Any],
   keys: Sequence[jax.Array],
-  preprocess: Callable,
+  preprocess: Preprocess,
   **options: Any,
 ) -> list[Training]:
-  """The runs of fixed subnets for `train_many`: every genome from every start, genome by genome; those of one genome are one group.
+  """The runs of fixed subnets for `train_many`: every genome from every start.
 
   Args:
     adapted: what `glora_jax.adapt` returned.
-    genomes: of the subnets, each [rows, 5].
-    starts: variables to start from, all on the same base arrays: of `adapted.init` with several keys, say.
-    keys: of the training from each start.
-    preprocess, **options: see `supernet.subnet_loss`.
+    genomes: genomes of the subnets, each int [layer, 5].
+    starts: variables to start from, all on the same base arrays: what `adapted.init` returned for
+      several keys, say.
+    keys: random key of the training from each start.
+    preprocess: see `subnet_loss`.
+    **options: further arguments of `subnet_loss`.
 
   Returns:
-    The runs. `adapted.join(state.trainable, run.frozen)` is what a state amounts to; supports that the genome does not use are zero
-    there. `dataclasses.replace(run, rate=2.0)` is the same run at another learning rate.
+    The runs, genome by genome; those of one genome are one group. A state that comes of a run is
+    `adapted.join(state.trainable, run.frozen)` as variables; supports that the genome does not use
+    are zero there. `dataclasses.replace(run, rate=2.0)` is a run at another learning rate.
+
+  Example:
+    >>> import flax.linen as nn
+    >>> import glora_jax
+    >>> model = nn.Dense(2)
+    >>> images = jnp.eye(4)
+    >>> labels = jnp.array([0, 1, 0, 1])
+    >>> adapted = glora_jax.adapt(model, images)
+    >>> params = model.init(jax.random.key(0), images)['params']
+    >>> keys = [jax.random.key(seed) for seed in range(2)]
+    >>> starts = [adapted.init(key, params) for key in keys]
+    >>> genomes = [glora_jax.preset(adapted.spec, 'bitfit')]
+    >>> runs = subnet_runs(adapted, genomes, starts, keys, lambda key, images: images)
+    >>> recipe = Recipe(epochs=1, batch_size=2, warmup_epochs=0)
+    >>> states = train_many(runs, images, labels, recipe, progress=False)
+    >>> variables = adapted.join(states[0].trainable, runs[0].frozen)
+    >>> adapted.apply(variables, images, genome=genomes[0]).shape
+    (4, 2)
   """
   runs = []
   for genome in genomes:
     subnet = adapted.fix(genome)
-    loss_fn, unused = subnet_loss(subnet, preprocess, **options), None
+    loss_fn = subnet_loss(subnet, preprocess, **options)
+    unused = None
     for variables, key in zip(starts, keys, strict=True):
       trainable, frozen = subnet.split(variables)
-      if unused is None:  # one for all starts, which then share what is frozen
+      if unused is None:  # the same zeros for all starts, which makes them one group
         unused = jax.tree.map(jnp.zeros_like, frozen[COLLECTION])
       runs.append(Training(loss_fn, trainable, {**frozen, COLLECTION: unused}, key))
   return runs
 
 
-def _train_group(runs, images, labels, recipe, steps_per_dispatch, bar) -> list[TrainState]:
-  per_epoch = recipe.steps_per_epoch(len(labels))
-  last, chunk = recipe.epochs * per_epoch, steps_per_call(per_epoch, steps_per_dispatch)
+class _GroupKey(NamedTuple):
+  """What runs of one compiled program have in common."""
+
+  loss_fn: LossFn
+  trainable_structure: Hashable
+  trainable_shapes: tuple[tuple[tuple[int, ...], jnp.dtype], ...]
+  frozen_structure: Hashable
+  frozen_ids: tuple[int, ...]
+
+
+def _grouped(runs: Sequence[Training]) -> list[list[int]]:
+  """The numbers of the runs of each group."""
+  groups: dict[_GroupKey, list[int]] = {}
+  for number, run in enumerate(runs):
+    trainable, trainable_structure = jax.tree.flatten(run.trainable)
+    frozen, frozen_structure = jax.tree.flatten(run.frozen)
+    group_key = _GroupKey(
+      run.loss_fn,
+      trainable_structure,
+      tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in trainable),
+      frozen_structure,
+      tuple(map(id, frozen)),
+    )
+    groups.setdefault(group_key, []).append(number)
+  return list(groups.values())
+
+
+def _train_group(
+  runs: Sequence[Training],
+  images: jax.Array,
+  labels: jax.Array,
+  recipe: Recipe,
+  steps_per_dispatch: int,
+  bar: Progress,
+) -> list[TrainState]:
+  """The final states of the runs of one group."""
+  steps_per_epoch = recipe.steps_per_epoch(len(labels))
+  last = recipe.epochs * steps_per_epoch
+  block_size = steps_per_call(steps_per_epoch, steps_per_dispatch)
   optimizer = recipe.optimizer(len(labels))
-  stack = lambda trees: jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
   order_keys, step_keys = zip(*(jax.random.split(run.key) for run in runs), strict=True)
-  rates, number = jnp.array([run.rate for run in runs], jnp.float32), len(runs)
-  trainable = stack([run.trainable for run in runs])
-  carry = (
+  rates = jnp.array([run.rate for run in runs], jnp.float32)
+  trainable = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[run.trainable for run in runs])
+  carry = Carry(
     trainable,
     jax.vmap(optimizer.init)(trainable),
-    jnp.zeros(number, jnp.int32),
-    jnp.ones(number, bool),
+    step=jnp.zeros(len(runs), jnp.int32),
+    finite=jnp.ones(len(runs), bool),
   )
   steps = _make_steps(runs[0].loss_fn, optimizer, recipe.accumulate)
-  with bar(total=last) as shown:
-    for first in range(0, last, chunk):
-      stop = min(first + chunk, last)
-      order = [
+  with bar:
+    for first in range(0, last, block_size):
+      stop = min(first + block_size, last)
+      orders = [
         batch_indices(key, first, stop, len(labels), recipe.batch_size) for key in order_keys
       ]
+      indices = np.stack(orders, axis=1)
       carry, metrics = steps(
-        carry, runs[0].frozen, images, labels, np.stack(order, 1), jnp.stack(step_keys), rates
+        carry, runs[0].frozen, images, labels, indices, jnp.stack(step_keys), rates
       )
-      shown.set_postfix(
-        {name: f'{float(np.nanmean(values)):.3f}' for name, values in metrics.items()}
-      )
-      shown.update(stop - first)
-  trainable, opt_state, done, _ = carry
-  take = lambda tree, index: jax.tree.map(lambda leaf: leaf[index], tree)
-  return [
-    TrainState(take(trainable, index), take(opt_state, index), int(done[index]))
-    for index in range(number)
-  ]
+      bar.reach(stop, {name: float(np.nanmean(values)) for name, values in metrics.items()})
+  return [_state_of_run(carry, number) for number in range(len(runs))]
+
+
+def _state_of_run(carry: Carry, number: int) -> TrainState:
+  trainable, opt_state = jax.tree.map(lambda leaf: leaf[number], (carry.trainable, carry.opt_state))
+  return TrainState(trainable, opt_state, int(carry.step[number]))
 
 
 def _make_steps(
   loss_fn: LossFn, optimizer: optax.GradientTransformation, accumulate: int
 ) -> Callable:
-  """Compiled `(carry [run, ...], frozen, images, labels, indices [steps, run, batch], keys [run], rates [run]) -> (carry, metrics)`."""
+  """Makes many steps of several runs as one compiled function.
 
-  def one_run(carry, frozen, images, labels, index, key, rate):
-    def update(grads, state, params):
-      updates, state = optimizer.update(grads, state, params)
-      return jax.tree.map(
-        lambda update: rate.astype(update.dtype) * update, updates
-      ), state  # AdamW's update is linear in the learning rate
+  Returns:
+    `steps(carry, frozen, images, labels, indices, keys, rates) -> (carry, metrics)`, with a run's
+    axis first in carry, keys and rates, indices int32 [step, run, batch], and metrics [step, run].
+  """
 
-    step_once = make_step(loss_fn, optax.GradientTransformation(optimizer.init, update), accumulate)
-    return step_once(carry, frozen, images[index], labels[index], key)
+  def step_of_run(carry, frozen, images, labels, index, key, rate):
+    step_fn = make_step(loss_fn, _scaled(optimizer, rate), accumulate)
+    return step_fn(carry, frozen, images[index], labels[index], key)
 
-  all_runs = jax.vmap(one_run, in_axes=(0, None, None, None, 0, 0, 0))
+  step_of_runs = jax.vmap(step_of_run, in_axes=(0, None, None, None, 0, 0, 0))
 
   @functools.partial(jax.jit, donate_argnums=0)
   def steps(carry, frozen, images, labels, indices, keys, rates):
     return jax.lax.scan(
-      lambda carry, index: all_runs(carry, frozen, images, labels, index, keys, rates),
+      lambda carry, index: step_of_runs(carry, frozen, images, labels, index, keys, rates),
       carry,
       indices,
     )
 
   return steps
+
+
+def _scaled(inner: optax.GradientTransformation, rate: jax.Array) -> optax.GradientTransformation:
+  """Multiplies updates by a factor: a factor on the learning rate, in which AdamW's are linear.
+
+  The state is that of `inner`, which `optax.chain` would nest.
+  """
+
+  def update_fn(updates, state, params=None):
+    updates, state = inner.update(updates, state, params)
+    return jax.tree.map(lambda update: rate.astype(update.dtype) * update, updates), state
+
+  return optax.GradientTransformation(inner.init, update_fn)

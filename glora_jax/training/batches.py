@@ -1,0 +1,183 @@
+"""The images of every training step: their order, and how they come to the device.
+
+The order is a function of the key and the step number alone. It is the same for a training set that
+lies on the device and for one that is streamed to it, from the first step on or from a later one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import chex
+import jax
+import numpy as np
+
+from glora_jax import mesh as meshes
+
+# Batches of a stream that are held ready on the device: what one compiled call takes.
+MOST_STREAMED_STEPS = 8
+
+
+@runtime_checkable
+class ImageStream(Protocol):
+  """Images that are read when they are needed; `data.pipeline.Stream` for instance."""
+
+  def batches(self, indices: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The images [batch, ...] and labels [batch] of each row of indices, int [steps, batch]."""
+    ...
+
+
+class Block(NamedTuple):
+  """The images of consecutive training steps.
+
+  Attributes:
+    stop: the steps that are done when these are.
+    images: the whole training set [n, ...], or the batches [steps, batch, ...].
+    labels: its labels, int [n], or those of the batches, int [steps, batch].
+    indices: the images of every step, int32 [steps, batch]; None where `images` are batches.
+  """
+
+  stop: int
+  images: jax.Array | np.ndarray
+  labels: jax.Array | np.ndarray
+  indices: np.ndarray | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Resident:
+  """A training set that lies on the device as a whole; steps take their images by index.
+
+  Attributes:
+    images: [n, ...].
+    labels: int [n].
+    key: random key of the order.
+    batch_size: number of images in a step.
+  """
+
+  images: jax.Array | np.ndarray
+  labels: jax.Array | np.ndarray
+  key: jax.Array
+  batch_size: int
+
+  def blocks(self, first: int, last: int, most_steps: int) -> Iterator[Block]:
+    """The steps `first` to `last - 1` in blocks of at most `most_steps`."""
+    num_examples = len(self.labels)
+    block_size = steps_per_call(num_examples // self.batch_size, most_steps)
+    for start in range(first, last, block_size):
+      stop = min(start + block_size, last)
+      indices = batch_indices(self.key, start, stop, num_examples, self.batch_size)
+      yield Block(stop, self.images, self.labels, indices)
+
+
+@dataclasses.dataclass(frozen=True)
+class Streamed:
+  """A training set that is read batch by batch, in the order of a `Resident` one.
+
+  Attributes:
+    stream: where images and labels come from.
+    num_examples: number of images in it.
+    key: random key of the order.
+    batch_size: number of images in a step.
+    mesh: devices that batches are dealt to. Each process reads the images of its own devices.
+  """
+
+  stream: ImageStream
+  num_examples: int
+  key: jax.Array
+  batch_size: int
+  mesh: jax.sharding.Mesh | None = None
+
+  def blocks(self, first: int, last: int, most_steps: int) -> Iterator[Block]:
+    """The steps `first` to `last - 1` in blocks of at most `most_steps`."""
+    most_steps = min(most_steps, MOST_STREAMED_STEPS)
+    block_size = steps_per_call(self.num_examples // self.batch_size, most_steps)
+    batches = self._batches(first, last)
+    for start in range(first, last, block_size):
+      stop = min(start + block_size, last)
+      images, labels = zip(*itertools.islice(batches, stop - start), strict=True)
+      yield Block(stop, self._stack(images), self._stack(labels), None)
+
+  def _batches(self, first: int, last: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The batches of steps `first` to `last - 1`, asked of the stream an epoch at a time."""
+    steps_per_epoch = self.num_examples // self.batch_size
+    rows = slice(None) if self.mesh is None else meshes.local_rows(self.mesh, self.batch_size)
+    while first < last:
+      stop = min((first // steps_per_epoch + 1) * steps_per_epoch, last)
+      indices = batch_indices(self.key, first, stop, self.num_examples, self.batch_size)
+      yield from self.stream.batches(indices[:, rows])
+      first = stop
+
+  def _stack(self, batches: Sequence[np.ndarray]) -> jax.Array | np.ndarray:
+    stacked = np.stack(batches)
+    return stacked if self.mesh is None else meshes.from_hosts(self.mesh, stacked, axis=1)
+
+
+def make_feeder(
+  images: jax.Array | np.ndarray | ImageStream,
+  labels: jax.Array | np.ndarray,
+  key: jax.Array,
+  batch_size: int,
+  mesh: jax.sharding.Mesh | None = None,
+) -> Resident | Streamed:
+  """What feeds a training loop, by where its images are.
+
+  Args:
+    images: the whole training set [n, ...], or a stream.
+    labels: int [n].
+    key: random key of the order.
+    batch_size: number of images in a step.
+    mesh: devices that every batch is dealt to. A resident training set lies on each as a whole.
+  """
+  if isinstance(images, ImageStream):
+    return Streamed(images, len(labels), key, batch_size, mesh)
+  chex.assert_equal_shape_prefix([images, labels], 1)
+  images, labels = meshes.replicate(mesh, (images, labels))
+  return Resident(images, labels, key, batch_size)
+
+
+def batch_indices(
+  key: jax.Array, first: int, last: int, num_examples: int, batch_size: int
+) -> np.ndarray:
+  """The images of the steps `first` to `last - 1`.
+
+  Every epoch is its own permutation, a function of the key and the epoch alone; the partial batch
+  at its end is dropped.
+
+  Args:
+    key: random key of the order.
+    first: the first step.
+    last: the step after the last.
+    num_examples: number of images in the training set.
+    batch_size: number of images in a step.
+
+  Returns:
+    Indices, int32 [steps, batch].
+  """
+  steps_per_epoch = num_examples // batch_size
+  epochs = range(first // steps_per_epoch, -(-last // steps_per_epoch))
+  orders = [np.asarray(_permutation(key, epoch, num_examples)) for epoch in epochs]
+  full_batches = [order[: steps_per_epoch * batch_size] for order in orders]
+  steps = np.concatenate(full_batches).reshape(-1, batch_size)
+  offset = first - epochs.start * steps_per_epoch
+  return steps[offset : offset + last - first].astype(np.int32)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _permutation(key: jax.Array, epoch: int, num_examples: int) -> jax.Array:
+  return jax.random.permutation(jax.random.fold_in(key, epoch), num_examples)
+
+
+def steps_per_call(steps_per_epoch: int, most: int) -> int:
+  """How many steps a compiled call takes: at most so many, and the same in nearly every call.
+
+  Whole epochs where they are short, a whole fraction of an epoch where it is long: calls of one
+  shape are compiled once.
+  """
+  if steps_per_epoch < most:
+    return steps_per_epoch * (most // steps_per_epoch)
+  largest_fraction = max(n for n in range(1, most + 1) if steps_per_epoch % n == 0)
+  return largest_fraction if largest_fraction > most // 4 else most
