@@ -32,6 +32,7 @@ from glora_jax.method import genomes
 from glora_jax.method.adapt import adapt
 from glora_jax.models import weights
 from glora_jax.training import loop, losses
+from glora_jax.training.batches import batch_indices
 from glora_jax.training.recipe import Recipe
 
 SIZE = 224
@@ -52,7 +53,7 @@ def resident(steps, repeats):
   )
   recipe = Recipe(epochs=28, warmup_epochs=3)
   step = loop.make_steps(loss, recipe.optimizer(len(labels)))
-  indices = loop.batch_indices(jax.random.key(1), 0, steps, len(labels), recipe.batch_size)
+  indices = batch_indices(jax.random.key(1), 0, steps, len(labels), recipe.batch_size)
 
   @jax.jit
   def only_input(images, labels, indices):

@@ -32,6 +32,7 @@ from benchmarks import machine
 from glora_jax.method import genomes
 from glora_jax.models.vit import ViT, vit
 from glora_jax.training import loop, losses, recipe
+from glora_jax.training.batches import batch_indices
 
 CLASSES, RANK, LAYERS = 10, 4, ('qkv', 'proj', 'fc1', 'fc2')
 
@@ -71,7 +72,7 @@ def jax_row(loss_fn, trainable, frozen, images, labels, batch: int, steps: int) 
   optimizer = recipe.Recipe(batch_size=batch).optimizer(len(labels))
   state = jax.tree.map(jnp.copy, trainable)
   state = [state, jax.jit(optimizer.init)(state), 0]
-  indices = loop.batch_indices(jax.random.key(0), 0, steps, len(labels), batch)
+  indices = batch_indices(jax.random.key(0), 0, steps, len(labels), batch)
   rest = frozen, images, labels, indices, jax.random.key(1)
   compiled = loop.make_steps(loss_fn, optimizer).lower(*state, *rest).compile()
   memory = compiled.memory_analysis()
@@ -179,7 +180,7 @@ def peft_row(config_of):
     x = torch.tensor(np.asarray(images)).permute(0, 3, 1, 2).contiguous().to(device)
     y = torch.tensor(np.asarray(labels)).long().to(device)
     batches = (
-      torch.tensor(loop.batch_indices(jax.random.key(0), 0, shape.steps, len(labels), shape.batch))
+      torch.tensor(batch_indices(jax.random.key(0), 0, shape.steps, len(labels), shape.batch))
       .long()
       .to(device)
     )

@@ -66,9 +66,8 @@ def test_a_folder_is_held_until_its_holder_ends_however_it_ends(tmp_path):
     ValueError, match=rf'The workdir .*run is in use by process {holder.pid} on .*another --workdir'
   ):
     workdir.claim(folder).__enter__()
-  (folder / f'x.json.{holder.pid}.partial').write_text(
-    'half'
-  )  # what a kill leaves while `whole` is writing
+  # What a kill leaves while `whole` is writing, and a file of somebody else.
+  (folder / f'x.json.{holder.pid}.partial').write_text('half')
   (folder / 'mine.partial').write_text('not ours')
   holder.send_signal(signal.SIGKILL)
   holder.communicate()

@@ -1,4 +1,7 @@
-"""Devices: joining processes, placing arrays, and runs on several simulated devices and processes that equal the run on others."""
+"""Devices: joining processes, placing arrays, and runs on several devices and processes.
+
+Devices are simulated; a run on several equals the run on others.
+"""
 
 import json
 import os
@@ -18,7 +21,7 @@ from glora_jax import mesh
 from glora_jax.files import read_arrays, read_json
 from glora_jax.models import weights
 from glora_jax.models.vit import ViT
-from glora_jax.runs.config import default_config
+from glora_jax.runs.config import check_config, default_config
 
 
 @pytest.mark.parametrize(
@@ -38,28 +41,41 @@ def test_the_largest_axis_that_fits_is_sharded_and_no_stack(shape, devices, axis
   assert mesh.sharded_axis(shape, devices) == axis
 
 
-def test_a_plain_machine_is_left_alone_and_half_a_description_refused(monkeypatch):
+@pytest.fixture
+def plain_machine(monkeypatch):
+  """An environment that speaks of one process."""
   for name in (
     'JAX_COORDINATOR_ADDRESS',
     'JAX_NUM_PROCESSES',
     'JAX_PROCESS_ID',
     'SLURM_NTASKS',
+    'SLURM_STEP_NODELIST',
     'OMPI_COMM_WORLD_SIZE',
     'TPU_WORKER_HOSTNAMES',
   ):
     monkeypatch.delenv(name, raising=False)
+  return monkeypatch
+
+
+def test_a_plain_machine_is_left_alone(plain_machine):
   mesh.initialize()
   assert not jax.distributed.is_initialized()
-  monkeypatch.setenv('SLURM_NTASKS', '1')
-  monkeypatch.setenv('SLURM_STEP_NODELIST', 'node1')
+  plain_machine.setenv('SLURM_NTASKS', '1')
+  plain_machine.setenv('SLURM_STEP_NODELIST', 'node1')
   mesh.initialize()
   assert not jax.distributed.is_initialized()
-  for given in (('host:1', None, None), ('host:1', 2, 2), (None, 2, 0)):
-    with pytest.raises(
-      ValueError, match='give all three, the last from 0 to num_processes - 1, or none'
-    ):
-      mesh.initialize(*given)
-  monkeypatch.setenv('JAX_COORDINATOR_ADDRESS', 'host:1')
+
+
+@pytest.mark.parametrize('given', [('host:1', None, None), ('host:1', 2, 2), (None, 2, 0)])
+def test_half_a_description_is_refused(plain_machine, given):
+  with pytest.raises(
+    ValueError, match='give all three, the last from 0 to num_processes - 1, or none'
+  ):
+    mesh.initialize(*given)
+
+
+def test_half_a_description_in_the_environment_is_refused(plain_machine):
+  plain_machine.setenv('JAX_COORDINATOR_ADDRESS', 'host:1')
   with pytest.raises(ValueError, match='coordinator=host:1, num_processes=None'):
     mesh.initialize()
 
@@ -70,16 +86,18 @@ def test_on_one_device_there_is_no_mesh():
 
 
 def environment(devices):
-  flags = f'--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0'  # less to compile, the same to compute
+  """The environment of a process with simulated devices, which compiles as the tests do."""
   return {
     **os.environ,
     'JAX_PLATFORMS': 'cpu',
-    'XLA_FLAGS': flags,
+    'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices} '
+    '--xla_backend_optimization_level=0',
     'JAX_COMPILATION_CACHE_DIR': jax.config.jax_compilation_cache_dir,
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
   }
 
 
+@pytest.mark.slow
 def test_eight_devices_with_the_base_replicated_or_sharded_train_and_score_as_one():
   ran = subprocess.run(program('eight_devices'), env=environment(8), capture_output=True, text=True)
   assert ran.returncode == 0, ran.stderr[-3000:]
@@ -175,68 +193,75 @@ def start_two(overrides, workdir, *more):
 
 def finish(*processes):
   """Standard output of each."""
-  said = [process.communicate(timeout=300) for process in processes]
-  for process, (_, errors) in zip(processes, said, strict=True):
+  printed = [process.communicate(timeout=300) for process in processes]
+  for process, (_, errors) in zip(processes, printed, strict=True):
     assert process.returncode == 0, errors[-3000:]
-  return [output for output, _ in said]
+  return [output for output, _ in printed]
 
 
-def test_two_processes_end_as_one_does_and_one_goes_on_from_what_two_have_left(overrides, tmp_path):
-  """Four simulated devices each, training images streamed and the base sharded, against eight in one process, resident and replicated."""
-  layout = ('--config.data.max_resident=100000', '--config.mesh.base=sharded')
-  pair = start_two(overrides, tmp_path / 'two', *layout)
-  while not (tmp_path / 'two' / 'baselines').exists() and all(
-    process.poll() is None for process in pair
-  ):
-    time.sleep(0.05)
-  # What a kill at this moment would leave: the supernet's checkpoints are done, the next stage has begun.
-  (tmp_path / 'four').mkdir()
+def copy_as_if_killed(source, target):
+  """What a kill leaves that comes when the supernet is trained, and the next stage has begun."""
+  target.mkdir()
   for name in ('config.json', 'metrics.jsonl'):
-    shutil.copy(tmp_path / 'two' / name, tmp_path / 'four')
-  shutil.copytree(tmp_path / 'two' / 'supernet', tmp_path / 'four' / 'supernet')
+    shutil.copy(source / name, target)
+  shutil.copytree(source / 'supernet', target / 'supernet')
+
+
+def assert_runs_agree(workdir, expected):
+  """Two runs have found the same subnets with the same scores, and the same winner."""
+  result, expected_result = (read_json(folder / 'result.json') for folder in (workdir, expected))
+  found, archive = (
+    read_arrays(folder / 'search' / 'archive.npz') for folder in (workdir, expected)
+  )
+  np.testing.assert_array_equal(found['genomes'], archive['genomes'])
+  np.testing.assert_allclose(found['loss'], archive['loss'], rtol=1e-3)
+  assert np.abs(found['correct'] - archive['correct']).max() <= 1
+  winner, expected_winner = result['winner'], expected_result['winner']
+  assert winner['genome'] == expected_winner['genome']
+  accuracy = expected_winner['test_accuracy']
+  assert winner['test_accuracy'] == pytest.approx(accuracy, abs=2.5 / 797)
+  assert result['fold_max_abs_diff'] < 1e-4
+  params, expected_params = (
+    jax.tree.leaves(weights.load(folder / 'folded')[1]) for folder in (workdir, expected)
+  )
+  close = [
+    np.ravel(np.isclose(a, b, rtol=1e-2, atol=1e-3))
+    for a, b in zip(params, expected_params, strict=True)
+  ]
+  assert np.mean(np.concatenate(close)) > 0.98
+
+
+@pytest.mark.slow
+def test_two_processes_end_as_one_does_and_one_goes_on_from_what_two_have_left(overrides, tmp_path):
+  """Two of four simulated devices each, against one of eight.
+
+  The two stream the training images and shard the base; the one has both as a whole.
+  """
+  two, four, eight = (tmp_path / name for name in ('two', 'four', 'eight'))
+  layout = ('--config.data.max_resident=100000', '--config.mesh.base=sharded')
+  pair = start_two(overrides, two, *layout)
+  while not (two / 'baselines').exists() and all(process.poll() is None for process in pair):
+    time.sleep(0.05)
+  copy_as_if_killed(two, four)
   printed = finish(*pair)
   assert 'winner, finetuned' in printed[0]
   assert 'winner' not in printed[1]
-  finish(start(overrides, tmp_path / 'four', 4, *layout))
-  finish(start(overrides, tmp_path / 'eight', 8))
+  finish(start(overrides, four, 4, *layout))
+  finish(start(overrides, eight, 8))
 
-  assert sorted(os.listdir(tmp_path / 'two')) == sorted(os.listdir(tmp_path / 'eight'))
-  for name in ('two', 'four', 'eight'):
-    with open(tmp_path / name / 'metrics.jsonl') as file:
-      entries = [json.loads(line) for line in file]
-    assert len({(entry['stage'], entry['step']) for entry in entries}) == len(
-      entries
-    )  # one process writes
-    assert read_json(tmp_path / name / 'config.json')['search']['population'] == 6
-  eight = read_json(tmp_path / 'eight' / 'result.json')
-  archive = read_arrays(tmp_path / 'eight' / 'search' / 'archive.npz')
-  _, params, _ = weights.load(tmp_path / 'eight' / 'folded')
-  for name in ('two', 'four'):
-    other, found = (
-      read_json(tmp_path / name / 'result.json'),
-      read_arrays(tmp_path / name / 'search' / 'archive.npz'),
-    )
-    np.testing.assert_array_equal(found['genomes'], archive['genomes'])
-    np.testing.assert_allclose(found['loss'], archive['loss'], rtol=1e-3)
-    assert np.abs(found['correct'] - archive['correct']).max() <= 1
-    assert other['winner']['genome'] == eight['winner']['genome']
-    assert other['winner']['test_accuracy'] == pytest.approx(
-      eight['winner']['test_accuracy'], abs=2.5 / 797
-    )
-    assert other['fold_max_abs_diff'] < 1e-4
-    _, others, _ = weights.load(tmp_path / name / 'folded')
-    close = [
-      np.isclose(a, b, rtol=1e-2, atol=1e-3)
-      for a, b in zip(jax.tree.leaves(others), jax.tree.leaves(params), strict=True)
-    ]
-    assert np.mean(np.concatenate([np.ravel(part) for part in close])) > 0.98
+  assert sorted(os.listdir(two)) == sorted(os.listdir(eight))
+  for workdir in (two, four, eight):
+    lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+    steps = [(metrics['stage'], metrics['step']) for metrics in map(json.loads, lines)]
+    assert len(set(steps)) == len(steps)  # one process writes
+    assert read_json(workdir / 'config.json')['search']['population'] == 6
+  assert_runs_agree(two, eight)
+  assert_runs_agree(four, eight)
 
 
-def test_fields_of_the_machine_are_explained():
-  from glora_jax.runs.config import check_config
-
-  for name in ('devices', 'base'):
-    config = default_config()
-    config.mesh[name] = 'some'
-    with pytest.raises(ValueError, match=f"mesh.{name}='some' is unknown; it is one of"):
-      check_config(config)
+@pytest.mark.parametrize('name', ['devices', 'base'])
+def test_fields_of_the_machine_are_explained(name):
+  config = default_config()
+  config.mesh[name] = 'some'
+  with pytest.raises(ValueError, match=f"mesh.{name}='some' is unknown; it is one of"):
+    check_config(config)

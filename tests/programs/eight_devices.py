@@ -6,6 +6,7 @@ import sys
 
 import jax
 import numpy as np
+import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 from conftest import randomized
@@ -19,33 +20,19 @@ from glora_jax.training import loop
 from glora_jax.training.losses import supernet_loss
 from glora_jax.training.recipe import Recipe
 
-mesh = meshes.over_devices()
-assert dict(mesh.shape) == {'candidate': 1, 'data': 8}
-model = ViT(3, patch_size=8, width=64, depth=2, num_heads=2)
+MESH = meshes.over_devices()
+MIN_BYTES = 1024  # of a sharded array
+RECIPE = Recipe(epochs=3, batch_size=16, warmup_epochs=1, learning_rate=1e-2)
+
 labels = np.arange(43) % 3
-images = np.random.default_rng(0).normal(size=(43, 16, 16, 3)).astype(np.float32) + labels[
-  :, None, None, None
-].astype(np.float32)
+noise = np.random.default_rng(0).normal(size=(43, 16, 16, 3))
+images = noise.astype(np.float32) + labels[:, None, None, None].astype(np.float32)
+model = ViT(3, patch_size=8, width=64, depth=2, num_heads=2)
+params = randomized(model.init(jax.random.key(2), images[:1])['params'], 3, 0.1)
 adapted = glora_jax.adapt(model, images[:1], merge='up_front')
-variables = adapted.init(
-  jax.random.key(1), randomized(model.init(jax.random.key(2), images[:1])['params'], 3, 0.1)
-)
+variables = adapted.init(jax.random.key(1), params)
 variables['glora'] = randomized(variables['glora'], 4, 0.1)
 trainable, frozen = adapted.split(variables)
-loss_of = lambda merge: supernet_loss(
-  dataclasses.replace(adapted, merge=merge),
-  lambda key, x: x + 0.1 * jax.random.normal(key, x.shape),
-  lambda key: sample_genome(key, adapted.spec),
-)
-
-sharded = meshes.shard(mesh, frozen, min_bytes=1024)
-large = [leaf for leaf in jax.tree.leaves(sharded) if leaf.nbytes >= 1024]
-held = lambda tree: sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
-assert held(large) * 8 == sum(leaf.nbytes for leaf in large)
-total = sum(leaf.nbytes for leaf in jax.tree.leaves(frozen))
-assert total / 8 <= held(sharded) < total / 7, (held(sharded), total)
-assert held(meshes.replicate(mesh, frozen)) == total
-jax.tree.map(np.testing.assert_array_equal, meshes.on_host(sharded), frozen)
 
 
 class Stream:
@@ -57,14 +44,25 @@ class Stream:
       yield images[index], labels[index]
 
 
-flat = lambda tree: np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+def bytes_per_device(tree):
+  return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
 
 
-def fit(frozen, images=images, loss_fn=loss_of('up_front'), **options):
-  recipe = Recipe(epochs=3, batch_size=16, warmup_epochs=1, learning_rate=1e-2)
+def noisy(key, x):
+  return x + 0.1 * jax.random.normal(key, x.shape)
+
+
+def loss_merged(merge):
+  return supernet_loss(
+    dataclasses.replace(adapted, merge=merge), noisy, lambda key: sample_genome(key, adapted.spec)
+  )
+
+
+def fit(frozen, images=images, merge='up_front', recipe=RECIPE, **options):
+  """The final state, and the mean loss of every dispatch."""
   losses = []
   state = loop.fit(
-    loss_fn,
+    loss_merged(merge),
     trainable,
     frozen,
     images,
@@ -79,53 +77,57 @@ def fit(frozen, images=images, loss_fn=loss_of('up_front'), **options):
   return state, losses
 
 
-def same(found, expected):
-  np.testing.assert_allclose(found[1], expected[1], rtol=2e-4)
-  # Gradients that are zero but for rounding are blown up to whole steps by AdamW; all others agree.
-  assert (
-    np.isclose(flat(found[0].trainable), flat(expected[0].trainable), rtol=1e-2, atol=1e-4).mean()
-    > 0.98
+def flat(tree):
+  return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+
+
+def assert_trained_alike(found, expected):
+  (found_state, found_losses), (expected_state, expected_losses) = found, expected
+  np.testing.assert_allclose(found_losses, expected_losses, rtol=2e-4)
+  # AdamW blows up gradients that are zero but for rounding to whole steps; all others agree.
+  close = np.isclose(
+    flat(found_state.trainable), flat(expected_state.trainable), rtol=1e-2, atol=1e-4
   )
+  assert close.mean() > 0.98
 
 
-expected = fit(frozen)
-found = fit(frozen, mesh=mesh)
-assert all(
-  leaf.sharding.is_fully_replicated and leaf.sharding.num_devices == 8
-  for leaf in jax.tree.leaves(found[0][:2])
-)
-same(found, expected)
-same(fit(sharded, Stream(), mesh=mesh, loss_fn=loss_of('lazy')), expected)
-half = fit(frozen, mesh=mesh, stop_epoch=1)[0]
-np.testing.assert_array_equal(
-  flat(fit(frozen, mesh=mesh, state=half)[0].trainable), flat(found[0].trainable)
-)
+assert dict(MESH.shape) == {'candidate': 1, 'data': 8}
 
-try:
-  loop.fit(
-    loss_of('lazy'),
-    trainable,
-    frozen,
-    images,
-    labels,
-    Recipe(batch_size=12),
-    jax.random.key(0),
-    mesh=mesh,
-  )
-except ValueError as error:
-  assert 'A batch of 12 images cannot be dealt to 8 devices' in str(error)
-else:
-  raise AssertionError('a batch that does not fit was taken')
+# Where arrays lie.
+sharded = meshes.shard(MESH, frozen, min_bytes=MIN_BYTES)
+large = [leaf for leaf in jax.tree.leaves(sharded) if leaf.nbytes >= MIN_BYTES]
+assert bytes_per_device(large) * 8 == sum(leaf.nbytes for leaf in large)
+total = sum(leaf.nbytes for leaf in jax.tree.leaves(frozen))
+assert total / 8 <= bytes_per_device(sharded) < total / 7, (bytes_per_device(sharded), total)
+assert bytes_per_device(meshes.replicate(MESH, frozen)) == total
+jax.tree.map(np.testing.assert_array_equal, meshes.on_host(sharded), frozen)
 
-blocks = list(meshes.blocks(mesh, Stream(), 10))
-assert [len(block[1]) for block in blocks] == [16, 16, 11]
-np.testing.assert_array_equal(np.concatenate([block[0] for block in blocks]), images)
+# Training.
+on_one_device = fit(frozen)
+on_mesh = fit(frozen, mesh=MESH)
+for leaf in jax.tree.leaves(on_mesh[0][:2]):
+  assert leaf.sharding.is_fully_replicated
+  assert leaf.sharding.num_devices == 8
+assert_trained_alike(on_mesh, on_one_device)
+assert_trained_alike(fit(sharded, Stream(), mesh=MESH, merge='lazy'), on_one_device)
+half, _ = fit(frozen, mesh=MESH, stop_epoch=1)
+resumed, _ = fit(frozen, mesh=MESH, state=half)
+np.testing.assert_array_equal(flat(resumed.trainable), flat(on_mesh[0].trainable))
+with pytest.raises(ValueError, match='A batch of 12 images cannot be dealt to 8 devices'):
+  fit(frozen, mesh=MESH, recipe=Recipe(batch_size=12))
+
+# Reading.
+blocks = list(meshes.blocks(MESH, Stream(), 10))
+assert [len(block_labels) for _, block_labels in blocks] == [16, 16, 11]
+np.testing.assert_array_equal(np.concatenate([rows for rows, _ in blocks]), images)
+
+# Scoring.
 genomes = random_genomes(np.random.default_rng(0), adapted.spec, 3)
-plain = scoring.make_scorer(adapted)(variables, genomes, images, labels)
-on_mesh = scoring.make_scorer(adapted, mesh=mesh)
-correct, loss = on_mesh(
-  adapted.join(meshes.replicate(mesh, trainable), sharded), genomes, images, labels
+variables = adapted.join(meshes.replicate(MESH, trainable), sharded)
+expected_correct, expected_loss = scoring.make_scorer(adapted)(
+  adapted.join(trainable, frozen), genomes, images, labels
 )
+correct, loss = scoring.make_scorer(adapted, mesh=MESH)(variables, genomes, images, labels)
 assert correct.sharding.is_fully_replicated
-np.testing.assert_array_equal(correct, plain[0])
-np.testing.assert_allclose(loss, plain[1], rtol=1e-4)
+np.testing.assert_array_equal(correct, expected_correct)
+np.testing.assert_allclose(loss, expected_loss, rtol=1e-4)

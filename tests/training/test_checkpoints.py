@@ -63,9 +63,10 @@ def garbled(content):
   [garbled, lambda content: content[: len(content) // 2], None],
   ids=['garbled', 'cut off', 'gone'],
 )
-def test_whatever_file_of_the_newest_state_is_damaged_what_comes_back_is_bit_for_bit_a_state_that_was_saved(
+def test_whatever_file_is_damaged_a_state_that_was_saved_comes_back(
   saved_states, tmp_path, damage, caplog
 ):
+  """Every file of the newest state in turn; what comes back is the same to the bit."""
   fallen_back = 0
   for number, original in enumerate(
     sorted(path for path in (saved_states / '9').rglob('*') if path.is_file())
@@ -76,20 +77,20 @@ def test_whatever_file_of_the_newest_state_is_damaged_what_comes_back_is_bit_for
     caplog.clear()
     with TrainingCheckpoints(folder) as checkpoints:
       state = checkpoints.latest(a_state(0))
-      ours = [
+      warnings = [
         record.getMessage()
         for record in caplog.records
         if record.name == 'glora_jax.training.checkpoints'
       ]
       jax.tree.map(np.testing.assert_array_equal, state, a_state(state.step))
       if state.step == 9:  # orbax has some things twice
-        assert not ours
+        assert not warnings
         continue
       fallen_back += 1
       assert state.step == 5
-      assert len(ours) == 1
-      assert f'step 9 in {folder} is damaged' in ours[0]
-      assert 'going on from step 5' in ours[0]
+      assert len(warnings) == 1
+      assert f'step 9 in {folder} is damaged' in warnings[0]
+      assert 'going on from step 5' in warnings[0]
       checkpoints.save(a_state(9))  # training comes there again
     with TrainingCheckpoints(folder) as checkpoints:
       jax.tree.map(np.testing.assert_array_equal, checkpoints.latest(a_state(0)), a_state(9))
@@ -107,7 +108,8 @@ def test_states_that_are_all_damaged_are_one_sentence_and_stay_where_they_are(
     TrainingCheckpoints(folder) as checkpoints,
     pytest.raises(
       ValueError,
-      match=r'None of the training states in .*states can be read \(steps 9, 5; 9: .*Remove that folder',
+      match=r'None of the training states in .*states can be read '
+      r'\(steps 9, 5; 9: .*Remove that folder',
     ),
   ):
     checkpoints.latest(a_state(0))
@@ -131,61 +133,70 @@ def test_the_checksum_sees_every_bit():
   assert int(_checksum([np.array([True, False])])) != int(_checksum([np.array([True, True])]))
 
 
-def test_training_goes_on_from_the_state_before_a_damaged_one_to_the_same_bits(tmp_path):
-  """Every dispatch is saved; the newest state is damaged after a break."""
-  x = jax.random.normal(jax.random.key(0), (32, 5))
-  loss = lambda w, frozen, x, y, key: (
-    jnp.mean((x @ w - y) ** 2) + jnp.mean(w * jax.random.normal(key, w.shape)),
-    {},
-  )
-  run = lambda **options: fit(
-    loss,
+RECIPE = Recipe(epochs=6, batch_size=8, warmup_epochs=1)
+INPUTS = jax.random.normal(jax.random.key(0), (32, 5))
+
+
+def noisy_loss(w, frozen, x, y, key):
+  noise = jnp.mean(w * jax.random.normal(key, w.shape))
+  return jnp.mean((x @ w - y) ** 2) + noise, {}
+
+
+def train(**options):
+  return fit(
+    noisy_loss,
     jnp.zeros(5),
     {},
-    x,
+    INPUTS,
     jnp.arange(32),
-    Recipe(epochs=6, batch_size=8, warmup_epochs=1),
+    RECIPE,
     jax.random.key(1),
     steps_per_dispatch=4,
     progress=False,
     **options,
   )
-  template = TrainState(
-    jnp.zeros(5),
-    Recipe(epochs=6, batch_size=8, warmup_epochs=1).optimizer(32).init(jnp.zeros(5)),
-    0,
-  )
-  whole = run()
+
+
+def test_training_goes_on_from_the_state_before_a_damaged_one_to_the_same_bits(tmp_path):
+  """Every dispatch is saved; the newest state is damaged after a break."""
+  template = TrainState(jnp.zeros(5), RECIPE.optimizer(32).init(jnp.zeros(5)), 0)
+  whole = train()
   with TrainingCheckpoints(tmp_path) as checkpoints:
-    run(stop_epoch=3, on_dispatch=lambda state, _: checkpoints.save(state))
+    train(stop_epoch=3, on_dispatch=lambda state, _: checkpoints.save(state))
   for path in (tmp_path / '12').rglob('d/*'):
     path.write_bytes(garbled(path.read_bytes()))
   with TrainingCheckpoints(tmp_path) as checkpoints:
     state = checkpoints.latest(template)
     assert state.step == 8
-    resumed = run(state=state, on_dispatch=lambda state, _: checkpoints.save(state))
+    resumed = train(state=state, on_dispatch=lambda state, _: checkpoints.save(state))
   jax.tree.map(np.testing.assert_array_equal, resumed, whole)
   with TrainingCheckpoints(tmp_path) as checkpoints:
     jax.tree.map(np.testing.assert_array_equal, checkpoints.latest(template), whole)
+
+
+def large_state(step):
+  return TrainState(jax.random.normal(jax.random.key(step), (400, 400)), (), step)
 
 
 def test_a_full_disk_is_a_sentence_that_comes_from_the_background_and_older_states_stay(tmp_path):
   with small_disk(tmp_path, '200k') as remount:
     with TrainingCheckpoints(tmp_path / 'states') as checkpoints:
       checkpoints.save(a_state(5))
-    large = lambda step: TrainState(jax.random.normal(jax.random.key(step), (400, 400)), (), step)
     with (
       pytest.raises(
         OSError,
-        match=r'The training state cannot be written to .*states \(No space left on device\)\. .*make room',
+        match=r'The training state cannot be written to .*states '
+        r'\(No space left on device\)\. .*make room',
       ),
       TrainingCheckpoints(tmp_path / 'states') as checkpoints,
     ):
-      checkpoints.save(large(9))
+      checkpoints.save(large_state(9))
     with TrainingCheckpoints(tmp_path / 'states') as checkpoints:
       jax.tree.map(np.testing.assert_array_equal, checkpoints.latest(a_state(0)), a_state(5))
     remount('size=8m')
     with TrainingCheckpoints(tmp_path / 'states') as checkpoints:
-      checkpoints.save(large(9))
+      checkpoints.save(large_state(9))
     with TrainingCheckpoints(tmp_path / 'states') as checkpoints:
-      jax.tree.map(np.testing.assert_array_equal, checkpoints.latest(large(0)), large(9))
+      jax.tree.map(
+        np.testing.assert_array_equal, checkpoints.latest(large_state(0)), large_state(9)
+      )

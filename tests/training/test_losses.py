@@ -1,59 +1,69 @@
 """The losses: which subnets a step takes, several paths, distillation, one fixed subnet."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import randomized
+from tiny import NUM_CLASSES, Problem, unchanged
+from tiny import problem as initial_problem
 
-import glora_jax
 from glora_jax.method import presets
 from glora_jax.method.genomes import largest_genome, random_genomes, sample_genome
-from glora_jax.models.vit import ViT
-from glora_jax.training import loop, losses
-from glora_jax.training.losses import Consistency, Sampling
-from glora_jax.training.recipe import Recipe, used_only
+from glora_jax.training import loop
+from glora_jax.training.losses import Consistency, Sampling, subnet_loss, supernet_loss
+from glora_jax.training.recipe import Recipe
+
+KEY = jax.random.key(5)
+BATCH = 12
 
 
-@pytest.fixture(scope='module')
-def problem():
-  model = ViT(3, patch_size=8, width=12, depth=2, num_heads=2)
-  images, labels = jax.random.normal(jax.random.key(0), (12, 16, 16, 3)), jnp.arange(12) % 3
-  adapted = glora_jax.adapt(model, images[:1], space=glora_jax.SearchSpace((2, 4)))
-  variables = adapted.init(
-    jax.random.key(1), randomized(model.init(jax.random.key(2), images[:1])['params'], 3)
+@functools.cache
+def problem() -> Problem:
+  """A model that drops nothing, with supports that are not at their initial values."""
+  adapted, variables, images, labels = initial_problem(drop=0.0)
+  variables = {**variables, 'glora': randomized(variables['glora'], 4, 0.1)}
+  return Problem(adapted, variables, images[:BATCH], labels[:BATCH])
+
+
+@functools.partial(jax.jit, static_argnames=('distillation', 'consistency'))
+def loss_and_gradient(images, labels, genomes, distillation=0.0, consistency=Consistency()):
+  """Of a supernet's loss, at the problem's variables, for genomes that are given."""
+  trainable, frozen = problem().split()
+  loss_fn = supernet_loss(
+    problem().adapted,
+    unchanged,
+    lambda key: genomes,
+    distillation=distillation,
+    consistency=consistency,
+    train=True,
   )
-  return adapted, {**variables, 'glora': randomized(variables['glora'], 4, 0.1)}, images, labels
+  return jax.value_and_grad(lambda half: loss_fn(half, frozen, images, labels, KEY)[0])(trainable)
 
 
-def loss_of(problem, sample, differentiated=True, **options):
-  """A function `(trainable, labels, images) -> (loss, gradient)`, or the loss alone, and the trainable half that it starts from."""
-  adapted, variables, images, labels = problem
-  halves = adapted.split(variables)
-  loss = losses.supernet_loss(adapted, lambda key, x: x, sample, train=True, **options)
-  value = lambda trainable, labels=labels, images=images: loss(
-    trainable, halves[1], images, labels, jax.random.key(5)
-  )[0]
-  return jax.jit(jax.value_and_grad(value) if differentiated else value), halves[0]
+@functools.partial(jax.jit, static_argnames='sampling')
+def draw_many(keys, sampling):
+  return jax.vmap(lambda key: sampling.draw(key, problem().adapted.spec))(keys)
 
 
-def test_genes_take_their_largest_allele_as_often_as_asked(problem):
-  spec = problem[0].spec
-  for largest in (0.0, 0.5, 1.0):
-    genomes = jax.vmap(lambda key, p=largest: Sampling(largest=p).draw(key, spec))(
-      jax.random.split(jax.random.key(0), 500)
-    )
-    share = np.mean(np.asarray(genomes) == spec.num_codes - 1, axis=(0, 1))
-    np.testing.assert_allclose(share, largest + (1 - largest) / spec.num_codes[0], atol=0.03)
+@pytest.mark.parametrize('largest', [0.0, 0.5, 1.0])
+def test_genes_take_their_largest_allele_as_often_as_asked(largest):
+  spec = problem().adapted.spec
+  genomes = draw_many(jax.random.split(jax.random.key(0), 500), Sampling(largest=largest))
+  share = np.mean(np.asarray(genomes) == spec.num_codes - 1, axis=(0, 1))
+  np.testing.assert_allclose(share, largest + (1 - largest) / spec.num_codes[0], atol=0.03)
 
 
-def test_the_papers_sampling_is_one_uniform_genome(problem):
-  spec, key = problem[0].spec, jax.random.key(7)
+def test_the_papers_sampling_is_one_uniform_genome():
+  spec = problem().adapted.spec
+  key = jax.random.key(7)
   np.testing.assert_array_equal(Sampling().draw(key, spec), sample_genome(key, spec))
 
 
-def test_a_sandwich_has_the_largest_and_the_smallest_and_others_at_random(problem):
-  spec = problem[0].spec
+def test_a_sandwich_has_the_largest_and_the_smallest_and_others_at_random():
+  spec = problem().adapted.spec
   genomes = np.asarray(Sampling(paths=4, sandwich=True).draw(jax.random.key(0), spec))
   assert genomes.shape == (4, len(spec), 5)
   np.testing.assert_array_equal(genomes[0], spec.num_codes - 1)
@@ -62,162 +72,141 @@ def test_a_sandwich_has_the_largest_and_the_smallest_and_others_at_random(proble
   assert not np.array_equal(genomes[2], genomes[3])
 
 
-def test_several_paths_are_the_mean_of_their_groups_losses(problem):
-  _, _, images, labels = problem
-  genomes = random_genomes(np.random.default_rng(0), problem[0].spec, 3)
-  together, trainable = loss_of(problem, lambda key: jnp.asarray(genomes))
-  loss, grads = together(trainable)
-  apart = []
-  for group, genome in enumerate(genomes):
-    one, _ = loss_of(problem, lambda key, genome=genome: jnp.asarray(genome))
-    part = slice(4 * group, 4 * group + 4)
-    apart.append(one(trainable, labels[part], images[part]))
-  np.testing.assert_allclose(loss, np.mean([value for value, _ in apart]), rtol=1e-5)
-  mean = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *[grad for _, grad in apart])
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), grads, mean)
+def test_several_paths_are_the_mean_of_their_groups_losses():
+  _, _, images, labels = problem()
+  genomes = random_genomes(np.random.default_rng(0), problem().adapted.spec, 3)
+  loss, gradient = loss_and_gradient(images, labels, genomes)
+  groups = zip(np.split(images, 3), np.split(labels, 3), genomes, strict=True)
+  losses, gradients = zip(*(loss_and_gradient(*group) for group in groups), strict=True)
+  np.testing.assert_allclose(loss, np.mean(losses), rtol=1e-5)
+  expected = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *gradients)
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), gradient, expected
+  )
 
 
-def test_a_batch_that_cannot_be_cut_into_paths_is_explained(problem):
-  loss, trainable = loss_of(problem, lambda key: Sampling(paths=5).draw(key, problem[0].spec))
+def test_a_batch_that_cannot_be_cut_into_paths_is_explained():
+  _, _, images, labels = problem()
+  genomes = Sampling(paths=5).draw(KEY, problem().adapted.spec)
   with pytest.raises(ValueError, match='batch of 12 images cannot be cut into 5 equal paths'):
-    loss(trainable)
+    loss_and_gradient(images, labels, genomes)
 
 
-def test_distillation_alone_sees_no_labels_and_asks_nothing_of_the_largest_subnet(problem):
-  largest = jnp.asarray(largest_genome(problem[0].spec))
-  loss, trainable = loss_of(problem, lambda key: largest, distillation=1.0)
-  value, grads = loss(trainable)
-  assert value == loss(trainable, (problem[3] + 1) % 3)[0]
-  assert (
-    max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(grads)) < 1e-5
-  )  # imitating oneself is done
-  _, others = loss_of(problem, lambda key: jnp.zeros_like(largest), distillation=1.0)[0](trainable)
-  assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(others)) > 1e-3
+def test_distillation_alone_sees_no_labels_and_asks_nothing_of_the_largest_subnet():
+  _, _, images, labels = problem()
+  largest = jnp.asarray(largest_genome(problem().adapted.spec))
+  distilled = functools.partial(loss_and_gradient, images, distillation=1.0)
+  loss, gradient = distilled(labels, largest)
+  assert loss == distilled((labels + 1) % NUM_CLASSES, largest)[0]
+  # Who imitates itself is done.
+  assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradient)) < 1e-5
+  _, gradient = distilled(labels, jnp.zeros_like(largest))
+  assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradient)) > 1e-3
 
 
-def test_the_loss_of_a_fixed_subnet_is_the_supernets_with_that_genome(problem):
-  adapted, variables, images, labels = problem
-  for genome in random_genomes(np.random.default_rng(1), adapted.spec, 2):
-    subnet = adapted.fix(genome)
-    trainable, frozen = subnet.split(variables)
-    alone = losses.subnet_loss(subnet, lambda key, x: x, train=True)
-    value, grads = jax.jit(
-      jax.value_and_grad(lambda t: alone(t, frozen, images, labels, jax.random.key(5))[0])
-    )(trainable)  # noqa: B023
-    expected, whole = loss_of(problem, lambda key, genome=genome: jnp.asarray(genome))
-    expected, expected_grads = expected(whole)
-    np.testing.assert_allclose(value, expected, rtol=1e-5)
-    flat = dict(jax.tree_util.tree_leaves_with_path(expected_grads))
-    for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
-      np.testing.assert_allclose(leaf, flat[path], rtol=1e-3, atol=1e-5)
+@pytest.mark.parametrize('seed', [0, 1])
+def test_the_loss_of_a_fixed_subnet_is_the_supernets_with_that_genome(seed):
+  adapted, variables, images, labels = problem()
+  genome = random_genomes(np.random.default_rng(seed), adapted.spec, 1)[0]
+  subnet = adapted.fix(genome)
+  trainable, frozen = subnet.split(variables)
+  loss_fn = subnet_loss(subnet, unchanged, train=True)
+  value_and_grad = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
+  (loss, _), gradient = value_and_grad(trainable, frozen, images, labels, KEY)
+  expected, expected_gradient = loss_and_gradient(images, labels, genome)
+  np.testing.assert_allclose(loss, expected, rtol=1e-5)
+  by_path = dict(jax.tree_util.tree_leaves_with_path(expected_gradient))
+  for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
+    np.testing.assert_allclose(leaf, by_path[path], rtol=1e-3, atol=1e-5)
 
 
-def test_numbers_that_are_not_used_stay_only_if_asked(problem):
-  adapted, variables, images, labels = problem
-  halves = adapted.split(variables)
-  loss = losses.supernet_loss(
-    adapted, lambda key, x: x, lambda key: jnp.zeros((len(adapted.spec), 5), jnp.int8), train=True
+@pytest.mark.parametrize('used_only', [False, True])
+def test_numbers_that_are_not_used_stay_only_if_asked(used_only):
+  adapted, _, images, labels = problem()
+  trainable, frozen = problem().split()
+  smallest = jnp.zeros((len(adapted.spec), 5), jnp.int8)
+  loss_fn = supernet_loss(adapted, unchanged, lambda key: smallest, train=True)
+  recipe = Recipe(
+    epochs=1,
+    batch_size=4,
+    warmup_epochs=0,
+    learning_rate=1e-2,
+    weight_decay=0.1,
+    update_used_only=used_only,
   )
-  for asked in (False, True):
-    recipe = Recipe(
-      epochs=1,
-      batch_size=4,
-      warmup_epochs=0,
-      learning_rate=1e-2,
-      weight_decay=0.1,
-      update_used_only=asked,
-    )
-    state = loop.fit(loss, *halves, images, labels, recipe, jax.random.key(0), progress=False)
-    same = jax.tree.map(
-      lambda a, b: bool((a == b).all()), halves[0]['glora'], state.trainable['glora']
-    )
-    assert all(jax.tree.leaves(same)) == asked
-    assert not np.array_equal(
-      halves[0]['params']['head']['kernel'], state.trainable['params']['head']['kernel']
-    )
-
-
-def test_used_only_equals_the_optimizer_where_everything_is_used():
-  params, recipe = (
-    {'w': jnp.arange(1.0, 5.0)},
-    Recipe(epochs=2, batch_size=1, warmup_epochs=0, learning_rate=0.1),
+  state = loop.fit(loss_fn, trainable, frozen, images, labels, recipe, KEY, progress=False)
+  same = jax.tree.map(
+    lambda a, b: bool((a == b).all()), trainable['glora'], state.trainable['glora']
   )
-  plain, masked = recipe.optimizer(4), used_only(recipe.optimizer(4))
-  plain_state, masked_state = plain.init(params), masked.init(params)
-  for step in range(3):
-    grads = {'w': jnp.sin(jnp.arange(4.0) + step + 1)}
-    expected, plain_state = plain.update(grads, plain_state, params)
-    found, masked_state = masked.update(grads, masked_state, params)
-    np.testing.assert_array_equal(found['w'], expected['w'])
+  assert all(jax.tree.leaves(same)) == used_only
+  head, trained_head = (half['params']['head']['kernel'] for half in (trainable, state.trainable))
+  assert not np.array_equal(head, trained_head)
 
 
-def test_accumulated_parts_make_the_step_of_the_whole_batch(problem):
-  adapted, variables, images, labels = problem
+def test_accumulated_parts_make_the_step_of_the_whole_batch():
+  adapted, variables, images, labels = problem()
   subnet = adapted.fix(presets.preset(adapted.spec, 'full'))
-  halves = subnet.split(variables)
-  loss = losses.subnet_loss(subnet, lambda key, x: x, train=True)
-  states = []
+  trainable, frozen = subnet.split(variables)
+  loss_fn = subnet_loss(subnet, unchanged, train=True)
+  losses, moments = [], []
   for accumulate in (1, 3):
     recipe = Recipe(
       epochs=1, batch_size=6, warmup_epochs=0, learning_rate=1e-3, accumulate=accumulate
     )
-    optimizer = recipe.optimizer(12)
-    steps = loop.make_steps(loss, optimizer, recipe.accumulate)
-    copy = jax.tree.map(jnp.copy, halves[0])
-    states.append(
-      steps(
-        copy,
-        optimizer.init(copy),
-        0,
-        halves[1],
-        images,
-        labels,
-        jnp.arange(6)[None],
-        jax.random.key(0),
-      )
+    optimizer = recipe.optimizer(BATCH)
+    steps = loop.make_steps(loss_fn, optimizer, accumulate)
+    start = jax.tree.map(jnp.copy, trainable)
+    index = jnp.arange(6)[None]
+    _, (adam, *_), _, metrics = steps(
+      start, optimizer.init(start), 0, frozen, images, labels, index, KEY
     )
-  np.testing.assert_allclose(states[0][3]['loss'], states[1][3]['loss'], rtol=1e-5)
+    losses.append(metrics['loss'])
+    moments.append(adam.mu)
+  np.testing.assert_allclose(*losses, rtol=1e-5)
   # AdamW's first moments are a tenth of the first gradient.
-  first, second = (state[1][0].mu for state in states)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), first, second)
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-6), *moments)
 
 
-def test_noise_multiplies_what_the_supports_contribute(problem):
-  adapted, variables, *_ = problem
-  noisy = {
-    **variables,
-    'glora': Consistency(sigma=0.5).perturb(jax.random.key(3), variables['glora']),
-  }
-  for preset in ('linear', 'lora', 'ssf'):
-    genome, base = presets.preset(adapted.spec, preset), variables['params']['blocks']['mlp']['fc1']
-    clean, other = (adapted.fold(v, genome)['blocks']['mlp']['fc1'] for v in (variables, noisy))
-    for name in ('kernel', 'bias'):
-      contribution, changed = clean[name] - base[name], other[name] - base[name]
-      if np.abs(contribution).max() < 1e-6:
-        np.testing.assert_array_equal(clean[name], other[name])
-        continue
-      factor = changed / np.where(
-        np.abs(contribution) > 1e-3, contribution, np.nan
-      )  # [block, (in,) out]
-      by_output = np.nanmedian(factor, axis=1, keepdims=True) if name == 'kernel' else factor
-      assert np.nanmax(np.abs(factor / by_output - 1)) < 0.02
-      assert 0.2 < np.nanstd(by_output) < 0.9
+@functools.cache
+def folded_layers():
+  """A function: variables, genome -> the folded first layer of every block."""
+  return jax.jit(lambda *args: problem().adapted.fold(*args)['blocks']['up'])
 
 
-def test_consistency_without_noise_is_the_plain_loss_and_with_it_adds_the_squared_difference(
-  problem,
-):
-  genome = jnp.asarray(presets.preset(problem[0].spec, 'full'))
-  value = lambda consistency: (lambda loss, start: float(loss(start)))(
-    *loss_of(problem, lambda key: genome, differentiated=False, consistency=consistency)
-  )
-  plain = value(Consistency())
-  np.testing.assert_allclose(value(Consistency(weight=3.0, sigma=0.0)), plain, rtol=1e-5)
-  one, two, three = (
-    value(Consistency(weight=weight, sigma=0.3)) for weight in (1e-9, 100.0, 200.0)
-  )  # large beside the rounding of the loss
-  assert two > one + 1e-3
-  np.testing.assert_allclose(three - two, two - one, rtol=1e-3)
+@pytest.mark.parametrize('name', ['kernel', 'bias'])
+@pytest.mark.parametrize('preset', ['linear', 'lora', 'ssf'])
+def test_noise_multiplies_what_the_supports_contribute(preset, name):
+  adapted, variables, *_ = problem()
+  supports = Consistency(sigma=0.5).perturb(jax.random.key(3), variables['glora'])
+  genome = presets.preset(adapted.spec, preset)
+  base = variables['params']['blocks']['up'][name]
+  clean = folded_layers()(variables, genome)[name]
+  noisy = folded_layers()({**variables, 'glora': supports}, genome)[name]
+  contribution = clean - base
+  if np.abs(contribution).max() < 1e-6:
+    np.testing.assert_array_equal(clean, noisy)
+    return
+  contribution = np.where(np.abs(contribution) > 1e-3, contribution, np.nan)
+  factor = (noisy - base) / contribution  # [block, (in,) out]
+  by_output = np.nanmedian(factor, axis=1, keepdims=True) if name == 'kernel' else factor
+  assert np.nanmax(np.abs(factor / by_output - 1)) < 0.02
+  assert 0.2 < np.nanstd(by_output) < 0.9
+
+
+def test_consistency_adds_the_squared_difference_of_two_noisy_passes():
+  adapted, _, images, labels = problem()
+  genome = presets.preset(adapted.spec, 'full')
+
+  def loss(**fields):
+    consistency = Consistency(**fields)
+    return float(loss_and_gradient(images, labels, genome, consistency=consistency)[0])
+
+  # Without noise there is no difference.
+  np.testing.assert_allclose(loss(weight=3.0, sigma=0.0), loss(), rtol=1e-5)
+  # The weights are large beside the rounding of the loss.
+  none, simple, double = (loss(weight=weight, sigma=0.3) for weight in (1e-9, 100.0, 200.0))
+  assert simple > none + 1e-3
+  np.testing.assert_allclose(double - simple, simple - none, rtol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -232,8 +221,3 @@ def test_consistency_without_noise_is_the_plain_loss_and_with_it_adds_the_square
 def test_wrong_samplings_are_explained(fields, message):
   with pytest.raises(ValueError, match=message):
     Sampling(**fields)
-
-
-def test_parts_that_do_not_divide_the_batch_are_explained():
-  with pytest.raises(ValueError, match='accumulate=3 must be at least 1 and divide batch_size=64'):
-    Recipe(accumulate=3)

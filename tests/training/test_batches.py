@@ -1,0 +1,57 @@
+"""The order of images, and how many steps a compiled call takes."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from glora_jax.training.batches import batch_indices, make_feeder, steps_per_call
+
+KEY = jax.random.key(0)
+
+
+def test_every_epoch_is_its_own_permutation_without_the_partial_batch():
+  rows = batch_indices(KEY, 0, 9, 32, 10)
+  epochs = rows.reshape(3, 30)
+  for epoch in epochs:
+    assert len(set(epoch.tolist())) == 30
+  assert not np.array_equal(epochs[0], epochs[1])
+  for first, last in ((0, 1), (2, 5), (4, 9)):
+    np.testing.assert_array_equal(batch_indices(KEY, first, last, 32, 10), rows[first:last])
+
+
+@pytest.mark.parametrize(
+  'steps_per_epoch, most, steps',
+  [(3, 10, 9), (10, 10, 10), (40, 10, 10), (36, 10, 9), (37, 10, 10), (14, 10, 7)],
+)
+def test_a_call_takes_whole_epochs_or_a_whole_fraction_of_one(steps_per_epoch, most, steps):
+  assert steps_per_call(steps_per_epoch, most) == steps
+
+
+class Stream:
+  """Images that are their own numbers."""
+
+  def batches(self, indices):
+    for index in indices:
+      yield 10 * index, index % 3
+
+
+@pytest.mark.parametrize('first', [0, 3, 7])
+def test_a_stream_gives_the_batches_of_a_resident_set_in_their_order(first):
+  images, labels = 10 * np.arange(32), np.arange(32) % 3
+  resident = make_feeder(images, labels, KEY, batch_size=10)
+  streamed = make_feeder(Stream(), labels, KEY, batch_size=10)
+  pairs = itertools.zip_longest(resident.blocks(first, 8, 4), streamed.blocks(first, 8, 4))
+  stops = []
+  for resident_block, streamed_block in pairs:
+    assert streamed_block.indices is None
+    assert streamed_block.stop == resident_block.stop
+    np.testing.assert_array_equal(
+      streamed_block.images, resident_block.images[resident_block.indices]
+    )
+    np.testing.assert_array_equal(
+      streamed_block.labels, resident_block.labels[resident_block.indices]
+    )
+    stops.append(streamed_block.stop)
+  assert stops[-1] == 8

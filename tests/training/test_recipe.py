@@ -1,0 +1,77 @@
+"""Recipes: the official defaults, their optimizer, and what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from glora_jax.training.recipe import Recipe, used_only
+
+
+def test_defaults_are_the_official_recipe():
+  assert Recipe() == Recipe(
+    epochs=500,
+    batch_size=64,
+    learning_rate=1e-4,
+    initial_learning_rate=1e-6,
+    final_learning_rate=1e-5,
+    warmup_epochs=10,
+    weight_decay=1e-4,
+    update_used_only=False,
+    accumulate=1,
+  )
+
+
+@pytest.mark.parametrize(
+  'fields, message',
+  [
+    ({'epochs': -1}, 'cannot be negative'),
+    ({'warmup_epochs': 501}, 'more than epochs=500'),
+    ({'learning_rate': 0}, 'must be above 0'),
+    ({'batch_size': 0}, 'at least 1'),
+    ({'accumulate': 3}, 'accumulate=3 must be at least 1 and divide batch_size=64'),
+  ],
+)
+def test_wrong_recipes_are_explained(fields, message):
+  with pytest.raises(ValueError, match=message):
+    Recipe(**fields)
+
+
+def test_a_batch_larger_than_the_data_is_explained():
+  with pytest.raises(ValueError, match='batch_size=64 is larger than the 10 training images'):
+    Recipe().steps_per_epoch(10)
+
+
+def updates_of(optimizer, gradients, params):
+  """The updates of consecutive steps, and the last state; op by op, so to the same bits."""
+  state = optimizer.init(params)
+  updates = []
+  for gradient in gradients:
+    update_of_step, state = optimizer.update(gradient, state, params)
+    updates.append(update_of_step)
+  return updates, state
+
+
+RECIPE = Recipe(epochs=2, batch_size=1, warmup_epochs=0, learning_rate=0.1)
+PARAMS = {'w': jnp.arange(1.0, 5.0)}
+
+
+def test_used_only_equals_the_optimizer_where_everything_is_used():
+  gradients = [{'w': jnp.sin(jnp.arange(4.0) + step)} for step in (1, 2, 3)]
+  optimizer = RECIPE.optimizer(4)
+  expected = updates_of(optimizer, gradients, PARAMS)
+  found = updates_of(used_only(optimizer), gradients, PARAMS)
+  jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_used_only_leaves_numbers_without_gradient_and_their_moments_alone():
+  first = {'w': jnp.array([1.0, 1.0, 0.0, 1.0])}
+  second = {'w': jnp.array([1.0, 0.0, 0.0, 1.0])}
+  optimizer = used_only(RECIPE.optimizer(4))
+  (_, after_first) = updates_of(optimizer, [first], PARAMS)
+  (_, update), after_second = updates_of(optimizer, [first, second], PARAMS)
+  np.testing.assert_array_equal(update['w'] == 0, [False, True, True, False])
+  adam, before = after_second[0], after_first[0]
+  for moment, old in ((adam.mu, before.mu), (adam.nu, before.nu)):
+    np.testing.assert_array_equal(moment['w'] == old['w'], [False, True, True, False])
+  assert adam.count == 2

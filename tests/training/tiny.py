@@ -1,0 +1,82 @@
+"""What the tests of training share: a model that compiles fast, its data, its adapted variables."""
+
+import functools
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from conftest import randomized
+
+import glora_jax
+from glora_jax.method.adapted import Adapted
+
+NUM_IMAGES = 24
+NUM_CLASSES = 3
+
+
+class Block(nn.Module):
+  """A residual branch that is dropped now and then, features and path."""
+
+  drop: float
+
+  @nn.compact
+  def __call__(self, x, train):
+    branch = nn.gelu(nn.Dense(12, name='up')(x))
+    branch = nn.Dropout(self.drop, deterministic=not train)(branch)
+    branch = nn.Dense(x.shape[-1], name='down')(branch)
+    if train and self.drop:
+      keep = jax.random.bernoulli(self.make_rng('drop_path'), 1 - self.drop, (len(x), 1))
+      branch = branch * keep
+    return x + branch, None
+
+
+class Tiny(nn.Module):
+  """Two scanned blocks and a head."""
+
+  drop: float = 0.0
+
+  @nn.compact
+  def __call__(self, x, train=False):
+    blocks = nn.scan(
+      Block,
+      variable_axes={'params': 0},
+      split_rngs={'params': True, 'dropout': True, 'drop_path': True},
+      in_axes=nn.broadcast,
+      length=2,
+    )
+    x, _ = blocks(self.drop, name='blocks')(x, train)
+    return nn.Dense(NUM_CLASSES, name='head')(x)
+
+
+class Problem(NamedTuple):
+  adapted: Adapted
+  variables: dict[str, Any]
+  images: jax.Array
+  labels: jax.Array
+
+  def split(self):
+    return self.adapted.split(self.variables)
+
+
+@functools.cache
+def problem(drop=0.1):
+  """Images of three classes, and an adapted model whose supports are at their initial values."""
+  model = Tiny(drop)
+  labels = jnp.arange(NUM_IMAGES) % NUM_CLASSES
+  patterns = jax.random.normal(jax.random.key(5), (NUM_CLASSES, 8))
+  images = 2 * patterns[labels] + jax.random.normal(jax.random.key(0), (NUM_IMAGES, 8))
+  adapted = glora_jax.adapt(model, images[:1], space=glora_jax.SearchSpace((2, 4)))
+  params = randomized(jax.eval_shape(model.init, jax.random.key(2), images[:1])['params'], 3)
+  variables = jax.jit(adapted.init)(jax.random.key(1), params)
+  return Problem(adapted, variables, images, labels)
+
+
+def unchanged(key, images):
+  """A preprocessing that does nothing."""
+  return images
+
+
+def flat(tree):
+  """All numbers of a tree in a row."""
+  return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(tree)])
