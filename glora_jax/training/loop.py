@@ -256,7 +256,7 @@ def fit(  # noqa: PLR0913
     ...   errors = images @ trainable['slope'] - labels
     ...   return jnp.mean(errors**2), {'largest_error': jnp.abs(errors).max()}
     >>> images = jnp.linspace(-1, 1, 8)[:, None]
-    >>> recipe = Recipe(epochs=50, batch_size=4, learning_rate=0.1, weight_decay=0.0)
+    >>> recipe = Recipe(epochs=100, batch_size=4, learning_rate=0.1, weight_decay=0.0)
     >>> state = fit(
     ...   loss_fn,
     ...   {'slope': jnp.zeros(1)},
@@ -268,7 +268,7 @@ def fit(  # noqa: PLR0913
     ...   progress=False,
     ... )
     >>> print(state.step, state.trainable['slope'].round(1))
-    100 [3.]
+    200 [3.]
   """
   order_key, step_key = jax.random.split(key)
   optimizer = recipe.optimizer(len(labels))

@@ -92,7 +92,7 @@ def train_many(
     ...   for rate in (1.0, 0.001)
     ... ]
     >>> images = jnp.linspace(-1, 1, 8)[:, None]
-    >>> recipe = Recipe(epochs=50, batch_size=4, learning_rate=0.1, weight_decay=0.0)
+    >>> recipe = Recipe(epochs=100, batch_size=4, learning_rate=0.1, weight_decay=0.0)
     >>> good, slow = train_many(runs, images, 3 * images[:, 0], recipe, progress=False)
     >>> print(good.trainable['slope'].round(1), slow.trainable['slope'].round(1))
     [3.] [0.]

@@ -28,10 +28,8 @@ def problem() -> Problem:
   return Problem(adapted, variables, images[:BATCH], labels[:BATCH])
 
 
-@functools.partial(jax.jit, static_argnames=('distillation', 'consistency'))
-def loss_and_gradient(images, labels, genomes, distillation=0.0, consistency=Consistency()):
-  """Of a supernet's loss, at the problem's variables, for genomes that are given."""
-  trainable, frozen = problem().split()
+def loss_at(trainable, images, labels, genomes, distillation=0.0, consistency=Consistency()):
+  """A supernet's loss for genomes that are given."""
   loss_fn = supernet_loss(
     problem().adapted,
     unchanged,
@@ -40,7 +38,13 @@ def loss_and_gradient(images, labels, genomes, distillation=0.0, consistency=Con
     consistency=consistency,
     train=True,
   )
-  return jax.value_and_grad(lambda half: loss_fn(half, frozen, images, labels, KEY)[0])(trainable)
+  _, frozen = problem().split()
+  loss, _ = loss_fn(trainable, frozen, images, labels, KEY)
+  return loss
+
+
+compiled_loss = jax.jit(loss_at, static_argnames=('distillation', 'consistency'))
+loss_and_gradient = jax.jit(jax.value_and_grad(loss_at), static_argnames='distillation')
 
 
 @functools.partial(jax.jit, static_argnames='sampling')
@@ -74,10 +78,12 @@ def test_a_sandwich_has_the_largest_and_the_smallest_and_others_at_random():
 
 def test_several_paths_are_the_mean_of_their_groups_losses():
   _, _, images, labels = problem()
+  trainable, _ = problem().split()
   genomes = random_genomes(np.random.default_rng(0), problem().adapted.spec, 3)
-  loss, gradient = loss_and_gradient(images, labels, genomes)
+  loss, gradient = loss_and_gradient(trainable, images, labels, genomes)
   groups = zip(np.split(images, 3), np.split(labels, 3), genomes, strict=True)
-  losses, gradients = zip(*(loss_and_gradient(*group) for group in groups), strict=True)
+  results = [loss_and_gradient(trainable, *group) for group in groups]
+  losses, gradients = zip(*results, strict=True)
   np.testing.assert_allclose(loss, np.mean(losses), rtol=1e-5)
   expected = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *gradients)
   jax.tree.map(
@@ -87,15 +93,17 @@ def test_several_paths_are_the_mean_of_their_groups_losses():
 
 def test_a_batch_that_cannot_be_cut_into_paths_is_explained():
   _, _, images, labels = problem()
-  genomes = Sampling(paths=5).draw(KEY, problem().adapted.spec)
+  trainable, _ = problem().split()
+  genomes = jnp.zeros((5, len(problem().adapted.spec), 5), jnp.int8)
   with pytest.raises(ValueError, match='batch of 12 images cannot be cut into 5 equal paths'):
-    loss_and_gradient(images, labels, genomes)
+    compiled_loss(trainable, images, labels, genomes)
 
 
 def test_distillation_alone_sees_no_labels_and_asks_nothing_of_the_largest_subnet():
   _, _, images, labels = problem()
+  trainable, _ = problem().split()
   largest = jnp.asarray(largest_genome(problem().adapted.spec))
-  distilled = functools.partial(loss_and_gradient, images, distillation=1.0)
+  distilled = functools.partial(loss_and_gradient, trainable, images, distillation=1.0)
   loss, gradient = distilled(labels, largest)
   assert loss == distilled((labels + 1) % NUM_CLASSES, largest)[0]
   # Who imitates itself is done.
@@ -113,7 +121,8 @@ def test_the_loss_of_a_fixed_subnet_is_the_supernets_with_that_genome(seed):
   loss_fn = subnet_loss(subnet, unchanged, train=True)
   value_and_grad = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
   (loss, _), gradient = value_and_grad(trainable, frozen, images, labels, KEY)
-  expected, expected_gradient = loss_and_gradient(images, labels, genome)
+  whole, _ = problem().split()
+  expected, expected_gradient = loss_and_gradient(whole, images, labels, genome)
   np.testing.assert_allclose(loss, expected, rtol=1e-5)
   by_path = dict(jax.tree_util.tree_leaves_with_path(expected_gradient))
   for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
@@ -170,7 +179,7 @@ def test_accumulated_parts_make_the_step_of_the_whole_batch():
 @functools.cache
 def folded_layers():
   """A function: variables, genome -> the folded first layer of every block."""
-  return jax.jit(lambda *args: problem().adapted.fold(*args)['blocks']['up'])
+  return jax.jit(lambda *args: problem().adapted.fold(*args)['blocks']['dense'])
 
 
 @pytest.mark.parametrize('name', ['kernel', 'bias'])
@@ -179,7 +188,7 @@ def test_noise_multiplies_what_the_supports_contribute(preset, name):
   adapted, variables, *_ = problem()
   supports = Consistency(sigma=0.5).perturb(jax.random.key(3), variables['glora'])
   genome = presets.preset(adapted.spec, preset)
-  base = variables['params']['blocks']['up'][name]
+  base = variables['params']['blocks']['dense'][name]
   clean = folded_layers()(variables, genome)[name]
   noisy = folded_layers()({**variables, 'glora': supports}, genome)[name]
   contribution = clean - base
@@ -195,11 +204,12 @@ def test_noise_multiplies_what_the_supports_contribute(preset, name):
 
 def test_consistency_adds_the_squared_difference_of_two_noisy_passes():
   adapted, _, images, labels = problem()
+  trainable, _ = problem().split()
   genome = presets.preset(adapted.spec, 'full')
 
   def loss(**fields):
     consistency = Consistency(**fields)
-    return float(loss_and_gradient(images, labels, genome, consistency=consistency)[0])
+    return float(compiled_loss(trainable, images, labels, genome, consistency=consistency))
 
   # Without noise there is no difference.
   np.testing.assert_allclose(loss(weight=3.0, sigma=0.0), loss(), rtol=1e-5)

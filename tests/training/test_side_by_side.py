@@ -147,7 +147,7 @@ def test_subnets_and_starts_are_a_group_for_each_subnet_and_join_to_variables(pr
     with_unused = subnet.join(state.trainable, subnet.split(start)[1])
     np.testing.assert_array_equal(logits, forward(with_unused, genome))
   first_lora, second_start = (
-    variables['glora']['blocks']['up']['B_down'] for variables in (runs[1].trainable, starts[1])
+    variables['glora']['blocks']['dense']['B_down'] for variables in (runs[1].trainable, starts[1])
   )
   np.testing.assert_array_equal(first_lora, second_start)
 

@@ -22,9 +22,8 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x, train):
-    branch = nn.gelu(nn.Dense(12, name='up')(x))
+    branch = nn.gelu(nn.Dense(x.shape[-1], name='dense')(x))
     branch = nn.Dropout(self.drop, deterministic=not train)(branch)
-    branch = nn.Dense(x.shape[-1], name='down')(branch)
     if train and self.drop:
       keep = jax.random.bernoulli(self.make_rng('drop_path'), 1 - self.drop, (len(x), 1))
       branch = branch * keep
