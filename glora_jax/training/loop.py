@@ -163,9 +163,9 @@ def make_steps(
   Returns:
     `steps(trainable, opt_state, step, frozen, images, labels, indices, key)`, which returns
     `(trainable, opt_state, done, metrics)`. The arguments `images`, `labels` and `indices` are
-    those of a `batches.Block`; `done` is the number of the last good step, below `step` plus the
-    block's steps where a loss was not finite; the metrics are arrays [step]. The memory of the
-    first two arguments is reused.
+    those of a `batches.Block`. `done` counts the steps that are done, as `step` does: from the
+    first loss on that is not finite none is. The metrics are arrays [step]. The memory of the first
+    two arguments is reused.
   """
   step_fn = make_step(loss_fn, optimizer, accumulate, mesh)
   replicated = {} if mesh is None else {'out_shardings': meshes.replicated(mesh)}
