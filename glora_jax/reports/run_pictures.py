@@ -13,7 +13,8 @@ from matplotlib import colors, patches, ticker
 from glora_jax.method import genomes, space
 from glora_jax.method.space import Spec
 from glora_jax.reports.drawing import panels, save
-from glora_jax.search.archive import Archive, pareto_front
+from glora_jax.search.archive import Archive
+from glora_jax.search.pareto import pareto_front
 
 MATRIX_CLASSES = 40  # more do not fit into a confusion matrix that can be read
 PAIRS = 20  # shown in its place

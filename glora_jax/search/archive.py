@@ -1,26 +1,40 @@
-"""What a search has found: every subnet that was scored, and the front among them."""
+"""What a search has found: every subnet that was scored, and which of them are the fittest."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, Literal
 
 import numpy as np
 
-from glora_jax.method.genomes import count_params, largest_genome
+from glora_jax.method.genomes import count_params
 from glora_jax.method.space import Spec
+
+Fitness = Literal['accuracy', 'loss']
 
 
 @dataclasses.dataclass(frozen=True)
 class Archive:
-  """Every subnet that was scored, in the order of scoring.
+  """Every subnet that a search has scored, in the order of scoring.
 
   Attributes:
-    genomes: canonical, int8 [n, rows, 5].
-    correct: right answers, int [n].
-    loss: summed cross-entropy, float [n].
-    generation: in which each was scored, int [n].
-    exact: bool [n]. Where it is False scoring was stopped early: `correct` is an upper and `loss` a lower bound, and
-      neither is a score.
+    genomes: canonical genomes, int8 [subnet, layer, 5].
+    correct: number of right answers, int64 [subnet].
+    loss: summed cross-entropy, float64 [subnet].
+    generation: generation in which each was scored, int64 [subnet].
+    exact: whether each was scored to the end, bool [subnet]. Where scoring was stopped early,
+      `correct` is an upper and `loss` a lower bound, and neither is a score.
+
+  Example:
+    >>> import numpy as np
+    >>> from glora_jax import Archive, Layer, SearchSpace, Spec
+    >>> spec = Spec((Layer('dense', 8, 4, space=SearchSpace(ranks=(2,))),))
+    >>> genomes = np.array([[[0, 0, 0, 0, 1]], [[0, 3, 0, 0, 0]]], np.int8)
+    >>> archive = Archive.empty(spec).extended(genomes, [70, 90], [50.0, 20.0], generation=0)
+    >>> archive.best().tolist()
+    [[0, 3, 0, 0, 0]]
+    >>> archive.best(spec=spec, budget=10).tolist()
+    [[0, 0, 0, 0, 1]]
   """
 
   genomes: np.ndarray
@@ -31,90 +45,101 @@ class Archive:
 
   @classmethod
   def empty(cls, spec: Spec) -> Archive:
+    """The archive of a search that has scored nothing yet."""
     return cls(
-      np.zeros((0, len(spec), 5), np.int8),
-      np.zeros(0, np.int64),
-      np.zeros(0),
-      np.zeros(0, np.int64),
-      np.zeros(0, bool),
+      genomes=np.zeros((0, len(spec), 5), np.int8),
+      correct=np.zeros(0, np.int64),
+      loss=np.zeros(0, np.float64),
+      generation=np.zeros(0, np.int64),
+      exact=np.zeros(0, bool),
     )
 
   def __len__(self) -> int:
     return len(self.genomes)
 
-  def extended(self, genomes, correct, loss, generation: int, exact=True) -> Archive:
-    new = (
-      genomes,
-      correct,
-      loss,
-      np.full(len(genomes), generation),
-      np.broadcast_to(exact, len(genomes)),
-    )
+  def extended(
+    self, genomes: Any, correct: Any, loss: Any, generation: int, exact: Any = True
+  ) -> Archive:
+    """This archive and, after it, the subnets of one more generation.
+
+    Args:
+      genomes: the new subnets' canonical genomes, int8 [new, layer, 5].
+      correct: their numbers of right answers, int [new].
+      loss: their summed cross-entropies, float [new].
+      generation: number of the generation.
+      exact: whether each was scored to the end, bool [new] or one bool for all.
+    """
+    new = {
+      'genomes': genomes,
+      'correct': correct,
+      'loss': loss,
+      'generation': np.full(len(genomes), generation),
+      'exact': np.broadcast_to(exact, len(genomes)),
+    }
     return Archive(
-      *(
-        np.concatenate([old, np.asarray(more, old.dtype)])
-        for old, more in zip(self.arrays().values(), new, strict=True)
-      )
+      **{
+        name: np.concatenate([old, np.asarray(new[name], old.dtype)])
+        for name, old in self.arrays().items()
+      }
     )
 
   def arrays(self) -> dict[str, np.ndarray]:
+    """The fields by name; `Archive(**arrays)` is the inverse."""
     return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
   def scored(self) -> Archive:
-    """Without those that were stopped early."""
-    return Archive(*(values[self.exact] for values in self.arrays().values()))
+    """The archive without the subnets whose scoring was stopped early."""
+    return Archive(**{name: values[self.exact] for name, values in self.arrays().items()})
 
-  def ranking(self, fitness: str = 'accuracy') -> np.ndarray:
-    """Indices from the best to the worst; equal ones in the order of scoring, those that were stopped early last."""
-    return np.lexsort(
-      (self.loss, -self.correct, ~self.exact) if fitness == 'accuracy' else (self.loss, ~self.exact)
-    )
+  def ranking(self, fitness: Fitness = 'accuracy') -> np.ndarray:
+    """Indices from the best to the worst, int64 [subnet].
 
-  def fittest(self, number: int, fitness: str = 'accuracy') -> np.ndarray:
-    """Indices of the best `number` of those that were scored to the end, or of all of these."""
+    Equal subnets keep the order of scoring; those that were stopped early come last.
+
+    Args:
+      fitness: 'accuracy' (ties are broken by the loss) or 'loss'.
+    """
+    if fitness == 'loss':
+      return np.lexsort((self.loss, ~self.exact))
+    return np.lexsort((self.loss, -self.correct, ~self.exact))
+
+  def cost(self, fitness: Fitness = 'accuracy') -> np.ndarray:
+    """One number per subnet that is lower the fitter the subnet is, float64 [subnet].
+
+    For 'accuracy' it orders lexicographically, as `ranking` does: first by right answers, whose
+    steps are 1, and among equals by the loss, which is scaled to less than such a step.
+    """
+    if fitness == 'loss':
+      return self.loss
+    below_one = self.loss / (1 + np.abs(self.loss).max(initial=0))
+    return -self.correct + below_one
+
+  def fittest(self, number: int, fitness: Fitness = 'accuracy') -> np.ndarray:
+    """Indices of the `number` best subnets that were scored to the end, or of all of these."""
     return self.ranking(fitness)[: min(number, int(self.exact.sum()))]
 
   def best(
-    self, fitness: str = 'accuracy', *, spec: Spec | None = None, budget: int | None = None
+    self, fitness: Fitness = 'accuracy', *, spec: Spec | None = None, budget: int | None = None
   ) -> np.ndarray:
-    """The fittest genome, int8 [rows, 5]; with `spec` and `budget`, the fittest with at most so many trained parameters.
+    """The fittest genome, int8 [layer, 5].
+
+    Args:
+      fitness: 'accuracy' (ties are broken by the loss) or 'loss'.
+      spec: the genomes' spec, which a budget needs.
+      budget: most trained parameters of the genome; None for no limit.
 
     Raises:
-      ValueError: none that was scored is within the budget.
+      ValueError: no subnet that was scored to the end is within the budget, or a budget comes
+        without a spec.
     """
     ranking = self.fittest(len(self), fitness)
     if budget is not None:
+      if spec is None:
+        raise ValueError(f"budget={budget} needs the genomes' spec; give spec=adapted.spec.")
       ranking = ranking[count_params(spec, self.genomes[ranking]) <= budget]
       if not len(ranking):
         raise ValueError(
-          f'None of the {int(self.exact.sum())} subnets that were scored has at most {budget} trained parameters.'
+          f'None of the {int(self.exact.sum())} subnets that were scored has at most {budget} '
+          'trained parameters.'
         )
     return self.genomes[ranking[0]]
-
-
-def hypervolume(
-  params: np.ndarray, error: np.ndarray, most_params: float, most_error: float = 1.0
-) -> float:
-  """Share of the box up to (most_params, most_error) that some point is at least as good as in both; 1 would be free and perfect."""
-  front = pareto_front(params, error)
-  edges = np.concatenate([params[front], [most_params]])
-  gained = np.clip(most_error - error[front], 0, None)
-  return float(
-    (np.clip(np.diff(np.minimum(edges, most_params)), 0, None) * gained).sum()
-    / (most_params * most_error)
-  )
-
-
-def hypervolume_by_generation(archive: Archive, spec: Spec, num_images: int) -> list[float]:
-  """The hypervolume of all that was scored to the end until each generation, within the parameters of the largest subnet on offer."""
-  scored, most = archive.scored(), count_params(spec, largest_genome(spec))
-  params, error = count_params(spec, scored.genomes), 1 - scored.correct / num_images
-  until = [scored.generation <= generation for generation in np.unique(archive.generation)]
-  return [hypervolume(params[some], error[some], most) for some in until]
-
-
-def pareto_front(params: np.ndarray, error: np.ndarray) -> np.ndarray:
-  """Indices of the points that no other beats in both trained parameters and error, by ascending parameters."""
-  order = np.lexsort((error, params))
-  best = np.minimum.accumulate(np.concatenate([[np.inf], error[order][:-1]]))
-  return order[error[order] < best]

@@ -1,155 +1,271 @@
-"""Exact early stopping: a candidate is left as soon as it cannot become a parent any more, which changes nothing that is selected."""
+"""Exact early stopping: a candidate is left as soon as it cannot become a parent any more.
+
+It changes nothing that is selected.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from glora_jax.method.adapted import Adapted
-from glora_jax.search.scoring import default_chunk, in_blocks, make_answers
+from glora_jax.search.archive import Fitness
+from glora_jax.search.evaluator import Answers, Batch, Evaluator, Preprocess, unchanged
+from glora_jax.search.scoring import default_chunk
+
+
+class StoppedScores(NamedTuple):
+  """Scores of a population whose hopeless candidates were left.
+
+  Attributes:
+    correct: number of correct answers, int32 [candidate]; an upper bound where not exact.
+    loss: summed cross-entropy, float32 [candidate]; a lower bound where not exact.
+    exact: whether the candidate was scored to the end, bool [candidate].
+  """
+
+  correct: jax.Array
+  loss: jax.Array
+  exact: jax.Array
 
 
 def make_stopping_scorer(
   adapted: Adapted,
-  preprocess: Callable[[jax.Array], jax.Array] = lambda images: images,
+  preprocess: Preprocess = unchanged,
   *,
-  fitness: str = 'accuracy',
+  fitness: Fitness = 'accuracy',
   chunk: int | None = None,
   block: int = 50,
   classes: Any = None,
   **apply_kwargs: Any,
-) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
-  """A compiled scorer that leaves a candidate as soon as it cannot become a parent any more; what it says of the others is exact.
+) -> Callable[..., StoppedScores]:
+  """A compiled scorer that leaves a candidate as soon as it cannot become a parent any more.
 
-  A candidate is left when even with all images right that it has not seen it would have strictly fewer right answers than the worst
-  of the parents so far; with fitness 'loss', when its partial sum is above that parent's. The parents are those of the archive and,
-  from the moment they are done, candidates of the same population. So the parents that are selected in the end are those of full evaluation.
+  What it says of the others is exact. A candidate is left when even with all images right that it
+  has not seen it would have strictly fewer right answers than the worst of the parents so far;
+  with fitness 'loss', when its partial sum is above that parent's. The parents are those of the
+  archive and, from the moment they are done, candidates of the same population. So the parents
+  that are selected in the end are those of full evaluation.
 
-  With `chunk=1` (CPU) a candidate is merged once and goes from block to block until it is left. With larger chunks, a queue in the compiled
-  program always takes the next `chunk` candidates that are still in the running, each with its own next block: the places of those that
-  have left are filled at once, and nothing reaches the host before the end.
+  With `chunk=1` (CPU) a candidate is merged once and goes from block to block until it is left.
+  With larger chunks, a queue in the compiled program always takes the next `chunk` candidates that
+  are still in the running, each with its own next block: the places of those that have left are
+  filled at once, and nothing reaches the host before the end.
 
   Args:
-    fitness: 'accuracy' or 'loss'.
-    block: images between two decisions.
-    adapted, preprocess, chunk, classes, **apply_kwargs: see `scoring.make_scorer`.
+    adapted: what `glora_jax.adapt` returned.
+    preprocess: function from images to inputs of the model, applied once.
+    fitness: what the parents are chosen by, 'accuracy' or 'loss'.
+    chunk: number of candidates evaluated side by side; None for `scoring.default_chunk`.
+    block: number of images between two decisions.
+    classes: which classes an answer is taken among, bool [class]; None for all.
+    **apply_kwargs: keyword arguments that the model is called with.
 
   Returns:
-    `(variables, genomes, images, labels, valid, parents) -> (correct, loss, exact)`: `valid` bool [candidate] marks the candidates that
-    count (padding does not), `parents` float32 [number of parents] holds the correct answers (fitness 'loss': the losses) of
-    the best so far, -inf (inf) where there are fewer. `exact` bool [candidate]; where it is False `correct` is an upper and `loss` a lower
-    bound.
+    The function `(variables, genomes, images, labels, valid, parents) -> StoppedScores`, with
+    genomes int8 [candidate, layer, 5], images [image, ...] and labels int [image]. `valid`, bool
+    [candidate], marks the candidates that count (padding does not). `parents`, float32 [parent],
+    holds the correct answers (fitness 'loss': the losses) of the best so far, -inf (inf) where
+    there are fewer.
   """
+  evaluator = Evaluator(adapted, preprocess, block, classes, apply_kwargs=apply_kwargs)
   chunk = default_chunk() if chunk is None else chunk
-  answers = make_answers(adapted, classes, apply_kwargs)
-  by_loss = fitness == 'loss'
-
-  def hopeless(correct, loss, unseen, parents):
-    return loss > parents.max() if by_loss else correct + unseen < parents.min()
-
-  def admit(parents, correct, loss, done):
-    """The best parents among the old ones and the candidates that are done."""
-    if by_loss:
-      return jnp.sort(jnp.concatenate([parents, jnp.where(done, loss, jnp.inf)]))[: len(parents)]
-    return jnp.sort(
-      jnp.concatenate([parents, jnp.where(done, correct.astype(jnp.float32), -jnp.inf)])
-    )[-len(parents) :]
-
-  def one_by_one(variables, genomes, batches, number, valid, parents):
-    blocks = len(batches[0])
-
-    def one(parents, candidate):
-      genome, counts = candidate
-      answer = answers(variables, genome)
-
-      def going(state):
-        index, correct, loss, seen = state
-        return counts & (index < blocks) & ~hopeless(correct, loss, number - seen, parents)
-
-      def add(state):
-        index, correct, loss, seen = state
-        images, labels, real = (x[index] for x in batches)
-        right, losses = answer(images, labels, real)
-        return index + 1, correct + right.sum(), loss + losses.sum(), seen + real.sum()
-
-      start = jnp.int32(0), jnp.int32(0), jnp.float32(0), jnp.int32(0)
-      _, correct, loss, seen = jax.lax.while_loop(going, add, start)
-      done = seen == number
-      return admit(parents, correct[None], loss[None], (done & counts)[None]), (correct, loss, seen)
-
-    return jax.lax.scan(one, parents, (genomes, valid))[1]
-
-  def in_a_queue(variables, genomes, batches, number, valid, parents):
-    blocks, candidates = len(batches[0]), len(genomes)
-    block_sizes = batches[2].sum(1)
-
-    def going(state):
-      return state['running'].any()
-
-    def add(state):
-      # Those in the running first, the one that has come furthest before the others: it is the first to raise the bar.
-      chosen = jnp.argsort(jnp.where(state['running'], -state['index'], blocks + 1))[:chunk]
-      real = state['running'][chosen]
-      index = jnp.minimum(state['index'][chosen], blocks - 1)
-      evaluate = lambda genome, n: answers(variables, genome)(*(x[n] for x in batches))
-      right, losses = jax.vmap(evaluate)(genomes[chosen], index)
-      put = lambda values, new: values.at[chosen].add(jnp.where(real, new, 0).astype(values.dtype))
-      correct, loss = put(state['correct'], right.sum(1)), put(state['loss'], losses.sum(1))
-      seen, place = (
-        put(state['seen'], block_sizes[index]),
-        put(state['index'], jnp.ones_like(index)),
-      )
-      finished = state['running'] & (place == blocks)
-      parents = admit(state['parents'], correct, loss, finished)
-      running = state['running'] & ~finished & ~hopeless(correct, loss, number - seen, parents)
-      return {
-        'index': place,
-        'correct': correct,
-        'loss': loss,
-        'seen': seen,
-        'running': running,
-        'parents': parents,
-      }
-
-    zeros = jnp.zeros(candidates, jnp.int32)
-    start = {
-      'index': zeros,
-      'correct': zeros,
-      'loss': jnp.zeros(candidates, jnp.float32),
-      'seen': zeros,
-      'running': valid,
-      'parents': parents,
-    }
-    end = jax.lax.while_loop(going, add, start)
-    return end['correct'], end['loss'], end['seen']
-
-  @jax.jit
-  def score(variables, genomes, images, labels, valid, parents):
-    number = len(labels)
-    batches = in_blocks(preprocess(images), labels, min(block, number))
-    run = one_by_one if chunk == 1 else in_a_queue
-    correct, loss, seen = run(
-      variables,
-      jnp.asarray(genomes),
-      batches,
-      number,
-      jnp.asarray(valid),
-      jnp.asarray(parents, jnp.float32),
-    )
-    return correct + (number - seen), loss, seen == number
-
-  return score
+  return jax.jit(_StoppingEvaluator(evaluator, fitness, chunk).scores)
 
 
 def hardest_first(cost: np.ndarray) -> np.ndarray:
-  """An order of images, int [n], from what they cost a population, [candidate, n]: wrong answers (fitness 'accuracy') or losses.
+  """An order of images in which candidates without prospects are found out early.
 
-  What a candidate that will not become a parent gets wrong, it gets wrong early there; and since the images that nobody gets right are at the
-  start and those that everybody gets right at the end, the bound of those that are left is tight. (Ordered by how much the population
-  disagrees, images that all get wrong would come last, and no candidate could be left before.) Equal ones keep their order.
+  What a candidate that will not become a parent gets wrong, it gets wrong early there; and since
+  the images that nobody gets right are at the start and those that everybody gets right at the
+  end, the bound of those that are left is tight. (Ordered by how much the population disagrees,
+  images that all get wrong would come last, and no candidate could be left before.)
+
+  Args:
+    cost: what each image costs each candidate of a population, wrong answers (fitness 'accuracy')
+      or losses, [candidate, image].
+
+  Returns:
+    Indices of the images, int64 [image]; equal ones keep their order.
   """
   return np.argsort(-np.asarray(cost, np.float64).mean(0), kind='stable')
+
+
+class _Candidates(NamedTuple):
+  """Genomes to score, int8 [candidate, layer, 5], and which of them count, bool [candidate]."""
+
+  genomes: jax.Array
+  valid: jax.Array
+
+
+class _Progress(NamedTuple):
+  """How far candidates have come, [candidate] each; for one candidate, [] each.
+
+  Attributes:
+    next_block: index of the next block of images, int32.
+    seen: number of images in the blocks before it, int32.
+    correct: number of right answers to these images, int32.
+    loss: summed cross-entropy of these images, float32.
+  """
+
+  next_block: jax.Array
+  seen: jax.Array
+  correct: jax.Array
+  loss: jax.Array
+
+
+def _at_the_start(*shape: int) -> _Progress:
+  """The progress of candidates that have seen nothing."""
+  zeros = jnp.zeros(shape, jnp.int32)
+  return _Progress(zeros, zeros, zeros, jnp.zeros(shape, jnp.float32))
+
+
+class _Queue(NamedTuple):
+  """The state of a population that is scored side by side.
+
+  Attributes:
+    progress: progress of each candidate.
+    running: whether each candidate has images left and can still become a parent, bool [candidate].
+    parents: scores of the best parents so far, float32 [parent].
+  """
+
+  progress: _Progress
+  running: jax.Array
+  parents: jax.Array
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _StoppingEvaluator:
+  """The function that `make_stopping_scorer` compiles; the attributes are its arguments."""
+
+  evaluator: Evaluator
+  fitness: Fitness
+  chunk: int
+
+  def scores(
+    self,
+    variables: Mapping[str, Any],
+    genomes: jax.Array,
+    images: jax.Array,
+    labels: jax.Array,
+    valid: jax.Array,
+    parents: jax.Array,
+  ) -> StoppedScores:
+    number = len(labels)
+    blocks = self.evaluator.blocks(images, labels)
+    candidates = _Candidates(jnp.asarray(genomes), jnp.asarray(valid))
+    parents = jnp.asarray(parents, jnp.float32)
+    run = self._one_by_one if self.chunk == 1 else self._side_by_side
+    progress = run(variables, blocks, number, candidates, parents)
+    return StoppedScores(
+      correct=progress.correct + (number - progress.seen),
+      loss=progress.loss,
+      exact=progress.seen == number,
+    )
+
+  def _one_by_one(
+    self,
+    variables: Mapping[str, Any],
+    blocks: Batch,
+    number: int,
+    candidates: _Candidates,
+    parents: jax.Array,
+  ) -> _Progress:
+    """Each candidate after the one before it, until it is done or left."""
+    score = functools.partial(self._score_candidate, variables, blocks, number)
+    return jax.lax.scan(score, parents, candidates)[1]
+
+  def _score_candidate(
+    self,
+    variables: Mapping[str, Any],
+    blocks: Batch,
+    number: int,
+    parents: jax.Array,
+    candidate: _Candidates,
+  ) -> tuple[jax.Array, _Progress]:
+    """The parents after one candidate, and how far it came."""
+    subnet = self.evaluator.bind(variables, candidate.genomes)
+    num_blocks = len(blocks.labels)
+
+    def is_running(progress: _Progress) -> jax.Array:
+      has_blocks = progress.next_block < num_blocks
+      return candidate.valid & has_blocks & ~self._is_hopeless(progress, number, parents)
+
+    def advance(progress: _Progress) -> _Progress:
+      block = jax.tree.map(lambda part: part[progress.next_block], blocks)
+      answers = self.evaluator.answers(subnet, block)
+      return _Progress(
+        next_block=progress.next_block + 1,
+        seen=progress.seen + block.is_image.sum(),
+        correct=progress.correct + answers.correct.sum(),
+        loss=progress.loss + answers.loss.sum(),
+      )
+
+    progress = jax.lax.while_loop(is_running, advance, _at_the_start())
+    is_done = candidate.valid & (progress.seen == number)
+    alone = jax.tree.map(lambda value: value[None], progress)
+    return self._admit(parents, alone, is_done[None]), progress
+
+  def _side_by_side(
+    self,
+    variables: Mapping[str, Any],
+    blocks: Batch,
+    number: int,
+    candidates: _Candidates,
+    parents: jax.Array,
+  ) -> _Progress:
+    """A chunk of candidates at a time, each at its own block; whoever leaves makes room."""
+    num_blocks = len(blocks.labels)
+    block_sizes = blocks.is_image.sum(1)
+
+    def answer(genome: jax.Array, index: jax.Array) -> Answers:
+      block = jax.tree.map(lambda part: part[index], blocks)
+      return self.evaluator.answers(self.evaluator.bind(variables, genome), block)
+
+    def advance(queue: _Queue) -> _Queue:
+      # The one that has come furthest goes first: it is the first to raise the bar.
+      last = num_blocks + 1
+      order = jnp.argsort(jnp.where(queue.running, -queue.progress.next_block, last))
+      chosen = order[: self.chunk]
+      is_running = queue.running[chosen]
+      index = jnp.minimum(queue.progress.next_block[chosen], num_blocks - 1)
+      answers = jax.vmap(answer)(candidates.genomes[chosen], index)
+      gains = _Progress(
+        next_block=jnp.ones_like(index),
+        seen=block_sizes[index],
+        correct=answers.correct.sum(1),
+        loss=answers.loss.sum(1),
+      )
+      progress = jax.tree.map(
+        lambda value, gain: value.at[chosen].add(
+          jnp.where(is_running, gain, 0).astype(value.dtype)
+        ),
+        queue.progress,
+        gains,
+      )
+      is_done = queue.running & (progress.next_block == num_blocks)
+      parents = self._admit(queue.parents, progress, is_done)
+      is_hopeless = self._is_hopeless(progress, number, parents)
+      return _Queue(progress, queue.running & ~is_done & ~is_hopeless, parents)
+
+    start = _Queue(_at_the_start(len(candidates.genomes)), candidates.valid, parents)
+    return jax.lax.while_loop(lambda queue: queue.running.any(), advance, start).progress
+
+  def _is_hopeless(self, progress: _Progress, number: int, parents: jax.Array) -> jax.Array:
+    """Whether candidates cannot become parents, whatever the images are that they have not seen."""
+    if self.fitness == 'loss':
+      return progress.loss > parents.max()
+    return progress.correct + (number - progress.seen) < parents.min()
+
+  def _admit(self, parents: jax.Array, progress: _Progress, is_done: jax.Array) -> jax.Array:
+    """The scores of the best among the parents and the candidates that are done, [parent]."""
+    if self.fitness == 'loss':
+      losses = jnp.where(is_done, progress.loss, jnp.inf)
+      return jnp.sort(jnp.concatenate([parents, losses]))[: len(parents)]
+    correct = jnp.where(is_done, progress.correct.astype(jnp.float32), -jnp.inf)
+    return jnp.sort(jnp.concatenate([parents, correct]))[-len(parents) :]

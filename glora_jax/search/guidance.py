@@ -1,15 +1,17 @@
-"""What one backward pass says about every allele at once, and how a search makes use of it.
+"""What one backward pass says about every allele at once.
 
-The chosen form of a tensor enters the merged weights linearly: W' = W + W * A + B and b' = b + b * D + E + C @ W. So with the gradient of
-the loss by W' and b', the loss of every single change of allele, in every layer, is known to first order by an inner product. The
-estimates propose; what is proposed is scored exactly.
+The chosen form of a tensor enters the merged weights linearly: W' = W + W * A + B and
+b' = b + b * D + E + C @ W. So with the gradient of the loss by W' and b', the loss of every single
+change of allele, in every layer, is known to first order by an inner product. The estimates
+propose; what is proposed is scored exactly.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -19,109 +21,143 @@ import optax
 
 from glora_jax.method import equation
 from glora_jax.method.adapted import COLLECTION, Adapted
-from glora_jax.search.scoring import in_blocks
+from glora_jax.method.discover import Site
+from glora_jax.search.archive import Fitness
+from glora_jax.search.evaluator import Batch, BoundSubnet, Evaluator, Preprocess, unchanged
 from glora_jax.tree import get
 
 
 def make_guide(
   adapted: Adapted,
-  preprocess: Callable[[jax.Array], jax.Array] = lambda images: images,
+  preprocess: Preprocess = unchanged,
   *,
-  fitness: str = 'accuracy',
+  fitness: Fitness = 'accuracy',
   block: int = 256,
   **apply_kwargs: Any,
 ) -> Callable[[Any, Any, jax.Array, jax.Array], jax.Array]:
-  """A compiled `(variables, genome, images, labels) -> values`, float32 [rows, 5, codes].
+  """A compiled function that estimates what every allele is worth at one genome.
 
-  The differences of a gene's values are first-order estimates of the change of a sum over the images when it alone takes another
-  allele: of the cross-entropy for fitness 'loss'; for 'accuracy' of the expected error, 1 - p(label), which unlike the error itself has a
-  gradient. Codes that do not exist have the value of the last one. It costs one forward and one backward pass of the folded model.
+  The differences of a gene's values are first-order estimates of the change of a sum over the
+  images when that gene alone takes another allele: of the cross-entropy for fitness 'loss'; for
+  'accuracy' of the expected error, 1 - p(label), which unlike the error itself has a gradient. It
+  costs one forward and one backward pass of the folded model.
 
   Args:
     adapted: what `glora_jax.adapt` returned.
-    preprocess: images to inputs of the model.
-    fitness: of the search, 'accuracy' or 'loss'.
-    block: images evaluated at a time.
-    **apply_kwargs: handed on to the model.
+    preprocess: function from images to inputs of the model, applied once.
+    fitness: fitness of the search, 'accuracy' or 'loss'.
+    block: number of images evaluated at a time.
+    **apply_kwargs: keyword arguments that the model is called with.
+
+  Returns:
+    The function `(variables, genome, images, labels) -> values`, with a genome int8 [layer, 5],
+    images [image, ...], labels int [image] and values float32 [layer, 5, code]. Codes that do not
+    exist have the value of the last one.
   """
+  evaluator = Evaluator(adapted, preprocess, block, apply_kwargs=apply_kwargs)
+  return jax.jit(_Guide(evaluator, fitness).values)
 
-  @jax.jit
-  def values(variables, genome, images, labels):
-    supports = variables[COLLECTION]
-    rest = {name: value for name, value in variables.items() if name not in ('params', COLLECTION)}
-    folded = adapted.fold(variables, genome)
-    batches = in_blocks(preprocess(images), labels, min(block, len(labels)))
 
-    def loss(params, x, y, counts):
-      logits = adapted.model.apply({'params': params, **rest}, x, **apply_kwargs).astype(
-        jnp.float32
-      )
-      losses = optax.softmax_cross_entropy_with_integer_labels(logits, y)
-      return jnp.sum(counts * (losses if fitness == 'loss' else 1 - jnp.exp(-losses)))
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Guide:
+  """The function that `make_guide` compiles."""
 
-    def add(total, batch):
-      return jax.tree.map(jnp.add, total, jax.grad(loss)(folded, *batch)), None
+  evaluator: Evaluator
+  fitness: Fitness
 
-    gradient, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, folded), batches)
+  def values(
+    self, variables: Any, genome: jax.Array, images: jax.Array, labels: jax.Array
+  ) -> jax.Array:
+    subnet = self.evaluator.fold(variables, genome)
+    params = subnet.variables['params']
+
+    def add(total: Any, batch: Batch) -> tuple[Any, None]:
+      gradient = jax.grad(self._loss)(params, subnet, batch)
+      return jax.tree.map(jnp.add, total, gradient), None
+
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    gradient, _ = jax.lax.scan(add, zeros, self.evaluator.blocks(images, labels))
+    adapted, supports = self.evaluator.adapted, variables[COLLECTION]
     return allele_values(adapted, variables['params'], supports, gradient)
 
-  return values
+  def _loss(self, params: Any, subnet: BoundSubnet, batch: Batch) -> jax.Array:
+    """The batch's summed cross-entropy, or expected number of errors, with other params."""
+    subnet = subnet._replace(variables={**subnet.variables, 'params': params})
+    logits = self.evaluator.logits(subnet, batch.inputs)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+    costs = losses if self.fitness == 'loss' else 1 - jnp.exp(-losses)
+    return jnp.sum(batch.is_image * costs)
+
+
+class _Linear(NamedTuple):
+  """Kernel and bias of a linear layer, or a loss's gradient by them.
+
+  Attributes:
+    kernel: [stack ..., in, out], without the stack's axes under `vmap`.
+    bias: [stack ..., out]; None where there is none.
+  """
+
+  kernel: jax.Array
+  bias: jax.Array | None
 
 
 def allele_values(adapted: Adapted, params: Any, supports: Any, gradient: Any) -> jax.Array:
-  """Inner products of every form with the gradient by what it is added to, float32 [rows, 5, codes].
+  """Inner products of every form with the gradient by what the form is added to.
 
   Args:
-    adapted: whose groups are gone through.
-    params, supports: of the supernet.
-    gradient: of a loss by the merged params.
+    adapted: the adapted model.
+    params: the base model's params, as nested dictionaries.
+    supports: the supernet's supports.
+    gradient: gradient of a loss by the merged params, shaped like `params`.
+
+  Returns:
+    float32 [layer, 5, code]; codes that do not exist have the value of the last one.
   """
-  codes = adapted.spec.cost_table.shape[-1]
-  table = jnp.zeros((len(adapted.spec), 5, codes), jnp.float32)
+  num_codes = adapted.spec.cost_table.shape[-1]
+  values = jnp.zeros((len(adapted.spec), 5, num_codes), jnp.float32)
   for group in adapted.groups:
-    for site, part in group.of_members(nn.meta.unbox(get(supports, group.path))):
-      module, slopes = (
-        nn.meta.unbox(get(params, site.path)),
-        nn.meta.unbox(get(gradient, site.path)),
-      )
-      has_bias = site.bias_shape is not None
-      function = functools.partial(_layer_values, ranks=group.space.ranks, codes=codes)
+    for site, member in group.of_members(nn.meta.unbox(get(supports, group.path))):
+      layer_values = functools.partial(_layer_values, ranks=group.space.ranks, num_codes=num_codes)
       for _ in site.layout.stack:
-        function = jax.vmap(function)
-      vectors = lambda tree, site=site, has_bias=has_bias: (
-        site.layout.vectors(tree['bias']) if has_bias else None
-      )
-      kernels = [site.layout.matrices(tree['kernel']) for tree in (module, slopes)]
-      found = function(kernels[0], vectors(module), kernels[1], vectors(slopes), part)
-      table = table.at[np.array(group.rows)].add(found.reshape(-1, 5, codes))
-  return table
+        layer_values = jax.vmap(layer_values)
+      found = layer_values(_linear(site, params), _linear(site, gradient), member)
+      values = values.at[np.array(group.rows)].add(found.reshape(-1, 5, num_codes))
+  return values
 
 
-def _layer_values(kernel, bias, kernel_slope, bias_slope, supports, *, ranks, codes):
-  """[5, codes] of one layer."""
-  supports = {name: jnp.asarray(value, jnp.float32) for name, value in supports.items()}
-  kernel, kernel_slope = kernel.astype(jnp.float32), kernel_slope.astype(jnp.float32)
-  weight = lambda tensor, slope: [
-    jnp.sum(slope * equation.weight_form(supports, tensor, jnp.int32(code), ranks))
-    for code in range(codes)
-  ]
-  rows = [weight('A', kernel_slope * kernel), weight('B', kernel_slope)]
-  if bias is None or 'E' not in supports:
-    rows += [[jnp.float32(0)] * codes] * 3
-  else:
-    bias, bias_slope = bias.astype(jnp.float32), bias_slope.astype(jnp.float32)
-    by_inputs = kernel @ bias_slope
-    rows.append(
-      [
-        jnp.sum(by_inputs * equation.prompt_form(supports, jnp.int32(code), ranks))
-        for code in range(codes)
-      ]
-    )
-    for tensor, slope in (('D', bias_slope * bias), ('E', bias_slope)):
-      rows.append(
-        [
-          jnp.sum(slope * equation.flat_form(supports, tensor, jnp.int32(code)))
-          for code in range(codes)
-        ]
-      )
-  return jnp.stack([jnp.stack(row) for row in rows])
+def _linear(site: Site, tree: Any) -> _Linear:
+  """A layer's kernel and bias as matrices and vectors."""
+  module = nn.meta.unbox(get(tree, site.path))
+  bias = None if site.bias_shape is None else site.layout.vectors(module['bias'])
+  return _Linear(site.layout.matrices(module['kernel']), bias)
+
+
+def _layer_values(
+  layer: _Linear,
+  gradient: _Linear,
+  supports: Any,
+  *,
+  ranks: tuple[int, ...],
+  num_codes: int,
+) -> jax.Array:
+  """Values of one layer's forms, float32 [5, code]."""
+  layer, gradient, supports = (
+    jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
+    for tree in (layer, gradient, supports)
+  )
+
+  def products(slope: jax.Array, form: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """Inner products of the gradient by a tensor with the tensor's forms, [code]."""
+    return jnp.stack([jnp.sum(slope * form(jnp.int32(code))) for code in range(num_codes)])
+
+  weight_form = functools.partial(equation.weight_form, supports, ranks=ranks)
+  of_a = products(gradient.kernel * layer.kernel, functools.partial(weight_form, 'A'))
+  of_b = products(gradient.kernel, functools.partial(weight_form, 'B'))
+  if layer.bias is None or gradient.bias is None or 'E' not in supports:
+    return jnp.stack([of_a, of_b, *jnp.zeros((3, num_codes), jnp.float32)])
+  prompt_form = functools.partial(equation.prompt_form, supports, ranks=ranks)
+  flat_form = functools.partial(equation.flat_form, supports)
+  of_c = products(layer.kernel @ gradient.bias, prompt_form)
+  of_d = products(gradient.bias * layer.bias, functools.partial(flat_form, 'D'))
+  of_e = products(gradient.bias, functools.partial(flat_form, 'E'))
+  return jnp.stack([of_a, of_b, of_c, of_d, of_e])

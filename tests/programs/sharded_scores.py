@@ -1,4 +1,7 @@
-"""Scores a population on meshes of three shapes, as one device does."""
+"""Scores a population on meshes of three shapes, as one device does.
+
+Prints a line for each mesh, which ends with the most collectives in the body of a loop.
+"""
 
 import pathlib
 import re
@@ -8,44 +11,58 @@ import jax
 import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
-from conftest import randomized
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / 'search'))
+from tiny_models import problem, reference_scores
 
-import glora_jax
-from glora_jax.method.genomes import random_genomes
-from glora_jax.models.vit import ViT
 from glora_jax.search import scoring
 
-model = ViT(4, patch_size=8, width=12, depth=2, num_heads=2)
-images = jax.random.normal(jax.random.key(0), (23, 16, 16, 3))
-labels = jax.random.randint(jax.random.key(1), (23,), 0, 4)
-params = randomized(model.init(jax.random.key(2), images[:1])['params'], 1)
-for merge in ('up_front', 'lazy'):
-  adapted = glora_jax.adapt(model, images[:1], merge=merge)
-  variables = adapted.init(jax.random.key(3), params)
-  variables = {**variables, 'glora': randomized(variables['glora'], 2)}
-  genomes = random_genomes(np.random.default_rng(0), adapted.spec, 11)
-  expected = scoring.make_scorer(adapted)(variables, genomes, images, labels)
-  for shape in ((1, 8), (2, 4), (8, 1)) if merge == 'up_front' else ((2, 4),):
+COLLECTIVE = re.compile(
+  r'(?:all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\('
+)
+NUM_GENOMES = 11  # neither a multiple of the rows of a mesh nor of a chunk
+
+
+def check_scores(score, arguments, expected):
+  """Three calls give the scores of one device, and compile once."""
+  for _ in range(3):
+    found = score(*arguments)
+    np.testing.assert_array_equal(found.correct, expected.correct)
+    np.testing.assert_allclose(found.loss, expected.loss, rtol=1e-5)
+  assert score._cache_size() == 1
+
+
+def check_predictions(found, expected):
+  """The predictions are those of one device, and whole on every one."""
+  np.testing.assert_array_equal(found.classes, expected.classes)
+  np.testing.assert_allclose(found.probabilities, expected.probabilities, rtol=1e-5)
+  assert found.classes.sharding.is_fully_replicated
+
+
+def most_collectives(text):
+  """The largest number of collectives in the body of a loop of a compiled program."""
+  parts = {part.split(' ', 1)[0].lstrip('%'): part for part in text.split('\n\n')}
+  bodies = [parts[name] for name in re.findall(r'body=%?([\w.-]+)', text)]
+  assert bodies
+  return max(len(COLLECTIVE.findall(body)) for body in bodies)
+
+
+def check(model, merge, shapes):
+  adapted, *arguments = problem(model, merge, NUM_GENOMES)
+  variables, genomes, images, _ = arguments
+  expected = reference_scores(model, NUM_GENOMES)
+  predict = scoring.make_predictor(adapted, block=8)
+  predictions = predict(variables, genomes[1], images)
+  for shape in shapes:
     mesh = jax.make_mesh(shape, ('candidate', 'data'), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     score = scoring.make_scorer(adapted, mesh=mesh, chunk=2, block=8)
-    for _ in range(3):
-      found = score(variables, genomes, images, labels)
-      np.testing.assert_array_equal(found[0], expected[0])
-      np.testing.assert_allclose(found[1], expected[1], rtol=1e-5)
-    assert score._cache_size() == 1
-    one, other = (
-      scoring.make_predictor(adapted, mesh=on, block=8)(variables, genomes[1], images)
-      for on in (None, mesh)
-    )
-    np.testing.assert_array_equal(other.classes, one.classes)
-    np.testing.assert_allclose(other.probabilities, one.probabilities, rtol=1e-5)
-    assert other.classes.sharding.is_fully_replicated
-    text = score.lower(variables, genomes, images, labels).compile().as_text()
-    parts = {part.split(' ', 1)[0].lstrip('%'): part for part in text.split('\n\n')}
-    bodies = [parts[name] for name in re.findall(r'body=%?([\w.-]+)', text)]
-    collective = (
-      r'(?:all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\('
-    )
-    counted = [len(re.findall(collective, body)) for body in bodies]
-    assert bodies
-    print(merge, shape, max(counted))
+    check_scores(score, arguments, expected)
+    predict_on_mesh = scoring.make_predictor(adapted, mesh=mesh, block=8)
+    check_predictions(predict_on_mesh(variables, genomes[1], images), predictions)
+    text = score.lower(*arguments).compile().as_text()
+    print(model, merge, shape, most_collectives(text))
+
+
+if __name__ == '__main__':
+  check('vit', 'up_front', [(2, 4)])
+  check('vit', 'lazy', [(2, 4)])
+  check('mlp', 'up_front', [(1, 8), (8, 1)])

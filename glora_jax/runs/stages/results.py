@@ -18,7 +18,8 @@ from glora_jax.method.genomes import check_budget, genome_to_json
 from glora_jax.models import weights
 from glora_jax.reports import run_report
 from glora_jax.runs.run import Run
-from glora_jax.search.archive import Archive, hypervolume_by_generation
+from glora_jax.search.archive import Archive
+from glora_jax.search.pareto import hypervolume_by_generation
 from glora_jax.search.scoring import Predictions
 
 COMPARED_IMAGES = 256  # on which the folded model's logits are compared with the adapted one's

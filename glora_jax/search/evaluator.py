@@ -1,0 +1,288 @@
+"""How subnets answer images: the computation that all scorers and predictors share."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from glora_jax.method.adapted import COLLECTION, Adapted
+
+Preprocess = Callable[[jax.Array], jax.Array]
+
+
+class Batch(NamedTuple):
+  """Labelled inputs of a model, [image, ...] each; blocks of one size have an axis before that.
+
+  Attributes:
+    inputs: inputs of the model.
+    labels: classes, int.
+    is_image: False for the padding that fills up the last block, bool.
+  """
+
+  inputs: jax.Array
+  labels: jax.Array
+  is_image: jax.Array
+
+
+class BoundSubnet(NamedTuple):
+  """A subnet and its values, ready for as many forward passes as there are blocks.
+
+  Attributes:
+    variables: the folded model's variables, or, where a genome is given, the supernet's.
+    genome: int [layer, 5], for supports that are merged in the forward pass; None once folded.
+  """
+
+  variables: Mapping[str, Any]
+  genome: jax.Array | None
+
+
+class Answers(NamedTuple):
+  """What each answer is worth, [..., image]; padding is wrong and costs nothing.
+
+  Attributes:
+    correct: whether the most probable class is the label, bool.
+    loss: cross-entropy, float32.
+  """
+
+  correct: jax.Array
+  loss: jax.Array
+
+
+class Scores(NamedTuple):
+  """What all answers of each candidate are worth.
+
+  Attributes:
+    correct: number of correct answers, int32 [candidate].
+    loss: summed cross-entropy, float32 [candidate].
+  """
+
+  correct: jax.Array
+  loss: jax.Array
+
+
+class Predictions(NamedTuple):
+  """What one subnet says of each image.
+
+  Attributes:
+    classes: the most probable class, int32 [image].
+    probabilities: its probability, float32 [image].
+  """
+
+  classes: Any
+  probabilities: Any
+
+
+def unchanged(images: jax.Array) -> jax.Array:
+  """The preprocessing of images that are inputs of the model already."""
+  return images
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evaluator:
+  """Scores and predictions of an adapted model's subnets, as functions to be compiled.
+
+  Attributes:
+    adapted: the adapted model.
+    preprocess: function from images to inputs of the model.
+    block: number of images evaluated at a time.
+    classes: which classes an answer is taken among, bool [class]; None for all.
+    mesh: devices with the axes 'candidate' and 'data'; None for one device.
+    apply_kwargs: keyword arguments that the model is called with.
+  """
+
+  adapted: Adapted
+  preprocess: Preprocess = unchanged
+  block: int = 256
+  classes: Any = None
+  mesh: Mesh | None = None
+  apply_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  @property
+  def candidate_shards(self) -> int:
+    """Number of groups of devices that candidates are dealt to."""
+    return 1 if self.mesh is None else self.mesh.shape['candidate']
+
+  @property
+  def data_shards(self) -> int:
+    """Number of devices that the images of one candidate are dealt to."""
+    return 1 if self.mesh is None else self.mesh.shape['data']
+
+  def fold(self, variables: Mapping[str, Any], genome: jax.Array) -> BoundSubnet:
+    """The subnet merged into the plain model, once for all blocks."""
+    others = {
+      name: value for name, value in variables.items() if name not in ('params', COLLECTION)
+    }
+    return BoundSubnet({'params': self.adapted.fold(variables, genome), **others}, None)
+
+  def bind(self, variables: Mapping[str, Any], genome: jax.Array) -> BoundSubnet:
+    """The subnet as the model's way of merging wants it: folded, or merged layer by layer."""
+    if self.adapted.merge == 'up_front':
+      return self.fold(variables, genome)
+    return BoundSubnet(variables, genome)
+
+  def logits(self, subnet: BoundSubnet, inputs: jax.Array) -> jax.Array:
+    """The subnet's logits, float32 [image, class]; -inf for classes that are no answers."""
+    if subnet.genome is None:
+      logits: Any = self.adapted.model.apply(subnet.variables, inputs, **self.apply_kwargs)
+    else:
+      logits = self.adapted.apply(
+        subnet.variables, inputs, genome=subnet.genome, **self.apply_kwargs
+      )
+    logits = logits.astype(jnp.float32)
+    return logits if self.classes is None else jnp.where(self.classes, logits, -jnp.inf)
+
+  def answers(self, subnet: BoundSubnet, batch: Batch) -> Answers:
+    """What the subnet's answers to one block are worth, [image]."""
+    logits = self.logits(subnet, batch.inputs)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+    return Answers(
+      correct=(logits.argmax(-1) == batch.labels) & batch.is_image,
+      loss=jnp.where(batch.is_image, losses, 0),
+    )
+
+  def blocks(self, images: jax.Array, labels: jax.Array) -> Batch:
+    """All images, preprocessed, as [block, image, ...], each block dealt to the data shards."""
+    size = self._block_size(len(labels), self.data_shards)
+    blocks = Batch(
+      inputs=_in_blocks(self.preprocess(images), size),
+      labels=_in_blocks(jnp.asarray(labels), size),
+      is_image=_in_blocks(jnp.ones(len(labels), bool), size),
+    )
+    return jax.tree.map(lambda part: self._place(part, None, 'data'), blocks)
+
+  def totals(
+    self,
+    variables: Mapping[str, Any],
+    genomes: jax.Array,
+    images: jax.Array,
+    labels: jax.Array,
+    *,
+    chunk: int,
+  ) -> Scores:
+    """The scores of a population; on a mesh, whole in every process.
+
+    Args:
+      variables: the supernet's variables.
+      genomes: int8 [candidate, layer, 5].
+      images: [image, ...].
+      labels: int [image].
+      chunk: number of candidates evaluated side by side on each device.
+    """
+    blocks = self.blocks(images, labels)
+    genomes = jnp.asarray(genomes)
+    if self.mesh is None:
+      total = functools.partial(self._shard_totals, variables, blocks)
+      by_shard = jax.lax.map(total, genomes, batch_size=_vmapped(chunk))
+    else:
+      by_shard = self._dealt_totals(variables, blocks, genomes, chunk)
+    return jax.tree.map(lambda sums: self._place(sums.sum(1)), by_shard)
+
+  def _shard_totals(self, variables: Mapping[str, Any], blocks: Batch, genome: jax.Array) -> Scores:
+    """One candidate's sums over all blocks, [data shard].
+
+    With a sum for each shard nothing crosses devices until all blocks are done.
+    """
+    subnet = self.bind(variables, genome)
+
+    def add(sums: Scores, block: Batch) -> tuple[Scores, None]:
+      answers = self.answers(subnet, block)
+      correct = answers.correct.reshape(self.data_shards, -1).sum(1)
+      loss = answers.loss.reshape(self.data_shards, -1).sum(1)
+      return Scores(sums.correct + correct, sums.loss + loss), None
+
+    zeros = Scores(
+      correct=jnp.zeros(self.data_shards, jnp.int32), loss=jnp.zeros(self.data_shards, jnp.float32)
+    )
+    return jax.lax.scan(add, zeros, blocks)[0]
+
+  def _dealt_totals(
+    self, variables: Mapping[str, Any], blocks: Batch, genomes: jax.Array, chunk: int
+  ) -> Scores:
+    """The sums of candidates that are dealt to the mesh, [candidate, data shard]."""
+    number = len(genomes)
+    side_by_side = self.candidate_shards * min(chunk, ceil_div(number, self.candidate_shards))
+    padding = -number % side_by_side
+    padded = jnp.pad(genomes, ((0, padding), (0, 0), (0, 0)), mode='edge')
+    total = functools.partial(self._shard_totals, variables, blocks)
+
+    def dealt_total(genomes: jax.Array) -> Scores:
+      by_shard = jax.vmap(total)(self._place(genomes, 'candidate'))
+      return jax.tree.map(lambda sums: self._place(sums, 'candidate', 'data'), by_shard)
+
+    by_shard = jax.lax.map(dealt_total, padded.reshape(-1, side_by_side, *genomes.shape[1:]))
+    return jax.tree.map(lambda sums: sums.reshape(-1, self.data_shards)[:number], by_shard)
+
+  def per_image(
+    self,
+    variables: Mapping[str, Any],
+    genomes: jax.Array,
+    images: jax.Array,
+    labels: jax.Array,
+    *,
+    chunk: int,
+  ) -> Answers:
+    """What every single answer of a population is worth, [candidate, image]; see `totals`."""
+    blocks = self.blocks(images, labels)
+
+    def answer(genome: jax.Array) -> Answers:
+      subnet = self.bind(variables, genome)
+      answers = jax.lax.map(functools.partial(self.answers, subnet), blocks)
+      return jax.tree.map(lambda part: part.reshape(-1)[: len(labels)], answers)
+
+    return jax.lax.map(answer, jnp.asarray(genomes), batch_size=_vmapped(chunk))
+
+  def predictions(
+    self, variables: Mapping[str, Any], genome: jax.Array, images: jax.Array
+  ) -> Predictions:
+    """The predictions of one subnet, int8 [layer, 5], for images [image, ...].
+
+    The images of a block are dealt to all devices of the mesh; the result is whole on every one.
+    """
+    devices = 1 if self.mesh is None else self.mesh.size
+    axes = () if self.mesh is None else self.mesh.axis_names
+    subnet = self.bind(variables, genome)
+
+    def predict(block: jax.Array) -> Predictions:
+      logits = self.logits(subnet, self.preprocess(self._place(block, axes)))
+      return Predictions(
+        classes=logits.argmax(-1).astype(jnp.int32),
+        probabilities=jax.nn.softmax(logits).max(-1),
+      )
+
+    blocks = _in_blocks(images, self._block_size(len(images), devices))
+    by_block = jax.lax.map(predict, blocks)
+    return jax.tree.map(lambda part: self._place(part.reshape(-1)[: len(images)]), by_block)
+
+  def _block_size(self, number: int, shards: int) -> int:
+    """Number of images in a block, which comes out even over the shards."""
+    return ceil_div(min(self.block, number), shards) * shards
+
+  def _place(self, x: jax.Array, *axes: Any) -> jax.Array:
+    """The array dealt to the named axes of the mesh, whole along all others."""
+    if self.mesh is None:
+      return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, PartitionSpec(*axes)))
+
+
+def ceil_div(number: int, divisor: int) -> int:
+  """The quotient, rounded up."""
+  return -(-number // divisor)
+
+
+def _in_blocks(x: jax.Array, size: int) -> jax.Array:
+  """[image, ...] as [block, size, ...], the last block padded with zeros."""
+  padding = -len(x) % size
+  padded = jnp.pad(x, ((0, padding),) + ((0, 0),) * (x.ndim - 1))
+  return padded.reshape(-1, size, *x.shape[1:])
+
+
+def _vmapped(chunk: int) -> int | None:
+  """The `batch_size` of `jax.lax.map`, which maps without `vmap` where it is None."""
+  return chunk if chunk > 1 else None

@@ -1,0 +1,70 @@
+"""Fronts, their order and their volume, against their definitions."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from toy_search import SPEC
+
+from glora_jax.method.genomes import canonicalize, count_params, largest_genome
+from glora_jax.search.archive import Archive
+from glora_jax.search.pareto import (
+  hypervolume,
+  hypervolume_by_generation,
+  nondominated_order,
+  pareto_front,
+)
+
+POINTS = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=30)
+
+
+@given(POINTS)
+def test_the_pareto_front_is_what_nothing_dominates(points):
+  params, error = np.array(points).T
+  front = pareto_front(params, error.astype(float))
+  no_worse = (params <= params[:, None]) & (error <= error[:, None])
+  better = (params < params[:, None]) | (error < error[:, None])
+  dominated = (no_worse & better).any(1)
+  expected = {
+    point for point, is_dominated in zip(points, dominated, strict=True) if not is_dominated
+  }
+  assert {(params[i], error[i]) for i in front} == expected
+  assert (np.diff(params[front]) > 0).all()
+
+
+@given(POINTS)
+def test_nondominated_order_goes_front_by_front(points):
+  params, cost = np.array(points).T
+  order = nondominated_order(params, cost.astype(float))
+  assert sorted(order.tolist()) == list(range(len(points)))
+  front = pareto_front(params, cost.astype(float))
+  assert set(order[: len(front)]) == set(front)
+
+
+def test_ends_of_a_front_come_first_and_then_the_loneliest():
+  params, cost = np.array([0, 1, 2, 8, 10]), np.array([10.0, 9.0, 8.0, 2.0, 0.0])
+  assert nondominated_order(params, cost).tolist() == [0, 4, 3, 2, 1]
+
+
+def test_hypervolume_by_hand():
+  assert hypervolume(np.array([0]), np.array([0.0]), 10) == 1
+  two_points = hypervolume(np.array([5, 2]), np.array([0.2, 0.5]), 10)
+  assert two_points == pytest.approx((3 * 0.5 + 5 * 0.8) / 10)
+  assert hypervolume(np.array([20]), np.array([0.0]), 10) == 0
+
+
+def test_hypervolume_grows_with_the_generations():
+  rng = np.random.default_rng(0)
+  genomes = canonicalize(SPEC, rng.integers(0, SPEC.num_codes, (12, len(SPEC), 5)))
+  archive = Archive.empty(SPEC)
+  for generation in range(3):
+    new = genomes[4 * generation :][:4]
+    exact = generation < 2
+    archive = archive.extended(new, [3, 5, 8, 9], np.ones(4), generation, exact)
+  volumes = hypervolume_by_generation(archive, SPEC, num_images=10)
+  most = count_params(SPEC, largest_genome(SPEC))
+  error = 1 - archive.correct / 10
+  params = count_params(SPEC, genomes)
+  assert volumes[0] == hypervolume(params[:4], error[:4], most)
+  assert volumes[1] == hypervolume(params[:8], error[:8], most)
+  assert volumes[0] <= volumes[1] == volumes[2]  # bounds of the last generation do not count

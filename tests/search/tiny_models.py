@@ -1,0 +1,89 @@
+"""Adapted models that compile in no time, made once for all tests of this folder."""
+
+import functools
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from conftest import randomized
+
+import glora_jax
+from glora_jax.method.genomes import random_genomes
+from glora_jax.models.vit import ViT
+from glora_jax.search import scoring
+
+NUM_IMAGES = 23
+MOST_GENOMES = 24
+
+
+class Mlp(nn.Module):
+  """Two linear layers."""
+
+  width: int = 12
+
+  @nn.compact
+  def __call__(self, images):
+    hidden = jnp.tanh(nn.Dense(self.width)(images.reshape(len(images), -1)))
+    return nn.Dense(4)(hidden)
+
+
+MODELS = {
+  'mlp': Mlp(),
+  'vit': ViT(4, patch_size=8, width=12, depth=2, num_heads=2),
+}
+IMAGE_SIZES = {'mlp': 4, 'vit': 16}
+
+
+class Problem(NamedTuple):
+  """A supernet, subnets of it, and images to score them on."""
+
+  adapted: glora_jax.Adapted
+  variables: Any
+  genomes: np.ndarray
+  images: jax.Array
+  labels: jax.Array
+
+
+@functools.cache
+def images_and_labels(name):
+  size = IMAGE_SIZES[name]
+  images = jax.random.normal(jax.random.key(0), (NUM_IMAGES, size, size, 3))
+  return images, jax.random.randint(jax.random.key(1), (NUM_IMAGES,), 0, 4)
+
+
+@functools.cache
+def base_params(name):
+  images, _ = images_and_labels(name)
+  shapes = jax.eval_shape(MODELS[name].init, jax.random.key(2), images[:1])['params']
+  return randomized(shapes, 1)
+
+
+@functools.cache
+def supernet(name, merge):
+  """(adapted, variables) of a model with random params and supports."""
+  images, _ = images_and_labels(name)
+  adapted = glora_jax.adapt(MODELS[name], images[:1], merge=merge)
+  shapes = jax.eval_shape(adapted.init, jax.random.key(3), base_params(name))
+  supports = randomized(shapes['glora'], 2)
+  return adapted, {'params': base_params(name), 'glora': supports}
+
+
+def problem(name, merge, num_genomes=7):
+  """A supernet with the first so many of `MOST_GENOMES` random subnets."""
+  adapted, variables = supernet(name, merge)
+  genomes = random_genomes(np.random.default_rng(0), adapted.spec, MOST_GENOMES)
+  return Problem(adapted, variables, genomes[:num_genomes], *images_and_labels(name))
+
+
+@functools.cache
+def all_reference_scores(name):
+  adapted, *arguments = problem(name, 'up_front', MOST_GENOMES)
+  return scoring.make_scorer(adapted, chunk=1, block=NUM_IMAGES)(*arguments)
+
+
+def reference_scores(name, num_genomes=7):
+  """The scores of the folded subnets, one after the other, all images at once."""
+  scores = all_reference_scores(name)
+  return scoring.Scores(*(np.asarray(values)[:num_genomes] for values in scores))
