@@ -1,60 +1,108 @@
-"""What happens to a batch of images on the device: normalization and random augmentation, pure and keyed."""
+"""What happens to a batch of images on the device: pure functions of a key.
+
+`Augmentation` composes them. Images are [batch, height, width, channels].
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from typing import NamedTuple
 
-import dm_pix
 import jax
 import jax.numpy as jnp
 
 from glora_jax.data import rand_augment
-from glora_jax.data.normalization import normalize
+from glora_jax.data.normalization import Normalization, normalize
+
+_DRAWS_PER_BOX = 10  # as torchvision and timm
+_ERASED_AREA = (0.02, 1 / 3)  # as timm
+_ERASED_RATIO = (0.3, 1 / 0.3)
 
 
 def random_flip(key: jax.Array, images: jax.Array) -> jax.Array:
-  """Mirrors each image of [batch, height, width, channels] left to right with probability one half."""
-  flip = jax.random.bernoulli(key, 0.5, (len(images), 1, 1, 1))
-  return jnp.where(flip, dm_pix.flip_left_right(images), images)
+  """Mirrors each image left to right with probability one half.
+
+  Args:
+    key: decides which images are mirrored.
+    images: [batch, height, width, channels].
+
+  Returns:
+    Images of the same shape and dtype.
+
+  Example:
+    >>> images = jnp.arange(4 * 2).reshape(4, 1, 2, 1)
+    >>> random_flip(jax.random.key(0), images)[:, 0, :, 0].tolist()
+    [[0, 1], [2, 3], [5, 4], [7, 6]]
+  """
+  is_flipped = jax.random.bernoulli(key, 0.5, (len(images), 1, 1, 1))
+  return jnp.where(is_flipped, images[:, :, ::-1], images)
 
 
 def random_shift(key: jax.Array, images: jax.Array, pixels: int) -> jax.Array:
-  """Moves each image by up to `pixels` in each direction (pad with zeros, then crop at random)."""
+  """Moves each image by up to a number of pixels in each direction; what comes in is zero.
+
+  Args:
+    key: decides how far each image is moved.
+    images: [batch, height, width, channels].
+    pixels: largest distance.
+
+  Returns:
+    Images of the same shape and dtype.
+  """
   padded = jnp.pad(images, ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0)))
   offsets = jax.random.randint(key, (len(images), 2), 0, 2 * pixels + 1)
-  crop = lambda image, offset: jax.lax.dynamic_slice(image, (*offset, 0), images.shape[1:])
+
+  def crop(image: jax.Array, offset: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_slice(image, (*offset, 0), images.shape[1:])
+
   return jax.vmap(crop)(padded, offsets)
 
 
-def random_boxes(
-  key: jax.Array,
-  number: int,
-  image_shape: tuple[int, int],
-  area: tuple[float, float],
-  ratio: tuple[float, float],
-  largest: tuple[int, int],
-) -> tuple[jax.Array, jax.Array]:
-  """Boxes within an image, as torchvision and timm draw them: int32 [number, 4] (top, left, height, width), and bool [number].
+class BoxBounds(NamedTuple):
+  """What random boxes may be like.
 
-  The share of the image's area and the logarithm of width to height are uniform between their two bounds. Of ten draws the first of
-  at most the size `largest` (height, width) is taken, at a uniform place; where none is so small, the second result is False.
+  Attributes:
+    area: least and largest share of the image's area.
+    ratio: least and largest ratio of width to height.
+    largest: largest height and width in pixels.
+  """
+
+  area: tuple[float, float]
+  ratio: tuple[float, float]
+  largest: tuple[int, int]
+
+
+def random_boxes(
+  key: jax.Array, number: int, image_shape: tuple[int, int], bounds: BoxBounds
+) -> tuple[jax.Array, jax.Array]:
+  """Boxes within an image, as torchvision and timm draw them.
+
+  The share of the image's area and the logarithm of width to height are uniform between their
+  bounds. Of ten draws the first that is small enough is taken, at a uniform place.
+
+  Args:
+    key: decides the boxes.
+    number: number of boxes.
+    image_shape: height and width of the image.
+    bounds: what the boxes may be like.
+
+  Returns:
+    The boxes, int32 [number, 4] (top, left, height, width), and whether a draw was small enough,
+    bool [number].
   """
   image_height, image_width = image_shape
   area_key, ratio_key, top_key, left_key = jax.random.split(key, 4)
-  areas = (
-    jax.random.uniform(area_key, (number, 10), minval=area[0], maxval=area[1])
-    * image_height
-    * image_width
-  )
-  ratios = jnp.exp(
-    jax.random.uniform(
-      ratio_key, (number, 10), minval=math.log(ratio[0]), maxval=math.log(ratio[1])
-    )
-  )
+  shape = (number, _DRAWS_PER_BOX)
+  least_area, largest_area = bounds.area
+  shares = jax.random.uniform(area_key, shape, minval=least_area, maxval=largest_area)
+  areas = shares * image_height * image_width
+  least_log, largest_log = map(math.log, bounds.ratio)
+  ratios = jnp.exp(jax.random.uniform(ratio_key, shape, minval=least_log, maxval=largest_log))
   heights = jnp.round(jnp.sqrt(areas / ratios)).astype(jnp.int32)
   widths = jnp.round(jnp.sqrt(areas * ratios)).astype(jnp.int32)
-  fits = (heights > 0) & (widths > 0) & (heights <= largest[0]) & (widths <= largest[1])
+  largest_height, largest_width = bounds.largest
+  fits = (heights > 0) & (widths > 0) & (heights <= largest_height) & (widths <= largest_width)
   first = jnp.arange(number), fits.argmax(-1)
   height, width = heights[first], widths[first]
   top = jax.random.randint(top_key, (number,), 0, jnp.maximum(image_height - height, 0) + 1)
@@ -69,11 +117,22 @@ def crop_boxes(
   scale: tuple[float, float],
   ratio: tuple[float, float],
 ) -> jax.Array:
-  """The boxes of `random_resized_crop`, int32 [number, 4] (top, left, height, width).
+  """The boxes of `random_resized_crop`.
 
-  Where none of ten draws fits into the image, the box is the largest one in the middle whose ratio is within bounds.
+  Where none of ten draws fits into the image, the box is the largest one in the middle whose ratio
+  is within bounds.
+
+  Args:
+    key: decides the boxes.
+    number: number of boxes.
+    image_shape: height and width of the image.
+    scale: least and largest share of the image's area.
+    ratio: least and largest ratio of width to height.
+
+  Returns:
+    int32 [number, 4] (top, left, height, width).
   """
-  boxes, fits = random_boxes(key, number, image_shape, scale, ratio, image_shape)
+  boxes, fits = random_boxes(key, number, image_shape, BoxBounds(scale, ratio, image_shape))
   image_height, image_width = image_shape
   height = min(image_height, round(image_width / ratio[0]))
   width = min(image_width, round(image_height * ratio[1]))
@@ -88,92 +147,121 @@ def random_resized_crop(
   scale: tuple[float, float] = (0.08, 1.0),
   ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> jax.Array:
-  """A part of each image, resized to [batch, size, size, channels]; uint8 in and out. Szegedy et al. 2015, https://arxiv.org/abs/1409.4842.
+  """A random part of each image, resized (Szegedy et al. 2015, arXiv 1409.4842).
 
-  The share of the area is uniform in `scale`, the ratio of width to height log-uniform in `ratio`, as in torchvision and timm.
-  Resizing is bilinear and antialiased. It reads the image a little beyond the crop, so that, unlike with Pillow, which crops first,
-  the outermost pixels of the result know their neighbours.
+  The share of the area is uniform in `scale`, the ratio of width to height log-uniform in `ratio`,
+  as in torchvision and timm. Resizing is bilinear and antialiased. It reads the image a little
+  beyond the crop, so that, unlike with Pillow, which crops first, the outermost pixels of the
+  result know their neighbours.
+
+  Args:
+    key: decides the parts.
+    images: uint8 [batch, height, width, channels].
+    size: side of the result.
+    scale: least and largest share of the image's area.
+    ratio: least and largest ratio of width to height.
+
+  Returns:
+    uint8 [batch, size, size, channels].
   """
 
-  def crop(image, box):
+  def crop(image: jax.Array, box: jax.Array) -> jax.Array:
     zoom = size / box[2:]
     resized = jax.image.scale_and_translate(
       image.astype(jnp.float32),
-      (size, size, image.shape[-1]),
-      (0, 1),
-      zoom,
-      -box[:2] * zoom,
-      'linear',
+      shape=(size, size, image.shape[-1]),
+      spatial_dims=(0, 1),
+      scale=zoom,
+      translation=-box[:2] * zoom,
+      method='linear',
     )
     return jnp.clip(jnp.round(resized), 0, 255).astype(jnp.uint8)
 
-  return jax.vmap(crop)(images, crop_boxes(key, len(images), images.shape[1:3], scale, ratio))
+  number, height, width, _ = images.shape
+  return jax.vmap(crop)(images, crop_boxes(key, number, (height, width), scale, ratio))
 
 
 def color_jitter(key: jax.Array, images: jax.Array, strength: float = 0.4) -> jax.Array:
-  """Brightness, contrast and saturation of each image, changed in random order by factors uniform in 1 - strength to 1 + strength.
+  """Brightness, contrast and saturation of each image, changed in random order.
 
-  uint8 [batch, height, width, 3] to the same; torchvision's ColorJitter without hue, and with its rounding after each of the three.
+  torchvision's ColorJitter without hue, and with its rounding after each of the three.
+
+  Args:
+    key: decides the factors and their order.
+    images: uint8 [batch, height, width, 3].
+    strength: the factors are uniform in 1 - strength to 1 + strength.
+
+  Returns:
+    uint8 [batch, height, width, 3].
   """
   factor_key, order_key = jax.random.split(key)
-  shape = (len(images), 3)
-  factors = jax.random.uniform(
-    factor_key, shape, minval=jnp.maximum(1 - strength, 0), maxval=1 + strength
-  )
-  orders = jax.random.permutation(
-    order_key, jnp.broadcast_to(jnp.arange(3), shape), axis=1, independent=True
-  )
+  operations = (rand_augment.brightness, rand_augment.contrast, rand_augment.color)
+  shape = (len(images), len(operations))
+  least = jnp.maximum(1 - strength, 0)
+  factors = jax.random.uniform(factor_key, shape, minval=least, maxval=1 + strength)
+  in_order = jnp.broadcast_to(jnp.arange(len(operations)), shape)
+  orders = jax.random.permutation(order_key, in_order, axis=1, independent=True)
 
-  def jitter(image, factors, order):
+  def jitter(image: jax.Array, factors: jax.Array, order: jax.Array) -> jax.Array:
     for index in order:
-      image = jax.lax.switch(
-        index,
-        (rand_augment.brightness, rand_augment.contrast, rand_augment.color),
-        image,
-        factors[index],
-      )
+      image = jax.lax.switch(index, operations, image, factors[index])
     return image
 
   return jax.vmap(jitter)(images, factors, orders)
 
 
 def random_erasing(key: jax.Array, images: jax.Array, probability: float = 0.25) -> jax.Array:
-  """Fills a box of each image with normal noise, with this probability. Zhong et al. 2017, https://arxiv.org/abs/1708.04896.
+  """Fills a box of an image with normal noise (Zhong et al. 2017, arXiv 1708.04896).
 
-  Images are floats [batch, height, width, channels], already normalized. timm's mode 'pixel': one box of 2% to a third of the area,
-  its ratio between 0.3 and 1 / 0.3, lower and narrower than the image; an image for which ten draws give none stays whole.
+  timm's mode 'pixel': one box of 2% to a third of the area, its ratio between 0.3 and 1 / 0.3,
+  lower and narrower than the image; an image for which ten draws give none stays whole.
+
+  Args:
+    key: decides which images have a box, where it is, and the noise.
+    images: floats [batch, height, width, channels], already normalized.
+    probability: probability that an image has a box.
+
+  Returns:
+    Images of the same shape and dtype.
   """
   box_key, erased_key, noise_key = jax.random.split(key, 3)
   number, height, width, _ = images.shape
-  boxes, fits = random_boxes(
-    box_key, number, (height, width), (0.02, 1 / 3), (0.3, 1 / 0.3), (height - 1, width - 1)
-  )
+  bounds = BoxBounds(_ERASED_AREA, _ERASED_RATIO, largest=(height - 1, width - 1))
+  boxes, fits = random_boxes(box_key, number, (height, width), bounds)
   top, left, box_height, box_width = (column[:, None] for column in boxes.T)
-  rows, columns = jnp.arange(height), jnp.arange(width)
+  rows = jnp.arange(height)
+  columns = jnp.arange(width)
   in_rows = (rows >= top) & (rows < top + box_height)
   in_columns = (columns >= left) & (columns < left + box_width)
-  erased = (
-    (fits & jax.random.bernoulli(erased_key, probability, (number,)))[:, None, None]
-    & in_rows[:, :, None]
-    & in_columns[:, None, :]
-  )
-  return jnp.where(
-    erased[..., None], jax.random.normal(noise_key, images.shape, images.dtype), images
-  )
+  has_box = fits & jax.random.bernoulli(erased_key, probability, (number,))
+  is_erased = has_box[:, None, None] & in_rows[:, :, None] & in_columns[:, None, :]
+  noise = jax.random.normal(noise_key, images.shape, images.dtype)
+  return jnp.where(is_erased[..., None], noise, images)
 
 
 def mixup(
   key: jax.Array, images: jax.Array, labels: jax.Array, alpha: float
 ) -> tuple[jax.Array, jax.Array]:
-  """Each image and label mixed with those of the batch read backwards. Zhang et al. 2018, https://arxiv.org/abs/1710.09412.
+  """Each image and label mixed with those of the batch read backwards (arXiv 1710.09412).
 
-  Float images [batch, ...] and labels [batch, classes], one-hot or soft. One share, from Beta(alpha, alpha), for the whole batch,
-  as timm's mode 'batch'.
+  The share is the same for the whole batch, as in timm's mode 'batch'.
+
+  Args:
+    key: decides the share.
+    images: floats [batch, ...].
+    labels: floats [batch, classes], one-hot or soft.
+    alpha: the share is drawn from Beta(alpha, alpha).
+
+  Returns:
+    The mixed images and labels, of the same shapes and dtypes.
   """
   share = jax.random.beta(key, alpha, alpha)
-  mix = lambda values: (
-    share.astype(values.dtype) * values + (1 - share).astype(values.dtype) * values[::-1]
-  )
+
+  def mix(values: jax.Array) -> jax.Array:
+    kept = share.astype(values.dtype)
+    mixed_in = (1 - share).astype(values.dtype)
+    return kept * values + mixed_in * values[::-1]
+
   return mix(images), mix(labels)
 
 
@@ -181,13 +269,25 @@ def mixup(
 class Augmentation:
   """What is done to training images, in the order of the fields; all of it is off by default.
 
-  crop          `random_resized_crop`, to shares of the area within `crop_scale`
-  flip          `random_flip`
-  shift         `random_shift` by up to so many pixels
-  color_jitter  `color_jitter` with this strength
-  rand_augment  `rand_augment` with this `magnitude` on timm's scale of 0 to 10
-  erasing       `random_erasing` with this probability
-  mixup         the alpha of `mixup`, which needs the labels: `apply` leaves it to its caller
+  Attributes:
+    crop: whether `random_resized_crop` is applied, to shares of the area within `crop_scale`.
+    crop_scale: least and largest share of the area.
+    flip: whether `random_flip` is applied.
+    shift: most pixels of `random_shift`.
+    color_jitter: strength of `color_jitter`.
+    rand_augment: whether `rand_augment` is applied, with `magnitude`.
+    magnitude: magnitude of `rand_augment` on timm's scale of 0 to 10.
+    erasing: probability of `random_erasing`.
+    mixup: alpha of `mixup`, which needs the labels: `apply` leaves it to its caller.
+
+  Raises:
+    ValueError: a value cannot be.
+
+  Example:
+    >>> augmentation = Augmentation(flip=True, shift=1)
+    >>> images = jnp.zeros((2, 4, 4, 3), jnp.uint8)
+    >>> augmentation.apply(jax.random.key(0), images, size=4, normalization='unit').dtype
+    dtype('float32')
   """
 
   crop: bool = False
@@ -201,51 +301,53 @@ class Augmentation:
   mixup: float = 0.0
 
   def __post_init__(self):
-    def check(name, right, wanted):
-      if not right:
-        raise ValueError(f'{name}={getattr(self, name)!r} is not {wanted}.')
-
-    is_number = lambda value: (
-      isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    )
-    is_pair = (
-      isinstance(self.crop_scale, tuple | list)
-      and len(self.crop_scale) == 2
-      and all(map(is_number, self.crop_scale))
-    )
+    largest = rand_augment.MAX_MAGNITUDE
     for name in ('crop', 'flip', 'rand_augment'):
-      check(name, isinstance(getattr(self, name), bool), 'True or False')
-    check(
+      self._require(name, isinstance(getattr(self, name), bool), 'True or False')
+    self._require(
       'crop_scale',
-      is_pair and 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1,
+      _is_ascending_pair_of_shares(self.crop_scale),
       'two shares, 0 < smallest <= largest <= 1',
     )
     object.__setattr__(self, 'crop_scale', tuple(self.crop_scale))
-    check(
-      'shift',
-      isinstance(self.shift, int) and not isinstance(self.shift, bool) and self.shift >= 0,
-      'a whole number of pixels, 0 or more',
+    is_whole = isinstance(self.shift, int) and _is_number(self.shift)
+    self._require('shift', is_whole and self.shift >= 0, 'a whole number of pixels, 0 or more')
+    self._require('color_jitter', _is_number(self.color_jitter), 'a number of 0 or more')
+    self._require(
+      'magnitude', _is_number(self.magnitude, largest), f'a number from 0 to {largest:g}'
     )
-    check(
-      'color_jitter',
-      is_number(self.color_jitter) and self.color_jitter >= 0,
-      'a number of 0 or more',
-    )
-    check(
-      'magnitude',
-      is_number(self.magnitude) and 0 <= self.magnitude <= rand_augment.MAX_MAGNITUDE,
-      'a number from 0 to 10',
-    )
-    check('erasing', is_number(self.erasing) and 0 <= self.erasing <= 1, 'a probability, 0 to 1')
-    check('mixup', is_number(self.mixup) and self.mixup >= 0, 'a number of 0 or more')
+    self._require('erasing', _is_number(self.erasing, 1), 'a probability, 0 to 1')
+    self._require('mixup', _is_number(self.mixup), 'a number of 0 or more')
 
-  def apply(self, key: jax.Array, images: jax.Array, size: int, normalization: str) -> jax.Array:
-    """uint8 [batch, height, width, 3] to normalized float32 [batch, size, size, 3]; without `crop`, height and width are `size` already."""
-    if not self.crop and images.shape[1:3] != (size, size):
+  def _require(self, name: str, is_right: bool, wanted: str) -> None:
+    if not is_right:
+      raise ValueError(f'{name}={getattr(self, name)!r} is not {wanted}.')
+
+  def apply(
+    self, key: jax.Array, images: jax.Array, size: int, normalization: Normalization
+  ) -> jax.Array:
+    """Augments and normalizes a batch.
+
+    Args:
+      key: decides what is done to each image.
+      images: uint8 [batch, height, width, 3]; without `crop`, height and width are `size` already.
+      size: side of the result.
+      normalization: see `normalize`.
+
+    Returns:
+      float32 [batch, size, size, 3].
+
+    Raises:
+      ValueError: the images are of another size, and are not cropped.
+    """
+    height, width = images.shape[1:3]
+    if not self.crop and (height, width) != (size, size):
       raise ValueError(
-        f'Images of {images.shape[1]} x {images.shape[2]} pixels are not of size={size}, and only crop=True resizes them.'
+        f'Images of {height} x {width} pixels are not of size={size}, '
+        'and only crop=True resizes them.'
       )
-    crop_key, flip_key, shift_key, color_key, operations_key, erasing_key = jax.random.split(key, 6)
+    keys = jax.random.split(key, 6)
+    crop_key, flip_key, shift_key, color_key, operations_key, erasing_key = keys
     if self.crop:
       images = random_resized_crop(crop_key, images, size, self.crop_scale)
     if self.flip:
@@ -257,4 +359,19 @@ class Augmentation:
     if self.rand_augment:
       images = rand_augment.rand_augment(operations_key, images, self.magnitude)
     images = normalize(images, normalization)
-    return random_erasing(erasing_key, images, self.erasing) if self.erasing else images
+    if self.erasing:
+      images = random_erasing(erasing_key, images, self.erasing)
+    return images
+
+
+def _is_number(value: object, largest: float = math.inf) -> bool:
+  """Whether a value is a finite number between 0 and the largest; True and False are none."""
+  is_number = isinstance(value, int | float) and not isinstance(value, bool)
+  return is_number and math.isfinite(value) and 0 <= value <= largest
+
+
+def _is_ascending_pair_of_shares(value: object) -> bool:
+  if not isinstance(value, tuple | list) or len(value) != 2:
+    return False
+  least, largest = value
+  return _is_number(least, 1) and _is_number(largest, 1) and 0 < least <= largest

@@ -2,90 +2,163 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
 from glora_jax.data.task import Source, Task
-from glora_jax.data.tasks import digits, fewshot, generalization, vtab
-from glora_jax.data.tasks import own as own_data
+from glora_jax.data.tasks import digits, fewshot, generalization, own, vtab
+
+_MOST_CLASSES_LISTED = 20
+_MOST_EMPTY_CLASSES_LISTED = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+  """The tasks of a benchmark, whose names begin with the same word: 'fewshot/food101/4/0'.
+
+  Attributes:
+    title: what reports call the benchmark.
+    task: makes a task from what follows the first word of its name.
+    parts: what follows the first word of the names: for every part, all values that 'all' stands
+      for.
+  """
+
+  title: str
+  task: Callable[[str, Source], Task]
+  parts: Mapping[str, tuple[str | int, ...]]
+
+
+FAMILIES: Mapping[str, Family] = {
+  'vtab': Family('VTAB-1k', vtab.task, {'NAME': vtab.NAMES}),
+  'fewshot': Family(
+    'Few-shot',
+    fewshot.task,
+    {'NAME': fewshot.NAMES, 'SHOTS': fewshot.SHOTS, 'SEED': fewshot.SEEDS},
+  ),
+  'generalization': Family(
+    'Domain generalization', generalization.task, {'SEED': generalization.SEEDS}
+  ),
+}
 
 
 def find(name: str, source: Source = Source(), workdir: str | None = None) -> Task:
   """The task of a name that a config gives.
 
   Args:
-    name: 'digits'; 'vtab/cifar100'; 'fewshot/food101/4/0' (shots, seed); 'generalization/0' (seed); 'folder:PATH'; 'csv:PATH';
-      'tfds:NAME'.
-    source: where its images come from.
-    workdir: where the split of a user's own data is written down, so that it is made once; None keeps it in memory.
+    name: 'digits'; 'vtab/cifar100'; 'fewshot/food101/4/0' (shots, seed); 'generalization/0' (seed);
+      'folder:PATH'; 'csv:PATH'; 'tfds:NAME'.
+    source: where the images of the task come from.
+    workdir: folder where the split of a user's own data is written down, so that it is made once;
+      None keeps it in memory.
 
   Raises:
-    ValueError, FileNotFoundError: the name is unknown, or what it names is not there.
+    ValueError: the name is unknown, or what it names cannot be a task.
+    FileNotFoundError: what it names is not there.
+
+  Example:
+    >>> task = find('fewshot/oxford_pets/4/0')
+    >>> task.num_classes, task.splits['train'].per_class
+    (37, 4)
   """
-  kind, _, rest = name.partition('/')
   if name == 'digits':
     return digits.digits(source)
-  if kind == 'vtab':
-    return vtab.task(rest, source)
-  if kind == 'fewshot':
-    return fewshot.task(rest, source)
-  if kind == 'generalization':
-    return generalization.task(rest, source)
-  own, _, path = name.partition(':')
-  if own in own_data.KINDS and path:
-    return own_data.task(own, path, source, workdir)
+  kind, _, rest = name.partition('/')
+  if kind in FAMILIES:
+    return FAMILIES[kind].task(rest, source)
+  kind, _, path = name.partition(':')
+  if kind in own.KINDS and path:
+    return own.task(kind, path, source, workdir)
+  patterns = ', '.join(_pattern(kind) for kind in FAMILIES)
   raise ValueError(
-    f"The task '{name}' is unknown; the tasks are: digits, vtab/NAME ({', '.join(vtab.names())}), fewshot/NAME/SHOTS/SEED "
-    f'({", ".join(fewshot.NAMES)}), generalization/SEED, and your own: folder:PATH, csv:PATH, tfds:NAME.'
+    f"The task '{name}' is unknown; the tasks are: digits, {patterns}, "
+    'and your own: folder:PATH, csv:PATH, tfds:NAME.'
   )
 
 
+def _pattern(kind: str) -> str:
+  """What names of a family look like: 'vtab/NAME (cifar100, ...)'."""
+  parts = FAMILIES[kind].parts
+  pattern = '/'.join((kind, *parts))
+  if 'NAME' not in parts:
+    return pattern
+  return f'{pattern} ({", ".join(map(str, parts["NAME"]))})'
+
+
 def expand(name: str) -> list[str]:
-  """The names of tasks that a name stands for: 'vtab/all', 'fewshot/all', 'fewshot/food101/all/0', 'generalization/all'; else itself."""
+  """The names of all tasks that a name stands for.
+
+  Args:
+    name: name of a task, or such a name with 'all' for one or more of its parts; parts that are
+      left out behind an 'all' are 'all', too.
+
+  Example:
+    >>> expand('fewshot/food101/all/0')[:3]
+    ['fewshot/food101/1/0', 'fewshot/food101/2/0', 'fewshot/food101/4/0']
+    >>> len(expand('vtab/all')), expand('digits')
+    (19, ['digits'])
+  """
   kind, _, rest = name.partition('/')
-  every = {
-    'vtab': (vtab.names(),),
-    'fewshot': (fewshot.NAMES, fewshot.SHOTS, fewshot.SEEDS),
-    'generalization': (generalization.SEEDS,),
-  }
-  parts, every = rest.split('/'), every.get(kind, ())
-  if 'all' not in parts or len(parts) > len(every):
+  given = rest.split('/')
+  values = list(FAMILIES[kind].parts.values()) if kind in FAMILIES else []
+  if 'all' not in given or len(given) > len(values):
     return [name]
-  parts += ['all'] * (len(every) - len(parts))
+  given += ['all'] * (len(values) - len(given))
   choices = [
-    all_of_them if part == 'all' else (part,)
-    for part, all_of_them in zip(parts, every, strict=True)
+    all_values if part == 'all' else (part,) for part, all_values in zip(given, values, strict=True)
   ]
   return ['/'.join(map(str, (kind, *chosen))) for chosen in itertools.product(*choices)]
 
 
-def counts(task: Task, split: str) -> str:
-  """Images and classes of a split in one line; the count of every class where there are few."""
+class Readiness(NamedTuple):
+  """Whether a task can be opened.
+
+  Attributes:
+    ready: whether all its data is there.
+    lines: the report on it, a line each.
+  """
+
+  ready: bool
+  lines: list[str]
+
+
+def report(name: str, source: Source) -> Readiness:
+  """What the data of a task needs, or how many images of which classes it has.
+
+  Nothing is downloaded or prepared.
+  """
+  try:
+    task = find(name, source)
+    notes = [f'  note: {note}' for note in task.notes]
+    if missing := task.missing():
+      return Readiness(False, [f'{name}: MISSING', f'  {missing}', *notes])
+    splits = [f'  {split:6} {_describe(task, split)}' for split in task.splits]
+    return Readiness(True, [f'{name}: ready, {task.origin}', *notes, *splits])
+  except (ValueError, OSError, ImportError) as error:
+    return Readiness(False, [f'{name}: NOT READY', f'  {error}'])
+
+
+def _describe(task: Task, split: str) -> str:
+  """Images and classes of a split in one line; the count of every class where they are few."""
   labels = task.open(split).labels
-  found = np.bincount(labels, minlength=task.num_classes)
-  line = f'{len(labels):,} images, {np.count_nonzero(found)} of {task.num_classes} classes, {found[found > 0].min()} to {found.max()} each'
-  if task.num_classes <= 20:
-    line += ': ' + ', '.join(
-      f'{name} {count}' for name, count in zip(task.classes, found, strict=True)
-    )
-  if empty := [task.classes[n] for n in np.flatnonzero(found == 0)] if split == 'train' else []:
-    line += f'; none of {", ".join(empty[:10])}{" and others" if len(empty) > 10 else ""}'
+  counts = np.bincount(labels, minlength=task.num_classes)
+  present = counts[counts > 0]
+  line = (
+    f'{len(labels):,} images, {len(present)} of {task.num_classes} classes, '
+    f'{present.min()} to {present.max()} each'
+  )
+  if task.num_classes <= _MOST_CLASSES_LISTED:
+    pairs = zip(task.classes, counts, strict=True)
+    line += ': ' + ', '.join(f'{name} {count}' for name, count in pairs)
+  if split == 'train' and not counts.all():
+    line += f'; none of {_list_names(task.classes[n] for n in np.flatnonzero(counts == 0))}'
   return line
 
 
-def report(name: str, source: Source) -> tuple[bool, list[str]]:
-  """(whether the task is ready, lines about it)."""
-  try:
-    task = find(name, source)
-    missing = task.missing()
-    if missing:
-      return False, [
-        f'{name}: MISSING',
-        f'  {missing}',
-        *(f'  note: {note}' for note in task.notes),
-      ]
-    lines = [f'{name}: ready, {task.origin}', *(f'  note: {note}' for note in task.notes)]
-    return True, lines + [f'  {split:6} {counts(task, split)}' for split in task.splits]
-  except (ValueError, OSError, ImportError) as error:
-    return False, [f'{name}: NOT READY', f'  {error}']
+def _list_names(names: Iterable[str]) -> str:
+  names = list(names)
+  others = ' and others' if len(names) > _MOST_EMPTY_CLASSES_LISTED else ''
+  return ', '.join(names[:_MOST_EMPTY_CLASSES_LISTED]) + others

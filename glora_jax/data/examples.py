@@ -1,4 +1,4 @@
-"""Labelled images by index, wherever they lie: a TFDS data set, files and their labels, parts of either."""
+"""Labelled images by index, wherever they lie: image files, parts of others, several joined."""
 
 from __future__ import annotations
 
@@ -6,33 +6,62 @@ import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
-from glora_jax.data.image import decode, from_array
+from glora_jax.data.image import decode
 
 
 class Examples(Protocol):
-  """Labelled images by index.
-
-  Attributes:
-    identity: text that changes when the examples do; caches are keyed by it.
-    labels: int32 [n], without decoding an image.
-  """
-
-  identity: str
+  """Labelled images by index; nothing is decoded before it is asked for."""
 
   @property
-  def labels(self) -> np.ndarray: ...
+  def identity(self) -> str:
+    """Text that changes when the examples do; caches are keyed by it."""
+    ...
+
+  @property
+  def labels(self) -> np.ndarray:
+    """The class of every example, int32 [n]; no image is decoded for it."""
+    ...
 
   def image(self, index: int) -> Image.Image:
-    """The image as RGB; OSError where it cannot be decoded."""
+    """The image as RGB.
+
+    Raises:
+      OSError: it cannot be decoded.
+    """
+    ...
 
   def name(self, index: int) -> str:
-    """How messages call an example."""
+    """What messages call the example."""
+    ...
+
+
+class Split(Protocol):
+  """Examples that are yet to be opened: a task holds these, so that making it reads nothing."""
+
+  def open(self) -> Examples:
+    """The examples, fetched and prepared first where they have to be."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenedSplit:
+  """A split whose examples are at hand.
+
+  Attributes:
+    examples: what `open` returns.
+  """
+
+  examples: Examples
+
+  def open(self) -> Examples:
+    """The examples."""
+    return self.examples
 
 
 @dataclasses.dataclass
@@ -40,8 +69,8 @@ class Files:
   """Image files and their labels.
 
   Attributes:
-    paths: of the files.
-    given_labels: int, one each.
+    paths: paths of the image files.
+    given_labels: the class of each file.
   """
 
   paths: Sequence[str]
@@ -49,10 +78,12 @@ class Files:
 
   @property
   def labels(self) -> np.ndarray:
+    """The class of every file, int32 [n]."""
     return np.asarray(self.given_labels, np.int32)
 
   @property
   def identity(self) -> str:
+    """A digest of paths, sizes, modification times and labels."""
     digest = hashlib.sha256()
     for path, label in zip(self.paths, self.given_labels, strict=True):
       status = os.stat(path)
@@ -60,96 +91,84 @@ class Files:
     return f'files {digest.hexdigest()}'
 
   def image(self, index: int) -> Image.Image:
+    """The image as RGB."""
     return decode(self.paths[index])
 
   def name(self, index: int) -> str:
+    """The path of the file."""
     return self.paths[index]
 
 
 @dataclasses.dataclass
-class Records:
-  """Examples of a TFDS data set: anything with `len` and `[index]` that gives dictionaries.
+class Part:
+  """A selection of other examples, in a given order.
 
   Attributes:
-    source: of the dictionaries.
-    identity: see `Examples`.
-    image_of: example -> encoded bytes or uint8 array [height, width, channels].
-    label_of: example -> class.
+    whole: the examples that are selected from.
+    indices: int [n], positions in `whole`.
   """
-
-  source: Any
-  identity: str
-  image_of: Callable[[Mapping[str, Any]], bytes | np.ndarray]
-  label_of: Callable[[Mapping[str, Any]], int]
-  _labels: np.ndarray | None = None
-
-  @property
-  def labels(self) -> np.ndarray:
-    if self._labels is None:
-      self._labels = np.array(
-        [self.label_of(self.source[i]) for i in range(len(self.source))], np.int32
-      )
-    return self._labels
-
-  def image(self, index: int) -> Image.Image:
-    found = self.image_of(self.source[index])
-    return from_array(found) if isinstance(found, np.ndarray) else decode(found)
-
-  def name(self, index: int) -> str:
-    return f'example {index} of {self.identity}'
-
-
-@dataclasses.dataclass
-class Part:
-  """Some examples of others, in a given order."""
 
   whole: Examples
   indices: np.ndarray
 
   @property
   def labels(self) -> np.ndarray:
+    """The class of every selected example, int32 [n]."""
     return self.whole.labels[self.indices]
 
   @property
   def identity(self) -> str:
-    return f'{self.whole.identity} [{hashlib.sha256(np.asarray(self.indices, np.int64).tobytes()).hexdigest()}]'
+    """The identity of the whole, and a digest of the indices."""
+    digest = hashlib.sha256(np.asarray(self.indices, np.int64).tobytes()).hexdigest()
+    return f'{self.whole.identity} [{digest}]'
 
   def image(self, index: int) -> Image.Image:
+    """The image as RGB."""
     return self.whole.image(int(self.indices[index]))
 
   def name(self, index: int) -> str:
+    """What the whole calls the example."""
     return self.whole.name(int(self.indices[index]))
 
 
 @dataclasses.dataclass
 class Joined:
-  """Examples one after another."""
+  """Examples one after another.
+
+  Attributes:
+    parts: the examples that are joined, in order.
+  """
 
   parts: Sequence[Examples]
 
   @property
   def labels(self) -> np.ndarray:
+    """The class of every example of every part, int32 [n]."""
     return np.concatenate([part.labels for part in self.parts])
 
   @property
   def identity(self) -> str:
+    """The identities of all parts."""
     return ' + '.join(part.identity for part in self.parts)
 
+  def image(self, index: int) -> Image.Image:
+    """The image as RGB."""
+    part, index = self._locate(index)
+    return part.image(index)
+
+  def name(self, index: int) -> str:
+    """What its part calls the example."""
+    part, index = self._locate(index)
+    return part.name(index)
+
   @functools.cached_property
-  def _sizes(self):
+  def _sizes(self) -> list[int]:
     return [len(part.labels) for part in self.parts]
 
-  def _find(self, index):
+  def _locate(self, index: int) -> tuple[Examples, int]:
+    """The part that holds an example, and the example's index in it."""
     for part, size in zip(self.parts, self._sizes, strict=True):
       if index < size:
         return part, index
       index -= size
     raise IndexError(index)
-
-  def image(self, index: int) -> Image.Image:
-    part, index = self._find(index)
-    return part.image(index)
-
-  def name(self, index: int) -> str:
-    part, index = self._find(index)
-    return part.name(index)

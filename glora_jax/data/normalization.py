@@ -2,38 +2,72 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-# Mean and standard deviation per channel of images in [0, 1].
+
+class Statistics(NamedTuple):
+  """Mean and standard deviation of images in [0, 1], one number for each channel."""
+
+  mean: tuple[float, ...]
+  deviation: tuple[float, ...]
+
+
 NORMALIZATIONS = {
-  'imagenet': ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-  'inception': ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-  'clip': ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
-  'unit': ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+  'imagenet': Statistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+  'inception': Statistics((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+  'clip': Statistics((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+  'unit': Statistics((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
-
 
 Normalization = str | tuple[tuple[float, ...], tuple[float, ...]]
 
 
-def statistics(normalization: Normalization) -> tuple[tuple[float, ...], tuple[float, ...]]:
-  """(mean, standard deviation) per channel of a normalization that is named, or given as these two.
+def statistics(normalization: Normalization) -> Statistics:
+  """The mean and deviation of a normalization.
+
+  Args:
+    normalization: name in `NORMALIZATIONS`, or mean and deviation themselves.
 
   Raises:
     ValueError: neither a known name nor two triples.
+
+  Example:
+    >>> statistics('inception').mean
+    (0.5, 0.5, 0.5)
   """
   if isinstance(normalization, str) and normalization in NORMALIZATIONS:
     return NORMALIZATIONS[normalization]
-  if not isinstance(normalization, str) and jnp.shape(normalization) == (2, 3):
-    return tuple(map(tuple, normalization))
+  if not isinstance(normalization, str) and np.shape(normalization) == (2, 3):
+    mean, deviation = normalization
+    return Statistics(tuple(mean), tuple(deviation))
   raise ValueError(
-    f"normalization='{normalization}' is unknown; it is one of {', '.join(NORMALIZATIONS)}, or mean and deviation, three "
-    'numbers each.'
+    f"normalization='{normalization}' is unknown; it is one of {', '.join(NORMALIZATIONS)}, "
+    'or mean and deviation, three numbers each.'
   )
 
 
 def normalize(images: jax.Array, normalization: Normalization) -> jax.Array:
-  """uint8 [..., 3] to float32: 'imagenet' and 'clip' by mean and deviation, 'inception' to [-1, 1], 'unit' to [0, 1]; or see `statistics`."""
+  """Brings pixels to the range that a backbone expects.
+
+  Args:
+    images: uint8 [..., 3].
+    normalization: 'imagenet' and 'clip' subtract the mean and divide by the deviation of these
+      data sets, 'inception' scales to [-1, 1], 'unit' to [0, 1]; or mean and deviation, three
+      numbers each.
+
+  Returns:
+    float32 [..., 3].
+
+  Raises:
+    ValueError: the normalization is unknown.
+
+  Example:
+    >>> normalize(jnp.array([0, 51, 255], jnp.uint8), 'inception')
+    Array([-1. , -0.6,  1. ], dtype=float32)
+  """
   mean, deviation = (jnp.asarray(values, jnp.float32) for values in statistics(normalization))
   return (images.astype(jnp.float32) / 255 - mean) / deviation

@@ -1,6 +1,7 @@
-"""From examples to arrays: small splits decoded once and kept as uint8, large ones streamed batch by batch.
+"""From examples to arrays: small splits decoded once and kept as uint8, large ones streamed.
 
-Both give the same pixels for the same indices, so what is trained does not depend on which of the two it was.
+Both give the same pixels for the same indices, so what is trained does not depend on which of the
+two it was.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ import contextlib
 import hashlib
 import logging
 import os
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 import grain
 import numpy as np
@@ -19,27 +20,45 @@ from absl import flags
 from tqdm.auto import tqdm
 
 from glora_jax.data.examples import Examples, Part
-from glora_jax.data.image import resize
+from glora_jax.data.image import ResizeRule, resize
 from glora_jax.files import read_arrays, write_arrays
 
 log = logging.getLogger(__name__)
 
+T = TypeVar('T')
+
+_CACHE_VERSION = 1  # a part of the key: raised when the same examples would give other arrays
+_FEWEST_WITH_PROGRESS = 2000  # images whose decoding shows a progress bar
+_NAMED_IN_ERROR = 3  # broken images that an error names
+_NAMED_IN_WARNING = 10
+
 
 class Split(NamedTuple):
-  """images uint8 [n, size, size, 3], labels int32 [n]."""
+  """The images of a split with their labels.
+
+  Attributes:
+    images: uint8 [n, size, size, 3].
+    labels: int32 [n].
+  """
 
   images: np.ndarray
   labels: np.ndarray
 
 
 class UnreadableImages(OSError):
-  """Images that cannot be decoded: how many, and which first."""
+  """Images that cannot be decoded.
 
-  def __init__(self, messages: list[str], total: int):
-    shown = '; '.join(messages[:3]) + ('; and more' if len(messages) > 3 else '')
+  Args:
+    messages: a sentence on each of them.
+    total: number of images that were read.
+  """
+
+  def __init__(self, messages: Sequence[str], total: int):
+    shown = '; '.join(messages[:_NAMED_IN_ERROR])
+    more = '; and more' if len(messages) > _NAMED_IN_ERROR else ''
     super().__init__(
-      f'{len(messages)} of {total} images cannot be decoded: {shown}. Replace them, or set data.skip_broken=True to leave '
-      'them out.'
+      f'{len(messages)} of {total} images cannot be decoded: {shown}{more}. '
+      'Replace them, or set data.skip_broken=True to leave them out.'
     )
 
 
@@ -47,7 +66,7 @@ def load(
   examples: Examples,
   image_size: int,
   *,
-  rule: str = 'squash',
+  rule: ResizeRule = 'squash',
   skip_broken: bool = False,
   cache: str | None = None,
   title: str = 'images',
@@ -55,89 +74,102 @@ def load(
   """All examples, decoded in parallel and resized, in their order.
 
   Args:
-    examples: to be read.
+    examples: examples to be read.
     image_size: side of the square.
     rule: see `image.resize`.
     skip_broken: leave out, with a warning, images that cannot be decoded.
-    cache: folder in which the arrays are kept, keyed by the examples' identity, size and rule; None keeps none. A writer that is
-      killed leaves no file that looks whole.
-    title: of the progress bar.
+    cache: folder in which the arrays are kept, keyed by the examples' identity, size and rule;
+      None keeps none. A writer that is killed leaves no file that looks whole.
+    title: title of the progress bar.
 
   Raises:
-    UnreadableImages: some cannot be decoded.
+    UnreadableImages: there are images that cannot be decoded.
   """
-  path = None
-  if cache is not None:
-    key = hashlib.sha256(
-      f'{examples.identity}|{image_size}|{rule}|{skip_broken}|1'.encode()
-    ).hexdigest()[:32]
-    path = os.path.join(os.path.expanduser(cache), f'{key}.npz')
-    if os.path.exists(path):
-      with contextlib.suppress(ValueError):
-        return Split(**read_arrays(path))
-      log.warning('%s is damaged; its images are read again.', path)
-  labels = examples.labels
-  images, broken = np.empty((len(labels), image_size, image_size, 3), np.uint8), {}
+  if cache is None:
+    return _decode_all(examples, image_size, rule, skip_broken, title)
+  settings = f'{examples.identity}|{image_size}|{rule}|{skip_broken}|{_CACHE_VERSION}'
+  key = hashlib.sha256(settings.encode()).hexdigest()[:32]
+  path = os.path.join(os.path.expanduser(cache), f'{key}.npz')
+  if os.path.exists(path):
+    with contextlib.suppress(ValueError):
+      return Split(**read_arrays(path))
+    log.warning('%s is damaged; its images are read again.', path)
+  split = _decode_all(examples, image_size, rule, skip_broken, title)
+  os.makedirs(os.path.dirname(path), exist_ok=True)
+  write_arrays(path, split._asdict())
+  return split
 
-  def read(index):
+
+def _decode_all(
+  examples: Examples, image_size: int, rule: ResizeRule, skip_broken: bool, title: str
+) -> Split:
+  labels = examples.labels
+  images = np.empty((len(labels), image_size, image_size, 3), np.uint8)
+
+  def read(index: int) -> str | None:
     try:
       images[index] = resize(examples.image(index), image_size, rule)
     except OSError as error:
-      broken[index] = f'{examples.name(index)}: {error}'
+      return f'{examples.name(index)}: {error}'
+    return None
 
+  messages = _in_parallel(read, len(labels), title, show_always=False)
+  if not any(messages):
+    return Split(images, labels)
+  if not skip_broken:
+    raise UnreadableImages(list(filter(None, messages)), len(labels))
+  readable = _without_broken(messages)
+  return Split(images[readable], labels[readable])
+
+
+def _in_parallel(
+  function: Callable[[int], T], number: int, title: str, *, show_always: bool
+) -> list[T]:
+  """The results of a function for 0 to number - 1, in their order, computed by threads."""
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    list(
-      tqdm(
-        pool.map(read, range(len(labels))),
-        total=len(labels),
-        desc=title,
-        unit='image',
-        disable=len(labels) < 2000,
-      )
+    results = tqdm(
+      pool.map(function, range(number)),
+      total=number,
+      desc=title,
+      unit='image',
+      disable=not show_always and number < _FEWEST_WITH_PROGRESS,
     )
-  if broken:
-    messages = [broken[index] for index in sorted(broken)]
-    if not skip_broken or len(broken) == len(labels):
-      raise UnreadableImages(messages, len(labels))
-    log.warning(
-      '%d of %d images cannot be decoded and are left out: %s',
-      len(broken),
-      len(labels),
-      '; '.join(messages[:10]),
-    )
-    kept = np.setdiff1d(np.arange(len(labels)), list(broken))
-    images, labels = images[kept], labels[kept]
-  if path is not None:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    write_arrays(path, {'images': images, 'labels': labels})
-  return Split(images, labels)
+    return list(results)
 
 
-class _Decoded:
-  """The random access that grain wants: index -> (image, label)."""
+def _without_broken(messages: Sequence[str | None]) -> np.ndarray:
+  """Indices of the readable images, after a warning that names the others.
 
-  def __init__(self, examples, labels, image_size, rule):
-    self.examples, self.labels, self.image_size, self.rule = examples, labels, image_size, rule
+  Args:
+    messages: for every image a sentence on what is wrong with it; None where it is readable.
 
-  def __len__(self):
-    return len(self.labels)
-
-  def __getitem__(self, index):
-    try:
-      return resize(self.examples.image(int(index)), self.image_size, self.rule), self.labels[index]
-    except OSError as error:
-      raise UnreadableImages(
-        [f'{self.examples.name(int(index))}: {error}'], len(self.labels)
-      ) from error
+  Raises:
+    UnreadableImages: no image is readable.
+  """
+  broken = [message for message in messages if message is not None]
+  if not broken:
+    return np.arange(len(messages))
+  if len(broken) == len(messages):
+    raise UnreadableImages(broken, len(messages))
+  log.warning(
+    '%d of %d images cannot be decoded and are left out: %s',
+    len(broken),
+    len(messages),
+    '; '.join(broken[:_NAMED_IN_WARNING]),
+  )
+  return np.array([index for index, message in enumerate(messages) if message is None])
 
 
 class Stream:
-  """Examples that are decoded when they are needed, by threads or worker processes of grain, a few batches ahead.
+  """Examples that are decoded when they are needed, a few batches ahead.
 
-  Takes the place of a resident `Split` in `training.fit` and in scoring: `images` there is a `Stream`, `labels` its labels.
+  Threads or worker processes of grain decode them. Takes the place of a resident `Split` in
+  `training.fit` and in scoring: `images` there is a `Stream`, `labels` its labels.
 
   Attributes:
     labels: int32 [n].
+    workers: number of processes that decode.
+    prefetch: number of batches that are held ready.
   """
 
   def __init__(
@@ -145,50 +177,47 @@ class Stream:
     examples: Examples,
     image_size: int,
     *,
-    rule: str = 'squash',
+    rule: ResizeRule = 'squash',
     skip_broken: bool = False,
     workers: int = 0,
     prefetch: int = 4,
     title: str = 'images',
   ):
-    """See `load` for the arguments it has, too.
+    """Checks the images where broken ones are to be left out; decodes none otherwise.
 
     Args:
-      workers: processes that decode; 0 decodes in threads of this one, which is enough where Pillow releases the lock.
+      examples: see `load`.
+      image_size: see `load`.
+      rule: see `load`.
+      skip_broken: see `load`.
+      workers: processes that decode; 0 decodes in threads of this one, which is enough where
+        Pillow releases the lock.
       prefetch: batches that are held ready.
+      title: see `load`.
     """
     self.labels = examples.labels
     if skip_broken:  # found out once, before anything depends on the numbering
-      examples, self.labels = _without_broken(examples, self.labels, title)
-    self._source = _Decoded(examples, self.labels, image_size, rule)
-    self.workers, self.prefetch = workers, prefetch
+      readable = _readable(examples, title)
+      if len(readable) < len(self.labels):
+        examples = Part(examples, readable)
+        self.labels = self.labels[readable]
+    self.workers = workers
+    self.prefetch = prefetch
+    self._examples = examples
+    self._image_size = image_size
+    self._rule = rule
 
   def __len__(self) -> int:
     return len(self.labels)
 
   def batches(self, indices: np.ndarray) -> Iterator[Split]:
-    """The images of int [batches, batch] indices, batch by batch; where it starts is where the indices start."""
-    batch = indices.shape[1]
-    flat = np.asarray(indices).reshape(-1)
-    dataset = grain.MapDataset.source(_Ordered(self._source, flat))
-    if self.workers:
-      if (
-        not flags.FLAGS.is_parsed()
-      ):  # grain's processes read flags, which only a command line has parsed
-        flags.FLAGS.mark_as_parsed()
-      iterable = dataset.batch(batch, drop_remainder=True).to_iter_dataset(
-        grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-      )
-      iterable = iterable.mp_prefetch(
-        grain.MultiprocessingOptions(num_workers=self.workers, per_worker_buffer_size=self.prefetch)
-      )
-    else:
-      threads = 2 * (os.cpu_count() or 1)
-      options = grain.ReadOptions(
-        num_threads=threads, prefetch_buffer_size=max(threads, self.prefetch * batch)
-      )
-      iterable = dataset.to_iter_dataset(options).batch(batch, drop_remainder=True)
-    for images, labels in iterable:
+    """The images of int [batches, batch] indices, batch by batch."""
+    batch_size = indices.shape[1]
+    order = np.asarray(indices).reshape(-1)
+    source = _DecodedInOrder(self._examples, self.labels, order, self._image_size, self._rule)
+    dataset = grain.MapDataset.source(source)
+    batched = self._batch_in_processes if self.workers else self._batch_in_threads
+    for images, labels in batched(dataset, batch_size):
       yield Split(images, labels)
 
   def blocks(self, size: int) -> Iterator[Split]:
@@ -199,45 +228,68 @@ class Stream:
     if whole < len(self):
       yield from self.batches(np.arange(whole, len(self))[None])
 
+  def _batch_in_threads(self, dataset: grain.MapDataset, batch_size: int) -> grain.IterDataset:
+    threads = 2 * (os.cpu_count() or 1)
+    options = grain.ReadOptions(
+      num_threads=threads, prefetch_buffer_size=max(threads, self.prefetch * batch_size)
+    )
+    return dataset.to_iter_dataset(options).batch(batch_size, drop_remainder=True)
 
-class _Ordered:
-  def __init__(self, source, order):
-    self.source, self.order = source, order
+  def _batch_in_processes(self, dataset: grain.MapDataset, batch_size: int) -> grain.IterDataset:
+    _let_grain_read_flags()
+    batches = dataset.batch(batch_size, drop_remainder=True)
+    no_threads = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+    processes = grain.MultiprocessingOptions(
+      num_workers=self.workers, per_worker_buffer_size=self.prefetch
+    )
+    return batches.to_iter_dataset(no_threads).mp_prefetch(processes)
 
-  def __len__(self):
+
+class _DecodedInOrder:
+  """The random access that grain wants: position in the order -> (image, label)."""
+
+  def __init__(
+    self,
+    examples: Examples,
+    labels: np.ndarray,
+    order: np.ndarray,
+    image_size: int,
+    rule: ResizeRule,
+  ):
+    self.examples = examples
+    self.labels = labels
+    self.order = order
+    self.image_size = image_size
+    self.rule = rule
+
+  def __len__(self) -> int:
     return len(self.order)
 
-  def __getitem__(self, index):
-    return self.source[self.order[index]]
+  def __getitem__(self, index: int) -> tuple[np.ndarray, np.int32]:
+    index = int(self.order[index])
+    try:
+      image = resize(self.examples.image(index), self.image_size, self.rule)
+    except OSError as error:
+      message = f'{self.examples.name(index)}: {error}'
+      raise UnreadableImages([message], len(self.labels)) from error
+    return image, self.labels[index]
 
 
-def _without_broken(examples, labels, title):
-  def check(index):
+def _readable(examples: Examples, title: str) -> np.ndarray:
+  """Indices of the images that can be decoded; a warning names the others."""
+
+  def check(index: int) -> str | None:
     try:
       examples.image(index)
     except OSError as error:
       return f'{examples.name(index)}: {error}'
     return None
 
-  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    found = list(
-      tqdm(
-        pool.map(check, range(len(labels))),
-        total=len(labels),
-        desc=f'checking {title}',
-        unit='image',
-      )
-    )
-  kept = np.array([index for index, message in enumerate(found) if message is None])
-  if len(kept) == len(labels):
-    return examples, labels
-  messages = [message for message in found if message is not None]
-  if not len(kept):
-    raise UnreadableImages(messages, len(labels))
-  log.warning(
-    '%d of %d images cannot be decoded and are left out: %s',
-    len(messages),
-    len(labels),
-    '; '.join(messages[:10]),
-  )
-  return Part(examples, kept), labels[kept]
+  title = f'checking {title}'
+  return _without_broken(_in_parallel(check, len(examples.labels), title, show_always=True))
+
+
+def _let_grain_read_flags() -> None:
+  """Lets grain's processes read absl's flags where no command line has parsed them."""
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()

@@ -1,36 +1,48 @@
 """RandAugment on the device: Pillow's operations as pure functions, and timm's way of drawing them.
 
-RandAugment is of Cubuk et al. 2020, https://arxiv.org/abs/1909.13719; the 15 operations, their ranges and the scale of magnitudes
-are timm's `rand-m9-mstd0.5-inc1` (timm/data/auto_augment.py). Every operation takes a uint8 image [height, width, 3] and, except for
-three, an argument in its own unit, and returns a uint8 image of the same shape, rounded where Pillow rounds. Two things are fixed
-that timm lets vary: what comes in from outside of the image is grey (128, timm's fill when it is told no mean of the images), and
-rotating, shearing and translating is bilinear (timm, unless told, chooses between bilinear and bicubic for each image).
+RandAugment is of Cubuk et al. 2020, arXiv 1909.13719; the 15 operations, their ranges and the scale
+of magnitudes are timm's `rand-m9-mstd0.5-inc1` (timm/data/auto_augment.py). Every operation takes a
+uint8 image [height, width, 3] and, except for three, an argument in its own unit, and returns a
+uint8 image of the same shape, rounded where Pillow rounds.
+
+Two things are fixed that timm lets vary: what comes in from outside of the image is grey (128,
+timm's fill when it is told no mean of the images), and rotating, shearing and translating is
+bilinear (timm, unless told, chooses between bilinear and bicubic for each image).
 """
 
 from __future__ import annotations
 
-import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-FILL = 128
+FILL = 128  # grey of what comes in from outside of the image
 MAX_MAGNITUDE = 10.0
+_GRID = 4096  # steps of a pixel that coordinates are rounded to
+
+Matrix = jax.Array | Sequence[Sequence[jax.typing.ArrayLike]]
 
 
 def luma(image: jax.Array) -> jax.Array:
-  """Grey values of a uint8 image as int32 [height, width, 1]: ITU-R 601-2 in Pillow's 16-bit fixed point."""
+  """Grey values of a uint8 image as int32 [height, width, 1].
+
+  ITU-R 601-2, in Pillow's 16-bit fixed point.
+  """
   weighted = image.astype(jnp.int32) * jnp.asarray((19595, 38470, 7471))
   return (weighted.sum(-1, keepdims=True) + 0x8000) >> 16
 
 
 def blend(degenerate: jax.Array, image: jax.Array, factor: jax.Array) -> jax.Array:
-  """From `degenerate` (factor 0) over the image (factor 1) and beyond, cut off at 0 and 255: what Pillow's ImageEnhance does."""
+  """From `degenerate` (factor 0) over the image (factor 1) and beyond, cut off at 0 and 255.
+
+  It is what Pillow's ImageEnhance does.
+  """
   degenerate = degenerate.astype(jnp.float32)
-  return jnp.clip(degenerate + factor * (image.astype(jnp.float32) - degenerate), 0, 255).astype(
-    jnp.uint8
-  )
+  blended = degenerate + factor * (image.astype(jnp.float32) - degenerate)
+  return jnp.clip(blended, 0, 255).astype(jnp.uint8)
 
 
 def brightness(image: jax.Array, factor: jax.Array) -> jax.Array:
@@ -50,28 +62,30 @@ def color(image: jax.Array, factor: jax.Array) -> jax.Array:
 
 
 def sharpness(image: jax.Array, factor: jax.Array) -> jax.Array:
-  """Smoothed over 3 x 3 pixels at factor 0, the image at 1; the outermost pixels stay as they are."""
+  """Smoothed over 3 x 3 pixels at factor 0, the image at 1; the outermost pixels stay."""
   values = jnp.asarray(image, jnp.int32)
   window_sums = jax.lax.reduce_window(values, 0, jax.lax.add, (3, 3, 1), (1, 1, 1), 'VALID')
-  smooth = (
-    2 * (window_sums + 4 * values[1:-1, 1:-1]) + 13
-  ) // 26  # weights 1/13, and 5/13 in the middle
+  weighted_sums = window_sums + 4 * values[1:-1, 1:-1]  # weights 1, and 5 in the middle: 13
+  smooth = (2 * weighted_sums + 13) // 26
   return blend(values.at[1:-1, 1:-1].set(smooth), image, factor)
 
 
 def auto_contrast(image: jax.Array) -> jax.Array:
   """Stretches each channel to reach from 0 to 255; a channel of one value stays."""
   values = image.astype(jnp.int32)
-  low, high = values.min((0, 1)), values.max((0, 1))
-  return jnp.where(high > low, (values - low) * 255 // jnp.maximum(high - low, 1), values).astype(
-    jnp.uint8
-  )
+  low = values.min((0, 1))
+  high = values.max((0, 1))
+  stretched = (values - low) * 255 // jnp.maximum(high - low, 1)
+  return jnp.where(high > low, stretched, values).astype(jnp.uint8)
 
 
 def equalize(image: jax.Array) -> jax.Array:
-  """Gives each channel a flat histogram; a channel with too few pixels below its highest value for 255 steps stays."""
+  """Gives each channel a flat histogram.
 
-  def equalize_channel(channel):
+  A channel with too few pixels below its highest value for 255 steps stays.
+  """
+
+  def equalize_channel(channel: jax.Array) -> jax.Array:
     counts = jnp.bincount(channel.reshape(-1), length=256)
     below = jnp.cumsum(counts) - counts
     step = below[channel.max()] // 255
@@ -87,7 +101,10 @@ def invert(image: jax.Array) -> jax.Array:
 
 
 def posterize(image: jax.Array, bits: jax.Array) -> jax.Array:
-  """Keeps the `bits` highest bits of each value, 0 to 8; with 0 all is black, as in Pillow before it refused that."""
+  """Keeps the `bits` highest bits of each value, 0 to 8.
+
+  With 0 all is black, as in Pillow before it refused that.
+  """
   return image & (0xFF00 >> jnp.asarray(bits, jnp.int32)).astype(jnp.uint8)
 
 
@@ -102,27 +119,41 @@ def solarize_add(image: jax.Array, addition: jax.Array) -> jax.Array:
   return jnp.where(values < 128, jnp.minimum(values + addition, 255), values).astype(jnp.uint8)
 
 
-def affine(image: jax.Array, matrix: jax.Array) -> jax.Array:
-  """Bilinear, in Pillow's convention: `matrix` [2, 3] takes (x, y, 1) of the result to (x, y) in `image`, a pixel's middle at + 0.5."""
+def affine(image: jax.Array, matrix: Matrix) -> jax.Array:
+  """An affine transformation, bilinear, in Pillow's convention.
+
+  Args:
+    image: uint8 [height, width, 3].
+    matrix: [2, 3], takes (x, y, 1) of the result to (x, y) in `image`; the middle of a pixel is at
+      + 0.5.
+
+  Returns:
+    uint8 [height, width, 3].
+  """
   height, width, _ = image.shape
   x, y = jnp.meshgrid(jnp.arange(width) + 0.5, jnp.arange(height) + 0.5)
   x, y = (row[0] * x + row[1] * y + row[2] for row in jnp.asarray(matrix, jnp.float32))
-  # XLA may compute a coordinate twice, for the index and for the weight, with different last bits. Where these disagree about which
-  # side of a whole number they are on, a pixel would be taken from its neighbour; on a grid, whole numbers are hit exactly.
-  x, y = (jnp.round(coordinate * 4096) / 4096 for coordinate in (x, y))
-  sample = lambda channel: jax.scipy.ndimage.map_coordinates(
-    channel, [y - 0.5, x - 0.5], order=1, mode='nearest'
-  )
+  # XLA may compute a coordinate twice, for the index and for the weight, with different last bits.
+  # Where these disagree about which side of a whole number they are on, a pixel would be taken from
+  # its neighbour; on a grid, whole numbers are hit exactly.
+  x, y = (jnp.round(coordinate * _GRID) / _GRID for coordinate in (x, y))
+
+  def sample(channel: jax.Array) -> jax.Array:
+    coordinates = [y - 0.5, x - 0.5]
+    return jax.scipy.ndimage.map_coordinates(channel, coordinates, order=1, mode='nearest')
+
   sampled = jax.vmap(sample, -1, -1)(image.astype(jnp.float32))
   inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-  # Pillow truncates. The hundredth keeps an even area as it is, where the four weights sum to a little less than one.
+  # Pillow truncates. The hundredth keeps an even area as it is, where the four weights sum to a
+  # little less than one.
   return jnp.where(inside[..., None], sampled + 0.01, FILL).astype(jnp.uint8)
 
 
 def rotate(image: jax.Array, degrees: jax.Array) -> jax.Array:
   """Counter-clockwise around the middle."""
   height, width, _ = image.shape
-  cos, sin = jnp.cos(jnp.deg2rad(degrees)), jnp.sin(jnp.deg2rad(degrees))
+  cos = jnp.cos(jnp.deg2rad(degrees))
+  sin = jnp.sin(jnp.deg2rad(degrees))
   offset_x = (width - cos * width + sin * height) / 2
   offset_y = (height - sin * width - cos * height) / 2
   return affine(image, [[cos, -sin, offset_x], [sin, cos, offset_y]])
@@ -148,8 +179,14 @@ def translate_y(image: jax.Array, fraction: jax.Array) -> jax.Array:
   return affine(image, [[1, 0, 0], [0, 1, fraction * image.shape[0]]])
 
 
-class Operation(typing.NamedTuple):
-  """A function of an image, and the argument it is given: by the level in [0, 1], a sign, and whether effects increase with the level."""
+class Operation(NamedTuple):
+  """An operation, and the argument that it is given.
+
+  Attributes:
+    function: function of an image and, where `argument` is not None, its argument.
+    argument: function of the level in [0, 1], a sign of -1 or 1, and whether effects increase with
+      the level; None where the operation takes no argument.
+  """
 
   function: Callable[..., jax.Array]
   argument: Callable[[jax.Array, jax.Array, bool], jax.Array] | None = None
@@ -157,27 +194,42 @@ class Operation(typing.NamedTuple):
   def __call__(
     self, image: jax.Array, level: jax.Array, sign: jax.Array, increasing: bool = True
   ) -> jax.Array:
-    """uint8 [height, width, 3] to the same; level float [], sign -1 or 1 []."""
-    return (
-      self.function(image)
-      if self.argument is None
-      else self.function(image, self.argument(level, sign, increasing))
-    )
+    """Applies the operation.
+
+    Args:
+      image: uint8 [height, width, 3].
+      level: float [], strength in [0, 1].
+      sign: float [], -1 or 1.
+      increasing: whether effects increase with the level.
+
+    Returns:
+      uint8 [height, width, 3].
+    """
+    if self.argument is None:
+      return self.function(image)
+    return self.function(image, self.argument(level, sign, increasing))
 
 
-def _signed(largest):
-  return lambda level, sign, increasing: sign * largest * level
+def _signed(largest: float, level: jax.Array, sign: jax.Array, increasing: bool) -> jax.Array:
+  """A distance or an angle to either side, up to the largest."""
+  return sign * largest * level
 
 
-def _whole(largest, reversible):
-  def argument(level, sign, increasing):
-    whole = jnp.floor(largest * level).astype(jnp.int32)
-    return largest - whole if reversible and increasing else whole
-
-  return argument
+def _whole(largest: int, level: jax.Array, sign: jax.Array, increasing: bool) -> jax.Array:
+  """A whole number from 0 to the largest."""
+  return jnp.floor(largest * level).astype(jnp.int32)
 
 
-def _factor(level, sign, increasing):
+def _whole_that_weakens(
+  largest: int, level: jax.Array, sign: jax.Array, increasing: bool
+) -> jax.Array:
+  """A whole number from 0 to the largest, of an operation that does less the larger it is."""
+  whole = _whole(largest, level, sign, increasing)
+  return largest - whole if increasing else whole
+
+
+def _factor(level: jax.Array, sign: jax.Array, increasing: bool) -> jax.Array:
+  """A factor of `blend`, from 0.1 to 1.9; 1 changes nothing."""
   return jnp.maximum(0.1, 1 + sign * 0.9 * level) if increasing else 0.1 + 1.8 * level
 
 
@@ -185,30 +237,40 @@ OPERATIONS = {
   'auto_contrast': Operation(auto_contrast),
   'equalize': Operation(equalize),
   'invert': Operation(invert),
-  'rotate': Operation(rotate, _signed(30.0)),
-  'posterize': Operation(posterize, _whole(4, reversible=True)),
-  'solarize': Operation(solarize, _whole(256, reversible=True)),
-  'solarize_add': Operation(solarize_add, _whole(110, reversible=False)),
+  'rotate': Operation(rotate, partial(_signed, 30.0)),
+  'posterize': Operation(posterize, partial(_whole_that_weakens, 4)),
+  'solarize': Operation(solarize, partial(_whole_that_weakens, 256)),
+  'solarize_add': Operation(solarize_add, partial(_whole, 110)),
   'color': Operation(color, _factor),
   'contrast': Operation(contrast, _factor),
   'brightness': Operation(brightness, _factor),
   'sharpness': Operation(sharpness, _factor),
-  'shear_x': Operation(shear_x, _signed(0.3)),
-  'shear_y': Operation(shear_y, _signed(0.3)),
-  'translate_x': Operation(translate_x, _signed(0.45)),
-  'translate_y': Operation(translate_y, _signed(0.45)),
+  'shear_x': Operation(shear_x, partial(_signed, 0.3)),
+  'shear_y': Operation(shear_y, partial(_signed, 0.3)),
+  'translate_x': Operation(translate_x, partial(_signed, 0.45)),
+  'translate_y': Operation(translate_y, partial(_signed, 0.45)),
 }
 
 
 def sample_levels(
   key: jax.Array, shape: tuple[int, ...], magnitude: float, magnitude_std: float
 ) -> tuple[jax.Array, jax.Array]:
-  """Levels in [0, 1] (magnitudes, normal around `magnitude`, cut off at 0 and 10, divided by 10) and signs, both float32 of `shape`."""
+  """Draws how strongly, and to which side, operations are applied.
+
+  Args:
+    key: decides the levels and signs.
+    shape: shape of both.
+    magnitude: mean of the magnitudes, which are normal and cut off at 0 and 10.
+    magnitude_std: standard deviation of the magnitudes.
+
+  Returns:
+    Levels in [0, 1] (magnitudes divided by 10) and signs of -1 or 1, both float32 of `shape`.
+  """
   level_key, sign_key = jax.random.split(key)
   magnitudes = magnitude + magnitude_std * jax.random.normal(level_key, shape)
-  return jnp.clip(magnitudes, 0, MAX_MAGNITUDE) / MAX_MAGNITUDE, jax.random.rademacher(
-    sign_key, shape, jnp.float32
-  )
+  levels = jnp.clip(magnitudes, 0, MAX_MAGNITUDE) / MAX_MAGNITUDE
+  signs = jax.random.rademacher(sign_key, shape, jnp.float32)
+  return levels, signs
 
 
 def rand_augment(
@@ -219,31 +281,49 @@ def rand_augment(
   magnitude_std: float = 0.5,
   increasing: bool = True,
 ) -> jax.Array:
-  """`num_layers` times over, for each image, one of the OPERATIONS, applied with probability one half; timm's `rand-m9-mstd0.5-inc1`.
+  """Applies random OPERATIONS to each image, each with probability one half.
 
-  Images are uint8 [batch, height, width, 3]. `magnitude` is on timm's scale of 0 to 10. Without `increasing`, posterize and solarize
-  are strongest at 0, and the factors of color, contrast, brightness and sharpness run from 0.1 to 1.9, as in the paper.
+  The defaults are timm's `rand-m9-mstd0.5-inc1`.
+
+  Args:
+    key: decides operations, levels and signs.
+    images: uint8 [batch, height, width, 3].
+    magnitude: mean strength of the operations, on timm's scale of 0 to 10.
+    num_layers: operations that are drawn for an image, one after the other.
+    magnitude_std: standard deviation of the strength.
+    increasing: whether effects increase with the magnitude. Otherwise posterize and solarize are
+      strongest at 0, and the factors of color, contrast, brightness and sharpness run from 0.1 to
+      1.9, as in the paper.
+
+  Returns:
+    uint8 [batch, height, width, 3].
   """
   choice_key, applied_key, level_key = jax.random.split(key, 3)
   shape = (num_layers, len(images))
   choices = jax.random.randint(choice_key, shape, 1, 1 + len(OPERATIONS))
   choices = jnp.where(jax.random.bernoulli(applied_key, 0.5, shape), choices, 0)
   levels, signs = sample_levels(level_key, shape, magnitude, magnitude_std)
+  operations = [partial(operation, increasing=increasing) for operation in OPERATIONS.values()]
 
-  branches = [lambda image, level, sign: image]
-  branches += [
-    lambda *arguments, operation=operation: operation(*arguments, increasing)
-    for operation in OPERATIONS.values()
-  ]
-  transform = lambda choice, *arguments: jax.lax.switch(choice, branches, *arguments)
-  # Vectorized, every image goes through all operations, and one result is kept. An accelerator is better off with that than with a
-  # loop over images, each too small to fill it; a CPU is not, and the loop computes only what was chosen.
-  one_by_one = lambda *batch: jax.lax.map(lambda arguments: transform(*arguments), batch)
+  def transform(
+    image: jax.Array, choice: jax.Array, level: jax.Array, sign: jax.Array
+  ) -> jax.Array:
+    return jax.lax.switch(choice, [_leave_alone, *operations], image, level, sign)
 
-  def layer(images, draws):
-    choices, levels, signs = draws
-    return jax.lax.platform_dependent(
-      choices, images, levels, signs, cpu=one_by_one, default=jax.vmap(transform)
-    ), None
+  def transform_in_turn(*batch: jax.Array) -> jax.Array:
+    return jax.lax.map(lambda arguments: transform(*arguments), batch)
 
-  return jax.lax.scan(layer, images, (choices, levels, signs))[0]
+  def apply_layer(images: jax.Array, draws: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+    # Vectorized, every image goes through all operations, and one result is kept. An accelerator is
+    # better off with that than with a loop over images, each too small to fill it; a CPU is not,
+    # and the loop computes only what was chosen.
+    transformed = jax.lax.platform_dependent(
+      images, *draws, cpu=transform_in_turn, default=jax.vmap(transform)
+    )
+    return transformed, None
+
+  return jax.lax.scan(apply_layer, images, (choices, levels, signs))[0]
+
+
+def _leave_alone(image: jax.Array, level: jax.Array, sign: jax.Array) -> jax.Array:
+  return image

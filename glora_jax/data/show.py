@@ -1,69 +1,101 @@
-"""A look at the data: `python -m glora_jax.data.show --config configs/own.py:photos/ [--output batch.png]`.
+"""A look at the data of a config.
 
-Draws a batch of training images with their labels, above as they are stored and below as training sees them: resized, augmented, and
-with the normalization undone.
+  python -m glora_jax.data.show --config configs/own.py:photos/ [--output batch.png]
+
+Draws a batch of training images with their labels, above as they are stored and below as training
+sees them: resized, augmented, and with the normalization undone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 
-from glora_jax.data import augment, normalization, pipeline
+from glora_jax.data import pipeline
+from glora_jax.data.augment import Augmentation
 from glora_jax.data.catalog import find
 from glora_jax.data.examples import Part
+from glora_jax.data.normalization import statistics
+from glora_jax.data.task import Source
 from glora_jax.reports.drawing import panels, save
-from glora_jax.runs.config import data_source
 
-IMAGES = 8
+NUMBER_OF_IMAGES = 8
+NUMBER_OF_DRAWS = 2  # rows of augmented images
+DEFAULT_SIZE = 224
+_NORMALIZATION = 'imagenet'
+_LONGEST_LABEL = 18
 
 
-def contact_sheet(path: str, rows: list[tuple[str, np.ndarray]], labels: list[str]) -> None:
-  """Writes a PNG: rows of images, uint8 [n, height, width, 3], each with its title, and a label over every column."""
-  count = len(labels)
-  figure, axes = panels(
-    len(rows), count, figsize=(1.5 * count, 1.7 * len(rows) + 0.3), squeeze=False
-  )
-  for line, (title, images) in zip(axes, rows, strict=True):
-    for axis, image in zip(line, images, strict=True):
+class SheetRow(NamedTuple):
+  """A row of a contact sheet.
+
+  Attributes:
+    title: what stands beside the row.
+    images: uint8 [n, height, width, 3].
+  """
+
+  title: str
+  images: np.ndarray
+
+
+def contact_sheet(path: str, rows: Sequence[SheetRow], labels: Sequence[str]) -> None:
+  """Writes a picture of rows of images.
+
+  Args:
+    path: path of the PNG.
+    rows: the rows, all of the same number of images.
+    labels: what stands over each column.
+  """
+  columns = len(labels)
+  size = (1.5 * columns, 1.7 * len(rows) + 0.3)
+  figure, axes = panels(len(rows), columns, figsize=size, squeeze=False)
+  for row_axes, row in zip(axes, rows, strict=True):
+    for axis, image in zip(row_axes, row.images, strict=True):
       axis.imshow(image, interpolation='nearest')
       axis.set_xticks([])
       axis.set_yticks([])
-    line[0].set_ylabel(title, fontsize=9)
+    row_axes[0].set_ylabel(row.title, fontsize=9)
   for axis, label in zip(axes[0], labels, strict=True):
-    axis.set_title(label if len(label) <= 18 else label[:17] + '…', fontsize=8)
+    short = label if len(label) <= _LONGEST_LABEL else label[: _LONGEST_LABEL - 1] + '…'
+    axis.set_title(short, fontsize=8)
   save(figure, path, bbox_inches='tight')
 
 
-def draw(config, path: str) -> None:
+def draw(config: ml_collections.ConfigDict, path: str) -> None:
   """Draws the contact sheet of a config's training images.
 
   Args:
-    config: of a run; the first images of a permutation by its seed are taken.
-    path: of the PNG.
+    config: config of a run; the first images of a permutation by its seed are taken.
+    path: path of the PNG.
   """
-  task = find(config.task, data_source(config))
+  task = find(config.task, Source.of(config.data))
   examples = task.open('train')
-  chosen = np.random.default_rng(config.seed).permutation(len(examples.labels))[:IMAGES]
-  size = config.model.image_size or 224
+  order = np.random.default_rng(config.seed).permutation(len(examples.labels))
+  size = config.model.image_size or DEFAULT_SIZE
   images, labels = pipeline.load(
-    Part(examples, chosen), size, rule=config.data.resize, skip_broken=config.data.skip_broken
+    Part(examples, order[:NUMBER_OF_IMAGES]),
+    size,
+    rule=config.data.resize,
+    skip_broken=config.data.skip_broken,
   )
-  augmentation = augment.Augmentation(**config.augment)
-  rows = [('resized', images)]
-  mean, deviation = (np.array(values) for values in normalization.NORMALIZATIONS['imagenet'])
-  for number in range(2):
-    seen = augmentation.apply(
-      jax.random.fold_in(jax.random.key(config.seed), number), jnp.asarray(images), size, 'imagenet'
-    )
-    rows.append(
-      (
-        f'augmented {number + 1}',
-        np.clip((np.asarray(seen) * deviation + mean) * 255, 0, 255).astype(np.uint8),
-      )
-    )
+  augmentation = Augmentation(**config.augment)
+  rows = [SheetRow('resized', images)]
+  for number in range(NUMBER_OF_DRAWS):
+    key = jax.random.fold_in(jax.random.key(config.seed), number)
+    augmented = augmentation.apply(key, jnp.asarray(images), size, _NORMALIZATION)
+    rows.append(SheetRow(f'augmented {number + 1}', _to_pixels(augmented)))
   contact_sheet(path, rows, [task.classes[label] for label in labels])
+
+
+def _to_pixels(images: jax.Array) -> np.ndarray:
+  """Undoes the normalization: float32 [n, height, width, 3] to uint8."""
+  mean, deviation = map(np.array, statistics(_NORMALIZATION))
+  return np.clip((np.asarray(images) * deviation + mean) * 255, 0, 255).astype(np.uint8)
 
 
 if __name__ == '__main__':

@@ -1,30 +1,88 @@
-"""A task: which images, which labels, which splits. Records only; `pipeline` and `stream` read them."""
+"""A classification task: its classes, and the splits whose images `pipeline` reads."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
-from glora_jax.data.examples import Examples, Joined
+from glora_jax.data.examples import Examples, Joined, Split
+
+SourceKind = Literal['tfds', 'noah', 'lists']
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """Where a task's images come from; the fields of the config's `data`.
+  """Where a task's images come from.
 
   Attributes:
-    dir: of TFDS, None for its default.
-    source: 'tfds', 'noah' (VTAB folders in the layout of NOAH) or 'lists' (NOAH's few-shot lists); None for the task's first.
-    root: folder of 'noah' and 'lists'.
-    version: of the TFDS data set, in place of the benchmark's.
+    dir: folder of TFDS; None for its default.
+    source: 'tfds', 'noah' (VTAB folders in the layout of NOAH) or 'lists' (NOAH's few-shot lists);
+      None for the first kind that the task has.
+    root: folder that holds what 'noah' and 'lists' read.
+    version: version of the TFDS data set, in place of the benchmark's.
+
+  Example:
+    >>> Source(source='lists', root='/data/few-shot').kind(('tfds', 'lists'), 'few-shot tasks')
+    'lists'
+    >>> Source().kind(('tfds', 'lists'), 'few-shot tasks')
+    'tfds'
   """
 
   dir: str | None = None
-  source: str | None = None
+  source: SourceKind | None = None
   root: str | None = None
   version: str | None = None
+
+  @classmethod
+  def of(cls, settings: Mapping[str, Any]) -> Source:
+    """The source that the section `data` of a config describes; its other fields are not read.
+
+    Example:
+      >>> settings = {'dir': None, 'source': 'noah', 'root': '/data', 'version': None}
+      >>> Source.of(settings)
+      Source(dir=None, source='noah', root='/data', version=None)
+    """
+    return cls(**{field.name: settings[field.name] for field in dataclasses.fields(cls)})
+
+  def kind(self, known: Sequence[SourceKind], user: str) -> SourceKind:
+    """The kind of source that a task reads from.
+
+    Args:
+      known: the kinds that the task has, its default first.
+      user: what the sentence of the error calls the task.
+
+    Raises:
+      ValueError: the task has no such kind.
+    """
+    if not self.source:
+      return known[0]
+    if self.source not in known:
+      choices = ' or '.join(f"'{kind}'" for kind in known)
+      raise ValueError(f"data.source='{self.source}' is unknown for {user}; it is {choices}.")
+    return self.source
+
+  def folder(self, content: str) -> str:
+    """The folder of 'noah' or 'lists', `root` with the user's home filled in.
+
+    Args:
+      content: what the folder holds, for the sentence of the error.
+
+    Raises:
+      ValueError: no root is given.
+    """
+    if self.root is None:
+      raise ValueError(
+        f"data.source='{self.source}' needs data.root, the folder that holds {content}."
+      )
+    return os.path.expanduser(self.root)
+
+
+def nothing_missing() -> None:
+  """The answer of a task whose data needs no preparation."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,25 +92,37 @@ class Task:
   Attributes:
     name: what configs and reports call it.
     classes: names of the classes, in the order of the labels.
-    splits: name -> function that opens it; 'train', 'val', 'test' are there, generalization tasks have further test sets.
+    splits: 'train', 'val', 'test', and further test sets where the task has them; each is opened
+      when its examples are asked for.
     origin: data set and version, or folder; printed in every result.
     notes: what a reader of the results must know of the data.
-    group: of its suite.
-    masked: further test sets whose images have only some of the classes: answers are taken among those.
-    missing: what must be fetched or prepared before it can be opened, and how; None where everything is there.
+    group: the group of its benchmark that it belongs to.
+    masked: names of the test sets whose images have only a part of the classes: answers are taken
+      among those.
+    missing: returns what must be fetched or prepared before the task can be opened, and how; None
+      where nothing is missing.
+
+  Example:
+    >>> from glora_jax.data.examples import Files, OpenedSplit
+    >>> split = OpenedSplit(Files(['cat.png', 'dog.png'], [0, 1]))
+    >>> splits = {'train': split, 'val': split, 'test': split}
+    >>> task = Task('pets', ('cat', 'dog'), splits, origin='two photographs')
+    >>> task.num_classes, task.tests, task.open('train+val').labels.tolist()
+    (2, ('test',), [0, 1, 0, 1])
   """
 
   name: str
   classes: tuple[str, ...]
-  splits: Mapping[str, Callable[[], Examples]]
+  splits: Mapping[str, Split]
   origin: str
   notes: tuple[str, ...] = ()
   group: str = ''
   masked: tuple[str, ...] = ()
-  missing: Callable[[], str | None] = lambda: None
+  missing: Callable[[], str | None] = nothing_missing
 
   @property
   def num_classes(self) -> int:
+    """The number of classes."""
     return len(self.classes)
 
   @property
@@ -64,16 +134,17 @@ class Task:
     """The examples of a split, or of several joined with '+', in their stored order.
 
     Raises:
-      ValueError: a label that is no class.
+      ValueError: the split is empty, or has a label that is no class.
     """
-    parts = [self.splits[part]() for part in split.split('+')]
+    parts = [self.splits[part].open() for part in split.split('+')]
     examples = parts[0] if len(parts) == 1 else Joined(parts)
     labels = examples.labels
     if not len(labels):
       raise ValueError(f'{self.name} has no images in {split}.')
     if labels.min() < 0 or labels.max() >= self.num_classes:
       raise ValueError(
-        f'{self.name} {split} has labels {labels.min()} to {labels.max()}, but {self.num_classes} classes.'
+        f'{self.name} {split} has labels {labels.min()} to {labels.max()}, '
+        f'but {self.num_classes} classes.'
       )
     return examples
 

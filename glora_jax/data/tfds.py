@@ -2,62 +2,72 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
+from PIL import Image
 
-from glora_jax.data.examples import Records
+from glora_jax.data.examples import Split
+from glora_jax.data.image import decode, from_array
+from glora_jax.data.task import Task
 
 log = logging.getLogger(__name__)
-logging.getLogger('absl').addFilter(lambda record: 'OpenCV' not in record.getMessage())
 
 Builder = tfds.core.DatasetBuilder
+Example = Mapping[str, Any]  # the features of one example, as TFDS gives them
+LabelFunction = Callable[[Example], int]
+
+_LONGEST_QUOTE = 200  # characters of a TFDS error that a sentence of ours repeats
 
 
 def find_builder(name: str, data_dir: str | None = None, version: str | None = None) -> Builder:
   """The builder of a TFDS name like 'cifar100:3.*.*'.
 
-  TFDS no longer constructs some versions that benchmarks ask for. Such a version is read where it lies prepared in `data_dir`; otherwise
-  the version that TFDS has now serves, and a warning says so.
+  TFDS no longer constructs some versions that benchmarks ask for. Such a version is read where it
+  lies prepared in `data_dir`; otherwise the version that TFDS has now serves, with a warning.
 
   Args:
-    name: with or without configuration and version.
-    data_dir: of TFDS, None for its default.
-    version: in place of the one in `name`.
+    name: name of the data set, with or without configuration and version.
+    data_dir: folder of TFDS; None for its default.
+    version: version in place of the one in `name`.
 
   Raises:
     ValueError: TFDS knows no such data set.
   """
-  base, _, asked = name.partition(':')
-  asked = version or asked
+  base, _, named_version = name.partition(':')
+  wanted = version or named_version
   try:
-    return tfds.builder(f'{base}:{asked}' if asked else base, data_dir=data_dir)
+    return tfds.builder(f'{base}:{wanted}' if wanted else base, data_dir=data_dir)
   except tfds.core.DatasetNotFoundError as error:
     raise ValueError(
       f"TFDS knows no data set '{base}'; its names are on www.tensorflow.org/datasets."
     ) from error
   except AssertionError:  # no such version in this TFDS
-    folder = os.path.join(os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR), base)
-    prefix = asked.split('*')[0]
-    prepared = sorted(
-      entry
-      for entry in (os.listdir(folder) if os.path.isdir(folder) else ())
-      if entry.startswith(prefix)
-    )
-    if prepared:
-      return tfds.builder_from_directory(os.path.join(folder, prepared[-1]))
-    builder = tfds.builder(base, data_dir=data_dir)
-    log.warning(
-      'TFDS no longer constructs %s:%s, and none lies prepared in %s: version %s serves.',
-      base,
-      asked,
-      folder,
-      builder.version,
-    )
-    return builder
+    return _find_old_version(base, wanted, data_dir)
+
+
+def _find_old_version(base: str, wanted: str, data_dir: str | None) -> Builder:
+  """The builder of a version that TFDS does not construct: the prepared one, or the newest."""
+  folder = os.path.join(os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR), base)
+  versions = os.listdir(folder) if os.path.isdir(folder) else ()
+  prepared = [version for version in versions if version.startswith(wanted.split('*')[0])]
+  if prepared:
+    return tfds.builder_from_directory(os.path.join(folder, max(prepared)))
+  builder = tfds.builder(base, data_dir=data_dir)
+  log.warning(
+    'TFDS no longer constructs %s:%s, and none lies prepared in %s: version %s serves.',
+    base,
+    wanted,
+    folder,
+    builder.version,
+  )
+  return builder
 
 
 def is_prepared(builder: Builder) -> bool:
@@ -66,94 +76,229 @@ def is_prepared(builder: Builder) -> bool:
 
 
 def instructions(builder: Builder) -> str:
-  """How to get a data set that is not prepared, TFDS's own instructions for a manual download included; one paragraph."""
+  """How to get a data set that is not prepared, in one paragraph.
+
+  TFDS's own instructions for a manual download are included.
+  """
   manual = builder.MANUAL_DOWNLOAD_INSTRUCTIONS
-  full = f'{builder.info.full_name}'
+  full_name = builder.info.full_name
   if manual:
     folder = os.path.join(str(builder.data_dir_root), 'downloads', 'manual')
-    return f'{full} needs a manual download into {folder}: {" ".join(manual.split())}'
-  return f'{full} is downloaded and prepared at its first use (some builders need TensorFlow for that: pip install "glora_jax[tf]").'
-
-
-def missing(*wanted: Builder) -> Callable[[], str | None]:
-  """For `Task.missing`: the instructions for those of the data sets that are not prepared."""
-  return lambda: (
-    ' '.join(instructions(builder) for builder in wanted if not is_prepared(builder)) or None
+    return f'{full_name} needs a manual download into {folder}: {" ".join(manual.split())}'
+  return (
+    f'{full_name} is downloaded and prepared at its first use '
+    '(some builders need TensorFlow for that: pip install "glora_jax[tf]").'
   )
 
 
-def prepare(builder: Builder) -> None:
-  """Downloads and prepares a data set where it is not there yet, as array_record, with TFDS's progress bars.
+def missing(builders: Sequence[Builder]) -> str | None:
+  """The instructions for those of the data sets that are not prepared; None where all are."""
+  return ' '.join(instructions(builder) for builder in builders if not is_prepared(builder)) or None
 
-  Of several processes that do so at once each works in a folder of its own; the first one's takes the final name, and the others use it.
+
+def prepare(builder: Builder) -> None:
+  """Downloads and prepares a data set where it is not there yet, as array_record.
+
+  Of several processes that do so at once each works in a folder of its own; the first one's takes
+  the final name, and the others use it.
 
   Raises:
     OSError: it cannot be downloaded, or a manual download is missing; with the instructions.
     ImportError: preparing it needs TensorFlow.
   """
   if is_prepared(builder):
-    return _catch_up(builder)
+    _notice_preparation(builder)
+    return
   log.info('Preparing %s', builder.info.full_name)
   try:
     builder.download_and_prepare(file_format='array_record')
   except ImportError as error:
     raise ImportError(
-      f'Preparing {builder.info.full_name} needs a package that is not there ({error}); pip install "glora_jax[tf]", or '
-      'prepare it on a machine that has TensorFlow and copy the folder.'
+      f'Preparing {builder.info.full_name} needs a package that is not there ({error}); '
+      'pip install "glora_jax[tf]", or prepare it on a machine that has TensorFlow and copy the '
+      'folder.'
     ) from error
-  except (
-    Exception
-  ) as error:  # downloads, checksums, manual folders: TFDS raises whatever they raise
+  except Exception as error:  # TFDS raises whatever downloads, checksums and folders raise
     if is_prepared(builder):
       log.info('%s was prepared by another process meanwhile.', builder.info.full_name)
-      return _catch_up(builder)
+      _notice_preparation(builder)
+      return
     raise OSError(
-      f'{builder.info.full_name} could not be prepared ({str(error).strip().splitlines()[0][:200]}). '
-      f'{instructions(builder)}'
+      f'{builder.info.full_name} could not be prepared ({_quote(error)}). {instructions(builder)}'
     ) from error
 
 
-def _catch_up(builder):
-  """Tells a builder that was made before its data set was prepared what lies there now."""
-  if (
-    not builder.info.initialized
-    and (builder.data_path / tfds.core.constants.DATASET_INFO_FILENAME).exists()
-  ):
+def _notice_preparation(builder: Builder) -> None:
+  """Tells a builder that was made before its data set was prepared what lies on disk now."""
+  info_file = builder.data_path / tfds.core.constants.DATASET_INFO_FILENAME
+  if not builder.info.initialized and info_file.exists():
     builder.info.set_file_format('array_record', override=True)
     builder.info.read_from_directory(builder.data_path)
 
 
+def _quote(error: Exception) -> str:
+  """The first line of an error, cut off where it is long."""
+  return str(error).strip().splitlines()[0][:_LONGEST_QUOTE]
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelFeature:
+  """A label that is an integer feature of the example, or a bin of its values.
+
+  Attributes:
+    feature: name of the feature.
+    bin_size: neighbouring values that are one class.
+
+  Example:
+    >>> LabelFeature('label_x_position', bin_size=2)({'label_x_position': 7})
+    3
+  """
+
+  feature: str = 'label'
+  bin_size: int = 1
+
+  def __call__(self, example: Example) -> int:
+    """The class of an example."""
+    return int(example[self.feature]) // self.bin_size
+
+
+@dataclasses.dataclass
+class TfdsExamples:
+  """Examples of a prepared TFDS data set: encoded images, or arrays where TFDS decodes them.
+
+  Attributes:
+    source: what TFDS's `as_data_source` returns: has `len`, and gives the features of an example by
+      `[index]`.
+    identity: see `Examples`.
+    label_of: function from the features of an example to its class.
+    scale: factor from the stored values of a decoded image to pixels.
+  """
+
+  source: Sequence[Example]
+  identity: str
+  label_of: LabelFunction = LabelFeature()
+  scale: int = 1
+
+  @functools.cached_property
+  def labels(self) -> np.ndarray:
+    """The class of every example, int32 [n]; the first use reads all examples."""
+    labels = [self.label_of(self._features(index)) for index in range(len(self.source))]
+    return np.array(labels, np.int32)
+
+  def image(self, index: int) -> Image.Image:
+    """The image as RGB."""
+    stored = self._features(index)['image']
+    if not isinstance(stored, np.ndarray):
+      return decode(stored)
+    return from_array(stored if self.scale == 1 else stored * np.uint8(self.scale))
+
+  def name(self, index: int) -> str:
+    """The position in the data set."""
+    return f'example {index} of {self.identity}'
+
+  def _features(self, index: int) -> Example:
+    _silence_advice_about_opencv()
+    return self.source[index]
+
+
+def _silence_advice_about_opencv() -> None:
+  """Keeps TFDS from advising to install OpenCV when it decodes an image: Pillow serves."""
+  logging.getLogger('absl').addFilter(_is_no_advice_about_opencv)
+
+
+def _is_no_advice_about_opencv(record: logging.LogRecord) -> bool:
+  return 'OpenCV' not in record.getMessage()
+
+
 def read(
-  builder: Builder,
-  split: str,
-  image_of: Callable[[Mapping[str, Any]], Any],
-  label_of: Callable[[Mapping[str, Any]], int],
-  image_keys: tuple[str, ...] = ('image',),
-) -> Records:
+  builder: Builder, split: str, label_of: LabelFunction = LabelFeature(), scale: int = 1
+) -> TfdsExamples:
   """A split of a prepared data set, images left encoded until they are asked for.
 
   Args:
-    builder: prepared.
-    split: TFDS expression.
-    image_of, label_of: see `Records`.
-    image_keys: features to leave encoded.
+    builder: builder of a prepared data set.
+    split: TFDS expression, as 'train[:800]'.
+    label_of: see `TfdsExamples`.
+    scale: see `TfdsExamples`; images with a scale other than 1 are decoded by TFDS.
 
   Raises:
-    ValueError: it lies there in a format without random access, or lacks the split; the sentence says what to do.
+    ValueError: the data set is stored in a format without random access, or lacks the split; the
+      sentence says what to do.
   """
+  decoders = {'image': tfds.decode.SkipDecoding()} if scale == 1 else {}
   try:
-    source = builder.as_data_source(
-      split=split, decoders={key: tfds.decode.SkipDecoding() for key in image_keys}
-    )
+    source = builder.as_data_source(split=split, decoders=decoders)
   except NotImplementedError as error:
     raise ValueError(
-      f'{builder.data_path} is stored as {builder.info.file_format.value}, which has no random access; convert it: '
-      f'tfds convert_format --dataset_dir={builder.data_path} --out_file_format=array_record --out_path=FOLDER'
+      f'{builder.data_path} is stored as {builder.info.file_format.value}, which has no random '
+      f'access; convert it: tfds convert_format --dataset_dir={builder.data_path} '
+      '--out_file_format=array_record --out_path=FOLDER'
     ) from error
   except (KeyError, ValueError, AssertionError) as error:
     raise ValueError(
-      f"{builder.info.full_name} cannot be read as '{split}' ({str(error).strip().splitlines()[0][:200]})."
+      f"{builder.info.full_name} cannot be read as '{split}' ({_quote(error)})."
     ) from error
-  return Records(
-    source, f'{builder.info.full_name} {split} {builder.data_path}', image_of, label_of
+  identity = f'{builder.info.full_name} {split} {builder.data_path}'
+  return TfdsExamples(source, identity, label_of, scale)
+
+
+@dataclasses.dataclass(frozen=True)
+class TfdsSplit:
+  """A split of a TFDS data set, which is prepared when it is opened for the first time.
+
+  Attributes:
+    builder: builder of the data set.
+    expression: the split as TFDS writes it, as 'train[:800]'.
+    label_of: see `TfdsExamples`.
+    scale: see `TfdsExamples`.
+  """
+
+  builder: Builder
+  expression: str
+  label_of: LabelFunction = LabelFeature()
+  scale: int = 1
+
+  def open(self) -> TfdsExamples:
+    """The examples of the split."""
+    prepare(self.builder)
+    return read(self.builder, self.expression, self.label_of, self.scale)
+
+
+def class_names(builder: Builder, num_classes: int) -> tuple[str, ...]:
+  """The names that a data set has for so many classes; their numbers where it has none."""
+  features = builder.info.features
+  names = features['label'].names if 'label' in features else None
+  if names and len(names) == num_classes:
+    return tuple(names)
+  return tuple(map(str, range(num_classes)))
+
+
+def origin(builders: Sequence[Builder]) -> str:
+  """What results print of where their images come from: the data sets with their versions."""
+  return ', '.join(f'TFDS {builder.info.full_name}' for builder in builders)
+
+
+def task_of(
+  builders: Sequence[Builder],
+  name: str,
+  classes: tuple[str, ...],
+  splits: Mapping[str, Split],
+  **details: Any,
+) -> Task:
+  """A task on TFDS data sets, which knows where they come from and which of them are not prepared.
+
+  Args:
+    builders: builders of all data sets of the task.
+    name: see `Task`.
+    classes: see `Task`.
+    splits: see `Task`.
+    **details: `notes`, `group` and `masked` of `Task`.
+  """
+  return Task(
+    name,
+    classes,
+    splits,
+    origin(builders),
+    missing=functools.partial(missing, builders),
+    **details,
   )

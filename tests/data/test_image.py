@@ -91,9 +91,8 @@ def test_cropping_keeps_the_aspect_ratio_and_the_middle():
   assert cropped.shape == (64, 64, 3)
   assert (cropped == 255).all()
   picture = Image.fromarray(RNG.integers(0, 256, (100, 150, 3), np.uint8))
-  reference = picture.resize((109, 73), Image.Resampling.BICUBIC).crop(
-    (22, 4, 86, 68)
-  )  # as torchvision's Resize and CenterCrop
+  # As torchvision's Resize and CenterCrop.
+  reference = picture.resize((109, 73), Image.Resampling.BICUBIC).crop((22, 4, 86, 68))
   np.testing.assert_array_equal(image.resize(picture, 64, 'crop'), reference)
   with pytest.raises(ValueError, match='squash, crop'):
     image.resize(picture, 64, 'fill')

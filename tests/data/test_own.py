@@ -1,15 +1,15 @@
-"""The user's own images: folders, CSVs, TFDS data sets; splits that are made once; every mistake a sentence."""
+"""The user's own images: folders, CSVs, TFDS data sets; split once; every mistake a sentence."""
 
 import json
 import shutil
 
 import numpy as np
 import pytest
+from digits_folder import prepared_digits
 from PIL import Image
 
 from glora_jax.data import pipeline
 from glora_jax.data.catalog import find
-from glora_jax.data.splits import deal, shots
 from glora_jax.data.task import Source
 
 
@@ -34,31 +34,30 @@ def names(examples):
   return {examples.name(index) for index in range(len(examples.labels))}
 
 
+def open_all(task):
+  return {split: task.open(split) for split in ('train', 'val', 'test')}
+
+
 def test_a_folder_is_split_once_stratified_and_the_split_is_kept(photos, tmp_path):
   task = find(f'folder:{photos}', workdir=str(tmp_path / 'run'))
   assert task.classes == ('cat', 'dog', 'owl')
-  parts = {split: task.open(split) for split in ('train', 'val', 'test')}
-  assert [np.bincount(part.labels).tolist() for part in parts.values()] == [
-    [16, 8, 1],
-    [2, 1, 1],
-    [2, 1, 1],
-  ]
+  parts = open_all(task)
+  counts = [np.bincount(part.labels).tolist() for part in parts.values()]
+  assert counts == [[16, 8, 1], [2, 1, 1], [2, 1, 1]]
   assert len(set.union(*map(names, parts.values()))) == 33
   saved = json.loads((tmp_path / 'run' / 'split.json').read_text())
   assert sorted(saved['train'] + saved['val'] + saved['test']) == list(range(33))
   again = find(f'folder:{photos}', workdir=str(tmp_path / 'run'))
   assert names(again.open('val')) == names(parts['val'])
-  assert names(find(f'folder:{photos}').open('val')) == names(
-    parts['val']
-  )  # in another workdir, too
+  elsewhere = find(f'folder:{photos}')
+  assert names(elsewhere.open('val')) == names(parts['val'])
 
 
 def test_images_that_change_after_the_split_are_noticed(photos, tmp_path):
   find(f'folder:{photos}', workdir=str(tmp_path / 'run'))
   write(photos / 'cat' / 'new.png')
-  with pytest.raises(
-    ValueError, match=r'have changed since .*split\.json was made; take a new workdir'
-  ):
+  message = r'have changed since .*split\.json was made; take a new workdir'
+  with pytest.raises(ValueError, match=message):
     find(f'folder:{photos}', workdir=str(tmp_path / 'run'))
 
 
@@ -70,7 +69,7 @@ def test_folders_that_are_split_are_left_as_they_are(tmp_path, layout):
   for split in layout:
     fill(tmp_path / split, {'a': 10, 'b': 10})
   task = find(f'folder:{tmp_path}')
-  sizes = [len(task.open(split).labels) for split in ('train', 'val', 'test')]
+  sizes = [len(part.labels) for part in open_all(task).values()]
   assert sizes == {3: [20, 20, 20], 2: [18, 2, 20], 1: [16, 2, 2]}[len(layout)]
   assert bool(task.notes) == (len(layout) < 3)
   if 'test' in layout:
@@ -101,9 +100,8 @@ def test_folders_that_cannot_be_a_task_are_explained(photos, tmp_path):
   shutil.rmtree(photos / 'empty')
   shutil.rmtree(photos / 'text')
   write(photos / 'rare' / '0.png')
-  with pytest.raises(
-    ValueError, match=r'at least 3 images to be split into train, val, test; too few in rare \(1\)'
-  ):
+  message = r'at least 3 images to be split into train, val, test; too few in rare \(1\)'
+  with pytest.raises(ValueError, match=message):
     find(f'folder:{photos}')
 
 
@@ -117,22 +115,27 @@ def test_images_in_deeper_folders_and_odd_names_are_found(tmp_path):
   assert len(task.open('train+val+test').labels) == 10
 
 
-@pytest.mark.parametrize('header', ['path,label\n', 'label,id,path\n', ''])
-def test_a_csv_is_read_by_its_columns(photos, tmp_path, header):
-  row = (
-    (lambda path, label: f'{label},7,{path}\n')
-    if header.startswith('label')
-    else (lambda path, label: f'{path},{label}\n')
-  )
-  lines = [row(f'photos/{name}/{n:03d}.png', name) for name in ('dog', 'cat') for n in range(5)]
+@pytest.mark.parametrize(
+  'header, row',
+  [
+    ('path,label\n', '{path},{label}\n'),
+    ('label,id,path\n', '{label},7,{path}\n'),
+    ('', '{path},{label}\n'),
+  ],
+)
+def test_a_csv_is_read_by_its_columns(photos, header, row):
+  lines = [
+    row.format(path=f'photos/{name}/{n:03d}.png', label=name)
+    for name in ('dog', 'cat')
+    for n in range(5)
+  ]
   (photos.parent / 'labels.csv').write_text(header + ''.join(lines))
   task = find(f'csv:{photos.parent}/labels.csv')
   assert task.classes == ('cat', 'dog')
   everything = task.open('train+val+test')
   assert len(everything.labels) == 10
-  assert all(
-    (label == 0) == ('cat' in everything.name(n)) for n, label in enumerate(everything.labels)
-  )
+  for n, label in enumerate(everything.labels):
+    assert f'/{task.classes[label]}/' in everything.name(n)
 
 
 def test_numbers_as_labels_are_ordered_as_numbers(photos):
@@ -165,55 +168,33 @@ def test_broken_csvs_are_explained_with_the_line(photos, text, message):
     find(f'csv:{photos.parent}/labels.csv')
 
 
-def test_any_tfds_data_set_with_image_and_label_is_a_task(tmp_path):
-  from glora_jax.data.tasks import digits
-
-  builder = digits.Digits(data_dir=str(tmp_path), file_format='array_record')
-  builder.download_and_prepare()
-  task = find('tfds:digits', Source(dir=str(tmp_path)))
+def test_any_tfds_data_set_with_image_and_label_is_a_task():
+  task = find('tfds:digits', Source(dir=prepared_digits()))
   assert task.classes == tuple('0123456789')
-  sizes = [len(task.open(split).labels) for split in ('train', 'val', 'test')]
+  sizes = [len(part.labels) for part in open_all(task).values()]
   assert (sum(sizes[:2]), sizes[2]) == (1000, 797)
   assert 95 <= sizes[1] <= 105  # a tenth, rounded in every class
-  with pytest.raises(
-    ValueError,
-    match=r"TFDS clevr has the features .*; an 'image' and a 'label' with classes are expected",
-  ):
+
+
+def test_what_is_dealt_from_one_stored_split_reads_its_labels_once():
+  task = find('tfds:digits', Source(dir=prepared_digits()))
+  assert task.open('train').whole is task.open('val').whole
+
+
+def test_tfds_data_sets_that_cannot_be_a_task_are_explained():
+  message = r"TFDS clevr has the features .*; an 'image' and a 'label' with classes are expected"
+  with pytest.raises(ValueError, match=message):
     find('tfds:clevr')
   with pytest.raises(ValueError, match="TFDS knows no data set 'no_such_set'"):
     find('tfds:no_such_set')
 
 
-def test_dealing_is_stratified_and_complete():
-  labels = np.repeat(np.arange(5), [3, 10, 40, 100, 7])
-  parts = deal(labels, (0.8, 0.1, 0.1), 0)
-  np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(len(labels)))
-  for part, share in zip(parts, (0.8, 0.1, 0.1), strict=True):
-    counts = np.bincount(labels[part], minlength=5)
-    assert counts.min() >= 1
-    assert np.abs(counts - share * np.bincount(labels)).max() <= 2
-  assert any(
-    not np.array_equal(a, b) for a, b in zip(parts, deal(labels, (0.8, 0.1, 0.1), 1), strict=True)
-  )
-
-
-def test_shots_do_not_overlap_when_skipped():
-  labels = np.tile(np.arange(4), 10)
-  first, second = shots(labels, 3, 0), shots(labels, 2, 0, skip=3)
-  assert not set(first) & set(second)
-  assert np.bincount(labels[first]).tolist() == [3] * 4
-
-
-def test_undecodable_images_are_counted_and_listed_and_skipped_only_on_request(
-  photos, tmp_path, caplog
-):
+def test_undecodable_images_are_listed_and_left_out_only_on_request(photos, caplog):
   for n in (1, 4):
     (photos / 'cat' / f'{n:03d}.png').write_bytes(b'broken')
   examples = find(f'folder:{photos}').open('train+val+test')
-  with pytest.raises(
-    pipeline.UnreadableImages,
-    match=r'2 of 33 images cannot be decoded: .*cat/\d+\.png.*set data\.skip_broken=True',
-  ):
+  message = r'2 of 33 images cannot be decoded: .*cat/\d+\.png.*set data\.skip_broken=True'
+  with pytest.raises(pipeline.UnreadableImages, match=message):
     pipeline.load(examples, 8)
   kept = pipeline.load(examples, 8, skip_broken=True)
   assert len(kept.images) == len(kept.labels) == 31

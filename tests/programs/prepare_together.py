@@ -1,4 +1,4 @@
-"""Prepares a data set while another process does the same."""
+"""Prepares the digits while another process does the same, and prints what it reads of them."""
 
 import logging
 import os
@@ -10,20 +10,22 @@ from glora_jax.data import catalog, pipeline, task
 from glora_jax.data.tasks.digits import Digits
 
 logging.basicConfig(level=logging.INFO, format='%(message)s', force=True)
-folder, both = sys.argv[1], pathlib.Path(sys.argv[2])
-examples = Digits._generate_examples
+folder = sys.argv[1]
+meeting_point = pathlib.Path(sys.argv[2])
+generate_examples = Digits._generate_examples
 
 
-def waiting(self, indices):
-  """Neither goes on before both have begun, so that both want to give their folder its final name."""
-  (both / str(os.getpid())).touch()
-  while len(list(both.iterdir())) < 2:
+def wait_and_generate_examples(self, indices):
+  """Neither goes on before the other has begun, so that both give their folder its final name."""
+  (meeting_point / str(os.getpid())).touch()
+  while len(list(meeting_point.iterdir())) < 2:
     time.sleep(0.01)
-  return examples(self, indices)
+  return generate_examples(self, indices)
 
 
-Digits._generate_examples = waiting
+Digits._generate_examples = wait_and_generate_examples
 digits = catalog.find('digits', task.Source(dir=folder))
 for split in ('train', 'val', 'test'):
   images, labels = pipeline.load(digits.open(split), 8)
   print(split, images.shape, images.sum(), labels.sum())
+print('tensorflow', 'tensorflow' in sys.modules)

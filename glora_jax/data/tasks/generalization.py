@@ -1,138 +1,109 @@
-"""Domain generalization: 16 images of each ImageNet class to train on, then ImageNet, V2, Sketch, A and R (GLoRA section 4.3).
+"""Domain generalization (GLoRA section 4.3): ImageNet to train on, shifted sets to test on.
 
-ImageNet-A and -R have 200 of the 1,000 classes: answers there are taken among the classes that occur.
+16 images of each class are trained on; the shifted test sets are V2, Sketch, A and R. ImageNet-A
+and -R have 200 of the 1,000 classes: answers there are taken among the classes that occur.
 """
 
 from __future__ import annotations
 
 import os
+from typing import NamedTuple
 
 from glora_jax.data import tfds
-from glora_jax.data.examples import Part
-from glora_jax.data.label_files import read_list
-from glora_jax.data.splits import shots
+from glora_jax.data.label_files import ListedSplit
+from glora_jax.data.splits import Shots
 from glora_jax.data.task import Source, Task
+from glora_jax.data.tfds import TfdsSplit
 
-SHOTS, VAL_SHOTS, SEEDS = 16, 4, (0, 1, 2)
-# Test set, builder and split of TFDS, list of NOAH's layout and its images; A and R lack classes.
-TESTS = (
-  (
-    'test',
-    'imagenet2012:5.*.*',
-    'validation',
-    'imagenet/annotations/val_meta.list',
-    'imagenet/images',
-  ),
-  (
-    'v2',
-    'imagenet_v2/matched-frequency:3.*.*',
-    'test',
-    'imagenetv2/annotations/val_meta.list',
-    'imagenetv2/images',
-  ),
-  (
-    'sketch',
-    'imagenet_sketch:1.*.*',
-    'test',
-    'imagenet-sketch/annotations/val_meta.list',
-    'imagenet-sketch/images',
-  ),
-  (
-    'a',
-    'imagenet_a:0.*.*',
-    'test',
-    'imagenet-adversarial/annotations/val_meta.list',
-    'imagenet-adversarial/images',
-  ),
-  (
-    'r',
-    'imagenet_r:0.*.*',
-    'test',
-    'imagenet-rendition/annotations/val_meta.list',
-    'imagenet-rendition/images',
-  ),
-)
-MASKED = ('a', 'r')
+SHOTS = 16
+VAL_SHOTS = 4
+SEEDS = (0, 1, 2)
 NUM_CLASSES = 1000
 
 
+class TestSet(NamedTuple):
+  """A test set.
+
+  Attributes:
+    name: name of the split; 'test' is ImageNet's own.
+    builder: name in TFDS, with the version.
+    split: TFDS split.
+    folder: name of NOAH's folder.
+    lacks_classes: whether it has only a part of the classes.
+  """
+
+  name: str
+  builder: str
+  split: str
+  folder: str
+  lacks_classes: bool = False
+
+
+TESTS = (
+  TestSet('test', 'imagenet2012:5.*.*', 'validation', 'imagenet'),
+  TestSet('v2', 'imagenet_v2/matched-frequency:3.*.*', 'test', 'imagenetv2'),
+  TestSet('sketch', 'imagenet_sketch:1.*.*', 'test', 'imagenet-sketch'),
+  TestSet('a', 'imagenet_a:0.*.*', 'test', 'imagenet-adversarial', lacks_classes=True),
+  TestSet('r', 'imagenet_r:0.*.*', 'test', 'imagenet-rendition', lacks_classes=True),
+)
+MASKED = tuple(test_set.name for test_set in TESTS if test_set.lacks_classes)
+
+
 def task(text: str, source: Source) -> Task:
-  """The task of a seed, '0', from TFDS or from lists.
+  """The task of a seed, '0', from TFDS or from NOAH's lists.
 
   Raises:
     ValueError: no such seed or source.
   """
   if not text.isdigit():
     raise ValueError(
-      f"'generalization/{text}' is no task; 'generalization/0' is one, with the seed of the 16 images a class."
+      f"'generalization/{text}' is no task; "
+      "'generalization/0' is one, with the seed of the 16 images a class."
     )
-  if source.source == 'lists':
+  if source.kind(('tfds', 'lists'), 'domain generalization') == 'lists':
     return _from_lists(int(text), source)
-  if source.source not in (None, 'tfds'):
-    raise ValueError(
-      f"data.source='{source.source}' is unknown for domain generalization; it is 'tfds' or 'lists'."
-    )
   return _from_tfds(int(text), source)
 
 
-def _from_tfds(seed, source):
-  found = {name: tfds.find_builder(builder, source.dir) for name, builder, *_ in TESTS}
-
-  def whole(name, split):
-    tfds.prepare(found[name])
-    return tfds.read(
-      found[name], split, lambda example: example['image'], lambda example: int(example['label'])
-    )
-
-  def drawn(per_class, skip):
-    def opened():
-      pool = whole('test', 'train')
-      return Part(pool, shots(pool.labels, per_class, seed, skip))
-
-    return opened
-
-  splits = {'train': drawn(SHOTS, 0), 'val': drawn(VAL_SHOTS, SHOTS)}
-  splits.update(
-    {name: lambda name=name, split=split: whole(name, split) for name, _, split, *_ in TESTS}
-  )
-  names = tuple(found['test'].info.features['label'].names or map(str, range(NUM_CLASSES)))
-  origin = ', '.join(f'TFDS {builder.info.full_name}' for builder in found.values())
-  notes = (
-    f"The {SHOTS} images a class were drawn by glora_jax with seed {seed}; they are not those of NOAH's lists. Validation: "
-    f'{VAL_SHOTS} further training images a class.',
-  )
-  return Task(
-    f'generalization/{seed}',
-    names,
-    splits,
-    origin,
-    notes,
-    'generalization',
-    MASKED,
-    tfds.missing(*found.values()),
-  )
-
-
-def _from_lists(seed, source):
-  if source.root is None:
-    raise ValueError(
-      "data.source='lists' needs data.root, the folder that holds imagenet, imagenetv2 and so on."
-    )
-  root = os.path.expanduser(source.root)
-  opened = lambda path, images: (
-    lambda: read_list(os.path.join(root, path), os.path.join(root, images), NUM_CLASSES)
-  )
+def _from_tfds(seed: int, source: Source) -> Task:
+  builders = {test_set.name: tfds.find_builder(test_set.builder, source.dir) for test_set in TESTS}
+  imagenet = builders['test']
+  pool = TfdsSplit(imagenet, 'train')
   splits = {
-    'train': opened(
-      f'imagenet/annotations/train_meta.list.num_shot_{SHOTS}.seed_{seed}', 'imagenet/images'
-    ),
-    'val': opened('imagenet/annotations/unofficial_val_list_4_shot16seed0', 'imagenet/images'),
+    'train': Shots(pool, SHOTS, seed),
+    'val': Shots(pool, VAL_SHOTS, seed, skip=SHOTS),
+    **{test_set.name: TfdsSplit(builders[test_set.name], test_set.split) for test_set in TESTS},
   }
-  splits.update({name: opened(path, images) for name, _, _, path, images in TESTS})
-  classes = tuple(map(str, range(NUM_CLASSES)))
+  note = (
+    f'The {SHOTS} images a class were drawn by glora_jax with seed {seed}; they are not those of '
+    f"NOAH's lists. Validation: {VAL_SHOTS} further training images a class."
+  )
+  return tfds.task_of(
+    list(builders.values()),
+    f'generalization/{seed}',
+    tfds.class_names(imagenet, NUM_CLASSES),
+    splits,
+    notes=(note,),
+    group='generalization',
+    masked=MASKED,
+  )
+
+
+def _from_lists(seed: int, source: Source) -> Task:
+  root = source.folder('imagenet, imagenetv2 and so on')
+
+  def listed(folder: str, name: str) -> ListedSplit:
+    path = os.path.join(root, folder, 'annotations', name)
+    return ListedSplit(path, (os.path.join(root, folder, 'images'),), NUM_CLASSES)
+
+  splits = {
+    'train': listed('imagenet', f'train_meta.list.num_shot_{SHOTS}.seed_{seed}'),
+    'val': listed('imagenet', 'unofficial_val_list_4_shot16seed0'),
+    **{test_set.name: listed(test_set.folder, 'val_meta.list') for test_set in TESTS},
+  }
   return Task(
     f'generalization/{seed}',
-    classes,
+    tuple(map(str, range(NUM_CLASSES))),
     splits,
     f"NOAH's lists in {root}",
     group='generalization',

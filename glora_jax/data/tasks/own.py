@@ -1,265 +1,333 @@
-"""The user's own images: a folder with a subfolder for each class, a CSV of paths and labels, or any TFDS data set.
+"""The user's own images: a folder with a subfolder for each class, a CSV, or any TFDS data set.
 
-What comes unsplit is split once: stratified, by a fixed seed, 80% to train, 10% each to val and test; the split is written into the
-workdir, and a resumed run reads it there.
+What comes unsplit is split once: stratified, by a fixed seed, 80% to train, 10% each to val and
+test; the split is written into the workdir, and a resumed run reads it there.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
+from collections.abc import Container, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 
 from glora_jax.data import tfds
-from glora_jax.data.examples import Files, Part
-from glora_jax.data.label_files import read_csv, require_files
+from glora_jax.data.examples import Examples, Files, OpenedSplit, Part
+from glora_jax.data.label_files import LabelledPath, read_csv, require_files
 from glora_jax.data.splits import deal
 from glora_jax.data.task import Source, Task
+from glora_jax.data.tfds import Builder, TfdsExamples
 from glora_jax.files import read_json, write_json
 
-KINDS = ('folder', 'csv', 'tfds')
+Kind = Literal['folder', 'csv', 'tfds']
+KINDS: tuple[Kind, ...] = ('folder', 'csv', 'tfds')
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
-SHARES, SEED = (0.8, 0.1, 0.1), 0
+
 SPLITS = ('train', 'val', 'test')
-_OTHER_NAMES = {
-  'val': ('val', 'valid', 'validation'),
+SHARE = 0.1  # of the images, for each of val and test that is not given
+SEED = 0
+_SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
   'train': ('train', 'training'),
+  'val': ('val', 'valid', 'validation'),
   'test': ('test', 'testing'),
 }
 
 
-def task(kind: str, path: str, source: Source, workdir: str | None = None) -> Task:
+def task(kind: Kind, path: str, source: Source, workdir: str | None = None) -> Task:
   """A task on the user's own images.
 
   Args:
-    kind: of `KINDS`.
-    path: of the folder or CSV; the name of the TFDS data set.
+    kind: what the images are, one of `KINDS`.
+    path: path of the folder or CSV; the name of the TFDS data set.
     source: `dir` and `version` are used for TFDS.
-    workdir: where `split.json` is kept; None makes the same split again every time.
+    workdir: folder where `split.json` is kept; None makes the same split again every time.
 
   Raises:
-    ValueError, FileNotFoundError: the path is not there or not such a thing; a class has no images, or fewer than there are splits.
+    FileNotFoundError: the path is not there.
+    ValueError: the path is not what `kind` says; a class has no images, or fewer than there are
+      splits.
   """
-  path = path if kind == 'tfds' else os.path.abspath(os.path.expanduser(path))
   split_file = os.path.join(workdir, 'split.json') if workdir else None
-  return {'folder': _from_folder, 'csv': _from_csv, 'tfds': _from_tfds}[kind](
-    path, source, split_file
-  )
+  if kind == 'tfds':
+    return _from_tfds(path, source, split_file)
+  path = os.path.abspath(os.path.expanduser(path))
+  return _from_folder(path, split_file) if kind == 'folder' else _from_csv(path, split_file)
 
 
-def _subfolders(folder):
-  return sorted(
-    entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith('.')
-  )
+@dataclasses.dataclass(frozen=True)
+class Dealer:
+  """Deals the examples of a data set to splits, the same way every time.
+
+  Attributes:
+    origin: what sentences call the data set.
+    classes: names of the classes.
+    split_file: path of the file that keeps who went where; None makes the split again.
+  """
+
+  origin: str
+  classes: tuple[str, ...]
+  split_file: str | None
+
+  def deal(self, examples: Examples, splits: Sequence[str] = SPLITS) -> dict[str, Part]:
+    """The examples dealt to 'train' and those of 'val' and 'test' that are asked for.
+
+    Raises:
+      ValueError: a class has too few examples, or they are not those that were split before.
+    """
+    self._require_enough(examples.labels, splits)
+    if self.split_file and os.path.exists(self.split_file):
+      indices = self._read(self.split_file, examples.identity, splits)
+    else:
+      indices = deal(examples.labels, _shares(splits), SEED)
+      if self.split_file:
+        self._write(self.split_file, examples.identity, dict(zip(splits, indices, strict=True)))
+    return {
+      split: Part(examples, np.asarray(part, np.int64))
+      for split, part in zip(splits, indices, strict=True)
+    }
+
+  def _require_enough(self, labels: np.ndarray, splits: Sequence[str]) -> None:
+    counts = np.bincount(labels, minlength=len(self.classes))
+    rare = [
+      f'{name} ({count})'
+      for name, count in zip(self.classes, counts, strict=True)
+      if count < len(splits)
+    ]
+    if rare:
+      raise ValueError(
+        f'{self.origin}: every class needs at least {len(splits)} images to be split into '
+        f'{", ".join(splits)}; too few in {", ".join(rare)}.'
+      )
+
+  def _read(self, path: str, identity: str, splits: Sequence[str]) -> list[list[int]]:
+    saved = read_json(path)
+    if saved['identity'] != identity:
+      raise ValueError(
+        f'The images of {self.origin} have changed since {path} was made; take a new workdir, or '
+        'remove that file and with it the claim that the results of this workdir are of the same '
+        'split.'
+      )
+    return [saved[split] for split in splits]
+
+  def _write(self, path: str, identity: str, indices: Mapping[str, np.ndarray]) -> None:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    lists = {split: part.tolist() for split, part in indices.items()}
+    write_json(path, {'identity': identity, **lists})
 
 
-def _scan(folder: str, classes: tuple[str, ...]) -> Files:
-  """All images below the class folders, in the order of their names."""
-  paths, labels = [], []
-  for label, name in enumerate(classes):
-    for parent, folders, names in os.walk(os.path.join(folder, name)):
-      folders.sort()
-      found = [
-        os.path.join(parent, entry)
-        for entry in sorted(names)
-        if entry.lower().endswith(EXTENSIONS) and not entry.startswith('.')
-      ]
-      paths += found
-      labels += [label] * len(found)
-  if empty := [classes[n] for n in range(len(classes)) if n not in set(labels)]:
-    raise ValueError(
-      f'{folder}: no images in the class folders {", ".join(empty)}; an image is a file ending in {", ".join(EXTENSIONS)}. '
-      'Fill or remove them.'
-    )
-  return Files(paths, labels)
+def _shares(splits: Sequence[str]) -> tuple[float, ...]:
+  """The share of each split, 'train' first, which has what the others leave."""
+  others = len(splits) - 1
+  return (1 - SHARE * others, *([SHARE] * others))
 
 
-def _from_folder(folder, source, split_file):
-  del source
+def _opened(splits: Mapping[str, Examples]) -> dict[str, OpenedSplit]:
+  return {name: OpenedSplit(splits[name]) for name in SPLITS}
+
+
+def _dealt(name: str, dealer: Dealer, examples: Examples) -> Task:
+  """A task on examples that are all to be dealt."""
+  note = f'Split by glora_jax, stratified, seed {SEED}: 80% train, 10% val, 10% test.'
+  splits = _opened(dealer.deal(examples))
+  return Task(name, dealer.classes, splits, dealer.origin, (note,))
+
+
+def _from_folder(folder: str, split_file: str | None) -> Task:
   if not os.path.isdir(folder):
     raise FileNotFoundError(
       f'There is no folder {folder}; one with a subfolder of images for each class is expected.'
     )
   inside = _subfolders(folder)
-  ready = {
-    split: next((name for name in _OTHER_NAMES[split] if name in inside), None) for split in SPLITS
-  }
-  if ready['train'] and set(inside) <= {name for names in _OTHER_NAMES.values() for name in names}:
-    return _from_split_folders(folder, ready, split_file)
+  given = {split: os.path.join(folder, name) for split, name in _find_splits(inside).items()}
+  all_names = {name for names in _SPLIT_NAMES.values() for name in names}
+  if 'train' in given and all_names.issuperset(inside):
+    return _from_split_folders(folder, given, split_file)
   if len(inside) < 2:
     raise ValueError(
-      f'{folder} has {len(inside)} subfolders; two or more are expected, one for each class, or train, val and test with '
-      'such folders inside.'
+      f'{folder} has {len(inside)} subfolders; two or more are expected, one for each class, '
+      'or train, val and test with such folders inside.'
     )
-  return _dealt(f'folder:{folder}', tuple(inside), _scan(folder, tuple(inside)), folder, split_file)
+  dealer = Dealer(folder, tuple(inside), split_file)
+  return _dealt(f'folder:{folder}', dealer, _scan(folder, inside))
 
 
-def _from_split_folders(folder, ready, split_file):
-  """`train/` must be there; what is missing of `val/` and `test/` is dealt from it."""
-  train = os.path.join(folder, ready['train'])
+def _from_split_folders(folder: str, given: Mapping[str, str], split_file: str | None) -> Task:
+  """A task on folders of splits; 'val' and 'test' are dealt from 'train' where they have none."""
+  train = given['train']
   classes = tuple(_subfolders(train))
   if len(classes) < 2:
     raise ValueError(
       f'{train} has {len(classes)} subfolders; two or more are expected, one for each class.'
     )
-  for name in filter(None, (ready['val'], ready['test'])):
-    if strange := sorted(set(_subfolders(os.path.join(folder, name))) - set(classes)):
-      raise ValueError(
-        f'{os.path.join(folder, name)} has classes that {train} has not: {", ".join(strange)}.'
-      )
-  given = {}
   for split in ('val', 'test'):
-    if ready[split]:
-      base = os.path.join(folder, ready[split])
-      present = tuple(name for name in classes if os.path.isdir(os.path.join(base, name)))
-      files = _scan(base, present)
-      given[split] = Files(
-        files.paths, [classes.index(present[label]) for label in files.given_labels]
-      )
-  pool = _scan(train, classes)
-  if len(given) == 2:
-    splits = {'train': pool, **given}
-    return Task(
-      f'folder:{folder}',
-      classes,
-      {name: lambda files=files: files for name, files in splits.items()},
-      f'the folder {folder}',
+    if split in given:
+      _require_known_classes(given[split], train, classes)
+  splits: dict[str, Examples] = {
+    split: _scan(split_folder, classes) for split, split_folder in given.items()
+  }
+  notes = ()
+  lacking = [split for split in SPLITS if split not in given]
+  if lacking:
+    dealer = Dealer(folder, classes, split_file)
+    splits.update(dealer.deal(splits['train'], ('train', *lacking)))
+    notes = (f'{" and ".join(lacking)} were dealt from train, stratified, seed {SEED}: 10% each.',)
+  return Task(f'folder:{folder}', classes, _opened(splits), f'the folder {folder}', notes)
+
+
+def _require_known_classes(folder: str, train: str, classes: Sequence[str]) -> None:
+  unknown = sorted(set(_subfolders(folder)) - set(classes))
+  if unknown:
+    raise ValueError(f'{folder} has classes that {train} has not: {", ".join(unknown)}.')
+
+
+def _find_splits(names: Container[str]) -> dict[str, str]:
+  """What the splits are called, of those that are among the names."""
+  present = {
+    split: next((name for name in known if name in names), None)
+    for split, known in _SPLIT_NAMES.items()
+  }
+  return {split: name for split, name in present.items() if name is not None}
+
+
+def _subfolders(folder: str) -> list[str]:
+  return sorted(
+    item.name for item in os.scandir(folder) if item.is_dir() and not item.name.startswith('.')
+  )
+
+
+def _scan(folder: str, classes: Sequence[str]) -> Files:
+  """All images below the class folders, in the order of their names.
+
+  Args:
+    folder: folder that holds the class folders; one for each class that occurs.
+    classes: names of the class folders, in the order of the labels.
+
+  Raises:
+    ValueError: a class folder holds no images.
+  """
+  paths, labels, empty = [], [], []
+  for label, name in enumerate(classes):
+    class_folder = os.path.join(folder, name)
+    if not os.path.isdir(class_folder):
+      continue
+    images = _images_below(class_folder)
+    paths += images
+    labels += [label] * len(images)
+    if not images:
+      empty.append(name)
+  if empty:
+    raise ValueError(
+      f'{folder}: no images in the class folders {", ".join(empty)}; '
+      f'an image is a file ending in {", ".join(EXTENSIONS)}. Fill or remove them.'
     )
-  missing = [split for split in ('val', 'test') if split not in given]
-  shares = (1 - 0.1 * len(missing), *([0.1] * len(missing)))
-  parts = _parts(pool, ('train', *missing), shares, split_file, classes, folder)
-  splits = {**parts, **given}
-  note = f'{" and ".join(missing)} were dealt from train, stratified, seed {SEED}: 10% each.'
-  return Task(
-    f'folder:{folder}',
-    classes,
-    {name: lambda part=part: part for name, part in splits.items()},
-    f'the folder {folder}',
-    (note,),
-  )
+  return Files(paths, labels)
 
 
-def _from_csv(path, source, split_file):
-  del source
-  rows, root = read_csv(path)
-  seen = {}
-  for number, name, _ in rows:
-    if name in seen:
-      raise ValueError(
-        f'{path}, line {number}: {name} occurs a second time, first in line {seen[name]}.'
-      )
-    seen[name] = number
-  names = sorted(
-    {label for *_, label in rows},
-    key=lambda label: (0, int(label), '') if label.isdigit() else (1, 0, label),
-  )
-  if len(names) < 2:
-    raise ValueError(f'{path} has the one label {names[0]!r}; two or more are needed to classify.')
-  number_of = {label: number for number, label in enumerate(names)}
+def _images_below(folder: str) -> list[str]:
+  images = []
+  for parent, folders, names in os.walk(folder):
+    folders.sort()
+    images += [
+      os.path.join(parent, name)
+      for name in sorted(names)
+      if name.lower().endswith(EXTENSIONS) and not name.startswith('.')
+    ]
+  return images
+
+
+def _from_csv(path: str, split_file: str | None) -> Task:
+  rows = read_csv(path)
+  classes = _classes_of(rows)
+  if len(classes) < 2:
+    raise ValueError(
+      f'{path} has the one label {classes[0]!r}; two or more are needed to classify.'
+    )
+  number_of = {name: number for number, name in enumerate(classes)}
+  root = os.path.dirname(path)
   files = Files(
-    [os.path.join(root, name) for _, name, _ in rows], [number_of[label] for *_, label in rows]
+    [os.path.join(root, row.path) for row in rows], [number_of[row.label] for row in rows]
   )
-  require_files(files.paths, f'that {path} names')
-  return _dealt(f'csv:{path}', tuple(names), files, path, split_file)
+  require_files(files.paths, path)
+  return _dealt(f'csv:{path}', Dealer(path, classes, split_file), files)
 
 
-def _from_tfds(name, source, split_file):
+def _classes_of(rows: Sequence[LabelledPath]) -> tuple[str, ...]:
+  """The labels that occur: whole numbers in their order, then words in theirs."""
+  labels = {row.label for row in rows}
+  numbers = sorted((label for label in labels if label.isdigit()), key=int)
+  return (*numbers, *sorted(label for label in labels if not label.isdigit()))
+
+
+def _from_tfds(name: str, source: Source, split_file: str | None) -> Task:
   builder = tfds.find_builder(name, source.dir, source.version)
   features = builder.info.features
-  if not {'image', 'label'} <= set(features) or not getattr(features['label'], 'num_classes', None):
+  num_classes = getattr(features['label'], 'num_classes', None) if 'label' in features else None
+  if 'image' not in features or not num_classes:
     raise ValueError(
-      f"TFDS {name} has the features {', '.join(features)}; an 'image' and a 'label' with classes are expected."
+      f'TFDS {name} has the features {", ".join(features)}; '
+      "an 'image' and a 'label' with classes are expected."
     )
-  classes = tuple(features['label'].names or map(str, range(features['label'].num_classes)))
-  whole = {}
-
-  def read(split):
-    if split not in whole:
-      tfds.prepare(builder)
-      whole[split] = tfds.read(
-        builder, split, lambda example: example['image'], lambda example: int(example['label'])
-      )
-    return whole[split]
-
-  def opened(split):
-    def examples():
-      tfds.prepare(builder)
-      there = {
-        ours: next((name for name in names if name in builder.info.splits), None)
-        for ours, names in _OTHER_NAMES.items()
-      }
-      if there['train'] is None:
-        raise ValueError(
-          f"TFDS {name} has the splits {', '.join(builder.info.splits)}; a 'train' is expected."
-        )
-      if there[split] and split != 'train':
-        return read(there[split])
-      missing = [other for other in ('val', 'test') if not there[other]]
-      if not missing:
-        return read(there['train'])
-      shares = (1 - 0.1 * len(missing), *([0.1] * len(missing)))
-      return _parts(
-        read(there['train']), ('train', *missing), shares, split_file, classes, f'TFDS {name}'
-      )[split]
-
-    return examples
-
+  classes = tfds.class_names(builder, num_classes)
+  stored = StoredDataSet(builder, Dealer(f'TFDS {name}', classes, split_file))
+  splits = {split: StoredSplit(stored, split) for split in SPLITS}
   note = f'Splits that the data set lacks were dealt from train, stratified, seed {SEED}: 10% each.'
-  return Task(
-    f'tfds:{name}',
-    classes,
-    {split: opened(split) for split in SPLITS},
-    f'TFDS {builder.info.full_name}',
-    (note,),
-    missing=tfds.missing(builder),
+  return tfds.task_of([builder], f'tfds:{name}', classes, splits, notes=(note,))
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredDataSet:
+  """A TFDS data set of the user; what it lacks of 'val' and 'test' is dealt from its 'train'.
+
+  Attributes:
+    builder: builder of the data set.
+    dealer: what deals.
+  """
+
+  builder: Builder
+  dealer: Dealer
+  _read_before: dict[str, TfdsExamples] = dataclasses.field(
+    default_factory=dict, init=False, repr=False, compare=False
   )
 
+  def open(self, split: str) -> Examples:
+    """The examples of a split; the data set is prepared first.
 
-def _dealt(name, classes, examples, origin, split_file):
-  parts = _parts(examples, SPLITS, SHARES, split_file, classes, origin)
-  note = f'Split by glora_jax, stratified, seed {SEED}: 80% train, 10% val, 10% test.'
-  return Task(
-    name,
-    classes,
-    {split: lambda part=part: part for split, part in parts.items()},
-    str(origin),
-    (note,),
-  )
-
-
-def _parts(examples, splits, shares, split_file, classes, origin) -> dict[str, Part]:
-  """The examples dealt to splits, as `split_file` says where it is there, which must be of the same examples."""
-  labels = examples.labels
-  few = [
-    f'{classes[n]} ({count})'
-    for n, count in enumerate(np.bincount(labels, minlength=len(classes)))
-    if count < len(splits)
-  ]
-  if few:
-    raise ValueError(
-      f'{origin}: every class needs at least {len(splits)} images to be split into {", ".join(splits)}; '
-      f'too few in {", ".join(few)}.'
-    )
-  if split_file and os.path.exists(split_file):
-    saved = read_json(split_file)
-    if saved['identity'] != examples.identity:
+    Raises:
+      ValueError: the data set has no 'train'.
+    """
+    tfds.prepare(self.builder)
+    stored = _find_splits(self.builder.info.splits)
+    if 'train' not in stored:
       raise ValueError(
-        f'The images of {origin} have changed since {split_file} was made; take a new workdir, or remove that file and '
-        'with it the claim that the results of this workdir are of the same split.'
+        f'{self.dealer.origin} has the splits {", ".join(self.builder.info.splits)}; '
+        "a 'train' is expected."
       )
-    indices = [saved[split] for split in splits]
-  else:
-    indices = deal(labels, shares, SEED)
-    if split_file:
-      os.makedirs(os.path.dirname(split_file), exist_ok=True)
-      write_json(
-        split_file,
-        {
-          'identity': examples.identity,
-          **{split: part.tolist() for split, part in zip(splits, indices, strict=True)},
-        },
-      )
-  return {
-    split: Part(examples, np.asarray(part, np.int64))
-    for split, part in zip(splits, indices, strict=True)
-  }
+    lacking = [name for name in SPLITS if name not in stored]
+    if split in ('train', *lacking) and lacking:
+      return self.dealer.deal(self._read(stored['train']), ('train', *lacking))[split]
+    return self._read(stored[split])
+
+  def _read(self, stored_name: str) -> TfdsExamples:
+    """A stored split; its labels are read once for all that is dealt from it."""
+    if stored_name not in self._read_before:
+      self._read_before[stored_name] = tfds.read(self.builder, stored_name)
+    return self._read_before[stored_name]
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredSplit:
+  """A split of a `StoredDataSet`.
+
+  Attributes:
+    data_set: the data set.
+    name: name of the split.
+  """
+
+  data_set: StoredDataSet
+  name: str
+
+  def open(self) -> Examples:
+    """The examples of the split."""
+    return self.data_set.open(self.name)

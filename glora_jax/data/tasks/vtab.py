@@ -1,379 +1,311 @@
 """VTAB-1k (Zhai et al. 2019, arXiv 1910.04867): 19 tasks of 800 training and 200 validation images.
 
-From TFDS as the benchmark's own data code (google-research/task_adaptation) defines them, or from the folders that NOAH made and most
-PyTorch papers use, whose images were saved again as JPEG: pixels differ, and every result says which it was.
+From TFDS as the benchmark's own data code (google-research/task_adaptation) defines them, or from
+the folders that NOAH made and most PyTorch papers use, whose images were saved again as JPEG:
+pixels differ, and every result says which it was.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Literal, NamedTuple
 
 from glora_jax.data import tfds
-from glora_jax.data.examples import Examples
-from glora_jax.data.label_files import read_list
+from glora_jax.data.label_files import ListedSplit
 from glora_jax.data.task import Source, Task
+from glora_jax.data.tasks.vtab_labels import (
+  clevr_count,
+  clevr_distance,
+  dsprites_orientation,
+  kitti_distance,
+)
+from glora_jax.data.tfds import Builder, LabelFeature, LabelFunction, TfdsSplit
 
+Group = Literal['natural', 'specialized', 'structured']
+GROUPS: tuple[Group, ...] = ('natural', 'specialized', 'structured')
 TRAIN = 'train[:800]'
-GROUPS = ('natural', 'specialized', 'structured')
 
 
-def last_below(value: float, thresholds: Sequence[float]) -> int:
-  """The largest index whose threshold is below the value."""
-  return max(index for index, threshold in enumerate(thresholds) if threshold < value)
-
-
-def _objects(example: Mapping[str, Any], key: str) -> np.ndarray:
-  return np.asarray(example['objects'][key])
-
-
-def clevr_count(example):
-  return len(_objects(example, 'size')) - 3
-
-
-def clevr_distance(example):
-  return last_below(_objects(example, 'pixel_coords')[:, 2].min(), (0, 8, 8.5, 9, 9.5, 10, 100))
-
-
-def kitti_distance(example):
-  """Of the nearest vehicle; 1000 stands for none, so that it is a class of its own."""
-  vehicles = _objects(example, 'type') < 3
-  depths = np.append(_objects(example, 'location').reshape(-1, 3)[vehicles, 2], 1000.0)
-  return last_below(depths.min(), (-100, 8, 20, 999))
-
-
-def dsprites_orientation(example):
-  """40 orientations in 16 bins of 40 / 16 = 5 / 2."""
-  return 2 * int(example['label_orientation']) // 5
-
-
-def _key(name, divide=1):
-  return lambda example: int(example[name]) // divide
-
-
-class Record(NamedTuple):
-  """A row of the benchmark.
+class StoredSplits(NamedTuple):
+  """The TFDS splits that a task validates and tests on; all tasks train on `train[:800]`.
 
   Attributes:
-    name: as papers call it.
-    group: natural, specialized or structured.
-    builder: of TFDS, with the version the benchmark asks for.
-    label: TFDS example -> class.
-    classes: how many, or their names where TFDS has none.
-    val, test: split expressions; `train` is `train[:800]` everywhere.
-    num_test: images of the test split.
-    folder: NOAH's name of it.
-    scale: that stored values are multiplied with to be pixels.
+    val: split expression of the 200 validation images.
+    test: split expression of the test images.
+    num_test: number of the test images.
   """
 
-  name: str
-  group: str
-  builder: str
-  label: Callable[[Mapping[str, Any]], int]
-  classes: int | tuple[str, ...]
   val: str
   test: str
   num_test: int
-  folder: str
+
+
+class VtabTask(NamedTuple):
+  """A task of the benchmark.
+
+  Attributes:
+    name: name in the names of tasks.
+    group: natural, specialized or structured.
+    builder: name in TFDS, with the version that the benchmark asks for.
+    splits: what is validated and tested on.
+    classes: names of the classes, or how many there are where TFDS has their names.
+    label: function from the features of an example to its class.
+    folders: names that copies of NOAH's folder have; empty where it is the name of the task.
+    scale: factor from stored values to pixels.
+  """
+
+  name: str
+  group: Group
+  builder: str
+  splits: StoredSplits
+  classes: int | tuple[str, ...]
+  label: LabelFunction = LabelFeature()
+  folders: tuple[str, ...] = ()
   scale: int = 1
 
+  @property
+  def num_classes(self) -> int:
+    """The number of classes."""
+    return self.classes if isinstance(self.classes, int) else len(self.classes)
 
-_COUNTS = tuple(f'{n} objects' for n in range(3, 11))
-_NEAR = ('below 8', '8 to 8.5', '8.5 to 9', '9 to 9.5', '9.5 to 10', 'above 10')
+
+def _numbered(pattern: str, numbers: range) -> tuple[str, ...]:
+  return tuple(pattern.format(number) for number in numbers)
+
+
+_CLEVR = StoredSplits('train[63000:63200]', 'validation', 15000)
+_DSPRITES = StoredSplits('train[589824:590024]', 'train[663552:]', 73728)
+_NORB = StoredSplits('test[:200]', 'test[50%:]', 12150)
+
+_COUNTS = _numbered('{} objects', range(3, 11))
+_DISTANCES = ('below 8', '8 to 8.5', '8.5 to 9', '9 to 9.5', '9.5 to 10', 'above 10')
 _VEHICLES = ('vehicle below 8 m', 'vehicle 8 to 20 m', 'vehicle above 20 m', 'no vehicle')
-_X, _ANGLES = (
-  tuple(f'x bin {n}' for n in range(16)),
-  tuple(f'orientation bin {n}' for n in range(16)),
-)
-_AZIMUTHS, _ELEVATIONS = (
-  tuple(f'azimuth {20 * n} degrees' for n in range(18)),
-  tuple(f'elevation {30 + 5 * n} degrees' for n in range(9)),
-)
-_DSPRITES = 'train[589824:590024]', 'train[663552:]', 73728
-_CLEVR, _NORB = ('train[63000:63200]', 'validation', 15000), ('test[:200]', 'test[50%:]', 12150)
+_POSITIONS = _numbered('x bin {}', range(16))
+_ORIENTATIONS = _numbered('orientation bin {}', range(16))
+_AZIMUTHS = _numbered('azimuth {} degrees', range(0, 360, 20))
+_ELEVATIONS = _numbered('elevation {} degrees', range(30, 75, 5))
 
-RECORDS = (
-  Record(
+TASKS = (
+  VtabTask(
     'cifar100',
     'natural',
-    'cifar100:3.*.*',
-    _key('label'),
-    100,
-    'train[45000:45200]',
-    'test',
-    10000,
-    'cifar',
+    builder='cifar100:3.*.*',
+    splits=StoredSplits('train[45000:45200]', 'test', 10000),
+    classes=100,
+    folders=('cifar', 'cifar100'),
   ),
-  Record(
+  VtabTask(
     'caltech101',
     'natural',
-    'caltech101:3.*.*',
-    _key('label'),
-    102,
-    'train[2754:2954]',
-    'test',
-    6084,
-    'caltech101',
+    builder='caltech101:3.*.*',
+    splits=StoredSplits('train[2754:2954]', 'test', 6084),
+    classes=102,
   ),
-  Record('dtd', 'natural', 'dtd:3.*.*', _key('label'), 47, 'validation[:200]', 'test', 1880, 'dtd'),
-  Record(
+  VtabTask(
+    'dtd',
+    'natural',
+    builder='dtd:3.*.*',
+    splits=StoredSplits('validation[:200]', 'test', 1880),
+    classes=47,
+  ),
+  VtabTask(
     'oxford_flowers102',
     'natural',
-    'oxford_flowers102:2.*.*',
-    _key('label'),
-    102,
-    'validation[:200]',
-    'test',
-    6149,
-    'oxford_flowers102',
+    builder='oxford_flowers102:2.*.*',
+    splits=StoredSplits('validation[:200]', 'test', 6149),
+    classes=102,
   ),
-  Record(
+  VtabTask(
     'oxford_iiit_pet',
     'natural',
-    'oxford_iiit_pet:3.*.*',
-    _key('label'),
-    37,
-    'train[2944:3144]',
-    'test',
-    3669,
-    'oxford_iiit_pet',
+    builder='oxford_iiit_pet:3.*.*',
+    splits=StoredSplits('train[2944:3144]', 'test', 3669),
+    classes=37,
+    folders=('oxford_iiit_pet', 'oxford_pet'),
   ),
-  Record(
+  VtabTask(
     'svhn',
     'natural',
-    'svhn_cropped:3.0.0',
-    _key('label'),
-    10,
-    'train[65931:66131]',
-    'test',
-    26032,
-    'svhn',
+    builder='svhn_cropped:3.0.0',
+    splits=StoredSplits('train[65931:66131]', 'test', 26032),
+    classes=10,
   ),
-  Record(
+  VtabTask(
     'sun397',
     'natural',
-    'sun397/tfds:4.*.*',
-    _key('label'),
-    397,
-    'validation[:200]',
-    'test',
-    21750,
-    'sun397',
+    builder='sun397/tfds:4.*.*',
+    splits=StoredSplits('validation[:200]', 'test', 21750),
+    classes=397,
   ),
-  Record(
+  VtabTask(
     'patch_camelyon',
     'specialized',
-    'patch_camelyon:2.*.*',
-    _key('label'),
-    2,
-    'validation[:200]',
-    'test',
-    32768,
-    'patch_camelyon',
+    builder='patch_camelyon:2.*.*',
+    splits=StoredSplits('validation[:200]', 'test', 32768),
+    classes=2,
   ),
-  Record(
+  VtabTask(
     'eurosat',
     'specialized',
-    'eurosat/rgb:2.*.*',
-    _key('label'),
-    10,
-    'train[16200:16400]',
-    'train[21600:]',
-    5400,
-    'eurosat',
+    builder='eurosat/rgb:2.*.*',
+    splits=StoredSplits('train[16200:16400]', 'train[21600:]', 5400),
+    classes=10,
   ),
-  Record(
+  VtabTask(
     'resisc45',
     'specialized',
-    'resisc45:3.*.*',
-    _key('label'),
-    45,
-    'train[18900:19100]',
-    'train[25200:]',
-    6300,
-    'resisc45',
+    builder='resisc45:3.*.*',
+    splits=StoredSplits('train[18900:19100]', 'train[25200:]', 6300),
+    classes=45,
   ),
-  Record(
+  VtabTask(
     'diabetic_retinopathy',
     'specialized',
-    'diabetic_retinopathy_detection/btgraham-300:3.*.*',
-    _key('label'),
-    5,
-    'validation[:200]',
-    'test',
-    42670,
-    'diabetic_retinopathy',
+    builder='diabetic_retinopathy_detection/btgraham-300:3.*.*',
+    splits=StoredSplits('validation[:200]', 'test', 42670),
+    classes=5,
   ),
-  Record('clevr_count', 'structured', 'clevr:3.*.*', clevr_count, _COUNTS, *_CLEVR, 'clevr_count'),
-  Record('clevr_dist', 'structured', 'clevr:3.*.*', clevr_distance, _NEAR, *_CLEVR, 'clevr_dist'),
-  Record(
+  VtabTask(
+    'clevr_count',
+    'structured',
+    builder='clevr:3.*.*',
+    splits=_CLEVR,
+    classes=_COUNTS,
+    label=clevr_count,
+  ),
+  VtabTask(
+    'clevr_dist',
+    'structured',
+    builder='clevr:3.*.*',
+    splits=_CLEVR,
+    classes=_DISTANCES,
+    label=clevr_distance,
+  ),
+  VtabTask(
     'dmlab',
     'structured',
-    'dmlab:2.0.1',
-    _key('label'),
-    6,
-    'validation[:200]',
-    'test',
-    22735,
-    'dmlab',
+    builder='dmlab:2.0.1',
+    splits=StoredSplits('validation[:200]', 'test', 22735),
+    classes=6,
   ),
-  Record(
+  VtabTask(
     'kitti',
     'structured',
-    'kitti:3.1.0',
-    kitti_distance,
-    _VEHICLES,
-    'validation[:200]',
-    'test',
-    711,
-    'kitti',
+    builder='kitti:3.1.0',
+    splits=StoredSplits('validation[:200]', 'test', 711),
+    classes=_VEHICLES,
+    label=kitti_distance,
   ),
-  Record(
+  VtabTask(
     'dsprites_loc',
     'structured',
-    'dsprites:2.*.*',
-    _key('label_x_position', 2),
-    _X,
-    *_DSPRITES,
-    'dsprites_loc',
-    255,
+    builder='dsprites:2.*.*',
+    splits=_DSPRITES,
+    classes=_POSITIONS,
+    label=LabelFeature('label_x_position', bin_size=2),
+    scale=255,
   ),
-  Record(
+  VtabTask(
     'dsprites_ori',
     'structured',
-    'dsprites:2.*.*',
-    dsprites_orientation,
-    _ANGLES,
-    *_DSPRITES,
-    'dsprites_ori',
-    255,
+    builder='dsprites:2.*.*',
+    splits=_DSPRITES,
+    classes=_ORIENTATIONS,
+    label=dsprites_orientation,
+    scale=255,
   ),
-  Record(
+  VtabTask(
     'smallnorb_azi',
     'structured',
-    'smallnorb:2.*.*',
-    _key('label_azimuth'),
-    _AZIMUTHS,
-    *_NORB,
-    'smallnorb_azi',
+    builder='smallnorb:2.*.*',
+    splits=_NORB,
+    classes=_AZIMUTHS,
+    label=LabelFeature('label_azimuth'),
   ),
-  Record(
+  VtabTask(
     'smallnorb_ele',
     'structured',
-    'smallnorb:2.*.*',
-    _key('label_elevation'),
-    _ELEVATIONS,
-    *_NORB,
-    'smallnorb_ele',
+    builder='smallnorb:2.*.*',
+    splits=_NORB,
+    classes=_ELEVATIONS,
+    label=LabelFeature('label_elevation'),
   ),
 )
-OTHER_FOLDERS = {
-  'cifar': 'cifar100',
-  'oxford_iiit_pet': 'oxford_pet',
-}  # as some copies of NOAH's folders call them
+NAMES = tuple(vtab_task.name for vtab_task in TASKS)
+
+_NOAH_LISTS = {'train': 'train800.txt', 'val': 'val200.txt', 'test': 'test.txt'}
 
 
-def names() -> tuple[str, ...]:
-  return tuple(record.name for record in RECORDS)
-
-
-def record(name: str) -> Record:
-  """The record of a task.
+def find(name: str) -> VtabTask:
+  """The task of a name.
 
   Raises:
     ValueError: no such task.
+
+  Example:
+    >>> find('kitti').classes[-1]
+    'no vehicle'
   """
-  for one in RECORDS:
-    if one.name == name:
-      return one
-  raise ValueError(f"VTAB-1k has no task '{name}'; its tasks are {', '.join(names())}.")
+  for vtab_task in TASKS:
+    if vtab_task.name == name:
+      return vtab_task
+  raise ValueError(f"VTAB-1k has no task '{name}'; its tasks are {', '.join(NAMES)}.")
 
 
 def task(name: str, source: Source) -> Task:
   """The task of a name, from TFDS or from NOAH's folder.
 
   Raises:
-    ValueError, FileNotFoundError: no such task or source; NOAH's folder is not there.
+    ValueError: no such task or source.
+    FileNotFoundError: NOAH's folder is not there.
   """
-  if (source.source or 'tfds') == 'tfds':
-    return _from_tfds(record(name), source)
-  if source.source == 'noah':
-    return _from_noah(record(name), source)
-  raise ValueError(f"data.source='{source.source}' is unknown for VTAB-1k; it is 'tfds' or 'noah'.")
+  if source.kind(('tfds', 'noah'), 'VTAB-1k') == 'noah':
+    return _from_noah(find(name), source)
+  return _from_tfds(find(name), source)
 
 
-def _class_names(one: Record, builder) -> tuple[str, ...]:
-  if not isinstance(one.classes, int):
-    return one.classes
-  known = builder.info.features['label'].names if 'label' in builder.info.features else None
-  return (
-    tuple(known) if known and len(known) == one.classes else tuple(map(str, range(one.classes)))
-  )
+def _class_names(vtab_task: VtabTask, builder: Builder) -> tuple[str, ...]:
+  if isinstance(vtab_task.classes, int):
+    return tfds.class_names(builder, vtab_task.classes)
+  return vtab_task.classes
 
 
-def _from_tfds(one, source):
-  builder = tfds.find_builder(one.builder, source.dir, source.version)
-
-  def image(example):
-    found = example['image']
-    return found * np.uint8(one.scale) if isinstance(found, np.ndarray) else found
-
-  def open_split(split):
-    def opened() -> Examples:
-      tfds.prepare(builder)
-      keys = (
-        () if one.scale != 1 else ('image',)
-      )  # stored values that are no pixels yet are decoded by TFDS
-      return tfds.read(builder, split, image, one.label, keys)
-
-    return opened
-
-  asked = (source.version or one.builder.partition(':')[2]).split('*')[0]
-  notes = (
-    ()
-    if str(builder.version).startswith(asked)
-    else (
-      f'TFDS {builder.info.full_name} serves in place of {one.builder}: the order of its examples, and so the 800 that are trained on, is '
-      "not the benchmark's.",
+def _from_tfds(vtab_task: VtabTask, source: Source) -> Task:
+  builder = tfds.find_builder(vtab_task.builder, source.dir, source.version)
+  expressions = {'train': TRAIN, 'val': vtab_task.splits.val, 'test': vtab_task.splits.test}
+  splits = {
+    split: TfdsSplit(builder, expression, vtab_task.label, vtab_task.scale)
+    for split, expression in expressions.items()
+  }
+  notes = ()
+  wanted_version = source.version or vtab_task.builder.partition(':')[2]
+  if not str(builder.version).startswith(wanted_version.split('*')[0]):
+    notes = (
+      f'TFDS {builder.info.full_name} serves in place of {vtab_task.builder}: the order of its '
+      "examples, and so the 800 that are trained on, is not the benchmark's.",
     )
-  )
-  splits = {'train': open_split(TRAIN), 'val': open_split(one.val), 'test': open_split(one.test)}
-  return Task(
-    f'vtab/{one.name}',
-    _class_names(one, builder),
-    splits,
-    f'TFDS {builder.info.full_name}',
-    notes,
-    one.group,
-    missing=tfds.missing(builder),
-  )
+  classes = _class_names(vtab_task, builder)
+  name = f'vtab/{vtab_task.name}'
+  return tfds.task_of([builder], name, classes, splits, notes=notes, group=vtab_task.group)
 
 
-def _from_noah(one, source):
-  if source.root is None:
-    raise ValueError(
-      "data.source='noah' needs data.root, the folder that holds vtab-1k's task folders."
-    )
-  root = os.path.expanduser(source.root)
+def _from_noah(vtab_task: VtabTask, source: Source) -> Task:
+  root = source.folder("vtab-1k's task folders")
   candidates = [
     os.path.join(base, name)
     for base in (root, os.path.join(root, 'vtab-1k'))
-    for name in (one.folder, one.name, OTHER_FOLDERS.get(one.folder))
-    if name
+    for name in vtab_task.folders or (vtab_task.name,)
   ]
-  found = next((path for path in candidates if os.path.isdir(path)), None)
-  if found is None:
+  folder = next((path for path in candidates if os.path.isdir(path)), None)
+  if folder is None:
     raise FileNotFoundError(
-      f'There is no folder {candidates[0]}; it comes with the vtab-1k archive of https://github.com/ZhangYuanhan-AI/NOAH.'
+      f'There is no folder {candidates[0]}; '
+      'it comes with the vtab-1k archive of https://github.com/ZhangYuanhan-AI/NOAH.'
     )
-  classes = _class_names(one, tfds.find_builder(one.builder, source.dir))
-  opened = lambda file: lambda: read_list(os.path.join(found, file), found, len(classes))
+  classes = _class_names(vtab_task, tfds.find_builder(vtab_task.builder, source.dir))
   splits = {
-    'train': opened('train800.txt'),
-    'val': opened('val200.txt'),
-    'test': opened('test.txt'),
+    split: ListedSplit(os.path.join(folder, name), (folder,), len(classes))
+    for split, name in _NOAH_LISTS.items()
   }
-  return Task(f'vtab/{one.name}', classes, splits, f"NOAH's folder {found}", group=one.group)
+  name = f'vtab/{vtab_task.name}'
+  return Task(name, classes, splits, f"NOAH's folder {folder}", group=vtab_task.group)

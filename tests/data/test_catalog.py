@@ -1,0 +1,54 @@
+"""All names of tasks, and the report on what is ready."""
+
+import re
+
+import pytest
+from digits_folder import prepared_digits
+
+from glora_jax.data import catalog
+from glora_jax.data import tfds as tfds_lib
+from glora_jax.data.task import Source
+from glora_jax.data.tasks import fewshot, vtab
+
+
+def test_all_stands_for_every_value_of_a_part():
+  expand = catalog.expand
+  assert expand('vtab/all') == [f'vtab/{name}' for name in vtab.NAMES]
+  assert expand('fewshot/all/4/0') == [f'fewshot/{name}/4/0' for name in fewshot.NAMES]
+  assert expand('fewshot/food101/all/1') == [f'fewshot/food101/{n}/1' for n in fewshot.SHOTS]
+  assert len(set(expand('fewshot/all'))) == 5 * len(fewshot.SHOTS) * len(fewshot.SEEDS)
+  assert expand('generalization/all') == [f'generalization/{seed}' for seed in range(3)]
+
+
+@pytest.mark.parametrize('name', ['vtab/al', 'digits', 'folder:photos/all', 'vtab/all/all'])
+def test_other_names_stand_for_themselves(name):
+  assert catalog.expand(name) == [name]
+
+
+def test_unknown_tasks_are_listed():
+  with pytest.raises(ValueError, match=r'digits, vtab/NAME \(cifar100, .*generalization/SEED, and'):
+    catalog.find('digit')
+
+
+def test_the_report_covers_a_suite_without_preparing_anything(tmp_path, monkeypatch):
+  monkeypatch.setattr(tfds_lib, 'prepare', lambda builder: pytest.fail('prepared'))
+  source = Source(dir=str(tmp_path))
+  reports = [catalog.report(name, source) for name in catalog.expand('vtab/all')]
+  assert not any(report.ready for report in reports)
+  text = '\n'.join(line for report in reports for line in report.lines)
+  assert 'resisc45/3.0.0 needs a manual download into' in text
+  assert 'You can download it' in text or 'Dataset can be downloaded' in text
+  assert "is not the benchmark's" in text
+
+
+def test_the_report_counts_classes():
+  report = catalog.report('digits', Source(dir=prepared_digits()))
+  assert report.ready
+  line = r'train  800 images, 10 of 10 classes, \d+ to \d+ each: 0 \d+, 1 \d+'
+  assert re.search(line, '\n'.join(report.lines))
+
+
+def test_the_report_says_what_cannot_be_a_task():
+  report = catalog.report('fewshot/food101/0/0', Source())
+  assert not report.ready
+  assert report.lines[0] == 'fewshot/food101/0/0: NOT READY'

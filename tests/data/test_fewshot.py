@@ -1,0 +1,64 @@
+"""Few-shot tasks: draws from TFDS, NOAH's lists, and sentences for what cannot be."""
+
+import numpy as np
+import pytest
+from label_lists import write_images
+from mocked_tfds import mocked  # noqa: F401
+
+from glora_jax.data import pipeline
+from glora_jax.data.catalog import find
+from glora_jax.data.task import Source
+
+SPLITS = ('train', 'val', 'test')
+
+
+@pytest.mark.parametrize('shots', [1, 4, 16])
+def test_draws_are_balanced_disjoint_and_decided_by_the_seed(mocked, shots):
+  drawn = []
+  for seed in (0, 0, 1):
+    task = find(f'fewshot/food101/{shots}/{seed}')
+    assert 'not those of NOAH' in task.notes[0]
+    train = task.open('train')
+    val = task.open('val')
+    np.testing.assert_array_equal(np.bincount(train.labels, minlength=101), shots)
+    np.testing.assert_array_equal(np.bincount(val.labels, minlength=101), min(shots, 4))
+    assert not set(train.indices) & set(val.indices)
+    drawn.append(train.indices.tolist())
+  first, again, other = drawn
+  assert first == again
+  assert set(first) != set(other)
+
+
+@pytest.mark.parametrize('images', ['', 'images'])
+def test_noahs_lists_are_read(tmp_path, images):
+  folder = tmp_path / 'oxford_pets'
+  names = [f'{n}.jpg' for n in range(6)]
+  write_images(folder / images, names)
+  lists = {
+    'train_meta.list.num_shot_2.seed_1': names[:2],
+    'val_meta.list': names[2:4],
+    'test_meta.list': names[4:],
+  }
+  (folder / 'annotations').mkdir()
+  for list_name, chosen in lists.items():
+    lines = [f'{path} {label}' for label, path in enumerate(chosen)]
+    (folder / 'annotations' / list_name).write_text('\n'.join(lines))
+  task = find('fewshot/oxford_pets/2/1', Source(source='lists', root=str(tmp_path)))
+  for split, first in zip(SPLITS, (0, 2, 4), strict=True):
+    loaded = pipeline.load(task.open(split), 4)
+    np.testing.assert_array_equal(loaded.labels, [0, 1])
+    greys = loaded.images[:, 0, 0, 0].astype(int)
+    assert np.abs(greys - [first, first + 1]).max() <= 2  # JPEG
+
+
+@pytest.mark.parametrize('text', ['food', 'food101', 'food101/4', 'food101/four/0', 'food101/0/0'])
+def test_names_that_are_no_tasks_are_explained(text):
+  with pytest.raises(ValueError, match=f'fewshot/{text}'):
+    find(f'fewshot/{text}')
+
+
+def test_data_that_is_not_there_is_explained(tmp_path):
+  with pytest.raises(ValueError, match="TFDS has no data set for fgvc_aircraft; take NOAH's lists"):
+    find('fewshot/fgvc_aircraft/4/0')
+  with pytest.raises(FileNotFoundError, match=r'There is no folder .*food-101.*NOAH'):
+    find('fewshot/food101/4/0', Source(source='lists', root=str(tmp_path)))

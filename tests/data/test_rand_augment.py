@@ -1,0 +1,181 @@
+"""RandAugment: every operation against Pillow, and what is drawn at random."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from photographs import photographs
+from PIL import Image, ImageEnhance, ImageOps
+
+from glora_jax.data import rand_augment
+
+OPERATIONS = rand_augment.OPERATIONS
+GREY = (128, 128, 128)
+
+
+class Reference(NamedTuple):
+  """What Pillow makes of an image.
+
+  Attributes:
+    apply: function of a Pillow image, and of an argument where the operation has one.
+    arguments: the arguments, the neutral one first; none for an operation without.
+    largest: by how much a value may differ.
+    share: which share of the values may differ.
+  """
+
+  apply: Callable
+  arguments: tuple = ()
+  largest: int = 0
+  share: float = 0.0
+
+
+def enhance(enhancer):
+  def apply(image, factor):
+    return enhancer(image).enhance(factor)
+
+  return Reference(apply, (1, 0.1, 0.19, 1.5, 1.9), 1, 0.002)
+
+
+def transform(matrix, *arguments):
+  def apply(image, value):
+    coefficients = matrix(value, *image.size)
+    bilinear = Image.Resampling.BILINEAR
+    return image.transform(
+      image.size, Image.Transform.AFFINE, coefficients, bilinear, fillcolor=GREY
+    )
+
+  return Reference(apply, arguments, 1, 0.02)
+
+
+def rotate(image, degrees):
+  return image.rotate(degrees, Image.Resampling.BILINEAR, fillcolor=GREY)
+
+
+def posterize(image, bits):
+  return ImageOps.posterize(image, bits) if bits else Image.new('RGB', image.size)
+
+
+def solarize_add(image, addition):
+  return image.point([min(255, n + addition) if n < 128 else n for n in range(256)] * 3)
+
+
+PILLOW = {
+  'auto_contrast': Reference(ImageOps.autocontrast, largest=1, share=0.02),
+  'equalize': Reference(ImageOps.equalize),
+  'invert': Reference(ImageOps.invert),
+  'rotate': Reference(rotate, (0, -30, -7.3, 1, 27), 1, 0.02),
+  'posterize': Reference(posterize, (8, 4, 2, 1, 0)),
+  'solarize': Reference(ImageOps.solarize, (256, 0, 26, 128, 255)),
+  'solarize_add': Reference(solarize_add, (0, 50, 99, 110)),
+  'color': enhance(ImageEnhance.Color),
+  'contrast': enhance(ImageEnhance.Contrast),
+  'brightness': enhance(ImageEnhance.Brightness),
+  'sharpness': enhance(ImageEnhance.Sharpness),
+  'shear_x': transform(lambda value, w, h: (1, value, 0, 0, 1, 0), 0, -0.3, 0.1, 0.27),
+  'shear_y': transform(lambda value, w, h: (1, 0, 0, value, 1, 0), 0, -0.3, 0.1, 0.27),
+  'translate_x': transform(lambda value, w, h: (1, 0, value * w, 0, 1, 0), 0, -0.45, 0.25, 0.411),
+  'translate_y': transform(lambda value, w, h: (1, 0, 0, 0, 1, value * h), 0, -0.45, 0.25, 0.411),
+}
+
+
+@pytest.mark.parametrize('name', OPERATIONS)
+def test_every_operation_gives_what_pillow_gives(name):
+  reference = PILLOW[name]
+  images = photographs()
+  arguments = [(value,) for value in reference.arguments] or [()]
+  axes = (0, *[None] * len(arguments[0]))
+  operation = jax.jit(jax.vmap(OPERATIONS[name].function, axes))
+  for argument in arguments:
+    result = np.asarray(operation(images, *argument))
+    assert result.dtype == np.uint8
+    pictures = [reference.apply(Image.fromarray(image), *argument) for image in images]
+    difference = np.abs(result.astype(int) - np.stack([np.asarray(p) for p in pictures]))
+    assert difference.max() <= reference.largest, argument
+    assert (difference > 0).mean() <= reference.share, argument
+    if argument and argument is arguments[0]:
+      np.testing.assert_array_equal(result, images)
+
+
+def argument(name, magnitude, sign=1, increasing=True):
+  level = np.float32(magnitude / rand_augment.MAX_MAGNITUDE)
+  return float(OPERATIONS[name].argument(level, sign, increasing))
+
+
+def test_arguments_are_on_the_scale_of_timm():
+  assert argument('rotate', 9, -1) == pytest.approx(-27)
+  bits = [argument('posterize', magnitude) for magnitude in (0, 4.9, 5, 9, 10)]
+  assert bits == [4, 3, 2, 1, 0]
+  assert [argument('solarize', magnitude) for magnitude in (0, 9, 10)] == [256, 26, 0]
+  assert [argument('solarize_add', magnitude) for magnitude in (0, 9, 10)] == [0, 99, 110]
+  assert [argument('color', 9, sign) for sign in (-1, 1)] == pytest.approx([0.19, 1.81])
+  assert argument('contrast', 10, -1) == pytest.approx(0.1)
+  assert argument('shear_y', 10) == pytest.approx(0.3)
+  assert argument('translate_x', 10, -1) == pytest.approx(-0.45)
+
+
+def test_arguments_of_the_paper_do_not_all_increase_the_effect():
+  bits = [argument('posterize', magnitude, increasing=False) for magnitude in (0, 4.9, 5, 9, 10)]
+  assert bits == [0, 1, 2, 3, 4]
+  assert argument('solarize', 9, increasing=False) == 230
+  assert argument('brightness', 5, -1, increasing=False) == pytest.approx(1.0)
+
+
+@pytest.fixture(scope='module')
+def augmented():
+  """Sixteen times the same photograph, after `rand_augment` with the keys 0, 0 and 1."""
+  images = np.repeat(photographs((24, 24))[:1], 16, 0)
+  apply = jax.jit(rand_augment.rand_augment)
+  return images, [np.asarray(apply(jax.random.key(seed), images)) for seed in (0, 0, 1)]
+
+
+def test_the_key_decides_and_every_image_has_its_own_draw(augmented):
+  _, (first, again, other) = augmented
+  np.testing.assert_array_equal(first, again)
+  assert (first != other).any()
+  assert len({image.tobytes() for image in first}) > 7  # a quarter of the images is left alone
+
+
+def test_the_loop_and_the_vectorized_form_agree(augmented, monkeypatch):
+  images, (by_loop, *_) = augmented
+
+  def vectorized(*arguments, cpu, default):
+    return default(*arguments)
+
+  monkeypatch.setattr(jax.lax, 'platform_dependent', vectorized)
+  apply = jax.jit(lambda *arguments: rand_augment.rand_augment(*arguments))
+  difference = np.asarray(apply(jax.random.key(0), images)).astype(int) - by_loop
+  assert (by_loop != images).any()
+  assert (np.abs(difference) > 1).mean() < 0.001
+
+
+def test_each_layer_applies_one_operation_or_none(monkeypatch):
+  operations = {
+    'add 1': rand_augment.Operation(lambda image: image + 1),
+    'add 16': rand_augment.Operation(lambda image: image + 16),
+  }
+  monkeypatch.setattr(rand_augment, 'OPERATIONS', operations)
+  number = 4000
+  images = jnp.zeros((number, 1, 1, 3), jnp.uint8)
+  result = jax.jit(lambda *arguments: rand_augment.rand_augment(*arguments))(
+    jax.random.key(0), images
+  )
+  found = np.bincount(np.asarray(result)[:, 0, 0, 0], minlength=33) / number
+  # Of two layers, each none with probability 1/2, either operation with 1/4.
+  expected = {0: 1 / 4, 1: 1 / 4, 16: 1 / 4, 2: 1 / 16, 32: 1 / 16, 17: 1 / 8}
+  np.testing.assert_allclose(found[list(expected)], list(expected.values()), atol=0.03)
+  assert found[list(expected)].sum() == pytest.approx(1)
+
+
+def test_levels_are_cut_off_and_signs_are_even():
+  sample = jax.jit(rand_augment.sample_levels, static_argnums=1)
+  levels, signs = sample(jax.random.key(0), (20_000,), 9, 0.5)
+  assert levels.max() == 1.0
+  above_two_deviations = 0.0228  # of a normal variable
+  assert float((levels == 1).mean()) == pytest.approx(above_two_deviations, abs=0.005)
+  assert np.median(levels) == pytest.approx(0.9, abs=0.002)
+  assert np.mean(signs) == pytest.approx(0, abs=0.03)
+  without_deviation, _ = sample(jax.random.key(0), (20_000,), 3, 0)
+  np.testing.assert_array_equal(without_deviation, np.float32(0.3))

@@ -1,0 +1,132 @@
+"""VTAB-1k: the table against TFDS and the published sizes, every task read on mocked data."""
+
+import io
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from label_lists import write_images
+from mocked_tfds import dataset_of, example, mocked, pixels, resolve  # noqa: F401
+from PIL import Image
+
+from glora_jax.data import pipeline
+from glora_jax.data import tfds as tfds_lib
+from glora_jax.data.catalog import find
+from glora_jax.data.task import Source
+from glora_jax.data.tasks import vtab
+
+SPLITS = ('train', 'val', 'test')
+
+
+def test_there_are_nineteen_in_three_groups():
+  groups = [vtab_task.group for vtab_task in vtab.TASKS]
+  assert [groups.count(group) for group in vtab.GROUPS] == [7, 4, 8]
+  assert len(set(vtab.NAMES)) == 19
+
+
+@pytest.mark.parametrize('vtab_task', vtab.TASKS, ids=lambda vtab_task: vtab_task.name)
+def test_splits_are_disjoint_and_of_the_published_sizes(vtab_task):
+  positions = {}
+  for name, expression in zip(SPLITS, (vtab.TRAIN, *vtab_task.splits[:2]), strict=True):
+    stored, stored_positions = resolve(dataset_of(vtab_task), expression)
+    positions[name] = {(stored, position) for position in stored_positions}
+  assert [len(positions[name]) for name in SPLITS] == [800, 200, vtab_task.splits.num_test]
+  assert not positions['train'] & positions['val']
+  assert not positions['train'] & positions['test']
+  assert not positions['val'] & positions['test']
+
+
+@pytest.mark.parametrize('vtab_task', vtab.TASKS, ids=lambda vtab_task: vtab_task.name)
+def test_features_are_those_of_the_builder(vtab_task):
+  builder = tfds_lib.find_builder(vtab_task.builder)
+  features = builder.info.features
+  for feature, value in example(builder.name, 'train', 5).items():
+    assert feature in features
+    if isinstance(value, dict):
+      assert set(value) <= set(features[feature].feature)
+  if isinstance(vtab_task.classes, int):
+    assert features['label'].num_classes == vtab_task.classes
+
+
+@pytest.mark.parametrize('vtab_task', vtab.TASKS, ids=lambda vtab_task: vtab_task.name)
+def test_every_task_is_read_end_to_end(mocked, vtab_task):
+  task = find(f'vtab/{vtab_task.name}')
+  dataset = dataset_of(vtab_task)
+  assert task.num_classes == vtab_task.num_classes
+  assert task.group == vtab_task.group
+  for split, expression in (('train', vtab.TRAIN), ('val', vtab_task.splits.val)):
+    stored, positions = resolve(dataset, expression)
+    loaded = pipeline.load(task.open(split), 8)
+    labels = [vtab_task.label(example(dataset, stored, position, False)) for position in positions]
+    np.testing.assert_array_equal(loaded.labels, labels)
+    for index in (0, len(labels) - 1):
+      picture = Image.fromarray(pixels(dataset, stored, positions[index]))
+      expected = picture.resize((8, 8), Image.Resampling.BICUBIC)
+      np.testing.assert_array_equal(loaded.images[index], expected)
+  assert len(task.splits['test'].open().source) == vtab_task.splits.num_test
+
+
+def test_versions_that_tfds_no_longer_builds_are_noted(tmp_path):
+  for name, version in (('oxford_iiit_pet', '4.0.0'), ('svhn', '3.1.0')):
+    task = find(f'vtab/{name}', Source(dir=str(tmp_path)))
+    assert version in task.origin
+    assert "is not the benchmark's" in task.notes[0]
+  assert find('vtab/cifar100', Source(dir=str(tmp_path))).notes == ()
+
+
+# Not registered: it would take the place of TFDS's own.
+class Pets(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+  """Stands for a version that was prepared with an older TFDS."""
+
+  name = 'oxford_iiit_pet'
+  VERSION = tfds.core.Version('3.2.0')
+
+  def _info(self):
+    return tfds.core.DatasetInfo(
+      builder=self,
+      features=tfds.features.FeaturesDict(
+        {
+          'image': tfds.features.Image(shape=(None, None, 3), encoding_format='png'),
+          'label': tfds.features.ClassLabel(num_classes=37),
+        }
+      ),
+    )
+
+  def _split_generators(self, dl_manager):
+    return {'train': self._generate_examples(3200), 'test': self._generate_examples(40)}
+
+  def _generate_examples(self, count):
+    for n in range(count):
+      buffer = io.BytesIO()
+      Image.fromarray(np.full((4, 4, 3), n % 256, np.uint8)).save(buffer, 'png')
+      yield n, {'image': io.BytesIO(buffer.getvalue()), 'label': n % 37}
+
+
+def test_a_prepared_old_version_is_read_from_its_folder(tmp_path):
+  Pets(data_dir=tmp_path, file_format='array_record').download_and_prepare()
+  task = find('vtab/oxford_iiit_pet', Source(dir=str(tmp_path)))
+  assert task.origin == 'TFDS oxford_iiit_pet/3.2.0'
+  assert task.notes == ()
+  assert task.missing() is None
+  assert [len(task.open(split).labels) for split in ('train', 'val', 'test')] == [800, 200, 40]
+
+
+def test_noahs_vtab_folder_is_read(tmp_path):
+  folder = tmp_path / 'vtab-1k' / 'clevr_count'
+  for split, count in (('train800', 5), ('val200', 3), ('test', 4)):
+    names = [f'images/{split}/{n:06d}.jpg' for n in range(count)]
+    write_images(folder, names)
+    (folder / f'{split}.txt').write_text(''.join(f'{name} {n}\n' for n, name in enumerate(names)))
+  task = find('vtab/clevr_count', Source(source='noah', root=str(tmp_path)))
+  assert "NOAH's folder" in task.origin
+  assert [len(task.open(split).labels) for split in ('train', 'val', 'test')] == [5, 3, 4]
+  loaded = pipeline.load(task.open('train+val'), 4)
+  assert abs(int(loaded.images[4, 0, 0, 0]) - 4) <= 2
+  np.testing.assert_array_equal(loaded.labels, [0, 1, 2, 3, 4, 0, 1, 2])
+
+
+def test_unknown_tasks_and_missing_folders_are_explained(tmp_path):
+  with pytest.raises(ValueError, match='its tasks are cifar100'):
+    find('vtab/cifar10')
+  with pytest.raises(FileNotFoundError, match=r'There is no folder .*cifar.*NOAH'):
+    find('vtab/cifar100', Source(source='noah', root=str(tmp_path)))
