@@ -116,7 +116,7 @@ def columns(tasks: Sequence[str]) -> list[Column]:
   """All that the benchmark of these tasks consists of, whether they fill it or not; of few-shot: with these numbers of shots."""
   kind = tasks[0].partition('/')[0]
   if kind == 'vtab':
-    return [Column(record.name, record.name, record.group) for record in vtab.RECORDS]
+    return [Column(task.name, task.name, task.group) for task in vtab.TASKS]
   if kind == 'fewshot':
     shots = {
       number: f'{number} shot' + ('s' if number != '1' else '')

@@ -8,7 +8,7 @@ from conftest import randomized
 from tiny_runs import changed
 
 from glora_jax.data import pipeline
-from glora_jax.data.examples import Part
+from glora_jax.data.examples import OpenedSplit, Part
 from glora_jax.runs.config import check_config
 from glora_jax.runs.lifecycle import prepare
 from glora_jax.runs.run import Stream
@@ -23,7 +23,7 @@ def runs(run_config, tmp_path_factory):
     run = prepare(settings, str(tmp_path_factory.mktemp(name)))
     examples = run.task.open('test')
     few = Part(examples, np.flatnonzero(examples.labels < 4))
-    splits = {**run.task.splits, 'few': lambda few=few: few}
+    splits = {**run.task.splits, 'few': OpenedSplit(few)}
     run.task = dataclasses.replace(run.task, splits=splits, masked=('few',))
     run.variables = {**run.variables, 'params': randomized(run.variables['params'])}
     prepared[name] = run

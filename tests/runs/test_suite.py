@@ -264,7 +264,7 @@ def test_the_config_of_a_task_is_that_of_a_run_of_it_alone(config, tmp_path):
     json.dumps({'cifar100': {'budget': 860000, 'learning_rate': 1e-3}, 'svhn': {'budget': None}})
   )
   every = suite.task_configs(get_config('vtab', f'all,settings={path}'))
-  assert list(every) == [f'vtab/{name}' for name in vtab.names()]
+  assert list(every) == [f'vtab/{name}' for name in vtab.NAMES]
   for name in ('cifar100', 'svhn', 'kitti'):
     alone = get_config('vtab', f'{name},settings={path}')
     check_config(every[f'vtab/{name}'])
