@@ -60,6 +60,10 @@ class UnreadableImages(OSError):
       f'{len(messages)} of {total} images cannot be decoded: {shown}{more}. '
       'Replace them, or set data.skip_broken=True to leave them out.'
     )
+    self._arguments = messages, total
+
+  def __reduce__(self):
+    return UnreadableImages, self._arguments  # or a process that decodes could not hand it over
 
 
 def load(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import subprocess
 
 import jax
@@ -97,6 +98,13 @@ def test_a_broken_image_in_a_stream_is_named(examples, tmp_path):
   stream = pipeline.Stream(Files([examples.paths[0], str(tmp_path / 'broken.png')], [0, 1]), 8)
   with pytest.raises(OSError, match=r'broken\.png.*skip_broken'):
     list(stream.blocks(2))
+
+
+def test_an_error_of_a_worker_process_arrives_as_it_was():
+  error = pipeline.UnreadableImages(['a.png: not a readable image'], 7)
+  arrived = pickle.loads(pickle.dumps(error))
+  assert type(arrived) is pipeline.UnreadableImages
+  assert str(arrived) == str(error)
 
 
 def loss(trainable, frozen, images, labels, key):
