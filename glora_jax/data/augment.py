@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from glora_jax.data import rand_augment
+from glora_jax.data import operations, rand_augment
 from glora_jax.data.normalization import Normalization, normalize
 
 _DRAWS_PER_BOX = 10  # as torchvision and timm
@@ -195,16 +195,16 @@ def color_jitter(key: jax.Array, images: jax.Array, strength: float = 0.4) -> ja
     uint8 [batch, height, width, 3].
   """
   factor_key, order_key = jax.random.split(key)
-  operations = (rand_augment.brightness, rand_augment.contrast, rand_augment.color)
-  shape = (len(images), len(operations))
+  changes = (operations.brightness, operations.contrast, operations.color)
+  shape = (len(images), len(changes))
   least = jnp.maximum(1 - strength, 0)
   factors = jax.random.uniform(factor_key, shape, minval=least, maxval=1 + strength)
-  in_order = jnp.broadcast_to(jnp.arange(len(operations)), shape)
+  in_order = jnp.broadcast_to(jnp.arange(len(changes)), shape)
   orders = jax.random.permutation(order_key, in_order, axis=1, independent=True)
 
   def jitter(image: jax.Array, factors: jax.Array, order: jax.Array) -> jax.Array:
     for index in order:
-      image = jax.lax.switch(index, operations, image, factors[index])
+      image = jax.lax.switch(index, changes, image, factors[index])
     return image
 
   return jax.vmap(jitter)(images, factors, orders)

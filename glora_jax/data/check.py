@@ -22,7 +22,7 @@ def main(config: ml_collections.ConfigDict) -> None:
   names = expand(config.task)
   number_ready = 0
   for name in names:
-    readiness = report(name, Source.of(config.data))
+    readiness = report(name, Source.from_config(config.data))
     number_ready += readiness.ready
     print('\n'.join(readiness.lines), flush=True)
   print(f'\n{number_ready} of {len(names)} ready.')

@@ -73,7 +73,7 @@ def draw(config: ml_collections.ConfigDict, path: str) -> None:
     config: config of a run; the first images of a permutation by its seed are taken.
     path: path of the PNG.
   """
-  task = find(config.task, Source.of(config.data))
+  task = find(config.task, Source.from_config(config.data))
   examples = task.open('train')
   order = np.random.default_rng(config.seed).permutation(len(examples.labels))
   size = config.model.image_size or DEFAULT_SIZE

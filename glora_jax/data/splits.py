@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from glora_jax.data.examples import Part, Split
+from glora_jax.data.examples import Examples, Part, Split
+from glora_jax.files import read_json, write_json
+
+SPLITS = ('train', 'val', 'test')
+SHARE = 0.1  # of the images, for each of val and test that is dealt
+SEED = 0  # of what is dealt
 
 
 def deal(labels: np.ndarray, shares: Sequence[float], seed: int) -> list[np.ndarray]:
@@ -91,3 +97,70 @@ class Shots:
     """The drawn examples."""
     pool = self.pool.open()
     return Part(pool, shots(pool.labels, self.per_class, self.seed, self.skip))
+
+
+@dataclasses.dataclass(frozen=True)
+class Dealer:
+  """Deals the examples of a data set to splits, the same way every time.
+
+  Attributes:
+    origin: what sentences call the data set.
+    classes: names of the classes.
+    split_file: path of the file that keeps who went where; None makes the split again.
+  """
+
+  origin: str
+  classes: tuple[str, ...]
+  split_file: str | None
+
+  def deal(self, examples: Examples, splits: Sequence[str] = SPLITS) -> dict[str, Part]:
+    """The examples dealt to 'train' and those of 'val' and 'test' that are asked for.
+
+    Raises:
+      ValueError: a class has too few examples, or they are not those that were split before.
+    """
+    self._require_enough(examples.labels, splits)
+    if self.split_file and os.path.exists(self.split_file):
+      indices = self._read(self.split_file, examples.identity, splits)
+    else:
+      indices = deal(examples.labels, _shares(splits), SEED)
+      if self.split_file:
+        self._write(self.split_file, examples.identity, dict(zip(splits, indices, strict=True)))
+    return {
+      split: Part(examples, np.asarray(part, np.int64))
+      for split, part in zip(splits, indices, strict=True)
+    }
+
+  def _require_enough(self, labels: np.ndarray, splits: Sequence[str]) -> None:
+    counts = np.bincount(labels, minlength=len(self.classes))
+    rare = [
+      f'{name} ({count})'
+      for name, count in zip(self.classes, counts, strict=True)
+      if count < len(splits)
+    ]
+    if rare:
+      raise ValueError(
+        f'{self.origin}: every class needs at least {len(splits)} images to be split into '
+        f'{", ".join(splits)}; too few in {", ".join(rare)}.'
+      )
+
+  def _read(self, path: str, identity: str, splits: Sequence[str]) -> list[list[int]]:
+    saved = read_json(path)
+    if saved['identity'] != identity:
+      raise ValueError(
+        f'The images of {self.origin} have changed since {path} was made; take a new workdir, or '
+        'remove that file and with it the claim that the results of this workdir are of the same '
+        'split.'
+      )
+    return [saved[split] for split in splits]
+
+  def _write(self, path: str, identity: str, indices: Mapping[str, np.ndarray]) -> None:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    lists = {split: part.tolist() for split, part in indices.items()}
+    write_json(path, {'identity': identity, **lists})
+
+
+def _shares(splits: Sequence[str]) -> tuple[float, ...]:
+  """The share of each split, 'train' first, which has what the others leave."""
+  others = len(splits) - 1
+  return (1 - SHARE * others, *([SHARE] * others))

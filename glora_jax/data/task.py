@@ -38,12 +38,12 @@ class Source:
   version: str | None = None
 
   @classmethod
-  def of(cls, settings: Mapping[str, Any]) -> Source:
+  def from_config(cls, settings: Mapping[str, Any]) -> Source:
     """The source that the section `data` of a config describes; its other fields are not read.
 
     Example:
       >>> settings = {'dir': None, 'source': 'noah', 'root': '/data', 'version': None}
-      >>> Source.of(settings)
+      >>> Source.from_config(settings)
       Source(dir=None, source='noah', root='/data', version=None)
     """
     return cls(**{field.name: settings[field.name] for field in dataclasses.fields(cls)})

@@ -11,23 +11,17 @@ import os
 from collections.abc import Container, Mapping, Sequence
 from typing import Literal
 
-import numpy as np
-
 from glora_jax.data import tfds
-from glora_jax.data.examples import Examples, Files, OpenedSplit, Part
+from glora_jax.data.examples import Examples, Files, OpenedSplit
 from glora_jax.data.label_files import LabelledPath, read_csv, require_files
-from glora_jax.data.splits import deal
+from glora_jax.data.splits import SEED, SPLITS, Dealer
 from glora_jax.data.task import Source, Task
 from glora_jax.data.tfds import Builder, TfdsExamples
-from glora_jax.files import read_json, write_json
 
 Kind = Literal['folder', 'csv', 'tfds']
 KINDS: tuple[Kind, ...] = ('folder', 'csv', 'tfds')
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
 
-SPLITS = ('train', 'val', 'test')
-SHARE = 0.1  # of the images, for each of val and test that is not given
-SEED = 0
 _SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
   'train': ('train', 'training'),
   'val': ('val', 'valid', 'validation'),
@@ -54,73 +48,6 @@ def task(kind: Kind, path: str, source: Source, workdir: str | None = None) -> T
     return _from_tfds(path, source, split_file)
   path = os.path.abspath(os.path.expanduser(path))
   return _from_folder(path, split_file) if kind == 'folder' else _from_csv(path, split_file)
-
-
-@dataclasses.dataclass(frozen=True)
-class Dealer:
-  """Deals the examples of a data set to splits, the same way every time.
-
-  Attributes:
-    origin: what sentences call the data set.
-    classes: names of the classes.
-    split_file: path of the file that keeps who went where; None makes the split again.
-  """
-
-  origin: str
-  classes: tuple[str, ...]
-  split_file: str | None
-
-  def deal(self, examples: Examples, splits: Sequence[str] = SPLITS) -> dict[str, Part]:
-    """The examples dealt to 'train' and those of 'val' and 'test' that are asked for.
-
-    Raises:
-      ValueError: a class has too few examples, or they are not those that were split before.
-    """
-    self._require_enough(examples.labels, splits)
-    if self.split_file and os.path.exists(self.split_file):
-      indices = self._read(self.split_file, examples.identity, splits)
-    else:
-      indices = deal(examples.labels, _shares(splits), SEED)
-      if self.split_file:
-        self._write(self.split_file, examples.identity, dict(zip(splits, indices, strict=True)))
-    return {
-      split: Part(examples, np.asarray(part, np.int64))
-      for split, part in zip(splits, indices, strict=True)
-    }
-
-  def _require_enough(self, labels: np.ndarray, splits: Sequence[str]) -> None:
-    counts = np.bincount(labels, minlength=len(self.classes))
-    rare = [
-      f'{name} ({count})'
-      for name, count in zip(self.classes, counts, strict=True)
-      if count < len(splits)
-    ]
-    if rare:
-      raise ValueError(
-        f'{self.origin}: every class needs at least {len(splits)} images to be split into '
-        f'{", ".join(splits)}; too few in {", ".join(rare)}.'
-      )
-
-  def _read(self, path: str, identity: str, splits: Sequence[str]) -> list[list[int]]:
-    saved = read_json(path)
-    if saved['identity'] != identity:
-      raise ValueError(
-        f'The images of {self.origin} have changed since {path} was made; take a new workdir, or '
-        'remove that file and with it the claim that the results of this workdir are of the same '
-        'split.'
-      )
-    return [saved[split] for split in splits]
-
-  def _write(self, path: str, identity: str, indices: Mapping[str, np.ndarray]) -> None:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    lists = {split: part.tolist() for split, part in indices.items()}
-    write_json(path, {'identity': identity, **lists})
-
-
-def _shares(splits: Sequence[str]) -> tuple[float, ...]:
-  """The share of each split, 'train' first, which has what the others leave."""
-  others = len(splits) - 1
-  return (1 - SHARE * others, *([SHARE] * others))
 
 
 def _opened(splits: Mapping[str, Examples]) -> dict[str, OpenedSplit]:
