@@ -66,8 +66,8 @@ def normalize(images: jax.Array, normalization: Normalization) -> jax.Array:
     ValueError: the normalization is unknown.
 
   Example:
-    >>> normalize(jnp.array([0, 255], jnp.uint8), 'inception')
-    Array([-1.,  1.], dtype=float32)
+    >>> normalize(jnp.array([0, 255, 255], jnp.uint8), 'inception')
+    Array([-1.,  1.,  1.], dtype=float32)
   """
   mean, deviation = (jnp.asarray(values, jnp.float32) for values in statistics(normalization))
   return (images.astype(jnp.float32) / 255 - mean) / deviation
