@@ -164,7 +164,7 @@ def values_when_absent() -> dict[str, Any]:
 
 def data_source(config: ml_collections.ConfigDict) -> Source:
   """Where a config's images come from."""
-  return Source(**{name: config.data[name] for name in ('dir', 'source', 'root', 'version')})
+  return Source.from_config(config.data)
 
 
 def parse_arguments(text: str, defaults: dict[str, Any]) -> tuple[str, dict[str, Any]]:
