@@ -20,6 +20,7 @@ def random_resized_crop(key, images):
 
 
 color_jitter = jax.jit(augment.color_jitter)
+STRENGTH = 0.4
 random_erasing = jax.jit(augment.random_erasing)
 
 
@@ -27,7 +28,10 @@ random_erasing = jax.jit(augment.random_erasing)
   'function, images',
   [
     (random_resized_crop, np.repeat(photographs(LARGE)[:1], 16, 0)),
-    (color_jitter, np.repeat(photographs((SIZE, SIZE))[:1], 16, 0)),
+    (
+      lambda key, images: color_jitter(key, images, STRENGTH),
+      np.repeat(photographs((SIZE, SIZE))[:1], 16, 0),
+    ),
     (lambda key, images: random_erasing(key, images, 1.0), PLAIN),
   ],
   ids=['random_resized_crop', 'color_jitter', 'random_erasing'],
@@ -50,7 +54,8 @@ def test_flips_are_random_and_keep_the_pixels():
 
 def test_shifts_are_random_and_fill_with_zeros():
   images = np.random.default_rng(0).integers(1, 256, (64, 6, 6, 3)).astype(np.uint8)
-  shifted = np.asarray(augment.random_shift(jax.random.key(1), images, 2))
+  shift = jax.jit(augment.random_shift, static_argnums=2)
+  shifted = np.asarray(shift(jax.random.key(1), images, 2))
   padded = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)))
   windows = {(y, x): padded[:, y : y + 6, x : x + 6] for y in range(5) for x in range(5)}
   matches = np.array([(window == shifted).all((1, 2, 3)) for window in windows.values()])
@@ -173,7 +178,7 @@ def test_everything_together_is_one_after_the_other(monkeypatch):
     crop=True,
     flip=True,
     shift=2,
-    color_jitter=0.4,
+    color_jitter=STRENGTH,
     rand_augment=True,
     magnitude=7.0,
     erasing=0.5,
@@ -185,7 +190,7 @@ def test_everything_together_is_one_after_the_other(monkeypatch):
   expected = random_resized_crop(crop_key, images)
   expected = augment.random_flip(flip_key, expected)
   expected = augment.random_shift(shift_key, expected, 2)
-  expected = color_jitter(color_key, expected)
+  expected = color_jitter(color_key, expected, STRENGTH)
   expected = rand_augment_stand_in(operations_key, expected, 7.0)
   expected = normalization.normalize(expected, 'imagenet')
   expected = random_erasing(erasing_key, expected, 0.5)

@@ -1,6 +1,8 @@
 """The embedded task: all digits once, prepared by one process or by two, without TensorFlow."""
 
+import logging
 import subprocess
+import time
 
 import numpy as np
 import pytest
@@ -69,35 +71,36 @@ def test_a_builder_made_before_its_data_set_was_prepared_reads_it(tmp_path, file
   assert len(tfds.read(early, 'test').labels) == 797
 
 
-@pytest.fixture(scope='module')
-def pair(tmp_path_factory):
-  """What two processes print, as (output, errors), that prepare the digits at once in a folder."""
-  folder = tmp_path_factory.mktemp('together')
-  (folder / 'begun').mkdir()
-  command = [*program('prepare_together'), str(folder / 'tfds'), str(folder / 'begun')]
-  processes = [
-    subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    for _ in range(2)
-  ]
-  printed = [process.communicate(timeout=120) for process in processes]
-  for process, (_, errors) in zip(processes, printed, strict=True):
-    assert process.returncode == 0, errors[-2000:]
-  return folder, printed
+def test_two_processes_may_prepare_at_once_and_need_no_tensorflow(
+  tmp_path, digits, monkeypatch, caplog
+):
+  meeting_point = tmp_path / 'begun'
+  meeting_point.mkdir()
+  generate_examples = Digits._generate_examples
 
+  def wait_and_generate_examples(self, indices):
+    (meeting_point / 'here').touch()
+    while len(list(meeting_point.iterdir())) < 2:
+      assert other.poll() is None
+      time.sleep(0.01)
+    return generate_examples(self, indices)
 
-def test_of_two_processes_that_prepare_at_once_the_later_uses_what_is_there(pair, digits):
-  folder, printed = pair
+  monkeypatch.setattr(Digits, '_generate_examples', wait_and_generate_examples)
+  command = [*program('prepare_together'), str(tmp_path / 'tfds'), str(meeting_point)]
+  pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE}
+  other = subprocess.Popen(command, text=True, **pipes)
+  with caplog.at_level(logging.INFO):
+    task = catalog.find('digits', Source(dir=str(tmp_path / 'tfds')))
+    loaded = {split: pipeline.load(task.open(split), 8) for split in SPLITS}
+  output, errors = other.communicate(timeout=120)
+  assert other.returncode == 0, errors[-2000:]
+  for split, part in loaded.items():
+    np.testing.assert_array_equal(part.images, digits[split].images)
+    np.testing.assert_array_equal(part.labels, digits[split].labels)
   expected = [
     f'{split} {part.images.shape} {part.images.sum()} {part.labels.sum()}'
     for split, part in digits.items()
   ]
-  for output, _ in printed:  # TFDS prints before
-    assert output.splitlines()[-4:-1] == expected
-  later = [errors.count('prepared by another process meanwhile') for _, errors in printed]
-  assert sorted(later) == [0, 1]
-  assert [path.name for path in (folder / 'tfds' / 'digits').iterdir()] == ['1.0.0']
-
-
-def test_preparing_and_reading_need_no_tensorflow(pair):
-  for output, _ in pair[1]:
-    assert output.splitlines()[-1] == 'tensorflow False'
+  assert output.splitlines()[-4:] == [*expected, 'tensorflow False']  # TFDS prints before
+  assert (caplog.text + errors).count('prepared by another process meanwhile') == 1
+  assert [path.name for path in (tmp_path / 'tfds' / 'digits').iterdir()] == ['1.0.0']
