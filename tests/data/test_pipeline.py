@@ -15,6 +15,7 @@ from PIL import Image
 from glora_jax.data import pipeline
 from glora_jax.data.examples import Files, Joined, Part
 from glora_jax.training import loop, recipe
+from glora_jax.training.batches import batch_indices
 
 
 @pytest.fixture(scope='module')
@@ -147,8 +148,8 @@ def test_a_stream_resumes_in_the_middle_of_an_epoch(examples):
 
 def test_the_order_is_the_same_after_a_restart_and_on_eight_devices():
   key = jax.random.key(7)
-  batches = loop.batch_indices(key, 0, 20, 83, 8).tolist()
-  assert loop.batch_indices(key, 13, 20, 83, 8).tolist() == batches[13:]
+  batches = batch_indices(key, 0, 20, 83, 8).tolist()
+  assert batch_indices(key, 13, 20, 83, 8).tolist() == batches[13:]
   first, second = np.reshape(batches, (2, 80)).tolist()  # epochs
   assert len(set(first)) == len(set(second)) == 80
   assert first != second
