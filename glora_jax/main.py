@@ -35,8 +35,7 @@ def main(config: ml_collections.ConfigDict) -> None:
 
     print(pretrain.run(config, workdir))
     return
-  # Before JAX is imported, so that an early signal is heard, too.
-  stop = catch_signals()
+  stop = catch_signals()  # first of all, so that an early signal is heard, too
   from glora_jax import mesh
   from glora_jax.runs.workdir import Stopped
 

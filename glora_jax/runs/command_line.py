@@ -1,6 +1,6 @@
 """Flags, signals, and errors in one sentence: what all commands with a config share.
 
-Nothing of it imports JAX: a typing error in a flag should not wait for it.
+It imports no JAX: a config file that does not exist should not wait for it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class HelpConfigFlag(flags.BooleanFlag):
     if self._parse(argument):
       from glora_jax.runs import config, schema
 
-      print(schema.describe(config.RunSettings))
+      print(schema.describe(config.RunSettings()))
       sys.exit(0)
 
 

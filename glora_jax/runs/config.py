@@ -153,7 +153,7 @@ def check_config(config: ml_collections.ConfigDict) -> RunSettings:
 def values_when_absent() -> dict[str, Any]:
   """What an older `config.json` means by not having a field, as JSON, by dotted name."""
   values = {}
-  for name, setting in schema.walk(RunSettings):
+  for name, setting in schema.walk(RunSettings()):
     value = json.loads(json.dumps(setting.absent))
     if isinstance(value, dict):
       values |= {f'{name}.{key}': item for key, item in value.items()}

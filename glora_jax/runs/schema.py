@@ -121,8 +121,9 @@ def field(default: Any, help: str, *, absent: Any = _UNSET, **limits: Any) -> An
   return dataclasses.field(default=default, metadata=metadata)
 
 
-def settings_of(section: type) -> tuple[Setting, ...]:
-  """The fields of a section, in their order."""
+def settings_of(defaults: Any) -> tuple[Setting, ...]:
+  """The fields of a section, in their order; their defaults are the values of an instance."""
+  section = type(defaults)
   hints = typing.get_type_hints(section)
   documented = _attributes(section)
   found = []
@@ -130,22 +131,21 @@ def settings_of(section: type) -> tuple[Setting, ...]:
     kind, optional = _without_none(hints[item.name])
     limits = item.metadata.get('limits', Limits())
     if typing.get_origin(kind) is Literal:
-      kind, limits = str, dataclasses.replace(limits, choices=typing.get_args(kind))
-    default = item.default
-    if item.default_factory is not dataclasses.MISSING:
-      default = item.default_factory()
+      limits = dataclasses.replace(limits, choices=typing.get_args(kind))
+      kind = str
+    default = getattr(defaults, item.name)
     text = item.metadata.get('help', documented.get(item.name, ''))
     absent = item.metadata.get('absent', default)
     found.append(Setting(item.name, kind, optional, default, limits, text, absent))
   return tuple(found)
 
 
-def walk(section: type, prefix: str = '') -> Iterator[tuple[str, Setting]]:
+def walk(defaults: Any, prefix: str = '') -> Iterator[tuple[str, Setting]]:
   """All fields of a section and of the sections within it that hold values, by dotted name."""
-  for setting in settings_of(section):
+  for setting in settings_of(defaults):
     name = prefix + setting.name
     if setting.is_section:
-      yield from walk(setting.kind, f'{name}.')
+      yield from walk(setting.default, f'{name}.')
     else:
       yield name, setting
 
@@ -154,7 +154,7 @@ def build(section: type[Section], values: Mapping[str, Any], path: str = '') -> 
   """Makes a section of a nested dictionary that has all of its fields.
 
   Args:
-    section: the frozen dataclass.
+    section: the frozen dataclass, all of whose fields have defaults.
     values: a value, or a dictionary for a section, for each field.
     path: the dotted name of the section within the config; empty for the whole config.
 
@@ -164,7 +164,7 @@ def build(section: type[Section], values: Mapping[str, Any], path: str = '') -> 
       names field, value and what was expected.
   """
   prefix = f'{path}.' if path else ''
-  settings = {setting.name: setting for setting in settings_of(section)}
+  settings = {setting.name: setting for setting in settings_of(section())}
   _check_names(values, settings, prefix)
   checked = {
     name: _check(values[name], setting, prefix + name) for name, setting in settings.items()
@@ -179,9 +179,9 @@ def build(section: type[Section], values: Mapping[str, Any], path: str = '') -> 
 
 def to_config_dict(settings: Any) -> ml_collections.ConfigDict:
   """A section's values as a `ConfigDict`; what is None can be given a value of the field's type."""
-  content = {}
-  for setting in settings_of(type(settings)):
-    value = getattr(settings, setting.name)
+  content: dict[str, Any] = {}
+  for setting in settings_of(settings):
+    value = setting.default
     if setting.is_section:
       content[setting.name] = to_config_dict(value)
     elif isinstance(value, Mapping):
@@ -192,16 +192,16 @@ def to_config_dict(settings: Any) -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(content)
 
 
-def describe(section: type, prefix: str = '--config.', width: int = 100) -> str:
+def describe(defaults: Any, prefix: str = '--config.', width: int = 100) -> str:
   """The help of a section: name, default, type, range and meaning of every field within it."""
   lines = []
   sections = []
-  for setting in settings_of(section):
+  for setting in settings_of(defaults):
     name = prefix + setting.name
     if setting.is_section:
       summary = (inspect.getdoc(setting.kind) or '').partition('\n\n')[0].replace('\n', ' ')
       heading = textwrap.fill(f'{name}.*: {summary}', width)
-      sections.append(f'{heading}\n\n{describe(setting.kind, f"{name}.", width)}')
+      sections.append(f'{heading}\n\n{describe(setting.default, f"{name}.", width)}')
     else:
       text = textwrap.fill(setting.help, width - 6)
       lines.append(f'  {name}={_shown(setting.default)}    ({_expected(setting)})')
@@ -258,18 +258,28 @@ def _check(value: Any, setting: Setting, path: str) -> Any:
 
 
 def _check_scalar(value: Any, kind: Any, setting: Setting, path: str) -> None:
-  limits = setting.limits
   if kind is Any:
     return
   if not _is_a(value, kind):
     raise ValueError(f'{path}={value!r} must be {_NOUNS[kind]}{_or_none(setting)}.')
-  if kind is str and limits.choices and value not in limits.choices:
-    raise ValueError(f"{path}='{value}' is unknown; it is one of {', '.join(limits.choices)}.")
-  if kind in (int, float) and not limits.admit(value):
-    wanted = limits.range() if math.isfinite(value) else 'a finite number'
-    raise ValueError(f'{path}={value!r} must be {wanted}{_or_none(setting)}.')
-  if kind is str and limits.nonempty and not value:
-    raise ValueError(f'{path}={value!r} must not be empty: {setting.help}.')
+  if kind is str:
+    _check_text(value, setting, path)
+  elif kind is not bool:
+    _check_number(value, setting, path)
+
+
+def _check_text(text: str, setting: Setting, path: str) -> None:
+  choices = setting.limits.choices
+  if choices and text not in choices:
+    raise ValueError(f"{path}='{text}' is unknown; it is one of {', '.join(choices)}.")
+  if setting.limits.nonempty and not text:
+    raise ValueError(f'{path}={text!r} must not be empty: {setting.help}.')
+
+
+def _check_number(number: float, setting: Setting, path: str) -> None:
+  if not setting.limits.admit(number):
+    wanted = setting.limits.range() if math.isfinite(number) else 'a finite number'
+    raise ValueError(f'{path}={number!r} must be {wanted}{_or_none(setting)}.')
 
 
 def _check_mapping(value: Any, kind: Any, setting: Setting, path: str) -> dict[str, Any]:

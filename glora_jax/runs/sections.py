@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from glora_jax.data import image, normalization
 from glora_jax.data.task import Source
-from glora_jax.method import genomes, presets
+from glora_jax.method import presets
 from glora_jax.method.space import SearchSpace
 from glora_jax.models import weights
 from glora_jax.models.vit import ACTIVATIONS
@@ -141,6 +141,7 @@ class Comparison:
   budgets: Sequence[int] = field(
     (20_000, 40_000),
     'most trained parameters of what is searched, ascending; a row of the table each',
+    at_least=0,
   )
   seeds: int = field(5, "number of seeds, from the config's on", at_least=1)
   rates: Sequence[float] = field(
@@ -158,8 +159,7 @@ class Comparison:
   def __post_init__(self):
     if 'search' not in self.methods:
       return
-    ascending = sorted(set(map(genomes.check_budget, self.budgets)))
-    if not self.budgets or list(self.budgets) != ascending:
+    if not self.budgets or list(self.budgets) != sorted(set(self.budgets)):
       raise ValueError(
         f'compare.budgets={tuple(self.budgets)} must be ascending numbers of parameters, '
         'at least one.'

@@ -79,7 +79,7 @@ def test_the_help_flag_prints_every_field_and_ends(capsys):
   with pytest.raises(SystemExit):
     flag.parse('true')
   text = capsys.readouterr().out
-  for name, _ in schema.walk(RunSettings):
+  for name, _ in schema.walk(RunSettings()):
     assert f'--config.{name}=' in text
 
 

@@ -43,7 +43,7 @@ class Settings:
   span: tuple[float, float] = field((0.0, 1.0), 'smallest and largest')
   scales: Mapping[str, float | None] = field({'a': None, 'b': 2.0}, 'scale of each', above=0)
   free: Mapping[str, float] = field({}, 'anything')
-  optimizer: Optimizer = Optimizer()
+  optimizer: Optimizer = Optimizer(rate=0.5)
 
 
 def values(**changes):
@@ -108,25 +108,25 @@ def test_a_config_dict_takes_other_values_of_a_fields_type_alone():
 
 
 def test_the_help_names_every_field_with_default_type_range_and_meaning():
-  text = schema.describe(Settings, prefix='--')
+  text = schema.describe(Settings(), prefix='--')
   lines = text.splitlines()
   assert lines[:2] == ['  --kind=small    (one of small, large)', '      how large']
   assert lines[lines.index('--optimizer.*: How to step.') :] == [
     '--optimizer.*: How to step.',
     '',
-    '  --optimizer.rate=0.1    (a number)',
+    '  --optimizer.rate=0.5    (a number)',
     '      size of a step, in every direction.',
     '  --optimizer.first=0.9    (a number)',
     '      decay of a moment.',
     '  --optimizer.second=0.99    (a number)',
     '      decay of a moment.',
   ]
-  for name, _ in schema.walk(Settings):
+  for name, _ in schema.walk(Settings()):
     assert f'  --{name}=' in text
 
 
 def test_what_an_older_config_means_is_the_default_where_nothing_else_is_given():
-  absent = {name: setting.absent for name, setting in schema.walk(Settings)}
+  absent = {name: setting.absent for name, setting in schema.walk(Settings())}
   assert absent['ready'] is True
   assert absent['steps'] == 10
   assert absent['optimizer.second'] == 0.99

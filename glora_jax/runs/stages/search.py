@@ -75,7 +75,7 @@ def run_search(
     )
 
 
-def _options(run: Run, variables: Any, order_path: str) -> dict[str, Callable]:
+def _options(run: Run, variables: Any, order_path: str) -> dict[str, Any]:
   """How `evolve` scores subnets, and what its mode needs beside that."""
   search, split = run.settings.search, run.search_split
   images, labels = run.data(split)
