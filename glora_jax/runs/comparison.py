@@ -93,14 +93,16 @@ def choose_rates(run: Run) -> dict[str, float]:
   """
   compare = run.settings.compare
   seed = run.settings.seed + TUNING_SEED
-  chosen = {method: compare.rate[method] for method in compare.methods}
+  chosen = {}
   tried = {}
-  for method, rate in chosen.items():
+  for method in compare.methods:
+    rate = compare.rate[method]
     if rate is None:
       tried[method] = _try_rates(run, method, seed)
       best = max(tried[method], key=lambda row: (row['val_accuracy'], -row['val_loss']))
-      chosen[method] = best['rate']
-      log.info('%s: learning rate %g', method, best['rate'])
+      rate = best['rate']
+      log.info('%s: learning rate %g', method, rate)
+    chosen[method] = rate
   write_json(run.path('rates.json'), {'rate': chosen, 'seed': seed, 'tried': tried})
   return chosen
 
