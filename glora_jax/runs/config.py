@@ -129,12 +129,25 @@ def relations(settings: RunSettings) -> tuple[Relation, ...]:
 
 
 def default_config() -> ml_collections.ConfigDict:
-  """The defaults of `RunSettings` as a config whose fields can be changed."""
+  """The defaults of `RunSettings` as a config whose fields can be changed.
+
+  Example:
+    >>> config = default_config()
+    >>> config.supernet.epochs = 100
+    >>> check_config(config).supernet.epochs
+    100
+  """
   return schema.to_config_dict(RunSettings())
 
 
 def check_config(config: ml_collections.ConfigDict) -> RunSettings:
   """Reads a config.
+
+  Args:
+    config: a config with all fields of `default_config`.
+
+  Returns:
+    Its values, by section.
 
   Raises:
     ValueError: a field is unknown or missing, or has a value that cannot be; the sentence names it.
