@@ -209,6 +209,8 @@ def test_a_run_from_another_code_bases_checkpoint_ends_in_that_format(run_config
   folded = tmp_path / 'run' / 'folded'
   result = experiment.run(short, str(tmp_path / 'run'))
   assert result['fold_max_abs_diff'] < 1e-4
+  assert not result['finetuned']
+  assert result['winner']['test_accuracy'] == result['winner_supernet']['test_accuracy']
   _, params, metadata = weights.load(folded)
   assert metadata['source'].format == 'hf_dinov2'
   assert (metadata['image_size'], metadata['normalization']) == (16, 'imagenet')
@@ -233,15 +235,6 @@ def test_a_diverging_training_names_the_step_and_keeps_the_last_good_state(run_c
     assert checkpoints.latest_step == step
 
 
-def test_budget_zero_ends_with_the_linear_subnet(run_config, tmp_path):
-  linear = changed(run_config, budget=0, presets=(), finetune__epochs=0)
-  result = experiment.run(linear, str(tmp_path / 'run'))
-  assert result['winner']['params'] == 0
-  assert result['evaluations'] == 1
-  assert not np.any(result['winner']['genome'])
-  assert result['winner']['test_accuracy'] == result['winner_supernet']['test_accuracy']
-
-
 def test_finetuning_on_train_and_val_chooses_its_epochs_on_val(run_config, tmp_path):
   """They are chosen before, and a winner that has seen them has no validation accuracy."""
   config = changed(run_config, presets=(), finetune__on='train+val', finetune__epochs=4)
@@ -257,9 +250,16 @@ def test_finetuning_on_train_and_val_chooses_its_epochs_on_val(run_config, tmp_p
   assert tuned[-1]['step'] == chosen * (1000 // config.finetune.batch_size)
 
 
-def test_the_papers_protocol_says_so_wherever_its_numbers_appear(run_config, tmp_path):
-  workdir = tmp_path / 'run'
-  result = experiment.run(changed(run_config, presets=(), protocol='paper'), str(workdir))
+@pytest.fixture(scope='module')
+def paper_run(run_config, tmp_path_factory):
+  """(workdir, result) of a run by the paper's protocol, at a budget of nothing."""
+  workdir = tmp_path_factory.mktemp('paper') / 'run'
+  config = changed(run_config, presets=(), protocol='paper', budget=0)
+  return workdir, experiment.run(config, str(workdir))
+
+
+def test_the_papers_protocol_says_so_wherever_its_numbers_appear(paper_run):
+  workdir, result = paper_run
   assert result['protocol'] == 'paper'
   for name in ('linear', 'winner', 'winner_supernet'):
     assert result[name]['val_accuracy'] is None
@@ -268,6 +268,13 @@ def test_the_papers_protocol_says_so_wherever_its_numbers_appear(run_config, tmp
   label = run_report.PAPER_LABEL
   assert label in (workdir / 'report.md').read_text()
   assert label in experiment.summary(result, str(workdir))
+
+
+def test_budget_zero_ends_with_the_linear_subnet(paper_run):
+  _, result = paper_run
+  assert result['winner']['params'] == 0
+  assert result['evaluations'] == 1
+  assert not np.any(result['winner']['genome'])
 
 
 def test_the_report_reads_by_itself_and_agrees_with_the_result(finished_run):
