@@ -22,8 +22,13 @@ from glora_jax.data.augment import Augmentation
 from glora_jax.data.task import Source
 from glora_jax.method import genomes, presets
 from glora_jax.runs import schema
-from glora_jax.runs.schema import field
+from glora_jax.runs.schema import field, subsection
 from glora_jax.runs.sections import (
+  AUGMENTATION_RANGES,
+  CONSISTENCY_RANGES,
+  EVOLUTION_RANGES,
+  RECIPE_RANGES,
+  SAMPLING_RANGES,
   Comparison,
   DataSettings,
   DistributedSettings,
@@ -66,12 +71,12 @@ class RunSettings:
   budget: float | None = field(
     None, 'most trained parameters, head not counted, a whole number; None for no limit'
   )
-  augment: Augmentation = Augmentation()
-  supernet: Recipe = Recipe()
-  sampling: Sampling = Sampling()
-  consistency: Consistency = Consistency()
-  search: Evolution = Evolution()
-  finetune: Finetuning = Finetuning()
+  augment: Augmentation = subsection(Augmentation(), **AUGMENTATION_RANGES)
+  supernet: Recipe = subsection(Recipe(), **RECIPE_RANGES)
+  sampling: Sampling = subsection(Sampling(), **SAMPLING_RANGES)
+  consistency: Consistency = subsection(Consistency(), **CONSISTENCY_RANGES)
+  search: Evolution = subsection(Evolution(), **EVOLUTION_RANGES)
+  finetune: Finetuning = subsection(Finetuning(), **RECIPE_RANGES)
   presets: Sequence[str] = field(
     (),
     "baselines beside the linear probe, each trained alone by the supernet's recipe",

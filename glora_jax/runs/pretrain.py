@@ -19,7 +19,8 @@ from glora_jax.files import write_json
 from glora_jax.models import weights
 from glora_jax.models.vit import ViT
 from glora_jax.runs import schema
-from glora_jax.runs.schema import field
+from glora_jax.runs.schema import field, subsection
+from glora_jax.runs.sections import RECIPE_RANGES
 from glora_jax.training import loop, losses
 from glora_jax.training.recipe import Recipe
 
@@ -52,14 +53,17 @@ class PretrainSettings:
   normalization: str = field('unit', 'how pixels become numbers', choices=tuple(NORMALIZATIONS))
   shift: int = field(2, 'most pixels that a training image is shifted by', at_least=0)
   model: Architecture = Architecture()
-  training: Recipe = Recipe(
-    epochs=25,
-    batch_size=128,
-    learning_rate=1e-3,
-    initial_learning_rate=1e-6,
-    final_learning_rate=1e-6,
-    warmup_epochs=2,
-    weight_decay=0.05,
+  training: Recipe = subsection(
+    Recipe(
+      epochs=25,
+      batch_size=128,
+      learning_rate=1e-3,
+      initial_learning_rate=1e-6,
+      final_learning_rate=1e-6,
+      warmup_epochs=2,
+      weight_decay=0.05,
+    ),
+    **RECIPE_RANGES,
   )
 
 

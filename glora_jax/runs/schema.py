@@ -22,7 +22,9 @@ from typing import Any, Literal, TypeVar
 import ml_collections
 
 Section = TypeVar('Section')
+HELP_WIDTH = 100
 _UNSET = object()
+_NOTHING: Mapping[str, Any] = types.MappingProxyType({})
 _NOUNS = {bool: 'True or False', int: 'a whole number', float: 'a number', str: 'a text'}
 _PLURALS = {int: 'whole numbers', float: 'numbers', str: 'texts'}
 
@@ -80,6 +82,7 @@ class Setting:
     limits: which values of the type are taken.
     help: what the field means.
     absent: what a config means that was written before the field existed.
+    within: ranges of the fields of a section, by name, where it does not say them itself.
   """
 
   name: str
@@ -89,6 +92,7 @@ class Setting:
   limits: Limits
   help: str
   absent: Any
+  within: Mapping[str, Limits]
 
   @property
   def is_section(self) -> bool:
@@ -121,42 +125,61 @@ def field(default: Any, help: str, *, absent: Any = _UNSET, **limits: Any) -> An
   return dataclasses.field(default=default, metadata=metadata)
 
 
-def settings_of(defaults: Any) -> tuple[Setting, ...]:
-  """The fields of a section, in their order; their defaults are the values of an instance."""
+def subsection(default: Any, **within: Limits) -> Any:
+  """A field that is a section from another room, with the ranges that its own checks stand for."""
+  return dataclasses.field(default=default, metadata={'within': within})
+
+
+def settings_of(defaults: Any, within: Mapping[str, Limits] = _NOTHING) -> tuple[Setting, ...]:
+  """The fields of a section, in their order.
+
+  Args:
+    defaults: an instance, whose values are the defaults.
+    within: ranges of fields that do not say theirs, by name.
+  """
   section = type(defaults)
   hints = typing.get_type_hints(section)
   documented = _attributes(section)
   found = []
   for item in dataclasses.fields(section):
     kind, optional = _without_none(hints[item.name])
-    limits = item.metadata.get('limits', Limits())
+    limits = item.metadata.get('limits', within.get(item.name, Limits()))
     if typing.get_origin(kind) is Literal:
       limits = dataclasses.replace(limits, choices=typing.get_args(kind))
       kind = str
     default = getattr(defaults, item.name)
     text = item.metadata.get('help', documented.get(item.name, ''))
     absent = item.metadata.get('absent', default)
-    found.append(Setting(item.name, kind, optional, default, limits, text, absent))
+    inner = item.metadata.get('within', _NOTHING)
+    found.append(Setting(item.name, kind, optional, default, limits, text, absent, inner))
   return tuple(found)
 
 
-def walk(defaults: Any, prefix: str = '') -> Iterator[tuple[str, Setting]]:
+def walk(
+  defaults: Any, prefix: str = '', within: Mapping[str, Limits] = _NOTHING
+) -> Iterator[tuple[str, Setting]]:
   """All fields of a section and of the sections within it that hold values, by dotted name."""
-  for setting in settings_of(defaults):
+  for setting in settings_of(defaults, within):
     name = prefix + setting.name
     if setting.is_section:
-      yield from walk(setting.default, f'{name}.')
+      yield from walk(setting.default, f'{name}.', setting.within)
     else:
       yield name, setting
 
 
-def build(section: type[Section], values: Mapping[str, Any], path: str = '') -> Section:
+def build(
+  section: type[Section],
+  values: Mapping[str, Any],
+  path: str = '',
+  within: Mapping[str, Limits] = _NOTHING,
+) -> Section:
   """Makes a section of a nested dictionary that has all of its fields.
 
   Args:
     section: the frozen dataclass, all of whose fields have defaults.
     values: a value, or a dictionary for a section, for each field.
     path: the dotted name of the section within the config; empty for the whole config.
+    within: ranges of fields that do not say theirs, by name.
 
   Raises:
     ValueError: a field that is unknown or missing, or has a value that cannot be: of another type,
@@ -164,7 +187,7 @@ def build(section: type[Section], values: Mapping[str, Any], path: str = '') -> 
       names field, value and what was expected.
   """
   prefix = f'{path}.' if path else ''
-  settings = {setting.name: setting for setting in settings_of(section())}
+  settings = {setting.name: setting for setting in settings_of(section(), within)}
   _check_names(values, settings, prefix)
   checked = {
     name: _check(values[name], setting, prefix + name) for name, setting in settings.items()
@@ -192,18 +215,20 @@ def to_config_dict(settings: Any) -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(content)
 
 
-def describe(defaults: Any, prefix: str = '--config.', width: int = 100) -> str:
+def describe(
+  defaults: Any, prefix: str = '--config.', within: Mapping[str, Limits] = _NOTHING
+) -> str:
   """The help of a section: name, default, type, range and meaning of every field within it."""
   lines = []
   sections = []
-  for setting in settings_of(defaults):
+  for setting in settings_of(defaults, within):
     name = prefix + setting.name
     if setting.is_section:
       summary = (inspect.getdoc(setting.kind) or '').partition('\n\n')[0].replace('\n', ' ')
-      heading = textwrap.fill(f'{name}.*: {summary}', width)
-      sections.append(f'{heading}\n\n{describe(setting.default, f"{name}.", width)}')
+      heading = textwrap.fill(f'{name}.*: {summary}', HELP_WIDTH)
+      sections.append(f'{heading}\n\n{describe(setting.default, f"{name}.", setting.within)}')
     else:
-      text = textwrap.fill(setting.help, width - 6)
+      text = textwrap.fill(setting.help, HELP_WIDTH - 6)
       lines.append(f'  {name}={_shown(setting.default)}    ({_expected(setting)})')
       lines.append(textwrap.indent(text, ' ' * 6))
   return '\n'.join(lines) + '\n' + ''.join(f'\n{text}' for text in sections)
@@ -245,7 +270,7 @@ def _check(value: Any, setting: Setting, path: str) -> Any:
   if setting.is_section:
     if not isinstance(value, Mapping):
       raise ValueError(f'{path}={value!r} must be a section of fields.')
-    return build(setting.kind, value, path)
+    return build(setting.kind, value, path, setting.within)
   if value is None and setting.optional:
     return None
   origin, arguments = typing.get_origin(setting.kind), typing.get_args(setting.kind)

@@ -1,7 +1,7 @@
 """The sections of a config that belong to no other room: data, model, mesh and the like.
 
 The other sections are `Recipe`, `Sampling`, `Consistency`, `Evolution` and `Augmentation`, which
-stand where they are used.
+stand where they are used, and check themselves; their ranges are repeated for the help of a config.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from glora_jax.data import image, normalization
+from glora_jax.data.rand_augment import MAX_MAGNITUDE
 from glora_jax.data.task import Source
 from glora_jax.method import presets
 from glora_jax.method.space import SearchSpace
 from glora_jax.models import weights
 from glora_jax.models.vit import ACTIVATIONS
-from glora_jax.runs.schema import field
+from glora_jax.runs.schema import Limits, field
 from glora_jax.training.recipe import Recipe
 
 DType = Literal['float32', 'bfloat16']
@@ -30,6 +31,38 @@ ProfiledStage = Literal['supernet', 'baselines', 'search', 'finetune']
 
 # What a comparison can compare; 'full' is all of GLoRA, 'finetuning' trains the base itself.
 METHODS = (*presets.PRESET_NAMES, 'finetuning', 'search')
+
+_COUNT = Limits(at_least=0)
+_POSITIVE_COUNT = Limits(at_least=1)
+_SHARE = Limits(at_least=0, at_most=1)
+_AMOUNT = Limits(at_least=0)
+
+RECIPE_RANGES = {
+  'epochs': _COUNT,
+  'batch_size': _POSITIVE_COUNT,
+  'learning_rate': Limits(above=0),
+  'warmup_epochs': _COUNT,
+  'weight_decay': _AMOUNT,
+  'accumulate': _POSITIVE_COUNT,
+}
+SAMPLING_RANGES = {'largest': _SHARE, 'paths': _POSITIVE_COUNT, 'distillation': _SHARE}
+CONSISTENCY_RANGES = {'weight': _AMOUNT, 'sigma': _AMOUNT}
+EVOLUTION_RANGES = {
+  'population': _POSITIVE_COUNT,
+  'generations': _COUNT,
+  'parents': _POSITIVE_COUNT,
+  'mutations': _COUNT,
+  'crossovers': _COUNT,
+  'mutation_probability': _SHARE,
+}
+AUGMENTATION_RANGES = {
+  'crop_scale': Limits(above=0, at_most=1),
+  'shift': _COUNT,
+  'color_jitter': _AMOUNT,
+  'magnitude': Limits(at_least=0, at_most=MAX_MAGNITUDE),
+  'erasing': _SHARE,
+  'mixup': _AMOUNT,
+}
 
 
 @dataclasses.dataclass(frozen=True)

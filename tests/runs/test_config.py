@@ -4,8 +4,9 @@ import flax
 import pytest
 from conftest import CONFIGS, ROOT, get_config
 
+from glora_jax.data.augment import Augmentation
 from glora_jax.files import read_json
-from glora_jax.runs import pretrain, schema
+from glora_jax.runs import pretrain, schema, sections
 from glora_jax.runs.command_line import HelpConfigFlag
 from glora_jax.runs.config import (
   RunSettings,
@@ -14,6 +15,9 @@ from glora_jax.runs.config import (
   parse_arguments,
   values_when_absent,
 )
+from glora_jax.search.evolution import Evolution
+from glora_jax.training.losses import Consistency, Sampling
+from glora_jax.training.recipe import Recipe
 
 
 @pytest.mark.parametrize(
@@ -71,6 +75,30 @@ def test_a_value_that_cannot_be_is_refused_before_anything_starts(changes, messa
   config.update_from_flattened_dict(changes)
   with pytest.raises(ValueError, match=message):
     check_config(config)
+
+
+@pytest.mark.parametrize(
+  'section, ranges',
+  [
+    (Recipe, sections.RECIPE_RANGES),
+    (Sampling, sections.SAMPLING_RANGES),
+    (Consistency, sections.CONSISTENCY_RANGES),
+    (Evolution, sections.EVOLUTION_RANGES),
+    (Augmentation, sections.AUGMENTATION_RANGES),
+  ],
+)
+def test_the_ranges_of_the_help_are_those_that_a_section_checks(section, ranges):
+  for name, limits in ranges.items():
+    bounds = {
+      limits.at_least: lambda bound: bound - 1,
+      limits.above: lambda bound: bound,
+      limits.at_most: lambda bound: bound + 1,
+    }
+    for bound, beyond in bounds.items():
+      if bound is not None:
+        value = beyond(bound)
+        with pytest.raises(ValueError, match=name):
+          section(**{name: (value, value) if name == 'crop_scale' else value})
 
 
 def test_the_help_flag_prints_every_field_and_ends(capsys):
