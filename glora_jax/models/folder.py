@@ -25,28 +25,28 @@ def locate(path: Path) -> str:
     FileNotFoundError: the folder has no checkpoint.
     ValueError: it has several, or one in parts.
   """
-  path = os.fspath(path)
-  if not os.path.isdir(path):
-    return path
-  checkpoints = checkpoints_in(path)
+  folder = os.fspath(path)
+  if not os.path.isdir(folder):
+    return folder
+  checkpoints = checkpoints_in(folder)
   parts = [name for name in checkpoints if '-of-' in name]
   files = [name for name in checkpoints if name not in parts]
   if FILE_NAMES['safetensors'] in files:
     files = [name for name in files if name not in _SAME_WEIGHTS]
   named = [name for name in files if os.path.splitext(name)[0] in ('model', 'pytorch_model')]
   if len(files) == 1 or len(named) == 1:
-    return os.path.join(path, (named or files)[0])
+    return os.path.join(folder, (named or files)[0])
   if files:
     raise ValueError(
-      f'The folder {path} holds several checkpoints ({", ".join(files)}); give the path of one.'
+      f'The folder {folder} holds several checkpoints ({", ".join(files)}); give the path of one.'
     )
   if parts:
     raise ValueError(
-      f'{path} holds a checkpoint in several parts ({", ".join(parts)}), which is not supported; '
+      f'{folder} holds a checkpoint in several parts ({", ".join(parts)}), which is not supported; '
       'save it as one file.'
     )
   raise FileNotFoundError(
-    f'There is no checkpoint in the folder {path}; a file ending in {", ".join(EXTENSIONS)} is '
+    f'There is no checkpoint in the folder {folder}; a file ending in {", ".join(EXTENSIONS)} is '
     'expected.'
   )
 

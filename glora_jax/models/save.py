@@ -65,17 +65,17 @@ def save(
     ...   print(sorted(os.listdir(folder)), weights.load(folder).metadata['source'].format)
     ['config.json', 'model.safetensors'] timm
   """
-  path = os.fspath(path)
+  target = os.fspath(path)
   flat = {
     name: np.asarray(value)
     for name, value in flax.traverse_util.flatten_dict(nn.meta.unbox(params), sep='/').items()
   }
   metadata = {name: value for name, value in metadata.items() if name != 'source'}
   if format is None or format == OURS:
-    _save_own(path, model, flat, metadata)
+    _save_own(target, model, flat, metadata)
   else:
     origin = format if isinstance(format, Origin) else _new_origin(format, model, flat)
-    _save_foreign(path, model, flat, metadata, origin)
+    _save_foreign(target, model, flat, metadata, origin)
 
 
 def _save_own(path: str, model: ViT, flat: Flat, metadata: Mapping[str, Any]) -> None:
@@ -94,19 +94,19 @@ def _save_foreign(
   is_alone = folder.is_file_name(path)
   container = folder.container_of(path) if is_alone else origin.container
   model, tensors = to_tensors(model, flat, origin)
-  texts = side_files(FORMATS[origin.format], model, metadata, origin.variant, tensors)
+  contents = side_files(FORMATS[origin.format], model, metadata, origin.variant, tensors)
   file = _prepare_file(path, container)
   if container == 'npz':
     write_npz(file, tensors)
   elif container == 'safetensors':
-    is_torch = origin.container != 'npz'
-    write_safetensors(file, tensors, {'format': 'pt'} if is_torch else {})
+    in_torch_layout = origin.container != 'npz'
+    write_safetensors(file, tensors, {'format': 'pt'} if in_torch_layout else {})
   else:
     write_torch(file, tensors, origin.wrapper)
   if is_alone:
     _log_open_fields(file, model, origin, tensors)
     return
-  for name, content in texts.items():
+  for name, content in contents.items():
     write_json(os.path.join(path, name), content)
 
 

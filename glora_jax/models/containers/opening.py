@@ -31,28 +31,28 @@ def open_tensors(path: Path) -> Tensors:
     ValueError: it is empty, cut off, of another type, or declares what it cannot hold.
     ImportError: it is a PyTorch file, and PyTorch is not installed.
   """
-  path = os.fspath(path)
-  if not os.path.isfile(path):
+  name = os.fspath(path)
+  if not os.path.isfile(name):
     raise FileNotFoundError(
-      f'There is no file {path}; give the path of an npz, safetensors or PyTorch checkpoint.'
+      f'There is no file {name}; give the path of an npz, safetensors or PyTorch checkpoint.'
     )
-  if os.path.getsize(path) == 0:
-    raise ValueError(f'{path} is empty; get it again.')
-  with open(path, 'rb') as file:
+  if os.path.getsize(name) == 0:
+    raise ValueError(f'{name} is empty; get it again.')
+  with open(name, 'rb') as file:
     start = file.read(16)
   try:
-    opened = _open(path, start)
+    opened = _open(name, start)
   except ImportError:
     raise
   except Refused as error:
     raise ValueError(str(error)) from error
   except Exception as error:  # zipfile, zlib, NumPy, safetensors and PyTorch each have their own
     raise ValueError(
-      f'{path} is damaged or cut off ({first_line(error)}); get it again.'
+      f'{name} is damaged or cut off ({first_line(error)}); get it again.'
     ) from error
   if opened is None:
     raise ValueError(
-      f'{path} is no npz, safetensors or PyTorch file (it starts with {start[:8]!r}).'
+      f'{name} is no npz, safetensors or PyTorch file (it starts with {start[:8]!r}).'
     )
   return opened
 

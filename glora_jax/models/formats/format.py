@@ -154,9 +154,9 @@ class Format(abc.ABC, Generic[AnyVariant]):
     """
     return resize_pos_embed(pos_embed, old, new, self.interpolation)
 
-  def refusal(self, property: str) -> ValueError:
-    """The error for a model with a property that the format has no place for."""
-    return ValueError(f'The format {self.name} cannot say {property}; choose another format.')
+  def refusal(self, feature: str) -> ValueError:
+    """The error for a model with a feature that the format has no place for."""
+    return ValueError(f'The format {self.name} cannot say {feature}; choose another format.')
 
   def require_pool(self, model: ViT, pools: Sequence[str]) -> None:
     """Raises ValueError for a model that pools in a way that the format cannot say."""

@@ -1,4 +1,4 @@
-"""The checkpoints of Hugging Face transformers: ViT and DINOv2.
+"""What the checkpoints of ViT and DINOv2 in Hugging Face transformers have in common.
 
 Each has two sets of names: those in files, which `from_pretrained` and `save_pretrained` use, and
 those of the modules in transformers 5, which a saved `state_dict()` has.
@@ -12,10 +12,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
-import numpy as np
-
 from glora_jax.data.normalization import statistics
-from glora_jax.models.formats.common import HEADS, depth, fold_layer_scale, patch_side
+from glora_jax.models.formats.common import HEADS, depth, patch_side
 from glora_jax.models.formats.format import Flat, Format, Reading, Shapes, Variant
 from glora_jax.models.formats.rules import (
   Rule,
@@ -27,7 +25,7 @@ from glora_jax.models.formats.rules import (
   torch_qkv,
 )
 from glora_jax.models.metadata import Metadata, normalization_of, read_json, sides
-from glora_jax.models.vit import ViT
+from glora_jax.models.vit import Pool, ViT
 
 # transformers' names of the activations, and ours; where two of theirs are one of ours, the first
 # is written.
@@ -39,6 +37,7 @@ ACTIVATIONS = {
 }
 PREPROCESSOR = 'preprocessor_config.json'
 BICUBIC = 3  # as Pillow counts its filters
+ENCODER = 'encoder.layer.{}'  # path of a block; '{}' stands for its number
 
 
 class BlockNames(NamedTuple):
@@ -62,7 +61,7 @@ class BlockNames(NamedTuple):
 
 
 class HuggingFace(Format[Variant]):
-  """What ViT and DINOv2 have in common in transformers.
+  """An architecture of transformers.
 
   Attributes:
     block: names of a block's modules.
@@ -92,7 +91,7 @@ class HuggingFace(Format[Variant]):
     """An equal model with LayerScale if, and only if, the code base has it."""
 
   @abc.abstractmethod
-  def pool(self, num_classes: int) -> str:
+  def pool(self, num_classes: int) -> Pool:
     """How a model with so many classes pools; none are features alone."""
 
   @abc.abstractmethod
@@ -224,80 +223,6 @@ class HuggingFace(Format[Variant]):
     return files
 
 
-class HuggingFaceViT(HuggingFace):
-  """`ViTModel` and `ViTForImageClassification`, which read the class token."""
-
-  title = 'ViT'
-  norm_eps = 1e-12
-
-  def scale_rules(self) -> list[Rule]:
-    """There is no LayerScale."""
-    return []
-
-  def fit_layer_scale(self, model: ViT, flat: Flat) -> tuple[ViT, Flat]:
-    """LayerScale is folded into the layers before it."""
-    return fold_layer_scale(model, flat)
-
-  def pool(self, num_classes: int) -> str:
-    """The class token is read, whether there is a head or not."""
-    return 'token'
-
-  def own_config(self, model: ViT, tensors: Flat) -> dict[str, Any]:
-    """The width of the MLPs."""
-    return {'intermediate_size': model.mlp_dim or 4 * model.width}
-
-
-class HuggingFaceDinov2(HuggingFace):
-  """`Dinov2Model`, and `Dinov2ForImageClassification`, which reads class token and mean patch."""
-
-  title = 'Dinov2'
-  norm_eps = 1e-6
-
-  def scale_rules(self) -> list[Rule]:
-    """LayerScale is called lambda1, which is nested in each of two modules."""
-    return [
-      same('blocks/scale1/gamma', 'encoder.layer.{}.layer_scale1.lambda1'),
-      same('blocks/scale2/gamma', 'encoder.layer.{}.layer_scale2.lambda1'),
-    ]
-
-  def fit_layer_scale(self, model: ViT, flat: Flat) -> tuple[ViT, Flat]:
-    """A model without LayerScale gets one that scales by 1."""
-    if model.layer_scale is not None:
-      return model, flat
-    ones = np.ones((model.depth, model.width), flat['cls'].dtype)
-    scales = {'blocks/scale1/gamma': ones, 'blocks/scale2/gamma': ones}
-    return model.clone(layer_scale=1.0), {**flat, **scales}
-
-  def pool(self, num_classes: int) -> str:
-    """A classifier reads class token and mean patch side by side."""
-    return 'token+gap' if num_classes else 'token'
-
-  def fit_head(self, model: ViT, flat: Flat) -> tuple[ViT, Flat]:
-    """A head that reads one half of what DINOv2's read is zero for the other."""
-    if not model.num_classes or model.pool == 'token+gap':
-      return model, flat
-    head = flat['head/kernel']
-    halves = [head, np.zeros_like(head)]
-    kernel = np.concatenate(halves if model.pool == 'token' else halves[::-1])
-    return model.clone(pool='token+gap'), {**flat, 'head/kernel': kernel}
-
-  def placeholders(self, width: int, dtype: np.dtype) -> Flat:
-    """A token for masked patches, which only DINOv2's pretraining uses."""
-    return {'embeddings.mask_token': np.zeros((1, width), dtype)}
-
-  def own_config(self, model: ViT, tensors: Flat) -> dict[str, Any]:
-    """The width of the MLPs, as a multiple of the model's; LayerScale; the mask token."""
-    mlp_dim = model.mlp_dim or 4 * model.width
-    if mlp_dim % model.width:
-      raise self.refusal(f'mlp_dim={mlp_dim}, which is no multiple of the width')
-    return {
-      'mlp_ratio': mlp_dim // model.width,
-      'layerscale_value': 1.0,
-      'use_swiglu_ffn': False,
-      'use_mask_token': any('mask_token' in name for name in tensors),
-    }
-
-
 def _activation_name(activation: str) -> str:
   return next(name for name, ours in ACTIVATIONS.items() if ours == activation)
 
@@ -317,56 +242,3 @@ def _preprocessor(metadata: Metadata) -> dict[str, Any]:
     'rescale_factor': 1 / 255,
     'size': {'height': height, 'width': width},
   }
-
-
-_ENCODER = 'encoder.layer.{}'
-
-VIT_BLOCK = BlockNames(
-  norm1=f'{_ENCODER}.layernorm_before',
-  norm2=f'{_ENCODER}.layernorm_after',
-  qkv=(
-    f'{_ENCODER}.attention.attention.query',
-    f'{_ENCODER}.attention.attention.key',
-    f'{_ENCODER}.attention.attention.value',
-  ),
-  proj=f'{_ENCODER}.attention.output.dense',
-  fc1=f'{_ENCODER}.intermediate.dense',
-  fc2=f'{_ENCODER}.output.dense',
-)
-VIT_BLOCK_MODULES = BlockNames(
-  norm1='layers.{}.layernorm_before',
-  norm2='layers.{}.layernorm_after',
-  qkv=(
-    'layers.{}.attention.q_proj',
-    'layers.{}.attention.k_proj',
-    'layers.{}.attention.v_proj',
-  ),
-  proj='layers.{}.attention.o_proj',
-  fc1='layers.{}.mlp.fc1',
-  fc2='layers.{}.mlp.fc2',
-)
-DINOV2_BLOCK = BlockNames(
-  norm1=f'{_ENCODER}.norm1',
-  norm2=f'{_ENCODER}.norm2',
-  qkv=VIT_BLOCK.qkv,
-  proj=VIT_BLOCK.proj,
-  fc1=f'{_ENCODER}.mlp.fc1',
-  fc2=f'{_ENCODER}.mlp.fc2',
-)
-DINOV2_BLOCK_MODULES = DINOV2_BLOCK._replace(
-  qkv=(
-    f'{_ENCODER}.attention.q_proj',
-    f'{_ENCODER}.attention.k_proj',
-    f'{_ENCODER}.attention.v_proj',
-  ),
-  proj=f'{_ENCODER}.attention.o_proj',
-)
-
-FORMATS = (
-  HuggingFaceViT('hf_vit', r'encoder\.layer\.\d+\.layernorm_before', VIT_BLOCK),
-  HuggingFaceViT('hf_vit_modules', r'layers\.\d+\.layernorm_before', VIT_BLOCK_MODULES),
-  HuggingFaceDinov2('hf_dinov2', r'encoder\.layer\.\d+\.attention\.attention\.query', DINOV2_BLOCK),
-  HuggingFaceDinov2(
-    'hf_dinov2_modules', r'encoder\.layer\.\d+\.attention\.q_proj', DINOV2_BLOCK_MODULES
-  ),
-)

@@ -6,12 +6,18 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from glora_jax.models.formats import flax_npz, hugging_face, timm
+from glora_jax.models.formats import flax_npz, hugging_face_dinov2, hugging_face_vit, timm
 from glora_jax.models.formats.format import Format
 from glora_jax.models.verification import grouped
 
 FORMATS: dict[str, Format[Any]] = {
-  format.name: format for format in (timm.FORMAT, *hugging_face.FORMATS, *flax_npz.FORMATS)
+  format.name: format
+  for format in (
+    timm.FORMAT,
+    *hugging_face_vit.FORMATS,
+    *hugging_face_dinov2.FORMATS,
+    *flax_npz.FORMATS,
+  )
 }
 
 # Names of tensors that only other architectures have; the first pattern that fits explains why a

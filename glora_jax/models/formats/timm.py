@@ -197,7 +197,7 @@ def _model_arguments(model: ViT, metadata: Metadata, variant: TimmVariant) -> di
 
 def _pretrained_config(model: ViT, metadata: Metadata) -> dict[str, Any]:
   resize = metadata.get('resize')
-  config = {
+  config: dict[str, Any] = {
     'input_size': [3, *sides(metadata['image_size'])],
     'num_classes': model.num_classes,
     'interpolation': 'bicubic',
