@@ -1,5 +1,6 @@
 """Checkpoints that several tests read, and spoil."""
 
+import functools
 import types
 
 import flax
@@ -19,11 +20,15 @@ CLASSES = ['a', 'b', 'c', 'd', 'e']
 OURS = ViT(5, patch_size=8, width=12, depth=2, num_heads=2, layer_scale=0.1, pool='gap')
 
 
-def params_of(model, image_size=16, seed=0):
-  """Random parameters of a model."""
+@functools.cache
+def shapes_of(model, image_size):
   images = np.zeros((1, image_size, image_size, 3), np.float32)
-  params = randomized(jax.eval_shape(model.init, jax.random.key(0), images)['params'], seed)
-  return jax.tree.map(np.asarray, params)
+  return jax.eval_shape(model.init, jax.random.key(0), images)['params']
+
+
+def params_of(model, image_size=16):
+  """Random parameters of a model."""
+  return jax.tree.map(np.asarray, randomized(shapes_of(model, image_size)))
 
 
 def flat(params):

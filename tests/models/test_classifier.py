@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from glora_jax.models import weights
 from glora_jax.models.classifier import Classifier, find_images
 
 
@@ -30,9 +29,9 @@ def test_folders_are_searched_in_the_order_of_names_and_paths_stay_in_theirs(pho
   assert find_images([f'{photos}/z.tif', f'{photos}/inside']) == [f'{photos}/z.tif', *inside]
 
 
-def test_the_size_of_batches_changes_no_answer(photos):
+def test_the_size_of_batches_changes_no_answer(backbone, photos):
   images = find_images([str(photos)])
-  classifier = Classifier(weights.EMBEDDED_FILE)
+  classifier = Classifier(backbone)
   together = dict(classifier(images))
   assert list(together) == images
   assert len({probabilities.tobytes() for probabilities in together.values()}) == len(images)

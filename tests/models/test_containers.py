@@ -121,14 +121,14 @@ def test_pickled_arrays_are_not_executed(tmp_path):
 def test_zip_bombs_are_refused_by_what_they_declare(tmp_path):
   with zipfile.ZipFile(tmp_path / 'bomb.npz', 'w', zipfile.ZIP_DEFLATED) as archive:
     buffer = io.BytesIO()
-    np.save(buffer, np.zeros(30_000_000, np.float32))
+    np.save(buffer, np.zeros(17_000_000, np.float32))
     archive.writestr('a.npy', buffer.getvalue())
-  with pytest.raises(ValueError, match=r'declares to unpack to 120000128; that is no checkpoint'):
+  with pytest.raises(ValueError, match=r'declares to unpack to 68000128; that is no checkpoint'):
     open_tensors(tmp_path / 'bomb.npz')
 
 
 @pytest.mark.parametrize(
-  'entry',
+  'spec',
   [
     {'dtype': 'F32', 'shape': [-2, 2], 'data_offsets': [0, 16]},
     {'dtype': 'F32', 'shape': [2**40], 'data_offsets': [0, 16]},
@@ -136,8 +136,8 @@ def test_zip_bombs_are_refused_by_what_they_declare(tmp_path):
     {'dtype': 'X', 'shape': [4], 'data_offsets': [0, 16]},
   ],
 )
-def test_hostile_safetensors_headers_are_refused(entry, tmp_path):
-  header = json.dumps({'a': entry}).encode()
+def test_hostile_safetensors_headers_are_refused(spec, tmp_path):
+  header = json.dumps({'a': spec}).encode()
   (tmp_path / 'file').write_bytes(struct.pack('<Q', len(header)) + header + bytes(16))
   with pytest.raises(ValueError, match='damaged or cut off'):
     open_tensors(tmp_path / 'file')

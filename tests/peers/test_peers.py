@@ -81,12 +81,12 @@ def test_a_trained_and_folded_subnet_goes_back_into_the_untouched_model(peer, tm
   optimizer = optax.adam(1e-2)
   state = optimizer.init(trainable)
 
+  def loss(trainable):
+    logits = adapted.apply(adapted.join(trainable, frozen), IMAGES, genome=genome)
+    return jnp.mean((logits - 1.0) ** 2)
+
   @jax.jit
   def step(trainable, state):
-    def loss(trainable):
-      logits = adapted.apply(adapted.join(trainable, frozen), IMAGES, genome=genome)
-      return jnp.mean((logits - 1.0) ** 2)
-
     value, gradient = jax.value_and_grad(loss)(trainable)
     updates, state = optimizer.update(gradient, state)
     return optax.apply_updates(trainable, updates), state, value
