@@ -138,7 +138,8 @@ def randomized(tree, seed=0, scale=0.3):
 def backbone(tmp_path_factory):
   """A tiny ViT of 8 x 8 images as a checkpoint file."""
   model = ViT(10, patch_size=4, width=16, depth=2, num_heads=2)
-  params = randomized(model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))['params'], scale=0.2)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+  params = randomized(shapes['params'], scale=0.2)
   path = tmp_path_factory.mktemp('backbone') / 'tiny.safetensors'
   weights.save(path, model, params, {'image_size': 8, 'normalization': 'unit'})
   return str(path)
