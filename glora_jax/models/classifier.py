@@ -139,12 +139,12 @@ class Classifier:
         paths = images[start : start + batch_size]
         decoded = list(pool.map(self._read, paths))
         pixels = np.zeros((batch_size, self.image_size, self.image_size, 3), np.uint8)
-        for row, picture in enumerate(decoded):
+        for number, picture in enumerate(decoded):
           if not isinstance(picture, str):
-            pixels[row] = picture
-        probabilities = np.asarray(self._forward(self._params, pixels))
-        for path, picture, row in zip(paths, decoded, probabilities, strict=False):
-          yield Prediction(path, picture if isinstance(picture, str) else row)
+            pixels[number] = picture
+        batch = np.asarray(self._forward(self._params, pixels))  # [batch, classes]
+        for path, picture, probabilities in zip(paths, decoded, batch, strict=False):
+          yield Prediction(path, picture if isinstance(picture, str) else probabilities)
 
   def _read(self, path: str) -> np.ndarray | str:
     """Pixels, uint8 [size, size, 3], or what is wrong with the file."""
