@@ -1,18 +1,22 @@
-"""Kills the quickstart at random moments, resumes it, and compares what it leaves with an undisturbed run's.
+"""Kills the quickstart at random moments, resumes it, and compares with an undisturbed run.
 
   python -m benchmarks.kill_and_resume [--quick] [--kills 20] [--seed 0] [--folder DIR]
 
-Two undisturbed runs come first: one with, one without compiling (the persistent compilation cache is shared by all); they must be equal, and
-the second one's duration is the clock. Kill n of N comes at a random moment of the n-th N-th of it, so all stages have their share. Most are
-kill -9, every fifth is SIGTERM; every fourth run is killed a second time, with -9, while it resumes. Each run has a workdir and a TFDS
-folder of its own, so that preparing the data is interrupted, too. Identical means: `result.json` but for its seconds, and every byte of
-`folded/`, `adapter.safetensors` and `metrics.jsonl`. `--quick` makes 6 kills of a shortened quickstart. The last line is JSON; the exit code
-is 1 where a run was not identical.
+Two undisturbed runs come first: one with, one without compiling (the persistent compilation cache
+is shared by all); they must be equal, and the second one's duration is the clock. Kill n of N comes
+at a random moment of the n-th N-th of it, so all stages have their share. Most are kill -9, every
+fifth is SIGTERM; every fourth run is killed a second time, with -9, while it resumes. Each run has
+a workdir and a TFDS folder of its own, so that preparing the data is interrupted, too.
+
+Identical means: `result.json` but for its seconds, and every byte of `folded/`,
+`adapter.safetensors` and `metrics.jsonl`. `--quick` makes 6 kills of a shortened quickstart. The
+last line is JSON; the exit code is 1 where a run was not identical.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import pathlib
@@ -24,11 +28,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
+from typing import NamedTuple
 
-from benchmarks import machine
+from benchmarks.machinery.output import make_parser, print_result
 
 ROOT = pathlib.Path(__file__).parent.parent
-SHORT = {
+KILLS, QUICK_KILLS = 20, 6
+QUICK_FIELDS = {
   'supernet.epochs': 8,
   'finetune.epochs': 8,
   'search.generations': 2,
@@ -38,175 +45,215 @@ SHORT = {
   'search.parents': 5,
   'checkpoint_epochs': 4,
 }
-SAVED, ENDED = 75, 0  # exit codes: stopped with everything saved, and finished
+ENDED, SAVED = 0, 75  # exit codes: finished, and stopped with everything saved
+TRIES, EARLIER = 5, 0.9  # a run that was faster than the clock is killed that much earlier
+LAST_WORDS = 600  # characters of the log of a run that failed
+
+Contents = dict[str, bytes]
 
 
-class Starts:
-  """Starts of the quickstart in one folder: the same command each time."""
+@dataclasses.dataclass(frozen=True)
+class Quickstart:
+  """A quickstart that can be started many times: the same command each time.
 
-  def __init__(self, folder: pathlib.Path, cache: pathlib.Path, overrides: dict[str, int]):
-    self.folder, self.workdir, self.log = folder, folder / 'run', folder / 'log.txt'
-    folder.mkdir(parents=True)
-    self.command = [
-      sys.executable,
-      '-m',
-      'glora_jax.main',
-      '--config',
-      str(ROOT / 'configs' / 'quickstart.py'),
-      '--workdir',
-      str(self.workdir),
-      f'--config.data.dir={folder / "tfds"}',
-      *(f'--config.{name}={value}' for name, value in overrides.items()),
-    ]
-    self.environment = {
+  Attributes:
+    folder: for all that it writes, the log of all starts included.
+    cache: of compiled programs.
+    fields: of the config, in place of the quickstart's.
+  """
+
+  folder: pathlib.Path
+  cache: pathlib.Path
+  fields: Mapping[str, int]
+
+  @property
+  def workdir(self) -> pathlib.Path:
+    """The run's own."""
+    return self.folder / 'run'
+
+  @property
+  def log(self) -> str:
+    """What all starts have printed."""
+    return (self.folder / 'log.txt').read_text(errors='replace')
+
+  def start(self, kill: Kill | None = None) -> int:
+    """Starts it, kills it where asked to, and waits until it ends; the exit code."""
+    self.folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, '-m', 'glora_jax.main']
+    command += ['--config', str(ROOT / 'configs' / 'quickstart.py')]
+    command += ['--workdir', str(self.workdir), f'--config.data.dir={self.folder / "tfds"}']
+    command += [f'--config.{name}={value}' for name, value in self.fields.items()]
+    environment = {
       **os.environ,
-      'JAX_COMPILATION_CACHE_DIR': str(cache),
+      'JAX_COMPILATION_CACHE_DIR': str(self.cache),
       'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
     }
-
-  def start(self, signal_number: int | None = None, after: float = 0.0) -> int:
-    """One start; with a signal number it is sent that after so many seconds. Returns the exit code."""
-    with open(self.log, 'a') as log:
+    with open(self.folder / 'log.txt', 'a') as log:
       process = subprocess.Popen(
-        self.command, stdout=subprocess.DEVNULL, stderr=log, cwd=ROOT, env=self.environment
+        command, stdout=subprocess.DEVNULL, stderr=log, cwd=ROOT, env=environment
       )
-      if signal_number is not None:
+      if kill is not None:
         try:
-          return process.wait(after)
+          return process.wait(kill.after)
         except subprocess.TimeoutExpired:
-          process.send_signal(signal_number)
+          process.send_signal(kill.signal)
       return process.wait()
 
   def stage(self) -> str:
-    """That the last start was in."""
-    begun = re.findall(r'^(\w+): (begins|done)', self.log.read_text(errors='replace'), re.M)
-    return (
-      'preparing'
-      if not begun
-      else begun[-1][0]
-      if begun[-1][1] == 'begins'
-      else f'after {begun[-1][0]}'
-    )
+    """The stage that the last start was in."""
+    marks = re.findall(r'^(\w+): (begins|done)', self.log, re.M)
+    if not marks:
+      return 'preparing'
+    name, state = marks[-1]
+    return name if state == 'begins' else f'after {name}'
 
-  def left(self) -> dict[str, bytes]:
+  def contents(self) -> Contents:
     """All that must be identical, by name."""
-    with open(self.workdir / 'result.json') as file:
-      result = {name: value for name, value in json.load(file).items() if name != 'seconds'}
-    names = [
-      'adapter.safetensors',
-      'metrics.jsonl',
-      *(f'folded/{path.name}' for path in (self.workdir / 'folded').iterdir()),
-    ]
+    result = json.loads((self.workdir / 'result.json').read_text())
+    del result['seconds']
+    folded = [f'folded/{path.name}' for path in (self.workdir / 'folded').iterdir()]
+    names = ['adapter.safetensors', 'metrics.jsonl', *folded]
     return {
       'result.json': json.dumps(result, sort_keys=True).encode(),
       **{name: (self.workdir / name).read_bytes() for name in names},
     }
 
 
-def difference(ours: dict[str, bytes], theirs: dict[str, bytes]) -> list[str]:
-  return sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+class Kill(NamedTuple):
+  """A signal, and the seconds after a start at which it is sent."""
+
+  signal: signal.Signals
+  after: float
+
+  def is_answered_by(self, code: int) -> bool:
+    """Whether a run that got the signal in time may end with this exit code."""
+    return code == -self.signal or (self.signal == signal.SIGTERM and code == SAVED)
 
 
-def undisturbed(folder, cache, overrides) -> tuple[dict[str, bytes], float]:
-  """What a whole run leaves, and its seconds."""
-  begin, starts = time.perf_counter(), Starts(folder, cache, overrides)
-  if code := starts.start():
-    sys.exit(
-      f'The undisturbed run ended with {code}:\n{starts.log.read_text(errors="replace")[-3000:]}'
-    )
-  seconds = time.perf_counter() - begin
-  return starts.left(), seconds
+class Undisturbed(NamedTuple):
+  """What a whole run has left, and how long it took."""
+
+  contents: Contents
+  seconds: float
 
 
-def disturbed(folder, cache, overrides, rng, moment, duration, number) -> dict:
-  """One run that is killed at a moment, in seconds, and resumed until it ends; what happened, as JSON types."""
-  first = signal.SIGTERM if number % 5 == 4 else signal.SIGKILL
-  shutil.rmtree(folder, ignore_errors=True)
-  starts, kills = Starts(folder, cache, overrides), []
-  planned = [(first, moment)] + [
-    (signal.SIGKILL, rng.uniform(0.2, 0.9) * max(duration - moment, 0.3 * duration))
-  ] * (number % 4 == 3)
-  code = None
-  for kind, after in planned:
-    code = starts.start(kind, after)
+class Disturbed(NamedTuple):
+  """A run that was killed and resumed until it ended.
+
+  Attributes:
+    quickstart: the run.
+    kills: what was done to it, a sentence for each kill that came in time.
+    code: exit code of the last start.
+  """
+
+  quickstart: Quickstart
+  kills: list[str]
+  code: int
+
+  def failure(self, expected: Contents) -> str:
+    """Why the run is not identical; empty where it is."""
+    if self.code == ENDED and self.kills:
+      changed = differences(expected, self.quickstart.contents())
+      return f'differs in {", ".join(changed)}' if changed else ''
+    return f'ended with {self.code}: {self.quickstart.log.strip()[-LAST_WORDS:]}'
+
+
+def differences(expected: Contents, actual: Contents) -> list[str]:
+  """Names of all that is not the same."""
+  names = expected.keys() | actual.keys()
+  return sorted(name for name in names if expected.get(name) != actual.get(name))
+
+
+def run_undisturbed(quickstart: Quickstart) -> Undisturbed:
+  """A whole run; leaves the program where it fails."""
+  start = time.perf_counter()
+  if code := quickstart.start():
+    sys.exit(f'The undisturbed run ended with {code}:\n{quickstart.log[-5 * LAST_WORDS :]}')
+  return Undisturbed(quickstart.contents(), time.perf_counter() - start)
+
+
+def plan_kills(number: int, moment: float, duration: float, rng: random.Random) -> list[Kill]:
+  """The kills of run `number`, the first of them `moment` seconds after its start."""
+  first = Kill(signal.SIGTERM if number % 5 == 4 else signal.SIGKILL, moment)
+  rest = max(duration - moment, 0.3 * duration)
+  second = Kill(signal.SIGKILL, rng.uniform(0.2, 0.9) * rest)
+  return [first, second] if number % 4 == 3 else [first]
+
+
+def run_disturbed(quickstart: Quickstart, planned: list[Kill]) -> Disturbed:
+  """A run from an empty folder that is killed as planned, and then resumed until it ends."""
+  shutil.rmtree(quickstart.folder, ignore_errors=True)
+  kills = []
+  for kill in planned:
+    code = quickstart.start(kill)
     if code == ENDED:
-      break
-    kills.append(
-      f'{signal.Signals(kind).name} at {after:.1f} s, {starts.stage()}, exit code {code}'
-    )
-    if code not in ((-kind, SAVED) if kind == signal.SIGTERM else (-kind,)):
-      break
-  else:
-    code = starts.start()
-  return {'kills': kills, 'code': code, 'starts': starts}
+      return Disturbed(quickstart, kills, code)
+    stage = quickstart.stage()
+    kills.append(f'{kill.signal.name} at {kill.after:.1f} s, {stage}, exit code {code}')
+    if not kill.is_answered_by(code):
+      return Disturbed(quickstart, kills, code)
+  return Disturbed(quickstart, kills, quickstart.start())
 
 
-def main():
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
-  parser.add_argument('--quick', action='store_true', help='6 kills of a shortened quickstart')
-  parser.add_argument('--kills', type=int, help='20, or 6 with --quick')
+def parse_arguments() -> argparse.Namespace:
+  """The command line."""
+  parser = make_parser(__doc__, f'{QUICK_KILLS} kills of a shortened quickstart')
+  parser.add_argument('--kills', type=int, help=f'{KILLS}, or {QUICK_KILLS} with --quick')
   parser.add_argument('--seed', type=int, default=0, help='of the moments')
   parser.add_argument(
     '--folder', help='for the runs, kept; a temporary one by default, which is removed'
   )
-  arguments = parser.parse_args()
-  number, overrides = (
-    arguments.kills or (6 if arguments.quick else 20),
-    SHORT if arguments.quick else {},
-  )
+  return parser.parse_args()
+
+
+def main() -> None:
+  """Runs, kills, compares and prints."""
+  arguments = parse_arguments()
+  fields = QUICK_FIELDS if arguments.quick else {}
+  number = arguments.kills or (QUICK_KILLS if arguments.quick else KILLS)
   rng = random.Random(arguments.seed)
   folder = pathlib.Path(arguments.folder or tempfile.mkdtemp(prefix='kill_and_resume_')).resolve()
-  cache = folder / 'xla'
 
-  whole, cold = undisturbed(folder / 'cold', cache, overrides)
-  again, duration = undisturbed(folder / 'warm', cache, overrides)
+  def quickstart(name: str) -> Quickstart:
+    return Quickstart(folder / name, folder / 'xla', fields)
+
+  expected, cold_seconds = run_undisturbed(quickstart('cold'))
+  repeated, duration = run_undisturbed(quickstart('warm'))
+  changed = ', '.join(differences(expected, repeated))
   print(
-    f'undisturbed: {cold:.1f} s, without compiling {duration:.1f} s; the two differ in: {", ".join(difference(whole, again)) or "nothing"}'
+    f'undisturbed: {cold_seconds:.1f} s, without compiling {duration:.1f} s; the two differ in: '
+    f'{changed or "nothing"}'
   )
   print(f'{"":4} {"identical":10} what was done', flush=True)
-  identical, done = 0, []
-  for n in range(number):
-    moment = (n + rng.random()) / number * duration
-    for _ in range(5):  # a run that was faster than the clock is killed earlier
-      outcome = disturbed(folder / f'kill{n}', cache, overrides, rng, moment, duration, n)
-      if outcome['kills']:
+  identical, kills = 0, []
+  for index in range(number):
+    moment = (index + rng.random()) / number * duration
+    for _ in range(TRIES):
+      planned = plan_kills(index, moment, duration, rng)
+      outcome = run_disturbed(quickstart(f'kill{index}'), planned)
+      if outcome.kills:
         break
-      moment *= 0.9
-    starts = outcome.pop('starts')
-    if outcome['code'] == ENDED and outcome['kills']:
-      changed = difference(whole, starts.left())
-      said = f'differs in {", ".join(changed)}' if changed else ''
-    else:
-      said = (
-        f'ended with {outcome["code"]}: {starts.log.read_text(errors="replace").strip()[-600:]}'
-      )
-    identical += not said
-    done.append(outcome['kills'])
-    print(
-      f'{n:4} {"no" if said else "yes":10} {"; then ".join(outcome["kills"])} {said}', flush=True
-    )
-    if not said and not arguments.folder:
-      shutil.rmtree(starts.folder)
+      moment *= EARLIER
+    failure = outcome.failure(expected)
+    identical += not failure
+    kills.append(outcome.kills)
+    answer = 'no' if failure else 'yes'
+    print(f'{index:4} {answer:10} {"; then ".join(outcome.kills)} {failure}', flush=True)
+    if not failure and not arguments.folder:
+      shutil.rmtree(outcome.quickstart.folder)
   print(f'{identical} of {number} identical')
   if not arguments.folder and identical == number:
     shutil.rmtree(folder)
-  print(
-    json.dumps(
-      {
-        'benchmark': 'kill_and_resume',
-        'machine': machine.describe(),
-        'quick': arguments.quick,
-        'seed': arguments.seed,
-        'seconds': round(duration, 1),
-        'undisturbed_runs_equal': not difference(whole, again),
-        'runs': number,
-        'identical': identical,
-        'kills': done,
-      }
-    )
-  )
+  values = {
+    'quick': arguments.quick,
+    'seed': arguments.seed,
+    'seconds': round(duration, 1),
+    'undisturbed_runs_equal': not changed,
+    'runs': number,
+    'identical': identical,
+    'kills': kills,
+  }
+  print_result('kill_and_resume', values)
   sys.exit(identical != number)
 
 

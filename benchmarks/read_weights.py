@@ -1,10 +1,11 @@
-"""Time and memory of reading a ViT-B/16 from the files of several code bases, each in a process of its own.
+"""Time and memory of reading a ViT-B/16 from the files of several code bases.
 
   python -m benchmarks.read_weights [--quick]
 
-Writes 330 MB of random weights in each format into a temporary folder, then reads each file several times in fresh processes, in turn.
-`seconds` is the median, with the file in the system's cache; `memory_over_file` is the growth of the process's resident memory at
-its peak, memory maps included, over the file's size. `--quick` takes a ViT of width 192 and one repeat. The last line is JSON.
+Writes 330 MB of random weights in each format into a temporary folder, then reads each file several
+times in fresh processes, in turn. `seconds` is the median, with the file in the system's cache;
+`memory_over_file` is the growth of the process's resident memory at its peak, memory maps included,
+over the file's size. `--quick` takes a ViT of width 192 and one repeat. The last line is JSON.
 """
 
 import argparse
@@ -15,81 +16,114 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from benchmarks import machine
-from glora_jax.models import weights
-from glora_jax.models.vit import vit
+from benchmarks.machinery.output import make_parser, print_result, print_table
 
-READ = """
-import sys, time
-from glora_jax.models import weights, containers, formats  # imports are not what is measured
-import jax; jax.eval_shape(lambda: 0)
-if sys.argv[1].endswith('.pth'): import torch
-def status(name):
+# The two others are imported when a file is read, which is not to be measured.
+from glora_jax.models import containers, formats, weights  # noqa: F401
+from glora_jax.models.vit import ViT, vit
+
+REPEATS, QUICK_REPEATS = 5, 1
+METADATA = {'image_size': 224, 'normalization': 'inception'}
+SUFFIXES = {
+  'vit_jax': 'npz',
+  'big_vision_scan': 'npz',
+  'timm': 'safetensors',
+  'hf_vit': 'safetensors',
+  'glora_jax': 'safetensors',
+}
+TORCH_ROW = 'timm (torch)'
+
+
+class Reading(NamedTuple):
+  """What one process saw of reading one file."""
+
+  seconds: float
+  bytes_grown: float
+
+
+def memory(field: str) -> int:
+  """Bytes of a field of this process's status: 'VmRSS' is resident now, 'VmHWM' its peak."""
   with open('/proc/self/status') as file:
-    return next(int(line.split()[1]) for line in file if line.startswith(name)) * 1024
-with open('/proc/self/clear_refs', 'w') as file:
-  file.write('5')  # starts the peak anew
-before = status('VmRSS')
-start = time.perf_counter()
-model, params, _ = weights.load(sys.argv[1])
-seconds = time.perf_counter() - start
-print(seconds, status('VmHWM') - before)
-"""
+    return next(int(line.split()[1]) for line in file if line.startswith(field)) * 1024
 
 
-def main():
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
-  parser.add_argument('--quick', action='store_true', help='a small ViT, one repeat')
-  quick = parser.parse_args().quick
-  model = vit('Ti' if quick else 'B', 0, activation='gelu_tanh')
+def read(path: str) -> Reading:
+  """Reads a file in this process, which has done nothing before."""
+  jax.eval_shape(lambda: 0)
+  if path.endswith('.pth'):
+    import torch  # noqa: F401
+  with open('/proc/self/clear_refs', 'w') as file:
+    file.write('5')  # starts the peak anew
+  before = memory('VmRSS')
+  start = time.perf_counter()
+  loaded = weights.load(path)
+  seconds = time.perf_counter() - start
+  grown = memory('VmHWM') - before
+  del loaded
+  return Reading(seconds, grown)
+
+
+def read_in_new_process(path: str) -> Reading:
+  """What `read` returns in a process of its own."""
+  command = [sys.executable, '-m', 'benchmarks.read_weights', '--read', path]
+  finished = subprocess.run(command, check=True, capture_output=True, text=True)
+  return Reading(*json.loads(finished.stdout.splitlines()[-1]))
+
+
+def random_params(model: ViT) -> Any:
+  """Parameters of a model for images of 224 pixels, float32."""
   rng = np.random.default_rng(0)
-  shapes = jax.eval_shape(
-    model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 224, 224, 3), np.float32)
-  )['params']
-  params = jax.tree.map(lambda spec: rng.standard_normal(spec.shape, np.float32), shapes)
-  files = {
-    'vit_jax': 'npz',
-    'big_vision_scan': 'npz',
-    'timm': 'safetensors',
-    'hf_vit': 'safetensors',
-    'glora_jax': 'safetensors',
-  }
-  if importlib.util.find_spec('torch'):
-    files['timm (torch)'] = 'pth'
-  rows = {name: [] for name in files}
+  images = jax.ShapeDtypeStruct((1, 224, 224, 3), np.float32)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), images)['params']
+  return jax.tree.map(lambda spec: rng.standard_normal(spec.shape, np.float32), shapes)
+
+
+def write_files(folder: str, model: ViT, suffixes: dict[str, str]) -> dict[str, str]:
+  """Writes the same weights in each format; paths by format."""
+  params = random_params(model)
+  paths = {}
+  for name, suffix in suffixes.items():
+    paths[name] = os.path.join(folder, f'{name.replace(" ", "_")}.{suffix}')
+    weights.save(paths[name], model, params, METADATA, name.removesuffix(' (torch)'))
+  return paths
+
+
+def measure(model: ViT, repeats: int) -> dict[str, dict[str, float]]:
+  """Median seconds, and memory over the file's size, by format; prints the table."""
+  suffixes = SUFFIXES | ({TORCH_ROW: 'pth'} if importlib.util.find_spec('torch') else {})
   with tempfile.TemporaryDirectory() as folder:
-    path = lambda name: os.path.join(folder, f'{name.replace(" ", "_")}.{files[name]}')
-    for name in files:
-      weights.save(
-        path(name),
-        model,
-        params,
-        {'image_size': 224, 'normalization': 'inception'},
-        name.removesuffix(' (torch)'),
-      )
-    for _ in range(1 if quick else 5):
-      for name in files:
-        ran = subprocess.run(
-          [sys.executable, '-c', READ, path(name)], check=True, capture_output=True, text=True
-        )
-        rows[name].append([float(value) for value in ran.stdout.split()])
-    sizes = {name: os.path.getsize(path(name)) for name in files}
-  result = {}
-  print(f'{"":18s} {"MB":>6s} {"seconds":>8s} {"memory over file":>17s}')
-  for name, values in rows.items():
-    seconds, memory = (statistics.median(column) for column in zip(*values, strict=True))
-    result[name] = {
-      'seconds': round(seconds, 3),
-      'memory_over_file': round(memory / sizes[name], 3),
-    }
-    print(f'{name:18s} {sizes[name] / 1e6:6.0f} {seconds:8.2f} {memory / sizes[name]:17.2f}')
-  print(json.dumps({'benchmark': 'read_weights', 'machine': machine.describe(), **result}))
+    paths = write_files(folder, model, suffixes)
+    sizes = {name: os.path.getsize(path) for name, path in paths.items()}
+    rounds = [
+      {name: read_in_new_process(path) for name, path in paths.items()} for _ in range(repeats)
+    ]
+  result, rows = {}, []
+  for name, size in sizes.items():
+    readings = [by_name[name] for by_name in rounds]
+    seconds, grown = (statistics.median(column) for column in zip(*readings, strict=True))
+    result[name] = {'seconds': round(seconds, 3), 'memory_over_file': round(grown / size, 3)}
+    rows.append((name, f'{size / 1e6:.0f}', f'{seconds:.2f}', f'{grown / size:.2f}'))
+  print_table(('', 'MB', 'seconds', 'memory over file'), rows)
+  return result
+
+
+def main() -> None:
+  """Measures and prints; or reads one file, in a process that the former started."""
+  parser = make_parser(__doc__, 'a small ViT, one repeat')
+  parser.add_argument('--read', help=argparse.SUPPRESS)
+  arguments = parser.parse_args()
+  if arguments.read:
+    print(json.dumps(read(arguments.read)))
+    return
+  quick = arguments.quick
+  model = vit('Ti' if quick else 'B', 0, activation='gelu_tanh')
+  print_result('read_weights', measure(model, QUICK_REPEATS if quick else REPEATS))
 
 
 if __name__ == '__main__':

@@ -1,151 +1,228 @@
-"""Cost against size: time and bytes of a supernet step over depth and batch, and how straight the lines are.
+"""Cost against size: time and bytes of a supernet step over depth and batch, and how straight.
 
   python -m benchmarks.step_cost [--output step_cost.png] [--repeats 5] [--quick]
 
-A ViT of width 96 on 28 pixels, patch 7, float32: depth 6, 12 and 24 at batch 64, and batch 16, 64 and 256 at depth 12. What is run and what
-counts as bytes is as in `benchmarks.supernet_step`; the sizes run in turn, and a time is the median of its repeats. Every line is a
-least-squares fit with its slope and R^2. `host_share` is the time of a dispatch of `training.fit` whose steps compute next to nothing (order of
-images, metrics, progress bar, the call itself), over that of one of the embedded task, 48 steps each. `--quick` takes depth 1, 2 and 4,
-batch 4, 8 and 16. The last line is JSON.
+A ViT of width 96 on 28 pixels, patch 7, float32: depth 6, 12 and 24 at batch 64, and batch 16, 64
+and 256 at depth 12. What is run and what counts as bytes is as in `benchmarks.supernet_step`; the
+sizes run in turn, and a time is the median of its repeats. Every line is a least-squares fit with
+its slope and R^2. `host_share` is the time of a dispatch of `training.fit` whose steps compute next
+to nothing (order of images, metrics, progress bar, the call itself), over that of one of the
+embedded task, 48 steps each. `--quick` takes depth 2, 4 and 6, batch 32, 64 and 128, and three
+repeats of longer dispatches. The last line is JSON.
 """
 
 import argparse
-import json
 import statistics
 import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import machine, search_efficiency
-from benchmarks.supernet_step import CLASSES, Shape, in_turn, supernet_step
-from glora_jax.method import genomes
+from benchmarks.machinery import embedded_task, training_steps
+from benchmarks.machinery.output import make_parser, print_result, print_table
+from benchmarks.machinery.timing import in_turn, medians
 from glora_jax.models.vit import ViT
 from glora_jax.reports import drawing
-from glora_jax.training import loop, losses, recipe
+from glora_jax.training import loop
+from glora_jax.training.recipe import Recipe
 
-SIZE, STEPS, HOST_STEPS = 28, 4, 48
+PAUSE = 0.3  # seconds before each measurement, as in `benchmarks.supernet_step`
+HOST_STEPS = 48
 
 
-def fit(x, y) -> dict[str, float]:
-  """Least-squares line through points, and the share of the variance that it explains."""
-  slope, intercept = np.polyfit(x, y, 1)
-  rest = np.sum((np.asarray(y) - slope * np.asarray(x) - intercept) ** 2)
-  return {
-    'slope': float(slope),
-    'intercept': float(intercept),
-    'r2': float(1 - rest / np.sum((y - np.mean(y)) ** 2)),
-  }
+class Size(NamedTuple):
+  """What is varied: blocks of the ViT, and images of a step."""
+
+  depth: int
+  batch: int
+
+
+class Plan(NamedTuple):
+  """Which sizes are measured; all depths at the middle batch, all batches at the middle depth.
+
+  Attributes:
+    depths, batches: three each.
+    steps: of a dispatch.
+    repeats: of each size.
+  """
+
+  depths: tuple[int, int, int]
+  batches: tuple[int, int, int]
+  steps: int
+  repeats: int
+
+  def sizes(self, varied: str) -> list[Size]:
+    """The sizes of which only 'depth' or only 'batch' is varied."""
+    if varied == 'depth':
+      return [Size(depth, self.batches[1]) for depth in self.depths]
+    return [Size(self.depths[1], batch) for batch in self.batches]
+
+
+FULL_PLAN = Plan((6, 12, 24), (16, 64, 256), steps=4, repeats=5)
+QUICK_PLAN = Plan((2, 4, 6), (32, 64, 128), steps=16, repeats=3)
+
+
+class Line(NamedTuple):
+  """A least-squares line through points.
+
+  Attributes:
+    x, y: the points.
+    slope, intercept: of the line.
+    r2: share of the variance that it explains.
+  """
+
+  x: Sequence[float]
+  y: Sequence[float]
+  slope: float
+  intercept: float
+  r2: float
+
+  @classmethod
+  def fit(cls, x: Sequence[float], y: Sequence[float]) -> 'Line':
+    """The line through these points."""
+    slope, intercept = np.polyfit(x, y, 1)
+    residuals = np.asarray(y) - slope * np.asarray(x) - intercept
+    unexplained = np.sum(residuals**2) / np.sum((y - np.mean(y)) ** 2)
+    return cls(x, y, float(slope), float(intercept), float(1 - unexplained))
+
+  def summary(self) -> dict[str, float]:
+    """Slope, intercept and R^2 for the last line of the output."""
+    fields = {'slope': self.slope, 'intercept': self.intercept, 'r2': self.r2}
+    return {name: round(value, 5) for name, value in fields.items()}
+
+
+class Costs(NamedTuple):
+  """What a step costs, by size."""
+
+  milliseconds: dict[Size, float]
+  mebibytes: dict[Size, float]
+
+
+def measure(plan: Plan) -> Costs:
+  """Times all sizes in turn."""
+  rows = {}
+  for size in dict.fromkeys([*plan.sizes('depth'), *plan.sizes('batch')]):
+    model = ViT(training_steps.CLASSES, patch_size=7, width=96, depth=size.depth, num_heads=3)
+    shape = training_steps.Shape(model, embedded_task.IMAGE_SIZE, size.batch, plan.steps)
+    rows[size] = training_steps.supernet_row(training_steps.Problem.random(shape))
+  times = in_turn({size: row.run for size, row in rows.items()}, plan.repeats, pause=PAUSE)
+  return Costs(
+    {size: 1e3 * median / plan.steps for size, median in medians(times).items()},
+    {size: row.held / 2**20 for size, row in rows.items()},
+  )
+
+
+def fit_lines(plan: Plan, costs: Costs) -> dict[tuple[str, str], Line]:
+  """A line for each of 'time' and 'bytes' over each of 'depth' and 'batch'."""
+  lines = {}
+  for varied, x in (('depth', plan.depths), ('batch', plan.batches)):
+    sizes = plan.sizes(varied)
+    for cost, values in (('time', costs.milliseconds), ('bytes', costs.mebibytes)):
+      lines[cost, varied] = Line.fit(x, [values[size] for size in sizes])
+  return lines
+
+
+def dispatch_seconds(
+  loss_fn: loop.LossFn, trainable: Any, frozen: Any, data: tuple[Any, Any], repeats: int
+) -> float:
+  """Median time of a dispatch of `training.fit`, from one report to the next."""
+  images, labels = data
+  epochs_of_dispatch = HOST_STEPS // (len(labels) // Recipe().batch_size)
+  moments = []
+  loop.fit(
+    loss_fn,
+    trainable,
+    frozen,
+    images,
+    labels,
+    Recipe(epochs=epochs_of_dispatch * (repeats + 1)),
+    jax.random.key(1),
+    steps_per_dispatch=HOST_STEPS,
+    on_dispatch=lambda *_: moments.append(time.perf_counter()),
+  )
+  return statistics.median(np.diff(moments))
 
 
 def host_share(repeats: int) -> float:
-  """Seconds of a dispatch whose steps do next to nothing, over those of a dispatch of the embedded task: at most what the host adds."""
-  adapted, params, preprocess = search_efficiency.embedded()
-  images, labels = map(jnp.asarray, search_efficiency.digits()['train'])
-  trainable, frozen = adapted.split(adapted.init(jax.random.key(0), params))
-  task = losses.supernet_loss(
-    adapted,
-    lambda _, x: preprocess(x),
-    lambda key: genomes.sample_genome(key, adapted.spec),
-    train=True,
-  )
+  """Dispatches whose steps do next to nothing, over those of the embedded task.
 
-  def nothing(trainable, frozen, images, labels, key):
+  This is at most what the host adds to the latter.
+  """
+  backbone = embedded_task.Backbone.load()
+  data = embedded_task.on_device(embedded_task.digits()['train'])
+  variables = backbone.adapted.init(jax.random.key(0), backbone.params)
+
+  def idle_loss(trainable, frozen, images, labels, key):
+    del frozen, images, labels, key
     return trainable['number'] ** 2, {'loss': trainable['number']}
 
-  medians = []
-  for loss, *parts in ((nothing, {'number': jnp.ones(())}, {}), (task, trainable, frozen)):
-    times, epochs = [], HOST_STEPS // (len(labels) // recipe.Recipe().batch_size) * (repeats + 1)
-    loop.fit(
-      loss,
-      *parts,
-      images,
-      labels,
-      recipe.Recipe(epochs=epochs),
-      jax.random.key(1),
-      steps_per_dispatch=HOST_STEPS,
-      on_dispatch=lambda *_, times=times: times.append(time.perf_counter()),
-    )
-    medians.append(statistics.median(np.diff(times)))
-  return medians[0] / medians[1]
+  idle = dispatch_seconds(idle_loss, {'number': jnp.ones(())}, {}, data, repeats)
+  halves = backbone.adapted.split(variables)
+  return idle / dispatch_seconds(backbone.supernet_loss(), *halves, data, repeats)
 
 
-def draw(path, lines):
-  """One panel for each of time and bytes against depth and batch: the points and the fitted line."""
+UNITS = {'time': 'ms a step', 'bytes': 'MiB held'}
+
+
+def draw(path: str, lines: dict[tuple[str, str], Line]) -> None:
+  """One panel for each of time and bytes over depth and batch: the points and the line."""
   figure, axes = drawing.panels(2, 2, figsize=(9, 7))
-  for axis, ((size, cost), (x, y, line)) in zip(axes.ravel(), lines.items(), strict=True):
-    ends = np.array([0, max(x)])
-    axis.plot(ends, line['slope'] * ends + line['intercept'], color='0.6')
-    axis.plot(x, y, 'o')
+  for axis, ((cost, varied), line) in zip(axes.ravel(), lines.items(), strict=True):
+    ends = np.array([0, max(line.x)])
+    axis.plot(ends, line.slope * ends + line.intercept, color='0.6')
+    axis.plot(line.x, line.y, 'o')
     axis.set(
-      xlabel=size,
-      ylabel=cost,
+      xlabel=varied,
+      ylabel=UNITS[cost],
       ylim=(0, None),
-      title=f'{line["slope"]:.3g} each, R$^2$ = {line["r2"]:.4f}',
+      title=f'{line.slope:.3g} each, R$^2$ = {line.r2:.4f}',
     )
   drawing.save(figure, path, dpi=120)
 
 
-def main():
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def print_costs(costs: Costs, lines: dict[tuple[str, str], Line]) -> None:
+  """The table for people."""
+  print_table(
+    ('depth', 'batch', *UNITS.values()),
+    [
+      (str(size.depth), str(size.batch), f'{milliseconds:.1f}', f'{costs.mebibytes[size]:.1f}')
+      for size, milliseconds in costs.milliseconds.items()
+    ],
   )
-  parser.add_argument('--output', help='where to draw the lines, .png')
-  parser.add_argument('--repeats', type=int, default=5)
-  parser.add_argument('--quick', action='store_true', help='small sizes, two repeats')
-  arguments = parser.parse_args()
-  depths, batches = ((1, 2, 4), (4, 8, 16)) if arguments.quick else ((6, 12, 24), (16, 64, 256))
-  depth, batch = depths[1], batches[1]
-  sizes = {**{(d, batch): None for d in depths}, **{(depth, b): None for b in batches}}
-  for d, b in sizes:
-    shape = Shape(ViT(CLASSES, patch_size=7, width=96, depth=d, num_heads=3), SIZE, b, STEPS)
-    images = jax.random.normal(jax.random.key(0), (b * STEPS, SIZE, SIZE, 3))
-    params = jax.jit(shape.model.init)(jax.random.key(1), images[:1])['params']
-    sizes[d, b] = supernet_step(
-      shape, params, images, jnp.arange(len(images), dtype=jnp.int32) % CLASSES
+  for (cost, varied), line in lines.items():
+    print(
+      f'{UNITS[cost]} over {varied}: {line.slope:.3f} each, {line.intercept:.1f} at zero, '
+      f'R^2 {line.r2:.5f}'
     )
-  seconds = in_turn(sizes, 2 if arguments.quick else arguments.repeats)
-  milliseconds = {size: 1e3 * statistics.median(values) / STEPS for size, values in seconds.items()}
-  mebibytes = {size: row.held / 2**20 for size, row in sizes.items()}
 
-  print(f'{"depth":>6s} {"batch":>6s} {"ms a step":>10s} {"MiB held":>9s}')
-  for d, b in sizes:
-    print(f'{d:6d} {b:6d} {milliseconds[d, b]:10.1f} {mebibytes[d, b]:9.1f}')
-  lines = {}
-  for name, x, cut in (
-    ('depth', depths, [(d, batch) for d in depths]),
-    ('batch', batches, [(depth, b) for b in batches]),
-  ):
-    for cost, values in (('ms a step', milliseconds), ('MiB held', mebibytes)):
-      y = [values[size] for size in cut]
-      lines[name, cost] = x, y, fit(x, y)
-      print(
-        '{} over {}: {slope:.3f} each, {intercept:.1f} at zero, R^2 {r2:.5f}'.format(
-          cost, name, **lines[name, cost][2]
-        )
-      )
+
+def parse_arguments() -> argparse.Namespace:
+  """The command line."""
+  parser = make_parser(__doc__, 'small sizes, three repeats')
+  parser.add_argument('--output', help='where to draw the lines, .png')
+  parser.add_argument('--repeats', type=int, default=FULL_PLAN.repeats)
+  return parser.parse_args()
+
+
+def main() -> None:
+  """Measures, prints and draws."""
+  arguments = parse_arguments()
+  plan = QUICK_PLAN if arguments.quick else FULL_PLAN._replace(repeats=arguments.repeats)
+  costs = measure(plan)
+  lines = fit_lines(plan, costs)
+  print_costs(costs, lines)
   if arguments.output:
     draw(arguments.output, lines)
-  share = host_share(2 if arguments.quick else arguments.repeats)
+  share = host_share(plan.repeats)
   print(
     f'Host: at most {100 * share:.2f}% of a dispatch of {HOST_STEPS} steps of the embedded task.'
   )
-  rounded = lambda line: {name: round(value, 5) for name, value in line.items()}
-  print(
-    json.dumps(
-      {
-        'benchmark': 'step_cost',
-        'machine': machine.describe(),
-        'quick': arguments.quick,
-        'host_share': round(share, 5),
-        **{
-          f'{"time" if cost.startswith("ms") else "bytes"}_over_{size}': rounded(line)
-          for (size, cost), (*_, line) in lines.items()
-        },
-      }
-    )
-  )
+  summaries = {f'{cost}_over_{varied}': line.summary() for (cost, varied), line in lines.items()}
+  values = {'quick': arguments.quick, 'host_share': round(share, 5), **summaries}
+  print_result('step_cost', values)
 
 
 if __name__ == '__main__':

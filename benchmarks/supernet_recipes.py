@@ -1,41 +1,65 @@
-"""Which recipe makes a supernet whose searched and finetuned subnet is at least as good as every preset of at most its size?
+"""Which recipe makes a supernet whose searched and finetuned subnet is as good as every preset?
 
-  python -m benchmarks.supernet_recipes [--quick] [--folder runs/recipes] [--seeds 5] [--workers 2] [--only NAME ...]
+  python -m benchmarks.supernet_recipes [--quick] [--folder runs/recipes] [--seeds 5] [--workers 2]
+                                        [--only NAME ...]
 
-On the embedded task (digits, the embedded backbone, budget 40,000) every method gets the same number of training steps, `EPOCHS` epochs of 800
-images. A preset spends them all on itself, trained alone. A recipe spends some on the supernet and the rest on finetuning what the paper's
-evolution finds in it (210 evaluations by accuracy on the 200 validation images), at half of its rate. Each method has its own learning rate,
-the best of `RATES` on the validation images, chosen with a seed that the table does not use; the variations of one recipe share one.
-Results are kept in the folder, one file a job; the same command goes on where it was stopped.
+At least as good, that is, as every preset of at most its size. On the embedded task (digits, the
+embedded backbone, budget 40,000) every method gets the same number of training steps, `EPOCHS`
+epochs of 800 images. A preset spends them all on itself, trained alone. A recipe spends some on the
+supernet and the rest on finetuning what the paper's evolution finds in it (210 evaluations by
+accuracy on the 200 validation images), at half of its rate. Each method has its own learning rate,
+the best of `RATES` on the validation images, chosen with a seed that the table does not use; the
+variations of one recipe share one. Results are kept in the folder, one file a job; the same command
+goes on where it was stopped.
 
-Diagnostic: the test accuracies compare recipes here, and choose no default: validation accuracy does. `--quick`: two epochs, one seed, three
-methods. The last line is JSON.
+Diagnostic: the test accuracies compare recipes here, and choose no default: validation accuracy
+does. `--quick`: two epochs, one seed, three methods. The last line is JSON.
 """
 
 import dataclasses
-import json
 import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from benchmarks import machine
-from benchmarks.jobs import command_line, run_jobs
+import jax
+import jax.numpy as jnp
+import numpy as np
 
-EPOCHS = 36
+import glora_jax
+from benchmarks.machinery import embedded_task
+from benchmarks.machinery.embedded_task import BUDGET, Backbone
+from benchmarks.machinery.jobs import parse_arguments, run_jobs
+from benchmarks.machinery.output import print_result, print_table
+from glora_jax.method import presets
+from glora_jax.search import evolution
+from glora_jax.training import loop
+from glora_jax.training.losses import Sampling, subnet_loss, supernet_loss
+from glora_jax.training.recipe import Recipe
+
+EPOCHS, QUICK_EPOCHS = 36, 2
 RATES = (4e-3, 8e-3)  # at 1e-3 and 1e-2 everything was worse in a first look
 TUNING_SEED = 1000
-BUDGET = 40_000
+QUICK_METHODS = ('linear', 'lora', 'largest')
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-  """A preset trained alone, or a recipe for the supernet with the share of the steps that its winner is finetuned for.
+  """A preset trained alone, or a recipe for the supernet.
 
-  `rate_of` names the method whose learning rate it takes untried.
+  Attributes:
+    title: what the table calls it.
+    preset: name of the preset; None for a recipe.
+    sampling: fields of `Sampling`.
+    recipe: fields of `Recipe`, beside rate and epochs.
+    finetuned_for: share of the steps in which the winner is finetuned.
+    with_presets: whether the search starts from the presets.
+    rate_of: name of the method whose learning rate it takes untried.
   """
 
-  says: str
+  title: str
   preset: str | None = None
-  sampling: dict = dataclasses.field(default_factory=dict)
-  recipe: dict = dataclasses.field(default_factory=dict)
+  sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  recipe: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   finetuned_for: float = 0.25
   with_presets: bool = False
   rate_of: str | None = None
@@ -83,149 +107,213 @@ METHODS = {
 }
 
 
-def job(name, seed, rate, epochs):
-  """Trains one method; a dictionary of what it reached."""
-  import jax
-  import jax.numpy as jnp
-  import numpy as np
+class Job(NamedTuple):
+  """One method, trained once.
 
-  import glora_jax
-  from benchmarks import search_efficiency
-  from glora_jax.method import presets
-  from glora_jax.search import evolution
-  from glora_jax.training import loop
-  from glora_jax.training.losses import Sampling, subnet_loss, supernet_loss
-  from glora_jax.training.recipe import Recipe
+  Attributes:
+    method: name, of `METHODS`.
+    seed: of everything random.
+    rate: learning rate.
+    epochs: of all training together.
+  """
 
-  method = METHODS[name]
-  splits = {
-    split: tuple(map(jnp.asarray, data)) for split, data in search_efficiency.digits().items()
-  }
-  adapted, params, preprocess = search_efficiency.embedded()
-  augmented = lambda key, x: preprocess(x)
-  keys = jax.random.split(jax.random.key(seed), 4)
-  variables = adapted.init(keys[0], params)
-  scorer = glora_jax.make_scorer(adapted, preprocess)
+  method: str
+  seed: int
+  rate: float
+  epochs: int
 
-  def measure(variables, genome, title):
+
+class Training(NamedTuple):
+  """How long and how fast one part of the training goes."""
+
+  key: jax.Array
+  epochs: int
+  rate: float
+
+
+class Task:
+  """The embedded task, with the operations that methods are made of."""
+
+  def __init__(self) -> None:
+    """Loads the backbone and the images."""
+    digits = embedded_task.digits()
+    self.splits = {split: embedded_task.on_device(data) for split, data in digits.items()}
+    self.backbone = Backbone.load()
+    self.adapted = self.backbone.adapted
+    self.scorer = glora_jax.make_scorer(self.adapted, self.backbone.preprocess)
+
+  def measure(self, variables: Any, genome: np.ndarray, prefix: str = '') -> dict[str, float]:
+    """Accuracy and mean loss of a subnet on validation and test images."""
     result = {}
     for split in ('val', 'test'):
-      correct, loss = scorer(variables, jnp.asarray(genome)[None], *splits[split])
-      result[f'{title}{split}'] = float(correct[0]) / len(splits[split][1])
-      result[f'{title}{split}_loss'] = float(loss[0]) / len(splits[split][1])
+      number = len(self.splits[split].labels)
+      correct, loss = self.scorer(variables, jnp.asarray(genome)[None], *self.splits[split])
+      result[f'{prefix}{split}'] = float(correct[0]) / number
+      result[f'{prefix}{split}_loss'] = float(loss[0]) / number
     return result
 
-  def fit(loss, halves, key, epochs, rate, **fields):
-    recipe = Recipe(epochs=epochs, warmup_epochs=min(3, epochs), learning_rate=rate, **fields)
-    return loop.fit(loss, *halves, *splits['train'], recipe, key, progress=False).trainable
+  def fit(
+    self, loss_fn: loop.LossFn, halves: Sequence[Any], training: Training, **fields: Any
+  ) -> Any:
+    """What was trainable of the (trainable, frozen) halves, trained."""
+    key, epochs, rate = training
+    warmup_epochs = min(embedded_task.WARMUP_EPOCHS, epochs)
+    recipe = Recipe(epochs=epochs, warmup_epochs=warmup_epochs, learning_rate=rate, **fields)
+    data = self.splits['train']
+    return loop.fit(loss_fn, *halves, *data, recipe, key, progress=False).trainable
 
-  def alone(genome, variables, key, epochs, rate):
-    subnet = adapted.fix(genome)
-    halves = subnet.split(variables)
-    return subnet.join(
-      fit(subnet_loss(subnet, augmented, train=True), halves, key, epochs, rate), halves[1]
+  def train_subnet(self, genome: np.ndarray, variables: Any, training: Training) -> Any:
+    """Variables of a subnet that was trained alone."""
+    subnet = self.adapted.fix(genome)
+    trainable, frozen = subnet.split(variables)
+    loss_fn = subnet_loss(subnet, self.backbone.unaugmented, train=True)
+    return subnet.join(self.fit(loss_fn, (trainable, frozen), training), frozen)
+
+  def train_supernet(self, method: Method, variables: Any, training: Training) -> Any:
+    """Variables of a supernet that was trained by a recipe."""
+    sampling = Sampling(**method.sampling)
+    trainable, frozen = self.adapted.split(variables)
+    loss_fn = supernet_loss(
+      self.adapted,
+      self.backbone.unaugmented,
+      lambda key: sampling.draw(key, self.adapted.spec),
+      distillation=sampling.distillation,
+      train=True,
+    )
+    trained = self.fit(loss_fn, (trainable, frozen), training, **method.recipe)
+    return self.adapted.join(trained, frozen)
+
+  def search(self, method: Method, variables: Any, key: jax.Array) -> evolution.Archive:
+    """What the paper's evolution finds in a supernet."""
+    initial = None
+    if method.with_presets:
+      initial = np.stack(list(presets.presets(self.adapted.spec).values()))
+    return evolution.evolve(
+      self.adapted.spec,
+      lambda genomes: self.scorer(variables, genomes, *self.splits['val']),
+      key,
+      embedded_task.SEARCH,
+      budget=BUDGET,
+      initial=initial,
+      progress=False,
     )
 
-  if method.preset:
-    genome = presets.preset(adapted.spec, method.preset)
-    trained = alone(genome, variables, keys[1], epochs, rate)
-    return {'params': adapted.count_params(genome), **measure(trained, genome, '')}
 
-  tuning = round(epochs * method.finetuned_for)
-  sampling = Sampling(**method.sampling)
-  halves = adapted.split(variables)
-  loss = supernet_loss(
-    adapted,
-    augmented,
-    lambda key: sampling.draw(key, adapted.spec),
-    distillation=sampling.distillation,
-    train=True,
+def run_preset(task: Task, job: Job) -> dict[str, float]:
+  """What a preset reaches, trained alone in all steps."""
+  init_key, training_key, _, _ = jax.random.split(jax.random.key(job.seed), 4)
+  variables = task.adapted.init(init_key, task.backbone.params)
+  genome = presets.preset(task.adapted.spec, METHODS[job.method].preset)
+  trained = task.train_subnet(genome, variables, Training(training_key, job.epochs, job.rate))
+  return {'params': task.adapted.count_params(genome), **task.measure(trained, genome)}
+
+
+def run_recipe(task: Task, job: Job) -> dict[str, float]:
+  """What the winner of a supernet reaches, as inherited and finetuned, and what else is in it."""
+  method, adapted = METHODS[job.method], task.adapted
+  init_key, supernet_key, search_key, finetuning_key = jax.random.split(jax.random.key(job.seed), 4)
+  finetuning_epochs = round(job.epochs * method.finetuned_for)
+  supernet = task.train_supernet(
+    method,
+    adapted.init(init_key, task.backbone.params),
+    Training(supernet_key, job.epochs - finetuning_epochs, job.rate),
   )
-  trained = adapted.join(
-    fit(loss, halves, keys[1], epochs - tuning, rate, **method.recipe), halves[1]
-  )
-  settings = evolution.Evolution(
-    population=30, generations=6, parents=10, mutations=15, crossovers=15
-  )
-  initial = np.stack(list(presets.presets(adapted.spec).values())) if method.with_presets else None
-  archive = evolution.evolve(
-    adapted.spec,
-    lambda genomes: scorer(trained, genomes, *splits['val']),
-    keys[2],
-    settings,
-    budget=BUDGET,
-    initial=initial,
-    progress=False,
-  )
+  archive = task.search(method, supernet, search_key)
   winner = archive.best()
-  found = {'params': adapted.count_params(winner), **measure(trained, winner, 'inherited_')}
-  for name, genome in presets.presets(adapted.spec).items():
-    found |= {f'inherited_{name}_val': measure(trained, genome, '')['val']}
-  found['random_val'] = float(archive.correct[archive.generation == 0].mean()) / len(
-    splits['val'][1]
-  )
-  return found | measure(alone(winner, trained, keys[3], tuning, rate / 2), winner, '')
-
-
-def main():
-  given = command_line(
-    __doc__, 'runs/recipes', 'two epochs, one seed, three methods', job, tuple(METHODS)
-  )
-  if given is None:
-    return
-  methods = {
-    name: METHODS[name] for name in (('linear', 'lora', 'largest') if given.quick else given.only)
+  result = {
+    'params': adapted.count_params(winner),
+    **task.measure(supernet, winner, 'inherited_'),
   }
-  epochs, seeds, rates = (2, 1, RATES[:1]) if given.quick else (EPOCHS, given.seeds, RATES)
-  run = lambda jobs: run_jobs(
-    'benchmarks.supernet_recipes', [(*job, epochs) for job in jobs], given.folder, given.workers
+  for name, genome in presets.presets(adapted.spec).items():
+    result[f'inherited_{name}_val'] = task.measure(supernet, genome)['val']
+  random_correct = float(archive.correct[archive.generation == 0].mean())
+  result['random_val'] = random_correct / len(task.splits['val'].labels)
+  finetuning = Training(finetuning_key, finetuning_epochs, job.rate / 2)
+  finetuned = task.train_subnet(winner, supernet, finetuning)
+  return result | task.measure(finetuned, winner)
+
+
+def run_job(method: str, seed: int, rate: float, epochs: int) -> dict[str, float]:
+  """Trains one method; what it reached."""
+  run = run_preset if METHODS[method].preset else run_recipe
+  return run(Task(), Job(method, seed, rate, epochs))
+
+
+def choose_rates(
+  methods: Sequence[str], rates: Sequence[float], epochs: int, run: Callable[[list[Job]], Any]
+) -> dict[str, float]:
+  """The learning rate of each method, by validation accuracy and then by validation loss."""
+  tuned = {method: METHODS[method].rate_of or method for method in methods}
+  jobs = [
+    Job(method, TUNING_SEED, rate, epochs)
+    for method in dict.fromkeys(tuned.values())
+    for rate in rates
+  ]
+  results = run(jobs)
+  best = {}
+  for job in jobs:  # of equally good rates the first
+    quality = results[job]['val'], -results[job]['val_loss']
+    if job.method not in best or quality > best[job.method][0]:
+      best[job.method] = quality, job.rate
+  return {method: best[tuned[method]][1] for method in methods}
+
+
+def summarize(results: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
+  """Mean and standard deviation of every number over the seeds."""
+  summary = {}
+  for name in results[0]:
+    values = [result[name] for result in results]
+    summary[name] = [statistics.mean(values), statistics.pstdev(values)]
+  return summary
+
+
+def print_summaries(table: Mapping[str, Mapping[str, Any]]) -> None:
+  """The table for people."""
+  columns = {
+    'inherited_val': 'inherited, val',
+    'inherited_test': 'inherited, test',
+    'val': 'val',
+    'test': 'test',
+  }
+  rows = []
+  for name, summary in table.items():
+    cells = [name, f'{summary["rate"]:g}', f'{summary["params"][0]:,.0f}']
+    for column in columns:
+      mean, spread = summary.get(column, (None, None))
+      cells.append('' if mean is None else f'{100 * mean:.1f} ± {100 * spread:.1f}')
+    rows.append((*cells, METHODS[name].title))
+  print_table(('method', 'rate', 'params', *columns.values(), ''), rows)
+
+
+def main() -> None:
+  """Does all jobs and prints."""
+  arguments = parse_arguments(
+    __doc__,
+    folder='runs/recipes',
+    quick='two epochs, one seed, three methods',
+    run=run_job,
+    names=tuple(METHODS),
   )
-  tuned = run(
-    [
-      (name, TUNING_SEED, rate)
-      for name in dict.fromkeys(METHODS[name].rate_of or name for name in methods)
-      for rate in rates
-    ]
-  )
-  quality = lambda name, rate: (
-    tuned[name, TUNING_SEED, rate, epochs]['val'],
-    -tuned[name, TUNING_SEED, rate, epochs]['val_loss'],
-  )
-  rate_of = {
-    name: max(rates, key=lambda rate, name=METHODS[name].rate_of or name: quality(name, rate))
+  if arguments is None:
+    return
+  methods, epochs, seeds, rates = arguments.only, EPOCHS, arguments.seeds, RATES
+  if arguments.quick:
+    methods, epochs, seeds, rates = QUICK_METHODS, QUICK_EPOCHS, 1, RATES[:1]
+
+  def run(jobs: list[Job]) -> dict[Job, Any]:
+    return run_jobs('benchmarks.supernet_recipes', jobs, arguments.folder, arguments.workers)
+
+  rate_of = choose_rates(methods, rates, epochs, run)
+  jobs = {
+    name: [Job(name, seed, rate_of[name], epochs) for seed in range(seeds)] for name in methods
+  }
+  results = run([jobs[name][seed] for seed in range(seeds) for name in methods])
+  table = {
+    name: {'rate': rate_of[name], **summarize([results[job] for job in jobs[name]])}
     for name in methods
   }
-  results = run([(name, seed, rate_of[name]) for seed in range(seeds) for name in methods])
-
-  table = {}
-  for name in methods:
-    of = [results[name, seed, rate_of[name], epochs] for seed in range(seeds)]
-    columns = {key: [one[key] for one in of] for key in of[0]}
-    table[name] = {'rate': rate_of[name]} | {
-      key: [statistics.mean(values), statistics.pstdev(values)] for key, values in columns.items()
-    }
-  percent = lambda row, key: (
-    f'{100 * row[key][0]:5.1f} ± {100 * row[key][1]:.1f}' if key in row else ''
-  )
-  print(
-    f'{"method":11}{"rate":>8}{"params":>9}{"inherited, val":>16}{"inherited, test":>17}{"val":>14}{"test":>14}'
-  )
-  for name, row in table.items():
-    print(
-      f'{name:11}{row["rate"]:8g}{row["params"][0]:9,.0f}{percent(row, "inherited_val"):>16}{percent(row, "inherited_test"):>17}'
-      f'{percent(row, "val"):>14}{percent(row, "test"):>14}   {METHODS[name].says}'
-    )
-  print(
-    json.dumps(
-      {
-        'benchmark': 'supernet_recipes',
-        'machine': machine.describe(),
-        'epochs': epochs,
-        'seeds': seeds,
-        'table': table,
-      }
-    )
-  )
+  print_summaries(table)
+  print_result('supernet_recipes', {'epochs': epochs, 'seeds': seeds, 'table': table})
 
 
 if __name__ == '__main__':

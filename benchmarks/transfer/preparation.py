@@ -1,0 +1,74 @@
+"""The folder that a comparison needs: a backbone and two tasks, small enough to be carried."""
+
+import json
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from benchmarks.transfer import onnx_check, onnx_weights, tasks
+
+LARGEST_FOLDER = 60e6  # bytes
+
+
+def prepare(folder: str, blocks: int, wheel: str | None, fashion: str | None) -> dict[str, Any]:
+  """Writes `vit_s/`, `mnist/`, `fashion/` and `prepared.json` into a folder.
+
+  Downloads go to a folder beside it, so that they are not carried.
+
+  Args:
+    folder: where to write.
+    blocks: of the backbone, the first ones.
+    wheel: path of the wheel; None to download it.
+    fashion: path of Fashion-MNIST; None to find or fetch it.
+
+  Returns:
+    The content of `prepared.json`, and the 'bytes' of the folder.
+
+  Raises:
+    ValueError: the weights are not what they should be, or the folder became too large.
+  """
+  downloads = os.path.normpath(folder) + '_downloads'
+  os.makedirs(downloads, exist_ok=True)
+  os.makedirs(folder, exist_ok=True)
+  model = onnx_weights.read_model(onnx_weights.find_wheel(downloads, wheel))
+  tensors = onnx_weights.dinov2_tensors(model.graph)
+  backbone = os.path.join(folder, 'vit_s')
+  onnx_weights.write_folder(backbone, onnx_weights.first_blocks(tensors, blocks), np.float16)
+  differences = onnx_check.check(model, tensors, backbone, blocks)
+  images = {
+    'mnist': tasks.read_mnist(),
+    'fashion': tasks.read_fashion(tasks.find_fashion(downloads, fashion)),
+  }
+  written = {name: tasks.prepare(name, folder, *data) for name, data in images.items()}
+  prepared = {'blocks': blocks, 'weights': differences, 'tasks': written}
+  with open(os.path.join(folder, 'prepared.json'), 'w') as file:
+    json.dump(prepared, file, indent=2)
+  size = sum(path.stat().st_size for path in pathlib.Path(folder).rglob('*') if path.is_file())
+  if size > LARGEST_FOLDER:
+    raise ValueError(
+      f'{folder} holds {size / 1e6:.1f} MB and should hold at most {LARGEST_FOLDER / 1e6:.0f}; '
+      'choose fewer --blocks, or remove what is not of this benchmark.'
+    )
+  return {**prepared, 'bytes': size}
+
+
+def print_summary(folder: str, prepared: dict[str, Any]) -> None:
+  """Says what was written and how well it agrees with its source."""
+  weights = prepared['weights']
+  print(f'{folder}: {prepared["bytes"] / 1e6:.1f} MB')
+  print(
+    f'vit_s    {prepared["blocks"]} blocks, kernels in float16. On a photograph the tokens of ours '
+    f'and onnxruntime differ by at most {weights["all_blocks"]:.1e}\n'
+    '         with all blocks in float32, where values go up to '
+    f'{weights["largest_value"]:.1f}; as written by {weights["written"]:.1e}, where they go up to\n'
+    f'         {weights["largest_written_value"]:.1f} (the norm of all differences over that of '
+    f'all tokens: {weights["written_relative"]:.1e})'
+  )
+  for name, task in prepared['tasks'].items():
+    sizes = ', '.join(f'{count:,} {split}' for split, count in task['sizes'].items())
+    print(
+      f'{name:9}{sizes} of {task["images"]:,} images; {task["left_out"]} left out as duplicates; '
+      f'SHA-256 {task["sha256"][:16]}'
+    )
