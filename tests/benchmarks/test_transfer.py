@@ -1,11 +1,11 @@
-"""The transfer benchmark's own parts: splits without duplicates, image folders, names in an ONNX graph, configs."""
+"""The transfer benchmark's own parts: splits, image folders, names in an ONNX graph, configs."""
 
 import flax
 import jax
 import numpy as np
 import pytest
 
-from benchmarks import transfer, transfer_tasks, transfer_weights
+from benchmarks.transfer import comparison, onnx_check, onnx_weights, tasks
 from glora_jax.data.catalog import find
 from glora_jax.models import translate, weights
 from glora_jax.models.formats.format import Variant
@@ -20,33 +20,33 @@ def pictures(count, seed=0):
 def test_a_picture_is_kept_once_and_not_at_all_with_two_labels():
   images = pictures(6)
   images[3], images[5] = images[0], images[1]
-  assert transfer_tasks.distinct(images, np.array([0, 1, 2, 0, 1, 2])).tolist() == [0, 2, 4]
+  assert tasks.distinct(images, np.array([0, 1, 2, 0, 1, 2])).tolist() == [0, 2, 4]
 
 
 def test_splits_are_disjoint_stratified_and_the_same_every_time():
   labels = np.random.default_rng(0).permutation(np.repeat(np.arange(3), 30))
   counts = {'train': 8, 'val': 2, 'test': 15}
-  parts = transfer_tasks.split(labels, counts)
-  again = transfer_tasks.split(labels, counts)
+  parts = tasks.split(labels, counts)
+  again = tasks.split(labels, counts)
   everyone = np.concatenate(list(parts.values()))
   assert len(set(everyone.tolist())) == len(everyone) == 75
   for name, count in counts.items():
     assert np.bincount(labels[parts[name]]).tolist() == [count] * 3
     np.testing.assert_array_equal(parts[name], again[name])
-  assert parts['train'].tolist() != transfer_tasks.split(labels, counts, seed=1)['train'].tolist()
+  assert parts['train'].tolist() != tasks.split(labels, counts, seed=1)['train'].tolist()
 
 
 def test_a_class_with_too_few_images_is_named():
   with pytest.raises(ValueError, match='Class 1 has 2 different images; 3 are needed'):
-    transfer_tasks.split(np.array([0, 0, 0, 1, 1]), {'train': 2, 'val': 1})
+    tasks.split(np.array([0, 0, 0, 1, 1]), {'train': 2, 'val': 1})
 
 
 def test_the_folder_is_a_task_with_the_same_pixels_labels_and_classes(tmp_path):
   images, labels = pictures(30), np.arange(30) % 10
   parts = {'train': np.arange(10), 'val': np.arange(10, 20), 'test': np.arange(20, 30)}
-  classes = transfer_tasks.CLASSES['fashion']
-  transfer_tasks.write_task(str(tmp_path / 'task'), images, labels, classes, parts)
-  before = transfer_tasks.digest(str(tmp_path / 'task'))
+  classes = tasks.CLASSES['fashion']
+  tasks.write_task(str(tmp_path / 'task'), images, labels, classes, parts)
+  before = tasks.digest(str(tmp_path / 'task'))
   task = find(f'folder:{tmp_path / "task"}')
   assert [name.split('_', 1)[1] for name in task.classes] == [
     name.replace('/', '_').replace(' ', '_') for name in classes
@@ -58,12 +58,15 @@ def test_the_folder_is_a_task_with_the_same_pixels_labels_and_classes(tmp_path):
       np.testing.assert_array_equal(
         np.asarray(examples.image(place))[..., 0], images[indices[place]]
       )
-  transfer_tasks.write_task(str(tmp_path / 'task'), images, labels, classes, parts)
-  assert transfer_tasks.digest(str(tmp_path / 'task')) == before
+  tasks.write_task(str(tmp_path / 'task'), images, labels, classes, parts)
+  assert tasks.digest(str(tmp_path / 'task')) == before
 
 
 def exported(tensors):
-  """A graph that names tensors as the exporter of the wheel did: kernels and positions anonymous, known by their nodes alone."""
+  """A graph that names tensors as the exporter of the wheel did.
+
+  Kernels and positions are anonymous, known by their nodes alone.
+  """
   onnx = pytest.importorskip('onnx')
   from onnx import helper, numpy_helper
 
@@ -119,7 +122,7 @@ def small():
 
 def test_the_tensors_of_a_graph_are_those_that_it_was_exported_from(small):
   *_, tensors = small
-  read = transfer_weights.dinov2_tensors(exported(tensors))
+  read = onnx_weights.dinov2_tensors(exported(tensors))
   assert read.keys() == tensors.keys()
   for name, value in tensors.items():
     np.testing.assert_array_equal(read[name], value, err_msg=name)
@@ -131,14 +134,12 @@ def test_a_graph_without_a_kernel_is_refused(small):
     name: value for name, value in tensors.items() if name != 'encoder.layer.1.mlp.fc1.weight'
   }
   with pytest.raises(ValueError, match=r'no MatMul node for encoder\.layer\.1\.mlp\.fc1;'):
-    transfer_weights.dinov2_tensors(exported(fewer))
+    onnx_weights.dinov2_tensors(exported(fewer))
 
 
 def test_our_loader_reads_the_first_blocks_from_the_folder(small, tmp_path):
   _, params, tensors = small
-  transfer_weights.write_folder(
-    str(tmp_path), transfer_weights.first_blocks(tensors, 2), num_heads=2
-  )
+  onnx_weights.write_folder(str(tmp_path), onnx_weights.first_blocks(tensors, 2), num_heads=2)
   loaded, read, metadata = weights.load(tmp_path)
   assert (loaded.depth, loaded.num_heads, loaded.patch_size, loaded.layer_scale) == (2, 2, 4, 1.0)
   assert (metadata['image_size'], metadata['normalization']) == (8, 'imagenet')
@@ -149,7 +150,7 @@ def test_our_loader_reads_the_first_blocks_from_the_folder(small, tmp_path):
     {'params': expected}, images
   )  # of the class token, after the last LayerNorm
   np.testing.assert_allclose(
-    transfer_weights.our_tokens(str(tmp_path), images)[:, 0], features, atol=1e-6
+    onnx_check.our_tokens(str(tmp_path), images)[:, 0], features, atol=1e-6
   )
 
 
@@ -157,19 +158,19 @@ def test_our_loader_reads_the_first_blocks_from_the_folder(small, tmp_path):
 def test_more_blocks_than_there_are_or_none_are_refused(small, blocks):
   *_, tensors = small
   with pytest.raises(ValueError, match=f'blocks={blocks} must be between 1 and 3'):
-    transfer_weights.first_blocks(tensors, blocks)
+    onnx_weights.first_blocks(tensors, blocks)
 
 
 @pytest.mark.parametrize(
   'backbone, task', [('embedded', 'mnist'), ('vit_s', 'mnist'), ('vit_s', 'fashion')]
 )
-@pytest.mark.parametrize('quick', [{}, transfer.QUICK], ids=['full', 'quick'])
+@pytest.mark.parametrize('quick', [{}, comparison.QUICK], ids=['full', 'quick'])
 def test_the_configs_are_those_of_a_comparison_on_the_prepared_folder(
   tmp_path, backbone, task, quick
 ):
   for name in ('mnist', 'fashion', 'vit_s'):
     (tmp_path / name).mkdir()
-  config = transfer.make_config(str(tmp_path), task, backbone, {**quick, 'compare.seeds': 7})
+  config = comparison.make_config(str(tmp_path), task, backbone, {**quick, 'compare.seeds': 7})
   check_config(config)
   assert (config.job, config.task, config.compare.seeds) == (
     'compare',
@@ -181,24 +182,24 @@ def test_the_configs_are_those_of_a_comparison_on_the_prepared_folder(
 
 def test_the_embedded_backbone_is_not_tested_on_what_it_was_made_of(tmp_path):
   with pytest.raises(ValueError, match='pretrained on Fashion-MNIST'):
-    transfer.make_config(str(tmp_path), 'fashion', 'embedded', {})
+    comparison.make_config(str(tmp_path), 'fashion', 'embedded', {})
 
 
 def test_an_unprepared_folder_is_answered_with_the_command(tmp_path):
   with pytest.raises(FileNotFoundError, match=r'benchmarks\.transfer prepare --folder'):
-    transfer.make_config(str(tmp_path), 'mnist', 'vit_s', {})
+    comparison.make_config(str(tmp_path), 'mnist', 'vit_s', {})
 
 
 def test_fields_of_the_command_line_are_literals_or_texts():
-  assert transfer.parse_fields(
+  assert comparison.parse_fields(
     ['compare.seeds=5', 'compare.rates=(1e-3, 2e-3)', 'data.resize=crop']
   ) == {'compare.seeds': 5, 'compare.rates': (1e-3, 2e-3), 'data.resize': 'crop'}
   with pytest.raises(ValueError, match=r"'compare\.seeds' has no '='"):
-    transfer.parse_fields(['compare.seeds'])
+    comparison.parse_fields(['compare.seeds'])
 
 
 @pytest.mark.parametrize('field, value', [('compare.sees', 3), ('compare.rate.lora', 'fast')])
 def test_a_field_that_cannot_be_set_is_named(tmp_path, field, value):
   (tmp_path / 'mnist').mkdir()
   with pytest.raises(ValueError, match=field):
-    check_config(transfer.make_config(str(tmp_path), 'mnist', 'embedded', {field: value}))
+    check_config(comparison.make_config(str(tmp_path), 'mnist', 'embedded', {field: value}))
