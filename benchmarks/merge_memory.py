@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 import glora_jax
+from benchmarks.machinery.embedded_task import EMBEDDED_VIT, IMAGE_SIZE
 from benchmarks.machinery.output import make_parser, print_result, print_table
 from glora_jax.models.vit import Block, ViT, vit
 
@@ -83,7 +84,7 @@ def main() -> None:
   quick = make_parser(__doc__, 'a small ViT, one repeat').parse_args().quick
   jax.config.update('jax_enable_compilation_cache', False)
   if quick:
-    model, size = ViT(10, patch_size=7, width=96, depth=6, num_heads=3), 28
+    model, size = EMBEDDED_VIT, IMAGE_SIZE
   else:
     model, size = vit('B', 1000, pool='gap', class_token=False), 224
   unscanned_model = UnscannedViT(model)

@@ -23,6 +23,7 @@ import numpy as np
 
 import glora_jax
 from benchmarks.machinery import embedded_task, peers
+from benchmarks.machinery.embedded_task import EMBEDDED_VIT, IMAGE_SIZE, NUM_CLASSES
 from benchmarks.machinery.output import make_parser, print_result, print_table, rounded
 from benchmarks.machinery.timing import in_turn, median_ratio
 from glora_jax.method.adapted import Adapted
@@ -31,7 +32,6 @@ from glora_jax.models.vit import ViT
 from glora_jax.search import early_stopping, evolution, scoring
 from glora_jax.search.archive import Archive
 
-CLASSES = 10
 BLOCK = 256  # images of one call of the plain forward, as many as the scorer takes
 REPEATS, QUICK_REPEATS = 7, 3
 SEARCH_REPEATS, QUICK_SEARCH_REPEATS = 5, 2
@@ -55,14 +55,12 @@ class Shape(NamedTuple):
 
 
 SHAPES = {
-  'embedded ViT, 28 pixels': Shape(
-    ViT(CLASSES, patch_size=7, width=96, depth=6, num_heads=3), 28, 32, 200
-  ),
+  'embedded ViT, 28 pixels': Shape(EMBEDDED_VIT, IMAGE_SIZE, 32, 200),
   'ViT-Ti/16, 64 pixels': Shape(
-    ViT(CLASSES, patch_size=16, width=192, depth=12, num_heads=3), 64, 8, 100
+    ViT(NUM_CLASSES, patch_size=16, width=192, depth=12, num_heads=3), 64, 8, 100
   ),
   'ViT-S/16, 96 pixels': Shape(
-    ViT(CLASSES, patch_size=16, width=384, depth=12, num_heads=6), 96, 4, 50
+    ViT(NUM_CLASSES, patch_size=16, width=384, depth=12, num_heads=6), 96, 4, 50
   ),
 }
 

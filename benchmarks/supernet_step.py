@@ -29,18 +29,17 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.machinery import peers, training_steps
+from benchmarks.machinery.embedded_task import EMBEDDED_VIT, IMAGE_SIZE
 from benchmarks.machinery.output import make_parser, print_result, print_table, rounded
 from benchmarks.machinery.timing import in_turn, median_ratio, medians
 from benchmarks.machinery.training_steps import CLASSES, Problem, Row, Shape
-from glora_jax.models.vit import ViT, vit
+from glora_jax.models.vit import vit
 
 SHAPES = {
   'Ti': Shape(vit('Ti', CLASSES), size=96, batch=64, steps=4),
   'B': Shape(vit('B', CLASSES, dtype=jnp.bfloat16), size=224, batch=64, steps=10),
 }
-QUICK_SHAPE = Shape(
-  ViT(CLASSES, patch_size=7, width=96, depth=6, num_heads=3), size=28, batch=64, steps=12
-)
+QUICK_SHAPE = Shape(EMBEDDED_VIT, IMAGE_SIZE, batch=64, steps=12)
 QUICK_REPEATS = 5
 PAUSE = 0.3  # seconds; threads of the other framework spin for a while after their work
 QUICK_SIDE, CPU_SIDE, ACCELERATOR_SIDE = 1024, 2048, 8192  # of the matrices that tell the peak

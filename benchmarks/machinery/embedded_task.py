@@ -13,6 +13,7 @@ from glora_jax.method.adapt import adapt
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.genomes import sample_genome
 from glora_jax.models import weights
+from glora_jax.models.vit import ViT
 from glora_jax.search.evolution import Evolution
 from glora_jax.training import loop, losses
 from glora_jax.training.recipe import Recipe
@@ -23,6 +24,9 @@ BUDGET = 40_000
 SUPERNET_EPOCHS = 28
 WARMUP_EPOCHS = 3
 SEARCH = Evolution(population=30, generations=6, parents=10, mutations=15, crossovers=15)
+
+# As large as the embedded backbone, for those who time it with random parameters.
+EMBEDDED_VIT = ViT(NUM_CLASSES, patch_size=7, width=96, depth=6, num_heads=3)
 
 Splits = dict[str, pipeline.Split]
 
