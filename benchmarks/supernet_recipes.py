@@ -31,7 +31,8 @@ from benchmarks.machinery.embedded_task import BUDGET, Backbone
 from benchmarks.machinery.jobs import parse_arguments, run_jobs
 from benchmarks.machinery.output import print_result, print_table
 from glora_jax.method import presets
-from glora_jax.search import evolution
+from glora_jax.search.archive import Archive
+from glora_jax.search.evolution import evolve
 from glora_jax.training import loop
 from glora_jax.training.losses import Sampling, subnet_loss, supernet_loss
 from glora_jax.training.recipe import Recipe
@@ -183,12 +184,12 @@ class Task:
     trained = self.fit(loss_fn, (trainable, frozen), training, **method.recipe)
     return self.adapted.join(trained, frozen)
 
-  def search(self, method: Method, variables: Any, key: jax.Array) -> evolution.Archive:
+  def search(self, method: Method, variables: Any, key: jax.Array) -> Archive:
     """What the paper's evolution finds in a supernet."""
     initial = None
     if method.with_presets:
       initial = np.stack(list(presets.presets(self.adapted.spec).values()))
-    return evolution.evolve(
+    return evolve(
       self.adapted.spec,
       lambda genomes: self.scorer(variables, genomes, *self.splits['val']),
       key,
