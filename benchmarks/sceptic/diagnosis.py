@@ -46,15 +46,15 @@ def diagnose(finished: FinishedRun, *, seeds: int = 5, subnets: int = 12) -> Ans
 
 def describe(finished: FinishedRun) -> Answer:
   """What the report says of the run itself."""
-  run, config = finished.run, finished.run.config
+  run, settings = finished.run, finished.run.settings
   return {
     'task': run.task.name,
-    'seed': config.seed,
-    'budget': check_budget(config.budget),
-    'mode': config.search.mode,
-    'fitness': config.search.fitness,
+    'seed': settings.seed,
+    'budget': check_budget(settings.budget),
+    'mode': settings.search.mode,
+    'fitness': settings.search.fitness,
     'evaluations': len(finished.archive),
     # Trained on the validation images, too: what it gets right of them says nothing.
-    'finetuned_on_val': config.finetune.on == 'train+val' and config.finetune.epochs > 0,
+    'finetuned_on_val': settings.finetune.on == 'train+val' and settings.finetune.epochs > 0,
     'images': {split: len(run.data(split).labels) for split in ('train', 'val', 'test')},
   }

@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import ml_collections
 import numpy as np
 from tqdm.auto import tqdm
@@ -12,11 +13,12 @@ from configs import quickstart
 from glora_jax.files import read_arrays, read_json
 from glora_jax.method.adapter_file import load_adapter
 from glora_jax.runs import experiment
-from glora_jax.runs.run import Run, prepare
+from glora_jax.runs.config import check_config
+from glora_jax.runs.lifecycle import prepare
+from glora_jax.runs.run import Run
 from glora_jax.search.archive import Archive
 from glora_jax.training import loop
 from glora_jax.training.checkpoints import TrainingCheckpoints
-from glora_jax.training.recipe import Recipe
 from glora_jax.tree import fingerprint
 
 SCORED_TOGETHER = 8  # genomes in one call of the scorer: one compilation, however many there are
@@ -58,7 +60,7 @@ def load(workdir: str) -> FinishedRun:
       "none are left to ask on. Give the workdir of a run with protocol='honest'."
     )
   experiment.run(config, workdir)  # returns at once where there is a result
-  run = prepare(config, workdir)
+  run = prepare(check_config(config), workdir)
   for needed in (run.path('supernet'), run.path('search', 'archive.npz')):
     if not os.path.exists(needed):
       raise ValueError(
@@ -73,7 +75,7 @@ def load(workdir: str) -> FinishedRun:
 def _load_supernet(run: Run) -> Any:
   """Variables of the supernet, which must be those that the run tested."""
   trainable, frozen = run.adapted.split(run.variables)
-  optimizer = Recipe(**run.config.supernet).optimizer(len(run.data(run.train_split).labels))
+  optimizer = run.settings.supernet.optimizer(len(run.data(run.train_split).labels))
   with TrainingCheckpoints(run.path('supernet')) as checkpoints:
     state = checkpoints.latest(loop.TrainState(trainable, optimizer.init(trainable), 0))
   tested = read_json(run.path('test_list.json'))['winner_supernet']['weights']
@@ -92,6 +94,11 @@ def _load_finetuned(run: Run, winner: np.ndarray) -> Any:
   if not np.array_equal(genome, winner):
     raise ValueError(f'{path} is not the winner of the search; give a workdir as the run left it.')
   return finetuned
+
+
+def diagnostic_key(run: Run, purpose: int) -> jax.Array:
+  """A random key of the run's seed for a purpose that is not among the run's own."""
+  return jax.random.fold_in(jax.random.key(run.settings.seed), purpose)
 
 
 def measure(

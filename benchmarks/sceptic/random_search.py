@@ -9,22 +9,23 @@ from matplotlib.axes import Axes
 from tqdm.auto import tqdm
 
 from benchmarks.sceptic import display
+from benchmarks.sceptic import style as drawing
+from benchmarks.sceptic import style as markdown
 from benchmarks.sceptic.display import METRICS, TITLES, Answer
-from benchmarks.sceptic.finished_run import FinishedRun, measure
+from benchmarks.sceptic.finished_run import FinishedRun, diagnostic_key, measure
 from benchmarks.sceptic.statistics import mean_and_spread
 from glora_jax.method.genomes import check_budget
-from glora_jax.reports import drawing, markdown
 from glora_jax.runs.run import Run
 from glora_jax.search import guidance
 from glora_jax.search.evolution import Evolution, evolve
 
-SEARCH_KEY = 100  # first purpose of random keys, apart from the run's own
+SEARCH_KEY = 100  # purpose of the first search's random key
 
 
 def answer(finished: FinishedRun, seeds: int) -> Answer:
   """The winners of searches, of which the run's own is the first, and of random ones as long."""
   run, archive = finished.run, finished.archive
-  own = Evolution(**{**run.config.search, 'stop_early': False})  # which selects the same
+  own = dataclasses.replace(run.settings.search, stop_early=False)  # which selects the same
   random = dataclasses.replace(own, mode='random', mutations=0, crossovers=0)
   archives = {'searched': [archive], 'random': []}
   plans = [
@@ -34,7 +35,8 @@ def answer(finished: FinishedRun, seeds: int) -> Answer:
   ]
   options = _search_options(run, finished.supernet, own)
   for name, settings, number in tqdm(plans[1:], desc='a. searches', unit='search'):
-    found = evolve(run.adapted.spec, key=run.key(SEARCH_KEY + number), settings=settings, **options)
+    key = diagnostic_key(run, SEARCH_KEY + number)
+    found = evolve(run.adapted.spec, key=key, settings=settings, **options)
     archives[name].append(found)
   winners = {}
   for name, found in archives.items():
@@ -56,7 +58,7 @@ def _search_options(run: Run, variables: Any, settings: Evolution) -> dict[str, 
   def score(genomes):
     return run.score(variables, genomes, 'val')
 
-  options = {'score': score, 'budget': check_budget(run.config.budget), 'progress': False}
+  options = {'score': score, 'budget': check_budget(run.settings.budget), 'progress': False}
   if settings.mode == 'guided':
     guide = guidance.make_guide(run.adapted, run.preprocess, fitness=settings.fitness)
     options['guide'] = lambda genome: guide(variables, jnp.asarray(genome), *run.data('val'))

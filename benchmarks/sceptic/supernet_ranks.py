@@ -10,8 +10,9 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 
 from benchmarks.sceptic import display
+from benchmarks.sceptic import style as markdown
 from benchmarks.sceptic.display import METRICS, TITLES, Answer
-from benchmarks.sceptic.finished_run import FinishedRun, measure
+from benchmarks.sceptic.finished_run import FinishedRun, diagnostic_key, measure
 from benchmarks.sceptic.statistics import partial_correlation, rank_correlation
 from glora_jax.method.genomes import (
   canonicalize,
@@ -22,13 +23,11 @@ from glora_jax.method.genomes import (
   smallest_genome,
 )
 from glora_jax.method.space import Spec
-from glora_jax.reports import markdown
 from glora_jax.runs.run import Run
 from glora_jax.training import loop
 from glora_jax.training.losses import subnet_loss
-from glora_jax.training.recipe import Recipe
 
-SAMPLE_KEY, ALONE_KEY = 200, 201  # purposes of random keys, apart from the run's own
+SAMPLE_KEY, ALONE_KEY = 200, 201  # purposes of random keys
 
 
 def spread_sizes(
@@ -47,16 +46,18 @@ def train_alone(run: Run, genome: np.ndarray, title: str) -> Any:
   subnet = run.adapted.fix(genome)
   trainable, frozen = subnet.split(run.variables)
   loss_fn = subnet_loss(subnet, run.augmented, mix=run.mix, train=True)
-  recipe, data = Recipe(**run.config.supernet), run.data(run.train_split)
-  state = loop.fit(loss_fn, trainable, frozen, *data, recipe, run.key(ALONE_KEY), title=title)
+  recipe, data = run.settings.supernet, run.data(run.train_split)
+  state = loop.fit(
+    loss_fn, trainable, frozen, *data, recipe, diagnostic_key(run, ALONE_KEY), title=title
+  )
   return subnet.join(state.trainable, frozen)
 
 
 def answer(finished: FinishedRun, number: int) -> Answer:
   """Random subnets, and the winner beside them, with the supernet's weights and trained alone."""
   run = finished.run
-  rng = np.random.default_rng(np.asarray(jax.random.key_data(run.key(SAMPLE_KEY))))
-  sample = spread_sizes(rng, run.adapted.spec, number, check_budget(run.config.budget))
+  rng = np.random.default_rng(np.asarray(jax.random.key_data(diagnostic_key(run, SAMPLE_KEY))))
+  sample = spread_sizes(rng, run.adapted.spec, number, check_budget(run.settings.budget))
   genomes = [*sample, finished.winner]
   shared = measure(run, finished.supernet, genomes, 'b. supernet scores')
   alone = []
@@ -71,7 +72,7 @@ def answer(finished: FinishedRun, number: int) -> Answer:
     }
     for with_supernet, by_itself in zip(shared, alone, strict=True)
   ]
-  recipe = Recipe(**run.config.supernet)
+  recipe = run.settings.supernet
   steps = recipe.epochs * recipe.steps_per_epoch(len(run.data(run.train_split).labels))
   correlations = {metric: _correlate(subnets, metric) for metric in METRICS}
   return {'steps': steps, 'subnets': subnets, 'winner': winner, 'correlations': correlations}

