@@ -33,7 +33,7 @@ from glora_jax.data import pipeline
 from glora_jax.data.catalog import find
 from glora_jax.data.examples import Files
 from glora_jax.data.image import decode, resize
-from glora_jax.training import loop
+from glora_jax.training.batches import batch_indices
 from glora_jax.training.recipe import Recipe
 
 SIZE = 224
@@ -107,7 +107,7 @@ def measure_resident(steps: int, repeats: int) -> Resident:
   problem = Problem(shape, backbone.params, images, labels)
   halves = adapted.split(adapted.init(jax.random.key(0), backbone.params))
   training = CompiledSteps(backbone.supernet_loss(), *halves, problem)
-  indices = loop.batch_indices(jax.random.key(1), 0, steps, len(labels), batch)
+  indices = batch_indices(jax.random.key(1), 0, steps, len(labels), batch)
 
   def take_batches():
     return sum_batches(backbone.preprocess, images, labels, indices)

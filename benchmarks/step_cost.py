@@ -138,7 +138,7 @@ def dispatch_seconds(
     frozen,
     images,
     labels,
-    Recipe(epochs=epochs_of_dispatch * (repeats + 1)),
+    Recipe(epochs=epochs_of_dispatch * (repeats + 1), warmup_epochs=0),
     jax.random.key(1),
     steps_per_dispatch=HOST_STEPS,
     on_dispatch=lambda *_: moments.append(time.perf_counter()),

@@ -13,7 +13,8 @@ import numpy as np
 
 from benchmarks.machinery.training_steps import CLASSES, RANK, CompiledSteps, Problem, Row
 from glora_jax.models.vit import ViT
-from glora_jax.training import loop, losses
+from glora_jax.training import losses
+from glora_jax.training.batches import batch_indices
 
 ADAPTED_LAYERS = ('qkv', 'proj', 'fc1', 'fc2')
 
@@ -84,7 +85,7 @@ def peft_row(problem: Problem, adapter: Literal['lora', 'glora']) -> Row:
   optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=1e-4)
   images = torch.tensor(np.asarray(problem.images)).permute(0, 3, 1, 2).contiguous().to(device)
   labels = torch.tensor(np.asarray(problem.labels)).long().to(device)
-  indices = loop.batch_indices(jax.random.key(0), 0, shape.steps, len(labels), shape.batch)
+  indices = batch_indices(jax.random.key(0), 0, shape.steps, len(labels), shape.batch)
   batches = torch.tensor(indices).long().to(device)
   half_precision = shape.model.dtype == jnp.bfloat16
 

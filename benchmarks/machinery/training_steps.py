@@ -15,6 +15,7 @@ from glora_jax.method.adapted import Adapted
 from glora_jax.method.genomes import sample_genome
 from glora_jax.models.vit import ViT
 from glora_jax.training import loop, losses
+from glora_jax.training.batches import batch_indices
 from glora_jax.training.recipe import Recipe
 
 CLASSES = 10
@@ -96,7 +97,7 @@ class CompiledSteps:
     self.trainable = jax.tree.map(jnp.copy, trainable)
     self.optimizer_state = jax.jit(optimizer.init)(self.trainable)
     self.done = 0
-    indices = loop.batch_indices(jax.random.key(0), 0, self.steps, number, batch)
+    indices = batch_indices(jax.random.key(0), 0, self.steps, number, batch)
     self.constants = frozen, problem.images, problem.labels, indices, jax.random.key(1)
     steps = loop.make_steps(loss_fn, optimizer)
     lowered = steps.lower(self.trainable, self.optimizer_state, self.done, *self.constants)
