@@ -1,4 +1,4 @@
-"""Scores a population on meshes of three shapes, as one device does.
+"""Scores a population of the named model on meshes of three shapes, as one device does.
 
 Prints a line for each mesh, which ends with the most collectives in the body of a loop.
 """
@@ -63,6 +63,5 @@ def check(model, merge, shapes):
 
 
 if __name__ == '__main__':
-  check('vit', 'up_front', [(2, 4)])
-  check('vit', 'lazy', [(2, 4)])
-  check('mlp', 'up_front', [(1, 8), (8, 1)])
+  check(sys.argv[1], 'up_front', [(1, 8), (2, 4), (8, 1)])
+  check(sys.argv[1], 'lazy', [(2, 4)])

@@ -141,13 +141,15 @@ def test_a_scorer_takes_its_chunk_from_memory():
   assert_same_scores(found, reference_scores('mlp'))
 
 
-def test_sharded_scores_are_unsharded_ones_with_at_most_one_collective_a_block():
+@pytest.mark.parametrize('model', ['mlp', pytest.param('vit', marks=pytest.mark.slow)])
+def test_sharded_scores_are_unsharded_ones_with_at_most_one_collective_a_block(model):
   environment = {
     **os.environ,
     'JAX_PLATFORMS': 'cpu',
     'XLA_FLAGS': os.environ['XLA_FLAGS'] + ' --xla_force_host_platform_device_count=8',
   }
-  ran = subprocess.run(program('sharded_scores'), env=environment, capture_output=True, text=True)
+  command = [*program('sharded_scores'), model]
+  ran = subprocess.run(command, env=environment, capture_output=True, text=True)
   assert ran.returncode == 0, ran.stderr[-3000:]
   lines = ran.stdout.strip().splitlines()
   assert len(lines) == 4
