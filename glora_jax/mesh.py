@@ -93,10 +93,11 @@ def _in_a_cluster() -> bool:
 
 def _check_membership(membership: _Membership, in_cluster: bool) -> None:
   """Raises ValueError where the parts do not describe a process among several."""
-  if None in membership:
+  coordinator, num_processes, process_id = membership
+  if coordinator is None or num_processes is None or process_id is None:
     if in_cluster:  # which knows the rest
       return
-  elif 0 <= membership.process_id < membership.num_processes:
+  elif 0 <= process_id < num_processes:
     return
   raise ValueError(
     f'distributed: {membership} do not describe one of several processes; '
@@ -319,8 +320,8 @@ def blocks(mesh: Mesh | None, stream: Any, size: int) -> Iterator[tuple[Any, Any
   even = len(stream) // size * size
   if even:
     local_indices = np.arange(even).reshape(-1, size)[:, local_rows(mesh, size)]
-    for block in stream.batches(local_indices):
-      yield tuple(from_hosts(mesh, rows) for rows in block)
+    for images, labels in stream.batches(local_indices):
+      yield from_hosts(mesh, images), from_hosts(mesh, labels)
   if even < len(stream):
     yield from stream.batches(np.arange(even, len(stream))[None])
 
