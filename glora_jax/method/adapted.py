@@ -205,7 +205,7 @@ class Adapted:
     Returns:
       One line a layer, and one about the whole model.
     """
-    chosen = self.spec.num_codes - 1 if genome is None else np.asarray(genome)
+    chosen = genomes.largest_genome(self.spec) if genome is None else np.asarray(genome)
     genomes.check_genome(self.spec, chosen)
     trained = self.count_params(chosen)
     heads = sum(self.param_shapes[path].size for path in self.head_paths)

@@ -519,6 +519,14 @@ def test_the_summary_lists_layers_and_totals(vit):
   assert chosen.splitlines()[1].split()[3:8] == ['none', 'none', 'none', 'none', 'vector']
 
 
+def test_the_summarys_total_is_the_sum_of_its_rows_where_few_alleles_are_on_offer():
+  space = SearchSpace((2, 4), A='none', B=('none', 'lora2'), C='none', D='none')
+  adapted = glora_jax.adapt(Attention(), X, space=space)
+  *rows, totals = adapted.summary().splitlines()[1:]
+  trained = sum(int(row.split()[-2].replace(',', '')) for row in rows)
+  assert f'the largest subnet trains {trained:,} parameters' in totals
+
+
 def test_train_state_and_optax_train_supports_and_head_alone(vit):
   adapted, variables, images = vit
   trainable, frozen = adapted.split(variables)
