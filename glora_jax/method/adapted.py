@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from glora_jax import tree
 from glora_jax.method import genomes
 from glora_jax.method.groups import Group
 from glora_jax.method.lazy import graft, intercept
@@ -21,7 +20,16 @@ from glora_jax.method.space import Spec
 from glora_jax.method.subnet import Call, Subnet
 from glora_jax.method.summary import layer_table
 from glora_jax.method.supports import COLLECTION
-from glora_jax.tree import Path, flatten, get, partition, path_name, union
+from glora_jax.tree import (
+  Path,
+  differences,
+  flatten,
+  get,
+  partition,
+  path_name,
+  replace,
+  union,
+)
 
 Merge = Literal['up_front', 'lazy']
 
@@ -95,7 +103,7 @@ class Adapted:
     supports = {}
     for group in self.groups:
       new = group.init(key, get(params, group.path)['kernel'])
-      supports = tree.replace(supports, group.path, new)
+      supports = replace(supports, group.path, new)
     return {'params': params, COLLECTION: supports}
 
   def apply(
@@ -254,7 +262,7 @@ class Adapted:
     return result
 
   def _check_params(self, params: Any) -> None:
-    problems = tree.differences(_by_name(flatten(params)), _by_name(self.param_shapes))
+    problems = differences(_by_name(flatten(params)), _by_name(self.param_shapes))
     if problems:
       raise ValueError(
         f'These params are not those of the adapted {type(self.model).__name__}. '

@@ -119,7 +119,7 @@ def thin_output(
     supports: supports of the layer.
     alleles: forms of A, B, C, D, E, int [5]; that of A is 0, 1 or 2.
     ranks: LoRA ranks that the codes stand for.
-    used: which of A and B take part at all, known when tracing.
+    used: the tensors that take part at all, known when tracing.
 
   Returns:
     float [..., out].

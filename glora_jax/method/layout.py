@@ -5,13 +5,27 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import numpy as np
 
 LINEAR_MODULES = (nn.Dense, nn.DenseGeneral, nn.Einsum, nn.Conv)
+
+
+class Sizes(NamedTuple):
+  """What a kernel holds.
+
+  Attributes:
+    stack: sizes of the stack's axes; () for a single layer.
+    inputs: inputs of each layer.
+    outputs: outputs of each layer.
+  """
+
+  stack: tuple[int, ...]
+  inputs: int
+  outputs: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,13 +44,19 @@ class Layout:
   outputs: tuple[int, ...]
   bias_stack: tuple[int, ...] = ()
 
+  def sizes(self, shape: Sequence[int]) -> Sizes:
+    """What a kernel of the given shape holds."""
+    return Sizes(
+      stack=tuple(shape[dim] for dim in self.stack),
+      inputs=math.prod(shape[dim] for dim in self.inputs),
+      outputs=math.prod(shape[dim] for dim in self.outputs),
+    )
+
   def matrices(self, kernel: jax.Array) -> jax.Array:
     """The kernel as [stack..., in, out]."""
-    stack, fan_in, fan_out = (
-      tuple(kernel.shape[dim] for dim in dims) for dims in (self.stack, self.inputs, self.outputs)
-    )
+    stack, inputs, outputs = self.sizes(kernel.shape)
     ordered = kernel.transpose(self.stack + self.inputs + self.outputs)
-    return ordered.reshape((*stack, math.prod(fan_in), math.prod(fan_out)))
+    return ordered.reshape((*stack, inputs, outputs))
 
   def kernel(self, matrices: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Inverse of `matrices`, for a kernel of the given shape."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,14 +21,14 @@ from glora_jax.method.groups import Group
 from glora_jax.method.layout import LINEAR_MODULES, Layout
 from glora_jax.method.merge import fold, merge_biases, merge_layers
 from glora_jax.method.site import Site
-from glora_jax.method.space import FLAT_FORMS, WEIGHT_TENSORS
+from glora_jax.method.space import FLAT_FORMS, TENSORS, WEIGHT_TENSORS, Tensor
 from glora_jax.method.supports import SUPPORTS, support_shapes
 from glora_jax.tree import get, replace
 
 _PREFIX = 'glora_'  # of the keys in the params under which grafts lie
 
-# The alleles of each tensor that occur in a stack of layers, ascending.
-Union = tuple[tuple[int, ...], ...]
+# For each tensor the alleles that occur in a stack of layers, ascending.
+Occurring = tuple[tuple[int, ...], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +38,12 @@ class Graft:
   Attributes:
     layout: layout of the kernel that the module sees.
     ranks: LoRA ranks that the codes stand for.
-    union: of a fixed subnet, the alleles that occur in the stack; None for any genome.
+    occurring: of a fixed subnet, the alleles that occur in the stack; None for any genome.
   """
 
   layout: Layout
   ranks: tuple[int, ...]
-  union: Union | None = None
+  occurring: Occurring | None = None
 
   @property
   def key(self) -> str:
@@ -58,7 +57,15 @@ class Graft:
   @property
   def is_thin(self) -> bool:
     """Whether no layer of the stack has a LoRA for A, so that no merged kernel is needed."""
-    return self.union is not None and max(self.union[0]) < len(FLAT_FORMS['A'])
+    return self.occurring is not None and max(self.occurring[0]) < len(FLAT_FORMS['A'])
+
+  @property
+  def used(self) -> tuple[Tensor, ...]:
+    """The tensors that take part in some layer of the stack."""
+    if self.occurring is None:
+      return TENSORS
+    codes = zip(TENSORS, self.occurring, strict=True)
+    return tuple(tensor for tensor, alleles in codes if alleles != (0,))
 
 
 def graft(
@@ -92,17 +99,13 @@ def graft(
     if group in shared:
       continue
     alleles = group.alleles(genome)
-    union = None if fixed is None else _union(fixed[np.array(group.rows)])
+    occurring = None if fixed is None else _occurring(fixed[np.array(group.rows)])
     for site, part in group.of_members(nn.meta.unbox(get(supports, group.path))):
-      new = Graft(site.local, group.space.ranks, union)
+      new = Graft(site.local, group.space.ranks, occurring)
       grafts[new.key] = new
-      if union is not None and group.has_bias:
-        if any(max(codes) for codes in union[2:]):
-          module = nn.meta.unbox(get(params, site.path))
-          bias = merge_biases(
-            module['kernel'], module['bias'], part, alleles, site.layout, new.ranks
-          )
-          params = replace(params, (*site.path, 'bias'), bias)
+      if fixed is not None and group.has_bias:
+        if not set(new.used) <= set(WEIGHT_TENSORS):
+          params = _with_merged_bias(params, site, part, alleles, new.ranks)
         part = {n: value for n, value in part.items() if SUPPORTS[n].tensor in WEIGHT_TENSORS}
       leaves = {'alleles': alleles, **part}
       placed = {name: _place(value, site) for name, value in leaves.items()}
@@ -110,9 +113,22 @@ def graft(
   return params, grafts
 
 
-def _union(genomes: np.ndarray) -> Union:
-  """The codes of each tensor that occur in [layers, 5]."""
-  return tuple(tuple(sorted(set(codes.tolist()))) for codes in genomes.T)
+def _occurring(alleles: np.ndarray) -> Occurring:
+  """For each tensor the codes that occur in alleles [layers, 5]."""
+  return tuple(tuple(sorted(set(codes.tolist()))) for codes in alleles.T)
+
+
+def _with_merged_bias(
+  params: Any,
+  site: Site,
+  supports: Mapping[str, jax.Array],
+  alleles: jax.Array,
+  ranks: Sequence[int],
+) -> Any:
+  """Params with the bias of a module merged, and its kernel as it was."""
+  module = nn.meta.unbox(get(params, site.path))
+  bias = merge_biases(module['kernel'], module['bias'], supports, alleles, site.layout, ranks)
+  return replace(params, (*site.path, 'bias'), bias)
 
 
 def _place(value: jax.Array, site: Site) -> jax.Array:
@@ -155,14 +171,11 @@ def _run(
 
   # A subclass may do more, and a product of its own (quantized, say) need not split into terms.
   plain = type(module) is nn.Dense and module.dot_general is None and module.dot_general_cls is None
-  if plain and graft.union is not None and graft.is_thin:
+  if plain and graft.is_thin:
     bare = module.clone(parent=None, use_bias=False)
     product: Any = bare.apply({'params': {'kernel': kernel}}, *args, **kwargs)
     inputs = args[0] if args else kwargs['inputs']
-    used = [
-      tensor for tensor, codes in zip(WEIGHT_TENSORS, graft.union[:2], strict=True) if codes != (0,)
-    ]
-    return thin_output(inputs, product, bias, supports, alleles, graft.ranks, used)
+    return thin_output(inputs, product, bias, supports, alleles, graft.ranks, graft.used)
 
   kernel, bias = merge_layers(kernel, bias, supports, alleles, graft.layout, graft.ranks)
   params['kernel'] = kernel
@@ -175,11 +188,8 @@ def _unplace(
   leaves: Mapping[str, jax.Array], kernel: jax.Array, graft: Graft
 ) -> tuple[dict[str, jax.Array], jax.Array]:
   """Supports and alleles of the kernel that a module sees, with its own stack axes first."""
-  stack, fan_in, fan_out = (
-    tuple(kernel.shape[dim] for dim in dims)
-    for dims in (graft.layout.stack, graft.layout.inputs, graft.layout.outputs)
-  )
-  shapes = support_shapes(math.prod(fan_in), math.prod(fan_out), graft.ranks, tied=False)
+  stack, inputs, outputs = graft.layout.sizes(kernel.shape)
+  shapes = support_shapes(inputs, outputs, graft.ranks, tied=False)
   supports = {
     name: value.reshape(stack + shapes[name]) for name, value in leaves.items() if name != 'alleles'
   }

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Iterable
 
 import numpy as np
 
@@ -56,22 +54,19 @@ class Site:
   @property
   def stack_shape(self) -> tuple[int, ...]:
     """Sizes of the stack's axes; () for a single layer."""
-    return tuple(self.kernel_shape[dim] for dim in self.layout.stack)
+    return self.layout.sizes(self.kernel_shape).stack
 
   @property
   def in_features(self) -> int:
     """Inputs of each layer."""
-    return self._size(self.layout.inputs)
+    return self.layout.sizes(self.kernel_shape).inputs
 
   @property
   def out_features(self) -> int:
     """Outputs of each layer."""
-    return self._size(self.layout.outputs)
+    return self.layout.sizes(self.kernel_shape).outputs
 
   @property
   def has_bias(self) -> bool:
     """Whether the module has a bias."""
     return self.bias_shape is not None
-
-  def _size(self, dims: Iterable[int]) -> int:
-    return math.prod(self.kernel_shape[dim] for dim in dims)

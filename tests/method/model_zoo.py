@@ -312,7 +312,7 @@ class SwiGLU(nn.Module):
 
 
 class LanguageModel(nn.Module):
-  depth: int = 2
+  depth: int = 1
 
   @nn.compact
   def __call__(self, tokens):
@@ -339,10 +339,10 @@ def language_model():
   sizes = {
     'layers_0_attention/q_proj': (8, 8),
     'layers_0_attention/k_proj': (8, 4),
-    'layers_1_attention/v_proj': (8, 4),
-    'layers_1_attention/o_proj': (8, 8),
+    'layers_0_attention/v_proj': (8, 4),
+    'layers_0_attention/o_proj': (8, 8),
   }
-  rows = tuple(f'layers_{i}_{layer}' for i in range(2) for layer in layers)
+  rows = tuple(f'layers_0_{layer}' for layer in layers)
   return Example(LanguageModel(), (tokens,), rows, sizes=sizes)
 
 
@@ -366,16 +366,15 @@ class ResNet(nn.Module):
   def __call__(self, images, train=True):
     x = nn.Conv(WIDTH, (3, 3), (2, 2), use_bias=False, name='stem')(images)
     x = nn.relu(nn.BatchNorm(not train)(x))
-    for _ in range(2):
-      x = Bottleneck()(x, train)
+    x = Bottleneck()(x, train)
     features = nn.silu(nn.Dense(WIDTH, name='neck')(x.mean((1, 2))))
     return {'features': features, 'logits': nn.Dense(CLASSES, name='head')(features)}
 
 
 @example
 def resnet():
-  rows = [f'Bottleneck_{i}/{layer}' for i in range(2) for layer in ('squeeze', 'excite')]
-  return Example(ResNet(), (normal(2, 6, 6, 3),), (*rows, 'neck'), {'train': False})
+  rows = ('Bottleneck_0/squeeze', 'Bottleneck_0/excite', 'neck')
+  return Example(ResNet(), (normal(2, 6, 6, 3),), rows, {'train': False})
 
 
 # Mixture of experts: a stack of layers by nn.vmap, weighted by a router.
@@ -403,19 +402,15 @@ class MixtureOfExperts(nn.Module):
 class SparseModel(nn.Module):
   @nn.compact
   def __call__(self, x):
-    for i in range(2):
-      x = x + MixtureOfExperts(name=f'moe_{i}')(nn.LayerNorm()(x))
+    x = x + MixtureOfExperts(name='moe')(nn.LayerNorm()(x))
     return nn.Dense(CLASSES, name='head')(x)
 
 
 @example
 def mixture_of_experts():
-  rows = [
-    f'moe_{i}/{layer}'
-    for i in range(2)
-    for layer in ('router', 'up[0]', 'up[1]', 'down[0]', 'down[1]')
-  ]
-  return Example(SparseModel(), (normal(2, 5, WIDTH),), tuple(rows))
+  layers = ('router', 'up[0]', 'up[1]', 'down[0]', 'down[1]')
+  rows = tuple(f'moe/{layer}' for layer in layers)
+  return Example(SparseModel(), (normal(2, 5, WIDTH),), rows)
 
 
 FAMILIES = tuple(EXAMPLES)

@@ -40,13 +40,10 @@ def population(small):
   """By way of merging, a compiled function of variables and genomes to logits [genome, ...]."""
   adapted, _, images = small
 
-  def logits(merge, variables, genomes):
-    def apply(genome):
-      return adapted.apply(variables, images, genome=genome, merge=merge)
+  def logits(merge, variables, genome):
+    return adapted.apply(variables, images, genome=genome, merge=merge)
 
-    return jax.vmap(apply)(genomes)
-
-  return {merge: jit(functools.partial(logits, merge)) for merge in MERGES}
+  return {merge: jit(jax.vmap(functools.partial(logits, merge), (None, 0))) for merge in MERGES}
 
 
 def random_genomes(spec, number, seed=0):

@@ -55,7 +55,7 @@ class Session:
     call = functools.partial(model.apply, **example.kwargs)
     self.plain = jit(lambda params: vector(call({**self.rest, 'params': params}, *example.inputs)))
     self.fold = jit(self.adapted.fold)
-    self.one = {merge: jit(functools.partial(self._apply, merge)) for merge in MERGES}
+    self.alone = {merge: jit(functools.partial(self._apply, merge)) for merge in MERGES}
     self.many = {
       merge: jit(functools.partial(self._many, merge, merge in gradients)) for merge in MERGES
     }
@@ -221,7 +221,7 @@ def test_folded_params_in_the_untouched_model_give_what_a_population_gives(name,
 def test_a_genome_alone_gives_what_it_gives_in_a_population(name, merge):
   case = session(name)
   for genome, outputs in zip(case.genomes, case.population(merge)[0], strict=True):
-    assert_close(case.one[merge](case.variables, genome), outputs)
+    assert_close(case.alone[merge](case.variables, genome), outputs)
 
 
 @pytest.mark.parametrize(
@@ -252,13 +252,13 @@ def test_lazy_equals_up_front_in_outputs_and_gradients(name):
   if 'up_front' in GRADIENTS[name]:
     assert jax.tree.structure(lazy_gradients) == jax.tree.structure(gradients)
 
-    def flat(tree):
-      return [leaf.reshape(len(leaf), -1) for leaf in jax.tree.leaves(tree)]
+    def by_genome(tree):
+      leaves = [leaf.reshape(len(leaf), -1) for leaf in jax.tree.leaves(tree)]
+      return np.concatenate(leaves, axis=1)
 
-    for one, other in zip(
-      *(np.concatenate(flat(tree), axis=1) for tree in (lazy_gradients, gradients)), strict=True
-    ):
-      assert_close(one, other, case.example.tolerance)
+    pairs = zip(by_genome(lazy_gradients), by_genome(gradients), strict=True)
+    for a, b in pairs:
+      assert_close(a, b, case.example.tolerance)
 
 
 @every_model
@@ -317,37 +317,45 @@ def test_fixed_subnets_in_their_cheapest_form_give_what_folding_gives(name):
     assert_close(outputs, case.plain(case.fold(case.variables, genome)))
 
 
+DEPTH = 2  # of the model that is written as a loop and as a scan
+
+
+@functools.cache
+def loop():
+  chain = model_zoo.Chain(model_zoo.Block, DEPTH)
+  return Session(model_zoo.Example(chain, (model_zoo.normal(2, model_zoo.WIDTH),), ()))
+
+
+def stacked(tree, axis):
+  """A tree of the loop as the scan has it, with the blocks along an axis."""
+  tree = dict(tree)
+  blocks = [tree.pop(f'block_{i}') for i in range(DEPTH)]
+  return {'blocks': jax.tree.map(lambda *leaves: jnp.stack(leaves, axis), *blocks), **tree}
+
+
 @pytest.mark.parametrize('axis', [0, 1, -1])
 def test_a_scanned_and_an_unscanned_model_have_equal_genomes_supports_and_outputs(axis):
-  depth, x = 2, model_zoo.normal(2, model_zoo.WIDTH)
-  loop = Session(model_zoo.Example(model_zoo.Chain(model_zoo.Block, depth), (x,), ()))
-  scan = Session(model_zoo.Example(model_zoo.Scanned(axis, depth), (x,), ()))
+  unscanned, model = loop(), model_zoo.Scanned(axis, DEPTH)
+  scanned = Session(model_zoo.Example(model, unscanned.example.inputs, ()))
+  names, scanned_names = (
+    [layer.name for layer in case.adapted.spec] for case in (unscanned, scanned)
+  )
+  assert names == ['block_0/fc1', 'block_0/fc2', 'block_1/fc1', 'block_1/fc2']
+  assert scanned_names == ['blocks/fc1[0]', 'blocks/fc2[0]', 'blocks/fc1[1]', 'blocks/fc2[1]']
+  assert_trees_close(scanned.start['glora'], stacked(unscanned.start['glora'], 0), 0)
 
-  def names(case):
-    return [layer.name for layer in case.adapted.spec]
-
-  assert names(loop) == ['block_0/fc1', 'block_0/fc2', 'block_1/fc1', 'block_1/fc2']
-  assert names(scan) == ['blocks/fc1[0]', 'blocks/fc2[0]', 'blocks/fc1[1]', 'blocks/fc2[1]']
-
-  def stacked(tree, axis):
-    blocks = jax.tree.map(
-      lambda *leaves: jnp.stack(leaves, axis), *(tree[f'block_{i}'] for i in range(depth))
+  variables = {
+    'params': stacked(unscanned.variables['params'], axis),
+    'glora': stacked(unscanned.variables['glora'], 0),
+  }
+  cases = zip(unscanned.genomes, unscanned.folded, unscanned.expected, strict=True)
+  for genome, folded, expected in cases:
+    assert count_params(unscanned.adapted.spec, genome) == count_params(
+      scanned.adapted.spec, genome
     )
-    return {'blocks': blocks} | {
-      name: value for name, value in tree.items() if not name.startswith('block_')
-    }
-
-  assert_trees_close(scan.start['glora'], stacked(loop.start['glora'], 0), 0)
-  params, supports = loop.variables['params'], loop.variables['glora']
-  variables = {'params': stacked(params, axis), 'glora': stacked(supports, 0)}
-  for genome in loop.genomes:
-    assert count_params(loop.adapted.spec, genome) == count_params(scan.adapted.spec, genome)
-    assert_trees_close(
-      scan.fold(variables, genome), stacked(loop.fold(loop.variables, genome), axis)
-    )
-    expected = loop.plain(loop.fold(loop.variables, genome))
+    assert_trees_close(scanned.fold(variables, genome), stacked(folded, axis))
     for merge in MERGES:
-      assert_close(scan.one[merge](variables, genome), expected)
+      assert_close(scanned.alone[merge](variables, genome), expected)
 
 
 def test_traces_of_a_class_level_jit_are_not_shared_between_adapts_with_other_ranks():
@@ -450,7 +458,7 @@ def test_frozen_dictionaries_stay_frozen(merge):
   frozen, genome = flax.core.freeze(case.start['params']), case.genomes[1]
   variables = {**case.adapted.init(jax.random.key(0), frozen), 'glora': case.variables['glora']}
   assert jax.tree.structure(case.fold(variables, genome)) == jax.tree.structure(frozen)
-  assert_close(case.one[merge](variables, genome), case.expected[1])
+  assert_close(case.alone[merge](variables, genome), case.expected[1])
 
 
 def test_a_model_may_itself_be_a_linear_layer():
@@ -459,4 +467,4 @@ def test_a_model_may_itself_be_a_linear_layer():
   )
   assert len(case.adapted.spec) == 1
   for merge in MERGES:
-    assert_close(case.one[merge](case.variables, case.genomes[0]), case.expected[0])
+    assert_close(case.alone[merge](case.variables, case.genomes[0]), case.expected[0])

@@ -73,7 +73,7 @@ def test_an_optax_loop_trains_searches_and_folds_a_vision_model():
 
 def test_the_same_loop_adapts_a_language_model_to_new_text():
   """Next-token prediction: supports alone learn a sequence that repeats, the embeddings stay."""
-  model = model_zoo.LanguageModel(depth=1)
+  model = model_zoo.LanguageModel()
   tokens = jnp.tile(jnp.array([[1, 4, 2, 3, 0, 5]]), (4, 2))
   params = jit(model.init)(jax.random.key(0), tokens[:1, :-1])['params']
   folded, before, after = glora_by_hand(
