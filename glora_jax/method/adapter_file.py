@@ -51,17 +51,16 @@ def save_adapter(
     **metadata: more to remember, JSON types.
 
   Example:
-    >>> import tempfile, jax, jax.numpy as jnp, flax.linen as nn
-    >>> from glora_jax import adapt, load_adapter, preset, save_adapter
+    >>> import tempfile, flax.linen as nn, jax, jax.numpy as jnp, safetensors.numpy
+    >>> from glora_jax import adapt, preset, save_adapter
     >>> adapted = adapt(nn.Dense(3), jnp.zeros((1, 4)))
     >>> params = {'kernel': jnp.ones((4, 3)), 'bias': jnp.zeros(3)}
     >>> variables = adapted.init(jax.random.key(0), params)
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...   path = f'{folder}/adapter.safetensors'
-    ...   save_adapter(path, adapted, variables, preset(adapted.spec, 'ssf'), accuracy=0.9)
-    ...   variables, genome = load_adapter(path, adapted, params)
-    >>> genome.tolist()
-    [[2, 0, 0, 2, 2]]
+    >>> with tempfile.NamedTemporaryFile(suffix='.safetensors') as file:
+    ...   save_adapter(file.name, adapted, variables, preset(adapted.spec, 'ssf'), accuracy=0.9)
+    ...   tensors = safetensors.numpy.load_file(file.name)
+    >>> {name: value.shape for name, value in sorted(tensors.items())}
+    {'glora/Dense/A_up': (1, 3), 'glora/Dense/D': (3,), 'glora/Dense/E': (3,)}
   """
   genome = genomes.canonicalize(adapted.spec, genome)
   trainable, frozen = adapted.split(variables)
@@ -97,7 +96,17 @@ def load_adapter(path: Path, adapted: Adapted, params: Any) -> tuple[dict[str, A
     ValueError: the file is damaged, or belongs to another model, space or base; the sentence says
       which.
 
-  Example: see `save_adapter`.
+  Example:
+    >>> import tempfile, flax.linen as nn, jax, jax.numpy as jnp
+    >>> from glora_jax import adapt, load_adapter, preset, save_adapter
+    >>> adapted = adapt(nn.Dense(3), jnp.zeros((1, 4)))
+    >>> params = {'kernel': jnp.ones((4, 3)), 'bias': jnp.zeros(3)}
+    >>> variables = adapted.init(jax.random.key(0), params)
+    >>> with tempfile.NamedTemporaryFile(suffix='.safetensors') as file:
+    ...   save_adapter(file.name, adapted, variables, preset(adapted.spec, 'ssf'))
+    ...   variables, genome = load_adapter(file.name, adapted, params)
+    >>> genome.tolist()
+    [[2, 0, 0, 2, 2]]
   """
   tensors, metadata = read_tensors(path, 'adapter')
   _check_spec(path, metadata['spec'], _described(adapted))
