@@ -39,7 +39,7 @@ from glora_jax.runs.sections import (
   SuiteSettings,
   WatchSettings,
 )
-from glora_jax.search.evolution import Evolution
+from glora_jax.search.settings import Evolution
 from glora_jax.training.losses import Consistency, Sampling
 from glora_jax.training.recipe import Recipe
 

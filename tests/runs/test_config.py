@@ -15,7 +15,7 @@ from glora_jax.runs.config import (
   parse_arguments,
   values_when_absent,
 )
-from glora_jax.search.evolution import Evolution
+from glora_jax.search.settings import Evolution
 from glora_jax.training.losses import Consistency, Sampling
 from glora_jax.training.recipe import Recipe
 
