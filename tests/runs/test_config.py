@@ -107,8 +107,9 @@ def test_the_help_flag_prints_every_field_and_ends(capsys):
   with pytest.raises(SystemExit):
     flag.parse('true')
   text = capsys.readouterr().out
-  for name, _ in schema.walk(RunSettings()):
+  for name, setting in schema.walk(RunSettings()):
     assert f'--config.{name}=' in text
+    assert setting.help, name
 
 
 def test_arguments_reach_the_fields():
