@@ -25,9 +25,6 @@ FIXTURES = ROOT / 'tests' / 'fixtures'
 CONFIGS = ROOT / 'configs'
 
 
-collect_ignore = ['programs']  # pytest would import each of them to look for examples
-
-
 def program(name):
   """The command that starts a program of `tests/programs`."""
   return [sys.executable, str(ROOT / 'tests' / 'programs' / f'{name}.py')]
