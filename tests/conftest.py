@@ -25,6 +25,10 @@ FIXTURES = ROOT / 'tests' / 'fixtures'
 CONFIGS = ROOT / 'configs'
 
 
+# What pytest would import to look for examples: programs of child processes, helpers that need peers.
+collect_ignore = ['programs', 'peers/families.py', 'peers/make_fixtures.py']
+
+
 def program(name):
   """The command that starts a program of `tests/programs`."""
   return [sys.executable, str(ROOT / 'tests' / 'programs' / f'{name}.py')]
