@@ -53,7 +53,7 @@ def contact_sheet(path: str, rows: Sequence[SheetRow], labels: Sequence[str]) ->
   """
   columns = len(labels)
   size = (1.5 * columns, 1.7 * len(rows) + 0.3)
-  figure, axes = panels(len(rows), columns, figsize=size, squeeze=False)
+  figure, axes = panels(len(rows), columns, figsize=size, frame=True, squeeze=False)
   for row_axes, row in zip(axes, rows, strict=True):
     for axis, image in zip(row_axes, row.images, strict=True):
       axis.imshow(image, interpolation='nearest')

@@ -1,6 +1,6 @@
-"""The results of a suite beside the published rows: what papers give a number for, and the means of those.
+"""The results of a suite beside the published rows, and the means of both.
 
-A mean is over all that it says it is over, or it shows how much of that is there, as '71.2 (5 of 19)'.
+A mean is over all that it names, or it shows how much of that is there, as '71.2 (5 of 19)'.
 """
 
 from __future__ import annotations
@@ -10,22 +10,16 @@ import functools
 import json
 import os
 import statistics
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
-from glora_jax.data.tasks import fewshot, generalization, vtab
-from glora_jax.reports.run_report import PAPER_LABEL
+from glora_jax.reports.columns import family_name, family_of
+from glora_jax.reports.markdown import PAPER
 
 PUBLISHED_FILE = os.path.join(os.path.dirname(__file__), 'published.json')
 OURS = {'winner': 'finetuned', 'winner_supernet': 'as searched', 'linear': 'linear probe'}
-_TEST_SETS = {
-  'test': 'ImageNet',
-  'v2': 'ImageNet-V2',
-  'sketch': 'ImageNet-Sketch',
-  'a': 'ImageNet-A',
-  'r': 'ImageNet-R',
-}
-PAPER = PAPER_LABEL.partition(':')[0]  # where there is little room
+
+State = Literal['done', 'failed', 'not ready', 'waiting']
 
 
 @dataclasses.dataclass
@@ -33,11 +27,11 @@ class Board:
   """How far a suite is.
 
   Attributes:
-    suite: what it was asked for, as 'vtab/all'.
+    suite: name of the suite, as 'vtab/all'.
     tasks: names of all tasks, in order.
-    results: task -> content of its `result.json`.
-    missing: task -> what its data lacks and how to get it.
-    failed: task -> the sentence that it ended with.
+    results: content of `result.json` of every task that is done, by its name.
+    missing: what a task's data lacks and how to get it, by its name.
+    failed: the sentence that a task ended with, by its name.
   """
 
   suite: str
@@ -48,49 +42,75 @@ class Board:
 
   @property
   def waiting(self) -> list[str]:
+    """Names of the tasks that have not been tried."""
     return [name for name in self.tasks if self.state(name) == 'waiting']
 
-  def state(self, name: str) -> str:
-    """'done', 'failed', 'not ready' or 'waiting'."""
-    states = {'done': self.results, 'failed': self.failed, 'not ready': self.missing}
-    return next((state for state, there in states.items() if name in there), 'waiting')
+  @property
+  def is_paper(self) -> bool:
+    """Whether subnets were searched on the test set."""
+    return any(result['protocol'] == 'paper' for result in self.results.values())
 
-
-class Column(NamedTuple):
-  """What papers give one number for: a task of VTAB, a data set with a number of shots, a test set."""
-
-  name: str
-  title: str
-  group: str
+  def state(self, name: str) -> State:
+    """How far a task is."""
+    if name in self.results:
+      return 'done'
+    if name in self.failed:
+      return 'failed'
+    return 'not ready' if name in self.missing else 'waiting'
 
 
 class Cell(NamedTuple):
-  """An accuracy in percent, or the mean of several, of which `done` of `of` are there."""
+  """An accuracy, or the mean of several.
+
+  Attributes:
+    value: in percent; None where nothing is done.
+    done: of how many accuracies it is the mean.
+    total: of how many it is the mean once all are done.
+
+  Example:
+    >>> str(Cell(71.23, 5, 19)), str(Cell(71.23, 19, 19)), str(Cell(None, 0, 19))
+    ('71.2 (5 of 19)', '71.2', '-')
+  """
 
   value: float | None
   done: int
-  of: int
+  total: int
 
   @property
   def complete(self) -> bool:
-    return self.value is not None and self.done == self.of
+    """Whether it is the mean of all that it is to be the mean of."""
+    return self.value is not None and self.done == self.total
 
   def __str__(self) -> str:
-    return (
-      '-'
-      if self.value is None
-      else f'{self.value:.1f}' + ('' if self.complete else f' ({self.done} of {self.of})')
-    )
+    if self.value is None:
+      return '-'
+    return f'{self.value:.1f}' + ('' if self.complete else f' ({self.done} of {self.total})')
+
+
+def mean(cells: Iterable[Cell]) -> Cell:
+  """The mean of the cells that are complete.
+
+  Example:
+    >>> mean([Cell(70.0, 3, 3), Cell(80.0, 3, 3), Cell(90.0, 1, 3)])
+    Cell(value=75.0, done=2, total=3)
+  """
+  cells = list(cells)
+  return _mean_of([cell.value for cell in cells if cell.complete], len(cells))
+
+
+def _mean_of(values: Sequence[float], total: int) -> Cell:
+  """The mean of the values that are there, out of a total."""
+  return Cell(statistics.fmean(values) if values else None, len(values), total)
 
 
 class Row(NamedTuple):
-  """One method.
+  """A method.
 
   Attributes:
     method: its name in headings.
     ours: whether this suite ran it; otherwise it was published.
-    cells: column -> accuracy.
-    params: trained, in millions; ours: the mean over the tasks.
+    cells: its accuracies, by the name of the column.
+    params: trained parameters in millions; ours are the mean over the tasks.
     quoted: the published mean of groups.
     from_memory: names of fields that were not seen in a source.
     source: where a published row comes from.
@@ -105,75 +125,48 @@ class Row(NamedTuple):
   source: str = ''
 
 
-def mean(cells: Iterable[Cell]) -> Cell:
-  """Of those that are complete."""
-  cells = list(cells)
-  there = [cell.value for cell in cells if cell.complete]
-  return Cell(statistics.fmean(there) if there else None, len(there), len(cells))
-
-
-def columns(tasks: Sequence[str]) -> list[Column]:
-  """All that the benchmark of these tasks consists of, whether they fill it or not; of few-shot: with these numbers of shots."""
-  kind = tasks[0].partition('/')[0]
-  if kind == 'vtab':
-    return [Column(task.name, task.name, task.group) for task in vtab.TASKS]
-  if kind == 'fewshot':
-    shots = {
-      number: f'{number} shot' + ('s' if number != '1' else '')
-      for number in (task.split('/')[2] for task in tasks)
-    }
-    return [
-      Column(f'{name}/{number}', f'{name}, {words}', words)
-      for number, words in shots.items()
-      for name in fewshot.NAMES
-    ]
-  return [
-    Column(name, _TEST_SETS[name], 'source' if name == 'test' else 'shifted')
-    for name, *_ in generalization.TESTS
-  ]
-
-
-def filled(task: str) -> list[tuple[str, str]]:
-  """(column, test split) of what a task's result holds."""
-  kind, _, rest = task.partition('/')
-  if kind == 'generalization':
-    return [(name, name) for name, *_ in generalization.TESTS]
-  return [(rest if kind == 'vtab' else rest.rpartition('/')[0], 'test')]
-
-
-def paper_protocol(board: Board) -> bool:
-  """Whether subnets were searched on the test set."""
-  return any(result['protocol'] == 'paper' for result in board.results.values())
-
-
 def own_rows(board: Board) -> list[Row]:
-  """What this suite has run: the winner after and before finetuning, the linear probe, the presets."""
-  prefix = f'ours ({PAPER})' if paper_protocol(board) else 'ours'
+  """What a suite has run: the winner after and before finetuning, the linear probe, the presets."""
+  prefix = f'ours ({PAPER})' if board.is_paper else 'ours'
   presets = dict.fromkeys(name for result in board.results.values() for name in result['presets'])
-  expected = [(column, task, split) for task in board.tasks for column, split in filled(task)]
   rows = []
   for name in (*OURS, *presets):
-    entries = {
+    subnets = {
       task: result['presets'].get(name) or result[name] for task, result in board.results.items()
     }
-    accuracy = lambda task, split, entries=entries: (
-      100
-      * (
-        entries[task]['test_accuracy']
-        if split == 'test'
-        else entries[task]['other_test_accuracies'][split]
+    params = [subnet['params'] for subnet in subnets.values()]
+    rows.append(
+      Row(
+        method=f'{prefix}, {OURS.get(name, name)}',
+        ours=True,
+        cells=_own_cells(board.tasks, subnets),
+        params=statistics.fmean(params) / 1e6 if params else None,
       )
     )
-    cells = {}
-    for column in columns(board.tasks):
-      runs = [(task, split) for other, task, split in expected if other == column.name]
-      there = [accuracy(*run) for run in runs if run[0] in entries]
-      cells[column.name] = Cell(statistics.fmean(there) if there else None, len(there), len(runs))
-    params = (
-      statistics.fmean(entry['params'] for entry in entries.values()) / 1e6 if entries else None
-    )
-    rows.append(Row(f'{prefix}, {OURS.get(name, name)}', True, cells, params))
   return rows
+
+
+def _own_cells(tasks: Sequence[str], subnets: Mapping[str, Mapping[str, Any]]) -> dict[str, Cell]:
+  """The accuracies of a row by column, each the mean over all tasks that measure it.
+
+  Args:
+    tasks: names of all tasks of the suite.
+    subnets: what was measured, by the name of the task, of those that are done.
+  """
+  family = family_of(tasks)
+  totals = {column.name: 0 for column in family.columns(tasks)}
+  accuracies: dict[str, list[float]] = {name: [] for name in totals}
+  for task in tasks:
+    for column, split in family.measurements(task):
+      totals[column] += 1
+      if task in subnets:
+        accuracies[column].append(100 * _test_accuracy(subnets[task], split))
+  return {name: _mean_of(accuracies[name], total) for name, total in totals.items()}
+
+
+def _test_accuracy(subnet: Mapping[str, Any], split: str) -> float:
+  """A subnet's accuracy on a test split."""
+  return subnet['test_accuracy'] if split == 'test' else subnet['other_test_accuracies'][split]
 
 
 @functools.cache
@@ -184,77 +177,90 @@ def published() -> dict[str, Any]:
 
 
 def published_rows(tasks: Sequence[str]) -> list[Row]:
-  """Of the benchmark of these tasks, in the order of their publication."""
-  rows = []
-  for row in published()['rows'][tasks[0].partition('/')[0]]:
-    cell = lambda name, values=row['values']: Cell(values.get(name), int(name in values), 1)
-    cells = {column.name: cell(column.name) for column in columns(tasks)}
-    rows.append(
-      Row(
-        row['method'],
-        False,
-        cells,
-        row['params_million'],
-        row['group_mean'],
-        row['from_memory'],
-        row['paper'] or '',
-      )
+  """The published rows of the family of a suite's tasks, in the order of their publication."""
+  columns = family_of(tasks).columns(tasks)
+  return [
+    Row(
+      method=row['method'],
+      ours=False,
+      cells={
+        column.name: Cell(row['values'].get(column.name), int(column.name in row['values']), 1)
+        for column in columns
+      },
+      params=row['params_million'],
+      quoted=row['group_mean'],
+      from_memory=row['from_memory'],
+      source=row['paper'] or '',
     )
-  return rows
+    for row in published()['rows'][family_name(tasks[0])]
+  ]
 
 
-def summary(row: Row, tasks: Sequence[str], *, quoted: bool = True) -> dict[str, Cell]:
-  """The means of a row: of every group, of the groups (VTAB's headline number), of all.
+def means(row: Row, tasks: Sequence[str], *, quoted: bool = True) -> dict[str, Cell]:
+  """The means of a row by their titles: of every group, of the groups (VTAB's headline), of all.
 
   Args:
-    row: of `own_rows` or `published_rows`.
-    tasks: of the suite.
-    quoted: take a published mean of groups as it was published, in place of the one that its own accuracies give.
+    row: one of `own_rows` or `published_rows`.
+    tasks: names of the suite's tasks.
+    quoted: whether a published mean of groups is taken as it was published, in place of the mean
+      that the row's own accuracies have.
   """
-  every = columns(tasks)
-  groups = {
-    group: mean(row.cells[column.name] for column in every if column.group == group)
-    for group in dict.fromkeys(column.group for column in every)
-  }
+  family = family_of(tasks)
+  groups: dict[str, list[Cell]] = {}
+  for column in family.columns(tasks):
+    groups.setdefault(column.group, []).append(row.cells[column.name])
+  by_group = {f'mean of {group}': mean(cells) for group, cells in groups.items()}
   over_all = mean(row.cells.values())
-  if not tasks[0].startswith('vtab/'):
-    return {
-      **{f'mean of {name}': cell for name, cell in groups.items() if cell.of > 1},
-      'mean of all': over_all,
-    }
-  over_groups = (
-    mean(groups.values()) if over_all.complete else Cell(None, over_all.done, over_all.of)
-  )
+  if not family.mean_of_groups:
+    true_means = {title: cell for title, cell in by_group.items() if cell.total > 1}
+    return {**true_means, 'mean of all': over_all}
   if quoted and row.quoted is not None:
     over_groups = Cell(row.quoted, 1, 1)
-  return {
-    **{f'mean of {name}': cell for name, cell in groups.items()},
-    'mean of groups': over_groups,
-    'mean of tasks': over_all,
+  elif over_all.complete:
+    over_groups = mean(by_group.values())
+  else:
+    over_groups = Cell(None, over_all.done, over_all.total)
+  return {**by_group, 'mean of groups': over_groups, 'mean of tasks': over_all}
+
+
+class Line(NamedTuple):
+  """A line of the table.
+
+  Attributes:
+    title: what is measured, or averaged.
+    is_mean: whether it is a mean.
+    cells: the cell of every row of the scoreboard.
+  """
+
+  title: str
+  is_mean: bool
+  cells: list[Cell]
+
+
+def lines(board: Board, rows: Sequence[Row]) -> list[Line]:
+  """The table: the accuracies by group, each group with its mean below, then the other means.
+
+  Args:
+    board: the suite.
+    rows: methods, a column of the table each; the first one says which tasks are done.
+  """
+  columns = family_of(board.tasks).columns(board.tasks)
+  row_means = [means(row, board.tasks) for row in rows]
+  mean_lines = {
+    title: Line(title, True, [by_title[title] for by_title in row_means]) for title in row_means[0]
   }
-
-
-def lines(board: Board, rows: Sequence[Row]) -> list[tuple[str, bool, list[Cell]]]:
-  """The table: (title, whether it is a mean, the cell of every row). The first row says what is done."""
-  every = columns(board.tasks)
-  means = [summary(row, board.tasks) for row in rows]
-  found = []
-  for group in dict.fromkeys(column.group for column in every):
-    found += [
-      (column.title, False, [row.cells[column.name] for row in rows])
-      for column in every
+  table = []
+  for group in dict.fromkeys(column.group for column in columns):
+    table += [
+      Line(column.title, False, [row.cells[column.name] for row in rows])
+      for column in columns
       if column.group == group
     ]
-    if (title := f'mean of {group}') in means[0]:
-      found.append((title, True, [one.pop(title) for one in means]))
-  found += [(title, True, [one[title] for one in means]) for title in means[0]]
+    if (title := f'mean of {group}') in mean_lines:
+      table.append(mean_lines.pop(title))
+  table += mean_lines.values()
   done = [name for name, cell in rows[0].cells.items() if cell.complete]
-  if 0 < len(done) < len(every):
-    found.append(
-      (
-        f'mean of the {len(done)} that are done',
-        True,
-        [mean(row.cells[name] for name in done) for row in rows],
-      )
-    )
-  return found
+  if 0 < len(done) < len(columns):
+    same_tasks = [mean(row.cells[name] for name in done) for row in rows]
+    table.append(Line(f'mean of the {len(done)} that are done', True, same_tasks))
+  return table

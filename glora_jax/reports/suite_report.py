@@ -1,240 +1,313 @@
-"""What a suite says of itself: `table.md`, `table.csv` and `table.png`, from its scoreboard alone."""
+"""What a suite has found: `table.md`, `table.csv` and `table.png`, from its scoreboard alone."""
 
 from __future__ import annotations
 
 import csv
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
+
+from matplotlib.axes import Axes
 
 from glora_jax.files import whole
-from glora_jax.reports.drawing import panels, save
-from glora_jax.reports.run_report import PAPER_LABEL
+from glora_jax.reports import markdown
+from glora_jax.reports.columns import family_of
+from glora_jax.reports.drawing import blend, palette, panels, save
+from glora_jax.reports.markdown import (
+  PAPER,
+  PAPER_LABEL,
+  bullets,
+  paragraph,
+  percent,
+  sections,
+)
 from glora_jax.reports.scoreboard import (
   OURS,
-  PAPER,
   Board,
+  Line,
   Row,
-  columns,
   lines,
+  means,
   own_rows,
-  paper_protocol,
   published,
   published_rows,
-  summary,
 )
 
-_TITLES = {'vtab': 'VTAB-1k', 'fewshot': 'Few-shot', 'generalization': 'Domain generalization'}
-_BACKBONE = 'ViT-B/16 pretrained on ImageNet-21k'  # of the published rows
+BACKBONE = 'ViT-B/16 pretrained on ImageNet-21k'  # of the published rows
+ROUNDED = 0.05  # percentage points that a published mean may be off by its rounding
 
 
 def write(board: Board, workdir: str) -> None:
   """Writes `table.md`, `table.csv` and `table.png` into the workdir."""
   rows = own_rows(board) + published_rows(board.tasks)
-  with whole(os.path.join(workdir, 'table.md')) as temporary, open(temporary, 'w') as file:
-    file.write(markdown(board, rows))
-  with (
-    whole(os.path.join(workdir, 'table.csv')) as temporary,
-    open(temporary, 'w', newline='') as file,
-  ):
+  path = os.path.join(workdir, 'table.md')
+  with whole(path) as temporary, open(temporary, 'w') as file:
+    file.write(text(board, rows) + '\n')
+  path = os.path.join(workdir, 'table.csv')
+  with whole(path) as temporary, open(temporary, 'w', newline='') as file:
     csv.writer(file).writerows(csv_lines(board, rows))
   draw(os.path.join(workdir, 'table.png'), board, rows)
 
 
+def text(board: Board, rows: Sequence[Row]) -> str:
+  """The content of `table.md`."""
+  done = f'{len(board.results)} of {len(board.tasks)} tasks'
+  return sections(
+    f'# {family_of(board.tasks).title}: {done} of `{board.suite}`',
+    _protocol(board),
+    _columns_explained(board),
+    table(board, rows),
+    '![The same as bars](table.png)',
+    '## Tasks',
+    _task_table(board),
+    _unfinished('Failed', board.failed),
+    _unfinished('Not ready', board.missing),
+    'What needs no manual download is fetched with `--config.suite.prepare=True`.'
+    if board.missing
+    else '',
+    '## Images',
+    _images(board),
+    '## Sources of the published rows',
+    bullets(f'{row.method}: {row.source}' for row in rows if row.source),
+    f'The figures were seen in {"; ".join(published()["seen_in"])}.',
+    _wrong_means(board, rows),
+  )
+
+
+def _protocol(board: Board) -> str:
+  if board.is_paper:
+    return f'**{PAPER_LABEL}**'
+  return paragraph(
+    'Ours were searched on validation images;',
+    'the test images were read once, at the end of every run.',
+  )
+
+
+def _columns_explained(board: Board) -> str:
+  return paragraph(
+    'Test accuracy in percent; trained parameters in millions, heads not counted.',
+    f'Ours: weights {_values(board, "weights")},',
+    f'normalization {_values(board, "normalization")}, seed {_values(board, "seed")}.',
+    f'The other columns were published, for a {BACKBONE}.',
+    'A number such as 71.2 (5 of 19) is the mean of those 5 alone.',
+    r'Figures with \* were quoted from memory.',
+  )
+
+
+def _values(board: Board, field: str) -> str:
+  """Every value that the results have of a field."""
+  values = dict.fromkeys(str(result[field]) for result in board.results.values())
+  return ', '.join(f'`{value}`' for value in values) or 'none yet'
+
+
 def table(board: Board, rows: Sequence[Row]) -> str:
   """The accuracies as a Markdown table."""
-  heading = lambda row: (
-    row.method
-    + ('' if row.params is None else f' ({row.params:.2g} M{_star(row, "params_million")})')
-  )
-  text = ['| | ' + ' | '.join(map(heading, rows)) + ' |', '|---|' + '---:|' * len(rows)]
-  for title, is_mean, cells in lines(board, rows):
-    stars = [_star(row, 'group_mean') if title == 'mean of groups' else '' for row in rows]
-    shown = [f'{cell}{star}' for cell, star in zip(cells, stars, strict=True)]
-    text.append(
-      '| ' + ' | '.join(f'**{one}**' if is_mean else one for one in (title, *shown)) + ' |'
-    )
-  return '\n'.join(text)
+  cells = []
+  for line in lines(board, rows):
+    shown = [line.title, *map(str, line.cells)]
+    if line.title == 'mean of groups':
+      shown[1:] = [
+        f'{cell}{_star(row, "group_mean")}' for cell, row in zip(shown[1:], rows, strict=True)
+      ]
+    cells.append([f'**{cell}**' for cell in shown] if line.is_mean else shown)
+  return markdown.table(('', *map(_heading, rows)), cells)
 
 
-def _star(row, field):
+def _heading(row: Row) -> str:
+  """A method and its parameters."""
+  if row.params is None:
+    return row.method
+  return f'{row.method} ({row.params:.2g} M{_star(row, "params_million")})'
+
+
+def _star(row: Row, field: str) -> str:
+  """What marks a field of a published row that was quoted from memory."""
   return r'\*' if field in row.from_memory else ''
 
 
-def markdown(board: Board, rows: Sequence[Row]) -> str:
-  """The content of `table.md`."""
-  results, kind = board.results, board.tasks[0].partition('/')[0]
-  of_all = lambda name: (
-    ', '.join(
-      f'`{value}`' for value in dict.fromkeys(str(result[name]) for result in results.values())
-    )
-    or 'none yet'
+def _task_table(board: Board) -> str:
+  """How far every task is, and what it has come to."""
+  titles = (
+    'task',
+    'state',
+    'budget',
+    'trained params',
+    'val',
+    'test, as searched',
+    'test, finetuned',
+    'test, linear probe',
   )
-  protocol = (
-    f'**{PAPER_LABEL}**'
-    if paper_protocol(board)
-    else (
-      'Ours were searched on validation images; the test images were read once, at the end of every run.'
-    )
-  )
-  percent = lambda value: 'trained on' if value is None else f'{100 * value:.1f}'
-  text = f"""# {_TITLES[kind]}: {len(results)} of {len(board.tasks)} tasks of `{board.suite}`
-
-{protocol}
-
-Test accuracy in percent; trained parameters in millions, heads not counted. Ours: weights {of_all('weights')}, normalization
-{of_all('normalization')}, seed {of_all('seed')}. The other columns were published, for a {_BACKBONE}.
-A number such as 71.2 (5 of 19) is the mean of those 5 alone. Figures with \\* were quoted from memory.
-
-{table(board, rows)}
-
-![The same as bars](table.png)
-
-## Tasks
-
-| task | state | budget | trained params | val | test, as searched | test, finetuned | test, linear probe |
-|---|---|---:|---:|---:|---:|---:|---:|
-"""
+  rows = []
   for name in board.tasks:
-    cells = [name, board.state(name)] + [''] * 6
-    if name in results:
-      result, winner = results[name], results[name]['winner']
-      cells[2:] = [
-        'none' if result['budget'] is None else f'{result["budget"]:,}',
-        f'{winner["params"]:,}',
-        percent(winner['val_accuracy']),
-        *(
-          percent(result[entry]['test_accuracy'])
-          for entry in ('winner_supernet', 'winner', 'linear')
-        ),
-      ]
-    text += '| ' + ' | '.join(cells) + ' |\n'
-  for title, sentences in (('Failed', board.failed), ('Not ready', board.missing)):
-    if sentences:
-      text += f'\n## {title}\n\n' + ''.join(
-        f'- {name}: {" ".join(sentence.split())}\n' for name, sentence in sentences.items()
-      )
-  if board.missing:
-    text += '\nWhat needs no manual download is fetched with `--config.suite.prepare=True`.\n'
-  text += (
-    '\n## Images\n\n'
-    + ''.join(
-      f'- {name}: {" ".join((result["data"]["origin"] + ".", *result["data"]["notes"]))}\n'
-      for name, result in results.items()
-    )
-    + ('' if results else 'None yet.\n')
-  )
-  text += '\n## Sources of the published rows\n\n' + ''.join(
-    f'- {row.method}: {row.source}\n' for row in rows if row.source
-  )
-  text += f'\nThe figures were seen in {"; ".join(published()["seen_in"])}.\n'
+    cells = [name, board.state(name)]
+    if name in board.results:
+      result = board.results[name]
+      cells.append('none' if result['budget'] is None else f'{result["budget"]:,}')
+      cells.append(f'{result["winner"]["params"]:,}')
+      cells.append(percent(result['winner']['val_accuracy']))
+      subnets = (result['winner_supernet'], result['winner'], result['linear'])
+      cells += [percent(subnet['test_accuracy']) for subnet in subnets]
+    rows.append(cells + [''] * (len(titles) - len(cells)))
+  return markdown.table(titles, rows, text_columns=2)
+
+
+def _unfinished(heading: str, reasons: dict[str, str]) -> str:
+  """The tasks that failed, or that are not ready, each with its reason; nothing without any."""
+  if not reasons:
+    return ''
+  items = (f'{name}: {" ".join(reason.split())}' for name, reason in reasons.items())
+  return sections(f'## {heading}', bullets(items))
+
+
+def _images(board: Board) -> str:
+  """Where the images of every task come from."""
+  items = [
+    f'{name}: {" ".join((result["data"]["origin"] + ".", *result["data"]["notes"]))}'
+    for name, result in board.results.items()
+  ]
+  return bullets(items) or 'None yet.'
+
+
+def _wrong_means(board: Board, rows: Sequence[Row]) -> str:
+  """The published means of groups that are not the means of their own accuracies."""
+  sentences = []
   for row in rows:
-    computed = summary(row, board.tasks, quoted=False).get('mean of groups')
-    if (
-      row.quoted is not None
-      and computed.complete
-      and abs(computed.value - row.quoted) > 0.05 + 1e-9
-    ):
-      text += f'The mean of groups that was published for {row.method} is {row.quoted}; that of its accuracies here is {computed.value:.2f}.\n'
-  return text
+    computed = means(row, board.tasks, quoted=False).get('mean of groups')
+    if row.quoted is None or computed is None or not computed.complete:
+      continue
+    if abs(computed.value - row.quoted) > ROUNDED + 1e-9:
+      sentences.append(
+        f'The mean of groups that was published for {row.method} is {row.quoted}; '
+        f'that of its accuracies here is {computed.value:.2f}.'
+      )
+  return '\n'.join(sentences)
 
 
 def csv_lines(board: Board, rows: Sequence[Row]) -> list[list[Any]]:
   """A line for each method; an accuracy or mean of which a part is missing stays empty."""
-  names = [column.name for column in columns(board.tasks)]
-  means = list(summary(rows[0], board.tasks))
+  names = [column.name for column in family_of(board.tasks).columns(board.tasks)]
+  mean_titles = list(means(rows[0], board.tasks))
   protocols = ' and '.join(dict.fromkeys(result['protocol'] for result in board.results.values()))
-  exact = lambda cell: f'{cell.value:.2f}'.removesuffix('0') if cell.complete else ''
-  text = [
-    [
-      'method',
-      'protocol',
-      'params_million',
-      *names,
-      *(name.replace(' ', '_') for name in means),
-      'complete',
-      'of',
-      'from_memory',
-      'source',
-    ]
+  heading = [
+    'method',
+    'protocol',
+    'params_million',
+    *names,
+    *(title.replace(' ', '_') for title in mean_titles),
+    'complete',
+    'of',
+    'from_memory',
+    'source',
   ]
+  table = [heading]
   for row in rows:
-    found = summary(row, board.tasks)
-    text.append(
+    row_means = means(row, board.tasks)
+    cells = [row.cells[name] for name in names] + [row_means[title] for title in mean_titles]
+    table.append(
       [
         row.method,
         protocols if row.ours else 'published',
         '' if row.params is None else f'{row.params:.4g}',
-        *(exact(row.cells[name]) for name in names),
-        *(exact(found[name]) for name in means),
+        *(f'{cell.value:.2f}'.removesuffix('0') if cell.complete else '' for cell in cells),
         sum(cell.complete for cell in row.cells.values()),
         len(names),
         ' '.join(row.from_memory),
         row.source,
       ]
     )
-  return text
+  return table
 
 
 def draw(path: str, board: Board, rows: Sequence[Row]) -> None:
-  """Ours as bars, the published rows as marks on them; a mean of which a part is missing is hatched and says so."""
-  table, others = lines(board, rows), [number for number, row in enumerate(rows) if not row.ours]
-  linear = next(number for number, row in enumerate(rows) if row.method.endswith(OURS['linear']))
+  """Draws the first of our rows as bars, and the linear probe and the published rows as marks.
+
+  Args:
+    path: path of the PNG.
+    board: the suite.
+    rows: our rows, then the published ones.
+  """
+  table = lines(board, rows)
   figure, axis = panels(figsize=(8, 1.6 + 0.27 * len(table)))
-  for y, (_, is_mean, cells) in enumerate(table):
-    ours = cells[0]
-    if ours.value is not None:
-      axis.barh(
-        y,
-        ours.value,
-        color=('#2f6f6f' if is_mean else '#5aa7a7') if ours.complete else '#d5e6e6',
-        height=0.72,
-        hatch='' if ours.complete else '///',
-        edgecolor='white',
-        zorder=1,
-      )
-    axis.text(
-      101.5, y, str(ours), va='center', fontsize=8, fontweight='bold' if is_mean else 'normal'
-    )
-  marks = {
-    'LoRA': ('D', '#8e6bb0', 22),
-    'GLoRA': ('*', '#c0392b', 70),
-    rows[linear].method: ('|', '#222222', 70),
-  }
-  labelled = set()
-  for number in (*others, linear):
-    method = rows[number].method
-    marker, color, size = marks.get(method, ('o', '#aaaaaa', 9))
-    points = [
-      (cells[number].value, y) for y, (*_, cells) in enumerate(table) if cells[number].complete
-    ]
-    label = (
-      method
-      if number == linear
-      else method + ', published'
-      if method in marks
-      else 'other published rows'
-    )
-    axis.scatter(
-      *zip(*points, strict=True) if points else ((), ()),
-      marker=marker,
-      color=color,
-      s=size,
-      zorder=3,
-      linewidths=1.5 if marker == '|' else 0,
-      label=None if label in labelled else label,
-    )
-    labelled.add(label)
-  axis.barh([0], [0], color='#5aa7a7', label=rows[0].method)
-  axis.set_yticks(range(len(table)), [title for title, *_ in table], fontsize=8)
-  for label, (_, is_mean, _) in zip(axis.get_yticklabels(), table, strict=True):
-    label.set_fontweight('bold' if is_mean else 'normal')
+  _draw_bars(axis, table, rows[0].method)
+  _draw_marks(axis, table, rows)
+  axis.set_yticks(range(len(table)), [line.title for line in table], fontsize=8)
+  for label, line in zip(axis.get_yticklabels(), table, strict=True):
+    label.set_fontweight('bold' if line.is_mean else 'normal')
   axis.set(xlabel='test accuracy in %', xlim=(0, 100), ylim=(len(table) - 0.4, -0.6))
-  axis.spines[['top', 'right']].set_visible(False)
   figure.legend(loc='outside lower center', ncols=3, frameon=False, fontsize=8)
-  warning = f'\n{PAPER}: ours were searched on the test set' if paper_protocol(board) else ''
+  warning = f'\n{PAPER}: ours were searched on the test set' if board.is_paper else ''
   axis.set_title(
-    f'{_TITLES[board.tasks[0].partition("/")[0]]}: {len(board.results)} of {len(board.tasks)} tasks{warning}',
+    f'{family_of(board.tasks).title}: {len(board.results)} of {len(board.tasks)} tasks{warning}',
     loc='left',
   )
   save(figure, path, dpi=130, bbox_inches='tight')
+
+
+def _draw_bars(axis: Axes, table: Sequence[Line], label: str) -> None:
+  """A bar for the first cell of every line; hatched where a part of a mean is missing."""
+  teal = palette().teal
+  for place, line in enumerate(table):
+    cell = line.cells[0]
+    if cell.value is not None:
+      full = blend(teal, palette().ink, 0.4) if line.is_mean else teal
+      axis.barh(
+        place,
+        cell.value,
+        color=full if cell.complete else blend(teal, palette().paper, 0.75),
+        height=0.72,
+        hatch='' if cell.complete else '///',
+        edgecolor=palette().paper,
+        zorder=1,
+      )
+    axis.text(
+      101.5,
+      place,
+      str(cell),
+      va='center',
+      fontsize=8,
+      fontweight='bold' if line.is_mean else 'normal',
+    )
+  axis.barh([0], [0], color=teal, label=label)
+
+
+class _Mark(NamedTuple):
+  """How a row is marked: matplotlib's marker and sizes, and the row's name in the legend."""
+
+  marker: str
+  color: str
+  size: int
+  linewidth: float
+  label: str
+
+
+def _mark(row: Row) -> _Mark:
+  """How a row is marked: the linear probe, LoRA and GLoRA each in a way of its own."""
+  if row.ours:
+    return _Mark('|', palette().ink, 70, 1.5, row.method)
+  if row.method == 'LoRA':
+    return _Mark('D', palette().purple, 26, 0.6, 'LoRA, published')
+  if row.method == 'GLoRA':
+    return _Mark('*', palette().red, 78, 0.6, 'GLoRA, published')
+  return _Mark('o', palette().grey, 13, 0.6, 'other published rows')
+
+
+def _draw_marks(axis: Axes, table: Sequence[Line], rows: Sequence[Row]) -> None:
+  """A mark for every complete cell of the published rows, and of our linear probe above them."""
+  others = [number for number, row in enumerate(rows) if not row.ours]
+  linear = next(number for number, row in enumerate(rows) if row.method.endswith(OURS['linear']))
+  labels = set()
+  for number in (*others, linear):
+    mark = _mark(rows[number])
+    places = [place for place, line in enumerate(table) if line.cells[number].complete]
+    axis.scatter(
+      [table[place].cells[number].value for place in places],
+      places,
+      marker=mark.marker,
+      color=mark.color,
+      s=mark.size,
+      zorder=3 if mark.marker == 'o' else 4,
+      linewidths=mark.linewidth,
+      edgecolors=None if mark.marker == '|' else palette().paper,
+      label=None if mark.label in labels else mark.label,
+    )
+    labels.add(mark.label)

@@ -1,103 +1,94 @@
-"""The pictures of a report: what they show is what they were given, for few classes and many, and any name."""
+"""The pictures of a run show the arrays that they were given."""
 
 import json
 
 import numpy as np
 import pytest
-from PIL import Image
+from matplotlib import colors
 
-from glora_jax.reports import run_pictures
+from glora_jax.method.space import Layer, SearchSpace, Spec
+from glora_jax.reports import drawing, run_pictures
+from glora_jax.search.archive import Archive
+
+SPEC = Spec(tuple(Layer(f'layer{n}', 6, 4, space=SearchSpace(ranks=(1, 2))) for n in range(3)))
 
 
-@pytest.fixture
-def figures(monkeypatch):
-  """The figures that were drawn, beside their files."""
-  drawn, save = [], run_pictures.save
-  monkeypatch.setattr(
-    run_pictures,
-    'save',
-    lambda figure, path, **options: (drawn.append(figure), save(figure, path, **options)),
+def archive_of(genomes, correct, generation, exact=True):
+  number = len(genomes)
+  return Archive(
+    np.array(genomes, np.int8),
+    np.array(correct),
+    1.0 * np.arange(number, 0, -1),
+    np.array(generation),
+    np.broadcast_to(exact, number),
   )
-  return drawn
 
 
-def texts(axis):
-  return [text.get_text() for text in axis.texts]
+@pytest.mark.parametrize('theme', drawing.PALETTES)
+def test_the_structure_shows_every_form_and_the_parameters_of_every_layer(tmp_path, figures, theme):
+  genome = np.array([[0, 1, 2, 1, 2], [3, 4, 1, 0, 0], [0, 0, 3, 0, 1]], np.int8)
+  with drawing.theme(theme) as palette:
+    run_pictures.draw_structure(str(tmp_path / 'structure.png'), SPEC, genome)
+  bars, grid = figures[0].axes
+  costs = [1 + 1 * 7 + 1 + 4, 1 * 10 + 2 * 10 + 6, 2 * 7 + 1]
+  assert [bar.get_height() for bar in bars.patches] == costs
+  assert f'{sum(costs)} trained' in bars.get_title(loc='left')
+  (image,) = grid.images
+  rank1 = drawing.blend(palette.purple, palette.paper, 0.3)
+  none, constant, vector, rank2 = palette.blank, palette.yellow, palette.teal, palette.purple
+  shown = [[colors.to_hex(image.cmap(int(cell))) for cell in row] for row in image.get_array()]
+  assert shown == [
+    [none, rank1, none],
+    [constant, rank2, none],
+    [rank1, vector, rank2],
+    [constant, none, none],
+    [vector, none, constant],
+  ]
+  legend = [text.get_text() for text in figures[0].legends[0].get_texts()]
+  assert legend == ['none', 'constant', 'vector', 'LoRA, rank 1', 'LoRA, rank 2']
 
 
-def matrix_of(number, errors, rng=np.random.default_rng(0)):
-  matrix = np.diag(rng.integers(5, 90, number))
-  for _ in range(errors):
-    matrix[tuple(rng.permutation(number)[:2])] += rng.integers(1, 9)
-  return matrix
+def test_the_search_shows_mean_and_best_of_what_was_scored_to_the_end(tmp_path, figures):
+  archive = archive_of(
+    np.zeros((5, 3, 5)), [5, 7, 6, 9, 10], [0, 0, 1, 1, 1], [True, True, True, True, False]
+  )
+  run_pictures.draw_search(str(tmp_path / 'search.png'), archive, 10, [0.5, 0.7], ' (careful)')
+  accuracy, loss, volume = figures[0].axes
+  mean, best = accuracy.lines
+  np.testing.assert_allclose(mean.get_ydata(), [60, 75])
+  np.testing.assert_allclose(best.get_ydata(), [70, 90])
+  np.testing.assert_allclose(loss.lines[1].get_ydata(), [0.4, 0.2])
+  np.testing.assert_allclose(volume.lines[0].get_ydata(), [0.5, 0.7])
+  assert len(accuracy.collections[0].get_offsets()) == 4
+  title = accuracy.get_title(loc='left')
+  assert title == '5 subnets on 10 images, 1 of them stopped early (careful)'
 
 
-@pytest.mark.filterwarnings('error')
-@pytest.mark.parametrize('number', [2, 10, 40])
-def test_a_confusion_matrix_shows_every_count_and_the_share_that_was_found(
-  tmp_path, figures, number
-):
-  matrix = matrix_of(number, 2 * number)
-  matrix[1] = 0  # a class without test images
-  names = [f'class $_{n} of a rather long name^{{' for n in range(number)]
-  run_pictures.draw_confusion(str(tmp_path / 'confusion.png'), names, matrix)
+@pytest.mark.parametrize('budget', [None, 30])
+def test_the_front_shows_winner_presets_and_budget(tmp_path, figures, budget):
+  genomes = np.zeros((3, 3, 5), np.int8)
+  genomes[1, :, 0] = 2  # 3 vectors of 4
+  genomes[2, :, 0] = 3  # 3 of rank 1
+  archive = archive_of(genomes, [5, 9, 8], [0, 0, 0])
+  result = {'winner': {'genome': genomes[1].tolist()}, 'budget': budget}
+  presets = {'linear': {'params': 0, 'accuracy': 0.4}, 'lora': {'params': 90, 'accuracy': 0.95}}
+  run_pictures.draw_pareto(
+    str(tmp_path / 'pareto.png'), SPEC, archive, 10, result, presets, ' (careful)'
+  )
   (axis,) = figures[0].axes
-  assert sorted(map(int, texts(axis))) == sorted(matrix[matrix > 0].tolist())
-  labels = [label.get_text() for label in axis.get_yticklabels()]
-  assert [label.split()[-1] for label in labels[:2]] == [
-    f'{100 * matrix[0, 0] / matrix[0].sum():.0f}%',
-    'none',
-  ]
-  assert all(label.startswith('class $_') for label in labels)
-  with Image.open(tmp_path / 'confusion.png') as picture:
-    assert max(picture.size) < 2600
+  points = np.array(axis.collections[0].get_offsets())
+  np.testing.assert_allclose(points, [(0, 50), (12, 10), (30, 20)])
+  drawn = {line.get_label(): np.array(line.get_xydata()) for line in axis.lines}
+  np.testing.assert_allclose(drawn['winner'], [(12, 10)])
+  np.testing.assert_allclose(drawn['front of these'], [(0, 50), (12, 10)])
+  assert [text.get_text() for text in axis.texts] == ['linear', 'lora']
+  assert ('budget' in drawn) == (budget is not None)
+  assert axis.get_title(loc='left').endswith('10 images (careful)')
 
 
-@pytest.mark.filterwarnings('error')
-@pytest.mark.parametrize('errors', [0, 1, 300])
-def test_of_many_classes_the_most_confused_pairs_are_shown(tmp_path, figures, errors):
-  matrix = matrix_of(150, errors)
-  run_pictures.draw_confusion(
-    str(tmp_path / 'confusion.png'), [f'class {n}' for n in range(150)], matrix
-  )
-  pairs = run_pictures.confused_pairs(matrix)
-  (axis,) = figures[0].axes
-  assert texts(axis) == [
-    f' {count} of {matrix[true].sum()}' for true, _, count in pairs[: run_pictures.PAIRS]
-  ]
-  assert [bar.get_width() for bar in axis.patches] == [
-    count for *_, count in pairs[: run_pictures.PAIRS]
-  ]
-  assert ('No two' in axis.get_title(loc='left')) == (not errors)
-
-
-def test_pairs_are_ordered_by_how_often_they_were_confused():
-  matrix = np.array([[50, 2, 0], [7, 40, 2], [0, 0, 30]])
-  assert run_pictures.confused_pairs(matrix) == [(1, 0, 7), (0, 1, 2), (1, 2, 2)]
-
-
-@pytest.mark.filterwarnings('error')
-@pytest.mark.parametrize('number, size', [(1, 8), (7, 224), (12, 28)])
-def test_errors_stand_below_their_classes(tmp_path, figures, number, size):
-  images = np.random.default_rng(0).integers(0, 256, (number, size, size, 3), np.uint8)
-  run_pictures.draw_errors(
-    str(tmp_path / 'errors.png'),
-    images,
-    ['Abyssinian, $5'] * number,
-    ['a_b'] * number,
-    np.linspace(1, 0.5, number),
-  )
-  shown = [axis for axis in figures[0].axes if axis.images]
-  assert len(shown) == number
-  for axis, image, probability in zip(shown, images, np.linspace(1, 0.5, number), strict=True):
-    np.testing.assert_array_equal(axis.images[0].get_array(), image)
-    assert axis.get_title() == f'Abyssinian, $5\n→ a_b ({100 * probability:.1f}%)'
-
-
-def test_training_shows_loss_and_accuracy_of_every_stage_and_validation_where_it_was_measured(
-  tmp_path, figures
-):
-  lines = [
+def write_metrics(path, stages):
+  """Three measurements of each stage, of validation images where a stage chooses by them."""
+  measurements = [
     {
       'stage': stage,
       'step': 10 * n,
@@ -106,11 +97,16 @@ def test_training_shows_loss_and_accuracy_of_every_stage_and_validation_where_it
       'accuracy': n / 10,
       **({'val_accuracy': n / 20, 'val_loss': 3 / n} if stage == 'finetune_choice' else {}),
     }
-    for stage in ('supernet', 'baselines/linear', 'finetune_choice')
+    for stage in stages
     for n in (1, 2, 3)
   ]
-  (tmp_path / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, lines)))
-  run_pictures.draw_training(str(tmp_path / 'training.png'), str(tmp_path / 'metrics.jsonl'))
+  path.write_text('\n'.join(map(json.dumps, measurements)))
+
+
+def test_training_shows_every_stage_and_validation_where_it_was_measured(tmp_path, figures):
+  metrics = tmp_path / 'metrics.jsonl'
+  write_metrics(metrics, ('supernet', 'baselines/linear', 'finetune_choice'))
+  run_pictures.draw_training(str(tmp_path / 'training.png'), str(metrics))
   loss, accuracy = figures[0].axes
   assert [line.get_label() for line in loss.lines] == [
     'supernet',
@@ -118,9 +114,16 @@ def test_training_shows_loss_and_accuracy_of_every_stage_and_validation_where_it
     'winner, to choose the epochs',
     'its validation images',
   ]
-  np.testing.assert_allclose(
-    [line.get_ydata() for line in loss.lines], [[2, 1, 2 / 3]] * 3 + [[3, 1.5, 1]]
-  )
-  np.testing.assert_allclose(
-    [line.get_ydata() for line in accuracy.lines], [[10, 20, 30]] * 3 + [[5, 10, 15]]
-  )
+  losses = [line.get_ydata() for line in loss.lines]
+  np.testing.assert_allclose(losses, [[2, 1, 2 / 3]] * 3 + [[3, 1.5, 1]])
+  accuracies = [line.get_ydata() for line in accuracy.lines]
+  np.testing.assert_allclose(accuracies, [[10, 20, 30]] * 3 + [[5, 10, 15]])
+
+
+def test_more_stages_than_colours_still_look_different(tmp_path, figures):
+  stages = [f'baselines/{n}' for n in range(len(drawing.LIGHT.series) + 3)]
+  write_metrics(tmp_path / 'metrics.jsonl', stages)
+  run_pictures.draw_training(str(tmp_path / 'training.png'), str(tmp_path / 'metrics.jsonl'))
+  loss, _ = figures[0].axes
+  looks = {(line.get_color(), line.get_marker()) for line in loss.lines}
+  assert len(looks) == len(loss.lines) == len(stages)

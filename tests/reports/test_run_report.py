@@ -1,20 +1,21 @@
-"""What the report says: of errors and none, of further test sets, of names that Markdown would read. Whole ones are in test_experiment."""
+"""What a run's report tells of errors, further test sets, and names that Markdown would read.
+
+Whole reports are in tests/runs.
+"""
 
 import os
 
 import numpy as np
 
 from glora_jax.reports import run_report
+from glora_jax.reports.findings import Outcome
 
 
 def outcome(labels, classes, probabilities):
-  labels, classes = np.array(labels), np.array(classes)
-  return run_report.Outcome(
-    labels,
-    classes,
-    np.array(probabilities),
-    lambda indices: np.zeros((len(indices), 8, 8, 3), np.uint8),
-  )
+  def pixels(indices):
+    return np.zeros((len(indices), 8, 8, 3), np.uint8)
+
+  return Outcome(np.array(labels), np.array(classes), np.array(probabilities), pixels)
 
 
 def test_the_surest_errors_are_the_wrong_answers_of_the_highest_probabilities():
@@ -24,26 +25,36 @@ def test_the_surest_errors_are_the_wrong_answers_of_the_highest_probabilities():
 
 
 def test_errors_are_told_in_names(tmp_path):
-  text = run_report._errors(
-    str(tmp_path),
-    ['a_b', 'dog', 'x|y'],
-    outcome([0, 0, 0, 1, 2], [1, 1, 0, 1, 0], [0.9, 0.6, 0.9, 0.9, 0.8]),
-    '',
-  )
+  classes = ['a_b', 'dog', 'x|y']
+  found = outcome([0, 0, 0, 1, 2], [1, 1, 0, 1, 0], [0.9, 0.6, 0.9, 0.9, 0.8])
+  text = run_report.tell_errors(classes, found)
   assert (
-    r'got 3 of 5 test images wrong. Most often: a\_b taken for dog (2); x\|y taken for a\_b (1).'
-    in text
-  )
-  assert sorted(os.listdir(tmp_path)) == ['confusion.png', 'errors.png']
+    'got 3 of 5 test images wrong. '
+    r'Most often: a\_b taken for dog (2); x\|y taken for a\_b (1).'
+  ) in text
+  assert 'These are all, as the model saw them' in text
   assert '(confusion.png)' in text
   assert '(errors.png)' in text
+  run_report.draw_errors(str(tmp_path), classes, found)
+  assert sorted(os.listdir(tmp_path)) == ['confusion.png', 'errors.png']
 
 
 def test_where_there_are_no_errors_the_report_says_so(tmp_path):
-  text = run_report._errors(str(tmp_path), ['cat', 'dog'], outcome([0, 1], [0, 1], [0.9, 0.6]), '')
+  classes = ['cat', 'dog']
+  found = outcome([0, 1], [0, 1], [0.9, 0.6])
+  text = run_report.tell_errors(classes, found)
   assert 'The winner got all 2 test images right: there is no error to show.' in text
-  assert os.listdir(tmp_path) == ['confusion.png']
   assert 'errors.png' not in text
+  run_report.draw_errors(str(tmp_path), classes, found)
+  assert os.listdir(tmp_path) == ['confusion.png']
+
+
+def test_of_many_errors_the_surest_are_shown():
+  number = run_report.ERRORS + 1
+  text = run_report.tell_errors(
+    ['cat', 'dog'], outcome([0] * number, [1] * number, np.linspace(0.5, 1, number))
+  )
+  assert f'These are the {run_report.ERRORS} that the winner was surest of' in text
 
 
 def test_the_table_has_a_column_for_every_further_test_set():

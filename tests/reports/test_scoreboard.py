@@ -1,105 +1,59 @@
-"""The suite's table: its means against the published ones, what it says while tasks are missing, all from results made by hand."""
-
-import csv
+"""A suite's means against the published ones, and what they show while tasks are missing."""
 
 import pytest
 
 from glora_jax.data.catalog import expand
 from glora_jax.data.tasks import fewshot, vtab
-from glora_jax.reports import run_report, scoreboard, suite_report
+from glora_jax.reports import scoreboard
+from glora_jax.reports.columns import family_of
 from glora_jax.reports.scoreboard import Board, Cell
-
-
-def result(task, accuracy, protocol='honest', others=None):
-  """What a run leaves, with the accuracy in percent for the winner, less for the rest."""
-  entry = lambda minus: {
-    'params': 250_000,
-    'val_accuracy': None if protocol == 'paper' else 0.5,
-    'test_accuracy': (accuracy - minus) / 100,
-    **(
-      {'other_test_accuracies': {name: value / 100 for name, value in others.items()}}
-      if others
-      else {}
-    ),
-  }
-  return {
-    'task': task,
-    'protocol': protocol,
-    'seed': 42,
-    'budget': 300_000,
-    'normalization': 'inception',
-    'weights': 'in21k-B/16',
-    'linear': entry(10),
-    'winner_supernet': entry(5),
-    'winner': entry(0),
-    'presets': {'lora': entry(2)},
-    'data': {'origin': f'TFDS {task}', 'notes': ['A note.']},
-  }
 
 
 def published(method, tasks=('vtab/all',)):
   return next(row for row in scoreboard.published_rows(tasks) if row.method == method)
 
 
-def board(accuracies, suite='vtab/all', **fields):
-  return Board(
-    suite,
-    expand(suite),
-    {task: result(task, value, **fields) for task, value in accuracies.items()},
-  )
-
-
-@pytest.fixture
-def complete():
-  """A VTAB run with the accuracies that were published for GLoRA."""
-  return board({f'vtab/{name}': cell.value for name, cell in published('GLoRA').cells.items()})
-
-
 def numbers(row, tasks=('vtab/all',), **options):
-  return {name: cell.value for name, cell in scoreboard.summary(row, tasks, **options).items()}
+  return {name: cell.value for name, cell in scoreboard.means(row, tasks, **options).items()}
 
 
-def test_group_means_are_the_published_ones_but_for_three_rows_that_are_not_the_means_of_their_own_tasks():
+def test_published_means_of_groups_are_those_of_the_accuracies_but_for_three_rows():
   rows = [row for row in scoreboard.published_rows(['vtab/all']) if row.cells['dtd'].complete]
   away = {row.method: numbers(row, quoted=False)['mean of groups'] - row.quoted for row in rows}
   assert len(away) == 10
-  assert {method for method, distance in away.items() if abs(distance) > 0.05 + 1e-9} == {
-    'Full',
-    'Linear',
-    'LoRA',
-  }
+  wrong = {method for method, distance in away.items() if abs(distance) > 0.05 + 1e-9}
+  assert wrong == {'Full', 'Linear', 'LoRA'}
   assert max(map(abs, away.values())) < 0.11
   assert all(numbers(row)['mean of groups'] == row.quoted for row in rows)
 
 
-def test_published_rows_are_whole_have_a_source_and_say_what_is_from_memory():
-  for kind, number in (('vtab', 19), ('fewshot', 25), ('generalization', 5)):
-    tasks = expand(f'{kind}/all')
-    every = {column.name for column in scoreboard.columns(tasks)}
-    assert len(every) == number
-    for row in scoreboard.published()['rows'][kind]:
-      assert set(row['values']) in (every, set())
-      assert row['paper'] or row['method'] in ('Full', 'Linear')
-      assert set(row['from_memory']) <= {'params_million', 'group_mean'}
-  memory = [
-    (row.params, list(row.from_memory))
-    for row in scoreboard.published_rows(['vtab/all'])
-    if row.method == 'GLoRA'
-  ]
-  assert memory == [
+@pytest.mark.parametrize('family, columns', [('vtab', 19), ('fewshot', 25), ('generalization', 5)])
+def test_published_rows_are_whole_and_have_a_source(family, columns):
+  tasks = expand(f'{family}/all')
+  names = {column.name for column in family_of(tasks).columns(tasks)}
+  assert len(names) == columns
+  for row in scoreboard.published()['rows'][family]:
+    assert set(row['values']) in (names, set())
+    assert row['paper'] or row['method'] in ('Full', 'Linear')
+    assert set(row['from_memory']) <= {'params_million', 'group_mean'}
+
+
+def test_published_rows_tell_what_is_from_memory():
+  rows = scoreboard.published_rows(['vtab/all'])
+  assert [(row.params, list(row.from_memory)) for row in rows if row.method == 'GLoRA'] == [
     (0.86, ['params_million']),
     (0.44, ['params_million', 'group_mean']),
     (0.29, ['params_million', 'group_mean']),
   ]
 
 
-def test_own_results_of_all_tasks_have_the_published_means_of_the_same_accuracies(complete):
-  row = scoreboard.own_rows(complete)[0]
-  natural, specialized, structured = (
-    (76.4 + 92.9 + 74.6 + 99.6 + 92.5 + 91.5 + 57.8) / 7,
-    348.1 / 4,
-    506.2 / 8,
-  )
+def test_own_results_have_the_published_means_of_the_same_accuracies(make_board):
+  glora = published('GLoRA')
+  board = make_board({f'vtab/{name}': cell.value for name, cell in glora.cells.items()})
+  row = scoreboard.own_rows(board)[0]
+  natural = (76.4 + 92.9 + 74.6 + 99.6 + 92.5 + 91.5 + 57.8) / 7
+  specialized = 348.1 / 4
+  structured = 506.2 / 8
   assert numbers(row) == pytest.approx(
     {
       'mean of natural': natural,
@@ -109,9 +63,9 @@ def test_own_results_of_all_tasks_have_the_published_means_of_the_same_accuracie
       'mean of tasks': (7 * natural + 4 * specialized + 8 * structured) / 19,
     }
   )
-  assert round(numbers(row)['mean of groups'], 1) == published('GLoRA').quoted == 78.0
-  assert all(cell.complete for cell in scoreboard.summary(row, complete.tasks).values())
-  assert [one.method for one in scoreboard.own_rows(complete)] == [
+  assert round(numbers(row)['mean of groups'], 1) == glora.quoted == 78.0
+  assert all(cell.complete for cell in scoreboard.means(row, board.tasks).values())
+  assert [row.method for row in scoreboard.own_rows(board)] == [
     'ours, finetuned',
     'ours, as searched',
     'ours, linear probe',
@@ -120,76 +74,22 @@ def test_own_results_of_all_tasks_have_the_published_means_of_the_same_accuracie
   assert row.params == 0.25
 
 
-def test_a_mean_of_which_tasks_are_missing_never_looks_whole(complete, tmp_path):
-  del complete.results['vtab/kitti'], complete.results['vtab/dtd']
-  complete.missing['vtab/kitti'] = 'kitti/3.1.0 needs\n a download.'
-  complete.failed['vtab/dtd'] = 'The loss was not finite at step 7.'
-  row = scoreboard.own_rows(complete)[0]
-  means = scoreboard.summary(row, complete.tasks)
+def test_a_mean_of_which_tasks_are_missing_never_looks_whole(make_board):
+  done = set(vtab.NAMES) - {'kitti', 'dtd'}
+  board = make_board({f'vtab/{name}': published('GLoRA').cells[name].value for name in done})
+  means = scoreboard.means(scoreboard.own_rows(board)[0], board.tasks)
   assert means['mean of natural'][1:] == (6, 7)
-  assert str(means['mean of natural']) == '85.1 (6 of 7)'
-  assert str(means['mean of specialized']) == '87.0'
-  assert str(means['mean of structured']) == '60.0 (7 of 8)'
-  assert str(means['mean of tasks']) == '75.2 (17 of 19)'
-  assert str(means['mean of groups']) == '-'
-  suite_report.write(complete, str(tmp_path))
-  text = (tmp_path / 'table.md').read_text()
-  assert '17 of 19 tasks' in text.splitlines()[0]
-  same = next(line for line in text.splitlines() if 'mean of the 17 that are done' in line).split(
-    '|'
-  )
-  heading = next(line for line in text.splitlines() if 'ours, finetuned' in line).split('|')
-  column = next(
-    number for number, name in enumerate(heading) if name.strip().startswith('GLoRA (0.86')
-  )
-  assert (
-    same[2].strip() == same[column].strip() == '**75.2**'
-  )  # the published row over the same tasks
-  assert '| vtab/kitti | not ready |' in text
-  assert '- vtab/kitti: kitti/3.1.0 needs a download.' in text
-  assert '| vtab/dtd | failed |' in text
-  assert '- vtab/dtd: The loss was not finite at step 7.' in text
-  with open(tmp_path / 'table.csv') as file:
-    ours = next(csv.DictReader(file))
-  assert [
-    ours[name]
-    for name in (
-      'kitti',
-      'mean_of_natural',
-      'mean_of_structured',
-      'mean_of_groups',
-      'mean_of_tasks',
-    )
-  ] == [''] * 5
-  assert (ours['mean_of_specialized'], ours['svhn'], ours['complete'], ours['of']) == (
-    '87.03',
-    '91.5',
-    '17',
-    '19',
-  )
-  assert (tmp_path / 'table.png').read_bytes()[:4] == b'\x89PNG'
+  assert {title: str(cell) for title, cell in means.items()} == {
+    'mean of natural': '85.1 (6 of 7)',
+    'mean of specialized': '87.0',
+    'mean of structured': '60.0 (7 of 8)',
+    'mean of tasks': '75.2 (17 of 19)',
+    'mean of groups': '-',
+  }
 
 
-def test_a_table_before_the_first_result_can_be_written(tmp_path):
-  empty = Board('vtab/all', expand('vtab/all'))
-  suite_report.write(empty, str(tmp_path))
-  assert empty.waiting == [f'vtab/{name}' for name in vtab.NAMES]
-  assert '0 of 19 tasks' in (tmp_path / 'table.md').read_text()
-  assert (tmp_path / 'table.png').exists()
-
-
-def test_the_papers_protocol_is_said_in_text_headings_and_csv(tmp_path):
-  suite_report.write(board({'vtab/dtd': 70.0}, protocol='paper'), str(tmp_path))
-  text = (tmp_path / 'table.md').read_text()
-  assert run_report.PAPER_LABEL in text
-  assert "| ours (PROTOCOL 'paper'), finetuned (" in text
-  with open(tmp_path / 'table.csv') as file:
-    ours = next(csv.DictReader(file))
-  assert (ours['method'], ours['protocol']) == ("ours (PROTOCOL 'paper'), finetuned", 'paper')
-
-
-def test_few_shot_accuracies_are_means_over_the_seeds_and_groups_are_numbers_of_shots():
-  one = board(
+def test_few_shot_accuracies_are_means_over_the_seeds_in_groups_of_equal_shots(make_board):
+  board = make_board(
     {
       'fewshot/food101/4/0': 60.0,
       'fewshot/food101/4/1': 62.0,
@@ -198,37 +98,55 @@ def test_few_shot_accuracies_are_means_over_the_seeds_and_groups_are_numbers_of_
     },
     'fewshot/all/4/all',
   )
-  row = scoreboard.own_rows(one)[0]
+  row = scoreboard.own_rows(board)[0]
   assert row.cells['food101/4'] == Cell(pytest.approx(63.0), 3, 3)
   assert str(row.cells['oxford_pets/4']) == '80.0 (1 of 3)'
-  means = scoreboard.summary(row, one.tasks)
+  means = scoreboard.means(row, board.tasks)
   assert list(means) == ['mean of 4 shots', 'mean of all']
   assert str(means['mean of 4 shots']) == '63.0 (1 of 5)'
-  assert numbers(published('GLoRA', one.tasks), one.tasks)['mean of 4 shots'] == pytest.approx(
-    (65.1 + 30.8 + 99.1 + 24 + 89.1) / 5
-  )
-  whole = board(dict.fromkeys(expand('fewshot/all/all/0'), 50.0), 'fewshot/all/all/0')
-  assert len(whole.tasks) == 5 * len(fewshot.SHOTS)
-  assert numbers(scoreboard.own_rows(whole)[0], whole.tasks) == pytest.approx(
-    dict.fromkeys(
-      (
-        'mean of 1 shot',
-        *(f'mean of {number} shots' for number in fewshot.SHOTS[1:]),
-        'mean of all',
-      ),
-      50,
-    )
+  glora = numbers(published('GLoRA', board.tasks), board.tasks)
+  assert glora['mean of 4 shots'] == pytest.approx((65.1 + 30.8 + 99.1 + 24 + 89.1) / 5)
+
+
+def test_few_shot_tables_of_all_shots_have_a_mean_for_each_number(make_board):
+  suite = 'fewshot/all/all/0'
+  board = make_board(dict.fromkeys(expand(suite), 50.0), suite)
+  assert len(board.tasks) == 5 * len(fewshot.SHOTS)
+  titles = ['1 shot', *(f'{number} shots' for number in fewshot.SHOTS[1:]), 'all']
+  assert numbers(scoreboard.own_rows(board)[0], board.tasks) == pytest.approx(
+    {f'mean of {title}': 50 for title in titles}
   )
 
 
-def test_generalization_has_a_column_for_every_test_set():
+def test_generalization_has_a_column_for_every_test_set(make_board):
   others = {'v2': 60.0, 'sketch': 30.0, 'a': 10.0, 'r': 20.0}
-  one = board(
+  board = make_board(
     {'generalization/0': 70.0, 'generalization/1': 72.0, 'generalization/2': 74.0},
     'generalization/all',
     others=others,
   )
-  row = scoreboard.own_rows(one)[0]
+  row = scoreboard.own_rows(board)[0]
   assert {name: round(cell.value, 6) for name, cell in row.cells.items()} == {'test': 72, **others}
-  assert numbers(row, one.tasks) == pytest.approx({'mean of shifted': 30, 'mean of all': 38.4})
-  assert published('PACE', one.tasks).cells['r'].value == 35.2
+  assert numbers(row, board.tasks) == pytest.approx({'mean of shifted': 30, 'mean of all': 38.4})
+  assert published('PACE', board.tasks).cells['r'].value == 35.2
+
+
+def test_every_task_is_in_one_state():
+  names = ['vtab/dtd', 'vtab/kitti', 'vtab/svhn', 'vtab/camelyon']
+  board = Board('vtab/all', names)
+  board.results['vtab/dtd'] = {}
+  board.failed['vtab/kitti'] = 'It failed.'
+  board.missing['vtab/svhn'] = 'It needs a download.'
+  assert [board.state(name) for name in names] == ['done', 'failed', 'not ready', 'waiting']
+  assert board.waiting == ['vtab/camelyon']
+
+
+def test_the_table_ends_with_the_mean_over_what_is_done(make_board):
+  board = make_board({'vtab/dtd': 60.0, 'vtab/kitti': 80.0})
+  rows = [scoreboard.own_rows(board)[0], published('GLoRA')]
+  *_, last = scoreboard.lines(board, rows)
+  assert last.title == 'mean of the 2 that are done'
+  assert last.is_mean
+  glora = rows[1].cells
+  same = (glora['dtd'].value + glora['kitti'].value) / 2
+  assert [cell.value for cell in last.cells] == pytest.approx([70.0, same])

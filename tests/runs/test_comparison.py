@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from glora_jax.files import read_arrays, read_json
-from glora_jax.reports import comparison_report
 from glora_jax.runs import comparison
 from glora_jax.runs.config import check_config, default_config
 from glora_jax.runs.lifecycle import prepare
@@ -155,32 +154,6 @@ def test_another_list_than_the_frozen_one_is_not_tested(copy, config):
   (copy / 'test_list.json').write_text(json.dumps(frozen))
   with pytest.raises(ValueError, match='was frozen with other subnets'):
     comparison.run(config, str(copy))
-
-
-def make_rows(params, *accuracies):
-  """Rows of a table, one for each seed."""
-  return [
-    {'params': params, 'seconds': 1.0, 'val_accuracy': 0.5, 'test_accuracy': accuracy}
-    for accuracy in accuracies
-  ]
-
-
-def test_the_verdict_is_the_paired_difference_to_the_best_within_the_budget():
-  result = {
-    'seeds': [0, 1],
-    'rate': dict.fromkeys(('linear', 'lora', 'full', 'search'), 1e-3),
-    'methods': {
-      'linear': make_rows(0, 0.80, 0.82),
-      'lora': make_rows(180, 0.90, 0.88),
-      'full': make_rows(500, 0.95, 0.95),
-      'search-200': make_rows(150, 0.91, 0.91),
-    },
-  }
-  [verdict] = comparison_report.verdicts(result)
-  assert verdict.startswith(
-    'Searched, at most 200: +2.0 ± 1.4 points beside LoRA, the best other method within that '
-    '(150 and 180 parameters'
-  )
 
 
 @pytest.mark.parametrize(

@@ -335,4 +335,4 @@ def test_the_reports_five_lines_of_code_run(finished_run, tmp_path, monkeypatch)
   code = re.search(r'```python\n(.*?)```', report, re.S).group(1)
   names = {}
   exec(code, names)
-  assert names['logits'].shape == (1, 10)
+  assert names['probabilities'].shape == (10,)

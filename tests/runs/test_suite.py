@@ -55,7 +55,7 @@ def own_means(board):
   row = scoreboard.own_rows(board)[0]
   return (
     {name: cell.value for name, cell in row.cells.items() if cell.complete},
-    {name: str(cell) for name, cell in scoreboard.summary(row, board.tasks).items()},
+    {name: str(cell) for name, cell in scoreboard.means(row, board.tasks).items()},
   )
 
 

@@ -17,6 +17,7 @@ from glora_jax.method.adapter_file import save_adapter
 from glora_jax.method.genomes import check_budget, genome_to_json
 from glora_jax.models import weights
 from glora_jax.reports import run_report
+from glora_jax.reports.findings import Findings, Outcome
 from glora_jax.runs.run import Run
 from glora_jax.search.archive import Archive
 from glora_jax.search.pareto import hypervolume_by_generation
@@ -88,12 +89,13 @@ def write_results(
     for name, preset in presets.presets(adapted.spec).items()
   }
   if meshes.primary():
-    outcome = run_report.Outcome(
+    outcome = Outcome(
       np.asarray(run.data('test').labels), *answers, functools.partial(run.pixels, 'test')
     )
     fitness = config.search.fitness
     run_report.write(
-      run.workdir, result, adapted.spec, archive, run.task, fitness, inherited, outcome
+      run.workdir,
+      Findings(result, run.task, adapted.spec, archive, fitness, inherited, outcome),
     )
   return result
 

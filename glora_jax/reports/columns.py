@@ -1,0 +1,126 @@
+"""What papers print of a family of tasks: its columns, and which of them a task fills."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from glora_jax.data.tasks import fewshot, generalization, vtab
+
+TEST_SETS = {
+  'test': 'ImageNet',
+  'v2': 'ImageNet-V2',
+  'sketch': 'ImageNet-Sketch',
+  'a': 'ImageNet-A',
+  'r': 'ImageNet-R',
+}
+
+
+class Column(NamedTuple):
+  """What papers give one number for.
+
+  Attributes:
+    name: name of a task of VTAB, of a data set with a number of shots, or of a test set.
+    title: what tables call it.
+    group: what it is averaged with.
+  """
+
+  name: str
+  title: str
+  group: str
+
+
+class Measurement(NamedTuple):
+  """A number that a task gives a column.
+
+  Attributes:
+    column: name of the column.
+    split: name of the test split that is measured.
+  """
+
+  column: str
+  split: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+  """What papers print of a family of tasks.
+
+  Attributes:
+    title: what tables call the family.
+    columns: columns of a table of tasks, by the names of the tasks.
+    measurements: what a task measures, by its name.
+    mean_of_groups: whether the headline is the mean of the groups' means, as VTAB's is.
+  """
+
+  title: str
+  columns: Callable[[Sequence[str]], list[Column]]
+  measurements: Callable[[str], list[Measurement]]
+  mean_of_groups: bool = False
+
+
+def family_name(task: str) -> str:
+  """The first word of a task's name.
+
+  Example:
+    >>> family_name('fewshot/food101/4/0')
+    'fewshot'
+  """
+  return task.partition('/')[0]
+
+
+def family_of(tasks: Sequence[str]) -> Family:
+  """The family that all tasks of a suite belong to."""
+  return FAMILIES[family_name(tasks[0])]
+
+
+def _vtab_columns(tasks: Sequence[str]) -> list[Column]:
+  """All 19 tasks, whichever of them a suite has."""
+  del tasks
+  return [Column(task.name, task.name, task.group) for task in vtab.TASKS]
+
+
+def _vtab_measurements(task: str) -> list[Measurement]:
+  return [Measurement(task.removeprefix('vtab/'), 'test')]
+
+
+def _fewshot_columns(tasks: Sequence[str]) -> list[Column]:
+  """All data sets with each number of shots that a suite has."""
+  numbers = dict.fromkeys(task.split('/')[2] for task in tasks)
+  titles = {number: '1 shot' if number == '1' else f'{number} shots' for number in numbers}
+  return [
+    Column(f'{name}/{number}', f'{name}, {title}', title)
+    for number, title in titles.items()
+    for name in fewshot.NAMES
+  ]
+
+
+def _fewshot_measurements(task: str) -> list[Measurement]:
+  """Its column is the task without its seed: seeds are averaged."""
+  column, _, _ = task.removeprefix('fewshot/').rpartition('/')
+  return [Measurement(column, 'test')]
+
+
+def _generalization_columns(tasks: Sequence[str]) -> list[Column]:
+  """All test sets."""
+  del tasks
+  return [
+    Column(name, TEST_SETS[name], 'source' if name == 'test' else 'shifted')
+    for name, *_ in generalization.TESTS
+  ]
+
+
+def _generalization_measurements(task: str) -> list[Measurement]:
+  """Every test set; seeds are averaged."""
+  del task
+  return [Measurement(name, name) for name, *_ in generalization.TESTS]
+
+
+FAMILIES = {
+  'vtab': Family('VTAB-1k', _vtab_columns, _vtab_measurements, mean_of_groups=True),
+  'fewshot': Family('Few-shot', _fewshot_columns, _fewshot_measurements),
+  'generalization': Family(
+    'Domain generalization', _generalization_columns, _generalization_measurements
+  ),
+}

@@ -1,0 +1,87 @@
+"""What a run has found, for its report to tell."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from glora_jax.data.task import Task
+from glora_jax.method.space import Spec
+from glora_jax.reports.markdown import PAPER
+from glora_jax.search.archive import Archive
+
+
+class Outcome(NamedTuple):
+  """What the winner answered on the test images.
+
+  Attributes:
+    labels: the true classes, int [image].
+    classes: the answers, int [image].
+    probabilities: probability of each answer, [image].
+    pixels: function from indices of images to uint8 [image, size, size, 3].
+  """
+
+  labels: np.ndarray
+  classes: np.ndarray
+  probabilities: np.ndarray
+  pixels: Callable[[np.ndarray], np.ndarray]
+
+  def confusion(self, number: int) -> np.ndarray:
+    """How many images of each class got each answer, int [true, answer], of `number` classes."""
+    matrix = np.zeros((number, number), np.int64)
+    np.add.at(matrix, (self.labels, self.classes), 1)
+    return matrix
+
+  def surest_errors(self, most: int) -> np.ndarray:
+    """Indices of the wrong answers of the highest probabilities, the highest first.
+
+    Equal probabilities stay in the order of the images.
+    """
+    wrong = np.flatnonzero(self.classes != self.labels)
+    return wrong[np.argsort(-self.probabilities[wrong], kind='stable')][:most]
+
+
+@dataclasses.dataclass(frozen=True)
+class Findings:
+  """What a run has found, as far as its report tells it.
+
+  Attributes:
+    result: content of `result.json`.
+    task: what was learned.
+    spec: the layers that the genomes describe.
+    archive: the search's.
+    fitness: what the search went by, 'accuracy' or 'loss'.
+    presets: parameters and accuracy of each preset with the supernet's weights, by name.
+    outcome: the winner's answers on the test images.
+  """
+
+  result: Mapping[str, Any]
+  task: Task
+  spec: Spec
+  archive: Archive
+  fitness: str
+  presets: Mapping[str, Mapping[str, float]]
+  outcome: Outcome
+
+  @property
+  def is_paper(self) -> bool:
+    """Whether the subnet was searched on the test images."""
+    return self.result['protocol'] == 'paper'
+
+  @property
+  def warning(self) -> str:
+    """What the title of a picture ends with."""
+    return f' ({PAPER})' if self.is_paper else ''
+
+  @property
+  def search_split(self) -> str:
+    """The split whose images subnets were scored on."""
+    return 'test' if self.is_paper else 'val'
+
+  @property
+  def search_images(self) -> int:
+    """How many images subnets were scored on."""
+    return self.result['data']['images'][self.search_split]

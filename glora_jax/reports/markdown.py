@@ -1,0 +1,102 @@
+"""What reports are made of: sections, tables, numbers, and the paper protocol's warning."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+PAPER_LABEL = (
+  "PROTOCOL 'paper': the subnet was SEARCHED ON THE TEST SET and trained on train+val. "
+  'The test accuracies below reproduce how the paper was probably made; '
+  'they estimate nothing unseen.'
+)
+PAPER = PAPER_LABEL.partition(':')[0]  # where there is little room
+
+
+def table(titles: Sequence[str], rows: Iterable[Sequence[object]], *, text_columns: int = 1) -> str:
+  """A Markdown table.
+
+  Args:
+    titles: the heading of every column.
+    rows: the cells of every row, as many as there are titles.
+    text_columns: how many columns are text, the first ones; the others are numbers, on the right.
+
+  Returns:
+    The lines of the table, without a line break at the end.
+
+  Example:
+    >>> print(table(('method', 'accuracy'), [('LoRA', 96.2), ('BitFit', 93.5)]))
+    | method | accuracy |
+    |---|---:|
+    | LoRA | 96.2 |
+    | BitFit | 93.5 |
+  """
+  rules = ['---'] * text_columns + ['---:'] * (len(titles) - text_columns)
+  lines = [f'| {" | ".join(map(str, cells))} |' for cells in (titles, *rows)]
+  lines.insert(1, f'|{"|".join(rules)}|')
+  return '\n'.join(lines)
+
+
+def sections(*parts: str) -> str:
+  r"""The parts of a text with a blank line between them; those that are empty are left out.
+
+  Example:
+    >>> sections('# Title', '', 'A sentence.')
+    '# Title\n\nA sentence.'
+  """
+  return '\n\n'.join(part for part in parts if part)
+
+
+def paragraph(*sentences: str) -> str:
+  r"""Sentences on one line, whatever line breaks they were written with; empty ones are left out.
+
+  Example:
+    >>> paragraph('The first one.', '', 'The second, which is\n  longer.')
+    'The first one. The second, which is longer.'
+  """
+  return ' '.join(' '.join(sentences).split())
+
+
+def bullets(items: Iterable[str]) -> str:
+  """A list, an item a line."""
+  return '\n'.join(f'- {item}' for item in items)
+
+
+def percent(share: float | None) -> str:
+  """An accuracy in percent, '96.2'; None is the accuracy on images that were trained on."""
+  return 'trained on' if share is None else f'{100 * share:.1f}'
+
+
+def plain(text: str) -> str:
+  r"""Text on one line that Markdown shows as it is.
+
+  Example:
+    >>> print(plain('a_b|c'))
+    a\_b\|c
+  """
+  return re.sub(r'([\\`*_{}\[\]<>#|$~])', r'\\\1', ' '.join(text.split()))
+
+
+class Spread(NamedTuple):
+  """How values lie.
+
+  Attributes:
+    mean: their mean.
+    deviation: their standard deviation, as that of a sample; 0 of a single value.
+  """
+
+  mean: float
+  deviation: float
+
+
+def spread(values: Sequence[float]) -> Spread:
+  """Mean and standard deviation of at least one value.
+
+  Example:
+    >>> spread([1, 2, 3])
+    Spread(mean=2, deviation=1.0)
+  """
+  deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+  return Spread(statistics.mean(values), deviation)

@@ -1,0 +1,93 @@
+"""What a comparison writes: its rows in order, verdicts from pairs of seeds, and the picture."""
+
+import csv
+
+import pytest
+from matplotlib import colors
+
+from glora_jax.reports import comparison_report, drawing
+
+
+def runs(params, *accuracies, **fields):
+  """A method's run of each seed."""
+  return [
+    {'params': params, 'seconds': 1.0, 'val_accuracy': 0.5, 'test_accuracy': accuracy, **fields}
+    for accuracy in accuracies
+  ]
+
+
+@pytest.fixture
+def result():
+  """A comparison of four methods with two seeds; the search's rival has 180 parameters."""
+  return {
+    'task': 'digits',
+    'weights': 'embedded',
+    'epochs': 8,
+    'finetune_epochs': 2,
+    'seeds': [0, 1],
+    'rates': [1e-3, 1e-2],
+    'rate': dict.fromkeys(('linear', 'lora', 'full', 'search'), 1e-3),
+    'methods': {
+      'full': runs(500, 0.95, 0.95),
+      'linear': runs(0, 0.80, 0.82),
+      'lora': runs(180, 0.90, 0.88),
+      'search-200': runs(150, 0.91, 0.91, inherited_test_accuracy=0.85),
+    },
+    'data': {'origin': 'made by hand', 'notes': ['A note.']},
+  }
+
+
+def test_the_verdict_is_the_paired_difference_to_the_best_within_the_budget(result):
+  [verdict] = comparison_report.verdicts(result)
+  assert verdict.startswith(
+    'Searched, at most 200: +2.0 ± 1.4 points beside LoRA, the best other method within that '
+    '(150 and 180 parameters'
+  )
+
+
+def test_without_a_rival_within_the_budget_there_is_no_verdict(result):
+  result['methods'] = {name: result['methods'][name] for name in ('full', 'search-200')}
+  assert comparison_report.verdicts(result) == []
+
+
+def test_the_table_shows_means_and_spreads_in_the_order_of_parameters(result):
+  assert comparison_report.table(result).splitlines()[2:] == [
+    '| linear probe | 0 | 0.001 | 50.0 ± 0.0 | 81.0 ± 1.4 |  | 1 |',
+    '| searched, at most 200 | 150 | 0.001 | 50.0 ± 0.0 | 91.0 ± 0.0 | 85.0 ± 0.0 | 1 |',
+    '| LoRA | 180 | 0.001 | 50.0 ± 0.0 | 89.0 ± 1.4 |  | 1 |',
+    '| all of GLoRA | 500 | 0.001 | 50.0 ± 0.0 | 95.0 ± 0.0 |  | 1 |',
+  ]
+
+
+def test_a_single_seed_has_no_spread(result):
+  result['seeds'] = [0]
+  result['methods'] = {name: found[:1] for name, found in result['methods'].items()}
+  assert '±' not in comparison_report.table(result)
+
+
+def test_everything_that_was_measured_is_written(result, tmp_path, figures):
+  comparison_report.write(str(tmp_path), result)
+  assert sorted(path.name for path in tmp_path.iterdir()) == [
+    'accuracy.png',
+    'report.md',
+    'table.csv',
+    'table.md',
+  ]
+  report = (tmp_path / 'report.md').read_text()
+  assert comparison_report.table(result) in report
+  assert 'and of a searched subnet 2 of them are its own finetuning' in report
+  assert 'Images: made by hand. A note.' in report
+  with open(tmp_path / 'table.csv') as file:
+    rows = {row['method']: row for row in csv.DictReader(file)}
+  assert float(rows['linear']['test_accuracy']) == pytest.approx(0.81)
+  assert rows['lora']['inherited_test_accuracy'] == ''
+  assert float(rows['search-200']['inherited_test_accuracy']) == pytest.approx(0.85)
+  (axis,) = figures[0].axes
+  shown = {text.get_text(): colors.to_hex(text.get_color()) for text in axis.texts}
+  red, purple = drawing.LIGHT.red, drawing.LIGHT.purple
+  assert shown == {
+    'linear probe': purple,
+    'searched, ≤ 200': red,
+    'LoRA': purple,
+    'all of GLoRA': purple,
+  }

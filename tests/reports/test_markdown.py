@@ -1,0 +1,37 @@
+"""Markdown: names that it would read stay names, sections and sentences keep their order."""
+
+import pytest
+
+from glora_jax.reports import markdown
+
+
+def test_columns_of_text_are_on_the_left_and_numbers_on_the_right():
+  text = markdown.table(('task', 'state', 'params'), [('digits', 'done', 7)], text_columns=2)
+  assert text.splitlines() == [
+    '| task | state | params |',
+    '|---|---|---:|',
+    '| digits | done | 7 |',
+  ]
+
+
+@pytest.mark.parametrize('character', '\\`*_{}[]<>#|$~')
+def test_what_markdown_would_read_is_escaped(character):
+  assert markdown.plain(f'a{character}b') == f'a\\{character}b'
+
+
+def test_a_name_with_line_breaks_stays_in_its_cell():
+  assert markdown.plain(' two\n  lines ') == 'two lines'
+
+
+def test_sections_without_text_leave_no_gap():
+  assert markdown.sections('', 'first', '', 'second', '') == 'first\n\nsecond'
+
+
+def test_accuracies_on_images_that_were_trained_on_are_called_so():
+  assert markdown.percent(None) == 'trained on'
+  assert markdown.percent(0.9625) == '96.2'
+
+
+def test_a_single_value_has_no_spread():
+  assert markdown.spread([0.5]) == (0.5, 0.0)
+  assert markdown.spread([1.0, 3.0]) == (2.0, pytest.approx(2**0.5))

@@ -1,0 +1,113 @@
+"""What a suite writes: the table as Markdown, CSV and picture, whatever of it is done."""
+
+import csv
+
+import pytest
+from matplotlib import colors
+
+from glora_jax.data.catalog import expand
+from glora_jax.data.tasks import vtab
+from glora_jax.reports import drawing, markdown, scoreboard, suite_report
+from glora_jax.reports.scoreboard import Board
+
+
+def first_line(path):
+  with open(path) as file:
+    return next(csv.DictReader(file))
+
+
+def cells_of(text, title):
+  """The cells of the line of a Markdown table that has a title."""
+  line = next(line for line in text.splitlines() if title in line)
+  return [cell.strip() for cell in line.strip('|').split('|')]
+
+
+@pytest.fixture
+def unfinished(make_board):
+  """A suite with the published accuracies of GLoRA, of which two tasks are missing."""
+  glora = next(row for row in scoreboard.published_rows(['vtab/all']) if row.method == 'GLoRA')
+  board = make_board({f'vtab/{name}': cell.value for name, cell in glora.cells.items()})
+  del board.results['vtab/kitti'], board.results['vtab/dtd']
+  board.missing['vtab/kitti'] = 'kitti/3.1.0 needs\n a download.'
+  board.failed['vtab/dtd'] = 'The loss was not finite at step 7.'
+  return board
+
+
+def test_a_suite_of_which_tasks_are_missing_says_so(unfinished, tmp_path, figures):
+  suite_report.write(unfinished, str(tmp_path))
+  text = (tmp_path / 'table.md').read_text()
+  assert '17 of 19 tasks' in text.splitlines()[0]
+  same_tasks = cells_of(text, 'mean of the 17 that are done')
+  heading = cells_of(text, 'ours, finetuned')
+  glora = next(place for place, name in enumerate(heading) if name.startswith('GLoRA (0.86'))
+  assert same_tasks[1] == same_tasks[glora] == '**75.2**'
+  assert '| vtab/kitti | not ready |' in text
+  assert '- vtab/kitti: kitti/3.1.0 needs a download.' in text
+  assert '| vtab/dtd | failed |' in text
+  assert '- vtab/dtd: The loss was not finite at step 7.' in text
+  assert '--config.suite.prepare=True' in text
+
+  ours = first_line(tmp_path / 'table.csv')
+  incomplete = ('kitti', 'mean_of_natural', 'mean_of_structured', 'mean_of_groups', 'mean_of_tasks')
+  assert [ours[name] for name in incomplete] == [''] * 5
+  assert ours['mean_of_specialized'] == '87.03'
+  assert (ours['svhn'], ours['complete'], ours['of']) == ('91.5', '17', '19')
+
+  assert (tmp_path / 'table.png').read_bytes()[:4] == b'\x89PNG'
+  (axis,) = figures[0].axes
+  rows = scoreboard.own_rows(unfinished)
+  table = scoreboard.lines(unfinished, rows)
+  assert [text.get_text() for text in axis.texts] == [str(line.cells[0]) for line in table]
+  bars = [bar for bar in axis.patches if bar.get_width()]
+  drawn = [line for line in table if line.cells[0].value is not None]
+  assert [bar.get_width() for bar in bars] == [line.cells[0].value for line in drawn]
+  assert [bool(bar.get_hatch()) for bar in bars] == [not line.cells[0].complete for line in drawn]
+
+
+def test_marks_of_the_picture_are_the_complete_cells_of_the_published_rows(
+  make_board, tmp_path, figures
+):
+  board = make_board({'vtab/dtd': 70.0})
+  suite_report.write(board, str(tmp_path))
+  (axis,) = figures[0].axes
+  glora = next(row for row in scoreboard.published_rows(board.tasks) if row.method == 'GLoRA')
+  red = colors.to_rgba(drawing.LIGHT.red)
+  stars = [marks for marks in axis.collections if tuple(marks.get_facecolor()[0]) == red]
+  assert {x for x, _ in stars[0].get_offsets().tolist()} >= {
+    cell.value for cell in glora.cells.values()
+  }
+  labels = [text.get_text() for text in figures[0].legends[0].get_texts()]
+  assert sorted(labels) == [
+    'GLoRA, published',
+    'LoRA, published',
+    'other published rows',
+    'ours, finetuned',
+    'ours, linear probe',
+  ]
+
+
+def test_a_table_before_the_first_result_can_be_written(tmp_path):
+  empty = Board('vtab/all', expand('vtab/all'))
+  suite_report.write(empty, str(tmp_path))
+  assert empty.waiting == [f'vtab/{name}' for name in vtab.names()]
+  text = (tmp_path / 'table.md').read_text()
+  assert '0 of 19 tasks' in text
+  assert '## Images\n\nNone yet.\n' in text
+  assert (tmp_path / 'table.png').exists()
+
+
+def test_the_papers_protocol_stands_in_text_headings_and_csv(make_board, tmp_path, figures):
+  suite_report.write(make_board({'vtab/dtd': 70.0}, protocol='paper'), str(tmp_path))
+  text = (tmp_path / 'table.md').read_text()
+  assert markdown.PAPER_LABEL in text
+  assert "| ours (PROTOCOL 'paper'), finetuned (" in text
+  ours = first_line(tmp_path / 'table.csv')
+  assert (ours['method'], ours['protocol']) == ("ours (PROTOCOL 'paper'), finetuned", 'paper')
+  assert markdown.PAPER in figures[0].axes[0].get_title(loc='left')
+
+
+def test_published_means_that_their_accuracies_do_not_have_are_named(make_board):
+  board = make_board({'vtab/dtd': 70.0})
+  text = suite_report.text(board, scoreboard.published_rows(board.tasks))
+  assert text.count('The mean of groups that was published for') == 3
+  assert 'published for LoRA is' in text
