@@ -170,7 +170,7 @@ def draw_errors(
   images: np.ndarray,
   true: Sequence[str],
   answered: Sequence[str],
-  probabilities: Sequence[float],
+  probabilities: np.ndarray,
 ) -> None:
   """Draws images, above each its true class, and after an arrow the answer and its probability.
 
@@ -179,7 +179,7 @@ def draw_errors(
     images: uint8 [image, height, width, 3], at least one.
     true: name of each image's class.
     answered: name of the class that it was taken for.
-    probabilities: probability of each answer.
+    probabilities: probability of each answer, [image].
   """
   columns = min(6, len(images))
   rows = -(-len(images) // columns)

@@ -173,7 +173,7 @@ def _wrong_means(board: Board, rows: Sequence[Row]) -> str:
   sentences = []
   for row in rows:
     computed = means(row, board.tasks, quoted=False).get('mean of groups')
-    if row.quoted is None or computed is None or not computed.complete:
+    if row.quoted is None or computed is None or computed.value is None:
       continue
     if abs(computed.value - row.quoted) > ROUNDED + 1e-9:
       sentences.append(
@@ -199,7 +199,7 @@ def csv_lines(board: Board, rows: Sequence[Row]) -> list[list[Any]]:
     'from_memory',
     'source',
   ]
-  table = [heading]
+  table: list[list[Any]] = [heading]
   for row in rows:
     row_means = means(row, board.tasks)
     cells = [row.cells[name] for name in names] + [row_means[title] for title in mean_titles]
