@@ -7,11 +7,10 @@ from matplotlib.axes import Axes
 from tqdm.auto import tqdm
 
 from benchmarks.sceptic import display
-from benchmarks.sceptic import style as drawing
-from benchmarks.sceptic import style as markdown
 from benchmarks.sceptic.display import METRICS, TITLES, Answer
 from benchmarks.sceptic.finished_run import FinishedRun, measure
 from glora_jax.method.space import TENSORS
+from glora_jax.reports import drawing, markdown
 from glora_jax.runs.run import Run
 
 ROLES = {

@@ -4,7 +4,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from benchmarks.sceptic import style as drawing
+from glora_jax.reports import drawing
 
 Answer = dict[str, Any]  # of a question, as JSON types
 METRICS = ('val_accuracy', 'test_accuracy', 'val_loss', 'test_loss')

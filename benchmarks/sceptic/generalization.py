@@ -4,11 +4,10 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from benchmarks.sceptic import display
-from benchmarks.sceptic import style as drawing
-from benchmarks.sceptic import style as markdown
 from benchmarks.sceptic.display import METRICS, TITLES, Answer
 from benchmarks.sceptic.finished_run import FinishedRun, measure
 from benchmarks.sceptic.statistics import mean_and_spread, rank_correlation
+from glora_jax.reports import drawing, markdown
 
 GAPS = ('accuracy_gap', 'loss_gap')
 

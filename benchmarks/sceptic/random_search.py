@@ -9,12 +9,11 @@ from matplotlib.axes import Axes
 from tqdm.auto import tqdm
 
 from benchmarks.sceptic import display
-from benchmarks.sceptic import style as drawing
-from benchmarks.sceptic import style as markdown
 from benchmarks.sceptic.display import METRICS, TITLES, Answer
 from benchmarks.sceptic.finished_run import FinishedRun, diagnostic_key, measure
 from benchmarks.sceptic.statistics import mean_and_spread
 from glora_jax.method.genomes import check_budget
+from glora_jax.reports import drawing, markdown
 from glora_jax.runs.run import Run
 from glora_jax.search import guidance
 from glora_jax.search.evolution import Evolution, evolve

@@ -7,10 +7,9 @@ import os
 
 from benchmarks.machinery.output import rounded
 from benchmarks.sceptic import ablation, generalization, random_search, supernet_ranks
-from benchmarks.sceptic import style as drawing
-from benchmarks.sceptic import style as markdown
 from benchmarks.sceptic.display import METRICS, TITLES, Answer
 from glora_jax.files import write_json
+from glora_jax.reports import drawing, markdown
 
 DIGITS = 4  # of the numbers in the last line
 

@@ -10,7 +10,6 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 
 from benchmarks.sceptic import display
-from benchmarks.sceptic import style as markdown
 from benchmarks.sceptic.display import METRICS, TITLES, Answer
 from benchmarks.sceptic.finished_run import FinishedRun, diagnostic_key, measure
 from benchmarks.sceptic.statistics import partial_correlation, rank_correlation
@@ -23,6 +22,7 @@ from glora_jax.method.genomes import (
   smallest_genome,
 )
 from glora_jax.method.space import Spec
+from glora_jax.reports import markdown
 from glora_jax.runs.run import Run
 from glora_jax.training import loop
 from glora_jax.training.losses import subnet_loss
