@@ -28,8 +28,9 @@ if TYPE_CHECKING:  # for type checkers and editors; `_HOMES` says the same to Py
   from glora_jax.method.adapter_file import load_adapter, save_adapter
   from glora_jax.models.official import load_official_supernet
   from glora_jax.search.archive import Archive
-  from glora_jax.search.evolution import Evolution, evolve
+  from glora_jax.search.evolution import evolve
   from glora_jax.search.scoring import make_scorer, score
+  from glora_jax.search.settings import Evolution
   from glora_jax.training.loop import fit
   from glora_jax.training.losses import Consistency, Sampling, subnet_loss, supernet_loss
   from glora_jax.training.recipe import Recipe
@@ -41,8 +42,9 @@ _HOMES = {
   'glora_jax.method.adapter_file': ('load_adapter', 'save_adapter'),
   'glora_jax.models.official': ('load_official_supernet',),
   'glora_jax.search.archive': ('Archive',),
-  'glora_jax.search.evolution': ('Evolution', 'evolve'),
+  'glora_jax.search.evolution': ('evolve',),
   'glora_jax.search.scoring': ('make_scorer', 'score'),
+  'glora_jax.search.settings': ('Evolution',),
   'glora_jax.training.loop': ('fit',),
   'glora_jax.training.losses': ('Consistency', 'Sampling', 'subnet_loss', 'supernet_loss'),
   'glora_jax.training.recipe': ('Recipe',),

@@ -7,7 +7,8 @@ import subprocess
 
 import numpy as np
 import pytest
-from conftest import program, small_disk
+from disks import small_disk
+from places import program
 
 from glora_jax import files
 from glora_jax.runs import workdir

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT, program, randomized
+from places import ROOT, program
+from trees import randomized
 
 from glora_jax import mesh
 from glora_jax.files import read_arrays, read_json

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import jax
-from conftest import ROOT
+from places import ROOT
 
 from glora_jax.files import read_json
 from glora_jax.runs.config import default_config

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from places import ROOT
 
 from benchmarks.sceptic import ablation, report
 from benchmarks.sceptic.__main__ import main

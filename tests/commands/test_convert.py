@@ -6,7 +6,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from conftest import FIXTURES, ROOT
+from places import FIXTURES, ROOT
 
 from glora_jax import convert
 from glora_jax.models import weights

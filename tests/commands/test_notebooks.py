@@ -4,8 +4,8 @@ import nbclient
 import nbformat
 import numpy as np
 import pytest
-from conftest import ROOT
 from PIL import Image
+from places import ROOT
 
 NOTEBOOKS = sorted(path.name for path in (ROOT / 'notebooks').glob('*.ipynb'))
 # Fewer and smaller generations, and batches that a folder of twenty images can fill.

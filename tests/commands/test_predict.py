@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT, randomized
 from PIL import Image
+from places import ROOT
+from trees import randomized
 
 import glora_jax
 from glora_jax import predict

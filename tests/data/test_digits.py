@@ -7,9 +7,9 @@ import time
 import numpy as np
 import pytest
 import sklearn.datasets
-from conftest import program
 from digits_folder import copy_digits, prepared_digits
 from PIL import Image
+from places import program
 
 from glora_jax.data import catalog, pipeline, tfds
 from glora_jax.data.task import Source

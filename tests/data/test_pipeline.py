@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import program
 from PIL import Image
+from places import program
 
 from glora_jax.data import pipeline
 from glora_jax.data.examples import Files, Joined, Part

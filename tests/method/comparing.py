@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from conftest import randomized
+from trees import randomized
 
 # Hundreds of tiny programs run once each: compiling them fast matters, their speed does not.
 FAST = {'xla_backend_optimization_level': 0, 'xla_cpu_use_fusion_emitters': False}

@@ -12,8 +12,9 @@ import numpy as np
 import optax
 import pytest
 from comparing import assert_close, assert_trees_close, jit, random_params, random_variables
-from conftest import ROOT, program, randomized
 from flax.training.train_state import TrainState
+from places import ROOT, program
+from trees import randomized
 
 import glora_jax
 from glora_jax import SearchSpace

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from comparing import jit, random_params, random_variables
-from conftest import randomized
+from trees import randomized
 
 import glora_jax
 from glora_jax.method import adapter_file, presets

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import randomized
+from trees import randomized
 
 from glora_jax.method import equation, supports
 

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from conftest import FIXTURES, randomized
+from places import FIXTURES
+from trees import randomized
 
 from glora_jax.models import weights
 from glora_jax.models.containers.opening import open_tensors

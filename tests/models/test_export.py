@@ -5,7 +5,7 @@ import subprocess
 import jax
 import numpy as np
 import pytest
-from conftest import FIXTURES, program
+from places import FIXTURES, program
 
 from glora_jax.data.normalization import normalize
 from glora_jax.models import weights

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from checkpoints import assert_equal_files, assert_equal_params, own, timm  # noqa: F401, fixtures
-from conftest import FIXTURES
+from places import FIXTURES
 
 from glora_jax.models import weights
 from glora_jax.models.vit import expected_params

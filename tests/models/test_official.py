@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT
+from places import ROOT
 
 import glora_jax
 from glora_jax.models.vit import ViT

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from checkpoints import CLASSES, OURS, params_of, timm  # noqa: F401, fixtures
-from conftest import FIXTURES
+from places import FIXTURES
 
 from glora_jax.models import weights
 

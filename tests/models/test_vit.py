@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import plain_vit
 import pytest
-from conftest import randomized
+from trees import randomized
 
 from glora_jax.models import blocks, vit
 from glora_jax.models.vit import ViT

@@ -7,7 +7,7 @@ import subprocess
 import jax
 import numpy as np
 from checkpoints import CLASSES, OURS, own  # noqa: F401, fixtures
-from conftest import program
+from places import program
 
 from glora_jax.models import weights
 from glora_jax.models.vit import expected_params

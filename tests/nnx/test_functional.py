@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import randomized
 from flax import nnx
+from trees import randomized
 
 import glora_jax
 from glora_jax.method import presets

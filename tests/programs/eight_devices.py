@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
-from conftest import randomized
+from trees import randomized
 
 import glora_jax
 from glora_jax import mesh as meshes

@@ -2,7 +2,7 @@
 
 import flax
 import pytest
-from conftest import CONFIGS, ROOT, get_config
+from places import CONFIGS, ROOT, get_config
 
 from glora_jax.data.augment import Augmentation
 from glora_jax.files import read_json

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT
 from PIL import Image
+from places import ROOT
 
 import glora_jax
 from glora_jax.files import read_arrays, read_json

@@ -9,8 +9,8 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from conftest import FIXTURES
 from PIL import Image
+from places import FIXTURES
 from tiny_runs import changed, without_seconds
 
 import glora_jax

@@ -4,8 +4,8 @@ import dataclasses
 
 import numpy as np
 import pytest
-from conftest import randomized
 from tiny_runs import changed
+from trees import randomized
 
 from glora_jax.data import pipeline
 from glora_jax.data.examples import OpenedSplit, Part

@@ -11,9 +11,9 @@ import mocked_tfds
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from conftest import get_config
 from mocked_tfds import mocked  # noqa: F401, a fixture
 from PIL import Image
+from places import get_config
 from tiny_runs import overrides, start_command
 
 from glora_jax import files

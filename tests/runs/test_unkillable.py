@@ -11,7 +11,7 @@ import sys
 import time
 
 import pytest
-from conftest import mounting_is_allowed, small_disk
+from disks import mounting_is_allowed, small_disk
 from tiny_runs import all_fields, contents, overrides, start_command
 
 from glora_jax.runs import command_line, experiment

@@ -3,8 +3,8 @@
 import jax
 import numpy as np
 import pytest
-from conftest import randomized
 from tiny_models import MODELS, base_params, images_and_labels
+from trees import randomized
 
 import glora_jax
 from glora_jax.method.genomes import random_genomes

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import program
+from places import program
 from tiny_models import problem, reference_scores
 
 import glora_jax

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from conftest import randomized
+from trees import randomized
 
 import glora_jax
 from glora_jax.method.genomes import random_genomes

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import randomized, small_disk
+from disks import small_disk
+from trees import randomized
 
 from glora_jax.training.checkpoints import TrainingCheckpoints, _checksum
 from glora_jax.training.loop import TrainState, fit

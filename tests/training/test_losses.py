@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import randomized
 from tiny import NUM_CLASSES, Problem, unchanged
 from tiny import problem as initial_problem
+from trees import randomized
 
 from glora_jax.method import presets
 from glora_jax.method.genomes import largest_genome, random_genomes, sample_genome

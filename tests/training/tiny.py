@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from conftest import randomized
+from trees import randomized
 
 import glora_jax
 from glora_jax.method.adapted import Adapted
