@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from glora_jax.method.adapt import adapt
-from glora_jax.method.adapted import Adapted, Subnet
+from glora_jax.method.adapted import Adapted
 from glora_jax.method.equation import effective
 from glora_jax.method.genomes import (
   canonicalize,
@@ -21,6 +21,7 @@ from glora_jax.method.genomes import (
 )
 from glora_jax.method.presets import custom_genome, preset, presets
 from glora_jax.method.space import Layer, SearchSpace, Spec
+from glora_jax.method.subnet import Subnet
 from glora_jax.method.supports import init_supports
 
 if TYPE_CHECKING:  # for type checkers and editors; `_HOMES` says the same to Python
