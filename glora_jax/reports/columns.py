@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from glora_jax.data import catalog
 from glora_jax.data.tasks import fewshot, generalization, vtab
 
 TEST_SETS = {
@@ -44,17 +45,15 @@ class Measurement(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Family:
-  """What papers print of a family of tasks.
+class Layout:
+  """The table that papers print of a family of tasks.
 
   Attributes:
-    title: what tables call the family.
     columns: columns of a table of tasks, by the names of the tasks.
     measurements: what a task measures, by its name.
     mean_of_groups: whether the headline is the mean of the groups' means, as VTAB's is.
   """
 
-  title: str
   columns: Callable[[Sequence[str]], list[Column]]
   measurements: Callable[[str], list[Measurement]]
   mean_of_groups: bool = False
@@ -70,9 +69,14 @@ def family_name(task: str) -> str:
   return task.partition('/')[0]
 
 
-def family_of(tasks: Sequence[str]) -> Family:
-  """The family that all tasks of a suite belong to."""
-  return FAMILIES[family_name(tasks[0])]
+def title_of(tasks: Sequence[str]) -> str:
+  """What tables call the family that all tasks of a suite belong to."""
+  return catalog.FAMILIES[family_name(tasks[0])].title
+
+
+def layout_of(tasks: Sequence[str]) -> Layout:
+  """The layout of the family that all tasks of a suite belong to."""
+  return LAYOUTS[family_name(tasks[0])]
 
 
 def _vtab_columns(tasks: Sequence[str]) -> list[Column]:
@@ -106,21 +110,23 @@ def _generalization_columns(tasks: Sequence[str]) -> list[Column]:
   """All test sets."""
   del tasks
   return [
-    Column(name, TEST_SETS[name], 'source' if name == 'test' else 'shifted')
-    for name, *_ in generalization.TESTS
+    Column(
+      test_set.name,
+      TEST_SETS[test_set.name],
+      'source' if test_set.name == 'test' else 'shifted',
+    )
+    for test_set in generalization.TESTS
   ]
 
 
 def _generalization_measurements(task: str) -> list[Measurement]:
   """Every test set; seeds are averaged."""
   del task
-  return [Measurement(name, name) for name, *_ in generalization.TESTS]
+  return [Measurement(test_set.name, test_set.name) for test_set in generalization.TESTS]
 
 
-FAMILIES = {
-  'vtab': Family('VTAB-1k', _vtab_columns, _vtab_measurements, mean_of_groups=True),
-  'fewshot': Family('Few-shot', _fewshot_columns, _fewshot_measurements),
-  'generalization': Family(
-    'Domain generalization', _generalization_columns, _generalization_measurements
-  ),
+LAYOUTS = {
+  'vtab': Layout(_vtab_columns, _vtab_measurements, mean_of_groups=True),
+  'fewshot': Layout(_fewshot_columns, _fewshot_measurements),
+  'generalization': Layout(_generalization_columns, _generalization_measurements),
 }

@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from glora_jax.reports.columns import family_name, family_of
+from glora_jax.reports.columns import family_name, layout_of
 from glora_jax.reports.markdown import PAPER
 
 PUBLISHED_FILE = os.path.join(os.path.dirname(__file__), 'published.json')
@@ -153,11 +153,11 @@ def _own_cells(tasks: Sequence[str], subnets: Mapping[str, Mapping[str, Any]]) -
     tasks: names of all tasks of the suite.
     subnets: what was measured, by the name of the task, of those that are done.
   """
-  family = family_of(tasks)
-  totals = {column.name: 0 for column in family.columns(tasks)}
+  layout = layout_of(tasks)
+  totals = {column.name: 0 for column in layout.columns(tasks)}
   accuracies: dict[str, list[float]] = {name: [] for name in totals}
   for task in tasks:
-    for column, split in family.measurements(task):
+    for column, split in layout.measurements(task):
       totals[column] += 1
       if task in subnets:
         accuracies[column].append(100 * _test_accuracy(subnets[task], split))
@@ -178,7 +178,7 @@ def published() -> dict[str, Any]:
 
 def published_rows(tasks: Sequence[str]) -> list[Row]:
   """The published rows of the family of a suite's tasks, in the order of their publication."""
-  columns = family_of(tasks).columns(tasks)
+  columns = layout_of(tasks).columns(tasks)
   return [
     Row(
       method=row['method'],
@@ -205,13 +205,13 @@ def means(row: Row, tasks: Sequence[str], *, quoted: bool = True) -> dict[str, C
     quoted: whether a published mean of groups is taken as it was published, in place of the mean
       that the row's own accuracies have.
   """
-  family = family_of(tasks)
+  layout = layout_of(tasks)
   groups: dict[str, list[Cell]] = {}
-  for column in family.columns(tasks):
+  for column in layout.columns(tasks):
     groups.setdefault(column.group, []).append(row.cells[column.name])
   by_group = {f'mean of {group}': mean(cells) for group, cells in groups.items()}
   over_all = mean(row.cells.values())
-  if not family.mean_of_groups:
+  if not layout.mean_of_groups:
     true_means = {title: cell for title, cell in by_group.items() if cell.total > 1}
     return {**true_means, 'mean of all': over_all}
   if quoted and row.quoted is not None:
@@ -244,7 +244,7 @@ def lines(board: Board, rows: Sequence[Row]) -> list[Line]:
     board: the suite.
     rows: methods, a column of the table each; the first one says which tasks are done.
   """
-  columns = family_of(board.tasks).columns(board.tasks)
+  columns = layout_of(board.tasks).columns(board.tasks)
   row_means = [means(row, board.tasks) for row in rows]
   mean_lines = {
     title: Line(title, True, [by_title[title] for by_title in row_means]) for title in row_means[0]

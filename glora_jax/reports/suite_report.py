@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 
 from glora_jax.files import whole
 from glora_jax.reports import markdown
-from glora_jax.reports.columns import family_of
+from glora_jax.reports.columns import layout_of, title_of
 from glora_jax.reports.drawing import blend, palette, panels, save
 from glora_jax.reports.markdown import (
   PAPER,
@@ -53,7 +53,7 @@ def text(board: Board, rows: Sequence[Row]) -> str:
   """The content of `table.md`."""
   done = f'{len(board.results)} of {len(board.tasks)} tasks'
   return sections(
-    f'# {family_of(board.tasks).title}: {done} of `{board.suite}`',
+    f'# {title_of(board.tasks)}: {done} of `{board.suite}`',
     _protocol(board),
     _columns_explained(board),
     table(board, rows),
@@ -185,7 +185,7 @@ def _wrong_means(board: Board, rows: Sequence[Row]) -> str:
 
 def csv_lines(board: Board, rows: Sequence[Row]) -> list[list[Any]]:
   """A line for each method; an accuracy or mean of which a part is missing stays empty."""
-  names = [column.name for column in family_of(board.tasks).columns(board.tasks)]
+  names = [column.name for column in layout_of(board.tasks).columns(board.tasks)]
   mean_titles = list(means(rows[0], board.tasks))
   protocols = ' and '.join(dict.fromkeys(result['protocol'] for result in board.results.values()))
   heading = [
@@ -237,7 +237,7 @@ def draw(path: str, board: Board, rows: Sequence[Row]) -> None:
   figure.legend(loc='outside lower center', ncols=3, frameon=False, fontsize=8)
   warning = f'\n{PAPER}: ours were searched on the test set' if board.is_paper else ''
   axis.set_title(
-    f'{family_of(board.tasks).title}: {len(board.results)} of {len(board.tasks)} tasks{warning}',
+    f'{title_of(board.tasks)}: {len(board.results)} of {len(board.tasks)} tasks{warning}',
     loc='left',
   )
   save(figure, path, dpi=130, bbox_inches='tight')

@@ -5,7 +5,7 @@ import pytest
 from glora_jax.data.catalog import expand
 from glora_jax.data.tasks import fewshot, vtab
 from glora_jax.reports import scoreboard
-from glora_jax.reports.columns import family_of
+from glora_jax.reports.columns import layout_of
 from glora_jax.reports.scoreboard import Board, Cell
 
 
@@ -30,7 +30,7 @@ def test_published_means_of_groups_are_those_of_the_accuracies_but_for_three_row
 @pytest.mark.parametrize('family, columns', [('vtab', 19), ('fewshot', 25), ('generalization', 5)])
 def test_published_rows_are_whole_and_have_a_source(family, columns):
   tasks = expand(f'{family}/all')
-  names = {column.name for column in family_of(tasks).columns(tasks)}
+  names = {column.name for column in layout_of(tasks).columns(tasks)}
   assert len(names) == columns
   for row in scoreboard.published()['rows'][family]:
     assert set(row['values']) in (names, set())
