@@ -1,5 +1,6 @@
 """What all tests share: how XLA compiles, the golden values, one tiny run."""
 
+import gc
 import os
 
 # XLA takes half of the tests' time for code that runs for milliseconds; child processes inherit it.
@@ -20,6 +21,14 @@ collect_ignore = ['programs', 'peers/families.py', 'peers/make_fixtures.py']
 
 jax.config.update('jax_compilation_cache_dir', str(ROOT / '.pytest_cache' / 'xla'))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def forget_programs():
+  """Lets go of a file's compiled programs at its end: all of them together take gigabytes."""
+  yield
+  jax.clear_caches()
+  gc.collect()
 
 
 @pytest.fixture(scope='session')

@@ -56,6 +56,7 @@ def without_seconds(result):
   return {**others, 'methods': methods}
 
 
+@pytest.mark.slow
 def test_every_method_and_budget_has_a_row_for_each_seed(compared):
   _, result = compared
   assert set(result['methods']) == {'linear', 'lora', 'finetuning', 'search-900'}
@@ -64,6 +65,7 @@ def test_every_method_and_budget_has_a_row_for_each_seed(compared):
   assert result['methods']['linear'][0]['params'] == 0
 
 
+@pytest.mark.slow
 def test_full_fine_tuning_moves_all_of_the_base_and_the_others_none(compared, config):
   workdir, result = compared
   run = prepare(check_config(config), str(workdir))
@@ -80,6 +82,7 @@ def test_full_fine_tuning_moves_all_of_the_base_and_the_others_none(compared, co
   )
 
 
+@pytest.mark.slow
 def test_seeds_differ(compared):
   workdir, _ = compared
   arrays = read_arrays(workdir / 'trained' / 'lora.npz')
@@ -87,6 +90,7 @@ def test_seeds_differ(compared):
   assert not np.allclose(arrays[name], arrays[name.replace('0/', '1/', 1)], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_learning_rates_are_given_or_the_best_on_validation_images(compared):
   workdir, result = compared
   chosen = read_json(workdir / 'rates.json')
@@ -101,6 +105,7 @@ def test_learning_rates_are_given_or_the_best_on_validation_images(compared):
   assert chosen['seed'] not in result['seeds']
 
 
+@pytest.mark.slow
 def test_table_and_picture_say_what_the_result_says(compared):
   workdir, result = compared
   with open(workdir / 'table.csv') as file:
@@ -115,6 +120,7 @@ def test_table_and_picture_say_what_the_result_says(compared):
   assert os.path.getsize(workdir / 'accuracy.png') > 5000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'lost',
   [
@@ -137,6 +143,7 @@ def test_what_is_lost_is_made_again_to_the_same_result(compared, copy, config, l
   assert without_seconds(comparison.run(config, str(copy))) == without_seconds(result)
 
 
+@pytest.mark.slow
 def test_a_comparison_that_is_stopped_goes_on_to_the_same_result(compared, config, tmp_path):
   _, result = compared
   asked = iter([False] * 6 + [True] * 100)
@@ -147,6 +154,7 @@ def test_a_comparison_that_is_stopped_goes_on_to_the_same_result(compared, confi
   assert without_seconds(comparison.run(config, str(workdir))) == without_seconds(result)
 
 
+@pytest.mark.slow
 def test_another_list_than_the_frozen_one_is_not_tested(copy, config):
   os.remove(copy / 'result.json')
   frozen = read_json(copy / 'test_list.json')

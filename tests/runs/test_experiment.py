@@ -5,13 +5,14 @@ import os
 import re
 import shlex
 import shutil
+import signal
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 from places import FIXTURES
-from tiny_runs import changed, without_seconds
+from tiny_runs import changed, contents, without_seconds
 
 import glora_jax
 from glora_jax import main, predict
@@ -26,6 +27,7 @@ from glora_jax.runs.config import check_config, data_source
 from glora_jax.runs.lifecycle import never, prepare
 from glora_jax.runs.run import Stream
 from glora_jax.runs.stages.training import TrainingStage, train
+from glora_jax.runs.workdir import Stopped
 from glora_jax.training.checkpoints import TrainingCheckpoints
 from glora_jax.training.loop import NonFiniteLossError
 
@@ -195,6 +197,48 @@ def test_a_damaged_backbone_is_refused(run_config, backbone, tmp_path):
     experiment.run(changed(run_config, model__weights=str(damaged)), str(tmp_path / 'run'))
 
 
+def polls(number):
+  """A `stop` that says True when it is asked for the number-th time."""
+  asked = iter(range(1, number + 1))
+  return lambda: next(asked) == number
+
+
+def test_a_run_that_is_stopped_and_watched_ends_in_the_undisturbed_result(
+  run_config, finished_run, tmp_path, caplog
+):
+  """Stops amid the supernet and amid the search; watching is switched on and off between."""
+  pytest.importorskip('tensorboardX')
+  caplog.set_level('INFO', 'glora_jax')
+  watched = run_config.copy_and_resolve_references()
+  watched.watch.update(tensorboard=True, profile='supernet')
+  workdir = tmp_path / 'run'
+  handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+  for settings, stop, place in (
+    (watched, polls(3), 'supernet at step 100'),
+    (run_config, polls(11), 'search after generation 0'),
+  ):
+    sentence = f'Stopped {place}. Everything is saved in .*run, and the same command goes on'
+    with pytest.raises(Stopped, match=sentence):
+      experiment.run(settings, str(workdir), stop)
+  experiment.run(watched, str(workdir))
+  assert contents(workdir) == contents(finished_run[0])
+  assert handlers == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+  messages = '\n'.join(record.getMessage() for record in caplog.records)
+  for message in (
+    'supernet: resumed at step 100',
+    'search: resumed after generation 0',
+    'supernet: begins',
+    'supernet: done, ',
+    'mesh: none',
+    ' in supports, ',
+    ' frozen (float32)',
+    'Traced dispatches: 1, in ',
+  ):
+    assert message in messages
+  assert {'profile', 'tensorboard'} <= set(os.listdir(workdir))
+
+
+@pytest.mark.slow
 def test_a_run_from_another_code_bases_checkpoint_ends_in_that_format(run_config, tmp_path):
   short = changed(
     run_config,
@@ -235,6 +279,7 @@ def test_a_diverging_training_names_the_step_and_keeps_the_last_good_state(run_c
     assert checkpoints.latest_step == step
 
 
+@pytest.mark.slow
 def test_finetuning_on_train_and_val_chooses_its_epochs_on_val(run_config, tmp_path):
   """They are chosen before, and a winner that has seen them has no validation accuracy."""
   config = changed(run_config, presets=(), finetune__on='train+val', finetune__epochs=4)

@@ -59,6 +59,7 @@ def own_means(board):
   )
 
 
+@pytest.mark.slow
 def test_a_suite_is_stopped_and_resumed_and_its_table_is_right(
   config, mocked, monkeypatch, tmp_path
 ):

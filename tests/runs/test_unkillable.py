@@ -15,7 +15,7 @@ from disks import mounting_is_allowed, small_disk
 from tiny_runs import all_fields, contents, overrides, start_command
 
 from glora_jax.runs import command_line, experiment
-from glora_jax.runs.workdir import Stopped, claim
+from glora_jax.runs.workdir import claim
 
 
 @pytest.fixture(scope='module')
@@ -28,47 +28,6 @@ def undisturbed(finished_run):
 def start(config, workdir, before=()):
   """The command, with the config's fields as flags."""
   return start_command('configs/quickstart.py', workdir, overrides(all_fields(config)), before)
-
-
-def polls(number):
-  """A `stop` that says True when it is asked for the number-th time."""
-  asked = iter(range(1, number + 1))
-  return lambda: next(asked) == number
-
-
-def test_a_run_that_is_stopped_and_watched_ends_in_the_undisturbed_result(
-  run_config, undisturbed, tmp_path, caplog
-):
-  """Stops amid the supernet and amid the search; watching is switched on and off between."""
-  pytest.importorskip('tensorboardX')
-  caplog.set_level('INFO', 'glora_jax')
-  watched = run_config.copy_and_resolve_references()
-  watched.watch.update(tensorboard=True, profile='supernet')
-  workdir = tmp_path / 'run'
-  handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-  for settings, stop, place in (
-    (watched, polls(3), 'supernet at step 100'),
-    (run_config, polls(11), 'search after generation 0'),
-  ):
-    sentence = f'Stopped {place}. Everything is saved in .*run, and the same command goes on'
-    with pytest.raises(Stopped, match=sentence):
-      experiment.run(settings, str(workdir), stop)
-  experiment.run(watched, str(workdir))
-  assert contents(workdir) == undisturbed
-  assert handlers == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-  messages = '\n'.join(record.getMessage() for record in caplog.records)
-  for message in (
-    'supernet: resumed at step 100',
-    'search: resumed after generation 0',
-    'supernet: begins',
-    'supernet: done, ',
-    'mesh: none',
-    ' in supports, ',
-    ' frozen (float32)',
-    'Traced dispatches: 1, in ',
-  ):
-    assert message in messages
-  assert {'profile', 'tensorboard'} <= set(os.listdir(workdir))
 
 
 @pytest.mark.slow
