@@ -210,7 +210,7 @@ def test_a_run_that_is_stopped_and_watched_ends_in_the_undisturbed_result(
   pytest.importorskip('tensorboardX')
   caplog.set_level('INFO', 'glora_jax')
   watched = run_config.copy_and_resolve_references()
-  watched.watch.update(tensorboard=True, profile='supernet')
+  watched.watch.tensorboard = True
   workdir = tmp_path / 'run'
   handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
   for settings, stop, place in (
@@ -232,10 +232,9 @@ def test_a_run_that_is_stopped_and_watched_ends_in_the_undisturbed_result(
     'mesh: none',
     ' in supports, ',
     ' frozen (float32)',
-    'Traced dispatches: 1, in ',
   ):
     assert message in messages
-  assert {'profile', 'tensorboard'} <= set(os.listdir(workdir))
+  assert 'tensorboard' in os.listdir(workdir)
 
 
 @pytest.mark.slow
