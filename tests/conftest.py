@@ -20,7 +20,7 @@ from glora_jax.models.vit import ViT
 collect_ignore = ['programs', 'peers/families.py', 'peers/make_fixtures.py']
 
 jax.config.update('jax_compilation_cache_dir', str(ROOT / '.pytest_cache' / 'xla'))
-jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
 
 MOST_RESIDENT = 1.2 * 2**30
 
