@@ -22,24 +22,13 @@ collect_ignore = ['programs', 'peers/families.py', 'peers/make_fixtures.py']
 jax.config.update('jax_compilation_cache_dir', str(ROOT / '.pytest_cache' / 'xla'))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
 
-MOST_RESIDENT = 1.2 * 2**30
 
-
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope='module', autouse=True)
 def forget_programs():
-  """Lets go of all compiled programs where this process has grown large: they take gigabytes."""
+  """Lets go of a file's compiled programs at its end: all of them together take gigabytes."""
   yield
-  if resident_bytes() > MOST_RESIDENT:
-    jax.clear_caches()
-    gc.collect()
-
-
-def resident_bytes():
-  """Memory that this process holds; 0 where the system does not say."""
-  if not os.path.exists('/proc/self/statm'):
-    return 0
-  with open('/proc/self/statm') as file:
-    return int(file.read().split()[1]) * os.sysconf('SC_PAGE_SIZE')
+  jax.clear_caches()
+  gc.collect()
 
 
 @pytest.fixture(scope='session')

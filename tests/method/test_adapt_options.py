@@ -429,6 +429,7 @@ def test_a_sharded_base_keeps_sharded_supports_under_jit():
     np.testing.assert_allclose(out, Model().apply({'params': folded}, X), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_on_eight_devices_init_apply_and_fold_give_what_one_device_gives():
   environment = {
     **os.environ,

@@ -131,6 +131,7 @@ def test_the_command_prints_the_table_of_a_run_and_ends_well(finished_run, run_c
   assert f'{workdir}/report.md' in printed
 
 
+@pytest.mark.slow
 def test_lost_results_are_rebuilt_from_stages_without_training(finished_run, run_config, tmp_path):
   """Without `result.json` every stage finds its own result and trains nothing again."""
   workdir, result = finished_run
@@ -282,7 +283,9 @@ def test_a_diverging_training_names_the_step_and_keeps_the_last_good_state(run_c
 def test_finetuning_on_train_and_val_chooses_its_epochs_on_val(run_config, tmp_path):
   """They are chosen before, and a winner that has seen them has no validation accuracy."""
   config = changed(run_config, presets=(), finetune__on='train+val', finetune__epochs=4)
+  config.watch.profile = 'supernet'
   result = experiment.run(config, str(tmp_path / 'run'))
+  assert list((tmp_path / 'run' / 'profile').rglob('*.xplane.pb'))
   assert result['winner']['val_accuracy'] is None
   assert result['winner_supernet']['val_accuracy'] is not None
   with open(tmp_path / 'run' / 'metrics.jsonl') as file:
@@ -302,6 +305,7 @@ def paper_run(run_config, tmp_path_factory):
   return workdir, experiment.run(config, str(workdir))
 
 
+@pytest.mark.slow
 def test_the_papers_protocol_says_so_wherever_its_numbers_appear(paper_run):
   workdir, result = paper_run
   assert result['protocol'] == 'paper'
@@ -314,6 +318,7 @@ def test_the_papers_protocol_says_so_wherever_its_numbers_appear(paper_run):
   assert label in experiment.summary(result, str(workdir))
 
 
+@pytest.mark.slow
 def test_budget_zero_ends_with_the_linear_subnet(paper_run):
   _, result = paper_run
   assert result['winner']['params'] == 0

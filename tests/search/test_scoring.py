@@ -141,7 +141,8 @@ def test_a_scorer_takes_its_chunk_from_memory():
   assert_same_scores(found, reference_scores('mlp'))
 
 
-@pytest.mark.parametrize('model', ['mlp', pytest.param('vit', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('model', ['mlp', 'vit'])
 def test_sharded_scores_are_unsharded_ones_with_at_most_one_collective_a_block(model):
   environment = {
     **os.environ,
