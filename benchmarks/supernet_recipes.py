@@ -34,8 +34,9 @@ from glora_jax.method import presets
 from glora_jax.search.archive import Archive
 from glora_jax.search.evolution import evolve
 from glora_jax.training import loop
-from glora_jax.training.losses import Sampling, subnet_loss, supernet_loss
+from glora_jax.training.losses import subnet_loss, supernet_loss
 from glora_jax.training.recipe import Recipe
+from glora_jax.training.sampling import Sampling
 
 EPOCHS, QUICK_EPOCHS = 36, 2
 RATES = (4e-3, 8e-3)  # at 1e-3 and 1e-2 everything was worse in a first look

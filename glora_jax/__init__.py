@@ -32,9 +32,11 @@ if TYPE_CHECKING:  # for type checkers and editors; `_HOMES` says the same to Py
   from glora_jax.search.evolution import evolve
   from glora_jax.search.scoring import make_scorer, score
   from glora_jax.search.settings import Evolution
+  from glora_jax.training.consistency import Consistency
   from glora_jax.training.loop import fit
-  from glora_jax.training.losses import Consistency, Sampling, subnet_loss, supernet_loss
+  from glora_jax.training.losses import subnet_loss, supernet_loss
   from glora_jax.training.recipe import Recipe
+  from glora_jax.training.sampling import Sampling
   from glora_jax.training.side_by_side import Training, subnet_runs, train_many
 
 __version__ = '0.2.0'
@@ -46,9 +48,11 @@ _HOMES = {
   'glora_jax.search.evolution': ('evolve',),
   'glora_jax.search.scoring': ('make_scorer', 'score'),
   'glora_jax.search.settings': ('Evolution',),
+  'glora_jax.training.consistency': ('Consistency',),
   'glora_jax.training.loop': ('fit',),
-  'glora_jax.training.losses': ('Consistency', 'Sampling', 'subnet_loss', 'supernet_loss'),
+  'glora_jax.training.losses': ('subnet_loss', 'supernet_loss'),
   'glora_jax.training.recipe': ('Recipe',),
+  'glora_jax.training.sampling': ('Sampling',),
   'glora_jax.training.side_by_side': ('Training', 'subnet_runs', 'train_many'),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

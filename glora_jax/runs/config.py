@@ -40,8 +40,9 @@ from glora_jax.runs.sections import (
   WatchSettings,
 )
 from glora_jax.search.settings import Evolution
-from glora_jax.training.losses import Consistency, Sampling
+from glora_jax.training.consistency import Consistency
 from glora_jax.training.recipe import Recipe
+from glora_jax.training.sampling import Sampling
 
 
 @dataclasses.dataclass(frozen=True)

@@ -44,6 +44,11 @@ RECIPE_RANGES = {
   'warmup_epochs': _COUNT,
   'weight_decay': _AMOUNT,
   'accumulate': _POSITIVE_COUNT,
+  'component_dropout': Limits(at_least=0, below=1),
+  'down_rate': _AMOUNT,
+  'up_rate': _AMOUNT,
+  'vector_rate': _AMOUNT,
+  'head_rate': _AMOUNT,
 }
 SAMPLING_RANGES = {'largest': _SHARE, 'paths': _POSITIVE_COUNT, 'distillation': _SHARE}
 CONSISTENCY_RANGES = {'weight': _AMOUNT, 'sigma': _AMOUNT}

@@ -18,6 +18,7 @@ import numpy as np
 import optax
 
 from glora_jax import mesh as meshes
+from glora_jax.training.adapter_loss import prepare
 from glora_jax.training.batches import ImageStream, make_feeder
 from glora_jax.training.progress import Progress
 from glora_jax.training.recipe import Recipe
@@ -248,7 +249,8 @@ def fit(  # noqa: PLR0913
     The final state.
 
   Raises:
-    ValueError: the batch size does not fit the images or the mesh.
+    ValueError: the batch size does not fit the images or the mesh, or the recipe asks of the loss
+      what it does not know (`adapter_loss.prepare`).
     NonFiniteLossError: the loss became NaN or infinite; the last good state is in its `.state`.
 
   Example:
@@ -271,7 +273,7 @@ def fit(  # noqa: PLR0913
     200 [3.]
   """
   order_key, step_key = jax.random.split(key)
-  optimizer = recipe.optimizer(len(labels))
+  loss_fn, optimizer = prepare(loss_fn, recipe, trainable, len(labels))
   epochs = recipe.epochs if stop_epoch is None else stop_epoch
   last = epochs * recipe.steps_per_epoch(len(labels))
   meshes.require_divisible(mesh, recipe.batch_size // recipe.accumulate)

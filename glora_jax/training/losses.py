@@ -6,7 +6,6 @@ A supernet's subnets are drawn anew for every batch (GLoRA, section 3.3).
 from __future__ import annotations
 
 import dataclasses
-import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,126 +13,23 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from glora_jax.method import space
 from glora_jax.method.adapted import COLLECTION, Adapted, Subnet
-from glora_jax.method.genomes import largest_genome, sample_genome, smallest_genome
-from glora_jax.method.supports import SUPPORTS
+from glora_jax.method.genomes import largest_genome
+from glora_jax.training.adapter_loss import AdapterLoss
+from glora_jax.training.component_dropout import drop_components
+from glora_jax.training.consistency import Consistency
 from glora_jax.training.loop import LossFn, Metrics
+from glora_jax.training.rates import kinds
 
 # Numbers folded into a step's image key or model key, for further random streams of their own.
 MIX_STREAM = 1
 DROPOUT_STREAM = 1
 NOISE_STREAMS = (2, 3)  # of the two passes of consistency regularization
 PASS_STREAMS = (4, 5)
+COMPONENT_STREAM = 6
 
 Preprocess = Callable[[jax.Array, jax.Array], jax.Array]
 Mix = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-  """Which subnets a step of the supernet's training takes.
-
-  `Sampling(largest=0)` is the paper's: one subnet, uniform over all genomes.
-
-  Attributes:
-    largest: probability that a gene takes its largest allele, and is not drawn uniformly.
-    paths: number of groups that every batch is cut into, each with a genome of its own.
-    sandwich: make the first of at least three paths the largest subnet and the second the smallest
-      (Yu & Huang 2019, arXiv 1903.05134).
-    distillation: share of the loss that takes the answers of the largest subnet for labels. No
-      gradient goes through these; they cost one more forward pass.
-
-  Raises:
-    ValueError: a number is out of its range.
-
-  Example:
-    >>> import flax.linen as nn
-    >>> import glora_jax
-    >>> spec = glora_jax.adapt(nn.Dense(3), jnp.zeros((1, 4))).spec
-    >>> genomes = Sampling(paths=4, sandwich=True).draw(jax.random.key(0), spec)
-    >>> print(genomes.shape, genomes[0].tolist(), genomes[1].tolist())
-    (4, 1, 5) [[3, 3, 2, 2, 2]] [[0, 0, 0, 0, 0]]
-  """
-
-  largest: float = 0.0
-  paths: int = 1
-  sandwich: bool = False
-  distillation: float = 0.0
-
-  def __post_init__(self):
-    for name in ('largest', 'distillation'):
-      if not 0 <= getattr(self, name) <= 1:
-        raise ValueError(f'sampling.{name}={getattr(self, name)} must be between 0 and 1.')
-    least_paths = 3 if self.sandwich else 1
-    if self.paths < least_paths:
-      raise ValueError(f'sampling.paths={self.paths} must be at least {least_paths}.')
-
-  def draw(self, key: jax.Array, spec: space.Spec) -> jax.Array:
-    """The genomes of one step.
-
-    Args:
-      key: random key.
-      spec: the layers of an adapted model.
-
-    Returns:
-      A genome, int8 [layer, 5], or where there are several paths genomes [path, layer, 5].
-    """
-    if self.paths == 1:
-      return sample_genome(key, spec, self.largest)
-    keys = jax.random.split(key, self.paths)
-    genomes = jax.vmap(lambda path_key: sample_genome(path_key, spec, self.largest))(keys)
-    if self.sandwich:
-      genomes = genomes.at[0].set(largest_genome(spec)).at[1].set(smallest_genome(spec))
-    return genomes
-
-
-@dataclasses.dataclass(frozen=True)
-class Consistency:
-  """Consistency regularization after PACE (Ni et al. 2024, arXiv 2409.17137).
-
-  Two passes, whose supports are multiplied by different noise, should answer alike.
-
-  Attributes:
-    weight: weight of the squared difference between the logits of both, summed over classes; with
-      0 there is one pass without noise.
-    sigma: standard deviation of the noise around 1. There is one number for each output of a
-      layer, the same for all its supports.
-
-  Raises:
-    ValueError: a number is negative.
-
-  Example:
-    >>> supports = {'dense': {'B_down': jnp.ones((4, 2)), 'B_up': jnp.ones((2, 3))}}
-    >>> noisy = Consistency(weight=1.0, sigma=0.1).perturb(jax.random.key(0), supports)
-    >>> noisy['dense']['B_down'].std().item(), noisy['dense']['B_up'].std().item() > 0
-    (0.0, True)
-  """
-
-  weight: float = 0.0
-  sigma: float = 0.2
-
-  def __post_init__(self):
-    if self.weight < 0 or self.sigma < 0:
-      raise ValueError(
-        f'consistency.weight={self.weight} and consistency.sigma={self.sigma} cannot be negative.'
-      )
-
-  def perturb(self, key: jax.Array, supports: Any) -> Any:
-    """The supports of all layers times noise: A, B, D and E along the outputs, C as a whole."""
-
-    def noisy(path, value):
-      *module, name = [part.key for part in path if isinstance(part, jax.tree_util.DictKey)]
-      support = SUPPORTS[name]
-      if support.drawn:  # the other factor of the same LoRA is multiplied
-        return value
-      module_key = jax.random.fold_in(key, zlib.crc32('/'.join(map(str, module)).encode()))
-      stack = value.shape[: value.ndim - len(support.axes)]
-      outputs = value.shape[-1] if 'out' in support.axes else 1
-      noise = 1 + self.sigma * jax.random.normal(module_key, (*stack, outputs), value.dtype)
-      return value * (noise[..., None, :] if value.ndim > noise.ndim else noise)
-
-    return jax.tree_util.tree_map_with_path(noisy, supports)
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, Metrics]:
@@ -160,6 +56,7 @@ def supernet_loss(
   mix: Mix | None = None,
   distillation: float = 0.0,
   consistency: Consistency = Consistency(),
+  component_dropout: float = 0.0,
   **apply_kwargs: Any,
 ) -> LossFn:
   """The loss of one step of weight-sharing training: fresh genomes for every batch (section 3.3).
@@ -173,6 +70,8 @@ def supernet_loss(
       instance.
     distillation: see `Sampling`.
     consistency: see `Consistency`.
+    component_dropout: see `Recipe`; for a loop of one's own, as `fit` and `train_many` take the
+      recipe's where it is above 0.
     **apply_kwargs: further arguments of the model, `train=True` for instance.
 
   Returns:
@@ -189,7 +88,7 @@ def supernet_loss(
     >>> loss_fn = supernet_loss(
     ...   adapted,
     ...   preprocess=lambda key, images: images / 255,
-    ...   sample=lambda key: Sampling(paths=2).draw(key, adapted.spec),
+    ...   sample=lambda key: glora_jax.Sampling(paths=2).draw(key, adapted.spec),
     ... )
     >>> params = model.init(jax.random.key(0), images)['params']
     >>> trainable, frozen = adapted.split(adapted.init(jax.random.key(1), params))
@@ -198,7 +97,7 @@ def supernet_loss(
     >>> print(loss.shape, metrics['accuracy'])
     () 0.5
   """
-  logits_fn = _DrawnSubnets(adapted, sample, apply_kwargs)
+  logits_fn = _DrawnSubnets(adapted, sample, component_dropout, apply_kwargs)
   return _Loss(logits_fn, adapted, preprocess, mix, consistency, distillation, apply_kwargs)
 
 
@@ -208,6 +107,7 @@ def subnet_loss(
   *,
   mix: Mix | None = None,
   consistency: Consistency = Consistency(),
+  component_dropout: float = 0.0,
   **apply_kwargs: Any,
 ) -> LossFn:
   """The loss of one fixed subnet alone: only the terms that it uses are computed.
@@ -217,6 +117,7 @@ def subnet_loss(
     preprocess: see `supernet_loss`.
     mix: see `supernet_loss`.
     consistency: see `Consistency`.
+    component_dropout: see `supernet_loss`.
     **apply_kwargs: further arguments of the model, `train=True` for instance.
 
   Returns:
@@ -240,7 +141,7 @@ def subnet_loss(
     >>> print(loss.shape, metrics['accuracy'])
     () 0.5
   """
-  logits_fn = _FixedSubnet(subnet, apply_kwargs)
+  logits_fn = _FixedSubnet(subnet, component_dropout, apply_kwargs)
   return _Loss(logits_fn, subnet.adapted, preprocess, mix, consistency, 0.0, apply_kwargs)
 
 
@@ -249,11 +150,12 @@ class _DrawnSubnets:
   """`(variables, inputs, genome_key, model_key) -> logits` of subnets that the genome key draws.
 
   Attributes:
-    adapted, sample, apply_kwargs: see `supernet_loss`.
+    adapted, sample, component_dropout, apply_kwargs: see `supernet_loss`.
   """
 
   adapted: Adapted
   sample: Callable[[jax.Array], jax.Array]
+  component_dropout: float
   apply_kwargs: Mapping[str, Any]
 
   def __call__(self, variables, inputs, genome_key, model_key):
@@ -271,7 +173,12 @@ class _DrawnSubnets:
     logits = jax.vmap(self._apply, in_axes=(None, 0, 0, 0))(variables, genomes, groups, keys)
     return logits.reshape(len(inputs), -1)
 
+  def kinds(self, trainable):
+    """See `AdapterLoss`."""
+    return kinds(trainable, self.adapted.groups, self.adapted.head_paths)
+
   def _apply(self, variables, genome, inputs, key):
+    variables = _with_dropped(self.component_dropout, variables, self.adapted, genome, key)
     return self.adapted.apply(
       variables, inputs, genome=genome, rngs=_rngs(key), **self.apply_kwargs
     )
@@ -282,15 +189,34 @@ class _FixedSubnet:
   """`(variables, inputs, genome_key, model_key) -> logits` of one subnet, whatever the genome key.
 
   Attributes:
-    subnet, apply_kwargs: see `subnet_loss`.
+    subnet, component_dropout, apply_kwargs: see `subnet_loss`.
   """
 
   subnet: Subnet
+  component_dropout: float
   apply_kwargs: Mapping[str, Any]
 
   def __call__(self, variables, inputs, genome_key, model_key):
     del genome_key
+    adapted, genome = self.subnet.adapted, self.subnet.genome
+    variables = _with_dropped(self.component_dropout, variables, adapted, genome, model_key)
     return self.subnet.apply(variables, inputs, rngs=_rngs(model_key), **self.apply_kwargs)
+
+  def kinds(self, trainable):
+    """See `AdapterLoss`."""
+    adapted = self.subnet.adapted
+    return kinds(trainable, adapted.groups, adapted.head_paths, self.subnet.genome)
+
+
+def _with_dropped(
+  probability: float, variables: Mapping[str, Any], adapted: Adapted, genome: Any, key: jax.Array
+) -> Mapping[str, Any]:
+  """The variables with rank-one parts of a genome's LoRAs dropped."""
+  if not probability:
+    return variables
+  key = jax.random.fold_in(key, COMPONENT_STREAM)
+  supports = drop_components(key, variables[COLLECTION], adapted.groups, genome, probability)
+  return {**variables, COLLECTION: supports}
 
 
 def _rngs(key: jax.Array) -> dict[str, jax.Array]:
@@ -299,7 +225,7 @@ def _rngs(key: jax.Array) -> dict[str, jax.Array]:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Loss:
+class _Loss(AdapterLoss):
   """Cross-entropy, with what may be added to it.
 
   Attributes:
@@ -314,6 +240,13 @@ class _Loss:
   consistency: Consistency
   distillation: float
   apply_kwargs: Mapping[str, Any]
+
+  def with_component_dropout(self, probability):
+    logits_fn = dataclasses.replace(self.logits_fn, component_dropout=probability)
+    return dataclasses.replace(self, logits_fn=logits_fn)
+
+  def kinds(self, trainable):
+    return self.logits_fn.kinds(trainable)
 
   def __call__(self, trainable, frozen, images, labels, key):
     genome_key, image_key, model_key = jax.random.split(key, 3)

@@ -26,6 +26,13 @@ class Recipe:
       zero): no decay, no moments. The official optimizer decays and moves all of them.
     accumulate: number of equal parts that a batch is taken in, one after the other, which bounds
       memory; their gradients are averaged. Each part draws its own subnet.
+    component_dropout: probability that a step leaves out a rank-one part of a LoRA of A or B; the
+      others count for more, so that the mean stays (MLAE, arXiv 2405.18897).
+    down_rate: factor on the learning rate of the factors of LoRAs that start at random.
+    up_rate: factor on the learning rate of the factors of LoRAs that start at zero; 4 to 16 is
+      LoRA+ (arXiv 2402.12354).
+    vector_rate: factor on the learning rate of vectors and constants.
+    head_rate: factor on the learning rate of heads.
 
   Raises:
     ValueError: a number is out of its range.
@@ -45,6 +52,11 @@ class Recipe:
   weight_decay: float = 1e-4
   update_used_only: bool = False
   accumulate: int = 1
+  component_dropout: float = 0.0
+  down_rate: float = 1.0
+  up_rate: float = 1.0
+  vector_rate: float = 1.0
+  head_rate: float = 1.0
 
   def __post_init__(self):
     if self.epochs < 0 or self.batch_size < 1 or self.warmup_epochs < 0:
@@ -64,6 +76,19 @@ class Recipe:
         f'learning_rate={self.learning_rate} must be above 0, '
         f'and weight_decay={self.weight_decay} not below.'
       )
+    if not 0 <= self.component_dropout < 1:
+      raise ValueError(
+        f'component_dropout={self.component_dropout} must be at least 0 and below 1.'
+      )
+    for name, factor in self.rate_factors.items():
+      if not factor >= 0:
+        raise ValueError(f'{name}={factor} must be at least 0; 1 keeps the learning rate.')
+
+  @property
+  def rate_factors(self) -> dict[str, float]:
+    """The factors on the learning rate by the fields' names, in the order of `rates.Kind`."""
+    names = ('down_rate', 'up_rate', 'vector_rate', 'head_rate')
+    return {name: getattr(self, name) for name in names}
 
   def steps_per_epoch(self, num_examples: int) -> int:
     """Full batches among so many training images.
@@ -79,7 +104,7 @@ class Recipe:
     return steps
 
   def optimizer(self, num_examples: int) -> optax.GradientTransformation:
-    """AdamW with linear warm-up and cosine decay over the whole run."""
+    """AdamW with linear warm-up and cosine decay over the whole run, at the rate of factor 1."""
     steps_per_epoch = self.steps_per_epoch(num_examples)
     warmup_steps = self.warmup_epochs * steps_per_epoch
     schedule = optax.warmup_cosine_decay_schedule(

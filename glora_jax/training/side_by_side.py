@@ -17,10 +17,12 @@ import numpy as np
 import optax
 
 from glora_jax.method.adapted import COLLECTION, Adapted
+from glora_jax.training.adapter_loss import prepare
 from glora_jax.training.batches import ImageStream, batch_indices, steps_per_call
 from glora_jax.training.loop import Carry, LossFn, TrainState, make_step
 from glora_jax.training.losses import Preprocess, subnet_loss
 from glora_jax.training.progress import Progress
+from glora_jax.training.rates import scaled
 from glora_jax.training.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -81,8 +83,8 @@ def train_many(
     good state, whose `step` says where, and is named in a warning; the others go on.
 
   Raises:
-    ValueError: the images are a stream, a rate is not above 0, or the batches are larger than the
-      training set.
+    ValueError: the images are a stream, a rate is not above 0, the batches are larger than the
+      training set, or the recipe asks of a loss what it does not know (`adapter_loss.prepare`).
 
   Example:
     >>> def loss_fn(trainable, frozen, images, labels, key):
@@ -218,7 +220,7 @@ def _train_group(
   steps_per_epoch = recipe.steps_per_epoch(len(labels))
   last = recipe.epochs * steps_per_epoch
   block_size = steps_per_call(steps_per_epoch, steps_per_dispatch)
-  optimizer = recipe.optimizer(len(labels))
+  loss_fn, optimizer = prepare(runs[0].loss_fn, recipe, runs[0].trainable, len(labels))
   order_keys, step_keys = zip(*(jax.random.split(run.key) for run in runs), strict=True)
   rates = jnp.array([run.rate for run in runs], jnp.float32)
   trainable = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[run.trainable for run in runs])
@@ -228,7 +230,7 @@ def _train_group(
     step=jnp.zeros(len(runs), jnp.int32),
     finite=jnp.ones(len(runs), bool),
   )
-  steps = _make_steps(runs[0].loss_fn, optimizer, recipe.accumulate)
+  steps = _make_steps(loss_fn, optimizer, recipe.accumulate)
   with bar:
     for first in range(0, last, block_size):
       stop = min(first + block_size, last)
@@ -259,7 +261,7 @@ def _make_steps(
   """
 
   def step_of_run(carry, frozen, images, labels, index, key, rate):
-    step_fn = make_step(loss_fn, _scaled(optimizer, rate), accumulate)
+    step_fn = make_step(loss_fn, scaled(optimizer, rate), accumulate)
     return step_fn(carry, frozen, images[index], labels[index], key)
 
   step_of_runs = jax.vmap(step_of_run, in_axes=(0, None, None, None, 0, 0, 0))
@@ -273,16 +275,3 @@ def _make_steps(
     )
 
   return steps
-
-
-def _scaled(inner: optax.GradientTransformation, rate: jax.Array) -> optax.GradientTransformation:
-  """Multiplies updates by a factor: a factor on the learning rate, in which AdamW's are linear.
-
-  The state is that of `inner`, which `optax.chain` would nest.
-  """
-
-  def update_fn(updates, state, params=None):
-    updates, state = inner.update(updates, state, params)
-    return jax.tree.map(lambda update: rate.astype(update.dtype) * update, updates), state
-
-  return optax.GradientTransformation(inner.init, update_fn)

@@ -16,8 +16,9 @@ from glora_jax.runs.config import (
   values_when_absent,
 )
 from glora_jax.search.settings import Evolution
-from glora_jax.training.losses import Consistency, Sampling
+from glora_jax.training.consistency import Consistency
 from glora_jax.training.recipe import Recipe
+from glora_jax.training.sampling import Sampling
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,10 @@ from trees import randomized
 from glora_jax.method import presets
 from glora_jax.method.genomes import largest_genome, random_genomes, sample_genome
 from glora_jax.training import loop
-from glora_jax.training.losses import Consistency, Sampling, subnet_loss, supernet_loss
+from glora_jax.training.consistency import Consistency
+from glora_jax.training.losses import subnet_loss, supernet_loss
 from glora_jax.training.recipe import Recipe
+from glora_jax.training.sampling import Sampling
 
 KEY = jax.random.key(5)
 BATCH = 12

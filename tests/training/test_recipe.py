@@ -19,6 +19,11 @@ def test_defaults_are_the_official_recipe():
     weight_decay=1e-4,
     update_used_only=False,
     accumulate=1,
+    component_dropout=0.0,
+    down_rate=1.0,
+    up_rate=1.0,
+    vector_rate=1.0,
+    head_rate=1.0,
   )
 
 
@@ -30,6 +35,8 @@ def test_defaults_are_the_official_recipe():
     ({'learning_rate': 0}, 'must be above 0'),
     ({'batch_size': 0}, 'at least 1'),
     ({'accumulate': 3}, 'accumulate=3 must be at least 1 and divide batch_size=64'),
+    ({'component_dropout': 1.0}, 'component_dropout=1.0 must be at least 0 and below 1'),
+    ({'up_rate': -1}, 'up_rate=-1 must be at least 0'),
   ],
 )
 def test_wrong_recipes_are_explained(fields, message):

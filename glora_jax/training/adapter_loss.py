@@ -1,0 +1,73 @@
+"""What a recipe asks of a loss that knows the supports: dropped parts, rates by kind."""
+
+from __future__ import annotations
+
+import abc
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from glora_jax.training.rates import scaled
+from glora_jax.training.recipe import Recipe
+
+
+class AdapterLoss(abc.ABC):
+  """A loss function that knows which of the trained numbers are which.
+
+  `subnet_loss` and `supernet_loss` return one.
+  """
+
+  @abc.abstractmethod
+  def with_component_dropout(self, probability: float) -> AdapterLoss:
+    """The loss with `Recipe.component_dropout`."""
+
+  @abc.abstractmethod
+  def kinds(self, trainable: Any) -> Any:
+    """The kind of every trained number; see `rates.kinds`."""
+
+
+def prepare(
+  loss_fn: Any, recipe: Recipe, trainable: Any, num_examples: int
+) -> tuple[Any, optax.GradientTransformation]:
+  """The loss and the optimizer of a training by a recipe.
+
+  Args:
+    loss_fn: see `fit`.
+    recipe: how to train.
+    trainable: tree of arrays that are trained.
+    num_examples: number of training images.
+
+  Returns:
+    (loss function, optimizer). The optimizer's state is that of `recipe.optimizer`, whatever the
+    rates are.
+
+  Raises:
+    ValueError: the recipe drops components or tells kinds apart, and the loss knows of neither.
+
+  Example:
+    >>> recipe = Recipe(up_rate=4.0)
+    >>> prepare(lambda *_: (0.0, {}), recipe, {}, num_examples=100)
+    Traceback (most recent call last):
+    ValueError: component_dropout=0.0 and factors on the learning rate {'down_rate': 1.0, ...
+  """
+  optimizer = recipe.optimizer(num_examples)
+  factors = recipe.rate_factors
+  differ = set(factors.values()) != {1}
+  if not recipe.component_dropout and not differ:
+    return loss_fn, optimizer
+  if not isinstance(loss_fn, AdapterLoss):
+    raise ValueError(
+      f'component_dropout={recipe.component_dropout} and factors on the learning rate {factors} '
+      'need a loss that knows the supports; take one of subnet_loss or supernet_loss, or leave '
+      'the dropout at 0 and the factors at 1.'
+    )
+  if recipe.component_dropout:
+    loss_fn = loss_fn.with_component_dropout(recipe.component_dropout)
+  if differ:
+    by_kind = np.array([*factors.values(), 1], np.float32)
+    optimizer = scaled(
+      optimizer, jax.tree.map(lambda kind: by_kind[kind], loss_fn.kinds(trainable))
+    )
+  return loss_fn, optimizer

@@ -1,0 +1,60 @@
+"""Consistency regularization: two passes with noise on the supports should answer alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from typing import Any
+
+import jax
+
+from glora_jax.method.supports import SUPPORTS
+
+
+@dataclasses.dataclass(frozen=True)
+class Consistency:
+  """Consistency regularization after PACE (Ni et al. 2024, arXiv 2409.17137).
+
+  Two passes, whose supports are multiplied by different noise, should answer alike.
+
+  Attributes:
+    weight: weight of the squared difference between the logits of both, summed over classes; with
+      0 there is one pass without noise.
+    sigma: standard deviation of the noise around 1. There is one number for each output of a
+      layer, the same for all its supports.
+
+  Raises:
+    ValueError: a number is negative.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> supports = {'dense': {'B_down': jnp.ones((4, 2)), 'B_up': jnp.ones((2, 3))}}
+    >>> noisy = Consistency(weight=1.0, sigma=0.1).perturb(jax.random.key(0), supports)
+    >>> noisy['dense']['B_down'].std().item(), noisy['dense']['B_up'].std().item() > 0
+    (0.0, True)
+  """
+
+  weight: float = 0.0
+  sigma: float = 0.2
+
+  def __post_init__(self):
+    if self.weight < 0 or self.sigma < 0:
+      raise ValueError(
+        f'consistency.weight={self.weight} and consistency.sigma={self.sigma} cannot be negative.'
+      )
+
+  def perturb(self, key: jax.Array, supports: Any) -> Any:
+    """The supports of all layers times noise: A, B, D and E along the outputs, C as a whole."""
+
+    def noisy(path, value):
+      *module, name = [part.key for part in path if isinstance(part, jax.tree_util.DictKey)]
+      support = SUPPORTS[name]
+      if support.drawn:  # the other factor of the same LoRA is multiplied
+        return value
+      module_key = jax.random.fold_in(key, zlib.crc32('/'.join(map(str, module)).encode()))
+      stack = value.shape[: value.ndim - len(support.axes)]
+      outputs = value.shape[-1] if 'out' in support.axes else 1
+      noise = 1 + self.sigma * jax.random.normal(module_key, (*stack, outputs), value.dtype)
+      return value * (noise[..., None, :] if value.ndim > noise.ndim else noise)
+
+    return jax.tree_util.tree_map_with_path(noisy, supports)
