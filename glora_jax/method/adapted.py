@@ -53,8 +53,8 @@ class Adapted:
     >>> adapted = adapt(model, x, space=SearchSpace(A='none', C='none', D='none'))
     >>> genome = preset(adapted.spec, 'lora')
     >>> print(adapted.summary(genome))
-    layer  in  out  A     B      C     D     E     trained  total
-    Dense   4    3  none  lora4  none  none  none       28     15
+    layer  in  out  A     B       C     D     E     trained  total
+    Dense   4    3  none  lora:4  none  none  none       28     15
     this subnet trains 28 parameters, and the heads 0: 186.67% of the 15 of the base model
 
     Variables hold the base's parameters and fresh supports, with which every subnet is the base.

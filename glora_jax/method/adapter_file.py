@@ -129,7 +129,8 @@ def load_adapter(path: Path, adapted: Adapted, params: Any) -> tuple[dict[str, A
 
 
 def _described(adapted: Adapted) -> list[str]:
-  return [repr(layer) for layer in adapted.spec]
+  """The layers as text; a space without one shift is described as before there was that choice."""
+  return [repr(layer).replace(', one_shift=False', '') for layer in adapted.spec]
 
 
 def _used(adapted: Adapted, supports: Any, genome: np.ndarray) -> Iterator[_UsedPart]:

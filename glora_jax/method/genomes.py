@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from glora_jax.method.space import TENSORS, Spec
+from glora_jax.method import one_shift
+from glora_jax.method.space import TENSORS, Layer, Spec
 
 _BLOCK = 8192  # genomes looked up at a time, which bounds memory
 _ROUNDS = 8  # of rejection, after which genomes are repaired instead
@@ -130,13 +131,17 @@ def smallest_genome(spec: Spec) -> np.ndarray:
 
 
 def largest_genome(spec: Spec) -> np.ndarray:
-  """The subnet with most parameters on offer, the last allele of every gene, int8 [rows, 5]."""
-  return spec.offered_table[..., -1]
+  """The subnet with most parameters on offer, the last allele of every gene, int8 [rows, 5].
+
+  Of C and E, where a row may have one of them, it has the one with more parameters.
+  """
+  return _alleles(spec, one_shift.largest_places(spec))
 
 
 def sample_genome(key: jax.Array, spec: Spec, largest: float = 0.0) -> jax.Array:
   """A random genome, each gene independent and uniform over the alleles on offer.
 
+  Where a row may have C or E but not both, the two together are uniform over what the row may have.
   It works under `jit`.
 
   Args:
@@ -158,9 +163,14 @@ def sample_genome(key: jax.Array, spec: Spec, largest: float = 0.0) -> jax.Array
     ((1, 5), [0, 3, 0, 0], True)
   """
   choice = jax.random.randint(key, (len(spec), 5), 0, spec.num_offered)
+  if spec.one_shift.any():
+    shift_key = jax.random.fold_in(key, 2)
+    shifts = jax.random.randint(shift_key, (len(spec),), 0, one_shift.num_shifts(spec))
+    choice = one_shift.drawn_apart(spec, choice, shifts)
   if largest:
     takes_largest = jax.random.bernoulli(jax.random.fold_in(key, 1), largest, choice.shape)
-    choice = jnp.where(takes_largest, spec.num_offered - 1, choice)
+    takes_largest = one_shift.linked(spec, takes_largest)
+    choice = jnp.where(takes_largest, one_shift.largest_places(spec), choice)
   return jnp.take_along_axis(jnp.asarray(spec.offered_table), choice[..., None], axis=-1)[..., 0]
 
 
@@ -247,7 +257,8 @@ def shrink(
 ) -> np.ndarray:
   """Genomes repaired to respect a budget.
 
-  While a genome is over it, a random gene of it gets a random cheaper allele.
+  While a genome is over it, a random gene of it gets a random cheaper allele. A row with both C and
+  E, where its space has one shift, first loses the cheaper of the two.
 
   Args:
     rng: NumPy's generator.
@@ -258,7 +269,7 @@ def shrink(
   Returns:
     int8 [n, rows, 5].
   """
-  genomes = genomes.copy()
+  genomes = one_shift.with_one_shift(spec, genomes)
   if require_feasible(spec, budget) is None:
     return genomes
   # Rows and tensors as one axis of genes.
@@ -282,8 +293,12 @@ def shrink(
 
 
 def _draw(rng: np.random.Generator, spec: Spec, number: int) -> np.ndarray:
-  """Genomes of alleles drawn uniformly among those on offer, int8 [number, rows, 5]."""
-  return _alleles(spec, rng.integers(0, spec.num_offered, (number, len(spec), 5)))
+  """Genomes drawn uniformly among those on offer, int8 [number, rows, 5]."""
+  places = rng.integers(0, spec.num_offered, (number, len(spec), 5))
+  if spec.one_shift.any():
+    shifts = rng.integers(0, one_shift.num_shifts(spec), (number, len(spec)))
+    places = one_shift.drawn_apart(spec, places, shifts)
+  return _alleles(spec, places)
 
 
 def _alleles(spec: Spec, choice: np.ndarray) -> np.ndarray:
@@ -310,7 +325,7 @@ def genome_to_json(spec: Spec, genome: Any) -> dict[str, Any]:
     >>> from glora_jax import Layer, Spec, genome_to_json, preset
     >>> spec = Spec((Layer('fc1', 8, 32),))
     >>> genome_to_json(spec, preset(spec, 'lora'))['layers']
-    [{'layer': 'fc1', 'A': 'none', 'B': 'lora4', 'C': 'none', 'D': 'none', 'E': 'none'}]
+    [{'layer': 'fc1', 'A': 'none', 'B': 'lora:4', 'C': 'none', 'D': 'none', 'E': 'none'}]
   """
   check_genome(spec, genome)
   codes = np.asarray(genome)
@@ -326,6 +341,9 @@ def genome_to_json(spec: Spec, genome: Any) -> dict[str, Any]:
 def genome_from_json(spec: Spec, content: str | Mapping[str, Any] | Sequence) -> np.ndarray:
   """The genome of what `genome_to_json` returned.
 
+  Alleles are read by their names where there are names, so that a genome means the same in a space
+  with other ranks, in which its codes are others.
+
   Args:
     spec: the layers.
     content: the dictionary, its JSON text, or the bare list of codes.
@@ -334,7 +352,7 @@ def genome_from_json(spec: Spec, content: str | Mapping[str, Any] | Sequence) ->
     int8 [rows, 5].
 
   Raises:
-    ValueError: the genome does not fit the spec.
+    ValueError: the genome does not fit the spec, or has an allele that the spec does not have.
 
   Example:
     >>> from glora_jax import Layer, Spec, genome_from_json
@@ -346,5 +364,23 @@ def genome_from_json(spec: Spec, content: str | Mapping[str, Any] | Sequence) ->
     content = json.loads(content)
   codes = content['genome'] if isinstance(content, Mapping) else content
   genome = np.asarray(codes)
+  if isinstance(content, Mapping) and len(content.get('layers', ())) == len(spec) > 0:
+    genome = np.array(list(map(_codes_of_names, spec, content['layers'])))
   check_genome(spec, genome)
   return genome.astype(np.int8)
+
+
+def _codes_of_names(layer: Layer, names: Mapping[str, str]) -> list[int]:
+  """Codes of A, B, C, D, E in a layer, from the names of the alleles by tensor.
+
+  Raises:
+    ValueError: the layer does not have one of them.
+  """
+  codes = [layer.space.code(tensor, names[tensor]) for tensor in TENSORS]
+  for tensor, code in zip(TENSORS, codes, strict=True):
+    if code is None:
+      raise ValueError(
+        f'The genome says {names[tensor]} for {tensor} of {layer.name}; the alleles there are '
+        f'{", ".join(layer.space.names(tensor))}.'
+      )
+  return [code for code in codes if code is not None]

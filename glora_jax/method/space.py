@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import numbers
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
@@ -32,21 +33,24 @@ class SearchSpace:
 
   Attributes:
     ranks: LoRA ranks, ascending; the largest is the size of the storage.
-    A: alleles on offer for A, as codes or names ('none', 'constant', 'vector', 'lora4' or, where
+    A: alleles on offer for A, as codes or names ('none', 'constant', 'vector', 'lora:4' or, where
       there is one rank, 'lora'); None offers all.
     B: alleles on offer for B, likewise.
     C: alleles on offer for C, likewise.
     D: alleles on offer for D, likewise.
     E: alleles on offer for E, likewise.
     tied: whether all forms of a tensor share storage, as in the official code.
+    one_shift: whether what is drawn has C or E in a layer but never both, and C only where a layer
+      has fewer inputs than outputs: E reaches every bias that C reaches, and is smaller elsewhere.
 
   Raises:
-    ValueError: ranks that do not ascend from 1 or more, or an allele that does not exist.
+    ValueError: ranks that do not ascend from 1 or more, an allele that does not exist, or one
+      shift where C or E is never none.
 
   Example:
     >>> space = SearchSpace(ranks=(2, 4), A='none', E=('none', 'vector'))
     >>> space.names('C')
-    ('none', 'vector', 'lora2', 'lora4')
+    ('none', 'vector', 'lora:2', 'lora:4')
     >>> space.A, space.E
     ((0,), (0, 2))
   """
@@ -58,11 +62,38 @@ class SearchSpace:
   D: tuple[int, ...] | None = None
   E: tuple[int, ...] | None = None
   tied: bool = True
+  one_shift: bool = False
 
   def __post_init__(self):
     object.__setattr__(self, 'ranks', _checked_ranks(self.ranks))
     for tensor in TENSORS:
       object.__setattr__(self, tensor, self._codes(tensor, getattr(self, tensor)))
+    if self.one_shift and not all(0 in getattr(self, tensor) for tensor in ('C', 'E')):
+      raise ValueError(
+        f'one_shift=True needs none on offer for C and for E, and they offer C={self.C}, '
+        f'E={self.E}; add none to both.'
+      )
+
+  @classmethod
+  def distinct(cls, ranks: Iterable[int] = range(1, 9)) -> SearchSpace:
+    """The forms of which none can be had by the others of the same layer.
+
+    A is none, a vector or a LoRA, B none or a LoRA, and either C or E may be a vector; D and the
+    constants are left out, since what they reach, E and the vectors reach.
+
+    Args:
+      ranks: LoRA ranks, ascending.
+
+    Example:
+      >>> space = SearchSpace.distinct(ranks=(1, 2))
+      >>> [space.names('B')[code] for code in space.B]
+      ['none', 'lora:1', 'lora:2']
+      >>> space.D, space.E, space.one_shift
+      ((0,), (0, 2), True)
+    """
+    ranks = _checked_ranks(ranks)
+    loras = tuple(range(len(FLAT_FORMS['A']), len(FLAT_FORMS['A']) + len(ranks)))
+    return cls(ranks, A=(0, 2, *loras), B=(0, *loras), C=(0, 1), D=(0,), E=(0, 2), one_shift=True)
 
   def _codes(self, tensor: Tensor, offered: Any) -> tuple[int, ...]:
     """The codes of the alleles that a user offers by code or by name, ascending."""
@@ -82,18 +113,20 @@ class SearchSpace:
   def code(self, tensor: Tensor, allele: str | int) -> int | None:
     """The code of an allele that is given by name or by code; None where there is no such allele.
 
-    'lora' is the LoRA of the one rank, and means nothing where there are several.
+    'lora' is the LoRA of the one rank, and means nothing where there are several; 'lora4' is what
+    'lora:4' was called in files of version 0.1.0.
     """
     names = self.names(tensor)
     if allele == 'lora' and len(self.ranks) == 1 and tensor in LORA_TENSORS:
       return len(names) - 1
     if isinstance(allele, str):
-      return names.index(allele) if allele in names else None
+      name = re.sub(r'^lora(\d+)$', r'lora:\1', allele)
+      return names.index(name) if name in names else None
     return int(allele) if allele in range(len(names)) else None
 
   def names(self, tensor: Tensor) -> tuple[str, ...]:
     """Names of all forms of a tensor, in the order of their codes."""
-    loras = tuple(f'lora{rank}' for rank in self.ranks) if tensor in LORA_TENSORS else ()
+    loras = tuple(f'lora:{rank}' for rank in self.ranks) if tensor in LORA_TENSORS else ()
     return FLAT_FORMS[tensor] + loras
 
 
@@ -134,8 +167,11 @@ class Layer:
   space: SearchSpace = SearchSpace()
 
   def offered(self, tensor: Tensor) -> tuple[int, ...]:
-    """Codes on offer; a layer without bias has only 'none' for C, D and E."""
-    return getattr(self.space, tensor) if self._has(tensor) else (0,)
+    """Codes on offer; only 'none' for C, D and E without bias, and for C where E is smaller."""
+    e_is_smaller = self.space.one_shift and self.in_features >= self.out_features
+    if not self._has(tensor) or (tensor == 'C' and e_is_smaller):
+      return (0,)
+    return getattr(self.space, tensor)
 
   def costs(self, tensor: Tensor) -> tuple[int, ...]:
     """Trained parameters of every form of a tensor, in the order of the codes."""
@@ -209,6 +245,11 @@ class Spec:
   def num_offered(self) -> np.ndarray:
     """Number of forms on offer, int64 [rows, 5]."""
     return self._count(Layer.offered)
+
+  @functools.cached_property
+  def one_shift(self) -> np.ndarray:
+    """Rows where C and E may not both be there, bool [rows]."""
+    return np.array([layer.space.one_shift for layer in self.layers], bool)
 
   def _table(self, values: Callable[[Layer, Tensor], tuple[int, ...]], dtype: Any) -> np.ndarray:
     """A tuple for every gene, [rows, 5, longest]; shorter ones repeat their last value."""

@@ -62,7 +62,7 @@ def draw_structure(path: str, spec: Spec, genome: np.ndarray) -> None:
   outline_cells(grid, (5, len(spec)), color=palette().paper, linewidth=1.5)
   handles = [
     patches.Patch(
-      facecolor=color, edgecolor=palette().grey, label=form.replace('lora', 'LoRA, rank ')
+      facecolor=color, edgecolor=palette().grey, label=form.replace('lora:', 'LoRA, rank ')
     )
     for form, color in forms.items()
   ]
@@ -79,7 +79,7 @@ def _form_colors(spec: Spec) -> dict[str, str]:
     'constant': palette().yellow,
     'vector': palette().teal,
     **{
-      f'lora{rank}': blend(palette().purple, palette().paper, shade)
+      f'lora:{rank}': blend(palette().purple, palette().paper, shade)
       for rank, shade in zip(ranks, shades, strict=True)
     },
   }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from glora_jax.method.genomes import count_params, random_genomes
+from glora_jax.method.one_shift import C, E, linked
 from glora_jax.method.space import Spec
 
 # Temperatures of a guided draw, as shares of the mean estimated change; each child draws its own,
@@ -18,6 +19,8 @@ def mutate(
 ) -> np.ndarray:
   """Random parents with each gene drawn anew with the given probability.
 
+  C and E of a row that may have one of them are drawn anew together; likewise in `cross`.
+
   Args:
     rng: source of the choices.
     spec: the genomes' spec.
@@ -29,15 +32,16 @@ def mutate(
     The children, int8 [number, layer, 5].
   """
   chosen = parents[rng.integers(len(parents), size=number)]
-  is_mutated = rng.random(chosen.shape) < probability
+  is_mutated = linked(spec, rng.random(chosen.shape) < probability)
   return np.where(is_mutated, random_genomes(rng, spec, number), chosen)
 
 
-def cross(rng: np.random.Generator, parents: np.ndarray, number: int) -> np.ndarray:
+def cross(rng: np.random.Generator, spec: Spec, parents: np.ndarray, number: int) -> np.ndarray:
   """Children that have each gene from one or the other of two random parents.
 
   Args:
     rng: source of the choices.
+    spec: the genomes' spec.
     parents: genomes, int8 [parent, layer, 5].
     number: number of children.
 
@@ -46,7 +50,8 @@ def cross(rng: np.random.Generator, parents: np.ndarray, number: int) -> np.ndar
   """
   mothers = parents[rng.integers(len(parents), size=number)]
   fathers = parents[rng.integers(len(parents), size=number)]
-  return np.where(rng.random(mothers.shape) < 0.5, mothers, fathers)
+  is_mothers = linked(spec, rng.random(mothers.shape) < 0.5)
+  return np.where(is_mothers, mothers, fathers)
 
 
 def propose_guided(
@@ -72,28 +77,34 @@ def propose_guided(
   Returns:
     The children, int8 [number, layer, 5].
   """
-  offered = _offered(spec)
   children = []
   for _ in range(number):
     parent = rng.integers(len(parents))
-    child = _changed(rng, parents[parent], values[parent], offered)
+    child = _changed(rng, spec, parents[parent], values[parent])
     children.append(give_up(spec, child, values[parent], budget))
   return np.array(children, np.int8).reshape(-1, len(spec), 5)
 
 
 def _changed(
-  rng: np.random.Generator, genome: np.ndarray, values: np.ndarray, offered: np.ndarray
+  rng: np.random.Generator, spec: Spec, genome: np.ndarray, values: np.ndarray
 ) -> np.ndarray:
   """The genome with 1 to 32 changes, drawn with probabilities like exp(-change / temperature).
 
+  Where a row may have C or E, one that comes makes the other go, and the change counts both.
+
   Args:
     rng: source of the choices.
+    spec: the genome's spec.
     genome: int8 [layer, 5].
     values: estimated loss of every allele, [layer, 5, code].
-    offered: which codes are on offer, bool [layer, 5, code].
   """
   current = genome[..., None].astype(np.int64)
-  change = np.where(offered, values - np.take_along_axis(values, current, -1), np.inf)
+  change = values - np.take_along_axis(values, current, -1)
+  going = change[..., :1].copy()  # what it costs that a gene becomes none
+  rows = spec.one_shift
+  change[rows, C, 1:] += going[rows, E]
+  change[rows, E, 1:] += going[rows, C]
+  change = np.where(_offered(spec), change, np.inf)
   np.put_along_axis(change, current, np.inf, -1)
   mean_change = np.abs(change[np.isfinite(change)]).mean()
   temperature = rng.choice(_TEMPERATURES) * mean_change
@@ -103,10 +114,13 @@ def _changed(
   best = noisy.min(-1)
   num_changes = int(2 ** rng.integers(0, _LOG2_CHANGES))
   child = genome.copy()
-  for gene in np.argsort(best, axis=None)[:num_changes]:
+  # The best comes last, and so stays where two changes exclude each other.
+  for gene in np.argsort(best, axis=None)[:num_changes][::-1]:
     layer, tensor = np.unravel_index(gene, best.shape)
     if np.isfinite(best[layer, tensor]):
       child[layer, tensor] = best_code[layer, tensor]
+      if rows[layer] and tensor in (C, E) and child[layer, tensor]:
+        child[layer, C + E - tensor] = 0
   return child
 
 

@@ -75,7 +75,7 @@ class PaperEvolution:
     return shrink(rng, self.spec, children, self.budget)
 
   def _cross(self, rng: np.random.Generator, parents: np.ndarray, number: int) -> np.ndarray:
-    return shrink(rng, self.spec, cross(rng, parents, number), self.budget)
+    return shrink(rng, self.spec, cross(rng, self.spec, parents, number), self.budget)
 
 
 @dataclasses.dataclass(frozen=True)

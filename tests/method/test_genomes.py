@@ -1,6 +1,7 @@
 """Genomes: counts, canonical forms, drawing under budgets, JSON."""
 
 import collections
+import dataclasses
 import itertools
 import json
 
@@ -172,6 +173,21 @@ def test_a_budget_below_the_smallest_subnet_says_what_that_needs():
 def test_json_round_trips(genome):
   text = json.dumps(genome_to_json(LAYERS, genome))
   np.testing.assert_array_equal(genome_from_json(LAYERS, text), genome)
+
+
+def test_json_means_the_same_in_a_space_with_other_ranks():
+  written = genome_to_json(LAYERS, np.array([[0, 4, 1, 0, 2]] * 2 + [[3, 4, 0, 0, 0]], np.int8))
+  more = Spec(tuple(dataclasses.replace(layer, space=SearchSpace((1, 2, 4))) for layer in LAYERS))
+  assert genome_from_json(more, written).tolist() == [[0, 5, 1, 0, 2]] * 2 + [[4, 5, 0, 0, 0]]
+  fewer = Spec(tuple(dataclasses.replace(layer, space=SearchSpace((2,))) for layer in LAYERS))
+  with pytest.raises(ValueError, match=r'says lora:4 for B of a; the alleles there are none, con'):
+    genome_from_json(fewer, written)
+
+
+def test_json_of_version_0_1_0_is_read_by_its_names():
+  layers = [{'layer': name, 'A': 'lora4', **dict.fromkeys('BCDE', 'none')} for name in 'abc']
+  written = {'genome': [[4, 0, 0, 0, 0]] * 3, 'params': 0, 'layers': layers}
+  assert genome_from_json(LAYERS, written).tolist() == written['genome']
 
 
 @pytest.mark.parametrize(

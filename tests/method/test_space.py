@@ -12,7 +12,7 @@ from glora_jax.method.space import Layer, SearchSpace, Spec
     ({'ranks': (4, 2)}, 'ascending'),
     ({'ranks': (0,)}, 'positive'),
     ({'ranks': (2.5,)}, 'positive'),
-    ({'A': ('matrix',)}, 'none, constant, vector, lora4'),
+    ({'A': ('matrix',)}, 'none, constant, vector, lora:4'),
     ({'C': 3}, 'codes 0 to 2'),
     ({'D': ()}, 'not a choice'),
   ],
@@ -24,4 +24,5 @@ def test_wrong_spaces_are_explained(fields, message):
 
 def test_spaces_take_names_or_codes():
   assert SearchSpace((4,), A=('lora', 'none')) == SearchSpace(4, A=(0, 3))
+  assert SearchSpace((2, 4), A=('none', 'lora4')) == SearchSpace((2, 4), A=('none', 'lora:4'))
   assert hash(Spec((Layer('a', 1, 1),))) == hash(Spec((Layer('a', 1, 1),)))

@@ -14,7 +14,7 @@ from glora_jax.search.operators import cross, give_up, mutate, propose_guided
 
 def test_children_have_genes_of_both_parents():
   parents = np.stack([np.zeros((4, 5), np.int8), np.ones((4, 5), np.int8)])
-  crossed = cross(np.random.default_rng(0), parents, 200)
+  crossed = cross(np.random.default_rng(0), SPEC, parents, 200)
   assert set(np.unique(crossed)) == {0, 1}
   assert 0.4 < crossed.mean() < 0.6
 

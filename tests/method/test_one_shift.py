@@ -1,0 +1,157 @@
+"""Rows with C or E but never both, wherever genomes come from."""
+
+import collections
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from glora_jax.method.genomes import (
+  check_genome,
+  count_params,
+  largest_genome,
+  random_genomes,
+  sample_genome,
+  shrink,
+  smallest_genome,
+)
+from glora_jax.method.space import TENSORS, Layer, SearchSpace, Spec
+from glora_jax.search.operators import cross, give_up, mutate, propose_guided
+
+C, E = 2, 4
+DISTINCT = SearchSpace.distinct((1, 2))
+SPEC = Spec(
+  (
+    Layer('wide', 6, 9, space=DISTINCT),
+    Layer('narrow', 9, 6, space=DISTINCT),
+    Layer('square', 6, 6, space=DISTINCT),
+    Layer('no_bias', 6, 9, bias=False, space=DISTINCT),
+    Layer('constants', 4, 9, space=SearchSpace((2,), E=('none', 'constant'), one_shift=True)),
+  )
+)
+seeds = st.integers(0, 2**32 - 1)
+budgets = st.integers(0, 120)
+draw = jax.jit(sample_genome, static_argnums=(1, 2))
+
+
+def assert_distinct(genomes):
+  """No row has C and E, C stands only where in < out, and every allele is on offer."""
+  check_genome(SPEC, genomes)
+  assert not ((genomes[..., C] > 0) & (genomes[..., E] > 0)).any()
+  assert not genomes[..., [1, 2, 3], C].any()
+  for row, layer in enumerate(SPEC):
+    for column, tensor in enumerate(TENSORS):
+      assert set(np.unique(genomes[..., row, column])) <= set(layer.offered(tensor))
+
+
+def population(seed, number=8):
+  return random_genomes(np.random.default_rng(seed), SPEC, number)
+
+
+@given(seed=seeds, budget=budgets)
+@settings(deadline=None)
+def test_random_genomes_have_one_shift_within_any_budget(seed, budget):
+  drawn = random_genomes(np.random.default_rng(seed), SPEC, 8, budget)
+  assert_distinct(drawn)
+  assert count_params(SPEC, drawn).max() <= budget
+
+
+@given(seed=seeds, largest=st.sampled_from((0.0, 0.5, 1.0)))
+@settings(deadline=None, max_examples=30)
+def test_sampled_genomes_have_one_shift(seed, largest):
+  assert_distinct(np.asarray(draw(jax.random.key(seed), SPEC, largest)))
+
+
+@given(seed=seeds, probability=st.floats(0, 1))
+@settings(deadline=None)
+def test_children_have_one_shift(seed, probability):
+  rng = np.random.default_rng(seed)
+  assert_distinct(mutate(rng, SPEC, population(seed), 8, probability))
+  assert_distinct(cross(rng, SPEC, population(seed), 8))
+
+
+@given(seed=seeds, budget=st.none() | budgets)
+@settings(deadline=None)
+def test_guided_children_have_one_shift(seed, budget):
+  rng = np.random.default_rng(seed)
+  values = rng.normal(size=(2, *SPEC.cost_table.shape))
+  assert_distinct(propose_guided(rng, SPEC, population(seed, 2), values, 8, budget))
+
+
+@given(seed=seeds, budget=budgets)
+@settings(deadline=None)
+def test_what_is_given_up_leaves_one_shift(seed, budget):
+  rng = np.random.default_rng(seed)
+  values = rng.normal(size=SPEC.cost_table.shape)
+  assert_distinct(give_up(SPEC, population(seed, 1)[0], values, budget))
+
+
+@given(seed=seeds, budget=budgets)
+@settings(deadline=None)
+def test_shrinking_leaves_one_shift_of_any_genome(seed, budget):
+  rng = np.random.default_rng(seed)
+  anything = rng.integers(0, SPEC.num_codes, (8, len(SPEC), 5)).astype(np.int8)
+  shrunk = shrink(rng, SPEC, anything, budget)
+  assert not ((shrunk[..., C] > 0) & (shrunk[..., E] > 0)).any()
+  assert not shrunk[..., [1, 2], C].any()
+  assert count_params(SPEC, shrunk).max() <= budget
+
+
+def test_the_largest_genome_keeps_the_larger_shift():
+  largest = largest_genome(SPEC)
+  assert largest[:, [C, E]].tolist() == [[0, 2], [0, 2], [0, 2], [0, 0], [2, 0]]
+  assert_distinct(largest)
+  assert_distinct(smallest_genome(SPEC))
+  always = draw(jax.random.key(0), SPEC, 1.0)
+  np.testing.assert_array_equal(always, largest)
+
+
+@pytest.mark.parametrize('compiled', [False, True])
+def test_c_and_e_together_are_drawn_uniformly(compiled):
+  spec = Spec((Layer('a', 6, 9, space=SearchSpace((1,), E=('none', 'vector'), one_shift=True)),))
+  if compiled:
+    keys = jax.random.split(jax.random.key(0), 8000)
+    drawn = np.asarray(jax.jit(jax.vmap(lambda key: sample_genome(key, spec)))(keys))
+  else:
+    drawn = random_genomes(np.random.default_rng(0), spec, 8000)
+  counts = collections.Counter(map(tuple, drawn[:, 0][:, [C, E]].tolist()))
+  assert counts.keys() == {(0, 0), (1, 0), (2, 0), (0, 2)}
+  assert max(abs(count - 2000) for count in counts.values()) < 5 * np.sqrt(2000)
+
+
+def test_guided_changes_swap_c_for_e_where_that_promises_most():
+  spec = Spec((Layer('a', 6, 9, space=DISTINCT),))
+  parent = np.array([[0, 0, 1, 0, 0]], np.int8)
+  values = np.zeros((1, *spec.cost_table.shape))
+  values[0, 0, C, 0], values[0, 0, E, 2] = 1.0, -50.0
+  children = propose_guided(np.random.default_rng(0), spec, parent[None], values, 50, None)
+  assert np.mean(children[:, 0, E] == 2) > 0.9
+
+
+def test_one_shift_draws_nothing_more_from_other_spaces():
+  spec = Spec((Layer('a', 6, 9),))
+  rng, same = np.random.default_rng(0), np.random.default_rng(0)
+  drawn = random_genomes(rng, spec, 4)
+  np.testing.assert_array_equal(drawn, same.integers(0, spec.num_offered, (4, 1, 5)))
+  assert rng.random() == same.random()
+
+
+def test_one_shift_without_none_on_offer_is_refused():
+  with pytest.raises(ValueError, match=r'one_shift=True needs none on offer'):
+    SearchSpace(E='vector', one_shift=True)
+
+
+def test_the_distinct_space_offers_what_no_other_form_reaches():
+  space = SearchSpace.distinct()
+  assert space.ranks == tuple(range(1, 9))
+  offered = {t: [space.names(t)[code] for code in getattr(space, t)] for t in TENSORS}
+  loras = [f'lora:{rank}' for rank in range(1, 9)]
+  assert offered == {
+    'A': ['none', 'vector', *loras],
+    'B': ['none', *loras],
+    'C': ['none', 'vector'],
+    'D': ['none'],
+    'E': ['none', 'vector'],
+  }
