@@ -19,6 +19,7 @@ from glora_jax.method.genomes import (
   random_genomes,
   sample_genome,
 )
+from glora_jax.method.preset_names import check_preset_name, preset_label
 from glora_jax.method.presets import custom_genome, preset, presets
 from glora_jax.method.space import Layer, SearchSpace, Spec
 from glora_jax.method.subnet import Subnet
@@ -71,6 +72,7 @@ __all__ = [
   'Training',
   'adapt',
   'canonicalize',
+  'check_preset_name',
   'count_params',
   'custom_genome',
   'effective',
@@ -84,6 +86,7 @@ __all__ = [
   'make_scorer',
   'nnx',
   'preset',
+  'preset_label',
   'presets',
   'random_genomes',
   'sample_genome',

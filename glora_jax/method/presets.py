@@ -3,80 +3,127 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from glora_jax.method.genomes import canonicalize
-from glora_jax.method.space import LORA_TENSORS, TENSORS, Layer, Spec
+from glora_jax.method.genomes import canonicalize, check_budget
+from glora_jax.method.placement import block_numbers, placed_rows
+from glora_jax.method.preset_names import (
+  PRESET_NAMES,
+  PRESETS,
+  Alleles,
+  parse_preset_name,
+)
+from glora_jax.method.rising import Ladder, rising_ranks
+from glora_jax.method.space import FLAT_FORMS, LORA_TENSORS, TENSORS, Layer, Spec, Tensor
 
-Choice = Literal['none', 'vector', 'largest']
-
-
-class Alleles(NamedTuple):
-  """A form for each tensor, alike in all layers; 'largest' is the one with most parameters."""
-
-  A: Choice = 'none'
-  B: Choice = 'none'
-  C: Choice = 'none'
-  D: Choice = 'none'
-  E: Choice = 'none'
-
-
-# The methods that GLoRA contains, and the largest subnet of all.
-PRESETS: Mapping[str, Alleles] = {
-  'linear': Alleles(),
-  'bitfit': Alleles(E='vector'),
-  'lora': Alleles(B='largest'),
-  'ssf': Alleles(A='vector', D='vector', E='vector'),
-  'prompt': Alleles(C='vector'),
-  'full': Alleles(A='largest', B='largest', C='largest', D='largest', E='largest'),
-}
-PRESET_NAMES = tuple(PRESETS)
 _OF_BIASES = ('bitfit', 'prompt')  # nothing is left of them where no layer has a bias
 
 
-def preset(spec: Spec, name: str) -> np.ndarray:
-  """The genome of a method that GLoRA contains.
+def preset(spec: Spec, name: str, budget: int | None = None) -> np.ndarray:
+  """The genome of a method that GLoRA contains, in all layers or in some.
 
   Args:
     spec: the layers.
-    name: 'linear', 'bitfit', 'lora', 'ssf', 'prompt' or 'full'.
+    name: `BASE[:RANK][@PLACE]`. The bases are 'linear', 'bitfit', 'lora', 'ssf', 'prompt', 'full',
+      'hira' (A alone as LoRA), 'scale_shift' (A and E as vectors) and 'scale_shift_lora' (these,
+      and B as LoRA). lora, hira and scale_shift_lora may have a rank, else theirs is the largest;
+      'lora:rising' and 'hira:rising' have ranks that rise with the number of the block and fill the
+      budget. The places are 'qkv', 'attn' (qkv and proj), 'mlp', 'last_half' (of the blocks), or a
+      regular expression that is searched in the layers' names.
+    budget: most trained parameters, for ranks that rise; other names do not look at it.
 
   Returns:
-    Canonical genome, int8 [rows, 5].
+    Canonical genome, int8 [rows, 5]. It has its alleles whatever the space offers to a search.
 
   Raises:
-    ValueError: the name is unknown, or the method needs a bias where no layer has one.
+    ValueError: the name is unknown, the space does not have its rank, no layer is in its place, the
+      method needs a bias where no layer has one, or ranks rise within no budget or one that fits
+      none.
 
   Example:
-    >>> from glora_jax import Layer, Spec, preset
-    >>> spec = Spec((Layer('fc1', 8, 32), Layer('fc2', 32, 8)))
+    >>> from glora_jax import Layer, SearchSpace, Spec, preset
+    >>> space = SearchSpace(ranks=(1, 2))
+    >>> spec = Spec((Layer('attn/qkv', 8, 24, space=space), Layer('mlp/fc1', 8, 32, space=space)))
     >>> preset(spec, 'ssf').tolist()
     [[2, 0, 0, 2, 2], [2, 0, 0, 2, 2]]
+    >>> preset(spec, 'lora:2@attn').tolist()
+    [[0, 4, 0, 0, 0], [0, 0, 0, 0, 0]]
   """
-  if name not in PRESETS:
-    raise ValueError(f"The preset '{name}' is unknown; the presets are {', '.join(PRESETS)}.")
-  if name in _OF_BIASES and not any(layer.bias for layer in spec):
+  parsed = parse_preset_name(name)
+  rows = np.flatnonzero(placed_rows(spec, parsed.place)).tolist()
+  if parsed.base in _OF_BIASES and not any(spec.layers[row].bias for row in rows):
     raise ValueError(f"The preset '{name}' trains biases, and no adapted layer has one.")
+  alleles = PRESETS[parsed.base]
+  layers = [spec.layers[row] for row in rows]
   genome = np.zeros((len(spec), len(TENSORS)), np.int8)
-  for row, layer in enumerate(spec):
-    genome[row] = _codes(layer, PRESETS[name])
+  for row, layer, rank in zip(rows, layers, _ranks(layers, name, budget), strict=True):
+    genome[row] = _codes(layer, alleles, rank)
   return canonicalize(spec, genome)
 
 
-def _codes(layer: Layer, alleles: Alleles) -> list[int]:
-  """Codes of A, B, C, D, E in a layer."""
-  codes = []
-  for tensor, form in zip(TENSORS, alleles, strict=True):
-    names = layer.space.names(tensor)
-    codes.append(len(names) - 1 if form == 'largest' else names.index(form))
-  return codes
+def _ranks(layers: Sequence[Layer], name: str, budget: int | None) -> Sequence[int | None]:
+  """The rank of a preset's LoRA in each of its layers; None for the largest, 0 for none.
+
+  Raises:
+    ValueError: a layer does not have the rank, or ranks rise within no budget.
+  """
+  rank = parse_preset_name(name).rank
+  if rank == 'rising':
+    return _rising(layers, name, budget)
+  for layer in layers:
+    if rank is not None and rank not in layer.space.ranks:
+      raise ValueError(
+        f"The preset '{name}' needs rank {rank}, and the space of {layer.name} has the ranks "
+        f'{", ".join(map(str, layer.space.ranks))}; take one of them, or give it that rank.'
+      )
+  return [rank] * len(layers)
+
+
+def _rising(layers: Sequence[Layer], name: str, budget: int | None) -> list[int]:
+  """Ranks of layers that rise with depth and fill the budget.
+
+  Raises:
+    ValueError: there is no budget, or it fits no rank in any of the layers.
+  """
+  most = check_budget(budget)
+  if most is None:
+    raise ValueError(
+      f"The preset '{name}' fills a budget, and there is none; give one, or a rank as in 'lora:4'."
+    )
+  tensor = TENSORS[PRESETS[parse_preset_name(name).base].index('rank')]
+  blocks = block_numbers([layer.name for layer in layers])
+  ladders = [
+    Ladder(block or 0, layer.space.ranks, layer.costs(tensor)[len(FLAT_FORMS[tensor]) :])
+    for block, layer in zip(blocks, layers, strict=True)
+  ]
+  ranks = rising_ranks(ladders, most)
+  if not any(ranks):
+    least = min(ladder.costs[0] for ladder in ladders)
+    raise ValueError(
+      f"The preset '{name}' fits no layer into budget={budget}; its smallest LoRA has {least} "
+      'parameters.'
+    )
+  return ranks
+
+
+def _codes(layer: Layer, alleles: Alleles, rank: int | None) -> list[int]:
+  """Codes of A, B, C, D, E in a layer; a rank is one that the layer has, 0 for no LoRA."""
+  return [_code(layer, tensor, form, rank) for tensor, form in zip(TENSORS, alleles, strict=True)]
+
+
+def _code(layer: Layer, tensor: Tensor, form: str, rank: int | None) -> int:
+  names = layer.space.names(tensor)
+  if form == 'largest' or (form == 'rank' and rank is None):
+    return len(names) - 1
+  if form == 'rank':
+    return names.index(f'lora:{rank}') if rank else 0
+  return names.index(form)
 
 
 def presets(spec: Spec) -> dict[str, np.ndarray]:
-  """All presets that exist for a spec.
+  """All bases of presets that exist for a spec, in all layers, with the largest rank.
 
   Args:
     spec: the layers.
@@ -87,11 +134,12 @@ def presets(spec: Spec) -> dict[str, np.ndarray]:
   Example:
     >>> from glora_jax import Layer, Spec, count_params, presets
     >>> spec = Spec((Layer('fc1', 8, 32),))
-    >>> {name: count_params(spec, genome) for name, genome in presets(spec).items()}
-    {'linear': 0, 'bitfit': 32, 'lora': 160, 'ssf': 96, 'prompt': 8, 'full': 420}
+    >>> counts = {name: count_params(spec, genome) for name, genome in presets(spec).items()}
+    >>> counts['bitfit'], counts['lora'], counts['scale_shift_lora']
+    (32, 160, 224)
   """
   biased = any(layer.bias for layer in spec)
-  return {name: preset(spec, name) for name in PRESETS if biased or name not in _OF_BIASES}
+  return {name: preset(spec, name) for name in PRESET_NAMES if biased or name not in _OF_BIASES}
 
 
 def custom_genome(spec: Spec, choices: Mapping[str, str | Mapping[str, str | int]]) -> np.ndarray:

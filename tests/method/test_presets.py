@@ -19,12 +19,23 @@ def test_presets_cost_what_their_methods_cost():
     'ssf': 3 * (9 + 3),
     'prompt': 6 + 9,
     'full': 2 * 4 * (15 + 12) + 4 * (7 + 10) + 2 * (9 + 3),
+    'hira': 4 * (6 + 9) + 4 * (9 + 3),
+    'scale_shift': 2 * (9 + 3),
+    'scale_shift_lora': 4 * (6 + 9) + 4 * (9 + 3) + 2 * (9 + 3),
   }
 
 
 def test_presets_that_need_a_bias_are_refused_without_one():
   spec = Spec((Layer('a', 6, 9, False),))
-  assert presets.presets(spec).keys() == {'linear', 'lora', 'ssf', 'full'}
+  assert presets.presets(spec).keys() == {
+    'linear',
+    'lora',
+    'ssf',
+    'full',
+    'hira',
+    'scale_shift',
+    'scale_shift_lora',
+  }
   for name in ('bitfit', 'prompt'):
     with pytest.raises(ValueError, match='no adapted layer has one'):
       presets.preset(spec, name)
