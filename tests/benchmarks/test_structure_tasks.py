@@ -1,0 +1,119 @@
+"""The tasks of the structures' benchmark: what a seed draws, and labels that pictures bear out."""
+
+import gzip
+import pickle
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from benchmarks.structures import rendering, scenes, tasks
+
+
+class Unwanted:
+  """What no file of arrays holds."""
+
+
+def small_pool(sizes, seed=0):
+  """Random pictures, as many of each class as `sizes` says, in random order."""
+  rng = np.random.default_rng(seed)
+  labels = rng.permutation(np.repeat(np.arange(len(sizes)), sizes)).astype(np.int32)
+  images = rng.integers(0, 256, (len(labels), 28, 28, 3), dtype=np.uint8)
+  return tasks.Pool(images, labels, len(sizes))
+
+
+def pictures(split):
+  """The pictures of a split, as a set."""
+  return {image.tobytes() for image in split.images}
+
+
+def test_splits_of_a_seed_are_disjoint_and_as_large_as_asked():
+  pool = small_pool([700] * 9)
+  drawn = tasks.draw(pool, 3)
+  assert {name: len(split.labels) for name, split in drawn.items()} == {
+    'train': 800,
+    'val': 200,
+    'test': 4000,
+  }
+  more = tasks.more_validation(pool, 3)
+  everyone = set().union(*map(pictures, drawn.values()), pictures(more))
+  assert len(everyone) == 6000
+
+
+def test_no_seed_learns_from_a_test_image_and_the_test_images_stay():
+  pool = small_pool([300] * 5)
+  first, second = tasks.draw(pool, 0), tasks.draw(pool, 1)
+  np.testing.assert_array_equal(first['test'].images, second['test'].images)
+  assert not pictures(first['test']) & (pictures(second['train']) | pictures(second['val']))
+  assert pictures(first['train']) != pictures(second['train'])
+  np.testing.assert_array_equal(tasks.draw(pool, 1)['train'].labels, second['train'].labels)
+
+
+def test_classes_have_equal_shares_while_there_are_images():
+  drawn = tasks.draw(small_pool([1100, 1000, 1200, 1300, 1000]), 0)
+  for name, share in {'train': 160, 'val': 40, 'test': 800}.items():
+    assert np.bincount(drawn[name].labels).tolist() == [share] * 5
+  uneven = tasks.balanced_order(np.array([0] * 7 + [1] * 2 + [2] * 3), 0)
+  assert sorted(uneven.tolist()) == list(range(12))
+
+
+def test_too_few_images_are_refused():
+  with pytest.raises(ValueError, match='has 1000 images; more than 1000 are needed'):
+    tasks.draw(small_pool([500, 500]), 0)
+
+
+def test_a_task_that_does_not_exist_is_named():
+  with pytest.raises(ValueError, match="no task 'count_stars'"):
+    tasks.load_pool('count_stars')
+
+
+def test_a_picture_is_kept_once_and_not_at_all_with_two_labels():
+  images = small_pool([6]).images
+  images[3], images[5] = images[0], images[1]
+  assert tasks.distinct(images, np.array([0, 1, 2, 0, 1, 2])).tolist() == [0, 2, 4]
+
+
+def test_a_pickle_of_an_array_is_read_and_nothing_else():
+  array = np.arange(6, dtype=np.uint8).reshape(2, 3)
+  written = pickle.dumps(array, protocol=3).replace(b'numpy._core', b'numpy.core')
+  np.testing.assert_array_equal(tasks._read_array(gzip.compress(written)), array)
+  with pytest.raises(pickle.UnpicklingError, match='Unwanted; only plain arrays are read'):
+    tasks._read_array(gzip.compress(pickle.dumps(Unwanted())))
+
+
+def test_rendered_pictures_are_the_same_every_time_and_their_labels_take_turns(monkeypatch):
+  monkeypatch.setattr(tasks, 'RENDERED', 10)
+  images, labels = tasks.render(scenes.discs, 4, 7)
+  assert labels.tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
+  np.testing.assert_array_equal(images, tasks.render(scenes.discs, 4, 7)[0])
+  assert (images != tasks.render(scenes.discs, 4, 8)[0]).any(axis=(1, 2, 3)).all()
+
+
+@pytest.fixture
+def plain(monkeypatch):
+  """Scenes whose background is black and whose colors are white, without noise and clutter."""
+  black = np.zeros((28, 28, 3))
+  monkeypatch.setattr(rendering, 'gradient', lambda *_: black)
+  monkeypatch.setattr(rendering, 'tint', lambda *_: np.ones(3))
+  monkeypatch.setattr(rendering, 'finish', lambda rng, picture, noise: picture[..., 0])
+
+
+def shapes(picture):
+  """Connected components of what is brighter than half."""
+  marked, number = ndimage.label(picture > 0.5, np.ones((3, 3)))
+  return [np.argwhere(marked == index + 1) for index in range(number)]
+
+
+@pytest.mark.parametrize('label', range(5))
+def test_a_picture_of_discs_has_as_many_parts_as_the_label_says(plain, label):
+  for seed in range(5):
+    assert len(shapes(scenes.discs(np.random.default_rng(seed), label))) == label + 1
+
+
+@pytest.mark.parametrize('label', range(8))
+def test_a_bar_lies_along_the_angle_that_the_label_says(plain, label):
+  for seed in range(5):
+    (points,) = shapes(scenes.bars(np.random.default_rng(seed), label))
+    _, _, directions = np.linalg.svd(points - points.mean(0))
+    angle = np.arctan2(directions[0, 0], directions[0, 1])
+    assert round(angle / (np.pi / 8)) % 8 == label
