@@ -22,7 +22,7 @@ import ml_collections
 
 from glora_jax.files import Path, read_json, write_json, writing
 from glora_jax.mesh import primary
-from glora_jax.runs.config import values_when_absent
+from glora_jax.runs.config import default_config, values_when_absent
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +66,18 @@ def claim_workdir(config: ml_collections.ConfigDict, workdir: str) -> None:
       f'The workdir {workdir} belongs to another config: {"; ".join(changed)}. Choose another '
       '--workdir, or remove that one.'
     )
+
+
+def read_config(workdir: Path) -> ml_collections.ConfigDict:
+  """The config of a workdir; a field that its file lacks has the meaning that it had then.
+
+  Raises:
+    OSError: there is no `config.json`, or it cannot be read.
+  """
+  config = default_config()
+  config.update_from_flattened_dict(values_when_absent())
+  config.update(read_json(os.path.join(workdir, 'config.json')))
+  return config
 
 
 def _flatten(tree: dict[str, Any]) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 import pytest
 
 from glora_jax.files import read_json, write_json
-from glora_jax.runs.config import default_config
-from glora_jax.runs.workdir import claim_workdir
+from glora_jax.runs.config import check_config, default_config
+from glora_jax.runs.workdir import claim_workdir, read_config
 
 
 @pytest.fixture
@@ -51,3 +51,14 @@ def test_a_field_that_is_gone_is_named(older):
   write_json(f'{older}/config.json', {**written, 'momentum': 0.9})
   with pytest.raises(ValueError, match=r'momentum was 0\.9 and is now None'):
     claim_workdir(default_config(), older)
+
+
+def test_the_config_of_an_older_workdir_is_read_whole(older):
+  written = read_json(f'{older}/config.json')
+  written['supernet']['learning_rate'], written['space']['ranks'] = 0.5, [2, 8]
+  write_json(f'{older}/config.json', written)
+  settings = check_config(read_config(older))
+  assert settings.supernet.learning_rate == 0.5
+  assert settings.space.ranks == (2, 8)
+  assert settings.search.guides == 1
+  assert settings.consistency == check_config(default_config()).consistency
