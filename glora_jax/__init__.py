@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # for type checkers and editors; `_HOMES` says the same to Py
   from glora_jax import nnx
   from glora_jax.method.adapter_file import load_adapter, save_adapter
   from glora_jax.models.official import load_official_supernet
+  from glora_jax.search.allocate import Allocation, allocate
   from glora_jax.search.archive import Archive
   from glora_jax.search.evolution import evolve
   from glora_jax.search.scoring import make_scorer, score
@@ -45,6 +46,7 @@ __version__ = '0.2.0'
 _HOMES = {
   'glora_jax.method.adapter_file': ('load_adapter', 'save_adapter'),
   'glora_jax.models.official': ('load_official_supernet',),
+  'glora_jax.search.allocate': ('Allocation', 'allocate'),
   'glora_jax.search.archive': ('Archive',),
   'glora_jax.search.evolution': ('evolve',),
   'glora_jax.search.scoring': ('make_scorer', 'score'),
@@ -60,6 +62,7 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
   'Adapted',
+  'Allocation',
   'Archive',
   'Consistency',
   'Evolution',
@@ -71,6 +74,7 @@ __all__ = [
   'Subnet',
   'Training',
   'adapt',
+  'allocate',
   'canonicalize',
   'check_preset_name',
   'count_params',

@@ -257,6 +257,28 @@ def sharded_axis(shape: tuple[int, ...], devices: int) -> int | None:
   return max(fitting, key=lambda axis: (shape[axis], axis), default=None)
 
 
+def deal(mesh: Mesh | None, tree: Any) -> Any:
+  """A tree with every array dealt to all devices along its first axis; scalars stay as they are.
+
+  Arrays that lie on the mesh stay where they are. Without a mesh, the tree as it is.
+
+  Raises:
+    ValueError: an array cannot be dealt out evenly.
+  """
+  if mesh is None:
+    return tree
+  devices = set(mesh.devices.flat)
+
+  def place(leaf):
+    on_mesh = isinstance(leaf, jax.Array) and leaf.sharding.device_set == devices
+    if on_mesh or not np.ndim(leaf):
+      return leaf
+    require_divisible(mesh, len(leaf))
+    return _put(leaf, dealt(mesh))
+
+  return jax.tree.map(place, tree)
+
+
 def settle(mesh: Mesh | None, tree: Any) -> Any:
   """A tree whose arrays on the mesh stay as they are, while the rest is replicated.
 

@@ -1,8 +1,11 @@
 """Where tests find things: folders of the project, programs of child processes, configs."""
 
 import importlib.util
+import os
 import pathlib
 import sys
+
+import jax
 
 ROOT = pathlib.Path(__file__).parent.parent
 FIXTURES = ROOT / 'tests' / 'fixtures'
@@ -13,6 +16,18 @@ CONFIGS = ROOT / 'configs'
 def program(name):
   """The command that starts a program of `tests/programs`."""
   return [sys.executable, str(ROOT / 'tests' / 'programs' / f'{name}.py')]
+
+
+def environment(devices):
+  """The environment of a process with simulated devices, which compiles as the tests do."""
+  return {
+    **os.environ,
+    'JAX_PLATFORMS': 'cpu',
+    'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices} '
+    '--xla_backend_optimization_level=0',
+    'JAX_COMPILATION_CACHE_DIR': jax.config.jax_compilation_cache_dir,
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+  }
 
 
 def get_config(name, *arguments):

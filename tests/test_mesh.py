@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from places import ROOT, program
+from places import ROOT, environment, program
 from trees import randomized
 
 from glora_jax import mesh
@@ -84,18 +84,6 @@ def test_half_a_description_in_the_environment_is_refused(plain_machine):
 def test_on_one_device_there_is_no_mesh():
   assert mesh.over_devices('one') is None
   assert (mesh.over_devices('all') is None) == (jax.device_count() == 1)
-
-
-def environment(devices):
-  """The environment of a process with simulated devices, which compiles as the tests do."""
-  return {
-    **os.environ,
-    'JAX_PLATFORMS': 'cpu',
-    'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices} '
-    '--xla_backend_optimization_level=0',
-    'JAX_COMPILATION_CACHE_DIR': jax.config.jax_compilation_cache_dir,
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-  }
 
 
 @pytest.mark.slow

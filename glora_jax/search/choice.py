@@ -1,0 +1,286 @@
+"""The structure that pays best by given values: greedy by value per parameter, up to a budget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from glora_jax.method.genomes import canonicalize, count_params, smallest_genome
+from glora_jax.method.space import FLAT_FORMS, TENSORS, Layer, Spec, Tensor
+from glora_jax.search.allocation import Values
+
+_A, _B, _C, _D, _E = range(len(TENSORS))
+_VECTOR_OF_WEIGHT = _VECTOR_OF_BIAS = 2
+_VECTOR_OF_PROMPT = 1
+_FLOOR_FACTOR = 1.5
+
+
+class Option(NamedTuple):
+  """A choice among alleles of one row that exclude each other.
+
+  Attributes:
+    alleles: (column of the genome, code) of each gene that it sets.
+    value: what they are worth together.
+    cost: what they cost, in trained parameters.
+    in_floor: whether it is what every row gets first, where the budget is ample.
+  """
+
+  alleles: tuple[tuple[int, int], ...]
+  value: float
+  cost: int
+  in_floor: bool = False
+
+
+class Gene(NamedTuple):
+  """What one row may take for A, for B, or for its shift, which is C or E.
+
+  Attributes:
+    row: row of the genome.
+    options: the cheapest on offer first, then every form that is considered.
+  """
+
+  row: int
+  options: tuple[Option, ...]
+
+
+class Move(NamedTuple):
+  """One purchase: a gene takes another option."""
+
+  gene: int
+  option: int
+
+
+class Curve(NamedTuple):
+  """What can be had for how many parameters, when the best is bought first.
+
+  Attributes:
+    params: trained parameters, int64 [purchase + 1], ascending.
+    values: value of all that is bought by then, float64 [purchase + 1].
+    knee: index of the proposed budget: where the curve stands highest above its chord.
+  """
+
+  params: np.ndarray
+  values: np.ndarray
+  knee: int
+
+
+def choose(
+  spec: Spec,
+  values: Values,
+  budget: int,
+  *,
+  rho: float = 2.0,
+  floor: bool = True,
+) -> np.ndarray:
+  """The structure within a budget that pays best, bought greedily by value per parameter.
+
+  Ranks are nested, a tensor has one form in a row, and of C and E a row takes one, C only where it
+  has fewer inputs than outputs. The LoRA of A may take the place of its vector. What is worth
+  nothing is never bought, and what no longer fits is passed over, so that the budget is filled as
+  far as the alleles on offer allow.
+
+  Args:
+    spec: the layers, with their alleles on offer.
+    values: of every row without an axis of folds; see `allocation.Values`.
+    budget: most trained parameters.
+    rho: a row's rank is at most so many times the rank that every row could have, rounded up.
+    floor: whether all rows get the vectors of A and E first, where the budget is 1.5 times what
+      these cost or more.
+
+  Returns:
+    Canonical genome, int8 [rows, 5].
+
+  Raises:
+    ValueError: nothing is on offer, or the budget fits no unit.
+  """
+  require_something(spec, budget)
+  genes = all_genes(spec, values, most_rank(spec, budget, rho))
+  start = _start(genes, budget if floor else 0)
+  chosen = np.array(start)
+  for gene, option in moves(genes, start, budget):
+    chosen[gene] = option
+  return canonicalize(spec, _genome(spec, genes, chosen))
+
+
+def value_of(spec: Spec, values: Values, genome: np.ndarray) -> float:
+  """What a structure is worth by given values; forms that are not considered are worth nothing."""
+  total = 0.0
+  for gene in all_genes(spec, values):
+    alleles = [
+      option.value
+      for option in gene.options
+      if all(genome[gene.row, column] == code for column, code in option.alleles)
+    ]
+    total += max(alleles, default=0.0)
+  return total
+
+
+def trace_curve(spec: Spec, values: Values) -> Curve:
+  """The curve of value by budget, without floor and without a cap on ranks."""
+  genes = all_genes(spec, values)
+  start = _start(genes, 0)
+  chosen = np.array(start)
+  least = count_params(spec, smallest_genome(spec))
+  params, worth = [least], [sum(gene.options[0].value for gene in genes)]
+  for gene, option in moves(genes, start, None):
+    old, new = genes[gene].options[chosen[gene]], genes[gene].options[option]
+    params.append(params[-1] + new.cost - old.cost)
+    worth.append(worth[-1] + new.value - old.value)
+    chosen[gene] = option
+  curve = np.array(params, np.int64), np.array(worth)
+  return Curve(*curve, knee=knee(*curve))
+
+
+def knee(params: np.ndarray, values: np.ndarray) -> int:
+  """The point of a rising curve that is highest above the chord from its first to its last."""
+  if len(params) < 3 or params[-1] == params[0] or values[-1] == values[0]:
+    return len(params) - 1
+  along = (params - params[0]) / (params[-1] - params[0])
+  above = (values - values[0]) / (values[-1] - values[0])
+  return int(np.argmax(above - along))
+
+
+def most_rank(spec: Spec, budget: int, rho: float) -> int:
+  """The cap on ranks: `rho` times the rank that every row could have, rounded up."""
+  return math.ceil(rho * budget / sum(layer.in_features + layer.out_features for layer in spec))
+
+
+def moves(genes: list[Gene], start: list[int], budget: int | None) -> Iterator[Move]:
+  """The purchases one after the other, each the best by value per parameter of those that fit.
+
+  Args:
+    genes: what can be bought.
+    start: index of the option that each gene has at first.
+    budget: most trained parameters; None for no limit.
+
+  Yields:
+    The purchases, in order; each costs something and is worth something.
+  """
+  longest = max((len(gene.options) for gene in genes), default=0)
+  values = np.full((len(genes), longest), -np.inf)
+  costs = np.full((len(genes), longest), np.inf)
+  for index, gene in enumerate(genes):
+    values[index, : len(gene.options)] = [option.value for option in gene.options]
+    costs[index, : len(gene.options)] = [option.cost for option in gene.options]
+  index = np.arange(len(genes))
+  gains = values - values[index, start][:, None]
+  extras = costs - costs[index, start][:, None]
+  left = math.inf if budget is None else budget - costs[index, start].sum()
+  while True:
+    fits = (gains > 0) & (extras > 0) & (extras <= left)
+    if not fits.any():
+      return
+    ratios = np.where(fits, gains / np.where(fits, extras, 1), -np.inf)
+    gene, option = np.unravel_index(ratios.argmax(), ratios.shape)
+    left -= extras[gene, option]
+    gains[gene] -= gains[gene, option]
+    extras[gene] -= extras[gene, option]
+    yield Move(int(gene), int(option))
+
+
+def all_genes(spec: Spec, values: Values, cap: int | None = None) -> list[Gene]:
+  """What every row may take, with ranks up to a cap."""
+  cheapest = smallest_genome(spec)
+  genes = []
+  for row, layer in enumerate(spec):
+    worth = values.at(row, folds=False)
+    base = cheapest[row].tolist()
+    genes.append(Gene(row, _weight_options(layer, 'A', worth, base, cap)))
+    genes.append(Gene(row, _weight_options(layer, 'B', worth, base, cap)))
+    genes.append(Gene(row, _shift_options(layer, worth, base)))
+  return genes
+
+
+def _weight_options(
+  layer: Layer, tensor: Tensor, worth: Values, base: list[int], cap: int | None
+) -> tuple[Option, ...]:
+  """The forms of A or B that are considered, the cheapest on offer first."""
+  column, costs = TENSORS.index(tensor), layer.costs(tensor)
+  found = {base[column]: 0.0}
+  if tensor == 'A' and _VECTOR_OF_WEIGHT in layer.offered('A'):
+    found[_VECTOR_OF_WEIGHT] = float(worth.A_vector)
+  parts = np.cumsum(worth.A_lora if tensor == 'A' else worth.B_lora)
+  flat = len(FLAT_FORMS[tensor])
+  for code in layer.offered(tensor):
+    rank = layer.space.ranks[code - flat] if code >= flat else 0
+    is_considered = 0 < rank <= len(parts) and (cap is None or rank <= cap)
+    if is_considered:
+      found[code] = float(parts[rank - 1])
+  return tuple(
+    Option(
+      ((column, code),), value, costs[code], in_floor=tensor == 'A' and code == _VECTOR_OF_WEIGHT
+    )
+    for code, value in found.items()
+  )
+
+
+def _shift_options(layer: Layer, worth: Values, base: list[int]) -> tuple[Option, ...]:
+  """C or E as a vector, or neither, which stands first."""
+  prompt_costs, bias_costs = layer.costs('C'), layer.costs('E')
+  least = prompt_costs[base[_C]] + bias_costs[base[_E]]
+  options = [Option(((_C, base[_C]), (_E, base[_E])), 0.0, least)]
+  if _VECTOR_OF_BIAS in layer.offered('E') and not base[_C]:
+    alleles = ((_C, 0), (_E, _VECTOR_OF_BIAS))
+    cost = bias_costs[_VECTOR_OF_BIAS]
+    options.append(Option(alleles, float(worth.E_vector), cost, in_floor=True))
+  is_cheaper = layer.in_features < layer.out_features
+  if _VECTOR_OF_PROMPT in layer.offered('C') and not base[_E] and is_cheaper:
+    alleles = ((_C, _VECTOR_OF_PROMPT), (_E, 0))
+    options.append(Option(alleles, float(worth.C_vector), prompt_costs[_VECTOR_OF_PROMPT]))
+  return tuple(options)
+
+
+def _start(genes: list[Gene], budget: int) -> list[int]:
+  """Where buying starts: at the floor where the budget is ample, else at the cheapest on offer."""
+  floor = []
+  for gene in genes:
+    in_floor = [index for index, option in enumerate(gene.options) if option.in_floor]
+    floor.append(in_floor[0] if in_floor else 0)
+  cost = sum(gene.options[index].cost for gene, index in zip(genes, floor, strict=True))
+  return floor if budget >= _FLOOR_FACTOR * cost else [0] * len(genes)
+
+
+def _genome(spec: Spec, genes: list[Gene], chosen: np.ndarray) -> np.ndarray:
+  genome = smallest_genome(spec).copy()
+  for gene, index in zip(genes, chosen, strict=True):
+    for column, code in gene.options[index].alleles:
+      genome[gene.row, column] = code
+  return genome
+
+
+def require_something(spec: Spec, budget: int | None) -> None:
+  """Checks that there is a unit on offer, and one that fits a budget, whatever it is worth.
+
+  Raises:
+    ValueError: there is none.
+  """
+  units = all_genes(spec, unit_costs(spec, max(max(layer.space.ranks) for layer in spec)))
+  extras = [
+    option.cost - gene.options[0].cost
+    for gene in units
+    for option in gene.options[1:]
+    if option.cost > gene.options[0].cost
+  ]
+  if not extras:
+    raise ValueError(
+      'The search space offers none of the forms that can be allocated; offer A as vector or '
+      'LoRA, B as LoRA, C or E as vector.'
+    )
+  least = count_params(spec, smallest_genome(spec))
+  if budget is not None and least + min(extras) > budget:
+    forced = f' beside the {least} that cannot be left out' if least else ''
+    raise ValueError(
+      f'budget={budget} fits no unit: the cheapest on offer has {min(extras)} parameters{forced}; '
+      'raise the budget, or offer cheaper alleles.'
+    )
+
+
+def unit_costs(spec: Spec, number: int) -> Values:
+  """Trained parameters of every unit, in the form of `Values` [row] and [row, rank]."""
+  fan_in = np.array([layer.in_features for layer in spec], np.int64)
+  fan_out = np.array([layer.out_features for layer in spec], np.int64)
+  parts = np.repeat((fan_in + fan_out)[:, None], number, axis=1)
+  return Values(A_vector=fan_out, A_lora=parts, B_lora=parts, C_vector=fan_in, E_vector=fan_out)

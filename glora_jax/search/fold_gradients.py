@@ -1,0 +1,250 @@
+"""The gradients of folds of batches by the kernels and biases of an adapted model's base.
+
+A kernel that is small is differentiated as it is. Of a large one no gradient is ever stored: on the
+way back it is multiplied by thin matrices and forgotten, with random ones on the right in a first
+pass over the batches, which finds the directions that matter, and with these on the left in a
+second one. Both passes run the same compiled program.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm.auto import tqdm
+
+from glora_jax.mesh import deal, replicated, settle
+from glora_jax.method.adapted import COLLECTION, Adapted
+from glora_jax.method.groups import Group
+from glora_jax.method.site import Site
+from glora_jax.search.row_gradients import (
+  RowGradients,
+  Sums,
+  joint_bases,
+  random_probes,
+  read_rows,
+)
+from glora_jax.search.taps import Probe, differentiated, member_probes, with_changed
+
+# `loss(forward, batch, key)` is the mean over a batch; `forward` is called like the model.
+Loss = Callable[[Callable[..., Any], Any, jax.Array], jax.Array]
+Batches = Sequence[Any] | Callable[[], Iterable[Any]]
+
+_OVERSAMPLING = 4  # directions beyond those that are wanted, which a sketch needs to find these
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """How gradients are measured.
+
+  Attributes:
+    folds: number of folds; batch i belongs to fold i % folds.
+    max_rank: number of directions that are wanted of each kernel.
+    mesh: devices that every batch is dealt to; None for one device.
+    progress: whether to show a bar.
+  """
+
+  folds: int
+  max_rank: int
+  mesh: jax.sharding.Mesh | None = None
+  progress: bool = True
+
+  @property
+  def size(self) -> int:
+    """Directions that are kept of each fold's sketch."""
+    return self.max_rank + _OVERSAMPLING
+
+  @property
+  def width(self) -> int:
+    """Columns of a sketch, and directions of the joint basis."""
+    return self.folds * self.size
+
+
+def measure(
+  adapted: Adapted,
+  variables: Mapping[str, Any],
+  loss: Loss,
+  batches: Batches,
+  key: jax.Array,
+  settings: Settings,
+) -> Iterator[RowGradients]:
+  """The gradients of every row at the base model, with its heads as they are.
+
+  Args:
+    adapted: the adapted model.
+    variables: its variables; the supports in them do not matter.
+    loss: see `Loss`.
+    batches: see `allocate`.
+    key: random key; a batch has the same one in both passes.
+    settings: folds, directions and devices.
+
+  Yields:
+    Every group's rows, in the order of `adapted.groups`.
+
+  Raises:
+    ValueError: there are fewer batches than folds, they can be read only once, or a loss is not
+      finite.
+  """
+  if not callable(batches) and not isinstance(batches, Iterator):
+    _require_batches(len(batches), settings.folds)  # before anything is compiled
+  passes = _Passes(adapted, variables, loss, batches, key, settings)
+  large = [group for group in adapted.groups if _is_large(group, settings)]
+  rng = np.random.default_rng(np.asarray(jax.random.key_data(jax.random.fold_in(key, 0))))
+  probes = {group.name: random_probes(group, settings.width, rng) for group in large}
+  sums = passes.run(probes, 'directions' if large else 'gradients')
+  bases = {group.name: joint_bases(group, sums, settings.size) for group in large}
+  if large:
+    onto = {name: _onto(probes[name], found) for name, found in bases.items()}
+    sums = _with_left_products(sums, passes.run(onto, 'values'))
+  for group in adapted.groups:
+    yield from read_rows(group, variables['params'], sums, bases.get(group.name, {}))
+
+
+def _is_large(group: Group, settings: Settings) -> bool:
+  """Whether a sketch of the group's kernels is smaller than their gradient."""
+  return min(group.in_features, group.out_features) > settings.width
+
+
+def _onto(probes: Mapping[str, Probe], bases: Mapping[str, np.ndarray]) -> dict[str, Probe]:
+  """The probes of the second pass, which project a gradient onto directions of the inputs."""
+  return {
+    name: Probe(bases[name].astype(np.float32), np.zeros_like(probe.right))
+    for name, probe in probes.items()
+  }
+
+
+def _with_left_products(first: Sums, second: Sums) -> Sums:
+  """What the first pass found, with the products on the left as the second found them."""
+  return {
+    site: {
+      part: second[site][part] if part.endswith('_left') else value for part, value in found.items()
+    }
+    for site, found in first.items()
+  }
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Passes:
+  """Passes over the batches, by one compiled program."""
+
+  adapted: Adapted
+  variables: Mapping[str, Any]
+  loss: Loss
+  batches: Batches
+  key: jax.Array
+  settings: Settings
+
+  def run(self, probes: Mapping[str, dict[str, Probe]], title: str) -> Sums:
+    """One pass: the mean of each fold's gradients, or of their products with the probes."""
+    mesh, sums = self.settings.mesh, _FoldSums(self.settings.folds)
+    params = self._fixed['params']
+    changed = {
+      site.name: differentiated(params, site, parts) for site, parts in self._sites(probes)
+    }
+    changed, probes = settle(mesh, jax.device_put((changed, probes)))
+    with tqdm(desc=title, unit='batch', disable=not self.settings.progress) as bar:
+      for number, batch in enumerate(_read(self.batches)):
+        key = jax.random.fold_in(self.key, number)
+        # The device goes on while the last batch's gradients are added up.
+        sums.add(number, *self._gradient(changed, probes, self._fixed, deal(mesh, batch), key))
+        bar.update()
+      return sums.means()
+
+  @functools.cached_property
+  def _fixed(self) -> dict[str, Any]:
+    """All variables but the supports, on the devices."""
+    rest = {name: value for name, value in self.variables.items() if name != COLLECTION}
+    return settle(self.settings.mesh, rest)
+
+  @functools.cached_property
+  def _gradient(self) -> Callable[..., Any]:
+    mesh = self.settings.mesh
+    return jax.jit(
+      jax.value_and_grad(self._batch_loss), out_shardings=None if mesh is None else replicated(mesh)
+    )
+
+  def _sites(self, probes: Mapping[str, dict[str, Probe]]) -> Iterator[tuple[Site, Any]]:
+    """Every site with its part of its group's probes, if it has any."""
+    for group in self.adapted.groups:
+      yield from member_probes(group, probes.get(group.name, {}))
+
+  def _batch_loss(self, changed, probes, variables, batch, key):
+    params = variables['params']
+    for site, parts in self._sites(probes):
+      params = with_changed(params, site, changed[site.name], parts)
+    forward = functools.partial(self.adapted.model.apply, {**variables, 'params': params})
+    value = self.loss(forward, batch, key)
+    if jnp.shape(value) != ():
+      raise ValueError(
+        f'The loss has shape {jnp.shape(value)}; it must be one number, the mean over a batch.'
+      )
+    return value
+
+
+class _FoldSums:
+  """Adds up gradients on the host, one batch behind the device."""
+
+  def __init__(self, folds: int):
+    self._folds = folds
+    self._pending: tuple[int, Any, Any] | None = None
+    self._sums: Any = None
+    self._counts = np.zeros(folds, int)
+
+  def add(self, number: int, loss: jax.Array, gradients: Any) -> None:
+    """Takes a batch's loss and gradients, and adds those of the batch before."""
+    self._settle()
+    self._pending = number, loss, gradients
+
+  def means(self) -> Sums:
+    """The mean over the batches of each fold."""
+    self._settle()
+    _require_batches(self._counts.sum(), self._folds)
+    counts = self._counts.astype(np.float32)
+    return jax.tree.map(lambda total: (total.T / counts).T, self._sums)
+
+  def _settle(self) -> None:
+    if self._pending is None:
+      return
+    number, loss, gradients = self._pending
+    self._pending = None
+    if not np.isfinite(loss).all():
+      raise ValueError(
+        f'The loss of batch {number} is {float(loss)}; it must be finite. Check the images, the '
+        'labels and the pretrained weights.'
+      )
+    found = jax.tree.map(functools.partial(np.asarray, dtype=np.float32), gradients)
+    fold = number % self._folds
+    if self._sums is None:
+      self._sums = jax.tree.map(lambda x: np.zeros((self._folds, *x.shape), np.float32), found)
+    jax.tree.map(functools.partial(_add_to_fold, fold), self._sums, found)
+    self._counts[fold] += 1
+
+
+def _add_to_fold(fold: int, total: np.ndarray, gradient: np.ndarray) -> None:
+  total[fold] += gradient
+
+
+def _require_batches(number: int, folds: int) -> None:
+  """Raises ValueError where some fold would have no batch."""
+  if number < folds:
+    raise ValueError(
+      f'folds={folds} need at least as many batches, and there are {number}; give more and smaller '
+      'batches, or take fewer folds.'
+    )
+
+
+def _read(batches: Batches) -> Iterator[Any]:
+  """The batches, from the first."""
+  if callable(batches):
+    return iter(batches())
+  if isinstance(batches, Iterator):
+    raise ValueError(
+      f'batches is a {type(batches).__name__}, which can be read only once; pass a list, or a '
+      'function that gives the batches again.'
+    )
+  return iter(batches)

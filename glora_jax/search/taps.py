@@ -1,0 +1,114 @@
+"""Kernels whose gradient is never stored: on the way back it meets thin matrices, and is gone."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from glora_jax.method.groups import Group
+from glora_jax.method.layout import Layout
+from glora_jax.method.site import Site
+from glora_jax.tree import get, replace
+
+
+class Probe(NamedTuple):
+  """Thin matrices that a kernel's gradient is multiplied by.
+
+  Attributes:
+    left: [stack..., in, width]; the product has shape [stack..., width, out].
+    right: [stack..., out, width]; the product has shape [stack..., in, width].
+  """
+
+  left: Any
+  right: Any
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def tapped(layout: Layout, kernel: jax.Array, slots: Any, probes: Any) -> jax.Array:
+  """The kernel itself, whose gradient ends here: only products of it go to the slots.
+
+  Args:
+    layout: layout of the kernel.
+    kernel: kernel of a layer or of a stack of layers.
+    slots: zeros in the shapes of the products; see `_slots`.
+    probes: what the gradient, and the kernel times the gradient, are multiplied by.
+
+  Returns:
+    The kernel.
+  """
+  del layout, slots, probes
+  return kernel
+
+
+def _tapped_forward(layout, kernel, slots, probes):
+  del layout, slots
+  return kernel, (kernel, probes)
+
+
+def _tapped_backward(layout, residuals, gradient):
+  kernel, probes = residuals
+  gradient = layout.matrices(gradient).astype(jnp.float32)
+  scaled = layout.matrices(kernel).astype(jnp.float32) * gradient
+  found = {'scale': scaled.sum(-2)}
+  for name, matrix in (('B', gradient), ('A', scaled)):
+    if name in probes:
+      found[f'{name}_right'] = matrix @ probes[name].right
+      found[f'{name}_left'] = jnp.swapaxes(probes[name].left, -1, -2) @ matrix
+  return None, found, None
+
+
+tapped.defvjp(_tapped_forward, _tapped_backward)
+
+
+def _slots(site: Site, probes: Mapping[str, Probe]) -> dict[str, np.ndarray]:
+  """Zeros in the shapes of the products of a site's kernel."""
+  stack, fan_in, fan_out = site.layout.sizes(site.kernel_shape)
+  slots = {'scale': np.zeros((*stack, fan_out), np.float32)}
+  for name, probe in probes.items():
+    width = probe.right.shape[-1]
+    slots[f'{name}_right'] = np.zeros((*stack, fan_in, width), np.float32)
+    slots[f'{name}_left'] = np.zeros((*stack, width, fan_out), np.float32)
+  return slots
+
+
+def member_probes(
+  group: Group, probes: Mapping[str, Probe]
+) -> Iterator[tuple[Site, dict[str, Probe]]]:
+  """Every member with its part of the probes of the outputs."""
+  start = 0
+  for site in group.members:
+    outputs = slice(start, start + site.out_features)
+    start = outputs.stop
+    yield (
+      site,
+      {name: probe._replace(right=probe.right[..., outputs, :]) for name, probe in probes.items()},
+    )
+
+
+def differentiated(params: Any, site: Site, probes: Mapping[str, Probe]) -> dict[str, Any]:
+  """What the loss is differentiated by at a site."""
+  module = nn.meta.unbox(get(params, site.path))
+  changed = _slots(site, probes) if probes else {'kernel': module['kernel']}
+  return changed | ({'bias': module['bias']} if site.has_bias else {})
+
+
+def with_changed(
+  params: Any, site: Site, changed: Mapping[str, Any], probes: Mapping[str, Probe]
+) -> Any:
+  """Params with the kernel and bias of a site that are differentiated."""
+  if probes:
+    kernel = nn.meta.unbox(get(params, site.path))['kernel']
+    slots = {name: value for name, value in changed.items() if name != 'bias'}
+    kernel = tapped(site.layout, kernel, slots, probes)
+  else:
+    kernel = changed['kernel']
+  params = replace(params, (*site.path, 'kernel'), kernel)
+  if site.has_bias:
+    params = replace(params, (*site.path, 'bias'), changed['bias'])
+  return params

@@ -1,0 +1,41 @@
+"""Measures a structure with every batch dealt to eight devices, and compares with one device."""
+
+import pathlib
+import sys
+
+import jax
+import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / 'search'))
+from test_allocate import FOLDS, KEY, Settings, loss, scanned
+
+import glora_jax
+from glora_jax import mesh as meshes
+
+
+def regrouped(batches):
+  """The same images in batches of eight."""
+  pairs = zip(batches[::2], batches[1::2], strict=True)
+  return [jax.tree.map(lambda *parts: np.concatenate(parts), *pair) for pair in pairs]
+
+
+def check():
+  adapted, variables, batches = scanned()
+  options = {'budget': 150, 'key': KEY, 'folds': FOLDS, 'max_rank': 2, 'progress': False}
+  arguments = adapted, variables, loss, regrouped(batches)
+  alone = glora_jax.allocate(*arguments, **options)
+  mesh = meshes.over_devices()
+  assert mesh.size == 8
+  together = glora_jax.allocate(*arguments, **options, mesh=mesh)
+  for found, expected in zip(together.values, alone.values, strict=True):
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+  np.testing.assert_array_equal(together.genome, alone.genome)
+  for leaf in jax.tree.leaves(together.variables['glora']):
+    assert leaf.sharding.device_set == set(mesh.devices.flat)
+
+
+if __name__ == '__main__':
+  check()
+  Settings.size = property(lambda settings: 2)  # now in two passes
+  check()

@@ -1,0 +1,329 @@
+"""Structures read off gradients, against full gradients of every fold by `jax.grad`."""
+
+import subprocess
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from places import environment, program
+from trees import randomized
+
+import glora_jax
+from glora_jax.models.vit import ViT
+from glora_jax.search import allocation, choice
+from glora_jax.search.fold_gradients import Settings, measure
+
+FOLDS = 3
+KEY = jax.random.key(5)
+SPACE = glora_jax.SearchSpace(
+  (1, 2),
+  A=('none', 'vector', 'lora1', 'lora2'),
+  B=('none', 'lora1', 'lora2'),
+  C=('none', 'vector'),
+  D='none',
+  E=('none', 'vector'),
+)
+
+
+class Mixed(nn.Module):
+  """A convolution, three tied layers, and one that is stacked."""
+
+  @nn.compact
+  def __call__(self, images):
+    x = nn.relu(nn.Conv(6, (2, 2), strides=(2, 2), name='conv')(images))
+    x = x.reshape(len(x), -1, 6)
+    query, key, value = (
+      nn.Dense(size, name=name)(x) for name, size in [('q', 5), ('k', 5), ('v', 7)]
+    )
+    weights = nn.softmax(jnp.einsum('bnd,bmd->bnm', query, key))
+    x = jnp.einsum('bnm,bmd->bnd', weights, value)
+    x = nn.Einsum((3, 7, 8), 'bnd,hdk->bnhk', name='heads')(x)
+    return nn.Dense(4, name='head')(jnp.tanh(x).mean((1, 2)))
+
+
+def mixed(dtype=jnp.float32):
+  images = jax.random.normal(jax.random.key(0), (24, 4, 4, 3))
+  labels = jax.random.randint(jax.random.key(1), (24,), 0, 4)
+  model = Mixed()
+  adapted = glora_jax.adapt(model, images, space=SPACE, ties=[('q', 'k', 'v')], convs=True)
+  return prepared(adapted, model, images, labels, dtype)
+
+
+def scanned(space=SPACE):
+  images = jax.random.normal(jax.random.key(0), (24, 8, 8, 3))
+  labels = jax.random.randint(jax.random.key(1), (24,), 0, 4)
+  model = ViT(4, patch_size=4, width=12, depth=2, num_heads=2)
+  return prepared(glora_jax.adapt(model, images, space=space), model, images, labels)
+
+
+def prepared(adapted, model, images, labels, dtype=jnp.float32):
+  """(adapted, variables, batches) with random params."""
+  shapes = jax.eval_shape(model.init, jax.random.key(2), images)['params']
+  params = jax.tree.map(lambda leaf: leaf.astype(dtype), randomized(shapes, 1))
+  batches = [(images[start : start + 4], labels[start : start + 4]) for start in range(0, 24, 4)]
+  return adapted, adapted.init(jax.random.key(3), params), batches
+
+
+def loss(forward, batch, key):
+  del key
+  images, labels = batch
+  logits = forward(images).astype(jnp.float32)
+  return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def slow_gradients(adapted, variables, batches):
+  """Every row's full gradients by fold, one fold after the other."""
+  params = variables['params']
+
+  @jax.jit
+  def gradient(params, batch):
+    return jax.grad(
+      lambda params: loss(lambda x: adapted.model.apply({'params': params}, x), batch, None)
+    )(params)
+
+  folds = []
+  for fold in range(FOLDS):
+    found = [gradient(params, batch) for batch in batches[fold::FOLDS]]
+    folds.append(jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *found))
+  return {
+    row: slow_layer(group, index, params, folds)
+    for group in adapted.groups
+    for index, row in enumerate(group.rows)
+  }
+
+
+def slow_layer(group, index, params, folds):
+  weights = slow_kernel(group, params)[index]
+  kernel = np.stack([slow_kernel(group, fold)[index] for fold in folds])
+  bias = np.stack([slow_bias(group, fold)[index] for fold in folds])
+  scaled = weights * kernel
+  return allocation.LayerGradients(kernel, scaled, scaled.sum(1), bias, bias @ weights.T)
+
+
+def leaf(params, site, name):
+  for part in (*site.path, name):
+    params = params[part]
+  return jnp.asarray(params, jnp.float32)
+
+
+def slow_kernel(group, params):
+  parts = [site.layout.matrices(leaf(params, site, 'kernel')) for site in group.members]
+  return np.concatenate(parts, -1).reshape(-1, group.in_features, group.out_features)
+
+
+def slow_bias(group, params):
+  parts = [site.layout.vectors(leaf(params, site, 'bias')) for site in group.members]
+  return np.concatenate(parts, -1).reshape(-1, group.out_features)
+
+
+def allocated(problem, **options):
+  options = {'budget': 150, 'folds': FOLDS, 'max_rank': 2, 'progress': False} | options
+  adapted, variables, batches = problem
+  return glora_jax.allocate(adapted, variables, loss, batches, key=KEY, **options)
+
+
+def assert_values(found, adapted, variables, batches, rtol):
+  for row, gradients in slow_gradients(adapted, variables, batches).items():
+    layer = adapted.spec.layers[row]
+    norm = allocation.xavier_norm(layer.in_features, 2)
+    expected = allocation.layer_values(gradients, 2, norm)
+    for name, values in expected._asdict().items():
+      scale = np.abs(values).max()
+      np.testing.assert_allclose(
+        getattr(found.at(row), name), values, rtol=rtol, atol=rtol * scale, err_msg=name
+      )
+
+
+@pytest.mark.parametrize('make', [mixed, scanned])
+def test_values_are_those_of_full_gradients(make):
+  adapted, variables, batches = make()
+  allocation_ = allocated((adapted, variables, batches))
+  assert_values(allocation_.values, adapted, variables, batches, rtol=2e-4)
+
+
+def narrow(monkeypatch, size):
+  """Sketches of so few directions that no kernel of the tests counts as small."""
+  monkeypatch.setattr(Settings, 'size', property(lambda settings: size))
+
+
+@pytest.mark.parametrize('make', [mixed, scanned])
+def test_two_passes_measure_the_gradient_along_the_directions_that_they_find(make, monkeypatch):
+  narrow(monkeypatch, 1)
+  adapted, variables, batches = make()
+  settings = Settings(FOLDS, 1, progress=False)
+  rows = measure(adapted, variables, loss, batches, KEY, settings)
+  full = slow_gradients(adapted, variables, batches)
+  shares = []
+  ordered = [row for group in adapted.groups for row in group.rows]
+  for row, (gradients, basis, scaled_basis) in zip(ordered, rows, strict=True):
+    assert basis.shape == (adapted.spec.layers[row].in_features, settings.width)
+    expected = full[row]
+    assert_close(gradients.kernel, basis.T @ expected.kernel)
+    assert_close(gradients.scaled_kernel, scaled_basis.T @ expected.scaled_kernel)
+    assert_close(gradients.scale, expected.scale)
+    assert_close(gradients.bias, expected.bias)
+    assert_close(gradients.prompt, expected.prompt)
+    shares.append(captured(basis, expected.kernel))
+    shares.append(captured(scaled_basis, expected.scaled_kernel))
+  assert np.mean(shares) > 0.6
+
+
+def assert_close(found, expected):
+  np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def captured(basis, gradients):
+  """Share of the mean gradient's square that lies in a basis."""
+  mean = gradients.mean(0)
+  return np.square(basis.T @ mean).sum() / np.square(mean).sum()
+
+
+def test_a_gradient_of_low_rank_is_valued_as_if_it_had_been_stored(monkeypatch):
+  narrow(monkeypatch, 2)
+  inputs = jax.random.normal(jax.random.key(0), (24, 12))
+  batches = [inputs[start : start + 2] for start in range(0, 24, 2)]  # two inputs, rank two
+  batches = [batch[:1] for batch in batches[:FOLDS]]
+  model = nn.Dense(20)
+  adapted = glora_jax.adapt(model, inputs, space=SPACE)
+  params = {'kernel': jnp.ones((12, 20)), 'bias': jnp.arange(20.0)}
+  variables = adapted.init(jax.random.key(3), params)
+
+  def square(forward, batch, key):
+    return jnp.square(forward(batch)).mean()
+
+  options = {'budget': 100, 'key': KEY, 'folds': FOLDS, 'max_rank': 2, 'progress': False}
+  sketched = glora_jax.allocate(adapted, variables, square, batches, **options)
+  monkeypatch.undo()
+  stored = glora_jax.allocate(adapted, variables, square, batches, **options)
+  for name, values in stored.values._asdict().items():
+    found = getattr(sketched.values, name)
+    np.testing.assert_allclose(found, values, atol=1e-4 * np.abs(values).max() + 1e-7, err_msg=name)
+  np.testing.assert_array_equal(sketched.genome, stored.genome)
+
+
+@pytest.mark.parametrize('sketched', [False, True])
+def test_starting_values_lie_on_the_mean_gradients_and_change_no_output(sketched, monkeypatch):
+  if sketched:
+    narrow(monkeypatch, 2)
+  adapted, variables, batches = mixed()
+  found = allocated((adapted, variables, batches))
+  full = slow_gradients(adapted, variables, batches)
+  assert_aligned(found.variables['glora']['conv'], full[0], (1e-3, 0.2)[sketched])
+  shapes = jax.tree.map(jnp.shape, variables)
+  assert jax.tree.map(jnp.shape, found.variables) == shapes
+  images = batches[0][0]
+  outputs = adapted.apply(found.variables, images, genome=found.genome)
+  expected = adapted.model.apply({'params': variables['params']}, images)
+  np.testing.assert_allclose(outputs, expected, atol=1e-5)
+
+
+def assert_aligned(supports, gradients, tolerance):
+  """The first column is the first singular vector; all have Xavier's norm."""
+  for name, matrices in (('B_down', gradients.kernel), ('A_down', gradients.scaled_kernel)):
+    left = np.linalg.svd(matrices.mean(0))[0][:, 0]
+    norm = allocation.xavier_norm(len(left), 2)
+    np.testing.assert_allclose(np.linalg.norm(supports[name], axis=0), norm, rtol=1e-4)
+    assert abs(left @ supports[name][:, 0]) > norm * (1 - tolerance)
+
+
+def test_the_genome_is_what_the_values_choose():
+  problem = mixed()
+  adapted = problem[0]
+  for budget in (60, 150, 400):
+    found = allocated(problem, budget=budget)
+    expected = choice.choose(adapted.spec, found.values.mean(), budget)
+    np.testing.assert_array_equal(found.genome, expected)
+    assert found.count_params() <= budget == found.budget
+    assert not found.proposed
+
+
+def test_without_a_budget_the_knee_is_proposed_and_said(caplog):
+  caplog.set_level('INFO')
+  found = allocated(mixed(), budget=None)
+  assert found.proposed
+  assert found.budget == found.curve.params[found.curve.knee]
+  assert f'the knee of the curve is at {found.budget:,} parameters' in caplog.text
+  assert 'the knee of the curve' in found.summary()
+
+
+def test_a_base_in_bfloat16_is_measured_within_its_precision():
+  adapted, variables, batches = mixed(jnp.bfloat16)
+  found = allocated((adapted, variables, batches))
+  wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), variables)
+  expected = allocated((adapted, wide, batches))
+  for name in ('A_vector', 'E_vector'):
+    values = getattr(expected.values.mean(), name)
+    np.testing.assert_allclose(
+      getattr(found.values.mean(), name), values, atol=0.1 * np.abs(values).max()
+    )
+
+
+def test_batches_may_be_a_function_that_gives_them_again(monkeypatch):
+  narrow(monkeypatch, 1)
+  adapted, variables, batches = mixed()
+  listed = allocated((adapted, variables, batches))
+  generated = allocated((adapted, variables, lambda: (batch for batch in batches)))
+  np.testing.assert_array_equal(listed.values.B_lora, generated.values.B_lora)
+
+
+def test_units_are_those_on_offer_with_their_values_and_costs():
+  found = allocated(mixed())
+  units = list(found.units())
+  bought = sum(unit.cost for unit in units if unit.bought)
+  assert bought == found.count_params()
+  assert {unit.form for unit in units} == {'A.vector', 'A.lora', 'B.lora', 'C.vector', 'E.vector'}
+  first = next(unit for unit in units if unit.form == 'B.lora')
+  np.testing.assert_allclose(first.value, found.values.B_lora[:, 0, 0].mean())
+  assert first.part == 1
+
+
+def test_a_space_of_b_alone_gives_every_layer_its_rank():
+  space = glora_jax.SearchSpace((1, 2, 3), A='none', B=(0, 3, 4, 5), C='none', D='none', E='none')
+  found = allocated(scanned(space), budget=200, max_rank=8)
+  assert not found.genome[:, [0, 2, 3, 4]].any()
+  assert len(set(found.genome[:, 1].tolist())) > 1
+
+
+def refused(**changes):
+  adapted, variables, batches = mixed()
+  options = {'batches': batches, 'loss': loss, 'budget': 100, 'folds': FOLDS, **changes}
+  glora_jax.allocate(adapted, variables, key=KEY, progress=False, **options)
+
+
+def infinite(forward, batch, key):
+  return loss(forward, batch, key) * jnp.where(batch[1][0] == 77, jnp.inf, 1)
+
+
+@pytest.mark.parametrize(
+  'changes, sentence',
+  [
+    ({'budget': 2}, 'budget=2 fits no unit: the cheapest on offer has 6'),
+    ({'budget': 0.5}, 'budget=0.5 must be a whole number'),
+    ({'folds': 7}, 'folds=7 need at least as many batches, and there are 6'),
+    ({'folds': 1}, 'folds=1 must be at least 2'),
+    ({'max_rank': 0}, 'max_rank=0 must be at least 1'),
+    ({'value': 'best'}, "value='best' is unknown; it is one of squared, sign"),
+    ({'batches': iter([])}, 'can be read only once; pass a list'),
+    ({'loss': lambda forward, batch, key: forward(batch[0])}, 'The loss has shape .4, 4.'),
+  ],
+)
+def test_bad_input_is_refused_with_a_sentence(changes, sentence):
+  with pytest.raises(ValueError, match=sentence):
+    refused(**changes)
+
+
+def test_a_loss_that_is_not_finite_is_refused_with_its_batch():
+  _, _, batches = mixed()
+  batches[2] = (batches[2][0], jnp.full(4, 77))
+  with pytest.raises(ValueError, match='The loss of batch 2 is'):
+    refused(batches=batches, loss=infinite)
+
+
+def test_eight_devices_measure_as_one():
+  ran = subprocess.run(
+    program('sharded_allocation'), env=environment(8), capture_output=True, text=True
+  )
+  assert ran.returncode == 0, ran.stderr[-3000:]

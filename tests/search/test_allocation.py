@@ -1,0 +1,320 @@
+"""Values, starting values and the greedy choice, each against a slow loop."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from glora_jax.method.genomes import count_params
+from glora_jax.method.space import Layer, SearchSpace, Spec
+from glora_jax.search import allocation, choice
+from glora_jax.search.allocation import LayerGradients, Values
+from glora_jax.search.forecast import forecast, random_values, reliability
+
+FOLDS, FAN_IN, FAN_OUT, PARTS = 4, 5, 7, 3
+
+
+def distinct(ranks=(1, 2, 3)):
+  """A none, vector, LoRA; B none, LoRA; C and E none, vector."""
+  lora = [f'lora{rank}' for rank in ranks]
+  return SearchSpace(
+    ranks,
+    A=['none', 'vector', *lora],
+    B=['none', *lora],
+    C=('none', 'vector'),
+    D='none',
+    E=('none', 'vector'),
+  )
+
+
+def spec_of(*sizes, space=None, bias=True):
+  space = space or distinct()
+  return Spec(
+    tuple(Layer(f'fc{row}', *size, bias=bias, space=space) for row, size in enumerate(sizes))
+  )
+
+
+SPEC = spec_of((4, 8), (8, 4), (4, 4))
+
+
+def gradients(seed=0, signal=1.0):
+  """Fold gradients of a layer: a common part, and noise."""
+  rng = np.random.default_rng(seed)
+
+  def draw(*shape):
+    return signal * rng.normal(size=shape) + rng.normal(size=(FOLDS, *shape))
+
+  kernel, weights, bias = draw(FAN_IN, FAN_OUT), rng.normal(size=(FAN_IN, FAN_OUT)), draw(FAN_OUT)
+  scaled = kernel * weights
+  return LayerGradients(kernel, scaled, scaled.sum(1), bias, bias @ weights.T)
+
+
+def slow_step(others, measure):
+  mean = sum(others) / len(others)
+  if measure == 'sign':
+    return np.sign(mean)
+  if measure == 'preconditioned':
+    return mean / np.sqrt(sum(other**2 for other in others) / len(others))
+  return mean
+
+
+def slow_values(folds, measure):
+  values = []
+  for fold, own in enumerate(folds):
+    others = [other for index, other in enumerate(folds) if index != fold]
+    if measure == 'seen':
+      others, own = folds, sum(folds) / len(folds)
+    values.append(float((slow_step(others, measure) * own).sum()))
+  return values
+
+
+def slow_part(folds, part, norm, measure):
+  """The value of one rank-one part on every fold, by full singular value decompositions."""
+  values = []
+  for fold in range(len(folds)):
+    others = [other for index, other in enumerate(folds) if index != fold or measure == 'seen']
+    left = np.linalg.svd(sum(others) / len(others))[0][:, part]
+    values.append(slow_values([norm * left @ matrix for matrix in folds], measure)[fold])
+  return values
+
+
+@pytest.mark.parametrize('measure', ['squared', 'sign', 'preconditioned', 'seen'])
+def test_values_are_those_of_a_slow_loop_over_units_and_folds(measure):
+  layer, norm = gradients(), 1.3
+  found = allocation.layer_values(layer, PARTS, norm, measure)
+  np.testing.assert_allclose(found.E_vector, slow_values(layer.bias, measure))
+  np.testing.assert_allclose(found.A_vector, slow_values(layer.scale, measure))
+  np.testing.assert_allclose(found.C_vector, slow_values(layer.prompt, measure))
+  for part in range(PARTS):
+    expected = slow_part(layer.kernel, part, norm, measure)
+    np.testing.assert_allclose(found.B_lora[:, part], expected, rtol=1e-6)
+    expected = slow_part(layer.scaled_kernel, part, norm, measure)
+    np.testing.assert_allclose(found.A_lora[:, part], expected, rtol=1e-6)
+
+
+def test_noise_is_worth_nothing_unless_it_was_seen():
+  held_out, seen = [], []
+  for seed in range(300):
+    noise = gradients(seed, signal=0.0).kernel
+    held_out.append(allocation.rank_one_values(noise, 1, 1.0).mean())
+    seen.append(allocation.rank_one_values(noise, 1, 1.0, 'seen').mean())
+  assert abs(np.mean(held_out)) < 4 * np.std(held_out) / np.sqrt(len(held_out))
+  assert np.mean(seen) > 1
+
+
+@pytest.mark.parametrize('shape', [(5, 9), (9, 5), (6, 6)])
+def test_left_vectors_are_those_of_the_full_decomposition(shape):
+  matrices = np.random.default_rng(0).normal(size=(2, *shape))
+  found = allocation.left_vectors(matrices, 3)
+  for matrix, vectors in zip(matrices, found, strict=True):
+    expected = np.linalg.svd(matrix)[0][:, :3]
+    np.testing.assert_allclose(np.abs(vectors.T @ expected), np.eye(3), atol=1e-8)
+    assert (vectors.max(0) == np.abs(vectors).max(0)).all()
+
+
+def test_a_joint_basis_holds_the_directions_of_every_fold():
+  sketches = np.random.default_rng(0).normal(size=(3, 20, 6))
+  basis = allocation.joint_basis(sketches, 2)
+  np.testing.assert_allclose(basis.T @ basis, np.eye(6), atol=1e-12)
+  for fold in range(3):
+    others = np.delete(sketches, fold, 0).mean(0)
+    left = np.linalg.svd(others)[0][:, :2]
+    np.testing.assert_allclose(basis @ (basis.T @ left), left, atol=1e-8)
+
+
+def test_aligned_factors_lie_on_the_directions_and_leave_the_layer_as_it_is():
+  supports = {
+    'B_down': np.ones((5, 4), np.float32),
+    'B_up': np.ones((4, 7), np.float32),
+    'C_up': np.ones((4, 1), np.float32),
+    'E': np.ones(7, np.float32),
+  }
+  directions = np.linalg.qr(np.random.default_rng(0).normal(size=(5, 3))).Q
+  found = allocation.aligned_factors(supports, {'B_down': directions}, 1.5)
+  np.testing.assert_allclose(found['B_down'][:, :3], 1.5 * directions, rtol=1e-6)
+  assert (found['B_down'][:, 3] == 1).all()
+  assert not found['B_up'].any()
+  assert not found['E'].any()
+  assert found['C_up'].all()
+  assert {value.dtype for value in found.values()} == {np.dtype(np.float32)}
+
+
+def test_xavier_norm_is_that_of_drawn_columns():
+  import jax
+
+  drawn = jax.nn.initializers.glorot_uniform()(jax.random.key(0), (400, 8))
+  norms = np.linalg.norm(drawn, axis=0)
+  np.testing.assert_allclose(norms.mean(), allocation.xavier_norm(400, 8), rtol=0.02)
+
+
+def random_worth(seed, spec=SPEC, positive=False):
+  rng = np.random.default_rng(seed)
+  worth = random_values(rng, spec, PARTS)
+  if positive:
+    return worth
+  return Values(*(part - 0.3 * part.mean() for part in worth))
+
+
+def slow_greedy(spec, worth, budget, cap):
+  """Greedy purchases by going through whole genomes that differ in one row's tensor."""
+  genome = np.zeros((len(spec), 5), np.int8)
+  while True:
+    best = None
+    for candidate in slow_neighbours(spec, genome, cap):
+      cost = count_params(spec, candidate) - count_params(spec, genome)
+      gain = slow_worth(spec, worth, candidate) - slow_worth(spec, worth, genome)
+      fits = cost > 0 and gain > 0 and count_params(spec, candidate) <= budget
+      if fits and (best is None or gain / cost > best[0] + 1e-12):
+        best = gain / cost, candidate
+    if best is None:
+      return genome
+    genome = best[1]
+
+
+def slow_neighbours(spec, genome, cap):
+  for row, layer in enumerate(spec):
+    shifts = [(0, 0), (0, 2)] + [(1, 0)] * (layer.in_features < layer.out_features)
+    changes = [((0,), (code,)) for code in (0, 2, 3, 4, 5) if code - 2 <= cap]
+    changes += [((1,), (code,)) for code in (0, 3, 4, 5) if code - 2 <= cap]
+    changes += [((2, 4), shift) for shift in shifts]
+    for columns, codes in changes:
+      candidate = genome.copy()
+      candidate[row, list(columns)] = codes
+      yield candidate
+
+
+def slow_worth(spec, worth, genome):
+  total = 0.0
+  for row in range(len(spec)):
+    a, b, c, _, e = genome[row]
+    total += worth.A_vector[row] * (a == 2) + worth.A_lora[row, : max(a - 2, 0)].sum()
+    total += worth.B_lora[row, : max(b - 2, 0)].sum()
+    total += worth.C_vector[row] * (c == 1) + worth.E_vector[row] * (e == 2)
+  return total
+
+
+@pytest.mark.parametrize('seed, budget', list(itertools.product(range(6), (4, 23, 60, 500))))
+def test_the_choice_is_that_of_a_slow_loop_over_whole_genomes(seed, budget):
+  worth = random_worth(seed)
+  found = choice.choose(SPEC, worth, budget, floor=False)
+  cap = choice.most_rank(SPEC, budget, 2.0)
+  np.testing.assert_array_equal(found, slow_greedy(SPEC, worth, budget, cap))
+  np.testing.assert_allclose(choice.value_of(SPEC, worth, found), slow_worth(SPEC, worth, found))
+
+
+@pytest.mark.parametrize('budget', [2592, 5184, 9216, 18432, 36864])
+def test_a_budget_is_filled_to_the_cheapest_unit_where_every_unit_pays(budget):
+  blocks = 3 * ((96, 288), (96, 96), (96, 384), (384, 96))
+  spec = spec_of(*blocks, space=distinct(tuple(range(1, 9))))
+  worth = random_values(np.random.default_rng(0), spec, 8)
+  genome = choice.choose(spec, worth, budget)
+  assert budget - 96 < count_params(spec, genome) <= budget
+
+
+def test_no_row_takes_both_shifts_and_c_only_where_it_is_smaller():
+  spec = spec_of((4, 8), (8, 4), (4, 4), (3, 9))
+  genomes = np.stack(
+    [choice.choose(spec, random_worth(seed, spec), 120, floor=False) for seed in range(30)]
+  )
+  assert not (genomes[..., 2].astype(bool) & genomes[..., 4].astype(bool)).any()
+  assert not genomes[:, [1, 2], 2].any()
+  assert genomes[:, [0, 3], 2].any()
+
+
+def test_what_is_worth_nothing_is_never_bought():
+  worth = Values(*(-np.abs(part) for part in random_worth(0)))
+  assert not choice.choose(SPEC, worth, 100, floor=False).any()
+
+
+def test_the_floor_comes_first_where_the_budget_is_ample():
+  worth = random_worth(1)
+  floor_cost = sum(2 * layer.out_features for layer in SPEC)  # vectors of A and E
+  ample = choice.choose(SPEC, worth, int(1.5 * floor_cost))
+  assert (ample[:, 0] >= 2).all()
+  assert (ample[:, 4] == 2).all()
+  tight = choice.choose(SPEC, worth, int(1.5 * floor_cost) - 1)
+  np.testing.assert_array_equal(
+    tight, choice.choose(SPEC, worth, int(1.5 * floor_cost) - 1, floor=False)
+  )
+
+
+def test_ranks_are_capped_at_twice_the_rank_of_all_rows():
+  worth = random_worth(0, positive=True)
+  worth = worth._replace(B_lora=100 * worth.B_lora)
+  uniform = sum(layer.in_features + layer.out_features for layer in SPEC)
+  for budget, cap in ((uniform // 2, 1), (uniform, 2), (4 * uniform, 3)):
+    assert choice.choose(SPEC, worth, budget, floor=False)[:, 1].max() == 2 + cap
+
+
+def test_only_what_is_on_offer_is_chosen():
+  for offer in (
+    SearchSpace((1, 2, 3), A='none', C='none', D='none', E='none', B=(0, 3, 5)),
+    SearchSpace((2,), A=('none', 'vector'), B='none', C='none', D=('vector',), E='none'),
+  ):
+    spec = spec_of((4, 8), (8, 4), space=offer)
+    genome = choice.choose(spec, random_worth(0, spec, positive=True), 60)
+    assert genome.any()
+    for row, tensor in itertools.product(range(2), range(5)):
+      assert genome[row, tensor] in spec.offered_table[row, tensor]
+    assert count_params(spec, genome) <= 60
+
+
+def test_layers_without_bias_get_no_shift():
+  spec = spec_of((4, 8), (8, 4), bias=False)
+  genome = choice.choose(spec, random_worth(0, spec, positive=True), 60)
+  assert genome[:, 0].any()
+  assert not genome[:, 2:].any()
+
+
+@pytest.mark.parametrize('budget', [0, 3])
+def test_a_budget_that_fits_no_unit_is_refused(budget):
+  with pytest.raises(
+    ValueError, match=f'budget={budget} fits no unit: the cheapest on offer has 4'
+  ):
+    choice.choose(SPEC, random_worth(0), budget)
+
+
+def test_a_space_that_offers_nothing_to_allocate_is_refused():
+  space = SearchSpace(A='none', B=('none', 'constant'), C='none', E='none')
+  with pytest.raises(ValueError, match='offers none of the forms that can be allocated'):
+    choice.choose(spec_of((4, 8), space=space), random_worth(0, spec_of((4, 8))), 100)
+
+
+def test_the_curve_rises_from_nothing_to_all_that_pays():
+  worth = random_worth(0)
+  curve = choice.trace_curve(SPEC, worth)
+  everything = choice.choose(SPEC, worth, 10**6, floor=False)
+  assert (curve.params[0], curve.values[0]) == (0, 0)
+  assert (np.diff(curve.params) > 0).all()
+  assert (np.diff(curve.values) > 0).all()
+  assert curve.params[-1] == count_params(SPEC, everything)
+  np.testing.assert_allclose(curve.values[-1], slow_worth(SPEC, worth, everything))
+
+
+def test_the_knee_is_where_a_curve_bends():
+  params = np.array([0, 10, 20, 30, 40, 50])
+  assert choice.knee(params, np.array([0.0, 5.0, 10.0, 10.5, 11.0, 11.5])) == 2
+  assert choice.knee(params[:2], np.array([0.0, 1.0])) == 1
+
+
+def by_fold(spec, seed, noise, spread):
+  """Values of folds: units that differ by `spread`, and noise of the folds."""
+  rng = np.random.default_rng(seed)
+  costs = choice.unit_costs(spec, PARTS)
+  values = []
+  for cost in costs:
+    density = np.exp(spread * rng.normal(size=cost.shape))
+    values.append(cost * (density + noise * rng.normal(size=(8, *cost.shape))))
+  return Values(*values)
+
+
+def test_the_forecast_tells_real_differences_from_noise():
+  spec = spec_of((8, 16), (16, 8), (8, 8), (8, 24))
+  rng = np.random.default_rng(0)
+  real = forecast(spec, by_fold(spec, 0, 0.1, 1.5), 40, rng)
+  equal = forecast(spec, by_fold(spec, 0, 0.1, 0.0), 40, rng)
+  assert real.word == 'matters'
+  assert equal.word == 'hardly matters'
+  assert real.advantage > 2 > 1.2 > equal.advantage
+  assert real.reliability > 0.9
+  assert reliability(spec, by_fold(spec, 0, 1.0, 0.0)) < 0.4
