@@ -129,10 +129,13 @@ def smooth_field(rng: np.random.Generator, low: float, high: float) -> np.ndarra
   )
   places = np.linspace(0, _FIELD - 1, SIDE)
   weights = np.maximum(0, 1 - np.abs(places[:, None] - np.arange(_FIELD)))
-  return np.clip(np.einsum('ya,xb,abc->yxc', weights, weights, nodes), 0, 1)
+  columns = np.tensordot(weights, nodes, (1, 1))  # [x, node, color]
+  return np.clip(np.tensordot(weights, columns, (1, 1)), 0, 1)
 
 
-def spread(rng: np.random.Generator, count: int, margin: float, gap: float) -> np.ndarray:
+def spread(
+  rng: np.random.Generator, count: int, margin: float, gap: float, taken: Sequence[Point] = ()
+) -> np.ndarray:
   """Random centers, float [count, 2], each so far from the border and from one another.
 
   Args:
@@ -140,22 +143,44 @@ def spread(rng: np.random.Generator, count: int, margin: float, gap: float) -> n
     count: number of centers.
     margin: least distance to the border.
     gap: least distance between two.
+    taken: centers that are there already, and are not returned.
 
   Raises:
     ValueError: no place was found; the picture is too small for so many.
   """
-  centers: list[np.ndarray] = []
+  centers = [np.asarray(center) for center in taken]
   for _ in range(_MOST_TRIES):
-    if len(centers) == count:
-      break
+    if len(centers) == count + len(taken):
+      return np.reshape(centers[len(taken) :], (count, 2))
     center = rng.uniform(margin, SIDE - 1 - margin, 2)
     if all(np.hypot(*(center - other)) >= gap for other in centers):
       centers.append(center)
-  if len(centers) < count:
-    raise ValueError(
-      f'{count} centers do not fit {gap} pixels apart into {SIDE}; lower the number or the gap.'
-    )
-  return np.reshape(centers, (count, 2))
+  raise ValueError(
+    f'{count} centers do not fit {gap} pixels apart into {SIDE}; lower the number or the gap.'
+  )
+
+
+def pair(
+  rng: np.random.Generator, margin: float, apart: float, turn: float | None = None
+) -> np.ndarray:
+  """Two random centers at a distance from each other, float [2, 2].
+
+  Args:
+    rng: random generator.
+    margin: least distance to the border.
+    apart: distance between the two.
+    turn: direction from the first to the second in radians; any without.
+
+  Raises:
+    ValueError: no place was found; the distance is too large.
+  """
+  for _ in range(_MOST_TRIES):
+    angle = rng.uniform(0, 2 * np.pi) if turn is None else turn
+    first = rng.uniform(margin, SIDE - 1 - margin, 2)
+    second = first + apart * np.array([np.cos(angle), np.sin(angle)])
+    if (np.abs(second - (SIDE - 1) / 2) <= (SIDE - 1) / 2 - margin).all():
+      return np.stack([first, second])
+  raise ValueError(f'Two centers {apart} pixels apart do not fit into {SIDE}; lower the distance.')
 
 
 def finish(rng: np.random.Generator, picture: np.ndarray, noise: float) -> np.ndarray:

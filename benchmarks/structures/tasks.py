@@ -147,6 +147,32 @@ TASKS: dict[str, TaskSpec] = {
     functools.partial(render, scenes.bars, 8, 2),
     'how a bar is turned, in steps of 22.5 degrees',
   ),
+  'count': TaskSpec(
+    'final', functools.partial(render, scenes.count, 6, 11), 'how many shapes, one to six'
+  ),
+  'angle': TaskSpec(
+    'final',
+    functools.partial(render, scenes.angle, 8, 12),
+    'where an arrow points, in steps of 45 degrees',
+  ),
+  'position': TaskSpec(
+    'final', functools.partial(render, scenes.position, 9, 13), 'in which of nine cells a ring is'
+  ),
+  'distance': TaskSpec(
+    'final',
+    functools.partial(render, scenes.distance, 6, 14),
+    'how far two crosses are apart, in steps of 2.5 pixels',
+  ),
+  'size': TaskSpec(
+    'final',
+    functools.partial(render, scenes.size, 6, 15),
+    'how large a shape is, in steps of 1.3 pixels of its radius',
+  ),
+  'relation': TaskSpec(
+    'final',
+    functools.partial(render, scenes.relation, 5, 16),
+    'where a square is, seen from a ring: left, above, right, below, inside',
+  ),
 }
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from benchmarks.structures import rendering, scenes, tasks
+from benchmarks.structures import admission, rendering, scenes, tasks
 
 
 class Unwanted:
@@ -117,3 +117,123 @@ def test_a_bar_lies_along_the_angle_that_the_label_says(plain, label):
     _, _, directions = np.linalg.svd(points - points.mean(0))
     angle = np.arctan2(directions[0, 0], directions[0, 1])
     assert round(angle / (np.pi / 8)) % 8 == label
+
+
+@pytest.fixture
+def uncluttered(plain, monkeypatch):
+  """As `plain`, for the final scenes: no clouds and no lines either."""
+  monkeypatch.setattr(rendering, 'smooth_field', lambda *_: np.zeros((28, 28, 3)))
+  monkeypatch.setattr(rendering, 'stroke', lambda picture, *_: picture)
+
+
+def is_ring(points):
+  """Whether a shape does not cover its own middle."""
+  return np.hypot(*(points - points.mean(0)).T).min() > 0.75
+
+
+@pytest.mark.parametrize('label', range(6))
+def test_a_picture_of_the_count_has_as_many_parts_as_the_label_says(uncluttered, label):
+  for seed in range(5):
+    assert len(shapes(scenes.count(np.random.default_rng(seed), label))) == label + 1
+
+
+@pytest.mark.parametrize('label', range(8))
+def test_an_arrow_points_where_the_label_says(uncluttered, label):
+  for seed in range(5):
+    (points,) = shapes(scenes.angle(np.random.default_rng(seed), label))
+    offsets = points - points.mean(0)
+    _, _, directions = np.linalg.svd(offsets)
+    along = offsets @ directions[0]
+    # The head is wider than the shaft, so most of an arrow lies before the middle of its length.
+    forward = directions[0] * np.sign(-(along.max() + along.min()))
+    angle = np.arctan2(*forward)
+    assert round(-angle / (np.pi / 4)) % 8 == -label % 8
+
+
+@pytest.mark.parametrize('label', range(9))
+def test_the_ring_is_in_the_cell_that_the_label_says(uncluttered, label):
+  for seed in range(5):
+    parts = shapes(scenes.position(np.random.default_rng(seed), label))
+    (ring,) = [points for points in parts if is_ring(points)]
+    row, column = ((ring.mean(0) + 0.5) // (28 / 3)).astype(int)
+    assert 3 * row + column == label
+    assert len(parts) == 4
+
+
+@pytest.mark.parametrize('label', range(6))
+def test_two_crosses_are_as_far_apart_as_the_label_says(uncluttered, label):
+  for seed in range(5):
+    parts = shapes(scenes.distance(np.random.default_rng(seed), label))
+    if len(parts) == 1:  # close crosses may touch
+      assert label == 0
+      continue
+    apart = np.hypot(*(parts[0].mean(0) - parts[1].mean(0)))
+    assert 6 + 2.5 * label - 0.4 < apart < 6 + 2.5 * (label + 1) + 0.4
+
+
+@pytest.mark.parametrize('label', range(6))
+def test_a_shape_is_as_large_as_the_label_says(uncluttered, label, monkeypatch):
+  radii = []
+  monkeypatch.setattr(
+    rendering,
+    'coverage',
+    lambda shape, center, radius, angle: radii.append(radius) or np.zeros((28, 28)),
+  )
+  for seed in range(5):
+    scenes.size(np.random.default_rng(seed), label)
+  assert {int((radius - 2.5) // 1.3) for radius in radii} == {label}
+
+
+@pytest.mark.parametrize(
+  'shape, area',
+  [
+    (rendering.disc, np.pi * 36),
+    (rendering.square, (2 * 0.87 * 6) ** 2),
+    (rendering.triangle, 3 * np.sqrt(3) * (0.6 * 6) ** 2),
+    (rendering.cross, 2 * 12 * 3 - 9),
+    (rendering.bar, 12 * 12 / 7),
+    (rendering.ring, np.pi * (36 - 4.8**2)),
+  ],
+)
+def test_a_shape_covers_its_area_wherever_it_is_and_however_turned(shape, area):
+  for center, angle in [((13.5, 13.5), 0.0), ((12.2, 14.9), 0.7)]:
+    assert rendering.coverage(shape, center, 6.0, angle).sum() == pytest.approx(area, rel=0.05)
+
+
+@pytest.mark.parametrize('label', range(5))
+def test_the_square_is_where_the_label_says_seen_from_the_ring(uncluttered, label, monkeypatch):
+  placed = {}
+
+  def record(shape, center, radius, angle):
+    placed[shape] = np.asarray(center), radius
+    return np.zeros((28, 28))
+
+  monkeypatch.setattr(rendering, 'coverage', record)
+  for seed in range(5):
+    scenes.relation(np.random.default_rng(seed), label)
+    (ring, radius), (square, inner) = placed[rendering.ring], placed[rendering.square]
+    offset = square - ring
+    if label == 4:
+      assert np.hypot(*offset) + inner * 1.3 < radius
+      continue
+    sides = [offset[0] < 0, offset[1] < 0, offset[0] > 0, offset[1] > 0]
+    assert sides[label]
+    assert abs(offset[label % 2]) > abs(offset[1 - label % 2])
+    assert np.hypot(*offset) > radius
+
+
+def test_centers_that_do_not_fit_are_refused():
+  rng = np.random.default_rng(0)
+  with pytest.raises(ValueError, match='20 centers do not fit 15 pixels apart'):
+    rendering.spread(rng, 20, 3.0, 15)
+  with pytest.raises(ValueError, match='40 pixels apart do not fit'):
+    rendering.pair(rng, 3.0, 40)
+
+
+@pytest.mark.parametrize(
+  'linear, finetuning, full, admitted',
+  [(50, 70, 69, True), (50, 59.9, 60, False), (80, 97.5, 96, False), (80, 96, 97, False)],
+)
+def test_admission_asks_for_headroom(linear, finetuning, full, admitted):
+  accuracy = {'linear': linear, 'finetuning': finetuning, 'full': full}
+  assert admission.is_admitted(accuracy) == admitted
