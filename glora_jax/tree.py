@@ -8,6 +8,7 @@ from typing import Any
 
 import flax
 import flax.linen as nn
+import jax
 import numpy as np
 
 Path = tuple[str, ...]
@@ -48,6 +49,17 @@ def partition(tree: Any, belongs: Callable[[Path], bool]) -> tuple[dict, dict]:
 def union(first: Any, second: Any) -> dict[str, Any]:
   """A nested dictionary with the leaves of two; the second's where they share a path."""
   return flax.traverse_util.unflatten_dict({**flatten(first), **flatten(second)})
+
+
+def cut_to(values: Any, template: Any) -> Any:
+  """Arrays cut to their beginnings that have the shapes of a template's, a tree like theirs."""
+  return jax.tree.map(_beginning, values, template)
+
+
+def _beginning(value: Any, template: Any) -> Any:
+  if np.shape(value) == np.shape(template):
+    return value
+  return value[tuple(map(slice, np.shape(template)))]
 
 
 def path_name(path: Path) -> str:

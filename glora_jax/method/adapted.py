@@ -17,6 +17,7 @@ from glora_jax.method.groups import Group
 from glora_jax.method.lazy import graft, intercept
 from glora_jax.method.merge import fold
 from glora_jax.method.space import Spec
+from glora_jax.method.storage import check_storage
 from glora_jax.method.subnet import Call, Subnet
 from glora_jax.method.summary import layer_table
 from glora_jax.method.supports import COLLECTION
@@ -137,6 +138,7 @@ class Adapted:
         f'apply takes one genome [{len(self.spec)}, 5], not {np.shape(genome)}; '
         'use jax.vmap over a population.'
       )
+    check_storage(self.groups, variables.get(COLLECTION, {}), genome)
     return self.run(Call(args, kwargs), variables, jnp.asarray(genome), merge or self.merge)
 
   def fix(self, genome: Any) -> Subnet:
@@ -156,6 +158,7 @@ class Adapted:
     """
     genomes.check_genome(self.spec, genome)
     _check_variables(variables)
+    check_storage(self.groups, variables[COLLECTION], genome)
     return fold(self.groups, variables['params'], variables[COLLECTION], jnp.asarray(genome))
 
   def count_params(self, genome: Any) -> Any:
@@ -186,7 +189,7 @@ class Adapted:
     return trainable, {'params': body, **rest}
 
   def join(self, trainable: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict[str, Any]:
-    """Inverse of `split`, also of a `Subnet`'s.
+    """Inverse of `split`, also of a `Subnet`'s but for what that has cut off.
 
     Args:
       trainable: the first half, after training for instance.

@@ -13,6 +13,7 @@ import numpy as np
 from glora_jax.files import Path, read_tensors, write_tensors
 from glora_jax.method import genomes
 from glora_jax.method.adapted import COLLECTION, Adapted
+from glora_jax.method.storage import check_storage
 from glora_jax.method.supports import used_parts
 from glora_jax.tree import fingerprint, flatten, get, path_name, replace
 
@@ -50,6 +51,9 @@ def save_adapter(
     genome: the subnet, int [rows, 5].
     **metadata: more to remember, JSON types.
 
+  Raises:
+    ValueError: the variables were cut to a subnet with lower ranks.
+
   Example:
     >>> import tempfile, flax.linen as nn, jax, jax.numpy as jnp, safetensors.numpy
     >>> from glora_jax import adapt, preset, save_adapter
@@ -64,6 +68,7 @@ def save_adapter(
   """
   genome = genomes.canonicalize(adapted.spec, genome)
   trainable, frozen = adapted.split(variables)
+  check_storage(adapted.groups, trainable[COLLECTION], genome)
   others = {name: value for name, value in frozen.items() if name != 'params'}
   tensors = {
     '/'.join(p): nn.meta.unbox(value)

@@ -189,7 +189,8 @@ def _unplace(
 ) -> tuple[dict[str, jax.Array], jax.Array]:
   """Supports and alleles of the kernel that a module sees, with its own stack axes first."""
   stack, inputs, outputs = graft.layout.sizes(kernel.shape)
-  shapes = support_shapes(inputs, outputs, graft.ranks, tied=False)
+  # A fixed subnet's storage has its own rank.
+  shapes = support_shapes(inputs, outputs, ranks=(-1,), tied=False)
   supports = {
     name: value.reshape(stack + shapes[name]) for name, value in leaves.items() if name != 'alleles'
   }

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from glora_jax.method import storage
 from glora_jax.method.space import FLAT_FORMS
 from glora_jax.method.supports import COLLECTION, used_parts
 from glora_jax.tree import Path, partition
@@ -71,6 +72,7 @@ class Subnet:
     has_interceptors = isinstance(self.adapted.model, nn.Module)  # an NNX model has none
     thin = has_interceptors and self.genome[:, 0].max() < len(FLAT_FORMS['A'])
     merge = 'lazy' if thin else self.adapted.merge
+    storage.check_storage(self.adapted.groups, variables.get(COLLECTION, {}), self.genome)
     genome = jnp.asarray(self.genome)
     return self.adapted.run(Call(args, kwargs), variables, genome, merge, fixed=self.genome)
 
@@ -83,13 +85,22 @@ class Subnet:
     return self.adapted.count_params(self.genome)
 
   def split(self, variables: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(trainable, frozen) as of `Adapted.split`, with only the supports that the genome reads."""
+    """(trainable, frozen) as of `Adapted.split`, with only the supports that the genome reads.
+
+    They are cut to the largest LoRA rank that the genome uses in each group of layers, and so are
+    those that it does not read. What is joined again is this subnet's storage, and no other's with
+    higher ranks.
+
+    Raises:
+      ValueError: the variables were cut to a subnet with lower ranks.
+    """
     trainable, frozen = self.adapted.split(variables)
-    read, unread = partition(trainable[COLLECTION], self._paths_read().__contains__)
+    supports = storage.cut(self.adapted.groups, trainable[COLLECTION], self.genome)
+    read, unread = partition(supports, self._paths_read().__contains__)
     return {**trainable, COLLECTION: read}, {**frozen, COLLECTION: unread}
 
   def join(self, trainable: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict[str, Any]:
-    """Inverse of `split`."""
+    """Inverse of `split`, but for what that has cut off."""
     return self.adapted.join(trainable, frozen)
 
   def _paths_read(self) -> set[Path]:

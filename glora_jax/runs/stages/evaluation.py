@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ def freeze_and_evaluate(
       'params': run.adapted.count_params(candidate.genome),
       'val_accuracy': None if _trained_on_val(run, name) else run.accuracy(*candidate, 'val'),
       'genome': candidate.genome.tolist(),
+      'storage': 'cut',
       'weights': tree.fingerprint(run.adapted.split(candidate.variables)[0]),
     }
     for name, candidate in candidates.items()
@@ -67,9 +69,27 @@ def freeze(run: Run, rows: dict[str, Any]) -> None:
     ValueError: another list was frozen before.
   """
   path = run.path('test_list.json')
-  if os.path.exists(path) and read_json(path) != rows:
+  if os.path.exists(path) and not _are_same(read_json(path), rows):
     raise ValueError(
       f'{path} was frozen with other subnets than this run has now; use a new workdir.'
     )
   if meshes.primary():
     write_json(path, rows)
+
+
+def _are_same(frozen: dict[str, Any], rows: dict[str, Any]) -> bool:
+  """Whether a list is the frozen one.
+
+  Version 0.1.0 took fingerprints of whole storage, where a subnet's is cut today: its lists are
+  compared by all else.
+  """
+  if _without(frozen, ('storage',)) == frozen:
+    return _without(frozen, ('weights',)) == _without(rows, ('weights', 'storage'))
+  return frozen == rows
+
+
+def _without(rows: Any, names: Sequence[str]) -> Any:
+  """Nested dictionaries and lists without the values of such names."""
+  if isinstance(rows, Mapping):
+    return {name: _without(value, names) for name, value in rows.items() if name not in names}
+  return [_without(row, names) for row in rows] if isinstance(rows, list) else rows

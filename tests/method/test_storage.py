@@ -1,0 +1,187 @@
+"""A fixed subnet stores the ranks that it uses, and is the same subnet."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import model_zoo
+import numpy as np
+import pytest
+from comparing import assert_close, assert_trees_close, jit, random_params, random_variables, vector
+from flax import nnx
+
+import glora_jax
+from glora_jax import SearchSpace, adapt, load_adapter, preset, random_genomes, save_adapter
+from glora_jax.method.genomes import canonicalize
+
+SPACE = SearchSpace(ranks=(1, 2, 4))
+# Stacks in every place, convolution, boxes, and several axes in and out.
+MODELS = ('scan_axis_1', 'scan_of_vmap', 'dense_general', 'with_partitioning', 'bfloat16_params')
+
+
+class Mlp(nn.Module):
+  @nn.compact
+  def __call__(self, x):
+    return nn.Dense(3, name='fc2')(nn.silu(nn.Dense(6, name='fc1')(x)))
+
+
+X = jnp.linspace(-1, 1, 8).reshape(2, 4)
+
+
+@functools.cache
+def mlp(space=SPACE):
+  """(adapted, variables with random supports)."""
+  adapted = adapt(Mlp(), X, space=space)
+  return adapted, random_variables(adapted, random_params(Mlp(), X))
+
+
+def genomes_of(spec, number=2, ranks=2):
+  """Random genomes without the largest rank, so that storage can be cut."""
+  drawn = random_genomes(np.random.default_rng(1), spec, number)
+  limit = spec.num_codes.astype(np.int8) - (3 - ranks)
+  limit[:, 3:] = 3  # D and E have no ranks
+  return canonicalize(spec, np.minimum(drawn, limit - 1))
+
+
+def rejoined(subnet, variables):
+  return subnet.join(*subnet.split(variables))
+
+
+def shapes(tree):
+  return jax.tree.map(lambda x: x.shape, nn.meta.unbox(tree))
+
+
+def test_storage_is_cut_to_the_largest_rank_of_each_tensor():
+  adapted, variables = mlp()
+  genome = np.array([[0, 4, 1, 0, 0], [2, 0, 0, 0, 0]], np.int8)  # B r2, C vector; A vector
+  subnet = adapted.fix(genome)
+  trainable, frozen = subnet.split(variables)
+  assert shapes(trainable['glora']) == {
+    'fc1': {'B_down': (4, 2), 'B_up': (2, 6), 'C_down': (4, 1)},
+    'fc2': {'A_up': (1, 3)},
+  }
+  assert frozen['glora']['fc1']['C_up'].shape == (1, 1)
+  assert frozen['glora']['fc2']['B_down'].shape == (6, 1)
+  whole = variables['glora']['fc1']['B_down']
+  np.testing.assert_array_equal(trainable['glora']['fc1']['B_down'], whole[:, :2])
+
+
+def test_what_needs_no_cut_is_the_same_array():
+  adapted, variables = mlp()
+  trainable, _ = adapted.fix(preset(adapted.spec, 'lora')).split(variables)
+  assert trainable['glora']['fc1']['B_up'] is variables['glora']['fc1']['B_up']
+
+
+def test_a_stack_is_cut_to_its_largest_rank():
+  example = model_zoo.EXAMPLES['scan_axis_1']()
+  adapted = adapt(example.model, *example.inputs, space=SPACE)
+  variables = random_variables(adapted, example.variables()['params'])
+  genome = np.zeros((len(adapted.spec), 5), np.int8)
+  [layers] = [group for group in adapted.groups if len(group.rows) > 1][:1]
+  genome[list(layers.rows), 1] = [3, *[4] * (len(layers.rows) - 1)]  # rank 1, then 2
+  trainable, _ = adapted.fix(genome).split(variables)
+  [down] = [
+    x for path, x in jax.tree_util.tree_leaves_with_path(trainable['glora']) if 'down' in str(path)
+  ]
+  assert down.shape[0] == len(layers.rows)
+  assert down.shape[-1] == 2
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_cut_storage_is_the_same_subnet_in_every_model(name):
+  example = model_zoo.EXAMPLES[name]()
+  adapted = adapt(example.model, *example.inputs, space=SPACE, **example.kwargs)
+  base = example.variables()
+  variables = {**base, **random_variables(adapted, base['params'])}
+  [genome] = genomes_of(adapted.spec, 1)
+  subnet = adapted.fix(genome)
+  narrow = rejoined(subnet, variables)
+  assert shapes(narrow['glora']) != shapes(variables['glora'])
+
+  def outputs(variables):
+    args, kwargs = example.inputs, example.kwargs
+    applied = [
+      adapted.apply(variables, *args, genome=genome, merge=merge, **kwargs)
+      for merge in ('up_front', 'lazy')
+    ]
+    return [vector(output) for output in (*applied, subnet.apply(variables, *args, **kwargs))]
+
+  for ours, theirs in zip(jit(outputs)(narrow), jit(outputs)(variables), strict=True):
+    assert_close(ours, theirs, 1e-4 if name == 'bfloat16_params' else 1e-5)
+  assert_trees_close(jit(subnet.fold)(narrow), jit(subnet.fold)(variables), 1e-2)
+
+
+@pytest.mark.parametrize(
+  'space', [SPACE, SearchSpace((1, 2, 4), tied=False), SearchSpace.distinct((1, 2, 4))]
+)
+def test_cut_storage_is_the_same_subnet_in_every_space(space):
+  adapted, variables = mlp(space)
+  for genome in genomes_of(adapted.spec, 6):
+    subnet = adapted.fix(genome)
+    narrow = rejoined(subnet, variables)
+    assert_close(subnet.apply(narrow, X), subnet.apply(variables, X))
+    assert_close(
+      adapted.apply(narrow, X, genome=genome), adapted.apply(variables, X, genome=genome)
+    )
+    assert_trees_close(subnet.fold(narrow), subnet.fold(variables))
+
+
+def test_cut_storage_of_a_tie_is_the_same_subnet():
+  class Attention(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      return sum(nn.Dense(4, name=name)(x) for name in ('query', 'value'))
+
+  adapted = adapt(Attention(), X, space=SPACE, ties=[('query', 'value')])
+  variables = random_variables(adapted, random_params(Attention(), X))
+  subnet = adapted.fix(np.array([[3, 4, 1, 1, 2]]))
+  assert_close(subnet.apply(rejoined(subnet, variables), X), subnet.apply(variables, X))
+
+
+def test_cut_storage_is_the_same_subnet_of_an_nnx_model():
+  model = nnx.Sequential(nnx.Linear(4, 3, rngs=nnx.Rngs(0)))
+  adapted = glora_jax.nnx.adapt(model, space=SPACE)
+  variables = random_variables(adapted, glora_jax.nnx.params(model))
+  subnet = adapted.fix(np.array([[2, 4, 0, 0, 2]]))
+  assert_close(subnet.apply(rejoined(subnet, variables), X), subnet.apply(variables, X))
+
+
+def test_splitting_cut_storage_again_changes_nothing():
+  adapted, variables = mlp()
+  [genome] = genomes_of(adapted.spec, 1)
+  subnet = adapted.fix(genome)
+  narrow = rejoined(subnet, variables)
+  jax.tree.map(np.testing.assert_array_equal, rejoined(subnet, narrow), narrow)
+
+
+def test_a_subnet_with_a_higher_rank_is_refused_in_cut_storage(tmp_path):
+  adapted, variables = mlp()
+  narrow = rejoined(adapted.fix(preset(adapted.spec, 'lora:1')), variables)
+  higher = preset(adapted.spec, 'lora:2')
+  message = 'a LoRA of rank 2 for B in fc1, and these variables store rank 1'
+  uses = (
+    lambda: adapted.apply(narrow, X, genome=higher),
+    lambda: adapted.fold(narrow, higher),
+    lambda: adapted.fix(higher).apply(narrow, X),
+    lambda: adapted.fix(higher).split(narrow),
+    lambda: save_adapter(tmp_path / 'adapter.safetensors', adapted, narrow, higher),
+  )
+  for use in uses:
+    with pytest.raises(ValueError, match=message):
+      use()
+
+
+def test_an_adapter_of_cut_storage_is_that_of_the_whole(tmp_path):
+  adapted, variables = mlp()
+  [genome] = genomes_of(adapted.spec, 1)
+  narrow = rejoined(adapted.fix(genome), variables)
+  contents = []
+  for name, content in (('whole', variables), ('narrow', narrow)):
+    save_adapter(tmp_path / name, adapted, content, genome)
+    contents.append((tmp_path / name).read_bytes())
+  assert contents[0] == contents[1]
+  loaded, read = load_adapter(tmp_path / 'narrow', adapted, variables['params'])
+  np.testing.assert_array_equal(read, genome)
+  assert_close(adapted.apply(loaded, X, genome=genome), adapted.apply(narrow, X, genome=genome))
+  assert shapes(loaded['glora']) == shapes(variables['glora'])
