@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from glora_jax.reports import markdown
 from glora_jax.reports.drawing import halo, palette, panels, save
 from glora_jax.reports.markdown import paragraph, sections, spread
 
+_NO_LABELS: Mapping[str, str] = types.MappingProxyType({})
 TITLES = {
   'linear': 'linear probe',
   'bitfit': 'BitFit',
@@ -24,6 +26,8 @@ TITLES = {
   'ssf': 'SSF-like',
   'prompt': 'prompts',
   'full': 'all of GLoRA',
+  'hira': 'HiRA',
+  'scale_shift': 'scale and shift',
   'finetuning': 'full fine-tuning',
 }
 
@@ -38,15 +42,25 @@ def budget_of(name: str) -> int | None:
   return int(name.removeprefix('search-')) if name.startswith('search-') else None
 
 
-def title(name: str) -> str:
+def title(name: str, labels: Mapping[str, str] = _NO_LABELS) -> str:
   """What a row is called.
 
+  Args:
+    name: name of the row.
+    labels: what tables call presets, by name: those with a rank say which.
+
   Example:
-    >>> title('search-40000')
-    'searched, at most 40,000'
+    >>> title('search-40000'), title('lora', {'lora': 'lora:4'}), title('lora:rising-40000')
+    ('searched, at most 40,000', 'lora:4', 'lora:rising, at most 40,000')
   """
   budget = budget_of(name)
-  return TITLES[name] if budget is None else f'searched, at most {budget:,}'
+  if budget is not None:
+    return f'searched, at most {budget:,}'
+  method, _, limit = name.rpartition('-')
+  if ':rising' in method and limit.isdigit():
+    return f'{method}, at most {int(limit):,}'
+  label = labels.get(name, name)
+  return TITLES.get(name, name) if label == name else label
 
 
 def rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -56,12 +70,15 @@ def rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     result: content of the comparison's `result.json`.
 
   Returns:
-    Flat dictionaries: 'method', 'rate', and of every number that the runs have its mean over the
-    seeds under its name and its standard deviation under `{name}_spread`.
+    Flat dictionaries: 'method', 'title', 'rate', and of every number that the runs have its mean
+    over the seeds under its name and its standard deviation under `{name}_spread`.
   """
   found = []
   for name, runs in result['methods'].items():
-    row = {'method': name, 'rate': result['rate'][name.split('-')[0]]}
+    # A row of a budget is called by its method and the budget.
+    method = name if name in result['rate'] else name.rpartition('-')[0]
+    label = title(name, result.get('labels', {}))
+    row = {'method': name, 'title': label, 'rate': result['rate'][method]}
     for field in runs[0]:
       row[field], row[f'{field}_spread'] = spread([run[field] for run in runs])
     found.append(row)
@@ -83,7 +100,7 @@ def table(result: Mapping[str, Any]) -> str:
   accuracies = ('val_accuracy', 'test_accuracy', 'inherited_test_accuracy')
   cells = [
     (
-      title(row['method']),
+      row['title'],
       f'{row["params"]:,.0f}',
       f'{row["rate"]:g}',
       *(_percent(row, accuracy, several_seeds) for accuracy in accuracies),
@@ -133,8 +150,8 @@ def _verdict(
     [100 * (ours['test_accuracy'] - theirs['test_accuracy']) for ours, theirs in pairs]
   )
   return (
-    f'{title(searched["method"]).capitalize()}: {mean:+.1f} ± {deviation:.1f} points beside '
-    f'{title(best["method"])}, the best other method within that '
+    f'{searched["title"].capitalize()}: {mean:+.1f} ± {deviation:.1f} points beside '
+    f'{best["title"]}, the best other method within that '
     f'({searched["params"]:,.0f} and {best["params"]:,.0f} parameters; '
     'mean and spread of the difference at the same seed).'
   )
@@ -185,7 +202,7 @@ def _draw_row(axis: Axes, row: Mapping[str, Any]) -> None:
   )
   on_the_right = searched or row['params'] == 0
   axis.annotate(
-    title(row['method']).replace('at most', '≤'),
+    row['title'].replace('at most', '≤'),
     point,
     textcoords='offset points',
     xytext=(8, -4) if on_the_right else (-6, 3),

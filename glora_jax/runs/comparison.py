@@ -21,9 +21,11 @@ import numpy as np
 
 from glora_jax import tree
 from glora_jax.files import read_json, write_json
+from glora_jax.method.preset_names import file_name, preset_label
 from glora_jax.reports import comparison_report
 from glora_jax.runs.lifecycle import carry_out, never
 from glora_jax.runs.run import Run
+from glora_jax.runs.sections import NO_PRESETS
 from glora_jax.runs.stages import evaluation
 from glora_jax.runs.stages.methods import TrainedSubnet, Trial, train_method
 
@@ -78,11 +80,21 @@ def _run_stages(run: Run) -> dict[str, Any]:
     'finetune_epochs': settings.finetune.epochs,
     'rates': list(compare.rates),
     'rate': rates,
+    'labels': _labels(run),
     'methods': tested,
   }
   with run.stage('report'):
     comparison_report.write(run.workdir, result)
   return result
+
+
+def _labels(run: Run) -> dict[str, str]:
+  """What tables call the presets, by their names: those with a rank say which."""
+  return {
+    method: preset_label(run.adapted.spec, method)
+    for method in run.settings.compare.methods
+    if method not in NO_PRESETS
+  }
 
 
 def choose_rates(run: Run) -> dict[str, float]:
@@ -96,7 +108,7 @@ def choose_rates(run: Run) -> dict[str, float]:
   chosen = {}
   tried = {}
   for method in compare.methods:
-    rate = compare.rate[method]
+    rate = compare.rate.get(method)
     if rate is None:
       tried[method] = _try_rates(run, method, seed)
       best = max(tried[method], key=lambda row: (row['val_accuracy'], -row['val_loss']))
@@ -109,7 +121,7 @@ def choose_rates(run: Run) -> dict[str, float]:
 
 def _try_rates(run: Run, method: str, seed: int) -> list[dict[str, float]]:
   """Validation accuracy and loss of a method at every learning rate of the list."""
-  path = run.path('tuning', f'{method}.json')
+  path = run.path('tuning', f'{file_name(method)}.json')
   if not os.path.exists(path):
     compare = run.settings.compare
     trials = [Trial(seed, rate) for rate in compare.rates]
@@ -156,6 +168,7 @@ def freeze_and_evaluate(
       {
         'genome': subnet.genome.tolist(),
         'val_accuracy': values['val_accuracy'],
+        'storage': 'cut',
         'weights': tree.fingerprint(subnet.variables),
       }
       for subnet, values in zip(subnets, measured[name], strict=True)

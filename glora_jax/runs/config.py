@@ -20,7 +20,8 @@ import ml_collections
 
 from glora_jax.data.augment import Augmentation
 from glora_jax.data.task import Source
-from glora_jax.method import genomes, presets
+from glora_jax.method import genomes
+from glora_jax.method.preset_names import check_preset_name
 from glora_jax.runs import schema
 from glora_jax.runs.schema import field, subsection
 from glora_jax.runs.sections import (
@@ -80,8 +81,9 @@ class RunSettings:
   finetune: Finetuning = subsection(Finetuning(), **RECIPE_RANGES)
   presets: Sequence[str] = field(
     (),
-    "baselines beside the linear probe, each trained alone by the supernet's recipe",
-    choices=presets.PRESET_NAMES,
+    "baselines beside the linear probe, each trained alone by the supernet's recipe: 'lora', "
+    "'hira:2', 'lora:2@qkv' and the like (`glora_jax.preset`)",
+    check=check_preset_name,
   )
   checkpoint_epochs: int = field(10, 'epochs between two saved training states', at_least=1)
   mesh: MeshSettings = MeshSettings()

@@ -21,13 +21,15 @@ from glora_jax.data.task import Task
 from glora_jax.files import read_json, write_json
 from glora_jax.method.adapt import adapt
 from glora_jax.method.adapted import COLLECTION, Adapted
-from glora_jax.method.genomes import require_feasible
+from glora_jax.method.genomes import check_budget, require_feasible
+from glora_jax.method.presets import preset
+from glora_jax.method.space import Spec
 from glora_jax.models import weights
 from glora_jax.models.fetch import fetch, known_normalization
 from glora_jax.models.translate import fit_to_format
 from glora_jax.runs.config import RunSettings, check_config
 from glora_jax.runs.run import Run, Stream, stream_key
-from glora_jax.runs.sections import ModelSettings
+from glora_jax.runs.sections import NO_PRESETS, ModelSettings
 from glora_jax.runs.workdir import claim, claim_workdir
 
 log = logging.getLogger(__name__)
@@ -92,6 +94,7 @@ def prepare(settings: RunSettings, workdir: str, stop: Callable[[], bool] = neve
   sample = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
   adapted = adapt(model, sample, space=settings.space.search_space(), merge=settings.merge)
   require_feasible(adapted.spec, settings.budget)
+  _check_presets(adapted.spec, settings)
   variables = _initialize(adapted, params, settings, mesh)
   largest = adapted.count_params(adapted.spec.num_codes - 1)
   log.info(
@@ -115,6 +118,17 @@ def prepare(settings: RunSettings, workdir: str, stop: Callable[[], bool] = neve
     stop=lambda: meshes.on_any(stop()),
     mesh=mesh,
   )
+
+
+def _check_presets(spec: Spec, settings: RunSettings) -> None:
+  """Raises ValueError where the model cannot have a preset that the config names."""
+  for name in settings.presets:
+    preset(spec, name, check_budget(settings.budget))
+  if settings.job == 'compare':
+    smallest_budget = min(settings.compare.budgets, default=None)
+    for name in settings.compare.methods:
+      if name not in NO_PRESETS:
+        preset(spec, name, smallest_budget)
 
 
 def _fetch(settings: RunSettings, workdir: str) -> tuple[Task, str]:

@@ -16,7 +16,7 @@ import re
 import textwrap
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, TypeVar
 
 import ml_collections
@@ -40,6 +40,8 @@ class Limits:
     below: a number that exceeds all taken numbers.
     choices: the texts taken; empty for all.
     nonempty: whether an empty text or sequence is refused.
+    check: what refuses a text, of a mapping a name that its default lacks, by a ValueError of one
+      sentence; None for nothing more than the above.
   """
 
   at_least: float | None = None
@@ -48,6 +50,7 @@ class Limits:
   below: float | None = None
   choices: tuple[str, ...] = ()
   nonempty: bool = False
+  check: Callable[[str], None] | None = None
 
   def admit(self, number: float) -> bool:
     """Whether a number is finite and within the range."""
@@ -299,6 +302,17 @@ def _check_text(text: str, setting: Setting, path: str) -> None:
     raise ValueError(f"{path}='{text}' is unknown; it is one of {', '.join(choices)}.")
   if setting.limits.nonempty and not text:
     raise ValueError(f'{path}={text!r} must not be empty: {setting.help}.')
+  _check_by(setting.limits.check, text, f'{path}={text!r}')
+
+
+def _check_by(check: Callable[[str], None] | None, text: str, shown: str) -> None:
+  """Raises ValueError with what is shown before the sentence of a check that refuses the text."""
+  if check is None:
+    return
+  try:
+    check(text)
+  except ValueError as error:
+    raise ValueError(f'{shown}: {error}') from error
 
 
 def _check_number(number: float, setting: Setting, path: str) -> None:
@@ -311,7 +325,10 @@ def _check_mapping(value: Any, kind: Any, setting: Setting, path: str) -> dict[s
   if not isinstance(value, Mapping):
     raise ValueError(f'{path}={value!r} must be a dictionary.')
   if setting.default:
-    _check_names(value, setting.default, f'{path}.')
+    checked = {} if setting.limits.check is None else dict.fromkeys(value)
+    _check_names(value, {**setting.default, **checked}, f'{path}.')
+    for name in checked.keys() - setting.default.keys():
+      _check_by(setting.limits.check, name, f'{path}.{name}')
   kind, optional = _without_none(kind)
   for name, item in value.items():
     if item is not None or not optional:
@@ -337,8 +354,10 @@ def _is_a(value: Any, kind: type) -> bool:
   return isinstance(value, abstract) and isinstance(value, bool) == (kind is bool)
 
 
-def _or_placeholder(value: Any, kind: type) -> Any:
-  return ml_collections.config_dict.placeholder(kind) if value is None else value
+def _or_placeholder(value: Any, kind: Any) -> Any:
+  if value is not None:
+    return value
+  return ml_collections.config_dict.placeholder(typing.get_origin(kind) or kind)
 
 
 def _or_none(setting: Setting) -> str:

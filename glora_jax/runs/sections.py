@@ -13,7 +13,7 @@ from typing import Any, Literal
 from glora_jax.data import image, normalization
 from glora_jax.data.rand_augment import MAX_MAGNITUDE
 from glora_jax.data.task import Source
-from glora_jax.method import presets
+from glora_jax.method.preset_names import PRESET_NAMES, check_preset_name
 from glora_jax.method.space import SearchSpace
 from glora_jax.models import weights
 from glora_jax.models.vit import ACTIVATIONS
@@ -29,8 +29,12 @@ RematPolicy = Literal[
 ]
 ProfiledStage = Literal['supernet', 'baselines', 'search', 'finetune']
 
-# What a comparison can compare; 'full' is all of GLoRA, 'finetuning' trains the base itself.
-METHODS = (*presets.PRESET_NAMES, 'finetuning', 'search')
+# What a comparison compares; 'full' is all of GLoRA, 'finetuning' trains the base itself.
+METHODS = ('linear', 'bitfit', 'lora', 'ssf', 'prompt', 'full', 'finetuning', 'search')
+NO_PRESETS = ('finetuning', 'search')
+
+RANKS_OF_SEARCH = (4,)
+RANKS_OTHERWISE = tuple(range(1, 9))
 
 _COUNT = Limits(at_least=0)
 _POSITIVE_COUNT = Limits(at_least=1)
@@ -68,6 +72,16 @@ AUGMENTATION_RANGES = {
   'erasing': _SHARE,
   'mixup': _AMOUNT,
 }
+
+
+def check_method(name: str) -> None:
+  """Checks the name of a method that a comparison can compare.
+
+  Raises:
+    ValueError: it is neither a preset's nor 'finetuning' or 'search'.
+  """
+  if name not in NO_PRESETS:
+    check_preset_name(name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,14 +148,35 @@ class ModelSettings:
 class SpaceSettings:
   """The alleles on offer, the same for every layer."""
 
-  ranks: tuple[int, ...] = field((4,), 'LoRA ranks on offer, ascending')
+  ranks: tuple[int, ...] | None = field(
+    None,
+    'LoRA ranks on offer, ascending; None for (4,) where a supernet is searched, and for 1 to 8 '
+    'otherwise',
+    absent=RANKS_OF_SEARCH,
+  )
 
   def __post_init__(self):
     self.search_space()  # refuses ranks that are not ascending
 
-  def search_space(self) -> SearchSpace:
-    """The space that `glora_jax.adapt` takes."""
-    return SearchSpace(ranks=self.ranks)
+  def ranks_of(self, structure: str) -> tuple[int, ...]:
+    """The ranks on offer for a structure."""
+    if self.ranks is not None:
+      return self.ranks
+    return RANKS_OF_SEARCH if structure == 'search' else RANKS_OTHERWISE
+
+  def search_space(self, structure: str = 'search') -> SearchSpace:
+    """The space that `glora_jax.adapt` takes.
+
+    Args:
+      structure: where the structure comes from: 'search', 'gradient', or a preset or a file, which
+        may have any allele.
+
+    Example:
+      >>> SpaceSettings().search_space().ranks, SpaceSettings().search_space('gradient').ranks
+      ((4,), (1, 2, 3, 4, 5, 6, 7, 8))
+    """
+    ranks = self.ranks_of(structure)
+    return SearchSpace.distinct(ranks) if structure == 'gradient' else SearchSpace(ranks=ranks)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,8 +207,9 @@ class Comparison:
 
   methods: Sequence[str] = field(
     METHODS,
-    "names of presets, 'finetuning' (full fine-tuning), 'search'",
-    choices=METHODS,
+    "names of presets ('lora:2@qkv', see `glora_jax.preset`), 'finetuning' (full fine-tuning), "
+    "'search'; one with ranks that rise has a row for each budget",
+    check=check_method,
     nonempty=True,
   )
   budgets: Sequence[int] = field(
@@ -189,13 +225,14 @@ class Comparison:
     nonempty=True,
   )
   rate: Mapping[str, float | None] = field(
-    dict.fromkeys(METHODS),
-    'learning rate of each method where it is chosen already; None to choose',
+    dict.fromkeys((*PRESET_NAMES, *NO_PRESETS)),
+    'learning rate of each method where it is chosen already; None, or no entry, to choose',
     above=0,
+    check=check_method,
   )
 
   def __post_init__(self):
-    if 'search' not in self.methods:
+    if not any(name == 'search' or ':rising' in name for name in self.methods):
       return
     if not self.budgets or list(self.budgets) != sorted(set(self.budgets)):
       raise ValueError(

@@ -23,6 +23,7 @@ import ml_collections
 from glora_jax.files import Path, read_json, write_json, writing
 from glora_jax.mesh import primary
 from glora_jax.runs.config import default_config, values_when_absent
+from glora_jax.runs.sections import SpaceSettings
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +55,7 @@ def claim_workdir(config: ml_collections.ConfigDict, workdir: str) -> None:
     if primary():
       write_json(path, given)
     return
-  old = {**values_when_absent(), **_flatten(read_json(path))}
-  new = {**values_when_absent(), **_flatten(given)}
+  old, new = _meaning(read_json(path)), _meaning(given)
   changed = [
     f'{name} was {old.get(name)!r} and is now {new.get(name)!r}'
     for name in sorted(old.keys() | new.keys())
@@ -80,8 +80,12 @@ def read_config(workdir: Path) -> ml_collections.ConfigDict:
   return config
 
 
-def _flatten(tree: dict[str, Any]) -> dict[str, Any]:
-  return flax.traverse_util.flatten_dict(tree, sep='.')
+def _meaning(config: dict[str, Any]) -> dict[str, Any]:
+  """A config's values by dotted name, with what stands for another value replaced by that."""
+  values = {**values_when_absent(), **flax.traverse_util.flatten_dict(config, sep='.')}
+  if values['space.ranks'] is None:
+    values['space.ranks'] = list(SpaceSettings().ranks_of(values.get('structure', 'search')))
+  return values
 
 
 @contextlib.contextmanager

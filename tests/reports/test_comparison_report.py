@@ -45,6 +45,17 @@ def test_the_verdict_is_the_paired_difference_to_the_best_within_the_budget(resu
   )
 
 
+def test_presets_are_called_by_their_rank_and_place(result):
+  result['labels'] = {'lora': 'lora:4', 'hira:2@qkv': 'hira:2@qkv'}
+  result['methods']['hira:2@qkv'] = runs(90, 0.8, 0.8)
+  result['methods']['lora:rising-200'] = runs(190, 0.8, 0.8)
+  result['rate'] |= {'hira:2@qkv': 2e-3, 'lora:rising': 4e-3}
+  shown = {row['title']: row['rate'] for row in comparison_report.rows(result)}
+  assert shown['lora:4'] == 1e-3
+  assert shown['hira:2@qkv'] == 2e-3
+  assert shown['lora:rising, at most 200'] == 4e-3
+
+
 def test_without_a_rival_within_the_budget_there_is_no_verdict(result):
   result['methods'] = {name: result['methods'][name] for name in ('full', 'search-200')}
   assert comparison_report.verdicts(result) == []

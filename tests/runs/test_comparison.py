@@ -169,7 +169,7 @@ def test_another_list_than_the_frozen_one_is_not_tested(copy, config):
   [
     (
       {'compare.methods': ('lora', 'lorra')},
-      r"compare.methods\[1\]='lorra' is unknown; it is one of linear,",
+      r"compare.methods\[1\]='lorra': The preset 'lorra' is unknown; the presets are linear,",
     ),
     ({'compare.budgets': (900, 300)}, 'must be ascending numbers of parameters'),
     ({'compare.rates': ()}, r'compare.rates=\(\) must not be empty: learning rates'),
@@ -190,3 +190,11 @@ def test_wrong_fields_are_explained(config, tmp_path, fields, message):
   with pytest.raises(ValueError, match=message):
     comparison.run(config, str(tmp_path))
   assert not os.listdir(tmp_path)
+
+
+def test_a_rank_that_the_space_lacks_is_refused_before_anything_trains(config, tmp_path):
+  config = config.copy_and_resolve_references()
+  config.compare.methods = ('linear', 'lora:5')
+  with pytest.raises(ValueError, match='has the ranks 4; take one of them'):
+    comparison.run(config, str(tmp_path))
+  assert sorted(os.listdir(tmp_path)) == ['config.json', 'lock']

@@ -6,6 +6,7 @@ from places import CONFIGS, ROOT, get_config
 
 from glora_jax.data.augment import Augmentation
 from glora_jax.files import read_json
+from glora_jax.method.space import SearchSpace
 from glora_jax.runs import pretrain, schema, sections
 from glora_jax.runs.command_line import HelpConfigFlag
 from glora_jax.runs.config import (
@@ -68,6 +69,8 @@ def test_every_field_of_0_1_0_has_its_name_still():
     ({'data.workers': -1}, r'data.workers=-1 must be at least 0\.'),
     ({'augment.crop_scale': (0.5, 0.1)}, 'augment: crop_scale'),
     ({'merge': 'late'}, "merge='late' is unknown; it is one of auto, up_front, lazy"),
+    ({'presets': ('lora', 'ssf:2')}, r"presets\[1\]='ssf:2': The preset 'ssf:2' has a rank"),
+    ({'compare.methods': ('lora@',)}, r"compare.methods\[0\]='lora@': The preset"),
     ({'checkpoint_epochs': 0}, 'checkpoint_epochs=0 must be at least 1'),
   ],
 )
@@ -76,6 +79,33 @@ def test_a_value_that_cannot_be_is_refused_before_anything_starts(changes, messa
   config.update_from_flattened_dict(changes)
   with pytest.raises(ValueError, match=message):
     check_config(config)
+
+
+def test_presets_have_ranks_and_places():
+  config = default_config()
+  config.presets = ('lora:2@qkv', 'hira', 'lora:rising@mlp')
+  config.compare.methods = ('scale_shift_lora:1', 'finetuning', 'search')
+  with config.compare.rate.unlocked():
+    config.compare.rate['scale_shift_lora:1'] = 2e-3
+  settings = check_config(config)
+  assert settings.presets == ('lora:2@qkv', 'hira', 'lora:rising@mlp')
+  assert settings.compare.rate['scale_shift_lora:1'] == 2e-3
+  with config.compare.rate.unlocked():
+    config.compare.rate['lorra'] = 2e-3
+  with pytest.raises(ValueError, match=r"compare.rate.lorra: The preset 'lorra' is unknown"):
+    check_config(config)
+
+
+def test_open_ranks_are_those_of_the_structure():
+  config = default_config()
+  assert config.space.ranks is None
+  space = check_config(config).space
+  assert space.search_space() == SearchSpace((4,))
+  assert space.search_space('gradient') == SearchSpace.distinct(range(1, 9))
+  assert space.search_space('lora:2@qkv') == SearchSpace(tuple(range(1, 9)))
+  config.space.ranks = (2, 4)
+  space = check_config(config).space
+  assert space.search_space().ranks == space.search_space('gradient').ranks == (2, 4)
 
 
 @pytest.mark.parametrize(

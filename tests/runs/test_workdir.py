@@ -46,6 +46,17 @@ def test_a_field_that_changes_no_result_may_change(older):
   claim_workdir(config, older)
 
 
+def test_open_ranks_are_those_that_older_configs_write_out(older):
+  written = read_json(f'{older}/config.json')
+  assert written['space']['ranks'] is None
+  write_json(f'{older}/config.json', {**written, 'space': {'ranks': [4]}})
+  claim_workdir(default_config(), older)
+  config = default_config()
+  config.space.ranks = (2,)
+  with pytest.raises(ValueError, match=r'space.ranks was \[4\] and is now \[2\]'):
+    claim_workdir(config, older)
+
+
 def test_a_field_that_is_gone_is_named(older):
   written = read_json(f'{older}/config.json')
   write_json(f'{older}/config.json', {**written, 'momentum': 0.9})

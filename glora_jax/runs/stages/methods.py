@@ -15,9 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from glora_jax import tree
 from glora_jax.files import read_arrays, read_json, write_arrays, write_json
 from glora_jax.method import genomes, presets
 from glora_jax.method.adapted import Adapted, Subnet
+from glora_jax.method.preset_names import file_name
 from glora_jax.runs.run import Run, Stream, stream_key
 from glora_jax.runs.stages.search import run_search
 from glora_jax.runs.stages.training import loss_of_supernet
@@ -136,27 +138,38 @@ def train_method(
     run: the run.
     method: a preset's name, 'finetuning' or 'search'.
     trials: seeds and learning rates.
-    budgets: most trained parameters of what is searched.
+    budgets: most trained parameters of what is searched, or of ranks that rise.
     folder: folder in the workdir.
 
   Returns:
     The subnets by row of the table, one for each trial: one row, or one for each budget where the
-    method is the search.
+    method is the search or has ranks that rise.
   """
   if method == 'search':
     return _search(run, trials, budgets, folder)
   if method == 'finetuning':
-    learner = FullFineTuning(run.adapted)
+    return {method: _train(run, FullFineTuning(run.adapted), method, trials, folder)}
+  spec = run.adapted.spec
+  if ':rising' in method:
+    genomes_by_row = {f'{method}-{n}': presets.preset(spec, method, n) for n in budgets}
   else:
-    learner = run.adapted.fix(presets.preset(run.adapted.spec, method))
-  batch = _from_pretrained(run, f'{folder}/{method}', learner, run.settings.supernet, trials)
-  trained = train_batch(run, batch)
+    genomes_by_row = {method: presets.preset(spec, method)}
   return {
-    method: [
-      TrainedSubnet(learner.genome, learner.count_params(), variables, trained.seconds_each)
-      for variables in trained.variables
-    ]
+    row: _train(run, run.adapted.fix(genome), row, trials, folder)
+    for row, genome in genomes_by_row.items()
   }
+
+
+def _train(
+  run: Run, learner: Subnet | FullFineTuning, row: str, trials: Sequence[Trial], folder: str
+) -> list[TrainedSubnet]:
+  """Trains a learner from the pretrained base once for each trial."""
+  name = f'{folder}/{file_name(row)}'
+  trained = train_batch(run, _from_pretrained(run, name, learner, run.settings.supernet, trials))
+  return [
+    TrainedSubnet(learner.genome, learner.count_params(), variables, trained.seconds_each)
+    for variables in trained.variables
+  ]
 
 
 def _search(
@@ -227,6 +240,11 @@ def train_batch(run: Run, batch: Batch) -> TrainedBatch:
     write_arrays(path, {**arrays, 'seconds': np.array(seconds)})
   arrays = read_arrays(path)
   seconds = float(arrays.pop('seconds'))
+  templates = flax.traverse_util.flatten_dict(
+    {str(number): training.trainable for number, training in enumerate(trainings)}, sep='/'
+  )
+  # Version 0.1.0 stored all ranks of a fixed subnet.
+  arrays = tree.cut_to(arrays, {name: templates[name] for name in arrays})
   trained = flax.traverse_util.unflatten_dict(arrays, sep='/')
   variables = [
     batch.learner.join(trained[str(number)], training.frozen)

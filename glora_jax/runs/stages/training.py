@@ -14,8 +14,9 @@ import numpy as np
 
 from glora_jax import mesh as meshes
 from glora_jax.files import read_json, write_json
-from glora_jax.method import presets
+from glora_jax.method import genomes, presets
 from glora_jax.method.adapted import Adapted, Subnet
+from glora_jax.method.preset_names import file_name
 from glora_jax.runs.monitoring import Metrics, profiled
 from glora_jax.runs.run import Candidate, Run, Stream
 from glora_jax.runs.workdir import Stopped
@@ -192,9 +193,9 @@ def train_baselines(run: Run) -> dict[str, Candidate]:
   """The linear probe and the presets that the config asks for, each trained alone, by name."""
   candidates = {}
   for name in dict.fromkeys(('linear', *run.settings.presets)):
-    genome = presets.preset(run.adapted.spec, name)
+    genome = presets.preset(run.adapted.spec, name, genomes.check_budget(run.settings.budget))
     stage = TrainingStage(
-      os.path.join('baselines', name),
+      os.path.join('baselines', file_name(name)),
       run.settings.supernet,
       Stream.BASELINE,
       run.train_split,
