@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
@@ -67,6 +67,32 @@ class Graft:
     codes = zip(TENSORS, self.occurring, strict=True)
     return tuple(tensor for tensor, alleles in codes if alleles != (0,))
 
+  def run(
+    self,
+    module: nn.Module,
+    params: dict[str, Any],
+    leaves: Mapping[str, jax.Array],
+    args: tuple,
+    kwargs: Mapping[str, Any],
+  ) -> Any:
+    """What a linear module returns with the leaves merged into its params; see `Grafted`."""
+    kernel, bias = params['kernel'], params.get('bias')
+    supports, alleles = _unplace(leaves, kernel, self)
+
+    # A subclass may do more, and a product of its own (quantized, say) need not split into terms.
+    plain = type(module) is nn.Dense and module.dot_general is module.dot_general_cls is None
+    if plain and self.is_thin:
+      bare = module.clone(parent=None, use_bias=False)
+      product: Any = bare.apply({'params': {'kernel': kernel}}, *args, **kwargs)
+      inputs = args[0] if args else kwargs['inputs']
+      return thin_output(inputs, product, bias, supports, alleles, self.ranks, self.used)
+
+    kernel, bias = merge_layers(kernel, bias, supports, alleles, self.layout, self.ranks)
+    params['kernel'] = kernel
+    if bias is not None:
+      params['bias'] = bias
+    return module.clone(parent=None).apply({'params': params}, *args, **kwargs)
+
 
 def graft(
   groups: Sequence[Group],
@@ -108,7 +134,7 @@ def graft(
           params = _with_merged_bias(params, site, part, alleles, new.ranks)
         part = {n: value for n, value in part.items() if SUPPORTS[n].tensor in WEIGHT_TENSORS}
       leaves = {'alleles': alleles, **part}
-      placed = {name: _place(value, site) for name, value in leaves.items()}
+      placed = {name: place(value, site) for name, value in leaves.items()}
       params = replace(params, (*site.path, new.key), placed)
   return params, grafts
 
@@ -131,8 +157,16 @@ def _with_merged_bias(
   return replace(params, (*site.path, 'bias'), bias)
 
 
-def _place(value: jax.Array, site: Site) -> jax.Array:
-  """Moves the lifted stack axes of a support from the front to where the kernel has them."""
+def place(value: Any, site: Site) -> Any:
+  """Moves the lifted stack axes of an array from the front to where the kernel has them.
+
+  Args:
+    value: support of a site, or anything else with the site's stack axes first.
+    site: the linear module.
+
+  Returns:
+    The array as it can lie beside the kernel.
+  """
   lifted = len(site.lifts)
   # The lifted transform will take its axis off every leaf at the kernel's place, so a leaf must
   # have as many dimensions.
@@ -143,8 +177,31 @@ def _place(value: jax.Array, site: Site) -> jax.Array:
   return value
 
 
-def intercept(grafts: Mapping[str, Graft], next_function, args, kwargs, context) -> Any:
-  """Interceptor of module calls: runs a grafted linear module with its merged kernel and bias."""
+class Grafted(Protocol):
+  """What lies beside a kernel under a key, and what a linear module does with it."""
+
+  def run(
+    self,
+    module: nn.Module,
+    params: dict[str, Any],
+    leaves: Mapping[str, jax.Array],
+    args: tuple,
+    kwargs: Mapping[str, Any],
+  ) -> Any:
+    """What the module returns.
+
+    Args:
+      module: a linear module.
+      params: its parameters, without the leaves.
+      leaves: what lay beside its kernel.
+      args: arguments of its call.
+      kwargs: further arguments of its call.
+    """
+    ...
+
+
+def intercept(grafts: Mapping[str, Grafted], next_function, args, kwargs, context) -> Any:
+  """Interceptor of module calls: runs a grafted linear module with what lies beside its kernel."""
   module = context.module
   if context.method_name != '__call__' or not isinstance(module, LINEAR_MODULES):
     return next_function(*args, **kwargs)
@@ -154,34 +211,7 @@ def intercept(grafts: Mapping[str, Graft], next_function, args, kwargs, context)
     return next_function(*args, **kwargs)
   params = nn.meta.unbox(dict(params))
   leaves = params.pop(key)
-  return _run(module, params, leaves, grafts[key], args, kwargs)
-
-
-def _run(
-  module: nn.Module,
-  params: dict[str, Any],
-  leaves: Mapping[str, jax.Array],
-  graft: Graft,
-  args: tuple,
-  kwargs: Mapping[str, Any],
-) -> Any:
-  """What a linear module returns with its graft's leaves merged into its params."""
-  kernel, bias = params['kernel'], params.get('bias')
-  supports, alleles = _unplace(leaves, kernel, graft)
-
-  # A subclass may do more, and a product of its own (quantized, say) need not split into terms.
-  plain = type(module) is nn.Dense and module.dot_general is None and module.dot_general_cls is None
-  if plain and graft.is_thin:
-    bare = module.clone(parent=None, use_bias=False)
-    product: Any = bare.apply({'params': {'kernel': kernel}}, *args, **kwargs)
-    inputs = args[0] if args else kwargs['inputs']
-    return thin_output(inputs, product, bias, supports, alleles, graft.ranks, graft.used)
-
-  kernel, bias = merge_layers(kernel, bias, supports, alleles, graft.layout, graft.ranks)
-  params['kernel'] = kernel
-  if bias is not None:
-    params['bias'] = bias
-  return module.clone(parent=None).apply({'params': params}, *args, **kwargs)
+  return grafts[key].run(module, params, leaves, args, kwargs)
 
 
 def _unplace(

@@ -17,7 +17,7 @@ from glora_jax.mesh import on_host, settle
 from glora_jax.method.adapted import COLLECTION, Adapted
 from glora_jax.method.genomes import check_budget, count_params
 from glora_jax.method.groups import Group
-from glora_jax.method.space import FLAT_FORMS, LORA_TENSORS, TENSORS, Layer, Spec, Tensor
+from glora_jax.method.space import FLAT_FORMS, Layer, Spec, Tensor
 from glora_jax.method.summary import layer_table
 from glora_jax.search.allocation import (
   UNIT_FORMS,
@@ -30,7 +30,14 @@ from glora_jax.search.allocation import (
   stack_rows,
   xavier_norm,
 )
-from glora_jax.search.choice import Curve, choose, require_something, trace_curve, unit_costs
+from glora_jax.search.choice import (
+  Curve,
+  bought,
+  choose,
+  require_something,
+  trace_curve,
+  unit_costs,
+)
 from glora_jax.search.fold_gradients import Batches, Loss, Settings, measure
 from glora_jax.search.forecast import Forecast, forecast
 from glora_jax.search.row_gradients import RowGradients
@@ -112,16 +119,16 @@ class Allocation:
     """Every unit on offer, row by row."""
     mean, folds = self.values.mean(), len(self.values.E_vector)
     errors = Values(*(part.std(axis=0, ddof=1) / folds**0.5 for part in self.values))
-    costs = unit_costs(self.spec, mean.B_lora.shape[-1])
+    number = mean.B_lora.shape[-1]
+    costs, has = unit_costs(self.spec, number), bought(self.spec, self.genome, number)
     for row, layer in enumerate(self.spec):
-      for (tensor, form), *arrays in zip(UNIT_FORMS, mean, errors, costs, strict=True):
+      for (tensor, form), *arrays in zip(UNIT_FORMS, mean, errors, costs, has, strict=True):
         columns = (np.atleast_1d(array[row]) for array in arrays)
-        for index, (value, error, cost) in enumerate(zip(*columns, strict=True)):
+        for index, (value, error, cost, is_bought) in enumerate(zip(*columns, strict=True)):
           part = index + 1 if form == 'lora' else 0
           if _is_offered(layer, tensor, part):
-            bought = _has(layer, tensor, self.genome[row], part)
             place = (row, layer.name, f'{tensor}.{form}', part)
-            yield Unit(*place, float(value), float(error), int(cost), bought)
+            yield Unit(*place, float(value), float(error), int(cost), bool(is_bought))
 
   def summary(self) -> str:
     """The structure as a table, what it costs, and what is forecast."""
@@ -320,12 +327,3 @@ def _is_offered(layer: Layer, tensor: Tensor, part: int) -> bool:
     return any(code >= flat and layer.space.ranks[code - flat] >= part for code in offered)
   is_cheaper = layer.in_features < layer.out_features
   return FLAT_FORMS[tensor].index('vector') in offered and (tensor != 'C' or is_cheaper)
-
-
-def _has(layer: Layer, tensor: Tensor, alleles: np.ndarray, part: int) -> bool:
-  """Whether a row's alleles have a unit."""
-  code = int(alleles[TENSORS.index(tensor)])
-  flat = len(FLAT_FORMS[tensor])
-  if part:
-    return code >= flat and tensor in LORA_TENSORS and layer.space.ranks[code - flat] >= part
-  return code == FLAT_FORMS[tensor].index('vector')

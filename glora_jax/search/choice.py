@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from glora_jax.method.genomes import canonicalize, count_params, smallest_genome
 from glora_jax.method.space import FLAT_FORMS, TENSORS, Layer, Spec, Tensor
-from glora_jax.search.allocation import Values
+from glora_jax.search.allocation import UNIT_FORMS, Values
 
 _A, _B, _C, _D, _E = range(len(TENSORS))
 _VECTOR_OF_WEIGHT = _VECTOR_OF_BIAS = 2
@@ -23,15 +24,24 @@ class Option(NamedTuple):
 
   Attributes:
     alleles: (column of the genome, code) of each gene that it sets.
-    value: what they are worth together.
     cost: what they cost, in trained parameters.
+    unit: field of `Values` that says what they are worth; None for what is worth nothing.
+    parts: number of rank-one parts of a LoRA; 0 for a vector.
     in_floor: whether it is what every row gets first, where the budget is ample.
   """
 
   alleles: tuple[tuple[int, int], ...]
-  value: float
   cost: int
+  unit: str | None = None
+  parts: int = 0
   in_floor: bool = False
+
+  def value(self, values: Values, row: int) -> float:
+    """What it is worth in a row, by values without an axis of folds."""
+    if self.unit is None:
+      return 0.0
+    worth = getattr(values, self.unit)[row]
+    return float(worth[: self.parts].sum() if self.parts else worth)
 
 
 class Gene(NamedTuple):
@@ -44,6 +54,10 @@ class Gene(NamedTuple):
 
   row: int
   options: tuple[Option, ...]
+
+  def floor(self) -> int:
+    """Index of the option that is in the floor, or of the cheapest."""
+    return next((index for index, option in enumerate(self.options) if option.in_floor), 0)
 
 
 class Move(NamedTuple):
@@ -97,38 +111,52 @@ def choose(
     ValueError: nothing is on offer, or the budget fits no unit.
   """
   require_something(spec, budget)
-  genes = all_genes(spec, values, most_rank(spec, budget, rho))
+  genes = all_genes(spec, most_rank(spec, budget, rho))
   start = _start(genes, budget if floor else 0)
   chosen = np.array(start)
-  for gene, option in moves(genes, start, budget):
+  for gene, option in moves(genes, values, start, budget):
     chosen[gene] = option
   return canonicalize(spec, _genome(spec, genes, chosen))
 
 
+def bought(spec: Spec, genome: np.ndarray, number: int) -> Values:
+  """Which units a structure has, in the form of `Values` without an axis of folds.
+
+  Args:
+    spec: the layers.
+    genome: int [rows, 5].
+    number: number of rank-one parts.
+  """
+  fields = []
+  for tensor, form in UNIT_FORMS:
+    codes = genome[:, TENSORS.index(tensor)].astype(int)
+    if form == 'vector':
+      fields.append(codes == FLAT_FORMS[tensor].index('vector'))
+      continue
+    flat = len(FLAT_FORMS[tensor])
+    pairs = zip(spec, codes, strict=True)
+    ranks = [layer.space.ranks[code - flat] if code >= flat else 0 for layer, code in pairs]
+    fields.append(np.arange(number) < np.array(ranks)[:, None])
+  return Values(*fields)
+
+
 def value_of(spec: Spec, values: Values, genome: np.ndarray) -> float:
   """What a structure is worth by given values; forms that are not considered are worth nothing."""
-  total = 0.0
-  for gene in all_genes(spec, values):
-    alleles = [
-      option.value
-      for option in gene.options
-      if all(genome[gene.row, column] == code for column, code in option.alleles)
-    ]
-    total += max(alleles, default=0.0)
-  return total
+  has = bought(spec, genome, values.B_lora.shape[-1])
+  return float(sum(np.sum(worth * mask) for worth, mask in zip(values, has, strict=True)))
 
 
 def trace_curve(spec: Spec, values: Values) -> Curve:
   """The curve of value by budget, without floor and without a cap on ranks."""
-  genes = all_genes(spec, values)
-  start = _start(genes, 0)
+  genes = all_genes(spec)
+  start = [0] * len(genes)
   chosen = np.array(start)
-  least = count_params(spec, smallest_genome(spec))
-  params, worth = [least], [sum(gene.options[0].value for gene in genes)]
-  for gene, option in moves(genes, start, None):
-    old, new = genes[gene].options[chosen[gene]], genes[gene].options[option]
+  params, worth = [count_params(spec, smallest_genome(spec))], [0.0]
+  for gene, option in moves(genes, values, start, None):
+    row, options = genes[gene]
+    old, new = options[chosen[gene]], options[option]
     params.append(params[-1] + new.cost - old.cost)
-    worth.append(worth[-1] + new.value - old.value)
+    worth.append(worth[-1] + new.value(values, row) - old.value(values, row))
     chosen[gene] = option
   curve = np.array(params, np.int64), np.array(worth)
   return Curve(*curve, knee=knee(*curve))
@@ -148,25 +176,24 @@ def most_rank(spec: Spec, budget: int, rho: float) -> int:
   return math.ceil(rho * budget / sum(layer.in_features + layer.out_features for layer in spec))
 
 
-def moves(genes: list[Gene], start: list[int], budget: int | None) -> Iterator[Move]:
+def moves(
+  genes: Sequence[Gene], values: Values, start: Sequence[int], budget: int | None
+) -> Iterator[Move]:
   """The purchases one after the other, each the best by value per parameter of those that fit.
 
   Args:
     genes: what can be bought.
+    values: what it is worth, without an axis of folds.
     start: index of the option that each gene has at first.
     budget: most trained parameters; None for no limit.
 
   Yields:
     The purchases, in order; each costs something and is worth something.
   """
-  longest = max((len(gene.options) for gene in genes), default=0)
-  values = np.full((len(genes), longest), -np.inf)
-  costs = np.full((len(genes), longest), np.inf)
-  for index, gene in enumerate(genes):
-    values[index, : len(gene.options)] = [option.value for option in gene.options]
-    costs[index, : len(gene.options)] = [option.cost for option in gene.options]
   index = np.arange(len(genes))
-  gains = values - values[index, start][:, None]
+  worth = _table(genes, lambda gene, option: option.value(values, gene.row), -np.inf)
+  costs = _table(genes, lambda gene, option: option.cost, np.inf)
+  gains = worth - worth[index, start][:, None]
   extras = costs - costs[index, start][:, None]
   left = math.inf if budget is None else budget - costs[index, start].sum()
   while True:
@@ -181,69 +208,73 @@ def moves(genes: list[Gene], start: list[int], budget: int | None) -> Iterator[M
     yield Move(int(gene), int(option))
 
 
-def all_genes(spec: Spec, values: Values, cap: int | None = None) -> list[Gene]:
-  """What every row may take, with ranks up to a cap."""
+def _table(
+  genes: Sequence[Gene], number: Callable[[Gene, Option], float], missing: float
+) -> np.ndarray:
+  """A number of every option, float64 [gene, option]."""
+  longest = max(len(gene.options) for gene in genes)
+  table = np.full((len(genes), longest), missing)
+  for index, gene in enumerate(genes):
+    table[index, : len(gene.options)] = [number(gene, option) for option in gene.options]
+  return table
+
+
+@functools.lru_cache(maxsize=64)
+def all_genes(spec: Spec, cap: int | None = None) -> tuple[Gene, ...]:
+  """What every row may take.
+
+  Args:
+    spec: the layers, with their alleles on offer.
+    cap: most rank of a LoRA; the smallest rank on offer may always be had. None for no cap.
+  """
   cheapest = smallest_genome(spec)
   genes = []
   for row, layer in enumerate(spec):
-    worth = values.at(row, folds=False)
     base = cheapest[row].tolist()
-    genes.append(Gene(row, _weight_options(layer, 'A', worth, base, cap)))
-    genes.append(Gene(row, _weight_options(layer, 'B', worth, base, cap)))
-    genes.append(Gene(row, _shift_options(layer, worth, base)))
-  return genes
+    genes.append(Gene(row, _weight_options(layer, 'A', base[_A], cap)))
+    genes.append(Gene(row, _weight_options(layer, 'B', base[_B], cap)))
+    genes.append(Gene(row, _shift_options(layer, base)))
+  return tuple(genes)
 
 
-def _weight_options(
-  layer: Layer, tensor: Tensor, worth: Values, base: list[int], cap: int | None
-) -> tuple[Option, ...]:
+def _weight_options(layer: Layer, tensor: Tensor, base: int, cap: int | None) -> tuple[Option, ...]:
   """The forms of A or B that are considered, the cheapest on offer first."""
-  column, costs = TENSORS.index(tensor), layer.costs(tensor)
-  found = {base[column]: 0.0}
-  if tensor == 'A' and _VECTOR_OF_WEIGHT in layer.offered('A'):
-    found[_VECTOR_OF_WEIGHT] = float(worth.A_vector)
-  parts = np.cumsum(worth.A_lora if tensor == 'A' else worth.B_lora)
-  flat = len(FLAT_FORMS[tensor])
-  for code in layer.offered(tensor):
-    rank = layer.space.ranks[code - flat] if code >= flat else 0
-    is_considered = 0 < rank <= len(parts) and (cap is None or rank <= cap)
-    if is_considered:
-      found[code] = float(parts[rank - 1])
-  return tuple(
-    Option(
-      ((column, code),), value, costs[code], in_floor=tensor == 'A' and code == _VECTOR_OF_WEIGHT
-    )
-    for code, value in found.items()
-  )
-
-
-def _shift_options(layer: Layer, worth: Values, base: list[int]) -> tuple[Option, ...]:
-  """C or E as a vector, or neither, which stands first."""
-  prompt_costs, bias_costs = layer.costs('C'), layer.costs('E')
-  least = prompt_costs[base[_C]] + bias_costs[base[_E]]
-  options = [Option(((_C, base[_C]), (_E, base[_E])), 0.0, least)]
-  if _VECTOR_OF_BIAS in layer.offered('E') and not base[_C]:
-    alleles = ((_C, 0), (_E, _VECTOR_OF_BIAS))
-    cost = bias_costs[_VECTOR_OF_BIAS]
-    options.append(Option(alleles, float(worth.E_vector), cost, in_floor=True))
-  is_cheaper = layer.in_features < layer.out_features
-  if _VECTOR_OF_PROMPT in layer.offered('C') and not base[_E] and is_cheaper:
-    alleles = ((_C, _VECTOR_OF_PROMPT), (_E, 0))
-    options.append(Option(alleles, float(worth.C_vector), prompt_costs[_VECTOR_OF_PROMPT]))
+  column, costs, offered = TENSORS.index(tensor), layer.costs(tensor), layer.offered(tensor)
+  options = [Option(((column, base),), costs[base])]
+  if tensor == 'A' and _VECTOR_OF_WEIGHT in offered:
+    alleles = ((column, _VECTOR_OF_WEIGHT),)
+    options.append(Option(alleles, costs[_VECTOR_OF_WEIGHT], 'A_vector', in_floor=True))
+  loras = [code for code in offered if code >= len(FLAT_FORMS[tensor])]
+  for code in loras:
+    rank = layer.space.ranks[code - len(FLAT_FORMS[tensor])]
+    if cap is None or rank <= cap or code == loras[0]:
+      options.append(Option(((column, code),), costs[code], f'{tensor}_lora', rank))
   return tuple(options)
 
 
-def _start(genes: list[Gene], budget: int) -> list[int]:
+def _shift_options(layer: Layer, base: Sequence[int]) -> tuple[Option, ...]:
+  """C or E as a vector, or neither, which stands first."""
+  prompt_costs, bias_costs = layer.costs('C'), layer.costs('E')
+  least = prompt_costs[base[_C]] + bias_costs[base[_E]]
+  options = [Option(((_C, base[_C]), (_E, base[_E])), least)]
+  if _VECTOR_OF_BIAS in layer.offered('E') and not base[_C]:
+    alleles = ((_C, 0), (_E, _VECTOR_OF_BIAS))
+    options.append(Option(alleles, bias_costs[_VECTOR_OF_BIAS], 'E_vector', in_floor=True))
+  is_cheaper = layer.in_features < layer.out_features
+  if _VECTOR_OF_PROMPT in layer.offered('C') and not base[_E] and is_cheaper:
+    alleles = ((_C, _VECTOR_OF_PROMPT), (_E, 0))
+    options.append(Option(alleles, prompt_costs[_VECTOR_OF_PROMPT], 'C_vector'))
+  return tuple(options)
+
+
+def _start(genes: Sequence[Gene], budget: int) -> list[int]:
   """Where buying starts: at the floor where the budget is ample, else at the cheapest on offer."""
-  floor = []
-  for gene in genes:
-    in_floor = [index for index, option in enumerate(gene.options) if option.in_floor]
-    floor.append(in_floor[0] if in_floor else 0)
+  floor = [gene.floor() for gene in genes]
   cost = sum(gene.options[index].cost for gene, index in zip(genes, floor, strict=True))
   return floor if budget >= _FLOOR_FACTOR * cost else [0] * len(genes)
 
 
-def _genome(spec: Spec, genes: list[Gene], chosen: np.ndarray) -> np.ndarray:
+def _genome(spec: Spec, genes: Sequence[Gene], chosen: np.ndarray) -> np.ndarray:
   genome = smallest_genome(spec).copy()
   for gene, index in zip(genes, chosen, strict=True):
     for column, code in gene.options[index].alleles:
@@ -257,10 +288,9 @@ def require_something(spec: Spec, budget: int | None) -> None:
   Raises:
     ValueError: there is none.
   """
-  units = all_genes(spec, unit_costs(spec, max(max(layer.space.ranks) for layer in spec)))
   extras = [
     option.cost - gene.options[0].cost
-    for gene in units
+    for gene in all_genes(spec)
     for option in gene.options[1:]
     if option.cost > gene.options[0].cost
   ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -13,6 +15,7 @@ import numpy as np
 
 from glora_jax.method.groups import Group
 from glora_jax.method.layout import Layout
+from glora_jax.method.lazy import place
 from glora_jax.method.site import Site
 from glora_jax.tree import get, replace
 
@@ -98,17 +101,90 @@ def differentiated(params: Any, site: Site, probes: Mapping[str, Probe]) -> dict
   return changed | ({'bias': module['bias']} if site.has_bias else {})
 
 
+@dataclasses.dataclass(frozen=True)
+class Tap:
+  """A kernel that is tapped where its module is called, inside a scan over layers.
+
+  Tapped from outside, all layers of the scan would have their gradients at once.
+
+  Attributes:
+    layout: layout of the kernel that the module sees.
+    width: columns of the probes.
+  """
+
+  layout: Layout
+  width: int
+
+  @property
+  def key(self) -> str:
+    """The key in the params under which slots and probes lie; see `lazy.Graft.key`."""
+    return f'glora_tap_{hashlib.sha256(repr(self).encode()).hexdigest()[:16]}'
+
+  def run(
+    self,
+    module: nn.Module,
+    params: dict[str, Any],
+    leaves: Mapping[str, jax.Array],
+    args: tuple,
+    kwargs: Mapping[str, Any],
+  ) -> Any:
+    """What a linear module returns; see `lazy.Grafted`."""
+    stack, fan_in, fan_out = self.layout.sizes(params['kernel'].shape)
+    axes = {'in': fan_in, 'out': fan_out, 'width': self.width}
+    shaped = {
+      name: value.reshape(*stack, *(axes[axis] for axis in _AXES[name.split('_')[-1]]))
+      for name, value in leaves.items()
+    }
+    slots = {name: value for name, value in shaped.items() if not name.startswith(_PROBE)}
+    probes = {
+      name: Probe(shaped[f'{_PROBE}{name}_in'], shaped[f'{_PROBE}{name}_out'])
+      for name in ('A', 'B')
+      if f'{_PROBE}{name}_in' in shaped
+    }
+    kernel = tapped(self.layout, params['kernel'], slots, probes)
+    return module.clone(parent=None).apply(
+      {'params': {**params, 'kernel': kernel}}, *args, **kwargs
+    )
+
+
+_PROBE = 'probe_'
+# What the axes are of a product, and of a probe, by the end of its name.
+_AXES = {
+  'scale': ('out',),
+  'right': ('in', 'width'),
+  'left': ('width', 'out'),
+  'in': ('in', 'width'),
+  'out': ('out', 'width'),
+}
+
+
 def with_changed(
-  params: Any, site: Site, changed: Mapping[str, Any], probes: Mapping[str, Probe]
-) -> Any:
-  """Params with the kernel and bias of a site that are differentiated."""
-  if probes:
-    kernel = nn.meta.unbox(get(params, site.path))['kernel']
-    slots = {name: value for name, value in changed.items() if name != 'bias'}
-    kernel = tapped(site.layout, kernel, slots, probes)
-  else:
-    kernel = changed['kernel']
-  params = replace(params, (*site.path, 'kernel'), kernel)
+  params: Any, site: Site, changed: Mapping[str, Any], probes: Mapping[str, Probe], inside: bool
+) -> tuple[Any, dict[str, Tap]]:
+  """Params with the kernel and bias of a site that are differentiated.
+
+  Args:
+    params: parameters of the model.
+    site: a linear module.
+    changed: what `differentiated` returned.
+    probes: as there.
+    inside: whether modules' calls can be intercepted.
+
+  Returns:
+    The params, and the tap of a kernel that lies in a scan, by its key in the params.
+  """
   if site.has_bias:
     params = replace(params, (*site.path, 'bias'), changed['bias'])
-  return params
+  if not probes:
+    return replace(params, (*site.path, 'kernel'), changed['kernel']), {}
+  slots = {name: value for name, value in changed.items() if name != 'bias'}
+  if not (inside and site.lifts) or site.shared:
+    kernel = nn.meta.unbox(get(params, site.path))['kernel']
+    kernel = tapped(site.layout, kernel, slots, probes)
+    return replace(params, (*site.path, 'kernel'), kernel), {}
+  tap = Tap(site.local, next(iter(probes.values())).right.shape[-1])
+  leaves = dict(slots)
+  for name, probe in probes.items():
+    leaves |= {f'{_PROBE}{name}_in': probe.left, f'{_PROBE}{name}_out': probe.right}
+  placed = {name: place(value, site) for name, value in leaves.items()}
+  return replace(params, (*site.path, tap.key), placed), {tap.key: tap}

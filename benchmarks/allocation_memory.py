@@ -1,0 +1,152 @@
+"""Memory of reading a structure off a gradient, against that of training a LoRA of a sketch's rank.
+
+  python -m benchmarks.allocation_memory [--quick]
+
+A ViT-B/16 on 224 pixels, batch 32, float32; 8 folds of 12 directions each, so that the LoRA has
+rank 96. Nothing is run: the figures are XLA's own for the compiled programs, arguments,
+temporaries and results together. `allocate` sums up on the host, and its one program serves both
+passes. `--quick` takes a ViT as large as the embedded one, whose kernels' gradients are stored.
+The last line is JSON.
+"""
+
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import glora_jax
+from benchmarks.machinery.embedded_task import EMBEDDED_VIT, IMAGE_SIZE
+from benchmarks.machinery.output import make_parser, print_result, print_table
+from glora_jax.models.vit import ViT, vit
+from glora_jax.search.fold_gradients import Passes, Settings
+from glora_jax.training import loop, losses
+from glora_jax.training.recipe import Recipe
+
+BATCH = 32
+SETTINGS = Settings(folds=8, max_rank=8, progress=False)
+MEBIBYTE = 2**20
+
+
+class Cost(NamedTuple):
+  """What the compiler says: MiB of all that is held at once, and the seconds that it took."""
+
+  held: float
+  temporaries: float
+  compile_seconds: float
+
+
+class Shapes(NamedTuple):
+  """A model of which only shapes are known.
+
+  Attributes:
+    model: the ViT.
+    images: float32 [batch, size, size, 3].
+    labels: int32 [batch].
+    params: of the model.
+  """
+
+  model: ViT
+  images: Any
+  labels: Any
+  params: Any
+
+
+def shapes_of(model: ViT, size: int) -> Shapes:
+  """The shapes of a model and a batch of images of `size` pixels."""
+  images = jax.ShapeDtypeStruct((BATCH, size, size, 3), jnp.float32)
+  labels = jax.ShapeDtypeStruct((BATCH,), jnp.int32)
+  params = jax.eval_shape(model.init, jax.random.key(0), images)['params']
+  return Shapes(model, images, labels, params)
+
+
+def cost(lowered: Any) -> Cost:
+  """Compiles a program."""
+  start = time.perf_counter()
+  compiled = lowered.compile()
+  seconds = time.perf_counter() - start
+  memory = compiled.memory_analysis()
+  held = (
+    memory.argument_size_in_bytes
+    + memory.temp_size_in_bytes
+    + memory.output_size_in_bytes
+    - memory.alias_size_in_bytes
+  )
+  return Cost(held / MEBIBYTE, memory.temp_size_in_bytes / MEBIBYTE, seconds)
+
+
+def lora_cost(shapes: Shapes, rank: int) -> Cost:
+  """A step of training a LoRA in every layer, and the head."""
+  space = glora_jax.SearchSpace(ranks=(rank,))
+  adapted = glora_jax.adapt(shapes.model, shapes.images, space=space)
+  subnet = adapted.fix(glora_jax.preset(adapted.spec, 'lora'))
+  variables = jax.eval_shape(adapted.init, jax.random.key(0), shapes.params)
+  trainable, frozen = subnet.split(variables)
+
+  def loss_fn(trainable, frozen, images, labels, key):
+    del key
+    logits = subnet.apply(subnet.join(trainable, frozen), images)
+    return losses.cross_entropy(logits, labels)
+
+  optimizer = Recipe(batch_size=BATCH).optimizer(BATCH)
+  state = jax.eval_shape(optimizer.init, trainable)
+  indices = jax.ShapeDtypeStruct((1, BATCH), jnp.int32)
+  steps = loop.make_steps(loss_fn, optimizer)
+  batch = (shapes.images, shapes.labels, indices)
+  return cost(steps.lower(trainable, state, 0, frozen, *batch, jax.random.key(0)))
+
+
+def allocation_cost(shapes: Shapes, scales: bool) -> Cost:
+  """A batch of either pass of `allocate`, with or without a LoRA of A on offer."""
+  ranks = tuple(range(1, SETTINGS.max_rank + 1))
+  space = glora_jax.SearchSpace(ranks=ranks, A=None if scales else ('none', 'vector'))
+  adapted = glora_jax.adapt(shapes.model, shapes.images, space=space)
+  variables = jax.eval_shape(adapted.init, jax.random.key(0), shapes.params)
+
+  def loss(forward, batch, key):
+    del key
+    images, labels = batch
+    return losses.cross_entropy(forward(images), labels)[0]
+
+  passes = Passes(adapted, variables, loss, [], jax.random.key(0), SETTINGS)
+  return cost(passes.lowered((shapes.images, shapes.labels)))
+
+
+def main() -> None:
+  """Compiles in turn and prints."""
+  quick = make_parser(__doc__, 'a small ViT').parse_args().quick
+  jax.config.update('jax_enable_compilation_cache', False)
+  model, size = (EMBEDDED_VIT, IMAGE_SIZE) if quick else (vit('B', 1000), 224)
+  shapes = shapes_of(model, size)
+  rows = {
+    f'LoRA of rank {SETTINGS.width}, a training step': lora_cost(shapes, SETTINGS.width),
+    'allocate, a batch': allocation_cost(shapes, scales=True),
+    'allocate without LoRAs of A, a batch': allocation_cost(shapes, scales=False),
+  }
+  print_table(
+    ('', 'held', 'temporaries', 'compile'),
+    [
+      (
+        name,
+        f'{row.held:,.0f} MiB',
+        f'{row.temporaries:,.0f} MiB',
+        f'{row.compile_seconds:.1f} s',
+      )
+      for name, row in rows.items()
+    ],
+  )
+  lora, allocation, without_scales = rows.values()
+  values = {
+    'quick': quick,
+    'lora_mib': round(lora.held, 1),
+    'allocation_mib': round(allocation.held, 1),
+    'allocation_over_lora': round(allocation.held / lora.held, 3),
+    'without_scales_over_lora': round(without_scales.held / lora.held, 3),
+    'parameters': int(sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes.params))),
+  }
+  print_result('allocation_memory', values)
+
+
+if __name__ == '__main__':
+  main()
