@@ -1,0 +1,205 @@
+"""What all jobs share: backbone, images, warm heads, compiled programs.
+
+All structures share one compiled program: the genome is an argument of it, and so is the learning
+rate of every array. A test holds that it does what training `adapted.fix(genome)` does.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from benchmarks.machinery import embedded_task
+from benchmarks.structures import methods
+from benchmarks.structures.tasks import draw, load_pool
+from glora_jax.method.adapt import adapt
+from glora_jax.method.space import SearchSpace
+from glora_jax.models import weights
+from glora_jax.search.scoring import make_image_scorer
+from glora_jax.training import loop
+from glora_jax.training.batches import batch_indices
+from glora_jax.training.component_dropout import drop_components
+from glora_jax.training.losses import cross_entropy, subnet_loss
+from glora_jax.training.recipe import Recipe
+
+MAX_RANK = 16  # of LoRA on qkv at 36,864 parameters
+HEAD = Recipe(
+  epochs=6, warmup_epochs=1, batch_size=64, learning_rate=1.6e-2, final_learning_rate=1e-5
+)
+BATCH_SIZE = 64
+STEPS_PER_CALL = 48
+NUM_TRAIN = 800
+
+
+class Purposes(NamedTuple):
+  """Random keys of a seed."""
+
+  init: jax.Array
+  head: jax.Array
+  order: jax.Array
+  structure: jax.Array
+
+  @classmethod
+  def of(cls, seed: int) -> 'Purposes':
+    """One key for each purpose."""
+    return cls(*jax.random.split(jax.random.key(seed), len(cls._fields)))
+
+
+def recipe(epochs: int) -> Recipe:
+  """How structures are trained; the learning rate is a factor beside it."""
+  return Recipe(
+    epochs=epochs,
+    warmup_epochs=min(3, epochs),
+    batch_size=BATCH_SIZE,
+    learning_rate=1.0,
+    initial_learning_rate=0.0,
+    final_learning_rate=1e-3,
+  )
+
+
+@functools.cache
+def backbone(num_classes: int) -> embedded_task.Backbone:
+  """The embedded backbone with a new head, adapted with all forms and ranks on offer."""
+  loaded = weights.load(weights.EMBEDDED_FILE)
+  model, params, metadata = weights.refit(*loaded, num_classes=num_classes)
+  size = embedded_task.IMAGE_SIZE
+  adapted = adapt(
+    model.clone(remat='dots_saveable', drop_path=0.1),
+    jnp.zeros((1, size, size, 3)),
+    space=SearchSpace(ranks=tuple(range(1, MAX_RANK + 1))),
+  )
+  return embedded_task.Backbone(adapted, params, metadata['normalization'])
+
+
+@functools.lru_cache(maxsize=4)
+def splits(task: str, seed: int) -> dict[str, Any]:
+  """The images of a seed, on the device."""
+  return {name: embedded_task.on_device(split) for name, split in draw(pool(task), seed).items()}
+
+
+@functools.lru_cache(maxsize=4)
+def pool(task: str) -> Any:
+  """All images of a task."""
+  return load_pool(task)
+
+
+def masked_loss(base: embedded_task.Backbone, dropout: float = 0.0) -> loop.LossFn:
+  """The loss of the subnet whose genome lies among the frozen arrays; see `subnet_loss`."""
+  adapted = base.adapted
+
+  def loss_fn(trainable, frozen, images, labels, key):
+    variables = adapted.join(trainable, frozen)
+    genome = variables.pop('genome')
+    if dropout:
+      supports = drop_components(key, variables['glora'], adapted.groups, genome, dropout)
+      variables = {**variables, 'glora': supports}
+    rngs = {'drop_path': key}
+    inputs = base.preprocess(images)
+    logits = adapted.apply(variables, inputs, genome=genome, rngs=rngs, train=True)
+    return cross_entropy(logits, labels)
+
+  return loss_fn
+
+
+def scaled_updates() -> optax.GradientTransformation:
+  """Multiplies updates by a tree of factors, which is the state."""
+
+  def update(updates, state, params=None):
+    del params
+    return jax.tree.map(jnp.multiply, updates, state), state
+
+  return optax.GradientTransformation(lambda params: jax.tree.map(lambda _: 1.0, params), update)
+
+
+@functools.cache
+def program(num_classes: int, epochs: int, dropout: float = 0.0) -> Callable:
+  """The compiled training steps."""
+  base = backbone(num_classes)
+  return loop.make_steps(masked_loss(base, dropout), optimizer(epochs))
+
+
+def start_state(trainable: Any, epochs: int, rate: float, factors: Any = None) -> Any:
+  """The optimizer's state before the first step, with the learning rate of every array in it."""
+  *others, ones = optimizer(epochs).init(trainable)
+  factors = ones if factors is None else factors
+  return (*others, jax.tree.map(lambda factor: jnp.float32(rate * factor), factors))
+
+
+def optimizer(epochs: int) -> optax.GradientTransformation:
+  """AdamW by the recipe, times the learning rate of each array."""
+  return optax.chain(recipe(epochs).optimizer(NUM_TRAIN), scaled_updates())
+
+
+@functools.cache
+def head_program(num_classes: int) -> Callable:
+  """The compiled steps of the linear probe that all start from."""
+  base = backbone(num_classes)
+  linear = base.adapted.fix(np.zeros((len(base.adapted.spec), 5), np.int8))
+  loss = subnet_loss(linear, base.unaugmented)
+  return loop.make_steps(loss, HEAD.optimizer(NUM_TRAIN))
+
+
+@functools.lru_cache(maxsize=16)
+def warm_params(task: str, seed: int) -> Any:
+  """The base's parameters with the head that all methods start from."""
+  classes = pool(task).num_classes
+  base = backbone(classes)
+  adapted = base.adapted
+  variables = adapted.init(jax.random.key(0), base.params)
+  linear = adapted.fix(np.zeros((len(adapted.spec), 5), np.int8))
+  trainable, frozen = linear.split(variables)
+  train = splits(task, seed)['train']
+  state = fit(
+    head_program(classes),
+    trainable,
+    HEAD.optimizer(NUM_TRAIN).init(trainable),
+    frozen,
+    train,
+    HEAD.epochs,
+    Purposes.of(seed).head,
+  )
+  return linear.join(state, frozen)['params']
+
+
+@functools.lru_cache(maxsize=4)
+def setting(task: str, seed: int) -> methods.Setting:
+  """Where the structures of a seed are made."""
+  keys = Purposes.of(seed)
+  classes = pool(task).num_classes
+  base = backbone(classes)
+  variables = base.adapted.init(keys.init, warm_params(task, seed))
+  train = splits(task, seed)['train']
+  return methods.Setting(base.adapted, classes, variables, base.preprocess, train, keys.structure)
+
+
+def fit(
+  steps: Callable,
+  trainable: Any,
+  opt_state: Any,
+  frozen: Any,
+  train: Any,
+  epochs: int,
+  key: jax.Array,
+) -> Any:
+  """Calls compiled steps until the last, and returns what was trained; see `loop.fit`."""
+  order_key, step_key = jax.random.split(key)
+  last = epochs * (len(train.labels) // BATCH_SIZE)
+  trainable = jax.tree.map(jnp.array, trainable)
+  for first in range(0, last, STEPS_PER_CALL):
+    stop = min(first + STEPS_PER_CALL, last)
+    indices = batch_indices(order_key, first, stop, len(train.labels), BATCH_SIZE)
+    trainable, opt_state, _, _ = steps(
+      trainable, opt_state, first, frozen, train.images, train.labels, indices, step_key
+    )
+  return trainable
+
+
+@functools.cache
+def scorer(num_classes: int) -> Callable:
+  """Right answers and losses, image by image."""
+  base = backbone(num_classes)
+  return make_image_scorer(base.adapted, base.preprocess)

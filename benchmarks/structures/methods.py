@@ -1,0 +1,230 @@
+"""The structures that are compared, by name.
+
+A name is a preset's (`lora:2@attn`), or one of
+
+  gradient              read off the gradient, by held-out squares
+  gradient(sign)        by another value in the same allocator: see `values.MEASURES`
+  gradient(of mnist)    read off the gradient of another task
+  random(3)             by random values in the same allocator, the fourth draw
+
+A structure read off values starts with down factors on the gradient's singular vectors, a preset
+with the usual ones; `/usual` and `/aligned` after the name cross that. `+dropout`, `+vectors2`
+and `+up4` after it are options of training.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.structures import values as measures
+from benchmarks.structures.jobs import Job
+from glora_jax.method.adapted import Adapted
+from glora_jax.method.presets import preset
+from glora_jax.method.space import SearchSpace, Spec
+from glora_jax.search.allocate import Allocation, allocate
+from glora_jax.search.allocation import Values
+from glora_jax.search.choice import choose, value_of
+from glora_jax.training.losses import cross_entropy
+from glora_jax.training.rates import Kind, kinds
+
+FOLDS = 8
+MAX_RANK = 8
+BATCH_SIZE = 100  # a fold of 800 images
+DROPOUT = 0.2
+FACTORS = {'vectors2': (Kind.VECTOR, 2.0), 'up4': (Kind.UP, 4.0)}
+
+
+class Name(NamedTuple):
+  """A method's name, taken apart.
+
+  Attributes:
+    base: name of a preset, 'gradient' or 'random'.
+    argument: what stands in parentheses; '' for nothing.
+    start: 'aligned' or 'usual'.
+    options: of training.
+  """
+
+  base: str
+  argument: str
+  start: str
+  options: tuple[str, ...]
+
+  @classmethod
+  def parse(cls, text: str) -> 'Name':
+    """Takes a name apart."""
+    text, *options = text.split('+')
+    text, _, start = text.partition('/')
+    match = re.fullmatch(r'(gradient|random)(?:\((.*)\))?', text)
+    if match is None:
+      return cls(text, '', start or 'usual', tuple(options))
+    return cls(match[1], match[2] or '', start or 'aligned', tuple(options))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Setting:
+  """Where a structure is made.
+
+  Attributes:
+    adapted: the adapted backbone.
+    num_classes: number of classes.
+    variables: what a training starts from, with the warm head and usual starting values.
+    preprocess: images to inputs of the model.
+    train: the images and labels.
+    key: random key.
+  """
+
+  adapted: Adapted
+  num_classes: int
+  variables: Any
+  preprocess: Callable[[jax.Array], jax.Array]
+  train: Any
+  key: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Structure:
+  """What is trained.
+
+  Attributes:
+    genome: int8 [layer, 5].
+    variables: to start from.
+    notes: what is kept with the result, JSON types.
+    epochs: of the training that were spent on finding it, and are not left for it.
+  """
+
+  genome: np.ndarray
+  variables: Any
+  notes: dict[str, Any] = dataclasses.field(default_factory=dict)
+  epochs: int = 0
+
+  def epochs_left(self, epochs: int) -> int:
+    """The epochs that it is trained for."""
+    return epochs - self.epochs
+
+
+def structure(job: Job, setting_of: Any) -> Structure:
+  """The structure of a job.
+
+  Args:
+    job: the job.
+    setting_of: `(task, seed) -> Setting`; the same object for the same arguments.
+  """
+  name = Name.parse(job.method)
+  setting = setting_of(job.task, job.seed)
+  spec = setting.adapted.spec
+  notes: dict[str, Any] = {}
+  if name.base == 'random':
+    genome = choose(distinct(spec), random_values(spec, int(name.argument or 0)), job.budget)
+  elif name.base == 'gradient':
+    source, measure = setting, name.argument
+    if name.argument.startswith('of '):
+      source, measure = setting_of(name.argument.removeprefix('of '), job.seed), ''
+    found = measured(source, measure or 'squared')
+    floor = measure not in measures.LAYER_SCORES
+    genome = choose(distinct(spec), found, job.budget, floor=floor)
+    notes = {'genome': genome.tolist()}
+  else:
+    genome = preset(spec, name.base, job.budget or None)
+  variables = setting.variables
+  if name.start == 'aligned':
+    variables = allocation(setting).variables
+  return Structure(genome, variables, notes)
+
+
+@functools.cache
+def distinct(spec: Spec) -> Spec:
+  """The same layers with what allocations consider on offer; codes mean the same."""
+  ranks = spec.layers[0].space.ranks
+  space = SearchSpace.distinct(ranks)
+  return Spec(tuple(dataclasses.replace(layer, space=space) for layer in spec))
+
+
+def batches(setting: Setting) -> list[tuple[jax.Array, jax.Array]]:
+  """The training images in random batches, one a fold."""
+  images, labels = setting.train
+  order = jax.random.permutation(setting.key, len(labels)).reshape(-1, BATCH_SIZE)
+  return [(images[part], labels[part]) for part in order]
+
+
+@functools.lru_cache(maxsize=4)
+def allocation(setting: Setting, measure: str = 'squared') -> Allocation:
+  """What `allocate` finds for a setting."""
+
+  def loss(forward, batch, key):
+    del key
+    images, labels = batch
+    return cross_entropy(forward(setting.preprocess(images)), labels)[0]
+
+  return allocate(
+    setting.adapted,
+    setting.variables,
+    loss,
+    batches(setting),
+    budget=10_000,
+    key=setting.key,
+    folds=FOLDS,
+    max_rank=MAX_RANK,
+    value=measure,
+    progress=False,
+  )
+
+
+def measured(setting: Setting, measure: str) -> Values:
+  """The values of all units by a measure, means over the folds."""
+  if measure not in measures.LAYER_SCORES:
+    return allocation(setting, measure).values.mean()
+
+  def loss(params, batch):
+    images, labels = batch
+    logits = setting.adapted.model.apply({'params': params}, setting.preprocess(images))
+    return cross_entropy(logits, labels)[0]
+
+  params = setting.variables['params']
+  return measures.layer_values(measure, setting.adapted, params, loss, batches(setting))
+
+
+def random_values(spec: Spec, number: int) -> Values:
+  """Values per parameter that are uniform draws, those of rank-one parts falling."""
+  rng = np.random.default_rng(number)
+  outs = np.array([layer.out_features for layer in spec])
+  ins = np.array([layer.in_features for layer in spec])
+  parts = -np.sort(-rng.uniform(size=(2, len(spec), MAX_RANK)), axis=-1) * (ins + outs)[:, None]
+  vectors = rng.uniform(size=(3, len(spec)))
+  return Values(
+    A_vector=vectors[0] * outs,
+    A_lora=parts[0],
+    B_lora=parts[1],
+    C_vector=vectors[1] * ins,
+    E_vector=vectors[2] * outs,
+  )
+
+
+def summed_value(setting: Setting, measure: str, genome: np.ndarray) -> float:
+  """What a structure is worth by a measure, for the gate."""
+  return value_of(distinct(setting.adapted.spec), measured(setting, measure), genome)
+
+
+def dropout(name: Name) -> float:
+  """The probability with which a training drops rank-one parts (MLAE, arXiv 2405.18897)."""
+  return DROPOUT if 'dropout' in name.options else 0.0
+
+
+def rate_factors(name: Name, adapted: Adapted, trainable: Any, genome: np.ndarray) -> Any:
+  """Factors on the learning rate of every array."""
+  found = kinds(trainable, adapted.groups, adapted.head_paths, genome)
+  factors = np.ones(len(Kind), np.float32)
+  for option in name.options:
+    if option in FACTORS:
+      kind, factor = FACTORS[option]
+      factors[kind] = factor
+  return jax.tree.map(
+    lambda numbers, array: jnp.broadcast_to(jnp.asarray(factors[numbers]), array.shape),
+    found,
+    trainable,
+  )

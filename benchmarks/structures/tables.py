@@ -1,0 +1,106 @@
+"""The tables: ours against the best fixed method, random structures and controls, task by task."""
+
+import collections
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks.structures import plan
+from benchmarks.structures.jobs import Job, Store
+from benchmarks.structures.plan import Method
+from benchmarks.structures.statistics import Difference, answers, difference, headroom
+from benchmarks.structures.tasks import draw, load_pool
+
+Rates = Mapping[Method, float]
+
+
+class Row(NamedTuple):
+  """A method on a task.
+
+  Attributes:
+    method: name and budget.
+    params: trained parameters.
+    accuracies: test accuracy in points, by seed.
+    right: right answers, bool [seed, image].
+  """
+
+  method: Method
+  params: int
+  accuracies: list[float]
+  right: np.ndarray
+
+  @property
+  def mean(self) -> float:
+    """Mean accuracy over the seeds."""
+    return statistics.mean(self.accuracies)
+
+
+def rows_of(store: Store, task: str, rates: Rates, methods: Sequence[Method]) -> list[Row]:
+  """The methods that have results on a task, with the seeds that all of them have."""
+  found: dict[Method, dict[int, dict[str, Any]]] = collections.defaultdict(dict)
+  for job, result in store.results.items():
+    method = (job.method, job.budget)
+    if job.task == task and job.epochs == plan.EPOCHS and rates.get(method) == job.rate:
+      found[method][job.seed] = result
+  number = len(draw(load_pool(task), 0)['test'].labels)
+  rows = []
+  for method in methods:
+    results = [found[method][seed] for seed in sorted(found[method])]
+    if results:
+      accuracies = [100 * result['test'][0] for result in results]
+      right = np.stack([answers(result, number) for result in results])
+      rows.append(Row(method, results[0]['params'], accuracies, right))
+  return rows
+
+
+def compared(ours: Row, theirs: Row) -> Difference:
+  """The difference over the seeds that both have."""
+  seeds = min(len(ours.right), len(theirs.right))
+  return difference(ours.right[:seeds], theirs.right[:seeds])
+
+
+def best_of(rows: Sequence[Row]) -> Row:
+  """The row with the largest mean test accuracy: a bar that is biased against us."""
+  return max(rows, key=lambda row: row.mean)
+
+
+def budget_table(store: Store, names: Sequence[str], rates: Rates, budget: int) -> dict[str, Any]:
+  """What a budget's table says, task by task, JSON types."""
+  fixed = plan.fixed_up_to(budget)
+  table = {}
+  for task in names:
+    ours = rows_of(store, task, rates, [('gradient', budget)])
+    others = rows_of(store, task, rates, fixed)
+    drawn = rows_of(store, task, rates, [(f'random({n})', budget) for n in range(plan.RANDOM)])
+    if not ours or not others:
+      continue
+    best = best_of(others)
+    entry = {
+      'gradient': round(ours[0].mean, 2),
+      'best_fixed': [best.method[0], best.params, round(best.mean, 2)],
+      'difference': _rounded(compared(ours[0], best)),
+      'verdict': compared(ours[0], best).verdict,
+      'seeds': min(len(ours[0].accuracies), len(best.accuracies)),
+    }
+    if len(drawn) > 1:
+      seeds = min(len(row.accuracies) for row in drawn)
+      entry['random'] = round(statistics.mean(row.mean for row in drawn), 2)
+      if seeds > 1:
+        accuracies = [row.accuracies[:seeds] for row in drawn]
+        entry['headroom'] = round(headroom(accuracies), 2)
+    controls = rows_of(store, task, rates, plan.controls(budget, task))
+    for row in controls:
+      entry[row.method[0]] = [round(row.mean, 2), _rounded(compared(ours[0], row))]
+    table[task] = entry
+  return table
+
+
+def _rounded(found: Difference) -> list[float]:
+  return [round(number, 2) for number in found]
+
+
+def job_rates(jobs: Sequence[Job]) -> Rates:
+  """The rate of every method among jobs."""
+  return {(job.method, job.budget): job.rate for job in jobs}

@@ -1,0 +1,70 @@
+"""One job: a structure found, trained alone on a task's images, and tested."""
+
+import base64
+import time
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.structures import bets, methods
+from benchmarks.structures import laboratory as lab
+from benchmarks.structures.jobs import Job
+from glora_jax.method.genomes import count_params
+
+ANSWERS_BELOW = 1000  # seeds whose answers are kept, image by image
+
+
+def run(job: Job) -> dict[str, Any]:
+  """Trains and tests one structure; JSON types."""
+  start = time.perf_counter()
+  setting = lab.setting(job.task, job.seed)
+  warm = time.perf_counter()
+  name = methods.Name.parse(job.method)
+  if name.base in bets.BETS:
+    found = bets.BETS[name.base](job, setting)
+  else:
+    found = methods.structure(job, lab.setting)
+  ready = time.perf_counter()
+  variables = found.variables
+  if found.epochs_left(job.epochs):
+    variables = train(job, setting, found)
+  trained = time.perf_counter()
+  seconds = (warm - start, ready - warm, trained - ready)
+  return {
+    'params': int(count_params(setting.adapted.spec, found.genome)),
+    **score(job, variables, found.genome),
+    'seconds': [round(each, 1) for each in seconds],
+    **found.notes,
+  }
+
+
+def train(job: Job, setting: methods.Setting, found: methods.Structure) -> Any:
+  """The variables of a structure after its training."""
+  name = methods.Name.parse(job.method)
+  adapted, epochs = setting.adapted, found.epochs_left(job.epochs)
+  trainable, frozen = adapted.split(found.variables)
+  factors = methods.rate_factors(name, setting.adapted, trainable, found.genome)
+  trained = lab.fit(
+    lab.program(setting.num_classes, epochs, methods.dropout(name)),
+    trainable,
+    lab.start_state(trainable, epochs, job.rate, factors),
+    {**frozen, 'genome': jnp.asarray(found.genome)},
+    setting.train,
+    epochs,
+    lab.Purposes.of(job.seed).order,
+  )
+  return adapted.join(trained, frozen)
+
+
+def score(job: Job, variables: Any, genome: np.ndarray) -> dict[str, Any]:
+  """Accuracy and mean loss by split, and of seeds of a table which test images were right."""
+  data = lab.splits(job.task, job.seed)
+  scorer = lab.scorer(lab.pool(job.task).num_classes)
+  result: dict[str, Any] = {}
+  for split in ('train', 'val', 'test'):
+    right, losses = map(np.asarray, scorer(variables, genome[None], *data[split]))
+    result[split] = [round(float(right.mean()), 5), round(float(losses.mean()), 5)]
+  if job.seed < ANSWERS_BELOW:
+    result['answers'] = base64.b85encode(np.packbits(right[0]).tobytes()).decode()
+  return result
