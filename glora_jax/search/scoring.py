@@ -9,7 +9,8 @@ from typing import Any
 import jax
 
 from glora_jax.mesh import least_of_all
-from glora_jax.method.adapted import Adapted
+from glora_jax.method.adapted import COLLECTION, Adapted
+from glora_jax.method.storage import check_storage
 from glora_jax.search.evaluator import (
   Answers,
   Evaluator,
@@ -175,6 +176,9 @@ def score(
     The pair of correct answers, int32 [candidate], and summed cross-entropies, float32
     [candidate].
 
+  Raises:
+    ValueError: the variables were cut to a subnet with lower ranks than a genome has.
+
   Example:
     >>> import flax.linen as nn
     >>> import jax
@@ -188,6 +192,7 @@ def score(
     >>> glora_jax.score(adapted, variables, genomes, images, labels).correct.tolist()
     [3]
   """
+  check_storage(adapted.groups, variables[COLLECTION], genomes)
   return make_scorer(adapted, **options)(variables, genomes, images, labels)
 
 

@@ -165,6 +165,7 @@ def test_a_subnet_with_a_higher_rank_is_refused_in_cut_storage(tmp_path):
     lambda: adapted.fold(narrow, higher),
     lambda: adapted.fix(higher).apply(narrow, X),
     lambda: adapted.fix(higher).split(narrow),
+    lambda: glora_jax.score(adapted, narrow, higher[None], X, jnp.zeros(2, int)),
     lambda: save_adapter(tmp_path / 'adapter.safetensors', adapted, narrow, higher),
   )
   for use in uses:

@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +21,12 @@ from PIL import Image
 from places import ROOT
 
 import glora_jax
-from glora_jax.files import read_arrays, read_json
+from glora_jax.files import read_arrays, read_json, write_json
 from glora_jax.models import weights
 from glora_jax.models.classifier import Classifier
 from glora_jax.runs import experiment
 from glora_jax.runs.config import default_config
+from glora_jax.runs.stages import evaluation
 from glora_jax.training.checkpoints import TrainingCheckpoints
 from glora_jax.training.loop import TrainState
 from glora_jax.training.recipe import Recipe
@@ -96,6 +98,21 @@ def test_the_code_in_its_report_runs(folder, capsys):
   code = re.search(r'```python\n(.*?)```', (folder / 'finished/report.md').read_text(), re.DOTALL)
   exec(code.group(1), {})
   assert capsys.readouterr().out.strip() in set('0123456789')
+
+
+def test_a_test_list_of_whole_storage_is_still_the_frozen_one(tmp_path):
+  now = {'winner': {'genome': [[0, 3, 0, 0, 0]], 'storage': 'cut', 'weights': 'of what is used'}}
+  then = {'winner': {'genome': [[0, 3, 0, 0, 0]], 'weights': 'of all'}}
+  run = types.SimpleNamespace(path=lambda name: str(tmp_path / name))
+  write_json(run.path('test_list.json'), then)
+  evaluation.freeze(run, now)
+  assert read_json(run.path('test_list.json')) == now
+  other = {'winner': {**now['winner'], 'weights': 'others'}}
+  with pytest.raises(ValueError, match='was frozen with other subnets'):
+    evaluation.freeze(run, other)
+  write_json(run.path('test_list.json'), {'winner': {**then['winner'], 'genome': [[0] * 5]}})
+  with pytest.raises(ValueError, match='was frozen with other subnets'):
+    evaluation.freeze(run, now)
 
 
 def test_a_training_state_opens(folder):
