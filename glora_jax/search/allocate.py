@@ -198,7 +198,7 @@ def allocate(  # noqa: PLR0913
 
   Raises:
     ValueError: nothing that is considered is on offer, the budget fits no unit, there are fewer
-      batches than folds, or a loss is not finite.
+      batches than folds, a loss is not finite, or no layer has a gradient.
 
   Example:
     >>> import flax.linen as nn, jax, jax.numpy as jnp, optax
@@ -233,8 +233,20 @@ def allocate(  # noqa: PLR0913
   # On two busy cores 8 decompositions of 96 x 96 took 1.5 s with BLAS' threads, 13 ms without.
   with threadpool_limits(1, 'blas'):
     values, supports = _read_off(adapted, variables[COLLECTION], found, number, value)
+  _require_gradients(values)
   new = {**variables, COLLECTION: settle(mesh, supports)}
   return _decide(adapted.spec, values, new, budget, key, rho=rho, floor=floor)
+
+
+def _require_gradients(values: Values) -> None:
+  """Says so where no unit is worth anything; raises ValueError where no layer has a gradient."""
+  if not any(part.any() for part in values):
+    raise ValueError(
+      'No adapted layer has a gradient: a head of zeros hides the loss from all of them. Train the '
+      'head first, as a linear probe.'
+    )
+  if max(part.mean(0).max() for part in values) <= 0:
+    log.warning('Held out, no unit is worth anything: the folds have no gradient in common.')
 
 
 def _read_off(

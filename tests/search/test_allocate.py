@@ -1,5 +1,6 @@
 """Structures read off gradients, against full gradients of every fold by `jax.grad`."""
 
+import functools
 import subprocess
 
 import flax.linen as nn
@@ -8,11 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from places import environment, program
 from trees import randomized
 
 import glora_jax
 from glora_jax.models.vit import ViT
+from glora_jax.nnx import functional
 from glora_jax.search import allocation, choice
 from glora_jax.search.fold_gradients import Settings, measure
 
@@ -315,6 +318,27 @@ def test_bad_input_is_refused_with_a_sentence(changes, sentence):
     refused(**changes)
 
 
+def test_a_head_of_zeros_is_refused():
+  adapted, variables, batches = mixed()
+  head = jax.tree.map(jnp.zeros_like, variables['params']['head'])
+  variables = {**variables, 'params': {**variables['params'], 'head': head}}
+  with pytest.raises(ValueError, match='a head of zeros hides the loss from all of them'):
+    allocated((adapted, variables, batches))
+
+
+def test_what_folds_have_not_in_common_is_said(caplog):
+  adapted, variables, batches = mixed()
+
+  def opposed(forward, batch, key):
+    return loss(forward, batch[:2], key) * jnp.where(batch[2] == 0, 1.0, -1.0)
+
+  batches = [(*batches[0], jnp.float32(sign)) for sign in (0, 1)]
+  options = {'budget': 100, 'folds': 2, 'max_rank': 1, 'key': KEY, 'progress': False}
+  found = glora_jax.allocate(adapted, variables, opposed, batches, floor=False, **options)
+  assert 'no unit is worth anything' in caplog.text
+  assert not found.genome.any()
+
+
 def test_a_loss_that_is_not_finite_is_refused_with_its_batch():
   _, _, batches = mixed()
   batches[2] = (batches[2][0], jnp.full(4, 77))
@@ -327,3 +351,62 @@ def test_eight_devices_measure_as_one():
     program('sharded_allocation'), env=environment(8), capture_output=True, text=True
   )
   assert ran.returncode == 0, ran.stderr[-3000:]
+
+
+class Live(nnx.Module):
+  """Two linear layers of NNX, one of them without bias."""
+
+  def __init__(self, rngs):
+    self.hidden = nnx.Linear(8, 12, use_bias=False, rngs=rngs)
+    self.out = nnx.Linear(12, 6, rngs=rngs)
+    self.head = nnx.Linear(6, 4, rngs=rngs)
+
+  def __call__(self, x):
+    return self.head(nnx.gelu(self.out(nnx.gelu(self.hidden(x)))))
+
+
+@pytest.mark.parametrize('sketched', [False, True])
+def test_nnx_models_are_measured_and_layers_without_bias_get_no_shift(sketched, monkeypatch):
+  if sketched:
+    narrow(monkeypatch, 1)
+  model = Live(nnx.Rngs(0))
+  adapted = functional.adapt(model, space=SPACE)
+  variables = adapted.init(jax.random.key(1), functional.params(model))
+  inputs = jax.random.normal(jax.random.key(2), (24, 8))
+  batches = [(inputs[i : i + 4], jnp.arange(4)) for i in range(0, 24, 4)]
+  found = allocated((adapted, variables, batches), max_rank=1)
+  params = variables['params']
+
+  def fold_loss(params, fold):
+    forward = functools.partial(adapted.model.apply, {'params': params})
+    return sum(loss(forward, batch, None) for batch in batches[fold::FOLDS]) / 2
+
+  gradients = [jax.grad(fold_loss)(params, fold) for fold in range(FOLDS)]
+  biases = np.stack([gradient['out']['bias'] for gradient in gradients])
+  np.testing.assert_allclose(
+    found.values.E_vector[:, 1], allocation.vector_values(biases), rtol=1e-4
+  )
+  assert not found.values.E_vector[:, 0].any()
+  assert found.genome[:, 0].any()
+  assert not found.genome[0, 2:].any()
+  outputs = adapted.apply(found.variables, inputs, genome=found.genome)
+  np.testing.assert_allclose(outputs, adapted.model.apply({'params': params}, inputs), atol=1e-5)
+
+
+def test_boxed_parameters_keep_their_boxes():
+  class Boxed(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      init = nn.with_partitioning(nn.initializers.lecun_normal(), ('in', 'out'))
+      x = nn.Dense(6, kernel_init=init, name='hidden')(x)
+      return nn.Dense(4, name='head')(nn.relu(x))
+
+  inputs = jax.random.normal(jax.random.key(2), (24, 8))
+  batches = [(inputs[i : i + 4], jnp.arange(4)) for i in range(0, 24, 4)]
+  adapted = glora_jax.adapt(Boxed(), inputs, space=SPACE)
+  variables = adapted.init(jax.random.key(1), Boxed().init(jax.random.key(3), inputs)['params'])
+  found = allocated((adapted, variables, batches), budget=40)
+  boxes = jax.tree.map(type, found.variables, is_leaf=lambda x: isinstance(x, nn.Partitioned))
+  expected = jax.tree.map(type, variables, is_leaf=lambda x: isinstance(x, nn.Partitioned))
+  assert jax.tree.leaves(boxes['glora']) == jax.tree.leaves(expected['glora'])
+  assert found.genome.any()
