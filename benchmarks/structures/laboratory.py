@@ -44,7 +44,7 @@ class Purposes(NamedTuple):
   structure: jax.Array
 
   @classmethod
-  def of(cls, seed: int) -> 'Purposes':
+  def from_seed(cls, seed: int) -> 'Purposes':
     """One key for each purpose."""
     return cls(*jax.random.split(jax.random.key(seed), len(cls._fields)))
 
@@ -160,7 +160,7 @@ def warm_params(task: str, seed: int) -> Any:
     frozen,
     train,
     HEAD.epochs,
-    Purposes.of(seed).head,
+    Purposes.from_seed(seed).head,
   )
   return linear.join(state, frozen)['params']
 
@@ -168,7 +168,7 @@ def warm_params(task: str, seed: int) -> Any:
 @functools.lru_cache(maxsize=4)
 def setting(task: str, seed: int) -> methods.Setting:
   """Where the structures of a seed are made."""
-  keys = Purposes.of(seed)
+  keys = Purposes.from_seed(seed)
   classes = pool(task).num_classes
   base = backbone(classes)
   variables = base.adapted.init(keys.init, warm_params(task, seed))

@@ -1,7 +1,7 @@
 """Values from a short warm-up: what the numbers of every unit earned on batches not yet seen."""
 
-from collections.abc import Callable
-from typing import Any
+import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ def find(job: Job, setting: methods.Setting) -> methods.Structure:
   last = WARM_EPOCHS * steps_per_epoch
   indices = batch_indices(order_key, 0, last, len(labels), lab.BATCH_SIZE)
   base = lab.backbone(setting.num_classes)
-  steps = make_earning_steps(lab.masked_loss(base), lab.optimizer(job.epochs))
+  steps = jax.jit(Earning(lab.masked_loss(base), lab.optimizer(job.epochs)).steps)
   state = lab.start_state(trainable, job.epochs, job.rate)
   earned = steps(trainable, state, frozen, images, labels, indices, step_key)
   values = unit_sums(adapted, earned['glora'])
@@ -37,36 +37,36 @@ def find(job: Job, setting: methods.Setting) -> methods.Structure:
   return methods.Structure(genome, start, {'genome': genome.tolist()}, WARM_EPOCHS)
 
 
-def make_earning_steps(
-  loss_fn: LossFn, optimizer: optax.GradientTransformation
-) -> Callable[..., Any]:
-  """Compiled steps that also sum up what each number earned.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Earning:
+  """Training steps that also sum up what each number earned.
 
   A step's update earns, to first order, minus its product with the gradient on the next batch,
   which has not seen it.
 
-  Returns:
-    `steps(trainable, opt_state, frozen, images, labels, indices, key) -> earned`.
+  Attributes:
+    loss_fn: see `loop.fit`.
+    optimizer: what makes updates of gradients.
   """
-  gradient_fn = jax.grad(loss_fn, has_aux=True)
 
-  @jax.jit
-  def steps(trainable, opt_state, frozen, images, labels, indices, key):
+  loss_fn: LossFn
+  optimizer: optax.GradientTransformation
+
+  def steps(self, trainable, opt_state, frozen, images, labels, indices, key):
+    """What every trainable number earned in steps of images at indices, int [step, batch]."""
     zeros = jax.tree.map(jnp.zeros_like, trainable)
-
-    def step(carry, numbered):
-      trainable, opt_state, last, earned = carry
-      number, index = numbered
-      step_key = jax.random.fold_in(key, number)
-      grads, _ = gradient_fn(trainable, frozen, images[index], labels[index], step_key)
-      earned = jax.tree.map(lambda sum_, u, g: sum_ - u * g, earned, last, grads)
-      updates, opt_state = optimizer.update(grads, opt_state, trainable)
-      trainable = optax.apply_updates(trainable, updates)
-      return (trainable, opt_state, updates, earned), None
-
-    numbers = jnp.arange(len(indices))
-    carry = (trainable, opt_state, zeros, zeros)
-    (_, _, _, earned), _ = jax.lax.scan(step, carry, (numbers, indices))
+    step = functools.partial(self._step, frozen=frozen, images=images, labels=labels, key=key)
+    start = (trainable, opt_state, zeros, zeros)
+    (_, _, _, earned), _ = jax.lax.scan(step, start, (jnp.arange(len(indices)), indices))
     return earned
 
-  return steps
+  def _step(self, carry, numbered, *, frozen, images, labels, key):
+    trainable, opt_state, last, earned = carry
+    number, index = numbered
+    step_key = jax.random.fold_in(key, number)
+    gradient_fn = jax.grad(self.loss_fn, has_aux=True)
+    grads, _ = gradient_fn(trainable, frozen, images[index], labels[index], step_key)
+    earned = jax.tree.map(lambda total, u, g: total - u * g, earned, last, grads)
+    updates, opt_state = self.optimizer.update(grads, opt_state, trainable)
+    trainable = optax.apply_updates(trainable, updates)
+    return (trainable, opt_state, updates, earned), None

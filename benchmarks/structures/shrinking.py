@@ -1,6 +1,7 @@
 """One path of everything that loses units while it trains (after AdaLoRA, arXiv 2303.10512)."""
 
-from collections.abc import Callable
+import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -36,11 +37,11 @@ def find(job: Job, setting: methods.Setting) -> methods.Structure:
   trainable, frozen = adapted.split(methods.allocation(setting).variables)
   frozen = {**frozen, 'genome': jnp.asarray(everything(len(adapted.spec)))}
   images, labels = setting.train
-  order_key, step_key = jax.random.split(lab.Purposes.of(job.seed).order)
+  order_key, step_key = jax.random.split(lab.Purposes.from_seed(job.seed).order)
   last = job.epochs * (len(labels) // lab.BATCH_SIZE)
   indices = batch_indices(order_key, 0, last, len(labels), lab.BATCH_SIZE)
   base = lab.backbone(setting.num_classes)
-  steps = make_shrinking_steps(lab.masked_loss(base), lab.optimizer(job.epochs))
+  steps = jax.jit(Shrinking(lab.masked_loss(base), lab.optimizer(job.epochs)).steps)
   supports = trainable['glora']
   zeros = jax.tree.map(jnp.zeros_like, supports)
   ones = jax.tree.map(jnp.ones_like, supports)
@@ -66,40 +67,43 @@ def find(job: Job, setting: methods.Setting) -> methods.Structure:
   return methods.Structure(genome, variables, {'genome': genome.tolist()}, job.epochs)
 
 
-def make_shrinking_steps(
-  loss_fn: LossFn, optimizer: optax.GradientTransformation
-) -> Callable[..., Any]:
-  """Compiled steps of masked supports that keep running means of their importance.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Shrinking:
+  """Training steps of masked supports that keep running means of their importance.
 
   The importance of a number is AdaLoRA's: the running mean of |number * gradient|, times the
   running mean of how far it is off that mean.
 
-  Returns:
-    `steps(state, frozen, images, labels, indices, key) -> state`, the state being
-    `(trainable, opt_state, mean, deviation, mask, step)`.
+  Attributes:
+    loss_fn: see `loop.fit`.
+    optimizer: what makes updates of gradients.
   """
-  gradient_fn = jax.grad(loss_fn, has_aux=True)
 
-  @jax.jit
-  def steps(state, frozen, images, labels, indices, key):
-    def step(state, index):
-      trainable, opt_state, mean, deviation, mask, number = state
-      step_key = jax.random.fold_in(key, number)
-      grads, _ = gradient_fn(trainable, frozen, images[index], labels[index], step_key)
-      updates, opt_state = optimizer.update(grads, opt_state, trainable)
-      trainable = optax.apply_updates(trainable, updates)
-      supports = trainable['glora']
-      size = jax.tree.map(lambda p, g: jnp.abs(p * g), supports, grads['glora'])
-      mean = jax.tree.map(lambda m, s: DECAY * m + (1 - DECAY) * s, mean, size)
-      deviation = jax.tree.map(
-        lambda d, s, m: DECAY * d + (1 - DECAY) * jnp.abs(s - m), deviation, size, mean
-      )
-      supports = jax.tree.map(jnp.multiply, supports, mask)
-      return ({**trainable, 'glora': supports}, opt_state, mean, deviation, mask, number + 1), None
+  loss_fn: LossFn
+  optimizer: optax.GradientTransformation
 
+  def steps(self, state, frozen, images, labels, indices, key):
+    """The state `(trainable, opt_state, mean, deviation, mask, step)` after further steps."""
+    step = functools.partial(self._step, frozen=frozen, images=images, labels=labels, key=key)
     return jax.lax.scan(step, state, indices)[0]
 
-  return steps
+  def _step(self, state, index, *, frozen, images, labels, key):
+    trainable, opt_state, mean, deviation, mask, number = state
+    step_key = jax.random.fold_in(key, number)
+    gradient_fn = jax.grad(self.loss_fn, has_aux=True)
+    grads, _ = gradient_fn(trainable, frozen, images[index], labels[index], step_key)
+    updates, opt_state = self.optimizer.update(grads, opt_state, trainable)
+    trainable = optax.apply_updates(trainable, updates)
+    supports = trainable['glora']
+    size = jax.tree.map(lambda p, g: jnp.abs(p * g), supports, grads['glora'])
+    mean = jax.tree.map(_running, mean, size)
+    deviation = jax.tree.map(lambda d, s, m: _running(d, jnp.abs(s - m)), deviation, size, mean)
+    trainable = {**trainable, 'glora': jax.tree.map(jnp.multiply, supports, mask)}
+    return (trainable, opt_state, mean, deviation, mask, number + 1), None
+
+
+def _running(mean: jax.Array, new: jax.Array) -> jax.Array:
+  return DECAY * mean + (1 - DECAY) * new
 
 
 def budget_at(step: int, last: int, first_budget: float, budget: float) -> float:

@@ -77,7 +77,7 @@ def budget_table(store: Store, names: Sequence[str], rates: Rates, budget: int) 
     if not ours or not others:
       continue
     best = best_of(others)
-    entry = {
+    line = {
       'gradient': round(ours[0].mean, 2),
       'best_fixed': [best.method[0], best.params, round(best.mean, 2)],
       'difference': _rounded(compared(ours[0], best)),
@@ -86,14 +86,14 @@ def budget_table(store: Store, names: Sequence[str], rates: Rates, budget: int) 
     }
     if len(drawn) > 1:
       seeds = min(len(row.accuracies) for row in drawn)
-      entry['random'] = round(statistics.mean(row.mean for row in drawn), 2)
+      line['random'] = round(statistics.mean(row.mean for row in drawn), 2)
       if seeds > 1:
         accuracies = [row.accuracies[:seeds] for row in drawn]
-        entry['headroom'] = round(headroom(accuracies), 2)
+        line['headroom'] = round(headroom(accuracies), 2)
     controls = rows_of(store, task, rates, plan.controls(budget, task))
     for row in controls:
-      entry[row.method[0]] = [round(row.mean, 2), _rounded(compared(ours[0], row))]
-    table[task] = entry
+      line[row.method[0]] = [round(row.mean, 2), _rounded(compared(ours[0], row))]
+    table[task] = line
   return table
 
 

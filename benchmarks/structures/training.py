@@ -52,7 +52,7 @@ def train(job: Job, setting: methods.Setting, found: methods.Structure) -> Any:
     {**frozen, 'genome': jnp.asarray(found.genome)},
     setting.train,
     epochs,
-    lab.Purposes.of(job.seed).order,
+    lab.Purposes.from_seed(job.seed).order,
   )
   return adapted.join(trained, frozen)
 
