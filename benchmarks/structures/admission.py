@@ -17,14 +17,17 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.machinery.embedded_task import Backbone, on_device
+from benchmarks.machinery.embedded_task import IMAGE_SIZE, NUM_CLASSES, Backbone, on_device
 from benchmarks.machinery.output import make_parser, print_result, print_table
 from benchmarks.structures.tasks import TASKS, Pool, draw, load_pool, more_validation
 from glora_jax.data.pipeline import Split
 from glora_jax.files import read_json, write_json
+from glora_jax.method.adapt import adapt
 from glora_jax.method.presets import preset
+from glora_jax.models import weights
 from glora_jax.runs.stages.methods import FullFineTuning, Learner
 from glora_jax.training import loop, losses
 from glora_jax.training.recipe import Recipe
@@ -60,7 +63,10 @@ def is_admitted(accuracy: Mapping[str, float]) -> bool:
 @functools.cache
 def backbone() -> Backbone:
   """The embedded backbone. Its head has ten classes on every task: programs are compiled once."""
-  return Backbone.load()
+  loaded = weights.load(weights.EMBEDDED_FILE)
+  model, params, metadata = weights.refit(*loaded, num_classes=NUM_CLASSES)
+  sample = jnp.zeros((1, IMAGE_SIZE, IMAGE_SIZE, 3))
+  return Backbone(adapt(model.clone(drop_path=0.1), sample), params, metadata['normalization'])
 
 
 @functools.cache
