@@ -11,8 +11,8 @@ import numpy as np
 from benchmarks.structures import rendering
 from benchmarks.structures.rendering import SIDE
 
-NOISE = 0.04  # standard deviation of that in the final scenes
-_SOLIDS = (rendering.cross, rendering.square, rendering.triangle)
+NOISE = 0.03  # standard deviation of that in the final scenes
+_CLOUDS, _LINES, _SHAPES = (0.0, 0.2), (0.2, 0.5), (0.7, 1.0)  # brightness of their parts
 
 Scene = Callable[[np.random.Generator, int], np.ndarray]
 
@@ -41,95 +41,88 @@ def bars(rng: np.random.Generator, label: int) -> np.ndarray:
 
 
 def count(rng: np.random.Generator, label: int) -> np.ndarray:
-  """One to six crosses, squares and triangles, the label counted from 0, amid lines and clouds."""
-  picture, bright = _clutter(rng, lines=3)
-  number = label + 1
-  for center, radius in zip(
-    rendering.spread(rng, number, 3.0, 7.2), rng.uniform(1.9, 2.8, number), strict=True
-  ):
-    shape = _SOLIDS[rng.integers(len(_SOLIDS))]
-    cover = rendering.coverage(shape, center, radius, rng.uniform(0, 2 * np.pi))
-    picture = rendering.paint(picture, cover, rendering.tint(rng, *bright))
+  """One to six crosses and squares, the label counted from 0, amid lines and clouds."""
+  picture = _clutter(rng, lines=2)
+  for center in rendering.spread(rng, label + 1, 3.0, 7.2):
+    shape = (rendering.cross, rendering.square)[rng.integers(2)]
+    picture = _add(rng, picture, shape, center, rng.uniform(2.0, 2.7))
   return rendering.finish(rng, picture, NOISE)
 
 
 def angle(rng: np.random.Generator, label: int) -> np.ndarray:
   """An arrow that points in one of eight directions, 45 degrees apart, amid lines and clouds."""
-  picture, bright = _clutter(rng, lines=3)
-  radius = rng.uniform(5, 9)
+  picture = _clutter(rng, lines=3)
+  radius = rng.uniform(6, 9)
   center = rng.uniform(radius, SIDE - 1 - radius, 2)
   direction = (label + rng.uniform(-0.4, 0.4)) * np.pi / 4
-  cover = rendering.coverage(rendering.arrow, center, radius, direction)
-  return rendering.finish(rng, rendering.paint(picture, cover, rendering.tint(rng, *bright)), NOISE)
+  picture = _add(rng, picture, rendering.arrow, center, radius, direction)
+  return rendering.finish(rng, picture, NOISE)
 
 
 def position(rng: np.random.Generator, label: int) -> np.ndarray:
-  """A ring among three solid shapes; the label is its cell of nine, by rows."""
-  picture, bright = _clutter(rng, lines=1)
+  """A ring beside two squares, amid lines and clouds; the label is its cell of nine, by rows."""
+  picture = _clutter(rng, lines=2)
   cell = SIDE / 3
   row, column = divmod(label, 3)
   corner = np.array([column, row]) * cell
   center = np.clip(corner + rng.uniform(0.5, cell - 0.5, 2) - 0.5, 3, SIDE - 4)
-  others = rendering.spread(rng, 3, 3.0, 8.5, [center])
-  for place in others:
-    cover = rendering.coverage(
-      _SOLIDS[rng.integers(len(_SOLIDS))], place, rng.uniform(2.0, 3.0), rng.uniform(0, 2 * np.pi)
-    )
-    picture = rendering.paint(picture, cover, rendering.tint(rng, *bright))
-  cover = rendering.coverage(rendering.ring, center, rng.uniform(2.6, 3.6))
-  return rendering.finish(rng, rendering.paint(picture, cover, rendering.tint(rng, *bright)), NOISE)
+  for place in rendering.spread(rng, 2, 3.0, 8.0, [center]):
+    picture = _add(rng, picture, rendering.square, place, rng.uniform(2.0, 2.7))
+  picture = _add(rng, picture, rendering.ring, center, rng.uniform(3.0, 4.0))
+  return rendering.finish(rng, picture, NOISE)
 
 
 def distance(rng: np.random.Generator, label: int) -> np.ndarray:
-  """Two crosses whose distance lies in one of six ranges from 6 to 21 pixels, amid lines."""
-  picture, bright = _clutter(rng, lines=2)
-  apart = 6 + 2.5 * (label + rng.uniform(0.05, 0.95))
+  """Two crosses whose distance lies in one of five ranges from 6 to 21 pixels, amid lines."""
+  picture = _clutter(rng, lines=2)
+  apart = 6 + 3 * (label + rng.uniform(0.05, 0.95))
   for center in rendering.pair(rng, 3.0, apart):
-    cover = rendering.coverage(
-      rendering.cross, center, rng.uniform(2.2, 3.2), rng.uniform(0, np.pi)
-    )
-    picture = rendering.paint(picture, cover, rendering.tint(rng, *bright))
+    picture = _add(rng, picture, rendering.cross, center, rng.uniform(2.4, 3.0))
   return rendering.finish(rng, picture, NOISE)
 
 
 def size(rng: np.random.Generator, label: int) -> np.ndarray:
   """A turned square, triangle or ring whose radius lies in one of six ranges from 2.5 to 10.3."""
-  picture, bright = _clutter(rng, lines=3)
+  picture = _clutter(rng, lines=3)
   radius = 2.5 + 1.3 * (label + rng.uniform(0.05, 0.95))
   shape = (rendering.square, rendering.triangle, rendering.ring)[rng.integers(3)]
   center = rng.uniform(min(radius, 10), SIDE - 1 - min(radius, 10), 2)
-  cover = rendering.coverage(shape, center, radius, rng.uniform(0, 2 * np.pi))
-  return rendering.finish(rng, rendering.paint(picture, cover, rendering.tint(rng, *bright)), NOISE)
+  picture = _add(rng, picture, shape, center, radius, rng.uniform(0, 2 * np.pi))
+  return rendering.finish(rng, picture, NOISE)
 
 
 def relation(rng: np.random.Generator, label: int) -> np.ndarray:
   """A square left of, above, right of, below or inside a ring, in the order of the labels."""
-  picture, bright = _clutter(rng, lines=2)
+  picture = _clutter(rng, lines=2)
+  radius = rng.uniform(4.2, 5.2)
   if label == 4:
-    radius = rng.uniform(5, 8)
     middle = rng.uniform(radius, SIDE - 1 - radius, 2)
-    inner = rng.uniform(1.6, 0.4 * radius)
-    shift = rng.uniform(-1, 1, 2) * (radius - inner) * 0.4
-    parts = [(rendering.ring, middle, radius), (rendering.square, middle + shift, inner)]
+    place = middle + rng.uniform(-0.6, 0.6, 2)
   else:
     turn = np.pi + label * np.pi / 2 + rng.uniform(-0.6, 0.6)
-    ends = rendering.pair(rng, 4.0, rng.uniform(8.5, 18), turn)
-    parts = [
-      (rendering.ring, ends[0], rng.uniform(2.8, 4.4)),
-      (rendering.square, ends[1], rng.uniform(1.8, 3.4)),
-    ]
-  for shape, center, radius in parts:
-    cover = rendering.coverage(shape, center, radius, rng.uniform(0, 2 * np.pi))
-    picture = rendering.paint(picture, cover, rendering.tint(rng, *bright))
+    middle, place = rendering.pair(rng, 4.0, rng.uniform(8.5, 14), turn)
+  picture = _add(rng, picture, rendering.ring, middle, radius)
+  picture = _add(rng, picture, rendering.square, place, rng.uniform(1.8, 2.4))
   return rendering.finish(rng, picture, NOISE)
 
 
-def _clutter(rng: np.random.Generator, lines: int) -> tuple[np.ndarray, tuple[float, float]]:
-  """A picture of clouds and lines, and the range of brightness that stands out from them."""
-  is_dark = rng.random() < 0.5
-  ground, bright = ((0.1, 0.4), (0.75, 1.0)) if is_dark else ((0.6, 0.9), (0.0, 0.25))
-  picture = rendering.smooth_field(rng, *ground)
+def _add(
+  rng: np.random.Generator,
+  picture: np.ndarray,
+  shape: rendering.Distance,
+  center: rendering.Point,
+  radius: float,
+  turn: float = 0.0,
+) -> np.ndarray:
+  """The picture with a bright shape of a random color."""
+  cover = rendering.coverage(shape, center, radius, turn)
+  return rendering.paint(picture, cover, rendering.tint(rng, *_SHAPES))
+
+
+def _clutter(rng: np.random.Generator, lines: int) -> np.ndarray:
+  """A dark picture of clouds and faint lines."""
+  picture = rendering.smooth_field(rng, *_CLOUDS)
   for _ in range(lines):
     ends = rng.uniform(-4, SIDE + 3, (2, 2))
-    picture = rendering.stroke(picture, ends, rendering.tint(rng, *bright), rng.uniform(0.2, 0.7))
-  return picture, bright
+    picture = rendering.stroke(picture, ends, rendering.tint(rng, *_LINES), 1.0)
+  return picture
