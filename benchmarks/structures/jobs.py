@@ -49,12 +49,11 @@ class Store:
   """
 
   def __init__(self, path: str) -> None:
-    """Reads the file, if there is one; a last line that was cut off is dropped."""
+    """Reads the file, if there is one; a last line that was cut off is removed."""
     self.path = path
     self.results: dict[Job, dict[str, Any]] = {}
     if os.path.exists(path):
-      with open(path) as file:
-        self.results.update(_read(file))
+      self.results.update(_read(path))
 
   def add(self, job: Job, result: Mapping[str, Any]) -> None:
     """Appends a result to the file."""
@@ -65,10 +64,12 @@ class Store:
     self.results[job] = dict(result)
 
 
-def _read(lines: Iterable[str]) -> Iterator[tuple[Job, dict[str, Any]]]:
-  for line in lines:
-    if not line.endswith('\n'):
-      return
+def _read(path: str) -> Iterator[tuple[Job, dict[str, Any]]]:
+  """The results of a file, from which a last line that was cut off is removed."""
+  with open(path, 'rb+') as file:
+    whole, newline, _ = file.read().rpartition(b'\n')
+    file.truncate(len(whole + newline))
+  for line in whole.splitlines():
     result = json.loads(line)
     yield Job(*result.pop('job')), result
 

@@ -94,10 +94,11 @@ def masked_loss(base: embedded_task.Backbone, dropout: float = 0.0) -> loop.Loss
   def loss_fn(trainable, frozen, images, labels, key):
     variables = adapted.join(trainable, frozen)
     genome = variables.pop('genome')
+    _, _, model_key = jax.random.split(key, 3)  # as `subnet_loss` takes it
     if dropout:
-      supports = drop_components(key, variables['glora'], adapted.groups, genome, dropout)
+      supports = drop_components(model_key, variables['glora'], adapted.groups, genome, dropout)
       variables = {**variables, 'glora': supports}
-    rngs = {'drop_path': key}
+    rngs = {'drop_path': model_key}
     inputs = base.preprocess(images)
     logits = adapted.apply(variables, inputs, genome=genome, rngs=rngs, train=True)
     return cross_entropy(logits, labels)

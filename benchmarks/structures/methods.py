@@ -16,7 +16,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ from glora_jax.method.adapted import Adapted
 from glora_jax.method.presets import preset
 from glora_jax.method.space import SearchSpace, Spec
 from glora_jax.search.allocate import Allocation, allocate
-from glora_jax.search.allocation import Values
+from glora_jax.search.allocation import Measure, Values
 from glora_jax.search.choice import choose, value_of
 from glora_jax.training.losses import cross_entropy
 from glora_jax.training.rates import Kind, kinds
@@ -121,6 +121,8 @@ def structure(job: Job, setting_of: Any) -> Structure:
   notes: dict[str, Any] = {}
   if name.base == 'random':
     genome = choose(distinct(spec), random_values(spec, int(name.argument or 0)), job.budget)
+    if 'valued' in name.options:
+      notes = {'values': summed_values(setting, genome)}
   elif name.base == 'gradient':
     source, measure = setting, name.argument
     if name.argument.startswith('of '):
@@ -152,7 +154,7 @@ def batches(setting: Setting) -> list[tuple[jax.Array, jax.Array]]:
   return [(images[part], labels[part]) for part in order]
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=8)
 def allocation(setting: Setting, measure: str = 'squared') -> Allocation:
   """What `allocate` finds for a setting."""
 
@@ -205,9 +207,11 @@ def random_values(spec: Spec, number: int) -> Values:
   )
 
 
-def summed_value(setting: Setting, measure: str, genome: np.ndarray) -> float:
-  """What a structure is worth by a measure, for the gate."""
-  return value_of(distinct(setting.adapted.spec), measured(setting, measure), genome)
+def summed_values(setting: Setting, genome: np.ndarray) -> dict[str, float]:
+  """What a structure is worth by every measure, for the gate."""
+  spec = distinct(setting.adapted.spec)
+  names = (*get_args(Measure), *measures.LAYER_SCORES)
+  return {name: float(value_of(spec, measured(setting, name), genome)) for name in names}
 
 
 def dropout(name: Name) -> float:

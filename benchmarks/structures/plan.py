@@ -1,9 +1,11 @@
 """What is compared: budgets, fixed methods, controls, tasks and seeds."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from benchmarks.structures.jobs import Job
+from benchmarks.structures.jobs import Job, Store
 from benchmarks.structures.laboratory import backbone
+from benchmarks.structures.methods import Name
 from benchmarks.structures.tasks import TASKS
 from glora_jax.method.genomes import count_params
 from glora_jax.method.presets import preset
@@ -12,6 +14,9 @@ EPOCHS = 36
 BUDGETS = (5_184, 9_216, 18_432, 36_864)
 SMALLEST_BUDGET = 2_592
 SEEDS = {5_184: 10, 9_216: 10, 18_432: 3, 36_864: 3, SMALLEST_BUDGET: 3}
+FIRST_SEEDS = 2  # of every fixed method on a final task
+MARGIN = 2.0  # points behind the best after these, beyond which a method gets no further seeds
+TOURNAMENT_SEEDS = 2
 RANDOM = 5  # random structures of each budget, for the headroom
 MAX_RANK = 16
 PLACES = ('', '@qkv', '@attn', '@mlp', '@last_half')
@@ -22,6 +27,8 @@ WITH_RANK = {  # and their places
   'scale_shift_lora': ('', '@qkv', '@attn'),
 }
 RISING = ('lora:rising', 'hira:rising')
+OPTIONS = ('+dropout', '+vectors2', '+up4')
+BETS = ('path', 'shrinking', 'race')
 OTHER_VALUES = ('sign', 'preconditioned', 'seen', 'gora', 'surgical')
 
 Method = tuple[str, int]  # its name, and the budget that it fills, or 0
@@ -65,3 +72,56 @@ def jobs_of(
     for task in names
     for (name, budget), rate in methods
   ]
+
+
+def controls(budget: int, task: str) -> list[Method]:
+  """What a gain must hold against: its two halves apart, and another task's structure."""
+  names = tasks(TASKS[task].set)
+  other = names[(names.index(task) + 1) % len(names)]
+  return [
+    ('gradient/usual', budget),
+    (f'gradient(of {other})', budget),
+    ('lora:1/aligned', 0),
+    ('lora:2@attn/aligned', 0),
+    *((f'gradient({value})', budget) for value in OTHER_VALUES),
+  ]
+
+
+def ours(budget: int) -> list[Method]:
+  """The structure read off a gradient, and random ones from the same allocator."""
+  return [('gradient', budget), *((f'random({number})', budget) for number in range(RANDOM))]
+
+
+def tournament(budget: int) -> list[Method]:
+  """What is compared on the development tasks: values, bets and options of training."""
+  strongest = ('lora:1', 0) if budget >= 9_216 else ('lora:1@attn', 0)
+  varied = [
+    (name + option, size) for name, size in (strongest, ('gradient', budget)) for option in OPTIONS
+  ]
+  read_off = [('gradient', budget), ('gradient/usual', budget), ('random(0)', budget)]
+  values = [(f'gradient({value})', budget) for value in OTHER_VALUES]
+  bets = [(name, budget) for name in BETS]
+  return [strongest, *read_off, *values, *bets, *varied]
+
+
+def tuned_as(method: Method) -> Method:
+  """The method whose learning rate one takes: a variation takes that of what it varies."""
+  text, budget = method
+  name = Name.parse(text)
+  if name.base == 'random':
+    return 'random(0)', budget
+  if name.base in ('gradient', *BETS):
+    return 'gradient/usual' if name.start == 'usual' else 'gradient', budget
+  return name.base, budget
+
+
+def contenders(
+  store: Store, task: str, rates: Mapping[Method, float], methods: Sequence[Method]
+) -> list[Method]:
+  """The fixed methods that are near the best of a task after the first seeds."""
+  means = {}
+  for method in methods:
+    jobs = jobs_of([(method, rates[method])], [task], range(FIRST_SEEDS))
+    means[method] = statistics.mean(store.results[job]['test'][0] for job in jobs)
+  best = max(means.values())
+  return [method for method, mean in means.items() if 100 * (best - mean) <= MARGIN]

@@ -42,7 +42,11 @@ def rows_of(store: Store, task: str, rates: Rates, methods: Sequence[Method]) ->
   found: dict[Method, dict[int, dict[str, Any]]] = collections.defaultdict(dict)
   for job, result in store.results.items():
     method = (job.method, job.budget)
-    if job.task == task and job.epochs == plan.EPOCHS and rates.get(method) == job.rate:
+    if (
+      job.task == task
+      and job.epochs == plan.EPOCHS
+      and rates.get(plan.tuned_as(method)) == job.rate
+    ):
       found[method][job.seed] = result
   number = len(draw(load_pool(task), 0)['test'].labels)
   rows = []

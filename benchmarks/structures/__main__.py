@@ -1,0 +1,137 @@
+"""Does a structure read off one gradient beat every simple method of at most its size?
+
+  python -m benchmarks.structures [tune|develop|gate|final|tables] [--quick] [--workers 2]
+                                  [--budgets 5184 9216] [--tasks NAME ...] [--seeds N]
+
+The embedded backbone, 800 images to learn from, 36 epochs of a structure alone, from a head that is
+warm for all alike. `tune` chooses the learning rate of each method and size on development tasks;
+`develop` compares values, bets and options of training there; `gate` correlates the value of random
+structures of one size with their test loss; `final` runs the final tasks; `tables` prints what is
+there, and nothing at all runs all of them. Results are lines of JSON in `results/`; the same
+command goes on where it was stopped. `final` refuses to run before the rates are committed in
+`results/rates.json`. `--quick`: one epoch of three methods. The last line is JSON.
+"""
+
+import os
+
+from benchmarks.machinery.output import make_parser, print_result
+from benchmarks.structures import display, gate, plan, tuning
+from benchmarks.structures.jobs import Job, Store, run_jobs
+from benchmarks.structures.plan import Method
+from glora_jax.files import read_json, write_json
+
+FOLDER = os.path.join(os.path.dirname(__file__), 'results')
+PARTS = ('tune', 'develop', 'gate', 'final', 'tables')
+QUICK_METHODS: tuple[Method, ...] = (('gradient', 5_184), ('random(0)', 5_184), ('bitfit', 0))
+
+
+def main() -> None:
+  """Does what the command line asks for."""
+  parser = make_parser(__doc__ or '', 'one epoch of three methods on one task; nothing is kept')
+  parser.add_argument('parts', nargs='*', choices=[*PARTS, []], default=[], help='all by default')
+  parser.add_argument('--workers', type=int, default=2, help='processes, one on a core each')
+  parser.add_argument('--budgets', type=int, nargs='+', default=[5_184, 9_216])
+  parser.add_argument('--tasks', nargs='+', help='some of the tasks of a part')
+  parser.add_argument('--seeds', type=int, help='most seeds of a table')
+  arguments = parser.parse_args()
+  if arguments.quick:
+    quick(arguments.workers)
+    return
+  for part in arguments.parts or PARTS:
+    DO[part](arguments)
+
+
+def store_of(part: str) -> Store:
+  """The results of a part."""
+  return Store(os.path.join(FOLDER, f'{part}.jsonl'))
+
+
+def quick(workers: int) -> None:
+  """A few short trainings whose results are not kept."""
+  store = Store(os.path.join('runs', 'structures', 'quick.jsonl'))
+  jobs = [Job('digits', *method, 1.6e-2, tuning.TUNING_SEED, 1) for method in QUICK_METHODS]
+  run_jobs(jobs, store, workers, 'quick')
+  print_result('structures', {job.method: store.results[job]['test'] for job in jobs})
+
+
+def tune(arguments) -> None:
+  """Chooses the rates of all methods of the budgets, and writes them down."""
+  store = store_of('tuning')
+  methods = plan.fixed_up_to(max(arguments.budgets))
+  for budget in arguments.budgets:
+    methods += [('gradient', budget), ('gradient/usual', budget), ('random(0)', budget)]
+  rates = tuning.tune(
+    methods, store, plan.EPOCHS, lambda jobs: run_jobs(jobs, store, arguments.workers, 'tuning')
+  )
+  found = [[name, budget, rate] for (name, budget), rate in rates.items()]
+  write_json(os.path.join(FOLDER, 'rates.json'), {'rates': found})
+
+
+def read_rates() -> dict[Method, float]:
+  """The chosen rates.
+
+  Raises:
+    FileNotFoundError: there are none yet.
+  """
+  path = os.path.join(FOLDER, 'rates.json')
+  if not os.path.exists(path):
+    raise FileNotFoundError(
+      f'There is no {path}; python -m benchmarks.structures tune chooses the rates.'
+    )
+  return {(name, budget): rate for name, budget, rate in read_json(path)['rates']}
+
+
+def with_rates(methods: list[Method], rates: dict[Method, float]) -> list[tuple[Method, float]]:
+  """Methods with their rates; those that vary another take its rate."""
+  return [(method, rates[plan.tuned_as(method)]) for method in methods]
+
+
+def develop(arguments) -> None:
+  """The tournament of values, bets and options on the development tasks."""
+  store, rates = store_of('development'), read_rates()
+  names = arguments.tasks or plan.tasks('development')
+  for budget in arguments.budgets:
+    methods = with_rates(plan.tournament(budget), rates)
+    jobs = plan.jobs_of(methods, names, range(arguments.seeds or plan.TOURNAMENT_SEEDS))
+    run_jobs(jobs, store, arguments.workers, f'development, {budget}')
+
+
+def final(arguments) -> None:
+  """All methods on the final tasks, those that cannot be the best with fewer seeds."""
+  store, rates = store_of('final'), read_rates()
+  names = arguments.tasks or plan.tasks('final')
+  for budget in arguments.budgets:
+    seeds = min(arguments.seeds or plan.SEEDS[budget], plan.SEEDS[budget])
+    everyone = plan.fixed_up_to(budget)
+    first = plan.jobs_of(with_rates(everyone, rates), names, range(min(seeds, plan.FIRST_SEEDS)))
+    own = plan.jobs_of(with_rates(plan.ours(budget), rates), names, range(seeds))
+    run_jobs([*own, *first], store, arguments.workers, f'final, {budget}')
+    for name in names:
+      left = plan.contenders(store, name, rates, everyone)
+      controls = plan.controls(budget, name)
+      methods = with_rates([*left, *controls], rates)
+      jobs = plan.jobs_of(methods, [name], range(seeds))
+      run_jobs(jobs, store, arguments.workers, f'final, {budget}, {name}')
+
+
+def tables(arguments) -> None:
+  """Prints what is there."""
+  display.print_all(
+    {part: store_of(part) for part in ('tuning', 'development', 'gate', 'final')},
+    read_rates(),
+    arguments.budgets,
+  )
+
+
+def run_gate(arguments) -> None:
+  """Random structures of one size on the development tasks."""
+  store = store_of('gate')
+  names = arguments.tasks or plan.tasks('development')
+  rate = read_rates()['random(0)', gate.BUDGET]
+  run_jobs(gate.jobs(names, rate), store, arguments.workers, 'gate')
+
+
+DO = {'tune': tune, 'develop': develop, 'gate': run_gate, 'final': final, 'tables': tables}
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,90 @@
+"""What people read of the results: tables of text, and a last line of JSON."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks.machinery.output import print_result, print_table
+from benchmarks.structures import gate, plan, tuning
+from benchmarks.structures.jobs import Store
+from benchmarks.structures.plan import Method
+from benchmarks.structures.tables import budget_table, rows_of
+
+
+def print_all(
+  stores: Mapping[str, Store], rates: Mapping[Method, float], budgets: Sequence[int]
+) -> None:
+  """Prints every table of which there are results."""
+  print_rates(stores['tuning'], rates)
+  development = {}
+  for budget in budgets:
+    development[budget] = print_tournament(stores['development'], rates, budget)
+  gates = {name: gate.correlations(stores['gate'], name) for name in plan.tasks('development')}
+  print_gate(gates)
+  final = {}
+  for budget in budgets:
+    final[budget] = budget_table(stores['final'], plan.tasks('final'), rates, budget)
+    print_final(budget, final[budget])
+  print_result('structures', {'development': development, 'gate': gates, 'final': final})
+
+
+def print_rates(store: Store, rates: Mapping[Method, float]) -> None:
+  """Mean accuracy of every method at every rate that was tried."""
+  lines = []
+  for method, chosen in rates.items():
+    tried = tuning.rates_tried(*method, store, plan.EPOCHS)
+    cells = []
+    for rate in tried:
+      jobs = tuning.trials(*method, rate, plan.EPOCHS)
+      mark = '*' if rate == chosen else ''
+      cells.append(f'{rate:g}: {100 * tuning.mean_accuracy(jobs, store):.1f}{mark}')
+    lines.append((method[0], str(method[1] or ''), ', '.join(cells)))
+  print_table(('rates', 'budget', 'mean test accuracy on the tasks of tuning'), lines)
+
+
+def print_tournament(store: Store, rates: Mapping[Method, float], budget: int) -> dict[str, Any]:
+  """Mean accuracies on the development tasks."""
+  methods = plan.tournament(budget)
+  with_own = {method: rates[plan.tuned_as(method)] for method in methods}
+  names = plan.tasks('development')
+  found: dict[str, Any] = {}
+  lines = []
+  for method in methods:
+    rows = {name: rows_of(store, name, with_own, [method]) for name in names}
+    means = [row.mean for of_task in rows.values() for row in of_task]
+    if means:
+      cells = [f'{of_task[0].mean:.1f}' if of_task else '' for of_task in rows.values()]
+      lines.append((method[0], *cells, f'{statistics.mean(means):.2f}'))
+      found[method[0]] = [round(mean, 2) for mean in means]
+  if lines:
+    print_table((f'development, {budget:,}', *names, 'mean'), lines)
+  return found
+
+
+def print_gate(gates: Mapping[str, Mapping[str, Any]]) -> None:
+  """Rank correlations of values with test losses."""
+  for name, found in gates.items():
+    if found:
+      print(f'gate on {name}: {dict(found)}')
+
+
+def print_final(budget: int, table: Mapping[str, Mapping[str, Any]]) -> None:
+  """Ours against the best fixed method of at most its size, task by task."""
+  lines = []
+  for name, line in table.items():
+    mean, low, high = line['difference']
+    fixed, params, accuracy = line['best_fixed']
+    lines.append(
+      (
+        name,
+        f'{line["gradient"]:.1f}',
+        f'{fixed} ({params:,}) {accuracy:.1f}',
+        f'{mean:+.1f} [{low:+.1f}, {high:+.1f}]',
+        line['verdict'],
+        f'{line.get("random", float("nan")):.1f}',
+        f'{line.get("headroom", float("nan")):.1f}',
+      )
+    )
+  if lines:
+    titles = ('gradient', 'best fixed', 'difference', '', 'random', 'headroom')
+    print_table((f'final, {budget:,}', *titles), lines)

@@ -1,0 +1,200 @@
+"""The structures' benchmark: its statistics, its choice of rates, its jobs and its programs."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks.structures import laboratory as lab
+from benchmarks.structures import methods, plan, tuning, units
+from benchmarks.structures.bets import better_half
+from benchmarks.structures.jobs import Store
+from benchmarks.structures.shrinking import budget_at, settled
+from benchmarks.structures.statistics import difference, headroom, rank_correlation
+from glora_jax.method.genomes import count_params
+from glora_jax.method.presets import preset
+from glora_jax.training import loop
+from glora_jax.training.losses import subnet_loss
+
+
+def test_interval_of_known_parts():
+  rng = np.random.default_rng(0)
+  ours = rng.random((10, 4000)) < 0.85
+  theirs = rng.random((10, 4000)) < 0.80
+  found = difference(ours, theirs)
+  assert found.verdict == 'win'
+  assert found.low < 5 < found.high
+  reverse = difference(theirs, ours)
+  assert np.allclose([reverse.low, reverse.high], [-found.high, -found.low])
+  same = difference(ours, ours)
+  assert same == (0, 0, 0)
+  assert same.verdict == 'tie'
+
+
+def test_intervals_cover_the_truth():
+  rng = np.random.default_rng(1)
+  covered = 0
+  for _ in range(200):
+    hardness = rng.random(500)
+    shift = rng.normal(0, 0.02, (5, 1))  # what a seed does
+    ours = rng.random((5, 500)) < hardness + shift
+    theirs = rng.random((5, 500)) < hardness
+    found = difference(ours, theirs)
+    covered += found.low <= 0 <= found.high
+  assert covered >= 180  # of 200; the two parts are added up, so that intervals are wide
+
+
+def test_headroom_is_the_structures_spread_without_the_seeds_noise():
+  rng = np.random.default_rng(2)
+  seeds = rng.normal(0, 3, (1, 400))
+  noise = rng.normal(0, 1, (50, 400))
+  true = rng.normal(0, 2, (50, 1))
+  assert headroom(true + seeds + noise) == pytest.approx(true.std(ddof=1), rel=0.05)
+  assert headroom(seeds + noise) < 0.1
+
+
+def test_rank_correlation_is_positive_where_value_lowers_the_loss():
+  values = np.arange(30.0)
+  found = rank_correlation(values, -values)
+  assert found.rho == pytest.approx(1)
+  assert found.low > 0.9
+
+
+def _store_with(path, accuracies):
+  store = Store(str(path))
+  for rate, accuracy in accuracies.items():
+    for job in tuning.trials('lora:1', 0, rate, 36):
+      store.results[job] = {'test': [accuracy, 1.0]}
+  return store
+
+
+def test_the_list_of_rates_grows_until_no_choice_stands_at_its_end(tmp_path):
+  best = 0.1
+
+  def run(jobs):
+    for job in jobs:
+      store.add(job, {'test': [1 - abs(np.log2(job.rate / best)) / 10, 1.0]})
+
+  store = _store_with(tmp_path / 'rates.jsonl', {})
+  found = tuning.tune([('lora:1', 0)], store, 36, run)
+  assert found == {('lora:1', 0): 0.128}
+  assert tuning.rates_tried('lora:1', 0, store, 36)[-1] == 0.256
+
+
+def test_results_survive_a_line_that_was_cut_off(tmp_path):
+  path = tmp_path / 'results.jsonl'
+  store = Store(str(path))
+  first, second = tuning.trials('lora:1', 0, 0.1, 36)[:2]
+  store.add(first, {'test': [0.5, 1.0]})
+  with path.open('a') as file:
+    file.write(json.dumps({'job': list(second)})[:10])
+  again = Store(str(path))
+  assert again.results == {first: {'test': [0.5, 1.0]}}
+  again.add(second, {'test': [0.6, 1.0]})
+  assert set(Store(str(path)).results) == {first, second}
+
+
+def test_names_are_taken_apart():
+  name = methods.Name.parse('gradient(of mnist)/usual+dropout')
+  assert name == ('gradient', 'of mnist', 'usual', ('dropout',))
+  assert methods.Name.parse('lora:2@attn') == ('lora:2@attn', '', 'usual', ())
+  assert plan.tuned_as(('random(4)+valued', 9216)) == ('random(0)', 9216)
+  assert plan.tuned_as(('lora:1/aligned', 0)) == ('lora:1', 0)
+
+
+def test_fixed_methods_fit_and_none_is_listed_twice():
+  spec = lab.backbone(10).adapted.spec
+  found = plan.fixed_up_to(9_216)
+  assert len(set(found)) == len(found)
+  for name, budget in found:
+    assert 0 < count_params(spec, preset(spec, name, budget or None)) <= 9_216
+  assert {('lora:1', 0), ('hira:1', 0), ('bitfit', 0), ('lora:4@qkv', 0)} <= set(found)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**16), budget=st.integers(3_000, 30_000))
+def test_what_shrinking_keeps_fits_its_budget_and_is_what_stays(seed, budget):
+  adapted = lab.backbone(10).adapted
+  rng = np.random.default_rng(seed)
+  costs = units.unit_costs(adapted)
+  shape = costs.B_lora.shape
+  importance = methods.Values(
+    A_vector=rng.random(len(costs.A_vector)),
+    A_lora=np.zeros(shape),
+    B_lora=rng.random(shape),
+    C_vector=np.zeros(len(costs.A_vector)),
+    E_vector=rng.random(len(costs.A_vector)),
+  )
+  kept = units.kept_units(importance, costs, budget)
+  supports = jax.tree.map(
+    lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), _supports(adapted)
+  )
+  masked = jax.tree.map(jnp.multiply, supports, units.masks(adapted, supports, kept))
+  genome, moved = settled(adapted, masked, kept)
+  assert count_params(adapted.spec, genome) <= budget
+  params = lab.backbone(10).params
+  everything = units.everything(len(adapted.spec))
+  before = adapted.fold({'params': params, 'glora': masked}, everything)
+  after = adapted.fold({'params': params, 'glora': moved}, genome)
+  for one, two in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+    np.testing.assert_allclose(one, two, atol=1e-5)
+
+
+def _supports(adapted):
+  return adapted.init(jax.random.key(0), lab.backbone(10).params)['glora']
+
+
+def test_budgets_shrink_from_the_first_to_the_last():
+  budgets = [budget_at(step, 432, 100_000, 9_216) for step in range(433)]
+  assert budgets[0] == budgets[43] == 100_000
+  assert budgets[216] == budgets[-1] == 9_216
+  assert sorted(budgets, reverse=True) == budgets
+
+
+def test_the_better_half_goes_on():
+  assert better_half([[9, 1], [1, 3], [1, 2], [1, 4]]) == [0, 2]
+
+
+@pytest.mark.slow
+def test_the_shared_program_trains_as_the_fixed_subnet_does():
+  base = lab.backbone(10)
+  adapted = base.adapted
+  genome = preset(adapted.spec, 'lora:2@attn')
+  variables = adapted.init(jax.random.key(0), base.params)
+  images = jax.random.randint(jax.random.key(1), (64, 28, 28, 3), 0, 255).astype(jnp.uint8)
+  labels = jnp.arange(64) % 10
+  indices = np.tile(np.arange(64, dtype=np.int32), (3, 1))
+  trainable, frozen = adapted.split(variables)
+  frozen = {**frozen, 'genome': jnp.asarray(genome)}
+  trained, _, _, _ = lab.program(10, 2)(
+    jax.tree.map(jnp.array, trainable),
+    lab.start_state(trainable, 2, 1e-2),
+    0,
+    frozen,
+    images,
+    labels,
+    indices,
+    jax.random.key(2),
+  )
+  shared = adapted.join(trained, frozen)
+
+  subnet = adapted.fix(genome)
+  recipe = dataclasses.replace(lab.recipe(2), learning_rate=1e-2, final_learning_rate=1e-5)
+  steps = loop.make_steps(
+    subnet_loss(subnet, base.unaugmented, train=True), recipe.optimizer(lab.NUM_TRAIN)
+  )
+  own, rest = subnet.split(variables)
+  state = recipe.optimizer(lab.NUM_TRAIN).init(own)
+  own, _, _, _ = steps(
+    jax.tree.map(jnp.array, own), state, 0, rest, images, labels, indices, jax.random.key(2)
+  )
+  fixed = subnet.join(own, rest)
+  shared.pop('genome')
+  one, two = adapted.fold(shared, genome), adapted.fold(fixed, genome)
+  for first, second in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+    np.testing.assert_allclose(first, second, atol=2e-5)
