@@ -297,7 +297,7 @@ def require_something(spec: Spec, budget: int | None) -> None:
   if not extras:
     raise ValueError(
       'The search space offers none of the forms that can be allocated; offer A as vector or '
-      'LoRA, B as LoRA, C or E as vector.'
+      'LoRA, B as LoRA, C or E as vector (SearchSpace.distinct offers all of these).'
     )
   least = count_params(spec, smallest_genome(spec))
   if budget is not None and least + min(extras) > budget:

@@ -77,6 +77,8 @@ def _word(advantage: float, reliable: float) -> Word:
 def random_values(rng: np.random.Generator, spec: Spec, number: int) -> Values:
   """Values that know nothing: every unit's value per parameter is drawn uniformly.
 
+  Those of a LoRA's rank-one parts fall, as of singular vectors.
+
   Args:
     rng: NumPy's generator.
     spec: the layers.
@@ -86,7 +88,12 @@ def random_values(rng: np.random.Generator, spec: Spec, number: int) -> Values:
     Values without an axis of folds.
   """
   costs = unit_costs(spec, number)
-  return Values(*(cost * rng.random(cost.shape) for cost in costs))
+  draws = Values(*(rng.random(cost.shape) for cost in costs))
+  falling = {
+    name: -np.sort(-draw) for name, draw in draws._asdict().items() if name.endswith('_lora')
+  }
+  draws = draws._replace(**falling)
+  return Values(*(cost * draw for cost, draw in zip(costs, draws, strict=True)))
 
 
 def reliability(spec: Spec, values: Values) -> float:

@@ -21,14 +21,7 @@ from glora_jax.search.fold_gradients import Settings, measure
 
 FOLDS = 3
 KEY = jax.random.key(5)
-SPACE = glora_jax.SearchSpace(
-  (1, 2),
-  A=('none', 'vector', 'lora1', 'lora2'),
-  B=('none', 'lora1', 'lora2'),
-  C=('none', 'vector'),
-  D='none',
-  E=('none', 'vector'),
-)
+SPACE = glora_jax.SearchSpace.distinct((1, 2))
 
 
 class Mixed(nn.Module):

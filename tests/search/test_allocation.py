@@ -14,21 +14,8 @@ from glora_jax.search.forecast import forecast, random_values, reliability
 FOLDS, FAN_IN, FAN_OUT, PARTS = 4, 5, 7, 3
 
 
-def distinct(ranks=(1, 2, 3)):
-  """A none, vector, LoRA; B none, LoRA; C and E none, vector."""
-  lora = [f'lora{rank}' for rank in ranks]
-  return SearchSpace(
-    ranks,
-    A=['none', 'vector', *lora],
-    B=['none', *lora],
-    C=('none', 'vector'),
-    D='none',
-    E=('none', 'vector'),
-  )
-
-
 def spec_of(*sizes, space=None, bias=True):
-  space = space or distinct()
+  space = space or SearchSpace.distinct((1, 2, 3))
   return Spec(
     tuple(Layer(f'fc{row}', *size, bias=bias, space=space) for row, size in enumerate(sizes))
   )
@@ -205,7 +192,7 @@ def test_the_choice_is_that_of_a_slow_loop_over_whole_genomes(seed, budget):
 @pytest.mark.parametrize('budget', [2592, 5184, 9216, 18432, 36864])
 def test_a_budget_is_filled_to_the_cheapest_unit_where_every_unit_pays(budget):
   blocks = 3 * ((96, 288), (96, 96), (96, 384), (384, 96))
-  spec = spec_of(*blocks, space=distinct(tuple(range(1, 9))))
+  spec = spec_of(*blocks, space=SearchSpace.distinct())
   worth = random_values(np.random.default_rng(0), spec, 8)
   genome = choice.choose(spec, worth, budget)
   assert budget - 96 < count_params(spec, genome) <= budget
@@ -240,7 +227,8 @@ def test_the_floor_comes_first_where_the_budget_is_ample():
 
 def test_ranks_are_capped_at_twice_the_rank_of_all_rows():
   worth = random_worth(0, positive=True)
-  worth = worth._replace(B_lora=100 * worth.B_lora)
+  of_the_first = np.array([[1000], [1], [1]])
+  worth = worth._replace(B_lora=of_the_first * worth.B_lora)
   uniform = sum(layer.in_features + layer.out_features for layer in SPEC)
   for budget, cap in ((uniform // 2, 1), (uniform, 2), (4 * uniform, 3)):
     assert choice.choose(SPEC, worth, budget, floor=False)[:, 1].max() == 2 + cap
