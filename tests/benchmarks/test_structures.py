@@ -141,8 +141,8 @@ def test_what_shrinking_keeps_fits_its_budget_and_is_what_stays(seed, budget):
   everything = units.everything(len(adapted.spec))
   before = adapted.fold({'params': params, 'glora': masked}, everything)
   after = adapted.fold({'params': params, 'glora': moved}, genome)
-  for one, two in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
-    np.testing.assert_allclose(one, two, atol=1e-5)
+  for left, right in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+    np.testing.assert_allclose(left, right, atol=1e-5)
 
 
 def _supports(adapted):
@@ -195,6 +195,6 @@ def test_the_shared_program_trains_as_the_fixed_subnet_does():
   )
   fixed = subnet.join(own, rest)
   shared.pop('genome')
-  one, two = adapted.fold(shared, genome), adapted.fold(fixed, genome)
-  for first, second in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+  folded = [adapted.fold(variables, genome) for variables in (shared, fixed)]
+  for first, second in zip(*map(jax.tree.leaves, folded), strict=True):
     np.testing.assert_allclose(first, second, atol=2e-5)
