@@ -7,26 +7,22 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from glora_jax.mesh import on_host, settle
+from glora_jax.mesh import settle
 from glora_jax.method.adapted import COLLECTION, Adapted
 from glora_jax.method.genomes import check_budget, count_params
-from glora_jax.method.groups import Group
 from glora_jax.method.space import FLAT_FORMS, Layer, Spec, Tensor
 from glora_jax.method.summary import layer_table
 from glora_jax.search.allocation import (
   UNIT_FORMS,
   Measure,
   Values,
-  aligned_factors,
   check_measure,
   layer_values,
-  left_vectors,
+  squares,
   stack_rows,
   xavier_norm,
 )
@@ -41,7 +37,7 @@ from glora_jax.search.choice import (
 from glora_jax.search.fold_gradients import Batches, Loss, Settings, measure
 from glora_jax.search.forecast import Forecast, forecast
 from glora_jax.search.row_gradients import RowGradients
-from glora_jax.tree import get, replace
+from glora_jax.search.starting_values import aligned
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +80,8 @@ class Allocation:
     budget: most trained parameters.
     proposed: whether the budget is the knee's, since none was given.
     forecast: whether the choice will matter.
+    signal: share of the folds' squared gradients by the kernels that folds have in common; None
+      where it is not known.
 
   Example:
     >>> import flax.linen as nn, jax, jax.numpy as jnp
@@ -110,6 +108,7 @@ class Allocation:
   budget: int
   proposed: bool
   forecast: Forecast
+  signal: float | None = None
 
   def count_params(self) -> int:
     """Trained parameters of the genome, heads not counted."""
@@ -232,10 +231,10 @@ def allocate(  # noqa: PLR0913
   found = measure(adapted, variables, loss, batches, key, settings)
   # On two busy cores 8 decompositions of 96 x 96 took 1.5 s with BLAS' threads, 13 ms without.
   with threadpool_limits(1, 'blas'):
-    values, supports = _read_off(adapted, variables[COLLECTION], found, number, value)
-  _require_gradients(values)
-  new = {**variables, COLLECTION: settle(mesh, supports)}
-  return _decide(adapted.spec, values, new, budget, key, rho=rho, floor=floor)
+    read = _read_off(adapted, variables[COLLECTION], found, number, value)
+  _require_gradients(read.values)
+  new = {**variables, COLLECTION: settle(mesh, read.supports)}
+  return _decide(adapted.spec, read, new, budget, key, rho=rho, floor=floor)
 
 
 def _require_gradients(values: Values) -> None:
@@ -249,33 +248,45 @@ def _require_gradients(values: Values) -> None:
     log.warning('Held out, no unit is worth anything: the folds have no gradient in common.')
 
 
+class _Read(NamedTuple):
+  """What was read off the gradients: see `Allocation`; `supports` start on their directions."""
+
+  values: Values
+  supports: Any
+  signal: float
+
+
 def _read_off(
   adapted: Adapted,
   supports: Any,
   found: Iterator[RowGradients],
   number: int,
   value: Measure,
-) -> tuple[Values, Any]:
-  """The values of all rows, and supports that start on the directions of their gradients."""
+) -> _Read:
+  """Goes through the gradients once, a group at a time."""
   rows: dict[int, Values] = {}
+  common, whole = 0.0, 0.0
   for group in adapted.groups:
     gradients = [next(found) for _ in group.rows]
     norm = xavier_norm(group.in_features, max(group.space.ranks))
     for row, row_gradients in zip(group.rows, gradients, strict=True):
       rows[row] = layer_values(row_gradients.gradients, number, norm, value)
-    supports = _aligned(group, supports, gradients, norm)
-  return stack_rows([rows[row] for row in range(len(adapted.spec))]), supports
+      common, whole = np.add((common, whole), squares(row_gradients.gradients.kernel))
+    supports = aligned(group, supports, gradients, norm)
+  values = stack_rows([rows[row] for row in range(len(adapted.spec))])
+  return _Read(values, supports, signal=float(common / whole) if whole else 0.0)
 
 
 def _decide(
   spec: Spec,
-  values: Values,
+  read: _Read,
   variables: dict[str, Any],
   budget: int | None,
   key: jax.Array,
   **options: Any,
 ) -> Allocation:
   """The second half of `allocate`: from values to the structure."""
+  values = read.values
   curve = trace_curve(spec, values.mean())
   proposed = budget is None
   if budget is None:
@@ -284,7 +295,7 @@ def _decide(
   genome = choose(spec, values.mean(), budget, **options)
   rng = np.random.default_rng(np.asarray(jax.random.key_data(jax.random.fold_in(key, 1))))
   expected = forecast(spec, values, budget, rng, **options)
-  return Allocation(genome, variables, spec, values, curve, budget, proposed, expected)
+  return Allocation(genome, variables, spec, values, curve, budget, proposed, expected, read.signal)
 
 
 def _check_numbers(folds: int, max_rank: int) -> None:
@@ -296,39 +307,6 @@ def _check_numbers(folds: int, max_rank: int) -> None:
 
 def _most_rank(layer: Layer) -> int:
   return max(layer.space.ranks)
-
-
-def _aligned(group: Group, supports: Any, rows: list[RowGradients], norm: float) -> Any:
-  """The supports with a group's down factors on the singular vectors of the mean gradient."""
-  given = nn.meta.unbox(get(supports, group.path))
-  flat = {
-    name: np.asarray(on_host(array)).reshape(-1, *array.shape[len(group.stack_shape) :])
-    for name, array in given.items()
-  }
-  layers = [
-    aligned_factors(
-      {name: array[index] for name, array in flat.items()}, _directions(group, row), norm
-    )
-    for index, row in enumerate(rows)
-  ]
-  for name, array in given.items():
-    stacked = np.stack([layer[name] for layer in layers]).reshape(array.shape)
-    supports = replace(supports, (*group.path, name), jnp.asarray(stacked, array.dtype))
-  return supports
-
-
-def _directions(group: Group, row: RowGradients) -> dict[str, np.ndarray]:
-  """The singular vectors of a row's mean gradients among its inputs, by the down factor's name."""
-  gradients, basis, scaled_basis = row
-  found = {'B_down': _left(gradients.kernel, basis, max(group.space.ranks))}
-  if gradients.scaled_kernel is not None:
-    found['A_down'] = _left(gradients.scaled_kernel, scaled_basis, max(group.space.ranks))
-  return found
-
-
-def _left(gradients: np.ndarray, basis: np.ndarray | None, number: int) -> np.ndarray:
-  vectors = left_vectors(gradients.mean(0), min(number, *gradients.shape[1:]))
-  return vectors if basis is None else basis @ vectors
 
 
 def _is_offered(layer: Layer, tensor: Tensor, part: int) -> bool:

@@ -237,6 +237,21 @@ def layer_values(
   )
 
 
+def squares(gradients: np.ndarray) -> np.ndarray:
+  """The part of the squared gradient that folds have in common, and all of it.
+
+  Args:
+    gradients: float [fold, ...].
+
+  Returns:
+    float64 [2]: inner products of every fold's gradient with the others' mean, and with itself,
+    summed over folds. The first over the second falls with the noise of single examples, to 0
+    where nothing is common (compare the gradient signal-to-noise ratio, arXiv 2001.07384).
+  """
+  gradients = np.asarray(gradients, np.float64)
+  return np.array([np.sum(other_folds(gradients) * gradients), np.sum(gradients * gradients)])
+
+
 def stack_rows(rows: list[Values]) -> Values:
   """The values of all rows out of those of each, with the rows' axis after the folds'."""
   return Values(*(np.stack(columns, axis=1) for columns in zip(*rows, strict=True)))

@@ -138,6 +138,9 @@ def test_values_are_those_of_full_gradients(make):
   adapted, variables, batches = make()
   allocation_ = allocated((adapted, variables, batches))
   assert_values(allocation_.values, adapted, variables, batches, rtol=2e-4)
+  rows = slow_gradients(adapted, variables, batches).values()
+  common, whole = sum(allocation.squares(gradients.kernel) for gradients in rows)
+  np.testing.assert_allclose(allocation_.signal, common / whole, rtol=1e-4)
 
 
 def narrow(monkeypatch, size):

@@ -89,6 +89,14 @@ def test_noise_is_worth_nothing_unless_it_was_seen():
   assert np.mean(seen) > 1
 
 
+def test_squares_part_what_is_common_from_noise():
+  folds = gradients().kernel
+  common = sum(slow_values(list(folds), 'squared'))
+  np.testing.assert_allclose(allocation.squares(folds), [common, np.square(folds).sum()])
+  noise = np.mean([allocation.squares(gradients(seed, 0.0).kernel) for seed in range(300)], axis=0)
+  assert abs(noise[0]) < 0.02 * noise[1]
+
+
 @pytest.mark.parametrize('shape', [(5, 9), (9, 5), (6, 6)])
 def test_left_vectors_are_those_of_the_full_decomposition(shape):
   matrices = np.random.default_rng(0).normal(size=(2, *shape))
