@@ -17,6 +17,7 @@ from glora_jax.files import whole
 from glora_jax.reports import markdown
 from glora_jax.reports.drawing import halo, palette, panels, save
 from glora_jax.reports.markdown import paragraph, sections, spread
+from glora_jax.reports.structure_report import tell_agreement
 
 _NO_LABELS: Mapping[str, str] = types.MappingProxyType({})
 TITLES = {
@@ -32,14 +33,18 @@ TITLES = {
 }
 
 
+CHOSEN = {'search': 'searched', 'gradient': "the gradient's structure"}  # for a task and a budget
+
+
 def budget_of(name: str) -> int | None:
-  """The budget of a searched row; None of the other methods.
+  """The budget of a row whose structure was chosen for the task; None of the other methods.
 
   Example:
-    >>> budget_of('search-40000'), budget_of('lora')
-    (40000, None)
+    >>> budget_of('search-40000'), budget_of('gradient-40000'), budget_of('lora')
+    (40000, 40000, None)
   """
-  return int(name.removeprefix('search-')) if name.startswith('search-') else None
+  method, _, budget = name.partition('-')
+  return int(budget) if method in CHOSEN else None
 
 
 def title(name: str, labels: Mapping[str, str] = _NO_LABELS) -> str:
@@ -55,7 +60,7 @@ def title(name: str, labels: Mapping[str, str] = _NO_LABELS) -> str:
   """
   budget = budget_of(name)
   if budget is not None:
-    return f'searched, at most {budget:,}'
+    return f'{CHOSEN[name.partition("-")[0]]}, at most {budget:,}'
   method, _, limit = name.rpartition('-')
   if ':rising' in method and limit.isdigit():
     return f'{method}, at most {int(limit):,}'
@@ -120,7 +125,7 @@ def _percent(row: Mapping[str, Any], field: str, with_spread: bool) -> str:
 
 
 def verdicts(result: Mapping[str, Any]) -> list[str]:
-  """A sentence for every budget: the searched subnet beside the best method within the budget.
+  """A sentence for every structure chosen: it beside the best method within its budget.
 
   The best by test accuracy; the difference is that of runs of the same seed.
   """
@@ -141,24 +146,35 @@ def verdicts(result: Mapping[str, Any]) -> list[str]:
   return sentences
 
 
-def _verdict(
-  result: Mapping[str, Any], searched: Mapping[str, Any], best: Mapping[str, Any]
-) -> str:
-  """The searched row beside the best of its rivals, in a sentence."""
-  pairs = zip(result['methods'][searched['method']], result['methods'][best['method']], strict=True)
+def _verdict(result: Mapping[str, Any], chosen: Mapping[str, Any], best: Mapping[str, Any]) -> str:
+  """A row whose structure was chosen beside the best of its rivals, in a sentence."""
+  pairs = zip(result['methods'][chosen['method']], result['methods'][best['method']], strict=True)
   mean, deviation = spread(
     [100 * (ours['test_accuracy'] - theirs['test_accuracy']) for ours, theirs in pairs]
   )
   return (
-    f'{searched["title"].capitalize()}: {mean:+.1f} ± {deviation:.1f} points beside '
+    f'{_sentence_case(chosen["title"])}: {mean:+.1f} ± {deviation:.1f} points beside '
     f'{best["title"]}, the best other method within that '
-    f'({searched["params"]:,.0f} and {best["params"]:,.0f} parameters; '
+    f'({chosen["params"]:,.0f} and {best["params"]:,.0f} parameters; '
     'mean and spread of the difference at the same seed).'
   )
 
 
+def _sentence_case(text: str) -> str:
+  return text[:1].upper() + text[1:]
+
+
+def agreements(result: Mapping[str, Any]) -> list[str]:
+  """How much the gradient's structures of the seeds agree, a sentence for each budget."""
+  return [
+    f'{_sentence_case(title(name))}: {tell_agreement([np.array(genome) for genome in genomes])}'
+    for name, genomes in result.get('structures', {}).items()
+    if len(genomes) > 1
+  ]
+
+
 def draw(path: str, result: Mapping[str, Any]) -> None:
-  """Draws test accuracy against trained parameters, with stars for the searched rows.
+  """Draws test accuracy against trained parameters, with stars for structures that were chosen.
 
   Args:
     path: path of the PNG.
@@ -186,21 +202,22 @@ def draw(path: str, result: Mapping[str, Any]) -> None:
 def _draw_row(axis: Axes, row: Mapping[str, Any]) -> None:
   """A mark with the spread of its accuracy and its name.
 
-  Searched rows are named on the right, below, and all others on the left, above, so that neighbours
-  do not collide.
+  Structures that were chosen are named on the right, below, and all others on the left, above, so
+  that neighbours do not collide.
   """
-  searched = budget_of(row['method']) is not None
-  color = palette().red if searched else palette().purple
+  chosen = budget_of(row['method']) is not None
+  colors = {'search': palette().red, 'gradient': palette().teal}
+  color = colors.get(row['method'].partition('-')[0], palette().purple)
   point = row['params'], 100 * row['test_accuracy']
   axis.errorbar(
     *point,
     100 * row['test_accuracy_spread'],
-    fmt='*' if searched else 'o',
-    markersize=13 if searched else 6,
+    fmt='*' if chosen else 'o',
+    markersize=13 if chosen else 6,
     color=color,
     capsize=3,
   )
-  on_the_right = searched or row['params'] == 0
+  on_the_right = chosen or row['params'] == 0
   axis.annotate(
     row['title'].replace('at most', '≤'),
     point,
@@ -244,28 +261,40 @@ def report(result: Mapping[str, Any]) -> str:
     table(result),
     '![Test accuracy against trained parameters](accuracy.png)',
     ' '.join(verdicts(result)),
+    ' '.join(agreements(result)),
     _how_it_was_made(result),
     paragraph(f'Images: {result["data"]["origin"]}.', *result['data']['notes']),
   )
 
 
 def _how_it_was_made(result: Mapping[str, Any]) -> str:
-  is_search = any(budget_of(name) is not None for name in result['methods'])
+  is_search = any(name.startswith('search-') for name in result['methods'])
+  is_gradient = any(name.startswith('gradient-') for name in result['methods'])
   finetuning = (
     f', and of a searched subnet {result["finetune_epochs"]} of them are its own finetuning'
     if is_search
     else ''
   )
+  shorter = f"""
+    A gradient's structure is read off the training images; head and gradient count as
+    {result['allocation_epochs'] if is_gradient else 0} of its epochs.
+  """
   rates = ', '.join(f'{rate:g}' for rate in result['rates'])
   seeds = ', '.join(map(str, result['seeds']))
-  return paragraph(f"""
+  return paragraph(
+    f"""
     Backbone `{result['weights']}`. Every method was trained for {result['epochs']} epochs of the
-    same images{finetuning}. Its learning rate is the best of {rates} on the validation images, with
-    a seed that the table does not use, or was given in the config; `rates.json` tells which.
-    Seeds {seeds}; mean and standard deviation. The list of all subnets was frozen in
-    `test_list.json` before the test images were read. Seconds are of one of the runs trained side
-    by side; of a searched subnet those of its supernet and search, too.
-  """)
+    same images{finetuning}.
+    """,
+    shorter if is_gradient else '',
+    f"""
+    Its learning rate is the best of {rates} on the validation images, with a seed that the table
+    does not use, or was given in the config; `rates.json` tells which. Seeds {seeds}; mean and
+    standard deviation. The list of all subnets was frozen in `test_list.json` before the test
+    images were read. Seconds are of one of the runs trained side by side; of a structure that was
+    chosen those of the choice, too.
+    """,
+  )
 
 
 def summary(result: Mapping[str, Any], workdir: str) -> str:

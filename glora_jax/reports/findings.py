@@ -11,6 +11,7 @@ import numpy as np
 from glora_jax.data.task import Task
 from glora_jax.method.space import Spec
 from glora_jax.reports.markdown import PAPER
+from glora_jax.search.allocate import Allocation
 from glora_jax.search.archive import Archive
 
 
@@ -52,19 +53,22 @@ class Findings:
     result: content of `result.json`.
     task: what was learned.
     spec: the layers that the genomes describe.
-    archive: the search's.
-    fitness: what the search went by, 'accuracy' or 'loss'.
-    presets: parameters and accuracy of each preset with the supernet's weights, by name.
     outcome: the winner's answers on the test images.
+    archive: the search's; None where there was none.
+    fitness: what the search went by, 'accuracy' or 'loss'.
+    presets: parameters and accuracy of each preset with the supernet's weights, by name; none
+      where there was no search.
+    allocation: the structure that was read off a gradient, if one was.
   """
 
   result: Mapping[str, Any]
   task: Task
   spec: Spec
-  archive: Archive
-  fitness: str
-  presets: Mapping[str, Mapping[str, float]]
   outcome: Outcome
+  archive: Archive | None = None
+  fitness: str = 'accuracy'
+  presets: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+  allocation: Allocation | None = None
 
   @property
   def is_paper(self) -> bool:

@@ -20,6 +20,8 @@ from glora_jax.search.pareto import pareto_front
 TENSORS = ('A  scale W', 'B  shift W', 'C  prompt', 'D  scale b', 'E  shift b')
 STAGES = {
   'baselines/linear': 'linear probe',
+  'head': 'head, to read the gradient',
+  'training': 'winner',
   'finetune': 'winner, finetuned',
   'finetune_choice': 'winner, to choose the epochs',
 }

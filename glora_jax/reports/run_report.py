@@ -12,7 +12,8 @@ import numpy as np
 from glora_jax.files import whole
 from glora_jax.method import genomes
 from glora_jax.models.weights import EMBEDDED
-from glora_jax.reports import error_pictures, markdown, run_pictures
+from glora_jax.reports import error_pictures, markdown, run_pictures, structure_report
+from glora_jax.reports.allocation_pictures import draw_allocation
 from glora_jax.reports.findings import Findings, Outcome
 from glora_jax.reports.markdown import PAPER_LABEL, paragraph, percent, plain, sections
 
@@ -41,22 +42,25 @@ def draw(workdir: str, findings: Findings) -> None:
     return os.path.join(workdir, name)
 
   run_pictures.draw_structure(path('structure.png'), spec, np.array(result['winner']['genome']))
-  run_pictures.draw_search(
-    path('search.png'),
-    findings.archive,
-    findings.search_images,
-    result['hypervolume'],
-    findings.warning,
-  )
-  run_pictures.draw_pareto(
-    path('pareto.png'),
-    spec,
-    findings.archive,
-    findings.search_images,
-    result,
-    findings.presets,
-    findings.warning,
-  )
+  if findings.archive is not None:
+    run_pictures.draw_search(
+      path('search.png'),
+      findings.archive,
+      findings.search_images,
+      result['hypervolume'],
+      findings.warning,
+    )
+    run_pictures.draw_pareto(
+      path('pareto.png'),
+      spec,
+      findings.archive,
+      findings.search_images,
+      result,
+      findings.presets,
+      findings.warning,
+    )
+  if findings.allocation is not None:
+    draw_allocation(path(structure_report.PICTURE), findings.allocation)
   run_pictures.draw_training(path('training.png'), path('metrics.jsonl'))
   draw_errors(workdir, findings.task.classes, findings.outcome, findings.warning)
 
@@ -91,10 +95,10 @@ def text(workdir: str, findings: Findings) -> str:
     tell_errors(findings.task.classes, findings.outcome),
     '## What was chosen',
     _WHAT_WAS_CHOSEN,
-    '## How it was found',
-    _HOW_IT_WAS_FOUND,
+    _how_it_was_found(findings),
     '## How it was trained',
     _HOW_IT_WAS_TRAINED,
+    _SUPERNETS_CURVE if findings.archive is not None else '',
     '## Using the folded model',
     _using_it(os.path.join(workdir, 'folded')),
   )
@@ -112,17 +116,28 @@ def table(result: Mapping[str, Any]) -> str:
     'winner_supernet': result['winner_supernet'],
     'winner': result['winner'],
   }
+  titles_of_rows = _titles(result)
   further_tests = list(result['winner'].get('other_test_accuracies', ()))
   titles = ('subnet', 'trained params (head apart)', 'val accuracy', 'test accuracy')
   rows = []
   for name, subnet in subnets.items():
+    if subnet is None:  # what only a search has
+      continue
     accuracies = [subnet['val_accuracy'], subnet['test_accuracy']]
     accuracies += [subnet['other_test_accuracies'][test] for test in further_tests]
-    rows.append((TITLES.get(name, name), f'{subnet["params"]:,}', *map(percent, accuracies)))
+    rows.append((titles_of_rows[name], f'{subnet["params"]:,}', *map(percent, accuracies)))
   return sections(
     f'**{PAPER_LABEL}**' if result['protocol'] == 'paper' else '',
     markdown.table((*titles, *(f'on {test}' for test in further_tests)), rows),
   )
+
+
+def _titles(result: Mapping[str, Any]) -> dict[str, str]:
+  """What the table calls its rows."""
+  presets = {name: plain(row.get('label', name)) for name, row in result['presets'].items()}
+  structure = result.get('structure')
+  winner = {} if structure is None else {'winner': f'winner, {plain(structure)}'}
+  return {**presets, **TITLES, **winner}
 
 
 def _title(findings: Findings) -> str:
@@ -137,7 +152,8 @@ def _title(findings: Findings) -> str:
 def _rows_explained(result: Mapping[str, Any]) -> str:
   """What the rows of the table are."""
   presets = """
-    What stands between it and the winner are presets, each trained alone as well.
+    What stands between it and the winner are presets, or the structure that one gradient asks for,
+    each trained alone as well.
   """
   finetuned = """
     The winner is the subnet that the search chose: first with the weights that it shares with all
@@ -147,13 +163,20 @@ def _rows_explained(result: Mapping[str, Any]) -> str:
     The winner is the subnet that the search chose: first with the weights that it shares with all
     others in the supernet, and once more, since this run finetunes nothing.
   """
+  trained_alone = """
+    The winner was trained alone, from the pretrained model.
+  """
+  if 'structure' in result:
+    searched = trained_alone
+  else:
+    searched = finetuned if result['finetuned'] else not_finetuned
   trained_on = """
     Where the val accuracy is 'trained on', the validation images were trained on, too.
   """
   return paragraph(
     'The linear probe trains the head alone.',
     presets if result['presets'] else '',
-    finetuned if result['finetuned'] else not_finetuned,
+    searched,
     trained_on if result['winner']['val_accuracy'] is None else '',
   )
 
@@ -162,21 +185,37 @@ def _what_was_run(findings: Findings) -> str:
   result, spec = findings.result, findings.spec
   is_embedded = result['weights'] == EMBEDDED
   base = 'the small one that comes with glora_jax' if is_embedded else f'`{result["weights"]}`'
+  frozen = f"""
+    A pretrained ViT ({base}) was frozen, and each of its {len(spec)} linear layers got five support
+    tensors.
+  """
+  folded = f"""
+    The winner was then folded into the frozen weights: `folded/` is a plain ViT of the same size,
+    without a trace of GLoRA (largest difference of a logit: {result['fold_max_abs_diff']:.1e}).
+  """
+  if findings.archive is None:
+    chosen = _chosen(result)
+    return paragraph(frozen, chosen, folded)
   limit = 'without a limit on' if result['budget'] is None else f'of at most {result["budget"]:,}'
   largest = genomes.count_params(spec, spec.num_codes - 1)
-  return paragraph(f"""
-    A pretrained ViT ({base}) was frozen, and each of its {len(spec)} linear layers got five support
-    tensors. A supernet of all their forms was trained (its largest subnet has {largest:,}
-    parameters), and the search scored {result['evaluations']:,} subnets {limit} parameters on the
-    {findings.search_images:,} {findings.search_split} images, by {findings.fitness}. The winner was
-    then folded into the frozen weights: `folded/` is a plain ViT of the same size, without a trace
-    of GLoRA (largest difference of a logit: {result['fold_max_abs_diff']:.1e}).
-  """)
+  searched = f"""
+    A supernet of all their forms was trained (its largest subnet has {largest:,} parameters), and
+    the search scored {result['evaluations']:,} subnets {limit} parameters on the
+    {findings.search_images:,} {findings.search_split} images, by {findings.fitness}.
+  """
+  return paragraph(frozen, searched, folded)
+
+
+def _chosen(result: Mapping[str, Any]) -> str:
+  """Where the structure comes from that was trained alone."""
+  if result['structure'] == 'gradient':
+    return 'Which of them are trained, and in which form, was read off one gradient.'
+  return f'Which of them are trained, and in which form, was given: `{result["structure"]}`.'
 
 
 def _stopped_early(result: Mapping[str, Any]) -> str:
   """How many subnets were not scored to the end; nothing where all were."""
-  if not result['stopped_early']:
+  if not result['stopped_early']:  # None where nothing was searched
     return ''
   return paragraph(f"""
     {result['stopped_early']:,} of the {result['evaluations']:,} were left before their last image,
@@ -187,6 +226,13 @@ def _stopped_early(result: Mapping[str, Any]) -> str:
 def _protocol(findings: Findings) -> str:
   if findings.is_paper:
     return PAPER_LABEL
+  if findings.archive is None:
+    return paragraph("""
+      Structure and weights come from the training images alone; no validation image had a part in
+      either, so that the accuracies on val are unseen ones, too. The list of subnets was frozen in
+      `test_list.json` before the test images were read, and nothing but this report reads their
+      outcome.
+    """)
   return paragraph("""
     The supernet was trained on the training images; the search saw the validation images only. The
     list of subnets was frozen in `test_list.json` before the test images were read, and nothing but
@@ -253,7 +299,21 @@ _WHAT_WAS_CHOSEN = sections(
     W' = W + W\*A + B, b' = b + b\*D + E + C W.
   """),
 )
-_HOW_IT_WAS_FOUND = sections(
+
+
+def _how_it_was_found(findings: Findings) -> str:
+  """The search, and the structure that was read off a gradient; nothing where it was given."""
+  gradient = ''
+  if findings.allocation is not None:
+    is_winner = findings.archive is None
+    heading = '## How it was found' if is_winner else "## The gradient's structure beside it"
+    gradient = sections(heading, structure_report.text(findings.allocation, findings.result))
+  if findings.archive is None:
+    return gradient
+  return sections('## How it was found', _HOW_IT_WAS_SEARCHED, gradient)
+
+
+_HOW_IT_WAS_SEARCHED = sections(
   '![Accuracy over the generations](search.png)',
   paragraph("""
     All subnets have the supernet's weights here. The hypervolume is the share of all pairs of error
@@ -264,11 +324,9 @@ _HOW_IT_WAS_FOUND = sections(
 )
 _HOW_IT_WAS_TRAINED = sections(
   '![Loss and accuracy of every training stage](training.png)',
-  paragraph("""
-    Both are of the training images as training sees them, augmented; the supernet's are of the
-    random subnets of each step.
-  """),
+  'Loss and accuracy are of the training images as training sees them, augmented.',
 )
+_SUPERNETS_CURVE = "The supernet's are of the random subnets of each step."
 
 
 def _using_it(folded: str) -> str:

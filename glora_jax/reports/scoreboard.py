@@ -126,24 +126,47 @@ class Row(NamedTuple):
 
 
 def own_rows(board: Board) -> list[Row]:
-  """What a suite has run: the winner after and before finetuning, the linear probe, the presets."""
+  """What a suite has run: the winner after and before finetuning, the linear probe, the presets.
+
+  Before finetuning there is nothing where no supernet was searched.
+  """
   prefix = f'ours ({PAPER})' if board.is_paper else 'ours'
+  titles = {**OURS, 'winner': winner_title(board.results.values())}
   presets = dict.fromkeys(name for result in board.results.values() for name in result['presets'])
   rows = []
-  for name in (*OURS, *presets):
+  for name in (*titles, *presets):
     subnets = {
-      task: result['presets'].get(name) or result[name] for task, result in board.results.items()
+      task: subnet
+      for task, result in board.results.items()
+      if (subnet := result['presets'].get(name) or result.get(name))
     }
+    if board.results and not subnets:
+      continue
     params = [subnet['params'] for subnet in subnets.values()]
+    labels = dict.fromkeys(subnet.get('label', name) for subnet in subnets.values())
     rows.append(
       Row(
-        method=f'{prefix}, {OURS.get(name, name)}',
+        method=f'{prefix}, {titles.get(name) or " or ".join(labels)}',
         ours=True,
         cells=_own_cells(board.tasks, subnets),
         params=statistics.fmean(params) / 1e6 if params else None,
       )
     )
   return rows
+
+
+def winner_title(results: Iterable[Mapping[str, Any]]) -> str:
+  """What tables call the winner: how its structure was found, or 'finetuned' after a search.
+
+  Args:
+    results: contents of `result.json`.
+
+  Example:
+    >>> winner_title([{'structure': 'gradient'}]), winner_title([{}])
+    ('gradient', 'finetuned')
+  """
+  structures = dict.fromkeys(result.get('structure', OURS['winner']) for result in results)
+  return ' or '.join(structures) or OURS['winner']
 
 
 def _own_cells(tasks: Sequence[str], subnets: Mapping[str, Mapping[str, Any]]) -> dict[str, Cell]:

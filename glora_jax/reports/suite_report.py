@@ -31,9 +31,12 @@ from glora_jax.reports.scoreboard import (
   own_rows,
   published,
   published_rows,
+  winner_title,
 )
+from glora_jax.reports.structure_report import tell_agreement
 
 BACKBONE = 'ViT-B/16 pretrained on ImageNet-21k'  # of the published rows
+_SEEDED = ('fewshot/', 'generalization/')  # families whose tasks' names end with a seed
 ROUNDED = 0.05  # percentage points that a published mean may be off by its rounding
 
 
@@ -65,6 +68,7 @@ def text(board: Board, rows: Sequence[Row]) -> str:
     'What needs no manual download is fetched with `--config.suite.prepare=True`.'
     if board.missing
     else '',
+    _structures(board),
     '## Images',
     _images(board),
     '## Sources of the published rows',
@@ -77,8 +81,11 @@ def text(board: Board, rows: Sequence[Row]) -> str:
 def _protocol(board: Board) -> str:
   if board.is_paper:
     return f'**{PAPER_LABEL}**'
+  is_searched = any('structure' not in result for result in board.results.values())
   return paragraph(
-    'Ours were searched on validation images;',
+    'Ours were searched on validation images;'
+    if is_searched or not board.results
+    else 'The structures of ours were chosen without validation images;',
     'the test images were read once, at the end of every run.',
   )
 
@@ -134,7 +141,7 @@ def _task_table(board: Board) -> str:
     'trained params',
     'val',
     'test, as searched',
-    'test, finetuned',
+    f'test, {winner_title(board.results.values())}',
     'test, linear probe',
   )
   rows = []
@@ -146,7 +153,7 @@ def _task_table(board: Board) -> str:
       cells.append(f'{result["winner"]["params"]:,}')
       cells.append(percent(result['winner']['val_accuracy']))
       subnets = (result['winner_supernet'], result['winner'], result['linear'])
-      cells += [percent(subnet['test_accuracy']) for subnet in subnets]
+      cells += [percent(subnet['test_accuracy']) if subnet else '' for subnet in subnets]
     rows.append(cells + [''] * (len(titles) - len(cells)))
   return markdown.table(titles, rows, text_columns=2)
 
@@ -157,6 +164,20 @@ def _unfinished(heading: str, reasons: dict[str, str]) -> str:
     return ''
   items = (f'{name}: {" ".join(reason.split())}' for name, reason in reasons.items())
   return sections(f'## {heading}', bullets(items))
+
+
+def _structures(board: Board) -> str:
+  """How much the structures of a task's seeds agree; nothing where none has several seeds."""
+  by_seeds: dict[str, list[Any]] = {}
+  for name, result in board.results.items():
+    if 'structure' in result:
+      by_seeds.setdefault(name.rpartition('/')[0], []).append(result['winner']['genome'])
+  items = [
+    f'{name}: {tell_agreement(genomes)}'
+    for name, genomes in by_seeds.items()
+    if len(genomes) > 1 and board.tasks[0].startswith(_SEEDED)
+  ]
+  return sections('## Structures of several seeds', bullets(items)) if items else ''
 
 
 def _images(board: Board) -> str:

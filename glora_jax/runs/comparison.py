@@ -24,10 +24,11 @@ from glora_jax.files import read_json, write_json
 from glora_jax.method.preset_names import file_name, preset_label
 from glora_jax.reports import comparison_report
 from glora_jax.runs.lifecycle import carry_out, never
-from glora_jax.runs.run import Run
-from glora_jax.runs.sections import NO_PRESETS
+from glora_jax.runs.run import Candidate, Run
+from glora_jax.runs.sections import GRADIENT, NO_PRESETS
 from glora_jax.runs.stages import evaluation
-from glora_jax.runs.stages.methods import TrainedSubnet, Trial, train_method
+from glora_jax.runs.stages.batches import Trial
+from glora_jax.runs.stages.methods import TrainedSubnet, train_method
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +82,12 @@ def _run_stages(run: Run) -> dict[str, Any]:
     'rates': list(compare.rates),
     'rate': rates,
     'labels': _labels(run),
+    'allocation_epochs': settings.allocation.epochs,
+    'structures': {
+      name: [subnet.genome.tolist() for subnet in subnets]
+      for name, subnets in rows.items()
+      if name.startswith(GRADIENT)
+    },
     'methods': tested,
   }
   with run.stage('report'):
@@ -91,7 +98,7 @@ def _run_stages(run: Run) -> dict[str, Any]:
 def _labels(run: Run) -> dict[str, str]:
   """What tables call the presets, by their names: those with a rank say which."""
   return {
-    method: preset_label(run.adapted.spec, method)
+    method: preset_label(run.place(method).adapted.spec, method)
     for method in run.settings.compare.methods
     if method not in NO_PRESETS
   }
@@ -130,7 +137,7 @@ def _try_rates(run: Run, method: str, seed: int) -> list[dict[str, float]]:
     write_json(
       path,
       [
-        {'rate': trial.learning_rate, **measure(run, subnet.variables, subnet.genome, 'val')}
+        {'rate': trial.learning_rate, **measure(run, subnet.candidate, 'val')}
         for trial, subnet in zip(trials, subnets, strict=True)
       ],
     )
@@ -184,15 +191,16 @@ def freeze_and_evaluate(
 
 def _measure_both(run: Run, subnet: TrainedSubnet, split: str) -> dict[str, float]:
   """A subnet's accuracy and loss on a split, and those with the weights that it inherited."""
-  own = measure(run, subnet.variables, subnet.genome, split)
+  own = measure(run, subnet.candidate, split)
   if not subnet.inherited:
     return own
-  inherited = measure(run, subnet.inherited, subnet.genome, split)
+  inherited = measure(run, Candidate(subnet.inherited, subnet.genome), split)
   return {**own, **{f'inherited_{name}': value for name, value in inherited.items()}}
 
 
-def measure(run: Run, variables: Any, genome: np.ndarray, split: str) -> dict[str, float]:
+def measure(run: Run, candidate: Candidate, split: str) -> dict[str, float]:
   """Accuracy and mean loss of a subnet on a split, by 'SPLIT_accuracy' and 'SPLIT_loss'."""
+  variables, genome = evaluation.in_the_runs_space(run, candidate)
   correct, loss = run.score(variables, np.asarray(genome)[None], split)
   images = len(run.data(split).labels)
   return {

@@ -21,15 +21,17 @@ import ml_collections
 from glora_jax.data.augment import Augmentation
 from glora_jax.data.task import Source
 from glora_jax.method import genomes
-from glora_jax.method.preset_names import check_preset_name
 from glora_jax.runs import schema
 from glora_jax.runs.schema import field, subsection
 from glora_jax.runs.sections import (
   AUGMENTATION_RANGES,
   CONSISTENCY_RANGES,
   EVOLUTION_RANGES,
+  GRADIENT,
   RECIPE_RANGES,
   SAMPLING_RANGES,
+  SEARCH,
+  AllocationSettings,
   Comparison,
   DataSettings,
   DistributedSettings,
@@ -39,6 +41,8 @@ from glora_jax.runs.sections import (
   SpaceSettings,
   SuiteSettings,
   WatchSettings,
+  check_row,
+  check_structure,
 )
 from glora_jax.search.settings import Evolution
 from glora_jax.training.consistency import Consistency
@@ -64,6 +68,13 @@ class RunSettings:
     "images that are searched on: 'honest' takes the validation images; 'paper' trains on "
     'train+val, searches on test, and says so wherever its numbers appear',
   )
+  structure: str = field(
+    SEARCH,
+    "where the structure comes from: 'search' (a supernet is trained and searched), 'gradient' "
+    "(read off one gradient, `allocation`), a preset ('lora:2@qkv', see `glora_jax.preset`), or "
+    'the path of a genome.json; all but the first are trained alone by `training`',
+    check=check_structure,
+  )
   seed: int = field(42, 'seed of all randomness')
   model: ModelSettings = ModelSettings()
   merge: Literal['auto', 'up_front', 'lazy'] = field(
@@ -79,11 +90,14 @@ class RunSettings:
   consistency: Consistency = subsection(Consistency(), **CONSISTENCY_RANGES)
   search: Evolution = subsection(Evolution(), **EVOLUTION_RANGES)
   finetune: Finetuning = subsection(Finetuning(), **RECIPE_RANGES)
+  allocation: AllocationSettings = AllocationSettings()
+  training: Recipe = subsection(Recipe(), **RECIPE_RANGES)
   presets: Sequence[str] = field(
     (),
-    "baselines beside the linear probe, each trained alone by the supernet's recipe: 'lora', "
-    "'hira:2', 'lora:2@qkv' and the like (`glora_jax.preset`)",
-    check=check_preset_name,
+    "baselines beside the linear probe, each trained alone by the supernet's recipe, where none is "
+    "searched by `training`: 'lora', 'hira:2', 'lora:2@qkv' and the like (`glora_jax.preset`), and "
+    "'gradient'",
+    check=check_row,
   )
   checkpoint_epochs: int = field(10, 'epochs between two saved training states', at_least=1)
   mesh: MeshSettings = MeshSettings()
@@ -97,6 +111,21 @@ class RunSettings:
     for relation in relations(self):
       if not relation.holds:
         raise ValueError(relation.sentence)
+    if self.has_gradient:
+      self.allocation.shortened(self.recipe_alone)
+
+  @property
+  def recipe_alone(self) -> Recipe:
+    """How a structure is trained by itself, from the pretrained model."""
+    searches = self.job == 'compare' or self.structure == SEARCH
+    return self.supernet if searches else self.training
+
+  @property
+  def has_gradient(self) -> bool:
+    """Whether a structure is read off a gradient."""
+    if self.job == 'compare':
+      return GRADIENT in self.compare.methods
+    return self.structure == GRADIENT or GRADIENT in self.presets
 
 
 class Relation(NamedTuple):
@@ -127,6 +156,19 @@ def relations(settings: RunSettings) -> tuple[Relation, ...]:
     Relation(
       alone or not settings.presets,
       f'presets={settings.presets!r} must be (): a comparison has compare.methods.',
+    ),
+    Relation(
+      alone or settings.structure == SEARCH,
+      f"structure={settings.structure!r} must be 'search': a comparison has compare.methods.",
+    ),
+    Relation(
+      settings.structure == SEARCH or settings.protocol == 'honest',
+      f"protocol={settings.protocol!r} must be 'honest' with structure={settings.structure!r}: the "
+      "paper's searches on the test set.",
+    ),
+    Relation(
+      ':rising' not in settings.structure or settings.budget is not None,
+      f'structure={settings.structure!r} fills a budget, and there is none; give budget.',
     ),
     Relation(
       alone or own_epochs < epochs,

@@ -1,4 +1,7 @@
-"""One run, stage by stage: supernet, baselines, search, finetuning, test, folding and report.
+"""One run, stage by stage: the structure, its training, the test, folding and report.
+
+A structure is searched (supernet, baselines, search, finetuning), read off one gradient (head,
+structure, baselines, training), or given (structure, baselines, training).
 
 Every stage leaves its result in the workdir and is skipped when it is there, so the same command
 resumes. The stage `test` comes last: it evaluates a list that was frozen to disk before, and only
@@ -14,12 +17,15 @@ import ml_collections
 
 from glora_jax.method.genomes import check_budget
 from glora_jax.reports import run_report
+from glora_jax.runs import structures
 from glora_jax.runs.lifecycle import carry_out, never
-from glora_jax.runs.run import Run, Stream
+from glora_jax.runs.run import Candidate, Run, Stream
+from glora_jax.runs.sections import SEARCH
 from glora_jax.runs.stages.evaluation import freeze_and_evaluate
-from glora_jax.runs.stages.results import write_results
+from glora_jax.runs.stages.results import Found, write_results
 from glora_jax.runs.stages.search import run_search
-from glora_jax.runs.stages.training import finetune, train_baselines, train_supernet
+from glora_jax.runs.stages.training import finetune, train_supernet
+from glora_jax.runs.structures import Structure
 
 
 def run(
@@ -45,21 +51,40 @@ def run(
 
 
 def _run_stages(run: Run) -> dict[str, Any]:
-  budget = check_budget(run.settings.budget)
-  with run.stage('supernet'):
-    supernet = train_supernet(run)
-  with run.stage('baselines'):
-    baselines = train_baselines(run)
-  with run.stage('search'):
-    archive = run_search(run, supernet, budget=budget, key=run.key(Stream.SEARCH))
-  with run.stage('finetune'):
-    winner = archive.best(run.settings.search.fitness)
-    candidates = {**baselines, **finetune(run, supernet, winner)}
+  structure = structures.find(run)
+  if run.settings.structure == SEARCH:
+    candidates, found = _search(run, structure)
+  else:
+    candidates, found = _train_structure(run, structure)
   with run.stage('test'):
     tested, answers = freeze_and_evaluate(run, candidates)
   with run.stage('report'):
-    result = write_results(run, candidates['winner'].variables, tested, answers, archive, supernet)
+    result = write_results(run, candidates, tested, answers, found)
   return result
+
+
+def _search(run: Run, beside: Structure | None) -> tuple[dict[str, Candidate], Found]:
+  """Supernet, rows beside the winner, search and finetuning."""
+  with run.stage('supernet'):
+    supernet = train_supernet(run)
+  with run.stage('baselines'):
+    rows = structures.train_rows(run, beside)
+  with run.stage('search'):
+    budget = check_budget(run.settings.budget)
+    archive = run_search(run, supernet, budget=budget, key=run.key(Stream.SEARCH))
+  with run.stage('finetune'):
+    winner = archive.best(run.settings.search.fitness)
+    candidates = {**rows, **finetune(run, supernet, winner)}
+  return candidates, Found(archive, supernet, beside and beside.allocation)
+
+
+def _train_structure(run: Run, structure: Structure) -> tuple[dict[str, Candidate], Found]:
+  """Rows beside the winner, and the structure, trained alone."""
+  with run.stage('baselines'):
+    rows = structures.train_rows(run, structure)
+  with run.stage('training'):
+    winner = structures.train_alone(run, structure)
+  return {**rows, 'winner': winner}, Found(allocation=structure.allocation)
 
 
 def summary(result: dict[str, Any], workdir: str) -> str:

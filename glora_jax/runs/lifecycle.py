@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
 from collections.abc import Callable
@@ -23,13 +24,12 @@ from glora_jax.method.adapt import adapt
 from glora_jax.method.adapted import COLLECTION, Adapted
 from glora_jax.method.genomes import check_budget, require_feasible
 from glora_jax.method.presets import preset
-from glora_jax.method.space import Spec
 from glora_jax.models import weights
 from glora_jax.models.fetch import fetch, known_normalization
 from glora_jax.models.translate import fit_to_format
 from glora_jax.runs.config import RunSettings, check_config
-from glora_jax.runs.run import Run, Stream, stream_key
-from glora_jax.runs.sections import NO_PRESETS, ModelSettings
+from glora_jax.runs.run import Place, Run, Stream, is_beside, stream_key
+from glora_jax.runs.sections import GRADIENT, NO_PRESETS, SEARCH, ModelSettings
 from glora_jax.runs.workdir import claim, claim_workdir
 
 log = logging.getLogger(__name__)
@@ -86,16 +86,23 @@ def prepare(settings: RunSettings, workdir: str, stop: Callable[[], bool] = neve
     stop: see `experiment.run`.
   """
   mesh = meshes.over_devices(settings.mesh.devices)
-  for recipe in (settings.supernet, settings.finetune):
+  recipes = [settings.recipe_alone]
+  if settings.structure == SEARCH:
+    recipes.append(settings.finetune)
+  for recipe in recipes:
     meshes.require_divisible(mesh, recipe.batch_size // recipe.accumulate)
   task, path = _fetch(settings, workdir)
   model, params, metadata = _load_backbone(settings.model, path, task.num_classes)
   size = metadata['image_size']
   sample = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-  adapted = adapt(model, sample, space=settings.space.search_space(), merge=settings.merge)
+  make = functools.partial(adapt, model, sample, merge=settings.merge)
+  adapted = make(space=settings.space.search_space(settings.structure))
   require_feasible(adapted.spec, settings.budget)
-  _check_presets(adapted.spec, settings)
   variables = _initialize(adapted, params, settings, mesh)
+  beside = None
+  if settings.structure == SEARCH and any(is_beside(adapted.spec, name) for name in rows(settings)):
+    other = make(space=settings.space.search_space(GRADIENT))
+    beside = Place(other, other.init(stream_key(settings.seed, Stream.INIT), variables['params']))
   largest = adapted.count_params(adapted.spec.num_codes - 1)
   log.info(
     '%s: %d adapted layers of a %s, merging %s, subnets of up to %s parameters',
@@ -107,7 +114,7 @@ def prepare(settings: RunSettings, workdir: str, stop: Callable[[], bool] = neve
   )
   log.info('%s', describe(adapted, variables, mesh))
   seconds_path = os.path.join(workdir, 'seconds.json')
-  return Run(
+  run = Run(
     settings=settings,
     workdir=workdir,
     task=task,
@@ -116,19 +123,27 @@ def prepare(settings: RunSettings, workdir: str, stop: Callable[[], bool] = neve
     metadata=metadata,
     seconds=read_json(seconds_path) if os.path.exists(seconds_path) else {},
     stop=lambda: meshes.on_any(stop()),
+    beside=beside,
     mesh=mesh,
   )
+  _check_rows(run)
+  return run
 
 
-def _check_presets(spec: Spec, settings: RunSettings) -> None:
+def rows(settings: RunSettings) -> tuple[str, ...]:
+  """What is trained beside the winner, or compared, by name."""
+  return tuple(settings.compare.methods if settings.job == 'compare' else settings.presets)
+
+
+def _check_rows(run: Run) -> None:
   """Raises ValueError where the model cannot have a preset that the config names."""
-  for name in settings.presets:
-    preset(spec, name, check_budget(settings.budget))
+  settings = run.settings
+  budget = check_budget(settings.budget)
   if settings.job == 'compare':
-    smallest_budget = min(settings.compare.budgets, default=None)
-    for name in settings.compare.methods:
-      if name not in NO_PRESETS:
-        preset(spec, name, smallest_budget)
+    budget = min(settings.compare.budgets, default=None)
+  for name in rows(settings):
+    if name not in NO_PRESETS:
+      preset(run.place(name).adapted.spec, name, budget)
 
 
 def _fetch(settings: RunSettings, workdir: str) -> tuple[Task, str]:

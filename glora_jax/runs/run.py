@@ -21,7 +21,10 @@ from glora_jax.data import augment, normalization, pipeline
 from glora_jax.data.task import Task
 from glora_jax.files import write_json
 from glora_jax.method.adapted import Adapted
+from glora_jax.method.preset_names import parse_preset_name
+from glora_jax.method.space import Spec
 from glora_jax.runs.config import RunSettings
+from glora_jax.runs.sections import GRADIENT, NO_PRESETS
 from glora_jax.runs.workdir import Stopped
 from glora_jax.search.scoring import Predictions, make_predictor, make_scorer
 
@@ -42,6 +45,9 @@ class Stream(enum.IntEnum):
   SEARCH = 3
   FINETUNE_CHOICE = 4
   FINETUNE = 5
+  HEAD = 6
+  STRUCTURE = 7
+  TRAINING = 8
 
 
 def stream_key(seed: int, stream: Stream) -> jax.Array:
@@ -55,10 +61,37 @@ class Candidate(NamedTuple):
   Attributes:
     variables: the model's variables that it is tested with.
     genome: its alleles, int8 [layer, 5].
+    adapted: the adapted backbone that these are of; None for the run's own.
   """
 
   variables: Any
   genome: np.ndarray
+  adapted: Adapted | None = None
+
+
+class Place(NamedTuple):
+  """A space of subnets: the backbone adapted with it, and what training starts from.
+
+  Attributes:
+    adapted: the adapted backbone.
+    variables: its variables before any training.
+  """
+
+  adapted: Adapted
+  variables: Any
+
+
+def is_beside(spec: Spec, name: str) -> bool:
+  """Whether a row of the table needs another space than the one that is searched.
+
+  Args:
+    spec: the layers, with the alleles that the search has.
+    name: 'gradient', 'search', 'finetuning', or a preset's name.
+  """
+  if name in NO_PRESETS:
+    return name == GRADIENT
+  rank = parse_preset_name(name).rank
+  return rank is not None and any(rank not in layer.space.ranks for layer in spec)
 
 
 @dataclasses.dataclass
@@ -74,6 +107,7 @@ class Run:
     metadata: what the weights' file says of itself: 'image_size', 'normalization' and more.
     seconds: time of every stage so far, as in `seconds.json`.
     stop: asked wherever everything is saved; where it says True, the run ends.
+    beside: the space of what is trained beside a search; None where all is in the search's.
     mesh: the devices; None on a single one.
     splits: the splits that were read.
     scorers: compiled scores, by masked split; None for all others.
@@ -88,6 +122,7 @@ class Run:
   metadata: dict[str, Any]
   seconds: dict[str, float]
   stop: Callable[[], bool]
+  beside: Place | None = None
   mesh: jax.sharding.Mesh | None = None
   splits: dict[str, pipeline.Split] = dataclasses.field(default_factory=dict)
   scorers: dict[str | None, Callable] = dataclasses.field(default_factory=dict)
@@ -113,6 +148,12 @@ class Run:
   def loss_options(self) -> dict[str, Any]:
     """What every training loss of the run has in common."""
     return {'mix': self.mix, 'consistency': self.settings.consistency, 'train': True}
+
+  def place(self, name: str) -> Place:
+    """The space of a row of the table, by its name."""
+    if self.beside is not None and is_beside(self.adapted.spec, name):
+      return self.beside
+    return Place(self.adapted, self.variables)
 
   def path(self, *names: str) -> str:
     """A path within the workdir."""

@@ -7,6 +7,7 @@ stand where they are used, and check themselves; their ranges are repeated for t
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -27,11 +28,15 @@ RematPolicy = Literal[
   'dots_saveable',
   'dots_with_no_batch_dims_saveable',
 ]
-ProfiledStage = Literal['supernet', 'baselines', 'search', 'finetune']
+ProfiledStage = Literal['supernet', 'baselines', 'search', 'finetune', 'head', 'training']
+
+# What a structure comes from, where it is neither a preset nor a file.
+SEARCH, GRADIENT = 'search', 'gradient'
+GENOME_ENDING = '.json'
 
 # What a comparison compares; 'full' is all of GLoRA, 'finetuning' trains the base itself.
 METHODS = ('linear', 'bitfit', 'lora', 'ssf', 'prompt', 'full', 'finetuning', 'search')
-NO_PRESETS = ('finetuning', 'search')
+NO_PRESETS = ('finetuning', SEARCH, GRADIENT)
 
 RANKS_OF_SEARCH = (4,)
 RANKS_OTHERWISE = tuple(range(1, 9))
@@ -78,10 +83,37 @@ def check_method(name: str) -> None:
   """Checks the name of a method that a comparison can compare.
 
   Raises:
-    ValueError: it is neither a preset's nor 'finetuning' or 'search'.
+    ValueError: it is neither a preset's nor 'finetuning', 'search' or 'gradient'.
   """
   if name not in NO_PRESETS:
     check_preset_name(name)
+
+
+def check_row(name: str) -> None:
+  """Checks the name of what a run trains beside its winner.
+
+  Raises:
+    ValueError: it is neither a preset's nor 'gradient'.
+  """
+  if name != GRADIENT:
+    check_preset_name(name)
+
+
+def check_structure(name: str) -> None:
+  """Checks what a run's structure comes from, as far as it is known without a model.
+
+  Raises:
+    ValueError: it is neither 'search' nor 'gradient' nor a preset's name nor the path of a genome.
+  """
+  if name in (SEARCH, GRADIENT) or name.endswith(GENOME_ENDING):
+    return
+  if re.split('[:@]', name)[0] in PRESET_NAMES:
+    check_preset_name(name)
+    return
+  raise ValueError(
+    f"it is neither 'search' nor 'gradient', no preset ({', '.join(PRESET_NAMES)}, with a rank or "
+    f"a place as in 'lora:2@qkv'), and no genome file, whose name ends in {GENOME_ENDING}."
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,6 +224,43 @@ class Finetuning(Recipe):
 
 
 @dataclasses.dataclass(frozen=True)
+class AllocationSettings:
+  """How a structure is read off a gradient (`glora_jax.allocate`)."""
+
+  head_epochs: int = field(
+    6, 'epochs for which the head is trained alone before the gradient is taken', at_least=1
+  )
+  folds: int = field(
+    8, 'parts of the training images, each of which judges what the others choose', at_least=2
+  )
+  max_rank: int = field(8, 'most rank-one parts that a layer can get of A or of B', at_least=1)
+
+  @property
+  def epochs(self) -> int:
+    """The epochs that head and gradient count as.
+
+    The gradient passes twice over the images, forward and back; an epoch of the head, which is all
+    forward, counts as a third.
+    """
+    return 2 + -(-self.head_epochs // 3)
+
+  def shortened(self, recipe: Recipe) -> Recipe:
+    """A recipe for what has been paid for head and gradient already: that many epochs fewer.
+
+    Raises:
+      ValueError: nothing is left for the training.
+    """
+    left = recipe.epochs - self.epochs
+    if left < max(1, recipe.warmup_epochs):
+      raise ValueError(
+        f'epochs={recipe.epochs} leave too little to a structure from a gradient: head and '
+        f'gradient count as {self.epochs}, {recipe.warmup_epochs} warm up; give more epochs, or '
+        'fewer allocation.head_epochs.'
+      )
+    return dataclasses.replace(recipe, epochs=left)
+
+
+@dataclasses.dataclass(frozen=True)
 class MeshSettings:
   """The devices of a run."""
 
@@ -208,13 +277,13 @@ class Comparison:
   methods: Sequence[str] = field(
     METHODS,
     "names of presets ('lora:2@qkv', see `glora_jax.preset`), 'finetuning' (full fine-tuning), "
-    "'search'; one with ranks that rise has a row for each budget",
+    "'search' and 'gradient'; these two and one with ranks that rise have a row for each budget",
     check=check_method,
     nonempty=True,
   )
   budgets: Sequence[int] = field(
     (20_000, 40_000),
-    'most trained parameters of what is searched, ascending; a row of the table each',
+    'most trained parameters of a structure that is chosen, ascending; a row of the table each',
     at_least=0,
   )
   seeds: int = field(5, "number of seeds, from the config's on", at_least=1)
@@ -232,7 +301,7 @@ class Comparison:
   )
 
   def __post_init__(self):
-    if not any(name == 'search' or ':rising' in name for name in self.methods):
+    if not any(name in (SEARCH, GRADIENT) or ':rising' in name for name in self.methods):
       return
     if not self.budgets or list(self.budgets) != sorted(set(self.budgets)):
       raise ValueError(

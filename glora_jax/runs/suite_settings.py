@@ -88,7 +88,7 @@ def apply_settings(config: ml_collections.ConfigDict, settings: Mapping[str, Any
   task = config.task.partition('/')[2]
   for name in sorted((name for name in settings if _stands_for(name, task)), key=len):
     config.budget = settings[name].get('budget', config.budget)
-    for recipe in (config.supernet, config.finetune):
+    for recipe in (config.supernet, config.finetune, config.training):
       rate = settings[name].get('learning_rate', recipe.learning_rate)
       recipe.learning_rate = float(rate)
 

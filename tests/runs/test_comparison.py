@@ -194,7 +194,7 @@ def test_wrong_fields_are_explained(config, tmp_path, fields, message):
 
 def test_a_rank_that_the_space_lacks_is_refused_before_anything_trains(config, tmp_path):
   config = config.copy_and_resolve_references()
-  config.compare.methods = ('linear', 'lora:5')
+  config.compare.methods, config.space.ranks = ('linear', 'lora:5'), (4,)
   with pytest.raises(ValueError, match='has the ranks 4; take one of them'):
     comparison.run(config, str(tmp_path))
   assert sorted(os.listdir(tmp_path)) == ['config.json', 'lock']

@@ -82,4 +82,7 @@ def test_the_streams_have_the_numbers_that_old_runs_resume_by():
     'SEARCH': 3,
     'FINETUNE_CHOICE': 4,
     'FINETUNE': 5,
+    'HEAD': 6,
+    'STRUCTURE': 7,
+    'TRAINING': 8,
   }

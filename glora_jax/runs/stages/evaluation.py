@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from glora_jax import mesh as meshes
@@ -31,10 +32,11 @@ def freeze_and_evaluate(
   Raises:
     ValueError: another list was frozen before.
   """
+  scored = {name: in_the_runs_space(run, candidate) for name, candidate in candidates.items()}
   rows = {
     name: {
-      'params': run.adapted.count_params(candidate.genome),
-      'val_accuracy': None if _trained_on_val(run, name) else run.accuracy(*candidate, 'val'),
+      'params': (candidate.adapted or run.adapted).count_params(candidate.genome),
+      'val_accuracy': None if _trained_on_val(run, name) else run.accuracy(*scored[name], 'val'),
       'genome': candidate.genome.tolist(),
       'storage': 'cut',
       'weights': tree.fingerprint(run.adapted.split(candidate.variables)[0]),
@@ -45,13 +47,19 @@ def freeze_and_evaluate(
   labels = np.asarray(run.data('test').labels)
   answers = {}
   for name, row in rows.items():
-    answers[name] = run.predict(*candidates[name], 'test')
+    answers[name] = run.predict(*scored[name], 'test')
     row['test_accuracy'] = int((answers[name].classes == labels).sum()) / len(labels)
     if others := run.task.tests[1:]:
-      row['other_test_accuracies'] = {
-        split: run.accuracy(*candidates[name], split) for split in others
-      }
+      row['other_test_accuracies'] = {split: run.accuracy(*scored[name], split) for split in others}
   return rows, answers['winner']
+
+
+def in_the_runs_space(run: Run, candidate: Candidate) -> tuple[Any, np.ndarray]:
+  """(variables, genome) for the run's own scorers; what is of another space is folded before."""
+  if candidate.adapted is None:
+    return candidate.variables, candidate.genome
+  folded = jax.jit(candidate.adapted.fold)(candidate.variables, candidate.genome)
+  return {**run.variables, 'params': folded}, np.zeros((len(run.adapted.spec), 5), np.int8)
 
 
 def _trained_on_val(run: Run, name: str) -> bool:
@@ -59,6 +67,8 @@ def _trained_on_val(run: Run, name: str) -> bool:
   finetuning = run.settings.finetune
   if run.settings.protocol == 'paper':
     return True
+  if run.settings.structure != 'search':
+    return False
   return name == 'winner' and finetuning.on == 'train+val' and finetuning.epochs > 0
 
 

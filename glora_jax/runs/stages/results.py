@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -15,10 +16,13 @@ from glora_jax.files import write_json
 from glora_jax.method import presets
 from glora_jax.method.adapter_file import save_adapter
 from glora_jax.method.genomes import check_budget, genome_to_json
+from glora_jax.method.preset_names import preset_label
 from glora_jax.models import weights
 from glora_jax.reports import run_report
 from glora_jax.reports.findings import Findings, Outcome
-from glora_jax.runs.run import Run
+from glora_jax.runs.run import Candidate, Run
+from glora_jax.runs.sections import GRADIENT
+from glora_jax.search.allocate import Allocation
 from glora_jax.search.archive import Archive
 from glora_jax.search.pareto import hypervolume_by_generation
 from glora_jax.search.scoring import Predictions
@@ -26,35 +30,47 @@ from glora_jax.search.scoring import Predictions
 COMPARED_IMAGES = 256  # on which the folded model's logits are compared with the adapted one's
 
 
+@dataclasses.dataclass(frozen=True)
+class Found:
+  """Where a run's structures come from.
+
+  Attributes:
+    archive: the search's; None where nothing was searched.
+    supernet: variables of the supernet that it searched in.
+    allocation: the structure that was read off a gradient; None where none was.
+  """
+
+  archive: Archive | None = None
+  supernet: Any = None
+  allocation: Allocation | None = None
+
+
 def write_results(
   run: Run,
-  variables: Any,
+  candidates: dict[str, Candidate],
   tested: dict[str, dict[str, Any]],
   answers: Predictions,
-  archive: Archive,
-  supernet: Any,
+  found: Found,
 ) -> dict[str, Any]:
   """Folds the winner, and writes adapter, plain checkpoint, pictures and report.
 
   Args:
     run: the run.
-    variables: the winner's variables.
+    candidates: what was tested, by name; 'winner' is among them.
     tested: what `freeze_and_evaluate` returned of the candidates.
     answers: what the winner answered for the test images.
-    archive: the search's archive.
-    supernet: the trained supernet's variables.
+    found: where winner and rows come from.
 
   Returns:
     The content of `result.json` but for the seconds of the last stage.
   """
   config, adapted = run.settings, run.adapted
-  genome = np.array(tested['winner']['genome'], np.int8)
+  variables, genome = candidates['winner'][:2]
   _save_models(run, variables, genome)
   difference = _difference_to_folded(run, variables, genome)
   images = {
     split: len(run.data(split).labels) for split in (run.train_split, run.search_split, 'test')
   }
-  volumes = hypervolume_by_generation(archive, adapted.spec, images[run.search_split])
   shown = {name: _shown(name, row) for name, row in tested.items()}
   result = {
     'task': run.task.name,
@@ -62,13 +78,12 @@ def write_results(
     'seed': config.seed,
     'budget': check_budget(config.budget),
     'linear': shown.pop('linear'),
-    'winner_supernet': shown.pop('winner_supernet'),
+    'winner_supernet': shown.pop('winner_supernet', None),
     'winner': shown.pop('winner'),
-    'presets': shown,
-    'finetuned': config.protocol == 'honest' and config.finetune.epochs > 0,
-    'evaluations': len(archive),
-    'stopped_early': int((~archive.exact).sum()),
-    'hypervolume': [round(volume, 5) for volume in volumes],
+    'presets': {
+      name: {**row, 'label': _label(run, name, candidates[name])} for name, row in shown.items()
+    },
+    **_of_search(run, found.archive, images[run.search_split]),
     'fold_max_abs_diff': difference,
     'data': {
       'origin': run.task.origin,
@@ -80,24 +95,75 @@ def write_results(
     'weights': config.model.weights,
     'merge': adapted.merge,
     'seconds': dict(run.seconds),
+    **_of_structure(run, found.allocation),
   }
-  inherited = {
-    name: {
-      'params': adapted.count_params(preset),
-      'accuracy': run.accuracy(supernet, preset, run.search_split),
-    }
-    for name, preset in presets.presets(adapted.spec).items()
-  }
+  inherited = _inherited(run, found.supernet)
   if meshes.primary():
     outcome = Outcome(
       np.asarray(run.data('test').labels), *answers, functools.partial(run.pixels, 'test')
     )
-    fitness = config.search.fitness
-    run_report.write(
-      run.workdir,
-      Findings(result, run.task, adapted.spec, archive, fitness, inherited, outcome),
+    findings = Findings(
+      result,
+      run.task,
+      adapted.spec,
+      outcome,
+      archive=found.archive,
+      fitness=config.search.fitness,
+      presets=inherited,
+      allocation=found.allocation,
     )
+    run_report.write(run.workdir, findings)
   return result
+
+
+def _label(run: Run, name: str, candidate: Candidate) -> str:
+  """What tables call a row beside the winner."""
+  if name == GRADIENT:
+    return name
+  return preset_label((candidate.adapted or run.adapted).spec, name)
+
+
+def _of_search(run: Run, archive: Archive | None, num_images: int) -> dict[str, Any]:
+  """What the result holds of the search; null of each where there was none."""
+  fields = ('finetuned', 'evaluations', 'stopped_early', 'hypervolume')
+  if archive is None:
+    return dict.fromkeys(fields)
+  finetuned = run.settings.protocol == 'honest' and run.settings.finetune.epochs > 0
+  volumes = hypervolume_by_generation(archive, run.adapted.spec, num_images)
+  stopped_early = int((~archive.exact).sum())
+  rounded = [round(volume, 5) for volume in volumes]
+  return dict(zip(fields, (finetuned, len(archive), stopped_early, rounded), strict=True))
+
+
+def _of_structure(run: Run, allocation: Allocation | None) -> dict[str, Any]:
+  """What the result holds of a structure that was not searched; nothing where all was."""
+  content: dict[str, Any] = {}
+  if run.settings.structure != 'search':
+    content['structure'] = run.settings.structure
+  if allocation is not None:
+    settings = run.settings.allocation
+    content['allocation'] = {
+      'params': allocation.count_params(),
+      'budget': allocation.budget,
+      'proposed': allocation.proposed,
+      'forecast': allocation.forecast._asdict(),
+      'head_epochs': settings.head_epochs,
+      'epochs': settings.epochs,
+    }
+  return content
+
+
+def _inherited(run: Run, supernet: Any) -> dict[str, dict[str, float]]:
+  """Parameters and accuracy of each preset with the supernet's weights; none without one."""
+  if supernet is None:
+    return {}
+  return {
+    name: {
+      'params': run.adapted.count_params(preset),
+      'accuracy': run.accuracy(supernet, preset, run.search_split),
+    }
+    for name, preset in presets.presets(run.adapted.spec).items()
+  }
 
 
 def _save_models(run: Run, variables: Any, genome: np.ndarray) -> None:

@@ -14,9 +14,7 @@ import numpy as np
 
 from glora_jax import mesh as meshes
 from glora_jax.files import read_json, write_json
-from glora_jax.method import genomes, presets
 from glora_jax.method.adapted import Adapted, Subnet
-from glora_jax.method.preset_names import file_name
 from glora_jax.runs.monitoring import Metrics, profiled
 from glora_jax.runs.run import Candidate, Run, Stream
 from glora_jax.runs.workdir import Stopped
@@ -40,6 +38,7 @@ class TrainingStage:
     split: split to train on.
     genome: alleles of the subnet that is trained, int8 [layer, 5]; None trains the supernet.
     stop_epoch: epoch to stop after, with the schedule of the whole recipe; None for its end.
+    adapted: the adapted backbone that the subnet is of; None for the run's own.
   """
 
   name: str
@@ -48,6 +47,7 @@ class TrainingStage:
   split: str
   genome: np.ndarray | None = None
   stop_epoch: int | None = None
+  adapted: Adapted | None = None
 
 
 @dataclasses.dataclass
@@ -112,7 +112,7 @@ def train(
     NonFiniteLossError: training diverged; the last good state is saved.
     Stopped: the run was asked to stop; the newest state is saved.
   """
-  learner, loss_fn = _learner(run, stage.genome)
+  learner, loss_fn = _learner(run, stage)
   trainable, frozen = learner.split(variables)
   images, labels = run.data(stage.split)
   per_epoch = stage.recipe.steps_per_epoch(len(labels))
@@ -155,11 +155,11 @@ def train(
   return learner.join(state.trainable, frozen)
 
 
-def _learner(run: Run, genome: np.ndarray | None) -> tuple[Adapted | Subnet, LossFn]:
+def _learner(run: Run, stage: TrainingStage) -> tuple[Adapted | Subnet, LossFn]:
   """What is trained, and its loss: the subnet of a genome, or the supernet where that is None."""
-  if genome is None:
+  if stage.genome is None:
     return run.adapted, loss_of_supernet(run)
-  subnet = run.adapted.fix(genome)
+  subnet = (stage.adapted or run.adapted).fix(stage.genome)
   return subnet, subnet_loss(subnet, run.augmented, **run.loss_options)
 
 
@@ -187,22 +187,6 @@ def train_supernet(run: Run) -> Any:
   """Trains all forms of all supports together, fresh genomes for every step (section 3.3)."""
   stage = TrainingStage('supernet', run.settings.supernet, Stream.SUPERNET, run.train_split)
   return train(run, stage, run.variables)
-
-
-def train_baselines(run: Run) -> dict[str, Candidate]:
-  """The linear probe and the presets that the config asks for, each trained alone, by name."""
-  candidates = {}
-  for name in dict.fromkeys(('linear', *run.settings.presets)):
-    genome = presets.preset(run.adapted.spec, name, genomes.check_budget(run.settings.budget))
-    stage = TrainingStage(
-      os.path.join('baselines', file_name(name)),
-      run.settings.supernet,
-      Stream.BASELINE,
-      run.train_split,
-      genome,
-    )
-    candidates[name] = Candidate(train(run, stage, run.variables), genome)
-  return candidates
 
 
 def finetune(run: Run, supernet: Any, genome: np.ndarray) -> dict[str, Candidate]:

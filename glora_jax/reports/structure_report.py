@@ -1,0 +1,135 @@
+"""What a report says of a structure that was read off a gradient: where it pays, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from glora_jax.reports import markdown
+from glora_jax.reports.allocation_pictures import FORMS, TITLES
+from glora_jax.reports.markdown import paragraph, plain, sections
+from glora_jax.search.agreement import agreement
+from glora_jax.search.allocate import Allocation, Unit
+
+PICTURE = 'allocation.png'
+_EXPECTED = {
+  'matters': 'The choice is likely to matter',
+  'may matter': 'The choice may matter',
+  'hardly matters': 'The choice hardly matters, and most structures of this size will do as well',
+}
+
+
+def text(allocation: Allocation, result: Mapping[str, Any]) -> str:
+  """How a structure was chosen: sentences, the values by layer and form, the curve.
+
+  Args:
+    allocation: the structure.
+    result: content of `result.json`, whose 'allocation' is the structure's.
+  """
+  return sections(
+    _how(allocation, result['allocation']),
+    tell_forecast(allocation),
+    values_table(list(allocation.units())),
+    paragraph("""
+      Value in percent of all that is on offer; what was bought is bold, a LoRA's rank in brackets.
+    """),
+    f'![What every unit is worth, what was bought, and value by budget]({PICTURE})',
+    tell_cost(result),
+  )
+
+
+def _how(allocation: Allocation, summary: Mapping[str, Any]) -> str:
+  """Where the structure comes from, and within which budget."""
+  head = summary['head_epochs']
+  epochs = '1 epoch' if head == 1 else f'{head} epochs'
+  proposed = """
+    No budget was given; the one proposed is the knee of the curve of value by budget, from where on
+    more parameters pay less than they do on average.
+  """
+  return paragraph(
+    f"""
+    The structure of {allocation.count_params():,} parameters was read off one gradient of the
+    pretrained model, with a head that was trained alone for {epochs} before. Every unit (a
+    vector, or one rank-one part of a LoRA) was valued on folds of the training images that did not
+    choose its direction, and the best by value per parameter were bought, up to
+    {allocation.budget:,} parameters.
+    """,
+    proposed if allocation.proposed else '',
+    'No validation image was used. `structure/` has the numbers.',
+  )
+
+
+def tell_forecast(allocation: Allocation) -> str:
+  """Whether the choice is likely to matter, in a sentence with its reasons."""
+  advantage, reliability, word = allocation.forecast
+  return paragraph(f"""
+    {_EXPECTED[word]}: its held-out value is {advantage:.1f} times that of random structures of its
+    size, and {100 * reliability:.0f}% of the differences in value between units are no noise of the
+    folds.
+  """)
+
+
+def values_table(units: Sequence[Unit]) -> str:
+  """Value by layer and form as Markdown, for the forms that are on offer in a layer at least.
+
+  Args:
+    units: what could be bought.
+  """
+  total = sum(max(unit.value, 0.0) for unit in units) or 1.0
+  cells: dict[tuple[str, str], list[Unit]] = {}
+  for unit in units:
+    cells.setdefault((unit.layer, unit.form), []).append(unit)
+  layers = dict.fromkeys(unit.layer for unit in units)
+  forms = [form for form in FORMS if any(unit.form == form for unit in units)]
+  rows = [
+    (plain(layer), *(_cell(cells.get((layer, form), []), total) for form in forms))
+    for layer in layers
+  ]
+  return markdown.table(('layer', *(TITLES[form] for form in forms)), rows)
+
+
+def _cell(units: Sequence[Unit], total: float) -> str:
+  """The value of a form in a layer in percent of the total, bold where it was bought."""
+  if not units:
+    return ''
+  share = f'{100 * sum(unit.value for unit in units) / total:.1f}'
+  bought = sum(unit.bought for unit in units)
+  if not bought:
+    return share
+  return f'**{share}** ({bought})' if units[0].part else f'**{share}**'
+
+
+def tell_cost(result: Mapping[str, Any]) -> str:
+  """What the structure cost beside the training, in seconds and in epochs."""
+  summary = result['allocation']
+  seconds = sum(result['seconds'].get(stage, 0.0) for stage in ('head', 'structure'))
+  return paragraph(f"""
+    Head and gradient took {seconds:.0f} seconds, compilation included. They count as
+    {summary['epochs']} epochs, by which the training is shorter than its recipe says.
+  """)
+
+
+def tell_agreement(genomes: Sequence[np.ndarray]) -> str:
+  """How much structures agree, in a sentence, and in another one what little agreement means.
+
+  Args:
+    genomes: at least two, each int [rows, 5].
+
+  Example:
+    >>> lora = np.zeros((3, 5), np.int8)
+    >>> lora[0, 1] = 3
+    >>> tell_agreement([lora, lora]).partition(' (')[0]
+    'Of the tensors that one of 2 seeds trains, another trains 100% in the same form'
+  """
+  found = agreement(genomes)
+  share, chance = (round(100 * value) for value in found)
+  warning = 'That is little: do not read much into where one of them puts its parameters.'
+  return paragraph(
+    f"""
+    Of the tensors that one of {len(genomes)} seeds trains, another trains {share}% in the same form
+    (shifted to other layers: {chance}%).
+    """,
+    warning if found.is_little else '',
+  )

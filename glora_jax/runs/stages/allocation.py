@@ -1,0 +1,232 @@
+"""The stages that read a structure off one gradient: a head is warmed, then units are bought.
+
+Training images alone are used, as they are stored, without augmentation; no validation image.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import flax
+import jax
+import numpy as np
+
+from glora_jax import mesh as meshes
+from glora_jax.data import pipeline
+from glora_jax.files import read_arrays, write_arrays, write_json
+from glora_jax.method.genomes import genome_to_json, smallest_genome
+from glora_jax.runs.run import Place, Run, Stream
+from glora_jax.runs.stages.training import TrainingStage, train
+from glora_jax.search.allocate import Allocation, allocate
+from glora_jax.search.allocation import Values
+from glora_jax.search.choice import Curve
+from glora_jax.search.forecast import Forecast
+from glora_jax.training.losses import cross_entropy
+from glora_jax.training.recipe import Recipe
+
+log = logging.getLogger(__name__)
+
+HEAD_RATE = 2.0  # learning rate of a head alone, over that of the training that follows
+
+
+def head_recipe(recipe: Recipe, epochs: int) -> Recipe:
+  """How a head is warmed for so many epochs before a structure is trained by a recipe.
+
+  A head alone takes twice the learning rate (BitFit's and the linear probe's tuned ones are twice
+  LoRA's, `configs/compare_rates.json`).
+  """
+  return dataclasses.replace(
+    recipe,
+    epochs=epochs,
+    warmup_epochs=min(1, epochs - 1),
+    learning_rate=HEAD_RATE * recipe.learning_rate,
+  )
+
+
+def warm_head(run: Run, place: Place) -> Any:
+  """The variables with a head that was trained alone for a few epochs."""
+  stage = TrainingStage(
+    'head',
+    head_recipe(run.settings.recipe_alone, run.settings.allocation.head_epochs),
+    Stream.HEAD,
+    run.train_split,
+    smallest_genome(place.adapted.spec),
+    adapted=place.adapted,
+  )
+  trained = train(run, stage, place.variables)
+  return {**place.variables, 'params': trained['params']}
+
+
+def fold_indices(
+  key: jax.Array, num_examples: int, folds: int, batch_size: int, devices: int = 1
+) -> np.ndarray:
+  """Equal batches for cross-fitted gradients; batch i is of fold i % folds.
+
+  Args:
+    key: random key of the order.
+    num_examples: number of images.
+    folds: number of folds.
+    batch_size: most images in a batch.
+    devices: number of devices that a batch is dealt to.
+
+  Returns:
+    Indices, int32 [batches, batch]; none occurs twice, and a few may not occur.
+
+  Raises:
+    ValueError: there are too few images.
+
+  Example:
+    >>> fold_indices(jax.random.key(0), num_examples=100, folds=4, batch_size=16).shape
+    (8, 12)
+  """
+  per_fold = num_examples // folds
+  if not per_fold:
+    raise ValueError(
+      f'allocation.folds={folds} is more than the {num_examples} training images; lower it.'
+    )
+  batches = -(-per_fold // batch_size)
+  size = per_fold // batches // devices * devices
+  if not size:
+    raise ValueError(
+      f'The {per_fold} images of a fold cannot be dealt to {devices} devices; lower '
+      "allocation.folds, or use fewer devices (mesh.devices='one')."
+    )
+  order = np.asarray(jax.random.permutation(key, num_examples), np.int32)
+  return order[: folds * batches * size].reshape(folds * batches, size)
+
+
+def indices_of_run(run: Run, key: jax.Array) -> np.ndarray:
+  """`fold_indices` of the run's training images.
+
+  Raises:
+    ValueError: there are too few of them.
+  """
+  num_images = len(run.data(run.train_split).labels)
+  devices = 1 if run.mesh is None else run.mesh.size
+  folds, batch_size = run.settings.allocation.folds, run.settings.recipe_alone.batch_size
+  return fold_indices(key, num_images, folds, batch_size, devices)
+
+
+def _batches(run: Run, indices: np.ndarray) -> Iterator[tuple[Any, Any]]:
+  """The images and labels of every row of indices, dealt to the devices of the run."""
+  images, labels = run.data(run.train_split)
+  if not isinstance(images, pipeline.Stream):
+    for row in indices:
+      batch = images[row], labels[row]
+      yield batch if run.mesh is None else jax.device_put(batch, meshes.dealt(run.mesh))
+    return
+  rows = slice(None) if run.mesh is None else meshes.local_rows(run.mesh, indices.shape[1])
+  for batch in images.batches(indices[:, rows]):
+    if run.mesh is None:
+      yield tuple(batch)
+    else:
+      yield tuple(meshes.from_hosts(run.mesh, part) for part in batch)
+
+
+def read_off_gradient(run: Run, place: Place, *, budget: int | None, key: jax.Array) -> Allocation:
+  """The structure that the gradient of the training images asks for.
+
+  Args:
+    run: the run.
+    place: the model and its variables, with a warm head.
+    budget: most trained parameters; None for the knee of the curve.
+    key: random key of folds and directions.
+
+  Raises:
+    ValueError: the budget fits no unit, there are too few images, or a loss is not finite.
+  """
+  fold_key, sketch_key = jax.random.split(key)
+  indices = indices_of_run(run, fold_key)
+
+  def loss(forward, batch, key):
+    del key
+    images, labels = batch
+    return cross_entropy(forward(run.preprocess(images)), labels)[0]
+
+  return allocate(
+    place.adapted,
+    place.variables,
+    loss,
+    lambda: _batches(run, indices),
+    budget=budget,
+    key=sketch_key,
+    folds=run.settings.allocation.folds,
+    max_rank=run.settings.allocation.max_rank,
+    mesh=run.mesh,
+    progress=meshes.primary(),
+  )
+
+
+def allocate_once(
+  run: Run, place: Place, *, budget: int | None, key: jax.Array, folder: str
+) -> Allocation:
+  """`read_off_gradient`, or what an earlier call left in a folder of the workdir.
+
+  The folder has `allocation.npz`, with genome, starting values, values and curve, and
+  `genome.json`, the genome for people.
+  """
+  path = run.path(folder, 'allocation.npz')
+  if not os.path.exists(path):
+    allocation = read_off_gradient(run, place, budget=budget, key=key)
+    trainable, _ = place.adapted.fix(allocation.genome).split(allocation.variables)
+    trainable = meshes.on_host(trainable)
+    if meshes.primary():
+      os.makedirs(run.path(folder), exist_ok=True)
+      described = genome_to_json(place.adapted.spec, allocation.genome)
+      write_json(run.path(folder, 'genome.json'), described)
+      write_arrays(path, to_arrays(allocation, trainable))
+    meshes.barrier(f'{folder}/allocation')
+  else:
+    log.info('%s: read from %s', folder, path)
+  return from_arrays(read_arrays(path), place)
+
+
+def to_arrays(allocation: Allocation, trainable: Any) -> dict[str, np.ndarray]:
+  """An allocation as arrays by name; of its variables the trainable ones of its subnet."""
+  parts = {
+    'start': flax.traverse_util.flatten_dict(trainable, sep='/'),
+    'values': allocation.values._asdict(),
+    'curve': allocation.curve._asdict(),
+    'forecast': allocation.forecast._asdict(),
+  }
+  return {
+    'genome': allocation.genome,
+    'budget': np.array(allocation.budget),
+    'proposed': np.array(allocation.proposed),
+    'signal': np.array(np.nan if allocation.signal is None else allocation.signal),
+    **{
+      f'{part}/{name}': np.asarray(value)
+      for part, content in parts.items()
+      for name, value in content.items()
+    },
+  }
+
+
+def from_arrays(arrays: dict[str, np.ndarray], place: Place) -> Allocation:
+  """The inverse of `to_arrays`.
+
+  Args:
+    arrays: the arrays by name.
+    place: the model, and the variables that hold all that is not in the arrays.
+  """
+  tree = flax.traverse_util.unflatten_dict(arrays, sep='/')
+  adapted, genome = place.adapted, tree['genome']
+  _, frozen = adapted.fix(genome).split(place.variables)
+  curve, forecast = tree['curve'], tree['forecast']
+  return Allocation(
+    genome=genome,
+    variables=adapted.join(jax.tree.map(jax.numpy.asarray, tree['start']), frozen),
+    spec=adapted.spec,
+    values=Values(**tree['values']),
+    curve=Curve(curve['params'], curve['values'], int(curve['knee'])),
+    signal=None if np.isnan(tree['signal']) else float(tree['signal']),
+    budget=int(tree['budget']),
+    proposed=bool(tree['proposed']),
+    forecast=Forecast(
+      float(forecast['advantage']), float(forecast['reliability']), str(forecast['word'])
+    ),
+  )

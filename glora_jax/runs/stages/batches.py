@@ -1,0 +1,186 @@
+"""Trainings side by side: one learner from many starts, kept in a file of the workdir."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from glora_jax import tree
+from glora_jax.files import read_arrays, write_arrays
+from glora_jax.method import genomes
+from glora_jax.method.adapted import Adapted, Subnet
+from glora_jax.runs.run import Run, Stream, stream_key
+from glora_jax.runs.stages.training import loss_of_supernet
+from glora_jax.runs.workdir import Stopped
+from glora_jax.training.losses import subnet_loss
+from glora_jax.training.recipe import Recipe
+from glora_jax.training.side_by_side import Training, subnet_runs, train_many
+
+log = logging.getLogger(__name__)
+
+
+class Trial(NamedTuple):
+  """A method is trained once for each trial."""
+
+  seed: int
+  learning_rate: float
+
+
+@dataclasses.dataclass(frozen=True)
+class FullFineTuning:
+  """All of the base trained and no support, in the place of a `Subnet`.
+
+  Attributes:
+    adapted: the adapted backbone.
+  """
+
+  adapted: Adapted
+
+  @functools.cached_property
+  def genome(self) -> np.ndarray:
+    """The subnet whose supports do nothing."""
+    return genomes.smallest_genome(self.adapted.spec)
+
+  @functools.cached_property
+  def apply(self) -> Callable:
+    """The model's forward pass."""
+    return self.adapted.fix(self.genome).apply
+
+  def split(self, variables: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(trainable, frozen): all parameters in float32, and all else."""
+    params = jax.tree.map(lambda x: x.astype(jnp.float32), variables['params'])
+    others = {name: value for name, value in variables.items() if name != 'params'}
+    return {'params': params}, others
+
+  def join(self, trainable: Any, frozen: Any) -> dict[str, Any]:
+    """The inverse of `split`."""
+    return {**frozen, **trainable}
+
+  def count_params(self) -> int:
+    """Number of trained parameters, heads not counted."""
+    return sum(
+      shape.size
+      for path, shape in self.adapted.param_shapes.items()
+      if path not in self.adapted.head_paths
+    )
+
+
+Learner = Adapted | Subnet | FullFineTuning
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+  """Trainings of one learner side by side; the sequences have an item for each.
+
+  Attributes:
+    name: path of the result within the workdir, without its ending.
+    learner: what is trained.
+    recipe: how to train, but for the learning rate.
+    starts: variables to start from.
+    keys: random keys.
+    learning_rates: the largest learning rates; a schedule is the recipe's, scaled to it.
+  """
+
+  name: str
+  learner: Learner
+  recipe: Recipe
+  starts: Sequence[Any]
+  keys: Sequence[jax.Array]
+  learning_rates: Sequence[float]
+
+
+class TrainedBatch(NamedTuple):
+  """The variables of every training of a batch, and the time of one."""
+
+  variables: list[Any]
+  seconds_each: float
+
+
+def train_batch(run: Run, batch: Batch) -> TrainedBatch:
+  """Trains a batch, or reads what an earlier call with its name trained.
+
+  Raises:
+    Stopped: the run was asked to stop before it.
+  """
+  path = run.path(f'{batch.name}.npz')
+  trainings = _trainings(run, batch)
+  if not os.path.exists(path):
+    if run.stop():
+      raise Stopped(f'before {batch.name}', run.workdir)
+    log.info('%s: %d runs of %d epochs', batch.name, len(trainings), batch.recipe.epochs)
+    start = time.perf_counter()
+    states = train_many(trainings, *run.data('train'), batch.recipe)
+    trained = {str(number): state.trainable for number, state in enumerate(states)}
+    seconds = (time.perf_counter() - start) / len(trainings)
+    flat = flax.traverse_util.flatten_dict(trained, sep='/')
+    arrays = {name: np.asarray(value) for name, value in flat.items()}
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    write_arrays(path, {**arrays, 'seconds': np.array(seconds)})
+  arrays = read_arrays(path)
+  seconds = float(arrays.pop('seconds'))
+  templates = flax.traverse_util.flatten_dict(
+    {str(number): training.trainable for number, training in enumerate(trainings)}, sep='/'
+  )
+  # Version 0.1.0 stored all ranks of a fixed subnet.
+  arrays = tree.cut_to(arrays, {name: templates[name] for name in arrays})
+  trained = flax.traverse_util.unflatten_dict(arrays, sep='/')
+  variables = [
+    batch.learner.join(trained[str(number)], training.frozen)
+    for number, training in enumerate(trainings)
+  ]
+  return TrainedBatch(variables, seconds)
+
+
+def from_pretrained(
+  run: Run, name: str, learner: Learner, recipe: Recipe, trials: Sequence[Trial]
+) -> Batch:
+  """The trainings of a learner from the pretrained base, for each trial."""
+  base = run.variables['params']
+  adapted = learner if isinstance(learner, Adapted) else learner.adapted
+  return Batch(
+    name=name,
+    learner=learner,
+    recipe=recipe,
+    starts=[adapted.init(stream_key(trial.seed, Stream.INIT), base) for trial in trials],
+    keys=[stream_key(trial.seed, Stream.SUPERNET) for trial in trials],
+    learning_rates=[trial.learning_rate for trial in trials],
+  )
+
+
+def _trainings(run: Run, batch: Batch) -> list[Training]:
+  """What `train_many` takes: equal losses and frozen arrays, which make them one program."""
+  learner = batch.learner
+  if isinstance(learner, Subnet):
+    trainings = subnet_runs(
+      learner.adapted,
+      [learner.genome],
+      batch.starts,
+      batch.keys,
+      run.augmented,
+      **run.loss_options,
+    )
+  else:
+    if isinstance(learner, FullFineTuning):
+      loss = subnet_loss(learner, run.augmented, **run.loss_options)
+    else:
+      loss = loss_of_supernet(run)
+    halves = [learner.split(start) for start in batch.starts]
+    frozen = halves[0][1]
+    trainings = [
+      Training(loss, trainable, frozen, key)
+      for (trainable, _), key in zip(halves, batch.keys, strict=True)
+    ]
+  return [
+    dataclasses.replace(training, rate=learning_rate / batch.recipe.learning_rate)
+    for training, learning_rate in zip(trainings, batch.learning_rates, strict=True)
+  ]

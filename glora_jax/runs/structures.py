@@ -1,0 +1,183 @@
+"""What a run trains alone: the structure that its config names, and the rows beside the winner.
+
+A structure comes from one gradient, from a preset's name or from a file. It is trained from the
+pretrained model by one recipe: `config.training`, or the supernet's where it stands beside a
+search. What was paid for a gradient, the training has less (`AllocationSettings.epochs`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Any
+
+import numpy as np
+
+from glora_jax import mesh as meshes
+from glora_jax.files import read_json, write_json
+from glora_jax.method.genomes import (
+  canonicalize,
+  check_budget,
+  count_params,
+  genome_from_json,
+  genome_to_json,
+)
+from glora_jax.method.preset_names import file_name
+from glora_jax.method.presets import preset
+from glora_jax.method.space import Spec
+from glora_jax.runs.run import Candidate, Place, Run, Stream
+from glora_jax.runs.sections import GENOME_ENDING, GRADIENT, SEARCH
+from glora_jax.runs.stages.allocation import allocate_once, indices_of_run, warm_head
+from glora_jax.runs.stages.training import TrainingStage, train
+from glora_jax.search.allocate import Allocation
+from glora_jax.search.choice import require_something
+from glora_jax.training.recipe import Recipe
+
+FOLDER = 'structure'
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Structure:
+  """A subnet that is trained alone.
+
+  Attributes:
+    place: the space that it is of.
+    genome: its alleles, int8 [layer, 5].
+    variables: what its training starts from.
+    allocation: how it was read off a gradient; None where it was given.
+  """
+
+  place: Place
+  genome: np.ndarray
+  variables: Any
+  allocation: Allocation | None = None
+
+
+def find(run: Run) -> Structure | None:
+  """The structure that the config names, or the gradient's where it stands beside a search.
+
+  What an earlier call found is read from the workdir.
+
+  Returns:
+    The structure; None where the run does nothing but search.
+
+  Raises:
+    ValueError: it cannot be had, or has more parameters than the budget; nothing was trained yet.
+    Stopped: the run was asked to stop.
+  """
+  settings = run.settings
+  if settings.has_gradient:
+    return _of_gradient(run)
+  if settings.structure == SEARCH:
+    return None
+  with run.stage('structure'):
+    place = run.place(settings.structure)
+    return Structure(place, _given_genome(run, place.adapted.spec), place.variables)
+
+
+def _of_gradient(run: Run) -> Structure:
+  """The structure that the gradient asks for, with the head that it was taken with."""
+  place = run.place(GRADIENT)
+  budget = check_budget(run.settings.budget)
+  require_something(place.adapted.spec, budget)
+  with run.stage('head'):
+    indices_of_run(run, run.key(Stream.STRUCTURE))  # refuses too few images
+    warm = Place(place.adapted, warm_head(run, place))
+  with run.stage('structure'):
+    key = run.key(Stream.STRUCTURE)
+    allocation = allocate_once(run, warm, budget=budget, key=key, folder=FOLDER)
+  return Structure(place, allocation.genome, allocation.variables, allocation)
+
+
+def _given_genome(run: Run, spec: Spec) -> np.ndarray:
+  """The genome of a preset or a file; the one in the workdir where the run has begun."""
+  path = run.path(FOLDER, 'genome.json')
+  with meshes.primary_first(FOLDER):
+    if not os.path.exists(path):
+      genome = named_genome(spec, run.settings.structure, check_budget(run.settings.budget))
+      os.makedirs(run.path(FOLDER), exist_ok=True)
+      write_json(path, genome_to_json(spec, genome))
+  return genome_from_json(spec, read_json(path))
+
+
+def named_genome(spec: Spec, name: str, budget: int | None) -> np.ndarray:
+  """The genome of a structure that is given.
+
+  Args:
+    spec: the layers.
+    name: a preset's name, or the path of a genome file, `genome.json` of a run for instance.
+    budget: most trained parameters; None for no limit.
+
+  Returns:
+    Canonical genome, int8 [rows, 5].
+
+  Raises:
+    ValueError: the model cannot have it, or it has more parameters than the budget.
+    FileNotFoundError: there is no such file.
+  """
+  genome = _read(spec, name) if name.endswith(GENOME_ENDING) else preset(spec, name, budget)
+  params = count_params(spec, genome)
+  if budget is not None and params > budget:
+    raise ValueError(
+      f"structure='{name}' has {params:,} parameters, more than budget={budget}; raise the budget, "
+      'or take a smaller structure.'
+    )
+  return genome
+
+
+def _read(spec: Spec, path: str) -> np.ndarray:
+  if not os.path.isfile(path):
+    raise FileNotFoundError(
+      f"structure='{path}' is no file; give the genome.json of a run, 'search', 'gradient', or the "
+      'name of a preset.'
+    )
+  try:
+    return canonicalize(spec, genome_from_json(spec, read_json(path)))
+  except (ValueError, KeyError, TypeError) as error:
+    raise ValueError(
+      f"structure='{path}' holds no genome of this model ({error}); it needs one with a row for "
+      f'each of its {len(spec)} layers, and ranks that space.ranks has.'
+    ) from error
+
+
+def train_alone(run: Run, structure: Structure) -> Candidate:
+  """The winner of a run that searches nothing: its structure, trained."""
+  recipe = _recipe(run, structure)
+  return _train(run, structure, TrainingStage('training', recipe, Stream.TRAINING, run.train_split))
+
+
+def train_rows(run: Run, structure: Structure | None) -> dict[str, Candidate]:
+  """The linear probe and what the config names beside the winner, each trained alone, by name.
+
+  Args:
+    run: the run.
+    structure: the gradient's, where it is one of the rows.
+  """
+  settings = run.settings
+  budget = check_budget(settings.budget)
+  candidates = {}
+  for name in dict.fromkeys(('linear', *settings.presets)):
+    if name == settings.structure:  # the winner
+      continue
+    row = structure
+    if row is None or name != GRADIENT:
+      place = run.place(name)
+      row = Structure(place, preset(place.adapted.spec, name, budget), place.variables)
+    folder = os.path.join('baselines', file_name(name))
+    stage = TrainingStage(folder, _recipe(run, row), Stream.BASELINE, run.train_split)
+    candidates[name] = _train(run, row, stage)
+  return candidates
+
+
+def _recipe(run: Run, structure: Structure) -> Recipe:
+  """The recipe of all that is trained alone; shorter by what a gradient has cost."""
+  recipe = run.settings.recipe_alone
+  return recipe if structure.allocation is None else run.settings.allocation.shortened(recipe)
+
+
+def _train(run: Run, structure: Structure, stage: TrainingStage) -> Candidate:
+  """Trains a structure as a stage says."""
+  adapted, genome = structure.place.adapted, structure.genome
+  stage = dataclasses.replace(stage, genome=genome, adapted=adapted)
+  trained = train(run, stage, structure.variables)
+  return Candidate(trained, genome, None if adapted is run.adapted else adapted)

@@ -1,0 +1,70 @@
+"""What a report says of a structure that was read off a gradient, from values made by hand."""
+
+import numpy as np
+import pytest
+
+from glora_jax.method.space import Layer, SearchSpace, Spec
+from glora_jax.reports import structure_report
+from glora_jax.search.allocate import Allocation
+from glora_jax.search.allocation import Values
+from glora_jax.search.choice import Curve
+from glora_jax.search.forecast import Forecast
+
+
+@pytest.fixture
+def allocation():
+  """Two layers: a vector of A and E, and a LoRA of B of rank 2 in the second."""
+  space = SearchSpace.distinct((1, 2))
+  spec = Spec((Layer('attn/qkv', 4, 8, space=space), Layer('mlp/fc2', 8, 4, space=space)))
+  genome = np.array([[2, 0, 0, 0, 2], [0, 4, 0, 0, 0]], np.int8)
+  values = Values(
+    A_vector=np.array([[3.0, 0.0]]).repeat(2, axis=0),
+    A_lora=np.zeros((2, 2, 2)),
+    B_lora=np.array([[[0.0, 0.0], [4.0, 1.0]]]).repeat(2, axis=0),
+    C_vector=np.zeros((2, 2)),
+    E_vector=np.array([[2.0, 0.0]]).repeat(2, axis=0),
+  )
+  curve = Curve(np.array([0, 8, 16, 40]), np.array([0.0, 3.0, 5.0, 10.0]), knee=2)
+  forecast = Forecast(2.5, 0.8, 'matters')
+  return Allocation(genome, {}, spec, values, curve, 40, False, forecast)
+
+
+@pytest.fixture
+def result():
+  return {
+    'allocation': {'head_epochs': 6, 'epochs': 4},
+    'seconds': {'head': 3.2, 'structure': 4.4, 'training': 60.0},
+  }
+
+
+def test_the_table_has_every_form_on_offer_and_marks_what_was_bought(allocation):
+  lines = structure_report.values_table(list(allocation.units())).splitlines()
+  assert lines[0] == '| layer | A vector | A LoRA | B LoRA | C vector | E vector |'
+  assert lines[2] == '| attn/qkv | **30.0** | 0.0 | 0.0 | 0.0 | **20.0** |'
+  # C is on offer only where there are fewer inputs than outputs.
+  assert lines[3] == '| mlp/fc2 | 0.0 | 0.0 | **50.0** (2) |  | 0.0 |'
+
+
+def test_the_page_says_what_was_found_and_what_it_cost(allocation, result):
+  text = structure_report.text(allocation, result)
+  assert 'structure of 40 parameters was read off one gradient' in text
+  assert 'was trained alone for 6 epochs before' in text
+  assert 'up to 40 parameters. No validation image was used.' in text
+  assert 'The choice is likely to matter: its held-out value is 2.5 times' in text
+  assert 'Head and gradient took 8 seconds' in text
+  assert 'count as 4 epochs' in text
+
+
+def test_a_budget_that_nobody_gave_is_said_to_be_proposed(allocation, result):
+  proposed = Allocation(**{**vars(allocation), 'proposed': True})
+  assert 'No budget was given; the one proposed is the knee' in structure_report.text(
+    proposed, result
+  )
+
+
+def test_little_agreement_is_called_little():
+  first, second = np.zeros((2, 4, 5), np.int8)
+  first[0, 1], second[2, 1] = 3, 3
+  assert 'another trains 0% in the same form' in structure_report.tell_agreement([first, second])
+  assert 'That is little' in structure_report.tell_agreement([first, second])
+  assert 'That is little' not in structure_report.tell_agreement([first, first])
