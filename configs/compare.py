@@ -1,4 +1,4 @@
-"""Presets, full fine-tuning and the search at two budgets, on the quickstart's task and backbone.
+"""Presets, full fine-tuning, and two ways to choose a structure, on the quickstart's task.
 
   python -m glora_jax.main --config configs/compare.py
   python -m glora_jax.main --config configs/compare.py --config.compare.seeds=5
@@ -7,7 +7,8 @@
 The first command runs one seed at the saved learning rates; `:tune` chooses them anew. Every method
 gets 36 epochs, and a learning rate of its own out of the same list, chosen on validation images.
 What was chosen is saved beside this file, in compare_rates.json; with `:tune` it stands in
-`rates.json` of the workdir.
+`rates.json` of the workdir. The search and the gradient's structure are at two budgets, and the
+LoRAs are the largest that fit these.
 """
 
 import json
@@ -42,6 +43,19 @@ def get_config(arguments=''):
   config.finetune.update(epochs=9, warmup_epochs=1, batch_size=64, final_learning_rate=1e-5)
   config.compare.seeds = 1
   config.compare.budgets = (20_000, 40_000)
+  config.compare.methods = (
+    'linear',
+    'bitfit',
+    'lora:2',
+    'lora:4',
+    'ssf',
+    'prompt',
+    'full',
+    'finetuning',
+    'search',
+    'gradient',
+  )
   if how != 'tune':
-    config.compare.rate.update(json.loads(RATES.read_text()))
+    with config.compare.rate.unlocked():
+      config.compare.rate.update(json.loads(RATES.read_text()))
   return config

@@ -2,18 +2,29 @@
 
   python -m glora_jax.main --config configs/own.py:photos/
   python -m glora_jax.main --config configs/own.py:labels.csv,weights=dinov2-S/14,budget=100000
-  python -m glora_jax.main --config configs/own.py:beans
+  python -m glora_jax.main --config configs/own.py:beans,structure=lora:4
 
 What is not split into train, val and test is split once, stratified; `split.json` in the workdir
 says who went where. Without `weights` the small backbone in the package is used, which has seen 28
 x 28 grey images only: good for trying out, not for results.
+
+Which layers are trained, in which form and rank, is read off one gradient; without `budget` so many
+parameters as the knee of its curve says. `structure=search` trains and searches a supernet, and
+`structure=NAME` trains a preset. `rank` is the largest LoRA rank on offer, of a search the only
+one.
 """
 
 import os
 
 from glora_jax.runs.config import default_config, parse_arguments
 
-ARGUMENTS = {'weights': 'embedded', 'rank': 4, 'budget': None, 'epochs': 100}
+ARGUMENTS = {
+  'weights': 'embedded',
+  'structure': 'gradient',
+  'rank': None,
+  'budget': None,
+  'epochs': 100,
+}
 
 
 def get_config(arguments=''):
@@ -23,9 +34,14 @@ def get_config(arguments=''):
   config.task = f'{kind_of(images)}:{images}'
   config.budget = given['budget']
   config.model.weights = given['weights']
-  config.space.ranks = (given['rank'],)
+  config.structure = given['structure']
+  if given['rank'] is not None:
+    searches = config.structure == 'search'
+    config.space.ranks = (given['rank'],) if searches else tuple(range(1, given['rank'] + 1))
   config.augment.flip = True
-  config.supernet.update(epochs=given['epochs'], warmup_epochs=10, learning_rate=1e-3)
+  recipe = {'epochs': given['epochs'], 'warmup_epochs': 10, 'learning_rate': 1e-3}
+  config.training.update(recipe)
+  config.supernet.update(recipe)  # where a structure is searched
   config.search.update(population=50, generations=10)
   config.finetune.update(epochs=max(1, given['epochs'] // 4), warmup_epochs=0, learning_rate=5e-4)
   return config
