@@ -63,8 +63,8 @@ def load(workdir: str) -> FinishedRun:
   """The run in a workdir, which is finished first where it is not.
 
   Raises:
-    ValueError: it followed the paper's protocol, or what it wrote is not there any more or is not
-      what it tested.
+    ValueError: it followed the paper's protocol, or searched nothing, or what it wrote is not there
+      any more or is not what it tested.
   """
   is_old = os.path.exists(os.path.join(workdir, 'config.json'))
   config = read_config(workdir) if is_old else quickstart.get_config()
@@ -72,6 +72,11 @@ def load(workdir: str) -> FinishedRun:
     raise ValueError(
       f"The run in {workdir} has protocol='{config.protocol}': it searched on its test images, and "
       "none are left to ask on. Give the workdir of a run with protocol='honest'."
+    )
+  if config.structure != 'search':
+    raise ValueError(
+      f"The run in {workdir} has structure='{config.structure}': nothing was searched, and the "
+      "questions are about a search. Give the workdir of a run with structure='search'."
     )
   experiment.run(config, workdir)  # returns at once where there is a result
   run = prepare(check_config(config), workdir)

@@ -46,6 +46,29 @@ def test_configs_are_complete_and_know_their_task(name, arguments, task):
   assert config.task == task
 
 
+@pytest.mark.parametrize(
+  'arguments, structure, ranks',
+  [
+    (('beans',), 'gradient', None),
+    (('beans,rank=3',), 'gradient', (1, 2, 3)),
+    (('beans,structure=search',), 'search', None),
+    (('beans,structure=search,rank=8',), 'search', (8,)),
+    (('beans,structure=lora:2@attn',), 'lora:2@attn', None),
+  ],
+)
+def test_a_task_of_ones_own_takes_its_structure_from_a_gradient(arguments, structure, ranks):
+  settings = check_config(get_config('own', *arguments))
+  assert (settings.structure, settings.space.ranks) == (structure, ranks)
+  assert settings.training == settings.supernet
+
+
+def test_other_configs_search_and_the_quickstart_shows_the_gradients_structure():
+  for name in ('vtab', 'fewshot', 'generalization', 'quickstart', 'compare'):
+    assert check_config(get_config(name)).structure == 'search'
+  assert 'gradient' in check_config(get_config('quickstart')).presets
+  assert 'gradient' in check_config(get_config('compare')).compare.methods
+
+
 def test_the_defaults_are_those_of_the_settings():
   assert check_config(default_config()) == RunSettings()
   config = get_config('pretrain')
