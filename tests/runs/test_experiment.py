@@ -368,7 +368,7 @@ def test_the_command_in_the_report_answers_as_the_adapted_model_does(
   found = {row['class']: row['probability'] for row in printed['classes']}
   model, params, metadata = weights.refit(*weights.load(backbone), num_classes=10)
   pixels = image.resize(image.decode('photo.jpg'), 8, run_config.data.resize)[None]
-  space = glora_jax.SearchSpace(**run_config.space)
+  space = check_config(run_config).space.search_space()
   adapted = glora_jax.adapt(model, np.zeros((1, 8, 8, 3), np.float32), space=space)
   variables, genome = glora_jax.load_adapter(workdir / 'adapter.safetensors', adapted, params)
   inputs = normalization.normalize(pixels, metadata['normalization'])
