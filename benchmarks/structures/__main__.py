@@ -72,13 +72,11 @@ def read_rates() -> dict[Method, float]:
   """The chosen rates.
 
   Raises:
-    FileNotFoundError: there are none yet.
+    SystemExit: there are none yet.
   """
   path = os.path.join(FOLDER, 'rates.json')
   if not os.path.exists(path):
-    raise FileNotFoundError(
-      f'There is no {path}; python -m benchmarks.structures tune chooses the rates.'
-    )
+    raise SystemExit('No rates are chosen yet; python -m benchmarks.structures tune does that.')
   return {(name, budget): rate for name, budget, rate in read_json(path)['rates']}
 
 
