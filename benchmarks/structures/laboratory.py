@@ -78,13 +78,8 @@ def backbone(num_classes: int) -> embedded_task.Backbone:
 @functools.lru_cache(maxsize=4)
 def splits(task: str, seed: int) -> dict[str, Any]:
   """The images of a seed, on the device."""
-  return {name: embedded_task.on_device(split) for name, split in draw(pool(task), seed).items()}
-
-
-@functools.lru_cache(maxsize=4)
-def pool(task: str) -> Any:
-  """All images of a task."""
-  return load_pool(task)
+  drawn = draw(load_pool(task), seed)
+  return {name: embedded_task.on_device(split) for name, split in drawn.items()}
 
 
 def masked_loss(base: embedded_task.Backbone, dropout: float = 0.0) -> loop.LossFn:
@@ -147,7 +142,7 @@ def head_program(num_classes: int) -> Callable:
 @functools.lru_cache(maxsize=16)
 def warm_params(task: str, seed: int) -> Any:
   """The base's parameters with the head that all methods start from."""
-  classes = pool(task).num_classes
+  classes = load_pool(task).num_classes
   base = backbone(classes)
   adapted = base.adapted
   variables = adapted.init(jax.random.key(0), base.params)
@@ -170,7 +165,7 @@ def warm_params(task: str, seed: int) -> Any:
 def setting(task: str, seed: int) -> methods.Setting:
   """Where the structures of a seed are made."""
   keys = Purposes.from_seed(seed)
-  classes = pool(task).num_classes
+  classes = load_pool(task).num_classes
   base = backbone(classes)
   variables = base.adapted.init(keys.init, warm_params(task, seed))
   train = splits(task, seed)['train']

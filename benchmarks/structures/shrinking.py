@@ -18,13 +18,14 @@ from benchmarks.structures.units import (
   everything,
   kept_units,
   masks,
-  unit_costs,
   unit_sums,
 )
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.space import FLAT_FORMS
+from glora_jax.search.choice import unit_costs
 from glora_jax.training.batches import batch_indices
 from glora_jax.training.loop import LossFn
+from glora_jax.tree import get
 
 SHRINKS_FROM, SHRINKS_TO = 0.1, 0.5  # shares of the steps
 STEPS_BETWEEN = 6  # from one decision to the next
@@ -47,8 +48,8 @@ def find(job: Job, setting: methods.Setting) -> methods.Structure:
   ones = jax.tree.map(jnp.ones_like, supports)
   opt_state = lab.start_state(trainable, job.epochs, job.rate)
   state = (trainable, opt_state, zeros, zeros, ones, jnp.int32(0))
-  costs = unit_costs(adapted)
-  first_budget = float(sum(part.sum() for part in costs))
+  costs = unit_costs(adapted.spec, MAX_RANK)
+  first_budget = float(costs.A_vector.sum() + costs.B_lora.sum() + costs.E_vector.sum())
   kept = None
   for first in range(0, last, STEPS_BETWEEN):
     state = steps(state, frozen, images, labels, indices[first : first + STEPS_BETWEEN], step_key)
@@ -122,9 +123,7 @@ def settled(adapted: Adapted, supports: Any, kept: Units) -> tuple[np.ndarray, A
   genome[:, 4] = np.where(kept.E_vector, 2, 0)
   new = jax.tree.map(np.array, supports)
   for group in adapted.groups:
-    place = new
-    for key in group.path:
-      place = place[key]
+    place = get(new, group.path)
     for index, row in group.slices():
       order = np.argsort(~kept.B_lora[row], kind='stable')
       place['B_down'][index][:, :MAX_RANK] = place['B_down'][index][:, order]

@@ -60,7 +60,7 @@ def train(job: Job, setting: methods.Setting, found: methods.Structure) -> Any:
 def score(job: Job, variables: Any, genome: np.ndarray) -> dict[str, Any]:
   """Accuracy and mean loss by split, and of seeds of a table which test images were right."""
   data = lab.splits(job.task, job.seed)
-  scorer = lab.scorer(lab.pool(job.task).num_classes)
+  scorer = lab.scorer(lab.setting(job.task, job.seed).num_classes)
   result: dict[str, Any] = {}
   for split in ('train', 'val', 'test'):
     right, losses = map(np.asarray, scorer(variables, genome[None], *data[split]))

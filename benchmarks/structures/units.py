@@ -9,6 +9,7 @@ import numpy as np
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.space import FLAT_FORMS
 from glora_jax.search.allocation import Values
+from glora_jax.tree import get
 
 MAX_RANK = 8
 
@@ -24,12 +25,9 @@ def unit_sums(adapted: Adapted, supports: Any) -> Values:
   vectors = {name: np.zeros(rows) for name in ('A_vector', 'C_vector', 'E_vector')}
   parts = np.zeros((rows, MAX_RANK))
   for group in adapted.groups:
-    found = supports
-    for key in group.path:
-      found = found[key]
     arrays = {
       name: np.asarray(value).reshape(len(group.rows), *value.shape[len(group.stack_shape) :])
-      for name, value in found.items()
+      for name, value in get(supports, group.path).items()
     }
     for number, row in enumerate(group.rows):
       vectors['A_vector'][row] = arrays['A_up'][number, 0].sum()
@@ -40,7 +38,7 @@ def unit_sums(adapted: Adapted, supports: Any) -> Values:
 
 
 class Units(NamedTuple):
-  """Which units are kept, bool or numbers.
+  """Which units are kept, bool.
 
   Attributes:
     A_vector: [row].
@@ -53,7 +51,7 @@ class Units(NamedTuple):
   E_vector: np.ndarray
 
 
-def kept_units(importance: Values, costs: Units, budget: float) -> Units:
+def kept_units(importance: Values, costs: Values, budget: float) -> Units:
   """The units of largest importance per parameter that fill a budget."""
   flat = np.concatenate(
     [
@@ -73,13 +71,6 @@ def kept_units(importance: Values, costs: Units, budget: float) -> Units:
   return Units(kept[:rows], kept[rows:-rows].reshape(rows, -1), kept[-rows:])
 
 
-def unit_costs(adapted: Adapted) -> Units:
-  """Trained parameters of the units of `everything`."""
-  ins = np.array([layer.in_features for layer in adapted.spec])
-  outs = np.array([layer.out_features for layer in adapted.spec])
-  return Units(outs, np.tile((ins + outs)[:, None], (1, MAX_RANK)), outs)
-
-
 def masks(adapted: Adapted, supports: Any, kept: Units) -> Any:
   """Factors 0 or 1 for the supports that make a unit vanish: its up factor, or its vector."""
 
@@ -97,9 +88,7 @@ def masks(adapted: Adapted, supports: Any, kept: Units) -> Any:
 
   new = jax.tree.map(lambda value: value, supports)
   for group in adapted.groups:
-    place = new
-    for key in group.path:
-      place = place[key]
+    place = get(new, group.path)
     for name in place:
       place[name] = whole(group, name, place[name].shape)
   return new

@@ -18,6 +18,7 @@ from benchmarks.structures.shrinking import budget_at, settled
 from benchmarks.structures.statistics import difference, headroom, rank_correlation
 from glora_jax.method.genomes import count_params
 from glora_jax.method.presets import preset
+from glora_jax.search.choice import unit_costs
 from glora_jax.training import loop
 from glora_jax.training.losses import subnet_loss
 
@@ -121,7 +122,7 @@ def test_fixed_methods_fit_and_none_is_listed_twice():
 def test_what_shrinking_keeps_fits_its_budget_and_is_what_stays(seed, budget):
   adapted = lab.backbone(10).adapted
   rng = np.random.default_rng(seed)
-  costs = units.unit_costs(adapted)
+  costs = unit_costs(adapted.spec, units.MAX_RANK)
   shape = costs.B_lora.shape
   importance = methods.Values(
     A_vector=rng.random(len(costs.A_vector)),
