@@ -2,10 +2,11 @@
 
   python -m glora_jax.convert IN [OUT] [--format NAME]
 
-IN is a file, a folder, an address or a shortcut, as `model.weights` takes it. Without OUT its
-layers, sizes and variant are printed. OUT ending in .npz, .safetensors, .pth is one file; else a
-folder, which also gets the `config.json` that transformers, timm and this package read. OUT ending
-in .jax_export is the whole computation, from uint8 images to logits, for `jax.export.deserialize`.
+IN is a file, a folder, an address, a name on the hub (`hf:owner/name`) or a shortcut, as
+`model.weights` takes it. Without OUT its layers, sizes and variant are printed. OUT ending in .npz,
+.safetensors, .pth is one file; else a folder, which also gets the `config.json` that transformers,
+timm and this package read. OUT ending in .jax_export is the whole computation, from uint8 images to
+logits, for `jax.export.deserialize`.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument(
     '--format', choices=(OURS, *FORMATS), help='to write; by default the one that was read'
   )
-  parser.add_argument('--sha256', help='of IN, where it is an address')
+  parser.add_argument('--sha256', help='of the file that IN is the address or name of')
   parser.add_argument('--image-size', type=int, help='resizes the position embedding')
   parser.add_argument('--patch-size', type=int, help='resizes the patch embedding')
   parser.add_argument('--num-heads', type=int, help='where the file does not say')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -61,6 +62,12 @@ def whole(path: Path) -> Iterator[str]:
       with contextlib.suppress(OSError):
         os.remove(temporary)
       raise
+
+
+def sha256_of(path: Path) -> str:
+  """SHA-256 of a file's contents, hexadecimal."""
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -3,9 +3,9 @@
   python -m glora_jax.predict --model runs/x/folded IMAGE_OR_FOLDER ...
 
 The model is what a run left in `folded/` (the run's own folder will do), or any checkpoint with a
-head that `weights.load` reads. Folders are searched for images, with all their subfolders. An image
-that cannot be decoded is named on stderr, the others are answered, and the exit code is 1. `--json`
-prints one JSON object a line, for the next program.
+head that `weights.load` reads, a name on the hub (`hf:owner/name`) too. Folders are searched for
+images, with all their subfolders. An image that cannot be decoded is named on stderr, the others
+are answered, and the exit code is 1. `--json` prints one JSON object a line, for the next program.
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ def _parser() -> argparse.ArgumentParser:
   )
   parser.add_argument('images', metavar='IMAGE_OR_FOLDER', nargs='+')
   parser.add_argument(
-    '--model', required=True, help='folded/ of a run, or another checkpoint with a head'
+    '--model',
+    required=True,
+    help='folded/ of a run, or another checkpoint with a head, hf:owner/name for instance',
   )
   parser.add_argument(
     '--top',

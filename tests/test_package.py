@@ -20,6 +20,7 @@ LATER = [
   'tensorflow_datasets',
   'chex',
   'flax.nnx',
+  'huggingface_hub',
 ]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from glora_jax.data import image
 from glora_jax.data.normalization import NORMALIZATIONS, Normalization, normalize
 from glora_jax.data.tasks.own import EXTENSIONS
-from glora_jax.models import weights
+from glora_jax.models import hub, weights
 
 
 def find_images(paths: Iterable[str]) -> list[str]:
@@ -96,7 +96,8 @@ class Classifier:
     """Loads a checkpoint.
 
     Args:
-      path: path of a checkpoint, file or folder, or of the folder of a whole run.
+      path: path of a checkpoint, file or folder, or of the folder of a whole run; or a name on the
+        hub, `hf:owner/name[@revision]`.
       rule: how images become square; None for what the checkpoint remembers, and for 'squash', a
         run's default, where it remembers nothing.
       normalization: normalization of images, where the checkpoint does not tell it.
@@ -108,7 +109,7 @@ class Classifier:
     """
     folded = os.path.join(path, 'folded')
     path = folded if os.path.isdir(folded) else path
-    if not os.path.exists(path):
+    if not hub.is_hub_name(path) and not os.path.exists(path):
       raise FileNotFoundError(
         f'There is no model {path}; give the folder folded/ of a run, or another checkpoint.'
       )

@@ -1,4 +1,4 @@
-"""Published weights: a path, an address, or a shortcut, to a file on this machine."""
+"""Published weights: from an address, a name on the hub or a shortcut to a path here."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import NamedTuple
 import pooch
 import requests
 
-from glora_jax.files import whole
+from glora_jax.files import sha256_of, whole
+from glora_jax.models import hub
 
 log = logging.getLogger(__name__)
 
@@ -70,8 +71,9 @@ def fetch(weights: str, sha256: str | None = None) -> str:
   meanwhile leaves nothing behind that looks whole.
 
   Args:
-    weights: a path; an http(s) address (or gs://, of a public bucket), which needs `sha256`; or a
-      name in `SHORTCUTS`.
+    weights: a path; an http(s) address (or gs://, of a public bucket), which needs `sha256`;
+      `hf:owner/name[@revision]` on the Hugging Face hub (see `models.hub`), whose folder is
+      returned; or a name in `SHORTCUTS`.
     sha256: SHA-256 of the file, hexadecimal. A shortcut has none on record: the sum of its first
       download is written beside the file, and every later use is checked against that; give
       `sha256` to be sure of the first one, too.
@@ -79,11 +81,14 @@ def fetch(weights: str, sha256: str | None = None) -> str:
   Raises:
     ValueError: the sum is wrong, missing or no SHA-256.
     OSError: the address cannot be reached; the sentence says which file to put where.
+    ImportError: it is on the hub, and `huggingface_hub` is not installed.
   """
   if sha256 is not None:
     if len(sha256) != 64 or set(sha256) - set(string.hexdigits):
       raise ValueError(f"sha256='{sha256}' is no SHA-256 in hexadecimal (64 digits).")
     sha256 = sha256.lower()
+  if hub.is_hub_name(weights):
+    return _from_hub(weights, sha256)
   is_published = weights in SHORTCUTS
   url = SHORTCUTS[weights].url if is_published else weights
   if url.startswith('gs://'):
@@ -103,15 +108,23 @@ def _checked_path(weights: str, sha256: str | None) -> str:
   if not os.path.exists(path):
     raise FileNotFoundError(
       f"model.weights='{weights}' is no file or folder, and none of the names "
-      f'{", ".join(SHORTCUTS)}; an address starts with https://.'
+      f'{", ".join(SHORTCUTS)}; an address starts with https://, a name on the hub with hf:.'
     )
   if sha256 is None:
     return path
   if os.path.isdir(path):
     raise ValueError(f'model.sha256 is the sum of one file, and {path} is a folder; give the file.')
-  if (found := _sha256(path)) != sha256:
+  if (found := sha256_of(path)) != sha256:
     raise ValueError(f'{path} has SHA-256 {found}, and {sha256} was expected.')
   return path
+
+
+def _from_hub(name: str, sha256: str | None) -> str:
+  """The folder of a name on the hub, whose safetensors file is checked against a sum."""
+  snapshot = hub.snapshot(name)
+  if sha256 is not None and (found := sha256_of(snapshot.tensors)) != sha256:
+    raise ValueError(f'{name} has SHA-256 {found}, and {sha256} was expected.')
+  return snapshot.folder
 
 
 def _cached(url: str, sha256: str | None) -> str:
@@ -124,7 +137,7 @@ def _cached(url: str, sha256: str | None) -> str:
   if expected is None and os.path.exists(record):
     with open(record) as file:
       expected = file.read().strip()
-  if os.path.exists(path) and expected and (found := _sha256(path)) != expected:
+  if os.path.exists(path) and expected and (found := sha256_of(path)) != expected:
     raise ValueError(
       f'{path} has SHA-256 {found}, and {expected} was expected. Remove it to download it again, '
       'or check model.sha256.'
@@ -133,7 +146,7 @@ def _cached(url: str, sha256: str | None) -> str:
     _download(url, path, expected)
   if not os.path.exists(record):
     with whole(record) as temporary, open(temporary, 'w') as file:
-      file.write((expected or _sha256(path)) + '\n')
+      file.write((expected or sha256_of(path)) + '\n')
   return path
 
 
@@ -159,8 +172,3 @@ def _download(url: str, path: str, expected: str | None) -> None:
       f'What {url} sent is not the file with SHA-256 {expected}; nothing was kept. '
       'Check address and sum.'
     ) from error
-
-
-def _sha256(path: str) -> str:
-  with open(path, 'rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from glora_jax.data.normalization import Normalization
 from glora_jax.files import Path
-from glora_jax.models import config_json
+from glora_jax.models import config_json, hub
 from glora_jax.models.containers.opening import open_tensors
 from glora_jax.models.containers.tensors import Container, Tensors
 from glora_jax.models.folder import locate
@@ -54,7 +54,8 @@ def load(
   of heads. Without it, that of the published model of the same width is assumed; npz files know it.
 
   Args:
-    path: path of a file, or of a folder with one.
+    path: path of a file, or of a folder with one; or a name on the Hugging Face hub,
+      `hf:owner/name` or `hf:owner/name@revision` (see `models.hub`).
     image_size: image size that the position embedding was made for, (height, width) where its grid
       is not square; `refit` is for another.
     normalization: normalization of the images that the model was trained on, where nothing else
@@ -67,8 +68,9 @@ def load(
     'classes' and 'resize'; for foreign files also 'source', which `save` takes.
 
   Raises:
-    FileNotFoundError: there is no such file.
-    ImportError: it is a PyTorch file, and PyTorch is not installed.
+    FileNotFoundError: there is no such file, or none of that name on the hub.
+    ImportError: it is a PyTorch file, and PyTorch is not installed; or it is on the hub, and
+      `huggingface_hub` is not.
     ValueError: the file is damaged, hostile or of another architecture; its tensors are not those
       of its model, and every one that is missing, unexpected or misshaped is named; or a field
       cannot be.
@@ -80,7 +82,7 @@ def load(
     (96, 6, 28)
   """
   check_fields(fields)
-  tensors = open_tensors(locate(path))
+  tensors = open_tensors(locate(hub.local(path)))
   if OURS not in tensors.metadata:
     return _load_foreign(tensors, image_size, normalization, fields)
   if image_size is not None:

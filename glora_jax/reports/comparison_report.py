@@ -283,8 +283,8 @@ def _how_it_was_made(result: Mapping[str, Any]) -> str:
   seeds = ', '.join(map(str, result['seeds']))
   return paragraph(
     f"""
-    Backbone `{result['weights']}`. Every method was trained for {result['epochs']} epochs of the
-    same images{finetuning}.
+    Backbone {markdown.weights_name(result)}. Every method was trained for {result['epochs']} epochs
+    of the same images{finetuning}.
     """,
     shorter if is_gradient else '',
     f"""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 PAPER_LABEL = (
   "PROTOCOL 'paper': the subnet was SEARCHED ON THE TEST SET and trained on train+val. "
@@ -77,6 +77,17 @@ def plain(text: str) -> str:
     a\_b\|c
   """
   return re.sub(r'([\\`*_{}\[\]<>#|$~])', r'\\\1', ' '.join(text.split()))
+
+
+def weights_name(result: Mapping[str, Any]) -> str:
+  """The weights that a result is of, with the commit of a name on the hub.
+
+  Example:
+    >>> weights_name({'weights': 'hf:google/vit-base', 'weights_revision': '0123456789abcdef'})
+    '`hf:google/vit-base` (commit 0123456789ab)'
+  """
+  revision = result.get('weights_revision')
+  return f'`{result["weights"]}`' + (f' (commit {revision[:12]})' if revision else '')
 
 
 class Spread(NamedTuple):

@@ -184,7 +184,7 @@ def _rows_explained(result: Mapping[str, Any]) -> str:
 def _what_was_run(findings: Findings) -> str:
   result, spec = findings.result, findings.spec
   is_embedded = result['weights'] == EMBEDDED
-  base = 'the small one that comes with glora_jax' if is_embedded else f'`{result["weights"]}`'
+  base = 'the small one that comes with glora_jax' if is_embedded else markdown.weights_name(result)
   frozen = f"""
     A pretrained ViT ({base}) was frozen, and each of its {len(spec)} linear layers got five support
     tensors.

@@ -29,6 +29,7 @@ from glora_jax.runs.sections import GRADIENT, NO_PRESETS
 from glora_jax.runs.stages import evaluation
 from glora_jax.runs.stages.batches import Trial
 from glora_jax.runs.stages.methods import TrainedSubnet, train_method
+from glora_jax.runs.weights_record import recorded
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +77,7 @@ def _run_stages(run: Run) -> dict[str, Any]:
     'task': run.task.name,
     'data': {'origin': run.task.origin, 'notes': list(run.task.notes)},
     'weights': settings.model.weights,
+    **recorded(run.workdir),
     'seeds': seeds,
     'epochs': settings.supernet.epochs,
     'finetune_epochs': settings.finetune.epochs,

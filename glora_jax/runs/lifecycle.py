@@ -25,11 +25,12 @@ from glora_jax.method.adapted import COLLECTION, Adapted
 from glora_jax.method.genomes import check_budget, require_feasible
 from glora_jax.method.presets import preset
 from glora_jax.models import weights
-from glora_jax.models.fetch import fetch, known_normalization
+from glora_jax.models.fetch import known_normalization
 from glora_jax.models.translate import fit_to_format
 from glora_jax.runs.config import RunSettings, check_config
 from glora_jax.runs.run import Place, Run, Stream, is_beside, stream_key
 from glora_jax.runs.sections import GRADIENT, NO_PRESETS, SEARCH, ModelSettings
+from glora_jax.runs.weights_record import find_weights
 from glora_jax.runs.workdir import claim, claim_workdir
 
 log = logging.getLogger(__name__)
@@ -82,7 +83,8 @@ def prepare(settings: RunSettings, workdir: str, stop: Callable[[], bool] = neve
 
   Args:
     settings: what `check_config` returned.
-    workdir: folder of the run; nothing is written but a split of the user's own images.
+    workdir: folder of the run; nothing is written but a split of the user's own images, and which
+      weights a name on the hub stood for.
     stop: see `experiment.run`.
   """
   mesh = meshes.over_devices(settings.mesh.devices)
@@ -152,10 +154,7 @@ def _fetch(settings: RunSettings, workdir: str) -> tuple[Task, str]:
   with meshes.primary_first('prepare'):
     # Opening prepares data that is not ready; some class names are known only then.
     find(settings.task, settings.data, workdir).open('train')
-    if model.weights == weights.EMBEDDED:
-      path = weights.EMBEDDED_FILE
-    else:
-      path = fetch(model.weights, model.sha256)
+    path = find_weights(model, workdir)
   return find(settings.task, settings.data, workdir), path
 
 

@@ -141,10 +141,13 @@ class ModelSettings:
 
   weights: str = field(
     weights.EMBEDDED,
-    "'embedded', a path, an address or a shortcut (`fetch.SHORTCUTS`)",
+    "'embedded', a path, an address, 'hf:owner/name[@revision]' on the Hugging Face hub, or a "
+    'shortcut (`fetch.SHORTCUTS`)',
     nonempty=True,
   )
-  sha256: str | None = field(None, 'checksum of the weights, where they are an address')
+  sha256: str | None = field(
+    None, 'checksum of the weights, where they are an address or on the hub'
+  )
   image_size: int | None = field(
     None, 'pixels of a side; None for what the weights were trained with', at_least=1
   )

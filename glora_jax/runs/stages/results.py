@@ -22,6 +22,7 @@ from glora_jax.reports import run_report
 from glora_jax.reports.findings import Findings, Outcome
 from glora_jax.runs.run import Candidate, Run
 from glora_jax.runs.sections import GRADIENT
+from glora_jax.runs.weights_record import recorded
 from glora_jax.search.allocate import Allocation
 from glora_jax.search.archive import Archive
 from glora_jax.search.pareto import hypervolume_by_generation
@@ -93,6 +94,7 @@ def write_results(
     },
     'normalization': run.metadata['normalization'],
     'weights': config.model.weights,
+    **recorded(run.workdir),
     'merge': adapted.merge,
     'seconds': dict(run.seconds),
     **_of_structure(run, found.allocation),

@@ -1,0 +1,59 @@
+"""A run stays with the commit that a name on the hub stood for when it began."""
+
+import pytest
+
+from glora_jax.files import read_json, sha256_of
+from glora_jax.models import hub, weights
+from glora_jax.runs.sections import ModelSettings
+from glora_jax.runs.weights_record import find_weights, recorded
+
+FIRST, SECOND = '1' * 40, '2' * 40
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+  """Two commits of a repository; the branch can be moved from the first to the second."""
+  branches = {None: FIRST, 'main': FIRST}
+  for commit in (FIRST, SECOND):
+    folder = tmp_path / 'cache' / commit
+    folder.mkdir(parents=True)
+    (folder / 'model.safetensors').write_text(f'tensors of {commit}')
+
+  def snapshot(name, files=hub.CHECKPOINT):
+    revision = hub.parse(name).revision
+    folder = tmp_path / 'cache' / branches.get(revision, revision)
+    return hub.Snapshot(str(folder), str(folder / files.tensors), folder.name)
+
+  monkeypatch.setattr(hub, 'snapshot', snapshot)
+  return tmp_path / 'cache', branches
+
+
+def test_a_run_goes_on_with_its_commit_after_the_branch_has_moved(repository, tmp_path):
+  cache, branches = repository
+  settings = ModelSettings(weights='hf:me/vit@main')
+  assert find_weights(settings, tmp_path) == str(cache / FIRST)
+  branches['main'] = SECOND
+  assert find_weights(settings, tmp_path) == str(cache / FIRST)
+  assert find_weights(settings, cache) == str(cache / SECOND)
+
+
+def test_commit_and_checksum_go_into_the_record(repository, tmp_path):
+  cache, _ = repository
+  sha256 = sha256_of(cache / FIRST / 'model.safetensors')
+  find_weights(ModelSettings(weights='hf:me/vit'), tmp_path)
+  assert recorded(tmp_path) == {'weights_revision': FIRST, 'weights_sha256': sha256}
+  assert read_json(tmp_path / 'weights.json')['weights'] == 'hf:me/vit'
+
+
+def test_a_file_that_changed_since_is_refused(repository, tmp_path):
+  cache, _ = repository
+  find_weights(ModelSettings(weights='hf:me/vit'), tmp_path)
+  (cache / FIRST / 'model.safetensors').write_text('others')
+  with pytest.raises(ValueError, match=rf'hf:me/vit@{FIRST} has SHA-256 .* was expected'):
+    find_weights(ModelSettings(weights='hf:me/vit'), tmp_path)
+
+
+def test_weights_that_are_no_name_leave_no_record(tmp_path):
+  assert find_weights(ModelSettings(), tmp_path) == weights.EMBEDDED_FILE
+  assert find_weights(ModelSettings(weights=str(tmp_path)), tmp_path) == str(tmp_path)
+  assert recorded(tmp_path) == {}
