@@ -28,6 +28,7 @@ from glora_jax.method.supports import init_supports
 if TYPE_CHECKING:  # for type checkers and editors; `_HOMES` says the same to Python
   from glora_jax import nnx
   from glora_jax.method.adapter_file import load_adapter, save_adapter
+  from glora_jax.method.check import Check, check
   from glora_jax.models.official import load_official_supernet
   from glora_jax.search.allocate import Allocation, allocate
   from glora_jax.search.archive import Archive
@@ -45,6 +46,7 @@ __version__ = '0.2.0'
 
 _HOMES = {
   'glora_jax.method.adapter_file': ('load_adapter', 'save_adapter'),
+  'glora_jax.method.check': ('Check', 'check'),
   'glora_jax.models.official': ('load_official_supernet',),
   'glora_jax.search.allocate': ('Allocation', 'allocate'),
   'glora_jax.search.archive': ('Archive',),
@@ -64,6 +66,7 @@ __all__ = [
   'Adapted',
   'Allocation',
   'Archive',
+  'Check',
   'Consistency',
   'Evolution',
   'Layer',
@@ -76,6 +79,7 @@ __all__ = [
   'adapt',
   'allocate',
   'canonicalize',
+  'check',
   'check_preset_name',
   'count_params',
   'custom_genome',

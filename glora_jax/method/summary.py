@@ -1,4 +1,4 @@
-"""The table of an adapted model's layers."""
+"""Tables as text; the one of an adapted model's layers."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def layer_table(spec: Spec, genome: np.ndarray | None = None) -> list[str]:
     else:
       alleles = [(code,) for code in genome[row].tolist()]
     rows.append(_layer_row(layer, alleles))
-  return _format_table(rows)
+  return align(rows, NUMBERS)
 
 
 def _layer_row(layer: Layer, alleles: Sequence[Sequence[int]]) -> LayerRow:
@@ -66,11 +66,16 @@ def _layer_row(layer: Layer, alleles: Sequence[Sequence[int]]) -> LayerRow:
   )
 
 
-def _format_table(rows: Sequence[LayerRow]) -> list[str]:
-  """Lines with aligned columns: numbers to the right, text to the left."""
+def align(rows: Sequence[NamedTuple], numbers: Sequence[str]) -> list[str]:
+  """Lines with aligned columns.
+
+  Args:
+    rows: cells, all text, with those of the header first.
+    numbers: the fields that are aligned to the right.
+  """
   columns = []
-  for field, cells in zip(LayerRow._fields, zip(*rows, strict=True), strict=True):
+  for field, cells in zip(rows[0]._fields, zip(*rows, strict=True), strict=True):
     width = max(map(len, cells))
-    align = str.rjust if field in NUMBERS else str.ljust
-    columns.append([align(cell, width) for cell in cells])
+    side = str.rjust if field in numbers else str.ljust
+    columns.append([side(cell, width) for cell in cells])
   return ['  '.join(cells).rstrip() for cells in zip(*columns, strict=True)]

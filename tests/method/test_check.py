@@ -1,0 +1,133 @@
+"""`glora_jax.check`: what it says of models that are well, and of what can go wrong."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+import glora_jax
+from glora_jax import SearchSpace
+from glora_jax.method.adapted import Adapted
+from glora_jax.method.trial import check_genomes
+
+X = jax.random.normal(jax.random.key(0), (5, 4))
+ROWS = [
+  'identity at start',
+  'fold against apply',
+  'fix against apply',
+  'fold leaves the rest',
+  'gradients reach supports',
+  'frozen stays frozen',
+  'trained moves',
+]
+
+
+class Mlp(nn.Module):
+  """Zero at its start, as pretrained models with a new head are, and with state of its own."""
+
+  blocked: bool = False
+  dtype: jnp.dtype | None = None
+
+  @nn.compact
+  def __call__(self, x, train):
+    x = nn.BatchNorm(not train, dtype=self.dtype)(nn.Dense(3, dtype=self.dtype, name='fc')(x))
+    x = jax.lax.stop_gradient(x) if self.blocked else x
+    return nn.Dense(2, kernel_init=nn.initializers.zeros, name='head')(x)
+
+
+def ready(**fields):
+  model = Mlp(**fields)
+  adapted = glora_jax.adapt(model, X, train=True, space=SearchSpace((1, 2)))
+  base = model.init(jax.random.key(0), X, train=True)
+  return adapted, {**base, **adapted.init(jax.random.key(1), base['params'])}
+
+
+class Broken(Adapted):
+  """Everything that a check asks for, done wrong."""
+
+  def apply(self, *args, **kwargs):
+    outputs, updates = super().apply(*args, **kwargs)
+    return outputs * 1.001 + 0.001, updates
+
+  def fold(self, variables, genome):
+    params = super().fold(variables, genome)
+    norm = params['BatchNorm_0']
+    return {**params, 'BatchNorm_0': {**norm, 'scale': norm['scale'] + 1}}
+
+  def join(self, trainable, frozen):
+    joined = super().join(trainable, frozen)
+    params = joined['params']
+    bias = {**params['head'], 'bias': jnp.ones(2)}
+    kernel = {**params['fc'], 'kernel': params['fc']['kernel'] + 1}
+    return {**joined, 'params': {**params, 'head': bias, 'fc': kernel}}
+
+
+def test_a_model_that_is_well_passes_with_the_tolerance_of_its_type():
+  adapted, variables = ready(dtype=jnp.bfloat16)
+  found = glora_jax.check(adapted, variables, X, train=True, mutable=['batch_stats'])
+  assert found.ok
+  assert [row.name for row in found.rows] == ROWS
+  assert {row.tolerance for row in found.rows} == {4 * 2.0**-7, 0}
+
+
+def test_each_row_fails_for_what_it_asks_and_names_it():
+  adapted, variables = ready(blocked=True)
+  fields = {field.name: getattr(adapted, field.name) for field in dataclasses.fields(adapted)}
+  broken = Broken(**fields)
+  found = glora_jax.check(broken, variables, X, train=True, mutable=['batch_stats'])
+  assert [row.name for row in found.rows if row.ok] == []
+  assert not found.ok
+  notes = {row.name: row.note for row in found.rows}
+  assert notes['fold leaves the rest'].endswith('that changed: BatchNorm_0/scale')
+  assert ': fc A_down, fc A_up, fc B_down, ...' in notes['gradients reach supports']
+  assert notes['frozen stays frozen'].endswith('a step changed: params/fc/kernel')
+  assert notes['trained moves'].endswith('a step left alone: params/head/bias')
+  lines = str(found).splitlines()
+  assert len(lines) == 1 + len(ROWS)
+  assert all('  NO  ' in line for line in lines[1:])
+
+
+def test_an_nnx_model_passes():
+  model = nnx.Sequential(nnx.Linear(4, 3, rngs=nnx.Rngs(0)))
+  adapted = glora_jax.nnx.adapt(model)
+  variables = adapted.init(jax.random.key(0), glora_jax.nnx.params(model))
+  found = glora_jax.check(adapted, variables, X)
+  assert found.ok, str(found)
+  assert found.rows[0].tolerance == 1e-5
+
+
+def test_every_allele_on_offer_occurs_in_every_layer_of_the_genomes():
+  spaces = SearchSpace((1, 2)), SearchSpace.distinct((1, 2, 3))
+  layers = [glora_jax.Layer(f'fc{i}', 4, 8, i < 2, spaces[i % 2]) for i in range(4)]
+  spec = glora_jax.Spec(tuple(layers))
+  genomes = check_genomes(spec)
+  for row, layer in enumerate(spec):
+    for column, tensor in enumerate('ABCDE'):
+      assert set(genomes[:, row, column].tolist()) == set(layer.offered(tensor))
+
+
+@pytest.mark.parametrize(
+  'shapes, message',
+  [('inputs', 'these inputs are only shapes'), ('variables', 'these variables are only shapes')],
+)
+def test_shapes_are_refused(shapes, message):
+  adapted, variables = ready()
+  given = {'variables': variables, 'inputs': X}
+  given[shapes] = jax.eval_shape(lambda: given[shapes])
+  with pytest.raises(ValueError, match=message):
+    glora_jax.check(adapted, given['variables'], given['inputs'], train=True)
+
+
+def test_outputs_without_numbers_are_refused():
+  class Classes(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      return nn.Dense(3)(x).argmax(-1)
+
+  adapted = glora_jax.adapt(Classes(), X)
+  params = Classes().init(jax.random.key(0), X)['params']
+  with pytest.raises(ValueError, match='the model returns no floating-point array'):
+    glora_jax.check(adapted, adapted.init(jax.random.key(0), params), X)
