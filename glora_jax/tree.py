@@ -1,8 +1,9 @@
-"""Nested dictionaries by path."""
+"""Nested dictionaries, and all other pytrees, by path."""
 
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,40 +16,165 @@ Path = tuple[str, ...]
 
 
 def flatten(tree: Any) -> dict[Path, Any]:
-  """The leaves of a nested dictionary by path; metadata boxes count as leaves."""
-  return flax.traverse_util.flatten_dict(flax.core.unfreeze(tree))
+  """The leaves of a pytree by path, in the tree's own order.
+
+  A path is what `keystr(simple=True, separator='/')` writes, split. Metadata boxes of linen count
+  as leaves, and an NNX variable is its array; None is no leaf.
+
+  Args:
+    tree: nested dictionaries, or any other pytree: lists, dataclasses, an NNX state.
+
+  Raises:
+    ValueError: two leaves have the same path.
+  """
+  if _is_nested(tree):
+    return flax.traverse_util.flatten_dict(flax.core.unfreeze(tree))
+  found = {}
+  for keys, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_box):
+    path = path_of(keys)
+    if path in found:
+      raise ValueError(
+        f'Two parameters have the path {path_name(path)}; give them different names.'
+      )
+    found[path] = _bare(leaf)
+  return {path: leaf for path, leaf in found.items() if jax.tree.leaves(leaf)}
+
+
+def path_of(keys: jax.tree_util.KeyPath) -> Path:
+  """The path that keys of JAX stand for."""
+  return tuple(jax.tree_util.keystr(keys, simple=True, separator='/').split('/')) if keys else ()
+
+
+def map_with_path(function: Callable[[Path, Any], Any], tree: Any) -> Any:
+  """A pytree with every leaf changed by a function of its path and value.
+
+  Args:
+    function: takes what `flatten` gives of a leaf. Its value goes into the box or variable that the
+      leaf was in.
+    tree: any pytree.
+  """
+
+  def changed(keys, leaf):
+    value = function(path_of(keys), _bare(leaf))
+    return _put_into(leaf, value)
+
+  return jax.tree_util.tree_map_with_path(changed, tree, is_leaf=_is_box)
+
+
+def _is_nested(tree: Any) -> bool:
+  """Whether a tree is nested dictionaries of leaves, whose keys are the parts of its paths."""
+  return _has_plain_keys(tree) and all(map(_is_nested_or_leaf, tree.values()))
+
+
+def _is_nested_or_leaf(value: Any) -> bool:
+  if isinstance(value, nn.meta.AxisMetadata) or jax.tree_util.all_leaves([value]):
+    return True
+  return bool(value) and _is_nested(value)
+
+
+def _has_plain_keys(tree: Any) -> bool:
+  is_dictionary = type(tree) in (dict, flax.core.FrozenDict)
+  return is_dictionary and all(isinstance(key, str) and '/' not in key for key in tree)
+
+
+def _is_box(value: Any) -> bool:
+  return isinstance(value, nn.meta.AxisMetadata) or _is_variable(value)
+
+
+def _is_variable(value: Any) -> bool:
+  """Whether a value is an NNX variable of one array."""
+  nnx = sys.modules.get('flax.nnx')  # who has a variable has imported it
+  is_variable = nnx is not None and isinstance(value, nnx.Variable)
+  return is_variable and len(jax.tree.leaves(value, is_leaf=_is_none)) == 1
+
+
+def _is_none(value: Any) -> bool:
+  return value is None
+
+
+def _bare(leaf: Any) -> Any:
+  return jax.tree.leaves(leaf, is_leaf=_is_none)[0] if _is_variable(leaf) else leaf
+
+
+def _put_into(leaf: Any, value: Any) -> Any:
+  """A value in the box or variable of a leaf, unless it is in one itself."""
+  if _is_box(value):
+    return value
+  if isinstance(leaf, nn.meta.AxisMetadata):
+    return leaf.replace_boxed(value)
+  return jax.tree.map(lambda _: value, leaf, is_leaf=_is_none) if _is_variable(leaf) else value
 
 
 def get(tree: Any, path: Path) -> Any:
-  """The value of a nested dictionary at a path."""
-  for name in path:
+  """The value of a pytree at a path; of nested dictionaries it may be a dictionary."""
+  for depth, name in enumerate(path):
+    if not (_is_dictionary(tree) and name in tree):
+      return flatten(tree)[path[depth:]]
     tree = tree[name]
-  return tree
+  return _bare(tree)
+
+
+def _is_dictionary(tree: Any) -> bool:
+  return isinstance(tree, (dict, flax.core.FrozenDict))
 
 
 def replace(tree: Any, path: Path, value: Any) -> Any:
-  """A nested dictionary with the value at a path replaced or added.
+  """A pytree with the value at a path replaced or, in a dictionary, added.
 
-  Boxes and frozen dictionaries stay what they were.
+  Boxes, frozen dictionaries and all other nodes stay what they were.
   """
   if not path:
-    return tree.replace_boxed(value) if isinstance(tree, nn.meta.AxisMetadata) else value
+    return _put_into(tree, value)
   name, *rest = path
+  if not _has_plain_keys(tree):
+    return update(tree, {path: value})
   changed = {name: replace(tree.get(name, {}), tuple(rest), value)}
   return tree.copy(changed) if isinstance(tree, flax.core.FrozenDict) else {**tree, **changed}
 
 
-def partition(tree: Any, belongs: Callable[[Path], bool]) -> tuple[dict, dict]:
-  """Two nested dictionaries: the leaves whose paths belong to the first, and the others."""
+def update(tree: Any, changes: Mapping[Path, Any]) -> Any:
+  """A pytree with values replaced by path, all at once; see `replace`.
+
+  Raises:
+    KeyError: a tree that is not nested dictionaries has no leaf at a path.
+  """
+  if _is_nested(tree):
+    for path, value in changes.items():
+      tree = replace(tree, path, value)
+    return tree
+  if missing := changes.keys() - flatten(tree).keys():
+    raise KeyError(', '.join(sorted(map(path_name, missing))))
+  return map_with_path(lambda path, value: changes.get(path, value), tree)
+
+
+def partition(tree: Any, belongs: Callable[[Path], bool]) -> tuple[Any, Any]:
+  """Two trees: the leaves whose paths belong to the first, and the others.
+
+  Nested dictionaries become two nested dictionaries, each with its own leaves. Two trees of another
+  kind have the nodes of the whole, and None in the place of the other's leaves.
+  """
+  if not _is_nested(tree):
+    return (
+      map_with_path(lambda path, leaf: leaf if belongs(path) else None, tree),
+      map_with_path(lambda path, leaf: None if belongs(path) else leaf, tree),
+    )
   first, second = {}, {}
   for path, value in flatten(tree).items():
     (first if belongs(path) else second)[path] = value
   return flax.traverse_util.unflatten_dict(first), flax.traverse_util.unflatten_dict(second)
 
 
-def union(first: Any, second: Any) -> dict[str, Any]:
-  """A nested dictionary with the leaves of two; the second's where they share a path."""
-  return flax.traverse_util.unflatten_dict({**flatten(first), **flatten(second)})
+def union(first: Any, second: Any) -> Any:
+  """A tree with the leaves of two, as `partition` returns; the second's where they share a path."""
+  leaves = {**flatten(first), **flatten(second)}
+  with_gaps = [tree for tree in (second, first) if not _is_nested(tree)]
+  if not with_gaps:
+    return flax.traverse_util.unflatten_dict(leaves)
+  return jax.tree_util.tree_map_with_path(
+    lambda keys, leaf: _put_into(leaf, leaves.get(path_of(keys))),
+    with_gaps[0],
+    is_leaf=lambda value: _is_none(value) or _is_box(value),
+  )
 
 
 def cut_to(values: Any, template: Any) -> Any:
@@ -91,9 +217,10 @@ def differences(given: Mapping[str, Any], expected: Mapping[str, Any]) -> list[s
 
 
 def fingerprint(params: Any) -> str:
-  """SHA-256 over names, shapes, types and contents of all tensors of a nested dictionary."""
+  """SHA-256 over names, shapes, types and contents of all tensors of a pytree."""
+  named = {path_name(path): value for path, value in flatten(params).items()}
   digest = hashlib.sha256()
-  for name, boxed in sorted(flax.traverse_util.flatten_dict(params, sep='/').items()):
+  for name, boxed in sorted(named.items()):
     value = np.asarray(nn.meta.unbox(boxed), order='C')
     digest.update(f'{name}:{value.shape}:{value.dtype};'.encode())
     digest.update(value.tobytes())

@@ -13,7 +13,6 @@ import numpy as np
 
 from glora_jax.method.adapted import Adapted
 from glora_jax.search.allocation import Values
-from glora_jax.tree import get
 
 MAX_RANK = 8
 
@@ -68,7 +67,7 @@ def _matrices(adapted: Adapted, params: Any, gradient: Any):
   for group in adapted.groups:
     (site,) = group.members
     kernels, gradients = (
-      np.asarray(site.layout.matrices(get(tree, site.path)['kernel'])).reshape(
+      np.asarray(site.layout.matrices(site.kernel(tree))).reshape(
         -1, site.in_features, site.out_features
       )
       for tree in (params, gradient)

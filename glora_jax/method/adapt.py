@@ -130,7 +130,7 @@ def assemble(
     if selection.space_of(path) is not None and not selection.is_head(path):
       raise ValueError(f'{path} cannot be adapted: {reason}. Leave it out with select.')
 
-  candidates = [site for site in sites if (*site.path, 'kernel') not in heads]
+  candidates = [site for site in sites if site.kernel_path not in heads]
   if not candidates and not refused:
     raise ValueError(
       f'{name} has no linear layer that GLoRA can adapt besides its heads (nn.Dense, '

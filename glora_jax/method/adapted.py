@@ -25,7 +25,6 @@ from glora_jax.tree import (
   Path,
   differences,
   flatten,
-  get,
   partition,
   path_name,
   replace,
@@ -101,9 +100,9 @@ class Adapted:
       ValueError: `params` are not this model's; missing, unexpected and misshaped ones are named.
     """
     self._check_params(params)
-    supports = {}
+    leaves, supports = flatten(params), {}
     for group in self.groups:
-      new = group.init(key, get(params, group.path)['kernel'])
+      new = group.init(key, leaves[group.members[0].kernel_path])
       supports = replace(supports, group.path, new)
     return {'params': params, COLLECTION: supports}
 

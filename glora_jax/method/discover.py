@@ -85,7 +85,8 @@ class _Recorder:
       return
     bias = _parameter(module, 'bias')
     site = Site(
-      path=path,
+      kernel_path=kernel.path,
+      bias_path=None if bias is None else bias.path,
       kernel_shape=kernel.shape,
       bias_shape=None if bias is None else bias.shape,
       dtype=np.dtype(jax.tree.leaves(kernel.value)[0].dtype),

@@ -135,7 +135,7 @@ def graft(
         part = {n: value for n, value in part.items() if SUPPORTS[n].tensor in WEIGHT_TENSORS}
       leaves = {'alleles': alleles, **part}
       placed = {name: place(value, site) for name, value in leaves.items()}
-      params = replace(params, (*site.path, new.key), placed)
+      params = replace(params, (*site.kernel_path[:-1], new.key), placed)
   return params, grafts
 
 
@@ -152,9 +152,11 @@ def _with_merged_bias(
   ranks: Sequence[int],
 ) -> Any:
   """Params with the bias of a module merged, and its kernel as it was."""
-  module = nn.meta.unbox(get(params, site.path))
-  bias = merge_biases(module['kernel'], module['bias'], supports, alleles, site.layout, ranks)
-  return replace(params, (*site.path, 'bias'), bias)
+  kernel, bias = site.kernel(params), site.bias(params)
+  assert bias is not None
+  assert site.bias_path is not None
+  merged = merge_biases(kernel, bias, supports, alleles, site.layout, ranks)
+  return replace(params, site.bias_path, merged)
 
 
 def place(value: Any, site: Site) -> Any:

@@ -12,7 +12,7 @@ import jax
 from glora_jax.method import equation
 from glora_jax.method.groups import Group
 from glora_jax.method.layout import Layout
-from glora_jax.tree import get, replace
+from glora_jax.tree import flatten, get, update
 
 
 def merge_layers(
@@ -69,22 +69,25 @@ def fold(groups: Sequence[Group], params: Any, supports: Any, genome: jax.Array)
 
   Args:
     groups: the adapted layers.
-    params: parameters of the model; boxes and frozen dictionaries stay what they are.
+    params: parameters of the model; any pytree, whose boxes stay what they are.
     supports: the `glora` collection.
     genome: int [rows, 5]; may be traced.
 
   Returns:
     Params of the same structure, for the untouched model.
   """
+  leaves, changes = flatten(params), {}
   for group in groups:
     alleles = group.alleles(genome)
     for site, part in group.of_members(nn.meta.unbox(get(supports, group.path))):
-      module = nn.meta.unbox(get(params, site.path))
-      bias = module['bias'] if site.has_bias else None
-      kernel, bias = merge_layers(
-        module['kernel'], bias, part, alleles, site.layout, group.space.ranks
+      merged = merge_layers(
+        nn.meta.unbox(leaves[site.kernel_path]),
+        nn.meta.unbox(leaves[site.bias_path]) if site.bias_path else None,
+        part,
+        alleles,
+        site.layout,
+        group.space.ranks,
       )
-      params = replace(params, (*site.path, 'kernel'), kernel)
-      if bias is not None:
-        params = replace(params, (*site.path, 'bias'), bias)
-  return params
+      paths = (site.kernel_path, site.bias_path)
+      changes |= {path: value for path, value in zip(paths, merged, strict=True) if path}
+  return update(params, changes)

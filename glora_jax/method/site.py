@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
+import flax.linen as nn
+import jax
 import numpy as np
 
 from glora_jax.method.layout import Layout
-from glora_jax.tree import Path
+from glora_jax.tree import Path, get
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +18,8 @@ class Site:
   """One linear module of the model, which may hold a whole stack of layers.
 
   Attributes:
-    path: path of its parameters in the params tree.
+    kernel_path: path of the kernel in the params.
+    bias_path: path of the bias; None without bias.
     kernel_shape: shape of the whole kernel, with all stack axes.
     bias_shape: shape of the whole bias; None without bias.
     dtype: data type of the kernel.
@@ -33,7 +37,8 @@ class Site:
       those of a genome are counted among the adapted layers alone (see `number_rows`).
   """
 
-  path: Path
+  kernel_path: Path
+  bias_path: Path | None
   kernel_shape: tuple[int, ...]
   bias_shape: tuple[int, ...] | None
   dtype: np.dtype
@@ -45,6 +50,15 @@ class Site:
   input_id: int = 0
   shared: bool = False
   rows: tuple[int, ...] = ()
+
+  @property
+  def path(self) -> Path:
+    """Path of its supports in the `glora` collection: the kernel's, or its module's.
+
+    A parameter that is called `kernel` is the only one of its module.
+    """
+    is_a_module = self.kernel_path[-1:] == ('kernel',)
+    return self.kernel_path[:-1] if is_a_module else self.kernel_path
 
   @property
   def name(self) -> str:
@@ -69,4 +83,12 @@ class Site:
   @property
   def has_bias(self) -> bool:
     """Whether the module has a bias."""
-    return self.bias_shape is not None
+    return self.bias_path is not None
+
+  def kernel(self, params: Any) -> jax.Array:
+    """The kernel in a model's params, out of its box."""
+    return nn.meta.unbox(get(params, self.kernel_path))
+
+  def bias(self, params: Any) -> jax.Array | None:
+    """The bias in a model's params, out of its box; None without bias."""
+    return None if self.bias_path is None else nn.meta.unbox(get(params, self.bias_path))

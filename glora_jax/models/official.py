@@ -144,7 +144,7 @@ def _places(adapted: Adapted, supports: Any) -> dict[str, _Place]:
   places = {}
   for group in adapted.groups:
     module = get(supports, group.path)
-    pattern = layer_names['/'.join((*group.path, 'kernel'))]
+    pattern = layer_names['/'.join(group.members[0].kernel_path)]
     for index, _ in group.slices():
       layer = pattern.format(*index)
       for ours, theirs, transposed in OFFICIAL_NAMES:

@@ -151,7 +151,8 @@ def _site(path: Path, module: Any, first_row: int) -> Site:
   dims = tuple(range(kernel.ndim))
   layout = Layout(dims[:stack], dims[stack:inputs_end], dims[inputs_end:], dims[:stack])
   return Site(
-    path=path,
+    kernel_path=(*path, 'kernel'),
+    bias_path=None if bias is None else (*path, 'bias'),
     kernel_shape=kernel.shape,
     bias_shape=None if bias is None else bias.shape,
     dtype=np.dtype(kernel.dtype),

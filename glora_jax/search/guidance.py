@@ -127,9 +127,9 @@ def allele_values(adapted: Adapted, params: Any, supports: Any, gradient: Any) -
 
 def _linear(site: Site, tree: Any) -> _Linear:
   """A layer's kernel and bias as matrices and vectors."""
-  module = nn.meta.unbox(get(tree, site.path))
-  bias = None if site.bias_shape is None else site.layout.vectors(module['bias'])
-  return _Linear(site.layout.matrices(module['kernel']), bias)
+  bias = site.bias(tree)
+  vectors = None if bias is None else site.layout.vectors(bias)
+  return _Linear(site.layout.matrices(site.kernel(tree)), vectors)
 
 
 def _layer_values(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import numpy as np
 
 from glora_jax.mesh import on_host
@@ -14,7 +13,6 @@ from glora_jax.method.site import Site
 from glora_jax.method.space import FLAT_FORMS
 from glora_jax.search.allocation import LayerGradients, joint_basis
 from glora_jax.search.taps import Probe
-from glora_jax.tree import get
 
 Sums = dict[str, dict[str, np.ndarray]]  # by site and name, [fold, ...]
 
@@ -128,7 +126,7 @@ def _beside(group: Group, of_site: Callable[[Site], np.ndarray]) -> np.ndarray:
 
 def _weights(site: Site, params: Any) -> np.ndarray:
   """A site's kernels, float32 [row, in, out]."""
-  kernel = on_host(nn.meta.unbox(get(params, site.path))['kernel']).astype(np.float32)
+  kernel = on_host(site.kernel(params)).astype(np.float32)
   return _flat(site.layout.matrices(kernel), 2)
 
 

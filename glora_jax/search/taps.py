@@ -17,7 +17,7 @@ from glora_jax.method.groups import Group
 from glora_jax.method.layout import Layout
 from glora_jax.method.lazy import place
 from glora_jax.method.site import Site
-from glora_jax.tree import get, replace
+from glora_jax.tree import replace
 
 
 class Probe(NamedTuple):
@@ -96,9 +96,8 @@ def member_probes(
 
 def differentiated(params: Any, site: Site, probes: Mapping[str, Probe]) -> dict[str, Any]:
   """What the loss is differentiated by at a site."""
-  module = nn.meta.unbox(get(params, site.path))
-  changed = _slots(site, probes) if probes else {'kernel': module['kernel']}
-  return changed | ({'bias': module['bias']} if site.has_bias else {})
+  changed = _slots(site, probes) if probes else {'kernel': site.kernel(params)}
+  return changed | ({'bias': site.bias(params)} if site.has_bias else {})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,18 +172,17 @@ def with_changed(
   Returns:
     The params, and the tap of a kernel that lies in a scan, by its key in the params.
   """
-  if site.has_bias:
-    params = replace(params, (*site.path, 'bias'), changed['bias'])
+  if site.bias_path is not None:
+    params = replace(params, site.bias_path, changed['bias'])
   if not probes:
-    return replace(params, (*site.path, 'kernel'), changed['kernel']), {}
+    return replace(params, site.kernel_path, changed['kernel']), {}
   slots = {name: value for name, value in changed.items() if name != 'bias'}
   if not (inside and site.lifts) or site.shared:
-    kernel = nn.meta.unbox(get(params, site.path))['kernel']
-    kernel = tapped(site.layout, kernel, slots, probes)
-    return replace(params, (*site.path, 'kernel'), kernel), {}
+    kernel = tapped(site.layout, site.kernel(params), slots, probes)
+    return replace(params, site.kernel_path, kernel), {}
   tap = Tap(site.local, next(iter(probes.values())).right.shape[-1])
   leaves = dict(slots)
   for name, probe in probes.items():
     leaves |= {f'{_PROBE}{name}_in': probe.left, f'{_PROBE}{name}_out': probe.right}
   placed = {name: place(value, site) for name, value in leaves.items()}
-  return replace(params, (*site.path, tap.key), placed), {tap.key: tap}
+  return replace(params, (*site.kernel_path[:-1], tap.key), placed), {tap.key: tap}

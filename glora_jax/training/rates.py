@@ -13,7 +13,7 @@ import optax
 from glora_jax.method.groups import Group
 from glora_jax.method.space import FLAT_FORMS, TENSORS
 from glora_jax.method.supports import COLLECTION, SUPPORTS
-from glora_jax.tree import Path
+from glora_jax.tree import Path, map_with_path
 
 
 class Kind(enum.IntEnum):
@@ -64,14 +64,14 @@ def kinds(
   """
   by_path = {group.path: group for group in groups}
 
-  def kind_of(tree_path, _):
-    parts = [part.key for part in tree_path if isinstance(part, jax.tree_util.DictKey)]
-    collection, path = parts[0], tuple(parts[1:])
+  def kind_of(whole_path, _):
+    collection, *parts = whole_path
+    path = tuple(parts)
     if collection != COLLECTION:
       return np.array(Kind.HEAD if path in head_paths else Kind.BASE)
     return _kind_of_support(by_path[path[:-1]], path[-1], genome)
 
-  return jax.tree_util.tree_map_with_path(kind_of, trainable)
+  return map_with_path(kind_of, trainable)
 
 
 def _kind_of_support(group: Group, name: str, genome: Any) -> np.ndarray:

@@ -99,19 +99,19 @@ def slow_layer(group, index, params, folds):
   return allocation.LayerGradients(kernel, scaled, scaled.sum(1), bias, bias @ weights.T)
 
 
-def leaf(params, site, name):
-  for part in (*site.path, name):
+def leaf(params, path):
+  for part in path:
     params = params[part]
   return jnp.asarray(params, jnp.float32)
 
 
 def slow_kernel(group, params):
-  parts = [site.layout.matrices(leaf(params, site, 'kernel')) for site in group.members]
+  parts = [site.layout.matrices(leaf(params, site.kernel_path)) for site in group.members]
   return np.concatenate(parts, -1).reshape(-1, group.in_features, group.out_features)
 
 
 def slow_bias(group, params):
-  parts = [site.layout.vectors(leaf(params, site, 'bias')) for site in group.members]
+  parts = [site.layout.vectors(leaf(params, site.bias_path)) for site in group.members]
   return np.concatenate(parts, -1).reshape(-1, group.out_features)
 
 
