@@ -73,11 +73,11 @@ def position(rng: np.random.Generator, label: int) -> np.ndarray:
 
 
 def distance(rng: np.random.Generator, label: int) -> np.ndarray:
-  """Two squares whose distance lies in one of four ranges from 5 to 21 pixels, amid a line."""
-  picture = _clutter(rng, lines=1)
+  """Two squares whose distance lies in one of four ranges from 5 to 21 pixels, over clouds."""
+  picture = _clutter(rng, lines=0)
   apart = 5 + 4.5 * label + rng.uniform(0, 2.5)
   for center in rendering.pair(rng, 3.0, apart):
-    picture = _add(rng, picture, rendering.square, center, rng.uniform(2.4, 3.0))
+    picture = _add(rng, picture, rendering.square, center, rng.uniform(2.6, 3.2))
   return rendering.finish(rng, picture, NOISE)
 
 
