@@ -38,6 +38,14 @@ def test_published_rows_are_whole_and_have_a_source(family, columns):
     assert set(row['from_memory']) <= {'params_million', 'group_mean'}
 
 
+def test_published_language_models_have_their_averages_and_a_source():
+  language = scoreboard.published()['language']
+  assert language['seen_in']
+  assert 'LLaMA-7B' in language['needs']
+  for row in language['rows']:
+    assert sum(row['values'].values()) / 4 == pytest.approx(row['average'], abs=0.051)
+
+
 def test_published_rows_tell_what_is_from_memory():
   rows = scoreboard.published_rows(['vtab/all'])
   assert [(row.params, list(row.from_memory)) for row in rows if row.method == 'GLoRA'] == [
