@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import safetensors
@@ -62,6 +64,33 @@ def whole(path: Path) -> Iterator[str]:
       with contextlib.suppress(OSError):
         os.remove(temporary)
       raise
+
+
+def open_regular(path: Path) -> BinaryIO:
+  """Opens a file of the user's for reading, links followed, where it is a regular one.
+
+  A FIFO would wait for its writer for ever, a device may never end.
+
+  Args:
+    path: path of the file.
+
+  Raises:
+    OSError: there is none, it cannot be read, or it is no regular file.
+  """
+  _require_regular(path, os.stat(path))
+  flags = os.O_RDONLY | getattr(os, 'O_BINARY', 0) | getattr(os, 'O_NONBLOCK', 0)
+  file = os.fdopen(os.open(path, flags), 'rb')
+  try:
+    _require_regular(path, os.fstat(file.fileno()))  # what lay there before may be gone
+  except OSError:
+    file.close()
+    raise
+  return file
+
+
+def _require_regular(path: Path, status: os.stat_result) -> None:
+  if not stat.S_ISREG(status.st_mode):
+    raise OSError(errno.EINVAL, 'it is no regular file', os.fspath(path))
 
 
 def sha256_of(path: Path) -> str:

@@ -189,6 +189,6 @@ def digest(folder: str) -> str:
   sha = hashlib.sha256()
   for path in sorted(pathlib.Path(folder).rglob('*.png')):
     sha.update(path.relative_to(folder).as_posix().encode())
-    with Image.open(path) as picture:
+    with Image.open(path, formats=('PNG',)) as picture:
       sha.update(np.asarray(picture).tobytes())
   return sha.hexdigest()

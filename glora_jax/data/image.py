@@ -1,28 +1,45 @@
-"""One encoded image to one uint8 array: decoding, colour, orientation, size; all by Pillow."""
+"""Image files come in here alone: found, opened, one uint8 array each; all by Pillow.
+
+A file is judged by its content, never by its name, and only the decoders of `FORMATS` may look at
+it: of Pillow's others one starts a program (Ghostscript, for PostScript).
+"""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import typing
-from typing import BinaryIO, Literal
+from collections.abc import Iterator
+from typing import BinaryIO, Literal, NoReturn
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from glora_jax.files import open_regular
 
 ResizeRule = Literal['squash', 'crop']
 RULES: tuple[ResizeRule, ...] = typing.get_args(ResizeRule)
+FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'PPM', 'TIFF', 'WEBP')  # as Pillow calls them
+EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
+MOST_PIXELS = 178_956_970  # Pillow's own limit, which a program may have lifted
+MOST_BYTES = 2**30  # of a file; some decoders read all of it first
 CROP = 0.875  # share of the shorter side that 'crop' keeps, as in most ImageNet evaluations
 
 
-def decode(encoded: bytes | str | os.PathLike | BinaryIO) -> Image.Image:
+def decode(encoded: bytes | str | os.PathLike | BinaryIO, *, draft: bool = False) -> Image.Image:
   """Opens an image as 8-bit RGB the right way up (see `to_rgb`).
+
+  The only place where image files come in: regular files of the formats in `FORMATS`, within the
+  limits `MOST_BYTES` and `MOST_PIXELS`; no other part of Pillow ever sees their bytes.
 
   Args:
     encoded: the bytes of an image file, its path, or the open file.
+    draft: whether a JPEG may come out smaller, which takes a fraction of the time: enough to see
+      that it can be decoded.
 
   Raises:
-    OSError: it cannot be decoded, or is cut off.
+    OSError: it cannot be decoded, is cut off, of another format, or too large.
 
   Example:
     >>> file = io.BytesIO()
@@ -31,34 +48,84 @@ def decode(encoded: bytes | str | os.PathLike | BinaryIO) -> Image.Image:
     >>> picture.size, picture.getpixel((0, 0))
     ((4, 2), (7, 7, 7))
   """
-  source = io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
   try:
-    with Image.open(source) as picture:
-      return to_rgb(picture)
-  # Pillow's plugins raise all of these.
-  except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, EOFError) as error:
-    # The address of our buffer says nothing, and differs from run to run.
-    reason = str(error).partition(' <_io')[0]
-    raise OSError(f'not a readable image ({reason})') from error
+    with _open(encoded) as file, _identify(file) as picture:
+      if draft:
+        picture.draft('RGB', (1, 1))
+      picture.load()
+      upright = ImageOps.exif_transpose(picture)
+  # On damaged files Pillow's plugins raise whatever their arithmetic runs into.
+  except Exception as error:
+    raise OSError(f'not a readable image ({_reason(error)})') from error
+  return to_rgb(upright)
+
+
+@contextlib.contextmanager
+def _open(encoded: bytes | str | os.PathLike | BinaryIO) -> Iterator[BinaryIO]:
+  """The bytes of an image as a file that is not too long; one that was open stays open."""
+  with contextlib.ExitStack() as stack:
+    if isinstance(encoded, bytes):
+      file = io.BytesIO(encoded)
+    elif isinstance(encoded, str | os.PathLike):
+      file = stack.enter_context(open_regular(encoded))
+    else:
+      file = encoded
+    position = file.tell()
+    size = file.seek(0, os.SEEK_END)
+    file.seek(position)
+    if size > MOST_BYTES:
+      raise OSError(f'{size:,} bytes are more than the {MOST_BYTES:,} that are read')
+    yield file
+
+
+def _identify(file: BinaryIO) -> Image.Image:
+  """The image in a file, not yet decoded.
+
+  Raises:
+    OSError: it is of no known format, or too large.
+  """
+  try:
+    picture = Image.open(file, formats=FORMATS)
+  except UnidentifiedImageError as error:
+    raise OSError(f'neither {", ".join(FORMATS[:-1])} nor {FORMATS[-1]}') from error
+  width, height = picture.size
+  if not 0 < width * height <= MOST_PIXELS:
+    raise OSError(f'{width} x {height} pixels; at most {MOST_PIXELS:,} are read')
+  return picture
+
+
+def _reason(error: Exception) -> str:
+  """What is wrong with an image, without paths and addresses, which say nothing here."""
+  if isinstance(error, OSError) and error.strerror:
+    return error.strerror
+  # The address of our buffer differs from run to run.
+  return str(error).partition(' <_io')[0] or type(error).__name__
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
-  """Any Pillow image as 8-bit RGB, turned as its EXIF orientation says.
+  """An upright Pillow image as 8-bit RGB.
 
   Grey and palette images become what they look like; transparency is dropped, as `convert('RGB')`
   and with it the data loaders of the field do; CMYK is converted; 16-bit grey keeps its upper eight
   bits, where Pillow alone would clip it to white.
+
+  Raises:
+    OSError: there is no RGB for its colours, or its values are not finite.
   """
-  picture = ImageOps.exif_transpose(picture)
   if picture.mode.startswith(('I', 'F')):
     picture = Image.fromarray(_to_eight_bits(np.asarray(picture)))
-  return picture.convert('RGB')
+  try:
+    return picture.convert('RGB')
+  except ValueError as error:
+    raise OSError(f'not a readable image (colours of the kind {picture.mode})') from error
 
 
 def _to_eight_bits(grey: np.ndarray) -> np.ndarray:
   """Grey values to uint8: floats from [0, 1] or [0, 255], whole numbers of 8 or of 16 bits."""
   highest = grey.max(initial=0)
   if np.issubdtype(grey.dtype, np.floating):
+    if not np.isfinite(grey).all():
+      raise OSError('not a readable image (grey values that are not finite)')
     grey = grey * (255 if highest <= 1 else 1)
   elif highest > 255:
     grey = grey >> 8
@@ -92,8 +159,37 @@ def resize(picture: Image.Image, size: int, rule: ResizeRule = 'squash') -> np.n
   width, height = (short_side * side // min(picture.size) for side in picture.size)
   left = round((width - size) / 2)
   top = round((height - size) / 2)
-  larger = picture.resize((width, height), Image.Resampling.BICUBIC)
-  return np.asarray(larger.crop((left, top, left + size, top + size)))
+  box = (left, top, left + size, top + size)
+  if width * height > MOST_PIXELS:  # a thread of an image: its middle alone is enlarged
+    scale = min(picture.size) / short_side
+    return np.asarray(
+      picture.resize((size, size), Image.Resampling.BICUBIC, tuple(scale * x for x in box))
+    )
+  return np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC).crop(box))
+
+
+def images_below(folder: str) -> list[str]:
+  """The paths of all images below a folder, by their extensions; links to folders not followed.
+
+  In the order of their names, those of a folder before those of its subfolders; what begins with a
+  dot is left out.
+
+  Raises:
+    OSError: a folder cannot be listed.
+  """
+  images = []
+  for parent, folders, names in os.walk(folder, onerror=_refuse):
+    folders.sort()
+    images += [
+      os.path.join(parent, name)
+      for name in sorted(names)
+      if name.lower().endswith(EXTENSIONS) and not name.startswith('.')
+    ]
+  return images
+
+
+def _refuse(error: OSError) -> NoReturn:
+  raise OSError(f'The folder {error.filename} cannot be listed ({error.strerror}).') from error
 
 
 def from_array(image: np.ndarray) -> Image.Image:

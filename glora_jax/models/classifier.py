@@ -12,7 +12,6 @@ import numpy as np
 
 from glora_jax.data import image
 from glora_jax.data.normalization import NORMALIZATIONS, Normalization, normalize
-from glora_jax.data.tasks.own import EXTENSIONS
 from glora_jax.models import hub, weights
 
 
@@ -40,16 +39,11 @@ def find_images(paths: Iterable[str]) -> list[str]:
 
 
 def _images_below(folder: str) -> list[str]:
-  images = sorted(
-    os.path.join(parent, name)
-    for parent, _, names in os.walk(folder)
-    for name in names
-    if name.lower().endswith(EXTENSIONS) and not name.startswith('.')
-  )
+  images = sorted(image.images_below(folder))
   if not images:
     raise FileNotFoundError(
       f'There are no images in the folder {folder}; an image is a file ending in '
-      f'{", ".join(EXTENSIONS)}.'
+      f'{", ".join(image.EXTENSIONS)}.'
     )
   return images
 

@@ -1,6 +1,7 @@
 """Decoding: every kind of image comes out as what it looks like, and resized as Pillow does it."""
 
 import io
+import os
 
 import numpy as np
 import pytest
@@ -104,3 +105,88 @@ def test_cropping_keeps_the_aspect_ratio_and_the_middle():
 def test_what_cannot_be_decoded_is_one_kind_of_error(content):
   with pytest.raises(OSError, match='not a readable image'):
     image.decode(content)
+
+
+def test_an_image_file_starts_no_program(tmp_path, monkeypatch):
+  """Pillow would start `gs` from the PATH for PostScript, whatever the file is called."""
+  (tmp_path / 'gs').write_text(f'#!/bin/sh\ntouch {tmp_path}/started\n')
+  (tmp_path / 'gs').chmod(0o755)
+  monkeypatch.setenv('PATH', str(tmp_path), prepend=os.pathsep)
+  picture = tmp_path / 'picture.png'
+  picture.write_text(
+    '%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n'
+  )
+  with pytest.raises(OSError, match='neither BMP, GIF, JPEG, PNG, PPM, TIFF nor WEBP'):
+    image.decode(picture)
+  assert not (tmp_path / 'started').exists()
+
+
+@pytest.mark.parametrize('format', ['AVIF', 'BLP', 'DDS', 'ICO', 'JPEG2000', 'SGI', 'SPIDER'])
+def test_other_formats_of_pillow_are_refused(format):
+  Image.init()
+  if format not in Image.SAVE:
+    pytest.skip(f'this Pillow writes no {format}')
+  picture = Image.fromarray(PIXELS).convert({'BLP': 'P', 'SPIDER': 'F'}.get(format, 'RGB'))
+  with pytest.raises(OSError, match='neither BMP'):
+    image.decode(encoded(picture, format))
+
+
+@pytest.mark.parametrize('make', [os.mkfifo, os.mkdir])
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path, make):
+  make(tmp_path / 'x.png')
+  with pytest.raises(OSError, match='it is no regular file'):
+    image.decode(tmp_path / 'x.png')
+  with pytest.raises(OSError, match=r'not a readable image \(it is no regular file\)'):
+    image.decode('/dev/zero')
+  (tmp_path / 'y.png').symlink_to('none.png')
+  with pytest.raises(OSError, match=r'not a readable image \(No such file or directory\)'):
+    image.decode(tmp_path / 'y.png')
+
+
+def test_links_to_images_are_followed(tmp_path):
+  Image.fromarray(PIXELS).save(tmp_path / 'x.png')
+  (tmp_path / 'y.png').symlink_to('x.png')
+  np.testing.assert_array_equal(image.decode(tmp_path / 'y.png'), PIXELS)
+
+
+def test_sizes_are_bounded_before_memory_is_taken(tmp_path, monkeypatch):
+  monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', None)  # as programs do that read large images
+  (tmp_path / 'large.ppm').write_bytes(b'P6 20000 20000 255\n')
+  with pytest.raises(OSError, match='20000 x 20000 pixels; at most 178,956,970 are read'):
+    image.decode(tmp_path / 'large.ppm')
+  with open(tmp_path / 'long.webp', 'wb') as file:
+    file.write(b'RIFF\0\0\0\0WEBP')
+    file.truncate(2**40)  # a hole
+  with pytest.raises(OSError, match=r'1,099,511,627,776 bytes are more than the 1,073,741,824'):
+    image.decode(tmp_path / 'long.webp')
+
+
+@pytest.mark.parametrize('shape', [(3, 90_000), (90_000, 3)])
+def test_a_thread_of_an_image_is_cropped_without_enlarging_all_of_it(shape):
+  picture = Image.fromarray(np.zeros((*shape, 3), np.uint8))
+  assert image.resize(picture, 224, 'crop').shape == (224, 224, 3)
+
+
+@pytest.mark.parametrize('format', image.FORMATS)
+def test_damage_to_an_image_is_one_kind_of_error_and_a_draft_sees_it(format):
+  content = encoded(Image.fromarray(PIXELS.repeat(9, 0)), format)
+  rng = np.random.default_rng(0)
+  for _ in range(40):
+    damaged = bytearray(content[: rng.integers(len(content)) if rng.random() < 0.4 else None])
+    for place in rng.integers(0, max(1, len(damaged)), rng.integers(3)):
+      damaged[place : place + 1] = bytes([rng.integers(256)])
+    assert is_readable(damaged) == is_readable(damaged, draft=True)
+
+
+def is_readable(content, draft=False):
+  try:
+    image.decode(bytes(content), draft=draft)
+  except OSError:
+    return False
+  return True
+
+
+def test_values_that_are_not_finite_are_no_image():
+  values = np.array([[0, np.nan], [1, 2]], np.float32)
+  with pytest.raises(OSError, match='grey values that are not finite'):
+    image.decode(encoded(Image.fromarray(values), 'tiff'))

@@ -13,6 +13,7 @@ from typing import Literal
 
 from glora_jax.data import tfds
 from glora_jax.data.examples import Examples, Files, OpenedSplit
+from glora_jax.data.image import EXTENSIONS, images_below
 from glora_jax.data.label_files import LabelledPath, read_csv, require_files
 from glora_jax.data.splits import SEED, SPLITS, Dealer
 from glora_jax.data.task import Source, Task
@@ -20,7 +21,6 @@ from glora_jax.data.tfds import Builder, TfdsExamples
 
 Kind = Literal['folder', 'csv', 'tfds']
 KINDS: tuple[Kind, ...] = ('folder', 'csv', 'tfds')
-EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
 
 _SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
   'train': ('train', 'training'),
@@ -139,7 +139,7 @@ def _scan(folder: str, classes: Sequence[str]) -> Files:
     class_folder = os.path.join(folder, name)
     if not os.path.isdir(class_folder):
       continue
-    images = _images_below(class_folder)
+    images = images_below(class_folder)
     paths += images
     labels += [label] * len(images)
     if not images:
@@ -150,18 +150,6 @@ def _scan(folder: str, classes: Sequence[str]) -> Files:
       f'an image is a file ending in {", ".join(EXTENSIONS)}. Fill or remove them.'
     )
   return Files(paths, labels)
-
-
-def _images_below(folder: str) -> list[str]:
-  images = []
-  for parent, folders, names in os.walk(folder):
-    folders.sort()
-    images += [
-      os.path.join(parent, name)
-      for name in sorted(names)
-      if name.lower().endswith(EXTENSIONS) and not name.startswith('.')
-    ]
-  return images
 
 
 def _from_csv(path: str, split_file: str | None) -> Task:
