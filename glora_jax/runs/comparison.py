@@ -25,15 +25,13 @@ from glora_jax.method.preset_names import file_name, preset_label
 from glora_jax.reports import comparison_report
 from glora_jax.runs.lifecycle import carry_out, never
 from glora_jax.runs.run import Candidate, Run
-from glora_jax.runs.sections import GRADIENT, NO_PRESETS
+from glora_jax.runs.sections import GRADIENT, NO_PRESETS, TUNING_SEED
 from glora_jax.runs.stages import evaluation
 from glora_jax.runs.stages.batches import Trial
 from glora_jax.runs.stages.methods import TrainedSubnet, train_method
 from glora_jax.runs.weights_record import recorded
 
 log = logging.getLogger(__name__)
-
-TUNING_SEED = 1000  # distance from the table's first seed to that of the choice of learning rates
 
 
 def run(

@@ -28,9 +28,12 @@ from glora_jax.runs.sections import (
   CONSISTENCY_RANGES,
   EVOLUTION_RANGES,
   GRADIENT,
+  LEAST_SEED,
+  MOST_SEED,
   RECIPE_RANGES,
   SAMPLING_RANGES,
   SEARCH,
+  TUNING_SEED,
   AllocationSettings,
   Comparison,
   DataSettings,
@@ -75,7 +78,7 @@ class RunSettings:
     'the path of a genome.json; all but the first are trained alone by `training`',
     check=check_structure,
   )
-  seed: int = field(42, 'seed of all randomness')
+  seed: int = field(42, 'seed of all randomness', at_least=LEAST_SEED, at_most=MOST_SEED)
   model: ModelSettings = ModelSettings()
   merge: Literal['auto', 'up_front', 'lazy'] = field(
     'auto', 'when the supports are merged into the weights (`glora_jax.adapt`)'
@@ -174,6 +177,11 @@ def relations(settings: RunSettings) -> tuple[Relation, ...]:
       alone or own_epochs < epochs,
       f'finetune.epochs={own_epochs} are a part of supernet.epochs={epochs} in a comparison, and '
       'must be fewer.',
+    ),
+    Relation(
+      alone or settings.seed + TUNING_SEED + settings.compare.seeds <= MOST_SEED,
+      f'seed={settings.seed} leaves no room for the {settings.compare.seeds} seeds of a '
+      'comparison; lower it.',
     ),
   )
 

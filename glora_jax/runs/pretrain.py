@@ -20,7 +20,7 @@ from glora_jax.models import weights
 from glora_jax.models.vit import ViT
 from glora_jax.runs import schema
 from glora_jax.runs.schema import field, subsection
-from glora_jax.runs.sections import RECIPE_RANGES
+from glora_jax.runs.sections import LEAST_SEED, MOST_SEED, RECIPE_RANGES
 from glora_jax.training import loop, losses
 from glora_jax.training.recipe import Recipe
 
@@ -45,7 +45,7 @@ class PretrainSettings:
   """All that a config says of pretraining. The defaults made the backbone in the package."""
 
   job: Literal['pretrain'] = field('pretrain', 'the job')
-  seed: int = field(0, 'seed of all randomness')
+  seed: int = field(0, 'seed of all randomness', at_least=LEAST_SEED, at_most=MOST_SEED)
   data: str = field(
     '/usr/share/datasets/fashion-mnist', 'folder of the four files of Fashion-MNIST'
   )

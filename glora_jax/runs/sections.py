@@ -1,7 +1,7 @@
 """The sections of a config that belong to no other room: data, model, mesh and the like.
 
 The other sections are `Recipe`, `Sampling`, `Consistency`, `Evolution` and `Augmentation`, which
-stand where they are used, and check themselves; their ranges are repeated for the help of a config.
+stand where they are used, and check themselves by their own ranges, which a config's help prints.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ from typing import Any, Literal
 from glora_jax.data import image, normalization
 from glora_jax.data.rand_augment import MAX_MAGNITUDE
 from glora_jax.data.task import Source
+from glora_jax.limits import Limits
 from glora_jax.method.preset_names import PRESET_NAMES, check_preset_name
 from glora_jax.method.space import SearchSpace
 from glora_jax.models import weights
 from glora_jax.models.vit import ACTIVATIONS
-from glora_jax.runs.schema import Limits, field
+from glora_jax.runs.schema import field
+from glora_jax.search import settings as search_settings
+from glora_jax.training import consistency, recipe, sampling
 from glora_jax.training.recipe import Recipe
 
 DType = Literal['float32', 'bfloat16']
@@ -38,44 +41,26 @@ GENOME_ENDING = '.json'
 METHODS = ('linear', 'bitfit', 'lora', 'ssf', 'prompt', 'full', 'finetuning', 'search')
 NO_PRESETS = ('finetuning', SEARCH, GRADIENT)
 
+MOST_PIXELS = 4096  # of a side
+
+# JAX takes the 32 bits of a seed.
+LEAST_SEED, MOST_SEED = -(2**31), 2**32 - 1
+TUNING_SEED = 1000  # from a comparison's first seed to that of the choice of learning rates
+
 RANKS_OF_SEARCH = (4,)
 RANKS_OTHERWISE = tuple(range(1, 9))
 
-_COUNT = Limits(at_least=0)
-_POSITIVE_COUNT = Limits(at_least=1)
-_SHARE = Limits(at_least=0, at_most=1)
-_AMOUNT = Limits(at_least=0)
-
-RECIPE_RANGES = {
-  'epochs': _COUNT,
-  'batch_size': _POSITIVE_COUNT,
-  'learning_rate': Limits(above=0),
-  'warmup_epochs': _COUNT,
-  'weight_decay': _AMOUNT,
-  'accumulate': _POSITIVE_COUNT,
-  'component_dropout': Limits(at_least=0, below=1),
-  'down_rate': _AMOUNT,
-  'up_rate': _AMOUNT,
-  'vector_rate': _AMOUNT,
-  'head_rate': _AMOUNT,
-}
-SAMPLING_RANGES = {'largest': _SHARE, 'paths': _POSITIVE_COUNT, 'distillation': _SHARE}
-CONSISTENCY_RANGES = {'weight': _AMOUNT, 'sigma': _AMOUNT}
-EVOLUTION_RANGES = {
-  'population': _POSITIVE_COUNT,
-  'generations': _COUNT,
-  'parents': _POSITIVE_COUNT,
-  'mutations': _COUNT,
-  'crossovers': _COUNT,
-  'mutation_probability': _SHARE,
-}
+RECIPE_RANGES = recipe.RANGES
+SAMPLING_RANGES = sampling.RANGES
+CONSISTENCY_RANGES = consistency.RANGES
+EVOLUTION_RANGES = search_settings.RANGES
 AUGMENTATION_RANGES = {
   'crop_scale': Limits(above=0, at_most=1),
-  'shift': _COUNT,
-  'color_jitter': _AMOUNT,
+  'shift': Limits(at_least=0),
+  'color_jitter': Limits(at_least=0),
   'magnitude': Limits(at_least=0, at_most=MAX_MAGNITUDE),
-  'erasing': _SHARE,
-  'mixup': _AMOUNT,
+  'erasing': Limits(at_least=0, at_most=1),
+  'mixup': Limits(at_least=0),
 }
 
 
@@ -131,8 +116,11 @@ class DataSettings(Source):
     4 * 2**30,
     'bytes of images of a split that stay on the device; larger splits are streamed',
     at_least=0,
+    at_most=2**62,
   )
-  workers: int = field(0, 'processes that decode what is streamed; 0 for threads', at_least=0)
+  workers: int = field(
+    0, 'processes that decode what is streamed; 0 for threads', at_least=0, at_most=1024
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,17 +137,25 @@ class ModelSettings:
     None, 'checksum of the weights, where they are an address or on the hub'
   )
   image_size: int | None = field(
-    None, 'pixels of a side; None for what the weights were trained with', at_least=1
+    None,
+    'pixels of a side; None for what the weights were trained with',
+    at_least=1,
+    at_most=MOST_PIXELS,
   )
   patch_size: int | None = field(
-    None, 'pixels of a patch; None for what the weights were trained with', at_least=1
+    None,
+    'pixels of a patch; None for what the weights were trained with',
+    at_least=1,
+    at_most=MOST_PIXELS,
   )
   normalization: str | None = field(
     None,
     'how pixels become numbers; None for what the weights were trained with',
     choices=tuple(normalization.NORMALIZATIONS),
   )
-  num_heads: int | None = field(None, 'attention heads, where the file does not say', at_least=1)
+  num_heads: int | None = field(
+    None, 'attention heads, where the file does not say', at_least=1, at_most=MOST_PIXELS
+  )
   activation: str | None = field(
     None,
     "activation of the MLPs; None for that of the weights' code base",
@@ -188,6 +184,8 @@ class SpaceSettings:
     'LoRA ranks on offer, ascending; None for (4,) where a supernet is searched, and for 1 to 8 '
     'otherwise',
     absent=RANKS_OF_SEARCH,
+    at_least=1,
+    nonempty=True,
   )
 
   def __post_init__(self):
@@ -218,7 +216,7 @@ class SpaceSettings:
 class Finetuning(Recipe):
   """How the winner of the search is trained on, from the supernet's weights."""
 
-  epochs: int = field(100, 'passes over the training images; 0 for no finetuning')
+  epochs: int = field(100, 'passes over the training images; 0 for no finetuning', at_least=0)
   on: Literal['train', 'train+val'] = field(
     'train',
     "images to finetune on; 'train+val' with the number of epochs that was best on 'val' after "
@@ -289,7 +287,7 @@ class Comparison:
     'most trained parameters of a structure that is chosen, ascending; a row of the table each',
     at_least=0,
   )
-  seeds: int = field(5, "number of seeds, from the config's on", at_least=1)
+  seeds: int = field(5, "number of seeds, from the config's on", at_least=1, at_most=TUNING_SEED)
   rates: Sequence[float] = field(
     (5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2),
     'learning rates that each method chooses from',
@@ -318,8 +316,8 @@ class DistributedSettings:
   """Several processes as one run; None for what the environment says."""
 
   coordinator: str | None = field(None, 'HOST:PORT of process 0')
-  num_processes: int | None = field(None, 'number of processes')
-  process_id: int | None = field(None, 'number of this process, from 0 on')
+  num_processes: int | None = field(None, 'number of processes', at_least=1)
+  process_id: int | None = field(None, 'number of this process, from 0 on', at_least=0)
 
 
 @dataclasses.dataclass(frozen=True)

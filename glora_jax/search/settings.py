@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import typing
+from collections.abc import Mapping
 from typing import Literal
 
+from glora_jax.limits import Limits, check_fields
 from glora_jax.search.archive import Fitness
 
 Mode = Literal['paper', 'pareto', 'guided', 'random']
+
+MOST_SCORED = 10**6  # subnets in a generation; the archive of more would not fit a machine's memory
+RANGES: Mapping[str, Limits] = {
+  'population': Limits(at_least=1, at_most=MOST_SCORED),
+  'generations': Limits(at_least=0, at_most=MOST_SCORED),
+  'parents': Limits(at_least=1),
+  'mutations': Limits(at_least=0),
+  'crossovers': Limits(at_least=0),
+  'mutation_probability': Limits(at_least=0, at_most=1),
+  'guides': Limits(at_least=1),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +48,7 @@ class Evolution:
     guides: number of subnets at which estimates are made in each generation of the mode 'guided'.
 
   Raises:
-    ValueError: a number is out of its range, or a choice is unknown.
+    ValueError: a value is of another type, out of its range, or no choice.
 
   Example:
     >>> from glora_jax import Evolution
@@ -57,22 +69,9 @@ class Evolution:
   guides: int = 1
 
   def __post_init__(self):
-    if min(self.population, self.parents) < 1 or (
-      min(self.generations, self.mutations, self.crossovers) < 0
-    ):
-      raise ValueError(
-        f'{self}: population and parents are at least 1, the other numbers at least 0.'
-      )
+    check_fields(self, RANGES)
     if self.mutations + self.crossovers > self.population:
       raise ValueError(
         f'mutations={self.mutations} and crossovers={self.crossovers} are more than '
         f'population={self.population}; lower them.'
-      )
-    if not 0 <= self.mutation_probability <= 1:
-      raise ValueError(f'mutation_probability={self.mutation_probability} must be between 0 and 1.')
-    if self.fitness not in typing.get_args(Fitness):
-      raise ValueError(f"fitness='{self.fitness}' is unknown; it is 'accuracy' or 'loss'.")
-    if self.mode not in typing.get_args(Mode):
-      raise ValueError(
-        f"mode='{self.mode}' is unknown; it is one of {', '.join(typing.get_args(Mode))}."
       )

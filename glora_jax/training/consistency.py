@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 
+from glora_jax.limits import Limits, check_fields
 from glora_jax.method.supports import SUPPORTS
+
+RANGES: Mapping[str, Limits] = {'weight': Limits(at_least=0), 'sigma': Limits(at_least=0)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +28,7 @@ class Consistency:
       layer, the same for all its supports.
 
   Raises:
-    ValueError: a number is negative.
+    ValueError: a value is no number, not finite or negative.
 
   Example:
     >>> import jax.numpy as jnp
@@ -38,10 +42,7 @@ class Consistency:
   sigma: float = 0.2
 
   def __post_init__(self):
-    if self.weight < 0 or self.sigma < 0:
-      raise ValueError(
-        f'consistency.weight={self.weight} and consistency.sigma={self.sigma} cannot be negative.'
-      )
+    check_fields(self, RANGES)
 
   def perturb(self, key: jax.Array, supports: Any) -> Any:
     """The supports of all layers times noise: A, B, D and E along the outputs, C as a whole."""

@@ -3,10 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import optax
+
+from glora_jax.limits import Limits, check_fields
+
+RANGES: Mapping[str, Limits] = {
+  'epochs': Limits(at_least=0),
+  'batch_size': Limits(at_least=1),
+  'learning_rate': Limits(above=0),
+  'initial_learning_rate': Limits(at_least=0),
+  'final_learning_rate': Limits(at_least=0),
+  'warmup_epochs': Limits(at_least=0),
+  'weight_decay': Limits(at_least=0),
+  'accumulate': Limits(at_least=1),
+  'component_dropout': Limits(at_least=0, below=1),
+  'down_rate': Limits(at_least=0),
+  'up_rate': Limits(at_least=0),
+  'vector_rate': Limits(at_least=0),
+  'head_rate': Limits(at_least=0),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +54,7 @@ class Recipe:
     head_rate: factor on the learning rate of heads.
 
   Raises:
-    ValueError: a number is out of its range.
+    ValueError: a value is of another type, not finite or out of its range.
 
   Example:
     >>> recipe = Recipe(epochs=10, batch_size=8, warmup_epochs=2)
@@ -59,30 +78,15 @@ class Recipe:
   head_rate: float = 1.0
 
   def __post_init__(self):
-    if self.epochs < 0 or self.batch_size < 1 or self.warmup_epochs < 0:
+    check_fields(self, RANGES)
+    if self.batch_size % self.accumulate:
       raise ValueError(
-        f'{self}: epochs and warmup_epochs cannot be negative, and batch_size is at least 1.'
-      )
-    if self.accumulate < 1 or self.batch_size % self.accumulate:
-      raise ValueError(
-        f'accumulate={self.accumulate} must be at least 1 and divide batch_size={self.batch_size}.'
+        f'accumulate={self.accumulate} must divide batch_size={self.batch_size}; give a multiple.'
       )
     if self.warmup_epochs > self.epochs:
       raise ValueError(
         f'warmup_epochs={self.warmup_epochs} is more than epochs={self.epochs}; lower it.'
       )
-    if not (self.learning_rate > 0 and self.weight_decay >= 0):
-      raise ValueError(
-        f'learning_rate={self.learning_rate} must be above 0, '
-        f'and weight_decay={self.weight_decay} not below.'
-      )
-    if not 0 <= self.component_dropout < 1:
-      raise ValueError(
-        f'component_dropout={self.component_dropout} must be at least 0 and below 1.'
-      )
-    for name, factor in self.rate_factors.items():
-      if not factor >= 0:
-        raise ValueError(f'{name}={factor} must be at least 0; 1 keeps the learning rate.')
 
   @property
   def rate_factors(self) -> dict[str, float]:

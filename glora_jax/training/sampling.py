@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 
+from glora_jax.limits import Limits, check_fields
 from glora_jax.method import space
 from glora_jax.method.genomes import largest_genome, sample_genome, smallest_genome
+
+RANGES: Mapping[str, Limits] = {
+  'largest': Limits(at_least=0, at_most=1),
+  'paths': Limits(at_least=1),
+  'distillation': Limits(at_least=0, at_most=1),
+}
+PATHS_OF_SANDWICH = 3  # the largest subnet, the smallest, and one that is drawn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +34,7 @@ class Sampling:
       gradient goes through these; they cost one more forward pass.
 
   Raises:
-    ValueError: a number is out of its range.
+    ValueError: a value is of another type, not finite or out of its range.
 
   Example:
     >>> import flax.linen as nn
@@ -42,12 +51,11 @@ class Sampling:
   distillation: float = 0.0
 
   def __post_init__(self):
-    for name in ('largest', 'distillation'):
-      if not 0 <= getattr(self, name) <= 1:
-        raise ValueError(f'sampling.{name}={getattr(self, name)} must be between 0 and 1.')
-    least_paths = 3 if self.sandwich else 1
-    if self.paths < least_paths:
-      raise ValueError(f'sampling.paths={self.paths} must be at least {least_paths}.')
+    check_fields(self, RANGES)
+    if self.sandwich and self.paths < PATHS_OF_SANDWICH:
+      raise ValueError(
+        f'paths={self.paths} must be at least {PATHS_OF_SANDWICH} with sandwich=True.'
+      )
 
   def draw(self, key: jax.Array, spec: space.Spec) -> jax.Array:
     """The genomes of one step.

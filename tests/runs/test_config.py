@@ -89,12 +89,26 @@ def test_every_field_of_0_1_0_has_its_name_still():
     ({'model.drop_path': 1.0}, r'model.drop_path=1.0 must be at least 0 and below 1\.'),
     ({'model.weights': ''}, "model.weights='' must not be empty: 'embedded', a path"),
     ({'model.remat': 'all'}, "model.remat='all' is unknown; it is one of everything_saveable"),
-    ({'data.workers': -1}, r'data.workers=-1 must be at least 0\.'),
+    ({'data.workers': -1}, 'data.workers=-1 must be at least 0 and at most 1024'),
     ({'augment.crop_scale': (0.5, 0.1)}, 'augment: crop_scale'),
     ({'merge': 'late'}, "merge='late' is unknown; it is one of auto, up_front, lazy"),
     ({'presets': ('lora', 'ssf:2')}, r"presets\[1\]='ssf:2': The preset 'ssf:2' has a rank"),
     ({'compare.methods': ('lora@',)}, r"compare.methods\[0\]='lora@': The preset"),
     ({'checkpoint_epochs': 0}, 'checkpoint_epochs=0 must be at least 1'),
+    ({'seed': 2**70}, r'seed=1180591620717411303424 must be at least -2147483648 and at most'),
+    ({'search.population': 10**9}, 'search.population=1000000000 must be at least 1 and at most 1'),
+    ({'search.guides': 0}, r'search.guides=0 must be at least 1\.'),
+    ({'finetune.epochs': -1}, r'finetune.epochs=-1 must be at least 0\.'),
+    ({'supernet.final_learning_rate': -1.0}, 'supernet.final_learning_rate=-1.0 must be at least'),
+    ({'supernet.weight_decay': float('nan')}, 'supernet.weight_decay=nan must be a finite number'),
+    ({'training.head_rate': float('inf')}, 'training.head_rate=inf must be a finite number'),
+    ({'compare.rates': ('a',)}, r"compare.rates\[0\]='a' must be a number"),
+    ({'compare.rate.lora': float('nan')}, 'compare.rate.lora=nan must be a finite number'),
+    ({'compare.seeds': 1001}, 'compare.seeds=1001 must be at least 1 and at most 1000'),
+    ({'job': 'compare', 'supernet.epochs': 500, 'seed': 2**32 - 1}, 'leaves no room for the 5'),
+    ({'space.ranks': (0,)}, r'space.ranks\[0\]=0 must be at least 1'),
+    ({'model.image_size': 99995}, 'model.image_size=99995 must be at least 1 and at most 4096'),
+    ({'distributed.process_id': -1}, 'distributed.process_id=-1 must be at least 0'),
   ],
 )
 def test_a_value_that_cannot_be_is_refused_before_anything_starts(changes, message):
@@ -192,3 +206,13 @@ def test_wrong_arguments_are_explained(text, message):
 def test_what_is_neither_folder_nor_data_set_is_said():
   with pytest.raises(FileNotFoundError, match="There is no folder 'no/such/place'"):
     get_config('own', 'no/such/place')
+
+
+def test_every_number_of_a_config_has_a_range():
+  """What has none takes any finite number, which for a rate or a count is hardly ever meant."""
+  open_ended = [
+    name
+    for name, setting in schema.walk(RunSettings())
+    if setting.domain.kind in (int, float) and not setting.domain.limits.range()
+  ]
+  assert open_ended == ['budget']  # `genomes.check_budget` refuses what cannot be

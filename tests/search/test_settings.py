@@ -14,8 +14,13 @@ def test_defaults_are_the_papers():
   [
     ({'population': 0}, 'at least 1'),
     ({'mutations': 40}, 'more than population=50'),
-    ({'fitness': 'speed'}, "'accuracy' or 'loss'"),
-    ({'mutation_probability': 1.5}, 'between 0 and 1'),
+    ({'fitness': 'speed'}, 'one of accuracy, loss'),
+    ({'population': 10**9}, 'population=1000000000 must be at least 1 and at most 1000000'),
+    ({'generations': 1.5}, 'generations=1.5 must be a whole number'),
+    ({'guides': 0}, 'guides=0 must be at least 1'),
+    ({'mutation_probability': float('nan')}, 'must be a finite number'),
+    ({'stop_early': 1}, 'stop_early=1 must be True or False'),
+    ({'mutation_probability': 1.5}, 'must be at least 0 and at most 1'),
     ({'mode': 'greedy'}, 'paper, pareto, guided, random'),
   ],
 )

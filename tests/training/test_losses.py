@@ -225,10 +225,10 @@ def test_consistency_adds_the_squared_difference_of_two_noisy_passes():
 @pytest.mark.parametrize(
   'fields, message',
   [
-    ({'largest': 1.5}, r'sampling.largest=1.5 must be between 0 and 1'),
+    ({'largest': 1.5}, 'largest=1.5 must be at least 0 and at most 1'),
     ({'paths': 0}, 'paths=0 must be at least 1'),
     ({'paths': 2, 'sandwich': True}, 'paths=2 must be at least 3'),
-    ({'distillation': -1}, 'sampling.distillation=-1'),
+    ({'distillation': -1}, 'distillation=-1 must be at least 0'),
   ],
 )
 def test_wrong_samplings_are_explained(fields, message):

@@ -1,5 +1,7 @@
 """Recipes: the official defaults, their optimizer, and what is refused."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,13 +32,20 @@ def test_defaults_are_the_official_recipe():
 @pytest.mark.parametrize(
   'fields, message',
   [
-    ({'epochs': -1}, 'cannot be negative'),
+    ({'epochs': -1}, 'epochs=-1 must be at least 0'),
     ({'warmup_epochs': 501}, 'more than epochs=500'),
     ({'learning_rate': 0}, 'must be above 0'),
     ({'batch_size': 0}, 'at least 1'),
-    ({'accumulate': 3}, 'accumulate=3 must be at least 1 and divide batch_size=64'),
+    ({'accumulate': 3}, 'accumulate=3 must divide batch_size=64'),
     ({'component_dropout': 1.0}, 'component_dropout=1.0 must be at least 0 and below 1'),
     ({'up_rate': -1}, 'up_rate=-1 must be at least 0'),
+    ({'final_learning_rate': -1}, 'final_learning_rate=-1 must be at least 0'),
+    ({'initial_learning_rate': math.nan}, 'initial_learning_rate=nan must be a finite number'),
+    ({'weight_decay': math.inf}, 'weight_decay=inf must be a finite number'),
+    ({'learning_rate': 'fast'}, "learning_rate='fast' must be a number"),
+    ({'epochs': 1.5}, r'epochs=1\.5 must be a whole number'),
+    ({'epochs': 2**31}, 'epochs=2147483648 must be at most 2147483647'),
+    ({'accumulate': 0}, 'accumulate=0 must be at least 1'),
   ],
 )
 def test_wrong_recipes_are_explained(fields, message):
