@@ -9,6 +9,7 @@ merged kernel is alive at a time; see `glora_jax.method.lazy`).
 from __future__ import annotations
 
 import logging
+import sys
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
@@ -42,7 +43,8 @@ def adapt(
   """Attaches GLoRA to a model.
 
   Args:
-    model: any Flax linen model; it is not changed.
+    model: any Flax linen model, or an object that holds one as `module`, as transformers' Flax
+      models do; it is not changed.
     *sample_inputs: what the model is called with; only shapes and dtypes matter
       (`jax.ShapeDtypeStruct` will do).
     space: the alleles on offer: one space for all layers, or spaces by regular expression. The
@@ -64,9 +66,9 @@ def adapt(
     The adapted model.
 
   Raises:
-    ValueError: the model does not run on the sample inputs, has no linear layer, none that `select`
-      or `space` matches, one that GLoRA cannot express (an unusual `nn.Einsum`), or a tie does not
-      fit; the sentence names the paths.
+    ValueError: it is no linen model, does not run on the sample inputs, has no linear layer, none
+      that `select` or `space` matches, one that GLoRA cannot express (an unusual `nn.Einsum`), or a
+      tie does not fit; the sentence names the paths.
 
   Example:
     >>> import flax.linen as nn, jax.numpy as jnp
@@ -83,6 +85,7 @@ def adapt(
     raise ValueError(f"merge='{merge}' is unknown; it is 'auto', 'up_front' or 'lazy'.")
   if merge == 'auto':
     merge = 'up_front' if jax.default_backend() == 'cpu' else 'lazy'
+  model = _linen_module(model)
   discovery = discover(model, sample_inputs, model_kwargs)
   return assemble(
     model,
@@ -92,6 +95,30 @@ def adapt(
     refused=discovery.refused,
     merge=merge,
   )
+
+
+def _linen_module(model: Any) -> nn.Module:
+  """The linen module that a user gave or that an object of his holds.
+
+  Raises:
+    ValueError: there is none.
+  """
+  if isinstance(model, nn.Module):
+    return model
+  nnx = sys.modules.get('flax.nnx')  # loaded if the model is of it
+  name = model.__name__ if isinstance(model, type) else type(model).__name__
+  if nnx is not None and isinstance(model, nnx.Module):
+    raise ValueError(
+      f'{name} is an NNX model, and glora_jax.adapt takes linen ones; call '
+      'glora_jax.nnx.attach(model, *inputs).'
+    )
+  module = getattr(model, 'module', None)
+  if not isinstance(module, nn.Module):
+    raise ValueError(
+      f'{name} is no instance of a linen model; for a function of parameters and inputs there is '
+      'glora_jax.adapt_function(apply, params, *inputs).'
+    )
+  return module
 
 
 def assemble(

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from comparing import jit, random_params, random_variables
+from flax import nnx
 
 import glora_jax
 from glora_jax.method import genomes, presets
@@ -183,6 +184,40 @@ def test_sample_inputs_that_do_not_fit_are_explained(small):
     ValueError, match=r'does not run on the sample inputs \(float32\[1, 17, 17, 3\]\)'
   ):
     glora_jax.adapt(small[0].model, jnp.zeros((1, 17, 17, 3)))
+
+
+class Holder:
+  """What transformers gives for a Flax model: a module, its parameters, a call of its own."""
+
+  def __init__(self, module, params):
+    self.module, self.params = module, params
+
+
+def test_an_object_that_holds_a_linen_model_is_adapted_as_that(small):
+  adapted, variables, images = small
+  holder = Holder(adapted.model, variables['params'])
+  held = glora_jax.adapt(holder, images, space=glora_jax.SearchSpace(ranks=(2, 4)))
+  assert held.spec == adapted.spec
+  assert held.model is adapted.model
+  held.init(jax.random.key(0), holder.params)
+
+
+@pytest.mark.parametrize(
+  'model, message',
+  [
+    (Holder, 'Holder is no instance of a linen model; for a function'),
+    (Holder(print, {}), 'Holder is no instance of a linen model; for a function'),
+    (nn.Dense, 'Dense is no instance of a linen model'),
+    (nnx.Linear(3, 4, rngs=nnx.Rngs(0)), r'Linear is an NNX model.*glora_jax\.nnx\.attach'),
+    (
+      nnx.bridge.ToNNX(nn.Dense(3), rngs=nnx.Rngs(0)),
+      r'ToNNX is an NNX model.*glora_jax\.nnx\.attach',
+    ),
+  ],
+)
+def test_what_is_no_linen_model_is_told_where_to_go(model, message):
+  with pytest.raises(ValueError, match=message):
+    glora_jax.adapt(model, jnp.zeros((1, 3)))
 
 
 def test_a_model_without_linear_layers_is_refused():
