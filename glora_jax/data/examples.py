@@ -86,8 +86,7 @@ class Files:
     """A digest of paths, sizes, modification times and labels."""
     digest = hashlib.sha256()
     for path, label in zip(self.paths, self.given_labels, strict=True):
-      status = os.stat(path)
-      digest.update(f'{path}:{status.st_size}:{status.st_mtime_ns}:{label};'.encode())
+      digest.update(f'{path}:{_state(path)}:{label};'.encode(errors='surrogateescape'))
     return f'files {digest.hexdigest()}'
 
   def image(self, index: int) -> Image.Image:
@@ -97,6 +96,15 @@ class Files:
   def name(self, index: int) -> str:
     """The path of the file."""
     return self.paths[index]
+
+
+def _state(path: str) -> str:
+  """Size and modification time of a file, which change when it does."""
+  try:
+    status = os.stat(path)
+  except OSError:  # a link to nowhere: an image that cannot be decoded, as others
+    return 'missing'
+  return f'{status.st_size}:{status.st_mtime_ns}'
 
 
 @dataclasses.dataclass

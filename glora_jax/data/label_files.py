@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import os
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
+from glora_jax.data.distinct import repetitions
 from glora_jax.data.examples import Files
+from glora_jax.data.image import EXTENSIONS
+from glora_jax.files import open_regular
 
 _NAMED_AT_MOST = 3  # missing files that a sentence names
+_LONGEST_QUOTE = 100  # characters of a line that a sentence repeats
+_MOST_BYTES = 2**30  # of a label file
+_WHOLE_NUMBER = re.compile('-?[0-9]{1,18}')
 
 
 class LabelledPath(NamedTuple):
@@ -38,23 +46,42 @@ def read_list(path: str | os.PathLike, root: str | os.PathLike, num_classes: int
   Raises:
     FileNotFoundError: there is no such list, or images that it names are not there; they are
       counted, and the first ones named.
-    ValueError: a line without path and label, a label that is no class, or an image that occurs
-      twice; with its line number.
+    ValueError: the list is no UTF-8 text; a line has no path and label, or a label that is no
+      class; or an image occurs twice; with its line number.
   """
   if not os.path.isfile(path):
     raise FileNotFoundError(
       f'There is no list {path}; lines of an image path and a label are expected there.'
     )
-  with open(path) as file:
-    rows = [_parse_line(number, line) for number, line in enumerate(file, 1) if line.strip()]
+  lines = io.StringIO(_read_text(path), newline=None)
+  rows = [_parse_line(number, line) for number, line in enumerate(lines, 1) if line.strip()]
   for row in rows:
     _check_label(path, row, num_classes)
-  require_unique(path, rows)
+  require_unique(path, rows, root)
   if not rows:
     raise ValueError(f'{path} is empty; lines of an image path and a label are expected.')
   paths = [os.path.join(root, row.path) for row in rows]
   require_files(paths, path)
   return Files(paths, [int(row.label) for row in rows])
+
+
+def _read_text(path: str | os.PathLike) -> str:
+  """The text of a file, with its line ends.
+
+  Raises:
+    ValueError: it is not UTF-8, or so long that it is something else.
+  """
+  size = os.path.getsize(path)
+  if size > _MOST_BYTES:
+    raise ValueError(f'{path} has {size:,} bytes, more than a list of images that is read here.')
+  try:
+    with open_regular(path) as file:
+      return file.read().decode('utf-8-sig')
+  except UnicodeDecodeError as error:
+    line = error.object.count(b'\n', 0, error.start) + 1
+    raise ValueError(
+      f'{path}, line {line} is no UTF-8 text; save the file with the encoding UTF-8.'
+    ) from error
 
 
 def _parse_line(number: int, line: str) -> LabelledPath:
@@ -63,8 +90,8 @@ def _parse_line(number: int, line: str) -> LabelledPath:
 
 
 def _check_label(path: str | os.PathLike, row: LabelledPath, num_classes: int) -> None:
-  if not row.path or not row.label.lstrip('-').isdigit():
-    text = f'{row.path} {row.label}'.strip()
+  if not row.path or not _WHOLE_NUMBER.fullmatch(row.label):
+    text = _shorten(f'{row.path} {row.label}'.strip())
     raise ValueError(f'{path}, line {row.line}: {text!r} does not hold a path and a whole number.')
   if not 0 <= int(row.label) < num_classes:
     raise ValueError(
@@ -73,49 +100,121 @@ def _check_label(path: str | os.PathLike, row: LabelledPath, num_classes: int) -
     )
 
 
+def _shorten(text: str) -> str:
+  return text if len(text) <= _LONGEST_QUOTE else f'{text[:_LONGEST_QUOTE]}...'
+
+
 def read_csv(path: str | os.PathLike) -> list[LabelledPath]:
   """Reads a CSV with the columns `path` and `label`, or of two columns without a header.
 
   Raises:
     FileNotFoundError: there is no such file.
-    ValueError: the file is empty, a row has no path or no label, or an image occurs twice; with
-      its line number.
+    ValueError: the file is no UTF-8 text or no CSV, is empty, or has other columns; a row has no
+      path or no label or more fields than there are columns; or an image occurs twice; with its
+      line number.
   """
   if not os.path.isfile(path):
     raise FileNotFoundError(
       f'There is no file {path}; a CSV with the columns path and label is expected.'
     )
-  with open(path, newline='', encoding='utf-8-sig') as file:
-    lines = [(number, row) for number, row in enumerate(csv.reader(file), 1) if any(row)]
-  if not lines:
+  rows = _read_rows(path)
+  if not rows:
     raise ValueError(f'{path} is empty; rows of a path and a label are expected.')
-  path_column, label_column = 0, 1
-  header = [cell.strip().lower() for cell in lines[0][1]]
-  if {'path', 'label'} <= set(header):
-    path_column, label_column = header.index('path'), header.index('label')
-    lines = lines[1:]
+  columns = _find_columns(path, rows[0])
+  if columns.in_header:
+    rows = rows[1:]
+  if not rows:
+    raise ValueError(f'{path} has a header alone; rows of a path and a label are expected.')
+  labelled = [_parse_row(path, row, columns) for row in rows]
+  require_unique(path, labelled, os.path.dirname(path))
+  return labelled
+
+
+class _Row(NamedTuple):
+  """A row of a CSV that is not empty: its last line, and its fields without spaces around them."""
+
+  line: int
+  cells: list[str]
+
+
+class _Columns(NamedTuple):
+  """Where a CSV has paths and labels, how many columns there are, and whether a header says so."""
+
+  path: int
+  label: int
+  number: int
+  in_header: bool
+
+
+def _read_rows(path: str | os.PathLike) -> list[_Row]:
+  reader = csv.reader(io.StringIO(_read_text(path), newline=''))
   rows = []
-  for number, cells in lines:
-    cells = [cell.strip() for cell in cells]
-    complete = len(cells) > max(path_column, label_column)
-    if not complete or not cells[path_column] or not cells[label_column]:
-      raise ValueError(
-        f'{path}, line {number}: {",".join(cells)!r} does not hold a path and a label.'
-      )
-    rows.append(LabelledPath(number, cells[path_column], cells[label_column]))
-  require_unique(path, rows)
+  try:
+    for cells in reader:
+      if any(cells):
+        rows.append(_Row(reader.line_num, [cell.strip() for cell in cells]))
+  except csv.Error as error:
+    raise ValueError(
+      f'{path}, line {reader.line_num} is no row of a CSV ({error}); is a quote left open?'
+    ) from error
   return rows
 
 
-def require_unique(source: str | os.PathLike, rows: Iterable[LabelledPath]) -> None:
-  """Raises ValueError for the first image that a label file names a second time."""
-  first_lines = {}
-  for row in rows:
-    first_line = first_lines.setdefault(row.path, row.line)
-    if first_line != row.line:
-      raise ValueError(
-        f'{source}, line {row.line}: {row.path} occurs a second time, first in line {first_line}.'
-      )
+def _find_columns(path: str | os.PathLike, row: _Row) -> _Columns:
+  """The columns by a CSV's first row, which is a header or not.
+
+  Raises:
+    ValueError: it looks like a header, but has no columns path and label.
+  """
+  header = [cell.lower() for cell in row.cells]
+  named = [name in header for name in ('path', 'label')]
+  if all(named):
+    return _Columns(header.index('path'), header.index('label'), len(header), in_header=True)
+  first = row.cells[0]
+  is_image = first.lower().endswith(EXTENSIONS) or os.path.isfile(
+    os.path.join(os.path.dirname(path), first)
+  )
+  if any(named) or not is_image:
+    raise ValueError(
+      f'{path}, line {row.line}: {_quote(row)} names no image, and is no header with the columns '
+      'path and label; rename its columns, or put a path and a label into every line.'
+    )
+  return _Columns(0, 1, 2, in_header=False)
+
+
+def _parse_row(path: str | os.PathLike, row: _Row, columns: _Columns) -> LabelledPath:
+  if any(row.cells[columns.number :]):
+    raise ValueError(
+      f'{path}, line {row.line}: {_quote(row)} has {len(row.cells)} fields in place of '
+      f'{columns.number}; a field with a comma in it stands between double quotes.'
+    )
+  is_complete = len(row.cells) > max(columns.path, columns.label)
+  if not is_complete or not row.cells[columns.path] or not row.cells[columns.label]:
+    raise ValueError(f'{path}, line {row.line}: {_quote(row)} does not hold a path and a label.')
+  return LabelledPath(row.line, row.cells[columns.path], row.cells[columns.label])
+
+
+def _quote(row: _Row) -> str:
+  return repr(_shorten(','.join(row.cells)))
+
+
+def require_unique(
+  source: str | os.PathLike, rows: Sequence[LabelledPath], root: str | os.PathLike
+) -> None:
+  """Raises ValueError for the first image that a label file names a second time.
+
+  Args:
+    source: path of the label file.
+    rows: its rows.
+    root: folder that its paths are relative to.
+  """
+  for repetition in repetitions(os.path.join(root, row.path) for row in rows):
+    first, second = rows[repetition.first], rows[repetition.second]
+    written_otherwise = '' if first.path == second.path else f' as {first.path}'
+    raise ValueError(
+      f'{source}, line {second.line}: {second.path} occurs a second time, first in line '
+      f'{first.line}{written_otherwise}.'
+    )
 
 
 def require_files(paths: Sequence[str], source: str | os.PathLike) -> None:
@@ -127,7 +226,7 @@ def require_files(paths: Sequence[str], source: str | os.PathLike) -> None:
   """
   missing = [path for path in paths if not os.path.isfile(path)]
   if missing:
-    named = ', '.join(missing[:_NAMED_AT_MOST])
+    named = ', '.join(map(_shorten, missing[:_NAMED_AT_MOST]))
     instance = ' for instance' if len(missing) > _NAMED_AT_MOST else ''
     raise FileNotFoundError(
       f'{len(missing)} of {len(paths)} images that {source} names are not there, {named}{instance}.'
@@ -157,7 +256,7 @@ class ListedSplit:
     *alternatives, last = self.roots
     if not alternatives or not os.path.isfile(self.path):
       return last
-    with open(self.path) as file:
-      first_image = file.readline().rpartition(' ')[0]
+    first_line = io.StringIO(_read_text(self.path), newline=None).readline()
+    first_image = first_line.rpartition(' ')[0]
     holding = (root for root in alternatives if os.path.exists(os.path.join(root, first_image)))
     return next(holding, last)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from glora_jax.data.examples import Examples, Part, Split
-from glora_jax.files import read_json, write_json
+from glora_jax.files import read_json, write_json, writing
 
 SPLITS = ('train', 'val', 'test')
 SHARE = 0.1  # of the images, for each of val and test that is dealt
@@ -121,7 +122,7 @@ class Dealer:
     """
     self._require_enough(examples.labels, splits)
     if self.split_file and os.path.exists(self.split_file):
-      indices = self._read(self.split_file, examples.identity, splits)
+      indices = self._read(self.split_file, examples, splits)
     else:
       indices = deal(examples.labels, _shares(splits), SEED)
       if self.split_file:
@@ -144,20 +145,41 @@ class Dealer:
         f'{", ".join(splits)}; too few in {", ".join(rare)}.'
       )
 
-  def _read(self, path: str, identity: str, splits: Sequence[str]) -> list[list[int]]:
+  def _read(self, path: str, examples: Examples, splits: Sequence[str]) -> list[np.ndarray]:
     saved = read_json(path)
-    if saved['identity'] != identity:
+    if not isinstance(saved, dict) or 'identity' not in saved:
+      raise ValueError(f'{path} is no split that glora_jax wrote; {self._advice}')
+    if saved['identity'] != examples.identity:
       raise ValueError(
-        f'The images of {self.origin} have changed since {path} was made; take a new workdir, or '
-        'remove that file and with it the claim that the results of this workdir are of the same '
-        'split.'
+        f'The images of {self.origin} have changed since {path} was made; {self._advice}'
       )
-    return [saved[split] for split in splits]
+    if not _is_partition([saved.get(split) for split in splits], len(examples.labels)):
+      raise ValueError(
+        f'{path} does not deal each of the {len(examples.labels)} images of {self.origin} to one '
+        f'of {", ".join(splits)}, as it did when it was written; {self._advice}'
+      )
+    return [np.asarray(saved[split], np.int64) for split in splits]
+
+  @property
+  def _advice(self) -> str:
+    return (
+      'take a new workdir, or remove that file and with it the claim that the results of this '
+      'workdir are of the same split.'
+    )
 
   def _write(self, path: str, identity: str, indices: Mapping[str, np.ndarray]) -> None:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with writing(path):
+      os.makedirs(os.path.dirname(path), exist_ok=True)
     lists = {split: part.tolist() for split, part in indices.items()}
     write_json(path, {'identity': identity, **lists})
+
+
+def _is_partition(parts: Sequence[Any], number: int) -> bool:
+  """Whether lists, as a file has them, hold every index below a number once, and none is empty."""
+  if not all(isinstance(part, list) and part for part in parts):
+    return False
+  indices = [index for part in parts for index in part]
+  return all(type(index) is int for index in indices) and sorted(indices) == list(range(number))
 
 
 def _shares(splits: Sequence[str]) -> tuple[float, ...]:

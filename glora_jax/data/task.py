@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -79,6 +81,62 @@ class Source:
         f"data.source='{self.source}' needs data.root, the folder that holds {content}."
       )
     return os.path.expanduser(self.root)
+
+
+def is_count(text: str) -> bool:
+  """Whether a part of a task's name is a whole number of at most nine digits.
+
+  Example:
+    >>> [is_count(text) for text in ('16', '-1', '²', '')]
+    [True, False, False, False]
+  """
+  return re.fullmatch('[0-9]{1,9}', text) is not None
+
+
+def require_printable(origin: str, names: Iterable[str]) -> None:
+  """Checks that names can stand in files and on screens.
+
+  Args:
+    origin: where the names come from, for the sentence of the error.
+    names: names of classes or paths.
+
+  Raises:
+    ValueError: a name is not UTF-8, or has a control character, a line end for instance.
+  """
+  for name in names:
+    if any(unicodedata.category(character) in ('Cc', 'Cs') for character in name):
+      raise ValueError(
+        f'{origin} has the name {name!a}, which is not UTF-8 or has control characters, so '
+        'that no report can print it; rename it.'
+      )
+
+
+def require_measurable(
+  origin: str, classes: Sequence[str], labels: Mapping[str, np.ndarray]
+) -> None:
+  """Checks that the classes of a task's splits let accuracies on them mean something.
+
+  Args:
+    origin: what the sentence of the error calls the task.
+    classes: names of the classes.
+    labels: the labels of every split, int [n]; of 'val' and 'test', where they are among them,
+      each needs two classes, and the two a class in common.
+
+  Raises:
+    ValueError: they do not.
+  """
+  present = {split: np.unique(labels[split]) for split in ('val', 'test') if split in labels}
+  for split, found in present.items():
+    if len(found) == 1:
+      raise ValueError(
+        f'{origin}: all images of {split} are of the class {classes[found[0]]}, so that an '
+        f'accuracy on them says nothing of the {len(classes)} classes; add images of the others.'
+      )
+  if len(present) == 2 and not np.intersect1d(*present.values()).size:
+    raise ValueError(
+      f'{origin}: val and test have no class in common, so that what is chosen on val is not what '
+      'is tested; give both images of every class.'
+    )
 
 
 def nothing_missing() -> None:

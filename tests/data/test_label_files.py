@@ -16,6 +16,10 @@ from glora_jax.data.label_files import LabelledPath, ListedSplit, read_csv, read
     ('images/a.png 8', 'line 2: the label 8 is none of the 8 classes'),
     ('images/a.png -1', 'the label -1 is none'),
     ('images/0.png 1', 'line 2: images/0.png occurs a second time, first in line 1'),
+    ('./images/0.png 1', 'occurs a second time, first in line 1 as images/0.png'),
+    ('images/a.png --1', 'line 2: .* does not hold a path and a whole number'),
+    ('images/a.png \N{SUPERSCRIPT TWO}', 'line 2: .* does not hold a path and a whole number'),
+    ('images/a.png ' + '9' * 5000, 'line 2: .{,130} does not hold a path and a whole number'),
     ('images/none.png 1', '1 of 2 images .* are not there, .*none.png'),
   ],
 )
@@ -36,6 +40,14 @@ def test_missing_and_empty_files_are_explained(tmp_path):
     read_csv(tmp_path / 'labels.csv')
   with pytest.raises(ValueError, match='is empty; rows of'):
     read_csv(tmp_path / 'empty')
+
+
+@pytest.mark.parametrize('encoding', ['utf-16', 'latin-1'])
+def test_files_in_other_encodings_are_named(tmp_path, encoding):
+  for read, name in ((read_csv, 'labels.csv'), (lambda path: read_list(path, tmp_path, 2), 'list')):
+    (tmp_path / name).write_bytes('a.png 0\nü.png 1\n'.encode(encoding))
+    with pytest.raises(ValueError, match=rf'{name}, line [12] is no UTF-8 text; save the file'):
+      read(tmp_path / name)
 
 
 def test_paths_of_lists_may_hold_spaces_and_empty_lines_are_passed_over(tmp_path):

@@ -1,6 +1,7 @@
 """The user's own images: folders, CSVs, TFDS data sets; split once; every mistake a sentence."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -63,7 +64,7 @@ def test_images_that_change_after_the_split_are_noticed(photos, tmp_path):
 
 @pytest.mark.parametrize(
   'layout',
-  [('train', 'val', 'test'), ('training', 'validation', 'test'), ('train', 'test'), ('train',)],
+  [('train', 'val', 'test'), ('Training', 'Validation', 'TEST'), ('train', 'test'), ('train',)],
 )
 def test_folders_that_are_split_are_left_as_they_are(tmp_path, layout):
   for split in layout:
@@ -76,15 +77,118 @@ def test_folders_that_are_split_are_left_as_they_are(tmp_path, layout):
     assert all('/test/' in name for name in names(task.open('test')))
 
 
+@pytest.mark.parametrize(
+  'inside, message',
+  [
+    (('train', 'val', 'test', 'extra'), r'of splits \(test, train, val\) beside others \(extra\)'),
+    (('val', 'test'), r'of splits \(test, val\), but no train'),
+    (('train', 'val', 'valid'), '2 folders for the split val: val, valid'),
+    (('Train', 'train'), '2 folders for the split train'),
+  ],
+)
+def test_folders_of_splits_are_never_taken_for_classes(tmp_path, inside, message):
+  for split in inside:
+    fill(tmp_path / split, {'a': 5, 'b': 5})
+  with pytest.raises(ValueError, match=message):
+    find(f'folder:{tmp_path}')
+
+
+def test_a_class_may_be_called_train(tmp_path):
+  fill(tmp_path, {'bus': 5, 'train': 5})
+  assert find(f'folder:{tmp_path}').classes == ('bus', 'train')
+
+
 def test_classes_of_test_folders_are_those_of_train(tmp_path):
   fill(tmp_path / 'train', {'a': 5, 'b': 5, 'c': 5})
-  fill(tmp_path / 'val', {'c': 2})
-  fill(tmp_path / 'test', {'b': 2})
+  fill(tmp_path / 'val', {'c': 1, 'b': 1})
+  fill(tmp_path / 'test', {'b': 1, 'a': 1})
   task = find(f'folder:{tmp_path}')
-  assert (task.open('val').labels.tolist(), task.open('test').labels.tolist()) == ([2, 2], [1, 1])
+  assert (task.open('val').labels.tolist(), task.open('test').labels.tolist()) == ([1, 2], [0, 1])
+  assert task.notes == ('val has no images of a.', 'test has no images of c.')
   fill(tmp_path / 'test', {'z': 1})
   with pytest.raises(ValueError, match=r'test has classes that .*train has not: z'):
     find(f'folder:{tmp_path}')
+
+
+@pytest.mark.parametrize(
+  'val, test, message',
+  [
+    ('a', 'abcd', 'all images of val are of the class a'),
+    ('abcd', 'c', 'all images of test are of the class c'),
+    ('ab', 'cd', 'val and test have no class in common'),
+  ],
+)
+def test_splits_that_cannot_measure_are_refused(tmp_path, val, test, message):
+  for split, classes in {'train': 'abcd', 'val': val, 'test': test}.items():
+    fill(tmp_path / split, dict.fromkeys(classes, 2))
+  with pytest.raises(ValueError, match=message):
+    find(f'folder:{tmp_path}')
+
+
+@pytest.mark.parametrize('target', ['.', '..', '../photos'])
+def test_a_class_folder_that_links_to_its_parent_is_refused(photos, target):
+  (photos / 'again').symlink_to(target)
+  with pytest.raises(ValueError, match=r'again is a link to .* which holds the other classes'):
+    find(f'folder:{photos}')
+
+
+@pytest.mark.parametrize('link', [os.link, os.symlink])
+def test_an_image_has_one_class(photos, link):
+  link(photos / 'cat' / '000.png', photos / 'dog' / 'same.png')
+  message = r'cat/000\.png and .*dog/same\.png are the same file, which is to be of the class cat'
+  with pytest.raises(ValueError, match=message):
+    find(f'folder:{photos}')
+
+
+def test_further_names_in_a_class_are_a_warning(photos, caplog):
+  os.link(photos / 'cat' / '000.png', photos / 'cat' / 'same.png')
+  assert find(f'folder:{photos}').num_classes == 3
+  assert '1 images are there under several names' in caplog.text
+
+
+def test_an_image_is_in_one_split(tmp_path):
+  for split in ('train', 'val'):
+    fill(tmp_path / split, {'a': 5, 'b': 5})
+  (tmp_path / 'test').symlink_to('val')
+  with pytest.raises(ValueError, match='the same file, in val and in test'):
+    find(f'folder:{tmp_path}')
+
+
+def test_names_of_files_may_be_of_any_bytes_and_those_of_classes_may_not(photos, tmp_path):
+  os.rename(photos / 'cat' / '000.png', os.fsencode(photos) + b'/cat/\xff.png')
+  task = find(f'folder:{photos}', workdir=str(tmp_path / 'run'))
+  assert len(task.open('train+val+test').labels) == 33
+  os.rename(photos / 'cat', os.fsencode(photos) + b'/cat\xfe')
+  with pytest.raises(ValueError, match=r"photos has the name 'cat\\udcfe', which is not UTF-8"):
+    find(f'folder:{photos}')
+  with pytest.raises(
+    ValueError, match=r"has the name '.*a\\nb', which is not UTF-8 or has control"
+  ):
+    find(f'folder:{tmp_path}/a\nb')
+
+
+@pytest.mark.parametrize(
+  'edit',
+  [
+    lambda saved: saved.update(test=saved['train']),
+    lambda saved: saved['test'].__setitem__(0, -1),
+    lambda saved: saved['test'].__setitem__(0, 33),
+    lambda saved: saved['test'].__setitem__(0, 0.0),
+    lambda saved: saved.update(test=[[1]]),
+    lambda saved: saved.update(test='x'),
+    lambda saved: saved.pop('test'),
+    lambda saved: saved.pop('identity'),
+    lambda saved: [saved],
+  ],
+)
+def test_a_split_file_that_was_edited_is_refused(photos, tmp_path, edit):
+  find(f'folder:{photos}', workdir=str(tmp_path))
+  path = tmp_path / 'split.json'
+  saved = json.loads(path.read_text())
+  other = edit(saved)
+  path.write_text(json.dumps(other if isinstance(other, list) and other == [saved] else saved))
+  with pytest.raises(ValueError, match=r'split\.json .*; take a new workdir'):
+    find(f'folder:{photos}', workdir=str(tmp_path))
 
 
 def test_folders_that_cannot_be_a_task_are_explained(photos, tmp_path):
@@ -139,10 +243,12 @@ def test_a_csv_is_read_by_its_columns(photos, header, row):
 
 
 def test_numbers_as_labels_are_ordered_as_numbers(photos):
+  labels = ('10', '9', '2', '02', '\N{SUPERSCRIPT TWO}', '9' * 5000)
   (photos.parent / 'labels.csv').write_text(
-    ''.join(f'photos/cat/{n:03d}.png,{(10, 9, 2)[n % 3]}\n' for n in range(9))
+    ''.join(f'photos/cat/{n:03d}.png,{labels[n % 6]}\n' for n in range(18))
   )
-  assert find(f'csv:{photos.parent}/labels.csv').classes == ('2', '9', '10')
+  task = find(f'csv:{photos.parent}/labels.csv')
+  assert task.classes == ('02', '2', '9', '10', '9' * 5000, '\N{SUPERSCRIPT TWO}')
 
 
 @pytest.mark.parametrize(
@@ -155,6 +261,19 @@ def test_numbers_as_labels_are_ordered_as_numbers(photos):
       'photos/cat/000.png,x\nphotos/cat/000.png,y\n',
       r'line 2: photos/cat/000\.png occurs a second time, first in line 1',
     ),
+    (
+      'photos/cat/000.png,x\nphotos/dog/../cat/000.png,y\n',
+      r'line 2: photos/dog/\.\./cat/000\.png occurs .* first in line 1 as photos/cat/000\.png',
+    ),
+    ('path,label\n', 'has a header alone'),
+    ('file,class\nphotos/cat/000.png,x\n', "line 1: 'file,class' names no image, and is no header"),
+    ('file,label\nphotos/cat/000.png,x\n', 'is no header with the columns path and label'),
+    (f'path,label\n{"x" * 200_000},x\n', 'line 2 is no row of a CSV .field larger than'),
+    (
+      'photos/cat/000.png,x\nphotos/a,b.png,x\n',
+      r"line 2: 'photos/a,b\.png,x' has 3 fields in place of 2; .* between double quotes",
+    ),
+    ('photos/cat/000.png,x\nphotos/cat/001.png,"a\nb"\n', "has the name 'a.nb', which"),
     ('photos/cat/000.png,x\nphotos/cat/001.png,x\n', "has the one label 'x'"),
     (
       'photos/cat/000.png,x\nnone.png,y\n',

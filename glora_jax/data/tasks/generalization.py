@@ -12,7 +12,7 @@ from typing import NamedTuple
 from glora_jax.data import tfds
 from glora_jax.data.label_files import ListedSplit
 from glora_jax.data.splits import Shots
-from glora_jax.data.task import Source, Task
+from glora_jax.data.task import Source, Task, is_count
 from glora_jax.data.tfds import TfdsSplit
 
 SHOTS = 16
@@ -55,7 +55,7 @@ def task(text: str, source: Source) -> Task:
   Raises:
     ValueError: no such seed or source.
   """
-  if not text.isdigit():
+  if not is_count(text):
     raise ValueError(
       f"'generalization/{text}' is no task; "
       "'generalization/0' is one, with the seed of the 16 images a class."

@@ -12,21 +12,23 @@ from collections.abc import Container, Mapping, Sequence
 from typing import Literal
 
 from glora_jax.data import tfds
+from glora_jax.data.class_folders import (
+  SPLIT_NAMES,
+  require_distinct,
+  scan,
+  split_folders,
+  subfolders,
+)
 from glora_jax.data.examples import Examples, Files, OpenedSplit
-from glora_jax.data.image import EXTENSIONS, images_below
 from glora_jax.data.label_files import LabelledPath, read_csv, require_files
 from glora_jax.data.splits import SEED, SPLITS, Dealer
-from glora_jax.data.task import Source, Task
+from glora_jax.data.task import Source, Task, require_measurable, require_printable
 from glora_jax.data.tfds import Builder, TfdsExamples
 
 Kind = Literal['folder', 'csv', 'tfds']
 KINDS: tuple[Kind, ...] = ('folder', 'csv', 'tfds')
 
-_SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
-  'train': ('train', 'training'),
-  'val': ('val', 'valid', 'validation'),
-  'test': ('test', 'testing'),
-}
+_MOST_DIGITS = 18  # of a label that is ordered as a number
 
 
 def task(kind: Kind, path: str, source: Source, workdir: str | None = None) -> Task:
@@ -41,8 +43,9 @@ def task(kind: Kind, path: str, source: Source, workdir: str | None = None) -> T
   Raises:
     FileNotFoundError: the path is not there.
     ValueError: the path is not what `kind` says; a class has no images, or fewer than there are
-      splits.
+      splits; what is split already cannot measure anything.
   """
+  require_printable('The task', [path])
   split_file = os.path.join(workdir, 'split.json') if workdir else None
   if kind == 'tfds':
     return _from_tfds(path, source, split_file)
@@ -66,90 +69,60 @@ def _from_folder(folder: str, split_file: str | None) -> Task:
     raise FileNotFoundError(
       f'There is no folder {folder}; one with a subfolder of images for each class is expected.'
     )
-  inside = _subfolders(folder)
-  given = {split: os.path.join(folder, name) for split, name in _find_splits(inside).items()}
-  all_names = {name for names in _SPLIT_NAMES.values() for name in names}
-  if 'train' in given and all_names.issuperset(inside):
+  if given := split_folders(folder):
     return _from_split_folders(folder, given, split_file)
-  if len(inside) < 2:
-    raise ValueError(
-      f'{folder} has {len(inside)} subfolders; two or more are expected, one for each class, '
-      'or train, val and test with such folders inside.'
-    )
-  dealer = Dealer(folder, tuple(inside), split_file)
-  return _dealt(f'folder:{folder}', dealer, _scan(folder, inside))
+  classes = _classes_in(folder, 'or train, val and test with such folders inside')
+  images = scan(folder, classes)
+  require_distinct({'all': images}, classes)
+  return _dealt(f'folder:{folder}', Dealer(folder, classes, split_file), images)
+
+
+def _classes_in(folder: str, otherwise: str = '') -> tuple[str, ...]:
+  """The names of the class folders in a folder.
+
+  Raises:
+    ValueError: they are fewer than two, or a name cannot be printed.
+  """
+  classes = tuple(subfolders(folder))
+  if len(classes) < 2:
+    expected = ', '.join(filter(None, ['two or more are expected, one for each class', otherwise]))
+    raise ValueError(f'{folder} has {len(classes)} subfolders; {expected}.')
+  require_printable(folder, classes)
+  return classes
 
 
 def _from_split_folders(folder: str, given: Mapping[str, str], split_file: str | None) -> Task:
   """A task on folders of splits; 'val' and 'test' are dealt from 'train' where they have none."""
   train = given['train']
-  classes = tuple(_subfolders(train))
-  if len(classes) < 2:
-    raise ValueError(
-      f'{train} has {len(classes)} subfolders; two or more are expected, one for each class.'
-    )
+  classes = _classes_in(train)
   for split in ('val', 'test'):
     if split in given:
       _require_known_classes(given[split], train, classes)
-  splits: dict[str, Examples] = {
-    split: _scan(split_folder, classes) for split, split_folder in given.items()
-  }
-  notes = ()
+  images = {split: scan(split_folder, classes) for split, split_folder in given.items()}
+  require_distinct(images, classes)
+  splits: dict[str, Examples] = {**images}
+  notes = []
   lacking = [split for split in SPLITS if split not in given]
   if lacking:
     dealer = Dealer(folder, classes, split_file)
     splits.update(dealer.deal(splits['train'], ('train', *lacking)))
-    notes = (f'{" and ".join(lacking)} were dealt from train, stratified, seed {SEED}: 10% each.',)
-  return Task(f'folder:{folder}', classes, _opened(splits), f'the folder {folder}', notes)
+    notes.append(
+      f'{" and ".join(lacking)} were dealt from train, stratified, seed {SEED}: 10% each.'
+    )
+  labels = {split: examples.labels for split, examples in splits.items()}
+  require_measurable(folder, classes, labels)
+  for split in given:
+    absent = [name for label, name in enumerate(classes) if label not in labels[split]]
+    if absent:
+      notes.append(f'{split} has no images of {", ".join(absent)}.')
+  name = f'folder:{folder}'
+  return Task(name, classes, _opened(splits), f'the folder {folder}', tuple(notes))
 
 
 def _require_known_classes(folder: str, train: str, classes: Sequence[str]) -> None:
-  unknown = sorted(set(_subfolders(folder)) - set(classes))
+  unknown = sorted(set(subfolders(folder)) - set(classes))
   if unknown:
     raise ValueError(f'{folder} has classes that {train} has not: {", ".join(unknown)}.')
-
-
-def _find_splits(names: Container[str]) -> dict[str, str]:
-  """What the splits are called, of those that are among the names."""
-  present = {
-    split: next((name for name in known if name in names), None)
-    for split, known in _SPLIT_NAMES.items()
-  }
-  return {split: name for split, name in present.items() if name is not None}
-
-
-def _subfolders(folder: str) -> list[str]:
-  return sorted(
-    item.name for item in os.scandir(folder) if item.is_dir() and not item.name.startswith('.')
-  )
-
-
-def _scan(folder: str, classes: Sequence[str]) -> Files:
-  """All images below the class folders, in the order of their names.
-
-  Args:
-    folder: folder that holds the class folders; one for each class that occurs.
-    classes: names of the class folders, in the order of the labels.
-
-  Raises:
-    ValueError: a class folder holds no images.
-  """
-  paths, labels, empty = [], [], []
-  for label, name in enumerate(classes):
-    class_folder = os.path.join(folder, name)
-    if not os.path.isdir(class_folder):
-      continue
-    images = images_below(class_folder)
-    paths += images
-    labels += [label] * len(images)
-    if not images:
-      empty.append(name)
-  if empty:
-    raise ValueError(
-      f'{folder}: no images in the class folders {", ".join(empty)}; '
-      f'an image is a file ending in {", ".join(EXTENSIONS)}. Fill or remove them.'
-    )
-  return Files(paths, labels)
 
 
 def _from_csv(path: str, split_file: str | None) -> Task:
@@ -159,6 +132,7 @@ def _from_csv(path: str, split_file: str | None) -> Task:
     raise ValueError(
       f'{path} has the one label {classes[0]!r}; two or more are needed to classify.'
     )
+  require_printable(path, classes)
   number_of = {name: number for number, name in enumerate(classes)}
   root = os.path.dirname(path)
   files = Files(
@@ -171,8 +145,14 @@ def _from_csv(path: str, split_file: str | None) -> Task:
 def _classes_of(rows: Sequence[LabelledPath]) -> tuple[str, ...]:
   """The labels that occur: whole numbers in their order, then words in theirs."""
   labels = {row.label for row in rows}
-  numbers = sorted((label for label in labels if label.isdigit()), key=int)
-  return (*numbers, *sorted(label for label in labels if not label.isdigit()))
+  numbers = {label for label in labels if label.isdecimal() and len(label) <= _MOST_DIGITS}
+  # By the text, too: '01' and '1' are two labels, whose order must be the same in every process.
+  in_order = sorted(numbers, key=_number_and_text)
+  return (*in_order, *sorted(labels - numbers))
+
+
+def _number_and_text(label: str) -> tuple[int, str]:
+  return int(label), label
 
 
 def _from_tfds(name: str, source: Source, split_file: str | None) -> Task:
@@ -213,7 +193,7 @@ class StoredDataSet:
       ValueError: the data set has no 'train'.
     """
     tfds.prepare(self.builder)
-    stored = _find_splits(self.builder.info.splits)
+    stored = _stored_splits(self.builder.info.splits)
     if 'train' not in stored:
       raise ValueError(
         f'{self.dealer.origin} has the splits {", ".join(self.builder.info.splits)}; '
@@ -229,6 +209,15 @@ class StoredDataSet:
     if stored_name not in self._read_before:
       self._read_before[stored_name] = tfds.read(self.builder, stored_name)
     return self._read_before[stored_name]
+
+
+def _stored_splits(names: Container[str]) -> dict[str, str]:
+  """What a data set calls the splits that it has."""
+  present = {
+    split: next((name for name in known if name in names), None)
+    for split, known in SPLIT_NAMES.items()
+  }
+  return {split: name for split, name in present.items() if name is not None}
 
 
 @dataclasses.dataclass(frozen=True)
