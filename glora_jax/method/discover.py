@@ -23,6 +23,7 @@ import numpy as np
 
 from glora_jax.method.layout import LINEAR_MODULES, Layout, linear_layout
 from glora_jax.method.probe import Lift, Probe, Watch
+from glora_jax.method.sample import Sample
 from glora_jax.method.site import Site
 from glora_jax.tree import Path
 
@@ -150,44 +151,34 @@ def discover(model: nn.Module, inputs: tuple, kwargs: Mapping[str, Any]) -> Disc
   Raises:
     ValueError: the model does not run on these inputs.
   """
-  leaves, structure = jax.tree.flatten((inputs, dict(kwargs)))
-  arrays = [leaf for leaf in leaves if _is_array(leaf)]
+  sample = Sample(inputs, kwargs)
   rngs = {'params': jax.random.key(0)}  # Flax answers every other stream from this one
   watch = Watch()
   recorder = _Recorder(watch)
 
-  def arguments(arrays):
-    remaining = iter(arrays)
-    return structure.unflatten([next(remaining) if _is_array(leaf) else leaf for leaf in leaves])
-
   def initialize(arrays):
-    args, keywords = arguments(arrays)
+    args, keywords = sample.arguments(arrays)
     return model.init(rngs, *args, **keywords)
 
   def apply(variables, arrays):
-    args, keywords = arguments(arrays)
+    args, keywords = sample.arguments(arrays)
     mutable = nn.DenyList('params')
     with nn.intercept_methods(recorder):
       return model.apply(variables, *args, rngs=rngs, mutable=mutable, **keywords)
 
   try:
-    variables = jax.eval_shape(initialize, arrays)
+    variables = jax.eval_shape(initialize, sample.arrays)
     params = _in_probes(variables.get('params', {}), watch)
-    jax.eval_shape(apply, {**variables, 'params': params}, arrays)
+    jax.eval_shape(apply, {**variables, 'params': params}, sample.arrays)
   except Exception as error:
-    shapes = ', '.join(f'{array.dtype}{list(array.shape)}' for array in arrays)
     raise ValueError(
-      f'{type(model).__name__} does not run on the sample inputs ({shapes}): {error}'
+      f'{type(model).__name__} does not run on the sample inputs ({sample}): {error}'
     ) from error
   sites = tuple(
     dataclasses.replace(site, shared=site.path in watch.shared)
     for site in _with_rows(list(recorder.found.values()))
   )
   return Discovery(variables, sites, recorder.refused)
-
-
-def _is_array(leaf: Any) -> bool:
-  return hasattr(leaf, 'shape') and hasattr(leaf, 'dtype')
 
 
 def _in_probes(params: Any, watch: Watch) -> Any:

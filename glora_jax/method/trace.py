@@ -1,0 +1,308 @@
+"""Any function's linear layers, found by use: the parameters that meet activations in products.
+
+The function is traced once, so nothing is computed, and its program is read: which parameter enters
+a product (`dot_general`, `ragged_dot_general` and, on request, convolutions) against something that
+depends on the input, whoever wrote the module that it lies in. Axes that are summed over are
+inputs. Axes that are shared with the activations, scanned over, grouped or indexed one by one are a
+stack of layers, and all others are outputs. A parameter that is added along exactly the outputs is
+the bias.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import types
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from glora_jax.method.events import Event, Note, Place, Role, Sum, Use
+from glora_jax.method.jaxpr import walk
+from glora_jax.method.kernels import axis_roles, bias_of, layers, layout_of
+from glora_jax.method.sample import Sample, is_array
+from glora_jax.method.site import Site
+from glora_jax.method.value import Value
+from glora_jax.method.view import View
+from glora_jax.tree import Path, flatten, path_name, update
+
+_KINDS = {'conv_general_dilated': 'Conv', 'ragged_dot_general': 'RaggedDot'}
+_UNUSED = 'is not used in the call'
+
+
+class Uncovered(NamedTuple):
+  """A parameter with two or more axes, stacks not counted, that is in no linear layer.
+
+  Attributes:
+    path: path of the parameter.
+    shape: its shape.
+    reason: why it is in none, as what follows its name in a sentence.
+  """
+
+  path: Path
+  shape: tuple[int, ...]
+  reason: str
+
+
+class Found(NamedTuple):
+  """What was found in a function.
+
+  Attributes:
+    sites: its linear layers in the order of their first uses, with their rows.
+    uncovered: the other matrices among its parameters.
+    unused: paths of all parameters that the call does not use.
+  """
+
+  sites: tuple[Site, ...]
+  uncovered: tuple[Uncovered, ...]
+  unused: tuple[Path, ...]
+
+
+def find(
+  function: Callable[..., Any],
+  params: Any,
+  inputs: tuple,
+  kwargs: Mapping[str, Any],
+  *,
+  convs: bool = False,
+  split: Mapping[str, int] = types.MappingProxyType({}),
+) -> Found:
+  """The linear layers of `function(params, *inputs, **kwargs)`.
+
+  Args:
+    function: any pure function that JAX can trace.
+    params: its parameters, any pytree, or their shapes. What is no array is taken as it is.
+    inputs: further arguments. Arrays may be `jax.ShapeDtypeStruct`; everything else is taken as it
+      is.
+    kwargs: keyword arguments, likewise.
+    convs: whether kernels of convolutions count as linear layers, of all inputs of a window.
+    split: axes of outputs that are to be stacks: by a regular expression that is searched in the
+      parameter's path, the number of the axis.
+
+  Returns:
+    The layers, and the matrices that are in none.
+
+  Raises:
+    ValueError: the function does not run on these inputs, or `split` does not fit.
+
+  Example:
+    >>> params = {'embed': jnp.ones((5, 4)), 'mlp': {'w': jnp.ones((4, 3)), 'b': jnp.zeros(3)}}
+    >>> def apply(params, tokens):
+    ...   return params['embed'][tokens] @ params['mlp']['w'] + params['mlp']['b']
+    >>> found = find(apply, params, (jnp.zeros(2, int),), {})
+    >>> [(site.name, site.bias_path, site.layout.inputs) for site in found.sites]
+    [('mlp/w', ('mlp', 'b'), (0,))]
+    >>> found.uncovered[0].reason
+    'is looked up by an index (an embedding)'
+  """
+  arrays = {
+    path: bare for path, leaf in flatten(params).items() if is_array(bare := nn.meta.unbox(leaf))
+  }
+  events = _events(function, params, arrays, Sample(inputs, kwargs), convs)
+  kernels, reasons = _kernels(events, arrays)
+  _split(kernels, split)
+  sites = _sites(kernels, events, arrays)
+  return Found(sites, _uncovered(sites, events, arrays, reasons), _unused(events, arrays))
+
+
+def _events(
+  function: Callable[..., Any],
+  params: Any,
+  arrays: Mapping[Path, Any],
+  sample: Sample,
+  convs: bool,
+) -> list[Event]:
+  """What happens to the parameters in the function's program."""
+
+  def run(values, inputs):
+    args, kwargs = sample.arguments(inputs)
+    return function(update(params, dict(zip(arrays, values, strict=True))), *args, **kwargs)
+
+  try:
+    program = jax.make_jaxpr(run)([*map(_shaped, arrays.values())], sample.arrays)
+  except Exception as error:
+    name = getattr(function, '__name__', type(function).__name__)
+    raise ValueError(f'{name} does not run on the sample inputs ({sample}): {error}') from error
+  values = [
+    # A leading axis of size one is there to be repeated over a batch.
+    Value(view=View.whole(path, array.shape), repeated=array.shape[:1] == (1,))
+    for path, array in arrays.items()
+  ]
+  inputs = [Value(depends=True, token=number) for number, _ in enumerate(sample.arrays)]
+  return walk(program, [*values, *inputs], Place(convs)).events
+
+
+def _shaped(array: Any) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(array.shape, array.dtype)
+
+
+class _Kernel(NamedTuple):
+  """A parameter that is the kernel of one layer or a stack of them.
+
+  Attributes:
+    uses: its products, in execution order.
+    roles: what its axes are.
+  """
+
+  uses: list[Use]
+  roles: tuple[Role, ...]
+
+
+def _kernels(
+  events: Sequence[Event], arrays: Mapping[Path, Any]
+) -> tuple[dict[Path, _Kernel], dict[Path, str]]:
+  """The kernels in the order of their first uses, and why other parameters can be none."""
+  uses: dict[Path, list[Use]] = defaultdict(list)
+  reasons: dict[Path, str] = {}
+  for event in events:
+    if isinstance(event, Use):
+      uses[event.view.path].append(event)
+    elif isinstance(event, Note) and event.forbids:
+      reasons.setdefault(event.path, event.reason)
+  kernels = {}
+  for path, own in uses.items():
+    roles = axis_roles(own, arrays[path].shape)
+    if not jnp.issubdtype(arrays[path].dtype, jnp.inexact):
+      reasons[path] = f'holds integers ({arrays[path].dtype})'
+    elif path in reasons:
+      reasons[path] += ', and enters a product as well'
+    elif isinstance(roles, str):
+      reasons[path] = roles
+    else:
+      kernels[path] = _Kernel(own, roles)
+  return kernels, reasons
+
+
+def _split(kernels: dict[Path, _Kernel], split: Mapping[str, int]) -> None:
+  """Makes stacks of the axes of outputs that a user wants to be some.
+
+  Raises:
+    ValueError: an expression is found in no kernel's path, or an axis is none of its outputs.
+  """
+  for pattern, axis in split.items():
+    found = [path for path in kernels if re.search(pattern, path_name(path))]
+    if not found:
+      raise ValueError(
+        f"split: the pattern '{pattern}' matches no linear layer; there are: "
+        f'{", ".join(map(path_name, kernels))}.'
+      )
+    for path in found:
+      uses, roles = kernels[path]
+      axes = range(-len(roles), len(roles))
+      is_output = axis in axes and roles[axis] == 'out' and roles.count('out') > 1
+      if not is_output:
+        raise ValueError(
+          f'split: axis {axis} of {path_name(path)} cannot be made a stack; its axes are '
+          f'{", ".join(roles)}, and one of several outputs can.'
+        )
+      place = axis % len(roles)
+      kernels[path] = _Kernel(uses, (*roles[:place], 'stack', *roles[place + 1 :]))
+
+
+def _sites(
+  kernels: Mapping[Path, _Kernel], events: Sequence[Event], arrays: Mapping[Path, Any]
+) -> tuple[Site, ...]:
+  """The kernels with their biases, and with rows in execution order."""
+  shapes = {path: array.shape for path, array in arrays.items()}
+  sums = defaultdict(list)
+  for event in events:
+    if isinstance(event, Sum):
+      sums[event.product.use].append(event)
+  sites = []
+  tokens: dict[Any, int] = {}
+  for path, (uses, roles) in kernels.items():
+    layout = layout_of(uses[0], roles)
+    bias = bias_of(uses, sums, layout, shapes)
+    site = Site(
+      kernel_path=path,
+      bias_path=None if bias is None else bias.path,
+      kernel_shape=shapes[path],
+      bias_shape=None if bias is None else shapes[bias.path],
+      dtype=np.dtype(arrays[path].dtype),
+      layout=layout if bias is None else bias.layout,
+      local=layout,
+      lifts=(),
+      local_ndim=len(roles),
+      kind=_KINDS.get(uses[0].kind, 'Dot'),
+      input_id=tokens.setdefault(uses[0].token, len(tokens)),
+    )
+    sites.append(site)
+  return _with_rows(_with_own_biases(sites), kernels)
+
+
+def _with_own_biases(sites: Sequence[Site]) -> list[Site]:
+  """The sites, but those that share a bias, or whose bias is a kernel, without it."""
+  owners: dict[Path | None, int] = defaultdict(int)
+  for site in sites:
+    owners[site.kernel_path] += 1
+    owners[site.bias_path] += 1
+  return [site if owners[site.bias_path] == 1 else _without_bias(site) for site in sites]
+
+
+def _without_bias(site: Site) -> Site:
+  return dataclasses.replace(site, bias_path=None, bias_shape=None, layout=site.local)
+
+
+def _with_rows(sites: Sequence[Site], kernels: Mapping[Path, _Kernel]) -> tuple[Site, ...]:
+  """The sites with their layers numbered in execution order; layers that do not run come last."""
+  by_path = {site.kernel_path: site for site in sites}
+  uses = sorted(
+    (use for kernel in kernels.values() for use in kernel.uses), key=lambda use: use.scope
+  )
+  stacks = {path: site.layout.stack for path, site in by_path.items()}
+  shapes = {path: site.kernel_shape for path, site in by_path.items()}
+  run = layers(uses, stacks, shapes)
+  idle = ((path, index) for path, site in by_path.items() for index in np.ndindex(site.stack_shape))
+  rows = {layer: row for row, layer in enumerate(dict.fromkeys([*run, *idle]))}
+  return tuple(
+    dataclasses.replace(
+      site,
+      rows=tuple(rows[site.kernel_path, index] for index in np.ndindex(site.stack_shape)),
+    )
+    for site in sites
+  )
+
+
+def _uncovered(
+  sites: Sequence[Site],
+  events: Sequence[Event],
+  arrays: Mapping[Path, Any],
+  reasons: Mapping[Path, str],
+) -> tuple[Uncovered, ...]:
+  """The matrices that are in no site."""
+  covered = {path for site in sites for path in (site.kernel_path, site.bias_path)}
+  stacked: dict[Path, set[int]] = defaultdict(set)
+  reasons = dict(reasons)
+  for event in events:
+    if isinstance(event, Note):
+      stacked[event.path] |= event.stacked
+      reasons.setdefault(event.path, event.reason)
+    elif isinstance(event, Use):
+      stacked[event.view.path] |= event.view.stacked
+  return tuple(
+    Uncovered(path, array.shape, reasons.get(path, _UNUSED))
+    for path, array in arrays.items()
+    if path not in covered and _is_matrix(array.shape, stacked[path])
+  )
+
+
+def _is_matrix(shape: Sequence[int], stacked: set[int]) -> bool:
+  """Whether a parameter has two axes or more, without stacks and leading axes of size one."""
+  axes = [size for axis, size in enumerate(shape) if axis not in stacked]
+  while axes and axes[0] == 1:
+    axes = axes[1:]
+  return len(axes) > 1
+
+
+def _unused(events: Sequence[Event], arrays: Mapping[Path, Any]) -> tuple[Path, ...]:
+  used = {
+    event.view.path if isinstance(event, Use) else event.path
+    for event in events
+    if not isinstance(event, Sum)
+  }
+  return tuple(path for path in arrays if path not in used)

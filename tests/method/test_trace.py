@@ -1,0 +1,443 @@
+"""Linear layers found by use, in functions that are written in all ways."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from model_zoo import EXAMPLES
+
+from glora_jax.method.discover import discover
+from glora_jax.method.trace import find
+
+D, F, E, L = 4, 6, 3, 2  # inputs, outputs, experts, layers
+
+
+def zeros(*shape):
+  return jnp.zeros(shape)
+
+
+def found_in(function, params, *inputs, **options):
+  return find(function, params, inputs or (zeros(5, D),), {}, **options)
+
+
+def layouts(found):
+  """(stack, inputs, outputs) by name."""
+  return {
+    site.name: (site.layout.stack, site.layout.inputs, site.layout.outputs) for site in found.sites
+  }
+
+
+def reasons(found):
+  return {'/'.join(uncovered.path): uncovered.reason for uncovered in found.uncovered}
+
+
+ONE_KERNEL = {
+  'plain': (lambda w, x: x @ w, (D, F), ((), (0,), (1,))),
+  'out, in': (lambda w, x: x @ w.T, (F, D), ((), (1,), (0,))),
+  'cast': (lambda w, x: x.astype(jnp.bfloat16) @ w.astype(jnp.bfloat16), (D, F), ((), (0,), (1,))),
+  'reshaped': (lambda w, x: x @ w.reshape(D, F), (2, 2, F), ((), (0, 1), (2,))),
+  'one axis of heads and width': (
+    lambda w, x: jnp.einsum('bd,dhk->bhk', x, w.reshape(D, 2, 3)),
+    (D, F),
+    ((), (0,), (1,)),
+  ),
+  'attention': (lambda w, x: jnp.einsum('bd,ndh->bnh', x, w), (2, D, 3), ((), (1,), (0, 2))),
+  'stacked k and v': (
+    lambda w, x: jnp.einsum('bd,ckdh->cbkh', x, w),
+    (2, 2, D, 3),
+    ((), (2,), (0, 1, 3)),
+  ),
+  'experts by einsum': (
+    lambda w, x: jnp.einsum('ebd,edf->ebf', x[None].repeat(E, 0), w),
+    (E, D, F),
+    ((0,), (1,), (2,)),
+  ),
+  'experts one by one': (
+    lambda w, x: sum(x @ w[expert] for expert in range(E)),
+    (E, D, F),
+    ((0,), (1,), (2,)),
+  ),
+  'experts from the end': (
+    lambda w, x: sum(x @ w[..., -1 - expert] for expert in range(E)),
+    (D, F, E),
+    ((2,), (0,), (1,)),
+  ),
+  'experts at a dynamic place': (
+    lambda w, x: jax.lax.fori_loop(0, E, lambda i, y: y + x @ w[i], zeros(5, F)),
+    (E, D, F),
+    ((0,), (1,), (2,)),
+  ),
+  'experts in ragged groups': (
+    lambda w, x: jax.lax.ragged_dot(x, w, jnp.array([2, 2, 1])),
+    (E, D, F),
+    ((0,), (1,), (2,)),
+  ),
+  'mapped over': (
+    lambda w, x: jax.vmap(jnp.dot)(jnp.stack([x] * E), w),
+    (E, D, F),
+    ((0,), (1,), (2,)),
+  ),
+  'split in parts': (
+    lambda w, x: sum(x @ part for part in jnp.split(w, 3, axis=1)),
+    (D, F),
+    ((), (0,), (1,)),
+  ),
+  'parts of which one has a single head': (
+    lambda w, x: (
+      jnp.einsum('bd,dnh->bnh', x, w[:, :2]),
+      x @ w[:, 2],
+    ),
+    (D, 3, 5),
+    ((), (0,), (1, 2)),
+  ),
+  'cut along the inputs': (
+    lambda w, x: x[:, :1] @ w[:1] + x[:, 1:] @ w[1:],
+    (D, F),
+    ((), (0,), (1,)),
+  ),
+  'scaled and masked': (
+    lambda w, x: x @ (w / 2 * np.tri(D, F, dtype=np.float32)),
+    (D, F),
+    ((), (0,), (1,)),
+  ),
+  'repeated heads': (
+    lambda w, x: jnp.einsum('bd,ndh->bnh', x, jnp.repeat(w, 2, axis=0)),
+    (2, D, 3),
+    ((), (1,), (0, 2)),
+  ),
+  'in jit and remat': (
+    jax.jit(lambda w, x: jax.checkpoint(lambda x: jnp.sin(x @ w))(x)),
+    (D, F),
+    ((), (0,), (1,)),
+  ),
+  'in a branch': (
+    lambda w, x: jax.lax.cond(x.sum() > 0, lambda: x @ w, lambda: x @ w + 1),
+    (D, F),
+    ((), (0,), (1,)),
+  ),
+  'in a loop': (
+    lambda w, x: jax.lax.while_loop(lambda x: x.sum() < 1, lambda x: x @ w, x),
+    (D, D),
+    ((), (0,), (1,)),
+  ),
+  'carried by a loop': (
+    lambda w, x: jax.lax.fori_loop(0, L, lambda _, c: (c[0], c[1] @ c[0]), (w, x))[1],
+    (D, D),
+    ((), (0,), (1,)),
+  ),
+  'scanned along the last axis': (
+    lambda w, x: jax.lax.scan(lambda x, w: (x @ w, None), x, jnp.moveaxis(w, -1, 0))[0],
+    (D, D, L),
+    ((2,), (0,), (1,)),
+  ),
+  'scanned twice, in and out': (
+    lambda w, x: jax.lax.scan(
+      lambda x, w: (jax.lax.scan(lambda x, w: (x @ w, None), x, w)[0], None),
+      x,
+      w.reshape(L, 3, D, D),
+    )[0],
+    (L * 3, D, D),
+    ((0,), (1,), (2,)),
+  ),
+  'returned by a scan and used again': (
+    lambda w, x: jax.lax.scan(
+      lambda x, w: (x @ w, None), *jax.lax.scan(lambda x, w: (x @ w, w), x, w)
+    )[0],
+    (L, D, D),
+    ((0,), (1,), (2,)),
+  ),
+}
+
+
+@pytest.mark.parametrize('name', ONE_KERNEL)
+def test_a_kernel_is_found_however_it_is_used(name):
+  function, shape, layout = ONE_KERNEL[name]
+  found = found_in(lambda params, x: function(params['w'], x), {'w': zeros(*shape)})
+  assert layouts(found) == {'w': layout}
+  assert not found.uncovered
+
+
+HIDDEN = {
+  'lookup': (lambda w, x: w[x[:, 0].astype(int)], 'is looked up by an index (an embedding)'),
+  'tied embedding': (
+    lambda w, x: w[x[:, 0].astype(int)] @ w.T,
+    'is looked up by an index (an embedding), and enters a product as well',
+  ),
+  'transposed': (lambda w, x: x @ w @ w.T, 'enters products in two ways, once transposed'),
+  'convolution': (
+    lambda w, x: jax.lax.conv(x[:, :, None], w[:, :, None], (1,), 'SAME'),
+    'is the kernel of a convolution; convs=True adapts it',
+  ),
+  'normalized': (lambda w, x: x @ (w / jnp.linalg.norm(w)), 'combined with other parameters first'),
+  'in a callback': (
+    lambda w, x: jax.pure_callback(np.dot, zeros(5, D), x, w),
+    'enters a callback',
+  ),
+  'item by item': (lambda w, x: x[:D] * w, 'meets activations item by item, in no product'),
+  'unused': (lambda w, x: x, 'is not used in the call'),
+  'outer product': (lambda w, x: jnp.tensordot(x, w, 0), 'without an axis of inputs'),
+  'sum of axes': (lambda w, x: jnp.einsum('bd,df->b', x, w), 'is changed first (reduce_sum)'),
+}
+
+
+@pytest.mark.parametrize('name', HIDDEN)
+def test_what_no_layout_expresses_is_named_with_its_reason(name):
+  function, reason = HIDDEN[name]
+  found = found_in(lambda params, x: function(params['w'], x), {'w': zeros(D, D)})
+  assert not found.sites
+  assert list(reasons(found)) == ['w']
+  assert reason in reasons(found)['w']
+
+
+def test_products_of_two_parameters_are_named():
+  params = {'down': zeros(D, 2), 'up': zeros(2, F)}
+  found = found_in(lambda params, x: x @ (params['down'] @ params['up']), params)
+  assert not found.sites
+  assert all('combined with other parameters first' in why for why in reasons(found).values())
+  assert len(found.uncovered) == 2
+
+
+@pytest.mark.parametrize('batch', [1, 5])
+def test_kernels_that_meet_repeated_parameters_are_found(batch):
+  """Learned queries, as in attention pooling, stand in the place of activations."""
+  params = {'queries': zeros(1, 3, D), 'scale': zeros(D), 'w': zeros(D, F)}
+
+  def function(params, x):
+    queries = jnp.tile(params['queries'], (len(x), 1, 1)) * params['scale']
+    return queries @ params['w'] + x[:, None] @ params['w']
+
+  found = found_in(function, params, zeros(batch, D))
+  assert layouts(found) == {'w': ((), (0,), (1,))}
+  assert list(reasons(found)) == ['queries']
+
+
+BIASES = {
+  'plain': (lambda w, b, x: x @ w + b, (D, F), (F,), ()),
+  'flat beside heads': (
+    lambda w, b, x: jnp.einsum('bd,dhk->bhk', x, w) + b.reshape(2, 3),
+    (D, 2, 3),
+    (F,),
+    (),
+  ),
+  'heads beside flat': (
+    lambda w, b, x: (x @ w).reshape(5, 2, 3) + b,
+    (D, F),
+    (2, 3),
+    (),
+  ),
+  'with an axis of size one': (lambda w, b, x: b + x @ w, (D, F), (1, F), ()),
+  'cast': (lambda w, b, x: (x @ w).astype(jnp.bfloat16) + b.astype(jnp.bfloat16), (D, F), (F,), ()),
+  'of experts': (
+    lambda w, b, x: jnp.einsum('ebd,edf->ebf', x[None].repeat(E, 0), w) + b[:, None],
+    (E, D, F),
+    (E, F),
+    (0,),
+  ),
+  'of experts, last axis': (
+    lambda w, b, x: jnp.einsum('ebd,edf->ebf', x[None].repeat(E, 0), w) + b.T[:, None],
+    (E, D, F),
+    (F, E),
+    (1,),
+  ),
+  'of experts one by one': (
+    lambda w, b, x: [x @ w[expert] + b[expert] for expert in range(E)],
+    (E, D, F),
+    (E, F),
+    (0,),
+  ),
+  'of scanned layers': (
+    lambda w, b, x: jax.lax.scan(lambda x, p: (x @ p[0] + p[1], None), x, (w, b)),
+    (L, D, D),
+    (L, D),
+    (0,),
+  ),
+}
+
+
+@pytest.mark.parametrize('name', BIASES)
+def test_what_is_added_along_exactly_the_outputs_is_the_bias(name):
+  function, kernel, bias, stack = BIASES[name]
+  params = {'w': zeros(*kernel), 'b': zeros(*bias)}
+  (site,) = found_in(lambda params, x: function(params['w'], params['b'], x), params).sites
+  assert site.bias_path == ('b',)
+  assert site.layout.bias_stack == stack
+  assert site.layout.vectors(params['b']).shape == (*site.stack_shape, site.out_features)
+
+
+def test_outputs_lie_in_the_order_of_the_bias():
+  params = {'w': zeros(2, D, 3), 'b': zeros(3, 2)}
+  (site,) = found_in(
+    lambda params, x: jnp.einsum('bd,ndh->bhn', x, params['w']) + params['b'], params
+  ).sites
+  assert site.layout.outputs == (2, 0)
+
+
+NO_BIASES = {
+  'positions': (lambda w, b, x: x @ w + b, (D, F), (5, F)),
+  'one for all experts': (
+    lambda w, b, x: jnp.einsum('ebd,edf->ebf', x[None].repeat(E, 0), w) + b,
+    (E, D, F),
+    (F,),
+  ),
+  'of part of the outputs': (
+    lambda w, b, x: jnp.einsum('bd,dhk->bhk', x, w) + b,
+    (D, 2, 3),
+    (3,),
+  ),
+  'in one of two products': (lambda w, b, x: x @ w + b + x @ w, (D, F), (F,)),
+  'after something else': (lambda w, b, x: jnp.sin(x @ w) + b, (D, F), (F,)),
+}
+
+
+@pytest.mark.parametrize('name', NO_BIASES)
+def test_what_is_added_otherwise_is_no_bias(name):
+  function, kernel, bias = NO_BIASES[name]
+  params = {'w': zeros(*kernel), 'b': zeros(*bias)}
+  (site,) = found_in(lambda params, x: function(params['w'], params['b'], x), params).sites
+  assert not site.has_bias
+
+
+def test_two_kernels_do_not_share_a_bias():
+  params = {'w': zeros(D, F), 'v': zeros(D, F), 'b': zeros(F)}
+  found = found_in(
+    lambda params, x: x @ params['w'] + params['b'] + (x @ params['v'] + params['b']), params
+  )
+  assert [site.has_bias for site in found.sites] == [False, False]
+
+
+def two_layers(params, x):
+  return jnp.tanh(x @ params['a']) @ params['b']
+
+
+def test_layers_of_a_scan_are_numbered_slice_by_slice():
+  params = {'a': zeros(L, D, F), 'b': zeros(L, F, D), 'last': zeros(D, D)}
+
+  def function(params, x):
+    body = {name: params[name] for name in 'ab'}
+    x, _ = jax.lax.scan(lambda x, layer: (two_layers(layer, x), None), x, body)
+    return x @ params['last']
+
+  rows = {site.name: site.rows for site in found_in(function, params).sites}
+  assert rows == {'a': (0, 2), 'b': (1, 3), 'last': (4,)}
+
+
+def test_layers_of_a_python_loop_are_numbered_as_they_run():
+  params = {'a': zeros(L, D, F), 'b': zeros(L, F, D)}
+
+  def function(params, x):
+    for layer in reversed(range(L)):
+      x = two_layers({name: value[layer] for name, value in params.items()}, x)
+    return x
+
+  rows = {site.name: site.rows for site in found_in(function, params).sites}
+  assert rows == {'a': (2, 0), 'b': (3, 1)}
+
+
+def test_items_of_a_stack_that_do_not_run_come_last():
+  params = {'a': zeros(3, D, D), 'b': zeros(D, D)}
+  found = found_in(lambda params, x: x @ params['a'][1] @ params['b'], params)
+  assert {site.name: site.rows for site in found.sites} == {'a': (2, 0, 3), 'b': (1,)}
+
+
+def test_layers_with_the_same_input_are_known():
+  params = {name: zeros(D, D) for name in 'qkvo'}
+
+  def function(params, x):
+    cast = x.astype(jnp.bfloat16)
+    q, k = x @ params['q'], jax.jit(jnp.dot)(x, params['k'])
+    return (q * k * (cast @ params['v'])) @ params['o']
+
+  q, k, v, o = (site.input_id for site in found_in(function, params).sites)
+  assert q == k == v != o
+
+
+def test_an_axis_of_outputs_becomes_a_stack_on_request():
+  params = {'kv': {'w': zeros(2, D, F), 'b': zeros(2, F)}}
+
+  def function(params, x):
+    return jnp.einsum('bd,cdf->bcf', x, params['kv']['w']) + params['kv']['b']
+
+  (site,) = found_in(function, params, split={'kv': 0}).sites
+  assert (site.layout.stack, site.layout.outputs, site.layout.bias_stack) == ((0,), (2,), (0,))
+  assert site.rows == (0, 1)
+  with pytest.raises(ValueError, match=r'axis 1 of kv/w .* its axes are out, in, out'):
+    found_in(function, params, split={'kv': 1})
+  with pytest.raises(ValueError, match="'q' matches no linear layer; there are: kv/w"):
+    found_in(function, params, split={'q': 0})
+
+
+def test_stacked_vectors_are_no_matrices():
+  params = {'scale': zeros(L, D), 'class_token': zeros(1, 1, D), 'w': zeros(L, D, D)}
+
+  def step(x, layer):
+    return (x * layer['scale']) @ layer['w'], None
+
+  def function(params, x):
+    x = x + params['class_token'][0]
+    return jax.lax.scan(step, x, {name: params[name] for name in ('scale', 'w')})
+
+  assert not found_in(function, params).uncovered
+
+
+def test_parameters_that_the_call_does_not_use_are_listed():
+  params = {'used': zeros(D), 'idle': [zeros(3), zeros(D, D)]}
+  found = found_in(lambda params, x: x * params['used'], params)
+  assert found.unused == (('idle', '0'), ('idle', '1'))
+
+
+def test_kernels_of_integers_are_refused():
+  found = found_in(lambda params, x: x @ params['w'], {'w': jnp.zeros((D, F), jnp.int8)})
+  assert reasons(found) == {'w': 'holds integers (int8)'}
+
+
+def test_an_input_that_does_not_fit_is_one_sentence():
+  with pytest.raises(ValueError, match=r'two_layers does not run on the sample inputs \(float32'):
+    find(two_layers, {'a': zeros(3, 2)}, (zeros(5, D),), {})
+
+
+# What the trace sees otherwise than the modules, and on purpose: `nn.vmap` over layers with one
+# input is one product with more outputs, and a kernel that is used transposed too is no row.
+SPLIT = {
+  'mixture_of_experts': {'moe/up': 0},
+  'lifted_layers': {'stacked': 3},
+  'vmap': {'branches/fc1': 0},
+  'scan_of_vmap': {'branches/fc1': 0},
+}
+TRANSPOSED_TOO = {'kernel_read_from_variables': 'encoder/kernel'}
+
+
+@pytest.mark.parametrize('name', EXAMPLES)
+def test_the_trace_finds_what_the_modules_tell(name):
+  example = EXAMPLES[name]()
+  discovery = discover(example.model, example.inputs, example.kwargs)
+  params = discovery.variables['params']
+  others = {key: value for key, value in discovery.variables.items() if key != 'params'}
+
+  def function(params, others, *inputs, **kwargs):
+    variables = {'params': params, **others}
+    rngs = {'params': jax.random.key(0)}
+    return example.model.apply(
+      variables, *inputs, rngs=rngs, mutable=nn.DenyList('params'), **kwargs
+    )
+
+  found = find(
+    function,
+    params,
+    (others, *example.inputs),
+    example.kwargs,
+    convs=True,
+    split=SPLIT.get(name, {}),
+  )
+  hidden = {'/'.join(path) for path, _, _ in found.uncovered}
+  expected = {site_key(site) for site in discovery.sites}
+  if name in TRANSPOSED_TOO:
+    assert TRANSPOSED_TOO[name] in hidden
+    expected = {key for key in expected if '/'.join(key[0]) != TRANSPOSED_TOO[name]}
+  assert {site_key(site) for site in found.sites} == expected
+
+
+def site_key(site):
+  layout = site.layout
+  axes = (frozenset(layout.stack), frozenset(layout.inputs), frozenset(layout.outputs))
+  return site.kernel_path, site.bias_path, *axes, frozenset(layout.bias_stack)
