@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ Builder = tfds.core.DatasetBuilder
 Example = Mapping[str, Any]  # the features of one example, as TFDS gives them
 LabelFunction = Callable[[Example], int]
 
+_VERSION = re.compile(r'(\*|\d+)(\.(\*|\d+)){2}')
 _LONGEST_QUOTE = 200  # characters of a TFDS error that a sentence of ours repeats
 
 
@@ -38,18 +41,50 @@ def find_builder(name: str, data_dir: str | None = None, version: str | None = N
     version: version in place of the one in `name`.
 
   Raises:
-    ValueError: TFDS knows no such data set.
+    ValueError: TFDS knows no such data set, the version is none, or what lies prepared is damaged.
   """
   base, _, named_version = name.partition(':')
   wanted = version or named_version
+  if wanted and not _VERSION.fullmatch(wanted):
+    source = f'data.version={version!r}' if version else repr(name)
+    raise ValueError(
+      f"{source}: '{wanted}' is no version of a TFDS data set; three numbers or stars are "
+      "expected, '3.0.2' or '3.*.*' for instance."
+    )
   try:
-    return tfds.builder(f'{base}:{wanted}' if wanted else base, data_dir=data_dir)
+    with reading(f"the data set '{name}'"):
+      return tfds.builder(f'{base}:{wanted}' if wanted else base, data_dir=data_dir)
   except tfds.core.DatasetNotFoundError as error:
     raise ValueError(
       f"TFDS knows no data set '{base}'; its names are on www.tensorflow.org/datasets."
     ) from error
   except AssertionError:  # no such version in this TFDS
-    return _find_old_version(base, wanted, data_dir)
+    with reading(f"the data set '{name}'"):
+      return _find_old_version(base, wanted, data_dir)
+
+
+@contextlib.contextmanager
+def reading(name: str) -> Iterator[None]:
+  """Makes a sentence of what TFDS raises for names and folders that it cannot read.
+
+  Its answers that a caller expects pass: a data set or a version that it has not.
+
+  Args:
+    name: what the block reads, for the sentence of the error.
+
+  Raises:
+    ValueError: it cannot be read.
+  """
+  try:
+    yield
+  except (tfds.core.DatasetNotFoundError, AssertionError, ImportError):
+    raise
+  except Exception as error:  # its parsers and readers each have their own
+    raise ValueError(
+      f'TFDS cannot read {name} ({_quote(error)}); see its names on '
+      'www.tensorflow.org/datasets, or remove its folder where it is damaged, and it is prepared '
+      'again.'
+    ) from error
 
 
 def _find_old_version(base: str, wanted: str, data_dir: str | None) -> Builder:
@@ -138,7 +173,8 @@ def _notice_preparation(builder: Builder) -> None:
 
 def _quote(error: Exception) -> str:
   """The first line of an error, cut off where it is long."""
-  return str(error).strip().splitlines()[0][:_LONGEST_QUOTE]
+  lines = str(error).strip().splitlines()
+  return lines[0][:_LONGEST_QUOTE] if lines else type(error).__name__
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,7 +234,13 @@ class TfdsExamples:
 
   def _features(self, index: int) -> Example:
     _silence_advice_about_opencv()
-    return self.source[index]
+    try:
+      return self.source[index]
+    except Exception as error:  # array_record, TFDS's parser and its decoders each have their own
+      raise OSError(
+        f'{self.name(index)} cannot be read ({_quote(error)}); remove the folder of the data set, '
+        'and it is prepared again.'
+      ) from error
 
 
 def _silence_advice_about_opencv() -> None:

@@ -2,10 +2,11 @@
 
 import logging
 import pickle
+import re
 
 import numpy as np
 import pytest
-from digits_folder import prepared_digits
+from digits_folder import copy_digits, prepared_digits
 
 from glora_jax.data import tfds
 from glora_jax.data.catalog import find
@@ -44,3 +45,28 @@ def test_tfds_decodes_what_is_not_pixels_yet_and_gives_no_advice(split, caplog):
   pixels = np.asarray(tfds.read(split.builder, 'test').image(0))
   np.testing.assert_array_equal(scaled, pixels * np.uint8(3))
   assert 'OpenCV' not in caplog.text
+
+
+@pytest.mark.parametrize('version', ['x.y', '1', '*', '1.0.0.0', '../x'])
+def test_what_is_no_version_is_a_sentence(version):
+  with pytest.raises(ValueError, match=rf"'{re.escape(version)}' is no version of a TFDS data set"):
+    find('tfds:digits', Source(version=version))
+
+
+@pytest.mark.parametrize('name', ['../x', ' ', 'mnist/none'])
+def test_names_that_tfds_cannot_read_are_a_sentence(name):
+  with pytest.raises(ValueError, match=rf"cannot read the data set '{name}' .*; see its names"):
+    find(f'tfds:{name}')
+
+
+@pytest.mark.parametrize('task', ['digits', 'tfds:digits'])
+def test_a_damaged_data_set_is_named(tmp_path, task):
+  copy_digits(tmp_path)
+  (folder,) = (tmp_path / 'digits').iterdir()
+  (records,) = folder.glob('*test*')
+  records.write_bytes(records.read_bytes()[:60_000])
+  with pytest.raises(OSError, match=r'example 0 of digits/1\.0\.0 test .* cannot be read .*again'):
+    find(task, Source(dir=str(tmp_path))).open('test')
+  (folder / 'dataset_info.json').write_text('{"name":')
+  with pytest.raises(ValueError, match=r'TFDS cannot read the .*digits.* it is prepared again'):
+    find(task, Source(dir=str(tmp_path)))

@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from glora_jax.data.task import Source, Task
-from glora_jax.data.tfds import TfdsSplit
+from glora_jax.data.tfds import TfdsSplit, reading
 
 _NUMBER = 1797
 _NUMBER_OF_TRAIN = 1000
@@ -67,7 +67,8 @@ def digits(source: Source = Source()) -> Task:
   Args:
     source: `dir` says where they are prepared.
   """
-  builder = Digits(data_dir=source.dir, file_format='array_record')
+  with reading('the prepared digits'):
+    builder = Digits(data_dir=source.dir, file_format='array_record')
   splits = {
     'train': TfdsSplit(builder, 'train[:800]'),
     'val': TfdsSplit(builder, 'train[800:]'),
