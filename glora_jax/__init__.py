@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # for type checkers and editors; `_HOMES` says the same to Py
   from glora_jax import nnx
   from glora_jax.method.adapter_file import load_adapter, save_adapter
   from glora_jax.method.check import Check, check
+  from glora_jax.method.function import adapt_function
   from glora_jax.models.official import load_official_supernet
   from glora_jax.search.allocate import Allocation, allocate
   from glora_jax.search.archive import Archive
@@ -47,6 +48,7 @@ __version__ = '0.2.0'
 _HOMES = {
   'glora_jax.method.adapter_file': ('load_adapter', 'save_adapter'),
   'glora_jax.method.check': ('Check', 'check'),
+  'glora_jax.method.function': ('adapt_function',),
   'glora_jax.models.official': ('load_official_supernet',),
   'glora_jax.search.allocate': ('Allocation', 'allocate'),
   'glora_jax.search.archive': ('Archive',),
@@ -77,6 +79,7 @@ __all__ = [
   'Subnet',
   'Training',
   'adapt',
+  'adapt_function',
   'allocate',
   'canonicalize',
   'check',

@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 import flax.linen as nn
 import jax
 
-from glora_jax.method.adapted import Adapted, Merge
+from glora_jax.method.adapted import Adapted, Merge, name_of
 from glora_jax.method.discover import discover
 from glora_jax.method.groups import Group, number_rows, tie
 from glora_jax.method.selection import Selection, Selector, matches
@@ -146,7 +146,7 @@ def assemble(
   Raises:
     ValueError: nothing is left to adapt, or the selection does not fit; see `adapt`.
   """
-  name = type(model).__name__
+  name = name_of(model)
   flat = flatten(params)
   heads = frozenset(path for path in flat if _in_a_head(path, selection))
   if selection.heads is not None and not heads:
@@ -172,8 +172,8 @@ def assemble(
 
 
 def _in_a_head(path: Path, selection: Selection) -> bool:
-  """Whether a parameter lies in a module that is trained in full, however deep."""
-  return any(selection.is_head(path_name(path[:length])) for length in range(1, len(path)))
+  """Whether a parameter, or a module that it lies in, however deep, is trained in full."""
+  return any(selection.is_head(path_name(path[: end + 1])) for end, _ in enumerate(path))
 
 
 def _groups(model: str, candidates: Sequence[Site], selection: Selection) -> tuple[Group, ...]:

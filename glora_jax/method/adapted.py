@@ -16,6 +16,7 @@ from glora_jax.method import genomes
 from glora_jax.method.groups import Group
 from glora_jax.method.lazy import graft, intercept
 from glora_jax.method.merge import fold
+from glora_jax.method.sample import is_array
 from glora_jax.method.space import Spec
 from glora_jax.method.storage import check_storage
 from glora_jax.method.subnet import Call, Subnet
@@ -252,6 +253,10 @@ class Adapted:
     args, kwargs = call
     params, supports = variables['params'], variables[COLLECTION]
     rest = {name: value for name, value in variables.items() if name not in ('params', COLLECTION)}
+    if merge == 'lazy' and not isinstance(self.model, nn.Module):
+      raise ValueError(
+        f"merge='lazy' is for linen models, and {name_of(self.model)} is none; leave it out."
+      )
     if merge == 'up_front':
       folded = fold(self.groups, params, supports, genome)
       result = self.model.apply({'params': folded, **rest}, *args, **kwargs)
@@ -267,13 +272,19 @@ class Adapted:
     problems = differences(_by_name(flatten(params)), _by_name(self.param_shapes))
     if problems:
       raise ValueError(
-        f'These params are not those of the adapted {type(self.model).__name__}. '
-        f'{"; ".join(problems)}.'
+        f'These params are not those of the adapted {name_of(self.model)}. {"; ".join(problems)}.'
       )
 
 
+def name_of(model: Any) -> str:
+  """How a model, or a function, is called in a sentence."""
+  return getattr(model, '__name__', type(model).__name__)
+
+
 def _by_name(flat: Mapping[Path, Any]) -> dict[str, Any]:
-  return {path_name(path): nn.meta.unbox(value) for path, value in flat.items()}
+  """Arrays out of their boxes, by name."""
+  named = {path_name(path): nn.meta.unbox(value) for path, value in flat.items()}
+  return {name: value for name, value in named.items() if is_array(value)}
 
 
 def _check_variables(variables: Mapping[str, Any]) -> None:

@@ -41,7 +41,8 @@ class Group:
   @property
   def name(self) -> str:
     """The first member's name, and the ends of the others' paths ('attn/query+key+value')."""
-    return '+'.join([self.members[0].name, *(site.path[-1] for site in self.members[1:])])
+    first, *others = self.members
+    return '+'.join([first.name, *(_end_beside(first, site) for site in others)])
 
   @property
   def stack_shape(self) -> tuple[int, ...]:
@@ -123,6 +124,15 @@ class Group:
           for name, value in whole.items()
         },
       )
+
+
+def _end_beside(first: Site, site: Site) -> str:
+  """The end of a site's path; where that is the parameter ('q/w'), all that is not the first's."""
+  if site.path != site.kernel_path:
+    return site.path[-1]
+  parts = enumerate(zip(site.path, first.path, strict=False))
+  different = next(number for number, (own, others) in parts if own != others)
+  return '/'.join(site.path[different:])
 
 
 def _boxed(supports: Mapping[str, jax.Array], kernel: Any, site: Site) -> dict[str, Any]:

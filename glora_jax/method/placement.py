@@ -35,6 +35,7 @@ _IN_MLP = re.compile(
   f'|(gate|up|down|gate_up){_PROJECTION}',
   re.IGNORECASE,
 )
+_PARAMETER = re.compile('w|weight|kernel')  # a layer that is called by its parameter
 _INDEX = re.compile(r'\[([\d,]+)\]$')
 _NUMBERED = re.compile(r'(|.*_|.*(?:block|layer|stage)s?)(\d+)', re.IGNORECASE)
 
@@ -84,8 +85,9 @@ def role(name: str) -> Role | None:
     >>> role('layers/3/self_attn/q_proj'), role('encoderblock_3/MlpBlock_0/Dense_1')
     ('qkv', 'mlp')
   """
-  *parents, own = _INDEX.sub('', name).split('/')
-  own = own.split('+')[0]  # of a tie the first
+  *parents, own = _INDEX.sub('', name).split('+')[0].split('/')  # of a tie the first
+  if parents and _PARAMETER.fullmatch(own):
+    own = parents.pop()
   for parent in reversed(parents):
     if _ATTENTION.search(parent):
       return 'qkv' if _QKV.fullmatch(own) else 'proj'

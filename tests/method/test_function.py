@@ -1,0 +1,266 @@
+"""GLoRA on pure functions: any pytree of parameters, from adapting to folding."""
+
+import dataclasses
+import logging
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from trees import randomized
+
+import glora_jax
+from glora_jax import tree
+
+D, H, C = 4, 6, 3
+X = jnp.asarray(np.random.default_rng(0).normal(size=(5, D)), jnp.float32)
+SPACE = glora_jax.SearchSpace(ranks=(1, 2))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Linear:
+  weight: Any  # [out, in]
+  bias: Any
+
+  def __call__(self, x):
+    y = x @ self.weight.T
+    return y if self.bias is None else y + self.bias
+
+
+def arrays(*shapes):
+  rng = np.random.default_rng(1)
+  return [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
+
+
+W1, B1, W2, W3 = arrays((H, D), (H,), (H, H), (C, H))
+
+
+def of_list(params, x):
+  first, hidden, last = params
+  return last(jnp.tanh(hidden(jnp.tanh(first(x)))))
+
+
+def of_slashes(params, x):
+  first, hidden = params['mlp/~/linear_0'], params['mlp/~/linear_1']
+  x = jnp.tanh(x @ first['w'] + first['b'])
+  return jnp.tanh(x @ hidden['w']) @ params['head']['w']
+
+
+def of_mixed(params, x):
+  x = jnp.tanh(Linear(*params['layers'][0])(x))
+  x = jnp.tanh(Linear(*params['layers'][1])(x))
+  return x @ params['head'].T
+
+
+LAYERS = [Linear(W1, B1), Linear(W2, None), Linear(W3, None)]
+# Each with the names of its layers and its head.
+FUNCTIONS = {
+  'dataclasses in a list': (of_list, LAYERS, ['0/weight', '1/weight'], '^2'),
+  'slashes in keys': (
+    of_slashes,
+    {
+      'mlp/~/linear_0': {'w': W1.T, 'b': B1},
+      'mlp/~/linear_1': {'w': W2.T},
+      'head': {'w': W3.T},
+    },
+    ['mlp/~/linear_0/w', 'mlp/~/linear_1/w'],
+    'head',
+  ),
+  'None, tuples and empty dictionaries': (
+    of_mixed,
+    {'layers': [(W1, B1), (W2, None)], 'state': {}, 'head': W3},
+    ['layers/0/0', 'layers/1/0'],
+    '^head$',
+  ),
+}
+
+
+@pytest.fixture(params=FUNCTIONS)
+def case(request):
+  function, params, names, head = FUNCTIONS[request.param]
+  adapted = glora_jax.adapt_function(function, params, X, space=SPACE, heads=head)
+  variables = adapted.init(jax.random.key(0), params)
+  variables['glora'] = randomized(variables['glora'])
+  return function, params, names, adapted, variables
+
+
+def mixed(adapted):
+  """A genome with other alleles in each row."""
+  return glora_jax.random_genomes(np.random.default_rng(3), adapted.spec, 1)[0]
+
+
+def test_layers_have_the_names_of_their_parameters(case):
+  _, _, names, adapted, _ = case
+  assert [layer.name for layer in adapted.spec] == names
+  assert [layer.bias for layer in adapted.spec] == [True, False]
+
+
+def test_folded_params_are_for_the_untouched_function(case):
+  function, params, _, adapted, variables = case
+  genome = mixed(adapted)
+  outputs = adapted.apply(variables, X, genome=genome)
+  folded = adapted.fold(variables, genome)
+  assert jax.tree.structure(folded) == jax.tree.structure(params)
+  np.testing.assert_allclose(function(folded, X), outputs, atol=1e-5)
+  np.testing.assert_allclose(adapted.fix(genome).apply(variables, X), outputs, atol=1e-5)
+  assert np.abs(outputs - function(params, X)).max() > 0.01
+
+
+def test_a_step_trains_supports_and_heads_alone(case):
+  _, params, _, adapted, variables = case
+  trainable, frozen = adapted.split(variables)
+  genome = mixed(adapted)
+  optimizer = optax.adam(0.1)
+
+  def loss(trainable):
+    return (adapted.apply(adapted.join(trainable, frozen), X, genome=genome) ** 2).mean()
+
+  gradient = jax.grad(loss)(trainable)
+  updates, _ = optimizer.update(gradient, optimizer.init(trainable))
+  joined = adapted.join(optax.apply_updates(trainable, updates), frozen)
+  old, new = (tree.flatten(whole) for whole in (params, joined['params']))
+  changed = {path for path in old if not np.array_equal(old[path], new[path])}
+  assert changed == adapted.head_paths
+  assert len(changed) == 1
+
+
+def test_an_adapter_is_written_and_read(case, tmp_path):
+  _, params, _, adapted, variables = case
+  path, genome = tmp_path / 'adapter.safetensors', mixed(adapted)
+  variables['params'] = tree.map_with_path(
+    lambda path, leaf: 2 * leaf if path in adapted.head_paths else leaf, params
+  )
+  glora_jax.save_adapter(path, adapted, variables, genome)
+  loaded, read = glora_jax.load_adapter(path, adapted, params)
+  expected = adapted.apply(variables, X, genome=genome)
+  np.testing.assert_allclose(adapted.apply(loaded, X, genome=read), expected, atol=1e-6)
+
+
+def test_adapted_functions_go_through_search_and_allocation():
+  function, params, _, head = FUNCTIONS['dataclasses in a list']
+  adapted = glora_jax.adapt_function(function, params, X, space=SPACE, heads=head)
+  variables = adapted.init(jax.random.key(0), params)
+
+  def loss(forward, batch, key):
+    return (forward(batch) ** 2).mean()
+
+  allocation = glora_jax.allocate(
+    adapted, variables, loss, [X, X + 1], budget=40, key=jax.random.key(0), folds=2, progress=False
+  )
+  assert 0 < adapted.count_params(allocation.genome) <= 40
+  outputs = adapted.apply(allocation.variables, X, genome=allocation.genome)
+  np.testing.assert_allclose(outputs, function(params, X), atol=1e-5)
+
+
+def test_a_population_of_genomes_is_evolved_on_a_function():
+  function, params, _, head = FUNCTIONS['dataclasses in a list']
+  adapted = glora_jax.adapt_function(function, params, X, space=SPACE, heads=head)
+  variables = adapted.init(jax.random.key(0), params)
+  variables['glora'] = randomized(variables['glora'])
+
+  @jax.jit
+  def score(genomes):
+    outputs = jax.vmap(lambda genome: adapted.apply(variables, X, genome=genome))(genomes)
+    return jnp.zeros(len(genomes), int), (outputs**2).mean((1, 2))
+
+  settings = glora_jax.Evolution(4, generations=1, parents=2, mutations=1, crossovers=1)
+  archive = glora_jax.evolve(adapted.spec, score, jax.random.key(0), settings, progress=False)
+  assert len(archive) >= 4
+
+
+def test_what_is_no_array_is_taken_as_it_is():
+  params = {'activation': jnp.tanh, 'power': 2, 'w': W1.T}
+
+  def function(params, x):
+    return params['activation'](x @ params['w']) ** params['power']
+
+  adapted = glora_jax.adapt_function(function, params, X)
+  variables = adapted.init(jax.random.key(0), params)
+  genome = glora_jax.preset(adapted.spec, 'lora')
+  np.testing.assert_allclose(
+    adapted.apply(variables, X, genome=genome), function(params, X), atol=1e-6
+  )
+
+
+def test_tied_layers_are_named_by_what_differs():
+  params = {name: {'w': W2} for name in 'qk'}
+  adapted = glora_jax.adapt_function(
+    lambda params, x: (x @ params['q']['w']) * (x @ params['k']['w']),
+    params,
+    jnp.zeros((1, H)),
+    ties=[('q/w', 'k/w')],
+  )
+  assert [layer.name for layer in adapted.spec] == ['q/w+k/w']
+
+
+def test_places_are_read_off_the_modules_around_a_parameter():
+  params = {'attn': {'q_einsum': {'w': W2}}, 'mlp': {'fc1': {'weight': W2}}}
+  adapted = glora_jax.adapt_function(
+    lambda params, x: x @ params['attn']['q_einsum']['w'] @ params['mlp']['fc1']['weight'],
+    params,
+    jnp.zeros((1, H)),
+    space=SPACE,
+  )
+  used = glora_jax.preset(adapted.spec, 'lora:1@qkv').any(axis=1)
+  assert used.tolist() == [True, False]
+
+
+WRONG = {
+  'closes over its params': (
+    lambda params, x: x @ W1.T,
+    {'w': W1},
+    'uses none of its params: it must be called as <lambda>',
+  ),
+  'no arrays': (lambda params, x: x, {'w': None}, 'params of <lambda> hold no array'),
+  'no matrix': (
+    lambda params, x: x * params['scale'],
+    {'scale': jnp.ones(D)},
+    'no linear layer that GLoRA can adapt: it has no matrix',
+  ),
+  'no product': (
+    lambda params, x: params['w'][x[:, 0].astype(int)],
+    {'w': W1},
+    r'w \(6, 4\) is looked up by an index \(an embedding\)',
+  ),
+  'integers': (
+    lambda params, x: x @ params['w'],
+    {'w': jnp.ones((D, H), jnp.int8)},
+    r'w \(4, 6\) holds integers \(int8\)',
+  ),
+  'inputs that do not fit': (
+    lambda params, x: x @ params['w'],
+    {'w': W2},
+    r'<lambda> does not run on the sample inputs \(float32\[5, 4\]\)',
+  ),
+}
+
+
+@pytest.mark.parametrize('name', WRONG)
+def test_a_wrong_function_is_one_sentence(name):
+  function, params, sentence = WRONG[name]
+  with pytest.raises(ValueError, match=sentence):
+    glora_jax.adapt_function(function, params, X)
+
+
+def test_a_selector_that_matches_nothing_is_one_sentence():
+  function, params, _, _ = FUNCTIONS['dataclasses in a list']
+  with pytest.raises(ValueError, match=r"select='q' matches no linear layer of of_list; there are"):
+    glora_jax.adapt_function(function, params, X, select='q')
+
+
+def test_lazy_merging_is_refused():
+  function, params, _, head = FUNCTIONS['dataclasses in a list']
+  adapted = glora_jax.adapt_function(function, params, X, heads=head)
+  variables = adapted.init(jax.random.key(0), params)
+  genome = glora_jax.preset(adapted.spec, 'lora')
+  with pytest.raises(ValueError, match="merge='lazy' is for linen models, and of_list is none"):
+    adapted.apply(variables, X, genome=genome, merge='lazy')
+
+
+def test_layers_without_bias_are_told(caplog):
+  with caplog.at_level(logging.WARNING):
+    glora_jax.adapt_function(lambda params, x: x @ params['w'], {'w': W1.T}, X)
+  assert 'No C, D, E for the 1 layers without bias: w.' in caplog.text
