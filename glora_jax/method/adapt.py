@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from glora_jax.method.adapted import Adapted, Merge, name_of
 from glora_jax.method.discover import discover
@@ -191,6 +192,12 @@ def _groups(model: str, candidates: Sequence[Site], selection: Selection) -> tup
     raise ValueError(
       f'select={selection.select!r} matches no linear layer of {model}; there are: {listed}.'
     )
+  for site in chosen:
+    if not jnp.issubdtype(site.dtype, jnp.floating):
+      raise ValueError(
+        f'{site.name} has a kernel of {site.dtype}, and supports are merged into floating-point '
+        "ones; leave it out with select, or give quantized parameters to init as qwix's arrays."
+      )
   for pattern in selection.spaces:
     if not any(matches(pattern, site.name) for site in chosen):
       raise ValueError(

@@ -16,6 +16,7 @@ from glora_jax.method import genomes
 from glora_jax.method.groups import Group
 from glora_jax.method.lazy import graft, intercept
 from glora_jax.method.merge import fold
+from glora_jax.method.quantized import full_precision, has_quantized
 from glora_jax.method.sample import is_array
 from glora_jax.method.space import Spec
 from glora_jax.method.storage import check_storage
@@ -92,7 +93,8 @@ class Adapted:
 
     Args:
       key: random key.
-      params: parameters of the model.
+      params: parameters of the model. They may be quantized (qwix's arrays) and stay so but for the
+        heads; supports are merged in float32.
 
     Returns:
       `{'params': params, 'glora': supports}`.
@@ -100,8 +102,10 @@ class Adapted:
     Raises:
       ValueError: `params` are not this model's; missing, unexpected and misshaped ones are named.
     """
-    self._check_params(params)
-    leaves, supports = flatten(params), {}
+    whole = jax.eval_shape(self.full_precision, params) if has_quantized(params) else params
+    self._check_params(whole)
+    params = full_precision(params, self.param_shapes, only=self.head_paths)
+    leaves, supports = flatten(whole), {}
     for group in self.groups:
       new = group.init(key, leaves[group.members[0].kernel_path])
       supports = replace(supports, group.path, new)
@@ -154,12 +158,18 @@ class Adapted:
       genome: int [rows, 5]; may be traced.
 
     Returns:
-      The params with the genome's supports merged into kernels and biases, all else as it was.
+      The params with the genome's supports merged into kernels and biases, all else as it was. Of
+      a quantized base they are float32; `glora_jax.method.quantized.requantize` goes back.
     """
     genomes.check_genome(self.spec, genome)
     _check_variables(variables)
     check_storage(self.groups, variables[COLLECTION], genome)
-    return fold(self.groups, variables['params'], variables[COLLECTION], jnp.asarray(genome))
+    params = self.full_precision(variables['params'])
+    return fold(self.groups, params, variables[COLLECTION], jnp.asarray(genome))
+
+  def full_precision(self, params: Any) -> Any:
+    """Params of a quantized base as the model's own, in float32; all others as they are."""
+    return full_precision(params, self.param_shapes)
 
   def count_params(self, genome: Any) -> Any:
     """Trained parameters of a genome [rows, 5], an int, or of many [..., rows, 5], int64 [...].
@@ -251,7 +261,7 @@ class Adapted:
     """
     _check_variables(variables)
     args, kwargs = call
-    params, supports = variables['params'], variables[COLLECTION]
+    params, supports = self.full_precision(variables['params']), variables[COLLECTION]
     rest = {name: value for name, value in variables.items() if name not in ('params', COLLECTION)}
     if merge == 'lazy' and not isinstance(self.model, nn.Module):
       raise ValueError(
@@ -265,7 +275,7 @@ class Adapted:
       with nn.intercept_methods(functools.partial(intercept, grafts)):
         result = self.model.apply({'params': grafted, **rest}, *args, **kwargs)
     if kwargs.get('mutable', False) is not False and 'params' in result[1]:
-      result[1]['params'] = params  # the base's own: merged values are no update of it
+      result[1]['params'] = variables['params']  # the base's own: merged values are no update of it
     return result
 
   def _check_params(self, params: Any) -> None:

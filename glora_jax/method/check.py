@@ -16,12 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from glora_jax.method.adapted import Adapted
+from glora_jax.method.quantized import has_quantized, requantize
 from glora_jax.method.subnet import Call
 from glora_jax.method.summary import align
 from glora_jax.method.supports import COLLECTION, used_parts
 from glora_jax.method.trial import Trial
 from glora_jax.tree import flatten, path_name
 
+_ANY = float('inf')  # tolerance of what is reported and not judged
 _MOST_NAMED = 3  # arrays that a row names
 
 
@@ -32,7 +34,7 @@ class CheckRow:
   Attributes:
     name: the thing.
     measured: how far it is from holding; 0 is exactly.
-    tolerance: the largest `measured` with which it holds.
+    tolerance: the largest `measured` with which it holds; infinite where it is only reported.
     note: what was measured, and where it does not hold.
   """
 
@@ -101,6 +103,8 @@ def check(adapted: Adapted, variables: Mapping[str, Any], *inputs: Any, **kwargs
   relative to the largest of them, at the highest precision of matrix products that the device has.
   The genomes are the largest and as many as it takes for every allele on offer to occur in every
   layer. Supports and heads are those of the variables with noise on them, so that no term is zero.
+  Of a quantized base the error of quantizing the folded parameters again is reported, in weights
+  and in outputs.
   About six programs are compiled.
 
   Args:
@@ -128,7 +132,7 @@ def check(adapted: Adapted, variables: Mapping[str, Any], *inputs: Any, **kwargs
   _check_values(variables, (inputs, kwargs))
   trial = Trial(adapted, variables, Call(inputs, kwargs))
   with jax.default_matmul_precision('highest'):
-    return Check((*_compare_outputs(trial), _untouched(trial), *_train(trial)))
+    return Check((*_compare_outputs(trial), _untouched(trial), *_train(trial), *_requantize(trial)))
 
 
 def _check_values(variables: Any, arguments: Any) -> None:
@@ -170,12 +174,12 @@ def _error(actual: jax.Array, expected: jax.Array) -> float:
 
 def _untouched(trial: Trial) -> CheckRow:
   """Fold changes kernels and biases that rows cover, and nothing else."""
-  params = trial.variables['params']
+  params = jax.jit(trial.adapted.full_precision)(trial.variables['params'])
   covered = {
-    path_name((*site.path, name))
+    path_name(path)
     for group in trial.adapted.groups
     for site in group.members
-    for name in ('kernel', 'bias')
+    for path in (site.kernel_path, site.bias_path or ())
   }
   changed = _changed(params, trial.fold(trial.variables, trial.genomes[0])) - covered
   return _count('fold leaves the rest', changed, 'parameters without a row that changed')
@@ -197,6 +201,21 @@ def _train(trial: Trial) -> Iterator[CheckRow]:
   trained = {path_name(path) for path in flatten(trainable)}
   yield _count('frozen stays frozen', changed - trained, 'frozen arrays that a step changed')
   yield _count('trained moves', trained - changed, 'supports and heads that a step left alone')
+
+
+def _requantize(trial: Trial) -> Iterator[CheckRow]:
+  """Of a quantized base, what is lost where folded parameters are quantized as it was."""
+  old = trial.variables['params']
+  if not has_quantized(old):
+    return
+  folded = trial.fold(trial.variables, trial.genomes[0])
+  rounded = trial.adapted.full_precision(requantize(folded, old))
+  pairs = zip(jax.tree.leaves(rounded), jax.tree.leaves(folded), strict=True)
+  weights = max(_error(new, kernel) for new, kernel in pairs)
+  before, after = (trial.base({**trial.variables, 'params': p}) for p in (folded, rounded))
+  note = 'folded and quantized again as the base is; reported alone'
+  yield CheckRow('requantized weights', weights, _ANY, f'max|dw| / max|w|: {note}')
+  yield CheckRow('requantized outputs', _error(after, before), _ANY, f'max|dy| / max|y|: {note}')
 
 
 def _count(name: str, wrong: set[str], note: str) -> CheckRow:

@@ -9,6 +9,7 @@ so stack axes are recorded from the lifting itself and never guessed from shapes
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -23,6 +24,7 @@ import numpy as np
 
 from glora_jax.method.layout import LINEAR_MODULES, Layout, linear_layout
 from glora_jax.method.probe import Lift, Probe, Watch
+from glora_jax.method.quantized import check_unquantized
 from glora_jax.method.sample import Sample
 from glora_jax.method.site import Site
 from glora_jax.tree import Path
@@ -166,19 +168,28 @@ def discover(model: nn.Module, inputs: tuple, kwargs: Mapping[str, Any]) -> Disc
     with nn.intercept_methods(recorder):
       return model.apply(variables, *args, rngs=rngs, mutable=mutable, **keywords)
 
-  try:
+  with _explained(model, sample):
     variables = jax.eval_shape(initialize, sample.arrays)
-    params = _in_probes(variables.get('params', {}), watch)
+  check_unquantized(type(model).__name__, variables.get('params', {}))
+  params = _in_probes(variables.get('params', {}), watch)
+  with _explained(model, sample):
     jax.eval_shape(apply, {**variables, 'params': params}, sample.arrays)
-  except Exception as error:
-    raise ValueError(
-      f'{type(model).__name__} does not run on the sample inputs ({sample}): {error}'
-    ) from error
   sites = tuple(
     dataclasses.replace(site, shared=site.path in watch.shared)
     for site in _with_rows(list(recorder.found.values()))
   )
   return Discovery(variables, sites, recorder.refused)
+
+
+@contextlib.contextmanager
+def _explained(model: nn.Module, sample: Sample) -> Iterator[None]:
+  """Says which model does not run on which arrays, whatever the error is."""
+  try:
+    yield
+  except Exception as error:
+    raise ValueError(
+      f'{type(model).__name__} does not run on the sample inputs ({sample}): {error}'
+    ) from error
 
 
 def _in_probes(params: Any, watch: Watch) -> Any:

@@ -10,6 +10,7 @@ import flax.linen as nn
 
 from glora_jax.method.adapt import DEFAULT_HEADS, assemble
 from glora_jax.method.adapted import Adapted
+from glora_jax.method.quantized import check_unquantized
 from glora_jax.method.sample import is_array
 from glora_jax.method.selection import Selection, Selector
 from glora_jax.method.space import SearchSpace
@@ -74,6 +75,7 @@ def adapt_function(  # noqa: PLR0913
     True
   """
   adapted = Function(function)
+  check_unquantized(adapted.__name__, params)
   found = find(function, params, sample_inputs, kwargs, convs=convs, split=split)
   arrays = map_with_path(lambda _, leaf: leaf if is_array(nn.meta.unbox(leaf)) else None, params)
   _check_found(adapted.__name__, found, arrays)

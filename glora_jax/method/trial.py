@@ -79,6 +79,7 @@ class Trial:
 
   def _run_base(self, call: Call, variables: Mapping[str, Any]) -> jax.Array:
     plain = {name: value for name, value in variables.items() if name != COLLECTION}
+    plain['params'] = self.adapted.full_precision(plain['params'])
     return _vector(self.adapted.model.apply(plain, *call.args, **call.kwargs), call)
 
   def _run_adapted(self, call: Call, variables: Mapping[str, Any], genome: Any) -> jax.Array:

@@ -19,6 +19,7 @@ from flax import nnx
 from glora_jax.method.adapt import DEFAULT_HEADS, assemble
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.layout import Layout
+from glora_jax.method.quantized import check_unquantized
 from glora_jax.method.selection import Selection, Selector
 from glora_jax.method.site import Site
 from glora_jax.method.space import SearchSpace
@@ -64,6 +65,7 @@ def adapt(
     >>> type(folded).__name__, bool(jnp.allclose(folded(x), outputs))
     ('Sequential', True)
   """
+  check_unquantized(type(model).__name__, model)
   sites: list[Site] = []
   for path, module in nnx.iter_graph(model):
     if isinstance(module, (nnx.Linear, nnx.LinearGeneral)):

@@ -98,6 +98,7 @@ def measure(
   """
   if not callable(batches) and not isinstance(batches, Iterator):
     _require_batches(len(batches), settings.folds)  # before anything is compiled
+  variables = {**variables, 'params': adapted.full_precision(variables['params'])}
   passes = Passes(adapted, variables, loss, batches, key, settings)
   probes = passes.random_probes()
   sums = passes.run(probes, 'directions' if probes else 'gradients')

@@ -78,7 +78,8 @@ class _Guide:
     zeros = jax.tree.map(jnp.zeros_like, params)
     gradient, _ = jax.lax.scan(add, zeros, self.evaluator.blocks(images, labels))
     adapted, supports = self.evaluator.adapted, variables[COLLECTION]
-    return allele_values(adapted, variables['params'], supports, gradient)
+    base = adapted.full_precision(variables['params'])
+    return allele_values(adapted, base, supports, gradient)
 
   def _loss(self, params: Any, subnet: BoundSubnet, batch: Batch) -> jax.Array:
     """The batch's summed cross-entropy, or expected number of errors, with other params."""

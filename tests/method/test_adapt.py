@@ -225,6 +225,16 @@ def test_a_model_without_linear_layers_is_refused():
     glora_jax.adapt(nn.LayerNorm(), jnp.zeros((1, 4)))
 
 
+def test_kernels_of_integers_are_refused():
+  class Counting(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      return nn.Dense(3, param_dtype=jnp.int8, kernel_init=nn.initializers.zeros, name='fc')(x)
+
+  with pytest.raises(ValueError, match=r'^fc has a kernel of int8, and supports are merged into'):
+    glora_jax.adapt(Counting(), jnp.ones((2, 4)))
+
+
 def test_params_of_another_model_are_refused_with_all_differences(small):
   adapted, variables, _ = small
   params = {

@@ -1,0 +1,144 @@
+"""Bases quantized by qwix itself.
+
+Skipped where the `peers` extra is not installed (`.ci/run` installs it).
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+pytest.importorskip('qwix', reason='needs the peers extra')
+
+import qwix
+
+import glora_jax
+from glora_jax.method.quantized import is_quantized, requantize
+
+X = jax.random.normal(jax.random.key(0), (2, 4, 8))
+
+
+class Model(nn.Module):
+  @nn.compact
+  def __call__(self, x):
+    x = nn.silu(nn.MultiHeadDotProductAttention(2, name='attention')(x, x))
+    return nn.Dense(3, name='head')(nn.silu(nn.Dense(16, name='fc')(x)))
+
+
+class NnxModel(nnx.Module):
+  def __init__(self, rngs):
+    self.fc, self.head = nnx.Linear(8, 16, rngs=rngs), nnx.Linear(16, 3, rngs=rngs)
+
+  def __call__(self, x):
+    return self.head(nnx.silu(self.fc(x)))
+
+
+def product(params, x):
+  return x @ params['w']
+
+
+def quantized(**rule):
+  """(the model as qwix quantizes it, its params)."""
+  rules = [qwix.QuantizationRule(module_path='(attention|fc).*', **rule)]
+  model = qwix.quantize_model(Model(), qwix.PtqProvider(rules))
+  params = Model().init(jax.random.key(1), X)['params']
+  shapes = jax.eval_shape(model.init, jax.random.key(1), X)['params']
+  return model, qwix.quantize_params(params, shapes)
+
+
+@pytest.fixture(scope='module', params=[('int8', None), ('nf4', 4)])
+def ready(request):
+  qtype, tile_size = request.param
+  theirs, params = quantized(weight_qtype=qtype, tile_size=tile_size)
+  adapted = glora_jax.adapt(Model(), X)
+  return theirs, params, adapted, adapted.init(jax.random.key(0), params)
+
+
+def test_a_function_of_quantized_params_is_adapted_as_of_plain_ones():
+  kernel = jax.random.normal(jax.random.key(0), (8, 3))
+  adapted = glora_jax.adapt_function(product, {'w': kernel}, X)
+  params = {'w': qwix.quantize(kernel, 'int8', channelwise_axes=[1])}
+  variables = adapted.init(jax.random.key(0), params)
+  genome = glora_jax.preset(adapted.spec, 'lora')
+  outputs = adapted.apply(variables, X, genome=genome)
+  np.testing.assert_allclose(outputs, X @ qwix.dequantize(params['w']), rtol=1e-5, atol=1e-6)
+
+
+def shape_and_type(leaf):
+  return leaf.shape, leaf.dtype
+
+
+def test_a_quantized_base_stays_quantized_and_starts_as_qwix_runs_it(ready):
+  theirs, params, adapted, variables = ready
+  assert is_quantized(variables['params']['attention']['query']['kernel'])
+  genome = glora_jax.preset(adapted.spec, 'full')
+  ours = adapted.apply(variables, X, genome=genome)
+  np.testing.assert_allclose(ours, theirs.apply({'params': params}, X), atol=1e-5)
+
+
+def test_a_quantized_base_passes_the_check_which_reports_what_rounding_costs(ready):
+  *_, adapted, variables = ready
+  found = glora_jax.check(adapted, variables, X)
+  assert found.ok, str(found)
+  weights, outputs = found.rows[-2:]
+  assert weights.name == 'requantized weights'
+  assert outputs.name == 'requantized outputs'
+  bits = 4 if 'nf4' in str(variables['params']) else 8
+  assert 2.0 ** -(bits + 2) < weights.measured < 2.0 ** -(bits - 2)
+  assert 2.0 ** -(bits + 3) < outputs.measured < 2.0 ** -(bits - 3)
+
+
+def test_fold_is_full_precision_and_requantized_as_it_was(ready):
+  _, params, adapted, variables = ready
+  folded = adapted.fold(variables, glora_jax.preset(adapted.spec, 'full'))
+  assert {leaf.dtype for leaf in jax.tree.leaves(folded)} == {np.dtype(np.float32)}
+  again = requantize(folded, params)
+  assert jax.tree.structure(again) == jax.tree.structure(params)
+  assert jax.tree.map(shape_and_type, again) == jax.tree.map(shape_and_type, params)
+  pairs = zip(*map(jax.tree.leaves, (adapted.full_precision(again), folded)), strict=True)
+  for rounded, exact in pairs:
+    np.testing.assert_allclose(rounded, exact, atol=2.0**-7 * np.abs(exact).max())
+
+
+def test_a_structure_is_read_off_the_gradient_of_a_quantized_base(ready):
+  *_, adapted, variables = ready
+
+  def loss(forward, batch, key):
+    return jnp.mean(forward(batch) ** 2)
+
+  space = glora_jax.SearchSpace.distinct((1, 2))
+  adapted = glora_jax.adapt(Model(), X, space=space)
+  variables = adapted.init(jax.random.key(0), variables['params'])
+  batches = [X + shift for shift in range(8)]
+  found = glora_jax.allocate(
+    adapted, variables, loss, batches, budget=40, key=jax.random.key(0), progress=False
+  )
+  assert 0 < found.count_params() <= 40
+  outputs = adapted.fix(found.genome).apply(found.variables, X)
+  assert np.isfinite(outputs).all()
+
+
+def test_asymmetric_quantization_has_its_zero_points_back():
+  params = glora_jax.nnx.params(NnxModel(nnx.Rngs(0)))
+  kernel = params['fc']['kernel'] + 1
+  old = qwix.quantize(kernel, 'int8', tiled_axes={0: 4}, calibration_method='minmax')
+  again = requantize({'kernel': qwix.dequantize(old)}, {'kernel': old})['kernel']
+  assert jax.tree.map(shape_and_type, again) == jax.tree.map(shape_and_type, old)
+  assert again.zero_point is not None
+  exact = qwix.dequantize(old)
+  np.testing.assert_allclose(qwix.dequantize(again), exact, atol=2.0**-7 * np.abs(exact).max())
+
+
+def test_models_that_are_quantized_themselves_are_refused():
+  theirs, _ = quantized(weight_qtype='int8')
+  with pytest.raises(ValueError, match=r'^Model is a quantized model of qwix; adapt the model'):
+    glora_jax.adapt(theirs, X)
+  kernels = {'w': qwix.quantize(jnp.ones((8, 3)), 'int8')}
+  with pytest.raises(ValueError, match=r'^product is a quantized model of qwix; adapt the model'):
+    glora_jax.adapt_function(product, kernels, X)
+  provider = qwix.PtqProvider([qwix.QuantizationRule(module_path='.*', weight_qtype='int8')])
+  model = qwix.quantize_model(NnxModel(nnx.Rngs(0)), provider, X)
+  with pytest.raises(ValueError, match=r'^NnxModel is a quantized model of qwix; adapt the model'):
+    glora_jax.nnx.adapt(model)
