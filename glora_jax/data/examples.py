@@ -36,6 +36,22 @@ class Examples(Protocol):
     """
     ...
 
+  def check(self, index: int) -> None:
+    """Decodes the image as far as it takes to see that it can be decoded.
+
+    Raises:
+      OSError: it cannot.
+    """
+    ...
+
+  def state(self, index: int) -> str:
+    """Text that changes when the image does.
+
+    Raises:
+      OSError: it is not there.
+    """
+    ...
+
   def name(self, index: int) -> str:
     """What messages call the example."""
     ...
@@ -85,26 +101,30 @@ class Files:
   def identity(self) -> str:
     """A digest of paths, sizes, modification times and labels."""
     digest = hashlib.sha256()
-    for path, label in zip(self.paths, self.given_labels, strict=True):
-      digest.update(f'{path}:{_state(path)}:{label};'.encode(errors='surrogateescape'))
+    for index, (path, label) in enumerate(zip(self.paths, self.given_labels, strict=True)):
+      try:
+        state = self.state(index)
+      except OSError:  # a link to nowhere: an image that cannot be decoded, as others
+        state = f'{path}:missing'
+      digest.update(f'{state}:{label};'.encode(errors='surrogateescape'))
     return f'files {digest.hexdigest()}'
 
   def image(self, index: int) -> Image.Image:
     """The image as RGB."""
     return decode(self.paths[index])
 
+  def check(self, index: int) -> None:
+    """Decodes a draft of the image."""
+    decode(self.paths[index], draft=True)
+
+  def state(self, index: int) -> str:
+    """Path, size and modification time."""
+    status = os.stat(self.paths[index])
+    return f'{self.paths[index]}:{status.st_size}:{status.st_mtime_ns}'
+
   def name(self, index: int) -> str:
     """The path of the file."""
     return self.paths[index]
-
-
-def _state(path: str) -> str:
-  """Size and modification time of a file, which change when it does."""
-  try:
-    status = os.stat(path)
-  except OSError:  # a link to nowhere: an image that cannot be decoded, as others
-    return 'missing'
-  return f'{status.st_size}:{status.st_mtime_ns}'
 
 
 @dataclasses.dataclass
@@ -133,6 +153,14 @@ class Part:
   def image(self, index: int) -> Image.Image:
     """The image as RGB."""
     return self.whole.image(int(self.indices[index]))
+
+  def check(self, index: int) -> None:
+    """Checks the example as the whole does."""
+    self.whole.check(int(self.indices[index]))
+
+  def state(self, index: int) -> str:
+    """The state of the example in the whole."""
+    return self.whole.state(int(self.indices[index]))
 
   def name(self, index: int) -> str:
     """What the whole calls the example."""
@@ -163,6 +191,16 @@ class Joined:
     """The image as RGB."""
     part, index = self._locate(index)
     return part.image(index)
+
+  def check(self, index: int) -> None:
+    """Checks the example as its part does."""
+    part, index = self._locate(index)
+    part.check(index)
+
+  def state(self, index: int) -> str:
+    """The state of the example in its part."""
+    part, index = self._locate(index)
+    return part.state(index)
 
   def name(self, index: int) -> str:
     """What its part calls the example."""

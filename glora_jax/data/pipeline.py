@@ -28,7 +28,8 @@ log = logging.getLogger(__name__)
 T = TypeVar('T')
 
 _CACHE_VERSION = 1  # a part of the key: raised when the same examples would give other arrays
-_FEWEST_WITH_PROGRESS = 2000  # images whose decoding shows a progress bar
+FEWEST_WITH_PROGRESS = 2000  # images whose decoding shows a progress bar
+_SUBMITTED_AT_ONCE = 4096  # images that wait for a thread
 _NAMED_IN_ERROR = 3  # broken images that an error names
 _NAMED_IN_WARNING = 10
 
@@ -117,31 +118,40 @@ def _decode_all(
       return f'{examples.name(index)}: {error}'
     return None
 
-  messages = _in_parallel(read, len(labels), title, show_always=False)
+  messages = in_parallel(read, len(labels), title)
   if not any(messages):
     return Split(images, labels)
   if not skip_broken:
     raise UnreadableImages(list(filter(None, messages)), len(labels))
-  readable = _without_broken(messages)
+  readable = without_broken(messages)
   return Split(images[readable], labels[readable])
 
 
-def _in_parallel(
-  function: Callable[[int], T], number: int, title: str, *, show_always: bool
+def in_parallel(
+  function: Callable[[int], T], number: int, title: str, *, show_always: bool = False
 ) -> list[T]:
-  """The results of a function for 0 to number - 1, in their order, computed by threads."""
-  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    results = tqdm(
-      pool.map(function, range(number)),
-      total=number,
-      desc=title,
-      unit='image',
-      disable=not show_always and number < _FEWEST_WITH_PROGRESS,
-    )
-    return list(results)
+  """The results of a function for 0 to number - 1, in their order, computed by threads.
+
+  Args:
+    function: function of an index.
+    number: number of indices.
+    title: title of the progress bar.
+    show_always: whether there is a bar also where the indices are few.
+  """
+  is_short = number < FEWEST_WITH_PROGRESS and not show_always
+  results = []
+  with (
+    concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
+    tqdm(total=number, desc=title, unit='image', disable=is_short) as bar,
+  ):
+    for start in range(0, number, _SUBMITTED_AT_ONCE):
+      for result in pool.map(function, range(start, min(number, start + _SUBMITTED_AT_ONCE))):
+        results.append(result)
+        bar.update()
+  return results
 
 
-def _without_broken(messages: Sequence[str | None]) -> np.ndarray:
+def without_broken(messages: Sequence[str | None]) -> np.ndarray:
   """Indices of the readable images, after a warning that names the others.
 
   Args:
@@ -284,13 +294,13 @@ def _readable(examples: Examples, title: str) -> np.ndarray:
 
   def check(index: int) -> str | None:
     try:
-      examples.image(index)
+      examples.check(index)
     except OSError as error:
       return f'{examples.name(index)}: {error}'
     return None
 
   title = f'checking {title}'
-  return _without_broken(_in_parallel(check, len(examples.labels), title, show_always=True))
+  return without_broken(in_parallel(check, len(examples.labels), title, show_always=True))
 
 
 def _let_grain_read_flags() -> None:

@@ -223,14 +223,25 @@ class TfdsExamples:
 
   def image(self, index: int) -> Image.Image:
     """The image as RGB."""
-    stored = self._features(index)['image']
-    if not isinstance(stored, np.ndarray):
-      return decode(stored)
-    return from_array(stored if self.scale == 1 else stored * np.uint8(self.scale))
+    return self._decode(index)
+
+  def check(self, index: int) -> None:
+    """Decodes a draft of the image."""
+    self._decode(index, draft=True)
+
+  def state(self, index: int) -> str:
+    """The name: what is prepared does not change."""
+    return self.name(index)
 
   def name(self, index: int) -> str:
     """The position in the data set."""
     return f'example {index} of {self.identity}'
+
+  def _decode(self, index: int, draft: bool = False) -> Image.Image:
+    stored = self._features(index)['image']
+    if not isinstance(stored, np.ndarray):
+      return decode(stored, draft=draft)
+    return from_array(stored if self.scale == 1 else stored * np.uint8(self.scale))
 
   def _features(self, index: int) -> Example:
     _silence_advice_about_opencv()

@@ -18,6 +18,7 @@ import ml_collections
 
 from glora_jax import mesh as meshes
 from glora_jax.data.catalog import find
+from glora_jax.data.image_check import with_readable_images
 from glora_jax.data.task import Task
 from glora_jax.files import read_json, write_json
 from glora_jax.method.adapt import adapt
@@ -129,7 +130,15 @@ def prepare(settings: RunSettings, workdir: str, stop: Callable[[], bool] = neve
     mesh=mesh,
   )
   _check_rows(run)
-  return run
+  return dataclasses.replace(run, task=_open_images(run))
+
+
+def _open_images(run: Run) -> Task:
+  """The task, after each of its images was opened once; without those that can be left out."""
+  record = run.path('images.npz') if run.workdir else None
+  skip_broken = run.settings.data.skip_broken
+  with meshes.primary_first('images'):
+    return with_readable_images(run.task, record, skip_broken=skip_broken, write=meshes.primary())
 
 
 def rows(settings: RunSettings) -> tuple[str, ...]:

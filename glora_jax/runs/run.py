@@ -258,7 +258,7 @@ class Run:
     data = self.settings.data
     size = self.metadata['image_size']
     examples = self.task.open(split)
-    options = {'rule': data.resize, 'skip_broken': data.skip_broken, 'title': split}
+    options = {'rule': data.resize, 'title': split}  # broken images were found before the run
     if len(examples.labels) * size * size * 3 > data.max_resident:
       stream = pipeline.Stream(examples, size, workers=data.workers, **options)
       return pipeline.Split(stream, stream.labels)

@@ -32,6 +32,7 @@ from glora_jax.training.checkpoints import TrainingCheckpoints
 from glora_jax.training.loop import NonFiniteLossError
 
 FILES = {
+  'images.npz',
   'config.json',
   'lock',
   'metrics.jsonl',

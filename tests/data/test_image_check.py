@@ -1,0 +1,123 @@
+"""Every image opened once before a run: broken ones are all named, readable ones remembered."""
+
+import os
+
+import numpy as np
+import pytest
+from label_lists import write_images
+
+from glora_jax.data import image_check
+from glora_jax.data.examples import Files, OpenedSplit
+from glora_jax.data.image_check import with_readable_images
+from glora_jax.data.pipeline import UnreadableImages
+from glora_jax.data.task import Task
+
+SIZES = {'train': 5, 'val': 3, 'test': 4}
+
+
+@pytest.fixture
+def task(tmp_path):
+  """Twelve images of two classes in three splits."""
+  splits = {}
+  for split, number in SIZES.items():
+    names = [f'{split}/{n}.png' for n in range(number)]
+    write_images(tmp_path, names)
+    paths = [str(tmp_path / name) for name in names]
+    splits[split] = OpenedSplit(Files(paths, [n % 2 for n in range(number)]))
+  return Task('pets', ('cat', 'dog'), splits, origin='a test')
+
+
+@pytest.fixture
+def opened(monkeypatch):
+  """The images that are opened, by the last two parts of their paths."""
+  paths = []
+  check = Files.check
+
+  def note(self, index):
+    paths.append('/'.join(self.paths[index].split('/')[-2:]))
+    check(self, index)
+
+  monkeypatch.setattr(Files, 'check', note)
+  return paths
+
+
+def test_every_image_of_every_split_is_opened_once_and_remembered(task, tmp_path, opened):
+  record = str(tmp_path / 'images.npz')
+  found = with_readable_images(task, record)
+  assert sorted(opened) == sorted(
+    f'{split}/{n}.png' for split in SIZES for n in range(SIZES[split])
+  )
+  assert {split: len(found.open(split).labels) for split in SIZES} == SIZES
+  with_readable_images(task, record)
+  assert len(opened) == 12
+  os.utime(tmp_path / 'val' / '1.png', ns=(1, 1))
+  with_readable_images(task, record)
+  assert opened[12:] == ['val/1.png']
+
+
+def break_images(tmp_path):
+  (tmp_path / 'test' / '2.png').write_bytes((tmp_path / 'test' / '2.png').read_bytes()[:45])
+  (tmp_path / 'train' / '1.png').unlink()
+  os.mkfifo(tmp_path / 'train' / '1.png')
+  (tmp_path / 'train' / '3.png').unlink()
+  (tmp_path / 'train' / '3.png').symlink_to('none.png')
+
+
+def test_broken_images_of_all_splits_are_named_at_once(task, tmp_path):
+  break_images(tmp_path)
+  with pytest.raises(UnreadableImages) as raised:
+    with_readable_images(task, str(tmp_path / 'images.npz'))
+  message = str(raised.value)
+  assert message.startswith('3 of 12 images cannot be decoded: ')
+  for reason in ('no regular file', 'No such file or directory', 'test/2.png', 'skip_broken=True'):
+    assert reason in message
+  assert not (tmp_path / 'images.npz').exists()
+
+
+def test_broken_images_are_left_out_on_request(task, tmp_path, opened, caplog):
+  break_images(tmp_path)
+  record = str(tmp_path / 'images.npz')
+  found = with_readable_images(task, record, skip_broken=True)
+  assert [len(found.open(split).labels) for split in SIZES] == [3, 3, 3]
+  train = found.open('train')
+  assert [os.path.basename(train.name(n)) for n in range(3)] == ['0.png', '2.png', '4.png']
+  np.testing.assert_array_equal(train.labels, [0, 0, 0])
+  assert '2 of 5 images cannot be decoded and are left out' in caplog.text
+  before = len(opened)
+  with_readable_images(task, record, skip_broken=True)
+  assert sorted(opened[before:]) == ['test/2.png', 'train/1.png', 'train/3.png']
+
+
+def test_what_is_left_must_measure(task, tmp_path):
+  (tmp_path / 'val' / '1.png').write_bytes(b'x')
+  with pytest.raises(ValueError, match='pets: all images of val are of the class cat'):
+    with_readable_images(task, skip_broken=True)
+  for n in range(3):
+    (tmp_path / 'val' / f'{n}.png').write_bytes(b'x')
+  with pytest.raises(UnreadableImages, match='3 of 3 images'):
+    with_readable_images(task, skip_broken=True)
+
+
+@pytest.mark.parametrize('content', [b'', b'PK\x03\x04 no npz'])
+def test_a_damaged_record_is_made_again(task, tmp_path, opened, content):
+  record = tmp_path / 'images.npz'
+  record.write_bytes(content)
+  with_readable_images(task, str(record))
+  np.savez(record, readable=np.zeros(3))  # of another kind
+  with_readable_images(task, str(record))
+  with_readable_images(task, str(record))
+  assert len(opened) == 24
+
+
+def test_many_images_are_remembered_even_where_one_is_broken(task, tmp_path, opened, monkeypatch):
+  monkeypatch.setattr(image_check, 'FEWEST_WITH_PROGRESS', 12)
+  (tmp_path / 'val' / '1.png').write_bytes(b'x')
+  for _ in range(2):
+    with pytest.raises(UnreadableImages):
+      with_readable_images(task, str(tmp_path / 'images.npz'))
+  assert opened[12:] == ['val/1.png']
+
+
+def test_another_process_writes_no_record(task, tmp_path):
+  with_readable_images(task, str(tmp_path / 'images.npz'), write=False)
+  assert not (tmp_path / 'images.npz').exists()
