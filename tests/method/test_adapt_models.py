@@ -11,6 +11,7 @@ import model_zoo
 import numpy as np
 import pytest
 from comparing import assert_close, assert_trees_close, jit, random_variables, vector
+from hand_count import equation
 
 from glora_jax import SearchSpace, canonicalize, count_params, preset, random_genomes
 from glora_jax.method.adapt import adapt
@@ -111,32 +112,6 @@ def address(row_name):
 @functools.cache
 def session(name):
   return Session(model_zoo.EXAMPLES[name](), gradients=GRADIENTS[name])
-
-
-def equation(kernel, bias, supports, alleles, ranks):
-  """The paper's equation 10 in plain NumPy: W + W * A + B, b + b * D + E + C @ W."""
-  a, b, c, d, e = (int(allele) for allele in alleles)
-
-  def product(tensor, rank):
-    return supports[f'{tensor}_down'][:, :rank] @ supports[f'{tensor}_up'][:rank]
-
-  def weight(tensor, code):
-    up = supports[f'{tensor}_up']
-    return (0.0, up[0, 0], up[0])[code] if code < 3 else product(tensor, ranks[code - 3])
-
-  new_kernel = kernel + kernel * weight('A', a) + weight('B', b)
-  if bias is None:
-    return new_kernel, None
-  prompt = (
-    (np.zeros(len(kernel)), supports['C_down'][:, 0])[c]
-    if c < 2
-    else product('C', ranks[c - 2])[:, 0]
-  )
-
-  def vector(tensor, code):
-    return (0.0, supports[tensor][0], supports[tensor])[code]
-
-  return new_kernel, bias + bias * vector('D', d) + vector('E', e) + prompt @ kernel
 
 
 def matrix_of(example, params, layer):

@@ -1,0 +1,235 @@
+"""What a reader of a model counts in it, and the equation applied along the axes that he found.
+
+A kernel's axes are written as a word with a letter for each: `s` counts layers (a stack), `i` is
+summed over, `o` is left. Attention's [width, heads, channels] is 'ioo', a stack of experts
+[expert, in, out] 'sio', GPT-2's [out, in] 'oi'.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+
+class Kernel(NamedTuple):
+  """A parameter that rows of a genome stand for.
+
+  Attributes:
+    axes: a letter for each axis: 's' stack, 'i' in, 'o' out.
+    bias: path of the bias; None without one.
+    bias_axes: a letter for each axis of the bias; by default its stack leads.
+  """
+
+  axes: str
+  bias: str | None = None
+  bias_axes: str | None = None
+
+
+Kernels = Mapping[str, Kernel]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Counted:
+  """What else a reader says of a model.
+
+  Attributes:
+    uncovered: paths of matrices that no row can stand for; heads are not among them.
+    kwargs: keyword arguments of its call.
+    options: further arguments of the function that adapts it.
+    blind: rows (a regular expression) whose bias cannot change the output.
+    tolerance: largest difference of equal outputs, relative to max|y|.
+    source: the code base whose pattern it is.
+  """
+
+  uncovered: tuple[str, ...] = ()
+  kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  blind: str = r'(?!)'
+  tolerance: float = 1e-5
+  source: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class FunctionExample(Counted):
+  """A function of parameters and inputs.
+
+  Attributes:
+    apply: called with the parameters and the inputs.
+    params: any tree of arrays.
+    inputs: positional arguments besides.
+    kernels: its kernels by path, counted by hand.
+    rows: how many layers they are, counted by hand.
+  """
+
+  apply: Callable[..., Any]
+  params: Any
+  inputs: tuple[Any, ...]
+  kernels: Kernels
+  rows: int
+
+
+@dataclasses.dataclass(frozen=True)
+class NnxExample(Counted):
+  """An NNX model.
+
+  Attributes:
+    make: gives the model in evaluation mode; equal ones at every call.
+    inputs: positional arguments of its call.
+    kernels: its kernels by path, counted by hand; heads are not among them.
+    rows: how many layers they are, counted by hand.
+  """
+
+  make: Callable[[], nnx.Module]
+  inputs: tuple[Any, ...]
+  kernels: Kernels
+  rows: int
+
+
+def beside(axes: str, path: str, bias: str = 'bias') -> Kernel:
+  """A kernel at a path, whose bias stands beside it."""
+  parent, _, _ = path.rpartition('/')
+  return Kernel(axes, f'{parent}/{bias}' if parent else bias)
+
+
+def by_name(tree: Any) -> dict[str, Any]:
+  """The leaves of a tree by their '/'-joined paths."""
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='/'): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
+def found(adapted: Any) -> dict[str, Kernel]:
+  """The kernels that an adapted model's rows stand for, written like those counted by hand.
+
+  The bias's axes are left out: `fold_by_hand` tells whether they were understood.
+  """
+  kernels = {}
+  for group in adapted.groups:
+    for site in group.members:
+      letters = [''] * len(site.kernel_shape)
+      for letter, dims in zip(
+        'sio', (site.layout.stack, site.layout.inputs, site.layout.outputs), strict=True
+      ):
+        for dim in dims:
+          letters[dim] += letter
+      bias = None if site.bias_path is None else '/'.join(site.bias_path)
+      kernels['/'.join(site.kernel_path)] = Kernel(''.join(letters), bias)
+  return kernels
+
+
+def expected(kernels: Kernels) -> dict[str, Kernel]:
+  """Kernels counted by hand without the axes of their biases, to compare with `found`."""
+  return {path: kernel._replace(bias_axes=None) for path, kernel in kernels.items()}
+
+
+def count_rows(kernels: Kernels, params: Mapping[str, Any]) -> int:
+  """How many layers kernels hold, whose arrays are given by name."""
+  return sum(
+    math.prod(
+      size for size, axis in zip(params[path].shape, kernel.axes, strict=True) if axis == 's'
+    )
+    for path, kernel in kernels.items()
+  )
+
+
+def equation(kernel, bias, supports, alleles, ranks):
+  """The paper's equation 10 in plain NumPy: W + W * A + B, b + b * D + E + C @ W."""
+  a, b, c, d, e = (int(allele) for allele in alleles)
+
+  def product(tensor, rank):
+    return supports[f'{tensor}_down'][:, :rank] @ supports[f'{tensor}_up'][:rank]
+
+  def weight(tensor, code):
+    up = supports[f'{tensor}_up']
+    return (0.0, up[0, 0], up[0])[code] if code < 3 else product(tensor, ranks[code - 3])
+
+  new_kernel = kernel + kernel * weight('A', a) + weight('B', b)
+  if bias is None:
+    return new_kernel, None
+  prompt = (
+    (np.zeros(len(kernel)), supports['C_down'][:, 0])[c]
+    if c < 2
+    else product('C', ranks[c - 2])[:, 0]
+  )
+
+  def vector(tensor, code):
+    return (0.0, supports[tensor][0], supports[tensor])[code]
+
+  return new_kernel, bias + bias * vector('D', d) + vector('E', e) + prompt @ kernel
+
+
+def fold_by_hand(
+  kernels: Kernels, params: Mapping[str, Any], supports: Mapping[str, Any], rows: Any, ranks: Any
+) -> dict[str, np.ndarray]:
+  """Folded parameters by name, from the axes that were counted by hand.
+
+  Args:
+    kernels: the kernels.
+    params: all parameters by name.
+    supports: the supports by name: a row's name and the support's.
+    rows: the alleles of each row by its name.
+    ranks: the ranks on offer.
+  """
+  folded = {path: np.asarray(value, np.float64) for path, value in params.items()}
+  for path, kernel in kernels.items():
+    name = path.removesuffix('/kernel')
+    own = {
+      support.removeprefix(f'{name}/'): np.asarray(value)
+      for support, value in supports.items()
+      if support.rpartition('/')[0] == name
+    }
+    matrices, put_back = _ordered(folded[path], kernel.axes, 'sio')
+    bias_axes = kernel.bias_axes or kernel.axes.replace('i', '').replace('o', '').ljust(
+      0 if kernel.bias is None else folded[kernel.bias].ndim, 'o'
+    )
+    vectors, put_bias_back = (
+      (None, None) if kernel.bias is None else _ordered(folded[kernel.bias], bias_axes, 'so')
+    )
+    for index in np.ndindex(matrices.shape[: kernel.axes.count('s')]):
+      row = name + (f'[{",".join(map(str, index))}]' if index else '')
+      slices = {support: value[index] for support, value in own.items()}
+      matrices[index], bias = equation(
+        matrices[index], None if vectors is None else vectors[index], slices, rows[row], ranks
+      )
+      if vectors is not None:
+        vectors[index] = bias
+    folded[path] = put_back(matrices)
+    if kernel.bias is not None:
+      folded[kernel.bias] = put_bias_back(vectors)
+  return folded
+
+
+def _ordered(value: np.ndarray, axes: str, order: str):
+  """An array with its axes in an order, those of each letter but 's' joined, and the way back."""
+  dims = [dim for letter in order for dim, axis in enumerate(axes) if axis == letter]
+  moved = value.transpose(dims)
+  stack = axes.count('s')
+  sizes = [
+    math.prod(size for size, axis in zip(value.shape, axes, strict=True) if axis == letter)
+    for letter in order[1:]
+  ]
+  joined = moved.reshape(*moved.shape[:stack], *sizes).copy()
+
+  def put_back(changed: np.ndarray) -> np.ndarray:
+    return changed.reshape(moved.shape).transpose(np.argsort(dims))
+
+  return joined, put_back
+
+
+def unboxed(tree: Any) -> dict[str, Any]:
+  """The arrays of a tree by name, out of their boxes."""
+  return by_name(nn.meta.unbox(tree))
+
+
+def normal(*shape: int, seed: int = 0) -> jax.Array:
+  """Normal numbers, float32."""
+  return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)

@@ -1,0 +1,497 @@
+"""Small models as pure functions, the way people write them without Flax's modules.
+
+Each is tiny, and its sizes differ from axis to axis, so that no axis can be taken for another. To
+add a model, write a function decorated with `example` that counts its kernels by hand.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hand_count import FunctionExample, Kernel, beside, normal
+from trees import randomized
+
+BATCH, TIME, WIDTH, HIDDEN, HEADS, CHANNELS, DEPTH, EXPERTS = 2, 3, 6, 10, 2, 4, 3, 4
+
+
+EXAMPLES: dict[str, Callable[[], FunctionExample]] = {}
+
+
+def example(function: Callable[[], FunctionExample]) -> Callable[[], FunctionExample]:
+  EXAMPLES[function.__name__] = function
+  return function
+
+
+def weights(*shape: int, seed: int = 1) -> jax.Array:
+  """A kernel whose products are about as large as what goes in."""
+  return normal(*shape, seed=seed) / np.sqrt(WIDTH)
+
+
+def activations() -> jax.Array:
+  return normal(BATCH, TIME, WIDTH)
+
+
+# Dense layers: lists, tuples and dataclasses of parameters, kernels the other way round.
+
+
+@example
+def list_of_layers():
+  sizes = (WIDTH, HIDDEN, 7, WIDTH)
+  layers = [
+    {'w': weights(*shape, seed=i), 'b': normal(shape[1], seed=i)}
+    for i, shape in enumerate(itertools.pairwise(sizes))
+  ]
+
+  def apply(params, x):
+    *hidden, last = params['layers']
+    for layer in hidden:
+      x = jnp.tanh(x @ layer['w'] + layer['b'])
+    return last['b'] + jnp.dot(x, last['w'])  # the bias first
+
+  kernels = {f'layers/{i}/w': Kernel('io', f'layers/{i}/b') for i in range(3)}
+  return FunctionExample(apply, {'layers': layers}, (activations(),), kernels, 3)
+
+
+@functools.partial(
+  jax.tree_util.register_dataclass, data_fields=['weight', 'bias'], meta_fields=['name']
+)
+@dataclasses.dataclass
+class Affine:
+  """A layer that is a tree, called on one example, in the manner of Equinox."""
+
+  weight: jax.Array
+  bias: jax.Array | None
+  name: str
+
+  def __call__(self, x):
+    y = self.weight @ x
+    return y if self.bias is None else y + self.bias
+
+
+@example
+def dataclasses_called_one_example_at_a_time():
+  params = (
+    Affine(weights(HIDDEN, WIDTH), normal(HIDDEN), 'up'),
+    Affine(weights(WIDTH, HIDDEN, seed=2), None, 'down'),
+  )
+
+  def apply(params, x):
+    up, down = params
+    return jax.vmap(jax.vmap(lambda token: token + down(jax.nn.relu(up(token)))))(x)
+
+  kernels = {'0/weight': Kernel('oi', '0/bias'), '1/weight': Kernel('oi')}
+  return FunctionExample(apply, params, (activations(),), kernels, 2)
+
+
+@example
+def names_with_slashes():
+  """In the manner of Haiku: a dictionary of modules by their paths."""
+  params = {
+    'mlp/~/linear_0': {'w': weights(WIDTH, HIDDEN), 'b': normal(HIDDEN)},
+    'mlp/~/linear_1': {'w': weights(HIDDEN, WIDTH), 'b': normal(WIDTH)},
+    'mlp/~/layer_norm': {'scale': 1 + normal(WIDTH) / 4, 'offset': normal(WIDTH)},
+  }
+
+  def apply(params, x):
+    first, second = params['mlp/~/linear_0'], params['mlp/~/linear_1']
+    norm = params['mlp/~/layer_norm']
+    x = x * norm['scale'] + norm['offset']
+    x = jax.nn.relu(jnp.dot(x, first['w']) + jnp.broadcast_to(first['b'], (*x.shape[:-1], HIDDEN)))
+    return jnp.dot(x, second['w']) + second['b']
+
+  kernels = {f'mlp/~/linear_{i}/w': Kernel('io', f'mlp/~/linear_{i}/b') for i in range(2)}
+  return FunctionExample(apply, params, (activations(),), kernels, 2)
+
+
+@example
+def gpt2_kernels():
+  """Kernels [out, in], as Flax's GPT-2 keeps them; one of them makes queries, keys and values."""
+  shapes = {'c_attn': (3 * WIDTH, WIDTH), 'c_proj': (WIDTH, WIDTH)}
+  params = {
+    name: {'kernel': weights(*shape), 'bias': normal(shape[0])} for name, shape in shapes.items()
+  }
+
+  def convolve(layer, x):
+    kernel = jnp.asarray(layer['kernel'].transpose(), jnp.float32)
+    product = jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
+    return product + jnp.asarray(layer['bias'], jnp.float32)
+
+  def apply(params, x):
+    q, k, v = jnp.split(convolve(params['c_attn'], x), 3, axis=-1)
+    return convolve(params['c_proj'], jax.nn.softmax(q @ k.swapaxes(-1, -2)) @ v)
+
+  kernels = {f'{name}/kernel': beside('oi', f'{name}/kernel') for name in shapes}
+  return FunctionExample(apply, params, (activations(),), kernels, 2)
+
+
+# Attention with kernels of three and four axes, and its biases.
+
+
+def attend(q, k, v):
+  """[batch, time, heads, channels] of each."""
+  logits = jnp.einsum('btnh,bsnh->bnts', q, k) / np.sqrt(CHANNELS)
+  return jnp.einsum('bnts,bsnh->btnh', jax.nn.softmax(logits), v)
+
+
+@example
+def attention_kernels():
+  """Separate queries, and keys and values stacked in one kernel, which is one row."""
+  params = {
+    'q': {'w': weights(HEADS, WIDTH, CHANNELS), 'b': normal(HEADS, CHANNELS)},
+    'kv': {'w': weights(2, WIDTH, HEADS, CHANNELS), 'b': normal(2, HEADS, CHANNELS)},
+    'out': {'w': weights(HEADS, CHANNELS, WIDTH), 'b': normal(WIDTH)},
+  }
+
+  def apply(params, x):
+    q = jnp.einsum('btd,ndh->btnh', x, params['q']['w']) + params['q']['b']
+    kv = jnp.einsum('bsd,cdkh->cbskh', x, params['kv']['w'])
+    k, v = kv + params['kv']['b'][:, None, None]
+    y = jnp.einsum('btnh,nhd->btd', attend(q, k, v), params['out']['w'])
+    return x + (y + params['out']['b'])
+
+  kernels = {
+    'q/w': Kernel('oio', 'q/b'),
+    'kv/w': Kernel('oioo', 'kv/b'),
+    'out/w': Kernel('iio', 'out/b'),
+  }
+  return FunctionExample(apply, params, (activations(),), kernels, 3)
+
+
+@example
+def stacked_keys_and_values_by_choice():
+  base = attention_kernels()
+  kernels = {**base.kernels, 'kv/w': Kernel('sioo', 'kv/b', 'soo')}
+  return dataclasses.replace(
+    base, kernels=kernels, rows=4, options={'split': {'kv': 0}}, blind=r'kv/w\[0'
+  )
+
+
+@example
+def fused_projection():
+  """Queries, keys and values of one kernel, reshaped to heads on the way, in low precision."""
+  params = {
+    'qkv': weights(WIDTH, 3 * HEADS * CHANNELS).astype(jnp.bfloat16),
+    'out': weights(WIDTH, HEADS * CHANNELS).astype(jnp.bfloat16),
+  }
+
+  def apply(params, x):
+    qkv = params['qkv'].astype(jnp.float32).reshape(WIDTH, 3, HEADS, CHANNELS)
+    q, k, v = jnp.moveaxis(jnp.einsum('btd,dcnh->btcnh', x, qkv), 2, 0)
+    out = params['out'].T.reshape(HEADS, CHANNELS, WIDTH).astype(jnp.float32)
+    return jnp.einsum('btnh,nhd->btd', attend(q, k, v), out)
+
+  kernels = {'qkv': Kernel('io'), 'out': Kernel('oi')}
+  return FunctionExample(apply, params, (activations(),), kernels, 2, tolerance=2e-2)
+
+
+# Stacks: scanned, vmapped, indexed, grouped.
+
+
+def block_params(*stack: int, axis: int = 0):
+  """Two layers of each block of a stack, whose axes stand together from an axis on."""
+
+  def stacked(*shape):
+    return weights(*shape[:axis], *stack, *shape[axis:])
+
+  return {
+    'up': {'w': stacked(WIDTH, HIDDEN), 'b': stacked(HIDDEN)},
+    'down': {'w': stacked(HIDDEN, WIDTH), 'b': stacked(WIDTH)},
+  }
+
+
+def block(params, x):
+  hidden = jax.nn.silu(x @ params['up']['w'] + params['up']['b'])
+  return x + (hidden @ params['down']['w'] + params['down']['b'])
+
+
+def block_kernels(axes: str, bias_axes: str, prefix: str = ''):
+  return {
+    f'{prefix}{layer}/w': Kernel(axes, f'{prefix}{layer}/b', bias_axes) for layer in ('up', 'down')
+  }
+
+
+@example
+def scanned_and_rematerialized():
+  def apply(params, x):
+    body = jax.checkpoint(lambda x, layer: (block(layer, x), None))
+    return jax.lax.scan(body, x, params)[0]
+
+  return FunctionExample(
+    apply, block_params(DEPTH), (activations(),), block_kernels('sio', 'so'), 6
+  )
+
+
+@example
+def scanned_along_a_later_axis():
+  """In the manner of MaxText, which keeps the layers on axis 1."""
+
+  def apply(params, x):
+    layers = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), params)
+    return jax.lax.scan(lambda x, layer: (block(layer, x), None), x, layers)[0]
+
+  params = block_params(DEPTH, axis=1)
+  return FunctionExample(apply, params, (activations(),), block_kernels('iso', 'os'), 6)
+
+
+@example
+def scan_of_a_vmap():
+  def step(x, layers):
+    return jax.vmap(block, (0, None))(layers, x).mean(0), None
+
+  def apply(params, x):
+    return jax.lax.scan(step, x, params)[0]
+
+  # Branches that all get the same input are outputs of one layer; below they are layers.
+  kernels = {**block_kernels('ssio', 'sso'), 'up/w': Kernel('soio', 'up/b', 'soo')}
+  return FunctionExample(apply, block_params(DEPTH, 2), (activations(),), kernels, 9)
+
+
+@example
+def unrolled_stack():
+  """Blocks of a stack taken out one by one, by number."""
+
+  def apply(params, x):
+    for i in range(DEPTH):
+      x = block(jax.tree.map(lambda leaf: leaf[i], params), x)  # noqa: B023
+    return x
+
+  return FunctionExample(
+    apply, block_params(DEPTH), (activations(),), block_kernels('sio', 'so'), 6
+  )
+
+
+def router_and_experts():
+  return {
+    'router': weights(WIDTH, EXPERTS),
+    'up': weights(EXPERTS, WIDTH, HIDDEN),
+    'down': weights(EXPERTS, HIDDEN, WIDTH),
+  }
+
+
+EXPERT_KERNELS = {'router': Kernel('io'), 'up': Kernel('sio'), 'down': Kernel('sio')}
+
+
+@example
+def experts_in_a_loop():
+  def apply(params, x):
+    gates = jax.nn.softmax(x @ params['router'])
+    results = [
+      jax.nn.silu(x @ params['up'][i]) @ params['down'][i] * gates[..., i, None]
+      for i in range(EXPERTS)
+    ]
+    return sum(results)
+
+  return FunctionExample(apply, router_and_experts(), (activations(),), EXPERT_KERNELS, 9)
+
+
+@example
+def experts_by_einsum():
+  def apply(params, x):
+    gates = jax.nn.softmax(x @ params['router'])
+    dispatched = jnp.einsum('btd,bte->betd', x, gates)
+    hidden = jax.nn.silu(jnp.einsum('betd,edf->betf', dispatched, params['up']))
+    return jnp.einsum('betf,efd->btd', hidden, params['down'])
+
+  # Of the last product the experts are summed over as well: one layer [experts * hidden, width].
+  kernels = {**EXPERT_KERNELS, 'down': Kernel('iio')}
+  return FunctionExample(apply, router_and_experts(), (activations(),), kernels, 6)
+
+
+@example
+def experts_by_ragged_products():
+  def apply(params, x):
+    tokens = x.reshape(-1, WIDTH)
+    scores = tokens @ params['router']
+    expert = scores.argmax(-1)
+    order = jnp.argsort(expert)
+    sizes = jnp.bincount(expert, length=EXPERTS)
+    hidden = jax.nn.silu(jax.lax.ragged_dot(tokens[order], params['up'], sizes))
+    results = jax.lax.ragged_dot(hidden, params['down'], sizes)
+    return results[jnp.argsort(order)] * jax.nn.softmax(scores).max(-1, keepdims=True)
+
+  inputs = (normal(8, TIME, WIDTH),)  # so many that every expert has some
+  return FunctionExample(apply, router_and_experts(), inputs, EXPERT_KERNELS, 9)
+
+
+# Control flow, and functions with derivatives of their own.
+
+
+@jax.custom_vjp
+def product(x, w):
+  return x @ w
+
+
+def _product_forward(x, w):
+  return x @ w, (x, w)
+
+
+def _product_backward(saved, g):
+  x, w = saved
+  return g @ w.T, jnp.einsum('...i,...o->io', x, g)
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
+@example
+def control_flow():
+  """A layer used in each turn of a loop, one of two layers by a condition, own derivatives."""
+  params = {
+    name: {'w': weights(WIDTH, WIDTH + (name == 'own')), 'b': normal(WIDTH + (name == 'own'))}
+    for name in ('loop', 'true', 'false', 'own')
+  }
+
+  def affine(layer, x):
+    return x @ layer['w'] + layer['b']
+
+  def apply(params, x, flag):
+    turn = jax.jit(lambda _, x: x + jnp.tanh(affine(params['loop'], x)))
+    x = jax.lax.fori_loop(0, 2, turn, x)
+    for condition in (flag, ~flag):
+      x = jnp.tanh(
+        jax.lax.cond(
+          condition,
+          lambda x: affine(params['true'], x),
+          lambda x: affine(params['false'], x),
+          x,
+        )
+      )
+    return product(x, params['own']['w']) + params['own']['b']
+
+  kernels = {f'{name}/w': Kernel('io', f'{name}/b') for name in params}
+  return FunctionExample(apply, params, (activations(), jnp.array(True)), kernels, 4)
+
+
+# Convolutions, which count on request.
+
+
+def convolutional(layout: str, shape: tuple[int, ...]):
+  params = {
+    'stem': {'w': weights(*shape), 'b': normal(5)},
+    'head': {'w': weights(5, WIDTH), 'b': normal(WIDTH)},
+  }
+
+  def apply(params, x):
+    x = jax.lax.conv_general_dilated(
+      x, params['stem']['w'], (2, 2), 'VALID', dimension_numbers=('NHWC', layout, 'NHWC')
+    )
+    x = jax.nn.silu(x + params['stem']['b'])
+    return x.mean((1, 2)) @ params['head']['w'] + params['head']['b']
+
+  axes = ''.join('o' if letter == 'O' else 'i' for letter in layout)
+  kernels = {'stem/w': Kernel(axes, 'stem/b'), 'head/w': Kernel('io', 'head/b')}
+  return FunctionExample(
+    apply, params, (normal(BATCH, 6, 6, 3),), kernels, 2, options={'convs': True}
+  )
+
+
+@example
+def convolution():
+  return convolutional('HWIO', (2, 2, 3, 5))
+
+
+@example
+def convolution_outputs_first():
+  return convolutional('OIHW', (5, 3, 2, 2))
+
+
+@example
+def convolution_left_alone():
+  base = convolution()
+  kernels = {'head/w': base.kernels['head/w']}
+  return dataclasses.replace(base, kernels=kernels, rows=1, uncovered=('stem/w',), options={})
+
+
+# linen modules with products of their own, which Flax's classes do not give away.
+
+
+class OwnDense(nn.Module):
+  """MaxText's DenseGeneral: a kernel [in..., out...] in a product of its own, cast on the way."""
+
+  features: tuple[int, ...]
+  axes: int = 1
+
+  @nn.compact
+  def __call__(self, x):
+    inputs = x.shape[-self.axes :]
+    kernel = self.param('kernel', nn.initializers.normal(0.4), (*inputs, *self.features))
+    contracted = (range(x.ndim - self.axes, x.ndim), range(self.axes))
+    y = jax.lax.dot_general(
+      x, jnp.asarray(kernel, x.dtype), (tuple(map(tuple, contracted)), ((), ()))
+    )
+    return y + self.param('bias', nn.initializers.normal(), self.features)
+
+
+class OwnLayer(nn.Module):
+  @nn.compact
+  def __call__(self, x, _):
+    q, k, v = (OwnDense((HEADS, CHANNELS), name=name)(x) for name in ('query', 'key', 'value'))
+    x = x + OwnDense((WIDTH,), 2, name='out')(attend(q, k, v))
+    return x + OwnDense((WIDTH,), name='wo')(nn.silu(OwnDense((HIDDEN,), name='wi')(x))), None
+
+
+class OwnDecoder(nn.Module):
+  @nn.compact
+  def __call__(self, x):
+    layers = nn.scan(
+      nn.remat(OwnLayer, prevent_cse=False),
+      variable_axes={'params': 1},
+      split_rngs={'params': True},
+      length=DEPTH,
+    )
+    return layers(name='layers')(x, None)[0]
+
+
+@example
+def own_modules_scanned_along_axis_1():
+  model, x = OwnDecoder(), activations()
+  shapes = jax.eval_shape(model.init, jax.random.key(0), x)['params']
+  axes = dict.fromkeys(('query', 'key', 'value'), ('isoo', 'oso'))
+  axes |= {'out': ('isio', 'os'), 'wi': ('iso', 'os'), 'wo': ('iso', 'os')}
+  kernels = {
+    f'layers/{name}/kernel': Kernel(kernel, f'layers/{name}/bias', bias)
+    for name, (kernel, bias) in axes.items()
+  }
+
+  def apply(params, x):
+    return model.apply({'params': params}, x)
+
+  params = randomized(shapes, scale=0.4)
+  return FunctionExample(apply, params, (x,), kernels, 18, blind='/key', source='MaxText')
+
+
+# What no row can stand for.
+
+
+@example
+def not_linear_layers():
+  """An embedding that is the output layer too, experts by gather, a product of two parameters."""
+  params = {
+    'embedding': weights(11, WIDTH),
+    'layer': {'kernel': weights(WIDTH, HIDDEN), 'bias': normal(HIDDEN)},
+    'gathered': weights(EXPERTS, HIDDEN, WIDTH),
+    'left': weights(WIDTH, 2),
+    'right': weights(2, WIDTH),
+    'positions': weights(TIME, WIDTH),
+    'unused': weights(WIDTH, 9),
+  }
+
+  def apply(params, tokens):
+    x = params['embedding'][tokens] + params['positions']
+    x = jax.nn.silu(x @ params['layer']['kernel'] + params['layer']['bias'])
+    chosen = params['gathered'][tokens % EXPERTS]
+    x = jnp.einsum('btf,btfd->btd', x, chosen)
+    x = x @ (params['left'] @ params['right'])
+    return x @ params['embedding'].T
+
+  kernels = {'layer/kernel': beside('io', 'layer/kernel')}
+  uncovered = ('embedding', 'gathered', 'left', 'positions', 'right', 'unused')
+  tokens = jnp.array([[1, 5, 10], [3, 0, 2]])
+  return FunctionExample(apply, params, (tokens,), kernels, 1, uncovered=uncovered)

@@ -1,0 +1,52 @@
+"""GLoRA on pure functions of many kinds, found by how they use their parameters."""
+
+import functools
+
+import function_zoo
+import pytest
+from zoo_cases import SPACE, Case, vector
+
+import glora_jax
+from glora_jax.method.trace import find
+
+every_function = pytest.mark.parametrize('name', function_zoo.EXAMPLES)
+
+
+@functools.cache
+def case(name):
+  example = function_zoo.EXAMPLES[name]()
+  adapted = glora_jax.adapt_function(
+    example.apply, example.params, *example.inputs, space=SPACE, heads=None, **example.options
+  )
+
+  def plain(params):
+    return vector(example.apply(params, *example.inputs))
+
+  return Case(example, adapted, example.params, plain)
+
+
+@every_function
+def test_rows_are_the_layers_that_a_reader_counts(name):
+  case(name).check_rows()
+
+
+@every_function
+def test_every_subnet_is_the_function_at_initialization(name):
+  case(name).check_identity()
+
+
+@every_function
+def test_fold_is_the_equation_along_the_axes_that_a_reader_finds(name):
+  case(name).check_fold()
+
+
+@every_function
+def test_every_support_of_every_layer_gets_a_gradient(name):
+  case(name).check_gradients()
+
+
+@every_function
+def test_matrices_that_no_row_covers_are_named(name):
+  example = case(name).example
+  found = find(example.apply, example.params, example.inputs, {}, **example.options)
+  case(name).check_coverage(found.uncovered)

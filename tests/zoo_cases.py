@@ -1,0 +1,137 @@
+"""What holds for GLoRA on any model whose kernels were counted by hand."""
+
+import functools
+import re
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hand_count import by_name, count_rows, expected, fold_by_hand, found, unboxed
+from trees import randomized
+
+from glora_jax import SearchSpace, preset, random_genomes
+from glora_jax.method.supports import SUPPORTS
+
+FAST = {'xla_backend_optimization_level': 0, 'xla_cpu_use_fusion_emitters': False}
+jit = functools.partial(jax.jit, compiler_options=FAST if jax.default_backend() == 'cpu' else None)
+SPACE = SearchSpace(ranks=(1, 2))
+
+
+def vector(outputs):
+  """All numbers of a model's output as one float32 vector."""
+  return jnp.concatenate([jnp.ravel(leaf).astype(jnp.float32) for leaf in jax.tree.leaves(outputs)])
+
+
+def distance(actual, wanted) -> float:
+  """The largest difference, relative to the largest number."""
+  actual, wanted = np.asarray(actual, np.float64), np.asarray(wanted, np.float64)
+  assert actual.shape == wanted.shape
+  assert np.isfinite(wanted).all()
+  return float(np.abs(actual - wanted).max() / np.abs(wanted).max())
+
+
+def as_at_start(supports):
+  """Supports with zeros where fresh ones have them."""
+
+  def value(path, leaf):
+    return leaf if SUPPORTS[path[-1].key].drawn else jnp.zeros_like(leaf)
+
+  return jax.tree_util.tree_map_with_path(value, supports)
+
+
+class Results(NamedTuple):
+  """What a genome gives: outputs as a vector, gradients by the supports, folded parameters."""
+
+  outputs: Any
+  gradients: Any
+  folded: Any
+
+
+class Case:
+  """A model of a zoo, adapted, with random supports, and its compiled functions.
+
+  Attributes:
+    example: an example of a zoo.
+    adapted: the adapted model.
+    plain: gives the outputs for parameters, as a vector.
+  """
+
+  def __init__(self, example, adapted, params, plain):
+    self.example, self.adapted, self.params = example, adapted, params
+    self.plain = jit(plain)
+    shapes = jax.eval_shape(adapted.init, jax.random.key(0), params)
+    supports = randomized(shapes['glora'], seed=2)  # nothing is compiled
+    self.variables = {'params': params, 'glora': supports}
+    self.start = {'params': params, 'glora': as_at_start(supports)}
+    spec = adapted.spec
+    self.genomes = np.stack(
+      [preset(spec, 'full'), *random_genomes(np.random.default_rng(0), spec, 2)]
+    )
+    self._one = jit(self._compute)
+
+  def _compute(self, variables, genome):
+    def loss(supports):
+      outputs = self.adapted.apply(
+        {**variables, 'glora': supports},
+        *self.example.inputs,
+        genome=genome,
+        **getattr(self.example, 'kwargs', {}),
+      )
+      outputs = vector(outputs)
+      return jnp.cos(jnp.arange(len(outputs))) @ outputs, outputs
+
+    gradients, outputs = jax.grad(loss, has_aux=True)(variables['glora'])
+    return Results(outputs, gradients, self.adapted.fold(variables, genome))
+
+  @functools.cached_property
+  def results(self) -> list[Results]:
+    """Of each genome, with random supports."""
+    return [self._one(self.variables, genome) for genome in self.genomes]
+
+  def check_rows(self):
+    """Kernels, axes, biases and the number of rows are those that were counted by hand."""
+    kernels = self.example.kernels
+    assert found(self.adapted) == expected(kernels)
+    assert len(self.adapted.spec) == self.example.rows == count_rows(kernels, by_name(self.params))
+
+  def check_identity(self):
+    """Every subnet of fresh supports is the model itself."""
+    base = self.plain(self.params)
+    for genome in self.genomes:
+      outputs = self._one(self.start, genome).outputs
+      assert distance(outputs, base) <= self.example.tolerance
+
+  def check_fold(self):
+    """Folded parameters are the equation along the axes counted by hand, and `apply` says so."""
+    for genome, results in zip(self.genomes, self.results, strict=True):
+      rows = {layer.name: genome[row] for row, layer in enumerate(self.adapted.spec)}
+      supports = unboxed(self.variables['glora'])
+      by_hand = fold_by_hand(
+        self.example.kernels, by_name(self.params), supports, rows, SPACE.ranks
+      )
+      assert jax.tree.structure(results.folded) == jax.tree.structure(self.params)
+      for path, value in by_name(results.folded).items():
+        eps = float(jnp.finfo(by_name(self.params)[path].dtype).eps)
+        assert np.abs(value - by_hand[path]).max() <= max(1e-5, 2 * eps) * np.abs(value).max(), path
+      assert distance(results.outputs, self.plain(results.folded)) <= self.example.tolerance
+
+  def check_gradients(self):
+    """Every support of every row gets a gradient."""
+    gradients = {path: np.asarray(x) for path, x in unboxed(self.results[0].gradients).items()}
+    largest = max(np.abs(leaf).max() for leaf in gradients.values())
+    for layer in self.adapted.spec:
+      name, _, index = layer.name.removesuffix(']').partition('[')
+      index = tuple(map(int, index.split(','))) if index else ()
+      own = {path: leaf for path, leaf in gradients.items() if path.rpartition('/')[0] == name}
+      assert own
+      for path, leaf in own.items():
+        is_blind = path.rpartition('/')[2][0] in 'CDE' and re.search(self.example.blind, layer.name)
+        size = np.abs(leaf[index]).max()
+        assert (size < 1e-5 * largest) if is_blind else (size > 1e-6 * largest), (path, index)
+
+  def check_coverage(self, uncovered):
+    """Every matrix that no row stands for is named, with a reason."""
+    reasons = {'/'.join(matrix.path): matrix.reason for matrix in uncovered}
+    assert set(reasons) == set(self.example.uncovered)
+    assert all(reasons.values())
