@@ -228,16 +228,19 @@ def to_tensors(model: ViT, flat: Flat, origin: Origin) -> tuple[ViT, Flat]:
   model, flat, rules = fit_to_format(model, flat, origin)
   tensors = {}
   for path, rule in rules.items():
-    tensors.update(_write_param(rule, flat[path]))
+    tensors.update(write_param(rule, flat[path]))
   tensors.update(origin.unused)
   prefix = format.prefix(model, origin.prefix)
-  return model, {
-    name if re.match(format.unprefixed, name) else prefix + name: value
-    for name, value in tensors.items()
-  }
+  return model, {full_name(format, prefix, name): value for name, value in tensors.items()}
 
 
-def _write_param(rule: Rule, parameter: np.ndarray) -> Flat:
+def full_name(format: Format[Any], prefix: str, name: str) -> str:
+  """The name of a tensor or module in a file, where a prefix stands before all that take it."""
+  return name if re.match(format.unprefixed, f'{name}.') else prefix + name
+
+
+def write_param(rule: Rule, parameter: np.ndarray) -> Flat:
+  """The tensors, by plain name, that a parameter becomes."""
   if not rule.is_stacked:
     return dict(zip(rule.theirs, rule.to_theirs(parameter), strict=True))
   blocks = [rule.to_theirs(block) for block in parameter]

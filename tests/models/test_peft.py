@@ -1,0 +1,388 @@
+"""Adapters of HF PEFT, and what is in their files; `tests/peers/test_peft_peers.py` has PEFT."""
+
+import functools
+import json
+import types
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+from places import FIXTURES
+from trees import randomized
+
+from glora_jax import SearchSpace, adapt, preset
+from glora_jax.files import read_json
+from glora_jax.method.genomes import canonicalize
+from glora_jax.models import hub, weights
+from glora_jax.models.peft import load_peft, save_peft
+
+ROOT = 'base_model.model.'
+IMAGES = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+
+
+@functools.cache
+def trained(name, ranks=(1, 3)):
+  """A fixture, adapted, its supports and head random."""
+  model, params, metadata = weights.load(FIXTURES / name)
+  adapted = adapt(model, IMAGES, space=SearchSpace(ranks))
+  return types.SimpleNamespace(
+    model=model,
+    params=params,
+    metadata=metadata,
+    adapted=adapted,
+    variables=random_variables(adapted, params),
+    genome=mixed_loras(adapted.spec),
+    fold=jax.jit(adapted.fold),
+  )
+
+
+def random_variables(adapted, params):
+  """Variables as after a training: supports and heads are nowhere as they began."""
+  shapes = jax.eval_shape(adapted.init, jax.random.key(0), params)
+  trainable, frozen = adapted.split({**shapes, 'params': params})
+  return adapted.join(randomized(trainable), frozen)
+
+
+def mixed_loras(spec):
+  """None, the first and the second rank in turn; the MLPs of a block differ."""
+  genome = np.zeros((len(spec), 5), np.int8)
+  genome[:, 1] = np.resize([3, 0, 4, 4, 3], len(spec))
+  return genome
+
+
+def contents(folder):
+  """(config, tensors by full name of the torch model)."""
+  tensors = safetensors.numpy.load_file(folder / 'adapter_model.safetensors')
+  assert all(name.startswith(ROOT) for name in tensors)
+  named = {name.removeprefix(ROOT): value for name, value in tensors.items()}
+  return read_json(folder / 'adapter_config.json'), named
+
+
+def write(folder, tensors, **config):
+  """An adapter as PEFT writes one."""
+  folder.mkdir(exist_ok=True)
+  tensors = {f'{ROOT}{name}': np.asarray(value, np.float32) for name, value in tensors.items()}
+  safetensors.numpy.save_file(tensors, folder / 'adapter_model.safetensors')
+  (folder / 'adapter_config.json').write_text(json.dumps({'peft_type': 'LORA', **config}))
+  return folder
+
+
+def numbers(*shape, seed=0):
+  return np.random.default_rng(seed).normal(0, 0.3, shape).astype(np.float32)
+
+
+@pytest.mark.parametrize('name', ['hf_vit', 'hf_dinov2', 'hf_vit_model', 'timm_vit', 'timm_deit3'])
+def test_base_and_adapter_together_are_the_folded_model_in_torch_names(name, tmp_path):
+  case = trained(name)
+  source = case.metadata['source']
+  save_peft(tmp_path / 'adapter', case.adapted, case.variables, case.genome, source, transformers=4)
+  config, adapter = contents(tmp_path / 'adapter')
+  folded = case.fold(case.variables, case.genome)
+  weights.save(tmp_path / 'folded', case.model, folded, case.metadata, source)
+  expected = safetensors.numpy.load_file(tmp_path / 'folded' / 'model.safetensors')
+  merged = safetensors.numpy.load_file(FIXTURES / name / 'model.safetensors')
+  for module in config['target_modules']:
+    down, up = (adapter.pop(f'{module}.lora_{side}.weight') for side in 'AB')
+    assert down.shape[0] == config['rank_pattern'][module] == config['alpha_pattern'][module]
+    merged[f'{module}.weight'] = merged[f'{module}.weight'] + up @ down
+  assert {tensor.rpartition('.')[0] for tensor in adapter} == set(config['modules_to_save'] or ())
+  merged |= adapter
+  assert merged.keys() == expected.keys()
+  for tensor, value in merged.items():
+    np.testing.assert_allclose(value, expected[tensor], atol=1e-6, err_msg=tensor)
+
+
+def test_queries_keys_and_values_share_lora_a(tmp_path):
+  case = trained('hf_vit')
+  save_peft(tmp_path, case.adapted, case.variables, case.genome, 'hf_vit')
+  config, adapter = contents(tmp_path)
+  q, k, v = (f'vit.layers.0.attention.{letter}_proj' for letter in 'qkv')
+  for module in (k, v):
+    np.testing.assert_array_equal(adapter[f'{module}.lora_A.weight'], adapter[f'{q}.lora_A.weight'])
+    assert (adapter[f'{module}.lora_B.weight'] != adapter[f'{q}.lora_B.weight']).all()
+  assert config['modules_to_save'] == ['classifier']
+  rows = case.genome[:, 1] > 0
+  names = [layer.name for layer, is_lora in zip(case.adapted.spec, rows, strict=True) if is_lora]
+  assert len(config['target_modules']) == sum(3 if 'qkv' in name else 1 for name in names)
+
+
+def test_equal_ranks_need_no_pattern_and_the_base_is_noted(tmp_path):
+  case = trained('timm_vit')
+  genome = preset(case.adapted.spec, 'lora:3')
+  base = 'hf:timm/vit_tiny@v1'
+  save_peft(tmp_path, case.adapted, case.variables, genome, 'timm', base=base)
+  config, _ = contents(tmp_path)
+  assert (config['r'], config['lora_alpha']) == (3, 3)
+  assert config['rank_pattern'] == config['alpha_pattern'] == {}
+  assert (config['base_model_name_or_path'], config['revision']) == ('timm/vit_tiny', 'v1')
+  assert config['modules_to_save'] == ['head']
+
+
+@pytest.mark.parametrize('name, transformers', [('hf_vit', 4), ('hf_vit', 5), ('timm_vit', 5)])
+def test_what_was_written_is_read_back(name, transformers, tmp_path):
+  case = trained(name)
+  source = case.metadata['source']
+  save_peft(tmp_path, case.adapted, case.variables, case.genome, source, transformers=transformers)
+  variables, genome = load_peft(tmp_path, case.adapted, case.params)
+  np.testing.assert_array_equal(genome, case.genome)
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    case.fold(variables, genome),
+    case.fold(case.variables, case.genome),
+  )
+
+
+def test_separate_queries_and_values_are_one_lora_of_their_ranks_together(tmp_path):
+  case = trained('hf_vit', (2, 5))
+  q, v = (f'vit.layers.1.attention.{letter}_proj' for letter in 'qv')
+  tensors = {
+    f'{q}.lora_A.weight': numbers(2, 16, seed=1),
+    f'{q}.lora_B.weight': numbers(16, 2, seed=2),
+    f'{v}.lora_A.weight': numbers(3, 16, seed=3),
+    f'{v}.lora_B.weight': numbers(16, 3, seed=4),
+  }
+  fields = {'r': 2, 'lora_alpha': 6, 'alpha_pattern': {'v_proj': 12}}
+  write(tmp_path, tensors, **fields)
+  variables, genome = load_peft(tmp_path, case.adapted, case.params)
+  rows = [layer.name for layer in case.adapted.spec]
+  assert genome[rows.index('blocks/attn/qkv[1]')].tolist() == [0, 4, 0, 0, 0]
+  assert genome.sum() == 4
+  folded = case.fold(variables, genome)['blocks']['attn']['qkv']['kernel']
+  update = np.asarray(folded - case.params['blocks']['attn']['qkv']['kernel'])
+  expected = np.zeros((2, 16, 48), np.float32)
+  for columns, module, scale in ((slice(16), q, 3), (slice(32, 48), v, 4)):
+    down, up = (tensors[f'{module}.lora_{side}.weight'] for side in 'AB')
+    expected[1, :, columns] = scale * (up @ down).T
+  np.testing.assert_allclose(update, expected, atol=1e-5)
+  sentence = (
+    r'rank 5 for B in blocks/attn/qkv\[1\] \(3 modules of the adapter together\), and its space '
+    r'offers 1, 3; adapt with a SearchSpace whose ranks are those of the adapter: 5\.'
+  )
+  with pytest.raises(ValueError, match=sentence):
+    load_peft(tmp_path, trained('hf_vit').adapted, case.params)
+
+
+def test_a_glora_has_every_tensor_of_the_equation(tmp_path):
+  case = trained('timm_vit')
+  module = 'blocks.1.mlp.fc1'
+  parts = {
+    'A.Xd': numbers(64, 3, seed=1),
+    'A.Xu': numbers(3, 16, seed=2),
+    'B.X': numbers(64, 1, seed=3),
+    'C.Xd': numbers(16, 3, seed=4),
+    'C.Xu': numbers(3, 1, seed=5),
+    'D.X': numbers(1, seed=6),
+    'E.zeros': np.zeros(64),
+  }
+  tensors = {f'{module}.glora_{part}': value for part, value in parts.items()}
+  write(tmp_path, tensors, peft_type='GLORA', r=3)
+  variables, genome = load_peft(tmp_path, case.adapted, case.params)
+  rows = [layer.name for layer in case.adapted.spec]
+  assert genome[rows.index('blocks/mlp/fc1[1]')].tolist() == [4, 2, 3, 1, 0]
+  folded = jax.tree.map(lambda leaf: leaf[1], case.fold(variables, genome)['blocks'])
+  base = jax.tree.map(lambda leaf: leaf[1], case.params['blocks'])
+  weight, bias = base['mlp']['fc1']['kernel'].T, base['mlp']['fc1']['bias']
+  expected = weight + weight * (parts['A.Xd'] @ parts['A.Xu']) + parts['B.X']
+  np.testing.assert_allclose(folded['mlp']['fc1']['kernel'].T, expected, atol=1e-5)
+  expected = bias + bias * parts['D.X'] + (weight @ parts['C.Xd'] @ parts['C.Xu'])[:, 0]
+  np.testing.assert_allclose(folded['mlp']['fc1']['bias'], expected, atol=1e-5)
+
+
+def test_three_different_c_become_a_part_of_e(tmp_path):
+  case = trained('hf_vit')
+  modules = [f'vit.layers.0.attention.{letter}_proj' for letter in 'qkv']
+  columns = [numbers(16, 1, seed=seed) for seed in range(3)]
+  shifts = [numbers(1, seed=seed) for seed in range(3)]
+  tensors = {}
+  for module, column, shift in zip(modules, columns, shifts, strict=True):
+    tensors |= {f'{module}.glora_C.X': column, f'{module}.glora_E.X': shift}
+  write(tmp_path, tensors, peft_type='GLORA')
+  variables, genome = load_peft(tmp_path, case.adapted, case.params)
+  assert genome[0].tolist() == [0, 0, 0, 0, 2]
+  qkv = case.params['blocks']['attn']['qkv']
+  parts = np.split(qkv['kernel'][0], 3, axis=1)
+  expected = [c[:, 0] @ part + e for c, part, e in zip(columns, parts, shifts, strict=True)]
+  folded = case.fold(variables, genome)['blocks']['attn']['qkv']['bias'][0]
+  np.testing.assert_allclose(folded - qkv['bias'][0], np.concatenate(expected), atol=1e-5)
+
+
+class Stacked(nn.Module):
+  """Two scanned layers, a tie and a head."""
+
+  @nn.compact
+  def __call__(self, x):
+    layer = nn.scan(Layer, variable_axes={'params': 0}, split_rngs={'params': True}, length=2)(
+      name='layers'
+    )
+    x, _ = layer(x, None)
+    return nn.Dense(2, name='head')(nn.LayerNorm(name='norm')(x))
+
+
+class Layer(nn.Module):
+  @nn.compact
+  def __call__(self, x, _):
+    query, value = nn.Dense(4, name='query')(x), nn.Dense(4, name='value')(x)
+    return nn.Dense(4, use_bias=False, name='both')(query * value), None
+
+
+def test_any_model_is_written_and_read_by_a_map_of_names(tmp_path):
+  inputs = jnp.zeros((1, 4))
+  params = jax.jit(Stacked().init)(jax.random.key(0), inputs)['params']
+  heads = ['^head$', '^norm$']
+  adapted = adapt(
+    Stacked(), inputs, space=SearchSpace((2,)), heads=heads, ties=[('query', 'value')]
+  )
+  variables = random_variables(adapted, params)
+  genome = canonicalize(adapted.spec, preset(adapted.spec, 'lora:2'))
+  names = {
+    'layers/(query|value)': r'model.layers.{}.\1',
+    'layers/both': ['model.layers.{}.left', 'model.layers.{}.right'],
+    '(head|norm)': r'model.\1',
+  }
+  save_peft(tmp_path, adapted, variables, genome, names)
+  config, tensors = contents(tmp_path)
+  layers = [f'model.layers.{n}.{name}' for n in (0, 1) for name in ('query', 'value')]
+  for module in layers:
+    shared = tensors[f'{module[:-5]}query.lora_A.weight']
+    np.testing.assert_array_equal(tensors[f'{module}.lora_A.weight'], shared)
+  halves = [f'model.layers.{n}.{name}' for n in (0, 1) for name in ('left', 'right')]
+  assert set(config['target_modules']) == {*layers, *halves}
+  assert tensors['model.layers.1.left.lora_B.weight'].shape == (2, 2)
+  assert config['modules_to_save'] == ['model.head', 'model.norm']
+  head = variables['params']['head']['kernel']
+  np.testing.assert_array_equal(tensors['model.head.weight'], head.T)
+  read, found = load_peft(tmp_path, adapted, params, names)
+  np.testing.assert_array_equal(found, genome)
+  fold = jax.jit(adapted.fold)
+  jax.tree.map(np.testing.assert_array_equal, fold(read, found), fold(variables, genome))
+
+
+def refused(message, names='hf_vit', name='hf_vit', **alleles):
+  """Asserts the sentence for the subnet of LoRAs with other alleles in the first row."""
+  case = trained(name)
+  genome = case.genome.copy()
+  for tensor, code in alleles.items():
+    genome[0, 'ABCDE'.index(tensor)] = code
+  with pytest.raises(ValueError, match=message) as caught:
+    save_peft('never', case.adapted, case.variables, genome, names)
+  assert '\n' not in str(caught.value)
+
+
+def test_what_the_format_cannot_say_points_to_fold():
+  refused(
+    r'B as LoRA, and blocks/attn/qkv\[0\] has A=lora:1, E=vector; fold .*adapted\.fold', A=3, E=2
+  )
+  refused(r'has B=vector; fold', B=2)
+  refused(r'has C=vector, D=constant; fold', C=1, D=1)
+
+
+def test_a_subnet_without_loras_is_refused():
+  case = trained('hf_vit')
+  with pytest.raises(ValueError, match='No layer of the subnet has a LoRA'):
+    save_peft('never', case.adapted, case.variables, 0 * case.genome, 'hf_vit')
+
+
+def test_names_that_do_not_fit_are_refused_with_what_is_missing():
+  refused("'vit_jax' is no format of a torch model; those are timm, hf_vit", names='vit_jax')
+  refused('has LayerScale folded into blocks/attn/proj', name='timm_deit3')
+  refused("no pattern matches 'blocks/attn/qkv'", names={'head': 'classifier'})
+  names = {'blocks/.*': 'a', 'head': 'b'}
+  refused("a should have '{}' as often as blocks/attn/qkv has axes of a stack, 1 times", names)
+  names = {'blocks/.*': ['a.{}', 'b.{}', 'c.{}', 'd.{}', 'e.{}'], 'head': 'b'}
+  refused('the 48 outputs of blocks/attn/qkv are not divisible among a.0, b.0', names)
+
+
+def test_heads_may_be_any_module_but_no_bare_parameter(tmp_path):
+  case = trained('timm_deit3')
+  for heads, saved in (('^(embed|head)$', ['head', 'patch_embed.proj']), ('scale1', None)):
+    adapted = adapt(case.model, IMAGES, heads=heads)
+    variables = random_variables(adapted, case.params)
+    genome = preset(adapted.spec, 'lora')
+    if saved:
+      save_peft(tmp_path, adapted, variables, genome, 'timm')
+      assert contents(tmp_path)[0]['modules_to_save'] == saved
+      continue
+    with pytest.raises(
+      ValueError, match='whole modules, and blocks/scale1/gamma, which is trained'
+    ):
+      save_peft(tmp_path, adapted, variables, genome, 'timm')
+
+
+def test_convolutions_and_other_models_are_refused():
+  model = nn.Conv(4, (2, 2))
+  inputs = jnp.zeros((1, 4, 4, 3))
+  adapted = adapt(model, inputs, convs=True)
+  params = jax.jit(model.init)(jax.random.key(0), inputs)['params']
+  variables = random_variables(adapted, params)
+  genome = preset(adapted.spec, 'lora')
+  with pytest.raises(ValueError, match='Conv is a convolution, and only linear layers'):
+    save_peft('never', adapted, variables, genome, {'Conv': 'conv'})
+  with pytest.raises(ValueError, match='are for the ViT of this package, and this is a Conv; give'):
+    save_peft('never', adapted, variables, genome, 'timm')
+
+
+FC1 = 'vit.layers.0.mlp.fc1'
+LORA = {f'{FC1}.lora_A.weight': numbers(3, 16), f'{FC1}.lora_B.weight': numbers(48, 3)}
+
+
+@pytest.mark.parametrize(
+  'tensors, config, message',
+  [
+    (LORA, {'peft_type': 'IA3'}, 'of the kind IA3; LORA and GLORA are read'),
+    (LORA, {'use_dora': True}, 'use_dora=True, which is not read; merge the adapter in PEFT'),
+    (LORA, {'bias': 'all'}, "bias='all', which is not read"),
+    (LORA, {'init_lora_weights': 'pissa_niter_4'}, "init_lora_weights='pissa_niter_4', which"),
+    (LORA, {'alpha_pattern': {'(': 2}}, f'the alpha of {FC1} cannot be read'),
+    ({'x.lora_A.weight': numbers(3, 16), 'x.lora_B.weight': numbers(4, 3)}, {}, r'adapter \(x\)'),
+    ({**LORA, f'{FC1}.lora_A.weight': numbers(3, 15)}, {}, r'is \(15, 48\), and .* \(16, 48\)'),
+    ({**LORA, f'{FC1}.lora_A.weight': numbers(2, 16)}, {}, 'do not belong together'),
+    ({**LORA, f'{FC1}.lora_A.weight': numbers(3, 16, 1, 1)}, {}, 'only adapters of linear layers'),
+    ({**LORA, f'{FC1}.lora_B.weight': np.full((48, 3), np.nan)}, {}, 'is not finite'),
+    ({**LORA, 'vit.layernorm.weight': numbers(16)}, {}, 'vit.layernorm.weight, which no head'),
+    ({**LORA, 'classifier.weight': numbers(7, 16)}, {}, r'head/kernel is \(16, 7\), and \(16, 5\)'),
+    ({'classifier.weight': numbers(5, 16)}, {}, 'adapts no module'),
+    (
+      {f'{FC1}.glora_A.Xd': numbers(48, 3)},
+      {'peft_type': 'GLORA'},
+      'is incomplete, it has only Xd',
+    ),
+  ],
+)
+def test_an_adapter_that_cannot_be_read_is_one_sentence(tensors, config, message, tmp_path):
+  case = trained('hf_vit')
+  fields = {'r': 3, 'lora_alpha': 3, **config}
+  write(tmp_path, tensors, **fields)
+  with pytest.raises(ValueError, match=message) as caught:
+    load_peft(tmp_path, case.adapted, case.params)
+  assert '\n' not in str(caught.value)
+
+
+def test_files_that_are_missing_or_damaged_are_named(tmp_path):
+  case = trained('hf_vit')
+  with pytest.raises(FileNotFoundError, match=r'no adapter_config\.json in'):
+    load_peft(tmp_path, case.adapted, case.params)
+  write(tmp_path, LORA)
+  (tmp_path / 'adapter_model.safetensors').write_bytes(b'x' * 100)
+  with pytest.raises(ValueError, match=r'adapter_model\.safetensors is damaged'):
+    load_peft(tmp_path, case.adapted, case.params)
+  (tmp_path / 'adapter_model.safetensors').unlink()
+  with pytest.raises(FileNotFoundError, match=r'adapter_model\.bin, save it again with'):
+    load_peft(tmp_path, case.adapted, case.params)
+
+
+def test_an_adapter_is_read_from_the_hub(tmp_path, monkeypatch):
+  case = trained('hf_vit')
+  folder = write(tmp_path, LORA, r=3, lora_alpha=3)
+  asked = []
+
+  def snapshot(name, files):
+    asked.append((name, files))
+    return hub.Snapshot(str(folder), str(folder / files.tensors), '1' * 40)
+
+  monkeypatch.setattr(hub, 'snapshot', snapshot)
+  _, genome = load_peft('hf:me/adapter@main', case.adapted, case.params)
+  assert genome.sum() == 4
+  assert asked == [('hf:me/adapter@main', ('adapter_model.safetensors', ('adapter_config.json',)))]

@@ -1,0 +1,185 @@
+"""Adapters by HF PEFT itself, on the models of transformers and timm.
+
+Skipped where the `peers` extra is not installed (`.ci/run` installs it).
+"""
+
+import jax
+import numpy as np
+import pytest
+from trees import randomized
+
+pytest.importorskip('torch', reason='needs the peers extra')
+pytest.importorskip('timm', reason='needs the peers extra')
+pytest.importorskip('transformers', reason='needs the peers extra')
+pytest.importorskip('peft', reason='needs the peers extra')
+
+import peft
+import torch
+import transformers
+from packaging.version import Version
+
+import glora_jax
+from glora_jax.models import weights
+from glora_jax.models.peft import load_peft, save_peft
+from tests.peers import families
+
+IMAGES = np.random.default_rng(0).normal(size=(3, 32, 32, 3)).astype(np.float32)
+NAMES = ('hf_vit', 'hf_dinov2', 'timm_vit', 'timm_deit3', 'timm_clip')
+TRANSFORMERS = 4 if Version(transformers.__version__) < Version('5') else 5
+
+
+def loaded(name, tmp_path, ranks=(1, 3)):
+  """(torch model, our model, params, adapted with random supports, variables, where it is from)."""
+  theirs = families.build(name)
+  families.write(theirs, tmp_path / 'base')
+  model, params, metadata = weights.load(tmp_path / 'base')
+  space = glora_jax.SearchSpace(ranks)
+  adapted = glora_jax.adapt(model, IMAGES, space=space)
+  return theirs, params, adapted, metadata['source']
+
+
+def trained(adapted, params):
+  """Variables as after a training: supports and heads far from where they began."""
+  variables = adapted.init(jax.random.key(0), jax.tree.map(np.asarray, params))
+  trainable, frozen = adapted.split(variables)
+  return adapted.join(randomized(trainable, scale=0.1), frozen)
+
+
+def loras_of_all_ranks(spec):
+  """A genome with none, the first and the second rank in turn."""
+  genome = np.zeros((len(spec), 5), np.int8)
+  genome[:, 1] = np.resize([0, 3, 4], len(spec))
+  return genome
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_peft_loads_a_subnet_and_gives_its_logits(name, tmp_path, recwarn):
+  theirs, params, adapted, source = loaded(name, tmp_path)
+  variables = trained(adapted, params)
+  genome = loras_of_all_ranks(adapted.spec)
+  save_peft(tmp_path / 'adapter', adapted, variables, genome, source, transformers=TRANSFORMERS)
+  with_adapter = peft.PeftModel.from_pretrained(theirs, tmp_path / 'adapter').eval()
+  assert not [warning for warning in recwarn if 'adapter keys' in str(warning.message)]
+  expected = adapted.apply(variables, IMAGES, genome=genome)
+  found = families.logits(with_adapter, IMAGES)
+  assert np.abs(found - expected).max() <= 1e-5 * max(1, np.abs(expected).max())
+  base = adapted.model.apply({'params': params}, IMAGES)
+  assert np.abs(expected - base).max() > 0.01
+
+
+def random_adapter(theirs, config, folder):
+  """Wraps a torch model with an adapter whose tensors are all random, and saves that."""
+  torch.manual_seed(1)
+  with_adapter = peft.get_peft_model(theirs, config).eval()
+  with torch.no_grad():
+    for parameter in with_adapter.parameters():
+      if parameter.requires_grad:
+        parameter.add_(torch.randn_like(parameter) * 0.1)
+  with_adapter.save_pretrained(folder)
+  return with_adapter
+
+
+QKV = ['q_proj', 'v_proj'] if TRANSFORMERS == 5 else ['query', 'value']
+FIRST = ['fc1'] if TRANSFORMERS == 5 else ['intermediate.dense']
+LORAS = {
+  'alpha': ({'r': 2, 'lora_alpha': 7, 'target_modules': FIRST}, (2,)),
+  'rank_stabilized': ({'r': 2, 'target_modules': FIRST, 'use_rslora': True}, (2,)),
+  'separate_q_and_v': ({'r': 2, 'target_modules': QKV}, (4,)),
+  'patterns': (
+    {
+      'r': 1,
+      'lora_alpha': 3,
+      'target_modules': QKV + FIRST,
+      'rank_pattern': {QKV[0]: 3},
+      'alpha_pattern': {r'.*1.*': 5},
+    },
+    (1, 4),
+  ),
+}
+
+
+@pytest.mark.parametrize('kind', LORAS)
+def test_a_lora_of_peft_is_read_as_a_subnet(kind, tmp_path):
+  fields, ranks = LORAS[kind]
+  theirs, params, adapted, _ = loaded('hf_vit', tmp_path, ranks)
+  config = peft.LoraConfig(modules_to_save=['classifier'], **fields)
+  expected = families.logits(random_adapter(theirs, config, tmp_path / 'adapter'), IMAGES)
+  variables, genome = load_peft(tmp_path / 'adapter', adapted, params)
+  found = adapted.apply(variables, IMAGES, genome=genome)
+  np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+  assert not genome[:, [0, 2, 3, 4]].any()
+
+
+GLORAS = [
+  ('lora', 'lora', 'constant'),
+  ('vector', 'vector', 'vector'),
+  ('constant', 'none', 'vector'),
+  ('none', 'lora', 'none'),
+]
+
+
+@pytest.mark.parametrize('name', ['hf_vit', 'timm_vit'])
+@pytest.mark.parametrize('forms', GLORAS)
+def test_a_glora_of_peft_is_read_as_a_subnet(name, forms, tmp_path):
+  if not hasattr(peft, 'GloraConfig'):
+    pytest.skip('this version of PEFT has no GLoRA')
+  a_and_b, c, d_and_e = forms
+  ranks = (2, 6) if name == 'hf_vit' else (2,)
+  theirs, params, adapted, _ = loaded(name, tmp_path, ranks)
+  targets = [*QKV, 'k_proj', *FIRST] if name == 'hf_vit' else ['qkv', 'fc1']
+  config = peft.GloraConfig(
+    r=2, target_modules=targets, config_A_B=a_and_b, config_C=c, config_D_E=d_and_e
+  )
+  expected = families.logits(random_adapter(theirs, config, tmp_path / 'adapter'), IMAGES)
+  variables, genome = load_peft(tmp_path / 'adapter', adapted, params)
+  found = adapted.apply(variables, IMAGES, genome=genome)
+  np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+  base = adapted.model.apply({'params': params}, IMAGES)
+  assert np.abs(expected - base).max() > 0.01
+
+
+def test_any_model_is_written_by_a_map_of_names(tmp_path):
+  import flax.linen as nn
+
+  class Mlp(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      for number in range(2):
+        x = nn.relu(nn.Dense(8, name=f'layers_{number}')(x))
+      return nn.Dense(2, name='head')(x)
+
+  inputs = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+  params = Mlp().init(jax.random.key(0), inputs)['params']
+  adapted = glora_jax.adapt(Mlp(), inputs, space=glora_jax.SearchSpace((1, 3)))
+  variables = trained(adapted, params)
+  genome = loras_of_all_ranks(adapted.spec) + np.array([[0, 3, 0, 0, 0], [0, 1, 0, 0, 0]], np.int8)
+  names = {r'layers_(\d)': r'stack.layer\1.fc', 'head': 'top'}
+  save_peft(tmp_path, adapted, variables, genome, names)
+
+  class Theirs(torch.nn.Module):
+    def __init__(self):
+      super().__init__()
+      self.stack = torch.nn.ModuleDict(
+        {
+          'layer0': torch.nn.ModuleDict({'fc': torch.nn.Linear(4, 8)}),
+          'layer1': torch.nn.ModuleDict({'fc': torch.nn.Linear(8, 8)}),
+        }
+      )
+      self.top = torch.nn.Linear(8, 2)
+
+    def forward(self, x):
+      for layer in self.stack.values():
+        x = layer['fc'](x).relu()
+      return self.top(x)
+
+  theirs = Theirs()
+  tensors = {}
+  for ours, module in (('layers_0', 'stack.layer0.fc'), ('layers_1', 'stack.layer1.fc')):
+    tensors[f'{module}.weight'] = torch.tensor(np.asarray(params[ours]['kernel']).T)
+    tensors[f'{module}.bias'] = torch.tensor(np.asarray(params[ours]['bias']))
+  theirs.load_state_dict(tensors, strict=False)
+  with_adapter = peft.PeftModel.from_pretrained(theirs, tmp_path).eval()
+  with torch.no_grad():
+    found = with_adapter(torch.tensor(inputs)).numpy()
+  expected = adapted.apply(variables, inputs, genome=genome)
+  np.testing.assert_allclose(found, expected, atol=1e-5)
