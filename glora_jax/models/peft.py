@@ -25,6 +25,7 @@ from glora_jax.models.peft_names import (
   naming_to_read,
   naming_to_write,
 )
+from glora_jax.models.verification import grouped
 from glora_jax.tree import flatten, get, path_name, replace
 
 _B = TENSORS.index('B')
@@ -241,7 +242,7 @@ def _with_heads(file: AdapterFile, adapted: Adapted, params: Any, naming: Naming
     params = replace(params, path, value)
   if remaining:
     raise ValueError(
-      f'{file.path} has {", ".join(sorted(remaining))}, which no head of this model is; adapt with '
+      f'{file.path} has {grouped(remaining)}, which no head of this model is; adapt with '
       'heads that the adapter trains in full, or take these tensors out.'
     )
   return params

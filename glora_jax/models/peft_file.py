@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import collections
+import math
 import os
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import safetensors
 
 from glora_jax.files import Path, write_json, write_safetensors
 from glora_jax.method.space import Tensor
 from glora_jax.models import hub
+from glora_jax.models.containers.opening import open_tensors
 from glora_jax.models.formats.format import Flat
 from glora_jax.models.metadata import read_json
+from glora_jax.models.verification import read_finite, require_floats
 
 CONFIG = 'adapter_config.json'
 TENSORS = 'adapter_model.safetensors'
@@ -98,9 +100,10 @@ def write(folder: Path, loras: Mapping[str, LowRank], heads: Flat, base: str | N
     tensors[f'{_ROOT}{module}.lora_A.weight'] = down.T
     tensors[f'{_ROOT}{module}.lora_B.weight'] = up.T
   tensors |= {f'{_ROOT}{name}': value for name, value in heads.items()}
+  config = _config(loras, heads, base)
   os.makedirs(folder, exist_ok=True)
   write_safetensors(os.path.join(folder, TENSORS), tensors, {'format': 'pt'})
-  write_json(os.path.join(folder, CONFIG), _config(loras, heads, base))
+  write_json(os.path.join(folder, CONFIG), config)
 
 
 def _config(loras: Mapping[str, LowRank], heads: Flat, base: str | None) -> dict[str, Any]:
@@ -178,17 +181,9 @@ def _read_tensors(path: str) -> Flat:
       f'There is no {TENSORS} in {path}; where there is an adapter_model.bin, save it again with '
       'save_pretrained(..., safe_serialization=True).'
     )
-  try:
-    with safetensors.safe_open(file, 'numpy') as opened:
-      tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-  except Exception as error:  # safetensors raises its own type, and others for odd contents
-    raise ValueError(f'{file} is damaged ({error}); get it again.') from error
-  for name, value in tensors.items():
-    if value.dtype.kind != 'f' and value.dtype.name != 'bfloat16':
-      raise ValueError(f'{file}: {name} has the type {value.dtype}; a float type is expected.')
-    if not np.isfinite(value.astype(np.float32)).all():
-      raise ValueError(f'{file}: {name} is not finite; get it again.')
-  return tensors
+  opened = open_tensors(file)
+  require_floats(file, opened.specs)
+  return {name: read_finite(opened, name) for name in opened.specs}
 
 
 def _require_plain(path: str, config: Mapping[str, Any]) -> None:
@@ -229,9 +224,12 @@ def _scale(path: str, module: str, rank: int, config: Mapping[str, Any]) -> floa
       if re.fullmatch(rf'(.*\.)?({pattern})', module):
         alpha = value
         break
-    return float(alpha) / (rank**0.5 if config.get('use_rslora') else rank)
-  except (re.error, TypeError, ValueError, AttributeError) as error:
+    scale = float(alpha) / (rank**0.5 if config.get('use_rslora') else rank)
+  except (re.error, TypeError, ValueError, AttributeError, ArithmeticError) as error:
     raise ValueError(f'{path}: the alpha of {module} cannot be read ({error}).') from error
+  if not math.isfinite(scale):
+    raise ValueError(f'{path}: the alpha of {module} is {alpha}; a finite number is expected.')
+  return scale
 
 
 def _read_glora(path: str, tensors: Flat, config: Mapping[str, Any]) -> dict[str, Forms]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import numpy as np
 
 from glora_jax.method.adapted import Adapted
@@ -14,7 +13,7 @@ from glora_jax.method.space import FLAT_FORMS, TENSORS, WEIGHT_TENSORS, Tensor
 from glora_jax.method.supports import used_parts
 from glora_jax.models.peft_file import AdapterFile, FlatForm, Forms, LowRank
 from glora_jax.models.peft_names import Naming
-from glora_jax.tree import get
+from glora_jax.models.verification import grouped
 
 
 class Part(NamedTuple):
@@ -71,7 +70,7 @@ def match_layers(file: AdapterFile, adapted: Adapted, naming: Naming) -> list[Ad
         layers.append(AdaptedLayer(group, index, row, tuple(parts)))
   if remaining:
     raise ValueError(
-      f'{file.path} adapts {", ".join(sorted(remaining))}, and no adapted layer of this model has '
+      f'{file.path} adapts {grouped(remaining)}, and no adapted layer of this model has '
       'that name; adapt the layer, or correct names.'
     )
   for layer in layers:
@@ -170,7 +169,7 @@ def _shifts(layer: AdaptedLayer, columns: Sequence[np.ndarray], params: Any) -> 
   """C @ W of each part with the C of its own, [out]."""
   matrices = []
   for site in layer.group.members:
-    kernel = np.asarray(nn.meta.unbox(get(params, site.path)['kernel']))
+    kernel = np.asarray(site.kernel(params))
     matrices.append(np.asarray(site.layout.matrices(kernel))[layer.index])
   outputs = np.cumsum([part.outputs for part in layer.parts])[:-1]
   split = np.split(np.concatenate(matrices, axis=-1), outputs, axis=-1)

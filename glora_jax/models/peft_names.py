@@ -15,6 +15,7 @@ from glora_jax.models.formats.format import Flat, Format
 from glora_jax.models.formats.rules import Rule
 from glora_jax.models.formats.table import FORMATS
 from glora_jax.models.translate import Origin, fit_to_format, full_name, write_param
+from glora_jax.models.verification import grouped
 from glora_jax.models.vit import ViT
 from glora_jax.tree import Path, path_name
 
@@ -86,7 +87,7 @@ class ByFormat(Naming):
 
   def modules(self, site: Site, index: tuple[int, ...]) -> tuple[str, ...]:
     """As `Naming.modules`; three for queries, keys and values where the format has them so."""
-    rule = self._rules.get(f'{site.name}/kernel')
+    rule = self._rules.get(path_name(site.kernel_path))
     if rule is None:
       raise ValueError(f'The format {self._format.name} has no place for {site.name}.')
     names = rule.names_in_block(*index) if rule.is_stacked else rule.theirs
@@ -222,7 +223,7 @@ def naming_to_write(
   fitted = fit_to_format(model, params, Origin(name, format.container, format.variant))
   for group in adapted.groups:
     for site in group.members:
-      kernel = f'{site.name}/kernel'
+      kernel = path_name(site.kernel_path)
       if fitted.flat[kernel] is not params[kernel]:
         raise ValueError(
           f'The format {name} has LayerScale folded into {site.name}, which the adapter does not '
@@ -256,7 +257,7 @@ def naming_to_read(names: Names | None, adapted: Adapted, modules: Iterable[str]
       if set(modules) <= set(_all_modules(adapted, naming)):
         return naming
   raise ValueError(
-    f'The modules of the adapter ({_some(modules)}) are not all adapted layers of this model in '
+    f'The modules of the adapter ({grouped(modules)}) are not all adapted layers of this model in '
     f'{f"the format {given}" if given else "any format"}; adapt these layers, or give names, a map '
     'of paths here to names there.'
   )
@@ -286,7 +287,3 @@ def _prefixes(modules: Sequence[str], known: Iterable[str]) -> list[str]:
   """What stands before a name that is known, in the first of the modules."""
   prefixes = (modules[0].removesuffix(name) for name in known if modules[0].endswith(name))
   return sorted({prefix for prefix in prefixes if prefix == '' or prefix.endswith('.')})
-
-
-def _some(names: Sequence[str]) -> str:
-  return ', '.join(names[:2]) + (', ...' if len(names) > 2 else '')

@@ -336,6 +336,7 @@ LORA = {f'{FC1}.lora_A.weight': numbers(3, 16), f'{FC1}.lora_B.weight': numbers(
     (LORA, {'bias': 'all'}, "bias='all', which is not read"),
     (LORA, {'init_lora_weights': 'pissa_niter_4'}, "init_lora_weights='pissa_niter_4', which"),
     (LORA, {'alpha_pattern': {'(': 2}}, f'the alpha of {FC1} cannot be read'),
+    (LORA, {'lora_alpha': float('inf')}, f'the alpha of {FC1} is inf; a finite number'),
     ({'x.lora_A.weight': numbers(3, 16), 'x.lora_B.weight': numbers(4, 3)}, {}, r'adapter \(x\)'),
     ({**LORA, f'{FC1}.lora_A.weight': numbers(3, 15)}, {}, r'is \(15, 48\), and .* \(16, 48\)'),
     ({**LORA, f'{FC1}.lora_A.weight': numbers(2, 16)}, {}, 'do not belong together'),
@@ -365,10 +366,11 @@ def test_files_that_are_missing_or_damaged_are_named(tmp_path):
   with pytest.raises(FileNotFoundError, match=r'no adapter_config\.json in'):
     load_peft(tmp_path, case.adapted, case.params)
   write(tmp_path, LORA)
-  (tmp_path / 'adapter_model.safetensors').write_bytes(b'x' * 100)
-  with pytest.raises(ValueError, match=r'adapter_model\.safetensors is damaged'):
+  file = tmp_path / 'adapter_model.safetensors'
+  file.write_bytes(file.read_bytes()[:-10])
+  with pytest.raises(ValueError, match=r'adapter_model\.safetensors is damaged or cut off'):
     load_peft(tmp_path, case.adapted, case.params)
-  (tmp_path / 'adapter_model.safetensors').unlink()
+  file.unlink()
   with pytest.raises(FileNotFoundError, match=r'adapter_model\.bin, save it again with'):
     load_peft(tmp_path, case.adapted, case.params)
 
