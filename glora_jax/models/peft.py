@@ -85,7 +85,7 @@ def save_peft(
   check_storage(adapted.groups, supports, genome)
   params = {
     path_name(path): np.asarray(nn.meta.unbox(value))
-    for path, value in flatten(variables['params']).items()
+    for path, value in flatten(adapted.full_precision(variables['params'])).items()
   }
   naming, params = naming_to_write(names, adapted, params, transformers)
   loras = dict(_loras(adapted, supports, genome, naming))
@@ -186,7 +186,8 @@ def load_peft(
     raise ValueError(f'{file.path} adapts no module; give the folder of an adapter of PEFT.')
   naming = naming_to_read(names, adapted, file.modules)
   layers = match_layers(file, adapted, naming)
-  forms = [combine(layer, params) for layer in layers]
+  whole = adapted.full_precision(params)
+  forms = [combine(layer, whole) for layer in layers]
   _require_ranks(file.path, adapted.spec, layers, forms)
   shapes = jax.eval_shape(adapted.init, jax.random.key(0), params)[COLLECTION]
   supports = jax.tree.map(lambda value: np.zeros(value.shape, value.dtype), shapes)
