@@ -20,10 +20,10 @@ import jax.numpy as jnp
 
 from glora_jax.method.adapted import Adapted, Merge, name_of
 from glora_jax.method.discover import discover
-from glora_jax.method.groups import Group, number_rows, tie
+from glora_jax.method.groups import Group, number_rows, spec_of, tie
 from glora_jax.method.selection import Selection, Selector, matches
 from glora_jax.method.site import Site
-from glora_jax.method.space import Layer, SearchSpace, Spec
+from glora_jax.method.space import SearchSpace
 from glora_jax.tree import Path, flatten, path_name
 
 log = logging.getLogger(__name__)
@@ -169,7 +169,7 @@ def assemble(
   if bare:
     log.warning('No C, D, E for the %d layers without bias: %s.', len(bare), ', '.join(bare))
   shapes = {path: jax.tree.leaves(value)[0] for path, value in flat.items()}
-  return Adapted(model, _spec(groups), groups, heads, merge, shapes)
+  return Adapted(model, spec_of(groups), groups, heads, merge, shapes)
 
 
 def _in_a_head(path: Path, selection: Selection) -> bool:
@@ -210,15 +210,3 @@ def _groups(model: str, candidates: Sequence[Site], selection: Selection) -> tup
       for members in tie(chosen, selection.ties)
     ]
   )
-
-
-def _spec(groups: Sequence[Group]) -> Spec:
-  """What the rows are that the groups' layers have."""
-  layers = {}
-  for group in groups:
-    for index, row in group.slices():
-      place = f'[{",".join(map(str, index))}]' if index else ''
-      layers[row] = Layer(
-        group.name + place, group.in_features, group.out_features, group.has_bias, group.space
-      )
-  return Spec(tuple(layers[row] for row in range(len(layers))))

@@ -12,6 +12,7 @@ integer that may be traced, so that one compiled program serves every subnet:
     D, E:  0 none, 1 constant, 2 vector (one number per output)
 
 The arrays that the forms are made of are the layer's supports: see `glora_jax.method.supports`.
+Those that no allele on offer reads may be left out: a tensor without any is none.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from collections.abc import Collection, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
-from glora_jax.method.space import FLAT_FORMS, Tensor
-from glora_jax.method.supports import read
+from glora_jax.method.space import FLAT_FORMS, WEIGHT_TENSORS, Tensor
+from glora_jax.method.supports import SUPPORTS, read
 
 
 def effective(
@@ -47,7 +48,7 @@ def effective(
 
   Returns:
     (kernel, bias) in their own dtypes. Without bias the second is E + C @ W, in the kernel's dtype,
-    if the supports have C, D, E, and None otherwise.
+    if the supports have any of C, D, E, and None otherwise.
 
   Raises:
     ValueError: the kernel or the alleles are those of several layers.
@@ -69,11 +70,13 @@ def effective(
   dtype = jnp.promote_types(kernel.dtype, jnp.float32)
   supports = {name: jnp.asarray(value, dtype) for name, value in supports.items()}
   ranks = tuple(ranks or (supports['A_down'].shape[-1],))
-  wide = kernel.astype(dtype)
-  a = weight_form(supports, 'A', alleles[0], ranks)
-  b = weight_form(supports, 'B', alleles[1], ranks)
-  merged = (wide + wide * a + b).astype(kernel.dtype)
-  return merged, effective_bias(kernel, bias, supports, alleles, ranks)
+  stored = _stored_tensors(supports)
+  merged = wide = kernel.astype(dtype)
+  if 'A' in stored:
+    merged = merged + wide * weight_form(supports, 'A', alleles[0], ranks)
+  if 'B' in stored:
+    merged = merged + weight_form(supports, 'B', alleles[1], ranks)
+  return merged.astype(kernel.dtype), effective_bias(kernel, bias, supports, alleles, ranks)
 
 
 def effective_bias(
@@ -84,18 +87,27 @@ def effective_bias(
   ranks: Sequence[int],
 ) -> jax.Array | None:
   """The second half of `effective`: b' = b + b * D + E + C @ W. Arguments as there."""
-  if 'E' not in supports:
+  stored = _stored_tensors(supports) - set(WEIGHT_TENSORS)
+  if not stored:
     return bias
   dtype = jnp.promote_types(kernel.dtype, jnp.float32)
   supports = {name: jnp.asarray(value, dtype) for name, value in supports.items()}
-  c = prompt_form(supports, alleles[2], ranks)
-  d = flat_form(supports, 'D', alleles[3])
-  e = flat_form(supports, 'E', alleles[4])
-  shift = e + _product(c, kernel.astype(dtype))
+  shift = jnp.zeros(kernel.shape[-1], dtype)
+  if 'E' in stored:
+    shift = shift + flat_form(supports, 'E', alleles[4])
+  if 'C' in stored:
+    c = prompt_form(supports, alleles[2], ranks)
+    shift = shift + _product(c, kernel.astype(dtype))
   if bias is None:
     return shift.astype(kernel.dtype)
   wide = bias.astype(dtype)
+  d = flat_form(supports, 'D', alleles[3]) if 'D' in stored else 0
   return (wide + wide * d + shift).astype(bias.dtype)
+
+
+def _stored_tensors(supports: Mapping[str, jax.Array]) -> set[str]:
+  """The tensors that supports store something of."""
+  return {SUPPORTS[name].tensor for name in supports}
 
 
 def thin_output(
@@ -127,7 +139,10 @@ def thin_output(
   dtype, output = product.dtype, product
   if 'A' in used:
     output = output + output * flat_form(supports, 'A', alleles[0]).astype(dtype)
-  if 'B' in used:
+  if 'B' in used and 'B_down' not in supports:
+    row = flat_form(supports, 'B', alleles[1]).astype(dtype)
+    output = output + inputs.astype(dtype).sum(-1, keepdims=True) * row
+  elif 'B' in used:
     down, up = weight_factors(supports, 'B', alleles[1], ranks)
     # Held behind a barrier in its transposed form, `down` gets its gradient as t^T x, with
     # t [tokens, rank]. XLA's own choice x^T t takes two to three times as long on CPU, with the
@@ -161,7 +176,9 @@ def weight_factors(
 def weight_form(
   supports: Mapping[str, jax.Array], tensor: Tensor, allele: jax.Array, ranks: Sequence[int]
 ) -> jax.Array:
-  """A or B in the form of its allele, [in, out]."""
+  """A or B in the form of its allele, [in, out]; [out] or [1] without storage for a LoRA."""
+  if f'{tensor}_down' not in supports:
+    return flat_form(supports, tensor, allele)
   return _product(*weight_factors(supports, tensor, allele, ranks))
 
 
@@ -169,6 +186,8 @@ def prompt_form(
   supports: Mapping[str, jax.Array], allele: jax.Array, ranks: Sequence[int]
 ) -> jax.Array:
   """C in the form of its allele, [in]."""
+  if 'C_up' not in supports:
+    return jnp.where(allele == 1, read(supports, 'C', 'vector'), 0)
   down, up = supports['C_down'], supports['C_up']
   used = jnp.arange(down.shape[-1]) < _rank('C', allele, ranks)
   lora = _product(jnp.where(used, down, 0), jnp.where(used, up[:, 0], 0))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from glora_jax.method.site import Site
-from glora_jax.method.space import WEIGHT_TENSORS, SearchSpace
+from glora_jax.method.space import Layer, SearchSpace, Spec
 from glora_jax.method.supports import SUPPORTS, init_supports, read
 from glora_jax.tree import Path
 
@@ -111,7 +111,7 @@ class Group:
     whole = dict(supports)
     # In shared storage a constant is a number of the vector, which a member's part may not contain.
     for name, support in SUPPORTS.items():
-      if support.form == 'constant' and (self.has_bias or support.tensor in WEIGHT_TENSORS):
+      if support.form == 'constant' and support.shared and support.shared.name in supports:
         whole[name] = read(supports, support.tensor, 'constant')
     start = 0
     for site in self.members:
@@ -242,3 +242,15 @@ def number_rows(groups: Sequence[Group]) -> tuple[Group, ...]:
 def _earliest_rows(group: Group) -> list[int]:
   """For every layer of the stack the first row that a member has for it."""
   return [min(rows) for rows in zip(*(site.rows for site in group.members), strict=True)]
+
+
+def spec_of(groups: Sequence[Group]) -> Spec:
+  """What the rows are that the groups' layers have."""
+  layers = {}
+  for group in groups:
+    for index, row in group.slices():
+      place = f'[{",".join(map(str, index))}]' if index else ''
+      layers[row] = Layer(
+        group.name + place, group.in_features, group.out_features, group.has_bias, group.space
+      )
+  return Spec(tuple(layers[row] for row in range(len(layers))))

@@ -144,12 +144,15 @@ def read(supports: Mapping[str, jax.Array], tensor: Tensor, form: Form) -> jax.A
     form: 'constant' or 'vector'.
 
   Returns:
-    [stack..., 1] for a constant, [stack..., out] (of C: in) for a vector.
+    [stack..., 1] for a constant, [stack..., out] (of C: in) for a vector; a zero where nothing is
+    stored of it, since then no allele on offer reads it.
   """
   (name,) = _made_of(tensor, form)
   shared = SUPPORTS[name].shared
-  if name in supports or shared is None:
+  if name in supports:
     return supports[name]
+  if shared is None or shared.name not in supports:
+    return jnp.zeros(())
   axes = SUPPORTS[shared.name].axes
   part = supports[shared.name][(..., *shared.index)]
   return part.squeeze(axes.index('rank') - len(axes)) if 'rank' in axes else part

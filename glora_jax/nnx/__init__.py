@@ -1,8 +1,43 @@
-"""GLoRA on Flax NNX models, through the same pure functions.
+"""GLoRA on Flax NNX models: live ones, and through the same pure functions as on linen ones.
 
 Knows the method, and nothing of images or runs.
 """
 
+from glora_jax.nnx.attach import attach
+from glora_jax.nnx.conversion import (
+  as_adapted,
+  load_adapter,
+  save_adapter,
+  set_variables,
+  summary,
+)
+from glora_jax.nnx.fixing import fix
 from glora_jax.nnx.functional import adapt, params, with_params
+from glora_jax.nnx.live import count_params, get_genome, set_genome, spec
+from glora_jax.nnx.plain import fold
+from glora_jax.nnx.population import score, with_genome
+from glora_jax.nnx.variables import Genome, Head, Support, Trained
 
-__all__ = ['adapt', 'params', 'with_params']
+__all__ = [
+  'Genome',
+  'Head',
+  'Support',
+  'Trained',
+  'adapt',
+  'as_adapted',
+  'attach',
+  'count_params',
+  'fix',
+  'fold',
+  'get_genome',
+  'load_adapter',
+  'params',
+  'save_adapter',
+  'score',
+  'set_genome',
+  'set_variables',
+  'spec',
+  'summary',
+  'with_genome',
+  'with_params',
+]

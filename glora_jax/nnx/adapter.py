@@ -1,0 +1,304 @@
+"""One set of supports in a live model: the arrays, the genome's rows, and how they are merged."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+
+from glora_jax.method.equation import thin_output
+from glora_jax.method.groups import Group
+from glora_jax.method.layout import Layout
+from glora_jax.method.merge import merge_biases, merge_layers
+from glora_jax.method.site import Site
+from glora_jax.method.space import FLAT_FORMS, TENSORS, WEIGHT_TENSORS, Spec, Tensor
+from glora_jax.method.storage import cut
+from glora_jax.method.supports import SUPPORTS, support_shapes, used_parts
+from glora_jax.nnx.stacking import axis_names, lay_beside, stack_first, what_is_left
+from glora_jax.nnx.variables import Genome, Support
+
+# Metadata of a kernel that what lies beside it has, too.
+_SHARED = ('eager_sharding', 'mesh', 'out_sharding', 'sharding_rules')
+
+# For each tensor the alleles that may occur in a set of supports, ascending.
+Occurring = tuple[tuple[int, ...], ...]
+
+
+class Recipe:
+  """What an adapter must know to merge, and is no array.
+
+  It is static, so NNX hashes it at every call of a compiled function: it is hashed once.
+
+  Attributes:
+    group: the layers.
+    occurring: the alleles that may occur.
+  """
+
+  def __init__(self, group: Group, occurring: Occurring):
+    self.group = group
+    self.occurring = occurring
+    self._hash = hash((group, occurring))
+
+  def __hash__(self) -> int:
+    return self._hash
+
+  def __eq__(self, other: Any) -> bool:
+    if self is other:
+      return True
+    is_recipe = isinstance(other, Recipe) and self._hash == other._hash
+    return is_recipe and (self.group, self.occurring) == (other.group, other.occurring)
+
+  def __repr__(self) -> str:
+    return f'Recipe({self.group.name})'
+
+  @functools.cached_property
+  def used(self) -> tuple[Tensor, ...]:
+    """The tensors that may take part."""
+    codes = zip(TENSORS, self.occurring, strict=True)
+    return tuple(tensor for tensor, alleles in codes if alleles != (0,))
+
+  @functools.cached_property
+  def only_alleles(self) -> np.ndarray | None:
+    """The alleles [5] where there is no choice, known when tracing; None where there is one."""
+    if any(len(alleles) > 1 for alleles in self.occurring):
+      return None
+    return np.array([alleles[0] for alleles in self.occurring], np.int8)
+
+  @property
+  def is_thin(self) -> bool:
+    """Whether no layer has a LoRA for A, so that no merged kernel is needed."""
+    return max(self.occurring[0]) < len(FLAT_FORMS['A'])
+
+  @functools.cached_property
+  def stored(self) -> frozenset[str]:
+    """Names of the supports that some allele reads."""
+    names: set[str] = set()
+    for column, alleles in enumerate(self.occurring):
+      for code in alleles:
+        row = [0] * len(TENSORS)
+        row[column] = code
+        names |= used_parts(row, self.group.space.ranks, self.group.has_bias, self._tied).keys()
+    return frozenset(names)
+
+  @property
+  def _tied(self) -> bool:
+    return self.group.space.tied
+
+  def cut(self, supports: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Of all supports [stack..., ...] those that some allele reads, no wider than it reads them."""
+    most = np.zeros((max(self.group.rows) + 1, len(TENSORS)), np.int8)
+    most[np.array(self.group.rows)] = [max(alleles) for alleles in self.occurring]
+    collection: Any = functools.reduce(_nested, reversed(self.group.path), dict(supports))
+    narrow: Any = cut([self.group], collection, most)
+    for name in self.group.path:
+      narrow = narrow[name]
+    return {name: value for name, value in narrow.items() if name in self.stored}
+
+
+def _nested(inner: Any, name: str) -> dict[str, Any]:
+  return {name: inner}
+
+
+def offered(group: Group, spec: Spec) -> Occurring:
+  """The alleles of a group that its space offers."""
+  layers = [spec.layers[row] for row in group.rows]
+  return tuple(_ascending(layer.offered(tensor) for layer in layers) for tensor in TENSORS)
+
+
+def chosen(group: Group, genome: np.ndarray) -> Occurring:
+  """The alleles of a group that a genome has."""
+  codes = genome[np.array(group.rows)]
+  return tuple(_ascending([column.tolist()]) for column in codes.T)
+
+
+def _ascending(parts: Iterable[Iterable[int]]) -> tuple[int, ...]:
+  return tuple(sorted({code for codes in parts for code in codes}))
+
+
+class Adapter(nnx.Pytree):
+  """The supports of one or several layers, beside the kernel of the first.
+
+  Args:
+    recipe: what is static of it.
+    supports: arrays by name, [stack..., ...].
+    alleles: int8 [stack..., 5].
+    kernel: variable of the first layer's kernel, whose metadata and devices they share.
+    genome_type: type of the variable of the alleles.
+
+  Attributes:
+    genome: the alleles, with the recipe in their metadata.
+  """
+
+  def __init__(
+    self,
+    recipe: Recipe,
+    supports: Mapping[str, jax.Array],
+    alleles: Any,
+    kernel: nnx.Variable,
+    genome_type: type[Genome] = Genome,
+  ):
+    beside = functools.partial(_beside, recipe.group.members[0], kernel)
+    self.genome = beside(genome_type, jnp.asarray(alleles, jnp.int8), (None,), recipe=recipe)
+    for name, value in supports.items():
+      setattr(self, name, beside(Support, value, SUPPORTS[name].axes))
+
+  @property
+  def recipe(self) -> Recipe:
+    """What is static of it."""
+    return self.genome.recipe
+
+  @property
+  def group(self) -> Group:
+    """The layers."""
+    return self.recipe.group
+
+  def variables(self) -> dict[str, nnx.Variable]:
+    """The variables of the supports, by name."""
+    return {name: value for name, value in vars(self).items() if name in SUPPORTS}
+
+  def supports(self) -> dict[str, jax.Array]:
+    """The whole supports, [stack..., ...]."""
+    site = self.group.members[0]
+    return self._supports(site.layout, site.stack_shape)
+
+  def alleles(self) -> jax.Array:
+    """The whole alleles, [stack..., 5]."""
+    site = self.group.members[0]
+    return stack_first(self.genome.get_value(), site.layout, site.stack_shape, (len(TENSORS),))
+
+  def set_supports(self, supports: Mapping[str, jax.Array]) -> None:
+    """Sets whole supports [stack..., ...], of which what is stored is taken."""
+    site = self.group.members[0]
+    for name, variable in self.variables().items():
+      value = lay_beside(jnp.asarray(supports[name]), site.layout, len(site.kernel_shape))
+      set_like(variable, value[tuple(map(slice, variable.shape))])
+
+  def merged_kernel(self, member: int, kernel: jax.Array) -> jax.Array:
+    """The kernel of a layer, or of what is left of a stack, with its supports merged in."""
+    local, part, alleles = self._left(member, kernel, WEIGHT_TENSORS)
+    ranks = self.group.space.ranks
+    return merge_layers(kernel, None, part, alleles, local, ranks)[0] if part else kernel
+
+  def merged_bias(self, member: int, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """The bias of a layer, or of what is left of a stack, with its supports merged in."""
+    tensors = set(TENSORS) - set(WEIGHT_TENSORS)
+    local, part, alleles = self._left(member, kernel, tensors)
+    if not part:
+      return bias
+    return merge_biases(kernel, bias, part, alleles, local, self.group.space.ranks)
+
+  def thin_output(
+    self, member: int, kernel: jax.Array, inputs: jax.Array, product: jax.Array
+  ) -> jax.Array:
+    """What a layer without a LoRA for A adds to x W [..., out], of inputs [..., in]."""
+    _, part, alleles = self._left(member, kernel, WEIGHT_TENSORS)
+    ranks, used = self.group.space.ranks, self.recipe.used
+    return thin_output(inputs, product, None, part, alleles, ranks, used)
+
+  def local_layout(self, member: int, kernel: jax.Array) -> Layout:
+    """The layout of what transforms have left of a layer's kernel."""
+    site = self.group.members[member]
+    return what_is_left(site.layout, len(site.kernel_shape) - kernel.ndim)
+
+  def _left(
+    self, member: int, kernel: jax.Array, tensors: Iterable[Tensor]
+  ) -> tuple[Layout, dict[str, jax.Array], jax.Array]:
+    """What a member merges into what is left of its kernel.
+
+    Returns:
+      The layout of what is left, and with its stack axes first its supports of some tensors and its
+      alleles.
+    """
+    local = self.local_layout(member, kernel)
+    stack = local.sizes(kernel.shape).stack
+    first = self.group.members[0].layout
+    home = what_is_left(first, len(first.stack) - len(local.stack))
+    alleles = stack_first(self.genome.get_value(), home, stack, (len(TENSORS),))
+    if self.recipe.only_alleles is not None:
+      alleles = jnp.broadcast_to(self.recipe.only_alleles, alleles.shape)
+    parts = list(self.group.of_members(self._supports(home, stack)))
+    part = {name: x for name, x in parts[member][1].items() if SUPPORTS[name].tensor in tensors}
+    return local, part, alleles
+
+  def _supports(self, layout: Layout, stack: tuple[int, ...]) -> dict[str, jax.Array]:
+    """What is left of the supports, with its stack axes first."""
+    group = self.group
+    shapes = support_shapes(group.in_features, group.out_features, ranks=(-1,), tied=False)
+    return {
+      name: stack_first(variable.get_value(), layout, stack, shapes[name])
+      for name, variable in self.variables().items()
+    }
+
+
+def with_rows(variable: Genome, genome: Any) -> Genome:
+  """The alleles of a set of supports as a genome int [rows, 5] has them."""
+  group = variable.recipe.group
+  site = group.members[0]
+  alleles = group.alleles(jnp.asarray(genome, jnp.int8))
+  value = lay_beside(alleles, site.layout, len(site.kernel_shape))
+  return variable.replace(_like(variable.get_value(), value))
+
+
+def set_like(variable: nnx.Variable, value: Any) -> None:
+  """Sets a variable's value, in its data type and on its devices."""
+  old = variable.get_value()
+  variable.set_value(_like(old, jnp.asarray(value, old.dtype)))
+
+
+def _like(old: Any, new: jax.Array) -> jax.Array:
+  """A new value on the devices of the old one; while tracing, the value itself."""
+  is_placed = isinstance(getattr(old, 'sharding', None), NamedSharding)
+  traced = isinstance(old, jax.core.Tracer) or isinstance(new, jax.core.Tracer)
+  return jax.device_put(new, old.sharding) if is_placed and not traced else new
+
+
+def _beside(
+  site: Site,
+  kernel: nnx.Variable,
+  kind: type[nnx.Variable],
+  value: Any,
+  axes: Any,
+  **metadata: Any,
+) -> nnx.Variable:
+  """A variable beside a kernel, on its devices, with its axes' names.
+
+  Args:
+    site: the layer.
+    kernel: variable of its kernel.
+    kind: type of the new variable.
+    value: array [stack..., ...].
+    axes: what its axes after those of the stack are: 'in', 'out', or anything else.
+    **metadata: more of the new variable's metadata.
+  """
+  array = lay_beside(value, site.layout, len(site.kernel_shape))
+  given = kernel.get_metadata()
+  metadata |= {'hijax': False, 'ref': False}
+  metadata |= {key: given[key] for key in _SHARED if key in given}
+  names = metadata.get('out_sharding')
+  if isinstance(names, NamedSharding):
+    names = names.spec
+  if isinstance(names, (tuple, PartitionSpec)):
+    metadata['out_sharding'] = _names_beside(tuple(names), site, axes)
+  sharding = getattr(kernel.get_raw_value(), 'sharding', None)
+  if isinstance(sharding, NamedSharding) and not isinstance(array, jax.core.Tracer):
+    spec = PartitionSpec(*_names_beside(tuple(sharding.spec), site, axes))
+    array = jax.device_put(array, NamedSharding(sharding.mesh, spec))
+  return kind.from_metadata(array, metadata)
+
+
+def _names_beside(names: tuple, site: Site, axes: Any) -> tuple:
+  """Names for the axes of an array, by those of the kernel beside which it lies."""
+  names += (None,) * (len(site.kernel_shape) - len(names))
+  inputs, outputs = site.layout.inputs, site.layout.outputs
+  by_axis = {
+    # Several axes flattened into one have no name.
+    'in': names[inputs[0]] if len(inputs) == 1 else None,
+    'out': names[outputs[0]] if len(outputs) == 1 else None,
+  }
+  return axis_names(names, site.layout, [by_axis.get(axis) for axis in axes])

@@ -1,0 +1,191 @@
+"""An attached model as an `Adapted` with variables, for what works on these; and adapter files."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from glora_jax.files import Path as FilePath
+from glora_jax.method import adapter_file
+from glora_jax.method.adapted import COLLECTION, Adapted
+from glora_jax.method.groups import Group
+from glora_jax.nnx.adapter import set_like
+from glora_jax.nnx.frozen import STATISTICS, Frozen
+from glora_jax.nnx.live import adapters, get_genome, set_genome, spec
+from glora_jax.nnx.places import Places
+from glora_jax.nnx.plain import without_supports
+from glora_jax.nnx.variables import Head
+from glora_jax.tree import Path, flatten, get, replace
+
+
+def as_adapted(model: nnx.Module) -> tuple[Adapted, dict[str, Any]]:
+  """An attached model as what `glora_jax.adapt` gives, and its variables.
+
+  This is how `glora_jax.allocate` and other functions of an adapted model work on it; what they
+  return goes back by `set_variables`.
+
+  Args:
+    model: an attached model; it is not changed. All its state but parameters and batch statistics
+      stays what it is now.
+
+  Returns:
+    (adapted, variables): the variables hold `params`, `glora` and, where there are any,
+    `batch_stats`. Supports that the model does not store are zero.
+
+  Raises:
+    ValueError: the model is not attached, or only a part of one that is.
+
+  Example:
+    >>> import glora_jax, jax, jax.numpy as jnp
+    >>> from flax import nnx
+    >>> x = jax.random.normal(jax.random.key(0), (8, 16, 4))
+    >>> linear = nnx.Linear(4, 2, rngs=nnx.Rngs(0))
+    >>> model = glora_jax.nnx.attach(linear, x[0], space=glora_jax.SearchSpace.distinct((1, 2)))
+    >>> def loss(forward, batch, key):
+    ...   return jnp.square(forward(batch) - 1).mean()
+    >>> adapted, variables = glora_jax.nnx.as_adapted(model)
+    >>> allocation = glora_jax.allocate(
+    ...   adapted, variables, loss, list(x), budget=8, key=jax.random.key(1), progress=False
+    ... )
+    >>> glora_jax.nnx.set_variables(model, allocation.variables)
+    >>> model = glora_jax.nnx.fix(model, allocation.genome)
+    >>> glora_jax.nnx.count_params(model) <= 8
+    True
+  """
+  frozen = Frozen(without_supports(model))
+  groups = tuple(adapter.group for adapter in adapters(model))
+  values = frozen.variables()
+  shapes = flatten(values['params'])
+  adapted = Adapted(frozen, spec(model), groups, frozenset(_heads(model)), 'up_front', shapes)
+  supports: dict[str, Any] = {}
+  for adapter in adapters(model):
+    supports = replace(supports, adapter.group.path, _widened(adapter.group, adapter.supports()))
+  return adapted, {**values, COLLECTION: supports}
+
+
+def set_variables(model: nnx.Module, variables: Mapping[str, Any]) -> None:
+  """Gives an attached model supports, heads and batch statistics.
+
+  Args:
+    model: an attached model, which is changed.
+    variables: variables as of `as_adapted`, after training or `glora_jax.allocate`; the base's
+      parameters in them are not looked at.
+
+  Raises:
+    ValueError: the model is not attached, or only a part of one that is.
+
+  Example:
+    >>> import glora_jax, jax.numpy as jnp
+    >>> from flax import nnx
+    >>> model = glora_jax.nnx.attach(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), jnp.ones((1, 4)))
+    >>> adapted, variables = glora_jax.nnx.as_adapted(model)
+    >>> variables['glora']['E'] = jnp.ones(3)
+    >>> glora_jax.nnx.set_variables(model, variables)
+    >>> model.bias.tolist()
+    [1.0, 1.0, 1.0]
+  """
+  for adapter in adapters(model):
+    adapter.set_supports(get(variables[COLLECTION], adapter.group.path))
+  by_path = Places.read(model).by_path
+  for path in _heads(model):
+    set_like(by_path[path], get(variables['params'], path))
+  for path, value in flatten(variables.get(STATISTICS, {})).items():
+    set_like(by_path[path], value)
+
+
+def save_adapter(path: FilePath, model: nnx.Module, **metadata: Any) -> None:
+  """Writes the subnet of an attached model as one safetensors file; see `glora_jax.save_adapter`.
+
+  Args:
+    path: path of the file.
+    model: an attached model, after training.
+    **metadata: more to remember, JSON types.
+
+  Raises:
+    ValueError: the model is not attached, or only a part of one that is.
+
+  Example:
+    >>> import tempfile, glora_jax, jax.numpy as jnp
+    >>> from flax import nnx
+    >>> linear, x = nnx.Linear(4, 3, rngs=nnx.Rngs(0)), jnp.ones((1, 4))
+    >>> model = glora_jax.nnx.attach(linear, x)
+    >>> model.glora_kernel.E[...] = jnp.ones(3)
+    >>> another = glora_jax.nnx.attach(linear, x)
+    >>> with tempfile.NamedTemporaryFile(suffix='.safetensors') as file:
+    ...   glora_jax.nnx.save_adapter(file.name, model, accuracy=0.9)
+    ...   glora_jax.nnx.load_adapter(file.name, another)
+    >>> bool(jnp.allclose(another(x), model(x)))
+    True
+  """
+  adapted, variables = as_adapted(model)
+  adapter_file.save_adapter(path, adapted, variables, get_genome(model), **metadata)
+
+
+def load_adapter(path: FilePath, model: nnx.Module) -> None:
+  """Reads what `save_adapter` or `glora_jax.save_adapter` wrote into an attached model.
+
+  Args:
+    path: path of the file.
+    model: a model that is attached with the same space to the same base, which is changed: it gets
+      the file's genome, supports, heads and batch statistics.
+
+  Raises:
+    ValueError: the file is damaged, or belongs to another model, space or base, or the model does
+      not store its supports; the sentence says which.
+
+  Example: see `save_adapter`.
+    >>> import glora_jax
+    >>> glora_jax.nnx.load_adapter.__name__
+    'load_adapter'
+  """
+  adapted, variables = as_adapted(model)
+  loaded, genome = adapter_file.load_adapter(path, adapted, variables['params'])
+  set_genome(model, genome)
+  set_variables(model, loaded)
+
+
+def summary(model: nnx.Module, genome: Any = None) -> str:
+  """A table of the adapted layers of a model: sizes, alleles, trained and total parameters.
+
+  Args:
+    model: an attached model.
+    genome: whose alleles to show, int [rows, 5]; None shows the model's own.
+
+  Raises:
+    ValueError: the model is not attached, or the genome does not fit it.
+
+  Example:
+    >>> import glora_jax, jax.numpy as jnp
+    >>> from flax import nnx
+    >>> space = glora_jax.SearchSpace(A='none', B='lora', C='none', D='none', E='none')
+    >>> linear = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+    >>> model = glora_jax.nnx.attach(linear, jnp.ones((1, 4)), space=space)
+    >>> print(glora_jax.nnx.summary(model))
+    layer   in  out  A     B       C     D     E     trained  total
+    Linear   4    3  none  lora:4  none  none  none       28     15
+    this subnet trains 28 parameters, and the heads 0: 186.67% of the 15 of the base model
+  """
+  return as_adapted(model)[0].summary(get_genome(model) if genome is None else genome)
+
+
+def _heads(model: nnx.Module) -> list[Path]:
+  """Paths of the parameters that are trained in full."""
+  return [tuple(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(model, Head))]
+
+
+def _widened(group: Group, stored: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+  """All supports of a group, with zeros where nothing is stored."""
+  kernel = jax.ShapeDtypeStruct(group.members[0].kernel_shape, group.dtype)
+  init = functools.partial(group.init, kernel=kernel)
+  shapes = jax.eval_shape(init, jax.random.key(0))
+  return {name: _padded(stored.get(name), shape) for name, shape in shapes.items()}
+
+
+def _padded(value: jax.Array | None, shape: jax.ShapeDtypeStruct) -> jax.Array:
+  zeros = jnp.zeros(shape.shape, shape.dtype)
+  return zeros if value is None else zeros.at[tuple(map(slice, value.shape))].set(value)

@@ -1,0 +1,165 @@
+"""What an attached model can be asked, and told: its layers, its genome, what it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from glora_jax.method import genomes
+from glora_jax.method.groups import Group, spec_of
+from glora_jax.method.space import TENSORS, Spec
+from glora_jax.nnx.adapter import Adapter, with_rows
+
+
+def adapters(model: nnx.Module) -> list[Adapter]:
+  """All sets of supports of a model, in the order of their first rows.
+
+  Raises:
+    ValueError: it is not attached, or a part or a combination of models that are.
+  """
+  found = [node for _, node in nnx.iter_graph(model) if isinstance(node, Adapter)]
+  if not found:
+    raise ValueError(
+      f'This {type(model).__name__} is not attached; pass what glora_jax.nnx.attach returned.'
+    )
+  found.sort(key=_rows)
+  require_all_rows(adapter.group for adapter in found)
+  return found
+
+
+def _rows(adapter: Adapter) -> tuple[int, ...]:
+  return adapter.group.rows
+
+
+def require_all_rows(groups: Iterable[Group]) -> None:
+  """Raises ValueError unless groups have all rows of a genome, once each."""
+  rows = sorted(row for group in groups for row in group.rows)
+  if rows != list(range(len(rows))):
+    raise ValueError(
+      f'These modules have the rows {rows} of a genome, and not all of one: pass the whole model '
+      'that glora_jax.nnx.attach returned.'
+    )
+
+
+def spec(model: nnx.Module) -> Spec:
+  """The rows of an attached model's genomes.
+
+  Raises:
+    ValueError: the model is not attached, or only a part of one that is.
+
+  Example:
+    >>> import glora_jax, jax.numpy as jnp
+    >>> from flax import nnx
+    >>> model = nnx.Sequential(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), nnx.relu)
+    >>> model = glora_jax.nnx.attach(model, jnp.ones((1, 4)))
+    >>> [(layer.name, layer.in_features) for layer in glora_jax.nnx.spec(model)]
+    [('layers/0', 4)]
+  """
+  return spec_of([adapter.group for adapter in adapters(model)])
+
+
+def get_genome(model: nnx.Module) -> np.ndarray:
+  """The genome of an attached model, int8 [rows, 5].
+
+  Raises:
+    ValueError: the model is not attached, or only a part of one that is.
+
+  Example:
+    >>> import glora_jax, jax.numpy as jnp
+    >>> from flax import nnx
+    >>> model = glora_jax.nnx.attach(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), jnp.ones((1, 4)))
+    >>> glora_jax.nnx.get_genome(model).tolist()  # the largest on offer, to begin with
+    [[3, 3, 2, 2, 2]]
+  """
+  found = adapters(model)
+  rows = {
+    row: np.asarray(adapter.alleles())[index]
+    for adapter in found
+    for index, row in adapter.group.slices()
+  }
+  return np.array([rows[row] for row in range(len(rows))], np.int8)
+
+
+def set_genome(model: nnx.Module, genome: Any) -> None:
+  """Makes an attached model another subnet of its supernet.
+
+  Args:
+    model: an attached model, which is changed.
+    genome: int [rows, 5]; may be traced, so that one compiled step trains a supernet.
+
+  Raises:
+    ValueError: the genome does not fit, or has alleles that are not on offer.
+
+  Example:
+    >>> import glora_jax, jax.numpy as jnp
+    >>> from flax import nnx
+    >>> model = glora_jax.nnx.attach(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), jnp.ones((1, 4)))
+    >>> glora_jax.nnx.set_genome(model, glora_jax.preset(glora_jax.nnx.spec(model), 'bitfit'))
+    >>> glora_jax.nnx.count_params(model)
+    3
+  """
+  found = adapters(model)
+  _check_genome(found, genome)
+  for adapter in found:
+    adapter.genome.set_value(with_rows(adapter.genome, genome).get_value())
+
+
+def _check_genome(found: Sequence[Adapter], genome: Any) -> None:
+  """Raises ValueError where a genome does not fit, or is not on offer; not while it is traced."""
+  layers = spec_of([adapter.group for adapter in found])
+  genomes.check_genome(layers, genome)
+  if np.ndim(genome) != 2:
+    raise ValueError(
+      f'A model has one genome [{len(layers)}, 5], not {np.shape(genome)}; '
+      'glora_jax.nnx.score takes a population, and glora_jax.nnx.with_genome maps over one.'
+    )
+  if isinstance(genome, jax.core.Tracer):
+    return
+  codes = np.asarray(genome)
+  for adapter in found:
+    for row in adapter.group.rows:
+      for column, occurring in enumerate(adapter.recipe.occurring):
+        _require_offer(layers, row, column, int(codes[row, column]), occurring)
+
+
+def _require_offer(
+  layers: Spec, row: int, column: int, code: int, occurring: tuple[int, ...]
+) -> None:
+  """Raises ValueError unless an allele, or the same by another name, is among those of a model."""
+  layer, tensor = layers.layers[row], TENSORS[column]
+  same = layer.canonical(tensor)
+  if same[code] not in {same[offered] for offered in occurring}:
+    names = layer.space.names(tensor)
+    raise ValueError(
+      f'The genome says {names[code]} for {tensor} of layer {row} ({layer.name}), where this model '
+      f'stores {", ".join(names[offered] for offered in occurring)}; attach with a space that '
+      'offers it, or set the genome of the model as it was before glora_jax.nnx.fix.'
+    )
+
+
+def count_params(model: nnx.Module, genome: Any = None) -> Any:
+  """Trained parameters of a subnet, heads not counted.
+
+  Args:
+    model: an attached model.
+    genome: int [rows, 5], or many [..., rows, 5]; None for the model's own.
+
+  Returns:
+    An int, or int64 [...].
+
+  Raises:
+    ValueError: the model is not attached, or the genome does not fit it.
+
+  Example:
+    >>> import glora_jax, jax.numpy as jnp
+    >>> from flax import nnx
+    >>> space = glora_jax.SearchSpace(ranks=(2,), A='none', B='lora', C='none', D='none', E='none')
+    >>> linear = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+    >>> glora_jax.nnx.count_params(glora_jax.nnx.attach(linear, jnp.ones((1, 4)), space=space))
+    14
+  """
+  return genomes.count_params(spec(model), get_genome(model) if genome is None else genome)

@@ -1,0 +1,182 @@
+"""The modules that own adapted parameters: their classes, made on the fly, which merge on reading.
+
+What owns an adapted parameter becomes an instance of a subclass of its class, in which the
+parameter is a property: reading it gives the merged value, and the base stays in `vars(owner)`.
+Equal classes are the same object, or compiled functions would be traced again.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+from flax import nnx
+
+from glora_jax.nnx.adapter import Adapter
+from glora_jax.nnx.linear import LINEAR_CALLS, is_thin, make_thin
+from glora_jax.nnx.places import Location, locations, put, variable_at, with_variables
+from glora_jax.nnx.variables import Head, merged_variable, without_role
+
+PREFIX = 'glora_'  # of the attributes that lie beside an owner's parameters
+
+
+class Part(NamedTuple):
+  """An adapted parameter of an owner.
+
+  Attributes:
+    location: where it is.
+    role: what of a linear layer it is.
+    kernel: where the layer's kernel is.
+    adapter: name of the attribute that holds its supports.
+    member: number of the layer among those that share the supports.
+  """
+
+  location: Location
+  role: Literal['kernel', 'bias']
+  kernel: Location
+  adapter: str
+  member: int
+
+
+def is_owner(module: Any) -> bool:
+  """Whether a module's class was made here."""
+  return hasattr(type(module), '_glora_parts')
+
+
+def parts_of(owner: nnx.Pytree) -> tuple[Part, ...]:
+  """Its adapted parameters."""
+  return type(owner)._glora_parts
+
+
+def plain_class(owner: nnx.Pytree) -> type:
+  """The class that it had."""
+  return type(owner)._glora_base
+
+
+def make_owner(module: nnx.Pytree, parts: Sequence[Part]) -> None:
+  """Makes a module with supports beside its parameters an owner of them.
+
+  Args:
+    module: a module of any class.
+    parts: its adapted parameters; none for a bridge to linen that has heads alone.
+  """
+  _set_class(module, _owner_class(type(module), tuple(sorted(parts))))
+
+
+def make_plain(owner: nnx.Pytree) -> None:
+  """Makes an owner an instance of its old class, without what lay beside its parameters."""
+  _set_class(owner, plain_class(owner))
+  for name in [name for name in vars(owner) if name.startswith(PREFIX)]:
+    delattr(owner, name)
+
+
+def merged(owner: nnx.Pytree, part: Part) -> jax.Array:
+  """An adapted parameter with its supports merged in."""
+  adapter: Adapter = vars(owner)[part.adapter]
+  kernel = variable_at(owner, part.kernel).get_value()
+  if part.role == 'kernel':
+    return adapter.merged_kernel(part.member, kernel)
+  bias = variable_at(owner, part.location).get_value()
+  return adapter.merged_bias(part.member, kernel, bias)
+
+
+def _set_class(module: nnx.Pytree, kind: type) -> None:
+  object.__setattr__(module, '__class__', kind)
+
+
+@functools.cache
+def _owner_class(base: type, parts: tuple[Part, ...]) -> type:
+  """The subclass of a class in which some parameters are merged where they are read."""
+  by_attribute: dict[str, list[Part]] = {}
+  for part in parts:
+    by_attribute.setdefault(part.location.attribute, []).append(part)
+  members: dict[str, Any] = {
+    name: property(
+      functools.partial(_read, name, tuple(together)),
+      functools.partial(_write, name),
+      functools.partial(_forget, name),
+    )
+    for name, together in by_attribute.items()
+  }
+  members |= {'_glora_parts': parts, '_glora_base': base, '__doc__': base.__doc__}
+  members |= {name: getattr(base, name) for name in ('__module__', '__qualname__')}
+  members |= _methods(base)
+  options = {'pytree': base._pytree__is_pytree}
+  return types.new_class(base.__name__, (base,), options, functools.partial(_fill, members))
+
+
+def _fill(members: Mapping[str, Any], namespace: dict[str, Any]) -> None:
+  namespace.update(members)
+
+
+def _methods(base: type) -> dict[str, Callable[..., Any]]:
+  """The methods of a class that must know of the supports."""
+  methods: dict[str, Callable[..., Any]] = {}
+  if issubclass(base, nnx.bridge.ToNNX):
+    methods['__call__'] = _call_bridge
+  if base.__call__ in LINEAR_CALLS:
+    methods['__call__'] = _call_linear
+  return methods
+
+
+def _read(name: str, parts: Sequence[Part], owner: nnx.Pytree) -> Any:
+  """An attribute with merged values for the parameters in it."""
+  if name not in vars(owner):
+    raise AttributeError(f"'{type(owner).__name__}' object has no attribute '{name}'")
+  new = {
+    part.location.inside: merged_variable(variable_at(owner, part.location), merged(owner, part))
+    for part in parts
+  }
+  return with_variables(vars(owner)[name], new)
+
+
+def _write(name: str, owner: nnx.Pytree, value: Any) -> None:
+  vars(owner)[name] = value
+
+
+def _forget(name: str, owner: nnx.Pytree) -> None:
+  del vars(owner)[name]
+
+
+def _call_linear(owner: nnx.Pytree, *args: Any, **kwargs: Any) -> Any:
+  """The call of a linear layer, without a merged kernel where none is needed."""
+  parts = {part.role: part for part in parts_of(owner)}
+  part = parts['kernel']
+  adapter, kernel = vars(owner)[part.adapter], variable_at(owner, part.location)
+  if not is_thin(adapter, part.member, kernel.get_value()):
+    return plain_class(owner).__call__(owner, *args, **kwargs)
+  layer = object.__new__(plain_class(owner))
+  vars(layer).update(vars(owner))
+  if 'bias' in parts:
+    vars(layer)['bias'] = owner.bias
+  make_thin(layer, adapter, part.member)
+  return layer(*args, **kwargs)
+
+
+def _call_bridge(owner: nnx.bridge.ToNNX, *args: Any, **kwargs: Any) -> Any:
+  """The call of a linen model, which reads its parameters off `vars`: merged ones for as long."""
+  attributes, kind = vars(owner), type(owner)
+  supports = {name: value for name, value in attributes.items() if name.startswith(PREFIX)}
+  values = {part.location: merged(owner, part) for part in parts_of(owner)}
+  own = {
+    location: variable
+    for location, variable in locations(owner)
+    if location in values or isinstance(variable, Head)
+  }
+  plain = {
+    location: variable.replace(values[location]) if location in values else without_role(variable)
+    for location, variable in own.items()
+  }
+  try:
+    for name in supports:
+      del attributes[name]
+    put(owner, plain)
+    _set_class(owner, plain_class(owner))
+    return owner(*args, **kwargs)
+  finally:
+    _set_class(owner, kind)
+    put(owner, own)  # what the call has updated besides, batch statistics for instance, stays
+    attributes.update(supports)

@@ -1,0 +1,138 @@
+"""Where variables are in a live model: which modules hold them, under which attributes."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+from flax import nnx
+
+from glora_jax.tree import Path
+
+_CONTAINERS = (nnx.List, nnx.Dict)
+
+
+class Location(NamedTuple):
+  """Where a variable is in the module that owns it.
+
+  Attributes:
+    attribute: name of the owner's attribute.
+    inside: path in the attribute's value, a list or a dictionary; () where that is the variable.
+  """
+
+  attribute: str
+  inside: Path = ()
+
+
+class Place(NamedTuple):
+  """A module that owns a variable, and where in it that is."""
+
+  owner: nnx.Pytree
+  location: Location
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Places:
+  """All variables of a model, and all places that each of them is in.
+
+  Attributes:
+    by_path: variables by their paths in the model's state, with names for numbers.
+    by_id: places by the `id` of the variable.
+  """
+
+  by_path: Mapping[Path, nnx.Variable]
+  by_id: Mapping[int, list[Place]]
+
+  @classmethod
+  def read(cls, model: nnx.Module) -> Places:
+    """Looks through a model."""
+    by_path: dict[Path, nnx.Variable] = {}
+    by_id: dict[int, list[Place]] = {}
+    for path, owner in modules(model):
+      for location, variable in locations(owner):
+        by_path[*path, location.attribute, *location.inside] = variable
+        by_id.setdefault(id(variable), []).append(Place(owner, location))
+    return cls(by_path, by_id)
+
+  def of_variable(self, path: Path) -> list[Place]:
+    """All places of the variable at a path."""
+    return self.by_id[id(self.by_path[path])]
+
+
+def modules(model: nnx.Module) -> Iterator[tuple[Path, nnx.Pytree]]:
+  """All modules of a model, each once, by path; NNX's lists and dictionaries belong to others."""
+  for path, node in nnx.iter_graph(model):
+    if isinstance(node, nnx.Pytree) and (node is model or not isinstance(node, _CONTAINERS)):
+      yield tuple(map(str, path)), node
+
+
+def locations(owner: nnx.Pytree) -> Iterator[tuple[Location, nnx.Variable]]:
+  """The variables that a module owns, and not one of its submodules."""
+  for name, value in vars(owner).items():
+    if name.startswith('_pytree__') or not _is_data(owner, name):
+      continue
+    for path, leaf in jax.tree_util.tree_leaves_with_path(value, is_leaf=_is_leaf):
+      if isinstance(leaf, nnx.Variable):
+        yield Location(name, _names(path)), leaf
+
+
+def _is_data(owner: nnx.Pytree, name: str) -> bool:
+  return not owner._pytree__is_pytree or owner._pytree__nodes.get(name, False)
+
+
+def variable_at(owner: nnx.Pytree, location: Location) -> nnx.Variable:
+  """The variable that a module itself has at a location, whatever its class makes of it."""
+  value = vars(owner)[location.attribute]
+  for name in location.inside:
+    value = _child(value, name)
+  return value
+
+
+def _child(value: Any, name: str) -> Any:
+  """A part of a container by the name that JAX gives to it."""
+  if isinstance(value, Mapping) and name in value:
+    return value[name]
+  children = jax.tree_util.tree_leaves_with_path(value, is_leaf=functools.partial(_is_not, value))
+  return next(child for (key, *_), child in children if _names((key,)) == (name,))
+
+
+def _is_not(value: Any, part: Any) -> bool:
+  return part is not value
+
+
+def put(owner: nnx.Pytree, new: Mapping[Location, nnx.Variable]) -> None:
+  """Sets the variables that a module itself has at some locations."""
+  by_attribute: dict[str, dict[Path, nnx.Variable]] = {}
+  for location, variable in new.items():
+    by_attribute.setdefault(location.attribute, {})[location.inside] = variable
+  attributes = vars(owner)
+  for name, changes in by_attribute.items():
+    if isinstance(attributes[name], _CONTAINERS):  # others may share it
+      put(attributes[name], {Location(path[0], path[1:]): new for path, new in changes.items()})
+    else:
+      attributes[name] = with_variables(attributes[name], changes)
+
+
+def with_variables(value: Any, new: Mapping[Path, nnx.Variable]) -> Any:
+  """An attribute's value with other variables at some paths."""
+  if () in new:
+    return new[()]
+  replaced = functools.partial(_replaced, new)
+  return jax.tree_util.tree_map_with_path(replaced, value, is_leaf=_is_leaf)
+
+
+def _replaced(new: Mapping[Path, Any], path: Any, leaf: Any) -> Any:
+  return new.get(_names(path), leaf)
+
+
+def _is_leaf(value: Any) -> bool:
+  """Whether a value is no container of variables, but one of them, or a module."""
+  is_node = isinstance(value, (nnx.Variable, nnx.Pytree))
+  return is_node and not isinstance(value, _CONTAINERS)
+
+
+def _names(path: Any) -> Path:
+  return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)

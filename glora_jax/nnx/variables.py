@@ -1,0 +1,123 @@
+"""The types of an attached model's variables, by which NNX filters what is trained."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from flax import nnx
+
+
+class Trained(nnx.Param):
+  """What is trained of an attached model: its supports and its heads.
+
+  Example:
+    >>> import glora_jax, jax.numpy as jnp, optax
+    >>> from flax import nnx
+    >>> class Mlp(nnx.Module):
+    ...   def __init__(self, rngs):
+    ...     self.hidden = nnx.Linear(4, 8, rngs=rngs)
+    ...     self.head = nnx.Linear(8, 3, rngs=rngs)
+    ...   def __call__(self, x):
+    ...     return self.head(nnx.relu(self.hidden(x)))
+    >>> model = glora_jax.nnx.attach(Mlp(nnx.Rngs(0)), jnp.ones((1, 4)))
+    >>> optimizer = nnx.Optimizer(model, optax.adam(1e-3), wrt=glora_jax.nnx.Trained)
+    >>> def loss(model, x):
+    ...   return model(x).sum()
+    >>> trained = nnx.DiffState(0, glora_jax.nnx.Trained)
+    >>> gradients = nnx.grad(loss, argnums=trained)(model, jnp.ones((2, 4)))
+    >>> optimizer.update(model, gradients)  # doctest: +ELLIPSIS
+    State(...
+    >>> sorted(nnx.state(model, glora_jax.nnx.Head)['head'])
+    ['bias', 'kernel']
+  """
+
+
+class Support(Trained):
+  """One support of one or several layers; its stack axes lie where those of its kernel do.
+
+  Example:
+    >>> import glora_jax, jax.numpy as jnp
+    >>> from flax import nnx
+    >>> model = glora_jax.nnx.attach(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), jnp.ones((1, 4)))
+    >>> sorted(nnx.state(model, glora_jax.nnx.Support)['glora_kernel'])
+    ['A_down', 'A_up', 'B_down', 'B_up', 'C_down', 'C_up', 'D', 'E']
+  """
+
+
+class Head(Trained):
+  """A parameter that is trained in full.
+
+  Example:
+    >>> import glora_jax, jax.numpy as jnp
+    >>> from flax import nnx
+    >>> model = nnx.Sequential(
+    ...   nnx.Linear(4, 4, rngs=nnx.Rngs(0)), nnx.Linear(4, 3, rngs=nnx.Rngs(1))
+    ... )
+    >>> model = glora_jax.nnx.attach(model, jnp.ones((1, 4)), heads='layers/1')
+    >>> type(model.layers[1].kernel).__name__
+    'Head'
+  """
+
+
+class Genome(nnx.Variable):
+  """The alleles of a set of supports, int8 [stack..., 5]; no parameter, and never trained.
+
+  `glora_jax.nnx.set_genome` sets those of a model.
+
+  Example:
+    >>> import glora_jax, jax.numpy as jnp
+    >>> from flax import nnx
+    >>> model = glora_jax.nnx.attach(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), jnp.ones((1, 4)))
+    >>> nnx.state(model, glora_jax.nnx.Genome)['glora_kernel']['genome'].get_value().tolist()
+    [3, 3, 2, 2, 2]
+  """
+
+
+class ParamGenome(Genome, nnx.Param):
+  """A genome's rows where a model's transforms take axes off its `nnx.Param` alone."""
+
+
+def as_head(variable: nnx.Variable) -> Head:
+  """A parameter as one that is trained, with its metadata."""
+  kind = _head_type(variable.var_type)
+  return kind.from_metadata(variable.get_raw_value(), variable.get_metadata())
+
+
+def without_role(variable: nnx.Variable) -> nnx.Variable:
+  """A head as the parameter that it was."""
+  kind = variable.var_type
+  original = nnx.Param if kind is Head else kind.__bases__[1]
+  return original.from_metadata(variable.get_raw_value(), variable.get_metadata())
+
+
+@functools.cache
+def _head_type(original: type[nnx.Variable]) -> type[Head]:
+  """The type of heads that were of a type; they stay instances of it."""
+  return Head if original is nnx.Param else type(Head)('Head', (Head, original), {})
+
+
+@functools.cache
+def _merged_type(original: type[nnx.Variable]) -> type[nnx.Variable]:
+  """A type whose values cannot be set."""
+  members = {'set_value': _refuse_value, 'set_raw_value': _refuse_value}
+  return type(original)(original.__name__, (original,), members)
+
+
+def merged_variable(base: nnx.Variable, value: Any) -> nnx.Variable:
+  """A variable like a base's with a merged value, which lives as long as it is looked at."""
+  return _merged_type(base.var_type).from_metadata(value, base.get_metadata())
+
+
+def _refuse_value(variable: nnx.Variable, value: Any, **kwargs: Any) -> None:
+  """Says that a merged value is no place to write to.
+
+  Raises:
+    ValueError: always.
+  """
+  del value, kwargs
+  raise ValueError(
+    f'This {type(variable).__name__} of shape {variable.shape} is the merged value of an adapted '
+    'parameter, and what is written there would be lost; write to the model before '
+    'glora_jax.nnx.attach or after glora_jax.nnx.fold.'
+  )

@@ -1,0 +1,78 @@
+"""NNX models that attached ones are tested on, and what their tests share."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import glora_jax
+
+RANKS = (2, 4)
+SPACE = glora_jax.SearchSpace(RANKS)
+TOKENS = jax.random.normal(jax.random.key(0), (4, 3, 8))
+
+
+class Projection(nnx.Module):
+  """What many code bases have of their own: an einsum over a raw parameter."""
+
+  def __init__(self, equation, shape, rngs):
+    self.equation = equation
+    self.w = nnx.Param(jax.random.normal(rngs.params(), shape) / 3)
+
+  def __call__(self, x):
+    return jnp.einsum(self.equation, x, self.w[...])
+
+
+class Block(nnx.Module):
+  def __init__(self, rngs):
+    self.attention = nnx.MultiHeadAttention(num_heads=2, in_features=8, decode=False, rngs=rngs)
+    self.up = Projection('btd,df->btf', (8, 12), rngs)
+    self.down = nnx.Linear(12, 8, rngs=rngs)
+    self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+  def __call__(self, x):
+    x = x + self.attention(x)
+    return x + self.down(self.dropout(nnx.gelu(self.up(x))))
+
+
+class Classifier(nnx.Module):
+  """A block, a batch norm and a head, which other methods call too."""
+
+  def __init__(self, seed=0):
+    rngs = nnx.Rngs(seed)
+    self.block = Block(rngs)
+    self.norm = nnx.BatchNorm(8, momentum=0.5, rngs=rngs)
+    self.head = nnx.Linear(8, 3, rngs=rngs)
+
+  def features(self, x):
+    return self.norm(self.block(x)).mean(1)
+
+  def __call__(self, x):
+    return self.head(self.features(x))
+
+
+ROWS = ['attention/query', 'attention/key', 'attention/value', 'attention/out', 'up/w', 'down']
+
+
+def randomize(model, seed=1, scale=0.3):
+  """Puts normal numbers in the place of all supports."""
+  for number, variable in enumerate(variables(model, glora_jax.nnx.Support)):
+    key = jax.random.fold_in(jax.random.key(seed), number)
+    variable.set_value(scale * jax.random.normal(key, variable.shape))
+
+
+def variables(model, kind):
+  """The variables of a type."""
+  return [variable for _, variable in nnx.to_flat_state(nnx.state(model, kind))]
+
+
+def genomes(model, number, seed=0):
+  """Random genomes of an attached model."""
+  rng = np.random.default_rng(seed)
+  return glora_jax.random_genomes(rng, glora_jax.nnx.spec(model), number)
+
+
+@nnx.jit
+def call(model, x):
+  """What a model returns; its state moves on."""
+  return model(x)

@@ -1,0 +1,249 @@
+"""An attached model is the model: its class, its calls, its state; it trains as NNX models do."""
+
+import copy
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+from flax import nnx
+from live_models import ROWS, SPACE, TOKENS, Classifier, call, genomes, randomize, variables
+
+import glora_jax
+from glora_jax.nnx import Genome, Head, Support, Trained
+
+
+@pytest.fixture(scope='module')
+def pair():
+  """A model, and the same attached, in evaluation mode, with supports that are not zero."""
+  model = Classifier()
+  attached = glora_jax.nnx.attach(model, TOKENS, space=SPACE)
+  model.eval()
+  attached.eval()
+  randomize(attached)
+  return model, attached
+
+
+def fresh(**options):
+  return glora_jax.nnx.attach(Classifier(), TOKENS, space=SPACE, **options)
+
+
+def test_what_comes_back_is_an_instance_of_the_class_with_all_rows(pair):
+  model, attached = pair
+  assert isinstance(attached, Classifier)
+  assert isinstance(attached.block.up, type(model.block.up))
+  assert type(model.block.up).__name__ == type(attached.block.up).__name__
+  names = [layer.name for layer in glora_jax.nnx.spec(attached)]
+  assert set(names) == {f'block/{name}' for name in ROWS}
+
+
+def test_at_the_start_every_genome_is_the_model():
+  model, attached = Classifier(), fresh()
+  model.eval()
+  attached.eval()
+  graphdef, state = nnx.split(attached)
+
+  def outputs(genome):
+    return nnx.merge(graphdef, glora_jax.nnx.with_genome(state, genome))(TOKENS)
+
+  found = jax.jit(jax.vmap(outputs))(jnp.asarray(genomes(attached, 4)))
+  np.testing.assert_allclose(found, np.broadcast_to(model(TOKENS), found.shape), atol=1e-5)
+
+
+def test_folded_it_is_a_plain_model_that_says_the_same(pair):
+  model, attached = pair
+  fold = nnx.jit(glora_jax.nnx.fold)
+  for genome in genomes(attached, 3):
+    glora_jax.nnx.set_genome(attached, genome)
+    folded = fold(attached)
+    assert nnx.graphdef(folded) == nnx.graphdef(model)  # nothing that was compiled is traced again
+    outputs = call(attached, TOKENS)
+    np.testing.assert_allclose(call(folded, TOKENS), outputs, atol=2e-5)
+    assert np.abs(outputs - model(TOKENS)).max() > 1e-3
+
+
+def test_submodules_and_other_methods_are_merged_too(pair):
+  _, attached = pair
+  folded = glora_jax.nnx.fold(attached)
+  np.testing.assert_allclose(attached.features(TOKENS), folded.features(TOKENS), atol=1e-5)
+  np.testing.assert_allclose(attached.block(TOKENS), folded.block(TOKENS), atol=1e-5)
+  np.testing.assert_allclose(attached.block.up.w[...], folded.block.up.w[...], atol=1e-6)
+  part = glora_jax.nnx.fold(attached.block)
+  np.testing.assert_allclose(part(TOKENS), folded.block(TOKENS), atol=1e-5)
+
+
+def test_dropout_draws_new_masks_and_eval_ends_it():
+  attached = fresh()
+  assert np.abs(call(attached, TOKENS) - call(attached, TOKENS)).max() > 1e-3
+  attached.eval()
+  np.testing.assert_array_equal(call(attached, TOKENS), call(attached, TOKENS))
+  attached.train()
+  assert np.abs(call(attached, TOKENS) - call(attached, TOKENS)).max() > 1e-3
+
+
+def test_batch_statistics_move_as_in_the_model_and_stay_moved_when_folded():
+  model, attached = Classifier(), fresh()
+  for _ in range(3):
+    call(model, TOKENS)
+    call(attached, TOKENS)
+  start = Classifier().norm.mean[...]
+  assert np.abs(model.norm.mean[...] - start).max() > 1e-2
+  np.testing.assert_allclose(attached.norm.mean[...], model.norm.mean[...], atol=1e-5)
+  folded = glora_jax.nnx.fold(attached)
+  np.testing.assert_array_equal(folded.norm.mean[...], attached.norm.mean[...])
+  call(folded, TOKENS)
+  assert np.abs(folded.norm.mean[...] - attached.norm.mean[...]).max() > 1e-3
+
+
+class Decoder(nnx.Module):
+  def __init__(self, rngs):
+    self.attention = nnx.MultiHeadAttention(num_heads=2, in_features=8, decode=True, rngs=rngs)
+    self.out = nnx.Linear(8, 8, rngs=rngs)
+
+  def __call__(self, x):
+    return self.out(self.attention(x))
+
+
+def test_a_decoding_cache_is_filled_step_by_step():
+  model = Decoder(nnx.Rngs(0))
+  model.attention.init_cache((4, 3, 8))
+  attached = glora_jax.nnx.attach(model, TOKENS[:, :1], space=SPACE)
+  for step in range(2):
+    x = TOKENS[:, step : step + 1]
+    np.testing.assert_allclose(call(attached, x), call(model, x), atol=1e-5)
+  randomize(attached)
+  folded = glora_jax.nnx.fold(attached)  # with the cache as it stands
+  x = TOKENS[:, 2:]
+  np.testing.assert_allclose(call(attached, x), call(folded, x), atol=1e-5)
+  assert folded.attention.cache_index[...] == 3
+
+
+def loss(model, x):
+  return (model(x) ** 2).mean()
+
+
+def test_an_optimizer_trains_supports_and_heads_and_compiles_once():
+  attached = fresh()
+  optimizer = nnx.Optimizer(attached, optax.adam(1e-2), wrt=Trained)
+  before = nnx.to_pure_dict(nnx.state(attached, nnx.Param))
+  traces = []
+
+  @nnx.jit
+  def step(model, optimizer, x, key):
+    traces.append(1)
+    glora_jax.nnx.set_genome(model, glora_jax.sample_genome(key, layers))
+    value, gradients = nnx.value_and_grad(loss, argnums=nnx.DiffState(0, Trained))(model, x)
+    optimizer.update(model, gradients)
+    return value
+
+  layers = glora_jax.nnx.spec(attached)
+  losses = [step(attached, optimizer, TOKENS, jax.random.key(seed)) for seed in range(6)]
+  assert len(traces) == 1
+  assert losses[-1] < losses[0]
+  after = nnx.to_pure_dict(nnx.state(attached, nnx.Param))
+  moved = {
+    jax.tree_util.keystr(path, simple=True, separator='/')
+    for (path, old), new in zip(
+      jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True
+    )
+    if np.any(old != new)
+  }
+  assert {'head/kernel', 'head/bias', 'block/up/glora_w/B_up'} <= moved
+  trained = nnx.to_flat_state(nnx.state(attached, Trained))
+  assert moved <= {'/'.join(map(str, path)) for path, _ in trained}
+
+
+def test_every_support_gets_a_gradient(pair):
+  _, attached = pair
+  attached = nnx.clone(attached)
+  spec = glora_jax.nnx.spec(attached)
+  glora_jax.nnx.set_genome(attached, glora_jax.preset(spec, 'full'))
+  for variable in variables(attached, nnx.Param):  # biases start at zero
+    variable.set_value(variable.get_value() + 0.1)
+  gradients = nnx.jit(nnx.grad(loss, argnums=nnx.DiffState(0, Support)))(attached, TOKENS)
+  missing = {
+    '/'.join(map(str, path))
+    for path, leaf in nnx.to_flat_state(gradients)
+    if not np.any(leaf.get_value())
+  }
+  # No shift of all keys moves a softmax.
+  names = ('C_down', 'C_up', 'D', 'E')
+  assert missing <= {f'block/attention/key/glora_kernel/{name}' for name in names}
+
+
+def test_split_and_merge_clone_and_deepcopy_keep_it_whole(pair):
+  _, attached = pair
+  for other in (
+    nnx.merge(*nnx.split(attached)),
+    nnx.clone(attached),
+    copy.deepcopy(attached),
+    jax.tree.unflatten(jax.tree.structure(attached), jax.tree.leaves(attached)),
+  ):
+    np.testing.assert_array_equal(other(TOKENS), attached(TOKENS))
+    assert nnx.graphdef(other) == nnx.graphdef(attached)
+
+
+def test_an_orbax_checkpoint_brings_it_back(pair, tmp_path):
+  _, attached = pair
+  with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(tmp_path / 'state', nnx.state(attached))
+    checkpointer.wait_until_finished()
+    other = fresh()
+    other.eval()
+    restored = checkpointer.restore(tmp_path / 'state', nnx.state(other))
+  nnx.update(other, restored)
+  np.testing.assert_array_equal(other(TOKENS), attached(TOKENS))
+
+
+def test_heads_have_a_type_and_lose_it_when_folded(pair):
+  model, attached = pair
+  assert {type(variable) for variable in variables(attached.head, nnx.Param)} == {Head}
+  assert type(glora_jax.nnx.fold(attached).head.kernel) is nnx.Param
+  assert type(model.head.kernel) is nnx.Param
+  assert not variables(fresh(heads=None).head, Head)
+
+
+def test_a_genome_is_no_parameter(pair):
+  _, attached = pair
+  assert not any(isinstance(variable, Genome) for variable in variables(attached, nnx.Param))
+  genome = genomes(attached, 1)[0]
+  glora_jax.nnx.set_genome(attached, genome)
+  np.testing.assert_array_equal(glora_jax.nnx.get_genome(attached), genome)
+  spec = glora_jax.nnx.spec(attached)
+  assert glora_jax.nnx.count_params(attached) == glora_jax.count_params(spec, genome)
+
+
+def test_what_is_written_to_a_merged_value_is_refused(pair):
+  _, attached = pair
+  with pytest.raises(ValueError, match=r'of shape \(8, 12\) is the merged value'):
+    attached.block.up.w[...] = jnp.zeros((8, 12))
+
+
+def test_wrong_use_is_said_in_a_sentence(pair):
+  model, attached = pair
+  attach, nnx_glora = glora_jax.nnx.attach, glora_jax.nnx
+  with pytest.raises(ValueError, match='Classifier is attached already; attach to what'):
+    attach(attached, TOKENS)
+  with pytest.raises(ValueError, match="select='nothing' matches no linear layer"):
+    attach(model, TOKENS, select='nothing')
+  with pytest.raises(ValueError, match='Classifier does not run on the sample inputs'):
+    attach(model, TOKENS[..., :5])
+  with pytest.raises(ValueError, match='LayerNorm has no linear layer'):
+    attach(nnx.LayerNorm(8, rngs=nnx.Rngs(0)), TOKENS)
+  with pytest.raises(ValueError, match='Classifier is not attached; pass what'):
+    nnx_glora.spec(model)
+  with pytest.raises(ValueError, match='Classifier is not attached; pass what'):
+    nnx_glora.fold(model)
+  with pytest.raises(ValueError, match='not all of one: pass the whole model'):
+    nnx_glora.set_genome(attached.block.down, np.zeros((1, 5), np.int8))
+  with pytest.raises(ValueError, match='this model has 6 adapted layers'):
+    nnx_glora.set_genome(attached, np.zeros((2, 5), np.int8))
+  with pytest.raises(ValueError, match='A model has one genome'):
+    nnx_glora.set_genome(attached, np.zeros((2, 6, 5), np.int8))
+  with pytest.raises(ValueError, match=r'This state has no glora_jax.nnx.Genome'):
+    nnx_glora.with_genome(nnx.state(model), np.zeros((6, 5), np.int8))
+  lora = attach(model, TOKENS, space=glora_jax.SearchSpace(4, A='none', C='none'))
+  with pytest.raises(ValueError, match=r'says vector for A of layer 0 .*stores none; attach with'):
+    nnx_glora.set_genome(lora, np.full((6, 5), 2, np.int8))
