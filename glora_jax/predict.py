@@ -11,9 +11,12 @@ are answered, and the exit code is 1. `--json` prints one JSON object a line, fo
 from __future__ import annotations
 
 import argparse
+import errno
+import io
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -25,6 +28,7 @@ from glora_jax.models.classifier import Classifier, find_images, most_probable
 
 MANY = 200  # images, from which on there is a progress bar
 SHOWN = 3  # classes a line, where nothing else is asked for
+_NOT_PRINTABLE = re.compile('[\x00-\x1f\x7f-\x9f\ud800-\udfff]')  # names of files have any bytes
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -35,15 +39,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
   """
   given = _parser().parse_args(arguments)
   logging.basicConfig(format='%(message)s', level=logging.WARNING, stream=sys.stderr)
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(errors='backslashreplace')  # names that its encoding has not
   fields = {} if given.num_heads is None else {'num_heads': given.num_heads}
   try:
     images = find_images(given.images)
     classifier = Classifier(
       given.model, rule=given.resize, normalization=given.normalization, **fields
     )
+    unreadable = _answer(classifier, images, given)
+    sys.stdout.flush()
+  except BrokenPipeError:
+    raise
   except (ValueError, OSError, ImportError) as error:
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+      _forget_output()
     sys.exit(f'error: {error}')
-  if unreadable := _answer(classifier, images, given):
+  if unreadable:
     sys.exit(
       f'error: {unreadable} of {len(images)} images cannot be read; the others were answered.'
     )
@@ -102,7 +114,7 @@ def _answer(classifier: Classifier, images: Sequence[str], given: argparse.Names
       bar.update()
       if isinstance(outcome, str):
         unreadable += 1
-        bar.write(f'error: {path}: {outcome}', file=sys.stderr)
+        bar.write(f'error: {_on_a_line(path)}: {outcome}', file=sys.stderr)
         if given.json:
           print(json.dumps({'image': path, 'error': outcome}))
         continue
@@ -110,14 +122,30 @@ def _answer(classifier: Classifier, images: Sequence[str], given: argparse.Names
       if given.json:
         print(json.dumps({'image': path, **best[0], 'classes': best}))
       else:
-        print(f'{path}:', ', '.join('{class} ({probability:.1%})'.format(**row) for row in best))
+        answers = ', '.join('{class} ({probability:.1%})'.format(**row) for row in best)
+        print(f'{_on_a_line(path)}: {answers}')
   return unreadable
+
+
+def _on_a_line(path: str) -> str:
+  """A path with escapes for what a terminal takes for a command or cannot show."""
+  return _NOT_PRINTABLE.sub(_escape, path)
+
+
+def _escape(found: re.Match[str]) -> str:
+  return ascii(found.group())[1:-1]
+
+
+def _forget_output() -> None:
+  """Lets what standard output could not write go, or the interpreter tries again at its end."""
+  os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == '__main__':
   try:
     main()
-    sys.stdout.flush()
+  except KeyboardInterrupt:
+    sys.exit(130)
   except BrokenPipeError:  # `| head` has seen enough
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _forget_output()
     sys.exit(1)

@@ -113,6 +113,7 @@ class Classifier:
     self.classes = tuple(metadata.get('classes') or map(str, range(model.num_classes)))
     self.rule = rule or metadata.get('resize', 'squash')
     self.image_size = metadata['image_size']
+    self._path = path
     self._params = jax.tree.map(jax.numpy.asarray, params)
 
     def forward(params: Any, pixels: jax.Array) -> jax.Array:
@@ -127,6 +128,9 @@ class Classifier:
     Args:
       images: paths of images.
       batch_size: images at a time; the last batch is padded, so that one compilation serves all.
+
+    Raises:
+      ValueError: the model's answers are not finite.
     """
     batch_size = max(1, min(batch_size, len(images)))
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -138,6 +142,11 @@ class Classifier:
           if not isinstance(picture, str):
             pixels[number] = picture
         batch = np.asarray(self._forward(self._params, pixels))  # [batch, classes]
+        if not np.isfinite(batch).all():
+          raise ValueError(
+            f'{self._path} answers with numbers that are not finite; its weights or its '
+            'normalization are damaged, get it again.'
+          )
         for path, picture, probabilities in zip(paths, decoded, batch, strict=False):
           yield Prediction(path, picture if isinstance(picture, str) else probabilities)
 

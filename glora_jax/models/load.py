@@ -20,7 +20,7 @@ from glora_jax.models.grid import find_grid
 from glora_jax.models.metadata import OURS, Metadata, shortest
 from glora_jax.models.own_file import read_own
 from glora_jax.models.translate import Origin, PlainNames, read_params
-from glora_jax.models.verification import grouped
+from glora_jax.models.verification import grouped, require_shapes
 from glora_jax.models.vit import ViT, expected_params
 
 log = logging.getLogger(__name__)
@@ -90,7 +90,15 @@ def load(
       f'{tensors.path} knows its image_size itself; weights.refit resizes the model for another.'
     )
   model, params, metadata = read_own(tensors)
-  return Checkpoint(model.clone(**fields), params, metadata)
+  if given := {name: value for name, value in fields.items() if value is not None}:
+    model = model.clone(**given)
+    expected = expected_params(model, metadata['image_size'])
+    require_shapes(
+      tensors.path,
+      {name: spec.shape for name, spec in tensors.specs.items()},
+      {name: spec.shape for name, spec in expected.items()},
+    )
+  return Checkpoint(model, params, metadata)
 
 
 def _load_foreign(

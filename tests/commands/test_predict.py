@@ -3,6 +3,8 @@
 Its answers are those of the adapted model, whatever the format; wrong inputs are one sentence.
 """
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -182,11 +184,73 @@ def test_classes_without_names_are_numbers(problem, photos, tmp_path, capsys):
   assert lines[0].startswith(f'{photos}/b.png: {of_adapted(problem, photos / "b.png").argmax()} ')
 
 
+@pytest.mark.parametrize('number', [3, 7, 10**30])
+def test_heads_that_do_not_divide_the_width_are_a_sentence(photos, folded, capsys, number):
+  code, lines, errors = run(capsys, '--model', folded, '--num-heads', number, photos / 'b.png')
+  assert (code, lines) == (1, [])
+  assert f'error: width=16 is not a multiple of num_heads={number}; choose another' in errors
+
+
 def test_many_images_have_a_bar_on_standard_error(photos, folded, monkeypatch, capsys):
   monkeypatch.setattr(predict, 'MANY', 3)
   _, lines, errors = run(capsys, '--model', folded, photos)
   assert len(lines) == 7
   assert '7/7' in errors
+
+
+def test_names_of_any_bytes_and_letters_are_answered(photos, folded, tmp_path, capsys, monkeypatch):
+  names = [b'\xff.png', 'über.png'.encode(), b'a\x1b[2Jb\n.png']
+  for name in names:
+    os.link(photos / 'b.png', os.fsencode(tmp_path) + b'/' + name)
+  (tmp_path / 'no.png').write_bytes(b'')
+  os.rename(tmp_path / 'no.png', os.fsencode(tmp_path) + b'/\xfe.png')
+  code, lines, errors = run(capsys, '--model', folded, tmp_path)
+  assert (code, len(lines)) == (1, 3)
+  assert [line.split(': ')[0].removeprefix(f'{tmp_path}/') for line in lines] == [
+    r'a\x1b[2Jb\n.png',
+    'über.png',
+    r'\udcff.png',
+  ]
+  assert r'\udcfe.png: not a readable image' in errors
+  code, lines, _ = run(capsys, '--model', folded, '--json', tmp_path)
+  assert {os.fsencode(os.path.basename(json.loads(line)['image'])) for line in lines} == {
+    *names,
+    b'\xfe.png',
+  }
+  ascii_only = io.TextIOWrapper(io.BytesIO(), encoding='ascii')
+  monkeypatch.setattr(sys, 'stdout', ascii_only)
+  with pytest.raises(SystemExit):
+    predict.main(['--model', folded, str(tmp_path)])
+  assert rb'\xfcber.png: ' in ascii_only.buffer.getvalue()
+
+
+def test_a_pipe_and_odd_formats_leave_the_others_answered(photos, folded, tmp_path, capsys):
+  os.mkfifo(tmp_path / 'pipe.png')
+  Image.open(photos / 'b.png').save(tmp_path / 'icon.png', 'ico')
+  (tmp_path / 'link.png').symlink_to('none.png')
+  os.link(photos / 'b.png', tmp_path / 'b.png')
+  code, lines, errors = run(capsys, '--model', folded, tmp_path)
+  assert (code, len(lines)) == (1, 1)
+  assert 'pipe.png: not a readable image (it is no regular file)' in errors
+  assert 'icon.png: not a readable image (neither BMP' in errors
+  assert 'error: 3 of 4 images cannot be read; the others were answered.' in errors
+
+
+def test_answers_that_are_not_finite_are_no_answers(photos, problem, tmp_path, capsys):
+  path = save(tmp_path / 'model', problem, normalization=[[0.5] * 3, [1e-45] * 3])
+  code, lines, errors = run(capsys, '--model', path, photos / 'b.png')
+  assert (code, lines) == (1, [])
+  assert 'answers with numbers that are not finite' in errors
+
+
+def test_a_disk_that_is_full_is_a_sentence(photos, folded, capsys, monkeypatch):
+  with open('/dev/full', 'w') as full:
+    monkeypatch.setattr(sys, 'stdout', full)
+    with pytest.raises(SystemExit, match=r'error: .*No space left on device'):
+      predict.main(['--model', folded, str(photos / 'b.png')])
+    monkeypatch.undo()
+    with contextlib.suppress(OSError):
+      full.close()
 
 
 @pytest.mark.parametrize(
