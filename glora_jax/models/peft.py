@@ -24,6 +24,7 @@ from glora_jax.models.peft_names import (
   Transformers,
   naming_to_read,
   naming_to_write,
+  require_distinct,
 )
 from glora_jax.models.verification import grouped
 from glora_jax.tree import flatten, get, path_name, replace
@@ -88,7 +89,9 @@ def save_peft(
     for path, value in flatten(adapted.full_precision(variables['params'])).items()
   }
   naming, params = naming_to_write(names, adapted, params, transformers)
-  loras = dict(_loras(adapted, supports, genome, naming))
+  named = list(_loras(adapted, supports, genome, naming))
+  require_distinct(name for name, _ in named)
+  loras = dict(named)
   heads: Flat = {}
   for path in sorted(adapted.head_paths):
     heads |= naming.write_head(path, params)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import collections
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -245,7 +246,9 @@ def naming_to_read(names: Names | None, adapted: Adapted, modules: Iterable[str]
     ValueError: none fits.
   """
   if isinstance(names, Mapping):
-    return ByMap(names)
+    by_map = ByMap(names)
+    require_distinct(_all_modules(adapted, by_map))
+    return by_map
   model = _require_vit(adapted)
   modules = list(modules)
   given = names.format if isinstance(names, Origin) else names
@@ -261,6 +264,15 @@ def naming_to_read(names: Names | None, adapted: Adapted, modules: Iterable[str]
     f'{f"the format {given}" if given else "any format"}; adapt these layers, or give names, a map '
     'of paths here to names there.'
   )
+
+
+def require_distinct(modules: Iterable[str]) -> None:
+  """Raises ValueError where two layers of ours are the same torch module."""
+  repeated = [name for name, count in collections.Counter(modules).items() if count > 1]
+  if repeated:
+    raise ValueError(
+      f'names: {grouped(repeated)} stands for several layers; give each a name of its own.'
+    )
 
 
 def _torch_formats() -> list[str]:

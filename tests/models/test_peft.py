@@ -285,12 +285,16 @@ def test_a_subnet_without_loras_is_refused():
     save_peft('never', case.adapted, case.variables, 0 * case.genome, 'hf_vit')
 
 
-def test_names_that_do_not_fit_are_refused_with_what_is_missing():
+def test_names_that_do_not_fit_are_refused_with_what_is_missing(tmp_path):
   refused("'vit_jax' is no format of a torch model; those are timm, hf_vit", names='vit_jax')
   refused('has LayerScale folded into blocks/attn/proj', name='timm_deit3')
   refused("no pattern matches 'blocks/attn/qkv'", names={'head': 'classifier'})
   names = {'blocks/.*': 'a', 'head': 'b'}
   refused("a should have '{}' as often as blocks/attn/qkv has axes of a stack, 1 times", names)
+  names = {'blocks/.*': 'a.{}', 'head': 'b'}
+  refused('names: a.0, a.1 stands for several layers', names=names)
+  with pytest.raises(ValueError, match='stands for several layers'):
+    load_peft(write(tmp_path, LORA), trained('hf_vit').adapted, trained('hf_vit').params, names)
   names = {'blocks/.*': ['a.{}', 'b.{}', 'c.{}', 'd.{}', 'e.{}'], 'head': 'b'}
   refused('the 48 outputs of blocks/attn/qkv are not divisible among a.0, b.0', names)
 
