@@ -1,14 +1,20 @@
-"""GLoRA on Flax NNX models: `nnx.split`, merge the supports up front, `nnx.merge`.
+"""GLoRA on Flax NNX models by pure functions: `nnx.split`, merge the supports, `nnx.merge`.
+
+All state but parameters stands still. A model whose state moves (dropout, BatchNorm, a cache) is
+attached (`glora_jax.nnx.attach`).
 
 An NNX model bridged into linen (`nnx.bridge.ToLinen`) hides its layers from `glora_jax.adapt`:
-adapt it with this module before bridging. A linen model bridged into NNX (`nnx.bridge.ToNNX`) is
-adapted with `glora_jax.adapt` as the linen model that it is, and folded parameters are put into the
-bridged one.
+adapt it with this module before bridging. Linen models bridged into NNX (`nnx.bridge.ToNNX`), whole
+or as parts, are adapted here as they are.
 """
 
 from __future__ import annotations
 
+import collections
+import dataclasses
+import logging
 import math
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,41 +29,56 @@ from glora_jax.method.quantized import check_unquantized
 from glora_jax.method.selection import Selection, Selector
 from glora_jax.method.site import Site
 from glora_jax.method.space import SearchSpace
-from glora_jax.tree import Path, flatten
+from glora_jax.method.trace import find
+from glora_jax.tree import Path, flatten, path_name
+
+log = logging.getLogger(__name__)
 
 
 def adapt(
   model: nnx.Module,
-  *,
+  *sample_inputs: Any,
   space: SearchSpace | Mapping[str, SearchSpace] = SearchSpace(),
   select: Selector | None = None,
   heads: Selector | None = DEFAULT_HEADS,
+  ties: Sequence[Sequence[str]] = (),
+  convs: bool = False,
+  split: Mapping[str, int] = types.MappingProxyType({}),
+  **kwargs: Any,
 ) -> Adapted:
-  """Attaches GLoRA to an unmodified NNX model: to its `nnx.Linear` and `nnx.LinearGeneral`.
+  """Attaches GLoRA to an unmodified NNX model, as pure functions of its parameters.
 
-  No sample inputs are needed: the layers stand in the module tree, and rows follow its order (names
-  sorted), which need not be that of execution. All state but `nnx.Param` (batch statistics, random
-  streams) stays what it is now.
+  With sample inputs the linear layers are found by how the model uses its parameters, whatever
+  modules these lie in (`glora_jax.adapt_function`). Without, they are its `nnx.Linear` and
+  `nnx.LinearGeneral`. Rows follow the order of the module tree (names sorted), which need not be
+  that of execution. All state but `nnx.Param` (batch statistics, random streams, caches) stays what
+  it is now, which the log says.
 
   Args:
     model: any NNX model; it is not changed.
+    *sample_inputs: what the model is called with; only shapes and dtypes matter.
     space: the alleles on offer; see `glora_jax.adapt`.
     select: which linear layers to adapt, by the attributes' names joined by '/'; see
       `glora_jax.adapt`.
     heads: which modules to train in full, likewise; None for none.
+    ties: layers to adapt as one; see `glora_jax.adapt`. They need sample inputs.
+    convs: whether kernels of convolutions count as linear layers. It needs sample inputs.
+    split: axes of outputs that are to be stacks; see `glora_jax.adapt_function`.
+    **kwargs: further arguments of the call.
 
   Returns:
     The adapted model, whose `apply` calls the model.
 
   Raises:
-    ValueError: no linear layer, or one whose kernel is stacked by `nnx.vmap` or `nnx.scan`.
+    ValueError: the model does not run on the sample inputs, has no linear layer, none that `select`
+      or `space` matches, or, without sample inputs, one whose kernel is stacked.
 
   Example:
     >>> import glora_jax, jax, jax.numpy as jnp
     >>> from flax import nnx
     >>> model, x = nnx.Linear(4, 3, rngs=nnx.Rngs(0)), jnp.ones((2, 4))
     >>> model = nnx.Sequential(model)
-    >>> adapted = glora_jax.nnx.adapt(model)
+    >>> adapted = glora_jax.nnx.adapt(model, x)
     >>> variables = adapted.init(jax.random.key(0), glora_jax.nnx.params(model))
     >>> genome = glora_jax.preset(adapted.spec, 'lora')
     >>> outputs = adapted.apply(variables, x, genome=genome)  # the model itself is not changed
@@ -66,15 +87,29 @@ def adapt(
     ('Sequential', True)
   """
   check_unquantized(type(model).__name__, model)
-  sites: list[Site] = []
-  for path, module in nnx.iter_graph(model):
-    if isinstance(module, (nnx.Linear, nnx.LinearGeneral)):
-      first_row = sum(len(site.rows) for site in sites)
-      sites.append(_site(tuple(map(str, path)), module, first_row))
-  if not sites:
-    raise ValueError(f'{type(model).__name__} has no nnx.Linear or nnx.LinearGeneral to adapt.')
-  selection = Selection(space, select, heads)
-  return assemble(_Functional(model), params(model), sites, selection)
+  functional = _Functional(model)
+  refused: dict[str, str] = {}
+  if sample_inputs or kwargs:
+    found = find(functional, params(model), sample_inputs, kwargs, convs=convs, split=split)
+    sites = _in_module_order(found.sites, model)
+    uncovered = [f'{path_name(path)} {shape} {reason}' for path, shape, reason in found.uncovered]
+    none = f'no linear layer that GLoRA can adapt ({"; ".join(uncovered) or "no matrix at all"})'
+  elif ties or convs or split:
+    raise ValueError(
+      'ties, convs and split need sample inputs, which show how the parameters are used; call '
+      'glora_jax.nnx.adapt(model, *inputs, ...).'
+    )
+  else:
+    sites, refused = _by_class(model)
+    none = (
+      'no nnx.Linear or nnx.LinearGeneral to adapt; with sample inputs, glora_jax.nnx.adapt(model, '
+      '*inputs), other layers are found too'
+    )
+  if not sites and not refused:
+    raise ValueError(f'{functional.__name__} has {none}.')
+  functional.log_state()
+  selection = Selection(space, select, heads, ties)
+  return assemble(functional, params(model), _numbered(sites), selection, refused=refused)
 
 
 def params(model: nnx.Module) -> dict[str, Any]:
@@ -112,10 +147,27 @@ def with_params(model: nnx.Module, new: Any) -> nnx.Module:
 
 
 class _Functional:
-  """An NNX model with the `apply` of a linen one."""
+  """An NNX model with the `apply` of a linen one, and as a function of its parameters."""
 
   def __init__(self, model: nnx.Module):
+    self.__name__ = type(model).__name__
     self.graph, self.state, self.rest = nnx.split(model, nnx.Param, ...)
+
+  def __call__(self, params: Any, *args: Any, **kwargs: Any) -> Any:
+    return self.merged(params)(*args, **kwargs)
+
+  def log_state(self) -> None:
+    """Says which state stands still."""
+    kinds = collections.Counter(
+      type(variable).__name__ for _, variable in nnx.to_flat_state(self.rest)
+    )
+    if kinds:
+      log.warning(
+        '%s has state that stays what it is now, at every call: %s. Where it should move, as in '
+        'dropout, BatchNorm or a cache, take glora_jax.nnx.attach.',
+        self.__name__,
+        ', '.join(f'{number} {kind}' for kind, number in kinds.items()),
+      )
 
   def merged(self, params: Any) -> nnx.Module:
     """The model with other values for its parameters."""
@@ -135,21 +187,52 @@ class _Functional:
     return getattr(self.merged(variables['params']), method)(*args, **kwargs)
 
 
-def _site(path: Path, module: Any, first_row: int) -> Site:
-  """An NNX linear module, whose layers are counted from a row on.
+def _in_module_order(sites: Sequence[Site], model: nnx.Module) -> list[Site]:
+  """Sites in the order of the modules that hold their kernels."""
+  order = {tuple(map(str, path)): number for number, (path, _) in enumerate(nnx.iter_graph(model))}
 
-  Raises:
-    ValueError: the kernel is stacked.
-  """
+  def place(site: Site) -> tuple[int, Path]:
+    owners = (site.kernel_path[:end] for end in range(len(site.kernel_path) - 1, -1, -1))
+    return next(order[owner] for owner in owners if owner in order), site.kernel_path
+
+  return sorted(sites, key=place)
+
+
+def _numbered(sites: Sequence[Site]) -> list[Site]:
+  """Sites with the rows of their layers, one site after another."""
+  numbered, first = [], 0
+  for site in sites:
+    rows = tuple(range(first, first + math.prod(site.stack_shape)))
+    numbered.append(dataclasses.replace(site, rows=rows))
+    first += len(rows)
+  return numbered
+
+
+def _by_class(model: nnx.Module) -> tuple[list[Site], dict[str, str]]:
+  """The `nnx.Linear` and `nnx.LinearGeneral` of a model, and why others cannot be adapted."""
+  sites, refused = [], {}
+  for keys, module in nnx.iter_graph(model):
+    if isinstance(module, (nnx.Linear, nnx.LinearGeneral)):
+      path = tuple(map(str, keys))
+      site = _site(path, module)
+      if site is None:
+        refused[path_name(path)] = (
+          f'its kernel {module.kernel.get_value().shape} is stacked, and how, sample inputs show '
+          '(glora_jax.nnx.adapt(model, *inputs))'
+        )
+      else:
+        sites.append(site)
+  return sites, refused
+
+
+def _site(path: Path, module: Any) -> Site | None:
+  """An NNX linear module; None if its kernel is stacked."""
   kernel = module.kernel.get_value()
   bias = None if module.bias is None else module.bias.get_value()
   stack = len(getattr(module, 'batch_axis', {}) or {})
   inputs_end = stack + _length(module.in_features)
   if kernel.ndim != inputs_end + _length(module.out_features):
-    raise ValueError(
-      f'{"/".join(path)} has a stacked kernel {kernel.shape}; only single nnx layers can be '
-      'adapted. Leave it out, or keep its layers in a list.'
-    )
+    return None
   dims = tuple(range(kernel.ndim))
   layout = Layout(dims[:stack], dims[stack:inputs_end], dims[inputs_end:], dims[:stack])
   return Site(
@@ -163,7 +246,6 @@ def _site(path: Path, module: Any, first_row: int) -> Site:
     lifts=(),
     local_ndim=kernel.ndim,
     kind=type(module).__name__,
-    rows=tuple(range(first_row, first_row + math.prod(kernel.shape[:stack]))),
   )
 
 

@@ -69,6 +69,60 @@ def test_linear_layers_are_found_and_the_head_is_not_one_of_them(problem):
   assert adapted.split(variables)[0]['params'].keys() == {'head'}
 
 
+def test_rows_are_the_same_with_and_without_sample_inputs(problem):
+  model, adapted, _ = problem
+  by_use = glora_nnx.adapt(model, X, space=glora_jax.SearchSpace((2, 4)))
+  assert by_use.spec == adapted.spec
+  assert by_use.head_paths == adapted.head_paths
+
+
+class OwnEinsum(nnx.Module):
+  def __init__(self, rngs):
+    self.w = nnx.Param(jax.random.normal(rngs.params(), (2, 8, 4)))
+
+  def __call__(self, x):
+    return jnp.einsum('btd,ndh->btnh', x, self.w[...])
+
+
+class OwnAttention(nnx.Module):
+  def __init__(self, rngs):
+    self.conv = nnx.Conv(8, 8, 3, rngs=rngs)
+    self.q, self.k = OwnEinsum(rngs), OwnEinsum(rngs)
+    self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+  def __call__(self, x, scale=1.0):
+    x = self.dropout(self.conv(x))
+    return scale * jnp.einsum('btnh,bsnh->bnts', self.q(x), self.k(x))
+
+
+def test_sample_inputs_show_layers_of_any_module_and_ties_and_convolutions():
+  adapted = glora_nnx.adapt(OwnAttention(nnx.Rngs(0)), X, ties=[('q/w', 'k/w')], convs=True)
+  assert [layer.name for layer in adapted.spec] == ['conv', 'q/w+k/w']
+  assert [layer.in_features for layer in adapted.spec] == [24, 8]
+
+
+def test_keyword_arguments_of_the_call_are_passed():
+  adapted = glora_nnx.adapt(OwnAttention(nnx.Rngs(0)), x=X, scale=2.0)
+  assert [layer.name for layer in adapted.spec] == ['k/w', 'q/w']
+
+
+def test_the_log_says_which_state_stands_still(caplog):
+  glora_nnx.adapt(OwnAttention(nnx.Rngs(0)), X)
+  assert 'OwnAttention has state that stays what it is now' in caplog.text
+  assert '1 RngKey' in caplog.text
+  caplog.clear()
+  glora_nnx.adapt(nnx.Sequential(nnx.Linear(8, 3, rngs=nnx.Rngs(0))), X)
+  assert 'state' not in caplog.text
+
+
+def test_what_needs_sample_inputs_says_so():
+  model = OwnAttention(nnx.Rngs(0))
+  with pytest.raises(ValueError, match=r'ties, convs and split need sample inputs'):
+    glora_nnx.adapt(model, convs=True)
+  with pytest.raises(ValueError, match='with sample inputs'):
+    glora_nnx.adapt(model)
+
+
 def test_at_initialization_every_genome_is_the_model(problem):
   model, adapted, variables = problem
   genomes = random_genomes(np.random.default_rng(0), adapted.spec, 4)
@@ -119,7 +173,9 @@ def test_stacked_layers_and_models_without_layers_are_refused():
         nnx.Rngs(0).fork(split=3)
       )
 
-  with pytest.raises(ValueError, match=r'layers has a stacked kernel \(3, 4, 4\)'):
+  with pytest.raises(
+    ValueError, match=r'layers cannot be adapted: its kernel \(3, 4, 4\) is stacked'
+  ):
     glora_nnx.adapt(Stacked())
   with pytest.raises(ValueError, match=r'no nnx\.Linear or nnx\.LinearGeneral'):
     glora_nnx.adapt(nnx.LayerNorm(3, rngs=nnx.Rngs(0)))
