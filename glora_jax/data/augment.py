@@ -323,6 +323,21 @@ class Augmentation:
     if not is_right:
       raise ValueError(f'{name}={getattr(self, name)!r} is not {wanted}.')
 
+  def check_size(self, size: int) -> None:
+    """Checks that images of a size can be augmented.
+
+    Args:
+      size: side of the result.
+
+    Raises:
+      ValueError: a shift would leave nothing of an image.
+    """
+    if self.shift >= size:
+      raise ValueError(
+        f'shift={self.shift} moves images of {size} x {size} pixels out of sight; it must be '
+        f'below {size}.'
+      )
+
   def apply(
     self, key: jax.Array, images: jax.Array, size: int, normalization: Normalization
   ) -> jax.Array:
@@ -338,8 +353,9 @@ class Augmentation:
       float32 [batch, size, size, 3].
 
     Raises:
-      ValueError: the images are of another size, and are not cropped.
+      ValueError: the images are of another size, and are not cropped; or see `check_size`.
     """
+    self.check_size(size)
     height, width = images.shape[1:3]
     if not self.crop and (height, width) != (size, size):
       raise ValueError(

@@ -14,15 +14,16 @@ import sys
 import ml_collections
 
 from glora_jax.data.catalog import expand, report
-from glora_jax.data.task import Source
+from glora_jax.runs.config import check_config
 
 
 def main(config: ml_collections.ConfigDict) -> None:
   """Prints the report on every task of a config; ends with status 1 unless all are ready."""
-  names = expand(config.task)
+  settings = check_config(config)
+  names = expand(settings.task)
   number_ready = 0
   for name in names:
-    readiness = report(name, Source.from_config(config.data))
+    readiness = report(name, settings.data)
     number_ready += readiness.ready
     print('\n'.join(readiness.lines), flush=True)
   print(f'\n{number_ready} of {len(names)} ready.')

@@ -7,7 +7,6 @@ two it was.
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
 import hashlib
 import logging
 import os
@@ -21,7 +20,7 @@ from tqdm.auto import tqdm
 
 from glora_jax.data.examples import Examples, Part
 from glora_jax.data.image import ResizeRule, resize
-from glora_jax.files import read_arrays, write_arrays
+from glora_jax.files import read_arrays, write_arrays, writing
 
 log = logging.getLogger(__name__)
 
@@ -96,13 +95,47 @@ def load(
   key = hashlib.sha256(settings.encode()).hexdigest()[:32]
   path = os.path.join(os.path.expanduser(cache), f'{key}.npz')
   if os.path.exists(path):
-    with contextlib.suppress(ValueError):
-      return Split(**read_arrays(path))
+    cached = _read_cached(path, examples.labels, image_size, skip_broken)
+    if cached is not None:
+      return cached
     log.warning('%s is damaged; its images are read again.', path)
   split = _decode_all(examples, image_size, rule, skip_broken, title)
-  os.makedirs(os.path.dirname(path), exist_ok=True)
+  with writing(path):
+    os.makedirs(os.path.dirname(path), exist_ok=True)
   write_arrays(path, split._asdict())
   return split
+
+
+def _read_cached(path: str, labels: np.ndarray, image_size: int, skip_broken: bool) -> Split | None:
+  """The arrays in a file of the cache; None where they are not what was written for the key."""
+  try:
+    arrays = read_arrays(path)
+    split = Split(arrays['images'], arrays['labels'])
+  except (OSError, ValueError, KeyError):
+    return None
+  number = len(split.labels) if skip_broken else len(labels)
+  is_whole = split.labels.dtype == np.int32 and split.labels.shape == (number,)
+  is_whole &= split.images.dtype == np.uint8
+  is_whole &= split.images.shape == (number, image_size, image_size, 3)
+  if not is_whole or not (skip_broken or np.array_equal(split.labels, labels)):
+    return None
+  return split
+
+
+def require_writable(cache: str) -> None:
+  """Checks that a folder for decoded images is one, or can be made, before images are decoded.
+
+  Raises:
+    OSError: it cannot be written.
+  """
+  path = os.path.abspath(os.path.expanduser(cache))
+  while not os.path.lexists(path):
+    path = os.path.dirname(path)
+  if not os.path.isdir(path) or not os.access(path, os.W_OK | os.X_OK):
+    raise OSError(
+      f'data.cache={cache!r} is no folder that can be written, because of {path}; give another, or '
+      'None for no cache.'
+    )
 
 
 def _decode_all(

@@ -17,12 +17,11 @@ import ml_collections
 import numpy as np
 
 from glora_jax.data import pipeline
-from glora_jax.data.augment import Augmentation
 from glora_jax.data.catalog import find
 from glora_jax.data.examples import Part
 from glora_jax.data.normalization import statistics
-from glora_jax.data.task import Source
 from glora_jax.reports.drawing import panels, save
+from glora_jax.runs.config import check_config
 
 NUMBER_OF_IMAGES = 8
 NUMBER_OF_DRAWS = 2  # rows of augmented images
@@ -62,7 +61,7 @@ def contact_sheet(path: str, rows: Sequence[SheetRow], labels: Sequence[str]) ->
     row_axes[0].set_ylabel(row.title, fontsize=9)
   for axis, label in zip(axes[0], labels, strict=True):
     short = label if len(label) <= _LONGEST_LABEL else label[: _LONGEST_LABEL - 1] + '…'
-    axis.set_title(short, fontsize=8)
+    axis.set_title(short, fontsize=8, parse_math=False)
   save(figure, path, bbox_inches='tight')
 
 
@@ -72,22 +71,25 @@ def draw(config: ml_collections.ConfigDict, path: str) -> None:
   Args:
     config: config of a run; the first images of a permutation by its seed are taken.
     path: path of the PNG.
+
+  Raises:
+    ValueError, OSError: a field, the images or the path cannot be.
   """
-  task = find(config.task, Source.from_config(config.data))
+  settings = check_config(config)
+  task = find(settings.task, settings.data)
   examples = task.open('train')
-  order = np.random.default_rng(config.seed).permutation(len(examples.labels))
-  size = config.model.image_size or DEFAULT_SIZE
+  order = np.random.default_rng(settings.seed % 2**64).permutation(len(examples.labels))
+  size = settings.model.image_size or DEFAULT_SIZE
   images, labels = pipeline.load(
     Part(examples, order[:NUMBER_OF_IMAGES]),
     size,
-    rule=config.data.resize,
-    skip_broken=config.data.skip_broken,
+    rule=settings.data.resize,
+    skip_broken=settings.data.skip_broken,
   )
-  augmentation = Augmentation(**config.augment)
   rows = [SheetRow('resized', images)]
   for number in range(NUMBER_OF_DRAWS):
-    key = jax.random.fold_in(jax.random.key(config.seed), number)
-    augmented = augmentation.apply(key, jnp.asarray(images), size, _NORMALIZATION)
+    key = jax.random.fold_in(jax.random.key(settings.seed), number)
+    augmented = settings.augment.apply(key, jnp.asarray(images), size, _NORMALIZATION)
     rows.append(SheetRow(f'augmented {number + 1}', _to_pixels(augmented)))
   contact_sheet(path, rows, [task.classes[label] for label in labels])
 
@@ -95,7 +97,8 @@ def draw(config: ml_collections.ConfigDict, path: str) -> None:
 def _to_pixels(images: jax.Array) -> np.ndarray:
   """Undoes the normalization: float32 [n, height, width, 3] to uint8."""
   mean, deviation = map(np.array, statistics(_NORMALIZATION))
-  return np.clip((np.asarray(images) * deviation + mean) * 255, 0, 255).astype(np.uint8)
+  pixels = np.round((np.asarray(images) * deviation + mean) * 255)
+  return np.clip(pixels, 0, 255).astype(np.uint8)
 
 
 if __name__ == '__main__':

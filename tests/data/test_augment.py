@@ -227,6 +227,15 @@ def test_images_of_another_size_need_a_crop():
     augment.Augmentation(flip=True).apply(jax.random.key(0), photographs(), 24, 'unit')
 
 
+def test_a_shift_leaves_something_of_an_image():
+  images = np.ones((2, 8, 8, 3), np.uint8)
+  key = jax.random.key(0)
+  assert augment.Augmentation(shift=7).apply(key, images, 8, 'unit').max() > 0
+  for pixels in (8, 100_000):
+    with pytest.raises(ValueError, match=f'shift={pixels} moves images of 8 x 8 pixels out of'):
+      augment.Augmentation(shift=pixels).apply(key, images, 8, 'unit')
+
+
 def test_a_list_of_a_config_is_hashable_all_the_same():
   assert hash(augment.Augmentation(crop_scale=[0.3, 1.0])) == hash(
     augment.Augmentation(crop_scale=(0.3, 1.0))

@@ -70,6 +70,37 @@ def test_the_cache_is_used_keyed_and_survives_damage(examples, tmp_path, monkeyp
   np.testing.assert_array_equal(pipeline.load(examples, 8, **cache).images, first.images)
 
 
+@pytest.mark.parametrize(
+  'arrays',
+  [
+    {'a': np.zeros(3)},
+    {'images': np.zeros((70, 8, 8, 3)), 'labels': np.arange(70, dtype=np.int32) % 3},
+    {'images': np.zeros((70, 8, 8, 3), np.uint8), 'labels': np.zeros(70, np.int32)},
+    {'images': np.zeros((2, 8, 8, 3), np.uint8), 'labels': np.array([0, 1], np.int32)},
+  ],
+)
+def test_a_cache_of_another_shape_is_read_again(examples, tmp_path, caplog, arrays):
+  first = pipeline.load(examples, 8, cache=str(tmp_path))
+  (path,) = tmp_path.iterdir()
+  np.savez(path, **arrays)
+  again = pipeline.load(examples, 8, cache=str(tmp_path))
+  np.testing.assert_array_equal(again.images, first.images)
+  assert 'is damaged; its images are read again' in caplog.text
+
+
+@pytest.mark.parametrize('place', ['file', 'file/cache', '/proc/cache'])
+def test_a_cache_that_cannot_be_written_is_refused(examples, tmp_path, place):
+  (tmp_path / 'file').touch()
+  cache = os.path.join(tmp_path, place)
+  with pytest.raises(OSError, match=r'cannot be written \('):
+    pipeline.load(Part(examples, np.arange(2)), 8, cache=cache)
+  if not cache.startswith('/proc'):
+    with pytest.raises(OSError, match=r'data\.cache=.* is no folder .* because of .*file; give'):
+      pipeline.require_writable(cache)
+  pipeline.require_writable(str(tmp_path / 'new' / 'cache'))
+  assert os.listdir(tmp_path) == ['file']
+
+
 def test_a_writer_killed_in_the_middle_leaves_no_cache(examples, tmp_path):
   command = [*program('write_half_a_cache'), str(tmp_path), *examples.paths[:5]]
   assert subprocess.run(command).returncode == 9

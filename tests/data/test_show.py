@@ -1,0 +1,61 @@
+"""The commands that look at data: a contact sheet, and what is ready; wrong fields a sentence."""
+
+import numpy as np
+import pytest
+from label_lists import write_images
+from PIL import Image
+
+from glora_jax.data import check, show
+from glora_jax.runs.config import default_config
+
+
+@pytest.fixture
+def config(tmp_path):
+  write_images(tmp_path, [f'{name}/{n}.png' for name in ('cat $x_', 'dog') for n in range(5)])
+  config = default_config()
+  config.task = f'folder:{tmp_path}'
+  config.model.image_size = 16
+  config.augment.flip = True
+  return config
+
+
+@pytest.mark.parametrize('seed', [3, -3])
+def test_a_contact_sheet_shows_what_training_sees(config, tmp_path, monkeypatch, seed):
+  sheets = []
+  monkeypatch.setattr(show, 'contact_sheet', lambda path, rows, labels: sheets.append(rows))
+  config.seed = seed
+  show.draw(config, str(tmp_path / 'sheet.png'))
+  ((resized, *augmented),) = sheets
+  assert resized.images.shape == (6, 16, 16, 3)
+  for row in augmented:
+    np.testing.assert_array_equal(np.sort(row.images, axis=2), np.sort(resized.images, axis=2))
+
+
+def test_a_contact_sheet_is_drawn_with_any_names(config, tmp_path):
+  show.draw(config, str(tmp_path / 'sheet.png'))
+  with Image.open(tmp_path / 'sheet.png') as sheet:
+    assert sheet.width > 400
+
+
+@pytest.mark.parametrize(
+  'field, value, message',
+  [
+    ('model.image_size', 0, 'model.image_size=0 must be at least 1'),
+    ('augment.shift', 16, 'shift=16 moves images of 16 x 16 pixels out of sight'),
+    ('data.resize', 'fill', "data.resize='fill' is unknown; it is one of squash, crop"),
+  ],
+)
+def test_wrong_fields_are_a_sentence(config, tmp_path, field, value, message):
+  config.update_from_flattened_dict({field: value})
+  with pytest.raises(ValueError, match=message):
+    show.draw(config, str(tmp_path / 'sheet.png'))
+  assert not (tmp_path / 'sheet.png').exists()
+
+
+def test_the_check_refuses_a_wrong_config_and_counts_otherwise(config, capsys):
+  with pytest.raises(SystemExit, match='0'):
+    check.main(config)
+  assert '1 of 1 ready.' in capsys.readouterr().out
+  config.data.workers = -1
+  with pytest.raises(ValueError, match=r'data\.workers=-1 must be at least 0'):
+    check.main(config)
