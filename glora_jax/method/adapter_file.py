@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -41,8 +42,9 @@ def save_adapter(
 
   It holds only the numbers that the genome uses, the heads, and the model's other collections.
   Tensors are named `glora/<layer>/<support>`, `params/<path>` and, batch statistics for instance,
-  `<collection>/<path>`. The metadata holds genome, spec and a fingerprint of the frozen parameters,
-  so that `load_adapter` knows what the file belongs to.
+  `<collection>/<path>`. The metadata holds genome, spec, for every layer the parameter that it lies
+  in and the axes there, and a fingerprint of the frozen parameters, so that `load_adapter` knows
+  what the file belongs to, in whatever order layers are found.
 
   Args:
     path: path of the safetensors file.
@@ -78,6 +80,7 @@ def save_adapter(
     tensors[name] = np.asarray(nn.meta.unbox(support))[index]
   written = {
     'spec': _described(adapted),
+    'parameters': _parameters(adapted),
     'base': fingerprint(frozen['params']),
     **genomes.genome_to_json(adapted.spec, genome),
     **metadata,
@@ -114,8 +117,7 @@ def load_adapter(path: Path, adapted: Adapted, params: Any) -> tuple[dict[str, A
     [[2, 0, 0, 2, 2]]
   """
   tensors, metadata = read_tensors(path, 'adapter')
-  _check_spec(path, metadata['spec'], _described(adapted))
-  genome = genomes.genome_from_json(adapted.spec, metadata)
+  genome = genomes.genome_from_json(adapted.spec, _in_order(path, metadata, adapted))
   shapes = jax.eval_shape(adapted.init, jax.random.key(0), params)
   trainable, frozen = adapted.split({**shapes, 'params': params})
   _check_base(path, metadata['base'], fingerprint(frozen['params']))
@@ -136,6 +138,52 @@ def load_adapter(path: Path, adapted: Adapted, params: Any) -> tuple[dict[str, A
 def _described(adapted: Adapted) -> list[str]:
   """The layers as text; a space without one shift is described as before there was that choice."""
   return [repr(layer).replace(', one_shift=False', '') for layer in adapted.spec]
+
+
+def _parameters(adapted: Adapted) -> list[list[dict[str, Any]]]:
+  """For every row the parameters that it lies in, one but for ties, with their axes."""
+  found: list[list[dict[str, Any]]] = [[] for _ in adapted.spec]
+  for group in adapted.groups:
+    for index, row in group.slices():
+      found[row] = [
+        {
+          'kernel': path_name(site.kernel_path),
+          'stack': list(site.layout.stack),
+          'index': list(index),
+          'in': list(site.layout.inputs),
+          'out': list(site.layout.outputs),
+        }
+        for site in group.members
+      ]
+  return found
+
+
+def _in_order(path: Path, metadata: Mapping[str, Any], adapted: Adapted) -> dict[str, Any]:
+  """A file's genome with its rows in the order of the model's.
+
+  Rows belong together whose parameters and axes are equal; in files of versions before 0.2, which
+  do not know them, rows of equal names.
+
+  Raises:
+    ValueError: the layers are not the model's.
+  """
+  rows = {name: metadata[name] for name in ('spec', 'genome', 'layers') if name in metadata}
+  if 'parameters' in metadata:
+    theirs, ours = metadata['parameters'], _parameters(adapted)
+  else:
+    theirs, ours = metadata['spec'], _described(adapted)
+  numbers = {json.dumps(key): row for row, key in enumerate(theirs)}
+  order = [numbers.get(json.dumps(key)) for key in ours]
+  if len(ours) == len(theirs) and None not in order:
+    rows = {name: [values[row] for row in order] for name, values in rows.items()}
+  _check_spec(path, rows['spec'], _described(adapted))
+  for layer, key, number in zip(adapted.spec, ours, order, strict=True):
+    if number is None:
+      raise ValueError(
+        f'The adapter {path} belongs to another model: it has no layer {layer.name} in the '
+        f'parameters and axes {key}.'
+      )
+  return {**metadata, **rows}
 
 
 def _used(adapted: Adapted, supports: Any, genome: np.ndarray) -> Iterator[_UsedPart]:

@@ -12,6 +12,7 @@ from comparing import jit, random_params, random_variables
 from trees import randomized
 
 import glora_jax
+from glora_jax.files import read_tensors, write_tensors
 from glora_jax.method import adapter_file, presets
 from glora_jax.method.genomes import canonicalize, random_genomes
 from glora_jax.models.vit import ViT
@@ -75,6 +76,56 @@ def test_adapters_of_another_base_model_or_space_are_refused(subnet, tmp_path):
   path.write_bytes(path.read_bytes()[:100])
   with pytest.raises(ValueError, match='damaged'):
     adapter_file.load_adapter(path, adapted, variables['params'])
+
+
+SPACE = glora_jax.SearchSpace((1, 2), C='none', D='none', E='none')
+SQUARES = {name: {'w': jnp.eye(4) + number} for number, name in enumerate('ab')}
+
+
+def chain(*names, transposed=False):
+  """Two linear layers, as they run; adapted."""
+
+  def function(params, x):
+    for name in names:
+      w = params[name]['w']
+      x = x @ (w.T if transposed else w)
+    return x
+
+  return glora_jax.adapt_function(function, SQUARES, jnp.ones((1, 4)), space=SPACE)
+
+
+def without_parameters(path):
+  """An adapter file as versions before 0.2 wrote it."""
+  tensors, metadata = read_tensors(path, 'adapter')
+  del metadata['parameters']
+  write_tensors(path, tensors, 'adapter', metadata)
+
+
+@pytest.mark.parametrize('edited', [False, True], ids=['own file', 'file of an earlier version'])
+def test_rows_are_known_by_their_parameters_and_not_by_their_order(tmp_path, edited):
+  adapted, other, path = chain('a', 'b'), chain('b', 'a'), tmp_path / 'a.safetensors'
+  variables = random_variables(adapted, SQUARES)
+  genome = np.array([[2, 4, 0, 0, 0], [3, 0, 0, 0, 0]])
+  adapter_file.save_adapter(path, adapted, variables, genome)
+  if edited:
+    without_parameters(path)
+  loaded, found = adapter_file.load_adapter(path, other, SQUARES)
+  np.testing.assert_array_equal(found, genome[::-1])
+  for mine, theirs in zip(
+    jax.tree.leaves(adapted.fold(variables, genome)),
+    jax.tree.leaves(other.fold(loaded, found)),
+    strict=True,
+  ):
+    np.testing.assert_allclose(mine, theirs, atol=1e-6)
+
+
+def test_a_kernel_with_its_axes_the_other_way_round_is_refused(tmp_path):
+  adapted, path = chain('a', 'b'), tmp_path / 'a.safetensors'
+  adapter_file.save_adapter(
+    path, adapted, random_variables(adapted, SQUARES), np.zeros((2, 5), int)
+  )
+  with pytest.raises(ValueError, match=r"no layer a/w in the parameters and axes .*'in': \[1\]"):
+    adapter_file.load_adapter(path, chain('a', 'b', transposed=True), SQUARES)
 
 
 class WithStatistics(nn.Module):
