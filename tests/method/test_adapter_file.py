@@ -111,12 +111,12 @@ def test_rows_are_known_by_their_parameters_and_not_by_their_order(tmp_path, edi
     without_parameters(path)
   loaded, found = adapter_file.load_adapter(path, other, SQUARES)
   np.testing.assert_array_equal(found, genome[::-1])
-  for mine, theirs in zip(
+  for saved, read in zip(
     jax.tree.leaves(adapted.fold(variables, genome)),
     jax.tree.leaves(other.fold(loaded, found)),
     strict=True,
   ):
-    np.testing.assert_allclose(mine, theirs, atol=1e-6)
+    np.testing.assert_allclose(saved, read, atol=1e-6)
 
 
 def test_a_kernel_with_its_axes_the_other_way_round_is_refused(tmp_path):
