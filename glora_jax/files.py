@@ -8,7 +8,8 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -16,6 +17,12 @@ import safetensors
 import safetensors.numpy
 
 Path = str | os.PathLike
+
+STAMP = 'glora_jax'  # under which a file of ours says its kind and format
+FORMATS: Mapping[str, int] = {}  # by kind, where the format is no longer 1
+AGAIN = 'remove it, and the stage that wrote it runs again'
+MOST_JSON_BYTES = 2**28
+_LONGEST_REASON = 200
 
 
 @contextlib.contextmanager
@@ -57,6 +64,7 @@ def whole(path: Path) -> Iterator[str]:
   # With the process in its name, so that two that write the same file do not meet.
   temporary = f'{os.fspath(path)}.{os.getpid()}.partial'
   with writing(path):
+    _create(temporary)
     try:
       yield temporary
       os.replace(temporary, path)
@@ -64,6 +72,13 @@ def whole(path: Path) -> Iterator[str]:
       with contextlib.suppress(OSError):
         os.remove(temporary)
       raise
+
+
+def _create(path: str) -> None:
+  """Makes an empty file; a link or another file that lies there goes, and is not followed."""
+  with contextlib.suppress(FileNotFoundError):
+    os.remove(path)
+  os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -99,65 +114,157 @@ def sha256_of(path: Path) -> str:
     return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any, kind: str | None = None) -> None:
   """Writes a JSON file, whole or not at all.
 
   Args:
     path: path of the file.
-    content: what `json` can write.
+    content: what `json` can write; with a kind a dictionary.
+    kind: kind of the file, which it then says of itself, with its format, under 'glora_jax'.
 
   Raises:
     OSError: it cannot be written there.
   """
+  if kind is not None:
+    content = {STAMP: _stamp(kind), **content}
   with whole(path) as temporary, open(temporary, 'w') as file:
     json.dump(content, file, indent=2)
     file.write('\n')
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, kind: str | None = None, remedy: str = AGAIN) -> Any:
   """Reads what `write_json` wrote.
 
+  Args:
+    path: path of the file.
+    kind: kind that the file must be of, where it says one; what it says of itself is left out.
+    remedy: what to do where the file is damaged.
+
   Raises:
-    ValueError: the file is damaged.
+    FileNotFoundError: there is no such file.
+    OSError: it cannot be read, or is no regular file.
+    ValueError: the file is damaged, of another kind, or of a later version.
   """
-  with open(path) as file:
+  with open_regular(path) as file:
     try:
-      return json.load(file)
-    except ValueError as error:
-      raise _damaged(path, error) from error
+      content = json.loads(_read_text(file))
+    except (ValueError, RecursionError) as error:
+      raise damaged(path, error, remedy) from error
+  if kind is not None and isinstance(content, dict):
+    _check_stamp(path, content.pop(STAMP, None), kind)
+  return content
 
 
-def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+def _read_text(file: BinaryIO) -> str:
+  text = file.read(MOST_JSON_BYTES + 1)
+  if len(text) > MOST_JSON_BYTES:
+    raise ValueError(f'it has more than {MOST_JSON_BYTES:,} bytes')
+  return text.decode()
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray], kind: str | None = None) -> None:
   """Writes an npz file, whole or not at all.
 
   Args:
     path: path of the file.
     arrays: the arrays by name.
+    kind: kind of the file, which it then says of itself, with its format, as the text 'glora_jax'.
 
   Raises:
     OSError: it cannot be written there.
   """
+  stamp = {} if kind is None else {STAMP: np.array(json.dumps(_stamp(kind)))}
   with whole(path) as temporary, open(temporary, 'wb') as file:
-    np.savez(file, **arrays)
+    np.savez(file, **stamp, **arrays)
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
+def read_arrays(path: Path, kind: str | None = None, remedy: str = AGAIN) -> dict[str, np.ndarray]:
   """Reads what `write_arrays` wrote.
 
+  Args:
+    path: path of the file.
+    kind: kind that the file must be of, where it says one.
+    remedy: what to do where the file is damaged.
+
+  Returns:
+    The arrays by name, without what the file says of itself.
+
   Raises:
-    ValueError: the file is damaged.
+    FileNotFoundError: there is no such file.
+    OSError: it cannot be read, or is no regular file.
+    ValueError: the file is damaged, of another kind, or of a later version.
   """
-  try:
-    with np.load(path, allow_pickle=False) as file:
-      return {name: file[name] for name in file.files}
-  except Exception as error:  # zipfile, zlib and numpy each have their own
-    raise _damaged(path, error) from error
+  with open_regular(path) as file:
+    try:
+      _refuse_compressed(file)
+      with np.load(file, allow_pickle=False) as content:
+        arrays = {name: content[name] for name in content.files}
+      stamp = arrays.pop(STAMP, None)
+      stamp = None if stamp is None else json.loads(str(stamp))
+    except Exception as error:  # zipfile, zlib and numpy each have their own
+      raise damaged(path, error, remedy) from error
+  if kind is not None:
+    _check_stamp(path, stamp, kind)
+  return arrays
 
 
-def _damaged(path: Path, error: Exception) -> ValueError:
-  return ValueError(
-    f'{path} is damaged ({error}); remove it, and the stage that wrote it runs again.'
-  )
+def _refuse_compressed(file: BinaryIO) -> None:
+  """Raises ValueError where an npz could become larger in memory than it is; ours cannot."""
+  with zipfile.ZipFile(file) as archive:
+    if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+      raise ValueError('it is compressed, which no file of glora_jax is')
+  file.seek(0)
+
+
+def damaged(path: Path, reason: object, remedy: str = AGAIN) -> ValueError:
+  """The error about a file of ours that is not as it was written.
+
+  Args:
+    path: path of the file.
+    reason: what is wrong with it.
+    remedy: what to do.
+  """
+  return ValueError(f'{os.fspath(path)} is damaged ({first_line(reason)}); {remedy}.')
+
+
+def first_line(reason: object) -> str:
+  """The beginning of what a library says went wrong, which may be a page."""
+  lines = str(reason).strip().splitlines() or [type(reason).__name__]
+  return lines[0][:_LONGEST_REASON].rstrip('.')
+
+
+def _stamp(kind: str) -> dict[str, Any]:
+  return {'kind': kind, 'format': FORMATS.get(kind, 1)}
+
+
+def _check_stamp(path: Path, stamp: Any, kind: str) -> None:
+  """Checks what a file says of itself; what version 0.1.0 wrote says nothing, and is taken.
+
+  Raises:
+    ValueError: it is of another kind, or a later version wrote it.
+  """
+  if stamp is None:
+    return
+  if not isinstance(stamp, dict):
+    raise damaged(path, f'{STAMP}={stamp!r} says no kind')
+  if stamp.get('kind') != kind:
+    raise ValueError(
+      f'{os.fspath(path)} is a file of the kind {stamp.get("kind")!r}, where {kind!r} is expected; '
+      'put the right file in its place, or remove it.'
+    )
+  _check_format(path, stamp.get('format', 1), kind)
+
+
+def _check_format(path: Path, written: Any, kind: str) -> None:
+  known = FORMATS.get(kind, 1)
+  if not isinstance(written, int) or written < 1:
+    raise damaged(path, f'its format is {written!r}')
+  if written > known:
+    raise ValueError(
+      f'{os.fspath(path)} was written by a later version of glora_jax (format {written} of '
+      f'{kind!r}, of which this version knows {known}); upgrade glora_jax, or take a file of this '
+      'version.'
+    )
 
 
 def write_safetensors(path: Path, tensors: dict[str, Any], metadata: dict[str, str]) -> None:
@@ -192,9 +299,14 @@ def write_tensors(path: Path, tensors: dict[str, Any], kind: str, metadata: dict
     metadata: what else to keep, as JSON can.
 
   Raises:
+    ValueError: metadata is named as what the file says of itself.
     OSError: it cannot be written there.
   """
-  write_safetensors(path, tensors, {'glora_jax': json.dumps({'kind': kind, **metadata})})
+  stamp = _stamp(kind)
+  if reserved := stamp.keys() & metadata.keys():
+    raise ValueError(f'The name {min(reserved)!r} of metadata is taken; give it another.')
+  content = {**stamp, **metadata}
+  write_safetensors(path, tensors, {STAMP: json.dumps(content)})
 
 
 def read_tensors(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -215,12 +327,24 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str
     raise FileNotFoundError(f'There is no file {path}; give the path of a safetensors file.')
   try:
     with safetensors.safe_open(path, 'numpy') as file:
-      metadata = json.loads((file.metadata() or {}).get('glora_jax', '{}'))
+      metadata = json.loads((file.metadata() or {}).get(STAMP, '{}'))
       tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
   except Exception as error:  # safetensors raises its own type, and others for odd contents
     raise ValueError(
-      f'{path} is damaged or not a safetensors file ({error}); get it again.'
+      f'{path} is damaged or not a safetensors file ({first_line(error)}); get it again.'
     ) from error
-  if metadata.pop('kind', None) != kind:
+  return tensors, check_metadata(path, metadata, kind)
+
+
+def check_metadata(path: Path, metadata: Any, kind: str) -> dict[str, Any]:
+  """The metadata of a safetensors file of this project, without kind and format.
+
+  Raises:
+    ValueError: it is of another kind, or a later version wrote it.
+  """
+  if not isinstance(metadata, dict) or metadata.pop('kind', None) != kind:
     raise ValueError(f'{path} is no {kind} file that glora_jax wrote.')
-  return tensors, metadata
+  # Before files had a format, metadata of this name was the user's.
+  if isinstance(metadata.get('format'), int):
+    _check_format(path, metadata.pop('format'), kind)
+  return metadata

@@ -9,6 +9,7 @@ import flax
 import jax
 import numpy as np
 
+from glora_jax.files import check_metadata
 from glora_jax.models.containers.tensors import Tensors
 from glora_jax.models.formats.rules import BLOCKS
 from glora_jax.models.metadata import OURS, Metadata
@@ -53,8 +54,10 @@ def _read_header(tensors: Tensors) -> _Header:
   refusal = f'{tensors.path} is no vit file that glora_jax wrote.'
   try:
     metadata = json.loads(tensors.metadata[OURS])
-    if metadata.pop('kind', None) != KIND:
-      raise ValueError(refusal)
+  except (ValueError, KeyError, TypeError, RecursionError) as error:
+    raise ValueError(refusal) from error
+  metadata = check_metadata(tensors.path, metadata, KIND)
+  try:
     model = ViT(**metadata.pop('model'))
     return _Header(model, metadata, expected_params(model, metadata['image_size']))
   except (

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from matplotlib import colors, patches, ticker
@@ -13,6 +12,7 @@ from matplotlib.axes import Axes
 
 from glora_jax.method import genomes, space
 from glora_jax.method.space import Spec
+from glora_jax.records import read_lines
 from glora_jax.reports.drawing import blend, halo, outline_cells, palette, panels, save
 from glora_jax.search.archive import Archive
 from glora_jax.search.pareto import pareto_front
@@ -27,6 +27,11 @@ STAGES = {
 }
 MARKERS = ('.', '^', 's')  # the next one where there are more stages than colours
 MARKS = 20  # on a curve, at most
+
+
+class _Measurement(TypedDict):
+  stage: str
+  epoch: float
 
 
 def draw_structure(path: str, spec: Spec, genome: np.ndarray) -> None:
@@ -225,10 +230,8 @@ def draw_training(path: str, metrics: str) -> None:
     path: path of the PNG.
     metrics: path of `metrics.jsonl`.
   """
-  with open(metrics) as file:
-    measurements = [json.loads(line) for line in file]
   stages: dict[str, list[dict[str, Any]]] = {}
-  for measurement in measurements:
+  for measurement in read_lines(metrics, _Measurement):
     stages.setdefault(measurement['stage'], []).append(measurement)
 
   figure, (loss, accuracy) = panels(1, 2, figsize=(11, 3.8))

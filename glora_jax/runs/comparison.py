@@ -14,14 +14,15 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypedDict
 
 import ml_collections
 import numpy as np
 
 from glora_jax import tree
-from glora_jax.files import read_json, write_json
+from glora_jax.files import write_json
 from glora_jax.method.preset_names import file_name, preset_label
+from glora_jax.records import read_record
 from glora_jax.reports import comparison_report
 from glora_jax.runs.lifecycle import carry_out, never
 from glora_jax.runs.run import Candidate, Run
@@ -32,6 +33,16 @@ from glora_jax.runs.stages.methods import TrainedSubnet, train_method
 from glora_jax.runs.weights_record import recorded
 
 log = logging.getLogger(__name__)
+
+
+class _TriedRate(TypedDict):
+  rate: float
+  val_accuracy: float
+  val_loss: Any  # not finite where a training diverged
+
+
+class _Tried(TypedDict):
+  rows: list[_TriedRate]
 
 
 def run(
@@ -122,7 +133,7 @@ def choose_rates(run: Run) -> dict[str, float]:
       rate = best['rate']
       log.info('%s: learning rate %g', method, rate)
     chosen[method] = rate
-  write_json(run.path('rates.json'), {'rate': chosen, 'seed': seed, 'tried': tried})
+  write_json(run.path('rates.json'), {'rate': chosen, 'seed': seed, 'tried': tried}, 'rates')
   return chosen
 
 
@@ -134,14 +145,13 @@ def _try_rates(run: Run, method: str, seed: int) -> list[dict[str, float]]:
     trials = [Trial(seed, rate) for rate in compare.rates]
     [subnets] = train_method(run, method, trials, compare.budgets[-1:], 'tuning').values()
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    write_json(
-      path,
-      [
-        {'rate': trial.learning_rate, **measure(run, subnet.candidate, 'val')}
-        for trial, subnet in zip(trials, subnets, strict=True)
-      ],
-    )
-  return read_json(path)
+    rows = [
+      {'rate': trial.learning_rate, **measure(run, subnet.candidate, 'val')}
+      for trial, subnet in zip(trials, subnets, strict=True)
+    ]
+    write_json(path, {'rows': rows}, 'tuning')
+  tried = read_record(path, 'tuning', _Tried | list[_TriedRate])
+  return tried if isinstance(tried, list) else tried['rows']  # 0.1.0 wrote the bare list
 
 
 def freeze_and_evaluate(

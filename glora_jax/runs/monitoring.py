@@ -12,12 +12,13 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import jax
 
 from glora_jax import mesh as meshes
 from glora_jax.files import Path, whole, writing
+from glora_jax.records import read_lines
 
 if TYPE_CHECKING:
   from tensorboardX.event_file_writer import EventsWriter
@@ -25,6 +26,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TRACED_DISPATCHES = 3
+
+
+class Line(TypedDict):
+  """A line of `metrics.jsonl`, which has the values of metrics beside these."""
+
+  stage: str
+  step: int
 
 
 class Metrics:
@@ -69,14 +77,11 @@ class Metrics:
     """The lines of other stages, and those of this one up to the step it goes on from."""
     if not os.path.exists(self.path):
       return []
-    lines = []
-    with open(self.path) as file:
-      for line in file:
-        with contextlib.suppress(ValueError):  # a line cut off by a kill
-          content = json.loads(line)
-          if content['stage'] != self.stage or content['step'] <= self.step:
-            lines.append(json.dumps(content) + '\n')
-    return lines
+    return [
+      json.dumps(line) + '\n'
+      for line in read_lines(self.path, Line)
+      if line['stage'] != self.stage or line['step'] <= self.step
+    ]
 
   def _write_events(self, step: int, values: dict[str, float]) -> None:
     from tensorboardX.proto.event_pb2 import Event

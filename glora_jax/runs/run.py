@@ -252,7 +252,7 @@ class Run:
   def _note_seconds(self, name: str, seconds: float) -> None:
     self.seconds[name] = round(seconds, 2)
     if meshes.primary():
-      write_json(self.path('seconds.json'), self.seconds)
+      write_json(self.path('seconds.json'), self.seconds, 'seconds')
 
   def _read(self, split: str) -> pipeline.Split:
     data = self.settings.data

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
 from glora_jax import mesh as meshes
-from glora_jax.files import read_json, write_json
+from glora_jax.files import damaged, read_json, write_json
 from glora_jax.method.genomes import (
   canonicalize,
   check_budget,
@@ -25,6 +25,7 @@ from glora_jax.method.genomes import (
 from glora_jax.method.preset_names import file_name
 from glora_jax.method.presets import preset
 from glora_jax.method.space import Spec
+from glora_jax.records import read_record
 from glora_jax.runs.run import Candidate, Place, Run, Stream
 from glora_jax.runs.sections import GENOME_ENDING, GRADIENT, SEARCH
 from glora_jax.runs.stages.allocation import allocate_once, indices_of_run, warm_head
@@ -34,6 +35,11 @@ from glora_jax.search.choice import require_something
 from glora_jax.training.recipe import Recipe
 
 FOLDER = 'structure'
+
+
+class _Genome(TypedDict):
+  genome: list[list[int]]
+  layers: list[dict[str, str]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -96,8 +102,21 @@ def _given_genome(run: Run, spec: Spec) -> np.ndarray:
     if not os.path.exists(path):
       genome = named_genome(spec, run.settings.structure, check_budget(run.settings.budget))
       os.makedirs(run.path(FOLDER), exist_ok=True)
-      write_json(path, genome_to_json(spec, genome))
-  return genome_from_json(spec, read_json(path))
+      write_json(path, genome_to_json(spec, genome), 'genome')
+  return _read_again(spec, path)
+
+
+def _read_again(spec: Spec, path: str) -> np.ndarray:
+  """The genome that a run has written down.
+
+  Raises:
+    ValueError: the file is damaged, of a later version, or of another model.
+  """
+  content = read_record(path, 'genome', _Genome)
+  try:
+    return genome_from_json(spec, content)
+  except (ValueError, KeyError, TypeError) as error:
+    raise damaged(path, error) from error
 
 
 def named_genome(spec: Spec, name: str, budget: int | None) -> np.ndarray:
@@ -132,7 +151,7 @@ def _read(spec: Spec, path: str) -> np.ndarray:
       'name of a preset.'
     )
   try:
-    return canonicalize(spec, genome_from_json(spec, read_json(path)))
+    return canonicalize(spec, genome_from_json(spec, read_json(path, 'genome')))
   except (ValueError, KeyError, TypeError) as error:
     raise ValueError(
       f"structure='{path}' holds no genome of this model ({error}); it needs one with a row for "

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TypedDict
 
-from glora_jax.files import Path, read_json, sha256_of, write_json
+from glora_jax.files import Path, sha256_of, write_json
 from glora_jax.mesh import primary
 from glora_jax.models import hub, weights
 from glora_jax.models.fetch import fetch
+from glora_jax.records import read_record
 from glora_jax.runs.sections import ModelSettings
 
 FILE = 'weights.json'
+
+
+class _Record(TypedDict):
+  weights: str
+  revision: str
+  sha256: str
 
 
 def find_weights(settings: ModelSettings, workdir: Path) -> str:
@@ -40,7 +47,7 @@ def find_weights(settings: ModelSettings, workdir: Path) -> str:
   folder = fetch(str(pinned), settings.sha256 or record.get('sha256'))
   if not record and primary():
     record = {'revision': snapshot.revision, 'sha256': sha256_of(snapshot.tensors)}
-    write_json(os.path.join(workdir, FILE), {'weights': settings.weights, **record})
+    write_json(os.path.join(workdir, FILE), {'weights': settings.weights, **record}, 'weights')
   return folder
 
 
@@ -50,6 +57,6 @@ def recorded(workdir: Path) -> dict[str, str]:
   return {f'weights_{field}': record[field] for field in ('revision', 'sha256') if record}
 
 
-def _read(workdir: Path) -> dict[str, Any]:
+def _read(workdir: Path) -> dict[str, str]:
   path = os.path.join(workdir, FILE)
-  return read_json(path) if os.path.exists(path) else {}
+  return read_record(path, 'weights', _Record) if os.path.exists(path) else {}

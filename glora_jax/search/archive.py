@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
 
-from glora_jax.method.genomes import count_params
+from glora_jax.method.genomes import check_genome, count_params
 from glora_jax.method.space import Spec
+from glora_jax.records import Array, mismatch_of_arrays
 
 Fitness = Literal['accuracy', 'loss']
 
@@ -54,6 +56,36 @@ class Archive:
       exact=np.zeros(0, bool),
     )
 
+  @classmethod
+  def from_arrays(cls, arrays: Mapping[str, np.ndarray], spec: Spec) -> Archive:
+    """The inverse of `arrays`, for arrays that come from a file.
+
+    Args:
+      arrays: the fields by name.
+      spec: the layers that the genomes are of.
+
+    Raises:
+      ValueError: they are not the archive of a search in this space; the reason.
+    """
+    subnets = ('subnet',)
+    expected = {
+      'genomes': Array('i', (*subnets, len(spec), 5)),
+      'correct': Array('i', subnets),
+      'loss': Array('f', subnets),
+      'generation': Array('i', subnets),
+      'exact': Array('b', subnets),
+    }
+    if (reason := mismatch_of_arrays(arrays, expected)) is not None:
+      raise ValueError(reason)
+    check_genome(spec, arrays['genomes'])
+    if not len(arrays['genomes']) or arrays['correct'].min() < 0:
+      raise ValueError('it holds no subnet, or one with less than no right answer')
+    steps = np.diff(arrays['generation'], prepend=0)
+    if not np.isin(steps, (0, 1)).all():
+      raise ValueError('its generations do not follow one another')
+    dtypes = {name: values.dtype for name, values in cls.empty(spec).arrays().items()}
+    return cls(**{name: values.astype(dtypes[name]) for name, values in arrays.items()})
+
   def __len__(self) -> int:
     return len(self.genomes)
 
@@ -84,7 +116,7 @@ class Archive:
     )
 
   def arrays(self) -> dict[str, np.ndarray]:
-    """The fields by name; `Archive(**arrays)` is the inverse."""
+    """The fields by name; `Archive.from_arrays` is the inverse."""
     return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
   def scored(self) -> Archive:

@@ -126,7 +126,7 @@ def test_a_run_that_is_killed_in_its_structure_resumes_to_the_same_one(
 ):
   workdir, _ = gradient_run
 
-  def be_killed(path, arrays):
+  def be_killed(path, arrays, kind):
     raise KeyboardInterrupt
 
   with monkeypatch.context() as patched:

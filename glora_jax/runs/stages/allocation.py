@@ -17,8 +17,9 @@ import numpy as np
 
 from glora_jax import mesh as meshes
 from glora_jax.data import pipeline
-from glora_jax.files import read_arrays, write_arrays, write_json
-from glora_jax.method.genomes import genome_to_json, smallest_genome
+from glora_jax.files import damaged, read_arrays, write_arrays, write_json
+from glora_jax.method.genomes import check_genome, genome_to_json, smallest_genome
+from glora_jax.records import Array, mismatch_of_arrays
 from glora_jax.runs.run import Place, Run, Stream
 from glora_jax.runs.stages.training import TrainingStage, train
 from glora_jax.search.allocate import Allocation, allocate
@@ -177,12 +178,16 @@ def allocate_once(
     if meshes.primary():
       os.makedirs(run.path(folder), exist_ok=True)
       described = genome_to_json(place.adapted.spec, allocation.genome)
-      write_json(run.path(folder, 'genome.json'), described)
-      write_arrays(path, to_arrays(allocation, trainable))
+      write_json(run.path(folder, 'genome.json'), described, 'genome')
+      write_arrays(path, to_arrays(allocation, trainable), 'allocation')
     meshes.barrier(f'{folder}/allocation')
   else:
     log.info('%s: read from %s', folder, path)
-  return from_arrays(read_arrays(path), place)
+  arrays = read_arrays(path, 'allocation')
+  try:
+    return from_arrays(arrays, place)
+  except ValueError as error:
+    raise damaged(path, error) from error
 
 
 def to_arrays(allocation: Allocation, trainable: Any) -> dict[str, np.ndarray]:
@@ -212,7 +217,11 @@ def from_arrays(arrays: dict[str, np.ndarray], place: Place) -> Allocation:
   Args:
     arrays: the arrays by name.
     place: the model, and the variables that hold all that is not in the arrays.
+
+  Raises:
+    ValueError: they are not the allocation of such a model; the reason.
   """
+  _check_arrays(arrays, place)
   tree = flax.traverse_util.unflatten_dict(arrays, sep='/')
   adapted, genome = place.adapted, tree['genome']
   _, frozen = adapted.fix(genome).split(place.variables)
@@ -230,3 +239,35 @@ def from_arrays(arrays: dict[str, np.ndarray], place: Place) -> Allocation:
       float(forecast['advantage']), float(forecast['reliability']), str(forecast['word'])
     ),
   )
+
+
+def _check_arrays(arrays: dict[str, np.ndarray], place: Place) -> None:
+  """Raises ValueError unless arrays are what `to_arrays` makes of an allocation."""
+  spec = place.adapted.spec
+  genome = arrays.get('genome', np.zeros(0, np.int8))
+  check_genome(spec, genome)
+  trainable, _ = place.adapted.fix(genome).split(place.variables)
+  starts = flax.traverse_util.flatten_dict(trainable, sep='/')
+  rows, parts = ('folds', len(spec)), ('folds', len(spec), 'rank')
+  expected = {
+    'genome': Array('i', (len(spec), 5)),
+    'budget': Array('i'),
+    'proposed': Array('b'),
+    'signal': Array('f', finite=False),
+    **{f'start/{name}': Array('f', tuple(start.shape)) for name, start in starts.items()},
+    'values/A_vector': Array('f', rows),
+    'values/A_lora': Array('f', parts),
+    'values/B_lora': Array('f', parts),
+    'values/C_vector': Array('f', rows),
+    'values/E_vector': Array('f', rows),
+    'curve/params': Array('i', ('purchase',)),
+    'curve/values': Array('f', ('purchase',)),
+    'curve/knee': Array('i'),
+    'forecast/advantage': Array('f'),
+    'forecast/reliability': Array('f'),
+    'forecast/word': Array('U'),
+  }
+  if (reason := mismatch_of_arrays(arrays, expected)) is not None:
+    raise ValueError(reason)
+  if not 0 <= arrays['curve/knee'] < len(arrays['curve/params']):
+    raise ValueError('the knee of its curve lies beyond it')

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import operator
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -16,9 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from glora_jax import tree
-from glora_jax.files import read_arrays, write_arrays
+from glora_jax.files import damaged, read_arrays, write_arrays
 from glora_jax.method import genomes
 from glora_jax.method.adapted import Adapted, Subnet
+from glora_jax.records import Array, mismatch_of_arrays
 from glora_jax.runs.run import Run, Stream, stream_key
 from glora_jax.runs.stages.training import loss_of_supernet
 from glora_jax.runs.workdir import Stopped
@@ -125,12 +127,12 @@ def train_batch(run: Run, batch: Batch) -> TrainedBatch:
     flat = flax.traverse_util.flatten_dict(trained, sep='/')
     arrays = {name: np.asarray(value) for name, value in flat.items()}
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    write_arrays(path, {**arrays, 'seconds': np.array(seconds)})
-  arrays = read_arrays(path)
-  seconds = float(arrays.pop('seconds'))
+    write_arrays(path, {**arrays, 'seconds': np.array(seconds)}, 'trained')
   templates = flax.traverse_util.flatten_dict(
     {str(number): training.trainable for number, training in enumerate(trainings)}, sep='/'
   )
+  arrays = _read(path, templates)
+  seconds = float(arrays.pop('seconds'))
   # Version 0.1.0 stored all ranks of a fixed subnet.
   arrays = tree.cut_to(arrays, {name: templates[name] for name in arrays})
   trained = flax.traverse_util.unflatten_dict(arrays, sep='/')
@@ -139,6 +141,24 @@ def train_batch(run: Run, batch: Batch) -> TrainedBatch:
     for number, training in enumerate(trainings)
   ]
   return TrainedBatch(variables, seconds)
+
+
+def _read(path: str, templates: dict[str, Any]) -> dict[str, np.ndarray]:
+  """What a batch has trained, and its seconds.
+
+  Raises:
+    ValueError: the file is damaged, of a later version, or of another model.
+  """
+  arrays = read_arrays(path, 'trained')
+  expected = {'seconds': Array('f')}
+  for name, template in templates.items():
+    saved = np.shape(arrays.get(name))
+    is_larger = len(saved) == template.ndim and all(map(operator.ge, saved, template.shape))
+    # A training that diverged has left numbers that are not finite.
+    expected[name] = Array('f', saved if is_larger else tuple(template.shape), finite=False)
+  if (reason := mismatch_of_arrays(arrays, expected)) is not None:
+    raise damaged(path, reason)
+  return arrays
 
 
 def from_pretrained(

@@ -11,7 +11,8 @@ import numpy as np
 
 from glora_jax import mesh as meshes
 from glora_jax import tree
-from glora_jax.files import read_json, write_json
+from glora_jax.files import write_json
+from glora_jax.records import read_record
 from glora_jax.runs.run import Candidate, Run
 from glora_jax.search.scoring import Predictions
 
@@ -79,12 +80,17 @@ def freeze(run: Run, rows: dict[str, Any]) -> None:
     ValueError: another list was frozen before.
   """
   path = run.path('test_list.json')
-  if os.path.exists(path) and not _are_same(read_json(path), rows):
+  if os.path.exists(path) and not _are_same(_read_frozen(path), rows):
     raise ValueError(
       f'{path} was frozen with other subnets than this run has now; use a new workdir.'
     )
   if meshes.primary():
-    write_json(path, rows)
+    write_json(path, rows, 'test list')
+
+
+def _read_frozen(path: str) -> dict[str, Any]:
+  remedy = 'use a new workdir, since what this one tests is no longer known'
+  return read_record(path, 'test list', dict[str, Any], remedy)
 
 
 def _are_same(frozen: dict[str, Any], rows: dict[str, Any]) -> bool:

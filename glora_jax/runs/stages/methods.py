@@ -6,14 +6,15 @@ import dataclasses
 import os
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
-from glora_jax.files import read_json, write_json
+from glora_jax.files import write_json
 from glora_jax.method import genomes, presets
 from glora_jax.method.adapted import Adapted, Subnet
 from glora_jax.method.preset_names import file_name
+from glora_jax.records import read_record
 from glora_jax.runs.run import Candidate, Place, Run, Stream, stream_key
 from glora_jax.runs.sections import GRADIENT, SEARCH
 from glora_jax.runs.stages.allocation import allocate_once, head_recipe
@@ -21,6 +22,10 @@ from glora_jax.runs.stages.batches import Batch, FullFineTuning, Trial, from_pre
 from glora_jax.runs.stages.search import run_search
 
 FINETUNING_SHARE = 0.5  # of the supernet's learning rate, for finetuning a searched subnet
+
+
+class _Duration(TypedDict):
+  seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,5 +219,5 @@ def _search_one(run: Run, name: str, supernet: Any, trial: Trial, budget: int) -
 def _first_seconds(path: str, seconds: float) -> float:
   """The seconds of the call that first came to its end, which are kept in a file."""
   if not os.path.exists(path):
-    write_json(path, {'seconds': round(seconds, 2)})
-  return read_json(path)['seconds']
+    write_json(path, {'seconds': round(seconds, 2)}, 'duration')
+  return read_record(path, 'duration', _Duration)['seconds']

@@ -178,7 +178,7 @@ def _save_models(run: Run, variables: Any, genome: np.ndarray) -> None:
       return
     path = run.path('adapter.safetensors')
     save_adapter(path, run.adapted, variables, genome, task=run.task.name)
-    write_json(run.path('genome.json'), genome_to_json(run.adapted.spec, genome))
+    write_json(run.path('genome.json'), genome_to_json(run.adapted.spec, genome), 'genome')
     metadata = {
       'image_size': run.metadata['image_size'],
       'normalization': run.metadata['normalization'],

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypedDict
 
 import jax.numpy as jnp
 import numpy as np
 
 from glora_jax import mesh as meshes
-from glora_jax.files import read_json, write_json
+from glora_jax.files import damaged, write_json
 from glora_jax.method.adapted import Adapted, Subnet
-from glora_jax.runs.monitoring import Metrics, profiled
+from glora_jax.records import read_lines, read_record
+from glora_jax.runs.monitoring import Line, Metrics, profiled
 from glora_jax.runs.run import Candidate, Run, Stream
 from glora_jax.runs.workdir import Stopped
 from glora_jax.training import loop
@@ -25,6 +25,10 @@ from glora_jax.training.losses import subnet_loss, supernet_loss
 from glora_jax.training.recipe import Recipe
 
 STEPS_PER_DISPATCH = 50
+
+
+class _Epochs(TypedDict):
+  epochs: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,7 +218,7 @@ def _best_epochs(run: Run, inherited: Candidate) -> int:
   """The number of epochs after which a finetuning on 'train' is best on 'val', ties by loss."""
   path = run.path('finetune_epochs.json')
   if os.path.exists(path):
-    return read_json(path)['epochs']
+    return _read_epochs(path, run.settings.finetune)
   num_images = len(run.data('val').labels)
 
   def evaluate(variables: Any) -> dict[str, float]:
@@ -234,9 +238,30 @@ def _best_epochs(run: Run, inherited: Candidate) -> int:
   train(run, stage, inherited.variables, evaluate)
   with meshes.primary_first('finetune_epochs'):
     if meshes.primary():
-      with open(run.path('metrics.jsonl')) as file:
-        lines = [json.loads(line) for line in file]
-      curve = [line for line in lines if line['stage'] == stage.name]
-      best = max(curve, key=lambda line: (line['val_accuracy'], -line['val_loss']))
-      write_json(path, {'epochs': round(best['epoch']), 'val_accuracy': best['val_accuracy']})
-  return read_json(path)['epochs']
+      best = _best_of_curve(run, stage)
+      content = {'epochs': round(best['epoch']), 'val_accuracy': best['val_accuracy']}
+      write_json(path, content, 'epochs')
+  return _read_epochs(path, run.settings.finetune)
+
+
+def _best_of_curve(run: Run, stage: TrainingStage) -> dict[str, float]:
+  """The line of `metrics.jsonl` about the epoch that was best on 'val'.
+
+  Raises:
+    ValueError: there is not one for every epoch.
+  """
+  path = run.path('metrics.jsonl')
+  curve = [line for line in read_lines(path, Line) if line['stage'] == stage.name]
+  if len(curve) != stage.recipe.epochs or any('val_accuracy' not in line for line in curve):
+    raise ValueError(
+      f'{path} has {len(curve)} of the {stage.recipe.epochs} epochs of {stage.name}, so the best '
+      f'cannot be told; remove {run.path(stage.name)}, and it is trained again.'
+    )
+  return max(curve, key=lambda line: (line['val_accuracy'], -line['val_loss']))
+
+
+def _read_epochs(path: str, recipe: Recipe) -> int:
+  epochs = read_record(path, 'epochs', _Epochs)['epochs']
+  if not 0 < epochs <= recipe.epochs:
+    raise damaged(path, f'epochs={epochs} is not from 1 to finetune.epochs={recipe.epochs}')
+  return epochs

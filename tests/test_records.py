@@ -1,0 +1,177 @@
+"""Files of ours read back: kind, format and shape are checked; damage is one sentence."""
+
+import json
+import logging
+import os
+import zipfile
+from typing import Any, Literal, TypedDict
+
+import numpy as np
+import pytest
+
+from glora_jax import files
+from glora_jax.records import Array, mismatch, read_array_record, read_lines, read_record
+
+
+class Row(TypedDict):
+  params: int
+  accuracy: float | None
+
+
+class Labelled(Row, total=False):
+  label: str
+
+
+@pytest.mark.parametrize(
+  'value, shape, reason',
+  [
+    ({'a': 1.5, 'b': 2}, dict[str, float], None),
+    ({'a': True}, dict[str, float], 'True at a is not a finite number'),
+    ({'a': float('nan')}, dict[str, float], 'nan at a is not a finite number'),
+    ([], dict[str, float], '[] is not an object'),
+    ({'a': [1, '2']}, dict[str, list[int]], "'2' at a[1] is not a whole number"),
+    ({'params': 1, 'accuracy': None, 'more': 0}, Row, None),
+    ({'params': 1}, Row, 'accuracy is missing'),
+    ({'params': 1.5, 'accuracy': 0.5}, Row, '1.5 at params is not a whole number'),
+    ({'params': 1, 'accuracy': 0.5, 'label': 3}, Labelled, '3 at label is not a text'),
+    ({'r': {'params': None}}, dict[str, Row], 'r.accuracy is missing'),
+    (None, Row | None, None),
+    ('c', Literal['a', 'b'], "'c' is not one of ('a', 'b')"),
+    ('x' * 900, int, f"'{'x' * 79}... is not a whole number"),
+    (object, Any, None),
+  ],
+)
+def test_a_shape_is_an_annotation(value, shape, reason):
+  assert mismatch(value, shape) == reason
+
+
+def test_a_file_says_its_kind_and_format_and_is_read_without_them(tmp_path):
+  path = tmp_path / 'x.json'
+  files.write_json(path, {'a': 1.0}, 'seconds')
+  assert json.loads(path.read_text())['glora_jax'] == {'kind': 'seconds', 'format': 1}
+  assert read_record(path, 'seconds', dict[str, float]) == {'a': 1.0}
+  files.write_json(path, {'a': 1.0})  # as version 0.1.0
+  assert read_record(path, 'seconds', dict[str, float]) == {'a': 1.0}
+
+
+@pytest.mark.parametrize(
+  'text, sentence',
+  [
+    ('{"a": "fast"}', "is damaged ('fast' at a is not a finite number); remove it"),
+    ('[1]', r'is damaged ([1] is not an object); remove it, and the stage that wrote it runs'),
+    ('[' * 10**5, 'is damaged (maximum recursion depth'),
+    ('{"a": 1' + '0' * 5000 + '}', 'is damaged (Exceeds the limit'),
+    (b'\xff\xfe', "is damaged ('utf-8' codec can't decode byte"),
+    ('', 'is damaged (Expecting value'),
+    ('{"glora_jax": {"kind": "result"}}', "is a file of the kind 'result', where 'seconds' is"),
+    ('{"glora_jax": 3}', 'is damaged (glora_jax=3 says no kind)'),
+    (
+      '{"glora_jax": {"kind": "seconds", "format": 2}}',
+      "was written by a later version of glora_jax (format 2 of 'seconds', of which this version",
+    ),
+    (
+      '{"glora_jax": {"kind": "seconds", "format": "new"}}',
+      "is damaged (its format is 'new')",
+    ),
+  ],
+)
+def test_json_that_is_something_else_is_one_sentence(text, sentence, tmp_path):
+  path = tmp_path / 'seconds.json'
+  path.write_bytes(text if isinstance(text, bytes) else text.encode())
+  with pytest.raises(ValueError) as caught:
+    read_record(path, 'seconds', dict[str, float])
+  assert str(caught.value).startswith(f'{path} {sentence}')
+  assert '\n' not in str(caught.value)
+
+
+EXPECTED = {'codes': Array('i', ('n', 5)), 'loss': Array('f', ('n',)), 'word': Array('U')}
+
+
+def arrays(**changes):
+  right = {'codes': np.zeros((3, 5), np.int8), 'loss': np.ones(3), 'word': np.array('x')}
+  return {name: value for name, value in {**right, **changes}.items() if value is not None}
+
+
+@pytest.mark.parametrize(
+  'changes, reason',
+  [
+    ({'loss': None}, 'it lacks loss'),
+    ({'more': np.zeros(1)}, 'it has more, which is unknown'),
+    ({'loss': np.ones(2)}, 'loss is float64 [2] and not [3]'),
+    ({'codes': np.zeros((3, 4), int)}, 'codes is int64 [3, 4] and not [3, 5]'),
+    ({'codes': np.zeros(3, int)}, 'codes is int64 [3] and has not 2 axes'),
+    ({'codes': np.zeros((3, 5))}, 'codes is float64 [3, 5] and not of the kind i'),
+    ({'loss': np.array([1, np.nan, 1])}, 'loss is float64 [3] with numbers that are not finite'),
+    ({'word': np.array(1)}, 'word is int64 [] and not of the kind U'),
+  ],
+)
+def test_arrays_that_are_others_are_one_sentence(changes, reason, tmp_path):
+  path = tmp_path / 'x.npz'
+  files.write_arrays(path, arrays(), 'archive')
+  assert read_array_record(path, 'archive', EXPECTED).keys() == EXPECTED.keys()
+  files.write_arrays(path, arrays(**changes), 'archive')
+  with pytest.raises(ValueError) as caught:
+    read_array_record(path, 'archive', EXPECTED)
+  assert str(caught.value).startswith(f'{path} is damaged ({reason}); remove it')
+
+
+def test_arrays_of_another_kind_or_a_later_version_are_refused(tmp_path, monkeypatch):
+  path = tmp_path / 'x.npz'
+  files.write_arrays(path, arrays(), 'order')
+  with pytest.raises(ValueError, match="of the kind 'order', where 'archive' is expected"):
+    read_array_record(path, 'archive', EXPECTED)
+  with monkeypatch.context() as later:
+    later.setattr(files, 'FORMATS', {'archive': 3})
+    files.write_arrays(path, arrays(), 'archive')
+    files.write_tensors(tmp_path / 'x.safetensors', {'a': np.ones(1)}, 'archive', {})
+  for read, name in ((files.read_arrays, 'x.npz'), (files.read_tensors, 'x.safetensors')):
+    with pytest.raises(ValueError, match=rf'{name} was written by a later version .*format 3 of'):
+      read(tmp_path / name, 'archive')
+
+
+def test_what_would_grow_in_memory_or_runs_code_is_refused(tmp_path):
+  bomb = tmp_path / 'bomb.npz'
+  np.savez_compressed(bomb, codes=np.zeros(10**6))
+  pickled = tmp_path / 'pickled.npz'
+  np.savez(pickled, codes=np.array([{}], object))
+  lying = tmp_path / 'lying.npz'
+  with zipfile.ZipFile(lying, 'w') as archive:
+    header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000000,)}\n"
+    magic = b'\x93NUMPY\x01\x00' + len(header).to_bytes(2, 'little')
+    archive.writestr('codes.npy', magic + header)
+  for path in (bomb, pickled, lying):
+    with pytest.raises(ValueError, match=f'{path.name} is damaged'):
+      files.read_arrays(path)
+
+
+def test_a_fifo_is_not_waited_for(tmp_path):
+  os.mkfifo(tmp_path / 'x')
+  for read in (files.read_json, files.read_arrays):
+    with pytest.raises(OSError, match='no regular file'):
+      read(tmp_path / 'x')
+
+
+def test_a_writer_follows_no_link(tmp_path):
+  mine = tmp_path / 'mine'
+  mine.write_text('mine')
+  for name in ('x.json', f'x.json.{os.getpid()}.partial'):
+    os.symlink(mine, tmp_path / name)
+  files.write_json(tmp_path / 'x.json', 1)
+  assert mine.read_text() == 'mine'
+  assert sorted(os.listdir(tmp_path)) == ['mine', 'x.json']
+  assert files.read_json(tmp_path / 'x.json') == 1
+
+
+def test_damaged_lines_are_left_out_and_counted(tmp_path, caplog):
+  path = tmp_path / 'metrics.jsonl'
+  path.write_bytes(
+    b'{"params": 1, "accuracy": 0.5}\n\xff\x00\n[]\n{"params": 2}\n{"params": 3, "ac'
+  )
+  with caplog.at_level(logging.WARNING):
+    assert read_lines(path, Row) == [{'params': 1, 'accuracy': 0.5}]
+  assert f'{path}: 3 lines are damaged and left out.' in caplog.text
+
+
+def test_metadata_cannot_take_the_names_of_what_a_file_says_of_itself(tmp_path):
+  with pytest.raises(ValueError, match="The name 'kind' of metadata is taken"):
+    files.write_tensors(tmp_path / 'x.safetensors', {'a': np.ones(1)}, 'adapter', {'kind': 'mine'})
