@@ -18,11 +18,12 @@ import os
 
 from glora_jax.runs.config import default_config, parse_arguments
 
+MOST_RANK = 1024
 ARGUMENTS = {
   'weights': 'embedded',
   'structure': 'gradient',
-  'rank': None,
-  'budget': None,
+  'rank': int,
+  'budget': int,
   'epochs': 100,
 }
 
@@ -36,6 +37,8 @@ def get_config(arguments=''):
   config.model.weights = given['weights']
   config.structure = given['structure']
   if given['rank'] is not None:
+    if not 1 <= given['rank'] <= MOST_RANK:
+      raise ValueError(f'rank={given["rank"]} must be from 1 to {MOST_RANK}.')
     searches = config.structure == 'search'
     config.space.ranks = (given['rank'],) if searches else tuple(range(1, given['rank'] + 1))
   config.augment.flip = True

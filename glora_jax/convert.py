@@ -16,6 +16,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from glora_jax.files import explain_os
 from glora_jax.models import weights
 from glora_jax.models.export import export, save_exported
 from glora_jax.models.fetch import fetch, known_normalization
@@ -43,8 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
       print(_export(given.output, checkpoint))
     else:
       print(_convert(given.output, checkpoint, given.format))
-  except (ValueError, OSError, ImportError) as error:
+  except (ValueError, ImportError) as error:
     sys.exit(f'error: {error}')
+  except OSError as error:
+    sys.exit(f'error: {explain_os(error)}')
 
 
 def _parser() -> argparse.ArgumentParser:

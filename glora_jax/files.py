@@ -137,8 +137,11 @@ def read_json(path: Path, kind: str | None = None, remedy: str = AGAIN) -> Any:
 
   Args:
     path: path of the file.
-    kind: kind that the file must be of, where it says one; what it says of itself is left out.
+    kind: kind that the file must be of, where it says one.
     remedy: what to do where the file is damaged.
+
+  Returns:
+    The content, without what the file says of itself.
 
   Raises:
     FileNotFoundError: there is no such file.
@@ -150,8 +153,9 @@ def read_json(path: Path, kind: str | None = None, remedy: str = AGAIN) -> Any:
       content = json.loads(_read_text(file))
     except (ValueError, RecursionError) as error:
       raise damaged(path, error, remedy) from error
-  if kind is not None and isinstance(content, dict):
-    _check_stamp(path, content.pop(STAMP, None), kind)
+  stamp = content.pop(STAMP, None) if isinstance(content, dict) else None
+  if kind is not None:
+    _check_stamp(path, stamp, kind)
   return content
 
 
@@ -225,6 +229,13 @@ def damaged(path: Path, reason: object, remedy: str = AGAIN) -> ValueError:
     remedy: what to do.
   """
   return ValueError(f'{os.fspath(path)} is damaged ({first_line(reason)}); {remedy}.')
+
+
+def explain_os(error: OSError) -> str:
+  """A sentence about what the system refused: the file and the reason, without a number."""
+  if error.filename is None or error.strerror is None:
+    return str(error)
+  return f'{error.filename} cannot be read or written ({error.strerror}).'
 
 
 def first_line(reason: object) -> str:

@@ -30,7 +30,7 @@ from glora_jax.runs.command_line import (
 def main(config: ml_collections.ConfigDict) -> None:
   """Runs what the config describes, and prints a summary."""
   workdir = workdir_of_config()
-  if config.job == 'pretrain':
+  if config.get('job') == 'pretrain':
     from glora_jax.runs import pretrain
 
     print(pretrain.run(config, workdir))
@@ -56,7 +56,7 @@ def dispatch(
   from glora_jax.reports import comparison_report
   from glora_jax.runs import comparison, experiment, suite
 
-  if config.job == 'compare':
+  if config.get('job') == 'compare':
     return comparison_report.summary(comparison.run(config, workdir, stop), workdir), 0
   tasks = suite.task_configs(config)
   if len(tasks) == 1:

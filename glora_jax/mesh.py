@@ -22,6 +22,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from glora_jax.files import first_line
+
 AXES = ('candidate', 'data')
 _BARRIER_TIMEOUT_MS = 3600 * 1000  # the first process may have to fetch data
 
@@ -53,7 +55,7 @@ def initialize(
 
   Raises:
     ValueError: a part is missing, or does not fit the rest.
-    RuntimeError: JAX has been used before, or the others cannot be reached.
+    RuntimeError: JAX has been used before, has no device, or the others cannot be reached.
   """
   membership = _Membership(
     coordinator or os.environ.get('JAX_COORDINATOR_ADDRESS'),
@@ -62,8 +64,34 @@ def initialize(
   )
   in_cluster = _in_a_cluster()
   alone = membership == _Membership(None, None, None) and not in_cluster
-  if alone or jax.distributed.is_initialized():
-    return
+  if not alone and not jax.distributed.is_initialized():
+    _join(membership, in_cluster)
+  require_devices()
+
+
+def require_devices() -> None:
+  """Checks that JAX has a device to compute on.
+
+  Raises:
+    RuntimeError: it has none of the platform that is asked for.
+  """
+  try:
+    jax.devices()
+  except (RuntimeError, AssertionError) as error:
+    platforms = jax.config.jax_platforms
+    raise RuntimeError(
+      f'JAX has no device to compute on with JAX_PLATFORMS={platforms!r} ({first_line(error)}); '
+      'install the JAX of that platform, or set JAX_PLATFORMS=cpu.'
+    ) from error
+
+
+def _join(membership: _Membership, in_cluster: bool) -> None:
+  """Joins the processes.
+
+  Raises:
+    ValueError: a part is missing, or does not fit the rest.
+    RuntimeError: JAX has been used before, or the others cannot be reached.
+  """
   _check_membership(membership, in_cluster)
   with _keep_sigterm_handler():
     try:

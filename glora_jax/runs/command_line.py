@@ -5,6 +5,7 @@ It imports no JAX: a config file that does not exist should not wait for it.
 
 from __future__ import annotations
 
+import io
 import itertools
 import logging
 import os
@@ -18,8 +19,13 @@ import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
 
+from glora_jax.files import explain_os, first_line
+from glora_jax.runs import flag_errors
+
 STOPPED = 75  # exit code EX_TEMPFAIL of sysexits.h: the same command goes on
-MISTAKES = (ValueError, OSError, ImportError, RuntimeError)  # whose text is a sentence for the user
+# Whose text is a sentence for the user, `is_mistake`.
+MISTAKES = (ValueError, OSError, ImportError, RuntimeError, MemoryError)
+_MEMORY = 'RESOURCE_EXHAUSTED'  # as XLA says it
 
 
 class HelpConfigFlag(flags.BooleanFlag):
@@ -80,7 +86,6 @@ def catch_signals() -> Callable[[], bool]:
 
 def run_with_config(command: Callable[[ml_collections.ConfigDict], None]) -> None:
   """Calls a command with the config of the command line; a user's mistake ends in one sentence."""
-  flags.mark_flag_as_required('config')
 
   def guarded(argv: Sequence[str]) -> None:
     if len(argv) > 1:
@@ -90,30 +95,69 @@ def run_with_config(command: Callable[[ml_collections.ConfigDict], None]) -> Non
       )
     _configure_logging()
     try:
-      command(CONFIG.value)
+      command(_given_config())
     except MISTAKES as error:
-      if DEBUG.value:
+      if DEBUG.value or not is_mistake(error):
         raise
-      sys.exit(f'error: {error}\n(--debug shows where.)')
+      sys.exit(f'error: {sentence(error)}\n(--debug shows where.)')
 
   app.run(guarded, flags_parser=_parse_flags)
+
+
+def _given_config() -> ml_collections.ConfigDict:
+  """The config of the command line.
+
+  Raises:
+    ValueError: there is none, or its file returned something else.
+  """
+  paths = _config_files(sys.argv)
+  if CONFIG.value is None and not paths:
+    raise ValueError(
+      'A config is needed; give --config FILE, configs/quickstart.py for instance. --help_config '
+      'lists its fields.'
+    )
+  if not isinstance(CONFIG.value, ml_collections.ConfigDict):
+    raise ValueError(
+      f'get_config() of {paths[-1]} returned a {type(CONFIG.value).__name__}; it must return the '
+      'config that glora_jax.runs.config.default_config() made, with other values.'
+    )
+  return CONFIG.value
+
+
+def is_mistake(error: BaseException) -> bool:
+  """Whether an error's text is a sentence for the user, and not a fault of this package.
+
+  JAX's own errors are faults, unless memory is short.
+  """
+  name = type(error).__name__
+  return name not in ('JaxRuntimeError', 'XlaRuntimeError') or _MEMORY in str(error)
+
+
+def sentence(error: BaseException) -> str:
+  """What a user is told of a mistake, in one line."""
+  text = str(error).strip() or type(error).__name__
+  if isinstance(error, MemoryError) or _MEMORY in text:
+    return f'There is too little memory ({first_line(text)}); take less at once, or more memory.'
+  return explain_os(error) if isinstance(error, OSError) else text
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
   """Parses the flags; a mistake ends in one sentence, where absl shows the whole usage."""
   # ml_collections prints a traceback of its own for a config file that does not exist.
-  for path in _config_files(argv):
+  config_files = _config_files(argv)
+  for path in config_files:
     if not os.path.isfile(path):
       sys.exit(
-        f'error: there is no config file {path}; the ones that come with the project are in '
-        'configs/.'
+        f'error: there is no config file {path or "without a name"}; the ones that come with the '
+        'project are in configs/.'
       )
   try:
     return flags.FLAGS(argv)
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-    # ml_collections puts a whole traceback into the text of some errors; its last line counts.
-    text = str(error.args[0] if error.args else error).strip()
-    sys.exit(f'error: {text.splitlines()[-1]}')
+  except Exception as error:  # a config file may raise anything
+    text = flag_errors.explain(error, config_files)
+    if text is None:
+      raise
+    sys.exit(f'error: {text}')
 
 
 def _config_files(argv: Sequence[str]) -> list[str]:
@@ -125,6 +169,9 @@ def _config_files(argv: Sequence[str]) -> list[str]:
 
 def _configure_logging() -> None:
   """Shows this project's log, and keeps libraries from adding tracebacks to a sentence."""
+  for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors='backslashreplace')  # names that the terminal cannot show
   logging.basicConfig(format='%(message)s', level=logging.WARNING, stream=sys.stderr, force=True)
   logging.getLogger('glora_jax').setLevel(logging.INFO)
   if DEBUG.value:

@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import importlib.util
 import json
+import os
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -243,8 +244,9 @@ def parse_arguments(text: str, defaults: dict[str, Any]) -> tuple[str, dict[str,
 
   Args:
     text: a value without a name first, then `name=value`.
-    defaults: the names that may be given, with their values where they are not. A value takes the
-      type of its default; where that is None, digits are a whole number and all else is text.
+    defaults: the names that may be given, with their values where they are not, or their type where
+      None stands for that. A value takes the type of its default; where that is None, digits are a
+      whole number and all else is text.
 
   Returns:
     (the first value, all names with their values).
@@ -256,16 +258,21 @@ def parse_arguments(text: str, defaults: dict[str, Any]) -> tuple[str, dict[str,
     >>> parse_arguments('cifar100,rank=4', {'source': None, 'rank': 8})
     ('cifar100', {'source': None, 'rank': 4})
   """
-  first, *rest = text.split(',')
-  given = dict(defaults)
+  parts = text.split(',')
+  beginnings = [','.join(parts[:length]) for length in range(2, len(parts) + 1)]
+  paths = [path for path in beginnings if os.path.exists(path)]
+  first = paths[-1] if paths else parts[0]  # a path may have commas
+  rest = parts[first.count(',') + 1 :]
+  given = {name: None if isinstance(x, type) else x for name, x in defaults.items()}
   for part in rest:
     name, equals, value = part.partition('=')
     if name not in defaults or not equals:
       raise ValueError(
         f"'{part}' in the config's arguments is unknown; NAME=VALUE is expected, with the names "
-        f'{", ".join(defaults)}.'
+        f'{", ".join(defaults)}; a path with a comma in it must be there.'
       )
-    kind = type(defaults[name])
+    default = defaults[name]
+    kind = default if isinstance(default, type) else type(default)
     if defaults[name] is None:
       kind = int if value.isdigit() else str
     try:

@@ -1,0 +1,151 @@
+"""Wrong command lines and config files: one sentence with the value, what was expected, what to do.
+
+In this process: `test_command_line` starts the command itself.
+"""
+
+import sys
+
+import pytest
+from absl import flags
+from places import ROOT
+
+from glora_jax.runs import command_line
+from glora_jax.runs.command_line import is_mistake, sentence
+
+QUICKSTART = f'--config={ROOT / "configs/quickstart.py"}'
+
+
+def read_config(words):
+  command_line._parse_flags(words)
+  return command_line._given_config()
+
+
+@pytest.fixture
+def refusal(monkeypatch):
+  """A function that parses a command line, and returns the sentence with which that ends."""
+
+  def forget():
+    for name in [name for name in flags.FLAGS if name.startswith('config.')]:
+      delattr(flags.FLAGS, name)
+    flags.FLAGS['config'].value = None
+    flags.FLAGS.unparse_flags()
+    sys.modules.pop('config_config', None)
+
+  def parse(*words):
+    forget()
+    monkeypatch.setattr(sys, 'argv', ['main', *words])
+    with pytest.raises((SystemExit, ValueError)) as caught:
+      read_config(sys.argv)
+    return str(caught.value)
+
+  yield parse
+  forget()
+
+
+@pytest.mark.parametrize(
+  'words, expected',
+  [
+    (
+      [],
+      'A config is needed; give --config FILE, configs/quickstart.py for instance.',
+    ),
+    (['--config'], 'error: Missing value for flag --config'),
+    (['--config='], 'error: there is no config file without a name'),
+    (['--config=configs'], 'error: there is no config file configs; the ones that come with the'),
+    (
+      [QUICKSTART, '--config.bugdet=1'],
+      "error: The config has no field 'bugdet'; did you mean 'budget'? --help_config lists all of",
+    ),
+    ([QUICKSTART, '--config.zzzz=1'], "error: The config has no field 'zzzz'. --help_config lists"),
+    (
+      [QUICKSTART, '--config.budget=10k'],
+      'error: --config.budget=10k must be a number, or None: most trained parameters, head not cou',
+    ),
+    (
+      [QUICKSTART, '--config.seed=1.5'],
+      'error: --config.seed=1.5 must be a whole number, at least -2147483648 and at most 4294967',
+    ),
+    (
+      [QUICKSTART, '--config.presets=("a",'],
+      'error: --config.presets=("a", must be a tuple of texts: baselines beside the linear probe',
+    ),
+    (
+      [QUICKSTART, '--config.supernet=3'],
+      'error: --config.supernet=3: supernet is a section; give its fields, --config.supernet.FIEL',
+    ),
+    ([QUICKSTART, '--nope=1'], "error: Unknown command line flag 'nope'"),
+    ([f'{QUICKSTART}:x'], 'takes no such arguments behind its name (get_config() takes'),
+    ([f'--config={ROOT}/configs/own.py:a,b'], "error: 'b' in the config's arguments is unknown; N"),
+    (
+      [f'--config={ROOT}/configs/own.py:beans,rank=two'],
+      "error: 'rank=two' in the config's arguments: rank is of type int.",
+    ),
+    ([f'--config={ROOT}/configs/own.py:beans,rank=1000000000'], 'error: rank=1000000000 must be'),
+  ],
+)
+def test_a_wrong_command_line_is_one_sentence(words, expected, refusal):
+  text = refusal(*words)
+  assert expected in text
+  assert '\n' not in text
+  assert '\\n' not in text
+
+
+@pytest.mark.parametrize(
+  'program, expected',
+  [
+    ('def f(:', ', line 1, is no Python (invalid syntax).'),
+    ('\n\nimport no_such_package', "No module named 'no_such_package'"),
+    ('def get_config():\n  return undefined', ', line 2, fails with NameError (name '),
+    ('def get_config():\n  raise ValueError("no luck")', 'error: no luck'),
+    ('x = 1', 'has no function get_config, which returns the config.'),
+    ('def get_config():\n  return {"a": 1}', 'returned a dict; it must return the config that'),
+    ('def get_config():\n  pass', 'returned a NoneType; it must return the config that'),
+    ('\x00', 'wrong.py is no Python (source code string cannot contain null bytes).'),
+  ],
+)
+def test_a_wrong_config_file_is_one_sentence(program, expected, refusal, tmp_path):
+  path = tmp_path / 'wrong.py'
+  path.write_text(program)
+  text = refusal(f'--config={path}')
+  assert expected in text
+  assert '\n' not in text
+  assert 'Traceback' not in text
+
+
+def test_a_fault_of_this_package_keeps_its_traceback(refusal, tmp_path, monkeypatch):
+  def fail(argv):
+    raise ZeroDivisionError
+
+  with monkeypatch.context() as broken:
+    broken.setattr(flags.FlagValues, '__call__', lambda self, argv: fail(argv))
+    with pytest.raises(ZeroDivisionError):
+      command_line._parse_flags(['main'])
+
+
+def test_a_path_with_a_comma_is_an_argument(monkeypatch, tmp_path):
+  from glora_jax.runs.config import parse_arguments
+
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'photos, 2026, best').mkdir()
+  assert parse_arguments('photos, 2026, best,rank=3', {'rank': int}) == (
+    'photos, 2026, best',
+    {'rank': 3},
+  )
+  assert parse_arguments('photos', {'rank': int, 'budget': 4}) == (
+    'photos',
+    {'rank': None, 'budget': 4},
+  )
+
+
+def test_mistakes_have_a_sentence_without_a_number_or_a_page():
+  class JaxRuntimeError(RuntimeError):
+    """As JAX calls its own."""
+
+  short = JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory.\nA page of details')
+  assert is_mistake(short)
+  assert not is_mistake(JaxRuntimeError('INTERNAL: a fault'))
+  assert sentence(short).startswith('There is too little memory (RESOURCE_EXHAUSTED: Out of memory')
+  assert '\n' not in sentence(short)
+  assert 'too little memory' in sentence(MemoryError('Unable to allocate 7 TiB'))
+  refused = PermissionError(13, 'Permission denied', '/root/x')
+  assert sentence(refused) == '/root/x cannot be read or written (Permission denied).'
