@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import types
 import typing
 from collections.abc import Mapping
@@ -17,10 +18,12 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from glora_jax.files import AGAIN, Path, damaged, open_regular, read_arrays, read_json
+from glora_jax.files import AGAIN, Path, damaged, open_regular, read_arrays, read_json, write_json
 from glora_jax.limits import shown
 
 log = logging.getLogger(__name__)
+
+FORMAT_FILE = 'format.json'  # in which a folder says its kind and format
 
 _NOUNS = {
   bool: 'true or false',
@@ -93,6 +96,26 @@ def read_array_record(
   if (reason := mismatch_of_arrays(arrays, expected)) is not None:
     raise damaged(path, reason, remedy)
   return arrays
+
+
+def stamp_folder(folder: Path, kind: str) -> None:
+  """Writes into a folder of which kind and format it is.
+
+  Raises:
+    OSError: it cannot be written.
+  """
+  write_json(os.path.join(folder, FORMAT_FILE), {}, kind)
+
+
+def check_folder(folder: Path, kind: str) -> None:
+  """Checks what a folder says of itself; one that says nothing is taken.
+
+  Raises:
+    ValueError: it is of another kind, or of a later version.
+  """
+  path = os.path.join(folder, FORMAT_FILE)
+  if os.path.exists(path):
+    read_record(path, kind, dict[str, Any], 'remove it')
 
 
 def read_lines(path: Path, shape: Any) -> list[Any]:

@@ -80,6 +80,73 @@ def test_a_folder_is_held_until_its_holder_ends_however_it_ends(tmp_path):
     assert {path.name for path in folder.iterdir()} == {'lock', 'mine.partial'}
 
 
+@pytest.mark.parametrize('before', [None, ['mine'], ['mine', 'lock']])
+def test_a_folder_that_is_abandoned_is_as_it_was(before, tmp_path):
+  folder = tmp_path / 'run'
+  for name in before or ():
+    folder.mkdir(exist_ok=True)
+    (folder / name).touch()
+  names = workdir.names_in(folder)
+  with workdir.claim(folder):
+    workdir.abandon(folder, names)
+  assert workdir.names_in(folder) == (None if before is None else set(before))
+  with workdir.claim(folder):
+    (folder / 'result.json').touch()
+    workdir.abandon(folder, names)
+  assert workdir.names_in(folder) == {*(before or ()), 'lock', 'result.json'}
+
+
+@pytest.mark.parametrize('make', [os.symlink, os.link])
+def test_a_lock_that_is_a_link_overwrites_nothing(make, tmp_path):
+  precious = tmp_path / 'precious'
+  precious.write_text('precious')
+  folder = tmp_path / 'run'
+  folder.mkdir()
+  make(precious, folder / 'lock')
+  with pytest.raises(ValueError, match=r'run/lock is no lock that glora_jax wrote; remove it'):
+    workdir.claim(folder).__enter__()
+  assert precious.read_text() == 'precious'
+
+
+def test_a_lock_that_is_something_else_is_left_alone(tmp_path):
+  lock = tmp_path / 'lock'
+  for make in (os.mkfifo, os.mkdir):
+    make(lock)
+    with pytest.raises(ValueError, match='is no lock that glora_jax wrote'):
+      workdir.claim(tmp_path).__enter__()
+    os.rmdir(lock) if os.path.isdir(lock) else os.remove(lock)
+  lock.write_text('the key is under the mat')
+  with pytest.raises(ValueError, match='is no lock that glora_jax wrote'):
+    workdir.claim(tmp_path).__enter__()
+  assert lock.read_text() == 'the key is under the mat'
+
+
+def test_cleaning_up_stays_inside(tmp_path):
+  """Half-written files are removed where a run writes, and nowhere else."""
+  outside, folder = tmp_path / 'outside', tmp_path / 'run'
+  for path in (outside, folder / 'baselines' / 'lora', folder / 'notes'):
+    path.mkdir(parents=True)
+    (path / 'x.7.partial').touch()
+  os.symlink(outside, folder / 'out')
+  os.symlink(outside / 'x.7.partial', folder / 'y.7.partial')
+  with workdir.claim(folder):
+    assert (outside / 'x.7.partial').exists()
+    assert (folder / 'notes' / 'x.7.partial').exists()
+    assert os.path.islink(folder / 'y.7.partial')
+    assert not (folder / 'baselines' / 'lora' / 'x.7.partial').exists()
+
+
+@pytest.mark.parametrize('name', ['folded', 'supernet', 'search', 'baselines/lora', 'food101/4'])
+def test_a_folder_that_leads_out_of_a_workdir_is_refused(name, tmp_path):
+  outside, folder = tmp_path / 'outside', tmp_path / 'run'
+  outside.mkdir()
+  (folder / name).parent.mkdir(parents=True)
+  os.symlink(outside, folder / name)
+  with pytest.raises(ValueError, match=rf'run/{name} is a link; a run writes into no folder'):
+    workdir.claim(folder, [str(folder / 'food101' / '4' / '0')]).__enter__()
+  assert not os.listdir(outside)
+
+
 def test_a_folder_that_cannot_be_written_is_refused_in_a_sentence(tmp_path):
   with (
     small_disk(tmp_path, '64k', 'ro'),

@@ -152,12 +152,12 @@ def test_a_fifo_is_not_waited_for(tmp_path):
 
 
 def test_a_writer_follows_no_link(tmp_path):
-  mine = tmp_path / 'mine'
-  mine.write_text('mine')
+  precious = tmp_path / 'mine'
+  precious.write_text('mine')
   for name in ('x.json', f'x.json.{os.getpid()}.partial'):
-    os.symlink(mine, tmp_path / name)
+    os.symlink(precious, tmp_path / name)
   files.write_json(tmp_path / 'x.json', 1)
-  assert mine.read_text() == 'mine'
+  assert precious.read_text() == 'mine'
   assert sorted(os.listdir(tmp_path)) == ['mine', 'x.json']
   assert files.read_json(tmp_path / 'x.json') == 1
 

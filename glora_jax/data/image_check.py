@@ -56,7 +56,7 @@ def with_readable_images(
     readable = np.array([message is None for message in messages])
     # Where the task is refused, the workdir stays as it was, unless opening so many took long.
     if readable.all() or skip_broken or len(unknown) >= FEWEST_WITH_PROGRESS:
-      write_arrays(record, {'readable': np.unique(keys[readable & (keys != _NO_KEY)])})
+      write_arrays(record, {'readable': np.unique(keys[readable & (keys != _NO_KEY)])}, KIND)
   broken = [message for message in messages if message is not None]
   if broken and not skip_broken:
     raise UnreadableImages(broken, len(messages))
@@ -87,7 +87,7 @@ def _keys(examples: Examples) -> np.ndarray:
 def _read(path: str) -> np.ndarray:
   """The digests in a file; none where it is missing, damaged or of another version."""
   with contextlib.suppress(OSError, ValueError):
-    digests = read_arrays(path).get('readable')
+    digests = read_arrays(path, KIND).get('readable')
     if digests is not None and digests.dtype == np.uint64 and digests.ndim == 1:
       return digests
   return np.zeros(0, np.uint64)

@@ -146,7 +146,7 @@ class Dealer:
       )
 
   def _read(self, path: str, examples: Examples, splits: Sequence[str]) -> list[np.ndarray]:
-    saved = read_json(path)
+    saved = read_json(path, 'split')
     if not isinstance(saved, dict) or 'identity' not in saved:
       raise ValueError(f'{path} is no split that glora_jax wrote; {self._advice}')
     if saved['identity'] != examples.identity:
@@ -171,7 +171,7 @@ class Dealer:
     with writing(path):
       os.makedirs(os.path.dirname(path), exist_ok=True)
     lists = {split: part.tolist() for split, part in indices.items()}
-    write_json(path, {'identity': identity, **lists})
+    write_json(path, {'identity': identity, **lists}, 'split')
 
 
 def _is_partition(parts: Sequence[Any], number: int) -> bool:

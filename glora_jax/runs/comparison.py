@@ -35,6 +35,26 @@ from glora_jax.runs.weights_record import recorded
 log = logging.getLogger(__name__)
 
 
+class _Data(TypedDict):
+  origin: str
+  notes: list[str]
+
+
+class Result(TypedDict):
+  """The content of `result.json`, as far as version 0.1.0 wrote it, too."""
+
+  task: str
+  data: _Data
+  weights: str
+  seeds: list[int]
+  epochs: int
+  finetune_epochs: int
+  rates: list[float]
+  rate: dict[str, float]
+  methods: dict[str, list[dict[str, Any]]]
+  seconds: dict[str, float]
+
+
 class _TriedRate(TypedDict):
   rate: float
   val_accuracy: float
@@ -63,7 +83,7 @@ def run(
     ValueError, OSError: a wrong field, file or workdir, or one in use; the sentence names it.
     Stopped: `stop` asked for it.
   """
-  return carry_out(config, workdir, stop, _run_stages)
+  return carry_out(config, workdir, stop, _run_stages, Result)
 
 
 def _run_stages(run: Run) -> dict[str, Any]:

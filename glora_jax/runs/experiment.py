@@ -22,7 +22,7 @@ from glora_jax.runs.lifecycle import carry_out, never
 from glora_jax.runs.run import Candidate, Run, Stream
 from glora_jax.runs.sections import SEARCH
 from glora_jax.runs.stages.evaluation import freeze_and_evaluate
-from glora_jax.runs.stages.results import Found, write_results
+from glora_jax.runs.stages.results import Found, Result, write_results
 from glora_jax.runs.stages.search import run_search
 from glora_jax.runs.stages.training import finetune, train_supernet
 from glora_jax.runs.structures import Structure
@@ -47,7 +47,7 @@ def run(
     NonFiniteLossError: training diverged; the last good state is in the workdir.
     Stopped: `stop` asked for it.
   """
-  return carry_out(config, workdir, stop, _run_stages)
+  return carry_out(config, workdir, stop, _run_stages, Result)
 
 
 def _run_stages(run: Run) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax
@@ -20,21 +20,32 @@ from glora_jax import mesh as meshes
 from glora_jax.data.catalog import find
 from glora_jax.data.image_check import with_readable_images
 from glora_jax.data.task import Task
-from glora_jax.files import read_json, write_json
+from glora_jax.files import open_regular, whole, write_json
 from glora_jax.method.adapt import adapt
 from glora_jax.method.adapted import COLLECTION, Adapted
-from glora_jax.method.genomes import check_budget, require_feasible
-from glora_jax.method.presets import preset
+from glora_jax.method.genomes import require_feasible
 from glora_jax.models import weights
 from glora_jax.models.fetch import known_normalization
 from glora_jax.models.translate import fit_to_format
+from glora_jax.records import read_record
+from glora_jax.runs import early_checks
 from glora_jax.runs.config import RunSettings, check_config
 from glora_jax.runs.run import Place, Run, Stream, is_beside, stream_key
-from glora_jax.runs.sections import GRADIENT, NO_PRESETS, SEARCH, ModelSettings
+from glora_jax.runs.sections import GRADIENT, SEARCH, ModelSettings
+from glora_jax.runs.used_fields import is_among
 from glora_jax.runs.weights_record import find_weights
-from glora_jax.runs.workdir import claim, claim_workdir
+from glora_jax.runs.workdir import (
+  Change,
+  abandon,
+  changes_of,
+  claim,
+  claim_workdir,
+  names_in,
+)
 
 log = logging.getLogger(__name__)
+
+PREPARED = ('split.json', 'weights.json')  # what preparing writes into a workdir
 
 
 def never() -> bool:
@@ -47,10 +58,12 @@ def carry_out(
   workdir: str,
   stop: Callable[[], bool],
   stages: Callable[[Run], dict[str, Any]],
+  shape: Any,
 ) -> dict[str, Any]:
   """Runs the stages of a job in its workdir, which no other process has meanwhile.
 
-  A finished one is only read.
+  A finished one is only read. The workdir belongs to the config from when it is prepared: a start
+  that fails before leaves it as it was.
 
   Args:
     config: see `experiment.run`.
@@ -58,6 +71,7 @@ def carry_out(
     stop: see `experiment.run`.
     stages: what to do, each part in `Run.stage`; what they return becomes `result.json`, with the
       seconds of every stage.
+    shape: annotation of that.
 
   Returns:
     The content of `result.json`.
@@ -66,44 +80,98 @@ def carry_out(
   meshes.initialize(**dataclasses.asdict(settings.distributed))
   path = os.path.join(workdir, 'result.json')
   alone = meshes.primary() and not os.path.exists(path)
+  before = names_in(workdir)
   with claim(workdir) if alone else contextlib.nullcontext():
-    claim_workdir(config, workdir)
+    changes = changes_of(config, workdir)
     if os.path.exists(path):
       log.info('This run is finished; everything is in %s.', workdir)
-      return read_json(path)
-    run = prepare(settings, workdir, stop)
+      return read_record(path, 'result', shape)
+    with _undone_where_it_fails(workdir, before):
+      _forget_split(workdir, changes)
+      run = prepare(settings, workdir, stop)
+    if meshes.primary():
+      claim_workdir(config, workdir)
     result = stages(run)
     result['seconds'] = run.seconds
     if meshes.primary():
-      write_json(path, result)
+      write_json(path, result, 'result')
     return result
 
 
-def prepare(settings: RunSettings, workdir: str, stop: Callable[[], bool] = never) -> Run:
+@contextlib.contextmanager
+def _undone_where_it_fails(workdir: str, before: set[str] | None) -> Iterator[None]:
+  """Leaves a workdir as it was before, where preparing fails.
+
+  Args:
+    workdir: folder of the run.
+    before: the names in it before it was held; None where it was made.
+  """
+  paths = [os.path.join(workdir, name) for name in PREPARED]
+  contents = {path: _read_bytes(path) for path in paths}
+  try:
+    yield
+  except BaseException:
+    if meshes.primary():
+      with contextlib.suppress(OSError):  # what went wrong first is what matters
+        _restore(contents)
+        abandon(workdir, before)
+    raise
+
+
+def _read_bytes(path: str) -> bytes | None:
+  if not os.path.isfile(path):
+    return None
+  with open_regular(path) as file:
+    return file.read()
+
+
+def _restore(contents: dict[str, bytes | None]) -> None:
+  for path, content in contents.items():
+    if content == _read_bytes(path):
+      continue
+    if content is None:
+      os.remove(path)
+    else:
+      with whole(path) as temporary, open(temporary, 'wb') as file:
+        file.write(content)
+
+
+def _forget_split(workdir: str, changes: tuple[Change, ...]) -> None:
+  """Removes a split that was made for other images, and that no stage has used."""
+  path = os.path.join(workdir, 'split.json')
+  others = any(is_among(change.name, ('task', 'data.')) for change in changes)
+  if others and meshes.primary() and os.path.exists(path):
+    os.remove(path)
+
+
+def prepare(given: RunSettings, workdir: str, stop: Callable[[], bool] = never) -> Run:
   """Loads the backbone, gives it a new head for the task, and adapts it.
 
   Args:
-    settings: what `check_config` returned.
+    given: what `check_config` returned; the run has batches that the images fill.
     workdir: folder of the run; nothing is written but a split of the user's own images, and which
-      weights a name on the hub stood for.
+      weights a name on the hub stood for (`PREPARED`).
     stop: see `experiment.run`.
+
+  Raises:
+    ValueError, OSError: what any stage would stumble over, as far as it can be known before.
   """
-  mesh = meshes.over_devices(settings.mesh.devices)
-  recipes = [settings.recipe_alone]
-  if settings.structure == SEARCH:
-    recipes.append(settings.finetune)
-  for recipe in recipes:
-    meshes.require_divisible(mesh, recipe.batch_size // recipe.accumulate)
-  task, path = _fetch(settings, workdir)
+  mesh = meshes.over_devices(given.mesh.devices)
+  task, path = _fetch(given, workdir)
+  counts = early_checks.count_images(task)
+  settings = early_checks.fit_batches(given, counts, mesh)
   model, params, metadata = _load_backbone(settings.model, path, task.num_classes)
   size = metadata['image_size']
   sample = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
   make = functools.partial(adapt, model, sample, merge=settings.merge)
   adapted = make(space=settings.space.search_space(settings.structure))
+  early_checks.check_ranks(adapted)
   require_feasible(adapted.spec, settings.budget)
   variables = _initialize(adapted, params, settings, mesh)
   beside = None
-  if settings.structure == SEARCH and any(is_beside(adapted.spec, name) for name in rows(settings)):
+  if settings.structure == SEARCH and any(
+    is_beside(adapted.spec, name) for name in early_checks.rows(settings)
+  ):
     other = make(space=settings.space.search_space(GRADIENT))
     beside = Place(other, other.init(stream_key(settings.seed, Stream.INIT), variables['params']))
   largest = adapted.count_params(adapted.spec.num_codes - 1)
@@ -116,7 +184,6 @@ def prepare(settings: RunSettings, workdir: str, stop: Callable[[], bool] = neve
     f'{largest:,}',
   )
   log.info('%s', describe(adapted, variables, mesh))
-  seconds_path = os.path.join(workdir, 'seconds.json')
   run = Run(
     settings=settings,
     workdir=workdir,
@@ -124,13 +191,18 @@ def prepare(settings: RunSettings, workdir: str, stop: Callable[[], bool] = neve
     adapted=adapted,
     variables=variables,
     metadata=metadata,
-    seconds=read_json(seconds_path) if os.path.exists(seconds_path) else {},
+    seconds=_read_seconds(workdir),
     stop=lambda: meshes.on_any(stop()),
     beside=beside,
     mesh=mesh,
   )
-  _check_rows(run)
-  return dataclasses.replace(run, task=_open_images(run))
+  early_checks.check_stages(run, counts)
+  early_checks.check_disk(run)
+  run = dataclasses.replace(run, task=_open_images(run))
+  left = early_checks.count_images(run.task)  # fewer, where broken ones are left out
+  if left == counts:
+    return run
+  return dataclasses.replace(run, settings=early_checks.fit_batches(given, left, mesh))
 
 
 def _open_images(run: Run) -> Task:
@@ -141,20 +213,12 @@ def _open_images(run: Run) -> Task:
     return with_readable_images(run.task, record, skip_broken=skip_broken, write=meshes.primary())
 
 
-def rows(settings: RunSettings) -> tuple[str, ...]:
-  """What is trained beside the winner, or compared, by name."""
-  return tuple(settings.compare.methods if settings.job == 'compare' else settings.presets)
-
-
-def _check_rows(run: Run) -> None:
-  """Raises ValueError where the model cannot have a preset that the config names."""
-  settings = run.settings
-  budget = check_budget(settings.budget)
-  if settings.job == 'compare':
-    budget = min(settings.compare.budgets, default=None)
-  for name in rows(settings):
-    if name not in NO_PRESETS:
-      preset(run.place(name).adapted.spec, name, budget)
+def _read_seconds(workdir: str) -> dict[str, float]:
+  """The time of every stage so far."""
+  path = os.path.join(workdir, 'seconds.json')
+  if not os.path.exists(path):
+    return {}
+  return read_record(path, 'seconds', dict[str, float], 'remove it; the times alone are lost')
 
 
 def _fetch(settings: RunSettings, workdir: str) -> tuple[Task, str]:
@@ -173,8 +237,12 @@ def _load_backbone(
   """(model, params, metadata) with a new head, at the size and precision of the config."""
   known = {'num_heads': settings.num_heads, 'activation': settings.activation}
   hints = {name: value for name, value in known.items() if value is not None}
+  loaded = weights.load(path, normalization=known_normalization(settings.weights), **hints)
+  early_checks.check_patches(
+    settings.image_size or loaded[2]['image_size'], settings.patch_size or loaded[0].patch_size
+  )
   model, params, metadata = weights.refit(
-    *weights.load(path, normalization=known_normalization(settings.weights), **hints),
+    *loaded,
     num_classes=num_classes,
     image_size=settings.image_size,
     patch_size=settings.patch_size,

@@ -169,6 +169,11 @@ class Run:
       self.splits[split] = self._read(split)
     return self.splits[split]
 
+  def is_resident(self, number: int) -> bool:
+    """Whether a split of so many images stays on the device."""
+    size = self.metadata['image_size']
+    return number * size * size * 3 <= self.settings.data.max_resident
+
   def preprocess(self, images: jax.Array) -> jax.Array:
     """uint8 [batch, size, size, 3] to the normalized float32 that the backbone takes."""
     return normalization.normalize(images, self.metadata['normalization'])
@@ -259,7 +264,7 @@ class Run:
     size = self.metadata['image_size']
     examples = self.task.open(split)
     options = {'rule': data.resize, 'title': split}  # broken images were found before the run
-    if len(examples.labels) * size * size * 3 > data.max_resident:
+    if not self.is_resident(len(examples.labels)):
       stream = pipeline.Stream(examples, size, workers=data.workers, **options)
       return pipeline.Split(stream, stream.labels)
     loaded = pipeline.load(examples, size, cache=data.cache, **options)

@@ -84,6 +84,16 @@ def check_row(name: str) -> None:
     check_preset_name(name)
 
 
+def check_sha256(text: str) -> None:
+  """Checks that a text can be a checksum.
+
+  Raises:
+    ValueError: it has not 64 hexadecimal digits.
+  """
+  if not re.fullmatch('[0-9a-fA-F]{64}', text):
+    raise ValueError('it is no checksum, which has 64 hexadecimal digits.')
+
+
 def check_structure(name: str) -> None:
   """Checks what a run's structure comes from, as far as it is known without a model.
 
@@ -134,7 +144,7 @@ class ModelSettings:
     nonempty=True,
   )
   sha256: str | None = field(
-    None, 'checksum of the weights, where they are an address or on the hub'
+    None, 'checksum of the weights, 64 hexadecimal digits', check=check_sha256
   )
   image_size: int | None = field(
     None,

@@ -28,7 +28,7 @@ from glora_jax.runs import experiment
 from glora_jax.runs.config import check_config, data_source
 from glora_jax.runs.lifecycle import never
 from glora_jax.runs.suite_settings import apply_settings, check_settings
-from glora_jax.runs.workdir import Stopped, claim, claim_workdir
+from glora_jax.runs.workdir import Stopped, changes_of, claim, claim_workdir
 
 # What a task can fail with; anything else is a fault of the program.
 FAILURES = (ValueError, OSError, ImportError, RuntimeError)
@@ -79,8 +79,9 @@ def run(config: ml_collections.ConfigDict, workdir: str, stop: Callable[[], bool
   """
   configs = task_configs(config)
   meshes.initialize(**config.distributed)
-  with claim(workdir) if meshes.primary() else contextlib.nullcontext():
-    claim_workdir(config, workdir)
+  folders = [_folder(workdir, name) for name in configs]
+  with claim(workdir, folders) if meshes.primary() else contextlib.nullcontext():
+    changes_of(config, workdir, folders)
     board = Board(config.task, tuple(configs))
     _read_finished(board, configs, workdir)
     _list_missing(board, configs, workdir, config.suite.prepare)
@@ -90,6 +91,8 @@ def run(config: ml_collections.ConfigDict, workdir: str, stop: Callable[[], bool
         f'None of the {len(configs)} tasks of {config.task} can run; {workdir}/table.md says what '
         'each of them lacks.'
       )
+    if meshes.primary():
+      claim_workdir(config, workdir, folders)
     for name in board.waiting:
       if meshes.on_any(stop()):
         raise Stopped(f'before the task {name}', workdir)

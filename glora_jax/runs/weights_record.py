@@ -35,10 +35,12 @@ def find_weights(settings: ModelSettings, workdir: Path) -> str:
     ValueError: the weights are not those that were recorded or are expected; see also `fetch`.
   """
   if settings.weights == weights.EMBEDDED:
-    return weights.EMBEDDED_FILE
+    return fetch(weights.EMBEDDED_FILE, settings.sha256)
   if not hub.is_hub_name(settings.weights):
     return fetch(settings.weights, settings.sha256)
   record = _read(workdir)
+  if record and record['weights'] != settings.weights:  # which no stage has used
+    record = {}
   name = hub.parse(settings.weights)
   if record:
     name = name._replace(revision=record['revision'])

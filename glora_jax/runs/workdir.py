@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import glob
+import errno
 import json
 import logging
 import os
+import pathlib
 import re
 import socket
-from collections.abc import Iterator
-from typing import Any
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, BinaryIO, NamedTuple
 
 try:
   import fcntl
@@ -20,15 +22,38 @@ except ImportError:  # Windows has no such locks
 import flax
 import ml_collections
 
-from glora_jax.files import Path, read_json, write_json, writing
+from glora_jax.files import Path, damaged, write_json, writing
+from glora_jax.limits import shown
 from glora_jax.mesh import primary
+from glora_jax.records import read_record
 from glora_jax.runs.config import default_config, values_when_absent
 from glora_jax.runs.sections import SpaceSettings
+from glora_jax.runs.used_fields import FREE_FIELDS, is_among, last_begun, stages_of, used_by
 
 log = logging.getLogger(__name__)
 
-# Fields that change no result: a run may go on with other values of them.
-FREE_FIELDS = ('distributed.', 'mesh.', 'suite.prepare', 'watch.')
+# Folders that a run, a comparison or a suite writes into; files are written in the workdir itself.
+FOLDERS = (
+  'baselines',
+  'compiled',
+  'finetune',
+  'finetune_choice',
+  'folded',
+  'head',
+  'profile',
+  'search',
+  'structure',
+  'supernet',
+  'tensorboard',
+  'trained',
+  'training',
+  'tuning',
+)
+LOCK = 'lock'
+_FREE_NAMES = ('compare.rate.', 'suite.settings.')  # sections that may have any names
+_REMEDY = 'put the right one back, or choose another --workdir'
+_HOLDER = b'process '  # how a lock begins
+_LONGEST_HOLDER = 200
 
 
 class Stopped(RuntimeError):
@@ -40,32 +65,90 @@ class Stopped(RuntimeError):
     )
 
 
-def claim_workdir(config: ml_collections.ConfigDict, workdir: str) -> None:
-  """Writes `config.json`, or compares it where there is one already.
+class Change(NamedTuple):
+  """A field whose value is another than the one that a workdir has.
 
-  Another machine, or other values of `watch`, make no other run. A field that an older
-  `config.json` lacks has the meaning that it had then (`config.values_when_absent`).
+  Attributes:
+    name: dotted name.
+    old: its value in `config.json`; None where it has none.
+    new: the value that is given.
+  """
+
+  name: str
+  old: Any
+  new: Any
+
+  def __str__(self):
+    return f'{self.name} was {shown(self.old)} and is now {shown(self.new)}'
+
+
+def changes_of(
+  config: ml_collections.ConfigDict, workdir: str, tasks: Sequence[str] = ()
+) -> tuple[Change, ...]:
+  """What a config has otherwise than the `config.json` of its workdir, where that may be.
+
+  Fields that change no result may always have other values, `used_fields.FREE_FIELDS`; they are
+  not listed. All others may as long as no stage that has left something in the workdir has used
+  them. A field that an older `config.json` lacks has the meaning that it had then
+  (`config.values_when_absent`).
+
+  Args:
+    config: the config that is given.
+    workdir: folder of the run.
+    tasks: folders of the runs of a suite, in which stages count, too.
 
   Raises:
     ValueError: the workdir belongs to another config; the sentence has the differences.
   """
   path = os.path.join(workdir, 'config.json')
-  given = json.loads(config.to_json())
   if not os.path.exists(path):
-    if primary():
-      write_json(path, given)
-    return
-  old, new = _meaning(read_json(path)), _meaning(given)
-  changed = [
-    f'{name} was {old.get(name)!r} and is now {new.get(name)!r}'
+    return ()
+  old, new = _meaning(_read(path)), _meaning(json.loads(config.to_json()))
+  changes = tuple(
+    Change(name, old.get(name), new.get(name))
     for name in sorted(old.keys() | new.keys())
-    if old.get(name) != new.get(name) and not name.startswith(FREE_FIELDS)
-  ]
-  if changed:
+    if old.get(name) != new.get(name) and not is_among(name, FREE_FIELDS)
+  )
+  stages = stages_of(old)
+  last = last_begun(stages, [workdir, *tasks])
+  fixed = used_by(stages, last)
+  if refused := [
+    change for change in changes if is_among(change.name, fixed) or not _is_known(change.name)
+  ]:
+    used = '' if last is None else f': its stage {last.name} depends on what has changed'
     raise ValueError(
-      f'The workdir {workdir} belongs to another config: {"; ".join(changed)}. Choose another '
-      '--workdir, or remove that one.'
+      f'The workdir {workdir} belongs to another config: {"; ".join(map(str, refused))}. '
+      f'Choose another --workdir, or remove that one{used}.'
     )
+  return changes
+
+
+def _is_known(name: str) -> bool:
+  """Whether a config has a field of this name today."""
+  return name in values_when_absent() or is_among(name, _FREE_NAMES)
+
+
+def claim_workdir(
+  config: ml_collections.ConfigDict, workdir: str, tasks: Sequence[str] = ()
+) -> None:
+  """Writes `config.json`, or compares it where there is one already, and logs what changes in it.
+
+  Args:
+    config: the config that is given.
+    workdir: folder of the run.
+    tasks: see `changes_of`.
+
+  Raises:
+    ValueError: see `changes_of`.
+    OSError: it cannot be written.
+  """
+  changes = changes_of(config, workdir, tasks)
+  path = os.path.join(workdir, 'config.json')
+  if not primary() or (os.path.exists(path) and not changes):
+    return
+  write_json(path, json.loads(config.to_json()), 'config')
+  for change in changes:
+    log.info('%s, which no stage has used yet.', change)
 
 
 def read_config(workdir: Path) -> ml_collections.ConfigDict:
@@ -73,61 +156,157 @@ def read_config(workdir: Path) -> ml_collections.ConfigDict:
 
   Raises:
     OSError: there is no `config.json`, or it cannot be read.
+    ValueError: it is damaged, or of a later version.
   """
+  path = os.path.join(workdir, 'config.json')
   config = default_config()
   config.update_from_flattened_dict(values_when_absent())
-  config.update(read_json(os.path.join(workdir, 'config.json')))
+  try:
+    config.update(_read(path))
+  except (KeyError, TypeError, AttributeError) as error:
+    raise damaged(path, error.args[0] if error.args else error, _REMEDY) from error
   return config
 
 
-def _meaning(config: dict[str, Any]) -> dict[str, Any]:
+def _read(path: str) -> dict[str, Any]:
+  return read_record(path, 'config', dict[str, Any], _REMEDY)
+
+
+def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:
   """A config's values by dotted name, with what stands for another value replaced by that."""
-  values = {**values_when_absent(), **flax.traverse_util.flatten_dict(config, sep='.')}
+  values = {**values_when_absent(), **flax.traverse_util.flatten_dict(dict(config), sep='.')}
   if values['space.ranks'] is None:
     values['space.ranks'] = list(SpaceSettings().ranks_of(values.get('structure', 'search')))
   return values
 
 
 @contextlib.contextmanager
-def claim(folder: Path) -> Iterator[None]:
+def claim(folder: Path, tasks: Sequence[str] = ()) -> Iterator[None]:
   """Holds a folder for this process alone, and makes it where it is missing.
 
   The system lets go of it when the process ends, however it ends. What `whole` could not move into
   place in it, since its process was killed, is removed.
 
+  Args:
+    folder: path of the folder.
+    tasks: folders in it that are workdirs of a suite's runs.
+
   Raises:
-    ValueError: another process holds it.
+    ValueError: another process holds it, or something in it leads out of it.
     OSError: it cannot be written.
   """
   with writing(folder):
     os.makedirs(folder, exist_ok=True)
-    file = open(os.path.join(folder, 'lock'), 'a+')  # noqa: SIM115, open while it is held
-  with file:
-    try:
-      if fcntl:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-      file.seek(0)
-      holder = file.read().strip() or 'another process'
-      raise ValueError(
-        f'The workdir {folder} is in use by {holder}. Wait for it to end, or choose another '
-        '--workdir.'
-      ) from error
-    except OSError as error:  # some network file systems
-      log.warning(
-        '%s: no locks on this file system (%s); see to it that one process at a time uses it.',
-        folder,
-        error.strerror,
-      )
+  path = os.path.join(folder, LOCK)
+  with _open_lock(path) as file:
+    _lock(file, path)
     with writing(folder):
+      file.seek(0)
       file.truncate(0)
-      file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
+      file.write(_HOLDER + f'{os.getpid()} on {socket.gethostname()}\n'.encode())
       file.flush()
+      _refuse_links(folder, tasks)
       _remove_partial_files(folder)
     yield
 
 
+def _open_lock(path: str) -> BinaryIO:
+  """Opens the file that is locked, and makes it where it is missing; nobody else's is touched.
+
+  Raises:
+    ValueError: a link or a file of somebody else has its name.
+    OSError: it cannot be written.
+  """
+  refusal = ValueError(
+    f'{path} is no lock that glora_jax wrote; remove it, or choose another --workdir.'
+  )
+  flags = os.O_RDWR | os.O_CREAT | getattr(os, 'O_NOFOLLOW', 0) | getattr(os, 'O_NONBLOCK', 0)
+  with writing(os.path.dirname(path)):
+    try:
+      file = os.fdopen(os.open(path, flags, 0o666), 'r+b', buffering=0)
+    except OSError as error:
+      if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+        raise refusal from error
+      raise
+  status = os.fstat(file.fileno())
+  is_ours = stat.S_ISREG(status.st_mode) and status.st_nlink <= 1
+  if not is_ours or file.read(len(_HOLDER)) not in (b'', _HOLDER):
+    file.close()
+    raise refusal
+  return file
+
+
+def _lock(file: BinaryIO, path: str) -> None:
+  """Locks a file that is open.
+
+  Raises:
+    ValueError: another process has locked it, or had until now.
+  """
+  folder = os.path.dirname(path)
+  try:
+    if fcntl:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError as error:
+    file.seek(0)
+    holder = file.read(_LONGEST_HOLDER).decode(errors='replace').strip() or 'another process'
+    raise ValueError(
+      f'The workdir {folder} is in use by {holder}. Wait for it to end, or choose another '
+      '--workdir.'
+    ) from error
+  except OSError as error:  # some network file systems
+    log.warning(
+      '%s: no locks on this file system (%s); see to it that one process at a time uses it.',
+      folder,
+      error.strerror,
+    )
+  # Who found nothing to do removes the lock, and the folder that was made for it.
+  if not os.path.exists(path) or not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+    raise ValueError(f'The workdir {folder} was in use until now; start the same command again.')
+
+
+def names_in(folder: Path) -> set[str] | None:
+  """The names in a folder; None where there is no such folder."""
+  return set(os.listdir(folder)) if os.path.isdir(folder) else None
+
+
+def abandon(folder: Path, before: set[str] | None) -> None:
+  """Leaves a folder that is held as it was before, where nothing but the lock was added to it.
+
+  Args:
+    folder: path of the folder.
+    before: what `names_in` returned before it was held.
+  """
+  with contextlib.suppress(OSError):
+    if set(os.listdir(folder)) - (before or set()) == {LOCK}:
+      os.remove(os.path.join(folder, LOCK))
+      if before is None:
+        os.rmdir(folder)
+
+
+def _refuse_links(folder: Path, tasks: Sequence[str]) -> None:
+  """Raises ValueError where a folder that a run writes into is a link, which leads out of it."""
+  paths = [os.path.join(folder, name) for name in FOLDERS]
+  below = [
+    os.path.join(parent, name)
+    for path in paths
+    for parent, folders, _ in os.walk(path)
+    for name in folders
+  ]
+  # 'WORKDIR/food101/4/0' lies in folders of the suite.
+  above = [str(path) for task in tasks for path in (task, *pathlib.PurePath(task).parents)]
+  inside = [path for path in above if len(path) > len(os.fspath(folder))]
+  if links := [path for path in (*paths, *below, *inside) if os.path.islink(path)]:
+    raise ValueError(
+      f'{links[0]} is a link; a run writes into no folder outside of its workdir. Remove the link, '
+      'or choose another --workdir.'
+    )
+
+
 def _remove_partial_files(folder: Path) -> None:
-  for name in glob.glob('**/*.partial', root_dir=folder, recursive=True):
-    if re.search(r'\.\d+\.partial$', name):
-      os.remove(os.path.join(folder, name))
+  """Removes what `whole` has left in a folder and in those below it that a run writes into."""
+  below = [os.walk(os.path.join(folder, name)) for name in FOLDERS]
+  parents = [folder, *(parent for walk in below for parent, _, _ in walk)]
+  for parent in parents:
+    for item in list(os.scandir(parent)):
+      if re.search(r'\.\d+\.partial$', item.name) and item.is_file(follow_symlinks=False):
+        os.remove(item.path)

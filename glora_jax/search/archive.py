@@ -80,8 +80,8 @@ class Archive:
     check_genome(spec, arrays['genomes'])
     if not len(arrays['genomes']) or arrays['correct'].min() < 0:
       raise ValueError('it holds no subnet, or one with less than no right answer')
-    steps = np.diff(arrays['generation'], prepend=0)
-    if not np.isin(steps, (0, 1)).all():
+    generation = arrays['generation']
+    if generation[0] != 0 or not np.isin(np.diff(generation), (0, 1)).all():
       raise ValueError('its generations do not follow one another')
     dtypes = {name: values.dtype for name, values in cls.empty(spec).arrays().items()}
     return cls(**{name: values.astype(dtypes[name]) for name, values in arrays.items()})

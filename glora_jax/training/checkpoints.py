@@ -16,12 +16,14 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from glora_jax.files import Path
+from glora_jax.records import FORMAT_FILE, check_folder, stamp_folder
 from glora_jax.training.loop import TrainState
 from glora_jax.tree import cut_to
 
 log = logging.getLogger(__name__)
 
 MOST_KEPT = 2
+KIND = 'training states'
 _SYSTEM_REFUSALS = (
   errno.ENOSPC,
   errno.EDQUOT,
@@ -45,6 +47,7 @@ class TrainingCheckpoints:
 
   Raises:
     OSError: the folder cannot be written.
+    ValueError: a later version wrote the states in it.
 
   Example:
     >>> import tempfile
@@ -62,6 +65,7 @@ class TrainingCheckpoints:
     options = ocp.CheckpointManagerOptions(
       max_to_keep=MOST_KEPT, create=True, cleanup_tmp_directories=True
     )
+    check_folder(self._folder, KIND)  # of a later version orbax might read something else
     with self._explain_failures():
       self._manager = ocp.CheckpointManager(self._folder, options=options)
 
@@ -175,7 +179,13 @@ class TrainingCheckpoints:
     # A copy, since the training loop reuses the memory of a state while this is being written.
     tree = jax.tree.map(jnp.copy, (state.trainable, state.opt_state))
     with self._explain_failures():
+      self._say_format()
       self._manager.save(state.step, args=ocp.args.StandardSave((tree, _checksum(tree))))
+
+  def _say_format(self) -> None:
+    """Writes once which format the states have."""
+    if jax.process_index() == 0 and not os.path.exists(os.path.join(self._folder, FORMAT_FILE)):
+      stamp_folder(self._folder, KIND)
 
   def wait(self) -> None:
     """Returns when what is being saved is on disk.

@@ -1,9 +1,14 @@
 """A workdir belongs to one config; an older config's missing fields mean what they meant then."""
 
+import logging
+from collections.abc import Mapping
+
 import pytest
+import tiny_runs
 
 from glora_jax.files import read_json, write_json
-from glora_jax.runs.config import check_config, default_config
+from glora_jax.runs import schema, used_fields
+from glora_jax.runs.config import RunSettings, check_config, default_config
 from glora_jax.runs.workdir import claim_workdir, read_config
 
 
@@ -14,6 +19,7 @@ def older(tmp_path):
   written = read_json(tmp_path / 'config.json')
   del written['consistency'], written['search']['guides'], written['compare']['rate']['prompt']
   write_json(tmp_path / 'config.json', written)
+  write_json(tmp_path / 'test_list.json', {})  # every stage has used it
   return str(tmp_path)
 
 
@@ -28,7 +34,7 @@ def test_a_field_that_an_older_config_lacks_has_the_meaning_that_it_had_then(old
   [
     ('search.guides', 2, 'search.guides was 1 and is now 2'),
     ('consistency.sigma', 0.5, 'consistency.sigma was 0.2 and is now 0.5'),
-    ('compare.rate.prompt', 0.1, 'compare.rate.prompt was None and is now 0.1'),
+    ('presets', ('lora',), r"presets was \[\] and is now \['lora'\]"),
     ('seed', 7, 'seed was 42 and is now 7'),
   ],
 )
@@ -43,7 +49,106 @@ def test_a_field_that_changes_no_result_may_change(older):
   config = default_config()
   config.watch.profile = 'search'
   config.mesh.devices = 'one'
+  config.data.cache, config.data.workers, config.checkpoint_epochs = 'cache', 2, 3
   claim_workdir(config, older)
+
+
+def changed(**fields):
+  """A config with other values; `search__mode` is the field `search.mode`."""
+  return tiny_runs.changed(default_config(), **fields)
+
+
+@pytest.mark.parametrize(
+  'traces, fields',
+  [
+    ((), {'seed': 7, 'task': 'tfds:beans', 'supernet__epochs': 20}),
+    (('supernet/',), {'supernet__epochs': 20}),  # made, but without a state
+    (('supernet/50/', 'baselines/linear/50/'), {'search__mode': 'random', 'finetune__epochs': 30}),
+    (('search/archive.npz',), {'finetune__batch_size': 5000, 'training__epochs': 20}),
+    (('search/archive.npz.3.partial',), {'search__guides': 2, 'budget': 100}),
+  ],
+)
+def test_what_no_stage_has_used_may_change_and_the_log_says_so(traces, fields, tmp_path, caplog):
+  claim_workdir(default_config(), str(tmp_path))
+  leave(tmp_path, traces)
+  caplog.set_level(logging.INFO)
+  claim_workdir(changed(**fields), str(tmp_path))
+  for name in fields:
+    assert f'{name.replace("__", ".")} was ' in caplog.text
+  assert caplog.text.count('which no stage has used yet') == len(fields)
+  assert check_config(read_config(tmp_path)) == check_config(changed(**fields))
+
+
+@pytest.mark.parametrize(
+  'traces, fields, stage',
+  [
+    (('supernet/50/',), {'seed': 7}, 'supernet'),
+    (('supernet/50/',), {'supernet__epochs': 20}, 'supernet'),
+    (('supernet/50/',), {'data__skip_broken': True}, 'supernet'),
+    (('supernet/50/', 'baselines/lora/50/'), {'presets': ('ssf',)}, 'baselines'),
+    (('search/archive.npz',), {'search__guides': 2}, 'search'),
+    (('search/archive.npz',), {'augment__flip': True}, 'search'),  # by the supernet before it
+    (('finetune/50/',), {'finetune__batch_size': 5000}, 'finetune'),
+    (('result.json',), {'finetune__batch_size': 5000}, 'test'),
+    (('rates.json',), {'compare__rate__prompt': 0.1}, 'tuning'),
+  ],
+)
+def test_what_a_stage_has_used_is_refused_and_the_stage_named(traces, fields, stage, tmp_path):
+  job = 'compare' if stage == 'tuning' else 'adapt'
+  claim_workdir(changed(job=job), str(tmp_path))
+  leave(tmp_path, traces)
+  before = (tmp_path / 'config.json').read_bytes()
+  with pytest.raises(ValueError, match=f'another config: .* its stage {stage} depends on what has'):
+    claim_workdir(changed(job=job, **fields), str(tmp_path))
+  assert (tmp_path / 'config.json').read_bytes() == before
+
+
+def leave(workdir, traces):
+  for trace in traces:
+    path = workdir / trace
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.mkdir() if trace.endswith('/') else path.write_text('')
+
+
+def test_a_suite_s_config_is_fixed_by_what_its_tasks_have_used(tmp_path):
+  config = changed(task='vtab/all')
+  claim_workdir(config, str(tmp_path))
+  leave(tmp_path, ['dtd/supernet/50/'])
+  folders = [str(tmp_path / 'cifar100'), str(tmp_path / 'dtd')]
+  claim_workdir(changed(task='vtab/all', finetune__epochs=3), str(tmp_path), folders)
+  with pytest.raises(ValueError, match=r'supernet.epochs was 500 and is now 20'):
+    claim_workdir(changed(task='vtab/all', supernet__epochs=20), str(tmp_path), folders)
+
+
+def test_every_field_is_free_or_used_by_a_stage():
+  ways = (used_fields.SEARCHED, used_fields.GIVEN, used_fields.COMPARED)
+  known = (
+    *used_fields.FREE_FIELDS,
+    *(field for stages in ways for field in used_fields.used_by(stages, stages[-1])),
+  )
+  for name, setting in schema.walk(RunSettings()):
+    dotted = f'{name}.' if isinstance(setting.default, Mapping) else name
+    assert used_fields.is_among(dotted, known), name
+
+
+@pytest.mark.parametrize(
+  'text, sentence',
+  [
+    ('[1, 2]', r'config.json is damaged (\[1, 2\] is not an object); put the right one back'),
+    ('{"seed": {"a": 1}}', r'another config: seed.a was 1 and is now None'),
+    ('{"space": 3, "supernet": [], "structure": null}', 'belongs to another config'),
+    ('{"glora_jax": {"kind": "config", "format": 9}}', 'was written by a later version'),
+    ('{"glora_jax": {"kind": "result", "format": 1}}', "of the kind 'result', where 'config'"),
+    ('not json', 'config.json is damaged'),
+  ],
+)
+def test_a_config_json_of_another_kind_is_one_sentence(text, sentence, tmp_path):
+  (tmp_path / 'config.json').write_text(text)
+  (tmp_path / 'test_list.json').write_text('{}')
+  with pytest.raises(ValueError, match=sentence.replace('(', r'\(').replace(')', r'\)')):
+    claim_workdir(default_config(), str(tmp_path))
+  with pytest.raises(ValueError, match=r'config.json'):
+    check_config(read_config(tmp_path))
 
 
 def test_open_ranks_are_those_that_older_configs_write_out(older):

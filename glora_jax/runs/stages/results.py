@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,42 @@ from glora_jax.search.pareto import hypervolume_by_generation
 from glora_jax.search.scoring import Predictions
 
 COMPARED_IMAGES = 256  # on which the folded model's logits are compared with the adapted one's
+
+
+class _Row(TypedDict):
+  params: int
+  val_accuracy: float | None
+  test_accuracy: float
+
+
+class _Data(TypedDict):
+  origin: str
+  notes: list[str]
+  images: dict[str, int]
+
+
+class Result(TypedDict):
+  """The content of `result.json`, as far as version 0.1.0 wrote it, too.
+
+  What only a search has is null where there was none.
+  """
+
+  task: str
+  protocol: str
+  seed: int
+  budget: int | None
+  linear: _Row
+  winner_supernet: _Row | None
+  winner: _Row
+  presets: dict[str, _Row]
+  finetuned: bool | None
+  evaluations: int | None
+  stopped_early: int | None
+  hypervolume: list[float] | None
+  data: _Data
+  weights: str
+  merge: str
+  seconds: dict[str, float]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,308 @@
+"""What the later stages of a job need, checked before the first of them begins.
+
+Each check needs no more than the config, the number of images in every split, and the shapes of the
+model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from glora_jax import mesh as meshes
+from glora_jax.data.task import Task
+from glora_jax.limits import MOST_COUNTED
+from glora_jax.method.adapted import COLLECTION, Adapted
+from glora_jax.method.genomes import check_budget
+from glora_jax.method.presets import preset
+from glora_jax.models import folder
+from glora_jax.runs.config import RunSettings
+from glora_jax.runs.run import Run, Stream, stream_key
+from glora_jax.runs.sections import GRADIENT, NO_PRESETS, SEARCH
+from glora_jax.runs.stages.allocation import fold_indices
+from glora_jax.runs.structures import FOLDER, named_genome
+from glora_jax.search.choice import require_something
+from glora_jax.training.checkpoints import MOST_KEPT
+from glora_jax.training.recipe import Recipe
+
+log = logging.getLogger(__name__)
+
+DEFAULT_BATCH = Recipe().batch_size
+MOST_PATCHES = 2**14  # of an image: attention to more takes gigabytes for each image and head
+STATES_OF_ADAM = 3  # parameters and both moments
+COMPRESSED = 0.8  # share of a training state's bytes that its files have at least
+MEGABYTE = 10**6
+
+
+class UsedRecipe(NamedTuple):
+  """A recipe that a job trains by.
+
+  Attributes:
+    section: its section of the config.
+    splits: the splits that are trained on by it.
+  """
+
+  section: str
+  splits: tuple[str, ...]
+
+
+def used_recipes(settings: RunSettings) -> tuple[UsedRecipe, ...]:
+  """The recipes that a job trains by."""
+  train = 'train' if settings.protocol == 'honest' else 'train+val'
+  compares = settings.job == 'compare'
+  if not compares and settings.structure != SEARCH:
+    return (UsedRecipe('training', (train,)),)
+  recipes = [UsedRecipe('supernet', (train,))]
+  searches = SEARCH in settings.compare.methods if compares else settings.protocol == 'honest'
+  if searches and settings.finetune.epochs:
+    recipes.append(UsedRecipe('finetune', tuple(dict.fromkeys(('train', settings.finetune.on)))))
+  return tuple(recipes)
+
+
+def count_images(task: Task) -> dict[str, int]:
+  """The number of images of every split of a task, and of 'train+val'.
+
+  Raises:
+    ValueError, OSError: a split cannot be opened.
+  """
+  counts = {split: len(task.open(split).labels) for split in task.splits}
+  return {**counts, 'train+val': counts['train'] + counts['val']}
+
+
+def fit_batches(
+  settings: RunSettings, counts: Mapping[str, int], mesh: jax.sharding.Mesh | None
+) -> RunSettings:
+  """The settings with batches that the images fill; the default shrinks where they are fewer.
+
+  Args:
+    settings: the config.
+    counts: number of images by split.
+    mesh: the devices that batches are dealt to.
+
+  Raises:
+    ValueError: a batch is larger than the images, cannot be dealt to the devices, or there are more
+      steps than can be counted.
+  """
+  fitted = {}
+  for section, splits in used_recipes(settings):
+    recipe = _fit_batch(section, getattr(settings, section), counts, splits)
+    meshes.require_divisible(mesh, recipe.batch_size // recipe.accumulate)
+    steps = recipe.epochs * recipe.steps_per_epoch(max(counts[split] for split in splits))
+    if steps > MOST_COUNTED:
+      raise ValueError(
+        f'{section}.epochs={recipe.epochs} are {steps:,} steps, more than can be counted; give '
+        'fewer.'
+      )
+    fitted[section] = recipe
+  return dataclasses.replace(settings, **fitted)
+
+
+def _fit_batch(
+  section: str, recipe: Recipe, counts: Mapping[str, int], splits: tuple[str, ...]
+) -> Recipe:
+  fewest = min(counts[split] for split in splits)
+  if recipe.batch_size <= fewest:
+    return recipe
+  parts = recipe.accumulate
+  largest = fewest // parts * parts
+  if recipe.batch_size != DEFAULT_BATCH or not largest:
+    raise ValueError(
+      f'{section}.batch_size={recipe.batch_size} is larger than the {fewest} training images; '
+      'lower it.'
+    )
+  log.info(
+    '%s.batch_size=%d is more than the %d training images: a batch has %d.',
+    section,
+    recipe.batch_size,
+    fewest,
+    largest,
+  )
+  return dataclasses.replace(recipe, batch_size=largest)
+
+
+def check_patches(image_size: Any, patch_size: int) -> None:
+  """Checks that attention to all patches of an image can be computed.
+
+  Args:
+    image_size: side of the images, or [height, width].
+    patch_size: side of a patch.
+
+  Raises:
+    ValueError: there are more than `MOST_PATCHES`.
+  """
+  height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+  patches = (height // patch_size) * (width // patch_size)
+  if patches > MOST_PATCHES:
+    raise ValueError(
+      f'model.image_size={image_size} makes {patches:,} patches of {patch_size} pixels, of which '
+      f'at most {MOST_PATCHES:,} are taken; lower it.'
+    )
+
+
+def check_ranks(adapted: Adapted) -> None:
+  """Checks that LoRA ranks on offer are not beyond the size of every layer.
+
+  Raises:
+    ValueError: a rank is larger than the smaller side of each layer.
+  """
+  largest = max((min(layer.in_features, layer.out_features) for layer in adapted.spec), default=0)
+  ranks = sorted({rank for layer in adapted.spec for rank in layer.space.ranks})
+  if beyond := [rank for rank in ranks if rank > largest]:
+    raise ValueError(
+      f'space.ranks has {beyond[0]}, and no layer of the model is larger than {largest} in both '
+      'directions; lower it.'
+    )
+
+
+def check_stages(run: Run, counts: Mapping[str, int]) -> None:
+  """Checks what the stages of a run need of its model and images.
+
+  Args:
+    run: the run, prepared.
+    counts: number of images by split.
+
+  Raises:
+    ValueError: a preset or structure that the model cannot have, a budget that fits no unit, too
+      few images, images that are streamed where they must be resident, or a folder that holds
+      another checkpoint.
+    FileNotFoundError: a structure's file is not there.
+  """
+  _check_rows(run)
+  _check_structure(run)
+  if run.settings.has_gradient:
+    _check_gradient(run, counts)
+  _check_residency(run, counts)
+  _check_folded(run)
+
+
+def _budgets(settings: RunSettings) -> tuple[int | None, ...]:
+  """The budgets of what is chosen within one."""
+  compares = settings.job == 'compare'
+  return tuple(settings.compare.budgets) if compares else (check_budget(settings.budget),)
+
+
+def rows(settings: RunSettings) -> tuple[str, ...]:
+  """What is trained beside the winner, or compared, by name."""
+  return tuple(settings.compare.methods if settings.job == 'compare' else settings.presets)
+
+
+def _check_rows(run: Run) -> None:
+  """Raises ValueError where the model cannot have a preset that the config names."""
+  budget = min((budget for budget in _budgets(run.settings) if budget is not None), default=None)
+  for name in rows(run.settings):
+    if name not in NO_PRESETS:
+      preset(run.place(name).adapted.spec, name, budget)
+
+
+def _check_structure(run: Run) -> None:
+  """Raises ValueError or FileNotFoundError where the structure that is given cannot be had."""
+  name = run.settings.structure
+  is_written = os.path.exists(run.path(FOLDER, 'genome.json'))
+  if name not in NO_PRESETS and not is_written:
+    named_genome(run.place(name).adapted.spec, name, check_budget(run.settings.budget))
+
+
+def _check_gradient(run: Run, counts: Mapping[str, int]) -> None:
+  """Raises ValueError where there is nothing to buy, or a fold would have no images."""
+  settings = run.settings
+  for budget in _budgets(settings):
+    require_something(run.place(GRADIENT).adapted.spec, budget)
+  fold_indices(
+    stream_key(settings.seed, Stream.STRUCTURE),
+    counts[run.train_split],
+    settings.allocation.folds,
+    settings.recipe_alone.batch_size,
+    1 if run.mesh is None else run.mesh.size,
+  )
+
+
+def _check_residency(run: Run, counts: Mapping[str, int]) -> None:
+  """Raises ValueError where images are streamed that a stage wants on the device."""
+  settings = run.settings
+  compares = settings.job == 'compare'
+  searches = SEARCH in settings.compare.methods if compares else settings.structure == SEARCH
+  if compares and not run.is_resident(counts['train']):
+    raise ValueError(
+      f'A comparison trains on resident images, and data.max_resident={settings.data.max_resident} '
+      f'streams the {counts["train"]} training images; raise it.'
+    )
+  if (
+    searches and settings.search.mode == 'guided' and not run.is_resident(counts[run.search_split])
+  ):
+    raise ValueError(
+      "search.mode='guided' takes the gradient on resident images; raise data.max_resident, or "
+      'take another mode.'
+    )
+
+
+def _check_folded(run: Run) -> None:
+  """Raises ValueError where the folder of the folded model holds another checkpoint."""
+  path = run.path('folded')
+  if run.settings.job == 'compare' or not os.path.isdir(path):
+    return
+  source = run.metadata.get('source')
+  container = 'safetensors' if source is None else source.container
+  folder.require_no_other(path, folder.FILE_NAMES[container])
+
+
+def least_bytes(run: Run) -> int:
+  """What a run will at least write into its workdir: training states, adapter, plain model."""
+  trainable, frozen = run.adapted.split(run.variables)
+  state = STATES_OF_ADAM * MOST_KEPT * COMPRESSED
+  base = _bytes({name: value for name, value in frozen.items() if name == 'params'})
+  heads = _bytes(trainable['params'])
+  if run.settings.job == 'compare':
+    return heads * len(run.settings.compare.methods)
+  if run.settings.structure != SEARCH:
+    return int(2 * state * heads + heads + base)
+  return int(state * (_bytes(trainable[COLLECTION]) + 2 * heads) + heads + base)
+
+
+def check_disk(run: Run) -> None:
+  """Says how much a run will write at least, and checks that there is room for it.
+
+  What the workdir holds already is not written again.
+
+  Raises:
+    OSError: there is too little.
+  """
+  needed = least_bytes(run)
+  written = sum(
+    os.path.getsize(os.path.join(parent, name))
+    for parent, _, names in os.walk(run.workdir)
+    for name in names
+  )
+  free = shutil.disk_usage(_existing(run.workdir)).free
+  if meshes.primary():
+    log.info(
+      '%s: at least %s will be written, %s are free.', run.workdir, _shown(needed), _shown(free)
+    )
+  if needed - written > free:
+    raise OSError(
+      f'{run.workdir} cannot hold what the run will write: at least {_shown(needed)}, of which '
+      f'{_shown(written)} are there, and {_shown(free)} are free (No space left on device). Make '
+      'room, or choose another --workdir.'
+    )
+
+
+def _existing(path: str) -> str:
+  """A path, or the first folder above it that is there."""
+  path = os.path.abspath(path)
+  while not os.path.exists(path):
+    path = os.path.dirname(path)
+  return path
+
+
+def _bytes(tree: Any) -> int:
+  return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _shown(number: int) -> str:
+  return f'{number / MEGABYTE:,.1f} MB'

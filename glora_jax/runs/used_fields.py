@@ -1,0 +1,152 @@
+"""Which stage of a job uses which fields of its config, and which stages have left anything yet.
+
+A workdir belongs to a config as far as its stages have used it: what no stage has read may still be
+corrected. The stages of a job stand in their order, and each depends on those before it, so all
+fields up to the last stage that has left something are used.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from glora_jax.records import FORMAT_FILE
+from glora_jax.runs.sections import SEARCH
+
+# Fields that change no result: a run may go on with other values of them.
+FREE_FIELDS = (
+  'checkpoint_epochs',
+  'data.cache',
+  'data.workers',
+  'distributed.',
+  'mesh.',
+  'suite.prepare',
+  'watch.',
+)
+
+# What preparing reads, and with it every stage.
+COMMON_FIELDS = (
+  'data.',
+  'job',
+  'merge',
+  'model.',
+  'protocol',
+  'seed',
+  'space.',
+  'structure',
+  'suite.settings.',
+  'task',
+)
+
+_LOSS = ('augment.', 'consistency.')
+
+
+class Stage(NamedTuple):
+  """A stage as its workdir shows it.
+
+  Attributes:
+    name: its name.
+    traces: what it leaves in the workdir: files, or folders of training states.
+    fields: what it is the first to use; those that end in a dot stand for whole sections.
+  """
+
+  name: str
+  traces: tuple[str, ...]
+  fields: tuple[str, ...]
+
+
+# What a run leaves at its end, when all of its stages are over.
+_TEST = Stage('test', ('test_list.json', 'result.json'), ())
+
+SEARCHED = (
+  Stage('head', ('head',), ('allocation.', 'presets', 'supernet.', *_LOSS)),
+  Stage('structure', ('structure',), ('budget',)),
+  Stage('supernet', ('supernet',), ('sampling.', 'supernet.', *_LOSS)),
+  Stage('baselines', ('baselines',), ('budget', 'presets')),
+  Stage('search', ('search',), ('budget', 'search.')),
+  Stage('finetune', ('finetune', 'finetune_choice', 'finetune_epochs.json'), ('finetune.',)),
+  _TEST,
+)
+GIVEN = (
+  Stage('head', ('head',), ('allocation.', 'training.', *_LOSS)),
+  Stage('structure', ('structure',), ('budget',)),
+  Stage('baselines', ('baselines',), ('presets', 'training.', *_LOSS)),
+  Stage('training', ('training',), ('training.',)),
+  _TEST,
+)
+COMPARED = (
+  Stage(
+    'tuning',
+    ('tuning', 'rates.json'),
+    (
+      'allocation.',
+      'compare.budgets',
+      'compare.methods',
+      'compare.rate.',
+      'compare.rates',
+      'finetune.',
+      'sampling.',
+      'search.',
+      'supernet.',
+      *_LOSS,
+    ),
+  ),
+  Stage('training', ('trained',), ('compare.seeds',)),
+  _TEST,
+)
+
+
+def stages_of(config: Mapping[str, Any]) -> tuple[Stage, ...]:
+  """The stages of a config's job, in their order.
+
+  Args:
+    config: values by dotted name.
+  """
+  if config.get('job') == 'compare':
+    return COMPARED
+  return SEARCHED if config.get('structure', SEARCH) == SEARCH else GIVEN
+
+
+def last_begun(stages: tuple[Stage, ...], workdirs: Iterable[str]) -> Stage | None:
+  """The last stage that has left something in one of the workdirs; None where none has."""
+  for stage in reversed(stages):
+    paths = itertools.product(workdirs, stage.traces)
+    if any(has_content(os.path.join(*path)) for path in paths):
+      return stage
+  return None
+
+
+def used_by(stages: tuple[Stage, ...], last: Stage | None) -> tuple[str, ...]:
+  """The fields that all stages up to one of them have used; none where that is None."""
+  if last is None:
+    return ()
+  until = stages[: stages.index(last) + 1]
+  return COMMON_FIELDS + tuple(field for stage in until for field in stage.fields)
+
+
+def is_among(name: str, fields: tuple[str, ...]) -> bool:
+  """Whether a field, by its dotted name, is one of some fields and sections.
+
+  Example:
+    >>> is_among('finetune.epochs', ('budget', 'finetune.')), is_among('budget', ('finetune.',))
+    (True, False)
+  """
+  return any(name == field or (field.endswith('.') and name.startswith(field)) for field in fields)
+
+
+def has_content(path: str) -> bool:
+  """Whether a path is a file, or a folder with a file or with a training state somewhere in it.
+
+  What a kill has left half-written does not count.
+  """
+  if not os.path.isdir(path):
+    return os.path.exists(path)
+  for _, folders, files in os.walk(path):
+    states = [name for name in folders if name.isdigit()]
+    whole = [name for name in files if not name.endswith('.partial') and name != FORMAT_FILE]
+    if states or whole:
+      return True
+    folders[:] = [name for name in folders if 'tmp' not in name]
+  return False

@@ -1,0 +1,220 @@
+"""What a later stage needs is checked before the first; a start that fails leaves nothing."""
+
+import dataclasses
+import logging
+import os
+import types
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_runs import changed
+
+from glora_jax.files import read_json, write_json
+from glora_jax.models import weights
+from glora_jax.runs import early_checks, experiment, lifecycle
+from glora_jax.runs.config import RunSettings, check_config
+from glora_jax.runs.early_checks import fit_batches, used_recipes
+from glora_jax.runs.workdir import Stopped
+from glora_jax.training.recipe import Recipe
+
+COUNTS = {'train': 18, 'val': 4, 'test': 4, 'train+val': 22}
+
+
+def settings(**fields):
+  return dataclasses.replace(RunSettings(), **fields)
+
+
+def test_a_default_batch_that_the_images_do_not_fill_shrinks_and_says_so(caplog):
+  caplog.set_level(logging.INFO)
+  fitted = fit_batches(settings(), COUNTS, None)
+  assert (fitted.supernet.batch_size, fitted.finetune.batch_size) == (18, 18)
+  assert fitted.training.batch_size == 64  # a search does not use it
+  assert 'supernet.batch_size=64 is more than the 18 training images: a' in caplog.text
+  accumulating = settings(supernet=Recipe(accumulate=4))
+  assert fit_batches(accumulating, COUNTS, None).supernet.batch_size == 16
+  assert fit_batches(settings(), {**COUNTS, 'train': 64}, None) == settings()
+
+
+@pytest.mark.parametrize(
+  'fields, sentence',
+  [
+    (
+      {'supernet': Recipe(batch_size=32)},
+      'supernet.batch_size=32 is larger than the 18 training images; lower it.',
+    ),
+    (
+      {'structure': 'gradient', 'training': Recipe(batch_size=5000)},
+      'training.batch_size=5000 is larger than the 18',
+    ),
+    (
+      {'supernet': Recipe(batch_size=1, epochs=2**31 - 1, warmup_epochs=0)},
+      'supernet.epochs=2147483647 are 38,654,705,646 steps, more than can be counted',
+    ),
+  ],
+)
+def test_a_batch_that_cannot_be_is_refused_by_its_section(fields, sentence):
+  with pytest.raises(ValueError, match=sentence):
+    fit_batches(settings(**fields), COUNTS, None)
+
+
+def test_recipes_that_a_job_does_not_use_are_not_asked():
+  finetuning = RunSettings().finetune
+  none = dataclasses.replace(finetuning, epochs=0, warmup_epochs=0)
+  on_both = dataclasses.replace(finetuning, on='train+val')
+  compare = dataclasses.replace(RunSettings().compare, methods=('linear',))
+  names = {
+    'search': settings(),
+    'no finetuning': settings(finetune=none),
+    'paper': settings(protocol='paper'),
+    'both': settings(finetune=on_both),
+    'given': settings(structure='lora'),
+    'compare': settings(job='compare', compare=compare),
+  }
+  found = {name: used_recipes(given) for name, given in names.items()}
+  assert found == {
+    'search': (('supernet', ('train',)), ('finetune', ('train',))),
+    'no finetuning': (('supernet', ('train',)),),
+    'paper': (('supernet', ('train+val',)),),
+    'both': (('supernet', ('train',)), ('finetune', ('train', 'train+val'))),
+    'given': (('training', ('train',)),),
+    'compare': (('supernet', ('train',)),),
+  }
+
+
+@pytest.mark.parametrize(
+  'fields, error, sentence',
+  [
+    (
+      {'finetune__batch_size': 5000},
+      ValueError,
+      r'finetune.batch_size=5000 is larger than the',
+    ),
+    (
+      {'search__mode': 'guided', 'data__max_resident': 0},
+      ValueError,
+      r"search.mode='guided' takes the gradient on resident images; raise data.max_resident",
+    ),
+    ({'model__weights': 'typo'}, FileNotFoundError, r"model.weights='typo' is no file or folder"),
+    ({'model__image_size': 4096}, ValueError, r'image_size=4096 makes 1,048,576 patches of 4 pix'),
+    ({'space__ranks': (1000,)}, ValueError, r'space.ranks has 1000, and no layer of the model is'),
+    (
+      {'structure': '/no/genome.json'},
+      FileNotFoundError,
+      r"structure='/no/genome.json' is no",
+    ),
+    (
+      {'structure': 'gradient', 'allocation__folds': 900},
+      ValueError,
+      r'allocation.folds=900 is more than the 800 training images',
+    ),
+    (
+      {'job': 'compare', 'budget': None, 'presets': (), 'data__max_resident': 0},
+      ValueError,
+      r'A comparison trains on resident images, and data.max_resident=0 streams the 800 training',
+    ),
+  ],
+)
+def test_a_start_that_fails_leaves_no_workdir(fields, error, sentence, run_config, tmp_path):
+  with pytest.raises(error, match=sentence):
+    experiment.run(changed(run_config, **fields), str(tmp_path / 'run'))
+  assert not os.listdir(tmp_path)
+
+
+def test_a_corrected_config_starts_where_the_first_start_failed(run_config, tmp_path):
+  """A split that was made for the first one is forgotten; what lay there before is not."""
+  photos = tmp_path / 'photos'
+  for name in ('cat', 'dog'):
+    (photos / name).mkdir(parents=True)
+    for number in range(12):
+      pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), np.uint8)
+      Image.fromarray(pixels).save(photos / name / f'{number}.png')
+  workdir = tmp_path / 'run'
+  workdir.mkdir()
+  (workdir / 'notes.txt').write_text('mine')
+  wrong = changed(run_config, task=f'folder:{photos}', model__weights='typo')
+  with pytest.raises(FileNotFoundError, match='typo'):
+    experiment.run(wrong, str(workdir))
+  assert os.listdir(workdir) == ['notes.txt']
+  right = changed(wrong, model__weights=run_config.model.weights)
+  with pytest.raises(Stopped, match='before the stage supernet'):
+    experiment.run(right, str(workdir), stop=always)
+  assert set(os.listdir(workdir)) == {
+    'notes.txt',
+    'lock',
+    'config.json',
+    'split.json',
+    'images.npz',
+  }
+  before = {name: (workdir / name).read_bytes() for name in ('config.json', 'split.json')}
+  with pytest.raises(ValueError, match=r'space.ranks has 1000'):
+    experiment.run(changed(run_config, space__ranks=(1000,)), str(workdir), stop=always)
+  assert before == {name: (workdir / name).read_bytes() for name in before}
+  with pytest.raises(Stopped):  # other images: nothing has been trained on the first ones
+    experiment.run(run_config, str(workdir), stop=always)
+  assert not (workdir / 'split.json').exists()
+  assert read_json(workdir / 'config.json')['task'] == 'digits'
+
+
+def always():
+  return True
+
+
+@pytest.fixture(scope='module')
+def run(run_config, tmp_path_factory):
+  return lifecycle.prepare(check_config(run_config), str(tmp_path_factory.mktemp('prepared')))
+
+
+def test_what_will_be_written_is_said_and_must_fit(run, monkeypatch, caplog):
+  caplog.set_level(logging.INFO)
+  early_checks.check_disk(run)
+  assert 'MB will be written' in caplog.text
+  needed = early_checks.least_bytes(run)
+  adapter, _ = run.adapted.split(run.variables)
+  supports = sum(leaf.nbytes for leaf in jax.tree.leaves(adapter['glora']))
+  assert 3 * supports < needed < 10 * supports + 10**6
+  monkeypatch.setattr(early_checks.shutil, 'disk_usage', disk_with(needed // 2))
+  with pytest.raises(OSError, match=r'cannot hold what the run will write: at least .* are free'):
+    early_checks.check_disk(run)
+  with open(run.path('written'), 'wb') as file:
+    file.write(bytes(needed // 2))
+  early_checks.check_disk(run)  # what is there already is not written again
+  os.remove(run.path('written'))
+
+
+def disk_with(free):
+  def usage(path):
+    return types.SimpleNamespace(free=free)
+
+  return usage
+
+
+def test_a_folder_of_another_model_is_found_before_the_last_stage(run, tmp_path):
+  elsewhere = dataclasses.replace(run, workdir=str(tmp_path))
+  weights.save(tmp_path / 'folded' / 'other.safetensors', *weights.load(weights.EMBEDDED_FILE))
+  with pytest.raises(ValueError, match=r'folded holds another checkpoint already \(other.safeten'):
+    early_checks.check_stages(elsewhere, early_checks.count_images(run.task))
+
+
+@pytest.mark.parametrize(
+  'name, content, sentence',
+  [
+    (
+      'seconds.json',
+      ['fast'],
+      r"seconds.json is damaged \(\['fast'\] is not an object\)",
+    ),
+    ('seconds.json', {'supernet': 'fast'}, "'fast' at supernet is not a finite number"),
+    (
+      'result.json',
+      {'task': 'digits'},
+      r'result.json is damaged \(\w+ is missing\); remove',
+    ),
+    ('result.json', [1], 'is not an object'),
+  ],
+)
+def test_records_of_another_shape_are_one_sentence(name, content, sentence, run_config, tmp_path):
+  write_json(tmp_path / name, content)
+  with pytest.raises(ValueError, match=sentence):
+    experiment.run(run_config, str(tmp_path), stop=always)

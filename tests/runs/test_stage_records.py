@@ -1,0 +1,132 @@
+"""What the stages of a run left is read back with its shape checked; damage is one sentence."""
+
+import types
+
+import numpy as np
+import pytest
+
+from glora_jax.files import read_arrays, write_arrays, write_json
+from glora_jax.method.genomes import random_genomes, smallest_genome
+from glora_jax.runs.config import RunSettings, check_config
+from glora_jax.runs.lifecycle import prepare
+from glora_jax.runs.run import Place, Stream
+from glora_jax.runs.stages import allocation, batches, search, training
+from glora_jax.runs.stages.search import EarlyStopping, read_archive
+from glora_jax.runs.stages.training import TrainingStage
+from glora_jax.search.archive import Archive
+from glora_jax.training.recipe import Recipe
+
+
+@pytest.fixture(scope='module')
+def run(run_config, tmp_path_factory):
+  return prepare(check_config(run_config), str(tmp_path_factory.mktemp('prepared')))
+
+
+def archive_of(spec, **changes):
+  genomes = random_genomes(np.random.default_rng(0), spec, 4)
+  archive = Archive.empty(spec).extended(genomes, [5, 7, 7, 1], [1.0, 2.0, 3.0, 4.0], 0)
+  return {**archive.arrays(), 'generation': np.array([0, 0, 1, 1]), **changes}
+
+
+@pytest.mark.parametrize(
+  'changes, reason',
+  [
+    ({'loss': np.array([1.0, np.nan, 1.0, 1.0])}, 'with numbers that are not finite'),
+    ({'loss': np.ones(3)}, r'loss is float64 \[3\] and not \[4\]'),
+    ({'correct': np.array([1, 2, -3, 4])}, 'less than no right answer'),
+    ({'generation': np.array([0, 2, 3, 3])}, 'its generations do not follow one another'),
+    ({'generation': np.array([1, 1, 2, 2])}, 'its generations do not follow one another'),
+    ({}, None),
+    ({'exact': np.array([1, 0, 1, 1])}, 'exact is int64'),
+    ({'genomes': np.zeros((4, 3, 5), np.int8)}, r'genomes is int8 \[4, 3, 5\] and not \[4, 8, 5\]'),
+    ({'genomes': np.full((4, 8, 5), 9, np.int8)}, 'The genome says 9 for A of layer 0'),
+  ],
+)
+def test_an_archive_that_cannot_be_is_one_sentence(changes, reason, run, tmp_path):
+  path = str(tmp_path / 'archive.npz')
+  write_arrays(path, archive_of(run.adapted.spec, **changes), 'archive')
+  if reason is None:
+    assert len(read_archive(path, run.adapted.spec)) == 4
+    return
+  with pytest.raises(ValueError, match=rf'archive.npz is damaged \(.*{reason}'):
+    read_archive(path, run.adapted.spec)
+
+
+def test_the_order_of_images_is_made_again_where_it_is_lost(tmp_path, monkeypatch):
+  """The first generation of the archive gives it; what is damaged may be removed."""
+  images, labels = np.arange(6)[:, None], np.arange(6)
+  correct = np.random.default_rng(0).random((3, 6)) < 0.5
+
+  def make_scorer(*_):
+    return lambda variables, genomes, images, labels: (correct[: len(genomes)], 1.0 * ~correct)
+
+  monkeypatch.setattr(search, 'make_image_scorer', make_scorer)
+  run = types.SimpleNamespace(
+    adapted=None,
+    preprocess=None,
+    search_split='val',
+    settings=RunSettings(),
+    data=lambda split: (images, labels),
+  )
+  path = tmp_path / 'order.npz'
+  stopping = EarlyStopping(run, None, str(path))
+  stopping.score_all(np.zeros((3, 1, 5)))
+  expected = stopping._ordered[1]
+  path.unlink()
+  resumed = EarlyStopping(run, None, str(path), first=np.zeros((3, 1, 5)))
+  np.testing.assert_array_equal(resumed._ordered[1], expected)
+  for order in (np.arange(5), np.zeros(6, int)):
+    write_arrays(path, {'order': order}, 'order')
+    with pytest.raises(ValueError, match=r'order.npz is damaged \(.*\); remove it, and it is made'):
+      _ = EarlyStopping(run, None, str(path), first=np.zeros((3, 1, 5)))._ordered
+
+
+def test_an_allocation_of_another_model_is_one_sentence(run, tmp_path):
+  place = Place(run.adapted, run.variables)
+  with pytest.raises(ValueError, match='The genome has shape'):
+    allocation.from_arrays({'genome': np.zeros((3, 5), np.int8)}, place)
+  genome = smallest_genome(run.adapted.spec)
+  with pytest.raises(ValueError, match='it lacks budget'):
+    allocation.from_arrays({'genome': genome}, place)
+
+
+@pytest.mark.parametrize(
+  'changes, reason',
+  [
+    ({}, None),
+    ({'seconds': np.array(np.nan)}, 'seconds is float64'),
+    ({'0/x': np.ones((2, 9))}, None),  # version 0.1.0 stored all ranks
+    ({'0/x': np.full((2, 3), np.nan)}, None),  # a training that diverged
+    ({'0/x': np.ones((2, 2))}, r'0/x is float64 \[2, 2\] and not \[2, 3\]'),
+    ({'1/x': np.ones(1)}, 'it has 1/x, which is unknown'),
+  ],
+)
+def test_trained_arrays_of_another_model_are_one_sentence(changes, reason, tmp_path):
+  path = str(tmp_path / 'lora.npz')
+  write_arrays(path, {'0/x': np.ones((2, 3)), 'seconds': np.array(1.0), **changes}, 'trained')
+  templates = {'0/x': np.ones((2, 3))}
+  if reason is None:
+    assert batches._read(path, templates).keys() == read_arrays(path).keys()
+    return
+  with pytest.raises(ValueError, match=rf'lora.npz is damaged \({reason}'):
+    batches._read(path, templates)
+
+
+def test_a_curve_that_lacks_epochs_chooses_none(run):
+  stage = TrainingStage('choice', Recipe(epochs=2, warmup_epochs=0), Stream.FINETUNE, 'train')
+  lines = (
+    '{"stage": "choice", "step": 50, "val_accuracy": 0.5, "val_loss": 1.0, "epoch": 1.0}\n'
+    '\xff\n'
+    '{"stage": "choice", "step": 100, "val_accuracy": 0.7, "val_loss": 1.0, "epoch": 2.0}\n'
+  )
+  path = run.path('metrics.jsonl')
+  with open(path, 'w', encoding='latin-1') as file:
+    file.write(lines)
+  assert training._best_of_curve(run, stage)['epoch'] == 2
+  with open(path, 'w', encoding='latin-1') as file:
+    file.write(lines[: len(lines) // 2])
+  with pytest.raises(ValueError, match=r'metrics.jsonl has 1 of the 2 epochs of choice'):
+    training._best_of_curve(run, stage)
+  write_json(run.path('epochs.json'), {'epochs': 3}, 'epochs')
+  with pytest.raises(ValueError, match=r'epochs=3 is not from 1 to finetune.epochs=2'):
+    training._read_epochs(run.path('epochs.json'), stage.recipe)
