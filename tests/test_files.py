@@ -145,6 +145,7 @@ def test_a_folder_that_leads_out_of_a_workdir_is_refused(name, tmp_path):
   with pytest.raises(ValueError, match=rf'run/{name} is a link; a run writes into no folder'):
     workdir.claim(folder, [str(folder / 'food101' / '4' / '0')]).__enter__()
   assert not os.listdir(outside)
+  assert not (folder / 'lock').exists()
 
 
 def test_a_folder_that_cannot_be_written_is_refused_in_a_sentence(tmp_path):

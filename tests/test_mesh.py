@@ -254,3 +254,12 @@ def test_fields_of_the_machine_are_explained(name):
   config.mesh[name] = 'some'
   with pytest.raises(ValueError, match=f"mesh.{name}='some' is unknown; it is one of"):
     check_config(config)
+
+
+def test_a_platform_without_a_device_is_one_sentence(monkeypatch):
+  def fail():
+    raise AssertionError  # as JAX does for JAX_PLATFORMS=cuda where there is no GPU
+
+  monkeypatch.setattr(jax, 'devices', fail)
+  with pytest.raises(RuntimeError, match=r'JAX has no device to compute on with JAX_PLATFORMS='):
+    mesh.initialize()

@@ -19,13 +19,10 @@ import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
 
-from glora_jax.files import explain_os, first_line
 from glora_jax.runs import flag_errors
+from glora_jax.runs.mistakes import MISTAKES, is_mistake, sentence
 
 STOPPED = 75  # exit code EX_TEMPFAIL of sysexits.h: the same command goes on
-# Whose text is a sentence for the user, `is_mistake`.
-MISTAKES = (ValueError, OSError, ImportError, RuntimeError, MemoryError)
-_MEMORY = 'RESOURCE_EXHAUSTED'  # as XLA says it
 
 
 class HelpConfigFlag(flags.BooleanFlag):
@@ -122,23 +119,6 @@ def _given_config() -> ml_collections.ConfigDict:
       'config that glora_jax.runs.config.default_config() made, with other values.'
     )
   return CONFIG.value
-
-
-def is_mistake(error: BaseException) -> bool:
-  """Whether an error's text is a sentence for the user, and not a fault of this package.
-
-  JAX's own errors are faults, unless memory is short.
-  """
-  name = type(error).__name__
-  return name not in ('JaxRuntimeError', 'XlaRuntimeError') or _MEMORY in str(error)
-
-
-def sentence(error: BaseException) -> str:
-  """What a user is told of a mistake, in one line."""
-  text = str(error).strip() or type(error).__name__
-  if isinstance(error, MemoryError) or _MEMORY in text:
-    return f'There is too little memory ({first_line(text)}); take less at once, or more memory.'
-  return explain_os(error) if isinstance(error, OSError) else text
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:

@@ -173,13 +173,15 @@ def check_stages(run: Run, counts: Mapping[str, int]) -> None:
       few images, images that are streamed where they must be resident, or a folder that holds
       another checkpoint.
     FileNotFoundError: a structure's file is not there.
+    OSError: there is too little room on the disk.
   """
-  _check_rows(run)
+  check_rows(run, counts)
   _check_structure(run)
   if run.settings.has_gradient:
     _check_gradient(run, counts)
   _check_residency(run, counts)
   _check_folded(run)
+  check_disk(run)
 
 
 def _budgets(settings: RunSettings) -> tuple[int | None, ...]:
@@ -193,8 +195,17 @@ def rows(settings: RunSettings) -> tuple[str, ...]:
   return tuple(settings.compare.methods if settings.job == 'compare' else settings.presets)
 
 
-def _check_rows(run: Run) -> None:
-  """Raises ValueError where the model cannot have a preset that the config names."""
+def check_rows(run: Run, counts: Mapping[str, int]) -> None:
+  """Checks that the model can have the presets that the config names.
+
+  Args:
+    run: the run, prepared.
+    counts: number of images by split; it does not matter.
+
+  Raises:
+    ValueError: it cannot.
+  """
+  del counts
   budget = min((budget for budget in _budgets(run.settings) if budget is not None), default=None)
   for name in rows(run.settings):
     if name not in NO_PRESETS:

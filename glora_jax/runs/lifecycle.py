@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import flax
@@ -45,7 +45,8 @@ from glora_jax.runs.workdir import (
 
 log = logging.getLogger(__name__)
 
-PREPARED = ('split.json', 'weights.json')  # what preparing writes into a workdir
+# What preparing writes into a workdir, and the fields of the config that it is of.
+PREPARED = {'split.json': ('task', 'data.'), 'weights.json': ('model.weights',)}
 
 
 def never() -> bool:
@@ -85,10 +86,12 @@ def carry_out(
     changes = changes_of(config, workdir)
     if os.path.exists(path):
       log.info('This run is finished; everything is in %s.', workdir)
+      for change in changes:
+        log.info('%s, which no stage has used.', change)
       return read_record(path, 'result', shape)
     with _undone_where_it_fails(workdir, before):
-      _forget_split(workdir, changes)
-      run = prepare(settings, workdir, stop)
+      _forget(workdir, changes)
+      run = prepare(settings, workdir, stop, early_checks.check_stages)
     if meshes.primary():
       claim_workdir(config, workdir)
     result = stages(run)
@@ -136,15 +139,21 @@ def _restore(contents: dict[str, bytes | None]) -> None:
         file.write(content)
 
 
-def _forget_split(workdir: str, changes: tuple[Change, ...]) -> None:
-  """Removes a split that was made for other images, and that no stage has used."""
-  path = os.path.join(workdir, 'split.json')
-  others = any(is_among(change.name, ('task', 'data.')) for change in changes)
-  if others and meshes.primary() and os.path.exists(path):
-    os.remove(path)
+def _forget(workdir: str, changes: tuple[Change, ...]) -> None:
+  """Removes a split of other images and a record of other weights, which no stage has used."""
+  for name, fields in PREPARED.items():
+    path = os.path.join(workdir, name)
+    is_of_others = any(is_among(change.name, fields) for change in changes)
+    if is_of_others and meshes.primary() and os.path.exists(path):
+      os.remove(path)
 
 
-def prepare(given: RunSettings, workdir: str, stop: Callable[[], bool] = never) -> Run:
+def prepare(
+  given: RunSettings,
+  workdir: str,
+  stop: Callable[[], bool] = never,
+  check: Callable[[Run, Mapping[str, int]], None] = early_checks.check_rows,
+) -> Run:
   """Loads the backbone, gives it a new head for the task, and adapts it.
 
   Args:
@@ -152,6 +161,7 @@ def prepare(given: RunSettings, workdir: str, stop: Callable[[], bool] = never) 
     workdir: folder of the run; nothing is written but a split of the user's own images, and which
       weights a name on the hub stood for (`PREPARED`).
     stop: see `experiment.run`.
+    check: what is asked of the run, with the number of images by split, before these are opened.
 
   Raises:
     ValueError, OSError: what any stage would stumble over, as far as it can be known before.
@@ -196,8 +206,7 @@ def prepare(given: RunSettings, workdir: str, stop: Callable[[], bool] = never) 
     beside=beside,
     mesh=mesh,
   )
-  early_checks.check_stages(run, counts)
-  early_checks.check_disk(run)
+  check(run, counts)
   run = dataclasses.replace(run, task=_open_images(run))
   left = early_checks.count_images(run.task)  # fewer, where broken ones are left out
   if left == counts:
@@ -210,6 +219,8 @@ def _open_images(run: Run) -> Task:
   record = run.path('images.npz') if run.workdir else None
   skip_broken = run.settings.data.skip_broken
   with meshes.primary_first('images'):
+    if record and meshes.primary():
+      os.makedirs(run.workdir, exist_ok=True)
     return with_readable_images(run.task, record, skip_broken=skip_broken, write=meshes.primary())
 
 

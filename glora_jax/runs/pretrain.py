@@ -15,7 +15,7 @@ import numpy as np
 from glora_jax.data import augment
 from glora_jax.data.normalization import NORMALIZATIONS, normalize
 from glora_jax.data.tasks import fashion_mnist
-from glora_jax.files import write_json
+from glora_jax.files import write_json, writing
 from glora_jax.models import weights
 from glora_jax.models.vit import ViT
 from glora_jax.runs import schema
@@ -86,7 +86,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     ValueError: a wrong field; the sentence names it.
   """
   settings = schema.build(PretrainSettings, config.to_dict())
-  os.makedirs(workdir, exist_ok=True)
+  with writing(workdir):
+    os.makedirs(workdir, exist_ok=True)
   data = fashion_mnist.fashion_mnist(settings.data)
   classes = fashion_mnist.FASHION_MNIST_CLASSES
   model = ViT(num_classes=len(classes), **dataclasses.asdict(settings.model))
@@ -119,7 +120,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
   }
   path = os.path.join(workdir, 'backbone.safetensors')
   weights.save(path, model, state.trainable, metadata)
-  write_json(os.path.join(workdir, 'result.json'), result)
+  write_json(os.path.join(workdir, 'result.json'), result, 'pretraining')
   return result
 
 

@@ -27,11 +27,9 @@ from glora_jax.reports.scoreboard import Board
 from glora_jax.runs import experiment
 from glora_jax.runs.config import check_config, data_source
 from glora_jax.runs.lifecycle import never
+from glora_jax.runs.mistakes import MISTAKES, sentence
 from glora_jax.runs.suite_settings import apply_settings, check_settings
 from glora_jax.runs.workdir import Stopped, changes_of, claim, claim_workdir
-
-# What a task can fail with; anything else is a fault of the program.
-FAILURES = (ValueError, OSError, ImportError, RuntimeError)
 
 log = logging.getLogger(__name__)
 
@@ -116,11 +114,11 @@ def attempt(board: Board, name: str, job: Callable[[], dict[str, Any]]) -> None:
     board.results[name] = job()
   except Stopped:
     raise
-  except FAILURES as error:
+  except MISTAKES as error:
     if jax.process_count() > 1:
       raise
-    board.failed[name] = str(error)
-    log.warning('%s failed: %s', name, error)
+    board.failed[name] = sentence(error)
+    log.warning('%s failed: %s', name, board.failed[name])
 
 
 def missing(config: ml_collections.ConfigDict, workdir: str, prepare: bool) -> str | None:
@@ -139,8 +137,8 @@ def missing(config: ml_collections.ConfigDict, workdir: str, prepare: bool) -> s
     if prepare:
       task.open('train')
     return task.missing()
-  except FAILURES as error:
-    return str(error)
+  except MISTAKES as error:
+    return sentence(error)
 
 
 def keep_compiled(workdir: str) -> None:

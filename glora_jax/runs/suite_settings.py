@@ -11,6 +11,7 @@ from typing import Any
 import ml_collections
 
 from glora_jax.data.catalog import expand
+from glora_jax.files import first_line
 from glora_jax.method import genomes
 
 FIELDS = ('budget', 'learning_rate')
@@ -40,11 +41,11 @@ def with_settings(config: ml_collections.ConfigDict, path: str | None) -> ml_col
       f"There is no file '{path}'; settings= takes a JSON file of budgets and learning rates by "
       'task.'
     )
-  with open(path) as file:
+  with open(path, encoding='utf-8') as file:
     try:
       settings = json.load(file)
-    except ValueError as error:
-      raise ValueError(f'{path} is no JSON ({error}).') from error
+    except (ValueError, RecursionError) as error:
+      raise ValueError(f'{path} is no JSON ({first_line(error)}).') from error
   check_settings(settings, config.task, path)
   if expand(config.task) == [config.task]:
     apply_settings(config, settings)

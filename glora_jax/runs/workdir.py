@@ -28,7 +28,15 @@ from glora_jax.mesh import primary
 from glora_jax.records import read_record
 from glora_jax.runs.config import default_config, values_when_absent
 from glora_jax.runs.sections import SpaceSettings
-from glora_jax.runs.used_fields import FREE_FIELDS, is_among, last_begun, stages_of, used_by
+from glora_jax.runs.used_fields import (
+  COMMON_FIELDS,
+  FREE_FIELDS,
+  Stage,
+  is_among,
+  last_begun,
+  stages_of,
+  used_by,
+)
 
 log = logging.getLogger(__name__)
 
@@ -118,9 +126,21 @@ def changes_of(
     used = '' if last is None else f': its stage {last.name} depends on what has changed'
     raise ValueError(
       f'The workdir {workdir} belongs to another config: {"; ".join(map(str, refused))}. '
-      f'Choose another --workdir, or remove that one{used}.'
+      f'Choose another --workdir, or remove that one{used}.{_way_back(stages, refused, workdir)}'
     )
   return changes
+
+
+def _way_back(stages: tuple[Stage, ...], refused: Sequence[Change], workdir: str) -> str:
+  """What to remove for the stages that have used refused fields to begin anew; empty where all."""
+  names = [change.name for change in refused]
+  if not all(map(_is_known, names)) or any(is_among(name, COMMON_FIELDS) for name in names):
+    return ''
+  using = [any(is_among(name, stage.fields) for name in names) for stage in stages]
+  later = stages[using.index(True) :]
+  traces = [os.path.join(workdir, trace) for stage in later for trace in stage.traces]
+  left = [trace for trace in traces if os.path.exists(trace)]
+  return f' Without {", ".join(left)} the stage {later[0].name} begins anew.' if left else ''
 
 
 def _is_known(name: str) -> bool:
@@ -197,6 +217,7 @@ def claim(folder: Path, tasks: Sequence[str] = ()) -> Iterator[None]:
   """
   with writing(folder):
     os.makedirs(folder, exist_ok=True)
+  _refuse_links(folder, tasks)
   path = os.path.join(folder, LOCK)
   with _open_lock(path) as file:
     _lock(file, path)
@@ -205,7 +226,6 @@ def claim(folder: Path, tasks: Sequence[str] = ()) -> Iterator[None]:
       file.truncate(0)
       file.write(_HOLDER + f'{os.getpid()} on {socket.gethostname()}\n'.encode())
       file.flush()
-      _refuse_links(folder, tasks)
       _remove_partial_files(folder)
     yield
 

@@ -49,12 +49,15 @@ class NonFiniteLossError(RuntimeError):
 
   Attributes:
     state: the last good state, before that step.
+    learning_rate: the recipe's; None where it is not known.
   """
 
-  def __init__(self, state: TrainState):
+  def __init__(self, state: TrainState, learning_rate: float | None = None):
     self.state = state
+    self.learning_rate = learning_rate
+    rate = '' if learning_rate is None else f', with learning_rate={learning_rate:g}'
     super().__init__(
-      f'The loss was not finite at step {state.step}; the state before that step was kept. '
+      f'The loss was not finite at step {state.step}{rate}; the state before that step was kept. '
       'Lower the learning rate, or check the images and the pretrained weights.'
     )
 
@@ -305,7 +308,7 @@ def fit(  # noqa: PLR0913
       )
       state = TrainState(trainable, opt_state, int(done))
       if state.step < block.stop:
-        raise NonFiniteLossError(state)
+        raise NonFiniteLossError(state, recipe.learning_rate)
       means = {name: float(np.mean(values)) for name, values in metrics.items()}
       bar.reach(state.step, means)
       if on_dispatch is not None:

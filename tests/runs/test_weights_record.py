@@ -2,8 +2,9 @@
 
 import pytest
 
-from glora_jax.files import read_json, sha256_of
+from glora_jax.files import read_json, sha256_of, write_json
 from glora_jax.models import hub, weights
+from glora_jax.runs.config import check_config, default_config
 from glora_jax.runs.sections import ModelSettings
 from glora_jax.runs.weights_record import find_weights, recorded
 
@@ -57,3 +58,23 @@ def test_weights_that_are_no_name_leave_no_record(tmp_path):
   assert find_weights(ModelSettings(), tmp_path) == weights.EMBEDDED_FILE
   assert find_weights(ModelSettings(weights=str(tmp_path)), tmp_path) == str(tmp_path)
   assert recorded(tmp_path) == {}
+
+
+def test_a_record_of_other_weights_is_not_theirs(repository, tmp_path):
+  cache, branches = repository
+  find_weights(ModelSettings(weights='hf:me/vit@main'), tmp_path)
+  branches[None] = SECOND
+  assert find_weights(ModelSettings(weights='hf:me/vit'), tmp_path) == str(cache / SECOND)
+  assert read_json(tmp_path / 'weights.json')['revision'] == SECOND
+  write_json(tmp_path / 'weights.json', {'weights': 'hf:me/vit'})
+  with pytest.raises(ValueError, match=r'weights.json is damaged \(revision is missing\)'):
+    find_weights(ModelSettings(weights='hf:me/vit'), tmp_path)
+
+
+def test_a_checksum_counts_for_the_weights_in_the_package_too(tmp_path):
+  with pytest.raises(ValueError, match=r'has SHA-256 .* and 0000'):
+    find_weights(ModelSettings(sha256='0' * 64), tmp_path)
+  config = default_config()
+  config.model.sha256 = 'zz'
+  with pytest.raises(ValueError, match=r"model.sha256='zz': it is no checksum, which has 64 hexad"):
+    check_config(config)

@@ -1,6 +1,7 @@
 """A workdir belongs to one config; an older config's missing fields mean what they meant then."""
 
 import logging
+import shutil
 from collections.abc import Mapping
 
 import pytest
@@ -101,6 +102,20 @@ def test_what_a_stage_has_used_is_refused_and_the_stage_named(traces, fields, st
   with pytest.raises(ValueError, match=f'another config: .* its stage {stage} depends on what has'):
     claim_workdir(changed(job=job, **fields), str(tmp_path))
   assert (tmp_path / 'config.json').read_bytes() == before
+
+
+def test_what_to_remove_for_a_stage_to_begin_anew_is_said(tmp_path):
+  claim_workdir(default_config(), str(tmp_path))
+  leave(tmp_path, ('supernet/50/', 'search/archive.npz', 'finetune/50/', 'test_list.json'))
+  with pytest.raises(ValueError) as caught:
+    claim_workdir(changed(search__guides=2, finetune__epochs=30), str(tmp_path))
+  kept = [tmp_path / name for name in ('search', 'finetune', 'test_list.json')]
+  assert str(caught.value).endswith(
+    f' Without {", ".join(map(str, kept))} the stage search begins anew.'
+  )
+  for path in kept:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+  claim_workdir(changed(search__guides=2, finetune__epochs=30), str(tmp_path))
 
 
 def leave(workdir, traces):

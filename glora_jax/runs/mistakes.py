@@ -1,0 +1,33 @@
+"""Which errors are a user's mistakes, and the sentence that is told of each."""
+
+from __future__ import annotations
+
+from glora_jax.files import explain_os, first_line
+
+# Whose text is a sentence for the user, where `is_mistake` says so.
+MISTAKES = (ValueError, OSError, ImportError, RuntimeError, MemoryError)
+_MEMORY = 'RESOURCE_EXHAUSTED'  # as XLA says it
+_OF_JAX = ('JaxRuntimeError', 'XlaRuntimeError')
+
+
+def is_mistake(error: BaseException) -> bool:
+  """Whether an error is a user's mistake, or the machine's, and not a fault of this package.
+
+  JAX's own errors are faults, unless memory is short.
+  """
+  if not isinstance(error, MISTAKES):
+    return False
+  return type(error).__name__ not in _OF_JAX or _MEMORY in str(error)
+
+
+def sentence(error: BaseException) -> str:
+  """What a user is told of a mistake, in one line.
+
+  Example:
+    >>> sentence(PermissionError(13, 'Permission denied', '/data'))
+    '/data cannot be read or written (Permission denied).'
+  """
+  text = str(error).strip() or type(error).__name__
+  if isinstance(error, MemoryError) or _MEMORY in text:
+    return f'There is too little memory ({first_line(text)}); take less at once, or more memory.'
+  return explain_os(error) if isinstance(error, OSError) else text
