@@ -24,6 +24,7 @@ from glora_jax.method.groups import Group, number_rows, spec_of, tie
 from glora_jax.method.selection import Selection, Selector, matches
 from glora_jax.method.site import Site
 from glora_jax.method.space import SearchSpace
+from glora_jax.method.validation import check_merge
 from glora_jax.tree import Path, flatten, path_name
 
 log = logging.getLogger(__name__)
@@ -82,8 +83,7 @@ def adapt(
     >>> [layer.name for layer in adapted.spec]
     ['hidden']
   """
-  if merge not in ('auto', *get_args(Merge)):
-    raise ValueError(f"merge='{merge}' is unknown; it is 'auto', 'up_front' or 'lazy'.")
+  check_merge(merge, ('auto', *get_args(Merge)))
   if merge == 'auto':
     merge = 'up_front' if jax.default_backend() == 'cpu' else 'lazy'
   model = _linen_module(model)

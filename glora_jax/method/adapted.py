@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import flax.linen as nn
 import jax
@@ -23,6 +23,13 @@ from glora_jax.method.storage import check_storage
 from glora_jax.method.subnet import Call, Subnet
 from glora_jax.method.summary import layer_table
 from glora_jax.method.supports import COLLECTION
+from glora_jax.method.validation import (
+  check_collections,
+  check_merge,
+  check_one_genome,
+  check_ranks,
+  check_supports,
+)
 from glora_jax.tree import (
   Path,
   differences,
@@ -84,6 +91,9 @@ class Adapted:
   merge: Merge
   param_shapes: Mapping[Path, jax.ShapeDtypeStruct]
 
+  def __post_init__(self):
+    check_ranks(self.spec)
+
   def init(self, key: jax.Array, params: Any) -> dict[str, Any]:
     """The variables to train; every subnet of them is the base model.
 
@@ -136,18 +146,13 @@ class Adapted:
     Raises:
       ValueError: the genome or the variables do not fit the model.
     """
-    genomes.check_genome(self.spec, genome)
-    if np.ndim(genome) != 2:
-      raise ValueError(
-        f'apply takes one genome [{len(self.spec)}, 5], not {np.shape(genome)}; '
-        'use jax.vmap over a population.'
-      )
+    check_one_genome(self.spec, genome, 'apply')
     check_storage(self.groups, variables.get(COLLECTION, {}), genome)
     return self.run(Call(args, kwargs), variables, jnp.asarray(genome), merge or self.merge)
 
   def fix(self, genome: Any) -> Subnet:
     """The subnet of one concrete genome [rows, 5]: only the terms it uses, in the cheapest form."""
-    genomes.check_genome(self.spec, genome)
+    check_one_genome(self.spec, genome, 'fix')
     return Subnet(self, genomes.canonicalize(self.spec, np.asarray(genome)))
 
   def fold(self, variables: Mapping[str, Any], genome: Any) -> Any:
@@ -161,8 +166,9 @@ class Adapted:
       The params with the genome's supports merged into kernels and biases, all else as it was. Of
       a quantized base they are float32; `glora_jax.method.quantized.requantize` goes back.
     """
-    genomes.check_genome(self.spec, genome)
-    _check_variables(variables)
+    check_one_genome(self.spec, genome, 'fold')
+    check_collections(variables)
+    check_supports(self.groups, variables[COLLECTION])
     check_storage(self.groups, variables[COLLECTION], genome)
     params = self.full_precision(variables['params'])
     return fold(self.groups, params, variables[COLLECTION], jnp.asarray(genome))
@@ -190,7 +196,11 @@ class Adapted:
 
     Returns:
       (trainable, frozen): supports and heads, and everything else.
+
+    Raises:
+      ValueError: the variables lack a collection.
     """
+    check_collections(variables, ('params', COLLECTION) if supports else ('params',))
     head, body = partition(variables['params'], self.head_paths.__contains__)
     rest = {name: value for name, value in variables.items() if name != 'params'}
     trainable = {'params': head}
@@ -227,7 +237,7 @@ class Adapted:
       One line a layer, and one about the whole model.
     """
     chosen = genomes.largest_genome(self.spec) if genome is None else np.asarray(genome)
-    genomes.check_genome(self.spec, chosen)
+    check_one_genome(self.spec, chosen, 'summary')
     trained = self.count_params(chosen)
     heads = sum(self.param_shapes[path].size for path in self.head_paths)
     total = sum(shape.size for shape in self.param_shapes.values())
@@ -259,7 +269,9 @@ class Adapted:
     Returns:
       What the model's `apply` returns.
     """
-    _check_variables(variables)
+    check_merge(merge, get_args(Merge))
+    check_collections(variables)
+    check_supports(self.groups, variables[COLLECTION])
     args, kwargs = call
     params, supports = self.full_precision(variables['params']), variables[COLLECTION]
     rest = {name: value for name, value in variables.items() if name not in ('params', COLLECTION)}
@@ -295,12 +307,3 @@ def _by_name(flat: Mapping[Path, Any]) -> dict[str, Any]:
   """Arrays out of their boxes, by name."""
   named = {path_name(path): nn.meta.unbox(value) for path, value in flat.items()}
   return {name: value for name, value in named.items() if is_array(value)}
-
-
-def _check_variables(variables: Mapping[str, Any]) -> None:
-  for name in ('params', COLLECTION):
-    if name not in variables:
-      raise ValueError(
-        f"The variables have no '{name}' (they have {', '.join(variables) or 'nothing'}); "
-        'pass what init returned.'
-      )

@@ -16,6 +16,7 @@ from glora_jax.method import genomes
 from glora_jax.method.adapted import COLLECTION, Adapted
 from glora_jax.method.storage import check_storage
 from glora_jax.method.supports import used_parts
+from glora_jax.method.validation import check_one_genome, check_supports
 from glora_jax.tree import fingerprint, flatten, get, path_name, replace
 
 _DIGITS = 12  # of a fingerprint, where two are shown beside each other
@@ -68,8 +69,10 @@ def save_adapter(
     >>> {name: value.shape for name, value in sorted(tensors.items())}
     {'glora/Dense/A_up': (1, 3), 'glora/Dense/D': (3,), 'glora/Dense/E': (3,)}
   """
+  check_one_genome(adapted.spec, genome, 'save_adapter')
   genome = genomes.canonicalize(adapted.spec, genome)
   trainable, frozen = adapted.split(variables)
+  check_supports(adapted.groups, trainable[COLLECTION])
   check_storage(adapted.groups, trainable[COLLECTION], genome)
   others = {name: value for name, value in frozen.items() if name != 'params'}
   tensors = {

@@ -329,6 +329,11 @@ def genome_to_json(spec: Spec, genome: Any) -> dict[str, Any]:
   """
   check_genome(spec, genome)
   codes = np.asarray(genome)
+  if codes.ndim != 2:
+    raise ValueError(
+      f'genome_to_json takes one genome [{len(spec)}, 5], not {codes.shape}; give it one after the '
+      'other.'
+    )
   layers = []
   for layer, row in zip(spec, codes, strict=True):
     names = {

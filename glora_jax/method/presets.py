@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from glora_jax.limits import shown
 from glora_jax.method.genomes import canonicalize, check_budget
 from glora_jax.method.placement import block_numbers, placed_rows
 from glora_jax.method.preset_names import (
@@ -16,6 +17,7 @@ from glora_jax.method.preset_names import (
   parse_preset_name,
 )
 from glora_jax.method.rising import Ladder, rising_ranks
+from glora_jax.method.selection import matches
 from glora_jax.method.space import FLAT_FORMS, LORA_TENSORS, TENSORS, Layer, Spec, Tensor
 
 _OF_BIASES = ('bitfit', 'prompt')  # nothing is left of them where no layer has a bias
@@ -155,7 +157,8 @@ def custom_genome(spec: Spec, choices: Mapping[str, str | Mapping[str, str | int
     Canonical genome, int8 [rows, 5].
 
   Raises:
-    ValueError: a pattern matches no layer, or a tensor, allele or preset does not exist.
+    ValueError: a pattern matches no layer or is no regular expression, or a tensor, allele or
+      preset does not exist.
 
   Example:
     >>> from glora_jax import Layer, Spec, custom_genome
@@ -163,24 +166,38 @@ def custom_genome(spec: Spec, choices: Mapping[str, str | Mapping[str, str | int
     >>> custom_genome(spec, {'qkv': {'B': 'lora', 'E': 'constant'}, 'mlp': 'bitfit'}).tolist()
     [[0, 3, 0, 0, 1], [0, 0, 0, 0, 2]]
   """
+  if not isinstance(choices, Mapping):
+    raise ValueError(
+      f"choices={shown(choices)} must be a dictionary by regular expression, {{'qkv': 'lora'}} for "
+      'instance.'
+    )
   genome = np.zeros((len(spec), len(TENSORS)), np.int8)
   unused = dict.fromkeys(choices)
   for row, layer in enumerate(spec):
-    pattern = next((pattern for pattern in choices if re.search(pattern, layer.name)), None)
+    pattern = next((pattern for pattern in choices if matches(pattern, layer.name)), None)
     if pattern is None:
       continue
     unused.pop(pattern, None)
     choice = choices[pattern]
-    if isinstance(choice, str):
-      genome[row] = preset(Spec((layer,)), choice)[0]
-    else:
-      genome[row] = _chosen_codes(layer, choice)
+    genome[row] = _chosen_row(layer, pattern, choice)
   if unused:
     raise ValueError(
       f'custom genome: {", ".join(unused)} matches no layer; '
       f'there are: {", ".join(layer.name for layer in spec)}.'
     )
   return canonicalize(spec, genome)
+
+
+def _chosen_row(layer: Layer, pattern: str, choice: Any) -> Any:
+  """Codes of A, B, C, D, E in a layer, from what a pattern chooses for it."""
+  if isinstance(choice, str):
+    return preset(Spec((layer,)), choice)[0]
+  if isinstance(choice, Mapping):
+    return _chosen_codes(layer, choice)
+  raise ValueError(
+    f'custom genome: {pattern}={shown(choice)} must be the name of a preset, or a dictionary of '
+    'alleles by tensor.'
+  )
 
 
 def _chosen_codes(layer: Layer, choice: Mapping[str, str | int]) -> list[int]:

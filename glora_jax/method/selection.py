@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 
 from glora_jax.method.space import SearchSpace
+from glora_jax.method.validation import check_spaces
 
 Selector = str | Sequence[str] | Callable[[str], bool]
 
@@ -43,6 +44,9 @@ class Selection:
   select: Selector | None = None
   heads: Selector | None = None
   ties: Sequence[Sequence[str]] = ()
+
+  def __post_init__(self):
+    check_spaces(self.space)
 
   @property
   def spaces(self) -> Mapping[str, SearchSpace]:

@@ -1,0 +1,147 @@
+"""What the public calls on an adapted model refuse, each in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from glora_jax.limits import shown
+from glora_jax.method.genomes import check_genome
+from glora_jax.method.groups import Group
+from glora_jax.method.space import SearchSpace, Spec
+from glora_jax.method.supports import COLLECTION, SUPPORTS, support_shapes
+from glora_jax.tree import differences, flatten, path_name
+
+_LONGEST_LIST = 500  # characters of what differs that a sentence has
+# Times a layer's longer side that a rank may be: the default rank goes with a layer of one number.
+_MOST_RANK_TO_SIDE = 4
+
+
+def check_spaces(space: Any) -> None:
+  """Checks a search space, or search spaces by regular expression.
+
+  Raises:
+    ValueError: it is neither, or there is no space.
+  """
+  if isinstance(space, SearchSpace):
+    return
+  if not isinstance(space, Mapping):
+    raise ValueError(
+      f'space={shown(space)} must be a SearchSpace, SearchSpace(ranks=(2, 4)) for instance, or a '
+      'dictionary of them by regular expression.'
+    )
+  if not space:
+    raise ValueError(
+      'space={} offers nothing; give a SearchSpace, or at least one by regular expression.'
+    )
+  for pattern, value in space.items():
+    if not isinstance(pattern, str) or not isinstance(value, SearchSpace):
+      raise ValueError(
+        f'space has {shown(pattern)}: {shown(value)}; it must have a SearchSpace by regular '
+        'expression.'
+      )
+
+
+def check_merge(merge: Any, choices: Sequence[str]) -> None:
+  """Raises ValueError for a way of merging that is not among the choices."""
+  if merge not in choices:
+    raise ValueError(
+      f'merge={shown(merge)} is unknown; it is {", ".join(map(repr, choices[:-1]))} or '
+      f'{choices[-1]!r}.'
+    )
+
+
+def check_ranks(spec: Spec) -> None:
+  """Checks that some layer of every search space has a use for its largest rank.
+
+  Raises:
+    ValueError: the rank is far above the sizes of all layers of the space.
+  """
+  longest: dict[SearchSpace, int] = {}
+  for layer in spec:
+    side = max(layer.in_features, layer.out_features)
+    longest[layer.space] = max(side, longest.get(layer.space, 0))
+  for space, side in longest.items():
+    if space.ranks[-1] > _MOST_RANK_TO_SIDE * side:
+      raise ValueError(
+        f'ranks={shown(space.ranks)} has the rank {space.ranks[-1]}, and no layer with it has more '
+        f'than {side} inputs or outputs, so none can use more than rank {side}; lower it.'
+      )
+
+
+def check_one_genome(spec: Spec, genome: Any, call: str) -> None:
+  """Checks that a genome is one that fits a spec, and no population.
+
+  Args:
+    spec: the layers.
+    genome: int [rows, 5]; where it is traced, only its shape and dtype are checked.
+    call: name of the function that was called.
+
+  Raises:
+    ValueError: it does not fit, or has more axes.
+  """
+  check_genome(spec, genome)
+  if np.ndim(genome) != 2:
+    raise ValueError(
+      f'{call} takes one genome [{len(spec)}, 5], not {np.shape(genome)}; give it one after the '
+      'other, or use jax.vmap over a population where it computes.'
+    )
+
+
+def check_collections(variables: Any, names: Sequence[str] = ('params', COLLECTION)) -> None:
+  """Raises ValueError unless variables have the collections that are named."""
+  if not isinstance(variables, Mapping):
+    raise ValueError(
+      f'The variables are a {type(variables).__name__} and no dictionary; pass what init returned.'
+    )
+  for name in names:
+    if name not in variables:
+      raise ValueError(
+        f"The variables have no '{name}' (they have {', '.join(variables) or 'nothing'}); "
+        'pass what init returned.'
+      )
+
+
+def check_supports(groups: Sequence[Group], supports: Any) -> None:
+  """Checks that supports are those of the adapted layers and their search spaces.
+
+  Args:
+    groups: the adapted layers.
+    supports: the `glora` collection; LoRAs may be stored in a lower rank than the space's largest.
+
+  Raises:
+    ValueError: they are of other layers or of another space; what differs is named.
+  """
+  given = {path_name(path): jax.tree.leaves(value)[0] for path, value in flatten(supports).items()}
+  expected = {}
+  for group in groups:
+    space, stack = group.space, group.stack_shape
+    shapes = support_shapes(
+      group.in_features, group.out_features, space.ranks, group.has_bias, space.tied
+    )
+    for name, shape in shapes.items():
+      path = path_name((*group.path, name))
+      stored = _as_stored(name, stack + shape, np.shape(given.get(path)))
+      expected[path] = jax.ShapeDtypeStruct(stored, np.float32)
+  if problems := differences(given, expected):
+    raise ValueError(
+      f"The supports in variables['{COLLECTION}'] are not those of these layers and their search "
+      f'space. {_most_of("; ".join(problems))}. Pass what init of this adapted model returned.'
+    )
+
+
+def _as_stored(name: str, shape: tuple[int, ...], stored: tuple[int, ...]) -> tuple[int, ...]:
+  """The shape of a support with the rank that is stored, where that is a lower one."""
+  axes = SUPPORTS[name].axes
+  if 'rank' not in axes or len(stored) != len(shape):
+    return shape
+  axis = len(shape) - len(axes) + axes.index('rank')
+  rank = min(stored[axis], shape[axis])
+  return (*shape[:axis], rank, *shape[axis + 1 :])
+
+
+def _most_of(text: str) -> str:
+  return text if len(text) <= _LONGEST_LIST else f'{text[:_LONGEST_LIST]}...'
