@@ -91,6 +91,16 @@ def check_one_genome(spec: Spec, genome: Any, call: str) -> None:
     )
 
 
+def check_population(spec: Spec, genomes: Any) -> None:
+  """Raises ValueError unless genomes are a population of a spec, int [candidate, rows, 5]."""
+  check_genome(spec, genomes)
+  if np.ndim(genomes) != 3:
+    raise ValueError(
+      f'The genomes have shape {np.shape(genomes)}; a population is [candidate, {len(spec)}, 5], '
+      'and that of one genome genome[None].'
+    )
+
+
 def check_collections(variables: Any, names: Sequence[str] = ('params', COLLECTION)) -> None:
   """Raises ValueError unless variables have the collections that are named."""
   if not isinstance(variables, Mapping):
@@ -124,7 +134,7 @@ def check_supports(groups: Sequence[Group], supports: Any) -> None:
     )
     for name, shape in shapes.items():
       path = path_name((*group.path, name))
-      stored = _as_stored(name, stack + shape, np.shape(given.get(path)))
+      stored = _as_stored(name, stack + shape, np.shape(given.get(path, 0)))
       expected[path] = jax.ShapeDtypeStruct(stored, np.float32)
   if problems := differences(given, expected):
     raise ValueError(
@@ -141,6 +151,49 @@ def _as_stored(name: str, shape: tuple[int, ...], stored: tuple[int, ...]) -> tu
   axis = len(shape) - len(axes) + axes.index('rank')
   rank = min(stored[axis], shape[axis])
   return (*shape[:axis], rank, *shape[axis + 1 :])
+
+
+def check_labelled(images: Any, labels: Any) -> None:
+  """Checks that there are images, and as many labels.
+
+  Args:
+    images: [image, ...]; may be traced.
+    labels: int [image]; may be traced.
+
+  Raises:
+    ValueError: there are none, or their numbers differ.
+  """
+  if np.ndim(labels) < 1 or np.ndim(images) < 1 or len(images) != len(labels):
+    raise ValueError(
+      f'The images are {list(np.shape(images))} and the labels {list(np.shape(labels))}; there '
+      'must be one label for each image.'
+    )
+  if not len(labels):
+    raise ValueError('There are no images (0); give at least one, with its label.')
+
+
+def check_classes(labels: Any, num_classes: int) -> None:
+  """Checks that labels are classes; where they are traced, or on other hosts, nothing is checked.
+
+  Raises:
+    ValueError: one is no class.
+  """
+  if not is_known(labels):
+    return
+  numbers = np.asarray(labels)
+  wrong = np.flatnonzero((numbers < 0) | (numbers >= num_classes))
+  if len(wrong):
+    raise ValueError(
+      f'The label {numbers[wrong[0]]} of image {wrong[0]} is no class; the model answers with '
+      f'{num_classes}, so labels are 0 to {num_classes - 1}.'
+    )
+
+
+def is_known(value: Any) -> bool:
+  """Whether the numbers of an array can be looked at here and now."""
+  if isinstance(value, jax.core.Tracer):
+    return False
+  return not isinstance(value, jax.Array) or value.is_fully_addressable or value.is_fully_replicated
 
 
 def _most_of(text: str) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 from glora_jax.method.adapted import Adapted
 from glora_jax.search.archive import Fitness
 from glora_jax.search.evaluator import Answers, Batch, Evaluator, Preprocess, unchanged
-from glora_jax.search.scoring import default_chunk
+from glora_jax.search.scoring import CHUNK, default_chunk
 
 
 class StoppedScores(NamedTuple):
@@ -74,6 +74,7 @@ def make_stopping_scorer(
     there are fewer.
   """
   evaluator = Evaluator(adapted, preprocess, block, classes, apply_kwargs=apply_kwargs)
+  CHUNK.check(chunk, 'chunk')
   chunk = default_chunk() if chunk is None else chunk
   return jax.jit(_StoppingEvaluator(evaluator, fitness, chunk).scores)
 

@@ -12,7 +12,11 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from glora_jax.limits import Domain, Limits
 from glora_jax.method.adapted import COLLECTION, Adapted
+from glora_jax.method.validation import check_labelled
+
+_COUNT = Domain.of_annotation(int, Limits(at_least=1))
 
 Preprocess = Callable[[jax.Array], jax.Array]
 
@@ -95,6 +99,10 @@ class Evaluator:
     classes: which classes an answer is taken among, bool [class]; None for all.
     mesh: devices with the axes 'candidate' and 'data'; None for one device.
     apply_kwargs: keyword arguments that the model is called with.
+    traced_classes: number of classes of the logits, once they have been traced.
+
+  Raises:
+    ValueError: a block has no image.
   """
 
   adapted: Adapted
@@ -103,6 +111,10 @@ class Evaluator:
   classes: Any = None
   mesh: Mesh | None = None
   apply_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  traced_classes: set[int] = dataclasses.field(default_factory=set)
+
+  def __post_init__(self):
+    _COUNT.check(self.block, 'block')
 
   @property
   def candidate_shards(self) -> int:
@@ -136,6 +148,7 @@ class Evaluator:
         subnet.variables, inputs, genome=subnet.genome, **self.apply_kwargs
       )
     logits = logits.astype(jnp.float32)
+    self.traced_classes.add(logits.shape[-1])
     return logits if self.classes is None else jnp.where(self.classes, logits, -jnp.inf)
 
   def answers(self, subnet: BoundSubnet, batch: Batch) -> Answers:
@@ -148,7 +161,14 @@ class Evaluator:
     )
 
   def blocks(self, images: jax.Array, labels: jax.Array) -> Batch:
-    """All images, preprocessed, as [block, image, ...], each block dealt to the data shards."""
+    """All images, preprocessed, as [block, image, ...], each block dealt to the data shards.
+
+    Raises:
+      ValueError: there is no image, or not one label for each, a whole number.
+    """
+    check_labelled(images, labels)
+    if not jnp.issubdtype(dtype := jax.dtypes.result_type(labels), jnp.integer):
+      raise ValueError(f'The labels are {dtype}; they must be the whole numbers of classes.')
     size = self._block_size(len(labels), self.data_shards)
     blocks = Batch(
       inputs=_in_blocks(self.preprocess(images), size),

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from glora_jax.method.genomes import count_params, random_genomes, require_feasible
 from glora_jax.method.space import Spec
+from glora_jax.method.validation import check_population
 from glora_jax.search.archive import Archive
 from glora_jax.search.brood import Brood
 from glora_jax.search.settings import Evolution
@@ -83,7 +84,9 @@ def evolve(  # noqa: PLR0913
     search ends.
 
   Raises:
-    ValueError: no subnet is within the budget, or the mode 'guided' has no guide.
+    ValueError: no subnet is within the budget, or the mode 'guided' has no guide; `initial` or
+      `archive` are of another spec; a score is no number, right answers are no whole numbers of 0
+      or more, or a loss is not finite.
 
   Example:
     >>> import jax
@@ -101,6 +104,9 @@ def evolve(  # noqa: PLR0913
   strategy = make_strategy(spec, settings, budget, guide)
   search = _Search(spec, settings, budget, strategy, score, stopping_score)
   archive = Archive.empty(spec) if archive is None else archive
+  for genomes in (archive.genomes, initial):
+    if genomes is not None:
+      check_population(spec, genomes)
   first = int(archive.generation.max()) + 1 if len(archive) else 0
   with tqdm(
     range(settings.generations + 1),
@@ -190,7 +196,42 @@ class _Search:
     else:
       correct, loss = self.score(population)
       exact = np.ones(size, bool)
-    return _Scores(*(np.asarray(values)[is_child] for values in (correct, loss, exact)))
+    scores = _Scores(*(np.asarray(values) for values in (correct, loss, exact)))
+    _check_shapes(scores, size)
+    of_children = _Scores(*(values[is_child] for values in scores))
+    _check_values(of_children)
+    return of_children
+
+
+def _check_shapes(scores: _Scores, size: int) -> None:
+  """Raises ValueError unless there is a number for each subnet of a population."""
+  for name, values in zip(('correct', 'loss', 'exact'), scores, strict=True):
+    if values.shape != (size,) or values.dtype.kind not in 'biuf':
+      raise ValueError(
+        f'score gave {name} as {values.dtype} {list(values.shape)}; it must be a number for each '
+        f'of the {size} genomes, [{size}].'
+      )
+
+
+def _check_values(scores: _Scores) -> None:
+  """Checks that scores can be ranked, and kept in an archive.
+
+  Raises:
+    ValueError: right answers are no counts, or a loss is not finite.
+  """
+  correct = np.asarray(scores.correct, np.float64)
+  is_count = np.isfinite(correct) & (correct >= 0) & (correct == np.floor(correct))
+  if not is_count.all():
+    raise ValueError(
+      f'score gave {correct[~is_count][0]:g} right answers; correct must be whole numbers of 0 or '
+      "more. Give numbers of right answers and not shares, or rank by loss with fitness='loss'."
+    )
+  if not np.isfinite(scores.loss).all():
+    wrong = np.flatnonzero(~np.isfinite(scores.loss))
+    raise ValueError(
+      f'score gave a loss of {scores.loss[wrong[0]]} for subnet {wrong[0]} of a generation; it '
+      'must be finite. Train the supernet with a lower learning rate, or check the images.'
+    )
 
 
 def _parents_scores(archive: Archive, settings: Evolution) -> np.ndarray:

@@ -8,9 +8,16 @@ from typing import Any
 
 import jax
 
+from glora_jax.limits import Domain, Limits
 from glora_jax.mesh import least_of_all
 from glora_jax.method.adapted import COLLECTION, Adapted
 from glora_jax.method.storage import check_storage
+from glora_jax.method.validation import (
+  check_classes,
+  check_collections,
+  check_population,
+  is_known,
+)
 from glora_jax.search.evaluator import (
   Answers,
   Evaluator,
@@ -21,6 +28,7 @@ from glora_jax.search.evaluator import (
   unchanged,
 )
 
+CHUNK = Domain.of_annotation(int | None, Limits(at_least=1))
 _DEFAULT_CHUNK = 8  # where memory is not known; on CPU 1 was measured to be the fastest
 
 
@@ -60,6 +68,11 @@ def make_scorer(
     [candidate, layer, 5], images [image, ...] and labels int [image]. `Scores` are the pair of
     correct answers, int32 [candidate], and summed cross-entropies, float32 [candidate].
 
+  Raises:
+    ValueError: `chunk` or `block` is no whole number above 0. Of the function: there is no image,
+      or not one label for each; a label is no class; a genome does not fit the model, or has a
+      higher rank than the variables store.
+
   Example:
     >>> import flax.linen as nn
     >>> import jax
@@ -77,15 +90,39 @@ def make_scorer(
     [3, 3, 3, 3]
   """
   evaluator = Evaluator(adapted, preprocess, block, classes, mesh, apply_kwargs)
+  CHUNK.check(chunk, 'chunk')
   if chunk is None and memory is None and jax.default_backend() == 'cpu':
     chunk = 1
   if chunk is None:
-    return _ScorerInMemory(evaluator, memory)
-  return _jit_totals(evaluator, chunk)
+    return _Checked(evaluator, _ScorerInMemory(evaluator, memory))
+  return _Checked(evaluator, _jit_totals(evaluator, chunk))
 
 
 def _jit_totals(evaluator: Evaluator, chunk: int) -> Callable[..., Scores]:
   return jax.jit(functools.partial(evaluator.totals, chunk=chunk))
+
+
+class _Checked:
+  """A scorer that looks at genomes and labels before what it has computed is believed."""
+
+  def __init__(self, evaluator: Evaluator, scorer: Any):
+    self._evaluator = evaluator
+    self._scorer = scorer
+
+  def __call__(self, variables: Any, genomes: Any, images: jax.Array, labels: jax.Array) -> Scores:
+    adapted = self._evaluator.adapted
+    if is_known(genomes):
+      check_population(adapted.spec, genomes)
+      check_collections(variables)
+      check_storage(adapted.groups, variables[COLLECTION], genomes)
+    scores = self._scorer(variables, genomes, images, labels)
+    # How many classes there are is known once the model has been traced, and nothing waits here.
+    check_classes(labels, min(self._evaluator.traced_classes))
+    return scores
+
+  def lower(self, *arguments: Any) -> Any:
+    """What `jax.jit` lowers."""
+    return self._scorer.lower(*arguments)
 
 
 class _ScorerInMemory:
@@ -192,7 +229,6 @@ def score(
     >>> glora_jax.score(adapted, variables, genomes, images, labels).correct.tolist()
     [3]
   """
-  check_storage(adapted.groups, variables[COLLECTION], genomes)
   return make_scorer(adapted, **options)(variables, genomes, images, labels)
 
 
@@ -220,6 +256,7 @@ def make_image_scorer(
     each answer is right, bool [candidate, image], and cross-entropies, float32 [candidate, image].
   """
   evaluator = Evaluator(adapted, preprocess, block, classes, apply_kwargs=apply_kwargs)
+  CHUNK.check(chunk, 'chunk')
   chunk = default_chunk() if chunk is None else chunk
   return jax.jit(functools.partial(evaluator.per_image, chunk=chunk))
 

@@ -12,11 +12,11 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
-import chex
 import jax
 import numpy as np
 
 from glora_jax import mesh as meshes
+from glora_jax.method.validation import check_labelled
 
 # Batches of a stream that are held ready on the device: what one compiled call takes.
 MOST_STREAMED_STEPS = 8
@@ -131,10 +131,13 @@ def make_feeder(
     key: random key of the order.
     batch_size: number of images in a step.
     mesh: devices that every batch is dealt to. A resident training set lies on each as a whole.
+
+  Raises:
+    ValueError: there are no images, or not one label for each.
   """
   if isinstance(images, ImageStream):
     return Streamed(images, len(labels), key, batch_size, mesh)
-  chex.assert_equal_shape_prefix([images, labels], 1)
+  check_labelled(images, labels)
   images, labels = meshes.replicate(mesh, (images, labels))
   return Resident(images, labels, key, batch_size)
 

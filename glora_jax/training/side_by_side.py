@@ -16,7 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from glora_jax.limits import Domain, Limits
 from glora_jax.method.adapted import COLLECTION, Adapted
+from glora_jax.method.validation import check_labelled
 from glora_jax.training.adapter_loss import prepare
 from glora_jax.training.batches import ImageStream, batch_indices, steps_per_call
 from glora_jax.training.loop import Carry, LossFn, TrainState, make_step
@@ -26,6 +28,8 @@ from glora_jax.training.rates import scaled
 from glora_jax.training.recipe import Recipe
 
 log = logging.getLogger(__name__)
+
+_DISPATCHED = Domain.of_annotation(int, Limits(at_least=1))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,6 +44,10 @@ class Training:
     rate: factor on the recipe's whole schedule of learning rates, for comparing several.
 
   Example:
+    >>> import dataclasses
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from glora_jax.training.side_by_side import Training
     >>> def loss_fn(trainable, frozen, images, labels, key):
     ...   return jnp.mean((images @ trainable['slope'] - labels) ** 2), {}
     >>> run = Training(loss_fn, {'slope': jnp.zeros(1)}, {}, jax.random.key(0))
@@ -83,10 +91,15 @@ def train_many(
     good state, whose `step` says where, and is named in a warning; the others go on.
 
   Raises:
-    ValueError: the images are a stream, a rate is not above 0, the batches are larger than the
-      training set, or the recipe asks of a loss what it does not know (`adapter_loss.prepare`).
+    ValueError: the images are a stream, there is not one label for each, a rate is not above 0,
+      the batches are larger than the training set, or the recipe asks of a loss what it does not
+      know (`adapter_loss.prepare`).
 
   Example:
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from glora_jax import Recipe, train_many
+    >>> from glora_jax.training.side_by_side import Training
     >>> def loss_fn(trainable, frozen, images, labels, key):
     ...   return jnp.mean((images @ trainable['slope'] - labels) ** 2), {}
     >>> runs = [
@@ -104,9 +117,11 @@ def train_many(
       'train_many takes resident images, since every run has an order of its own; '
       'train on a stream with fit, run by run.'
     )
+  check_labelled(images, labels)
+  _DISPATCHED.check(steps_per_dispatch, 'steps_per_dispatch')
   for number, run in enumerate(runs):
-    if not run.rate > 0:
-      raise ValueError(f'rate={run.rate} of run {number} must be above 0.')
+    if not 0 < run.rate < float('inf'):
+      raise ValueError(f'rate={run.rate} of run {number} must be finite and above 0.')
   last = recipe.epochs * recipe.steps_per_epoch(len(labels))
   groups = _grouped(runs)
   states: dict[int, TrainState] = {}
@@ -152,7 +167,10 @@ def subnet_runs(
 
   Example:
     >>> import flax.linen as nn
+    >>> import jax
+    >>> import jax.numpy as jnp
     >>> import glora_jax
+    >>> from glora_jax.training.side_by_side import subnet_runs, train_many
     >>> model = nn.Dense(2)
     >>> images = jnp.eye(4)
     >>> labels = jnp.array([0, 1, 0, 1])
@@ -162,7 +180,7 @@ def subnet_runs(
     >>> starts = [adapted.init(key, params) for key in keys]
     >>> genomes = [glora_jax.preset(adapted.spec, 'bitfit')]
     >>> runs = subnet_runs(adapted, genomes, starts, keys, lambda key, images: images)
-    >>> recipe = Recipe(epochs=1, batch_size=2, warmup_epochs=0)
+    >>> recipe = glora_jax.Recipe(epochs=1, batch_size=2, warmup_epochs=0)
     >>> states = train_many(runs, images, labels, recipe, progress=False)
     >>> variables = adapted.join(states[0].trainable, runs[0].frozen)
     >>> adapted.apply(variables, images, genome=genomes[0]).shape

@@ -165,3 +165,17 @@ def test_wrong_runs_and_images_are_explained():
   runs = [run, dataclasses.replace(run, rate=0)]
   with pytest.raises(ValueError, match='rate=0 of run 1 must be above 0'):
     train_many(runs, jnp.zeros((8, 1)), labels, recipe)
+
+
+def test_runs_refuse_images_without_a_label_each():
+  _, _, images, labels = problem()
+  run = Training(lambda *_: (0.0, {}), {}, {}, jax.random.key(0))
+  for wrong in (labels[:5], labels[:0]):
+    with pytest.raises(ValueError, match='there must be one label for each image'):
+      train_many([run], images, wrong, RECIPE, progress=False)
+  with pytest.raises(ValueError, match='There are no images'):
+    train_many([run], images[:0], labels[:0], RECIPE, progress=False)
+  with pytest.raises(ValueError, match='steps_per_dispatch=0 must be at least 1'):
+    train_together([run], steps_per_dispatch=0)
+  with pytest.raises(ValueError, match='rate=inf of run 0 must be finite'):
+    train_together([dataclasses.replace(run, rate=float('inf'))])

@@ -1,0 +1,88 @@
+"""What scorers and the evolution refuse, before anything wrong is believed."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_models import problem
+from toy_search import SMALL, SPEC, Judge, search
+
+from glora_jax.search import early_stopping, guidance, scoring
+
+
+@pytest.mark.parametrize(
+  'make', [scoring.make_scorer, early_stopping.make_stopping_scorer, scoring.make_image_scorer]
+)
+@pytest.mark.parametrize('value', [0, -1, 1.5, True])
+def test_chunks_and_blocks_are_whole_numbers_above_0(make, value):
+  adapted = problem('mlp', 'up_front')[0]
+  for name in ('chunk', 'block'):
+    with pytest.raises(ValueError, match=f'{name}={value} must be (at least 1|a whole number)'):
+      make(adapted, **{name: value})
+  with pytest.raises(ValueError, match='block=0 must be at least 1'):
+    guidance.make_guide(adapted, block=0)
+
+
+def test_a_scorer_refuses_what_it_cannot_score():
+  adapted, variables, genomes, images, labels = problem('mlp', 'up_front')
+  score = scoring.make_scorer(adapted)
+  wrong_code = np.array(genomes)
+  wrong_code[0, 0, 0] = 99
+  other_class = np.array(labels)
+  other_class[2] = 7
+  cases = [
+    ((wrong_code, images, labels), 'The genome says 99 for A of layer 0'),
+    ((genomes[0], images, labels), 'a population is'),
+    ((genomes, images[:0], labels[:0]), r'There are no images \(0\)'),
+    ((genomes, images, labels[:3]), 'there must be one label for each image'),
+    ((genomes, images, other_class), 'The label 7 of image 2 is no class'),
+    ((genomes, images, -np.array(labels) - 1), 'of image 0 is no class'),
+    ((genomes, images, np.array(labels, np.float32)), 'The labels are float32'),
+  ]
+  for arguments, sentence in cases:
+    with pytest.raises(ValueError, match=sentence):
+      score(variables, *arguments)
+  with pytest.raises(ValueError, match="The variables have no 'glora'"):
+    score({'params': variables['params']}, genomes, images, labels)
+
+
+@dataclasses.dataclass
+class Shifted:
+  """A judge of which some answers are changed."""
+
+  correct: float = 0.0
+  loss: float = 0.0
+  most: int | None = None
+
+  def __call__(self, genomes):
+    correct, loss = Judge()(genomes)
+    return (correct + self.correct)[: self.most], (loss + self.loss)[: self.most]
+
+
+@pytest.mark.parametrize(
+  'judge, sentence',
+  [
+    (Shifted(correct=0.5), 'must be whole numbers of 0 or more. Give numbers of right answers'),
+    (Shifted(correct=-100), 'right answers; correct must be whole numbers'),
+    (Shifted(correct=np.nan), 'score gave nan right answers'),
+    (Shifted(loss=np.nan), 'score gave a loss of nan for subnet 0'),
+    (Shifted(loss=np.inf), 'score gave a loss of inf for subnet 0'),
+    (Shifted(most=3), r'score gave correct as float64 \[3\]; it must be a number for each'),
+  ],
+)
+def test_scores_that_cannot_be_ranked_are_refused(judge, sentence):
+  with pytest.raises(ValueError, match=sentence):
+    search(judge=judge)
+
+
+def test_whole_numbers_in_a_float_array_are_counts():
+  archive, _ = search(dataclasses.replace(SMALL, generations=0), judge=Shifted(correct=1.0))
+  assert archive.correct.min() >= 1
+
+
+def test_genomes_of_another_spec_are_no_beginning_of_a_search():
+  with pytest.raises(ValueError, match=f'this model has {len(SPEC)} adapted layers'):
+    search(initial=np.zeros((1, 3, 5), np.int8))
+  with pytest.raises(ValueError, match='a population is'):
+    search(initial=jnp.zeros((len(SPEC), 5), jnp.int8))
