@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ def statistics(normalization: Normalization) -> Statistics:
     normalization: name in `NORMALIZATIONS`, or mean and deviation themselves.
 
   Raises:
-    ValueError: neither a known name nor two triples.
+    ValueError: neither a known name nor two triples of numbers that can be.
 
   Example:
     >>> statistics('inception').mean
@@ -41,13 +41,23 @@ def statistics(normalization: Normalization) -> Statistics:
   """
   if isinstance(normalization, str) and normalization in NORMALIZATIONS:
     return NORMALIZATIONS[normalization]
-  if not isinstance(normalization, str) and np.shape(normalization) == (2, 3):
+  if not isinstance(normalization, str) and _are_two_triples(normalization):
     mean, deviation = normalization
     return Statistics(tuple(mean), tuple(deviation))
   raise ValueError(
     f"normalization='{normalization}' is unknown; it is one of {', '.join(NORMALIZATIONS)}, "
-    'or mean and deviation, three numbers each.'
+    'or mean and deviation, three numbers each, finite and the deviation above 0.'
   )
+
+
+def _are_two_triples(values: Any) -> bool:
+  """Whether values are mean and deviation that pixels can be normalized with."""
+  try:
+    numbers = np.asarray(values)
+  except ValueError:  # not of one shape
+    return False
+  is_numbers = numbers.shape == (2, 3) and numbers.dtype.kind in 'iuf'
+  return bool(is_numbers and np.isfinite(numbers).all() and (numbers[1] > 0).all())
 
 
 def normalize(images: jax.Array, normalization: Normalization) -> jax.Array:

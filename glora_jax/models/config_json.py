@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from typing import Any
 
-from glora_jax.data.image import RULES
-from glora_jax.data.normalization import statistics
+from glora_jax.models.facts import check_facts
 from glora_jax.models.formats.format import Flat, Format, Variant
 from glora_jax.models.metadata import OURS, Metadata, read_json
-from glora_jax.models.vit import ACTIVATIONS, POOLS, ViT, describe
+from glora_jax.models.vit import ViT, describe
 
 REMEMBERED = ('image_size', 'normalization', 'resize', 'classes')  # of the metadata
 
@@ -38,8 +36,7 @@ def read_hints(file: str, format: Format[Any]) -> dict[str, Any]:
   try:
     hints = {**_read_ours(config), **format.read_config(config, folder)}
     hints = {name: value for name, value in hints.items() if value is not None}
-    for name, value in hints.items():
-      _check(name, value)
+    check_facts(hints)
   except (KeyError, TypeError, AttributeError, IndexError) as error:
     raise ValueError(
       f'{path} is no config.json that transformers, timm or glora_jax wrote '
@@ -55,42 +52,6 @@ def _read_ours(config: dict[str, Any]) -> dict[str, Any]:
     return {}
   facts = dict(config[OURS])
   return {**facts.pop('model'), **facts}
-
-
-def _check(name: str, value: Any) -> None:
-  """Raises ValueError for a value that a hint cannot have."""
-  is_valid = _VALID.get(name)
-  if is_valid is not None and not is_valid(value):
-    raise ValueError(f'{name}={value!r} cannot be.')
-
-
-def _is_count(value: Any) -> bool:
-  return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _is_epsilon(value: Any) -> bool:
-  return isinstance(value, float) and 0 < value < 1
-
-
-def _is_image_size(value: Any) -> bool:
-  is_pair = isinstance(value, list | tuple) and len(value) == 2
-  return _is_count(value) or (is_pair and all(map(_is_count, value)))
-
-
-def _are_names(value: Any) -> bool:
-  return isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
-
-
-_VALID: dict[str, Callable[[Any], bool]] = {
-  'num_heads': _is_count,
-  'norm_eps': _is_epsilon,
-  'activation': lambda value: value in ACTIVATIONS,
-  'pool': lambda value: value in POOLS,
-  'image_size': _is_image_size,
-  'classes': _are_names,
-  'normalization': lambda value: statistics(value) is not None,  # raises a sentence of its own
-  'resize': lambda value: value in RULES,
-}
 
 
 def side_files(

@@ -11,10 +11,11 @@ import numpy as np
 
 from glora_jax.files import check_metadata
 from glora_jax.models.containers.tensors import Tensors
+from glora_jax.models.facts import check_metadata_of
 from glora_jax.models.formats.rules import BLOCKS
 from glora_jax.models.metadata import OURS, Metadata
 from glora_jax.models.translate import stack
-from glora_jax.models.verification import finite, read_finite, require_shapes
+from glora_jax.models.verification import finite, read_finite, require_floats, require_shapes
 from glora_jax.models.vit import ViT, expected_params
 
 KIND = 'vit'  # among the kinds of files that `files.write_tensors` writes
@@ -38,9 +39,15 @@ def read_own(tensors: Tensors) -> tuple[ViT, dict[str, Any], Metadata]:
     (model, nested parameters, metadata).
 
   Raises:
-    ValueError: the file is of another kind, or its tensors are not those of its model.
+    ValueError: the file is of another kind, says what cannot be, or its tensors are not those of
+      its model.
   """
   model, metadata, expected = _read_header(tensors)
+  try:
+    check_metadata_of(metadata, model.num_classes)
+  except ValueError as error:
+    raise ValueError(f'{tensors.path}: {error}') from error
+  require_floats(tensors.path, tensors.specs)
   require_shapes(
     tensors.path,
     {name: spec.shape for name, spec in tensors.specs.items()},

@@ -7,12 +7,17 @@ from typing import Any
 
 import numpy as np
 
+from glora_jax.limits import Domain, Limits
+from glora_jax.models.facts import check_facts
 from glora_jax.models.formats.table import FORMATS
 from glora_jax.models.load import Checkpoint
 from glora_jax.models.metadata import shortest, sides
 from glora_jax.models.resize import resize_patch_embed, resize_pos_embed
 from glora_jax.models.translate import Origin
 from glora_jax.models.vit import ViT
+
+_COUNT = Domain.of_annotation(int | None, Limits(at_least=1))
+_CLASSES = Domain.of_annotation(int | None, Limits(at_least=0))
 
 
 def refit(
@@ -41,7 +46,7 @@ def refit(
     (model, params, metadata) of the new model.
 
   Raises:
-    ValueError: the image size is no multiple of the patch size.
+    ValueError: the image size is no multiple of the patch size, or a size cannot be.
 
   Example:
     >>> from glora_jax.models import weights
@@ -50,16 +55,17 @@ def refit(
     >>> params['head']['kernel'].shape, metadata['image_size']
     ((96, 3), 56)
   """
+  check_facts({'image_size': image_size})
+  _COUNT.check(patch_size, 'patch_size')
+  _CLASSES.check(num_classes, 'num_classes')
   params = dict(params)
   metadata = dict(metadata)
   old_size = sides(metadata['image_size'])
   new_size = old_size if image_size is None else sides(image_size)
   patch = model.patch_size if patch_size is None else patch_size
   if patch < 1 or any(side % patch or side < 1 for side in new_size):
-    raise ValueError(
-      f'image_size={image_size or metadata["image_size"]} is not a multiple of the patch size '
-      f'{patch}.'
-    )
+    wanted = metadata['image_size'] if image_size is None else image_size
+    raise ValueError(f'image_size={wanted} is not a multiple of the patch size {patch}.')
   if patch != model.patch_size:
     kernel = resize_patch_embed(params['embed']['kernel'], patch)
     params['embed'] = {**params['embed'], 'kernel': kernel}

@@ -9,6 +9,7 @@ from typing import Any
 
 import flax
 import flax.linen as nn
+import jax.numpy as jnp
 import numpy as np
 
 from glora_jax.files import Path, write_json, write_safetensors, write_tensors
@@ -17,12 +18,14 @@ from glora_jax.models.config_json import side_files
 from glora_jax.models.containers.npz import write_npz
 from glora_jax.models.containers.pytorch import write_torch
 from glora_jax.models.containers.tensors import Container
+from glora_jax.models.facts import check_metadata_of
 from glora_jax.models.formats.format import Flat
 from glora_jax.models.formats.table import FORMATS
 from glora_jax.models.metadata import OURS
 from glora_jax.models.own_file import KIND
 from glora_jax.models.translate import Origin, to_tensors
-from glora_jax.models.vit import ViT, describe
+from glora_jax.models.vit import ViT, describe, expected_params
+from glora_jax.tree import differences
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +54,8 @@ def save(
       a file back key by key; 'glora_jax' or None for this project's own format.
 
   Raises:
-    ValueError: the format is unknown, or has no place for the model; the folder holds another
-      checkpoint already.
+    ValueError: the parameters are not the model's, or not finite; metadata cannot be; the format is
+      unknown, or has no place for the model; the folder holds another checkpoint already.
     OSError: it cannot be written there.
     ImportError: a PyTorch file is asked for, and PyTorch is not installed.
 
@@ -71,11 +74,39 @@ def save(
     for name, value in flax.traverse_util.flatten_dict(nn.meta.unbox(params), sep='/').items()
   }
   metadata = {name: value for name, value in metadata.items() if name != 'source'}
+  _require_whole(target, model, flat, metadata)
   if format is None or format == OURS:
     _save_own(target, model, flat, metadata)
   else:
     origin = format if isinstance(format, Origin) else _new_origin(format, model, flat)
     _save_foreign(target, model, flat, metadata, origin)
+
+
+def _require_whole(path: str, model: ViT, flat: Flat, metadata: Mapping[str, Any]) -> None:
+  """Checks a checkpoint before it is written.
+
+  Raises:
+    ValueError: parameters or metadata are not the model's; the sentence says which.
+  """
+  refusal = f'{path} is not written:'
+  try:
+    check_metadata_of(metadata, model.num_classes)
+  except ValueError as error:
+    raise ValueError(f'{refusal} {error}') from error
+  expected = expected_params(model, metadata['image_size'])
+  if problems := differences(flat, expected):
+    raise ValueError(
+      f'{refusal} these params are not those of the model. {"; ".join(problems)}. Give the params '
+      'of this very model.'
+    )
+  for name, value in flat.items():
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+      raise ValueError(f'{refusal} {name} is {value.dtype}; params are floating-point numbers.')
+    if not np.isfinite(value).all():
+      raise ValueError(
+        f'{refusal} {name} has numbers that are not finite; the training diverged, lower its '
+        'learning rate.'
+      )
 
 
 def _save_own(path: str, model: ViT, flat: Flat, metadata: Mapping[str, Any]) -> None:

@@ -43,3 +43,23 @@ def test_an_older_checkpoint_in_the_folder_is_not_left_to_be_read(tmp_path):
 def test_unknown_formats_are_explained(tmp_path):
   with pytest.raises(ValueError, match="The format 'onnx' is unknown; the formats are glora_jax,"):
     weights.save(tmp_path / 'out', OURS, params_of(OURS), {'image_size': 16}, 'onnx')
+
+
+def test_what_is_not_the_models_is_not_written(tmp_path):
+  params = params_of(OURS)
+  scale = {'scale': params['norm']['scale'] * float('nan'), 'bias': params['norm']['bias']}
+  counts = {'scale': params['norm']['scale'].astype('int32'), 'bias': params['norm']['bias']}
+  path = tmp_path / 'model.safetensors'
+  cases = [
+    (OURS, {}, 'these params are not those of the model. missing: '),
+    (OURS, {**params, 'norm': scale}, 'norm/scale has numbers that are not finite'),
+    (OURS, {**params, 'norm': counts}, 'norm/scale is int32'),
+    (OURS.clone(num_classes=3), params, r'misshaped: head/bias is \(5,\) and should be \(3,\)'),
+  ]
+  for model, wrong, sentence in cases:
+    for format in (None, 'timm'):
+      with pytest.raises(ValueError, match=sentence):
+        weights.save(path, model, wrong, {'image_size': 16}, format)
+  with pytest.raises(ValueError, match="have no 'image_size'"):
+    weights.save(path, OURS, params, {})
+  assert not path.exists()

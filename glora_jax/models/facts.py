@@ -1,0 +1,117 @@
+"""Which facts of a checkpoint can be: heads, sizes, normalization, resizing, class names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from glora_jax.data.image import RULES
+from glora_jax.data.normalization import NORMALIZATIONS, statistics
+from glora_jax.limits import shown
+from glora_jax.models.vit import ACTIVATIONS, POOLS
+
+
+class _Fact(NamedTuple):
+  """What a fact must be.
+
+  Attributes:
+    can_be: whether a value is one of the fact's.
+    expected: the same in words.
+  """
+
+  can_be: Callable[[Any], bool]
+  expected: str
+
+
+def _is_count(value: Any) -> bool:
+  return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_epsilon(value: Any) -> bool:
+  return isinstance(value, float) and 0 < value < 1
+
+
+def _is_image_size(value: Any) -> bool:
+  is_pair = isinstance(value, list | tuple) and len(value) == 2
+  return _is_count(value) or (is_pair and all(map(_is_count, value)))
+
+
+def _are_names(value: Any) -> bool:
+  return isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
+
+
+def _is_normalization(value: Any) -> bool:
+  try:
+    statistics(value)
+  except (ValueError, TypeError):
+    return False
+  return True
+
+
+def _is_activation(value: Any) -> bool:
+  return isinstance(value, str) and value in ACTIVATIONS
+
+
+def _is_pool(value: Any) -> bool:
+  return isinstance(value, str) and value in POOLS
+
+
+def _is_rule(value: Any) -> bool:
+  return isinstance(value, str) and value in RULES
+
+
+_FACTS: Mapping[str, _Fact] = {
+  'num_heads': _Fact(_is_count, 'a whole number above 0'),
+  'norm_eps': _Fact(_is_epsilon, 'a number between 0 and 1'),
+  'activation': _Fact(_is_activation, f'one of {", ".join(ACTIVATIONS)}'),
+  'pool': _Fact(_is_pool, f'one of {", ".join(POOLS)}'),
+  'image_size': _Fact(_is_image_size, 'a whole number above 0, or height and width'),
+  'classes': _Fact(_are_names, 'a list of names'),
+  'normalization': _Fact(
+    _is_normalization,
+    f'one of {", ".join(NORMALIZATIONS)}, or mean and deviation, three finite numbers each, the '
+    'deviation above 0',
+  ),
+  'resize': _Fact(_is_rule, f'one of {", ".join(RULES)}'),
+}
+
+
+def check_facts(facts: Mapping[str, Any]) -> None:
+  """Checks what a checkpoint's metadata say, where it is a fact that is known here.
+
+  Args:
+    facts: facts by name; None is one that is left open.
+
+  Raises:
+    ValueError: a fact cannot be; the sentence says which, and what it must be.
+
+  Example:
+    >>> check_facts({'image_size': [28, 14], 'resize': 'squash'})
+    >>> check_facts({'resize': 'stretch'})
+    Traceback (most recent call last):
+    ValueError: resize='stretch' cannot be; it must be one of squash, crop.
+  """
+  for name, value in facts.items():
+    if value is not None and name in _FACTS and not _FACTS[name].can_be(value):
+      raise ValueError(f'{name}={shown(value)} cannot be; it must be {_FACTS[name].expected}.')
+
+
+def check_metadata_of(metadata: Mapping[str, Any], num_classes: int) -> None:
+  """Checks the metadata of a whole checkpoint.
+
+  Args:
+    metadata: facts by name.
+    num_classes: number of the model's classes; 0 where it has no head.
+
+  Raises:
+    ValueError: a fact is missing or cannot be, or there are not as many names as classes.
+  """
+  if metadata.get('image_size') is None:
+    raise ValueError("The metadata have no 'image_size'; give the side of the images in pixels.")
+  check_facts(metadata)
+  classes = metadata.get('classes')
+  if classes and len(classes) != num_classes:
+    raise ValueError(
+      f'There are {len(classes)} names of classes for the {num_classes} outputs of the head; there '
+      'must be one for each.'
+    )
