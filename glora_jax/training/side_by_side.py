@@ -121,7 +121,7 @@ def train_many(
   _DISPATCHED.check(steps_per_dispatch, 'steps_per_dispatch')
   for number, run in enumerate(runs):
     if not 0 < run.rate < float('inf'):
-      raise ValueError(f'rate={run.rate} of run {number} must be finite and above 0.')
+      raise ValueError(f'rate={run.rate} of run {number} must be above 0 and finite.')
   last = recipe.epochs * recipe.steps_per_epoch(len(labels))
   groups = _grouped(runs)
   states: dict[int, TrainState] = {}

@@ -177,5 +177,5 @@ def test_runs_refuse_images_without_a_label_each():
     train_many([run], images[:0], labels[:0], RECIPE, progress=False)
   with pytest.raises(ValueError, match='steps_per_dispatch=0 must be at least 1'):
     train_together([run], steps_per_dispatch=0)
-  with pytest.raises(ValueError, match='rate=inf of run 0 must be finite'):
+  with pytest.raises(ValueError, match='rate=inf of run 0 must be above 0 and finite'):
     train_together([dataclasses.replace(run, rate=float('inf'))])
