@@ -14,7 +14,7 @@ import dataclasses
 import re
 import types
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -277,6 +277,7 @@ def _uncovered(
   """The matrices that are in no site."""
   covered = {path for site in sites for path in (site.kernel_path, site.bias_path)}
   stacked: dict[Path, set[int]] = defaultdict(set)
+  as_used: dict[Path, bool] = {}
   reasons = dict(reasons)
   for event in events:
     if isinstance(event, Note):
@@ -284,15 +285,16 @@ def _uncovered(
       reasons.setdefault(event.path, event.reason)
     elif isinstance(event, Use):
       stacked[event.view.path] |= event.view.stacked
+      as_used[event.view.path] = _is_matrix(event.view.shape)
   return tuple(
     Uncovered(path, array.shape, reasons.get(path, _UNUSED))
     for path, array in arrays.items()
-    if path not in covered and _is_matrix(array.shape, stacked[path])
+    if path not in covered and (as_used.get(path) or _is_matrix(array.shape, stacked[path]))
   )
 
 
-def _is_matrix(shape: Sequence[int], stacked: set[int]) -> bool:
-  """Whether a parameter has two axes or more, without stacks and leading axes of size one."""
+def _is_matrix(shape: Sequence[int], stacked: Container[int] = ()) -> bool:
+  """Whether an array has two axes or more, without stacks and leading axes of size one."""
   axes = [size for axis, size in enumerate(shape) if axis not in stacked]
   while axes and axes[0] == 1:
     axes = axes[1:]
