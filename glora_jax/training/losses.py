@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -179,9 +180,8 @@ class _DrawnSubnets:
 
   def _apply(self, variables, genome, inputs, key):
     variables = _with_dropped(self.component_dropout, variables, self.adapted, genome, key)
-    return self.adapted.apply(
-      variables, inputs, genome=genome, rngs=_rngs(key), **self.apply_kwargs
-    )
+    streams = _streams(self.adapted, key)
+    return self.adapted.apply(variables, inputs, genome=genome, **streams, **self.apply_kwargs)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -200,7 +200,8 @@ class _FixedSubnet:
     del genome_key
     adapted, genome = self.subnet.adapted, self.subnet.genome
     variables = _with_dropped(self.component_dropout, variables, adapted, genome, model_key)
-    return self.subnet.apply(variables, inputs, rngs=_rngs(model_key), **self.apply_kwargs)
+    streams = _streams(adapted, model_key)
+    return self.subnet.apply(variables, inputs, **streams, **self.apply_kwargs)
 
   def kinds(self, trainable):
     """See `AdapterLoss`."""
@@ -219,9 +220,11 @@ def _with_dropped(
   return {**variables, COLLECTION: supports}
 
 
-def _rngs(key: jax.Array) -> dict[str, jax.Array]:
-  """The random streams of a model that drops paths or features."""
-  return {'drop_path': key, 'dropout': jax.random.fold_in(key, DROPOUT_STREAM)}
+def _streams(adapted: Adapted, key: jax.Array) -> dict[str, Any]:
+  """The random streams of a linen model, as an argument; a function or an NNX model takes none."""
+  if not isinstance(adapted.model, nn.Module):
+    return {}
+  return {'rngs': {'drop_path': key, 'dropout': jax.random.fold_in(key, DROPOUT_STREAM)}}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -155,6 +155,21 @@ def test_adapted_functions_go_through_search_and_allocation():
   np.testing.assert_allclose(outputs, function(params, X), atol=1e-5)
 
 
+def test_the_losses_of_supernets_and_subnets_take_functions():
+  function, params, _, head = FUNCTIONS['dataclasses in a list']
+  adapted = glora_jax.adapt_function(function, params, X, space=SPACE, heads=head)
+  variables = adapted.init(jax.random.key(0), params)
+  subnet = adapted.fix(glora_jax.preset(adapted.spec, 'bitfit'))
+  labels, key = jnp.arange(len(X)) % C, jax.random.key(0)
+  expected = optax.softmax_cross_entropy_with_integer_labels(function(params, X), labels).mean()
+  for loss_fn, halves in (
+    (glora_jax.supernet_loss(adapted, lambda key, x: x, lambda key: mixed(adapted)), adapted),
+    (glora_jax.subnet_loss(subnet, lambda key, x: x), subnet),
+  ):
+    loss, _ = loss_fn(*halves.split(variables), X, labels, key)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
 def test_a_population_of_genomes_is_evolved_on_a_function():
   function, params, _, head = FUNCTIONS['dataclasses in a list']
   adapted = glora_jax.adapt_function(function, params, X, space=SPACE, heads=head)
