@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -19,6 +20,8 @@ MOST_COUNTED = 2**31 - 1  # JAX counts in int32
 _NOUNS = {bool: 'True or False', int: 'a whole number', float: 'a number', str: 'a text'}
 _PLURALS = {int: 'whole numbers', float: 'numbers', str: 'texts'}
 _LONGEST_SHOWN = 80  # characters of a value that a sentence quotes
+_MOST_LISTED = 10  # names that a sentence has
+_NOT_PRINTABLE = re.compile('[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,7 +286,38 @@ def shown(value: Any) -> str:
     text = repr(value)
   except ValueError:  # Python writes out no whole number of more than 4300 digits
     return f'a whole number of {value.bit_length()} bits'
+  return _shorten(text)
+
+
+def printable(text: str) -> str:
+  r"""A path or name with escapes for what breaks a line, commands a terminal, or is not UTF-8.
+
+  Example:
+    >>> print(printable('über\n.png'))
+    über\n.png
+  """
+  return _NOT_PRINTABLE.sub(_escape, text)
+
+
+def listed(names: Iterable[str]) -> str:
+  """Names as a sentence lists them, which are not endless.
+
+  Example:
+    >>> listed(f'class{n}' for n in range(30))[-28:]
+    'class8, class9 and 20 others'
+  """
+  names = list(names)
+  first = ', '.join(_shorten(printable(name)) for name in names[:_MOST_LISTED])
+  others = len(names) - _MOST_LISTED
+  return f'{first} and {others} others' if others > 0 else first
+
+
+def _shorten(text: str) -> str:
   return text if len(text) <= _LONGEST_SHOWN else f'{text[:_LONGEST_SHOWN]}...'
+
+
+def _escape(found: re.Match[str]) -> str:
+  return ascii(found.group())[1:-1]
 
 
 def _is_a(value: Any, kind: type) -> bool:

@@ -16,7 +16,6 @@ import io
 import json
 import logging
 import os
-import re
 import sys
 from collections.abc import Sequence
 
@@ -24,11 +23,11 @@ from tqdm.auto import tqdm
 
 from glora_jax.data import image
 from glora_jax.data.normalization import NORMALIZATIONS
+from glora_jax.limits import printable
 from glora_jax.models.classifier import Classifier, find_images, most_probable
 
 MANY = 200  # images, from which on there is a progress bar
 SHOWN = 3  # classes a line, where nothing else is asked for
-_NOT_PRINTABLE = re.compile('[\x00-\x1f\x7f-\x9f\ud800-\udfff]')  # names of files have any bytes
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -114,7 +113,7 @@ def _answer(classifier: Classifier, images: Sequence[str], given: argparse.Names
       bar.update()
       if isinstance(outcome, str):
         unreadable += 1
-        bar.write(f'error: {_on_a_line(path)}: {outcome}', file=sys.stderr)
+        bar.write(f'error: {printable(path)}: {outcome}', file=sys.stderr)
         if given.json:
           print(json.dumps({'image': path, 'error': outcome}))
         continue
@@ -123,17 +122,8 @@ def _answer(classifier: Classifier, images: Sequence[str], given: argparse.Names
         print(json.dumps({'image': path, **best[0], 'classes': best}))
       else:
         answers = ', '.join('{class} ({probability:.1%})'.format(**row) for row in best)
-        print(f'{_on_a_line(path)}: {answers}')
+        print(f'{printable(path)}: {answers}')
   return unreadable
-
-
-def _on_a_line(path: str) -> str:
-  """A path with escapes for what a terminal takes for a command or cannot show."""
-  return _NOT_PRINTABLE.sub(_escape, path)
-
-
-def _escape(found: re.Match[str]) -> str:
-  return ascii(found.group())[1:-1]
 
 
 def _forget_output() -> None:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from glora_jax.data.task import Source, Task
 from glora_jax.data.tasks import digits, fewshot, generalization, own, vtab
+from glora_jax.limits import listed, shown
 
 _MOST_CLASSES_LISTED = 20
-_MOST_EMPTY_CLASSES_LISTED = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +74,7 @@ def find(name: str, source: Source = Source(), workdir: str | None = None) -> Ta
     return own.task(kind, path, source, workdir)
   patterns = ', '.join(_pattern(kind) for kind in FAMILIES)
   raise ValueError(
-    f"The task '{name}' is unknown; the tasks are: digits, {patterns}, "
+    f'The task {shown(name)} is unknown; the tasks are: digits, {patterns}, '
     'and your own: folder:PATH, csv:PATH, tfds:NAME.'
   )
 
@@ -154,11 +154,5 @@ def _describe(task: Task, split: str) -> str:
     pairs = zip(task.classes, counts, strict=True)
     line += ': ' + ', '.join(f'{name} {count}' for name, count in pairs)
   if split == 'train' and not counts.all():
-    line += f'; none of {_list_names(task.classes[n] for n in np.flatnonzero(counts == 0))}'
+    line += f'; none of {listed(task.classes[n] for n in np.flatnonzero(counts == 0))}'
   return line
-
-
-def _list_names(names: Iterable[str]) -> str:
-  names = list(names)
-  others = ' and others' if len(names) > _MOST_EMPTY_CLASSES_LISTED else ''
-  return ', '.join(names[:_MOST_EMPTY_CLASSES_LISTED]) + others

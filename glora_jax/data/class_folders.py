@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from glora_jax.data.distinct import Repetition, repetitions
 from glora_jax.data.examples import Files
 from glora_jax.data.image import EXTENSIONS, images_below
+from glora_jax.limits import listed, printable
 
 log = logging.getLogger(__name__)
 
@@ -49,11 +50,11 @@ def split_folders(folder: str) -> dict[str, str]:
   others = [name for name in inside if name not in named]
   if not named or (others and _is_a_class(folder, named)):
     return {}
-  found = ', '.join(named)
+  found = listed(named)
   expected = 'train, and val and test where there are such, with the class folders inside'
   if others:
     raise ValueError(
-      f'{folder} has folders of splits ({found}) beside others ({", ".join(others)}); expected are '
+      f'{folder} has folders of splits ({found}) beside others ({listed(others)}); expected are '
       f'class folders alone, or {expected}. Move away what is neither; classes that are called '
       f'{found} can be given by a CSV.'
     )
@@ -67,7 +68,7 @@ def split_folders(folder: str) -> dict[str, str]:
   for split, names in by_split.items():
     if len(names) > 1:
       raise ValueError(
-        f'{folder} has {len(names)} folders for the split {split}: {", ".join(names)}; one is '
+        f'{folder} has {len(names)} folders for the split {split}: {listed(names)}; one is '
         'expected.'
       )
   return {
@@ -103,7 +104,7 @@ def scan(folder: str, classes: Sequence[str]) -> Files:
       empty.append(name)
   if empty:
     raise ValueError(
-      f'{folder}: no images in the class folders {", ".join(empty)}; '
+      f'{folder}: no images in the class folders {listed(empty)}; '
       f'an image is a file ending in {", ".join(EXTENSIONS)}. Fill or remove them.'
     )
   return Files(paths, labels)
@@ -138,7 +139,7 @@ def require_distinct(splits: Mapping[str, Files], classes: Sequence[str]) -> Non
     places += [(split, label) for label in files.given_labels]
   further: list[Repetition] = []
   for repetition in repetitions(paths):
-    first, second = paths[repetition.first], paths[repetition.second]
+    first, second = (printable(paths[index]) for index in repetition)
     (first_split, first_label), (split, label) = (places[index] for index in repetition)
     if first_label != label:
       raise ValueError(
@@ -155,6 +156,5 @@ def require_distinct(splits: Mapping[str, Files], classes: Sequence[str]) -> Non
     log.warning(
       '%d images are there under several names, %s and %s for instance.',
       len(further),
-      paths[further[0].first],
-      paths[further[0].second],
+      *(printable(paths[index]) for index in further[0]),
     )

@@ -22,6 +22,7 @@ from glora_jax.data.pipeline import (
 )
 from glora_jax.data.task import Task, require_measurable
 from glora_jax.files import read_arrays, write_arrays
+from glora_jax.limits import listed, printable
 
 KIND = 'checked images'  # of the file that remembers
 
@@ -42,7 +43,7 @@ def with_readable_images(
 
   Raises:
     UnreadableImages: there are images that cannot be decoded, or in a split no others.
-    ValueError: what is left of val and test cannot measure anything.
+    ValueError: what is left lacks a class of train, or cannot measure anything.
   """
   splits = {split: task.open(split) for split in task.splits}
   everything = Joined(list(splits.values()))
@@ -66,6 +67,13 @@ def with_readable_images(
     for (split, examples), end in zip(splits.items(), ends, strict=True)
   }
   labels = {split: examples.labels for split, examples in kept.items()}
+  lost = np.setdiff1d(splits['train'].labels, labels['train'])
+  if len(lost):
+    names = listed(task.classes[label] for label in lost)
+    raise ValueError(
+      f'{task.name}: no image of {names} in train can be decoded; replace them, or remove these '
+      'classes.'
+    )
   require_measurable(task.name, task.classes, labels)
   opened = {split: OpenedSplit(examples) for split, examples in kept.items()}
   return dataclasses.replace(task, splits=opened)
@@ -101,7 +109,7 @@ def _check(examples: Examples, indices: np.ndarray) -> list[str | None]:
     try:
       examples.check(index)
     except OSError as error:
-      return f'{examples.name(index)}: {error}'
+      return f'{printable(examples.name(index))}: {error}'
     return None
 
   return in_parallel(check, len(indices), 'opening every image once')

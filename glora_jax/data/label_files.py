@@ -14,6 +14,7 @@ from glora_jax.data.distinct import repetitions
 from glora_jax.data.examples import Files
 from glora_jax.data.image import EXTENSIONS
 from glora_jax.files import open_regular
+from glora_jax.limits import listed, printable
 
 _NAMED_AT_MOST = 3  # missing files that a sentence names
 _LONGEST_QUOTE = 100  # characters of a line that a sentence repeats
@@ -210,9 +211,9 @@ def require_unique(
   """
   for repetition in repetitions(os.path.join(root, row.path) for row in rows):
     first, second = rows[repetition.first], rows[repetition.second]
-    written_otherwise = '' if first.path == second.path else f' as {first.path}'
+    written_otherwise = '' if first.path == second.path else f' as {printable(first.path)}'
     raise ValueError(
-      f'{source}, line {second.line}: {second.path} occurs a second time, first in line '
+      f'{source}, line {second.line}: {printable(second.path)} occurs a second time, first in line '
       f'{first.line}{written_otherwise}.'
     )
 
@@ -226,7 +227,7 @@ def require_files(paths: Sequence[str], source: str | os.PathLike) -> None:
   """
   missing = [path for path in paths if not os.path.isfile(path)]
   if missing:
-    named = ', '.join(map(_shorten, missing[:_NAMED_AT_MOST]))
+    named = listed(missing[:_NAMED_AT_MOST])
     instance = ' for instance' if len(missing) > _NAMED_AT_MOST else ''
     raise FileNotFoundError(
       f'{len(missing)} of {len(paths)} images that {source} names are not there, {named}{instance}.'

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from glora_jax.data.examples import Examples, Part
 from glora_jax.data.image import ResizeRule, resize
 from glora_jax.files import read_arrays, write_arrays, writing
+from glora_jax.limits import printable
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +149,7 @@ def _decode_all(
     try:
       images[index] = resize(examples.image(index), image_size, rule)
     except OSError as error:
-      return f'{examples.name(index)}: {error}'
+      return f'{printable(examples.name(index))}: {error}'
     return None
 
   messages = in_parallel(read, len(labels), title)
@@ -317,7 +318,7 @@ class _DecodedInOrder:
     try:
       image = resize(self.examples.image(index), self.image_size, self.rule)
     except OSError as error:
-      message = f'{self.examples.name(index)}: {error}'
+      message = f'{printable(self.examples.name(index))}: {error}'
       raise UnreadableImages([message], len(self.labels)) from error
     return image, self.labels[index]
 
@@ -329,7 +330,7 @@ def _readable(examples: Examples, title: str) -> np.ndarray:
     try:
       examples.check(index)
     except OSError as error:
-      return f'{examples.name(index)}: {error}'
+      return f'{printable(examples.name(index))}: {error}'
     return None
 
   title = f'checking {title}'

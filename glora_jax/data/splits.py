@@ -11,6 +11,7 @@ import numpy as np
 
 from glora_jax.data.examples import Examples, Part, Split
 from glora_jax.files import read_json, write_json, writing
+from glora_jax.limits import listed
 
 SPLITS = ('train', 'val', 'test')
 SHARE = 0.1  # of the images, for each of val and test that is dealt
@@ -142,7 +143,7 @@ class Dealer:
     if rare:
       raise ValueError(
         f'{self.origin}: every class needs at least {len(splits)} images to be split into '
-        f'{", ".join(splits)}; too few in {", ".join(rare)}.'
+        f'{", ".join(splits)}; too few in {listed(rare)}.'
       )
 
   def _read(self, path: str, examples: Examples, splits: Sequence[str]) -> list[np.ndarray]:

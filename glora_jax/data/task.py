@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from glora_jax.data.examples import Examples, Joined, Split
+from glora_jax.limits import shown
 
 SourceKind = Literal['tfds', 'noah', 'lists']
 
@@ -106,7 +107,7 @@ def require_printable(origin: str, names: Iterable[str]) -> None:
   for name in names:
     if any(unicodedata.category(character) in ('Cc', 'Cs') for character in name):
       raise ValueError(
-        f'{origin} has the name {name!a}, which is not UTF-8 or has control characters, so '
+        f'{origin} has the name {shown(name)}, which is not UTF-8 or has control characters, so '
         'that no report can print it; rename it.'
       )
 
@@ -119,20 +120,22 @@ def require_measurable(
   Args:
     origin: what the sentence of the error calls the task.
     classes: names of the classes.
-    labels: the labels of every split, int [n]; of 'val' and 'test', where they are among them,
-      each needs two classes, and the two a class in common.
+    labels: the labels of every split, int [n]; 'train', 'val' and 'test', where they are among
+      them, each need two classes, and the last two a class in common.
 
   Raises:
     ValueError: they do not.
   """
-  present = {split: np.unique(labels[split]) for split in ('val', 'test') if split in labels}
-  for split, found in present.items():
+  present = {split: np.unique(labels[split]) for split in labels}
+  for split in ('train', 'val', 'test'):
+    found = present.get(split, ())
     if len(found) == 1:
       raise ValueError(
         f'{origin}: all images of {split} are of the class {classes[found[0]]}, so that an '
         f'accuracy on them says nothing of the {len(classes)} classes; add images of the others.'
       )
-  if len(present) == 2 and not np.intersect1d(*present.values()).size:
+  val, test = (present.get(split) for split in ('val', 'test'))
+  if val is not None and test is not None and not np.intersect1d(val, test).size:
     raise ValueError(
       f'{origin}: val and test have no class in common, so that what is chosen on val is not what '
       'is tested; give both images of every class.'

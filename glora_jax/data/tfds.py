@@ -18,6 +18,7 @@ from PIL import Image
 from glora_jax.data.examples import Split
 from glora_jax.data.image import decode, from_array
 from glora_jax.data.task import Task
+from glora_jax.limits import shown
 
 log = logging.getLogger(__name__)
 
@@ -46,20 +47,20 @@ def find_builder(name: str, data_dir: str | None = None, version: str | None = N
   base, _, named_version = name.partition(':')
   wanted = version or named_version
   if wanted and not _VERSION.fullmatch(wanted):
-    source = f'data.version={version!r}' if version else repr(name)
+    source = f'data.version={shown(version)}' if version else shown(name)
     raise ValueError(
-      f"{source}: '{wanted}' is no version of a TFDS data set; three numbers or stars are "
+      f'{source}: {shown(wanted)} is no version of a TFDS data set; three numbers or stars are '
       "expected, '3.0.2' or '3.*.*' for instance."
     )
   try:
-    with reading(f"the data set '{name}'"):
+    with reading(f'the data set {shown(name)}'):
       return tfds.builder(f'{base}:{wanted}' if wanted else base, data_dir=data_dir)
   except tfds.core.DatasetNotFoundError as error:
     raise ValueError(
-      f"TFDS knows no data set '{base}'; its names are on www.tensorflow.org/datasets."
+      f'TFDS knows no data set {shown(base)}; its names are on www.tensorflow.org/datasets.'
     ) from error
   except AssertionError:  # no such version in this TFDS
-    with reading(f"the data set '{name}'"):
+    with reading(f'the data set {shown(name)}'):
       return _find_old_version(base, wanted, data_dir)
 
 

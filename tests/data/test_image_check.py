@@ -56,11 +56,12 @@ def test_every_image_of_every_split_is_opened_once_and_remembered(task, tmp_path
 
 
 def break_images(tmp_path):
+  """One that is cut off, a pipe, and a link to nowhere."""
   (tmp_path / 'test' / '2.png').write_bytes((tmp_path / 'test' / '2.png').read_bytes()[:45])
   (tmp_path / 'train' / '1.png').unlink()
   os.mkfifo(tmp_path / 'train' / '1.png')
-  (tmp_path / 'train' / '3.png').unlink()
-  (tmp_path / 'train' / '3.png').symlink_to('none.png')
+  (tmp_path / 'train' / '4.png').unlink()
+  (tmp_path / 'train' / '4.png').symlink_to('none.png')
 
 
 def test_broken_images_of_all_splits_are_named_at_once(task, tmp_path):
@@ -80,17 +81,21 @@ def test_broken_images_are_left_out_on_request(task, tmp_path, opened, caplog):
   found = with_readable_images(task, record, skip_broken=True)
   assert [len(found.open(split).labels) for split in SIZES] == [3, 3, 3]
   train = found.open('train')
-  assert [os.path.basename(train.name(n)) for n in range(3)] == ['0.png', '2.png', '4.png']
-  np.testing.assert_array_equal(train.labels, [0, 0, 0])
+  assert [os.path.basename(train.name(n)) for n in range(3)] == ['0.png', '2.png', '3.png']
+  np.testing.assert_array_equal(train.labels, [0, 0, 1])
   assert '2 of 5 images cannot be decoded and are left out' in caplog.text
   before = len(opened)
   with_readable_images(task, record, skip_broken=True)
-  assert sorted(opened[before:]) == ['test/2.png', 'train/1.png', 'train/3.png']
+  assert sorted(opened[before:]) == ['test/2.png', 'train/1.png', 'train/4.png']
 
 
 def test_what_is_left_must_measure(task, tmp_path):
   (tmp_path / 'val' / '1.png').write_bytes(b'x')
   with pytest.raises(ValueError, match='pets: all images of val are of the class cat'):
+    with_readable_images(task, skip_broken=True)
+  for n in (1, 3):
+    (tmp_path / 'train' / f'{n}.png').write_bytes(b'x')
+  with pytest.raises(ValueError, match='pets: no image of dog in train can be decoded'):
     with_readable_images(task, skip_broken=True)
   for n in range(3):
     (tmp_path / 'val' / f'{n}.png').write_bytes(b'x')

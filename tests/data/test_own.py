@@ -84,6 +84,7 @@ def test_folders_that_are_split_are_left_as_they_are(tmp_path, layout):
     (('val', 'test'), r'of splits \(test, val\), but no train'),
     (('train', 'val', 'valid'), '2 folders for the split val: val, valid'),
     (('Train', 'train'), '2 folders for the split train'),
+    (('val', 'a\nb'), r'beside others \(a\\nb\)'),
   ],
 )
 def test_folders_of_splits_are_never_taken_for_classes(tmp_path, inside, message):

@@ -15,6 +15,7 @@ from glora_jax.data.label_files import ListedSplit
 from glora_jax.data.splits import Shots
 from glora_jax.data.task import Source, Task, is_count
 from glora_jax.data.tfds import TfdsSplit
+from glora_jax.limits import shown
 
 SHOTS = (1, 2, 4, 8, 16)
 SEEDS = (0, 1, 2)
@@ -82,7 +83,7 @@ def parse(text: str) -> FewShotTask:
   data_set = next((data_set for data_set in DATA_SETS if data_set.name == name), None)
   if data_set is None or len(numbers) != 2 or not all(map(is_count, numbers)):
     raise ValueError(
-      f"'fewshot/{text}' is no few-shot task; 'fewshot/food101/4/0' is one: "
+      f"{shown('fewshot/' + text)} is no few-shot task; 'fewshot/food101/4/0' is one: "
       f'data set ({", ".join(NAMES)}), shots, seed.'
     )
   shots, seed = map(int, numbers)

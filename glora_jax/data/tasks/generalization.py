@@ -14,6 +14,7 @@ from glora_jax.data.label_files import ListedSplit
 from glora_jax.data.splits import Shots
 from glora_jax.data.task import Source, Task, is_count
 from glora_jax.data.tfds import TfdsSplit
+from glora_jax.limits import shown
 
 SHOTS = 16
 VAL_SHOTS = 4
@@ -57,7 +58,7 @@ def task(text: str, source: Source) -> Task:
   """
   if not is_count(text):
     raise ValueError(
-      f"'generalization/{text}' is no task; "
+      f'{shown("generalization/" + text)} is no task; '
       "'generalization/0' is one, with the seed of the 16 images a class."
     )
   if source.kind(('tfds', 'lists'), 'domain generalization') == 'lists':

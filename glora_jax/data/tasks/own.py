@@ -24,6 +24,7 @@ from glora_jax.data.label_files import LabelledPath, read_csv, require_files
 from glora_jax.data.splits import SEED, SPLITS, Dealer
 from glora_jax.data.task import Source, Task, require_measurable, require_printable
 from glora_jax.data.tfds import Builder, TfdsExamples
+from glora_jax.limits import listed
 
 Kind = Literal['folder', 'csv', 'tfds']
 KINDS: tuple[Kind, ...] = ('folder', 'csv', 'tfds')
@@ -114,7 +115,7 @@ def _from_split_folders(folder: str, given: Mapping[str, str], split_file: str |
   for split in given:
     absent = [name for label, name in enumerate(classes) if label not in labels[split]]
     if absent:
-      notes.append(f'{split} has no images of {", ".join(absent)}.')
+      notes.append(f'{split} has no images of {listed(absent)}.')
   name = f'folder:{folder}'
   return Task(name, classes, _opened(splits), f'the folder {folder}', tuple(notes))
 
@@ -122,7 +123,7 @@ def _from_split_folders(folder: str, given: Mapping[str, str], split_file: str |
 def _require_known_classes(folder: str, train: str, classes: Sequence[str]) -> None:
   unknown = sorted(set(subfolders(folder)) - set(classes))
   if unknown:
-    raise ValueError(f'{folder} has classes that {train} has not: {", ".join(unknown)}.')
+    raise ValueError(f'{folder} has classes that {train} has not: {listed(unknown)}.')
 
 
 def _from_csv(path: str, split_file: str | None) -> Task:

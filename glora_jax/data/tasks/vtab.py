@@ -20,6 +20,7 @@ from glora_jax.data.tasks.vtab_labels import (
   kitti_distance,
 )
 from glora_jax.data.tfds import Builder, LabelFeature, LabelFunction, TfdsSplit
+from glora_jax.limits import shown
 
 Group = Literal['natural', 'specialized', 'structured']
 GROUPS: tuple[Group, ...] = ('natural', 'specialized', 'structured')
@@ -249,7 +250,7 @@ def find(name: str) -> VtabTask:
   for vtab_task in TASKS:
     if vtab_task.name == name:
       return vtab_task
-  raise ValueError(f"VTAB-1k has no task '{name}'; its tasks are {', '.join(NAMES)}.")
+  raise ValueError(f'VTAB-1k has no task {shown(name)}; its tasks are {", ".join(NAMES)}.')
 
 
 def task(name: str, source: Source) -> Task:
