@@ -20,7 +20,7 @@ from glora_jax.method.site import Site
 from glora_jax.method.space import FLAT_FORMS, TENSORS, WEIGHT_TENSORS, Spec, Tensor
 from glora_jax.method.storage import cut
 from glora_jax.method.supports import SUPPORTS, support_shapes, used_parts
-from glora_jax.nnx.stacking import axis_names, lay_beside, stack_first, what_is_left
+from glora_jax.nnx.stacking import axis_names, lay_beside, stack_first, taken_axes, what_is_left
 from glora_jax.nnx.variables import Genome, Support
 
 # Metadata of a kernel that what lies beside it has, too.
@@ -203,8 +203,12 @@ class Adapter(nnx.Pytree):
 
   def local_layout(self, member: int, kernel: jax.Array) -> Layout:
     """The layout of what transforms have left of a layer's kernel."""
+    layout = self.group.members[member].layout
+    return what_is_left(layout, self._taken(member, kernel))
+
+  def _taken(self, member: int, kernel: jax.Array) -> tuple[int, ...]:
     site = self.group.members[member]
-    return what_is_left(site.layout, len(site.kernel_shape) - kernel.ndim)
+    return taken_axes(site.layout, site.kernel_shape, kernel.shape)
 
   def _left(
     self, member: int, kernel: jax.Array, tensors: Iterable[Tensor]
@@ -217,8 +221,7 @@ class Adapter(nnx.Pytree):
     """
     local = self.local_layout(member, kernel)
     stack = local.sizes(kernel.shape).stack
-    first = self.group.members[0].layout
-    home = what_is_left(first, len(first.stack) - len(local.stack))
+    home = what_is_left(self.group.members[0].layout, self._taken(member, kernel))
     alleles = stack_first(self.genome.get_value(), home, stack, (len(TENSORS),))
     if self.recipe.only_alleles is not None:
       alleles = jnp.broadcast_to(self.recipe.only_alleles, alleles.shape)

@@ -10,10 +10,11 @@ from flax import nnx
 
 from glora_jax.method.adapt import DEFAULT_HEADS, assemble
 from glora_jax.method.adapted import Adapted
+from glora_jax.method.quantized import check_unquantized
 from glora_jax.method.selection import Selection, Selector
 from glora_jax.method.space import SearchSpace
 from glora_jax.nnx.finding import find, runs
-from glora_jax.nnx.frozen import Frozen
+from glora_jax.nnx.functional import params
 from glora_jax.nnx.insertion import insert
 from glora_jax.nnx.owners import is_owner
 from glora_jax.nnx.variables import Genome, ParamGenome
@@ -87,9 +88,10 @@ def attach(  # noqa: PLR0913
       f'This {type(model).__name__} is attached already; attach to what it was made from, or to '
       'what glora_jax.nnx.fold makes of it.'
     )
+  check_unquantized(type(model).__name__, model)
   found = find(model, inputs, kwargs, convs=convs, split=split or {})
   selection = Selection(space, select, heads, ties)
-  adapted = assemble(model, Frozen(model).variables()['params'], found.sites, selection)
+  adapted = assemble(model, params(model), found.sites, selection)
   random = _as_key(key)
   attached = _with_supports(model, adapted, random, Genome)
   if any(group.stack_shape for group in adapted.groups) and not runs(attached, inputs, kwargs):

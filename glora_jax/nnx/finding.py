@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from glora_jax.method import trace
 from glora_jax.method.sample import Sample
 from glora_jax.method.site import Site
 from glora_jax.nnx.frozen import Frozen
+from glora_jax.tree import Path, path_name
 
 
 def find(
@@ -25,30 +27,50 @@ def find(
 ) -> trace.Found:
   """The linear layers of a model's call; see `glora_jax.method.trace.find`.
 
+  Returns:
+    What was found, with rows in the order of the modules, which depends on no backend.
+
   Raises:
-    ValueError: the model does not run on these inputs, or `split` does not fit.
+    ValueError: the model does not run on these inputs, has no linear layer, or `split` does not
+      fit.
   """
   frozen = Frozen(model)
-  call = _Call(frozen)
-  values = frozen.variables()['params']
-  found = trace.find(call, values, inputs, kwargs, convs=convs, split=split)
-  return found._replace(sites=tuple(_named(site, frozen.name) for site in found.sites))
+  params = frozen.variables()['params']
+  found = trace.find(frozen, params, inputs, kwargs, convs=convs, split=split)
+  if not found.sites:
+    reasons = [f'{path_name(path)} {shape} {reason}' for path, shape, reason in found.uncovered]
+    raise ValueError(
+      f'{frozen.__name__} has no linear layer that GLoRA can adapt '
+      f'({"; ".join(reasons) or "no matrix at all"}).'
+    )
+  named = [_named(site, frozen.__name__) for site in found.sites]
+  return found._replace(sites=tuple(numbered(_in_module_order(named, model))))
 
 
 def _named(site: Site, name: str) -> Site:
-  """A site of which a model that is one linear layer gives its name."""
+  """A site; a model that is one linear layer gives it its name."""
   return site if site.path else dataclasses.replace(site, kind=name)
 
 
-class _Call:
-  """A frozen model's call as a function of its parameters, by the model's name."""
+def _in_module_order(sites: Sequence[Site], model: nnx.Module) -> list[Site]:
+  """Sites in the order of the modules that hold their kernels."""
+  order = {tuple(map(str, path)): number for number, (path, _) in enumerate(nnx.iter_graph(model))}
 
-  def __init__(self, frozen: Frozen):
-    self._frozen = frozen
-    self.__name__ = frozen.name
+  def place(site: Site) -> tuple[int, Path]:
+    owners = (site.kernel_path[:end] for end in range(len(site.kernel_path) - 1, -1, -1))
+    return next(order[owner] for owner in owners if owner in order), site.kernel_path
 
-  def __call__(self, values: Any, *args: Any, **kwargs: Any) -> Any:
-    return self._frozen.apply({'params': values}, *args, **kwargs)
+  return sorted(sites, key=place)
+
+
+def numbered(sites: Sequence[Site]) -> list[Site]:
+  """Sites with the rows of their layers, one site after another."""
+  result, first = [], 0
+  for site in sites:
+    rows = tuple(range(first, first + math.prod(site.stack_shape)))
+    result.append(dataclasses.replace(site, rows=rows))
+    first += len(rows)
+  return result
 
 
 def runs(model: nnx.Module, inputs: tuple, kwargs: Mapping[str, Any]) -> bool:

@@ -2,60 +2,83 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Mapping
 from typing import Any
 
 import flax
 from flax import nnx
 
-from glora_jax.tree import flatten
+from glora_jax.tree import flatten, path_name
 
 STATISTICS = 'batch_stats'  # name of their collection among the variables
 
 
 class Frozen:
-  """A plain NNX model with the `apply` of a linen one, whose further state does not move.
+  """An NNX model with the `apply` of a linen one, and as a function of its parameters.
+
+  All its further state stays what it is at the beginning, at every call.
 
   Attributes:
-    name: name of the model's class.
     graphdef: what is static of the model.
     states: its parameters, its batch statistics, and all else.
   """
 
   def __init__(self, model: nnx.Module):
-    self.name = type(model).__name__
+    self.__name__ = type(model).__name__
     self.graphdef, *self.states = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
+
+  def __call__(self, params: Any, *args: Any, **kwargs: Any) -> Any:
+    """What the model's call returns with other parameters."""
+    return self.merged({'params': params})(*args, **kwargs)
 
   def variables(self) -> dict[str, Any]:
     """Parameters and, where there are any, batch statistics."""
-    values = {'params': _nested(self.states[0]), STATISTICS: _nested(self.states[1])}
+    values = {'params': nested(self.states[0]), STATISTICS: nested(self.states[1])}
     return {name: value for name, value in values.items() if value or name == 'params'}
+
+  def kinds_of_state(self) -> dict[str, int]:
+    """Numbers of the variables that are no parameters, by the name of their type."""
+    further = (nnx.to_flat_state(state) for state in self.states[1:])
+    return collections.Counter(type(leaf).__name__ for flat in further for _, leaf in flat)
+
+  def merged(self, variables: Mapping[str, Any]) -> nnx.Module:
+    """The model with other values for its parameters, and for its batch statistics if given."""
+    params, statistics, rest = self.states
+    states = [
+      _filled(params, variables['params']),
+      _filled(statistics, variables.get(STATISTICS, {})),
+      rest,
+    ]
+    return nnx.merge(self.graphdef, *states, copy=True)
 
   def apply(
     self, variables: Mapping[str, Any], *args: Any, method: str = '__call__', **kwargs: Any
   ) -> Any:
     """What a method of the model returns with the variables' parameters and statistics."""
-    parameters, statistics, rest = self.states
-    states = [
-      _filled(parameters, variables['params']),
-      _filled(statistics, variables.get(STATISTICS, {})),
-      rest,
-    ]
-    model = nnx.merge(self.graphdef, *states, copy=True)
-    return getattr(model, method)(*args, **kwargs)
+    return getattr(self.merged(variables), method)(*args, **kwargs)
 
 
-def _nested(state: Any) -> dict[str, Any]:
+def nested(state: Any) -> dict[str, Any]:
   """The values of a state as nested dictionaries with names for numbers."""
   flat = {tuple(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
   return flax.traverse_util.unflatten_dict(flat)
 
 
 def _filled(state: Any, values: Mapping[str, Any]) -> Any:
-  """A state with other values, where there are any."""
+  """A state with other values, where there are any.
+
+  Raises:
+    ValueError: a value is none of the state's.
+  """
   new = flatten(values)
   leaves = [
-    (path, leaf.replace(new.get(tuple(map(str, path)), leaf.get_value())))
+    (path, leaf.replace(new.pop(tuple(map(str, path)), leaf.get_value())))
     for path, leaf in nnx.to_flat_state(state)
   ]
+  if new:
+    raise ValueError(
+      f'The model has no {", ".join(map(path_name, new))}; pass values by the names that '
+      'glora_jax.nnx.params gives.'
+    )
   return nnx.from_flat_state(leaves)

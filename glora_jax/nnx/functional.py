@@ -10,15 +10,11 @@ or as parts, are adapted here as they are.
 
 from __future__ import annotations
 
-import collections
-import dataclasses
 import logging
-import math
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import flax
 import numpy as np
 from flax import nnx
 
@@ -29,8 +25,9 @@ from glora_jax.method.quantized import check_unquantized
 from glora_jax.method.selection import Selection, Selector
 from glora_jax.method.site import Site
 from glora_jax.method.space import SearchSpace
-from glora_jax.method.trace import find
-from glora_jax.tree import Path, flatten, path_name
+from glora_jax.nnx.finding import find, numbered
+from glora_jax.nnx.frozen import Frozen, nested
+from glora_jax.tree import Path, path_name
 
 log = logging.getLogger(__name__)
 
@@ -87,13 +84,10 @@ def adapt(
     ('Sequential', True)
   """
   check_unquantized(type(model).__name__, model)
-  functional = _Functional(model)
+  frozen = Frozen(model)
   refused: dict[str, str] = {}
   if sample_inputs or kwargs:
-    found = find(functional, params(model), sample_inputs, kwargs, convs=convs, split=split)
-    sites = _in_module_order(found.sites, model)
-    uncovered = [f'{path_name(path)} {shape} {reason}' for path, shape, reason in found.uncovered]
-    none = f'no linear layer that GLoRA can adapt ({"; ".join(uncovered) or "no matrix at all"})'
+    sites = find(model, sample_inputs, kwargs, convs=convs, split=split).sites
   elif ties or convs or split:
     raise ValueError(
       'ties, convs and split need sample inputs, which show how the parameters are used; call '
@@ -101,15 +95,25 @@ def adapt(
     )
   else:
     sites, refused = _by_class(model)
-    none = (
-      'no nnx.Linear or nnx.LinearGeneral to adapt; with sample inputs, glora_jax.nnx.adapt(model, '
-      '*inputs), other layers are found too'
-    )
   if not sites and not refused:
-    raise ValueError(f'{functional.__name__} has {none}.')
-  functional.log_state()
+    raise ValueError(
+      f'{frozen.__name__} has no nnx.Linear or nnx.LinearGeneral to adapt; with sample inputs, '
+      'glora_jax.nnx.adapt(model, *inputs), other layers are found too.'
+    )
+  _log_state(frozen)
   selection = Selection(space, select, heads, ties)
-  return assemble(functional, params(model), _numbered(sites), selection, refused=refused)
+  return assemble(frozen, params(model), sites, selection, refused=refused)
+
+
+def _log_state(frozen: Frozen) -> None:
+  """Says which state stands still."""
+  if kinds := frozen.kinds_of_state():
+    log.warning(
+      '%s has state that stays what it is now, at every call: %s. Where it should move, as in '
+      'dropout, BatchNorm or a cache, take glora_jax.nnx.attach.',
+      frozen.__name__,
+      ', '.join(f'{number} {kind}' for kind, number in kinds.items()),
+    )
 
 
 def params(model: nnx.Module) -> dict[str, Any]:
@@ -122,7 +126,7 @@ def params(model: nnx.Module) -> dict[str, Any]:
     >>> {name: value.shape for name, value in params.items()}
     {'bias': (3,), 'kernel': (4, 3)}
   """
-  return _with_string_keys(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+  return nested(nnx.state(model, nnx.Param))
 
 
 def with_params(model: nnx.Module, new: Any) -> nnx.Module:
@@ -135,6 +139,9 @@ def with_params(model: nnx.Module, new: Any) -> nnx.Module:
   Returns:
     A model of the same class.
 
+  Raises:
+    ValueError: the model has no parameter of a name.
+
   Example:
     >>> import glora_jax, jax.numpy as jnp
     >>> from flax import nnx
@@ -143,69 +150,7 @@ def with_params(model: nnx.Module, new: Any) -> nnx.Module:
     >>> glora_jax.nnx.with_params(model, new)(jnp.ones(4)).tolist()
     [4.0, 4.0, 4.0]
   """
-  return _Functional(model).merged(new)
-
-
-class _Functional:
-  """An NNX model with the `apply` of a linen one, and as a function of its parameters."""
-
-  def __init__(self, model: nnx.Module):
-    self.__name__ = type(model).__name__
-    self.graph, self.state, self.rest = nnx.split(model, nnx.Param, ...)
-
-  def __call__(self, params: Any, *args: Any, **kwargs: Any) -> Any:
-    return self.merged(params)(*args, **kwargs)
-
-  def log_state(self) -> None:
-    """Says which state stands still."""
-    kinds = collections.Counter(
-      type(variable).__name__ for _, variable in nnx.to_flat_state(self.rest)
-    )
-    if kinds:
-      log.warning(
-        '%s has state that stays what it is now, at every call: %s. Where it should move, as in '
-        'dropout, BatchNorm or a cache, take glora_jax.nnx.attach.',
-        self.__name__,
-        ', '.join(f'{number} {kind}' for kind, number in kinds.items()),
-      )
-
-  def merged(self, params: Any) -> nnx.Module:
-    """The model with other values for its parameters."""
-    own_paths = {
-      tuple(map(str, path)): path
-      for path in flax.traverse_util.flatten_dict(nnx.to_pure_dict(self.state))
-    }
-    values = {own_paths[path]: value for path, value in flatten(params).items()}
-    state = nnx.clone(self.state)
-    nnx.replace_by_pure_dict(state, flax.traverse_util.unflatten_dict(values))
-    return nnx.merge(self.graph, state, self.rest, copy=True)
-
-  def apply(
-    self, variables: Mapping[str, Any], *args: Any, method: str = '__call__', **kwargs: Any
-  ) -> Any:
-    """What a method of the model returns with the variables' parameters."""
-    return getattr(self.merged(variables['params']), method)(*args, **kwargs)
-
-
-def _in_module_order(sites: Sequence[Site], model: nnx.Module) -> list[Site]:
-  """Sites in the order of the modules that hold their kernels."""
-  order = {tuple(map(str, path)): number for number, (path, _) in enumerate(nnx.iter_graph(model))}
-
-  def place(site: Site) -> tuple[int, Path]:
-    owners = (site.kernel_path[:end] for end in range(len(site.kernel_path) - 1, -1, -1))
-    return next(order[owner] for owner in owners if owner in order), site.kernel_path
-
-  return sorted(sites, key=place)
-
-
-def _numbered(sites: Sequence[Site]) -> list[Site]:
-  """Sites with the rows of their layers, one site after another."""
-  numbered, first = [], 0
-  for site in sites:
-    rows = tuple(range(first, first + math.prod(site.stack_shape)))
-    numbered.append(dataclasses.replace(site, rows=rows))
-    first += len(rows)
-  return numbered
+  return Frozen(model).merged({'params': new})
 
 
 def _by_class(model: nnx.Module) -> tuple[list[Site], dict[str, str]]:
@@ -222,7 +167,7 @@ def _by_class(model: nnx.Module) -> tuple[list[Site], dict[str, str]]:
         )
       else:
         sites.append(site)
-  return sites, refused
+  return numbered(sites), refused
 
 
 def _site(path: Path, module: Any) -> Site | None:
@@ -251,10 +196,3 @@ def _site(path: Path, module: Any) -> Site | None:
 
 def _length(sizes: int | Sequence[int]) -> int:
   return 1 if isinstance(sizes, int) else len(sizes)
-
-
-def _with_string_keys(nested: Mapping[Any, Any]) -> dict[str, Any]:
-  return {
-    str(key): _with_string_keys(value) if isinstance(value, dict) else value
-    for key, value in nested.items()
-  }

@@ -11,7 +11,7 @@ from flax import nnx
 from glora_jax.method.adapted import COLLECTION, Adapted
 from glora_jax.method.genomes import largest_genome
 from glora_jax.nnx.adapter import Adapter, Recipe, offered
-from glora_jax.nnx.frozen import Frozen
+from glora_jax.nnx.functional import params
 from glora_jax.nnx.owners import PREFIX, Part, make_owner
 from glora_jax.nnx.places import Location, Place, Places, put
 from glora_jax.nnx.variables import Genome, as_head
@@ -29,7 +29,7 @@ def insert(
     key: random key of the supports.
     genome_type: type of the variables of the alleles.
   """
-  supports = adapted.init(key, Frozen(model).variables()['params'])[COLLECTION]
+  supports = adapted.init(key, params(model))[COLLECTION]
   genome = jnp.asarray(largest_genome(adapted.spec))
   insertion = _Insertion(model)
   for group in adapted.groups:

@@ -1,14 +1,15 @@
 """Arrays that lie beside a kernel and share its stack axes, as NNX's transforms need them.
 
 `nnx.scan` and `nnx.vmap` take an axis off every variable of a module at the same place. So the
-stack axes of what lies beside a kernel are where the kernel has them, and what is left of a
-kernel tells which of them are taken off.
+stack axes of what lies beside a kernel are where the kernel has them, and the shape of what is left
+of a kernel tells which of them are taken off.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -25,15 +26,12 @@ def lay_beside(value: jax.Array, layout: Layout, ndim: int) -> jax.Array:
     ndim: number of dimensions of the kernel.
 
   Returns:
-    The array itself where the kernel's stack axes are its first ones. Otherwise it gets as many
-    dimensions as the kernel has, of size one, so that an axis counts the same from either end.
+    An array with the stack's axes first where the kernel's are its first ones. Otherwise it gets as
+    many dimensions as the kernel has, of size one, so that an axis counts the same from either end.
   """
-  stack = len(layout.stack)
-  if layout.stack == tuple(range(stack)):
-    return value
-  missing = (1,) * (ndim - value.ndim)
-  padded = value.reshape((*value.shape, *missing))
-  return jnp.moveaxis(padded, range(stack), layout.stack)
+  if not _is_first(layout.stack):
+    value = value.reshape((*value.shape, *(1,) * (ndim - value.ndim)))
+  return jnp.moveaxis(value, range(len(layout.stack)), layout.stack)
 
 
 def axis_names(names: Sequence[str | None], layout: Layout, rest: Sequence[str | None]) -> tuple:
@@ -44,34 +42,58 @@ def axis_names(names: Sequence[str | None], layout: Layout, rest: Sequence[str |
     layout: layout of the kernel.
     rest: names of the array's axes besides those of its stack.
   """
-  stack = [names[dim] for dim in layout.stack]
-  if layout.stack == tuple(range(len(stack))):
-    return (*stack, *rest)
-  padded = [*rest, *[None] * (len(names) - len(stack) - len(rest))]
-  for dim, name in sorted(zip(layout.stack, stack, strict=True)):
-    padded.insert(dim, name)
-  return tuple(padded)
+  result = list(rest)
+  if not _is_first(layout.stack):
+    result += [None] * (len(names) - len(layout.stack) - len(rest))
+  for dim in sorted(layout.stack):
+    result.insert(dim, names[dim])
+  return tuple(result)
 
 
-def what_is_left(layout: Layout, taken: int) -> Layout:
+def _is_first(stack: Sequence[int]) -> bool:
+  """Whether a kernel's stack axes are its first ones."""
+  return sorted(stack) == list(range(len(stack)))
+
+
+def taken_axes(layout: Layout, whole: Sequence[int], left: Sequence[int]) -> tuple[int, ...]:
+  """Which stack axes transforms have taken off a kernel, by their places in the stack.
+
+  Where sizes leave a choice, arrays have the same axes left whatever is chosen.
+
+  Args:
+    layout: layout of the whole kernel.
+    whole: shape of the whole kernel.
+    left: shape of what is left of it.
+  """
+  for dims in itertools.combinations(sorted(layout.stack), len(whole) - len(left)):
+    if [size for dim, size in enumerate(whole) if dim not in dims] == list(left):
+      return tuple(map(layout.stack.index, dims))
+  raise ValueError(
+    f'A kernel of shape {tuple(whole)} was attached, and what is left of it has the shape '
+    f'{tuple(left)}; only its stack axes {layout.stack} can be mapped or scanned over.'
+  )
+
+
+def what_is_left(layout: Layout, taken: Collection[int]) -> Layout:
   """The layout of a kernel, and of its bias, below transforms that took off stack axes.
 
   Args:
     layout: layout of the whole kernel.
-    taken: number of axes that are taken off, the outermost of the stack.
+    taken: places in the stack of the axes that are taken off.
   """
-  lost, bias_lost = layout.stack[:taken], layout.bias_stack[:taken]
+  lost = [layout.stack[place] for place in taken]
+  bias_lost = [layout.bias_stack[place] for place in taken if layout.bias_stack]
   return Layout(
-    stack=_renumbered(layout.stack[taken:], lost),
+    stack=_renumbered(layout.stack, lost),
     inputs=_renumbered(layout.inputs, lost),
     outputs=_renumbered(layout.outputs, lost),
-    bias_stack=_renumbered(layout.bias_stack[taken:], bias_lost),
+    bias_stack=_renumbered(layout.bias_stack, bias_lost),
   )
 
 
 def _renumbered(dims: Sequence[int], lost: Sequence[int]) -> tuple[int, ...]:
-  """Dimensions counted among those that are not lost."""
-  return tuple(dim - sum(other < dim for other in lost) for dim in dims)
+  """The dimensions that are not lost, counted among those alone."""
+  return tuple(dim - sum(other < dim for other in lost) for dim in dims if dim not in lost)
 
 
 def stack_first(

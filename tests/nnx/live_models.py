@@ -56,9 +56,10 @@ ROWS = ['attention/query', 'attention/key', 'attention/value', 'attention/out', 
 
 def randomize(model, seed=1, scale=0.3):
   """Puts normal numbers in the place of all supports."""
-  for number, variable in enumerate(variables(model, glora_jax.nnx.Support)):
-    key = jax.random.fold_in(jax.random.key(seed), number)
-    variable.set_value(scale * jax.random.normal(key, variable.shape))
+  rng = np.random.default_rng(seed)
+  for variable in variables(model, glora_jax.nnx.Support):
+    values = rng.normal(0, scale, variable.shape)
+    variable.set_value(jnp.asarray(values, variable.get_value().dtype))
 
 
 def variables(model, kind):

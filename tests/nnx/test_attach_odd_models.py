@@ -1,0 +1,100 @@
+"""Attached models of every kind: identity at the start, fold, fixed subnets, populations."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from live_models import call, genomes, randomize, variables
+from odd_models import MODELS, X
+
+import glora_jax
+from glora_jax.nnx import Genome, Head, Support
+
+SPACE = glora_jax.SearchSpace((1, 2))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def outputs(graphdef, state, population):
+  """What the subnets of a population say, all at once."""
+
+  def output(genome):
+    return nnx.merge(graphdef, glora_jax.nnx.with_genome(state, genome))(X)
+
+  return jax.vmap(output)(population)
+
+
+def attached_model(name):
+  """A model, and the same attached."""
+  make, options, _ = MODELS[name]
+  model = make()
+  return model, glora_jax.nnx.attach(model, X, space=SPACE, **options)
+
+
+def some_slow(slow):
+  """All models, some of which are left to the slow tests."""
+  return [pytest.param(name, marks=[pytest.mark.slow] * (name in slow)) for name in MODELS]
+
+
+@pytest.mark.parametrize('name', some_slow({'vmapped'}))
+def test_all_layers_are_found_and_folded_they_say_what_a_population_says(name):
+  model, attached = attached_model(name)
+  assert {layer.name for layer in glora_jax.nnx.spec(attached)} == set(MODELS[name][2])
+  population = genomes(attached, 2)
+  base = call(nnx.clone(model), X)
+  start = outputs(*nnx.split(attached), population)
+  np.testing.assert_allclose(start, np.broadcast_to(base, start.shape), atol=1e-5)
+
+  randomize(attached)
+  moved = outputs(*nnx.split(attached), population)
+  assert np.abs(moved - start).max() > 1e-3
+  for genome, expected in zip(population, moved, strict=True):
+    glora_jax.nnx.set_genome(attached, genome)
+    folded = glora_jax.nnx.fold(attached)
+    assert nnx.graphdef(folded) == nnx.graphdef(model)
+    np.testing.assert_allclose(call(folded, X), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize('name', some_slow(MODELS.keys() - {'general'}))
+def test_fixed_subnets_are_the_same_functions_with_gradients(name):
+  _, attached = attached_model(name)
+  randomize(attached)
+  spec = glora_jax.nnx.spec(attached)
+  for variable in variables(attached, nnx.All(nnx.Param, nnx.Not(Genome))):  # biases start at zero
+    variable.set_value(variable.get_value() + 0.1)
+  # Without a LoRA for A some layers need no merged kernel.
+  genome = glora_jax.preset(spec, 'full')
+  genome[: len(spec) // 2, 0] = 2
+  fixed = glora_jax.nnx.fix(attached, genome)
+
+  def loss(model):
+    output = model(X)
+    return (output**2).sum(), output
+
+  trained = nnx.DiffState(0, Support)
+  gradients, output = nnx.jit(nnx.grad(loss, argnums=trained, has_aux=True))(fixed)
+  np.testing.assert_allclose(output, outputs(*nnx.split(attached), genome[None])[0], atol=1e-4)
+  assert len(jax.tree.leaves(gradients)) == len(variables(fixed, Support))
+  assert all(np.any(leaf) for leaf in jax.tree.leaves(gradients))
+
+
+def test_a_linen_model_inside_keeps_its_state_and_its_head():
+  make, _, _ = MODELS['bridged']
+  model = make()
+  attached = glora_jax.nnx.attach(model, X, space=SPACE)
+  assert isinstance(vars(attached.inner)['head']['kernel'], Head)
+  assert attached.inner.hidden['kernel'].shape == (4, 6)
+  before = attached.inner.norm['mean'][...]
+  call(model, X)
+  call(attached, X)
+  np.testing.assert_allclose(attached.inner.norm['mean'][...], model.inner.norm['mean'][...])
+  assert np.abs(attached.inner.norm['mean'][...] - before).max() > 1e-3
+  with pytest.raises(TypeError, match='unexpected keyword'):  # a failed call leaves it as it was
+    attached.inner(X, mutable=['batch_stats'], wrong=1)
+  assert isinstance(vars(attached.inner)['head']['kernel'], Head)
+  assert isinstance(attached.inner, nnx.bridge.ToNNX)
+  folded = glora_jax.nnx.fold(attached)
+  assert type(folded.inner) is nnx.bridge.ToNNX
+  assert type(folded.inner.head['kernel']) is nnx.Param
+  np.testing.assert_allclose(folded.inner.norm['mean'][...], attached.inner.norm['mean'][...])

@@ -1,0 +1,142 @@
+"""What is done with an attached model: fixed, scored, searched, allocated, saved and loaded."""
+
+import subprocess
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from live_models import call, genomes, randomize, variables
+from places import ROOT, environment, program
+
+import glora_jax
+from glora_jax.nnx import Support, Trained
+from glora_jax.nnx import functional as glora_nnx
+
+X = jax.random.normal(jax.random.key(0), (10, 6))
+LABELS = jnp.arange(10) % 3
+SPACE = glora_jax.SearchSpace((1, 2))
+
+
+class Mlp(nnx.Module):
+  def __init__(self):
+    rngs = nnx.Rngs(0)
+    self.hidden = nnx.Linear(6, 8, rngs=rngs)
+    self.norm = nnx.BatchNorm(8, momentum=0.5, rngs=rngs)
+    self.head = nnx.Linear(8, 3, rngs=rngs)
+
+  def __call__(self, x):
+    return self.head(nnx.relu(self.norm(self.hidden(x))))
+
+
+@pytest.fixture
+def attached():
+  """A small classifier whose supports are not zero, in evaluation mode."""
+  model = glora_jax.nnx.attach(Mlp(), X, space=SPACE)
+  model.eval()
+  randomize(model)
+  return model
+
+
+def test_scores_are_those_of_each_subnet_alone(attached):
+  population = genomes(attached, 3)
+  scores = glora_jax.nnx.score(attached, population, X, LABELS, block=4)
+  side_by_side = glora_jax.nnx.score(attached, population, X, LABELS, chunk=2)
+  for row, genome in enumerate(population):
+    glora_jax.nnx.set_genome(attached, genome)
+    logits = call(attached, X)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, LABELS)
+    for found in (scores, side_by_side):
+      assert found.correct[row] == (logits.argmax(-1) == LABELS).sum()
+      np.testing.assert_allclose(found.loss[row], losses.sum(), rtol=1e-5)
+
+
+def test_a_fixed_subnet_holds_and_trains_what_its_genome_uses_and_no_more(attached):
+  genome = glora_jax.preset(glora_jax.nnx.spec(attached), 'lora:1')
+  glora_jax.nnx.set_genome(attached, genome)
+  fixed = glora_jax.nnx.fix(attached, genome)
+  np.testing.assert_allclose(call(fixed, X), call(attached, X), atol=1e-5)
+  shapes = {name: leaf.shape for name, leaf in fixed.hidden.glora_kernel.variables().items()}
+  assert shapes == {'B_down': (6, 1), 'B_up': (1, 8)}
+  count = sum(variable.get_value().size for variable in variables(fixed, Support))
+  assert count == glora_jax.nnx.count_params(fixed) == 14
+  assert len(variables(fixed, Trained)) == 4
+  with pytest.raises(ValueError, match=r'stores none; attach with a space that offers it'):
+    glora_jax.nnx.set_genome(fixed, glora_jax.preset(glora_jax.nnx.spec(fixed), 'ssf'))
+
+
+def test_no_gradient_of_a_kernel_is_computed_where_a_is_no_lora(attached):
+  genome = glora_jax.preset(glora_jax.nnx.spec(attached), 'lora')
+  fixed = glora_jax.nnx.fix(attached, genome)
+  graphdef, trained, rest = nnx.split(fixed.hidden, Support, ...)
+
+  def loss(trained):
+    return nnx.merge(graphdef, trained, rest)(X).sum()
+
+  program = str(jax.make_jaxpr(jax.grad(loss))(trained))
+  assert 'f32[6,8] = ' not in program  # nothing of the kernel's shape
+
+
+def test_a_structure_read_off_a_gradient_is_trained_from_where_it_says():
+  model = glora_jax.nnx.attach(Mlp(), X, space=glora_jax.SearchSpace.distinct((1, 2)))
+  model.eval()
+
+  def loss(forward, batch, key):
+    inputs, labels = batch
+    logits = forward(inputs)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+  batches = [(X[i : i + 2], LABELS[i : i + 2]) for i in range(0, 10, 2)]
+  adapted, values = glora_jax.nnx.as_adapted(model)
+  allocation = glora_jax.allocate(
+    adapted, values, loss, batches, budget=30, key=jax.random.key(0), folds=5, progress=False
+  )
+  glora_jax.nnx.set_variables(model, allocation.variables)
+  model = glora_jax.nnx.fix(model, allocation.genome)
+  assert 0 < glora_jax.nnx.count_params(model) <= 30
+  np.testing.assert_array_equal(glora_jax.nnx.get_genome(model), allocation.genome)
+  plain = Mlp()
+  plain.eval()
+  np.testing.assert_allclose(call(model, X), call(plain, X), atol=1e-5)
+
+
+def test_adapters_go_to_and_fro_between_live_models_and_functions(attached, tmp_path):
+  attached.norm.mean[...] += 0.5
+  attached.head.bias[...] += 0.5
+  genome = glora_jax.preset(glora_jax.nnx.spec(attached), 'full')
+  glora_jax.nnx.set_genome(attached, genome)
+  expected = call(attached, X)
+  glora_jax.nnx.save_adapter(tmp_path / 'live.safetensors', attached, note='kept')
+  other = glora_jax.nnx.attach(Mlp(), X, space=SPACE)
+  other.eval()
+  glora_jax.nnx.load_adapter(tmp_path / 'live.safetensors', other)
+  np.testing.assert_allclose(call(other, X), expected, atol=1e-6)
+
+  plain = Mlp()
+  plain.eval()
+  adapted = glora_nnx.adapt(plain, X, space=SPACE)
+  assert adapted.spec == glora_jax.nnx.spec(attached)
+  values, loaded = glora_jax.load_adapter(
+    tmp_path / 'live.safetensors', adapted, glora_nnx.params(plain)
+  )
+  np.testing.assert_allclose(adapted.apply(values, X, genome=loaded), expected, atol=1e-6)
+
+  lora = glora_jax.nnx.attach(Mlp(), X, space=SPACE)
+  lora = glora_jax.nnx.fix(lora, glora_jax.preset(adapted.spec, 'lora'))
+  with pytest.raises(ValueError, match=r'stores none; attach with a space that offers it'):
+    glora_jax.nnx.load_adapter(tmp_path / 'live.safetensors', lora)
+
+
+def test_the_table_shows_the_genome_that_a_model_has(attached):
+  glora_jax.nnx.set_genome(attached, glora_jax.preset(glora_jax.nnx.spec(attached), 'bitfit'))
+  assert 'trains 8 parameters, and the heads 27' in glora_jax.nnx.summary(attached)
+
+
+@pytest.mark.slow
+def test_on_eight_devices_training_and_folding_give_what_one_device_gives():
+  run = subprocess.run(
+    program('sharded_nnx'), capture_output=True, text=True, env=environment(devices=8), cwd=ROOT
+  )
+  assert run.stdout.strip() == 'equal on 8', run.stderr
