@@ -8,10 +8,11 @@ merged kernel is alive at a time; see `glora_jax.method.lazy`).
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import sys
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import flax.linen as nn
@@ -19,11 +20,14 @@ import jax
 import jax.numpy as jnp
 
 from glora_jax.method.adapted import Adapted, Merge, name_of
+from glora_jax.method.coverage import Choice, find_uncovered, log_uncovered
 from glora_jax.method.discover import discover
 from glora_jax.method.groups import Group, number_rows, spec_of, tie
-from glora_jax.method.selection import Selection, Selector, matches
+from glora_jax.method.reasons import CONVOLUTION
+from glora_jax.method.selection import Heads, Selection, Selector, matches
 from glora_jax.method.site import Site
 from glora_jax.method.space import SearchSpace
+from glora_jax.method.trace import Found, Uncovered, find
 from glora_jax.method.validation import check_merge
 from glora_jax.tree import Path, flatten, path_name
 
@@ -54,7 +58,10 @@ def adapt(
       adapted.
     select: which linear layers to adapt, by '/'-joined path: a regular expression (searched),
       several of them, or a function. None takes all that are not heads.
-    heads: which modules to train in full, likewise; None for none.
+    heads: which modules or parameters to train in full: names, paths or their ends ('fc',
+      'decoder/fc'), regular expressions, a function, or several of the strings; None for none. The
+      log says which were taken. By default those that are called head, classifier, lm_head or
+      output_projection.
     ties: layers to adapt as one, whose kernels then stand side by side along the output in the
       listed order, with one set of supports and one row. Each tie lists the ends of their paths:
       `('query', 'key', 'value')` ties these three wherever they stand beside each other.
@@ -88,14 +95,40 @@ def adapt(
     merge = 'up_front' if jax.default_backend() == 'cpu' else 'lazy'
   model = _linen_module(model)
   discovery = discover(model, sample_inputs, model_kwargs)
+  left_out = [site for site in discovery.sites if site.kind == 'Conv' and not convs]
+  others = {name: value for name, value in discovery.variables.items() if name != 'params'}
+  params = discovery.variables.get('params', {})
+  found = find(_as_function(model), params, (others, *sample_inputs), model_kwargs, convs=convs)
   return assemble(
     model,
-    discovery.variables.get('params', {}),
-    [site for site in discovery.sites if convs or site.kind != 'Conv'],
+    params,
+    [site for site in discovery.sites if site not in left_out],
     Selection(space, select, heads, ties),
     refused=discovery.refused,
     merge=merge,
+    found=_without_convolutions(found, left_out),
   )
+
+
+def _without_convolutions(found: Found, left_out: Sequence[Site]) -> Found:
+  """What was found without some convolutions, which a model may run as plain products."""
+  paths = {site.kernel_path for site in left_out}
+  sites = tuple(site for site in found.sites if site.kernel_path not in paths)
+  others = [matrix for matrix in found.uncovered if matrix.path not in paths]
+  own = [Uncovered(site.kernel_path, site.kernel_shape, CONVOLUTION) for site in left_out]
+  return found._replace(sites=sites, uncovered=(*others, *own))
+
+
+def _as_function(model: nn.Module) -> Callable[..., Any]:
+  """A linen model as a function of parameters, other collections, and inputs."""
+
+  def function(params: Any, others: Any, *args: Any, **kwargs: Any) -> Any:
+    rngs, mutable = {'params': jax.random.key(0)}, nn.DenyList('params')
+    variables = {**others, 'params': params}
+    outputs, _ = model.apply(variables, *args, rngs=rngs, mutable=mutable, **kwargs)
+    return outputs
+
+  return function
 
 
 def _linen_module(model: Any) -> nn.Module:
@@ -130,6 +163,7 @@ def assemble(
   *,
   refused: Mapping[str, str] = types.MappingProxyType({}),
   merge: Merge = 'up_front',
+  found: Found | None = None,
 ) -> Adapted:
   """The second half of `adapt`: chooses among linear modules that were found, by whatever means.
 
@@ -140,6 +174,8 @@ def assemble(
     selection: what of them is adapted.
     refused: why other linear modules cannot be adapted, by path.
     merge: how supports get into the kernels; 'lazy' needs a linen model.
+    found: what a trace of the model says; None if it was not traced. Its sites are taken where
+      `sites` has none besides heads.
 
   Returns:
     The adapted model.
@@ -149,32 +185,72 @@ def assemble(
   """
   name = name_of(model)
   flat = flatten(params)
-  heads = frozenset(path for path in flat if _in_a_head(path, selection))
-  if selection.heads is not None and not heads:
-    log.info(
-      'No module of %s matches heads=%r; only supports will be trained.', name, selection.heads
-    )
+  heads = selection.heads_among(flat)
   for path, reason in refused.items():
-    if selection.space_of(path) is not None and not selection.is_head(path):
+    if selection.space_of(path) is not None and _kernel_of(path) not in heads.paths:
       raise ValueError(f'{path} cannot be adapted: {reason}. Leave it out with select.')
 
-  candidates = [site for site in sites if site.kernel_path not in heads]
+  candidates = [site for site in sites if site.kernel_path not in heads.paths]
+  if not candidates and not refused and found is not None:
+    # No interceptor sees them, so they are merged up front.
+    sites = [dataclasses.replace(site, shared=True) for site in found.sites]
+    candidates = [site for site in sites if site.kernel_path not in heads.paths]
   if not candidates and not refused:
+    others = [] if found is None else found.uncovered
+    named = [f'{path_name(path)} {why}' for path, _, why in others if path not in heads.paths]
     raise ValueError(
-      f'{name} has no linear layer that GLoRA can adapt besides its heads (nn.Dense, '
-      'nn.DenseGeneral and nn.Einsum; convs=True adds nn.Conv).'
+      f'{name} has no linear layer that GLoRA can adapt besides its heads: '
+      f'{"; ".join(named) or "it has no other matrix"}.'
     )
   groups = _groups(name, candidates, selection)
   bare = [group.name for group in groups if not group.has_bias]
   if bare:
     log.warning('No C, D, E for the %d layers without bias: %s.', len(bare), ', '.join(bare))
   shapes = {path: jax.tree.leaves(value)[0] for path, value in flat.items()}
-  return Adapted(model, spec_of(groups), groups, heads, merge, shapes)
+  choice = Choice(sites, groups, frozenset(map(_kernel_of, refused)), heads.paths, shapes)
+  uncovered = find_uncovered(choice, found)
+  adapted = Adapted(model, spec_of(groups), groups, heads.paths, merge, shapes, uncovered)
+  log_uncovered(name, adapted.coverage())
+  if selection.heads is not None:
+    _log_heads(name, selection.heads, heads, choice, found)
+  return adapted
 
 
-def _in_a_head(path: Path, selection: Selection) -> bool:
-  """Whether a parameter, or a module that it lies in, however deep, is trained in full."""
-  return any(selection.is_head(path_name(path[: end + 1])) for end, _ in enumerate(path))
+def _kernel_of(module: str) -> Path:
+  """Path of the kernel of a module by its '/'-joined path."""
+  return (*module.split('/'), 'kernel')
+
+
+def _log_heads(
+  name: str, selector: Selector, heads: Heads, choice: Choice, found: Found | None
+) -> None:
+  """Says what is trained in full, and which layer might have to be.
+
+  Raises:
+    ValueError: the heads that a user wants are not there.
+  """
+  outputs = found.outputs if found is not None else ()
+  last = [site for site in choice.sites if site.kernel_path in outputs]
+  if selector != DEFAULT_HEADS and not heads.modules:
+    raise ValueError(
+      f'heads={selector!r} matches no module and no parameter of {name}; its linear layers are: '
+      f'{", ".join(site.name for site in choice.sites)}. heads=None trains none in full.'
+    )
+  if heads.modules:
+    log.info('%s: trained in full, as heads: %s.', name, ', '.join(heads.modules))
+  elif not last:
+    log.info('No module of %s is a head; only supports will be trained.', name)
+  if selector != DEFAULT_HEADS or not last or any(path in heads.paths for path in outputs):
+    return
+  rows = {site for group in choice.groups for site in group.members}
+  log.warning(
+    'The outputs of %s are those of %s, which %s and is not trained in full; if it is a new '
+    'classifier, pass heads=%r.',
+    name,
+    last[-1].name,
+    'gets supports' if last[-1] in rows else 'stays frozen',
+    last[-1].name,
+  )
 
 
 def _groups(model: str, candidates: Sequence[Site], selection: Selection) -> tuple[Group, ...]:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from glora_jax.method import genomes
+from glora_jax.method.coverage import Coverage, coverage
 from glora_jax.method.groups import Group
 from glora_jax.method.lazy import graft, intercept
 from glora_jax.method.merge import fold
@@ -23,6 +24,7 @@ from glora_jax.method.storage import check_storage
 from glora_jax.method.subnet import Call, Subnet
 from glora_jax.method.summary import layer_table
 from glora_jax.method.supports import COLLECTION
+from glora_jax.method.trace import Uncovered
 from glora_jax.method.validation import (
   check_collections,
   check_merge,
@@ -54,6 +56,7 @@ class Adapted:
     head_paths: paths of the parameters that are trained in full.
     merge: how supports get into the kernels, 'up_front' or 'lazy'.
     param_shapes: ShapeDtypeStruct of every parameter of the model, by path.
+    uncovered: the matrices that no row stands for, and why; see `coverage`.
 
   Example:
     >>> import flax.linen as nn, jax, jax.numpy as jnp
@@ -90,6 +93,7 @@ class Adapted:
   head_paths: frozenset[Path]
   merge: Merge
   param_shapes: Mapping[Path, jax.ShapeDtypeStruct]
+  uncovered: tuple[Uncovered, ...] = ()
 
   def __post_init__(self):
     check_ranks(self.spec)
@@ -234,7 +238,7 @@ class Adapted:
       genome: whose alleles to show, int [rows, 5]; None shows all on offer.
 
     Returns:
-      One line a layer, and one about the whole model.
+      One line a layer, one about the whole model, and one for each matrix that no row stands for.
     """
     chosen = genomes.largest_genome(self.spec) if genome is None else np.asarray(genome)
     check_one_genome(self.spec, chosen, 'summary')
@@ -247,7 +251,26 @@ class Adapted:
       f'{100 * (trained + heads) / total:.2f}% of the {total:,} of the base model'
     )
     table = layer_table(self.spec, None if genome is None else chosen)
-    return '\n'.join([*table, totals])
+    return '\n'.join([*table, totals, *self.coverage().lines()])
+
+  def coverage(self) -> Coverage:
+    """Which matrices of the model rows stand for, and which they do not, with reasons.
+
+    Example:
+      >>> import glora_jax, jax.numpy as jnp
+      >>> params = {'embedding': jnp.ones((8, 4)), 'w': jnp.ones((4, 4)), 'head': jnp.ones((4, 4))}
+      >>> def apply(params, tokens):
+      ...   return params['embedding'][tokens] @ params['w'] @ params['head']
+      >>> adapted = glora_jax.adapt_function(apply, params, jnp.array([0, 1]))
+      >>> coverage = adapted.coverage()
+      >>> [matrix.name for matrix in coverage.covered], coverage.share
+      (['w'], 0.25)
+      >>> print(coverage)
+      2 matrices are in no row, 75.00% of the base model
+        embedding  8x4  50.00%  is looked up by an index (an embedding)
+        head       4x4  25.00%  is trained in full
+    """
+    return coverage(self.groups, self.uncovered, self.param_shapes)
 
   def run(
     self,

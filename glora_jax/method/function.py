@@ -45,7 +45,8 @@ def adapt_function(  # noqa: PLR0913
       (`jax.ShapeDtypeStruct` will do).
     space: the alleles on offer; see `adapt`.
     select: which linear layers to adapt, by name; see `adapt`.
-    heads: which parameters to train in full: by their names, or those of what they lie in.
+    heads: which parameters to train in full: by their names, or those of what they lie in; see
+      `adapt`.
     ties: layers to adapt as one; see `adapt`.
     convs: whether kernels of convolutions count as linear layers.
     split: axes of a layer's outputs that are to be a stack with one row each, as in
@@ -79,7 +80,8 @@ def adapt_function(  # noqa: PLR0913
   found = find(function, params, sample_inputs, kwargs, convs=convs, split=split)
   arrays = map_with_path(lambda _, leaf: leaf if is_array(nn.meta.unbox(leaf)) else None, params)
   _check_found(adapted.__name__, found, arrays)
-  return assemble(adapted, arrays, found.sites, Selection(space, select, heads, ties))
+  selection = Selection(space, select, heads, ties)
+  return assemble(adapted, arrays, found.sites, selection, found=found)
 
 
 class Function:

@@ -124,7 +124,7 @@ def _steady(
 ) -> list[Value]:
   """What is known of a loop's carry in every iteration."""
   tokens = [(step.place.scope, 'carry', number) for number in range(len(carry))]
-  current = [dataclasses.replace(value, number=None, product=None) for value in carry]
+  current = [dataclasses.replace(value, number=None, product=None, layer=None) for value in carry]
   while True:
     found = walk(body, [*consts, *current, *items], step.place).results[: len(carry)]
     following = [joined(*values) for values in zip(current, found, tokens, strict=True)]
@@ -159,6 +159,7 @@ def _item(stack: Value, step: Step, number: int) -> Value:
     view=stack.view and stack.view.indexed(0, step.place.scope),
     product=None,
     number=None,
+    layer=None,
     token=(step.place.scope, 'item', number),
   )
 

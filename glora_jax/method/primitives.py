@@ -6,8 +6,9 @@ import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 
+from glora_jax.method import reasons
 from glora_jax.method.events import Role, Step, Sum, Use
-from glora_jax.method.value import Product, Value, origins_of
+from glora_jax.method.value import Product, Value, common_layer, origins_of
 from glora_jax.method.view import NO_AXIS, Atom, View
 
 Handler = Callable[[Step], list[Value]]
@@ -26,7 +27,6 @@ _OPAQUE = {
   'io_callback': 'enters a callback',
   'custom_partitioning': 'enters a function with a partitioning of its own',
 }
-_LOOKED_UP = 'is looked up by an index (an embedding)'
 _NO_LAYOUT = 'has its axes rearranged as no layout can express'
 
 
@@ -35,10 +35,9 @@ def other(step: Step) -> list[Value]:
   if step.name in _OPAQUE:
     step.note(step.operands, _OPAQUE[step.name], forbids=True)
   if step.depends:
-    item_by_item = 'meets activations item by item, in no product'
-    reason = item_by_item if step.name in _ITEM_BY_ITEM else f'enters a {step.name}'
+    reason = reasons.ITEM_BY_ITEM if step.name in _ITEM_BY_ITEM else f'enters a {step.name}'
     step.note(step.operands, reason)
-    return step.results(depends=True)
+    return step.results(depends=True, layer=common_layer(step.operands))
   origins = origins_of(step.operands, _combined(step))
   if not origins:
     return step.results(number=_number(step))
@@ -103,6 +102,7 @@ def rearranged(step: Step) -> list[Value]:
     origins=moved.origins,
     number=moved.number,
     token=token,
+    layer=moved.layer,
   )
   if moved.view and not known.view:
     return step.results(origins=origins_of([moved], _NO_LAYOUT), repeated=moved.repeated)
@@ -180,7 +180,7 @@ def sliced_at(step: Step) -> list[Value]:
 
 def looked_up(step: Step) -> list[Value]:
   """A gather: of a parameter, an embedding."""
-  step.note(step.operands[:1], _LOOKED_UP, forbids=True)
+  step.note(step.operands[:1], reasons.LOOKED_UP, forbids=True)
   return other(step)
 
 
@@ -199,7 +199,7 @@ def multiplied(step: Step) -> list[Value]:
   kernel, activations = step.operands[place], step.operands[1 - place]
   if first == second or kernel.is_constant:
     return other(step)
-  step.note([activations], 'meets kernels in the place of activations')
+  step.note([activations], reasons.AN_INPUT)
   if kernel.view is None:
     step.note([kernel], '', forbids=True)
     return step.results(depends=True)
@@ -212,7 +212,7 @@ def multiplied(step: Step) -> list[Value]:
   step.events.append(use)
   dims = _RESULTS[step.name](step, place)
   view = _result_view(kernel.view, dims, step.out_shape)
-  return step.results(depends=True, product=Product(scope, view))
+  return step.results(depends=True, product=Product(scope, view), layer=kernel.view.path)
 
 
 def _result_view(kernel: View, dims: Sequence[int | None], shape: Sequence[int]) -> View:
@@ -270,7 +270,7 @@ def _ragged_result(step: Step, place: int) -> list[int | None]:
 
 def _conv_roles(step: Step, place: int) -> tuple[Role, ...] | str:
   if not step.place.convs:
-    return 'is the kernel of a convolution; convs=True adapts it'
+    return reasons.CONVOLUTION
   if place == 0 or step.params['batch_group_count'] > 1:
     return 'is no plain kernel of its convolution'
   out = step.params['dimension_numbers'].rhs_spec[0]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from glora_jax.method.space import SearchSpace
 from glora_jax.method.validation import check_spaces
+from glora_jax.tree import Path, path_name
 
 Selector = str | Sequence[str] | Callable[[str], bool]
 
@@ -29,6 +31,30 @@ def matches(selector: Selector, name: str) -> bool:
     ) from error
 
 
+def _named(selector: Selector, names: Sequence[str]) -> list[str]:
+  """The names that are chosen; an expression that is a name, or the end of a path, is only that."""
+  if callable(selector):
+    return [name for name in names if selector(name)]
+  patterns = [selector] if isinstance(selector, str) else selector
+  found = []
+  for pattern in patterns:
+    ends = [name for name in names if f'/{name}'.endswith(f'/{pattern}')]
+    found += ends or [name for name in names if matches(pattern, name)]
+  return found
+
+
+class Heads(NamedTuple):
+  """What is trained in full.
+
+  Attributes:
+    modules: names of the modules, or of parameters that stand alone.
+    paths: paths of all their parameters.
+  """
+
+  modules: tuple[str, ...]
+  paths: frozenset[Path]
+
+
 @dataclasses.dataclass(frozen=True)
 class Selection:
   """The choices among a model's modules; see `adapt` for what they mean.
@@ -36,7 +62,7 @@ class Selection:
   Attributes:
     space: one search space for all layers, or spaces by regular expression.
     select: the layers to adapt; None for all that are not heads.
-    heads: the modules to train in full; None for none.
+    heads: the modules and parameters to train in full; None for none.
     ties: the layers to adapt as one, by ends of their paths.
   """
 
@@ -53,9 +79,22 @@ class Selection:
     """Spaces by regular expression; a single space's expression is found in every name."""
     return self.space if isinstance(self.space, Mapping) else {'': self.space}
 
-  def is_head(self, name: str) -> bool:
-    """Whether a module is trained in full."""
-    return self.heads is not None and matches(self.heads, name)
+  def heads_among(self, paths: Iterable[Path]) -> Heads:
+    """The modules and parameters that are trained in full.
+
+    Args:
+      paths: paths of all parameters.
+    """
+    if self.heads is None:
+      return Heads((), frozenset())
+    owners = {path: [path_name(path[:end]) for end in range(1, len(path) + 1)] for path in paths}
+    names = dict.fromkeys(name for own in owners.values() for name in own)
+    taken = set(_named(self.heads, list(names)))
+    first = {
+      path: next((name for name in own if name in taken), None) for path, own in owners.items()
+    }
+    found = {path: name for path, name in first.items() if name is not None}
+    return Heads(tuple(dict.fromkeys(found.values())), frozenset(found))
 
   def space_of(self, name: str) -> SearchSpace | None:
     """The space of a layer, of the first expression that is found in its name.

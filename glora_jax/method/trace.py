@@ -23,8 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from glora_jax.method.events import Event, Note, Place, Role, Sum, Use
-from glora_jax.method.jaxpr import walk
+from glora_jax.method.jaxpr import Walk, walk
 from glora_jax.method.kernels import axis_roles, bias_of, layers, layout_of
+from glora_jax.method.reasons import UNUSED
 from glora_jax.method.sample import Sample, is_array
 from glora_jax.method.site import Site
 from glora_jax.method.value import Value
@@ -32,7 +33,6 @@ from glora_jax.method.view import View
 from glora_jax.tree import Path, flatten, path_name, update
 
 _KINDS = {'conv_general_dilated': 'Conv', 'ragged_dot_general': 'RaggedDot'}
-_UNUSED = 'is not used in the call'
 
 
 class Uncovered(NamedTuple):
@@ -56,11 +56,14 @@ class Found(NamedTuple):
     sites: its linear layers in the order of their first uses, with their rows.
     uncovered: the other matrices among its parameters.
     unused: paths of all parameters that the call does not use.
+    outputs: paths of the kernels whose layers the function's outputs are: what follows such a layer
+      meets no other activations.
   """
 
   sites: tuple[Site, ...]
   uncovered: tuple[Uncovered, ...]
   unused: tuple[Path, ...]
+  outputs: tuple[Path, ...] = ()
 
 
 def find(
@@ -103,20 +106,25 @@ def find(
   arrays = {
     path: bare for path, leaf in flatten(params).items() if is_array(bare := nn.meta.unbox(leaf))
   }
-  events = _events(function, params, arrays, Sample(inputs, kwargs), convs)
+  results, events = _walk(function, params, arrays, Sample(inputs, kwargs), convs)
   kernels, reasons = _kernels(events, arrays)
   _split(kernels, split)
   sites = _sites(kernels, events, arrays)
-  return Found(sites, _uncovered(sites, events, arrays, reasons), _unused(events, arrays))
+  return Found(
+    sites,
+    uncovered=_uncovered(sites, events, arrays, reasons),
+    unused=_unused(events, arrays),
+    outputs=tuple(dict.fromkeys(value.layer for value in results if value.layer)),
+  )
 
 
-def _events(
+def _walk(
   function: Callable[..., Any],
   params: Any,
   arrays: Mapping[Path, Any],
   sample: Sample,
   convs: bool,
-) -> list[Event]:
+) -> Walk:
   """What happens to the parameters in the function's program."""
 
   def run(values, inputs):
@@ -134,7 +142,7 @@ def _events(
     for path, array in arrays.items()
   ]
   inputs = [Value(depends=True, token=number) for number, _ in enumerate(sample.arrays)]
-  return walk(program, [*values, *inputs], Place(convs)).events
+  return walk(program, [*values, *inputs], Place(convs))
 
 
 def _shaped(array: Any) -> jax.ShapeDtypeStruct:
@@ -287,7 +295,7 @@ def _uncovered(
       stacked[event.view.path] |= event.view.stacked
       as_used[event.view.path] = _is_matrix(event.view.shape)
   return tuple(
-    Uncovered(path, array.shape, reasons.get(path, _UNUSED))
+    Uncovered(path, array.shape, reasons.get(path, UNUSED))
     for path, array in arrays.items()
     if path not in covered and (as_used.get(path) or _is_matrix(array.shape, stacked[path]))
   )

@@ -44,6 +44,8 @@ class Value:
       other ways.
     number: its value, where it is one known integer.
     token: equal for arrays that hold the same numbers, as far as that is known.
+    layer: path of the kernel of the last product that all its dependence on the input went through;
+      None if there is none.
   """
 
   depends: bool = False
@@ -53,6 +55,7 @@ class Value:
   origins: tuple[Origin, ...] = ()
   number: int | None = None
   token: Hashable = None
+  layer: Path | None = None
 
   @property
   def is_constant(self) -> bool:
@@ -80,7 +83,14 @@ def joined(first: Value, second: Value, token: Hashable) -> Value:
   """
   depends = first.depends or second.depends
   repeated = first.repeated or second.repeated
+  layer = common_layer((first, second))
   if first.view == second.view and first.origins == second.origins:
-    return Value(depends, repeated, first.view, origins=first.origins, token=token)
+    return Value(depends, repeated, first.view, origins=first.origins, token=token, layer=layer)
   origins = origins_of((first, second), 'is not the same in all branches or iterations')
-  return Value(depends, repeated, origins=() if depends else origins, token=token)
+  return Value(depends, repeated, origins=() if depends else origins, token=token, layer=layer)
+
+
+def common_layer(values: Iterable[Value]) -> Path | None:
+  """The layer of all values that depend on the input, where it is the same."""
+  layers = {value.layer for value in values if value.depends}
+  return layers.pop() if len(layers) == 1 else None

@@ -91,7 +91,7 @@ def attach(  # noqa: PLR0913
   check_unquantized(type(model).__name__, model)
   found = find(model, inputs, kwargs, convs=convs, split=split or {})
   selection = Selection(space, select, heads, ties)
-  adapted = assemble(model, params(model), found.sites, selection)
+  adapted = assemble(model, params(model), found.sites, selection, found=found)
   random = _as_key(key)
   attached = _with_supports(model, adapted, random, Genome)
   if any(group.stack_shape for group in adapted.groups) and not runs(attached, inputs, kwargs):

@@ -86,8 +86,10 @@ def adapt(
   check_unquantized(type(model).__name__, model)
   frozen = Frozen(model)
   refused: dict[str, str] = {}
+  found = None
   if sample_inputs or kwargs:
-    sites = find(model, sample_inputs, kwargs, convs=convs, split=split).sites
+    found = find(model, sample_inputs, kwargs, convs=convs, split=split)
+    sites = found.sites
   elif ties or convs or split:
     raise ValueError(
       'ties, convs and split need sample inputs, which show how the parameters are used; call '
@@ -102,7 +104,7 @@ def adapt(
     )
   _log_state(frozen)
   selection = Selection(space, select, heads, ties)
-  return assemble(frozen, params(model), sites, selection, refused=refused)
+  return assemble(frozen, params(model), sites, selection, refused=refused, found=found)
 
 
 def _log_state(frozen: Frozen) -> None:

@@ -289,7 +289,9 @@ def test_convolutions_are_an_option():
       return nn.Dense(3, name='head')(x.mean((1, 2)))
 
   images = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
-  with pytest.raises(ValueError, match=r'convs=True adds nn\.Conv'):
+  with pytest.raises(
+    ValueError, match=r'patches/kernel is the kernel of a convolution; convs=True'
+  ):
     glora_jax.adapt(Convs(), images)
   adapted, variables = ready(Convs(), images, convs=True)
   assert [(layer.name, layer.in_features, layer.out_features) for layer in adapted.spec] == [
@@ -519,13 +521,17 @@ def test_the_summary_lists_layers_and_totals(vit):
   adapted = vit[0]
   text = adapted.summary()
   lines = text.splitlines()
-  assert len(lines) == 1 + 12 + 1
+  assert len(lines) == 1 + 12 + 1 + 4
   assert lines[1].split()[:3] == ['blocks/attn/qkv[0]', '12', '36']
   full = adapted.count_params(presets.preset(adapted.spec, 'full'))
   assert f'the largest subnet trains {full:,} parameters, and the heads 65' in text
   chosen = adapted.summary(presets.preset(adapted.spec, 'bitfit'))
   assert 'this subnet trains 324 parameters' in chosen
   assert chosen.splitlines()[1].split()[3:8] == ['none', 'none', 'none', 'none', 'vector']
+  uncovered = adapted.coverage().lines()
+  assert lines[-4:] == uncovered == chosen.splitlines()[-4:]
+  assert uncovered[0].startswith('3 matrices are in no row, ')
+  assert [line.split()[0] for line in uncovered[1:]] == ['embed/kernel', 'head/kernel', 'pos_embed']
 
 
 def test_the_summarys_total_is_the_sum_of_its_rows_where_few_alleles_are_on_offer():

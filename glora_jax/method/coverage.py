@@ -1,0 +1,195 @@
+"""Which matrices of a model rows stand for, and why they stand for no others."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from glora_jax.method.groups import Group
+from glora_jax.method.reasons import CHOSEN, HEAD, NO_MODULE, NO_SAMPLE, NOT_SELECTED, ORDINARY
+from glora_jax.method.site import Site
+from glora_jax.method.summary import align
+from glora_jax.method.trace import Found, Uncovered
+from glora_jax.tree import Path, path_name
+
+log = logging.getLogger(__name__)
+
+_MOST_NAMED = 3  # matrices that the log names
+
+
+@dataclasses.dataclass(frozen=True)
+class Matrix:
+  """A parameter with two or more axes, stacks of layers not counted.
+
+  Attributes:
+    name: its path, joined by '/'.
+    shape: its shape.
+    share: its part of the model's parameters.
+    reason: why no row stands for it; '' if rows do.
+  """
+
+  name: str
+  shape: tuple[int, ...]
+  share: float
+  reason: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Coverage:
+  """The matrices of a model; see `Adapted.coverage`.
+
+  Attributes:
+    covered: those that rows stand for, in their order.
+    uncovered: those that none does, each with its reason.
+  """
+
+  covered: tuple[Matrix, ...]
+  uncovered: tuple[Matrix, ...]
+
+  @property
+  def share(self) -> float:
+    """The part of the model's parameters that lies in covered matrices."""
+    return sum(matrix.share for matrix in self.covered)
+
+  @property
+  def uncovered_share(self) -> float:
+    """The part that lies in matrices that are not."""
+    return sum(matrix.share for matrix in self.uncovered)
+
+  def __str__(self) -> str:
+    return '\n'.join(self.lines()) or 'every matrix is in a row'
+
+  def lines(self) -> list[str]:
+    """A table of the matrices that no row stands for; no line if there are none."""
+    if not self.uncovered:
+      return []
+    matrices = 'matrix is' if len(self.uncovered) == 1 else 'matrices are'
+    head = f'{len(self.uncovered)} {matrices} in no row, {_percent(self.uncovered_share)} of the'
+    return [f'{head} base model', *align([*map(_line, self.uncovered)], ('share',))]
+
+
+class _Line(NamedTuple):
+  """A matrix, as text."""
+
+  name: str
+  shape: str
+  share: str
+  reason: str
+
+
+def _line(matrix: Matrix) -> _Line:
+  sizes = 'x'.join(map(str, matrix.shape))
+  return _Line(f'  {matrix.name}', sizes, _percent(matrix.share), matrix.reason)
+
+
+def _percent(share: float) -> str:
+  return f'{100 * share:.2f}%'
+
+
+def coverage(
+  groups: Sequence[Group], uncovered: Sequence[Uncovered], shapes: Mapping[Path, Any]
+) -> Coverage:
+  """The matrices of a model with their shares.
+
+  Args:
+    groups: the adapted layers.
+    uncovered: the matrices that are in none.
+    shapes: all parameters, by path.
+  """
+  total = sum(shape.size for shape in shapes.values())
+  sites = [site for group in groups for site in group.members]
+  covered = [_matrix(site.kernel_path, site.kernel_shape, '', total) for site in sites]
+  others = [_matrix(*matrix, total) for matrix in uncovered]
+  return Coverage(tuple(covered), tuple(others))
+
+
+def _matrix(path: Path, shape: tuple[int, ...], reason: str, total: int) -> Matrix:
+  return Matrix(path_name(path), shape, math.prod(shape) / total, reason)
+
+
+class Choice(NamedTuple):
+  """What was chosen of a model's parameters.
+
+  Attributes:
+    sites: all linear layers that were found.
+    groups: those that are adapted.
+    refused: paths of kernels that cannot be adapted and were left out.
+    heads: paths of the parameters that are trained in full.
+    shapes: all parameters, by path.
+  """
+
+  sites: Sequence[Site]
+  groups: Sequence[Group]
+  refused: frozenset[Path]
+  heads: frozenset[Path]
+  shapes: Mapping[Path, Any]
+
+
+def find_uncovered(choice: Choice, found: Found | None) -> tuple[Uncovered, ...]:
+  """The matrices that no row stands for, in the order of the parameters.
+
+  Args:
+    choice: what was chosen.
+    found: what the trace of the model says; None if there was none.
+  """
+  covered = {site.kernel_path for group in choice.groups for site in group.members}
+  left_out = [*(site.kernel_path for site in choice.sites), *choice.refused]
+  own = dict.fromkeys(left_out, NOT_SELECTED)
+  reasons = {**dict(_other_reasons(choice, found)), **own}
+  return tuple(
+    Uncovered(path, shape.shape, HEAD if path in choice.heads else reasons[path])
+    for path, shape in choice.shapes.items()
+    if path in reasons and path not in covered
+  )
+
+
+def _other_reasons(choice: Choice, found: Found | None) -> Iterator[tuple[Path, str]]:
+  """Reasons of matrices that are in no site, by path."""
+  if found is None:
+    biases = {site.bias_path for site in choice.sites}
+    for path, shape in choice.shapes.items():
+      if len(shape.shape) > 1 and path not in biases:
+        yield path, NO_SAMPLE
+    return
+  for site in found.sites:
+    yield site.kernel_path, NO_MODULE
+  for matrix in found.uncovered:
+    yield matrix.path, matrix.reason
+
+
+def log_uncovered(name: str, whole: Coverage) -> None:
+  """Says in one line how much of a model no row stands for, but for what a user left out.
+
+  It is a warning where a matrix is used in a way that might be a linear layer's.
+
+  Args:
+    name: the model's name.
+    whole: its matrices.
+  """
+  others = [matrix for matrix in whole.uncovered if matrix.reason not in CHOSEN]
+  if not others:
+    return
+  others.sort(key=_by_concern)
+  is_usual = _is_ordinary(others[0])
+  named = [f'{matrix.name} {matrix.reason}' for matrix in others[:_MOST_NAMED]]
+  log.log(
+    logging.INFO if is_usual else logging.WARNING,
+    'No row stands for %d of the %d matrices of %s, %s of its parameters: %s. '
+    'adapted.coverage() lists all of them.',
+    len(others),
+    len(whole.covered) + len(whole.uncovered),
+    name,
+    _percent(sum(matrix.share for matrix in others)),
+    '; '.join(named + ['...'] * (len(others) > _MOST_NAMED)),
+  )
+
+
+def _by_concern(matrix: Matrix) -> tuple[bool, float]:
+  return _is_ordinary(matrix), -matrix.share
+
+
+def _is_ordinary(matrix: Matrix) -> bool:
+  return matrix.reason.startswith(ORDINARY)

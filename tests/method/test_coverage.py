@@ -1,0 +1,239 @@
+"""Which matrices have rows, which are heads, and what is said of all others."""
+
+import logging
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from comparing import assert_close, jit, random_params, random_variables
+from flax import nnx
+
+import glora_jax
+from glora_jax import SearchSpace
+from glora_jax.method import reasons
+
+TOKENS = jnp.zeros((2, 5), int)
+X = jax.random.normal(jax.random.key(0), (2, 4))
+
+
+class Decoder(nn.Module):
+  """An embedding, positions, a product without a module, and a layer that gives the outputs."""
+
+  tied: bool = False
+
+  @nn.compact
+  def __call__(self, tokens):
+    embed = nn.Embed(8, 4, name='embed')
+    x = embed(tokens) + self.param('positions', nn.initializers.normal(), (1, 5, 4))
+    x = x + nn.Dense(4, name='fc')(x)
+    x = x @ self.param('w', nn.initializers.normal(), (4, 4))
+    return embed.attend(x) if self.tied else nn.Dense(8, name='out')(x)
+
+
+class Two(nn.Module):
+  """Two layers, of which the second has a name that contains the first's."""
+
+  names: tuple[str, str] = ('fc', 'fc2')
+  residual: bool = False
+
+  @nn.compact
+  def __call__(self, x):
+    x = nn.relu(nn.Dense(4, name=self.names[0])(x))
+    y = jnp.tanh(nn.Dense(4, name=self.names[1])(x) / 30) * 30
+    return x + y if self.residual else nn.log_softmax(y)[:, None]
+
+
+def uncovered(adapted):
+  return {matrix.name: matrix.reason for matrix in adapted.coverage().uncovered}
+
+
+def rows(adapted):
+  return [layer.name for layer in adapted.spec]
+
+
+@pytest.fixture
+def lines(caplog):
+  """What is logged, as (level, message)."""
+  caplog.set_level(logging.INFO, 'glora_jax')
+  return lambda: [(record.levelname, record.getMessage()) for record in caplog.records]
+
+
+def test_every_matrix_is_covered_or_has_a_reason_and_a_share():
+  adapted = glora_jax.adapt(Decoder(), TOKENS, heads='out')
+  coverage = adapted.coverage()
+  assert [matrix.name for matrix in coverage.covered] == ['fc/kernel']
+  assert uncovered(adapted) == {
+    'embed/embedding': reasons.LOOKED_UP,
+    'positions': reasons.ITEM_BY_ITEM,
+    'w': reasons.NO_MODULE,
+    'out/kernel': reasons.HEAD,
+  }
+  total = 8 * 4 + 5 * 4 + (4 * 4 + 4) + 4 * 4 + (4 * 8 + 8)
+  assert coverage.share == pytest.approx(16 / total)
+  assert coverage.uncovered_share == pytest.approx((32 + 20 + 16 + 32) / total)
+  assert str(coverage).splitlines()[0] == '4 matrices are in no row, 78.12% of the base model'
+  assert adapted.summary().endswith(str(coverage))
+
+
+def test_what_is_not_selected_and_a_tied_embedding_are_said():
+  model = Decoder(tied=True)
+  params = jax.eval_shape(model.init, jax.random.key(0), TOKENS)['params']
+
+  def apply(params, tokens):
+    return model.apply({'params': params}, tokens)
+
+  adapted = glora_jax.adapt_function(apply, params, TOKENS, select='^w$')
+  assert rows(adapted) == ['w']
+  assert uncovered(adapted) == {
+    'embed/embedding': f'{reasons.LOOKED_UP}, and enters a product as well',
+    'positions': reasons.ITEM_BY_ITEM,
+    'fc/kernel': reasons.NOT_SELECTED,
+  }
+
+
+def test_an_einsum_that_was_refused_and_left_out_is_not_selected():
+  class Model(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      x = nn.Dense(4, name='fc')(x)
+      return nn.Einsum((4, 4), 'bi,ii->bi', use_bias=False, name='diagonal')(x)
+
+  adapted = glora_jax.adapt(Model(), X, select='fc')
+  assert uncovered(adapted) == {'diagonal/kernel': reasons.NOT_SELECTED}
+
+
+def test_without_sample_inputs_every_other_matrix_is_listed():
+  class Model(nnx.Module):
+    def __init__(self, rngs):
+      self.fc, self.w = nnx.Linear(4, 4, rngs=rngs), nnx.Param(jnp.ones((4, 4)))
+
+  adapted = glora_jax.nnx.adapt(Model(nnx.Rngs(0)))
+  assert uncovered(adapted) == {'w': reasons.NO_SAMPLE}
+
+
+def test_a_model_that_is_covered_has_a_summary_that_ends_with_its_totals(lines):
+  adapted = glora_jax.adapt(Two(), X, heads=None)
+  assert adapted.coverage().uncovered == ()
+  assert adapted.summary().splitlines()[-1].startswith('the largest subnet trains')
+  assert str(adapted.coverage()) == 'every matrix is in a row'
+  assert lines() == []
+
+
+def test_one_line_says_how_much_has_no_row_and_warns_of_what_might_have_one(lines):
+  glora_jax.adapt(Decoder(), TOKENS, heads='out')
+  level, message = lines()[0]
+  assert level == 'WARNING'
+  assert message.startswith(
+    'No row stands for 3 of the 5 matrices of Decoder, 53.12% of its parameters: w is used like a '
+  )
+  assert message.endswith('adapted.coverage() lists all of them.')
+  assert [text for _, text in lines()[1:]] == ['Decoder: trained in full, as heads: out.']
+
+
+def test_embeddings_alone_are_no_warning(lines):
+  class Model(nn.Module):
+    @nn.compact
+    def __call__(self, tokens):
+      return nn.Dense(3, name='head')(nn.Dense(4, name='fc')(nn.Embed(8, 4)(tokens)))
+
+  glora_jax.adapt(Model(), TOKENS)
+  assert [level for level, _ in lines()] == ['INFO', 'INFO']
+  assert '1 of the 3 matrices' in lines()[0][1]
+
+
+@pytest.mark.parametrize(
+  'heads, expected',
+  [
+    ('fc2', ['fc']),
+    ('fc', ['fc2']),  # a name is that name alone
+    ('^fc', []),  # an expression is found wherever it is
+    (['fc2', 'nothing'], ['fc']),
+    (lambda name: name.endswith('2'), ['fc']),
+    ('fc2/kernel', ['fc']),
+    (None, ['fc', 'fc2']),
+  ],
+)
+def test_heads_are_names_paths_expressions_or_a_function(heads, expected):
+  if not expected:
+    with pytest.raises(ValueError, match='no linear layer that GLoRA can adapt besides its heads'):
+      glora_jax.adapt(Two(), X, heads=heads)
+    return
+  adapted = glora_jax.adapt(Two(), X, heads=heads)
+  assert rows(adapted) == expected
+  assert {path[0] for path in adapted.head_paths} == {'fc', 'fc2'} - set(expected)
+
+
+def test_the_log_says_which_modules_are_heads_the_outermost_alone(lines):
+  glora_jax.adapt(Decoder(), TOKENS, heads=['embed', 'positions', 'out'], select='fc')
+  assert lines()[-1] == ('INFO', 'Decoder: trained in full, as heads: embed, out, positions.')
+
+
+def test_heads_that_are_not_there_are_refused():
+  with pytest.raises(ValueError, match=r"^heads='fc3' matches no module .* are: fc, fc2\. heads="):
+    glora_jax.adapt(Two(), X, heads='fc3')
+
+
+@pytest.mark.parametrize(
+  'names, options, warning',
+  [
+    (('fc', 'fc2'), {}, "those of fc2, which gets supports .* pass heads='fc2'"),
+    (('fc', 'fc2'), {'select': 'fc$'}, 'those of fc2, which stays frozen'),
+    (('fc', 'head'), {}, None),
+    (('fc', 'fc2'), {'heads': None}, None),
+    (('fc', 'fc2'), {'heads': 'fc2'}, None),
+  ],
+)
+def test_a_last_layer_that_is_no_head_is_said(lines, names, options, warning):
+  glora_jax.adapt(Two(names), X, **options)
+  found = [message for level, message in lines() if level == 'WARNING']
+  assert len(found) == (warning is not None)
+  assert warning is None or re.search(warning, found[0])
+
+
+def test_a_last_layer_with_a_path_around_it_is_no_classifier(lines):
+  glora_jax.adapt(Two(residual=True), X)
+  assert lines() == [('INFO', 'No module of Two is a head; only supports will be trained.')]
+
+
+class Kernels(nn.Module):
+  """Kernels [out, in] of a module of the model's own, as Flax's GPT-2 has them."""
+
+  features: int
+
+  @nn.compact
+  def __call__(self, x):
+    kernel = self.param('kernel', nn.initializers.normal(), (self.features, x.shape[-1]))
+    bias = self.param('bias', nn.initializers.zeros, (self.features,))
+    return jax.lax.dot_general(x, kernel.T, (((x.ndim - 1,), (0,)), ((), ()))) + bias
+
+
+class OwnLayers(nn.Module):
+  @nn.compact
+  def __call__(self, x):
+    x = nn.relu(Kernels(6, name='first')(x))
+    return nn.Dense(3, name='head')(Kernels(4, name='second')(x))
+
+
+def test_a_linen_model_without_a_known_layer_is_adapted_by_use():
+  adapted = glora_jax.adapt(OwnLayers(), X, space=SearchSpace((1, 2)))
+  assert [(layer.name, layer.in_features, layer.bias) for layer in adapted.spec] == [
+    ('first', 4, True),
+    ('second', 6, True),
+  ]
+  variables = random_variables(adapted, random_params(OwnLayers(), X))
+  genome = glora_jax.preset(adapted.spec, 'full')
+
+  @jit
+  def outputs(variables, genome):
+    plain = [variables['params'], adapted.fold(variables, genome)]
+    base, folded = (OwnLayers().apply({'params': params}, X) for params in plain)
+    merged = [adapted.apply(variables, X, genome=genome, merge=m) for m in ('up_front', 'lazy')]
+    return base, folded, *merged
+
+  base, folded, *merged = outputs(variables, genome)
+  for actual in merged:
+    assert_close(actual, folded)
+  assert np.abs(folded - base).max() > 1e-3
