@@ -3,9 +3,8 @@
 All state but parameters stands still. A model whose state moves (dropout, BatchNorm, a cache) is
 attached (`glora_jax.nnx.attach`).
 
-An NNX model bridged into linen (`nnx.bridge.ToLinen`) hides its layers from `glora_jax.adapt`:
-adapt it with this module before bridging. Linen models bridged into NNX (`nnx.bridge.ToNNX`), whole
-or as parts, are adapted here as they are.
+An NNX model bridged into linen (`nnx.bridge.ToLinen`) is a linen model to `glora_jax.adapt`, too.
+Linen models bridged into NNX (`nnx.bridge.ToNNX`), whole or as parts, are adapted here as they are.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from hand_count import equation
 
 from glora_jax import SearchSpace, canonicalize, count_params, preset, random_genomes
 from glora_jax.method.adapt import adapt
+from glora_jax.method.reasons import CHOSEN, ORDINARY
 
 MERGES = ('up_front', 'lazy')
 SPACE = SearchSpace(ranks=(2, 4))
@@ -137,6 +138,12 @@ def test_rows_are_the_linear_layers_in_execution_order(name):
   assert tuple(layer.name for layer in case.adapted.spec) == case.example.rows
   sizes = {layer.name: (layer.in_features, layer.out_features) for layer in case.adapted.spec}
   assert {row: sizes[row] for row in case.example.sizes} == case.example.sizes
+
+
+@every_model
+def test_no_matrix_is_left_that_is_used_like_a_linear_layer(name):
+  matrices = session(name).adapted.coverage().uncovered
+  assert not [matrix for matrix in matrices if not matrix.reason.startswith(CHOSEN + ORDINARY)]
 
 
 @every_model

@@ -197,7 +197,7 @@ def test_a_linen_model_bridged_into_nnx_takes_folded_parameters():
   np.testing.assert_allclose(folded(X), adapted.apply(variables, X, genome=genome), atol=1e-5)
 
 
-def test_an_adapted_nnx_model_can_be_bridged_into_linen_after_folding(problem):
+def test_an_nnx_model_can_be_bridged_into_linen_after_folding_or_before_adapting(problem):
   model, adapted, variables = problem
   variables = {**variables, 'glora': randomized(variables['glora'])}
   genome = presets.preset(adapted.spec, 'lora')
@@ -205,5 +205,8 @@ def test_an_adapted_nnx_model_can_be_bridged_into_linen_after_folding(problem):
   linen = nnx.bridge.ToLinen(lambda rngs: glora_nnx.with_params(folded, glora_nnx.params(folded)))
   linen_variables = linen.init(jax.random.key(0), X)
   np.testing.assert_allclose(linen.apply(linen_variables, X), folded(X), atol=1e-5)
-  with pytest.raises(ValueError, match='has no linear layer'):
-    glora_jax.adapt(linen, X)
+  again = glora_jax.adapt(linen, X)
+  assert {layer.name for layer in again.spec} == {layer.name for layer in adapted.spec}
+  start = again.init(jax.random.key(0), linen_variables['params'])
+  outputs = again.apply({**linen_variables, **start}, X, genome=presets.preset(again.spec, 'full'))
+  np.testing.assert_allclose(outputs, folded(X), atol=1e-5)
