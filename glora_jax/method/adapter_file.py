@@ -4,22 +4,50 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import flax
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from glora_jax.files import Path, read_tensors, write_tensors
+from glora_jax.files import Path, damaged, read_tensors, write_tensors
 from glora_jax.method import genomes
 from glora_jax.method.adapted import COLLECTION, Adapted
 from glora_jax.method.storage import check_storage
 from glora_jax.method.supports import used_parts
 from glora_jax.method.validation import check_one_genome, check_supports
-from glora_jax.tree import fingerprint, flatten, get, path_name, replace
+from glora_jax.records import mismatch
+from glora_jax.tree import differences, fingerprint, flatten, get, path_name, replace
 
+_AGAIN = 'get it again, or save it again from the training that it came of'
 _DIGITS = 12  # of a fingerprint, where two are shown beside each other
+
+
+class _Alleles(TypedDict):
+  """The names of a row's alleles."""
+
+  A: str
+  B: str
+  C: str
+  D: str
+  E: str
+
+
+class _LaterMetadata(TypedDict, total=False):
+  """What the metadata of an adapter may say; the first version knew no parameters."""
+
+  layers: list[_Alleles]
+  parameters: list[list[dict[str, Any]]]
+
+
+class _Metadata(_LaterMetadata):
+  """What the metadata of an adapter must say."""
+
+  spec: list[str]
+  base: str
+  genome: list[list[int]]
 
 
 class _UsedPart(NamedTuple):
@@ -120,13 +148,16 @@ def load_adapter(path: Path, adapted: Adapted, params: Any) -> tuple[dict[str, A
     [[2, 0, 0, 2, 2]]
   """
   tensors, metadata = read_tensors(path, 'adapter')
-  genome = genomes.genome_from_json(adapted.spec, _in_order(path, metadata, adapted))
+  _check_metadata(path, metadata)
+  genome = _genome(path, adapted, _in_order(path, metadata, adapted))
   shapes = jax.eval_shape(adapted.init, jax.random.key(0), params)
   trainable, frozen = adapted.split({**shapes, 'params': params})
   _check_base(path, metadata['base'], fingerprint(frozen['params']))
 
   supports = jax.tree.map(lambda value: np.zeros(value.shape, value.dtype), trainable[COLLECTION])
-  for name, support, index in _used(adapted, nn.meta.unbox(supports), genome):
+  used = list(_used(adapted, nn.meta.unbox(supports), genome))
+  _check_tensors(path, tensors, {name: support[index] for name, support, index in used})
+  for name, support, index in used:
     support[index] = tensors.pop(name)
   others = flax.traverse_util.unflatten_dict(tensors, sep='/')
   heads = flatten(others.pop('params', {}))
@@ -136,6 +167,54 @@ def load_adapter(path: Path, adapted: Adapted, params: Any) -> tuple[dict[str, A
     head_params = replace(head_params, head_path, value)
   variables = adapted.join({'params': head_params, COLLECTION: supports}, {**frozen, **others})
   return variables, genome
+
+
+def _check_metadata(path: Path, metadata: dict[str, Any]) -> None:
+  """Raises ValueError unless metadata say what those of an adapter must, of each row."""
+  if (reason := mismatch(metadata, _Metadata)) is not None:
+    raise damaged(path, f'of its metadata {reason}', _AGAIN)
+  by_row = [name for name in ('spec', 'genome', 'layers', 'parameters') if name in metadata]
+  lengths = [len(metadata[name]) for name in by_row]
+  if len(set(lengths)) > 1:
+    raise damaged(path, f'{", ".join(by_row)} are of {lengths} layers', _AGAIN)
+
+
+def _genome(path: Path, adapted: Adapted, metadata: Mapping[str, Any]) -> np.ndarray:
+  """The genome that a file's metadata say, canonical."""
+  try:
+    genome = genomes.genome_from_json(adapted.spec, metadata)
+    check_one_genome(adapted.spec, genome, 'load_adapter')
+  except (ValueError, TypeError, OverflowError) as error:  # NumPy's own for odd numbers
+    raise damaged(path, error, _AGAIN) from error
+  return genome
+
+
+def _check_tensors(
+  path: Path, tensors: Mapping[str, np.ndarray], supports: Mapping[str, np.ndarray]
+) -> None:
+  """Checks the tensors of a file.
+
+  Args:
+    path: path of the file.
+    tensors: its tensors by name.
+    supports: the parts of supports that its genome reads, by the names that they have in it.
+
+  Raises:
+    ValueError: a support is missing, of a layer or an allele that there is not, or misshaped; or
+      numbers are not finite, or no floating-point numbers.
+  """
+  given = {name: value for name, value in tensors.items() if name.startswith(f'{COLLECTION}/')}
+  if problems := differences(given, supports):
+    raise damaged(path, f'its genome needs other supports: {"; ".join(problems)}', _AGAIN)
+  inner = {name[:end] for name in tensors for end, letter in enumerate(name) if letter == '/'}
+  if odd := inner & tensors.keys() or {name for name in tensors if '/' not in name}:
+    raise damaged(path, f'{min(odd)} is no name of a tensor in a collection', _AGAIN)
+  for name, value in tensors.items():
+    is_learned = name.startswith((f'{COLLECTION}/', 'params/'))
+    if is_learned and not jnp.issubdtype(value.dtype, jnp.floating):
+      raise damaged(path, f'{name} is {value.dtype} and no floating-point numbers', _AGAIN)
+    if jnp.issubdtype(value.dtype, jnp.floating) and not np.isfinite(value).all():
+      raise damaged(path, f'{name} has numbers that are not finite', _AGAIN)
 
 
 def _described(adapted: Adapted) -> list[str]:

@@ -192,3 +192,81 @@ def test_adapters_of_boxed_models_round_trip(tmp_path):
   assert loaded['glora']['B_up'].names == (None, 'model')
   apply = jit(lambda v, g: adapted.apply(v, x, genome=g))
   np.testing.assert_array_equal(apply(loaded, found), apply(variables, genome))
+
+
+class BodyAndHead(nn.Module):
+  @nn.compact
+  def __call__(self, x):
+    return nn.Dense(2, name='head')(nn.Dense(3, name='body')(x))
+
+
+@pytest.fixture(scope='module')
+def written(tmp_path_factory):
+  """A small adapter in the parts of its file: (adapted, params, tensors, metadata)."""
+  model = BodyAndHead()
+  adapted = glora_jax.adapt(model, jnp.ones((1, 4)))
+  params = random_params(model, jnp.ones((1, 4)))
+  path = tmp_path_factory.mktemp('adapter') / 'a.safetensors'
+  variables = random_variables(adapted, params)
+  adapter_file.save_adapter(path, adapted, variables, presets.preset(adapted.spec, 'ssf'))
+  return adapted, params, *read_tensors(path, 'adapter')
+
+
+@pytest.mark.parametrize(
+  'changes, sentence',
+  [
+    ({'E': np.full(3, np.nan, np.float32)}, 'glora/body/E has numbers that are not finite'),
+    ({'E': np.zeros((1, 1), np.float32)}, r'misshaped: glora/body/E is \(1, 1\) and should be'),
+    ({'E': np.zeros(3, np.int32)}, 'glora/body/E is int32 and no floating-point numbers'),
+    ({'B_up': np.zeros(3, np.float32)}, 'unexpected: glora/body/B_up'),
+    ({'../head/E': np.zeros(3, np.float32)}, 'unexpected: glora/body/../head/E'),
+    ({'E': None}, 'missing: glora/body/E'),
+  ],
+)
+def test_tensors_that_are_not_those_of_the_genome_are_refused(written, tmp_path, changes, sentence):
+  adapted, params, tensors, metadata = written
+  changed = tensors | {f'glora/body/{name}': value for name, value in changes.items()}
+  changed = {name: value for name, value in changed.items() if value is not None}
+  write_tensors(tmp_path / 'a', changed, 'adapter', metadata)
+  with pytest.raises(ValueError, match=f'a is damaged .*{sentence}.*; get it again'):
+    adapter_file.load_adapter(tmp_path / 'a', adapted, params)
+
+
+@pytest.mark.parametrize('name', ['params', 'batch_stats', 'params/head/bias/x'])
+def test_names_that_are_no_paths_in_a_collection_are_refused(written, tmp_path, name):
+  adapted, params, tensors, metadata = written
+  write_tensors(tmp_path / 'a', tensors | {name: np.zeros(3)}, 'adapter', metadata)
+  with pytest.raises(ValueError, match='is no name of a tensor in a collection'):
+    adapter_file.load_adapter(tmp_path / 'a', adapted, params)
+
+
+@pytest.mark.parametrize(
+  'changes, sentence',
+  [
+    ({'spec': None}, 'spec is missing'),
+    ({'genome': None}, 'genome is missing'),
+    ({'base': None}, 'base is missing'),
+    ({'base': 3}, '3 at base is not a text'),
+    ({'spec': 'body'}, "'body' at spec is not a list"),
+    ({'genome': [[0, 0, 0, 0, 0]] * 2}, 'are of .* layers'),
+    ({'genome': [[0, 0]], 'layers': None}, r'shape \(1, 2\)'),
+    ({'genome': [[2**70, 0, 0, 0, 0]], 'layers': None}, 'is damaged'),
+    ({'genome': [[99, 0, 0, 0, 0]], 'layers': None}, 'The genome says 99 for A'),
+    ({'layers': [{'A': 'none'}]}, r'layers\[0\].B is missing'),
+    ({'parameters': [[]]}, 'belongs to another model'),
+  ],
+)
+def test_metadata_that_are_not_an_adapters_are_refused(written, tmp_path, changes, sentence):
+  adapted, params, tensors, metadata = written
+  changed = {name: value for name, value in (metadata | changes).items() if value is not None}
+  write_tensors(tmp_path / 'a', tensors, 'adapter', changed)
+  with pytest.raises(ValueError, match=sentence):
+    adapter_file.load_adapter(tmp_path / 'a', adapted, params)
+
+
+@pytest.mark.parametrize('text', ['[]', '7', 'nothing', '{"kind": "adapter", "format": 99}'])
+def test_metadata_of_another_kind_or_a_later_version_are_refused(written, tmp_path, text):
+  adapted, params, tensors, _ = written
+  safetensors.numpy.save_file(tensors, tmp_path / 'a', {'glora_jax': text})
+  with pytest.raises(ValueError, match=r'no adapter file|damaged|written by a later version'):
+    adapter_file.load_adapter(tmp_path / 'a', adapted, params)
