@@ -17,6 +17,7 @@ import sys
 from collections.abc import Sequence
 
 from glora_jax.files import explain_os
+from glora_jax.mesh import NoDeviceError, require_devices
 from glora_jax.models import weights
 from glora_jax.models.export import export, save_exported
 from glora_jax.models.fetch import fetch, known_normalization
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
       print(_export(given.output, checkpoint))
     else:
       print(_convert(given.output, checkpoint, given.format))
-  except (ValueError, ImportError) as error:
+  except (ValueError, ImportError, NoDeviceError) as error:
     sys.exit(f'error: {error}')
   except OSError as error:
     sys.exit(f'error: {explain_os(error)}')
@@ -78,6 +79,7 @@ def _read(given: argparse.Namespace) -> Checkpoint:
 
 def _export(path: str, checkpoint: Checkpoint) -> str:
   """Writes the computation; returns a line on what was written."""
+  require_devices()
   model, params, metadata = checkpoint
   exported = export(model, params, metadata['image_size'], metadata.get('normalization'))
   save_exported(path, exported)

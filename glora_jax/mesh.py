@@ -39,6 +39,10 @@ class _Membership(NamedTuple):
     return ', '.join(f'{name}={value}' for name, value in self._asdict().items())
 
 
+class NoDeviceError(RuntimeError):
+  """JAX has no device to compute on; the text is a sentence for the user."""
+
+
 def initialize(
   coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
 ) -> None:
@@ -73,13 +77,13 @@ def require_devices() -> None:
   """Checks that JAX has a device to compute on.
 
   Raises:
-    RuntimeError: it has none of the platform that is asked for.
+    NoDeviceError: it has none of the platform that is asked for.
   """
   try:
     jax.devices()
   except (RuntimeError, AssertionError) as error:
     platforms = jax.config.jax_platforms
-    raise RuntimeError(
+    raise NoDeviceError(
       f'JAX has no device to compute on with JAX_PLATFORMS={platforms!r} ({first_line(error)}); '
       'install the JAX of that platform, or set JAX_PLATFORMS=cpu.'
     ) from error

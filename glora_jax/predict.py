@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from glora_jax.data import image
 from glora_jax.data.normalization import NORMALIZATIONS
 from glora_jax.limits import printable
+from glora_jax.mesh import NoDeviceError, require_devices
 from glora_jax.models.classifier import Classifier, find_images, most_probable
 
 MANY = 200  # images, from which on there is a progress bar
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   fields = {} if given.num_heads is None else {'num_heads': given.num_heads}
   try:
     images = find_images(given.images)
+    require_devices()
     classifier = Classifier(
       given.model, rule=given.resize, normalization=given.normalization, **fields
     )
@@ -50,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.stdout.flush()
   except BrokenPipeError:
     raise
-  except (ValueError, OSError, ImportError) as error:
+  except (ValueError, OSError, ImportError, NoDeviceError) as error:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
       _forget_output()
     sys.exit(f'error: {error}')

@@ -81,3 +81,11 @@ def test_mistakes_are_one_sentence(arguments, message, tmp_path, monkeypatch):
   with pytest.raises(SystemExit, match=f'^error: .*{message}') as stopped:
     convert.main([str(argument) for argument in arguments])
   assert '\n' not in stopped.value.code
+
+
+def test_heads_that_do_not_go_with_the_width_write_nothing(tmp_path):
+  for heads in ('7', '0', '-1'):
+    out = tmp_path / heads
+    with pytest.raises(SystemExit, match=f'error: .*num_heads={heads}'):
+      convert.main([weights.EMBEDDED_FILE, str(out), '--num-heads', heads])
+    assert not out.exists()

@@ -22,7 +22,7 @@ from places import ROOT
 from trees import randomized
 
 import glora_jax
-from glora_jax import predict
+from glora_jax import convert, predict
 from glora_jax.data import image
 from glora_jax.data.normalization import normalize
 from glora_jax.method import genomes
@@ -324,3 +324,16 @@ def test_a_reader_that_has_seen_enough_is_no_error(photos, folded):
   assert ran.stdout.startswith('b.png: ')
   assert 'Traceback' not in ran.stderr
   assert 'BrokenPipe' not in ran.stderr
+
+
+def test_a_machine_without_the_device_is_told_in_a_sentence(tmp_path, monkeypatch):
+  def no_devices():
+    raise AssertionError
+
+  monkeypatch.setattr(jax, 'devices', no_devices)
+  Image.new('RGB', (4, 4)).save(tmp_path / 'a.png')
+  file, exported = weights.EMBEDDED_FILE, str(tmp_path / 'model.jax_export')
+  commands = [(predict.main, ['--model', file, str(tmp_path)]), (convert.main, [file, exported])]
+  for main, arguments in commands:
+    with pytest.raises(SystemExit, match='error: JAX has no device to compute on'):
+      main(arguments)
