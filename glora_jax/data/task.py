@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from glora_jax.data.examples import Examples, Joined, Split
+from glora_jax.data.examples import Examples, Joined, OpenedSplit, Split
 from glora_jax.limits import shown
 
 SourceKind = Literal['tfds', 'noah', 'lists']
@@ -208,6 +208,15 @@ class Task:
         f'but {self.num_classes} classes.'
       )
     return examples
+
+  def opened(self) -> Task:
+    """The task with all splits opened, so that what they are asked for is read once.
+
+    Raises:
+      ValueError, OSError: a split cannot be opened; see `open`.
+    """
+    splits = {split: OpenedSplit(self.open(split)) for split in self.splits}
+    return dataclasses.replace(self, splits=splits)
 
   def mask(self, split: str) -> np.ndarray | None:
     """The classes that occur in a masked test set, bool [classes]; None for all others."""

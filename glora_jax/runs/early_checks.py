@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 
 from glora_jax import mesh as meshes
+from glora_jax.data import pipeline
 from glora_jax.data.task import Task
 from glora_jax.limits import MOST_COUNTED
 from glora_jax.method.adapted import COLLECTION, Adapted
@@ -144,6 +145,22 @@ def check_patches(image_size: Any, patch_size: int) -> None:
       f'model.image_size={image_size} makes {patches:,} patches of {patch_size} pixels, of which '
       f'at most {MOST_PATCHES:,} are taken; lower it.'
     )
+
+
+def check_images(settings: RunSettings, image_size: int) -> None:
+  """Checks that images of a size can be augmented and kept as a config says.
+
+  Args:
+    settings: the config.
+    image_size: side of the images.
+
+  Raises:
+    ValueError: augmentation would leave nothing of them.
+    OSError: the folder for decoded images cannot be written.
+  """
+  settings.augment.check_size(image_size)
+  if settings.data.cache is not None:
+    pipeline.require_writable(settings.data.cache)
 
 
 def check_ranks(adapted: Adapted) -> None:

@@ -172,6 +172,7 @@ def prepare(
   settings = early_checks.fit_batches(given, counts, mesh)
   model, params, metadata = _load_backbone(settings.model, path, task.num_classes)
   size = metadata['image_size']
+  early_checks.check_images(settings, size)
   sample = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
   make = functools.partial(adapt, model, sample, merge=settings.merge)
   adapted = make(space=settings.space.search_space(settings.structure))
@@ -239,7 +240,7 @@ def _fetch(settings: RunSettings, workdir: str) -> tuple[Task, str]:
     # Opening prepares data that is not ready; some class names are known only then.
     find(settings.task, settings.data, workdir).open('train')
     path = find_weights(model, workdir)
-  return find(settings.task, settings.data, workdir), path
+  return find(settings.task, settings.data, workdir).opened(), path
 
 
 def _load_backbone(

@@ -98,7 +98,13 @@ def test_recipes_that_a_job_does_not_use_are_not_asked():
     ),
     ({'model__weights': 'typo'}, FileNotFoundError, r"model.weights='typo' is no file or folder"),
     ({'model__image_size': 4096}, ValueError, r'image_size=4096 makes 1,048,576 patches of 4 pix'),
-    ({'space__ranks': (1000,)}, ValueError, r'space.ranks has 1000, and no layer of the model is'),
+    ({'augment__shift': 8}, ValueError, 'shift=8 moves images of 8 x 8 pixels out of sight'),
+    ({'data__cache': '/dev/null'}, OSError, r"data.cache='/dev/null' is no folder that can be"),
+    (
+      {'space__ranks': (1000,)},
+      ValueError,
+      r'ranks=\(1000,\) has the rank 1000, and no layer with',
+    ),
     (
       {'structure': '/no/genome.json'},
       FileNotFoundError,
@@ -148,13 +154,35 @@ def test_a_corrected_config_starts_where_the_first_start_failed(run_config, tmp_
     'images.npz',
   }
   before = {name: (workdir / name).read_bytes() for name in ('config.json', 'split.json')}
-  with pytest.raises(ValueError, match=r'space.ranks has 1000'):
+  with pytest.raises(ValueError, match='has the rank 1000, and no layer'):
     experiment.run(changed(run_config, space__ranks=(1000,)), str(workdir), stop=always)
   assert before == {name: (workdir / name).read_bytes() for name in before}
   with pytest.raises(Stopped):  # other images: nothing has been trained on the first ones
     experiment.run(run_config, str(workdir), stop=always)
   assert not (workdir / 'split.json').exists()
   assert read_json(workdir / 'config.json')['task'] == 'digits'
+
+
+@pytest.mark.parametrize('skips', [False, True])
+def test_a_broken_test_image_is_found_before_anything_trains(run_config, tmp_path, skips):
+  photos = tmp_path / 'photos'
+  for split, number in {'train': 8, 'val': 2, 'test': 2}.items():
+    for name in ('cat', 'dog'):
+      (photos / split / name).mkdir(parents=True)
+      for n in range(number):
+        Image.fromarray(np.full((8, 8, 3), n, np.uint8)).save(photos / split / name / f'{n}.png')
+  (photos / 'test' / 'dog' / '1.png').write_bytes(b'x')
+  os.mkfifo(photos / 'train' / 'cat' / 'pipe.png')
+  config = changed(run_config, task=f'folder:{photos}', data__skip_broken=skips)
+  workdir = tmp_path / 'run'
+  if skips:
+    found = lifecycle.prepare(check_config(config), str(workdir))
+    counts = {split: len(found.data(split).labels) for split in ('train', 'val', 'test')}
+    assert counts == {'train': 16, 'val': 4, 'test': 3}
+  else:
+    with pytest.raises(OSError, match=r'2 of 25 images cannot be decoded: .*dog/1\.png'):
+      experiment.run(config, str(workdir))
+    assert not workdir.exists()
 
 
 def always():
