@@ -225,6 +225,24 @@ def _ordered(value: np.ndarray, axes: str, order: str):
   return joined, put_back
 
 
+def randomized_model(make: Callable[[], nnx.Module], seed: int = 0) -> nnx.Module:
+  """A model with random numbers also where initial values are zero; nothing is compiled."""
+  rng = np.random.default_rng(seed)
+  graph, state = nnx.split(nnx.eval_shape(make))
+
+  def value(path, variable):
+    shape, dtype = variable.shape, variable.get_value().dtype
+    if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+      return jax.random.split(jax.random.key(seed), shape)
+    drawn = rng.normal(0, 0.4, shape)
+    return jnp.asarray(1 + np.abs(drawn) if path[-1] in ('scale', 'var') else drawn, dtype)
+
+  flat = [
+    (path, variable.replace(value(path, variable))) for path, variable in nnx.to_flat_state(state)
+  ]
+  return nnx.merge(graph, nnx.from_flat_state(flat))
+
+
 def unboxed(tree: Any) -> dict[str, Any]:
   """The arrays of a tree by name, out of their boxes."""
   return by_name(nn.meta.unbox(tree))

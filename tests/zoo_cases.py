@@ -54,12 +54,13 @@ class Case:
   Attributes:
     example: an example of a zoo.
     adapted: the adapted model.
-    plain: gives the outputs for parameters, as a vector.
+    params: its parameters.
+    plain: compiled, gives the outputs for parameters, as a vector.
   """
 
   def __init__(self, example, adapted, params, plain):
     self.example, self.adapted, self.params = example, adapted, params
-    self.plain = jit(plain)
+    self.plain = plain
     shapes = jax.eval_shape(adapted.init, jax.random.key(0), params)
     supports = randomized(shapes['glora'], seed=2)  # nothing is compiled
     self.variables = {'params': params, 'glora': supports}

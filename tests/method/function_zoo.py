@@ -375,7 +375,7 @@ def control_flow():
 def convolutional(layout: str, shape: tuple[int, ...]):
   params = {
     'stem': {'w': weights(*shape), 'b': normal(5)},
-    'head': {'w': weights(5, WIDTH), 'b': normal(WIDTH)},
+    'out': {'w': weights(5, WIDTH), 'b': normal(WIDTH)},
   }
 
   def apply(params, x):
@@ -383,10 +383,10 @@ def convolutional(layout: str, shape: tuple[int, ...]):
       x, params['stem']['w'], (2, 2), 'VALID', dimension_numbers=('NHWC', layout, 'NHWC')
     )
     x = jax.nn.silu(x + params['stem']['b'])
-    return x.mean((1, 2)) @ params['head']['w'] + params['head']['b']
+    return x.mean((1, 2)) @ params['out']['w'] + params['out']['b']
 
   axes = ''.join('o' if letter == 'O' else 'i' for letter in layout)
-  kernels = {'stem/w': Kernel(axes, 'stem/b'), 'head/w': Kernel('io', 'head/b')}
+  kernels = {'stem/w': Kernel(axes, 'stem/b'), 'out/w': Kernel('io', 'out/b')}
   return FunctionExample(
     apply, params, (normal(BATCH, 6, 6, 3),), kernels, 2, options={'convs': True}
   )
@@ -405,7 +405,7 @@ def convolution_outputs_first():
 @example
 def convolution_left_alone():
   base = convolution()
-  kernels = {'head/w': base.kernels['head/w']}
+  kernels = {'out/w': base.kernels['out/w']}
   return dataclasses.replace(base, kernels=kernels, rows=1, uncovered=('stem/w',), options={})
 
 

@@ -4,7 +4,7 @@ import functools
 
 import function_zoo
 import pytest
-from zoo_cases import SPACE, Case, vector
+from zoo_cases import SPACE, Case, jit, vector
 
 import glora_jax
 from glora_jax.method.trace import find
@@ -19,6 +19,7 @@ def case(name):
     example.apply, example.params, *example.inputs, space=SPACE, heads=None, **example.options
   )
 
+  @jit
   def plain(params):
     return vector(example.apply(params, *example.inputs))
 

@@ -1,0 +1,202 @@
+"""Models of other code bases in tiny sizes, whose kernels were counted by hand.
+
+Each function imports its code base, so that a missing one skips its own tests alone.
+"""
+
+import importlib.util
+import sys
+import types
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from hand_count import FunctionExample, Kernel, NnxExample, by_name, normal
+from trees import randomized
+
+DEPTH, WIDTH, HIDDEN, HEADS, KV_HEADS, CHANNELS, VOCABULARY = 2, 8, 14, 2, 1, 6, 17
+
+EXAMPLES: dict[str, Callable] = {}
+
+
+def example(function: Callable) -> Callable:
+  EXAMPLES[function.__name__] = function
+  return function
+
+
+# tunix, whose package as a whole loads trainers and what these need; its models need less.
+
+
+def _tunix(name: str):
+  if 'tunix' not in sys.modules:
+    specification = importlib.util.find_spec('tunix')
+    if specification is None:
+      raise ImportError('google-tunix is not installed')
+    package = types.ModuleType('tunix')
+    package.__path__ = list(specification.submodule_search_locations)
+    sys.modules['tunix'] = package
+  return importlib.import_module(f'tunix.models.{name}.model')
+
+
+SIZES = {
+  'num_layers': DEPTH,
+  'embed_dim': WIDTH,
+  'hidden_dim': HIDDEN,
+  'num_heads': HEADS,
+  'head_dim': CHANNELS,
+  'num_kv_heads': KV_HEADS,
+}
+ATTENTION = {
+  'attn/q_proj/w': Kernel('ioo'),
+  'attn/k_proj/w': Kernel('ioo'),
+  'attn/v_proj/w': Kernel('ioo'),
+  'attn/o_proj/w': Kernel('iio'),
+}
+GATED = {f'mlp/{name}_proj/kernel': Kernel('io') for name in ('gate', 'up', 'down')}
+EXPERTS = {
+  'mlp/router/kernel': Kernel('io'),
+  **{f'mlp/{name}_proj': Kernel('sio') for name in ('gate', 'up', 'down')},
+}
+
+
+def _decoder(model_class, config, layer, rows):
+  positions = jnp.broadcast_to(jnp.arange(3), (2, 3))
+  mask = jnp.broadcast_to(jnp.tri(3, dtype=bool), (2, 3, 3))
+  tokens = jnp.array([[1, 5, 10], [3, 0, 2]])
+  kernels = {f'layers/{i}/{path}': kernel for i in range(DEPTH) for path, kernel in layer.items()}
+
+  def make():
+    return model_class(config, rngs=nnx.Rngs(0))
+
+  uncovered = ('embedder/input_embedding',)
+  return NnxExample(
+    make,
+    (tokens, positions, None, mask),
+    kernels,
+    rows,
+    uncovered=uncovered,
+    tolerance=1e-4,
+    source='google-tunix',
+  )
+
+
+@example
+def tunix_qwen3():
+  code = _tunix('qwen3')
+  config = code.ModelConfig(vocab_size=VOCABULARY, rope_theta=10000, norm_eps=1e-6, **SIZES)
+  return _decoder(code.Qwen3, config, ATTENTION | GATED, 14)
+
+
+@example
+def tunix_qwen3_with_experts():
+  code = _tunix('qwen3')
+  config = code.ModelConfig(
+    vocab_size=VOCABULARY,
+    rope_theta=10000,
+    norm_eps=1e-6,
+    num_experts=4,
+    num_experts_per_tok=2,
+    **SIZES,
+  )
+  return _decoder(code.Qwen3, config, ATTENTION | EXPERTS, 34)
+
+
+@example
+def tunix_llama3():
+  code = _tunix('llama3')
+  config = code.ModelConfig(vocab_size=VOCABULARY, rope_theta=10000, norm_eps=1e-6, **SIZES)
+  return _decoder(code.Llama3, config, ATTENTION | GATED, 14)
+
+
+@example
+def tunix_gemma():
+  """Keys and values lie in one parameter, which is one row: 6 a layer."""
+  code = _tunix('gemma')
+  config = code.ModelConfig(
+    num_embed=VOCABULARY,
+    final_logit_softcap=30.0,
+    use_post_attn_norm=True,
+    use_post_ffw_norm=True,
+    attention_types=(code.AttentionType.GLOBAL,) * DEPTH,
+    **SIZES,
+  )
+  attention = {
+    'attn/q_einsum/w': Kernel('oio'),
+    'attn/kv_einsum/w': Kernel('ooio'),
+    'attn/attn_vec_einsum/w': Kernel('iio'),
+  }
+  return _decoder(code.Gemma, config, attention | GATED, 12)
+
+
+# Equinox: modules are trees, called on one example; kernels are [out, in].
+
+
+@example
+def equinox_transformer_block():
+  import equinox as eqx
+
+  class Block(eqx.Module):
+    attention: eqx.nn.MultiheadAttention
+    norm: eqx.nn.LayerNorm
+    mlp: eqx.nn.MLP
+
+    def __call__(self, x):
+      y = jax.vmap(self.norm)(x)
+      x = x + self.attention(y, y, y)
+      return x + jax.vmap(self.mlp)(x)
+
+  keys = jax.random.split(jax.random.key(0))
+  attention = eqx.nn.MultiheadAttention(HEADS, WIDTH, use_output_bias=True, key=keys[0])
+  mlp = eqx.nn.MLP(WIDTH, WIDTH, HIDDEN, 1, jax.nn.gelu, key=keys[1])
+  params, static = eqx.partition(Block(attention, eqx.nn.LayerNorm(WIDTH), mlp), eqx.is_array)
+
+  def apply(params, x):
+    return jax.vmap(eqx.combine(params, static))(x)
+
+  kernels = {
+    **{f'attention/{name}_proj/weight': Kernel('oi') for name in ('query', 'key', 'value')},
+    'attention/output_proj/weight': Kernel('oi', 'attention/output_proj/bias'),
+    **{f'mlp/layers/{i}/weight': Kernel('oi', f'mlp/layers/{i}/bias') for i in range(2)},
+  }
+  return FunctionExample(apply, params, (normal(2, 3, WIDTH),), kernels, 6, source='equinox')
+
+
+# Haiku: parameters by the modules' paths, which have slashes of their own.
+
+
+@example
+def haiku_transformer_block():
+  import haiku as hk
+
+  def block(images):
+    x = hk.Conv2D(WIDTH, (2, 2), stride=2, padding='VALID')(images)
+    x = x.reshape(len(x), -1, WIDTH)
+    norm = hk.LayerNorm(-1, create_scale=True, create_offset=True)
+    y = norm(x)
+    initializer = hk.initializers.VarianceScaling(1.0)
+    x = x + hk.MultiHeadAttention(HEADS, CHANNELS, w_init=initializer, model_size=WIDTH)(y, y, y)
+    return x + hk.nets.MLP([HIDDEN, WIDTH], activation=jax.nn.gelu)(x)
+
+  model, images = hk.transform(block), normal(2, 4, 4, 3)
+  params = randomized(jax.eval_shape(model.init, jax.random.key(0), images))
+
+  def apply(params, images):
+    return model.apply(params, None, images)
+
+  paths = ('query', 'key', 'value', 'linear')
+  layers = (*(f'multi_head_attention/{name}' for name in paths), 'mlp/~/linear_0', 'mlp/~/linear_1')
+  kernels = {
+    'conv2_d/w': Kernel('iiio', 'conv2_d/b'),
+    **{f'{layer}/w': Kernel('io', f'{layer}/b') for layer in layers},
+  }
+  assert kernels.keys() <= by_name(params).keys()
+  return FunctionExample(
+    apply,
+    params,
+    (images,),
+    kernels,
+    7,
+    options={'convs': True},
+    blind=r'attention/key',
+    source='dm-haiku',
+  )
