@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # for type checkers and editors; `_HOMES` says the same to Py
   from glora_jax.search.scoring import make_scorer, score
   from glora_jax.search.settings import Evolution
   from glora_jax.training.consistency import Consistency
+  from glora_jax.training.head_alone import warm_head
   from glora_jax.training.loop import fit
   from glora_jax.training.losses import subnet_loss, supernet_loss
   from glora_jax.training.recipe import Recipe
@@ -56,6 +57,7 @@ _HOMES = {
   'glora_jax.search.scoring': ('make_scorer', 'score'),
   'glora_jax.search.settings': ('Evolution',),
   'glora_jax.training.consistency': ('Consistency',),
+  'glora_jax.training.head_alone': ('warm_head',),
   'glora_jax.training.loop': ('fit',),
   'glora_jax.training.losses': ('subnet_loss', 'supernet_loss'),
   'glora_jax.training.recipe': ('Recipe',),
@@ -107,6 +109,7 @@ __all__ = [
   'subnet_runs',
   'supernet_loss',
   'train_many',
+  'warm_head',
 ]
 
 

@@ -1,91 +1,217 @@
 """What a structure read off a gradient costs, over training LoRA, in wall seconds.
 
-  python -m benchmarks.structures.cost [--quick] [--repeats 3]
+  python -m benchmarks.structures.cost [--quick] [--backbones embedded vit_s] [--repeats 3]
+                                       [--weights runs/transfer/vit_s]
 
-Everything before training counts: the head's epochs, gradients, directions, compilation of all.
-Each repeat is a process of its own without a cache of compiled programs. The embedded backbone,
-digits, 36 epochs. `--quick`: one repeat of six epochs. The last line is JSON.
+Everything before training counts, compilation too: the features of the body, the head's epochs on
+them, gradients, directions. What every training needs is there before the clock starts: images,
+weights, fresh supports, the program that draws the order of images. Two backbones, 800 images of
+ten classes, batches of 64, LoRA of rank 1 for 36 epochs: the embedded one on digits, and ten blocks
+of a ViT-S/14 on noise of 84 x 84 pixels, with the weights of `benchmarks.transfer prepare` or,
+where there are none, with random ones (the time does not depend on values).
+
+Each part of each repeat is a process of its own without a cache of compiled programs. A few epochs
+of LoRA are measured, and the others count as much as these, the first, which compiles, apart.
+`--quick`: one repeat, two epochs; of the ViT-S 96 images alone, where compilation counts for more.
+The last line is JSON.
 """
 
+import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
 import time
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
-from benchmarks.machinery.embedded_task import digits
+from benchmarks.machinery.embedded_task import Backbone, digits, on_device
 from benchmarks.machinery.output import make_parser, print_result, print_table
 from benchmarks.structures import laboratory as lab
-from benchmarks.structures import methods, plan
-from benchmarks.structures.tuning import TUNING_SEED
+from benchmarks.structures import plan
+from glora_jax.data.pipeline import Split
 from glora_jax.method.adapt import adapt
 from glora_jax.method.presets import preset
 from glora_jax.method.space import SearchSpace
+from glora_jax.models import weights
+from glora_jax.models.vit import vit
+from glora_jax.runs.sections import RANKS_OTHERWISE, AllocationSettings
+from glora_jax.runs.stages.allocation import fold_indices
+from glora_jax.search.allocate import allocate, compile_ahead
 from glora_jax.training import loop
-from glora_jax.training.losses import subnet_loss
+from glora_jax.training.batches import batch_indices, in_rows
+from glora_jax.training.head_alone import warm_head
+from glora_jax.training.losses import cross_entropy, subnet_loss
 
-TASK = 'digits'
-PARTS = ('head', 'allocation', 'training')
+BACKBONES = ('embedded', 'vit_s')
+NUM_CLASSES = 10
+NUM_IMAGES = 800
+QUICK_IMAGES = {'embedded': NUM_IMAGES, 'vit_s': 96}
+EPOCHS = {'embedded': 12, 'vit_s': 2}  # that are measured
+VIT_S = {'patch_size': 14, 'depth': 10, 'layer_scale': 1.0}
+VIT_S_SIZE = 84
+WEIGHTS = os.path.join('runs', 'transfer', 'vit_s')
+SETTINGS = AllocationSettings()
 
 
-def measure(epochs: int) -> dict[str, float]:
-  """Wall seconds of each part, in this process."""
-  digits()  # data is prepared before the clock starts
-  lab.splits(TASK, TUNING_SEED)
-  base = lab.backbone(10)
-  seconds = {}
+class Problem(NamedTuple):
+  """A backbone and what it learns.
+
+  Attributes:
+    model: the backbone, with a head of zeros.
+    params: its parameters.
+    normalization: name of that of its inputs.
+    train: images and labels.
+  """
+
+  model: Any
+  params: Any
+  normalization: str
+  train: Split
+
+  @classmethod
+  def load(cls, backbone: str, num_images: int, path: str) -> 'Problem':
+    """The problem of a backbone."""
+    if backbone == 'embedded':
+      loaded = weights.load(weights.EMBEDDED_FILE)
+      train = Split(*(part[:num_images] for part in digits()['train']))
+    else:
+      loaded = weights.load(path) if os.path.isdir(path) else _random_vit_s()
+      rng = np.random.default_rng(0)
+      images = rng.integers(256, size=(num_images, VIT_S_SIZE, VIT_S_SIZE, 3), dtype=np.uint8)
+      train = Split(images, rng.integers(NUM_CLASSES, size=num_images, dtype=np.int32))
+    size = train.images.shape[1]
+    model, params, metadata = weights.refit(*loaded, num_classes=NUM_CLASSES, image_size=size)
+    model = model.clone(remat='dots_saveable', drop_path=0.1)
+    params = jax.tree.map(jnp.asarray, params)
+    batch_indices(jax.random.key(0), 0, 1, num_images, lab.BATCH_SIZE)
+    return cls(model, params, metadata['normalization'], on_device(train))
+
+  def backbone(self, space: SearchSpace) -> tuple[Backbone, Any]:
+    """The backbone adapted with a space, and its variables."""
+    adapted = adapt(self.model, self.train.images[:1].astype(np.float32), space=space)
+    variables = adapted.init(jax.random.key(0), self.params)
+    return Backbone(adapted, self.params, self.normalization), jax.block_until_ready(variables)
+
+
+def _random_vit_s() -> tuple[Any, Any, dict[str, Any]]:
+  """What `weights.load` returns of a ViT-S/14 that has learned nothing."""
+  model = vit('S', 0, **VIT_S)
+  images = jnp.zeros((1, VIT_S_SIZE, VIT_S_SIZE, 3))
+  params = jax.jit(model.init)(jax.random.key(0), images)['params']
+  return model, params, {'image_size': VIT_S_SIZE, 'normalization': 'imagenet'}
+
+
+def structure_seconds(problem: Problem) -> dict[str, float]:
+  """Wall seconds of what comes before a structure's training."""
+  base, variables = problem.backbone(SearchSpace.distinct(RANKS_OTHERWISE))
+  images, labels = problem.train
+
+  def loss(forward, batch, key):
+    del key
+    images, labels = batch
+    return cross_entropy(forward(base.preprocess(images)), labels)[0]
+
+  def batches():
+    return in_rows(images, labels, rows)
+
+  # As `runs.structures` does it.
   start = time.perf_counter()
-  setting = lab.setting(TASK, TUNING_SEED)
-  jax.block_until_ready(setting.variables)
-  seconds['head'] = time.perf_counter() - start
-  start = time.perf_counter()
-  jax.block_until_ready(methods.allocation(setting).variables)
-  seconds['allocation'] = time.perf_counter() - start
-  adapted = adapt(base.adapted.model, base.preprocess(setting.train.images[:1]), space=_lora())
-  subnet = adapted.fix(preset(adapted.spec, 'lora:1'))
-  start = time.perf_counter()
-  variables = adapted.init(jax.random.key(0), setting.variables['params'])
+  key, sizes = jax.random.key(1), {'folds': SETTINGS.folds, 'max_rank': SETTINGS.max_rank}
+  rows = fold_indices(key, len(labels), SETTINGS.folds, lab.BATCH_SIZE)
+  ahead = compile_ahead(base.adapted, variables, loss, batches, **sizes)
+  options = {'preprocess': base.preprocess, 'progress': False}
+  variables = warm_head(base.adapted, variables, images, labels, lab.HEAD, key, **options)
+  jax.block_until_ready(variables)
+  warm = time.perf_counter()
+  options = {'budget': plan.BUDGETS[1], 'progress': False, 'ahead': ahead}
+  found = allocate(base.adapted, variables, loss, batches, key=key, **sizes, **options)
+  jax.block_until_ready(found.variables)
+  return {'head': warm - start, 'allocation': time.perf_counter() - warm}
+
+
+def lora_seconds(problem: Problem, epochs: int) -> dict[str, float]:
+  """Wall seconds of training LoRA for all epochs, of which a few are measured."""
+  base, variables = problem.backbone(SearchSpace(ranks=(1,)))
+  subnet = base.adapted.fix(preset(base.adapted.spec, 'lora:1'))
   trainable, frozen = subnet.split(variables)
+  recipe = lab.recipe(plan.EPOCHS)
+  ends = []
+  start = time.perf_counter()
   loop.fit(
     subnet_loss(subnet, base.unaugmented, train=True),
     trainable,
     frozen,
-    *setting.train,
-    lab.recipe(epochs),
+    *problem.train,
+    recipe,
     jax.random.key(1),
+    stop_epoch=epochs,
+    steps_per_dispatch=recipe.steps_per_epoch(len(problem.train.labels)),
+    on_dispatch=lambda *_: ends.append(time.perf_counter()),
     progress=False,
   )
-  seconds['training'] = time.perf_counter() - start
-  return seconds
+  first, last = ends[0], ends[-1]
+  each = (last - first) / (epochs - 1)
+  return {'training': first - start + each * (plan.EPOCHS - 1)}
 
 
-def _lora() -> SearchSpace:
-  return SearchSpace(ranks=(1,))
+def measure(arguments: argparse.Namespace) -> dict[str, float]:
+  """What is asked for, in this process."""
+  (backbone,) = arguments.backbones
+  problem = Problem.load(backbone, arguments.images, arguments.weights)
+  if arguments.measure == 'lora':
+    return lora_seconds(problem, arguments.epochs)
+  return structure_seconds(problem)
+
+
+def medians(backbone: str, arguments: argparse.Namespace) -> dict[str, float]:
+  """The median of every part over the repeats, each in processes of its own."""
+  images, epochs, repeats = NUM_IMAGES, EPOCHS[backbone], arguments.repeats
+  if arguments.quick:
+    images, epochs, repeats = QUICK_IMAGES[backbone], 2, 1
+  flags = {'--images': images, '--epochs': epochs, '--weights': arguments.weights}
+  command = [sys.executable, '-m', 'benchmarks.structures.cost', '--backbones', backbone]
+  command += [str(word) for pair in flags.items() for word in pair]
+  found: dict[str, list[float]] = {}
+  for part in ('structure', 'lora') * repeats:
+    done = subprocess.run([*command, '--measure', part], check=True, stdout=subprocess.PIPE)
+    for name, seconds in json.loads(done.stdout.splitlines()[-1]).items():
+      found.setdefault(name, []).append(seconds)
+  return {name: statistics.median(values) for name, values in found.items()}
 
 
 def main() -> None:
   """Measures in fresh processes and prints."""
-  parser = make_parser(__doc__ or '', 'one repeat of six epochs')
+  parser = make_parser(__doc__ or '', 'one repeat, two epochs, few images of the ViT-S')
   parser.add_argument('--repeats', type=int, default=3)
-  parser.add_argument('--measure', type=int, help='epochs; measures in this process')
+  parser.add_argument('--backbones', nargs='+', choices=BACKBONES, default=BACKBONES)
+  parser.add_argument('--weights', default=WEIGHTS, help='folder of the ViT-S')
+  parser.add_argument('--measure', choices=('structure', 'lora'), help='in this process')
+  parser.add_argument('--images', type=int, default=NUM_IMAGES, help='with --measure')
+  parser.add_argument('--epochs', type=int, default=2, help='with --measure, of LoRA')
   arguments = parser.parse_args()
   if arguments.measure:
-    print(json.dumps(measure(arguments.measure)))
+    print(json.dumps(measure(arguments)))
     return
-  epochs = 6 if arguments.quick else plan.EPOCHS
-  command = [sys.executable, '-m', 'benchmarks.structures.cost', '--measure', str(epochs)]
-  found = []
-  for _ in range(1 if arguments.quick else arguments.repeats):
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    found.append(json.loads(done.stdout.splitlines()[-1]))
-  seconds = {part: statistics.median(each[part] for each in found) for part in PARTS}
-  ratio = (seconds['head'] + seconds['allocation']) / seconds['training']
-  rows = [(part, f'{value:.1f}') for part, value in seconds.items()]
-  print_table(('part', 'seconds'), [*rows, ('before training, over it', f'{ratio:.2f}')])
-  values = {part: round(value, 2) for part, value in seconds.items()}
-  print_result('structures.cost', {**values, 'over_training': round(ratio, 3)})
+  result = {}
+  for backbone in arguments.backbones:
+    seconds = medians(backbone, arguments)
+    seconds['share'] = (seconds['head'] + seconds['allocation']) / seconds['training']
+    result[backbone] = {name: round(value, 3) for name, value in seconds.items()}
+  print_table(
+    ('seconds', *result),
+    [
+      (name, *(f'{result[backbone][name]:.{digits}f}' for backbone in result))
+      for name, digits in (('head', 1), ('allocation', 1), ('training', 1), ('share', 3))
+    ],
+  )
+  shorter = SETTINGS.epochs / plan.EPOCHS
+  print(f'its training is shorter by {SETTINGS.epochs} of {plan.EPOCHS} epochs, {shorter:.3f}')
+  print_result('structures.cost', {**result, 'shorter': round(shorter, 3)})
 
 
 if __name__ == '__main__':

@@ -250,10 +250,10 @@ class AllocationSettings:
   def epochs(self) -> int:
     """The epochs that head and gradient count as.
 
-    The gradient passes twice over the images, forward and back; an epoch of the head, which is all
-    forward, counts as a third.
+    The gradient passes twice over the images, forward and back. The head trains on features that
+    one pass forward gives, a third of an epoch, which counts as one.
     """
-    return 2 + -(-self.head_epochs // 3)
+    return 3
 
   def shortened(self, recipe: Recipe) -> Recipe:
     """A recipe for what has been paid for head and gradient already: that many epochs fewer.
@@ -265,8 +265,7 @@ class AllocationSettings:
     if left < max(1, recipe.warmup_epochs):
       raise ValueError(
         f'epochs={recipe.epochs} leave too little to a structure from a gradient: head and '
-        f'gradient count as {self.epochs}, {recipe.warmup_epochs} warm up; give more epochs, or '
-        'fewer allocation.head_epochs.'
+        f'gradient count as {self.epochs}, {recipe.warmup_epochs} warm up; give more epochs.'
       )
     return dataclasses.replace(recipe, epochs=left)
 

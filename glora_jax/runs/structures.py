@@ -28,7 +28,13 @@ from glora_jax.method.space import Spec
 from glora_jax.records import read_record
 from glora_jax.runs.run import Candidate, Place, Run, Stream
 from glora_jax.runs.sections import GENOME_ENDING, GRADIENT, SEARCH
-from glora_jax.runs.stages.allocation import allocate_once, indices_of_run, warm_head
+from glora_jax.runs.stages.allocation import (
+  allocate_once,
+  indices_of_run,
+  is_allocated,
+  start_compiling,
+)
+from glora_jax.runs.stages.heads import warm_head
 from glora_jax.runs.stages.training import TrainingStage, train
 from glora_jax.search.allocate import Allocation
 from glora_jax.search.choice import require_something
@@ -86,12 +92,13 @@ def _of_gradient(run: Run) -> Structure:
   place = run.place(GRADIENT)
   budget = check_budget(run.settings.budget)
   require_something(place.adapted.spec, budget)
+  key = run.key(Stream.STRUCTURE)
   with run.stage('head'):
-    indices_of_run(run, run.key(Stream.STRUCTURE))  # refuses too few images
+    indices_of_run(run, key)  # refuses too few images
+    ahead = None if is_allocated(run, FOLDER) else start_compiling(run, place)
     warm = Place(place.adapted, warm_head(run, place))
   with run.stage('structure'):
-    key = run.key(Stream.STRUCTURE)
-    allocation = allocate_once(run, warm, budget=budget, key=key, folder=FOLDER)
+    allocation = allocate_once(run, warm, budget=budget, key=key, folder=FOLDER, ahead=ahead)
   return Structure(place, allocation.genome, allocation.variables, allocation)
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import functools
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -34,7 +37,7 @@ from glora_jax.search.choice import (
   trace_curve,
   unit_costs,
 )
-from glora_jax.search.fold_gradients import Batches, Loss, Settings, measure
+from glora_jax.search.fold_gradients import Ahead, Batches, Loss, Passes, Settings, measure
 from glora_jax.search.forecast import Forecast, forecast
 from glora_jax.search.row_gradients import RowGradients
 from glora_jax.search.starting_values import aligned
@@ -158,6 +161,7 @@ def allocate(  # noqa: PLR0913
   rho: float = 2.0,
   floor: bool = True,
   progress: bool = True,
+  ahead: Ahead | None = None,
 ) -> Allocation:
   """Decides from one gradient which layers to train, in which form and with which rank.
 
@@ -191,6 +195,7 @@ def allocate(  # noqa: PLR0913
     rho: a row's rank is at most so many times the rank that all rows could have, rounded up.
     floor: whether all rows get the vectors of A and E first, where the budget is ample.
     progress: whether to show a bar.
+    ahead: what `compile_ahead` returned for the same arguments, with any head.
 
   Returns:
     The allocation: `genome`, `variables` to train it from, and the reasons.
@@ -226,15 +231,52 @@ def allocate(  # noqa: PLR0913
   _check_numbers(folds, max_rank)
   budget = check_budget(budget)
   require_something(adapted.spec, budget)
-  number = min(max_rank, max(_most_rank(layer) for layer in adapted.spec))
-  settings = Settings(folds, number, mesh, progress)
-  found = measure(adapted, variables, loss, batches, key, settings)
+  settings = Settings(folds, _number(adapted.spec, max_rank), mesh, progress)
+  found = measure(adapted, variables, loss, batches, key, settings, ahead)
   # On two busy cores 8 decompositions of 96 x 96 took 1.5 s with BLAS' threads, 13 ms without.
   with threadpool_limits(1, 'blas'):
-    read = _read_off(adapted, variables[COLLECTION], found, number, value)
+    read = _read_off(adapted, variables[COLLECTION], found, settings.max_rank, value)
   _require_gradients(read.values)
   new = {**variables, COLLECTION: settle(mesh, read.supports)}
   return _decide(adapted.spec, read, new, budget, key, rho=rho, floor=floor)
+
+
+def compile_ahead(
+  adapted: Adapted,
+  variables: Mapping[str, Any],
+  loss: Loss,
+  batches: Batches,
+  *,
+  folds: int = 8,
+  max_rank: int = 8,
+) -> Ahead:
+  """Starts to compile what `allocate` will run, while a head is warmed: shapes alone matter.
+
+  On one device, for batches like the first; for others `allocate` compiles by itself.
+
+  Args:
+    adapted: see `allocate`, as for all of these.
+    variables: the variables.
+    loss: what is differentiated.
+    batches: the batches.
+    folds: number of folds.
+    max_rank: most rank-one parts.
+
+  Returns:
+    What `allocate` takes as `ahead`.
+
+  Raises:
+    ValueError: there is no batch, or a number is out of its range.
+  """
+  _check_numbers(folds, max_rank)
+  settings = Settings(folds, _number(adapted.spec, max_rank))
+  variables = {**variables, 'params': adapted.full_precision(variables['params'])}
+  return Passes(adapted, variables, loss, batches, jax.random.key(0), settings).start_compiling()
+
+
+def _number(spec: Spec, max_rank: int) -> int:
+  """Rank-one parts that are considered in a layer, at most."""
+  return min(max_rank, max(max(layer.space.ranks) for layer in spec))
 
 
 def _require_gradients(values: Values) -> None:
@@ -266,13 +308,18 @@ def _read_off(
   """Goes through the gradients once, a group at a time."""
   rows: dict[int, Values] = {}
   common, whole = 0.0, 0.0
-  for group in adapted.groups:
-    gradients = [next(found) for _ in group.rows]
-    norm = xavier_norm(group.in_features, max(group.space.ranks))
-    for row, row_gradients in zip(group.rows, gradients, strict=True):
-      rows[row] = layer_values(row_gradients.gradients, number, norm, value)
-      common, whole = np.add((common, whole), squares(row_gradients.gradients.kernel))
-    supports = aligned(group, supports, gradients, norm)
+  # Decompositions leave the interpreter to other threads.
+  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+    for group in adapted.groups:
+      gradients = [next(found) for _ in group.rows]
+      norm = xavier_norm(group.in_features, max(group.space.ranks))
+      values_of = functools.partial(layer_values, number=number, norm=norm, measure=value)
+      rows |= zip(
+        group.rows, threads.map(values_of, (row.gradients for row in gradients)), strict=True
+      )
+      for row in gradients:
+        common, whole = np.add((common, whole), squares(row.gradients.kernel))
+      supports = aligned(group, supports, gradients, norm)
   values = stack_rows([rows[row] for row in range(len(adapted.spec))])
   return _Read(values, supports, signal=float(common / whole) if whole else 0.0)
 
@@ -303,10 +350,6 @@ def _check_numbers(folds: int, max_rank: int) -> None:
     raise ValueError(f'folds={folds} must be at least 2: one fold judges what the others choose.')
   if max_rank < 1:
     raise ValueError(f'max_rank={max_rank} must be at least 1.')
-
-
-def _most_rank(layer: Layer) -> int:
-  return max(layer.space.ranks)
 
 
 def _is_offered(layer: Layer, tensor: Tensor, part: int) -> bool:

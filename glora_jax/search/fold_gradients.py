@@ -8,11 +8,12 @@ second one. Both passes run the same compiled program.
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -71,6 +72,27 @@ class Settings:
     return self.folds * self.size
 
 
+class Ahead(NamedTuple):
+  """The program of both passes, which compiles in the background.
+
+  Attributes:
+    program: what will be the compiled program.
+    shapes: of its arguments: their structure, and the shape and type of every array.
+  """
+
+  program: concurrent.futures.Future[Any]
+  shapes: Any
+
+  def fits(self, arguments: Any) -> bool:
+    """Whether the program is for these arguments."""
+    return self.shapes == _shapes(arguments)
+
+
+def _shapes(arguments: Any) -> Any:
+  leaves, structure = jax.tree.flatten(arguments)
+  return structure, [(leaf.shape, leaf.dtype) for leaf in leaves]
+
+
 def measure(
   adapted: Adapted,
   variables: Mapping[str, Any],
@@ -78,6 +100,7 @@ def measure(
   batches: Batches,
   key: jax.Array,
   settings: Settings,
+  ahead: Ahead | None = None,
 ) -> Iterator[RowGradients]:
   """The gradients of every row at the base model, with its heads as they are.
 
@@ -88,6 +111,7 @@ def measure(
     batches: see `allocate`.
     key: random key; a batch has the same one in both passes.
     settings: folds, directions and devices.
+    ahead: the program, if it was started before.
 
   Yields:
     Every group's rows, in the order of `adapted.groups`.
@@ -99,7 +123,7 @@ def measure(
   if not callable(batches) and not isinstance(batches, Iterator):
     _require_batches(len(batches), settings.folds)  # before anything is compiled
   variables = {**variables, 'params': adapted.full_precision(variables['params'])}
-  passes = Passes(adapted, variables, loss, batches, key, settings)
+  passes = Passes(adapted, variables, loss, batches, key, settings, ahead)
   probes = passes.random_probes()
   sums = passes.run(probes, 'directions' if probes else 'gradients')
   bases = {
@@ -147,6 +171,7 @@ class Passes:
   batches: Batches
   key: jax.Array
   settings: Settings
+  ahead: Ahead | None = None
 
   def run(self, probes: Mapping[str, dict[str, Probe]], title: str) -> Sums:
     """One pass: the mean of each fold's gradients, or of their products with the probes."""
@@ -157,7 +182,7 @@ class Passes:
       for number, batch in enumerate(_read(self.batches)):
         key = jax.random.fold_in(self.key, number)
         # The device goes on while the last batch's gradients are added up.
-        sums.add(number, *self._gradient(changed, probes, self._fixed, deal(mesh, batch), key))
+        sums.add(number, *self._call(changed, probes, self._fixed, deal(mesh, batch), key))
         bar.update()
       return sums.means()
 
@@ -169,11 +194,33 @@ class Passes:
     large = [group for group in self.adapted.groups if _is_large(group, self.settings)]
     return {group.name: random_probes(group, width, rng) for group in large}
 
+  def _call(self, *arguments: Any) -> Any:
+    """The loss and the gradients of a batch."""
+    if self.ahead is not None and self.ahead.fits(arguments):
+      return self.ahead.program.result()(*arguments)
+    return self._gradient(*arguments)
+
   def lowered(self, batch: Any) -> jax.stages.Lowered:
     """The program of a pass, of variables and a batch that may be mere shapes."""
+    return self._gradient.lower(*self._arguments(batch))
+
+  def start_compiling(self) -> Ahead:
+    """Compiles the program for batches like the first in a thread of its own, on one device.
+
+    It is traced before, in this thread, whose settings of JAX are its own.
+    """
+    batch = next(_read(self.batches), None)
+    if batch is None:
+      _require_batches(0, self.settings.folds)
+    compiler = concurrent.futures.ThreadPoolExecutor(1, 'compiler')
+    program = compiler.submit(self.lowered(batch).compile)
+    compiler.shutdown(wait=False)
+    return Ahead(program, _shapes(self._arguments(batch)))
+
+  def _arguments(self, batch: Any) -> tuple[Any, ...]:
+    """The arguments of the program, with probes as in a first pass."""
     probes = self.random_probes()
-    changed = self._changed(self._rest['params'], probes)
-    return self._gradient.lower(changed, probes, self._rest, batch, self.key)
+    return self._changed(self._rest['params'], probes), probes, self._rest, batch, self.key
 
   def _changed(self, params: Any, probes: Mapping[str, dict[str, Probe]]) -> dict[str, Any]:
     """What the loss is differentiated by, by site."""

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -140,6 +140,50 @@ def make_feeder(
   check_labelled(images, labels)
   images, labels = meshes.replicate(mesh, (images, labels))
   return Resident(images, labels, key, batch_size)
+
+
+def in_rows(
+  images: jax.Array | np.ndarray | ImageStream,
+  labels: jax.Array | np.ndarray,
+  indices: np.ndarray,
+  mesh: jax.sharding.Mesh | None = None,
+) -> Iterator[tuple[Any, Any]]:
+  """The images and labels of every row of indices, dealt to the devices.
+
+  Args:
+    images: the whole set [n, ...], or a stream of it.
+    labels: int [n]; a stream's labels are its own.
+    indices: int [rows, batch].
+    mesh: devices that every batch is dealt to; None for one device.
+  """
+  if not isinstance(images, ImageStream):
+    for row in indices:
+      batch = _take((images, labels), row)
+      yield batch if mesh is None else jax.device_put(batch, meshes.dealt(mesh))
+    return
+  rows = slice(None) if mesh is None else meshes.local_rows(mesh, indices.shape[1])
+  for local_images, local_labels in images.batches(indices[:, rows]):
+    if mesh is None:
+      yield local_images, local_labels
+    else:
+      yield meshes.from_hosts(mesh, local_images), meshes.from_hosts(mesh, local_labels)
+
+
+@jax.jit
+def _take(arrays: Any, row: np.ndarray) -> Any:
+  """Some rows of arrays; one program compiles faster than the parts of it that JAX would call."""
+  return jax.tree.map(lambda array: array[row], arrays)
+
+
+def rows_in_order(num_examples: int, batch_size: int) -> np.ndarray:
+  """Indices of all images in their order, int32 [rows, batch]; the last row goes on from the first.
+
+  Example:
+    >>> rows_in_order(5, 3).tolist()
+    [[0, 1, 2], [3, 4, 0]]
+  """
+  rows = -(-num_examples // batch_size)
+  return (np.arange(rows * batch_size, dtype=np.int32) % num_examples).reshape(rows, batch_size)
 
 
 def batch_indices(

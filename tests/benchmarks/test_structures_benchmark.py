@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.structures import cost, methods, plan, tuning, units
 from benchmarks.structures import laboratory as lab
-from benchmarks.structures import methods, plan, tuning, units
 from benchmarks.structures.bets import better_half
 from benchmarks.structures.jobs import Store
 from benchmarks.structures.shrinking import budget_at, settled
@@ -199,3 +199,16 @@ def test_the_shared_program_trains_as_the_fixed_subnet_does():
   folded = [adapted.fold(variables, genome) for variables in (shared, fixed)]
   for first, second in zip(*map(jax.tree.leaves, folded), strict=True):
     np.testing.assert_allclose(first, second, atol=2e-5)
+
+
+def test_cost_counts_epochs_that_were_not_measured_as_those_that_were(monkeypatch):
+  clock = iter([100, 105, 107, 109])  # the first epoch compiles
+
+  def fit(*arguments, on_dispatch, stop_epoch, **options):
+    for _ in range(stop_epoch):
+      on_dispatch(None, {})
+
+  problem = cost.Problem.load('embedded', 64, 'no folder')
+  monkeypatch.setattr(cost.loop, 'fit', fit)
+  monkeypatch.setattr(cost.time, 'perf_counter', lambda: next(clock))
+  assert cost.lora_seconds(problem, 3) == {'training': 5 + 2 * (plan.EPOCHS - 1)}

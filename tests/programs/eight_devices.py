@@ -1,6 +1,7 @@
 """Trains and scores on eight devices, with the base replicated and sharded, as one device does."""
 
 import dataclasses
+import functools
 import pathlib
 import sys
 
@@ -17,6 +18,7 @@ from glora_jax.method.genomes import random_genomes, sample_genome
 from glora_jax.models.vit import ViT
 from glora_jax.search import scoring
 from glora_jax.training import loop
+from glora_jax.training.head_alone import warm_head
 from glora_jax.training.losses import supernet_loss
 from glora_jax.training.recipe import Recipe
 
@@ -115,6 +117,22 @@ resumed, _ = fit(frozen, mesh=MESH, state=half)
 np.testing.assert_array_equal(flat(resumed.trainable), flat(on_mesh[0].trainable))
 with pytest.raises(ValueError, match='A batch of 12 images cannot be dealt to 8 devices'):
   fit(frozen, mesh=MESH, recipe=Recipe(batch_size=12))
+
+
+# A head alone, on features.
+def warm(variables, images=images, mesh=None):
+  arguments = adapted, variables, images, labels, RECIPE, jax.random.key(4)
+  return warm_head(*arguments, preprocess=jax.numpy.negative, progress=False, mesh=mesh)['params'][
+    'head'
+  ]
+
+
+head_of_one_device = warm(variables)
+on_mesh = adapted.join(meshes.replicate(MESH, trainable), sharded)
+for head in (warm(variables, mesh=MESH), warm(on_mesh, Stream(), MESH)):
+  jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), head, head_of_one_device)
+  assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(head))
+  assert all(leaf.sharding.num_devices == 8 for leaf in jax.tree.leaves(head))
 
 # Reading.
 blocks = list(meshes.blocks(MESH, Stream(), 10))

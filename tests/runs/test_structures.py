@@ -1,5 +1,7 @@
 """Structures that are not searched: read off a gradient, named or given, and trained alone."""
 
+import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -19,7 +21,10 @@ from glora_jax.runs import comparison, experiment, structures
 from glora_jax.runs.config import check_config
 from glora_jax.runs.lifecycle import prepare
 from glora_jax.runs.stages import allocation as stage
+from glora_jax.runs.stages import heads
+from glora_jax.runs.stages.training import train
 from glora_jax.runs.workdir import Stopped
+from glora_jax.training.head_alone import HeadAlone
 
 ONLY_OF_A_SEARCH = ('winner_supernet', 'finetuned', 'evaluations', 'stopped_early', 'hypervolume')
 
@@ -140,6 +145,31 @@ def test_a_run_that_is_killed_in_its_structure_resumes_to_the_same_one(
   assert written.keys() == expected.keys()
   for name, values in expected.items():
     np.testing.assert_array_equal(written[name], values)
+
+
+def test_the_head_is_that_of_training_under_the_whole_model(config, tmp_path):
+  config = changed(config, model__drop_path=0.0)
+  found = []
+  for name in ('alone', 'whole'):
+    run = prepare(check_config(config), str(tmp_path / name))
+    if name == 'alone':
+      variables = heads.warm_head(run, run.place('gradient'))
+    else:
+      training = heads.head_stage(run, run.place('gradient'))
+      variables = train(run, dataclasses.replace(training, head=None), run.variables)
+    found.append(variables['params']['head'])
+  assert np.abs(found[0]['kernel']).max() > 0
+  jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), *found)
+
+
+def test_a_head_that_is_warm_and_a_structure_that_is_found_cost_nothing_again(
+  prepared, gradient_run, monkeypatch
+):
+  workdir, _ = gradient_run
+  shutil.copytree(workdir / 'structure', prepared.path('structure'))
+  monkeypatch.setattr(HeadAlone, 'features', None)
+  monkeypatch.setattr(stage, 'compile_ahead', None)
+  assert structures.find(prepared).genome.tolist() == read_json(workdir / 'genome.json')['genome']
 
 
 def test_a_structure_that_was_found_is_read(prepared, gradient_run, monkeypatch):

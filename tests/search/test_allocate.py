@@ -17,7 +17,8 @@ import glora_jax
 from glora_jax.models.vit import ViT
 from glora_jax.nnx import functional
 from glora_jax.search import allocation, choice
-from glora_jax.search.fold_gradients import Settings, measure
+from glora_jax.search.allocate import compile_ahead
+from glora_jax.search.fold_gradients import Passes, Settings, measure
 
 FOLDS = 3
 KEY = jax.random.key(5)
@@ -266,6 +267,34 @@ def test_batches_may_be_a_function_that_gives_them_again(monkeypatch):
   listed = allocated((adapted, variables, batches))
   generated = allocated((adapted, variables, lambda: (batch for batch in batches)))
   np.testing.assert_array_equal(listed.values.B_lora, generated.values.B_lora)
+
+
+class Untraceable:
+  """Stands for a program that is not to be compiled."""
+
+  def __call__(self, *arguments):
+    raise AssertionError('compiled again')
+
+
+def test_a_program_that_compiled_in_the_background_finds_the_same(monkeypatch):
+  adapted, variables, batches = scanned()
+  expected = allocated((adapted, variables, batches))
+  cold = {**variables, 'params': jax.tree.map(jnp.zeros_like, variables['params'])}
+  ahead = compile_ahead(adapted, cold, loss, batches, folds=FOLDS, max_rank=2)
+  monkeypatch.setattr(Passes, '_gradient', Untraceable())
+  found = allocated((adapted, variables, batches), ahead=ahead)
+  np.testing.assert_array_equal(found.genome, expected.genome)
+  jax.tree.map(np.testing.assert_array_equal, found.values, expected.values)
+  jax.tree.map(np.testing.assert_array_equal, found.variables, expected.variables)
+  half = [jax.tree.map(lambda array: array[:2], batch) for batch in batches]
+  with pytest.raises(AssertionError, match='compiled again'):  # for the other shape
+    allocated((adapted, variables, half), ahead=ahead)
+
+
+def test_nothing_is_compiled_ahead_for_no_batch():
+  adapted, variables, _ = scanned()
+  with pytest.raises(ValueError, match='folds=8 need at least as many batches, and there are 0'):
+    compile_ahead(adapted, variables, loss, [])
 
 
 def test_units_are_those_on_offer_with_their_values_and_costs():

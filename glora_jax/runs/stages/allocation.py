@@ -1,14 +1,13 @@
-"""The stages that read a structure off one gradient: a head is warmed, then units are bought.
+"""The stage that reads a structure off one gradient, with a head that is warm.
 
 Training images alone are used, as they are stored, without augmentation; no validation image.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax
@@ -16,50 +15,21 @@ import jax
 import numpy as np
 
 from glora_jax import mesh as meshes
-from glora_jax.data import pipeline
 from glora_jax.files import damaged, read_arrays, write_arrays, write_json
-from glora_jax.method.genomes import check_genome, genome_to_json, smallest_genome
+from glora_jax.method.genomes import check_genome, genome_to_json
 from glora_jax.records import Array, mismatch_of_arrays
-from glora_jax.runs.run import Place, Run, Stream
-from glora_jax.runs.stages.training import TrainingStage, train
-from glora_jax.search.allocate import Allocation, allocate
+from glora_jax.runs.run import Place, Run
+from glora_jax.search.allocate import Allocation, allocate, compile_ahead
 from glora_jax.search.allocation import Values
 from glora_jax.search.choice import Curve
+from glora_jax.search.fold_gradients import Ahead, Loss
 from glora_jax.search.forecast import Forecast
+from glora_jax.training.batches import in_rows
 from glora_jax.training.losses import cross_entropy
-from glora_jax.training.recipe import Recipe
 
 log = logging.getLogger(__name__)
 
-HEAD_RATE = 2.0  # learning rate of a head alone, over that of the training that follows
-
-
-def head_recipe(recipe: Recipe, epochs: int) -> Recipe:
-  """How a head is warmed for so many epochs before a structure is trained by a recipe.
-
-  A head alone takes twice the learning rate (BitFit's and the linear probe's tuned ones are twice
-  LoRA's, `configs/compare_rates.json`).
-  """
-  return dataclasses.replace(
-    recipe,
-    epochs=epochs,
-    warmup_epochs=min(1, epochs - 1),
-    learning_rate=HEAD_RATE * recipe.learning_rate,
-  )
-
-
-def warm_head(run: Run, place: Place) -> Any:
-  """The variables with a head that was trained alone for a few epochs."""
-  stage = TrainingStage(
-    'head',
-    head_recipe(run.settings.recipe_alone, run.settings.allocation.head_epochs),
-    Stream.HEAD,
-    run.train_split,
-    smallest_genome(place.adapted.spec),
-    adapted=place.adapted,
-  )
-  trained = train(run, stage, place.variables)
-  return {**place.variables, 'params': trained['params']}
+ALLOCATION = 'allocation.npz'
 
 
 def fold_indices(
@@ -96,7 +66,9 @@ def fold_indices(
       f'The {per_fold} images of a fold cannot be dealt to {devices} devices; lower '
       "allocation.folds, or use fewer devices (mesh.devices='one')."
     )
-  order = np.asarray(jax.random.permutation(key, num_examples), np.int32)
+  # On the host: a permutation compiles for longer than all batches are read.
+  rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+  order = rng.permutation(num_examples).astype(np.int32)
   return order[: folds * batches * size].reshape(folds * batches, size)
 
 
@@ -112,23 +84,41 @@ def indices_of_run(run: Run, key: jax.Array) -> np.ndarray:
   return fold_indices(key, num_images, folds, batch_size, devices)
 
 
-def _batches(run: Run, indices: np.ndarray) -> Iterator[tuple[Any, Any]]:
-  """The images and labels of every row of indices, dealt to the devices of the run."""
-  images, labels = run.data(run.train_split)
-  if not isinstance(images, pipeline.Stream):
-    for row in indices:
-      batch = images[row], labels[row]
-      yield batch if run.mesh is None else jax.device_put(batch, meshes.dealt(run.mesh))
-    return
-  rows = slice(None) if run.mesh is None else meshes.local_rows(run.mesh, indices.shape[1])
-  for batch in images.batches(indices[:, rows]):
-    if run.mesh is None:
-      yield tuple(batch)
-    else:
-      yield tuple(meshes.from_hosts(run.mesh, part) for part in batch)
+def _loss_of(run: Run) -> Loss:
+  """What the gradient is taken of."""
+
+  def loss(forward, batch, key):
+    del key
+    images, labels = batch
+    return cross_entropy(forward(run.preprocess(images)), labels)[0]
+
+  return loss
 
 
-def read_off_gradient(run: Run, place: Place, *, budget: int | None, key: jax.Array) -> Allocation:
+def _batches_of(run: Run, key: jax.Array) -> Callable[[], Iterator[Any]]:
+  """The batches that the gradient is taken of, again at every call."""
+  indices = indices_of_run(run, key)
+  return lambda: in_rows(*run.data(run.train_split), indices, run.mesh)
+
+
+def start_compiling(run: Run, place: Place) -> Ahead | None:
+  """Compiles in the background what `read_off_gradient` will run; None on a mesh.
+
+  Args:
+    run: the run.
+    place: the model and its variables, with any head.
+  """
+  if run.mesh is not None:
+    return None
+  settings = run.settings.allocation
+  batches = _batches_of(run, jax.random.key(0))
+  sizes = {'folds': settings.folds, 'max_rank': settings.max_rank}
+  return compile_ahead(place.adapted, place.variables, _loss_of(run), batches, **sizes)
+
+
+def read_off_gradient(
+  run: Run, place: Place, *, budget: int | None, key: jax.Array, ahead: Ahead | None = None
+) -> Allocation:
   """The structure that the gradient of the training images asks for.
 
   Args:
@@ -136,43 +126,49 @@ def read_off_gradient(run: Run, place: Place, *, budget: int | None, key: jax.Ar
     place: the model and its variables, with a warm head.
     budget: most trained parameters; None for the knee of the curve.
     key: random key of folds and directions.
+    ahead: what `start_compiling` returned.
 
   Raises:
     ValueError: the budget fits no unit, there are too few images, or a loss is not finite.
   """
   fold_key, sketch_key = jax.random.split(key)
-  indices = indices_of_run(run, fold_key)
-
-  def loss(forward, batch, key):
-    del key
-    images, labels = batch
-    return cross_entropy(forward(run.preprocess(images)), labels)[0]
-
   return allocate(
     place.adapted,
     place.variables,
-    loss,
-    lambda: _batches(run, indices),
+    _loss_of(run),
+    _batches_of(run, fold_key),
     budget=budget,
     key=sketch_key,
     folds=run.settings.allocation.folds,
     max_rank=run.settings.allocation.max_rank,
     mesh=run.mesh,
     progress=meshes.primary(),
+    ahead=ahead,
   )
 
 
+def is_allocated(run: Run, folder: str) -> bool:
+  """Whether an earlier `allocate_once` came to its end in a folder of the workdir."""
+  return os.path.exists(run.path(folder, ALLOCATION))
+
+
 def allocate_once(
-  run: Run, place: Place, *, budget: int | None, key: jax.Array, folder: str
+  run: Run,
+  place: Place,
+  *,
+  budget: int | None,
+  key: jax.Array,
+  folder: str,
+  ahead: Ahead | None = None,
 ) -> Allocation:
   """`read_off_gradient`, or what an earlier call left in a folder of the workdir.
 
   The folder has `allocation.npz`, with genome, starting values, values and curve, and
   `genome.json`, the genome for people.
   """
-  path = run.path(folder, 'allocation.npz')
-  if not os.path.exists(path):
-    allocation = read_off_gradient(run, place, budget=budget, key=key)
+  path = run.path(folder, ALLOCATION)
+  if not is_allocated(run, folder):
+    allocation = read_off_gradient(run, place, budget=budget, key=key, ahead=ahead)
     trainable, _ = place.adapted.fix(allocation.genome).split(allocation.variables)
     trainable = meshes.on_host(trainable)
     if meshes.primary():

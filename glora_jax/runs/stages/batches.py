@@ -24,6 +24,7 @@ from glora_jax.records import Array, mismatch_of_arrays
 from glora_jax.runs.run import Run, Stream, stream_key
 from glora_jax.runs.stages.training import loss_of_supernet
 from glora_jax.runs.workdir import Stopped
+from glora_jax.training.head_alone import HeadAlone
 from glora_jax.training.losses import subnet_loss
 from glora_jax.training.recipe import Recipe
 from glora_jax.training.side_by_side import Training, subnet_runs, train_many
@@ -121,7 +122,7 @@ def train_batch(run: Run, batch: Batch) -> TrainedBatch:
       raise Stopped(f'before {batch.name}', run.workdir)
     log.info('%s: %d runs of %d epochs', batch.name, len(trainings), batch.recipe.epochs)
     start = time.perf_counter()
-    states = train_many(trainings, *run.data('train'), batch.recipe)
+    states = train_many(trainings, *_examples(run, batch), batch.recipe)
     trained = {str(number): state.trainable for number, state in enumerate(states)}
     seconds = (time.perf_counter() - start) / len(trainings)
     flat = flax.traverse_util.flatten_dict(trained, sep='/')
@@ -161,6 +162,14 @@ def _read(path: str, templates: dict[str, Any]) -> dict[str, np.ndarray]:
   return arrays
 
 
+def _examples(run: Run, batch: Batch) -> tuple[Any, Any]:
+  """What is trained on: images, or what a head alone reads of them, and labels."""
+  images, labels = run.data('train')
+  if isinstance(batch.learner, HeadAlone):
+    images = batch.learner.features(batch.starts[0], images, labels, run.mesh)
+  return images, labels
+
+
 def from_pretrained(
   run: Run, name: str, learner: Learner, recipe: Recipe, trials: Sequence[Trial]
 ) -> Batch:
@@ -180,7 +189,7 @@ def from_pretrained(
 def _trainings(run: Run, batch: Batch) -> list[Training]:
   """What `train_many` takes: equal losses and frozen arrays, which make them one program."""
   learner = batch.learner
-  if isinstance(learner, Subnet):
+  if isinstance(learner, Subnet) and not isinstance(learner, HeadAlone):
     trainings = subnet_runs(
       learner.adapted,
       [learner.genome],
@@ -190,7 +199,9 @@ def _trainings(run: Run, batch: Batch) -> list[Training]:
       **run.loss_options,
     )
   else:
-    if isinstance(learner, FullFineTuning):
+    if isinstance(learner, HeadAlone):
+      loss = learner.loss()
+    elif isinstance(learner, FullFineTuning):
       loss = subnet_loss(learner, run.augmented, **run.loss_options)
     else:
       loss = loss_of_supernet(run)

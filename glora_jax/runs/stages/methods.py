@@ -17,9 +17,15 @@ from glora_jax.method.preset_names import file_name
 from glora_jax.records import read_record
 from glora_jax.runs.run import Candidate, Place, Run, Stream, stream_key
 from glora_jax.runs.sections import GRADIENT, SEARCH
-from glora_jax.runs.stages.allocation import allocate_once, head_recipe
+from glora_jax.runs.stages.allocation import (
+  allocate_once,
+  is_allocated,
+  start_compiling,
+)
 from glora_jax.runs.stages.batches import Batch, FullFineTuning, Trial, from_pretrained, train_batch
+from glora_jax.runs.stages.heads import head_learner, head_recipe
 from glora_jax.runs.stages.search import run_search
+from glora_jax.search.fold_gradients import Ahead
 
 FINETUNING_SHARE = 0.5  # of the supernet's learning rate, for finetuning a searched subnet
 
@@ -119,20 +125,27 @@ def _read_off_gradients(
   Heads are warmed at the recipe's learning rate, whatever the trial's, so that the structure is the
   seed's.
   """
-  adapted, recipe = run.place(GRADIENT).adapted, run.settings.supernet
-  head = adapted.fix(genomes.smallest_genome(adapted.spec))
+  place, recipe = run.place(GRADIENT), run.settings.supernet
+  adapted = place.adapted
   seeds = dict.fromkeys(trial.seed for trial in trials)
+  names = {
+    (seed, budget): f'{folder}/{GRADIENT}-{budget}-{seed}' for seed in seeds for budget in budgets
+  }
+  is_done = all(is_allocated(run, name) for name in names.values())
+  ahead = None if is_done else start_compiling(run, place)  # one program for all of them
   warming = head_recipe(recipe, run.settings.allocation.head_epochs)
+  head = head_learner(run, place, warming)
+  if head is None:
+    head = adapted.fix(genomes.smallest_genome(adapted.spec))
   starts = [Trial(seed, warming.learning_rate) for seed in seeds]
   heads = train_batch(run, from_pretrained(run, f'{folder}/head', head, warming, starts))
   rows = {f'{GRADIENT}-{budget}': [] for budget in budgets}
   for seed, warm in zip(seeds, heads.variables, strict=True):
     fresh = adapted.init(stream_key(seed, Stream.INIT), run.variables['params'])
-    place = Place(adapted, {**fresh, 'params': warm['params']})
+    start = Place(adapted, {**fresh, 'params': warm['params']})
     of_seed = [trial for trial in trials if trial.seed == seed]
     for budget in budgets:
-      name = f'{folder}/{GRADIENT}-{budget}-{seed}'
-      trained = _train_structure(run, name, place, of_seed, budget)
+      trained = _train_structure(run, names[seed, budget], start, of_seed, budget, ahead)
       rows[f'{GRADIENT}-{budget}'] += [
         dataclasses.replace(subnet, seconds=subnet.seconds + heads.seconds_each)
         for subnet in trained
@@ -141,12 +154,17 @@ def _read_off_gradients(
 
 
 def _train_structure(
-  run: Run, name: str, place: Place, trials: Sequence[Trial], budget: int
+  run: Run,
+  name: str,
+  place: Place,
+  trials: Sequence[Trial],
+  budget: int,
+  ahead: Ahead | None = None,
 ) -> list[TrainedSubnet]:
   """Trains the structure of one seed's gradient within a budget, once for each learning rate."""
   start = time.perf_counter()
   key = stream_key(trials[0].seed, Stream.STRUCTURE)
-  allocation = allocate_once(run, place, budget=budget, key=key, folder=name)
+  allocation = allocate_once(run, place, budget=budget, key=key, folder=name, ahead=ahead)
   seconds = _first_seconds(run.path(f'{name}.json'), time.perf_counter() - start)
   subnet = place.adapted.fix(allocation.genome)
   batch = Batch(

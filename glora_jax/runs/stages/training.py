@@ -20,6 +20,7 @@ from glora_jax.runs.run import Candidate, Run, Stream
 from glora_jax.runs.workdir import Stopped
 from glora_jax.training import loop
 from glora_jax.training.checkpoints import TrainingCheckpoints
+from glora_jax.training.head_alone import HeadAlone
 from glora_jax.training.loop import LossFn, NonFiniteLossError, TrainState
 from glora_jax.training.losses import subnet_loss, supernet_loss
 from glora_jax.training.recipe import Recipe
@@ -43,6 +44,7 @@ class TrainingStage:
     genome: alleles of the subnet that is trained, int8 [layer, 5]; None trains the supernet.
     stop_epoch: epoch to stop after, with the schedule of the whole recipe; None for its end.
     adapted: the adapted backbone that the subnet is of; None for the run's own.
+    head: what is trained in the subnet's place, on features; None for the subnet, on images.
   """
 
   name: str
@@ -52,6 +54,7 @@ class TrainingStage:
   genome: np.ndarray | None = None
   stop_epoch: int | None = None
   adapted: Adapted | None = None
+  head: HeadAlone | None = None
 
 
 @dataclasses.dataclass
@@ -120,11 +123,14 @@ def train(
   trainable, frozen = learner.split(variables)
   images, labels = run.data(stage.split)
   per_epoch = stage.recipe.steps_per_epoch(len(labels))
+  by_epoch = evaluate is not None or stage.head is not None
   watch = run.settings.watch
   profiling = profiled(run.path('profile'), watch.profile == stage.name.split('/')[0])
   with TrainingCheckpoints(run.path(stage.name)) as checkpoints, profiling as dispatched:
     state = checkpoints.latest(_initial_state(run, stage.recipe, trainable, len(labels)))
     saved = state.step if state else 0
+    if stage.head is not None and saved < stage.recipe.epochs * per_epoch:
+      images = stage.head.features(variables, images, labels, run.mesh)
     board = run.path('tensorboard') if watch.tensorboard else None
     bookkeeper = Bookkeeper(
       run=run,
@@ -147,7 +153,7 @@ def train(
         run.key(stage.stream),
         state=state,
         stop_epoch=stage.stop_epoch,
-        steps_per_dispatch=per_epoch if evaluate else STEPS_PER_DISPATCH,
+        steps_per_dispatch=per_epoch if by_epoch else STEPS_PER_DISPATCH,
         on_dispatch=bookkeeper,
         title=stage.name,
         mesh=run.mesh,
@@ -159,8 +165,10 @@ def train(
   return learner.join(state.trainable, frozen)
 
 
-def _learner(run: Run, stage: TrainingStage) -> tuple[Adapted | Subnet, LossFn]:
+def _learner(run: Run, stage: TrainingStage) -> tuple[Adapted | Subnet | HeadAlone, LossFn]:
   """What is trained, and its loss: the subnet of a genome, or the supernet where that is None."""
+  if stage.head is not None:
+    return stage.head, stage.head.loss()
   if stage.genome is None:
     return run.adapted, loss_of_supernet(run)
   subnet = (stage.adapted or run.adapted).fix(stage.genome)
