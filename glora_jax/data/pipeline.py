@@ -103,14 +103,14 @@ def load(
   split = _decode_all(examples, image_size, rule, skip_broken, title)
   with writing(path):
     os.makedirs(os.path.dirname(path), exist_ok=True)
-  write_arrays(path, split._asdict())
+  write_arrays(path, split._asdict(), 'images')
   return split
 
 
 def _read_cached(path: str, labels: np.ndarray, image_size: int, skip_broken: bool) -> Split | None:
   """The arrays in a file of the cache; None where they are not what was written for the key."""
   try:
-    arrays = read_arrays(path)
+    arrays = read_arrays(path, 'images')
     split = Split(arrays['images'], arrays['labels'])
   except (OSError, ValueError, KeyError):
     return None

@@ -6,65 +6,36 @@ model.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 import os
 import shutil
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
 from glora_jax import mesh as meshes
 from glora_jax.data import pipeline
 from glora_jax.data.task import Task
-from glora_jax.limits import MOST_COUNTED
 from glora_jax.method.adapted import COLLECTION, Adapted
 from glora_jax.method.genomes import check_budget
 from glora_jax.method.presets import preset
 from glora_jax.models import folder
 from glora_jax.runs.config import RunSettings
-from glora_jax.runs.run import Run, Stream, stream_key
+from glora_jax.runs.run import Run
 from glora_jax.runs.sections import GRADIENT, NO_PRESETS, SEARCH
-from glora_jax.runs.stages.allocation import fold_indices
+from glora_jax.runs.stages.allocation import shape_of_folds
 from glora_jax.runs.structures import FOLDER, named_genome
 from glora_jax.search.choice import require_something
 from glora_jax.training.checkpoints import MOST_KEPT
-from glora_jax.training.recipe import Recipe
 
 log = logging.getLogger(__name__)
 
-DEFAULT_BATCH = Recipe().batch_size
 MOST_PATCHES = 2**14  # of an image: attention to more takes gigabytes for each image and head
 STATES_OF_ADAM = 3  # parameters and both moments
 COMPRESSED = 0.8  # share of a training state's bytes that its files have at least
 MEGABYTE = 10**6
-
-
-class UsedRecipe(NamedTuple):
-  """A recipe that a job trains by.
-
-  Attributes:
-    section: its section of the config.
-    splits: the splits that are trained on by it.
-  """
-
-  section: str
-  splits: tuple[str, ...]
-
-
-def used_recipes(settings: RunSettings) -> tuple[UsedRecipe, ...]:
-  """The recipes that a job trains by."""
-  train = 'train' if settings.protocol == 'honest' else 'train+val'
-  compares = settings.job == 'compare'
-  if not compares and settings.structure != SEARCH:
-    return (UsedRecipe('training', (train,)),)
-  recipes = [UsedRecipe('supernet', (train,))]
-  searches = SEARCH in settings.compare.methods if compares else settings.protocol == 'honest'
-  if searches and settings.finetune.epochs:
-    recipes.append(UsedRecipe('finetune', tuple(dict.fromkeys(('train', settings.finetune.on)))))
-  return tuple(recipes)
 
 
 def count_images(task: Task) -> dict[str, int]:
@@ -75,57 +46,6 @@ def count_images(task: Task) -> dict[str, int]:
   """
   counts = {split: len(task.open(split).labels) for split in task.splits}
   return {**counts, 'train+val': counts['train'] + counts['val']}
-
-
-def fit_batches(
-  settings: RunSettings, counts: Mapping[str, int], mesh: jax.sharding.Mesh | None
-) -> RunSettings:
-  """The settings with batches that the images fill; the default shrinks where they are fewer.
-
-  Args:
-    settings: the config.
-    counts: number of images by split.
-    mesh: the devices that batches are dealt to.
-
-  Raises:
-    ValueError: a batch is larger than the images, cannot be dealt to the devices, or there are more
-      steps than can be counted.
-  """
-  fitted = {}
-  for section, splits in used_recipes(settings):
-    recipe = _fit_batch(section, getattr(settings, section), counts, splits)
-    meshes.require_divisible(mesh, recipe.batch_size // recipe.accumulate)
-    steps = recipe.epochs * recipe.steps_per_epoch(max(counts[split] for split in splits))
-    if steps > MOST_COUNTED:
-      raise ValueError(
-        f'{section}.epochs={recipe.epochs} are {steps:,} steps, more than can be counted; give '
-        'fewer.'
-      )
-    fitted[section] = recipe
-  return dataclasses.replace(settings, **fitted)
-
-
-def _fit_batch(
-  section: str, recipe: Recipe, counts: Mapping[str, int], splits: tuple[str, ...]
-) -> Recipe:
-  fewest = min(counts[split] for split in splits)
-  if recipe.batch_size <= fewest:
-    return recipe
-  parts = recipe.accumulate
-  largest = fewest // parts * parts
-  if recipe.batch_size != DEFAULT_BATCH or not largest:
-    raise ValueError(
-      f'{section}.batch_size={recipe.batch_size} is larger than the {fewest} training images; '
-      'lower it.'
-    )
-  log.info(
-    '%s.batch_size=%d is more than the %d training images: a batch has %d.',
-    section,
-    recipe.batch_size,
-    fewest,
-    largest,
-  )
-  return dataclasses.replace(recipe, batch_size=largest)
 
 
 def check_patches(image_size: Any, patch_size: int) -> None:
@@ -242,8 +162,7 @@ def _check_gradient(run: Run, counts: Mapping[str, int]) -> None:
   settings = run.settings
   for budget in _budgets(settings):
     require_something(run.place(GRADIENT).adapted.spec, budget)
-  fold_indices(
-    stream_key(settings.seed, Stream.STRUCTURE),
+  shape_of_folds(
     counts[run.train_split],
     settings.allocation.folds,
     settings.recipe_alone.batch_size,

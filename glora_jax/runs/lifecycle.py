@@ -29,6 +29,7 @@ from glora_jax.models.fetch import known_normalization
 from glora_jax.models.translate import fit_to_format
 from glora_jax.records import read_record
 from glora_jax.runs import early_checks
+from glora_jax.runs.batch_sizes import fit_batches
 from glora_jax.runs.config import RunSettings, check_config
 from glora_jax.runs.run import Place, Run, Stream, is_beside, stream_key
 from glora_jax.runs.sections import GRADIENT, SEARCH, ModelSettings
@@ -169,7 +170,7 @@ def prepare(
   mesh = meshes.over_devices(given.mesh.devices)
   task, path = _fetch(given, workdir)
   counts = early_checks.count_images(task)
-  settings = early_checks.fit_batches(given, counts, mesh)
+  settings = fit_batches(given, counts, mesh)
   model, params, metadata = _load_backbone(settings.model, path, task.num_classes)
   size = metadata['image_size']
   early_checks.check_images(settings, size)
@@ -212,7 +213,7 @@ def prepare(
   left = early_checks.count_images(run.task)  # fewer, where broken ones are left out
   if left == counts:
     return run
-  return dataclasses.replace(run, settings=early_checks.fit_batches(given, left, mesh))
+  return dataclasses.replace(run, settings=fit_batches(given, left, mesh))
 
 
 def _open_images(run: Run) -> Task:

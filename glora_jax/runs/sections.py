@@ -42,6 +42,7 @@ METHODS = ('linear', 'bitfit', 'lora', 'ssf', 'prompt', 'full', 'finetuning', 's
 NO_PRESETS = ('finetuning', SEARCH, GRADIENT)
 
 MOST_PIXELS = 4096  # of a side
+MOST_PARTS = 1024  # of rank one, in a layer
 
 # JAX takes the 32 bits of a seed.
 LEAST_SEED, MOST_SEED = -(2**31), 2**32 - 1
@@ -244,7 +245,9 @@ class AllocationSettings:
   folds: int = field(
     8, 'parts of the training images, each of which judges what the others choose', at_least=2
   )
-  max_rank: int = field(8, 'most rank-one parts that a layer can get of A or of B', at_least=1)
+  max_rank: int = field(
+    8, 'most rank-one parts that a layer can get of A or of B', at_least=1, at_most=MOST_PARTS
+  )
 
   @property
   def epochs(self) -> int:

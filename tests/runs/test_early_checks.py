@@ -14,10 +14,11 @@ from tiny_runs import changed
 from glora_jax.files import read_json, write_json
 from glora_jax.models import weights
 from glora_jax.runs import early_checks, experiment, lifecycle
+from glora_jax.runs.batch_sizes import fit_batches, used_recipes
 from glora_jax.runs.config import RunSettings, check_config
-from glora_jax.runs.early_checks import fit_batches, used_recipes
 from glora_jax.runs.workdir import Stopped
 from glora_jax.training.recipe import Recipe
+from glora_jax.training.sampling import Sampling
 
 COUNTS = {'train': 18, 'val': 4, 'test': 4, 'train+val': 22}
 
@@ -34,6 +35,8 @@ def test_a_default_batch_that_the_images_do_not_fill_shrinks_and_says_so(caplog)
   assert 'supernet.batch_size=64 is more than the 18 training images: a' in caplog.text
   accumulating = settings(supernet=Recipe(accumulate=4))
   assert fit_batches(accumulating, COUNTS, None).supernet.batch_size == 16
+  paths = settings(sampling=Sampling(paths=5))
+  assert fit_batches(paths, COUNTS, None).supernet.batch_size == 15
   assert fit_batches(settings(), {**COUNTS, 'train': 64}, None) == settings()
 
 
@@ -47,6 +50,10 @@ def test_a_default_batch_that_the_images_do_not_fill_shrinks_and_says_so(caplog)
     (
       {'structure': 'gradient', 'training': Recipe(batch_size=5000)},
       'training.batch_size=5000 is larger than the 18',
+    ),
+    (
+      {'supernet': Recipe(batch_size=16, accumulate=2), 'sampling': Sampling(paths=3)},
+      r'sampling.paths=3 must divide the 8 images of a step of the supernet',
     ),
     (
       {'supernet': Recipe(batch_size=1, epochs=2**31 - 1, warmup_epochs=0)},
@@ -74,12 +81,12 @@ def test_recipes_that_a_job_does_not_use_are_not_asked():
   }
   found = {name: used_recipes(given) for name, given in names.items()}
   assert found == {
-    'search': (('supernet', ('train',)), ('finetune', ('train',))),
-    'no finetuning': (('supernet', ('train',)),),
-    'paper': (('supernet', ('train+val',)),),
-    'both': (('supernet', ('train',)), ('finetune', ('train', 'train+val'))),
-    'given': (('training', ('train',)),),
-    'compare': (('supernet', ('train',)),),
+    'search': (('supernet', ('train',), 1), ('finetune', ('train',), 1)),
+    'no finetuning': (('supernet', ('train',), 1),),
+    'paper': (('supernet', ('train+val',), 1),),
+    'both': (('supernet', ('train',), 1), ('finetune', ('train', 'train+val'), 1)),
+    'given': (('training', ('train',), 1),),
+    'compare': (('supernet', ('train',), 1),),
   }
 
 

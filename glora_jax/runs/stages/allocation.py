@@ -54,6 +54,21 @@ def fold_indices(
     >>> fold_indices(jax.random.key(0), num_examples=100, folds=4, batch_size=16).shape
     (8, 12)
   """
+  rows, size = shape_of_folds(num_examples, folds, batch_size, devices)
+  # On the host: a permutation compiles for longer than all batches are read.
+  rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+  order = rng.permutation(num_examples).astype(np.int32)
+  return order[: rows * size].reshape(rows, size)
+
+
+def shape_of_folds(
+  num_examples: int, folds: int, batch_size: int, devices: int = 1
+) -> tuple[int, int]:
+  """(batches, images in each) of `fold_indices`.
+
+  Raises:
+    ValueError: there are too few images.
+  """
   per_fold = num_examples // folds
   if not per_fold:
     raise ValueError(
@@ -66,10 +81,7 @@ def fold_indices(
       f'The {per_fold} images of a fold cannot be dealt to {devices} devices; lower '
       "allocation.folds, or use fewer devices (mesh.devices='one')."
     )
-  # On the host: a permutation compiles for longer than all batches are read.
-  rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-  order = rng.permutation(num_examples).astype(np.int32)
-  return order[: folds * batches * size].reshape(folds * batches, size)
+  return folds * batches, size
 
 
 def indices_of_run(run: Run, key: jax.Array) -> np.ndarray:

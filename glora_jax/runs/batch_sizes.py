@@ -1,0 +1,105 @@
+"""Batches that the training images fill, for every recipe that a job trains by."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+
+from glora_jax import mesh as meshes
+from glora_jax.limits import MOST_COUNTED
+from glora_jax.runs.config import RunSettings
+from glora_jax.runs.sections import SEARCH
+from glora_jax.training.recipe import Recipe
+
+log = logging.getLogger(__name__)
+
+DEFAULT_BATCH = Recipe().batch_size
+
+
+class UsedRecipe(NamedTuple):
+  """A recipe that a job trains by.
+
+  Attributes:
+    section: its section of the config.
+    splits: the splits that are trained on by it.
+    paths: number of equal parts, each with a subnet of its own, that a batch is cut into.
+  """
+
+  section: str
+  splits: tuple[str, ...]
+  paths: int = 1
+
+
+def used_recipes(settings: RunSettings) -> tuple[UsedRecipe, ...]:
+  """The recipes that a job trains by."""
+  train = 'train' if settings.protocol == 'honest' else 'train+val'
+  compares = settings.job == 'compare'
+  if not compares and settings.structure != SEARCH:
+    return (UsedRecipe('training', (train,)),)
+  searches = not compares or SEARCH in settings.compare.methods
+  recipes = [UsedRecipe('supernet', (train,), settings.sampling.paths if searches else 1)]
+  if searches and settings.protocol == 'honest' and settings.finetune.epochs:
+    recipes.append(UsedRecipe('finetune', tuple(dict.fromkeys(('train', settings.finetune.on)))))
+  return tuple(recipes)
+
+
+def fit_batches(
+  settings: RunSettings, counts: Mapping[str, int], mesh: jax.sharding.Mesh | None
+) -> RunSettings:
+  """The settings with batches that the images fill; the default shrinks where they are fewer.
+
+  Args:
+    settings: the config.
+    counts: number of images by split.
+    mesh: the devices that batches are dealt to.
+
+  Raises:
+    ValueError: a batch is larger than the images, cannot be cut into equal paths or dealt to the
+      devices, or there are more steps than can be counted.
+  """
+  fitted = {}
+  for used in used_recipes(settings):
+    sizes = [counts[split] for split in used.splits]
+    devices = 1 if mesh is None else mesh.size
+    recipe = _fit_batch(used, getattr(settings, used.section), min(sizes), devices)
+    part = recipe.batch_size // recipe.accumulate
+    if part % used.paths:
+      raise ValueError(
+        f'sampling.paths={used.paths} must divide the {part} images of a step of the supernet '
+        '(supernet.batch_size, and its part by accumulate); give a multiple.'
+      )
+    meshes.require_divisible(mesh, part)
+    steps = recipe.epochs * recipe.steps_per_epoch(max(sizes))
+    if steps > MOST_COUNTED:
+      raise ValueError(
+        f'{used.section}.epochs={recipe.epochs} are {steps:,} steps, more than can be counted; '
+        'give fewer.'
+      )
+    fitted[used.section] = recipe
+  return dataclasses.replace(settings, **fitted)
+
+
+def _fit_batch(used: UsedRecipe, recipe: Recipe, fewest: int, devices: int) -> Recipe:
+  """The recipe, with a smaller batch where the default is larger than the fewest images."""
+  if recipe.batch_size <= fewest:
+    return recipe
+  parts = recipe.accumulate * math.lcm(used.paths, devices)
+  largest = fewest // parts * parts
+  if recipe.batch_size != DEFAULT_BATCH or not largest:
+    raise ValueError(
+      f'{used.section}.batch_size={recipe.batch_size} is larger than the {fewest} training images; '
+      'lower it.'
+    )
+  log.info(
+    '%s.batch_size=%d is more than the %d training images: a batch has %d.',
+    used.section,
+    recipe.batch_size,
+    fewest,
+    largest,
+  )
+  return dataclasses.replace(recipe, batch_size=largest)
