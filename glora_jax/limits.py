@@ -307,13 +307,19 @@ def listed(names: Iterable[str]) -> str:
     'class8, class9 and 20 others'
   """
   names = list(names)
-  first = ', '.join(_shorten(printable(name)) for name in names[:_MOST_LISTED])
+  first = ', '.join(_without_middle(printable(name)) for name in names[:_MOST_LISTED])
   others = len(names) - _MOST_LISTED
   return f'{first} and {others} others' if others > 0 else first
 
 
 def _shorten(text: str) -> str:
   return text if len(text) <= _LONGEST_SHOWN else f'{text[:_LONGEST_SHOWN]}...'
+
+
+def _without_middle(name: str) -> str:
+  """A name that is not endless; the end of a path says more than its beginning."""
+  half = _LONGEST_SHOWN // 2
+  return name if len(name) <= _LONGEST_SHOWN else f'{name[:half]}...{name[-half:]}'
 
 
 def _escape(found: re.Match[str]) -> str:

@@ -217,13 +217,18 @@ def prepare(
 
 
 def _open_images(run: Run) -> Task:
-  """The task, after each of its images was opened once; without those that can be left out."""
+  """The task, after each of its images was opened once; without those that can be left out.
+
+  Which can be decoded is remembered in the workdir, but for that of a finished run.
+  """
   record = run.path('images.npz') if run.workdir else None
+  is_finished = os.path.exists(run.path('result.json'))
+  writes = meshes.primary() and not is_finished
   skip_broken = run.settings.data.skip_broken
   with meshes.primary_first('images'):
-    if record and meshes.primary():
+    if record and writes:
       os.makedirs(run.workdir, exist_ok=True)
-    return with_readable_images(run.task, record, skip_broken=skip_broken, write=meshes.primary())
+    return with_readable_images(run.task, record, skip_broken=skip_broken, write=writes)
 
 
 def _read_seconds(workdir: str) -> dict[str, float]:

@@ -163,7 +163,7 @@ def warm_head(  # noqa: PLR0913
     ValueError, NonFiniteLossError: as `fit` does.
 
   Example:
-    >>> import flax.linen as nn
+    >>> import flax.linen as nn, jax, jax.numpy as jnp
     >>> import glora_jax
     >>> class Mlp(nn.Module):
     ...   @nn.compact
