@@ -10,7 +10,9 @@ import numpy as np
 from jax.extend import core
 
 from glora_jax.method.events import Event, Place, Scan, Step, shape_of
-from glora_jax.method.primitives import HANDLERS, Handler, other
+from glora_jax.method.primitives import Handler, added, other, rearranged, scaled, unchanged
+from glora_jax.method.products import multiplied
+from glora_jax.method.slicing import looked_up, sliced_at, split_up
 from glora_jax.method.value import Value, joined, origins_of
 
 
@@ -56,8 +58,8 @@ def _handler(equation: core.JaxprEqn) -> Handler:
   name = equation.primitive.name
   if name in _CONTROL:
     return _CONTROL[name]
-  if name in HANDLERS:
-    return HANDLERS[name]
+  if name in _ARRAYS:
+    return _ARRAYS[name]
   return other if name in _CLOSED or _body(equation) is None else call
 
 
@@ -171,6 +173,22 @@ def _collected(value: Value, step: Step, number: int) -> Value:
   return Value(value.depends, origins=() if value.depends else origins, token=token)
 
 
+_ARRAYS: Mapping[str, Handler] = {
+  **dict.fromkeys(('transpose', 'reshape', 'broadcast_in_dim', 'squeeze', 'slice'), rearranged),
+  **dict.fromkeys(('dot_general', 'ragged_dot_general', 'conv_general_dilated'), multiplied),
+  **dict.fromkeys(('add', 'add_any'), added),
+  **dict.fromkeys(('mul', 'div', 'neg'), scaled),
+  **dict.fromkeys(
+    (
+      *('convert_element_type', 'copy', 'copy_p', 'reduce_precision', 'name', 'device_put'),
+      *('sharding_constraint', 'optimization_barrier', 'reshard', 'mesh_cast', 'pvary', 'pcast'),
+    ),
+    unchanged,
+  ),
+  **dict.fromkeys(('split', 'unstack'), split_up),
+  'dynamic_slice': sliced_at,
+  'gather': looked_up,
+}
 _CONTROL: Mapping[str, Handler] = {'scan': scan, 'while': loop, 'cond': branch}
 # Their programs see other arrays than their operands.
 _CLOSED = frozenset({'pallas_call', 'shard_map', 'custom_partitioning'})

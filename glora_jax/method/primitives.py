@@ -1,15 +1,15 @@
-"""What the primitives of JAX do to a parameter: move its axes, multiply it, hide it."""
+"""What primitives do to a parameter that are no product and take no part of it."""
 
 from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 from glora_jax.method import reasons
-from glora_jax.method.events import Role, Step, Sum, Use
+from glora_jax.method.events import Step, Sum
 from glora_jax.method.value import Product, Value, common_layer, origins_of
-from glora_jax.method.view import NO_AXIS, Atom, View
+from glora_jax.method.view import View
 
 Handler = Callable[[Step], list[Value]]
 
@@ -27,7 +27,7 @@ _OPAQUE = {
   'io_callback': 'enters a callback',
   'custom_partitioning': 'enters a function with a partitioning of its own',
 }
-_NO_LAYOUT = 'has its axes rearranged as no layout can express'
+NO_LAYOUT = 'has its axes rearranged as no layout can express'
 
 
 def other(step: Step) -> list[Value]:
@@ -105,7 +105,7 @@ def rearranged(step: Step) -> list[Value]:
     layer=moved.layer,
   )
   if moved.view and not known.view:
-    return step.results(origins=origins_of([moved], _NO_LAYOUT), repeated=moved.repeated)
+    return step.results(origins=origins_of([moved], NO_LAYOUT), repeated=moved.repeated)
   return [known]
 
 
@@ -134,180 +134,9 @@ def _moved(step: Step, view: View) -> View | None:
   return view.sliced(params['start_indices'], params['limit_indices'])
 
 
-def split_up(step: Step) -> list[Value]:
-  """`split`: slices that lie one after another along an axis."""
-  (whole,) = step.operands
-  if whole.view is None:
-    return other(step)
-  shape, axis, start, values = whole.view.shape, step.params['axis'], 0, []
-  for size in step.params['sizes']:
-    starts, stops = [0] * len(shape), list(shape)
-    starts[axis], stops[axis] = start, start + int(size)
-    start = stops[axis]
-    part = whole.view.sliced(starts, stops)
-    values.append(Value(view=part) if part else Value(origins=origins_of([whole], _NO_LAYOUT)))
-  return values
-
-
-def sliced_at(step: Step) -> list[Value]:
-  """`dynamic_slice`: at known places a slice, else an item of a stack, or of an embedding."""
-  whole, *starts = step.operands
-  if whole.view is None:
-    return other(step)
-  if any(start.depends for start in starts):
-    return looked_up(step)
-  sizes, view = step.params['slice_sizes'], whole.view
-  unknown = []
-  first = []
-  for place, (start, size) in enumerate(zip(starts, sizes, strict=True)):
-    room = view.shape[place] - size
-    if start.number is None and room:
-      unknown.append(place)
-    first.append(min(max(start.number or 0, 0), room))
-  stops = [start + size for start, size in zip(first, sizes, strict=True)]
-  for place in unknown:
-    first[place], stops[place] = 0, view.shape[place]
-    if sizes[place] != 1:
-      return step.results(origins=origins_of([whole], _NO_LAYOUT))
-  part = view.sliced(first, stops)
-  for place in reversed(unknown):
-    part = part and part.indexed(place, None)
-  if part is None:
-    return step.results(origins=origins_of([whole], _NO_LAYOUT))
-  kept = [place for place in range(len(sizes)) if place not in unknown]
-  return [Value(view=part.broadcast(sizes, kept))]
-
-
-def looked_up(step: Step) -> list[Value]:
-  """A gather: of a parameter, an embedding."""
-  step.note(step.operands[:1], reasons.LOOKED_UP, forbids=True)
-  return other(step)
-
-
 def added(step: Step) -> list[Value]:
   """An addition, which may be that of a bias."""
   for product, bias in (step.operands, step.operands[::-1]):
     if product.product and bias.view:
       step.events.append(Sum(product.product, bias.view))
   return other(step)
-
-
-def multiplied(step: Step) -> list[Value]:
-  """`dot_general`, `ragged_dot_general` and `conv_general_dilated`."""
-  first, second = (2 if value.depends else value.repeated for value in step.operands[:2])
-  place = 0 if first < second else 1
-  kernel, activations = step.operands[place], step.operands[1 - place]
-  if first == second or kernel.is_constant:
-    return other(step)
-  step.note([activations], reasons.AN_INPUT)
-  if kernel.view is None:
-    step.note([kernel], '', forbids=True)
-    return step.results(depends=True)
-  roles = _ROLES[step.name](step, place)
-  if isinstance(roles, str):
-    step.note([kernel], roles, forbids=True)
-    return step.results(depends=True)
-  scope, scans = step.place.scope, step.place.scans
-  use = Use(scope, kernel.view, roles, activations.token, scans, step.name)
-  step.events.append(use)
-  dims = _RESULTS[step.name](step, place)
-  view = _result_view(kernel.view, dims, step.out_shape)
-  return step.results(depends=True, product=Product(scope, view), layer=kernel.view.path)
-
-
-def _result_view(kernel: View, dims: Sequence[int | None], shape: Sequence[int]) -> View:
-  """The result of a product as a view of its kernel.
-
-  Args:
-    kernel: the kernel.
-    dims: for every dimension of the result the kernel's that it is; None for the activations'.
-    shape: shape of the result.
-  """
-  sizes = zip(dims, shape, strict=True)
-  return View(
-    kernel.path,
-    tuple((Atom(NO_AXIS, size),) if dim is None else kernel.dims[dim] for dim, size in sizes),
-    kernel.taken,
-  )
-
-
-def _dot_roles(step: Step, place: int) -> tuple[Role, ...]:
-  contracted, batched = step.params['dimension_numbers']
-  return _roles(len(step.shape(place)), contracted[place], batched[place])
-
-
-def _roles(number: int, inputs: Sequence[int], stack: Sequence[int]) -> tuple[Role, ...]:
-  return tuple(
-    'in' if dim in inputs else 'stack' if dim in stack else 'out' for dim in range(number)
-  )
-
-
-def _dot_result(step: Step, place: int) -> list[int | None]:
-  """Batch axes come first, then those of the first operand that are left, and the second's."""
-  roles = _dot_roles(step, place)
-  batched = list(step.params['dimension_numbers'][1][place])
-  own = [dim for dim, role in enumerate(roles) if role == 'out']
-  others = [None] * (len(step.out_shape) - len(batched) - len(own))
-  return [*batched, *own, *others] if place == 0 else [*batched, *others, *own]
-
-
-def _ragged_roles(step: Step, place: int) -> tuple[Role, ...] | str:
-  numbers = step.params['ragged_dot_dimension_numbers']
-  groups = tuple(numbers.rhs_group_dimensions)
-  if place == 0 or not groups:
-    return 'is cut into ragged groups itself'
-  contracted, batched = numbers.dot_dimension_numbers
-  return _roles(len(step.shape(1)), contracted[1], (*batched[1], *groups))
-
-
-def _ragged_result(step: Step, place: int) -> list[int | None]:
-  roles = _ragged_roles(step, place)
-  numbers = step.params['ragged_dot_dimension_numbers']
-  batched = list(numbers.dot_dimension_numbers[1][1])
-  own = [dim for dim, role in enumerate(roles) if role == 'out']
-  return [*batched, *[None] * (len(step.out_shape) - len(batched) - len(own)), *own]
-
-
-def _conv_roles(step: Step, place: int) -> tuple[Role, ...] | str:
-  if not step.place.convs:
-    return reasons.CONVOLUTION
-  if place == 0 or step.params['batch_group_count'] > 1:
-    return 'is no plain kernel of its convolution'
-  out = step.params['dimension_numbers'].rhs_spec[0]
-  return tuple('out' if dim == out else 'in' for dim in range(len(step.shape(1))))
-
-
-def _conv_result(step: Step, place: int) -> list[int | None]:
-  numbers = step.params['dimension_numbers']
-  feature = numbers.out_spec[1]
-  own = numbers.rhs_spec[0]
-  return [own if dim == feature else None for dim in range(len(step.out_shape))]
-
-
-_ROLES = {
-  'dot_general': _dot_roles,
-  'ragged_dot_general': _ragged_roles,
-  'conv_general_dilated': _conv_roles,
-}
-_RESULTS = {
-  'dot_general': _dot_result,
-  'ragged_dot_general': _ragged_result,
-  'conv_general_dilated': _conv_result,
-}
-
-HANDLERS: Mapping[str, Handler] = {
-  **dict.fromkeys(('transpose', 'reshape', 'broadcast_in_dim', 'squeeze', 'slice'), rearranged),
-  **dict.fromkeys(_ROLES, multiplied),
-  **dict.fromkeys(('add', 'add_any'), added),
-  **dict.fromkeys(('mul', 'div', 'neg'), scaled),
-  **dict.fromkeys(
-    (
-      *('convert_element_type', 'copy', 'copy_p', 'reduce_precision', 'name', 'device_put'),
-      *('sharding_constraint', 'optimization_barrier', 'reshard', 'mesh_cast', 'pvary', 'pcast'),
-    ),
-    unchanged,
-  ),
-  'split': split_up,
-  'dynamic_slice': sliced_at,
-  'gather': looked_up,
-}

@@ -14,7 +14,7 @@ import dataclasses
 import re
 import types
 from collections import defaultdict
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -25,28 +25,14 @@ import numpy as np
 from glora_jax.method.events import Event, Note, Place, Role, Sum, Use
 from glora_jax.method.jaxpr import Walk, walk
 from glora_jax.method.kernels import axis_roles, bias_of, layers, layout_of
-from glora_jax.method.reasons import UNUSED
 from glora_jax.method.sample import Sample, is_array
 from glora_jax.method.site import Site
+from glora_jax.method.uncovered import Uncovered, uncovered_matrices, unused
 from glora_jax.method.value import Value
 from glora_jax.method.view import View
 from glora_jax.tree import Path, flatten, path_name, update
 
 _KINDS = {'conv_general_dilated': 'Conv', 'ragged_dot_general': 'RaggedDot'}
-
-
-class Uncovered(NamedTuple):
-  """A parameter with two or more axes, stacks not counted, that is in no linear layer.
-
-  Attributes:
-    path: path of the parameter.
-    shape: its shape.
-    reason: why it is in none, as what follows its name in a sentence.
-  """
-
-  path: Path
-  shape: tuple[int, ...]
-  reason: str
 
 
 class Found(NamedTuple):
@@ -112,8 +98,8 @@ def find(
   sites = _sites(kernels, events, arrays)
   return Found(
     sites,
-    uncovered=_uncovered(sites, events, arrays, reasons),
-    unused=_unused(events, arrays),
+    uncovered=uncovered_matrices(sites, events, arrays, reasons),
+    unused=unused(events, arrays),
     outputs=tuple(dict.fromkeys(value.layer for value in results if value.layer)),
   )
 
@@ -274,45 +260,3 @@ def _with_rows(sites: Sequence[Site], kernels: Mapping[Path, _Kernel]) -> tuple[
     )
     for site in sites
   )
-
-
-def _uncovered(
-  sites: Sequence[Site],
-  events: Sequence[Event],
-  arrays: Mapping[Path, Any],
-  reasons: Mapping[Path, str],
-) -> tuple[Uncovered, ...]:
-  """The matrices that are in no site."""
-  covered = {path for site in sites for path in (site.kernel_path, site.bias_path)}
-  stacked: dict[Path, set[int]] = defaultdict(set)
-  as_used: dict[Path, bool] = {}
-  reasons = dict(reasons)
-  for event in events:
-    if isinstance(event, Note):
-      stacked[event.path] |= event.stacked
-      reasons.setdefault(event.path, event.reason)
-    elif isinstance(event, Use):
-      stacked[event.view.path] |= event.view.stacked
-      as_used[event.view.path] = _is_matrix(event.view.shape)
-  return tuple(
-    Uncovered(path, array.shape, reasons.get(path, UNUSED))
-    for path, array in arrays.items()
-    if path not in covered and (as_used.get(path) or _is_matrix(array.shape, stacked[path]))
-  )
-
-
-def _is_matrix(shape: Sequence[int], stacked: Container[int] = ()) -> bool:
-  """Whether an array has two axes or more, without stacks and leading axes of size one."""
-  axes = [size for axis, size in enumerate(shape) if axis not in stacked]
-  while axes and axes[0] == 1:
-    axes = axes[1:]
-  return len(axes) > 1
-
-
-def _unused(events: Sequence[Event], arrays: Mapping[Path, Any]) -> tuple[Path, ...]:
-  used = {
-    event.view.path if isinstance(event, Use) else event.path
-    for event in events
-    if not isinstance(event, Sum)
-  }
-  return tuple(path for path in arrays if path not in used)

@@ -58,6 +58,21 @@ ONE_KERNEL = {
     (E, D, F),
     ((0,), (1,), (2,)),
   ),
+  'experts by take': (
+    lambda w, x: sum(x @ jnp.take(w, expert, axis=0) for expert in range(E)),
+    (E, D, F),
+    ((0,), (1,), (2,)),
+  ),
+  'experts by take in a loop': (
+    lambda w, x: jax.lax.fori_loop(0, E, lambda i, y: y + x @ jnp.take(w, i, axis=1), zeros(5, F)),
+    (D, E, F),
+    ((1,), (0,), (2,)),
+  ),
+  'unstacked': (
+    lambda w, x: sum(x @ expert for expert in jnp.unstack(w, axis=1)),
+    (D, E, F),
+    ((1,), (0,), (2,)),
+  ),
   'experts from the end': (
     lambda w, x: sum(x @ w[..., -1 - expert] for expert in range(E)),
     (D, F, E),
