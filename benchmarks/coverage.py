@@ -56,7 +56,10 @@ def counted_rows(name: str, example: Any) -> Iterator[Row]:
   """A model whose kernels were counted by hand, by every way of adapting it."""
   from hand_count import NnxExample, found
 
-  ways = {'adapt_function': _function} if not isinstance(example, NnxExample) else _NNX_WAYS
+  if isinstance(example, NnxExample):
+    ways = {'nnx.adapt': _nnx, 'nnx.attach': _live}
+  else:
+    ways = {'adapt_function': _function} | ({'adapt': _linen} if example.linen else {})
   for api, adapt in ways.items():
     try:
       adapted = adapt(example)
@@ -71,6 +74,10 @@ def _function(example: Any) -> Any:
   return glora_jax.adapt_function(example.apply, example.params, *example.inputs, **example.options)
 
 
+def _linen(example: Any) -> Any:
+  return glora_jax.adapt(example.linen, *example.inputs, **example.options)
+
+
 def _nnx(example: Any) -> Any:
   return glora_jax.nnx.adapt(example.make(), *example.inputs, **example.options, **example.kwargs)
 
@@ -78,9 +85,6 @@ def _nnx(example: Any) -> Any:
 def _live(example: Any) -> Any:
   model = glora_jax.nnx.attach(example.make(), *example.inputs, **example.options, **example.kwargs)
   return glora_jax.nnx.as_adapted(model)[0]
-
-
-_NNX_WAYS = {'nnx.adapt': _nnx, 'nnx.attach': _live}
 
 
 def own_rows() -> Iterator[Row]:

@@ -47,6 +47,7 @@ class Counted:
     blind: rows (a regular expression) whose bias cannot change the output.
     tolerance: largest difference of equal outputs, relative to max|y|.
     source: the code base whose pattern it is.
+    linen: the linen model that a function calls; None if it calls none.
   """
 
   uncovered: tuple[str, ...] = ()
@@ -55,6 +56,7 @@ class Counted:
   blind: str = r'(?!)'
   tolerance: float = 1e-5
   source: str = ''
+  linen: nn.Module | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,6 +38,10 @@ def activations() -> jax.Array:
   return normal(BATCH, TIME, WIDTH)
 
 
+def some_tokens() -> jax.Array:
+  return jnp.array([[1, 5, 10], [3, 0, 2]])
+
+
 # Dense layers: lists, tuples and dataclasses of parameters, kernels the other way round.
 
 
@@ -449,22 +453,61 @@ class OwnDecoder(nn.Module):
     return layers(name='layers')(x, None)[0]
 
 
+def of_linen(model, x, kernels, rows, **counted):
+  """A linen model as a function of its parameters, which are random."""
+  shapes = jax.eval_shape(model.init, jax.random.key(0), x)['params']
+
+  def apply(params, x):
+    return model.apply({'params': params}, x)
+
+  params = randomized(shapes, scale=0.4)
+  return FunctionExample(apply, params, (x,), kernels, rows, linen=model, **counted)
+
+
 @example
 def own_modules_scanned_along_axis_1():
-  model, x = OwnDecoder(), activations()
-  shapes = jax.eval_shape(model.init, jax.random.key(0), x)['params']
   axes = dict.fromkeys(('query', 'key', 'value'), ('isoo', 'oso'))
   axes |= {'out': ('isio', 'os'), 'wi': ('iso', 'os'), 'wo': ('iso', 'os')}
   kernels = {
     f'layers/{name}/kernel': Kernel(kernel, f'layers/{name}/bias', bias)
     for name, (kernel, bias) in axes.items()
   }
+  return of_linen(OwnDecoder(), activations(), kernels, 18, blind='/key', source='MaxText')
 
-  def apply(params, x):
-    return model.apply({'params': params}, x)
 
-  params = randomized(shapes, scale=0.4)
-  return FunctionExample(apply, params, (x,), kernels, 18, blind='/key', source='MaxText')
+class Conv1D(nn.Module):
+  """GPT-2's: a kernel [out, in]."""
+
+  features: int
+
+  @nn.compact
+  def __call__(self, x):
+    kernel = self.param('kernel', nn.initializers.normal(0.02), (self.features, x.shape[-1]))
+    bias = self.param('bias', nn.initializers.zeros, (self.features,))
+    product = jax.lax.dot_general(x, kernel.transpose(), (((x.ndim - 1,), (0,)), ((), ())))
+    return product + jnp.asarray(bias, x.dtype)
+
+
+class GPT2(nn.Module):
+  @nn.compact
+  def __call__(self, tokens):
+    wte = nn.Embed(11, WIDTH, name='wte')
+    x = wte(tokens) + nn.Embed(TIME, WIDTH, name='wpe')(jnp.arange(tokens.shape[-1]))
+    y = Conv1D(3 * HEADS * CHANNELS, name='c_attn')(nn.LayerNorm(name='ln_1')(x))
+    q, k, v = (each.reshape(*each.shape[:-1], HEADS, CHANNELS) for each in jnp.split(y, 3, axis=-1))
+    x = x + Conv1D(WIDTH, name='c_proj')(attend(q, k, v).reshape(*x.shape[:-1], -1))
+    y = nn.gelu(Conv1D(HIDDEN, name='c_fc')(nn.LayerNorm(name='ln_2')(x)))
+    return wte.attend(x + Conv1D(WIDTH, name='c_out')(y))
+
+
+@example
+def gpt2():
+  names = ('c_attn', 'c_proj', 'c_fc', 'c_out')
+  kernels = {f'{name}/kernel': beside('oi', f'{name}/kernel') for name in names}
+  uncovered = ('wpe/embedding', 'wte/embedding')
+  return of_linen(
+    GPT2(), some_tokens(), kernels, 4, uncovered=uncovered, source='transformers FlaxGPT2'
+  )
 
 
 # What no row can stand for.
@@ -493,5 +536,4 @@ def not_linear_layers():
 
   kernels = {'layer/kernel': beside('io', 'layer/kernel')}
   uncovered = ('embedding', 'gathered', 'left', 'positions', 'right', 'unused')
-  tokens = jnp.array([[1, 5, 10], [3, 0, 2]])
-  return FunctionExample(apply, params, (tokens,), kernels, 1, uncovered=uncovered)
+  return FunctionExample(apply, params, (some_tokens(),), kernels, 1, uncovered=uncovered)

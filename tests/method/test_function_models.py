@@ -7,7 +7,6 @@ import pytest
 from zoo_cases import SPACE, Case, jit, vector
 
 import glora_jax
-from glora_jax.method.trace import find
 
 every_function = pytest.mark.parametrize('name', function_zoo.EXAMPLES)
 
@@ -48,6 +47,16 @@ def test_every_support_of_every_layer_gets_a_gradient(name):
 
 @every_function
 def test_matrices_that_no_row_covers_are_named(name):
-  example = case(name).example
-  found = find(example.apply, example.params, example.inputs, {}, **example.options)
-  case(name).check_coverage(found.uncovered)
+  case(name).check_coverage()
+
+
+@pytest.mark.parametrize('name', ['gpt2', 'own_modules_scanned_along_axis_1'])
+def test_a_linen_model_of_other_peoples_modules_is_adapted_by_use(name):
+  function = case(name)
+  adapted = glora_jax.adapt(
+    function.example.linen, *function.example.inputs, space=SPACE, heads=None
+  )
+  linen = Case(function.example, adapted, function.params, function.plain)
+  linen.check_rows()
+  linen.check_coverage()
+  linen.check_fold()

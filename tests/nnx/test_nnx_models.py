@@ -91,6 +91,11 @@ def test_every_support_of_every_layer_gets_a_gradient(name):
   case(name).check_gradients()
 
 
+@every_model
+def test_matrices_that_no_row_covers_are_named(name):
+  case(name).check_coverage()
+
+
 class Live(NamedTuple):
   """A model that is attached.
 

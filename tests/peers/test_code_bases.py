@@ -39,6 +39,7 @@ def case(name):
 def test_a_model_of_another_code_base_is_found_whole_and_folds(name):
   model = case(name)
   model.check_rows()
+  model.check_coverage()
   model.check_identity()
   model.check_fold()
   model.check_gradients()
