@@ -179,6 +179,7 @@ def test_names_of_files_may_be_of_any_bytes_and_those_of_classes_may_not(photos,
     lambda saved: saved.update(test='x'),
     lambda saved: saved.pop('test'),
     lambda saved: saved.pop('identity'),
+    lambda saved: saved['glora_jax'].update(kind='result'),
     lambda saved: [saved],
   ],
 )
@@ -188,7 +189,21 @@ def test_a_split_file_that_was_edited_is_refused(photos, tmp_path, edit):
   saved = json.loads(path.read_text())
   other = edit(saved)
   path.write_text(json.dumps(other if isinstance(other, list) and other == [saved] else saved))
-  with pytest.raises(ValueError, match=r'split\.json .*; take a new workdir'):
+  with pytest.raises(ValueError, match=r'split\.json .*; (take a new workdir|put the right file)'):
+    find(f'folder:{photos}', workdir=str(tmp_path))
+
+
+def test_a_split_of_a_later_version_is_refused_and_one_of_an_earlier_is_read(photos, tmp_path):
+  first = find(f'folder:{photos}', workdir=str(tmp_path))
+  path = tmp_path / 'split.json'
+  saved = json.loads(path.read_text())
+  path.write_text(json.dumps({name: saved[name] for name in saved if name != 'glora_jax'}))
+  assert names(find(f'folder:{photos}', workdir=str(tmp_path)).open('val')) == names(
+    first.open('val')
+  )
+  saved['glora_jax']['format'] = 2
+  path.write_text(json.dumps(saved))
+  with pytest.raises(ValueError, match=r'split\.json was written by a later version of glora_jax'):
     find(f'folder:{photos}', workdir=str(tmp_path))
 
 
