@@ -39,14 +39,24 @@ WHOLE = idx(np.zeros((4, 5), np.uint8))
     b'no gzip',
     gzip.compress(gzip.decompress(WHOLE)[:-1]),
     gzip.compress(b'\x00\x00\x0d\x01' + bytes(8)),
+    gzip.compress(b'\x00\x00\x08\x02' + b'\xff' * 8),
+    gzip.compress(gzip.decompress(WHOLE) + bytes(2**24)),
   ],
-  ids=['cut off', 'empty', 'no gzip', 'a byte too few', 'floats'],
+  ids=['cut off', 'empty', 'no gzip', 'a byte too few', 'floats', 'endless', 'a bomb'],
 )
 def test_damaged_idx_files_are_refused(tmp_path, content):
   path = tmp_path / 'train-images-idx3-ubyte.gz'
   path.write_bytes(content)
   with pytest.raises(ValueError, match='not a readable gzipped idx file'):
     fashion_mnist.read_idx(path)
+
+
+def test_files_that_do_not_belong_together_are_refused(tmp_path):
+  for prefix in ('train', 't10k'):
+    (tmp_path / f'{prefix}-images-idx3-ubyte.gz').write_bytes(idx(np.zeros((3, 4, 4), np.uint8)))
+    (tmp_path / f'{prefix}-labels-idx1-ubyte.gz').write_bytes(idx(np.zeros(2, np.uint8)))
+  with pytest.raises(ValueError, match=r'images \[3, 4, 4\] and labels \[2\] are not those'):
+    fashion_mnist.fashion_mnist(tmp_path)
 
 
 def test_a_missing_folder_says_where_the_files_come_from():

@@ -6,8 +6,11 @@ import gzip
 import math
 import os
 import struct
+import zlib
 
 import numpy as np
+
+from glora_jax.files import open_regular
 
 FASHION_MNIST_CLASSES = (
   'T-shirt/top',
@@ -23,6 +26,7 @@ FASHION_MNIST_CLASSES = (
 )
 _PREFIXES = {'train': 'train', 'test': 't10k'}  # of the names of the files
 _UNSIGNED_BYTE = 8  # idx's number of this type
+_MOST_BYTES = 2**30  # of an uncompressed file
 
 
 def read_idx(path: str | os.PathLike) -> np.ndarray:
@@ -37,18 +41,20 @@ def read_idx(path: str | os.PathLike) -> np.ndarray:
     ValueError: the file is damaged or of another type.
   """
   try:
-    with gzip.open(path) as file:
-      content = file.read()
-    zeros, kind, ndim = struct.unpack_from('>HBB', content)
-    shape = struct.unpack_from(f'>{ndim}I', content, 4)
-    header_size = 4 + 4 * ndim
-    if zeros or kind != _UNSIGNED_BYTE or len(content) != header_size + math.prod(shape):
+    with open_regular(path) as compressed, gzip.open(compressed) as file:
+      zeros, kind, ndim = struct.unpack('>HBB', file.read(4))
+      shape = struct.unpack(f'>{ndim}I', file.read(4 * ndim))
+      size = math.prod(shape)
+      if zeros or kind != _UNSIGNED_BYTE or size > _MOST_BYTES:
+        raise ValueError('its header is none of such a file')
+      content = file.read(size + 1)  # no more, however much is compressed in it
+    if len(content) != size:
       raise ValueError('its header and size do not agree')
-  except (OSError, EOFError, struct.error, ValueError) as error:
+  except (OSError, EOFError, struct.error, zlib.error, ValueError) as error:
     raise ValueError(
       f'{path} is not a readable gzipped idx file of bytes ({error}); fetch it again.'
     ) from error
-  return np.frombuffer(content, np.uint8, offset=header_size).reshape(shape)
+  return np.frombuffer(content, np.uint8).reshape(shape)
 
 
 def fashion_mnist(folder: str | os.PathLike) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -63,7 +69,7 @@ def fashion_mnist(folder: str | os.PathLike) -> dict[str, tuple[np.ndarray, np.n
 
   Raises:
     FileNotFoundError: there is no such folder.
-    ValueError: a file is damaged.
+    ValueError: a file is damaged, or is not what its name says.
   """
   if not os.path.isdir(folder):
     raise FileNotFoundError(
@@ -74,5 +80,16 @@ def fashion_mnist(folder: str | os.PathLike) -> dict[str, tuple[np.ndarray, np.n
   for split, prefix in _PREFIXES.items():
     images = read_idx(os.path.join(folder, f'{prefix}-images-idx3-ubyte.gz'))
     labels = read_idx(os.path.join(folder, f'{prefix}-labels-idx1-ubyte.gz'))
+    _require_pairs(os.path.join(folder, prefix), images, labels)
     splits[split] = np.repeat(images[..., None], 3, axis=-1), labels.astype(np.int32)
   return splits
+
+
+def _require_pairs(prefix: str, images: np.ndarray, labels: np.ndarray) -> None:
+  """Raises ValueError where arrays are not images with a label each."""
+  number = len(images) if images.ndim == 3 else 0
+  if not number or labels.shape != (number,) or labels.max() >= len(FASHION_MNIST_CLASSES):
+    raise ValueError(
+      f'{prefix}-*: images {list(images.shape)} and labels {list(labels.shape)} are not those of '
+      'Fashion-MNIST; fetch the files again.'
+    )
