@@ -19,6 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from glora_jax.limits import shown
 from glora_jax.method.adapted import Adapted, Merge, name_of
 from glora_jax.method.coverage import Choice, find_uncovered, log_uncovered
 from glora_jax.method.discover import discover
@@ -206,14 +207,21 @@ def assemble(
   bare = [group.name for group in groups if not group.has_bias]
   if bare:
     log.warning('No C, D, E for the %d layers without bias: %s.', len(bare), ', '.join(bare))
-  shapes = {path: jax.tree.leaves(value)[0] for path, value in flat.items()}
+  shapes = {path: _shape(value) for path, value in flat.items()}
   choice = Choice(sites, groups, frozenset(map(_kernel_of, refused)), heads.paths, shapes)
   uncovered = find_uncovered(choice, found)
   adapted = Adapted(model, spec_of(groups), groups, heads.paths, merge, shapes, uncovered)
   log_uncovered(name, adapted.coverage())
   if selection.heads is not None:
+    _check_heads(name, selection.heads, heads, sites)
     _log_heads(name, selection.heads, heads, choice, found)
   return adapted
+
+
+def _shape(boxed: Any) -> jax.ShapeDtypeStruct:
+  """Shape of a parameter, whose values are not to be kept alive."""
+  (array,) = jax.tree.leaves(boxed)
+  return jax.ShapeDtypeStruct(array.shape, array.dtype)
 
 
 def _kernel_of(module: str) -> Path:
@@ -221,21 +229,21 @@ def _kernel_of(module: str) -> Path:
   return (*module.split('/'), 'kernel')
 
 
+def _check_heads(name: str, selector: Selector, heads: Heads, sites: Sequence[Site]) -> None:
+  """Raises ValueError for heads that a user wants and that are not there."""
+  if selector != DEFAULT_HEADS and not heads.modules:
+    raise ValueError(
+      f'heads={shown(selector)} matches no module and no parameter of {name}; its linear layers '
+      f'are: {", ".join(site.name for site in sites)}. heads=None trains none in full.'
+    )
+
+
 def _log_heads(
   name: str, selector: Selector, heads: Heads, choice: Choice, found: Found | None
 ) -> None:
-  """Says what is trained in full, and which layer might have to be.
-
-  Raises:
-    ValueError: the heads that a user wants are not there.
-  """
+  """Says what is trained in full, and which layer might have to be."""
   outputs = found.outputs if found is not None else ()
   last = [site for site in choice.sites if site.kernel_path in outputs]
-  if selector != DEFAULT_HEADS and not heads.modules:
-    raise ValueError(
-      f'heads={selector!r} matches no module and no parameter of {name}; its linear layers are: '
-      f'{", ".join(site.name for site in choice.sites)}. heads=None trains none in full.'
-    )
   if heads.modules:
     log.info('%s: trained in full, as heads: %s.', name, ', '.join(heads.modules))
   elif not last:

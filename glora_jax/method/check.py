@@ -17,6 +17,7 @@ import numpy as np
 
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.quantized import has_quantized, requantize
+from glora_jax.method.reasons import CHOSEN
 from glora_jax.method.subnet import Call
 from glora_jax.method.summary import align
 from glora_jax.method.supports import COLLECTION, used_parts
@@ -103,12 +104,13 @@ def check(adapted: Adapted, variables: Mapping[str, Any], *inputs: Any, **kwargs
   relative to the largest of them, at the highest precision of matrix products that the device has.
   The genomes are the largest and as many as it takes for every allele on offer to occur in every
   layer. Supports and heads are those of the variables with noise on them, so that no term is zero.
-  Of a quantized base the error of quantizing the folded parameters again is reported, in weights
-  and in outputs.
+  Reported, and not judged, are the share of the parameters that no row stands for and, of a
+  quantized base, the error of quantizing the folded parameters again, in weights and in outputs.
   About six programs are compiled.
 
   Args:
-    adapted: the adapted model, of `adapt` or any other way.
+    adapted: the adapted model, of `adapt` or any other way; of an attached NNX model what
+      `glora_jax.nnx.as_adapted` returns.
     variables: what `adapted.init` returned, with the model's other collections if it has any.
     *inputs: inputs of the model, arrays with values.
     **kwargs: further arguments of its call, `train=False` or `rngs` for instance.
@@ -132,7 +134,15 @@ def check(adapted: Adapted, variables: Mapping[str, Any], *inputs: Any, **kwargs
   _check_values(variables, (inputs, kwargs))
   trial = Trial(adapted, variables, Call(inputs, kwargs))
   with jax.default_matmul_precision('highest'):
-    return Check((*_compare_outputs(trial), _untouched(trial), *_train(trial), *_requantize(trial)))
+    return Check(
+      (
+        *_compare_outputs(trial),
+        _untouched(trial),
+        *_train(trial),
+        *_requantize(trial),
+        _cover(adapted),
+      )
+    )
 
 
 def _check_values(variables: Any, arguments: Any) -> None:
@@ -216,6 +226,15 @@ def _requantize(trial: Trial) -> Iterator[CheckRow]:
   note = 'folded and quantized again as the base is; reported alone'
   yield CheckRow('requantized weights', weights, _ANY, f'max|dw| / max|w|: {note}')
   yield CheckRow('requantized outputs', _error(after, before), _ANY, f'max|dy| / max|y|: {note}')
+
+
+def _cover(adapted: Adapted) -> CheckRow:
+  """What no row stands for, but for what a user left out."""
+  coverage = adapted.coverage()
+  others = [matrix for matrix in coverage.uncovered if matrix.reason not in CHOSEN]
+  share = sum(matrix.share for matrix in others)
+  note = f'share of matrices without a row ({len(others)}: adapted.coverage()); reported alone'
+  return CheckRow('not covered', share, _ANY, note)
 
 
 def _count(name: str, wrong: set[str], note: str) -> CheckRow:

@@ -22,6 +22,7 @@ ROWS = [
   'gradients reach supports',
   'frozen stays frozen',
   'trained moves',
+  'not covered',
 ]
 
 
@@ -70,7 +71,8 @@ def test_a_model_that_is_well_passes_with_the_tolerance_of_its_type():
   found = glora_jax.check(adapted, variables, X, train=True, mutable=['batch_stats'])
   assert found.ok
   assert [row.name for row in found.rows] == ROWS
-  assert {row.tolerance for row in found.rows} == {4 * 2.0**-7, 0}
+  assert {row.tolerance for row in found.rows[:-1]} == {4 * 2.0**-7, 0}
+  assert found.rows[-1].measured == 0
 
 
 def test_each_row_fails_for_what_it_asks_and_names_it():
@@ -78,7 +80,7 @@ def test_each_row_fails_for_what_it_asks_and_names_it():
   fields = {field.name: getattr(adapted, field.name) for field in dataclasses.fields(adapted)}
   broken = Broken(**fields)
   found = glora_jax.check(broken, variables, X, train=True, mutable=['batch_stats'])
-  assert [row.name for row in found.rows if row.ok] == []
+  assert [row.name for row in found.rows if row.ok] == ['not covered']
   assert not found.ok
   notes = {row.name: row.note for row in found.rows}
   assert notes['fold leaves the rest'].endswith('that changed: BatchNorm_0/scale')
@@ -87,16 +89,28 @@ def test_each_row_fails_for_what_it_asks_and_names_it():
   assert notes['trained moves'].endswith('a step left alone: params/head/bias')
   lines = str(found).splitlines()
   assert len(lines) == 1 + len(ROWS)
-  assert all('  NO  ' in line for line in lines[1:])
+  assert all('  NO  ' in line for line in lines[1:-1])
 
 
-def test_an_nnx_model_passes():
-  model = nnx.Sequential(nnx.Linear(4, 3, rngs=nnx.Rngs(0)))
-  adapted = glora_jax.nnx.adapt(model)
-  variables = adapted.init(jax.random.key(0), glora_jax.nnx.params(model))
-  found = glora_jax.check(adapted, variables, X)
+def test_an_attached_nnx_model_passes():
+  model = glora_jax.nnx.attach(nnx.Sequential(nnx.Linear(4, 3, rngs=nnx.Rngs(0))), X)
+  found = glora_jax.check(*glora_jax.nnx.as_adapted(model), X)
   assert found.ok, str(found)
   assert found.rows[0].tolerance == 1e-5
+
+
+def test_a_function_passes_and_what_it_does_not_cover_is_reported():
+  params = {'embedding': jnp.ones((6, 4)), 'w': jnp.ones((4, 3))}
+
+  def apply(params, tokens):
+    return params['embedding'][tokens] @ params['w']
+
+  tokens = jnp.array([0, 5])
+  adapted = glora_jax.adapt_function(apply, params, tokens)
+  found = glora_jax.check(adapted, adapted.init(jax.random.key(0), params), tokens)
+  assert found.ok, str(found)
+  assert found.rows[-1].measured == pytest.approx(24 / 36)
+  assert 'share of matrices without a row (1: ' in found.rows[-1].note
 
 
 def test_every_allele_on_offer_occurs_in_every_layer_of_the_genomes():
