@@ -281,7 +281,7 @@ def _beside(
   """
   array = lay_beside(value, site.layout, len(site.kernel_shape))
   given = kernel.get_metadata()
-  metadata |= {'hijax': False, 'ref': False}
+  metadata |= dict.fromkeys(nnx.Variable.required_metadata, False)  # an array, and no reference
   metadata |= {key: given[key] for key in _SHARED if key in given}
   names = metadata.get('out_sharding')
   if isinstance(names, NamedSharding):
