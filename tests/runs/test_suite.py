@@ -212,7 +212,7 @@ def test_a_command_over_data_sets_is_killed_and_its_table_and_exit_codes_are_rig
   printed, errors = process.communicate()
   assert process.returncode == 1, errors
   assert 'Traceback' not in errors
-  assert 'vtab/dmlab failed: 800 of 800 images cannot be decoded' in printed
+  assert re.search(r'vtab/dmlab failed: (\d+) of \1 images cannot be decoded', printed)
   assert '2 done, 1 failed, 16 not ready of 19 tasks' in printed
 
   with open(workdir / 'table.csv') as file:
