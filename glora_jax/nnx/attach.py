@@ -83,6 +83,11 @@ def attach(  # noqa: PLR0913
     >>> bool(jnp.allclose(model(x), mlp(x)))
     True
   """
+  if not isinstance(model, nnx.Module):
+    raise ValueError(
+      f'glora_jax.nnx.attach takes an NNX model, and not {type(model).__name__}; linen models go '
+      'to glora_jax.adapt, functions of parameters and inputs to glora_jax.adapt_function.'
+    )
   if any(is_owner(module) for _, module in nnx.iter_graph(model)):
     raise ValueError(
       f'This {type(model).__name__} is attached already; attach to what it was made from, or to '

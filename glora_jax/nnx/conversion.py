@@ -17,6 +17,7 @@ from glora_jax.method.groups import Group
 from glora_jax.nnx.adapter import set_like
 from glora_jax.nnx.frozen import STATISTICS, Frozen
 from glora_jax.nnx.live import adapters, get_genome, set_genome, spec
+from glora_jax.nnx.owners import UNCOVERED
 from glora_jax.nnx.places import Places
 from glora_jax.nnx.plain import without_supports
 from glora_jax.nnx.variables import Head
@@ -61,7 +62,8 @@ def as_adapted(model: nnx.Module) -> tuple[Adapted, dict[str, Any]]:
   groups = tuple(adapter.group for adapter in adapters(model))
   values = frozen.variables()
   shapes = flatten(values['params'])
-  adapted = Adapted(frozen, spec(model), groups, frozenset(_heads(model)), 'up_front', shapes)
+  heads, uncovered = frozenset(_heads(model)), vars(model).get(UNCOVERED, ())
+  adapted = Adapted(frozen, spec(model), groups, heads, 'up_front', shapes, uncovered)
   supports: dict[str, Any] = {}
   for adapter in adapters(model):
     supports = replace(supports, adapter.group.path, _widened(adapter.group, adapter.supports()))

@@ -12,7 +12,7 @@ from glora_jax.method.adapted import COLLECTION, Adapted
 from glora_jax.method.genomes import largest_genome
 from glora_jax.nnx.adapter import Adapter, Recipe, offered
 from glora_jax.nnx.functional import params
-from glora_jax.nnx.owners import PREFIX, Part, make_owner
+from glora_jax.nnx.owners import PREFIX, UNCOVERED, Part, make_owner
 from glora_jax.nnx.places import Location, Place, Places, put
 from glora_jax.nnx.variables import Genome, as_head
 from glora_jax.tree import Path, get
@@ -40,6 +40,8 @@ def insert(
   for path in adapted.head_paths:
     insertion.mark_head(path)
   insertion.finish()
+  if adapted.uncovered:
+    setattr(model, UNCOVERED, adapted.uncovered)
 
 
 class _Insertion:

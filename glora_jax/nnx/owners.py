@@ -21,6 +21,7 @@ from glora_jax.nnx.places import Location, locations, put, variable_at, with_var
 from glora_jax.nnx.variables import Head, merged_variable, without_role
 
 PREFIX = 'glora_'  # of the attributes that lie beside an owner's parameters
+UNCOVERED = 'glora_uncovered'  # attribute of the whole model: the matrices that no row stands for
 
 
 class Part(NamedTuple):

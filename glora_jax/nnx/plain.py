@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from flax import nnx
 
-from glora_jax.nnx.owners import is_owner, make_plain, merged, parts_of
+from glora_jax.nnx.owners import UNCOVERED, is_owner, make_plain, merged, parts_of
 from glora_jax.nnx.places import locations, modules, put, variable_at
 from glora_jax.nnx.variables import Head, without_role
 
@@ -36,37 +36,50 @@ def fold(model: Model) -> Model:
     >>> type(folded) is nnx.Linear, bool(jnp.allclose(folded(x), linear(x) + 1))
     (True, True)
   """
-  return _plain(model, folded=True)
-
-
-def without_supports(model: Model) -> Model:
-  """The plain model as it was attached, with its heads and all other state as they stand."""
-  return _plain(model, folded=False)
-
-
-def _plain(model: Model, *, folded: bool) -> Model:
-  if not any(is_owner(module) for _, module in modules(model)):
-    raise ValueError(
-      f'This {type(model).__name__} is not attached; pass what glora_jax.nnx.attach returned.'
-    )
-  model = nnx.clone(model)
-  members = [module for _, module in modules(model)]
-  owners = [module for module in members if is_owner(module)]
+  model = _copy(model)
   new = _Replacements()
-  for owner in owners if folded else ():
+  for owner in _owners(model):
     for part in parts_of(owner):
       base = variable_at(owner, part.location)
       if base not in new:
         new.add(base, base.replace(merged(owner, part)))
-  for module in members:
+  _make_plain(model, new)
+  return model
+
+
+def without_supports(model: Model) -> Model:
+  """The plain model as it was attached, with its heads and all other state as they stand."""
+  model = _copy(model)
+  _make_plain(model, _Replacements())
+  return model
+
+
+def _copy(model: Model) -> Model:
+  """A copy of a model; raises ValueError if it is not attached."""
+  if not any(is_owner(module) for _, module in modules(model)):
+    raise ValueError(
+      f'This {type(model).__name__} is not attached; pass what glora_jax.nnx.attach returned.'
+    )
+  return nnx.clone(model)
+
+
+def _owners(model: nnx.Module) -> list[nnx.Pytree]:
+  return [module for _, module in modules(model) if is_owner(module)]
+
+
+def _make_plain(model: nnx.Module, new: _Replacements) -> None:
+  """Puts replacements into their places, and takes off all that was attached."""
+  owners = _owners(model)
+  for _, module in list(modules(model)):
     for location, variable in list(locations(module)):
       if isinstance(variable, Head) and variable not in new:
         new.add(variable, without_role(variable))
       if variable in new:
         put(module, {location: new[variable]})
+    if UNCOVERED in vars(module):
+      delattr(module, UNCOVERED)
   for owner in owners:
     make_plain(owner)
-  return model
 
 
 class _Replacements:

@@ -125,7 +125,7 @@ def loss(model, x):
 
 
 def test_an_optimizer_trains_supports_and_heads_and_compiles_once():
-  attached = fresh()
+  attached = fresh(select='up|down')
   optimizer = nnx.Optimizer(attached, optax.adam(1e-2), wrt=Trained)
   before = nnx.to_pure_dict(nnx.state(attached, nnx.Param))
   traces = []
@@ -226,6 +226,8 @@ def test_wrong_use_is_said_in_a_sentence(pair):
   attach, nnx_glora = glora_jax.nnx.attach, glora_jax.nnx
   with pytest.raises(ValueError, match='Classifier is attached already; attach to what'):
     attach(attached, TOKENS)
+  with pytest.raises(ValueError, match='takes an NNX model, and not function; linen models'):
+    attach(loss, TOKENS)
   with pytest.raises(ValueError, match="select='nothing' matches no linear layer"):
     attach(model, TOKENS, select='nothing')
   with pytest.raises(ValueError, match='Classifier does not run on the sample inputs'):
