@@ -54,7 +54,7 @@ def kind_of(images):
   """What the images are: 'folder', 'csv' or 'tfds'."""
   if os.path.isdir(images):
     return 'folder'
-  if images.endswith('.csv'):
+  if images.lower().endswith('.csv'):
     return 'csv'
   if os.sep in images or not images:
     raise FileNotFoundError(

@@ -79,6 +79,19 @@ def find(name: str, source: Source = Source(), workdir: str | None = None) -> Ta
   )
 
 
+def canonical(name: str) -> str:
+  """A task's name with its path written in the one way in which `find` takes it.
+
+  Example:
+    >>> canonical('folder:/data/../data/photos/'), canonical('digits')
+    ('folder:/data/photos', 'digits')
+  """
+  kind, _, path = name.partition(':')
+  if kind not in ('folder', 'csv') or not path:
+    return name
+  return f'{kind}:{own.absolute(path)}'
+
+
 def _pattern(kind: str) -> str:
   """What names of a family look like: 'vtab/NAME (cifar100, ...)'."""
   parts = FAMILIES[kind].parts

@@ -22,6 +22,7 @@ except ImportError:  # Windows has no such locks
 import flax
 import ml_collections
 
+from glora_jax.data.catalog import canonical
 from glora_jax.files import Path, damaged, write_json, writing
 from glora_jax.limits import shown
 from glora_jax.mesh import primary
@@ -197,6 +198,8 @@ def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:
   values = {**values_when_absent(), **flax.traverse_util.flatten_dict(dict(config), sep='.')}
   if values['space.ranks'] is None:
     values['space.ranks'] = list(SpaceSettings().ranks_of(values.get('structure', 'search')))
+  if isinstance(values.get('task'), str):
+    values['task'] = canonical(values['task'])
   return values
 
 

@@ -46,6 +46,18 @@ def test_another_meaning_than_that_is_another_config(older, name, value, sentenc
     claim_workdir(config, older)
 
 
+def test_a_path_of_images_that_is_written_otherwise_is_the_same(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  workdir = str(tmp_path / 'run')
+  (tmp_path / 'run').mkdir()
+  claim_workdir(changed(task='folder:photos/'), workdir)
+  write_json(tmp_path / 'run' / 'test_list.json', {})
+  for same in ('photos', './photos', f'{tmp_path}/photos', f'{tmp_path}/run/../photos//'):
+    claim_workdir(changed(task=f'folder:{same}'), workdir)
+  with pytest.raises(ValueError, match='belongs to another config: task was'):
+    claim_workdir(changed(task='folder:others'), workdir)
+
+
 def test_a_field_that_changes_no_result_may_change(older):
   config = default_config()
   config.watch.profile = 'search'

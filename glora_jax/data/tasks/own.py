@@ -50,8 +50,13 @@ def task(kind: Kind, path: str, source: Source, workdir: str | None = None) -> T
   split_file = os.path.join(workdir, 'split.json') if workdir else None
   if kind == 'tfds':
     return _from_tfds(path, source, split_file)
-  path = os.path.abspath(os.path.expanduser(path))
+  path = absolute(path)
   return _from_folder(path, split_file) if kind == 'folder' else _from_csv(path, split_file)
+
+
+def absolute(path: str) -> str:
+  """The absolute path of a folder or CSV that a user gives."""
+  return os.path.abspath(os.path.expanduser(path))
 
 
 def _opened(splits: Mapping[str, Examples]) -> dict[str, OpenedSplit]:
