@@ -4,6 +4,7 @@ What happened is said in a sentence.
 """
 
 import contextlib
+import logging
 import os
 import re
 import signal
@@ -12,10 +13,10 @@ import time
 
 import pytest
 from disks import mounting_is_allowed, small_disk
-from tiny_runs import all_fields, contents, overrides, start_command
+from tiny_runs import all_fields, changed, contents, overrides, start_command
 
 from glora_jax.runs import command_line, experiment
-from glora_jax.runs.workdir import claim
+from glora_jax.runs.workdir import Stopped, claim
 
 
 @pytest.fixture(scope='module')
@@ -96,6 +97,21 @@ def test_a_full_disk_ends_a_command_in_a_sentence_and_more_room_goes_on(
     if mounting:
       remount('size=64m', 'ro')
       assert experiment.run(run_config, str(workdir))  # a finished run can still be read
+
+
+@pytest.mark.slow
+def test_a_field_that_is_corrected_on_the_way_ends_as_if_it_had_been_so_from_the_start(
+  run_config, undisturbed, tmp_path, caplog
+):
+  caplog.set_level(logging.INFO)
+  workdir = tmp_path / 'run'
+  wrong = changed(run_config, finetune__learning_rate=0.5, search__mutations=1)
+  with pytest.raises(Stopped, match='Stopped baselines/lora at step'):
+    experiment.run(wrong, str(workdir), stop=(workdir / 'baselines' / 'lora').exists)
+  experiment.run(run_config, str(workdir))
+  for line in ('finetune.learning_rate was 0.5', 'search.mutations was 1 and is now 2, which no'):
+    assert line in caplog.text
+  assert contents(workdir) == undisturbed
 
 
 def test_a_second_run_in_the_same_workdir_is_refused(run_config, tmp_path):
