@@ -28,7 +28,7 @@ from glora_jax.files import read_json, write_json
 from glora_jax.method.adapt import adapt
 from glora_jax.method.presets import preset
 from glora_jax.models import weights
-from glora_jax.runs.stages.batches import FullFineTuning, Learner
+from glora_jax.runs.stages.many_starts import FullFineTuning, Learner
 from glora_jax.training import loop, losses
 from glora_jax.training.recipe import Recipe
 

@@ -28,7 +28,8 @@ from glora_jax.method.reasons import CONVOLUTION
 from glora_jax.method.selection import Heads, Selection, Selector, matches
 from glora_jax.method.site import Site
 from glora_jax.method.space import SearchSpace
-from glora_jax.method.trace import Found, Uncovered, find
+from glora_jax.method.trace.find import Found, find
+from glora_jax.method.trace.uncovered import Uncovered
 from glora_jax.method.validation import check_merge
 from glora_jax.tree import Path, flatten, path_name
 

@@ -24,7 +24,7 @@ from glora_jax.method.storage import check_storage
 from glora_jax.method.subnet import Call, Subnet
 from glora_jax.method.summary import layer_table
 from glora_jax.method.supports import COLLECTION
-from glora_jax.method.trace import Uncovered
+from glora_jax.method.trace.uncovered import Uncovered
 from glora_jax.method.validation import (
   check_collections,
   check_merge,

@@ -10,9 +10,9 @@ from typing import Any
 import jax
 from flax import nnx
 
-from glora_jax.method import trace
 from glora_jax.method.sample import Sample
 from glora_jax.method.site import Site
+from glora_jax.method.trace import find as by_use
 from glora_jax.nnx.frozen import Frozen
 from glora_jax.tree import Path, path_name
 
@@ -24,8 +24,8 @@ def find(
   *,
   convs: bool = False,
   split: Mapping[str, int],
-) -> trace.Found:
-  """The linear layers of a model's call; see `glora_jax.method.trace.find`.
+) -> by_use.Found:
+  """The linear layers of a model's call; see `glora_jax.method.trace.find.find`.
 
   Returns:
     What was found, with rows in the order of the modules, which depends on no backend.
@@ -36,7 +36,7 @@ def find(
   """
   frozen = Frozen(model)
   params = frozen.variables()['params']
-  found = trace.find(frozen, params, inputs, kwargs, convs=convs, split=split)
+  found = by_use.find(frozen, params, inputs, kwargs, convs=convs, split=split)
   if not found.sites:
     reasons = [f'{path_name(path)} {shape} {reason}' for path, shape, reason in found.uncovered]
     raise ValueError(

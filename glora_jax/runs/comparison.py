@@ -28,7 +28,7 @@ from glora_jax.runs.lifecycle import carry_out, never
 from glora_jax.runs.run import Candidate, Run
 from glora_jax.runs.sections import GRADIENT, NO_PRESETS, TUNING_SEED
 from glora_jax.runs.stages import evaluation
-from glora_jax.runs.stages.batches import Trial
+from glora_jax.runs.stages.many_starts import Trial
 from glora_jax.runs.stages.methods import TrainedSubnet, train_method
 from glora_jax.runs.weights_record import recorded
 

@@ -22,8 +22,14 @@ from glora_jax.runs.stages.allocation import (
   is_allocated,
   start_compiling,
 )
-from glora_jax.runs.stages.batches import Batch, FullFineTuning, Trial, from_pretrained, train_batch
 from glora_jax.runs.stages.heads import head_learner, head_recipe
+from glora_jax.runs.stages.many_starts import (
+  Batch,
+  FullFineTuning,
+  Trial,
+  from_pretrained,
+  train_batch,
+)
 from glora_jax.runs.stages.search import run_search
 from glora_jax.search.fold_gradients import Ahead
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Hashable, Iterable
 from typing import NamedTuple
 
-from glora_jax.method.view import Scope, View
+from glora_jax.method.trace.view import Scope, View
 from glora_jax.tree import Path
 
 

@@ -7,9 +7,9 @@ import operator
 from collections.abc import Callable, Mapping
 
 from glora_jax.method import reasons
-from glora_jax.method.events import Step, Sum
-from glora_jax.method.value import Product, Value, common_layer, origins_of
-from glora_jax.method.view import View
+from glora_jax.method.trace.events import Step, Sum
+from glora_jax.method.trace.value import Product, Value, common_layer, origins_of
+from glora_jax.method.trace.view import View
 
 Handler = Callable[[Step], list[Value]]
 

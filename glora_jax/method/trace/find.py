@@ -22,14 +22,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from glora_jax.method.events import Event, Note, Place, Role, Sum, Use
-from glora_jax.method.jaxpr import Walk, walk
-from glora_jax.method.kernels import axis_roles, bias_of, layers, layout_of
 from glora_jax.method.sample import Sample, is_array
 from glora_jax.method.site import Site
-from glora_jax.method.uncovered import Uncovered, uncovered_matrices, unused
-from glora_jax.method.value import Value
-from glora_jax.method.view import View
+from glora_jax.method.trace.events import Event, Note, Place, Role, Sum, Use
+from glora_jax.method.trace.kernels import axis_roles, bias_of, layers, layout_of
+from glora_jax.method.trace.uncovered import Uncovered, uncovered_matrices, unused
+from glora_jax.method.trace.value import Value
+from glora_jax.method.trace.view import View
+from glora_jax.method.trace.walk import Walk, walk
 from glora_jax.tree import Path, flatten, path_name, update
 
 _KINDS = {'conv_general_dilated': 'Conv', 'ragged_dot_general': 'RaggedDot'}

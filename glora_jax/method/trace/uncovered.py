@@ -6,9 +6,9 @@ from collections import defaultdict
 from collections.abc import Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from glora_jax.method.events import Event, Note, Sum, Use
 from glora_jax.method.reasons import UNUSED
 from glora_jax.method.site import Site
+from glora_jax.method.trace.events import Event, Note, Sum, Use
 from glora_jax.tree import Path
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glora_jax.method.trace import find
+from glora_jax.method.trace.find import find
 
 ROLES = {'batch': 'b', 'stack': 'st', 'in': 'ij', 'out': 'op'}
 ROLE_OF = {letter: role for role, letters in ROLES.items() for letter in letters}

@@ -1,14 +1,11 @@
 """Linear layers found by use, in functions that are written in all ways."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from model_zoo import EXAMPLES
 
-from glora_jax.method.discover import discover
-from glora_jax.method.trace import find
+from glora_jax.method.trace.find import find
 
 D, F, E, L = 4, 6, 3, 2  # inputs, outputs, experts, layers
 
@@ -409,50 +406,3 @@ def test_kernels_of_integers_are_refused():
 def test_an_input_that_does_not_fit_is_one_sentence():
   with pytest.raises(ValueError, match=r'two_layers does not run on the sample inputs \(float32'):
     find(two_layers, {'a': zeros(3, 2)}, (zeros(5, D),), {})
-
-
-# What the trace sees otherwise than the modules, and on purpose: `nn.vmap` over layers with one
-# input is one product with more outputs, and a kernel that is used transposed too is no row.
-SPLIT = {
-  'mixture_of_experts': {'moe/up': 0},
-  'lifted_layers': {'stacked': 3},
-  'vmap': {'branches/fc1': 0},
-  'scan_of_vmap': {'branches/fc1': 0},
-}
-TRANSPOSED_TOO = {'kernel_read_from_variables': 'encoder/kernel'}
-
-
-@pytest.mark.parametrize('name', EXAMPLES)
-def test_the_trace_finds_what_the_modules_tell(name):
-  example = EXAMPLES[name]()
-  discovery = discover(example.model, example.inputs, example.kwargs)
-  params = discovery.variables['params']
-  others = {key: value for key, value in discovery.variables.items() if key != 'params'}
-
-  def function(params, others, *inputs, **kwargs):
-    variables = {'params': params, **others}
-    rngs = {'params': jax.random.key(0)}
-    return example.model.apply(
-      variables, *inputs, rngs=rngs, mutable=nn.DenyList('params'), **kwargs
-    )
-
-  found = find(
-    function,
-    params,
-    (others, *example.inputs),
-    example.kwargs,
-    convs=True,
-    split=SPLIT.get(name, {}),
-  )
-  hidden = {'/'.join(path) for path, _, _ in found.uncovered}
-  expected = {site_key(site) for site in discovery.sites}
-  if name in TRANSPOSED_TOO:
-    assert TRANSPOSED_TOO[name] in hidden
-    expected = {key for key in expected if '/'.join(key[0]) != TRANSPOSED_TOO[name]}
-  assert {site_key(site) for site in found.sites} == expected
-
-
-def site_key(site):
-  layout = site.layout
-  axes = (frozenset(layout.stack), frozenset(layout.inputs), frozenset(layout.outputs))
-  return site.kernel_path, site.bias_path, *axes, frozenset(layout.bias_stack)

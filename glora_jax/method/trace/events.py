@@ -8,8 +8,8 @@ from typing import Any, Literal, NamedTuple
 
 from jax.extend import core
 
-from glora_jax.method.value import Product, Value, origins_of
-from glora_jax.method.view import Scope, View
+from glora_jax.method.trace.value import Product, Value, origins_of
+from glora_jax.method.trace.view import Scope, View
 from glora_jax.tree import Path
 
 Role = Literal['in', 'out', 'stack']

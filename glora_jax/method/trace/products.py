@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from glora_jax.method import reasons
-from glora_jax.method.events import Role, Step, Use
-from glora_jax.method.primitives import other
-from glora_jax.method.value import Product, Value
-from glora_jax.method.view import NO_AXIS, Atom, View
+from glora_jax.method.trace.events import Role, Step, Use
+from glora_jax.method.trace.primitives import other
+from glora_jax.method.trace.value import Product, Value
+from glora_jax.method.trace.view import NO_AXIS, Atom, View
 
 
 def multiplied(step: Step) -> list[Value]:

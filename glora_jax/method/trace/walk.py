@@ -9,11 +9,11 @@ from typing import NamedTuple
 import numpy as np
 from jax.extend import core
 
-from glora_jax.method.events import Event, Place, Scan, Step, shape_of
-from glora_jax.method.primitives import Handler, added, other, rearranged, scaled, unchanged
-from glora_jax.method.products import multiplied
-from glora_jax.method.slicing import looked_up, sliced_at, split_up
-from glora_jax.method.value import Value, joined, origins_of
+from glora_jax.method.trace.events import Event, Place, Scan, Step, shape_of
+from glora_jax.method.trace.primitives import Handler, added, other, rearranged, scaled, unchanged
+from glora_jax.method.trace.products import multiplied
+from glora_jax.method.trace.slicing import looked_up, sliced_at, split_up
+from glora_jax.method.trace.value import Value, joined, origins_of
 
 
 class Walk(NamedTuple):

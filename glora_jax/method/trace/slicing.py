@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 
 from glora_jax.method import reasons
-from glora_jax.method.events import Step
-from glora_jax.method.primitives import NO_LAYOUT, other
-from glora_jax.method.value import Value, origins_of
-from glora_jax.method.view import View
+from glora_jax.method.trace.events import Step
+from glora_jax.method.trace.primitives import NO_LAYOUT, other
+from glora_jax.method.trace.value import Value, origins_of
+from glora_jax.method.trace.view import View
 
 
 def split_up(step: Step) -> list[Value]:
