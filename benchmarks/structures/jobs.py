@@ -74,8 +74,21 @@ def _read(path: str) -> Iterator[tuple[Job, dict[str, Any]]]:
     yield Job(*result.pop('job')), result
 
 
-def run_jobs(jobs: Sequence[Job], store: Store, workers: int = 2, title: str = 'jobs') -> None:
+def run_jobs(
+  jobs: Sequence[Job],
+  store: Store,
+  workers: int = 2,
+  title: str = 'jobs',
+  notes: Mapping[str, Any] | None = None,
+) -> None:
   """Does the jobs whose results are not there; workers take them in their order.
+
+  Args:
+    jobs: to be done.
+    store: results so far; new ones are added.
+    workers: processes.
+    title: of the progress.
+    notes: what is kept with every result beside it.
 
   Raises:
     RuntimeError: a worker ended; the sentence has its job and what it printed last.
@@ -93,7 +106,7 @@ def run_jobs(jobs: Sequence[Job], store: Store, workers: int = 2, title: str = '
     job, result = done.get()
     if isinstance(result, Exception):
       raise RuntimeError(f'The job {job} failed.') from result
-    store.add(job, result)
+    store.add(job, {**result, **(notes or {})})
 
 
 def _work(number: int, waiting: queue.SimpleQueue, done: queue.SimpleQueue) -> None:

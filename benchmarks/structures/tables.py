@@ -66,8 +66,12 @@ def compared(ours: Row, theirs: Row) -> Difference:
 
 
 def best_of(rows: Sequence[Row]) -> Row:
-  """The row with the largest mean test accuracy: a bar that is biased against us."""
-  return max(rows, key=lambda row: row.mean)
+  """The row with the largest mean test accuracy, of those with most seeds.
+
+  A bar that is biased against us: it is chosen by what it is compared by.
+  """
+  seeds = max(len(row.accuracies) for row in rows)
+  return max((row for row in rows if len(row.accuracies) == seeds), key=lambda row: row.mean)
 
 
 def budget_table(store: Store, names: Sequence[str], rates: Rates, budget: int) -> dict[str, Any]:
