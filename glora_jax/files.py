@@ -241,7 +241,8 @@ def explain_os(error: OSError) -> str:
 def first_line(reason: object) -> str:
   """The beginning of what a library says went wrong, which may be a page."""
   lines = str(reason).strip().splitlines() or [type(reason).__name__]
-  return lines[0][:_LONGEST_REASON].rstrip('.')
+  shown = lines[0][:_LONGEST_REASON].rstrip('.')
+  return ''.join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in shown)
 
 
 def _stamp(kind: str) -> dict[str, Any]:

@@ -285,8 +285,9 @@ def shown(value: Any) -> str:
   try:
     text = repr(value)
   except ValueError:  # Python writes out no whole number of more than 4300 digits
-    return f'a whole number of {value.bit_length()} bits'
-  return _shorten(text)
+    is_number = isinstance(value, int)
+    return f'a whole number of {value.bit_length()} bits' if is_number else 'too long to be shown'
+  return _shorten(printable(' '.join(line.strip() for line in text.splitlines())))
 
 
 def printable(text: str) -> str:

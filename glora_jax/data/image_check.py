@@ -53,11 +53,12 @@ def with_readable_images(
   messages: list[str | None] = [None] * len(keys)
   for index, message in zip(unknown, _check(everything, unknown), strict=True):
     messages[index] = message
-  if record and write and len(unknown):
-    readable = np.array([message is None for message in messages])
-    # Where the task is refused, the workdir stays as it was, unless opening so many took long.
-    if readable.all() or skip_broken or len(unknown) >= FEWEST_WITH_PROGRESS:
-      write_arrays(record, {'readable': np.unique(keys[readable & (keys != _NO_KEY)])}, KIND)
+  readable = np.array([message is None for message in messages])
+  arrays = {'readable': np.unique(keys[readable & (keys != _NO_KEY)])}
+  # Where the task is refused, the workdir stays as it was, unless opening so many took long.
+  took_long = len(unknown) >= FEWEST_WITH_PROGRESS
+  if record and write and took_long:
+    write_arrays(record, arrays, KIND)
   broken = [message for message in messages if message is not None]
   if broken and not skip_broken:
     raise UnreadableImages(broken, len(messages))
@@ -75,6 +76,8 @@ def with_readable_images(
       'classes.'
     )
   require_measurable(task.name, task.classes, labels)
+  if record and write and len(unknown) and not took_long:
+    write_arrays(record, arrays, KIND)
   opened = {split: OpenedSplit(examples) for split, examples in kept.items()}
   return dataclasses.replace(task, splits=opened)
 

@@ -15,6 +15,7 @@ import numpy as np
 from glora_jax.files import Path, damaged, read_tensors, write_tensors
 from glora_jax.method import genomes
 from glora_jax.method.adapted import COLLECTION, Adapted
+from glora_jax.method.genome_json import NamedAlleles, genome_from_json, genome_to_json
 from glora_jax.method.storage import check_storage
 from glora_jax.method.supports import used_parts
 from glora_jax.method.validation import check_one_genome, check_supports
@@ -25,20 +26,10 @@ _AGAIN = 'get it again, or save it again from the training that it came of'
 _DIGITS = 12  # of a fingerprint, where two are shown beside each other
 
 
-class _Alleles(TypedDict):
-  """The names of a row's alleles."""
-
-  A: str
-  B: str
-  C: str
-  D: str
-  E: str
-
-
 class _LaterMetadata(TypedDict, total=False):
   """What the metadata of an adapter may say; the first version knew no parameters."""
 
-  layers: list[_Alleles]
+  layers: list[NamedAlleles]
   parameters: list[list[dict[str, Any]]]
 
 
@@ -113,7 +104,7 @@ def save_adapter(
     'spec': _described(adapted),
     'parameters': _parameters(adapted),
     'base': fingerprint(frozen['params']),
-    **genomes.genome_to_json(adapted.spec, genome),
+    **genome_to_json(adapted.spec, genome),
     **metadata,
   }
   write_tensors(path, tensors, 'adapter', written)
@@ -182,9 +173,9 @@ def _check_metadata(path: Path, metadata: dict[str, Any]) -> None:
 def _genome(path: Path, adapted: Adapted, metadata: Mapping[str, Any]) -> np.ndarray:
   """The genome that a file's metadata say, canonical."""
   try:
-    genome = genomes.genome_from_json(adapted.spec, metadata)
+    genome = genome_from_json(adapted.spec, metadata)
     check_one_genome(adapted.spec, genome, 'load_adapter')
-  except (ValueError, TypeError, OverflowError) as error:  # NumPy's own for odd numbers
+  except ValueError as error:
     raise damaged(path, error, _AGAIN) from error
   return genome
 

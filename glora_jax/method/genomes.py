@@ -1,4 +1,4 @@
-"""Genomes: what each costs, which are the same, how to draw them, how to write them down.
+"""Genomes: what each costs, which are the same, how to draw them.
 
 A *genome* is an int8 array [rows, 5]: for every adapted layer the allele of A, B, C, D and E (see
 `glora_jax.method.equation` for the codes). Populations have leading axes. A `Spec` holds what the
@@ -7,19 +7,22 @@ rows are. Nothing in this file knows of models.
 
 from __future__ import annotations
 
-import json
 import numbers
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from glora_jax.limits import Domain, Limits, shown
 from glora_jax.method import one_shift
-from glora_jax.method.space import TENSORS, Layer, Spec
+from glora_jax.method.space import TENSORS, Spec
 
+_NUMBER = Domain(int, limits=Limits(at_least=0))
+_SHARE = Domain(float, limits=Limits(at_least=0, at_most=1))
 _BLOCK = 8192  # genomes looked up at a time, which bounds memory
+_NO_NUMBERS = 'OUSMm'  # kinds of dtypes
 _ROUNDS = 8  # of rejection, after which genomes are repaired instead
 
 
@@ -33,6 +36,7 @@ def check_genome(spec: Spec, genome: Any) -> None:
   Raises:
     ValueError: the shape or the dtype is wrong, or a code does not exist.
   """
+  genome = _as_array(genome)
   shape, dtype = jnp.shape(genome), jax.dtypes.result_type(genome)
   rows = len(spec)
   if len(shape) < 2 or shape[-2:] != (rows, 5):
@@ -58,6 +62,23 @@ def check_genome(spec: Spec, genome: Any) -> None:
       f'The genome says {codes[index]} for {tensor} of layer {row} ({layer.name}); the codes there '
       f'are 0 to {spec.num_codes[row, column] - 1}: {", ".join(layer.space.names(tensor))}.'
     )
+
+
+def _as_array(genome: Any) -> Any:
+  """Codes as an array, where they are none yet.
+
+  Raises:
+    ValueError: they are no table of numbers.
+  """
+  if isinstance(genome, jax.Array):
+    return genome
+  try:
+    codes = np.asarray(genome)
+  except (ValueError, TypeError, OverflowError):  # lists of several lengths, for instance
+    codes = np.array(None)
+  if codes.dtype.kind in _NO_NUMBERS:
+    raise ValueError(f'The genome {shown(genome)} is no table of codes; it must be [rows, 5].')
+  return codes
 
 
 def count_params(spec: Spec, genomes: Any) -> Any:
@@ -153,6 +174,9 @@ def sample_genome(key: jax.Array, spec: Spec, largest: float = 0.0) -> jax.Array
   Returns:
     int8 [rows, 5].
 
+  Raises:
+    ValueError: `largest` is no probability.
+
   Example:
     >>> import jax
     >>> from glora_jax import Layer, SearchSpace, Spec, sample_genome
@@ -162,6 +186,7 @@ def sample_genome(key: jax.Array, spec: Spec, largest: float = 0.0) -> jax.Array
     >>> genome.shape, genome[0, :4].tolist(), int(genome[0, 4]) in (0, 1, 2)
     ((1, 5), [0, 3, 0, 0], True)
   """
+  _SHARE.check(largest, 'largest')
   choice = jax.random.randint(key, (len(spec), 5), 0, spec.num_offered)
   if spec.one_shift.any():
     shift_key = jax.random.fold_in(key, 2)
@@ -231,7 +256,8 @@ def random_genomes(
     int8 [number, rows, 5].
 
   Raises:
-    ValueError: the budget is no whole number, negative, or below the smallest subnet on offer.
+    ValueError: the number is no whole number of 0 or more; the budget is no whole number, negative,
+      or below the smallest subnet on offer.
 
   Example:
     >>> import numpy as np
@@ -241,6 +267,7 @@ def random_genomes(
     >>> population.shape, bool(count_params(spec, population).max() <= 200)
     ((100, 2, 5), True)
   """
+  _NUMBER.check(number, 'number')
   if require_feasible(spec, budget) is None:
     return _draw(rng, spec, number)
   kept = np.zeros((0, len(spec), 5), np.int8)
@@ -305,87 +332,3 @@ def _alleles(spec: Spec, choice: np.ndarray) -> np.ndarray:
   """The codes of alleles [..., rows, 5] that are given by their places among those on offer."""
   table = spec.offered_table.reshape((1,) * (choice.ndim - 2) + spec.offered_table.shape)
   return np.take_along_axis(table, choice[..., None], axis=-1)[..., 0]
-
-
-def genome_to_json(spec: Spec, genome: Any) -> dict[str, Any]:
-  """A genome that a person can read.
-
-  Args:
-    spec: the layers.
-    genome: int [rows, 5].
-
-  Returns:
-    `genome`, the codes as lists; `params`, the trained parameters; `layers`, for every layer its
-    name and the names of its alleles.
-
-  Raises:
-    ValueError: the genome does not fit the spec.
-
-  Example:
-    >>> from glora_jax import Layer, Spec, genome_to_json, preset
-    >>> spec = Spec((Layer('fc1', 8, 32),))
-    >>> genome_to_json(spec, preset(spec, 'lora'))['layers']
-    [{'layer': 'fc1', 'A': 'none', 'B': 'lora:4', 'C': 'none', 'D': 'none', 'E': 'none'}]
-  """
-  check_genome(spec, genome)
-  codes = np.asarray(genome)
-  if codes.ndim != 2:
-    raise ValueError(
-      f'genome_to_json takes one genome [{len(spec)}, 5], not {codes.shape}; give it one after the '
-      'other.'
-    )
-  layers = []
-  for layer, row in zip(spec, codes, strict=True):
-    names = {
-      tensor: layer.space.names(tensor)[code] for tensor, code in zip(TENSORS, row, strict=True)
-    }
-    layers.append({'layer': layer.name, **names})
-  return {'genome': codes.tolist(), 'params': count_params(spec, codes), 'layers': layers}
-
-
-def genome_from_json(spec: Spec, content: str | Mapping[str, Any] | Sequence) -> np.ndarray:
-  """The genome of what `genome_to_json` returned.
-
-  Alleles are read by their names where there are names, so that a genome means the same in a space
-  with other ranks, in which its codes are others.
-
-  Args:
-    spec: the layers.
-    content: the dictionary, its JSON text, or the bare list of codes.
-
-  Returns:
-    int8 [rows, 5].
-
-  Raises:
-    ValueError: the genome does not fit the spec, or has an allele that the spec does not have.
-
-  Example:
-    >>> from glora_jax import Layer, Spec, genome_from_json
-    >>> spec = Spec((Layer('fc1', 8, 32),))
-    >>> genome_from_json(spec, '{"genome": [[0, 3, 0, 0, 0]]}').tolist()
-    [[0, 3, 0, 0, 0]]
-  """
-  if isinstance(content, str):
-    content = json.loads(content)
-  codes = content['genome'] if isinstance(content, Mapping) else content
-  genome = np.asarray(codes)
-  if isinstance(content, Mapping) and len(content.get('layers', ())) == len(spec) > 0:
-    genome = np.array(list(map(_codes_of_names, spec, content['layers'])))
-  check_genome(spec, genome)
-  return genome.astype(np.int8)
-
-
-def _codes_of_names(layer: Layer, names: Mapping[str, str]) -> list[int]:
-  """Codes of A, B, C, D, E in a layer, from the names of the alleles by tensor.
-
-  Raises:
-    ValueError: the layer does not have one of them.
-  """
-  codes = [layer.space.code(tensor, names[tensor]) for tensor in TENSORS]
-  for tensor, code in zip(TENSORS, codes, strict=True):
-    if code is None:
-      raise ValueError(
-        f'The genome says {names[tensor]} for {tensor} of {layer.name}; the alleles there are '
-        f'{", ".join(layer.space.names(tensor))}.'
-      )
-  return [code for code in codes if code is not None]

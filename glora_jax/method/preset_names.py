@@ -7,6 +7,7 @@ import urllib.parse
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
+from glora_jax.limits import printable, shown
 from glora_jax.method.space import Spec
 
 Choice = Literal['none', 'vector', 'rank', 'largest']
@@ -44,6 +45,7 @@ PLACES = ('qkv', 'attn', 'mlp', 'last_half')
 _RANKED = tuple(name for name, alleles in PRESETS.items() if 'rank' in alleles)
 _RISING = ('lora', 'hira')
 _KEPT_IN_FILES = ':@'
+_LONGEST_NAME = 200
 
 
 class PresetName(NamedTuple):
@@ -70,6 +72,11 @@ def parse_preset_name(name: str) -> PresetName:
     >>> parse_preset_name('lora:2@attn')
     PresetName(base='lora', rank=2, place='attn')
   """
+  if not isinstance(name, str) or len(name) > _LONGEST_NAME or name != printable(name):
+    raise ValueError(
+      f"{shown(name)} is no preset's name; the presets are {', '.join(PRESETS)}, with a rank or a "
+      "place behind as in 'lora:2@qkv'."
+    )
   method, at, place = name.partition('@')
   base, colon, rank = method.partition(':')
   if base not in PRESETS:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from glora_jax.limits import shown
+from glora_jax.limits import listed, shown
 from glora_jax.method.genomes import canonicalize, check_budget
 from glora_jax.method.placement import block_numbers, placed_rows
 from glora_jax.method.preset_names import (
@@ -182,7 +182,7 @@ def custom_genome(spec: Spec, choices: Mapping[str, str | Mapping[str, str | int
     genome[row] = _chosen_row(layer, pattern, choice)
   if unused:
     raise ValueError(
-      f'custom genome: {", ".join(unused)} matches no layer; '
+      f'custom genome: {listed(map(str, unused))} matches no layer; '
       f'there are: {", ".join(layer.name for layer in spec)}.'
     )
   return canonicalize(spec, genome)
@@ -195,8 +195,8 @@ def _chosen_row(layer: Layer, pattern: str, choice: Any) -> Any:
   if isinstance(choice, Mapping):
     return _chosen_codes(layer, choice)
   raise ValueError(
-    f'custom genome: {pattern}={shown(choice)} must be the name of a preset, or a dictionary of '
-    'alleles by tensor.'
+    f'custom genome: {listed([pattern])}={shown(choice)} must be the name of a preset, or a '
+    'dictionary of alleles by tensor.'
   )
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
+from glora_jax.files import first_line
+from glora_jax.limits import shown
 from glora_jax.method.space import SearchSpace
 from glora_jax.method.validation import check_spaces
 from glora_jax.tree import Path, path_name
@@ -22,12 +24,12 @@ def matches(selector: Selector, name: str) -> bool:
   """
   if callable(selector):
     return selector(name)
-  patterns = [selector] if isinstance(selector, str) else selector
   try:
+    patterns = [selector] if isinstance(selector, str) else list(selector)
     return any(re.search(pattern, name) for pattern in patterns)
-  except re.error as error:
+  except (re.error, TypeError) as error:
     raise ValueError(
-      f'{selector!r} is not a regular expression, or a list of them: {error}.'
+      f'{shown(selector)} is not a regular expression, or a list of them: {first_line(error)}.'
     ) from error
 
 
@@ -41,6 +43,25 @@ def _named(selector: Selector, names: Sequence[str]) -> list[str]:
     ends = [name for name in names if f'/{name}'.endswith(f'/{pattern}')]
     found += ends or [name for name in names if matches(pattern, name)]
   return found
+
+
+def _check_selector(name: str, selector: Any) -> None:
+  """Raises ValueError where a selector is of no type that one has."""
+  if selector is None or callable(selector) or isinstance(selector, str) or _are_names(selector):
+    return
+  raise ValueError(
+    f'{name}={shown(selector)} must be a regular expression, several of them, a function, or None.'
+  )
+
+
+def _are_names(value: Any) -> bool:
+  return _is_list(value, lambda item: isinstance(item, str))
+
+
+def _is_list(value: Any, fits: Callable[[Any], bool]) -> bool:
+  """Whether a value is a list, tuple or the like, all of whose items fit."""
+  is_list = isinstance(value, Collection) and not isinstance(value, str | bytes | Mapping)
+  return is_list and all(map(fits, value))
 
 
 class Heads(NamedTuple):
@@ -73,6 +94,10 @@ class Selection:
 
   def __post_init__(self):
     check_spaces(self.space)
+    _check_selector('select', self.select)
+    _check_selector('heads', self.heads)
+    if not _is_list(self.ties, _are_names):
+      raise ValueError(f'ties={shown(self.ties)} must be a list of lists of names.')
 
   @property
   def spaces(self) -> Mapping[str, SearchSpace]:

@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from glora_jax.limits import MOST_COUNTED, Domain, Limits, shown
+
 Tensor = Literal['A', 'B', 'C', 'D', 'E']
 
 TENSORS: tuple[Tensor, ...] = ('A', 'B', 'C', 'D', 'E')
@@ -25,6 +27,9 @@ FLAT_FORMS: Mapping[Tensor, tuple[str, ...]] = {
   'E': ('none', 'constant', 'vector'),
 }
 LORA_TENSORS: tuple[Tensor, ...] = ('A', 'B', 'C')
+_IS = Domain(bool)
+_SIDE = Domain(int, limits=Limits(at_least=0))
+_NAME = Domain(str)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +70,9 @@ class SearchSpace:
   one_shift: bool = False
 
   def __post_init__(self):
-    object.__setattr__(self, 'ranks', _checked_ranks(self.ranks))
+    object.__setattr__(self, 'ranks', checked_ranks(self.ranks))
+    _IS.check(self.tied, 'tied')
+    _IS.check(self.one_shift, 'one_shift')
     for tensor in TENSORS:
       object.__setattr__(self, tensor, self._codes(tensor, getattr(self, tensor)))
     if self.one_shift and not all(0 in getattr(self, tensor) for tensor in ('C', 'E')):
@@ -91,7 +98,7 @@ class SearchSpace:
       >>> space.D, space.E, space.one_shift
       ((0,), (0, 2), True)
     """
-    ranks = _checked_ranks(ranks)
+    ranks = checked_ranks(ranks)
     loras = tuple(range(len(FLAT_FORMS['A']), len(FLAT_FORMS['A']) + len(ranks)))
     return cls(ranks, A=(0, 2, *loras), B=(0, *loras), C=(0, 1), D=(0,), E=(0, 2), one_shift=True)
 
@@ -101,11 +108,11 @@ class SearchSpace:
     if offered is None:
       return tuple(range(len(names)))
     single = isinstance(offered, (str, numbers.Integral))
-    alleles: tuple[Any, ...] = (offered,) if single else tuple(offered)
+    alleles: tuple[Any, ...] = (offered,) if single else _as_tuple(offered)
     codes = [code for allele in alleles if (code := self.code(tensor, allele)) is not None]
     if not codes or len(codes) < len(alleles):
       raise ValueError(
-        f'{tensor}={offered} is not a choice among {", ".join(names)} '
+        f'{tensor}={shown(offered)} is not a choice among {", ".join(names)} '
         f'(codes 0 to {len(names) - 1}).'
       )
     return tuple(sorted(set(codes)))
@@ -130,17 +137,28 @@ class SearchSpace:
     return FLAT_FORMS[tensor] + loras
 
 
-def _checked_ranks(given: Any) -> tuple[int, ...]:
-  ranks = (given,) if isinstance(given, numbers.Integral) else tuple(given)
+def checked_ranks(given: Any) -> tuple[int, ...]:
+  """LoRA ranks, one or several, as a tuple.
+
+  Raises:
+    ValueError: they do not ascend from 1 or more.
+  """
+  ranks = (given,) if isinstance(given, numbers.Integral) else _as_tuple(given)
   if not ranks or not all(map(_is_positive, ranks)) or list(ranks) != sorted(set(ranks)):
     raise ValueError(
-      f'ranks={given} must be positive integers in ascending order, (4,) or (2, 4, 8) for instance.'
+      f'ranks={shown(given)} must be positive integers in ascending order, (4,) or (2, 4, 8) for '
+      'instance.'
     )
   return tuple(int(rank) for rank in ranks)
 
 
+def _as_tuple(given: Any) -> tuple[Any, ...]:
+  """What a sequence holds; nothing where it is none."""
+  return tuple(given) if isinstance(given, Iterable) else ()
+
+
 def _is_positive(rank: Any) -> bool:
-  return isinstance(rank, numbers.Integral) and int(rank) >= 1
+  return isinstance(rank, numbers.Integral) and 1 <= int(rank) <= MOST_COUNTED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,6 +172,9 @@ class Layer:
     bias: whether the layer has a bias, without which C, D and E have nowhere to go.
     space: the alleles on offer.
 
+  Raises:
+    ValueError: a value is of another type, or a number of features is negative.
+
   Example:
     >>> layer = Layer('fc1', in_features=8, out_features=32, space=SearchSpace(ranks=(2, 4)))
     >>> layer.costs('B')
@@ -165,6 +186,14 @@ class Layer:
   out_features: int
   bias: bool = True
   space: SearchSpace = SearchSpace()
+
+  def __post_init__(self):
+    _NAME.check(self.name, 'name')
+    _SIDE.check(self.in_features, 'in_features')
+    _SIDE.check(self.out_features, 'out_features')
+    _IS.check(self.bias, 'bias')
+    if not isinstance(self.space, SearchSpace):
+      raise ValueError(f'space={shown(self.space)} must be a SearchSpace.')
 
   def offered(self, tensor: Tensor) -> tuple[int, ...]:
     """Codes on offer; only 'none' for C, D and E without bias, and for C where E is smaller."""

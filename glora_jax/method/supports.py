@@ -14,7 +14,15 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from glora_jax.method.space import FLAT_FORMS, TENSORS, WEIGHT_TENSORS, Tensor
+from glora_jax.method.space import (
+  FLAT_FORMS,
+  TENSORS,
+  WEIGHT_TENSORS,
+  Layer,
+  SearchSpace,
+  Tensor,
+  checked_ranks,
+)
 
 COLLECTION = 'glora'  # name of the supports' collection among a model's variables
 
@@ -121,11 +129,16 @@ def init_supports(
     `A_down` [in, r], `A_up` [r, out], `B_down` and `B_up` likewise, `C_down` [in, r],
     `C_up` [r, 1], `D` and `E` [out].
 
+  Raises:
+    ValueError: a value is of another type, or ranks do not ascend from 1 or more.
+
   Example:
     >>> supports = init_supports(jax.random.key(0), in_features=3, out_features=2, ranks=(1,))
     >>> {name: value.shape for name, value in supports.items() if name[0] in 'AC'}
     {'A_down': (3, 1), 'A_up': (1, 2), 'C_down': (3, 1), 'C_up': (1, 1)}
   """
+  ranks = checked_ranks(ranks)
+  Layer('the layer', in_features, out_features, bias, SearchSpace(ranks, tied=tied))  # checks them
   xavier = jax.nn.initializers.glorot_uniform()
   drawn = [name for name, support in SUPPORTS.items() if support.drawn]
   keys = dict(zip(drawn, jax.random.split(key, len(drawn)), strict=True))

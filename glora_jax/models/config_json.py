@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from glora_jax.limits import shown
 from glora_jax.models.facts import check_facts
 from glora_jax.models.formats.format import Flat, Format, Variant
 from glora_jax.models.metadata import OURS, Metadata, read_json
@@ -50,8 +51,10 @@ def read_hints(file: str, format: Format[Any]) -> dict[str, Any]:
 def _read_ours(config: dict[str, Any]) -> dict[str, Any]:
   if OURS not in config:
     return {}
-  facts = dict(config[OURS])
-  return {**facts.pop('model'), **facts}
+  facts = config[OURS]
+  if not isinstance(facts, dict) or not isinstance(facts.get('model'), dict):
+    raise TypeError(f'{OURS}={shown(facts)} has no model')
+  return {**facts['model'], **{name: fact for name, fact in facts.items() if name != 'model'}}
 
 
 def side_files(

@@ -31,6 +31,10 @@ def _is_epsilon(value: Any) -> bool:
   return isinstance(value, float) and 0 < value < 1
 
 
+def _is_share(value: Any) -> bool:
+  return isinstance(value, int | float) and 0 <= value < 1
+
+
 def _is_image_size(value: Any) -> bool:
   is_pair = isinstance(value, list | tuple) and len(value) == 2
   return _is_count(value) or (is_pair and all(map(_is_count, value)))
@@ -63,6 +67,7 @@ def _is_rule(value: Any) -> bool:
 _FACTS: Mapping[str, _Fact] = {
   'num_heads': _Fact(_is_count, 'a whole number above 0'),
   'norm_eps': _Fact(_is_epsilon, 'a number between 0 and 1'),
+  'drop_path': _Fact(_is_share, 'at least 0 and below 1'),
   'activation': _Fact(_is_activation, f'one of {", ".join(ACTIVATIONS)}'),
   'pool': _Fact(_is_pool, f'one of {", ".join(POOLS)}'),
   'image_size': _Fact(_is_image_size, 'a whole number above 0, or height and width'),

@@ -13,6 +13,7 @@ from glora_jax.files import Path
 from glora_jax.models import config_json, hub
 from glora_jax.models.containers.opening import open_tensors
 from glora_jax.models.containers.tensors import Container, Tensors
+from glora_jax.models.facts import check_facts
 from glora_jax.models.folder import locate
 from glora_jax.models.formats.format import Format, Reading
 from glora_jax.models.formats.table import FORMATS, detect, explain
@@ -82,6 +83,7 @@ def load(
     (96, 6, 28)
   """
   check_fields(fields)
+  check_facts({'image_size': image_size, 'normalization': normalization})
   tensors = open_tensors(locate(hub.local(path)))
   if OURS not in tensors.metadata:
     return _load_foreign(tensors, image_size, normalization, fields)
@@ -141,7 +143,7 @@ def check_fields(fields: Mapping[str, Any]) -> None:
   """Checks that fields are some that the ViT has.
 
   Raises:
-    ValueError: the ViT has no such field, or the number of heads cannot be.
+    ValueError: the ViT has no such field, or one cannot be.
   """
   known = {field.name for field in dataclasses.fields(ViT)} - {'parent', 'name'}
   if wrong := sorted(fields.keys() - known):
@@ -151,6 +153,7 @@ def check_fields(fields: Mapping[str, Any]) -> None:
   heads = fields.get('num_heads')
   if heads is not None and (not isinstance(heads, int) or heads < 1):
     raise ValueError(f'num_heads={heads} must be a whole number above 0.')
+  check_facts(fields)
 
 
 class _Recognized(NamedTuple):

@@ -21,6 +21,7 @@ import ml_collections
 
 from glora_jax.data.augment import Augmentation
 from glora_jax.data.task import Source
+from glora_jax.limits import shown
 from glora_jax.method import genomes
 from glora_jax.runs import schema
 from glora_jax.runs.schema import field, subsection
@@ -268,8 +269,8 @@ def parse_arguments(text: str, defaults: dict[str, Any]) -> tuple[str, dict[str,
     name, equals, value = part.partition('=')
     if name not in defaults or not equals:
       raise ValueError(
-        f"'{part}' in the config's arguments is unknown; NAME=VALUE is expected, with the names "
-        f'{", ".join(defaults)}; a path with a comma in it must be there.'
+        f"{shown(part)} in the config's arguments is unknown; NAME=VALUE is expected, with the "
+        f'names {", ".join(defaults)}; a path with a comma in it must be there.'
       )
     default = defaults[name]
     kind = default if isinstance(default, type) else type(default)
@@ -279,6 +280,6 @@ def parse_arguments(text: str, defaults: dict[str, Any]) -> tuple[str, dict[str,
       given[name] = kind(value)
     except ValueError as error:
       raise ValueError(
-        f"'{part}' in the config's arguments: {name} is of type {kind.__name__}."
+        f"{shown(part)} in the config's arguments: {name} is of type {kind.__name__}."
       ) from error
   return first, given

@@ -15,13 +15,8 @@ import numpy as np
 
 from glora_jax import mesh as meshes
 from glora_jax.files import damaged, read_json, write_json
-from glora_jax.method.genomes import (
-  canonicalize,
-  check_budget,
-  count_params,
-  genome_from_json,
-  genome_to_json,
-)
+from glora_jax.method.genome_json import genome_from_json, genome_to_json
+from glora_jax.method.genomes import canonicalize, check_budget, count_params
 from glora_jax.method.preset_names import file_name
 from glora_jax.method.presets import preset
 from glora_jax.method.space import Spec
@@ -122,7 +117,7 @@ def _read_again(spec: Spec, path: str) -> np.ndarray:
   content = read_record(path, 'genome', _Genome)
   try:
     return genome_from_json(spec, content)
-  except (ValueError, KeyError, TypeError) as error:
+  except ValueError as error:
     raise damaged(path, error) from error
 
 
@@ -159,7 +154,7 @@ def _read(spec: Spec, path: str) -> np.ndarray:
     )
   try:
     return canonicalize(spec, genome_from_json(spec, read_json(path, 'genome')))
-  except (ValueError, KeyError, TypeError) as error:
+  except ValueError as error:
     raise ValueError(
       f"structure='{path}' holds no genome of this model ({error}); it needs one with a row for "
       f'each of its {len(spec)} layers, and ranks that space.ranks has.'

@@ -171,7 +171,7 @@ class _Search:
     brood = Brood(self.spec, archive.genomes)
     if initial is not None:
       most_params = math.inf if self.budget is None else self.budget
-      within = initial[count_params(self.spec, initial) <= most_params]
+      within = np.asarray(initial)[count_params(self.spec, initial) <= most_params]
       brood.fill(min(len(within), self.settings.population), lambda number: within[:number])
     parents = self.strategy.parents(archive)
     if len(parents):

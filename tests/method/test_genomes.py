@@ -11,13 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from glora_jax.method.genome_json import genome_from_json, genome_to_json
 from glora_jax.method.genomes import (
   _BLOCK,
   canonicalize,
   check_genome,
   count_params,
-  genome_from_json,
-  genome_to_json,
   random_genomes,
   sample_genome,
   shrink,
@@ -167,6 +166,25 @@ def test_a_budget_below_the_smallest_subnet_says_what_that_needs():
   assert (
     count_params(spec, random_genomes(np.random.default_rng(0), spec, 3, 30)).tolist() == [30] * 3
   )
+
+
+@pytest.mark.parametrize(
+  'content, sentence',
+  [
+    ('{"genome": [[0', 'The genome \'{"genome": \\[\\[0\' is no JSON'),
+    ('"a"', "The genome 'a' is no table of codes"),
+    (None, 'The genome None is no table'),
+    ([[0, 0, 0, 0, [1]]], 'is no table of codes'),
+    ([{}], 'is no table of codes'),
+    ({}, 'The genome None is no table'),
+    ({'genome': [[0] * 5] * 3, 'layers': [False] * 3}, r'False at layers\[0\] is not an object'),
+    ({'genome': [[0] * 5] * 3, 'layers': [{}] * 3}, r'layers\[0\].A is missing'),
+    ({'genome': [[0] * 5] * 3, 'layers': []}, 'names for 0 layers'),
+  ],
+)
+def test_what_is_no_genome_is_refused_in_a_sentence(content, sentence):
+  with pytest.raises(ValueError, match=sentence):
+    genome_from_json(LAYERS, content)
 
 
 @given(genome=genomes)

@@ -137,7 +137,7 @@ def test_heads_that_nobody_tells_are_asked_for(timm):
     ({'num_heads': -4}, 'num_heads=-4 must be a whole number above 0'),
     ({'num_heads': 7}, 'is not a multiple of num_heads=7'),
     ({'depth': 7}, r'misshaped: blocks/.* should be \(7, '),
-    ({'activation': 'gellu'}, "activation='gellu' is unknown"),
+    ({'activation': 'gellu'}, "activation='gellu' cannot be"),
     ({'no_such': 1}, 'no_such: the ViT has no such field'),
     ({'image_size': 56}, r'knows its image_size itself; weights\.refit'),
   ],

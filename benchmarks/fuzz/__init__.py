@@ -1,0 +1,1 @@
+"""Seeded wrong and hostile inputs; each must be taken with a right result, or refused well."""

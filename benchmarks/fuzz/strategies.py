@@ -1,0 +1,60 @@
+"""All strategies by name, and how often each has its turn."""
+
+import random
+from collections.abc import Callable
+from typing import NamedTuple
+
+from benchmarks.fuzz import (
+  archives,
+  calls,
+  checkpoints,
+  commands,
+  configs,
+  folders,
+  pictures,
+  tables,
+)
+from benchmarks.fuzz.oracle import Case
+from benchmarks.fuzz.place import Place
+
+
+class Strategy(NamedTuple):
+  """A way to make cases.
+
+  Attributes:
+    make: writes the files of a case, from a generator alone.
+    weight: its share of all cases, beside the other weights.
+    is_slow: whether its cases take seconds: `--quick` leaves them out.
+  """
+
+  make: Callable[[random.Random, Place], Case]
+  weight: float
+  is_slow: bool = False
+
+
+STRATEGIES: dict[str, Strategy] = {
+  'config': Strategy(configs.field_values, 20),
+  'csv': Strategy(tables.comma_separated, 10),
+  'list': Strategy(tables.list_of_images, 3),
+  'image': Strategy(pictures.decoded, 12),
+  'folder': Strategy(folders.classes, 10),
+  'checkpoint': Strategy(checkpoints.checkpoint, 12),
+  'adapter': Strategy(archives.adapter, 6),
+  'archive': Strategy(archives.archive, 5),
+  'config.json': Strategy(archives.config_file, 5),
+  'record': Strategy(archives.record, 4),
+  'lines': Strategy(archives.lines, 2),
+  'genome': Strategy(archives.genome_file, 5),
+  'call': Strategy(calls.library_call, 25),
+  'convert': Strategy(commands.convert, 0.12, is_slow=True),
+  'predict': Strategy(commands.predict, 0.08, is_slow=True),
+  'run': Strategy(commands.run, 0.12, is_slow=True),
+  'task': Strategy(folders.task_names, 4),
+}
+
+
+def choose(number: int, seed: int, names: list[str]) -> tuple[str, random.Random]:
+  """The strategy of a case and the generator that makes it, which no other case influences."""
+  rng = random.Random(f'{seed}/{number}')
+  weights = [STRATEGIES[name].weight for name in names]
+  return rng.choices(names, weights)[0], rng
