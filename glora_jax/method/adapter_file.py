@@ -17,7 +17,6 @@ from glora_jax.method import genomes
 from glora_jax.method.adapted import COLLECTION, Adapted
 from glora_jax.method.genome_json import NamedAlleles, genome_from_json, genome_to_json
 from glora_jax.method.storage import check_storage
-from glora_jax.method.supports import used_parts
 from glora_jax.method.validation import check_one_genome, check_supports
 from glora_jax.records import mismatch
 from glora_jax.tree import differences, fingerprint, flatten, get, path_name, replace
@@ -265,8 +264,7 @@ def _used(adapted: Adapted, supports: Any, genome: np.ndarray) -> Iterator[_Used
     module = get(supports, group.path)
     for index, row in group.slices():
       layer = adapted.spec.layers[row].name
-      parts = used_parts(genome[row].tolist(), group.space.ranks, group.has_bias, group.space.tied)
-      for name, part in parts.items():
+      for name, part in group.used_parts(genome[row].tolist()).items():
         yield _UsedPart(f'glora/{layer}/{name}', module[name], (*index, *part))
 
 

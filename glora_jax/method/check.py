@@ -20,7 +20,7 @@ from glora_jax.method.quantized import has_quantized, requantize
 from glora_jax.method.reasons import CHOSEN
 from glora_jax.method.subnet import Call
 from glora_jax.method.summary import align
-from glora_jax.method.supports import COLLECTION, used_parts
+from glora_jax.method.supports import COLLECTION
 from glora_jax.method.trial import Trial
 from glora_jax.tree import flatten, path_name
 
@@ -86,13 +86,13 @@ class Check:
     return all(row.ok for row in self.rows)
 
   def __str__(self) -> str:
-    cells = [
-      _Cells(row.name, f'{row.measured:.2g}', f'{row.tolerance:.2g}', 'yes' if row.ok else 'NO', n)
-      for row in self.rows
-      for n in [row.note]
-    ]
     header = _Cells('check', 'measured', 'tolerance', 'ok', '')
-    return '\n'.join(align([header, *cells], ('measured', 'tolerance')))
+    return '\n'.join(align([header, *map(_cells, self.rows)], ('measured', 'tolerance')))
+
+
+def _cells(row: CheckRow) -> _Cells:
+  verdict = 'yes' if row.ok else 'NO'
+  return _Cells(row.name, f'{row.measured:.2g}', f'{row.tolerance:.2g}', verdict, row.note)
 
 
 def check(adapted: Adapted, variables: Mapping[str, Any], *inputs: Any, **kwargs: Any) -> Check:
@@ -277,7 +277,5 @@ def _on_offer(adapted: Adapted, genomes: np.ndarray) -> set[str]:
     for group in adapted.groups
     for row in group.rows
     for genome in genomes
-    for name in used_parts(
-      genome[row].tolist(), group.space.ranks, group.has_bias, group.space.tied
-    )
+    for name in group.used_parts(genome[row].tolist())
   }

@@ -14,7 +14,13 @@ import numpy as np
 
 from glora_jax.method.site import Site
 from glora_jax.method.space import Layer, SearchSpace, Spec
-from glora_jax.method.supports import SUPPORTS, init_supports, read
+from glora_jax.method.supports import (
+  SUPPORTS,
+  init_arrays,
+  read,
+  support_shapes,
+  used_parts,
+)
 from glora_jax.tree import Path
 
 
@@ -79,23 +85,27 @@ class Group:
     Returns:
       Supports with the stack's axes first, in boxes like the kernel's.
     """
-    keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.array(self.rows))
-    init_layer = functools.partial(
-      init_supports,
-      in_features=self.in_features,
-      out_features=self.out_features,
-      ranks=self.space.ranks,
-      bias=self.has_bias,
-      tied=self.space.tied,
-      dtype=jnp.promote_types(self.dtype, jnp.float32),
-    )
-    supports = {
-      name: value.reshape(self.stack_shape + value.shape[1:])
-      for name, value in jax.vmap(init_layer)(keys).items()
-    }
+    keys = _keys_of_rows(key, np.array(self.rows))
+    supports = init_arrays(keys, self.stack_shape, self.support_shapes(), self.support_dtype)
     return _boxed(supports, kernel, self.members[0])
 
-  def alleles(self, genome: jax.Array) -> jax.Array:
+  @property
+  def support_dtype(self) -> np.dtype:
+    """Data type of the supports."""
+    return jnp.promote_types(self.dtype, jnp.float32)
+
+  def support_shapes(self) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the supports, [stack..., ...]."""
+    shapes = support_shapes(
+      self.in_features, self.out_features, self.space.ranks, self.has_bias, self.space.tied
+    )
+    return {name: self.stack_shape + shape for name, shape in shapes.items()}
+
+  def used_parts(self, alleles: Sequence[int]) -> dict[str, tuple[slice, ...]]:
+    """Which part of which support of a layer the codes of A, B, C, D and E read."""
+    return used_parts(alleles, self.space.ranks, self.has_bias, self.space.tied)
+
+  def alleles(self, genome: Any) -> Any:
     """The group's rows of a genome, [stack..., 5]."""
     return genome[np.array(self.rows)].reshape((*self.stack_shape, 5))
 
@@ -124,6 +134,11 @@ class Group:
           for name, value in whole.items()
         },
       )
+
+
+@functools.partial(jax.jit, inline=True)
+def _keys_of_rows(key: jax.Array, rows: Any) -> jax.Array:
+  return jax.vmap(functools.partial(jax.random.fold_in, key))(rows)
 
 
 def _end_beside(first: Site, site: Site) -> str:

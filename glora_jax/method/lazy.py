@@ -20,15 +20,13 @@ from glora_jax.method.equation import thin_output
 from glora_jax.method.groups import Group
 from glora_jax.method.layout import LINEAR_MODULES, Layout
 from glora_jax.method.merge import fold, merge_biases, merge_layers
+from glora_jax.method.occurring import Occurring
 from glora_jax.method.site import Site
-from glora_jax.method.space import FLAT_FORMS, TENSORS, WEIGHT_TENSORS, Tensor
+from glora_jax.method.space import TENSORS, WEIGHT_TENSORS, Tensor
 from glora_jax.method.supports import SUPPORTS, support_shapes
 from glora_jax.tree import get, replace
 
 _PREFIX = 'glora_'  # of the keys in the params under which grafts lie
-
-# For each tensor the alleles that occur in a stack of layers, ascending.
-Occurring = tuple[tuple[int, ...], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,15 +55,12 @@ class Graft:
   @property
   def is_thin(self) -> bool:
     """Whether no layer of the stack has a LoRA for A, so that no merged kernel is needed."""
-    return self.occurring is not None and max(self.occurring[0]) < len(FLAT_FORMS['A'])
+    return self.occurring is not None and self.occurring.is_thin
 
   @property
   def used(self) -> tuple[Tensor, ...]:
     """The tensors that take part in some layer of the stack."""
-    if self.occurring is None:
-      return TENSORS
-    codes = zip(TENSORS, self.occurring, strict=True)
-    return tuple(tensor for tensor, alleles in codes if alleles != (0,))
+    return TENSORS if self.occurring is None else self.occurring.tensors
 
   def run(
     self,
@@ -125,7 +120,7 @@ def graft(
     if group in shared:
       continue
     alleles = group.alleles(genome)
-    occurring = None if fixed is None else _occurring(fixed[np.array(group.rows)])
+    occurring = None if fixed is None else Occurring.of_alleles(fixed[np.array(group.rows)])
     for site, part in group.of_members(nn.meta.unbox(get(supports, group.path))):
       new = Graft(site.local, group.space.ranks, occurring)
       grafts[new.key] = new
@@ -137,11 +132,6 @@ def graft(
       placed = {name: place(value, site) for name, value in leaves.items()}
       params = replace(params, (*site.kernel_path[:-1], new.key), placed)
   return params, grafts
-
-
-def _occurring(alleles: np.ndarray) -> Occurring:
-  """For each tensor the codes that occur in alleles [layers, 5]."""
-  return tuple(tuple(sorted(set(codes.tolist()))) for codes in alleles.T)
 
 
 def _with_merged_bias(

@@ -1,4 +1,7 @@
-"""Merging supports into kernels and biases, whatever their layout; folding a whole model."""
+"""Merging supports into kernels and biases, whatever their layout; folding a whole model.
+
+Called outside of a compiled function, a merge is one program and not twenty.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,14 @@ from glora_jax.method.layout import Layout
 from glora_jax.tree import flatten, get, update
 
 
+@functools.partial(jax.jit, static_argnames=('layout', 'ranks'), inline=True)
 def merge_layers(
   kernel: jax.Array,
   bias: jax.Array | None,
   supports: Mapping[str, Any],
   alleles: jax.Array,
   layout: Layout,
-  ranks: Sequence[int],
+  ranks: tuple[int, ...],
 ) -> tuple[jax.Array, jax.Array | None]:
   """`equation.effective` over a kernel of any layout.
 
@@ -43,13 +47,14 @@ def merge_layers(
   return kernel, None if bias is None else layout.bias(merged_vectors, bias.shape)
 
 
+@functools.partial(jax.jit, static_argnames=('layout', 'ranks'), inline=True)
 def merge_biases(
   kernel: jax.Array,
   bias: jax.Array,
   supports: Mapping[str, Any],
   alleles: jax.Array,
   layout: Layout,
-  ranks: Sequence[int],
+  ranks: tuple[int, ...],
 ) -> jax.Array:
   """The bias of `merge_layers` alone; arguments as there."""
   function = _over_stack(functools.partial(equation.effective_bias, ranks=ranks), layout)

@@ -21,14 +21,11 @@ from glora_jax.method.space import FLAT_FORMS, LORA_TENSORS, TENSORS, Tensor
 from glora_jax.method.supports import SUPPORTS
 from glora_jax.tree import Path, flatten
 
-# The arrays of each tensor that have an axis of rank-one parts, and where that is from the end.
-_RANK_AXES: Mapping[Tensor, Mapping[str, int]] = {
-  tensor: {
-    name: support.axes.index('rank') - len(support.axes)
-    for name, support in SUPPORTS.items()
-    if support.tensor == tensor and 'rank' in support.axes
-  }
-  for tensor in LORA_TENSORS
+# The arrays that have an axis of rank-one parts, and where that is from the end.
+RANK_AXES: Mapping[str, int] = {
+  name: support.axes.index('rank') - len(support.axes)
+  for name, support in SUPPORTS.items()
+  if 'rank' in support.axes
 }
 
 
@@ -68,11 +65,11 @@ class _Ranked(NamedTuple):
 def _ranked(groups: Sequence[Group], flat: Mapping[Path, Any], genomes: Any) -> Iterator[_Ranked]:
   """The arrays among the supports, by path, that have an axis of rank-one parts."""
   for group in groups:
-    for tensor, rank in used_ranks(group, np.asarray(genomes)).items():
-      for name, axis in _RANK_AXES[tensor].items():
-        path = (*group.path, name)
-        if path in flat:
-          yield _Ranked(path, axis, rank, tensor, group.name)
+    ranks = used_ranks(group, np.asarray(genomes))
+    for name, axis in RANK_AXES.items():
+      path, tensor = (*group.path, name), SUPPORTS[name].tensor
+      if path in flat:
+        yield _Ranked(path, axis, ranks[tensor], tensor, group.name)
 
 
 def cut(groups: Sequence[Group], supports: Any, genome: np.ndarray) -> dict[str, Any]:
@@ -89,13 +86,13 @@ def cut(groups: Sequence[Group], supports: Any, genome: np.ndarray) -> dict[str,
   check_storage(groups, supports, genome)
   flat = flatten(supports)
   for array in _ranked(groups, flat, genome):
-    first = functools.partial(_first, axis=array.axis, rank=array.rank)
+    first = functools.partial(first_ranks, axis=array.axis, rank=array.rank)
     flat[array.path] = jax.tree.map(first, flat[array.path])  # in its box, if it is in one
   return flax.traverse_util.unflatten_dict(flat)
 
 
-def _first(value: Any, axis: int, rank: int) -> Any:
-  """The first so many items of an array along an axis that is counted from the end."""
+def first_ranks(value: Any, axis: int, rank: int) -> Any:
+  """The first so many rank-one parts of an array, along an axis that is counted from the end."""
   if value.shape[axis] == rank:
     return value
   return value[(..., slice(rank), *[slice(None)] * (-1 - axis))]

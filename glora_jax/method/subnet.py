@@ -12,7 +12,7 @@ import numpy as np
 
 from glora_jax.method import storage
 from glora_jax.method.space import FLAT_FORMS
-from glora_jax.method.supports import COLLECTION, used_parts
+from glora_jax.method.supports import COLLECTION
 from glora_jax.tree import Path, partition
 
 if TYPE_CHECKING:
@@ -109,7 +109,5 @@ class Subnet:
       (*group.path, name)
       for group in self.adapted.groups
       for row in group.rows
-      for name in used_parts(
-        self.genome[row].tolist(), group.space.ranks, group.has_bias, group.space.tied
-      )
+      for name in group.used_parts(self.genome[row].tolist())
     }

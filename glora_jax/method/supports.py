@@ -8,8 +8,9 @@ allele reads all follow from it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -84,6 +85,8 @@ SUPPORTS: Mapping[str, Support] = {
   'E_constant': Support('E', 'constant', ('one',), shared=Part('E', (_FIRST,))),
 }
 
+_DRAWN = tuple(name for name, support in SUPPORTS.items() if support.drawn)
+
 
 def support_shapes(
   in_features: int, out_features: int, ranks: Sequence[int], bias: bool = True, tied: bool = True
@@ -139,13 +142,52 @@ def init_supports(
   """
   ranks = checked_ranks(ranks)
   Layer('the layer', in_features, out_features, bias, SearchSpace(ranks, tied=tied))  # checks them
-  xavier = jax.nn.initializers.glorot_uniform()
-  drawn = [name for name, support in SUPPORTS.items() if support.drawn]
-  keys = dict(zip(drawn, jax.random.split(key, len(drawn)), strict=True))
-  return {
-    name: xavier(keys[name], shape, dtype) if name in keys else jnp.zeros(shape, dtype)
-    for name, shape in support_shapes(in_features, out_features, ranks, bias, tied).items()
-  }
+  shapes = support_shapes(in_features, out_features, ranks, bias, tied)
+  return init_arrays(key[None], (), shapes, dtype)
+
+
+def init_arrays(
+  keys: jax.Array, stack_shape: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]], dtype: Any
+) -> Supports:
+  """Supports of a stack of layers, as `init_supports` gives them for each.
+
+  A random array is one program for each shape, since such programs compile slowly; all zeros
+  together are one.
+
+  Args:
+    keys: a random key for each layer, [layer].
+    stack_shape: sizes of the stack's axes.
+    shapes: names of the supports, and their shapes [stack..., ...].
+    dtype: data type of all supports.
+  """
+  zeros = {name: shape for name, shape in shapes.items() if not SUPPORTS[name].drawn}
+  supports = dict(zip(zeros, _zeros(tuple(zeros.values()), dtype), strict=True))
+  split = _split(keys, len(_DRAWN))
+  for number, name in enumerate(_DRAWN):
+    if name in shapes:
+      supports[name] = _draw(split, number, shapes[name], len(stack_shape), dtype)
+  return {name: supports[name] for name in shapes}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
+def _zeros(shapes: Sequence[tuple[int, ...]], dtype: Any) -> list[jax.Array]:
+  return [jnp.zeros(shape, dtype) for shape in shapes]
+
+
+@functools.partial(jax.jit, static_argnums=1, inline=True)
+def _split(keys: jax.Array, number: int) -> jax.Array:
+  """Keys [layer, number] of keys [layer]."""
+  return jax.vmap(functools.partial(jax.random.split, num=number))(keys)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4), inline=True)
+def _draw(
+  keys: jax.Array, number: int, shape: tuple[int, ...], stack_ndim: int, dtype: Any
+) -> jax.Array:
+  """An array [stack..., ...] that is Xavier-uniform in each layer, with one of the layer's keys."""
+  xavier = functools.partial(jax.nn.initializers.glorot_uniform(), dtype=dtype)
+  draw = functools.partial(xavier, shape=shape[stack_ndim:])
+  return jax.vmap(draw)(keys[:, number]).reshape(shape)
 
 
 def read(supports: Mapping[str, jax.Array], tensor: Tensor, form: Form) -> jax.Array:

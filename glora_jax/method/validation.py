@@ -12,7 +12,7 @@ from glora_jax.limits import shown
 from glora_jax.method.genomes import check_genome
 from glora_jax.method.groups import Group
 from glora_jax.method.space import SearchSpace, Spec
-from glora_jax.method.supports import COLLECTION, SUPPORTS, support_shapes
+from glora_jax.method.supports import COLLECTION, SUPPORTS
 from glora_jax.tree import differences, flatten, path_name
 
 _LONGEST_LIST = 500  # characters of what differs that a sentence has
@@ -128,13 +128,9 @@ def check_supports(groups: Sequence[Group], supports: Any) -> None:
   given = {path_name(path): jax.tree.leaves(value)[0] for path, value in flatten(supports).items()}
   expected = {}
   for group in groups:
-    space, stack = group.space, group.stack_shape
-    shapes = support_shapes(
-      group.in_features, group.out_features, space.ranks, group.has_bias, space.tied
-    )
-    for name, shape in shapes.items():
+    for name, shape in group.support_shapes().items():
       path = path_name((*group.path, name))
-      stored = _as_stored(name, stack + shape, np.shape(given.get(path, 0)))
+      stored = _as_stored(name, shape, np.shape(given.get(path, 0)))
       expected[path] = jax.ShapeDtypeStruct(stored, np.float32)
   if problems := differences(given, expected):
     raise ValueError(

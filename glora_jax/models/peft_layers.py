@@ -10,7 +10,6 @@ import numpy as np
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.groups import Group
 from glora_jax.method.space import FLAT_FORMS, TENSORS, WEIGHT_TENSORS, Tensor
-from glora_jax.method.supports import used_parts
 from glora_jax.models.peft_file import AdapterFile, FlatForm, Forms, LowRank
 from glora_jax.models.peft_names import Naming
 from glora_jax.models.verification import grouped
@@ -191,9 +190,7 @@ def fill(supports: Any, layer: AdaptedLayer, tensor: Tensor, form: LowRank | Fla
   else:
     code = flat.index(form.form)
   alleles = [code if name == tensor else 0 for name in TENSORS]
-  for name, part in used_parts(
-    alleles, group.space.ranks, group.has_bias, group.space.tied
-  ).items():
+  for name, part in group.used_parts(alleles).items():
     place = (*layer.index, *part)
     values = _values(name, form)
     supports[name][place] = values.reshape(supports[name][place].shape)

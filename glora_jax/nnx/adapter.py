@@ -16,18 +16,16 @@ from glora_jax.method.equation import thin_output
 from glora_jax.method.groups import Group
 from glora_jax.method.layout import Layout
 from glora_jax.method.merge import merge_biases, merge_layers
+from glora_jax.method.occurring import Occurring
 from glora_jax.method.site import Site
-from glora_jax.method.space import FLAT_FORMS, TENSORS, WEIGHT_TENSORS, Spec, Tensor
-from glora_jax.method.storage import cut
-from glora_jax.method.supports import SUPPORTS, support_shapes, used_parts
+from glora_jax.method.space import TENSORS, WEIGHT_TENSORS, Tensor
+from glora_jax.method.storage import RANK_AXES, first_ranks
+from glora_jax.method.supports import SUPPORTS, support_shapes
 from glora_jax.nnx.stacking import axis_names, lay_beside, stack_first, taken_axes, what_is_left
 from glora_jax.nnx.variables import Genome, Support
 
 # Metadata of a kernel that what lies beside it has, too.
 _SHARED = ('eager_sharding', 'mesh', 'out_sharding', 'sharding_rules')
-
-# For each tensor the alleles that may occur in a set of supports, ascending.
-Occurring = tuple[tuple[int, ...], ...]
 
 
 class Recipe:
@@ -58,67 +56,31 @@ class Recipe:
     return f'Recipe({self.group.name})'
 
   @functools.cached_property
-  def used(self) -> tuple[Tensor, ...]:
-    """The tensors that may take part."""
-    codes = zip(TENSORS, self.occurring, strict=True)
-    return tuple(tensor for tensor, alleles in codes if alleles != (0,))
-
-  @functools.cached_property
   def only_alleles(self) -> np.ndarray | None:
     """The alleles [5] where there is no choice, known when tracing; None where there is one."""
-    if any(len(alleles) > 1 for alleles in self.occurring):
+    if any(len(codes) > 1 for codes in self.occurring.codes):
       return None
-    return np.array([alleles[0] for alleles in self.occurring], np.int8)
-
-  @property
-  def is_thin(self) -> bool:
-    """Whether no layer has a LoRA for A, so that no merged kernel is needed."""
-    return max(self.occurring[0]) < len(FLAT_FORMS['A'])
+    return np.array([codes[0] for codes in self.occurring.codes], np.int8)
 
   @functools.cached_property
-  def stored(self) -> frozenset[str]:
-    """Names of the supports that some allele reads."""
-    names: set[str] = set()
-    for column, alleles in enumerate(self.occurring):
-      for code in alleles:
-        row = [0] * len(TENSORS)
-        row[column] = code
-        names |= used_parts(row, self.group.space.ranks, self.group.has_bias, self._tied).keys()
-    return frozenset(names)
-
-  @property
-  def _tied(self) -> bool:
-    return self.group.space.tied
+  def stored(self) -> dict[str, int]:
+    """The supports that some allele reads, with the largest rank that one reads of them."""
+    ranks: dict[str, int] = {}
+    for column, codes in enumerate(self.occurring.codes):
+      for code in codes:
+        alleles = [0] * len(TENSORS)
+        alleles[column] = code
+        for name, part in self.group.used_parts(alleles).items():
+          rank = part[RANK_AXES[name]].stop if name in RANK_AXES else 0
+          ranks[name] = max(ranks.get(name, 0), rank)
+    return ranks
 
   def cut(self, supports: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """Of all supports [stack..., ...] those that some allele reads, no wider than it reads them."""
-    most = np.zeros((max(self.group.rows) + 1, len(TENSORS)), np.int8)
-    most[np.array(self.group.rows)] = [max(alleles) for alleles in self.occurring]
-    collection: Any = functools.reduce(_nested, reversed(self.group.path), dict(supports))
-    narrow: Any = cut([self.group], collection, most)
-    for name in self.group.path:
-      narrow = narrow[name]
-    return {name: value for name, value in narrow.items() if name in self.stored}
-
-
-def _nested(inner: Any, name: str) -> dict[str, Any]:
-  return {name: inner}
-
-
-def offered(group: Group, spec: Spec) -> Occurring:
-  """The alleles of a group that its space offers."""
-  layers = [spec.layers[row] for row in group.rows]
-  return tuple(_ascending(layer.offered(tensor) for layer in layers) for tensor in TENSORS)
-
-
-def chosen(group: Group, genome: np.ndarray) -> Occurring:
-  """The alleles of a group that a genome has."""
-  codes = genome[np.array(group.rows)]
-  return tuple(_ascending([column.tolist()]) for column in codes.T)
-
-
-def _ascending(parts: Iterable[Iterable[int]]) -> tuple[int, ...]:
-  return tuple(sorted({code for codes in parts for code in codes}))
+    return {
+      name: first_ranks(supports[name], RANK_AXES[name], rank) if rank else supports[name]
+      for name, rank in self.stored.items()
+    }
 
 
 class Adapter(nnx.Pytree):
@@ -198,7 +160,7 @@ class Adapter(nnx.Pytree):
   ) -> jax.Array:
     """What a layer without a LoRA for A adds to x W [..., out], of inputs [..., in]."""
     _, part, alleles = self._left(member, kernel, WEIGHT_TENSORS)
-    ranks, used = self.group.space.ranks, self.recipe.used
+    ranks, used = self.group.space.ranks, self.recipe.occurring.tensors
     return thin_output(inputs, product, None, part, alleles, ranks, used)
 
   def local_layout(self, member: int, kernel: jax.Array) -> Layout:
@@ -243,9 +205,10 @@ def with_rows(variable: Genome, genome: Any) -> Genome:
   """The alleles of a set of supports as a genome int [rows, 5] has them."""
   group = variable.recipe.group
   site = group.members[0]
-  alleles = group.alleles(jnp.asarray(genome, jnp.int8))
+  array = jnp if isinstance(genome, jax.core.Tracer) else np  # NumPy has nothing to compile
+  alleles = group.alleles(array.asarray(genome, np.int8))
   value = lay_beside(alleles, site.layout, len(site.kernel_shape))
-  return variable.replace(_like(variable.get_value(), value))
+  return variable.replace(_like(variable.get_value(), jnp.asarray(value)))
 
 
 def set_like(variable: nnx.Variable, value: Any) -> None:

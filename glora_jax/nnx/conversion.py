@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from glora_jax.files import Path as FilePath
 from glora_jax.method import adapter_file
 from glora_jax.method.adapted import COLLECTION, Adapted
-from glora_jax.method.groups import Group
+from glora_jax.method.groups import Group, spec_of
 from glora_jax.nnx.adapter import set_like
 from glora_jax.nnx.frozen import STATISTICS, Frozen
-from glora_jax.nnx.live import adapters, get_genome, set_genome, spec
+from glora_jax.nnx.live import adapters, get_genome, set_genome
 from glora_jax.nnx.owners import UNCOVERED
 from glora_jax.nnx.places import Places
 from glora_jax.nnx.plain import without_supports
@@ -59,15 +59,18 @@ def as_adapted(model: nnx.Module) -> tuple[Adapted, dict[str, Any]]:
     True
   """
   frozen = Frozen(without_supports(model))
-  groups = tuple(adapter.group for adapter in adapters(model))
-  values = frozen.variables()
-  shapes = flatten(values['params'])
-  heads, uncovered = frozenset(_heads(model)), vars(model).get(UNCOVERED, ())
-  adapted = Adapted(frozen, spec(model), groups, heads, 'up_front', shapes, uncovered)
   supports: dict[str, Any] = {}
   for adapter in adapters(model):
     supports = replace(supports, adapter.group.path, _widened(adapter.group, adapter.supports()))
-  return adapted, {**values, COLLECTION: supports}
+  return _adapted(model, frozen), {**frozen.variables(), COLLECTION: supports}
+
+
+def _adapted(model: nnx.Module, frozen: Frozen) -> Adapted:
+  """What `glora_jax.adapt` gives, of an attached model and its plain one."""
+  groups = tuple(adapter.group for adapter in adapters(model))
+  shapes = flatten(frozen.variables()['params'])
+  heads, uncovered = frozenset(_heads(model)), vars(model).get(UNCOVERED, ())
+  return Adapted(frozen, spec_of(groups), groups, heads, 'up_front', shapes, uncovered)
 
 
 def set_variables(model: nnx.Module, variables: Mapping[str, Any]) -> None:
@@ -172,7 +175,8 @@ def summary(model: nnx.Module, genome: Any = None) -> str:
     Linear   4    3  none  lora:4  none  none  none       28     15
     this subnet trains 28 parameters, and the heads 0: 186.67% of the 15 of the base model
   """
-  return as_adapted(model)[0].summary(get_genome(model) if genome is None else genome)
+  adapted = _adapted(model, Frozen(without_supports(model)))
+  return adapted.summary(get_genome(model) if genome is None else genome)
 
 
 def _heads(model: nnx.Module) -> list[Path]:
@@ -182,12 +186,9 @@ def _heads(model: nnx.Module) -> list[Path]:
 
 def _widened(group: Group, stored: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
   """All supports of a group, with zeros where nothing is stored."""
-  kernel = jax.ShapeDtypeStruct(group.members[0].kernel_shape, group.dtype)
-  init = functools.partial(group.init, kernel=kernel)
-  shapes = jax.eval_shape(init, jax.random.key(0))
-  return {name: _padded(stored.get(name), shape) for name, shape in shapes.items()}
-
-
-def _padded(value: jax.Array | None, shape: jax.ShapeDtypeStruct) -> jax.Array:
-  zeros = jnp.zeros(shape.shape, shape.dtype)
-  return zeros if value is None else zeros.at[tuple(map(slice, value.shape))].set(value)
+  widened = {}
+  for name, shape in group.support_shapes().items():
+    value = stored.get(name, jnp.zeros((0,) * len(shape), group.support_dtype))
+    missing = np.subtract(shape, value.shape)
+    widened[name] = jnp.pad(value, [(0, size) for size in missing]) if missing.any() else value
+  return widened

@@ -8,7 +8,8 @@ import numpy as np
 from flax import nnx
 
 from glora_jax.method.genomes import canonicalize
-from glora_jax.nnx.adapter import Adapter, Recipe, chosen
+from glora_jax.method.occurring import Occurring
+from glora_jax.nnx.adapter import Adapter, Recipe
 from glora_jax.nnx.live import adapters, set_genome, spec
 from glora_jax.nnx.owners import is_owner, parts_of
 from glora_jax.nnx.places import modules, variable_at
@@ -53,7 +54,7 @@ def fix(model: Model, genome: Any) -> Model:
 
 def _fixed(model: nnx.Module, adapter: Adapter, genome: np.ndarray) -> Adapter:
   """A set of supports for one genome."""
-  recipe = Recipe(adapter.group, chosen(adapter.group, genome))
+  recipe = Recipe(adapter.group, Occurring.of_alleles(genome[np.array(adapter.group.rows)]))
   stored = recipe.cut(adapter.supports())
   kernel = _kernel_beside(model, adapter)
   return Adapter(recipe, stored, adapter.alleles(), kernel, adapter.genome.var_type)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from glora_jax.method.adapted import COLLECTION, Adapted
 from glora_jax.method.genomes import largest_genome
-from glora_jax.nnx.adapter import Adapter, Recipe, offered
+from glora_jax.method.groups import Group
+from glora_jax.method.occurring import Occurring
+from glora_jax.method.space import TENSORS, Spec
+from glora_jax.nnx.adapter import Adapter, Recipe
 from glora_jax.nnx.functional import params
 from glora_jax.nnx.owners import PREFIX, UNCOVERED, Part, make_owner
 from glora_jax.nnx.places import Location, Place, Places, put
@@ -30,10 +32,10 @@ def insert(
     genome_type: type of the variables of the alleles.
   """
   supports = adapted.init(key, params(model))[COLLECTION]
-  genome = jnp.asarray(largest_genome(adapted.spec))
+  genome = largest_genome(adapted.spec)
   insertion = _Insertion(model)
   for group in adapted.groups:
-    recipe = Recipe(group, offered(group, adapted.spec))
+    recipe = Recipe(group, _offered(group, adapted.spec))
     stored = recipe.cut(get(supports, group.path))
     kernel = insertion.places.by_path[group.members[0].kernel_path]
     insertion.add(Adapter(recipe, stored, group.alleles(genome), kernel, genome_type))
@@ -42,6 +44,14 @@ def insert(
   insertion.finish()
   if adapted.uncovered:
     setattr(model, UNCOVERED, adapted.uncovered)
+
+
+def _offered(group: Group, spec: Spec) -> Occurring:
+  """The alleles of a group that its space offers."""
+  layers = [spec.layers[row] for row in group.rows]
+  return Occurring.of_tensors(
+    [code for layer in layers for code in layer.offered(tensor)] for tensor in TENSORS
+  )
 
 
 class _Insertion:

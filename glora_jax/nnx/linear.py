@@ -22,7 +22,7 @@ def is_thin(adapter: Adapter, member: int, kernel: jax.Array) -> bool:
   """Whether what is left of a layer's kernel is one layer, and needs no merging."""
   layout = adapter.local_layout(member, kernel)
   in_order = list(layout.outputs) == sorted(layout.outputs)
-  return adapter.recipe.is_thin and not layout.stack and in_order
+  return adapter.recipe.occurring.is_thin and not layout.stack and in_order
 
 
 def make_thin(layer: nnx.Linear | nnx.LinearGeneral, adapter: Adapter, member: int) -> None:

@@ -122,21 +122,19 @@ def _check_genome(found: Sequence[Adapter], genome: Any) -> None:
   codes = np.asarray(genome)
   for adapter in found:
     for row in adapter.group.rows:
-      for column, occurring in enumerate(adapter.recipe.occurring):
-        _require_offer(layers, row, column, int(codes[row, column]), occurring)
+      for column, stored in enumerate(adapter.recipe.occurring.codes):
+        _require_offer(layers, row, column, int(codes[row, column]), stored)
 
 
-def _require_offer(
-  layers: Spec, row: int, column: int, code: int, occurring: tuple[int, ...]
-) -> None:
+def _require_offer(layers: Spec, row: int, column: int, code: int, stored: tuple[int, ...]) -> None:
   """Raises ValueError unless an allele, or the same by another name, is among those of a model."""
   layer, tensor = layers.layers[row], TENSORS[column]
   same = layer.canonical(tensor)
-  if same[code] not in {same[offered] for offered in occurring}:
+  if same[code] not in {same[other] for other in stored}:
     names = layer.space.names(tensor)
     raise ValueError(
       f'The genome says {names[code]} for {tensor} of layer {row} ({layer.name}), where this model '
-      f'stores {", ".join(names[offered] for offered in occurring)}; attach with a space that '
+      f'stores {", ".join(names[other] for other in stored)}; attach with a space that '
       'offers it, or set the genome of the model as it was before glora_jax.nnx.fix.'
     )
 

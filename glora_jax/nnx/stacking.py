@@ -31,6 +31,8 @@ def lay_beside(value: jax.Array, layout: Layout, ndim: int) -> jax.Array:
   """
   if not _is_first(layout.stack):
     value = value.reshape((*value.shape, *(1,) * (ndim - value.ndim)))
+  if _is_in_place(layout.stack):
+    return value
   return jnp.moveaxis(value, range(len(layout.stack)), layout.stack)
 
 
@@ -51,8 +53,13 @@ def axis_names(names: Sequence[str | None], layout: Layout, rest: Sequence[str |
 
 
 def _is_first(stack: Sequence[int]) -> bool:
-  """Whether a kernel's stack axes are its first ones."""
-  return sorted(stack) == list(range(len(stack)))
+  """Whether a kernel's stack axes are its first ones, in any order."""
+  return _is_in_place(sorted(stack))
+
+
+def _is_in_place(stack: Sequence[int]) -> bool:
+  """Whether a kernel's stack axes are its first ones, in their order."""
+  return list(stack) == list(range(len(stack)))
 
 
 def taken_axes(layout: Layout, whole: Sequence[int], left: Sequence[int]) -> tuple[int, ...]:
@@ -120,5 +127,6 @@ def stack_first(
       'than off the kernel; give glora_jax.nnx.Genome and nnx.Param the same axis, '
       'nnx.StateAxes({(nnx.Param, glora_jax.nnx.Genome): 0, ...: None}) for instance.'
     )
-  moved = jnp.moveaxis(value, layout.stack, range(len(layout.stack)))
-  return moved.reshape((*stack, *shape))
+  if not _is_in_place(layout.stack):
+    value = jnp.moveaxis(value, layout.stack, range(len(layout.stack)))
+  return value.reshape((*stack, *shape))
