@@ -29,7 +29,7 @@ import scipy.stats
 from benchmarks.machinery.output import make_parser, print_result, print_table, rounded
 from configs import quickstart
 from glora_jax.files import read_arrays, read_json
-from glora_jax.method import genomes
+from glora_jax.method import draws, genomes
 from glora_jax.method.space import Spec
 from glora_jax.runs import experiment
 from glora_jax.runs.config import check_config
@@ -137,7 +137,7 @@ def ask_chance(finished: FinishedRun, number: int) -> dict[str, list[Scores]]:
       lambda population: run.score(variables, population, 'val'),
       _key(run, SEARCH_KEY + index),
       settings,
-      budget=genomes.check_budget(run.settings.budget),
+      budget=draws.check_budget(run.settings.budget),
       guide=lambda genome: guide(variables, jnp.asarray(genome), *run.data('val')),
       progress=False,
     )
@@ -157,7 +157,7 @@ def spread_sizes(
   least = genomes.count_params(spec, genomes.smallest_genome(spec))
   most = genomes.count_params(spec, genomes.largest_genome(spec))
   limits = np.linspace(least, most if budget is None else min(budget, most), number + 1)[1:]
-  drawn = [genomes.random_genomes(rng, spec, 1, math.floor(limit)) for limit in limits]
+  drawn = [draws.random_genomes(rng, spec, 1, math.floor(limit)) for limit in limits]
   return genomes.canonicalize(spec, np.concatenate(drawn))
 
 
@@ -175,7 +175,7 @@ def ask_ranks(finished: FinishedRun, number: int) -> dict[str, list[Scores]]:
   """Random subnets with the supernet's weights, and trained alone."""
   run = finished.run
   rng = np.random.default_rng(np.asarray(jax.random.key_data(_key(run, SAMPLE_KEY))))
-  budget = genomes.check_budget(run.settings.budget)
+  budget = draws.check_budget(run.settings.budget)
   sample = spread_sizes(rng, run.adapted.spec, number, budget)
   alone = []
   for index, genome in enumerate(sample, 1):

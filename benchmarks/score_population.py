@@ -27,7 +27,7 @@ from benchmarks.machinery.embedded_task import EMBEDDED_VIT, IMAGE_SIZE, NUM_CLA
 from benchmarks.machinery.output import make_parser, print_result, print_table, rounded
 from benchmarks.machinery.timing import in_turn, median_ratio
 from glora_jax.method.adapted import Adapted
-from glora_jax.method.genomes import random_genomes
+from glora_jax.method.draws import random_genomes
 from glora_jax.models.vit import ViT
 from glora_jax.search import early_stopping, evolution, scoring
 from glora_jax.search.archive import Archive

@@ -29,7 +29,7 @@ from benchmarks.machinery.embedded_task import BUDGET, Backbone
 from benchmarks.machinery.jobs import parse_arguments, run_jobs
 from benchmarks.machinery.output import print_result, print_table
 from benchmarks.machinery.timing import in_turn, medians
-from glora_jax.method.genomes import random_genomes
+from glora_jax.method.draws import random_genomes
 from glora_jax.search import guidance, scoring
 from glora_jax.search.archive import Archive
 from glora_jax.search.evolution import Evolution, evolve

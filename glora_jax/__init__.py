@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from glora_jax.method.adapt import adapt
 from glora_jax.method.adapted import Adapted
+from glora_jax.method.draws import random_genomes, sample_genome
 from glora_jax.method.equation import effective
 from glora_jax.method.genome_json import genome_from_json, genome_to_json
-from glora_jax.method.genomes import canonicalize, count_params, random_genomes, sample_genome
+from glora_jax.method.genomes import canonicalize, count_params
 from glora_jax.method.preset_names import check_preset_name, preset_label
 from glora_jax.method.presets import custom_genome, preset, presets
 from glora_jax.method.space import Layer, SearchSpace, Spec

@@ -16,7 +16,7 @@ from benchmarks.fuzz.oracle import Case, Fault, same
 from benchmarks.fuzz.place import Place
 from benchmarks.fuzz.values import changed_json, damaged, shown
 from glora_jax.files import STAMP, write_arrays, write_json
-from glora_jax.method.genomes import random_genomes
+from glora_jax.method.draws import random_genomes
 from glora_jax.records import read_lines, read_record
 from glora_jax.runs.config import check_config, default_config
 from glora_jax.runs.stages.results import Result

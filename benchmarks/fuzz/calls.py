@@ -42,7 +42,7 @@ from benchmarks.fuzz.values import shown
 from glora_jax import Consistency, Evolution, Layer, Recipe, Sampling, SearchSpace
 from glora_jax.data.augment import Augmentation
 from glora_jax.data.normalization import statistics
-from glora_jax.method.genomes import check_budget, random_genomes
+from glora_jax.method.draws import check_budget, random_genomes
 from glora_jax.runs.config import parse_arguments
 
 Check = Callable[[dict[str, Any], Any], None]

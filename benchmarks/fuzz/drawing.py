@@ -10,7 +10,7 @@ import glora_jax
 from benchmarks.fuzz.models import SPECS, dense
 from benchmarks.fuzz.values import NASTY
 from glora_jax import SearchSpace, Spec
-from glora_jax.method.genomes import random_genomes
+from glora_jax.method.draws import random_genomes
 
 EXAMPLES = 4  # drawn for a case, of which the last is taken: the first are the simplest
 

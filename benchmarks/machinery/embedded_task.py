@@ -11,7 +11,7 @@ from glora_jax.data import normalization, pipeline
 from glora_jax.data.catalog import find
 from glora_jax.method.adapt import adapt
 from glora_jax.method.adapted import Adapted
-from glora_jax.method.genomes import sample_genome
+from glora_jax.method.draws import sample_genome
 from glora_jax.models import weights
 from glora_jax.models.vit import ViT
 from glora_jax.search.evolution import Evolution

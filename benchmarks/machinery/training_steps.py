@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import glora_jax
 from benchmarks.machinery.timing import seconds
 from glora_jax.method.adapted import Adapted
-from glora_jax.method.genomes import sample_genome
+from glora_jax.method.draws import sample_genome
 from glora_jax.models.vit import ViT
 from glora_jax.training import loop, losses
 from glora_jax.training.batches import batch_indices

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from glora_jax.limits import listed, shown
-from glora_jax.method.genomes import canonicalize, check_budget
+from glora_jax.method.draws import check_budget
+from glora_jax.method.genomes import canonicalize
 from glora_jax.method.placement import block_numbers, placed_rows
 from glora_jax.method.preset_names import (
   PRESET_NAMES,

@@ -22,7 +22,7 @@ import ml_collections
 from glora_jax.data.augment import Augmentation
 from glora_jax.data.task import Source
 from glora_jax.limits import shown
-from glora_jax.method import genomes
+from glora_jax.method import draws
 from glora_jax.runs import schema
 from glora_jax.runs.schema import field, subsection
 from glora_jax.runs.sections import (
@@ -112,7 +112,7 @@ class RunSettings:
   watch: WatchSettings = WatchSettings()
 
   def __post_init__(self):
-    genomes.check_budget(self.budget)
+    draws.check_budget(self.budget)
     for relation in relations(self):
       if not relation.holds:
         raise ValueError(relation.sentence)

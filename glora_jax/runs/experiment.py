@@ -15,7 +15,7 @@ from typing import Any
 
 import ml_collections
 
-from glora_jax.method.genomes import check_budget
+from glora_jax.method.draws import check_budget
 from glora_jax.reports import run_report
 from glora_jax.runs import structures
 from glora_jax.runs.lifecycle import carry_out, never

@@ -12,7 +12,7 @@ import ml_collections
 
 from glora_jax.data.catalog import expand
 from glora_jax.files import first_line
-from glora_jax.method import genomes
+from glora_jax.method import draws
 
 FIELDS = ('budget', 'learning_rate')
 MOST_NAMES = 30  # that a sentence lists in full
@@ -109,7 +109,7 @@ def _check_chosen(chosen: Any, where: str) -> None:
       )
     if field == 'budget':
       try:
-        genomes.check_budget(value)
+        draws.check_budget(value)
       except ValueError as error:
         raise ValueError(f'{where}: {error}') from error
     elif not _is_positive(value):

@@ -16,7 +16,8 @@ from threadpoolctl import threadpool_limits
 
 from glora_jax.mesh import settle
 from glora_jax.method.adapted import COLLECTION, Adapted
-from glora_jax.method.genomes import check_budget, count_params
+from glora_jax.method.draws import check_budget
+from glora_jax.method.genomes import count_params
 from glora_jax.method.space import FLAT_FORMS, Layer, Spec, Tensor
 from glora_jax.method.summary import layer_table
 from glora_jax.search.allocation import (

@@ -17,7 +17,8 @@ import jax
 import numpy as np
 from tqdm.auto import tqdm
 
-from glora_jax.method.genomes import count_params, random_genomes, require_feasible
+from glora_jax.method.draws import random_genomes, require_feasible
+from glora_jax.method.genomes import count_params
 from glora_jax.method.space import Spec
 from glora_jax.method.validation import check_population
 from glora_jax.search.archive import Archive

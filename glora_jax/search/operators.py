@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from glora_jax.method.genomes import count_params, random_genomes
+from glora_jax.method.draws import random_genomes
+from glora_jax.method.genomes import count_params
 from glora_jax.method.one_shift import C, E, linked
 from glora_jax.method.space import Spec
 

@@ -9,7 +9,8 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 
-from glora_jax.method.genomes import count_params, shrink
+from glora_jax.method.draws import shrink
+from glora_jax.method.genomes import count_params
 from glora_jax.method.space import Spec
 from glora_jax.search.archive import Archive
 from glora_jax.search.brood import Brood
@@ -43,7 +44,7 @@ class Strategy(Protocol):
 class PaperEvolution:
   """The paper's evolution (section 3.4): the fittest subnets mutate and cross.
 
-  Children above the budget are repaired (`genomes.shrink`), not thrown away.
+  Children above the budget are repaired (`draws.shrink`), not thrown away.
 
   Attributes:
     spec: the genomes' spec.

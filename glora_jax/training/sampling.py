@@ -9,7 +9,8 @@ import jax
 
 from glora_jax.limits import Limits, check_fields
 from glora_jax.method import space
-from glora_jax.method.genomes import largest_genome, sample_genome, smallest_genome
+from glora_jax.method.draws import sample_genome
+from glora_jax.method.genomes import largest_genome, smallest_genome
 
 RANGES: Mapping[str, Limits] = {
   'largest': Limits(at_least=0, at_most=1),

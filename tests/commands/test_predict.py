@@ -25,7 +25,7 @@ import glora_jax
 from glora_jax import convert, predict
 from glora_jax.data import image
 from glora_jax.data.normalization import normalize
-from glora_jax.method import genomes
+from glora_jax.method import draws
 from glora_jax.models import weights
 from glora_jax.models.classifier import find_images
 from glora_jax.models.vit import ViT
@@ -51,7 +51,7 @@ def problem():
   shapes = jax.eval_shape(adapted.init, jax.random.key(0), params)
   variables = {**adapted.init(jax.random.key(0), params)}
   variables['glora'] = randomized(shapes['glora'], 5, scale=0.1)
-  genome = genomes.random_genomes(np.random.default_rng(0), adapted.spec, 1)[0]
+  genome = draws.random_genomes(np.random.default_rng(0), adapted.spec, 1)[0]
 
   @jax.jit
   def probabilities(images):

@@ -14,7 +14,7 @@ from comparing import jit, random_params, random_variables
 from flax import nnx
 
 import glora_jax
-from glora_jax.method import genomes, presets
+from glora_jax.method import draws, presets
 from glora_jax.models.vit import ViT
 
 MERGES = ('up_front', 'lazy')
@@ -48,7 +48,7 @@ def population(small):
 
 
 def random_genomes(spec, number, seed=0):
-  return genomes.random_genomes(np.random.default_rng(seed), spec, number)
+  return draws.random_genomes(np.random.default_rng(seed), spec, number)
 
 
 @pytest.mark.parametrize('merge', MERGES)

@@ -19,7 +19,7 @@ from trees import randomized
 import glora_jax
 from glora_jax import SearchSpace
 from glora_jax.method import presets
-from glora_jax.method.genomes import random_genomes
+from glora_jax.method.draws import random_genomes
 from glora_jax.models.vit import ViT
 
 X = jax.random.normal(jax.random.key(0), (3, 5, 12))

@@ -14,7 +14,8 @@ from trees import randomized
 import glora_jax
 from glora_jax.files import read_tensors, write_tensors
 from glora_jax.method import adapter_file, presets
-from glora_jax.method.genomes import canonicalize, random_genomes
+from glora_jax.method.draws import random_genomes
+from glora_jax.method.genomes import canonicalize
 from glora_jax.models.vit import ViT
 
 IMAGES = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))

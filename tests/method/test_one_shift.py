@@ -8,15 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glora_jax.method.genomes import (
-  check_genome,
-  count_params,
-  largest_genome,
-  random_genomes,
-  sample_genome,
-  shrink,
-  smallest_genome,
-)
+from glora_jax.method.draws import random_genomes, sample_genome, shrink
+from glora_jax.method.genomes import check_genome, count_params, largest_genome, smallest_genome
 from glora_jax.method.space import TENSORS, Layer, SearchSpace, Spec
 from glora_jax.search.operators import cross, give_up, mutate, propose_guided
 

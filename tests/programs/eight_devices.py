@@ -14,7 +14,7 @@ from trees import randomized
 
 import glora_jax
 from glora_jax import mesh as meshes
-from glora_jax.method.genomes import random_genomes, sample_genome
+from glora_jax.method.draws import random_genomes, sample_genome
 from glora_jax.models.vit import ViT
 from glora_jax.search import scoring
 from glora_jax.training import loop

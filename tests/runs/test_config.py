@@ -215,4 +215,4 @@ def test_every_number_of_a_config_has_a_range():
     for name, setting in schema.walk(RunSettings())
     if setting.domain.kind in (int, float) and not setting.domain.limits.range()
   ]
-  assert open_ended == ['budget']  # `genomes.check_budget` refuses what cannot be
+  assert open_ended == ['budget']  # `draws.check_budget` refuses what cannot be

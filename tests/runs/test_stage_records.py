@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from glora_jax.files import read_arrays, write_arrays, write_json
-from glora_jax.method.genomes import random_genomes, smallest_genome
+from glora_jax.method.draws import random_genomes
+from glora_jax.method.genomes import smallest_genome
 from glora_jax.runs.config import RunSettings, check_config
 from glora_jax.runs.lifecycle import prepare
 from glora_jax.runs.run import Place, Stream

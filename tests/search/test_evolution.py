@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_search import GENES, SMALL, SPEC, TARGET, Judge, StoppingJudge, assert_same, search
 
-from glora_jax.method.genomes import canonicalize, count_params, random_genomes
+from glora_jax.method.draws import random_genomes
+from glora_jax.method.genomes import canonicalize, count_params
 from glora_jax.search.evolution import Evolution
 from glora_jax.search.pareto import hypervolume
 

@@ -7,7 +7,7 @@ from tiny_models import MODELS, base_params, images_and_labels
 from trees import randomized
 
 import glora_jax
-from glora_jax.method.genomes import random_genomes
+from glora_jax.method.draws import random_genomes
 from glora_jax.search import guidance, scoring
 
 

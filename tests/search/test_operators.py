@@ -3,12 +3,8 @@
 import numpy as np
 from toy_search import SPEC
 
-from glora_jax.method.genomes import (
-  check_genome,
-  count_params,
-  random_genomes,
-  smallest_genome,
-)
+from glora_jax.method.draws import random_genomes
+from glora_jax.method.genomes import check_genome, count_params, smallest_genome
 from glora_jax.search.operators import cross, give_up, mutate, propose_guided
 
 

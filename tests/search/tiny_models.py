@@ -10,7 +10,7 @@ import numpy as np
 from trees import randomized
 
 import glora_jax
-from glora_jax.method.genomes import random_genomes
+from glora_jax.method.draws import random_genomes
 from glora_jax.models.vit import ViT
 from glora_jax.search import scoring
 

@@ -13,7 +13,7 @@ from trees import randomized
 
 import glora_jax
 from glora_jax.method import presets
-from glora_jax.method.genomes import sample_genome
+from glora_jax.method.draws import sample_genome
 from glora_jax.training import loop
 from glora_jax.training.component_dropout import drop_components
 from glora_jax.training.consistency import Consistency

@@ -7,7 +7,7 @@ import optax
 import pytest
 from tiny import NUM_IMAGES, flat, problem, unchanged
 
-from glora_jax.method.genomes import sample_genome
+from glora_jax.method.draws import sample_genome
 from glora_jax.training import loop
 from glora_jax.training.batches import batch_indices
 from glora_jax.training.loop import TrainState

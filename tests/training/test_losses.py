@@ -11,7 +11,8 @@ from tiny import problem as initial_problem
 from trees import randomized
 
 from glora_jax.method import presets
-from glora_jax.method.genomes import largest_genome, random_genomes, sample_genome
+from glora_jax.method.draws import random_genomes, sample_genome
+from glora_jax.method.genomes import largest_genome
 from glora_jax.training import loop
 from glora_jax.training.consistency import Consistency
 from glora_jax.training.losses import subnet_loss, supernet_loss

@@ -9,7 +9,7 @@ import pytest
 from tiny import flat, problem, unchanged
 
 from glora_jax.method import presets
-from glora_jax.method.genomes import sample_genome
+from glora_jax.method.draws import sample_genome
 from glora_jax.training import loop, side_by_side
 from glora_jax.training.losses import subnet_loss, supernet_loss
 from glora_jax.training.recipe import Recipe
