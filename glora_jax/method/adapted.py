@@ -27,6 +27,7 @@ from glora_jax.method.supports import COLLECTION
 from glora_jax.method.trace.uncovered import Uncovered
 from glora_jax.method.validation import (
   check_collections,
+  check_key,
   check_merge,
   check_one_genome,
   check_ranks,
@@ -115,9 +116,10 @@ class Adapted:
 
     Raises:
       ValueError: `params` are not this model's; missing, unexpected and misshaped ones are named.
+        Or the key is none.
     """
-    whole = jax.eval_shape(self.full_precision, params) if has_quantized(params) else params
-    self._check_params(whole)
+    check_key(key)
+    whole = self._check_params(params)
     params = full_precision(params, self.param_shapes, only=self.head_paths)
     leaves, supports = flatten(whole), {}
     for group in self.groups:
@@ -313,12 +315,33 @@ class Adapted:
       result[1]['params'] = variables['params']  # the base's own: merged values are no update of it
     return result
 
-  def _check_params(self, params: Any) -> None:
-    problems = differences(_by_name(flatten(params)), _by_name(self.param_shapes))
+  def check_variables(self, variables: Any) -> None:
+    """Checks that variables are those of this model, before anything is computed with them.
+
+    Args:
+      variables: variables from `init`, after training for instance.
+
+    Raises:
+      ValueError: they lack a collection, or their parameters or supports are those of another model
+        or search space.
+    """
+    check_collections(variables)
+    check_supports(self.groups, variables[COLLECTION])
+    self._check_params(variables['params'])
+
+  def _check_params(self, params: Any) -> Any:
+    """Params, or the shapes of quantized ones in full, after a look whether they are the model's.
+
+    Raises:
+      ValueError: they are not.
+    """
+    whole = jax.eval_shape(self.full_precision, params) if has_quantized(params) else params
+    problems = differences(_by_name(flatten(whole)), _by_name(self.param_shapes))
     if problems:
       raise ValueError(
         f'These params are not those of the adapted {name_of(self.model)}. {"; ".join(problems)}.'
       )
+    return whole
 
 
 def name_of(model: Any) -> str:

@@ -168,6 +168,12 @@ def check_labelled(images: Any, labels: Any) -> None:
     raise ValueError('There are no images (0); give at least one, with its label.')
 
 
+def check_whole_numbers(labels: Any) -> None:
+  """Raises ValueError unless labels, which may be traced, have a type of whole numbers."""
+  if not jax.dtypes.issubdtype(dtype := jax.dtypes.result_type(labels), np.integer):
+    raise ValueError(f'The labels are {dtype}; they must be the whole numbers of classes.')
+
+
 def check_classes(labels: Any, num_classes: int) -> None:
   """Checks that labels are classes; where they are traced, or on other hosts, nothing is checked.
 
@@ -183,6 +189,14 @@ def check_classes(labels: Any, num_classes: int) -> None:
       f'The label {numbers[wrong[0]]} of image {wrong[0]} is no class; the model answers with '
       f'{num_classes}, so labels are 0 to {num_classes - 1}.'
     )
+
+
+def check_key(key: Any) -> None:
+  """Raises ValueError unless a value is one random key, of either kind that JAX knows."""
+  dtype, ndim = getattr(key, 'dtype', None), getattr(key, 'ndim', None)
+  is_new = dtype is not None and ndim == 0 and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+  if not is_new and not (dtype == np.uint32 and ndim == 1):
+    raise ValueError(f'key={shown(key)} must be one random key, jax.random.key(0) for instance.')
 
 
 def is_known(value: Any) -> bool:

@@ -11,6 +11,28 @@ from glora_jax.models.vit import ViT
 PUBLISHED_SIZE = 224  # that models with computed positions were published for
 
 
+MOST_PATCHES = 2**14  # of an image: attention to more takes gigabytes for each image and head
+
+
+def check_patches(image_size: ImageSize, patch_size: int) -> None:
+  """Checks that attention to all patches of an image can be computed, before memory is taken.
+
+  Args:
+    image_size: side of the images, or [height, width].
+    patch_size: side of a patch.
+
+  Raises:
+    ValueError: there are more than `MOST_PATCHES`.
+  """
+  height, width = sides(image_size)
+  patches = (height // patch_size) * (width // patch_size)
+  if patches > MOST_PATCHES:
+    raise ValueError(
+      f'image_size={image_size} makes {patches:,} patches of {patch_size} pixels, of which at most '
+      f'{MOST_PATCHES:,} are taken; lower it.'
+    )
+
+
 class Grid(NamedTuple):
   """What a number of position embeddings means.
 
@@ -40,9 +62,11 @@ def find_grid(
     hinted_size: image size that `config.json` tells, for where the caller gives none.
 
   Raises:
-    ValueError: the position embeddings do not fit.
+    ValueError: the position embeddings do not fit, or there are too many.
   """
   told = image_size or hinted_size
+  if told is not None:
+    check_patches(told, model.patch_size)
   if tokens is None:
     return Grid(_computed_size(path, model.patch_size, told), class_pos=False)
   if told is None:

@@ -150,9 +150,6 @@ def check_fields(fields: Mapping[str, Any]) -> None:
     raise ValueError(
       f'{", ".join(wrong)}: the ViT has no such field; it has {", ".join(sorted(known))}.'
     )
-  heads = fields.get('num_heads')
-  if heads is not None and (not isinstance(heads, int) or heads < 1):
-    raise ValueError(f'num_heads={heads} must be a whole number above 0.')
   check_facts(fields)
 
 

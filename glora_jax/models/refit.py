@@ -10,13 +10,15 @@ import numpy as np
 from glora_jax.limits import Domain, Limits
 from glora_jax.models.facts import check_facts
 from glora_jax.models.formats.table import FORMATS
+from glora_jax.models.grid import check_patches
 from glora_jax.models.load import Checkpoint
 from glora_jax.models.metadata import shortest, sides
 from glora_jax.models.resize import resize_patch_embed, resize_pos_embed
 from glora_jax.models.translate import Origin
 from glora_jax.models.vit import ViT
 
-_COUNT = Domain.of_annotation(int | None, Limits(at_least=1))
+# Resizing takes a matrix of the pixels of both patches.
+_PATCH = Domain.of_annotation(int | None, Limits(at_least=1, at_most=256))
 _CLASSES = Domain.of_annotation(int | None, Limits(at_least=0))
 
 
@@ -46,7 +48,8 @@ def refit(
     (model, params, metadata) of the new model.
 
   Raises:
-    ValueError: the image size is no multiple of the patch size, or a size cannot be.
+    ValueError: the image size is no multiple of the patch size, has too many patches, or a size
+      cannot be.
 
   Example:
     >>> from glora_jax.models import weights
@@ -56,7 +59,7 @@ def refit(
     ((96, 3), 56)
   """
   check_facts({'image_size': image_size})
-  _COUNT.check(patch_size, 'patch_size')
+  _PATCH.check(patch_size, 'patch_size')
   _CLASSES.check(num_classes, 'num_classes')
   params = dict(params)
   metadata = dict(metadata)
@@ -66,6 +69,7 @@ def refit(
   if patch < 1 or any(side % patch or side < 1 for side in new_size):
     wanted = metadata['image_size'] if image_size is None else image_size
     raise ValueError(f'image_size={wanted} is not a multiple of the patch size {patch}.')
+  check_patches(shortest(*new_size), patch)
   if patch != model.patch_size:
     kernel = resize_patch_embed(params['embed']['kernel'], patch)
     params['embed'] = {**params['embed'], 'kernel': kernel}

@@ -52,6 +52,9 @@ class Recipe:
     is_recipe = isinstance(other, Recipe) and self._hash == other._hash
     return is_recipe and (self.group, self.occurring) == (other.group, other.occurring)
 
+  def __reduce__(self) -> tuple:
+    return Recipe, (self.group, self.occurring)  # hashes of texts differ between processes
+
   def __repr__(self) -> str:
     return f'Recipe({self.group.name})'
 

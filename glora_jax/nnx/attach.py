@@ -13,6 +13,7 @@ from glora_jax.method.adapted import Adapted
 from glora_jax.method.quantized import check_unquantized
 from glora_jax.method.selection import Selection, Selector
 from glora_jax.method.space import SearchSpace
+from glora_jax.method.validation import check_key
 from glora_jax.nnx.finding import find, runs
 from glora_jax.nnx.functional import params
 from glora_jax.nnx.insertion import insert
@@ -60,7 +61,8 @@ def attach(  # noqa: PLR0913
 
   Raises:
     ValueError: the model is attached already, does not run on these inputs, has no linear layer, or
-      none that `select` or `space` matches; or a tie does not fit.
+      none that `select` or `space` matches; or a tie does not fit, or an argument is of another
+      type.
 
   Example:
     >>> import glora_jax, jax.numpy as jnp
@@ -94,10 +96,10 @@ def attach(  # noqa: PLR0913
       'what glora_jax.nnx.fold makes of it.'
     )
   check_unquantized(type(model).__name__, model)
-  found = find(model, inputs, kwargs, convs=convs, split=split or {})
   selection = Selection(space, select, heads, ties)
-  adapted = assemble(model, params(model), found.sites, selection, found=found)
   random = _as_key(key)
+  found = find(model, inputs, kwargs, convs=convs, split=split or {})
+  adapted = assemble(model, params(model), found.sites, selection, found=found)
   attached = _with_supports(model, adapted, random, Genome)
   if any(group.stack_shape for group in adapted.groups) and not runs(attached, inputs, kwargs):
     # Some models scan over `nnx.Param` alone, or along an axis of its own.
@@ -109,7 +111,9 @@ def _as_key(key: jax.Array | nnx.Rngs | None) -> jax.Array:
   """A random key of whatever a user gave."""
   if key is None:
     return jax.random.key(0)
-  return key.params() if isinstance(key, nnx.Rngs) else key
+  random = key.params() if isinstance(key, nnx.Rngs) else key
+  check_key(random)
+  return random
 
 
 def _with_supports(

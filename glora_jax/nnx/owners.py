@@ -105,8 +105,19 @@ def _owner_class(base: type, parts: tuple[Part, ...]) -> type:
   members |= {'_glora_parts': parts, '_glora_base': base, '__doc__': base.__doc__}
   members |= {name: getattr(base, name) for name in ('__module__', '__qualname__')}
   members |= _methods(base)
+  members['__reduce_ex__'] = _reduce
   options = {'pytree': base._pytree__is_pytree}
   return types.new_class(base.__name__, (base,), options, functools.partial(_fill, members))
+
+
+def _reduce(owner: nnx.Pytree, protocol: int) -> tuple:
+  """How pickle takes an owner apart: its class is made again, and not looked up by its name."""
+  _, _, *state = object.__reduce_ex__(owner, max(protocol, 2))
+  return (_new_owner, (plain_class(owner), parts_of(owner)), *state)
+
+
+def _new_owner(base: type, parts: tuple[Part, ...]) -> Any:
+  return object.__new__(_owner_class(base, parts))
 
 
 def _fill(members: Mapping[str, Any], namespace: dict[str, Any]) -> None:

@@ -10,15 +10,26 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from glora_jax.limits import Domain, Limits
 from glora_jax.method.genomes import check_genome
 from glora_jax.method.groups import spec_of
+from glora_jax.method.validation import (
+  check_classes,
+  check_labelled,
+  check_population,
+  check_whole_numbers,
+)
 from glora_jax.nnx.adapter import with_rows
 from glora_jax.nnx.live import require_all_rows, spec
 from glora_jax.nnx.plain import fold
 from glora_jax.nnx.variables import Genome
 
 State = TypeVar('State')
-_CHUNK = 8  # candidates side by side on an accelerator; on CPU 1 was measured to be the fastest
+_CHUNK = Domain.of_annotation(int | None, Limits(at_least=1))
+_BLOCK = Domain.of_annotation(int, Limits(at_least=1))
+_DEFAULT_CHUNK = (
+  8  # candidates side by side on an accelerator; on CPU 1 was measured to be the fastest
+)
 
 
 class Scores(NamedTuple):
@@ -108,7 +119,8 @@ def score(
     Correct answers, int32 [candidate], and summed cross-entropies, float32 [candidate].
 
   Raises:
-    ValueError: the model is not attached, or the genomes do not fit it.
+    ValueError: the model is not attached, or the genomes do not fit it; there is no example, or not
+      one label for each, a class; `chunk` or `block` is no whole number above 0.
 
   Example:
     >>> import functools, glora_jax, jax, jax.numpy as jnp
@@ -125,12 +137,23 @@ def score(
     >>> archive.genomes.shape
     (12, 1, 5)
   """
-  check_genome(spec(model), genomes)
+  check_population(spec(model), genomes)
+  check_labelled(inputs, labels)
+  check_whole_numbers(labels)
+  _CHUNK.check(chunk, 'chunk')
+  _BLOCK.check(block, 'block')
   if chunk is None:
-    chunk = 1 if jax.default_backend() == 'cpu' else _CHUNK
+    chunk = 1 if jax.default_backend() == 'cpu' else _DEFAULT_CHUNK
   graphdef, state = nnx.split(model)
+  # Traced once for a model and a size, as the scorer itself.
+  check_classes(labels, _logits.eval_shape(graphdef, state, inputs).shape[-1])
   block = min(block, len(labels))
   return _score(graphdef, state, jnp.asarray(genomes), inputs, labels, chunk, block)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(graphdef: Any, state: Any, inputs: jax.Array) -> jax.Array:
+  return nnx.merge(graphdef, state, copy=True)(inputs)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5, 6))

@@ -32,7 +32,6 @@ from glora_jax.training.checkpoints import MOST_KEPT
 
 log = logging.getLogger(__name__)
 
-MOST_PATCHES = 2**14  # of an image: attention to more takes gigabytes for each image and head
 STATES_OF_ADAM = 3  # parameters and both moments
 COMPRESSED = 0.8  # share of a training state's bytes that its files have at least
 MEGABYTE = 10**6
@@ -46,25 +45,6 @@ def count_images(task: Task) -> dict[str, int]:
   """
   counts = {split: len(task.open(split).labels) for split in task.splits}
   return {**counts, 'train+val': counts['train'] + counts['val']}
-
-
-def check_patches(image_size: Any, patch_size: int) -> None:
-  """Checks that attention to all patches of an image can be computed.
-
-  Args:
-    image_size: side of the images, or [height, width].
-    patch_size: side of a patch.
-
-  Raises:
-    ValueError: there are more than `MOST_PATCHES`.
-  """
-  height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-  patches = (height // patch_size) * (width // patch_size)
-  if patches > MOST_PATCHES:
-    raise ValueError(
-      f'model.image_size={image_size} makes {patches:,} patches of {patch_size} pixels, of which '
-      f'at most {MOST_PATCHES:,} are taken; lower it.'
-    )
 
 
 def check_images(settings: RunSettings, image_size: int) -> None:

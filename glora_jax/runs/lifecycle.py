@@ -256,9 +256,6 @@ def _load_backbone(
   known = {'num_heads': settings.num_heads, 'activation': settings.activation}
   hints = {name: value for name, value in known.items() if value is not None}
   loaded = weights.load(path, normalization=known_normalization(settings.weights), **hints)
-  early_checks.check_patches(
-    settings.image_size or loaded[2]['image_size'], settings.patch_size or loaded[0].patch_size
-  )
   model, params, metadata = weights.refit(
     *loaded,
     num_classes=num_classes,

@@ -14,12 +14,14 @@ import jax
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from glora_jax.limits import Domain, Limits, shown
 from glora_jax.mesh import settle
 from glora_jax.method.adapted import COLLECTION, Adapted
 from glora_jax.method.draws import check_budget
 from glora_jax.method.genomes import count_params
 from glora_jax.method.space import FLAT_FORMS, Layer, Spec, Tensor
 from glora_jax.method.summary import layer_table
+from glora_jax.method.validation import check_key
 from glora_jax.search.allocation import (
   UNIT_FORMS,
   Measure,
@@ -44,6 +46,11 @@ from glora_jax.search.row_gradients import RowGradients
 from glora_jax.search.starting_values import aligned
 
 log = logging.getLogger(__name__)
+
+_FOLDS = Domain.of_annotation(int, Limits(at_least=2))
+_MAX_RANK = Domain.of_annotation(int, Limits(at_least=1))
+_RHO = Domain.of_annotation(float, Limits(above=0))
+_FLOOR = Domain.of_annotation(bool)
 
 
 class Unit(NamedTuple):
@@ -202,7 +209,8 @@ def allocate(  # noqa: PLR0913
     The allocation: `genome`, `variables` to train it from, and the reasons.
 
   Raises:
-    ValueError: nothing that is considered is on offer, the budget fits no unit, there are fewer
+    ValueError: an argument is of another type or out of range, the variables are those of another
+      model, nothing that is considered is on offer, the budget fits no unit, there are fewer
       batches than folds, a loss is not finite, or no layer has a gradient.
 
   Example:
@@ -229,7 +237,11 @@ def allocate(  # noqa: PLR0913
     >>> subnet = adapted.fix(allocation.genome)  # to be trained from allocation.variables
   """
   check_measure(value)
-  _check_numbers(folds, max_rank)
+  _check_counts(folds, max_rank)
+  _RHO.check(rho, 'rho')
+  _FLOOR.check(floor, 'floor')
+  check_key(key)
+  _check_model(adapted, variables, loss)
   budget = check_budget(budget)
   require_something(adapted.spec, budget)
   settings = Settings(folds, _number(adapted.spec, max_rank), mesh, progress)
@@ -269,7 +281,8 @@ def compile_ahead(
   Raises:
     ValueError: there is no batch, or a number is out of its range.
   """
-  _check_numbers(folds, max_rank)
+  _check_counts(folds, max_rank)
+  _check_model(adapted, variables, loss)
   settings = Settings(folds, _number(adapted.spec, max_rank))
   variables = {**variables, 'params': adapted.full_precision(variables['params'])}
   return Passes(adapted, variables, loss, batches, jax.random.key(0), settings).start_compiling()
@@ -346,11 +359,20 @@ def _decide(
   return Allocation(genome, variables, spec, values, curve, budget, proposed, expected, read.signal)
 
 
-def _check_numbers(folds: int, max_rank: int) -> None:
-  if folds < 2:
-    raise ValueError(f'folds={folds} must be at least 2: one fold judges what the others choose.')
-  if max_rank < 1:
-    raise ValueError(f'max_rank={max_rank} must be at least 1.')
+def _check_counts(folds: int, max_rank: int) -> None:
+  _FOLDS.check(folds, 'folds')  # one fold judges what the others choose
+  _MAX_RANK.check(max_rank, 'max_rank')
+
+
+def _check_model(adapted: Any, variables: Any, loss: Any) -> None:
+  """Raises ValueError unless these are an adapted model, its variables, and a function."""
+  if not isinstance(adapted, Adapted):
+    raise ValueError(
+      f'allocate takes what glora_jax.adapt returned, and not {type(adapted).__name__}.'
+    )
+  adapted.check_variables(variables)
+  if not callable(loss):
+    raise ValueError(f'loss={shown(loss)} must be a function, loss(forward, batch, key).')
 
 
 def _is_offered(layer: Layer, tensor: Tensor, part: int) -> bool:

@@ -16,6 +16,7 @@ import numpy as np
 
 from glora_jax.method.adapted import Adapted
 from glora_jax.search.archive import Fitness
+from glora_jax.search.checked import Checked, check_fitness
 from glora_jax.search.evaluator import Answers, Batch, Evaluator, Preprocess, unchanged
 from glora_jax.search.scoring import CHUNK, default_chunk
 
@@ -72,11 +73,16 @@ def make_stopping_scorer(
     [candidate], marks the candidates that count (padding does not). `parents`, float32 [parent],
     holds the correct answers (fitness 'loss': the losses) of the best so far, -inf (inf) where
     there are fewer.
+
+  Raises:
+    ValueError: `fitness`, `chunk` or `block` cannot be. Of the function: as of `make_scorer`'s, or
+      `valid` is not one truth for each genome, or there are no parents.
   """
   evaluator = Evaluator(adapted, preprocess, block, classes, apply_kwargs=apply_kwargs)
   CHUNK.check(chunk, 'chunk')
+  check_fitness(fitness)
   chunk = default_chunk() if chunk is None else chunk
-  return jax.jit(_StoppingEvaluator(evaluator, fitness, chunk).scores)
+  return Checked(evaluator, jax.jit(_StoppingEvaluator(evaluator, fitness, chunk).scores))
 
 
 def hardest_first(cost: np.ndarray) -> np.ndarray:
@@ -159,6 +165,11 @@ class _StoppingEvaluator:
   ) -> StoppedScores:
     number = len(labels)
     blocks = self.evaluator.blocks(images, labels)
+    if np.shape(valid) != (len(genomes),) or np.ndim(parents) != 1 or not len(parents):
+      raise ValueError(
+        f'valid is {list(np.shape(valid))} and parents {list(np.shape(parents))}; they must be '
+        f'[{len(genomes)}], one for each genome, and [parent], of at least one.'
+      )
     candidates = _Candidates(jnp.asarray(genomes), jnp.asarray(valid))
     parents = jnp.asarray(parents, jnp.float32)
     run = self._one_by_one if self.chunk == 1 else self._side_by_side

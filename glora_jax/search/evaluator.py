@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from glora_jax.limits import Domain, Limits
 from glora_jax.method.adapted import COLLECTION, Adapted
-from glora_jax.method.validation import check_labelled
+from glora_jax.method.validation import check_labelled, check_whole_numbers
 
 _COUNT = Domain.of_annotation(int, Limits(at_least=1))
 
@@ -167,8 +167,7 @@ class Evaluator:
       ValueError: there is no image, or not one label for each, a whole number.
     """
     check_labelled(images, labels)
-    if not jnp.issubdtype(dtype := jax.dtypes.result_type(labels), jnp.integer):
-      raise ValueError(f'The labels are {dtype}; they must be the whole numbers of classes.')
+    check_whole_numbers(labels)
     size = self._block_size(len(labels), self.data_shards)
     blocks = Batch(
       inputs=_in_blocks(self.preprocess(images), size),

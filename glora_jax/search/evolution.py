@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from glora_jax.method.draws import random_genomes, require_feasible
 from glora_jax.method.genomes import count_params
 from glora_jax.method.space import Spec
-from glora_jax.method.validation import check_population
+from glora_jax.method.validation import check_key, check_population
 from glora_jax.search.archive import Archive
 from glora_jax.search.brood import Brood
 from glora_jax.search.settings import Evolution
@@ -102,6 +102,7 @@ def evolve(  # noqa: PLR0913
     True
   """
   require_feasible(spec, budget)
+  check_key(key)
   strategy = make_strategy(spec, settings, budget, guide)
   search = _Search(spec, settings, budget, strategy, score, stopping_score)
   archive = Archive.empty(spec) if archive is None else archive

@@ -11,7 +11,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm.auto import tqdm
 
+from glora_jax.limits import shown
 from glora_jax.mesh import deal, replicated, settle
 from glora_jax.method.adapted import COLLECTION, Adapted
 from glora_jax.method.groups import Group
@@ -120,8 +121,12 @@ def measure(
     ValueError: there are fewer batches than folds, they can be read only once, or a loss is not
       finite.
   """
-  if not callable(batches) and not isinstance(batches, Iterator):
+  if isinstance(batches, Sized):
     _require_batches(len(batches), settings.folds)  # before anything is compiled
+  elif not callable(batches) and not isinstance(batches, Iterator):
+    raise ValueError(
+      f'batches={shown(batches)} must be a list, or a function that gives the batches again.'
+    )
   variables = {**variables, 'params': adapted.full_precision(variables['params'])}
   passes = Passes(adapted, variables, loss, batches, key, settings, ahead)
   probes = passes.random_probes()
@@ -260,10 +265,10 @@ class Passes:
     # No interceptor where there is nothing to tap: it would slow down tracing.
     with nn.intercept_methods(functools.partial(intercept, taps)) if taps else nullcontext():
       value = self.loss(forward, batch, key)
-    if jnp.shape(value) != ():
-      raise ValueError(
-        f'The loss has shape {jnp.shape(value)}; it must be one number, the mean over a batch.'
-      )
+    is_number = isinstance(value, jax.Array | np.ndarray | np.generic | float)
+    if not is_number or jnp.shape(value) != ():
+      given = f'has shape {jnp.shape(value)}' if is_number else f'is a {type(value).__name__}'
+      raise ValueError(f'The loss {given}; it must be one number, the mean over a batch.')
     return value
 
 

@@ -23,6 +23,7 @@ from glora_jax.method import equation
 from glora_jax.method.adapted import COLLECTION, Adapted
 from glora_jax.method.discover import Site
 from glora_jax.search.archive import Fitness
+from glora_jax.search.checked import Checked, check_fitness, check_guided
 from glora_jax.search.evaluator import Batch, BoundSubnet, Evaluator, Preprocess, unchanged
 from glora_jax.tree import get
 
@@ -53,9 +54,14 @@ def make_guide(
     The function `(variables, genome, images, labels) -> values`, with a genome int8 [layer, 5],
     images [image, ...], labels int [image] and values float32 [layer, 5, code]. Codes that do not
     exist have the value of the last one.
+
+  Raises:
+    ValueError: `fitness` or `block` cannot be. Of the function: there is no image, or not one label
+      for each; a label is no class; the genome does not fit the model, or is a population.
   """
   evaluator = Evaluator(adapted, preprocess, block, apply_kwargs=apply_kwargs)
-  return jax.jit(_Guide(evaluator, fitness).values)
+  check_fitness(fitness)
+  return Checked(evaluator, jax.jit(_Guide(evaluator, fitness).values), check_guided)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -10,14 +10,8 @@ import jax
 
 from glora_jax.limits import Domain, Limits
 from glora_jax.mesh import least_of_all
-from glora_jax.method.adapted import COLLECTION, Adapted
-from glora_jax.method.storage import check_storage
-from glora_jax.method.validation import (
-  check_classes,
-  check_collections,
-  check_population,
-  is_known,
-)
+from glora_jax.method.adapted import Adapted
+from glora_jax.search.checked import Checked
 from glora_jax.search.evaluator import (
   Answers,
   Evaluator,
@@ -94,35 +88,12 @@ def make_scorer(
   if chunk is None and memory is None and jax.default_backend() == 'cpu':
     chunk = 1
   if chunk is None:
-    return _Checked(evaluator, _ScorerInMemory(evaluator, memory))
-  return _Checked(evaluator, _jit_totals(evaluator, chunk))
+    return Checked(evaluator, _ScorerInMemory(evaluator, memory))
+  return Checked(evaluator, _jit_totals(evaluator, chunk))
 
 
 def _jit_totals(evaluator: Evaluator, chunk: int) -> Callable[..., Scores]:
   return jax.jit(functools.partial(evaluator.totals, chunk=chunk))
-
-
-class _Checked:
-  """A scorer that looks at genomes and labels before what it has computed is believed."""
-
-  def __init__(self, evaluator: Evaluator, scorer: Any):
-    self._evaluator = evaluator
-    self._scorer = scorer
-
-  def __call__(self, variables: Any, genomes: Any, images: jax.Array, labels: jax.Array) -> Scores:
-    adapted = self._evaluator.adapted
-    if is_known(genomes):
-      check_population(adapted.spec, genomes)
-      check_collections(variables)
-      check_storage(adapted.groups, variables[COLLECTION], genomes)
-    scores = self._scorer(variables, genomes, images, labels)
-    # How many classes there are is known once the model has been traced, and nothing waits here.
-    check_classes(labels, min(self._evaluator.traced_classes))
-    return scores
-
-  def lower(self, *arguments: Any) -> Any:
-    """What `jax.jit` lowers."""
-    return self._scorer.lower(*arguments)
 
 
 class _ScorerInMemory:
@@ -254,11 +225,14 @@ def make_image_scorer(
   Returns:
     The compiled function `(variables, genomes, images, labels) -> Answers`: the pair of whether
     each answer is right, bool [candidate, image], and cross-entropies, float32 [candidate, image].
+
+  Raises:
+    ValueError: see `make_scorer`.
   """
   evaluator = Evaluator(adapted, preprocess, block, classes, apply_kwargs=apply_kwargs)
   CHUNK.check(chunk, 'chunk')
   chunk = default_chunk() if chunk is None else chunk
-  return jax.jit(functools.partial(evaluator.per_image, chunk=chunk))
+  return Checked(evaluator, jax.jit(functools.partial(evaluator.per_image, chunk=chunk)))
 
 
 def make_predictor(

@@ -71,6 +71,15 @@ def test_the_whole_computation_is_exported_for_images_as_they_are_stored(tmp_pat
     (['no.npz'], 'is no file or folder'),
     ([FIXTURES / 'hf_vit', 'x', '--image-size', '33'], 'not a multiple'),
     (
+      [weights.EMBEDDED_FILE, 'x', '--image-size', '99995'],
+      'makes 204,061,225 patches of 7 pixels',
+    ),
+    (
+      [weights.EMBEDDED_FILE, 'x', '--patch-size', '5000'],
+      'patch_size=5000 must be at least 1 and',
+    ),
+    ([weights.EMBEDDED_FILE, 'x', '--image-size', '0'], 'image_size=0 cannot be'),
+    (
       [FIXTURES / 'timm_gap_with_class_token', 'x.npz', '--format', 'vit_jax'],
       'choose another format',
     ),

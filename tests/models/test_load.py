@@ -124,6 +124,14 @@ def test_non_square_grids_must_be_told_and_must_fit(timm):
   assert expected_params(model, (40, 32))['pos_embed'].shape == params['pos_embed'].shape
 
 
+@pytest.mark.parametrize('size', [0, -8, 1.5, (0, 8), (8, 8, 8)])
+def test_an_image_size_that_is_none_is_refused(timm, size):
+  with pytest.raises(ValueError, match=r'image_size=.* cannot be; it must be a whole number above'):
+    timm.load(image_size=size)
+  with pytest.raises(ValueError, match='patch_size=0 cannot be'):
+    timm.load(patch_size=0)
+
+
 def test_heads_that_nobody_tells_are_asked_for(timm):
   with pytest.raises(
     ValueError, match='how many heads a width of 16 is split into; give num_heads'
@@ -134,10 +142,10 @@ def test_heads_that_nobody_tells_are_asked_for(timm):
 @pytest.mark.parametrize(
   'fields, message',
   [
-    ({'num_heads': -4}, 'num_heads=-4 must be a whole number above 0'),
+    ({'num_heads': -4}, 'num_heads=-4 cannot be; it must be a whole number above 0'),
     ({'num_heads': 7}, 'is not a multiple of num_heads=7'),
     ({'depth': 7}, r'misshaped: blocks/.* should be \(7, '),
-    ({'activation': 'gellu'}, "activation='gellu' cannot be"),
+    ({'activation': 'gellu'}, "activation='gellu' cannot be; it must be one of"),
     ({'no_such': 1}, 'no_such: the ViT has no such field'),
     ({'image_size': 56}, r'knows its image_size itself; weights\.refit'),
   ],

@@ -1,6 +1,7 @@
 """An attached model is the model: its class, its calls, its state; it trains as NNX models do."""
 
 import copy
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -185,6 +186,15 @@ def test_split_and_merge_clone_and_deepcopy_keep_it_whole(pair):
     assert nnx.graphdef(other) == nnx.graphdef(attached)
 
 
+def test_it_is_pickled_as_its_model_is():
+  model = nnx.Sequential(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), nnx.Linear(3, 2, rngs=nnx.Rngs(1)))
+  attached = glora_jax.nnx.attach(model, jnp.ones((1, 4)), heads=None)
+  randomize(attached)
+  other = pickle.loads(pickle.dumps(attached))
+  assert nnx.graphdef(other) == nnx.graphdef(attached)
+  np.testing.assert_array_equal(other(jnp.ones((2, 4))), attached(jnp.ones((2, 4))))
+
+
 def test_an_orbax_checkpoint_brings_it_back(pair, tmp_path):
   _, attached = pair
   with ocp.StandardCheckpointer() as checkpointer:
@@ -246,6 +256,12 @@ def test_wrong_use_is_said_in_a_sentence(pair):
     nnx_glora.set_genome(attached, np.zeros((2, 6, 5), np.int8))
   with pytest.raises(ValueError, match=r'This state has no glora_jax.nnx.Genome'):
     nnx_glora.with_genome(nnx.state(model), np.zeros((6, 5), np.int8))
+  for name, value in {'select': 3, 'heads': 3, 'ties': 3, 'space': (2, 4), 'key': 3}.items():
+    with pytest.raises(ValueError, match=f'{name}=.* must be'):
+      attach(model, TOKENS, **{name: value})
+  for split in (3, {'(': 1}):
+    with pytest.raises(ValueError, match=r'split=3 must be|split: .* is not a regular expression'):
+      attach(model, TOKENS, split=split)
   lora = attach(model, TOKENS, space=glora_jax.SearchSpace(4, A='none', C='none'))
   with pytest.raises(ValueError, match=r'says vector for A of layer 0 .*stores none; attach with'):
     nnx_glora.set_genome(lora, np.full((6, 5), 2, np.int8))

@@ -53,6 +53,24 @@ def test_scores_are_those_of_each_subnet_alone(attached):
       np.testing.assert_allclose(found.loss[row], losses.sum(), rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+  'changes, sentence',
+  [
+    ({'genomes': np.zeros((1, 5), np.int8)}, 'a population is'),
+    ({'inputs': X[:0], 'labels': LABELS[:0]}, 'There are no images'),
+    ({'labels': LABELS[:2]}, 'there must be one label for each'),
+    ({'labels': LABELS + 7}, 'is no class; the model answers with'),
+    ({'labels': np.ones(len(X))}, 'The labels are float32; they must be the whole numbers'),
+    ({'chunk': 0}, 'chunk=0 must be at least 1'),
+    ({'block': 0}, 'block=0 must be at least 1'),
+  ],
+)
+def test_what_cannot_be_scored_is_refused(attached, changes, sentence):
+  given = {'genomes': genomes(attached, 1), 'inputs': X, 'labels': LABELS, **changes}
+  with pytest.raises(ValueError, match=sentence):
+    glora_jax.nnx.score(attached, **given)
+
+
 def test_a_fixed_subnet_holds_and_trains_what_its_genome_uses_and_no_more(attached):
   genome = glora_jax.preset(glora_jax.nnx.spec(attached), 'lora:1')
   glora_jax.nnx.set_genome(attached, genome)

@@ -317,8 +317,9 @@ def test_a_space_of_b_alone_gives_every_layer_its_rank():
 
 def refused(**changes):
   adapted, variables, batches = mixed()
-  options = {'batches': batches, 'loss': loss, 'budget': 100, 'folds': FOLDS, **changes}
-  glora_jax.allocate(adapted, variables, key=KEY, progress=False, **options)
+  arguments = {'adapted': adapted, 'variables': variables, 'loss': loss, 'batches': batches}
+  options = {'budget': 100, 'folds': FOLDS, 'key': KEY}
+  glora_jax.allocate(**{**arguments, **options, **changes}, progress=False)
 
 
 def infinite(forward, batch, key):
@@ -332,6 +333,18 @@ def infinite(forward, batch, key):
     ({'budget': 0.5}, 'budget=0.5 must be a whole number'),
     ({'folds': 7}, 'folds=7 need at least as many batches, and there are 6'),
     ({'folds': 1}, 'folds=1 must be at least 2'),
+    ({'folds': 2.5}, 'folds=2.5 must be a whole number'),
+    ({'max_rank': '8'}, "max_rank='8' must be a whole number"),
+    ({'rho': -1.0}, 'rho=-1.0 must be above 0'),
+    ({'rho': float('nan')}, 'rho=nan must be a finite number'),
+    ({'floor': 'no'}, "floor='no' must be True or False"),
+    ({'key': 3}, 'key=3 must be one random key'),
+    ({'batches': None}, 'batches=None must be a list, or a function'),
+    ({'loss': None}, 'loss=None must be a function'),
+    ({'loss': lambda forward, batch, key: (0.0, {})}, 'The loss is a tuple; it must be one number'),
+    ({'variables': {'params': {}}}, "The variables have no 'glora'"),
+    ({'variables': {'params': {}, 'glora': {}}}, r"supports in variables\['glora'\] are not those"),
+    ({'adapted': Mixed()}, 'allocate takes what glora_jax.adapt returned, and not Mixed'),
     ({'max_rank': 0}, 'max_rank=0 must be at least 1'),
     ({'value': 'best'}, "value='best' is unknown; it is one of squared, sign"),
     ({'batches': iter([])}, 'can be read only once; pass a list'),

@@ -1,6 +1,7 @@
 """What scorers and the evolution refuse, before anything wrong is believed."""
 
 import dataclasses
+import functools
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from tiny_models import problem
 from toy_search import SMALL, SPEC, Judge, search
 
+import glora_jax
 from glora_jax.search import early_stopping, guidance, scoring
 
 
@@ -45,6 +47,41 @@ def test_a_scorer_refuses_what_it_cannot_score():
       score(variables, *arguments)
   with pytest.raises(ValueError, match="The variables have no 'glora'"):
     score({'params': variables['params']}, genomes, images, labels)
+
+
+def test_guides_and_other_scorers_refuse_the_same():
+  adapted, variables, genomes, images, labels = problem('mlp', 'up_front')
+  valid, parents = np.ones(len(genomes), bool), np.full(2, -np.inf)
+  guide = guidance.make_guide(adapted)
+  stop = functools.partial(early_stopping.make_stopping_scorer(adapted), variables)
+  score_images = functools.partial(scoring.make_image_scorer(adapted), variables)
+  wrong, other = np.full_like(genomes, 99), np.array(labels) + 4
+  calls = [
+    (lambda: guide(variables, genomes, images, labels), 'The guide takes one genome'),
+    (lambda: guide(variables, wrong[0], images, labels), 'The genome says 99'),
+    (lambda: guide(variables, genomes[0], images, other), 'is no class; the model answers with 4'),
+    (lambda: guide(variables, genomes[0], images[:0], labels[:0]), 'There are no images'),
+    (lambda: stop(wrong, images, labels, valid, parents), 'The genome says 99'),
+    (lambda: stop(genomes, images, other, valid, parents), 'is no class'),
+    (
+      lambda: stop(genomes, images, labels, valid[1:], parents),
+      r'valid is \[6\] and parents \[2\]',
+    ),
+    (lambda: score_images(genomes[0], images, labels), 'a population is'),
+    (lambda: score_images(genomes, images, other), 'is no class'),
+  ]
+  for call, sentence in calls:
+    with pytest.raises(ValueError, match=sentence):
+      call()
+  for make in (guidance.make_guide, early_stopping.make_stopping_scorer):
+    with pytest.raises(ValueError, match="fitness='accurcy' is unknown; it is one of accuracy"):
+      make(adapted, fitness='accurcy')
+
+
+def test_a_search_needs_a_random_key():
+  for key in (None, 3, jnp.arange(2)):
+    with pytest.raises(ValueError, match='must be one random key'):
+      glora_jax.evolve(SPEC, Judge(), key)
 
 
 @dataclasses.dataclass

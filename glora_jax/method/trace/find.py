@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from glora_jax.limits import shown
 from glora_jax.method.sample import Sample, is_array
 from glora_jax.method.site import Site
 from glora_jax.method.trace.events import Event, Note, Place, Role, Sum, Use
@@ -176,10 +177,19 @@ def _split(kernels: dict[Path, _Kernel], split: Mapping[str, int]) -> None:
   """Makes stacks of the axes of outputs that a user wants to be some.
 
   Raises:
-    ValueError: an expression is found in no kernel's path, or an axis is none of its outputs.
+    ValueError: an expression is found in no kernel's path or is none, or an axis is none of its
+      outputs.
   """
+  if not isinstance(split, Mapping):
+    raise ValueError(
+      f'split={shown(split)} must be a dictionary with an axis of the outputs for each regular '
+      'expression.'
+    )
   for pattern, axis in split.items():
-    found = [path for path in kernels if re.search(pattern, path_name(path))]
+    try:
+      found = [path for path in kernels if re.search(pattern, path_name(path))]
+    except (re.error, TypeError) as error:
+      raise ValueError(f'split: {pattern!r} is not a regular expression: {error}.') from error
     if not found:
       raise ValueError(
         f"split: the pattern '{pattern}' matches no linear layer; there are: "

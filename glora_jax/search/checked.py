@@ -1,0 +1,73 @@
+"""What scorers and guides refuse, before what they compute is believed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from glora_jax.limits import Domain
+from glora_jax.method.adapted import COLLECTION
+from glora_jax.method.space import Spec
+from glora_jax.method.storage import check_storage
+from glora_jax.method.validation import (
+  check_classes,
+  check_collections,
+  check_one_genome,
+  check_population,
+  is_known,
+)
+from glora_jax.search.archive import Fitness
+from glora_jax.search.evaluator import Evaluator
+
+_FITNESS = Domain.of_annotation(Fitness)
+
+
+def check_fitness(fitness: Any) -> None:
+  """Raises ValueError unless a fitness is one of a search."""
+  _FITNESS.check(fitness, 'fitness')
+
+
+def check_guided(spec: Spec, genome: Any) -> None:
+  """Raises ValueError unless a genome is one that a guide takes."""
+  check_one_genome(spec, genome, 'The guide')
+
+
+class Checked:
+  """A compiled function of genomes and labelled images, which looks at both.
+
+  Args:
+    evaluator: what the function computes with.
+    compiled: `(variables, genomes, images, labels, ...) -> anything`.
+    check_genomes: raises ValueError for genomes that the function does not take.
+  """
+
+  def __init__(
+    self,
+    evaluator: Evaluator,
+    compiled: Any,
+    check_genomes: Callable[[Spec, Any], None] = check_population,
+  ):
+    self._evaluator = evaluator
+    self._compiled = compiled
+    self._check_genomes = check_genomes
+
+  def __call__(self, variables: Any, genomes: Any, images: Any, labels: Any, *others: Any) -> Any:
+    """What the function returns.
+
+    Raises:
+      ValueError: a genome does not fit the model, or has a higher rank than the variables store;
+        the variables lack a collection; or a label is no class. What is traced is not looked at.
+    """
+    adapted = self._evaluator.adapted
+    if is_known(genomes):
+      self._check_genomes(adapted.spec, genomes)
+      check_collections(variables)
+      check_storage(adapted.groups, variables[COLLECTION], genomes)
+    result = self._compiled(variables, genomes, images, labels, *others)
+    # How many classes there are is known once the model has been traced, and nothing waits here.
+    check_classes(labels, min(self._evaluator.traced_classes))
+    return result
+
+  def lower(self, *arguments: Any) -> Any:
+    """What `jax.jit` lowers."""
+    return self._compiled.lower(*arguments)
