@@ -102,7 +102,10 @@ class Metrics:
     from tensorboardX.proto.event_pb2 import Event, SessionLog
 
     os.makedirs(self.board, exist_ok=True)
-    events = EventsWriter(os.path.join(self.board, 'events'), f'.{os.getpid()}.{self.step}')
+    # TensorBoard reads files in the order of their names, which by the clock alone would not be
+    # that of the starts where it goes back.
+    name = f'events_{len(os.listdir(self.board)):04}'
+    events = EventsWriter(os.path.join(self.board, name), f'.{os.getpid()}.{self.step}')
     # What SummaryWriter does with its `purge_step`: TensorBoard drops what it has read from this
     # step on.
     start = SessionLog(status=SessionLog.START)

@@ -1,5 +1,6 @@
 """What a later stage needs is checked before the first; a start that fails leaves nothing."""
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -8,6 +9,7 @@ import types
 import jax
 import numpy as np
 import pytest
+from disks import mounting_is_allowed, small_disk
 from PIL import Image
 from tiny_runs import changed
 
@@ -190,6 +192,32 @@ def test_a_broken_test_image_is_found_before_anything_trains(run_config, tmp_pat
     with pytest.raises(OSError, match=r'2 of 25 images cannot be decoded: .*dog/1\.png'):
       experiment.run(config, str(workdir))
     assert not workdir.exists()
+
+
+def test_images_may_lie_on_a_read_only_disk_and_one_that_vanishes_is_named(run_config, tmp_path):
+  photos = tmp_path / 'photos'
+  photos.mkdir()
+  mounting = mounting_is_allowed()
+  with small_disk(photos, '1m') if mounting else contextlib.nullcontext() as remount:
+    for name in ('cat', 'dog'):
+      (photos / name).mkdir()
+      for n in range(10):
+        Image.fromarray(np.full((8, 8, 3), n, np.uint8)).save(photos / name / f'{n}.png')
+    if mounting:
+      remount('ro')
+    config = changed(run_config, task=f'folder:{photos}')
+    found = lifecycle.prepare(check_config(config), str(tmp_path / 'run'))
+    if mounting:
+      remount('rw')
+    (gone,) = {str(photos / 'cat' / f'{n}.png') for n in range(10)} & set(names_of(found, 'val'))
+    os.remove(gone)
+    with pytest.raises(OSError, match=r'1 of 2 images cannot be decoded: .*cat/\d\.png'):
+      found.data('val')
+
+
+def names_of(run, split):
+  examples = run.task.open(split)
+  return [examples.name(index) for index in range(len(examples.labels))]
 
 
 def always():

@@ -1,5 +1,6 @@
 """What is recorded of a run: metrics and events of exactly the steps that count, and a trace."""
 
+import itertools
 import json
 import struct
 
@@ -59,6 +60,18 @@ def test_events_of_a_resumed_stage_have_every_step_once_and_are_on_disk_at_once(
     for step, loss in enumerate(losses, 1)
     for event in ((step, 'loss', loss), (step, 'accuracy', 0.5))
   ]
+
+
+def test_a_clock_that_goes_back_loses_no_event(tmp_path, monkeypatch):
+  pytest.importorskip('tensorboardX')
+  monkeypatch.setattr(monitoring.time, 'time', itertools.count(1e9, -3600).__next__)
+  for start in (0, 2):
+    metrics = monitoring.Metrics(tmp_path / 'metrics.jsonl', 'training', start, str(tmp_path))
+    for step in (start + 1, start + 2):
+      metrics.write(step, {'loss': step})
+  (tmp_path / 'metrics.jsonl').unlink()
+  losses = [value for _, name, value in shown_events(tmp_path / 'training') if name == 'loss']
+  assert losses == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize('dispatches, traced', [(0, None), (1, None), (2, 1), (6, 3)])

@@ -4,6 +4,7 @@ What happened is said in a sentence.
 """
 
 import contextlib
+import itertools
 import logging
 import os
 import re
@@ -16,6 +17,7 @@ from disks import mounting_is_allowed, small_disk
 from tiny_runs import all_fields, changed, contents, overrides, start_command
 
 from glora_jax.runs import command_line, experiment
+from glora_jax.runs.run import Run
 from glora_jax.runs.workdir import Stopped, claim
 
 
@@ -97,6 +99,70 @@ def test_a_full_disk_ends_a_command_in_a_sentence_and_more_room_goes_on(
     if mounting:
       remount('size=64m', 'ro')
       assert experiment.run(run_config, str(workdir))  # a finished run can still be read
+
+
+@pytest.mark.slow
+def test_a_command_that_is_stopped_for_a_while_holds_its_workdir_and_goes_on(
+  run_config, undisturbed, tmp_path
+):
+  """kill -STOP, which no process can hear; its clock goes on without it."""
+  workdir = tmp_path / 'run'
+  process = start(run_config, workdir)
+  while not (workdir / 'supernet').exists() and process.poll() is None:
+    time.sleep(0.01)
+  process.send_signal(signal.SIGSTOP)
+  with pytest.raises(ValueError, match=f'in use by process {process.pid} on '):
+    experiment.run(run_config, str(workdir))
+  time.sleep(2)
+  process.send_signal(signal.SIGCONT)
+  _, errors = process.communicate()
+  assert process.returncode == 0, errors
+  assert contents(workdir) == undisturbed
+
+
+@pytest.mark.slow
+def test_a_clock_that_goes_back_changes_nothing(run_config, undisturbed, tmp_path, monkeypatch):
+  workdir = tmp_path / 'run'
+  with pytest.raises(Stopped):
+    experiment.run(run_config, str(workdir), stop=(workdir / 'supernet').exists)
+  monkeypatch.setattr(time, 'time', itertools.count(time.time() - 1e6, -60).__next__)
+  experiment.run(run_config, str(workdir))
+  monkeypatch.undo()
+  assert contents(workdir) == undisturbed
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_at_any_stage_is_a_sentence_and_loses_nothing(
+  run_config, finished_run, undisturbed, tmp_path, monkeypatch
+):
+  stages, stage, full = finished_run[1]['seconds'], Run.stage, set()
+
+  @contextlib.contextmanager
+  def filled(run, name):
+    with stage(run, name):
+      if name in full:
+        fill(tmp_path / 'filler')
+      yield
+
+  monkeypatch.setattr(Run, 'stage', filled)
+  with small_disk(tmp_path, '64m'):
+    for name in stages:
+      full.add(name)
+      with pytest.raises(OSError, match='No space left on device'):
+        experiment.run(run_config, str(tmp_path / 'run'))
+      os.remove(tmp_path / 'filler')
+      full.clear()
+    experiment.run(run_config, str(tmp_path / 'run'))
+    assert contents(tmp_path / 'run') == undisturbed
+
+
+def fill(path):
+  """Writes a file until the disk is full."""
+  with contextlib.suppress(OSError), open(path, 'wb', buffering=0) as file:
+    for size in (2**16, 1):
+      with contextlib.suppress(OSError):
+        while True:
+          file.write(bytes(size))
 
 
 @pytest.mark.slow
