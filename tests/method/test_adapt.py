@@ -5,6 +5,7 @@ Other models are in test_adapt_models.py.
 
 import functools
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -137,10 +138,10 @@ def test_split_separates_heads_and_supports_and_join_puts_them_back(small):
   assert trainable['params'].keys() == {'head'}
   assert 'head' not in frozen['params']
   assert trainable.keys() == {'params', 'glora'}
-  jax.tree.map(np.testing.assert_array_equal, adapted.join(trainable, frozen), variables)
+  chex.assert_trees_all_equal(adapted.join(trainable, frozen), variables)
   probe, rest = adapted.split(variables, supports=False)
   assert probe.keys() == {'params'}
-  jax.tree.map(np.testing.assert_array_equal, adapted.join(probe, rest), variables)
+  chex.assert_trees_all_equal(adapted.join(probe, rest), variables)
 
 
 def test_selection_restricts_the_rows_and_what_fold_changes(small):
@@ -267,13 +268,11 @@ def test_variables_and_genomes_that_do_not_fit_are_refused(small):
 
 def test_one_compilation_serves_all_genomes(small):
   adapted, variables, images = small
-  traces = []
 
   @jit
+  @chex.assert_max_traces(n=1)
   def apply(genome):
-    traces.append(None)
     return adapted.apply(variables, images, genome=genome)
 
   for genome in random_genomes(adapted.spec, 4):
     apply(genome)
-  assert len(traces) == 1

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -104,7 +105,7 @@ def test_whatever_file_is_damaged_a_state_that_was_saved_comes_back(
         for record in caplog.records
         if record.name == 'glora_jax.training.checkpoints'
       ]
-      jax.tree.map(np.testing.assert_array_equal, state, a_state(state.step))
+      chex.assert_trees_all_equal(state, a_state(state.step))
       if state.step == 9:  # orbax has some things twice
         assert not warnings
         continue
@@ -115,7 +116,7 @@ def test_whatever_file_is_damaged_a_state_that_was_saved_comes_back(
       assert 'going on from step 5' in warnings[0]
       checkpoints.save(a_state(9))  # training comes there again
     with TrainingCheckpoints(folder) as checkpoints:
-      jax.tree.map(np.testing.assert_array_equal, checkpoints.latest(a_state(0)), a_state(9))
+      chex.assert_trees_all_equal(checkpoints.latest(a_state(0)), a_state(9))
   assert fallen_back >= 2  # the numbers themselves, and what says where they are
 
 
@@ -191,9 +192,9 @@ def test_training_goes_on_from_the_state_before_a_damaged_one_to_the_same_bits(t
     state = checkpoints.latest(template)
     assert state.step == 8
     resumed = train(state=state, on_dispatch=lambda state, _: checkpoints.save(state))
-  jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+  chex.assert_trees_all_equal(resumed, whole)
   with TrainingCheckpoints(tmp_path) as checkpoints:
-    jax.tree.map(np.testing.assert_array_equal, checkpoints.latest(template), whole)
+    chex.assert_trees_all_equal(checkpoints.latest(template), whole)
 
 
 def large_state(step):
@@ -214,7 +215,7 @@ def test_a_full_disk_is_a_sentence_that_comes_from_the_background_and_older_stat
     ):
       checkpoints.save(large_state(9))
     with TrainingCheckpoints(tmp_path / 'states') as checkpoints:
-      jax.tree.map(np.testing.assert_array_equal, checkpoints.latest(a_state(0)), a_state(5))
+      chex.assert_trees_all_equal(checkpoints.latest(a_state(0)), a_state(5))
     remount('size=8m')
     with TrainingCheckpoints(tmp_path / 'states') as checkpoints:
       checkpoints.save(large_state(9))

@@ -1,5 +1,6 @@
 """The training loop: what is trained, what is not, resumption, divergence."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -94,11 +95,11 @@ def test_a_step_is_adamw_on_the_sampled_subnet(loss_fn, first_epoch):
 def test_resumed_training_equals_uninterrupted_training_bit_for_bit(fit, whole):
   half = fit(stop_epoch=2)
   assert half.step == 2 * STEPS_PER_EPOCH
-  jax.tree.map(np.testing.assert_array_equal, whole, fit(state=half))
+  chex.assert_trees_all_equal(whole, fit(state=half))
 
 
 def test_the_number_of_steps_per_dispatch_changes_nothing(fit, whole):
-  jax.tree.map(np.testing.assert_array_equal, whole, fit(steps_per_dispatch=3))
+  chex.assert_trees_all_equal(whole, fit(steps_per_dispatch=3))
 
 
 def test_the_callers_arrays_survive_donation(first_epoch):
