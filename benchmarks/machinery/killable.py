@@ -1,0 +1,272 @@
+"""Commands that can be started many times, killed, stopped for a while, and compared."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from glora_jax.data import pipeline
+from glora_jax.data.catalog import find
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+ENDED, SAVED = 0, 75  # exit codes: finished, and stopped with everything saved
+_SUITE, _SEEDS = 'oxford_pets', (0, 1, 2)  # a few-shot task whose lists are easily written
+_SUITE_IMAGES = {'train': 160, 'val': 40, 'test': 80}
+_ALONE = 10.0  # seconds that a process may go on without the one that was killed
+_POLL = 0.01
+
+Contents = dict[str, bytes]
+
+
+class Kill(NamedTuple):
+  """A signal, and when it is sent.
+
+  Attributes:
+    signal: SIGKILL, SIGTERM, or SIGSTOP, after which the process goes on.
+    after: seconds after the start, or after a stage has begun.
+    stage: the stage; empty for the start.
+    process: number of the process that gets it.
+    pause: seconds that a SIGSTOP lasts.
+  """
+
+  signal: signal.Signals
+  after: float
+  stage: str = ''
+  process: int = 0
+  pause: float = 0.0
+
+  def __str__(self):
+    since = f'after {self.stage} has begun' if self.stage else 'after the start'
+    return f'{self.signal.name} to process {self.process}, {self.after:.1f} s {since}'
+
+  def is_answered_by(self, code: int) -> bool:
+    """Whether a run that got the signal in time may end with this exit code."""
+    return (
+      code
+      in {
+        signal.SIGKILL: (-signal.SIGKILL,),
+        signal.SIGTERM: (-signal.SIGTERM, SAVED),
+        signal.SIGSTOP: (ENDED,),
+      }[self.signal]
+    )
+
+
+class Ending(NamedTuple):
+  """How a start ended: the exit code of its first process, or of the one that was killed."""
+
+  code: int
+  was_killed: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Killable:
+  """A run, a suite or a comparison: the same command each time.
+
+  Attributes:
+    kind: key of `KINDS`.
+    folder: for all that it writes, the log of all starts included.
+    shared: folder for compiled programs, and for images that are read alone.
+    fields: of the config, in place of the quickstart's.
+  """
+
+  kind: str
+  folder: pathlib.Path
+  shared: pathlib.Path
+  fields: Mapping[str, Any]
+
+  @property
+  def workdir(self) -> pathlib.Path:
+    """What the command writes into."""
+    return self.folder / 'run'
+
+  @property
+  def log(self) -> str:
+    """What all starts have printed."""
+    return (self.folder / 'log.txt').read_text(errors='replace')
+
+  def start(self, kill: Kill | None = None) -> Ending:
+    """Starts it, kills it where asked to, and waits until all its processes have ended."""
+    self.folder.mkdir(parents=True, exist_ok=True)
+    before = len(self.log) if (self.folder / 'log.txt').exists() else 0
+    with open(self.folder / 'log.txt', 'a') as log:
+      processes = [
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log, cwd=ROOT, env=self._env())
+        for command in self._commands()
+      ]
+      if kill is None or not self._wait(processes, kill, before):
+        return Ending(_end(processes, processes[0]), was_killed=False)
+      victim = processes[kill.process]
+      victim.send_signal(kill.signal)
+      if kill.signal == signal.SIGSTOP:
+        time.sleep(kill.pause)
+        victim.send_signal(signal.SIGCONT)
+      return Ending(_end(processes, victim), was_killed=True)
+
+  def _wait(self, processes: Sequence[subprocess.Popen], kill: Kill, before: int) -> bool:
+    """Waits for the moment of a kill; whether it came before a process ended."""
+    moment = None if kill.stage else time.monotonic() + kill.after
+    begins = re.compile(rf'^{re.escape(kill.stage)}: begins', re.M)
+    while all(process.poll() is None for process in processes):
+      now = time.monotonic()
+      if moment is None and begins.search(self.log, before):
+        moment = now + kill.after
+      if moment is not None and now >= moment:
+        return True
+      time.sleep(_POLL)
+    return False
+
+  def _commands(self) -> list[list[str]]:
+    kind = KINDS[self.kind]
+    command = [sys.executable, '-m', 'glora_jax.main']
+    command += ['--config', str(ROOT / 'configs' / 'quickstart.py')]
+    command += ['--workdir', str(self.workdir), f'--config.data.dir={self.folder / "tfds"}']
+    fields = {**kind.fields(self.shared), **self.fields}
+    command += [f'--config.{name}={value}' for name, value in fields.items()]
+    if kind.processes == 1:
+      return [command]
+    with socket.create_server(('localhost', 0)) as server:
+      coordinator = f'localhost:{server.getsockname()[1]}'
+    command += [f'--config.distributed.coordinator={coordinator}']
+    command += [f'--config.distributed.num_processes={kind.processes}']
+    return [
+      [*command, f'--config.distributed.process_id={number}'] for number in range(kind.processes)
+    ]
+
+  def _env(self) -> dict[str, str]:
+    return {
+      **os.environ,
+      'JAX_COMPILATION_CACHE_DIR': str(self.shared / 'xla'),
+      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    }
+
+  def stage(self) -> str:
+    """The stage that the last start was in."""
+    marks = re.findall(r'^(\w+): (begins|done)', self.log, re.M)
+    if not marks:
+      return 'preparing'
+    name, state = marks[-1]
+    return name if state == 'begins' else f'after {name}'
+
+  def seconds(self) -> dict[str, float]:
+    """The time of every stage, of the first task of a suite."""
+    return json.loads(next(iter(sorted(self.workdir.rglob('seconds.json')))).read_text())
+
+  def contents(self) -> Contents:
+    """All that must be identical, by name, without times."""
+    found = {}
+    for path in sorted(self.workdir.rglob('*')):
+      name = str(path.relative_to(self.workdir))
+      if path.name == 'result.json':
+        result = without_seconds(json.loads(path.read_text()))
+        found[name] = json.dumps(result, sort_keys=True).encode()
+      elif path.name in _COMPARED or path.parent.name == 'folded':
+        found[name] = path.read_bytes()
+    return found
+
+
+_COMPARED = ('adapter.safetensors', 'metrics.jsonl', 'genome.json', 'test_list.json')
+
+
+def _end(processes: Sequence[subprocess.Popen], first: subprocess.Popen) -> int:
+  """The exit code of one process, once all have ended."""
+  code = first.wait()
+  for process in processes:
+    try:
+      process.wait(_ALONE if code < 0 else None)
+    except subprocess.TimeoutExpired:  # it waits for the one that is gone
+      process.kill()
+      process.wait()
+  return code
+
+
+def without_seconds(content: Any) -> Any:
+  """JSON without the times in it."""
+  if isinstance(content, list):
+    return [without_seconds(item) for item in content]
+  if not isinstance(content, dict):
+    return content
+  return {name: without_seconds(value) for name, value in content.items() if name != 'seconds'}
+
+
+class Kind(NamedTuple):
+  """What can be started.
+
+  Attributes:
+    fields: fields of the quickstart's config that make it this, given the shared folder.
+    processes: number of processes that work together.
+  """
+
+  fields: Callable[[pathlib.Path], dict[str, Any]]
+  processes: int = 1
+
+
+def _quickstart(shared: pathlib.Path) -> dict[str, Any]:
+  return {}
+
+
+def _gradient(shared: pathlib.Path) -> dict[str, Any]:
+  return {'structure': 'gradient'}
+
+
+def _comparison(shared: pathlib.Path) -> dict[str, Any]:
+  methods = ('linear', 'lora', 'full', 'search', 'gradient')
+  return {
+    'job': 'compare',
+    'compare.methods': methods,
+    'compare.seeds': 1,
+    'compare.budgets': (20_000,),
+    'compare.rates': (1e-3, 4e-3),
+    'mesh.devices': 'one',
+    'presets': (),
+  }
+
+
+def _suite(shared: pathlib.Path) -> dict[str, Any]:
+  root = shared / 'lists'
+  if not root.exists():
+    write_few_shot_lists(root / _SUITE)
+  return {
+    'task': f'fewshot/{_SUITE}/16/all',
+    'data.source': 'lists',
+    'data.root': str(root),
+    'finetune.batch_size': 32,
+    'supernet.batch_size': 32,
+  }
+
+
+def write_few_shot_lists(folder: pathlib.Path) -> None:
+  """Writes digits as the few-shot data of one data set, with three seeds."""
+  (folder / 'annotations').mkdir(parents=True)
+  (folder / 'images').mkdir()
+  digits = find('digits')
+  for split, number in _SUITE_IMAGES.items():
+    images, labels = pipeline.load(digits.open(split), 28)
+    names = [f'{split}{index}.png' for index in range(number)]
+    for name, image in zip(names, images, strict=False):
+      Image.fromarray(image).save(folder / 'images' / name)
+    lines = [f'{name} {label}' for name, label in zip(names, labels, strict=False)]
+    for seed in _SEEDS if split == 'train' else (None,):
+      suffix = '' if seed is None else f'.num_shot_16.seed_{seed}'
+      chosen = lines if seed is None else lines[seed :: len(_SEEDS)]
+      (folder / 'annotations' / f'{split}_meta.list{suffix}').write_text('\n'.join(chosen))
+
+
+KINDS = {
+  'quickstart': Kind(_quickstart),
+  'gradient': Kind(_gradient),
+  'suite': Kind(_suite),
+  'comparison': Kind(_comparison),
+  'two': Kind(_quickstart, processes=2),
+}

@@ -1,0 +1,65 @@
+"""The benchmark that kills: where the kills come, and what it compares."""
+
+import random
+import signal
+import subprocess
+import sys
+
+from benchmarks.kill_and_resume import Undisturbed, differences, plan_kills
+from benchmarks.machinery import killable
+from benchmarks.machinery.killable import Kill, Killable
+from glora_jax.files import write_json
+
+STAGES = {'supernet': 30.0, 'search': 9.0, 'report': 1.0}
+
+
+def test_kills_are_spread_over_time_stages_signals_and_processes():
+  whole, rng = Undisturbed({}, 50.0, STAGES), random.Random(0)
+  planned = [plan_kills(number, 40, whole, rng, 60.0, 2) for number in range(40)]
+  first = [kills[0] for kills in planned]
+  in_stages = [kill for kill in first if kill.stage]
+  assert len(in_stages) == 20
+  assert {kill.stage for kill in in_stages} == STAGES.keys()
+  assert all(kill.after <= STAGES[kill.stage] for kill in in_stages)
+  moments = [kill.after for kill in first if not kill.stage]
+  assert all(2 * n * 50 / 40 <= moment <= 50 for n, moment in enumerate(moments))
+  assert {kill.signal for kill in first} == {signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP}
+  assert {(bool(kill.stage), kill.process) for kill in first} == {
+    (stage, process) for stage in (True, False) for process in (0, 1)
+  }
+  assert sum(len(kills) == 2 for kills in planned) == 10
+
+
+def test_a_kill_comes_when_its_stage_has_begun_and_the_start_ends(tmp_path, monkeypatch):
+  program = 'import sys, time; print("search: begins", file=sys.stderr, flush=True); time.sleep(60)'
+  monkeypatch.setattr(killable, '_ALONE', 0.1)
+  monkeypatch.setattr(Killable, '_commands', lambda job: [[sys.executable, '-c', program]] * 2)
+  job = Killable('two', tmp_path, tmp_path, {})
+  ending = job.start(Kill(signal.SIGKILL, 0.01, 'search', process=1))
+  assert ending == (-signal.SIGKILL, True)
+  assert job.stage() == 'search'
+
+
+def test_a_process_that_waits_for_a_killed_one_is_ended(monkeypatch):
+  monkeypatch.setattr(killable, '_ALONE', 0.1)
+  pair = [subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']) for _ in range(2)]
+  pair[0].kill()
+  assert killable._end(pair, pair[0]) == -signal.SIGKILL
+  assert pair[1].returncode == -signal.SIGKILL
+
+
+def test_results_are_compared_without_their_times(tmp_path):
+  found = []
+  for seconds in (1.0, 2.0):
+    job = Killable('suite', tmp_path / str(seconds), tmp_path, {})
+    task = job.workdir / 'a'
+    (task / 'folded').mkdir(parents=True)
+    rows = [{'accuracy': 0.5, 'seconds': seconds}]
+    write_json(task / 'result.json', {'seconds': {'test': seconds}, 'rows': rows}, 'result')
+    write_json(task / 'seconds.json', {'test': seconds}, 'seconds')
+    (task / 'folded' / 'model').write_bytes(b'1')
+    found.append(job.contents())
+    assert job.seconds()['test'] == seconds
+  assert found[0].keys() == {'a/result.json', 'a/folded/model'}
+  assert not differences(*found)
+  assert differences(found[0], {}) == ['a/folded/model', 'a/result.json']
