@@ -12,6 +12,7 @@ from benchmarks.fuzz import (
   configs,
   folders,
   pictures,
+  starts,
   tables,
 )
 from benchmarks.fuzz.oracle import Case
@@ -46,6 +47,7 @@ STRATEGIES: dict[str, Strategy] = {
   'lines': Strategy(archives.lines, 2),
   'genome': Strategy(archives.genome_file, 5),
   'call': Strategy(calls.library_call, 25),
+  'start': Strategy(starts.start, 0.4, is_slow=True),
   'convert': Strategy(commands.convert, 0.12, is_slow=True),
   'predict': Strategy(commands.predict, 0.08, is_slow=True),
   'run': Strategy(commands.run, 0.12, is_slow=True),

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from benchmarks.fuzz.oracle import Outcome
+from benchmarks.fuzz.place import Place
 from benchmarks.fuzz.strategies import choose
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
@@ -62,22 +63,28 @@ def _process(
   root: str, seed: int, numbers: Sequence[int], names: Sequence[str]
 ) -> Iterator[Result]:
   """Results of a process of its own; where it dies, its last case has one, too."""
-  home, current = os.path.join(root, 'home'), os.path.join(root, 'here')
-  os.makedirs(home, exist_ok=True)
-  os.makedirs(current, exist_ok=True)
+  place = Place(os.path.join(root, 'place'))
   environment = {
     **os.environ,
-    'HOME': home,
-    'TMPDIR': os.path.join(root, 'temporary'),
+    'HOME': place.path('home'),
+    'TMPDIR': place.path('temporary'),
+    'MPLCONFIGDIR': os.path.join(root, 'matplotlib'),  # its list of fonts is none of ours
     'PYTHONPATH': os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get('PYTHONPATH')])),
     'JAX_PLATFORMS': 'cpu',
   }
-  order = json.dumps({'root': root, 'seed': seed, 'numbers': list(numbers), 'names': list(names)})
+  order = json.dumps(
+    {'root': place.root, 'seed': seed, 'numbers': list(numbers), 'names': list(names)}
+  )
   command = [sys.executable, '-m', 'benchmarks.fuzz.worker', order]
   done = 0
   with open(os.path.join(root, 'log'), 'w+', errors='replace') as log:
     with subprocess.Popen(
-      command, stdout=subprocess.PIPE, stderr=log, cwd=current, env=environment, text=True
+      command,
+      stdout=subprocess.PIPE,
+      stderr=log,
+      cwd=place.path('here'),
+      env=environment,
+      text=True,
     ) as process:
       for line in process.stdout or ():
         done += 1

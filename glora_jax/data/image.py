@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from glora_jax.files import open_regular
+from glora_jax.limits import shown
 
 ResizeRule = Literal['squash', 'crop']
 RULES: tuple[ResizeRule, ...] = typing.get_args(ResizeRule)
@@ -152,7 +153,7 @@ def resize(picture: Image.Image, size: int, rule: ResizeRule = 'squash') -> np.n
     (64, 64, 3)
   """
   if rule not in RULES:
-    raise ValueError(f"The resize rule '{rule}' is unknown; it is one of {', '.join(RULES)}.")
+    raise ValueError(f'The resize rule {shown(rule)} is unknown; it is one of {", ".join(RULES)}.')
   if rule == 'squash':
     return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC))
   short_side = round(size / CROP)

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from glora_jax.limits import shown
+
 
 class Statistics(NamedTuple):
   """Mean and standard deviation of images in [0, 1], one number for each channel."""
@@ -45,7 +47,7 @@ def statistics(normalization: Normalization) -> Statistics:
     mean, deviation = normalization
     return Statistics(tuple(mean), tuple(deviation))
   raise ValueError(
-    f"normalization='{normalization}' is unknown; it is one of {', '.join(NORMALIZATIONS)}, "
+    f'normalization={shown(normalization)} is unknown; it is one of {", ".join(NORMALIZATIONS)}, '
     'or mean and deviation, three numbers each, finite and the deviation above 0.'
   )
 

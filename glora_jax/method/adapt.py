@@ -286,7 +286,7 @@ def _groups(model: str, candidates: Sequence[Site], selection: Selection) -> tup
   for pattern in selection.spaces:
     if not any(matches(pattern, site.name) for site in chosen):
       raise ValueError(
-        f"space: the pattern '{pattern}' matches no selected linear layer of {model}; "
+        f'space: the pattern {shown(pattern)} matches no selected linear layer of {model}; '
         f'there are: {listed}.'
       )
   return number_rows(

@@ -13,6 +13,7 @@ import pooch
 import requests
 
 from glora_jax.files import sha256_of, whole
+from glora_jax.limits import printable
 from glora_jax.models import hub
 
 log = logging.getLogger(__name__)
@@ -107,7 +108,7 @@ def _checked_path(weights: str, sha256: str | None) -> str:
   path = os.path.expanduser(weights)
   if not os.path.exists(path):
     raise FileNotFoundError(
-      f"model.weights='{weights}' is no file or folder, and none of the names "
+      f"model.weights='{printable(weights)}' is no file or folder, and none of the names "
       f'{", ".join(SHORTCUTS)}; an address starts with https://, a name on the hub with hf:.'
     )
   if sha256 is None:

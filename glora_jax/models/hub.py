@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 from glora_jax.files import Path
+from glora_jax.limits import shown
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ def parse(name: str) -> HubName:
   match = _NAME.fullmatch(name)
   if not match or '..' in name or '--' in match.group(1):  # the hub itself refuses these
     raise ValueError(
-      f"'{name}' is no name on the Hugging Face hub; one is {PREFIX}owner/name or "
+      f'{shown(name)} is no name on the Hugging Face hub; one is {PREFIX}owner/name or '
       f'{PREFIX}owner/name@revision.'
     )
   return HubName(*match.groups())

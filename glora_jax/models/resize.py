@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from glora_jax.limits import shown
+
 Interpolation = Literal['bicubic_antialias', 'bicubic', 'linear_corners']
 INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
 
@@ -50,7 +52,7 @@ def resize_pos_embed(
     )
   if interpolation not in INTERPOLATIONS:
     raise ValueError(
-      f"interpolation='{interpolation}' is unknown; it is one of {', '.join(INTERPOLATIONS)}."
+      f'interpolation={shown(interpolation)} is unknown; it is one of {", ".join(INTERPOLATIONS)}.'
     )
   if old == new:
     return pos_embed

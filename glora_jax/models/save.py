@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from glora_jax.files import Path, write_json, write_safetensors, write_tensors
+from glora_jax.limits import shown
 from glora_jax.models import folder
 from glora_jax.models.config_json import side_files
 from glora_jax.models.containers.npz import write_npz
@@ -156,7 +157,7 @@ def _new_origin(name: str, model: ViT, flat: Flat) -> Origin:
   """A format's own layout, for a model that comes from elsewhere."""
   if name not in FORMATS:
     raise ValueError(
-      f"The format '{name}' is unknown; the formats are {OURS}, {', '.join(FORMATS)}."
+      f'The format {shown(name)} is unknown; the formats are {OURS}, {", ".join(FORMATS)}.'
     )
   format = FORMATS[name]
   placeholders = format.placeholders(model.width, flat['norm/scale'].dtype)

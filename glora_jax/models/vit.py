@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from glora_jax.limits import shown
 from glora_jax.models.blocks import ACTIVATIONS, Activation, Block, patch_product
 from glora_jax.models.metadata import ImageSize, sides
 
@@ -229,8 +230,8 @@ def vit(size: str, num_classes: int, **fields: Any) -> ViT:
   """
   if size not in SIZES:
     raise ValueError(
-      f"ViT size '{size}' is unknown; the sizes are {', '.join(SIZES)}, or give width, depth and "
-      'num_heads to ViT.'
+      f'ViT size {shown(size)} is unknown; the sizes are {", ".join(SIZES)}, or give width, depth '
+      'and num_heads to ViT.'
     )
   return ViT(num_classes, **{**SIZES[size], **fields})
 

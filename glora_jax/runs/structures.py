@@ -15,6 +15,7 @@ import numpy as np
 
 from glora_jax import mesh as meshes
 from glora_jax.files import damaged, read_json, write_json
+from glora_jax.limits import printable
 from glora_jax.method.draws import check_budget
 from glora_jax.method.genome_json import genome_from_json, genome_to_json
 from glora_jax.method.genomes import canonicalize, count_params
@@ -150,15 +151,15 @@ def named_genome(spec: Spec, name: str, budget: int | None) -> np.ndarray:
 def _read(spec: Spec, path: str) -> np.ndarray:
   if not os.path.isfile(path):
     raise FileNotFoundError(
-      f"structure='{path}' is no file; give the genome.json of a run, 'search', 'gradient', or the "
-      'name of a preset.'
+      f"structure='{printable(path)}' is no file; give the genome.json of a run, 'search', "
+      "'gradient', or the name of a preset."
     )
   try:
     return canonicalize(spec, genome_from_json(spec, read_json(path, 'genome')))
   except ValueError as error:
     raise ValueError(
-      f"structure='{path}' holds no genome of this model ({error}); it needs one with a row for "
-      f'each of its {len(spec)} layers, and ranks that space.ranks has.'
+      f"structure='{printable(path)}' holds no genome of this model ({error}); it needs one with a "
+      f'row for each of its {len(spec)} layers, and ranks that space.ranks has.'
     ) from error
 
 

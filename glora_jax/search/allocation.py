@@ -26,6 +26,7 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
+from glora_jax.limits import shown
 from glora_jax.method.space import Tensor
 
 Measure = Literal['squared', 'sign', 'preconditioned', 'seen']
@@ -90,7 +91,9 @@ class LayerGradients(NamedTuple):
 def check_measure(measure: str) -> None:
   """Raises ValueError where a measure is unknown."""
   if measure not in get_args(Measure):
-    raise ValueError(f"value='{measure}' is unknown; it is one of {', '.join(get_args(Measure))}.")
+    raise ValueError(
+      f'value={shown(measure)} is unknown; it is one of {", ".join(get_args(Measure))}.'
+    )
 
 
 def xavier_norm(in_features: int, rank: int) -> float:
