@@ -62,7 +62,7 @@ def checkpoint(rng: random.Random, place: Place) -> Case:
 
   def check(_: Any) -> None:
     model, params, metadata = weights.load(path, **fields)
-    _require_params(model, params, metadata)
+    require_params(model, params, metadata)
     facts = {name: value for name, value in metadata.items() if name != 'source'}
     copy = os.path.join(place.path('given'), 'copy.safetensors')
     try:
@@ -81,7 +81,7 @@ def checkpoint(rng: random.Random, place: Place) -> Case:
   return Case(shown, attempt, check, alike)
 
 
-def _require_params(model: Any, params: Any, metadata: dict[str, Any]) -> None:
+def require_params(model: Any, params: Any, metadata: dict[str, Any]) -> None:
   """Raises `Fault` unless parameters are those of the model, and finite."""
   flat = flax.traverse_util.flatten_dict(params, sep='/')
   expected = expected_params(model, metadata['image_size'])

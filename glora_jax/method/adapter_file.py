@@ -73,7 +73,8 @@ def save_adapter(
     **metadata: more to remember, JSON types.
 
   Raises:
-    ValueError: the variables were cut to a subnet with lower ranks.
+    ValueError: the variables were cut to a subnet with lower ranks, or metadata have a name that
+      the file needs itself.
 
   Example:
     >>> import tempfile, flax.linen as nn, jax, jax.numpy as jnp, safetensors.numpy
@@ -92,6 +93,14 @@ def save_adapter(
   trainable, frozen = adapted.split(variables)
   check_supports(adapted.groups, trainable[COLLECTION])
   check_storage(adapted.groups, trainable[COLLECTION], genome)
+  described = {
+    'spec': _described(adapted),
+    'parameters': _parameters(adapted),
+    'base': fingerprint(frozen['params']),
+    **genome_to_json(adapted.spec, genome),
+  }
+  if reserved := described.keys() & metadata.keys():
+    raise ValueError(f'The name {min(reserved)!r} of metadata is taken; give it another.')
   others = {name: value for name, value in frozen.items() if name != 'params'}
   tensors = {
     '/'.join(p): nn.meta.unbox(value)
@@ -99,14 +108,7 @@ def save_adapter(
   }
   for name, support, index in _used(adapted, trainable[COLLECTION], genome):
     tensors[name] = np.asarray(nn.meta.unbox(support))[index]
-  written = {
-    'spec': _described(adapted),
-    'parameters': _parameters(adapted),
-    'base': fingerprint(frozen['params']),
-    **genome_to_json(adapted.spec, genome),
-    **metadata,
-  }
-  write_tensors(path, tensors, 'adapter', written)
+  write_tensors(path, tensors, 'adapter', {**described, **metadata})
 
 
 def load_adapter(path: Path, adapted: Adapted, params: Any) -> tuple[dict[str, Any], np.ndarray]:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from glora_jax.limits import Domain, Limits
+from glora_jax.limits import Domain, Limits, shown
 from glora_jax.method import one_shift
 from glora_jax.method.genomes import alleles_at, count_params, smallest_genome
 from glora_jax.method.space import Spec
@@ -68,17 +68,18 @@ def check_budget(budget: Any) -> int | None:
   if budget is None:
     return None
   if not _is_whole_number(budget) or budget < 0:
-    shown = f'{budget:g}' if isinstance(budget, numbers.Real) else repr(budget)
+    text = f'{budget:g}' if isinstance(budget, float | np.floating) else shown(budget)
     raise ValueError(
-      f'budget={shown} must be a whole number of trained parameters, 0 (the linear subnet) or '
+      f'budget={text} must be a whole number of trained parameters, 0 (the linear subnet) or '
       'more, or None.'
     )
   return int(budget)
 
 
 def _is_whole_number(value: Any) -> bool:
-  is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-  return is_number and float(value).is_integer()
+  if isinstance(value, numbers.Integral):
+    return not isinstance(value, bool)
+  return isinstance(value, numbers.Real) and float(value).is_integer()
 
 
 def require_feasible(spec: Spec, budget: Any) -> int | None:

@@ -138,7 +138,7 @@ def _lookup(table: np.ndarray, genomes: Any) -> Iterator[np.ndarray]:
   flat = np.asarray(genomes).reshape(-1, rows, tensors)
   offsets = (np.arange(rows * tensors) * codes).reshape(rows, tensors)
   for start in range(0, len(flat), _BLOCK):
-    yield table.take(flat[start : start + _BLOCK] + offsets)
+    yield table.take(flat[start : start + _BLOCK].astype(np.int64) + offsets)
 
 
 def smallest_genome(spec: Spec) -> np.ndarray:

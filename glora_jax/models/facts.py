@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+
 from glora_jax.data.image import RULES
 from glora_jax.data.normalization import NORMALIZATIONS, statistics
-from glora_jax.limits import shown
+from glora_jax.limits import MOST_COUNTED, is_finite, shown
 from glora_jax.models.vit import ACTIVATIONS, POOLS
+
+MOST_PIXELS = 2**16  # of a side
 
 
 class _Fact(NamedTuple):
@@ -24,7 +29,15 @@ class _Fact(NamedTuple):
 
 
 def _is_count(value: Any) -> bool:
-  return isinstance(value, int) and not isinstance(value, bool) and value > 0
+  return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MOST_COUNTED
+
+
+def _is_count_or_0(value: Any) -> bool:
+  return _is_count(value) or (type(value) is int and value == 0)
+
+
+def _is_side(value: Any) -> bool:
+  return _is_count(value) and value <= MOST_PIXELS
 
 
 def _is_epsilon(value: Any) -> bool:
@@ -37,7 +50,7 @@ def _is_share(value: Any) -> bool:
 
 def _is_image_size(value: Any) -> bool:
   is_pair = isinstance(value, list | tuple) and len(value) == 2
-  return _is_count(value) or (is_pair and all(map(_is_count, value)))
+  return _is_side(value) or (is_pair and all(map(_is_side, value)))
 
 
 def _are_names(value: Any) -> bool:
@@ -60,6 +73,25 @@ def _is_pool(value: Any) -> bool:
   return isinstance(value, str) and value in POOLS
 
 
+def _is_truth(value: Any) -> bool:
+  return isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+  return isinstance(value, int | float) and not isinstance(value, bool) and is_finite(value)
+
+
+def _is_dtype(value: Any) -> bool:
+  try:
+    return jnp.issubdtype(jnp.dtype(value), jnp.floating)
+  except (TypeError, ValueError):
+    return False
+
+
+def _is_policy(value: Any) -> bool:
+  return isinstance(value, str) and hasattr(jax.checkpoint_policies, value)
+
+
 def _is_rule(value: Any) -> bool:
   return isinstance(value, str) and value in RULES
 
@@ -67,7 +99,6 @@ def _is_rule(value: Any) -> bool:
 _FACTS: Mapping[str, _Fact] = {
   'num_heads': _Fact(_is_count, 'a whole number above 0'),
   'norm_eps': _Fact(_is_epsilon, 'a number between 0 and 1'),
-  'drop_path': _Fact(_is_share, 'at least 0 and below 1'),
   'activation': _Fact(_is_activation, f'one of {", ".join(ACTIVATIONS)}'),
   'pool': _Fact(_is_pool, f'one of {", ".join(POOLS)}'),
   'patch_size': _Fact(_is_count, 'a whole number above 0'),
@@ -79,6 +110,19 @@ _FACTS: Mapping[str, _Fact] = {
     'deviation above 0',
   ),
   'resize': _Fact(_is_rule, f'one of {", ".join(RULES)}'),
+}
+_COUNT = _Fact(_is_count, 'a whole number above 0')
+_TRUTH = _Fact(_is_truth, 'True or False')
+# What else a caller may say of the ViT.
+_FIELDS: Mapping[str, _Fact] = {
+  **_FACTS,
+  **dict.fromkeys(('patch_size', 'width', 'depth', 'mlp_dim', 'pre_logits'), _COUNT),
+  **dict.fromkeys(('class_token', 'pre_norm', 'norm_after_pool'), _TRUTH),
+  'num_classes': _Fact(_is_count_or_0, 'a whole number of 0 or more'),
+  'layer_scale': _Fact(_is_number, 'a finite number'),
+  'drop_path': _Fact(_is_share, 'at least 0 and below 1'),
+  'dtype': _Fact(_is_dtype, 'a floating-point type'),
+  'remat': _Fact(_is_policy, 'the name of a policy in jax.checkpoint_policies'),
 }
 
 
@@ -97,9 +141,22 @@ def check_facts(facts: Mapping[str, Any]) -> None:
     Traceback (most recent call last):
     ValueError: resize='stretch' cannot be; it must be one of squash, crop.
   """
+  _check(facts, _FACTS)
+
+
+def check_vit_fields(fields: Mapping[str, Any]) -> None:
+  """Checks what a caller says of a ViT; see `check_facts`.
+
+  Raises:
+    ValueError: a field cannot be.
+  """
+  _check(fields, _FIELDS)
+
+
+def _check(facts: Mapping[str, Any], known: Mapping[str, _Fact]) -> None:
   for name, value in facts.items():
-    if value is not None and name in _FACTS and not _FACTS[name].can_be(value):
-      raise ValueError(f'{name}={shown(value)} cannot be; it must be {_FACTS[name].expected}.')
+    if value is not None and name in known and not known[name].can_be(value):
+      raise ValueError(f'{name}={shown(value)} cannot be; it must be {known[name].expected}.')
 
 
 def check_metadata_of(metadata: Mapping[str, Any], num_classes: int) -> None:

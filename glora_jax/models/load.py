@@ -13,7 +13,7 @@ from glora_jax.files import Path
 from glora_jax.models import config_json, hub
 from glora_jax.models.containers.opening import open_tensors
 from glora_jax.models.containers.tensors import Container, Tensors
-from glora_jax.models.facts import check_facts
+from glora_jax.models.facts import check_facts, check_vit_fields
 from glora_jax.models.folder import locate
 from glora_jax.models.formats.format import Format, Reading
 from glora_jax.models.formats.table import FORMATS, detect, explain
@@ -150,7 +150,7 @@ def check_fields(fields: Mapping[str, Any]) -> None:
     raise ValueError(
       f'{", ".join(wrong)}: the ViT has no such field; it has {", ".join(sorted(known))}.'
     )
-  check_facts(fields)
+  check_vit_fields(fields)
 
 
 class _Recognized(NamedTuple):

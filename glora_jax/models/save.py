@@ -17,7 +17,7 @@ from glora_jax.limits import shown
 from glora_jax.models import folder
 from glora_jax.models.config_json import side_files
 from glora_jax.models.containers.npz import write_npz
-from glora_jax.models.containers.pytorch import write_torch
+from glora_jax.models.containers.pytorch import require_torch, write_torch
 from glora_jax.models.containers.tensors import Container
 from glora_jax.models.facts import check_metadata_of
 from glora_jax.models.formats.format import Flat
@@ -127,6 +127,8 @@ def _save_foreign(
   container = folder.container_of(path) if is_alone else origin.container
   model, tensors = to_tensors(model, flat, origin)
   contents = side_files(FORMATS[origin.format], model, metadata, origin.variant, tensors)
+  if container == 'torch':
+    require_torch(path)
   file = _prepare_file(path, container)
   if container == 'npz':
     write_npz(file, tensors)
@@ -155,7 +157,7 @@ def _prepare_file(path: str, container: Container) -> str:
 
 def _new_origin(name: str, model: ViT, flat: Flat) -> Origin:
   """A format's own layout, for a model that comes from elsewhere."""
-  if name not in FORMATS:
+  if not isinstance(name, str) or name not in FORMATS:
     raise ValueError(
       f'The format {shown(name)} is unknown; the formats are {OURS}, {", ".join(FORMATS)}.'
     )

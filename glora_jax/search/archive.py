@@ -8,11 +8,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from glora_jax.method.genomes import check_genome, count_params
+from glora_jax.limits import Domain
+from glora_jax.method.genomes import check_budget, check_genome, count_params
 from glora_jax.method.space import Spec
 from glora_jax.records import Array, mismatch_of_arrays
 
 Fitness = Literal['accuracy', 'loss']
+_FITNESS = Domain.of_annotation(Fitness)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +133,7 @@ class Archive:
     Args:
       fitness: 'accuracy' (ties are broken by the loss) or 'loss'.
     """
+    _FITNESS.check(fitness, 'fitness')
     if fitness == 'loss':
       return np.lexsort((self.loss, ~self.exact))
     return np.lexsort((self.loss, -self.correct, ~self.exact))
@@ -161,9 +164,10 @@ class Archive:
       budget: most trained parameters of the genome; None for no limit.
 
     Raises:
-      ValueError: no subnet that was scored to the end is within the budget, or a budget comes
-        without a spec.
+      ValueError: no subnet that was scored to the end is within the budget, the budget or the
+        fitness cannot be, or a budget comes without a spec.
     """
+    budget = check_budget(budget)
     ranking = self.fittest(len(self), fitness)
     if budget is not None:
       if spec is None:

@@ -23,7 +23,7 @@ class PyTorch(Tensors):
   container = 'torch'
 
   def __init__(self, path: str):
-    self._torch = _import_torch(path)
+    self._torch = require_torch(path)
     content = _load(self._torch, path)
     wrapper = _wrapper(content)
     self._state = _state(self._torch, path, content[wrapper] if wrapper else content)
@@ -79,7 +79,7 @@ def _state(torch: ModuleType, path: str, content: Any) -> dict[str, Any]:
 
 def write_torch(path: Path, tensors: dict[str, np.ndarray], wrapper: str | None = None) -> None:
   """Writes a PyTorch state dict, whole or not at all; below the key `wrapper` if it is given."""
-  torch = _import_torch(path)
+  torch = require_torch(path)
   state = {name: _to_torch(torch, value) for name, value in tensors.items()}
   with whole(path) as temporary:
     torch.save({wrapper: state} if wrapper else state, temporary)
@@ -92,7 +92,12 @@ def _to_torch(torch: ModuleType, value: np.ndarray) -> Any:
   return torch.from_numpy(value)
 
 
-def _import_torch(path: Path) -> ModuleType:
+def require_torch(path: Path) -> ModuleType:
+  """PyTorch, which a file needs.
+
+  Raises:
+    ImportError: it is not installed.
+  """
   with contextlib.suppress(ImportError):
     import torch
 
