@@ -91,8 +91,10 @@ def test_broken_images_are_left_out_on_request(task, tmp_path, opened, caplog):
 
 def test_what_is_left_must_measure(task, tmp_path):
   (tmp_path / 'val' / '1.png').write_bytes(b'x')
+  record = tmp_path / 'images.npz'
   with pytest.raises(ValueError, match='pets: all images of val are of the class cat'):
-    with_readable_images(task, skip_broken=True)
+    with_readable_images(task, str(record), skip_broken=True)
+  assert not record.exists()
   for n in (1, 3):
     (tmp_path / 'train' / f'{n}.png').write_bytes(b'x')
   with pytest.raises(ValueError, match='pets: no image of dog in train can be decoded'):

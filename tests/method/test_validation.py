@@ -107,3 +107,35 @@ def test_a_population_is_refused_where_one_genome_is_meant(adapted, variables, t
 def test_choices_that_are_none_are_refused_by_custom_genome(choices, sentence):
   with pytest.raises(ValueError, match=sentence):
     glora_jax.custom_genome(Spec((Layer('fc1', 8, 32),)), choices)
+
+
+@pytest.mark.parametrize(
+  'make, sentence',
+  [
+    (lambda: SearchSpace(ranks=1.5), 'ranks=1.5 must be positive integers'),
+    (lambda: SearchSpace(ranks=(10**5000,)), 'ranks=too long to be shown must be positive'),
+    (lambda: SearchSpace(A=0.5), 'A=0.5 is not a choice'),
+    (lambda: SearchSpace(tied=7), 'tied=7 must be True or False'),
+    (lambda: Layer('a', 'x', 2), "in_features='x' must be a whole number"),
+    (lambda: Layer('a', 1, 2, space=4), 'space=4 must be a SearchSpace'),
+    (lambda: glora_jax.preset(Spec(()), 3), "3 is no preset's name"),
+    (lambda: glora_jax.check_preset_name('lora@\n'), r"'lora@\\n' is no preset's name"),
+    (lambda: glora_jax.count_params(Spec(()), 'x'), "The genome 'x' is no table of codes"),
+    (lambda: glora_jax.random_genomes(None, Spec(()), 'x'), "number='x' must be a whole number"),
+    (lambda: glora_jax.sample_genome(None, Spec(()), 2), 'largest=2 must be at least 0'),
+    (lambda: glora_jax.adapt(nn.Dense(3), INPUTS, select=3), 'select=3 must be a regular expr'),
+    (lambda: glora_jax.adapt(nn.Dense(3), INPUTS, heads=[3]), r'heads=\[3\] must be a regular'),
+    (lambda: glora_jax.adapt(nn.Dense(3), INPUTS, ties=['ab']), r"ties=\['ab'\] must be a list"),
+  ],
+)
+def test_values_of_another_type_are_refused_where_they_come_in(make, sentence):
+  with pytest.raises(ValueError, match=sentence):
+    make()
+
+
+def test_metadata_do_not_take_the_place_of_what_an_adapter_says(adapted, variables, tmp_path):
+  file = tmp_path / 'adapter.safetensors'
+  genome = glora_jax.preset(adapted.spec, 'lora')
+  with pytest.raises(ValueError, match="The name 'base' of metadata is taken"):
+    glora_jax.save_adapter(file, adapted, variables, genome, base='x')
+  assert not file.exists()

@@ -346,6 +346,8 @@ def infinite(forward, batch, key):
     ({'variables': {'params': {}, 'glora': {}}}, r"supports in variables\['glora'\] are not those"),
     ({'adapted': Mixed()}, 'allocate takes what glora_jax.adapt returned, and not Mixed'),
     ({'max_rank': 0}, 'max_rank=0 must be at least 1'),
+    ({'rho': 'x'}, "rho='x' must be a number"),
+    ({'floor': 2}, 'floor=2 must be True or False'),
     ({'value': 'best'}, "value='best' is unknown; it is one of squared, sign"),
     ({'batches': iter([])}, 'can be read only once; pass a list'),
     ({'loss': lambda forward, batch, key: forward(batch[0])}, 'The loss has shape .4, 4.'),
