@@ -9,7 +9,8 @@ from typing import Any, Literal
 import numpy as np
 
 from glora_jax.limits import Domain
-from glora_jax.method.genomes import check_budget, check_genome, count_params
+from glora_jax.method.draws import check_budget
+from glora_jax.method.genomes import check_genome, count_params
 from glora_jax.method.space import Spec
 from glora_jax.records import Array, mismatch_of_arrays
 
