@@ -36,7 +36,7 @@ from benchmarks.machinery.output import make_parser, print_result
 KILLS, QUICK_KILLS = 20, 6
 QUICK_FIELDS = {
   'supernet.epochs': 8,
-  'finetune.epochs': 8,
+  'finetune.epochs': 4,
   'training.epochs': 8,
   'search.generations': 2,
   'search.population': 10,

@@ -19,6 +19,8 @@ from PIL import Image
 
 from glora_jax.data import pipeline
 from glora_jax.data.catalog import find
+from glora_jax.data.task import Source
+from glora_jax.files import read_json
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 ENDED, SAVED = 0, 75  # exit codes: finished, and stopped with everything saved
@@ -161,7 +163,7 @@ class Killable:
 
   def seconds(self) -> dict[str, float]:
     """The time of every stage, of the first task of a suite."""
-    return json.loads(next(iter(sorted(self.workdir.rglob('seconds.json')))).read_text())
+    return read_json(sorted(self.workdir.rglob('seconds.json'))[0], 'seconds')
 
   def contents(self) -> Contents:
     """All that must be identical, by name, without times."""
@@ -224,6 +226,7 @@ def _comparison(shared: pathlib.Path) -> dict[str, Any]:
   methods = ('linear', 'lora', 'full', 'search', 'gradient')
   return {
     'job': 'compare',
+    'budget': None,
     'compare.methods': methods,
     'compare.seeds': 1,
     'compare.budgets': (20_000,),
@@ -236,7 +239,7 @@ def _comparison(shared: pathlib.Path) -> dict[str, Any]:
 def _suite(shared: pathlib.Path) -> dict[str, Any]:
   root = shared / 'lists'
   if not root.exists():
-    write_few_shot_lists(root / _SUITE)
+    write_few_shot_lists(root / _SUITE, Source(dir=str(shared / 'tfds')))
   return {
     'task': f'fewshot/{_SUITE}/16/all',
     'data.source': 'lists',
@@ -246,11 +249,11 @@ def _suite(shared: pathlib.Path) -> dict[str, Any]:
   }
 
 
-def write_few_shot_lists(folder: pathlib.Path) -> None:
+def write_few_shot_lists(folder: pathlib.Path, source: Source) -> None:
   """Writes digits as the few-shot data of one data set, with three seeds."""
   (folder / 'annotations').mkdir(parents=True)
   (folder / 'images').mkdir()
-  digits = find('digits')
+  digits = find('digits', source)
   for split, number in _SUITE_IMAGES.items():
     images, labels = pipeline.load(digits.open(split), 28)
     names = [f'{split}{index}.png' for index in range(number)]

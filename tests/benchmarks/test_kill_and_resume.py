@@ -5,10 +5,15 @@ import signal
 import subprocess
 import sys
 
-from benchmarks.kill_and_resume import Undisturbed, differences, plan_kills
+from places import get_config
+
+from benchmarks.kill_and_resume import QUICK_FIELDS, Undisturbed, differences, plan_kills
 from benchmarks.machinery import killable
-from benchmarks.machinery.killable import Kill, Killable
+from benchmarks.machinery.killable import KINDS, Kill, Killable, write_few_shot_lists
+from glora_jax.data import catalog
+from glora_jax.data.task import Source
 from glora_jax.files import write_json
+from glora_jax.runs.config import check_config
 
 STAGES = {'supernet': 30.0, 'search': 9.0, 'report': 1.0}
 
@@ -28,6 +33,23 @@ def test_kills_are_spread_over_time_stages_signals_and_processes():
     (stage, process) for stage in (True, False) for process in (0, 1)
   }
   assert sum(len(kills) == 2 for kills in planned) == 10
+
+
+def test_all_that_is_killed_has_a_config_that_can_be(tmp_path):
+  (tmp_path / 'lists').mkdir()  # as if they were written
+  for kind in KINDS.values():
+    config = get_config('quickstart')
+    config.update_from_flattened_dict({**kind.fields(tmp_path), **QUICK_FIELDS})
+    check_config(config)
+
+
+def test_a_suite_of_lists_has_its_tasks(run_config, tmp_path):
+  write_few_shot_lists(tmp_path / 'oxford_pets', Source(dir=run_config.data.dir))
+  for name in catalog.expand('fewshot/oxford_pets/16/all'):
+    task = catalog.find(name, Source(source='lists', root=str(tmp_path)))
+    counts = [len(task.open(split).labels) for split in ('train', 'val', 'test')]
+    assert counts[0] in (53, 54)
+    assert counts[1:] == [40, 80]
 
 
 def test_a_kill_comes_when_its_stage_has_begun_and_the_start_ends(tmp_path, monkeypatch):
@@ -59,7 +81,7 @@ def test_results_are_compared_without_their_times(tmp_path):
     write_json(task / 'seconds.json', {'test': seconds}, 'seconds')
     (task / 'folded' / 'model').write_bytes(b'1')
     found.append(job.contents())
-    assert job.seconds()['test'] == seconds
+    assert job.seconds() == {'test': seconds}
   assert found[0].keys() == {'a/result.json', 'a/folded/model'}
   assert not differences(*found)
   assert differences(found[0], {}) == ['a/folded/model', 'a/result.json']
