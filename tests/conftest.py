@@ -4,7 +4,10 @@ import gc
 import os
 
 # XLA takes half of the tests' time for code that runs for milliseconds; child processes inherit it.
-os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_backend_optimization_level=0'
+os.environ['XLA_FLAGS'] = (
+  f'{os.environ.get("XLA_FLAGS", "")} '
+  '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
+)
 
 import jax
 import jax.numpy as jnp

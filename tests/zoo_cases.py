@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from comparing import vector
 from hand_count import by_name, count_rows, expected, fold_by_hand, found, unboxed
 from trees import randomized
 
@@ -15,14 +16,7 @@ from glora_jax.method.reasons import HEAD
 from glora_jax.method.supports import SUPPORTS
 from glora_jax.tree import path_name
 
-FAST = {'xla_backend_optimization_level': 0, 'xla_cpu_use_fusion_emitters': False}
-jit = functools.partial(jax.jit, compiler_options=FAST if jax.default_backend() == 'cpu' else None)
 SPACE = SearchSpace(ranks=(1, 2))
-
-
-def vector(outputs):
-  """All numbers of a model's output as one float32 vector."""
-  return jnp.concatenate([jnp.ravel(leaf).astype(jnp.float32) for leaf in jax.tree.leaves(outputs)])
 
 
 def distance(actual, wanted) -> float:
@@ -71,7 +65,7 @@ class Case:
     self.genomes = np.stack(
       [preset(spec, 'full'), *random_genomes(np.random.default_rng(0), spec, 2)]
     )
-    self._one = jit(self._compute)
+    self._one = jax.jit(self._compute)
 
   def _compute(self, variables, genome):
     def loss(supports):

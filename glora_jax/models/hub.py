@@ -10,7 +10,7 @@ import logging
 import os
 import re
 from types import ModuleType
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 from glora_jax.files import Path
 from glora_jax.limits import shown
@@ -66,7 +66,7 @@ class Snapshot(NamedTuple):
   revision: str
 
 
-def is_hub_name(path: Path) -> bool:
+def is_hub_name(path: Path | None) -> TypeGuard[str]:
   """Whether a path is no path but a name on the hub.
 
   >>> is_hub_name('hf:google/vit-base-patch16-224'), is_hub_name('weights/model.safetensors')
@@ -93,11 +93,12 @@ def parse(name: str) -> HubName:
   return HubName(*match.groups())
 
 
-def local(path: Path) -> Path:
-  """The folder with a checkpoint on this machine, where a name on the hub is given.
+def local(path: Path, files: HubFiles = CHECKPOINT) -> Path:
+  """The folder on this machine, where a name on the hub is given.
 
   Args:
     path: `hf:owner/name` or `hf:owner/name@revision`; everything else is returned as it is.
+    files: which files of the repository the folder is to hold.
 
   Raises:
     ValueError: see `snapshot`; also ImportError, FileNotFoundError and OSError.
@@ -105,7 +106,7 @@ def local(path: Path) -> Path:
   >>> local('weights/model.safetensors')
   'weights/model.safetensors'
   """
-  return snapshot(path).folder if isinstance(path, str) and is_hub_name(path) else path
+  return snapshot(path, files).folder if is_hub_name(path) else path
 
 
 def snapshot(name: str, files: HubFiles = CHECKPOINT) -> Snapshot:

@@ -114,7 +114,7 @@ def _config(loras: Mapping[str, LowRank], heads: Flat, base: str | None) -> dict
   pattern = {}
   if count < len(ranks):
     pattern = {module: ranks[module] for module in sorted(ranks, key=len, reverse=True)}
-  name = hub.parse(base) if base is not None and hub.is_hub_name(base) else hub.HubName(base or '')
+  name = hub.parse(base) if hub.is_hub_name(base) else hub.HubName(base or '')
   return {
     'peft_type': 'LORA',
     'task_type': None,
@@ -146,10 +146,7 @@ def read(folder: Path) -> AdapterFile:
     FileNotFoundError: there is no adapter.
     ValueError: it is damaged, or of a kind that is not read.
   """
-  if isinstance(folder, str) and hub.is_hub_name(folder):
-    path = hub.snapshot(folder, HUB_FILES).folder
-  else:
-    path = os.fspath(folder)
+  path = os.fspath(hub.local(folder, HUB_FILES))
   config, tensors = _read_config(path), _read_tensors(path)
   kind = config.get('peft_type')
   if kind not in _READERS:

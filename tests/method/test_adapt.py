@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparing import jit, random_params, random_variables
+from comparing import random_params, random_variables
 from flax import nnx
 
 import glora_jax
@@ -34,7 +34,7 @@ def small():
 def base(small):
   """Logits of the small ViT before it was adapted."""
   adapted, variables, images = small
-  return jit(adapted.model.apply)({'params': variables['params']}, images)
+  return jax.jit(adapted.model.apply)({'params': variables['params']}, images)
 
 
 @pytest.fixture(scope='module')
@@ -45,7 +45,7 @@ def population(small):
   def logits(merge, variables, genome):
     return adapted.apply(variables, images, genome=genome, merge=merge)
 
-  return {merge: jit(jax.vmap(functools.partial(logits, merge), (None, 0))) for merge in MERGES}
+  return {merge: jax.jit(jax.vmap(functools.partial(logits, merge), (None, 0))) for merge in MERGES}
 
 
 def random_genomes(spec, number, seed=0):
@@ -76,7 +76,7 @@ def test_all_golden_genomes_give_the_official_logits_and_counts(
 @pytest.mark.parametrize('merge', MERGES)
 def test_at_initialization_every_genome_is_the_base_model(small, base, population, merge):
   adapted, variables, _ = small
-  fresh = jit(adapted.init)(jax.random.key(3), variables['params'])
+  fresh = jax.jit(adapted.init)(jax.random.key(3), variables['params'])
   logits = population[merge](fresh, random_genomes(adapted.spec, 8))
   np.testing.assert_allclose(logits, np.broadcast_to(base, logits.shape), atol=1e-6)
 
@@ -85,7 +85,7 @@ def test_fold_equals_apply(small, population):
   adapted, variables, images = small
   genomes = random_genomes(adapted.spec, 8)
 
-  @jit
+  @jax.jit
   @jax.vmap
   def plain(genome):
     return adapted.model.apply({'params': adapted.fold(variables, genome)}, images)
@@ -153,7 +153,7 @@ def test_selection_restricts_the_rows_and_what_fold_changes(small):
     'blocks/mlp/fc1[1]',
   ]
   chosen = random_variables(adapted, variables['params'])
-  folded = jit(adapted.fold)(chosen, presets.preset(adapted.spec, 'full'))
+  folded = jax.jit(adapted.fold)(chosen, presets.preset(adapted.spec, 'full'))
   changed = jax.tree.map(lambda a, b: bool(np.any(a != b)), folded, variables['params'])
   assert changed['blocks']['mlp'] == {
     'fc1': {'kernel': True, 'bias': True},
@@ -269,7 +269,7 @@ def test_variables_and_genomes_that_do_not_fit_are_refused(small):
 def test_one_compilation_serves_all_genomes(small):
   adapted, variables, images = small
 
-  @jit
+  @jax.jit
   @chex.assert_max_traces(n=1)
   def apply(genome):
     return adapted.apply(variables, images, genome=genome)

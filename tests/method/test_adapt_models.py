@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import model_zoo
 import numpy as np
 import pytest
-from comparing import assert_close, assert_trees_close, jit, random_variables, vector
+from comparing import assert_close, assert_trees_close, random_variables, vector
 from hand_count import equation
 
 from glora_jax import SearchSpace, canonicalize, count_params, preset, random_genomes
@@ -55,11 +55,13 @@ class Session:
       [preset(spec, 'full'), *random_genomes(np.random.default_rng(0), spec, 3)]
     )
     call = functools.partial(model.apply, **example.kwargs)
-    self.plain = jit(lambda params: vector(call({**self.rest, 'params': params}, *example.inputs)))
-    self.fold = jit(self.adapted.fold)
-    self.alone = {merge: jit(functools.partial(self._apply, merge)) for merge in MERGES}
+    self.plain = jax.jit(
+      lambda params: vector(call({**self.rest, 'params': params}, *example.inputs))
+    )
+    self.fold = jax.jit(self.adapted.fold)
+    self.alone = {merge: jax.jit(functools.partial(self._apply, merge)) for merge in MERGES}
     self.many = {
-      merge: jit(functools.partial(self._many, merge, merge in gradients)) for merge in MERGES
+      merge: jax.jit(functools.partial(self._many, merge, merge in gradients)) for merge in MERGES
     }
 
   def _apply(self, merge, variables, genome):
@@ -295,7 +297,7 @@ def test_fixed_subnets_in_their_cheapest_form_give_what_folding_gives(name):
     )
     subnet = case.adapted.fix(genome)
     apply = functools.partial(subnet.apply, **case.example.kwargs)
-    outputs = vector(jit(apply)(case.variables, *case.example.inputs))
+    outputs = vector(jax.jit(apply)(case.variables, *case.example.inputs))
     assert_close(outputs, case.plain(case.fold(case.variables, genome)))
 
 
@@ -349,9 +351,9 @@ def test_traces_of_a_class_level_jit_are_not_shared_between_adapts_with_other_ra
   genome = np.array([[3, 3, 2, 2, 2]] * 2)  # LoRA of the first rank, which is not the same in both
   variables, results = random_variables(adapts[0], params), []
   for adapted in (*adapts, *adapts):
-    results.append(jit(functools.partial(adapted.apply, genome=genome))(variables, x))
-    folded = jit(functools.partial(adapted.fold, genome=genome))(variables)
-    assert_close(results[-1], jit(model.apply)({'params': folded}, x))
+    results.append(jax.jit(functools.partial(adapted.apply, genome=genome))(variables, x))
+    folded = jax.jit(functools.partial(adapted.fold, genome=genome))(variables)
+    assert_close(results[-1], jax.jit(model.apply)({'params': folded}, x))
   assert np.abs(results[0] - results[1]).max() > 1e-3 * np.abs(results[0]).max()
 
 
@@ -378,9 +380,9 @@ def test_what_comes_back_has_the_models_own_structure_and_values(name, merge):
   rngs = {stream: jax.random.key(seed) for stream, seed in kwargs.pop('rngs', {}).items()}
 
   def run(apply, variables, **more):
-    return jit(functools.partial(apply, rngs=rngs, **{**case.example.kwargs, **kwargs}, **more))(
-      variables, *case.example.inputs
-    )
+    return jax.jit(
+      functools.partial(apply, rngs=rngs, **{**case.example.kwargs, **kwargs}, **more)
+    )(variables, *case.example.inputs)
 
   actual = run(case.adapted.apply, case.variables, genome=case.genomes[1], merge=merge)
   expected = run(case.example.model.apply, {**case.rest, 'params': case.folded[1]})
@@ -396,7 +398,7 @@ def test_other_methods_run_with_the_same_supports(merge):
   case = session('other_method')
   (x, _), genome = case.example.inputs, case.genomes[1]
   expected = case.example.model.apply({'params': case.folded[1]}, x, method='embed')
-  embed = jit(
+  embed = jax.jit(
     lambda genome: case.adapted.apply(case.variables, x, genome=genome, merge=merge, method='embed')
   )
   assert_close(embed(genome), expected)
@@ -424,7 +426,7 @@ def test_every_leaf_of_untied_supports_gets_a_gradient_from_some_genome(merge):
 def test_without_jit_apply_and_fold_and_under_jit_init_are_the_same():
   case = session('other_method')
   genome, inputs = case.genomes[1], case.example.inputs
-  start = jit(case.adapted.init)(jax.random.key(0), case.start['params'])
+  start = jax.jit(case.adapted.init)(jax.random.key(0), case.start['params'])
   assert_trees_close(start['glora'], case.start['glora'], 1e-6)
   assert_trees_close(case.adapted.fold(case.variables, genome), case.folded[1])
   for merge in MERGES:

@@ -11,7 +11,7 @@ import model_zoo
 import numpy as np
 import optax
 import pytest
-from comparing import assert_close, assert_trees_close, jit, random_params, random_variables
+from comparing import assert_close, assert_trees_close, random_params, random_variables
 from flax.training.train_state import TrainState
 from places import ROOT, program
 from trees import randomized
@@ -47,7 +47,7 @@ def check_fold_and_merging(adapted, variables, inputs=X, number=3):
     ]
   )
 
-  @jit
+  @jax.jit
   @jax.vmap
   def outputs(genome):
     folded = adapted.fold(variables, genome)
@@ -57,7 +57,7 @@ def check_fold_and_merging(adapted, variables, inputs=X, number=3):
       'lazy': adapted.apply(variables, inputs, genome=genome, merge='lazy'),
     }
 
-  @jit
+  @jax.jit
   def fixed(variables):
     base = adapted.model.apply({'params': variables['params']}, inputs)
     return base, [adapted.fix(genome).apply(variables, inputs) for genome in genomes[[0, -1]]]
@@ -78,7 +78,7 @@ def check_fold_and_merging(adapted, variables, inputs=X, number=3):
 
 def population(adapted, variables, inputs):
   """A compiled function of genomes to outputs [genome, ...]."""
-  return jit(jax.vmap(lambda genome: adapted.apply(variables, inputs, genome=genome)))
+  return jax.jit(jax.vmap(lambda genome: adapted.apply(variables, inputs, genome=genome)))
 
 
 class SeparateViT(nn.Module):
@@ -311,7 +311,7 @@ def test_a_resnets_pointwise_convolutions_are_adapted_through_its_batch_norms():
     layer.name: (layer.in_features, layer.out_features, layer.bias) for layer in adapted.spec
   }
   half = model_zoo.WIDTH // 2
-  start = jit(functools.partial(model.init, train=False))(jax.random.key(0), images)
+  start = jax.jit(functools.partial(model.init, train=False))(jax.random.key(0), images)
   blocks = [name for name in start['params'] if name.startswith('Bottleneck_')]
   assert blocks
   assert sizes == {
@@ -325,7 +325,7 @@ def test_a_resnets_pointwise_convolutions_are_adapted_through_its_batch_norms():
   rest = {'batch_stats': start['batch_stats']}
   variables = {**random_variables(adapted, randomized(start['params'])), **rest}
 
-  @jit
+  @jax.jit
   @jax.vmap
   def outputs(genome):
     folded = {'params': adapted.fold(variables, genome), **rest}
@@ -400,7 +400,7 @@ def test_boxed_kernels_get_supports_in_matching_boxes():
     'E': ('layers', 'mlp'),
   }
   check_fold_and_merging(adapted, variables)
-  folded = jit(adapted.fold)(variables, presets.preset(adapted.spec, 'lora'))
+  folded = jax.jit(adapted.fold)(variables, presets.preset(adapted.spec, 'lora'))
   assert folded['mlp']['up']['kernel'].names == ('layers', 'embed', 'mlp')
 
 
@@ -460,7 +460,7 @@ def test_fixed_subnets_equal_their_genomes_whatever_the_union_over_a_stack(vit):
   genomes = [*named, *mixed]
   expected = population(adapted, variables, images)(np.stack(genomes))
   for genome, logits in zip(genomes, expected, strict=True):
-    assert_close(jit(adapted.fix(genome).apply)(variables, images), logits)
+    assert_close(jax.jit(adapted.fix(genome).apply)(variables, images), logits)
 
 
 def made(jaxpr):
@@ -511,7 +511,7 @@ def test_a_fixed_subnet_trains_only_what_it_reads_with_the_same_gradients(vit):
     return jnp.sum(apply(subnet.join(trainable, frozen), images) ** 2)
 
   def gradients(apply):
-    return jit(jax.grad(functools.partial(loss, apply)))(trainable)
+    return jax.jit(jax.grad(functools.partial(loss, apply)))(trainable)
 
   merged = functools.partial(adapted.apply, genome=subnet.genome)
   assert_trees_close(gradients(subnet.apply), gradients(merged), 1e-4)
@@ -552,7 +552,7 @@ def test_train_state_and_optax_train_supports_and_head_alone(vit):
     logits = adapted.apply(adapted.join(params, frozen), images, genome=genome)
     return optax.softmax_cross_entropy_with_integer_labels(logits, jnp.arange(4)).mean()
 
-  @jit
+  @jax.jit
   def step(state):
     loss, gradients = jax.value_and_grad(cross_entropy)(state.params)
     return state.apply_gradients(grads=gradients), loss

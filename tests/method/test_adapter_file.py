@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-from comparing import jit, random_params, random_variables
+from comparing import random_params, random_variables
 from trees import randomized
 
 import glora_jax
@@ -31,7 +31,7 @@ def subnet(request):
 def test_an_adapter_gives_the_same_logits_on_a_fresh_base(subnet, tmp_path):
   adapted, variables = subnet
   base = {**variables['params'], 'head': jax.tree.map(jnp.zeros_like, variables['params']['head'])}
-  apply = jit(lambda v, g: adapted.apply(v, IMAGES, genome=g))
+  apply = jax.jit(lambda v, g: adapted.apply(v, IMAGES, genome=g))
   for seed in range(5):
     genome = random_genomes(np.random.default_rng(seed), adapted.spec, 1)[0]
     adapter_file.save_adapter(tmp_path / 'a.safetensors', adapted, variables, genome, task='x')
@@ -139,15 +139,15 @@ class WithStatistics(nn.Module):
 def test_an_adapter_brings_the_batch_statistics_that_training_left(tmp_path):
   model, x = WithStatistics(), jax.random.normal(jax.random.key(0), (8, 4))
   adapted = glora_jax.adapt(model, x)
-  start = jit(model.init)(jax.random.key(1), x)
+  start = jax.jit(model.init)(jax.random.key(1), x)
   variables = random_variables(adapted, start['params']) | {'batch_stats': start['batch_stats']}
   genome = presets.preset(adapted.spec, 'full')
   train = functools.partial(adapted.apply, genome=genome, train=True, mutable=['batch_stats'])
-  variables |= jit(train)(variables, x)[1]
+  variables |= jax.jit(train)(variables, x)[1]
   adapter_file.save_adapter(tmp_path / 'a.safetensors', adapted, variables, genome)
   loaded, found = adapter_file.load_adapter(tmp_path / 'a.safetensors', adapted, start['params'])
   np.testing.assert_array_equal(found, genome)
-  apply = jit(functools.partial(adapted.apply, genome=genome))
+  apply = jax.jit(functools.partial(adapted.apply, genome=genome))
   np.testing.assert_array_equal(apply(loaded, x), apply(variables, x))
 
 
@@ -165,7 +165,7 @@ def test_a_batch_in_which_each_example_has_its_own_adapter_equals_one_by_one(sub
     path = tmp_path / f'{seed}.safetensors'
     adapter_file.save_adapter(path, adapted, trained, genome)
     adapters.append(adapter_file.load_adapter(path, adapted, variables['params']))
-  apply = jit(lambda v, genome, image: adapted.apply(v, image[None], genome=genome)[0])
+  apply = jax.jit(lambda v, genome, image: adapted.apply(v, image[None], genome=genome)[0])
   alone = [apply(v, genome, image) for (v, genome), image in zip(adapters, images, strict=True)]
 
   frozen = adapted.split(variables)[1]
@@ -173,7 +173,7 @@ def test_a_batch_in_which_each_example_has_its_own_adapter_equals_one_by_one(sub
   trainable = jax.tree.map(lambda *leaves: jnp.stack(leaves), *halves)
   genomes = np.stack([genome for _, genome in adapters])
 
-  @jit
+  @jax.jit
   @jax.vmap
   def together(trainable, genome, image):
     return adapted.apply(adapted.join(trainable, frozen), image[None], genome=genome)[0]
@@ -191,7 +191,7 @@ def test_adapters_of_boxed_models_round_trip(tmp_path):
   adapter_file.save_adapter(path, adapted, variables, genome)
   loaded, found = adapter_file.load_adapter(path, adapted, variables['params'])
   assert loaded['glora']['B_up'].names == (None, 'model')
-  apply = jit(lambda v, g: adapted.apply(v, x, genome=g))
+  apply = jax.jit(lambda v, g: adapted.apply(v, x, genome=g))
   np.testing.assert_array_equal(apply(loaded, found), apply(variables, genome))
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparing import assert_close, jit, random_params, random_variables
+from comparing import assert_close, random_params, random_variables
 from flax import nnx
 
 import glora_jax
@@ -226,7 +226,7 @@ def test_a_linen_model_without_a_known_layer_is_adapted_by_use():
   variables = random_variables(adapted, random_params(OwnLayers(), X))
   genome = glora_jax.preset(adapted.spec, 'full')
 
-  @jit
+  @jax.jit
   def outputs(variables, genome):
     plain = [variables['params'], adapted.fold(variables, genome)]
     base, folded = (OwnLayers().apply({'params': params}, X) for params in plain)

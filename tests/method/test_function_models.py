@@ -3,8 +3,10 @@
 import functools
 
 import function_zoo
+import jax
 import pytest
-from zoo_cases import SPACE, Case, jit, vector
+from comparing import vector
+from zoo_cases import SPACE, Case
 
 import glora_jax
 
@@ -18,7 +20,7 @@ def case(name):
     example.apply, example.params, *example.inputs, space=SPACE, heads=None, **example.options
   )
 
-  @jit
+  @jax.jit
   def plain(params):
     return vector(example.apply(params, *example.inputs))
 

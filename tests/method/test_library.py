@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import model_zoo
 import numpy as np
 import optax
-from comparing import jit
 
 import glora_jax
 from glora_jax import tree
@@ -21,7 +20,7 @@ def glora_by_hand(model, params, inputs, labels, steps, budget):
     (folded params, loss of the training data before, and after).
   """
   adapted = glora_jax.adapt(model, inputs[:1])
-  variables = jit(adapted.init)(jax.random.key(0), params)
+  variables = jax.jit(adapted.init)(jax.random.key(0), params)
   trainable, frozen = adapted.split(variables)
   optimizer = optax.adam(1e-2)
 
@@ -32,7 +31,7 @@ def glora_by_hand(model, params, inputs, labels, steps, budget):
     variables = adapted.join(trainable, frozen)
     return cross_entropy(adapted.apply(variables, inputs, genome=genome))
 
-  @jit
+  @jax.jit
   def step(trainable, state, key):
     genome = glora_jax.sample_genome(key, adapted.spec)
     updates, state = optimizer.update(jax.grad(loss)(trainable, genome), state)
@@ -42,7 +41,7 @@ def glora_by_hand(model, params, inputs, labels, steps, budget):
   for i in range(steps):
     trainable, state = step(trainable, state, jax.random.key(i))
 
-  losses = jit(jax.vmap(functools.partial(loss, trainable)))
+  losses = jax.jit(jax.vmap(functools.partial(loss, trainable)))
 
   def score(genomes):  # one's own measure; here the loss alone
     return np.zeros(len(genomes), int), losses(genomes)
@@ -55,8 +54,8 @@ def glora_by_hand(model, params, inputs, labels, steps, budget):
   )
   winner = archive.best('loss')
   assert adapted.count_params(winner) <= budget
-  folded = jit(adapted.fold)(adapted.join(trainable, frozen), winner)
-  plain = jit(lambda params: cross_entropy(model.apply({'params': params}, inputs)))
+  folded = jax.jit(adapted.fold)(adapted.join(trainable, frozen), winner)
+  plain = jax.jit(lambda params: cross_entropy(model.apply({'params': params}, inputs)))
   return folded, float(plain(params)), float(plain(folded))
 
 
@@ -65,7 +64,7 @@ def test_an_optax_loop_trains_searches_and_folds_a_vision_model():
   classes = jax.random.normal(jax.random.key(1), (3, 16, 16, 3))
   images = classes[labels] + 0.5 * jax.random.normal(jax.random.key(0), (24, 16, 16, 3))
   model = ViT(3, patch_size=8, width=12, depth=2, num_heads=2)
-  params = jit(model.init)(jax.random.key(0), images[:1])['params']
+  params = jax.jit(model.init)(jax.random.key(0), images[:1])['params']
   folded, before, after = glora_by_hand(model, params, images, labels, steps=60, budget=600)
   assert after < 0.5 * before
   assert jax.tree.structure(folded) == jax.tree.structure(params)
@@ -75,7 +74,7 @@ def test_the_same_loop_adapts_a_language_model_to_new_text():
   """Next-token prediction: supports alone learn a sequence that repeats, the embeddings stay."""
   model = model_zoo.LanguageModel()
   tokens = jnp.tile(jnp.array([[1, 4, 2, 3, 0, 5]]), (4, 2))
-  params = jit(model.init)(jax.random.key(0), tokens[:1, :-1])['params']
+  params = jax.jit(model.init)(jax.random.key(0), tokens[:1, :-1])['params']
   folded, before, after = glora_by_hand(
     model, params, tokens[:, :-1], tokens[:, 1:], steps=150, budget=1500
   )

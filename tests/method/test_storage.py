@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import model_zoo
 import numpy as np
 import pytest
-from comparing import assert_close, assert_trees_close, jit, random_params, random_variables, vector
+from comparing import assert_close, assert_trees_close, random_params, random_variables, vector
 from flax import nnx
 
 import glora_jax
@@ -107,9 +107,9 @@ def test_cut_storage_is_the_same_subnet_in_every_model(name):
     ]
     return [vector(output) for output in (*applied, subnet.apply(variables, *args, **kwargs))]
 
-  for ours, theirs in zip(jit(outputs)(narrow), jit(outputs)(variables), strict=True):
+  for ours, theirs in zip(jax.jit(outputs)(narrow), jax.jit(outputs)(variables), strict=True):
     assert_close(ours, theirs, 1e-4 if name == 'bfloat16_params' else 1e-5)
-  assert_trees_close(jit(subnet.fold)(narrow), jit(subnet.fold)(variables), 1e-2)
+  assert_trees_close(jax.jit(subnet.fold)(narrow), jax.jit(subnet.fold)(variables), 1e-2)
 
 
 @pytest.mark.parametrize(

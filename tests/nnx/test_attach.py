@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 from live_models import ROWS, SPACE, TOKENS, Classifier, call, genomes, randomize, variables
@@ -193,18 +192,6 @@ def test_it_is_pickled_as_its_model_is():
   other = pickle.loads(pickle.dumps(attached))
   assert nnx.graphdef(other) == nnx.graphdef(attached)
   np.testing.assert_array_equal(other(jnp.ones((2, 4))), attached(jnp.ones((2, 4))))
-
-
-def test_an_orbax_checkpoint_brings_it_back(pair, tmp_path):
-  _, attached = pair
-  with ocp.StandardCheckpointer() as checkpointer:
-    checkpointer.save(tmp_path / 'state', nnx.state(attached))
-    checkpointer.wait_until_finished()
-    other = fresh()
-    other.eval()
-    restored = checkpointer.restore(tmp_path / 'state', nnx.state(other))
-  nnx.update(other, restored)
-  np.testing.assert_array_equal(other(TOKENS), attached(TOKENS))
 
 
 def test_heads_have_a_type_and_lose_it_when_folded(pair):

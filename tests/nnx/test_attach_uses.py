@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 from live_models import call, genomes, randomize, variables
@@ -25,10 +26,11 @@ class Mlp(nnx.Module):
     rngs = nnx.Rngs(0)
     self.hidden = nnx.Linear(6, 8, rngs=rngs)
     self.norm = nnx.BatchNorm(8, momentum=0.5, rngs=rngs)
+    self.dropout = nnx.Dropout(0.5, rngs=rngs)
     self.head = nnx.Linear(8, 3, rngs=rngs)
 
   def __call__(self, x):
-    return self.head(nnx.relu(self.norm(self.hidden(x))))
+    return self.head(self.dropout(nnx.relu(self.norm(self.hidden(x)))))
 
 
 @pytest.fixture
@@ -145,6 +147,18 @@ def test_adapters_go_to_and_fro_between_live_models_and_functions(attached, tmp_
   lora = glora_jax.nnx.fix(lora, glora_jax.preset(adapted.spec, 'lora'))
   with pytest.raises(ValueError, match=r'stores none; attach with a space that offers it'):
     glora_jax.nnx.load_adapter(tmp_path / 'live.safetensors', lora)
+
+
+def test_an_orbax_checkpoint_brings_it_back(attached, tmp_path):
+  attached.train()
+  call(attached, X)  # the random stream moves on
+  with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(tmp_path / 'state', nnx.state(attached))
+    checkpointer.wait_until_finished()
+    other = glora_jax.nnx.attach(Mlp(), X, space=SPACE)
+    restored = checkpointer.restore(tmp_path / 'state', nnx.state(other))
+  nnx.update(other, restored)
+  np.testing.assert_array_equal(call(other, X), call(attached, X))
 
 
 def test_the_table_shows_the_genome_that_a_model_has(attached):

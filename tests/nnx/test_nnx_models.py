@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import nnx_zoo
 import numpy as np
 import pytest
+from comparing import vector
 from flax import nnx
 from hand_count import NnxExample, by_name, expected, fold_by_hand, found, randomized_model, unboxed
 from trees import randomized
-from zoo_cases import SPACE, Case, as_at_start, distance, vector
+from zoo_cases import SPACE, Case, as_at_start, distance
 
 import glora_jax
 from glora_jax.nnx import Support

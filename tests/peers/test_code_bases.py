@@ -2,9 +2,11 @@
 
 import functools
 
+import jax
 import pytest
+from comparing import vector
 from hand_count import NnxExample, randomized_model
-from zoo_cases import SPACE, Case, jit, vector
+from zoo_cases import SPACE, Case
 
 import glora_jax
 from tests.peers import code_bases
@@ -26,7 +28,7 @@ def case(name):
       example.apply, params, *example.inputs, space=SPACE, **example.options
     )
 
-  @jit
+  @jax.jit
   def plain(params):
     if isinstance(example, NnxExample):
       return vector(glora_jax.nnx.with_params(model, params)(*example.inputs))

@@ -25,8 +25,9 @@ import numpy as np
 from glora_jax.limits import shown
 from glora_jax.method.sample import Sample, is_array
 from glora_jax.method.site import Site
+from glora_jax.method.trace.bias import bias_of
 from glora_jax.method.trace.events import Event, Note, Place, Role, Sum, Use
-from glora_jax.method.trace.kernels import axis_roles, bias_of, layers, layout_of
+from glora_jax.method.trace.kernels import axis_roles, layers, layout_of
 from glora_jax.method.trace.uncovered import Uncovered, uncovered_matrices, unused
 from glora_jax.method.trace.value import Value
 from glora_jax.method.trace.view import View

@@ -1,15 +1,9 @@
-"""What the tests of many models share: fast compilation, random variables, equality of outputs."""
-
-import functools
+"""What the tests of many models share: random variables, equality of outputs."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from trees import randomized
-
-# Hundreds of tiny programs run once each: compiling them fast matters, their speed does not.
-FAST = {'xla_backend_optimization_level': 0, 'xla_cpu_use_fusion_emitters': False}
-jit = functools.partial(jax.jit, compiler_options=FAST if jax.default_backend() == 'cpu' else None)
 
 
 def random_params(model, *inputs, seed=1, **kwargs):
