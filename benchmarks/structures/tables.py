@@ -11,7 +11,7 @@ from benchmarks.structures import plan
 from benchmarks.structures.jobs import Job, Store
 from benchmarks.structures.plan import Method
 from benchmarks.structures.statistics import Difference, answers, difference, headroom
-from benchmarks.structures.tasks import draw, load_pool
+from benchmarks.structures.tasks import TASKS
 
 Rates = Mapping[Method, float]
 
@@ -48,13 +48,12 @@ def rows_of(store: Store, task: str, rates: Rates, methods: Sequence[Method]) ->
       and rates.get(plan.tuned_as(method)) == job.rate
     ):
       found[method][job.seed] = result
-  number = len(draw(load_pool(task), 0)['test'].labels)
   rows = []
   for method in methods:
     results = [found[method][seed] for seed in sorted(found[method])]
     if results:
       accuracies = [100 * result['test'][0] for result in results]
-      right = np.stack([answers(result, number) for result in results])
+      right = np.stack([answers(result, TASKS[task].tests) for result in results])
       rows.append(Row(method, results[0]['params'], accuracies, right))
   return rows
 

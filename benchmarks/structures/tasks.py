@@ -54,11 +54,13 @@ class TaskSpec:
     set: whether methods may be tuned on it.
     read: gives images uint8 [n, 28, 28, 3] and labels int [n], always the same.
     question: what the label says of a picture.
+    tests: number of test images.
   """
 
   set: Literal['development', 'final']
   read: Callable[[], tuple[np.ndarray, np.ndarray]]
   question: str
+  tests: int = TEST
 
 
 def read_digits() -> tuple[np.ndarray, np.ndarray]:
@@ -136,7 +138,7 @@ def render(scene: scenes.Scene, classes: int, seed: int) -> tuple[np.ndarray, np
 
 
 TASKS: dict[str, TaskSpec] = {
-  'digits': TaskSpec('development', read_digits, 'which digit (scikit-learn)'),
+  'digits': TaskSpec('development', read_digits, 'which digit (scikit-learn)', 797),
   'mnist': TaskSpec('development', read_gray_mnist, 'which digit (MNIST)'),
   'silhouettes': TaskSpec('development', read_silhouettes, 'which animal'),
   'discs': TaskSpec(

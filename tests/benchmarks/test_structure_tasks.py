@@ -237,3 +237,8 @@ def test_centers_that_do_not_fit_are_refused():
 def test_admission_asks_for_headroom(linear, finetuning, full, admitted):
   accuracy = {'linear': linear, 'finetuning': finetuning, 'full': full}
   assert admission.is_admitted(accuracy) == admitted
+
+
+def test_a_task_says_how_many_test_images_it_has():
+  drawn = tasks.draw(tasks.load_pool('digits'), 0)
+  assert len(drawn['test'].labels) == tasks.TASKS['digits'].tests
