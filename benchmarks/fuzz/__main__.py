@@ -10,10 +10,12 @@ this package raises, with the workdir as it was. All else fails: `traceback`, `h
 this package (a Spec, an Adapted) is one; values, texts, arrays and files may be anything.
 
 Every failure is printed, with how to try it again. `--quick` tries 200 cases that take
-milliseconds each. The last line is JSON; the exit code is 1 where a case failed.
+milliseconds each. Ctrl-C ends it with the counts so far. The last line is JSON; the exit code is 1
+where a case failed.
 """
 
 import argparse
+import contextlib
 import sys
 import tempfile
 
@@ -49,7 +51,8 @@ def main() -> None:
     name for name, strategy in STRATEGIES.items() if not (arguments.quick and strategy.is_slow)
   ]
   results = []
-  with tempfile.TemporaryDirectory(prefix='fuzz_', ignore_cleanup_errors=True) as root:
+  temporary = tempfile.TemporaryDirectory(prefix='fuzz_', ignore_cleanup_errors=True)
+  with temporary as root, contextlib.suppress(KeyboardInterrupt):
     for result in supervise(root, arguments.seed, numbers, names):
       results.append(result)
       if arguments.case is not None or result.outcome not in GOOD:

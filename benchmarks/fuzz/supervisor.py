@@ -86,9 +86,13 @@ def _process(
       env=environment,
       text=True,
     ) as process:
-      for line in process.stdout or ():
-        done += 1
-        yield Result(**json.loads(line))
+      try:
+        for line in process.stdout or ():
+          done += 1
+          yield Result(**json.loads(line))
+      except BaseException:
+        process.kill()
+        raise
     if process.returncode:
       log.seek(0)
       text = log.read()[-LAST_WORDS:]

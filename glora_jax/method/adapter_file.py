@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from glora_jax.files import Path, damaged, read_tensors, write_tensors
+from glora_jax.limits import printable
 from glora_jax.method import genomes
 from glora_jax.method.adapted import COLLECTION, Adapted
 from glora_jax.method.genome_json import NamedAlleles, genome_from_json, genome_to_json
@@ -22,6 +23,7 @@ from glora_jax.records import mismatch
 from glora_jax.tree import differences, fingerprint, flatten, get, path_name, replace
 
 _AGAIN = 'get it again, or save it again from the training that it came of'
+_LONGEST_LAYER = 400  # characters that a sentence quotes
 _DIGITS = 12  # of a fingerprint, where two are shown beside each other
 
 
@@ -276,7 +278,10 @@ def _check_spec(path: Path, theirs: Sequence[str], ours: Sequence[str]) -> None:
     return
   equal = (a == b for a, b in zip(theirs, ours, strict=False))
   row = next((n for n, same in enumerate(equal) if not same), min(len(theirs), len(ours)))
-  their, our = (layers[row] if row < len(layers) else 'no such layer' for layers in (theirs, ours))
+  their, our = (
+    printable(layers[row])[:_LONGEST_LAYER] if row < len(layers) else 'no such layer'
+    for layers in (theirs, ours)
+  )
   raise ValueError(
     f'The adapter {path} belongs to another model or search space. It has {len(theirs)} layers, '
     f'and this model {len(ours)}; the first that differs is layer {row}: {their} there, {our} here.'
