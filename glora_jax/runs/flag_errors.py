@@ -52,7 +52,8 @@ def _blame_config_file(error: BaseException, path: str) -> str | None:
   if lines:
     reason = f'{type(error).__name__} ({_last_line(str(error))})'
     return f'{path}, line {lines[-1]}, fails with {reason}.'
-  if isinstance(error, AttributeError) and "no attribute 'get_config'" in str(error):
+  is_missing = isinstance(error, AttributeError) and "no attribute 'get_config'" in str(error)
+  if is_missing or (isinstance(error, TypeError) and 'is not callable' in str(error)):
     return f'{path} has no function get_config, which returns the config.'
   if isinstance(error, TypeError) and 'get_config()' in str(error):
     return f'{path} takes no such arguments behind its name ({_last_line(str(error))}).'

@@ -98,6 +98,7 @@ def test_a_wrong_command_line_is_one_sentence(words, expected, refusal):
     ('def get_config():\n  return undefined', ', line 2, fails with NameError (name '),
     ('def get_config():\n  raise ValueError("no luck")', 'error: no luck'),
     ('x = 1', 'has no function get_config, which returns the config.'),
+    ('get_config = 3', 'has no function get_config, which returns the config.'),
     ('def get_config():\n  return {"a": 1}', 'returned a dict; it must return the config that'),
     ('def get_config():\n  pass', 'returned a NoneType; it must return the config that'),
     ('\x00', 'wrong.py is no Python (source code string cannot contain null bytes).'),
