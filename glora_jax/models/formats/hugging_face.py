@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 from glora_jax.data.normalization import statistics
+from glora_jax.limits import shown
 from glora_jax.models.formats.common import HEADS, depth, patch_side
 from glora_jax.models.formats.format import Flat, Format, Reading, Shapes, Variant
 from glora_jax.models.formats.rules import (
@@ -174,7 +175,7 @@ class HuggingFace(Format[Variant]):
     activation = config.get('hidden_act', 'gelu')
     if activation not in ACTIVATIONS:
       raise ValueError(
-        f"hidden_act='{activation}' is not supported; the ones that are: {', '.join(ACTIVATIONS)}."
+        f'hidden_act={shown(activation)} is not supported; the ones that are: {", ".join(ACTIVATIONS)}.'
       )
     hints = {
       'activation': ACTIVATIONS[activation],

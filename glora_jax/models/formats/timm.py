@@ -10,6 +10,7 @@ from typing import Any
 
 from glora_jax.data.image import CROP
 from glora_jax.data.normalization import statistics
+from glora_jax.limits import shown
 from glora_jax.models.formats.common import HEADS, depth, fold_class_position, patch_side
 from glora_jax.models.formats.format import Flat, Format, Reading, Shapes, Variant
 from glora_jax.models.formats.rules import (
@@ -169,7 +170,7 @@ def _read_pool(pool: str | None) -> str | None:
   if pool in (None, ''):
     return None
   if pool not in POOLS:
-    raise ValueError(f"global_pool='{pool}' is not supported; 'token' and 'avg' are.")
+    raise ValueError(f"global_pool={shown(pool)} is not supported; 'token' and 'avg' are.")
   return POOLS[pool]
 
 
