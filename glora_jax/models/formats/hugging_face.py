@@ -175,7 +175,8 @@ class HuggingFace(Format[Variant]):
     activation = config.get('hidden_act', 'gelu')
     if activation not in ACTIVATIONS:
       raise ValueError(
-        f'hidden_act={shown(activation)} is not supported; the ones that are: {", ".join(ACTIVATIONS)}.'
+        f'hidden_act={shown(activation)} is not supported; the ones that are: '
+        f'{", ".join(ACTIVATIONS)}.'
       )
     hints = {
       'activation': ACTIVATIONS[activation],
