@@ -26,7 +26,8 @@ if TYPE_CHECKING:  # for type checkers and editors; `_HOMES` says the same to Py
   from glora_jax.method.check import Check, check
   from glora_jax.method.function import adapt_function
   from glora_jax.models.official import load_official_supernet
-  from glora_jax.search.allocate import Allocation, allocate
+  from glora_jax.search.allocate import allocate
+  from glora_jax.search.allocated import Allocation
   from glora_jax.search.archive import Archive
   from glora_jax.search.evolution import evolve
   from glora_jax.search.scoring import make_scorer, score
@@ -46,7 +47,8 @@ _HOMES = {
   'glora_jax.method.check': ('Check', 'check'),
   'glora_jax.method.function': ('adapt_function',),
   'glora_jax.models.official': ('load_official_supernet',),
-  'glora_jax.search.allocate': ('Allocation', 'allocate'),
+  'glora_jax.search.allocate': ('allocate',),
+  'glora_jax.search.allocated': ('Allocation',),
   'glora_jax.search.archive': ('Archive',),
   'glora_jax.search.evolution': ('evolve',),
   'glora_jax.search.scoring': ('make_scorer', 'score'),

@@ -27,7 +27,8 @@ from benchmarks.structures.jobs import Job
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.presets import preset
 from glora_jax.method.space import SearchSpace, Spec
-from glora_jax.search.allocate import Allocation, allocate
+from glora_jax.search.allocate import allocate
+from glora_jax.search.allocated import Allocation
 from glora_jax.search.allocation import Measure, Values
 from glora_jax.search.choice import choose, value_of
 from glora_jax.training.losses import cross_entropy
@@ -128,8 +129,9 @@ def structure(job: Job, setting_of: Any) -> Structure:
     if name.argument.startswith('of '):
       source, measure = setting_of(name.argument.removeprefix('of '), job.seed), ''
     found = measured(source, measure or 'squared')
-    floor = measure not in (*measures.LAYER_SCORES, 'eva')  # those know LoRA alone
-    genome = choose(distinct(spec), found, job.budget, floor=floor)
+    knows_vectors = measure not in (*measures.LAYER_SCORES, 'eva')
+    rest = measured(source, 'seen') if knows_vectors else None
+    genome = choose(distinct(spec), found, job.budget, rest=rest, floor=knows_vectors)
     notes = {'genome': genome.tolist()}
   else:
     genome = preset(spec, name.base, job.budget or None)

@@ -9,7 +9,7 @@ from matplotlib import colors, ticker
 from matplotlib.axes import Axes
 
 from glora_jax.reports.drawing import outline_cells, palette, panels, save
-from glora_jax.search.allocate import Allocation, Unit
+from glora_jax.search.allocated import Allocation, Unit
 
 FORMS = ('A.vector', 'A.lora', 'B.lora', 'C.vector', 'E.vector')
 TITLES = {

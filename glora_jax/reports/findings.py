@@ -11,7 +11,7 @@ import numpy as np
 from glora_jax.data.task import Task
 from glora_jax.method.space import Spec
 from glora_jax.reports.markdown import PAPER
-from glora_jax.search.allocate import Allocation
+from glora_jax.search.allocated import Allocation
 from glora_jax.search.archive import Archive
 
 

@@ -11,7 +11,7 @@ from glora_jax.reports import markdown
 from glora_jax.reports.allocation_pictures import FORMS, TITLES
 from glora_jax.reports.markdown import paragraph, plain, sections
 from glora_jax.search.agreement import agreement
-from glora_jax.search.allocate import Allocation, Unit
+from glora_jax.search.allocated import Allocation, Unit
 
 PICTURE = 'allocation.png'
 _EXPECTED = {
@@ -48,6 +48,10 @@ def _how(allocation: Allocation, summary: Mapping[str, Any]) -> str:
     No budget was given; the one proposed is the knee of the curve of value by budget, from where on
     more parameters pay less than they do on average.
   """
+  unjudged = f"""
+    {allocation.unjudged:,} of the parameters are worth nothing held out, where the folds agree too
+    little; the mean gradient of all folds has chosen them.
+  """
   return paragraph(
     f"""
     The structure of {allocation.count_params():,} parameters was read off one gradient of the
@@ -57,6 +61,7 @@ def _how(allocation: Allocation, summary: Mapping[str, Any]) -> str:
     {allocation.budget:,} parameters.
     """,
     proposed if allocation.proposed else '',
+    unjudged if allocation.unjudged else '',
     'No validation image was used. `structure/` has the numbers.',
   )
 

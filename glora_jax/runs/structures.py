@@ -33,7 +33,7 @@ from glora_jax.runs.stages.allocation import (
 )
 from glora_jax.runs.stages.heads import warm_head
 from glora_jax.runs.stages.training import TrainingStage, train
-from glora_jax.search.allocate import Allocation
+from glora_jax.search.allocated import Allocation
 from glora_jax.search.choice import require_something
 from glora_jax.training.recipe import Recipe
 

@@ -7,7 +7,6 @@ import functools
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -19,11 +18,10 @@ from glora_jax.mesh import settle
 from glora_jax.method.adapted import COLLECTION, Adapted
 from glora_jax.method.draws import check_budget
 from glora_jax.method.genomes import count_params
-from glora_jax.method.space import FLAT_FORMS, Layer, Spec, Tensor
-from glora_jax.method.summary import layer_table
+from glora_jax.method.space import Spec
 from glora_jax.method.validation import check_key
+from glora_jax.search.allocated import Allocation
 from glora_jax.search.allocation import (
-  UNIT_FORMS,
   Measure,
   Values,
   check_measure,
@@ -33,15 +31,12 @@ from glora_jax.search.allocation import (
   xavier_norm,
 )
 from glora_jax.search.choice import (
-  Curve,
-  bought,
   choose,
   require_something,
   trace_curve,
-  unit_costs,
 )
 from glora_jax.search.fold_gradients import Ahead, Batches, Loss, Passes, Settings, measure
-from glora_jax.search.forecast import Forecast, forecast
+from glora_jax.search.forecast import forecast
 from glora_jax.search.row_gradients import RowGradients
 from glora_jax.search.starting_values import aligned
 
@@ -51,107 +46,6 @@ _FOLDS = Domain.of_annotation(int, Limits(at_least=2))
 _MAX_RANK = Domain.of_annotation(int, Limits(at_least=1))
 _RHO = Domain.of_annotation(float, Limits(above=0))
 _FLOOR = Domain.of_annotation(bool)
-
-
-class Unit(NamedTuple):
-  """One thing that could be bought, for tables and pictures.
-
-  Attributes:
-    row: row of the genome.
-    layer: name of the layer.
-    form: 'A.vector', 'A.lora', 'B.lora', 'C.vector' or 'E.vector'.
-    part: of a LoRA, the number of the rank-one part, from 1; 0 for a vector.
-    value: mean over the folds.
-    error: standard error of the mean, by the folds.
-    cost: trained parameters.
-    bought: whether the genome has it.
-  """
-
-  row: int
-  layer: str
-  form: str
-  part: int
-  value: float
-  error: float
-  cost: int
-  bought: bool
-
-
-@dataclass(frozen=True, eq=False)
-class Allocation:
-  """A structure, and why it was chosen.
-
-  Attributes:
-    genome: canonical genome, int8 [rows, 5].
-    variables: the variables that were given, with the aligned starting values: down factors on the
-      gradient's singular vectors, everything else of the supports at the base model.
-    spec: the layers.
-    values: what every unit is worth on every fold, float64 [fold, row] and [fold, row, rank].
-    curve: value by budget, with the proposed budget at its knee.
-    budget: most trained parameters.
-    proposed: whether the budget is the knee's, since none was given.
-    forecast: whether the choice will matter.
-    signal: share of the folds' squared gradients by the kernels that folds have in common; None
-      where it is not known.
-
-  Example:
-    >>> import flax.linen as nn, jax, jax.numpy as jnp
-    >>> import glora_jax
-    >>> model, batches = nn.Dense(2), list(jax.random.normal(jax.random.key(0), (8, 16, 4)))
-    >>> space = glora_jax.SearchSpace(A='none', B='none', C='none', D='none', E=('none', 'vector'))
-    >>> adapted = glora_jax.adapt(model, batches[0], space=space)
-    >>> params = model.init(jax.random.key(2), batches[0])['params']
-    >>> variables = adapted.init(jax.random.key(1), params)
-    >>> def loss(forward, batch, key):
-    ...   return jnp.square(forward(batch) - 1).mean()  # a bias of one is missing
-    >>> allocation = glora_jax.allocate(
-    ...   adapted, variables, loss, batches, budget=2, key=jax.random.key(3), progress=False
-    ... )
-    >>> [(unit.form, unit.cost, unit.bought) for unit in allocation.units()]
-    [('E.vector', 2, True)]
-  """
-
-  genome: np.ndarray
-  variables: dict[str, Any]
-  spec: Spec
-  values: Values
-  curve: Curve
-  budget: int
-  proposed: bool
-  forecast: Forecast
-  signal: float | None = None
-
-  def count_params(self) -> int:
-    """Trained parameters of the genome, heads not counted."""
-    return count_params(self.spec, self.genome)
-
-  def units(self) -> Iterator[Unit]:
-    """Every unit on offer, row by row."""
-    mean, folds = self.values.mean(), len(self.values.E_vector)
-    errors = Values(*(part.std(axis=0, ddof=1) / folds**0.5 for part in self.values))
-    number = mean.B_lora.shape[-1]
-    costs, has = unit_costs(self.spec, number), bought(self.spec, self.genome, number)
-    for row, layer in enumerate(self.spec):
-      for (tensor, form), *arrays in zip(UNIT_FORMS, mean, errors, costs, has, strict=True):
-        columns = (np.atleast_1d(array[row]) for array in arrays)
-        for index, (value, error, cost, is_bought) in enumerate(zip(*columns, strict=True)):
-          part = index + 1 if form == 'lora' else 0
-          if _is_offered(layer, tensor, part):
-            place = (row, layer.name, f'{tensor}.{form}', part)
-            yield Unit(*place, float(value), float(error), int(cost), bool(is_bought))
-
-  def summary(self) -> str:
-    """The structure as a table, what it costs, and what is forecast."""
-    chosen = 'the knee of the curve' if self.proposed else 'as given'
-    advantage, reliable, word = self.forecast
-    noiseless = 100 * reliable
-    lines = layer_table(self.spec, self.genome)
-    lines += [
-      f'trains {self.count_params():,} parameters of a budget of {self.budget:,} ({chosen})',
-      f'the choice {word}: held out it is worth {advantage:.2f} times a random one of its size',
-      f'{noiseless:.0f}% of the differences between units are more than noise',
-    ]
-    return '\n'.join(lines)
 
 
 def allocate(  # noqa: PLR0913
@@ -175,8 +69,9 @@ def allocate(  # noqa: PLR0913
 
   The gradient of the loss at the base model, in folds, says what every vector and every rank-one
   part would be worth (`search.allocation`); those that are worth most for their parameters are
-  bought until the budget is full (`search.choice`). No supernet is trained, no validation image
-  used.
+  bought until the budget is full (`search.choice`). Where held out nothing more is worth anything,
+  as with few or hard examples, the rest goes by the mean gradient of all folds. No supernet is
+  trained, no validation image used.
 
   Considered are the alleles on offer among A none, vector, LoRA; B none, LoRA; C none, vector, the
   latter where a layer has fewer inputs than outputs; E none, vector; and of C and E one in a row. A
@@ -305,9 +200,17 @@ def _require_gradients(values: Values) -> None:
 
 
 class _Read(NamedTuple):
-  """What was read off the gradients: see `Allocation`; `supports` start on their directions."""
+  """What was read off the gradients.
+
+  Attributes:
+    values: see `Allocation`.
+    seen: the same by the mean gradient of all folds, without their axis.
+    supports: the supports, which start on the gradients' directions.
+    signal: see `Allocation`.
+  """
 
   values: Values
+  seen: Values
   supports: Any
   signal: float
 
@@ -320,22 +223,24 @@ def _read_off(
   value: Measure,
 ) -> _Read:
   """Goes through the gradients once, a group at a time."""
-  rows: dict[int, Values] = {}
+  rows: dict[Measure, dict[int, Values]] = {value: {}, 'seen': {}}
   common, whole = 0.0, 0.0
   # Decompositions leave the interpreter to other threads.
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
     for group in adapted.groups:
       gradients = [next(found) for _ in group.rows]
       norm = xavier_norm(group.in_features, max(group.space.ranks))
-      values_of = functools.partial(layer_values, number=number, norm=norm, measure=value)
-      rows |= zip(
-        group.rows, threads.map(values_of, (row.gradients for row in gradients)), strict=True
-      )
+      for measured, found_rows in rows.items():
+        values_of = functools.partial(layer_values, number=number, norm=norm, measure=measured)
+        of_group = threads.map(values_of, (row.gradients for row in gradients))
+        found_rows |= zip(group.rows, of_group, strict=True)
       for row in gradients:
         common, whole = np.add((common, whole), squares(row.gradients.kernel))
       supports = aligned(group, supports, gradients, norm)
-  values = stack_rows([rows[row] for row in range(len(adapted.spec))])
-  return _Read(values, supports, signal=float(common / whole) if whole else 0.0)
+  order = range(len(adapted.spec))
+  values, seen = (stack_rows([rows[by][row] for row in order]) for by in (value, 'seen'))
+  signal = float(common / whole) if whole else 0.0
+  return _Read(values, seen.mean(), supports, signal)
 
 
 def _decide(
@@ -353,10 +258,22 @@ def _decide(
   if budget is None:
     budget = int(curve.params[curve.knee])
     log.info('No budget was given; the knee of the curve is at %s parameters.', f'{budget:,}')
-  genome = choose(spec, values.mean(), budget, **options)
+  judged = choose(spec, values.mean(), budget, **options)
+  rest = None if proposed else read.seen
+  genome = choose(spec, values.mean(), budget, rest=rest, **options)
+  unjudged = count_params(spec, genome) - count_params(spec, judged)
+  if unjudged:
+    log.info(
+      'Held out, %s of the %s parameters are worth nothing; the mean gradient of all folds has '
+      'chosen them.',
+      f'{unjudged:,}',
+      f'{count_params(spec, genome):,}',
+    )
   rng = np.random.default_rng(np.asarray(jax.random.key_data(jax.random.fold_in(key, 1))))
   expected = forecast(spec, values, budget, rng, **options)
-  return Allocation(genome, variables, spec, values, curve, budget, proposed, expected, read.signal)
+  return Allocation(
+    genome, variables, spec, values, curve, budget, proposed, expected, read.signal, unjudged
+  )
 
 
 def _check_counts(folds: int, max_rank: int) -> None:
@@ -373,13 +290,3 @@ def _check_model(adapted: Any, variables: Any, loss: Any) -> None:
   adapted.check_variables(variables)
   if not callable(loss):
     raise ValueError(f'loss={shown(loss)} must be a function, loss(forward, batch, key).')
-
-
-def _is_offered(layer: Layer, tensor: Tensor, part: int) -> bool:
-  """Whether a unit can be bought: a vector (part 0), or a rank-one part of a LoRA."""
-  flat = len(FLAT_FORMS[tensor])
-  offered = layer.offered(tensor)
-  if part:
-    return any(code >= flat and layer.space.ranks[code - flat] >= part for code in offered)
-  is_cheaper = layer.in_features < layer.out_features
-  return FLAT_FORMS[tensor].index('vector') in offered and (tensor != 'C' or is_cheaper)

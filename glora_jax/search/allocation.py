@@ -176,16 +176,14 @@ def rank_one_values(
     float64 [fold, number]; the parts along the first singular vectors of the other folds' mean.
   """
   gradients = np.asarray(gradients, np.float64)
-  chosen_by = other_folds(gradients)
-  if measure == 'seen':
-    chosen_by = np.broadcast_to(gradients.mean(0), gradients.shape)
-  values = np.zeros((len(gradients), number))
+  chosen_by = gradients.mean(0)[None] if measure == 'seen' else other_folds(gradients)
+  values = np.zeros((len(chosen_by), number))
   available = min(number, *gradients.shape[1:])
   for fold, matrix in enumerate(chosen_by):
     directions = norm * left_vectors(matrix, available)
     along = np.swapaxes(directions, 0, 1) @ gradients
     values[fold, :available] = _fold_value(along, fold, measure)
-  return values
+  return np.broadcast_to(values, (len(gradients), number))
 
 
 def _fold_value(gradients: np.ndarray, fold: int, measure: Measure) -> np.ndarray:

@@ -86,6 +86,7 @@ def choose(
   values: Values,
   budget: int,
   *,
+  rest: Values | None = None,
   rho: float = 2.0,
   floor: bool = True,
 ) -> np.ndarray:
@@ -93,13 +94,15 @@ def choose(
 
   Ranks are nested, a tensor has one form in a row, and of C and E a row takes one, C only where it
   has fewer inputs than outputs. The LoRA of A may take the place of its vector. What is worth
-  nothing is never bought, and what no longer fits is passed over, so that the budget is filled as
-  far as the alleles on offer allow.
+  nothing is never bought, and what no longer fits is passed over: where everything is worth
+  something, the budget is filled as far as the alleles on offer allow.
 
   Args:
     spec: the layers, with their alleles on offer.
     values: of every row without an axis of folds; see `allocation.Values`.
     budget: most trained parameters.
+    rest: other values, by which is spent what is left of the budget when nothing more is worth
+      anything; None leaves it.
     rho: a row's rank is at most so many times the rank that every row could have, rounded up.
     floor: whether all rows get the vectors of A and E first, where the budget is 1.5 times what
       these cost or more.
@@ -112,10 +115,10 @@ def choose(
   """
   require_something(spec, budget)
   genes = all_genes(spec, most_rank(spec, budget, rho))
-  start = _start(genes, budget if floor else 0)
-  chosen = np.array(start)
-  for gene, option in moves(genes, values, start, budget):
-    chosen[gene] = option
+  chosen = np.array(_start(genes, budget if floor else 0))
+  for worth in (values,) if rest is None else (values, rest):
+    for gene, option in moves(genes, worth, chosen.tolist(), budget):
+      chosen[gene] = option
   return canonicalize(spec, _genome(spec, genes, chosen))
 
 

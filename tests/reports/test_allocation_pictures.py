@@ -7,7 +7,7 @@ from matplotlib import colors
 from glora_jax.method.genomes import count_params
 from glora_jax.method.space import Layer, SearchSpace, Spec
 from glora_jax.reports import allocation_pictures, drawing
-from glora_jax.search.allocate import Allocation
+from glora_jax.search.allocated import Allocation
 from glora_jax.search.allocation import Values
 from glora_jax.search.choice import choose, trace_curve
 from glora_jax.search.forecast import Forecast

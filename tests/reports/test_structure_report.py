@@ -5,7 +5,7 @@ import pytest
 
 from glora_jax.method.space import Layer, SearchSpace, Spec
 from glora_jax.reports import structure_report
-from glora_jax.search.allocate import Allocation
+from glora_jax.search.allocated import Allocation
 from glora_jax.search.allocation import Values
 from glora_jax.search.choice import Curve
 from glora_jax.search.forecast import Forecast

@@ -221,6 +221,21 @@ def test_what_is_worth_nothing_is_never_bought():
   assert not choice.choose(SPEC, worth, 100, floor=False).any()
 
 
+@pytest.mark.parametrize('seed', range(4))
+def test_what_is_left_is_spent_by_other_values_and_nothing_is_taken_back(seed):
+  worth, rest = random_worth(seed), random_worth(seed + 10, positive=True)
+  least = min(part[part > 0].min() for part in choice.unit_costs(SPEC, 2))
+  for budget in (40, 120, 300):
+    judged = choice.choose(SPEC, worth, budget, floor=False)
+    filled = choice.choose(SPEC, worth, budget, rest=rest, floor=False)
+    before, after = (choice.bought(SPEC, genome, 2) for genome in (judged, filled))
+    pairs = zip(before[1:], after[1:], strict=True)  # a LoRA of A may take its vector's place
+    assert all((part <= more).all() for part, more in pairs)
+    assert count_params(SPEC, judged) <= count_params(SPEC, filled) <= budget
+    most = choice.choose(SPEC, rest, budget, floor=False)
+    assert count_params(SPEC, filled) > budget - least or count_params(SPEC, most) <= budget - least
+
+
 def test_the_floor_comes_first_where_the_budget_is_ample():
   worth = random_worth(1)
   floor_cost = sum(2 * layer.out_features for layer in SPEC)  # vectors of A and E

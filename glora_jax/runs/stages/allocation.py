@@ -20,7 +20,8 @@ from glora_jax.method.genome_json import genome_to_json
 from glora_jax.method.genomes import check_genome
 from glora_jax.records import Array, mismatch_of_arrays
 from glora_jax.runs.run import Place, Run
-from glora_jax.search.allocate import Allocation, allocate, compile_ahead
+from glora_jax.search.allocate import allocate, compile_ahead
+from glora_jax.search.allocated import Allocation
 from glora_jax.search.allocation import Values
 from glora_jax.search.choice import Curve
 from glora_jax.search.fold_gradients import Ahead, Loss
@@ -211,6 +212,7 @@ def to_arrays(allocation: Allocation, trainable: Any) -> dict[str, np.ndarray]:
     'genome': allocation.genome,
     'budget': np.array(allocation.budget),
     'proposed': np.array(allocation.proposed),
+    'unjudged': np.array(allocation.unjudged),
     'signal': np.array(np.nan if allocation.signal is None else allocation.signal),
     **{
       f'{part}/{name}': np.asarray(value)
@@ -244,6 +246,7 @@ def from_arrays(arrays: dict[str, np.ndarray], place: Place) -> Allocation:
     signal=None if np.isnan(tree['signal']) else float(tree['signal']),
     budget=int(tree['budget']),
     proposed=bool(tree['proposed']),
+    unjudged=int(tree.get('unjudged', 0)),  # nothing was, before there was a number for it
     forecast=Forecast(
       float(forecast['advantage']), float(forecast['reliability']), str(forecast['word'])
     ),
@@ -262,6 +265,7 @@ def _check_arrays(arrays: dict[str, np.ndarray], place: Place) -> None:
     'genome': Array('i', (len(spec), 5)),
     'budget': Array('i'),
     'proposed': Array('b'),
+    **({'unjudged': Array('i')} if 'unjudged' in arrays else {}),
     'signal': Array('f', finite=False),
     **{f'start/{name}': Array('f', tuple(start.shape)) for name, start in starts.items()},
     'values/A_vector': Array('f', rows),

@@ -24,7 +24,7 @@ from glora_jax.reports.findings import Findings, Outcome
 from glora_jax.runs.run import Candidate, Run
 from glora_jax.runs.sections import GRADIENT
 from glora_jax.runs.weights_record import recorded
-from glora_jax.search.allocate import Allocation
+from glora_jax.search.allocated import Allocation
 from glora_jax.search.archive import Archive
 from glora_jax.search.pareto import hypervolume_by_generation
 from glora_jax.search.scoring import Predictions
