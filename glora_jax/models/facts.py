@@ -102,7 +102,7 @@ _FACTS: Mapping[str, _Fact] = {
   'activation': _Fact(_is_activation, f'one of {", ".join(ACTIVATIONS)}'),
   'pool': _Fact(_is_pool, f'one of {", ".join(POOLS)}'),
   'patch_size': _Fact(_is_count, 'a whole number above 0'),
-  'image_size': _Fact(_is_image_size, 'a whole number above 0, or height and width'),
+  'image_size': _Fact(_is_image_size, f'1 to {MOST_PIXELS:,} pixels, or height and width'),
   'classes': _Fact(_are_names, 'a list of names'),
   'normalization': _Fact(
     _is_normalization,

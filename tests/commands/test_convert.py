@@ -72,7 +72,11 @@ def test_the_whole_computation_is_exported_for_images_as_they_are_stored(tmp_pat
     ([FIXTURES / 'hf_vit', 'x', '--image-size', '33'], 'not a multiple'),
     (
       [weights.EMBEDDED_FILE, 'x', '--image-size', '99995'],
-      'makes 204,061,225 patches of 7 pixels',
+      'image_size=99995 cannot be; it must be 1 to',
+    ),
+    (
+      [weights.EMBEDDED_FILE, 'x', '--image-size', '7000'],
+      'makes 1,000,000 patches of 7 pixels',
     ),
     (
       [weights.EMBEDDED_FILE, 'x', '--patch-size', '5000'],
