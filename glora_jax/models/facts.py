@@ -96,12 +96,13 @@ def _is_rule(value: Any) -> bool:
   return isinstance(value, str) and value in RULES
 
 
+_COUNT = _Fact(_is_count, f'a whole number, 1 to {MOST_COUNTED:,}')
 _FACTS: Mapping[str, _Fact] = {
-  'num_heads': _Fact(_is_count, 'a whole number above 0'),
+  'num_heads': _COUNT,
   'norm_eps': _Fact(_is_epsilon, 'a number between 0 and 1'),
   'activation': _Fact(_is_activation, f'one of {", ".join(ACTIVATIONS)}'),
   'pool': _Fact(_is_pool, f'one of {", ".join(POOLS)}'),
-  'patch_size': _Fact(_is_count, 'a whole number above 0'),
+  'patch_size': _COUNT,
   'image_size': _Fact(_is_image_size, f'1 to {MOST_PIXELS:,} pixels, or height and width'),
   'classes': _Fact(_are_names, 'a list of names'),
   'normalization': _Fact(
@@ -111,7 +112,6 @@ _FACTS: Mapping[str, _Fact] = {
   ),
   'resize': _Fact(_is_rule, f'one of {", ".join(RULES)}'),
 }
-_COUNT = _Fact(_is_count, 'a whole number above 0')
 _TRUTH = _Fact(_is_truth, 'True or False')
 # What else a caller may say of the ViT.
 _FIELDS: Mapping[str, _Fact] = {

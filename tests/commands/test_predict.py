@@ -184,11 +184,20 @@ def test_classes_without_names_are_numbers(problem, photos, tmp_path, capsys):
   assert lines[0].startswith(f'{photos}/b.png: {of_adapted(problem, photos / "b.png").argmax()} ')
 
 
-@pytest.mark.parametrize('number', [3, 7, 10**30])
-def test_heads_that_do_not_divide_the_width_are_a_sentence(photos, folded, capsys, number):
+@pytest.mark.parametrize(
+  'number, sentence',
+  [
+    (3, 'width=16 is not a multiple of num_heads=3; choose another'),
+    (7, 'width=16 is not a multiple of num_heads=7; choose another'),
+    (10**30, f'num_heads={10**30} cannot be; it must be a whole number, 1 to'),
+  ],
+)
+def test_heads_that_do_not_divide_the_width_are_a_sentence(
+  photos, folded, capsys, number, sentence
+):
   code, lines, errors = run(capsys, '--model', folded, '--num-heads', number, photos / 'b.png')
   assert (code, lines) == (1, [])
-  assert f'error: width=16 is not a multiple of num_heads={number}; choose another' in errors
+  assert f'error: {sentence}' in errors
 
 
 def test_many_images_have_a_bar_on_standard_error(photos, folded, monkeypatch, capsys):

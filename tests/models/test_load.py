@@ -142,7 +142,7 @@ def test_heads_that_nobody_tells_are_asked_for(timm):
 @pytest.mark.parametrize(
   'fields, message',
   [
-    ({'num_heads': -4}, 'num_heads=-4 cannot be; it must be a whole number above 0'),
+    ({'num_heads': -4}, 'num_heads=-4 cannot be; it must be a whole number, 1 to'),
     ({'num_heads': 7}, 'is not a multiple of num_heads=7'),
     ({'depth': 7}, r'misshaped: blocks/.* should be \(7, '),
     ({'activation': 'gellu'}, "activation='gellu' cannot be; it must be one of"),

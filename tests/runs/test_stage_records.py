@@ -11,7 +11,7 @@ from glora_jax.method.genomes import smallest_genome
 from glora_jax.runs.config import RunSettings, check_config
 from glora_jax.runs.lifecycle import prepare
 from glora_jax.runs.run import Place, Stream
-from glora_jax.runs.stages import allocation, batches, search, training
+from glora_jax.runs.stages import allocation, many_starts, search, training
 from glora_jax.runs.stages.search import EarlyStopping, read_archive
 from glora_jax.runs.stages.training import TrainingStage
 from glora_jax.search.archive import Archive
@@ -107,10 +107,10 @@ def test_trained_arrays_of_another_model_are_one_sentence(changes, reason, tmp_p
   write_arrays(path, {'0/x': np.ones((2, 3)), 'seconds': np.array(1.0), **changes}, 'trained')
   templates = {'0/x': np.ones((2, 3))}
   if reason is None:
-    assert batches._read(path, templates).keys() == read_arrays(path).keys()
+    assert many_starts._read(path, templates).keys() == read_arrays(path).keys()
     return
   with pytest.raises(ValueError, match=rf'lora.npz is damaged \({reason}'):
-    batches._read(path, templates)
+    many_starts._read(path, templates)
 
 
 def test_a_curve_that_lacks_epochs_chooses_none(run):
