@@ -9,8 +9,6 @@ from glora_jax.models.metadata import ImageSize, sides
 from glora_jax.models.vit import ViT
 
 PUBLISHED_SIZE = 224  # that models with computed positions were published for
-
-
 MOST_PATCHES = 2**14  # of an image: attention to more takes gigabytes for each image and head
 
 

@@ -18,6 +18,11 @@ Fitness = Literal['accuracy', 'loss']
 _FITNESS = Domain.of_annotation(Fitness)
 
 
+def check_fitness(fitness: Any) -> None:
+  """Raises ValueError unless a fitness is one of a search."""
+  _FITNESS.check(fitness, 'fitness')
+
+
 @dataclasses.dataclass(frozen=True)
 class Archive:
   """Every subnet that a search has scored, in the order of scoring.
@@ -134,7 +139,7 @@ class Archive:
     Args:
       fitness: 'accuracy' (ties are broken by the loss) or 'loss'.
     """
-    _FITNESS.check(fitness, 'fitness')
+    check_fitness(fitness)
     if fitness == 'loss':
       return np.lexsort((self.loss, ~self.exact))
     return np.lexsort((self.loss, -self.correct, ~self.exact))

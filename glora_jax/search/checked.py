@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from glora_jax.limits import Domain
 from glora_jax.method.adapted import COLLECTION
 from glora_jax.method.space import Spec
 from glora_jax.method.storage import check_storage
@@ -16,15 +15,7 @@ from glora_jax.method.validation import (
   check_population,
   is_known,
 )
-from glora_jax.search.archive import Fitness
 from glora_jax.search.evaluator import Evaluator
-
-_FITNESS = Domain.of_annotation(Fitness)
-
-
-def check_fitness(fitness: Any) -> None:
-  """Raises ValueError unless a fitness is one of a search."""
-  _FITNESS.check(fitness, 'fitness')
 
 
 def check_guided(spec: Spec, genome: Any) -> None:

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from glora_jax.method.adapted import Adapted
-from glora_jax.search.archive import Fitness
-from glora_jax.search.checked import Checked, check_fitness
+from glora_jax.search.archive import Fitness, check_fitness
+from glora_jax.search.checked import Checked
 from glora_jax.search.evaluator import Answers, Batch, Evaluator, Preprocess, unchanged
 from glora_jax.search.scoring import CHUNK, default_chunk
 

@@ -182,7 +182,8 @@ class Passes:
     """One pass: the mean of each fold's gradients, or of their products with the probes."""
     mesh, sums = self.settings.mesh, _FoldSums(self.settings.folds)
     changed = self._changed(self._fixed['params'], probes)
-    changed, probes = settle(mesh, jax.tree.map(_on_device, (changed, probes)))
+    placed = (changed, probes)
+    changed, probes = jax.device_put(placed) if mesh is None else settle(mesh, placed)
     with tqdm(desc=title, unit='batch', disable=not self.settings.progress) as bar:
       for number, batch in enumerate(_read(self.batches)):
         key = jax.random.fold_in(self.key, number)
@@ -270,11 +271,6 @@ class Passes:
       given = f'has shape {jnp.shape(value)}' if is_number else f'is a {type(value).__name__}'
       raise ValueError(f'The loss {given}; it must be one number, the mean over a batch.')
     return value
-
-
-def _on_device(leaf: Any) -> jax.Array:
-  """An array on a device; one that several processes have stays where it is."""
-  return leaf if isinstance(leaf, jax.Array) else jax.device_put(leaf)
 
 
 class _FoldSums:

@@ -148,5 +148,5 @@ def test_mistakes_have_a_sentence_without_a_number_or_a_page():
   assert sentence(short).startswith('There is too little memory (RESOURCE_EXHAUSTED: Out of memory')
   assert '\n' not in sentence(short)
   assert 'too little memory' in sentence(MemoryError('Unable to allocate 7 TiB'))
-  refused = PermissionError(13, 'Permission denied', '/root/x')
-  assert sentence(refused) == '/root/x cannot be read or written (Permission denied).'
+  refused = PermissionError(13, 'Permission denied', '/data/x')
+  assert sentence(refused) == '/data/x cannot be read or written (Permission denied).'
