@@ -32,20 +32,16 @@ def draw_allocation(path: str, allocation: Allocation) -> None:
   units = list(allocation.units())
   layers = [layer.name for layer in allocation.spec]
   lines = _lines(units)
-  figure, axes = panels(
-    2,
-    2,
+  figure, (bars, curve, grid) = panels(
     figsize=(max(9, 0.34 * len(layers) + 5.5), max(5.5, 0.19 * len(lines) + 3.6)),
+    mosaic='ab;cb',
     width_ratios=[2.4, 1],
     height_ratios=[1, 1.6],
-    sharex='col',
   )
-  (bars, words), (grid, curve) = axes
   _draw_structure(bars, units, len(layers), allocation.count_params())
-  _draw_values(grid, units, lines, layers)
-  _draw_curve(curve, allocation)
-  words.axis('off')
-  words.text(0, 0.95, _words(allocation), va='top', transform=words.transAxes, linespacing=1.5)
+  total = max(allocation.curve.values[-1], np.finfo(np.float32).tiny)
+  _draw_values(grid, units, lines, layers, 100_000 / total)
+  _draw_curve(curve, allocation, 100 / total)
   save(figure, path)
 
 
@@ -72,23 +68,29 @@ def _draw_structure(axis: Axes, units: Sequence[Unit], layers: int, total: int) 
   if below.any():
     axis.legend(frameon=False, ncols=len(FORMS), fontsize='small', loc='upper right')
   axis.set_ylim(0, 1.3 * max(below.max(), 1))
+  axis.set_xlim(-0.5, layers - 0.5)
+  axis.set_xticks([])
 
 
 def _draw_values(
-  axis: Axes, units: Sequence[Unit], lines: Sequence[tuple[str, int]], layers: Sequence[str]
+  axis: Axes,
+  units: Sequence[Unit],
+  lines: Sequence[tuple[str, int]],
+  layers: Sequence[str],
+  scale: float,
 ) -> None:
-  """The value per parameter of every unit, a line for each form and part; purchases are marked."""
+  """`scale` times every unit's value per parameter, a line for each form; purchases are marked."""
   values = np.full((len(lines), len(layers)), np.nan)
   marks = []
   for unit in units:
     line = lines.index((unit.form, unit.part))
-    values[line, unit.row] = max(unit.value, 0) / unit.cost
+    values[line, unit.row] = scale * max(unit.value, 0) / unit.cost
     if unit.bought:
       marks.append((unit.row, line))
-  scale = colors.LinearSegmentedColormap.from_list('value', [palette().blank, palette().teal])
-  scale = scale.with_extremes(bad=palette().paper)
+  tones = colors.LinearSegmentedColormap.from_list('value', [palette().blank, palette().teal])
+  tones = tones.with_extremes(bad=palette().paper)
   norm = colors.PowerNorm(_GAMMA, vmin=0, vmax=np.nanmax(values) or 1)
-  image = axis.imshow(values, cmap=scale, norm=norm, aspect='auto')
+  image = axis.imshow(values, cmap=tones, norm=norm, aspect='auto')
   outline_cells(axis, values.shape, color=palette().paper, linewidth=1)
   if marks:
     axis.scatter(*zip(*marks, strict=True), color=palette().red, s=14, label='bought')
@@ -98,37 +100,25 @@ def _draw_values(
     fontsize='small',
   )
   axis.set_xticks(range(len(layers)), layers, rotation=90, fontsize='small')
-  axis.set_title('Held-out value per parameter; dots were bought', loc='left')
+  axis.set_title('Held-out value, % of all on offer per 1,000 parameters; dots: bought', loc='left')
   bar = axis.figure.colorbar(image, ax=axis, fraction=0.03, pad=0.01)
   bar.outline.set_visible(False)
   bar.ax.tick_params(labelsize='small')
 
 
-def _draw_curve(axis: Axes, allocation: Allocation) -> None:
-  """Value by budget, the best bought first."""
+def _draw_curve(axis: Axes, allocation: Allocation, scale: float) -> None:
+  """`scale` times the value by budget, the best bought first."""
   params, values, knee = allocation.curve
-  axis.plot(params, values, color=palette().teal, drawstyle='steps-post')
-  axis.plot(params[knee], values[knee], 'o', color=palette().dim, label=f'knee, {params[knee]:,}')
+  percent = scale * values
+  axis.plot(params, percent, color=palette().teal, drawstyle='steps-post')
+  axis.plot(params[knee], percent[knee], 'o', color=palette().dim, label=f'knee, {params[knee]:,}')
   axis.axvline(
     allocation.budget, color=palette().red, linestyle='--', label=f'budget, {allocation.budget:,}'
   )
+  axis.set_ylim(0, 104)
   axis.set_xlabel('trained parameters')
-  axis.set_ylabel('held-out value')
+  axis.set_ylabel('held-out value, % of all on offer')
   axis.xaxis.set_major_formatter(ticker.StrMethodFormatter('{x:,.0f}'))
   axis.xaxis.set_major_locator(ticker.MaxNLocator(4))
-  axis.legend(frameon=False, fontsize='small', loc='center right')
+  axis.legend(frameon=False, fontsize='small', loc='lower right')
   axis.set_title('Value by budget', loc='left')
-
-
-def _words(allocation: Allocation) -> str:
-  """The forecast, for people."""
-  advantage, reliable, word = allocation.forecast
-  origin = 'proposed: the knee' if allocation.proposed else 'as given'
-  return '\n'.join(
-    [
-      f'budget {allocation.budget:,} ({origin})',
-      f'the choice {word}:',
-      f'worth {advantage:.2f} times a random structure,',
-      f'{100 * reliable:.0f}% of differences are no noise',
-    ]
-  )

@@ -210,6 +210,7 @@ def panels(
   *,
   figsize: tuple[float, float],
   frame: bool = False,
+  mosaic: str | None = None,
   **options: Any,
 ) -> tuple[Figure, Any]:
   """A figure and its axes.
@@ -219,13 +220,19 @@ def panels(
     columns: number of columns of axes.
     figsize: width and height in inches.
     frame: whether axes have a line on all four sides, or on the left and below alone.
-    **options: of `matplotlib.figure.Figure.subplots`.
+    mosaic: in place of rows and columns, as 'ab;cb': a letter for each place, equal ones joined.
+    **options: of `matplotlib.figure.Figure.subplots`, or of its `subplot_mosaic`.
 
   Returns:
-    The figure, and its axes as `matplotlib.pyplot.subplots` gives them: alone, or an array.
+    The figure, and its axes as `matplotlib.pyplot.subplots` gives them: alone, or an array; those
+    of a mosaic in the order of the alphabet.
   """
   figure = Figure(figsize=figsize, layout='constrained')
-  axes = figure.subplots(rows, columns, **options)
+  if mosaic is None:
+    axes = figure.subplots(rows, columns, **options)
+  else:
+    named = figure.subplot_mosaic(mosaic, **options)
+    axes = [named[letter] for letter in sorted(named)]
   if not frame:
     for axis in figure.axes:
       axis.spines[['top', 'right']].set_visible(False)

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from glora_jax.method import genomes, space
 from glora_jax.method.space import Spec
 from glora_jax.records import read_lines
-from glora_jax.reports.drawing import blend, halo, outline_cells, palette, panels, save
+from glora_jax.reports.drawing import blend, halo, outline_cells, palette, panels, readable_on, save
 from glora_jax.search.archive import Archive
 from glora_jax.search.pareto import pareto_front
 
@@ -67,14 +67,22 @@ def draw_structure(path: str, spec: Spec, genome: np.ndarray) -> None:
   grid.set_yticks(range(5), TENSORS)
   grid.set_xticks(range(len(spec)), [layer.name for layer in spec], rotation=90, fontsize=7)
   outline_cells(grid, (5, len(spec)), color=palette().paper, linewidth=1.5)
+  for row, layer_names in enumerate(names):
+    for tensor, form in enumerate(layer_names):
+      if form.startswith('lora:'):
+        _write_rank(grid, row, tensor, form.removeprefix('lora:'), forms[form])
+  shown = {'LoRA, its rank' if ':' in form else form: color for form, color in forms.items()}
   handles = [
-    patches.Patch(
-      facecolor=color, edgecolor=palette().grey, label=form.replace('lora:', 'LoRA, rank ')
-    )
-    for form, color in forms.items()
+    patches.Patch(facecolor=color, edgecolor=palette().grey, label=label)
+    for label, color in shown.items()
   ]
-  figure.legend(handles=handles, loc='outside lower center', ncols=len(forms), frameon=False)
-  save(figure, path, bbox_inches='tight')
+  figure.legend(handles=handles, loc='outside lower center', ncols=len(shown), frameon=False)
+  save(figure, path)
+
+
+def _write_rank(axis: Axes, row: int, tensor: int, rank: str, color: str) -> None:
+  style = {'ha': 'center', 'va': 'center', 'fontsize': 'small', 'color': readable_on(color)}
+  axis.text(row, tensor, rank, **style)
 
 
 def _form_colors(spec: Spec) -> dict[str, str]:

@@ -45,7 +45,8 @@ def test_the_structure_shows_every_form_and_the_parameters_of_every_layer(tmp_pa
     [vector, none, constant],
   ]
   legend = [text.get_text() for text in figures[0].legends[0].get_texts()]
-  assert legend == ['none', 'constant', 'vector', 'LoRA, rank 1', 'LoRA, rank 2']
+  assert legend == ['none', 'constant', 'vector', 'LoRA, its rank']
+  assert [text.get_text() for text in grid.texts] == ['1', '1', '2', '2']
 
 
 def test_the_search_shows_mean_and_best_of_what_was_scored_to_the_end(tmp_path, figures):
