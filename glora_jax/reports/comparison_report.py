@@ -149,14 +149,15 @@ def verdicts(result: Mapping[str, Any]) -> list[str]:
 def _verdict(result: Mapping[str, Any], chosen: Mapping[str, Any], best: Mapping[str, Any]) -> str:
   """A row whose structure was chosen beside the best of its rivals, in a sentence."""
   pairs = zip(result['methods'][chosen['method']], result['methods'][best['method']], strict=True)
-  mean, deviation = spread(
-    [100 * (ours['test_accuracy'] - theirs['test_accuracy']) for ours, theirs in pairs]
-  )
+  differences = [100 * (ours['test_accuracy'] - theirs['test_accuracy']) for ours, theirs in pairs]
+  mean, deviation = spread(differences)
+  is_one = len(differences) == 1
+  points = f'{mean:+.1f}' if is_one else f'{mean:+.1f} ± {deviation:.1f}'
+  origin = 'one seed' if is_one else 'mean and spread of the difference at the same seed'
   return (
-    f'{_sentence_case(chosen["title"])}: {mean:+.1f} ± {deviation:.1f} points beside '
+    f'{_sentence_case(chosen["title"])}: {points} points beside '
     f'{best["title"]}, the best other method within that '
-    f'({chosen["params"]:,.0f} and {best["params"]:,.0f} parameters; '
-    'mean and spread of the difference at the same seed).'
+    f'({chosen["params"]:,.0f} and {best["params"]:,.0f} parameters; {origin}).'
   )
 
 
