@@ -6,7 +6,7 @@
 
 The embedded backbone, 800 images to learn from, 36 epochs of a structure alone, from a head that is
 warm for all alike. `tune` chooses the learning rate of each method and size on development tasks;
-`develop` compares values, bets and options of training there; `gate` correlates the value of random
+`develop` compares values and options of training there; `gate` correlates the value of random
 structures of one size with their test loss; `final` runs the final tasks; `tables` prints what is
 there, and nothing at all runs all of them. `--methods` takes some methods of `tune` and `develop`;
 the rates of `tune` join those chosen before, and methods without rates are in no table, which
@@ -100,7 +100,7 @@ def with_rates(methods: list[Method], rates: dict[Method, float]) -> list[tuple[
 
 
 def develop(arguments) -> None:
-  """The tournament of values, bets and options on the development tasks."""
+  """The tournament of values and options on the development tasks."""
   store, rates = store_of('development'), read_rates()
   names = arguments.tasks or plan.tasks('development')
   for budget in arguments.budgets:

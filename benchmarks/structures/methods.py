@@ -88,25 +88,18 @@ class Setting:
   key: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
-class Structure:
+class Structure(NamedTuple):
   """What is trained.
 
   Attributes:
     genome: int8 [layer, 5].
     variables: to start from.
     notes: what is kept with the result, JSON types.
-    epochs: of the training that were spent on finding it, and are not left for it.
   """
 
   genome: np.ndarray
   variables: Any
-  notes: dict[str, Any] = dataclasses.field(default_factory=dict)
-  epochs: int = 0
-
-  def epochs_left(self, epochs: int) -> int:
-    """The epochs that it is trained for."""
-    return epochs - self.epochs
+  notes: dict[str, Any]
 
 
 def structure(job: Job, setting_of: Any) -> Structure:

@@ -29,7 +29,6 @@ WITH_RANK = {  # and their places
 }
 RISING = ('lora:rising', 'hira:rising')
 OPTIONS = ('+dropout', '+vectors2', '+up4')
-BETS = ('path', 'shrinking', 'race')
 OTHER_VALUES = ('sign', 'preconditioned', 'seen', 'gora', 'surgical', 'eva')
 
 Method = tuple[str, int]  # its name, and the budget that it fills, or 0
@@ -102,14 +101,13 @@ def other_values(budget: int) -> list[Method]:
 
 
 def tournament(budget: int) -> list[Method]:
-  """What is compared on the development tasks: values, bets and options of training."""
+  """What is compared on the development tasks: values and options of training."""
   strongest = (strongest_lora(budget), 0)
   varied = [
     (name + option, size) for name, size in (strongest, ('gradient', budget)) for option in OPTIONS
   ]
   read_off = [('gradient', budget), ('gradient/usual', budget), ('random(0)', budget)]
-  bets = [(name, budget) for name in BETS]
-  return [strongest, *read_off, *other_values(budget), *bets, *varied]
+  return [strongest, *read_off, *other_values(budget), *varied]
 
 
 def tuned_as(method: Method) -> Method:
@@ -118,7 +116,7 @@ def tuned_as(method: Method) -> Method:
   name = Name.parse(text)
   if name.base == 'random':
     return 'random(0)', budget
-  if name.base in ('gradient', *BETS):
+  if name.base == 'gradient':
     return 'gradient/usual' if name.start == 'usual' else 'gradient', budget
   return name.base, budget
 

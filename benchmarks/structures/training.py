@@ -7,8 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.structures import bets, methods
 from benchmarks.structures import laboratory as lab
+from benchmarks.structures import methods
 from benchmarks.structures.jobs import Job
 from glora_jax.method.genomes import count_params
 
@@ -20,15 +20,9 @@ def run(job: Job) -> dict[str, Any]:
   start = time.perf_counter()
   setting = lab.setting(job.task, job.seed)
   warm = time.perf_counter()
-  name = methods.Name.parse(job.method)
-  if name.base in bets.BETS:
-    found = bets.BETS[name.base](job, setting)
-  else:
-    found = methods.structure(job, lab.setting)
+  found = methods.structure(job, lab.setting)
   ready = time.perf_counter()
-  variables = found.variables
-  if found.epochs_left(job.epochs):
-    variables = train(job, setting, found)
+  variables = train(job, setting, found)
   trained = time.perf_counter()
   seconds = (warm - start, ready - warm, trained - ready)
   return {
@@ -42,7 +36,7 @@ def run(job: Job) -> dict[str, Any]:
 def train(job: Job, setting: methods.Setting, found: methods.Structure) -> Any:
   """The variables of a structure after its training."""
   name = methods.Name.parse(job.method)
-  adapted, epochs = setting.adapted, found.epochs_left(job.epochs)
+  adapted, epochs = setting.adapted, job.epochs
   trainable, frozen = adapted.split(found.variables)
   factors = methods.rate_factors(name, setting.adapted, trainable, found.genome)
   trained = lab.fit(

@@ -7,18 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from benchmarks.structures import cost, methods, plan, tuning, units
+from benchmarks.structures import cost, methods, plan, tuning
 from benchmarks.structures import laboratory as lab
-from benchmarks.structures.bets import better_half
 from benchmarks.structures.jobs import Store
-from benchmarks.structures.shrinking import budget_at, settled
 from benchmarks.structures.statistics import difference, headroom, rank_correlation
 from glora_jax.method.genomes import count_params
 from glora_jax.method.presets import preset
-from glora_jax.search.choice import unit_costs
 from glora_jax.training import loop
 from glora_jax.training.losses import subnet_loss
 
@@ -115,50 +110,6 @@ def test_fixed_methods_fit_and_none_is_listed_twice():
   for name, budget in found:
     assert 0 < count_params(spec, preset(spec, name, budget or None)) <= 9_216
   assert {('lora:1', 0), ('hira:1', 0), ('bitfit', 0), ('lora:4@qkv', 0)} <= set(found)
-
-
-@settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 2**16), budget=st.integers(3_000, 30_000))
-def test_what_shrinking_keeps_fits_its_budget_and_is_what_stays(seed, budget):
-  adapted = lab.backbone(10).adapted
-  rng = np.random.default_rng(seed)
-  costs = unit_costs(adapted.spec, units.MAX_RANK)
-  shape = costs.B_lora.shape
-  importance = methods.Values(
-    A_vector=rng.random(len(costs.A_vector)),
-    A_lora=np.zeros(shape),
-    B_lora=rng.random(shape),
-    C_vector=np.zeros(len(costs.A_vector)),
-    E_vector=rng.random(len(costs.A_vector)),
-  )
-  kept = units.kept_units(importance, costs, budget)
-  supports = jax.tree.map(
-    lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), _supports(adapted)
-  )
-  masked = jax.tree.map(jnp.multiply, supports, units.masks(adapted, supports, kept))
-  genome, moved = settled(adapted, masked, kept)
-  assert count_params(adapted.spec, genome) <= budget
-  params = lab.backbone(10).params
-  everything = units.everything(len(adapted.spec))
-  before = adapted.fold({'params': params, 'glora': masked}, everything)
-  after = adapted.fold({'params': params, 'glora': moved}, genome)
-  for left, right in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
-    np.testing.assert_allclose(left, right, atol=1e-5)
-
-
-def _supports(adapted):
-  return adapted.init(jax.random.key(0), lab.backbone(10).params)['glora']
-
-
-def test_budgets_shrink_from_the_first_to_the_last():
-  budgets = [budget_at(step, 432, 100_000, 9_216) for step in range(433)]
-  assert budgets[0] == budgets[43] == 100_000
-  assert budgets[216] == budgets[-1] == 9_216
-  assert sorted(budgets, reverse=True) == budgets
-
-
-def test_the_better_half_goes_on():
-  assert better_half([[9, 1], [1, 3], [1, 2], [1, 4]]) == [0, 2]
 
 
 @pytest.mark.slow
