@@ -1,14 +1,16 @@
 """Does a structure read off one gradient beat every simple method of at most its size?
 
-  python -m benchmarks.structures [tune|develop|gate|final|tables] [--quick] [--workers 2]
+  python -m benchmarks.structures [tune|develop|gate|final|forecast|tables]
+                                  [--quick] [--workers 2]
                                   [--budgets 5184 9216] [--tasks NAME ...] [--seeds N]
                                   [--methods NAME ...]
 
 The embedded backbone, 800 images to learn from, 36 epochs of a structure alone, from a head that is
 warm for all alike. `tune` chooses the learning rate of each method and size on development tasks;
 `develop` compares values and options of training there; `gate` correlates the value of random
-structures of one size with their test loss; `final` runs the final tasks; `tables` prints what is
-there, and nothing at all runs all of them. `--methods` takes some methods of `tune` and `develop`;
+structures of one size with their test loss; `final` runs the final tasks; `forecast` holds what an
+allocation says of itself against what it gained there; `tables` prints what is there, and nothing
+at all runs all of them. `--methods` takes some methods of `tune` and `develop`;
 the rates of `tune` join those chosen before, and methods without rates are in no table, which
 names them. Results are lines of JSON in `results/`; the same command goes on where it was stopped.
 `final` refuses to run before generators, lists, recipe and rates are committed, and keeps the
@@ -22,7 +24,7 @@ import subprocess
 from collections.abc import Iterator
 
 from benchmarks.machinery.output import make_parser, print_result
-from benchmarks.structures import display, gate, plan, tuning
+from benchmarks.structures import display, forecasts, gate, plan, tuning
 from benchmarks.structures.jobs import Job, Store, run_jobs
 from benchmarks.structures.plan import Method
 from glora_jax.files import read_json, write_json
@@ -30,7 +32,7 @@ from glora_jax.files import read_json, write_json
 HERE = os.path.dirname(__file__)
 FOLDER = os.path.join(HERE, 'results')
 RATES = os.path.join(FOLDER, 'rates.json')
-PARTS = ('tune', 'develop', 'gate', 'final', 'tables')
+PARTS = ('tune', 'develop', 'gate', 'final', 'forecast', 'tables')
 QUICK_METHODS: tuple[Method, ...] = (('gradient', 5_184), ('random(0)', 5_184), ('bitfit', 0))
 
 
@@ -176,7 +178,25 @@ def run_gate(arguments) -> None:
   run_jobs(gate.jobs(names, rate), store, arguments.workers, 'gate')
 
 
-DO = {'tune': tune, 'develop': develop, 'gate': run_gate, 'final': final, 'tables': tables}
+def run_forecast(arguments) -> None:
+  """What is forecast on every task, beside what was gained over random structures."""
+  rates = read_rates()
+  for budget in arguments.budgets:
+    found = {}
+    for part in ('development', 'final'):
+      names = arguments.tasks or plan.tasks(part)
+      found |= forecasts.against_random(store_of(part), names, rates, budget)
+    display.print_forecasts(budget, found)
+
+
+DO = {
+  'tune': tune,
+  'develop': develop,
+  'gate': run_gate,
+  'final': final,
+  'forecast': run_forecast,
+  'tables': tables,
+}
 
 if __name__ == '__main__':
   main()

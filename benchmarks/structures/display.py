@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.machinery.output import print_result, print_table
-from benchmarks.structures import gate, plan, tuning
+from benchmarks.structures import forecasts, gate, plan, tuning
 from benchmarks.structures.jobs import Store
 from benchmarks.structures.plan import Method
 from benchmarks.structures.tables import budget_table, rows_of
@@ -25,6 +25,7 @@ def print_all(
   for budget in budgets:
     final[budget] = budget_table(stores['final'], plan.tasks('final'), rates, budget)
     print_final(budget, final[budget])
+    print_methods(stores['final'], rates, budget)
     without = [name for name, size in plan.fixed_up_to(budget) if (name, size) not in rates]
     if without:
       print(f'Without rates, and so not compared at {budget:,}: {", ".join(without)}.')
@@ -91,3 +92,35 @@ def print_final(budget: int, table: Mapping[str, Mapping[str, Any]]) -> None:
   if lines:
     titles = ('gradient', 'best fixed', 'difference', '', 'random', 'headroom')
     print_table((f'final, {budget:,}', *titles), lines)
+
+
+def print_methods(store: Store, rates: Mapping[Method, float], budget: int) -> None:
+  """Mean accuracy of every fixed method on every final task; in brackets the number of seeds."""
+  names = plan.tasks('final')
+  methods = [method for method in plan.fixed_up_to(budget) if method in rates]
+  lines = []
+  for method in [('gradient', budget), *methods]:
+    rows = [row for name in names for row in rows_of(store, name, rates, [method])]
+    cells = [f'{row.mean:.1f} ({len(row.accuracies)})' for row in rows]
+    lines.append((method[0], f'{rows[0].params:,}' if rows else '', *cells))
+  complete = [line for line in lines if len(line) == len(names) + 2]
+  if complete:
+    print_table((f'every method, {budget:,}', 'params', *names), complete)
+
+
+def print_forecasts(budget: int, found: Mapping[str, Mapping[str, Any]]) -> None:
+  """What was forecast, task by task, beside the points over random structures of the size."""
+  lines = [
+    (
+      name,
+      line['word'],
+      f'{line["advantage"]:.2f}',
+      f'{line["reliability"]:.2f}',
+      f'{line["gain"]:+.1f}',
+    )
+    for name, line in found.items()
+  ]
+  if lines:
+    titles = ('the choice', 'advantage', 'reliability', 'points over random')
+    print_table((f'forecast, {budget:,}', *titles), lines)
+    print(f'Rank correlation with the points: {forecasts.agreement(found)}.')
