@@ -25,6 +25,10 @@ MOST_JSON_BYTES = 2**28
 _LONGEST_REASON = 200
 
 
+class LaterVersionError(ValueError):
+  """A file was written by a later version of this package, and is not to be written over."""
+
+
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
   """Makes a sentence of the system's refusal to write.
@@ -126,7 +130,7 @@ def write_json(path: Path, content: Any, kind: str | None = None) -> None:
     OSError: it cannot be written there.
   """
   if kind is not None:
-    content = {STAMP: _stamp(kind), **content}
+    content = {STAMP: stamp_of(kind), **content}
   with whole(path) as temporary, open(temporary, 'w') as file:
     json.dump(content, file, indent=2)
     file.write('\n')
@@ -155,7 +159,7 @@ def read_json(path: Path, kind: str | None = None, remedy: str = AGAIN) -> Any:
       raise damaged(path, error, remedy) from error
   stamp = content.pop(STAMP, None) if isinstance(content, dict) else None
   if kind is not None:
-    _check_stamp(path, stamp, kind)
+    check_stamp(path, stamp, kind)
   return content
 
 
@@ -177,7 +181,7 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray], kind: str | None = N
   Raises:
     OSError: it cannot be written there.
   """
-  stamp = {} if kind is None else {STAMP: np.array(json.dumps(_stamp(kind)))}
+  stamp = {} if kind is None else {STAMP: np.array(json.dumps(stamp_of(kind)))}
   with whole(path) as temporary, open(temporary, 'wb') as file:
     np.savez(file, **stamp, **arrays)
 
@@ -208,7 +212,7 @@ def read_arrays(path: Path, kind: str | None = None, remedy: str = AGAIN) -> dic
     except Exception as error:  # zipfile, zlib and numpy each have their own
       raise damaged(path, error, remedy) from error
   if kind is not None:
-    _check_stamp(path, stamp, kind)
+    check_stamp(path, stamp, kind)
   return arrays
 
 
@@ -245,15 +249,22 @@ def first_line(reason: object) -> str:
   return ''.join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in shown)
 
 
-def _stamp(kind: str) -> dict[str, Any]:
+def stamp_of(kind: str) -> dict[str, Any]:
+  """What a file of a kind says of itself: kind and format."""
   return {'kind': kind, 'format': FORMATS.get(kind, 1)}
 
 
-def _check_stamp(path: Path, stamp: Any, kind: str) -> None:
+def check_stamp(path: Path, stamp: Any, kind: str) -> None:
   """Checks what a file says of itself; what version 0.1.0 wrote says nothing, and is taken.
 
+  Args:
+    path: path of the file.
+    stamp: what it says; None where it says nothing.
+    kind: kind that it must be of.
+
   Raises:
-    ValueError: it is of another kind, or a later version wrote it.
+    LaterVersionError: a later version wrote it.
+    ValueError: it is of another kind.
   """
   if stamp is None:
     return
@@ -272,7 +283,7 @@ def _check_format(path: Path, written: Any, kind: str) -> None:
   if not isinstance(written, int) or written < 1:
     raise damaged(path, f'its format is {written!r}')
   if written > known:
-    raise ValueError(
+    raise LaterVersionError(
       f'{os.fspath(path)} was written by a later version of glora_jax (format {written} of '
       f'{kind!r}, of which this version knows {known}); upgrade glora_jax, or take a file of this '
       'version.'
@@ -314,7 +325,7 @@ def write_tensors(path: Path, tensors: dict[str, Any], kind: str, metadata: dict
     ValueError: metadata is named as what the file says of itself.
     OSError: it cannot be written there.
   """
-  stamp = _stamp(kind)
+  stamp = stamp_of(kind)
   if reserved := stamp.keys() & metadata.keys():
     raise ValueError(f'The name {min(reserved)!r} of metadata is taken; give it another.')
   content = {**stamp, **metadata}

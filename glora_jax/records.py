@@ -18,7 +18,17 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from glora_jax.files import AGAIN, Path, damaged, open_regular, read_arrays, read_json, write_json
+from glora_jax.files import (
+  AGAIN,
+  STAMP,
+  Path,
+  check_stamp,
+  damaged,
+  open_regular,
+  read_arrays,
+  read_json,
+  write_json,
+)
 from glora_jax.limits import shown
 
 log = logging.getLogger(__name__)
@@ -118,17 +128,20 @@ def check_folder(folder: Path, kind: str) -> None:
     read_record(path, kind, dict[str, Any], 'remove it')
 
 
-def read_lines(path: Path, shape: Any) -> list[Any]:
+def read_lines(path: Path, kind: str, shape: Any) -> list[Any]:
   """Reads a file with a JSON text in every line, but for lines that are damaged.
 
-  A kill cuts off the last line; a warning says how many others there are.
+  A kill cuts off the last line; a warning says how many others there are. The first line says kind
+  and format; one of an earlier version does not.
 
   Args:
     path: path of the file.
+    kind: kind that the file must be of, where it says one.
     shape: annotation of the content of a line.
 
   Raises:
     OSError: there is no such file, or it cannot be read.
+    ValueError: the file is of another kind, or of a later version.
   """
   lines, damaged_lines = [], 0
   with open_regular(path) as file:
@@ -137,7 +150,9 @@ def read_lines(path: Path, shape: Any) -> list[Any]:
         content = json.loads(text)
       except (ValueError, RecursionError):
         content = None
-      if mismatch(content, shape) is None:
+      if isinstance(content, dict) and content.keys() == {STAMP}:
+        check_stamp(path, content[STAMP], kind)
+      elif mismatch(content, shape) is None:
         lines.append(content)
       elif text.endswith(b'\n'):
         damaged_lines += 1

@@ -3,7 +3,6 @@
 Devices are simulated; a run on several equals the run on others.
 """
 
-import json
 import os
 import shutil
 import socket
@@ -22,7 +21,9 @@ from glora_jax import mesh
 from glora_jax.files import read_arrays, read_json
 from glora_jax.models import weights
 from glora_jax.models.vit import ViT
+from glora_jax.records import read_lines
 from glora_jax.runs.config import check_config, default_config
+from glora_jax.runs.monitoring import Line
 
 
 @pytest.mark.parametrize(
@@ -169,13 +170,13 @@ def start(overrides, workdir, devices, *more):
   )
 
 
-def start_two(overrides, workdir, *more):
+def start_two(overrides, workdir, *more, devices=4):
   joined = (
     f'--config.distributed.coordinator=localhost:{free_port()}',
     '--config.distributed.num_processes=2',
   )
   return [
-    start(overrides, workdir, 4, *joined, f'--config.distributed.process_id={process}', *more)
+    start(overrides, workdir, devices, *joined, f'--config.distributed.process_id={process}', *more)
     for process in range(2)
   ]
 
@@ -240,12 +241,31 @@ def test_two_processes_end_as_one_does_and_one_goes_on_from_what_two_have_left(o
 
   assert sorted(os.listdir(two)) == sorted(os.listdir(eight))
   for workdir in (two, four, eight):
-    lines = (workdir / 'metrics.jsonl').read_text().splitlines()
-    steps = [(metrics['stage'], metrics['step']) for metrics in map(json.loads, lines)]
+    lines = read_lines(workdir / 'metrics.jsonl', 'metrics', Line)
+    steps = [(line['stage'], line['step']) for line in lines]
     assert len(set(steps)) == len(steps)  # one process writes
     assert read_json(workdir / 'config.json')['search']['population'] == 6
   assert_runs_agree(two, eight)
   assert_runs_agree(four, eight)
+
+
+@pytest.mark.slow
+def test_two_processes_read_the_structure_off_the_gradient_that_one_does(overrides, tmp_path):
+  structure = (
+    '--config.structure=gradient',
+    '--config.allocation.head_epochs=1',
+    '--config.allocation.folds=4',
+    '--config.training.epochs=4',
+    '--config.training.warmup_epochs=1',
+    '--config.training.learning_rate=1e-2',
+  )
+  pair, alone = tmp_path / 'pair', tmp_path / 'alone'
+  finish(*start_two(overrides, pair, *structure, devices=1), start(overrides, alone, 1, *structure))
+  results = [read_json(workdir / 'result.json') for workdir in (pair, alone)]
+  assert results[0]['winner']['genome'] == results[1]['winner']['genome']
+  for split in ('val', 'test'):
+    found, expected = (result['winner'][f'{split}_accuracy'] for result in results)
+    assert found == pytest.approx(expected, abs=2.5 / 797)
 
 
 @pytest.mark.parametrize('name', ['devices', 'base'])

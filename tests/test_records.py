@@ -168,7 +168,7 @@ def test_damaged_lines_are_left_out_and_counted(tmp_path, caplog):
     b'{"params": 1, "accuracy": 0.5}\n\xff\x00\n[]\n{"params": 2}\n{"params": 3, "ac'
   )
   with caplog.at_level(logging.WARNING):
-    assert read_lines(path, Row) == [{'params': 1, 'accuracy': 0.5}]
+    assert read_lines(path, 'metrics', Row) == [{'params': 1, 'accuracy': 0.5}]
   assert f'{path}: 3 lines are damaged and left out.' in caplog.text
 
 

@@ -68,7 +68,7 @@ def lines(rng: random.Random, place: Place) -> Case:
   _write(rng, path, content)
 
   def attempt() -> list:
-    return read_lines(path, dict[str, float])
+    return read_lines(path, 'metrics', dict[str, float])
 
   return Case(f'lines {content!r:.300}', attempt)
 

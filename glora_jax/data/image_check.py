@@ -21,7 +21,7 @@ from glora_jax.data.pipeline import (
   without_broken,
 )
 from glora_jax.data.task import Task, require_measurable
-from glora_jax.files import read_arrays, write_arrays
+from glora_jax.files import LaterVersionError, read_arrays, write_arrays
 from glora_jax.limits import listed, printable
 
 KIND = 'checked images'  # of the file that remembers
@@ -96,11 +96,19 @@ def _keys(examples: Examples) -> np.ndarray:
 
 
 def _read(path: str) -> np.ndarray:
-  """The digests in a file; none where it is missing, damaged or of another version."""
-  with contextlib.suppress(OSError, ValueError):
+  """The digests in a file; none where it is missing or damaged.
+
+  Raises:
+    LaterVersionError: a later version wrote it.
+  """
+  try:
     digests = read_arrays(path, KIND).get('readable')
     if digests is not None and digests.dtype == np.uint64 and digests.ndim == 1:
       return digests
+  except LaterVersionError:
+    raise
+  except (OSError, ValueError):
+    pass
   return np.zeros(0, np.uint64)
 
 

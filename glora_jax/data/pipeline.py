@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from glora_jax.data.examples import Examples, Part
 from glora_jax.data.image import ResizeRule, resize
-from glora_jax.files import read_arrays, write_arrays, writing
+from glora_jax.files import LaterVersionError, read_arrays, write_arrays, writing
 from glora_jax.limits import printable
 
 log = logging.getLogger(__name__)
@@ -92,9 +92,7 @@ def load(
   """
   if cache is None:
     return _decode_all(examples, image_size, rule, skip_broken, title)
-  settings = f'{examples.identity}|{image_size}|{rule}|{skip_broken}|{_CACHE_VERSION}'
-  key = hashlib.sha256(settings.encode()).hexdigest()[:32]
-  path = os.path.join(os.path.expanduser(cache), f'{key}.npz')
+  path = cached_path(examples, image_size, rule=rule, skip_broken=skip_broken, cache=cache)
   if os.path.exists(path):
     cached = _read_cached(path, examples.labels, image_size, skip_broken)
     if cached is not None:
@@ -107,11 +105,27 @@ def load(
   return split
 
 
+def cached_path(
+  examples: Examples,
+  image_size: int,
+  *,
+  rule: ResizeRule = 'squash',
+  skip_broken: bool = False,
+  cache: str,
+) -> str:
+  """The file in which `load` keeps the arrays of examples; see there."""
+  settings = f'{examples.identity}|{image_size}|{rule}|{skip_broken}|{_CACHE_VERSION}'
+  key = hashlib.sha256(settings.encode()).hexdigest()[:32]
+  return os.path.join(os.path.expanduser(cache), f'{key}.npz')
+
+
 def _read_cached(path: str, labels: np.ndarray, image_size: int, skip_broken: bool) -> Split | None:
   """The arrays in a file of the cache; None where they are not what was written for the key."""
   try:
     arrays = read_arrays(path, 'images')
     split = Split(arrays['images'], arrays['labels'])
+  except LaterVersionError:
+    raise
   except (OSError, ValueError, KeyError):
     return None
   number = len(split.labels) if skip_broken else len(labels)

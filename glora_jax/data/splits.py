@@ -16,7 +16,6 @@ from glora_jax.limits import listed
 SPLITS = ('train', 'val', 'test')
 SHARE = 0.1  # of the images, for each of val and test that is dealt
 SEED = 0  # of what is dealt
-KIND = 'split'  # of the file that keeps who went where
 
 
 def deal(labels: np.ndarray, shares: Sequence[float], seed: int) -> list[np.ndarray]:

@@ -239,7 +239,7 @@ def draw_training(path: str, metrics: str) -> None:
     metrics: path of `metrics.jsonl`.
   """
   stages: dict[str, list[dict[str, Any]]] = {}
-  for measurement in read_lines(metrics, _Measurement):
+  for measurement in read_lines(metrics, 'metrics', _Measurement):
     stages.setdefault(measurement['stage'], []).append(measurement)
 
   figure, (loss, accuracy) = panels(1, 2, figsize=(11, 3.8))

@@ -87,10 +87,6 @@ def run(
 
 
 def _run_stages(run: Run) -> dict[str, Any]:
-  if run.mesh is not None:
-    raise ValueError(
-      'A comparison trains side by side on one device; give --config.mesh.devices=one.'
-    )
   settings, compare = run.settings, run.settings.compare
   seeds = [settings.seed + number for number in range(compare.seeds)]
   with run.stage('tuning'):

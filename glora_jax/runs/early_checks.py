@@ -86,12 +86,16 @@ def check_stages(run: Run, counts: Mapping[str, int]) -> None:
     counts: number of images by split.
 
   Raises:
-    ValueError: a preset or structure that the model cannot have, a budget that fits no unit, too
-      few images, images that are streamed where they must be resident, or a folder that holds
-      another checkpoint.
+    ValueError: a comparison on several devices, a preset or structure that the model cannot have, a
+      budget that fits no unit, too few images, images that are streamed where they must be
+      resident, or a folder that holds another checkpoint.
     FileNotFoundError: a structure's file is not there.
     OSError: there is too little room on the disk.
   """
+  if run.settings.job == 'compare' and run.mesh is not None:
+    raise ValueError(
+      'A comparison trains side by side on one device; give --config.mesh.devices=one.'
+    )
   check_rows(run, counts)
   _check_structure(run)
   if run.settings.has_gradient:
@@ -216,6 +220,35 @@ def check_disk(run: Run) -> None:
       f'{run.workdir} cannot hold what the run will write: at least {_shown(needed)}, of which '
       f'{_shown(written)} are there, and {_shown(free)} are free (No space left on device). Make '
       'room, or choose another --workdir.'
+    )
+
+
+def check_cache(run: Run) -> None:
+  """Checks that there is room for the decoded images that are kept on disk, and not there yet.
+
+  Args:
+    run: the run, whose images have been opened.
+
+  Raises:
+    OSError: there is too little.
+  """
+  data, size = run.settings.data, run.metadata['image_size']
+  if data.cache is None:
+    return
+  splits = {run.train_split, run.search_split, 'test'}
+  opened = {split: run.task.open(split) for split in splits}
+  needed = sum(
+    len(examples.labels) * size * size * 3
+    for examples in opened.values()
+    if run.is_resident(len(examples.labels))
+    and not os.path.exists(pipeline.cached_path(examples, size, rule=data.resize, cache=data.cache))
+  )
+  free = shutil.disk_usage(_existing(os.path.expanduser(data.cache))).free
+  if needed > free:
+    raise OSError(
+      f'data.cache={data.cache!r} cannot hold the decoded images: {_shown(needed)}, and '
+      f'{_shown(free)} are free (No space left on device). Make room, give another folder, or None '
+      'for no cache.'
     )
 
 

@@ -210,6 +210,7 @@ def prepare(
   )
   check(run, counts)
   run = dataclasses.replace(run, task=_open_images(run))
+  early_checks.check_cache(run)
   left = early_checks.count_images(run.task)  # fewer, where broken ones are left out
   if left == counts:
     return run

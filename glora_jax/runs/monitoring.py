@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypedDict
 import jax
 
 from glora_jax import mesh as meshes
-from glora_jax.files import Path, whole, writing
+from glora_jax.files import STAMP, Path, stamp_of, whole, writing
 from glora_jax.records import read_lines
 
 if TYPE_CHECKING:
@@ -38,9 +38,9 @@ class Line(TypedDict):
 class Metrics:
   """Appends lines to `metrics.jsonl`.
 
-  What an interrupted run wrote after the step it resumes from is dropped first. A line holds
-  nothing that varies between equal runs, so no times: those are in TensorBoard's events and on the
-  progress bar.
+  What an interrupted run wrote after the step it resumes from is dropped first. The first line says
+  kind and format. No line holds what varies between equal runs, so no times: those are in
+  TensorBoard's events and on the progress bar.
 
   Args:
     path: path of the file.
@@ -56,9 +56,10 @@ class Metrics:
     self.step = step
     self.board = board and os.path.join(board, stage)
     if meshes.primary():
+      stamp = json.dumps({STAMP: stamp_of('metrics')})
       lines = self._lines_to_keep()
       with whole(path) as temporary, open(temporary, 'w') as file:
-        file.writelines(lines)
+        file.writelines([stamp + '\n', *lines])
 
   def write(self, step: int, values: dict[str, float]) -> None:
     """Writes a line, and an event for each value; both are on disk when it returns.
@@ -79,7 +80,7 @@ class Metrics:
       return []
     return [
       json.dumps(line) + '\n'
-      for line in read_lines(self.path, Line)
+      for line in read_lines(self.path, 'metrics', Line)
       if line['stage'] != self.stage or line['step'] <= self.step
     ]
 

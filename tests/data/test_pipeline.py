@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from places import program
 
+from glora_jax import files
 from glora_jax.data import pipeline
 from glora_jax.data.examples import Files, Joined, Part
 from glora_jax.training import loop, recipe
@@ -86,6 +87,14 @@ def test_a_cache_of_another_shape_is_read_again(examples, tmp_path, caplog, arra
   again = pipeline.load(examples, 8, cache=str(tmp_path))
   np.testing.assert_array_equal(again.images, first.images)
   assert 'is damaged; its images are read again' in caplog.text
+
+
+def test_a_cache_of_a_later_version_is_refused(examples, tmp_path, monkeypatch):
+  with monkeypatch.context() as later:
+    later.setattr(files, 'FORMATS', {'images': 2})
+    pipeline.load(examples, 8, cache=str(tmp_path))
+  with pytest.raises(files.LaterVersionError, match=r'npz was written by a later version'):
+    pipeline.load(examples, 8, cache=str(tmp_path))
 
 
 @pytest.mark.parametrize('place', ['file', 'file/cache', '/proc/cache'])

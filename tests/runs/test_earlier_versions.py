@@ -6,12 +6,12 @@ and two runs that were killed, in training and in the search.
 `tests/data/v0.1.0` was made by 0.1.0 itself, in a folder with `tiny.safetensors`.
 """
 
-import json
 import logging
 import os
 import re
 import shutil
 import types
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ import glora_jax
 from glora_jax.files import read_arrays, read_json, write_json
 from glora_jax.models import weights
 from glora_jax.models.classifier import Classifier
+from glora_jax.records import read_lines
 from glora_jax.runs import experiment
 from glora_jax.runs.config import default_config
 from glora_jax.runs.stages import evaluation
@@ -54,8 +55,7 @@ def config_of_then():
 
 
 def metrics(workdir):
-  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
-  return [json.loads(line) for line in lines]
+  return read_lines(workdir / 'metrics.jsonl', 'metrics', dict[str, Any])
 
 
 def adapted_base():

@@ -13,6 +13,7 @@ from disks import mounting_is_allowed, small_disk
 from PIL import Image
 from tiny_runs import changed
 
+from glora_jax.data import pipeline
 from glora_jax.files import read_json, write_json
 from glora_jax.models import weights
 from glora_jax.runs import early_checks, experiment, lifecycle
@@ -244,6 +245,27 @@ def test_what_will_be_written_is_said_and_must_fit(run, monkeypatch, caplog):
     file.write(bytes(needed // 2))
   early_checks.check_disk(run)  # what is there already is not written again
   os.remove(run.path('written'))
+
+
+def test_decoded_images_must_fit_into_their_folder(run, tmp_path, monkeypatch):
+  data = dataclasses.replace(run.settings.data, cache=str(tmp_path / 'cache'))
+  caching = dataclasses.replace(run, settings=dataclasses.replace(run.settings, data=data))
+  every_image = 1797 * 8 * 8 * 3
+  monkeypatch.setattr(early_checks.shutil, 'disk_usage', disk_with(every_image))
+  early_checks.check_cache(caching)
+  monkeypatch.setattr(early_checks.shutil, 'disk_usage', disk_with(every_image - 1))
+  early_checks.check_cache(run)
+  with pytest.raises(OSError, match=r'cannot hold the decoded images: 0.3 MB, and 0.3 MB are free'):
+    early_checks.check_cache(caching)
+  pipeline.load(run.task.open('test'), 8, rule=data.resize, cache=data.cache)
+  early_checks.check_cache(caching)  # what is kept already is not kept again
+
+
+def test_a_comparison_on_several_devices_is_refused_before_it_begins(run):
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ('data',))
+  settings = dataclasses.replace(run.settings, job='compare', budget=None, presets=())
+  with pytest.raises(ValueError, match='A comparison trains side by side on one device'):
+    early_checks.check_stages(dataclasses.replace(run, mesh=mesh, settings=settings), {})
 
 
 def disk_with(free):

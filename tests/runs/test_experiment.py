@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import signal
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,6 +22,7 @@ from glora_jax.data.catalog import find
 from glora_jax.files import read_json
 from glora_jax.method.genomes import smallest_genome
 from glora_jax.models import weights
+from glora_jax.records import read_lines
 from glora_jax.reports import run_report
 from glora_jax.runs import experiment
 from glora_jax.runs.config import check_config, data_source
@@ -291,8 +293,7 @@ def test_finetuning_on_train_and_val_chooses_its_epochs_on_val(run_config, tmp_p
   assert list((tmp_path / 'run' / 'profile').rglob('*.xplane.pb'))
   assert result['winner']['val_accuracy'] is None
   assert result['winner_supernet']['val_accuracy'] is not None
-  with open(tmp_path / 'run' / 'metrics.jsonl') as file:
-    lines = [json.loads(line) for line in file]
+  lines = read_lines(tmp_path / 'run' / 'metrics.jsonl', 'metrics', dict[str, Any])
   curve = [line for line in lines if line['stage'] == 'finetune_choice']
   assert [line['epoch'] for line in curve] == [1, 2, 3, 4]
   chosen = max(curve, key=lambda line: (line['val_accuracy'], -line['val_loss']))['epoch']

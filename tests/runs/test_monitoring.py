@@ -7,6 +7,7 @@ import struct
 import jax.numpy as jnp
 import pytest
 
+from glora_jax.records import read_lines
 from glora_jax.runs import monitoring
 
 
@@ -22,7 +23,10 @@ def test_metrics_drop_cut_off_lines_and_what_came_after_the_step_that_is_resumed
   for step in (2, 3):
     metrics.write(step, {'loss': 0.1 * step})
   assert path.read_text() == whole
-  assert [json.loads(line)['step'] for line in whole.splitlines()] == [1, 2, 3, 1, 2, 3]
+  steps = [line['step'] for line in read_lines(path, 'metrics', monitoring.Line)]
+  assert steps == [1, 2, 3, 1, 2, 3]
+  stamp = json.loads(whole.splitlines()[0])
+  assert stamp == {'glora_jax': {'kind': 'metrics', 'format': 1}}
 
 
 def shown_events(folder):

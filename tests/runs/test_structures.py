@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import shutil
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ from glora_jax.files import read_arrays, read_json
 from glora_jax.method.genome_json import genome_to_json
 from glora_jax.method.presets import preset
 from glora_jax.models.classifier import Classifier
+from glora_jax.records import read_lines
 from glora_jax.reports import run_report, scoreboard, suite_report
 from glora_jax.runs import comparison, experiment, structures
 from glora_jax.runs.config import check_config
@@ -83,7 +85,7 @@ def test_its_structure_is_the_one_that_was_written_before_training(gradient_run)
 
 def test_what_head_and_gradient_cost_the_training_has_less(gradient_run, config):
   workdir, _ = gradient_run
-  lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+  lines = read_lines(workdir / 'metrics.jsonl', 'metrics', dict[str, Any])
   last = {line['stage']: line['epoch'] for line in lines}
   assert last == {'head': 1, 'baselines/linear': 5, 'training': 2}
   assert check_config(config).allocation.epochs == 5 - last['training']

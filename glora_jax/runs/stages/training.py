@@ -259,7 +259,7 @@ def _best_of_curve(run: Run, stage: TrainingStage) -> dict[str, float]:
     ValueError: there is not one for every epoch.
   """
   path = run.path('metrics.jsonl')
-  curve = [line for line in read_lines(path, Line) if line['stage'] == stage.name]
+  curve = [line for line in read_lines(path, 'metrics', Line) if line['stage'] == stage.name]
   if len(curve) != stage.recipe.epochs or any('val_accuracy' not in line for line in curve):
     raise ValueError(
       f'{path} has {len(curve)} of the {stage.recipe.epochs} epochs of {stage.name}, so the best '
