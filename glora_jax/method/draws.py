@@ -117,8 +117,8 @@ def random_genomes(
     int8 [number, rows, 5].
 
   Raises:
-    ValueError: the number is no whole number of 0 or more; the budget is no whole number, negative,
-      or below the smallest subnet on offer.
+    ValueError: `rng` is no generator of NumPy's; the number is no whole number of 0 or more; the
+      budget is no whole number, negative, or below the smallest subnet on offer.
 
   Example:
     >>> import numpy as np
@@ -128,6 +128,8 @@ def random_genomes(
     >>> population.shape, bool(count_params(spec, population).max() <= 200)
     ((100, 2, 5), True)
   """
+  if not isinstance(rng, np.random.Generator):
+    raise ValueError(f'rng={shown(rng)} must be a NumPy generator, as np.random.default_rng(0).')
   _NUMBER.check(number, 'number')
   if require_feasible(spec, budget) is None:
     return _draw(rng, spec, number)

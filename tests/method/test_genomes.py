@@ -152,6 +152,11 @@ def test_impossible_budgets_are_refused(budget):
     random_genomes(np.random.default_rng(0), LAYERS, 3, budget)
 
 
+def test_a_random_key_is_no_generator_of_genomes():
+  with pytest.raises(ValueError, match=r'^rng=.* must be a NumPy generator'):
+    random_genomes(jax.random.key(0), LAYERS, 3)
+
+
 def test_a_budget_below_the_smallest_subnet_says_what_that_needs():
   spec = Spec((Layer('a', 6, 9, True, SearchSpace((2,), B='lora')),))
   with pytest.raises(ValueError, match='budget=29 is below the 30 parameters'):
