@@ -95,6 +95,7 @@ def adapt(
   check_merge(merge, ('auto', *get_args(Merge)))
   if merge == 'auto':
     merge = 'up_front' if jax.default_backend() == 'cpu' else 'lazy'
+  selection = Selection(space, select, heads, ties, convs)
   model = _linen_module(model)
   discovery = discover(model, sample_inputs, model_kwargs)
   left_out = [site for site in discovery.sites if site.kind == 'Conv' and not convs]
@@ -105,7 +106,7 @@ def adapt(
     model,
     params,
     [site for site in discovery.sites if site not in left_out],
-    Selection(space, select, heads, ties),
+    selection,
     refused=discovery.refused,
     merge=merge,
     found=_without_convolutions(found, left_out),

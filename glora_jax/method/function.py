@@ -75,12 +75,12 @@ def adapt_function(  # noqa: PLR0913
     >>> bool(jnp.allclose(outputs, mlp(adapted.fold(variables, genome), x)))
     True
   """
+  selection = Selection(space, select, heads, ties, convs)
   adapted = Function(function)
   check_unquantized(adapted.__name__, params)
   found = find(function, params, sample_inputs, kwargs, convs=convs, split=split)
   arrays = map_with_path(lambda _, leaf: leaf if is_array(nn.meta.unbox(leaf)) else None, params)
   _check_found(adapted.__name__, found, arrays)
-  selection = Selection(space, select, heads, ties)
   return assemble(adapted, arrays, found.sites, selection, found=found)
 
 

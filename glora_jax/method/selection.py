@@ -8,12 +8,13 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from glora_jax.files import first_line
-from glora_jax.limits import shown
+from glora_jax.limits import Domain, shown
 from glora_jax.method.space import SearchSpace
 from glora_jax.method.validation import check_spaces
 from glora_jax.tree import Path, path_name
 
 Selector = str | Sequence[str] | Callable[[str], bool]
+_CONVS = Domain.of_annotation(bool)
 
 
 def matches(selector: Selector, name: str) -> bool:
@@ -85,12 +86,17 @@ class Selection:
     select: the layers to adapt; None for all that are not heads.
     heads: the modules and parameters to train in full; None for none.
     ties: the layers to adapt as one, by ends of their paths.
+    convs: whether convolutions count as linear layers.
+
+  Raises:
+    ValueError: one of them is of another type.
   """
 
   space: SearchSpace | Mapping[str, SearchSpace] = SearchSpace()
   select: Selector | None = None
   heads: Selector | None = None
   ties: Sequence[Sequence[str]] = ()
+  convs: bool = False
 
   def __post_init__(self):
     check_spaces(self.space)
@@ -98,6 +104,7 @@ class Selection:
     _check_selector('heads', self.heads)
     if not _is_list(self.ties, _are_names):
       raise ValueError(f'ties={shown(self.ties)} must be a list of lists of names.')
+    _CONVS.check(self.convs, 'convs')
 
   @property
   def spaces(self) -> Mapping[str, SearchSpace]:

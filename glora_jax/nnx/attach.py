@@ -96,7 +96,7 @@ def attach(  # noqa: PLR0913
       'what glora_jax.nnx.fold makes of it.'
     )
   check_unquantized(type(model).__name__, model)
-  selection = Selection(space, select, heads, ties)
+  selection = Selection(space, select, heads, ties, convs)
   random = _as_key(key)
   found = find(model, inputs, kwargs, convs=convs, split=split or {})
   adapted = assemble(model, params(model), found.sites, selection, found=found)

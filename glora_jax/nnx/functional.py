@@ -82,6 +82,7 @@ def adapt(
     >>> type(folded).__name__, bool(jnp.allclose(folded(x), outputs))
     ('Sequential', True)
   """
+  selection = Selection(space, select, heads, ties, convs)
   check_unquantized(type(model).__name__, model)
   frozen = Frozen(model)
   refused: dict[str, str] = {}
@@ -102,7 +103,6 @@ def adapt(
       'glora_jax.nnx.adapt(model, *inputs), other layers are found too.'
     )
   _log_state(frozen)
-  selection = Selection(space, select, heads, ties)
   return assemble(frozen, params(model), sites, selection, refused=refused, found=found)
 
 

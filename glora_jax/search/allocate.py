@@ -135,6 +135,7 @@ def allocate(  # noqa: PLR0913
   _check_counts(folds, max_rank)
   _RHO.check(rho, 'rho')
   _FLOOR.check(floor, 'floor')
+  _check_devices(mesh, ahead)
   check_key(key)
   _check_model(adapted, variables, loss)
   budget = check_budget(budget)
@@ -279,6 +280,16 @@ def _decide(
 def _check_counts(folds: int, max_rank: int) -> None:
   _FOLDS.check(folds, 'folds')  # one fold judges what the others choose
   _MAX_RANK.check(max_rank, 'max_rank')
+
+
+def _check_devices(mesh: Any, ahead: Any) -> None:
+  """Raises ValueError unless these are devices and a program, or None."""
+  if not isinstance(mesh, jax.sharding.Mesh | None):
+    raise ValueError(f'mesh={shown(mesh)} must be a jax.sharding.Mesh, or None for one device.')
+  if not isinstance(ahead, Ahead | None):
+    raise ValueError(
+      f'ahead={shown(ahead)} must be what compile_ahead returned, or None to compile here.'
+    )
 
 
 def _check_model(adapted: Any, variables: Any, loss: Any) -> None:

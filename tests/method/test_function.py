@@ -264,6 +264,8 @@ def test_a_selector_that_matches_nothing_is_one_sentence():
   function, params, _, _ = FUNCTIONS['dataclasses in a list']
   with pytest.raises(ValueError, match=r"select='q' matches no linear layer of of_list; there are"):
     glora_jax.adapt_function(function, params, X, select='q')
+  with pytest.raises(ValueError, match='convs=3 must be True or False'):
+    glora_jax.adapt_function(function, params, X, convs=3)
 
 
 def test_lazy_merging_is_refused():

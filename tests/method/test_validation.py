@@ -39,6 +39,8 @@ def variables(adapted):
 def test_a_space_that_is_none_is_refused(space, sentence):
   with pytest.raises(ValueError, match=sentence):
     glora_jax.adapt(nn.Dense(3), INPUTS, space=space)
+  with pytest.raises(ValueError, match='convs=3 must be True or False'):
+    glora_jax.adapt(nn.Dense(3), INPUTS, convs=3)
 
 
 def test_ranks_far_above_every_layer_of_their_space_are_refused():

@@ -121,6 +121,8 @@ def test_what_needs_sample_inputs_says_so():
     glora_nnx.adapt(model, convs=True)
   with pytest.raises(ValueError, match='with sample inputs'):
     glora_nnx.adapt(model)
+  with pytest.raises(ValueError, match='convs=3 must be True or False'):
+    glora_nnx.adapt(model, convs=3)
 
 
 def test_at_initialization_every_genome_is_the_model(problem):

@@ -364,6 +364,8 @@ def infinite(forward, batch, key):
     ({'max_rank': 0}, 'max_rank=0 must be at least 1'),
     ({'rho': 'x'}, "rho='x' must be a number"),
     ({'floor': 2}, 'floor=2 must be True or False'),
+    ({'mesh': jax.devices()}, r'mesh=\[.* must be a jax.sharding.Mesh, or None'),
+    ({'ahead': 3}, 'ahead=3 must be what compile_ahead returned, or None'),
     ({'value': 'best'}, "value='best' is unknown; it is one of squared, sign"),
     ({'batches': iter([])}, 'can be read only once; pass a list'),
     ({'loss': lambda forward, batch, key: forward(batch[0])}, 'The loss has shape .4, 4.'),
