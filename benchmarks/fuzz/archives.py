@@ -4,18 +4,25 @@ import functools
 import json
 import os
 import random
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 
 import glora_jax
 from benchmarks.fuzz.models import SPECS, dense
 from benchmarks.fuzz.oracle import Case, Fault, same
 from benchmarks.fuzz.place import Place
+from benchmarks.fuzz.spoiling import (
+  changed_arrays,
+  spoil_bytes,
+  spoil_header,
+  spoil_tensors,
+  write,
+  write_json,
+)
 from benchmarks.fuzz.values import changed_json, damaged, shown
-from glora_jax.files import STAMP, write_arrays, write_json
+from glora_jax import files
+from glora_jax.files import STAMP, write_arrays
 from glora_jax.method.draws import random_genomes
 from glora_jax.records import read_lines, read_record
 from glora_jax.runs.config import check_config, default_config
@@ -25,38 +32,37 @@ from glora_jax.runs.workdir import changes_of, read_config
 from glora_jax.search.archive import Archive
 
 SPEC = SPECS[0]
-KINDS = ('', '', '', '', 'fifo', 'folder', 'link', 'device')
 
 
 def config_file(rng: random.Random, place: Place) -> Case:
   """The `config.json` of a workdir, compared with a config and read."""
   config = default_config()
   content = {STAMP: {'kind': 'config', 'format': 1}, **json.loads(config.to_json())}
-  done = _write_json(rng, os.path.join(_workdir(place), 'config.json'), content)
+  done = write_json(rng, os.path.join(_workdir(place), 'config.json'), content)
 
   def attempt() -> list:
     changes = changes_of(config, place.workdir)
     return [changes, repr(check_config(read_config(place.workdir)))]
 
-  return Case(f'config.json {done}', attempt)
+  return Case(done, attempt)
 
 
 def record(rng: random.Random, place: Place) -> Case:
   """A JSON record of a run."""
   name, shape, content = rng.choice(_records())
   path = os.path.join(_workdir(place), f'{name}.json')
-  done = _write_json(rng, path, {STAMP: {'kind': name, 'format': 1}, **content})
+  done = write_json(rng, path, {STAMP: {'kind': name, 'format': 1}, **content})
 
   def attempt() -> Any:
     return read_record(path, name, shape)
 
   def check(value: Any) -> None:
     copy = os.path.join(place.workdir, 'copy.json')
-    write_json(copy, value, name)
+    files.write_json(copy, value, name)
     if read_record(copy, name, shape) != value:
       raise Fault('written again it reads otherwise')
 
-  return Case(f'{name}.json {done}', attempt, check)
+  return Case(done, attempt, check)
 
 
 def lines(rng: random.Random, place: Place) -> Case:
@@ -65,7 +71,7 @@ def lines(rng: random.Random, place: Place) -> Case:
   content = ''.join(f'{json.dumps(row)}\n' for row in rows).encode()
   path = os.path.join(_workdir(place), 'metrics.jsonl')
   content = damaged(rng, content)
-  _write(rng, path, content)
+  write(rng, path, content)
 
   def attempt() -> list:
     return read_lines(path, 'metrics', dict[str, float])
@@ -77,10 +83,10 @@ def archive(rng: random.Random, place: Place) -> Case:
   """The archive of a search."""
   path = os.path.join(_workdir(place), 'archive.npz')
   found = _found()
-  arrays = _changed_arrays(rng, found.arrays()) if rng.random() < 0.7 else found.arrays()
+  arrays = changed_arrays(rng, found.arrays()) if rng.random() < 0.7 else found.arrays()
   write_arrays(path, arrays, 'archive')
   if rng.random() < 0.4:
-    _damage(rng, path)
+    spoil_bytes(rng, path, most=2)
 
   def attempt() -> dict[str, np.ndarray]:
     return read_archive(path, SPEC).arrays()
@@ -104,7 +110,7 @@ def adapter(rng: random.Random, place: Place) -> Case:
   adapted, variables, genome, inputs = dense()
   path = os.path.join(place.given, 'adapter.safetensors')
   glora_jax.save_adapter(path, adapted, variables, genome, note='x')
-  done = rng.choice([_damage, _spoil_header, _spoil_tensors])(rng, path)
+  done = rng.choice([spoil_bytes, spoil_header, spoil_tensors])(rng, path)
 
   def attempt() -> list:
     return list(glora_jax.load_adapter(path, adapted, variables['params']))
@@ -176,78 +182,3 @@ def _found() -> Archive:
 def _workdir(place: Place) -> str:
   os.makedirs(place.workdir)
   return place.workdir
-
-
-def _write_json(rng: random.Random, path: str, content: Any) -> str:
-  """Writes JSON that was changed, or its bytes; what was done."""
-  for _ in range(rng.choice([0, 1, 1, 1, 2])):
-    content = changed_json(rng, content)
-  encoded = json.dumps(content).encode()
-  if rng.random() < 0.3:
-    encoded = damaged(rng, encoded)
-  kind = _write(rng, path, encoded)
-  return f'{kind} {encoded!r:.600}'
-
-
-def _write(rng: random.Random, path: str, content: bytes) -> str:
-  """Writes a file, or puts something that is none in its place; what."""
-  kind = rng.choice(KINDS) if rng.random() < 0.1 else ''
-  if kind == 'fifo':
-    os.mkfifo(path)
-  elif kind == 'folder':
-    os.mkdir(path)
-  elif kind:
-    os.symlink('/dev/zero' if kind == 'device' else os.path.basename(path), path)
-  else:
-    with open(path, 'wb') as file:
-      file.write(content)
-  return kind
-
-
-def _damage(rng: random.Random, path: str) -> str:
-  with open(path, 'rb') as file:
-    content = file.read()
-  with open(path, 'wb') as file:
-    file.write(damaged(rng, content, most=2))
-  return 'bytes'
-
-
-def _spoil_header(rng: random.Random, path: str) -> str:
-  with safetensors.safe_open(path, 'numpy') as file:
-    content = changed_json(rng, json.loads(file.metadata()[STAMP]))
-  tensors = safetensors.numpy.load_file(path)
-  safetensors.numpy.save_file(tensors, path, {STAMP: json.dumps(content)})
-  return f'header {content!r:.800}'
-
-
-def _spoil_tensors(rng: random.Random, path: str) -> str:
-  with safetensors.safe_open(path, 'numpy') as file:
-    metadata = file.metadata()
-  tensors = _changed_arrays(rng, safetensors.numpy.load_file(path))
-  kept = {name: np.ascontiguousarray(x) for name, x in tensors.items() if x.dtype.kind in 'fiub'}
-  safetensors.numpy.save_file(kept, path, metadata)
-  return f'tensors { {name: (str(x.dtype), x.shape) for name, x in kept.items()} }'
-
-
-def _changed_arrays(rng: random.Random, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Arrays of which one is missing, doubled, renamed, or of another shape, type or number."""
-  name = rng.choice(list(arrays))
-  value = np.array(arrays[name])
-  changes: list[Callable[[], dict[str, np.ndarray]]] = [
-    lambda: {},
-    lambda: {rng.choice(['x', f'{name}/x', '', '/', name.upper()]): value, name: value},
-    lambda: {name: value.T},
-    lambda: {name: value[:-1]},
-    lambda: {name: value.reshape(-1)},
-    lambda: {name: value.astype(rng.choice(['int8', 'int64', 'float32', 'float16', 'bool', 'U4']))},
-    lambda: {name: _with_number(rng, value)},
-    lambda: {name: np.zeros((*value.shape, 1), value.dtype)},
-  ]
-  rest = {key: x for key, x in arrays.items() if key != name}
-  return {**rest, **rng.choice(changes)()}
-
-
-def _with_number(rng: random.Random, value: np.ndarray) -> np.ndarray:
-  odd = [np.nan, np.inf, -1.0, 1e30, 1.0] if value.dtype.kind == 'f' else [-1, 127, 99, 1, 0]
-  value.reshape(-1)[rng.randrange(value.size)] = rng.choice(odd)
-  return value

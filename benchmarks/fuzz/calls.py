@@ -1,13 +1,7 @@
-"""Calls of the library with arguments that hypothesis draws, most of them right but for one.
-
-Objects of this package, keys and inputs of models are what they must be; numbers, texts, arrays,
-sequences and dictionaries may be anything.
-"""
+"""Calls of the library that need no file and no training."""
 
 import functools
-import random
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import hypothesis.strategies as st
@@ -15,13 +9,13 @@ import jax
 import numpy as np
 
 import glora_jax
+from benchmarks.fuzz.calling import Call
 from benchmarks.fuzz.drawing import (
   RIGHT_SPACES,
   budgets,
   choices,
   codes,
   counts,
-  drawn_by,
   flags,
   images,
   labels,
@@ -30,52 +24,19 @@ from benchmarks.fuzz.drawing import (
   patterns,
   ranks,
   rates,
+  selection,
   spaces,
   specs,
-  variables,
+  supports_among,
   with_genome,
 )
 from benchmarks.fuzz.models import SPECS, dense
-from benchmarks.fuzz.oracle import Case, Fault
-from benchmarks.fuzz.place import Place
-from benchmarks.fuzz.values import shown
+from benchmarks.fuzz.oracle import Fault
 from glora_jax import Consistency, Evolution, Layer, Recipe, Sampling, SearchSpace
 from glora_jax.data.augment import Augmentation
 from glora_jax.data.normalization import statistics
 from glora_jax.method.draws import check_budget, random_genomes
 from glora_jax.runs.config import parse_arguments
-
-Check = Callable[[dict[str, Any], Any], None]
-
-
-class Call(NamedTuple):
-  """A call.
-
-  Attributes:
-    function: takes what is drawn as keyword arguments.
-    arguments: draws them.
-    check: raises `Fault` where the result is not what the documentation says.
-    weight: its share.
-  """
-
-  function: Callable[..., Any]
-  arguments: st.SearchStrategy
-  check: Check | None = None
-  weight: float = 1.0
-
-
-def library_call(rng: random.Random, place: Place) -> Case:
-  """A call."""
-  del place
-  name = rng.choices(list(CALLS), [call.weight for call in CALLS.values()])[0]
-  call = CALLS[name]
-  arguments = drawn_by(call.arguments, rng.randrange(2**32))
-
-  def check(result: Any) -> None:
-    if call.check is not None:
-      call.check(arguments, result)
-
-  return Case(f'{name} {shown(arguments)}', lambda: call.function(**arguments), check)
 
 
 def _is_genome(arguments: dict[str, Any], genome: Any) -> None:
@@ -113,12 +74,20 @@ def _survives_json(arguments: dict[str, Any], content: Any) -> None:
     raise Fault('read back it is another genome')
 
 
-def _adapted(space: Any, merge: Any, select: Any, heads: Any, ties: Any) -> list:
+def _adapted(merge: Any, **options: Any) -> list:
   model = nn.Dense(3, name='Dense')
-  adapted = glora_jax.adapt(
-    model, dense().inputs, space=space, merge=merge, select=select, heads=heads, ties=ties
-  )
+  adapted = glora_jax.adapt(model, dense().inputs, merge=merge, **options)
   return [layer.name for layer in adapted.spec]
+
+
+def _adapted_function(split: Any, **options: Any) -> list:
+  params = {'Dense': {'kernel': np.ones((4, 3), np.float32)}}
+  adapted = glora_jax.adapt_function(_multiply, params, dense().inputs, split=split, **options)
+  return [layer.name for layer in adapted.spec]
+
+
+def _multiply(params: Any, inputs: Any) -> Any:
+  return inputs @ params['Dense']['kernel']
 
 
 def _apply(genome: Any, merge: Any) -> Any:
@@ -310,13 +279,15 @@ CALLS: dict[str, Call] = {
   'adapt': Call(
     _adapted,
     st.fixed_dictionaries(
-      {
-        'space': near(st.sampled_from(RIGHT_SPACES)),
-        'merge': near(st.sampled_from(['auto', 'lazy', 'up_front'])),
-        'select': near(st.sampled_from([None, 'Dense', 'x', '(', ['Dense'], []])),
-        'heads': near(st.sampled_from([None, None, 'Dense', 'x', '(', ['x'], []])),
-        'ties': near(st.sampled_from([(), [('a', 'b')], [('Dense', 'Dense')], [()], ['ab']])),
-      }
+      {**selection('Dense'), 'merge': near(st.sampled_from(['auto', 'lazy', 'up_front']))}
+    ),
+    None,
+    0.5,
+  ),
+  'adapt_function': Call(
+    _adapted_function,
+    st.fixed_dictionaries(
+      {**selection('Dense'), 'split': near(st.sampled_from([{}, {'Dense': 0}, {'(': 0}, {'D': 9}]))}
     ),
     None,
     0.5,
@@ -330,7 +301,9 @@ CALLS: dict[str, Call] = {
     0.5,
   ),
   'fold': Call(_fold, st.fixed_dictionaries({'genome': codes(dense_spec)}), _fold_is_apply, 0.5),
-  'split': Call(_split, st.fixed_dictionaries({'variables': variables()})),
+  'split': Call(
+    _split, st.fixed_dictionaries({'variables': supports_among(dense().variables, 'Dense')})
+  ),
   'evolve': Call(
     _evolve,
     st.fixed_dictionaries(

@@ -7,7 +7,7 @@ import hypothesis.strategies as st
 import numpy as np
 
 import glora_jax
-from benchmarks.fuzz.models import SPECS, dense
+from benchmarks.fuzz.models import SPECS
 from benchmarks.fuzz.values import NASTY
 from glora_jax import SearchSpace, Spec
 from glora_jax.method.draws import random_genomes
@@ -86,12 +86,23 @@ spaces = st.fixed_dictionaries(
   },
 )
 budgets = near(st.sampled_from([None, 0, 1, 40, 100, 1000, 1e3, 10**9, np.int64(50), 40.5, '40']))
-RIGHT_SPACES = (SearchSpace(), SearchSpace(ranks=(1, 2)), {'Dense': SearchSpace()}, {'.*': 1}, {})
+RIGHT_SPACES = (SearchSpace(), SearchSpace(ranks=(1, 2)), {'.*': 1}, {})
 
 
-def variables() -> st.SearchStrategy:
-  """Variables of the dense model, or what lacks a part of them or has another one."""
-  _, variables, _, _ = dense()
+def selection(layer: str) -> dict[str, st.SearchStrategy]:
+  """What chooses among the layers of a model, one of which has this name."""
+  patterns = [None, layer, 'x', '(', [layer], []]
+  return {
+    'space': near(st.sampled_from([*RIGHT_SPACES, {layer: SearchSpace()}])),
+    'select': near(st.sampled_from(patterns)),
+    'heads': near(st.sampled_from([None, *patterns])),
+    'ties': near(st.sampled_from([(), [('a', 'b')], [(layer, layer)], [()], ['ab']])),
+    'convs': near(flags, 8),
+  }
+
+
+def supports_among(variables: Any, layer: str) -> st.SearchStrategy:
+  """Variables of a model with such a layer, or what lacks a part of them or has another one."""
   kernels = [np.zeros((3, 4), np.float32), np.zeros((4, 3), np.int32), None, 'x']
   return near(
     st.one_of(
@@ -100,7 +111,7 @@ def variables() -> st.SearchStrategy:
       st.sampled_from(kernels).map(
         lambda kernel: {**variables, 'params': {'kernel': kernel, 'bias': np.zeros(3)}}
       ),
-      st.sampled_from([{}, {'Dense': {}}, {'Dense': {'A': np.zeros(3)}}]).map(
+      st.sampled_from([{}, {layer: {}}, {layer: {'A': np.zeros(3)}}, 'x']).map(
         lambda supports: {**variables, 'glora': supports}
       ),
     )

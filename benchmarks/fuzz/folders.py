@@ -47,7 +47,7 @@ def classes(rng: random.Random, place: Place) -> Case:
   def attempt() -> dict[str, Any]:
     task = find(f'folder:{folder}', workdir=place.workdir)
     try:
-      return _read(task, place, skips)
+      return read_task(task, place, skips)
     except (OSError, ValueError):  # a run takes back what `find` wrote, and nothing else
       with contextlib.suppress(OSError):
         os.remove(os.path.join(place.workdir, 'split.json'))
@@ -90,15 +90,15 @@ def task_names(rng: random.Random, place: Place) -> Case:
   return Case(f'task {name[:200]!r}', attempt)
 
 
-def _read(task: Task, place: Place, skips: bool) -> dict[str, Any]:
-  """Everything of a task, its images decoded."""
+def read_task(task: Task, place: Place, skips: bool, cache: str | None = None) -> dict[str, Any]:
+  """Everything of a task, its images decoded, and kept in a cache if there is one."""
   os.makedirs(place.workdir, exist_ok=True)
   record = os.path.join(place.workdir, 'images.npz')
   readable = with_readable_images(task, record, skip_broken=skips)
   splits = {}
   for name in readable.splits:
     examples = readable.open(name)
-    images, labels = pipeline.load(examples, SIZE)
+    images, labels = pipeline.load(examples, SIZE, cache=cache)
     if images.shape != (len(labels), SIZE, SIZE, 3) or images.dtype != np.uint8:
       raise Fault(f'images of {name} are {images.dtype} {images.shape}')
     if len(np.unique(labels)) < 2 or labels.max() >= task.num_classes:

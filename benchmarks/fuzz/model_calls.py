@@ -1,10 +1,7 @@
 """Calls that need a model, its weights or a training: reading, refitting, writing, allocating."""
 
-import functools
 import os
-import random
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import hypothesis.strategies as st
 import jax
@@ -13,12 +10,12 @@ import numpy as np
 import optax
 
 import glora_jax
+from benchmarks.fuzz.calling import Call
 from benchmarks.fuzz.checkpoints import METADATA, originals, require_params
-from benchmarks.fuzz.drawing import budgets, codes, counts, drawn_by, flags, images, near, rates
+from benchmarks.fuzz.drawing import budgets, codes, counts, flags, images, near, rates
 from benchmarks.fuzz.models import dense, vit
-from benchmarks.fuzz.oracle import Case, Fault, same
+from benchmarks.fuzz.oracle import Fault, same
 from benchmarks.fuzz.place import Place
-from benchmarks.fuzz.values import shown
 from glora_jax import Recipe, Training
 from glora_jax.models import weights
 
@@ -51,39 +48,13 @@ facts = st.fixed_dictionaries(
 )
 
 
-class ModelCall(NamedTuple):
-  """A call.
-
-  Attributes:
-    function: takes the place, and what is drawn as keyword arguments.
-    arguments: draws them.
-    weight: its share.
-  """
-
-  function: Callable[..., Any]
-  arguments: st.SearchStrategy
-  weight: float = 1.0
-
-
-def model_call(rng: random.Random, place: Place) -> Case:
-  """A call."""
-  name = rng.choices(list(CALLS), [call.weight for call in CALLS.values()])[0]
-  call = CALLS[name]
-  arguments = drawn_by(call.arguments, rng.randrange(2**32))
-  originals(place.path('shared'))  # written before anybody looks what changes
-  return Case(
-    f'{name} {shown(arguments)}', functools.partial(call.function, place, **arguments), limit=60
-  )
-
-
 def _load(place: Place, fields: dict[str, Any]) -> list:
   model, params, metadata = weights.load(originals(place.path('shared'))[0], **fields)
   require_params(model, params, metadata)
   return [str(model), params, metadata]
 
 
-def _refit(place: Place, **sizes: Any) -> list:
-  del place
+def _refit(**sizes: Any) -> list:
   model, params, metadata = weights.refit(*vit(), METADATA, **sizes)
   require_params(model, params, metadata)
   return [str(model), params, metadata]
@@ -117,8 +88,7 @@ def _odd_params(params: Any, odd: str) -> Any:
   return {**params, 'head': {**params['head'], 'bias': values[odd]}}
 
 
-def _init(place: Place, odd: str) -> Any:
-  del place
+def _init(odd: str) -> Any:
   adapted, variables, _, _ = dense()
   kernel = variables['params']['kernel']
   params = {
@@ -134,8 +104,7 @@ def _init(place: Place, odd: str) -> Any:
   return adapted.init(jax.random.key(0), params[odd])
 
 
-def _summary(place: Place, genome: Any) -> str:
-  del place
+def _summary(genome: Any) -> str:
   return dense().adapted.summary(genome)
 
 
@@ -160,8 +129,7 @@ def _loss(forward: Any, batch: Any, key: jax.Array) -> jax.Array:
   return optax.softmax_cross_entropy_with_integer_labels(forward(inputs), labels).mean()
 
 
-def _allocate(place: Place, number: int, **options: Any) -> list:
-  del place
+def _allocate(number: int, **options: Any) -> list:
   adapted, variables, _, inputs = dense()
   batches = [(inputs + index, jnp.array([0, index % 3])) for index in range(number)]
   allocation = glora_jax.allocate(
@@ -173,8 +141,7 @@ def _allocate(place: Place, number: int, **options: Any) -> list:
   return [allocation.genome, allocation.count_params()]
 
 
-def _train_many(place: Place, images: Any, labels: Any, rate: Any, **fields: Any) -> list:
-  del place
+def _train_many(images: Any, labels: Any, rate: Any, **fields: Any) -> list:
   recipe = Recipe(**{'epochs': 1, 'batch_size': 2, 'warmup_epochs': 0, **fields})
   runs = [Training(_squares, {'slope': jnp.zeros(4)}, {}, jax.random.key(0), rate=rate)]
   states = glora_jax.train_many(runs, images, labels, recipe, progress=False)
@@ -186,24 +153,23 @@ def _squares(trainable: Any, frozen: Any, images: Any, labels: Any, key: Any) ->
   return jnp.mean((images @ trainable['slope'] - labels) ** 2), {}
 
 
-def _best(place: Place, **options: Any) -> np.ndarray:
-  del place
+def _best(**options: Any) -> np.ndarray:
   spec = dense().adapted.spec
   genomes = glora_jax.random_genomes(np.random.default_rng(0), spec, 5)
   archive = glora_jax.Archive.empty(spec).extended(genomes, range(5), np.arange(5.0), 0)
   return archive.best(spec=spec, **options)
 
 
-CALLS: dict[str, ModelCall] = {
-  'load': ModelCall(_load, st.fixed_dictionaries({'fields': vit_fields}), 4),
-  'refit': ModelCall(
+CALLS: dict[str, Call] = {
+  'load': Call(_load, st.fixed_dictionaries({'fields': vit_fields}), weight=4, has_files=True),
+  'refit': Call(
     _refit,
     st.fixed_dictionaries(
       {}, optional={'num_classes': near(counts), 'image_size': sizes, 'patch_size': near(counts)}
     ),
-    2,
+    weight=2,
   ),
-  'save': ModelCall(
+  'save': Call(
     _save,
     st.fixed_dictionaries(
       {
@@ -213,17 +179,18 @@ CALLS: dict[str, ModelCall] = {
         'format': near(st.sampled_from([None, 'timm', 'hf_vit', 'vit_jax']), 10),
       }
     ),
-    3,
+    weight=3,
+    has_files=True,
   ),
-  'init': ModelCall(
+  'init': Call(
     _init,
     st.fixed_dictionaries(
       {'odd': st.sampled_from(['', 'empty', 'none', 'missing', 'shape', 'text', 'more', 'list'])}
     ),
-    0.5,
+    weight=0.5,
   ),
-  'summary': ModelCall(_summary, st.fixed_dictionaries({'genome': codes(dense().adapted.spec)})),
-  'save_adapter': ModelCall(
+  'summary': Call(_summary, st.fixed_dictionaries({'genome': codes(dense().adapted.spec)})),
+  'save_adapter': Call(
     _save_adapter,
     st.fixed_dictionaries(
       {
@@ -235,9 +202,10 @@ CALLS: dict[str, ModelCall] = {
         ),
       }
     ),
-    2,
+    weight=2,
+    has_files=True,
   ),
-  'allocate': ModelCall(
+  'allocate': Call(
     _allocate,
     st.fixed_dictionaries(
       {'number': st.sampled_from([4, 4, 4, 1, 0])},
@@ -248,11 +216,13 @@ CALLS: dict[str, ModelCall] = {
         'value': near(st.sampled_from(['squared', 'sign']), 8),
         'rho': near(rates, 8),
         'floor': near(flags, 8),
+        'mesh': near(st.just(None), 8),
+        'ahead': near(st.just(None), 8),
       },
     ),
-    0.5,
+    weight=0.5,
   ),
-  'train_many': ModelCall(
+  'train_many': Call(
     _train_many,
     st.fixed_dictionaries(
       {
@@ -262,9 +232,9 @@ CALLS: dict[str, ModelCall] = {
       },
       optional={'epochs': near(counts), 'batch_size': near(counts), 'accumulate': near(counts)},
     ),
-    0.3,
+    weight=0.3,
   ),
-  'Archive.best': ModelCall(
+  'Archive.best': Call(
     _best,
     st.fixed_dictionaries(
       {}, optional={'fitness': near(st.sampled_from(['accuracy', 'loss', 'x'])), 'budget': budgets}

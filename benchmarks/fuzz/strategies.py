@@ -1,20 +1,26 @@
 """All strategies by name, and how often each has its turn."""
 
+import functools
 import random
 from collections.abc import Callable
 from typing import NamedTuple
 
 from benchmarks.fuzz import (
   archives,
+  calling,
   calls,
   checkpoints,
   commands,
   configs,
   folders,
   model_calls,
+  nnx_calls,
+  peft,
   pictures,
   starts,
+  states,
   tables,
+  workdirs,
 )
 from benchmarks.fuzz.oracle import Case
 from benchmarks.fuzz.place import Place
@@ -46,9 +52,15 @@ STRATEGIES: dict[str, Strategy] = {
   'config.json': Strategy(archives.config_file, 5),
   'record': Strategy(archives.record, 4),
   'lines': Strategy(archives.lines, 2),
+  'peft': Strategy(peft.peft, 5),
+  'split.json': Strategy(workdirs.split_file, 3),
+  'weights.json': Strategy(workdirs.weights_file, 3),
+  'images.npz': Strategy(workdirs.image_files, 3),
+  'training states': Strategy(states.training_states, 1),
   'genome': Strategy(archives.genome_file, 5),
-  'call': Strategy(calls.library_call, 25),
-  'model call': Strategy(model_calls.model_call, 8),
+  'call': Strategy(functools.partial(calling.make_call, calls.CALLS), 25),
+  'model call': Strategy(functools.partial(calling.make_call, model_calls.CALLS), 8),
+  'nnx call': Strategy(functools.partial(calling.make_call, nnx_calls.CALLS), 4),
   'start': Strategy(starts.start, 0.4, is_slow=True),
   'convert': Strategy(commands.convert, 0.12, is_slow=True),
   'predict': Strategy(commands.predict, 0.08, is_slow=True),

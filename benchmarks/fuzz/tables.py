@@ -33,7 +33,7 @@ ENCODINGS = (*['utf-8'] * 8, 'utf-8-sig', 'utf-16', 'latin-1')
 
 def comma_separated(rng: random.Random, place: Place) -> Case:
   """A task from a CSV, whose split is written down."""
-  _write_images(place)
+  write_images(place)
   content = _csv_text(rng).encode(rng.choice(ENCODINGS), errors='replace')
   if rng.random() < 0.2:
     content = damaged(rng, content)
@@ -47,7 +47,7 @@ def comma_separated(rng: random.Random, place: Place) -> Case:
   }
 
   def attempt() -> dict:
-    return _splits(find(f'csv:{path}', workdir=place.workdir))
+    return splits_of(find(f'csv:{path}', workdir=place.workdir))
 
   def check(splits: dict) -> None:
     names = [name for split in splits.values() for name in split['names']]
@@ -66,12 +66,12 @@ def _same_task(name: str, path: str, place: Place) -> dict:
   """The task of a path that is written otherwise."""
   if canonical(f'csv:{name}') != f'csv:{path}':
     raise Fault('its path is not the same task on resume')
-  return _splits(find(f'csv:{name}', workdir=place.workdir))
+  return splits_of(find(f'csv:{name}', workdir=place.workdir))
 
 
 def list_of_images(rng: random.Random, place: Place) -> Case:
   """A list of paths and numbers, as the benchmarks' files have them."""
-  _write_images(place)
+  write_images(place)
   lines = [rng.choice(LINES[:3] if rng.random() < 0.7 else LINES) for _ in range(rng.randrange(5))]
   content = '\n'.join(lines).encode()
   if rng.random() < 0.3:
@@ -85,7 +85,7 @@ def list_of_images(rng: random.Random, place: Place) -> Case:
   return Case(f'list {content[:300]!r}', attempt)
 
 
-def _splits(task: Task) -> dict:
+def splits_of(task: Task) -> dict:
   """What a task has of each split: names, labels, and what its identity is."""
   found = {}
   for split in task.splits:
@@ -105,7 +105,8 @@ def _rows_of(content: bytes) -> int:
   return len(rows) - (bool(rows) and {'path', 'label'} <= set(rows[0]))
 
 
-def _write_images(place: Place) -> None:
+def write_images(place: Place) -> None:
+  """The images of two classes."""
   for name in CLASSES:
     for number in range(EACH):
       place.write(name, f'{number}.png', content=PNG)

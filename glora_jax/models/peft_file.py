@@ -11,7 +11,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from glora_jax.files import Path, write_json, write_safetensors
+from glora_jax.files import Path, first_line, write_json, write_safetensors
+from glora_jax.limits import shown
 from glora_jax.method.space import Tensor
 from glora_jax.models import hub
 from glora_jax.models.containers.opening import open_tensors
@@ -149,9 +150,9 @@ def read(folder: Path) -> AdapterFile:
   path = os.fspath(hub.local(folder, HUB_FILES))
   config, tensors = _read_config(path), _read_tensors(path)
   kind = config.get('peft_type')
-  if kind not in _READERS:
+  if not isinstance(kind, str) or kind not in _READERS:
     raise ValueError(
-      f'{path} is an adapter of PEFT of the kind {kind}; {" and ".join(_READERS)} are read.'
+      f'{path} is an adapter of PEFT of the kind {shown(kind)}; {" and ".join(_READERS)} are read.'
     )
   _require_plain(path, config)
   named = {name.removeprefix(_ROOT): value for name, value in tensors.items()}
@@ -191,7 +192,7 @@ def _require_plain(path: str, config: Mapping[str, Any]) -> None:
   if str(config.get('init_lora_weights')).lower().startswith(_OTHER_BASES):
     odd['init_lora_weights'] = config['init_lora_weights']
   if odd:
-    stated = ', '.join(f'{field}={value!r}' for field, value in odd.items())
+    stated = ', '.join(f'{field}={shown(value)}' for field, value in odd.items())
     raise ValueError(
       f'{path} has {stated}, which is not read; merge the adapter in PEFT (merge_and_unload), and '
       'load the model.'
@@ -223,9 +224,13 @@ def _scale(path: str, module: str, rank: int, config: Mapping[str, Any]) -> floa
         break
     scale = float(alpha) / (rank**0.5 if config.get('use_rslora') else rank)
   except (re.error, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-    raise ValueError(f'{path}: the alpha of {module} cannot be read ({error}).') from error
+    raise ValueError(
+      f'{path}: the alpha of {module} cannot be read ({first_line(error)}).'
+    ) from error
   if not math.isfinite(scale):
-    raise ValueError(f'{path}: the alpha of {module} is {alpha}; a finite number is expected.')
+    raise ValueError(
+      f'{path}: the alpha of {module} is {shown(alpha)}; a finite number is expected.'
+    )
   return scale
 
 

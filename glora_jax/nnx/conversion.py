@@ -82,7 +82,8 @@ def set_variables(model: nnx.Module, variables: Mapping[str, Any]) -> None:
       parameters in them are not looked at.
 
   Raises:
-    ValueError: the model is not attached, or only a part of one that is.
+    ValueError: the model is not attached, or only a part of one that is, or the variables are those
+      of another.
 
   Example:
     >>> import glora_jax, jax.numpy as jnp
@@ -94,7 +95,9 @@ def set_variables(model: nnx.Module, variables: Mapping[str, Any]) -> None:
     >>> model.bias.tolist()
     [1.0, 1.0, 1.0]
   """
-  for adapter in adapters(model):
+  found = adapters(model)
+  as_adapted(model)[0].check_variables(variables)
+  for adapter in found:
     adapter.set_supports(get(variables[COLLECTION], adapter.group.path))
   by_path = Places.read(model).by_path
   for path in _heads(model):

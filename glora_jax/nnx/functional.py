@@ -26,7 +26,7 @@ from glora_jax.method.site import Site
 from glora_jax.method.space import SearchSpace
 from glora_jax.nnx.finding import find, numbered
 from glora_jax.nnx.frozen import Frozen, nested
-from glora_jax.tree import Path, path_name
+from glora_jax.tree import Path, flatten, path_name
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +83,11 @@ def adapt(
     ('Sequential', True)
   """
   selection = Selection(space, select, heads, ties, convs)
+  if not isinstance(model, nnx.Module):
+    raise ValueError(
+      f'glora_jax.nnx.adapt takes an NNX model, and not {type(model).__name__}; linen models go to '
+      'glora_jax.adapt, functions of parameters and inputs to glora_jax.adapt_function.'
+    )
   check_unquantized(type(model).__name__, model)
   frozen = Frozen(model)
   refused: dict[str, str] = {}
@@ -141,7 +146,7 @@ def with_params(model: nnx.Module, new: Any) -> nnx.Module:
     A model of the same class.
 
   Raises:
-    ValueError: the model has no parameter of a name.
+    ValueError: the model has no parameter of a name, or one of another shape.
 
   Example:
     >>> import glora_jax, jax.numpy as jnp
@@ -151,6 +156,14 @@ def with_params(model: nnx.Module, new: Any) -> nnx.Module:
     >>> glora_jax.nnx.with_params(model, new)(jnp.ones(4)).tolist()
     [4.0, 4.0, 4.0]
   """
+  shapes = {path_name(path): value.shape for path, value in flatten(params(model)).items()}
+  for path, value in flatten(new).items():
+    name, shape = path_name(path), np.shape(value)
+    if shapes.get(name, shape) != shape:
+      raise ValueError(
+        f'The new {name} is {shape} and should be {shapes[name]}; pass values of the shapes that '
+        'glora_jax.nnx.params gives.'
+      )
   return Frozen(model).merged({'params': new})
 
 

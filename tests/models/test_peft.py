@@ -335,7 +335,7 @@ LORA = {f'{FC1}.lora_A.weight': numbers(3, 16), f'{FC1}.lora_B.weight': numbers(
 @pytest.mark.parametrize(
   'tensors, config, message',
   [
-    (LORA, {'peft_type': 'IA3'}, 'of the kind IA3; LORA and GLORA are read'),
+    (LORA, {'peft_type': 'IA3'}, "of the kind 'IA3'; LORA and GLORA are read"),
     (LORA, {'use_dora': True}, 'use_dora=True, which is not read; merge the adapter in PEFT'),
     (LORA, {'bias': 'all'}, "bias='all', which is not read"),
     (LORA, {'init_lora_weights': 'pissa_niter_4'}, "init_lora_weights='pissa_niter_4', which"),
