@@ -15,6 +15,7 @@ from glora_jax.method.selection import Selection, Selector
 from glora_jax.method.space import SearchSpace
 from glora_jax.method.validation import check_key
 from glora_jax.nnx.finding import find, runs
+from glora_jax.nnx.frozen import require_module
 from glora_jax.nnx.functional import params
 from glora_jax.nnx.insertion import insert
 from glora_jax.nnx.owners import is_owner
@@ -85,11 +86,7 @@ def attach(  # noqa: PLR0913
     >>> bool(jnp.allclose(model(x), mlp(x)))
     True
   """
-  if not isinstance(model, nnx.Module):
-    raise ValueError(
-      f'glora_jax.nnx.attach takes an NNX model, and not {type(model).__name__}; linen models go '
-      'to glora_jax.adapt, functions of parameters and inputs to glora_jax.adapt_function.'
-    )
+  require_module(model, 'attach')
   if any(is_owner(module) for _, module in nnx.iter_graph(model)):
     raise ValueError(
       f'This {type(model).__name__} is attached already; attach to what it was made from, or to '

@@ -14,6 +14,15 @@ from glora_jax.tree import flatten, path_name
 STATISTICS = 'batch_stats'  # name of their collection among the variables
 
 
+def require_module(model: Any, call: str) -> None:
+  """Raises ValueError unless a model is one of NNX, as a call of `glora_jax.nnx` takes it."""
+  if not isinstance(model, nnx.Module):
+    raise ValueError(
+      f'glora_jax.nnx.{call} takes an NNX model, and not {type(model).__name__}; linen models go '
+      'to glora_jax.adapt, functions of parameters and inputs to glora_jax.adapt_function.'
+    )
+
+
 class Frozen:
   """An NNX model with the `apply` of a linen one, and as a function of its parameters.
 

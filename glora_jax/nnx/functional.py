@@ -25,7 +25,7 @@ from glora_jax.method.selection import Selection, Selector
 from glora_jax.method.site import Site
 from glora_jax.method.space import SearchSpace
 from glora_jax.nnx.finding import find, numbered
-from glora_jax.nnx.frozen import Frozen, nested
+from glora_jax.nnx.frozen import Frozen, nested, require_module
 from glora_jax.tree import Path, flatten, path_name
 
 log = logging.getLogger(__name__)
@@ -83,11 +83,7 @@ def adapt(
     ('Sequential', True)
   """
   selection = Selection(space, select, heads, ties, convs)
-  if not isinstance(model, nnx.Module):
-    raise ValueError(
-      f'glora_jax.nnx.adapt takes an NNX model, and not {type(model).__name__}; linen models go to '
-      'glora_jax.adapt, functions of parameters and inputs to glora_jax.adapt_function.'
-    )
+  require_module(model, 'adapt')
   check_unquantized(type(model).__name__, model)
   frozen = Frozen(model)
   refused: dict[str, str] = {}
@@ -132,6 +128,7 @@ def params(model: nnx.Module) -> dict[str, Any]:
     >>> {name: value.shape for name, value in params.items()}
     {'bias': (3,), 'kernel': (4, 3)}
   """
+  require_module(model, 'params')
   return nested(nnx.state(model, nnx.Param))
 
 
