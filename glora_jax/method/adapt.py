@@ -26,7 +26,7 @@ from glora_jax.method.discover import discover
 from glora_jax.method.groups import Group, number_rows, spec_of, tie
 from glora_jax.method.reasons import CONVOLUTION
 from glora_jax.method.selection import Heads, Selection, Selector, matches
-from glora_jax.method.site import Site
+from glora_jax.method.site import Site, apart
 from glora_jax.method.space import SearchSpace
 from glora_jax.method.trace.find import Found, find
 from glora_jax.method.trace.uncovered import Uncovered
@@ -193,10 +193,11 @@ def assemble(
     if selection.space_of(path) is not None and _kernel_of(path) not in heads.paths:
       raise ValueError(f'{path} cannot be adapted: {reason}. Leave it out with select.')
 
+  sites = apart(sites)
   candidates = [site for site in sites if site.kernel_path not in heads.paths]
   if not candidates and not refused and found is not None:
     # No interceptor sees them, so they are merged up front.
-    sites = [dataclasses.replace(site, shared=True) for site in found.sites]
+    sites = [dataclasses.replace(site, shared=True) for site in apart(found.sites)]
     candidates = [site for site in sites if site.kernel_path not in heads.paths]
   if not candidates and not refused:
     others = [] if found is None else found.uncovered
@@ -275,9 +276,11 @@ def _groups(model: str, candidates: Sequence[Site], selection: Selection) -> tup
   }
   chosen = [site for site in candidates if site.name in spaces]
   if not chosen:
-    raise ValueError(
-      f'select={selection.select!r} matches no linear layer of {model}; there are: {listed}.'
-    )
+    given = f'space with the patterns {", ".join(map(shown, selection.spaces))}'
+    selector = selection.select
+    if selector is not None and not any(matches(selector, site.name) for site in candidates):
+      given = f'select={shown(selector)}'
+    raise ValueError(f'{given} matches no linear layer of {model}; there are: {listed}.')
   for site in chosen:
     if not jnp.issubdtype(site.dtype, jnp.floating):
       raise ValueError(

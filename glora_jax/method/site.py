@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -35,6 +36,7 @@ class Site:
       are then always merged up front.
     rows: rows of its layers among all layers of the model, in the order of the flattened stack;
       those of a genome are counted among the adapted layers alone (see `number_rows`).
+    nests: whether the kernel's module holds other layers, too (see `apart`).
   """
 
   kernel_path: Path
@@ -50,14 +52,15 @@ class Site:
   input_id: int = 0
   shared: bool = False
   rows: tuple[int, ...] = ()
+  nests: bool = False
 
   @property
   def path(self) -> Path:
     """Path of its supports in the `glora` collection: the kernel's, or its module's.
 
-    A parameter that is called `kernel` is the only one of its module.
+    A parameter that is called `kernel` stands for its module, unless that holds other layers.
     """
-    is_a_module = self.kernel_path[-1:] == ('kernel',)
+    is_a_module = self.kernel_path[-1:] == ('kernel',) and not self.nests
     return self.kernel_path[:-1] if is_a_module else self.kernel_path
 
   @property
@@ -92,3 +95,9 @@ class Site:
   def bias(self, params: Any) -> jax.Array | None:
     """The bias in a model's params, out of its box; None without bias."""
     return None if self.bias_path is None else nn.meta.unbox(get(params, self.bias_path))
+
+
+def apart(sites: Sequence[Site]) -> list[Site]:
+  """The sites with no path that is the beginning of another's: one that is becomes its kernel's."""
+  beginnings = {site.path[:end] for site in sites for end in range(len(site.path))}
+  return [dataclasses.replace(site, nests=site.path in beginnings) for site in sites]

@@ -200,6 +200,22 @@ def test_what_is_no_array_is_taken_as_it_is():
   )
 
 
+def test_a_kernel_beside_other_kernels_is_named_by_itself():
+  params = {'cell': {'kernel': W1.T, 'recurrent': W2, 'out': {'kernel': W3.T}}}
+
+  def function(params, x):
+    cell = params['cell']
+    return jnp.tanh(jnp.tanh(x @ cell['kernel']) @ cell['recurrent']) @ cell['out']['kernel']
+
+  adapted = glora_jax.adapt_function(function, params, X, space=SPACE)
+  assert [layer.name for layer in adapted.spec] == ['cell/kernel', 'cell/recurrent', 'cell/out']
+  variables = adapted.init(jax.random.key(0), params)
+  genome = glora_jax.preset(adapted.spec, 'lora')
+  np.testing.assert_allclose(
+    adapted.apply(variables, X, genome=genome), function(params, X), atol=1e-6
+  )
+
+
 def test_tied_layers_are_named_by_what_differs():
   params = {name: {'w': W2} for name in 'qk'}
   adapted = glora_jax.adapt_function(
@@ -266,6 +282,8 @@ def test_a_selector_that_matches_nothing_is_one_sentence():
     glora_jax.adapt_function(function, params, X, select='q')
   with pytest.raises(ValueError, match='convs=3 must be True or False'):
     glora_jax.adapt_function(function, params, X, convs=3)
+  with pytest.raises(ValueError, match="space with the patterns 'q' matches no linear layer"):
+    glora_jax.adapt_function(function, params, X, space={'q': SPACE}, select='weight')
 
 
 def test_lazy_merging_is_refused():

@@ -130,7 +130,7 @@ class General(nnx.Module):
 class Image(nnx.Module):
   def __init__(self, rngs):
     self.conv = nnx.Conv(3, 4, (2, 2), rngs=rngs)
-    self.out = nnx.Linear(4, 2, rngs=rngs)
+    self.out = nnx.LoRALinear(4, 2, lora_rank=1, rngs=rngs)  # holds layers, and is one
 
   def __call__(self, x):
     return self.out(self.conv(x.reshape(5, 2, 2, 1).repeat(3, -1)).mean((1, 2)))
@@ -138,6 +138,8 @@ class Image(nnx.Module):
 
 ALONG_ONE = nnx.StateAxes({nnx.Param: 1, ...: 0})
 PARAMS_ALONE = nnx.StateAxes({(nnx.Param, nnx.RngState): 0, ...: None})
+
+IMAGE = ('conv', 'out/kernel', 'out/lora/lora_a', 'out/lora/lora_b')
 
 # By name: a function that makes the model, options of attach, and the names of its rows.
 STACK = tuple(f'layers/linear[{row}]' for row in range(3))
@@ -161,5 +163,5 @@ MODELS = {
     {'ties': [('key', 'value')]},
     ('gather', 'key+value', 'mix', 'split', *(f'stack[{row}]' for row in range(5))),
   ),
-  'image': (lambda: Image(nnx.Rngs(0)), {'convs': True}, ('conv', 'out')),
+  'image': (lambda: Image(nnx.Rngs(0)), {'convs': True}, IMAGE),
 }
