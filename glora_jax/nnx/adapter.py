@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from glora_jax.method.equation import thin_output
+from glora_jax.method import equation
 from glora_jax.method.groups import Group
 from glora_jax.method.layout import Layout
 from glora_jax.method.merge import merge_biases, merge_layers
@@ -89,6 +89,8 @@ class Recipe:
 class Adapter(nnx.Pytree):
   """The supports of one or several layers, beside the kernel of the first.
 
+  It has no methods: `nnx.tabulate` would run them as if they were those of a layer.
+
   Args:
     recipe: what is static of it.
     supports: arrays by name, [stack..., ...].
@@ -123,85 +125,97 @@ class Adapter(nnx.Pytree):
     """The layers."""
     return self.recipe.group
 
+  @property
   def variables(self) -> dict[str, nnx.Variable]:
     """The variables of the supports, by name."""
     return {name: value for name, value in vars(self).items() if name in SUPPORTS}
 
+  @property
   def supports(self) -> dict[str, jax.Array]:
     """The whole supports, [stack..., ...]."""
     site = self.group.members[0]
-    return self._supports(site.layout, site.stack_shape)
+    return _supports(self, site.layout, site.stack_shape)
 
+  @property
   def alleles(self) -> jax.Array:
     """The whole alleles, [stack..., 5]."""
     site = self.group.members[0]
     return stack_first(self.genome.get_value(), site.layout, site.stack_shape, (len(TENSORS),))
 
-  def set_supports(self, supports: Mapping[str, jax.Array]) -> None:
-    """Sets whole supports [stack..., ...], of which what is stored is taken."""
-    site = self.group.members[0]
-    for name, variable in self.variables().items():
-      value = lay_beside(jnp.asarray(supports[name]), site.layout, len(site.kernel_shape))
-      set_like(variable, value[tuple(map(slice, variable.shape))])
 
-  def merged_kernel(self, member: int, kernel: jax.Array) -> jax.Array:
-    """The kernel of a layer, or of what is left of a stack, with its supports merged in."""
-    local, part, alleles = self._left(member, kernel, WEIGHT_TENSORS)
-    ranks = self.group.space.ranks
-    return merge_layers(kernel, None, part, alleles, local, ranks)[0] if part else kernel
+def set_supports(adapter: Adapter, supports: Mapping[str, jax.Array]) -> None:
+  """Sets whole supports [stack..., ...], of which what is stored is taken."""
+  site = adapter.group.members[0]
+  for name, variable in adapter.variables.items():
+    value = lay_beside(jnp.asarray(supports[name]), site.layout, len(site.kernel_shape))
+    set_like(variable, value[tuple(map(slice, variable.shape))])
 
-  def merged_bias(self, member: int, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    """The bias of a layer, or of what is left of a stack, with its supports merged in."""
-    tensors = set(TENSORS) - set(WEIGHT_TENSORS)
-    local, part, alleles = self._left(member, kernel, tensors)
-    if not part:
-      return bias
-    return merge_biases(kernel, bias, part, alleles, local, self.group.space.ranks)
 
-  def thin_output(
-    self, member: int, kernel: jax.Array, inputs: jax.Array, product: jax.Array
-  ) -> jax.Array:
-    """What a layer without a LoRA for A adds to x W [..., out], of inputs [..., in]."""
-    _, part, alleles = self._left(member, kernel, WEIGHT_TENSORS)
-    ranks, used = self.group.space.ranks, self.recipe.occurring.tensors
-    return thin_output(inputs, product, None, part, alleles, ranks, used)
+def merged_kernel(adapter: Adapter, member: int, kernel: jax.Array) -> jax.Array:
+  """The kernel of a layer, or of what is left of a stack, with its supports merged in."""
+  local, part, alleles = _left(adapter, member, kernel, WEIGHT_TENSORS)
+  ranks = adapter.group.space.ranks
+  return merge_layers(kernel, None, part, alleles, local, ranks)[0] if part else kernel
 
-  def local_layout(self, member: int, kernel: jax.Array) -> Layout:
-    """The layout of what transforms have left of a layer's kernel."""
-    layout = self.group.members[member].layout
-    return what_is_left(layout, self._taken(member, kernel))
 
-  def _taken(self, member: int, kernel: jax.Array) -> tuple[int, ...]:
-    site = self.group.members[member]
-    return taken_axes(site.layout, site.kernel_shape, kernel.shape)
+def merged_bias(adapter: Adapter, member: int, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+  """The bias of a layer, or of what is left of a stack, with its supports merged in."""
+  tensors = set(TENSORS) - set(WEIGHT_TENSORS)
+  local, part, alleles = _left(adapter, member, kernel, tensors)
+  if not part:
+    return bias
+  return merge_biases(kernel, bias, part, alleles, local, adapter.group.space.ranks)
 
-  def _left(
-    self, member: int, kernel: jax.Array, tensors: Iterable[Tensor]
-  ) -> tuple[Layout, dict[str, jax.Array], jax.Array]:
-    """What a member merges into what is left of its kernel.
 
-    Returns:
-      The layout of what is left, and with its stack axes first its supports of some tensors and its
-      alleles.
-    """
-    local = self.local_layout(member, kernel)
-    stack = local.sizes(kernel.shape).stack
-    home = what_is_left(self.group.members[0].layout, self._taken(member, kernel))
-    alleles = stack_first(self.genome.get_value(), home, stack, (len(TENSORS),))
-    if self.recipe.only_alleles is not None:
-      alleles = jnp.broadcast_to(self.recipe.only_alleles, alleles.shape)
-    parts = list(self.group.of_members(self._supports(home, stack)))
-    part = {name: x for name, x in parts[member][1].items() if SUPPORTS[name].tensor in tensors}
-    return local, part, alleles
+def thin_output(
+  adapter: Adapter, member: int, kernel: jax.Array, inputs: jax.Array, product: jax.Array
+) -> jax.Array:
+  """What a layer without a LoRA for A adds to x W [..., out], of inputs [..., in]."""
+  _, part, alleles = _left(adapter, member, kernel, WEIGHT_TENSORS)
+  ranks, used = adapter.group.space.ranks, adapter.recipe.occurring.tensors
+  return equation.thin_output(inputs, product, None, part, alleles, ranks, used)
 
-  def _supports(self, layout: Layout, stack: tuple[int, ...]) -> dict[str, jax.Array]:
-    """What is left of the supports, with its stack axes first."""
-    group = self.group
-    shapes = support_shapes(group.in_features, group.out_features, ranks=(-1,), tied=False)
-    return {
-      name: stack_first(variable.get_value(), layout, stack, shapes[name])
-      for name, variable in self.variables().items()
-    }
+
+def local_layout(adapter: Adapter, member: int, kernel: jax.Array) -> Layout:
+  """The layout of what transforms have left of a layer's kernel."""
+  layout = adapter.group.members[member].layout
+  return what_is_left(layout, _taken(adapter, member, kernel))
+
+
+def _taken(adapter: Adapter, member: int, kernel: jax.Array) -> tuple[int, ...]:
+  site = adapter.group.members[member]
+  return taken_axes(site.layout, site.kernel_shape, kernel.shape)
+
+
+def _left(
+  adapter: Adapter, member: int, kernel: jax.Array, tensors: Iterable[Tensor]
+) -> tuple[Layout, dict[str, jax.Array], jax.Array]:
+  """What a member merges into what is left of its kernel.
+
+  Returns:
+    The layout of what is left, and with its stack axes first its supports of some tensors and its
+    alleles.
+  """
+  group, recipe = adapter.group, adapter.recipe
+  local = local_layout(adapter, member, kernel)
+  stack = local.sizes(kernel.shape).stack
+  home = what_is_left(group.members[0].layout, _taken(adapter, member, kernel))
+  alleles = stack_first(adapter.genome.get_value(), home, stack, (len(TENSORS),))
+  if recipe.only_alleles is not None:
+    alleles = jnp.broadcast_to(recipe.only_alleles, alleles.shape)
+  parts = list(group.of_members(_supports(adapter, home, stack)))
+  part = {name: x for name, x in parts[member][1].items() if SUPPORTS[name].tensor in tensors}
+  return local, part, alleles
+
+
+def _supports(adapter: Adapter, layout: Layout, stack: tuple[int, ...]) -> dict[str, jax.Array]:
+  """What is left of the supports, with its stack axes first."""
+  group = adapter.group
+  shapes = support_shapes(group.in_features, group.out_features, ranks=(-1,), tied=False)
+  return {
+    name: stack_first(variable.get_value(), layout, stack, shapes[name])
+    for name, variable in adapter.variables.items()
+  }
 
 
 def with_rows(variable: Genome, genome: Any) -> Genome:

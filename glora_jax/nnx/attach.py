@@ -18,7 +18,7 @@ from glora_jax.nnx.finding import find, runs
 from glora_jax.nnx.frozen import require_module
 from glora_jax.nnx.functional import params
 from glora_jax.nnx.insertion import insert
-from glora_jax.nnx.owners import is_owner
+from glora_jax.nnx.owners import check_plain
 from glora_jax.nnx.variables import Genome, ParamGenome
 
 Model = TypeVar('Model', bound=nnx.Module)
@@ -87,11 +87,7 @@ def attach(  # noqa: PLR0913
     True
   """
   require_module(model, 'attach')
-  if any(is_owner(module) for _, module in nnx.iter_graph(model)):
-    raise ValueError(
-      f'This {type(model).__name__} is attached already; attach to what it was made from, or to '
-      'what glora_jax.nnx.fold makes of it.'
-    )
+  check_plain(model)
   check_unquantized(type(model).__name__, model)
   selection = Selection(space, select, heads, ties, convs)
   random = _as_key(key)

@@ -12,9 +12,10 @@ from flax import nnx
 
 from glora_jax.files import Path as FilePath
 from glora_jax.method import adapter_file
-from glora_jax.method.adapted import COLLECTION, Adapted
+from glora_jax.method.adapted import Adapted
 from glora_jax.method.groups import Group, spec_of
-from glora_jax.nnx.adapter import set_like
+from glora_jax.method.supports import COLLECTION
+from glora_jax.nnx.adapter import set_like, set_supports
 from glora_jax.nnx.frozen import STATISTICS, Frozen
 from glora_jax.nnx.live import adapters, get_genome, set_genome
 from glora_jax.nnx.owners import UNCOVERED
@@ -61,7 +62,7 @@ def as_adapted(model: nnx.Module) -> tuple[Adapted, dict[str, Any]]:
   frozen = Frozen(without_supports(model))
   supports: dict[str, Any] = {}
   for adapter in adapters(model):
-    supports = replace(supports, adapter.group.path, _widened(adapter.group, adapter.supports()))
+    supports = replace(supports, adapter.group.path, _widened(adapter.group, adapter.supports))
   return _adapted(model, frozen), {**frozen.variables(), COLLECTION: supports}
 
 
@@ -98,7 +99,7 @@ def set_variables(model: nnx.Module, variables: Mapping[str, Any]) -> None:
   found = adapters(model)
   as_adapted(model)[0].check_variables(variables)
   for adapter in found:
-    adapter.set_supports(get(variables[COLLECTION], adapter.group.path))
+    set_supports(adapter, get(variables[COLLECTION], adapter.group.path))
   by_path = Places.read(model).by_path
   for path in _heads(model):
     set_like(by_path[path], get(variables['params'], path))

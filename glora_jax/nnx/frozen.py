@@ -17,8 +17,9 @@ STATISTICS = 'batch_stats'  # name of their collection among the variables
 def require_module(model: Any, call: str) -> None:
   """Raises ValueError unless a model is one of NNX, as a call of `glora_jax.nnx` takes it."""
   if not isinstance(model, nnx.Module):
+    given = f'the class {model.__name__}' if isinstance(model, type) else type(model).__name__
     raise ValueError(
-      f'glora_jax.nnx.{call} takes an NNX model, and not {type(model).__name__}; linen models go '
+      f'glora_jax.nnx.{call} takes an NNX model, and not {given}; linen models go '
       'to glora_jax.adapt, functions of parameters and inputs to glora_jax.adapt_function.'
     )
 

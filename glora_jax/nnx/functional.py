@@ -26,6 +26,7 @@ from glora_jax.method.site import Site
 from glora_jax.method.space import SearchSpace
 from glora_jax.nnx.finding import find, numbered
 from glora_jax.nnx.frozen import Frozen, nested, require_module
+from glora_jax.nnx.owners import check_plain
 from glora_jax.tree import Path, flatten, path_name
 
 log = logging.getLogger(__name__)
@@ -66,8 +67,9 @@ def adapt(
     The adapted model, whose `apply` calls the model.
 
   Raises:
-    ValueError: the model does not run on the sample inputs, has no linear layer, none that `select`
-      or `space` matches, or, without sample inputs, one whose kernel is stacked.
+    ValueError: the model is attached already, does not run on the sample inputs, has no linear
+      layer, none that `select` or `space` matches, or, without sample inputs, one whose kernel is
+      stacked.
 
   Example:
     >>> import glora_jax, jax, jax.numpy as jnp
@@ -84,6 +86,7 @@ def adapt(
   """
   selection = Selection(space, select, heads, ties, convs)
   require_module(model, 'adapt')
+  check_plain(model)
   check_unquantized(type(model).__name__, model)
   frozen = Frozen(model)
   refused: dict[str, str] = {}

@@ -13,14 +13,14 @@ from typing import Any
 import jax
 from flax import nnx
 
-from glora_jax.nnx.adapter import Adapter
+from glora_jax.nnx.adapter import Adapter, local_layout, thin_output
 
 LINEAR_CALLS = (nnx.Linear.__call__, nnx.LinearGeneral.__call__)
 
 
 def is_thin(adapter: Adapter, member: int, kernel: jax.Array) -> bool:
   """Whether what is left of a layer's kernel is one layer, and needs no merging."""
-  layout = adapter.local_layout(member, kernel)
+  layout = local_layout(adapter, member, kernel)
   in_order = list(layout.outputs) == sorted(layout.outputs)
   return adapter.recipe.occurring.is_thin and not layout.stack and in_order
 
@@ -54,9 +54,9 @@ def _thin_dot_general(
   output = product(inputs, kernel, dimension_numbers, **kwargs)
   (contracted, of_kernel), _ = dimension_numbers
   by_dim = dict(zip(of_kernel, contracted, strict=True))
-  order = [by_dim[dim] for dim in adapter.local_layout(member, kernel).inputs]
+  order = [by_dim[dim] for dim in local_layout(adapter, member, kernel).inputs]
   rows, columns = _as_vectors(inputs, order), output.reshape(*_free(inputs, order), -1)
-  return adapter.thin_output(member, kernel, rows, columns).reshape(output.shape)
+  return thin_output(adapter, member, kernel, rows, columns).reshape(output.shape)
 
 
 def _as_vectors(inputs: jax.Array, contracted: Sequence[int]) -> jax.Array:

@@ -77,7 +77,7 @@ def get_genome(model: nnx.Module) -> np.ndarray:
   """
   found = adapters(model)
   rows = {
-    row: np.asarray(adapter.alleles())[index]
+    row: np.asarray(adapter.alleles)[index]
     for adapter in found
     for index, row in adapter.group.slices()
   }

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 from flax import nnx
 
-from glora_jax.nnx.adapter import Adapter
+from glora_jax.nnx.adapter import Adapter, merged_bias, merged_kernel
 from glora_jax.nnx.linear import LINEAR_CALLS, is_thin, make_thin
 from glora_jax.nnx.places import Location, locations, put, variable_at, with_variables
 from glora_jax.nnx.variables import Head, merged_variable, without_role
@@ -45,6 +45,15 @@ class Part(NamedTuple):
 def is_owner(module: Any) -> bool:
   """Whether a module's class was made here."""
   return hasattr(type(module), '_glora_parts')
+
+
+def check_plain(model: nnx.Module) -> None:
+  """Raises ValueError if a model, or a part of it, is attached."""
+  if any(is_owner(module) for _, module in nnx.iter_graph(model)):
+    raise ValueError(
+      f'This {type(model).__name__} is attached already; attach to what it was made from, or to '
+      'what glora_jax.nnx.fold makes of it.'
+    )
 
 
 def parts_of(owner: nnx.Pytree) -> tuple[Part, ...]:
@@ -79,9 +88,9 @@ def merged(owner: nnx.Pytree, part: Part) -> jax.Array:
   adapter: Adapter = vars(owner)[part.adapter]
   kernel = variable_at(owner, part.kernel).get_value()
   if part.role == 'kernel':
-    return adapter.merged_kernel(part.member, kernel)
+    return merged_kernel(adapter, part.member, kernel)
   bias = variable_at(owner, part.location).get_value()
-  return adapter.merged_bias(part.member, kernel, bias)
+  return merged_bias(adapter, part.member, kernel, bias)
 
 
 def _set_class(module: nnx.Pytree, kind: type) -> None:

@@ -94,7 +94,19 @@ def without_role(variable: nnx.Variable) -> nnx.Variable:
 @functools.cache
 def _head_type(original: type[nnx.Variable]) -> type[Head]:
   """The type of heads that were of a type; they stay instances of it."""
-  return Head if original is nnx.Param else type(Head)('Head', (Head, original), {})
+  if original is nnx.Param:
+    return Head
+  return type(Head)('Head', (Head, original), {'__reduce_ex__': _reduce_head})
+
+
+def _reduce_head(head: Head, protocol: int) -> tuple:
+  """How pickle takes a head apart whose type was made here, and has no name to look it up by."""
+  _, _, *state = object.__reduce_ex__(head, max(protocol, 2))
+  return (_new_head, (head.var_type.__bases__[1],), *state)
+
+
+def _new_head(original: type[nnx.Variable]) -> Head:
+  return object.__new__(_head_type(original))
 
 
 @functools.cache

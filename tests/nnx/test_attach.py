@@ -194,6 +194,32 @@ def test_it_is_pickled_as_its_model_is():
   np.testing.assert_array_equal(other(jnp.ones((2, 4))), attached(jnp.ones((2, 4))))
 
 
+class Scale(nnx.Param):
+  """A parameter of a type of its own."""
+
+
+class OwnTypes(nnx.Module):
+  def __init__(self):
+    self.w, self.head = Scale(jnp.ones((8, 4))), Scale(jnp.ones((4, 3)))
+
+  def __call__(self, x):
+    return x @ self.w[...] @ self.head[...]
+
+
+def test_heads_of_other_types_stay_instances_of_them_and_are_pickled():
+  attached = glora_jax.nnx.attach(OwnTypes(), TOKENS, space=SPACE)
+  other = pickle.loads(pickle.dumps(attached))
+  assert type(other.head) is type(attached.head)
+  assert isinstance(other.head, Head)
+  assert isinstance(other.head, Scale)
+  assert type(glora_jax.nnx.fold(other).head) is Scale
+
+
+def test_a_table_of_nnx_shows_an_attached_model_too():
+  attached = glora_jax.nnx.attach(OwnTypes(), TOKENS, space=SPACE)
+  assert 'Support' in nnx.tabulate(attached, TOKENS, console_kwargs={'width': 200})
+
+
 def test_heads_have_a_type_and_lose_it_when_folded(pair):
   model, attached = pair
   assert {type(variable) for variable in variables(attached.head, nnx.Param)} == {Head}
@@ -225,6 +251,10 @@ def test_wrong_use_is_said_in_a_sentence(pair):
     attach(attached, TOKENS)
   with pytest.raises(ValueError, match='takes an NNX model, and not function; linen models'):
     attach(loss, TOKENS)
+  with pytest.raises(ValueError, match='takes an NNX model, and not the class Classifier'):
+    attach(Classifier, TOKENS)
+  with pytest.raises(ValueError, match='Classifier is attached already; attach to what'):
+    nnx_glora.adapt(attached)
   with pytest.raises(ValueError, match="select='nothing' matches no linear layer"):
     attach(model, TOKENS, select='nothing')
   with pytest.raises(ValueError, match='Classifier does not run on the sample inputs'):

@@ -78,7 +78,7 @@ def test_a_fixed_subnet_holds_and_trains_what_its_genome_uses_and_no_more(attach
   glora_jax.nnx.set_genome(attached, genome)
   fixed = glora_jax.nnx.fix(attached, genome)
   np.testing.assert_allclose(call(fixed, X), call(attached, X), atol=1e-5)
-  shapes = {name: leaf.shape for name, leaf in fixed.hidden.glora_kernel.variables().items()}
+  shapes = {name: leaf.shape for name, leaf in fixed.hidden.glora_kernel.variables.items()}
   assert shapes == {'B_down': (6, 1), 'B_up': (1, 8)}
   count = sum(variable.get_value().size for variable in variables(fixed, Support))
   assert count == glora_jax.nnx.count_params(fixed) == 14
