@@ -15,9 +15,10 @@ import numpy as np
 from glora_jax.files import Path, damaged, read_tensors, write_tensors
 from glora_jax.limits import printable
 from glora_jax.method import genomes
-from glora_jax.method.adapted import COLLECTION, Adapted
+from glora_jax.method.adapted import Adapted
 from glora_jax.method.genome_json import NamedAlleles, genome_from_json, genome_to_json
 from glora_jax.method.storage import check_storage
+from glora_jax.method.supports import COLLECTION
 from glora_jax.method.validation import check_one_genome, check_supports
 from glora_jax.records import mismatch
 from glora_jax.tree import differences, fingerprint, flatten, get, path_name, replace

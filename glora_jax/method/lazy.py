@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import flax.linen as nn
 import jax
@@ -62,31 +62,21 @@ class Graft:
     """The tensors that take part in some layer of the stack."""
     return TENSORS if self.occurring is None else self.occurring.tensors
 
-  def run(
-    self,
-    module: nn.Module,
-    params: dict[str, Any],
-    leaves: Mapping[str, jax.Array],
-    args: tuple,
-    kwargs: Mapping[str, Any],
-  ) -> Any:
-    """What a linear module returns with the leaves merged into its params; see `Grafted`."""
-    kernel, bias = params['kernel'], params.get('bias')
-    supports, alleles = _unplace(leaves, kernel, self)
+  def run(self, call: Call) -> Any:
+    """What a linear module returns with the leaves merged into its params."""
+    module, kernel, bias = call.module, call.params['kernel'], call.params.get('bias')
+    supports, alleles = _unplace(call.leaves, kernel, self)
 
     # A subclass may do more, and a product of its own (quantized, say) need not split into terms.
     plain = type(module) is nn.Dense and module.dot_general is module.dot_general_cls is None
     if plain and self.is_thin:
       bare = module.clone(parent=None, use_bias=False)
-      product: Any = bare.apply({'params': {'kernel': kernel}}, *args, **kwargs)
-      inputs = args[0] if args else kwargs['inputs']
+      product: Any = bare.apply({'params': {'kernel': kernel}}, *call.args, **call.kwargs)
+      inputs = call.args[0] if call.args else call.kwargs['inputs']
       return thin_output(inputs, product, bias, supports, alleles, self.ranks, self.used)
 
     kernel, bias = merge_layers(kernel, bias, supports, alleles, self.layout, self.ranks)
-    params['kernel'] = kernel
-    if bias is not None:
-      params['bias'] = bias
-    return module.clone(parent=None).apply({'params': params}, *args, **kwargs)
+    return call.with_params(kernel=kernel, **({} if bias is None else {'bias': bias}))
 
 
 def graft(
@@ -169,26 +159,34 @@ def place(value: Any, site: Site) -> Any:
   return value
 
 
+class Call(NamedTuple):
+  """A call of a linear module beside whose kernel something lies.
+
+  Attributes:
+    module: the module.
+    params: its parameters, without the leaves.
+    leaves: what lies beside its kernel.
+    args: arguments of its call.
+    kwargs: further arguments of its call.
+  """
+
+  module: nn.Module
+  params: Mapping[str, Any]
+  leaves: Mapping[str, jax.Array]
+  args: tuple
+  kwargs: Mapping[str, Any]
+
+  def with_params(self, **changed: Any) -> Any:
+    """What the module returns with some of its parameters changed."""
+    params = {**self.params, **changed}
+    return self.module.clone(parent=None).apply({'params': params}, *self.args, **self.kwargs)
+
+
 class Grafted(Protocol):
   """What lies beside a kernel under a key, and what a linear module does with it."""
 
-  def run(
-    self,
-    module: nn.Module,
-    params: dict[str, Any],
-    leaves: Mapping[str, jax.Array],
-    args: tuple,
-    kwargs: Mapping[str, Any],
-  ) -> Any:
-    """What the module returns.
-
-    Args:
-      module: a linear module.
-      params: its parameters, without the leaves.
-      leaves: what lay beside its kernel.
-      args: arguments of its call.
-      kwargs: further arguments of its call.
-    """
+  def run(self, call: Call) -> Any:
+    """What the module returns."""
     ...
 
 
@@ -203,7 +201,7 @@ def intercept(grafts: Mapping[str, Grafted], next_function, args, kwargs, contex
     return next_function(*args, **kwargs)
   params = nn.meta.unbox(dict(params))
   leaves = params.pop(key)
-  return grafts[key].run(module, params, leaves, args, kwargs)
+  return grafts[key].run(Call(module, params, leaves, args, kwargs))
 
 
 def _unplace(

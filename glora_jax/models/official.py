@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 from glora_jax.files import Path
-from glora_jax.method.adapted import COLLECTION, Adapted
+from glora_jax.method.adapted import Adapted
+from glora_jax.method.supports import COLLECTION
 from glora_jax.models.containers.opening import open_tensors
 from glora_jax.models.containers.tensors import Tensors
 from glora_jax.models.formats.timm import FORMAT as TIMM

@@ -11,9 +11,10 @@ import numpy as np
 
 from glora_jax.files import Path
 from glora_jax.method import genomes
-from glora_jax.method.adapted import COLLECTION, Adapted
+from glora_jax.method.adapted import Adapted
 from glora_jax.method.space import FLAT_FORMS, TENSORS, Spec
 from glora_jax.method.storage import check_storage
+from glora_jax.method.supports import COLLECTION
 from glora_jax.models import peft_file
 from glora_jax.models.formats.format import Flat
 from glora_jax.models.peft_file import AdapterFile, Forms, LowRank

@@ -7,11 +7,12 @@ from typing import Any, Literal
 import jax
 from flax import nnx
 
-from glora_jax.method.adapted import COLLECTION, Adapted
+from glora_jax.method.adapted import Adapted
 from glora_jax.method.genomes import largest_genome
 from glora_jax.method.groups import Group
 from glora_jax.method.occurring import Occurring
 from glora_jax.method.space import TENSORS, Spec
+from glora_jax.method.supports import COLLECTION
 from glora_jax.nnx.adapter import Adapter, Recipe
 from glora_jax.nnx.functional import params
 from glora_jax.nnx.owners import PREFIX, UNCOVERED, Part, make_owner

@@ -18,9 +18,10 @@ import jax
 from glora_jax import mesh as meshes
 from glora_jax.data import pipeline
 from glora_jax.data.task import Task
-from glora_jax.method.adapted import COLLECTION, Adapted
+from glora_jax.method.adapted import Adapted
 from glora_jax.method.draws import check_budget
 from glora_jax.method.presets import preset
+from glora_jax.method.supports import COLLECTION
 from glora_jax.models import folder
 from glora_jax.runs.config import RunSettings
 from glora_jax.runs.run import Run

@@ -22,8 +22,9 @@ from glora_jax.data.image_check import with_readable_images
 from glora_jax.data.task import Task
 from glora_jax.files import open_regular, whole, write_json
 from glora_jax.method.adapt import adapt
-from glora_jax.method.adapted import COLLECTION, Adapted
+from glora_jax.method.adapted import Adapted
 from glora_jax.method.draws import require_feasible
+from glora_jax.method.supports import COLLECTION
 from glora_jax.models import weights
 from glora_jax.models.fetch import known_normalization
 from glora_jax.models.translate import fit_to_format

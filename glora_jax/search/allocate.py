@@ -15,10 +15,11 @@ from threadpoolctl import threadpool_limits
 
 from glora_jax.limits import Domain, Limits, shown
 from glora_jax.mesh import settle
-from glora_jax.method.adapted import COLLECTION, Adapted
+from glora_jax.method.adapted import Adapted
 from glora_jax.method.draws import check_budget
 from glora_jax.method.genomes import count_params
 from glora_jax.method.space import Spec
+from glora_jax.method.supports import COLLECTION
 from glora_jax.method.validation import check_key
 from glora_jax.search.allocated import Allocation
 from glora_jax.search.allocation import (

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from glora_jax.method.adapted import COLLECTION
 from glora_jax.method.space import Spec
 from glora_jax.method.storage import check_storage
+from glora_jax.method.supports import COLLECTION
 from glora_jax.method.validation import (
   check_classes,
   check_collections,

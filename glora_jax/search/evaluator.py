@@ -13,7 +13,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from glora_jax.limits import Domain, Limits
-from glora_jax.method.adapted import COLLECTION, Adapted
+from glora_jax.method.adapted import Adapted
+from glora_jax.method.supports import COLLECTION
 from glora_jax.method.validation import check_labelled, check_whole_numbers
 
 _COUNT = Domain.of_annotation(int, Limits(at_least=1))

@@ -20,8 +20,9 @@ import numpy as np
 import optax
 
 from glora_jax.method import equation
-from glora_jax.method.adapted import COLLECTION, Adapted
+from glora_jax.method.adapted import Adapted
 from glora_jax.method.site import Site
+from glora_jax.method.supports import COLLECTION
 from glora_jax.search.archive import Fitness, check_fitness
 from glora_jax.search.checked import Checked, check_guided
 from glora_jax.search.evaluator import Batch, BoundSubnet, Evaluator, Preprocess, unchanged

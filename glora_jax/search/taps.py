@@ -8,14 +8,13 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from glora_jax.method.groups import Group
 from glora_jax.method.layout import Layout
-from glora_jax.method.lazy import place
+from glora_jax.method.lazy import Call, place
 from glora_jax.method.site import Site
 from glora_jax.tree import replace
 
@@ -119,20 +118,13 @@ class Tap:
     """The key in the params under which slots and probes lie; see `lazy.Graft.key`."""
     return f'glora_tap_{hashlib.sha256(repr(self).encode()).hexdigest()[:16]}'
 
-  def run(
-    self,
-    module: nn.Module,
-    params: dict[str, Any],
-    leaves: Mapping[str, jax.Array],
-    args: tuple,
-    kwargs: Mapping[str, Any],
-  ) -> Any:
-    """What a linear module returns; see `lazy.Grafted`."""
-    stack, fan_in, fan_out = self.layout.sizes(params['kernel'].shape)
+  def run(self, call: Call) -> Any:
+    """What a linear module returns with its kernel tapped."""
+    stack, fan_in, fan_out = self.layout.sizes(call.params['kernel'].shape)
     axes = {'in': fan_in, 'out': fan_out, 'width': self.width}
     shaped = {
       name: value.reshape(*stack, *(axes[axis] for axis in _AXES[name.split('_')[-1]]))
-      for name, value in leaves.items()
+      for name, value in call.leaves.items()
     }
     slots = {name: value for name, value in shaped.items() if not name.startswith(_PROBE)}
     probes = {
@@ -140,10 +132,7 @@ class Tap:
       for name in ('A', 'B')
       if f'{_PROBE}{name}_in' in shaped
     }
-    kernel = tapped(self.layout, params['kernel'], slots, probes)
-    return module.clone(parent=None).apply(
-      {'params': {**params, 'kernel': kernel}}, *args, **kwargs
-    )
+    return call.with_params(kernel=tapped(self.layout, call.params['kernel'], slots, probes))
 
 
 _PROBE = 'probe_'

@@ -11,9 +11,10 @@ import jax
 import numpy as np
 
 from glora_jax import mesh as meshes
-from glora_jax.method.adapted import COLLECTION, Adapted
+from glora_jax.method.adapted import Adapted
 from glora_jax.method.genomes import smallest_genome
 from glora_jax.method.subnet import Subnet
+from glora_jax.method.supports import COLLECTION
 from glora_jax.training.batches import ImageStream, in_rows, rows_in_order
 from glora_jax.training.halves import Halves, halve
 from glora_jax.training.loop import LossFn, fit

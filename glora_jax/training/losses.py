@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from glora_jax.method.adapted import COLLECTION, Adapted, Subnet
+from glora_jax.method.adapted import Adapted, Subnet
 from glora_jax.method.genomes import largest_genome
+from glora_jax.method.supports import COLLECTION
 from glora_jax.training.adapter_loss import AdapterLoss
 from glora_jax.training.component_dropout import drop_components
 from glora_jax.training.consistency import Consistency

@@ -17,7 +17,8 @@ import numpy as np
 import optax
 
 from glora_jax.limits import Domain, Limits
-from glora_jax.method.adapted import COLLECTION, Adapted
+from glora_jax.method.adapted import Adapted
+from glora_jax.method.supports import COLLECTION
 from glora_jax.method.validation import check_labelled
 from glora_jax.training.adapter_loss import prepare
 from glora_jax.training.batches import ImageStream, batch_indices, steps_per_call
