@@ -152,15 +152,30 @@ def read_json(path: Path, kind: str | None = None, remedy: str = AGAIN) -> Any:
     OSError: it cannot be read, or is no regular file.
     ValueError: the file is damaged, of another kind, or of a later version.
   """
-  with open_regular(path) as file:
-    try:
-      content = json.loads(_read_text(file))
-    except (ValueError, RecursionError) as error:
-      raise damaged(path, error, remedy) from error
+  content = load_json(path, remedy)
   stamp = content.pop(STAMP, None) if isinstance(content, dict) else None
   if kind is not None:
     check_stamp(path, stamp, kind)
   return content
+
+
+def load_json(path: Path, remedy: str) -> Any:
+  """Reads a JSON file of anybody.
+
+  Args:
+    path: path of the file.
+    remedy: what to do where it is damaged.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    OSError: it cannot be read, or is no regular file.
+    ValueError: it is damaged, or far larger than any that is read here.
+  """
+  with open_regular(path) as file:
+    try:
+      return json.loads(_read_text(file))
+    except (ValueError, RecursionError) as error:
+      raise damaged(path, error, remedy) from error
 
 
 def _read_text(file: BinaryIO) -> str:

@@ -9,7 +9,7 @@ import jax.export
 import jax.numpy as jnp
 
 from glora_jax.data.normalization import Normalization, normalize
-from glora_jax.files import Path, whole
+from glora_jax.files import Path, open_regular, whole
 from glora_jax.models.metadata import ImageSize, sides
 from glora_jax.models.vit import ViT
 
@@ -66,7 +66,7 @@ def load_exported(path: Path) -> jax.export.Exported:
   Raises:
     ValueError: the file is no exported function.
   """
-  with open(path, 'rb') as file:
+  with open_regular(path) as file:
     content = file.read()
   try:
     return jax.export.deserialize(bytearray(content))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from glora_jax.data.normalization import NORMALIZATIONS, Normalization
-from glora_jax.files import Path
+from glora_jax.files import Path, load_json
 
 OURS = 'glora_jax'  # this project's own format, and the key of what it adds to other people's files
 
@@ -55,12 +54,9 @@ def read_json(path: Path) -> Any:
   """The contents of a JSON file beside a checkpoint; None where there is no such file.
 
   Raises:
-    ValueError: the file is damaged.
+    OSError: it cannot be read, or is no regular file.
+    ValueError: it is damaged.
   """
   if not os.path.exists(path):
     return None
-  try:
-    with open(path) as file:
-      return json.load(file)
-  except (ValueError, RecursionError) as error:
-    raise ValueError(f'{path} is damaged ({error}); get it again, or take it away.') from error
+  return load_json(path, 'get it again, or take it away')

@@ -1,6 +1,7 @@
 """The `config.json` beside a checkpoint: what is believed, and what is refused."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -83,4 +84,11 @@ def test_a_normalization_without_a_name_is_kept(timm, tmp_path):
 def test_an_odd_config_beside_the_file_is_one_sentence(timm, text):
   timm.config.write_text(text)
   with pytest.raises(ValueError, match=r'config\.json(:| is damaged| is no config)'):
+    timm.load()
+
+
+def test_a_pipe_in_place_of_a_config_is_not_waited_for(timm):
+  timm.config.unlink(missing_ok=True)
+  os.mkfifo(timm.config)
+  with pytest.raises(OSError, match='it is no regular file'):
     timm.load()
