@@ -58,17 +58,24 @@ def main() -> None:
       if arguments.case is not None or result.outcome not in GOOD:
         print(_report(result, arguments), flush=True)
   counts = {name: dict.fromkeys(OUTCOMES, 0) for name in STRATEGIES if name in names}
+  seconds = dict.fromkeys(counts, 0.0)
   for result in results:
     counts[result.strategy][result.outcome] += 1
-  print_table(['strategy', *OUTCOMES], _rows(counts))
+    seconds[result.strategy] += result.seconds
+  print_table(['strategy', *OUTCOMES, 'ms per case'], _rows(counts, seconds))
   values = {'cases': len(results), 'seed': arguments.seed, 'quick': arguments.quick}
   print_result('fuzz', {**values, 'outcomes': counts})
   sys.exit(any(result.outcome not in GOOD for result in results))
 
 
-def _rows(counts: dict[str, dict[str, int]]) -> list[list[str]]:
+def _rows(counts: dict[str, dict[str, int]], seconds: dict[str, float]) -> list[list[str]]:
   total = {outcome: sum(row[outcome] for row in counts.values()) for outcome in OUTCOMES}
-  return [[name, *map(str, row.values())] for name, row in (*counts.items(), ('all', total))]
+  rows = {**counts, 'all': total}
+  seconds = {**seconds, 'all': sum(seconds.values())}
+  return [
+    [name, *map(str, row.values()), f'{1000 * seconds[name] / max(1, sum(row.values())):.0f}']
+    for name, row in rows.items()
+  ]
 
 
 def _report(result: Result, arguments: argparse.Namespace) -> str:

@@ -129,9 +129,25 @@ def _with_params(new: Any) -> Any:
   return glora_jax.nnx.with_params(Mlp(), new)(INPUTS)
 
 
+def _odd_params() -> list:
+  params = glora_jax.nnx.params(Mlp())
+  return [
+    *[params] * 3,
+    {},
+    {'hidden': {}},
+    {'head': params['head']},
+    {**params, 'head': params['hidden']},
+    {**params, 'x': jnp.ones(3)},
+    {**params, 'head': {**params['head'], 'bias': 'x'}},
+  ]
+
+
 kinds = near(st.sampled_from(['attached'] * 5 + ['plain', 'part', 'hidden']), 8)
-spec = glora_jax.nnx.spec(attached())
-params = glora_jax.nnx.params(Mlp())
+# Made where they are drawn, since attaching takes a second.
+one_genome = st.deferred(lambda: codes(glora_jax.nnx.spec(attached())))
+two_genomes = st.deferred(lambda: codes(glora_jax.nnx.spec(attached()), (2,)))
+trained = st.deferred(lambda: supports_among(glora_jax.nnx.as_adapted(attached())[1], 'hidden'))
+new_params = st.deferred(lambda: near(st.sampled_from(_odd_params())))
 CALLS: dict[str, Call] = {
   'nnx.attach': Call(
     _attach,
@@ -150,12 +166,10 @@ CALLS: dict[str, Call] = {
     _is_as_before,
   ),
   'nnx.set_genome': Call(
-    _set_genome, st.fixed_dictionaries({'kind': kinds, 'genome': codes(spec)}), _is_set
+    _set_genome, st.fixed_dictionaries({'kind': kinds, 'genome': one_genome}), _is_set
   ),
-  'nnx.fix': Call(_fix, st.fixed_dictionaries({'kind': kinds, 'genome': codes(spec)})),
-  'nnx.count_params': Call(
-    _count, st.fixed_dictionaries({'kind': kinds, 'genome': codes(spec, (2,))})
-  ),
+  'nnx.fix': Call(_fix, st.fixed_dictionaries({'kind': kinds, 'genome': one_genome})),
+  'nnx.count_params': Call(_count, st.fixed_dictionaries({'kind': kinds, 'genome': two_genomes})),
   'nnx.fold': Call(
     _ask,
     st.fixed_dictionaries(
@@ -171,7 +185,7 @@ CALLS: dict[str, Call] = {
   'nnx.score': Call(
     _score,
     st.fixed_dictionaries(
-      {'kind': kinds, 'genomes': codes(spec, (2,)), 'images': images, 'labels': labels},
+      {'kind': kinds, 'genomes': two_genomes, 'images': images, 'labels': labels},
       optional={
         'chunk': near(st.sampled_from([None, 1, 2])),
         'block': near(st.sampled_from([2, 256])),
@@ -183,7 +197,7 @@ CALLS: dict[str, Call] = {
   'nnx.with_genome': Call(
     _with_genome,
     st.fixed_dictionaries(
-      {'state': near(st.sampled_from(['attached', 'attached', 'plain'])), 'genome': codes(spec)}
+      {'state': near(st.sampled_from(['attached', 'attached', 'plain'])), 'genome': one_genome}
     ),
   ),
   'nnx.set_variables': Call(
@@ -191,28 +205,12 @@ CALLS: dict[str, Call] = {
     st.fixed_dictionaries(
       {
         'kind': kinds,
-        'variables': supports_among(glora_jax.nnx.as_adapted(attached())[1], 'hidden'),
+        'variables': trained,
       }
     ),
   ),
   'nnx.with_params': Call(
     _with_params,
-    st.fixed_dictionaries(
-      {
-        'new': near(
-          st.sampled_from(
-            [
-              *[params] * 3,
-              {},
-              {'hidden': {}},
-              {'head': params['head']},
-              {**params, 'head': params['hidden']},
-              {**params, 'x': jnp.ones(3)},
-              {**params, 'head': {**params['head'], 'bias': 'x'}},
-            ]
-          )
-        )
-      }
-    ),
+    st.fixed_dictionaries({'new': new_params}),
   ),
 }

@@ -28,6 +28,7 @@ class Result(NamedTuple):
     shown: what was tried.
     outcome: see `oracle.OUTCOMES`.
     reason: why.
+    seconds: that it took.
   """
 
   case: int
@@ -35,6 +36,7 @@ class Result(NamedTuple):
   shown: str
   outcome: Outcome
   reason: str
+  seconds: float = 0.0
 
 
 def supervise(

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import tempfile
+import time
 import traceback
 import warnings
 from collections.abc import Sequence
@@ -37,14 +38,16 @@ def work(root: str, seed: int, numbers: Sequence[int], names: Sequence[str]) -> 
     place.clear()
     os.chdir(place.path('here'))
     faulthandler.dump_traceback_later(LONGEST, exit=True)
+    start = time.perf_counter()
     try:
       case = STRATEGIES[name].make(rng, place)
       shown, verdict = case.shown, judge(case, place)
     except Exception:  # a fault of the fuzzer's own is no reason to try nothing else
       shown, verdict = '', Verdict('traceback', f'the fuzzer failed: {traceback.format_exc()}')
     faulthandler.cancel_dump_traceback_later()
-    line = {'case': number, 'strategy': name, 'shown': shown, **verdict._asdict()}
-    print(json.dumps(line), file=answers, flush=True)
+    seconds = time.perf_counter() - start
+    line = {'case': number, 'strategy': name, 'shown': shown, 'seconds': seconds}
+    print(json.dumps({**line, **verdict._asdict()}), file=answers, flush=True)
   answers.flush()
   os._exit(0)  # threads that hang are not waited for
 
