@@ -30,12 +30,12 @@ def against_random(
     ours = rows_of(store, name, rates, [('gradient', budget)])
     drawn = rows_of(store, name, rates, plan.randoms(budget))
     if ours and drawn:
-      said = _forecast(name, budget)
+      expected = _forecast(name, budget)
       gains = [compared(ours[0], row).mean for row in drawn]
       found[name] = {
-        'advantage': round(said.advantage, 2),
-        'reliability': round(said.reliability, 2),
-        'word': said.word,
+        'advantage': round(expected.advantage, 2),
+        'reliability': round(expected.reliability, 2),
+        'word': expected.word,
         'gain': round(statistics.mean(gains), 2),
       }
   return found

@@ -112,7 +112,7 @@ class Adapted:
         heads; supports are merged in float32.
 
     Returns:
-      `{'params': params, 'glora': supports}`.
+      Variables with the collections 'params', as given, and 'glora', the supports.
 
     Raises:
       ValueError: `params` are not this model's; missing, unexpected and misshaped ones are named.

@@ -140,7 +140,7 @@ def _import_hub(name: str) -> ModuleType:
   except ImportError as error:
     raise ImportError(
       f"'{name}' is a name on the Hugging Face hub, and huggingface_hub is not installed; "
-      "pip install 'glora_jax[hub]', or give the path of a file."
+      'pip install huggingface_hub, or give the path of a file.'
     ) from error
   return huggingface_hub
 

@@ -216,8 +216,7 @@ def check_config(config: ml_collections.ConfigDict) -> RunSettings:
   settings = schema.build(RunSettings, config.to_dict())
   if settings.watch.tensorboard and importlib.util.find_spec('tensorboardX') is None:
     raise ImportError(
-      'watch.tensorboard=True needs a package that is not there; '
-      "pip install 'glora_jax[tensorboard]'."
+      'watch.tensorboard=True needs a package that is not there; pip install tensorboardX.'
     )
   return settings
 

@@ -74,10 +74,10 @@ def train_many(
   """Trains several runs on the same images by the same recipe.
 
   Runs that have the same loss function, the same frozen arrays (the very same objects), and
-  trainable parameters of the same structure and shapes are a group: one compiled program, `vmap`ped
-  over them. The groups follow one another. Every run has its own key, so its own order of images.
-  On an accelerator a group costs little more than one of its runs, where these are small; on CPU
-  nothing is gained.
+  trainable parameters of the same structure and shapes are a group: one compiled program, mapped
+  over them by `vmap`. The groups follow one another. Every run has its own key, so its own order of
+  images. On an accelerator a group costs little more than one of its runs, where these are small;
+  on CPU nothing is gained.
 
   Args:
     runs: the runs.

@@ -73,7 +73,7 @@ def test_what_is_no_name_on_the_hub_is_left_as_it_is():
 
 def test_without_the_package_the_sentence_says_what_to_install(monkeypatch):
   monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
-  sentence = r"'hf:me/vit' .*huggingface_hub is not installed; pip install 'glora_jax\[hub\]', or"
+  sentence = r"'hf:me/vit' .*huggingface_hub is not installed; pip install huggingface_hub, or"
   with pytest.raises(ImportError, match=sentence):
     weights.load('hf:me/vit')
 

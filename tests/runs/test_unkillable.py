@@ -197,7 +197,7 @@ def test_a_second_run_in_the_same_workdir_is_refused(run_config, tmp_path):
       ValueError,
       "watch.profile='train' is unknown; it is one of supernet, baselines, search, finetune",
     ),
-    ({'tensorboard': True}, ImportError, r"pip install 'glora_jax\[tensorboard\]'"),
+    ({'tensorboard': True}, ImportError, 'pip install tensorboardX'),
   ],
 )
 def test_watching_what_cannot_be_watched_is_explained(
