@@ -25,6 +25,34 @@ from glora_jax.runs.mistakes import MISTAKES, is_mistake, sentence
 STOPPED = 75  # exit code EX_TEMPFAIL of sysexits.h: the same command goes on
 
 
+class OrNone(flags.ArgumentParser):
+  """Parses 'None' as None, which every field takes that may have no value, and all else as before.
+
+  Args:
+    parser: parser of all else.
+  """
+
+  def __init__(self, parser: flags.ArgumentParser):
+    self._parser = parser
+    self.syntactic_help = parser.syntactic_help
+
+  def parse(self, argument: Any) -> Any:
+    """The value of a text."""
+    return None if argument == 'None' else self._parser.parse(argument)
+
+  def flag_type(self) -> str:
+    """What absl's help calls the type."""
+    return self._parser.flag_type()
+
+
+for _kind, _parser in (
+  (int, flags.IntegerParser()),
+  (float, flags.FloatParser()),
+  (str, flags.ArgumentParser()),
+):
+  config_flags.register_flag_parser_for_type(_kind, OrNone(_parser))
+
+
 class HelpConfigFlag(flags.BooleanFlag):
   """`--help_config` prints every field of a config and ends, as absl's `--help` does with flags."""
 
