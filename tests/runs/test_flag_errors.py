@@ -21,8 +21,8 @@ def read_config(words):
 
 
 @pytest.fixture
-def refusal(monkeypatch):
-  """A function that parses a command line, and returns the sentence with which that ends."""
+def parse(monkeypatch):
+  """A function that gives the config of a command line."""
 
   def forget():
     for name in [name for name in flags.FLAGS if name.startswith('config.')]:
@@ -31,15 +31,35 @@ def refusal(monkeypatch):
     flags.FLAGS.unparse_flags()
     sys.modules.pop('config_config', None)
 
-  def parse(*words):
+  def parse_anew(*words):
     forget()
     monkeypatch.setattr(sys, 'argv', ['main', *words])
+    return read_config(sys.argv)
+
+  yield parse_anew
+  forget()
+
+
+@pytest.fixture
+def refusal(parse):
+  """A function that parses a command line, and returns the sentence with which that ends."""
+
+  def refuse(*words):
     with pytest.raises((SystemExit, ValueError)) as caught:
-      read_config(sys.argv)
+      parse(*words)
     return str(caught.value)
 
-  yield parse
-  forget()
+  return refuse
+
+
+def test_none_unsets_a_field_and_other_values_are_read_as_before(parse):
+  names = ('budget', 'data.cache', 'model.image_size')
+  config = parse(QUICKSTART, *(f'--config.{name}=None' for name in names))
+  assert (config.budget, config.data.cache, config.model.image_size) == (None, None, None)
+  values = ('1000', 'None/', '32')
+  pairs = zip(names, values, strict=True)
+  config = parse(QUICKSTART, *(f'--config.{name}={value}' for name, value in pairs))
+  assert (config.budget, config.data.cache, config.model.image_size) == (1000, 'None/', 32)
 
 
 @pytest.mark.parametrize(
