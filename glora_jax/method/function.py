@@ -109,8 +109,8 @@ def _check_found(name: str, found: Found, arrays: Any) -> None:
     raise ValueError(f'The params of {name} hold no array; give those that it computes with.')
   if paths == set(found.unused):
     raise ValueError(
-      f'{name} uses none of its params: it must be called as {name}(params, *inputs) and compute '
-      'with these params, not with arrays that it closes over.'
+      f'{name} uses none of its params on its inputs: it must be called as {name}(params, *inputs) '
+      'and compute with these, not with arrays that it closes over.'
     )
   named = [f'{path_name(path)} {shape} {reason}' for path, shape, reason in found.uncovered]
   raise ValueError(

@@ -243,7 +243,12 @@ WRONG = {
   'closes over its params': (
     lambda params, x: x @ W1.T,
     {'w': W1},
-    'uses none of its params: it must be called as <lambda>',
+    'uses none of its params on its inputs: it must be called as <lambda>',
+  ),
+  'closes over its inputs': (
+    lambda params, x: X @ params['w'],
+    {'w': W1.T},
+    'uses none of its params on its inputs',
   ),
   'no arrays': (lambda params, x: x, {'w': None}, 'params of <lambda> hold no array'),
   'no matrix': (

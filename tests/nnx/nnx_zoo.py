@@ -379,6 +379,33 @@ class ViT(nnx.Module):
     return self.classifier(self.norm(x)[:, 0])
 
 
+class ScaledBlock(EncoderBlock):
+  def __init__(self, *, rngs):
+    super().__init__(rngs=rngs)
+    self.scale1 = nnx.Param(initial(rngs, WIDTH))
+    self.scale2 = nnx.Param(initial(rngs, WIDTH))
+
+  def __call__(self, x):
+    x = x + self.attention(self.norm1(x)) * self.scale1
+    return x + self.fc2(nnx.gelu(self.fc1(self.norm2(x)))) * self.scale2
+
+
+class DINOv3(nnx.Module):
+  def __init__(self, *, rngs):
+    self.patches = nnx.Conv(3, WIDTH, (2, 2), (2, 2), padding='VALID', rngs=rngs)
+    self.tokens = nnx.Param(initial(rngs, 1, 3, WIDTH))  # of the class, and registers
+    self.blocks = nnx.List([ScaledBlock(rngs=rngs) for _ in range(2)])
+    self.norm = nnx.LayerNorm(WIDTH, rngs=rngs)
+
+  def __call__(self, images):
+    x = self.patches(images).reshape(len(images), -1, WIDTH)
+    tokens = jnp.broadcast_to(self.tokens[...], (len(x), 3, WIDTH))
+    x = jnp.concatenate([tokens, x], axis=1)
+    for block in self.blocks:
+      x = block(x)
+    return self.norm(x)[:, 0]
+
+
 def evaluating(model: nnx.Module) -> nnx.Module:
   model.eval()
   return model
@@ -404,6 +431,24 @@ def vit_with_its_convolution():
     options={'convs': True},
     blind=BLIND_KEYS,
     source='bonsai, jimm',
+  )
+
+
+@example
+def vit_with_layer_scale():
+  """12 layers; the patches' convolution is left alone, and there is no head."""
+
+  def make():
+    return evaluating(DINOv3(rngs=nnx.Rngs(0)))
+
+  return NnxExample(
+    make,
+    (images(),),
+    VIT,
+    12,
+    uncovered=('patches/kernel', 'tokens'),
+    blind=BLIND_KEYS,
+    source='bonsai DINOv3',
   )
 
 

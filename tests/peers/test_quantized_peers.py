@@ -142,3 +142,5 @@ def test_models_that_are_quantized_themselves_are_refused():
   model = qwix.quantize_model(NnxModel(nnx.Rngs(0)), provider, X)
   with pytest.raises(ValueError, match=r'^NnxModel is a quantized model of qwix; adapt the model'):
     glora_jax.nnx.adapt(model)
+  with pytest.raises(ValueError, match=r'^NnxModel is a quantized model of qwix; adapt the model'):
+    glora_jax.nnx.attach(model, X)
