@@ -166,6 +166,11 @@ def test_mistakes_have_a_sentence_without_a_number_or_a_page():
   assert is_mistake(short)
   assert not is_mistake(JaxRuntimeError('INTERNAL: a fault'))
   assert sentence(short).startswith('There is too little memory (RESOURCE_EXHAUSTED: Out of memory')
+  lost = JaxRuntimeError(
+    'UNKNOWN: Gloo all-reduce failed: [pair.cc:5] Connection closed by peer [::1]'
+  )
+  assert is_mistake(lost)
+  assert sentence(lost).startswith('Another process of this run has ended (UNKNOWN: Gloo all-reduc')
   assert '\n' not in sentence(short)
   assert 'too little memory' in sentence(MemoryError('Unable to allocate 7 TiB'))
   refused = PermissionError(13, 'Permission denied', '/data/x')
