@@ -276,6 +276,8 @@ def test_wrong_use_is_said_in_a_sentence(pair):
   for name, value in {'select': 3, 'heads': 3, 'ties': 3, 'space': (2, 4), 'key': 3}.items():
     with pytest.raises(ValueError, match=f'{name}=.* must be'):
       attach(model, TOKENS, **{name: value})
+  with pytest.raises(ValueError, match="The variables have no 'glora'"):
+    nnx_glora.set_variables(attached, {'params': {}})
   with pytest.raises(ValueError, match='convs=3 must be True or False'):
     attach(model, TOKENS, convs=3)
   for split in (3, {'(': 1}):

@@ -115,6 +115,15 @@ def test_the_log_says_which_state_stands_still(caplog):
   assert 'state' not in caplog.text
 
 
+def test_what_is_of_another_model_is_refused():
+  model = nnx.Linear(6, 4, rngs=nnx.Rngs(0))
+  with pytest.raises(ValueError, match=r'The new kernel is \(4, 6\) and should be \(6, 4\)'):
+    glora_nnx.with_params(model, {'kernel': np.zeros((4, 6))})
+  for call in (glora_nnx.params, glora_nnx.adapt):
+    with pytest.raises(ValueError, match='takes an NNX model, and not int'):
+      call(3)
+
+
 def test_what_needs_sample_inputs_says_so():
   model = OwnAttention(nnx.Rngs(0))
   with pytest.raises(ValueError, match=r'ties, convs and split need sample inputs'):
