@@ -16,6 +16,8 @@ import optax
 from benchmarks.machinery import embedded_task
 from benchmarks.structures import methods
 from benchmarks.structures.tasks import draw, load_pool
+from glora_jax.data.pipeline import Split
+from glora_jax.data.shifts import shifted
 from glora_jax.method.adapt import adapt
 from glora_jax.method.space import SearchSpace
 from glora_jax.models import weights
@@ -140,15 +142,15 @@ def head_program(num_classes: int) -> Callable:
 
 
 @functools.lru_cache(maxsize=16)
-def warm_params(task: str, seed: int) -> Any:
-  """The base's parameters with the head that all methods start from."""
+def warm_params(task: str, seed: int, shifts: bool = False) -> Any:
+  """The base's parameters with the head that all methods start from, or that tells shifts."""
   classes = load_pool(task).num_classes
   base = backbone(classes)
   adapted = base.adapted
   variables = adapted.init(jax.random.key(0), base.params)
   linear = adapted.fix(np.zeros((len(adapted.spec), 5), np.int8))
   trainable, frozen = linear.split(variables)
-  train = splits(task, seed)['train']
+  train = shifts_of(task, seed) if shifts else splits(task, seed)['train']
   state = fit(
     head_program(classes),
     trainable,
@@ -162,13 +164,21 @@ def warm_params(task: str, seed: int) -> Any:
 
 
 @functools.lru_cache(maxsize=4)
-def setting(task: str, seed: int) -> methods.Setting:
-  """Where the structures of a seed are made."""
+def shifts_of(task: str, seed: int) -> Split:
+  """The training images, each with the way in which it was shifted."""
+  images = splits(task, seed)['train'].images
+  key = jax.random.fold_in(Purposes.from_seed(seed).structure, 1)
+  return Split(*shifted(images, key, load_pool(task).num_classes))
+
+
+@functools.lru_cache(maxsize=4)
+def setting(task: str, seed: int, shifts: bool = False) -> methods.Setting:
+  """Where the structures of a seed are made, by the task or by shifts of its images."""
   keys = Purposes.from_seed(seed)
   classes = load_pool(task).num_classes
   base = backbone(classes)
-  variables = base.adapted.init(keys.init, warm_params(task, seed))
-  train = splits(task, seed)['train']
+  variables = base.adapted.init(keys.init, warm_params(task, seed, shifts))
+  train = shifts_of(task, seed) if shifts else splits(task, seed)['train']
   return methods.Setting(base.adapted, classes, variables, base.preprocess, train, keys.structure)
 
 

@@ -31,6 +31,7 @@ from glora_jax.search.allocate import allocate
 from glora_jax.search.allocated import Allocation
 from glora_jax.search.allocation import Measure, Values
 from glora_jax.search.choice import choose, value_of
+from glora_jax.search.pooling import pooled
 from glora_jax.training.losses import cross_entropy
 from glora_jax.training.rates import Kind, kinds
 
@@ -107,7 +108,7 @@ def structure(job: Job, setting_of: Any) -> Structure:
 
   Args:
     job: the job.
-    setting_of: `(task, seed) -> Setting`; the same object for the same arguments.
+    setting_of: `(task, seed, shifts=False) -> Setting`; the same object for the same arguments.
   """
   name = Name.parse(job.method)
   setting = setting_of(job.task, job.seed)
@@ -121,11 +122,14 @@ def structure(job: Job, setting_of: Any) -> Structure:
     source, measure = setting, name.argument
     if name.argument.startswith('of '):
       source, measure = setting_of(name.argument.removeprefix('of '), job.seed), ''
-    found = measured(source, measure or 'squared')
+    if measure == 'shifts':
+      found, notes = pooled_with_shifts(source, setting_of(job.task, job.seed, shifts=True))
+    else:
+      found = measured(source, measure or 'squared')
     knows_vectors = measure not in (*measures.LAYER_SCORES, 'eva')
     rest = measured(source, 'seen') if knows_vectors else None
     genome = choose(distinct(spec), found, job.budget, rest=rest, floor=knows_vectors)
-    notes = {'genome': genome.tolist()}
+    notes |= {'genome': genome.tolist()}
   else:
     genome = preset(spec, name.base, job.budget or None)
   variables = setting.variables
@@ -187,6 +191,15 @@ def measured(setting: Setting, measure: str) -> Values:
 
   params = setting.variables['params']
   return measures.layer_values(measure, setting.adapted, params, loss, batches(setting))
+
+
+def pooled_with_shifts(own: Setting, shifts: Setting) -> tuple[Values, dict[str, Any]]:
+  """The values of a task and of shifts of its images as one, and the signals of both."""
+  parts = [allocation(each) for each in (own, shifts)]
+  signals = [float(part.signal or 0.0) for part in parts]
+  values = [part.values.mean() for part in parts]
+  found = pooled(values[0], signals[0], values[1], signals[1])
+  return found, {'signals': [round(signal, 4) for signal in signals]}
 
 
 def random_values(spec: Spec, number: int) -> Values:

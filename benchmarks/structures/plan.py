@@ -29,7 +29,7 @@ WITH_RANK = {  # and their places
 }
 RISING = ('lora:rising', 'hira:rising')
 OPTIONS = ('+dropout', '+vectors2', '+up4')
-OTHER_VALUES = ('sign', 'preconditioned', 'seen', 'gora', 'surgical', 'eva')
+OTHER_VALUES = ('shifts', 'sign', 'preconditioned', 'seen', 'gora', 'surgical', 'eva')
 
 Method = tuple[str, int]  # its name, and the budget that it fills, or 0
 
