@@ -166,9 +166,9 @@ def warm_params(task: str, seed: int, shifts: bool = False) -> Any:
 @functools.lru_cache(maxsize=4)
 def shifts_of(task: str, seed: int) -> Split:
   """The training images, each with the way in which it was shifted."""
-  images = splits(task, seed)['train'].images
-  key = jax.random.fold_in(Purposes.from_seed(seed).structure, 1)
-  return Split(*shifted(images, key, load_pool(task).num_classes))
+  images = np.asarray(splits(task, seed)['train'].images)
+  found = shifted(images, np.random.default_rng(seed), load_pool(task).num_classes)
+  return embedded_task.on_device(Split(*found))
 
 
 @functools.lru_cache(maxsize=4)

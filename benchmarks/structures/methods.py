@@ -31,7 +31,7 @@ from glora_jax.search.allocate import allocate
 from glora_jax.search.allocated import Allocation
 from glora_jax.search.allocation import Measure, Values
 from glora_jax.search.choice import choose, value_of
-from glora_jax.search.pooling import pooled
+from glora_jax.search.pooling import pooled, share_of
 from glora_jax.training.losses import cross_entropy
 from glora_jax.training.rates import Kind, kinds
 
@@ -195,11 +195,10 @@ def measured(setting: Setting, measure: str) -> Values:
 
 def pooled_with_shifts(own: Setting, shifts: Setting) -> tuple[Values, dict[str, Any]]:
   """The values of a task and of shifts of its images as one, and the signals of both."""
-  parts = [allocation(each) for each in (own, shifts)]
-  signals = [float(part.signal or 0.0) for part in parts]
-  values = [part.values.mean() for part in parts]
-  found = pooled(values[0], signals[0], values[1], signals[1])
-  return found, {'signals': [round(signal, 4) for signal in signals]}
+  ours, theirs = allocation(own), allocation(shifts)
+  share = share_of(ours.signal or 0.0, theirs.signal or 0.0)
+  found = pooled(ours.values, theirs.values.mean(), share).mean()
+  return found, {'signals': [ours.signal, theirs.signal], 'share': round(share, 3)}
 
 
 def random_values(spec: Spec, number: int) -> Values:

@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
-import jax
-import jax.numpy as jnp
+import numpy as np
 
 DIRECTIONS = ((-1, -1), (-1, 1), (1, -1), (1, 1))
 SHARE = 6  # of a side, by which an image is shifted
 
 
 def shifted(
-  images: jax.Array, key: jax.Array, num_classes: int = len(DIRECTIONS)
-) -> tuple[jax.Array, jax.Array]:
-  """Images shifted along a diagonal, what leaves on one side coming back on the other.
+  images: np.ndarray, rng: np.random.Generator, num_classes: int = len(DIRECTIONS)
+) -> tuple[np.ndarray, np.ndarray]:
+  """Images shifted along a diagonal; what leaves on one side comes back on the other.
 
   Args:
     images: [n, height, width, channels], any dtype.
-    key: random key of the directions.
+    rng: source of the directions.
     num_classes: most classes that a head can tell; so many directions at most are used.
 
   Returns:
     The shifted images, and the number of each one's direction, int32 [n].
 
   Example:
-    >>> moved, labels = shifted(jnp.arange(36).reshape(1, 6, 6, 1), jax.random.key(0))
+    >>> moved, labels = shifted(np.arange(36).reshape(1, 6, 6, 1), np.random.default_rng(0))
     >>> moved.shape, sorted(moved.flatten().tolist()) == list(range(36))
     ((1, 6, 6, 1), True)
   """
-  labels = jax.random.randint(key, (len(images),), 0, min(num_classes, len(DIRECTIONS)))
+  directions = DIRECTIONS[:num_classes]
+  labels = rng.integers(0, len(directions), len(images), dtype=np.int32)
   height, width = images.shape[1:3]
-  steps = jnp.array(DIRECTIONS) * jnp.array([height // SHARE + 1, width // SHARE + 1])
-  moved = jax.vmap(lambda image, step: jnp.roll(image, step, (0, 1)))(images, steps[labels])
+  moved = np.empty_like(images)
+  for number, (down, right) in enumerate(directions):
+    chosen = labels == number
+    steps = (down * (height // SHARE + 1), right * (width // SHARE + 1))
+    moved[chosen] = np.roll(images[chosen], steps, (1, 2))
   return moved, labels

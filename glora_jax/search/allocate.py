@@ -38,6 +38,7 @@ from glora_jax.search.choice import (
 )
 from glora_jax.search.fold_gradients import Ahead, Batches, Loss, Passes, Settings, measure
 from glora_jax.search.forecast import forecast
+from glora_jax.search.pooling import pooled, share_of
 from glora_jax.search.row_gradients import RowGradients
 from glora_jax.search.starting_values import aligned
 
@@ -63,6 +64,7 @@ def allocate(  # noqa: PLR0913
   value: Measure = 'squared',
   rho: float = 2.0,
   floor: bool = True,
+  prior: Allocation | None = None,
   progress: bool = True,
   ahead: Ahead | None = None,
 ) -> Allocation:
@@ -98,6 +100,9 @@ def allocate(  # noqa: PLR0913
       of all folds, nothing held out. They choose alike; the others are for comparison.
     rho: a row's rank is at most so many times the rank that all rows could have, rounded up.
     floor: whether all rows get the vectors of A and E first, where the budget is ample.
+    prior: what was allocated on the same model by another loss with more or clearer examples, of
+      any budget; values of both are pooled, each by its signal (`search.pooling`). Which layers pay
+      is mostly the backbone's doing, so that hard tasks gain.
     progress: whether to show a bar.
     ahead: what `compile_ahead` returned for the same arguments, with any head.
 
@@ -105,9 +110,9 @@ def allocate(  # noqa: PLR0913
     The allocation: `genome`, `variables` to train it from, and the reasons.
 
   Raises:
-    ValueError: an argument is of another type or out of range, the variables are those of another
-      model, nothing that is considered is on offer, the budget fits no unit, there are fewer
-      batches than folds, a loss is not finite, or no layer has a gradient.
+    ValueError: an argument is of another type or out of range, the variables or the prior are those
+      of another model, nothing that is considered is on offer, the budget fits no unit, there are
+      fewer batches than folds, a loss is not finite, or no layer has a gradient.
 
   Example:
     >>> import flax.linen as nn, jax, jax.numpy as jnp, optax
@@ -141,12 +146,16 @@ def allocate(  # noqa: PLR0913
   _check_model(adapted, variables, loss)
   budget = check_budget(budget)
   require_something(adapted.spec, budget)
-  settings = Settings(folds, _number(adapted.spec, max_rank), mesh, progress)
+  number = _number(adapted.spec, max_rank)
+  _check_prior(adapted.spec, prior, number)
+  settings = Settings(folds, number, mesh, progress)
   found = measure(adapted, variables, loss, batches, key, settings, ahead)
   # On two busy cores 8 decompositions of 96 x 96 took 1.5 s with BLAS' threads, 13 ms without.
   with threadpool_limits(1, 'blas'):
     read = _read_off(adapted, variables[COLLECTION], found, settings.max_rank, value)
   _require_gradients(read.values)
+  if prior is not None:
+    read = _with_prior(read, prior)
   new = {**variables, COLLECTION: settle(mesh, read.supports)}
   return _decide(adapted.spec, read, new, budget, key, rho=rho, floor=floor)
 
@@ -209,12 +218,14 @@ class _Read(NamedTuple):
     seen: the same by the mean gradient of all folds, without their axis.
     supports: the supports, which start on the gradients' directions.
     signal: see `Allocation`.
+    borrowed: see `Allocation`.
   """
 
   values: Values
   seen: Values
   supports: Any
   signal: float
+  borrowed: float = 0.0
 
 
 def _read_off(
@@ -243,6 +254,32 @@ def _read_off(
   values, seen = (stack_rows([rows[by][row] for row in order]) for by in (value, 'seen'))
   signal = float(common / whole) if whole else 0.0
   return _Read(values, seen.mean(), supports, signal)
+
+
+def _check_prior(spec: Spec, prior: Any, number: int) -> None:
+  """Raises ValueError unless a prior is an allocation with the same rows and parts, or None."""
+  if prior is None:
+    return
+  if not isinstance(prior, Allocation):
+    raise ValueError(f'prior={shown(prior)} must be what glora_jax.allocate returned, or None.')
+  if [layer.name for layer in prior.spec] != [layer.name for layer in spec]:
+    raise ValueError(
+      f'The prior has {len(prior.spec)} rows that are not the {len(spec)} rows of this model; '
+      'allocate it on the same adapted model.'
+    )
+  parts = prior.values.B_lora.shape[-1]
+  if parts != number:
+    raise ValueError(
+      f'The prior has values of {parts} rank-one parts, and max_rank asks for {number}; give both '
+      'the same max_rank.'
+    )
+
+
+def _with_prior(read: _Read, prior: Allocation) -> _Read:
+  """Values that are pooled with those of another loss."""
+  share = share_of(read.signal, prior.signal or 0.0)
+  values = pooled(read.values, prior.values.mean(), share)
+  return read._replace(values=values, borrowed=share)
 
 
 def _decide(
@@ -274,7 +311,17 @@ def _decide(
   rng = np.random.default_rng(np.asarray(jax.random.key_data(jax.random.fold_in(key, 1))))
   expected = forecast(spec, values, budget, rng, **options)
   return Allocation(
-    genome, variables, spec, values, curve, budget, proposed, expected, read.signal, unjudged
+    genome,
+    variables,
+    spec,
+    values,
+    curve,
+    budget,
+    proposed,
+    expected,
+    read.signal,
+    unjudged,
+    read.borrowed,
   )
 
 

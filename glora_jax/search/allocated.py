@@ -49,7 +49,8 @@ class Allocation:
     variables: the variables that were given, with the aligned starting values: down factors on the
       gradient's singular vectors, everything else of the supports at the base model.
     spec: the layers.
-    values: what every unit is worth on every fold, float64 [fold, row] and [fold, row, rank].
+    values: what every unit is worth on every fold, float64 [fold, row] and [fold, row, rank];
+      pooled with a prior's, where one was given.
     curve: value by budget, with the proposed budget at its knee.
     budget: most trained parameters.
     proposed: whether the budget is the knee's, since none was given.
@@ -58,6 +59,7 @@ class Allocation:
       where it is not known.
     unjudged: trained parameters that were bought by the mean gradient of all folds, since held out
       nothing more was worth anything.
+    borrowed: how much of the values a prior has said, from 0 to 1.
 
   Example:
     >>> import flax.linen as nn, jax, jax.numpy as jnp
@@ -86,6 +88,7 @@ class Allocation:
   forecast: Forecast
   signal: float | None = None
   unjudged: int = 0
+  borrowed: float = 0.0
 
   def count_params(self) -> int:
     """Trained parameters of the genome, heads not counted."""
@@ -115,6 +118,7 @@ class Allocation:
     lines += [
       f'trains {self.count_params():,} parameters of a budget of {self.budget:,} ({chosen})',
       *self._about_unjudged(),
+      *self._about_borrowed(),
       f'the choice {word}: held out it is worth {advantage:.2f} times a random one of its size',
       f'{noiseless:.0f}% of the differences between units are more than noise',
     ]
@@ -124,6 +128,9 @@ class Allocation:
     if not self.unjudged:
       return []
     return [f'held out, {self.unjudged:,} of them are worth nothing: the folds agree too little']
+
+  def _about_borrowed(self) -> list[str]:
+    return [f"{100 * self.borrowed:.0f}% of the values are the prior's"] if self.borrowed else []
 
 
 def _is_offered(layer: Layer, tensor: Tensor, part: int) -> bool:

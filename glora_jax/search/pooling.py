@@ -10,37 +10,54 @@ import numpy as np
 
 from glora_jax.search.allocation import Values
 
+NOISE = 0.02  # a signal of this size is trusted by half
 
-def pooled(own: Values, signal: float, other: Values, other_signal: float) -> Values:
-  """Weighted means of two sets of values, each in shares of all that it has.
+
+def share_of(signal: float, other_signal: float) -> float:
+  """How much of the pooled values the other loss says, from 0 to 1.
 
   Args:
-    own: of every row, without an axis of folds.
-    signal: share of the folds' squared gradients that folds have in common (`Allocation.signal`);
-      values count by it, and not at all where it is 0 or below.
-    other: values by another loss, of the same rows and parts.
-    other_signal: its signal.
+    signal: share of the folds' squared gradients that the folds have in common
+      (`Allocation.signal`); 0 in the mean where they have nothing in common, and then below 0 as
+      often as above.
+    other_signal: the other loss's.
 
   Returns:
-    The pooled values; the own ones in shares where neither has a signal.
+    0 where the other loss has no larger signal; else less, the larger the own one is.
 
   Example:
-    >>> shares = Values(*np.eye(5)[:, None])
-    >>> pooled(shares, 0.1, Values(*(part[::-1] for part in shares)), -0.02).A_vector
-    array([1., 0., 0., 0., 0.])
+    >>> share_of(0.02, 0.3), share_of(-0.01, 0.3), share_of(0.1, 0.05)
+    (0.5, 1.0, 0.0)
   """
-  weight, other_weight = max(signal, 0.0), max(other_signal, 0.0)
-  total = weight + other_weight
-  weight = weight / total if total else 1.0
+  if other_signal <= max(signal, 0.0):
+    return 0.0
+  return NOISE / (max(signal, 0.0) + NOISE)
+
+
+def pooled(own: Values, other: Values, share: float) -> Values:
+  """Weighted means of two sets of values.
+
+  Args:
+    own: values with the axis of the folds; see `allocation.Values`.
+    other: values by another loss, of the same rows and parts, without that axis.
+    share: weight of the other values, from 0 to 1; see `share_of`.
+
+  Returns:
+    Values with the axis of the folds, on the scale of the own ones: the sizes of all values add up
+    to as much in both.
+
+  Example:
+    >>> own = Values(*np.eye(5)[:, None, :1])
+    >>> other = Values(*np.full((5, 1), 4.0))
+    >>> [round(float(part[0, 0]), 2) for part in pooled(own, other, 0.5)]
+    [0.6, 0.1, 0.1, 0.1, 0.1]
+  """
+  scale = _size(own.mean()) / (_size(other) or 1.0)
   return Values(
-    *(
-      weight * mine + (1 - weight) * theirs
-      for mine, theirs in zip(_in_shares(own), _in_shares(other), strict=True)
-    )
+    *((1 - share) * mine + share * scale * theirs for mine, theirs in zip(own, other, strict=True))
   )
 
 
-def _in_shares(values: Values) -> Values:
-  """Values over the sum of their sizes, so that noise of both signs counts, too."""
-  whole = sum(np.abs(part).sum() for part in values) or 1.0
-  return Values(*(part / whole for part in values))
+def _size(values: Values) -> float:
+  """The sum of the sizes of all values; noise of both signs counts, too."""
+  return float(sum(np.abs(part).sum() for part in values))
