@@ -10,7 +10,7 @@ warm for all alike. `tune` chooses the learning rate of each method and size on 
 `develop` compares values and options of training there; `gate` correlates the value of random
 structures of one size with their test loss; `final` runs the final tasks; `forecast` holds what an
 allocation says of itself against what it gained there; `tables` prints what is there, and nothing
-at all runs all of them. `--methods` takes some methods of `tune` and `develop`;
+at all runs all of them. `--methods` takes some methods of `tune`, `develop` and `final`;
 the rates of `tune` join those chosen before, and methods without rates are in no table, which
 names them. Results are lines of JSON in `results/`; the same command goes on where it was stopped.
 `final` refuses to run before generators, lists, recipe and rates are committed, and keeps the
@@ -118,6 +118,11 @@ def final(arguments) -> None:
   notes = {'commit': committed(HERE)}
   for budget in arguments.budgets:
     seeds = min(arguments.seeds or plan.SEEDS[budget], plan.SEEDS[budget])
+    if arguments.methods:
+      wanted = [(name, budget) for name in arguments.methods]
+      jobs = plan.jobs_of(with_rates(wanted, rates), names, range(seeds))
+      run_jobs(jobs, store, arguments.workers, f'final, {budget}', notes)
+      continue
     for jobs in final_jobs(store, rates, names, budget, seeds):
       run_jobs(jobs, store, arguments.workers, f'final, {budget}', notes)
 

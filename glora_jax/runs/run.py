@@ -48,6 +48,7 @@ class Stream(enum.IntEnum):
   HEAD = 6
   STRUCTURE = 7
   TRAINING = 8
+  PRIOR = 9
 
 
 def stream_key(seed: int, stream: Stream) -> jax.Array:

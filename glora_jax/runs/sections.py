@@ -249,14 +249,21 @@ class AllocationSettings:
     8, 'most rank-one parts that a layer can get of A or of B', at_least=1, at_most=MOST_PARTS
   )
 
+  prior: Literal['shifts'] | None = field(
+    'shifts',
+    'what a gradient that is mostly noise borrows from: the one of telling which way the same '
+    'images were shifted; None for nothing',
+    absent=None,
+  )
+
   @property
   def epochs(self) -> int:
-    """The epochs that head and gradient count as.
+    """The epochs that heads and gradients count as.
 
-    The gradient passes twice over the images, forward and back. The head trains on features that
-    one pass forward gives, a third of an epoch, which counts as one.
+    A gradient passes twice over the images, forward and back. A head trains on features that one
+    pass forward gives, a third of an epoch; what that makes for one or two of both is rounded up.
     """
-    return 3
+    return 3 if self.prior is None else 5
 
   def shortened(self, recipe: Recipe) -> Recipe:
     """A recipe for what has been paid for head and gradient already: that many epochs fewer.

@@ -32,9 +32,11 @@ from glora_jax.runs.stages.allocation import (
   start_compiling,
 )
 from glora_jax.runs.stages.heads import warm_head
+from glora_jax.runs.stages.prior import allocate_shifts
 from glora_jax.runs.stages.training import TrainingStage, train
 from glora_jax.search.allocated import Allocation
 from glora_jax.search.choice import require_something
+from glora_jax.search.fold_gradients import Ahead
 from glora_jax.training.recipe import Recipe
 
 FOLDER = 'structure'
@@ -95,8 +97,17 @@ def _of_gradient(run: Run) -> Structure:
     ahead = None if is_allocated(run, FOLDER) else start_compiling(run, place)
     warm = Place(place.adapted, warm_head(run, place))
   with run.stage('structure'):
-    allocation = allocate_once(run, warm, budget=budget, key=key, folder=FOLDER, ahead=ahead)
+    prior = None if is_allocated(run, FOLDER) else _prior(run, place, ahead)
+    options = {'budget': budget, 'key': key, 'folder': FOLDER, 'ahead': ahead, 'prior': prior}
+    allocation = allocate_once(run, warm, **options)
   return Structure(place, allocation.genome, allocation.variables, allocation)
+
+
+def _prior(run: Run, place: Place, ahead: Ahead | None) -> Allocation | None:
+  """What the config lets the gradient borrow from."""
+  if run.settings.allocation.prior is None:
+    return None
+  return allocate_shifts(run, place, key=run.key(Stream.PRIOR), ahead=ahead)
 
 
 def _given_genome(run: Run, spec: Spec) -> np.ndarray:

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from glora_jax import mesh as meshes
+from glora_jax.data.pipeline import Split
 from glora_jax.files import damaged, read_arrays, write_arrays, write_json
 from glora_jax.method.genome_json import genome_to_json
 from glora_jax.method.genomes import check_genome
@@ -32,6 +33,7 @@ from glora_jax.training.losses import cross_entropy
 log = logging.getLogger(__name__)
 
 ALLOCATION = 'allocation.npz'
+_LATER = {'unjudged': Array('i'), 'borrowed': Array('f')}  # what earlier versions did not write
 
 
 def fold_indices(
@@ -86,13 +88,13 @@ def shape_of_folds(
   return folds * batches, size
 
 
-def indices_of_run(run: Run, key: jax.Array) -> np.ndarray:
-  """`fold_indices` of the run's training images.
+def indices_of_run(run: Run, key: jax.Array, split: Split | None = None) -> np.ndarray:
+  """`fold_indices` of the run's training images, or of others.
 
   Raises:
     ValueError: there are too few of them.
   """
-  num_images = len(run.data(run.train_split).labels)
+  num_images = len((split or run.data(run.train_split)).labels)
   devices = 1 if run.mesh is None else run.mesh.size
   folds, batch_size = run.settings.allocation.folds, run.settings.recipe_alone.batch_size
   return fold_indices(key, num_images, folds, batch_size, devices)
@@ -109,10 +111,12 @@ def _loss_of(run: Run) -> Loss:
   return loss
 
 
-def _batches_of(run: Run, key: jax.Array) -> Callable[[], Iterator[Any]]:
+def _batches_of(
+  run: Run, key: jax.Array, split: Split | None = None
+) -> Callable[[], Iterator[Any]]:
   """The batches that the gradient is taken of, again at every call."""
-  indices = indices_of_run(run, key)
-  return lambda: in_rows(*run.data(run.train_split), indices, run.mesh)
+  indices = indices_of_run(run, key, split)
+  return lambda: in_rows(*(split or run.data(run.train_split)), indices, run.mesh)
 
 
 def start_compiling(run: Run, place: Place) -> Ahead | None:
@@ -131,9 +135,16 @@ def start_compiling(run: Run, place: Place) -> Ahead | None:
 
 
 def read_off_gradient(
-  run: Run, place: Place, *, budget: int | None, key: jax.Array, ahead: Ahead | None = None
+  run: Run,
+  place: Place,
+  *,
+  budget: int | None,
+  key: jax.Array,
+  ahead: Ahead | None = None,
+  split: Split | None = None,
+  prior: Allocation | None = None,
 ) -> Allocation:
-  """The structure that the gradient of the training images asks for.
+  """The structure that the gradient of the training images asks for, or that of others.
 
   Args:
     run: the run.
@@ -141,6 +152,8 @@ def read_off_gradient(
     budget: most trained parameters; None for the knee of the curve.
     key: random key of folds and directions.
     ahead: what `start_compiling` returned.
+    split: images and labels in place of the run's for training.
+    prior: see `allocate`.
 
   Raises:
     ValueError: the budget fits no unit, there are too few images, or a loss is not finite.
@@ -150,12 +163,13 @@ def read_off_gradient(
     place.adapted,
     place.variables,
     _loss_of(run),
-    _batches_of(run, fold_key),
+    _batches_of(run, fold_key, split),
     budget=budget,
     key=sketch_key,
     folds=run.settings.allocation.folds,
     max_rank=run.settings.allocation.max_rank,
     mesh=run.mesh,
+    prior=prior,
     progress=meshes.primary(),
     ahead=ahead,
   )
@@ -174,6 +188,7 @@ def allocate_once(
   key: jax.Array,
   folder: str,
   ahead: Ahead | None = None,
+  prior: Allocation | None = None,
 ) -> Allocation:
   """`read_off_gradient`, or what an earlier call left in a folder of the workdir.
 
@@ -182,7 +197,8 @@ def allocate_once(
   """
   path = run.path(folder, ALLOCATION)
   if not is_allocated(run, folder):
-    allocation = read_off_gradient(run, place, budget=budget, key=key, ahead=ahead)
+    options = {'budget': budget, 'key': key, 'ahead': ahead, 'prior': prior}
+    allocation = read_off_gradient(run, place, **options)
     trainable, _ = place.adapted.fix(allocation.genome).split(allocation.variables)
     trainable = meshes.on_host(trainable)
     if meshes.primary():
@@ -213,6 +229,7 @@ def to_arrays(allocation: Allocation, trainable: Any) -> dict[str, np.ndarray]:
     'budget': np.array(allocation.budget),
     'proposed': np.array(allocation.proposed),
     'unjudged': np.array(allocation.unjudged),
+    'borrowed': np.array(allocation.borrowed),
     'signal': np.array(np.nan if allocation.signal is None else allocation.signal),
     **{
       f'{part}/{name}': np.asarray(value)
@@ -247,6 +264,7 @@ def from_arrays(arrays: dict[str, np.ndarray], place: Place) -> Allocation:
     budget=int(tree['budget']),
     proposed=bool(tree['proposed']),
     unjudged=int(tree.get('unjudged', 0)),  # nothing was, before there was a number for it
+    borrowed=float(tree.get('borrowed', 0.0)),
     forecast=Forecast(
       float(forecast['advantage']), float(forecast['reliability']), str(forecast['word'])
     ),
@@ -265,7 +283,7 @@ def _check_arrays(arrays: dict[str, np.ndarray], place: Place) -> None:
     'genome': Array('i', (len(spec), 5)),
     'budget': Array('i'),
     'proposed': Array('b'),
-    **({'unjudged': Array('i')} if 'unjudged' in arrays else {}),
+    **{name: kind for name, kind in _LATER.items() if name in arrays},
     'signal': Array('f', finite=False),
     **{f'start/{name}': Array('f', tuple(start.shape)) for name, start in starts.items()},
     'values/A_vector': Array('f', rows),
