@@ -150,7 +150,7 @@ def final_jobs(
 ) -> Iterator[list[Job]]:
   """The jobs of a budget, in the order in which they are done; later ones depend on results."""
   fixed = [method for method in plan.fixed_up_to(budget) if method in rates]
-  ours = ('gradient', budget)
+  ours = (plan.OURS, budget)
   first = range(min(seeds, plan.FIRST_SEEDS))
   yield plan.jobs_of(with_rates([ours, *fixed], rates), names, first)
   left = {name: plan.contenders(store, name, rates, fixed) for name in names}

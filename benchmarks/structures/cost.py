@@ -209,8 +209,8 @@ def main() -> None:
       for name, digits in (('head', 1), ('allocation', 1), ('training', 1), ('share', 3))
     ],
   )
-  shorter = SETTINGS.epochs / plan.EPOCHS
-  print(f'its training is shorter by {SETTINGS.epochs} of {plan.EPOCHS} epochs, {shorter:.3f}')
+  shorter = SETTINGS.epochs() / plan.EPOCHS
+  print(f'its training is shorter by {SETTINGS.epochs()} of {plan.EPOCHS} epochs, {shorter:.3f}')
   print_result('structures.cost', {**result, 'shorter': round(shorter, 3)})
 
 

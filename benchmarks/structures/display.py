@@ -81,7 +81,7 @@ def print_final(budget: int, table: Mapping[str, Mapping[str, Any]]) -> None:
     lines.append(
       (
         name,
-        f'{line["gradient"]:.1f}',
+        f'{line["ours"]:.1f}',
         f'{fixed} ({params:,}) {accuracy:.1f}',
         f'{mean:+.1f} [{low:+.1f}, {high:+.1f}]',
         line['verdict'],
@@ -99,7 +99,7 @@ def print_methods(store: Store, rates: Mapping[Method, float], budget: int) -> N
   names = plan.tasks('final')
   methods = [method for method in plan.fixed_up_to(budget) if method in rates]
   lines = []
-  for method in [('gradient', budget), *methods]:
+  for method in [(plan.OURS, budget), ('gradient', budget), *methods]:
     rows = [row for name in names for row in rows_of(store, name, rates, [method])]
     cells = [f'{row.mean:.1f} ({len(row.accuracies)})' for row in rows]
     lines.append((method[0], f'{rows[0].params:,}' if rows else '', *cells))

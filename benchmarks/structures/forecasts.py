@@ -27,7 +27,7 @@ def against_random(
   """By task: the forecast, and what the structure gained over random ones; JSON types."""
   found = {}
   for name in names:
-    ours = rows_of(store, name, rates, [('gradient', budget)])
+    ours = rows_of(store, name, rates, [(plan.OURS, budget)])
     drawn = rows_of(store, name, rates, plan.randoms(budget))
     if ours and drawn:
       expected = _forecast(name, budget)

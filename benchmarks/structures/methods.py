@@ -31,7 +31,7 @@ from glora_jax.search.allocate import allocate
 from glora_jax.search.allocated import Allocation
 from glora_jax.search.allocation import Measure, Values
 from glora_jax.search.choice import choose, value_of
-from glora_jax.search.pooling import pooled, share_of
+from glora_jax.search.pooling import CLEAR, pooled, share_of
 from glora_jax.training.losses import cross_entropy
 from glora_jax.training.rates import Kind, kinds
 
@@ -196,7 +196,8 @@ def measured(setting: Setting, measure: str) -> Values:
 def pooled_with_shifts(own: Setting, shifts: Setting) -> tuple[Values, dict[str, Any]]:
   """The values of a task and of shifts of its images as one, and the signals of both."""
   ours, theirs = allocation(own), allocation(shifts)
-  share = share_of(ours.signal or 0.0, theirs.signal or 0.0)
+  signal = ours.signal or 0.0
+  share = share_of(signal, theirs.signal or 0.0) if signal < CLEAR else 0.0
   found = pooled(ours.values, theirs.values.mean(), share).mean()
   return found, {'signals': [ours.signal, theirs.signal], 'share': round(share, 3)}
 

@@ -20,6 +20,7 @@ MARGIN = 4.0  # points behind the best after these, beyond which a method gets n
 TOURNAMENT_SEEDS = 2
 RANDOM = 5  # random structures of each budget, for the headroom
 MAX_RANK = 16
+OURS = 'gradient(shifts)'  # as `config.structure='gradient'` does it
 PLACES = ('', '@qkv', '@attn', '@mlp', '@last_half')
 WITHOUT_RANK = ('bitfit', 'ssf', 'prompt', 'scale_shift', 'scale_shift@last_half')
 WITH_RANK = {  # and their places
@@ -29,7 +30,7 @@ WITH_RANK = {  # and their places
 }
 RISING = ('lora:rising', 'hira:rising')
 OPTIONS = ('+dropout', '+vectors2', '+up4')
-OTHER_VALUES = ('shifts', 'sign', 'preconditioned', 'seen', 'gora', 'surgical', 'eva')
+OTHER_VALUES = ('sign', 'preconditioned', 'seen', 'gora', 'surgical', 'eva')
 
 Method = tuple[str, int]  # its name, and the budget that it fills, or 0
 
@@ -75,10 +76,11 @@ def jobs_of(
 
 
 def controls(budget: int, task: str) -> list[Method]:
-  """What a gain must hold against: its two halves apart, and another task's structure."""
+  """What a gain must hold against: its parts apart, and another task's structure."""
   names = tasks(TASKS[task].set)
   other = names[(names.index(task) + 1) % len(names)]
   return [
+    ('gradient', budget),
     ('gradient/usual', budget),
     (f'gradient(of {other})', budget),
     (f'{strongest_lora(budget)}/aligned', 0),

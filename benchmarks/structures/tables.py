@@ -78,14 +78,14 @@ def budget_table(store: Store, names: Sequence[str], rates: Rates, budget: int) 
   fixed = [method for method in plan.fixed_up_to(budget) if method in rates]
   table = {}
   for task in names:
-    ours = rows_of(store, task, rates, [('gradient', budget)])
+    ours = rows_of(store, task, rates, [(plan.OURS, budget)])
     others = rows_of(store, task, rates, fixed)
     drawn = rows_of(store, task, rates, plan.randoms(budget))
     if not ours or not others:
       continue
     best = best_of(others)
     line = {
-      'gradient': round(ours[0].mean, 2),
+      'ours': round(ours[0].mean, 2),
       'best_fixed': [best.method[0], best.params, round(best.mean, 2)],
       'difference': _rounded(compared(ours[0], best)),
       'verdict': compared(ours[0], best).verdict,

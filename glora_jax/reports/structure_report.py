@@ -52,6 +52,10 @@ def _how(allocation: Allocation, summary: Mapping[str, Any]) -> str:
     {allocation.unjudged:,} of the parameters are worth nothing held out, where the folds agree too
     little; the mean gradient of all folds has chosen them.
   """
+  borrowed = f"""
+    The folds have little in common, so that {100 * allocation.borrowed:.0f}% of the values are
+    those of another gradient, of telling which way the same images were shifted.
+  """
   return paragraph(
     f"""
     The structure of {allocation.count_params():,} parameters was read off one gradient of the
@@ -61,6 +65,7 @@ def _how(allocation: Allocation, summary: Mapping[str, Any]) -> str:
     {allocation.budget:,} parameters.
     """,
     proposed if allocation.proposed else '',
+    borrowed if allocation.borrowed else '',
     unjudged if allocation.unjudged else '',
     'No validation image was used. `structure/` has the numbers.',
   )

@@ -109,7 +109,7 @@ def _run_stages(run: Run) -> dict[str, Any]:
     'rates': list(compare.rates),
     'rate': rates,
     'labels': _labels(run),
-    'allocation_epochs': settings.allocation.epochs,
+    'allocation_epochs': settings.allocation.epochs(),
     'structures': {
       name: [subnet.genome.tolist() for subnet in subnets]
       for name, subnets in rows.items()

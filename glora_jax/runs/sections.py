@@ -256,28 +256,36 @@ class AllocationSettings:
     absent=None,
   )
 
-  @property
-  def epochs(self) -> int:
-    """The epochs that heads and gradients count as.
+  def epochs(self, borrowed: bool = False) -> int:
+    """The epochs that head and gradient count as.
 
     A gradient passes twice over the images, forward and back. A head trains on features that one
-    pass forward gives, a third of an epoch; what that makes for one or two of both is rounded up.
-    """
-    return 3 if self.prior is None else 5
+    pass forward gives, a third of an epoch; what that makes is rounded up.
 
-  def shortened(self, recipe: Recipe) -> Recipe:
+    Args:
+      borrowed: whether there were two of both, the task's and its prior's.
+    """
+    return 5 if borrowed else 3
+
+  def shortened(self, recipe: Recipe, borrowed: bool = False) -> Recipe:
     """A recipe for what has been paid for head and gradient already: that many epochs fewer.
+
+    Args:
+      recipe: how a structure is trained that was given.
+      borrowed: see `epochs`.
 
     Raises:
       ValueError: nothing is left for the training.
     """
-    left = recipe.epochs - self.epochs
+    spent = self.epochs()
+    left = recipe.epochs - spent
     if left < max(1, recipe.warmup_epochs):
       raise ValueError(
         f'epochs={recipe.epochs} leave too little to a structure from a gradient: head and '
-        f'gradient count as {self.epochs}, {recipe.warmup_epochs} warm up; give more epochs.'
+        f'gradient count as {spent}, {recipe.warmup_epochs} warm up; give more epochs.'
       )
-    return dataclasses.replace(recipe, epochs=left)
+    more = self.epochs(borrowed) - spent
+    return dataclasses.replace(recipe, epochs=max(left - more, recipe.warmup_epochs, 1))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,11 +32,10 @@ from glora_jax.runs.stages.allocation import (
   start_compiling,
 )
 from glora_jax.runs.stages.heads import warm_head
-from glora_jax.runs.stages.prior import allocate_shifts
+from glora_jax.runs.stages.prior import prior_of
 from glora_jax.runs.stages.training import TrainingStage, train
 from glora_jax.search.allocated import Allocation
 from glora_jax.search.choice import require_something
-from glora_jax.search.fold_gradients import Ahead
 from glora_jax.training.recipe import Recipe
 
 FOLDER = 'structure'
@@ -97,17 +96,10 @@ def _of_gradient(run: Run) -> Structure:
     ahead = None if is_allocated(run, FOLDER) else start_compiling(run, place)
     warm = Place(place.adapted, warm_head(run, place))
   with run.stage('structure'):
-    prior = None if is_allocated(run, FOLDER) else _prior(run, place, ahead)
+    prior = prior_of(run, place, key=run.key(Stream.PRIOR), ahead=ahead)
     options = {'budget': budget, 'key': key, 'folder': FOLDER, 'ahead': ahead, 'prior': prior}
     allocation = allocate_once(run, warm, **options)
   return Structure(place, allocation.genome, allocation.variables, allocation)
-
-
-def _prior(run: Run, place: Place, ahead: Ahead | None) -> Allocation | None:
-  """What the config lets the gradient borrow from."""
-  if run.settings.allocation.prior is None:
-    return None
-  return allocate_shifts(run, place, key=run.key(Stream.PRIOR), ahead=ahead)
 
 
 def _given_genome(run: Run, spec: Spec) -> np.ndarray:
@@ -206,7 +198,9 @@ def train_rows(run: Run, structure: Structure | None) -> dict[str, Candidate]:
 def _recipe(run: Run, structure: Structure) -> Recipe:
   """The recipe of all that is trained alone; shorter by what a gradient has cost."""
   recipe = run.settings.recipe_alone
-  return recipe if structure.allocation is None else run.settings.allocation.shortened(recipe)
+  if structure.allocation is None:
+    return recipe
+  return run.settings.allocation.shortened(recipe, structure.allocation.borrowed > 0)
 
 
 def _train(run: Run, structure: Structure, stage: TrainingStage) -> Candidate:

@@ -6,7 +6,7 @@ import concurrent.futures
 import functools
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -38,11 +38,13 @@ from glora_jax.search.choice import (
 )
 from glora_jax.search.fold_gradients import Ahead, Batches, Loss, Passes, Settings, measure
 from glora_jax.search.forecast import forecast
-from glora_jax.search.pooling import pooled, share_of
+from glora_jax.search.pooling import CLEAR, pooled, share_of
 from glora_jax.search.row_gradients import RowGradients
 from glora_jax.search.starting_values import aligned
 
 log = logging.getLogger(__name__)
+
+Prior = Allocation | Callable[[], Allocation | None]
 
 _FOLDS = Domain.of_annotation(int, Limits(at_least=2))
 _MAX_RANK = Domain.of_annotation(int, Limits(at_least=1))
@@ -64,7 +66,7 @@ def allocate(  # noqa: PLR0913
   value: Measure = 'squared',
   rho: float = 2.0,
   floor: bool = True,
-  prior: Allocation | None = None,
+  prior: Prior | None = None,
   progress: bool = True,
   ahead: Ahead | None = None,
 ) -> Allocation:
@@ -101,8 +103,9 @@ def allocate(  # noqa: PLR0913
     rho: a row's rank is at most so many times the rank that all rows could have, rounded up.
     floor: whether all rows get the vectors of A and E first, where the budget is ample.
     prior: what was allocated on the same model by another loss with more or clearer examples, of
-      any budget; values of both are pooled, each by its signal (`search.pooling`). Which layers pay
-      is mostly the backbone's doing, so that hard tasks gain.
+      any budget; values of both are pooled (`search.pooling`). Which layers pay is mostly the
+      backbone's doing, so that a task whose own gradient is noise gains. Or a function that gives
+      it, or None, and is called where the own gradient is not clear alone.
     progress: whether to show a bar.
     ahead: what `compile_ahead` returned for the same arguments, with any head.
 
@@ -147,13 +150,17 @@ def allocate(  # noqa: PLR0913
   budget = check_budget(budget)
   require_something(adapted.spec, budget)
   number = _number(adapted.spec, max_rank)
-  _check_prior(adapted.spec, prior, number)
+  if not callable(prior):
+    _check_prior(adapted.spec, prior, number)
   settings = Settings(folds, number, mesh, progress)
   found = measure(adapted, variables, loss, batches, key, settings, ahead)
   # On two busy cores 8 decompositions of 96 x 96 took 1.5 s with BLAS' threads, 13 ms without.
   with threadpool_limits(1, 'blas'):
     read = _read_off(adapted, variables[COLLECTION], found, settings.max_rank, value)
   _require_gradients(read.values)
+  if callable(prior):
+    prior = prior() if read.signal < CLEAR else None
+    _check_prior(adapted.spec, prior, number)
   if prior is not None:
     read = _with_prior(read, prior)
   new = {**variables, COLLECTION: settle(mesh, read.supports)}
@@ -261,7 +268,10 @@ def _check_prior(spec: Spec, prior: Any, number: int) -> None:
   if prior is None:
     return
   if not isinstance(prior, Allocation):
-    raise ValueError(f'prior={shown(prior)} must be what glora_jax.allocate returned, or None.')
+    raise ValueError(
+      f'prior={shown(prior)} must be what glora_jax.allocate returned, a function that gives that, '
+      'or None.'
+    )
   if [layer.name for layer in prior.spec] != [layer.name for layer in spec]:
     raise ValueError(
       f'The prior has {len(prior.spec)} rows that are not the {len(spec)} rows of this model; '

@@ -11,6 +11,7 @@ import numpy as np
 from glora_jax.search.allocation import Values
 
 NOISE = 0.02  # a signal of this size is trusted by half
+CLEAR = 0.05  # one of this size needs no other
 
 
 def share_of(signal: float, other_signal: float) -> float:

@@ -18,12 +18,14 @@ from glora_jax.method.genome_json import genome_to_json
 from glora_jax.method.presets import preset
 from glora_jax.models.classifier import Classifier
 from glora_jax.records import read_lines
-from glora_jax.reports import run_report, scoreboard, suite_report
+from glora_jax.reports import run_report, scoreboard, structure_report, suite_report
 from glora_jax.runs import comparison, experiment, structures
 from glora_jax.runs.config import check_config
 from glora_jax.runs.lifecycle import prepare
+from glora_jax.runs.run import Place, Stream
 from glora_jax.runs.stages import allocation as stage
 from glora_jax.runs.stages import heads
+from glora_jax.runs.stages.prior import allocate_shifts
 from glora_jax.runs.stages.training import train
 from glora_jax.runs.workdir import Stopped
 from glora_jax.training.head_alone import HeadAlone
@@ -35,7 +37,7 @@ ONLY_OF_A_SEARCH = ('winner_supernet', 'finetuned', 'evaluations', 'stopped_earl
 def config(run_config):
   """The config of a run that reads its structure off a gradient."""
   config = changed(run_config, structure='gradient', presets=())
-  config.allocation.update(head_epochs=1, folds=4)
+  config.allocation.update(head_epochs=1, folds=4, prior=None)
   config.training.update(epochs=5, warmup_epochs=1, batch_size=32, learning_rate=1e-2)
   return config
 
@@ -88,7 +90,7 @@ def test_what_head_and_gradient_cost_the_training_has_less(gradient_run, config)
   lines = read_lines(workdir / 'metrics.jsonl', 'metrics', dict[str, Any])
   last = {line['stage']: line['epoch'] for line in lines}
   assert last == {'head': 1, 'baselines/linear': 5, 'training': 2}
-  assert check_config(config).allocation.epochs == 5 - last['training']
+  assert check_config(config).allocation.epochs() == 5 - last['training']
 
 
 def test_its_report_says_where_it_pays_and_why(gradient_run):
@@ -147,6 +149,28 @@ def test_a_run_that_is_killed_in_its_structure_resumes_to_the_same_one(
   assert written.keys() == expected.keys()
   for name, values in expected.items():
     np.testing.assert_array_equal(written[name], values)
+
+
+def test_a_gradient_that_is_noise_borrows_from_shifts_of_the_same_images(prepared, config):
+  config = changed(config, allocation__prior='shifts')
+  run = prepare(check_config(config), prepared.path('..', 'borrowing'))
+  place = run.place('gradient')
+  prior = allocate_shifts(run, place, key=run.key(Stream.PRIOR))
+  again = allocate_shifts(run, place, key=run.key(Stream.PRIOR))
+  np.testing.assert_array_equal(prior.genome, again.genome)
+  assert prior.values.B_lora.shape[:2] == (4, len(place.adapted.spec))
+  clear = dataclasses.replace(prior, signal=0.5)
+  options = {'budget': 1000, 'key': run.key(Stream.STRUCTURE), 'folder': 'structure'}
+  warm = Place(place.adapted, heads.warm_head(run, place))
+  found = stage.allocate_once(run, warm, **options, prior=clear)
+  assert 0 < found.borrowed <= 1
+  read = stage.allocate_once(run, warm, **options)
+  assert read.borrowed == found.borrowed
+  np.testing.assert_array_equal(read.genome, found.genome)
+  text = structure_report.text(
+    found, {'allocation': {'head_epochs': 1, 'epochs': 5}, 'seconds': {}}
+  )
+  assert 'of telling which way the same images were shifted' in text
 
 
 def test_the_head_is_that_of_training_under_the_whole_model(config, tmp_path):
@@ -280,7 +304,7 @@ def search_with_rows(run_config, tmp_path_factory):
   """(workdir, result) of a search beside which a gradient's structure and a placed LoRA stand."""
   workdir = tmp_path_factory.mktemp('rows') / 'run'
   config = changed(run_config, presets=('gradient', 'lora:2@qkv', 'lora'), supernet__epochs=5)
-  config.allocation.update(head_epochs=1, folds=4)
+  config.allocation.update(head_epochs=1, folds=4, prior=None)
   return workdir, experiment.run(config, str(workdir))
 
 
@@ -314,7 +338,7 @@ def test_a_comparison_trains_each_seeds_own_structure_within_each_budget(run_con
   config.compare.update(methods=('gradient', 'lora:1@qkv'), budgets=(600, 900), seeds=2)
   config.compare.rate.update(gradient=1e-2)
   config.compare.rates = (1e-2,)
-  config.allocation.update(head_epochs=1, folds=4)
+  config.allocation.update(head_epochs=1, folds=4, prior=None)
   result = comparison.run(config, str(tmp_path))
   rows = result['methods']
   assert rows.keys() == {'gradient-600', 'gradient-900', 'lora:1@qkv'}

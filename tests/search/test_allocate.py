@@ -1,5 +1,6 @@
 """Structures read off gradients, against full gradients of every fold by `jax.grad`."""
 
+import dataclasses
 import functools
 import subprocess
 
@@ -20,6 +21,7 @@ from glora_jax.nnx import functional
 from glora_jax.search import allocation, choice
 from glora_jax.search.allocate import compile_ahead
 from glora_jax.search.fold_gradients import Passes, Settings, measure
+from glora_jax.search.pooling import pooled, share_of
 
 FOLDS = 3
 KEY = jax.random.key(5)
@@ -468,3 +470,38 @@ def test_boxed_parameters_keep_their_boxes():
   expected = jax.tree.map(type, variables, is_leaf=lambda x: isinstance(x, nn.Partitioned))
   assert jax.tree.leaves(boxes['glora']) == jax.tree.leaves(expected['glora'])
   assert found.genome.any()
+
+
+def test_a_clear_prior_chooses_where_the_own_gradient_is_noise():
+  problem = mixed()
+  adapted, budget = problem[0], 150
+  own = allocated(problem, budget=budget)
+  assert own.signal < 0.05  # labels are random
+  other = dataclasses.replace(own, signal=0.5, values=allocation.Values(*map(abs, own.values)))
+  found = allocated(problem, budget=budget, prior=other)
+  assert found.borrowed == pytest.approx(share_of(own.signal, 0.5))
+  assert f'{100 * found.borrowed:.0f}% of the values are the prior' in found.summary()
+  expected = pooled(own.values, other.values.mean(), found.borrowed)
+  for part, same in zip(found.values, expected, strict=True):
+    np.testing.assert_allclose(part, same)
+  assert not found.unjudged  # all values are above 0
+  np.testing.assert_array_equal(found.genome, choice.choose(adapted.spec, expected.mean(), budget))
+  lazily = allocated(problem, budget=budget, prior=lambda: other)
+  np.testing.assert_array_equal(lazily.genome, found.genome)
+  nothing = allocated(problem, budget=budget, prior=lambda: None)
+  np.testing.assert_array_equal(nothing.genome, own.genome)
+
+
+def test_a_prior_of_another_kind_or_model_is_refused():
+  problem = mixed()
+  own = allocated(problem, budget=150)
+  other = dataclasses.replace(own, spec=glora_jax.Spec(own.spec.layers[:1]))
+  short = dataclasses.replace(own, values=own.values._replace(B_lora=own.values.B_lora[..., :1]))
+  for prior, sentence in (
+    (3, 'prior=3 must be what glora_jax.allocate returned'),
+    (lambda: 3, 'prior=3 must be what glora_jax.allocate returned'),
+    (other, 'The prior has 1 rows that are not the'),
+    (short, 'The prior has values of 1 rank-one parts, and max_rank asks for 2'),
+  ):
+    with pytest.raises(ValueError, match=sentence):
+      allocated(problem, budget=150, prior=prior)

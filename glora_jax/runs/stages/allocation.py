@@ -21,7 +21,7 @@ from glora_jax.method.genome_json import genome_to_json
 from glora_jax.method.genomes import check_genome
 from glora_jax.records import Array, mismatch_of_arrays
 from glora_jax.runs.run import Place, Run
-from glora_jax.search.allocate import allocate, compile_ahead
+from glora_jax.search.allocate import Prior, allocate, compile_ahead
 from glora_jax.search.allocated import Allocation
 from glora_jax.search.allocation import Values
 from glora_jax.search.choice import Curve
@@ -142,7 +142,7 @@ def read_off_gradient(
   key: jax.Array,
   ahead: Ahead | None = None,
   split: Split | None = None,
-  prior: Allocation | None = None,
+  prior: Prior | None = None,
 ) -> Allocation:
   """The structure that the gradient of the training images asks for, or that of others.
 
@@ -188,7 +188,7 @@ def allocate_once(
   key: jax.Array,
   folder: str,
   ahead: Ahead | None = None,
-  prior: Allocation | None = None,
+  prior: Prior | None = None,
 ) -> Allocation:
   """`read_off_gradient`, or what an earlier call left in a folder of the workdir.
 

@@ -30,8 +30,8 @@ from glora_jax.runs.stages.many_starts import (
   from_pretrained,
   train_batch,
 )
+from glora_jax.runs.stages.prior import prior_of
 from glora_jax.runs.stages.search import run_search
-from glora_jax.search.fold_gradients import Ahead
 
 FINETUNING_SHARE = 0.5  # of the supernet's learning rate, for finetuning a searched subnet
 
@@ -151,7 +151,9 @@ def _read_off_gradients(
     start = Place(adapted, {**fresh, 'params': warm['params']})
     of_seed = [trial for trial in trials if trial.seed == seed]
     for budget in budgets:
-      trained = _train_structure(run, names[seed, budget], start, of_seed, budget, ahead)
+      prior = prior_of(run, Place(adapted, fresh), key=stream_key(seed, Stream.PRIOR), ahead=ahead)
+      options = {'budget': budget, 'ahead': ahead, 'prior': prior}
+      trained = _train_structure(run, names[seed, budget], start, of_seed, **options)
       rows[f'{GRADIENT}-{budget}'] += [
         dataclasses.replace(subnet, seconds=subnet.seconds + heads.seconds_each)
         for subnet in trained
@@ -164,19 +166,20 @@ def _train_structure(
   name: str,
   place: Place,
   trials: Sequence[Trial],
+  *,
   budget: int,
-  ahead: Ahead | None = None,
+  **options: Any,
 ) -> list[TrainedSubnet]:
   """Trains the structure of one seed's gradient within a budget, once for each learning rate."""
   start = time.perf_counter()
   key = stream_key(trials[0].seed, Stream.STRUCTURE)
-  allocation = allocate_once(run, place, budget=budget, key=key, folder=name, ahead=ahead)
+  allocation = allocate_once(run, place, budget=budget, key=key, folder=name, **options)
   seconds = _first_seconds(run.path(f'{name}.json'), time.perf_counter() - start)
   subnet = place.adapted.fix(allocation.genome)
   batch = Batch(
     name=name,
     learner=subnet,
-    recipe=run.settings.allocation.shortened(run.settings.supernet),
+    recipe=run.settings.allocation.shortened(run.settings.supernet, allocation.borrowed > 0),
     starts=[allocation.variables] * len(trials),
     keys=[stream_key(trial.seed, Stream.SUPERNET) for trial in trials],
     learning_rates=[trial.learning_rate for trial in trials],

@@ -6,7 +6,9 @@ images, and its gradient is clear where a hard task's is noise.
 
 from __future__ import annotations
 
+import functools
 import logging
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -61,3 +63,12 @@ def allocate_shifts(
   variables = warm_head(place.adapted, place.variables, *split, recipe, head_key, **options)
   warm = Place(place.adapted, variables)
   return read_off_gradient(run, warm, budget=None, key=key, ahead=ahead, split=split)
+
+
+def prior_of(
+  run: Run, place: Place, *, key: jax.Array, ahead: Ahead | None = None
+) -> Callable[[], Allocation | None] | None:
+  """What `allocate` takes as prior, as the config says; see `allocate_shifts`."""
+  if run.settings.allocation.prior is None:
+    return None
+  return functools.partial(allocate_shifts, run, place, key=key, ahead=ahead)

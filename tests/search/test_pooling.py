@@ -1,0 +1,50 @@
+"""Values of two losses as one."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from glora_jax.search.allocation import Values
+from glora_jax.search.pooling import NOISE, pooled, share_of
+
+signals = st.floats(-1, 1)
+
+
+def values(seed, *axes):
+  rng = np.random.default_rng(seed)
+  return Values(*(rng.normal(size=(*axes, *shape)) for shape in ((3,), (3, 2), (3, 2), (3,), (3,))))
+
+
+@given(signal=signals, other=signals)
+def test_a_share_is_one_and_falls_as_the_own_signal_grows(signal, other):
+  share = share_of(signal, other)
+  assert 0 <= share <= 1
+  assert (share > 0) == (other > max(signal, 0))
+  assert share_of(signal + 0.1, other) <= share
+
+
+def test_a_signal_of_the_size_of_noise_is_trusted_by_half():
+  assert share_of(NOISE, 0.5) == pytest.approx(0.5)
+
+
+@settings(max_examples=25)
+@given(seed=st.integers(0, 2**16), scale=st.floats(1e-6, 1e6), share=st.floats(0, 1))
+def test_the_other_losss_scale_does_not_matter(seed, scale, share):
+  own, other = values(seed, 4), values(seed + 1)
+  found = pooled(own, other, share)
+  scaled = pooled(own, Values(*(scale * part for part in other)), share)
+  for part, same in zip(found, scaled, strict=True):
+    np.testing.assert_allclose(part, same, rtol=1e-9, atol=1e-9)
+
+
+def test_shares_of_nothing_and_of_all_are_the_two_themselves():
+  own, other = values(0, 4), values(1)
+  for part, mine in zip(pooled(own, other, 0.0), own, strict=True):
+    np.testing.assert_array_equal(part, mine)
+  theirs = pooled(own, other, 1.0).mean()
+  ratios = np.concatenate([(a / b).ravel() for a, b in zip(theirs, other, strict=True)])
+  np.testing.assert_allclose(ratios, ratios[0])
+  assert sum(np.abs(part).sum() for part in theirs) == pytest.approx(
+    sum(np.abs(part).sum() for part in own.mean())
+  )
