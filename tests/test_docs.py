@@ -15,7 +15,7 @@ from glora_jax.runs import config, schema
 ROOT = pathlib.Path(__file__).parents[1]
 README = ROOT / 'README.md'
 PAGES = sorted((ROOT / 'docs').rglob('*.md'))
-BUILT = ('reference/config.md', 'notebooks/')  # by docs/conf.py, and not committed
+BUILT = ('config.md', 'notebooks/')  # by docs/conf.py, and not committed
 PAGES = [page for page in PAGES if not any(part in str(page) for part in (*BUILT, '_build/'))]
 FIELDS = {name for name, _ in schema.walk(config.RunSettings())}
 

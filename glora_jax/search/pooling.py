@@ -55,7 +55,9 @@ def pooled(own: Values, other: Values, share: float) -> Values:
   """
   scale = _size(own.mean()) / (_size(other) or 1.0)
   return Values(
-    *((1 - share) * mine + share * scale * theirs for mine, theirs in zip(own, other, strict=True))
+    *(
+      (1 - share) * first + share * scale * second for first, second in zip(own, other, strict=True)
+    )
   )
 
 

@@ -40,8 +40,8 @@ def test_the_other_losss_scale_does_not_matter(seed, scale, share):
 
 def test_shares_of_nothing_and_of_all_are_the_two_themselves():
   own, other = values(0, 4), values(1)
-  for part, mine in zip(pooled(own, other, 0.0), own, strict=True):
-    np.testing.assert_array_equal(part, mine)
+  for part, same in zip(pooled(own, other, 0.0), own, strict=True):
+    np.testing.assert_array_equal(part, same)
   theirs = pooled(own, other, 1.0).mean()
   ratios = np.concatenate([(a / b).ravel() for a, b in zip(theirs, other, strict=True)])
   np.testing.assert_allclose(ratios, ratios[0])
