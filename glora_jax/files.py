@@ -16,6 +16,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from glora_jax.limits import shown
+
 Path = str | os.PathLike
 
 STAMP = 'glora_jax'  # under which a file of ours says its kind and format
@@ -287,8 +289,8 @@ def check_stamp(path: Path, stamp: Any, kind: str) -> None:
     raise damaged(path, f'{STAMP}={stamp!r} says no kind')
   if stamp.get('kind') != kind:
     raise ValueError(
-      f'{os.fspath(path)} is a file of the kind {stamp.get("kind")!r}, where {kind!r} is expected; '
-      'put the right file in its place, or remove it.'
+      f'{os.fspath(path)} is a file of the kind {shown(stamp.get("kind"))}, where {kind!r} is '
+      'expected; put the right file in its place, or remove it.'
     )
   _check_format(path, stamp.get('format', 1), kind)
 
@@ -299,7 +301,7 @@ def _check_format(path: Path, written: Any, kind: str) -> None:
     raise damaged(path, f'its format is {written!r}')
   if written > known:
     raise LaterVersionError(
-      f'{os.fspath(path)} was written by a later version of glora_jax (format {written} of '
+      f'{os.fspath(path)} was written by a later version of glora_jax (format {shown(written)} of '
       f'{kind!r}, of which this version knows {known}); upgrade glora_jax, or take a file of this '
       'version.'
     )

@@ -63,6 +63,10 @@ def test_a_file_says_its_kind_and_format_and_is_read_without_them(tmp_path):
     ('{"a": 1' + '0' * 5000 + '}', 'is damaged (Exceeds the limit'),
     (b'\xff\xfe', "is damaged ('utf-8' codec can't decode byte"),
     ('', 'is damaged (Expecting value'),
+    (
+      '{"glora_jax": {"kind": "' + 'x' * 500 + '"}}',
+      "is a file of the kind '" + 'x' * 79 + "..., where 'seconds' is",
+    ),
     ('{"glora_jax": {"kind": "result"}}', "is a file of the kind 'result', where 'seconds' is"),
     ('{"glora_jax": 3}', 'is damaged (glora_jax=3 says no kind)'),
     (
