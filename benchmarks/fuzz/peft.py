@@ -127,7 +127,7 @@ def _write_glora(folder: str) -> None:
     f'base_model.model.layers.0.fc.glora_{name}': rng.normal(size=shape).astype(np.float32)
     for name, shape in shapes.items()
   }
-  os.makedirs(folder)
+  os.makedirs(folder, exist_ok=True)  # the process before has left it
   safetensors.numpy.save_file(tensors, os.path.join(folder, TENSORS))
   with open(os.path.join(folder, CONFIG), 'w') as file:
     json.dump({'peft_type': 'GLORA', 'r': 2}, file)

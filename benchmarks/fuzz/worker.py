@@ -4,6 +4,7 @@ import faulthandler
 import json
 import logging
 import os
+import resource
 import sys
 import tempfile
 import time
@@ -16,6 +17,7 @@ from benchmarks.fuzz.place import Place
 from benchmarks.fuzz.strategies import STRATEGIES, choose
 
 LONGEST = 600.0  # seconds of a case in code that heeds no signal
+MOST_KIBIBYTES = 3 * 2**20  # of memory, for programs that were compiled; another process goes on
 
 
 def work(root: str, seed: int, numbers: Sequence[int], names: Sequence[str]) -> None:
@@ -48,6 +50,8 @@ def work(root: str, seed: int, numbers: Sequence[int], names: Sequence[str]) -> 
     seconds = time.perf_counter() - start
     line = {'case': number, 'strategy': name, 'shown': shown, 'seconds': seconds}
     print(json.dumps({**line, **verdict._asdict()}), file=answers, flush=True)
+    if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > MOST_KIBIBYTES:
+      break
   answers.flush()
   os._exit(0)  # threads that hang are not waited for
 

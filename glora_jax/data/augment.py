@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from glora_jax.data import operations, rand_augment
 from glora_jax.data.normalization import Normalization, normalize
+from glora_jax.limits import shown
 
 _DRAWS_PER_BOX = 10  # as torchvision and timm
 _ERASED_AREA = (0.02, 1 / 3)  # as timm
@@ -321,7 +322,7 @@ class Augmentation:
 
   def _require(self, name: str, is_right: bool, wanted: str) -> None:
     if not is_right:
-      raise ValueError(f'{name}={getattr(self, name)!r} is not {wanted}.')
+      raise ValueError(f'{name}={shown(getattr(self, name))} is not {wanted}.')
 
   def check_size(self, size: int) -> None:
     """Checks that images of a size can be augmented.

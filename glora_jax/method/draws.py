@@ -128,9 +128,9 @@ def random_genomes(
     >>> population.shape, bool(count_params(spec, population).max() <= 200)
     ((100, 2, 5), True)
   """
+  _NUMBER.check(number, 'number')
   if not isinstance(rng, np.random.Generator):
     raise ValueError(f'rng={shown(rng)} must be a NumPy generator, as np.random.default_rng(0).')
-  _NUMBER.check(number, 'number')
   if require_feasible(spec, budget) is None:
     return _draw(rng, spec, number)
   kept = np.zeros((0, len(spec), 5), np.int8)

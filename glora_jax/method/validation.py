@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from glora_jax.limits import shown
+from glora_jax.limits import listed, shown
 from glora_jax.method.genomes import check_genome
 from glora_jax.method.groups import Group
 from glora_jax.method.space import SearchSpace, Spec
@@ -110,7 +110,7 @@ def check_collections(variables: Any, names: Sequence[str] = ('params', COLLECTI
   for name in names:
     if name not in variables:
       raise ValueError(
-        f"The variables have no '{name}' (they have {', '.join(variables) or 'nothing'}); "
+        f"The variables have no '{name}' (they have {listed(map(str, variables)) or 'nothing'}); "
         'pass what init returned.'
       )
 

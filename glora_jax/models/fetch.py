@@ -13,7 +13,7 @@ import pooch
 import requests
 
 from glora_jax.files import sha256_of, whole
-from glora_jax.limits import printable
+from glora_jax.limits import printable, shown
 from glora_jax.models import hub
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ def fetch(weights: str, sha256: str | None = None) -> str:
   """
   if sha256 is not None:
     if len(sha256) != 64 or set(sha256) - set(string.hexdigits):
-      raise ValueError(f"sha256='{sha256}' is no SHA-256 in hexadecimal (64 digits).")
+      raise ValueError(f'sha256={shown(sha256)} is no SHA-256 in hexadecimal (64 digits).')
     sha256 = sha256.lower()
   if hub.is_hub_name(weights):
     return _from_hub(weights, sha256)
