@@ -112,14 +112,14 @@ class Allocation:
   def summary(self) -> str:
     """The structure as a table, what it costs, and what is forecast."""
     chosen = 'the knee of the curve' if self.proposed else 'as given'
-    advantage, reliable, word = self.forecast
+    advantage, reliable, _ = self.forecast
     noiseless = 100 * reliable
     lines = layer_table(self.spec, self.genome)
     lines += [
       f'trains {self.count_params():,} parameters of a budget of {self.budget:,} ({chosen})',
       *self._about_unjudged(),
       *self._about_borrowed(),
-      f'the choice {word}: held out it is worth {advantage:.2f} times a random one of its size',
+      f'held out it is worth {advantage:.2f} times a random one of its size',
       f'{noiseless:.0f}% of the differences between units are more than noise',
     ]
     return '\n'.join(lines)
