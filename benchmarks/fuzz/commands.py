@@ -10,6 +10,7 @@ from benchmarks.fuzz.checkpoints import originals
 from benchmarks.fuzz.oracle import Case, Fault, RefusedByCommand
 from benchmarks.fuzz.pictures import PNG, encoded
 from benchmarks.fuzz.place import Place
+from benchmarks.fuzz.tables import write_images
 from benchmarks.fuzz.values import damaged
 from glora_jax.models.formats.table import FORMATS
 
@@ -55,8 +56,9 @@ def predict(rng: random.Random, place: Place) -> Case:
 def run(rng: random.Random, place: Place) -> Case:
   """A run that is refused: its config or a field of it is wrong."""
   path = place.write('my config.py', content=rng.choice(CONFIGS).encode())
+  write_images(place)  # for the default task, TFDS would leave folders behind
   fields = rng.sample(FIELDS, rng.choice([1, 1, 2]))
-  words = ['--config', path, '--workdir', place.workdir]
+  words = ['--config', path, '--workdir', place.workdir, f'--config.task=folder:{place.given}']
   return _command(place, 'main', [*words, *(f'--config.{field}' for field in fields)])
 
 
