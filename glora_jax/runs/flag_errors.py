@@ -32,6 +32,11 @@ def explain(error: Exception, config_files: Sequence[str]) -> str | None:
   for path in config_files:
     if (sentence := _blame_config_file(cause, path)) is not None:
       return sentence
+  if config_files and _has_no_fields(cause):
+    return (
+      f'{config_files[-1]} returned something without this field; it must return the config that '
+      'glora_jax.runs.config.default_config() gives, changed.'
+    )
   if isinstance(error, AttributeError | KeyError):
     return _unknown_field(error)
   if isinstance(error, flags.IllegalFlagValueError):
@@ -47,7 +52,8 @@ def _blame_config_file(error: BaseException, path: str) -> str | None:
     place = '' if error.lineno is None else f', line {error.lineno},'
     return f'{path}{place} is no Python ({error.msg}).'
   lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if _is(frame, path)]
-  if lines and isinstance(error, _SENTENCES):
+  is_pythons_own = isinstance(error, ImportError) and error.name is not None
+  if lines and isinstance(error, _SENTENCES) and not is_pythons_own:
     return str(error)
   if lines:
     reason = f'{type(error).__name__} ({_last_line(str(error))})'
@@ -62,6 +68,13 @@ def _blame_config_file(error: BaseException, path: str) -> str | None:
 
 def _is(frame: traceback.FrameSummary, path: str) -> bool:
   return frame.filename == path
+
+
+def _has_no_fields(error: BaseException) -> bool:
+  """Whether ml_collections looked for a field in something that is no config of its own."""
+  frames = traceback.extract_tb(error.__traceback__)
+  is_a_lookup = bool(frames) and frames[-1].filename.endswith('config_path.py')
+  return is_a_lookup and isinstance(error, KeyError | TypeError | AttributeError)
 
 
 def _unknown_field(error: Exception) -> str | None:

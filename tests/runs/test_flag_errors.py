@@ -114,7 +114,10 @@ def test_a_wrong_command_line_is_one_sentence(words, expected, refusal):
   'program, expected',
   [
     ('def f(:', ', line 1, is no Python (invalid syntax).'),
-    ('\n\nimport no_such_package', "No module named 'no_such_package'"),
+    (
+      '\n\nimport no_such_package',
+      "wrong.py, line 3, fails with ModuleNotFoundError (No module named 'no_such_package').",
+    ),
     ('def get_config():\n  return undefined', ', line 2, fails with NameError (name '),
     ('def get_config():\n  raise ValueError("no luck")', 'error: no luck'),
     ('x = 1', 'has no function get_config, which returns the config.'),
@@ -131,6 +134,13 @@ def test_a_wrong_config_file_is_one_sentence(program, expected, refusal, tmp_pat
   assert expected in text
   assert '\n' not in text
   assert 'Traceback' not in text
+
+
+@pytest.mark.parametrize('returned', ['{}', 'None', '3'])
+def test_a_field_of_what_is_no_config_is_one_sentence(returned, refusal, tmp_path):
+  path = tmp_path / 'wrong.py'
+  path.write_text(f'def get_config():\n  return {returned}')
+  assert 'wrong.py returned ' in refusal(f'--config={path}', '--config.model.weights=x')
 
 
 def test_a_fault_of_this_package_keeps_its_traceback(refusal, tmp_path, monkeypatch):
