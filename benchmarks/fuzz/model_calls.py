@@ -218,6 +218,7 @@ CALLS: dict[str, Call] = {
         'floor': near(flags, 8),
         'mesh': near(st.just(None), 8),
         'ahead': near(st.just(None), 8),
+        'prior': near(st.just(None), 8),
       },
     ),
     weight=0.5,

@@ -288,6 +288,11 @@ def _check_prior(spec: Spec, prior: Any, number: int) -> None:
 def _with_prior(read: _Read, prior: Allocation) -> _Read:
   """Values that are pooled with those of another loss."""
   share = share_of(read.signal, prior.signal or 0.0)
+  log.info(
+    "Of the folds' squared gradients %.3f are common; %.0f%% of the values are the prior's.",
+    read.signal,
+    100 * share,
+  )
   values = pooled(read.values, prior.values.mean(), share)
   return read._replace(values=values, borrowed=share)
 

@@ -35,7 +35,8 @@ def shifts_of(run: Run, rng: np.random.Generator) -> Split | None:
   if isinstance(images, ImageStream):
     log.info('The training images are streamed; their gradient has no prior.')
     return None
-  chosen = np.sort(rng.permutation(len(labels))[:MOST_IMAGES])
+  most = max(MOST_IMAGES, run.settings.recipe_alone.batch_size)
+  chosen = np.sort(rng.permutation(len(labels))[:most])
   found = shifted(np.asarray(images)[chosen], rng, run.task.num_classes)
   return Split(*meshes.replicate(run.mesh, tuple(map(jax.numpy.asarray, found))))
 
