@@ -413,7 +413,119 @@ def mixture_of_experts():
   return Example(SparseModel(), (normal(2, 5, WIDTH),), rows)
 
 
-FAMILIES = tuple(EXAMPLES)
+FAMILIES = tuple(EXAMPLES)  # merged up front, too
+
+
+# BERT, CLIP and Wav2Vec2 in the manner of transformers' Flax models: modules made in `setup` under
+# numbered names, heads split by hand, norms before or after, a pooler, two towers, sound.
+
+
+class SplitAttention(nn.Module):
+  def setup(self):
+    self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Dense(WIDTH) for _ in range(4))
+
+  def __call__(self, x, mask=None):
+    split = (*x.shape[:2], HEADS, WIDTH // HEADS)
+    q, k, v = (each(x).reshape(split) for each in (self.q_proj, self.k_proj, self.v_proj))
+    weights = nn.dot_product_attention_weights(q, k, mask=mask)
+    return self.out_proj(jnp.einsum('bhqk,bkhd->bqhd', weights, v).reshape(x.shape))
+
+
+class NumberedLayer(nn.Module):
+  norm_first: bool
+
+  def setup(self):
+    self.attention = SplitAttention()
+    self.intermediate, self.output = nn.Dense(HIDDEN), nn.Dense(WIDTH)
+    self.before, self.after = nn.LayerNorm(), nn.LayerNorm()
+
+  def __call__(self, x, mask=None):
+    if self.norm_first:
+      x = x + self.attention(self.before(x), mask)
+      return x + self.output(nn.gelu(self.intermediate(self.after(x))))
+    x = self.before(x + self.attention(x, mask))
+    return self.after(x + self.output(nn.gelu(self.intermediate(x))))
+
+
+NUMBERED = (
+  *(f'attention/{name}' for name in ('q_proj', 'k_proj', 'v_proj', 'out_proj')),
+  'intermediate',
+  'output',
+)
+
+
+class Bert(nn.Module):
+  def setup(self):
+    self.words, self.types = nn.Embed(VOCABULARY, WIDTH), nn.Embed(2, WIDTH)
+    self.layer = [NumberedLayer(norm_first=False)]
+    self.pooler = nn.Dense(WIDTH)
+    self.classifier = nn.Dense(CLASSES)
+
+  def __call__(self, tokens, types, mask):
+    x = self.words(tokens) + self.types(types)
+    x = self.layer[0](x, mask[:, None, None])
+    return self.classifier(jnp.tanh(self.pooler(x[:, 0])))
+
+
+@example
+def bert():
+  rng = np.random.default_rng(0)
+  tokens = jnp.asarray(rng.integers(0, VOCABULARY, (2, 5)))
+  mask = jnp.arange(5) < jnp.array([[5], [3]])
+  rows = (*(f'layer_0/{name}' for name in NUMBERED), 'pooler')
+  return Example(Bert(), (tokens, tokens % 2, mask), rows, blind=KEYS)
+
+
+class Clip(nn.Module):
+  def setup(self):
+    self.patches = nn.Conv(WIDTH, (4, 4), strides=(4, 4), use_bias=False)
+    self.words = nn.Embed(VOCABULARY, WIDTH)
+    self.vision, self.text = NumberedLayer(norm_first=True), NumberedLayer(norm_first=True)
+    self.visual_projection, self.text_projection = (
+      nn.Dense(HIDDEN, use_bias=False) for _ in range(2)
+    )
+    self.logit_scale = self.param('logit_scale', nn.initializers.ones, ())
+
+  def __call__(self, images, tokens):
+    x = self.patches(images).reshape(len(images), -1, WIDTH)
+    image = self.visual_projection(self.vision(x).mean(1))
+    text = self.text_projection(self.text(self.words(tokens), nn.make_causal_mask(tokens))[:, -1])
+    image, text = (each / jnp.linalg.norm(each, axis=-1, keepdims=True) for each in (image, text))
+    return self.logit_scale * image @ text.T
+
+
+@example
+def clip():
+  tokens = jnp.asarray(np.random.default_rng(0).integers(0, VOCABULARY, (2, 5)))
+  towers = [
+    *(f'vision/{name}' for name in NUMBERED),
+    'visual_projection',
+    *(f'text/{name}' for name in NUMBERED),
+    'text_projection',
+  ]
+  return Example(Clip(), (normal(2, 8, 8, 3), tokens), tuple(towers), blind=KEYS)
+
+
+class Wav2Vec2(nn.Module):
+  def setup(self):
+    self.conv_layers = [nn.Conv(WIDTH, (4,), strides=(2,)), nn.Conv(WIDTH, (2,), strides=(2,))]
+    self.feature_projection = nn.Dense(WIDTH)
+    self.pos_conv = nn.Conv(WIDTH, (3,), feature_group_count=2)
+    self.layers = [NumberedLayer(norm_first=False)]
+    self.lm_head = nn.Dense(VOCABULARY)
+
+  def __call__(self, sound):
+    x = sound[..., None]
+    for conv in self.conv_layers:
+      x = nn.gelu(conv(x))
+    x = self.feature_projection(x)
+    return self.lm_head(self.layers[0](x + nn.gelu(self.pos_conv(x))))
+
+
+@example
+def wav2vec2():
+  rows = ('feature_projection', *(f'layers_0/{name}' for name in NUMBERED))
+  return Example(Wav2Vec2(), (normal(2, 24),), rows, blind=KEYS)
 
 
 # Wrappers: one way of writing or lifting each, around the same two-layer block.
