@@ -385,6 +385,6 @@ def check_metadata(path: Path, metadata: Any, kind: str) -> dict[str, Any]:
   if not isinstance(metadata, dict) or metadata.pop('kind', None) != kind:
     raise ValueError(f'{path} is no {kind} file that glora_jax wrote.')
   # Before files had a format, metadata of this name was the user's.
-  if isinstance(metadata.get('format'), int):
+  if isinstance(metadata.get('format'), int | float):
     _check_format(path, metadata.pop('format'), kind)
   return metadata

@@ -11,11 +11,11 @@ import optax
 from flax import nnx
 
 from glora_jax.limits import Domain, Limits
-from glora_jax.method.genomes import check_genome
 from glora_jax.method.groups import spec_of
 from glora_jax.method.validation import (
   check_classes,
   check_labelled,
+  check_one_genome,
   check_population,
   check_whole_numbers,
 )
@@ -77,7 +77,7 @@ def with_genome(state: State, genome: Any) -> State:
       'with its variables.'
     )
   require_all_rows(found)
-  check_genome(spec_of(found), genome)
+  check_one_genome(spec_of(found), genome, 'with_genome')
   replace = functools.partial(_with_rows, genome)
   return jax.tree.map(replace, state, is_leaf=_is_variable)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from glora_jax.method.space import Spec
 from glora_jax.method.storage import check_storage
 from glora_jax.method.supports import COLLECTION
@@ -54,6 +56,8 @@ class Checked:
       self._check_genomes(adapted.spec, genomes)
       check_collections(variables)
       check_storage(adapted.groups, variables[COLLECTION], genomes)
+    if isinstance(labels, list | tuple):
+      labels = np.asarray(labels)
     result = self._compiled(variables, genomes, images, labels, *others)
     # How many classes there are is known once the model has been traced, and nothing waits here.
     check_classes(labels, min(self._evaluator.traced_classes))
