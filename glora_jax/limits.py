@@ -300,6 +300,17 @@ def printable(text: str) -> str:
   return _NOT_PRINTABLE.sub(_escape, text)
 
 
+def ended(error: Exception) -> str:
+  """What somebody else's error says, as the end of a sentence.
+
+  Example:
+    >>> ended(TypeError("missing 'x'"))
+    "missing 'x'."
+  """
+  text = str(error)
+  return text if text.endswith(('.', '?', ')')) else f'{text}.'
+
+
 def listed(names: Iterable[str]) -> str:
   """Names as a sentence lists them, which are not endless.
 

@@ -48,8 +48,11 @@ def write_json(rng: random.Random, path: str, content: Any) -> str:
 
 def spoil_json(rng: random.Random, path: str) -> str:
   """Changes a JSON file; what was done."""
-  with open(path) as file:
-    content = json.load(file)
+  try:
+    with open(path) as file:
+      content = json.load(file)
+  except ValueError:  # it is spoiled already
+    return spoil_bytes(rng, path)
   return write_json(rng, path, content)
 
 

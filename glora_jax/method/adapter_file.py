@@ -293,7 +293,8 @@ def _check_base(path: Path, theirs: str, ours: str) -> None:
   """Raises ValueError unless the fingerprints of the frozen parameters are equal."""
   if theirs != ours:
     raise ValueError(
-      f'The adapter {path} was trained on other base weights (SHA-256 {theirs[:_DIGITS]}..., and '
+      f'The adapter {path} was trained on other base weights (SHA-256 '
+      f'{printable(theirs[:_DIGITS])}..., and '
       f'these are {ours[:_DIGITS]}...); load it onto those.'
     )
 

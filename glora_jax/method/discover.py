@@ -22,6 +22,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from glora_jax.limits import ended
 from glora_jax.method.layout import LINEAR_MODULES, Layout, linear_layout
 from glora_jax.method.probe import Lift, Probe, Watch
 from glora_jax.method.quantized import check_unquantized
@@ -188,7 +189,7 @@ def _explained(model: nn.Module, sample: Sample) -> Iterator[None]:
     yield
   except Exception as error:
     raise ValueError(
-      f'{type(model).__name__} does not run on the sample inputs ({sample}): {error}'
+      f'{type(model).__name__} does not run on the sample inputs ({sample}): {ended(error)}'
     ) from error
 
 

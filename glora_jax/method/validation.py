@@ -149,6 +149,22 @@ def _as_stored(name: str, shape: tuple[int, ...], stored: tuple[int, ...]) -> tu
   return (*shape[:axis], rank, *shape[axis + 1 :])
 
 
+def as_numbers(name: str, value: Any) -> Any:
+  """Arrays of numbers as they are, traced ones, too; lists of numbers as one.
+
+  Raises:
+    ValueError: it is something else.
+  """
+  try:
+    array = value if hasattr(value, 'dtype') else np.asarray(value)
+  except (ValueError, TypeError):  # a list of lists of different lengths
+    array = None
+  kinds = (np.number, np.bool_)
+  if array is None or not any(jax.dtypes.issubdtype(array.dtype, kind) for kind in kinds):
+    raise ValueError(f'The {name} are {shown(value)}; they must be an array of numbers.')
+  return array
+
+
 def check_labelled(images: Any, labels: Any) -> None:
   """Checks that there are images, and as many labels.
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from glora_jax.method.space import Spec
 from glora_jax.method.storage import check_storage
 from glora_jax.method.supports import COLLECTION
 from glora_jax.method.validation import (
+  as_numbers,
   check_classes,
   check_collections,
   check_one_genome,
@@ -56,8 +55,7 @@ class Checked:
       self._check_genomes(adapted.spec, genomes)
       check_collections(variables)
       check_storage(adapted.groups, variables[COLLECTION], genomes)
-    if isinstance(labels, list | tuple):
-      labels = np.asarray(labels)
+    images, labels = as_numbers('images', images), as_numbers('labels', labels)
     result = self._compiled(variables, genomes, images, labels, *others)
     # How many classes there are is known once the model has been traced, and nothing waits here.
     check_classes(labels, min(self._evaluator.traced_classes))

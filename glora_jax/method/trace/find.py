@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from glora_jax.limits import shown
+from glora_jax.limits import ended, shown
 from glora_jax.method.sample import Sample, is_array
 from glora_jax.method.site import Site
 from glora_jax.method.trace.bias import bias_of
@@ -123,7 +123,9 @@ def _walk(
     program = jax.make_jaxpr(run)([*map(_shaped, arrays.values())], sample.arrays)
   except Exception as error:
     name = getattr(function, '__name__', type(function).__name__)
-    raise ValueError(f'{name} does not run on the sample inputs ({sample}): {error}') from error
+    raise ValueError(
+      f'{name} does not run on the sample inputs ({sample}): {ended(error)}'
+    ) from error
   values = [
     # A leading axis of size one is there to be repeated over a batch.
     Value(view=View.whole(path, array.shape), repeated=array.shape[:1] == (1,))
