@@ -205,7 +205,8 @@ def _members_of_tie(
   ends: tuple[str, ...], by_name: Mapping[str, Site]
 ) -> Iterator[tuple[Site, ...]]:
   """The sites of a tie, once for every place where its ends stand beside each other."""
-  firsts = [name for name in by_name if name == ends[0] or name.endswith(f'/{ends[0]}')]
+  leading = ends[0] if ends else ''
+  firsts = [name for name in by_name if name == leading or name.endswith(f'/{leading}')]
   if len(ends) < 2 or len(set(ends)) < len(ends) or not firsts:
     raise ValueError(
       f'The tie {ends} must list two or more different path ends of selected layers; '

@@ -179,6 +179,7 @@ def test_ties_by_path_ends_fold_and_merge_alike_with_and_without_tied_storage(ti
   [
     (('query', 'nothing'), 'beside it no selected layer attn/nothing'),
     (('query',), 'two or more different path ends'),
+    ((), 'two or more different path ends'),
     (('none', 'query'), 'there are: attn/query'),
     (('mlp', 'other'), 'do not have the same input array'),
   ],
