@@ -10,6 +10,7 @@ import concurrent.futures
 import hashlib
 import logging
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -146,7 +147,8 @@ def require_writable(cache: str) -> None:
   path = os.path.abspath(os.path.expanduser(cache))
   while not os.path.lexists(path):
     path = os.path.dirname(path)
-  if not os.path.isdir(path) or not os.access(path, os.W_OK | os.X_OK):
+  is_folder = os.path.isdir(path) and os.access(path, os.W_OK | os.X_OK)
+  if not is_folder or not shutil.disk_usage(path).total:  # /proc holds no file
     raise OSError(
       f'data.cache={cache!r} is no folder that can be written, because of {path}; give another, or '
       'None for no cache.'

@@ -24,7 +24,7 @@ import ml_collections
 
 from glora_jax.data.catalog import canonical
 from glora_jax.files import Path, damaged, write_json, writing
-from glora_jax.limits import shown
+from glora_jax.limits import printable, shown
 from glora_jax.mesh import primary
 from glora_jax.records import read_record
 from glora_jax.runs.config import default_config, values_when_absent
@@ -88,7 +88,7 @@ class Change(NamedTuple):
   new: Any
 
   def __str__(self):
-    return f'{self.name} was {shown(self.old)} and is now {shown(self.new)}'
+    return f'{printable(self.name)} was {shown(self.old)} and is now {shown(self.new)}'
 
 
 def changes_of(
@@ -184,7 +184,7 @@ def read_config(workdir: Path) -> ml_collections.ConfigDict:
   config.update_from_flattened_dict(values_when_absent())
   try:
     config.update(_read(path))
-  except (KeyError, TypeError, AttributeError) as error:
+  except (KeyError, TypeError, AttributeError, OverflowError) as error:
     raise damaged(path, error.args[0] if error.args else error, _REMEDY) from error
   return config
 
