@@ -253,7 +253,6 @@ class AllocationSettings:
     'shifts',
     'what a gradient that is mostly noise borrows from: the one of telling which way the same '
     'images were shifted; None for nothing',
-    absent=None,
   )
 
   def epochs(self, borrowed: bool = False) -> int:
