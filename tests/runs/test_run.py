@@ -85,4 +85,5 @@ def test_the_streams_have_the_numbers_that_old_runs_resume_by():
     'HEAD': 6,
     'STRUCTURE': 7,
     'TRAINING': 8,
+    'PRIOR': 9,
   }
