@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from glora_jax.limits import Domain, Limits
+from glora_jax.limits import Domain, Limits, shown
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.supports import COLLECTION
 from glora_jax.method.validation import check_labelled
@@ -121,8 +121,8 @@ def train_many(
   check_labelled(images, labels)
   _DISPATCHED.check(steps_per_dispatch, 'steps_per_dispatch')
   for number, run in enumerate(runs):
-    if not 0 < run.rate < float('inf'):
-      raise ValueError(f'rate={run.rate} of run {number} must be above 0 and finite.')
+    if not 0 < run.rate <= float(np.finfo(np.float32).max):
+      raise ValueError(f'rate={shown(run.rate)} of run {number} must be above 0 and finite.')
   last = recipe.epochs * recipe.steps_per_epoch(len(labels))
   groups = _grouped(runs)
   states: dict[int, TrainState] = {}
