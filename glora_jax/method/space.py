@@ -28,7 +28,7 @@ FLAT_FORMS: Mapping[Tensor, tuple[str, ...]] = {
 }
 LORA_TENSORS: tuple[Tensor, ...] = ('A', 'B', 'C')
 _IS = Domain(bool)
-_SIDE = Domain(int, limits=Limits(at_least=1))
+_SIDE = Domain(int, limits=Limits(at_least=1, at_most=2**24))
 _NAME = Domain(str)
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from glora_jax.files import Path, first_line, write_json, write_safetensors
-from glora_jax.limits import shown
+from glora_jax.limits import listed, printable, shown
 from glora_jax.method.space import Tensor
 from glora_jax.models import hub
 from glora_jax.models.containers.opening import open_tensors
@@ -244,7 +244,7 @@ def _read_glora(path: str, tensors: Flat, config: Mapping[str, Any]) -> dict[str
         found[module][tensor][part] = value.astype(np.float32)
   return {
     module: {
-      tensor: _form(path, f'{module}.glora_{tensor}', tensor, parts)
+      tensor: _form(path, printable(f'{module}.glora_{tensor}'), tensor, parts)
       for tensor, parts in forms.items()
     }
     for module, forms in found.items()
@@ -259,7 +259,7 @@ def _form(path: str, name: str, tensor: str, parts: Flat) -> LowRank | FlatForm:
     # A and B lie there as [out, in]; C is a column of inputs in both.
     return LowRank(down, up) if tensor == 'C' else LowRank(up.T, down.T)
   if parts.keys() != {'X'}:
-    raise ValueError(f'{path}: {name} is incomplete, it has only {", ".join(parts)}.')
+    raise ValueError(f'{path}: {name} is incomplete, it has only {listed(parts)}.')
   values = parts['X'].reshape(-1)
   # A constant is [1]; vectors of weights are columns, so one of a single output is [1, 1].
   is_constant = parts['X'].shape == (1,)
