@@ -189,6 +189,8 @@ class Domain:
         check_by(self.limits.check, unknown, f'{name}.{unknown}')
     kind, optional = without_none(kind)
     for key, item in value.items():
+      if not isinstance(key, str) or not key or '.' in key:
+        raise ValueError(f'{name}: the name {shown(key)} must be a text without a dot.')
       if item is not None or not optional:
         self._check_scalar(item, kind, f'{name}.{key}')
     return dict(value)
