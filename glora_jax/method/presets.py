@@ -214,9 +214,10 @@ def _chosen_codes(layer: Layer, choice: Mapping[str, str | int]) -> list[int]:
       allele = names[-1]
     code = layer.space.code(tensor, allele) if tensor in TENSORS else None
     if code is None:
+      named = tensor if tensor in TENSORS else shown(tensor)
       raise ValueError(
-        f'custom genome: {layer.name} has no {tensor}={allele!r}; the tensors are A to E, '
-        f'the alleles of {tensor}: {", ".join(names) or "none, no such tensor"}.'
+        f'custom genome: {layer.name} has no {named}={shown(allele)}; the tensors are A to E, '
+        f'the alleles of {named}: {", ".join(names) or "none, no such tensor"}.'
       )
     codes[tensor] = code
   return list(codes.values())
