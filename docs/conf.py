@@ -53,7 +53,6 @@ napoleon_use_ivar = True
 def setup(app):
   """Brings what lies elsewhere to where Sphinx looks for it."""
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-  os.environ['GLORA_JAX_ROOT'] = ROOT  # pages that run commands run them here
   notebooks = os.path.join(HERE, 'notebooks')
   shutil.copytree(os.path.join(ROOT, 'notebooks'), notebooks, dirs_exist_ok=True)
   with open(os.path.join(HERE, 'reference', 'config.md'), 'w') as file:

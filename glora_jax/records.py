@@ -21,6 +21,7 @@ import numpy as np
 from glora_jax.files import (
   AGAIN,
   STAMP,
+  LaterVersionError,
   Path,
   check_stamp,
   damaged,
@@ -126,6 +127,24 @@ def check_folder(folder: Path, kind: str) -> None:
   path = os.path.join(folder, FORMAT_FILE)
   if os.path.exists(path):
     read_record(path, kind, dict[str, Any], 'remove it')
+
+
+def read_if_whole(path: Path, kind: str) -> dict[str, np.ndarray] | None:
+  """The arrays of an npz file that can be made again; None where it is missing or damaged.
+
+  Args:
+    path: path of the file.
+    kind: kind that the file must be of.
+
+  Raises:
+    LaterVersionError: a later version wrote it.
+  """
+  try:
+    return read_arrays(path, kind)
+  except LaterVersionError:
+    raise
+  except (OSError, ValueError):
+    return None
 
 
 def read_lines(path: Path, kind: str, shape: Any) -> list[Any]:

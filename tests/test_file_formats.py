@@ -19,6 +19,7 @@ READERS = {
   'read_record': 1,
   'read_arrays': 1,
   'read_array_record': 1,
+  'read_if_whole': 1,
   'read_lines': 1,
   'check_metadata': 2,
   'read_tensors': 1,

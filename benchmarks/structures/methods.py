@@ -31,7 +31,6 @@ from glora_jax.search.allocate import allocate
 from glora_jax.search.allocated import Allocation
 from glora_jax.search.allocation import Measure, Values
 from glora_jax.search.choice import choose, value_of
-from glora_jax.search.pooling import CLEAR, pooled, share_of
 from glora_jax.training.losses import cross_entropy
 from glora_jax.training.rates import Kind, kinds
 
@@ -123,7 +122,8 @@ def structure(job: Job, setting_of: Any) -> Structure:
     if name.argument.startswith('of '):
       source, measure = setting_of(name.argument.removeprefix('of '), job.seed), ''
     if measure == 'shifts':
-      found, notes = pooled_with_shifts(source, setting_of(job.task, job.seed, shifts=True))
+      read = allocation(source, shifts=setting_of(job.task, job.seed, shifts=True))
+      found, notes = read.values.mean(), {'share': round(read.borrowed, 3)}
     else:
       found = measured(source, measure or 'squared')
     knows_vectors = measure not in (*measures.LAYER_SCORES, 'eva')
@@ -154,8 +154,10 @@ def batches(setting: Setting) -> list[tuple[jax.Array, jax.Array]]:
 
 
 @functools.lru_cache(maxsize=8)
-def allocation(setting: Setting, measure: str = 'squared') -> Allocation:
-  """What `allocate` finds for a setting."""
+def allocation(
+  setting: Setting, measure: str = 'squared', shifts: Setting | None = None
+) -> Allocation:
+  """What `allocate` finds for a setting, which may borrow from shifts of its images."""
 
   def loss(forward, batch, key):
     del key
@@ -172,6 +174,7 @@ def allocation(setting: Setting, measure: str = 'squared') -> Allocation:
     folds=FOLDS,
     max_rank=MAX_RANK,
     value=measure,
+    prior=None if shifts is None else functools.partial(allocation, shifts),
     progress=False,
   )
 
@@ -191,15 +194,6 @@ def measured(setting: Setting, measure: str) -> Values:
 
   params = setting.variables['params']
   return measures.layer_values(measure, setting.adapted, params, loss, batches(setting))
-
-
-def pooled_with_shifts(own: Setting, shifts: Setting) -> tuple[Values, dict[str, Any]]:
-  """The values of a task and of shifts of its images as one, and the signals of both."""
-  ours, theirs = allocation(own), allocation(shifts)
-  signal = ours.signal or 0.0
-  share = share_of(signal, theirs.signal or 0.0) if signal < CLEAR else 0.0
-  found = pooled(ours.values, theirs.values.mean(), share).mean()
-  return found, {'signals': [ours.signal, theirs.signal], 'share': round(share, 3)}
 
 
 def random_values(spec: Spec, number: int) -> Values:

@@ -21,8 +21,9 @@ from glora_jax.data.pipeline import (
   without_broken,
 )
 from glora_jax.data.task import Task, require_measurable
-from glora_jax.files import LaterVersionError, read_arrays, write_arrays
+from glora_jax.files import write_arrays
 from glora_jax.limits import listed, printable
+from glora_jax.records import read_if_whole
 
 KIND = 'checked images'  # of the file that remembers
 
@@ -101,14 +102,9 @@ def _read(path: str) -> np.ndarray:
   Raises:
     LaterVersionError: a later version wrote it.
   """
-  try:
-    digests = read_arrays(path, KIND).get('readable')
-    if digests is not None and digests.dtype == np.uint64 and digests.ndim == 1:
-      return digests
-  except LaterVersionError:
-    raise
-  except (OSError, ValueError):
-    pass
+  digests = (read_if_whole(path, KIND) or {}).get('readable')
+  if digests is not None and digests.dtype == np.uint64 and digests.ndim == 1:
+    return digests
   return np.zeros(0, np.uint64)
 
 

@@ -21,8 +21,9 @@ from tqdm.auto import tqdm
 
 from glora_jax.data.examples import Examples, Part
 from glora_jax.data.image import ResizeRule, resize
-from glora_jax.files import LaterVersionError, read_arrays, write_arrays, writing
+from glora_jax.files import write_arrays, writing
 from glora_jax.limits import printable
+from glora_jax.records import read_if_whole
 
 log = logging.getLogger(__name__)
 
@@ -122,13 +123,10 @@ def cached_path(
 
 def _read_cached(path: str, labels: np.ndarray, image_size: int, skip_broken: bool) -> Split | None:
   """The arrays in a file of the cache; None where they are not what was written for the key."""
-  try:
-    arrays = read_arrays(path, 'images')
-    split = Split(arrays['images'], arrays['labels'])
-  except LaterVersionError:
-    raise
-  except (OSError, ValueError, KeyError):
+  arrays = read_if_whole(path, 'images')
+  if arrays is None or not arrays.keys() >= {'images', 'labels'}:
     return None
+  split = Split(arrays['images'], arrays['labels'])
   number = len(split.labels) if skip_broken else len(labels)
   is_whole = split.labels.dtype == np.int32 and split.labels.shape == (number,)
   is_whole &= split.images.dtype == np.uint8

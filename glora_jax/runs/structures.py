@@ -96,9 +96,9 @@ def _of_gradient(run: Run) -> Structure:
     ahead = None if is_allocated(run, FOLDER) else start_compiling(run, place)
     warm = Place(place.adapted, warm_head(run, place))
   with run.stage('structure'):
-    prior = prior_of(run, place, key=run.key(Stream.PRIOR), ahead=ahead)
-    options = {'budget': budget, 'key': key, 'folder': FOLDER, 'ahead': ahead, 'prior': prior}
-    allocation = allocate_once(run, warm, **options)
+    options = {'budget': budget, 'ahead': ahead}
+    prior = prior_of(run, place, key=run.key(Stream.PRIOR), **options)
+    allocation = allocate_once(run, warm, key=key, folder=FOLDER, prior=prior, **options)
   return Structure(place, allocation.genome, allocation.variables, allocation)
 
 

@@ -150,8 +150,9 @@ def _read_off_gradients(
     fresh = adapted.init(stream_key(seed, Stream.INIT), run.variables['params'])
     start = Place(adapted, {**fresh, 'params': warm['params']})
     of_seed = [trial for trial in trials if trial.seed == seed]
+    key = stream_key(seed, Stream.PRIOR)
+    prior = prior_of(run, Place(adapted, fresh), budget=min(budgets), key=key, ahead=ahead)
     for budget in budgets:
-      prior = prior_of(run, Place(adapted, fresh), key=stream_key(seed, Stream.PRIOR), ahead=ahead)
       options = {'budget': budget, 'ahead': ahead, 'prior': prior}
       trained = _train_structure(run, names[seed, budget], start, of_seed, **options)
       rows[f'{GRADIENT}-{budget}'] += [

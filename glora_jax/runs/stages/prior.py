@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -42,13 +43,14 @@ def shifts_of(run: Run, rng: np.random.Generator) -> Split | None:
 
 
 def allocate_shifts(
-  run: Run, place: Place, *, key: jax.Array, ahead: Ahead | None = None
+  run: Run, place: Place, *, budget: int | None, key: jax.Array, ahead: Ahead | None = None
 ) -> Allocation | None:
   """What shifts of the images ask for, with a head that tells them apart.
 
   Args:
     run: the run.
     place: the model and its variables before any training.
+    budget: that of the structure; what a prior gives depends on none.
     key: random key.
     ahead: what `start_compiling` returned.
 
@@ -63,13 +65,11 @@ def allocate_shifts(
   options = {'preprocess': run.preprocess, 'mesh': run.mesh, 'progress': meshes.primary()}
   variables = warm_head(place.adapted, place.variables, *split, recipe, head_key, **options)
   warm = Place(place.adapted, variables)
-  return read_off_gradient(run, warm, budget=None, key=key, ahead=ahead, split=split)
+  return read_off_gradient(run, warm, budget=budget, key=key, ahead=ahead, split=split)
 
 
-def prior_of(
-  run: Run, place: Place, *, key: jax.Array, ahead: Ahead | None = None
-) -> Callable[[], Allocation | None] | None:
-  """What `allocate` takes as prior, as the config says; see `allocate_shifts`."""
+def prior_of(run: Run, place: Place, **options: Any) -> Callable[[], Allocation | None] | None:
+  """What `allocate` takes as prior, as the config says, found once; see `allocate_shifts`."""
   if run.settings.allocation.prior is None:
     return None
-  return functools.partial(allocate_shifts, run, place, key=key, ahead=ahead)
+  return functools.cache(functools.partial(allocate_shifts, run, place, **options))
