@@ -67,5 +67,10 @@ def dispatch(
   return suite.summary(board, workdir), 1 if board.failed else 0
 
 
-if __name__ == '__main__':
+def command() -> None:
+  """Runs the command, as `glora` and as `python -m glora_jax.main`."""
   run_with_config(main)
+
+
+if __name__ == '__main__':
+  command()

@@ -133,7 +133,8 @@ def _forget_output() -> None:
   os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-if __name__ == '__main__':
+def command() -> None:
+  """Runs the command, as `glora-predict` and as `python -m glora_jax.predict`."""
   try:
     main()
   except KeyboardInterrupt:
@@ -141,3 +142,7 @@ if __name__ == '__main__':
   except BrokenPipeError:  # `| head` has seen enough
     _forget_output()
     sys.exit(1)
+
+
+if __name__ == '__main__':
+  command()

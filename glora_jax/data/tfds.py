@@ -123,7 +123,7 @@ def instructions(builder: Builder) -> str:
     return f'{full_name} needs a manual download into {folder}: {" ".join(manual.split())}'
   return (
     f'{full_name} is downloaded and prepared at its first use '
-    '(some builders need TensorFlow for that: pip install "glora_jax[tf]").'
+    '(some builders need TensorFlow for that: pip install tensorflow).'
   )
 
 
@@ -151,7 +151,7 @@ def prepare(builder: Builder) -> None:
   except ImportError as error:
     raise ImportError(
       f'Preparing {builder.info.full_name} needs a package that is not there ({error}); '
-      'pip install "glora_jax[tf]", or prepare it on a machine that has TensorFlow and copy the '
+      'pip install tensorflow, or prepare it on a machine that has TensorFlow and copy the '
       'folder.'
     ) from error
   except Exception as error:  # TFDS raises whatever downloads, checksums and folders raise

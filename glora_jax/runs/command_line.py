@@ -6,7 +6,6 @@ It imports no JAX: a config file that does not exist should not wait for it.
 from __future__ import annotations
 
 import io
-import itertools
 import logging
 import os
 import signal
@@ -19,7 +18,7 @@ import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
 
-from glora_jax.runs import flag_errors
+from glora_jax.runs import config_files, flag_errors
 from glora_jax.runs.mistakes import MISTAKES, is_mistake, sentence
 
 STOPPED = 75  # exit code EX_TEMPFAIL of sysexits.h: the same command goes on
@@ -69,7 +68,10 @@ class HelpConfigFlag(flags.BooleanFlag):
 
 
 CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'Python file with get_config(); override its fields with --config.FIELD=VALUE.'
+  'config',
+  None,
+  'Name of a config that comes with the package, or a Python file with get_config(); override its '
+  'fields with --config.FIELD=VALUE.',
 )
 WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Where everything is written; runs/NAME_OF_CONFIG by default.'
@@ -135,11 +137,11 @@ def _given_config() -> ml_collections.ConfigDict:
   Raises:
     ValueError: there is none, or its file returned something else.
   """
-  paths = _config_files(sys.argv)
+  paths = config_files.given(sys.argv)
   if CONFIG.value is None and not paths:
     raise ValueError(
-      'A config is needed; give --config FILE, configs/quickstart.py for instance. --help_config '
-      'lists its fields.'
+      'A config is needed; give --config NAME_OR_FILE, --config quickstart for instance. '
+      '--help_config lists its fields.'
     )
   if not isinstance(CONFIG.value, ml_collections.ConfigDict):
     raise ValueError(
@@ -151,28 +153,18 @@ def _given_config() -> ml_collections.ConfigDict:
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
   """Parses the flags; a mistake ends in one sentence, where absl shows the whole usage."""
-  # ml_collections prints a traceback of its own for a config file that does not exist.
-  config_files = _config_files(argv)
-  for path in config_files:
-    if not os.path.isfile(path):
-      sys.exit(
-        f'error: there is no config file {path or "without a name"}; the ones that come with the '
-        'project are in configs/.'
-      )
   try:
-    return flags.FLAGS(argv)
+    # ml_collections prints a traceback of its own for a config file that does not exist.
+    words = config_files.with_paths(argv)
+  except ValueError as error:
+    sys.exit(f'error: {error}')
+  try:
+    return flags.FLAGS(words)
   except Exception as error:  # a config file may raise anything
-    text = flag_errors.explain(error, config_files)
+    text = flag_errors.explain(error, config_files.given(words))
     if text is None:
       raise
     sys.exit(f'error: {text}')
-
-
-def _config_files(argv: Sequence[str]) -> list[str]:
-  """The config files of a command line, without their arguments."""
-  joined = [word.removeprefix('--config=') for word in argv if word.startswith('--config=')]
-  apart = [value for flag, value in itertools.pairwise(argv) if flag == '--config']
-  return [path.split(':')[0] for path in joined + apart]
 
 
 def _configure_logging() -> None:

@@ -16,7 +16,7 @@ from glora_jax.runs import command_line
     (['--config.sead=1'], 'sead'),
     (['--config.seed=one'], 'seed'),
     (['--config.budget=0.5'], 'budget=0.5 must be a whole number'),
-    (['--config=configs/none.py'], 'there is no config file configs/none.py'),
+    (['--config=configs/none.py'], 'There is no config file configs/none.py'),
     (['stray'], 'stray'),
   ],
 )

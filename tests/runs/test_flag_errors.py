@@ -67,11 +67,14 @@ def test_none_unsets_a_field_and_other_values_are_read_as_before(parse):
   [
     (
       [],
-      'A config is needed; give --config FILE, configs/quickstart.py for instance.',
+      'A config is needed; give --config NAME_OR_FILE, --config quickstart for instance.',
     ),
     (['--config'], 'error: Missing value for flag --config'),
-    (['--config='], 'error: there is no config file without a name'),
-    (['--config=configs'], 'error: there is no config file configs; the ones that come with the'),
+    (['--config='], 'error: There is no config file without a name'),
+    (
+      ['--config=configs'],
+      'error: There is no config file configs; give the path of one, or a name',
+    ),
     (
       [QUICKSTART, '--config.bugdet=1'],
       "error: The config has no field 'bugdet'; did you mean 'budget'? --help_config lists all of",

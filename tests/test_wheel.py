@@ -1,0 +1,133 @@
+"""What is built of the project: every file of the package, the configs in it, and nothing else."""
+
+import importlib.metadata
+import importlib.util
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+
+import pytest
+from places import CONFIGS, ROOT
+
+import glora_jax
+from glora_jax.runs import config_files
+
+PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())
+LEFT_OUT = ('.git', '.pytest_cache', 'runs', 'dist', 'build', 'glora_jax.egg-info')
+OLDEST_SETUPTOOLS = 77
+
+
+def sources():
+  """What is in the package, by its path in there: {'glora_jax/main.py': bytes}."""
+  roots = {'glora_jax/configs': CONFIGS, 'glora_jax': ROOT / 'glora_jax'}
+  return {
+    f'{name}/{path.relative_to(root)}': path.read_bytes()
+    for name, root in roots.items()
+    for path in root.rglob('*')
+    if path.is_file() and '__pycache__' not in path.parts
+  }
+
+
+def test_the_packages_are_all_folders_with_code():
+  folders = {
+    str(path.parent.relative_to(ROOT)).replace(os.sep, '.')
+    for path in (ROOT / 'glora_jax').rglob('*.py')
+  }
+  assert {*PROJECT['tool']['setuptools']['packages']} == folders | {'glora_jax.configs'}
+
+
+@pytest.mark.parametrize('command', PROJECT['project']['scripts'].values())
+def test_a_console_command_is_a_function_without_arguments(command):
+  entry_point = importlib.metadata.EntryPoint('command', command, 'console_scripts')
+  assert callable(entry_point.load())
+
+
+def test_nothing_says_that_an_index_has_the_package():
+  files = subprocess.run(
+    ['git', 'ls-files'], cwd=ROOT, capture_output=True, text=True
+  ).stdout.split() or ['README.md']
+  pages = [ROOT / name for name in files if name.endswith(('.md', '.py', '.ipynb'))]
+  claims = re.compile(r'pip install [^\n`]*\bglora_jax(\[\w+\])?["\']?(\s|$)', re.MULTILINE)
+  assert claims.search('pip install -q "glora_jax[tf]"\n')
+  assert not [str(page) for page in pages if page.exists() and claims.search(page.read_text())]
+
+
+def test_configs_are_found_by_name_path_and_with_arguments(tmp_path, monkeypatch):
+  assert str(CONFIGS) == config_files.FOLDER
+  assert {'quickstart', 'own', 'vtab'} <= {*config_files.names()}
+  words = ['main', '--config', 'own:photos/,rank=3', '--config=vtab', '--workdir', 'own']
+  monkeypatch.chdir(tmp_path)
+  assert config_files.with_paths(words) == [
+    *('main', '--config', f'{CONFIGS}/own.py:photos/,rank=3'),
+    *(f'--config={CONFIGS}/vtab.py', '--workdir', 'own'),
+  ]
+  (tmp_path / 'own').write_text('A file of this name is meant first.')
+  assert config_files.path_of('own') == 'own'
+  with pytest.raises(
+    ValueError, match=r'no config file qickstart; .*: compare, fewshot, .*vtab\.$'
+  ):
+    config_files.path_of('qickstart')
+
+
+def left_out(folder, names):
+  return LEFT_OUT if pathlib.Path(folder) == ROOT else ('__pycache__',)
+
+
+@pytest.fixture(scope='module')
+def built(tmp_path_factory):
+  """The folder with the wheel and the sdist that a copy of the project makes."""
+  setuptools = importlib.metadata.version('setuptools')
+  if importlib.util.find_spec('build') is None or int(setuptools.split('.')[0]) < OLDEST_SETUPTOOLS:
+    pytest.skip(f'building needs build and setuptools {OLDEST_SETUPTOOLS}: the extra "test"')
+  copy, output = tmp_path_factory.mktemp('project') / 'copy', tmp_path_factory.mktemp('built')
+  shutil.copytree(ROOT, copy, ignore=left_out)
+  words = [sys.executable, '-m', 'build', '--no-isolation', '--outdir', output, copy]
+  subprocess.run(words, check=True, capture_output=True)
+  return output
+
+
+@pytest.mark.slow
+def test_a_wheel_holds_the_package_with_weights_and_configs_and_nothing_else(built):
+  [path] = built.glob('*.whl')
+  assert path.name == f'glora_jax-{glora_jax.__version__}-py3-none-any.whl'
+  with zipfile.ZipFile(path) as wheel:
+    files = {name: wheel.read(name) for name in wheel.namelist()}
+  package = {name: content for name, content in files.items() if '.dist-info/' not in name}
+  assert package == sources()
+  assert {'glora_jax/py.typed', 'glora_jax/configs/compare_rates.json'} <= package.keys()
+  [metadata] = [content for name, content in files.items() if name.endswith('/METADATA')]
+  assert b'License-Expression: Apache-2.0' in metadata
+
+
+@pytest.mark.slow
+def test_a_source_distribution_holds_what_a_wheel_is_made_of_and_no_tests(built):
+  [path] = built.glob('*.tar.gz')
+  with tarfile.open(path) as archive:
+    names = {name.partition('/')[2] for name in archive.getnames()}
+  expected = {name.replace('glora_jax/configs/', 'configs/') for name in sources()}
+  assert expected | {'README.md', 'LICENSE', 'CITATION.cff', 'requirements.txt'} <= names
+  assert not [name for name in names if name.startswith(('tests', 'benchmarks', 'docs'))]
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_finds_its_configs_outside_of_the_checkout(built, tmp_path):
+  [wheel] = built.glob('*.whl')
+  target = tmp_path / 'target'
+  words = ['-m', 'pip', 'install', '-q', '--no-deps', '--no-index', '--target', target, wheel]
+  subprocess.run([sys.executable, *words], check=True)
+  paths = f'{target}{os.pathsep}{os.environ.get("PYTHONPATH", "")}'
+  options = {'cwd': tmp_path, 'env': {**os.environ, 'PYTHONPATH': paths}, 'text': True}
+  code = 'import glora_jax; print(glora_jax.__file__)'
+  run = subprocess.run([sys.executable, '-c', code], **options, stdout=subprocess.PIPE, check=True)
+  assert pathlib.Path(run.stdout).is_relative_to(target)
+  # The config is read and checked, and refused in a sentence before anything starts.
+  words = ['--config', 'quickstart', '--config.budget=0.5', '--workdir', tmp_path / 'run']
+  run = subprocess.run([target / 'bin' / 'glora', *words], **options, stderr=subprocess.PIPE)
+  assert run.returncode == 1
+  assert 'budget=0.5 must be a whole number' in run.stderr
