@@ -49,8 +49,8 @@ RATES: Mapping[str, tuple[float, ...]] = {
 def parse_arguments() -> argparse.Namespace:
   """Reads the command line."""
   parser = make_parser(__doc__ or '', 'two epochs, and nothing is kept')
-  final = [name for name, task in TASKS.items() if task.set == 'final']
-  parser.add_argument('--tasks', nargs='+', choices=TASKS, default=final, metavar='TASK')
+  rendered = [name for name, task in TASKS.items() if task.set != 'development']
+  parser.add_argument('--tasks', nargs='+', choices=TASKS, default=rendered, metavar='TASK')
   return parser.parse_args()
 
 

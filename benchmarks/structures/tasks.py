@@ -1,7 +1,8 @@
 """The tasks: all images of each, and what a seed draws of them.
 
-Everything is tuned on the development tasks; the final ones are looked at once. Test images are the
-same for every seed, and none of them is ever among the images to learn from.
+Everything is tuned on the development tasks; the final ones are looked at once, and the confirming
+ones were written after all that. Test images are the same for every seed, and none of them is ever
+among the images to learn from.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from benchmarks.machinery import embedded_task
-from benchmarks.structures import scenes
+from benchmarks.structures import confirming_scenes, scenes
 from benchmarks.transfer.tasks import read_mnist
 from glora_jax.data.pipeline import Split
 
@@ -51,13 +52,14 @@ class TaskSpec:
   """A task.
 
   Attributes:
-    set: whether methods may be tuned on it.
+    set: whether methods may be tuned on it, were held against each other on it, or were fixed
+      before it was there.
     read: gives images uint8 [n, 28, 28, 3] and labels int [n], always the same.
     question: what the label says of a picture.
     tests: number of test images.
   """
 
-  set: Literal['development', 'final']
+  set: Literal['development', 'final', 'confirming']
   read: Callable[[], tuple[np.ndarray, np.ndarray]]
   question: str
   tests: int = TEST
@@ -174,6 +176,46 @@ TASKS: dict[str, TaskSpec] = {
     'final',
     functools.partial(render, scenes.relation, 5, 16),
     'where a square is, seen from a ring: left, above, right, below, inside',
+  ),
+  'stripes': TaskSpec(
+    'confirming',
+    functools.partial(render, confirming_scenes.stripes, 6, 21),
+    'how wide stripes are, in steps of 1.2 times',
+  ),
+  'brightest': TaskSpec(
+    'confirming',
+    functools.partial(render, confirming_scenes.brightest, 5, 22),
+    'which of five shapes is the brightest',
+  ),
+  'order': TaskSpec(
+    'confirming',
+    functools.partial(render, confirming_scenes.order, 6, 23),
+    'in which order a dark, a medium and a bright disc stand',
+  ),
+  'mirror': TaskSpec(
+    'confirming',
+    functools.partial(render, confirming_scenes.mirror, 4, 24),
+    'how half of the discs lie to the other half: mirrored across x or y, turned, neither',
+  ),
+  'bend': TaskSpec(
+    'confirming',
+    functools.partial(render, confirming_scenes.bend, 5, 25),
+    'how bent an arc is, in steps of 36 degrees',
+  ),
+  'gap': TaskSpec(
+    'confirming',
+    functools.partial(render, confirming_scenes.gap, 8, 26),
+    'where the gap of a ring is, in steps of 45 degrees',
+  ),
+  'inside': TaskSpec(
+    'confirming',
+    functools.partial(render, confirming_scenes.inside, 6, 27),
+    'how many of five discs are in a ring, none to five',
+  ),
+  'corners': TaskSpec(
+    'confirming',
+    functools.partial(render, confirming_scenes.corners, 6, 28),
+    'how many corners a polygon has, three to eight',
   ),
 }
 
