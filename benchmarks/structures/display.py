@@ -21,15 +21,25 @@ def print_all(
     development[budget] = print_tournament(stores['development'], rates, budget)
   gates = {name: gate.correlations(stores['gate'], name) for name in plan.tasks('development')}
   print_gate(gates)
-  final = {}
-  for budget in budgets:
-    final[budget] = budget_table(stores['final'], plan.tasks('final'), rates, budget)
-    print_final(budget, final[budget])
-    print_methods(stores['final'], rates, budget)
-    without = [name for name, size in plan.fixed_up_to(budget) if (name, size) not in rates]
-    if without:
-      print(f'Without rates, and so not compared at {budget:,}: {", ".join(without)}.')
-  print_result('structures', {'development': development, 'gate': gates, 'final': final})
+  sets = {'final': plan.tasks('final'), 'confirming': plan.confirming()}
+  found = {
+    part: {budget: print_bar(part, stores[part], names, rates, budget) for budget in budgets}
+    for part, names in sets.items()
+  }
+  print_result('structures', {'development': development, 'gate': gates, **found})
+
+
+def print_bar(
+  part: str, store: Store, names: Sequence[str], rates: Mapping[Method, float], budget: int
+) -> dict[str, Any]:
+  """Ours against the fixed methods of a budget, and all of them."""
+  found = budget_table(store, names, rates, budget)
+  print_final(f'{part}, {budget:,}', found)
+  print_methods(store, names, rates, budget)
+  without = [name for name, size in plan.fixed_up_to(budget) if (name, size) not in rates]
+  if found and without:
+    print(f'Without rates, and so not compared at {budget:,}: {", ".join(without)}.')
+  return found
 
 
 def print_rates(store: Store, rates: Mapping[Method, float]) -> None:
@@ -72,7 +82,7 @@ def print_gate(gates: Mapping[str, Mapping[str, Any]]) -> None:
       print(f'gate on {name}: {dict(found)}')
 
 
-def print_final(budget: int, table: Mapping[str, Mapping[str, Any]]) -> None:
+def print_final(title: str, table: Mapping[str, Mapping[str, Any]]) -> None:
   """Ours against the best fixed method of at most its size, task by task."""
   lines = []
   for name, line in table.items():
@@ -91,12 +101,13 @@ def print_final(budget: int, table: Mapping[str, Mapping[str, Any]]) -> None:
     )
   if lines:
     titles = ('gradient', 'best fixed', 'difference', '', 'random', 'headroom')
-    print_table((f'final, {budget:,}', *titles), lines)
+    print_table((title, *titles), lines)
 
 
-def print_methods(store: Store, rates: Mapping[Method, float], budget: int) -> None:
-  """Mean accuracy of every fixed method on every final task; in brackets the number of seeds."""
-  names = plan.tasks('final')
+def print_methods(
+  store: Store, names: Sequence[str], rates: Mapping[Method, float], budget: int
+) -> None:
+  """Mean accuracy of every fixed method on every task; in brackets the number of seeds."""
   methods = [method for method in plan.fixed_up_to(budget) if method in rates]
   lines = []
   for method in [(plan.OURS, budget), ('gradient', budget), *methods]:
@@ -104,7 +115,7 @@ def print_methods(store: Store, rates: Mapping[Method, float], budget: int) -> N
     cells = [f'{row.mean:.1f} ({len(row.accuracies)})' for row in rows]
     lines.append((method[0], f'{rows[0].params:,}' if rows else '', *cells))
   complete = [line for line in lines if len(line) == len(names) + 2]
-  if complete:
+  if complete and names:
     print_table((f'every method, {budget:,}', 'params', *names), complete)
 
 

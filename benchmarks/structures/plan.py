@@ -1,5 +1,6 @@
 """What is compared: budgets, fixed methods, controls, tasks and seeds."""
 
+import os
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -7,9 +8,12 @@ from benchmarks.structures.jobs import Job, Store
 from benchmarks.structures.laboratory import backbone
 from benchmarks.structures.methods import Name
 from benchmarks.structures.tasks import TASKS
+from glora_jax.files import read_json
 from glora_jax.method.genomes import count_params
 from glora_jax.method.presets import preset
 
+ADMISSION = os.path.join(os.path.dirname(__file__), 'admission.json')
+CONFIRMING = 6  # most confirming tasks: the first that were admitted, in the order of `TASKS`
 EPOCHS = 36
 BUDGETS = (5_184, 9_216, 18_432, 36_864)
 SMALLEST_BUDGET = 2_592
@@ -60,6 +64,13 @@ def fixed_up_to(budget: int) -> list[Method]:
 def tasks(which: str) -> list[str]:
   """Names of the tasks of a set."""
   return [name for name, task in TASKS.items() if task.set == which]
+
+
+def confirming() -> list[str]:
+  """Names of the confirming tasks that are run."""
+  results = read_json(ADMISSION)
+  admitted = [name for name in tasks('confirming') if results.get(name, {}).get('admitted')]
+  return admitted[:CONFIRMING]
 
 
 def jobs_of(

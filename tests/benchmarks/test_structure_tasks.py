@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from benchmarks.structures import admission, rendering, scenes, tasks
+from benchmarks.structures import admission, confirming_scenes, rendering, scenes, tasks
 
 
 class Unwanted:
@@ -96,6 +96,12 @@ def plain(monkeypatch):
   monkeypatch.setattr(rendering, 'gradient', lambda *_: black)
   monkeypatch.setattr(rendering, 'tint', lambda *_: np.ones(3))
   monkeypatch.setattr(rendering, 'finish', lambda rng, picture, noise: picture[..., 0])
+
+
+@pytest.fixture
+def black(plain, monkeypatch):
+  """Scenes without noise, clutter and colors."""
+  monkeypatch.setattr(confirming_scenes, 'clutter', lambda *_, **__: np.zeros((28, 28, 3)))
 
 
 def shapes(picture):
@@ -242,3 +248,61 @@ def test_admission_asks_for_headroom(linear, finetuning, full, admitted):
 def test_a_task_says_how_many_test_images_it_has():
   drawn = tasks.draw(tasks.load_pool('digits'), 0)
   assert len(drawn['test'].labels) == tasks.TASKS['digits'].tests
+
+
+@pytest.mark.parametrize('label', range(6))
+def test_as_many_discs_are_in_the_ring_as_the_label_says(monkeypatch, label):
+  drawn = []
+
+  def add_shape(rng, picture, shape, center, radius):
+    drawn.append((shape, center, radius))
+    return picture
+
+  monkeypatch.setattr(confirming_scenes, 'add_shape', add_shape)
+  for seed in range(5):
+    drawn.clear()
+    confirming_scenes.inside(np.random.default_rng(seed), label)
+    (_, middle, ring), *discs = drawn
+    away = np.array([np.hypot(*(center - middle)) for _, center, _ in discs])
+    radii = np.array([radius for _, _, radius in discs])
+    assert len(discs) == 5
+    assert (away + radii < ring).sum() == label
+    assert (away - radii > ring).sum() == 5 - label
+
+
+@pytest.mark.parametrize('label', range(6))
+def test_discs_stand_in_the_order_that_the_label_says(black, label):
+  picture = confirming_scenes.order(np.random.default_rng(0), label)
+  columns = np.array_split(np.arange(28), 3)
+  brightness = [picture[:, part].max() for part in columns]
+  assert (
+    np.argsort(np.argsort(brightness)).tolist()
+    == np.argsort(np.argsort(confirming_scenes._ORDERS[label])).tolist()
+  )
+
+
+@pytest.mark.parametrize('label', range(8))
+def test_the_gap_of_a_ring_is_where_the_label_says(black, label):
+  for seed in range(5):
+    picture = confirming_scenes.gap(np.random.default_rng(seed), label)
+    points = np.argwhere(picture > 0.1)
+    system = np.column_stack([2 * points, np.ones(len(points))])
+    circle = np.linalg.lstsq(system, (points**2).sum(1), rcond=None)[0]  # fitted to what is there
+    y, x = circle[:2] - np.average(points, axis=0, weights=picture[tuple(points.T)])
+    assert round(np.arctan2(y, x) / (np.pi / 4)) % 8 == label
+
+
+@pytest.mark.parametrize('label, turned', [(0, np.fliplr), (1, np.flipud), (2, np.rot90)])
+def test_a_mirrored_picture_is_its_own_image(black, label, turned):
+  picture = confirming_scenes.mirror(np.random.default_rng(0), label)
+  image = turned(turned(picture)) if turned is np.rot90 else turned(picture)
+  np.testing.assert_allclose(picture, image, atol=1e-6)
+  other = confirming_scenes.mirror(np.random.default_rng(0), 3)
+  assert not np.allclose(other, turned(other))
+
+
+def test_a_polygon_has_the_area_of_a_disc_whatever_its_corners(black):
+  rows, columns = np.mgrid[-20:20:0.1, -20:20:0.1]
+  for corners in range(3, 9):
+    area = (confirming_scenes._polygon(columns, rows, 9.0, corners) < 0).sum() * 0.01
+    assert area == pytest.approx(np.pi * 81, rel=0.02)

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.structures import cost, methods, plan, tuning
 from benchmarks.structures import laboratory as lab
+from benchmarks.structures.__main__ import confirming_jobs
 from benchmarks.structures.jobs import Store
 from benchmarks.structures.statistics import difference, headroom, rank_correlation
 from glora_jax.method.genomes import count_params
@@ -163,3 +164,25 @@ def test_cost_counts_epochs_that_were_not_measured_as_those_that_were(monkeypatc
   monkeypatch.setattr(cost.loop, 'fit', fit)
   monkeypatch.setattr(cost.time, 'perf_counter', lambda: next(clock))
   assert cost.lora_seconds(problem, 3) == {'training': 5 + 2 * (plan.EPOCHS - 1)}
+
+
+def test_confirming_trains_without_a_prior_only_where_something_was_borrowed(tmp_path):
+  store = Store(str(tmp_path / 'results.jsonl'))
+  rates = {('bitfit', 0): 0.1, ('lora:1@attn', 0): 0.2, ('gradient', 5_184): 0.3}
+  shares = {('near', 0): 0.0, ('near', 1): 0.4, ('far', 0): 0.2, ('far', 1): 0.0}
+  rounds = []
+  for jobs in confirming_jobs(store, rates, ['near', 'far'], 5_184, 2):
+    missing = [job for job in dict.fromkeys(jobs) if job not in store.results]
+    rounds.append([(job.task, job.method, job.seed) for job in missing])
+    for job in missing:
+      accuracy = 0.5 if job.method == 'bitfit' and job.task == 'near' else 0.7
+      store.add(job, {'test': [accuracy, 1.0], 'share': shares[job.task, job.seed]})
+  first, second, alone = rounds
+  assert {(method, seed) for _, method, seed in first} == {
+    ('gradient(shifts)', 0),
+    ('bitfit', 0),
+    ('lora:1@attn', 0),
+  }
+  assert ('near', 'bitfit', 1) not in second
+  assert ('far', 'bitfit', 1) in second
+  assert alone == [('far', 'gradient', 0), ('near', 'gradient', 1)]
