@@ -13,7 +13,7 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -209,11 +209,17 @@ def over_devices(which: Literal['all', 'one'] = 'all') -> Mesh | None:
         f"mesh.devices='one' does not fit {processes} processes; take 'all', or start one process."
       )
     return None
-  devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+  return over(jax.devices())
+
+
+def over(devices: Sequence[jax.Device]) -> Mesh | None:
+  """The mesh over devices, also of a machine that is not here; see `over_devices`."""
+  devices = sorted(devices, key=lambda device: (device.process_index, device.id))
+  owners = [device.process_index for device in devices]
   if len(devices) == 1:
     return None
-  owners = [device.process_index for device in devices]
-  if len({owners.count(process) for process in range(processes)}) > 1:
+  processes = len(set(owners))
+  if len({owners.count(process) for process in owners}) > 1:
     raise ValueError(
       f'The {len(devices)} devices are not spread evenly over the {processes} processes; '
       'give each as many.'
@@ -328,7 +334,9 @@ def settle(mesh: Mesh | None, tree: Any) -> Any:
 
 
 def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
-  """An array in a sharding, also where other processes have a part in it."""
+  """An array in a sharding, also where other processes have a part in it; a shape stays one."""
+  if isinstance(leaf, jax.ShapeDtypeStruct):
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
   is_array = isinstance(leaf, jax.Array)
   if is_array and leaf.sharding.is_equivalent_to(sharding, leaf.ndim):
     return leaf

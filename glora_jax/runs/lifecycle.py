@@ -175,17 +175,12 @@ def prepare(
   model, params, metadata = _load_backbone(settings.model, path, task.num_classes)
   size = metadata['image_size']
   early_checks.check_images(settings, size)
-  sample = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-  make = functools.partial(adapt, model, sample, merge=settings.merge)
-  adapted = make(space=settings.space.search_space(settings.structure))
+  adapted, other = adapt_spaces(settings, model, size)
   early_checks.check_ranks(adapted)
   require_feasible(adapted.spec, settings.budget)
   variables = _initialize(adapted, params, settings, mesh)
   beside = None
-  if settings.structure == SEARCH and any(
-    is_beside(adapted.spec, name) for name in early_checks.rows(settings)
-  ):
-    other = make(space=settings.space.search_space(GRADIENT))
+  if other is not None:
     beside = Place(other, other.init(stream_key(settings.seed, Stream.INIT), variables['params']))
   largest = adapted.count_params(adapted.spec.num_codes - 1)
   log.info(
@@ -281,6 +276,40 @@ def _load_backbone(
   return model, params, {**metadata, 'normalization': normalization}
 
 
+def adapt_spaces(
+  settings: RunSettings, model: nn.Module, size: int
+) -> tuple[Adapted, Adapted | None]:
+  """The model adapted with the run's space, and with that of rows beside a search, if any.
+
+  Args:
+    settings: the config.
+    model: the backbone.
+    size: side of its images.
+  """
+  sample = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+  make = functools.partial(adapt, model, sample, merge=settings.merge)
+  adapted = make(space=settings.space.search_space(settings.structure))
+  is_searched = settings.structure == SEARCH
+  if is_searched and any(is_beside(adapted.spec, name) for name in early_checks.rows(settings)):
+    return adapted, make(space=settings.space.search_space(GRADIENT))
+  return adapted, None
+
+
+def shapes_before_training(
+  adapted: Adapted, params: Any, settings: RunSettings, mesh: jax.sharding.Mesh | None
+) -> dict[str, Any]:
+  """Shapes of the variables before any training, in their types and on their devices.
+
+  Args:
+    adapted: the adapted backbone.
+    params: shapes of its parameters.
+    settings: the config.
+    mesh: devices, which need not be at hand.
+  """
+  start = functools.partial(_initialize, adapted, settings=settings, mesh=None)
+  return _placed(adapted, jax.eval_shape(start, params), settings, mesh)
+
+
 def _initialize(
   adapted: Adapted, params: Any, settings: RunSettings, mesh: jax.sharding.Mesh | None
 ) -> dict[str, Any]:
@@ -293,7 +322,16 @@ def _initialize(
   if mesh is None:
     return adapted.init(key, jax.tree.map(jnp.asarray, params))
   # From the host to their places: a large base need not fit one device.
-  trainable, frozen = adapted.split(adapted.init(key, params))
+  return _placed(adapted, adapted.init(key, params), settings, mesh)
+
+
+def _placed(
+  adapted: Adapted, variables: Any, settings: RunSettings, mesh: jax.sharding.Mesh | None
+) -> dict[str, Any]:
+  """Variables, or their shapes, on the devices of a run."""
+  if mesh is None:
+    return variables
+  trainable, frozen = adapted.split(variables)
   place = meshes.shard if settings.mesh.base == 'sharded' else meshes.replicate
   return adapted.join(meshes.replicate(mesh, trainable), place(mesh, frozen))
 

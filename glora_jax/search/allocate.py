@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import functools
 import logging
 import os
@@ -196,9 +197,21 @@ def compile_ahead(
   """
   _check_counts(folds, max_rank)
   _check_model(adapted, variables, loss)
-  settings = Settings(folds, _number(adapted.spec, max_rank))
+  return passes_of(adapted, variables, loss, batches, Settings(folds, max_rank)).start_compiling()
+
+
+def passes_of(
+  adapted: Adapted,
+  variables: Mapping[str, Any],
+  loss: Loss,
+  batches: Batches,
+  settings: Settings,
+) -> Passes:
+  """Passes as `allocate` makes them, of variables that may be shapes."""
   variables = {**variables, 'params': adapted.full_precision(variables['params'])}
-  return Passes(adapted, variables, loss, batches, jax.random.key(0), settings).start_compiling()
+  size = _number(adapted.spec, settings.max_rank)
+  settings = dataclasses.replace(settings, max_rank=size)
+  return Passes(adapted, variables, loss, batches, jax.random.key(0), settings)
 
 
 def _number(spec: Spec, max_rank: int) -> int:

@@ -31,6 +31,9 @@ class Checked:
     evaluator: what the function computes with.
     compiled: `(variables, genomes, images, labels, ...) -> anything`.
     check_genomes: raises ValueError for genomes that the function does not take.
+
+  Attributes:
+    compiled: the function itself.
   """
 
   def __init__(
@@ -40,7 +43,7 @@ class Checked:
     check_genomes: Callable[[Spec, Any], None] = check_population,
   ):
     self._evaluator = evaluator
-    self._compiled = compiled
+    self.compiled = compiled
     self._check_genomes = check_genomes
 
   def __call__(self, variables: Any, genomes: Any, images: Any, labels: Any, *others: Any) -> Any:
@@ -56,11 +59,11 @@ class Checked:
       check_collections(variables)
       check_storage(adapted.groups, variables[COLLECTION], genomes)
     images, labels = as_numbers('images', images), as_numbers('labels', labels)
-    result = self._compiled(variables, genomes, images, labels, *others)
+    result = self.compiled(variables, genomes, images, labels, *others)
     # How many classes there are is known once the model has been traced, and nothing waits here.
     check_classes(labels, min(self._evaluator.traced_classes))
     return result
 
   def lower(self, *arguments: Any) -> Any:
     """What `jax.jit` lowers."""
-    return self._compiled.lower(*arguments)
+    return self.compiled.lower(*arguments)

@@ -207,8 +207,12 @@ class Passes:
       return self.ahead.program.result()(*arguments)
     return self._gradient(*arguments)
 
+  def program(self, batch: Any) -> tuple[Any, tuple[Any, ...]]:
+    """(compiled function, arguments) of a pass, of variables and a batch that may be shapes."""
+    return self._gradient, self._arguments(batch)
+
   def lowered(self, batch: Any) -> jax.stages.Lowered:
-    """The program of a pass, of variables and a batch that may be mere shapes."""
+    """The program of a pass, lowered; see `program`."""
     return self._gradient.lower(*self._arguments(batch))
 
   def start_compiling(self) -> Ahead:

@@ -101,17 +101,24 @@ class HeadAlone(Subnet):
     Returns:
       [n, ...].
     """
-    _, rest = _head_and_rest(self.adapted, variables)
-    rest = meshes.settle(mesh, rest)
-    program = jax.jit(
-      self.halves.body,
-      out_shardings=None if mesh is None else meshes.replicated(mesh),
-      compiler_options=_COMPILER_OPTIONS.get(jax.default_backend()),
-    )
+    rest = meshes.settle(mesh, self.body_of(variables))
+    program = self.features_program(mesh)
     rows = rows_in_order(len(labels), self.batch_size)
     parts = [program(rest, batch) for batch, _ in in_rows(images, labels, rows, mesh)]
     found = np.concatenate([np.asarray(part) for part in parts])[: len(labels)]
     return jax.device_put(found) if mesh is None else meshes.replicate(mesh, found)
+
+  def body_of(self, variables: Mapping[str, Any]) -> dict[str, Any]:
+    """All variables of the base model but its head."""
+    return _head_and_rest(self.adapted, variables)[1]
+
+  def features_program(self, mesh: jax.sharding.Mesh | None = None) -> Any:  # a compiled function
+    """The compiled `(body_of(variables), images) -> features` of a batch."""
+    return jax.jit(
+      self.halves.body,
+      out_shardings=None if mesh is None else meshes.replicated(mesh),
+      compiler_options=_COMPILER_OPTIONS.get(jax.default_backend()),
+    )
 
 
 def _head_and_rest(adapted: Adapted, variables: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -243,13 +243,8 @@ def _train_group(
   order_keys, step_keys = zip(*(jax.random.split(run.key) for run in runs), strict=True)
   rates = jnp.array([run.rate for run in runs], jnp.float32)
   trainable = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[run.trainable for run in runs])
-  carry = Carry(
-    trainable,
-    jax.vmap(optimizer.init)(trainable),
-    step=jnp.zeros(len(runs), jnp.int32),
-    finite=jnp.ones(len(runs), bool),
-  )
-  steps = _make_steps(loss_fn, optimizer, recipe.accumulate)
+  carry = start_of_runs(trainable, optimizer)
+  steps = make_steps_of_runs(loss_fn, optimizer, recipe.accumulate)
   with bar:
     for first in range(0, last, block_size):
       stop = min(first + block_size, last)
@@ -269,7 +264,18 @@ def _state_of_run(carry: Carry, number: int) -> TrainState:
   return TrainState(trainable, opt_state, int(carry.step[number]))
 
 
-def _make_steps(
+def start_of_runs(trainable: Any, optimizer: optax.GradientTransformation) -> Carry:
+  """What a first step of several runs is given, by what they train, [run, ...]."""
+  number = len(jax.tree.leaves(trainable)[0])
+  return Carry(
+    trainable,
+    jax.vmap(optimizer.init)(trainable),
+    step=jnp.zeros(number, jnp.int32),
+    finite=jnp.ones(number, bool),
+  )
+
+
+def make_steps_of_runs(
   loss_fn: LossFn, optimizer: optax.GradientTransformation, accumulate: int
 ) -> Callable:
   """Makes many steps of several runs as one compiled function.

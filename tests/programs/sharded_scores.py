@@ -28,7 +28,7 @@ def check_scores(score, arguments, expected):
     found = score(*arguments)
     np.testing.assert_array_equal(found.correct, expected.correct)
     np.testing.assert_allclose(found.loss, expected.loss, rtol=1e-5)
-  assert score._compiled._cache_size() == 1
+  assert score.compiled._cache_size() == 1
 
 
 def check_predictions(found, expected):

@@ -101,13 +101,13 @@ def test_a_diverging_run_stops_alone_at_its_last_good_state(caplog):
 @pytest.fixture
 def programs(monkeypatch):
   """The loss of every group that is trained."""
-  losses, make_steps = [], side_by_side._make_steps
+  losses, make_steps = [], side_by_side.make_steps_of_runs
 
   def recorded(loss_fn, *arguments):
     losses.append(loss_fn)
     return make_steps(loss_fn, *arguments)
 
-  monkeypatch.setattr(side_by_side, '_make_steps', recorded)
+  monkeypatch.setattr(side_by_side, 'make_steps_of_runs', recorded)
   return losses
 
 

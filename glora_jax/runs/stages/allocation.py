@@ -100,7 +100,7 @@ def indices_of_run(run: Run, key: jax.Array, split: Split | None = None) -> np.n
   return fold_indices(key, num_images, folds, batch_size, devices)
 
 
-def _loss_of(run: Run) -> Loss:
+def loss_of(run: Run) -> Loss:
   """What the gradient is taken of."""
 
   def loss(forward, batch, key):
@@ -131,7 +131,7 @@ def start_compiling(run: Run, place: Place) -> Ahead | None:
   settings = run.settings.allocation
   batches = _batches_of(run, jax.random.key(0))
   sizes = {'folds': settings.folds, 'max_rank': settings.max_rank}
-  return compile_ahead(place.adapted, place.variables, _loss_of(run), batches, **sizes)
+  return compile_ahead(place.adapted, place.variables, loss_of(run), batches, **sizes)
 
 
 def read_off_gradient(
@@ -162,7 +162,7 @@ def read_off_gradient(
   return allocate(
     place.adapted,
     place.variables,
-    _loss_of(run),
+    loss_of(run),
     _batches_of(run, fold_key, split),
     budget=budget,
     key=sketch_key,

@@ -119,7 +119,7 @@ def train(
     NonFiniteLossError: training diverged; the last good state is saved.
     Stopped: the run was asked to stop; the newest state is saved.
   """
-  learner, loss_fn = _learner(run, stage)
+  learner, loss_fn = learner_of(run, stage)
   trainable, frozen = learner.split(variables)
   images, labels = run.data(stage.split)
   per_epoch = stage.recipe.steps_per_epoch(len(labels))
@@ -165,7 +165,7 @@ def train(
   return learner.join(state.trainable, frozen)
 
 
-def _learner(run: Run, stage: TrainingStage) -> tuple[Adapted | Subnet | HeadAlone, LossFn]:
+def learner_of(run: Run, stage: TrainingStage) -> tuple[Adapted | Subnet | HeadAlone, LossFn]:
   """What is trained, and its loss: the subnet of a genome, or the supernet where that is None."""
   if stage.head is not None:
     return stage.head, stage.head.loss()

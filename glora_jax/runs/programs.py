@@ -1,0 +1,308 @@
+"""The programs that a run compiles, with the shapes of what they are called with: nothing is run.
+
+Each is the very function that its stage calls. Tests lower them for accelerators that are not at
+hand, `benchmarks.tpu_programs` compiles them for slices, and `plan` reads off what they take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from glora_jax import mesh as meshes
+from glora_jax.data.pipeline import Split
+from glora_jax.method.presets import preset
+from glora_jax.runs.config import RunSettings
+from glora_jax.runs.lifecycle import adapt_spaces, never, shapes_before_training
+from glora_jax.runs.run import STREAMED_BLOCK, Place, Run, Stream
+from glora_jax.runs.sections import GRADIENT, SEARCH
+from glora_jax.runs.stages.allocation import loss_of, shape_of_folds
+from glora_jax.runs.stages.heads import head_stage
+from glora_jax.runs.stages.training import STEPS_PER_DISPATCH, TrainingStage, learner_of
+from glora_jax.search.allocate import passes_of
+from glora_jax.search.early_stopping import make_stopping_scorer
+from glora_jax.search.fold_gradients import Settings
+from glora_jax.search.scoring import make_predictor, make_scorer
+from glora_jax.training.adapter_loss import prepare
+from glora_jax.training.batches import MOST_STREAMED_STEPS, steps_per_call
+from glora_jax.training.loop import make_steps
+from glora_jax.training.side_by_side import make_steps_of_runs, start_of_runs
+
+Shape = jax.ShapeDtypeStruct
+KEY = jax.eval_shape(jax.random.key, 0)
+
+
+class Program(NamedTuple):
+  """A compiled function and the shapes that it is called with.
+
+  Attributes:
+    name: key of `MAKERS`.
+    function: what `jax.jit` returned.
+    arguments: arrays' shapes, types and, on a mesh, places.
+  """
+
+  name: str
+  function: Any
+  arguments: tuple[Any, ...]
+
+  def lowered(self) -> Any:
+    """The program for the devices that its arguments are on, lowered."""
+    return self.function.lower(*self.arguments)
+
+
+class Workload(NamedTuple):
+  """How much a run's programs are given at once.
+
+  Attributes:
+    chunk: candidates side by side, on each device of the mesh's candidate axis.
+    side_by_side: trainings side by side.
+    preset: subnet that is trained alone.
+  """
+
+  chunk: int = 8
+  side_by_side: int = 2
+  preset: str = 'lora'
+
+
+def shape_of_run(
+  settings: RunSettings,
+  model: nn.Module,
+  image_size: int,
+  counts: Mapping[str, int],
+  normalization: Any = 'inception',
+  mesh: jax.sharding.Mesh | None = None,
+) -> Run:
+  """A run of which only shapes are known: a model without weights, no task, no workdir.
+
+  Args:
+    settings: the config.
+    model: the backbone, with a head for the task; its `dtype` and `remat` are those of the run.
+    image_size: side of its images.
+    counts: number of images by split, 'train', 'val' and 'test'; 'train+val' where it is used.
+    normalization: how pixels become numbers.
+    mesh: devices, which may be a slice's that is not at hand; None for one device.
+
+  Returns:
+    A run for `program`, whose variables are `jax.ShapeDtypeStruct`.
+  """
+  adapted, beside = adapt_spaces(settings, model, image_size)
+  images = Shape((1, image_size, image_size, 3), jnp.float32)
+  params = jax.eval_shape(model.init, jax.random.key(0), images)['params']
+  variables = shapes_before_training(adapted, params, settings, mesh)
+  metadata = {'image_size': image_size, 'normalization': normalization}
+  run = Run(settings, '', None, adapted, variables, metadata, {}, never, mesh=mesh)
+  if beside is not None:
+    run.beside = Place(beside, shapes_before_training(beside, params, settings, mesh))
+  for split, number in counts.items():
+    run.splits[split] = Split(_images(run, number), Shape((number,), jnp.int32))
+  return run
+
+
+def program(name: str, run: Run, workload: Workload = Workload()) -> Program:
+  """A program of a run.
+
+  Args:
+    name: key of `MAKERS`.
+    run: the run; of its variables shapes are enough.
+    workload: sizes of what it is given.
+
+  Raises:
+    ValueError: there is no such program, or the batches do not fit the images or the mesh.
+
+  Example:
+    >>> from glora_jax.models.vit import ViT
+    >>> model = ViT(10, patch_size=4, width=16, depth=2, num_heads=2)
+    >>> counts = {'train': 128, 'val': 64, 'test': 64}
+    >>> run = shape_of_run(RunSettings(), model, 8, counts)
+    >>> fold = program('fold', run)
+    >>> fold.arguments[1]
+    ShapeDtypeStruct(shape=(8, 5), dtype=int8)
+  """
+  if name not in MAKERS:
+    raise ValueError(f'program {name!r} is unknown; the programs are {", ".join(MAKERS)}.')
+  return Program(name, *MAKERS[name](run, workload))
+
+
+_Made = tuple[Any, tuple[Any, ...]]
+
+
+def _training(run: Run, stage: TrainingStage, place: Place) -> _Made:
+  """The steps of a training stage, as `loop.fit` compiles them."""
+  learner, loss_fn = learner_of(run, stage)
+  number = _number(run, stage.split)
+  trainable, frozen = _split(run, learner, place.variables)
+  loss_fn, optimizer = prepare(loss_fn, stage.recipe, trainable, number)
+  state = _replicate(run, jax.eval_shape(optimizer.init, trainable))
+  if stage.head is None:
+    data = _data(run, stage, number)
+  else:
+    body = stage.head.body_of(place.variables)
+    images = _images(run, stage.head.batch_size)
+    features = jax.eval_shape(stage.head.features_program(), body, images)
+    data = _resident(run, stage, Shape((number, *features.shape[1:]), features.dtype), number)
+  steps = make_steps(loss_fn, optimizer, stage.recipe.accumulate, run.mesh)
+  return steps, (trainable, state, 0, frozen, *data, KEY)
+
+
+def _split(run: Run, learner: Any, variables: Any) -> tuple[Any, Any]:
+  """The halves of a learner's variables, on the run's devices."""
+  trainable, frozen = jax.eval_shape(learner.split, variables)
+  if run.mesh is None:
+    return trainable, frozen
+  is_sharded = run.settings.mesh.base == 'sharded'
+  place = meshes.shard if is_sharded else meshes.replicate
+  return _replicate(run, trainable), place(run.mesh, frozen)
+
+
+def _replicate(run: Run, shapes: Any) -> Any:
+  return meshes.replicate(run.mesh, shapes)
+
+
+def _images(run: Run, *axes: int) -> Shape:
+  size = run.metadata['image_size']
+  return Shape((*axes, size, size, 3), jnp.uint8)
+
+
+def _data(run: Run, stage: TrainingStage, number: int) -> tuple[Any, Any, Any]:
+  """Images, labels and indices of a dispatch: a `batches.Block`."""
+  if run.is_resident(number):
+    return _resident(run, stage, _images(run, number), number)
+  size = stage.recipe.batch_size
+  steps = min(STEPS_PER_DISPATCH, MOST_STREAMED_STEPS)
+  steps = steps_per_call(stage.recipe.steps_per_epoch(number), steps)
+  batches = _images(run, steps, size), Shape((steps, size), jnp.int32)
+  if run.mesh is not None:
+    sharding = meshes.dealt(run.mesh, axis=1)
+    batches = tuple(Shape(leaf.shape, leaf.dtype, sharding=sharding) for leaf in batches)
+  return *batches, None
+
+
+def _resident(
+  run: Run, stage: TrainingStage, images: Shape, number: int
+) -> tuple[Shape, Shape, Shape]:
+  per_epoch = stage.recipe.steps_per_epoch(number)
+  most = STEPS_PER_DISPATCH if stage.head is None else per_epoch
+  indices = Shape((steps_per_call(per_epoch, most), stage.recipe.batch_size), jnp.int32)
+  return _replicate(run, (images, Shape((number,), jnp.int32), indices))
+
+
+def _supernet(run: Run, workload: Workload) -> _Made:
+  del workload
+  stage = TrainingStage('supernet', run.settings.supernet, Stream.SUPERNET, run.train_split)
+  return _training(run, stage, run.place(SEARCH))
+
+
+def _subnet_stage(run: Run, workload: Workload) -> tuple[TrainingStage, Place]:
+  place = run.place(workload.preset)
+  genome = preset(place.adapted.spec, workload.preset)
+  recipe = run.settings.recipe_alone
+  key, split = Stream.BASELINE, run.train_split
+  return TrainingStage('subnet', recipe, key, split, genome, adapted=place.adapted), place
+
+
+def _subnet(run: Run, workload: Workload) -> _Made:
+  return _training(run, *_subnet_stage(run, workload))
+
+
+def _train_many(run: Run, workload: Workload) -> _Made:
+  """The same subnet several times side by side, as `train_many` compiles it."""
+  stage, place = _subnet_stage(run, workload)
+  learner, loss_fn = learner_of(run, stage)
+  number, runs = _number(run, stage.split), workload.side_by_side
+  trainable, frozen = jax.eval_shape(learner.split, place.variables)
+  loss_fn, optimizer = prepare(loss_fn, stage.recipe, trainable, number)
+  many = jax.tree.map(lambda leaf: Shape((runs, *leaf.shape), leaf.dtype), trainable)
+  carry = jax.eval_shape(lambda trainable: start_of_runs(trainable, optimizer), many)
+  images, labels, indices = _resident(run, stage, _images(run, number), number)
+  indices = Shape((len(indices), runs, stage.recipe.batch_size), jnp.int32)
+  keys, rates = Shape((runs,), KEY.dtype), Shape((runs,), jnp.float32)
+  steps = make_steps_of_runs(loss_fn, optimizer, stage.recipe.accumulate)
+  return steps, (carry, frozen, images, labels, indices, keys, rates)
+
+
+def _number(run: Run, split: str) -> int:
+  return len(run.data(split).labels)
+
+
+def _scored(run: Run, split: str) -> tuple[Shape, Shape]:
+  """Images and labels that are scored at once: a split, or a block of a streamed one."""
+  number = _number(run, split)
+  number = number if run.is_resident(number) else min(number, STREAMED_BLOCK)
+  return _replicate(run, (_images(run, number), Shape((number,), jnp.int32)))
+
+
+def _genomes(run: Run, *axes: int) -> Shape:
+  return _replicate(run, Shape((*axes, len(run.adapted.spec), 5), jnp.int8))
+
+
+def _scoring(run: Run, workload: Workload) -> _Made:
+  scorer = make_scorer(run.adapted, run.preprocess, chunk=workload.chunk, mesh=run.mesh)
+  genomes = _genomes(run, run.settings.search.population)
+  return scorer.compiled, (run.variables, genomes, *_scored(run, run.search_split))
+
+
+def _stopping(run: Run, workload: Workload) -> _Made:
+  search = run.settings.search
+  options = {'fitness': search.fitness, 'chunk': workload.chunk}
+  scorer = make_stopping_scorer(run.adapted, run.preprocess, **options)
+  images = _scored(run, run.search_split)
+  valid, parents = Shape((search.population,), bool), Shape((search.parents,), jnp.float32)
+  return scorer.compiled, (run.variables, _genomes(run, search.population), *images, valid, parents)
+
+
+def _allocation(run: Run, workload: Workload) -> _Made:
+  place, settings = run.place(GRADIENT), run.settings.allocation
+  devices = 1 if run.mesh is None else run.mesh.size
+  number, batch = _number(run, run.train_split), run.settings.recipe_alone.batch_size
+  _, size = shape_of_folds(number, settings.folds, batch, devices)
+  shapes = _images(run, size), Shape((size,), jnp.int32)
+  if run.mesh is not None:
+    sharding = meshes.dealt(run.mesh)
+    shapes = tuple(Shape(leaf.shape, leaf.dtype, sharding=sharding) for leaf in shapes)
+  measured = Settings(settings.folds, settings.max_rank, run.mesh)
+  return passes_of(place.adapted, place.variables, loss_of(run), (), measured).program(shapes)
+
+
+def _fold(run: Run, workload: Workload) -> _Made:
+  del workload
+  return jax.jit(run.adapted.fold), (run.variables, _genomes(run))
+
+
+def _features(run: Run, workload: Workload) -> _Made:
+  """The frozen body, once for every image, before a head is trained alone."""
+  del workload
+  place = run.place(GRADIENT)
+  stage = head_stage(run, place)
+  batch = meshes.deal(run.mesh, _images(run, stage.head.batch_size))
+  return stage.head.features_program(run.mesh), (stage.head.body_of(place.variables), batch)
+
+
+def _head(run: Run, workload: Workload) -> _Made:
+  del workload
+  place = run.place(GRADIENT)
+  return _training(run, head_stage(run, place), place)
+
+
+def _evaluation(run: Run, workload: Workload) -> _Made:
+  del workload
+  predictor = make_predictor(run.adapted, run.preprocess, mesh=run.mesh)
+  images, _ = _scored(run, 'test')
+  return predictor, (run.variables, _genomes(run), images)
+
+
+MAKERS: Mapping[str, Callable[[Run, Workload], _Made]] = {
+  'supernet': _supernet,
+  'subnet': _subnet,
+  'train_many': _train_many,
+  'scoring': _scoring,
+  'stopping': _stopping,
+  'allocation': _allocation,
+  'fold': _fold,
+  'features': _features,
+  'head': _head,
+  'evaluation': _evaluation,
+}
