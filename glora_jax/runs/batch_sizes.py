@@ -59,32 +59,52 @@ def fit_batches(
     mesh: the devices that batches are dealt to.
 
   Raises:
-    ValueError: a batch is larger than the images, cannot be cut into equal paths or dealt to the
-      devices, or there are more steps than can be counted.
+    ValueError: see `fit_batch`.
   """
-  fitted = {}
-  for used in used_recipes(settings):
-    sizes = [counts[split] for split in used.splits]
-    devices = 1 if mesh is None else mesh.size
-    recipe = _fit_batch(used, getattr(settings, used.section), min(sizes), devices)
-    part = recipe.batch_size // recipe.accumulate
-    if part % used.paths:
-      raise ValueError(
-        f'sampling.paths={used.paths} must divide the {part} images of a step of the supernet '
-        '(supernet.batch_size, and its part by accumulate); give a multiple.'
-      )
-    meshes.require_divisible(mesh, part)
-    steps = recipe.epochs * recipe.steps_per_epoch(max(sizes))
-    if steps > MOST_COUNTED:
-      raise ValueError(
-        f'{used.section}.epochs={recipe.epochs} are {steps:,} steps, more than can be counted; '
-        'give fewer.'
-      )
-    fitted[used.section] = recipe
+  fitted = {
+    used.section: fit_batch(getattr(settings, used.section), used, counts, mesh)
+    for used in used_recipes(settings)
+  }
   return dataclasses.replace(settings, **fitted)
 
 
-def _fit_batch(used: UsedRecipe, recipe: Recipe, fewest: int, devices: int) -> Recipe:
+def fit_batch(
+  recipe: Recipe,
+  used: UsedRecipe,
+  counts: Mapping[str, int],
+  mesh: jax.sharding.Mesh | None = None,
+) -> Recipe:
+  """A recipe with a batch that the images fill; the default shrinks where they are fewer.
+
+  Args:
+    recipe: the recipe.
+    used: what it is used for.
+    counts: number of images by split.
+    mesh: the devices that batches are dealt to.
+
+  Raises:
+    ValueError: a batch is larger than the images, cannot be cut into equal paths or dealt to the
+      devices, or there are more steps than can be counted.
+  """
+  sizes = [counts[split] for split in used.splits]
+  fitted = _shrunk(used, recipe, min(sizes), 1 if mesh is None else mesh.size)
+  part = fitted.batch_size // fitted.accumulate
+  if part % used.paths:
+    raise ValueError(
+      f'sampling.paths={used.paths} must divide the {part} images of a step of the supernet '
+      '(supernet.batch_size, and its part by accumulate); give a multiple.'
+    )
+  meshes.require_divisible(mesh, part)
+  steps = fitted.epochs * fitted.steps_per_epoch(max(sizes))
+  if steps > MOST_COUNTED:
+    raise ValueError(
+      f'{used.section}.epochs={fitted.epochs} are {steps:,} steps, more than can be counted; '
+      'give fewer.'
+    )
+  return fitted
+
+
+def _shrunk(used: UsedRecipe, recipe: Recipe, fewest: int, devices: int) -> Recipe:
   """The recipe, with a smaller batch where the default is larger than the fewest images."""
   if recipe.batch_size <= fewest:
     return recipe

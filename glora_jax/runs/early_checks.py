@@ -6,36 +6,22 @@ model.
 
 from __future__ import annotations
 
-import logging
-import math
 import os
-import shutil
 from collections.abc import Mapping
-from typing import Any
 
-import jax
-
-from glora_jax import mesh as meshes
 from glora_jax.data import pipeline
 from glora_jax.data.task import Task
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.draws import check_budget
 from glora_jax.method.presets import preset
-from glora_jax.method.supports import COLLECTION
 from glora_jax.models import folder
+from glora_jax.runs import disk_room
 from glora_jax.runs.config import RunSettings
 from glora_jax.runs.run import Run
 from glora_jax.runs.sections import GRADIENT, NO_PRESETS, SEARCH
 from glora_jax.runs.stages.allocation import shape_of_folds
 from glora_jax.runs.structures import FOLDER, named_genome
 from glora_jax.search.choice import require_something
-from glora_jax.training.checkpoints import MOST_KEPT
-
-log = logging.getLogger(__name__)
-
-STATES_OF_ADAM = 3  # parameters and both moments
-COMPRESSED = 0.8  # share of a training state's bytes that its files have at least
-MEGABYTE = 10**6
 
 
 def count_images(task: Task) -> dict[str, int]:
@@ -103,7 +89,7 @@ def check_stages(run: Run, counts: Mapping[str, int]) -> None:
     _check_gradient(run, counts)
   _check_residency(run, counts)
   _check_folded(run)
-  check_disk(run)
+  disk_room.check_workdir(run.workdir, disk_room.bytes_to_write(run))
 
 
 def _budgets(settings: RunSettings) -> tuple[int | None, ...]:
@@ -182,88 +168,3 @@ def _check_folded(run: Run) -> None:
   source = run.metadata.get('source')
   container = 'safetensors' if source is None else source.container
   folder.require_no_other(path, folder.FILE_NAMES[container])
-
-
-def least_bytes(run: Run) -> int:
-  """What a run will at least write into its workdir: training states, adapter, plain model."""
-  trainable, frozen = run.adapted.split(run.variables)
-  state = STATES_OF_ADAM * MOST_KEPT * COMPRESSED
-  base = _bytes({name: value for name, value in frozen.items() if name == 'params'})
-  heads = _bytes(trainable['params'])
-  if run.settings.job == 'compare':
-    return heads * len(run.settings.compare.methods)
-  if run.settings.structure != SEARCH:
-    return int(2 * state * heads + heads + base)
-  return int(state * (_bytes(trainable[COLLECTION]) + 2 * heads) + heads + base)
-
-
-def check_disk(run: Run) -> None:
-  """Says how much a run will write at least, and checks that there is room for it.
-
-  What the workdir holds already is not written again.
-
-  Raises:
-    OSError: there is too little.
-  """
-  needed = least_bytes(run)
-  written = sum(
-    os.path.getsize(os.path.join(parent, name))
-    for parent, _, names in os.walk(run.workdir)
-    for name in names
-  )
-  free = shutil.disk_usage(_existing(run.workdir)).free
-  if meshes.primary():
-    log.info(
-      '%s: at least %s will be written, %s are free.', run.workdir, _shown(needed), _shown(free)
-    )
-  if needed - written > free:
-    raise OSError(
-      f'{run.workdir} cannot hold what the run will write: at least {_shown(needed)}, of which '
-      f'{_shown(written)} are there, and {_shown(free)} are free (No space left on device). Make '
-      'room, or choose another --workdir.'
-    )
-
-
-def check_cache(run: Run) -> None:
-  """Checks that there is room for the decoded images that are kept on disk, and not there yet.
-
-  Args:
-    run: the run, whose images have been opened.
-
-  Raises:
-    OSError: there is too little.
-  """
-  data, size = run.settings.data, run.metadata['image_size']
-  if data.cache is None:
-    return
-  splits = {run.train_split, run.search_split, 'test'}
-  opened = {split: run.task.open(split) for split in splits}
-  needed = sum(
-    len(examples.labels) * size * size * 3
-    for examples in opened.values()
-    if run.is_resident(len(examples.labels))
-    and not os.path.exists(pipeline.cached_path(examples, size, rule=data.resize, cache=data.cache))
-  )
-  free = shutil.disk_usage(_existing(os.path.expanduser(data.cache))).free
-  if needed > free:
-    raise OSError(
-      f'data.cache={data.cache!r} cannot hold the decoded images: {_shown(needed)}, and '
-      f'{_shown(free)} are free (No space left on device). Make room, give another folder, or None '
-      'for no cache.'
-    )
-
-
-def _existing(path: str) -> str:
-  """A path, or the first folder above it that is there."""
-  path = os.path.abspath(path)
-  while not os.path.exists(path):
-    path = os.path.dirname(path)
-  return path
-
-
-def _bytes(tree: Any) -> int:
-  return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
-def _shown(number: int) -> str:
-  return f'{number / MEGABYTE:,.1f} MB'

@@ -29,7 +29,7 @@ from glora_jax.models import weights
 from glora_jax.models.fetch import known_normalization
 from glora_jax.models.translate import fit_to_format
 from glora_jax.records import read_record
-from glora_jax.runs import early_checks
+from glora_jax.runs import disk_room, early_checks
 from glora_jax.runs.batch_sizes import fit_batches
 from glora_jax.runs.config import RunSettings, check_config
 from glora_jax.runs.run import Place, Run, Stream, is_beside, stream_key
@@ -91,9 +91,7 @@ def carry_out(
       for change in changes:
         log.info('%s, which no stage has used.', change)
       return read_record(path, 'result', shape)
-    with _undone_where_it_fails(workdir, before):
-      _forget(workdir, changes)
-      run = prepare(settings, workdir, stop, early_checks.check_stages)
+    run = _prepare_or_undo(settings, workdir, stop, before, changes)
     if meshes.primary():
       claim_workdir(config, workdir)
     result = stages(run)
@@ -101,6 +99,39 @@ def carry_out(
     if meshes.primary():
       write_json(path, result, 'result')
     return result
+
+
+def rehearse(config: ml_collections.ConfigDict, workdir: str) -> Run:
+  """Prepares a run of a suite and checks all that its stages need, as `carry_out` does.
+
+  What is written into its folder is what preparing writes, `images.npz` for instance, so that the
+  run itself opens no image again; where it fails, the folder is left as it was.
+
+  Args:
+    config: see `experiment.run`.
+    workdir: folder of the run, in that of the suite, which this process holds.
+
+  Returns:
+    The run, none of whose stages has begun.
+
+  Raises:
+    ValueError, OSError: what the run would stumble over, as far as it can be known before.
+  """
+  changes = changes_of(config, workdir)
+  return _prepare_or_undo(check_config(config), workdir, never, names_in(workdir), changes)
+
+
+def _prepare_or_undo(
+  settings: RunSettings,
+  workdir: str,
+  stop: Callable[[], bool],
+  before: set[str] | None,
+  changes: tuple[Change, ...],
+) -> Run:
+  """A run whose stages can begin; where they cannot, its workdir is left as it was before."""
+  with _undone_where_it_fails(workdir, before):
+    _forget(workdir, changes)
+    return prepare(settings, workdir, stop, early_checks.check_stages)
 
 
 @contextlib.contextmanager
@@ -206,7 +237,7 @@ def prepare(
   )
   check(run, counts)
   run = dataclasses.replace(run, task=_open_images(run))
-  early_checks.check_cache(run)
+  disk_room.check_cache(given.data.cache, disk_room.images_to_cache(run))
   left = early_checks.count_images(run.task)  # fewer, where broken ones are left out
   if left == counts:
     return run

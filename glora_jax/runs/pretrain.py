@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -15,16 +16,22 @@ import numpy as np
 from glora_jax.data import augment
 from glora_jax.data.normalization import NORMALIZATIONS, normalize
 from glora_jax.data.tasks import fashion_mnist
-from glora_jax.files import write_json, writing
+from glora_jax.files import write_json
 from glora_jax.models import weights
-from glora_jax.models.vit import ViT
-from glora_jax.runs import schema
+from glora_jax.models.vit import ViT, expected_params
+from glora_jax.runs import disk_room, schema
+from glora_jax.runs.batch_sizes import UsedRecipe, fit_batch
 from glora_jax.runs.schema import field, subsection
 from glora_jax.runs.sections import LEAST_SEED, MOST_SEED, RECIPE_RANGES
+from glora_jax.runs.workdir import claim
 from glora_jax.training import loop, losses
 from glora_jax.training.recipe import Recipe
 
+CLASSES = fashion_mnist.FASHION_MNIST_CLASSES
+BACKBONE = 'backbone.safetensors'  # in the workdir
 SCORED_AT_ONCE = 500  # images
+
+Arrays = tuple[np.ndarray, np.ndarray]  # images uint8 [n, side, side, 3], labels int32 [n]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,14 +90,55 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     The content of `result.json`.
 
   Raises:
-    ValueError: a wrong field; the sentence names it.
+    ValueError, OSError: a wrong field, file or workdir, or one in use; the sentence names it.
+    NonFiniteLossError: training diverged.
   """
   settings = schema.build(PretrainSettings, config.to_dict())
-  with writing(workdir):
-    os.makedirs(workdir, exist_ok=True)
   data = fashion_mnist.fashion_mnist(settings.data)
-  classes = fashion_mnist.FASHION_MNIST_CLASSES
-  model = ViT(num_classes=len(classes), **dataclasses.asdict(settings.model))
+  model = ViT(num_classes=len(CLASSES), **dataclasses.asdict(settings.model))
+  settings = check(settings, model, data, workdir)
+  with claim(workdir):
+    return _train(settings, model, data, workdir)
+
+
+def check(
+  settings: PretrainSettings, model: ViT, data: Mapping[str, Arrays], workdir: str
+) -> PretrainSettings:
+  """Checks all that training, testing and writing need, before the first step.
+
+  Args:
+    settings: the config.
+    model: the ViT.
+    data: images and labels by split, all of which have been read.
+    workdir: folder for what is written.
+
+  Returns:
+    The settings, with a batch that the images fill.
+
+  Raises:
+    ValueError: images, batch and model do not go together, or the workdir has a backbone already.
+    OSError: there is too little room on the disk.
+  """
+  size, path = settings.image_size, os.path.join(workdir, BACKBONE)
+  sides = {images.shape[1:3] for images, _ in data.values()}
+  if other := sides - {(size, size)}:
+    raise ValueError(
+      f'image_size={size} is not that of the images in {settings.data}, {sorted(other)[0]}; give '
+      'theirs.'
+    )
+  augment.Augmentation(shift=settings.shift).check_size(size)
+  counts = {split: len(labels) for split, (_, labels) in data.items()}
+  recipe = fit_batch(settings.training, UsedRecipe('training', ('train',)), counts)
+  disk_room.check_workdir(workdir, disk_room.bytes_of(expected_params(model, size)))
+  if os.path.lexists(path):
+    raise ValueError(f'{path} is there already; move it away, or choose another --workdir.')
+  return dataclasses.replace(settings, training=recipe)
+
+
+def _train(
+  settings: PretrainSettings, model: ViT, data: Mapping[str, Arrays], workdir: str
+) -> dict[str, Any]:
+  """Trains and tests, and writes the backbone; the content of `result.json`."""
   init_key, train_key = jax.random.split(jax.random.key(settings.seed))
   size = settings.image_size
   params = model.init(init_key, jnp.zeros((1, size, size, 3)))['params']
@@ -115,11 +163,10 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
   metadata = {
     'image_size': size,
     'normalization': settings.normalization,
-    'classes': classes,
+    'classes': CLASSES,
     'test_accuracy': result['test_accuracy'],
   }
-  path = os.path.join(workdir, 'backbone.safetensors')
-  weights.save(path, model, state.trainable, metadata)
+  weights.save(os.path.join(workdir, BACKBONE), model, state.trainable, metadata)
   write_json(os.path.join(workdir, 'result.json'), result, 'pretraining')
   return result
 

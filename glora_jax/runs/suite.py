@@ -3,8 +3,9 @@
     workdir/  config.json  table.md  table.csv  table.png  compiled/  cifar100/ (a run)  ...
 
 What is ready runs; what is not is listed with what is missing, and so is a task that fails, and the
-others go on. The table is made of the runs' `result.json` alone, so the same command resumes:
-finished runs are read, an interrupted one goes on, a failed one is tried again.
+others go on. All are checked, their images included, before the first begins. The table is made of
+the runs' `result.json` alone, so the same command resumes: finished runs are read, an interrupted
+one goes on, a failed one is tried again.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import functools
 import gc
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -24,9 +25,9 @@ from glora_jax import mesh as meshes
 from glora_jax.data.catalog import expand, find
 from glora_jax.reports import scoreboard, suite_report
 from glora_jax.reports.scoreboard import Board
-from glora_jax.runs import experiment
+from glora_jax.runs import disk_room, experiment
 from glora_jax.runs.config import check_config, data_source
-from glora_jax.runs.lifecycle import never
+from glora_jax.runs.lifecycle import never, rehearse
 from glora_jax.runs.mistakes import MISTAKES, sentence
 from glora_jax.runs.suite_settings import apply_settings, check_settings
 from glora_jax.runs.workdir import Stopped, changes_of, claim, claim_workdir
@@ -84,6 +85,7 @@ def run(config: ml_collections.ConfigDict, workdir: str, stop: Callable[[], bool
     _read_finished(board, configs, workdir)
     _list_missing(board, configs, workdir, config.suite.prepare)
     _write(board, workdir)
+    _check(board, config, configs, workdir, stop)
     if not board.results and not board.waiting:
       raise ValueError(
         f'None of the {len(configs)} tasks of {config.task} can run; {workdir}/table.md says what '
@@ -110,8 +112,15 @@ def attempt(board: Board, name: str, job: Callable[[], dict[str, Any]]) -> None:
     Stopped: the job was asked to stop.
     Exception: its failure, where other processes may be waiting for this one amid the task.
   """
-  try:
+  with _noting_failure(board, name):
     board.results[name] = job()
+
+
+@contextlib.contextmanager
+def _noting_failure(board: Board, name: str) -> Iterator[None]:
+  """Notes the sentence that a task fails with; see `attempt`."""
+  try:
+    yield
   except Stopped:
     raise
   except MISTAKES as error:
@@ -191,6 +200,35 @@ def _list_missing(
       if lacking := missing(configs[name], _folder(workdir, name), prepare):
         board.missing[name] = lacking
         log.info('%s is not ready: %s', name, lacking)
+
+
+def _check(
+  board: Board,
+  config: ml_collections.ConfigDict,
+  configs: dict[str, ml_collections.ConfigDict],
+  workdir: str,
+  stop: Callable[[], bool],
+) -> None:
+  """Checks what all tasks that are waiting need, their images included, before the first begins.
+
+  Raises:
+    OSError: there is too little room on the disk for all of them.
+    Stopped: `stop` asked for it.
+  """
+  written, images = {}, {}
+  for name in board.waiting:
+    if meshes.on_any(stop()):
+      raise Stopped(f'before the task {name} was checked', workdir)
+    log.info('Checking task %d of %d: %s', board.tasks.index(name) + 1, len(board.tasks), name)
+    with _noting_failure(board, name):
+      run = rehearse(configs[name], _folder(workdir, name))
+      written[name] = disk_room.bytes_to_write(run)
+      images |= disk_room.images_to_cache(run)  # equal images are kept once
+      del run  # its arrays leave the device before the next one's come
+  _write(board, workdir)
+  if written:
+    disk_room.check_workdir(workdir, sum(written.values()))
+    disk_room.check_cache(config.data.cache, images)
 
 
 def _write(board: Board, workdir: str) -> None:

@@ -293,17 +293,18 @@ def names_in(folder: Path) -> set[str] | None:
 
 
 def abandon(folder: Path, before: set[str] | None) -> None:
-  """Leaves a folder that is held as it was before, where nothing but the lock was added to it.
+  """Leaves a folder as it was before, where nothing but the lock was added to it.
 
   Args:
     folder: path of the folder.
-    before: what `names_in` returned before it was held.
+    before: what `names_in` returned before it was held or prepared.
   """
   with contextlib.suppress(OSError):
-    if set(os.listdir(folder)) - (before or set()) == {LOCK}:
+    added = set(os.listdir(folder)) - (before or set())
+    if added == {LOCK}:
       os.remove(os.path.join(folder, LOCK))
-      if before is None:
-        os.rmdir(folder)
+    if before is None and added <= {LOCK}:
+      os.rmdir(folder)
 
 
 def _refuse_links(folder: Path, tasks: Sequence[str]) -> None:

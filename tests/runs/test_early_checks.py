@@ -16,7 +16,7 @@ from tiny_runs import changed
 from glora_jax.data import pipeline
 from glora_jax.files import read_json, write_json
 from glora_jax.models import weights
-from glora_jax.runs import early_checks, experiment, lifecycle
+from glora_jax.runs import disk_room, early_checks, experiment, lifecycle
 from glora_jax.runs.batch_sizes import fit_batches, used_recipes
 from glora_jax.runs.config import RunSettings, check_config
 from glora_jax.runs.workdir import Stopped
@@ -232,33 +232,38 @@ def run(run_config, tmp_path_factory):
 
 def test_what_will_be_written_is_said_and_must_fit(run, monkeypatch, caplog):
   caplog.set_level(logging.INFO)
-  early_checks.check_disk(run)
+  needed = disk_room.bytes_to_write(run)
+  disk_room.check_workdir(run.workdir, needed)
   assert 'MB will be written' in caplog.text
-  needed = early_checks.least_bytes(run)
   adapter, _ = run.adapted.split(run.variables)
   supports = sum(leaf.nbytes for leaf in jax.tree.leaves(adapter['glora']))
   assert 3 * supports < needed < 10 * supports + 10**6
-  monkeypatch.setattr(early_checks.shutil, 'disk_usage', disk_with(needed // 2))
-  with pytest.raises(OSError, match=r'cannot hold what the run will write: at least .* are free'):
-    early_checks.check_disk(run)
+  monkeypatch.setattr(disk_room.shutil, 'disk_usage', disk_with(needed // 2))
+  with pytest.raises(
+    OSError, match=r'^/run cannot hold what will be written: at least .* are free'
+  ):
+    disk_room.check_workdir('/run', needed)
   with open(run.path('written'), 'wb') as file:
     file.write(bytes(needed // 2))
-  early_checks.check_disk(run)  # what is there already is not written again
+  # What is there already is not written again.
+  assert disk_room.bytes_to_write(run) == pytest.approx(needed / 2, abs=10**5)
   os.remove(run.path('written'))
 
 
 def test_decoded_images_must_fit_into_their_folder(run, tmp_path, monkeypatch):
   data = dataclasses.replace(run.settings.data, cache=str(tmp_path / 'cache'))
   caching = dataclasses.replace(run, settings=dataclasses.replace(run.settings, data=data))
-  every_image = 1797 * 8 * 8 * 3
-  monkeypatch.setattr(early_checks.shutil, 'disk_usage', disk_with(every_image))
-  early_checks.check_cache(caching)
-  monkeypatch.setattr(early_checks.shutil, 'disk_usage', disk_with(every_image - 1))
-  early_checks.check_cache(run)
+  images, every_image = disk_room.images_to_cache(caching), 1797 * 8 * 8 * 3
+  assert not disk_room.images_to_cache(run)
+  monkeypatch.setattr(disk_room.shutil, 'disk_usage', disk_with(every_image))
+  disk_room.check_cache(data.cache, images)
+  monkeypatch.setattr(disk_room.shutil, 'disk_usage', disk_with(every_image - 1))
+  disk_room.check_cache(None, images)
   with pytest.raises(OSError, match=r'cannot hold the decoded images: 0.3 MB, and 0.3 MB are free'):
-    early_checks.check_cache(caching)
+    disk_room.check_cache(data.cache, images)
   pipeline.load(run.task.open('test'), 8, rule=data.resize, cache=data.cache)
-  early_checks.check_cache(caching)  # what is kept already is not kept again
+  left = disk_room.images_to_cache(caching)  # what is kept already is not kept again
+  assert left.items() < images.items()
 
 
 def test_a_comparison_on_several_devices_is_refused_before_it_begins(run):

@@ -14,13 +14,13 @@ import tensorflow_datasets as tfds
 from mocked_tfds import mocked  # noqa: F401, a fixture
 from PIL import Image
 from places import get_config
-from tiny_runs import overrides, start_command
+from tiny_runs import changed, overrides, start_command
 
 from glora_jax import files
 from glora_jax.data import tfds as tfds_lib
 from glora_jax.data.tasks import vtab
 from glora_jax.reports import scoreboard
-from glora_jax.runs import command_line, suite
+from glora_jax.runs import command_line, disk_room, suite
 from glora_jax.runs.config import check_config
 from glora_jax.runs.workdir import Stopped
 from glora_jax.training.loop import NonFiniteLossError, TrainState
@@ -57,6 +57,35 @@ def own_means(board):
     {name: cell.value for name, cell in row.cells.items() if cell.complete},
     {name: str(cell) for name, cell in scoreboard.means(row, board.tasks).items()},
   )
+
+
+def write_few_shot_lists(folder):
+  """Two training images for each of three seeds, and images that all of them share."""
+  (folder / 'images').mkdir(parents=True)
+  lists = {f'train_meta.list.num_shot_1.seed_{seed}': f't{seed}' for seed in range(3)}
+  for name, prefix in {**lists, 'val_meta.list': 'v', 'test_meta.list': 'w'}.items():
+    for label in range(2):
+      Image.fromarray(PIXELS[label]).save(folder / 'images' / f'{prefix}{label}.png')
+    (folder / name).write_text(f'{prefix}0.png 0\n{prefix}1.png 1\n')
+
+
+def test_all_tasks_are_checked_before_the_first_begins(run_config, monkeypatch, tmp_path):
+  """Of the second an image is broken; there is room for one of the two others."""
+  folder, workdir = tmp_path / 'lists' / 'oxford_pets', tmp_path / 'run'
+  write_few_shot_lists(folder)
+  (folder / 'images' / 't11.png').write_bytes(b'broken')
+  config = changed(run_config, task='fewshot/oxford_pets/1/all', budget=None, presets=())
+  config.data.update(source='lists', root=str(folder.parent), cache=str(tmp_path / 'cache'))
+  config.supernet.batch_size = config.finetune.batch_size = 2
+  monkeypatch.setattr(disk_room, 'least_bytes', lambda run: 10**9)
+  monkeypatch.setattr(disk_room, '_free', lambda path: 3 * 10**9 // 2)
+  with pytest.raises(OSError, match=r'run cannot hold what will be written: at least 2,000.0 MB'):
+    suite.run(config, str(workdir))
+  text = (workdir / 'table.md').read_text()
+  assert re.search(r'- fewshot/oxford_pets/1/1: 1 of 6 images cannot be .*t11\.png', text)
+  left = sorted(str(path.relative_to(workdir / 'oxford_pets')) for path in workdir.rglob('*/?/*'))
+  assert left == ['1/0', '1/0/images.npz', '1/2', '1/2/images.npz']  # the failed one as it was
+  assert not (workdir / 'config.json').exists()
 
 
 @pytest.mark.slow
