@@ -16,7 +16,7 @@ import nbformat
 from PIL import Image
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-COLORS = 64  # of a picture's palette
+COLORS = 128  # of a picture's palette
 MOST_WIDTH = 1000  # pixels
 TIMEOUT = 900  # seconds for a cell
 
@@ -45,7 +45,7 @@ def small(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
     picture = Image.open(io.BytesIO(base64.b64decode(data['image/png']))).convert('RGB')
     picture.thumbnail((MOST_WIDTH, MOST_WIDTH * 4))
     file = io.BytesIO()
-    picture.quantize(COLORS).save(file, 'png', optimize=True)
+    picture.quantize(COLORS, Image.Quantize.MAXCOVERAGE).save(file, 'png', optimize=True)
     data['image/png'] = base64.b64encode(file.getvalue()).decode()
   return output
 

@@ -1,0 +1,60 @@
+"""The commands that README, documentation and configs print are commands that the programs take."""
+
+import importlib
+import re
+import shlex
+
+import pytest
+from absl import flags
+from ml_collections import config_flags
+from places import ROOT
+
+from glora_jax.runs import config_files, schema
+from glora_jax.runs.config import RunSettings
+
+PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md'))]
+PAGES = [page for page in PAGES if not {'_build', 'notebooks'} & {*page.parts}]
+PAGES += sorted((ROOT / 'configs').glob('*.py'))
+PRINTED = re.compile(r'python -m (glora_jax[\w.]*) ([^`|\n]*)')
+FILLED = {'HOST:PORT': 'localhost:1234', '=N': '=2', '=I': '=0', '=S': '=0'}
+LEFT_OPEN = re.compile(r'\b(FILE|FOLDER|NAME|DIR|IN|NAME_OR_FILE)\b|--help|--list')
+WITH_CONFIG = ('glora_jax.main', 'glora_jax.data.check', 'glora_jax.data.show')
+COMMANDS = sorted({found for page in PAGES for found in PRINTED.findall(page.read_text())})
+COMMANDS = [(module, rest) for module, rest in COMMANDS if not LEFT_OPEN.search(rest)]
+
+
+def parsed_config(words, monkeypatch):
+  """The config of a command line, read as the commands read it."""
+  monkeypatch.setattr('sys.argv', ['main', *words])  # where ml_collections looks for overrides
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file('config', flag_values=values)
+  flags.DEFINE_string('workdir', None, '', flag_values=values)
+  flags.DEFINE_string('output', None, '', flag_values=values)
+  assert values(config_files.with_paths(['main', *words])) == ['main']
+  return values.config
+
+
+def test_commands_are_found():
+  assert len(COMMANDS) > 25
+  assert {module for module, _ in COMMANDS} >= {'glora_jax.convert', 'glora_jax.predict'}
+
+
+@pytest.mark.parametrize('module, rest', COMMANDS, ids=' '.join)
+def test_a_printed_command_is_taken(module, rest, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'photos').mkdir()
+  (tmp_path / 'configs').symlink_to(ROOT / 'configs')
+  for open_value, value in FILLED.items():
+    rest = rest.replace(open_value, value)
+  words = shlex.split(rest, comments=True)
+  if module not in WITH_CONFIG:
+    importlib.import_module(module)._parser().parse_args(words)
+    return
+  config = parsed_config(words, monkeypatch)
+  if config.get('job') != 'pretrain':
+    schema.build(RunSettings, config.to_dict())
+
+
+def test_a_misspelt_field_would_be_found(monkeypatch):
+  with pytest.raises(Exception, match='buget'):
+    parsed_config(['--config', 'quickstart', '--config.buget=1'], monkeypatch)
