@@ -1,6 +1,6 @@
 """GLoRA (arXiv 2306.07967) for JAX and Flax: adapt a model, find a subnet, train it, fold it away.
 
-What adapting a model needs is imported at once; everything else, on its first use.
+Every name is imported on its first use, so that `import glora_jax` takes no time of its own.
 """
 
 from __future__ import annotations
@@ -8,23 +8,22 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from glora_jax.method.adapt import adapt
-from glora_jax.method.adapted import Adapted
-from glora_jax.method.draws import random_genomes, sample_genome
-from glora_jax.method.equation import effective
-from glora_jax.method.genome_json import genome_from_json, genome_to_json
-from glora_jax.method.genomes import canonicalize, count_params
-from glora_jax.method.preset_names import check_preset_name, preset_label
-from glora_jax.method.presets import custom_genome, preset, presets
-from glora_jax.method.space import Layer, SearchSpace, Spec
-from glora_jax.method.subnet import Subnet
-from glora_jax.method.supports import init_supports
-
 if TYPE_CHECKING:  # for type checkers and editors; `_HOMES` says the same to Python
   from glora_jax import nnx
+  from glora_jax.method.adapt import adapt
+  from glora_jax.method.adapted import Adapted
   from glora_jax.method.adapter_file import load_adapter, save_adapter
   from glora_jax.method.check import Check, check
+  from glora_jax.method.draws import random_genomes, sample_genome
+  from glora_jax.method.equation import effective
   from glora_jax.method.function import adapt_function
+  from glora_jax.method.genome_json import genome_from_json, genome_to_json
+  from glora_jax.method.genomes import canonicalize, count_params
+  from glora_jax.method.preset_names import check_preset_name, preset_label
+  from glora_jax.method.presets import custom_genome, preset, presets
+  from glora_jax.method.space import Layer, SearchSpace, Spec
+  from glora_jax.method.subnet import Subnet
+  from glora_jax.method.supports import init_supports
   from glora_jax.models.official import load_official_supernet
   from glora_jax.search.allocate import allocate
   from glora_jax.search.allocated import Allocation
@@ -43,9 +42,20 @@ if TYPE_CHECKING:  # for type checkers and editors; `_HOMES` says the same to Py
 __version__ = '0.2.0'
 
 _HOMES = {
+  'glora_jax.method.adapt': ('adapt',),
+  'glora_jax.method.adapted': ('Adapted',),
   'glora_jax.method.adapter_file': ('load_adapter', 'save_adapter'),
   'glora_jax.method.check': ('Check', 'check'),
+  'glora_jax.method.draws': ('random_genomes', 'sample_genome'),
+  'glora_jax.method.equation': ('effective',),
   'glora_jax.method.function': ('adapt_function',),
+  'glora_jax.method.genome_json': ('genome_from_json', 'genome_to_json'),
+  'glora_jax.method.genomes': ('canonicalize', 'count_params'),
+  'glora_jax.method.preset_names': ('check_preset_name', 'preset_label'),
+  'glora_jax.method.presets': ('custom_genome', 'preset', 'presets'),
+  'glora_jax.method.space': ('Layer', 'SearchSpace', 'Spec'),
+  'glora_jax.method.subnet': ('Subnet',),
+  'glora_jax.method.supports': ('init_supports',),
   'glora_jax.models.official': ('load_official_supernet',),
   'glora_jax.search.allocate': ('allocate',),
   'glora_jax.search.allocated': ('Allocation',),

@@ -19,6 +19,7 @@ from collections.abc import Callable
 
 import ml_collections
 
+from glora_jax.runs import front_page
 from glora_jax.runs.command_line import (
   STOPPED,
   catch_signals,
@@ -69,7 +70,10 @@ def dispatch(
 
 def command() -> None:
   """Runs the command, as `glora` and as `python -m glora_jax.main`."""
-  run_with_config(main)
+  if len(sys.argv) == 1:
+    print(front_page.GREETING)
+  else:
+    run_with_config(main)
 
 
 if __name__ == '__main__':

@@ -31,10 +31,24 @@ def run(code):
   ).stdout
 
 
-def test_the_import_loads_only_what_adapting_needs():
-  loaded = run('import sys, glora_jax; print(*sys.modules)').split()
+def test_the_import_loads_nothing_and_adapting_only_what_it_needs():
+  code = 'import sys, glora_jax; print(*sys.modules, "", sep=",", end=";"); glora_jax.adapt; '
+  at_once, at_first_use = run(code + 'print(*sys.modules, sep=",")').split(';')
+  assert not {'jax', 'flax', 'numpy'} & {*at_once.split(',')}
+  loaded = {*at_first_use.strip().split(',')}
   assert 'glora_jax.method.adapt' in loaded
   assert not {name for name in LATER if name in loaded}
+
+
+def test_the_first_pages_of_the_command_load_no_jax():
+  code = (
+    'import sys, glora_jax.main as main; sys.argv = ["main"{}]\ntry: main.command()\n'
+    'except SystemExit: pass\nprint(*sys.modules)'
+  )
+  for flag, expected in (('', 'Five things to do'), (', "--help"', '--workdir FOLDER')):
+    page = run(code.format(flag))
+    assert expected in page
+    assert 'jax' not in page.splitlines()[-1].split()
 
 
 def test_every_public_name_resolves_in_a_fresh_process_and_is_listed():

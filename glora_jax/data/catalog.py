@@ -126,6 +126,26 @@ def expand(name: str) -> list[str]:
   return ['/'.join(map(str, (kind, *chosen))) for chosen in itertools.product(*choices)]
 
 
+def data_sets(kind: str) -> list[str]:
+  """A task for each data set of a family; shots and seeds are drawn from the same images.
+
+  Example:
+    >>> data_sets('fewshot')[:2], data_sets('generalization')
+    (['fewshot/food101/1/0', 'fewshot/stanford_cars/1/0'], ['generalization/0'])
+  """
+  parts = FAMILIES[kind].parts.items()
+  choices = [values if part == 'NAME' else values[:1] for part, values in parts]
+  return ['/'.join(map(str, (kind, *chosen))) for chosen in itertools.product(*choices)]
+
+
+def is_ready(name: str, source: Source) -> bool:
+  """Whether all data of a task is there; nothing is opened, downloaded or prepared."""
+  try:
+    return find(name, source).missing() is None
+  except (ValueError, OSError, ImportError):
+    return False
+
+
 class Readiness(NamedTuple):
   """Whether a task can be opened.
 

@@ -128,11 +128,16 @@ def _from_hub(name: str, sha256: str | None) -> str:
   return snapshot.folder
 
 
-def _cached(url: str, sha256: str | None) -> str:
-  """The path of a download in the cache, checked against `sha256` or that of its first download."""
+def path_in_cache(url: str) -> str:
+  """Where the download of an address is, or will be."""
   name = os.path.basename(urllib.parse.urlsplit(url).path) or 'weights'
   address = hashlib.sha256(url.encode()).hexdigest()[:16]  # addresses may end alike
-  path = os.path.join(cache_folder(), address, name)
+  return os.path.join(cache_folder(), address, name)
+
+
+def _cached(url: str, sha256: str | None) -> str:
+  """The path of a download in the cache, checked against `sha256` or that of its first download."""
+  path = path_in_cache(url)
   record = f'{path}.sha256'
   expected = sha256
   if expected is None and os.path.exists(record):

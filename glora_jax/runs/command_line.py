@@ -12,15 +12,17 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
 
-from glora_jax.runs import config_files, flag_errors
+from glora_jax.runs import config_files, flag_errors, front_page
 from glora_jax.runs.mistakes import MISTAKES, is_mistake, sentence
+from glora_jax.runs.terminal import Painter, painted
 
+_HELP = {'--help', '-help', '-h', '-?', '--helpshort'}
 STOPPED = 75  # exit code EX_TEMPFAIL of sysexits.h: the same command goes on
 
 
@@ -52,19 +54,47 @@ for _kind, _parser in (
   config_flags.register_flag_parser_for_type(_kind, OrNone(_parser))
 
 
-class HelpConfigFlag(flags.BooleanFlag):
-  """`--help_config` prints every field of a config and ends, as absl's `--help` does with flags."""
+class PageFlag(flags.BooleanFlag):
+  """A flag that prints a page and ends, as absl's `--help` does.
 
-  def __init__(self):
-    super().__init__('help_config', False, 'Show every field of a config, and end.')
+  Args:
+    name: name of the flag.
+    text: makes the page.
+    help: what the flag does.
+  """
+
+  def __init__(self, name: str, text: Callable[[], str], help: str):
+    super().__init__(name, False, help)
+    self._text = text
 
   def parse(self, argument: Any) -> None:
-    """Prints the help where the flag is given."""
+    """Prints the page where the flag is given."""
     if self._parse(argument):
-      from glora_jax.runs import config, schema
+      _show(self._text())
 
-      print(schema.describe(config.RunSettings()))
-      sys.exit(0)
+
+def _show(page: str) -> NoReturn:
+  """Prints a page, and ends."""
+  try:
+    print(page, flush=True)
+  except BrokenPipeError:  # `| head` has seen enough
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+  sys.exit(0)
+
+
+def fields_page() -> str:
+  """Every field of a config: name, default, type, range and meaning."""
+  from glora_jax.runs import config, schema
+
+  return schema.describe(config.RunSettings())
+
+
+def inventory_page() -> str:
+  """All that a command line can name."""
+  from glora_jax.runs import inventory
+
+  logging.getLogger('glora_jax').setLevel(logging.ERROR)  # which versions of data sets serve
+  return inventory.text()
 
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -78,7 +108,16 @@ WORKDIR = flags.DEFINE_string(
 )
 OUTPUT = flags.DEFINE_string('output', 'batch.png', 'Picture that glora_jax.data.show writes.')
 DEBUG = flags.DEFINE_bool('debug', False, 'Show the traceback of an error.')
-flags.DEFINE_flag(HelpConfigFlag())
+LIST = flags.DEFINE_flag(
+  PageFlag(
+    'list',
+    inventory_page,
+    'Show all configs, structures, presets, tasks and weights, which are ready, and end.',
+  )
+)
+HELP_CONFIG = flags.DEFINE_flag(
+  PageFlag('help_config', fields_page, 'Show every field of a config, and end.')
+)
 
 
 def workdir_of_config() -> str:
@@ -116,9 +155,9 @@ def run_with_config(command: Callable[[ml_collections.ConfigDict], None]) -> Non
 
   def guarded(argv: Sequence[str]) -> None:
     if len(argv) > 1:
-      sys.exit(
-        f'error: unknown arguments {argv[1:]}; fields of the config are given as '
-        '--config.FIELD=VALUE.'
+      _refuse(
+        f'unknown arguments {argv[1:]}; a config is given as --config NAME_OR_FILE, its '
+        'fields as --config.FIELD=VALUE.'
       )
     _configure_logging()
     try:
@@ -126,9 +165,14 @@ def run_with_config(command: Callable[[ml_collections.ConfigDict], None]) -> Non
     except MISTAKES as error:
       if DEBUG.value or not is_mistake(error):
         raise
-      sys.exit(f'error: {sentence(error)}\n(--debug shows where.)')
+      _refuse(f'{sentence(error)}\n(--debug shows where.)')
 
   app.run(guarded, flags_parser=_parse_flags)
+
+
+def _refuse(sentence: str) -> NoReturn:
+  """Ends with a sentence on what is wrong."""
+  sys.exit(f'{painted("error:", "red", sys.stderr)} {sentence}')
 
 
 def _given_config() -> ml_collections.ConfigDict:
@@ -153,18 +197,20 @@ def _given_config() -> ml_collections.ConfigDict:
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
   """Parses the flags; a mistake ends in one sentence, where absl shows the whole usage."""
+  if not _HELP.isdisjoint(argv):
+    _show(front_page.help_page())
   try:
     # ml_collections prints a traceback of its own for a config file that does not exist.
     words = config_files.with_paths(argv)
   except ValueError as error:
-    sys.exit(f'error: {error}')
+    _refuse(str(error))
   try:
     return flags.FLAGS(words)
   except Exception as error:  # a config file may raise anything
     text = flag_errors.explain(error, config_files.given(words))
     if text is None:
       raise
-    sys.exit(f'error: {text}')
+    _refuse(text)
 
 
 def _configure_logging() -> None:
@@ -172,7 +218,9 @@ def _configure_logging() -> None:
   for stream in (sys.stdout, sys.stderr):
     if isinstance(stream, io.TextIOWrapper):
       stream.reconfigure(errors='backslashreplace')  # names that the terminal cannot show
-  logging.basicConfig(format='%(message)s', level=logging.WARNING, stream=sys.stderr, force=True)
+  handler = logging.StreamHandler(sys.stderr)
+  handler.setFormatter(Painter(sys.stderr))
+  logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
   logging.getLogger('glora_jax').setLevel(logging.INFO)
   if DEBUG.value:
     return

@@ -6,11 +6,14 @@ What comes from elsewhere is a fault of this package, and has no sentence here.
 
 from __future__ import annotations
 
+import difflib
 import re
 import traceback
 from collections.abc import Sequence
 
 from absl import flags
+
+from glora_jax.runs import front_page
 
 _SENTENCES = (ValueError, OSError, ImportError)  # whose text is a sentence of our own functions
 
@@ -39,6 +42,8 @@ def explain(error: Exception, config_files: Sequence[str]) -> str | None:
     )
   if isinstance(error, AttributeError | KeyError):
     return _unknown_field(error)
+  if isinstance(error, flags.UnrecognizedFlagError):
+    return _unknown_flag(error.flagname)
   if isinstance(error, flags.IllegalFlagValueError):
     return _wrong_value(str(error))
   if isinstance(error, flags.Error | TypeError | ValueError | OSError):
@@ -75,6 +80,20 @@ def _has_no_fields(error: BaseException) -> bool:
   frames = traceback.extract_tb(error.__traceback__)
   is_a_lookup = bool(frames) and frames[-1].filename.endswith('config_path.py')
   return is_a_lookup and isinstance(error, KeyError | TypeError | AttributeError)
+
+
+def _unknown_flag(name: str) -> str:
+  """The sentence about a flag that there is not, with the nearest one that there is."""
+  # It imports JAX, for which a command line without mistakes does not wait.
+  from glora_jax.runs import config, schema
+
+  fields = [field for field, _ in schema.walk(config.RunSettings())]
+  known = {name: name for name in front_page.own_flags()}
+  known |= {field: f'config.{field}' for field in fields}
+  known |= {f'config.{field}': f'config.{field}' for field in fields}
+  near = difflib.get_close_matches(name, known, n=1)
+  hint = f'; did you mean --{known[near[0]]}?' if near else '.'
+  return f'There is no flag --{name}{hint} --help shows all flags, --help_config all fields.'
 
 
 def _unknown_field(error: Exception) -> str | None:

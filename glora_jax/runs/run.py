@@ -24,7 +24,7 @@ from glora_jax.method.adapted import Adapted
 from glora_jax.method.preset_names import parse_preset_name
 from glora_jax.method.space import Spec
 from glora_jax.runs.config import RunSettings
-from glora_jax.runs.sections import GRADIENT, NO_PRESETS
+from glora_jax.runs.sections import GRADIENT, NO_PRESETS, SEARCH
 from glora_jax.runs.workdir import Stopped
 from glora_jax.search.scoring import Predictions, make_predictor, make_scorer
 
@@ -93,6 +93,23 @@ def is_beside(spec: Spec, name: str) -> bool:
     return name == GRADIENT
   rank = parse_preset_name(name).rank
   return rank is not None and any(rank not in layer.space.ranks for layer in spec)
+
+
+def stage_names(settings: RunSettings) -> tuple[str, ...]:
+  """The stages of a config's job, in their order.
+
+  Example:
+    >>> stage_names(RunSettings(structure='lora:2'))
+    ('structure', 'baselines', 'training', 'test', 'report')
+  """
+  if settings.job == 'compare':
+    return ('tuning', 'training', 'test', 'report')
+  searches = settings.structure == SEARCH
+  structure = ('head', 'structure') if settings.has_gradient else ('structure',) * (not searches)
+  middle = (
+    ('supernet', 'baselines', 'search', 'finetune') if searches else ('baselines', 'training')
+  )
+  return (*structure, *middle, 'test', 'report')
 
 
 @dataclasses.dataclass
@@ -243,7 +260,7 @@ class Run:
     """
     if self.stop():
       raise Stopped(f'before the stage {name}', self.workdir)
-    log.info('%s: begins', name)
+    log.info('%s: begins%s', name, self._count(name))
     before = self.seconds.get(name, 0.0)
     start = time.perf_counter()
     try:
@@ -254,6 +271,11 @@ class Run:
       raise
     self._note_seconds(name, before + time.perf_counter() - start)
     log.info('%s: done, %.1f s', name, self.seconds[name])
+
+  def _count(self, stage: str) -> str:
+    """Which of how many stages one is."""
+    names = stage_names(self.settings)
+    return f', stage {names.index(stage) + 1} of {len(names)}' if stage in names else ''
 
   def _note_seconds(self, name: str, seconds: float) -> None:
     self.seconds[name] = round(seconds, 2)

@@ -125,7 +125,7 @@ def evolve(  # noqa: PLR0913
       scores = search.scores(children, archive)
       archive = archive.extended(children, scores.correct, scores.loss, generation, scores.exact)
       best = archive.ranking(settings.fitness)[0]
-      bar.set_postfix(correct=int(archive.correct[best]), loss=f'{archive.loss[best]:.2f}')
+      bar.set_postfix(best=int(archive.correct[best]), loss=f'{archive.loss[best]:.2f}')
       bar.update()
       if on_generation is not None:
         on_generation(archive)

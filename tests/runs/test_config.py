@@ -2,13 +2,13 @@
 
 import flax
 import pytest
+from absl import flags
 from places import CONFIGS, ROOT, get_config
 
 from glora_jax.data.augment import Augmentation
 from glora_jax.files import read_json
 from glora_jax.method.space import SearchSpace
-from glora_jax.runs import pretrain, schema, sections
-from glora_jax.runs.command_line import HelpConfigFlag
+from glora_jax.runs import command_line, pretrain, schema, sections
 from glora_jax.runs.config import (
   RunSettings,
   check_config,
@@ -170,7 +170,7 @@ def test_the_ranges_of_the_help_are_those_that_a_section_checks(section, ranges)
 
 
 def test_the_help_flag_prints_every_field_and_ends(capsys):
-  flag = HelpConfigFlag()
+  flag = flags.FLAGS[command_line.HELP_CONFIG.name]
   flag.parse('false')
   with pytest.raises(SystemExit):
     flag.parse('true')

@@ -232,7 +232,7 @@ def test_a_run_that_is_stopped_and_watched_ends_in_the_undisturbed_result(
   for message in (
     'supernet: resumed at step 100',
     'search: resumed after generation 0',
-    'supernet: begins',
+    'supernet: begins, stage 1 of 6',
     'supernet: done, ',
     'mesh: none',
     ' in supports, ',

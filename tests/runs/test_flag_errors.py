@@ -96,7 +96,10 @@ def test_none_unsets_a_field_and_other_values_are_read_as_before(parse):
       [QUICKSTART, '--config.supernet=3'],
       'error: --config.supernet=3: supernet is a section; give its fields, --config.supernet.FIEL',
     ),
-    ([QUICKSTART, '--nope=1'], "error: Unknown command line flag 'nope'"),
+    ([QUICKSTART, '--zzzz=1'], 'error: There is no flag --zzzz. --help shows all flags, --help_c'),
+    ([QUICKSTART, '--wrkdir=x'], 'error: There is no flag --wrkdir; did you mean --workdir? --he'),
+    (['--budgt=1', QUICKSTART], 'error: There is no flag --budgt; did you mean --config.budget? '),
+    (['--conifg=x'], 'error: There is no flag --conifg; did you mean --config? --help shows all'),
     ([f'{QUICKSTART}:x'], 'takes no such arguments behind its name (get_config() takes'),
     ([f'--config={ROOT}/configs/own.py:a,b'], "error: 'b' in the config's arguments is unknown; N"),
     (

@@ -1,0 +1,73 @@
+"""What the command says of itself, and where it is coloured."""
+
+import io
+import logging
+
+from absl import flags
+
+from glora_jax.data import catalog
+from glora_jax.runs import command_line, config_files, front_page, inventory
+from glora_jax.runs.config import RunSettings
+from glora_jax.runs.run import stage_names
+from glora_jax.runs.terminal import Painter, painted
+
+
+class Terminal(io.StringIO):
+  def isatty(self):
+    return True
+
+
+def test_the_help_is_one_page_with_every_flag():
+  lines = front_page.help_page().splitlines()
+  assert len(lines) <= 40
+  assert max(map(len, lines)) <= 100
+  starts = {line.split()[0] for line in lines if line.startswith('  --')}
+  assert starts == {f'--{name}' for name in front_page.own_flags()} | {
+    *('--help', '--config.FIELD=VALUE')
+  }
+  assert {'config', 'workdir', 'list', 'debug'} <= {*front_page.own_flags()} <= {*flags.FLAGS}
+
+
+def test_a_flag_without_a_group_is_on_the_page(monkeypatch):
+  monkeypatch.setattr(front_page, 'GROUPS', {'What is run': ('config',)})
+  assert '--workdir FOLDER' in front_page.help_page().partition('\nMore\n')[2]
+
+
+def test_the_list_names_everything_and_what_is_ready(monkeypatch, tmp_path):
+  monkeypatch.setattr(catalog, 'is_ready', lambda name, source: name == 'vtab/cifar100')
+  monkeypatch.setenv('GLORA_JAX_CACHE', str(tmp_path))
+  text = inventory.text()
+  assert all(f'\n  {name} ' in text for name in config_files.names())
+  assert 'ready: 1 (cifar100)' in ' '.join(text.split())
+  assert 'hira, scale_shift' in text
+  assert 'in21k-B/16' in text
+  assert max(map(len, text.splitlines())) <= 100
+
+
+def test_the_greeting_has_commands_that_start():
+  words = [
+    line.split('python -m ')[1].split()
+    for line in front_page.GREETING.splitlines()
+    if 'python -m glora_jax.main' in line
+  ]
+  assert len(words) == 3
+  for _, flag, *value in words:
+    assert flag.removeprefix('--') in flags.FLAGS
+    assert all(config_files.path_of(name.partition(':')[0]) for name in value)
+  assert command_line.LIST.name == 'list'
+
+
+def test_colours_are_for_terminals_where_nobody_forbids_them(monkeypatch):
+  monkeypatch.delenv('NO_COLOR', raising=False)
+  monkeypatch.setenv('TERM', 'xterm')
+  assert painted('x', 'red', Terminal()) == '\033[31mx\033[0m'
+  record = logging.LogRecord('a', logging.INFO, '', 0, '%s: begins', ('search',), None)
+  assert Painter(Terminal()).format(record) == '\033[1msearch: begins\033[0m'
+  assert Painter(io.StringIO()).format(record) == 'search: begins'
+  monkeypatch.setenv('NO_COLOR', '1')
+  assert Painter(Terminal()).format(record) == 'search: begins'
+
+
+def test_stages_are_counted_for_every_job():
+  assert len(stage_names(RunSettings())) == 6
+  assert stage_names(RunSettings(structure='gradient'))[:2] == ('head', 'structure')
