@@ -16,7 +16,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from glora_jax.limits import shown
+from glora_jax.limits import printable, shown
 
 Path = str | os.PathLike
 
@@ -47,7 +47,7 @@ def writing(path: Path) -> Iterator[None]:
     if error.strerror is None:  # a sentence already
       raise
     raise OSError(
-      f'{os.fspath(path)} cannot be written ({error.strerror}). What was saved before is kept; '
+      f'{printable(path)} cannot be written ({error.strerror}). What was saved before is kept; '
       'make room or give permission, and start the same command again.'
     ) from error
 
@@ -249,14 +249,14 @@ def damaged(path: Path, reason: object, remedy: str = AGAIN) -> ValueError:
     reason: what is wrong with it.
     remedy: what to do.
   """
-  return ValueError(f'{os.fspath(path)} is damaged ({first_line(reason)}); {remedy}.')
+  return ValueError(f'{printable(path)} is damaged ({first_line(reason)}); {remedy}.')
 
 
 def explain_os(error: OSError) -> str:
   """A sentence about what the system refused: the file and the reason, without a number."""
   if error.filename is None or error.strerror is None:
     return str(error)
-  return f'{error.filename} cannot be read or written ({error.strerror}).'
+  return f'{printable(str(error.filename))} cannot be read or written ({error.strerror}).'
 
 
 def first_line(reason: object) -> str:
@@ -289,7 +289,7 @@ def check_stamp(path: Path, stamp: Any, kind: str) -> None:
     raise damaged(path, f'{STAMP}={stamp!r} says no kind')
   if stamp.get('kind') != kind:
     raise ValueError(
-      f'{os.fspath(path)} is a file of the kind {shown(stamp.get("kind"))}, where {kind!r} is '
+      f'{printable(path)} is a file of the kind {shown(stamp.get("kind"))}, where {kind!r} is '
       'expected; put the right file in its place, or remove it.'
     )
   _check_format(path, stamp.get('format', 1), kind)
@@ -301,7 +301,7 @@ def _check_format(path: Path, written: Any, kind: str) -> None:
     raise damaged(path, f'its format is {written!r}')
   if written > known:
     raise LaterVersionError(
-      f'{os.fspath(path)} was written by a later version of glora_jax (format {shown(written)} of '
+      f'{printable(path)} was written by a later version of glora_jax (format {shown(written)} of '
       f'{kind!r}, of which this version knows {known}); upgrade glora_jax, or take a file of this '
       'version.'
     )
@@ -323,7 +323,9 @@ def write_safetensors(path: Path, tensors: dict[str, Any], metadata: dict[str, s
     with whole(path) as temporary:
       safetensors.numpy.save_file(contiguous, temporary, metadata)
   except safetensors.SafetensorError as error:
-    raise OSError(f'{path} cannot be written ({str(error).strip().splitlines()[0]}).') from error
+    raise OSError(
+      f'{printable(path)} cannot be written ({str(error).strip().splitlines()[0]}).'
+    ) from error
 
 
 def write_tensors(path: Path, tensors: dict[str, Any], kind: str, metadata: dict[str, Any]) -> None:
@@ -339,14 +341,20 @@ def write_tensors(path: Path, tensors: dict[str, Any], kind: str, metadata: dict
     metadata: what else to keep, as JSON can.
 
   Raises:
-    ValueError: metadata is named as what the file says of itself.
+    ValueError: metadata are named as what the file says of itself, or are not what JSON can say.
     OSError: it cannot be written there.
   """
   stamp = stamp_of(kind)
   if reserved := stamp.keys() & metadata.keys():
     raise ValueError(f'The name {min(reserved)!r} of metadata is taken; give it another.')
-  content = {**stamp, **metadata}
-  write_safetensors(path, tensors, {STAMP: json.dumps(content)})
+  try:
+    text = json.dumps({**stamp, **metadata}, allow_nan=False)
+  except (TypeError, ValueError, RecursionError) as error:
+    raise ValueError(
+      f'Metadata must be what JSON can say, texts, finite numbers, lists and dictionaries '
+      f'({first_line(error)}).'
+    ) from error
+  write_safetensors(path, tensors, {STAMP: text})
 
 
 def read_tensors(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -364,14 +372,16 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str
     ValueError: it is damaged, or not a file of this project and kind.
   """
   if not os.path.isfile(path):
-    raise FileNotFoundError(f'There is no file {path}; give the path of a safetensors file.')
+    raise FileNotFoundError(
+      f'There is no file {printable(path)}; give the path of a safetensors file.'
+    )
   try:
     with safetensors.safe_open(path, 'numpy') as file:
       metadata = json.loads((file.metadata() or {}).get(STAMP, '{}'))
       tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
   except Exception as error:  # safetensors raises its own type, and others for odd contents
     raise ValueError(
-      f'{path} is damaged or not a safetensors file ({first_line(error)}); get it again.'
+      f'{printable(path)} is damaged or not a safetensors file ({first_line(error)}); get it again.'
     ) from error
   return tensors, check_metadata(path, metadata, kind)
 
@@ -383,7 +393,7 @@ def check_metadata(path: Path, metadata: Any, kind: str) -> dict[str, Any]:
     ValueError: it is of another kind, or a later version wrote it.
   """
   if not isinstance(metadata, dict) or metadata.pop('kind', None) != kind:
-    raise ValueError(f'{path} is no {kind} file that glora_jax wrote.')
+    raise ValueError(f'{printable(path)} is no {kind} file that glora_jax wrote.')
   # Before files had a format, metadata of this name was the user's.
   if isinstance(metadata.get('format'), int | float):
     _check_format(path, metadata.pop('format'), kind)

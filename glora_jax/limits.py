@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
+import os
 import re
 import types
 import typing
@@ -292,14 +293,31 @@ def shown(value: Any) -> str:
   return _shorten(printable(' '.join(line.strip() for line in text.splitlines())))
 
 
-def printable(text: str) -> str:
+def check_path(path: Any) -> str:
+  """The text of a path that somebody gave.
+
+  Raises:
+    ValueError: it is none.
+
+  Example:
+    >>> import pathlib
+    >>> check_path(pathlib.Path('runs') / 'digits')
+    'runs/digits'
+  """
+  text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
+  if not isinstance(text, str) or '\0' in text:
+    raise ValueError(f'{shown(path)} is no path; give a text or a pathlib.Path.')
+  return text
+
+
+def printable(text: str | os.PathLike) -> str:
   r"""A path or name with escapes for what breaks a line, commands a terminal, or is not UTF-8.
 
   Example:
     >>> print(printable('über\n.png'))
     über\n.png
   """
-  return _NOT_PRINTABLE.sub(_escape, text)
+  return _NOT_PRINTABLE.sub(_escape, os.fspath(text))
 
 
 def ended(error: Exception) -> str:

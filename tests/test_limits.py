@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glora_jax.limits import MOST_COUNTED, Domain, Limits, check_fields
+from glora_jax.limits import MOST_COUNTED, Domain, Limits, check_fields, check_path
 
 RANGES = {'steps': Limits(at_least=1), 'rate': Limits(at_least=0), 'sizes': Limits(above=0)}
 
@@ -82,3 +82,9 @@ def test_whatever_is_given_is_taken_or_refused_in_one_line(value, annotation):
     assert domain.check(taken, 'x') == taken
   else:
     assert re.fullmatch(r'x.*\.', sentence)
+
+
+@pytest.mark.parametrize('path', [None, 3, b'x', [], 1e308, 'a\0b'])
+def test_what_is_no_path_is_refused(path):
+  with pytest.raises(ValueError, match=r'is no path; give a text or a pathlib\.Path'):
+    check_path(path)

@@ -5,6 +5,7 @@ import os
 import random
 import re
 import shutil
+import stat
 from typing import Any
 
 import jax.numpy as jnp
@@ -17,6 +18,8 @@ from glora_jax.training.checkpoints import TrainingCheckpoints
 from glora_jax.training.loop import TrainState
 
 STEPS = (5, 9)
+# What lies in the place of a file: a FIFO, or a link to a device, to nowhere or to another file.
+TARGETS = {'fifo': '', 'device': '/dev/zero', 'nowhere': '/no/file', 'other': '/etc/hostname'}
 
 
 def training_states(rng: random.Random, place: Place) -> Case:
@@ -25,11 +28,11 @@ def training_states(rng: random.Random, place: Place) -> Case:
   shutil.copytree(_saved(place.path('shared')), damaged)
   done = [_spoil(rng, damaged) for _ in range(rng.choice([0, 1, 1, 1, 2, 5]))]
   folder = os.path.join(place.workdir, 'states')
-  shutil.copytree(damaged, folder)
+  _copy_tree(damaged, folder)
 
   def attempt() -> list:
     shutil.rmtree(folder)
-    shutil.copytree(damaged, folder)
+    _copy_tree(damaged, folder)
     with TrainingCheckpoints(folder) as checkpoints:
       state = checkpoints.latest(_state(0))
       if state is None:
@@ -49,6 +52,18 @@ def training_states(rng: random.Random, place: Place) -> Case:
   return Case(f'states {done}', attempt, check, limit=60)
 
 
+def _copy_tree(source: str, target: str) -> None:
+  """Copies a folder with the links and FIFOs in it."""
+  shutil.copytree(source, target, symlinks=True, copy_function=_copy)
+
+
+def _copy(source: str, target: str) -> str:
+  if stat.S_ISFIFO(os.lstat(source).st_mode):
+    os.mkfifo(target)
+    return target
+  return shutil.copy2(source, target, follow_symlinks=False)
+
+
 @functools.cache
 def _saved(shared: str) -> str:
   """The folder of states as a run leaves them, written once."""
@@ -66,14 +81,23 @@ def _state(step: int) -> TrainState:
 
 
 def _spoil(rng: random.Random, folder: str) -> str:
-  """Damages or removes a file; what was done."""
+  """Damages or removes a file, or puts something that is none in its place; what was done."""
   files = [os.path.join(parent, name) for parent, _, names in os.walk(folder) for name in names]
+  files = [file for file in files if not os.path.islink(file) and os.path.isfile(file)]
   # Names that orbax draws at random decide nothing.
   places = {file: re.sub('[0-9a-f]{32}', '*', os.path.relpath(file, folder)) for file in files}
   path = rng.choice(sorted(files, key=lambda file: (places[file], os.path.getsize(file))))
   if rng.random() < 0.15 and len(files) > 1:
     os.remove(path)
     return f'without {places[path]}'
+  if rng.random() < 0.15:
+    os.remove(path)
+    kind = rng.choice(list(TARGETS))
+    if kind == 'fifo':
+      os.mkfifo(path)
+    else:
+      os.symlink(TARGETS[kind], path)
+    return f'{kind} in place of {places[path]}'
   spoil = spoil_json if path.endswith('format.json') and rng.random() < 0.5 else spoil_bytes
   spoil(rng, path)
   return places[path]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from benchmarks.fuzz import (
+  adapters,
   archives,
   calling,
   calls,
@@ -48,6 +49,8 @@ STRATEGIES: dict[str, Strategy] = {
   'folder': Strategy(folders.classes, 10),
   'checkpoint': Strategy(checkpoints.checkpoint, 12),
   'adapter': Strategy(archives.adapter, 6),
+  'adapter saved': Strategy(adapters.saved, 3),
+  'adapter loaded': Strategy(adapters.loaded, 4),
   'archive': Strategy(archives.archive, 5),
   'config.json': Strategy(archives.config_file, 5),
   'record': Strategy(archives.record, 4),

@@ -119,7 +119,7 @@ class Adapted:
         Or the key is none.
     """
     check_key(key)
-    whole = self._check_params(params)
+    whole = self.check_params(params)
     params = full_precision(params, self.param_shapes, only=self.head_paths)
     leaves, supports = flatten(whole), {}
     for group in self.groups:
@@ -327,13 +327,19 @@ class Adapted:
     """
     check_collections(variables)
     check_supports(self.groups, variables[COLLECTION])
-    self._check_params(variables['params'])
+    self.check_params(variables['params'])
 
-  def _check_params(self, params: Any) -> Any:
-    """Params, or the shapes of quantized ones in full, after a look whether they are the model's.
+  def check_params(self, params: Any) -> Any:
+    """Checks that parameters are those of this model.
+
+    Args:
+      params: what is given for them, which may be anything.
+
+    Returns:
+      The parameters, or the shapes of quantized ones in full.
 
     Raises:
-      ValueError: they are not.
+      ValueError: they are not; missing, unexpected and misshaped ones are named.
     """
     whole = jax.eval_shape(self.full_precision, params) if has_quantized(params) else params
     problems = differences(_by_name(flatten(whole)), _by_name(self.param_shapes))

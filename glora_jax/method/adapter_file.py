@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from glora_jax.files import Path, damaged, read_tensors, write_tensors
-from glora_jax.limits import printable
+from glora_jax.limits import check_path, printable
 from glora_jax.method import genomes
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.genome_json import NamedAlleles, genome_from_json, genome_to_json
@@ -76,8 +76,8 @@ def save_adapter(
     **metadata: more to remember, JSON types.
 
   Raises:
-    ValueError: the variables were cut to a subnet with lower ranks, or metadata have a name that
-      the file needs itself.
+    ValueError: the variables were cut to a subnet with lower ranks, metadata have a name that the
+      file needs itself or are not what JSON can say, or the path is none.
 
   Example:
     >>> import tempfile, flax.linen as nn, jax, jax.numpy as jnp, safetensors.numpy
@@ -91,6 +91,7 @@ def save_adapter(
     >>> {name: value.shape for name, value in sorted(tensors.items())}
     {'glora/Dense/A_up': (1, 3), 'glora/Dense/D': (3,), 'glora/Dense/E': (3,)}
   """
+  path = check_path(path)
   check_one_genome(adapted.spec, genome, 'save_adapter')
   genome = genomes.canonicalize(adapted.spec, genome)
   trainable, frozen = adapted.split(variables)
@@ -127,8 +128,8 @@ def load_adapter(path: Path, adapted: Adapted, params: Any) -> tuple[dict[str, A
     not use are zero, and the model's other collections are those that were saved.
 
   Raises:
-    ValueError: the file is damaged, or belongs to another model, space or base; the sentence says
-      which.
+    ValueError: the path is none, or the file is damaged, or belongs to another model, space or
+      base; the sentence says which.
 
   Example:
     >>> import tempfile, flax.linen as nn, jax, jax.numpy as jnp
@@ -142,9 +143,11 @@ def load_adapter(path: Path, adapted: Adapted, params: Any) -> tuple[dict[str, A
     >>> genome.tolist()
     [[2, 0, 0, 2, 2]]
   """
+  path = check_path(path)
   tensors, metadata = read_tensors(path, 'adapter')
   _check_metadata(path, metadata)
   genome = _genome(path, adapted, _in_order(path, metadata, adapted))
+  adapted.check_params(params)
   shapes = jax.eval_shape(adapted.init, jax.random.key(0), params)
   trainable, frozen = adapted.split({**shapes, 'params': params})
   _check_base(path, metadata['base'], fingerprint(frozen['params']))
@@ -257,8 +260,8 @@ def _in_order(path: Path, metadata: Mapping[str, Any], adapted: Adapted) -> dict
   for layer, key, number in zip(adapted.spec, ours, order, strict=True):
     if number is None:
       raise ValueError(
-        f'The adapter {path} belongs to another model: it has no layer {layer.name} in the '
-        f'parameters and axes {key}.'
+        f'The adapter {printable(path)} belongs to another model: it has no layer {layer.name} in '
+        f'the parameters and axes {key}.'
       )
   return {**metadata, **rows}
 
@@ -284,8 +287,9 @@ def _check_spec(path: Path, theirs: Sequence[str], ours: Sequence[str]) -> None:
     for layers in (theirs, ours)
   )
   raise ValueError(
-    f'The adapter {path} belongs to another model or search space. It has {len(theirs)} layers, '
-    f'and this model {len(ours)}; the first that differs is layer {row}: {their} there, {our} here.'
+    f'The adapter {printable(path)} belongs to another model or search space. It has '
+    f'{len(theirs)} layers, and this model {len(ours)}; the first that differs is layer {row}: '
+    f'{their} there, {our} here.'
   )
 
 
@@ -293,7 +297,7 @@ def _check_base(path: Path, theirs: str, ours: str) -> None:
   """Raises ValueError unless the fingerprints of the frozen parameters are equal."""
   if theirs != ours:
     raise ValueError(
-      f'The adapter {path} was trained on other base weights (SHA-256 '
+      f'The adapter {printable(path)} was trained on other base weights (SHA-256 '
       f'{printable(theirs[:_DIGITS])}..., and '
       f'these are {ours[:_DIGITS]}...); load it onto those.'
     )
@@ -303,7 +307,8 @@ def _check_heads(path: Path, theirs: Mapping[Any, Any], ours: Mapping[Any, Any])
   """Raises ValueError unless the file's heads have the names and shapes of the model's."""
   if _shapes(theirs) != _shapes(ours):
     raise ValueError(
-      f'The adapter {path} has the heads {_listed(theirs)}, and this model has {_listed(ours)}.'
+      f'The adapter {printable(path)} has the heads {_listed(theirs)}, and this model has '
+      f'{_listed(ours)}.'
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from glora_jax.files import Path
+from glora_jax.limits import check_path
 from glora_jax.models.containers.tensors import Container
 
 EXTENSIONS = ('.safetensors', '.npz', '.pth', '.pt', '.bin')
@@ -25,7 +26,7 @@ def locate(path: Path) -> str:
     FileNotFoundError: the folder has no checkpoint.
     ValueError: it has several, or one in parts.
   """
-  folder = os.fspath(path)
+  folder = check_path(path)
   if not os.path.isdir(folder):
     return folder
   checkpoints = checkpoints_in(folder)

@@ -10,11 +10,13 @@ import jax
 import numpy as np
 
 from glora_jax.files import Path
+from glora_jax.limits import Domain, check_path
 from glora_jax.method import genomes
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.space import FLAT_FORMS, TENSORS, Spec
 from glora_jax.method.storage import check_storage
 from glora_jax.method.supports import COLLECTION
+from glora_jax.method.validation import check_one_genome
 from glora_jax.models import peft_file
 from glora_jax.models.formats.format import Flat
 from glora_jax.models.peft_file import AdapterFile, Forms, LowRank
@@ -81,6 +83,9 @@ def save_peft(
     >>> config['target_modules'], config['r'], config['lora_alpha']
     (['layers.0.fc'], 4, 4)
   """
+  folder = check_path(folder)
+  Domain(str, optional=True).check(base, 'base')
+  check_one_genome(adapted.spec, genome, 'save_peft')
   genome = genomes.canonicalize(adapted.spec, genome)
   _require_loras(adapted.spec, genome)
   supports = nn.meta.unbox(variables[COLLECTION])

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from glora_jax.files import Path, first_line, write_json, write_safetensors
-from glora_jax.limits import listed, printable, shown
+from glora_jax.limits import check_path, listed, printable, shown
 from glora_jax.method.space import Tensor
 from glora_jax.models import hub
 from glora_jax.models.containers.opening import open_tensors
@@ -147,7 +147,7 @@ def read(folder: Path) -> AdapterFile:
     FileNotFoundError: there is no adapter.
     ValueError: it is damaged, or of a kind that is not read.
   """
-  path = os.fspath(hub.local(folder, HUB_FILES))
+  path = check_path(hub.local(check_path(folder), HUB_FILES))
   config, tensors = _read_config(path), _read_tensors(path)
   kind = config.get('peft_type')
   if not isinstance(kind, str) or kind not in _READERS:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from glora_jax.limits import listed, shown
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.site import Site
 from glora_jax.models.formats.format import Flat, Format
@@ -131,9 +132,14 @@ class ByMap(Naming):
 
   Args:
     names: the map.
+
+  Raises:
+    ValueError: it is none of patterns to names.
   """
 
   def __init__(self, names: NameMap):
+    for pattern, modules in names.items():
+      _check_names(pattern, modules)
     self._names = names
 
   def modules(self, site: Site, index: tuple[int, ...]) -> tuple[str, ...]:
@@ -144,7 +150,7 @@ class ByMap(Naming):
         f"names: {', '.join(modules)} should have '{{}}' as often as {site.name} has axes of a "
         f'stack, {len(index)} times.'
       )
-    return tuple(name.format(*index) for name in modules)
+    return tuple(_placed(name, index) for name in modules)
 
   def write_head(self, path: Path, params: Flat) -> Flat:
     """As `Naming.write_head`; matrices are [in, out] here, and [out, in] there."""
@@ -162,7 +168,7 @@ class ByMap(Naming):
     for pattern, modules in self._names.items():
       if match := re.fullmatch(pattern, path):
         names = (modules,) if isinstance(modules, str) else modules
-        return map(match.expand, names)
+        return (_filled(match, name) for name in names)
     raise ValueError(
       f"names: no pattern matches '{path}'; give the name of its torch module "
       f'({", ".join(self._names) or "there are none"}).'
@@ -180,6 +186,39 @@ class ByMap(Naming):
     if len(modules) > 1 or '{}' in modules[0]:
       raise ValueError(f'names: the head {path_name(tuple(module))} must be one torch module.')
     return f'{modules[0]}.{_LEAVES[leaf]}', leaf in _TRANSPOSED
+
+
+def _check_names(pattern: Any, modules: Any) -> None:
+  """Raises ValueError unless an item of a map is a pattern with one name or several."""
+  names = [modules] if isinstance(modules, str) else modules
+  are_names = isinstance(names, Sequence) and names and all(isinstance(n, str) and n for n in names)
+  if not isinstance(pattern, str) or not are_names:
+    raise ValueError(
+      f'names: {shown(pattern)}: {shown(modules)} is no pattern of paths with the name of a torch '
+      'module, or several.'
+    )
+  try:
+    re.compile(pattern)
+  except re.error as error:
+    raise ValueError(f'names: {shown(pattern)} is no regular expression ({error}).') from error
+
+
+def _filled(match: re.Match[str], name: str) -> str:
+  """A name with the groups of an expression in it."""
+  try:
+    return match.expand(name)
+  except (re.error, IndexError) as error:
+    raise ValueError(
+      f'names: {shown(name)} asks for a group that {shown(match.re.pattern)} does not have '
+      f'({error}).'
+    ) from error
+
+
+def _placed(name: str, index: Sequence[int]) -> str:
+  """A name with the place in a stack where it has '{}'."""
+  for number in index:
+    name = name.replace('{}', str(number), 1)
+  return name
 
 
 # Names of parameters here, and in torch.
@@ -209,6 +248,9 @@ def naming_to_write(
   Raises:
     ValueError: the format is not one of torch, or cannot say the model as it is.
   """
+  _check_kind(names)
+  if transformers not in (4, 5):
+    raise ValueError(f'transformers={shown(transformers)} must be 4 or 5.')
   if isinstance(names, Mapping):
     return ByMap(names), params
   model = _require_vit(adapted)
@@ -216,9 +258,8 @@ def naming_to_write(
   by_version = _MODULES if transformers == 5 else {new: old for old, new in _MODULES.items()}
   name = by_version.get(given, given)
   if name not in _torch_formats():
-    raise ValueError(
-      f"names='{given}' is no format of a torch model; those are {', '.join(_torch_formats())}."
-    )
+    known = listed(_torch_formats())
+    raise ValueError(f'names={shown(given)} is no format of a torch model; those are {known}.')
   format = FORMATS[name]
   prefix = names.prefix if isinstance(names, Origin) else ''
   fitted = fit_to_format(model, params, Origin(name, format.container, format.variant))
@@ -245,6 +286,8 @@ def naming_to_read(names: Names | None, adapted: Adapted, modules: Iterable[str]
   Raises:
     ValueError: none fits.
   """
+  if names is not None:
+    _check_kind(names)
   if isinstance(names, Mapping):
     by_map = ByMap(names)
     require_distinct(_all_modules(adapted, by_map))
@@ -259,11 +302,20 @@ def naming_to_read(names: Names | None, adapted: Adapted, modules: Iterable[str]
       naming = ByFormat(model, format, prefix)
       if set(modules) <= set(_all_modules(adapted, naming)):
         return naming
+  wanted = f'the format {shown(given)}' if given else 'any format'
   raise ValueError(
     f'The modules of the adapter ({grouped(modules)}) are not all adapted layers of this model in '
-    f'{f"the format {given}" if given else "any format"}; adapt these layers, or give names, a map '
-    'of paths here to names there.'
+    f'{wanted}; adapt these layers, or give names, a map of paths here to names there.'
   )
+
+
+def _check_kind(names: Any) -> None:
+  """Raises ValueError where names are neither those of a format nor a map."""
+  if not isinstance(names, str | Origin | Mapping):
+    raise ValueError(
+      f"names={shown(names)} must be the name of a format, the 'source' of weights, or a map of "
+      'paths here to names of torch modules.'
+    )
 
 
 def require_distinct(modules: Iterable[str]) -> None:

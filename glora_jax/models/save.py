@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from glora_jax.files import Path, write_json, write_safetensors, write_tensors
-from glora_jax.limits import shown
+from glora_jax.limits import check_path, shown
 from glora_jax.models import folder
 from glora_jax.models.config_json import side_files
 from glora_jax.models.containers.npz import write_npz
@@ -69,7 +69,7 @@ def save(
     ...   print(sorted(os.listdir(folder)), weights.load(folder).metadata['source'].format)
     ['config.json', 'model.safetensors'] timm
   """
-  target = os.fspath(path)
+  target = check_path(path)
   flat = {
     name: np.asarray(value)
     for name, value in flax.traverse_util.flatten_dict(nn.meta.unbox(params), sep='/').items()

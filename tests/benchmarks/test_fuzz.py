@@ -63,7 +63,7 @@ def refuse_after_writing(place):
   [
     (lambda: np.array([1.0, np.nan]), 'not finite'),
     (time.perf_counter_ns, 'the same again gives another result'),
-    (lambda: read_record('a\n', 'x' * 9, dict), 'line ends'),
+    (lambda: Domain(int).check('x', 'a\n'), 'line ends'),
   ],
 )
 def test_nonsense_is_wrong(place, attempt, reason):

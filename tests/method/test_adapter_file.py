@@ -271,3 +271,25 @@ def test_metadata_of_another_kind_or_a_later_version_are_refused(written, tmp_pa
   safetensors.numpy.save_file(tensors, tmp_path / 'a', {'glora_jax': text})
   with pytest.raises(ValueError, match=r'no adapter file|damaged|written by a later version'):
     adapter_file.load_adapter(tmp_path / 'a', adapted, params)
+
+
+@pytest.mark.parametrize('value', [b'x', {1, 2}, np.ones(2), float('nan'), ...])
+def test_metadata_that_json_cannot_say_are_refused_and_leave_no_file(written, tmp_path, value):
+  adapted, params, _, _ = written
+  genome = presets.preset(adapted.spec, 'ssf')
+  with pytest.raises(ValueError, match='Metadata must be what JSON can say, texts, finite'):
+    adapter_file.save_adapter(
+      tmp_path / 'a', adapted, random_variables(adapted, params), genome, note=value
+    )
+  assert not list(tmp_path.iterdir())
+
+
+def test_names_of_any_letters_are_shown_as_they_can_be(written, tmp_path):
+  adapted, params, tensors, metadata = written
+  with pytest.raises(FileNotFoundError, match=r'There is no file .*/ü\\n; give'):
+    adapter_file.load_adapter(tmp_path / 'ü\n', adapted, params)
+  write_tensors(tmp_path / 'ü\n', tensors, 'adapter', metadata)
+  with pytest.raises(ValueError, match=r'The adapter .*/ü\\n was trained on other base weights'):
+    adapter_file.load_adapter(tmp_path / 'ü\n', adapted, jax.tree.map(np.zeros_like, params))
+  with pytest.raises(ValueError, match='These params are not those of the adapted BodyAndHead'):
+    adapter_file.load_adapter(tmp_path / 'ü\n', adapted, b'x')

@@ -299,6 +299,35 @@ def test_names_that_do_not_fit_are_refused_with_what_is_missing(tmp_path):
   refused('the 48 outputs of blocks/attn/qkv are not divisible among a.0, b.0', names)
 
 
+@pytest.mark.parametrize(
+  'given, message',
+  [
+    (
+      {'names': {'Dense': ''}},
+      "names: 'Dense': '' is no pattern of paths with the name of a torch",
+    ),
+    ({'names': {1: 2}}, 'names: 1: 2 is no pattern'),
+    ({'names': {'(': 'x'}}, r"names: '\(' is no regular expression"),
+    ({'names': {'D.*': r'\9'}}, "asks for a group that 'D.*' does not have"),
+    (
+      {'names': ['timm']},
+      r"names=\['timm'\] must be the name of a format, the 'source' of weights",
+    ),
+    ({'transformers': 6}, 'transformers=6 must be 4 or 5'),
+    ({'base': b'x'}, "base=b'x' must be a text, or None"),
+    ({'folder': 3}, '3 is no path'),
+  ],
+)
+def test_arguments_that_cannot_be_write_nothing(given, message, tmp_path):
+  adapted = adapt(nn.Dense(3), jnp.zeros((1, 4)))
+  variables = adapted.init(jax.random.key(0), {'kernel': jnp.ones((4, 3)), 'bias': jnp.zeros(3)})
+  genome = preset(adapted.spec, 'lora')
+  arguments = {'folder': tmp_path / 'a', 'names': {'Dense': 'fc'}, **given}
+  with pytest.raises(ValueError, match=message):
+    save_peft(adapted=adapted, variables=variables, genome=genome, **arguments)
+  assert not list(tmp_path.iterdir())
+
+
 def test_heads_may_be_any_module_but_no_bare_parameter(tmp_path):
   case = trained('timm_deit3')
   for heads, saved in (('^(embed|head)$', ['head', 'patch_embed.proj']), ('scale1', None)):

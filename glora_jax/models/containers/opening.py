@@ -6,6 +6,7 @@ import os
 import zipfile
 
 from glora_jax.files import Path
+from glora_jax.limits import check_path
 from glora_jax.models.containers.npz import Npz, check_unpacked_size
 from glora_jax.models.containers.pytorch import PyTorch
 from glora_jax.models.containers.safetensors import Safetensors
@@ -31,7 +32,7 @@ def open_tensors(path: Path) -> Tensors:
     ValueError: it is empty, cut off, of another type, or declares what it cannot hold.
     ImportError: it is a PyTorch file, and PyTorch is not installed.
   """
-  name = os.fspath(path)
+  name = check_path(path)
   if not os.path.isfile(name):
     raise FileNotFoundError(
       f'There is no file {name}; give the path of an npz, safetensors or PyTorch checkpoint.'
