@@ -3,29 +3,42 @@
   python -m glora_jax.main --config configs/compare.py
   python -m glora_jax.main --config configs/compare.py --config.compare.seeds=5
   python -m glora_jax.main --config configs/compare.py:tune
+  python -m glora_jax.main --config configs/compare.py:tiny=True
 
 The first command runs one seed at the saved learning rates; `:tune` chooses them anew. Every method
 gets 36 epochs, and a learning rate of its own out of the same list, chosen on validation images.
 What was chosen is saved beside this file, in compare_rates.json; with `:tune` it stands in
 `rates.json` of the workdir. The search and the gradient's structure are at two budgets, and the
 LoRAs are the largest that fit these.
+
+Reached by `:tune` and five seeds, test accuracy in % (2026-11-25):
+
+  linear probe  90.4 +- 0.2    searched, at most 20,000  95.7 +- 0.5
+  prompts       92.1 +- 0.2    searched, at most 40,000  96.2 +- 0.5
+  BitFit        93.5 +- 0.4    LoRA of rank 4            96.2 +- 0.6
+  SSF-like      95.0 +- 0.3    all of GLoRA              96.6 +- 0.3
+                               full fine-tuning          96.1 +- 0.7
+
+The gradient's structures are not in that table. Time: one seed at the saved rates 12 minutes on two
+cores of an AMD EPYC; learning rates and five seeds 49 minutes.
 """
 
 import json
 import pathlib
 
 from glora_jax.runs.config import default_config, parse_arguments
+from glora_jax.runs.tiny import shrink
 
 RATES = pathlib.Path(__file__).parent / 'compare_rates.json'
 
 
 def get_config(arguments=''):
-  """The config; `arguments` is empty, or 'tune'."""
-  how, _ = parse_arguments(arguments, {})
-  if how not in ('', 'tune'):
-    raise ValueError(f"'{how}' is unknown; configs/compare.py takes nothing, or 'tune'.")
+  """The config; `arguments` is empty, or 'tune', and 'tiny=True'."""
+  how, given = parse_arguments(arguments, {'tiny': False}, choices=('', 'tune'))
   config = default_config()
   config.job = 'compare'
+  config.task = 'digits'
+  config.model.weights = 'embedded'
   config.seed = 0
   config.model.remat = 'dots_saveable'
   config.sampling.largest = 0.5
@@ -58,4 +71,4 @@ def get_config(arguments=''):
   if how != 'tune':
     with config.compare.rate.unlocked():
       config.compare.rate.update(json.loads(RATES.read_text()))
-  return config
+  return shrink(config) if given['tiny'] else config

@@ -3,6 +3,7 @@
   python -m glora_jax.main --config configs/fewshot.py:all
   python -m glora_jax.main --config configs/fewshot.py:food101,shots=4,seed=1
   python -m glora_jax.main --config configs/fewshot.py:oxford_pets,source=lists,root=/data/few-shot
+  python -m glora_jax.main --config configs/fewshot.py:oxford_pets,tiny=True
 
 The backbone is a ViT-B/16 pretrained on ImageNet-21k. Data sets: food101, stanford_cars,
 oxford_flowers102, fgvc_aircraft (lists only), oxford_pets. `all` runs those that are ready with 1,
@@ -10,10 +11,17 @@ oxford_flowers102, fgvc_aircraft (lists only), oxford_pets. `all` runs those tha
 2. One data set takes `shots=all` and `seed=all`, too; without `shots` it is run with 16. A file of
 budgets and learning rates, `settings=FILE.json`, names tasks as `food101/4/0`, or `food101` for all
 of it.
+
+Not run: it needs the in21k weights, the data sets and an accelerator; so nothing is known of its
+time. Published for GLoRA (arXiv 2306.07967), accuracy in % with 1, 4 and 16 shots:
+
+  food101 36.0 65.1 75.9    oxford_flowers102 88.7 99.1 99.6    oxford_pets 72.6 89.1 91.4
+  stanford_cars 7.8 30.8 74.3    fgvc_aircraft 8.7 24.0 54.1
 """
 
 from glora_jax.runs.config import default_config, parse_arguments
 from glora_jax.runs.suite_settings import with_settings
+from glora_jax.runs.tiny import shrink
 
 ARGUMENTS = {
   'source': None,
@@ -22,18 +30,23 @@ ARGUMENTS = {
   'shots': None,
   'seed': None,
   'settings': None,
+  'tiny': False,
 }
 
 
 def get_config(arguments='oxford_flowers102'):
   """The config; `arguments` is a data set, or 'all', and any of `ARGUMENTS`."""
   task, given = parse_arguments(arguments, ARGUMENTS)
+  task = task or 'oxford_flowers102'
   shots = given['shots']
   if shots is None:
     shots = 'all' if task == 'all' else 16
   seed = 0 if given['seed'] is None else given['seed']  # a number, or 'all'
   config = default_config()
   config.task = f'fewshot/{task}/{shots}/{seed}'
+  config.seed = 42
+  config.protocol = 'honest'
+  config.structure = 'search'
   config.data.update(
     source=given['source'],
     root=given['root'],
@@ -47,4 +60,5 @@ def get_config(arguments='oxford_flowers102'):
   config.supernet.update(epochs=500, warmup_epochs=10, batch_size=64, learning_rate=1e-4)
   config.search.update(population=50, generations=20)
   config.finetune.update(epochs=100, warmup_epochs=10, batch_size=64, learning_rate=1e-4)
-  return with_settings(config, given['settings'])
+  config = with_settings(config, given['settings'])
+  return shrink(config) if given['tiny'] else config

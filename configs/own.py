@@ -3,6 +3,7 @@
   python -m glora_jax.main --config configs/own.py:photos/
   python -m glora_jax.main --config configs/own.py:labels.csv,weights=dinov2-S/14,budget=100000
   python -m glora_jax.main --config configs/own.py:beans,structure=lora:4
+  python -m glora_jax.main --config configs/own.py:photos/,tiny=True
 
 What is not split into train, val and test is split once, stratified; `split.json` in the workdir
 says who went where. Without `weights` the small backbone in the package is used, which has seen 28
@@ -12,11 +13,16 @@ Which layers are trained, in which form and rank, is read off one gradient; with
 parameters as the knee of its curve says. `structure=search` trains and searches a supernet, and
 `structure=NAME` trains a preset. `rank` is the largest LoRA rank on offer, of a search the only
 one.
+
+What it reaches, and how long it takes, depends on the images. notebooks/own_images.ipynb has a run
+with its figures; benchmarks/RESULTS.md compares such structures
+with fixed ones.
 """
 
 import os
 
 from glora_jax.runs.config import default_config, parse_arguments
+from glora_jax.runs.tiny import shrink
 
 MOST_RANK = 1024
 ARGUMENTS = {
@@ -25,6 +31,7 @@ ARGUMENTS = {
   'rank': int,
   'budget': int,
   'epochs': 100,
+  'tiny': False,
 }
 
 
@@ -47,7 +54,7 @@ def get_config(arguments=''):
   config.supernet.update(recipe)  # where a structure is searched
   config.search.update(population=50, generations=10)
   config.finetune.update(epochs=max(1, given['epochs'] // 4), warmup_epochs=0, learning_rate=5e-4)
-  return config
+  return shrink(config) if given['tiny'] else config
 
 
 def kind_of(images):

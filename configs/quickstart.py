@@ -1,19 +1,36 @@
 """The main job on what ships in the package: a small ViT of Fashion-MNIST learns digits.
 
   python -m glora_jax.main --config configs/quickstart.py
+  python -m glora_jax.main --config configs/quickstart.py:tiny=True
 
 A supernet is trained and searched, as in the paper; the strongest LoRA that fits the budget and the
 structure that one gradient asks for stand beside the winner, each trained alone for as many epochs
-as the supernet. On two CPU cores that took 92 seconds, imports and compilation included; no
-network is needed. The digits are scikit-learn's.
+as the supernet. No network is needed; the digits are scikit-learn's.
+
+Reached, test accuracy in % on 797 digits:
+
+  at most 40,000 parameters   seed 0   five seeds, supernet.epochs=28
+  linear probe                         88.7 +- 0.3
+  winner, as searched         89.3     94.1 +- 1.0
+  winner, finetuned           95.2     96.1 +- 0.2
+  LoRA of rank 4              95.0
+  the gradient's structure    96.6
+
+Time: 92 seconds on two cores of an AMD EPYC, imports and compilation included. Everything was
+measured on 2026-11-25, the five seeds with --config.presets='()'.
 """
 
-from glora_jax.runs.config import default_config
+from glora_jax.runs.config import default_config, parse_arguments
+from glora_jax.runs.tiny import shrink
 
 
-def get_config():
-  """The config."""
+def get_config(arguments=''):
+  """The config; `arguments` is empty, or 'tiny=True'."""
+  _, given = parse_arguments(arguments, {'tiny': False}, choices=('',))
   config = default_config()
+  config.task = 'digits'
+  config.model.weights = 'embedded'
+  config.structure = 'search'
   config.seed = 0
   config.budget = 40_000
   config.presets = ('lora:4', 'gradient')
@@ -37,4 +54,4 @@ def get_config():
   config.finetune.update(
     epochs=8, warmup_epochs=1, batch_size=64, learning_rate=4e-3, final_learning_rate=1e-5
   )
-  return config
+  return shrink(config) if given['tiny'] else config

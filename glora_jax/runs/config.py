@@ -14,7 +14,7 @@ import functools
 import importlib.util
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Literal, NamedTuple
 
 import ml_collections
@@ -53,6 +53,8 @@ from glora_jax.search.settings import Evolution
 from glora_jax.training.consistency import Consistency
 from glora_jax.training.recipe import Recipe
 from glora_jax.training.sampling import Sampling
+
+_BOOLEANS = {'True': True, 'False': False}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,30 +241,34 @@ def data_source(config: ml_collections.ConfigDict) -> Source:
   return Source.from_config(config.data)
 
 
-def parse_arguments(text: str, defaults: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+def parse_arguments(
+  text: str, defaults: dict[str, Any], choices: Sequence[str] | None = None
+) -> tuple[str, dict[str, Any]]:
   """Splits the part of `--config FILE:ARGUMENTS` after the colon, 'cifar100,source=noah,rank=4'.
 
   Args:
-    text: a value without a name first, then `name=value`.
+    text: a value without a name first, which may be left out, then `name=value`.
     defaults: the names that may be given, with their values where they are not, or their type where
       None stands for that. A value takes the type of its default; where that is None, digits are a
       whole number and all else is text.
+    choices: what the first value can be, where not anything; '' stands for none.
 
   Returns:
-    (the first value, all names with their values).
+    (the first value, '' where there is none; all names with their values).
 
   Raises:
-    ValueError: an unknown name, or a value of another type.
+    ValueError: an unknown name, a value of another type, or a first value that is no choice.
 
   Example:
     >>> parse_arguments('cifar100,rank=4', {'source': None, 'rank': 8})
     ('cifar100', {'source': None, 'rank': 4})
+    >>> parse_arguments('tiny=True', {'tiny': False})
+    ('', {'tiny': True})
   """
-  parts = text.split(',')
-  beginnings = [','.join(parts[:length]) for length in range(2, len(parts) + 1)]
-  paths = [path for path in beginnings if os.path.exists(path)]
-  first = paths[-1] if paths else parts[0]  # a path may have commas
-  rest = parts[first.count(',') + 1 :]
+  first, rest = _split(text, defaults)
+  if choices is not None and first not in choices:
+    expected = ', '.join([*filter(None, choices), *(f'{name}=VALUE' for name in defaults)])
+    raise ValueError(f"{shown(first)} behind the config's name is unknown; it takes {expected}.")
   given = {name: None if isinstance(x, type) else x for name, x in defaults.items()}
   for part in rest:
     name, equals, value = part.partition('=')
@@ -271,14 +277,28 @@ def parse_arguments(text: str, defaults: dict[str, Any]) -> tuple[str, dict[str,
         f"{shown(part)} in the config's arguments is unknown; NAME=VALUE is expected, with the "
         f'names {", ".join(defaults)}; a path with a comma in it must be there.'
       )
-    default = defaults[name]
-    kind = default if isinstance(default, type) else type(default)
-    if defaults[name] is None:
-      kind = int if value.isdigit() else str
-    try:
-      given[name] = kind(value)
-    except ValueError as error:
-      raise ValueError(
-        f"{shown(part)} in the config's arguments: {name} is of type {kind.__name__}."
-      ) from error
+    given[name] = _argument(part, name, value, defaults[name])
   return first, given
+
+
+def _split(text: str, names: Collection[str]) -> tuple[str, list[str]]:
+  """The value without a name at the beginning of arguments, and the parts behind it."""
+  parts = text.split(',')
+  beginnings = [','.join(parts[:length]) for length in range(1, len(parts) + 1)]
+  paths = [path for path in beginnings if os.path.exists(path)]  # a path may have commas
+  if not paths and parts[0].partition('=')[0] in names:
+    return '', parts
+  first = paths[-1] if paths else parts[0]
+  return first, parts[first.count(',') + 1 :]
+
+
+def _argument(part: str, name: str, value: str, default: Any) -> Any:
+  """The value of an argument, in the type of its default."""
+  kind = default if isinstance(default, type) else type(default)
+  if default is None:
+    kind = int if value.isdigit() else str
+  try:
+    return _BOOLEANS[value] if kind is bool else kind(value)
+  except (KeyError, ValueError) as error:
+    expected = 'True or False' if kind is bool else f'of type {kind.__name__}'
+    raise ValueError(f"{shown(part)} in the config's arguments: {name} is {expected}.") from error

@@ -100,7 +100,8 @@ def test_none_unsets_a_field_and_other_values_are_read_as_before(parse):
     ([QUICKSTART, '--wrkdir=x'], 'error: There is no flag --wrkdir; did you mean --workdir? --he'),
     (['--budgt=1', QUICKSTART], 'error: There is no flag --budgt; did you mean --config.budget? '),
     (['--conifg=x'], 'error: There is no flag --conifg; did you mean --config? --help shows all'),
-    ([f'{QUICKSTART}:x'], 'takes no such arguments behind its name (get_config() takes'),
+    ([f'{QUICKSTART}:x'], "error: 'x' behind the config's name is unknown; it takes tiny=VALUE."),
+    ([f'{QUICKSTART}:tiny=1'], "error: 'tiny=1' in the config's arguments: tiny is True or False."),
     ([f'--config={ROOT}/configs/own.py:a,b'], "error: 'b' in the config's arguments is unknown; N"),
     (
       [f'--config={ROOT}/configs/own.py:beans,rank=two'],
@@ -149,6 +150,14 @@ def test_a_field_of_what_is_no_config_is_one_sentence(returned, refusal, tmp_pat
   assert 'wrong.py returned ' in refusal(f'--config={path}', '--config.model.weights=x')
 
 
+def test_arguments_for_a_config_without_are_one_sentence(refusal, tmp_path):
+  path = tmp_path / 'plain.py'
+  path.write_text('def get_config():\n  pass')
+  assert 'takes no such arguments behind its name (get_config() takes' in refusal(
+    f'--config={path}:x'
+  )
+
+
 def test_a_fault_of_this_package_keeps_its_traceback(refusal, tmp_path, monkeypatch):
   def fail(argv):
     raise ZeroDivisionError
@@ -168,6 +177,9 @@ def test_a_path_with_a_comma_is_an_argument(monkeypatch, tmp_path):
     'photos, 2026, best',
     {'rank': 3},
   )
+  (tmp_path / 'rank=3').mkdir()
+  assert parse_arguments('rank=3,rank=4', {'rank': int}) == ('rank=3', {'rank': 4})
+  assert parse_arguments('rank=5', {'rank': int}) == ('', {'rank': 5})
   assert parse_arguments('photos', {'rank': int, 'budget': 4}) == (
     'photos',
     {'rank': None, 'budget': 4},
