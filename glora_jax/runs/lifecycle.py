@@ -4,38 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import flax
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
 
 from glora_jax import mesh as meshes
-from glora_jax.data.catalog import find
 from glora_jax.data.image_check import with_readable_images
 from glora_jax.data.task import Task
 from glora_jax.files import open_regular, whole, write_json
-from glora_jax.method.adapt import adapt
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.draws import require_feasible
 from glora_jax.method.supports import COLLECTION
-from glora_jax.models import weights
-from glora_jax.models.fetch import known_normalization
-from glora_jax.models.translate import fit_to_format
 from glora_jax.records import read_record
 from glora_jax.runs import disk_room, early_checks
+from glora_jax.runs.backbone import (
+  adapt_spaces,
+  fetch_task,
+  load_backbone,
+  variables_before_training,
+)
 from glora_jax.runs.batch_sizes import fit_batches
 from glora_jax.runs.config import RunSettings, check_config
-from glora_jax.runs.run import Place, Run, Stream, is_beside, stream_key
-from glora_jax.runs.sections import GRADIENT, SEARCH, ModelSettings
+from glora_jax.runs.run import Place, Run, Stream, stream_key
 from glora_jax.runs.used_fields import is_among
-from glora_jax.runs.weights_record import find_weights
 from glora_jax.runs.workdir import (
   Change,
   abandon,
@@ -200,16 +196,16 @@ def prepare(
     ValueError, OSError: what any stage would stumble over, as far as it can be known before.
   """
   mesh = meshes.over_devices(given.mesh.devices)
-  task, path = _fetch(given, workdir)
+  task, path = fetch_task(given, workdir)
   counts = early_checks.count_images(task)
   settings = fit_batches(given, counts, mesh)
-  model, params, metadata = _load_backbone(settings.model, path, task.num_classes)
+  model, params, metadata = load_backbone(settings.model, path, task.num_classes)
   size = metadata['image_size']
   early_checks.check_images(settings, size)
   adapted, other = adapt_spaces(settings, model, size)
   early_checks.check_ranks(adapted)
   require_feasible(adapted.spec, settings.budget)
-  variables = _initialize(adapted, params, settings, mesh)
+  variables = variables_before_training(adapted, params, settings, mesh)
   beside = None
   if other is not None:
     beside = Place(other, other.init(stream_key(settings.seed, Stream.INIT), variables['params']))
@@ -265,106 +261,6 @@ def _read_seconds(workdir: str) -> dict[str, float]:
   if not os.path.exists(path):
     return {}
   return read_record(path, 'seconds', dict[str, float], 'remove it; the times alone are lost')
-
-
-def _fetch(settings: RunSettings, workdir: str) -> tuple[Task, str]:
-  """(the task, the path of the weights), both on disk."""
-  model = settings.model
-  with meshes.primary_first('prepare'):
-    # Opening prepares data that is not ready; some class names are known only then.
-    find(settings.task, settings.data, workdir).open('train')
-    path = find_weights(model, workdir)
-  return find(settings.task, settings.data, workdir).opened(), path
-
-
-def _load_backbone(
-  settings: ModelSettings, path: str, num_classes: int
-) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
-  """(model, params, metadata) with a new head, at the size and precision of the config."""
-  known = {'num_heads': settings.num_heads, 'activation': settings.activation}
-  hints = {name: value for name, value in known.items() if value is not None}
-  loaded = weights.load(path, normalization=known_normalization(settings.weights), **hints)
-  model, params, metadata = weights.refit(
-    *loaded,
-    num_classes=num_classes,
-    image_size=settings.image_size,
-    patch_size=settings.patch_size,
-  )
-  if source := metadata.get('source'):
-    # Refuses now what could not be written at the end.
-    fit_to_format(model, flax.traverse_util.flatten_dict(params, sep='/'), source)
-  model = model.clone(
-    drop_path=settings.drop_path,
-    remat=settings.remat,
-    dtype=None if settings.dtype == 'float32' else settings.dtype,
-  )
-  if not isinstance(metadata['image_size'], int):
-    raise ValueError(
-      f'The weights are for images of {metadata["image_size"]}; a run needs square ones, give '
-      'model.image_size.'
-    )
-  normalization = settings.normalization or metadata['normalization']
-  return model, params, {**metadata, 'normalization': normalization}
-
-
-def adapt_spaces(
-  settings: RunSettings, model: nn.Module, size: int
-) -> tuple[Adapted, Adapted | None]:
-  """The model adapted with the run's space, and with that of rows beside a search, if any.
-
-  Args:
-    settings: the config.
-    model: the backbone.
-    size: side of its images.
-  """
-  sample = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-  make = functools.partial(adapt, model, sample, merge=settings.merge)
-  adapted = make(space=settings.space.search_space(settings.structure))
-  is_searched = settings.structure == SEARCH
-  if is_searched and any(is_beside(adapted.spec, name) for name in early_checks.rows(settings)):
-    return adapted, make(space=settings.space.search_space(GRADIENT))
-  return adapted, None
-
-
-def shapes_before_training(
-  adapted: Adapted, params: Any, settings: RunSettings, mesh: jax.sharding.Mesh | None
-) -> dict[str, Any]:
-  """Shapes of the variables before any training, in their types and on their devices.
-
-  Args:
-    adapted: the adapted backbone.
-    params: shapes of its parameters.
-    settings: the config.
-    mesh: devices, which need not be at hand.
-  """
-  start = functools.partial(_initialize, adapted, settings=settings, mesh=None)
-  return _placed(adapted, jax.eval_shape(start, params), settings, mesh)
-
-
-def _initialize(
-  adapted: Adapted, params: Any, settings: RunSettings, mesh: jax.sharding.Mesh | None
-) -> dict[str, Any]:
-  """The variables before any training, in their types and on their devices."""
-  base_dtype = jnp.dtype(settings.model.base_dtype)
-  params = flax.traverse_util.path_aware_map(
-    lambda path, x: x if path in adapted.head_paths else x.astype(base_dtype), params
-  )
-  key = stream_key(settings.seed, Stream.INIT)
-  if mesh is None:
-    return adapted.init(key, jax.tree.map(jnp.asarray, params))
-  # From the host to their places: a large base need not fit one device.
-  return _placed(adapted, adapted.init(key, params), settings, mesh)
-
-
-def _placed(
-  adapted: Adapted, variables: Any, settings: RunSettings, mesh: jax.sharding.Mesh | None
-) -> dict[str, Any]:
-  """Variables, or their shapes, on the devices of a run."""
-  if mesh is None:
-    return variables
-  trainable, frozen = adapted.split(variables)
-  place = meshes.shard if settings.mesh.base == 'sharded' else meshes.replicate
-  return adapted.join(meshes.replicate(mesh, trainable), place(mesh, frozen))
 
 
 def describe(adapted: Adapted, variables: Any, mesh: jax.sharding.Mesh | None = None) -> str:

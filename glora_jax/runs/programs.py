@@ -6,18 +6,21 @@ hand, `benchmarks.tpu_programs` compiles them for slices, and `plan` reads off w
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from glora_jax import mesh as meshes
 from glora_jax.data.pipeline import Split
 from glora_jax.method.presets import preset
+from glora_jax.runs.backbone import adapt_spaces, shapes_before_training
 from glora_jax.runs.config import RunSettings
-from glora_jax.runs.lifecycle import adapt_spaces, never, shapes_before_training
+from glora_jax.runs.lifecycle import never
 from glora_jax.runs.run import STREAMED_BLOCK, Place, Run, Stream
 from glora_jax.runs.sections import GRADIENT, SEARCH
 from glora_jax.runs.stages.allocation import loss_of, shape_of_folds
@@ -52,6 +55,17 @@ class Program(NamedTuple):
   def lowered(self) -> Any:
     """The program for the devices that its arguments are on, lowered."""
     return self.function.lower(*self.arguments)
+
+  def on(self, device: jax.Device) -> Program:
+    """The program for one device, which need not be at hand."""
+    sharding = jax.sharding.SingleDeviceSharding(device)
+    place = functools.partial(_on, sharding)
+    return self._replace(arguments=jax.tree.map(place, self.arguments))
+
+
+def _on(sharding: jax.sharding.Sharding, leaf: Any) -> Shape:
+  dtype = getattr(leaf, 'dtype', jnp.int32)
+  return Shape(np.shape(leaf), dtype, sharding=sharding)
 
 
 class Workload(NamedTuple):

@@ -1,0 +1,112 @@
+"""The programs of a run, compiled by the TPU compiler for slices that are not at hand.
+
+  pip install 'jax[tpu]'
+  python -m benchmarks.tpu_programs [--quick] [--topology v5e:2x2 ...] [--model ViT-B/16]
+    [--programs supernet ...] [--no-largest]
+
+Nothing is run. Bytes are those of one chip, by the compiler's own account, for all arguments
+(images of the task included), temporaries, outputs that take no argument's place, and code.
+Collectives are counted in the optimized program, operations in the traced one, where a scan counts
+as often as it goes round (the compiler's own analysis counts its body once). The largest batch for
+a chip, or number of candidates side by side, is that of a line through this compilation and one of
+half as much.
+
+Every compilation is kept by the program's hash in `--keep`, and not done again: what was
+interrupted goes on. `--quick` takes a ViT as large as the embedded one. The last line is JSON.
+"""
+
+import os
+
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+
+import sys
+from argparse import Namespace
+
+import jax
+
+from benchmarks.machinery.output import make_parser, print_result, print_table
+from benchmarks.tpu_programs.cases import BACKBONES, Case
+from benchmarks.tpu_programs.compilation import Kept, Record, compiled, held, largest
+from glora_jax.runs.programs import MAKERS
+from glora_jax.runs.slices import find_slice, has_compiler
+
+MEBIBYTE = 2**20
+ASKED = ('supernet', 'scoring')  # how many fit, on quick settings
+TITLES = (
+  '', 'slice', 'at once', 'arguments', 'temporaries', 'outputs', 'code', 'Gop', 'matmuls',
+  'collectives', 'compile', 'fits',
+)  # fmt: skip
+
+
+def arguments() -> Namespace:
+  """The flags."""
+  parser = make_parser(__doc__, 'a small ViT')
+  parser.add_argument('--topology', nargs='+', default=['v5e:2x2'])
+  parser.add_argument('--model', choices=list(BACKBONES), default='ViT-B/16')
+  parser.add_argument('--programs', nargs='+', choices=list(MAKERS), default=list(MAKERS))
+  parser.add_argument('--batch', type=int, default=64, help='images of a step for each chip')
+  parser.add_argument('--chunk', type=int, default=16, help='candidates side by side')
+  parser.add_argument('--no-largest', action='store_true', help='one compilation of each')
+  parser.add_argument('--keep', default='.cache/tpu_programs.jsonl')
+  return parser.parse_args()
+
+
+def row(record: Record, fits: int | None) -> list[str]:
+  """A line of the table."""
+  case = Case(*(record[name] for name in Case._fields))
+  beginning = [case.name, case.topology, str(case.amount)]
+  if 'error' in record:
+    return [*beginning, record['error']]
+  sent = ', '.join(
+    f'{found["calls"]} {kind} {found["bytes"] / MEBIBYTE:.1f} MiB'
+    for kind, found in record['collectives'].items()
+  )
+  kinds = ('arguments', 'temporaries', 'outputs', 'code')
+  return [
+    *beginning,
+    *(f'{record[kind] / MEBIBYTE:,.0f} MiB' for kind in kinds),
+    f'{record["operations"] / 1e9:,.0f}',
+    f'{record["products"] / max(1, record["operations"]):.1%}',
+    sent or 'none',
+    f'{record["seconds"]:.0f} s',
+    '' if fits is None else f'{fits:,}',
+  ]
+
+
+def main() -> None:
+  """Compiles, keeps, and prints."""
+  given = arguments()
+  slices = {name: find_slice(name) for name in given.topology}
+  if not has_compiler():
+    sys.exit("error: the TPU compiler is not there; pip install 'jax[tpu]'.")
+  jax.config.update('jax_enable_compilation_cache', False)
+  kept = Kept(given.keep)
+  model = 'embedded' if given.quick else given.model
+  cases = [
+    Case(name, model, topology, given.batch, given.chunk)
+    for topology in slices
+    for name in given.programs
+  ]
+  records = {}
+  for case in cases:  # all of them first, then those that only say how much fits
+    records[case] = compiled(case, kept)
+    print(' '.join(row(records[case], None)), file=sys.stderr, flush=True)
+  found = []
+  for case in cases:
+    is_asked = not given.no_largest and (case.name in ASKED or not given.quick)
+    half = case.half() if is_asked else None
+    small = None if half is None else compiled(half, kept)
+    fits = largest(records[case], small, slices[case.topology].chip.memory)
+    found.append({**records[case], 'fits': fits})
+  print(f'{model}, {BACKBONES[model].size} pixels, bfloat16')
+  print_table(TITLES, [_filled(row(record, record['fits'])) for record in found])
+  total = {record['name']: held(record) for record in found if 'error' not in record}
+  print_result('tpu_programs', {'quick': given.quick, 'held': total, 'programs': found})
+
+
+def _filled(cells: list[str]) -> list[str]:
+  return cells + [''] * (len(TITLES) - len(cells))
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,88 @@
+"""What is compiled: a program of a run, a model, a slice, and how much of it at once."""
+
+from typing import NamedTuple
+
+from benchmarks.machinery.embedded_task import EMBEDDED_VIT, IMAGE_SIZE
+from glora_jax import mesh as meshes
+from glora_jax.models.vit import ViT, vit
+from glora_jax.runs.config import RunSettings
+from glora_jax.runs.programs import Program, Workload, program, shape_of_run
+from glora_jax.runs.sections import ModelSettings, SpaceSettings
+from glora_jax.runs.slices import find_slice
+from glora_jax.training.recipe import Recipe
+
+COUNTS = {'train': 800, 'val': 200, 'test': 1000}
+ALONE = ('train_many', 'stopping')  # a run has these on one device only
+BY_CANDIDATES = ('scoring', 'stopping')
+FIXED = ('fold', 'head', 'evaluation')  # what grows with neither batch nor candidates
+
+
+class Backbone(NamedTuple):
+  """A model, the side of its images, and the ranks of its supports."""
+
+  model: ViT
+  size: int
+  ranks: tuple[int, ...]
+
+
+BACKBONES = {
+  'embedded': Backbone(EMBEDDED_VIT.clone(dtype='bfloat16', drop_path=0.1), IMAGE_SIZE, (4,)),
+  **{
+    f'ViT-{size}/16': Backbone(vit(size, 100, dtype='bfloat16', drop_path=0.1), 224, (8,))
+    for size in ('S', 'B', 'L')
+  },
+}
+
+
+class Case(NamedTuple):
+  """One compilation.
+
+  Attributes:
+    name: key of `programs.MAKERS`.
+    backbone: key of `BACKBONES`.
+    topology: name of a slice.
+    batch: images of a step for each chip.
+    chunk: candidates side by side on each chip.
+  """
+
+  name: str
+  backbone: str
+  topology: str
+  batch: int
+  chunk: int = 16
+
+  def half(self) -> 'Case | None':
+    """The same with half as much at once; None where nothing grows."""
+    if self.name in FIXED:
+      return None
+    if self.name in BY_CANDIDATES:
+      return self._replace(chunk=self.chunk // 2)
+    return self._replace(batch=self.batch // 2)
+
+  @property
+  def amount(self) -> int:
+    """How much there is at once: candidates, or images for each chip."""
+    return self.chunk if self.name in BY_CANDIDATES else self.batch
+
+
+def build(case: Case) -> Program:
+  """The program of a case, for devices of its slice."""
+  devices = find_slice(case.topology).devices()
+  mesh = None if case.name in ALONE else meshes.over(devices)
+  chips = 1 if mesh is None else mesh.size
+  backbone = BACKBONES[case.backbone]
+  recipe = Recipe(batch_size=case.batch * chips)
+  settings = RunSettings(
+    merge='lazy',
+    presets=('gradient',),
+    supernet=recipe,
+    space=SpaceSettings(ranks=backbone.ranks),
+    model=ModelSettings(dtype='bfloat16', base_dtype='bfloat16'),
+  )
+  # Enough images for a batch, and for the folds of a gradient.
+  counts = {**COUNTS, 'train': max(COUNTS['train'], 8 * case.batch * chips)}
+  run = shape_of_run(settings, backbone.model, backbone.size, counts, mesh=mesh)
+  made = program(case.name, run, Workload(chunk=case.chunk))
+  if mesh is not None:
+    return made
+  return made.on(devices[0])

@@ -1,0 +1,66 @@
+"""What devices send each other, read off an optimized program (HLO text)."""
+
+import math
+import re
+from collections import Counter
+
+KINDS = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute')
+
+_BYTES = {'pred': 1, 's8': 1, 'u8': 1, 'bf16': 2, 'f16': 2, 's16': 2, 'u16': 2, 'f64': 8, 's64': 8}
+_HEAD = re.compile(r'^(ENTRY )?%?([\w.\-]+) .*\{$')
+_COLLECTIVE = re.compile(rf'= (.*?) ({"|".join(KINDS)})(-start)?\(')
+_ARRAY = re.compile(r'\b([a-z]+\d+|pred)\[([\d,]*)\]')
+_CALLED = re.compile(r'(?:calls|to_apply|body|condition|called_computations)=\{?%?([\w.\-]+)')
+_TRIPS = re.compile(r'known_trip_count\D+(\d+)')
+
+
+def collectives(hlo: str) -> dict[str, dict[str, int]]:
+  """How often each kind of collective runs, and the bytes that one device gets by it.
+
+  A loop of known length counts as often as it goes round, any other once.
+
+  Args:
+    hlo: text of an optimized program.
+
+  Returns:
+    {kind: {'calls': number, 'bytes': number}}, kinds that occur alone.
+  """
+  computations, main = _computations(hlo)
+  calls: Counter[str] = Counter()
+  sizes: Counter[str] = Counter()
+  waiting = [(main, 1)]
+  while waiting:
+    name, times = waiting.pop()
+    for line in computations.get(name, ()):
+      found = _COLLECTIVE.search(line)
+      if found:
+        calls[found[2]] += times
+        sizes[found[2]] += times * _bytes(found[1], largest=bool(found[3]))
+        continue
+      trips = _TRIPS.search(line)
+      again = times * int(trips[1]) if trips else times
+      waiting += [(called, again) for called in _CALLED.findall(line)]
+  return {kind: {'calls': calls[kind], 'bytes': sizes[kind]} for kind in KINDS if calls[kind]}
+
+
+def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
+  """(lines of every computation, the one that is entered)."""
+  computations: dict[str, list[str]] = {}
+  main, lines = '', []
+  for line in hlo.splitlines():
+    head = _HEAD.match(line)
+    if head and '=' not in line.split('(')[0]:
+      lines = computations.setdefault(head[2], [])
+      main = head[2] if head[1] else main
+    else:
+      lines.append(line)
+  return computations, main
+
+
+def _bytes(shapes: str, *, largest: bool) -> int:
+  """Bytes of a result; of one that is started and waited for, of its largest array."""
+  sizes = [
+    _BYTES.get(kind, 4) * math.prod(int(side) for side in sides.split(',') if side)
+    for kind, sides in _ARRAY.findall(shapes)
+  ]
+  return max(sizes, default=0) if largest else sum(sizes)

@@ -1,0 +1,125 @@
+"""The backbone of a run before any training: its task, weights, new head, supports and devices."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from glora_jax import mesh as meshes
+from glora_jax.data.catalog import find
+from glora_jax.data.task import Task
+from glora_jax.method.adapt import adapt
+from glora_jax.method.adapted import Adapted
+from glora_jax.models import weights
+from glora_jax.models.fetch import known_normalization
+from glora_jax.models.translate import fit_to_format
+from glora_jax.runs import early_checks
+from glora_jax.runs.config import RunSettings
+from glora_jax.runs.run import Stream, is_beside, stream_key
+from glora_jax.runs.sections import GRADIENT, SEARCH, ModelSettings
+from glora_jax.runs.weights_record import find_weights
+
+
+def fetch_task(settings: RunSettings, workdir: str) -> tuple[Task, str]:
+  """(the task, the path of the weights), both on disk."""
+  model = settings.model
+  with meshes.primary_first('prepare'):
+    # Opening prepares data that is not ready; some class names are known only then.
+    find(settings.task, settings.data, workdir).open('train')
+    path = find_weights(model, workdir)
+  return find(settings.task, settings.data, workdir).opened(), path
+
+
+def load_backbone(
+  settings: ModelSettings, path: str, num_classes: int
+) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
+  """(model, params, metadata) with a new head, at the size and precision of the config."""
+  known = {'num_heads': settings.num_heads, 'activation': settings.activation}
+  hints = {name: value for name, value in known.items() if value is not None}
+  loaded = weights.load(path, normalization=known_normalization(settings.weights), **hints)
+  model, params, metadata = weights.refit(
+    *loaded,
+    num_classes=num_classes,
+    image_size=settings.image_size,
+    patch_size=settings.patch_size,
+  )
+  if source := metadata.get('source'):
+    # Refuses now what could not be written at the end.
+    fit_to_format(model, flax.traverse_util.flatten_dict(params, sep='/'), source)
+  model = model.clone(
+    drop_path=settings.drop_path,
+    remat=settings.remat,
+    dtype=None if settings.dtype == 'float32' else settings.dtype,
+  )
+  if not isinstance(metadata['image_size'], int):
+    raise ValueError(
+      f'The weights are for images of {metadata["image_size"]}; a run needs square ones, give '
+      'model.image_size.'
+    )
+  normalization = settings.normalization or metadata['normalization']
+  return model, params, {**metadata, 'normalization': normalization}
+
+
+def adapt_spaces(
+  settings: RunSettings, model: nn.Module, size: int
+) -> tuple[Adapted, Adapted | None]:
+  """The model adapted with the run's space, and with that of rows beside a search, if any.
+
+  Args:
+    settings: the config.
+    model: the backbone.
+    size: side of its images.
+  """
+  sample = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+  make = functools.partial(adapt, model, sample, merge=settings.merge)
+  adapted = make(space=settings.space.search_space(settings.structure))
+  is_searched = settings.structure == SEARCH
+  if is_searched and any(is_beside(adapted.spec, name) for name in early_checks.rows(settings)):
+    return adapted, make(space=settings.space.search_space(GRADIENT))
+  return adapted, None
+
+
+def variables_before_training(
+  adapted: Adapted, params: Any, settings: RunSettings, mesh: jax.sharding.Mesh | None
+) -> dict[str, Any]:
+  """The variables before any training, in their types and on their devices."""
+  base_dtype = jnp.dtype(settings.model.base_dtype)
+  params = flax.traverse_util.path_aware_map(
+    lambda path, x: x if path in adapted.head_paths else x.astype(base_dtype), params
+  )
+  key = stream_key(settings.seed, Stream.INIT)
+  if mesh is None:
+    return adapted.init(key, jax.tree.map(jnp.asarray, params))
+  # From the host to their places: a large base need not fit one device.
+  return _placed(adapted, adapted.init(key, params), settings, mesh)
+
+
+def shapes_before_training(
+  adapted: Adapted, params: Any, settings: RunSettings, mesh: jax.sharding.Mesh | None
+) -> dict[str, Any]:
+  """Shapes of the variables before any training, in their types and on their devices.
+
+  Args:
+    adapted: the adapted backbone.
+    params: shapes of its parameters.
+    settings: the config.
+    mesh: devices, which need not be at hand.
+  """
+  start = functools.partial(variables_before_training, adapted, settings=settings, mesh=None)
+  return _placed(adapted, jax.eval_shape(start, params), settings, mesh)
+
+
+def _placed(
+  adapted: Adapted, variables: Any, settings: RunSettings, mesh: jax.sharding.Mesh | None
+) -> dict[str, Any]:
+  """Variables, or their shapes, on the devices of a run."""
+  if mesh is None:
+    return variables
+  trainable, frozen = adapted.split(variables)
+  place = meshes.shard if settings.mesh.base == 'sharded' else meshes.replicate
+  return adapted.join(meshes.replicate(mesh, trainable), place(mesh, frozen))

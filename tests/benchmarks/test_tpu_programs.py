@@ -1,0 +1,70 @@
+"""What the benchmark of TPU programs reads off compilations."""
+
+import importlib.util
+
+import pytest
+
+from benchmarks.tpu_programs.cases import Case
+from benchmarks.tpu_programs.collectives import collectives
+from benchmarks.tpu_programs.compilation import Kept, compiled, largest
+
+HLO = """HloModule jit_steps, is_scheduled=true
+
+%add.1 (a: f32[], b: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%body.2 (p: (s32[], bf16[8,4])) -> (s32[], bf16[8,4]) {
+  %gathered = bf16[8,4]{1,0:T(8,128)} all-gather(%x), dimensions={0}, replica_groups={{0,1}}
+  %started = (bf16[2,4]{1,0}, bf16[8,4]{1,0}) all-gather-start(%y), dimensions={0}
+}
+
+ENTRY %main.3 (Arg_0: f32[4]) -> f32[4] {
+  %loop = (s32[], bf16[8,4]) while(%t), body=%body.2, config={"known_trip_count":{"n":"12"}}
+  ROOT %all = (f32[4]{0}, f32[2,2]{1,0}) all-reduce(%g, %h), to_apply=%add.1
+}
+"""
+
+
+def test_collectives_are_counted_with_the_rounds_of_their_loops():
+  assert collectives(HLO) == {
+    'all-reduce': {'calls': 1, 'bytes': 32},
+    'all-gather': {'calls': 24, 'bytes': 24 * 64},
+  }
+
+
+def record(batch, temporaries):
+  """A compilation that holds little but temporaries."""
+  case = Case('supernet', 'embedded', 'v5e:1x1', batch)
+  kinds = {'arguments': 100, 'temporaries': temporaries, 'outputs': 0, 'code': 0}
+  return {**case._asdict(), **kinds}
+
+
+def test_what_fits_is_on_the_line_through_two_compilations():
+  assert largest(record(64, 6400), record(32, 3200), memory=16_100) == 160
+  assert largest(record(64, 6400), None, memory=16_100) is None
+  assert largest(record(64, 6400), {'error': 'out of memory'}, memory=16_100) is None
+
+
+def test_compilations_are_kept_and_a_line_that_was_cut_off_is_left_out(tmp_path):
+  path = tmp_path / 'kept.jsonl'
+  Kept(str(path)).add({'hash': 'a', 'seconds': 1})
+  with open(path, 'a') as file:
+    file.write('{"hash": "b", "sec')
+  kept = Kept(str(path))
+  assert kept.get('a') == {'hash': 'a', 'seconds': 1}
+  assert kept.get('b') is None
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+  importlib.util.find_spec('libtpu') is None, reason='the TPU compiler is not there: libtpu'
+)
+def test_the_tpu_compiler_takes_a_program_and_is_asked_once(tmp_path):
+  kept = Kept(str(tmp_path / 'kept.jsonl'))
+  case = Case('fold', 'embedded', 'v5e:1x1', 8)
+  found = compiled(case, kept)
+  assert found['temporaries'] >= 0
+  assert found['code'] > 0
+  assert not found['collectives']
+  assert compiled(case, Kept(str(tmp_path / 'kept.jsonl'))) == found
