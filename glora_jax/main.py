@@ -2,6 +2,7 @@
 
   python -m glora_jax.main --config configs/quickstart.py
   python -m glora_jax.main --config configs/quickstart.py --workdir DIR --config.FIELD=VALUE
+  python -m glora_jax.main --config configs/quickstart.py --plan [--plan.topology v5e:2x4]
   python -m glora_jax.main --help_config
 
 A run itself is `experiment.run(config, workdir)`, a comparison `comparison.run`, and a task that
@@ -21,7 +22,10 @@ import ml_collections
 
 from glora_jax.runs import front_page
 from glora_jax.runs.command_line import (
+  COMPILE,
+  PLAN,
   STOPPED,
+  TOPOLOGY,
   catch_signals,
   run_with_config,
   workdir_of_config,
@@ -30,6 +34,9 @@ from glora_jax.runs.command_line import (
 
 def main(config: ml_collections.ConfigDict) -> None:
   """Runs what the config describes, and prints a summary."""
+  if PLAN.value:
+    print(plan_of_first(config))
+    return
   workdir = workdir_of_config()
   if config.get('job') == 'pretrain':
     from glora_jax.runs import pretrain
@@ -48,6 +55,16 @@ def main(config: ml_collections.ConfigDict) -> None:
   if mesh.primary():
     print(summary)
   sys.exit(code)
+
+
+def plan_of_first(config: ml_collections.ConfigDict) -> str:
+  """The plan of a run, or of the first of a suite."""
+  from glora_jax.runs import suite
+  from glora_jax.runs.plan import plan
+
+  (name, first), *others = suite.task_configs(config).items()
+  page = str(plan(first, TOPOLOGY.value, compiled=COMPILE.value))
+  return f'{page}\nThis is {name}; {len(others)} tasks more are alike.' if others else page
 
 
 def dispatch(

@@ -30,6 +30,8 @@ def parsed_config(words, monkeypatch):
   config_flags.DEFINE_config_file('config', flag_values=values)
   flags.DEFINE_string('workdir', None, '', flag_values=values)
   flags.DEFINE_string('output', None, '', flag_values=values)
+  flags.DEFINE_bool('plan', False, '', flag_values=values)
+  flags.DEFINE_string('plan.topology', None, '', flag_values=values)
   assert values(config_files.with_paths(['main', *words])) == ['main']
   return values.config
 

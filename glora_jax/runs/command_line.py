@@ -107,6 +107,13 @@ WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Where everything is written; runs/NAME_OF_CONFIG by default.'
 )
 OUTPUT = flags.DEFINE_string('output', 'batch.png', 'Picture that glora_jax.data.show writes.')
+PLAN = flags.DEFINE_bool('plan', False, 'Show what the run will take, and end.')
+TOPOLOGY = flags.DEFINE_string(
+  'plan.topology', None, 'TPU slice to plan for, v5e:2x4 for instance; the machine at hand if none.'
+)
+COMPILE = flags.DEFINE_bool(
+  'plan.compile', False, 'Ask the TPU compiler (libtpu) for memory, which takes minutes.'
+)
 DEBUG = flags.DEFINE_bool('debug', False, 'Show the traceback of an error.')
 LIST = flags.DEFINE_flag(
   PageFlag(

@@ -30,6 +30,7 @@ USAGE = '--config NAME_OR_FILE[:ARGUMENTS] [FLAG ...]'
 # Flags by what they are for; those that no group has come last.
 GROUPS: Mapping[str, Sequence[str]] = {
   'What is run': ('config', 'config.FIELD', 'workdir'),
+  'What it will take': ('plan', 'plan.topology', 'plan.compile'),
   'What there is': ('list', 'help', 'help_config'),
 }
 OTHERS = 'More'
@@ -38,6 +39,7 @@ _SHAPES = {
   'config.FIELD': 'VALUE',
   'workdir': 'FOLDER',
   'output': 'FILE',
+  'plan.topology': 'SLICE',
 }
 _WITHOUT_FLAG = {
   'config.FIELD': 'Another value of a field of the config, as --config.seed=1.',

@@ -1,0 +1,143 @@
+"""What the programs of a run cost: operations of an image, memory of a device, how much fits."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from glora_jax.runs.arithmetic import count
+from glora_jax.runs.footprint import temporaries
+from glora_jax.runs.programs import Program, Workload, program
+from glora_jax.runs.run import Run
+
+TRAININGS = ('supernet', 'subnet', 'head')
+
+
+class Cost(NamedTuple):
+  """What a program costs.
+
+  Attributes:
+    operations: floating-point operations for an image, of one candidate.
+    arguments: bytes of what it is given.
+    temporaries: bytes that it takes beside that, and for its results, by `footprint.temporaries`.
+    candidates: number of candidates of a call.
+  """
+
+  operations: float
+  arguments: int
+  temporaries: int
+  candidates: int = 1
+
+  @property
+  def held(self) -> int:
+    """Bytes of a device."""
+    return self.arguments + self.temporaries
+
+
+def cost_of(name: str, run: Run, workload: Workload = Workload()) -> Cost:
+  """The cost of a program on one device.
+
+  Args:
+    name: key of `programs.MAKERS`.
+    run: a run of one device; shapes are enough.
+    workload: see `programs.program`.
+  """
+  made = program(name, run, workload)
+  traced = made.function.trace(*made.arguments)
+  results = 0 if name in TRAININGS else bytes_of(traced.out_info)  # in the place of arguments
+  return Cost(
+    count(traced.jaxpr).total / _images(made, run),
+    bytes_of(made.arguments),
+    temporaries(traced.jaxpr) + results,
+    run.settings.search.population if name == 'scoring' else 1,
+  )
+
+
+def _images(made: Program, run: Run) -> int:
+  """Images that a call of a program goes through, for each candidate."""
+  arguments = made.arguments
+  if made.name in TRAININGS:
+    images, _, indices, _ = arguments[-4:]
+    return math.prod(images.shape[:2] if indices is None else indices.shape)
+  if made.name == 'scoring':
+    return run.settings.search.population * len(arguments[2])
+  if made.name == 'allocation':
+    return len(arguments[3][0])
+  return len(arguments[-1])
+
+
+def bytes_of(tree: Any) -> int:
+  """Bytes of all arrays of a tree, or of their shapes."""
+  return sum(
+    math.prod(np.shape(leaf)) * getattr(leaf, 'dtype', np.dtype('int32')).itemsize
+    for leaf in jax.tree.leaves(tree)
+  )
+
+
+def compiled_bytes(made: Program) -> int:
+  """Bytes of a device that a program takes, by its compiler's account."""
+  memory = made.lowered().compile().memory_analysis()
+  return (
+    memory.argument_size_in_bytes
+    + memory.temp_size_in_bytes
+    + memory.output_size_in_bytes
+    - memory.alias_size_in_bytes
+    + memory.generated_code_size_in_bytes
+  )
+
+
+class Line(NamedTuple):
+  """Memory by how much there is at once: `fixed + each * number`, in bytes."""
+
+  fixed: float
+  each: float
+
+  def most(self, memory: float) -> int:
+    """How much fits into so many bytes; 0 where nothing does."""
+    return max(0, int((memory - self.fixed) // max(1.0, self.each)))
+
+
+def memory_by_batch(once: Cost, name: str, section: str, run: Run) -> Line:
+  """Memory of a training program by the images of a batch on a device, by two of its sizes.
+
+  Args:
+    once: its cost by the run's recipe.
+    name: 'supernet' or 'subnet'.
+    section: section of the config that has its recipe.
+    run: a run of one device.
+  """
+  recipe = getattr(run.settings, section)
+  size = recipe.batch_size // recipe.accumulate
+  double = dataclasses.replace(recipe, batch_size=2 * recipe.batch_size)
+  twice = cost_of(name, _with(run, section, double))
+  each = (twice.temporaries - once.temporaries) / size
+  return Line(once.held - each * size, each)
+
+
+def _with(run: Run, section: str, recipe: Any) -> Run:
+  """The run by another recipe, with as many images as its batch needs."""
+  settings = dataclasses.replace(run.settings, **{section: recipe})
+  splits = {name: _at_least(split, recipe.batch_size) for name, split in run.splits.items()}
+  return dataclasses.replace(run, settings=settings, splits=splits)
+
+
+def _at_least(split: Any, number: int) -> Any:
+  """Shapes of a split with at least so many images."""
+  number = max(number, len(split.labels))
+  grown = functools.partial(_with_length, number)
+  return jax.tree.map(grown, split)
+
+
+def _with_length(number: int, shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct((number, *shape.shape[1:]), shape.dtype)
+
+
+def memory_by_chunk(single: Cost, run: Run) -> Line:
+  """Memory of scoring by the candidates side by side on a device, by one and two of them."""
+  each = cost_of('scoring', run, Workload(chunk=2)).held - single.held
+  return Line(single.held - each, each)

@@ -1,0 +1,79 @@
+"""What a plan is for: the machine at hand, or a TPU slice that is not."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from glora_jax.runs.slices import find_slice
+
+_SIDE = 1024  # of the matrices whose products are timed
+_PRODUCTS = 4
+
+
+class Machine(NamedTuple):
+  """Devices, all alike.
+
+  Attributes:
+    name: what they are.
+    devices: number of devices.
+    memory: bytes that each has; those of a host's CPU are the host's.
+    peak: operations of matrix products that each does in a second.
+    is_published: whether the peak is the maker's word; it was measured otherwise.
+    platform: 'cpu', 'gpu' or 'tpu'.
+  """
+
+  name: str
+  devices: int
+  memory: int
+  peak: float
+  is_published: bool
+  platform: str
+
+
+def machine_of(topology: str | None, which: str = 'all', dtype: Any = 'float32') -> Machine:
+  """The machine of a plan.
+
+  Args:
+    topology: name of a TPU slice; None for the machine at hand.
+    which: 'all' devices of it, or 'one'.
+    dtype: type of the computation, in which a peak is measured.
+
+  Raises:
+    ValueError: there is no such slice.
+  """
+  if topology is None:
+    return _at_hand(jax.devices()[: 1 if which == 'one' else None], dtype)
+  found = find_slice(topology)
+  number = 1 if which == 'one' else found.chips
+  name = f'TPU {topology}'
+  return Machine(name, number, found.chip.memory, found.chip.peak, True, 'tpu')
+
+
+def _at_hand(devices: Sequence[jax.Device], dtype: Any) -> Machine:
+  device = devices[0]
+  stats = device.memory_stats() or {}
+  memory = stats.get('bytes_limit') or os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  peak = _measured_peak(dtype)
+  return Machine(device.device_kind, len(devices), memory, peak, False, device.platform)
+
+
+def _measured_peak(dtype: Any) -> float:
+  """Operations a second of a few products of matrices, at their best."""
+  factor = jnp.full((_SIDE, _SIDE), 1 / _SIDE, dtype)
+
+  @jax.jit
+  def multiply(factor):
+    return jax.lax.fori_loop(0, _PRODUCTS, lambda _, product: product @ factor, factor)
+
+  seconds = []
+  for _ in range(3):
+    start = time.perf_counter()
+    multiply(factor).block_until_ready()
+    seconds.append(time.perf_counter() - start)
+  return 2 * _PRODUCTS * _SIDE**3 / min(seconds)

@@ -1,0 +1,137 @@
+"""A plan as data, and as a page for a terminal."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from glora_jax.runs.machine import Machine
+
+GIBIBYTE, MEGABYTE = 2**30, 10**6
+_TITLES = ('stage', 'steps', 'images', 'operations', 'memory of a device', 'time')
+_UNITS = (('d', 86400), ('h', 3600), ('min', 60))
+_PREFIXES = (('E', 1e18), ('P', 1e15), ('T', 1e12), ('G', 1e9))
+
+
+class PlannedStage(NamedTuple):
+  """A stage and what it takes.
+
+  Attributes:
+    name: its name.
+    program: key of `programs.MAKERS` of what takes its time.
+    steps: steps of training; 0 where nothing is trained.
+    images: images that it goes through, for each step and each candidate.
+    operations: floating-point operations, of all devices together.
+    held: bytes of each device.
+    seconds: at 45% and at 20% of the peak.
+  """
+
+  name: str
+  program: str
+  steps: int
+  images: int
+  operations: float
+  held: int
+  seconds: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What a run will take; printed, it is a page.
+
+  Attributes:
+    model: task and model, in words.
+    machine: the devices.
+    stages: the stages, in their order.
+    parameters: their numbers, by where they are.
+    states: bytes, by what they are of.
+    disk: bytes that will at least be written.
+    batch: most images of a step, on all devices together; 0 where not one fits.
+    chunk: most candidates side by side on a device; None where nothing is searched.
+    is_compiled: whether memory of the stages is the compiler's account, and not an estimate.
+  """
+
+  model: str
+  machine: Machine
+  stages: tuple[PlannedStage, ...]
+  parameters: dict[str, int]
+  states: dict[str, int]
+  disk: int
+  batch: int
+  chunk: int | None
+  is_compiled: bool = False
+
+  @property
+  def seconds(self) -> tuple[float, float]:
+    """Seconds of all stages, at 45% and at 20% of the peak."""
+    fast, slow = zip(*(stage.seconds for stage in self.stages), strict=True)
+    return sum(fast), sum(slow)
+
+  def __str__(self):
+    return '\n'.join(_page(self))
+
+
+def _page(plan: Plan) -> Iterator[str]:
+  machine = plan.machine
+  peak = 'published' if machine.is_published else 'measured'
+  yield plan.model
+  yield (
+    f'{machine.devices} x {machine.name}: {machine.memory / GIBIBYTE:,.1f} GiB and '
+    f'{_operations(machine.peak)} a second each ({peak})'
+  )
+  yield ''
+  rows = [
+    (
+      stage.name,
+      f'{stage.steps:,}' if stage.steps else '',
+      f'{stage.images:,}',
+      _operations(stage.operations),
+      f'{stage.held / GIBIBYTE:,.2f} GiB',
+      _range(stage.seconds),
+    )
+    for stage in plan.stages
+  ]
+  total = sum(stage.operations for stage in plan.stages)
+  yield from _table([_TITLES, *rows, ('all', '', '', _operations(total), '', _range(plan.seconds))])
+  yield ''
+  yield 'parameters: ' + ', '.join(f'{n:,} {name}' for name, n in plan.parameters.items())
+  yield 'states: ' + ', '.join(f'{n / MEGABYTE:,.1f} MB {name}' for name, n in plan.states.items())
+  yield f'disk: at least {plan.disk / MEGABYTE:,.1f} MB will be written'
+  fits = [f'{plan.batch:,} images of a step on all devices together']
+  if plan.chunk is not None:
+    fits.append(f'{plan.chunk:,} candidates side by side on each')
+  yield f'fits, by estimate: {" and ".join(fits)}'
+  source = "the TPU compiler's account" if plan.is_compiled else 'an estimate, from shapes alone'
+  yield (
+    f'Memory is {source}. Time is that of the arithmetic at 45% to 20% of the peak, without '
+    'compiling and reading; a search that stops early takes less.'
+  )
+
+
+def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  for first, *others in rows:
+    cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+    yield '  '.join([first.ljust(widths[0]), *cells]).rstrip()
+
+
+def _operations(number: float) -> str:
+  for prefix, unit in _PREFIXES:
+    if number >= unit:
+      return f'{number / unit:,.1f} {prefix}op'
+  return f'{number / 1e6:,.1f} Mop'
+
+
+def _range(seconds: Sequence[float]) -> str:
+  fast, slow = seconds
+  if slow < 1:
+    return 'below 1 s'
+  return f'{_time(fast)} to {_time(slow)}'
+
+
+def _time(seconds: float) -> str:
+  for name, unit in _UNITS:
+    if seconds >= 2 * unit:
+      return f'{seconds / unit:.0f} {name}'
+  return f'{seconds:.0f} s' if seconds >= 1 else 'below 1 s'

@@ -1,0 +1,143 @@
+"""What a run will take, before any of it runs."""
+
+import dataclasses
+import os
+
+import jax
+import jax.numpy as jnp
+import pytest
+from tiny_runs import changed
+
+import glora_jax
+from glora_jax.models.vit import ViT
+from glora_jax.runs import plan as plans
+from glora_jax.runs.arithmetic import count
+from glora_jax.runs.config import RunSettings
+from glora_jax.runs.footprint import temporaries
+from glora_jax.runs.machine import Machine
+from glora_jax.runs.planned_stages import stages_of
+from glora_jax.runs.slices import CHIPS, find_slice
+from glora_jax.training.recipe import Recipe
+
+COUNTS = {'train': 640, 'val': 160, 'test': 200, 'train+val': 800}
+RECIPE = Recipe(epochs=4, warmup_epochs=1, batch_size=64)
+GIVEN = RunSettings(structure='lora', training=RECIPE, merge='lazy')
+BACKBONE = plans.Backbone(
+  'digits', ViT(10, patch_size=4, width=16, depth=2, num_heads=2), 8, COUNTS
+)
+
+
+def machine(memory=2**30, devices=1):
+  """A machine of devices of a gigaop a second."""
+  return Machine('test', devices, memory, 1e9, True, 'tpu')
+
+
+@pytest.fixture(scope='module')
+def planned():
+  """The plan of a structure that is given, on one device."""
+  return plans.plan_of(GIVEN, BACKBONE, machine())
+
+
+def test_products_of_a_vit_are_those_that_one_counts_by_hand():
+  model = BACKBONE.model
+  variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+  found = count(jax.make_jaxpr(model.apply)(variables, jnp.zeros((3, 8, 8, 3))))
+  tokens, width = 2 * 2 + 1, 16
+  block = 12 * width**2 * tokens + 2 * tokens**2 * width
+  by_hand = 2 * block + 4 * (4 * 4 * 3) * width + width * 10
+  assert found.products == 3 * 2 * by_hand
+  assert 0 < found.others < found.products
+
+
+def test_a_loop_counts_as_often_as_it_goes_round_and_a_choice_as_its_dearest():
+  def loop(x, steps):
+    return jax.lax.scan(lambda y, _: (y @ y, None), x, length=steps)[0]
+
+  def chosen(x):
+    return jax.lax.cond(x[0, 0] > 0, lambda y: loop(y, 2), lambda y: loop(y, 5), x)
+
+  of_loop, of_choice = (jax.make_jaxpr(f)(jnp.ones((4, 4))) for f in (lambda x: loop(x, 5), chosen))
+  assert count(of_loop).products == count(of_choice).products == 5 * 2 * 4**3
+
+
+def test_what_a_backward_pass_reads_again_is_held_for_every_round():
+  def loss(x, rounds):
+    return jax.lax.scan(lambda y, _: (jnp.tanh(y @ y), None), x, length=rounds)[0].sum()
+
+  gradients = [
+    jax.make_jaxpr(jax.grad(lambda x, n=n: loss(x, n)))(jnp.ones((8, 8))) for n in (4, 8)
+  ]
+  four, eight = map(temporaries, gradients)
+  assert four > 4 * 8 * 8 * 4
+  assert eight - four == pytest.approx(four, rel=0.5)
+
+
+def test_a_plan_has_the_steps_and_images_of_every_stage(planned):
+  steps = {stage.name: stage.steps for stage in planned.stages}
+  assert steps == {'baselines': 40, 'training': 40, 'test': 0}
+  assert {stage.name: stage.images for stage in planned.stages}['test'] == 2 * 360
+  fast, slow = planned.seconds
+  assert fast == pytest.approx(sum(s.operations for s in planned.stages) / 0.45e9)
+  assert slow == pytest.approx(fast * 0.45 / 0.2)
+
+
+def test_a_searched_run_has_its_stages_in_order():
+  settings = RunSettings(presets=('gradient',), supernet=RECIPE)
+  stages = {stage.name: stage for stage in stages_of(settings, COUNTS)}
+  names = ['head', 'structure', 'supernet', 'baselines', 'search', 'finetune', 'test']
+  assert list(stages) == names
+  assert stages['baselines'].steps == 10 * (4 + 1)  # three epochs were the gradient's
+  assert stages['search'].images == 50 * 21 * 160
+
+
+def test_more_devices_hold_less_each_and_take_less_time(planned):
+  two = plans.plan_of(GIVEN, BACKBONE, machine(devices=2))
+  assert two.seconds[0] == pytest.approx(planned.seconds[0] / 2, rel=0.05)
+  assert two.stages[0].held < planned.stages[0].held
+
+
+def test_the_page_says_that_memory_is_an_estimate(planned):
+  page = str(planned)
+  assert 'Memory is an estimate' in page
+  assert '1 x test' in page
+  compiled = str(dataclasses.replace(planned, is_compiled=True))
+  assert "Memory is the TPU compiler's account" in compiled
+
+
+@pytest.mark.parametrize('memory, fits', [(2**20, 'not one image fits'), (0, 'images fit')])
+def test_a_batch_that_fits_no_device_is_refused_with_what_would_fit(planned, memory, fits):
+  held = max(stage.held for stage in planned.stages)
+  small = machine(memory or held - 1)
+  batch = 0 if memory else 63
+  refused = dataclasses.replace(planned, machine=small, batch=batch)
+  with pytest.raises(ValueError, match=rf'{fits}: lower training.batch_size=64'):
+    plans._require_room(refused, GIVEN)
+
+
+@pytest.mark.parametrize('name', ['v5e', 'v9:2x2', 'v5e:3x2', 'v5e:2x2x2', 'v4:2x2', 'v5e:0x2', ''])
+def test_a_slice_that_is_none_is_refused_with_those_that_are(name):
+  with pytest.raises(ValueError, match=rf'topology .* is unknown; give {", ".join(CHIPS)}'):
+    find_slice(name)
+
+
+def test_slices_have_the_chips_of_their_sides():
+  assert [find_slice(name).chips for name in ('v5e:1x1', 'v5e:4x4', 'v4:2x2x4')] == [1, 16, 16]
+
+
+def test_what_a_plan_does_not_know_is_refused(run_config):
+  with pytest.raises(ValueError, match="job='compare' has no plan"):
+    glora_jax.plan(changed(run_config, job='compare', presets=(), budget=None))
+  with pytest.raises(ValueError, match='give a topology'):
+    glora_jax.plan(run_config, compiled=True)
+
+
+@pytest.mark.slow
+def test_a_plan_of_a_config_writes_nothing_and_deals_batches(run_config, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  planned = glora_jax.plan(run_config, 'v5e:2x4')
+  assert planned.machine.devices == 8
+  assert planned.chunk == 4
+  assert {stage.name: stage.steps for stage in planned.stages}['supernet'] == 150
+  assert not os.listdir(tmp_path)
+  with pytest.raises(ValueError, match='cannot be dealt to 32 devices'):
+    glora_jax.plan(run_config, 'v5e:4x8')
