@@ -3,10 +3,12 @@
   python -m glora_jax.main --config configs/quickstart.py
   python -m glora_jax.main --config configs/quickstart.py --workdir DIR --config.FIELD=VALUE
   python -m glora_jax.main --config configs/quickstart.py --plan [--plan.topology v5e:2x4]
+  python -m glora_jax.main --config configs/quickstart.py --open
   python -m glora_jax.main --help_config
 
 A run itself is `experiment.run(config, workdir)`, a comparison `comparison.run`, and a task that
-stands for several, as 'vtab/all', `suite.run`; a notebook calls them just the same.
+stands for several, as 'vtab/all', `suite.run`; a notebook calls them just the same. Each leaves
+`report.html` in its workdir, which `--open` opens in a browser.
 
 SIGTERM and Ctrl-C save and end it with the exit code 75 (EX_TEMPFAIL of sysexits.h): the same
 command goes on. A suite ends with 1 where a task failed or none was ready, with 0 where all that
@@ -28,6 +30,7 @@ from glora_jax.runs.command_line import (
   TOPOLOGY,
   catch_signals,
   run_with_config,
+  show_page,
   workdir_of_config,
 )
 
@@ -45,6 +48,7 @@ def main(config: ml_collections.ConfigDict) -> None:
     return
   stop = catch_signals()  # first of all, so that an early signal is heard, too
   from glora_jax import mesh
+  from glora_jax.reports import page
   from glora_jax.runs.workdir import Stopped
 
   try:
@@ -54,6 +58,7 @@ def main(config: ml_collections.ConfigDict) -> None:
     sys.exit(STOPPED)
   if mesh.primary():
     print(summary)
+    show_page(page.path(workdir))
   sys.exit(code)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib import colors, ticker
 from matplotlib.axes import Axes
 
+from glora_jax.reports.curves import value_curve
 from glora_jax.reports.drawing import outline_cells, palette, panels, save
 from glora_jax.search.allocated import Allocation, Unit
 
@@ -41,7 +42,7 @@ def draw_allocation(path: str, allocation: Allocation) -> None:
   _draw_structure(bars, units, len(layers), allocation.count_params())
   total = max(allocation.curve.values[-1], np.finfo(np.float32).tiny)
   _draw_values(grid, units, lines, layers, 100_000 / total)
-  _draw_curve(curve, allocation, 100 / total)
+  _draw_curve(curve, allocation)
   save(figure, path)
 
 
@@ -106,10 +107,9 @@ def _draw_values(
   bar.ax.tick_params(labelsize='small')
 
 
-def _draw_curve(axis: Axes, allocation: Allocation, scale: float) -> None:
-  """`scale` times the value by budget, the best bought first."""
-  params, values, knee = allocation.curve
-  percent = scale * values
+def _draw_curve(axis: Axes, allocation: Allocation) -> None:
+  """The value by budget, the best bought first."""
+  params, percent, knee = value_curve(allocation)
   axis.plot(params, percent, color=palette().teal, drawstyle='steps-post')
   axis.plot(params[knee], percent[knee], 'o', color=palette().dim, label=f'knee, {params[knee]:,}')
   axis.axvline(

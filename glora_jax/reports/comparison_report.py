@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from glora_jax.files import whole
 from glora_jax.reports import markdown
 from glora_jax.reports.drawing import halo, palette, panels, save
-from glora_jax.reports.markdown import paragraph, sections, spread
+from glora_jax.reports.markdown import Table, paragraph, sections, sentence_case, spread
 from glora_jax.reports.structure_report import tell_agreement
 
 _NO_LABELS: Mapping[str, str] = types.MappingProxyType({})
@@ -92,6 +92,11 @@ def rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def table(result: Mapping[str, Any]) -> str:
   """The table as Markdown."""
+  return str(accuracies(result))
+
+
+def accuracies(result: Mapping[str, Any]) -> Table:
+  """What every row has come to, means and spreads over the seeds."""
   several_seeds = len(result['seeds']) > 1
   titles = (
     'method',
@@ -102,21 +107,21 @@ def table(result: Mapping[str, Any]) -> str:
     'test before finetuning',
     'seconds of training',
   )
-  accuracies = ('val_accuracy', 'test_accuracy', 'inherited_test_accuracy')
+  names = ('val_accuracy', 'test_accuracy', 'inherited_test_accuracy')
   cells = [
     (
       row['title'],
       f'{row["params"]:,.0f}',
       f'{row["rate"]:g}',
-      *(_percent(row, accuracy, several_seeds) for accuracy in accuracies),
+      *(percent_of(row, name, with_spread=several_seeds) for name in names),
       f'{row["seconds"]:.0f}',
     )
     for row in rows(result)
   ]
-  return markdown.table(titles, cells)
+  return Table(titles, cells)
 
 
-def _percent(row: Mapping[str, Any], field: str, with_spread: bool) -> str:
+def percent_of(row: Mapping[str, Any], field: str, *, with_spread: bool) -> str:
   """An accuracy of a row, '96.2 ± 0.6'; nothing where the row has none."""
   if field not in row:
     return ''
@@ -155,20 +160,16 @@ def _verdict(result: Mapping[str, Any], chosen: Mapping[str, Any], best: Mapping
   points = f'{mean:+.1f}' if is_one else f'{mean:+.1f} ± {deviation:.1f}'
   origin = 'one seed' if is_one else 'mean and spread of the difference at the same seed'
   return (
-    f'{_sentence_case(chosen["title"])}: {points} points beside '
+    f'{sentence_case(chosen["title"])}: {points} points beside '
     f'{best["title"]}, the best other method within that '
     f'({chosen["params"]:,.0f} and {best["params"]:,.0f} parameters; {origin}).'
   )
 
 
-def _sentence_case(text: str) -> str:
-  return text[:1].upper() + text[1:]
-
-
 def agreements(result: Mapping[str, Any]) -> list[str]:
   """How much the gradient's structures of the seeds agree, a sentence for each budget."""
   return [
-    f'{_sentence_case(title(name))}: {tell_agreement([np.array(genome) for genome in genomes])}'
+    f'{sentence_case(title(name))}: {tell_agreement([np.array(genome) for genome in genomes])}'
     for name, genomes in result.get('structures', {}).items()
     if len(genomes) > 1
   ]
@@ -263,12 +264,29 @@ def report(result: Mapping[str, Any]) -> str:
     '![Test accuracy against trained parameters](accuracy.png)',
     ' '.join(verdicts(result)),
     ' '.join(agreements(result)),
-    _how_it_was_made(result),
-    paragraph(f'Images: {result["data"]["origin"]}.', *result['data']['notes']),
+    tell_making(result),
+    tell_images(result),
   )
 
 
-def _how_it_was_made(result: Mapping[str, Any]) -> str:
+def tell_best(result: Mapping[str, Any]) -> str:
+  """The row of the highest test accuracy, in a sentence."""
+  compared = rows(result)
+  best = max(compared, key=lambda row: row['test_accuracy'])
+  accuracy = percent_of(best, 'test_accuracy', with_spread=len(result['seeds']) > 1)
+  return (
+    f'Of {len(compared)} rows {best["title"]} gets the most test images right: {accuracy}% with '
+    f'{best["params"]:,.0f} trained parameters.'
+  )
+
+
+def tell_images(result: Mapping[str, Any]) -> str:
+  """Where the images come from."""
+  return paragraph(f'Images: {result["data"]["origin"]}.', *result['data']['notes'])
+
+
+def tell_making(result: Mapping[str, Any]) -> str:
+  """How the rows were trained, their rates chosen, and what was tested."""
   is_search = any(name.startswith('search-') for name in result['methods'])
   is_gradient = any(name.startswith('gradient-') for name in result['methods'])
   finetuning = (

@@ -99,10 +99,24 @@ def _draw_matrix(path: str, classes: Sequence[str], matrix: np.ndarray, warning:
   save(figure, path, bbox_inches='tight')
 
 
-def _shade(shares: np.ndarray) -> np.ndarray:
-  """The colours of a confusion matrix: right answers and errors each on a scale of their own.
+def strengths(shares: np.ndarray) -> np.ndarray:
+  """The shades of a confusion matrix: right answers and errors each on a scale of their own.
 
   On a common scale the errors of a good model would vanish beside its right answers.
+
+  Args:
+    shares: [true, answer], of a class's images.
+
+  Returns:
+    [true, answer] between 0 and 1.
+  """
+  right = np.eye(len(shares), dtype=bool)
+  most = max(shares[~right].max(initial=0), 1e-9)
+  return np.where(right, shares, shares / most)
+
+
+def _shade(shares: np.ndarray) -> np.ndarray:
+  """The colours of a confusion matrix.
 
   Args:
     shares: [true, answer], of a class's images.
@@ -111,8 +125,7 @@ def _shade(shares: np.ndarray) -> np.ndarray:
     Colours [true, answer, 3] between 0 and 1.
   """
   right = np.eye(len(shares), dtype=bool)
-  most = max(shares[~right].max(initial=0), 1e-9)
-  strength = np.where(right, shares, shares / most)[..., None]
+  strength = strengths(shares)[..., None]
   paper, teal, red = (
     np.array(colors.to_rgb(color)) for color in (palette().paper, palette().teal, palette().red)
   )

@@ -11,6 +11,7 @@ import numpy as np
 from glora_jax.data.task import Task
 from glora_jax.method.space import Spec
 from glora_jax.reports.markdown import PAPER
+from glora_jax.reports.provenance import Provenance
 from glora_jax.search.allocated import Allocation
 from glora_jax.search.archive import Archive
 
@@ -29,6 +30,11 @@ class Outcome(NamedTuple):
   classes: np.ndarray
   probabilities: np.ndarray
   pixels: Callable[[np.ndarray], np.ndarray]
+
+  @property
+  def wrong(self) -> int:
+    """How many answers are wrong."""
+    return int((self.classes != self.labels).sum())
 
   def confusion(self, number: int) -> np.ndarray:
     """How many images of each class got each answer, int [true, answer], of `number` classes."""
@@ -59,6 +65,8 @@ class Findings:
     presets: parameters and accuracy of each preset with the supernet's weights, by name; none
       where there was no search.
     allocation: the structure that was read off a gradient, if one was.
+    backbone: what else it takes to load the base: arguments of `weights.load` and `weights.refit`.
+    provenance: with what it was found.
   """
 
   result: Mapping[str, Any]
@@ -69,6 +77,8 @@ class Findings:
   fitness: str = 'accuracy'
   presets: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
   allocation: Allocation | None = None
+  backbone: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  provenance: Provenance = Provenance()
 
   @property
   def is_paper(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 PAPER_LABEL = (
   "PROTOCOL 'paper': the subnet was SEARCHED ON THE TEST SET and trained on train+val. "
@@ -13,6 +13,7 @@ PAPER_LABEL = (
   'they estimate nothing unseen.'
 )
 PAPER = PAPER_LABEL.partition(':')[0]  # where there is little room
+_SPECIAL = r'[\\`*_{}\[\]<>#|$~]'  # characters that mean something to Markdown
 
 
 def table(titles: Sequence[str], rows: Iterable[Sequence[object]], *, text_columns: int = 1) -> str:
@@ -39,6 +40,23 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[object]], *, text_colum
   return '\n'.join(lines)
 
 
+class Table(NamedTuple):
+  """A table that is told as Markdown and as a page alike.
+
+  Attributes:
+    titles: the heading of every column.
+    rows: the cells of every row, as many as there are titles; text is Markdown's, as in sentences.
+    text_columns: how many columns are text, the first ones; the others are numbers.
+  """
+
+  titles: Sequence[str]
+  rows: Sequence[Sequence[object]]
+  text_columns: int = 1
+
+  def __str__(self) -> str:
+    return table(self.titles, self.rows, text_columns=self.text_columns)
+
+
 def sections(*parts: str) -> str:
   r"""The parts of a text with a blank line between them; those that are empty are left out.
 
@@ -59,6 +77,11 @@ def paragraph(*sentences: str) -> str:
   return ' '.join(' '.join(sentences).split())
 
 
+def sentence_case(text: str) -> str:
+  """Text that begins as a sentence does."""
+  return text[:1].upper() + text[1:]
+
+
 def bullets(items: Iterable[str]) -> str:
   """A list, an item a line."""
   return '\n'.join(f'- {item}' for item in items)
@@ -76,7 +99,41 @@ def plain(text: str) -> str:
     >>> print(plain('a_b|c'))
     a\_b\|c
   """
-  return re.sub(r'([\\`*_{}\[\]<>#|$~])', r'\\\1', ' '.join(text.split()))
+  return re.sub(f'({_SPECIAL})', r'\\\1', ' '.join(text.split()))
+
+
+class Span(NamedTuple):
+  """A part of a sentence.
+
+  Attributes:
+    kind: 'text', 'code', or 'strong'.
+    text: what it says, without Markdown's signs.
+  """
+
+  kind: Literal['text', 'code', 'strong']
+  text: str
+
+
+_SPAN = re.compile(
+  r'`(?P<code>[^`]*)`'
+  rf'|\*\*(?P<strong>(?:\\{_SPECIAL}|[^*\\])+)\*\*'
+  rf'|(?P<text>(?:\\{_SPECIAL}|[^`*\\])+|.)',
+  re.DOTALL,
+)
+
+
+def spans(text: str) -> list[Span]:
+  r"""What the sentences of reports are made of: text, `code`, **strong**, and escapes of `plain`.
+
+  Example:
+    >>> [tuple(span) for span in spans(r'of a\_b, see `c_d`')]
+    [('text', 'of a_b, see '), ('code', 'c_d')]
+  """
+  matches = ((match.lastgroup, match[match.lastgroup]) for match in _SPAN.finditer(text))
+  return [
+    Span(kind, content if kind == 'code' else re.sub(rf'\\({_SPECIAL})', r'\1', content))
+    for kind, content in matches
+  ]
 
 
 def weights_name(result: Mapping[str, Any]) -> str:

@@ -4,34 +4,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 from matplotlib import colors, patches, ticker
 from matplotlib.axes import Axes
 
-from glora_jax.method import genomes, space
 from glora_jax.method.space import Spec
-from glora_jax.records import read_lines
+from glora_jax.reports.curves import cloud, progress, structure, training
 from glora_jax.reports.drawing import blend, halo, outline_cells, palette, panels, readable_on, save
 from glora_jax.search.archive import Archive
-from glora_jax.search.pareto import pareto_front
 
 TENSORS = ('A  scale W', 'B  shift W', 'C  prompt', 'D  scale b', 'E  shift b')
-STAGES = {
-  'baselines/linear': 'linear probe',
-  'head': 'head, to read the gradient',
-  'training': 'winner',
-  'finetune': 'winner, finetuned',
-  'finetune_choice': 'winner, to choose the epochs',
-}
 MARKERS = ('.', '^', 's')  # the next one where there are more stages than colours
 MARKS = 20  # on a curve, at most
-
-
-class _Measurement(TypedDict):
-  stage: str
-  epoch: float
 
 
 def draw_structure(path: str, spec: Spec, genome: np.ndarray) -> None:
@@ -43,20 +29,17 @@ def draw_structure(path: str, spec: Spec, genome: np.ndarray) -> None:
     genome: int8 [layer, 5].
   """
   forms = _form_colors(spec)
-  costs = spec.cost_table[np.arange(len(spec))[:, None], np.arange(5), genome].sum(axis=1)
+  chosen = structure(spec, genome)
+  costs = [sum(tensor.params for tensor in layer) for layer in chosen]
   figure, (bars, grid) = panels(
     2, 1, figsize=(max(6, 0.42 * len(spec) + 2), 4.6), sharex=True, height_ratios=[1, 2.2]
   )
   bars.bar(range(len(spec)), costs, color=palette().dim, width=0.8)
   bars.set_ylabel('trained\nparameters')
-  bars.set_title(f'The chosen subnet: {int(costs.sum()):,} trained parameters', loc='left')
+  bars.set_title(f'The chosen subnet: {sum(costs):,} trained parameters', loc='left')
 
-  names = [
-    [layer.space.names(tensor)[code] for tensor, code in zip(space.TENSORS, codes, strict=True)]
-    for layer, codes in zip(spec, genome, strict=True)
-  ]
   numbers = {form: number for number, form in enumerate(forms)}
-  cells = np.array([[numbers[name] for name in layer_names] for layer_names in names])
+  cells = np.array([[numbers[tensor.form] for tensor in layer] for layer in chosen])
   grid.imshow(
     cells.T,
     cmap=colors.ListedColormap(list(forms.values())),
@@ -67,10 +50,10 @@ def draw_structure(path: str, spec: Spec, genome: np.ndarray) -> None:
   grid.set_yticks(range(5), TENSORS)
   grid.set_xticks(range(len(spec)), [layer.name for layer in spec], rotation=90, fontsize=7)
   outline_cells(grid, (5, len(spec)), color=palette().paper, linewidth=1.5)
-  for row, layer_names in enumerate(names):
-    for tensor, form in enumerate(layer_names):
-      if form.startswith('lora:'):
-        _write_rank(grid, row, tensor, form.removeprefix('lora:'), forms[form])
+  for row, layer in enumerate(chosen):
+    for column, tensor in enumerate(layer):
+      if tensor.rank:
+        _write_rank(grid, row, column, tensor.rank, forms[tensor.form])
   shown = {'LoRA, its rank' if ':' in form else form: color for form, color in forms.items()}
   handles = [
     patches.Patch(facecolor=color, edgecolor=palette().grey, label=label)
@@ -154,10 +137,8 @@ def _draw_progress(
     linewidths=0,
     label='one subnet',
   )
-  generations = np.unique(generation)
-  means = [values[generation == number].mean() for number in generations]
+  generations, means, best = progress(generation, values, better)
   axis.plot(generations, means, color=palette().dim, label='mean of the generation')
-  best = [better.reduce(values[generation <= number]) for number in generations]
   axis.step(generations, best, where='mid', color=palette().red, linewidth=2, label='best so far')
 
 
@@ -181,12 +162,7 @@ def draw_pareto(
     presets: parameters and accuracy of each preset with the supernet's weights, by name.
     warning: for the title.
   """
-  archive = archive.scored()
-  params = genomes.count_params(spec, archive.genomes)
-  error = 100 * (1 - archive.correct / num_images)
-  front = pareto_front(params, error)
-  winner = (archive.genomes == np.array(result['winner']['genome'])).all(axis=(1, 2))
-
+  params, error, front, winner = cloud(spec, archive, num_images, result['winner']['genome'])
   figure, axis = panels(figsize=(7, 4.4))
   axis.scatter(
     params, error, s=10, color=palette().grey, linewidths=0, label='scored in the search'
@@ -238,14 +214,9 @@ def draw_training(path: str, metrics: str) -> None:
     path: path of the PNG.
     metrics: path of `metrics.jsonl`.
   """
-  stages: dict[str, list[dict[str, Any]]] = {}
-  for measurement in read_lines(metrics, 'metrics', _Measurement):
-    stages.setdefault(measurement['stage'], []).append(measurement)
-
   figure, (loss, accuracy) = panels(1, 2, figsize=(11, 3.8))
   styles = itertools.cycle(itertools.product(MARKERS, palette().series))
-  for (stage, measured), (marker, color) in zip(stages.items(), styles, strict=False):
-    title = STAGES.get(stage, stage.removeprefix('baselines/'))
+  for (title, measured), (marker, color) in zip(training(metrics).items(), styles, strict=False):
     for prefix, line, label in (('', '-', title), ('val_', '--', 'its validation images')):
       style = {'linestyle': line, 'marker': marker, 'color': color, 'label': label}
       _draw_curve(loss, measured, f'{prefix}loss', 1, style)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,18 +11,14 @@ import numpy as np
 from glora_jax.files import whole
 from glora_jax.method import genomes
 from glora_jax.models.weights import EMBEDDED
-from glora_jax.reports import error_pictures, markdown, run_pictures, structure_report
+from glora_jax.reports import error_pictures, markdown, run_pictures, structure_report, using
 from glora_jax.reports.allocation_pictures import draw_allocation
 from glora_jax.reports.findings import Findings, Outcome
-from glora_jax.reports.markdown import PAPER_LABEL, paragraph, percent, plain, sections
+from glora_jax.reports.markdown import PAPER_LABEL, Table, paragraph, percent, plain, sections
+from glora_jax.reports.verdict import subnets, titles
 
 ERRORS = 12  # thumbnails
 NAMED_PAIRS = 3  # of confused classes
-TITLES = {
-  'linear': 'linear probe',
-  'winner_supernet': 'winner, as searched',
-  'winner': 'winner, finetuned',
-}
 
 
 def write(workdir: str, findings: Findings) -> None:
@@ -85,12 +80,12 @@ def text(workdir: str, findings: Findings) -> str:
   return sections(
     _title(findings),
     table(findings.result),
-    _rows_explained(findings.result),
+    tell_rows(findings.result),
     '## What was run',
-    _what_was_run(findings),
-    _stopped_early(findings.result),
-    _protocol(findings),
-    _images(findings.result),
+    tell_run(findings),
+    tell_stopped(findings.result),
+    tell_protocol(findings),
+    tell_images(findings.result),
     '## Where it errs',
     tell_errors(findings.task.classes, findings.outcome),
     '## What was chosen',
@@ -98,9 +93,9 @@ def text(workdir: str, findings: Findings) -> str:
     _how_it_was_found(findings),
     '## How it was trained',
     _HOW_IT_WAS_TRAINED,
-    _SUPERNETS_CURVE if findings.archive is not None else '',
+    tell_training(findings),
     '## Using the folded model',
-    _using_it(os.path.join(workdir, 'folded')),
+    _using_it(workdir),
   )
 
 
@@ -110,34 +105,26 @@ def table(result: Mapping[str, Any]) -> str:
   Args:
     result: content of `result.json`.
   """
-  subnets = {
-    'linear': result['linear'],
-    **result['presets'],
-    'winner_supernet': result['winner_supernet'],
-    'winner': result['winner'],
-  }
-  titles_of_rows = _titles(result)
-  further_tests = list(result['winner'].get('other_test_accuracies', ()))
-  titles = ('subnet', 'trained params (head apart)', 'val accuracy', 'test accuracy')
-  rows = []
-  for name, subnet in subnets.items():
-    if subnet is None:  # what only a search has
-      continue
-    accuracies = [subnet['val_accuracy'], subnet['test_accuracy']]
-    accuracies += [subnet['other_test_accuracies'][test] for test in further_tests]
-    rows.append((titles_of_rows[name], f'{subnet["params"]:,}', *map(percent, accuracies)))
   return sections(
-    f'**{PAPER_LABEL}**' if result['protocol'] == 'paper' else '',
-    markdown.table((*titles, *(f'on {test}' for test in further_tests)), rows),
+    f'**{PAPER_LABEL}**' if result['protocol'] == 'paper' else '', str(accuracies(result))
   )
 
 
-def _titles(result: Mapping[str, Any]) -> dict[str, str]:
-  """What the table calls its rows."""
-  presets = {name: plain(row.get('label', name)) for name, row in result['presets'].items()}
-  structure = result.get('structure')
-  winner = {} if structure is None else {'winner': f'winner, {plain(structure)}'}
-  return {**presets, **TITLES, **winner}
+def accuracies(result: Mapping[str, Any]) -> Table:
+  """Parameters and accuracies of every row.
+
+  Args:
+    result: content of `result.json`.
+  """
+  titles_of_rows = titles(result)
+  further_tests = list(result['winner'].get('other_test_accuracies', ()))
+  columns = ('subnet', 'trained params (head apart)', 'val accuracy', 'test accuracy')
+  rows = []
+  for name, subnet in subnets(result).items():
+    shares = [subnet['val_accuracy'], subnet['test_accuracy']]
+    shares += [subnet['other_test_accuracies'][test] for test in further_tests]
+    rows.append((titles_of_rows[name], f'{subnet["params"]:,}', *map(percent, shares)))
+  return Table((*columns, *(f'on {test}' for test in further_tests)), rows)
 
 
 def _title(findings: Findings) -> str:
@@ -149,7 +136,7 @@ def _title(findings: Findings) -> str:
   )
 
 
-def _rows_explained(result: Mapping[str, Any]) -> str:
+def tell_rows(result: Mapping[str, Any]) -> str:
   """What the rows of the table are."""
   presets = """
     What stands between it and the winner are presets, or the structure that one gradient asks for,
@@ -181,7 +168,8 @@ def _rows_explained(result: Mapping[str, Any]) -> str:
   )
 
 
-def _what_was_run(findings: Findings) -> str:
+def tell_run(findings: Findings) -> str:
+  """What was frozen, searched or chosen, and folded."""
   result, spec = findings.result, findings.spec
   is_embedded = result['weights'] == EMBEDDED
   base = 'the small one that comes with glora_jax' if is_embedded else markdown.weights_name(result)
@@ -213,7 +201,7 @@ def _chosen(result: Mapping[str, Any]) -> str:
   return f'Which of them are trained, and in which form, was given: `{result["structure"]}`.'
 
 
-def _stopped_early(result: Mapping[str, Any]) -> str:
+def tell_stopped(result: Mapping[str, Any]) -> str:
   """How many subnets were not scored to the end; nothing where all were."""
   if not result['stopped_early']:  # None where nothing was searched
     return ''
@@ -223,7 +211,8 @@ def _stopped_early(result: Mapping[str, Any]) -> str:
   """)
 
 
-def _protocol(findings: Findings) -> str:
+def tell_protocol(findings: Findings) -> str:
+  """Which images had a part in what."""
   if findings.is_paper:
     return PAPER_LABEL
   if findings.archive is None:
@@ -240,7 +229,7 @@ def _protocol(findings: Findings) -> str:
   """)
 
 
-def _images(result: Mapping[str, Any]) -> str:
+def tell_images(result: Mapping[str, Any]) -> str:
   """The data, the seed, and the seconds of every stage."""
   data = result['data']
   numbers = ', '.join(f'{number:,} {split}' for split, number in data['images'].items())
@@ -261,43 +250,61 @@ def tell_errors(classes: Sequence[str], outcome: Outcome) -> str:
     classes: names of the classes.
     outcome: the winner's answers on the test images.
   """
-  number = len(outcome.labels)
-  wrong = int((outcome.classes != outcome.labels).sum())
   caption = (
     'The share of each class that was found, and which class was taken for which'
     if len(classes) <= error_pictures.MATRIX_CLASSES
     else 'The pairs of classes that were confused most often'
   )
-  confusion = f'![{caption}](confusion.png)'
-  if not wrong:
-    return sections(
-      f'The winner got all {number:,} test images right: there is no error to show.', confusion
-    )
+  told, confusion = count_errors(classes, outcome), f'![{caption}](confusion.png)'
+  if not outcome.wrong:
+    return sections(told, confusion)
+  return sections(
+    told,
+    confusion,
+    '![The wrong answers with the highest probabilities](errors.png)',
+    tell_shown(outcome),
+  )
+
+
+def count_errors(classes: Sequence[str], outcome: Outcome) -> str:
+  """How many errors there are, and which classes are confused most often.
+
+  Args:
+    classes: names of the classes.
+    outcome: the winner's answers on the test images.
+  """
+  number = len(outcome.labels)
+  if not outcome.wrong:
+    return f'The winner got all {number:,} test images right: there is no error to show.'
   pairs = error_pictures.confused_pairs(outcome.confusion(len(classes)))[:NAMED_PAIRS]
   most_often = '; '.join(
     f'{plain(classes[pair.true])} taken for {plain(classes[pair.answer])} ({pair.count})'
     for pair in pairs
   )
+  return (
+    f'The winner got {outcome.wrong:,} of {number:,} test images wrong. Most often: {most_often}.'
+  )
+
+
+def tell_shown(outcome: Outcome) -> str:
+  """Which of the errors are shown as images, where there are any."""
   shown = (
-    'These are all' if wrong <= ERRORS else f'These are the {ERRORS} that the winner was surest of'
+    'These are all'
+    if outcome.wrong <= ERRORS
+    else f'These are the {ERRORS} that the winner was surest of'
   )
-  return sections(
-    f'The winner got {wrong:,} of {number:,} test images wrong. Most often: {most_often}.',
-    confusion,
-    '![The wrong answers with the highest probabilities](errors.png)',
-    paragraph(f"""
-      {shown}, as the model saw them: the true class, and after an arrow the answer and its
-      probability.
-    """),
-  )
+  return paragraph(f"""
+    {shown}, as the model saw them: the true class, and after an arrow the answer and its
+    probability.
+  """)
 
 
+EQUATION = paragraph(r"""
+  A scales and B shifts the weights, C is a prompt, D scales and E shifts the bias:
+  W' = W + W\*A + B, b' = b + b\*D + E + C W.
+""")
 _WHAT_WAS_CHOSEN = sections(
-  '![The form of every support tensor in every layer](structure.png)',
-  paragraph(r"""
-    A scales and B shifts the weights, C is a prompt, D scales and E shifts the bias:
-    W' = W + W\*A + B, b' = b + b\*D + E + C W.
-  """),
+  '![The form of every support tensor in every layer](structure.png)', EQUATION
 )
 
 
@@ -313,35 +320,38 @@ def _how_it_was_found(findings: Findings) -> str:
   return sections('## How it was found', _HOW_IT_WAS_SEARCHED, gradient)
 
 
+HYPERVOLUME = paragraph("""
+  All subnets have the supernet's weights here. The hypervolume is the share of all pairs of error
+  and parameters, up to 100% and the largest subnet, that some scored subnet is at least as good as
+  in both: 1 would be free and perfect.
+""")
 _HOW_IT_WAS_SEARCHED = sections(
   '![Accuracy over the generations](search.png)',
-  paragraph("""
-    All subnets have the supernet's weights here. The hypervolume is the share of all pairs of error
-    and parameters, up to 100% and the largest subnet, that some scored subnet is at least as good
-    as in both: 1 would be free and perfect.
-  """),
+  HYPERVOLUME,
   '![Error against trained parameters](pareto.png)',
 )
-_HOW_IT_WAS_TRAINED = sections(
-  '![Loss and accuracy of every training stage](training.png)',
-  'Loss and accuracy are of the training images as training sees them, augmented.',
-)
-_SUPERNETS_CURVE = "The supernet's are of the random subnets of each step."
+_HOW_IT_WAS_TRAINED = '![Loss and accuracy of every training stage](training.png)'
 
 
-def _using_it(folded: str) -> str:
+def tell_training(findings: Findings) -> str:
+  """What the curves of training are of."""
+  return paragraph(
+    'Loss and accuracy are of the training images as training sees them, augmented.',
+    "The supernet's are of the random subnets of each step."
+    if findings.archive is not None
+    else '',
+  )
+
+
+def _using_it(workdir: str) -> str:
   """Python and a command for the folded model, both to be pasted."""
   return f"""\
 ```python
-from glora_jax.models.classifier import Classifier
-
-classifier = Classifier({folded!r})
-for path, probabilities in classifier(['photo.jpg']):
-  print(path, classifier.classes[probabilities.argmax()], probabilities.max())
+{using.predict_code(workdir)}
 ```
 
 The same for any number of images or folders of them (`--json` for one JSON object a line):
 
 ```
-python -m glora_jax.predict --model {shlex.quote(folded)} photo.jpg
+{using.predict_command(workdir)}
 ```"""

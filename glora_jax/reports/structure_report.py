@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from glora_jax.reports import markdown
 from glora_jax.reports.allocation_pictures import FORMS, TITLES
-from glora_jax.reports.markdown import paragraph, plain, sections
+from glora_jax.reports.markdown import Table, paragraph, plain, sections
 from glora_jax.search.agreement import agreement
 from glora_jax.search.allocated import Allocation, Unit
 
 PICTURE = 'allocation.png'
+VALUES_EXPLAINED = """\
+Value in percent of all that is on offer; what was bought is bold, a LoRA's rank in brackets."""
 
 
 def text(allocation: Allocation, result: Mapping[str, Any]) -> str:
@@ -24,18 +25,16 @@ def text(allocation: Allocation, result: Mapping[str, Any]) -> str:
     result: content of `result.json`, whose 'allocation' is the structure's.
   """
   return sections(
-    _how(allocation, result['allocation']),
+    tell_choice(allocation, result['allocation']),
     tell_forecast(allocation),
-    values_table(list(allocation.units())),
-    paragraph("""
-      Value in percent of all that is on offer; what was bought is bold, a LoRA's rank in brackets.
-    """),
+    str(values_table(list(allocation.units()))),
+    VALUES_EXPLAINED,
     f'![What every unit is worth, what was bought, and value by budget]({PICTURE})',
     tell_cost(result),
   )
 
 
-def _how(allocation: Allocation, summary: Mapping[str, Any]) -> str:
+def tell_choice(allocation: Allocation, summary: Mapping[str, Any]) -> str:
   """Where the structure comes from, and within which budget."""
   head = summary['head_epochs']
   epochs = '1 epoch' if head == 1 else f'{head} epochs'
@@ -76,8 +75,8 @@ def tell_forecast(allocation: Allocation) -> str:
   """)
 
 
-def values_table(units: Sequence[Unit]) -> str:
-  """Value by layer and form as Markdown, for the forms that are on offer in a layer at least.
+def values_table(units: Sequence[Unit]) -> Table:
+  """Value by layer and form, for the forms that are on offer in a layer at least.
 
   Args:
     units: what could be bought.
@@ -92,14 +91,15 @@ def values_table(units: Sequence[Unit]) -> str:
     (plain(layer), *(_cell(cells.get((layer, form), []), total) for form in forms))
     for layer in layers
   ]
-  return markdown.table(('layer', *(TITLES[form] for form in forms)), rows)
+  return Table(('layer', *(TITLES[form] for form in forms)), rows)
 
 
 def _cell(units: Sequence[Unit], total: float) -> str:
   """The value of a form in a layer in percent of the total, bold where it was bought."""
   if not units:
     return ''
-  share = f'{100 * sum(unit.value for unit in units) / total:.1f}'
+  percent = round(100 * sum(unit.value for unit in units) / total, 1)
+  share = f'{percent + 0.0:.1f}'  # no '-0.0'
   bought = sum(unit.bought for unit in units)
   if not bought:
     return share

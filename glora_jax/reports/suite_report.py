@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 
 from glora_jax.files import whole
-from glora_jax.reports import markdown
 from glora_jax.reports.columns import layout_of, title_of
 from glora_jax.reports.drawing import blend, palette, panels, save
 from glora_jax.reports.markdown import (
   PAPER,
   PAPER_LABEL,
+  Table,
   bullets,
   paragraph,
   percent,
@@ -54,31 +54,53 @@ def write(board: Board, workdir: str) -> None:
 
 def text(board: Board, rows: Sequence[Row]) -> str:
   """The content of `table.md`."""
-  done = f'{len(board.results)} of {len(board.tasks)} tasks'
+  structures = agreements(board)
   return sections(
-    f'# {title_of(board.tasks)}: {done} of `{board.suite}`',
-    _protocol(board),
-    _columns_explained(board),
+    f'# {title_of(board.tasks)}: {count_done(board)} of `{board.suite}`',
+    tell_protocol(board),
+    tell_columns(board),
     table(board, rows),
     '![The same as bars](table.png)',
     '## Tasks',
-    _task_table(board),
-    _unfinished('Failed', board.failed),
-    _unfinished('Not ready', board.missing),
-    'What needs no manual download is fetched with `--config.suite.prepare=True`.'
-    if board.missing
-    else '',
-    _structures(board),
+    str(tasks_table(board)),
+    *_unfinished('Failed', board.failed),
+    *_unfinished('Not ready', board.missing),
+    tell_missing(board),
+    '## Structures of several seeds' if structures else '',
+    bullets(structures),
     '## Images',
-    _images(board),
+    bullets(origins(board)) or 'None yet.',
     '## Sources of the published rows',
-    bullets(f'{row.method}: {row.source}' for row in rows if row.source),
-    f'The figures were seen in {"; ".join(published()["seen_in"])}.',
-    _wrong_means(board, rows),
+    bullets(sources(rows)),
+    tell_sources(),
+    '\n'.join(wrong_means(board, rows)),
   )
 
 
-def _protocol(board: Board) -> str:
+def count_done(board: Board) -> str:
+  """How far a suite is, '17 of 19 tasks'."""
+  return f'{len(board.results)} of {len(board.tasks)} tasks'
+
+
+def tell_missing(board: Board) -> str:
+  """What helps where tasks are not ready; nothing where all are."""
+  if not board.missing:
+    return ''
+  return 'What needs no manual download is fetched with `--config.suite.prepare=True`.'
+
+
+def sources(rows: Sequence[Row]) -> list[str]:
+  """Where each published row comes from."""
+  return [f'{row.method}: {row.source}' for row in rows if row.source]
+
+
+def tell_sources() -> str:
+  """Where the published figures were seen."""
+  return f'The figures were seen in {"; ".join(published()["seen_in"])}.'
+
+
+def tell_protocol(board: Board) -> str:
+  """What ours were searched on."""
   if board.is_paper:
     return f'**{PAPER_LABEL}**'
   is_searched = any('structure' not in result for result in board.results.values())
@@ -90,7 +112,8 @@ def _protocol(board: Board) -> str:
   )
 
 
-def _columns_explained(board: Board) -> str:
+def tell_columns(board: Board) -> str:
+  """What the columns of the table are."""
   return paragraph(
     'Test accuracy in percent; trained parameters in millions, heads not counted.',
     f'Ours: weights {_values(board, "weights")},',
@@ -109,6 +132,11 @@ def _values(board: Board, field: str) -> str:
 
 def table(board: Board, rows: Sequence[Row]) -> str:
   """The accuracies as a Markdown table."""
+  return str(accuracies(board, rows))
+
+
+def accuracies(board: Board, rows: Sequence[Row]) -> Table:
+  """The accuracies, a column for each method."""
   cells = []
   for line in lines(board, rows):
     shown = [line.title, *map(str, line.cells)]
@@ -117,7 +145,7 @@ def table(board: Board, rows: Sequence[Row]) -> str:
         f'{cell}{_star(row, "group_mean")}' for cell, row in zip(shown[1:], rows, strict=True)
       ]
     cells.append([f'**{cell}**' for cell in shown] if line.is_mean else shown)
-  return markdown.table(('', *map(_heading, rows)), cells)
+  return Table(('', *map(_heading, rows)), cells)
 
 
 def _heading(row: Row) -> str:
@@ -132,7 +160,7 @@ def _star(row: Row, field: str) -> str:
   return r'\*' if field in row.from_memory else ''
 
 
-def _task_table(board: Board) -> str:
+def tasks_table(board: Board) -> Table:
   """How far every task is, and what it has come to."""
   titles = (
     'task',
@@ -155,41 +183,41 @@ def _task_table(board: Board) -> str:
       subnets = (result['winner_supernet'], result['winner'], result['linear'])
       cells += [percent(subnet['test_accuracy']) if subnet else '' for subnet in subnets]
     rows.append(cells + [''] * (len(titles) - len(cells)))
-  return markdown.table(titles, rows, text_columns=2)
+  return Table(titles, rows, text_columns=2)
 
 
-def _unfinished(heading: str, reasons: dict[str, str]) -> str:
+def _unfinished(heading: str, reasons: Mapping[str, str]) -> tuple[str, ...]:
   """The tasks that failed, or that are not ready, each with its reason; nothing without any."""
-  if not reasons:
-    return ''
-  items = (f'{name}: {" ".join(reason.split())}' for name, reason in reasons.items())
-  return sections(f'## {heading}', bullets(items))
+  return (f'## {heading}', bullets(list_reasons(reasons))) if reasons else ()
 
 
-def _structures(board: Board) -> str:
+def list_reasons(reasons: Mapping[str, str]) -> list[str]:
+  """Every task with its reason."""
+  return [f'{name}: {" ".join(reason.split())}' for name, reason in reasons.items()]
+
+
+def agreements(board: Board) -> list[str]:
   """How much the structures of a task's seeds agree; nothing where none has several seeds."""
   by_seeds: dict[str, list[Any]] = {}
   for name, result in board.results.items():
     if 'structure' in result:
       by_seeds.setdefault(name.rpartition('/')[0], []).append(result['winner']['genome'])
-  items = [
+  return [
     f'{name}: {tell_agreement(genomes)}'
     for name, genomes in by_seeds.items()
     if len(genomes) > 1 and board.tasks[0].startswith(_SEEDED)
   ]
-  return sections('## Structures of several seeds', bullets(items)) if items else ''
 
 
-def _images(board: Board) -> str:
+def origins(board: Board) -> list[str]:
   """Where the images of every task come from."""
-  items = [
+  return [
     f'{name}: {" ".join((result["data"]["origin"] + ".", *result["data"]["notes"]))}'
     for name, result in board.results.items()
   ]
-  return bullets(items) or 'None yet.'
 
 
-def _wrong_means(board: Board, rows: Sequence[Row]) -> str:
+def wrong_means(board: Board, rows: Sequence[Row]) -> list[str]:
   """The published means of groups that are not the means of their own accuracies."""
   sentences = []
   for row in rows:
@@ -201,7 +229,7 @@ def _wrong_means(board: Board, rows: Sequence[Row]) -> str:
         f'The mean of groups that was published for {row.method} is {row.quoted}; '
         f'that of its accuracies here is {computed.value:.2f}.'
       )
-  return '\n'.join(sentences)
+  return sentences
 
 
 def csv_lines(board: Board, rows: Sequence[Row]) -> list[list[Any]]:
@@ -258,7 +286,7 @@ def draw(path: str, board: Board, rows: Sequence[Row]) -> None:
   figure.legend(loc='outside lower center', ncols=3, frameon=False, fontsize=8)
   warning = f'\n{PAPER}: ours were searched on the test set' if board.is_paper else ''
   axis.set_title(
-    f'{title_of(board.tasks)}: {len(board.results)} of {len(board.tasks)} tasks{warning}',
+    f'{title_of(board.tasks)}: {count_done(board)}{warning}',
     loc='left',
   )
   save(figure, path, dpi=130, bbox_inches='tight')

@@ -8,9 +8,11 @@ from __future__ import annotations
 import io
 import logging
 import os
+import pathlib
 import signal
 import sys
 import threading
+import webbrowser
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -114,6 +116,7 @@ TOPOLOGY = flags.DEFINE_string(
 COMPILE = flags.DEFINE_bool(
   'plan.compile', False, 'Ask the TPU compiler (libtpu) for memory, which takes minutes.'
 )
+OPEN = flags.DEFINE_bool('open', False, 'Open report.html in a browser at the end.')
 DEBUG = flags.DEFINE_bool('debug', False, 'Show the traceback of an error.')
 LIST = flags.DEFINE_flag(
   PageFlag(
@@ -136,6 +139,20 @@ def workdir_of_config() -> str:
   stem = os.path.splitext(os.path.basename(path))[0]
   parts = arguments.strip('/').replace('/', '_').split(',')
   return os.path.join('runs', '-'.join([stem, *filter(None, parts)]))
+
+
+def show_page(path: str) -> None:
+  """Says where the page of a result is, and opens it in a browser where `--open` asks for it."""
+  if os.path.isfile(path):
+    print(f'{path} shows it as a page.')
+    if OPEN.value and not webbrowser.open(pathlib.Path(path).resolve().as_uri()):
+      print('No browser could be opened; open it by hand.', file=sys.stderr)
+  elif OPEN.value:
+    print(
+      f'There is no {path} to open, since an earlier version finished this run; without its '
+      'result.json the same command writes it.',
+      file=sys.stderr,
+    )
 
 
 def catch_signals() -> Callable[[], bool]:

@@ -23,7 +23,8 @@ from glora_jax import tree
 from glora_jax.files import write_json
 from glora_jax.method.preset_names import file_name, preset_label
 from glora_jax.records import read_record
-from glora_jax.reports import comparison_report
+from glora_jax.reports import comparison_page, comparison_report
+from glora_jax.reports.provenance import current
 from glora_jax.runs.lifecycle import carry_out, never
 from glora_jax.runs.run import Candidate, Run
 from glora_jax.runs.sections import GRADIENT, NO_PRESETS, TUNING_SEED
@@ -116,9 +117,12 @@ def _run_stages(run: Run) -> dict[str, Any]:
       if name.startswith(GRADIENT)
     },
     'methods': tested,
+    'seconds': dict(run.seconds),
   }
   with run.stage('report'):
     comparison_report.write(run.workdir, result)
+    spec = run.place(GRADIENT).adapted.spec
+    comparison_page.write(run.workdir, result, spec, current())
   return result
 
 

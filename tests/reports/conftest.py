@@ -1,10 +1,16 @@
-"""What tests of reports share: results of suites made by hand, and a look at what was drawn."""
+"""What tests of reports share: results made by hand, and a look at what was drawn."""
 
+import numpy as np
 import pytest
 
 from glora_jax.data.catalog import expand
+from glora_jax.method.space import Layer, SearchSpace, Spec
 from glora_jax.reports import drawing
 from glora_jax.reports.scoreboard import Board
+from glora_jax.search.allocated import Allocation
+from glora_jax.search.allocation import Values
+from glora_jax.search.choice import Curve
+from glora_jax.search.forecast import Forecast
 
 
 def result(task, accuracy, protocol, others):
@@ -46,6 +52,24 @@ def make_board():
     return Board(suite, expand(suite), results)
 
   return make
+
+
+@pytest.fixture
+def allocation():
+  """Two layers: a vector of A and E, and a LoRA of B of rank 2 in the second."""
+  space = SearchSpace.distinct((1, 2))
+  spec = Spec((Layer('attn/qkv', 4, 8, space=space), Layer('mlp/fc2', 8, 4, space=space)))
+  genome = np.array([[2, 0, 0, 0, 2], [0, 4, 0, 0, 0]], np.int8)
+  values = Values(
+    A_vector=np.array([[3.0, 0.0]]).repeat(2, axis=0),
+    A_lora=np.zeros((2, 2, 2)),
+    B_lora=np.array([[[0.0, 0.0], [4.0, 1.0]]]).repeat(2, axis=0),
+    C_vector=np.zeros((2, 2)),
+    E_vector=np.array([[2.0, 0.0]]).repeat(2, axis=0),
+  )
+  curve = Curve(np.array([0, 8, 16, 40]), np.array([0.0, 3.0, 5.0, 10.0]), knee=2)
+  forecast = Forecast(2.5, 0.8, 'matters')
+  return Allocation(genome, {}, spec, values, curve, 40, False, forecast)
 
 
 @pytest.fixture

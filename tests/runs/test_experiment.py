@@ -1,5 +1,6 @@
 """Whole runs in this process: stages, files, protocols, reports, wrong inputs."""
 
+import html
 import json
 import os
 import re
@@ -49,6 +50,7 @@ FILES = {
   'test_list.json',
   'result.json',
   'report.md',
+  'report.html',
   'structure.png',
   'search.png',
   'pareto.png',
@@ -133,6 +135,17 @@ def test_the_command_prints_the_table_of_a_run_and_ends_well(finished_run, run_c
   assert 'winner, finetuned' in printed
   assert f'{100 * result["winner"]["test_accuracy"]:.1f}' in printed
   assert f'{workdir}/report.md' in printed
+
+
+def test_the_page_has_the_accuracy_and_code_that_applies_the_adapter(finished_run):
+  workdir, result = finished_run
+  text = html.unescape((workdir / 'report.html').read_text())
+  assert f'{100 * result["winner"]["test_accuracy"]:.1f}% of 797 test images right' in text
+  code = re.search(r'<code>(import jax.numpy.*?)</code>', text, re.DOTALL)[1]
+  names: dict[str, Any] = {}
+  exec(code, names)
+  assert names['genome'].tolist() == result['winner']['genome']
+  assert names['logits'].shape == (1, 10)
 
 
 @pytest.mark.slow

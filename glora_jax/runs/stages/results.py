@@ -19,8 +19,9 @@ from glora_jax.method.draws import check_budget
 from glora_jax.method.genome_json import genome_to_json
 from glora_jax.method.preset_names import preset_label
 from glora_jax.models import weights
-from glora_jax.reports import run_report
+from glora_jax.reports import run_page, run_report
 from glora_jax.reports.findings import Findings, Outcome
+from glora_jax.reports.provenance import current
 from glora_jax.runs.run import Candidate, Run
 from glora_jax.runs.sections import GRADIENT
 from glora_jax.runs.weights_record import recorded
@@ -150,9 +151,20 @@ def write_results(
       fitness=config.search.fitness,
       presets=inherited,
       allocation=found.allocation,
+      backbone=_backbone(run),
+      provenance=current(),
     )
     run_report.write(run.workdir, findings)
+    run_page.write(run.workdir, findings)
   return result
+
+
+def _backbone(run: Run) -> dict[str, Any]:
+  """How the run's base is loaded again, beside its weights: what the config gave, and the size."""
+  model = run.settings.model
+  given = {name: getattr(model, name) for name in ('num_heads', 'activation', 'patch_size')}
+  chosen = {name: value for name, value in given.items() if value is not None}
+  return {**chosen, 'image_size': run.metadata['image_size']}
 
 
 def _label(run: Run, name: str, candidate: Candidate) -> str:

@@ -1,0 +1,247 @@
+"""Charts as plain numbers, which the templates draw: places in percent of a chart's sides."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from matplotlib import ticker
+
+_TICKS = 5
+_DIGITS = 2  # of a place, which is a hundredth of a percent
+
+
+class Tick(NamedTuple):
+  """A value that is written along an axis.
+
+  Attributes:
+    place: where it is, in percent.
+    label: the value.
+  """
+
+  place: float
+  label: str
+
+
+class Axis(NamedTuple):
+  """Where values lie along a side of a chart.
+
+  Attributes:
+    label: what is measured.
+    values: those that are written along it, ascending; the first and the last are its ends.
+    is_log: whether it is logarithmic.
+  """
+
+  label: str
+  values: Sequence[float]
+  is_log: bool = False
+
+  def place(self, value: Any) -> float:
+    """Where a value is, in percent of the axis.
+
+    Example:
+      >>> Axis('', [0, 20, 40]).place(10), Axis('', [1, 10, 100], is_log=True).place(10)
+      (25.0, 50.0)
+    """
+    low, high, value = self.values[0], self.values[-1], float(value)
+    if self.is_log:
+      low, high, value = np.log10([low, high, value])
+    return round(100 * float((value - low) / (high - low)), _DIGITS)
+
+  def ticks(self) -> list[Tick]:
+    """The values along it."""
+    return [Tick(self.place(value), f'{value:,.6g}') for value in self.values]
+
+
+def axis(label: str, values: Iterable[float], *, is_log: bool = False, whole: bool = False) -> Axis:
+  """An axis that has room for values, with round numbers along it.
+
+  Args:
+    label: what is measured.
+    values: finite numbers; positive ones where it is logarithmic.
+    is_log: whether it is logarithmic.
+    whole: whether only whole numbers make sense.
+
+  Example:
+    >>> axis('accuracy', [81.3, 97.2]).values
+    [80.0, 85.0, 90.0, 95.0, 100.0]
+  """
+  numbers = [float(value) for value in values] or [0.0]
+  low, high = min(numbers), max(numbers)
+  if low == high:
+    low, high = (low / 2, 2 * high) if is_log else (low - 0.5, high + 0.5)
+  if is_log:
+    return Axis(label, _decades(low, high), is_log)
+  locator = ticker.MaxNLocator(_TICKS, steps=[1, 2, 2.5, 5, 10], integer=whole)
+  return Axis(label, [round(float(value), 9) for value in locator.tick_values(low, high)])
+
+
+def _decades(low: float, high: float) -> list[float]:
+  """Powers of ten between two positive numbers, and of few these 1, 2, 5, 10; round ends."""
+  powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+  rounds = [float(f'{factor}e{power}') for power in powers for factor in (1, 2, 5)]
+  ends = max(value for value in rounds if value <= low), min(v for v in rounds if v >= high)
+  step = 1 if len(powers) <= _TICKS // 2 + 1 else 3
+  return [ends[0], *(value for value in rounds[::step] if ends[0] < value < ends[1]), ends[1]]
+
+
+class Line(NamedTuple):
+  """A curve, or a crowd of dots.
+
+  Attributes:
+    label: what it is, for the legend; '' for none.
+    color: name of a colour of the palette, 'teal' or 'series-0' for instance.
+    points: (from the left, from above), in percent.
+    kind: how it is drawn.
+  """
+
+  label: str
+  color: str
+  points: Sequence[tuple[float, float]]
+  kind: Literal['line', 'dashed', 'dots'] = 'line'
+
+
+class Mark(NamedTuple):
+  """A point with a name and its exact numbers.
+
+  Attributes:
+    place: (from the left, from above), in percent.
+    title: what is shown where a pointer rests on it.
+    color: name of a colour of the palette.
+    shape: how it is drawn; 'hidden' only answers a pointer.
+  """
+
+  place: tuple[float, float]
+  title: str
+  color: str
+  shape: Literal['dot', 'star', 'diamond', 'ring', 'tick', 'hidden'] = 'dot'
+
+
+class Rule(NamedTuple):
+  """A line across a chart, at a value of the x axis.
+
+  Attributes:
+    place: from the left, in percent.
+    label: what it is.
+    color: name of a colour of the palette.
+  """
+
+  place: float
+  label: str
+  color: str
+
+
+class Chart(NamedTuple):
+  """Curves and points over two axes.
+
+  Attributes:
+    title: a sentence that says what is seen, for those who do not see it, too.
+    x: the axis below.
+    y: the axis on the left.
+    lines: curves and crowds.
+    marks: points with names, those of the legend first.
+    rules: lines across.
+    legend: (name, colour, shape) of what the lines do not name themselves.
+  """
+
+  title: str
+  x: Axis
+  y: Axis
+  lines: Sequence[Line] = ()
+  marks: Sequence[Mark] = ()
+  rules: Sequence[Rule] = ()
+  legend: Sequence[tuple[str, str, str]] = ()
+
+  def has(self, kind: str) -> bool:
+    """Whether a line is drawn in a way."""
+    return any(line.kind == kind for line in self.lines)
+
+
+def points(x: Axis, y: Axis, xs: Iterable[Any], ys: Iterable[Any]) -> list[tuple[float, float]]:
+  """Places of values, from the left and from above, in percent.
+
+  Example:
+    >>> points(Axis('', [0, 4]), Axis('', [0, 10]), [1, 2], [0, 10])
+    [(25.0, 100.0), (50.0, 0.0)]
+  """
+  return [(x.place(a), round(100 - y.place(b), _DIGITS)) for a, b in zip(xs, ys, strict=True)]
+
+
+def steps(places: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+  """Points of a curve that stays where it is until the next one.
+
+  Example:
+    >>> steps([(0, 5), (10, 2)])
+    [(0, 5), (10, 5), (10, 2)]
+  """
+  found = list(places[:1])
+  for (_, before), (x, y) in itertools.pairwise(places):
+    found += [(x, before), (x, y)]
+  return found
+
+
+class Dots(NamedTuple):
+  """A line of a dot plot: a name, its points along a common axis, its numbers.
+
+  Attributes:
+    label: what it is.
+    value: its numbers in words.
+    marks: points; of their places the left alone counts.
+    detail: what else its name says.
+    low: lower end of a bar around them, in percent; None for no bar.
+    high: upper end of the bar.
+    is_strong: whether it stands out.
+  """
+
+  label: str
+  value: str
+  marks: Sequence[Mark]
+  detail: str = ''
+  low: float | None = None
+  high: float | None = None
+  is_strong: bool = False
+
+
+class DotPlot(NamedTuple):
+  """Dots above a common axis.
+
+  Attributes:
+    title: a sentence that says what is seen.
+    axis: the axis.
+    rows: one below the other.
+    legend: (name, colour, shape) of the marks.
+  """
+
+  title: str
+  axis: Axis
+  rows: Sequence[Dots]
+  legend: Sequence[tuple[str, str, str]] = ()
+
+
+class Bar(NamedTuple):
+  """A bar with its name and its number.
+
+  Attributes:
+    label: what it is.
+    share: length, in percent of the longest one.
+    value: the number in words.
+  """
+
+  label: str
+  share: float
+  value: str
+
+
+def bars(values: Sequence[tuple[str, float, str]]) -> list[Bar]:
+  """Bars of (label, number, number in words), the longest as wide as there is room.
+
+  Example:
+    >>> bars([('search', 5, '5 s'), ('test', 10, '10 s')])[0]
+    Bar(label='search', share=50.0, value='5 s')
+  """
+  longest = max((number for _, number, _ in values), default=0) or 1
+  return [
+    Bar(label, round(100 * number / longest, _DIGITS), text) for label, number, text in values
+  ]

@@ -1,0 +1,115 @@
+"""Pages: one self-contained HTML file from a template and facts, with nothing to fetch or to run.
+
+All markup is the templates'. They escape whatever they are given, since names of classes, files and
+tasks come from strangers; and a page says itself that nothing in it may be fetched or run.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import functools
+import io
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jinja2
+import numpy as np
+from PIL import Image
+
+from glora_jax.files import whole
+from glora_jax.reports.drawing import PALETTES, Palette
+from glora_jax.reports.markdown import spans
+
+NAME = 'report.html'
+_MINUTE, _HOUR = 60, 3600
+
+
+def path(workdir: str) -> str:
+  """The path of a workdir's page."""
+  return os.path.join(workdir, NAME)
+
+
+def write(workdir: str, template: str, facts: Mapping[str, Any]) -> None:
+  """Writes `report.html`, whole or not at all.
+
+  Args:
+    workdir: folder for it.
+    template: name of the template, 'run.html' for instance.
+    facts: what the template asks for, by name.
+  """
+  # Names that no encoding holds are shown with backslashes.
+  content = render(template, facts).encode('utf-8', 'backslashreplace')
+  with whole(path(workdir)) as temporary, open(temporary, 'wb') as file:
+    file.write(content)
+
+
+def render(template: str, facts: Mapping[str, Any]) -> str:
+  """The page that a template makes of facts.
+
+  Raises:
+    jinja2.UndefinedError: the template asks for another fact.
+  """
+  return _environment().get_template(template).render(facts)
+
+
+def stylesheet() -> str:
+  """The style of every page."""
+  return _environment().get_template('style.css').render()
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+  environment = jinja2.Environment(
+    loader=jinja2.PackageLoader('glora_jax.reports'),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+  )
+  environment.filters |= {'spans': spans, 'png': png, 'duration': duration}
+  environment.globals |= {'palettes': {name: colors(each) for name, each in PALETTES.items()}}
+  return environment
+
+
+def colors(palette: Palette) -> dict[str, str]:
+  """Every colour of a palette by name, those of its series numbered.
+
+  Example:
+    >>> from glora_jax.reports.drawing import LIGHT
+    >>> colors(LIGHT)['paper'], colors(LIGHT)['series-0']
+    ('#ffffff', '#0072b2')
+  """
+  named = dataclasses.asdict(palette)
+  series = named.pop('series')
+  return {**named, **{f'series-{number}': color for number, color in enumerate(series)}}
+
+
+def png(pixels: np.ndarray) -> str:
+  """An image as an address that holds it whole.
+
+  Args:
+    pixels: uint8 [height, width, 3].
+
+  Example:
+    >>> png(np.zeros((1, 1, 3), np.uint8))[:30]
+    'data:image/png;base64,iVBORw0K'
+  """
+  buffer = io.BytesIO()
+  Image.fromarray(np.asarray(pixels)).save(buffer, 'PNG', optimize=True)
+  return f'data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}'
+
+
+def duration(seconds: float) -> str:
+  """A time for people.
+
+  Example:
+    >>> duration(7.25), duration(98), duration(7500)
+    ('7.2 s', '1 min 38 s', '2 h 5 min')
+  """
+  if seconds < _MINUTE:
+    return f'{seconds:.1f} s'
+  if seconds < _HOUR:
+    return f'{int(seconds // _MINUTE)} min {int(seconds % _MINUTE)} s'
+  return f'{int(seconds // _HOUR)} h {int(seconds % _HOUR // _MINUTE)} min'

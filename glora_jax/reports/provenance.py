@@ -1,0 +1,64 @@
+"""With what a result was made: the command, the versions, the device."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+
+import glora_jax
+
+PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
+_COMMAND = 'glora'
+
+
+class Provenance(NamedTuple):
+  """With what a result was made.
+
+  Attributes:
+    command: the command line; '' where a program of the user's called this package.
+    versions: version of every package that matters, and of Python, by name.
+    device: the devices in words.
+  """
+
+  command: str = ''
+  versions: Mapping[str, str] = {}
+  device: str = ''
+
+
+def current() -> Provenance:
+  """The provenance of what this process makes."""
+  versions = {'glora_jax': glora_jax.__version__, 'Python': platform.python_version()}
+  versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
+  return Provenance(command_of(sys.orig_argv), versions, _device())
+
+
+def command_of(words: Sequence[str]) -> str:
+  """The command of this package that a process was started as; '' where it was another one.
+
+  Args:
+    words: the words of the command line, with the interpreter.
+
+  Example:
+    >>> command_of(['/usr/bin/python3', '-m', 'glora_jax.main', '--config', 'my own.py'])
+    "python -m glora_jax.main --config 'my own.py'"
+    >>> command_of(['python', 'mine.py'])
+    ''
+  """
+  if 'glora_jax.main' in words:
+    return shlex.join(['python', '-m', *words[words.index('glora_jax.main') :]])
+  for place, word in enumerate(words[:2]):
+    if os.path.basename(word) == _COMMAND:
+      return shlex.join([_COMMAND, *words[place + 1 :]])
+  return ''
+
+
+def _device() -> str:
+  kinds = f'{jax.device_count()} x {jax.devices()[0].device_kind}'
+  return f'{kinds}; {os.cpu_count()} cores of {platform.machine()}, {platform.system()}'

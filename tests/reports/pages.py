@@ -1,0 +1,177 @@
+"""Pages of made-up results, and a parser of them."""
+
+import html.parser
+import types
+
+import numpy as np
+
+from glora_jax.method.genomes import count_params
+from glora_jax.reports import comparison_page, page, run_page, suite_page
+from glora_jax.reports.findings import Findings, Outcome
+from glora_jax.reports.provenance import Provenance
+from glora_jax.search.archive import Archive
+
+SCRIPT = '<script>alert(1)</script>'
+IMAGE = '"><img src=x onerror=alert(1)>'
+PROVENANCE = Provenance(
+  'python -m glora_jax.main --config configs/own.py', {'jax': '0.10'}, '1 x cpu'
+)
+VOID = {'meta', 'link', 'img', 'br'}
+
+
+class Element:
+  """An element of a page: its name, its attributes, the elements in it, all text in it."""
+
+  def __init__(self, name, attributes):
+    self.name, self.attributes, self.inner, self.text = name, attributes, [], ''
+
+  def all(self, *names):
+    """Every element in it with one of the names, from above."""
+    found = [self] if self.name in names else []
+    return found + [element for inner in self.inner for element in inner.all(*names)]
+
+  def words(self):
+    """Its text with single spaces."""
+    return ' '.join(self.text.split())
+
+
+class Parser(html.parser.HTMLParser):
+  """Makes `Element`s of HTML, and refuses what is not closed in order."""
+
+  def __init__(self):
+    super().__init__()
+    self.open = [Element('', {})]
+
+  def handle_starttag(self, tag, attrs):
+    element = Element(tag, dict(attrs))
+    self.open[-1].inner.append(element)
+    if tag not in VOID:
+      self.open.append(element)
+
+  def handle_startendtag(self, tag, attrs):
+    self.open[-1].inner.append(Element(tag, dict(attrs)))
+
+  def handle_endtag(self, tag):
+    assert self.open.pop().name == tag
+
+  def handle_data(self, data):
+    for element in self.open:
+      element.text += data
+
+
+def parse(text):
+  """The elements of a page."""
+  parser = Parser()
+  parser.feed(text)
+  [root] = parser.open
+  return root
+
+
+def row(params, accuracy, **fields):
+  """A row of a run's result."""
+  return {'params': params, 'val_accuracy': accuracy, 'test_accuracy': accuracy, **fields}
+
+
+def make_findings(allocation, classes=('cat', SCRIPT, 'dog'), task=IMAGE):
+  """A search that is over, on 40 test images of which 8 are wrong, and a gradient's structure."""
+  spec, genome = allocation.spec, allocation.genome
+  smaller = genome * np.array([[1], [0]], np.int8)
+  genomes = np.stack([smaller, genome, genome, smaller])
+  archive = Archive.empty(spec).extended(genomes[:2], [5, 8], [9.0, 4.0], generation=0)
+  archive = archive.extended(genomes[2:], [9, 6], [3.0, 8.0], generation=1)
+  labels = np.arange(40) % len(classes)
+  answers = np.where(np.arange(40) % 5, labels, (labels + 1) % len(classes))
+
+  def pixels(indices):
+    return np.arange(len(indices) * 192, dtype=np.uint8).reshape(-1, 8, 8, 3)
+
+  params = int(count_params(spec, genome))
+  result = {
+    'task': task,
+    'protocol': 'honest',
+    'seed': 7,
+    'budget': 60,
+    'linear': row(0, 0.5),
+    'winner_supernet': row(params, 0.7),
+    'winner': row(params, 0.8, genome=genome.tolist()),
+    'presets': {'lora': row(24, 0.75, label='lora:2'), 'gradient': row(params, 0.775)},
+    'finetuned': True,
+    'evaluations': 4,
+    'stopped_early': 0,
+    'hypervolume': [0.5, 0.6],
+    'fold_max_abs_diff': 0.0,
+    'data': {
+      'origin': f'made up, {SCRIPT}',
+      'notes': [],
+      'resize': 'squash',
+      'images': {'train': 20, 'val': 10, 'test': 40},
+    },
+    'normalization': 'unit',
+    'weights': 'embedded',
+    'seconds': {'head': 1.5, 'structure': 2.0, 'supernet': 30.0, 'search': 65.0},
+    'allocation': {'head_epochs': 6, 'epochs': 4},
+  }
+  return Findings(
+    result,
+    types.SimpleNamespace(name=task, classes=list(classes)),
+    spec,
+    Outcome(labels, answers, np.linspace(0.5, 0.99, 40), pixels),
+    archive,
+    presets={'lora': {'params': 24, 'accuracy': 0.6}},
+    allocation=allocation,
+    backbone={'image_size': 8},
+    provenance=PROVENANCE,
+  )
+
+
+METRICS = """\
+{"stage": "supernet", "epoch": 1, "loss": 2.0, "accuracy": 0.25}
+{"stage": "supernet", "epoch": 2, "loss": 0.5, "accuracy": 0.75}
+{"stage": "finetune", "epoch": 1, "loss": 0.25, "accuracy": 0.8, "val_loss": 1, "val_accuracy": 0.5}
+"""
+
+
+def write_run(folder, findings):
+  """Writes the page of a run, and gives its elements."""
+  (folder / 'metrics.jsonl').write_text(METRICS)
+  run_page.write(str(folder), findings)
+  return parse((folder / page.NAME).read_text())
+
+
+def comparison(allocation):
+  """A comparison of two seeds, and the layers of its structures."""
+
+  def runs(params, *accuracies):
+    fields = {'params': params, 'seconds': 1.0, 'val_accuracy': 0.5}
+    return [{**fields, 'test_accuracy': accuracy} for accuracy in accuracies]
+
+  return {
+    'task': SCRIPT,
+    'weights': 'embedded',
+    'epochs': 8,
+    'finetune_epochs': 2,
+    'allocation_epochs': 3,
+    'seeds': [0, 1],
+    'rates': [1e-3],
+    'rate': dict.fromkeys(('linear', 'lora', 'gradient'), 1e-3),
+    'methods': {
+      'linear': runs(0, 0.80, 0.82),
+      'lora': runs(24, 0.90, 0.88),
+      'gradient-60': runs(40, 0.95, 0.95),
+    },
+    'structures': {'gradient-60': [allocation.genome.tolist()] * 2},
+    'data': {'origin': 'made by hand', 'notes': []},
+    'seconds': {'tuning': 3.0, 'training': 9.0},
+  }
+
+
+def write_comparison(folder, allocation):
+  """Writes the page of a comparison, and gives its elements."""
+  comparison_page.write(str(folder), comparison(allocation), allocation.spec, PROVENANCE)
+  return parse((folder / page.NAME).read_text())
+
+
+def write_suite(folder, board):
+  """Writes the page of a suite, and gives its elements."""
+  suite_page.write(board, str(folder), {board.tasks[0]: 'cifar100/report.html'}, PROVENANCE)
+  return parse((folder / page.NAME).read_text())

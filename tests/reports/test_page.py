@@ -1,0 +1,199 @@
+"""The pages of runs, comparisons and suites: whole, readable, and as their results say."""
+
+import itertools
+import re
+import types
+
+import numpy as np
+import pages
+import pytest
+
+from glora_jax.reports import comparison_report, drawing, page
+from glora_jax.runs import command_line
+
+
+@pytest.fixture
+def board(make_board):
+  """A suite of which one task is done, one failed and one is not ready."""
+  suite = make_board({'vtab/cifar100': 70.0})
+  suite.failed['vtab/dtd'] = 'The loss was not finite.'
+  suite.missing['vtab/kitti'] = f'kitti needs {pages.SCRIPT}.'
+  return suite
+
+
+@pytest.fixture(params=['run', 'comparison', 'suite'])
+def any_page(request, tmp_path, allocation, board):
+  """The elements of a page of each kind."""
+  if request.param == 'run':
+    return pages.write_run(tmp_path, pages.make_findings(allocation))
+  if request.param == 'comparison':
+    return pages.write_comparison(tmp_path, allocation)
+  return pages.write_suite(tmp_path, board)
+
+
+def test_a_page_fetches_nothing_runs_nothing_and_says_so(any_page):
+  assert not any_page.all('script', 'iframe', 'object', 'embed')
+  for element in everything(any_page):
+    assert not any(name.startswith('on') for name in element.attributes)
+    for name in ('src', 'href', 'xlink:href', 'action'):
+      address = element.attributes.get(name) or ''
+      assert re.match(r'data:|#|$', address) or address == 'cifar100/report.html'
+  [style] = any_page.all('style')
+  assert not re.search(r'url\(|@import|https?:', style.text)
+  policies = [each.attributes.get('content', '') for each in any_page.all('meta')]
+  assert any(policy.startswith("default-src 'none'") for policy in policies)
+
+
+def everything(element):
+  """All elements within one."""
+  return [each for inner in element.inner for each in (inner, *everything(inner))]
+
+
+def test_a_page_can_be_read_without_seeing_it(any_page):
+  [document] = any_page.all('html')
+  assert document.attributes['lang'] == 'en'
+  assert any_page.all('title')[0].words()
+  for element in any_page.all('img', 'svg'):
+    attributes = element.attributes
+    is_picture = element.name == 'img' or attributes.get('role') == 'img'
+    assert not is_picture or attributes.get('alt') or attributes.get('aria-label')
+  levels = [int(heading.name[1]) for heading in any_page.all('h1', 'h2', 'h3', 'h4')]
+  assert levels[0] == 1
+  assert levels.count(1) == 1
+  assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+  names = [each.attributes['id'] for each in everything(any_page) if 'id' in each.attributes]
+  assert len(names) == len(set(names))
+  links = {each.attributes['href'] for each in any_page.all('a')}
+  assert {link.removeprefix('#') for link in links if link[0] == '#'} <= set(names)
+
+
+def test_names_from_strangers_are_text(tmp_path, allocation):
+  root = pages.write_run(tmp_path, pages.make_findings(allocation))
+  assert root.all('h1')[0].words() == pages.IMAGE
+  assert f'{pages.SCRIPT}, taken for dog' in root.text
+  assert any(pages.SCRIPT in image.attributes['alt'] for image in root.all('img'))
+  assert all(image.attributes['src'].startswith('data:image/png;') for image in root.all('img'))
+
+
+def test_a_name_that_no_encoding_holds_is_written_all_the_same(tmp_path, allocation):
+  findings = pages.make_findings(allocation, ('cat', 'd\udcffg'))
+  assert r'd\udcffg, taken for cat' in pages.write_run(tmp_path, findings).text
+
+
+def test_the_figures_of_a_run_are_those_of_its_result(tmp_path, allocation):
+  findings = pages.make_findings(allocation)
+  root, result = pages.write_run(tmp_path, findings), findings.result
+  verdict = root.all('header')[0].words()
+  assert 'gets 80.0% of 40 test images right (95% interval 65.2 to 89.5)' in verdict
+  assert '30.0 points more than the linear probe' in verdict
+  assert "2.5 points more than the gradient's structure" in verdict
+  assert 'too little for these images to tell apart' in verdict
+  rows = cells(root.all('table')[0])
+  assert rows[1] == ['linear probe', '0', '50.0', '50.0']
+  assert rows[-1] == ['winner, finetuned', '40', '80.0', '80.0']
+  assert 'The winner got 8 of 40 test images wrong.' in root.text
+  assert len(root.all('img')) == 8
+  text = ' '.join(root.text.split())
+  assert f'Seed {result["seed"]}' in text
+  assert 'supernet 30.0 s search 1 min 5 s' in text
+  for told in (*pages.PROVENANCE.versions, pages.PROVENANCE.command, pages.PROVENANCE.device):
+    assert told in text
+  for snippet in ('glora_jax.predict --model', 'timm.create_model(', 'load_adapter('):
+    assert snippet in text
+
+
+def cells(table):
+  """The words of every cell of a table."""
+  return [[cell.words() for cell in row.all('th', 'td')] for row in table.all('tr')]
+
+
+def test_a_structure_is_drawn_to_scale_with_its_numbers_on_hover(tmp_path, allocation):
+  findings = pages.make_findings(allocation)
+  root = pages.write_run(tmp_path, findings)
+  layers = [svg for svg in root.all('svg') if svg.attributes.get('class') == 'layer']
+  winner = layers[: len(findings.spec)]
+  told = [title.words() for layer in winner for title in layer.all('title')]
+  assert 'mlp/fc2 B, shift W: LoRA of rank 2, 24 parameters' in told
+  params = [int(re.search(r'([\d,]+) parameters$', title)[1].replace(',', '')) for title in told]
+  assert sum(params) == findings.result['winner']['params']
+  widths = [
+    sum(float(bar.attributes['width']) for bar in layer.all('rect') if 'rx' not in bar.attributes)
+    for layer in winner
+  ]
+  assert widths == pytest.approx([100 * 16 / 24, 100], abs=0.02)
+
+
+def test_curves_are_where_the_metrics_are(tmp_path, allocation):
+  root = pages.write_run(tmp_path, pages.make_findings(allocation))
+  told = {title.words() for svg in root.all('svg') for title in svg.all('title')}
+  assert {
+    'supernet, epoch 2: 75',
+    'winner, finetuned, validation, epoch 1: 50',
+    'generation 1: best so far 90.0%',
+    'lora: 24 parameters, 40.0% wrong',
+  } <= told
+
+
+def test_a_run_without_errors_search_and_presets_has_a_page(tmp_path, allocation):
+  findings = pages.make_findings(allocation, [f'class {number}' for number in range(41)])
+  findings.outcome.classes[:] = findings.outcome.labels
+  result = {**findings.result, 'presets': {}, 'winner_supernet': None, 'structure': 'gradient'}
+  fields = {**vars(findings), 'result': result, 'archive': None}
+  root = pages.write_run(tmp_path, type(findings)(**fields))
+  assert 'got all 40 test images right' in root.text
+  assert not root.all('img')
+  assert not [table for table in root.all('table') if table.attributes.get('class') == 'confusion']
+  assert 'Search' not in [heading.words() for heading in root.all('h2')]
+
+
+def test_the_figures_of_a_comparison_are_those_of_its_report(tmp_path, allocation):
+  root = pages.write_comparison(tmp_path, allocation)
+  [expected] = comparison_report.verdicts(pages.comparison(allocation))
+  assert expected in root.text
+  assert '95.0 ± 0.0% with 40 trained parameters' in root.all('header')[0].words()
+  assert ['LoRA', '24', '0.001', '50.0 ± 0.0', '89.0 ± 1.4', '', '1'] in cells(root.all('table')[0])
+
+
+def test_the_figures_of_a_suite_are_those_of_its_table(tmp_path, board):
+  root = pages.write_suite(tmp_path, board)
+  assert 'Ours, finetuned: 70.0%' in root.all('header')[0].words()
+  assert cells(root.all('table')[0])[1][:5] == ['cifar100', '70.0', '65.0', '60.0', '68.0']
+  assert f'kitti needs {pages.SCRIPT}.' in root.text
+  assert 'The loss was not finite.' in root.text
+
+
+def test_a_page_is_not_written_through_a_link(tmp_path, allocation):
+  target = tmp_path / 'target'
+  target.write_text('mine')
+  (tmp_path / page.NAME).symlink_to(target)
+  pages.write_run(tmp_path, pages.make_findings(allocation))
+  assert target.read_text() == 'mine'
+  assert not (tmp_path / page.NAME).is_symlink()
+
+
+def test_counts_can_be_read_on_every_shade_of_a_confusion_matrix():
+  most = int(re.search(r'var\(--s\) \* (\d+)%', page.stylesheet())[1]) / 100
+  for palette in drawing.PALETTES.values():
+    for hue in (palette.teal, palette.red):
+      for strength in np.linspace(0, 1, 11):
+        shade = drawing.blend(palette.blank, hue, most * strength)
+        assert drawing.contrast(palette.ink, shade) >= 4.5
+
+
+@pytest.mark.parametrize('is_there, opens', [(True, True), (True, False), (False, True)])
+def test_the_path_is_printed_and_opened_where_that_is_asked(
+  monkeypatch, tmp_path, capsys, is_there, opens
+):
+  opened = []
+  monkeypatch.setattr(command_line, 'OPEN', types.SimpleNamespace(value=True))
+  monkeypatch.setattr(
+    command_line.webbrowser, 'open', lambda address: opened.append(address) or opens
+  )
+  path = tmp_path / 'report.html'
+  if is_there:
+    path.write_text('')
+  command_line.show_page(str(path))
+  printed = capsys.readouterr()
+  assert opened == ([path.as_uri()] if is_there else [])
+  assert (str(path) in printed.out) == is_there
+  assert bool(printed.err) == (not (is_there and opens))

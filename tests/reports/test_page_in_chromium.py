@@ -1,0 +1,74 @@
+"""Pages in a browser: no errors, nothing to scroll sideways, nothing that axe-core finds.
+
+They need the extra `browser` and Debian's Chromium.
+"""
+
+import os
+
+import pages
+import pytest
+
+CHROMIUM = '/usr/bin/chromium'
+FLAGS = ('--no-sandbox', '--disable-gpu', '--disable-quic', '--disable-background-networking')
+
+
+@pytest.fixture(scope='module')
+def browser():
+  """Chromium, without a window."""
+  playwright = pytest.importorskip('playwright.sync_api', reason='needs the extra `browser`')
+  pytest.importorskip('axe_playwright_python', reason='needs the extra `browser`')
+  if not os.path.exists(CHROMIUM):
+    pytest.skip(f'there is no {CHROMIUM}')
+  with playwright.sync_playwright() as started:
+    running = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def written(tmp_path, allocation, make_board):
+  """The address of a page of each kind."""
+  folders = {name: tmp_path / name for name in ('run', 'comparison', 'suite')}
+  for folder in folders.values():
+    folder.mkdir()
+  classes = ('cat', 'a class with quite a long name that nobody can read', 'dog')
+  pages.write_run(folders['run'], pages.make_findings(allocation, classes))
+  pages.write_comparison(folders['comparison'], allocation)
+  pages.write_suite(folders['suite'], make_board({'vtab/cifar100': 70.0}))
+  return {name: (folder / 'report.html').as_uri() for name, folder in folders.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('scheme, width', [('light', 1280), ('dark', 390)])
+@pytest.mark.parametrize('kind', ['run', 'comparison', 'suite'])
+def test_a_browser_finds_nothing_wrong_with_a_page(browser, written, kind, scheme, width):
+  from axe_playwright_python.sync_playwright import Axe
+
+  viewport = {'width': width, 'height': 800}
+  # The page forbids scripts, and axe-core is one.
+  context = browser.new_context(color_scheme=scheme, viewport=viewport, bypass_csp=True)
+  tab, told, asked = context.new_page(), [], []
+  tab.on('console', lambda message: told.append(message.text))
+  tab.on('pageerror', lambda error: told.append(str(error)))
+  tab.on('request', lambda request: asked.append(request.url))
+  tab.goto(written[kind])
+  assert told == []
+  assert [address for address in asked if not address.startswith('data:')] == [written[kind]]
+  assert tab.evaluate('document.documentElement.scrollWidth') <= width
+  found = Axe().run(tab).response['violations']
+  assert [(rule['id'], rule['nodes'][0]['target']) for rule in found] == []
+  context.close()
+
+
+@pytest.mark.slow
+def test_a_page_says_the_same_without_scripts_and_in_both_schemes(browser, written):
+  shown = []
+  for scheme, scripts in (('light', True), ('light', False), ('dark', False)):
+    context = browser.new_context(color_scheme=scheme, java_script_enabled=scripts)
+    tab = context.new_page()
+    tab.goto(written['run'])
+    shown.append((tab.locator('body').inner_text(), tab.screenshot()))
+    context.close()
+  assert len({text for text, _ in shown}) == 1
+  assert shown[0][1] == shown[1][1]
+  assert shown[1][1] != shown[2][1]
