@@ -29,7 +29,7 @@ USAGE = '--config NAME_OR_FILE[:ARGUMENTS] [FLAG ...]'
 
 # Flags by what they are for; those that no group has come last.
 GROUPS: Mapping[str, Sequence[str]] = {
-  'What is run': ('config', 'config.FIELD', 'workdir'),
+  'What is run': ('config', 'config.FIELD', 'workdir', 'open'),
   'What it will take': ('plan', 'plan.topology', 'plan.compile'),
   'What there is': ('list', 'help', 'help_config'),
 }
