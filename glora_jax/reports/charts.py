@@ -71,7 +71,7 @@ def axis(label: str, values: Iterable[float], *, is_log: bool = False, whole: bo
   numbers = [float(value) for value in values] or [0.0]
   low, high = min(numbers), max(numbers)
   if low == high:
-    low, high = (low / 2, 2 * high) if is_log else (low - 0.5, high + 0.5)
+    low, high = (low / 2, 2 * high) if is_log else (max(low - 0.5, min(low, 0)), high + 0.5)
   if is_log:
     return Axis(label, _decades(low, high), is_log)
   locator = ticker.MaxNLocator(_TICKS, steps=[1, 2, 2.5, 5, 10], integer=whole)

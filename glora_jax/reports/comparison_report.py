@@ -275,8 +275,8 @@ def tell_best(result: Mapping[str, Any]) -> str:
   best = max(compared, key=lambda row: row['test_accuracy'])
   accuracy = percent_of(best, 'test_accuracy', with_spread=len(result['seeds']) > 1)
   return (
-    f'Of {len(compared)} rows {best["title"]} gets the most test images right: {accuracy}% with '
-    f'{best["params"]:,.0f} trained parameters.'
+    f'Of {len(compared)} rows, {best["title"]} is the most accurate: {accuracy}% of the test '
+    f'images right with {best["params"]:,.0f} trained parameters.'
   )
 
 

@@ -214,8 +214,9 @@ def _training_chart(
     name = f'{title}, validation' if prefix else title
     lines.append(Line(name, color, places, 'dashed' if prefix else 'line'))
     if len(places) <= _FEW:
+      shape = 'hidden' if len(places) > 1 else 'dot'  # of which no line can be drawn
       marks += [
-        Mark(place, f'{name}, epoch {epoch:g}: {value:.4g}', color, 'hidden')
+        Mark(place, f'{name}, epoch {epoch:g}: {value:.4g}', color, shape)
         for place, (epoch, value) in zip(places, curve, strict=True)
       ]
   return Chart(f'{label.capitalize()} by epoch', x, y, lines, marks)

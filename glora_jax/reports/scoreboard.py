@@ -285,5 +285,6 @@ def lines(board: Board, rows: Sequence[Row]) -> list[Line]:
   done = [name for name, cell in rows[0].cells.items() if cell.complete]
   if 0 < len(done) < len(columns):
     same_tasks = [mean(row.cells[name] for name in done) for row in rows]
-    table.append(Line(f'mean of the {len(done)} that are done', True, same_tasks))
+    are = 'is' if len(done) == 1 else 'are'
+    table.append(Line(f'mean of the {len(done)} that {are} done', True, same_tasks))
   return table

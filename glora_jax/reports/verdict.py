@@ -112,5 +112,7 @@ parameters, 40.0 points more than the linear probe.'
 
 
 def _difference(accuracy: float, other: Mapping[str, Any]) -> str:
-  points = 100 * (accuracy - other['test_accuracy'])
+  points = round(100 * (accuracy - other['test_accuracy']), 1)
+  if not points:
+    return 'as accurate as'
   return f'{abs(points):.1f} points {"less" if points < 0 else "more"} than'

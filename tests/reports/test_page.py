@@ -150,7 +150,10 @@ def test_the_figures_of_a_comparison_are_those_of_its_report(tmp_path, allocatio
   root = pages.write_comparison(tmp_path, allocation)
   [expected] = comparison_report.verdicts(pages.comparison(allocation))
   assert expected in root.text
-  assert '95.0 ± 0.0% with 40 trained parameters' in root.all('header')[0].words()
+  assert (
+    '95.0 ± 0.0% of the test images right with 40 trained parameters'
+    in root.all('header')[0].words()
+  )
   assert ['LoRA', '24', '0.001', '50.0 ± 0.0', '89.0 ± 1.4', '', '1'] in cells(root.all('table')[0])
 
 
