@@ -11,7 +11,8 @@ _HEAD = re.compile(r'^(ENTRY )?%?([\w.\-]+) .*\{$')
 _COLLECTIVE = re.compile(rf'= (.*?) ({"|".join(KINDS)})(-start)?\(')
 _ARRAY = re.compile(r'\b([a-z]+\d+|pred)\[([\d,]*)\]')
 _CALLED = re.compile(r'(?:calls|to_apply|body|condition|called_computations)=\{?%?([\w.\-]+)')
-_TRIPS = re.compile(r'known_trip_count\D+(\d+)')
+_CONDITION = re.compile(r' while\(.*condition=%?([\w.\-]+)')
+_BOUND = re.compile(r'= s32\[\]\S* constant\((\d+)\)')
 
 
 def collectives(hlo: str) -> dict[str, dict[str, int]]:
@@ -37,10 +38,18 @@ def collectives(hlo: str) -> dict[str, dict[str, int]]:
         calls[found[2]] += times
         sizes[found[2]] += times * _bytes(found[1], largest=bool(found[3]))
         continue
-      trips = _TRIPS.search(line)
-      again = times * int(trips[1]) if trips else times
+      again = times * _rounds(line, computations)
       waiting += [(called, again) for called in _CALLED.findall(line)]
   return {kind: {'calls': calls[kind], 'bytes': sizes[kind]} for kind in KINDS if calls[kind]}
+
+
+def _rounds(line: str, computations: dict[str, list[str]]) -> int:
+  """How often what a line calls runs: what a loop's condition compares its counter with, else 1."""
+  condition = _CONDITION.search(line)
+  lines = computations.get(condition[1], []) if condition else []
+  bounds = [int(found[1]) for text in lines if (found := _BOUND.search(text))]
+  counts = any('direction=LT' in text for text in lines)
+  return bounds[0] if counts and len(bounds) == 1 else 1
 
 
 def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:

@@ -22,6 +22,7 @@ GIBIBYTE = 2**30
 # What libtpu asks of a machine that has no TPU.
 _ENVIRONMENT = {
   'TPU_SKIP_MDS_QUERY': '1',
+  'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',  # no TPU is used, so that nobody is in the way
   'TPU_WORKER_HOSTNAMES': 'localhost',
   'TPU_WORKER_ID': '0',
   'TPU_ACCELERATOR_TYPE': 'v5litepod-4',

@@ -19,8 +19,13 @@ HLO = """HloModule jit_steps, is_scheduled=true
   %started = (bf16[2,4]{1,0}, bf16[8,4]{1,0}) all-gather-start(%y), dimensions={0}
 }
 
+%condition.4 (p: (s32[], bf16[8,4])) -> pred[] {
+  %bound = s32[]{:T(128)} constant(12)
+  ROOT %lt.5 = pred[]{:T(512)} compare(%counter, %bound), direction=LT, metadata={}
+}
+
 ENTRY %main.3 (Arg_0: f32[4]) -> f32[4] {
-  %loop = (s32[], bf16[8,4]) while(%t), body=%body.2, config={"known_trip_count":{"n":"12"}}
+  %loop = (s32[], bf16[8,4]) while(%t), condition=%condition.4, body=%body.2, metadata={}
   ROOT %all = (f32[4]{0}, f32[2,2]{1,0}) all-reduce(%g, %h), to_apply=%add.1
 }
 """
