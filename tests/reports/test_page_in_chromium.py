@@ -31,8 +31,8 @@ def written(tmp_path, allocation, make_board):
   folders = {name: tmp_path / name for name in ('run', 'comparison', 'suite')}
   for folder in folders.values():
     folder.mkdir()
-  classes = ('cat', 'a class with quite a long name that nobody can read', 'dog')
-  pages.write_run(folders['run'], pages.make_findings(allocation, classes))
+  classes = ('cat', 'a_class_whose_name_is_long_and_has_no_space_at_all', 'dog')
+  pages.write_run(folders['run'], pages.make_findings(allocation, classes, classes[1]))
   pages.write_comparison(folders['comparison'], allocation)
   pages.write_suite(folders['suite'], make_board({'vtab/cifar100': 70.0}))
   return {name: (folder / 'report.html').as_uri() for name, folder in folders.items()}
