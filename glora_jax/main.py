@@ -93,9 +93,8 @@ def dispatch(
 def command() -> None:
   """Runs the command, as `glora` and as `python -m glora_jax.main`."""
   if len(sys.argv) == 1:
-    print(front_page.GREETING)
-  else:
-    run_with_config(main)
+    front_page.show(front_page.GREETING)
+  run_with_config(main)
 
 
 if __name__ == '__main__':

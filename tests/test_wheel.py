@@ -42,6 +42,17 @@ def test_the_packages_are_all_folders_with_code():
   assert {*PROJECT['tool']['setuptools']['packages']} == folders | {'glora_jax.configs'}
 
 
+def test_every_file_that_is_no_code_is_named_as_data_of_a_package():
+  patterns = PROJECT['tool']['setuptools']['package-data']
+  named = {
+    f'{package.replace(".", "/")}/{path.relative_to(folder)}'
+    for package, folder in (('glora_jax', ROOT / 'glora_jax'), ('glora_jax.configs', CONFIGS))
+    for pattern in patterns[package]
+    for path in folder.glob(pattern)
+  }
+  assert {name for name in sources() if not name.endswith('.py')} == named
+
+
 @pytest.mark.parametrize('command', PROJECT['project']['scripts'].values())
 def test_a_console_command_is_a_function_without_arguments(command):
   entry_point = importlib.metadata.EntryPoint('command', command, 'console_scripts')

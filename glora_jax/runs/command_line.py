@@ -72,16 +72,7 @@ class PageFlag(flags.BooleanFlag):
   def parse(self, argument: Any) -> None:
     """Prints the page where the flag is given."""
     if self._parse(argument):
-      _show(self._text())
-
-
-def _show(page: str) -> NoReturn:
-  """Prints a page, and ends."""
-  try:
-    print(page, flush=True)
-  except BrokenPipeError:  # `| head` has seen enough
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-  sys.exit(0)
+      front_page.show(self._text())
 
 
 def fields_page() -> str:
@@ -222,7 +213,7 @@ def _given_config() -> ml_collections.ConfigDict:
 def _parse_flags(argv: Sequence[str]) -> list[str]:
   """Parses the flags; a mistake ends in one sentence, where absl shows the whole usage."""
   if not _HELP.isdisjoint(argv):
-    _show(front_page.help_page())
+    front_page.show(front_page.help_page())
   try:
     # ml_collections prints a traceback of its own for a config file that does not exist.
     words = config_files.with_paths(argv)

@@ -7,6 +7,7 @@ import os
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
 from absl import flags
 
@@ -47,6 +48,15 @@ _WITHOUT_FLAG = {
 }
 
 
+def show(page: str) -> NoReturn:
+  """Prints a page, and ends the process."""
+  try:
+    print(page, flush=True)
+  except BrokenPipeError:  # `| head` has seen enough
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+  sys.exit(0)
+
+
 def help_page() -> str:
   """One page: all flags of this package's commands, by what they are for."""
   helps = {**_WITHOUT_FLAG, **{name: str(flags.FLAGS[name].help) for name in own_flags()}}
@@ -79,7 +89,9 @@ def _program() -> str:
 def _rows(name: str, text: str) -> list[str]:
   """A flag with its meaning beside it, or below where it is long."""
   shape = _SHAPES.get(name)
-  flag = f'  --{name}{"=" if "." in name else " "}{shape}' if shape else f'  --{name}'
+  flag = (
+    f'  --{name}{"=" if name.startswith("config.") else " "}{shape}' if shape else f'  --{name}'
+  )
   lines = [' ' * _COLUMN + line for line in textwrap.wrap(text, _WIDTH - _COLUMN)]
   if len(flag) >= _COLUMN:
     return [flag, *lines]

@@ -22,12 +22,12 @@ def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   Example:
     >>> from glora_jax.runs.config import check_config, default_config
     >>> check_config(shrink(default_config())).supernet.epochs
-    5
+    4
   """
   config.model.weights = EMBEDDED
   config.data.cache = None
   for recipe in (config.supernet, config.training):
-    recipe.update(epochs=5, warmup_epochs=0)  # head and gradient count as three
+    recipe.update(epochs=4, warmup_epochs=0)  # head and gradient count as three
   config.allocation.update(head_epochs=1, folds=2)
   config.search.update(population=4, generations=1, parents=2, mutations=2, crossovers=2)
   config.finetune.update(epochs=1, warmup_epochs=0)

@@ -107,7 +107,7 @@ def test_a_tiny_config_is_one_and_small(name, tmp_path):
     assert schema.build(pretrain.PretrainSettings, config.to_dict()).training.epochs == 1
     return
   settings = check_config(config)
-  assert max(settings.supernet.epochs, settings.training.epochs) <= 5
+  assert max(settings.supernet.epochs, settings.training.epochs) <= 4
   assert settings.model.weights == 'embedded'
   full = get_config(name, *((str(tmp_path),) if name == 'own' else ()))
   assert settings.structure == full.structure
