@@ -12,8 +12,10 @@ import signal
 import sys
 import time
 
+import numpy as np
 import pytest
 from disks import mounting_is_allowed, small_disk
+from PIL import Image
 from tiny_runs import all_fields, changed, contents, overrides, start_command
 
 from glora_jax.runs import command_line, experiment
@@ -163,6 +165,30 @@ def fill(path):
       with contextlib.suppress(OSError):
         while True:
           file.write(bytes(size))
+
+
+@pytest.mark.slow
+def test_images_that_vanish_from_a_stream_are_named_and_once_they_are_back_the_run_goes_on(
+  run_config, tmp_path
+):
+  photos, away, workdir = tmp_path / 'photos', tmp_path / 'away', tmp_path / 'run'
+  for n in range(48):
+    path = photos / 'ab'[n % 2] / f'{n}.png'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(n).integers(0, 256, (8, 8, 3), np.uint8)).save(path)
+  config = changed(run_config, task=f'folder:{photos}', data__max_resident=0, presets=())
+
+  def take_away():
+    if (workdir / 'supernet').exists() and photos.exists():
+      photos.rename(away)
+    return False
+
+  with pytest.raises(OSError, match=r'images cannot be decoded: .*\.png: .*No such file'):
+    experiment.run(config, str(workdir), stop=take_away)
+  away.rename(photos)
+  experiment.run(config, str(workdir))
+  experiment.run(config, str(tmp_path / 'undisturbed'))
+  assert contents(workdir) == contents(tmp_path / 'undisturbed')
 
 
 @pytest.mark.slow
