@@ -28,7 +28,7 @@ from glora_jax.training.recipe import Recipe
 BATCHES = (8, 16, 32)
 COUNTS = {'train': 800, 'val': 200, 'test': 1000, 'train+val': 1000}
 MEBIBYTE = 2**20
-HOST = Machine('host', 1, 2**45, 1e12, True, 'cpu')
+HOST = Machine('host', 1, 1, 2**45, 1e12, True, 'cpu')
 
 
 def settings_of(batch: int) -> RunSettings:

@@ -67,7 +67,8 @@ def plan_of_first(config: ml_collections.ConfigDict) -> str:
   from glora_jax.runs import suite
   from glora_jax.runs.plan import plan
 
-  (name, first), *others = suite.task_configs(config).items()
+  configs = suite.task_configs(config) if config.get('job') == 'adapt' else {'': config}
+  (name, first), *others = configs.items()
   page = str(plan(first, TOPOLOGY.value, compiled=COMPILE.value))
   return f'{page}\nThis is {name}; {len(others)} tasks more are alike.' if others else page
 

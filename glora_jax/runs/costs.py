@@ -137,7 +137,13 @@ def _with_length(number: int, shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStru
   return jax.ShapeDtypeStruct((number, *shape.shape[1:]), shape.dtype)
 
 
-def memory_by_chunk(single: Cost, run: Run) -> Line:
-  """Memory of scoring by the candidates side by side on a device, by one and two of them."""
-  each = cost_of('scoring', run, Workload(chunk=2)).held - single.held
+def memory_by_chunk(single: Cost, run: Run, block: int) -> Line:
+  """Memory of scoring by the candidates side by side on a device, by one and two of them.
+
+  Args:
+    single: the cost of one.
+    run: a run of one device.
+    block: images that a device evaluates at a time.
+  """
+  each = cost_of('scoring', run, Workload(chunk=2, block=block)).held - single.held
   return Line(single.held - each, each)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ class Machine(NamedTuple):
   Attributes:
     name: what they are.
     devices: number of devices.
+    hosts: number of machines that they are in.
     memory: bytes that each has; those of a host's CPU are the host's.
     peak: operations of matrix products that each does in a second.
     is_published: whether the peak is the maker's word; it was measured otherwise.
@@ -30,6 +32,7 @@ class Machine(NamedTuple):
 
   name: str
   devices: int
+  hosts: int
   memory: int
   peak: float
   is_published: bool
@@ -51,8 +54,8 @@ def machine_of(topology: str | None, which: str = 'all', dtype: Any = 'float32')
     return _at_hand(jax.devices()[: 1 if which == 'one' else None], dtype)
   found = find_slice(topology)
   number = 1 if which == 'one' else found.chips
-  name = f'TPU {topology}'
-  return Machine(name, number, found.chip.memory, found.chip.peak, True, 'tpu')
+  hosts = -(-number // math.prod(found.host))
+  return Machine(f'TPU {topology}', number, hosts, found.chip.memory, found.chip.peak, True, 'tpu')
 
 
 def _at_hand(devices: Sequence[jax.Device], dtype: Any) -> Machine:
@@ -60,7 +63,8 @@ def _at_hand(devices: Sequence[jax.Device], dtype: Any) -> Machine:
   stats = device.memory_stats() or {}
   memory = stats.get('bytes_limit') or os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
   peak = _measured_peak(dtype)
-  return Machine(device.device_kind, len(devices), memory, peak, False, device.platform)
+  hosts = len({device.process_index for device in devices})
+  return Machine(device.device_kind, len(devices), hosts, memory, peak, False, device.platform)
 
 
 def _measured_peak(dtype: Any) -> float:

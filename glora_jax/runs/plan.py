@@ -18,6 +18,7 @@ import jax
 import ml_collections
 
 from glora_jax import mesh as meshes
+from glora_jax.limits import shown
 from glora_jax.method.supports import COLLECTION
 from glora_jax.runs import early_checks
 from glora_jax.runs.backbone import fetch_task, load_backbone
@@ -89,9 +90,9 @@ def plan(
     >>> [(stage.name, stage.steps) for stage in planned.stages]
     [('baselines', 6000), ('training', 6000), ('test', 0)]
   """
+  if (job := config.get('job')) != 'adapt':
+    raise ValueError(f"job={shown(job)} has no plan; give a run, whose job is 'adapt'.")
   settings = check_config(config)
-  if settings.job != 'adapt':
-    raise ValueError(f"job={settings.job!r} has no plan; give a run, whose job is 'adapt'.")
   if compiled and topology is None:
     raise ValueError('The TPU compiler compiles for a slice; give a topology, as v5e:2x4.')
   machine = machine_of(topology, settings.mesh.devices, settings.model.dtype)
@@ -133,8 +134,16 @@ def plan_of(settings: RunSettings, backbone: Backbone, machine: Machine) -> Plan
   """
   run = _share_of(settings, backbone, machine.devices)
   stages = tuple(stages_of(settings, backbone.counts))
-  alone = Workload(chunk=1)
-  costs = {stage.program: cost_of(stage.program, run, alone) for stage in stages}
+  # The images of a block are dealt to a host's devices in scoring, and to all in a test.
+  block = -(-Workload().block // (machine.devices // machine.hosts))
+  workloads = {
+    'scoring': Workload(chunk=1, block=block),
+    'evaluation': Workload(block=-(-Workload().block // machine.devices)),
+  }
+  costs = {
+    stage.program: cost_of(stage.program, run, workloads.get(stage.program, Workload()))
+    for stage in stages
+  }
   # What each device holds of the base once, and what it keeps a part of.
   trainable, frozen = run.adapted.split(run.variables)
   spared = 0
@@ -142,7 +151,7 @@ def plan_of(settings: RunSettings, backbone: Backbone, machine: Machine) -> Plan
     spared = bytes_of(frozen) - bytes_of(frozen) // machine.devices
   chunk = memory = None
   if any(stage.program == 'scoring' for stage in stages):
-    memory = memory_by_chunk(costs['scoring'], run)
+    memory = memory_by_chunk(costs['scoring'], run, block)
     chunk = memory.most(machine.memory + spared)
   planned = tuple(
     _planned(stage, costs[stage.program], machine, _held(stage, costs, memory, machine) - spared)

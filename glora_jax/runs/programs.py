@@ -73,11 +73,13 @@ class Workload(NamedTuple):
 
   Attributes:
     chunk: candidates side by side, on each device of the mesh's candidate axis.
+    block: images of a candidate that are evaluated at a time, on all devices together.
     side_by_side: trainings side by side.
     preset: subnet that is trained alone.
   """
 
   chunk: int = 8
+  block: int = 256
   side_by_side: int = 2
   preset: str = 'lora'
 
@@ -254,7 +256,8 @@ def _genomes(run: Run, *axes: int) -> Shape:
 
 
 def _scoring(run: Run, workload: Workload) -> _Made:
-  scorer = make_scorer(run.adapted, run.preprocess, chunk=workload.chunk, mesh=run.mesh)
+  options = {'chunk': workload.chunk, 'block': workload.block}
+  scorer = make_scorer(run.adapted, run.preprocess, mesh=run.mesh, **options)
   genomes = _genomes(run, run.settings.search.population)
   return scorer.compiled, (run.variables, genomes, *_scored(run, run.search_split))
 
@@ -302,8 +305,7 @@ def _head(run: Run, workload: Workload) -> _Made:
 
 
 def _evaluation(run: Run, workload: Workload) -> _Made:
-  del workload
-  predictor = make_predictor(run.adapted, run.preprocess, mesh=run.mesh)
+  predictor = make_predictor(run.adapted, run.preprocess, block=workload.block, mesh=run.mesh)
   images, _ = _scored(run, 'test')
   return predictor, (run.variables, _genomes(run), images)
 

@@ -74,6 +74,11 @@ class Slice(NamedTuple):
     """Number of chips."""
     return math.prod(self.sides)
 
+  @property
+  def host(self) -> tuple[int, ...]:
+    """Number of a host's chips along three axes."""
+    return (*(min(side, 2) for side in self.sides[:2]), 1)
+
   def devices(self) -> Sequence[jax.Device]:
     """Devices that the TPU compiler compiles for; there is nothing behind them.
 
@@ -88,9 +93,7 @@ class Slice(NamedTuple):
 
     for name, value in _ENVIRONMENT.items():
       os.environ.setdefault(name, value)
-    host = [min(side, 2) for side in self.sides[:2]]
-    bounds = (*host, 1)
-    options = {'chip_config_name': self.chip.config, 'chips_per_host_bounds': bounds}
+    options = {'chip_config_name': self.chip.config, 'chips_per_host_bounds': self.host}
     return topologies.get_topology_desc(self.name, 'tpu', **options).devices
 
 

@@ -29,7 +29,7 @@ BACKBONE = plans.Backbone(
 
 def machine(memory=2**30, devices=1):
   """A machine of devices of a gigaop a second."""
-  return Machine('test', devices, memory, 1e9, True, 'tpu')
+  return Machine('test', devices, 1, memory, 1e9, True, 'tpu')
 
 
 @pytest.fixture(scope='module')
