@@ -48,6 +48,8 @@ def command_of(words: Sequence[str]) -> str:
   Example:
     >>> command_of(['/usr/bin/python3', '-m', 'glora_jax.main', '--config', 'my own.py'])
     "python -m glora_jax.main --config 'my own.py'"
+    >>> command_of(['/usr/bin/python3', '/usr/bin/glora', '--config', 'quickstart'])
+    'glora --config quickstart'
     >>> command_of(['python', 'mine.py'])
     ''
   """
