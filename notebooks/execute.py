@@ -19,6 +19,8 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 COLORS = 128  # of a picture's palette
 MOST_WIDTH = 1000  # pixels
 TIMEOUT = 900  # seconds for a cell
+EIGHT_DEVICES = {'XLA_FLAGS': '--xla_force_host_platform_device_count=8'}
+ENVIRONMENTS = {'tpu': {'JAX_PLATFORMS': 'cpu', **EIGHT_DEVICES}}  # by notebook
 
 
 def execute(name: str) -> None:
@@ -28,7 +30,7 @@ def execute(name: str) -> None:
   with tempfile.TemporaryDirectory() as folder:
     place = {'metadata': {'path': folder}}
     client = nbclient.NotebookClient(notebook, timeout=TIMEOUT, resources=place)
-    client.execute()
+    client.execute(env={**os.environ, **ENVIRONMENTS.get(name, {})})
   for cell in notebook.cells:
     cell.metadata.pop('execution', None)  # the seconds at which it ran
     if cell.cell_type == 'code':

@@ -13,6 +13,9 @@ SMALLER = {
   'population=30, generations=6, parents=10, mutations=15, crossovers=15': (
     'population=4, generations=1, parents=2, mutations=2, crossovers=2'
   ),
+  'population=POPULATION, generations=3, parents=8, mutations=16, crossovers=16': (
+    'population=4, generations=1, parents=2, mutations=2, crossovers=2'
+  ),
   'epochs=EPOCHS, warmup_epochs=min(5, EPOCHS), batch_size=16': (
     'epochs=10, warmup_epochs=1, batch_size=16'
   ),
@@ -42,7 +45,7 @@ def shrink(notebook, folder):
 WORKDIR, EPOCHS = '{folder}', 1
 REAL_TASK, REAL_WEIGHTS = 'folder:{photos(folder / 'photos')}', 'embedded'
 REAL_EPOCHS, RUN_REAL_TASK = 1, True
-PRETRAINING_STEPS, STEPS = 60, 40
+PRETRAINING_STEPS, STEPS, POPULATION = 60, 40, 8
 FOLDER = '{folder / 'drawn'}'
 """
   for cell in notebook.cells:
@@ -71,7 +74,9 @@ def test_a_notebook_is_short_and_stored_with_its_outputs(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', NOTEBOOKS)
-def test_a_notebook_runs(name, tmp_path):
+def test_a_notebook_runs(name, tmp_path, monkeypatch):
+  if name == 'tpu.ipynb':
+    monkeypatch.setenv('XLA_FLAGS', '--xla_force_host_platform_device_count=8')
   notebook = read(name)
   shrink(notebook, tmp_path)
   nbclient.NotebookClient(notebook, timeout=300, kernel_name='python3').execute()
