@@ -12,6 +12,8 @@ _COLLECTIVE = re.compile(rf'= (.*?) ({"|".join(KINDS)})(-start)?\(')
 _ARRAY = re.compile(r'\b([a-z]+\d+|pred)\[([\d,]*)\]')
 _CALLED = re.compile(r'(?:calls|to_apply|body|condition|called_computations)=\{?%?([\w.\-]+)')
 _CONDITION = re.compile(r' while\(.*condition=%?([\w.\-]+)')
+_KNOWN = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_WITH_INPUTS = ('all-gather', 'collective-permute')  # whose start lists what goes in, too
 _BOUND = re.compile(r'= s32\[\]\S* constant\((\d+)\)')
 
 
@@ -36,7 +38,8 @@ def collectives(hlo: str) -> dict[str, dict[str, int]]:
       found = _COLLECTIVE.search(line)
       if found:
         calls[found[2]] += times
-        sizes[found[2]] += times * _bytes(found[1], largest=bool(found[3]))
+        lists_inputs = found[3] is not None and found[2] in _WITH_INPUTS
+        sizes[found[2]] += times * _bytes(found[1], largest=lists_inputs)
         continue
       again = times * _rounds(line, computations)
       waiting += [(called, again) for called in _CALLED.findall(line)]
@@ -44,7 +47,9 @@ def collectives(hlo: str) -> dict[str, dict[str, int]]:
 
 
 def _rounds(line: str, computations: dict[str, list[str]]) -> int:
-  """How often what a line calls runs: what a loop's condition compares its counter with, else 1."""
+  """How often what a line calls runs: as it says, or its loop's condition; 1 where neither does."""
+  if known := _KNOWN.search(line):
+    return int(known[1])
   condition = _CONDITION.search(line)
   lines = computations.get(condition[1], []) if condition else []
   bounds = [int(found[1]) for text in lines if (found := _BOUND.search(text))]
@@ -67,7 +72,7 @@ def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
 
 
 def _bytes(shapes: str, *, largest: bool) -> int:
-  """Bytes of a result; of one that is started and waited for, of its largest array."""
+  """Bytes of a result; of one that lists inputs beside it, of its largest array."""
   sizes = [
     _BYTES.get(kind, 4) * math.prod(int(side) for side in sides.split(',') if side)
     for kind, sides in _ARRAY.findall(shapes)

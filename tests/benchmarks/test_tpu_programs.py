@@ -38,6 +38,20 @@ def test_collectives_are_counted_with_the_rounds_of_their_loops():
   }
 
 
+def test_a_started_all_reduce_counts_all_of_its_arrays_and_a_loop_what_it_is_known_to_go_round():
+  reduced = '%r = (f32[4]{0}, f32[4]{0}, f32[4]{0}) all-reduce-start(%a, %b, %c), to_apply=%add.1'
+  loop = 'while(%t), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"5"}}'
+  hlo = f"""%body (p: s32[]) -> s32[] {{
+  {reduced}
+}}
+
+ENTRY %main (a: f32[4]) -> f32[4] {{
+  %loop = s32[] {loop}
+}}
+"""
+  assert collectives(hlo) == {'all-reduce': {'calls': 5, 'bytes': 5 * 48}}
+
+
 def record(batch, temporaries):
   """A compilation that holds little but temporaries."""
   case = Case('supernet', 'embedded', 'v5e:1x1', batch)
