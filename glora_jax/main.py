@@ -31,6 +31,7 @@ from glora_jax.runs.command_line import (
   catch_signals,
   run_with_config,
   show_page,
+  warn_of_no_page,
   workdir_of_config,
 )
 
@@ -44,6 +45,7 @@ def main(config: ml_collections.ConfigDict) -> None:
   if config.get('job') == 'pretrain':
     from glora_jax.runs import pretrain
 
+    warn_of_no_page('pretraining')
     print(pretrain.run(config, workdir))
     return
   stop = catch_signals()  # first of all, so that an early signal is heard, too

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -51,27 +52,43 @@ class Axis(NamedTuple):
     return round(100 * float((value - low) / (high - low)), _DIGITS)
 
   def ticks(self) -> list[Tick]:
-    """The values along it."""
-    return [Tick(self.place(value), f'{value:,.6g}') for value in self.values]
+    """The values along it.
+
+    Example:
+      >>> [tick.label for tick in Axis('', [0.5, 2_000_000]).ticks()]
+      ['0.5', '2,000,000']
+    """
+    return [Tick(self.place(value), f'{value:,.12g}') for value in self.values]
 
 
-def axis(label: str, values: Iterable[float], *, is_log: bool = False, whole: bool = False) -> Axis:
+def axis(
+  label: str,
+  values: Iterable[float],
+  *,
+  is_log: bool = False,
+  whole: bool = False,
+  most: float = math.inf,
+) -> Axis:
   """An axis that has room for values, with round numbers along it.
 
   Args:
     label: what is measured.
-    values: finite numbers; positive ones where it is logarithmic.
+    values: finite numbers; at least one, and positive ones, where it is logarithmic.
     is_log: whether it is logarithmic.
     whole: whether only whole numbers make sense.
+    most: what no value can be above, 100 of a share in percent.
 
   Example:
     >>> axis('accuracy', [81.3, 97.2]).values
     [80.0, 85.0, 90.0, 95.0, 100.0]
+    >>> axis('accuracy', [100], most=100).values[-1]
+    100.0
   """
   numbers = [float(value) for value in values] or [0.0]
   low, high = min(numbers), max(numbers)
   if low == high:
     low, high = (low / 2, 2 * high) if is_log else (max(low - 0.5, min(low, 0)), high + 0.5)
+  high = min(high, most)
   if is_log:
     return Axis(label, _decades(low, high), is_log)
   locator = ticker.MaxNLocator(_TICKS, steps=[1, 2, 2.5, 5, 10], integer=whole)

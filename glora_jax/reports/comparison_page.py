@@ -53,7 +53,7 @@ def accuracy_plot(result: Mapping[str, Any]) -> DotPlot:
   """The test accuracy of every row, with its spread over the seeds, by parameters."""
   rows = comparison_report.rows(result)
   ends = {row['method']: _ends(row) for row in rows}
-  scale = axis('test accuracy in %', [end for pair in ends.values() for end in pair])
+  scale = axis('test accuracy in %', [end for pair in ends.values() for end in pair], most=100)
   seeds = len(result['seeds'])
   drawn = [
     Dots(

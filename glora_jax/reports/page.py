@@ -105,11 +105,12 @@ def duration(seconds: float) -> str:
   """A time for people.
 
   Example:
-    >>> duration(7.25), duration(98), duration(7500)
-    ('7.2 s', '1 min 38 s', '2 h 5 min')
+    >>> duration(7.25), duration(59.97), duration(98), duration(7500)
+    ('7.2 s', '1 min 0 s', '1 min 38 s', '2 h 5 min')
   """
-  if seconds < _MINUTE:
+  if round(seconds, 1) < _MINUTE:
     return f'{seconds:.1f} s'
-  if seconds < _HOUR:
-    return f'{int(seconds // _MINUTE)} min {int(seconds % _MINUTE)} s'
-  return f'{int(seconds // _HOUR)} h {int(seconds % _HOUR // _MINUTE)} min'
+  whole_seconds = round(seconds)
+  if whole_seconds < _HOUR:
+    return f'{whole_seconds // _MINUTE} min {whole_seconds % _MINUTE} s'
+  return f'{whole_seconds // _HOUR} h {whole_seconds % _HOUR // _MINUTE} min'

@@ -15,7 +15,8 @@ import jax
 import glora_jax
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
-_COMMAND = 'glora'
+_COMMAND, _MODULE = 'glora', 'glora_jax.main'
+_OPTIONS_WITH_VALUE = ('-W', '-X', '--check-hash-based-pycs')
 
 
 class Provenance(NamedTuple):
@@ -50,15 +51,27 @@ def command_of(words: Sequence[str]) -> str:
     "python -m glora_jax.main --config 'my own.py'"
     >>> command_of(['/usr/bin/python3', '/usr/bin/glora', '--config', 'quickstart'])
     'glora --config quickstart'
-    >>> command_of(['python', 'mine.py'])
+    >>> command_of(['python', '-u', '-X', 'dev', '/usr/bin/glora', '--open'])
+    'glora --open'
+    >>> command_of(['python', 'mine.py', 'glora_jax.main'])
     ''
   """
-  if 'glora_jax.main' in words:
-    return shlex.join(['python', '-m', *words[words.index('glora_jax.main') :]])
-  for place, word in enumerate(words[:2]):
-    if os.path.basename(word) == _COMMAND:
-      return shlex.join([_COMMAND, *words[place + 1 :]])
+  if words and os.path.basename(words[0]) == _COMMAND:
+    return shlex.join([_COMMAND, *words[1:]])
+  rest = _after_options(words[1:])
+  if rest[:1] == [_MODULE]:
+    return shlex.join(['python', '-m', *rest])
+  if rest and os.path.basename(rest[0]) == _COMMAND:
+    return shlex.join([_COMMAND, *rest[1:]])
   return ''
+
+
+def _after_options(words: Sequence[str]) -> list[str]:
+  """What follows the interpreter's own options: the script or the module, and its arguments."""
+  rest = list(words)
+  while rest and rest[0].startswith('-'):
+    del rest[: 2 if rest[0] in _OPTIONS_WITH_VALUE else 1]
+  return rest
 
 
 def _device() -> str:

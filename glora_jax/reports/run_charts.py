@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -40,7 +41,7 @@ def accuracy_plot(result: Mapping[str, Any]) -> DotPlot:
   names = titles(result)
   intervals = {name: interval(row['test_accuracy'], number) for name, row in rows.items()}
   ends = [100 * end for known in intervals.values() for end in known]
-  scale = axis('test accuracy in %', ends)
+  scale = axis('test accuracy in %', ends, most=100)
   drawn = [
     Dots(
       label=names[name],
@@ -83,7 +84,7 @@ def _progress_chart(findings: Findings) -> Chart:
   accuracy = 100 * scored.correct / number
   found = curves.progress(scored.generation, accuracy, np.maximum)
   x = Axis('generation', _whole_numbers(int(archive.generation.max(initial=0))))
-  y = axis(f'accuracy in % on {number:,} {findings.search_split} images', accuracy)
+  y = axis(f'accuracy in % on {number:,} {findings.search_split} images', accuracy, most=100)
   best = points(x, y, found.generations, found.best)
   marks = [
     Mark(place, f'generation {generation}: best so far {value:.1f}%', 'red')
@@ -117,7 +118,7 @@ def _cloud_chart(findings: Findings) -> Chart:
   }
   limit = [] if result['budget'] is None else [result['budget']]
   x = axis('trained parameters', [0, *cloud.params, *limit, *(p for p, _ in presets.values())])
-  y = axis('error in %', [*cloud.error, *(error for _, error in presets.values())])
+  y = axis('error in %', [*cloud.error, *(error for _, error in presets.values())], most=100)
   front = points(x, y, cloud.params[cloud.front], cloud.error[cloud.front])
   marks = [
     Mark(place, f'{params:,} parameters, {error:.1f}% wrong', 'teal')
@@ -158,9 +159,10 @@ def _cloud_chart(findings: Findings) -> Chart:
 
 
 def _few(places: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-  """Different places, evenly thinned where they are very many."""
+  """Different places, evenly thinned where they are very many; the last one stays."""
   different = list(dict.fromkeys(places))
-  return different[:: -(-len(different) // _SHOWN)]
+  step = max(1, -(-len(different) // _SHOWN))
+  return [*different[:-1:step], *different[-1:]]
 
 
 def value_chart(allocation: Allocation) -> Chart:
@@ -176,7 +178,7 @@ def value_chart(allocation: Allocation) -> Chart:
 
 
 def training_charts(metrics: str) -> list[Chart]:
-  """Accuracy and loss of every training stage by epoch.
+  """Accuracy and loss of every training stage by epoch, as far as they can be drawn.
 
   Args:
     metrics: path of `metrics.jsonl`.
@@ -186,7 +188,7 @@ def training_charts(metrics: str) -> list[Chart]:
     _training_chart(measured, 'accuracy', 'accuracy in %', 100, is_log=False),
     _training_chart(measured, 'loss', 'loss', 1, is_log=True),
   ]
-  return [chart for chart in charts if chart.lines]
+  return [chart for chart in charts if chart is not None]
 
 
 def _training_chart(
@@ -196,16 +198,22 @@ def _training_chart(
   scale: float,
   *,
   is_log: bool,
-) -> Chart:
-  """A metric by epoch; dashed that of validation images, where a stage was measured on them."""
+) -> Chart | None:
+  """A metric by epoch; dashed that of validation images, where a stage was measured on them.
+
+  None where no value can be drawn.
+  """
   found = {
     (title, prefix): _curve(lines, f'{prefix}{metric}', scale, is_log)
     for title, lines in measured.items()
     for prefix in ('', 'val_')
   }
   found = {name: curve for name, curve in found.items() if curve}
+  if not found:
+    return None
   x = axis('epoch', [0, *(epoch for curve in found.values() for epoch, _ in curve)], whole=True)
-  y = axis(label, [value for curve in found.values() for _, value in curve], is_log=is_log)
+  values = [value for curve in found.values() for _, value in curve]
+  y = axis(label, values, is_log=is_log, most=math.inf if is_log else 100)
   stages = list(measured)
   lines, marks = [], []
   for (title, prefix), curve in found.items():

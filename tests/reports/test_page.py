@@ -1,5 +1,6 @@
 """The pages of runs, comparisons and suites: whole, readable, and as their results say."""
 
+import dataclasses
 import itertools
 import re
 import types
@@ -8,7 +9,7 @@ import numpy as np
 import pages
 import pytest
 
-from glora_jax.reports import comparison_report, drawing, page
+from glora_jax.reports import comparison_report, drawing, page, run_charts
 from glora_jax.runs import command_line
 
 
@@ -134,6 +135,33 @@ def test_curves_are_where_the_metrics_are(tmp_path, allocation):
   } <= told
 
 
+@pytest.mark.parametrize('line', ['', '{"stage": "head", "epoch": 1, "loss": 0.0}\n'])
+def test_nothing_is_drawn_of_training_where_nothing_can_be(line, tmp_path):
+  metrics = tmp_path / 'metrics.jsonl'
+  metrics.write_text(line)
+  assert run_charts.training_charts(str(metrics)) == []
+  metrics.write_text(line + pages.METRICS)
+  assert [chart.y.label for chart in run_charts.training_charts(str(metrics))] == [
+    *('accuracy in %', 'loss')
+  ]
+
+
+def test_a_share_has_no_place_above_all(tmp_path):
+  metrics = tmp_path / 'metrics.jsonl'
+  metrics.write_text('{"stage": "head", "epoch": 1, "accuracy": 1.0}\n')
+  [chart] = run_charts.training_charts(str(metrics))
+  assert [tick.label for tick in chart.y.ticks()][-1] == '100'
+
+
+def test_a_long_curve_reaches_its_end(allocation):
+  params = np.arange(1000)
+  curve = allocation.curve._replace(params=params, values=np.sqrt(params), knee=500)
+  long = dataclasses.replace(allocation, curve=curve, budget=999)
+  [line] = run_charts.value_chart(long).lines
+  assert line.points[-1][1] == 0
+  assert len(line.points) < 1000
+
+
 def test_a_run_without_errors_search_and_presets_has_a_page(tmp_path, allocation):
   findings = pages.make_findings(allocation, [f'class {number}' for number in range(41)])
   findings.outcome.classes[:] = findings.outcome.labels
@@ -200,3 +228,10 @@ def test_the_path_is_printed_and_opened_where_that_is_asked(
   assert opened == ([path.as_uri()] if is_there else [])
   assert (str(path) in printed.out) == is_there
   assert bool(printed.err) == (not (is_there and opens))
+
+
+@pytest.mark.parametrize('is_asked', [True, False])
+def test_a_job_without_a_page_says_so_where_one_is_to_be_opened(is_asked, monkeypatch, capsys):
+  monkeypatch.setattr(command_line, 'OPEN', types.SimpleNamespace(value=is_asked))
+  command_line.warn_of_no_page('pretraining')
+  assert capsys.readouterr().err.count('pretraining writes no report.html') == is_asked
