@@ -15,7 +15,7 @@ from glora_jax.reports import error_pictures, markdown, run_pictures, structure_
 from glora_jax.reports.allocation_pictures import draw_allocation
 from glora_jax.reports.findings import Findings, Outcome
 from glora_jax.reports.markdown import PAPER_LABEL, Table, paragraph, percent, plain, sections
-from glora_jax.reports.verdict import subnets, titles
+from glora_jax.reports.verdict import subnets, tell_verdict, titles
 
 ERRORS = 12  # thumbnails
 NAMED_PAIRS = 3  # of confused classes
@@ -79,6 +79,7 @@ def text(workdir: str, findings: Findings) -> str:
   """The content of `report.md`."""
   return sections(
     _title(findings),
+    tell_verdict(findings.result),
     table(findings.result),
     tell_rows(findings.result),
     '## What was run',

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from scipy import special
+
 from glora_jax.reports.markdown import plain
 
 TITLES = {
@@ -14,7 +16,9 @@ TITLES = {
   'winner': 'winner, finetuned',
 }
 GRADIENT = 'gradient'  # the row of the structure that was read off a gradient
+PAIRED = 'beside_winner'  # what a row keeps of its answers beside the winner's
 _QUANTILE = 1.959964  # of the normal distribution, for 95%
+_LEVEL = 0.05  # from which on a difference may be chance
 
 
 class Interval(NamedTuple):
@@ -27,10 +31,6 @@ class Interval(NamedTuple):
 
   low: float
   high: float
-
-  def overlaps(self, other: Interval) -> bool:
-    """Whether there are shares in both."""
-    return self.low <= other.high and other.low <= self.high
 
   def __str__(self) -> str:
     return f'{100 * self.low:.1f} to {100 * self.high:.1f}'
@@ -51,6 +51,58 @@ def interval(share: float, number: int) -> Interval:
   middle = (share + spread / 2) / (1 + spread)
   half = _QUANTILE * math.sqrt(share * (1 - share) / number + spread / (4 * number)) / (1 + spread)
   return Interval(max(0.0, middle - half), min(1.0, middle + half))
+
+
+def mcnemar(winner_only: int, row_only: int) -> float:
+  """The p-value of McNemar's exact test: of two subnets that answered the same images.
+
+  Args:
+    winner_only: how many images the one alone got right.
+    row_only: how many the other alone.
+
+  Example:
+    >>> mcnemar(5, 0), mcnemar(3, 3)
+    (0.0625, 1.0)
+  """
+  less, number = min(winner_only, row_only), winner_only + row_only
+  return min(1.0, 2 * float(special.bdtr(less, number, 0.5)))
+
+
+def difference(share: float, other: float, number: int) -> Interval:
+  """Newcombe's interval of 95% of the difference of two shares, from Wilson's of both.
+
+  It is of shares of different images: too wide, so on the safe side, where the images are the same.
+
+  Args:
+    share: the one, between 0 and 1.
+    other: what is taken from it.
+    number: of how many images each is, at least 1.
+
+  Example:
+    >>> str(difference(0.955, 0.925, 800))
+    '0.7 to 5.4'
+  """
+  own, its = interval(share, number), interval(other, number)
+  low = share - other - math.hypot(share - own.low, its.high - other)
+  return Interval(low, share - other + math.hypot(own.high - share, other - its.low))
+
+
+def doubt(winner: Mapping[str, Any], row: Mapping[str, Any], number: int) -> str:
+  """Why test images cannot tell the winner from another row; '' where they can.
+
+  Args:
+    winner: the winner's row of a result.
+    row: the other one; where it has no `PAIRED`, as from earlier versions, the answers count as
+      those to different images.
+    number: how many test images there are.
+  """
+  if (counts := row.get(PAIRED)) is not None:
+    chance = mcnemar(counts['winner_only'], counts['row_only'])
+    test, is_doubtful = f"McNemar's exact test, p = {chance:.2g}", chance >= _LEVEL
+  else:
+    known = difference(winner['test_accuracy'], row['test_accuracy'], number)
+    test, is_doubtful = f"Newcombe's unpaired interval, {known}", known.low <= 0 <= known.high
+  return f'too little for these images to tell apart: {test}' if is_doubtful else ''
 
 
 def subnets(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -94,25 +146,26 @@ parameters, 40.0 points more than the linear probe.'
   winner, number = result['winner'], result['data']['images']['test']
   accuracy = winner['test_accuracy']
   known = interval(accuracy, number)
+  linear = _beside(winner, result['linear'], number, 'the linear probe')
   sentence = (
     f'The winner gets {100 * accuracy:.1f}% of {number:,} test images right (95% interval {known}) '
     f'with {winner["params"]:,} trained parameters, '
-    f'{_difference(accuracy, result["linear"])} the linear probe'
+    f'{linear}'
   )
   presets = result['presets']
   if not presets:
     return f'{sentence}.'
   best = max(presets, key=lambda name: presets[name]['test_accuracy'])
-  is_close = known.overlaps(interval(presets[best]['test_accuracy'], number))
   rival = "the gradient's structure" if best == GRADIENT else titles(result)[best]
-  doubt = ', too little for these images to tell apart' if is_close else ''
-  return (
-    f'{sentence} and {_difference(accuracy, presets[best])} {rival}, the best row beside it{doubt}.'
-  )
+  told = _beside(winner, presets[best], number, f'{rival}, the best row beside it')
+  return f'{sentence} and {told}.'
 
 
-def _difference(accuracy: float, other: Mapping[str, Any]) -> str:
-  points = round(100 * (accuracy - other['test_accuracy']), 1)
+def _beside(winner: Mapping[str, Any], row: Mapping[str, Any], number: int, name: str) -> str:
+  """How far the winner is from another row, and whether that may be chance."""
+  points = round(100 * (winner['test_accuracy'] - row['test_accuracy']), 1)
   if not points:
-    return 'as accurate as'
-  return f'{abs(points):.1f} points {"less" if points < 0 else "more"} than'
+    return f'as accurate as {name}'
+  told = f'{abs(points):.1f} points {"less" if points < 0 else "more"} than {name}'
+  reason = doubt(winner, row, number)
+  return f'{told} ({reason})' if reason else told

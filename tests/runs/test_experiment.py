@@ -25,6 +25,7 @@ from glora_jax.method.genomes import smallest_genome
 from glora_jax.models import weights
 from glora_jax.records import read_lines
 from glora_jax.reports import run_report
+from glora_jax.reports.verdict import tell_verdict
 from glora_jax.runs import experiment
 from glora_jax.runs.config import check_config, data_source
 from glora_jax.runs.lifecycle import never, prepare
@@ -83,6 +84,11 @@ def test_a_run_leaves_everything_in_the_workdir(finished_run):
   for name in ('linear', 'winner_supernet', 'winner'):
     assert {'params', 'val_accuracy', 'test_accuracy'} <= result[name].keys()
   assert result['linear']['params'] == 0
+  for row in (result['linear'], result['presets']['lora']):
+    more = row['beside_winner']['winner_only'] - row['beside_winner']['row_only']
+    gained = result['winner']['test_accuracy'] - row['test_accuracy']
+    assert more / result['data']['images']['test'] == pytest.approx(gained)
+  assert tell_verdict(result) in (workdir / 'report.md').read_text()
   assert 0 < result['winner']['params'] <= 1000
   assert result['presets'].keys() == {'lora'}
   assert result['evaluations'] == 12

@@ -13,6 +13,7 @@ from glora_jax import mesh as meshes
 from glora_jax import tree
 from glora_jax.files import write_json
 from glora_jax.records import read_record
+from glora_jax.reports.verdict import PAIRED
 from glora_jax.runs.run import Candidate, Run
 from glora_jax.search.scoring import Predictions
 
@@ -27,8 +28,8 @@ def freeze_and_evaluate(
     candidates: what to test, by name; 'winner' is among them.
 
   Returns:
-    (the rows of the list with their test accuracies, by name; what the winner answered for each
-    test image).
+    (the rows of the list with their test accuracies, by name, and but for the winner how many
+    images it alone got right, and the row alone; what the winner answered for each test image).
 
   Raises:
     ValueError: another list was frozen before.
@@ -52,6 +53,12 @@ def freeze_and_evaluate(
     row['test_accuracy'] = int((answers[name].classes == labels).sum()) / len(labels)
     if others := run.task.tests[1:]:
       row['other_test_accuracies'] = {split: run.accuracy(*scored[name], split) for split in others}
+  is_right = {name: answers[name].classes == labels for name in rows}
+  for name in rows.keys() - {'winner'}:
+    rows[name][PAIRED] = {
+      'winner_only': int((is_right['winner'] & ~is_right[name]).sum()),
+      'row_only': int((is_right[name] & ~is_right['winner']).sum()),
+    }
   return rows, answers['winner']
 
 
