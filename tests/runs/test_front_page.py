@@ -2,11 +2,15 @@
 
 import io
 import logging
+import re
 
+import pytest
 from absl import flags
+from places import ROOT
 
 from glora_jax.data import catalog
-from glora_jax.runs import command_line, config_files, front_page, inventory
+from glora_jax.reports import curves, run_page
+from glora_jax.runs import config_files, front_page, inventory
 from glora_jax.runs.config import RunSettings
 from glora_jax.runs.run import stage_names
 from glora_jax.runs.terminal import Painter, painted
@@ -54,7 +58,6 @@ def test_the_greeting_has_commands_that_start():
   for _, flag, *value in words:
     assert flag.removeprefix('--') in flags.FLAGS
     assert all(config_files.path_of(name.partition(':')[0]) for name in value)
-  assert command_line.LIST.name == 'list'
 
 
 def test_colours_are_for_terminals_where_nobody_forbids_them(monkeypatch):
@@ -68,6 +71,27 @@ def test_colours_are_for_terminals_where_nobody_forbids_them(monkeypatch):
   assert Painter(Terminal()).format(record) == 'search: begins'
 
 
-def test_stages_are_counted_for_every_job():
-  assert len(stage_names(RunSettings())) == 6
-  assert stage_names(RunSettings(structure='gradient'))[:2] == ('head', 'structure')
+SEARCHED = ('supernet', 'baselines', 'search', 'finetune')
+JOBS = [
+  (RunSettings(), SEARCHED),
+  (RunSettings(presets=('gradient',)), ('head', 'structure', *SEARCHED)),
+  (RunSettings(structure='gradient'), ('head', 'structure', 'baselines', 'training')),
+  (RunSettings(structure='lora:2'), ('structure', 'baselines', 'training')),
+  (RunSettings(job='compare'), ('tuning', 'training')),
+]
+
+
+@pytest.mark.parametrize('settings, stages', JOBS)
+def test_stages_are_counted_for_every_job(settings, stages):
+  assert stage_names(settings) == (*stages, 'test', 'report')
+
+
+def test_lists_of_stages_have_those_that_jobs_begin():
+  names = {
+    name
+    for path in (ROOT / 'glora_jax' / 'runs').rglob('*.py')
+    for name in re.findall(r"run\.stage\('(\w+)'\)", path.read_text())
+  }
+  assert names == {name for settings, _ in JOBS for name in stage_names(settings)}
+  assert run_page.STAGES.keys() <= names
+  assert {re.split('/|_choice', name)[0] for name in curves.STAGES} <= names

@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 import pytest
+from places import get_config
 
 from glora_jax.models import weights
 from glora_jax.runs import disk_room, pretrain
@@ -58,3 +59,7 @@ def test_a_backbone_is_written_once_and_loads(config, tmp_path, monkeypatch):
   monkeypatch.setattr(disk_room, '_free', lambda path: 10)
   with pytest.raises(OSError, match='No space left on device'):
     pretrain.run(config, str(tmp_path / 'other'))
+
+
+def test_the_config_has_the_defaults_that_it_writes_out():
+  assert get_config('pretrain').to_dict() == pretrain.default_config().to_dict()
