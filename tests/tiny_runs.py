@@ -39,8 +39,8 @@ def changed(config, **fields):
 
 
 def without_seconds(result):
-  """A result but for the time it took."""
-  return {name: value for name, value in result.items() if name != 'seconds'}
+  """A result but for the time it took, and with what it was made."""
+  return {name: value for name, value in result.items() if name not in ('seconds', 'provenance')}
 
 
 def contents(workdir):

@@ -10,26 +10,25 @@ from glora_jax.reports import comparison_report, page
 from glora_jax.reports.charts import Bar, DotPlot, Dots, Mark, axis, bars
 from glora_jax.reports.comparison_report import budget_of, percent_of
 from glora_jax.reports.markdown import weights_name
-from glora_jax.reports.provenance import Provenance
+from glora_jax.reports.provenance import kept
 from glora_jax.reports.run_page import stage_bars
 from glora_jax.reports.structure_figure import StructureFigure, structure_figure
 
 _COLORS = {'search': 'red', 'gradient': 'teal'}
 
 
-def write(workdir: str, result: Mapping[str, Any], spec: Spec, provenance: Provenance) -> None:
+def write(workdir: str, result: Mapping[str, Any], spec: Spec) -> None:
   """Writes `report.html` into the workdir of a comparison.
 
   Args:
     workdir: its folder.
     result: content of its `result.json`.
     spec: the layers that the gradient's structures describe.
-    provenance: with what it was made.
   """
-  page.write(workdir, 'comparison.html', facts(result, spec, provenance))
+  page.write(workdir, 'comparison.html', facts(result, spec))
 
 
-def facts(result: Mapping[str, Any], spec: Spec, provenance: Provenance) -> dict[str, Any]:
+def facts(result: Mapping[str, Any], spec: Spec) -> dict[str, Any]:
   """What the template of a comparison asks for."""
   return {
     'task': result['task'],
@@ -45,7 +44,7 @@ def facts(result: Mapping[str, Any], spec: Spec, provenance: Provenance) -> dict
     'told': [comparison_report.tell_making(result), comparison_report.tell_images(result)],
     'seeds': ', '.join(map(str, result['seeds'])),
     'weights': weights_name(result),
-    'provenance': provenance,
+    'provenances': kept([result]),
   }
 
 

@@ -11,7 +11,6 @@ import numpy as np
 from glora_jax.data.task import Task
 from glora_jax.method.space import Spec
 from glora_jax.reports.markdown import PAPER
-from glora_jax.reports.provenance import Provenance
 from glora_jax.search.allocated import Allocation
 from glora_jax.search.archive import Archive
 
@@ -66,7 +65,6 @@ class Findings:
       where there was no search.
     allocation: the structure that was read off a gradient, if one was.
     backbone: what else it takes to load the base: arguments of `weights.load` and `weights.refit`.
-    provenance: with what it was found.
   """
 
   result: Mapping[str, Any]
@@ -78,7 +76,6 @@ class Findings:
   presets: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
   allocation: Allocation | None = None
   backbone: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  provenance: Provenance = Provenance()
 
   @property
   def is_paper(self) -> bool:

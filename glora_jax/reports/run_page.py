@@ -12,6 +12,7 @@ from glora_jax.reports import charts, page, run_charts, run_report, structure_re
 from glora_jax.reports.confusion import confused
 from glora_jax.reports.findings import Findings
 from glora_jax.reports.markdown import PAPER_LABEL, weights_name
+from glora_jax.reports.provenance import kept
 from glora_jax.reports.structure_figure import StructureFigure, structure_figure
 from glora_jax.reports.verdict import interval, tell_verdict
 
@@ -33,6 +34,7 @@ def facts(workdir: str, findings: Findings) -> dict[str, Any]:
   """What the template of a run asks for."""
   result, allocation = findings.result, findings.allocation
   winner, number = result['winner'], result['data']['images']['test']
+  provenances = kept([result])
   return {
     'task': findings.task.name,
     'verdict': tell_verdict(result),
@@ -61,7 +63,8 @@ def facts(workdir: str, findings: Findings) -> dict[str, Any]:
     ],
     'seed': str(result['seed']),
     'weights': weights_name(result),
-    'provenance': findings.provenance,
+    'provenances': provenances,
+    'devices': ', '.join(dict.fromkeys(each.device.partition(';')[0] for each in provenances)),
     'snippets': using.snippets(workdir, findings),
   }
 

@@ -9,25 +9,32 @@ from glora_jax.reports import page, suite_report
 from glora_jax.reports.charts import Axis, Bar, DotPlot, Dots, Mark, bars
 from glora_jax.reports.columns import title_of
 from glora_jax.reports.markdown import PAPER_LABEL, sentence_case
-from glora_jax.reports.provenance import Provenance
-from glora_jax.reports.scoreboard import Board, Line, Row, lines, own_rows, published_rows
+from glora_jax.reports.provenance import kept
+from glora_jax.reports.scoreboard import (
+  MEAN_OF_GROUPS,
+  Board,
+  Line,
+  Row,
+  lines,
+  own_rows,
+  published_rows,
+)
 
 _PERCENT = Axis('test accuracy in %', [0, 20, 40, 60, 80, 100])
 
 
-def write(board: Board, workdir: str, pages: Mapping[str, str], provenance: Provenance) -> None:
+def write(board: Board, workdir: str, pages: Mapping[str, str]) -> None:
   """Writes `report.html` into the workdir of a suite.
 
   Args:
     board: how far the suite is.
     workdir: its folder.
     pages: the page of every task that has one, by its name, relative to the workdir.
-    provenance: with what it was made.
   """
-  page.write(workdir, 'suite.html', facts(board, pages, provenance))
+  page.write(workdir, 'suite.html', facts(board, pages))
 
 
-def facts(board: Board, pages: Mapping[str, str], provenance: Provenance) -> dict[str, Any]:
+def facts(board: Board, pages: Mapping[str, str]) -> dict[str, Any]:
   """What the template of a suite asks for."""
   rows = own_rows(board) + published_rows(board.tasks)
   return {
@@ -50,20 +57,20 @@ def facts(board: Board, pages: Mapping[str, str], provenance: Provenance) -> dic
     'origins': suite_report.origins(board),
     'sources': suite_report.sources(rows),
     'seen': [suite_report.tell_sources(), *suite_report.wrong_means(board, rows)],
-    'provenance': provenance,
+    'provenances': kept(board.results.values()),
   }
 
 
 def tell_verdict(board: Board, rows: Sequence[Row]) -> str:
-  """The widest mean that ours have beside the published GLoRA's, in a sentence."""
+  """The headline's mean, or the widest that ours have, beside the published GLoRA's."""
   done = [line for line in lines(board, rows) if line.is_mean and line.cells[0].complete]
   if not done:
     return f'{suite_report.count_done(board)} are done, too few for a mean.'
-  line = done[-1]
+  line = next((line for line in done if line.title == MEAN_OF_GROUPS), done[-1])
   other = next((at for at, row in enumerate(rows) if row.method == 'GLoRA'), None)
   beside = '' if other is None else f'; published for GLoRA: {line.cells[other]}'
   ours = sentence_case(rows[0].method)
-  return f'{ours}: {line.cells[0]}% of the test images right, the {line.title}{beside}.'
+  return f'{ours}: a test accuracy of {line.cells[0]}%, the {line.title}{beside}.'
 
 
 def accuracy_plot(board: Board, rows: Sequence[Row]) -> DotPlot:

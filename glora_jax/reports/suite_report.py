@@ -22,6 +22,7 @@ from glora_jax.reports.markdown import (
   sections,
 )
 from glora_jax.reports.scoreboard import (
+  MEAN_OF_GROUPS,
   OURS,
   Board,
   Line,
@@ -140,7 +141,7 @@ def accuracies(board: Board, rows: Sequence[Row]) -> Table:
   cells = []
   for line in lines(board, rows):
     shown = [line.title, *map(str, line.cells)]
-    if line.title == 'mean of groups':
+    if line.title == MEAN_OF_GROUPS:
       shown[1:] = [
         f'{cell}{_star(row, "group_mean")}' for cell, row in zip(shown[1:], rows, strict=True)
       ]
@@ -221,7 +222,7 @@ def wrong_means(board: Board, rows: Sequence[Row]) -> list[str]:
   """The published means of groups that are not the means of their own accuracies."""
   sentences = []
   for row in rows:
-    computed = means(row, board.tasks, quoted=False).get('mean of groups')
+    computed = means(row, board.tasks, quoted=False).get(MEAN_OF_GROUPS)
     if row.quoted is None or computed is None or computed.value is None:
       continue
     if abs(computed.value - row.quoted) > ROUNDED + 1e-9:

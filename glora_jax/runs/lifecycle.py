@@ -21,7 +21,7 @@ from glora_jax.method.adapted import Adapted
 from glora_jax.method.draws import require_feasible
 from glora_jax.method.supports import COLLECTION
 from glora_jax.records import read_record
-from glora_jax.runs import disk_room, early_checks
+from glora_jax.runs import disk_room, early_checks, provenance_record
 from glora_jax.runs.backbone import (
   adapt_spaces,
   fetch_task,
@@ -90,6 +90,7 @@ def carry_out(
     run = _prepare_or_undo(settings, workdir, stop, before, changes)
     if meshes.primary():
       claim_workdir(config, workdir)
+      provenance_record.note(workdir)
     result = stages(run)
     result['seconds'] = run.seconds
     if meshes.primary():

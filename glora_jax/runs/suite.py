@@ -24,7 +24,6 @@ import ml_collections
 from glora_jax import mesh as meshes
 from glora_jax.data.catalog import expand, find
 from glora_jax.reports import page, scoreboard, suite_page, suite_report
-from glora_jax.reports.provenance import current
 from glora_jax.reports.scoreboard import Board
 from glora_jax.runs import disk_room, experiment
 from glora_jax.runs.config import check_config, data_source
@@ -238,4 +237,4 @@ def _write(board: Board, workdir: str) -> None:
   suite_report.write(board, workdir)
   pages = {name: os.path.join(_folder('', name), page.NAME) for name in board.results}
   written = {name: path for name, path in pages.items() if os.path.exists(f'{workdir}/{path}')}
-  suite_page.write(board, workdir, written, current())
+  suite_page.write(board, workdir, written)

@@ -110,6 +110,7 @@ def make_findings(allocation, classes=('cat', SCRIPT, 'dog'), task=IMAGE):
     'weights': 'embedded',
     'seconds': {'head': 1.5, 'structure': 2.0, 'supernet': 30.0, 'search': 65.0},
     'allocation': {'head_epochs': 6, 'epochs': 4},
+    'provenance': [PROVENANCE._asdict()],
   }
   return Findings(
     result,
@@ -120,7 +121,6 @@ def make_findings(allocation, classes=('cat', SCRIPT, 'dog'), task=IMAGE):
     presets={'lora': {'params': 24, 'accuracy': 0.6}},
     allocation=allocation,
     backbone={'image_size': 8},
-    provenance=PROVENANCE,
   )
 
 
@@ -162,16 +162,17 @@ def comparison(allocation):
     'structures': {'gradient-60': [allocation.genome.tolist()] * 2},
     'data': {'origin': 'made by hand', 'notes': []},
     'seconds': {'tuning': 3.0, 'training': 9.0},
+    'provenance': [PROVENANCE._asdict()],
   }
 
 
 def write_comparison(folder, allocation):
   """Writes the page of a comparison, and gives its elements."""
-  comparison_page.write(str(folder), comparison(allocation), allocation.spec, PROVENANCE)
+  comparison_page.write(str(folder), comparison(allocation), allocation.spec)
   return parse((folder / page.NAME).read_text())
 
 
 def write_suite(folder, board):
   """Writes the page of a suite, and gives its elements."""
-  suite_page.write(board, str(folder), {board.tasks[0]: 'cifar100/report.html'}, PROVENANCE)
+  suite_page.write(board, str(folder), {board.tasks[0]: 'cifar100/report.html'})
   return parse((folder / page.NAME).read_text())

@@ -9,7 +9,15 @@ import numpy as np
 import pages
 import pytest
 
-from glora_jax.reports import comparison_report, drawing, page, run_charts
+from glora_jax.data.tasks import vtab
+from glora_jax.reports import (
+  comparison_report,
+  drawing,
+  page,
+  run_charts,
+  scoreboard,
+  suite_page,
+)
 from glora_jax.runs import command_line
 
 
@@ -187,10 +195,29 @@ def test_the_figures_of_a_comparison_are_those_of_its_report(tmp_path, allocatio
 
 def test_the_figures_of_a_suite_are_those_of_its_table(tmp_path, board):
   root = pages.write_suite(tmp_path, board)
-  assert 'Ours, finetuned: 70.0%' in root.all('header')[0].words()
+  assert 'Ours, finetuned: a test accuracy of 70.0%' in root.all('header')[0].words()
   assert cells(root.all('table')[0])[1][:5] == ['cifar100', '70.0', '65.0', '60.0', '68.0']
   assert f'kitti needs {pages.SCRIPT}.' in root.text
   assert 'The loss was not finite.' in root.text
+
+
+def test_a_suite_of_vtab_is_told_by_its_headline(make_board):
+  accuracies = {f'vtab/{task.name}': 60.0 for task in vtab.TASKS if task.group == 'natural'}
+  accuracies = {f'vtab/{task.name}': 90.0 for task in vtab.TASKS} | accuracies
+  suite = make_board(accuracies)
+  rows = scoreboard.own_rows(suite) + scoreboard.published_rows(suite.tasks)
+  assert 'of 80.0%, the mean of groups; published' in suite_page.tell_verdict(suite, rows)
+
+
+def test_a_suite_shows_with_what_its_runs_were_made(tmp_path, board):
+  assert 'Reproduce it' not in pages.write_suite(tmp_path, board).text
+  elsewhere = pages.PROVENANCE._replace(device='8 x TPU v5e')
+  made = [pages.PROVENANCE._asdict(), elsewhere._asdict()]
+  board.results['vtab/cifar100']['provenance'] = made
+  board.results['vtab/dtd'] = {**board.results['vtab/cifar100'], 'provenance': made[:1]}
+  text = pages.write_suite(tmp_path, board).text
+  assert 'It was made in parts' in text
+  assert [text.count(each.device) for each in (pages.PROVENANCE, elsewhere)] == [1, 1]
 
 
 def test_a_page_is_not_written_through_a_link(tmp_path, allocation):

@@ -162,6 +162,7 @@ def test_a_corrected_config_starts_where_the_first_start_failed(run_config, tmp_
     'config.json',
     'split.json',
     'images.npz',
+    'provenance.json',
   }
   before = {name: (workdir / name).read_bytes() for name in ('config.json', 'split.json')}
   with pytest.raises(ValueError, match='has the rank 1000, and no layer'):

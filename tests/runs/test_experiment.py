@@ -41,6 +41,7 @@ FILES = {
   'lock',
   'metrics.jsonl',
   'seconds.json',
+  'provenance.json',
   'supernet',
   'baselines',
   'search',
@@ -88,6 +89,7 @@ def test_a_run_leaves_everything_in_the_workdir(finished_run):
     more = row['beside_winner']['winner_only'] - row['beside_winner']['row_only']
     gained = result['winner']['test_accuracy'] - row['test_accuracy']
     assert more / result['data']['images']['test'] == pytest.approx(gained)
+  assert [made['versions'].keys() >= {'jax'} for made in result['provenance']] == [True]
   assert tell_verdict(result) in (workdir / 'report.md').read_text()
   assert 0 < result['winner']['params'] <= 1000
   assert result['presets'].keys() == {'lora'}
