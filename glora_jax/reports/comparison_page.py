@@ -8,13 +8,11 @@ from typing import Any
 from glora_jax.method.space import Spec
 from glora_jax.reports import comparison_report, page
 from glora_jax.reports.charts import Bar, DotPlot, Dots, Mark, axis, bars
-from glora_jax.reports.comparison_report import budget_of, percent_of
+from glora_jax.reports.comparison_report import COLORS, percent_of, style_of
 from glora_jax.reports.markdown import weights_name
 from glora_jax.reports.provenance import kept
 from glora_jax.reports.run_page import stage_bars
 from glora_jax.reports.structure_figure import StructureFigure, structure_figure
-
-_COLORS = {'search': 'red', 'gradient': 'teal'}
 
 
 def write(workdir: str, result: Mapping[str, Any], spec: Spec) -> None:
@@ -62,8 +60,7 @@ def accuracy_plot(result: Mapping[str, Any]) -> DotPlot:
         Mark(
           (scale.place(100 * row['test_accuracy']), 50),
           f'{100 * row["test_accuracy"]:.2f}%; {row["params"]:,.0f} trained parameters',
-          _COLORS.get(row['method'].partition('-')[0], 'purple'),
-          'star' if budget_of(row['method']) else 'dot',
+          *style_of(row['method']),
         )
       ],
       detail=f'{row["params"]:,.0f}',
@@ -75,7 +72,7 @@ def accuracy_plot(result: Mapping[str, Any]) -> DotPlot:
   over = f'{seeds} seeds' if seeds > 1 else 'one seed'
   legend = [('fixed', 'purple', 'dot')]
   legend += [
-    (label, _COLORS[name], 'star')
+    (label, COLORS[name], 'star')
     for name, label in comparison_report.CHOSEN.items()
     if any(row['method'].startswith(f'{name}-') for row in rows)
   ]

@@ -7,7 +7,7 @@ import io
 import os
 import types
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from matplotlib import ticker
@@ -34,6 +34,7 @@ TITLES = {
 
 
 CHOSEN = {'search': 'searched', 'gradient': "the gradient's structure"}  # for a task and a budget
+COLORS = {'search': 'red', 'gradient': 'teal'}
 
 
 def budget_of(name: str) -> int | None:
@@ -45,6 +46,29 @@ def budget_of(name: str) -> int | None:
   """
   method, _, budget = name.partition('-')
   return int(budget) if method in CHOSEN else None
+
+
+class Style(NamedTuple):
+  """How a row is marked.
+
+  Attributes:
+    color: name of a colour of the palette.
+    shape: 'star' where its structure was chosen for the task, else 'dot'.
+  """
+
+  color: str
+  shape: Literal['star', 'dot']
+
+
+def style_of(name: str) -> Style:
+  """How a row is marked in pictures and on the page.
+
+  Example:
+    >>> style_of('gradient-40000')
+    Style(color='teal', shape='star')
+  """
+  color = COLORS.get(name.partition('-')[0], 'purple')
+  return Style(color, 'dot' if budget_of(name) is None else 'star')
 
 
 def title(name: str, labels: Mapping[str, str] = _NO_LABELS) -> str:
@@ -207,9 +231,8 @@ def _draw_row(axis: Axes, row: Mapping[str, Any]) -> None:
   Structures that were chosen are named on the right, below, and all others on the left, above, so
   that neighbours do not collide.
   """
-  chosen = budget_of(row['method']) is not None
-  colors = {'search': palette().red, 'gradient': palette().teal}
-  color = colors.get(row['method'].partition('-')[0], palette().purple)
+  style = style_of(row['method'])
+  chosen, color = style.shape == 'star', getattr(palette(), style.color)
   point = row['params'], 100 * row['test_accuracy']
   axis.errorbar(
     *point,

@@ -14,6 +14,8 @@ from glora_jax.search.allocated import Allocation
 from glora_jax.search.archive import Archive
 from glora_jax.search.pareto import pareto_front
 
+MEANINGS = ('scale W', 'shift W', 'prompt', 'scale b', 'shift b')  # of the tensors A to E
+
 STAGES = {
   'baselines/linear': 'linear probe',
   'head': 'head, to read the gradient',

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from glora_jax.reports import charts, page, run_charts, run_report, structure_report, using
+from glora_jax.reports import charts, page, run_charts, run_report, snippets, structure_report
 from glora_jax.reports.confusion import confused
 from glora_jax.reports.findings import Findings
 from glora_jax.reports.markdown import PAPER_LABEL, weights_name
@@ -65,7 +65,7 @@ def facts(workdir: str, findings: Findings) -> dict[str, Any]:
     'weights': weights_name(result),
     'provenances': provenances,
     'devices': ', '.join(dict.fromkeys(each.device.partition(';')[0] for each in provenances)),
-    'snippets': using.snippets(workdir, findings),
+    'snippets': snippets.snippets(workdir, findings),
   }
 
 

@@ -10,12 +10,11 @@ import numpy as np
 from matplotlib import colors, patches, ticker
 from matplotlib.axes import Axes
 
-from glora_jax.method.space import Spec
-from glora_jax.reports.curves import cloud, progress, structure, training
+from glora_jax.method.space import TENSORS, Spec
+from glora_jax.reports.curves import MEANINGS, cloud, progress, structure, training
 from glora_jax.reports.drawing import blend, halo, outline_cells, palette, panels, readable_on, save
 from glora_jax.search.archive import Archive
 
-TENSORS = ('A  scale W', 'B  shift W', 'C  prompt', 'D  scale b', 'E  shift b')
 MARKERS = ('.', '^', 's')  # the next one where there are more stages than colours
 MARKS = 20  # on a curve, at most
 
@@ -47,7 +46,8 @@ def draw_structure(path: str, spec: Spec, genome: np.ndarray) -> None:
     vmax=len(forms) - 0.5,
     aspect='auto',
   )
-  grid.set_yticks(range(5), TENSORS)
+  letters = [f'{tensor}  {meaning}' for tensor, meaning in zip(TENSORS, MEANINGS, strict=True)]
+  grid.set_yticks(range(5), letters)
   grid.set_xticks(range(len(spec)), [layer.name for layer in spec], rotation=90, fontsize=7)
   outline_cells(grid, (5, len(spec)), color=palette().paper, linewidth=1.5)
   for row, layer in enumerate(chosen):

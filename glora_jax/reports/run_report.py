@@ -11,7 +11,7 @@ import numpy as np
 from glora_jax.files import whole
 from glora_jax.method import genomes
 from glora_jax.models.weights import EMBEDDED
-from glora_jax.reports import error_pictures, markdown, run_pictures, structure_report, using
+from glora_jax.reports import error_pictures, markdown, run_pictures, snippets, structure_report
 from glora_jax.reports.allocation_pictures import draw_allocation
 from glora_jax.reports.findings import Findings, Outcome
 from glora_jax.reports.markdown import PAPER_LABEL, Table, paragraph, percent, plain, sections
@@ -348,11 +348,11 @@ def _using_it(workdir: str) -> str:
   """Python and a command for the folded model, both to be pasted."""
   return f"""\
 ```python
-{using.predict_code(workdir)}
+{snippets.predict_code(workdir)}
 ```
 
 The same for any number of images or folders of them (`--json` for one JSON object a line):
 
 ```
-{using.predict_command(workdir)}
+{snippets.predict_command(workdir)}
 ```"""

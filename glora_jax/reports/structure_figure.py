@@ -9,9 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from glora_jax.method.space import TENSORS, Spec
-from glora_jax.reports.curves import structure
+from glora_jax.reports.curves import MEANINGS, structure
 from glora_jax.reports.markdown import Table, plain
-from glora_jax.reports.run_pictures import TENSORS as MEANINGS
 
 _STACKED = re.compile(r'(?P<kind>.*)\[(?P<block>\d+)\]')
 
@@ -105,14 +104,16 @@ def _layers(spec: Spec, genome: np.ndarray) -> list[Layer]:
     starts = np.cumsum([0.0, *shares])
     pieces = [
       Piece(
-        ', '.join(meaning.split('  ')),
+        f'{letter}, {meaning}',
         tensor.form.partition(':')[0],
         tensor.rank,
         tensor.params,
         round(float(start), 2),
         round(share, 2),
       )
-      for meaning, tensor, start, share in zip(MEANINGS, row, starts, shares, strict=False)
+      for letter, meaning, tensor, start, share in zip(
+        TENSORS, MEANINGS, row, starts, shares, strict=False
+      )
     ]
     layers.append(Layer(layer.name, sum(tensor.params for tensor in row), pieces))
   return layers

@@ -103,13 +103,8 @@ def _style(row: Row, number: int) -> tuple[str, str, str]:
   """How a row is shown: its name in the legend, colour and shape."""
   if number == 0:
     return row.method, 'teal', 'dot'
-  if row.ours:
-    return 'others of ours', 'ink', 'tick'
-  if row.method == 'LoRA':
-    return 'LoRA, published', 'purple', 'diamond'
-  if row.method == 'GLoRA':
-    return 'GLoRA, published', 'red', 'star'
-  return 'other published rows', 'grey', 'ring'
+  style = suite_report.style_of(row)
+  return style._replace(label='others of ours') if row.ours else style
 
 
 def _rank(row: Row, number: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from matplotlib.axes import Axes
 
@@ -320,25 +320,43 @@ def _draw_bars(axis: Axes, table: Sequence[Line], label: str) -> None:
   axis.barh([0], [0], color=teal, label=label)
 
 
-class _Mark(NamedTuple):
-  """How a row is marked: matplotlib's marker and sizes, and the row's name in the legend."""
+class Style(NamedTuple):
+  """How a row is marked.
 
-  marker: str
+  Attributes:
+    label: its name in the legend.
+    color: name of a colour of the palette.
+    shape: 'tick' of ours, 'diamond', 'star' or 'ring' of those that were published.
+  """
+
+  label: str
   color: str
+  shape: Literal['tick', 'diamond', 'star', 'ring']
+
+
+class _Marker(NamedTuple):
+  marker: str
   size: int
   linewidth: float
-  label: str
 
 
-def _mark(row: Row) -> _Mark:
-  """How a row is marked: the linear probe, LoRA and GLoRA each in a way of its own."""
+_MARKERS = {
+  'tick': _Marker('|', 70, 1.5),
+  'diamond': _Marker('D', 26, 0.6),
+  'star': _Marker('*', 78, 0.6),
+  'ring': _Marker('o', 13, 0.6),
+}
+
+
+def style_of(row: Row) -> Style:
+  """How a row is marked: ours, LoRA and GLoRA each in a way of its own."""
   if row.ours:
-    return _Mark('|', palette().ink, 70, 1.5, row.method)
+    return Style(row.method, 'ink', 'tick')
   if row.method == 'LoRA':
-    return _Mark('D', palette().purple, 26, 0.6, 'LoRA, published')
+    return Style('LoRA, published', 'purple', 'diamond')
   if row.method == 'GLoRA':
-    return _Mark('*', palette().red, 78, 0.6, 'GLoRA, published')
-  return _Mark('o', palette().grey, 13, 0.6, 'other published rows')
+    return Style('GLoRA, published', 'red', 'star')
+  return Style('other published rows', 'grey', 'ring')
 
 
 def _draw_marks(axis: Axes, table: Sequence[Line], rows: Sequence[Row]) -> None:
@@ -347,17 +365,18 @@ def _draw_marks(axis: Axes, table: Sequence[Line], rows: Sequence[Row]) -> None:
   linear = next(number for number, row in enumerate(rows) if row.method.endswith(OURS['linear']))
   labels = set()
   for number in (*others, linear):
-    mark = _mark(rows[number])
+    style = style_of(rows[number])
+    mark = _MARKERS[style.shape]
     places = [place for place, line in enumerate(table) if line.cells[number].complete]
     axis.scatter(
       [table[place].cells[number].value for place in places],
       places,
       marker=mark.marker,
-      color=mark.color,
+      color=getattr(palette(), style.color),
       s=mark.size,
       zorder=3 if mark.marker == 'o' else 4,
       linewidths=mark.linewidth,
       edgecolors=None if mark.marker == '|' else palette().paper,
-      label=None if mark.label in labels else mark.label,
+      label=None if style.label in labels else style.label,
     )
-    labels.add(mark.label)
+    labels.add(style.label)

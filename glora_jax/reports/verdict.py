@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from scipy import special
 
+from glora_jax.method.preset_names import GRADIENT
 from glora_jax.reports.markdown import plain
 
 TITLES = {
@@ -15,7 +16,6 @@ TITLES = {
   'winner_supernet': 'winner, as searched',
   'winner': 'winner, finetuned',
 }
-GRADIENT = 'gradient'  # the row of the structure that was read off a gradient
 PAIRED = 'beside_winner'  # what a row keeps of its answers beside the winner's
 _QUANTILE = 1.959964  # of the normal distribution, for 95%
 _LEVEL = 0.05  # from which on a difference may be chance

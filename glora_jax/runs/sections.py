@@ -15,7 +15,7 @@ from glora_jax.data import image, normalization
 from glora_jax.data.rand_augment import MAX_MAGNITUDE
 from glora_jax.data.task import Source
 from glora_jax.limits import Limits
-from glora_jax.method.preset_names import PRESET_NAMES, check_preset_name
+from glora_jax.method.preset_names import GRADIENT, PRESET_NAMES, check_preset_name
 from glora_jax.method.space import SearchSpace
 from glora_jax.models import weights
 from glora_jax.models.vit import ACTIVATIONS
@@ -34,7 +34,7 @@ RematPolicy = Literal[
 ProfiledStage = Literal['supernet', 'baselines', 'search', 'finetune', 'head', 'training']
 
 # What a structure comes from, where it is neither a preset nor a file.
-SEARCH, GRADIENT = 'search', 'gradient'
+SEARCH = 'search'  # or GRADIENT
 GENOME_ENDING = '.json'
 
 # What a comparison compares; 'full' is all of GLoRA, 'finetuning' trains the base itself.
