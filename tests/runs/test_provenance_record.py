@@ -1,0 +1,33 @@
+"""With what a run was made stays with it, whoever looks or goes on."""
+
+import pytest
+
+from glora_jax import records
+from glora_jax.files import write_json
+from glora_jax.reports import provenance
+from glora_jax.reports.provenance import Provenance
+from glora_jax.runs import experiment, provenance_record
+
+HERE = Provenance('glora --config quickstart', {'jax': '0.10'}, '1 x cpu')
+ELSEWHERE = HERE._replace(device='8 x TPU v5e')
+
+
+def test_every_process_that_differs_is_noted_once(tmp_path, monkeypatch):
+  for made in (HERE, HERE, ELSEWHERE, HERE):
+    monkeypatch.setattr(provenance_record, 'current', lambda made=made: made)
+    provenance_record.note(tmp_path)
+  result = {'provenance': provenance_record.recorded(tmp_path)}
+  assert provenance.kept([result, {}]) == [HERE, ELSEWHERE]
+
+
+def test_a_damaged_record_is_one_sentence(tmp_path):
+  write_json(tmp_path / provenance_record.FILE, {'processes': [{'command': 1}]}, 'provenance')
+  with pytest.raises(ValueError, match=r'provenance.json is damaged \(.*; remove it;'):
+    provenance_record.note(tmp_path)
+
+
+def test_results_of_earlier_versions_say_nothing_and_are_taken():
+  shape = {'provenance': [HERE._asdict()]}
+  assert records.mismatch({}, provenance.Kept) is None
+  assert records.mismatch(shape, provenance.Kept) is None
+  assert 'provenance' not in experiment.Result.__required_keys__
