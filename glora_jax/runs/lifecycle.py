@@ -86,7 +86,8 @@ def carry_out(
       log.info('This run is finished; everything is in %s.', workdir)
       for change in changes:
         log.info('%s, which no stage has used.', change)
-      return read_record(path, 'result', shape)
+      made = provenance_record.recorded(workdir)
+      return {**read_record(path, 'result', shape), 'provenance': made}
     run = _prepare_or_undo(settings, workdir, stop, before, changes)
     if meshes.primary():
       claim_workdir(config, workdir)
@@ -94,7 +95,9 @@ def carry_out(
     result = stages(run)
     result['seconds'] = run.seconds
     if meshes.primary():
-      write_json(path, result, 'result')
+      # With what it was made is no result of it: the same run elsewhere writes the same file.
+      kept = {name: value for name, value in result.items() if name != 'provenance'}
+      write_json(path, kept, 'result')
     return result
 
 

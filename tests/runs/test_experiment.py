@@ -78,7 +78,9 @@ def folded_answers(finished_run, run_config):
 def test_a_run_leaves_everything_in_the_workdir(finished_run):
   workdir, result = finished_run
   assert set(os.listdir(workdir)) == FILES
-  assert read_json(workdir / 'result.json') == result
+  # Not with what it was made: the same run in another folder writes the same file.
+  written = {name: value for name, value in result.items() if name != 'provenance'}
+  assert read_json(workdir / 'result.json') == written
   for name, value in (('task', 'digits'), ('protocol', 'honest'), ('seed', 42), ('budget', 1000)):
     assert result[name] == value
   assert set(result['seconds']) == {'supernet', 'baselines', 'search', 'finetune', 'test', 'report'}
