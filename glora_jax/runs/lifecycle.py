@@ -86,8 +86,8 @@ def carry_out(
       log.info('This run is finished; everything is in %s.', workdir)
       for change in changes:
         log.info('%s, which no stage has used.', change)
-      made = provenance_record.recorded(workdir)
-      return {**read_record(path, 'result', shape), 'provenance': made}
+      made = provenance_record.recorded(workdir)  # nothing of earlier versions
+      return read_record(path, 'result', shape) | ({'provenance': made} if made else {})
     run = _prepare_or_undo(settings, workdir, stop, before, changes)
     if meshes.primary():
       claim_workdir(config, workdir)
