@@ -20,7 +20,7 @@ from glora_jax.models.vit import ViT, vit
 from glora_jax.runs.config import RunSettings
 from glora_jax.runs.costs import cost_of
 from glora_jax.runs.machine import Machine
-from glora_jax.runs.plan import Backbone, plan_of
+from glora_jax.runs.plan import plan_of
 from glora_jax.runs.programs import program, shape_of_run
 from glora_jax.runs.sections import SpaceSettings
 from glora_jax.training.recipe import Recipe
@@ -54,7 +54,7 @@ def seconds_of_plan(model: ViT, size: int) -> float:
   """Seconds of all cores that a plan takes, once everything is imported."""
   jax.clear_caches()
   start = time.process_time()
-  plan_of(settings_of(BATCHES[0]), Backbone('', model, size, COUNTS), HOST)
+  plan_of(shape_of_run(settings_of(BATCHES[0]), model, size, COUNTS), '', HOST)
   return time.process_time() - start
 
 

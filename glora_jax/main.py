@@ -38,8 +38,12 @@ from glora_jax.runs.command_line import (
 
 def main(config: ml_collections.ConfigDict) -> None:
   """Runs what the config describes, and prints a summary."""
-  if PLAN.value:
-    print(plan_of_first(config))
+  if PLAN.value or TOPOLOGY.value is not None or COMPILE.value:
+    text = plan_of_first(config)
+    from glora_jax import mesh
+
+    if mesh.primary():
+      print(text)
     return
   workdir = workdir_of_config()
   if config.get('job') == 'pretrain':
@@ -72,7 +76,7 @@ def plan_of_first(config: ml_collections.ConfigDict) -> str:
   configs = suite.task_configs(config) if config.get('job') == 'adapt' else {'': config}
   (name, first), *others = configs.items()
   page = str(plan(first, TOPOLOGY.value, compiled=COMPILE.value))
-  return f'{page}\nThis is {name}; {len(others)} tasks more are alike.' if others else page
+  return f'{page}\nThis is {name}; {len(others)} tasks more are not planned.' if others else page
 
 
 def dispatch(

@@ -12,6 +12,7 @@ import jax
 from benchmarks.tpu_programs.cases import Case, build
 from benchmarks.tpu_programs.collectives import collectives
 from glora_jax.runs.arithmetic import count
+from glora_jax.runs.costs import Line, bytes_by_kind
 
 Record = dict[str, Any]
 
@@ -76,21 +77,10 @@ def compiled(case: Case, kept: Kept) -> Record:
   record |= {
     'seconds': round(time.perf_counter() - start, 1),
     'cpu_seconds': round(time.process_time() - cpu_start, 1),
-    **_memory(executable),
+    **bytes_by_kind(executable),
   }
   kept.add({**record, 'collectives': collectives(executable.as_text())})
   return kept.get(key) or {}
-
-
-def _memory(executable: Any) -> dict[str, int]:
-  """Bytes of a chip, by kind."""
-  memory = executable.memory_analysis()
-  return {
-    'arguments': memory.argument_size_in_bytes,
-    'temporaries': memory.temp_size_in_bytes,
-    'outputs': memory.output_size_in_bytes - memory.alias_size_in_bytes,
-    'code': memory.generated_code_size_in_bytes,
-  }
 
 
 def held(record: Record) -> int:
@@ -112,7 +102,5 @@ def largest(record: Record, half: Record | None, memory: int) -> int | None:
   if half is None or 'error' in record or 'error' in half:
     return None
   amount = Case(*(record[name] for name in Case._fields)).amount
-  slope = (held(record) - held(half)) / (amount / 2)
-  if slope <= 0:
-    return None
-  return int(amount + (memory - held(record)) // slope)
+  line = Line.through(amount // 2, held(half), amount, held(record))
+  return line.most(memory) if line.each > 0 else None

@@ -96,7 +96,7 @@ def variables_before_training(
   if mesh is None:
     return adapted.init(key, jax.tree.map(jnp.asarray, params))
   # From the host to their places: a large base need not fit one device.
-  return _placed(adapted, adapted.init(key, params), settings, mesh)
+  return placed(adapted, adapted.init(key, params), settings, mesh)
 
 
 def shapes_before_training(
@@ -111,13 +111,13 @@ def shapes_before_training(
     mesh: devices, which need not be at hand.
   """
   start = functools.partial(variables_before_training, adapted, settings=settings, mesh=None)
-  return _placed(adapted, jax.eval_shape(start, params), settings, mesh)
+  return placed(adapted, jax.eval_shape(start, params), settings, mesh)
 
 
-def _placed(
+def placed(
   adapted: Adapted, variables: Any, settings: RunSettings, mesh: jax.sharding.Mesh | None
 ) -> dict[str, Any]:
-  """Variables, or their shapes, on the devices of a run."""
+  """Variables, or their shapes, on the devices of a run; as they are where there is no mesh."""
   if mesh is None:
     return variables
   trainable, frozen = adapted.split(variables)

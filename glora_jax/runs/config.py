@@ -124,8 +124,13 @@ class RunSettings:
   @property
   def recipe_alone(self) -> Recipe:
     """How a structure is trained by itself, from the pretrained model."""
+    return getattr(self, self.section_alone)
+
+  @property
+  def section_alone(self) -> str:
+    """The section of `recipe_alone`: the supernet's where there is one."""
     searches = self.job == 'compare' or self.structure == SEARCH
-    return self.supernet if searches else self.training
+    return 'supernet' if searches else 'training'
 
   @property
   def has_gradient(self) -> bool:

@@ -8,9 +8,9 @@ import math
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from glora_jax.runs.arithmetic import count
+from glora_jax.runs.disk_room import bytes_of
 from glora_jax.runs.footprint import temporaries
 from glora_jax.runs.programs import Program, Workload, program
 from glora_jax.runs.run import Run
@@ -25,13 +25,13 @@ class Cost(NamedTuple):
     operations: floating-point operations for an image, of one candidate.
     arguments: bytes of what it is given.
     temporaries: bytes that it takes beside that, and for its results, by `footprint.temporaries`.
-    candidates: number of candidates of a call.
+    streamed: bytes of the arguments that are batches of a stream.
   """
 
   operations: float
   arguments: int
   temporaries: int
-  candidates: int = 1
+  streamed: int = 0
 
   @property
   def held(self) -> int:
@@ -54,8 +54,16 @@ def cost_of(name: str, run: Run, workload: Workload = Workload()) -> Cost:
     count(traced.jaxpr).total / _images(made, run),
     bytes_of(made.arguments),
     temporaries(traced.jaxpr) + results,
-    run.settings.search.population if name == 'scoring' else 1,
+    _streamed(made),
   )
+
+
+def _streamed(made: Program) -> int:
+  """Bytes of the batches of a training that streams its images."""
+  if made.name not in TRAININGS:
+    return 0
+  images, labels, indices, _ = made.arguments[-4:]
+  return bytes_of((images, labels)) if indices is None else 0
 
 
 def _images(made: Program, run: Run) -> int:
@@ -71,24 +79,15 @@ def _images(made: Program, run: Run) -> int:
   return len(arguments[-1])
 
 
-def bytes_of(tree: Any) -> int:
-  """Bytes of all arrays of a tree, or of their shapes."""
-  return sum(
-    math.prod(np.shape(leaf)) * getattr(leaf, 'dtype', np.dtype('int32')).itemsize
-    for leaf in jax.tree.leaves(tree)
-  )
-
-
-def compiled_bytes(made: Program) -> int:
-  """Bytes of a device that a program takes, by its compiler's account."""
-  memory = made.lowered().compile().memory_analysis()
-  return (
-    memory.argument_size_in_bytes
-    + memory.temp_size_in_bytes
-    + memory.output_size_in_bytes
-    - memory.alias_size_in_bytes
-    + memory.generated_code_size_in_bytes
-  )
+def bytes_by_kind(executable: Any) -> dict[str, int]:
+  """Bytes of a device that a compiled program takes, by its compiler's account."""
+  memory = executable.memory_analysis()
+  return {
+    'arguments': memory.argument_size_in_bytes,
+    'temporaries': memory.temp_size_in_bytes,
+    'outputs': memory.output_size_in_bytes - memory.alias_size_in_bytes,
+    'code': memory.generated_code_size_in_bytes,
+  }
 
 
 class Line(NamedTuple):
@@ -97,26 +96,34 @@ class Line(NamedTuple):
   fixed: float
   each: float
 
+  @classmethod
+  def through(cls, number: int, held: float, more: int, held_by_more: float) -> Line:
+    """The line through what two numbers take."""
+    each = (held_by_more - held) / (more - number)
+    return cls(held - each * number, each)
+
   def most(self, memory: float) -> int:
     """How much fits into so many bytes; 0 where nothing does."""
     return max(0, int((memory - self.fixed) // max(1.0, self.each)))
 
 
-def memory_by_batch(once: Cost, name: str, section: str, run: Run) -> Line:
+def memory_by_batch(once: Cost, name: str, workload: Workload, run: Run) -> Line:
   """Memory of a training program by the images of a batch on a device, by two of its sizes.
 
   Args:
     once: its cost by the run's recipe.
     name: 'supernet' or 'subnet'.
-    section: section of the config that has its recipe.
+    workload: what it trains, by which section of the config.
     run: a run of one device.
   """
+  section = workload.section or run.settings.section_alone
   recipe = getattr(run.settings, section)
   size = recipe.batch_size // recipe.accumulate
   double = dataclasses.replace(recipe, batch_size=2 * recipe.batch_size)
-  twice = cost_of(name, _with(run, section, double))
-  each = (twice.temporaries - once.temporaries) / size
-  return Line(once.held - each * size, each)
+  twice = cost_of(name, _with(run, section, double), workload)
+  # Streamed batches grow, too; resident images are as many as before.
+  grown = twice.temporaries - once.temporaries + once.streamed
+  return Line.through(size, once.held, 2 * size, once.held + grown)
 
 
 def _with(run: Run, section: str, recipe: Any) -> Run:
@@ -145,5 +152,5 @@ def memory_by_chunk(single: Cost, run: Run, block: int) -> Line:
     run: a run of one device.
     block: images that a device evaluates at a time.
   """
-  each = cost_of('scoring', run, Workload(chunk=2, block=block)).held - single.held
-  return Line(single.held - each, each)
+  double = cost_of('scoring', run, Workload(chunk=2, block=block))
+  return Line.through(1, single.held, 2, double.held)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from glora_jax import mesh as meshes
 from glora_jax.data import pipeline
@@ -116,7 +117,10 @@ def _free(path: str) -> int:
 
 def bytes_of(tree: Any) -> int:
   """The bytes of all arrays of a tree, or of their shapes."""
-  return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+  return sum(
+    math.prod(np.shape(leaf)) * getattr(leaf, 'dtype', np.dtype('int32')).itemsize
+    for leaf in jax.tree.leaves(tree)
+  )
 
 
 def _shown(number: int) -> str:

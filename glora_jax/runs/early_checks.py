@@ -83,13 +83,26 @@ def check_stages(run: Run, counts: Mapping[str, int]) -> None:
     raise ValueError(
       'A comparison trains side by side on one device; give --config.mesh.devices=one.'
     )
+  check_shapes(run, counts)
+  _check_folded(run)
+  disk_room.check_workdir(run.workdir, disk_room.bytes_to_write(run))
+
+
+def check_shapes(run: Run, counts: Mapping[str, int]) -> None:
+  """Checks what the stages of a run need of its model's shapes and the number of its images.
+
+  Args:
+    run: the run; of its variables shapes are enough, and it need not have a workdir.
+    counts: number of images by split.
+
+  Raises:
+    ValueError, FileNotFoundError: see `check_stages`.
+  """
   check_rows(run, counts)
   _check_structure(run)
   if run.settings.has_gradient:
     _check_gradient(run, counts)
   _check_residency(run, counts)
-  _check_folded(run)
-  disk_room.check_workdir(run.workdir, disk_room.bytes_to_write(run))
 
 
 def _budgets(settings: RunSettings) -> tuple[int | None, ...]:
@@ -123,7 +136,7 @@ def check_rows(run: Run, counts: Mapping[str, int]) -> None:
 def _check_structure(run: Run) -> None:
   """Raises ValueError or FileNotFoundError where the structure that is given cannot be had."""
   name = run.settings.structure
-  is_written = os.path.exists(run.path(FOLDER, 'genome.json'))
+  is_written = bool(run.workdir) and os.path.exists(run.path(FOLDER, 'genome.json'))
   if name not in NO_PRESETS and not is_written:
     named_genome(run.place(name).adapted.spec, name, check_budget(run.settings.budget))
 

@@ -275,13 +275,14 @@ def describe(adapted: Adapted, variables: Any, mesh: jax.sharding.Mesh | None = 
   precision = jnp.dtype(computed).name if computed else _dtypes(trainable)
   return (
     f'{jax.device_count()} x {jax.devices()[0].device_kind}, mesh: {axes}; '
-    f'parameters: {_count(trainable[COLLECTION]):,} in supports, '
-    f'{_count(trainable["params"]):,} in heads ({_dtypes(trainable)}), '
-    f'{_count(frozen):,} frozen ({_dtypes(frozen)}); computed in {precision}'
+    f'parameters: {count(trainable[COLLECTION]):,} in supports, '
+    f'{count(trainable["params"]):,} in heads ({_dtypes(trainable)}), '
+    f'{count(frozen):,} frozen ({_dtypes(frozen)}); computed in {precision}'
   )
 
 
-def _count(tree: Any) -> int:
+def count(tree: Any) -> int:
+  """Number of parameters in a tree, or in its shapes."""
   return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 

@@ -24,8 +24,8 @@ class Machine(NamedTuple):
     name: what they are.
     devices: number of devices.
     hosts: number of machines that they are in.
-    memory: bytes that each has; those of a host's CPU are the host's.
-    peak: operations of matrix products that each does in a second.
+    memory: bytes that each has; a host's CPU devices share what the host has.
+    peak: operations of matrix products that each does in a second, shared likewise.
     is_published: whether the peak is the maker's word; it was measured otherwise.
     platform: 'cpu', 'gpu' or 'tpu'.
   """
@@ -55,15 +55,20 @@ def machine_of(topology: str | None, which: str = 'all', dtype: Any = 'float32')
   found = find_slice(topology)
   number = 1 if which == 'one' else found.chips
   hosts = -(-number // math.prod(found.host))
-  return Machine(f'TPU {topology}', number, hosts, found.chip.memory, found.chip.peak, True, 'tpu')
+  return Machine(
+    f'TPU {found.name}', number, hosts, found.chip.memory, found.chip.peak, True, 'tpu'
+  )
 
 
 def _at_hand(devices: Sequence[jax.Device], dtype: Any) -> Machine:
-  device = devices[0]
+  device = jax.local_devices()[0]
   stats = device.memory_stats() or {}
   memory = stats.get('bytes_limit') or os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
   peak = _measured_peak(dtype)
   hosts = len({device.process_index for device in devices})
+  if device.platform == 'cpu':  # all of a host's devices are its cores and its memory
+    share = len(devices) // hosts
+    memory, peak = memory // share, peak / share
   return Machine(device.device_kind, len(devices), hosts, memory, peak, False, device.platform)
 
 

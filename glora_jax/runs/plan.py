@@ -3,22 +3,25 @@
   python -m glora_jax.main --config configs/quickstart.py --plan
   python -m glora_jax.main --config configs/quickstart.py --plan --plan.topology v5e:2x4
 
-Nothing is trained and nothing written; shapes are enough. Memory is an estimate from the traced
-programs (`footprint`), or, where it is asked, the TPU compiler's own account (`--plan.compile`).
+Nothing is trained, and shapes are enough; images and weights that are not there are fetched.
+Memory is an estimate from the traced programs (`footprint`), or, where it is asked, the TPU
+compiler's own account (`--plan.compile`).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import operator
 import tempfile
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
 
-import flax.linen as nn
 import jax
 import ml_collections
 
 from glora_jax import mesh as meshes
 from glora_jax.limits import shown
+from glora_jax.method.draws import require_feasible
 from glora_jax.method.supports import COLLECTION
 from glora_jax.runs import early_checks
 from glora_jax.runs.backbone import fetch_task, load_backbone
@@ -27,38 +30,21 @@ from glora_jax.runs.config import RunSettings, check_config
 from glora_jax.runs.costs import (
   Cost,
   Line,
-  bytes_of,
-  compiled_bytes,
+  bytes_by_kind,
   cost_of,
   memory_by_batch,
   memory_by_chunk,
 )
-from glora_jax.runs.disk_room import STATES_OF_ADAM, least_bytes
+from glora_jax.runs.disk_room import STATES_OF_ADAM, bytes_of, least_bytes
+from glora_jax.runs.lifecycle import count
 from glora_jax.runs.machine import Machine, machine_of
-from glora_jax.runs.plan_page import GIBIBYTE, Plan, PlannedStage
+from glora_jax.runs.plan_page import Plan, PlannedStage
 from glora_jax.runs.planned_stages import Stage, stages_of
-from glora_jax.runs.programs import Workload, program, shape_of_run
+from glora_jax.runs.programs import Workload, on_mesh, program, shape_of_run
 from glora_jax.runs.run import Run
-from glora_jax.runs.sections import SEARCH
-from glora_jax.runs.slices import find_slice
+from glora_jax.runs.slices import GIBIBYTE, find_slice
 
 SHARES = (0.45, 0.2)  # of the peak, which trainings of ViTs reach at best and often
-
-
-class Backbone(NamedTuple):
-  """What a plan must know of a run's images and weights.
-
-  Attributes:
-    name: task and model, in words.
-    model: the ViT, with a head for the task.
-    size: side of its images.
-    counts: number of images by split, 'train+val' too.
-  """
-
-  name: str
-  model: nn.Module
-  size: int
-  counts: dict[str, int]
 
 
 def plan(
@@ -95,149 +81,190 @@ def plan(
   settings = check_config(config)
   if compiled and topology is None:
     raise ValueError('The TPU compiler compiles for a slice; give a topology, as v5e:2x4.')
+  meshes.initialize(**dataclasses.asdict(settings.distributed))
   machine = machine_of(topology, settings.mesh.devices, settings.model.dtype)
-  backbone = _backbone(settings)
-  if settings.merge == 'auto':
-    merge = 'up_front' if machine.platform == 'cpu' else 'lazy'
-    settings = dataclasses.replace(settings, merge=merge)
-  # Batches must be dealt to these devices, which need not be here.
-  mesh = jax.sharding.AbstractMesh((1, machine.devices), meshes.AXES)
-  settings = fit_batches(settings, backbone.counts, mesh)
-  planned = plan_of(settings, backbone, machine)
+  name, run = _shape_of(settings, machine)
+  planned = plan_of(run, name, machine)
+  _require_room(planned, run.settings)
   if compiled and topology is not None:
-    planned = _with_compiled(planned, settings, backbone, topology)
-  _require_room(planned, settings)
+    planned = _with_compiled(planned, run, topology)
+    _require_room(planned, run.settings)
   return planned
 
 
-def _backbone(settings: RunSettings) -> Backbone:
-  """What the run's files say."""
+def _shape_of(settings: RunSettings, machine: Machine) -> tuple[str, Run]:
+  """(task and model in words, the run as shapes), checked as the run itself would be."""
   with tempfile.TemporaryDirectory() as folder:
     task, path = fetch_task(settings, folder)
     counts = early_checks.count_images(task)
   model, _, metadata = load_backbone(settings.model, path, task.num_classes)
   size = metadata['image_size']
+  settings.augment.check_size(size)
+  if settings.merge == 'auto':
+    merge = 'up_front' if machine.platform == 'cpu' else 'lazy'
+    settings = dataclasses.replace(settings, merge=merge)
+  # Batches must be dealt to these devices, which need not be here.
+  mesh = jax.sharding.AbstractMesh((1, machine.devices), meshes.AXES)
+  settings = fit_batches(settings, counts, mesh)
+  run = shape_of_run(settings, model, size, counts)
+  early_checks.check_ranks(run.adapted)
+  require_feasible(run.adapted.spec, settings.budget)
+  early_checks.check_shapes(dataclasses.replace(run, mesh=mesh), counts)
   name = (
     f'{task.name}, {task.num_classes} classes: a {type(model).__name__} of {model.depth} blocks, '
     f'width {model.width}, {size} pixels, computed in {settings.model.dtype}'
   )
-  return Backbone(name, model, size, counts)
+  return name, run
 
 
-def plan_of(settings: RunSettings, backbone: Backbone, machine: Machine) -> Plan:
+def plan_of(run: Run, name: str, machine: Machine) -> Plan:
   """The plan of a run by estimates, a function of shapes alone.
 
   Args:
-    settings: the config, with batches that the images fill and the devices divide.
-    backbone: its model and number of images.
+    run: the run as shapes, with batches that the images fill and the devices divide.
+    name: task and model, in words.
     machine: the devices.
   """
-  run = _share_of(settings, backbone, machine.devices)
-  stages = tuple(stages_of(settings, backbone.counts))
-  # The images of a block are dealt to a host's devices in scoring, and to all in a test.
-  block = -(-Workload().block // (machine.devices // machine.hosts))
-  workloads = {
-    'scoring': Workload(chunk=1, block=block),
-    'evaluation': Workload(block=-(-Workload().block // machine.devices)),
-  }
+  settings, share = run.settings, _share_of(run, machine.devices)
+  parts = _parts(run)
   costs = {
-    stage.program: cost_of(stage.program, run, workloads.get(stage.program, Workload()))
-    for stage in stages
+    part: cost_of(part.program, share, _workload(part, machine)) for part in dict.fromkeys(parts)
   }
   # What each device holds of the base once, and what it keeps a part of.
   trainable, frozen = run.adapted.split(run.variables)
   spared = 0
   if settings.mesh.base == 'sharded':
     spared = bytes_of(frozen) - bytes_of(frozen) // machine.devices
-  chunk = memory = None
-  if any(stage.program == 'scoring' for stage in stages):
-    memory = memory_by_chunk(costs['scoring'], run, block)
-    chunk = memory.most(machine.memory + spared)
-  planned = tuple(
-    _planned(stage, costs[stage.program], machine, _held(stage, costs, memory, machine) - spared)
-    for stage in stages
-  )
-  section = 'supernet' if settings.structure == SEARCH else 'training'
-  recipe = getattr(settings, section)
-  lines = [
-    memory_by_batch(costs[name], name, section, run)
-    for name in ('supernet', 'subnet')
-    if name in costs
-  ]
-  most = min(line.most(machine.memory + spared) for line in lines)
+  memory = machine.memory + spared
+  held = {part: cost.held - spared for part, cost in costs.items()}
+  chunk = side_by_side = None
+  for part in parts:
+    if part.program == 'scoring':
+      line = memory_by_chunk(costs[part], share, _workload(part, machine).block)
+      chunk = min(line.most(memory), settings.search.population)
+      side_by_side = _side_by_side(line, memory, settings.search.population, machine)
+      held[part] = int(line.fixed + side_by_side * line.each) - spared
+  alone = [part for part in parts if part.workload.section == settings.section_alone]
+  worst = max(alone, key=held.__getitem__)
+  most = memory_by_batch(costs[worst], worst.program, worst.workload, share).most(memory)
   moments = STATES_OF_ADAM * bytes_of(trainable)
   return Plan(
-    model=backbone.name,
+    model=name,
     machine=machine,
-    stages=planned,
+    stages=tuple(
+      _planned(tuple(group), costs, held, machine)
+      for _, group in itertools.groupby(parts, key=operator.attrgetter('name'))
+    ),
     parameters={
-      'of the base': _number(frozen),
-      'in supports': _number(trainable[COLLECTION]),
-      'in heads': _number(trainable['params']),
+      'of the base': count(frozen),
+      'in supports': count(trainable[COLLECTION]),
+      'in heads': count(trainable['params']),
     },
     states={'the base': bytes_of(frozen), 'what is trained, with its moments': moments},
     disk=least_bytes(run),
-    batch=most * recipe.accumulate * machine.devices,
-    chunk=None if chunk is None else min(chunk, settings.search.population),
+    batch=most * settings.recipe_alone.accumulate * machine.devices,
+    chunk=chunk,
+    side_by_side=side_by_side,
   )
 
 
-def _share_of(settings: RunSettings, backbone: Backbone, devices: int) -> Run:
-  """What one device does of a run: the same with its share of every batch, as shapes."""
+def _parts(run: Run) -> tuple[Stage, ...]:
+  """The parts of a run's stages."""
+  counts = {split: len(data.labels) for split, data in run.splits.items()}
+  return tuple(stages_of(run.settings, counts))
+
+
+def _workload(part: Stage, machine: Machine) -> Workload:
+  """What a device is given: a part of a block, dealt to a host's in scoring, to all in a test."""
+  block = part.workload.block
+  if part.program == 'scoring':
+    block = -(-block // (machine.devices // machine.hosts))
+    return part.workload._replace(chunk=1, block=block)
+  if part.program == 'evaluation':
+    return part.workload._replace(block=-(-block // machine.devices))
+  return part.workload
+
+
+def _share_of(run: Run, devices: int) -> Run:
+  """What one device does of a run: the same with its share of every batch."""
+  settings = run.settings
   shares = {
     name: dataclasses.replace(recipe, batch_size=recipe.batch_size // devices)
     for name in ('supernet', 'finetune', 'training')
     if not (recipe := getattr(settings, name)).batch_size % (devices * recipe.accumulate)
   }
-  settings = dataclasses.replace(settings, **shares)
-  return shape_of_run(settings, backbone.model, backbone.size, backbone.counts)
+  return dataclasses.replace(run, settings=dataclasses.replace(settings, **shares))
 
 
-def _held(stage: Stage, costs: dict[str, Cost], memory: Line | None, machine: Machine) -> int:
-  """Bytes of each device; candidates are side by side as `make_scorer` has them."""
-  if stage.program != 'scoring' or memory is None or machine.platform == 'cpu':
-    return costs[stage.program].held
-  free = machine.memory - memory.fixed
-  chunk = max(1, memory.most(memory.fixed + free / 2))
-  return int(memory.fixed + min(chunk, costs['scoring'].candidates) * memory.each)
+def _side_by_side(line: Line, memory: float, population: int, machine: Machine) -> int:
+  """Candidates that `make_scorer` takes side by side: what half of the free memory holds."""
+  if machine.platform == 'cpu':
+    return 1
+  fitting = line.most(line.fixed + (memory - line.fixed) / 2)
+  return max(1, min(fitting, -(-population // machine.hosts)))
 
 
-def _planned(stage: Stage, cost: Cost, machine: Machine, held: int) -> PlannedStage:
-  operations = cost.operations * stage.images
+def _planned(
+  parts: Sequence[Stage], costs: Mapping[Stage, Cost], held: Mapping[Stage, int], machine: Machine
+) -> PlannedStage:
+  """A stage from its parts, which run one after another."""
+  operations = sum(costs[part].operations * part.images for part in parts)
   rate = machine.peak * machine.devices
-  seconds = tuple(operations / (rate * share) for share in SHARES)
-  name, made, _, steps, images = stage
-  return PlannedStage(name, made, steps, images, operations, held, seconds)
+  first = parts[0]
+  return PlannedStage(
+    name=first.name,
+    program=first.program,
+    section=first.workload.section,
+    steps=sum(part.steps for part in parts),
+    images=sum(part.images for part in parts),
+    operations=operations,
+    held=max(held[part] for part in parts),
+    seconds=tuple(operations / (rate * share) for share in SHARES),
+  )
 
 
-def _number(tree: object) -> int:
-  return sum(leaf.size for leaf in jax.tree.leaves(tree))
-
-
-def _with_compiled(planned: Plan, settings: RunSettings, backbone: Backbone, topology: str) -> Plan:
+def _with_compiled(planned: Plan, run: Run, topology: str) -> Plan:
   """The plan with the TPU compiler's account of every program."""
   devices = find_slice(topology).devices()
   mesh = meshes.over(devices[: planned.machine.devices])
-  run = shape_of_run(settings, backbone.model, backbone.size, backbone.counts, mesh=mesh)
-  held = {}
-  for name in dict.fromkeys(stage.program for stage in planned.stages):
-    made = program(name, run, Workload(chunk=planned.chunk or 1))
-    held[name] = compiled_bytes(made if mesh else made.on(devices[0]))
-  stages = tuple(stage._replace(held=held[stage.program]) for stage in planned.stages)
+  run = on_mesh(run, mesh)
+  held: dict[str, int] = {}
+  for part in _parts(run):
+    workload = part.workload._replace(chunk=planned.side_by_side or 1)
+    made = program(part.program, run, workload)
+    executable = (made if mesh else made.on(devices[0])).lowered().compile()
+    held[part.name] = max(held.get(part.name, 0), sum(bytes_by_kind(executable).values()))
+  stages = tuple(stage._replace(held=held[stage.name]) for stage in planned.stages)
   return dataclasses.replace(planned, stages=stages, is_compiled=True)
 
 
 def _require_room(planned: Plan, settings: RunSettings) -> None:
-  """Raises ValueError where a batch, or a program, fits no device."""
+  """Raises ValueError where a program fits no device."""
   machine = planned.machine
-  worst = max(planned.stages, key=lambda stage: stage.held)
+  worst = max(planned.stages, key=operator.attrgetter('held'))
   if worst.held <= machine.memory:
     return
-  section = 'supernet' if settings.structure == SEARCH else 'training'
-  fits = f'at most {planned.batch:,} images fit' if planned.batch else 'not one image fits'
+  fits = ''
+  if worst.section == settings.section_alone:
+    fits = f' at most {planned.batch:,} images fit:' if planned.batch else ' not one image fits:'
   raise ValueError(
     f'{worst.name} takes about {worst.held / GIBIBYTE:,.1f} GiB of each of the {machine.devices} '
-    f'devices ({machine.name}), which have {machine.memory / GIBIBYTE:,.1f}; {fits}: lower '
-    f'{section}.batch_size={getattr(settings, section).batch_size}, raise {section}.accumulate, '
-    "give model.remat='nothing_saveable', or take more devices."
+    f'devices ({machine.name}), which have {machine.memory / GIBIBYTE:,.1f};{fits} '
+    f'{", ".join(_advice(worst, settings))}, or take more devices.'
   )
+
+
+def _advice(stage: PlannedStage, settings: RunSettings) -> Iterator[str]:
+  """What would make a stage smaller."""
+  model = settings.model
+  if section := stage.section:
+    yield f'lower {section}.batch_size={getattr(settings, section).batch_size}'
+    yield f'raise {section}.accumulate'
+    if model.remat != 'nothing_saveable':
+      yield "give model.remat='nothing_saveable'"
+    return
+  if stage.program in ('features', 'allocation'):
+    yield f'lower {settings.section_alone}.batch_size={settings.recipe_alone.batch_size}'
+  yield f'lower data.max_resident={settings.data.max_resident}'
+  if model.base_dtype == 'float32':
+    yield "give model.base_dtype='bfloat16'"

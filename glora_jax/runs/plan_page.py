@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from glora_jax.runs.disk_room import MEGABYTE
 from glora_jax.runs.machine import Machine
+from glora_jax.runs.slices import GIBIBYTE
 
-GIBIBYTE, MEGABYTE = 2**30, 10**6
 _TITLES = ('stage', 'steps', 'images', 'operations', 'memory of a device', 'time')
 _UNITS = (('d', 86400), ('h', 3600), ('min', 60))
 _PREFIXES = (('E', 1e18), ('P', 1e15), ('T', 1e12), ('G', 1e9))
@@ -20,6 +21,7 @@ class PlannedStage(NamedTuple):
   Attributes:
     name: its name.
     program: key of `programs.MAKERS` of what takes its time.
+    section: section of the config that it is trained by; None where nothing is.
     steps: steps of training; 0 where nothing is trained.
     images: images that it goes through, for each step and each candidate.
     operations: floating-point operations, of all devices together.
@@ -29,6 +31,7 @@ class PlannedStage(NamedTuple):
 
   name: str
   program: str
+  section: str | None
   steps: int
   images: int
   operations: float
@@ -49,6 +52,7 @@ class Plan:
     disk: bytes that will at least be written.
     batch: most images of a step, on all devices together; 0 where not one fits.
     chunk: most candidates side by side on a device; None where nothing is searched.
+    side_by_side: how many of them a run takes, which leaves half of what is free.
     is_compiled: whether memory of the stages is the compiler's account, and not an estimate.
   """
 
@@ -60,6 +64,7 @@ class Plan:
   disk: int
   batch: int
   chunk: int | None
+  side_by_side: int | None
   is_compiled: bool = False
 
   @property

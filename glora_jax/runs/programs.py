@@ -6,6 +6,7 @@ hand, `benchmarks.tpu_programs` compiles them for slices, and `plan` reads off w
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -17,15 +18,17 @@ import numpy as np
 
 from glora_jax import mesh as meshes
 from glora_jax.data.pipeline import Split
+from glora_jax.method.draws import check_budget
 from glora_jax.method.presets import preset
-from glora_jax.runs.backbone import adapt_spaces, shapes_before_training
+from glora_jax.runs.backbone import adapt_spaces, placed, shapes_before_training
 from glora_jax.runs.config import RunSettings
 from glora_jax.runs.lifecycle import never
 from glora_jax.runs.run import STREAMED_BLOCK, Place, Run, Stream
-from glora_jax.runs.sections import GRADIENT, SEARCH
+from glora_jax.runs.sections import GENOME_ENDING, GRADIENT, NO_PRESETS, SEARCH
 from glora_jax.runs.stages.allocation import loss_of, shape_of_folds
 from glora_jax.runs.stages.heads import head_stage
 from glora_jax.runs.stages.training import STEPS_PER_DISPATCH, TrainingStage, learner_of
+from glora_jax.runs.structures import named_genome
 from glora_jax.search.allocate import passes_of
 from glora_jax.search.early_stopping import make_stopping_scorer
 from glora_jax.search.fold_gradients import Settings
@@ -75,13 +78,16 @@ class Workload(NamedTuple):
     chunk: candidates side by side, on each device of the mesh's candidate axis.
     block: images of a candidate that are evaluated at a time, on all devices together.
     side_by_side: trainings side by side.
-    preset: subnet that is trained alone.
+    subnet: what is trained alone: a preset's name, a genome's file, or 'gradient' or 'search',
+      whose subnet is not known yet and counts as the largest.
+    section: section of the config that it is trained by; None for that of `recipe_alone`.
   """
 
   chunk: int = 8
   block: int = 256
   side_by_side: int = 2
-  preset: str = 'lora'
+  subnet: str = 'lora'
+  section: str | None = None
 
 
 def shape_of_run(
@@ -115,6 +121,16 @@ def shape_of_run(
     run.beside = Place(beside, shapes_before_training(beside, params, settings, mesh))
   for split, number in counts.items():
     run.splits[split] = Split(_images(run, number), Shape((number,), jnp.int32))
+  return run
+
+
+def on_mesh(run: Run, mesh: jax.sharding.Mesh | None) -> Run:
+  """A run of which only shapes are known, on other devices."""
+  variables = placed(run.adapted, run.variables, run.settings, mesh)
+  run = dataclasses.replace(run, variables=variables, mesh=mesh)
+  if run.beside is not None:
+    adapted, variables = run.beside
+    run.beside = Place(adapted, placed(adapted, variables, run.settings, mesh))
   return run
 
 
@@ -213,11 +229,19 @@ def _supernet(run: Run, workload: Workload) -> _Made:
 
 
 def _subnet_stage(run: Run, workload: Workload) -> tuple[TrainingStage, Place]:
-  place = run.place(workload.preset)
-  genome = preset(place.adapted.spec, workload.preset)
-  recipe = run.settings.recipe_alone
+  place = run.place(workload.subnet)
+  genome = _genome(run, place, workload.subnet)
+  recipe = getattr(run.settings, workload.section or run.settings.section_alone)
   key, split = Stream.BASELINE, run.train_split
   return TrainingStage('subnet', recipe, key, split, genome, adapted=place.adapted), place
+
+
+def _genome(run: Run, place: Place, name: str) -> np.ndarray:
+  """What `Workload.subnet` names."""
+  budget = check_budget(run.settings.budget)
+  if name.endswith(GENOME_ENDING):
+    return named_genome(place.adapted.spec, name, budget)
+  return preset(place.adapted.spec, 'full' if name in NO_PRESETS else name, budget)
 
 
 def _subnet(run: Run, workload: Workload) -> _Made:

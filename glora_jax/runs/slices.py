@@ -120,15 +120,16 @@ def find_slice(name: str) -> Slice:
   sides = tuple(map(int, text.split('x'))) if re.fullmatch(r'\d{1,3}(x\d{1,3})*', text) else ()
   if chip is None or len(sides) != chip.sides or not _is_cut(chip, sides):
     raise ValueError(
-      f'topology {shown(name)} is unknown; give {", ".join(CHIPS)} with the chips of each side, of '
-      f'1 or an even number: {_EXAMPLES} and the like.'
+      f'topology {shown(name)} is unknown; give {", ".join(CHIPS)} with the chips of each side, '
+      f'all 1, or even numbers with a third that may be 1: {_EXAMPLES} and the like.'
     )
-  return Slice(name, chip, sides)
+  return Slice(f'{generation}:{"x".join(map(str, sides))}', chip, sides)
 
 
 def _is_cut(chip: Chip, sides: Sequence[int]) -> bool:
   """Whether slices have such sides: a single chip, or hosts of 2 x 2."""
   if set(sides) == {1}:
     return True
-  even = all(side % 2 == 0 for side in sides[:2])
-  return even and all(0 < side <= chip.largest for side in sides)
+  are_hosts = all(side % 2 == 0 for side in sides[:2])
+  are_even = all(side % 2 == 0 or side == 1 for side in sides)
+  return are_hosts and are_even and all(0 < side <= chip.largest for side in sides)

@@ -13,18 +13,24 @@ from glora_jax.models.vit import ViT
 from glora_jax.runs import plan as plans
 from glora_jax.runs.arithmetic import count
 from glora_jax.runs.config import RunSettings
+from glora_jax.runs.costs import cost_of, memory_by_batch
 from glora_jax.runs.footprint import temporaries
-from glora_jax.runs.machine import Machine
+from glora_jax.runs.machine import Machine, machine_of
 from glora_jax.runs.planned_stages import stages_of
+from glora_jax.runs.programs import Workload, shape_of_run
+from glora_jax.runs.run import stage_names
 from glora_jax.runs.slices import CHIPS, find_slice
 from glora_jax.training.recipe import Recipe
 
 COUNTS = {'train': 640, 'val': 160, 'test': 200, 'train+val': 800}
 RECIPE = Recipe(epochs=4, warmup_epochs=1, batch_size=64)
 GIVEN = RunSettings(structure='lora', training=RECIPE, merge='lazy')
-BACKBONE = plans.Backbone(
-  'digits', ViT(10, patch_size=4, width=16, depth=2, num_heads=2), 8, COUNTS
-)
+MODEL = ViT(10, patch_size=4, width=16, depth=2, num_heads=2)
+
+
+def plan_of(settings=GIVEN, **of_machine):
+  """The plan of settings."""
+  return plans.plan_of(shape_of_run(settings, MODEL, 8, COUNTS), 'digits', machine(**of_machine))
 
 
 def machine(memory=2**30, devices=1):
@@ -35,11 +41,11 @@ def machine(memory=2**30, devices=1):
 @pytest.fixture(scope='module')
 def planned():
   """The plan of a structure that is given, on one device."""
-  return plans.plan_of(GIVEN, BACKBONE, machine())
+  return plan_of()
 
 
 def test_products_of_a_vit_are_those_that_one_counts_by_hand():
-  model = BACKBONE.model
+  model = MODEL
   variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
   found = count(jax.make_jaxpr(model.apply)(variables, jnp.zeros((3, 8, 8, 3))))
   tokens, width = 2 * 2 + 1, 16
@@ -86,12 +92,12 @@ def test_a_searched_run_has_its_stages_in_order():
   stages = {stage.name: stage for stage in stages_of(settings, COUNTS)}
   names = ['head', 'structure', 'supernet', 'baselines', 'search', 'finetune', 'test']
   assert list(stages) == names
-  assert stages['baselines'].steps == 10 * (4 + 1)  # three epochs were the gradient's
+  assert stages['baselines'].steps == 10 * 1  # three epochs were the gradient's
   assert stages['search'].images == 50 * 21 * 160
 
 
 def test_more_devices_hold_less_each_and_take_less_time(planned):
-  two = plans.plan_of(GIVEN, BACKBONE, machine(devices=2))
+  two = plan_of(devices=2)
   assert two.seconds[0] == pytest.approx(planned.seconds[0] / 2, rel=0.05)
   assert two.stages[0].held < planned.stages[0].held
 
@@ -114,7 +120,9 @@ def test_a_batch_that_fits_no_device_is_refused_with_what_would_fit(planned, mem
     plans._require_room(refused, GIVEN)
 
 
-@pytest.mark.parametrize('name', ['v5e', 'v9:2x2', 'v5e:3x2', 'v5e:2x2x2', 'v4:2x2', 'v5e:0x2', ''])
+@pytest.mark.parametrize(
+  'name', ['v5e', 'v9:2x2', 'v5e:3x2', 'v5e:2x2x2', 'v4:2x2', 'v5e:0x2', 'v4:2x2x3', '']
+)
 def test_a_slice_that_is_none_is_refused_with_those_that_are(name):
   with pytest.raises(ValueError, match=rf'topology .* is unknown; give {", ".join(CHIPS)}'):
     find_slice(name)
@@ -122,6 +130,70 @@ def test_a_slice_that_is_none_is_refused_with_those_that_are(name):
 
 def test_slices_have_the_chips_of_their_sides():
   assert [find_slice(name).chips for name in ('v5e:1x1', 'v5e:4x4', 'v4:2x2x4')] == [1, 16, 16]
+
+
+def test_a_slice_is_named_by_its_numbers():
+  assert find_slice('v5e:02x04').name == 'v5e:2x4'
+
+
+def test_devices_of_a_cpu_share_its_memory(monkeypatch):
+  alone = machine_of(None, 'one').memory
+  monkeypatch.setattr(jax, 'devices', lambda: 4 * jax.local_devices()[:1])
+  assert machine_of(None).memory == alone // 4
+
+
+def test_every_structure_has_its_own_price():
+  names = ('linear', 'lora:2@qkv', 'full')
+  settings = dataclasses.replace(GIVEN, training=Recipe(batch_size=8))
+  run = shape_of_run(settings, MODEL, 8, COUNTS)
+  costs = [cost_of('subnet', run, Workload(subnet=name)).operations for name in names]
+  assert costs[0] < costs[1] < costs[2]
+  parts = stages_of(dataclasses.replace(GIVEN, presets=('bitfit',)), COUNTS)
+  assert [part.workload.subnet for part in parts][:3] == ['linear', 'bitfit', 'lora']
+
+
+def test_a_subnet_is_priced_by_its_own_section():
+  finetune = dataclasses.replace(RunSettings().finetune, batch_size=16)
+  settings = RunSettings(supernet=RECIPE, finetune=finetune, merge='lazy')
+  run = shape_of_run(settings, MODEL, 8, COUNTS)
+  tuned, alone = (
+    cost_of('subnet', run, Workload(subnet='search', section=section)).held
+    for section in ('finetune', 'supernet')
+  )
+  assert tuned < alone
+
+
+def test_streamed_batches_grow_with_the_batch():
+  data = dataclasses.replace(GIVEN.data, max_resident=0)
+  lines = []
+  for settings in (GIVEN, dataclasses.replace(GIVEN, data=data)):
+    run = shape_of_run(settings, MODEL, 8, COUNTS)
+    lines.append(memory_by_batch(cost_of('subnet', run), 'subnet', Workload(), run))
+  assert lines[1].each >= lines[0].each + 8 * 8 * 3
+
+
+@pytest.mark.parametrize('structure', ['search', 'gradient', 'lora'])
+def test_stages_are_those_that_a_run_counts(structure):
+  settings = RunSettings(structure=structure, presets=(), supernet=RECIPE, training=RECIPE)
+  planned = dict.fromkeys(part.name for part in stages_of(settings, COUNTS))
+  free = {'report', *(() if structure == 'gradient' else ('structure',))}
+  assert list(planned) == [name for name in stage_names(settings) if name not in free]
+
+
+def test_advice_is_of_the_stage_that_is_too_large(planned):
+  test = planned.stages[-1]._replace(held=2**40)
+  refused = dataclasses.replace(planned, stages=(*planned.stages[:-1], test))
+  with pytest.raises(ValueError, match=r'test takes .* lower data.max_resident') as caught:
+    plans._require_room(refused, GIVEN)
+  assert 'batch_size' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  'changes', [{'structure': 'lora', 'budget': 1}, {'presets': ('lora:900',), 'budget': None}]
+)
+def test_a_plan_refuses_what_the_run_would(run_config, changes):
+  with pytest.raises(ValueError, match=r'budget=1|lora:900'):
+    glora_jax.plan(changed(run_config, **changes), 'v5e:1x1')
 
 
 def test_what_a_plan_does_not_know_is_refused(run_config):

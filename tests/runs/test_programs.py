@@ -45,7 +45,7 @@ def run():
 
 @pytest.mark.parametrize('name', programs.MAKERS)
 def test_every_program_lowers_for_every_accelerator(name, run):
-  program = programs.program(name, run, programs.Workload(chunk=2, preset='bitfit'))
+  program = programs.program(name, run, programs.Workload(chunk=2, subnet='bitfit'))
   assert not hindrances(exported(program.function, *program.arguments))
 
 
