@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import types
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 from tiny_runs import changed
 
 import glora_jax
+from glora_jax import main
 from glora_jax.models.vit import ViT
 from glora_jax.runs import plan as plans
 from glora_jax.runs.arithmetic import count
@@ -201,6 +203,25 @@ def test_what_a_plan_does_not_know_is_refused(run_config):
     glora_jax.plan(changed(run_config, job='compare', presets=(), budget=None))
   with pytest.raises(ValueError, match='give a topology'):
     glora_jax.plan(run_config, compiled=True)
+
+
+@pytest.mark.parametrize('name, value', [('TOPOLOGY', 'v5e:1x1'), ('COMPILE', True)])
+def test_options_of_a_plan_ask_for_one(monkeypatch, capsys, run_config, name, value):
+  for flag, default in (('PLAN', False), ('TOPOLOGY', None), ('COMPILE', False)):
+    given = value if flag == name else default
+    monkeypatch.setattr(main, flag, types.SimpleNamespace(value=given))
+  monkeypatch.setattr(plans, 'plan', lambda *_, **options: f'planned {options}')
+  main.main(changed(run_config, job='adapt'))
+  assert 'planned' in capsys.readouterr().out
+
+
+def test_a_run_scores_as_many_side_by_side_as_half_of_free_memory_holds():
+  memory = 2**22
+  settings = RunSettings(presets=(), supernet=RECIPE, merge='lazy')
+  found = plan_of(settings, memory=memory)
+  search = next(stage for stage in found.stages if stage.name == 'search')
+  assert 1 <= found.side_by_side < found.chunk
+  assert search.held < memory
 
 
 @pytest.mark.slow
