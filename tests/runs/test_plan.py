@@ -215,6 +215,7 @@ def test_options_of_a_plan_ask_for_one(monkeypatch, capsys, run_config, name, va
   assert 'planned' in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_scores_as_many_side_by_side_as_half_of_free_memory_holds():
   memory = 2**22
   settings = RunSettings(presets=(), supernet=RECIPE, merge='lazy')
