@@ -14,7 +14,6 @@ from benchmarks.structures.scenes import NOISE, add_shape, clutter
 
 _ORDERS = list(itertools.permutations((0.45, 0.7, 0.95)))
 _BRIGHTEST = (rendering.disc, rendering.ring, rendering.square, rendering.triangle, rendering.cross)
-_ROWS, _COLUMNS = np.mgrid[:SIDE, :SIDE].astype(np.float64)
 
 
 def stripes(rng: np.random.Generator, label: int) -> np.ndarray:
@@ -23,7 +22,7 @@ def stripes(rng: np.random.Generator, label: int) -> np.ndarray:
   radius = rng.uniform(7, 9)
   center = rng.uniform(radius, SIDE - 1 - radius, 2)
   turn, phase = rng.uniform(0, 2 * np.pi, 2)
-  along = _COLUMNS * np.cos(turn) + _ROWS * np.sin(turn)
+  along = rendering.COLUMNS * np.cos(turn) + rendering.ROWS * np.sin(turn)
   width = 1.5 * 1.2 ** (label + rng.uniform(-0.3, 0.3))
   bright = 0.5 + 0.5 * np.sin(np.pi * along / width + phase)
   cover = rendering.coverage(rendering.disc, center, radius) * bright

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 SIDE = 28  # pixels
-_ROWS, _COLUMNS = np.mgrid[:SIDE, :SIDE].astype(np.float64)
+ROWS, COLUMNS = np.mgrid[:SIDE, :SIDE].astype(np.float64)
 _MOST_TRIES = 2000  # of placing centers apart
 _FIELD = 5  # nodes a side of a smooth field
 
@@ -74,7 +74,7 @@ def coverage(shape: Distance, center: Point, radius: float, angle: float = 0.0) 
     radius: size in pixels.
     angle: in radians, by which the shape is turned.
   """
-  x, y = _COLUMNS - center[0], _ROWS - center[1]
+  x, y = COLUMNS - center[0], ROWS - center[1]
   cosine, sine = np.cos(angle), np.sin(angle)
   distance = shape(cosine * x + sine * y, cosine * y - sine * x, radius)
   return np.clip(0.5 - distance, 0, 1)
@@ -101,7 +101,7 @@ def stroke(picture: np.ndarray, ends: np.ndarray, color: np.ndarray, width: floa
     width: in pixels; less than one is a fainter line.
   """
   along = ends[1] - ends[0]
-  x, y = _COLUMNS - ends[0, 0], _ROWS - ends[0, 1]
+  x, y = COLUMNS - ends[0, 0], ROWS - ends[0, 1]
   share = np.clip((x * along[0] + y * along[1]) / (along @ along + 1e-9), 0, 1)
   distance = np.hypot(x - share * along[0], y - share * along[1])
   cover = np.clip(0.5 + width / 2 - distance, 0, min(1, width))
@@ -116,7 +116,7 @@ def tint(rng: np.random.Generator, low: float, high: float) -> np.ndarray:
 def gradient(rng: np.random.Generator, low: float, high: float) -> np.ndarray:
   """A picture that goes from one color to another along a random direction."""
   angle = rng.uniform(0, 2 * np.pi)
-  share = (_COLUMNS * np.cos(angle) + _ROWS * np.sin(angle)) / (SIDE * np.sqrt(2))
+  share = (COLUMNS * np.cos(angle) + ROWS * np.sin(angle)) / (SIDE * np.sqrt(2))
   share = (share - share.min()) / (share.max() - share.min())
   start, end = tint(rng, low, high), tint(rng, low, high)
   return start + share[..., None] * (end - start)

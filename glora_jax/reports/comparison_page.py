@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from glora_jax.method.space import Spec
@@ -10,23 +10,24 @@ from glora_jax.reports import comparison_report, page
 from glora_jax.reports.charts import Bar, DotPlot, Dots, Mark, axis, bars
 from glora_jax.reports.comparison_report import COLORS, percent_of, style_of
 from glora_jax.reports.markdown import weights_name
-from glora_jax.reports.provenance import kept
+from glora_jax.reports.provenance import Made, distinct
 from glora_jax.reports.run_page import stage_bars
 from glora_jax.reports.structure_figure import StructureFigure, structure_figure
 
 
-def write(workdir: str, result: Mapping[str, Any], spec: Spec) -> None:
+def write(workdir: str, result: Mapping[str, Any], spec: Spec, made: Sequence[Made]) -> None:
   """Writes `report.html` into the workdir of a comparison.
 
   Args:
     workdir: its folder.
     result: content of its `result.json`.
     spec: the layers that the gradient's structures describe.
+    made: with what it was made, process by process.
   """
-  page.write(workdir, 'comparison.html', facts(result, spec))
+  page.write(workdir, 'comparison.html', facts(result, spec, made))
 
 
-def facts(result: Mapping[str, Any], spec: Spec) -> dict[str, Any]:
+def facts(result: Mapping[str, Any], spec: Spec, made: Sequence[Made]) -> dict[str, Any]:
   """What the template of a comparison asks for."""
   return {
     'task': result['task'],
@@ -42,7 +43,7 @@ def facts(result: Mapping[str, Any], spec: Spec) -> dict[str, Any]:
     'told': [comparison_report.tell_making(result), comparison_report.tell_images(result)],
     'seeds': ', '.join(map(str, result['seeds'])),
     'weights': weights_name(result),
-    'provenances': kept([result]),
+    'provenances': distinct(made),
   }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from glora_jax.data.task import Task
 from glora_jax.method.space import Spec
 from glora_jax.reports.markdown import PAPER
+from glora_jax.reports.provenance import Made
 from glora_jax.search.allocated import Allocation
 from glora_jax.search.archive import Archive
 
@@ -65,6 +66,7 @@ class Findings:
       where there was no search.
     allocation: the structure that was read off a gradient, if one was.
     backbone: what else it takes to load the base: arguments of `weights.load` and `weights.refit`.
+    made: with what it was found, process by process.
   """
 
   result: Mapping[str, Any]
@@ -76,6 +78,7 @@ class Findings:
   presets: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
   allocation: Allocation | None = None
   backbone: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  made: Sequence[Made] = ()
 
   @property
   def is_paper(self) -> bool:

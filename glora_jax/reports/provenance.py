@@ -8,7 +8,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict
 
 import jax
 
@@ -34,33 +34,26 @@ class Provenance(NamedTuple):
 
 
 class Made(TypedDict):
-  """A `Provenance` as a result keeps it."""
+  """A `Provenance` as `provenance.json` keeps it."""
 
   command: str
   versions: dict[str, str]
   device: str
 
 
-class Kept(TypedDict, total=False):
-  """What every result says of how it was made, but for those of earlier versions."""
-
-  provenance: list[Made]
-
-
-def kept(results: Iterable[Mapping[str, Any]]) -> list[Provenance]:
-  """With what results were made, each once, in their order; none where they do not say.
+def distinct(made: Iterable[Made]) -> list[Provenance]:
+  """With what results were made, each once, in their order.
 
   Example:
     >>> made = {'command': 'glora', 'versions': {'jax': '0.10'}, 'device': '1 x cpu'}
-    >>> kept([{'provenance': [made]}, {'provenance': [made]}, {}])
+    >>> distinct([made, made])
     [Provenance(command='glora', versions={'jax': '0.10'}, device='1 x cpu')]
   """
   found: list[Provenance] = []
-  for result in results:
-    for made in result.get('provenance', ()):
-      provenance = Provenance(made['command'], made['versions'], made['device'])
-      if provenance not in found:
-        found.append(provenance)
+  for each in made:
+    provenance = Provenance(each['command'], each['versions'], each['device'])
+    if provenance not in found:
+      found.append(provenance)
   return found
 
 

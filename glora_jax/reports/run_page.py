@@ -12,7 +12,7 @@ from glora_jax.reports import charts, page, run_charts, run_report, snippets, st
 from glora_jax.reports.confusion import confused
 from glora_jax.reports.findings import Findings
 from glora_jax.reports.markdown import PAPER_LABEL, weights_name
-from glora_jax.reports.provenance import kept
+from glora_jax.reports.provenance import distinct
 from glora_jax.reports.structure_figure import StructureFigure, structure_figure
 from glora_jax.reports.verdict import interval, tell_verdict
 
@@ -34,7 +34,7 @@ def facts(workdir: str, findings: Findings) -> dict[str, Any]:
   """What the template of a run asks for."""
   result, allocation = findings.result, findings.allocation
   winner, number = result['winner'], result['data']['images']['test']
-  provenances = kept([result])
+  provenances = distinct(findings.made)
   return {
     'task': findings.task.name,
     'verdict': tell_verdict(result),

@@ -9,7 +9,7 @@ from glora_jax.reports import page, suite_report
 from glora_jax.reports.charts import Axis, Bar, DotPlot, Dots, Mark, bars
 from glora_jax.reports.columns import title_of
 from glora_jax.reports.markdown import PAPER_LABEL, sentence_case
-from glora_jax.reports.provenance import kept
+from glora_jax.reports.provenance import distinct
 from glora_jax.reports.scoreboard import (
   MEAN_OF_GROUPS,
   Board,
@@ -57,7 +57,9 @@ def facts(board: Board, pages: Mapping[str, str]) -> dict[str, Any]:
     'origins': suite_report.origins(board),
     'sources': suite_report.sources(rows),
     'seen': [suite_report.tell_sources(), *suite_report.wrong_means(board, rows)],
-    'provenances': kept(board.results.values()),
+    'provenances': distinct(
+      made for result in board.results.values() for made in result.get('provenance', ())
+    ),
   }
 
 

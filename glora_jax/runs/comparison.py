@@ -24,7 +24,6 @@ from glora_jax.files import write_json
 from glora_jax.method.preset_names import file_name, preset_label
 from glora_jax.records import read_record
 from glora_jax.reports import comparison_page, comparison_report
-from glora_jax.reports.provenance import Kept
 from glora_jax.runs import provenance_record
 from glora_jax.runs.lifecycle import carry_out, never
 from glora_jax.runs.run import Candidate, Run
@@ -42,7 +41,7 @@ class _Data(TypedDict):
   notes: list[str]
 
 
-class Result(Kept):
+class Result(TypedDict):
   """The content of `result.json`, as far as version 0.1.0 wrote it, too."""
 
   task: str
@@ -105,7 +104,6 @@ def _run_stages(run: Run) -> dict[str, Any]:
     'data': {'origin': run.task.origin, 'notes': list(run.task.notes)},
     'weights': settings.model.weights,
     **recorded(run.workdir),
-    'provenance': provenance_record.recorded(run.workdir),
     'seeds': seeds,
     'epochs': settings.supernet.epochs,
     'finetune_epochs': settings.finetune.epochs,
@@ -124,7 +122,7 @@ def _run_stages(run: Run) -> dict[str, Any]:
   with run.stage('report'):
     comparison_report.write(run.workdir, result)
     spec = run.place(GRADIENT).adapted.spec
-    comparison_page.write(run.workdir, result, spec)
+    comparison_page.write(run.workdir, result, spec, provenance_record.recorded(run.workdir))
   return result
 
 

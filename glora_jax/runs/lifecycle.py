@@ -73,7 +73,7 @@ def carry_out(
     shape: annotation of that.
 
   Returns:
-    The content of `result.json`.
+    The content of `result.json`, and with what it was made (`provenance`).
   """
   settings = check_config(config)
   meshes.initialize(**dataclasses.asdict(settings.distributed))
@@ -86,8 +86,7 @@ def carry_out(
       log.info('This run is finished; everything is in %s.', workdir)
       for change in changes:
         log.info('%s, which no stage has used.', change)
-      made = provenance_record.recorded(workdir)  # nothing of earlier versions
-      return read_record(path, 'result', shape) | ({'provenance': made} if made else {})
+      return _with_provenance(read_record(path, 'result', shape), workdir)
     run = _prepare_or_undo(settings, workdir, stop, before, changes)
     if meshes.primary():
       claim_workdir(config, workdir)
@@ -95,10 +94,17 @@ def carry_out(
     result = stages(run)
     result['seconds'] = run.seconds
     if meshes.primary():
-      # With what it was made is no result of it: the same run elsewhere writes the same file.
-      kept = {name: value for name, value in result.items() if name != 'provenance'}
-      write_json(path, kept, 'result')
-    return result
+      write_json(path, result, 'result')
+    return _with_provenance(result, workdir)
+
+
+def _with_provenance(result: dict[str, Any], workdir: str) -> dict[str, Any]:
+  """A result, and with what it was made, where that is known.
+
+  `result.json` does not say it: the same run elsewhere writes the same file.
+  """
+  made = provenance_record.recorded(workdir)
+  return {**result, 'provenance': made} if made else result
 
 
 def rehearse(config: ml_collections.ConfigDict, workdir: str) -> Run:

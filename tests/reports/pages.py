@@ -16,6 +16,7 @@ IMAGE = '"><img src=x onerror=alert(1)>'
 PROVENANCE = Provenance(
   'python -m glora_jax.main --config configs/own.py', {'jax': '0.10'}, '1 x cpu'
 )
+MADE = [PROVENANCE._asdict()]
 VOID = {'meta', 'link', 'img', 'br'}
 
 
@@ -110,7 +111,6 @@ def make_findings(allocation, classes=('cat', SCRIPT, 'dog'), task=IMAGE):
     'weights': 'embedded',
     'seconds': {'head': 1.5, 'structure': 2.0, 'supernet': 30.0, 'search': 65.0},
     'allocation': {'head_epochs': 6, 'epochs': 4},
-    'provenance': [PROVENANCE._asdict()],
   }
   return Findings(
     result,
@@ -121,6 +121,7 @@ def make_findings(allocation, classes=('cat', SCRIPT, 'dog'), task=IMAGE):
     presets={'lora': {'params': 24, 'accuracy': 0.6}},
     allocation=allocation,
     backbone={'image_size': 8},
+    made=MADE,
   )
 
 
@@ -162,13 +163,12 @@ def comparison(allocation):
     'structures': {'gradient-60': [allocation.genome.tolist()] * 2},
     'data': {'origin': 'made by hand', 'notes': []},
     'seconds': {'tuning': 3.0, 'training': 9.0},
-    'provenance': [PROVENANCE._asdict()],
   }
 
 
 def write_comparison(folder, allocation):
   """Writes the page of a comparison, and gives its elements."""
-  comparison_page.write(str(folder), comparison(allocation), allocation.spec)
+  comparison_page.write(str(folder), comparison(allocation), allocation.spec, MADE)
   return parse((folder / page.NAME).read_text())
 
 

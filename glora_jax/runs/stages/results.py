@@ -21,7 +21,6 @@ from glora_jax.method.preset_names import preset_label
 from glora_jax.models import weights
 from glora_jax.reports import run_page, run_report
 from glora_jax.reports.findings import Findings, Outcome
-from glora_jax.reports.provenance import Kept
 from glora_jax.runs import provenance_record
 from glora_jax.runs.run import Candidate, Run
 from glora_jax.runs.sections import GRADIENT
@@ -46,7 +45,7 @@ class _Data(TypedDict):
   images: dict[str, int]
 
 
-class Result(Kept):
+class Result(TypedDict):
   """The content of `result.json`, as far as version 0.1.0 wrote it, too.
 
   What only a search has is null where there was none.
@@ -134,7 +133,6 @@ def write_results(
     'normalization': run.metadata['normalization'],
     'weights': config.model.weights,
     **recorded(run.workdir),
-    'provenance': provenance_record.recorded(run.workdir),
     'merge': adapted.merge,
     'seconds': dict(run.seconds),
     **_of_structure(run, found.allocation),
@@ -154,6 +152,7 @@ def write_results(
       presets=inherited,
       allocation=found.allocation,
       backbone=_backbone(run),
+      made=provenance_record.recorded(run.workdir),
     )
     run_report.write(run.workdir, findings)
     run_page.write(run.workdir, findings)
