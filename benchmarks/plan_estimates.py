@@ -18,9 +18,9 @@ from benchmarks.machinery.embedded_task import EMBEDDED_VIT, IMAGE_SIZE
 from benchmarks.machinery.output import make_parser, print_result, print_table
 from glora_jax.models.vit import ViT, vit
 from glora_jax.runs.config import RunSettings
-from glora_jax.runs.costs import cost_of
-from glora_jax.runs.machine import Machine
-from glora_jax.runs.plan import plan_of
+from glora_jax.runs.planning.costs import cost_of
+from glora_jax.runs.planning.machine import Machine
+from glora_jax.runs.planning.plan import plan_of
 from glora_jax.runs.programs import program, shape_of_run
 from glora_jax.runs.sections import SpaceSettings
 from glora_jax.training.recipe import Recipe

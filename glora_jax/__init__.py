@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # for type checkers and editors; `_HOMES` says the same to Py
   from glora_jax.method.subnet import Subnet
   from glora_jax.method.supports import init_supports
   from glora_jax.models.official import load_official_supernet
-  from glora_jax.runs.plan import plan
+  from glora_jax.runs.planning.plan import plan
   from glora_jax.search.allocate import allocate
   from glora_jax.search.allocated import Allocation
   from glora_jax.search.archive import Archive
@@ -58,7 +58,7 @@ _HOMES = {
   'glora_jax.method.subnet': ('Subnet',),
   'glora_jax.method.supports': ('init_supports',),
   'glora_jax.models.official': ('load_official_supernet',),
-  'glora_jax.runs.plan': ('plan',),
+  'glora_jax.runs.planning.plan': ('plan',),
   'glora_jax.search.allocate': ('allocate',),
   'glora_jax.search.allocated': ('Allocation',),
   'glora_jax.search.archive': ('Archive',),

@@ -71,7 +71,7 @@ def main(config: ml_collections.ConfigDict) -> None:
 def plan_of_first(config: ml_collections.ConfigDict) -> str:
   """The plan of a run, or of the first of a suite."""
   from glora_jax.runs import suite
-  from glora_jax.runs.plan import plan
+  from glora_jax.runs.planning.plan import plan
 
   configs = suite.task_configs(config) if config.get('job') == 'adapt' else {'': config}
   (name, first), *others = configs.items()

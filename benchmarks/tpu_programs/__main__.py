@@ -27,8 +27,8 @@ import jax
 from benchmarks.machinery.output import make_parser, print_result, print_table
 from benchmarks.tpu_programs.cases import BACKBONES, Case
 from benchmarks.tpu_programs.compilation import Kept, Record, compiled, held, largest
+from glora_jax.runs.planning.slices import find_slice, has_compiler
 from glora_jax.runs.programs import MAKERS
-from glora_jax.runs.slices import find_slice, has_compiler
 
 MEBIBYTE = 2**20
 ASKED = ('supernet', 'scoring')  # how many fit, on quick settings

@@ -6,9 +6,9 @@ from benchmarks.machinery.embedded_task import EMBEDDED_VIT, IMAGE_SIZE
 from glora_jax import mesh as meshes
 from glora_jax.models.vit import ViT, vit
 from glora_jax.runs.config import RunSettings
+from glora_jax.runs.planning.slices import find_slice
 from glora_jax.runs.programs import Program, Workload, program, shape_of_run
 from glora_jax.runs.sections import ModelSettings, SpaceSettings
-from glora_jax.runs.slices import find_slice
 from glora_jax.training.recipe import Recipe
 
 COUNTS = {'train': 800, 'val': 200, 'test': 1000}

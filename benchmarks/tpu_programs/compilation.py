@@ -11,8 +11,8 @@ import jax
 
 from benchmarks.tpu_programs.cases import Case, build
 from benchmarks.tpu_programs.collectives import collectives
-from glora_jax.runs.arithmetic import count
-from glora_jax.runs.costs import Line, bytes_by_kind
+from glora_jax.runs.planning.arithmetic import count
+from glora_jax.runs.planning.costs import Line, bytes_by_kind
 
 Record = dict[str, Any]
 

@@ -12,16 +12,16 @@ from tiny_runs import changed
 import glora_jax
 from glora_jax import main
 from glora_jax.models.vit import ViT
-from glora_jax.runs import plan as plans
-from glora_jax.runs.arithmetic import count
 from glora_jax.runs.config import RunSettings
-from glora_jax.runs.costs import cost_of, memory_by_batch
-from glora_jax.runs.footprint import temporaries
-from glora_jax.runs.machine import Machine, machine_of
-from glora_jax.runs.planned_stages import stages_of
+from glora_jax.runs.planning import plan as plans
+from glora_jax.runs.planning.arithmetic import count
+from glora_jax.runs.planning.costs import cost_of, memory_by_batch
+from glora_jax.runs.planning.footprint import temporaries
+from glora_jax.runs.planning.machine import Machine, machine_of
+from glora_jax.runs.planning.slices import CHIPS, find_slice
+from glora_jax.runs.planning.stages import stages_of
 from glora_jax.runs.programs import Workload, shape_of_run
 from glora_jax.runs.run import stage_names
-from glora_jax.runs.slices import CHIPS, find_slice
 from glora_jax.training.recipe import Recipe
 
 COUNTS = {'train': 640, 'val': 160, 'test': 200, 'train+val': 800}

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from glora_jax.runs.disk_room import MEGABYTE
-from glora_jax.runs.machine import Machine
-from glora_jax.runs.slices import GIBIBYTE
+from glora_jax.runs.planning.machine import Machine
+from glora_jax.runs.planning.slices import GIBIBYTE
 
 _TITLES = ('stage', 'steps', 'images', 'operations', 'memory of a device', 'time')
 _UNITS = (('d', 86400), ('h', 3600), ('min', 60))

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
-from glora_jax.runs.arithmetic import called_by
+from glora_jax.runs.planning.arithmetic import called_by
 
 # What reads stored arrays and stores what it makes; all else is computed where it is read.
 _BARRIERS = frozenset(

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-from glora_jax.runs.arithmetic import count
 from glora_jax.runs.disk_room import bytes_of
-from glora_jax.runs.footprint import temporaries
+from glora_jax.runs.planning.arithmetic import count
+from glora_jax.runs.planning.footprint import temporaries
 from glora_jax.runs.programs import Program, Workload, program
 from glora_jax.runs.run import Run
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from glora_jax.runs.slices import find_slice
+from glora_jax.runs.planning.slices import find_slice
 
 _SIDE = 1024  # of the matrices whose products are timed
 _PRODUCTS = 4

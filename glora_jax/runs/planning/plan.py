@@ -27,7 +27,9 @@ from glora_jax.runs import early_checks
 from glora_jax.runs.backbone import fetch_task, load_backbone
 from glora_jax.runs.batch_sizes import fit_batches
 from glora_jax.runs.config import RunSettings, check_config
-from glora_jax.runs.costs import (
+from glora_jax.runs.disk_room import STATES_OF_ADAM, bytes_of, least_bytes
+from glora_jax.runs.lifecycle import count
+from glora_jax.runs.planning.costs import (
   Cost,
   Line,
   bytes_by_kind,
@@ -35,14 +37,12 @@ from glora_jax.runs.costs import (
   memory_by_batch,
   memory_by_chunk,
 )
-from glora_jax.runs.disk_room import STATES_OF_ADAM, bytes_of, least_bytes
-from glora_jax.runs.lifecycle import count
-from glora_jax.runs.machine import Machine, machine_of
-from glora_jax.runs.plan_page import Plan, PlannedStage
-from glora_jax.runs.planned_stages import Stage, stages_of
+from glora_jax.runs.planning.machine import Machine, machine_of
+from glora_jax.runs.planning.page import Plan, PlannedStage
+from glora_jax.runs.planning.slices import GIBIBYTE, find_slice
+from glora_jax.runs.planning.stages import Stage, stages_of
 from glora_jax.runs.programs import Workload, on_mesh, program, shape_of_run
 from glora_jax.runs.run import Run
-from glora_jax.runs.slices import GIBIBYTE, find_slice
 
 SHARES = (0.45, 0.2)  # of the peak, which trainings of ViTs reach at best and often
 
