@@ -18,8 +18,10 @@ import numpy as np
 from glora_jax import mesh as meshes
 from glora_jax.method.validation import check_labelled
 
-# Batches of a stream that are held ready on the device: what one compiled call takes.
+# Batches of a stream that one compiled call takes. The next call's are put on the device meanwhile.
 MOST_STREAMED_STEPS = 8
+# Images that a stream is asked for at once, about: worker processes start anew for each question.
+_ASKED_AT_ONCE = 2**20
 
 
 @runtime_checkable
@@ -67,9 +69,10 @@ class Resident:
     """The steps `first` to `last - 1` in blocks of at most `most_steps`."""
     num_examples = len(self.labels)
     block_size = steps_per_call(num_examples // self.batch_size, most_steps)
+    steps = _in_order(self.key, first, last, num_examples, self.batch_size)
     for start in range(first, last, block_size):
       stop = min(start + block_size, last)
-      indices = batch_indices(self.key, start, stop, num_examples, self.batch_size)
+      indices = np.stack([*itertools.islice(steps, stop - start)])
       yield Block(stop, self.images, self.labels, indices)
 
 
@@ -102,18 +105,18 @@ class Streamed:
       yield Block(stop, self._stack(images), self._stack(labels), None)
 
   def _batches(self, first: int, last: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The batches of steps `first` to `last - 1`, asked of the stream an epoch at a time."""
-    steps_per_epoch = self.num_examples // self.batch_size
+    """The batches of steps `first` to `last - 1`, asked of the stream many at a time."""
     rows = slice(None) if self.mesh is None else meshes.local_rows(self.mesh, self.batch_size)
-    while first < last:
-      stop = min((first // steps_per_epoch + 1) * steps_per_epoch, last)
-      indices = batch_indices(self.key, first, stop, self.num_examples, self.batch_size)
-      yield from self.stream.batches(indices[:, rows])
-      first = stop
+    steps = _in_order(self.key, first, last, self.num_examples, self.batch_size)
+    while asked := [*itertools.islice(steps, max(1, _ASKED_AT_ONCE // self.batch_size))]:
+      yield from self.stream.batches(np.stack(asked)[:, rows])
 
-  def _stack(self, batches: Sequence[np.ndarray]) -> jax.Array | np.ndarray:
+  def _stack(self, batches: Sequence[np.ndarray]) -> jax.Array:
+    """Batches on their way to the device; nothing waits for them to be there."""
     stacked = np.stack(batches)
-    return stacked if self.mesh is None else meshes.from_hosts(self.mesh, stacked, axis=1)
+    if self.mesh is None:
+      return jax.device_put(stacked)
+    return meshes.from_hosts(self.mesh, stacked, axis=1)
 
 
 def make_feeder(
@@ -184,6 +187,17 @@ def rows_in_order(num_examples: int, batch_size: int) -> np.ndarray:
   """
   rows = -(-num_examples // batch_size)
   return (np.arange(rows * batch_size, dtype=np.int32) % num_examples).reshape(rows, batch_size)
+
+
+def _in_order(
+  key: jax.Array, first: int, last: int, num_examples: int, batch_size: int
+) -> Iterator[np.ndarray]:
+  """The rows of `batch_indices` one by one, with the order of every epoch drawn once."""
+  steps_per_epoch = num_examples // batch_size
+  while first < last:
+    stop = min((first // steps_per_epoch + 1) * steps_per_epoch, last)
+    yield from batch_indices(key, first, stop, num_examples, batch_size)
+    first = stop
 
 
 def batch_indices(

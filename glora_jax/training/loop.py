@@ -295,7 +295,9 @@ def fit(  # noqa: PLR0913
   steps = make_steps(loss_fn, optimizer, recipe.accumulate, mesh)
   show = progress and meshes.primary()
   with Progress(title, state.step, last, recipe.batch_size, show) as bar:
-    for block in feeder.blocks(state.step, last, steps_per_dispatch):
+    blocks = feeder.blocks(state.step, last, steps_per_dispatch)
+    block = next(blocks, None)
+    while block is not None:
       trainable, opt_state, done, metrics = steps(
         state.trainable,
         state.opt_state,
@@ -306,6 +308,7 @@ def fit(  # noqa: PLR0913
         block.indices,
         step_key,
       )
+      following = next(blocks, None)  # read and put on the device while these steps run
       state = TrainState(trainable, opt_state, int(done))
       if state.step < block.stop:
         raise NonFiniteLossError(state, recipe.learning_rate)
@@ -313,4 +316,5 @@ def fit(  # noqa: PLR0913
       bar.reach(state.step, means)
       if on_dispatch is not None:
         on_dispatch(state, means)
+      block = following
   return state

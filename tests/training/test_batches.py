@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from glora_jax.training import batches
 from glora_jax.training.batches import batch_indices, make_feeder, steps_per_call
 
 KEY = jax.random.key(0)
@@ -46,6 +47,7 @@ def test_a_stream_gives_the_batches_of_a_resident_set_in_their_order(first):
   stops = []
   for resident_block, streamed_block in pairs:
     assert streamed_block.indices is None
+    assert isinstance(streamed_block.images, jax.Array)  # on its way before a step asks for it
     assert streamed_block.stop == resident_block.stop
     np.testing.assert_array_equal(
       streamed_block.images, resident_block.images[resident_block.indices]
@@ -55,3 +57,21 @@ def test_a_stream_gives_the_batches_of_a_resident_set_in_their_order(first):
     )
     stops.append(streamed_block.stop)
   assert stops[-1] == 8
+
+
+def test_a_stream_is_asked_for_many_steps_at_once_and_for_no_more_than_it_should_hold(monkeypatch):
+  asked = []
+
+  class Asked(Stream):
+    def batches(self, indices):
+      asked.append(len(indices))
+      return super().batches(indices)
+
+  labels = np.arange(32) % 3
+  blocks = make_feeder(Asked(), labels, KEY, batch_size=10).blocks(1, 9, 4)
+  whole = np.concatenate([block.images for block in blocks])
+  assert asked == [8]  # over the ends of epochs
+  monkeypatch.setattr(batches, '_ASKED_AT_ONCE', 50)
+  blocks = make_feeder(Asked(), labels, KEY, batch_size=10).blocks(1, 9, 4)
+  np.testing.assert_array_equal(np.concatenate([block.images for block in blocks]), whole)
+  assert asked == [8, 5, 3]

@@ -31,8 +31,9 @@ def loss_fn():
 
 @pytest.fixture(scope='module')
 def fit(loss_fn):
-  def fit(recipe=RECIPE, **options):
-    images, labels = problem().images, problem().labels
+  def fit(recipe=RECIPE, images=None, **options):
+    labels = problem().labels
+    images = problem().images if images is None else images
     return loop.fit(
       loss_fn, *problem().split(), images, labels, recipe, KEY, progress=False, **options
     )
@@ -100,6 +101,23 @@ def test_resumed_training_equals_uninterrupted_training_bit_for_bit(fit, whole):
 
 def test_the_number_of_steps_per_dispatch_changes_nothing(fit, whole):
   chex.assert_trees_all_equal(whole, fit(steps_per_dispatch=3))
+
+
+def test_the_next_images_of_a_stream_come_while_the_steps_before_them_run(fit, whole):
+  """A block is read when the steps before it are dispatched, and before anyone waits for them."""
+  events = []
+
+  class Stream:
+    def batches(self, indices):
+      for number, index in enumerate(indices):
+        events.append(f'read {number}')
+        yield problem().images[index], problem().labels[index]
+
+  state = fit(images=Stream(), steps_per_dispatch=1, on_dispatch=lambda *_: events.append('done'))
+  steps = 6 * STEPS_PER_EPOCH
+  expected = [event for n in range(1, steps) for event in (f'read {n}', 'done')]
+  assert events == ['read 0', *expected, 'done']
+  chex.assert_trees_all_close(state, whole, rtol=1e-5, atol=1e-6)
 
 
 def test_the_callers_arrays_survive_donation(first_epoch):
