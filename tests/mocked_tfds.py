@@ -87,6 +87,9 @@ class Mocked:
   def __getitem__(self, index):
     return example(self.dataset, self.split, self.positions[int(index)], self.encoded)
 
+  def __getitems__(self, indices):
+    return [self[index] for index in indices]
+
 
 def pixels(dataset, split, position):
   """The pixels of an image, uint8 [6, 8, 3]."""

@@ -7,6 +7,7 @@ two it was.
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import hashlib
 import logging
 import os
@@ -31,7 +32,8 @@ T = TypeVar('T')
 
 _CACHE_VERSION = 1  # a part of the key: raised when the same examples would give other arrays
 FEWEST_WITH_PROGRESS = 2000  # images whose decoding shows a progress bar
-_SUBMITTED_AT_ONCE = 4096  # images that wait for a thread
+_MOST_TOGETHER = 32  # images that a thread takes at a time
+_MOST_WAITING = 128  # times as many wait for a thread
 _NAMED_IN_ERROR = 3  # broken images that an error names
 _NAMED_IN_WARNING = 10
 
@@ -187,15 +189,22 @@ def in_parallel(
     show_always: whether there is a bar also where the indices are few.
   """
   is_short = number < FEWEST_WITH_PROGRESS and not show_always
+  threads = os.cpu_count() or 1
+  together = max(1, min(_MOST_TOGETHER, number // (4 * threads)))
   results = []
+
+  def apply(start: int) -> list[T]:
+    return [function(index) for index in range(start, min(start + together, number))]
+
   with (
-    concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
+    concurrent.futures.ThreadPoolExecutor(threads) as pool,
     tqdm(total=number, desc=title, unit='image', disable=is_short) as bar,
   ):
-    for start in range(0, number, _SUBMITTED_AT_ONCE):
-      for result in pool.map(function, range(start, min(number, start + _SUBMITTED_AT_ONCE))):
-        results.append(result)
-        bar.update()
+    for first in range(0, number, _MOST_WAITING * together):
+      last = min(first + _MOST_WAITING * together, number)
+      for part in pool.map(apply, range(first, last, together)):
+        results += part
+        bar.update(len(part))
   return results
 
 
@@ -274,13 +283,12 @@ class Stream:
 
   def batches(self, indices: np.ndarray) -> Iterator[Split]:
     """The images of int [batches, batch] indices, batch by batch."""
-    batch_size = indices.shape[1]
-    order = np.asarray(indices).reshape(-1)
-    source = _DecodedInOrder(self._examples, self.labels, order, self._image_size, self._rule)
+    parts = -(-indices.shape[1] // _most_at_a_time(self._image_size))
+    source = _DecodedInOrder(
+      self._examples, self.labels, np.asarray(indices), parts, self._image_size, self._rule
+    )
     dataset = grain.MapDataset.source(source)
-    batched = self._batch_in_processes if self.workers else self._batch_in_threads
-    for images, labels in batched(dataset, batch_size):
-      yield Split(images, labels)
+    yield from (self._join_in_processes if self.workers else self._join_in_threads)(dataset, parts)
 
   def blocks(self, size: int) -> Iterator[Split]:
     """All images in their order, `size` at a time; the last block is what is left."""
@@ -290,16 +298,16 @@ class Stream:
     if whole < len(self):
       yield from self.batches(np.arange(whole, len(self))[None])
 
-  def _batch_in_threads(self, dataset: grain.MapDataset, batch_size: int) -> grain.IterDataset:
+  def _join_in_threads(self, dataset: grain.MapDataset, parts: int) -> grain.IterDataset:
     threads = 2 * (os.cpu_count() or 1)
     options = grain.ReadOptions(
-      num_threads=threads, prefetch_buffer_size=max(threads, self.prefetch * batch_size)
+      num_threads=threads, prefetch_buffer_size=max(threads, self.prefetch * parts)
     )
-    return dataset.to_iter_dataset(options).batch(batch_size, drop_remainder=True)
+    return dataset.to_iter_dataset(options).batch(parts, batch_fn=_joined)
 
-  def _batch_in_processes(self, dataset: grain.MapDataset, batch_size: int) -> grain.IterDataset:
+  def _join_in_processes(self, dataset: grain.MapDataset, parts: int) -> grain.IterDataset:
     _let_grain_read_flags()
-    batches = dataset.batch(batch_size, drop_remainder=True)
+    batches = dataset.batch(parts, batch_fn=_joined)
     no_threads = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     processes = grain.MultiprocessingOptions(
       num_workers=self.workers, per_worker_buffer_size=self.prefetch
@@ -307,34 +315,49 @@ class Stream:
     return batches.to_iter_dataset(no_threads).mp_prefetch(processes)
 
 
+@dataclasses.dataclass(frozen=True)
 class _DecodedInOrder:
-  """The random access that grain wants: position in the order -> (image, label)."""
+  """The random access that grain wants: parts of batches, one after another.
 
-  def __init__(
-    self,
-    examples: Examples,
-    labels: np.ndarray,
-    order: np.ndarray,
-    image_size: int,
-    rule: ResizeRule,
-  ):
-    self.examples = examples
-    self.labels = labels
-    self.order = order
-    self.image_size = image_size
-    self.rule = rule
+  Attributes:
+    examples: all examples.
+    labels: int32 [n].
+    indices: int [batches, batch].
+    parts: number of parts of a batch.
+    image_size: see `load`.
+    rule: see `load`.
+  """
+
+  examples: Examples
+  labels: np.ndarray
+  indices: np.ndarray
+  parts: int
+  image_size: int
+  rule: ResizeRule
 
   def __len__(self) -> int:
-    return len(self.order)
+    return len(self.indices) * self.parts
 
-  def __getitem__(self, index: int) -> tuple[np.ndarray, np.int32]:
-    index = int(self.order[index])
+  def __getitem__(self, index: int) -> Split:
+    row, part = divmod(index, self.parts)
+    indices = np.array_split(self.indices[row], self.parts)[part]
+    return Split(np.stack([self._read(int(index)) for index in indices]), self.labels[indices])
+
+  def _read(self, index: int) -> np.ndarray:
     try:
-      image = resize(self.examples.image(index), self.image_size, self.rule)
+      return resize(self.examples.image(index), self.image_size, self.rule)
     except OSError as error:
       message = f'{printable(self.examples.name(index))}: {error}'
       raise UnreadableImages([message], len(self.labels)) from error
-    return image, self.labels[index]
+
+
+def _joined(parts: Sequence[Split]) -> Split:
+  return Split(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def _most_at_a_time(image_size: int) -> int:
+  """Images that a thread decodes at a time: handing over small ones costs more than decoding."""
+  return min(16, max(1, (224 // image_size) ** 2))
 
 
 def _readable(examples: Examples, title: str) -> np.ndarray:

@@ -5,29 +5,25 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
 
 from glora_jax.data.examples import Split
-from glora_jax.data.image import decode, from_array
 from glora_jax.data.task import Task
+from glora_jax.data.tfds_examples import LabelFeature, LabelFunction, TfdsExamples, quote
 from glora_jax.limits import shown
 
 log = logging.getLogger(__name__)
 
 Builder = tfds.core.DatasetBuilder
-Example = Mapping[str, Any]  # the features of one example, as TFDS gives them
-LabelFunction = Callable[[Example], int]
 
 _VERSION = re.compile(r'(\*|\d+)(\.(\*|\d+)){2}')
-_LONGEST_QUOTE = 200  # characters of a TFDS error that a sentence of ours repeats
 
 
 def find_builder(name: str, data_dir: str | None = None, version: str | None = None) -> Builder:
@@ -82,7 +78,7 @@ def reading(name: str) -> Iterator[None]:
     raise
   except Exception as error:  # its parsers and readers each have their own
     raise ValueError(
-      f'TFDS cannot read {name} ({_quote(error)}); see its names on '
+      f'TFDS cannot read {name} ({quote(error)}); see its names on '
       'www.tensorflow.org/datasets, or remove its folder where it is damaged, and it is prepared '
       'again.'
     ) from error
@@ -160,7 +156,7 @@ def prepare(builder: Builder) -> None:
       _notice_preparation(builder)
       return
     raise OSError(
-      f'{builder.info.full_name} could not be prepared ({_quote(error)}). {instructions(builder)}'
+      f'{builder.info.full_name} could not be prepared ({quote(error)}). {instructions(builder)}'
     ) from error
 
 
@@ -172,98 +168,6 @@ def _notice_preparation(builder: Builder) -> None:
     builder.info.read_from_directory(builder.data_path)
 
 
-def _quote(error: Exception) -> str:
-  """The first line of an error, cut off where it is long."""
-  lines = str(error).strip().splitlines()
-  return lines[0][:_LONGEST_QUOTE] if lines else type(error).__name__
-
-
-@dataclasses.dataclass(frozen=True)
-class LabelFeature:
-  """A label that is an integer feature of the example, or a bin of its values.
-
-  Attributes:
-    feature: name of the feature.
-    bin_size: neighbouring values that are one class.
-
-  Example:
-    >>> LabelFeature('label_x_position', bin_size=2)({'label_x_position': 7})
-    3
-  """
-
-  feature: str = 'label'
-  bin_size: int = 1
-
-  def __call__(self, example: Example) -> int:
-    """The class of an example."""
-    return int(example[self.feature]) // self.bin_size
-
-
-@dataclasses.dataclass
-class TfdsExamples:
-  """Examples of a prepared TFDS data set: encoded images, or arrays where TFDS decodes them.
-
-  Attributes:
-    source: what TFDS's `as_data_source` returns: has `len`, and gives the features of an example by
-      `[index]`.
-    identity: see `Examples`.
-    label_of: function from the features of an example to its class.
-    scale: factor from the stored values of a decoded image to pixels.
-  """
-
-  source: Sequence[Example]
-  identity: str
-  label_of: LabelFunction = LabelFeature()
-  scale: int = 1
-
-  @functools.cached_property
-  def labels(self) -> np.ndarray:
-    """The class of every example, int32 [n]; the first use reads all examples."""
-    labels = [self.label_of(self._features(index)) for index in range(len(self.source))]
-    return np.array(labels, np.int32)
-
-  def image(self, index: int) -> Image.Image:
-    """The image as RGB."""
-    return self._decode(index)
-
-  def check(self, index: int) -> None:
-    """Decodes a draft of the image."""
-    self._decode(index, draft=True)
-
-  def state(self, index: int) -> str:
-    """The name: what is prepared does not change."""
-    return self.name(index)
-
-  def name(self, index: int) -> str:
-    """The position in the data set."""
-    return f'example {index} of {self.identity}'
-
-  def _decode(self, index: int, draft: bool = False) -> Image.Image:
-    stored = self._features(index)['image']
-    if not isinstance(stored, np.ndarray):
-      return decode(stored, draft=draft)
-    return from_array(stored if self.scale == 1 else stored * np.uint8(self.scale))
-
-  def _features(self, index: int) -> Example:
-    _silence_advice_about_opencv()
-    try:
-      return self.source[index]
-    except Exception as error:  # array_record, TFDS's parser and its decoders each have their own
-      raise OSError(
-        f'{self.name(index)} cannot be read ({_quote(error)}); remove the folder of the data set, '
-        'and it is prepared again.'
-      ) from error
-
-
-def _silence_advice_about_opencv() -> None:
-  """Keeps TFDS from advising to install OpenCV when it decodes an image: Pillow serves."""
-  logging.getLogger('absl').addFilter(_is_no_advice_about_opencv)
-
-
-def _is_no_advice_about_opencv(record: logging.LogRecord) -> bool:
-  return 'OpenCV' not in record.getMessage()
-
-
 def read(
   builder: Builder, split: str, label_of: LabelFunction = LabelFeature(), scale: int = 1
 ) -> TfdsExamples:
@@ -273,15 +177,14 @@ def read(
     builder: builder of a prepared data set.
     split: TFDS expression, as 'train[:800]'.
     label_of: see `TfdsExamples`.
-    scale: see `TfdsExamples`; images with a scale other than 1 are decoded by TFDS.
+    scale: see `TfdsExamples`.
 
   Raises:
     ValueError: the data set is stored in a format without random access, or lacks the split; the
       sentence says what to do.
   """
-  decoders = {'image': tfds.decode.SkipDecoding()} if scale == 1 else {}
   try:
-    source = builder.as_data_source(split=split, decoders=decoders)
+    source = builder.as_data_source(split=split, decoders={'image': tfds.decode.SkipDecoding()})
   except NotImplementedError as error:
     raise ValueError(
       f'{builder.data_path} is stored as {builder.info.file_format.value}, which has no random '
@@ -290,10 +193,22 @@ def read(
     ) from error
   except (KeyError, ValueError, AssertionError) as error:
     raise ValueError(
-      f"{builder.info.full_name} cannot be read as '{split}' ({_quote(error)})."
+      f"{builder.info.full_name} cannot be read as '{split}' ({quote(error)})."
     ) from error
   identity = f'{builder.info.full_name} {split} {builder.data_path}'
-  return TfdsExamples(source, identity, label_of, scale)
+  return TfdsExamples(source, identity, label_of, scale, _record_of(builder, split, label_of))
+
+
+def _record_of(builder: Builder, split: str, label_of: LabelFunction) -> str | None:
+  """Where the labels of a split are remembered: beside its records, by what they are read off.
+
+  A function of one's own may change; what it gives is not remembered.
+  """
+  folder = os.fspath(builder.data_path)
+  if not isinstance(label_of, LabelFeature) or not os.path.isdir(folder):
+    return None
+  key = hashlib.sha256(f'{split}|{label_of}'.encode()).hexdigest()[:16]
+  return os.path.join(folder, f'glora_jax_labels-{key}.npz')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """TFDS data sets: what they are called, and what is handed to other processes."""
 
-import logging
+import os
+import pathlib
 import pickle
 import re
 
@@ -8,9 +9,10 @@ import numpy as np
 import pytest
 from digits_folder import copy_digits, prepared_digits
 
-from glora_jax.data import tfds
+from glora_jax.data import tfds, tfds_examples
 from glora_jax.data.catalog import find
 from glora_jax.data.task import Source
+from glora_jax.data.tfds_examples import LabelFeature, TfdsExamples
 
 
 @pytest.fixture(scope='module')
@@ -20,7 +22,7 @@ def split():
 
 def test_splits_and_their_examples_can_be_pickled(split):
   copy = pickle.loads(pickle.dumps(split))
-  assert (copy.expression, copy.label_of) == ('train[800:]', tfds.LabelFeature())
+  assert (copy.expression, copy.label_of) == ('train[800:]', LabelFeature())
   examples = split.open()
   for opened in (copy.open(), pickle.loads(pickle.dumps(examples))):
     assert opened.identity == examples.identity
@@ -38,13 +40,67 @@ def test_splits_that_a_data_set_lacks_are_explained(split):
     tfds.read(split.builder, 'validation')
 
 
-def test_tfds_decodes_what_is_not_pixels_yet_and_gives_no_advice(split, caplog):
-  examples = tfds.read(split.builder, 'test', scale=3)
-  with caplog.at_level(logging.INFO, logger='absl'):
-    scaled = np.asarray(examples.image(0))
+def test_stored_values_are_scaled_to_pixels(split):
+  scaled = np.asarray(tfds.read(split.builder, 'test', scale=3).image(0))
   pixels = np.asarray(tfds.read(split.builder, 'test').image(0))
   np.testing.assert_array_equal(scaled, pixels * np.uint8(3))
-  assert 'OpenCV' not in caplog.text
+
+
+@pytest.fixture
+def copied(tmp_path):
+  """Digits in a folder of their own."""
+  copy_digits(tmp_path)
+  return find('digits', Source(dir=str(tmp_path))).splits['test']
+
+
+@pytest.fixture
+def read(monkeypatch):
+  """The examples that are read for their labels."""
+  indices = []
+  features_of = TfdsExamples._features_of
+
+  def note(self, wanted):
+    indices.extend(wanted)
+    return features_of(self, wanted)
+
+  monkeypatch.setattr(TfdsExamples, '_features_of', note)
+  return indices
+
+
+def test_labels_of_many_examples_are_read_once_and_remembered_beside_them(
+  split, copied, read, monkeypatch
+):
+  labels = tfds.read(split.builder, 'test').labels
+  assert copied.open().labels.shape == labels.shape
+  assert not os.path.exists(copied.open().record)  # of few examples
+  monkeypatch.setattr(tfds_examples, 'FEWEST_REMEMBERED', 797)
+  read.clear()
+  for _ in range(2):
+    np.testing.assert_array_equal(copied.open().labels, labels)
+    assert read == list(range(797))
+  assert os.path.dirname(copied.open().record) == str(copied.builder.data_path)
+  others = (LabelFeature(bin_size=2), lambda example: int(example['label']) // 2)
+  for label_of in others:  # from another feature, and by a function that may change
+    examples = tfds.read(copied.builder, 'test', label_of)
+    np.testing.assert_array_equal(examples.labels, labels // 2)
+  assert tfds.read(copied.builder, 'test', others[1]).record is None
+
+
+@pytest.mark.parametrize('spoil', ['cut', 'shape', 'folder'])
+def test_remembered_labels_that_are_damaged_are_read_again(copied, read, monkeypatch, spoil):
+  monkeypatch.setattr(tfds_examples, 'FEWEST_REMEMBERED', 797)
+  labels = copied.open().labels
+  record = pathlib.Path(copied.open().record)
+  if spoil == 'cut':
+    record.write_bytes(record.read_bytes()[:100])
+  elif spoil == 'shape':
+    np.savez(record, labels=labels[:-1])
+  else:  # it cannot be written either, as where a data set is shared
+    record.unlink()
+    record.mkdir()
+  read.clear()
+  np.testing.assert_array_equal(copied.open().labels, labels)
+  assert read == list(range(797))
 
 
 @pytest.mark.parametrize('version', ['x.y', '1', '*', '1.0.0.0', '../x'])

@@ -23,7 +23,8 @@ from glora_jax.data.examples import Examples, Files, OpenedSplit
 from glora_jax.data.label_files import LabelledPath, read_csv, require_files
 from glora_jax.data.splits import SEED, SPLITS, Dealer
 from glora_jax.data.task import Source, Task, require_measurable, require_printable
-from glora_jax.data.tfds import Builder, TfdsExamples
+from glora_jax.data.tfds import Builder
+from glora_jax.data.tfds_examples import TfdsExamples
 from glora_jax.limits import listed
 
 Kind = Literal['folder', 'csv', 'tfds']

@@ -19,7 +19,8 @@ from glora_jax.data.tasks.vtab_labels import (
   dsprites_orientation,
   kitti_distance,
 )
-from glora_jax.data.tfds import Builder, LabelFeature, LabelFunction, TfdsSplit
+from glora_jax.data.tfds import Builder, TfdsSplit
+from glora_jax.data.tfds_examples import LabelFeature, LabelFunction
 from glora_jax.limits import shown
 
 Group = Literal['natural', 'specialized', 'structured']

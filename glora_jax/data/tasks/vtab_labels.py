@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from glora_jax.data.tfds import Example
+from glora_jax.data.tfds_examples import Example
 
 _FEWEST_OBJECTS = 3  # of a CLEVR scene
 _DISTANCES = (0, 8, 8.5, 9, 9.5, 10, 100)  # bounds of CLEVR's classes
