@@ -99,7 +99,7 @@ def free_port():
     return free.getsockname()[1]
 
 
-def test_joined_processes_wait_for_each_other_share_arrays_and_hear_of_a_signal_to_one(tmp_path):
+def test_joined_processes_wait_share_arrays_read_their_part_and_hear_of_a_signal_to_one(tmp_path):
   port = free_port()
   finish(
     *(

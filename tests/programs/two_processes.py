@@ -1,4 +1,4 @@
-"""One of two processes that wait for each other, share arrays, and hear of a signal to one."""
+"""One of two processes that wait for each other, share arrays, read a stream, hear of a signal."""
 
 import os
 import pathlib
@@ -7,10 +7,16 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from glora_jax import mesh as meshes
+from glora_jax.data.examples import Files
+from glora_jax.data.pipeline import Stream
+from glora_jax.training.loop import fit
+from glora_jax.training.recipe import Recipe
 
 port, process, folder = sys.argv[1], int(sys.argv[2]), pathlib.Path(sys.argv[3])
 signals = []
@@ -43,6 +49,60 @@ np.testing.assert_array_equal(placed, np.arange(3))
 with pytest.raises(ValueError, match='does not fit 2 processes'):
   meshes.over_devices('one')
 assert meshes.least_of_all(process + 5) == 5
+
+# A stream: each reads the rows of its own device, and training that goes on amid an epoch ends
+# exactly where it would have ended.
+paths = [str(folder / f'{number}.png') for number in range(20)]
+with meshes.primary_first('images'):
+  if meshes.primary():
+    for number, path in enumerate(paths):
+      Image.new('RGB', (4, 4), (number, 100, 200)).save(path)
+
+
+class Counted(Files):
+  """Files that know how many images were asked for."""
+
+  read = 0
+
+  def image(self, index):
+    self.read += 1
+    return super().image(index)
+
+
+def loss_fn(trainable, frozen, images, labels, key):
+  del frozen, key
+  errors = images.astype(jnp.float32).mean((1, 2)) @ trainable / 255 - labels
+  return jnp.mean(errors**2), {}
+
+
+def train(state=None):
+  """All states, and how many images were read for them."""
+  files = Counted(paths, [number % 2 for number in range(20)])
+  stream, states = Stream(files, 4), []
+  recipe = Recipe(epochs=3, batch_size=6, learning_rate=0.1, warmup_epochs=0)
+  fit(
+    loss_fn,
+    jnp.ones(3),
+    {},
+    stream,
+    stream.labels,
+    recipe,
+    jax.random.key(0),
+    state=state,
+    steps_per_dispatch=2,
+    on_dispatch=lambda state, _: states.append(meshes.on_host(state)),
+    progress=False,
+    mesh=mesh,
+  )
+  return states, files.read
+
+
+states, read = train()
+assert read == 9 * 6 // 2
+amid = next(state for state in states if state.step % 3)
+resumed, read = train(amid._replace(step=int(amid.step)))
+assert read == (9 - int(amid.step)) * 6 // 2
+jax.tree.map(np.testing.assert_array_equal, resumed[-1], states[-1])
 
 # Signals.
 assert not meshes.on_any(bool(signals))
