@@ -323,9 +323,7 @@ def write_safetensors(path: Path, tensors: dict[str, Any], metadata: dict[str, s
     with whole(path) as temporary:
       safetensors.numpy.save_file(contiguous, temporary, metadata)
   except safetensors.SafetensorError as error:
-    raise OSError(
-      f'{printable(path)} cannot be written ({str(error).strip().splitlines()[0]}).'
-    ) from error
+    raise OSError(f'{printable(path)} cannot be written ({first_line(error)}).') from error
 
 
 def write_tensors(path: Path, tensors: dict[str, Any], kind: str, metadata: dict[str, Any]) -> None:
@@ -372,9 +370,7 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str
     ValueError: it is damaged, or not a file of this project and kind.
   """
   if not os.path.isfile(path):
-    raise FileNotFoundError(
-      f'There is no file {printable(path)}; give the path of a safetensors file.'
-    )
+    raise FileNotFoundError(f'There is no file {printable(path)}; give a safetensors file.')
   try:
     with safetensors.safe_open(path, 'numpy') as file:
       metadata = json.loads((file.metadata() or {}).get(STAMP, '{}'))
@@ -390,10 +386,14 @@ def check_metadata(path: Path, metadata: Any, kind: str) -> dict[str, Any]:
   """The metadata of a safetensors file of this project, without kind and format.
 
   Raises:
-    ValueError: it is of another kind, or a later version wrote it.
+    ValueError: it is of another kind or a later version, or could not be written again.
   """
   if not isinstance(metadata, dict) or metadata.pop('kind', None) != kind:
     raise ValueError(f'{printable(path)} is no {kind} file that glora_jax wrote.')
+  try:
+    json.dumps(metadata, allow_nan=False)
+  except ValueError as error:
+    raise damaged(path, error) from error
   # Before files had a format, metadata of this name was the user's.
   if isinstance(metadata.get('format'), int | float):
     _check_format(path, metadata.pop('format'), kind)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+import sys
 from typing import Any
 
 import jax
@@ -60,7 +61,7 @@ def sample_genome(key: jax.Array, spec: Spec, largest: float = 0.0) -> jax.Array
 
 
 def check_budget(budget: Any) -> int | None:
-  """A budget as an int, or None for no limit.
+  """A budget as an int that fits into 64 bits, which no model exceeds, or None for no limit.
 
   Raises:
     ValueError: the budget is negative, fractional or no number.
@@ -73,7 +74,7 @@ def check_budget(budget: Any) -> int | None:
       f'budget={text} must be a whole number of trained parameters, 0 (the linear subnet) or '
       'more, or None.'
     )
-  return int(budget)
+  return min(int(budget), sys.maxsize)
 
 
 def _is_whole_number(value: Any) -> bool:

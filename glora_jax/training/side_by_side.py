@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from glora_jax.limits import Domain, Limits, shown
+from glora_jax.limits import Domain, Limits
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.supports import COLLECTION
 from glora_jax.method.validation import check_labelled
@@ -31,6 +31,7 @@ from glora_jax.training.recipe import Recipe
 log = logging.getLogger(__name__)
 
 _DISPATCHED = Domain.of_annotation(int, Limits(at_least=1))
+_RATE = Domain.of_annotation(float, Limits(above=0, at_most=float(np.finfo(np.float32).max)))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -121,8 +122,7 @@ def train_many(
   check_labelled(images, labels)
   _DISPATCHED.check(steps_per_dispatch, 'steps_per_dispatch')
   for number, run in enumerate(runs):
-    if not 0 < run.rate <= float(np.finfo(np.float32).max):
-      raise ValueError(f'rate={shown(run.rate)} of run {number} must be above 0 and finite.')
+    _RATE.check(run.rate, f'runs[{number}].rate')
   last = recipe.epochs * recipe.steps_per_epoch(len(labels))
   groups = _grouped(runs)
   states: dict[int, TrainState] = {}

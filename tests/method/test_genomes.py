@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glora_jax.method.draws import random_genomes, sample_genome, shrink
+from glora_jax.method.draws import check_budget, random_genomes, sample_genome, shrink
 from glora_jax.method.genome_json import genome_from_json, genome_to_json
 from glora_jax.method.genomes import _BLOCK, canonicalize, check_genome, count_params
 from glora_jax.method.space import TENSORS, Layer, SearchSpace, Spec
@@ -150,6 +150,10 @@ def test_shrinking_only_ever_makes_genes_cheaper(genome, budget):
 def test_impossible_budgets_are_refused(budget):
   with pytest.raises(ValueError, match='budget='):
     random_genomes(np.random.default_rng(0), LAYERS, 3, budget)
+
+
+def test_a_budget_beyond_all_numbers_is_none():
+  assert check_budget(10**6000) == check_budget(1e30) > 10**18
 
 
 def test_a_random_key_is_no_generator_of_genomes():

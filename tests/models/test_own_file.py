@@ -29,6 +29,15 @@ def test_files_that_only_look_like_ours_are_refused(tmp_path, metadata):
     weights.load(path)
 
 
+@pytest.mark.parametrize('number', ['NaN', '-Infinity', '1e999'])
+def test_metadata_that_could_not_be_written_again_are_refused(tmp_path, number):
+  path = tmp_path / 'odd.safetensors'
+  metadata = f'{{"kind": "vit", "model": {{"depth": 2}}, "notes": [{number}]}}'
+  safetensors.numpy.save_file({'a': np.zeros(3)}, path, {'glora_jax': metadata})
+  with pytest.raises(ValueError, match=r'is damaged .*not JSON compliant'):
+    weights.load(path)
+
+
 def test_all_wrong_tensors_are_named(own, tmp_path):
   _, params = own
   head = {'kernel': params['head']['kernel'], 'extra': params['head']['bias']}

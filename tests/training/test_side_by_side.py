@@ -163,7 +163,7 @@ def test_wrong_runs_and_images_are_explained():
   with pytest.raises(ValueError, match='train_many takes resident images'):
     train_many([run], Stream(), labels, recipe)
   runs = [run, dataclasses.replace(run, rate=0)]
-  with pytest.raises(ValueError, match='rate=0 of run 1 must be above 0'):
+  with pytest.raises(ValueError, match=r'runs\[1\]\.rate=0 must be above 0'):
     train_many(runs, jnp.zeros((8, 1)), labels, recipe)
 
 
@@ -177,5 +177,6 @@ def test_runs_refuse_images_without_a_label_each():
     train_many([run], images[:0], labels[:0], RECIPE, progress=False)
   with pytest.raises(ValueError, match='steps_per_dispatch=0 must be at least 1'):
     train_together([run], steps_per_dispatch=0)
-  with pytest.raises(ValueError, match='rate=inf of run 0 must be above 0 and finite'):
-    train_together([dataclasses.replace(run, rate=float('inf'))])
+  for rate, wanted in (float('inf'), 'a finite number'), ({}, 'a number'):
+    with pytest.raises(ValueError, match=rf'runs\[0\]\.rate=.+ must be {wanted}'):
+      train_together([dataclasses.replace(run, rate=rate)])
