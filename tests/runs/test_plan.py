@@ -7,10 +7,12 @@ import types
 import jax
 import jax.numpy as jnp
 import pytest
+from PIL import Image
 from tiny_runs import changed
 
 import glora_jax
 from glora_jax import main
+from glora_jax.data.examples import Files
 from glora_jax.models.vit import ViT
 from glora_jax.runs.config import RunSettings
 from glora_jax.runs.planning import plan as plans
@@ -18,6 +20,7 @@ from glora_jax.runs.planning.arithmetic import count
 from glora_jax.runs.planning.costs import cost_of, memory_by_batch
 from glora_jax.runs.planning.footprint import temporaries
 from glora_jax.runs.planning.machine import Machine, machine_of
+from glora_jax.runs.planning.reading import Reading, images_per_core
 from glora_jax.runs.planning.slices import CHIPS, find_slice
 from glora_jax.runs.planning.stages import stages_of
 from glora_jax.runs.programs import Workload, shape_of_run
@@ -110,6 +113,22 @@ def test_the_page_says_that_memory_is_an_estimate(planned):
   assert '1 x test' in page
   compiled = str(dataclasses.replace(planned, is_compiled=True))
   assert "Memory is the TPU compiler's account" in compiled
+
+
+def test_the_page_says_how_many_cores_keep_up_with_streamed_images(planned):
+  assert 'streamed' not in str(planned)
+  page = str(dataclasses.replace(planned, reading=Reading((900.0, 400.0), per_core=250.0)))
+  assert '400 to 900 a second' in page
+  assert '2 to 4 cores keep up' in page
+
+
+def test_a_core_is_timed_on_images_that_can_be_read(tmp_path):
+  paths = [str(tmp_path / f'{number}.png') for number in range(5)]
+  for path in paths[:3]:
+    Image.new('RGB', (9, 7)).save(path)
+  some, none = Files(paths, [0] * 5), Files(paths[3:], [0] * 2)
+  assert 1 < images_per_core(some, 8, 'squash') < 1e6
+  assert images_per_core(none, 8, 'squash') is None
 
 
 @pytest.mark.parametrize('memory, fits', [(2**20, 'not one image fits'), (0, 'images fit')])
@@ -228,10 +247,12 @@ def test_a_run_scores_as_many_side_by_side_as_half_of_free_memory_holds():
 @pytest.mark.slow
 def test_a_plan_of_a_config_writes_nothing_and_deals_batches(run_config, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  planned = glora_jax.plan(run_config, 'v5e:2x4')
+  planned = glora_jax.plan(changed(run_config, **{'data.max_resident': 0}), 'v5e:2x4')
   assert planned.machine.devices == 8
   assert planned.chunk == 4
   assert {stage.name: stage.steps for stage in planned.stages}['supernet'] == 150
+  trainings = [stage for stage in planned.stages if stage.steps]
+  assert planned.reading.rates == max(stage.rates for stage in trainings)
   assert not os.listdir(tmp_path)
   with pytest.raises(ValueError, match='cannot be dealt to 32 devices'):
     glora_jax.plan(run_config, 'v5e:4x8')

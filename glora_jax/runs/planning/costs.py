@@ -25,7 +25,7 @@ class Cost(NamedTuple):
     operations: floating-point operations for an image, of one candidate.
     arguments: bytes of what it is given.
     temporaries: bytes that it takes beside that, and for its results, by `footprint.temporaries`.
-    streamed: bytes of the arguments that are batches of a stream.
+    streamed: bytes of the arguments that are batches of a stream, those of the next call included.
   """
 
   operations: float
@@ -50,11 +50,12 @@ def cost_of(name: str, run: Run, workload: Workload = Workload()) -> Cost:
   made = program(name, run, workload)
   traced = made.function.trace(*made.arguments)
   results = 0 if name in TRAININGS else bytes_of(traced.out_info)  # in the place of arguments
+  batches = _streamed(made)
   return Cost(
     count(traced.jaxpr).total / _images(made, run),
-    bytes_of(made.arguments),
+    bytes_of(made.arguments) + batches,  # the next call's come while this one runs
     temporaries(traced.jaxpr) + results,
-    _streamed(made),
+    2 * batches,
   )
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from glora_jax.runs.disk_room import MEGABYTE
 from glora_jax.runs.planning.machine import Machine
+from glora_jax.runs.planning.reading import Reading
 from glora_jax.runs.planning.slices import GIBIBYTE
 
 _TITLES = ('stage', 'steps', 'images', 'operations', 'memory of a device', 'time')
@@ -38,6 +39,11 @@ class PlannedStage(NamedTuple):
   held: int
   seconds: tuple[float, ...]
 
+  @property
+  def rates(self) -> tuple[float, ...]:
+    """Images a second, at 45% and at 20% of the peak."""
+    return tuple(self.images / seconds for seconds in self.seconds)
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -53,6 +59,7 @@ class Plan:
     batch: most images of a step, on all devices together; 0 where not one fits.
     chunk: most candidates side by side on a device; None where nothing is searched.
     side_by_side: how many of them a run takes, which leaves half of what is free.
+    reading: what streamed training images ask of the hosts; None where they stay on the devices.
     is_compiled: whether memory of the stages is the compiler's account, and not an estimate.
   """
 
@@ -65,6 +72,7 @@ class Plan:
   batch: int
   chunk: int | None
   side_by_side: int | None
+  reading: Reading | None = None
   is_compiled: bool = False
 
   @property
@@ -107,10 +115,20 @@ def _page(plan: Plan) -> Iterator[str]:
   if plan.chunk is not None:
     fits.append(f'{plan.chunk:,} candidates side by side on each')
   yield f'fits, by estimate: {" and ".join(fits)}'
+  if plan.reading is not None:
+    yield _words_on(plan.reading)
   source = "the TPU compiler's account" if plan.is_compiled else 'an estimate, from shapes alone'
   yield (
     f'Memory is {source}. Time is that of the arithmetic at 45% to 20% of the peak, without '
     'compiling and reading; a search that stops early takes less.'
+  )
+
+
+def _words_on(reading: Reading) -> str:
+  (fast, slow), (most, least) = reading.rates, reading.cores
+  return (
+    f'reading: training images are streamed, {slow:,.0f} to {fast:,.0f} a second, and a core like '
+    f'those here decodes {reading.per_core:,.0f}: {least:,} to {most:,} cores keep up'
   )
 
 

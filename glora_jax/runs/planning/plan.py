@@ -39,6 +39,7 @@ from glora_jax.runs.planning.costs import (
 )
 from glora_jax.runs.planning.machine import Machine, machine_of
 from glora_jax.runs.planning.page import Plan, PlannedStage
+from glora_jax.runs.planning.reading import Reading, images_per_core
 from glora_jax.runs.planning.slices import GIBIBYTE, find_slice
 from glora_jax.runs.planning.stages import Stage, stages_of
 from glora_jax.runs.programs import Workload, on_mesh, program, shape_of_run
@@ -86,6 +87,7 @@ def plan(
   name, run = _shape_of(settings, machine)
   planned = plan_of(run, name, machine)
   _require_room(planned, run.settings)
+  planned = dataclasses.replace(planned, reading=_reading_of(planned, run))
   if compiled and topology is not None:
     planned = _with_compiled(planned, run, topology)
     _require_room(planned, run.settings)
@@ -114,7 +116,20 @@ def _shape_of(settings: RunSettings, machine: Machine) -> tuple[str, Run]:
     f'{task.name}, {task.num_classes} classes: a {type(model).__name__} of {model.depth} blocks, '
     f'width {model.width}, {size} pixels, computed in {settings.model.dtype}'
   )
-  return name, run
+  return name, dataclasses.replace(run, task=task)
+
+
+def _reading_of(planned: Plan, run: Run) -> Reading | None:
+  """What the fastest training takes where its images are streamed; None where they are not."""
+  examples = run.task.open(run.train_split)
+  trainings = [stage for stage in planned.stages if stage.steps]
+  if run.is_resident(len(examples.labels)) or not trainings:
+    return None
+  per_core = images_per_core(examples, run.metadata['image_size'], run.settings.data.resize)
+  if per_core is None:
+    return None
+  rates = (stage.rates for stage in trainings)
+  return Reading(max(rates), per_core)
 
 
 def plan_of(run: Run, name: str, machine: Machine) -> Plan:
