@@ -126,9 +126,9 @@ def test_a_core_is_timed_on_images_that_can_be_read(tmp_path):
   paths = [str(tmp_path / f'{number}.png') for number in range(5)]
   for path in paths[:3]:
     Image.new('RGB', (9, 7)).save(path)
-  some, none = Files(paths, [0] * 5), Files(paths[3:], [0] * 2)
-  assert 1 < images_per_core(some, 8, 'squash') < 1e6
-  assert images_per_core(none, 8, 'squash') is None
+  partly, broken = Files(paths, [0] * 5), Files(paths[3:], [0] * 2)
+  assert 1 < images_per_core(partly, 8, 'squash') < 1e6
+  assert images_per_core(broken, 8, 'squash') is None
 
 
 @pytest.mark.parametrize('memory, fits', [(2**20, 'not one image fits'), (0, 'images fit')])
