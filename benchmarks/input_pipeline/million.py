@@ -1,0 +1,130 @@
+"""A million small records on the disk, as a TFDS data set: made, opened, checked and streamed."""
+
+import io
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import sklearn.datasets
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from benchmarks.input_pipeline.photographs import resident_memory, watched
+from glora_jax.data import pipeline
+from glora_jax.data.examples import OpenedSplit
+from glora_jax.data.image_check import with_readable_images
+from glora_jax.data.task import Task
+from glora_jax.data.tfds import TfdsSplit, prepare
+from glora_jax.data.tfds_examples import TfdsExamples
+from glora_jax.training.batches import batch_indices
+
+SIDE = 32
+CLASSES = 1000
+DISTINCT = 4096  # images, which take turns
+BATCH = 128
+
+
+class Million(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+  """JPEG images of 32 x 32, cut from photographs; labels go round."""
+
+  VERSION = tfds.core.Version('1.0.0')
+  NUMBER = 10**6
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    features = {
+      'image': tfds.features.Image(shape=(SIDE, SIDE, 3), encoding_format='jpeg'),
+      'label': tfds.features.ClassLabel(num_classes=CLASSES),
+    }
+    return tfds.core.DatasetInfo(
+      builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
+    )
+
+  def _split_generators(self, dl_manager) -> dict[str, Iterator]:
+    return {'train': self._generate_examples()}
+
+  def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
+    encoded = encoded_images()
+    for number in range(self.NUMBER):
+      image = io.BytesIO(encoded[number % DISTINCT])
+      yield number, {'image': image, 'label': number % CLASSES}
+
+
+class Few(Million, skip_registration=True):
+  """The same, but fewer."""
+
+  NUMBER = 20_000
+
+
+def encoded_images() -> list[bytes]:
+  """The distinct images as JPEG files."""
+  rng = np.random.default_rng(0)
+  photographs = sklearn.datasets.load_sample_images().images
+  encoded = []
+  for number in range(DISTINCT):
+    image = photographs[number % 2]
+    top, left = (rng.integers(0, side - SIDE) for side in image.shape[:2])
+    file = io.BytesIO()
+    Image.fromarray(image[top : top + SIDE, left : left + SIDE]).save(file, 'jpeg', quality=85)
+    encoded.append(file.getvalue())
+  return encoded
+
+
+class Cost(NamedTuple):
+  """Seconds of the wall and of the processor, and MiB that the process holds then."""
+
+  wall: float
+  processor: float
+  memory: float
+
+
+class Measured(NamedTuple):
+  """What a large data set takes.
+
+  Attributes:
+    number: number of its examples.
+    costs: what came before the first step, by what it was.
+    rate: images per second over an epoch, the first batch apart.
+    growth: MiB by which memory grows after the first tenth of the epoch.
+  """
+
+  number: int
+  costs: dict[str, Cost]
+  rate: float
+  growth: float
+
+
+def timed(function: Callable[[], Any]) -> tuple[Any, Cost]:
+  """What a function returns, and what it cost."""
+  wall, processor = time.perf_counter(), time.process_time()
+  result = function()
+  cost = Cost(time.perf_counter() - wall, time.process_time() - processor, resident_memory())
+  return result, cost
+
+
+def measure(folder: str, quick: bool) -> Measured:
+  """Prepares the data set, opens it twice, checks its images, and streams it once."""
+  builder = (Few if quick else Million)(data_dir=folder, file_format='array_record')
+  split, costs = TfdsSplit(builder, 'train'), {}
+  _, costs['preparing'] = timed(lambda: prepare(builder))
+  for title in ('labels, at the first start', 'labels, at later ones'):
+    labels, costs[title] = timed(lambda: split.open().labels)
+  examples = split.open()
+  _, costs['opening every image once'] = timed(lambda: check(examples))
+  indices, costs['order of an epoch'] = timed(
+    lambda: batch_indices(jax.random.key(0), 0, len(labels) // BATCH, len(labels), BATCH)
+  )
+  batches = pipeline.Stream(examples, SIDE).batches(indices)
+  first, costs['first batch'] = timed(lambda: next(batches))
+  np.testing.assert_array_equal(first.labels, indices[0] % CLASSES)
+  start = time.perf_counter()
+  growth = watched(batches, indices.size - BATCH)
+  rate = (indices.size - BATCH) / (time.perf_counter() - start)
+  return Measured(len(labels), costs, rate, growth)
+
+
+def check(examples: TfdsExamples) -> None:
+  """Opens every image once, as a run does before its first stage."""
+  names = tuple(map(str, range(CLASSES)))
+  with_readable_images(Task('million', names, {'train': OpenedSplit(examples)}, 'a benchmark'))

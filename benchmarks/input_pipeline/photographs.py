@@ -1,0 +1,122 @@
+"""JPEG photographs streamed: over Pillow alone, and by the number of workers."""
+
+import concurrent.futures
+import os
+import statistics
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import sklearn.datasets
+from PIL import Image
+
+from benchmarks.machinery.timing import in_turn, median_ratio
+from glora_jax.data import pipeline
+from glora_jax.data.examples import Files
+from glora_jax.data.image import decode, resize
+
+SIZE = 224
+HEIGHT, WIDTH = 375, 500
+BATCH = 32  # streamed images
+FEWEST_BATCHES = 16  # over which workers are timed
+
+
+def write(folder: str, count: int) -> Files:
+  """JPEG files of 500 x 375, cut from the two photographs that come with scikit-learn."""
+  rng = np.random.default_rng(0)
+  photographs = sklearn.datasets.load_sample_images().images
+  paths = []
+  for number in range(count):
+    image = photographs[number % 2]
+    top = rng.integers(0, image.shape[0] - HEIGHT)
+    left = rng.integers(0, image.shape[1] - WIDTH)
+    cut = image[top : top + HEIGHT, left : left + WIDTH]
+    paths.append(os.path.join(folder, f'{number}.jpg'))
+    Image.fromarray(cut).save(paths[-1], quality=90)
+  return Files(paths, [number % 2 for number in range(count)])
+
+
+def read_with_pillow(paths: list[str]) -> None:
+  """Decodes and resizes, and nothing else."""
+  for path in paths:
+    resize(decode(path), SIZE)
+
+
+class OverPillow(NamedTuple):
+  """Images per second of `Stream` and of Pillow alone, and the median of their ratios."""
+
+  ours: float
+  pillow: float
+  ratio: float
+
+
+def measure_over_pillow(files: Files, repeats: int) -> OverPillow:
+  """Reads all files by a stream and by as many processes as there are cores, in turn."""
+  stream = pipeline.Stream(files, SIZE)
+  cores = os.cpu_count()
+  parts = [files.paths[core::cores] for core in range(cores)]
+
+  def consume_stream():
+    for _ in stream.blocks(BATCH):
+      pass
+
+  with concurrent.futures.ProcessPoolExecutor(cores) as pool:
+
+    def use_all_cores():
+      list(pool.map(read_with_pillow, parts))
+
+    times = in_turn({'pillow': use_all_cores, 'ours': consume_stream}, repeats)
+  ours, pillow = (len(files.paths) / statistics.median(times[name]) for name in ('ours', 'pillow'))
+  return OverPillow(ours, pillow, median_ratio(times, 'pillow', 'ours'))
+
+
+class Throughput(NamedTuple):
+  """Seconds until a stream's first batch is there, and images per second from then on."""
+
+  first: float
+  rate: float
+
+
+def measure_workers(files: Files, repeats: int) -> dict[int, Throughput]:
+  """Throughput by the number of worker processes, 0 for threads, in turn; medians."""
+  found: dict[int, list[Throughput]] = {}
+  for _ in range(repeats):
+    for workers in sorted({0, 1, 2, os.cpu_count() or 1}):
+      stream = pipeline.Stream(files, SIZE, workers=workers)
+      found.setdefault(workers, []).append(measure_stream(stream))
+  return {
+    workers: Throughput(*(statistics.median(values) for values in zip(*measured, strict=True)))
+    for workers, measured in found.items()
+  }
+
+
+def measure_stream(stream: pipeline.Stream) -> Throughput:
+  """Times the first batch, and the second half of all: what was read ahead does not count."""
+  number = max(FEWEST_BATCHES, len(stream) // BATCH)
+  seen = [time.perf_counter()]
+  for _ in stream.batches(cycled(len(stream), number)):
+    seen.append(time.perf_counter())
+  half = number // 2
+  return Throughput(seen[1] - seen[0], (number - half) * BATCH / (seen[-1] - seen[half]))
+
+
+def cycled(files: int, batches: int) -> np.ndarray:
+  """Indices of files in their order, again and again, int [batches, BATCH]."""
+  return np.resize(np.arange(files), (batches, BATCH))
+
+
+def resident_memory() -> float:
+  """MiB that the process holds now."""
+  with open('/proc/self/statm') as file:
+    return int(file.read().split()[1]) * os.sysconf('SC_PAGE_SIZE') / 2**20
+
+
+def watched(batches: Iterator[pipeline.Split], number: int) -> float:
+  """MiB by which memory grows after the first tenth of `number` images of a stream."""
+  seen, early = 0, 0.0
+  for batch in batches:
+    seen += len(batch.labels)
+    if seen <= number // 10:
+      early = resident_memory()
+  return resident_memory() - early
