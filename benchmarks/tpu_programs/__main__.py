@@ -25,10 +25,9 @@ from argparse import Namespace
 import jax
 
 from benchmarks.machinery.output import make_parser, print_result, print_table
-from benchmarks.tpu_programs.cases import BACKBONES, Case
+from benchmarks.tpu_programs.cases import BACKBONES, NAMES, Case
 from benchmarks.tpu_programs.compilation import Kept, Record, compiled, held, largest
 from glora_jax.runs.planning.slices import find_slice, has_compiler
-from glora_jax.runs.programs import MAKERS
 
 MEBIBYTE = 2**20
 ASKED = ('supernet', 'scoring')  # how many fit, on quick settings
@@ -43,7 +42,7 @@ def arguments() -> Namespace:
   parser = make_parser(__doc__, 'a small ViT')
   parser.add_argument('--topology', nargs='+', default=['v5e:2x2'])
   parser.add_argument('--model', choices=list(BACKBONES), default='ViT-B/16')
-  parser.add_argument('--programs', nargs='+', choices=list(MAKERS), default=list(MAKERS))
+  parser.add_argument('--programs', nargs='+', choices=NAMES, default=NAMES)
   parser.add_argument('--batch', type=int, default=64, help='images of a step for each chip')
   parser.add_argument('--chunk', type=int, default=16, help='candidates side by side')
   parser.add_argument('--no-largest', action='store_true', help='one compilation of each')

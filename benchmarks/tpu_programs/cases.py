@@ -7,11 +7,17 @@ from glora_jax import mesh as meshes
 from glora_jax.models.vit import ViT, vit
 from glora_jax.runs.config import RunSettings
 from glora_jax.runs.planning.slices import find_slice
-from glora_jax.runs.programs import Program, Workload, program, shape_of_run
+from glora_jax.runs.programs import MAKERS, Program, Workload, program, shape_of_run, training_of
+from glora_jax.runs.run import Run, Stream
 from glora_jax.runs.sections import ModelSettings, SpaceSettings
+from glora_jax.runs.stages.many_starts import FullFineTuning
+from glora_jax.runs.stages.training import TrainingStage
+from glora_jax.training.losses import subnet_loss
 from glora_jax.training.recipe import Recipe
 
 COUNTS = {'train': 800, 'val': 200, 'test': 1000}
+FINETUNING = 'finetuning'  # of all weights, in float32: what the supernet is measured by
+NAMES = (*MAKERS, FINETUNING)
 ALONE = ('train_many', 'stopping')  # a run has these on one device only
 BY_CANDIDATES = ('scoring', 'stopping')
 FIXED = ('fold', 'head', 'evaluation')  # what grows with neither batch nor candidates
@@ -38,7 +44,7 @@ class Case(NamedTuple):
   """One compilation.
 
   Attributes:
-    name: key of `programs.MAKERS`.
+    name: one of `NAMES`.
     backbone: key of `BACKBONES`.
     topology: name of a slice.
     batch: images of a step for each chip.
@@ -82,7 +88,18 @@ def build(case: Case) -> Program:
   # Enough images for a batch, and for the folds of a gradient.
   counts = {**COUNTS, 'train': max(COUNTS['train'], 8 * case.batch * chips)}
   run = shape_of_run(settings, backbone.model, backbone.size, counts, mesh=mesh)
-  made = program(case.name, run, Workload(chunk=case.chunk))
+  if case.name == FINETUNING:
+    made = finetuning(run)
+  else:
+    made = program(case.name, run, Workload(chunk=case.chunk))
   if mesh is not None:
     return made
   return made.on(devices[0])
+
+
+def finetuning(run: Run) -> Program:
+  """All weights trained by the supernet's recipe, with its augmentation and drop path."""
+  stage = TrainingStage(FINETUNING, run.settings.supernet, Stream.SUPERNET, run.train_split)
+  learner = FullFineTuning(run.adapted)
+  loss_fn = subnet_loss(learner, run.augmented, **run.loss_options)
+  return Program(FINETUNING, *training_of(run, stage, run.variables, learner, loss_fn))

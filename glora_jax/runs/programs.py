@@ -27,6 +27,7 @@ from glora_jax.runs.run import STREAMED_BLOCK, Place, Run, Stream
 from glora_jax.runs.sections import GENOME_ENDING, GRADIENT, NO_PRESETS, SEARCH
 from glora_jax.runs.stages.allocation import loss_of, shape_of_folds
 from glora_jax.runs.stages.heads import head_stage
+from glora_jax.runs.stages.many_starts import Learner
 from glora_jax.runs.stages.training import STEPS_PER_DISPATCH, TrainingStage, learner_of
 from glora_jax.runs.structures import named_genome
 from glora_jax.search.allocate import passes_of
@@ -35,7 +36,7 @@ from glora_jax.search.fold_gradients import Settings
 from glora_jax.search.scoring import make_predictor, make_scorer
 from glora_jax.training.adapter_loss import prepare
 from glora_jax.training.batches import MOST_STREAMED_STEPS, steps_per_call
-from glora_jax.training.loop import make_steps
+from glora_jax.training.loop import LossFn, make_steps
 from glora_jax.training.side_by_side import make_steps_of_runs, start_of_runs
 
 Shape = jax.ShapeDtypeStruct
@@ -163,16 +164,32 @@ _Made = tuple[Any, tuple[Any, ...]]
 
 
 def _training(run: Run, stage: TrainingStage, place: Place) -> _Made:
-  """The steps of a training stage, as `loop.fit` compiles them."""
-  learner, loss_fn = learner_of(run, stage)
+  return training_of(run, stage, place.variables, *learner_of(run, stage))
+
+
+def training_of(
+  run: Run, stage: TrainingStage, variables: Any, learner: Learner, loss_fn: LossFn
+) -> tuple[Any, tuple[Any, ...]]:
+  """The steps of a training stage, as `loop.fit` compiles them.
+
+  Args:
+    run: the run.
+    stage: what to train on, and how.
+    variables: shapes of the variables to start from.
+    learner: what is trained.
+    loss_fn: its loss.
+
+  Returns:
+    (compiled function, what it is called with).
+  """
   number = _number(run, stage.split)
-  trainable, frozen = _split(run, learner, place.variables)
+  trainable, frozen = _split(run, learner, variables)
   loss_fn, optimizer = prepare(loss_fn, stage.recipe, trainable, number)
   state = _replicate(run, jax.eval_shape(optimizer.init, trainable))
   if stage.head is None:
     data = _data(run, stage, number)
   else:
-    body = stage.head.body_of(place.variables)
+    body = stage.head.body_of(variables)
     images = _images(run, stage.head.batch_size)
     features = jax.eval_shape(stage.head.features_program(), body, images)
     data = _resident(run, stage, Shape((number, *features.shape[1:]), features.dtype), number)

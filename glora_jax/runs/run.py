@@ -165,7 +165,13 @@ class Run:
   @property
   def loss_options(self) -> dict[str, Any]:
     """What every training loss of the run has in common."""
-    return {'mix': self.mix, 'consistency': self.settings.consistency, 'train': True}
+    return {
+      'mix': self.mix,
+      'consistency': self.settings.consistency,
+      # A ViT's images know nothing of each other; sharded weights want the whole batch at once.
+      'independent_images': self.settings.mesh.base == 'replicated',
+      'train': True,
+    }
 
   def place(self, name: str) -> Place:
     """The space of a row of the table, by its name."""

@@ -20,6 +20,7 @@ import optax
 from glora_jax import mesh as meshes
 from glora_jax.training.adapter_loss import prepare
 from glora_jax.training.batches import ImageStream, make_feeder
+from glora_jax.training.parts import make_gradient
 from glora_jax.training.progress import Progress
 from glora_jax.training.recipe import Recipe
 
@@ -96,7 +97,7 @@ def make_step(
     `step_fn(carry, frozen, images, labels, key) -> (carry, metrics)`. From the first loss on that
     is not finite nothing is updated any more: the carry stays the last good state.
   """
-  gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
+  gradient_fn = make_gradient(loss_fn, mesh)
 
   def step_fn(carry, frozen, images, labels, key):
     batch_gradient_fn = functools.partial(gradient_fn, carry.trainable, frozen)

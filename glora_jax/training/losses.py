@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -21,6 +21,7 @@ from glora_jax.training.adapter_loss import AdapterLoss
 from glora_jax.training.component_dropout import drop_components
 from glora_jax.training.consistency import Consistency
 from glora_jax.training.loop import LossFn, Metrics
+from glora_jax.training.parts import Part, PartedLoss
 from glora_jax.training.rates import kinds
 
 # Numbers folded into a step's image key or model key, for further random streams of their own.
@@ -50,7 +51,7 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, Met
   return losses.mean(), {'accuracy': jnp.mean(logits.argmax(-1) == labels)}
 
 
-def supernet_loss(
+def supernet_loss(  # noqa: PLR0913
   adapted: Adapted,
   preprocess: Preprocess,
   sample: Callable[[jax.Array], jax.Array],
@@ -59,6 +60,7 @@ def supernet_loss(
   distillation: float = 0.0,
   consistency: Consistency = Consistency(),
   component_dropout: float = 0.0,
+  independent_images: bool = False,
   **apply_kwargs: Any,
 ) -> LossFn:
   """The loss of one step of weight-sharing training: fresh genomes for every batch (section 3.3).
@@ -74,6 +76,10 @@ def supernet_loss(
     consistency: see `Consistency`.
     component_dropout: see `Recipe`; for a loop of one's own, as `fit` and `train_many` take the
       recipe's where it is above 0.
+    independent_images: whether the model answers every image by itself, with no statistics or
+      capacity that a batch shares, and draws at random arrays whose first axis is the images. The
+      steps of `fit` on several devices then send gradients by supports, and none by merged
+      kernels; the result is the same. Several paths are not taken so.
     **apply_kwargs: further arguments of the model, `train=True` for instance.
 
   Returns:
@@ -100,7 +106,16 @@ def supernet_loss(
     () 0.5
   """
   logits_fn = _DrawnSubnets(adapted, sample, component_dropout, apply_kwargs)
-  return _Loss(logits_fn, adapted, preprocess, mix, consistency, distillation, apply_kwargs)
+  return _Loss(
+    logits_fn,
+    adapted,
+    preprocess,
+    mix,
+    consistency,
+    distillation,
+    independent_images,
+    apply_kwargs,
+  )
 
 
 def subnet_loss(
@@ -110,6 +125,7 @@ def subnet_loss(
   mix: Mix | None = None,
   consistency: Consistency = Consistency(),
   component_dropout: float = 0.0,
+  independent_images: bool = False,
   **apply_kwargs: Any,
 ) -> LossFn:
   """The loss of one fixed subnet alone: only the terms that it uses are computed.
@@ -120,6 +136,7 @@ def subnet_loss(
     mix: see `supernet_loss`.
     consistency: see `Consistency`.
     component_dropout: see `supernet_loss`.
+    independent_images: see `supernet_loss`.
     **apply_kwargs: further arguments of the model, `train=True` for instance.
 
   Returns:
@@ -144,12 +161,35 @@ def subnet_loss(
     () 0.5
   """
   logits_fn = _FixedSubnet(subnet, component_dropout, apply_kwargs)
-  return _Loss(logits_fn, subnet.adapted, preprocess, mix, consistency, 0.0, apply_kwargs)
+  return _Loss(
+    logits_fn,
+    subnet.adapted,
+    preprocess,
+    mix,
+    consistency,
+    distillation=0.0,
+    independent_images=independent_images,
+    apply_kwargs=apply_kwargs,
+  )
+
+
+class _Keys(NamedTuple):
+  """What is random for all images of a batch.
+
+  Attributes:
+    genome: random key that the subnets are drawn by.
+    model: random key of everything else that happens between inputs and logits.
+    part: the part of the batch that the inputs are; None for all of it.
+  """
+
+  genome: jax.Array
+  model: jax.Array
+  part: Part | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _DrawnSubnets:
-  """`(variables, inputs, genome_key, model_key) -> logits` of subnets that the genome key draws.
+  """`(variables, inputs, keys) -> logits` of subnets that are drawn.
 
   Attributes:
     adapted, sample, component_dropout, apply_kwargs: see `supernet_loss`.
@@ -160,10 +200,15 @@ class _DrawnSubnets:
   component_dropout: float
   apply_kwargs: Mapping[str, Any]
 
-  def __call__(self, variables, inputs, genome_key, model_key):
-    genomes = self.sample(genome_key)
+  @property
+  def is_one(self) -> bool:
+    """Whether all images of a batch go through the same subnet."""
+    return jax.eval_shape(self.sample, jax.eval_shape(jax.random.key, 0)).ndim == 2
+
+  def __call__(self, variables, inputs, keys):
+    genomes = self.sample(keys.genome)
     if genomes.ndim == 2:
-      return self._apply(variables, genomes, inputs, model_key)
+      return self._apply(variables, genomes, inputs, keys)
     paths = len(genomes)
     if len(inputs) % paths:
       raise ValueError(
@@ -171,23 +216,26 @@ class _DrawnSubnets:
         'change batch_size or sampling.paths.'
       )
     groups = inputs.reshape(paths, -1, *inputs.shape[1:])
-    keys = jax.random.split(model_key, paths)
-    logits = jax.vmap(self._apply, in_axes=(None, 0, 0, 0))(variables, genomes, groups, keys)
-    return logits.reshape(len(inputs), -1)
+    path_keys = jax.random.split(keys.model, paths)
+
+    def apply_path(genome, group, path_key):
+      return self._apply(variables, genome, group, keys._replace(model=path_key))
+
+    return jax.vmap(apply_path)(genomes, groups, path_keys).reshape(len(inputs), -1)
 
   def kinds(self, trainable):
     """See `AdapterLoss`."""
     return kinds(trainable, self.adapted.groups, self.adapted.head_paths)
 
-  def _apply(self, variables, genome, inputs, key):
-    variables = _with_dropped(self.component_dropout, variables, self.adapted, genome, key)
-    streams = _streams(self.adapted, key)
+  def _apply(self, variables, genome, inputs, keys):
+    variables = _with_dropped(self.component_dropout, variables, self.adapted, genome, keys.model)
+    streams = _streams(self.adapted, keys)
     return self.adapted.apply(variables, inputs, genome=genome, **streams, **self.apply_kwargs)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _FixedSubnet:
-  """`(variables, inputs, genome_key, model_key) -> logits` of one subnet, whatever the genome key.
+  """`(variables, inputs, keys) -> logits` of one subnet, whatever the genome key.
 
   Attributes:
     subnet, component_dropout, apply_kwargs: see `subnet_loss`.
@@ -197,11 +245,12 @@ class _FixedSubnet:
   component_dropout: float
   apply_kwargs: Mapping[str, Any]
 
-  def __call__(self, variables, inputs, genome_key, model_key):
-    del genome_key
+  is_one = True
+
+  def __call__(self, variables, inputs, keys):
     adapted, genome = self.subnet.adapted, self.subnet.genome
-    variables = _with_dropped(self.component_dropout, variables, adapted, genome, model_key)
-    streams = _streams(adapted, model_key)
+    variables = _with_dropped(self.component_dropout, variables, adapted, genome, keys.model)
+    streams = _streams(adapted, keys)
     return self.subnet.apply(variables, inputs, **streams, **self.apply_kwargs)
 
   def kinds(self, trainable):
@@ -221,20 +270,22 @@ def _with_dropped(
   return {**variables, COLLECTION: supports}
 
 
-def _streams(adapted: Adapted, key: jax.Array) -> dict[str, Any]:
+def _streams(adapted: Adapted, keys: _Keys) -> dict[str, Any]:
   """The random streams of a linen model, as an argument; a function or an NNX model takes none."""
   if not isinstance(adapted.model, nn.Module):
     return {}
+  key = keys.model if keys.part is None else keys.part.key(keys.model)
   return {'rngs': {'drop_path': key, 'dropout': jax.random.fold_in(key, DROPOUT_STREAM)}}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Loss(AdapterLoss):
+class _Loss(AdapterLoss, PartedLoss):
   """Cross-entropy, with what may be added to it.
 
   Attributes:
-    logits_fn: `(variables, inputs, genome_key, model_key) -> logits` [batch, class].
-    adapted, preprocess, mix, consistency, distillation, apply_kwargs: see `supernet_loss`.
+    logits_fn: `(variables, inputs, keys) -> logits` [batch, class].
+    adapted, preprocess, mix, consistency, distillation, independent_images, apply_kwargs: see
+      `supernet_loss`.
   """
 
   logits_fn: _DrawnSubnets | _FixedSubnet
@@ -243,6 +294,7 @@ class _Loss(AdapterLoss):
   mix: Mix | None
   consistency: Consistency
   distillation: float
+  independent_images: bool
   apply_kwargs: Mapping[str, Any]
 
   def with_component_dropout(self, probability):
@@ -252,20 +304,34 @@ class _Loss(AdapterLoss):
   def kinds(self, trainable):
     return self.logits_fn.kinds(trainable)
 
+  @property
+  def has_parts(self):
+    return self.independent_images and self.logits_fn.is_one
+
   def __call__(self, trainable, frozen, images, labels, key):
+    drawn = self.draw(trainable, frozen, images, labels, key)
+    return self.of_part(trainable, frozen, *drawn, part=None)
+
+  def draw(self, trainable, frozen, images, labels, key):
     genome_key, image_key, model_key = jax.random.split(key, 3)
-    variables = self.adapted.join(trainable, frozen)
+    keys = _Keys(genome_key, model_key)
     inputs = self.preprocess(image_key, images)
     targets = labels
     if self.mix is not None:
-      logits = jax.eval_shape(self.logits_fn, variables, inputs, genome_key, model_key)
+      variables = self.adapted.join(trainable, frozen)
+      logits = jax.eval_shape(self.logits_fn, variables, inputs, keys)
       mix_key = jax.random.fold_in(image_key, MIX_STREAM)
       inputs, targets = self.mix(mix_key, inputs, jax.nn.one_hot(labels, logits.shape[-1]))
+    return (inputs, targets), keys
 
+  def of_part(self, trainable, frozen, rows, common, part):
+    inputs, targets = rows
+    keys = common._replace(part=part)
+    variables = self.adapted.join(trainable, frozen)
     if self.consistency.weight:
-      loss, metrics, logits = self._two_passes(variables, inputs, targets, genome_key, model_key)
+      loss, metrics, logits = self._two_passes(variables, inputs, targets, keys)
     else:
-      logits = self.logits_fn(variables, inputs, genome_key, model_key)
+      logits = self.logits_fn(variables, inputs, keys)
       loss, metrics = cross_entropy(logits, targets)
 
     if self.distillation:
@@ -274,15 +340,15 @@ class _Loss(AdapterLoss):
       loss = (1 - self.distillation) * loss + self.distillation * imitation
     return loss, metrics
 
-  def _two_passes(self, variables, inputs, targets, genome_key, model_key):
+  def _two_passes(self, variables, inputs, targets, keys):
     """The mean (loss, metrics) of two noisy passes, regularized, and the logits of the second."""
     passes = []
     for noise_stream, pass_stream in zip(NOISE_STREAMS, PASS_STREAMS, strict=True):
-      noise_key = jax.random.fold_in(model_key, noise_stream)
+      noise_key = jax.random.fold_in(keys.model, noise_stream)
       supports = self.consistency.perturb(noise_key, variables[COLLECTION])
-      pass_key = jax.random.fold_in(model_key, pass_stream)
+      pass_keys = keys._replace(model=jax.random.fold_in(keys.model, pass_stream))
       noisy = {**variables, COLLECTION: supports}
-      passes.append(self.logits_fn(noisy, inputs, genome_key, pass_key))
+      passes.append(self.logits_fn(noisy, inputs, pass_keys))
     first, second = passes
     loss, metrics = jax.tree.map(
       lambda a, b: (a + b) / 2, cross_entropy(first, targets), cross_entropy(second, targets)

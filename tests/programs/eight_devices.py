@@ -5,6 +5,7 @@ import functools
 import pathlib
 import sys
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 from trees import randomized
 
 import glora_jax
+from benchmarks.tpu_programs.collectives import collectives
 from glora_jax import mesh as meshes
 from glora_jax.method.draws import random_genomes, sample_genome
 from glora_jax.models.vit import ViT
@@ -20,6 +22,7 @@ from glora_jax.search import scoring
 from glora_jax.training import loop
 from glora_jax.training.head_alone import warm_head
 from glora_jax.training.losses import supernet_loss
+from glora_jax.training.parts import make_gradient
 from glora_jax.training.recipe import Recipe
 
 MESH = meshes.over_devices()
@@ -29,7 +32,7 @@ RECIPE = Recipe(epochs=3, batch_size=16, warmup_epochs=1, learning_rate=1e-2)
 labels = np.arange(43) % 3
 noise = np.random.default_rng(0).normal(size=(43, 16, 16, 3))
 images = noise.astype(np.float32) + labels[:, None, None, None].astype(np.float32)
-model = ViT(3, patch_size=8, width=64, depth=2, num_heads=2)
+model = ViT(3, patch_size=8, width=64, depth=2, num_heads=2, drop_path=0.3)
 params = randomized(model.init(jax.random.key(2), images[:1])['params'], 3, 0.1)
 adapted = glora_jax.adapt(model, images[:1], merge='up_front')
 variables = adapted.init(jax.random.key(1), params)
@@ -54,17 +57,15 @@ def noisy(key, x):
   return x + 0.1 * jax.random.normal(key, x.shape)
 
 
-def loss_merged(merge):
-  return supernet_loss(
-    dataclasses.replace(adapted, merge=merge), noisy, lambda key: sample_genome(key, adapted.spec)
-  )
+def make_loss(adapted, **options):
+  return supernet_loss(adapted, noisy, lambda key: sample_genome(key, adapted.spec), **options)
 
 
-def fit(frozen, images=images, merge='up_front', recipe=RECIPE, **options):
+def fit(frozen, images=images, merge='up_front', recipe=RECIPE, by_device=False, **options):
   """The final state, and the mean loss of every dispatch."""
   losses = []
   state = loop.fit(
-    loss_merged(merge),
+    make_loss(dataclasses.replace(adapted, merge=merge), independent_images=by_device, train=True),
     trainable,
     frozen,
     images,
@@ -106,17 +107,37 @@ jax.tree.map(np.testing.assert_array_equal, meshes.on_host(sharded), frozen)
 
 # Training.
 on_one_device = fit(frozen)
-on_mesh = fit(frozen, mesh=MESH)
+on_mesh = fit(frozen, mesh=MESH, by_device=True)
 for leaf in jax.tree.leaves(on_mesh[0][:2]):
   assert leaf.sharding.is_fully_replicated
   assert leaf.sharding.num_devices == 8
 assert_trained_alike(on_mesh, on_one_device)
 assert_trained_alike(fit(sharded, Stream(), mesh=MESH, merge='lazy'), on_one_device)
-half, _ = fit(frozen, mesh=MESH, stop_epoch=1)
-resumed, _ = fit(frozen, mesh=MESH, state=half)
+half, _ = fit(frozen, mesh=MESH, by_device=True, stop_epoch=1)
+resumed, _ = fit(frozen, mesh=MESH, by_device=True, state=half)
 np.testing.assert_array_equal(flat(resumed.trainable), flat(on_mesh[0].trainable))
 with pytest.raises(ValueError, match='A batch of 12 images cannot be dealt to 8 devices'):
   fit(frozen, mesh=MESH, recipe=Recipe(batch_size=12))
+
+
+def bytes_reduced(**options):
+  """Bytes that a device gets for the gradient of a dense layer with thin supports."""
+  rows, dense = np.ones((16, 64), np.float32), nn.Dense(64)
+  layer = glora_jax.adapt(dense, rows, space=glora_jax.SearchSpace((1,)))
+  params = dense.init(jax.random.key(0), rows)['params']
+  gradient = jax.jit(
+    make_gradient(make_loss(layer, **options), MESH), out_shardings=meshes.replicated(MESH)
+  )
+  half, rest = meshes.replicate(MESH, layer.split(layer.init(jax.random.key(0), params)))
+  batch = meshes.deal(MESH, (rows, np.zeros(16, np.int32)))
+  program = gradient.lower(half, rest, *batch, jax.random.key(1)).compile()
+  return collectives(program.as_text())['all-reduce']['bytes'], flat(half).nbytes
+
+
+# What is sent: gradients by supports, and not by the merged kernel.
+reduced, trained = bytes_reduced(independent_images=True)
+assert trained <= reduced <= trained + 64, (reduced, trained)
+assert bytes_reduced()[0] > 64 * 64 * 4
 
 
 # A head alone, on features.

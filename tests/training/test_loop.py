@@ -120,6 +120,36 @@ def test_the_next_images_of_a_stream_come_while_the_steps_before_them_run(fit, w
   chex.assert_trees_all_close(state, whole, rtol=1e-5, atol=1e-6)
 
 
+def test_all_calls_of_a_training_are_one_program_where_images_are_left_over(monkeypatch):
+  programs, make_steps = [], loop.make_steps
+
+  def remembered(*arguments):
+    programs.append(make_steps(*arguments))
+    return programs[-1]
+
+  def loss_fn(trainable, frozen, images, labels, key):
+    return jnp.mean((images @ trainable['slope'] - labels) ** 2), {}
+
+  monkeypatch.setattr(loop, 'make_steps', remembered)
+  images = np.linspace(-1, 1, 8, dtype=np.float32)[:, None]
+  recipe = Recipe(epochs=3, batch_size=3, warmup_epochs=1)
+  start, calls = {'slope': jnp.zeros(1)}, []
+  loop.fit(
+    loss_fn,
+    start,
+    {},
+    images,
+    images[:, 0],
+    recipe,
+    KEY,
+    steps_per_dispatch=2,
+    on_dispatch=lambda state, means: calls.append(state.step),
+    progress=False,
+  )
+  assert calls == [2, 4, 6]
+  assert [program._cache_size() for program in programs] == [1]
+
+
 def test_the_callers_arrays_survive_donation(first_epoch):
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(problem().variables))
 
