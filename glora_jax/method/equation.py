@@ -17,7 +17,7 @@ Those that no allele on offer reads may be left out: a tensor without any is non
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -71,9 +71,10 @@ def effective(
   supports = {name: jnp.asarray(value, dtype) for name, value in supports.items()}
   ranks = tuple(ranks or (supports['A_down'].shape[-1],))
   stored = _stored_tensors(supports)
-  merged = wide = kernel.astype(dtype)
+  merged = kernel.astype(dtype)
   if 'A' in stored:
-    merged = merged + wide * weight_form(supports, 'A', alleles[0], ranks)
+    form = weight_form(supports, 'A', alleles[0], ranks)
+    merged = merged + _with_wide(jnp.multiply, kernel, form)
   if 'B' in stored:
     merged = merged + weight_form(supports, 'B', alleles[1], ranks)
   return merged.astype(kernel.dtype), effective_bias(kernel, bias, supports, alleles, ranks)
@@ -97,7 +98,7 @@ def effective_bias(
     shift = shift + flat_form(supports, 'E', alleles[4])
   if 'C' in stored:
     c = prompt_form(supports, alleles[2], ranks)
-    shift = shift + _product(c, kernel.astype(dtype))
+    shift = shift + _with_wide(lambda wide, c: _product(c, wide), kernel, c)
   if bias is None:
     return shift.astype(kernel.dtype)
   wide = bias.astype(dtype)
@@ -203,6 +204,22 @@ def flat_form(supports: Mapping[str, jax.Array], tensor: Tensor, allele: jax.Arr
 def _rank(tensor: Tensor, allele: jax.Array, ranks: Sequence[int]) -> jax.Array:
   """The rank of an allele's LoRA; 0 where the allele is a flat form."""
   return jnp.asarray((0,) * len(FLAT_FORMS[tensor]) + tuple(ranks))[allele]
+
+
+def _with_wide(
+  function: Callable[[jax.Array, jax.Array], jax.Array], kernel: jax.Array, form: jax.Array
+) -> jax.Array:
+  """A function of the kernel in the type of a form, and of the form.
+
+  For the gradient by the form a narrower kernel is cast again: a scan over layers would keep a wide
+  copy of all of them, twice the bytes of a base in bfloat16.
+  """
+  if kernel.dtype == form.dtype:
+    return function(kernel, form)
+  cast = jax.checkpoint(
+    lambda kernel, form: function(kernel.astype(form.dtype), form), prevent_cse=False
+  )
+  return cast(kernel, form)
 
 
 def _product(left: jax.Array, right: jax.Array) -> jax.Array:

@@ -53,6 +53,19 @@ def test_bfloat16_kernels_come_within_a_hundredth(golden_layer):
     assert np.abs(y - expected).max() <= 1e-2 * np.abs(expected).max()
 
 
+@pytest.mark.parametrize('bias', [None, jnp.zeros(5, jnp.bfloat16)])
+def test_a_gradient_keeps_no_wide_copy_of_a_narrow_kernel(bias):
+  kernel, alleles = jnp.ones((6, 5), jnp.bfloat16), jnp.array([3, 3, 2, 2, 2])
+
+  def backward(layer_supports):
+    function = functools.partial(equation.effective, kernel, bias, alleles=alleles)
+    return jax.vjp(function, layer_supports)[1]
+
+  start = supports.init_supports(jax.random.key(0), 6, 5)
+  kept = [leaf for leaf in jax.tree.leaves(jax.eval_shape(backward, start)) if leaf.size == 30]
+  assert all(leaf.dtype == jnp.bfloat16 for leaf in kept)
+
+
 def test_gradients_of_every_support_equal_finite_differences(golden_layer):
   with jax.enable_x64(True):
     kernel, bias, start, x = as_arrays(golden_layer, jnp.float64)
