@@ -21,6 +21,7 @@ SMALLER = {
   'epochs=EPOCHS, warmup_epochs=min(5, EPOCHS), batch_size=16': (
     'epochs=10, warmup_epochs=1, batch_size=16'
   ),
+  'finetune.update(epochs=4': 'finetune.update(epochs=1',
   'REAL_EPOCHS, warmup_epochs': 'REAL_EPOCHS, batch_size=4, warmup_epochs',
   'REAL_EPOCHS // 4), warmup_epochs': 'REAL_EPOCHS // 4), batch_size=4, warmup_epochs',
 }
@@ -47,7 +48,7 @@ def shrink(notebook, folder):
 WORKDIR, EPOCHS = '{folder}', 1
 REAL_TASK, REAL_WEIGHTS = 'folder:{photos(folder / 'photos')}', 'embedded'
 REAL_EPOCHS, RUN_REAL_TASK = 1, True
-PRETRAINING_STEPS, STEPS, POPULATION = 60, 40, 8
+DEPTH, PRETRAINING_STEPS, STEPS, POPULATION = 2, 20, 20, 8
 FOLDER = '{folder / 'drawn'}'
 """
   for cell in notebook.cells:
