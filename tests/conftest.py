@@ -25,13 +25,25 @@ collect_ignore = ['programs', 'peers/families.py', 'peers/make_fixtures.py']
 jax.config.update('jax_compilation_cache_dir', str(ROOT / '.pytest_cache' / 'xla'))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
 
+MOST_PROGRAMS = 1000  # that a process keeps, in about two gigabytes
+
+
+def pytest_collection_finish():
+  """Lets the garbage collector look through what tests make alone, and less often.
+
+  Tracing makes objects by the million, and modules a third of a million that are never garbage.
+  """
+  gc.freeze()
+  gc.set_threshold(20_000)
+
 
 @pytest.fixture(scope='module', autouse=True)
 def forget_programs():
-  """Lets go of a file's compiled programs at its end: all of them together take gigabytes."""
+  """Lets go of compiled programs when there are many: all of them together take gigabytes."""
   yield
-  jax.clear_caches()
-  gc.collect()
+  if len(jax.local_devices()[0].client.live_executables()) > MOST_PROGRAMS:
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope='session')
