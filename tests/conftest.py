@@ -22,8 +22,12 @@ from glora_jax.models.vit import ViT
 # What pytest would import to look for examples: child processes' programs, helpers that need peers.
 collect_ignore = ['programs', 'peers/families.py', 'peers/make_fixtures.py']
 
-jax.config.update('jax_compilation_cache_dir', str(ROOT / '.pytest_cache' / 'xla'))
+CACHE = ROOT / '.pytest_cache'
+jax.config.update('jax_compilation_cache_dir', str(CACHE / 'xla'))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
+if os.environ.pop('PYTHONDONTWRITEBYTECODE', None):
+  # Child processes take seconds to compile what they import.
+  os.environ['PYTHONPYCACHEPREFIX'] = str(CACHE / 'bytecode')
 
 MOST_PROGRAMS = 1000  # that a process keeps, in about two gigabytes
 
