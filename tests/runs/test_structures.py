@@ -355,3 +355,12 @@ def test_a_comparison_trains_each_seeds_own_structure_within_each_budget(run_con
   assert [row['test_accuracy'] for row in again['methods']['gradient-600']] == [
     row['test_accuracy'] for row in rows['gradient-600']
   ]
+
+
+@pytest.mark.slow
+def test_a_linear_structure_is_its_own_probe(config, tmp_path):
+  short = changed(config, structure='linear', training__epochs=1, training__warmup_epochs=0)
+  result = experiment.run(short, str(tmp_path / 'run'))
+  assert result['linear'].items() <= result['winner'].items()
+  assert (result['winner']['params'], result['presets']) == (0, {})
+  assert 'as accurate as the linear probe' in (tmp_path / 'run' / 'report.md').read_text()

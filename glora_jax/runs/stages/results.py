@@ -111,6 +111,8 @@ def write_results(
     split: len(run.data(split).labels) for split in (run.train_split, run.search_split, 'test')
   }
   shown = {name: _shown(name, row) for name, row in tested.items()}
+  # Where the structure is 'linear', the probe is the winner, and was not trained a second time.
+  shown.setdefault('linear', _shown('linear', tested['winner']))
   result = {
     'task': run.task.name,
     'protocol': config.protocol,
