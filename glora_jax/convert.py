@@ -16,7 +16,6 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from glora_jax.files import explain_os
 from glora_jax.mesh import NoDeviceError, require_devices
 from glora_jax.models import weights
 from glora_jax.models.export import export, save_exported
@@ -25,6 +24,8 @@ from glora_jax.models.formats.table import FORMATS
 from glora_jax.models.inspection import inspection
 from glora_jax.models.metadata import OURS
 from glora_jax.models.weights import Checkpoint
+from glora_jax.runs.mistakes import explain_os
+from glora_jax.runs.terminal import run_program
 
 EXPORTED = '.jax_export'
 
@@ -97,5 +98,10 @@ def _convert(path: str, checkpoint: Checkpoint, format: str | None) -> str:
   return f'{path}: {format or (origin.format if origin else OURS)}'
 
 
+def command() -> None:
+  """Runs the command, as `glora-convert` and as `python -m glora_jax.convert`."""
+  run_program(main)
+
+
 if __name__ == '__main__':
-  main()
+  command()

@@ -70,6 +70,8 @@ def whole(path: Path) -> Iterator[str]:
   # With the process in its name, so that two that write the same file do not meet.
   temporary = f'{os.fspath(path)}.{os.getpid()}.partial'
   with writing(path):
+    if os.path.lexists(path) and not os.path.islink(path):
+      _require_regular(path, os.lstat(path))  # a device or a pipe makes no room for a file
     _create(temporary)
     try:
       yield temporary
@@ -133,7 +135,7 @@ def write_json(path: Path, content: Any, kind: str | None = None) -> None:
   """
   if kind is not None:
     content = {STAMP: stamp_of(kind), **content}
-  with whole(path) as temporary, open(temporary, 'w') as file:
+  with whole(path) as temporary, open(temporary, 'w', encoding='utf-8') as file:
     json.dump(content, file, indent=2)
     file.write('\n')
 
@@ -250,13 +252,6 @@ def damaged(path: Path, reason: object, remedy: str = AGAIN) -> ValueError:
     remedy: what to do.
   """
   return ValueError(f'{printable(path)} is damaged ({first_line(reason)}); {remedy}.')
-
-
-def explain_os(error: OSError) -> str:
-  """A sentence about what the system refused: the file and the reason, without a number."""
-  if error.filename is None or error.strerror is None:
-    return str(error)
-  return f'{printable(str(error.filename))} cannot be read or written ({error.strerror}).'
 
 
 def first_line(reason: object) -> str:

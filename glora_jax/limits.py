@@ -265,6 +265,28 @@ def check_names(values: Iterable[str], known: Iterable[str], prefix: str) -> Non
       )
 
 
+def check_type(value: Any, kind: type, name: str) -> None:
+  """Checks an argument that must be an instance of a class.
+
+  Raises:
+    ValueError: it is something else.
+
+  Example:
+    >>> import pathlib
+    >>> check_type('runs', pathlib.Path, 'folder')
+    Traceback (most recent call last):
+    ValueError: folder='runs' is no Path; give one.
+  """
+  if not isinstance(value, kind):
+    raise ValueError(f'{name}={shown(value)} is no {kind.__name__}; give one.')
+
+
+def check_callable(value: Any, name: str) -> None:
+  """Raises ValueError for an argument that must be a function and is none."""
+  if not callable(value):
+    raise ValueError(f'{name}={shown(value)} is no function; give one.')
+
+
 def check_by(check: Callable[[str], None] | None, text: str, named: str) -> None:
   """Raises ValueError with what is named before the sentence of a check that refuses the text."""
   if check is None:
@@ -305,7 +327,7 @@ def check_path(path: Any) -> str:
     'runs/digits'
   """
   text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
-  if not isinstance(text, str) or '\0' in text:
+  if not isinstance(text, str) or not text or '\0' in text:
     raise ValueError(f'{shown(path)} is no path; give a text or a pathlib.Path.')
   return text
 
@@ -320,8 +342,8 @@ def printable(text: str | os.PathLike) -> str:
   return _NOT_PRINTABLE.sub(_escape, os.fspath(text))
 
 
-def ended(error: Exception) -> str:
-  """What somebody else's error says, as the end of a sentence.
+def ended(error: Exception | str) -> str:
+  """What somebody else's error says, or another text, as the end of a sentence.
 
   Example:
     >>> ended(TypeError("missing 'x'"))

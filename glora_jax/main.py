@@ -34,6 +34,7 @@ from glora_jax.runs.command_line import (
   warn_of_no_page,
   workdir_of_config,
 )
+from glora_jax.runs.terminal import run_program
 
 
 def main(config: ml_collections.ConfigDict) -> None:
@@ -100,7 +101,7 @@ def dispatch(
 def command() -> None:
   """Runs the command, as `glora` and as `python -m glora_jax.main`."""
   if len(sys.argv) == 1:
-    front_page.show(front_page.GREETING)
+    run_program(lambda: front_page.show(front_page.GREETING))
   run_with_config(main)
 
 

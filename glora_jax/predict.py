@@ -15,7 +15,6 @@ import errno
 import io
 import json
 import logging
-import os
 import sys
 from collections.abc import Sequence
 
@@ -26,6 +25,8 @@ from glora_jax.data.normalization import NORMALIZATIONS
 from glora_jax.limits import printable
 from glora_jax.mesh import NoDeviceError, require_devices
 from glora_jax.models.classifier import Classifier, find_images, most_probable
+from glora_jax.runs.mistakes import explain_os
+from glora_jax.runs.terminal import forget_output, run_program
 
 MANY = 200  # images, from which on there is a progress bar
 SHOWN = 3  # classes a line, where nothing else is asked for
@@ -54,8 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     raise
   except (ValueError, OSError, ImportError, NoDeviceError) as error:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-      _forget_output()
-    sys.exit(f'error: {error}')
+      forget_output()
+    sys.exit(f'error: {explain_os(error) if isinstance(error, OSError) else error}')
   if unreadable:
     sys.exit(
       f'error: {unreadable} of {len(images)} images cannot be read; the others were answered.'
@@ -128,20 +129,9 @@ def _answer(classifier: Classifier, images: Sequence[str], given: argparse.Names
   return unreadable
 
 
-def _forget_output() -> None:
-  """Lets what standard output could not write go, or the interpreter tries again at its end."""
-  os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 def command() -> None:
   """Runs the command, as `glora-predict` and as `python -m glora_jax.predict`."""
-  try:
-    main()
-  except KeyboardInterrupt:
-    sys.exit(130)
-  except BrokenPipeError:  # `| head` has seen enough
-    _forget_output()
-    sys.exit(1)
+  run_program(main)
 
 
 if __name__ == '__main__':

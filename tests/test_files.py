@@ -154,3 +154,12 @@ def test_a_folder_that_cannot_be_written_is_refused_in_a_sentence(tmp_path):
     pytest.raises(OSError, match=r'run cannot be written \(Read-only file system\)'),
   ):
     workdir.claim(tmp_path / 'run').__enter__()
+
+
+def test_a_pipe_or_a_device_makes_no_room_for_a_file(tmp_path):
+  path = tmp_path / 'pipe'
+  os.mkfifo(path)
+  with pytest.raises(OSError, match=r'pipe cannot be written \(it is no regular file\)'):
+    files.write_json(path, 1)
+  assert path.is_fifo()
+  assert [path.name for path in tmp_path.iterdir()] == ['pipe']

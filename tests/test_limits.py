@@ -84,7 +84,7 @@ def test_whatever_is_given_is_taken_or_refused_in_one_line(value, annotation):
     assert re.fullmatch(r'x.*\.', sentence)
 
 
-@pytest.mark.parametrize('path', [None, 3, b'x', [], 1e308, 'a\0b'])
+@pytest.mark.parametrize('path', [None, 3, b'x', [], 1e308, '', 'a\0b'])
 def test_what_is_no_path_is_refused(path):
   with pytest.raises(ValueError, match=r'is no path; give a text or a pathlib\.Path'):
     check_path(path)

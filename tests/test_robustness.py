@@ -1,14 +1,15 @@
-"""The table of what was tried and which test answers it names tests that are there."""
+"""The tables of what was tried and which test answers it name tests that are there."""
 
 import re
 
 from places import ROOT
 
 
-def test_every_test_that_the_table_names_is_there():
+def test_every_test_that_the_tables_name_is_there():
   lines = (ROOT / 'tests' / 'ROBUSTNESS.md').read_text().splitlines()
-  rows = [line.split('|')[1:-1] for line in lines if line.startswith('| ')][1:]
-  assert len(rows) > 90
+  tables = [line.split('|')[1:-1] for line in lines if line.startswith('| ')]
+  rows = [row for row in tables if row[0].strip()]  # those of headers say no kind
+  assert len(rows) > 120
   for kind, finding, answer in rows:
     named = re.findall(r'([\w/]+\.py)::(\w+)', answer)
     assert named or kind.strip() == 'E', finding

@@ -11,7 +11,7 @@ import io
 import os
 import typing
 from collections.abc import Iterator
-from typing import BinaryIO, Literal, NoReturn
+from typing import Any, BinaryIO, Literal, NoReturn
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -152,8 +152,7 @@ def resize(picture: Image.Image, size: int, rule: ResizeRule = 'squash') -> np.n
     >>> resize(Image.new('RGB', (300, 200)), size=64, rule='crop').shape
     (64, 64, 3)
   """
-  if rule not in RULES:
-    raise ValueError(f'The resize rule {shown(rule)} is unknown; it is one of {", ".join(RULES)}.')
+  check_rule(rule)
   if rule == 'squash':
     return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC))
   short_side = round(size / CROP)
@@ -167,6 +166,12 @@ def resize(picture: Image.Image, size: int, rule: ResizeRule = 'squash') -> np.n
       picture.resize((size, size), Image.Resampling.BICUBIC, tuple(scale * x for x in box))
     )
   return np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC).crop(box))
+
+
+def check_rule(rule: Any) -> None:
+  """Raises ValueError for a resize rule that is none."""
+  if rule not in RULES:
+    raise ValueError(f'The resize rule {shown(rule)} is unknown; it is one of {", ".join(RULES)}.')
 
 
 def images_below(folder: str) -> list[str]:

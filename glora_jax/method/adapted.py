@@ -153,13 +153,14 @@ class Adapted:
       ValueError: the genome or the variables do not fit the model.
     """
     check_one_genome(self.spec, genome, 'apply')
-    check_storage(self.groups, variables.get(COLLECTION, {}), genome)
+    check_collections(variables)
+    check_storage(self.groups, variables[COLLECTION], genome)
     return self.run(Call(args, kwargs), variables, jnp.asarray(genome), merge or self.merge)
 
   def fix(self, genome: Any) -> Subnet:
     """The subnet of one concrete genome [rows, 5]: only the terms it uses, in the cheapest form."""
     check_one_genome(self.spec, genome, 'fix')
-    return Subnet(self, genomes.canonicalize(self.spec, np.asarray(genome)))
+    return Subnet(self, genomes.canonicalize(self.spec, genome))
 
   def fold(self, variables: Mapping[str, Any], genome: Any) -> Any:
     """Plain params for the untouched model.
@@ -242,7 +243,7 @@ class Adapted:
     Returns:
       One line a layer, one about the whole model, and one for each matrix that no row stands for.
     """
-    chosen = genomes.largest_genome(self.spec) if genome is None else np.asarray(genome)
+    chosen = genomes.largest_genome(self.spec) if genome is None else genome
     check_one_genome(self.spec, chosen, 'summary')
     trained = self.count_params(chosen)
     heads = sum(self.param_shapes[path].size for path in self.head_paths)
@@ -252,7 +253,7 @@ class Adapted:
       f'{subnet} trains {trained:,} parameters, and the heads {heads:,}: '
       f'{100 * (trained + heads) / total:.2f}% of the {total:,} of the base model'
     )
-    table = layer_table(self.spec, None if genome is None else chosen)
+    table = layer_table(self.spec, None if genome is None else np.asarray(chosen))
     return '\n'.join([*table, totals, *self.coverage().lines()])
 
   def coverage(self) -> Coverage:
@@ -299,6 +300,7 @@ class Adapted:
     check_supports(self.groups, variables[COLLECTION])
     args, kwargs = call
     params, supports = self.full_precision(variables['params']), variables[COLLECTION]
+    self.check_params(params)
     rest = {name: value for name, value in variables.items() if name not in ('params', COLLECTION)}
     if merge == 'lazy' and not isinstance(self.model, nn.Module):
       raise ValueError(
@@ -339,11 +341,12 @@ class Adapted:
       The parameters, or the shapes of quantized ones in full.
 
     Raises:
-      ValueError: they are not; missing, unexpected and misshaped ones are named.
+      ValueError: they are not; missing, unexpected and misshaped ones are named, and those that are
+        no floating-point numbers where the model's are.
     """
     whole = jax.eval_shape(self.full_precision, params) if has_quantized(params) else params
-    problems = differences(_by_name(flatten(whole)), _by_name(self.param_shapes))
-    if problems:
+    given, expected = _by_name(flatten(whole)), _by_name(self.param_shapes)
+    if problems := [*differences(given, expected), *_of_another_kind(given, expected)]:
       raise ValueError(
         f'These params are not those of the adapted {name_of(self.model)}. {"; ".join(problems)}.'
       )
@@ -353,6 +356,17 @@ class Adapted:
 def name_of(model: Any) -> str:
   """How a model, or a function, is called in a sentence."""
   return getattr(model, '__name__', type(model).__name__)
+
+
+def _of_another_kind(given: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+  """A phrase on the arrays that are no floating-point numbers, and should be."""
+  wrong = [
+    f'{name} is {given[name].dtype}'
+    for name in sorted(expected.keys() & given.keys())
+    if jnp.issubdtype(expected[name].dtype, jnp.floating)
+    and not jnp.issubdtype(given[name].dtype, jnp.floating)
+  ]
+  return [f'no floating-point numbers: {", ".join(wrong)}'] if wrong else []
 
 
 def _by_name(flat: Mapping[Path, Any]) -> dict[str, Any]:

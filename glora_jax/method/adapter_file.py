@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from glora_jax.files import Path, damaged, read_tensors, write_tensors
-from glora_jax.limits import check_path, printable
+from glora_jax.limits import check_path, check_type, printable
 from glora_jax.method import genomes
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.genome_json import NamedAlleles, genome_from_json, genome_to_json
@@ -76,8 +76,8 @@ def save_adapter(
     **metadata: more to remember, JSON types.
 
   Raises:
-    ValueError: the variables were cut to a subnet with lower ranks, metadata have a name that the
-      file needs itself or are not what JSON can say, or the path is none.
+    ValueError: the variables were cut to a subnet with lower ranks or are not finite, metadata have
+      a name that the file needs itself or are not what JSON can say, or the path is none.
 
   Example:
     >>> import tempfile, flax.linen as nn, jax, jax.numpy as jnp, safetensors.numpy
@@ -92,6 +92,7 @@ def save_adapter(
     {'glora/Dense/A_up': (1, 3), 'glora/Dense/D': (3,), 'glora/Dense/E': (3,)}
   """
   path = check_path(path)
+  check_type(adapted, Adapted, 'adapted')
   check_one_genome(adapted.spec, genome, 'save_adapter')
   genome = genomes.canonicalize(adapted.spec, genome)
   trainable, frozen = adapted.split(variables)
@@ -112,6 +113,12 @@ def save_adapter(
   }
   for name, support, index in _used(adapted, trainable[COLLECTION], genome):
     tensors[name] = np.asarray(nn.meta.unbox(support))[index]
+  for name, value in tensors.items():
+    if jnp.issubdtype(value.dtype, jnp.floating) and not np.isfinite(value).all():
+      raise ValueError(
+        f'{printable(path)} is not written: {name} has numbers that are not finite; the training '
+        'diverged, lower its learning rate.'
+      )
   write_tensors(path, tensors, 'adapter', {**described, **metadata})
 
 
@@ -144,6 +151,7 @@ def load_adapter(path: Path, adapted: Adapted, params: Any) -> tuple[dict[str, A
     [[2, 0, 0, 2, 2]]
   """
   path = check_path(path)
+  check_type(adapted, Adapted, 'adapted')
   tensors, metadata = read_tensors(path, 'adapter')
   _check_metadata(path, metadata)
   genome = _genome(path, adapted, _in_order(path, metadata, adapted))

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from glora_jax.limits import check_type
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.quantized import has_quantized, requantize
 from glora_jax.method.reasons import CHOSEN
@@ -119,7 +120,8 @@ def check(adapted: Adapted, variables: Mapping[str, Any], *inputs: Any, **kwargs
     A table with a row for each of these things.
 
   Raises:
-    ValueError: variables or inputs are only shapes, or the model returns no floating-point array.
+    ValueError: the model is not adapted, the variables are of another one, variables or inputs are
+      only shapes, or the model returns no floating-point array.
 
   Example:
     >>> import flax.linen as nn, jax, jax.numpy as jnp
@@ -131,6 +133,8 @@ def check(adapted: Adapted, variables: Mapping[str, Any], *inputs: Any, **kwargs
     >>> [row.name for row in found.rows if not row.ok], found.ok
     ([], True)
   """
+  check_type(adapted, Adapted, 'adapted')
+  adapted.check_variables(variables)
   _check_values(variables, (inputs, kwargs))
   trial = Trial(adapted, variables, Call(inputs, kwargs))
   with jax.default_matmul_precision('highest'):

@@ -13,7 +13,8 @@ import numpy as np
 from glora_jax.limits import Domain, Limits, shown
 from glora_jax.method import one_shift
 from glora_jax.method.genomes import alleles_at, count_params, smallest_genome
-from glora_jax.method.space import Spec
+from glora_jax.method.space import Spec, check_spec
+from glora_jax.method.validation import check_key
 
 _NUMBER = Domain(int, limits=Limits(at_least=0))
 _SHARE = Domain(float, limits=Limits(at_least=0, at_most=1))
@@ -36,7 +37,7 @@ def sample_genome(key: jax.Array, spec: Spec, largest: float = 0.0) -> jax.Array
     int8 [rows, 5].
 
   Raises:
-    ValueError: `largest` is no probability.
+    ValueError: `largest` is no probability, the spec is none, or the key is none.
 
   Example:
     >>> import jax
@@ -48,6 +49,8 @@ def sample_genome(key: jax.Array, spec: Spec, largest: float = 0.0) -> jax.Array
     ((1, 5), [0, 3, 0, 0], True)
   """
   _SHARE.check(largest, 'largest')
+  check_spec(spec)
+  check_key(key)
   choice = jax.random.randint(key, (len(spec), 5), 0, spec.num_offered)
   if spec.one_shift.any():
     shift_key = jax.random.fold_in(key, 2)
@@ -90,6 +93,7 @@ def require_feasible(spec: Spec, budget: Any) -> int | None:
     ValueError: the budget is none, or below the cheapest subnet on offer.
   """
   budget = check_budget(budget)
+  check_spec(spec)
   least = count_params(spec, smallest_genome(spec))
   if budget is not None and least > budget:
     raise ValueError(

@@ -16,7 +16,7 @@ import numpy as np
 
 from glora_jax.limits import shown
 from glora_jax.method import one_shift
-from glora_jax.method.space import TENSORS, Spec
+from glora_jax.method.space import TENSORS, Spec, check_spec
 
 _BLOCK = 8192  # genomes looked up at a time, which bounds memory
 _NO_NUMBERS = 'OUSMm'  # kinds of dtypes
@@ -30,8 +30,9 @@ def check_genome(spec: Spec, genome: Any) -> None:
     genome: [..., rows, 5]; may be traced, and then only shape and dtype are checked.
 
   Raises:
-    ValueError: the shape or the dtype is wrong, or a code does not exist.
+    ValueError: the spec is none, the shape or the dtype is wrong, or a code does not exist.
   """
+  check_spec(spec)
   genome = _as_array(genome)
   shape, dtype = jnp.shape(genome), jax.dtypes.result_type(genome)
   rows = len(spec)
@@ -57,6 +58,16 @@ def check_genome(spec: Spec, genome: Any) -> None:
     raise ValueError(
       f'The genome says {codes[index]} for {tensor} of layer {row} ({layer.name}); the codes there '
       f'are 0 to {spec.num_codes[row, column] - 1}: {", ".join(layer.space.names(tensor))}.'
+    )
+
+
+def _check_known(spec: Spec, genomes: Any) -> None:
+  """`check_genome`, where the codes themselves are needed."""
+  check_genome(spec, genomes)
+  if isinstance(genomes, jax.core.Tracer):
+    raise ValueError(
+      'The genome is traced, and its codes are needed here; call this outside of jax.jit, jax.vmap '
+      'and jax.grad.'
     )
 
 
@@ -88,7 +99,7 @@ def count_params(spec: Spec, genomes: Any) -> Any:
     int64 [...]; an int for one genome.
 
   Raises:
-    ValueError: the genomes do not fit the spec.
+    ValueError: the genomes do not fit the spec, or are traced.
 
   Example:
     >>> from glora_jax import Layer, Spec, count_params, preset
@@ -96,7 +107,7 @@ def count_params(spec: Spec, genomes: Any) -> Any:
     >>> count_params(spec, preset(spec, 'lora'))  # 4 * (8 + 32)
     160
   """
-  check_genome(spec, genomes)
+  _check_known(spec, genomes)
   blocks = [block.sum(axis=(1, 2)) for block in _lookup(spec.cost_table, genomes)]
   counts = np.concatenate([np.zeros(0, np.int64), *blocks]).reshape(np.shape(genomes)[:-2])
   return counts if counts.ndim else int(counts)
@@ -113,7 +124,7 @@ def canonicalize(spec: Spec, genomes: Any) -> np.ndarray:
     int8 [..., rows, 5].
 
   Raises:
-    ValueError: the genomes do not fit the spec.
+    ValueError: the genomes do not fit the spec, or are traced.
 
   Example:
     >>> import numpy as np
@@ -122,7 +133,7 @@ def canonicalize(spec: Spec, genomes: Any) -> np.ndarray:
     >>> canonicalize(spec, np.array([[0, 3, 2, 2, 2]])).tolist()
     [[0, 3, 0, 0, 0]]
   """
-  check_genome(spec, genomes)
+  _check_known(spec, genomes)
   blocks = list(_lookup(spec.canonical_table, genomes))
   return np.concatenate([np.zeros((0, len(spec), 5), np.int8), *blocks]).reshape(np.shape(genomes))
 

@@ -19,7 +19,15 @@ from glora_jax.method.preset_names import (
 )
 from glora_jax.method.rising import Ladder, rising_ranks
 from glora_jax.method.selection import matches
-from glora_jax.method.space import FLAT_FORMS, LORA_TENSORS, TENSORS, Layer, Spec, Tensor
+from glora_jax.method.space import (
+  FLAT_FORMS,
+  LORA_TENSORS,
+  TENSORS,
+  Layer,
+  Spec,
+  Tensor,
+  check_spec,
+)
 
 _OF_BIASES = ('bitfit', 'prompt')  # nothing is left of them where no layer has a bias
 
@@ -54,6 +62,7 @@ def preset(spec: Spec, name: str, budget: int | None = None) -> np.ndarray:
     >>> preset(spec, 'lora:2@attn').tolist()
     [[0, 4, 0, 0, 0], [0, 0, 0, 0, 0]]
   """
+  check_spec(spec)
   parsed = parse_preset_name(name)
   rows = np.flatnonzero(placed_rows(spec, parsed.place)).tolist()
   if parsed.base in _OF_BIASES and not any(spec.layers[row].bias for row in rows):
@@ -141,6 +150,7 @@ def presets(spec: Spec) -> dict[str, np.ndarray]:
     >>> counts['bitfit'], counts['lora'], counts['scale_shift_lora']
     (32, 160, 224)
   """
+  check_spec(spec)
   biased = any(layer.bias for layer in spec)
   return {name: preset(spec, name) for name in PRESET_NAMES if biased or name not in _OF_BIASES}
 
@@ -167,6 +177,7 @@ def custom_genome(spec: Spec, choices: Mapping[str, str | Mapping[str, str | int
     >>> custom_genome(spec, {'qkv': {'B': 'lora', 'E': 'constant'}, 'mlp': 'bitfit'}).tolist()
     [[0, 3, 0, 0, 1], [0, 0, 0, 0, 2]]
   """
+  check_spec(spec)
   if not isinstance(choices, Mapping):
     raise ValueError(
       f"choices={shown(choices)} must be a dictionary by regular expression, {{'qkv': 'lora'}} for "

@@ -158,7 +158,8 @@ def _as_tuple(given: Any) -> tuple[Any, ...]:
 
 
 def _is_positive(rank: Any) -> bool:
-  return isinstance(rank, numbers.Integral) and 1 <= int(rank) <= MOST_COUNTED
+  is_whole = isinstance(rank, numbers.Integral) and not isinstance(rank, bool)
+  return is_whole and 1 <= int(rank) <= MOST_COUNTED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,6 +245,15 @@ class Spec:
 
   layers: tuple[Layer, ...]
 
+  def __post_init__(self):
+    is_sequence = isinstance(self.layers, tuple | list)
+    if not is_sequence or not all(isinstance(layer, Layer) for layer in self.layers):
+      raise ValueError(
+        f"layers={shown(self.layers)} must be a tuple of Layers, (Layer('fc1', 8, 32),) for "
+        'instance.'
+      )
+    object.__setattr__(self, 'layers', tuple(self.layers))
+
   def __len__(self) -> int:
     return len(self.layers)
 
@@ -291,3 +301,12 @@ class Spec:
     """The length of a tuple for every gene, int64 [rows, 5]."""
     rows = [[len(tuple(values(layer, tensor))) for tensor in TENSORS] for layer in self.layers]
     return np.array(rows, np.int64).reshape(len(self), len(TENSORS))
+
+
+def check_spec(spec: Any) -> None:
+  """Raises ValueError unless a value is a spec, and not the adapted model that has one."""
+  if not isinstance(spec, Spec):
+    raise ValueError(
+      f'spec={shown(spec)} is a {type(spec).__name__} and no Spec; give adapted.spec, or of an '
+      'attached NNX model glora_jax.nnx.spec(model).'
+    )

@@ -13,6 +13,7 @@ import numpy as np
 from glora_jax.method import storage
 from glora_jax.method.space import FLAT_FORMS
 from glora_jax.method.supports import COLLECTION
+from glora_jax.method.validation import check_collections
 from glora_jax.tree import Path, partition
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ class Subnet:
     has_interceptors = isinstance(self.adapted.model, nn.Module)  # an NNX model has none
     thin = has_interceptors and self.genome[:, 0].max() < len(FLAT_FORMS['A'])
     merge = 'lazy' if thin else self.adapted.merge
-    storage.check_storage(self.adapted.groups, variables.get(COLLECTION, {}), self.genome)
+    check_collections(variables)
+    storage.check_storage(self.adapted.groups, variables[COLLECTION], self.genome)
     genome = jnp.asarray(self.genome)
     return self.adapted.run(Call(args, kwargs), variables, genome, merge, fixed=self.genome)
 

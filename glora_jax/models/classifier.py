@@ -12,6 +12,7 @@ import numpy as np
 
 from glora_jax.data import image
 from glora_jax.data.normalization import NORMALIZATIONS, Normalization, normalize
+from glora_jax.limits import check_path, shown
 from glora_jax.models import hub, weights
 
 
@@ -99,8 +100,12 @@ class Classifier:
 
     Raises:
       FileNotFoundError: there is no such checkpoint.
-      ValueError: it cannot be read, has no head, or is for images that are not square.
+      ValueError: the rule is unknown; or the checkpoint cannot be read, has no head, or is for
+        images that are not square.
     """
+    path = check_path(path)
+    if rule is not None:
+      image.check_rule(rule)
     folded = os.path.join(path, 'folded')
     path = folded if os.path.isdir(folded) else path
     if not hub.is_hub_name(path) and not os.path.exists(path):
@@ -130,8 +135,12 @@ class Classifier:
       batch_size: images at a time; the last batch is padded, so that one compilation serves all.
 
     Raises:
-      ValueError: the model's answers are not finite.
+      ValueError: the images are no list of paths, or the model's answers are not finite.
     """
+    if isinstance(images, str) or not isinstance(images, Sequence):
+      raise ValueError(
+        f'images={shown(images)} must be a list of paths; find_images makes one of a folder.'
+      )
     batch_size = max(1, min(batch_size, len(images)))
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
       for start in range(0, len(images), batch_size):

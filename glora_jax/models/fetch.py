@@ -141,7 +141,7 @@ def _cached(url: str, sha256: str | None) -> str:
   record = f'{path}.sha256'
   expected = sha256
   if expected is None and os.path.exists(record):
-    with open(record) as file:
+    with open(record, encoding='utf-8') as file:
       expected = file.read().strip()
   if os.path.exists(path) and expected and (found := sha256_of(path)) != expected:
     raise ValueError(
@@ -151,7 +151,7 @@ def _cached(url: str, sha256: str | None) -> str:
   if not os.path.exists(path) or not expected:
     _download(url, path, expected)
   if not os.path.exists(record):
-    with whole(record) as temporary, open(temporary, 'w') as file:
+    with whole(record) as temporary, open(temporary, 'w', encoding='utf-8') as file:
       file.write((expected or sha256_of(path)) + '\n')
   return path
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from glora_jax.files import Path, write_json, write_safetensors, write_tensors
-from glora_jax.limits import check_path, shown
+from glora_jax.limits import check_path, check_type, shown
 from glora_jax.models import folder
 from glora_jax.models.config_json import side_files
 from glora_jax.models.containers.npz import write_npz
@@ -70,6 +70,9 @@ def save(
     ['config.json', 'model.safetensors'] timm
   """
   target = check_path(path)
+  check_type(model, ViT, 'model')
+  check_type(params, Mapping, 'params')
+  check_type(metadata, Mapping, 'metadata')
   flat = {
     name: np.asarray(value)
     for name, value in flax.traverse_util.flatten_dict(nn.meta.unbox(params), sep='/').items()

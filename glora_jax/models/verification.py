@@ -76,8 +76,10 @@ def require_floats(path: str, specs: Mapping[str, TensorSpec]) -> None:
 
 
 def finite(path: str, name: str, array: np.ndarray) -> np.ndarray:
-  """The array itself; ValueError where a number in it is infinite or not a number."""
-  if not np.isfinite(np.sum(array, dtype=np.float64)) and not np.isfinite(array).all():
+  """The array itself; ValueError where a number in it is, in float32, infinite or not a number."""
+  is_finite = np.isfinite(np.sum(array, dtype=np.float64)) or np.isfinite(array).all()
+  is_wide = array.dtype == np.float64
+  if not is_finite or (is_wide and np.abs(array).max(initial=0) > np.finfo(np.float32).max):
     raise ValueError(
       f'{path}: the tensor {name} is not finite; the checkpoint comes from a run that diverged, '
       'or is damaged.'

@@ -265,7 +265,10 @@ def write(workdir: str, result: Mapping[str, Any]) -> None:
     'report.md': report(result) + '\n',
   }
   for name, content in contents.items():
-    with whole(os.path.join(workdir, name)) as temporary, open(temporary, 'w') as file:
+    with (
+      whole(os.path.join(workdir, name)) as temporary,
+      open(temporary, 'w', encoding='utf-8') as file,
+    ):
       file.write(content)
 
 

@@ -25,7 +25,7 @@ def write(workdir: str, findings: Findings) -> None:
   """Writes `report.md` and its pictures into the workdir of a run."""
   draw(workdir, findings)
   path = os.path.join(workdir, 'report.md')
-  with whole(path) as temporary, open(temporary, 'w') as file:
+  with whole(path) as temporary, open(temporary, 'w', encoding='utf-8') as file:
     file.write(text(workdir, findings) + '\n')
 
 

@@ -196,7 +196,7 @@ def _test_accuracy(subnet: Mapping[str, Any], split: str) -> float:
 @functools.cache
 def published() -> dict[str, Any]:
   """The content of `published.json`."""
-  with open(PUBLISHED_FILE) as file:
+  with open(PUBLISHED_FILE, encoding='utf-8') as file:
     return json.load(file)
 
 

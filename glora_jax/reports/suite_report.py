@@ -45,10 +45,10 @@ def write(board: Board, workdir: str) -> None:
   """Writes `table.md`, `table.csv` and `table.png` into the workdir."""
   rows = own_rows(board) + published_rows(board.tasks)
   path = os.path.join(workdir, 'table.md')
-  with whole(path) as temporary, open(temporary, 'w') as file:
+  with whole(path) as temporary, open(temporary, 'w', encoding='utf-8') as file:
     file.write(text(board, rows) + '\n')
   path = os.path.join(workdir, 'table.csv')
-  with whole(path) as temporary, open(temporary, 'w', newline='') as file:
+  with whole(path) as temporary, open(temporary, 'w', newline='', encoding='utf-8') as file:
     csv.writer(file).writerows(csv_lines(board, rows))
   draw(os.path.join(workdir, 'table.png'), board, rows)
 

@@ -20,9 +20,10 @@ import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
 
+from glora_jax.limits import check_path
 from glora_jax.runs import config_files, flag_errors, front_page
 from glora_jax.runs.mistakes import MISTAKES, is_mistake, sentence
-from glora_jax.runs.terminal import Painter, painted
+from glora_jax.runs.terminal import Painter, painted, run_program
 
 _HELP = {'--help', '-help', '-h', '-?', '--helpshort'}
 STOPPED = 75  # exit code EX_TEMPFAIL of sysexits.h: the same command goes on
@@ -122,9 +123,13 @@ HELP_CONFIG = flags.DEFINE_flag(
 
 
 def workdir_of_config() -> str:
-  """`--workdir`, or a folder in `runs` with the name and the arguments of the config file."""
+  """`--workdir`, or a folder in `runs` with the name and the arguments of the config file.
+
+  Raises:
+    ValueError: it is no path.
+  """
   if WORKDIR.value:
-    return WORKDIR.value
+    return check_path(WORKDIR.value)
   filename = config_flags.get_config_filename(flags.FLAGS['config'])
   path, _, arguments = filename.partition(':')
   stem = os.path.splitext(os.path.basename(path))[0]
@@ -183,12 +188,14 @@ def run_with_config(command: Callable[[ml_collections.ConfigDict], None]) -> Non
     _configure_logging()
     try:
       command(_given_config())
+    except BrokenPipeError:  # of standard output; nobody writes into other pipes
+      raise
     except MISTAKES as error:
       if DEBUG.value or not is_mistake(error):
         raise
       _refuse(f'{sentence(error)}\n(--debug shows where.)')
 
-  app.run(guarded, flags_parser=_parse_flags)
+  run_program(lambda: app.run(guarded, flags_parser=_parse_flags))
 
 
 def _refuse(sentence: str) -> NoReturn:
@@ -208,6 +215,9 @@ def _given_config() -> ml_collections.ConfigDict:
       'A config is needed; give --config NAME_OR_FILE, --config quickstart for instance. '
       '--help_config lists its fields.'
     )
+  # ml_collections keeps an OSError that the file raised until a field is asked for.
+  if isinstance(error := getattr(CONFIG.value, '_error', None), OSError):
+    raise error
   if not isinstance(CONFIG.value, ml_collections.ConfigDict):
     raise ValueError(
       f'get_config() of {paths[-1]} returned a {type(CONFIG.value).__name__}; it must return the '
@@ -227,7 +237,7 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     _refuse(str(error))
   try:
     return flags.FLAGS(words)
-  except Exception as error:  # a config file may raise anything
+  except (Exception, SystemExit) as error:  # a config file may raise anything
     text = flag_errors.explain(error, config_files.given(words))
     if text is None:
       raise

@@ -262,7 +262,8 @@ def parse_arguments(
     (the first value, '' where there is none; all names with their values).
 
   Raises:
-    ValueError: an unknown name, a value of another type, or a first value that is no choice.
+    ValueError: an unknown name, one that is given twice, a value of another type, or a first value
+      that is no choice.
 
   Example:
     >>> parse_arguments('cifar100,rank=4', {'source': None, 'rank': 8})
@@ -275,6 +276,7 @@ def parse_arguments(
     expected = ', '.join([*filter(None, choices), *(f'{name}=VALUE' for name in defaults)])
     raise ValueError(f"{shown(first)} behind the config's name is unknown; it takes {expected}.")
   given = {name: None if isinstance(x, type) else x for name, x in defaults.items()}
+  seen = set()
   for part in rest:
     name, equals, value = part.partition('=')
     if name not in defaults or not equals:
@@ -282,6 +284,11 @@ def parse_arguments(
         f"{shown(part)} in the config's arguments is unknown; NAME=VALUE is expected, with the "
         f'names {", ".join(defaults)}; a path with a comma in it must be there.'
       )
+    if name in seen:
+      raise ValueError(
+        f"{shown(part)} in the config's arguments: {name} is there twice; give it once."
+      )
+    seen.add(name)
     given[name] = _argument(part, name, value, defaults[name])
   return first, given
 

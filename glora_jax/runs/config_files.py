@@ -56,9 +56,12 @@ def with_paths(words: Sequence[str]) -> list[str]:
     words: the command line; what stands behind a colon, the config's arguments, is left as it is.
 
   Raises:
-    ValueError: see `path_of`.
+    ValueError: see `path_of`; or there are several.
   """
-  return [_with_path(word, before) for before, word in itertools.pairwise(['', *words])]
+  replaced = [_with_path(word, before) for before, word in itertools.pairwise(['', *words])]
+  if len(names := given(words)) > 1:
+    raise ValueError(f'--config is there {len(names)} times ({", ".join(names)}); give it once.')
+  return replaced
 
 
 def given(words: Sequence[str]) -> list[str]:

@@ -13,12 +13,15 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from glora_jax.limits import ended
 from glora_jax.runs import front_page
+from glora_jax.runs.mistakes import explain_os
 
+_LOOKUPS = (KeyError, TypeError, AttributeError)  # that fail
 _SENTENCES = (ValueError, OSError, ImportError)  # whose text is a sentence of our own functions
 
 
-def explain(error: Exception, config_files: Sequence[str]) -> str | None:
+def explain(error: BaseException, config_files: Sequence[str]) -> str | None:
   """What to tell the user of an error that parsing the flags has raised.
 
   Args:
@@ -35,18 +38,15 @@ def explain(error: Exception, config_files: Sequence[str]) -> str | None:
   for path in config_files:
     if (sentence := _blame_config_file(cause, path)) is not None:
       return sentence
-  if config_files and _has_no_fields(cause):
-    return (
-      f'{config_files[-1]} returned something without this field; it must return the config that '
-      'glora_jax.runs.config.default_config() gives, changed.'
-    )
   if isinstance(error, AttributeError | KeyError):
     return _unknown_field(error)
   if isinstance(error, flags.UnrecognizedFlagError):
     return _unknown_flag(error.flagname)
   if isinstance(error, flags.IllegalFlagValueError):
     return _wrong_value(str(error))
-  if isinstance(error, flags.Error | TypeError | ValueError | OSError):
+  if isinstance(error, OSError):
+    return explain_os(error)
+  if isinstance(error, flags.Error | TypeError | ValueError):
     return _last_line(str(error))
   return None
 
@@ -68,6 +68,11 @@ def _blame_config_file(error: BaseException, path: str) -> str | None:
     return f'{path} has no function get_config, which returns the config.'
   if isinstance(error, TypeError) and 'get_config()' in str(error):
     return f'{path} takes no such arguments behind its name ({_last_line(str(error))}).'
+  if (returned := _what_is_no_config(error)) is not None:
+    return (
+      f'{path} returned {returned}; it must return the config that '
+      'glora_jax.runs.config.default_config() gives, changed.'
+    )
   return None
 
 
@@ -75,11 +80,15 @@ def _is(frame: traceback.FrameSummary, path: str) -> bool:
   return frame.filename == path
 
 
-def _has_no_fields(error: BaseException) -> bool:
-  """Whether ml_collections looked for a field in something that is no config of its own."""
+def _what_is_no_config(error: BaseException) -> str | None:
+  """What a config file returned that ml_collections has no fields of, or cannot change."""
   frames = traceback.extract_tb(error.__traceback__)
-  is_a_lookup = bool(frames) and frames[-1].filename.endswith('config_path.py')
-  return is_a_lookup and isinstance(error, KeyError | TypeError | AttributeError)
+  raised_in = frames[-1].filename if frames else ''
+  if raised_in.endswith('config_path.py') and isinstance(error, _LOOKUPS):
+    return 'something without this field'
+  if raised_in.endswith('config_dict.py') and 'FrozenConfigDict is immutable' in str(error):
+    return 'a FrozenConfigDict'
+  return None
 
 
 def _unknown_flag(name: str) -> str:
@@ -123,7 +132,7 @@ def _wrong_value(text: str) -> str:
   if given[2] not in known:
     return f'{given[1]}: {given[2]} is a section; give its fields, --config.{given[2]}.FIELD=VALUE.'
   setting = known[given[2]]
-  return f'{given[1]} must be {setting.domain}: {setting.help}.'
+  return f'{given[1]} must be {setting.domain}: {ended(setting.help)}'
 
 
 def _last_line(text: str) -> str:

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from absl import flags
 
-from glora_jax.runs.terminal import painted
+from glora_jax.runs.terminal import forget_output, painted
 
 _WIDTH, _COLUMN = 100, 32
 
@@ -53,7 +53,7 @@ def show(page: str) -> NoReturn:
   try:
     print(page, flush=True)
   except BrokenPipeError:  # `| head` has seen enough
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    forget_output()
   sys.exit(0)
 
 

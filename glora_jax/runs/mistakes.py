@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from glora_jax.files import explain_os, first_line
+from glora_jax.files import first_line
+from glora_jax.limits import printable
 
 # Whose text is a sentence for the user, where `is_mistake` says so.
 MISTAKES = (ValueError, OSError, ImportError, RuntimeError, MemoryError)
@@ -41,3 +42,12 @@ def sentence(error: BaseException) -> str:
       'the same command, and the run goes on.'
     )
   return explain_os(error) if isinstance(error, OSError) else text
+
+
+def explain_os(error: OSError) -> str:
+  """A sentence about what the system refused: the file and the reason, without a number."""
+  if error.strerror is None:
+    return str(error)
+  if error.filename is None:
+    return f'A file or a stream cannot be read or written ({error.strerror}).'
+  return f'{printable(str(error.filename))} cannot be read or written ({error.strerror}).'

@@ -58,7 +58,7 @@ class Metrics:
     if meshes.primary():
       stamp = json.dumps({STAMP: stamp_of('metrics')})
       lines = self._lines_to_keep()
-      with whole(path) as temporary, open(temporary, 'w') as file:
+      with whole(path) as temporary, open(temporary, 'w', encoding='utf-8') as file:
         file.writelines([stamp + '\n', *lines])
 
   def write(self, step: int, values: dict[str, float]) -> None:
@@ -68,7 +68,7 @@ class Metrics:
     """
     if not meshes.primary():
       return
-    with writing(self.path), open(self.path, 'a') as file:
+    with writing(self.path), open(self.path, 'a', encoding='utf-8') as file:
       file.write(json.dumps({'stage': self.stage, 'step': step, **values}) + '\n')
     if self.board:
       with writing(self.board):

@@ -23,6 +23,7 @@ import flax
 import ml_collections
 
 from glora_jax.data.catalog import canonical
+from glora_jax.data.task import require_printable
 from glora_jax.files import Path, damaged, write_json, writing
 from glora_jax.limits import printable, shown
 from glora_jax.mesh import primary
@@ -215,9 +216,14 @@ def claim(folder: Path, tasks: Sequence[str] = ()) -> Iterator[None]:
     tasks: folders in it that are workdirs of a suite's runs.
 
   Raises:
-    ValueError: another process holds it, or something in it leads out of it.
+    ValueError: its name cannot be printed, it is no folder, another process holds it, or something
+      in it leads out of it.
     OSError: it cannot be written.
   """
+  # Training states cannot be saved below a name that is not UTF-8.
+  require_printable('The workdir', [os.path.abspath(folder)])
+  if os.path.lexists(folder) and not os.path.isdir(folder):
+    raise ValueError(f'{printable(folder)} is no folder; choose another --workdir.')
   with writing(folder):
     os.makedirs(folder, exist_ok=True)
   _refuse_links(folder, tasks)

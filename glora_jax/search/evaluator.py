@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from glora_jax.limits import Domain, Limits
+from glora_jax.limits import Domain, Limits, check_callable, check_type, listed, shown
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.supports import COLLECTION
-from glora_jax.method.validation import check_labelled, check_whole_numbers
+from glora_jax.method.validation import check_labelled, check_whole_numbers, is_known
 
 _COUNT = Domain.of_annotation(int, Limits(at_least=1))
 
@@ -103,7 +104,8 @@ class Evaluator:
     traced_classes: number of classes of the logits, once they have been traced.
 
   Raises:
-    ValueError: a block has no image.
+    ValueError: an argument is of another type, a block has no image, no class is an answer, or the
+      mesh has other axes.
   """
 
   adapted: Adapted
@@ -115,7 +117,16 @@ class Evaluator:
   traced_classes: set[int] = dataclasses.field(default_factory=set)
 
   def __post_init__(self):
+    check_type(self.adapted, Adapted, 'adapted')
+    check_callable(self.preprocess, 'preprocess')
     _COUNT.check(self.block, 'block')
+    object.__setattr__(self, 'classes', _as_mask(self.classes))
+    if self.mesh is not None:
+      check_type(self.mesh, Mesh, 'mesh')
+      if not {'candidate', 'data'} <= set(self.mesh.axis_names):
+        raise ValueError(
+          f"mesh has the axes {listed(self.mesh.axis_names)}; it needs 'candidate' and 'data'."
+        )
 
   @property
   def candidate_shards(self) -> int:
@@ -149,6 +160,11 @@ class Evaluator:
         subnet.variables, inputs, genome=subnet.genome, **self.apply_kwargs
       )
     logits = logits.astype(jnp.float32)
+    if self.classes is not None and self.classes.shape != logits.shape[-1:]:
+      raise ValueError(
+        f'classes has {len(self.classes)} truths, and the model answers with {logits.shape[-1]} '
+        'classes; give one for each.'
+      )
     self.traced_classes.add(logits.shape[-1])
     return logits if self.classes is None else jnp.where(self.classes, logits, -jnp.inf)
 
@@ -289,6 +305,23 @@ class Evaluator:
     if self.mesh is None:
       return x
     return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, PartitionSpec(*axes)))
+
+
+def _as_mask(classes: Any) -> Any:
+  """Which classes are answers as an array, which may be traced; None for all.
+
+  Raises:
+    ValueError: they are no truths, one for each class, or none is true.
+  """
+  if classes is None:
+    return None
+  mask = classes if isinstance(classes, jax.Array) else np.asarray(classes)
+  if mask.dtype != bool or mask.ndim != 1 or (is_known(mask) and not np.any(mask)):
+    raise ValueError(
+      f'classes={shown(classes)} must be True or False for each class, True for one at least; None '
+      'takes all.'
+    )
+  return mask
 
 
 def ceil_div(number: int, divisor: int) -> int:

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from tqdm.auto import tqdm
 
+from glora_jax.limits import check_callable, check_type, shown
 from glora_jax.method.draws import random_genomes, require_feasible
 from glora_jax.method.genomes import count_params
 from glora_jax.method.space import Spec
@@ -103,6 +104,10 @@ def evolve(  # noqa: PLR0913
   """
   require_feasible(spec, budget)
   check_key(key)
+  check_type(settings, Evolution, 'settings')
+  check_callable(score, 'score')
+  if archive is not None:
+    check_type(archive, Archive, 'archive')
   strategy = make_strategy(spec, settings, budget, guide)
   search = _Search(spec, settings, budget, strategy, score, stopping_score)
   archive = Archive.empty(spec) if archive is None else archive
@@ -196,13 +201,26 @@ class _Search:
       parents = _parents_scores(archive, self.settings)
       correct, loss, exact = self.stopping_score(population, is_child, parents)
     else:
-      correct, loss = self.score(population)
+      correct, loss = _pair(self.score(population))
       exact = np.ones(size, bool)
     scores = _Scores(*(np.asarray(values) for values in (correct, loss, exact)))
     _check_shapes(scores, size)
     of_children = _Scores(*(values[is_child] for values in scores))
     _check_values(of_children)
     return of_children
+
+
+def _pair(scores: Any) -> tuple[Any, Any]:
+  """Right answers and losses.
+
+  Raises:
+    ValueError: a score function gave something else.
+  """
+  if not isinstance(scores, tuple | list) or len(scores) != 2:
+    raise ValueError(
+      f'score gave {shown(scores)}; it must give the pair (correct, loss), each [population].'
+    )
+  return scores[0], scores[1]
 
 
 def _check_shapes(scores: _Scores, size: int) -> None:

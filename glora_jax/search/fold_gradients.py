@@ -271,11 +271,15 @@ class Passes:
     # No interceptor where there is nothing to tap: it would slow down tracing.
     with nn.intercept_methods(functools.partial(intercept, taps)) if taps else nullcontext():
       value = self.loss(forward, batch, key)
-    is_number = isinstance(value, jax.Array | np.ndarray | np.generic | float)
-    if not is_number or jnp.shape(value) != ():
-      given = f'has shape {jnp.shape(value)}' if is_number else f'is a {type(value).__name__}'
-      raise ValueError(f'The loss {given}; it must be one number, the mean over a batch.')
-    return value
+    if not isinstance(value, jax.Array | np.ndarray | np.generic | float):
+      given = f'is a {type(value).__name__}'
+    elif jnp.shape(value):
+      given = f'has shape {jnp.shape(value)}'
+    elif not jnp.issubdtype(dtype := jnp.result_type(value), jnp.floating):
+      given = f'is {dtype}'
+    else:
+      return value
+    raise ValueError(f'The loss {given}; it must be one number, the mean over a batch.')
 
 
 class _FoldSums:

@@ -9,6 +9,7 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 
+from glora_jax.limits import check_callable
 from glora_jax.method.draws import shrink
 from glora_jax.method.genomes import count_params
 from glora_jax.method.space import Spec
@@ -107,10 +108,25 @@ class GuidedEvolution(PaperEvolution):
   def propose(self, rng: np.random.Generator, parents: np.ndarray, brood: Brood) -> None:
     """Adds guided children of the very fittest parents, then crossed ones of all."""
     fittest = parents[: self.settings.guides]
-    values = np.stack([np.asarray(self.guide(genome)) for genome in fittest])
+    values = np.stack([self._values(genome) for genome in fittest])
     draw = functools.partial(propose_guided, rng, self.spec, fittest, values, budget=self.budget)
     brood.fill(self.settings.mutations, draw)
     self._add_crossovers(rng, parents, brood)
+
+  def _values(self, genome: np.ndarray) -> np.ndarray:
+    """What the guide says of a genome, [layer, 5, code].
+
+    Raises:
+      ValueError: it has another shape, or values that are not finite.
+    """
+    values = np.asarray(self.guide(genome))
+    expected = self.spec.cost_table.shape
+    if values.shape != expected or not np.isfinite(values).all():
+      raise ValueError(
+        f'guide gave {values.dtype} {list(values.shape)}; it must give finite losses, '
+        f'{list(expected)}.'
+      )
+    return values
 
 
 class RandomSearch:
@@ -148,6 +164,7 @@ def make_strategy(
     case 'guided':
       if guide is None:
         raise ValueError("The mode 'guided' needs a guide; guidance.make_guide makes one.")
+      check_callable(guide, 'guide')
       return GuidedEvolution(spec, settings, budget, guide)
     case 'random':
       return RandomSearch()

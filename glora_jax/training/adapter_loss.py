@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import optax
 
+from glora_jax.method.validation import check_whole_numbers, is_known
 from glora_jax.training.rates import scaled
 from glora_jax.training.recipe import Recipe
 
@@ -26,6 +27,32 @@ class AdapterLoss(abc.ABC):
   @abc.abstractmethod
   def kinds(self, trainable: Any) -> Any:
     """The kind of every trained number; see `rates.kinds`."""
+
+
+def check_targets(loss_fn: Any, labels: Any) -> None:
+  """Checks labels of a loss that takes them for classes.
+
+  How many classes there are is known once the model is traced; a label above them makes the loss
+  NaN, and one below 0 would be counted from the last class.
+
+  Args:
+    loss_fn: see `fit`.
+    labels: [n].
+
+  Raises:
+    ValueError: they are no whole numbers of 0 or more.
+  """
+  if not isinstance(loss_fn, AdapterLoss) or np.ndim(labels) != 1:
+    return
+  check_whole_numbers(labels)
+  if not is_known(labels):
+    return
+  below = np.flatnonzero(np.asarray(labels) < 0)
+  if len(below):
+    raise ValueError(
+      f'The label {labels[below[0]]} of image {below[0]} is no class; labels are whole numbers '
+      'from 0 on.'
+    )
 
 
 def prepare(

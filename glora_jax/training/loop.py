@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -18,9 +18,11 @@ import numpy as np
 import optax
 
 from glora_jax import mesh as meshes
-from glora_jax.training.adapter_loss import prepare
+from glora_jax.limits import Domain, Limits, check_type, shown
+from glora_jax.method.validation import as_numbers, check_key
+from glora_jax.training.adapter_loss import check_targets, prepare
 from glora_jax.training.batches import ImageStream, make_feeder
-from glora_jax.training.parts import make_gradient
+from glora_jax.training.parts import PartedLoss, make_gradient
 from glora_jax.training.progress import Progress
 from glora_jax.training.recipe import Recipe
 
@@ -29,6 +31,8 @@ log = logging.getLogger(__name__)
 Metrics = dict[str, jax.Array]
 # (trainable, frozen, images, labels, key) -> (loss, metrics), all scalars.
 LossFn = Callable[[Any, Any, jax.Array, jax.Array, jax.Array], tuple[jax.Array, Metrics]]
+
+DISPATCHED = Domain.of_annotation(int, Limits(at_least=1))  # steps in a compiled call
 
 
 class TrainState(NamedTuple):
@@ -97,7 +101,7 @@ def make_step(
     `step_fn(carry, frozen, images, labels, key) -> (carry, metrics)`. From the first loss on that
     is not finite nothing is updated any more: the carry stays the last good state.
   """
-  gradient_fn = make_gradient(loss_fn, mesh)
+  gradient_fn = make_gradient(_checked(loss_fn), mesh)
 
   def step_fn(carry, frozen, images, labels, key):
     batch_gradient_fn = functools.partial(gradient_fn, carry.trainable, frozen)
@@ -118,6 +122,36 @@ def make_step(
     return kept._replace(finite=finite), {'loss': loss, **metrics}
 
   return step_fn
+
+
+def _checked(loss_fn: LossFn) -> LossFn:
+  """A loss that looks at what it gives when it is traced; ours needs no such look."""
+  if isinstance(loss_fn, PartedLoss):
+    return loss_fn
+
+  def checked(*arguments):
+    result = loss_fn(*arguments)
+    _check_result(result)
+    return result
+
+  return checked
+
+
+def _check_result(result: Any) -> None:
+  """Raises ValueError unless a loss function gave what training can minimize."""
+  is_pair = isinstance(result, tuple) and len(result) == 2
+  if not is_pair or not isinstance(result[1], Mapping):
+    raise ValueError(
+      f'The loss function gave {shown(result)}; it must give the pair (loss, metrics), metrics '
+      'a dictionary that may be empty.'
+    )
+  loss, _ = result
+  dtype = jnp.result_type(loss)
+  if jnp.shape(loss) or not jnp.issubdtype(dtype, jnp.floating):
+    raise ValueError(
+      f'The loss is {dtype} {list(jnp.shape(loss))}; it must be one floating-point number, the '
+      'mean over the batch.'
+    )
 
 
 def _cut(batch: Any, parts: int, mesh: jax.sharding.Mesh | None) -> Any:
@@ -253,8 +287,9 @@ def fit(  # noqa: PLR0913
     The final state.
 
   Raises:
-    ValueError: the batch size does not fit the images or the mesh, or the recipe asks of the loss
-      what it does not know (`adapter_loss.prepare`).
+    ValueError: an argument is of another type or out of range; there is not one label for each
+      image, or one that is no class; the loss is no number; the batch size does not fit the images
+      or the mesh; or the recipe asks of the loss what it does not know (`adapter_loss.prepare`).
     NonFiniteLossError: the loss became NaN or infinite; the last good state is in its `.state`.
 
   Example:
@@ -276,6 +311,16 @@ def fit(  # noqa: PLR0913
     >>> print(state.step, state.trainable['slope'].round(1))
     200 [3.]
   """
+  check_key(key)
+  check_type(recipe, Recipe, 'recipe')
+  DISPATCHED.check(steps_per_dispatch, 'steps_per_dispatch')
+  Domain.of_annotation(int | None, Limits(at_least=0, at_most=recipe.epochs)).check(
+    stop_epoch, 'stop_epoch'
+  )
+  labels = as_numbers('labels', labels)
+  images = images if isinstance(images, ImageStream) else as_numbers('images', images)
+  check_targets(loss_fn, labels)
+
   order_key, step_key = jax.random.split(key)
   loss_fn, optimizer = prepare(loss_fn, recipe, trainable, len(labels))
   epochs = recipe.epochs if stop_epoch is None else stop_epoch

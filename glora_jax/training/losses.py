@@ -14,9 +14,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from glora_jax.limits import Domain, check_callable, check_type
 from glora_jax.method.adapted import Adapted, Subnet
 from glora_jax.method.genomes import largest_genome
 from glora_jax.method.supports import COLLECTION
+from glora_jax.training import recipe, sampling
 from glora_jax.training.adapter_loss import AdapterLoss
 from glora_jax.training.component_dropout import drop_components
 from glora_jax.training.consistency import Consistency
@@ -30,6 +32,9 @@ DROPOUT_STREAM = 1
 NOISE_STREAMS = (2, 3)  # of the two passes of consistency regularization
 PASS_STREAMS = (4, 5)
 COMPONENT_STREAM = 6
+
+_DISTILLATION = Domain.of_annotation(float, sampling.RANGES['distillation'])
+_DROPOUT = Domain.of_annotation(float, recipe.RANGES['component_dropout'])
 
 Preprocess = Callable[[jax.Array, jax.Array], jax.Array]
 Mix = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
@@ -87,6 +92,9 @@ def supernet_loss(  # noqa: PLR0913
     and the halves of `adapted.split`. It raises a ValueError where a batch cannot be cut into
     equal paths.
 
+  Raises:
+    ValueError: an argument is of another type or out of range.
+
   Example:
     >>> import flax.linen as nn
     >>> import glora_jax
@@ -105,6 +113,8 @@ def supernet_loss(  # noqa: PLR0913
     >>> print(loss.shape, metrics['accuracy'])
     () 0.5
   """
+  check_type(adapted, Adapted, 'adapted')
+  check_callable(sample, 'sample')
   logits_fn = _DrawnSubnets(adapted, sample, component_dropout, apply_kwargs)
   return _Loss(
     logits_fn,
@@ -143,6 +153,9 @@ def subnet_loss(
     `loss_fn(trainable, frozen, images, labels, key) -> (loss, metrics)`, with the halves of
     `subnet.split`.
 
+  Raises:
+    ValueError: an argument is of another type or out of range.
+
   Example:
     >>> import flax.linen as nn
     >>> import glora_jax
@@ -160,6 +173,7 @@ def subnet_loss(
     >>> print(loss.shape, metrics['accuracy'])
     () 0.5
   """
+  check_type(subnet, Subnet, 'subnet')
   logits_fn = _FixedSubnet(subnet, component_dropout, apply_kwargs)
   return _Loss(
     logits_fn,
@@ -210,7 +224,7 @@ class _DrawnSubnets:
     if genomes.ndim == 2:
       return self._apply(variables, genomes, inputs, keys)
     paths = len(genomes)
-    if len(inputs) % paths:
+    if not paths or len(inputs) % paths:
       raise ValueError(
         f'A batch of {len(inputs)} images cannot be cut into {paths} equal paths; '
         'change batch_size or sampling.paths.'
@@ -296,6 +310,12 @@ class _Loss(AdapterLoss, PartedLoss):
   distillation: float
   independent_images: bool
   apply_kwargs: Mapping[str, Any]
+
+  def __post_init__(self):
+    check_callable(self.preprocess, 'preprocess')
+    check_type(self.consistency, Consistency, 'consistency')
+    _DISTILLATION.check(self.distillation, 'distillation')
+    _DROPOUT.check(self.logits_fn.component_dropout, 'component_dropout')
 
   def with_component_dropout(self, probability):
     logits_fn = dataclasses.replace(self.logits_fn, component_dropout=probability)

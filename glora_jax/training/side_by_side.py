@@ -16,13 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from glora_jax.limits import Domain, Limits
+from glora_jax.limits import Domain, Limits, check_type, shown
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.supports import COLLECTION
-from glora_jax.method.validation import check_labelled
-from glora_jax.training.adapter_loss import prepare
+from glora_jax.method.validation import as_numbers, check_key, check_labelled
+from glora_jax.training.adapter_loss import check_targets, prepare
 from glora_jax.training.batches import ImageStream, batch_indices, steps_per_call
-from glora_jax.training.loop import Carry, LossFn, TrainState, make_step
+from glora_jax.training.loop import DISPATCHED, Carry, LossFn, TrainState, make_step
 from glora_jax.training.losses import Preprocess, subnet_loss
 from glora_jax.training.progress import Progress
 from glora_jax.training.rates import scaled
@@ -30,7 +30,6 @@ from glora_jax.training.recipe import Recipe
 
 log = logging.getLogger(__name__)
 
-_DISPATCHED = Domain.of_annotation(int, Limits(at_least=1))
 _RATE = Domain.of_annotation(float, Limits(above=0, at_most=float(np.finfo(np.float32).max)))
 
 
@@ -93,9 +92,9 @@ def train_many(
     good state, whose `step` says where, and is named in a warning; the others go on.
 
   Raises:
-    ValueError: the images are a stream, there is not one label for each, a rate is not above 0,
-      the batches are larger than the training set, or the recipe asks of a loss what it does not
-      know (`adapter_loss.prepare`).
+    ValueError: the images are a stream, there is not one label for each or one that is no class, an
+      argument is of another type, a rate is not above 0, the batches are larger than the training
+      set, or the recipe asks of a loss what it does not know (`adapter_loss.prepare`).
 
   Example:
     >>> import jax
@@ -119,10 +118,14 @@ def train_many(
       'train_many takes resident images, since every run has an order of its own; '
       'train on a stream with fit, run by run.'
     )
+  check_type(recipe, Recipe, 'recipe')
+  images, labels = as_numbers('images', images), as_numbers('labels', labels)
   check_labelled(images, labels)
-  _DISPATCHED.check(steps_per_dispatch, 'steps_per_dispatch')
+  DISPATCHED.check(steps_per_dispatch, 'steps_per_dispatch')
+  if not isinstance(runs, Sequence):
+    raise ValueError(f'runs={shown(runs)} must be a list of Trainings.')
   for number, run in enumerate(runs):
-    _RATE.check(run.rate, f'runs[{number}].rate')
+    _check_run(run, number, labels)
   last = recipe.epochs * recipe.steps_per_epoch(len(labels))
   groups = _grouped(runs)
   states: dict[int, TrainState] = {}
@@ -200,10 +203,19 @@ def subnet_runs(
   return runs
 
 
+def _check_run(run: Any, number: int, labels: Any) -> None:
+  """Raises ValueError unless one of the runs can be trained."""
+  check_type(run, Training, f'runs[{number}]')
+  check_key(run.key)
+  check_targets(run.loss_fn, labels)
+  _RATE.check(run.rate, f'runs[{number}].rate')
+
+
 class _GroupKey(NamedTuple):
   """What runs of one compiled program have in common."""
 
   loss_fn: LossFn
+  key_dtype: Hashable
   trainable_structure: Hashable
   trainable_shapes: tuple[tuple[tuple[int, ...], jnp.dtype], ...]
   frozen_structure: Hashable
@@ -218,6 +230,7 @@ def _grouped(runs: Sequence[Training]) -> list[list[int]]:
     frozen, frozen_structure = jax.tree.flatten(run.frozen)
     group_key = _GroupKey(
       run.loss_fn,
+      run.key.dtype,
       trainable_structure,
       tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in trainable),
       frozen_structure,

@@ -292,6 +292,10 @@ def test_numbers_as_labels_are_ordered_as_numbers(photos):
     ('photos/cat/000.png,x\nphotos/cat/001.png,"a\nb"\n', "has the name 'a.nb', which"),
     ('photos/cat/000.png,x\nphotos/cat/001.png,x\n', "has the one label 'x'"),
     (
+      'photos/cat/000.png,caf\u00e9\nphotos/cat/001.png,cafe\u0301\n',
+      "has the name 'café' twice, in other bytes",
+    ),
+    (
       'photos/cat/000.png,x\nnone.png,y\n',
       r'1 of 2 images that .*labels\.csv names are not there, .*none\.png',
     ),

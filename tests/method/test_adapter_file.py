@@ -293,3 +293,12 @@ def test_names_of_any_letters_are_shown_as_they_can_be(written, tmp_path):
     adapter_file.load_adapter(tmp_path / 'ü\n', adapted, jax.tree.map(np.zeros_like, params))
   with pytest.raises(ValueError, match='These params are not those of the adapted BodyAndHead'):
     adapter_file.load_adapter(tmp_path / 'ü\n', adapted, b'x')
+
+
+def test_supports_that_are_not_finite_are_refused_and_leave_no_file(written, tmp_path):
+  adapted, params, _, _ = written
+  variables = jax.tree.map(lambda x: x * np.nan, random_variables(adapted, params))
+  genome = presets.preset(adapted.spec, 'ssf')
+  with pytest.raises(ValueError, match='has numbers that are not finite; the training diverged'):
+    adapter_file.save_adapter(tmp_path / 'a', adapted, variables, genome)
+  assert not list(tmp_path.iterdir())

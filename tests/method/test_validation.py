@@ -1,5 +1,7 @@
 """Arguments of public calls that cannot be are refused in one sentence before anything is done."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ import glora_jax
 from glora_jax import Layer, SearchSpace, Spec
 
 INPUTS = jnp.ones((2, 4))
+SPEC = Spec((Layer('fc1', 8, 32),))
 PARAMS = {'kernel': jnp.ones((4, 3)), 'bias': jnp.zeros(3)}
 
 
@@ -115,6 +118,7 @@ def test_choices_that_are_none_are_refused_by_custom_genome(choices, sentence):
   'make, sentence',
   [
     (lambda: SearchSpace(ranks=1.5), 'ranks=1.5 must be positive integers'),
+    (lambda: SearchSpace(ranks=(True,)), r'ranks=\(True,\) must be positive integers'),
     (lambda: SearchSpace(ranks=(10**5000,)), 'ranks=too long to be shown must be positive'),
     (lambda: SearchSpace(A=0.5), 'A=0.5 is not a choice'),
     (lambda: SearchSpace(tied=7), 'tied=7 must be True or False'),
@@ -141,3 +145,60 @@ def test_metadata_do_not_take_the_place_of_what_an_adapter_says(adapted, variabl
   with pytest.raises(ValueError, match="The name 'base' of metadata is taken"):
     glora_jax.save_adapter(file, adapted, variables, genome, base='x')
   assert not file.exists()
+
+
+def test_what_is_no_spec_is_refused(adapted):
+  genome = glora_jax.preset(adapted.spec, 'bitfit')
+  calls = [
+    lambda spec: glora_jax.preset(spec, 'lora'),
+    glora_jax.presets,
+    lambda spec: glora_jax.count_params(spec, genome),
+    lambda spec: glora_jax.custom_genome(spec, {}),
+    lambda spec: glora_jax.random_genomes(np.random.default_rng(0), spec, 1),
+    lambda spec: glora_jax.sample_genome(jax.random.key(0), spec),
+  ]
+  for call in calls:
+    with pytest.raises(ValueError, match=r'is a Adapted and no Spec; give adapted\.spec'):
+      call(adapted)
+
+
+@pytest.mark.parametrize('layers', [None, 'ab', (3,), Layer('fc1', 8, 32)])
+def test_a_spec_is_of_layers(layers):
+  with pytest.raises(ValueError, match=r'^layers=.* must be a tuple of Layers'):
+    Spec(layers)
+
+
+def test_a_traced_genome_is_refused_where_its_codes_are_needed(adapted, variables, tmp_path):
+  path = tmp_path / 'adapter.safetensors'
+  calls = [
+    adapted.count_params,
+    adapted.fix,
+    adapted.summary,
+    lambda genome: glora_jax.canonicalize(adapted.spec, genome),
+    lambda genome: glora_jax.save_adapter(path, adapted, variables, genome),
+  ]
+  for call in calls:
+    with pytest.raises(ValueError, match=r'The genome is traced, .* outside of jax\.jit'):
+      jax.eval_shape(call, glora_jax.preset(adapted.spec, 'lora'))
+  assert not path.exists()
+
+
+@pytest.mark.parametrize('key', [0, jnp.zeros(3, jnp.uint32), jax.random.split(jax.random.key(0))])
+def test_a_key_that_is_none_is_refused(adapted, key):
+  for call in (lambda: adapted.init(key, PARAMS), lambda: glora_jax.sample_genome(key, SPEC)):
+    with pytest.raises(ValueError, match='must be one random key'):
+      call()
+
+
+def test_parameters_of_another_model_or_kind_are_refused(adapted, variables):
+  genome = glora_jax.preset(adapted.spec, 'lora')
+  whole_numbers = jax.tree.map(lambda value: value.astype(int), PARAMS)
+  with pytest.raises(ValueError, match='no floating-point numbers: bias is int32, kernel is int32'):
+    adapted.init(jax.random.key(0), whole_numbers)
+  for params in (None, {'kernel': PARAMS['kernel'].T}, whole_numbers):
+    for apply in (adapted.fix(genome).apply, functools.partial(adapted.apply, genome=genome)):
+      with pytest.raises(ValueError, match='These params are not those of the adapted Dense'):
+        apply({**variables, 'params': params}, INPUTS)
+  for nothing in (None, [1]):
+    with pytest.raises(ValueError, match='and no dictionary; pass what init returned'):
+      adapted.apply(nothing, INPUTS, genome=genome)

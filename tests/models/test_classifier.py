@@ -38,3 +38,12 @@ def test_the_size_of_batches_changes_no_answer(backbone, photos):
   for size in (1, 3):
     for path, probabilities in classifier(images, batch_size=size):
       np.testing.assert_allclose(probabilities, together[path], atol=1e-6)
+
+
+def test_what_is_no_model_rule_or_list_is_refused(backbone, photos):
+  with pytest.raises(ValueError, match='None is no path'):
+    Classifier(None)
+  with pytest.raises(ValueError, match="The resize rule 'x' is unknown"):
+    Classifier(backbone, rule='x')
+  with pytest.raises(ValueError, match=r'b\.png. must be a list of paths; find_images makes one'):
+    next(Classifier(backbone)(f'{photos}/b.png'))

@@ -47,6 +47,12 @@ def test_weights_that_are_not_finite_are_refused(timm, value):
     timm.load()
 
 
+def test_weights_that_no_float32_holds_are_refused(timm):
+  timm.tensors['norm.weight'] = np.full(16, 1e300)
+  with pytest.raises(ValueError, match=r'norm\.weight is not finite'):
+    timm.load()
+
+
 def test_tensors_of_whole_numbers_are_refused(timm):
   timm.tensors['norm.weight'] = np.zeros(16, np.int64)
   with pytest.raises(ValueError, match=r'norm\.weight hold no floating-point numbers'):

@@ -51,6 +51,8 @@ def test_what_is_not_the_models_is_not_written(tmp_path):
   counts = {'scale': params['norm']['scale'].astype('int32'), 'bias': params['norm']['bias']}
   path = tmp_path / 'model.safetensors'
   cases = [
+    (None, params, 'model=None is no ViT'),
+    (OURS, None, 'params=None is no Mapping'),
     (OURS, {}, 'these params are not those of the model. missing: '),
     (OURS, {**params, 'norm': scale}, 'norm/scale has numbers that are not finite'),
     (OURS, {**params, 'norm': counts}, 'norm/scale is int32'),

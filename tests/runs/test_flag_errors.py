@@ -45,7 +45,7 @@ def refusal(parse):
   """A function that parses a command line, and returns the sentence with which that ends."""
 
   def refuse(*words):
-    with pytest.raises((SystemExit, ValueError)) as caught:
+    with pytest.raises((SystemExit, ValueError, OSError)) as caught:
       parse(*words)
     return str(caught.value)
 
@@ -108,6 +108,10 @@ def test_none_unsets_a_field_and_other_values_are_read_as_before(parse):
       "error: 'rank=two' in the config's arguments: rank is of type int.",
     ),
     ([f'--config={ROOT}/configs/own.py:beans,rank=1000000000'], 'error: rank=1000000000 must be'),
+    ([f'--config={ROOT}/configs/own.py:a,rank=1,rank=2'], ': rank is there twice; give it once.'),
+    ([f'--config={ROOT}/configs/own.py:no/'], "There is no folder 'no/'; configs/own.py:WHAT ta"),
+    ([f'--config={ROOT}/configs/own.py:no/', '--config.seed=1'], "There is no folder 'no/'"),
+    ([QUICKSTART, QUICKSTART], 'error: --config is there 2 times'),
   ],
 )
 def test_a_wrong_command_line_is_one_sentence(words, expected, refusal):
@@ -131,6 +135,11 @@ def test_a_wrong_command_line_is_one_sentence(words, expected, refusal):
     ('get_config = 3', 'has no function get_config, which returns the config.'),
     ('def get_config():\n  return {"a": 1}', 'returned a dict; it must return the config that'),
     ('def get_config():\n  pass', 'returned a NoneType; it must return the config that'),
+    ('import sys\nsys.exit(0)', 'wrong.py, line 2, fails with SystemExit (0).'),
+    (
+      'from ml_collections import FrozenConfigDict as F\ndef get_config():\n  return F({})',
+      'wrong.py returned a FrozenConfigDict; it must return the config that',
+    ),
     ('\x00', 'wrong.py is no Python (source code string cannot contain null bytes).'),
   ],
 )

@@ -1,8 +1,12 @@
-"""What the command says of itself, and where it is coloured."""
+"""What the command says of itself, where it is coloured, and what its streams refuse."""
 
+import errno
 import io
 import logging
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 from absl import flags
@@ -10,7 +14,7 @@ from places import ROOT
 
 from glora_jax.data import catalog
 from glora_jax.reports import curves, run_page
-from glora_jax.runs import command_line, config_files, front_page, inventory
+from glora_jax.runs import command_line, config_files, front_page, inventory, terminal
 from glora_jax.runs.config import RunSettings
 from glora_jax.runs.run import stage_names
 from glora_jax.runs.terminal import Painter, painted
@@ -101,3 +105,48 @@ def test_lists_of_stages_have_those_that_jobs_begin():
   assert names == {name for settings, _ in JOBS for name in stage_names(settings)}
   assert run_page.STAGES.keys() <= names
   assert {re.split('/|_choice', name)[0] for name in curves.STAGES} <= names
+
+
+def broken(*arguments):
+  raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def interrupted():
+  raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+  'program, code',
+  [
+    (interrupted, 130),
+    (broken, 'error: A file or a stream cannot be read or written (No space left on device).'),
+    (lambda: sys.exit(3), 3),
+  ],
+)
+def test_a_command_ends_without_a_traceback(program, code, monkeypatch):
+  monkeypatch.setattr(terminal, 'forget_output', lambda: None)
+  with pytest.raises(SystemExit) as ended:
+    terminal.run_program(program)
+  assert ended.value.code == code
+
+
+def test_what_standard_output_refuses_at_the_end_is_a_sentence(monkeypatch):
+  with open('/dev/full', 'w') as full:
+    monkeypatch.setattr(sys, 'stdout', full)
+    with pytest.raises(SystemExit, match=r'error: .*\(No space left on device\)'):
+      terminal.run_program(lambda: print('much'))
+  # What could not be written was let go, so that closing the file raised nothing.
+
+
+CLOSED = """
+import os, sys
+from glora_jax.runs import terminal
+terminal.run_program(lambda: print('to nobody', os.open(os.devnull, os.O_RDONLY)))
+os.write(3, b'%d %d' % (os.fstat(1).st_rdev == os.stat(os.devnull).st_rdev, sys.stdout is None))
+"""
+
+
+def test_no_file_gets_the_number_of_a_stream_that_is_closed(tmp_path):
+  command = f'exec {sys.executable} -c "$0" 3>{tmp_path / "said"} >&- 2>&-'
+  subprocess.run(['sh', '-c', command, CLOSED], check=True, cwd=ROOT)
+  assert (tmp_path / 'said').read_text() == '1 0'

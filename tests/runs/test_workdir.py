@@ -10,7 +10,7 @@ import tiny_runs
 from glora_jax.files import read_json, write_json
 from glora_jax.runs import schema, used_fields
 from glora_jax.runs.config import RunSettings, check_config, default_config
-from glora_jax.runs.workdir import claim_workdir, read_config
+from glora_jax.runs.workdir import claim, claim_workdir, read_config
 
 
 @pytest.fixture
@@ -205,3 +205,17 @@ def test_the_config_of_an_older_workdir_is_read_whole(older):
   assert settings.space.ranks == (2, 8)
   assert settings.search.guides == 1
   assert settings.consistency == check_config(default_config()).consistency
+
+
+def test_what_is_no_folder_is_no_workdir(tmp_path):
+  (tmp_path / 'file').touch()
+  (tmp_path / 'nowhere').symlink_to(tmp_path / 'none')
+  cases = [
+    ('file', 'file is no folder; choose another --workdir'),
+    ('nowhere', 'nowhere is no folder; choose another --workdir'),
+    ('bytes\udcff', r'The workdir has the name .*bytes\\udcff.* not UTF-8'),
+  ]
+  for name, sentence in cases:
+    with pytest.raises(ValueError, match=sentence), claim(tmp_path / name):
+      pass
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['file', 'nowhere']

@@ -371,6 +371,7 @@ def infinite(forward, batch, key):
     ({'value': 'best'}, "value='best' is unknown; it is one of squared, sign"),
     ({'batches': iter([])}, 'can be read only once; pass a list'),
     ({'loss': lambda forward, batch, key: forward(batch[0])}, 'The loss has shape .4, 4.'),
+    ({'loss': lambda forward, batch, key: forward(batch[0]).sum() * 1j}, 'The loss is complex'),
   ],
 )
 def test_bad_input_is_refused_with_a_sentence(changes, sentence):

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -123,3 +124,50 @@ def test_genomes_of_another_spec_are_no_beginning_of_a_search():
     search(initial=np.zeros((1, 3, 5), np.int8))
   with pytest.raises(ValueError, match='a population is'):
     search(initial=jnp.zeros((len(SPEC), 5), jnp.int8))
+
+
+@pytest.mark.parametrize(
+  'options, sentence',
+  [
+    ({'score': None}, 'score=None is no function'),
+    ({'score': lambda genomes: genomes}, r'it must give the pair \(correct, loss\)'),
+    ({'settings': {'population': 4}}, r"settings=\{'population': 4\} is no Evolution"),
+    ({'archive': []}, r'archive=\[\] is no Archive'),
+    ({'guide': 'x'}, "guide='x' is no function"),
+    ({'guide': lambda genome: np.zeros(3)}, r'guide gave float64 \[3\]; it must give finite'),
+    ({'guide': lambda genome: np.full(SPEC.cost_table.shape, np.nan)}, 'it must give finite'),
+  ],
+)
+def test_what_is_no_search_is_refused(options, sentence):
+  mode = 'guided' if 'guide' in options else 'paper'
+  settings = dataclasses.replace(SMALL, mode=mode)
+  arguments = {'score': Judge(), 'settings': settings, **options}
+  with pytest.raises(ValueError, match=sentence):
+    glora_jax.evolve(SPEC, key=jax.random.key(0), progress=False, **arguments)
+
+
+@pytest.mark.parametrize(
+  'options, sentence',
+  [
+    ({'adapted': None}, 'adapted=None is no Adapted'),
+    ({'preprocess': None}, 'preprocess=None is no function'),
+    ({'classes': 'ab'}, "classes='ab' must be True or False for each class"),
+    ({'classes': [0, 1]}, r'classes=\[0, 1\] must be True or False for each class'),
+    ({'classes': np.zeros(4, bool)}, 'True for one at least'),
+    ({'classes': [True, True]}, 'classes has 2 truths, and the model answers with 4'),
+    ({'mesh': 'x'}, "mesh='x' is no Mesh"),
+    (
+      {'mesh': jax.sharding.Mesh(np.array(jax.devices()[:1]), ('rows',))},
+      "mesh has the axes rows; it needs 'candidate' and 'data'",
+    ),
+  ],
+)
+def test_scorers_of_what_cannot_be_are_refused(options, sentence):
+  adapted, variables, genomes, images, labels = problem('mlp', 'up_front')
+
+  def score():
+    scorer = glora_jax.make_scorer(**{'adapted': adapted, **options})
+    return scorer(variables, genomes, images, labels)
+
+  with pytest.raises(ValueError, match=sentence):
+    score()

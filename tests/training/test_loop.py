@@ -177,3 +177,45 @@ def test_a_diverging_loss_stops_with_the_last_good_state():
     trainable = optax.apply_updates(expected.trainable, updates)
     expected = TrainState(trainable, opt_state, step + 1)
   np.testing.assert_allclose(state.trainable['bias'], expected.trainable['bias'], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  'options, sentence',
+  [
+    ({'recipe': None}, 'recipe=None is no Recipe'),
+    ({'key': 0}, 'key=0 must be one random key'),
+    ({'labels': None}, 'The labels are None; they must be an array of numbers'),
+    ({'images': 'x'}, "The images are 'x'; they must be an array of numbers"),
+    ({'labels': [0, 1, -1, 2]}, 'The label -1 of image 2 is no class'),
+    ({'labels': [0.0, 1.0, 1.0, 1.0]}, 'The labels are float'),
+    ({'steps_per_dispatch': 0}, 'steps_per_dispatch=0 must be at least 1'),
+    ({'stop_epoch': 7}, 'stop_epoch=7 must be at least 0 and at most 6'),
+  ],
+)
+def test_arguments_that_cannot_be_are_refused(options, sentence, loss_fn):
+  trainable, frozen = problem().split()
+  arguments = {
+    'images': problem().images[:4],
+    'labels': problem().labels[:4],
+    'recipe': RECIPE,
+    'key': KEY,
+  }
+  with pytest.raises(ValueError, match=sentence):
+    loop.fit(loss_fn, trainable, frozen, **{**arguments, **options}, progress=False)
+
+
+@pytest.mark.parametrize(
+  'result, sentence',
+  [
+    (jnp.zeros(()), r'it must give the pair \(loss, metrics\)'),
+    ((jnp.zeros(()), [1.0]), r'it must give the pair \(loss, metrics\)'),
+    ((jnp.zeros(3), {}), r'The loss is float32 \[3\]; it must be one floating-point number'),
+    ((jnp.zeros((), int), {}), r'The loss is int32 \[\]; it must be one floating-point number'),
+    ((jnp.zeros((), complex), {}), r'The loss is complex64 \[\]; it must be one floating-point'),
+  ],
+)
+def test_a_loss_that_cannot_be_minimized_is_refused(result, sentence):
+  step = loop.make_step(lambda *_: result, optax.sgd(0.1))
+  carry = loop.Carry({'w': jnp.zeros(2)}, optax.sgd(0.1).init({'w': jnp.zeros(2)}), 0, True)
+  with pytest.raises(ValueError, match=sentence):
+    step(carry, {}, jnp.zeros((2, 3)), jnp.zeros(2, int), KEY)

@@ -235,3 +235,25 @@ def test_consistency_adds_the_squared_difference_of_two_noisy_passes():
 def test_wrong_samplings_are_explained(fields, message):
   with pytest.raises(ValueError, match=message):
     Sampling(**fields)
+
+
+@pytest.mark.parametrize(
+  'make, sentence',
+  [
+    (lambda adapted: supernet_loss(None, unchanged, len), 'adapted=None is no Adapted'),
+    (lambda adapted: supernet_loss(adapted, None, len), 'preprocess=None is no function'),
+    (lambda adapted: supernet_loss(adapted, unchanged, None), 'sample=None is no function'),
+    (
+      lambda adapted: supernet_loss(adapted, unchanged, len, distillation=2.0),
+      'distillation=2.0 must be at least 0 and at most 1',
+    ),
+    (
+      lambda adapted: supernet_loss(adapted, unchanged, len, component_dropout=1.0),
+      'component_dropout=1.0 must be at least 0 and below 1',
+    ),
+    (lambda adapted: subnet_loss(adapted, unchanged), 'subnet=Adapted.* is no Subnet'),
+  ],
+)
+def test_wrong_losses_are_explained(make, sentence):
+  with pytest.raises(ValueError, match=sentence):
+    make(problem().adapted)

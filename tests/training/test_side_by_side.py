@@ -165,6 +165,14 @@ def test_wrong_runs_and_images_are_explained():
   runs = [run, dataclasses.replace(run, rate=0)]
   with pytest.raises(ValueError, match=r'runs\[1\]\.rate=0 must be above 0'):
     train_many(runs, jnp.zeros((8, 1)), labels, recipe)
+  for wrong, sentence in (
+    (run, r'runs=Training.* must be a list of Trainings'),
+    ([(1, 2)], r'runs.0.=.1, 2. is no Training'),
+    ([dataclasses.replace(run, key=0)], 'key=0 must be one random key'),
+    ([dataclasses.replace(run, rate=None)], 'rate=None must be a number'),
+  ):
+    with pytest.raises(ValueError, match=sentence):
+      train_many(wrong, jnp.zeros((8, 1)), labels, recipe)
 
 
 def test_runs_refuse_images_without_a_label_each():
