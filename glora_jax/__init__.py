@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # for type checkers and editors; `_HOMES` says the same to Py
   from glora_jax.method.genomes import canonicalize, count_params
   from glora_jax.method.preset_names import check_preset_name, preset_label
   from glora_jax.method.presets import custom_genome, preset, presets
+  from glora_jax.method.sharding import shard
   from glora_jax.method.space import Layer, SearchSpace, Spec
   from glora_jax.method.subnet import Subnet
   from glora_jax.method.supports import init_supports
@@ -54,6 +55,7 @@ _HOMES = {
   'glora_jax.method.genomes': ('canonicalize', 'count_params'),
   'glora_jax.method.preset_names': ('check_preset_name', 'preset_label'),
   'glora_jax.method.presets': ('custom_genome', 'preset', 'presets'),
+  'glora_jax.method.sharding': ('shard',),
   'glora_jax.method.space': ('Layer', 'SearchSpace', 'Spec'),
   'glora_jax.method.subnet': ('Subnet',),
   'glora_jax.method.supports': ('init_supports',),
@@ -115,6 +117,7 @@ __all__ = [
   'sample_genome',
   'save_adapter',
   'score',
+  'shard',
   'subnet_loss',
   'subnet_runs',
   'supernet_loss',

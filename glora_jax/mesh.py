@@ -4,6 +4,8 @@ Every process runs the same program on the same workdir and sees the same number
 alone writes files. The mesh has a row for each process ('candidate') and a column for each of its
 devices ('data'). Training deals a batch to all of them. A search deals the subnets of a population
 to the rows and images to the columns, so that scores cross from host to host once, at the end.
+A third axis, 'fsdp', may cut the columns: images are dealt to it, too, and frozen weights that are
+sharded are so over it alone.
 """
 
 from __future__ import annotations
@@ -23,8 +25,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from glora_jax.files import first_line
+from glora_jax.limits import shown
 
 AXES = ('candidate', 'data')
+FSDP = 'fsdp'  # as fully sharded data parallelism is called
+MIN_BYTES = 2**20  # of an array that is worth sharding
 _BARRIER_TIMEOUT_MS = 3600 * 1000  # the first process may have to fetch data
 
 
@@ -190,17 +195,20 @@ def primary_first(name: str) -> Iterator[None]:
       barrier(name)
 
 
-def over_devices(which: Literal['all', 'one'] = 'all') -> Mesh | None:
+def over_devices(which: Literal['all', 'one'] = 'all', fsdp: int | None = None) -> Mesh | None:
   """The mesh over all devices of all processes.
 
   Args:
     which: 'all' devices, or 'one'.
+    fsdp: see `over`.
 
   Returns:
-    A mesh [candidate, data]; None where there is one device alone, or one is asked for.
+    A mesh [candidate, data], or [candidate, data, fsdp]; None where there is one device alone, or
+    one is asked for.
 
   Raises:
-    ValueError: the processes have different numbers of devices, or several are to share one.
+    ValueError: the processes have different numbers of devices, several are to share one, or `fsdp`
+      does not divide them.
   """
   processes = jax.process_count()
   if which == 'one':
@@ -209,11 +217,17 @@ def over_devices(which: Literal['all', 'one'] = 'all') -> Mesh | None:
         f"mesh.devices='one' does not fit {processes} processes; take 'all', or start one process."
       )
     return None
-  return over(jax.devices())
+  return over(jax.devices(), fsdp)
 
 
-def over(devices: Sequence[jax.Device]) -> Mesh | None:
-  """The mesh over devices, also of a machine that is not here; see `over_devices`."""
+def over(devices: Sequence[jax.Device], fsdp: int | None = None) -> Mesh | None:
+  """The mesh over devices, also of a machine that is not here; see `over_devices`.
+
+  Args:
+    devices: the devices.
+    fsdp: devices of a process that share a copy of frozen weights that are sharded, and the size
+      of an axis of that name; None for no such axis, and one copy for all devices.
+  """
   devices = sorted(devices, key=lambda device: (device.process_index, device.id))
   owners = [device.process_index for device in devices]
   if len(devices) == 1:
@@ -225,7 +239,33 @@ def over(devices: Sequence[jax.Device]) -> Mesh | None:
       'give each as many.'
     )
   grid = np.array(devices).reshape(processes, -1)
-  return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+  if fsdp is None:
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+  number = grid.shape[1]
+  if number % fsdp:
+    fitting = [str(size) for size in range(1, number + 1) if number % size == 0]
+    raise ValueError(
+      f'mesh.fsdp={fsdp} does not divide the {number} devices of a process; give one of '
+      f'{", ".join(fitting)}, or None.'
+    )
+  grid = grid.reshape(processes, -1, fsdp)
+  return Mesh(grid, (*AXES, FSDP), axis_types=(AxisType.Auto,) * (len(AXES) + 1))
+
+
+def require_mesh(mesh: Any) -> None:
+  """Checks that a mesh is one, and lets the compiler deal what nobody says a place of.
+
+  Raises:
+    ValueError: it is none, or its axes are explicit, as those of `jax.make_mesh` are by default.
+  """
+  if not isinstance(mesh, Mesh):
+    raise ValueError(f'mesh={shown(mesh)} must be a jax.sharding.Mesh.')
+  if any(kind is not AxisType.Auto for kind in mesh.axis_types):
+    number = len(mesh.axis_names)
+    raise ValueError(
+      f'The axes {", ".join(mesh.axis_names)} of the mesh must be automatic; make it with '
+      f'axis_types=(jax.sharding.AxisType.Auto,) * {number}.'
+    )
 
 
 def require_divisible(mesh: Mesh | None, batch_size: int) -> None:
@@ -262,23 +302,48 @@ def replicate(mesh: Mesh | None, tree: Any) -> Any:
   return jax.tree.map(lambda leaf: _put(leaf, replicated(mesh)), tree)
 
 
-def shard(mesh: Mesh, tree: Any, min_bytes: int = 2**20) -> Any:
-  """A tree with its large arrays sharded over all devices, and the others whole on every one.
+def shard(mesh: Mesh, tree: Any, min_bytes: int = MIN_BYTES) -> Any:
+  """A tree with its large arrays sharded over devices, and the others whole on every one.
 
   Args:
-    mesh: devices.
+    mesh: devices. Where it has an axis 'fsdp', arrays are sharded over that, and over all devices
+      where it has none.
     tree: tree of arrays.
     min_bytes: size from which on an array is sharded, along its largest axis that fits; see
       `sharded_axis`.
+
+  Raises:
+    ValueError: there are large arrays, and the devices divide no axis of any.
   """
+  large = [leaf for leaf in jax.tree.leaves(tree) if _bytes(leaf) >= min_bytes]
+  if large and all(in_parts(mesh, np.shape(leaf)).is_fully_replicated for leaf in large):
+    raise ValueError(
+      f'{_parts(mesh)[1]} devices divide no axis of the frozen weights, the largest of which is '
+      f'{np.shape(max(large, key=_bytes))}; shard them over another number.'
+    )
 
   def place(leaf):
-    shape = np.shape(leaf)
-    large = math.prod(shape) * leaf.dtype.itemsize >= min_bytes
-    axis = sharded_axis(shape, mesh.size) if large else None
-    return _put(leaf, replicated(mesh) if axis is None else dealt(mesh, axis))
+    is_large = _bytes(leaf) >= min_bytes
+    return _put(leaf, in_parts(mesh, np.shape(leaf)) if is_large else replicated(mesh))
 
   return jax.tree.map(place, tree)
+
+
+def in_parts(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
+  """The sharding of a large array of this shape; see `shard`."""
+  names, devices = _parts(mesh)
+  axis = sharded_axis(shape, devices)
+  return replicated(mesh) if axis is None else NamedSharding(mesh, P(*[None] * axis, names))
+
+
+def _parts(mesh: Mesh) -> tuple[tuple[str, ...], int]:
+  """(axes that large arrays are sharded over, their number of devices)."""
+  names = (FSDP,) if FSDP in mesh.axis_names else mesh.axis_names
+  return names, math.prod(mesh.shape[name] for name in names)
+
+
+def _bytes(leaf: Any) -> int:
+  return math.prod(np.shape(leaf)) * leaf.dtype.itemsize
 
 
 def sharded_axis(shape: tuple[int, ...], devices: int) -> int | None:

@@ -2,14 +2,14 @@
 
   pip install 'jax[tpu]'
   python -m benchmarks.tpu_programs [--quick] [--topology v5e:2x2 ...] [--model ViT-B/16]
-    [--programs supernet ...] [--no-largest]
+    [--programs supernet ...] [--base sharded] [--no-largest]
 
 Nothing is run. Bytes are those of one chip, by the compiler's own account, for all arguments
 (images of the task included), temporaries, outputs that take no argument's place, and code.
 Collectives are counted in the optimized program, operations in the traced one, where a scan counts
 as often as it goes round (the compiler's own analysis counts its body once). The largest batch for
 a chip, or number of candidates side by side, is that of a line through this compilation and one of
-half as much.
+half as much. Of the decoders, whose examples are texts, the two training programs are compiled.
 
 Every compilation is kept by the program's hash in `--keep`, and not done again: what was
 interrupted goes on. `--quick` takes a ViT as large as the embedded one. The last line is JSON.
@@ -25,8 +25,9 @@ from argparse import Namespace
 import jax
 
 from benchmarks.machinery.output import make_parser, print_result, print_table
-from benchmarks.tpu_programs.cases import BACKBONES, NAMES, Case
+from benchmarks.tpu_programs.cases import BACKBONES, NAMES, OF_DECODERS, Case
 from benchmarks.tpu_programs.compilation import Kept, Record, compiled, held, largest
+from benchmarks.tpu_programs.decoder import SIZES
 from glora_jax.runs.planning.slices import find_slice, has_compiler
 
 MEBIBYTE = 2**20
@@ -41,9 +42,10 @@ def arguments() -> Namespace:
   """The flags."""
   parser = make_parser(__doc__, 'a small ViT')
   parser.add_argument('--topology', nargs='+', default=['v5e:2x2'])
-  parser.add_argument('--model', choices=list(BACKBONES), default='ViT-B/16')
+  parser.add_argument('--model', choices=[*BACKBONES, *SIZES], default='ViT-B/16')
   parser.add_argument('--programs', nargs='+', choices=NAMES, default=NAMES)
   parser.add_argument('--batch', type=int, default=64, help='images of a step for each chip')
+  parser.add_argument('--base', choices=['replicated', 'sharded'], default='replicated')
   parser.add_argument('--chunk', type=int, default=16, help='candidates side by side')
   parser.add_argument('--no-largest', action='store_true', help='one compilation of each')
   parser.add_argument('--keep', default='.cache/tpu_programs.jsonl')
@@ -82,9 +84,10 @@ def main() -> None:
   kept = Kept(given.keep)
   model = 'embedded' if given.quick else given.model
   cases = [
-    Case(name, model, topology, given.batch, given.chunk)
+    Case(name, model, topology, given.batch, given.chunk, given.base)
     for topology in slices
     for name in given.programs
+    if model not in SIZES or name in OF_DECODERS
   ]
   records = {}
   for case in cases:  # all of them first, then those that only say how much fits
@@ -97,7 +100,10 @@ def main() -> None:
     small = None if half is None else compiled(half, kept)
     fits = largest(records[case], small, slices[case.topology].chip.memory)
     found.append({**records[case], 'fits': fits})
-  print(f'{model}, {BACKBONES[model].size} pixels, bfloat16')
+  examples = (
+    f'{SIZES[model].length} tokens' if model in SIZES else f'{BACKBONES[model].size} pixels'
+  )
+  print(f'{model}, {examples}, bfloat16, base {given.base}')
   print_table(TITLES, [_filled(row(record, record['fits'])) for record in found])
   total = {record['name']: held(record) for record in found if 'error' not in record}
   print_result('tpu_programs', {'quick': given.quick, 'held': total, 'programs': found})

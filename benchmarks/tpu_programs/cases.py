@@ -1,15 +1,16 @@
 """What is compiled: a program of a run, a model, a slice, and how much of it at once."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from benchmarks.machinery.embedded_task import EMBEDDED_VIT, IMAGE_SIZE
+from benchmarks.tpu_programs import decoder
 from glora_jax import mesh as meshes
 from glora_jax.models.vit import ViT, vit
 from glora_jax.runs.config import RunSettings
 from glora_jax.runs.planning.slices import find_slice
 from glora_jax.runs.programs import MAKERS, Program, Workload, program, shape_of_run, training_of
 from glora_jax.runs.run import Run, Stream
-from glora_jax.runs.sections import ModelSettings, SpaceSettings
+from glora_jax.runs.sections import MeshSettings, ModelSettings, SpaceSettings
 from glora_jax.runs.stages.many_starts import FullFineTuning
 from glora_jax.runs.stages.training import TrainingStage
 from glora_jax.training.losses import subnet_loss
@@ -20,6 +21,7 @@ FINETUNING = 'finetuning'  # of all weights, in float32: what the supernet is me
 NAMES = (*MAKERS, FINETUNING)
 ALONE = ('train_many', 'stopping')  # a run has these on one device only
 BY_CANDIDATES = ('scoring', 'stopping')
+OF_DECODERS = ('supernet', 'subnet')
 FIXED = ('fold', 'head', 'evaluation')  # what grows with neither batch nor candidates
 
 
@@ -45,10 +47,11 @@ class Case(NamedTuple):
 
   Attributes:
     name: one of `NAMES`.
-    backbone: key of `BACKBONES`.
+    backbone: key of `BACKBONES`, or of `decoder.SIZES`.
     topology: name of a slice.
-    batch: images of a step for each chip.
+    batch: images, or texts, of a step for each chip.
     chunk: candidates side by side on each chip.
+    base: 'replicated', or 'sharded' for frozen weights of which each chip has a part.
   """
 
   name: str
@@ -56,6 +59,7 @@ class Case(NamedTuple):
   topology: str
   batch: int
   chunk: int = 16
+  base: Literal['replicated', 'sharded'] = 'replicated'
 
   def half(self) -> 'Case | None':
     """The same with half as much at once; None where nothing grows."""
@@ -76,6 +80,9 @@ def build(case: Case) -> Program:
   devices = find_slice(case.topology).devices()
   mesh = None if case.name in ALONE else meshes.over(devices)
   chips = 1 if mesh is None else mesh.size
+  if mesh is not None and case.backbone in decoder.SIZES:
+    size = decoder.SIZES[case.backbone]
+    return decoder.training(case.name, size, case.batch * chips, mesh, case.base)
   backbone = BACKBONES[case.backbone]
   recipe = Recipe(batch_size=case.batch * chips)
   settings = RunSettings(
@@ -84,6 +91,7 @@ def build(case: Case) -> Program:
     supernet=recipe,
     space=SpaceSettings(ranks=backbone.ranks),
     model=ModelSettings(dtype='bfloat16', base_dtype='bfloat16'),
+    mesh=MeshSettings(base=case.base),
   )
   # Enough images for a batch, and for the folds of a gradient.
   counts = {**COUNTS, 'train': max(COUNTS['train'], 8 * case.batch * chips)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 import flax.linen as nn
@@ -14,6 +14,7 @@ import numpy as np
 
 from glora_jax.method import genomes
 from glora_jax.method.coverage import Coverage, coverage
+from glora_jax.method.gathering import call_gathering
 from glora_jax.method.groups import Group
 from glora_jax.method.lazy import graft, intercept
 from glora_jax.method.merge import fold
@@ -58,6 +59,7 @@ class Adapted:
     merge: how supports get into the kernels, 'up_front' or 'lazy'.
     param_shapes: ShapeDtypeStruct of every parameter of the model, by path.
     uncovered: the matrices that no row stands for, and why; see `coverage`.
+    mesh: devices that the frozen weights are sharded over; see `glora_jax.shard`.
 
   Example:
     >>> import flax.linen as nn, jax, jax.numpy as jnp
@@ -95,6 +97,7 @@ class Adapted:
   merge: Merge
   param_shapes: Mapping[Path, jax.ShapeDtypeStruct]
   uncovered: tuple[Uncovered, ...] = ()
+  mesh: jax.sharding.Mesh | None = None
 
   def __post_init__(self):
     check_ranks(self.spec)
@@ -308,14 +311,39 @@ class Adapted:
       )
     if merge == 'up_front':
       folded = fold(self.groups, params, supports, genome)
-      result = self.model.apply({'params': folded, **rest}, *args, **kwargs)
+      result = self.call_model({'params': folded, **rest}, *args, **kwargs)
     else:
-      grafted, grafts = graft(self.groups, params, supports, genome, fixed)
-      with nn.intercept_methods(functools.partial(intercept, grafts)):
-        result = self.model.apply({'params': grafted, **rest}, *args, **kwargs)
+
+      def of_params(params: Any, call: Call) -> Any:
+        grafted, grafts = graft(self.groups, params, supports, genome, fixed)
+        with nn.intercept_methods(functools.partial(intercept, grafts)):
+          return self.model.apply({'params': grafted, **rest}, *call.args, **call.kwargs)
+
+      result = self._gathering(of_params, params, call)
     if kwargs.get('mutable', False) is not False and 'params' in result[1]:
       result[1]['params'] = variables['params']  # the base's own: merged values are no update of it
     return result
+
+  def call_model(self, variables: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+    """What `model.apply` returns; sharded weights are gathered a layer at a time.
+
+    Args:
+      variables: variables of the model itself, supports merged or grafted.
+      *args: inputs of the model.
+      **kwargs: further arguments, as of `apply`.
+    """
+    rest = {name: value for name, value in variables.items() if name != 'params'}
+
+    def of_params(params: Any, call: Call) -> Any:
+      return self.model.apply({'params': params, **rest}, *call.args, **call.kwargs)
+
+    return self._gathering(of_params, variables['params'], Call(args, kwargs))
+
+  def _gathering(self, function: Callable[[Any, Call], Any], params: Any, call: Call) -> Any:
+    """What a function of parameters and a call returns; it gathers those that are sharded."""
+    if self.mesh is None:
+      return function(params, call)
+    return call_gathering(function, params, call, self.mesh)
 
   def check_variables(self, variables: Any) -> None:
     """Checks that variables are those of this model, before anything is computed with them.

@@ -16,6 +16,7 @@ from glora_jax.nnx.functional import adapt, params, with_params
 from glora_jax.nnx.live import count_params, get_genome, set_genome, spec
 from glora_jax.nnx.plain import fold
 from glora_jax.nnx.population import score, with_genome
+from glora_jax.nnx.sharding import shard
 from glora_jax.nnx.variables import Genome, Head, Support, Trained
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
   'score',
   'set_genome',
   'set_variables',
+  'shard',
   'spec',
   'summary',
   'with_genome',

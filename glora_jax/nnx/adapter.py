@@ -12,7 +12,9 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
+from glora_jax.mesh import replicated
 from glora_jax.method import equation
+from glora_jax.method.gathering import gather_over
 from glora_jax.method.groups import Group
 from glora_jax.method.layout import Layout
 from glora_jax.method.merge import merge_biases, merge_layers
@@ -36,12 +38,14 @@ class Recipe:
   Attributes:
     group: the layers.
     occurring: the alleles that may occur.
+    mesh: devices that the kernels are sharded over; None where each holds them whole.
   """
 
-  def __init__(self, group: Group, occurring: Occurring):
+  def __init__(self, group: Group, occurring: Occurring, mesh: jax.sharding.Mesh | None = None):
     self.group = group
     self.occurring = occurring
-    self._hash = hash((group, occurring))
+    self.mesh = mesh
+    self._hash = hash((group, occurring, mesh))
 
   def __hash__(self) -> int:
     return self._hash
@@ -50,10 +54,14 @@ class Recipe:
     if self is other:
       return True
     is_recipe = isinstance(other, Recipe) and self._hash == other._hash
-    return is_recipe and (self.group, self.occurring) == (other.group, other.occurring)
+    return is_recipe and self._parts == other._parts
 
   def __reduce__(self) -> tuple:
-    return Recipe, (self.group, self.occurring)  # hashes of texts differ between processes
+    return Recipe, self._parts  # hashes of texts differ between processes
+
+  @property
+  def _parts(self) -> tuple[Group, Occurring, jax.sharding.Mesh | None]:
+    return self.group, self.occurring, self.mesh
 
   def __repr__(self) -> str:
     return f'Recipe({self.group.name})'
@@ -110,7 +118,7 @@ class Adapter(nnx.Pytree):
     kernel: nnx.Variable,
     genome_type: type[Genome] = Genome,
   ):
-    beside = functools.partial(_beside, recipe.group.members[0], kernel)
+    beside = functools.partial(_beside, recipe, kernel)
     self.genome = beside(genome_type, jnp.asarray(alleles, jnp.int8), (None,), recipe=recipe)
     for name, value in supports.items():
       setattr(self, name, beside(Support, value, SUPPORTS[name].axes))
@@ -149,6 +157,12 @@ def set_supports(adapter: Adapter, supports: Mapping[str, jax.Array]) -> None:
   for name, variable in adapter.variables.items():
     value = lay_beside(jnp.asarray(supports[name]), site.layout, len(site.kernel_shape))
     set_like(variable, value[tuple(map(slice, variable.shape))])
+
+
+def gathered(adapter: Adapter, kernel: jax.Array) -> jax.Array:
+  """A kernel as a layer is to use it: whole, where devices hold parts of it."""
+  mesh = adapter.recipe.mesh
+  return kernel if mesh is None else gather_over(mesh)(kernel)
 
 
 def merged_kernel(adapter: Adapter, member: int, kernel: jax.Array) -> jax.Array:
@@ -242,7 +256,7 @@ def _like(old: Any, new: jax.Array) -> jax.Array:
 
 
 def _beside(
-  site: Site,
+  layers: Recipe,
   kernel: nnx.Variable,
   kind: type[nnx.Variable],
   value: Any,
@@ -252,13 +266,14 @@ def _beside(
   """A variable beside a kernel, on its devices, with its axes' names.
 
   Args:
-    site: the layer.
+    layers: the layers, of which the kernel is the first's.
     kernel: variable of its kernel.
     kind: type of the new variable.
     value: array [stack..., ...].
     axes: what its axes after those of the stack are: 'in', 'out', or anything else.
     **metadata: more of the new variable's metadata.
   """
+  site, mesh = layers.group.members[0], layers.mesh
   array = lay_beside(value, site.layout, len(site.kernel_shape))
   given = kernel.get_metadata()
   metadata |= dict.fromkeys(nnx.Variable.required_metadata, False)  # an array, and no reference
@@ -269,7 +284,11 @@ def _beside(
   if isinstance(names, (tuple, PartitionSpec)):
     metadata['out_sharding'] = _names_beside(tuple(names), site, axes)
   sharding = getattr(kernel.get_raw_value(), 'sharding', None)
-  if isinstance(sharding, NamedSharding) and not isinstance(array, jax.core.Tracer):
+  if isinstance(array, jax.core.Tracer):
+    return kind.from_metadata(array, metadata)
+  if mesh is not None:
+    array = jax.device_put(array, replicated(mesh))
+  elif isinstance(sharding, NamedSharding):
     spec = PartitionSpec(*_names_beside(tuple(sharding.spec), site, axes))
     array = jax.device_put(array, NamedSharding(sharding.mesh, spec))
   return kind.from_metadata(array, metadata)

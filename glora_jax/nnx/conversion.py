@@ -17,7 +17,7 @@ from glora_jax.method.groups import Group, spec_of
 from glora_jax.method.supports import COLLECTION
 from glora_jax.nnx.adapter import set_like, set_supports
 from glora_jax.nnx.frozen import STATISTICS, Frozen
-from glora_jax.nnx.live import adapters, get_genome, set_genome
+from glora_jax.nnx.live import adapters, get_genome, mesh_of, set_genome
 from glora_jax.nnx.owners import UNCOVERED
 from glora_jax.nnx.places import Places
 from glora_jax.nnx.plain import without_supports
@@ -71,7 +71,8 @@ def _adapted(model: nnx.Module, frozen: Frozen) -> Adapted:
   groups = tuple(adapter.group for adapter in adapters(model))
   shapes = flatten(frozen.variables()['params'])
   heads, uncovered = frozenset(_heads(model)), vars(model).get(UNCOVERED, ())
-  return Adapted(frozen, spec_of(groups), groups, heads, 'up_front', shapes, uncovered)
+  mesh = mesh_of(model)
+  return Adapted(frozen, spec_of(groups), groups, heads, 'up_front', shapes, uncovered, mesh)
 
 
 def set_variables(model: nnx.Module, variables: Mapping[str, Any]) -> None:

@@ -54,7 +54,8 @@ def fix(model: Model, genome: Any) -> Model:
 
 def _fixed(model: nnx.Module, adapter: Adapter, genome: np.ndarray) -> Adapter:
   """A set of supports for one genome."""
-  recipe = Recipe(adapter.group, Occurring.of_alleles(genome[np.array(adapter.group.rows)]))
+  occurring = Occurring.of_alleles(genome[np.array(adapter.group.rows)])
+  recipe = Recipe(adapter.group, occurring, adapter.recipe.mesh)
   stored = recipe.cut(adapter.supports)
   kernel = _kernel_beside(model, adapter)
   return Adapter(recipe, stored, adapter.alleles, kernel, adapter.genome.var_type)

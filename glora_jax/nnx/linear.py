@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from glora_jax.nnx.adapter import Adapter, local_layout, thin_output
+from glora_jax.nnx.adapter import Adapter, gathered, local_layout, thin_output
 
 LINEAR_CALLS = (nnx.Linear.__call__, nnx.LinearGeneral.__call__)
 
@@ -51,7 +51,7 @@ def _thin_dot_general(
   **kwargs: Any,
 ) -> jax.Array:
   """A `dot_general` of inputs and a kernel with the supports' part added."""
-  output = product(inputs, kernel, dimension_numbers, **kwargs)
+  output = product(inputs, gathered(adapter, kernel), dimension_numbers, **kwargs)
   (contracted, of_kernel), _ = dimension_numbers
   by_dim = dict(zip(of_kernel, contracted, strict=True))
   order = [by_dim[dim] for dim in local_layout(adapter, member, kernel).inputs]

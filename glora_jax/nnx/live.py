@@ -31,6 +31,11 @@ def adapters(model: nnx.Module) -> list[Adapter]:
   return found
 
 
+def mesh_of(model: nnx.Module) -> jax.sharding.Mesh | None:
+  """The devices that an attached model's kernels are sharded over; None where they are not."""
+  return adapters(model)[0].recipe.mesh
+
+
 def _rows(adapter: Adapter) -> tuple[int, ...]:
   return adapter.group.rows
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 from flax import nnx
 
-from glora_jax.nnx.adapter import Adapter, merged_bias, merged_kernel
+from glora_jax.nnx.adapter import Adapter, gathered, merged_bias, merged_kernel
 from glora_jax.nnx.linear import LINEAR_CALLS, is_thin, make_thin
 from glora_jax.nnx.places import Location, locations, put, variable_at, with_variables
 from glora_jax.nnx.variables import Head, merged_variable, without_role
@@ -93,6 +93,12 @@ def merged(owner: nnx.Pytree, part: Part) -> jax.Array:
   return merged_bias(adapter, part.member, kernel, bias)
 
 
+def _used(owner: nnx.Pytree, part: Part) -> jax.Array:
+  """The same as a layer is to use it, whole on every device."""
+  value = merged(owner, part)
+  return gathered(vars(owner)[part.adapter], value) if part.role == 'kernel' else value
+
+
 def _set_class(module: nnx.Pytree, kind: type) -> None:
   object.__setattr__(module, '__class__', kind)
 
@@ -148,7 +154,7 @@ def _read(name: str, parts: Sequence[Part], owner: nnx.Pytree) -> Any:
   if name not in vars(owner):
     raise AttributeError(f"'{type(owner).__name__}' object has no attribute '{name}'")
   new = {
-    part.location.inside: merged_variable(variable_at(owner, part.location), merged(owner, part))
+    part.location.inside: merged_variable(variable_at(owner, part.location), _used(owner, part))
     for part in parts
   }
   return with_variables(vars(owner)[name], new)
@@ -181,7 +187,7 @@ def _call_bridge(owner: nnx.bridge.ToNNX, *args: Any, **kwargs: Any) -> Any:
   """The call of a linen model, which reads its parameters off `vars`: merged ones for as long."""
   attributes, kind = vars(owner), type(owner)
   supports = {name: value for name, value in attributes.items() if name.startswith(PREFIX)}
-  values = {part.location: merged(owner, part) for part in parts_of(owner)}
+  values = {part.location: _used(owner, part) for part in parts_of(owner)}
   own = {
     location: variable
     for location, variable in locations(owner)

@@ -11,6 +11,7 @@ import optax
 from flax import nnx
 
 from glora_jax.limits import Domain, Limits
+from glora_jax.mesh import dealt
 from glora_jax.method.groups import spec_of
 from glora_jax.method.validation import (
   check_classes,
@@ -20,7 +21,7 @@ from glora_jax.method.validation import (
   check_whole_numbers,
 )
 from glora_jax.nnx.adapter import with_rows
-from glora_jax.nnx.live import require_all_rows, spec
+from glora_jax.nnx.live import mesh_of, require_all_rows, spec
 from glora_jax.nnx.plain import fold
 from glora_jax.nnx.variables import Genome
 
@@ -110,7 +111,7 @@ def score(
   Args:
     model: an attached model, whose outputs are logits [example, class]; usually after `eval()`.
     genomes: int [candidate, rows, 5].
-    inputs: [example, ...].
+    inputs: [example, ...]; of a model that is sharded, every block is dealt to its devices.
     labels: int [example].
     chunk: number of candidates side by side by `jax.vmap`; None for 1 on CPU and 8 elsewhere.
     block: number of examples at a time.
@@ -147,7 +148,10 @@ def score(
   graphdef, state = nnx.split(model)
   # Traced once for a model and a size, as the scorer itself.
   check_classes(labels, _logits.eval_shape(graphdef, state, inputs).shape[-1])
+  mesh = mesh_of(model)
   block = min(block, len(labels))
+  if mesh is not None:
+    block = -(-block // mesh.size) * mesh.size
   return _score(graphdef, state, jnp.asarray(genomes), inputs, labels, chunk, block)
 
 
@@ -170,6 +174,9 @@ def _score(
   is_example = jnp.arange(len(labels) + padding) < len(labels)
   blocks = tuple(_in_blocks(array, padding, block) for array in (inputs, labels))
   blocks = (*blocks, is_example.reshape(-1, block))
+  mesh = mesh_of(nnx.merge(graphdef, state, copy=True))
+  if mesh is not None:
+    blocks = jax.lax.with_sharding_constraint(blocks, dealt(mesh, axis=1))
   total = functools.partial(_total, graphdef, state, blocks)
   return jax.lax.map(total, genomes, batch_size=chunk if chunk > 1 else None)
 
@@ -181,8 +188,10 @@ def _in_blocks(array: jax.Array, padding: int, block: int) -> jax.Array:
 
 
 def _total(graphdef: Any, state: Any, blocks: Any, genome: jax.Array) -> Scores:
-  """One candidate's sums over all blocks; its kernels are merged once."""
-  subnet = fold(nnx.merge(graphdef, with_genome(state, genome)))
+  """One candidate's sums over all blocks; its kernels are merged once, where they are whole."""
+  subnet = nnx.merge(graphdef, with_genome(state, genome))
+  if mesh_of(subnet) is None:
+    subnet = fold(subnet)
   answers = functools.partial(_answers, *nnx.split(subnet))
   by_block = jax.lax.map(answers, blocks)
   return jax.tree.map(_sum, by_block)

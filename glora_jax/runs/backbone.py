@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -15,6 +16,7 @@ from glora_jax.data.catalog import find
 from glora_jax.data.task import Task
 from glora_jax.method.adapt import adapt
 from glora_jax.method.adapted import Adapted
+from glora_jax.method.space import SearchSpace
 from glora_jax.models import weights
 from glora_jax.models.fetch import known_normalization
 from glora_jax.models.translate import fit_to_format
@@ -66,7 +68,7 @@ def load_backbone(
 
 
 def adapt_spaces(
-  settings: RunSettings, model: nn.Module, size: int
+  settings: RunSettings, model: nn.Module, size: int, mesh: jax.sharding.Mesh | None = None
 ) -> tuple[Adapted, Adapted | None]:
   """The model adapted with the run's space, and with that of rows beside a search, if any.
 
@@ -74,14 +76,24 @@ def adapt_spaces(
     settings: the config.
     model: the backbone.
     size: side of its images.
+    mesh: devices of the run.
   """
   sample = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-  make = functools.partial(adapt, model, sample, merge=settings.merge)
-  adapted = make(space=settings.space.search_space(settings.structure))
+
+  def make(space: SearchSpace) -> Adapted:
+    adapted = adapt(model, sample, space=space, merge=settings.merge)
+    return on_devices(adapted, settings, mesh)
+
+  adapted = make(settings.space.search_space(settings.structure))
   is_searched = settings.structure == SEARCH
   if is_searched and any(is_beside(adapted.spec, name) for name in early_checks.rows(settings)):
-    return adapted, make(space=settings.space.search_space(GRADIENT))
+    return adapted, make(settings.space.search_space(GRADIENT))
   return adapted, None
+
+
+def on_devices(adapted: Adapted, settings: RunSettings, mesh: jax.sharding.Mesh | None) -> Adapted:
+  """The adapted backbone, which gathers its weights where devices keep parts of them."""
+  return dataclasses.replace(adapted, mesh=mesh if settings.mesh.base == 'sharded' else None)
 
 
 def variables_before_training(

@@ -205,14 +205,14 @@ def prepare(
   Raises:
     ValueError, OSError: what any stage would stumble over, as far as it can be known before.
   """
-  mesh = meshes.over_devices(given.mesh.devices)
+  mesh = meshes.over_devices(given.mesh.devices, given.mesh.fsdp)
   task, path = fetch_task(given, workdir)
   counts = early_checks.count_images(task)
   settings = fit_batches(given, counts, mesh)
   model, params, metadata = load_backbone(settings.model, path, task.num_classes)
   size = metadata['image_size']
   early_checks.check_images(settings, size)
-  adapted, other = adapt_spaces(settings, model, size)
+  adapted, other = adapt_spaces(settings, model, size, mesh)
   early_checks.check_ranks(adapted)
   require_feasible(adapted.spec, settings.budget)
   variables = variables_before_training(adapted, params, settings, mesh)

@@ -20,7 +20,7 @@ from glora_jax import mesh as meshes
 from glora_jax.data.pipeline import Split
 from glora_jax.method.draws import check_budget
 from glora_jax.method.presets import preset
-from glora_jax.runs.backbone import adapt_spaces, placed, shapes_before_training
+from glora_jax.runs.backbone import adapt_spaces, on_devices, placed, shapes_before_training
 from glora_jax.runs.config import RunSettings
 from glora_jax.runs.lifecycle import never
 from glora_jax.runs.run import STREAMED_BLOCK, Place, Run, Stream
@@ -112,7 +112,7 @@ def shape_of_run(
   Returns:
     A run for `program`, whose variables are `jax.ShapeDtypeStruct`.
   """
-  adapted, beside = adapt_spaces(settings, model, image_size)
+  adapted, beside = adapt_spaces(settings, model, image_size, mesh)
   images = Shape((1, image_size, image_size, 3), jnp.float32)
   params = jax.eval_shape(model.init, jax.random.key(0), images)['params']
   variables = shapes_before_training(adapted, params, settings, mesh)
@@ -127,10 +127,12 @@ def shape_of_run(
 
 def on_mesh(run: Run, mesh: jax.sharding.Mesh | None) -> Run:
   """A run of which only shapes are known, on other devices."""
-  variables = placed(run.adapted, run.variables, run.settings, mesh)
-  run = dataclasses.replace(run, variables=variables, mesh=mesh)
+  adapted = on_devices(run.adapted, run.settings, mesh)
+  variables = placed(adapted, run.variables, run.settings, mesh)
+  run = dataclasses.replace(run, adapted=adapted, variables=variables, mesh=mesh)
   if run.beside is not None:
     adapted, variables = run.beside
+    adapted = on_devices(adapted, run.settings, mesh)
     run.beside = Place(adapted, placed(adapted, variables, run.settings, mesh))
   return run
 

@@ -295,6 +295,12 @@ class MeshSettings:
   base: Literal['replicated', 'sharded'] = field(
     'replicated', "place of the frozen weights; 'sharded' keeps a part of them on each device"
   )
+  fsdp: int | None = field(
+    None,
+    "devices of a process that share one copy of the weights with base='sharded'; None for one "
+    'copy for all devices',
+    at_least=1,
+  )
 
 
 @dataclasses.dataclass(frozen=True)

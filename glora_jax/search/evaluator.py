@@ -18,6 +18,7 @@ from glora_jax.method.adapted import Adapted
 from glora_jax.method.supports import COLLECTION
 from glora_jax.method.validation import check_labelled, check_whole_numbers, is_known
 
+CANDIDATE = 'candidate'  # the axis of a mesh that subnets are dealt to
 _COUNT = Domain.of_annotation(int, Limits(at_least=1))
 
 Preprocess = Callable[[jax.Array], jax.Array]
@@ -99,7 +100,8 @@ class Evaluator:
     preprocess: function from images to inputs of the model.
     block: number of images evaluated at a time.
     classes: which classes an answer is taken among, bool [class]; None for all.
-    mesh: devices with the axes 'candidate' and 'data'; None for one device.
+    mesh: devices, whose axis 'candidate', if there is one, is dealt candidates, and whose others
+      are dealt images; None for one device.
     apply_kwargs: keyword arguments that the model is called with.
     traced_classes: number of classes of the logits, once they have been traced.
 
@@ -131,12 +133,26 @@ class Evaluator:
   @property
   def candidate_shards(self) -> int:
     """Number of groups of devices that candidates are dealt to."""
-    return 1 if self.mesh is None else self.mesh.shape['candidate']
+    return 1 if self.mesh is None else self.mesh.shape.get(CANDIDATE, 1)
 
   @property
   def data_shards(self) -> int:
     """Number of devices that the images of one candidate are dealt to."""
-    return 1 if self.mesh is None else self.mesh.shape['data']
+    return 1 if self.mesh is None else self.mesh.size // self.candidate_shards
+
+  @property
+  def _candidate_axes(self) -> tuple[str, ...]:
+    """Axes of the mesh that candidates are dealt to."""
+    return tuple(name for name in self._axes if name == CANDIDATE)
+
+  @property
+  def _data_axes(self) -> tuple[str, ...]:
+    """Axes of the mesh that the images of one candidate are dealt to."""
+    return tuple(name for name in self._axes if name != CANDIDATE)
+
+  @property
+  def _axes(self) -> tuple[str, ...]:
+    return () if self.mesh is None else self.mesh.axis_names
 
   def fold(self, variables: Mapping[str, Any], genome: jax.Array) -> BoundSubnet:
     """The subnet merged into the plain model, once for all blocks."""
@@ -154,7 +170,7 @@ class Evaluator:
   def logits(self, subnet: BoundSubnet, inputs: jax.Array) -> jax.Array:
     """The subnet's logits, float32 [image, class]; -inf for classes that are no answers."""
     if subnet.genome is None:
-      logits: Any = self.adapted.model.apply(subnet.variables, inputs, **self.apply_kwargs)
+      logits: Any = self.adapted.call_model(subnet.variables, inputs, **self.apply_kwargs)
     else:
       logits = self.adapted.apply(
         subnet.variables, inputs, genome=subnet.genome, **self.apply_kwargs
@@ -191,7 +207,7 @@ class Evaluator:
       labels=_in_blocks(jnp.asarray(labels), size),
       is_image=_in_blocks(jnp.ones(len(labels), bool), size),
     )
-    return jax.tree.map(lambda part: self._place(part, None, 'data'), blocks)
+    return jax.tree.map(lambda part: self._place(part, None, self._data_axes), blocks)
 
   def totals(
     self,
@@ -249,8 +265,9 @@ class Evaluator:
     total = functools.partial(self._shard_totals, variables, blocks)
 
     def dealt_total(genomes: jax.Array) -> Scores:
-      by_shard = jax.vmap(total)(self._place(genomes, 'candidate'))
-      return jax.tree.map(lambda sums: self._place(sums, 'candidate', 'data'), by_shard)
+      by_shard = jax.vmap(total)(self._place(genomes, self._candidate_axes))
+      axes = self._candidate_axes, self._data_axes
+      return jax.tree.map(lambda sums: self._place(sums, *axes), by_shard)
 
     by_shard = jax.lax.map(dealt_total, padded.reshape(-1, side_by_side, *genomes.shape[1:]))
     return jax.tree.map(lambda sums: sums.reshape(-1, self.data_shards)[:number], by_shard)
@@ -282,11 +299,10 @@ class Evaluator:
     The images of a block are dealt to all devices of the mesh; the result is whole on every one.
     """
     devices = 1 if self.mesh is None else self.mesh.size
-    axes = () if self.mesh is None else self.mesh.axis_names
     subnet = self.bind(variables, genome)
 
     def predict(block: jax.Array) -> Predictions:
-      logits = self.logits(subnet, self.preprocess(self._place(block, axes)))
+      logits = self.logits(subnet, self.preprocess(self._place(block, self._axes)))
       return Predictions(
         classes=logits.argmax(-1).astype(jnp.int32),
         probabilities=jax.nn.softmax(logits).max(-1),

@@ -267,7 +267,7 @@ class Passes:
     for site, parts in self._sites(probes):
       params, new = with_changed(params, site, changed[site.name], parts, inside)
       taps |= new
-    forward = functools.partial(self.adapted.model.apply, {**variables, 'params': params})
+    forward = functools.partial(self.adapted.call_model, {**variables, 'params': params})
     # No interceptor where there is nothing to tap: it would slow down tracing.
     with nn.intercept_methods(functools.partial(intercept, taps)) if taps else nullcontext():
       value = self.loss(forward, batch, key)

@@ -51,9 +51,9 @@ def make_scorer(
       the first call with a number of genomes.
     block: number of images evaluated at a time.
     classes: which classes an answer is taken among, bool [class]; None for all.
-    mesh: devices with the axes 'candidate' and 'data'; None for one device. Candidates are dealt
-      to the first axis, the images of a block to the second; both are padded, and the padding is
-      masked. Sums stay where they are until the end, when they are added up once.
+    mesh: devices; None for one. Candidates are dealt to its axis 'candidate', if it has one, the
+      images of a block to all others; both are padded, and the padding is masked. Sums stay where
+      they are until the end, when they are added up once.
     memory: bytes of a device that the evaluation may take; None for half of what is free.
     **apply_kwargs: keyword arguments that the model is called with.
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from glora_jax import mesh as meshes
 from glora_jax.method.adapted import Adapted
+from glora_jax.method.gathering import gathering
 from glora_jax.method.genomes import smallest_genome
 from glora_jax.method.subnet import Subnet
 from glora_jax.method.supports import COLLECTION
@@ -63,7 +64,13 @@ class HeadAlone(Subnet):
 
     def outputs(head: Any, rest: Any, images: jax.Array) -> Any:
       params = adapted.full_precision(adapted.join({'params': head}, rest)['params'])
-      return adapted.model.apply({**rest, 'params': params}, preprocess(images), **apply_kwargs)
+
+      def of_params(params: Any) -> Any:
+        return adapted.model.apply({**rest, 'params': params}, preprocess(images), **apply_kwargs)
+
+      return (
+        of_params(params) if adapted.mesh is None else gathering(of_params, adapted.mesh)(params)
+      )
 
     genome = smallest_genome(adapted.spec)
     halves = halve(outputs, *_head_and_rest(adapted, variables), images)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import pathlib
+import re
 import sys
 
 import flax.linen as nn
@@ -26,6 +27,7 @@ from glora_jax.training.parts import make_gradient
 from glora_jax.training.recipe import Recipe
 
 MESH = meshes.over_devices()
+FSDP = meshes.over_devices(fsdp=4)
 MIN_BYTES = 1024  # of a sharded array
 RECIPE = Recipe(epochs=3, batch_size=16, warmup_epochs=1, learning_rate=1e-2)
 
@@ -61,7 +63,15 @@ def make_loss(adapted, **options):
   return supernet_loss(adapted, noisy, lambda key: sample_genome(key, adapted.spec), **options)
 
 
-def fit(frozen, images=images, merge='up_front', recipe=RECIPE, by_device=False, **options):
+def fit(  # noqa: PLR0913
+  frozen,
+  images=images,
+  merge='up_front',
+  recipe=RECIPE,
+  by_device=False,
+  adapted=adapted,
+  **options,
+):
   """The final state, and the mean loss of every dispatch."""
   losses = []
   state = loop.fit(
@@ -95,6 +105,9 @@ def assert_trained_alike(found, expected):
 
 
 assert dict(MESH.shape) == {'candidate': 1, 'data': 8}
+assert dict(FSDP.shape) == {'candidate': 1, 'data': 2, 'fsdp': 4}
+with pytest.raises(ValueError, match=r'mesh.fsdp=3 does not divide the 8 devices of a process'):
+  meshes.over_devices(fsdp=3)
 
 # Where arrays lie.
 sharded = meshes.shard(MESH, frozen, min_bytes=MIN_BYTES)
@@ -112,7 +125,9 @@ for leaf in jax.tree.leaves(on_mesh[0][:2]):
   assert leaf.sharding.is_fully_replicated
   assert leaf.sharding.num_devices == 8
 assert_trained_alike(on_mesh, on_one_device)
-assert_trained_alike(fit(sharded, Stream(), mesh=MESH, merge='lazy'), on_one_device)
+gathering, on_fsdp = glora_jax.shard(adapted, variables, FSDP, min_bytes=MIN_BYTES)
+options = {'adapted': gathering, 'mesh': FSDP, 'merge': 'lazy'}
+assert_trained_alike(fit(gathering.split(on_fsdp)[1], Stream(), **options), on_one_device)
 half, _ = fit(frozen, mesh=MESH, by_device=True, stop_epoch=1)
 resumed, _ = fit(frozen, mesh=MESH, by_device=True, state=half)
 np.testing.assert_array_equal(flat(resumed.trainable), flat(on_mesh[0].trainable))
@@ -141,7 +156,7 @@ assert bytes_reduced()[0] > 64 * 64 * 4
 
 
 # A head alone, on features.
-def warm(variables, images=images, mesh=None):
+def warm(variables, images=images, mesh=None, adapted=adapted):
   arguments = adapted, variables, images, labels, RECIPE, jax.random.key(4)
   return warm_head(*arguments, preprocess=jax.numpy.negative, progress=False, mesh=mesh)['params'][
     'head'
@@ -149,8 +164,10 @@ def warm(variables, images=images, mesh=None):
 
 
 head_of_one_device = warm(variables)
-on_mesh = adapted.join(meshes.replicate(MESH, trainable), sharded)
-for head in (warm(variables, mesh=MESH), warm(on_mesh, Stream(), MESH)):
+for head in (
+  warm(variables, mesh=MESH),
+  warm(on_fsdp, Stream(), FSDP, gathering),
+):
   jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), head, head_of_one_device)
   assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(head))
   assert all(leaf.sharding.num_devices == 8 for leaf in jax.tree.leaves(head))
@@ -162,11 +179,59 @@ np.testing.assert_array_equal(np.concatenate([rows for rows, _ in blocks]), imag
 
 # Scoring.
 genomes = random_genomes(np.random.default_rng(0), adapted.spec, 3)
-variables = adapted.join(meshes.replicate(MESH, trainable), sharded)
-expected_correct, expected_loss = scoring.make_scorer(adapted)(
-  adapted.join(trainable, frozen), genomes, images, labels
-)
-correct, loss = scoring.make_scorer(adapted, mesh=MESH)(variables, genomes, images, labels)
-assert correct.sharding.is_fully_replicated
-np.testing.assert_array_equal(correct, expected_correct)
-np.testing.assert_allclose(loss, expected_loss, rtol=1e-4)
+expected_correct, expected_loss = scoring.make_scorer(adapted)(variables, genomes, images, labels)
+on_mesh = adapted.join(meshes.replicate(MESH, trainable), meshes.replicate(MESH, frozen))
+for model, placed, mesh in ((adapted, on_mesh, MESH), (gathering, on_fsdp, FSDP)):
+  correct, loss = scoring.make_scorer(model, mesh=mesh)(placed, genomes, images, labels)
+  assert correct.sharding.is_fully_replicated
+  np.testing.assert_array_equal(correct, expected_correct)
+  np.testing.assert_allclose(loss, expected_loss, rtol=1e-4)
+
+
+# A function, over a mesh of a user's own.
+def block(x, kernels):
+  return x + jax.numpy.tanh(x @ kernels['up']) @ kernels['down']
+
+
+def function(params, x):
+  x, _ = jax.lax.scan(lambda x, kernels: (block(x, kernels), None), x, params['blocks'])
+  return x @ params['head']
+
+
+def shapes(*sides):
+  return jax.ShapeDtypeStruct(sides, np.float32)
+
+
+params = {'blocks': {'up': shapes(3, 16, 32), 'down': shapes(3, 32, 16)}, 'head': shapes(16, 3)}
+params = randomized(params, 5, 0.2)
+inputs = images[:16, 0, :, 0]
+adapted = glora_jax.adapt_function(function, params, inputs)
+variables = adapted.init(jax.random.key(1), params)
+variables['glora'] = randomized(variables['glora'], 6, 0.1)
+genome = glora_jax.preset(adapted.spec, 'full')
+mesh = jax.make_mesh((2, 4), ('data', 'fsdp'), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+gathering, placed = glora_jax.shard(adapted, variables, mesh, min_bytes=MIN_BYTES)
+up = placed['params']['blocks']['up']
+assert up.addressable_shards[0].data.shape == (3, 16, 8)
+assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(placed['glora']))
+
+
+def value_and_gradient(adapted, variables, inputs):
+  def total(trainable, frozen, inputs):
+    outputs = adapted.apply(adapted.join(trainable, frozen), inputs, genome=genome)
+    return (outputs**2).mean()
+
+  compiled = jax.jit(jax.value_and_grad(total)).lower(*adapted.split(variables), inputs).compile()
+  return compiled(*adapted.split(variables), inputs), compiled.as_text()
+
+
+expected, _ = value_and_gradient(adapted, variables, inputs)
+found, text = value_and_gradient(gathering, placed, meshes.deal(mesh, inputs))
+close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+jax.tree.map(close, found, expected)
+gathered = set(re.findall(r'f32\[([\d,]+)\]\S* all-gather\(', text))
+assert {'16,32', '32,16'} <= gathered  # kernels of a block, and neither stacks nor activations
+assert gathered.isdisjoint({'3,16,32', '3,32,16', '16,16'})
+folded = jax.jit(gathering.fold)(placed, genome)
+assert folded['blocks']['up'].sharding.is_equivalent_to(up.sharding, up.ndim)
+jax.tree.map(close, folded, adapted.fold(variables, genome))

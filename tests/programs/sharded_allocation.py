@@ -20,13 +20,17 @@ def regrouped(batches):
   return [jax.tree.map(lambda *parts: np.concatenate(parts), *pair) for pair in pairs]
 
 
-def check():
+def check(is_sharded=False):
   adapted, variables, batches = scanned()
   options = {'budget': 150, 'key': KEY, 'folds': FOLDS, 'max_rank': 2, 'progress': False}
   arguments = adapted, variables, loss, regrouped(batches)
   alone = glora_jax.allocate(*arguments, **options)
   mesh = meshes.over_devices()
   assert mesh.size == 8
+  mesh = meshes.over(jax.devices(), fsdp=4) if is_sharded else mesh
+  if is_sharded:
+    adapted, variables = glora_jax.shard(adapted, variables, mesh, min_bytes=64)
+    arguments = adapted, variables, *arguments[2:]
   together = glora_jax.allocate(*arguments, **options, mesh=mesh)
   for found, expected in zip(together.values, alone.values, strict=True):
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
@@ -38,4 +42,4 @@ def check():
 if __name__ == '__main__':
   check()
   Settings.size = property(lambda settings: 2)  # now in two passes
-  check()
+  check(is_sharded=True)

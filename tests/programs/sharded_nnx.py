@@ -1,4 +1,6 @@
-"""Attaches to, trains and folds an NNX model whose parameters are sharded over devices."""
+"""Attaches to, trains, scores and folds NNX models that are sharded over devices."""
+
+import functools
 
 import jax
 import numpy as np
@@ -47,6 +49,42 @@ def run(devices, x):
     return losses, model, folded, folded(inputs)
 
 
+class Plain(nnx.Module):
+  """The same of a user who names no axes."""
+
+  def __init__(self, rngs):
+    self.up = nnx.Linear(8, 16, rngs=rngs)
+    self.down = nnx.Linear(16, 8, rngs=rngs)
+
+  def __call__(self, x):
+    return self.down(nnx.gelu(self.up(x)))
+
+
+def run_plain(x, labels, mesh=None):
+  """Losses of some steps, scores, and outputs folded and by the functional interface."""
+  model = glora_jax.nnx.attach(Plain(nnx.Rngs(0)), x, space=glora_jax.SearchSpace((2,)))
+  inputs = x
+  if mesh is not None:
+    glora_jax.nnx.shard(model, mesh, min_bytes=64)
+    inputs = jax.device_put(x, NamedSharding(mesh, PartitionSpec(('data', 'fsdp'))))
+    kernel = vars(model.up)['kernel'].get_value()
+    assert kernel.sharding.spec == PartitionSpec(None, ('fsdp',)), kernel.sharding
+    trained = jax.tree.leaves(nnx.state(model, Trained))
+    assert all(leaf.sharding.is_fully_replicated for leaf in trained)
+  optimizer = nnx.Optimizer(model, optax.adam(1e-2), wrt=Trained)
+  losses = [step(model, optimizer, inputs) for _ in range(2)]
+  genomes = np.stack(
+    [glora_jax.preset(glora_jax.nnx.spec(model), name) for name in ('lora', 'full')]
+  )
+  scores = glora_jax.nnx.score(model, genomes, x, labels, block=5)
+  folded = nnx.jit(glora_jax.nnx.fold)(model)
+  if mesh is not None:
+    assert folded.up.kernel.get_value().addressable_shards[0].data.shape == (8, 4)
+  adapted, variables = glora_jax.nnx.as_adapted(model)
+  outputs = adapted.apply(variables, inputs, genome=genomes[1])
+  return losses, tuple(scores), folded(inputs), outputs
+
+
 def main():
   x = jax.random.normal(jax.random.key(0), (4, 8))
   losses, model, folded, outputs = run((2, 4), x)
@@ -62,6 +100,11 @@ def main():
   expected_losses, _, _, expected = run((1, 1), x)
   np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
   np.testing.assert_allclose(outputs, expected, atol=1e-5)
+
+  x = jax.random.normal(jax.random.key(1), (8, 8))
+  mesh = jax.make_mesh((2, 4), ('data', 'fsdp'), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+  expected, found = run_plain(x, np.arange(8)), run_plain(x, np.arange(8), mesh)
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), found, expected)
   print('equal on', jax.device_count())
 
 

@@ -149,7 +149,7 @@ def plan_of(run: Run, name: str, machine: Machine) -> Plan:
   trainable, frozen = run.adapted.split(run.variables)
   spared = 0
   if settings.mesh.base == 'sharded':
-    spared = bytes_of(frozen) - bytes_of(frozen) // machine.devices
+    spared = bytes_of(frozen) - bytes_of(frozen) // (settings.mesh.fsdp or machine.devices)
   memory = machine.memory + spared
   held = {part: cost.held - spared for part, cost in costs.items()}
   chunk = side_by_side = None
@@ -241,7 +241,7 @@ def _planned(
 def _with_compiled(planned: Plan, run: Run, topology: str) -> Plan:
   """The plan with the TPU compiler's account of every program."""
   devices = find_slice(topology).devices()
-  mesh = meshes.over(devices[: planned.machine.devices])
+  mesh = meshes.over(devices[: planned.machine.devices], run.settings.mesh.fsdp)
   run = on_mesh(run, mesh)
   held: dict[str, int] = {}
   for part in _parts(run):
