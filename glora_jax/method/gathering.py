@@ -130,10 +130,13 @@ class _Gatherer:
 
   Args:
     mesh: devices that the weights are sharded over.
+    is_block: whether the program is that of a block that is computed again on the way back.
   """
 
-  def __init__(self, mesh: Mesh):
+  def __init__(self, mesh: Mesh, is_block: bool = False):
+    self._mesh = mesh
     self._gather = gather_over(mesh)
+    self._is_block = is_block
 
   def run(self, program: core.ClosedJaxpr, operands: Sequence[Any]) -> list[Any]:
     """What a program returns, whole."""
@@ -177,7 +180,7 @@ class _Gatherer:
     def use(*arrays: Any) -> Sequence[Any]:
       return _alone(equation, list(map(self._whole, _put_together(in_parts, arrays))))
 
-    return jax.checkpoint(use)(*arrays)
+    return use(*arrays) if self._is_block else jax.checkpoint(use)(*arrays)
 
   def _checkpoint(self, equation: core.JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
     """A block that is computed again on the way back."""
@@ -185,7 +188,8 @@ class _Gatherer:
     in_parts, arrays = _taken_apart(values)
 
     def block(*arrays: Any) -> list[Any]:
-      return self.run(_closed(params['jaxpr']), _put_together(in_parts, arrays))
+      gatherer = _Gatherer(self._mesh, is_block=True)
+      return gatherer.run(_closed(params['jaxpr']), _put_together(in_parts, arrays))
 
     policy = params['policy'] and functools.partial(_is_kept, params['policy'])
     return jax.checkpoint(block, prevent_cse=params['prevent_cse'], policy=policy)(*arrays)
