@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 
 from glora_jax import mesh as meshes
 from glora_jax.method.sample import is_array
+from glora_jax.method.trace.events import shape_of
 
 
 class _InParts(NamedTuple):
@@ -258,7 +259,7 @@ def _stays_in_parts(equation: core.JaxprEqn, values: Sequence[Any]) -> bool:
   if name in _REARRANGED:
     return isinstance(values[0], _InParts)
   if name in _ELEMENTWISE:
-    shape = equation.outvars[0].aval.shape
+    shape = shape_of(equation.outvars[0])
     return all(value.array.shape == shape for value in values if isinstance(value, _InParts))
   return name == 'dot_general' and _has_vector(equation)
 
@@ -269,7 +270,7 @@ def _has_vector(equation: core.JaxprEqn) -> bool:
   sizes = [
     math.prod(
       size
-      for axis, size in enumerate(operand.aval.shape)
+      for axis, size in enumerate(shape_of(operand))
       if axis not in contracted_axes and axis not in batch_axes
     )
     for operand, contracted_axes, batch_axes in zip(equation.invars, contracted, batch, strict=True)

@@ -84,8 +84,8 @@ def test_and_has_the_gradients_that_it_had(model):
     jax.jit(jax.grad(functools.partial(total, run), argnums=(0, 1)))(STACK, X)
     for run in (gathered(model), model)
   )
-  for one, other in zip(found, expected, strict=True):
-    np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+  for gradient, other in zip(found, expected, strict=True):
+    np.testing.assert_allclose(gradient, other, rtol=1e-5, atol=1e-6)
 
 
 def gathers(jaxpr, inside=()):
@@ -108,8 +108,8 @@ def test_a_scanned_layer_is_gathered_in_the_scan_and_again_on_the_way_back(model
   stack = {'stack': STACK, 'scale': PARAMS['scale']}
   forward = jax.make_jaxpr(total)(stack, X)
   assert gathers(forward.jaxpr) == [('scan', (8, 8))]
-  both = jax.make_jaxpr(jax.grad(total))(stack, X)
-  assert gathers(both.jaxpr) == [('scan', (8, 8)), ('scan', (8, 8))]
+  with_gradient = jax.make_jaxpr(jax.grad(total))(stack, X)
+  assert gathers(with_gradient.jaxpr) == [('scan', (8, 8)), ('scan', (8, 8))]
 
 
 def test_merging_is_done_in_parts_and_what_is_merged_is_gathered():
