@@ -25,7 +25,6 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from glora_jax.files import first_line
-from glora_jax.limits import shown
 
 AXES = ('candidate', 'data')
 FSDP = 'fsdp'  # as fully sharded data parallelism is called
@@ -250,22 +249,6 @@ def over(devices: Sequence[jax.Device], fsdp: int | None = None) -> Mesh | None:
     )
   grid = grid.reshape(processes, -1, fsdp)
   return Mesh(grid, (*AXES, FSDP), axis_types=(AxisType.Auto,) * (len(AXES) + 1))
-
-
-def require_mesh(mesh: Any) -> None:
-  """Checks that a mesh is one, and lets the compiler deal what nobody says a place of.
-
-  Raises:
-    ValueError: it is none, or its axes are explicit, as those of `jax.make_mesh` are by default.
-  """
-  if not isinstance(mesh, Mesh):
-    raise ValueError(f'mesh={shown(mesh)} must be a jax.sharding.Mesh.')
-  if any(kind is not AxisType.Auto for kind in mesh.axis_types):
-    number = len(mesh.axis_names)
-    raise ValueError(
-      f'The axes {", ".join(mesh.axis_names)} of the mesh must be automatic; make it with '
-      f'axis_types=(jax.sharding.AxisType.Auto,) * {number}.'
-    )
 
 
 def require_divisible(mesh: Mesh | None, batch_size: int) -> None:

@@ -30,7 +30,12 @@ class _InParts(NamedTuple):
 
 
 def call_gathering(
-  function: Callable[[Any, Any], Any], params: Any, inputs: Any, mesh: Mesh
+  function: Callable[[Any, Any], Any],
+  params: Any,
+  inputs: Any,
+  mesh: Mesh,
+  *,
+  lays_gradients: bool,
 ) -> Any:
   """What a function of weights and inputs returns; see `gathering`.
 
@@ -39,10 +44,12 @@ def call_gathering(
     params: tree of weights.
     inputs: any tree. Where a loop goes over them, weights are gathered in it and not before it.
     mesh: devices that the weights are sharded over.
+    lays_gradients: see `gathering`.
   """
   arrays, rebuild = _arrays_of((params, inputs))
   params, inputs = rebuild(_tied(arrays))
-  return gathering(functools.partial(_swapped, function, inputs), mesh)(params)
+  of_params = functools.partial(_swapped, function, inputs)
+  return gathering(of_params, params, mesh, lays_gradients=lays_gradients)
 
 
 @jax.custom_jvp
@@ -60,27 +67,28 @@ def _swapped(function: Callable[[Any, Any], Any], inputs: Any, params: Any) -> A
   return function(params, inputs)
 
 
-def gathering(function: Callable[[Any], Any], mesh: Mesh) -> Callable[[Any], Any]:
-  """A function of weights that gathers them a layer at a time.
+def gathering(
+  function: Callable[[Any], Any], params: Any, mesh: Mesh, *, lays_gradients: bool = False
+) -> Any:
+  """What a function of weights returns, which are gathered a layer at a time.
 
   Args:
-    function: of any tree of weights; what it returns is a tree of arrays.
+    function: of a tree of weights; what it returns is a tree of arrays.
+    params: any tree of weights.
     mesh: devices that the weights are sharded over.
+    lays_gradients: whether gradients by them lie in parts, too: where those of all layers are
+      there at once.
   """
+  arrays, rebuild = _arrays_of(params)
 
-  def call(params: Any) -> Any:
-    arrays, rebuild = _arrays_of(params)
+  def of_arrays(*arrays: Any) -> Any:
+    return function(rebuild(arrays))
 
-    def of_arrays(*arrays: Any) -> Any:
-      return function(rebuild(arrays))
-
-    program, shapes = jax.make_jaxpr(of_arrays, return_shape=True)(*arrays)
-    # Of what is whole anyway, gathering is nothing.
-    operands = [_InParts(array) if np.ndim(array) > 1 else array for array in arrays]
-    results = _Gatherer(mesh).run(program, operands)
-    return jax.tree.unflatten(jax.tree.structure(shapes), results)
-
-  return call
+  program, shapes = jax.make_jaxpr(of_arrays, return_shape=True)(*arrays)
+  # Of what is whole anyway, gathering is nothing.
+  operands = [_InParts(array) if np.ndim(array) > 1 else array for array in arrays]
+  results = _Gatherer(gather_over(mesh, lays_gradients)).run(program, operands)
+  return jax.tree.unflatten(jax.tree.structure(shapes), results)
 
 
 def _arrays_of(tree: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
@@ -110,8 +118,8 @@ def _is_constraint(equation: core.JaxprEqn) -> bool:
 
 
 @functools.cache
-def gather_over(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
-  """What makes an array whole on every device, and lays the gradient by it in parts."""
+def gather_over(mesh: Mesh, lays_gradients: bool = False) -> Callable[[jax.Array], jax.Array]:
+  """What makes an array whole on every device, and lays the gradient by it in parts if asked to."""
 
   @jax.custom_jvp
   def gather(array):
@@ -120,6 +128,8 @@ def gather_over(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
   @gather.defjvp
   def _(primals, tangents):
     (array,), (tangent,) = primals, tangents
+    if not lays_gradients:
+      return gather(array), tangent
     in_parts = meshes.in_parts(mesh, array.shape)
     return gather(array), jax.lax.with_sharding_constraint(tangent, in_parts)
 
@@ -130,13 +140,12 @@ class _Gatherer:
   """Runs a program, and gathers weights where it uses them.
 
   Args:
-    mesh: devices that the weights are sharded over.
+    gather: makes an array whole on every device.
     is_block: whether the program is that of a block that is computed again on the way back.
   """
 
-  def __init__(self, mesh: Mesh, is_block: bool = False):
-    self._mesh = mesh
-    self._gather = gather_over(mesh)
+  def __init__(self, gather: Callable[[jax.Array], jax.Array], is_block: bool = False):
+    self._gather = gather
     self._is_block = is_block
 
   def run(self, program: core.ClosedJaxpr, operands: Sequence[Any]) -> list[Any]:
@@ -189,7 +198,7 @@ class _Gatherer:
     in_parts, arrays = _taken_apart(values)
 
     def block(*arrays: Any) -> list[Any]:
-      gatherer = _Gatherer(self._mesh, is_block=True)
+      gatherer = _Gatherer(self._gather, is_block=True)
       return gatherer.run(_closed(params['jaxpr']), _put_together(in_parts, arrays))
 
     policy = params['policy'] and functools.partial(_is_kept, params['policy'])

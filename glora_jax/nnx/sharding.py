@@ -6,6 +6,7 @@ import jax
 from flax import nnx
 
 from glora_jax import mesh as meshes
+from glora_jax.method.sharding import require_mesh
 from glora_jax.nnx.adapter import Recipe
 from glora_jax.nnx.live import adapters
 from glora_jax.nnx.places import Places
@@ -39,7 +40,7 @@ def shard(model: nnx.Module, mesh: jax.sharding.Mesh, *, min_bytes: int = meshes
     >>> model(jnp.ones((8, 8))).shape
     (8, 512)
   """
-  meshes.require_mesh(mesh)
+  require_mesh(mesh)
   found = adapters(model)
   for adapter in found:
     given = adapter.recipe

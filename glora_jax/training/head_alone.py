@@ -64,13 +64,8 @@ class HeadAlone(Subnet):
 
     def outputs(head: Any, rest: Any, images: jax.Array) -> Any:
       params = adapted.full_precision(adapted.join({'params': head}, rest)['params'])
-
-      def of_params(params: Any) -> Any:
-        return adapted.model.apply({**rest, 'params': params}, preprocess(images), **apply_kwargs)
-
-      return (
-        of_params(params) if adapted.mesh is None else gathering(of_params, adapted.mesh)(params)
-      )
+      applied = functools.partial(_applied, adapted.model, rest, preprocess(images), apply_kwargs)
+      return applied(params) if adapted.mesh is None else gathering(applied, params, adapted.mesh)
 
     genome = smallest_genome(adapted.spec)
     halves = halve(outputs, *_head_and_rest(adapted, variables), images)
@@ -126,6 +121,11 @@ class HeadAlone(Subnet):
       out_shardings=None if mesh is None else meshes.replicated(mesh),
       compiler_options=_COMPILER_OPTIONS.get(jax.default_backend()),
     )
+
+
+def _applied(model: Any, rest: Any, inputs: Any, kwargs: Mapping[str, Any], params: Any) -> Any:
+  """What a model returns; its parameters come last."""
+  return model.apply({**rest, 'params': params}, inputs, **kwargs)
 
 
 def _head_and_rest(adapted: Adapted, variables: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -67,7 +67,7 @@ MODELS = [scanned, computed_again, unrolled, indexed_in_a_loop, chosen, looked_u
 
 
 def gathered(model):
-  return lambda params, x: call_gathering(model, params, x, MESH)
+  return lambda params, x: call_gathering(model, params, x, MESH, lays_gradients=True)
 
 
 @pytest.mark.parametrize('model', [*MODELS, of_unknown_length])
@@ -117,7 +117,7 @@ def test_merging_is_done_in_parts_and_what_is_merged_is_gathered():
     kernel = stack[0].astype(jnp.float16) * 2 + jnp.ones((8, 8))
     return X @ kernel.astype(jnp.float32) + jnp.ones(8) @ stack[1]
 
-  jaxpr = jax.make_jaxpr(gathering(merged, MESH))(STACK).jaxpr
+  jaxpr = jax.make_jaxpr(lambda stack: gathering(merged, stack, MESH))(STACK).jaxpr
   assert gathers(jaxpr) == [((8, 8),), ((8,),)]  # a merged kernel, and a product with a vector
 
 

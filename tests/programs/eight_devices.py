@@ -63,7 +63,7 @@ def make_loss(adapted, **options):
   return supernet_loss(adapted, noisy, lambda key: sample_genome(key, adapted.spec), **options)
 
 
-def fit(  # noqa: PLR0913
+def fit(
   frozen,
   images=images,
   merge='up_front',
