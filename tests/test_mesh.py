@@ -19,6 +19,7 @@ from trees import randomized
 
 from glora_jax import mesh
 from glora_jax.files import read_arrays, read_json
+from glora_jax.method.parts import sharded_axis
 from glora_jax.models import weights
 from glora_jax.models.vit import ViT
 from glora_jax.records import read_lines
@@ -40,7 +41,7 @@ from glora_jax.runs.monitoring import Line
   ],
 )
 def test_the_largest_axis_that_fits_is_sharded_and_no_stack(shape, devices, axis):
-  assert mesh.sharded_axis(shape, devices) == axis
+  assert sharded_axis(shape, devices) == axis
 
 
 @pytest.fixture

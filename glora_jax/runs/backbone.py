@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from glora_jax import mesh as meshes
 from glora_jax.data.catalog import find
 from glora_jax.data.task import Task
+from glora_jax.method import parts
 from glora_jax.method.adapt import adapt
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.space import SearchSpace
@@ -133,5 +134,5 @@ def placed(
   if mesh is None:
     return variables
   trainable, frozen = adapted.split(variables)
-  place = meshes.shard if settings.mesh.base == 'sharded' else meshes.replicate
+  place = parts.shard if settings.mesh.base == 'sharded' else meshes.replicate
   return adapted.join(meshes.replicate(mesh, trainable), place(mesh, frozen))

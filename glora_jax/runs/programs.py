@@ -18,6 +18,7 @@ import numpy as np
 
 from glora_jax import mesh as meshes
 from glora_jax.data.pipeline import Split
+from glora_jax.method import parts
 from glora_jax.method.draws import check_budget
 from glora_jax.method.presets import preset
 from glora_jax.runs.backbone import adapt_spaces, on_devices, placed, shapes_before_training
@@ -205,7 +206,7 @@ def _split(run: Run, learner: Any, variables: Any) -> tuple[Any, Any]:
   if run.mesh is None:
     return trainable, frozen
   is_sharded = run.settings.mesh.base == 'sharded'
-  place = meshes.shard if is_sharded else meshes.replicate
+  place = parts.shard if is_sharded else meshes.replicate
   return _replicate(run, trainable), place(run.mesh, frozen)
 
 

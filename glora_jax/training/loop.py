@@ -280,8 +280,8 @@ def fit(  # noqa: PLR0913
     title: what stands before the progress bar.
     progress: whether to show the bar.
     mesh: devices, of all processes, that every batch is dealt to; the trained state is whole on
-      each of them. What of `frozen` lies on the mesh already stays as it is (`mesh.shard`), the
-      rest is replicated. None for one device.
+      each of them. What of `frozen` lies on the mesh already stays as it is (`glora_jax.shard`),
+      the rest is replicated. None for one device.
 
   Returns:
     The final state.
