@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import flax.linen as nn
@@ -319,7 +319,7 @@ class Adapted:
         with nn.intercept_methods(functools.partial(intercept, grafts)):
           return self.model.apply({'params': grafted, **rest}, *call.args, **call.kwargs)
 
-      result = self._gathering(of_params, params, call, lays_gradients=False)
+      result = call_gathering(of_params, params, call, self.mesh, lays_gradients=False)
     if kwargs.get('mutable', False) is not False and 'params' in result[1]:
       result[1]['params'] = variables['params']  # the base's own: merged values are no update of it
     return result
@@ -337,15 +337,8 @@ class Adapted:
     def of_params(params: Any, call: Call) -> Any:
       return self.model.apply({'params': params, **rest}, *call.args, **call.kwargs)
 
-    return self._gathering(of_params, variables['params'], Call(args, kwargs), lays_gradients=True)
-
-  def _gathering(
-    self, function: Callable[[Any, Call], Any], params: Any, call: Call, *, lays_gradients: bool
-  ) -> Any:
-    """What a function of parameters and a call returns; it gathers those that are sharded."""
-    if self.mesh is None:
-      return function(params, call)
-    return call_gathering(function, params, call, self.mesh, lays_gradients=lays_gradients)
+    call = Call(args, kwargs)
+    return call_gathering(of_params, variables['params'], call, self.mesh, lays_gradients=True)
 
   def check_variables(self, variables: Any) -> None:
     """Checks that variables are those of this model, before anything is computed with them.

@@ -34,7 +34,7 @@ def call_gathering(
   function: Callable[[Any, Any], Any],
   params: Any,
   inputs: Any,
-  mesh: Mesh,
+  mesh: Mesh | None,
   *,
   lays_gradients: bool,
 ) -> Any:
@@ -44,9 +44,11 @@ def call_gathering(
     function: of weights and inputs; what it returns is a tree of arrays.
     params: tree of weights.
     inputs: any tree. Where a loop goes over them, weights are gathered in it and not before it.
-    mesh: devices that the weights are sharded over.
+    mesh: devices that the weights are sharded over; None where each holds them whole.
     lays_gradients: see `gathering`.
   """
+  if mesh is None:
+    return function(params, inputs)
   arrays, rebuild = _arrays_of((params, inputs))
   params, inputs = rebuild(_tied(arrays))
   of_params = functools.partial(_swapped, function, inputs)
