@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import platform
 import stat
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -67,8 +68,8 @@ def whole(path: Path) -> Iterator[str]:
   Raises:
     OSError: it cannot be written; the old file is still there.
   """
-  # With the process in its name, so that two that write the same file do not meet.
-  temporary = f'{os.fspath(path)}.{os.getpid()}.partial'
+  # With machine and process in its name, so that two that write the same file do not meet.
+  temporary = f'{os.fspath(path)}.{platform.node()}.{os.getpid()}.partial'
   with writing(path):
     if os.path.lexists(path) and not os.path.islink(path):
       _require_regular(path, os.lstat(path))  # a device or a pipe makes no room for a file
@@ -226,8 +227,7 @@ def read_arrays(path: Path, kind: str | None = None, remedy: str = AGAIN) -> dic
       _refuse_compressed(file)
       with np.load(file, allow_pickle=False) as content:
         arrays = {name: content[name] for name in content.files}
-      stamp = arrays.pop(STAMP, None)
-      stamp = None if stamp is None else json.loads(str(stamp))
+      stamp = json.loads(str(arrays.pop(STAMP, 'null')))
     except Exception as error:  # zipfile, zlib and numpy each have their own
       raise damaged(path, error, remedy) from error
   if kind is not None:

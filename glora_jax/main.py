@@ -3,6 +3,7 @@
   python -m glora_jax.main --config configs/quickstart.py
   python -m glora_jax.main --config configs/quickstart.py --workdir DIR --config.FIELD=VALUE
   python -m glora_jax.main --config configs/quickstart.py --plan [--plan.topology v5e:2x4]
+  python -m glora_jax.main --config vtab:all --runner ray[:ADDRESS]
   python -m glora_jax.main --config configs/quickstart.py --open
   python -m glora_jax.main --help_config
 
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import ml_collections
 
@@ -26,6 +28,8 @@ from glora_jax.runs import front_page
 from glora_jax.runs.command_line import (
   COMPILE,
   PLAN,
+  RESOURCES,
+  RUNNER,
   STOPPED,
   TOPOLOGY,
   catch_signals,
@@ -35,6 +39,9 @@ from glora_jax.runs.command_line import (
   workdir_of_config,
 )
 from glora_jax.runs.terminal import run_program
+
+if TYPE_CHECKING:
+  from glora_jax.runs.runners import Runner
 
 
 def main(config: ml_collections.ConfigDict) -> None:
@@ -50,6 +57,7 @@ def main(config: ml_collections.ConfigDict) -> None:
   if config.get('job') == 'pretrain':
     from glora_jax.runs import pretrain
 
+    require_process('pretraining')
     warn_of_no_page('pretraining')
     print(pretrain.run(config, workdir))
     return
@@ -85,17 +93,46 @@ def dispatch(
 ) -> tuple[str, int]:
   """Runs a comparison, a suite or a single run; returns its summary and the exit code."""
   from glora_jax.reports import comparison_report
-  from glora_jax.runs import comparison, experiment, suite
+  from glora_jax.runs import comparison, experiment, runners, suite
 
   if config.get('job') == 'compare':
-    return comparison_report.summary(comparison.run(config, workdir, stop), workdir), 0
+    result = comparison.run(config, workdir, stop, chosen_runner(config))
+    return comparison_report.summary(result, workdir), 0
   tasks = suite.task_configs(config)
   if len(tasks) == 1:
+    require_process('a single run')
     [config] = tasks.values()
     return experiment.summary(experiment.run(config, workdir, stop), workdir), 0
-  suite.keep_compiled(workdir)
-  board = suite.run(config, workdir, stop)
+  runner = chosen_runner(config)
+  runners.keep_compiled(workdir)
+  board = suite.run(config, workdir, stop, runner)
   return suite.summary(board, workdir), 1 if board.failed else 0
+
+
+def chosen_runner(config: ml_collections.ConfigDict) -> Runner:
+  """The runner that the command line asks for, ready for what a config describes.
+
+  Raises:
+    ValueError, ImportError, OSError, RuntimeError: see `runners.named`.
+  """
+  from glora_jax.runs import runners
+  from glora_jax.runs.config import check_config
+
+  check_config(config)
+  if RUNNER.value != runners.PROCESS and set(config.distributed.values()) != {None}:
+    raise ValueError(
+      f'config.distributed makes several processes one run, and with --runner={RUNNER.value} each '
+      'process has a run of its own; leave one of them out.'
+    )
+  return runners.named(RUNNER.value, RESOURCES.value)
+
+
+def require_process(job: str) -> None:
+  """Raises ValueError where another runner is asked for than what a job is done by."""
+  if RUNNER.value != RUNNER.default:
+    raise ValueError(
+      f'--runner={RUNNER.value} is for suites and comparisons, and this is {job}; leave it out.'
+    )
 
 
 def command() -> None:

@@ -108,6 +108,15 @@ TOPOLOGY = flags.DEFINE_string(
 COMPILE = flags.DEFINE_bool(
   'plan.compile', False, 'Ask the TPU compiler (libtpu) for memory, which takes minutes.'
 )
+RUNNER = flags.DEFINE_string(
+  'runner',
+  'process',
+  'Who does the runs of a suite and the methods of a comparison: this process, or ray[:ADDRESS], '
+  'the nodes of a Ray cluster.',
+)
+RESOURCES = flags.DEFINE_string(
+  'runner.resources', None, 'What each takes of a node; by default a TPU chip, a GPU, or its cores.'
+)
 OPEN = flags.DEFINE_bool('open', False, 'Open report.html in a browser at the end.')
 DEBUG = flags.DEFINE_bool('debug', False, 'Show the traceback of an error.')
 LIST = flags.DEFINE_flag(

@@ -11,29 +11,26 @@ itself, the others on the supernet.
 
 from __future__ import annotations
 
-import logging
+import functools
 import os
 from collections.abc import Callable
 from typing import Any, TypedDict
 
 import ml_collections
-import numpy as np
 
 from glora_jax import tree
-from glora_jax.files import write_json
-from glora_jax.method.preset_names import file_name, preset_label
-from glora_jax.records import read_record
+from glora_jax.method.preset_names import preset_label
 from glora_jax.reports import comparison_page, comparison_report
-from glora_jax.runs import provenance_record
+from glora_jax.runs import comparison_jobs, provenance_record
 from glora_jax.runs.lifecycle import carry_out, never
 from glora_jax.runs.run import Candidate, Run
-from glora_jax.runs.sections import GRADIENT, NO_PRESETS, TUNING_SEED
+from glora_jax.runs.runners import THIS_PROCESS, Runner, ThisProcess
+from glora_jax.runs.sections import GRADIENT, NO_PRESETS
 from glora_jax.runs.stages import evaluation
 from glora_jax.runs.stages.many_starts import Trial
 from glora_jax.runs.stages.methods import TrainedSubnet, train_method
+from glora_jax.runs.stages.tuning import choose_rates, measure, seeds_of
 from glora_jax.runs.weights_record import recorded
-
-log = logging.getLogger(__name__)
 
 
 class _Data(TypedDict):
@@ -56,18 +53,11 @@ class Result(TypedDict):
   seconds: dict[str, float]
 
 
-class _TriedRate(TypedDict):
-  rate: float
-  val_accuracy: float
-  val_loss: Any  # not finite where a training diverged
-
-
-class _Tried(TypedDict):
-  rows: list[_TriedRate]
-
-
 def run(
-  config: ml_collections.ConfigDict, workdir: str, stop: Callable[[], bool] = never
+  config: ml_collections.ConfigDict,
+  workdir: str,
+  stop: Callable[[], bool] = never,
+  runner: Runner = THIS_PROCESS,
 ) -> dict[str, Any]:
   """Runs, or resumes, a comparison.
 
@@ -76,6 +66,7 @@ def run(
     workdir: folder for everything that is written; one config each.
     stop: asked before every training and after every generation; where it says True the comparison
       ends, and all that was finished is kept.
+    runner: does the methods, each with all of its seeds, and then the test of all of them.
 
   Returns:
     The content of `result.json`.
@@ -84,12 +75,16 @@ def run(
     ValueError, OSError: a wrong field, file or workdir, or one in use; the sentence names it.
     Stopped: `stop` asked for it.
   """
-  return carry_out(config, workdir, stop, _run_stages, Result)
+  is_finished = os.path.exists(os.path.join(workdir, 'result.json'))
+  if isinstance(runner, ThisProcess) or is_finished:
+    return carry_out(config, workdir, stop, _run_stages, Result)
+  comparison_jobs.train_methods(config, workdir, stop, runner)
+  return comparison_jobs.do_alone(runner, functools.partial(run, config, workdir), workdir, stop)
 
 
 def _run_stages(run: Run) -> dict[str, Any]:
   settings, compare = run.settings, run.settings.compare
-  seeds = [settings.seed + number for number in range(compare.seeds)]
+  seeds = seeds_of(settings)
   with run.stage('tuning'):
     rates = choose_rates(run)
   with run.stage('training'):
@@ -133,45 +128,6 @@ def _labels(run: Run) -> dict[str, str]:
     for method in run.settings.compare.methods
     if method not in NO_PRESETS
   }
-
-
-def choose_rates(run: Run) -> dict[str, float]:
-  """The learning rate of every method, by its name; written to `rates.json` with what was tried.
-
-  It is the one that the config gives, or the best of its list by validation accuracy, ties by loss.
-  A searched subnet is judged within the largest budget.
-  """
-  compare = run.settings.compare
-  seed = run.settings.seed + TUNING_SEED
-  chosen = {}
-  tried = {}
-  for method in compare.methods:
-    rate = compare.rate.get(method)
-    if rate is None:
-      tried[method] = _try_rates(run, method, seed)
-      best = max(tried[method], key=lambda row: (row['val_accuracy'], -row['val_loss']))
-      rate = best['rate']
-      log.info('%s: learning rate %g', method, rate)
-    chosen[method] = rate
-  write_json(run.path('rates.json'), {'rate': chosen, 'seed': seed, 'tried': tried}, 'rates')
-  return chosen
-
-
-def _try_rates(run: Run, method: str, seed: int) -> list[dict[str, float]]:
-  """Validation accuracy and loss of a method at every learning rate of the list."""
-  path = run.path('tuning', f'{file_name(method)}.json')
-  if not os.path.exists(path):
-    compare = run.settings.compare
-    trials = [Trial(seed, rate) for rate in compare.rates]
-    [subnets] = train_method(run, method, trials, compare.budgets[-1:], 'tuning').values()
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    rows = [
-      {'rate': trial.learning_rate, **measure(run, subnet.candidate, 'val')}
-      for trial, subnet in zip(trials, subnets, strict=True)
-    ]
-    write_json(path, {'rows': rows}, 'tuning')
-  tried = read_record(path, 'tuning', _Tried | list[_TriedRate])
-  return tried if isinstance(tried, list) else tried['rows']  # 0.1.0 wrote the bare list
 
 
 def freeze_and_evaluate(
@@ -226,14 +182,3 @@ def _measure_both(run: Run, subnet: TrainedSubnet, split: str) -> dict[str, floa
     return own
   inherited = measure(run, Candidate(subnet.inherited, subnet.genome), split)
   return {**own, **{f'inherited_{name}': value for name, value in inherited.items()}}
-
-
-def measure(run: Run, candidate: Candidate, split: str) -> dict[str, float]:
-  """Accuracy and mean loss of a subnet on a split, by 'SPLIT_accuracy' and 'SPLIT_loss'."""
-  variables, genome = evaluation.in_the_runs_space(run, candidate)
-  correct, loss = run.score(variables, np.asarray(genome)[None], split)
-  images = len(run.data(split).labels)
-  return {
-    f'{split}_accuracy': int(correct[0]) / images,
-    f'{split}_loss': float(loss[0]) / images,
-  }

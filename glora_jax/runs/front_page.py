@@ -32,6 +32,7 @@ USAGE = '--config NAME_OR_FILE[:ARGUMENTS] [FLAG ...]'
 GROUPS: Mapping[str, Sequence[str]] = {
   'What is run': ('config', 'config.FIELD', 'workdir', 'open'),
   'What it will take': ('plan', 'plan.topology', 'plan.compile'),
+  'Where it runs': ('runner', 'runner.resources'),
   'What there is': ('list', 'help', 'help_config'),
 }
 OTHERS = 'More'
@@ -41,6 +42,8 @@ _SHAPES = {
   'workdir': 'FOLDER',
   'output': 'FILE',
   'plan.topology': 'SLICE',
+  'runner': 'ray[:ADDRESS]',
+  'runner.resources': 'GPU=1,CPU=8',
 }
 _WITHOUT_FLAG = {
   'config.FIELD': 'Another value of a field of the config, as --config.seed=1.',

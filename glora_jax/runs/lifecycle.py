@@ -236,7 +236,7 @@ def prepare(
     adapted=adapted,
     variables=variables,
     metadata=metadata,
-    seconds=_read_seconds(workdir),
+    seconds=read_seconds(workdir),
     stop=lambda: meshes.on_any(stop()),
     beside=beside,
     mesh=mesh,
@@ -265,7 +265,7 @@ def _open_images(run: Run) -> Task:
     return with_readable_images(run.task, record, skip_broken=skip_broken, write=writes)
 
 
-def _read_seconds(workdir: str) -> dict[str, float]:
+def read_seconds(workdir: str) -> dict[str, float]:
   """The time of every stage so far."""
   path = os.path.join(workdir, 'seconds.json')
   if not os.path.exists(path):

@@ -17,15 +17,19 @@ class _Record(TypedDict):
   processes: list[Made]
 
 
-def note(workdir: Path) -> None:
-  """Adds this process to `provenance.json`, where none before it was alike.
+def note(workdir: Path, made: Made | None = None) -> None:
+  """Adds a process to `provenance.json`, where none before it was alike.
+
+  Args:
+    workdir: folder of the run.
+    made: with what the process made its part; None for this process.
 
   Raises:
     ValueError, OSError: the file is damaged, of a later version, or cannot be written.
   """
-  processes, own = recorded(workdir), current()._asdict()
-  if own not in processes and primary():
-    write_json(os.path.join(workdir, FILE), {'processes': [*processes, own]}, 'provenance')
+  processes, made = recorded(workdir), made or current()._asdict()
+  if made not in processes and primary():
+    write_json(os.path.join(workdir, FILE), {'processes': [*processes, made]}, 'provenance')
 
 
 def recorded(workdir: Path) -> list[Made]:

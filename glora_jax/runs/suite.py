@@ -16,7 +16,7 @@ import gc
 import logging
 import os
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -29,6 +29,7 @@ from glora_jax.runs import disk_room, experiment
 from glora_jax.runs.config import check_config, data_source
 from glora_jax.runs.lifecycle import never, rehearse
 from glora_jax.runs.mistakes import MISTAKES, sentence
+from glora_jax.runs.runners import THIS_PROCESS, Job, Runner
 from glora_jax.runs.suite_settings import apply_settings, check_settings
 from glora_jax.runs.workdir import Stopped, changes_of, claim, claim_workdir
 
@@ -61,13 +62,19 @@ def task_configs(config: ml_collections.ConfigDict) -> dict[str, ml_collections.
   return configs
 
 
-def run(config: ml_collections.ConfigDict, workdir: str, stop: Callable[[], bool] = never) -> Board:
+def run(
+  config: ml_collections.ConfigDict,
+  workdir: str,
+  stop: Callable[[], bool] = never,
+  runner: Runner = THIS_PROCESS,
+) -> Board:
   """Runs, or resumes, all tasks that are ready, and keeps the table up to date.
 
   Args:
     config: a config whose task stands for several, as 'vtab/all'.
     workdir: folder for everything that is written; one config each.
     stop: see `experiment.run`; also asked before every task.
+    runner: does the runs, and the checks before them.
 
   Returns:
     What is done, missing and failed, as the table has it.
@@ -85,7 +92,7 @@ def run(config: ml_collections.ConfigDict, workdir: str, stop: Callable[[], bool
     _read_finished(board, configs, workdir)
     _list_missing(board, configs, workdir, config.suite.prepare)
     _write(board, workdir)
-    _check(board, config, configs, workdir, stop)
+    _check(board, config, configs, workdir, stop, runner)
     if not board.results and not board.waiting:
       raise ValueError(
         f'None of the {len(configs)} tasks of {config.task} can run; {workdir}/table.md says what '
@@ -93,16 +100,58 @@ def run(config: ml_collections.ConfigDict, workdir: str, stop: Callable[[], bool
       )
     if meshes.primary():
       claim_workdir(config, workdir, folders)
-    for name in board.waiting:
-      if meshes.on_any(stop()):
-        raise Stopped(f'before the task {name}', workdir)
-      log.info('Task %d of %d: %s', board.tasks.index(name) + 1, len(board.tasks), name)
-      job = functools.partial(experiment.run, configs[name], _folder(workdir, name), stop)
-      attempt(board, name, job)
-      _write(board, workdir)
-      jax.clear_caches()  # a run's programs serve no other run; many tasks would pile them up
-      gc.collect()  # and its arrays leave the device before the next one's come
+    jobs = _jobs(_run, 'Task', board, configs, workdir)
+    with contextlib.closing(runner.outcomes(jobs, workdir, stop)) as outcomes:
+      for name, outcome in outcomes:
+        attempt(board, name, outcome)
+        _write(board, workdir)
+        jax.clear_caches()  # a run's programs serve no other run; many tasks would pile them up
+        gc.collect()  # and its arrays leave the device before the next one's come
   return board
+
+
+def _jobs(
+  function: Callable[..., Any],
+  beginning: str,
+  board: Board,
+  configs: dict[str, ml_collections.ConfigDict],
+  workdir: str,
+) -> dict[str, Job]:
+  """A function's calls for all tasks that are waiting, each with what it says of itself first."""
+  return {
+    name: functools.partial(
+      function,
+      configs[name],
+      _folder(workdir, name),
+      f'{beginning} {board.tasks.index(name) + 1} of {len(board.tasks)}: {name}',
+    )
+    for name in board.waiting
+  }
+
+
+def _run(
+  config: ml_collections.ConfigDict, folder: str, title: str, stop: Callable[[], bool]
+) -> dict[str, Any]:
+  """Runs a task."""
+  log.info(title)
+  return experiment.run(config, folder, stop)
+
+
+class _Needs(NamedTuple):
+  """What a run will write: bytes, and bytes of decoded images by path."""
+
+  written: int
+  images: dict[str, int]
+
+
+def _rehearse(
+  config: ml_collections.ConfigDict, folder: str, title: str, stop: Callable[[], bool]
+) -> _Needs:
+  """Checks what a task needs; its arrays leave the device with the end of it."""
+  del stop
+  log.info(title)
+  run = rehearse(config, folder)
+  return _Needs(disk_room.bytes_to_write(run), disk_room.images_to_cache(run))
 
 
 def attempt(board: Board, name: str, job: Callable[[], dict[str, Any]]) -> None:
@@ -148,15 +197,6 @@ def missing(config: ml_collections.ConfigDict, workdir: str, prepare: bool) -> s
     return task.missing()
   except MISTAKES as error:
     return sentence(error)
-
-
-def keep_compiled(workdir: str) -> None:
-  """Makes JAX keep what it compiles in the workdir, unless it keeps it elsewhere.
-
-  It serves tasks of equal shapes, and a restart.
-  """
-  if jax.config.jax_compilation_cache_dir is None:
-    jax.config.update('jax_compilation_cache_dir', os.path.join(workdir, 'compiled'))
 
 
 def summary(board: Board, workdir: str) -> str:
@@ -208,6 +248,7 @@ def _check(
   configs: dict[str, ml_collections.ConfigDict],
   workdir: str,
   stop: Callable[[], bool],
+  runner: Runner,
 ) -> None:
   """Checks what all tasks that are waiting need, their images included, before the first begins.
 
@@ -216,15 +257,13 @@ def _check(
     Stopped: `stop` asked for it.
   """
   written, images = {}, {}
-  for name in board.waiting:
-    if meshes.on_any(stop()):
-      raise Stopped(f'before the task {name} was checked', workdir)
-    log.info('Checking task %d of %d: %s', board.tasks.index(name) + 1, len(board.tasks), name)
-    with _noting_failure(board, name):
-      run = rehearse(configs[name], _folder(workdir, name))
-      written[name] = disk_room.bytes_to_write(run)
-      images |= disk_room.images_to_cache(run)  # equal images are kept once
-      del run  # its arrays leave the device before the next one's come
+  jobs = _jobs(_rehearse, 'Checking task', board, configs, workdir)
+  with contextlib.closing(runner.outcomes(jobs, workdir, stop)) as outcomes:
+    for name, outcome in outcomes:
+      with _noting_failure(board, name):
+        needs = outcome()
+        written[name] = needs.written
+        images |= needs.images  # equal images are kept once
   _write(board, workdir)
   if written:
     disk_room.check_workdir(workdir, sum(written.values()))

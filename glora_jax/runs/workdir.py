@@ -75,6 +75,10 @@ class Stopped(RuntimeError):
     )
 
 
+class InUseError(ValueError):
+  """Another process holds a workdir; the text is a sentence for the user."""
+
+
 class Change(NamedTuple):
   """A field whose value is another than the one that a workdir has.
 
@@ -216,8 +220,8 @@ def claim(folder: Path, tasks: Sequence[str] = ()) -> Iterator[None]:
     tasks: folders in it that are workdirs of a suite's runs.
 
   Raises:
-    ValueError: its name cannot be printed, it is no folder, another process holds it, or something
-      in it leads out of it.
+    InUseError: another process holds it.
+    ValueError: its name cannot be printed, it is no folder, or something in it leads out of it.
     OSError: it cannot be written.
   """
   # Training states cannot be saved below a name that is not UTF-8.
@@ -269,7 +273,7 @@ def _lock(file: BinaryIO, path: str) -> None:
   """Locks a file that is open.
 
   Raises:
-    ValueError: another process has locked it, or had until now.
+    InUseError: another process has locked it, or had until now.
   """
   folder = os.path.dirname(path)
   try:
@@ -278,7 +282,7 @@ def _lock(file: BinaryIO, path: str) -> None:
   except BlockingIOError as error:
     file.seek(0)
     holder = file.read(_LONGEST_HOLDER).decode(errors='replace').strip() or 'another process'
-    raise ValueError(
+    raise InUseError(
       f'The workdir {folder} is in use by {holder}. Wait for it to end, or choose another '
       '--workdir.'
     ) from error
@@ -290,7 +294,7 @@ def _lock(file: BinaryIO, path: str) -> None:
     )
   # Who found nothing to do removes the lock, and the folder that was made for it.
   if not os.path.exists(path) or not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-    raise ValueError(f'The workdir {folder} was in use until now; start the same command again.')
+    raise InUseError(f'The workdir {folder} was in use until now; start the same command again.')
 
 
 def names_in(folder: Path) -> set[str] | None:

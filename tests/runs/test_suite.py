@@ -11,17 +11,19 @@ import mocked_tfds
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from few_shot_lists import write_few_shot_lists
 from mocked_tfds import mocked  # noqa: F401, a fixture
 from PIL import Image
 from places import get_config
 from tiny_runs import changed, overrides, start_command
 
-from glora_jax import files
+from glora_jax import files, main
 from glora_jax.data import tfds as tfds_lib
 from glora_jax.data.tasks import vtab
 from glora_jax.reports import scoreboard
 from glora_jax.runs import command_line, disk_room, suite
 from glora_jax.runs.config import check_config
+from glora_jax.runs.lifecycle import never
 from glora_jax.runs.workdir import Stopped
 from glora_jax.training.loop import NonFiniteLossError, TrainState
 
@@ -59,16 +61,6 @@ def own_means(board):
   )
 
 
-def write_few_shot_lists(folder):
-  """Two training images for each of three seeds, and images that all of them share."""
-  (folder / 'images').mkdir(parents=True)
-  lists = {f'train_meta.list.num_shot_1.seed_{seed}': f't{seed}' for seed in range(3)}
-  for name, prefix in {**lists, 'val_meta.list': 'v', 'test_meta.list': 'w'}.items():
-    for label in range(2):
-      Image.fromarray(PIXELS[label]).save(folder / 'images' / f'{prefix}{label}.png')
-    (folder / name).write_text(f'{prefix}0.png 0\n{prefix}1.png 1\n')
-
-
 def test_all_tasks_are_checked_before_the_first_begins(run_config, monkeypatch, tmp_path):
   """Of the second an image is broken; there is room for one of the two others."""
   folder, workdir = tmp_path / 'lists' / 'oxford_pets', tmp_path / 'run'
@@ -86,6 +78,24 @@ def test_all_tasks_are_checked_before_the_first_begins(run_config, monkeypatch, 
   left = sorted(str(path.relative_to(workdir / 'oxford_pets')) for path in workdir.rglob('*/?/*'))
   assert left == ['1/0', '1/0/images.npz', '1/2', '1/2/images.npz']  # the failed one as it was
   assert not (workdir / 'config.json').exists()
+
+
+@pytest.mark.slow
+def test_a_task_that_was_run_alone_in_its_folder_is_one_of_the_suite(run_config, tmp_path):
+  """As a queue's array of jobs does it: one command a task, and one for the table."""
+  write_few_shot_lists(tmp_path / 'lists' / 'oxford_pets')
+  every = changed(run_config, task='fewshot/oxford_pets/1/all', budget=None, presets=())
+  every.data.update(source='lists', root=str(tmp_path / 'lists'), cache=None)
+  every.supernet.batch_size = every.finetune.batch_size = 2
+  every.suite.settings = {'oxford_pets': {'budget': 500}}
+  alone = changed(every, task='fewshot/oxford_pets/1/1')
+  workdir = tmp_path / 'run'
+  main.dispatch(alone, str(workdir / 'oxford_pets' / '1' / '1'), never)
+  with pytest.raises(Stopped, match='before fewshot/oxford_pets/1/0'):
+    suite.run(every, str(workdir), lambda: True)
+  text = (workdir / 'table.md').read_text()
+  assert '| fewshot/oxford_pets/1/1 | done |' in text
+  assert text.count('| waiting |') == 2
 
 
 @pytest.mark.slow

@@ -1,0 +1,191 @@
+"""Suites and comparisons on a real Ray cluster of three nodes, one of which dies.
+
+They need the extra `ray`.
+"""
+
+import itertools
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import pytest
+from few_shot_lists import write_few_shot_lists
+from tiny_runs import all_fields, changed, overrides, start_command, without_seconds
+
+from glora_jax.files import read_json
+from glora_jax.runs import command_line, comparison, ray_cluster, runners, suite
+from glora_jax.runs.lifecycle import never
+
+ray = pytest.importorskip('ray', reason='needs the extra ray')
+cluster_utils = pytest.importorskip('ray.cluster_utils')
+pytestmark = pytest.mark.slow
+
+SEEDS = range(3)
+NODE = {'num_cpus': 1, 'object_store_memory': 80 * 2**20}
+
+
+@pytest.fixture(scope='module')
+def cluster():
+  """Three nodes, each with one core, that compile into the tests' cache."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv('JAX_PLATFORMS', 'cpu')
+    patch.setenv('JAX_COMPILATION_CACHE_DIR', jax.config.jax_compilation_cache_dir)
+    patch.setenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+    patch.setenv('RAY_USAGE_STATS_ENABLED', '0')
+    # Where other tests keep the machine busy.
+    patch.setenv('RAY_raylet_start_wait_time_s', '300')
+    patch.setenv('RAY_agent_register_timeout_ms', '300000')
+    patch.setenv('RAY_worker_niceness', '0')
+    cluster = cluster_utils.Cluster(
+      True, head_node_args={**NODE, 'include_dashboard': False, 'include_log_monitor': True}
+    )
+    cluster.add_node(**NODE)
+    cluster.add_node(**NODE)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.fixture(scope='module')
+def config(run_config, tmp_path_factory):
+  """Three tasks of two training images each, and a structure that is given."""
+  root = tmp_path_factory.mktemp('lists')
+  write_few_shot_lists(root / 'oxford_pets')
+  config = changed(run_config, task='fewshot/oxford_pets/1/all', structure='lora', presets=())
+  config.data.update(source='lists', root=str(root), cache=None)
+  config.training.update(batch_size=2, epochs=60, warmup_epochs=0, learning_rate=1e-3)
+  return config
+
+
+def folders_of(workdir):
+  """The folders of a suite's runs."""
+  return [workdir / 'oxford_pets' / '1' / str(seed) for seed in SEEDS]
+
+
+def left_by(workdir):
+  """The table of a suite, and what its runs leave, times apart."""
+  runs = [
+    (
+      without_seconds(read_json(folder / 'result.json')),
+      *((folder / name).read_bytes() for name in ('adapter.safetensors', 'test_list.json')),
+    )
+    for folder in folders_of(workdir)
+  ]
+  return (workdir / 'table.csv').read_text(), runs
+
+
+def raylet_of(folder):
+  """The node's process whose worker holds a workdir; None where nobody does."""
+  try:
+    holder = int(re.match(r'process (\d+) on', (folder / 'lock').read_text())[1])
+    with open(f'/proc/{holder}/status') as status:
+      return int(re.search(r'PPid:\s*(\d+)', status.read())[1])
+  except (OSError, TypeError):
+    return None
+
+
+def test_ctrl_c_and_the_death_of_a_node_leave_the_table_that_one_process_makes(
+  cluster, config, tmp_path
+):
+  suite.run(config, str(tmp_path / 'process'))
+  workdir = tmp_path / 'ray'
+  flags = [*overrides(all_fields(config)), f'--runner=ray:{cluster.address}']
+  process = start_command('configs/quickstart.py', workdir, flags)
+  while process.poll() is None and not any((x / 'training').exists() for x in folders_of(workdir)):
+    time.sleep(0.05)
+  process.send_signal(signal.SIGINT)
+  _, errors = process.communicate()
+  assert process.returncode == command_line.STOPPED, errors
+  assert f'Stopped on the Ray cluster. Everything is saved in {workdir}, and' in errors
+  assert re.search(r'\(fewshot/oxford_pets/1/\d .*Task \d of 3: fewshot/oxford_pets/1/\d', errors)
+  assert not (workdir / 'oxford_pets' / '1' / '2' / 'result.json').exists()
+  dead = []
+
+  def kill_once():
+    for node, folder in itertools.product(cluster.worker_nodes, folders_of(workdir)):
+      if not dead and raylet_of(folder) == node.all_processes['raylet'][0].process.pid:
+        dead.append(folder)
+        cluster.remove_node(node, allow_graceful=False)
+    return False
+
+  board = suite.run(config, str(workdir), kill_once, runners.named(f'ray:{cluster.address}'))
+  assert dead
+  assert not board.failed
+  assert left_by(workdir) == left_by(tmp_path / 'process')
+
+
+def test_a_comparison_on_ray_has_the_rows_of_one_process(cluster, config, tmp_path):
+  config = changed(config, job='compare', task='fewshot/oxford_pets/1/0', structure='search')
+  config.budget = None
+  config.mesh.devices = 'one'
+  config.compare.update(methods=('linear', 'lora'), seeds=2, rates=(1e-3, 1e-2))
+  config.compare.rate.linear = 5e-3
+  config.supernet.update(batch_size=2, epochs=2, warmup_epochs=0)
+  config.finetune.batch_size = 2
+  runner = runners.named(f'ray:{cluster.address}')
+  results = [
+    comparison.run(config, str(tmp_path / 'process')),
+    comparison.run(config, str(tmp_path / 'ray'), never, runner),
+  ]
+  for result in results:
+    assert set(result['seconds']) == {'tuning', 'training', 'test', 'report'}
+    for row in itertools.chain.from_iterable(result['methods'].values()):
+      del row['seconds']
+  one, other = map(without_seconds, results)
+  assert one == other
+  assert (tmp_path / 'ray' / 'report.html').exists()
+
+
+def test_a_failing_job_is_its_own_sentence_and_what_no_node_has_is_said(cluster):
+  runner = runners.named(f'ray:{cluster.address}')
+  jobs = {'good': sum_of_two, 'bad': fail}
+  outcomes = dict(runner.outcomes(jobs, '.', never))
+  assert outcomes['good']() == 2
+  with pytest.raises(RuntimeError, match=r'^there is too little of it$'):
+    outcomes['bad']()
+  with pytest.raises(
+    ValueError, match=r'^No node of the Ray cluster has CPU=1, TPU=4; they have CPU=1\. Ask for'
+  ):
+    runners.named(f'ray:{cluster.address}', 'TPU=4')
+
+
+def sum_of_two(stop):
+  return 2 - stop()
+
+
+def fail(stop):
+  raise ValueError('there is too little of it')
+
+
+ADDRESS = r"No Ray cluster answers at '127\.0\.0\.1:{}' \({}.*\); `ray start --head` prints"
+
+
+def test_an_address_where_nobody_or_no_ray_answers_is_one_sentence_in_bounded_time(monkeypatch):
+  """In a process of its own, as a connection that Ray waits for cannot be called off."""
+  program = (
+    'from glora_jax.runs import ray_cluster\n'
+    'ray_cluster._CONNECTING_SECONDS = 2\n'
+    'try: ray_cluster.connect("127.0.0.1:{}")\n'
+    'except OSError as error: print(error)'
+  )
+  with socket.socket() as silent:
+    silent.bind(('127.0.0.1', 0))
+    port = silent.getsockname()[1]
+    monkeypatch.setattr(ray, 'is_initialized', lambda: False)
+    with pytest.raises(OSError, match=ADDRESS.format(port, '.*refused')):
+      ray_cluster.connect(f'127.0.0.1:{port}')
+    silent.listen()
+    code = [sys.executable, '-c', program.format(port)]
+    printed = subprocess.run(code, capture_output=True, text=True, check=True).stdout
+  assert re.match(ADDRESS.format(port, 'nothing in 2 seconds'), printed)
+  assert printed.count('\n') == 1
+
+
+def test_without_the_flag_ray_is_not_imported():
+  code = 'import sys, glora_jax.runs.suite, glora_jax.runs.comparison; print("ray" in sys.modules)'
+  printed = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+  assert printed.stdout.strip() == 'False'
