@@ -257,11 +257,13 @@ def _result(name: str, reference: Any) -> Any:
 
   try:
     result = ray.get(reference)
-  except ray.exceptions.RayTaskError:  # a fault of this package, with its traceback
-    raise
   except ray.exceptions.RayError as error:
+    is_rays_own = isinstance(error, ray.exceptions.RaySystemError)
+    if isinstance(error, ray.exceptions.RayTaskError) and not is_rays_own:
+      raise  # a fault of this package, with its traceback
+    reason = first_line(getattr(error, 'cause', error))
     raise RuntimeError(
-      f'{name} was lost on the Ray cluster ({first_line(error)}); the same command goes on with it.'
+      f'{name} was lost on the Ray cluster ({reason}); the same command goes on with it.'
     ) from error
   if isinstance(result, _Failure):
     raise RuntimeError(result.sentence)

@@ -39,7 +39,6 @@ def cluster():
     # Where other tests keep the machine busy.
     patch.setenv('RAY_raylet_start_wait_time_s', '300')
     patch.setenv('RAY_agent_register_timeout_ms', '300000')
-    patch.setenv('RAY_worker_niceness', '0')
     cluster = cluster_utils.Cluster(
       True, head_node_args={**NODE, 'include_dashboard': False, 'include_log_monitor': True}
     )
@@ -55,7 +54,8 @@ def config(run_config, tmp_path_factory):
   """Three tasks of two training images each, and a structure that is given."""
   root = tmp_path_factory.mktemp('lists')
   write_few_shot_lists(root / 'oxford_pets')
-  config = changed(run_config, task='fewshot/oxford_pets/1/all', structure='lora', presets=())
+  config = changed(run_config, task='fewshot/oxford_pets/1/all', structure='lora', budget=5000)
+  config.presets = ()
   config.data.update(source='lists', root=str(root), cache=None)
   config.training.update(batch_size=2, epochs=60, warmup_epochs=0, learning_rate=1e-3)
   return config
@@ -135,30 +135,34 @@ def test_a_comparison_on_ray_has_the_rows_of_one_process(cluster, config, tmp_pa
     assert set(result['seconds']) == {'tuning', 'training', 'test', 'report'}
     for row in itertools.chain.from_iterable(result['methods'].values()):
       del row['seconds']
-  one, other = map(without_seconds, results)
-  assert one == other
+  alone, on_ray = map(without_seconds, results)
+  assert on_ray == alone
   assert (tmp_path / 'ray' / 'report.html').exists()
 
 
 def test_a_failing_job_is_its_own_sentence_and_what_no_node_has_is_said(cluster):
   runner = runners.named(f'ray:{cluster.address}')
-  jobs = {'good': sum_of_two, 'bad': fail}
+
+  def fail(stop):
+    raise ValueError('there is too little of it')
+
+  jobs = {'good': lambda stop: 2 - stop(), 'bad': fail, 'lost': known_here_alone}
   outcomes = dict(runner.outcomes(jobs, '.', never))
   assert outcomes['good']() == 2
   with pytest.raises(RuntimeError, match=r'^there is too little of it$'):
     outcomes['bad']()
+  with pytest.raises(
+    RuntimeError, match='^lost was lost on the Ray .*No module named .*; the same'
+  ):
+    outcomes['lost']()
   with pytest.raises(
     ValueError, match=r'^No node of the Ray cluster has CPU=1, TPU=4; they have CPU=1\. Ask for'
   ):
     runners.named(f'ray:{cluster.address}', 'TPU=4')
 
 
-def sum_of_two(stop):
-  return 2 - stop()
-
-
-def fail(stop):
-  raise ValueError('there is too little of it')
+def known_here_alone(stop):
+  """A job of a module that the nodes cannot import."""
 
 
 ADDRESS = r"No Ray cluster answers at '127\.0\.0\.1:{}' \({}.*\); `ray start --head` prints"
