@@ -151,9 +151,7 @@ def test_a_failing_job_is_its_own_sentence_and_what_no_node_has_is_said(cluster)
   assert outcomes['good']() == 2
   with pytest.raises(RuntimeError, match=r'^there is too little of it$'):
     outcomes['bad']()
-  with pytest.raises(
-    RuntimeError, match='^lost was lost on the Ray .*No module named .*; the same'
-  ):
+  with pytest.raises(RuntimeError, match=r'^lost was lost on the Ray .*No module named .*; the '):
     outcomes['lost']()
   with pytest.raises(
     ValueError, match=r'^No node of the Ray cluster has CPU=1, TPU=4; they have CPU=1\. Ask for'
