@@ -84,10 +84,10 @@ def test_all_tasks_are_checked_before_the_first_begins(run_config, monkeypatch, 
 def test_a_task_that_was_run_alone_in_its_folder_is_one_of_the_suite(run_config, tmp_path):
   """As a queue's array of jobs does it: one command a task, and one for the table."""
   write_few_shot_lists(tmp_path / 'lists' / 'oxford_pets')
-  every = changed(run_config, task='fewshot/oxford_pets/1/all', budget=None, presets=())
+  every = changed(run_config, task='fewshot/oxford_pets/1/all', structure='lora', presets=())
   every.data.update(source='lists', root=str(tmp_path / 'lists'), cache=None)
-  every.supernet.batch_size = every.finetune.batch_size = 2
-  every.suite.settings = {'oxford_pets': {'budget': 500}}
+  every.training.update(batch_size=2, epochs=1, warmup_epochs=0)
+  every.suite.settings = {'oxford_pets': {'budget': 5000}}
   alone = changed(every, task='fewshot/oxford_pets/1/1')
   workdir = tmp_path / 'run'
   main.dispatch(alone, str(workdir / 'oxford_pets' / '1' / '1'), never)
