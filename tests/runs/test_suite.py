@@ -17,13 +17,12 @@ from PIL import Image
 from places import get_config
 from tiny_runs import changed, overrides, start_command
 
-from glora_jax import files, main
+from glora_jax import files
 from glora_jax.data import tfds as tfds_lib
 from glora_jax.data.tasks import vtab
 from glora_jax.reports import scoreboard
-from glora_jax.runs import command_line, disk_room, suite
+from glora_jax.runs import command_line, disk_room, experiment, suite
 from glora_jax.runs.config import check_config
-from glora_jax.runs.lifecycle import never
 from glora_jax.runs.workdir import Stopped
 from glora_jax.training.loop import NonFiniteLossError, TrainState
 
@@ -88,9 +87,9 @@ def test_a_task_that_was_run_alone_in_its_folder_is_one_of_the_suite(run_config,
   every.data.update(source='lists', root=str(tmp_path / 'lists'), cache=None)
   every.training.update(batch_size=2, epochs=1, warmup_epochs=0)
   every.suite.settings = {'oxford_pets': {'budget': 5000}}
-  alone = changed(every, task='fewshot/oxford_pets/1/1')
+  [alone] = suite.task_configs(changed(every, task='fewshot/oxford_pets/1/1')).values()
   workdir = tmp_path / 'run'
-  main.dispatch(alone, str(workdir / 'oxford_pets' / '1' / '1'), never)
+  experiment.run(alone, str(workdir / 'oxford_pets' / '1' / '1'))
   with pytest.raises(Stopped, match='before fewshot/oxford_pets/1/0'):
     suite.run(every, str(workdir), lambda: True)
   text = (workdir / 'table.md').read_text()
