@@ -57,7 +57,7 @@ def main(config: ml_collections.ConfigDict) -> None:
   if config.get('job') == 'pretrain':
     from glora_jax.runs import pretrain
 
-    require_process('pretraining')
+    require_process(RUNNER.value, 'pretraining')
     warn_of_no_page('pretraining')
     print(pretrain.run(config, workdir))
     return
@@ -67,7 +67,7 @@ def main(config: ml_collections.ConfigDict) -> None:
   from glora_jax.runs.workdir import Stopped
 
   try:
-    summary, code = dispatch(config, workdir, stop)
+    summary, code = dispatch(config, workdir, stop, RUNNER.value, RESOURCES.value)
   except Stopped as stopped:
     print(stopped, file=sys.stderr)
     sys.exit(STOPPED)
@@ -89,28 +89,32 @@ def plan_of_first(config: ml_collections.ConfigDict) -> str:
 
 
 def dispatch(
-  config: ml_collections.ConfigDict, workdir: str, stop: Callable[[], bool]
+  config: ml_collections.ConfigDict,
+  workdir: str,
+  stop: Callable[[], bool],
+  runner: str = RUNNER.default,
+  resources: str | None = None,
 ) -> tuple[str, int]:
   """Runs a comparison, a suite or a single run; returns its summary and the exit code."""
   from glora_jax.reports import comparison_report
   from glora_jax.runs import comparison, experiment, runners, suite
 
   if config.get('job') == 'compare':
-    result = comparison.run(config, workdir, stop, chosen_runner(config))
+    result = comparison.run(config, workdir, stop, chosen_runner(config, runner, resources))
     return comparison_report.summary(result, workdir), 0
   tasks = suite.task_configs(config)
   if len(tasks) == 1:
-    require_process('a single run')
+    require_process(runner, 'a single run')
     [config] = tasks.values()
     return experiment.summary(experiment.run(config, workdir, stop), workdir), 0
-  runner = chosen_runner(config)
+  chosen = chosen_runner(config, runner, resources)
   runners.keep_compiled(workdir)
-  board = suite.run(config, workdir, stop, runner)
+  board = suite.run(config, workdir, stop, chosen)
   return suite.summary(board, workdir), 1 if board.failed else 0
 
 
-def chosen_runner(config: ml_collections.ConfigDict) -> Runner:
-  """The runner that the command line asks for, ready for what a config describes.
+def chosen_runner(config: ml_collections.ConfigDict, name: str, resources: str | None) -> Runner:
+  """The runner of a name, ready for what a config describes.
 
   Raises:
     ValueError, ImportError, OSError, RuntimeError: see `runners.named`.
@@ -119,19 +123,19 @@ def chosen_runner(config: ml_collections.ConfigDict) -> Runner:
   from glora_jax.runs.config import check_config
 
   check_config(config)
-  if RUNNER.value != runners.PROCESS and set(config.distributed.values()) != {None}:
+  if name != runners.PROCESS and set(config.distributed.values()) != {None}:
     raise ValueError(
-      f'config.distributed makes several processes one run, and with --runner={RUNNER.value} each '
+      f'config.distributed makes several processes one run, and with --runner={name} each '
       'process has a run of its own; leave one of them out.'
     )
-  return runners.named(RUNNER.value, RESOURCES.value)
+  return runners.named(name, resources)
 
 
-def require_process(job: str) -> None:
+def require_process(runner: str, job: str) -> None:
   """Raises ValueError where another runner is asked for than what a job is done by."""
-  if RUNNER.value != RUNNER.default:
+  if runner != RUNNER.default:
     raise ValueError(
-      f'--runner={RUNNER.value} is for suites and comparisons, and this is {job}; leave it out.'
+      f'--runner={runner} is for suites and comparisons, and this is {job}; leave it out.'
     )
 
 

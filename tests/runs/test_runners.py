@@ -1,7 +1,6 @@
 """Runners: what this process does with jobs, and command lines that no runner can do."""
 
 import importlib.util
-import types
 
 import pytest
 
@@ -58,21 +57,14 @@ def test_what_no_runner_can_be_is_one_sentence(monkeypatch, name, resources, err
   assert '\n' not in str(caught.value)
 
 
-def ask_for(runner, monkeypatch):
-  flag = types.SimpleNamespace(value=runner, default='process')
-  monkeypatch.setattr(main, 'RUNNER', flag)
-
-
-def test_a_single_run_needs_no_other_runner(monkeypatch, tmp_path):
-  ask_for('ray', monkeypatch)
+def test_a_single_run_needs_no_other_runner(tmp_path):
   with pytest.raises(ValueError, match='for suites and comparisons, and this is a single run'):
-    main.dispatch(default_config(), str(tmp_path / 'run'), never)
+    main.dispatch(default_config(), str(tmp_path / 'run'), never, 'ray')
   assert not list(tmp_path.iterdir())
 
 
-def test_several_processes_of_one_run_and_ray_are_not_both_possible(monkeypatch):
-  ask_for('ray', monkeypatch)
+def test_several_processes_of_one_run_and_ray_are_not_both_possible():
   config = default_config()
   config.distributed.num_processes = 2
   with pytest.raises(ValueError, match=r'config\.distributed makes several processes one run'):
-    main.chosen_runner(config)
+    main.chosen_runner(config, 'ray', None)
