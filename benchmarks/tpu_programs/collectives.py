@@ -11,6 +11,7 @@ _HEAD = re.compile(r'^(ENTRY )?%?([\w.\-]+) .*\{$')
 _COLLECTIVE = re.compile(rf'= (.*?) ({"|".join(KINDS)})(-start)?\(')
 _ARRAY = re.compile(r'\b([a-z]+\d+|pred)\[([\d,]*)\]')
 _CALLED = re.compile(r'(?:calls|to_apply|body|condition|called_computations)=\{?%?([\w.\-]+)')
+_CHANNEL = re.compile(r'channel_id=(\d+)')
 _CONDITION = re.compile(r' while\(.*condition=%?([\w.\-]+)')
 _KNOWN = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _WITH_INPUTS = ('all-gather', 'collective-permute')  # whose start lists what goes in, too
@@ -20,7 +21,8 @@ _BOUND = re.compile(r'= s32\[\]\S* constant\((\d+)\)')
 def collectives(hlo: str) -> dict[str, dict[str, int]]:
   """How often each kind of collective runs, and the bytes that one device gets by it.
 
-  A loop of known length counts as often as it goes round, any other once.
+  A loop of known length counts as often as it goes round, any other once. What runs beside products
+  stands in several of their fusions, by the same channel, and counts once.
 
   Args:
     hlo: text of an optimized program.
@@ -31,12 +33,17 @@ def collectives(hlo: str) -> dict[str, dict[str, int]]:
   computations, main = _computations(hlo)
   calls: Counter[str] = Counter()
   sizes: Counter[str] = Counter()
+  channels: set[str] = set()
   waiting = [(main, 1)]
   while waiting:
     name, times = waiting.pop()
     for line in computations.get(name, ()):
       found = _COLLECTIVE.search(line)
+      channel = _CHANNEL.search(line) if found else None
+      if channel and channel[1] in channels:
+        continue
       if found:
+        channels |= {channel[1]} if channel else set()
         calls[found[2]] += times
         lists_inputs = found[3] is not None and found[2] in _WITH_INPUTS
         sizes[found[2]] += times * _bytes(found[1], largest=lists_inputs)

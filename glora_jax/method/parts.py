@@ -29,9 +29,10 @@ def shard(mesh: Mesh, tree: Any, min_bytes: int = MIN_BYTES) -> Any:
     ValueError: there are large arrays, and the devices divide no axis of any.
   """
   large = [leaf for leaf in jax.tree.leaves(tree) if _bytes(leaf) >= min_bytes]
-  if large and all(in_parts(mesh, np.shape(leaf)).is_fully_replicated for leaf in large):
+  _, devices = _parts(mesh)
+  if large and all(sharded_axis(np.shape(leaf), devices) is None for leaf in large):
     raise ValueError(
-      f'{_parts(mesh)[1]} devices divide no axis of the frozen weights, the largest of which is '
+      f'{devices} devices divide no axis of the frozen weights, the largest of which is '
       f'{np.shape(max(large, key=_bytes))}; shard them over another number.'
     )
 

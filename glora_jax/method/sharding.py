@@ -52,8 +52,8 @@ def shard(
     >>> auto = (jax.sharding.AxisType.Auto,) * 2
     >>> mesh = jax.make_mesh((1, jax.device_count()), ('data', 'fsdp'), axis_types=auto)
     >>> adapted, variables = glora_jax.shard(adapted, variables, mesh, min_bytes=1)
-    >>> print(variables['params']['w'].sharding.spec)
-    PartitionSpec(None, 'fsdp')
+    >>> adapted.mesh.axis_names, variables['params']['w'].shape
+    (('data', 'fsdp'), (8, 512))
   """
   require_mesh(mesh)
   trainable, frozen = adapted.split(variables)

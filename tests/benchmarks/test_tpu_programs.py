@@ -58,6 +58,24 @@ ENTRY %main (a: f32[4]) -> f32[4] {{
   assert collectives(hlo) == {'all-reduce': {'calls': 5, 'bytes': 5 * 48}}
 
 
+def test_a_collective_that_runs_beside_several_products_counts_once():
+  gather = 'all-gather(%x), channel_id=4, dimensions={0}'
+  hlo = f"""%first (p: f32[2]) -> f32[4] {{
+  %part = f32[4]{{0}} {gather}
+}}
+
+%second (p: f32[2]) -> f32[4] {{
+  %part = f32[4]{{0}} {gather}
+}}
+
+ENTRY %main (a: f32[4]) -> f32[4] {{
+  %started = f32[4] fusion(%a), kind=kCustom, calls=%first
+  %ended = f32[4] fusion(%started), kind=kCustom, calls=%second
+}}
+"""
+  assert collectives(hlo) == {'all-gather': {'calls': 1, 'bytes': 16}}
+
+
 def record(batch, temporaries):
   """A compilation that holds little but temporaries."""
   case = Case('supernet', 'embedded', 'v5e:1x1', batch)
