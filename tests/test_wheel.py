@@ -72,11 +72,13 @@ def test_nothing_says_that_an_index_has_the_package():
 def test_configs_are_found_by_name_path_and_with_arguments(tmp_path, monkeypatch):
   assert str(CONFIGS) == config_files.FOLDER
   assert {'quickstart', 'own', 'vtab'} <= {*config_files.names()}
-  words = ['main', '--config', 'own:photos/,rank=3', '--config=vtab', '--workdir', 'own']
   monkeypatch.chdir(tmp_path)
+  words = ['main', '--config', 'own:photos/,rank=3', '--workdir', 'own']
   assert config_files.with_paths(words) == [
-    *('main', '--config', f'{CONFIGS}/own.py:photos/,rank=3'),
-    *(f'--config={CONFIGS}/vtab.py', '--workdir', 'own'),
+    *('main', '--config', f'{CONFIGS}/own.py:photos/,rank=3', '--workdir', 'own')
+  ]
+  assert config_files.with_paths(['main', '--config=vtab']) == [
+    *('main', f'--config={CONFIGS}/vtab.py')
   ]
   (tmp_path / 'own').write_text('A file of this name is meant first.')
   assert config_files.path_of('own') == 'own'

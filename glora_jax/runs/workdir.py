@@ -225,7 +225,8 @@ def claim(folder: Path, tasks: Sequence[str] = ()) -> Iterator[None]:
     OSError: it cannot be written.
   """
   # Training states cannot be saved below a name that is not UTF-8.
-  require_printable('The workdir', [os.path.abspath(folder)])
+  for name in os.path.abspath(folder).split(os.sep):
+    require_printable('The path of the workdir', [name])
   if os.path.lexists(folder) and not os.path.isdir(folder):
     raise ValueError(f'{printable(folder)} is no folder; choose another --workdir.')
   with writing(folder):

@@ -213,7 +213,7 @@ def test_what_is_no_folder_is_no_workdir(tmp_path):
   cases = [
     ('file', 'file is no folder; choose another --workdir'),
     ('nowhere', 'nowhere is no folder; choose another --workdir'),
-    ('bytes\udcff', r'The workdir has the name .*bytes\\udcff.* not UTF-8'),
+    ('bytes\udcff', r'The path of the workdir has the name .*bytes\\udcff.* not UTF-8'),
   ]
   for name, sentence in cases:
     with pytest.raises(ValueError, match=sentence), claim(tmp_path / name):
