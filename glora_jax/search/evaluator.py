@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from glora_jax.limits import Domain, Limits, check_callable, check_type, listed, shown
+from glora_jax.limits import Domain, Limits, check_callable, check_type, shown
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.supports import COLLECTION
 from glora_jax.method.validation import check_labelled, check_whole_numbers, is_known
@@ -106,8 +106,7 @@ class Evaluator:
     traced_classes: number of classes of the logits, once they have been traced.
 
   Raises:
-    ValueError: an argument is of another type, a block has no image, no class is an answer, or the
-      mesh has other axes.
+    ValueError: an argument is of another type, a block has no image, or no class is an answer.
   """
 
   adapted: Adapted
@@ -125,10 +124,6 @@ class Evaluator:
     object.__setattr__(self, 'classes', _as_mask(self.classes))
     if self.mesh is not None:
       check_type(self.mesh, Mesh, 'mesh')
-      if not {'candidate', 'data'} <= set(self.mesh.axis_names):
-        raise ValueError(
-          f"mesh has the axes {listed(self.mesh.axis_names)}; it needs 'candidate' and 'data'."
-        )
 
   @property
   def candidate_shards(self) -> int:

@@ -156,10 +156,6 @@ def test_what_is_no_search_is_refused(options, sentence):
     ({'classes': np.zeros(4, bool)}, 'True for one at least'),
     ({'classes': [True, True]}, 'classes has 2 truths, and the model answers with 4'),
     ({'mesh': 'x'}, "mesh='x' is no Mesh"),
-    (
-      {'mesh': jax.sharding.Mesh(np.array(jax.devices()[:1]), ('rows',))},
-      "mesh has the axes rows; it needs 'candidate' and 'data'",
-    ),
   ],
 )
 def test_scorers_of_what_cannot_be_are_refused(options, sentence):

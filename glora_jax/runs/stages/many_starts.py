@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import logging
 import operator
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax
@@ -39,25 +38,15 @@ class Trial(NamedTuple):
   learning_rate: float
 
 
-@dataclasses.dataclass(frozen=True)
-class FullFineTuning:
-  """All of the base trained and no support, in the place of a `Subnet`.
+class FullFineTuning(Subnet):
+  """All of the base trained and no support: the subnet whose supports do nothing, split otherwise.
 
-  Attributes:
+  Args:
     adapted: the adapted backbone.
   """
 
-  adapted: Adapted
-
-  @functools.cached_property
-  def genome(self) -> np.ndarray:
-    """The subnet whose supports do nothing."""
-    return genomes.smallest_genome(self.adapted.spec)
-
-  @functools.cached_property
-  def apply(self) -> Callable:
-    """The model's forward pass."""
-    return self.adapted.fix(self.genome).apply
+  def __init__(self, adapted: Adapted):
+    super().__init__(adapted, genomes.smallest_genome(adapted.spec))
 
   def split(self, variables: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """(trainable, frozen): all parameters in float32, and all else."""
@@ -78,7 +67,7 @@ class FullFineTuning:
     )
 
 
-Learner = Adapted | Subnet | FullFineTuning
+Learner = Adapted | Subnet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,7 +178,7 @@ def from_pretrained(
 def _trainings(run: Run, batch: Batch) -> list[Training]:
   """What `train_many` takes: equal losses and frozen arrays, which make them one program."""
   learner = batch.learner
-  if isinstance(learner, Subnet) and not isinstance(learner, HeadAlone):
+  if isinstance(learner, Subnet) and not isinstance(learner, HeadAlone | FullFineTuning):
     trainings = subnet_runs(
       learner.adapted,
       [learner.genome],

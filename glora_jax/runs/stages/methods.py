@@ -102,7 +102,7 @@ def train_method(
 
 
 def _train(
-  run: Run, learner: Subnet | FullFineTuning, row: str, trials: Sequence[Trial], folder: str
+  run: Run, learner: Subnet, row: str, trials: Sequence[Trial], folder: str
 ) -> list[TrainedSubnet]:
   """Trains a learner from the pretrained base once for each trial."""
   name = f'{folder}/{file_name(row)}'
