@@ -11,8 +11,8 @@ import jax
 import numpy as np
 import pytest
 
-TESTS = pathlib.Path(__file__).parent.parent
-sys.path[:0] = [str(TESTS), str(TESTS.parent)]
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))  # for the benchmarks
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from trees import randomized
 
 import glora_jax
