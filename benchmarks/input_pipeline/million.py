@@ -7,11 +7,9 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import sklearn.datasets
 import tensorflow_datasets as tfds
-from PIL import Image
 
-from benchmarks.input_pipeline.photographs import resident_memory, watched
+from benchmarks.input_pipeline.photographs import cuts, resident_memory, watched
 from glora_jax.data import pipeline
 from glora_jax.data.examples import OpenedSplit
 from glora_jax.data.image_check import with_readable_images
@@ -59,14 +57,10 @@ class Few(Million, skip_registration=True):
 
 def encoded_images() -> list[bytes]:
   """The distinct images as JPEG files."""
-  rng = np.random.default_rng(0)
-  photographs = sklearn.datasets.load_sample_images().images
   encoded = []
-  for number in range(DISTINCT):
-    image = photographs[number % 2]
-    top, left = (rng.integers(0, side - SIDE) for side in image.shape[:2])
+  for cut in cuts(DISTINCT, SIDE, SIDE):
     file = io.BytesIO()
-    Image.fromarray(image[top : top + SIDE, left : left + SIDE]).save(file, 'jpeg', quality=85)
+    cut.save(file, 'jpeg', quality=85)
     encoded.append(file.getvalue())
   return encoded
 

@@ -23,18 +23,22 @@ FEWEST_BATCHES = 16  # over which workers are timed
 
 
 def write(folder: str, count: int) -> Files:
-  """JPEG files of 500 x 375, cut from the two photographs that come with scikit-learn."""
+  """JPEG files of 500 x 375."""
+  paths = [os.path.join(folder, f'{number}.jpg') for number in range(count)]
+  for path, cut in zip(paths, cuts(count, HEIGHT, WIDTH), strict=True):
+    cut.save(path, quality=90)
+  return Files(paths, [number % 2 for number in range(count)])
+
+
+def cuts(count: int, height: int, width: int) -> Iterator[Image.Image]:
+  """Random pieces of the two photographs that come with scikit-learn, which take turns."""
   rng = np.random.default_rng(0)
   photographs = sklearn.datasets.load_sample_images().images
-  paths = []
   for number in range(count):
     image = photographs[number % 2]
-    top = rng.integers(0, image.shape[0] - HEIGHT)
-    left = rng.integers(0, image.shape[1] - WIDTH)
-    cut = image[top : top + HEIGHT, left : left + WIDTH]
-    paths.append(os.path.join(folder, f'{number}.jpg'))
-    Image.fromarray(cut).save(paths[-1], quality=90)
-  return Files(paths, [number % 2 for number in range(count)])
+    top = rng.integers(0, image.shape[0] - height)
+    left = rng.integers(0, image.shape[1] - width)
+    yield Image.fromarray(image[top : top + height, left : left + width])
 
 
 def read_with_pillow(paths: list[str]) -> None:

@@ -19,7 +19,7 @@ from jax.extend import core
 from jax.sharding import Mesh
 
 from glora_jax import mesh as meshes
-from glora_jax.method import parts
+from glora_jax.method import sharded_arrays
 from glora_jax.method.sample import is_array
 from glora_jax.method.trace.events import shape_of
 
@@ -133,7 +133,7 @@ def gather_over(mesh: Mesh, lays_gradients: bool = False) -> Callable[[jax.Array
     (array,), (tangent,) = primals, tangents
     if not lays_gradients:
       return gather(array), tangent
-    in_parts = parts.in_parts(mesh, array.shape)
+    in_parts = sharded_arrays.in_parts(mesh, array.shape)
     return gather(array), jax.lax.with_sharding_constraint(tangent, in_parts)
 
   return gather

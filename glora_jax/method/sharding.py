@@ -10,7 +10,7 @@ import jax
 
 from glora_jax import mesh as meshes
 from glora_jax.limits import shown
-from glora_jax.method import parts
+from glora_jax.method import sharded_arrays
 from glora_jax.method.adapted import Adapted
 
 
@@ -19,7 +19,7 @@ def shard(
   variables: Mapping[str, Any],
   mesh: jax.sharding.Mesh,
   *,
-  min_bytes: int = parts.MIN_BYTES,
+  min_bytes: int = sharded_arrays.MIN_BYTES,
 ) -> tuple[Adapted, dict[str, Any]]:
   """Lays the frozen weights of an adapted model over devices, a part on each.
 
@@ -58,7 +58,7 @@ def shard(
   require_mesh(mesh)
   trainable, frozen = adapted.split(variables)
   placed = adapted.join(
-    meshes.replicate(mesh, trainable), parts.shard(mesh, frozen, min_bytes=min_bytes)
+    meshes.replicate(mesh, trainable), sharded_arrays.shard(mesh, frozen, min_bytes=min_bytes)
   )
   return dataclasses.replace(adapted, mesh=mesh), placed
 

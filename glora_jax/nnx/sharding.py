@@ -6,14 +6,16 @@ import jax
 from flax import nnx
 
 from glora_jax import mesh as meshes
-from glora_jax.method import parts
+from glora_jax.method import sharded_arrays
 from glora_jax.method.sharding import require_mesh
 from glora_jax.nnx.adapter import Recipe
 from glora_jax.nnx.live import adapters
 from glora_jax.nnx.places import Places
 
 
-def shard(model: nnx.Module, mesh: jax.sharding.Mesh, *, min_bytes: int = parts.MIN_BYTES) -> None:
+def shard(
+  model: nnx.Module, mesh: jax.sharding.Mesh, *, min_bytes: int = sharded_arrays.MIN_BYTES
+) -> None:
   """Lays the adapted kernels of a model over devices, a part on each, and all else whole on each.
 
   A layer gathers its kernel when it is called. For the way back it is kept, unless the layer lies
@@ -51,6 +53,6 @@ def shard(model: nnx.Module, mesh: jax.sharding.Mesh, *, min_bytes: int = parts.
   paths = {site.kernel_path for adapter in found for site in adapter.group.members}
   values = {path: variable.get_raw_value() for path, variable in variables.items()}
   kernels = {path: values.pop(path) for path in paths}
-  placed = parts.shard(mesh, kernels, min_bytes) | meshes.replicate(mesh, values)
+  placed = sharded_arrays.shard(mesh, kernels, min_bytes) | meshes.replicate(mesh, values)
   for path, value in placed.items():
     variables[path].set_raw_value(value)

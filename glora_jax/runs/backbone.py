@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from glora_jax import mesh as meshes
 from glora_jax.data.catalog import find
 from glora_jax.data.task import Task
-from glora_jax.method import parts
+from glora_jax.method import sharded_arrays
 from glora_jax.method.adapt import adapt
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.space import SearchSpace
@@ -133,6 +133,12 @@ def placed(
   """Variables, or their shapes, on the devices of a run; as they are where there is no mesh."""
   if mesh is None:
     return variables
-  trainable, frozen = adapted.split(variables)
-  place = parts.shard if settings.mesh.base == 'sharded' else meshes.replicate
-  return adapted.join(meshes.replicate(mesh, trainable), place(mesh, frozen))
+  return adapted.join(*placed_halves(*adapted.split(variables), settings, mesh))
+
+
+def placed_halves(
+  trainable: Any, frozen: Any, settings: RunSettings, mesh: jax.sharding.Mesh
+) -> tuple[Any, Any]:
+  """What is trained, whole on every device of a run, and what is frozen, as the config has it."""
+  place = sharded_arrays.shard if settings.mesh.base == 'sharded' else meshes.replicate
+  return meshes.replicate(mesh, trainable), place(mesh, frozen)

@@ -18,10 +18,15 @@ import numpy as np
 
 from glora_jax import mesh as meshes
 from glora_jax.data.pipeline import Split
-from glora_jax.method import parts
 from glora_jax.method.draws import check_budget
 from glora_jax.method.presets import preset
-from glora_jax.runs.backbone import adapt_spaces, on_devices, placed, shapes_before_training
+from glora_jax.runs.backbone import (
+  adapt_spaces,
+  on_devices,
+  placed,
+  placed_halves,
+  shapes_before_training,
+)
 from glora_jax.runs.config import RunSettings
 from glora_jax.runs.lifecycle import never
 from glora_jax.runs.run import STREAMED_BLOCK, Place, Run, Stream
@@ -205,9 +210,7 @@ def _split(run: Run, learner: Any, variables: Any) -> tuple[Any, Any]:
   trainable, frozen = jax.eval_shape(learner.split, variables)
   if run.mesh is None:
     return trainable, frozen
-  is_sharded = run.settings.mesh.base == 'sharded'
-  place = parts.shard if is_sharded else meshes.replicate
-  return _replicate(run, trainable), place(run.mesh, frozen)
+  return placed_halves(trainable, frozen, run.settings, run.mesh)
 
 
 def _replicate(run: Run, shapes: Any) -> Any:

@@ -22,8 +22,8 @@ from glora_jax.training import recipe, sampling
 from glora_jax.training.adapter_loss import AdapterLoss
 from glora_jax.training.component_dropout import drop_components
 from glora_jax.training.consistency import Consistency
+from glora_jax.training.gradient_by_parts import Part, PartedLoss
 from glora_jax.training.loop import LossFn, Metrics
-from glora_jax.training.parts import Part, PartedLoss
 from glora_jax.training.rates import kinds
 
 # Numbers folded into a step's image key or model key, for further random streams of their own.

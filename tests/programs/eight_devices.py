@@ -18,14 +18,14 @@ from trees import randomized
 import glora_jax
 from benchmarks.tpu_programs.collectives import collectives
 from glora_jax import mesh as meshes
-from glora_jax.method import parts
+from glora_jax.method import sharded_arrays
 from glora_jax.method.draws import random_genomes, sample_genome
 from glora_jax.models.vit import ViT
 from glora_jax.search import scoring
 from glora_jax.training import loop
+from glora_jax.training.gradient_by_parts import make_gradient
 from glora_jax.training.head_alone import warm_head
 from glora_jax.training.losses import supernet_loss
-from glora_jax.training.parts import make_gradient
 from glora_jax.training.recipe import Recipe
 
 MESH = meshes.over_devices()
@@ -112,7 +112,7 @@ with pytest.raises(ValueError, match=r'mesh.fsdp=3 does not divide the 8 devices
   meshes.over_devices(fsdp=3)
 
 # Where arrays lie.
-sharded = parts.shard(MESH, frozen, min_bytes=MIN_BYTES)
+sharded = sharded_arrays.shard(MESH, frozen, min_bytes=MIN_BYTES)
 large = [leaf for leaf in jax.tree.leaves(sharded) if leaf.nbytes >= MIN_BYTES]
 assert bytes_per_device(large) * 8 == sum(leaf.nbytes for leaf in large)
 total = sum(leaf.nbytes for leaf in jax.tree.leaves(frozen))

@@ -14,8 +14,8 @@ import glora_jax
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.presets import preset
 from glora_jax.training.consistency import Consistency
+from glora_jax.training.gradient_by_parts import GradientByParts, Part, make_gradient
 from glora_jax.training.losses import subnet_loss, supernet_loss
-from glora_jax.training.parts import GradientByParts, Part, make_gradient
 from glora_jax.training.sampling import Sampling
 
 KEY = jax.random.key(5)
