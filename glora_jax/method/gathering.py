@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from glora_jax import mesh as meshes
 from glora_jax.method import sharded_arrays
 from glora_jax.method.sample import is_array
-from glora_jax.method.trace.events import shape_of
+from glora_jax.method.trace.events import parts_of_scan, shape_of
 
 
 class _InParts(NamedTuple):
@@ -151,14 +151,17 @@ class _Gatherer:
     self._gather = gather
     self._is_block = is_block
 
-  def run(self, program: core.ClosedJaxpr, operands: Sequence[Any]) -> list[Any]:
+  def run(self, program: core.Jaxpr | core.ClosedJaxpr, operands: Sequence[Any]) -> list[Any]:
     """What a program returns, whole."""
-    return [self._whole(value) for value in self._run(program.jaxpr, program.consts, operands)]
+    return list(map(self._whole, self._run(program, operands)))
 
   def _whole(self, value: Any) -> Any:
     return self._gather(value.array) if isinstance(value, _InParts) else value
 
-  def _run(self, program: core.Jaxpr, consts: Sequence[Any], operands: Sequence[Any]) -> list[Any]:
+  def _run(self, program: core.Jaxpr | core.ClosedJaxpr, operands: Sequence[Any]) -> list[Any]:
+    consts: Sequence[Any] = ()
+    if isinstance(program, core.ClosedJaxpr):
+      program, consts = program.jaxpr, program.consts
     known = dict(zip(program.constvars, consts, strict=True))
     known |= zip(program.invars, operands, strict=True)
 
@@ -177,8 +180,7 @@ class _Gatherer:
       return _alone(equation, values)
     name = equation.primitive.name
     if name in _CALLS:
-      program = equation.params['jaxpr']
-      return self._run(program.jaxpr, program.consts, values)
+      return self._run(equation.params['jaxpr'], values)
     if name in _CONTROL:
       return _CONTROL[name](self, equation, values)
     if _stays_in_parts(equation, values):
@@ -202,7 +204,7 @@ class _Gatherer:
 
     def block(*arrays: Any) -> list[Any]:
       gatherer = _Gatherer(self._gather, is_block=True)
-      return gatherer.run(_closed(params['jaxpr']), _put_together(in_parts, arrays))
+      return gatherer.run(params['jaxpr'], _put_together(in_parts, arrays))
 
     policy = params['policy'] and functools.partial(_is_kept, params['policy'])
     return jax.checkpoint(block, prevent_cse=params['prevent_cse'], policy=policy)(*arrays)
@@ -210,7 +212,7 @@ class _Gatherer:
   def _scan(self, equation: core.JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
     """A scan, whose constants and slices stay in parts outside of its body."""
     params = equation.params
-    num_consts, num_carry = params['num_consts'], params['num_carry']
+    num_consts, num_carry = parts_of_scan(equation)
     consts, rest = values[:num_consts], values[num_consts:]
     carry, scanned = list(map(self._whole, rest[:num_carry])), rest[num_carry:]
     in_parts, scanned = _taken_apart(scanned)
@@ -306,10 +308,6 @@ def _alone(equation: core.JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
 @functools.cache
 def _empty() -> core.Jaxpr:
   return jax.make_jaxpr(tuple)().jaxpr
-
-
-def _closed(program: core.Jaxpr) -> core.ClosedJaxpr:
-  return core.ClosedJaxpr(program, ())
 
 
 def _taken_apart(values: Sequence[Any]) -> tuple[list[bool], list[Any]]:

@@ -213,8 +213,8 @@ class _StoppingEvaluator:
       answers = self.evaluator.answers(subnet, block)
       return _Progress(
         next_block=progress.next_block + 1,
-        seen=progress.seen + block.is_image.sum(),
-        correct=progress.correct + answers.correct.sum(),
+        seen=progress.seen + block.is_image.sum(dtype=jnp.int32),
+        correct=progress.correct + answers.correct.sum(dtype=jnp.int32),
         loss=progress.loss + answers.loss.sum(),
       )
 

@@ -229,7 +229,7 @@ class Evaluator:
       by_shard = jax.lax.map(total, genomes, batch_size=_vmapped(chunk))
     else:
       by_shard = self._dealt_totals(variables, blocks, genomes, chunk)
-    return jax.tree.map(lambda sums: self._place(sums.sum(1)), by_shard)
+    return jax.tree.map(lambda sums: self._place(sums.sum(1, dtype=sums.dtype)), by_shard)
 
   def _shard_totals(self, variables: Mapping[str, Any], blocks: Batch, genome: jax.Array) -> Scores:
     """One candidate's sums over all blocks, [data shard].
@@ -240,7 +240,7 @@ class Evaluator:
 
     def add(sums: Scores, block: Batch) -> tuple[Scores, None]:
       answers = self.answers(subnet, block)
-      correct = answers.correct.reshape(self.data_shards, -1).sum(1)
+      correct = answers.correct.reshape(self.data_shards, -1).sum(1, dtype=jnp.int32)
       loss = answers.loss.reshape(self.data_shards, -1).sum(1)
       return Scores(sums.correct + correct, sums.loss + loss), None
 

@@ -311,13 +311,13 @@ def test_wrong_inputs_are_one_sentence(
   'arguments, message',
   [
     (('--top', '0'), 'argument --top: 0 must be a whole number above 0'),
-    (('--resize', 'stretch'), "'squash', 'crop'"),
+    (('--resize', 'stretch'), "'?squash'?, '?crop'?"),  # Python 3.12.8 leaves out the quotes
   ],
 )
 def test_wrong_arguments_are_explained(photos, folded, capsys, arguments, message):
   code, _, errors = run(capsys, '--model', folded, *arguments, photos)
   assert code == 2
-  assert message in errors
+  assert re.search(message, errors)
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(photos, folded):

@@ -14,7 +14,7 @@ from places import program
 from tiny_models import problem, reference_scores
 
 import glora_jax
-from glora_jax.search import scoring
+from glora_jax.search import early_stopping, scoring
 
 
 def assert_same_scores(found, expected):
@@ -54,6 +54,23 @@ def test_chunks_blocks_and_merging_change_no_score(model, merge, chunk, block):
   adapted, *arguments = problem(model, merge)
   found = scoring.make_scorer(adapted, chunk=chunk, block=block)(*arguments)
   assert_same_scores(found, reference_scores(model))
+
+
+@pytest.mark.parametrize('chunk', [1, 3])
+def test_where_jax_counts_in_64_bits_scores_are_the_same(chunk):
+  adapted, *arguments = problem('mlp', 'lazy')
+  expected = reference_scores('mlp')
+  everyone, no_parents = np.ones(len(expected[0]), bool), np.full(2, -np.inf)
+  with jax.enable_x64(True):
+    found = scoring.make_scorer(adapted, chunk=chunk, block=8)(*arguments)
+    stop = early_stopping.make_stopping_scorer(adapted, chunk=chunk, block=8)
+    stopped = stop(*arguments, everyone, no_parents)
+  assert_same_scores(found, expected)
+  assert stopped.exact.any()
+  exact = [values[stopped.exact] for values in (*stopped[:2], *expected)]
+  assert_same_scores(exact[:2], exact[2:])
+  for scores in (found, stopped):
+    assert (scores.correct.dtype, scores.loss.dtype) == (jnp.int32, jnp.float32)
 
 
 def test_one_compilation_serves_every_population_of_a_size():

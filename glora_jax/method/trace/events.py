@@ -92,6 +92,18 @@ def shape_of(variable: core.Var | core.Literal) -> tuple[int, ...]:
   return getattr(variable.aval, 'shape', ())
 
 
+def parts_of_scan(equation: core.JaxprEqn) -> tuple[int, int]:
+  """How many operands of a `scan` its body takes whole, and how many it carries on.
+
+  What it goes through comes after these.
+  """
+  params = equation.params
+  if 'ft_in' in params:  # JAX 0.12 and later keep the operands' tree
+    consts, carry, _ = params['ft_in'].unpack()
+    return len(consts), len(carry)
+  return params['num_consts'], params['num_carry']
+
+
 class Step(NamedTuple):
   """An equation that a walk has come to.
 

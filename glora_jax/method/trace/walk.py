@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jax.extend import core
 
-from glora_jax.method.trace.events import Event, Place, Scan, Step, shape_of
+from glora_jax.method.trace.events import Event, Place, Scan, Step, parts_of_scan, shape_of
 from glora_jax.method.trace.primitives import Handler, added, other, rearranged, scaled, unchanged
 from glora_jax.method.trace.products import multiplied
 from glora_jax.method.trace.slicing import looked_up, sliced_at, split_up
@@ -138,7 +138,7 @@ def _steady(
 def scan(step: Step) -> list[Value]:
   """`scan`: the body once, with one item of what it goes through."""
   params = step.params
-  consts, carried = params['num_consts'], params['num_carry']
+  consts, carried = parts_of_scan(step.equation)
   start = consts + carried
   stacks = step.operands[start:]
   items = [_item(value, step, number) for number, value in enumerate(stacks)]

@@ -120,13 +120,15 @@ def _batches_of(
 
 
 def start_compiling(run: Run, place: Place) -> Ahead | None:
-  """Compiles in the background what `read_off_gradient` will run; None on a mesh.
+  """Compiles in the background what `read_off_gradient` will run.
+
+  None on a mesh, and where nothing is compiled at all (JAX_DISABLE_JIT).
 
   Args:
     run: the run.
     place: the model and its variables, with any head.
   """
-  if run.mesh is not None:
+  if run.mesh is not None or jax.config.jax_disable_jit:
     return None
   settings = run.settings.allocation
   batches = _batches_of(run, jax.random.key(0))
