@@ -176,7 +176,7 @@ def compile_ahead(
   *,
   folds: int = 8,
   max_rank: int = 8,
-) -> Ahead:
+) -> Ahead | None:
   """Starts to compile what `allocate` will run, while a head is warmed: shapes alone matter.
 
   On one device, for batches like the first; for others `allocate` compiles by itself.
@@ -190,13 +190,15 @@ def compile_ahead(
     max_rank: most rank-one parts.
 
   Returns:
-    What `allocate` takes as `ahead`.
+    What `allocate` takes as `ahead`; None under `jax.disable_jit`.
 
   Raises:
     ValueError: there is no batch, or a number is out of its range.
   """
   _check_counts(folds, max_rank)
   _check_model(adapted, variables, loss)
+  if jax.config.jax_disable_jit:  # pyrefly: ignore[missing-attribute]
+    return None
   return passes_of(adapted, variables, loss, batches, Settings(folds, max_rank)).start_compiling()
 
 

@@ -309,6 +309,12 @@ def test_a_program_that_compiled_in_the_background_finds_the_same(monkeypatch):
     allocated((adapted, variables, half), ahead=ahead)
 
 
+def test_nothing_is_compiled_ahead_where_nothing_is_compiled():
+  adapted, variables, batches = scanned()
+  with jax.disable_jit():
+    assert compile_ahead(adapted, variables, loss, batches, folds=FOLDS) is None
+
+
 def test_nothing_is_compiled_ahead_for_no_batch():
   adapted, variables, _ = scanned()
   with pytest.raises(ValueError, match='folds=8 need at least as many batches, and there are 0'):

@@ -120,15 +120,13 @@ def _batches_of(
 
 
 def start_compiling(run: Run, place: Place) -> Ahead | None:
-  """Compiles in the background what `read_off_gradient` will run.
-
-  None on a mesh, and where nothing is compiled at all (JAX_DISABLE_JIT).
+  """Compiles in the background what `read_off_gradient` will run; None on a mesh.
 
   Args:
     run: the run.
     place: the model and its variables, with any head.
   """
-  if run.mesh is not None or jax.config.jax_disable_jit:
+  if run.mesh is not None:
     return None
   settings = run.settings.allocation
   batches = _batches_of(run, jax.random.key(0))
