@@ -82,7 +82,7 @@ def lora_cost(shapes: Shapes, rank: int) -> Cost:
   adapted = glora_jax.adapt(shapes.model, shapes.images, space=space)
   subnet = adapted.fix(glora_jax.preset(adapted.spec, 'lora'))
   variables = jax.eval_shape(adapted.init, jax.random.key(0), shapes.params)
-  trainable, frozen = subnet.split(variables)
+  trainable, frozen = jax.eval_shape(subnet.split, variables)
 
   def loss_fn(trainable, frozen, images, labels, key):
     del key
