@@ -10,6 +10,7 @@ the report reads what it finds.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,8 @@ from glora_jax.runs.stages.results import Found, Result, write_results
 from glora_jax.runs.stages.search import run_search
 from glora_jax.runs.stages.training import finetune, train_supernet
 from glora_jax.runs.structures import Structure
+
+LEFT = ('report.md', 'adapter.safetensors', 'folded/model.safetensors')  # what a run is for
 
 
 def run(
@@ -89,7 +92,12 @@ def _train_structure(run: Run, structure: Structure) -> tuple[dict[str, Candidat
 
 def summary(result: dict[str, Any], workdir: str) -> str:
   """What the command line prints at the end."""
-  return (
-    f'{run_report.table(result)}\n\n'
-    f'{workdir}/report.md has the whole story, {workdir}/folded the plain model.'
-  )
+  gone = [name for name in LEFT if not os.path.exists(os.path.join(workdir, name))]
+  if gone:
+    last = (
+      f'{", ".join(gone)} of this finished run are gone; remove {workdir}/result.json, and the '
+      'same command writes them again, without training.'
+    )
+  else:
+    last = f'{workdir}/report.md has the whole story, {workdir}/folded the plain model.'
+  return f'{run_report.table(result)}\n\n{last}'

@@ -97,6 +97,8 @@ COMPARED = (
   _TEST,
 )
 
+EVERY_STAGE = (*SEARCHED, *GIVEN, *COMPARED)
+
 
 def stages_of(config: Mapping[str, Any]) -> tuple[Stage, ...]:
   """The stages of a config's job, in their order.

@@ -32,6 +32,7 @@ from glora_jax.runs.config import default_config, values_when_absent
 from glora_jax.runs.sections import SpaceSettings
 from glora_jax.runs.used_fields import (
   COMMON_FIELDS,
+  EVERY_STAGE,
   FREE_FIELDS,
   Stage,
   is_among,
@@ -112,10 +113,16 @@ def changes_of(
     tasks: folders of the runs of a suite, in which stages count, too.
 
   Raises:
-    ValueError: the workdir belongs to another config; the sentence has the differences.
+    ValueError: the workdir belongs to another config; the sentence has the differences. Or nobody
+      knows to which: stages have begun, and there is no `config.json`.
   """
   path = os.path.join(workdir, 'config.json')
   if not os.path.exists(path):
+    if last := last_begun(EVERY_STAGE, [workdir]):
+      raise ValueError(
+        f'{path} is gone, and stage {last.name} has left something there that was made by it; put '
+        'it back, or choose another --workdir.'
+      )
     return ()
   old, new = _meaning(_read(path)), _meaning(json.loads(config.to_json()))
   changes = tuple(

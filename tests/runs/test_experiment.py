@@ -147,6 +147,14 @@ def test_the_command_prints_the_table_of_a_run_and_ends_well(finished_run, run_c
   assert f'{workdir}/report.md' in printed
 
 
+def test_what_is_gone_from_a_finished_run_is_said_with_the_way_back(finished_run, tmp_path):
+  workdir, result = finished_run
+  for name in ('report.md', 'adapter.safetensors'):
+    shutil.copy(workdir / name, tmp_path)
+  last = experiment.summary(result, str(tmp_path)).splitlines()[-1]
+  assert last.startswith('folded/model.safetensors of this finished run are gone; remove ')
+
+
 def test_the_page_has_the_accuracy_and_code_that_applies_the_adapter(finished_run):
   workdir, result = finished_run
   text = html.unescape((workdir / 'report.html').read_text())
@@ -164,10 +172,13 @@ def test_lost_results_are_rebuilt_from_stages_without_training(finished_run, run
   workdir, result = finished_run
   copy = tmp_path / 'copy'
   shutil.copytree(workdir, copy)
-  os.remove(copy / 'result.json')
+  for name in ('result.json', 'report.md', 'adapter.safetensors'):
+    os.remove(copy / name)
+  shutil.rmtree(copy / 'folded')
   metrics = (copy / 'metrics.jsonl').read_text()
   assert without_seconds(experiment.run(run_config, str(copy))) == without_seconds(result)
   assert (copy / 'metrics.jsonl').read_text() == metrics
+  assert 'are gone' not in experiment.summary(result, str(copy))
 
 
 def test_a_workdir_of_another_config_is_refused_with_the_difference(finished_run, run_config):

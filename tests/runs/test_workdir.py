@@ -116,6 +116,19 @@ def test_what_a_stage_has_used_is_refused_and_the_stage_named(traces, fields, st
   assert (tmp_path / 'config.json').read_bytes() == before
 
 
+@pytest.mark.parametrize(
+  'trace, stage',
+  [('supernet/50/', 'supernet'), ('training/50/', 'training'), ('rates.json', 'tuning')],
+)
+def test_what_stages_left_belongs_to_nobody_without_its_config(trace, stage, tmp_path):
+  leave(tmp_path, (trace,))
+  with pytest.raises(
+    ValueError, match=f'config.json is gone, and stage {stage} has left something'
+  ):
+    claim_workdir(default_config(), str(tmp_path))
+  assert not (tmp_path / 'config.json').exists()
+
+
 def test_what_to_remove_for_a_stage_to_begin_anew_is_said(tmp_path):
   claim_workdir(default_config(), str(tmp_path))
   leave(tmp_path, ('supernet/50/', 'search/archive.npz', 'finetune/50/', 'test_list.json'))
