@@ -56,6 +56,10 @@ class Examples(Protocol):
     """What messages call the example."""
     ...
 
+  def file(self, index: int) -> str | None:
+    """Path of the file that holds the image alone; None where none does."""
+    ...
+
 
 class Split(Protocol):
   """Examples that are yet to be opened: a task holds these, so that making it reads nothing."""
@@ -126,6 +130,10 @@ class Files:
     """The path of the file."""
     return self.paths[index]
 
+  def file(self, index: int) -> str:
+    """The path of the file."""
+    return self.paths[index]
+
 
 @dataclasses.dataclass
 class Part:
@@ -165,6 +173,10 @@ class Part:
   def name(self, index: int) -> str:
     """What the whole calls the example."""
     return self.whole.name(int(self.indices[index]))
+
+  def file(self, index: int) -> str | None:
+    """Path of the example's file in the whole, if it has one."""
+    return self.whole.file(int(self.indices[index]))
 
 
 @dataclasses.dataclass
@@ -206,6 +218,11 @@ class Joined:
     """What its part calls the example."""
     part, index = self._locate(index)
     return part.name(index)
+
+  def file(self, index: int) -> str | None:
+    """Path of the example's file in its part, if it has one."""
+    part, index = self._locate(index)
+    return part.file(index)
 
   @functools.cached_property
   def _sizes(self) -> list[int]:

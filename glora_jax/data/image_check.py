@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from glora_jax.data.copies import warn_of_copies
 from glora_jax.data.examples import Examples, Joined, OpenedSplit, Part
 from glora_jax.data.pipeline import (
   FEWEST_WITH_PROGRESS,
@@ -40,7 +41,8 @@ def with_readable_images(
     write: whether the file is written, and not only read.
 
   Returns:
-    The task, its splits opened, and of images that can be decoded alone.
+    The task, its splits opened, and of images that can be decoded alone. A warning names files that
+    two splits share, where any image was not remembered.
 
   Raises:
     UnreadableImages: there are images that cannot be decoded, or in a split no others.
@@ -79,6 +81,8 @@ def with_readable_images(
   require_measurable(task.name, task.classes, labels)
   if record and write and len(unknown) and not took_long:
     write_arrays(record, arrays, KIND)
+  if write and len(unknown):
+    warn_of_copies(task.name, kept)
   opened = {split: OpenedSplit(examples) for split, examples in kept.items()}
   return dataclasses.replace(task, splits=opened)
 

@@ -114,6 +114,10 @@ class TfdsExamples:
     """The position in the data set."""
     return f'example {index} of {self.identity}'
 
+  def file(self, index: int) -> None:
+    """None: a file holds many examples."""
+    del index
+
   def _read_labels(self) -> np.ndarray:
     number = len(self.source)
     labels = np.empty(number, np.int32)
