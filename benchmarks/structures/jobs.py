@@ -1,20 +1,24 @@
-"""Jobs, the lines of JSON that keep their results, and the processes that do them.
+"""Jobs, the lines of JSON that keep their results, and who does them.
 
 A job is one training. Results are appended to a file, a line each, as soon as they are there:
-whatever is killed goes on where it was. A worker is a process on one core that does job after job,
-so that a program is compiled once for many.
+whatever is killed goes on where it was. A worker is a process on one core of this machine that does
+job after job, so that a program is compiled once for many; or the nodes of a Ray cluster do them.
 """
 
+import functools
 import json
 import os
 import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from tqdm import tqdm
+
+if TYPE_CHECKING:
+  from glora_jax.runs.runners import Runner  # whose imports a worker would wait for
 
 LAST_WORDS = 2000  # characters of a failed worker's output that are shown
 COMPILED = 'runs/structures/xla'  # programs that the workers compiled
@@ -74,38 +78,83 @@ def _read(path: str) -> Iterator[tuple[Job, dict[str, Any]]]:
     yield Job(*result.pop('job')), result
 
 
+class Hands(Protocol):
+  """Who does jobs."""
+
+  def results(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, dict[str, Any]]]:
+    """The jobs with their results, as they end.
+
+    Raises:
+      RuntimeError: one failed; the sentence has the job, and how.
+    """
+    ...
+
+
+class Workers(NamedTuple):
+  """Processes of this machine, each on a core, that take jobs in their order."""
+
+  number: int = 2
+
+  def results(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, dict[str, Any]]]:
+    """See `Hands.results`; the sentence has what the process printed last."""
+    waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
+    for job in jobs:
+      waiting.put(job)
+    done: queue.SimpleQueue[tuple[Job, Any]] = queue.SimpleQueue()
+    for number in range(min(self.number, len(jobs))):
+      threading.Thread(target=_work, args=(number, waiting, done), daemon=True).start()
+    for _ in jobs:
+      job, result = done.get()
+      if isinstance(result, Exception):
+        raise RuntimeError(f'The job {job} failed.') from result
+      yield job, result
+
+
+class OnRunner(NamedTuple):
+  """A runner of `glora_jax.runs.runners`, which does each job in a process of its own choice."""
+
+  runner: 'Runner'
+
+  def results(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, dict[str, Any]]]:
+    """See `Hands.results`."""
+    by_name = {' '.join(map(str, job)): job for job in jobs}
+    tasks = {name: functools.partial(_train, job) for name, job in by_name.items()}
+    os.makedirs(COMPILED, exist_ok=True)
+    for name, outcome in self.runner.outcomes(tasks, COMPILED, lambda: False):
+      yield by_name[name], outcome()
+
+
+def _train(job: Job, stop: Callable[[], bool]) -> dict[str, Any]:
+  """Does a job, which is too short to be stopped in the middle."""
+  del stop
+  from benchmarks.structures.training import run  # which a process that hands out jobs needs not
+
+  return run(job)
+
+
 def run_jobs(
   jobs: Sequence[Job],
   store: Store,
-  workers: int = 2,
+  hands: Hands,
   title: str = 'jobs',
   notes: Mapping[str, Any] | None = None,
 ) -> None:
-  """Does the jobs whose results are not there; workers take them in their order.
+  """Does the jobs whose results are not there.
 
   Args:
     jobs: to be done.
     store: results so far; new ones are added.
-    workers: processes.
+    hands: who does them.
     title: of the progress.
     notes: what is kept with every result beside it.
 
   Raises:
-    RuntimeError: a worker ended; the sentence has its job and what it printed last.
+    RuntimeError: a job failed; the sentence has it, and how.
   """
   missing = [job for job in dict.fromkeys(jobs) if job not in store.results]
   if not missing:
     return
-  waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
-  for job in missing:
-    waiting.put(job)
-  done: queue.SimpleQueue[tuple[Job, Any]] = queue.SimpleQueue()
-  for number in range(min(workers, len(missing))):
-    threading.Thread(target=_work, args=(number, waiting, done), daemon=True).start()
-  for _ in tqdm(missing, desc=title):
-    job, result = done.get()
-    if isinstance(result, Exception):
-      raise RuntimeError(f'The job {job} failed.') from result
+  for job, result in tqdm(hands.results(missing), desc=title, total=len(missing)):
     store.add(job, {**result, **(notes or {})})
 
 

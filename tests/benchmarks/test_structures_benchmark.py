@@ -13,6 +13,7 @@ from benchmarks.structures import laboratory as lab
 from benchmarks.structures.__main__ import confirming_jobs
 from benchmarks.structures.jobs import Store
 from benchmarks.structures.statistics import difference, headroom, rank_correlation
+from benchmarks.structures.tables import Row, best_of
 from glora_jax.method.genomes import count_params
 from glora_jax.method.presets import preset
 from glora_jax.training import loop
@@ -53,6 +54,20 @@ def test_headroom_is_the_structures_spread_without_the_seeds_noise():
   true = rng.normal(0, 2, (50, 1))
   assert headroom(true + seeds + noise) == pytest.approx(true.std(ddof=1), rel=0.05)
   assert headroom(seeds + noise) < 0.1
+
+
+def test_the_bar_is_the_best_of_all_that_have_our_seeds():
+  rows = [
+    Row((name, 0), 9, accuracies, np.zeros((len(accuracies), 1), bool))
+    for name, accuracies in (
+      ('longest', [60.0, 60.0, 60.0, 90.0]),
+      ('best', [64.0, 66.0, 65.0]),
+      ('lucky', [99.0]),
+    )
+  ]
+  assert best_of(rows, 3).method[0] == 'best'
+  assert best_of(rows, 4).method[0] == best_of(rows, 9).method[0] == 'longest'
+  assert best_of(rows, 1).method[0] == 'lucky'
 
 
 def test_rank_correlation_is_positive_where_value_lowers_the_loss():

@@ -14,8 +14,10 @@ import time
 import jax
 import pytest
 from few_shot_lists import write_few_shot_lists
+from places import ROOT
 from tiny_runs import all_fields, changed, overrides, start_command, without_seconds
 
+from benchmarks.structures.jobs import Job, OnRunner, Store, Workers, run_jobs
 from glora_jax.files import read_json
 from glora_jax.runs import command_line, comparison, ray_cluster, runners, suite
 from glora_jax.runs.lifecycle import never
@@ -191,3 +193,14 @@ def test_without_the_flag_ray_is_not_imported():
   code = 'import sys, glora_jax.runs.suite, glora_jax.runs.comparison; print("ray" in sys.modules)'
   printed = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
   assert printed.stdout.strip() == 'False'
+
+
+def test_trainings_of_a_benchmark_on_ray_are_those_of_a_worker(cluster, tmp_path, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  jobs = [Job('digits', name, 0, 1.6e-2, 1000, 1) for name in ('bitfit', 'lora:1@qkv')]
+  found = []
+  for hands in (Workers(1), OnRunner(runners.named(f'ray:{cluster.address}', 'CPU=1'))):
+    store = Store(str(tmp_path / f'{type(hands).__name__}.jsonl'))
+    run_jobs(jobs, store, hands)
+    found.append({job: store.results[job]['test'][0] for job in jobs})
+  assert found[0] == pytest.approx(found[1], abs=5e-3)
