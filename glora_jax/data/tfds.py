@@ -9,6 +9,7 @@ import hashlib
 import logging
 import os
 import re
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -73,7 +74,8 @@ def reading(name: str) -> Iterator[None]:
     ValueError: it cannot be read.
   """
   try:
-    yield
+    with _temporary_files_removed():
+      yield
   except (tfds.core.DatasetNotFoundError, AssertionError, ImportError):
     raise
   except Exception as error:  # its parsers and readers each have their own
@@ -82,6 +84,18 @@ def reading(name: str) -> Iterator[None]:
       'www.tensorflow.org/datasets, or remove its folder where it is damaged, and it is prepared '
       'again.'
     ) from error
+
+
+@contextlib.contextmanager
+def _temporary_files_removed() -> Iterator[None]:
+  """A folder for temporary files of the block: TFDS leaves one behind for every data set."""
+  before = tempfile.tempdir
+  with tempfile.TemporaryDirectory() as folder:
+    tempfile.tempdir = folder
+    try:
+      yield
+    finally:
+      tempfile.tempdir = before
 
 
 def _find_old_version(base: str, wanted: str, data_dir: str | None) -> Builder:

@@ -4,6 +4,7 @@ import os
 import pathlib
 import pickle
 import re
+import tempfile
 
 import numpy as np
 import pytest
@@ -33,6 +34,16 @@ def test_splits_and_their_examples_can_be_pickled(split):
 def test_equal_splits_are_equal(split):
   assert split == tfds.TfdsSplit(split.builder, 'train[800:]')
   assert split != tfds.TfdsSplit(split.builder, 'test')
+
+
+def test_looking_for_a_data_set_leaves_no_temporary_file(tmp_path, monkeypatch):
+  folder = tmp_path / 'temporary'
+  folder.mkdir()
+  monkeypatch.setattr(tempfile, 'tempdir', str(folder))
+  builder = tfds.find_builder('mnist', str(tmp_path / 'data'))
+  assert not tfds.is_prepared(builder)
+  assert not list(folder.iterdir())
+  assert tempfile.tempdir == str(folder)
 
 
 def test_splits_that_a_data_set_lacks_are_explained(split):
