@@ -19,7 +19,7 @@ from glora_jax.models import weights
 from glora_jax.runs import disk_room, early_checks, experiment, lifecycle
 from glora_jax.runs.batch_sizes import fit_batches, used_recipes
 from glora_jax.runs.config import RunSettings, check_config
-from glora_jax.runs.workdir import Stopped
+from glora_jax.runs.workdir import Stopped, claim_workdir
 from glora_jax.training.recipe import Recipe
 from glora_jax.training.sampling import Sampling
 
@@ -306,6 +306,7 @@ def test_a_folder_of_another_model_is_found_before_the_last_stage(run, tmp_path)
   ],
 )
 def test_records_of_another_shape_are_one_sentence(name, content, sentence, run_config, tmp_path):
+  claim_workdir(run_config, str(tmp_path))
   write_json(tmp_path / name, content)
   with pytest.raises(ValueError, match=sentence):
     experiment.run(run_config, str(tmp_path), stop=always)
