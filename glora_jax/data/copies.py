@@ -18,6 +18,8 @@ from glora_jax.limits import listed, printable
 
 log = logging.getLogger(__name__)
 
+_BySize = Mapping[int, list[str]]  # paths of files by their bytes
+
 
 class Copy(NamedTuple):
   """Two files with the same bytes."""
@@ -34,8 +36,12 @@ def find_copies(examples: Examples, originals: Examples) -> list[Copy]:
       are files that cannot be read.
     originals: the others.
   """
-  by_size = _by_size(originals)
-  own = {size: paths for size, paths in _by_size(examples).items() if size in by_size}
+  return _find_copies(_by_size(examples), _by_size(originals))
+
+
+def _find_copies(own: _BySize, by_size: _BySize) -> list[Copy]:
+  """The same of files by their sizes."""
+  own = {size: paths for size, paths in own.items() if size in by_size}
   compared = [path for paths in (*own.values(), *(by_size[size] for size in own)) for path in paths]
   digests = dict(zip(compared, _digests(compared), strict=True))
   found = []
@@ -52,8 +58,9 @@ def warn_of_copies(name: str, splits: Mapping[str, Examples]) -> None:
     name: name of the task.
     splits: examples by split; first those that are learnt from.
   """
+  by_size = {split: _by_size(examples) for split, examples in splits.items()}
   for earlier, later in itertools.combinations(splits, 2):
-    if copies := find_copies(splits[later], splits[earlier]):
+    if copies := _find_copies(by_size[later], by_size[earlier]):
       folder = os.path.commonpath([os.path.dirname(path) for copy in copies for path in copy])
       pairs = listed(' is '.join(os.path.relpath(path, folder) for path in copy) for copy in copies)
       log.warning(
@@ -63,7 +70,7 @@ def warn_of_copies(name: str, splits: Mapping[str, Examples]) -> None:
       )
 
 
-def _by_size(examples: Examples) -> dict[int, list[str]]:
+def _by_size(examples: Examples) -> _BySize:
   """Paths of the examples' files by their bytes."""
   found = collections.defaultdict(list)
   for index in range(len(examples.labels)):
