@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from glora_jax import mesh as meshes
+from glora_jax import resident
 from glora_jax.data.pipeline import Split
 from glora_jax.method.draws import check_budget
 from glora_jax.method.presets import preset
@@ -75,7 +76,7 @@ class Program(NamedTuple):
 
 def _on(sharding: jax.sharding.Sharding, leaf: Any) -> Shape:
   dtype = getattr(leaf, 'dtype', jnp.int32)
-  return Shape(np.shape(leaf), dtype, sharding=sharding)
+  return resident.laid(Shape(np.shape(leaf), dtype, sharding=sharding))
 
 
 class Workload(NamedTuple):
@@ -242,7 +243,7 @@ def _resident(
   per_epoch = stage.recipe.steps_per_epoch(number)
   most = STEPS_PER_DISPATCH if stage.head is None else per_epoch
   indices = Shape((steps_per_call(per_epoch, most), stage.recipe.batch_size), jnp.int32)
-  return _replicate(run, (images, Shape((number,), jnp.int32), indices))
+  return *_held(run, images, number), _replicate(run, indices)
 
 
 def _supernet(run: Run, workload: Workload) -> _Made:
@@ -294,8 +295,16 @@ def _number(run: Run, split: str) -> int:
 def _scored(run: Run, split: str) -> tuple[Shape, Shape]:
   """Images and labels that are scored at once: a split, or a block of a streamed one."""
   number = _number(run, split)
-  number = number if run.is_resident(number) else min(number, STREAMED_BLOCK)
+  if run.is_resident(number):
+    return _held(run, _images(run, number), number)
+  number = min(number, STREAMED_BLOCK)
   return _replicate(run, (_images(run, number), Shape((number,), jnp.int32)))
+
+
+def _held(run: Run, images: Shape, number: int) -> tuple[Shape, Shape]:
+  """So many images that stay on the devices, and their labels."""
+  shapes = images, Shape((number,), jnp.int32)
+  return shapes if run.mesh is None else resident.hold(run.mesh, shapes)
 
 
 def _genomes(run: Run, *axes: int) -> Shape:

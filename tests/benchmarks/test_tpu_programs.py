@@ -13,6 +13,8 @@ from benchmarks.tpu_programs import decoder
 from benchmarks.tpu_programs.cases import Case
 from benchmarks.tpu_programs.collectives import collectives
 from benchmarks.tpu_programs.compilation import Kept, compiled, largest
+from glora_jax import resident
+from glora_jax.runs.planning.slices import find_slice
 
 HLO = """HloModule jit_steps, is_scheduled=true
 
@@ -111,6 +113,34 @@ def test_the_tpu_compiler_takes_a_program_and_is_asked_once(tmp_path):
   assert found['code'] > 0
   assert not found['collectives']
   assert compiled(case, Kept(str(tmp_path / 'kept.jsonl'))) == found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+  importlib.util.find_spec('libtpu') is None, reason='the TPU compiler is not there: libtpu'
+)
+def test_a_tpu_takes_batches_of_resident_images_without_a_copy_of_all():
+  one_chip = jax.sharding.SingleDeviceSharding(find_slice('v5e:1x1').devices()[0])
+  shape = functools.partial(jax.ShapeDtypeStruct, sharding=one_chip)
+  images, rows = shape((2048, 224, 224, 3), jnp.uint8), shape((48, 64), jnp.int32)
+  kernel = shape((16, 16, 3, 768), jnp.bfloat16)
+
+  @jax.jit
+  def sums(images, rows, kernel):
+    def patches_of(row):
+      inputs = images[row].astype(jnp.bfloat16)
+      return jax.lax.conv_general_dilated(
+        inputs, kernel, (16, 16), 'VALID', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+      ).sum()
+
+    return jax.lax.map(patches_of, rows)
+
+  def temporaries(images):
+    program = sums.lower(images, rows, kernel).compile()
+    return program.memory_analysis().temp_size_in_bytes
+
+  assert temporaries(resident.laid(images)) < images.size / 8
+  assert temporaries(images) > images.size / 2  # what there was before
 
 
 SMALL = decoder.Size(width=32, depth=2, heads=2, hidden=48, vocabulary=64, length=6)
