@@ -13,7 +13,7 @@ from glora_jax.search import scoring
 from glora_jax.training import loop, losses
 from glora_jax.training.recipe import Recipe
 
-IMAGES = np.random.default_rng(0).integers(0, 256, (20, 8, 6, 3), np.uint8)
+IMAGES = np.random.default_rng(0).integers(0, 256, (20, 8, 72, 3), np.uint8)
 LABELS = np.arange(20) % 3
 IMAGE_BY_IMAGE = (0, 3, 1, 2)
 
@@ -48,6 +48,15 @@ def test_shapes_are_laid_as_arrays_are():
   assert lowered.compile().input_formats[0][0].layout.major_to_minor == IMAGE_BY_IMAGE
 
 
+@pytest.mark.usefixtures('on_tpus')
+@pytest.mark.parametrize(
+  'shape', [(20, 8, 64, 3), (20, 14, 96, 192), (20, 96, 3), (2, 2, 8, 96, 3)]
+)
+def test_what_would_take_more_room_so_or_is_no_image_stays_as_it_is(shape):
+  array = jnp.zeros(shape, np.uint8)
+  assert resident.hold(None, array) is array
+
+
 def test_elsewhere_arrays_stay_as_they_are():
   images = jnp.asarray(IMAGES)
   assert resident.hold(None, images) is images
@@ -56,8 +65,8 @@ def test_elsewhere_arrays_stay_as_they_are():
 
 def trained_and_scored():
   """A supernet's state after two epochs, and the scores of a population."""
-  model = ViT(3, patch_size=2, width=8, depth=1, num_heads=2)
-  inputs = jnp.zeros((1, 8, 6, 3))
+  model = ViT(3, patch_size=8, width=8, depth=1, num_heads=2)
+  inputs = jnp.zeros((1, 8, 72, 3))
   adapted = glora_jax.adapt(model, inputs)
   variables = adapted.init(jax.random.key(0), model.init(jax.random.key(1), inputs)['params'])
   loss_fn = losses.supernet_loss(

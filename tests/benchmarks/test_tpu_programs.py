@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -123,20 +124,16 @@ def test_a_tpu_takes_batches_of_resident_images_without_a_copy_of_all():
   one_chip = jax.sharding.SingleDeviceSharding(find_slice('v5e:1x1').devices()[0])
   shape = functools.partial(jax.ShapeDtypeStruct, sharding=one_chip)
   images, rows = shape((2048, 224, 224, 3), jnp.uint8), shape((48, 64), jnp.int32)
-  kernel = shape((16, 16, 3, 768), jnp.bfloat16)
+  embed = nn.Conv(768, (16, 16), (16, 16), padding='VALID', dtype=jnp.bfloat16)
+  params = jax.eval_shape(embed.init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
+  params = jax.tree.map(lambda leaf: shape(leaf.shape, leaf.dtype), params)
 
   @jax.jit
-  def sums(images, rows, kernel):
-    def patches_of(row):
-      inputs = images[row].astype(jnp.bfloat16)
-      return jax.lax.conv_general_dilated(
-        inputs, kernel, (16, 16), 'VALID', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
-      ).sum()
-
-    return jax.lax.map(patches_of, rows)
+  def sums(params, images, rows):
+    return jax.lax.map(lambda row: embed.apply(params, images[row]).sum(), rows)
 
   def temporaries(images):
-    program = sums.lower(images, rows, kernel).compile()
+    program = sums.lower(params, images, rows).compile()
     return program.memory_analysis().temp_size_in_bytes
 
   assert temporaries(resident.laid(images)) < images.size / 8

@@ -160,6 +160,7 @@ assert bytes_reduced()[0] > 64 * 64 * 4
 
 # Resident images, laid as on a TPU.
 is_on_tpus, resident.is_on_tpus = resident.is_on_tpus, lambda sharding: True
+resident._HALF_A_ROW = 8
 held = resident.hold(MESH, images)
 assert held.format.layout.major_to_minor == (0, 3, 1, 2)
 assert held.sharding.is_fully_replicated
