@@ -92,7 +92,8 @@ def tune(arguments) -> None:
   store = store_of('tuning')
   methods = chosen(plan.fixed_up_to(max(arguments.budgets)), arguments.methods)
   for budget in arguments.budgets:
-    methods += [('gradient', budget), ('gradient/usual', budget), ('random(0)', budget)]
+    ours = [(name, budget) for name in ('gradient', 'gradient/usual', 'random(0)')]
+    methods += chosen(ours + plan.searched(budget), arguments.methods)
   rates = tuning.tune(
     methods, store, plan.EPOCHS, lambda jobs: run_jobs(jobs, store, arguments.hands, 'tuning')
   )
@@ -194,6 +195,8 @@ def final_jobs(
     for name in names
     for job in plan.jobs_of(with_rates(plan.controls(budget, name), rates), [name], [seed])
   ]
+  search = [method for method in plan.searched(budget) if method in rates]
+  yield plan.jobs_of(with_rates(search, rates), names, range(min(seeds, plan.SEARCH_SEEDS)))
   for others in (plan.randoms(budget), plan.other_values(budget)):
     yield plan.jobs_of(with_rates(others, rates), names, range(min(seeds, plan.OTHER_SEEDS)))
 

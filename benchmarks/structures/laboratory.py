@@ -25,16 +25,20 @@ from glora_jax.search.scoring import make_image_scorer
 from glora_jax.training import loop
 from glora_jax.training.batches import batch_indices
 from glora_jax.training.component_dropout import drop_components
-from glora_jax.training.losses import cross_entropy, subnet_loss
+from glora_jax.training.losses import cross_entropy, subnet_loss, supernet_loss
 from glora_jax.training.recipe import Recipe
+from glora_jax.training.sampling import Sampling
 
-MAX_RANK = 16  # of LoRA on qkv at 36,864 parameters
+ALL_RANKS = tuple(range(1, 17))  # 16 of LoRA on qkv at 36,864 parameters
 HEAD = Recipe(
   epochs=6, warmup_epochs=1, batch_size=64, learning_rate=1.6e-2, final_learning_rate=1e-5
 )
 BATCH_SIZE = 64
 STEPS_PER_CALL = 48
 NUM_TRAIN = 800
+
+
+Ranks = tuple[int, ...]
 
 
 class Purposes(NamedTuple):
@@ -64,15 +68,15 @@ def recipe(epochs: int) -> Recipe:
 
 
 @functools.cache
-def backbone(num_classes: int) -> embedded_task.Backbone:
-  """The embedded backbone with a new head, adapted with all forms and ranks on offer."""
+def backbone(num_classes: int, ranks: Ranks = ALL_RANKS) -> embedded_task.Backbone:
+  """The embedded backbone with a new head, adapted with all forms and these ranks on offer."""
   loaded = weights.load(weights.EMBEDDED_FILE)
   model, params, metadata = weights.refit(*loaded, num_classes=num_classes)
   size = embedded_task.IMAGE_SIZE
   adapted = adapt(
     model.clone(remat='dots_saveable', drop_path=0.1),
     jnp.zeros((1, size, size, 3)),
-    space=SearchSpace(ranks=tuple(range(1, MAX_RANK + 1))),
+    space=SearchSpace(ranks=ranks),
   )
   return embedded_task.Backbone(adapted, params, metadata['normalization'])
 
@@ -114,10 +118,21 @@ def scaled_updates() -> optax.GradientTransformation:
 
 
 @functools.cache
-def program(num_classes: int, epochs: int, dropout: float = 0.0) -> Callable:
+def program(
+  num_classes: int, epochs: int, dropout: float = 0.0, ranks: Ranks = ALL_RANKS
+) -> Callable:
   """The compiled training steps."""
-  base = backbone(num_classes)
+  base = backbone(num_classes, ranks)
   return loop.make_steps(masked_loss(base, dropout), optimizer(epochs))
+
+
+@functools.cache
+def supernet_program(num_classes: int, epochs: int, ranks: Ranks) -> Callable:
+  """The compiled training steps of a supernet, half of which train its largest subnet."""
+  base = backbone(num_classes, ranks)
+  draw = functools.partial(Sampling(largest=0.5).draw, spec=base.adapted.spec)
+  loss = supernet_loss(base.adapted, base.unaugmented, draw, train=True)
+  return loop.make_steps(loss, optimizer(epochs))
 
 
 def start_state(trainable: Any, epochs: int, rate: float, factors: Any = None) -> Any:
@@ -172,11 +187,13 @@ def shifts_of(task: str, seed: int) -> Split:
 
 
 @functools.lru_cache(maxsize=4)
-def setting(task: str, seed: int, shifts: bool = False) -> methods.Setting:
+def setting(
+  task: str, seed: int, shifts: bool = False, ranks: Ranks = ALL_RANKS
+) -> methods.Setting:
   """Where the structures of a seed are made, by the task or by shifts of its images."""
   keys = Purposes.from_seed(seed)
   classes = load_pool(task).num_classes
-  base = backbone(classes)
+  base = backbone(classes, ranks)
   variables = base.adapted.init(keys.init, warm_params(task, seed, shifts))
   train = shifts_of(task, seed) if shifts else splits(task, seed)['train']
   return methods.Setting(base.adapted, classes, variables, base.preprocess, train, keys.structure)
@@ -205,7 +222,7 @@ def fit(
 
 
 @functools.cache
-def scorer(num_classes: int) -> Callable:
+def scorer(num_classes: int, ranks: Ranks = ALL_RANKS) -> Callable:
   """Right answers and losses, image by image."""
-  base = backbone(num_classes)
+  base = backbone(num_classes, ranks)
   return make_image_scorer(base.adapted, base.preprocess)

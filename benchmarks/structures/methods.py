@@ -6,6 +6,7 @@ A name is a preset's (`lora:2@attn`), or one of
   gradient(sign)        by another value in the same allocator: see `values.MEASURES`
   gradient(of mnist)    read off the gradient of another task
   random(3)             by random values in the same allocator, the fourth draw
+  search                the paper's: see `searched`
 
 A structure read off values starts with down factors on the gradient's singular vectors, a preset
 with the usual ones; `/usual` and `/aligned` after the name cross that. `+dropout`, `+vectors2`
@@ -38,6 +39,7 @@ FOLDS = 8
 MAX_RANK = 8
 BATCH_SIZE = 100  # a fold of 800 images
 DROPOUT = 0.2
+SEARCH = 'search'
 FACTORS = {'vectors2': (Kind.VECTOR, 2.0), 'up4': (Kind.UP, 4.0)}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from benchmarks.structures.jobs import Job, Store
 from benchmarks.structures.laboratory import backbone
-from benchmarks.structures.methods import Name
+from benchmarks.structures.methods import SEARCH, Name
 from benchmarks.structures.tasks import TASKS
 from glora_jax.files import read_json
 from glora_jax.method.genomes import count_params
@@ -22,6 +22,8 @@ FIRST_SEEDS = 1  # of every fixed method on a final task
 OTHER_SEEDS = 2  # of random structures and of other values there
 MARGIN = 4.0  # points behind the best after these, beyond which a method gets no further seeds
 TOURNAMENT_SEEDS = 2
+SEARCHED_BUDGETS = (9_216, 36_864)
+SEARCH_SEEDS = 3
 RANDOM = 5  # random structures of each budget, for the headroom
 MAX_RANK = 16
 OURS = 'gradient(shifts)'  # as `config.structure='gradient'` does it
@@ -111,6 +113,11 @@ def randoms(budget: int) -> list[Method]:
 def other_values(budget: int) -> list[Method]:
   """Structures by other values in the same allocator."""
   return [(f'gradient({value})', budget) for value in OTHER_VALUES]
+
+
+def searched(budget: int) -> list[Method]:
+  """The paper's search, where it is compared."""
+  return [(SEARCH, budget)] if budget in SEARCHED_BUDGETS else []
 
 
 def tournament(budget: int) -> list[Method]:

@@ -98,9 +98,8 @@ def budget_table(store: Store, names: Sequence[str], rates: Rates, budget: int) 
       if seeds > 1:
         accuracies = [row.accuracies[:seeds] for row in drawn]
         line['headroom'] = round(headroom(accuracies), 2)
-    controls = rows_of(
-      store, task, rates, [*plan.controls(budget, task), *plan.other_values(budget)]
-    )
+    beside = plan.controls(budget, task) + plan.searched(budget) + plan.other_values(budget)
+    controls = rows_of(store, task, rates, beside)
     for row in controls:
       line[row.method[0]] = [round(row.mean, 2), _rounded(compared(ours[0], row))]
     table[task] = line

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.structures import laboratory as lab
-from benchmarks.structures import methods
+from benchmarks.structures import methods, searched
 from benchmarks.structures.jobs import Job
+from benchmarks.structures.methods import SEARCH
+from benchmarks.structures.tasks import load_pool
 from glora_jax.method.genomes import count_params
 
 ANSWERS_BELOW = 1000  # seeds whose answers are kept, image by image
@@ -17,6 +19,8 @@ ANSWERS_BELOW = 1000  # seeds whose answers are kept, image by image
 
 def run(job: Job) -> dict[str, Any]:
   """Trains and tests one structure; JSON types."""
+  if job.method == SEARCH:
+    return run_search(job)
   start = time.perf_counter()
   setting = lab.setting(job.task, job.seed)
   warm = time.perf_counter()
@@ -30,6 +34,18 @@ def run(job: Job) -> dict[str, Any]:
     **score(job, variables, found.genome),
     'seconds': [round(each, 1) for each in seconds],
     **found.notes,
+  }
+
+
+def run_search(job: Job) -> dict[str, Any]:
+  """Trains a supernet, searches it, and tests what was found; JSON types."""
+  found = searched.search(job)
+  spec = lab.setting(job.task, job.seed, ranks=searched.RANKS).adapted.spec
+  return {
+    'params': int(count_params(spec, found.genome)),
+    **score(job, found.variables, found.genome, searched.RANKS),
+    'seconds': [round(each, 1) for each in found.seconds],
+    'genome': found.genome.tolist(),
   }
 
 
@@ -51,10 +67,12 @@ def train(job: Job, setting: methods.Setting, found: methods.Structure) -> Any:
   return adapted.join(trained, frozen)
 
 
-def score(job: Job, variables: Any, genome: np.ndarray) -> dict[str, Any]:
+def score(
+  job: Job, variables: Any, genome: np.ndarray, ranks: lab.Ranks = lab.ALL_RANKS
+) -> dict[str, Any]:
   """Accuracy and mean loss by split, and of seeds of a table which test images were right."""
   data = lab.splits(job.task, job.seed)
-  scorer = lab.scorer(lab.setting(job.task, job.seed).num_classes)
+  scorer = lab.scorer(load_pool(job.task).num_classes, ranks)
   result: dict[str, Any] = {}
   for split in ('train', 'val', 'test'):
     right, losses = map(np.asarray, scorer(variables, genome[None], *data[split]))

@@ -79,13 +79,18 @@ def check_stages(run: Run, counts: Mapping[str, int]) -> None:
     FileNotFoundError: a structure's file is not there.
     OSError: there is too little room on the disk.
   """
-  if run.settings.job == 'compare' and run.mesh is not None:
-    raise ValueError(
-      'A comparison trains side by side on one device; give --config.mesh.devices=one.'
-    )
+  check_devices(run.settings, 1 if run.mesh is None else run.mesh.size)
   check_shapes(run, counts)
   _check_folded(run)
   disk_room.check_workdir(run.workdir, disk_room.bytes_to_write(run))
+
+
+def check_devices(settings: RunSettings, number: int) -> None:
+  """Raises ValueError where a comparison has several devices."""
+  if settings.job == 'compare' and number > 1:
+    raise ValueError(
+      'A comparison trains side by side on one device; give --config.mesh.devices=one.'
+    )
 
 
 def check_shapes(run: Run, counts: Mapping[str, int]) -> None:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from glora_jax import mesh as meshes
+from glora_jax import resident
 from glora_jax.data.pipeline import Split
 from glora_jax.method.draws import check_budget
 from glora_jax.method.presets import preset
@@ -33,7 +34,7 @@ from glora_jax.runs.run import STREAMED_BLOCK, Place, Run, Stream
 from glora_jax.runs.sections import GENOME_ENDING, GRADIENT, NO_PRESETS, SEARCH
 from glora_jax.runs.stages.allocation import loss_of, shape_of_folds
 from glora_jax.runs.stages.heads import head_stage
-from glora_jax.runs.stages.many_starts import Learner
+from glora_jax.runs.stages.many_starts import FullFineTuning, Learner
 from glora_jax.runs.stages.training import STEPS_PER_DISPATCH, TrainingStage, learner_of
 from glora_jax.runs.structures import named_genome
 from glora_jax.search.allocate import passes_of
@@ -43,6 +44,7 @@ from glora_jax.search.scoring import make_predictor, make_scorer
 from glora_jax.training.adapter_loss import prepare
 from glora_jax.training.batches import MOST_STREAMED_STEPS, steps_per_call
 from glora_jax.training.loop import LossFn, make_steps
+from glora_jax.training.losses import subnet_loss
 from glora_jax.training.side_by_side import make_steps_of_runs, start_of_runs
 
 Shape = jax.ShapeDtypeStruct
@@ -75,7 +77,9 @@ class Program(NamedTuple):
 
 def _on(sharding: jax.sharding.Sharding, leaf: Any) -> Shape:
   dtype = getattr(leaf, 'dtype', jnp.int32)
-  return Shape(np.shape(leaf), dtype, sharding=sharding)
+  shape = Shape(np.shape(leaf), dtype, sharding=sharding)
+  is_image = dtype == jnp.uint8
+  return resident.laid(shape) if is_image else shape
 
 
 class Workload(NamedTuple):
@@ -86,15 +90,18 @@ class Workload(NamedTuple):
     block: images of a candidate that are evaluated at a time, on all devices together.
     side_by_side: trainings side by side.
     subnet: what is trained alone: a preset's name, a genome's file, or 'gradient' or 'search',
-      whose subnet is not known yet and counts as the largest.
+      whose subnet is not known yet and counts as the largest. Of trainings side by side also
+      'finetuning', of the whole base, and None, for supernets.
     section: section of the config that it is trained by; None for that of `recipe_alone`.
+    budget: most parameters of a preset whose ranks rise; None for that of the config.
   """
 
   chunk: int = 8
   block: int = 256
   side_by_side: int = 2
-  subnet: str = 'lora'
+  subnet: str | None = 'lora'
   section: str | None = None
+  budget: int | None = None
 
 
 def shape_of_run(
@@ -242,7 +249,7 @@ def _resident(
   per_epoch = stage.recipe.steps_per_epoch(number)
   most = STEPS_PER_DISPATCH if stage.head is None else per_epoch
   indices = Shape((steps_per_call(per_epoch, most), stage.recipe.batch_size), jnp.int32)
-  return _replicate(run, (images, Shape((number,), jnp.int32), indices))
+  return *_held(run, images, number), _replicate(run, indices)
 
 
 def _supernet(run: Run, workload: Workload) -> _Made:
@@ -251,30 +258,38 @@ def _supernet(run: Run, workload: Workload) -> _Made:
   return _training(run, stage, run.place(SEARCH))
 
 
-def _subnet_stage(run: Run, workload: Workload) -> tuple[TrainingStage, Place]:
-  place = run.place(workload.subnet)
-  genome = _genome(run, place, workload.subnet)
+def _stage_alone(run: Run, workload: Workload) -> tuple[TrainingStage, Place]:
+  """The training of `Workload.subnet`, and the space that it is in."""
+  place = run.place(workload.subnet or SEARCH)
+  genome = _genome(run, place, workload)
   recipe = getattr(run.settings, workload.section or run.settings.section_alone)
   key, split = Stream.BASELINE, run.train_split
   return TrainingStage('subnet', recipe, key, split, genome, adapted=place.adapted), place
 
 
-def _genome(run: Run, place: Place, name: str) -> np.ndarray:
-  """What `Workload.subnet` names."""
-  budget = check_budget(run.settings.budget)
+def _genome(run: Run, place: Place, workload: Workload) -> np.ndarray | None:
+  """What `Workload.subnet` names; None for a supernet."""
+  name, spec = workload.subnet, place.adapted.spec
+  if name is None:
+    return None
+  budget = check_budget(run.settings.budget if workload.budget is None else workload.budget)
   if name.endswith(GENOME_ENDING):
-    return named_genome(place.adapted.spec, name, budget)
-  return preset(place.adapted.spec, 'full' if name in NO_PRESETS else name, budget)
+    return named_genome(spec, name, budget)
+  return preset(spec, 'full' if name in NO_PRESETS else name, budget)
 
 
 def _subnet(run: Run, workload: Workload) -> _Made:
-  return _training(run, *_subnet_stage(run, workload))
+  return _training(run, *_stage_alone(run, workload))
 
 
 def _train_many(run: Run, workload: Workload) -> _Made:
-  """The same subnet several times side by side, as `train_many` compiles it."""
-  stage, place = _subnet_stage(run, workload)
-  learner, loss_fn = learner_of(run, stage)
+  """The same training several times side by side, as `train_many` compiles it."""
+  stage, place = _stage_alone(run, workload)
+  if workload.subnet == 'finetuning':
+    learner = FullFineTuning(run.adapted)
+    loss_fn = subnet_loss(learner, run.augmented, **run.loss_options)
+  else:
+    learner, loss_fn = learner_of(run, stage)
   number, runs = _number(run, stage.split), workload.side_by_side
   trainable, frozen = jax.eval_shape(learner.split, place.variables)
   loss_fn, optimizer = prepare(loss_fn, stage.recipe, trainable, number)
@@ -294,8 +309,16 @@ def _number(run: Run, split: str) -> int:
 def _scored(run: Run, split: str) -> tuple[Shape, Shape]:
   """Images and labels that are scored at once: a split, or a block of a streamed one."""
   number = _number(run, split)
-  number = number if run.is_resident(number) else min(number, STREAMED_BLOCK)
+  if run.is_resident(number):
+    return _held(run, _images(run, number), number)
+  number = min(number, STREAMED_BLOCK)
   return _replicate(run, (_images(run, number), Shape((number,), jnp.int32)))
+
+
+def _held(run: Run, images: Shape, number: int) -> tuple[Shape, Shape]:
+  """So many images that stay on the devices, and their labels."""
+  shapes = images, Shape((number,), jnp.int32)
+  return shapes if run.mesh is None else resident.hold(run.mesh, shapes)
 
 
 def _genomes(run: Run, *axes: int) -> Shape:

@@ -60,7 +60,7 @@ def make_stopping_scorer(
 
   Args:
     adapted: what `glora_jax.adapt` returned.
-    preprocess: function from images to inputs of the model, applied once.
+    preprocess: function from images to inputs of the model, applied to one block after another.
     fitness: what the parents are chosen by, 'accuracy' or 'loss'.
     chunk: number of candidates evaluated side by side; None for `scoring.default_chunk`.
     block: number of images between two decisions.
@@ -101,6 +101,17 @@ def hardest_first(cost: np.ndarray) -> np.ndarray:
     Indices of the images, int64 [image]; equal ones keep their order.
   """
   return np.argsort(-np.asarray(cost, np.float64).mean(0), kind='stable')
+
+
+class _Blocks(NamedTuple):
+  """All images [image, ...], and which of them each block has, [block, image]."""
+
+  images: jax.Array
+  batches: Batch
+
+  def at(self, index: jax.Array) -> Batch:
+    """One of the blocks."""
+    return jax.tree.map(lambda part: part[index], self.batches)
 
 
 class _Candidates(NamedTuple):
@@ -164,7 +175,7 @@ class _StoppingEvaluator:
     parents: jax.Array,
   ) -> StoppedScores:
     number = len(labels)
-    blocks = self.evaluator.blocks(images, labels)
+    blocks = _Blocks(*self.evaluator.blocks(images, labels))
     if np.shape(valid) != (len(genomes),) or np.ndim(parents) != 1 or not len(parents):
       raise ValueError(
         f'valid is {list(np.shape(valid))} and parents {list(np.shape(parents))}; they must be '
@@ -183,7 +194,7 @@ class _StoppingEvaluator:
   def _one_by_one(
     self,
     variables: Mapping[str, Any],
-    blocks: Batch,
+    blocks: _Blocks,
     number: int,
     candidates: _Candidates,
     parents: jax.Array,
@@ -195,22 +206,22 @@ class _StoppingEvaluator:
   def _score_candidate(
     self,
     variables: Mapping[str, Any],
-    blocks: Batch,
+    blocks: _Blocks,
     number: int,
     parents: jax.Array,
     candidate: _Candidates,
   ) -> tuple[jax.Array, _Progress]:
     """The parents after one candidate, and how far it came."""
     subnet = self.evaluator.bind(variables, candidate.genomes)
-    num_blocks = len(blocks.labels)
+    num_blocks = len(blocks.batches.labels)
 
     def is_running(progress: _Progress) -> jax.Array:
       has_blocks = progress.next_block < num_blocks
       return candidate.valid & has_blocks & ~self._is_hopeless(progress, number, parents)
 
     def advance(progress: _Progress) -> _Progress:
-      block = jax.tree.map(lambda part: part[progress.next_block], blocks)
-      answers = self.evaluator.answers(subnet, block)
+      block = blocks.at(progress.next_block)
+      answers = self.evaluator.answers(subnet, blocks.images, block)
       return _Progress(
         next_block=progress.next_block + 1,
         seen=progress.seen + block.is_image.sum(dtype=jnp.int32),
@@ -226,18 +237,18 @@ class _StoppingEvaluator:
   def _side_by_side(
     self,
     variables: Mapping[str, Any],
-    blocks: Batch,
+    blocks: _Blocks,
     number: int,
     candidates: _Candidates,
     parents: jax.Array,
   ) -> _Progress:
     """A chunk of candidates at a time, each at its own block; whoever leaves makes room."""
-    num_blocks = len(blocks.labels)
-    block_sizes = blocks.is_image.sum(1)
+    num_blocks = len(blocks.batches.labels)
+    block_sizes = blocks.batches.is_image.sum(1)
 
     def answer(genome: jax.Array, index: jax.Array) -> Answers:
-      block = jax.tree.map(lambda part: part[index], blocks)
-      return self.evaluator.answers(self.evaluator.bind(variables, genome), block)
+      subnet = self.evaluator.bind(variables, genome)
+      return self.evaluator.answers(subnet, blocks.images, blocks.at(index))
 
     def advance(queue: _Queue) -> _Queue:
       # The one that has come furthest goes first: it is the first to raise the bar.

@@ -25,15 +25,15 @@ Preprocess = Callable[[jax.Array], jax.Array]
 
 
 class Batch(NamedTuple):
-  """Labelled inputs of a model, [image, ...] each; blocks of one size have an axis before that.
+  """Some of the labelled images, [image] each; blocks of one size have an axis before that.
 
   Attributes:
-    inputs: inputs of the model.
-    labels: classes, int.
+    rows: which of the images, int32.
+    labels: their classes, int.
     is_image: False for the padding that fills up the last block, bool.
   """
 
-  inputs: jax.Array
+  rows: jax.Array
   labels: jax.Array
   is_image: jax.Array
 
@@ -179,30 +179,35 @@ class Evaluator:
     self.traced_classes.add(logits.shape[-1])
     return logits if self.classes is None else jnp.where(self.classes, logits, -jnp.inf)
 
-  def answers(self, subnet: BoundSubnet, batch: Batch) -> Answers:
-    """What the subnet's answers to one block are worth, [image]."""
-    logits = self.logits(subnet, batch.inputs)
+  def inputs(self, images: jax.Array, batch: Batch) -> jax.Array:
+    """Inputs of the model for one block of all images; the others are not touched."""
+    return self.preprocess(images[batch.rows])
+
+  def answers(self, subnet: BoundSubnet, images: jax.Array, batch: Batch) -> Answers:
+    """What the subnet's answers to one block of all images are worth, [image]."""
+    logits = self.logits(subnet, self.inputs(images, batch))
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
     return Answers(
       correct=(logits.argmax(-1) == batch.labels) & batch.is_image,
       loss=jnp.where(batch.is_image, losses, 0),
     )
 
-  def blocks(self, images: jax.Array, labels: jax.Array) -> Batch:
-    """All images, preprocessed, as [block, image, ...], each block dealt to the data shards.
+  def blocks(self, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, Batch]:
+    """All images, whole on every device, and which of them each block has, [block, image].
+
+    The rows of a block are dealt to the data shards, each of which takes its own images.
 
     Raises:
       ValueError: there is no image, or not one label for each, a whole number.
     """
     check_labelled(images, labels)
     check_whole_numbers(labels)
-    size = self._block_size(len(labels), self.data_shards)
-    blocks = Batch(
-      inputs=_in_blocks(self.preprocess(images), size),
-      labels=_in_blocks(jnp.asarray(labels), size),
-      is_image=_in_blocks(jnp.ones(len(labels), bool), size),
-    )
-    return jax.tree.map(lambda part: self._place(part, None, self._data_axes), blocks)
+    number = len(labels)
+    rows = _in_blocks(number, self._block_size(number, self.data_shards))
+    held = np.minimum(rows, number - 1)
+    blocks = Batch(jnp.asarray(held), jnp.asarray(labels)[held], jnp.asarray(rows < number))
+    dealt = jax.tree.map(lambda part: self._place(part, None, self._data_axes), blocks)
+    return self._place(jnp.asarray(images)), dealt
 
   def totals(
     self,
@@ -222,16 +227,17 @@ class Evaluator:
       labels: int [image].
       chunk: number of candidates evaluated side by side on each device.
     """
-    blocks = self.blocks(images, labels)
+    total = functools.partial(self._shard_totals, variables, *self.blocks(images, labels))
     genomes = jnp.asarray(genomes)
     if self.mesh is None:
-      total = functools.partial(self._shard_totals, variables, blocks)
       by_shard = jax.lax.map(total, genomes, batch_size=_vmapped(chunk))
     else:
-      by_shard = self._dealt_totals(variables, blocks, genomes, chunk)
+      by_shard = self._dealt_totals(total, genomes, chunk)
     return jax.tree.map(lambda sums: self._place(sums.sum(1, dtype=sums.dtype)), by_shard)
 
-  def _shard_totals(self, variables: Mapping[str, Any], blocks: Batch, genome: jax.Array) -> Scores:
+  def _shard_totals(
+    self, variables: Mapping[str, Any], images: jax.Array, blocks: Batch, genome: jax.Array
+  ) -> Scores:
     """One candidate's sums over all blocks, [data shard].
 
     With a sum for each shard nothing crosses devices until all blocks are done.
@@ -239,7 +245,7 @@ class Evaluator:
     subnet = self.bind(variables, genome)
 
     def add(sums: Scores, block: Batch) -> tuple[Scores, None]:
-      answers = self.answers(subnet, block)
+      answers = self.answers(subnet, images, block)
       correct = answers.correct.reshape(self.data_shards, -1).sum(1, dtype=jnp.int32)
       loss = answers.loss.reshape(self.data_shards, -1).sum(1)
       return Scores(sums.correct + correct, sums.loss + loss), None
@@ -250,14 +256,13 @@ class Evaluator:
     return jax.lax.scan(add, zeros, blocks)[0]
 
   def _dealt_totals(
-    self, variables: Mapping[str, Any], blocks: Batch, genomes: jax.Array, chunk: int
+    self, total: Callable[[jax.Array], Scores], genomes: jax.Array, chunk: int
   ) -> Scores:
     """The sums of candidates that are dealt to the mesh, [candidate, data shard]."""
     number = len(genomes)
     side_by_side = self.candidate_shards * min(chunk, ceil_div(number, self.candidate_shards))
     padding = -number % side_by_side
     padded = jnp.pad(genomes, ((0, padding), (0, 0), (0, 0)), mode='edge')
-    total = functools.partial(self._shard_totals, variables, blocks)
 
     def dealt_total(genomes: jax.Array) -> Scores:
       by_shard = jax.vmap(total)(self._place(genomes, self._candidate_axes))
@@ -277,11 +282,11 @@ class Evaluator:
     chunk: int,
   ) -> Answers:
     """What every single answer of a population is worth, [candidate, image]; see `totals`."""
-    blocks = self.blocks(images, labels)
+    images, blocks = self.blocks(images, labels)
 
     def answer(genome: jax.Array) -> Answers:
       subnet = self.bind(variables, genome)
-      answers = jax.lax.map(functools.partial(self.answers, subnet), blocks)
+      answers = jax.lax.map(functools.partial(self.answers, subnet, images), blocks)
       return jax.tree.map(lambda part: part.reshape(-1)[: len(labels)], answers)
 
     return jax.lax.map(answer, jnp.asarray(genomes), batch_size=_vmapped(chunk))
@@ -293,19 +298,20 @@ class Evaluator:
 
     The images of a block are dealt to all devices of the mesh; the result is whole on every one.
     """
-    devices = 1 if self.mesh is None else self.mesh.size
-    subnet = self.bind(variables, genome)
+    number, devices = len(images), 1 if self.mesh is None else self.mesh.size
+    subnet, images = self.bind(variables, genome), self._place(jnp.asarray(images))
 
-    def predict(block: jax.Array) -> Predictions:
-      logits = self.logits(subnet, self.preprocess(self._place(block, self._axes)))
+    def predict(rows: jax.Array) -> Predictions:
+      inputs = self.preprocess(images[self._place(rows, self._axes)])
+      logits = self.logits(subnet, inputs)
       return Predictions(
         classes=logits.argmax(-1).astype(jnp.int32),
         probabilities=jax.nn.softmax(logits).max(-1),
       )
 
-    blocks = _in_blocks(images, self._block_size(len(images), devices))
-    by_block = jax.lax.map(predict, blocks)
-    return jax.tree.map(lambda part: self._place(part.reshape(-1)[: len(images)]), by_block)
+    rows = _in_blocks(number, self._block_size(number, devices))
+    by_block = jax.lax.map(predict, jnp.asarray(np.minimum(rows, number - 1)))
+    return jax.tree.map(lambda part: self._place(part.reshape(-1)[:number]), by_block)
 
   def _block_size(self, number: int, shards: int) -> int:
     """Number of images in a block, which comes out even over the shards."""
@@ -340,11 +346,14 @@ def ceil_div(number: int, divisor: int) -> int:
   return -(-number // divisor)
 
 
-def _in_blocks(x: jax.Array, size: int) -> jax.Array:
-  """[image, ...] as [block, size, ...], the last block padded with zeros."""
-  padding = -len(x) % size
-  padded = jnp.pad(x, ((0, padding),) + ((0, 0),) * (x.ndim - 1))
-  return padded.reshape(-1, size, *x.shape[1:])
+def _in_blocks(number: int, size: int) -> np.ndarray:
+  """The numbers of so many images, int32 [block, size]; those of the last block go on beyond.
+
+  Example:
+    >>> _in_blocks(5, 3).tolist()
+    [[0, 1, 2], [3, 4, 5]]
+  """
+  return np.arange(ceil_div(number, size) * size, dtype=np.int32).reshape(-1, size)
 
 
 def _vmapped(chunk: int) -> int | None:

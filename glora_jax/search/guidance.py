@@ -46,7 +46,7 @@ def make_guide(
 
   Args:
     adapted: what `glora_jax.adapt` returned.
-    preprocess: function from images to inputs of the model, applied once.
+    preprocess: function from images to inputs of the model, applied to one block after another.
     fitness: fitness of the search, 'accuracy' or 'loss'.
     block: number of images evaluated at a time.
     **apply_kwargs: keyword arguments that the model is called with.
@@ -78,20 +78,23 @@ class _Guide:
     subnet = self.evaluator.fold(variables, genome)
     params = subnet.variables['params']
 
+    held, blocks = self.evaluator.blocks(images, labels)
+
     def add(total: Any, batch: Batch) -> tuple[Any, None]:
-      gradient = jax.grad(self._loss)(params, subnet, batch)
+      inputs = self.evaluator.inputs(held, batch)
+      gradient = jax.grad(self._loss)(params, subnet, inputs, batch)
       return jax.tree.map(jnp.add, total, gradient), None
 
     zeros = jax.tree.map(jnp.zeros_like, params)
-    gradient, _ = jax.lax.scan(add, zeros, self.evaluator.blocks(images, labels))
+    gradient, _ = jax.lax.scan(add, zeros, blocks)
     adapted, supports = self.evaluator.adapted, variables[COLLECTION]
     base = adapted.full_precision(variables['params'])
     return allele_values(adapted, base, supports, gradient)
 
-  def _loss(self, params: Any, subnet: BoundSubnet, batch: Batch) -> jax.Array:
+  def _loss(self, params: Any, subnet: BoundSubnet, inputs: jax.Array, batch: Batch) -> jax.Array:
     """The batch's summed cross-entropy, or expected number of errors, with other params."""
     subnet = subnet._replace(variables={**subnet.variables, 'params': params})
-    logits = self.evaluator.logits(subnet, batch.inputs)
+    logits = self.evaluator.logits(subnet, inputs)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
     costs = losses if self.fitness == 'loss' else 1 - jnp.exp(-losses)
     return jnp.sum(batch.is_image * costs)

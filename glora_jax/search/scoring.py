@@ -44,7 +44,7 @@ def make_scorer(
 
   Args:
     adapted: what `glora_jax.adapt` returned.
-    preprocess: function from images to inputs of the model, applied once.
+    preprocess: function from images to inputs of the model, applied to one block after another.
     chunk: number of candidates evaluated side by side by `vmap` on each device of the mesh's
       candidate axis; the one memory knob. None for 1 on CPU, where that was measured to be the
       fastest, and elsewhere for as many as `memory` holds (`fitting_chunk`), which is decided at
@@ -216,7 +216,7 @@ def make_image_scorer(
 
   Args:
     adapted: what `glora_jax.adapt` returned.
-    preprocess: function from images to inputs of the model, applied once.
+    preprocess: function from images to inputs of the model, applied to one block after another.
     chunk: number of candidates evaluated side by side; None for `default_chunk`.
     block: number of images evaluated at a time.
     classes: which classes an answer is taken among, bool [class]; None for all.

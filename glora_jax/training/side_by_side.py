@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from glora_jax import resident
 from glora_jax.limits import Domain, Limits, check_type, shown
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.supports import COLLECTION
@@ -126,6 +127,7 @@ def train_many(
     raise ValueError(f'runs={shown(runs)} must be a list of Trainings.')
   for number, run in enumerate(runs):
     _check_run(run, number, labels)
+  images, labels = resident.hold(None, (images, labels))
   last = recipe.epochs * recipe.steps_per_epoch(len(labels))
   groups = _grouped(runs)
   states: dict[int, TrainState] = {}

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.structures import cost, methods, plan, tuning
+from benchmarks.structures import cost, methods, plan, searched, tuning
 from benchmarks.structures import laboratory as lab
 from benchmarks.structures.__main__ import confirming_jobs
-from benchmarks.structures.jobs import Store
+from benchmarks.structures.jobs import Job, Store
 from benchmarks.structures.statistics import difference, headroom, rank_correlation
 from benchmarks.structures.tables import Row, best_of
 from glora_jax.method.genomes import count_params
@@ -166,6 +166,33 @@ def test_the_shared_program_trains_as_the_fixed_subnet_does():
   folded = [adapted.fold(variables, genome) for variables in (shared, fixed)]
   for first, second in zip(*map(jax.tree.leaves, folded), strict=True):
     np.testing.assert_allclose(first, second, atol=2e-5)
+
+
+@pytest.mark.slow
+def test_a_search_finds_a_subnet_within_the_budget_and_finetunes_it(monkeypatch):
+  small = dataclasses.replace(
+    searched.SEARCH, population=4, generations=1, parents=2, mutations=2, crossovers=2
+  )
+  monkeypatch.setattr(searched, 'SEARCH', small)
+  job = Job('digits', 'search', 9_216, 1.6e-2, 0, 4)
+  found = searched.search(job)
+  setting = lab.setting(job.task, job.seed, ranks=searched.RANKS)
+  adapted = setting.adapted
+  assert 0 < count_params(adapted.spec, found.genome) <= 9_216
+  trained, _ = adapted.fix(found.genome).split(found.variables)
+  before, _ = adapted.fix(found.genome).split(setting.variables)
+  moved = [
+    not np.array_equal(*arrays)
+    for arrays in zip(*map(jax.tree.leaves, (trained, before)), strict=True)
+  ]
+  assert all(moved)
+  scorer = lab.scorer(setting.num_classes, searched.RANKS)
+  data = lab.splits(job.task, job.seed)['val']
+  tuned, warm = (
+    scorer(variables, found.genome[None], *data)[1].mean()
+    for variables in (found.variables, setting.variables)
+  )
+  assert tuned < warm
 
 
 def test_cost_counts_epochs_that_were_not_measured_as_those_that_were(monkeypatch):

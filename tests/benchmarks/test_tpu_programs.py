@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +14,8 @@ from benchmarks.tpu_programs import decoder
 from benchmarks.tpu_programs.cases import Case
 from benchmarks.tpu_programs.collectives import collectives
 from benchmarks.tpu_programs.compilation import Kept, compiled, largest
+from glora_jax import resident
+from glora_jax.runs.planning.slices import find_slice
 
 HLO = """HloModule jit_steps, is_scheduled=true
 
@@ -111,6 +114,30 @@ def test_the_tpu_compiler_takes_a_program_and_is_asked_once(tmp_path):
   assert found['code'] > 0
   assert not found['collectives']
   assert compiled(case, Kept(str(tmp_path / 'kept.jsonl'))) == found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+  importlib.util.find_spec('libtpu') is None, reason='the TPU compiler is not there: libtpu'
+)
+def test_a_tpu_takes_batches_of_resident_images_without_a_copy_of_all():
+  one_chip = jax.sharding.SingleDeviceSharding(find_slice('v5e:1x1').devices()[0])
+  shape = functools.partial(jax.ShapeDtypeStruct, sharding=one_chip)
+  images, rows = shape((2048, 224, 224, 3), jnp.uint8), shape((48, 64), jnp.int32)
+  embed = nn.Conv(768, (16, 16), (16, 16), padding='VALID', dtype=jnp.bfloat16)
+  params = jax.eval_shape(embed.init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
+  params = jax.tree.map(lambda leaf: shape(leaf.shape, leaf.dtype), params)
+
+  @jax.jit
+  def sums(params, images, rows):
+    return jax.lax.map(lambda row: embed.apply(params, images[row]).sum(), rows)
+
+  def temporaries(images):
+    program = sums.lower(params, images, rows).compile()
+    return program.memory_analysis().temp_size_in_bytes
+
+  assert temporaries(resident.laid(images)) < images.size / 8
+  assert temporaries(images) > images.size / 2  # what there was before
 
 
 SMALL = decoder.Size(width=32, depth=2, heads=2, hidden=48, vocabulary=64, length=6)

@@ -18,6 +18,7 @@ from trees import randomized
 import glora_jax
 from benchmarks.tpu_programs.collectives import collectives
 from glora_jax import mesh as meshes
+from glora_jax import resident
 from glora_jax.method import sharded_arrays
 from glora_jax.method.draws import random_genomes, sample_genome
 from glora_jax.models.vit import ViT
@@ -157,6 +158,16 @@ assert trained <= reduced <= trained + 64, (reduced, trained)
 assert bytes_reduced()[0] > 64 * 64 * 4
 
 
+# Resident images, laid as on a TPU.
+is_on_tpus, resident.is_on_tpus = resident.is_on_tpus, lambda sharding: True
+resident._HALF_A_ROW = 8
+held = resident.hold(MESH, images)
+assert held.format.layout.major_to_minor == (0, 3, 1, 2)
+assert held.sharding.is_fully_replicated
+assert_trained_alike(fit(frozen, held, mesh=MESH, by_device=True), on_one_device)
+resident.is_on_tpus = is_on_tpus
+
+
 # A head alone, on features.
 def warm(variables, images=images, mesh=None, adapted=adapted):
   arguments = adapted, variables, images, labels, RECIPE, jax.random.key(4)
@@ -184,7 +195,7 @@ genomes = random_genomes(np.random.default_rng(0), adapted.spec, 3)
 expected_correct, expected_loss = scoring.make_scorer(adapted)(variables, genomes, images, labels)
 on_mesh = adapted.join(meshes.replicate(MESH, trainable), meshes.replicate(MESH, frozen))
 for model, placed, mesh in ((adapted, on_mesh, MESH), (gathering, on_fsdp, FSDP)):
-  correct, loss = scoring.make_scorer(model, mesh=mesh)(placed, genomes, images, labels)
+  correct, loss = scoring.make_scorer(model, mesh=mesh)(placed, genomes, held, labels)
   assert correct.sharding.is_fully_replicated
   np.testing.assert_array_equal(correct, expected_correct)
   np.testing.assert_allclose(loss, expected_loss, rtol=1e-4)

@@ -86,6 +86,25 @@ def test_one_compilation_serves_every_population_of_a_size():
     genomes = genomes[::-1].copy()
 
 
+@pytest.mark.parametrize('kind', ['scores', 'predictions'])
+def test_images_become_inputs_block_by_block(kind):
+  adapted, variables, genomes, images, _ = problem('mlp', 'up_front')
+
+  def temporaries(number):
+    many = np.zeros((number, *images.shape[1:]), np.uint8)
+    if kind == 'scores':
+      scorer = scoring.make_scorer(adapted, jnp.float32, chunk=1, block=8)
+      lowered = scorer.lower(variables, genomes, many, np.zeros(number, np.int32))
+    else:
+      predictor = scoring.make_predictor(adapted, jnp.float32, block=8)
+      lowered = predictor.lower(variables, genomes[0], many)
+    return lowered.compile().memory_analysis().temp_size_in_bytes
+
+  numbers_of_an_image = images[0].size
+  grown = temporaries(4096) - temporaries(8)
+  assert grown < 4096 * 4 * numbers_of_an_image / 2
+
+
 def test_image_scores_add_up():
   adapted, *arguments = problem('mlp', 'lazy')
   right, losses = scoring.make_image_scorer(adapted, chunk=3, block=8)(*arguments)

@@ -16,6 +16,7 @@ from glora_jax.runs.programs import Program, Workload, program
 from glora_jax.runs.run import Run
 
 TRAININGS = ('supernet', 'subnet', 'head')
+MANY = 'train_many'
 
 
 class Cost(NamedTuple):
@@ -49,7 +50,8 @@ def cost_of(name: str, run: Run, workload: Workload = Workload()) -> Cost:
   """
   made = program(name, run, workload)
   traced = made.function.trace(*made.arguments)
-  results = 0 if name in TRAININGS else bytes_of(traced.out_info)  # in the place of arguments
+  is_training = name in (*TRAININGS, MANY)
+  results = 0 if is_training else bytes_of(traced.out_info)  # in the place of arguments
   batches = _streamed(made)
   return Cost(
     count(traced.jaxpr).total / _images(made, run),
@@ -73,6 +75,8 @@ def _images(made: Program, run: Run) -> int:
   if made.name in TRAININGS:
     images, _, indices, _ = arguments[-4:]
     return math.prod(images.shape[:2] if indices is None else indices.shape)
+  if made.name == MANY:
+    return math.prod(arguments[4].shape)
   if made.name == 'scoring':
     return run.settings.search.population * len(arguments[2])
   if made.name == 'allocation':
@@ -113,7 +117,7 @@ def memory_by_batch(once: Cost, name: str, workload: Workload, run: Run) -> Line
 
   Args:
     once: its cost by the run's recipe.
-    name: 'supernet' or 'subnet'.
+    name: 'supernet', 'subnet' or 'train_many'.
     workload: what it trains, by which section of the config.
     run: a run of one device.
   """

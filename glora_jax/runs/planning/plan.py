@@ -29,7 +29,9 @@ from glora_jax.runs.batch_sizes import fit_batches
 from glora_jax.runs.config import RunSettings, check_config
 from glora_jax.runs.disk_room import STATES_OF_ADAM, bytes_of, least_bytes
 from glora_jax.runs.lifecycle import count
+from glora_jax.runs.planning.comparison_stages import stages_of_comparison
 from glora_jax.runs.planning.costs import (
+  MANY,
   Cost,
   Line,
   bytes_by_kind,
@@ -54,8 +56,9 @@ def plan(
   """What a run will take, before any of it runs.
 
   Args:
-    config: a config with the fields of `config.default_config`, of one run. Its images and weights
-      are read, or fetched where they are not there: they say how many steps there are, and of what.
+    config: a config with the fields of `config.default_config`, of one run or of a comparison. Its
+      images and weights are read, or fetched where they are not there: they say how many steps
+      there are, and of what.
     topology: name of a TPU slice, 'v5e:2x4' for instance; None for the machine at hand.
     compiled: whether memory is asked of the TPU compiler, which takes minutes for each program of a
       large model; only with a topology.
@@ -77,13 +80,14 @@ def plan(
     >>> [(stage.name, stage.steps) for stage in planned.stages]
     [('baselines', 6000), ('training', 6000), ('test', 0)]
   """
-  if (job := config.get('job')) != 'adapt':
-    raise ValueError(f"job={shown(job)} has no plan; give a run, whose job is 'adapt'.")
+  if (job := config.get('job')) not in ('adapt', 'compare'):
+    raise ValueError(f'job={shown(job)} has no plan; give a run or a comparison.')
   settings = check_config(config)
   if compiled and topology is None:
     raise ValueError('The TPU compiler compiles for a slice; give a topology, as v5e:2x4.')
   meshes.initialize(**dataclasses.asdict(settings.distributed))
   machine = machine_of(topology, settings.mesh.devices, settings.model.dtype)
+  early_checks.check_devices(settings, machine.devices)
   name, run = _shape_of(settings, machine)
   planned = plan_of(run, name, machine)
   _require_room(planned, run.settings)
@@ -186,7 +190,8 @@ def plan_of(run: Run, name: str, machine: Machine) -> Plan:
 def _parts(run: Run) -> tuple[Stage, ...]:
   """The parts of a run's stages."""
   counts = {split: len(data.labels) for split, data in run.splits.items()}
-  return tuple(stages_of(run.settings, counts))
+  compares = run.settings.job == 'compare'
+  return tuple((stages_of_comparison if compares else stages_of)(run.settings, counts))
 
 
 def _workload(part: Stage, machine: Machine) -> Workload:
@@ -275,6 +280,8 @@ def _advice(stage: PlannedStage, settings: RunSettings) -> Iterator[str]:
   if section := stage.section:
     yield f'lower {section}.batch_size={getattr(settings, section).batch_size}'
     yield f'raise {section}.accumulate'
+    if stage.program == MANY:
+      yield 'give fewer compare.seeds or compare.rates'
     if model.remat != 'nothing_saveable':
       yield "give model.remat='nothing_saveable'"
     return

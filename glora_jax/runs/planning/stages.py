@@ -54,7 +54,7 @@ def stages_of(settings: RunSettings, counts: Mapping[str, int]) -> Iterator[Stag
   rows = dict.fromkeys(('linear', *settings.presets))
   rows.pop(settings.structure, None)
   if is_searched:
-    steps = _steps(settings.supernet, train)
+    steps = steps_of(settings.supernet, train)
     workload = Workload(section='supernet')
     yield Stage('supernet', 'supernet', workload, steps, steps * settings.supernet.batch_size)
   for row in rows:
@@ -77,7 +77,7 @@ def _search(settings: RunSettings, counts: Mapping[str, int]) -> Iterator[Stage]
   recipe = settings.finetune
   if is_honest and recipe.epochs:
     choice = counts['train'] if recipe.on == 'train+val' else 0  # how many epochs are best
-    steps = _steps(recipe, counts[recipe.on]) + (_steps(recipe, choice) if choice else 0)
+    steps = steps_of(recipe, counts[recipe.on]) + (steps_of(recipe, choice) if choice else 0)
     workload = Workload(subnet=SEARCH, section='finetune')
     yield Stage('finetune', 'subnet', workload, steps, steps * recipe.batch_size)
 
@@ -87,10 +87,11 @@ def _alone(name: str, subnet: str, settings: RunSettings, number: int) -> Stage:
   recipe = settings.recipe_alone
   if subnet == GRADIENT:
     recipe = settings.allocation.shortened(recipe)
-  steps = _steps(recipe, number)
+  steps = steps_of(recipe, number)
   workload = Workload(subnet=subnet, section=settings.section_alone)
   return Stage(name, 'subnet', workload, steps, steps * recipe.batch_size)
 
 
-def _steps(recipe: Recipe, number: int) -> int:
+def steps_of(recipe: Recipe, number: int) -> int:
+  """Steps of a training on so many images."""
   return recipe.epochs * recipe.steps_per_epoch(number)
