@@ -79,15 +79,15 @@ def check_stages(run: Run, counts: Mapping[str, int]) -> None:
     FileNotFoundError: a structure's file is not there.
     OSError: there is too little room on the disk.
   """
-  check_devices(run.settings, 1 if run.mesh is None else run.mesh.size)
+  check_devices(run.settings, are_several=run.mesh is not None)
   check_shapes(run, counts)
   _check_folded(run)
   disk_room.check_workdir(run.workdir, disk_room.bytes_to_write(run))
 
 
-def check_devices(settings: RunSettings, number: int) -> None:
+def check_devices(settings: RunSettings, *, are_several: bool) -> None:
   """Raises ValueError where a comparison has several devices."""
-  if settings.job == 'compare' and number > 1:
+  if settings.job == 'compare' and are_several:
     raise ValueError(
       'A comparison trains side by side on one device; give --config.mesh.devices=one.'
     )

@@ -87,7 +87,7 @@ def plan(
     raise ValueError('The TPU compiler compiles for a slice; give a topology, as v5e:2x4.')
   meshes.initialize(**dataclasses.asdict(settings.distributed))
   machine = machine_of(topology, settings.mesh.devices, settings.model.dtype)
-  early_checks.check_devices(settings, machine.devices)
+  early_checks.check_devices(settings, are_several=machine.devices > 1)
   name, run = _shape_of(settings, machine)
   planned = plan_of(run, name, machine)
   _require_room(planned, run.settings)
