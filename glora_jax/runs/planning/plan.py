@@ -270,12 +270,24 @@ def _require_room(planned: Plan, settings: RunSettings) -> None:
   raise ValueError(
     f'{worst.name} takes about {worst.held / GIBIBYTE:,.1f} GiB of each of the {machine.devices} '
     f'devices ({machine.name}), which have {machine.memory / GIBIBYTE:,.1f};{fits} '
-    f'{", ".join(_advice(worst, settings))}, or take more devices.'
+    f'{_either(*_advice(worst, settings))}.'
   )
 
 
+def _either(*options: str) -> str:
+  """Options in words."""
+  *others, last = options
+  return f'{", ".join(others)}, or {last}' if others else last
+
+
 def _advice(stage: PlannedStage, settings: RunSettings) -> Iterator[str]:
-  """What would make a stage smaller."""
+  """What would make a stage smaller, or its part of a device."""
+  yield from _smaller(stage, settings)
+  if settings.job != 'compare':  # which has one device
+    yield 'take more devices'
+
+
+def _smaller(stage: PlannedStage, settings: RunSettings) -> Iterator[str]:
   model = settings.model
   if section := stage.section:
     yield f'lower {section}.batch_size={getattr(settings, section).batch_size}'
