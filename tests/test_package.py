@@ -51,6 +51,12 @@ def test_the_first_pages_of_the_command_load_no_jax():
     assert 'jax' not in page.splitlines()[-1].split()
 
 
+def test_runs_load_no_library_of_a_single_task():
+  loaded = run('import sys, glora_jax.runs.lifecycle; print(*sys.modules)').split()
+  assert 'glora_jax.data.tasks.digits' in loaded
+  assert not {'sklearn', 'pandas', 'matplotlib'} & {*loaded}
+
+
 def test_every_public_name_resolves_in_a_fresh_process_and_is_listed():
   listed = run(
     'import glora_jax; names = dir(glora_jax);'

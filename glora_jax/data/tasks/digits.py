@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
-import sklearn.datasets
 import tensorflow_datasets as tfds
 from PIL import Image
 
@@ -50,6 +49,8 @@ class Digits(tfds.core.GeneratorBasedBuilder):
     }
 
   def _generate_examples(self, indices: Iterable[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+    import sklearn.datasets  # which takes longer than all else that a command imports
+
     scans, labels = sklearn.datasets.load_digits(return_X_y=True)
     for index in indices:
       pixels = (scans[index].reshape(8, 8) * 255 / _HIGHEST_LEVEL).round().astype(np.uint8)
