@@ -37,9 +37,12 @@ def hold(mesh: jax.sharding.Mesh | None, tree: Any) -> Any:
     >>> held.format.layout.major_to_minor  # (0, 3, 1, 2) on a TPU
     (0, 1, 2, 3)
   """
-  if mesh is not None:
-    return jax.tree.map(laid, meshes.replicate(mesh, tree))
-  return jax.tree.map(lambda leaf: laid(jnp.asarray(leaf)), tree)
+  placed = jax.tree.map(_as_array, tree) if mesh is None else meshes.replicate(mesh, tree)
+  return jax.tree.map(laid, placed)
+
+
+def _as_array(leaf: Any) -> Any:
+  return leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jnp.asarray(leaf)
 
 
 def laid(array: Any) -> Any:

@@ -64,8 +64,8 @@ def search(job: Job) -> Found:
 
   steps = lab.program(setting.num_classes, finetuning, ranks=RANKS)
   state = lab.start_state(trainable, finetuning, FINETUNING_RATE * job.rate)
-  frozen = {**frozen, 'genome': jnp.asarray(genome)}
-  trainable = lab.fit(steps, trainable, state, frozen, setting.train, finetuning, keys[2])
-  variables = adapted.join(trainable, {k: v for k, v in frozen.items() if k != 'genome'})
+  fixed = {**frozen, 'genome': jnp.asarray(genome)}
+  trainable = lab.fit(steps, trainable, state, fixed, setting.train, finetuning, keys[2])
+  variables = adapted.join(trainable, frozen)
   times.append(time.perf_counter())
   return Found(genome, variables, tuple(np.diff(times).tolist()))

@@ -11,9 +11,8 @@ from glora_jax.runs.planning.slices import find_slice
 from glora_jax.runs.programs import MAKERS, Program, Workload, program, shape_of_run, training_of
 from glora_jax.runs.run import Run, Stream
 from glora_jax.runs.sections import MeshSettings, ModelSettings, SpaceSettings
-from glora_jax.runs.stages.many_starts import FullFineTuning
+from glora_jax.runs.stages.many_starts import FullFineTuning, loss_of_finetuning
 from glora_jax.runs.stages.training import TrainingStage
-from glora_jax.training.losses import subnet_loss
 from glora_jax.training.recipe import Recipe
 
 COUNTS = {'train': 800, 'val': 200, 'test': 1000}
@@ -109,5 +108,5 @@ def finetuning(run: Run) -> Program:
   """All weights trained by the supernet's recipe, with its augmentation and drop path."""
   stage = TrainingStage(FINETUNING, run.settings.supernet, Stream.SUPERNET, run.train_split)
   learner = FullFineTuning(run.adapted)
-  loss_fn = subnet_loss(learner, run.augmented, **run.loss_options)
+  loss_fn = loss_of_finetuning(run, learner)
   return Program(FINETUNING, *training_of(run, stage, run.variables, learner, loss_fn))

@@ -34,7 +34,7 @@ from glora_jax.runs.run import STREAMED_BLOCK, Place, Run, Stream
 from glora_jax.runs.sections import GENOME_ENDING, GRADIENT, NO_PRESETS, SEARCH
 from glora_jax.runs.stages.allocation import loss_of, shape_of_folds
 from glora_jax.runs.stages.heads import head_stage
-from glora_jax.runs.stages.many_starts import FullFineTuning, Learner
+from glora_jax.runs.stages.many_starts import FullFineTuning, Learner, loss_of_finetuning
 from glora_jax.runs.stages.training import STEPS_PER_DISPATCH, TrainingStage, learner_of
 from glora_jax.runs.structures import named_genome
 from glora_jax.search.allocate import passes_of
@@ -44,7 +44,6 @@ from glora_jax.search.scoring import make_predictor, make_scorer
 from glora_jax.training.adapter_loss import prepare
 from glora_jax.training.batches import MOST_STREAMED_STEPS, steps_per_call
 from glora_jax.training.loop import LossFn, make_steps
-from glora_jax.training.losses import subnet_loss
 from glora_jax.training.side_by_side import make_steps_of_runs, start_of_runs
 
 Shape = jax.ShapeDtypeStruct
@@ -287,7 +286,7 @@ def _train_many(run: Run, workload: Workload) -> _Made:
   stage, place = _stage_alone(run, workload)
   if workload.subnet == 'finetuning':
     learner = FullFineTuning(run.adapted)
-    loss_fn = subnet_loss(learner, run.augmented, **run.loss_options)
+    loss_fn = loss_of_finetuning(run, learner)
   else:
     learner, loss_fn = learner_of(run, stage)
   number, runs = _number(run, stage.split), workload.side_by_side
@@ -317,8 +316,7 @@ def _scored(run: Run, split: str) -> tuple[Shape, Shape]:
 
 def _held(run: Run, images: Shape, number: int) -> tuple[Shape, Shape]:
   """So many images that stay on the devices, and their labels."""
-  shapes = images, Shape((number,), jnp.int32)
-  return shapes if run.mesh is None else resident.hold(run.mesh, shapes)
+  return resident.hold(run.mesh, (images, Shape((number,), jnp.int32)))
 
 
 def _genomes(run: Run, *axes: int) -> Shape:

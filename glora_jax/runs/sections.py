@@ -75,6 +75,11 @@ def check_method(name: str) -> None:
     check_preset_name(name)
 
 
+def has_budget(method: str) -> bool:
+  """Whether a method of a comparison is what a budget makes of it, and has a row for each."""
+  return method in (SEARCH, GRADIENT) or ':rising' in method
+
+
 def check_row(name: str) -> None:
   """Checks the name of what a run trains beside its winner.
 
@@ -334,7 +339,7 @@ class Comparison:
   )
 
   def __post_init__(self):
-    if not any(name in (SEARCH, GRADIENT) or ':rising' in name for name in self.methods):
+    if not any(map(has_budget, self.methods)):
       return
     if not self.budgets or list(self.budgets) != sorted(set(self.budgets)):
       raise ValueError(

@@ -203,9 +203,8 @@ class Evaluator:
     check_labelled(images, labels)
     check_whole_numbers(labels)
     number = len(labels)
-    rows = _in_blocks(number, self._block_size(number, self.data_shards))
-    held = np.minimum(rows, number - 1)
-    blocks = Batch(jnp.asarray(held), jnp.asarray(labels)[held], jnp.asarray(rows < number))
+    rows, is_image = _in_blocks(number, self._block_size(number, self.data_shards))
+    blocks = Batch(jnp.asarray(rows), jnp.asarray(labels)[rows], jnp.asarray(is_image))
     dealt = jax.tree.map(lambda part: self._place(part, None, self._data_axes), blocks)
     return self._place(jnp.asarray(images)), dealt
 
@@ -309,8 +308,8 @@ class Evaluator:
         probabilities=jax.nn.softmax(logits).max(-1),
       )
 
-    rows = _in_blocks(number, self._block_size(number, devices))
-    by_block = jax.lax.map(predict, jnp.asarray(np.minimum(rows, number - 1)))
+    rows, _ = _in_blocks(number, self._block_size(number, devices))
+    by_block = jax.lax.map(predict, jnp.asarray(rows))
     return jax.tree.map(lambda part: self._place(part.reshape(-1)[:number]), by_block)
 
   def _block_size(self, number: int, shards: int) -> int:
@@ -346,14 +345,18 @@ def ceil_div(number: int, divisor: int) -> int:
   return -(-number // divisor)
 
 
-def _in_blocks(number: int, size: int) -> np.ndarray:
-  """The numbers of so many images, int32 [block, size]; those of the last block go on beyond.
+def _in_blocks(number: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+  """The numbers of so many images in blocks, int32, and whether each is one, bool [block, size].
+
+  The last image fills up the last block.
 
   Example:
-    >>> _in_blocks(5, 3).tolist()
-    [[0, 1, 2], [3, 4, 5]]
+    >>> rows, is_image = _in_blocks(5, 3)
+    >>> rows.tolist(), is_image.sum().item()
+    ([[0, 1, 2], [3, 4, 4]], 5)
   """
-  return np.arange(ceil_div(number, size) * size, dtype=np.int32).reshape(-1, size)
+  rows = np.arange(ceil_div(number, size) * size, dtype=np.int32).reshape(-1, size)
+  return np.minimum(rows, number - 1), rows < number
 
 
 def _vmapped(chunk: int) -> int | None:

@@ -53,7 +53,7 @@ class Evolution:
   Example:
     >>> from glora_jax import Evolution
     >>> search = Evolution(population=20, generations=5, mutations=10, crossovers=10)
-    >>> search.population * (search.generations + 1)
+    >>> search.evaluations
     120
   """
 
@@ -75,3 +75,8 @@ class Evolution:
         f'mutations={self.mutations} and crossovers={self.crossovers} are more than '
         f'population={self.population}; lower them.'
       )
+
+  @property
+  def evaluations(self) -> int:
+    """Subnets that are scored, in all generations together."""
+    return self.population * (self.generations + 1)

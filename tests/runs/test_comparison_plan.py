@@ -2,10 +2,8 @@
 
 import dataclasses
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
+from called import Called, raise_arguments, shapes
 from tiny_runs import changed
 
 import glora_jax
@@ -116,21 +114,6 @@ def test_a_comparison_is_planned_for_one_device(run_config):
   config = changed(run_config, job='compare', presets=(), budget=None)
   with pytest.raises(ValueError, match=r'on one device; give --config.mesh.devices=one'):
     glora_jax.plan(config, 'v5e:2x2')
-
-
-class Called(Exception):
-  """What the compiled steps were called with."""
-
-
-def raise_arguments(*arguments):
-  """Stands for compiled steps that are not to run."""
-  raise Called(*arguments)
-
-
-def shapes(arguments):
-  """Structure, and the shape and type of every array."""
-  leaves, structure = jax.tree.flatten(arguments)
-  return structure, [(np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves]
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from called import Called, raise_arguments, shapes
 from tiny_runs import changed
 
 from glora_jax.models.vit import ViT
@@ -56,21 +57,6 @@ def test_what_accelerators_cannot_do_well_is_found():
     assert 'xf64>' in hindrances(exported(jax.jit(jnp.sin), np.ones(3)))
   with pytest.raises(NotImplementedError, match='callback'):
     exported(jax.jit(lambda x: jax.pure_callback(np.sin, x, x)), jnp.ones(3))
-
-
-class Called(Exception):
-  """What a stage called a program with."""
-
-
-def raise_arguments(*arguments):
-  """Stands for a compiled program that is not to run."""
-  raise Called(*arguments)
-
-
-def shapes(arguments):
-  """Structure, and the shape and type of every array."""
-  leaves, structure = jax.tree.flatten(arguments)
-  return structure, [(np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves]
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from glora_jax.runs.config import RunSettings
 from glora_jax.runs.planning.stages import PASSES, Stage, steps_of
 from glora_jax.runs.programs import Workload
-from glora_jax.runs.sections import GRADIENT, SEARCH
+from glora_jax.runs.sections import GRADIENT, SEARCH, has_budget
 from glora_jax.runs.stages.prior import MOST_IMAGES
 from glora_jax.training.recipe import Recipe
 
@@ -39,8 +39,7 @@ class _Method:
   @property
   def rows(self) -> tuple[int | None, ...]:
     """The rows of the table that it makes, by their budget."""
-    is_chosen = self.name in (SEARCH, GRADIENT) or ':rising' in self.name
-    return self.budgets if is_chosen else (None,)
+    return self.budgets if has_budget(self.name) else (None,)
 
   def part(self, program: str, workload: Workload, steps: int, images: int) -> Stage:
     """A part of its stage."""
@@ -99,13 +98,13 @@ def _parts(method: _Method, settings: RunSettings, counts: Mapping[str, int]) ->
 
 def _searched(method: _Method, settings: RunSettings, counts: Mapping[str, int]) -> Iterator[Stage]:
   """Supernets side by side, and in each a search for each budget, whose subnet is finetuned."""
-  recipe, finetune, search = settings.supernet, settings.finetune, settings.search
+  recipe, finetune = settings.supernet, settings.finetune
   shorter = dataclasses.replace(recipe, epochs=recipe.epochs - finetune.epochs)
   supernets = Workload(subnet=None, section='supernet', side_by_side=method.trials)
   yield method.trained(supernets, shorter, counts['train'])
   times = method.trials * len(method.rows)
-  candidates = search.population * (search.generations + 1)
-  yield method.part('scoring', Workload(), 0, times * candidates * counts['val'])
+  images = times * settings.search.evaluations * counts['val']
+  yield method.part('scoring', Workload(), 0, images)
   alone = Workload(subnet=SEARCH, section='finetune', side_by_side=1)
   yield method.trained(alone, finetune, counts['train'], times)
 

@@ -71,8 +71,7 @@ def stages_of(settings: RunSettings, counts: Mapping[str, int]) -> Iterator[Stag
 def _search(settings: RunSettings, counts: Mapping[str, int]) -> Iterator[Stage]:
   """The search, and the finetuning of what it found."""
   is_honest = settings.protocol == 'honest'
-  candidates = settings.search.population * (settings.search.generations + 1)
-  images = candidates * counts['val' if is_honest else 'test']
+  images = settings.search.evaluations * counts['val' if is_honest else 'test']
   yield Stage('search', 'scoring', Workload(), 0, images)
   recipe = settings.finetune
   if is_honest and recipe.epochs:

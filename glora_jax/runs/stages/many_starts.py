@@ -24,6 +24,7 @@ from glora_jax.runs.run import Run, Stream, stream_key
 from glora_jax.runs.stages.training import loss_of_supernet
 from glora_jax.runs.workdir import Stopped
 from glora_jax.training.head_alone import HeadAlone
+from glora_jax.training.loop import LossFn
 from glora_jax.training.losses import subnet_loss
 from glora_jax.training.recipe import Recipe
 from glora_jax.training.side_by_side import Training, subnet_runs, train_many
@@ -68,6 +69,11 @@ class FullFineTuning(Subnet):
 
 
 Learner = Adapted | Subnet
+
+
+def loss_of_finetuning(run: Run, learner: FullFineTuning) -> LossFn:
+  """The loss of full fine-tuning, with the augmentation of all others."""
+  return subnet_loss(learner, run.augmented, **run.loss_options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +197,7 @@ def _trainings(run: Run, batch: Batch) -> list[Training]:
     if isinstance(learner, HeadAlone):
       loss = learner.loss()
     elif isinstance(learner, FullFineTuning):
-      loss = subnet_loss(learner, run.augmented, **run.loss_options)
+      loss = loss_of_finetuning(run, learner)
     else:
       loss = loss_of_supernet(run)
     halves = [learner.split(start) for start in batch.starts]
