@@ -1,8 +1,8 @@
 """One training step: the supernet, fixed presets and their peers, against full fine-tuning.
 
   pip install -e '.[peers]' peft qwix   # what is not installed is left out
-  python -m benchmarks.supernet_step [--shape Ti|B] [--remat POLICY] [--repeats 7]
-                                     [--only NAME ...] [--quick]
+  python -m benchmarks.supernet_step [--shape Ti|B] [--remat POLICY] [--unroll BLOCKS]
+                                     [--repeats 7] [--only NAME ...] [--quick]
 
 `--shape Ti` (the default) is ViT-Ti/16 at 96 pixels in float32, for two CPU cores; `--shape B` is
 ViT-B/16 at 224 in bfloat16, for a GPU. Batch 64, 10 classes, AdamW, rank 4, the head always
@@ -168,6 +168,9 @@ def parse_arguments() -> argparse.Namespace:
   parser.add_argument(
     '--remat', help='policy of jax.checkpoint_policies for all JAX rows; dots_saveable for instance'
   )
+  parser.add_argument(
+    '--unroll', type=int, default=1, help='blocks in a step of the scan over them, for all JAX rows'
+  )
   parser.add_argument('--repeats', type=int, default=7)
   parser.add_argument(
     '--only',
@@ -184,7 +187,7 @@ def main() -> None:
   arguments = parse_arguments()
   os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')  # torch shares the card
   shape = QUICK_SHAPE if arguments.quick else SHAPES[arguments.shape]
-  shape = shape._replace(model=shape.model.clone(remat=arguments.remat))
+  shape = shape._replace(model=shape.model.clone(remat=arguments.remat, unroll=arguments.unroll))
   repeats = QUICK_REPEATS if arguments.quick else arguments.repeats
   if arguments.quick:
     peak_side = QUICK_SIDE
@@ -205,6 +208,7 @@ def main() -> None:
     'quick': arguments.quick,
     'shape': arguments.shape,
     'remat': arguments.remat,
+    'unroll': arguments.unroll,
     'repeats': repeats,
   }
   print_result('supernet_step', {**settings, **result(measured)})

@@ -35,6 +35,7 @@ vit_fields = st.fixed_dictionaries(
     'activation': near(st.sampled_from(['gelu', 'gelu_tanh', 'relu'])),
     'dtype': near(st.sampled_from([None, 'float32', 'bfloat16', 'int8', 'x'])),
     'remat': near(st.sampled_from([None, 'dots_saveable', 'x'])),
+    'unroll': near(counts),
   },
 )
 facts = st.fixed_dictionaries(

@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from glora_jax.method.equation import thin_output
 from glora_jax.method.groups import Group
 from glora_jax.method.layout import LINEAR_MODULES, Layout
 from glora_jax.method.merge import fold, merge_biases, merge_layers
@@ -24,6 +23,7 @@ from glora_jax.method.occurring import Occurring
 from glora_jax.method.site import Site
 from glora_jax.method.space import TENSORS, WEIGHT_TENSORS, Tensor
 from glora_jax.method.supports import SUPPORTS, support_shapes
+from glora_jax.method.thin import thin_layer
 from glora_jax.tree import get, replace
 
 _PREFIX = 'glora_'  # of the keys in the params under which grafts lie
@@ -71,9 +71,13 @@ class Graft:
     plain = type(module) is nn.Dense and module.dot_general is module.dot_general_cls is None
     if plain and self.is_thin:
       bare = module.clone(parent=None, use_bias=False)
-      product: Any = bare.apply({'params': {'kernel': kernel}}, *call.args, **call.kwargs)
       inputs = call.args[0] if call.args else call.kwargs['inputs']
-      return thin_output(inputs, product, bias, supports, alleles, self.ranks, self.used)
+
+      def product(inputs: jax.Array, kernel: jax.Array) -> Any:
+        return bare.apply({'params': {'kernel': kernel}}, inputs)
+
+      part = {n: value for n, value in supports.items() if SUPPORTS[n].tensor in self.used}
+      return thin_layer(product, inputs, kernel, bias, part, alleles, self.ranks)
 
     kernel, bias = merge_layers(kernel, bias, supports, alleles, self.layout, self.ranks)
     return call.with_params(kernel=kernel, **({} if bias is None else {'bias': bias}))

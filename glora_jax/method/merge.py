@@ -18,7 +18,7 @@ from glora_jax.method.layout import Layout
 from glora_jax.tree import flatten, get, update
 
 
-@functools.partial(jax.jit, static_argnames=('layout', 'ranks'), inline=True)
+@functools.partial(jax.jit, static_argnames=('layout', 'ranks', 'product'), inline=True)
 def merge_layers(
   kernel: jax.Array,
   bias: jax.Array | None,
@@ -26,6 +26,7 @@ def merge_layers(
   alleles: jax.Array,
   layout: Layout,
   ranks: tuple[int, ...],
+  product: equation.Product | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
   """`equation.effective` over a kernel of any layout.
 
@@ -36,11 +37,13 @@ def merge_layers(
     alleles: their alleles, int [stack..., 5].
     layout: which axes of the kernel and bias are stack, input and output.
     ranks: LoRA ranks that the codes stand for.
+    product: of the two factors of a LoRA, as of `equation.effective`.
 
   Returns:
     The merged kernel and bias, in their shapes; None without bias.
   """
-  function = _over_stack(functools.partial(equation.effective, ranks=ranks), layout)
+  effective = functools.partial(equation.effective, ranks=ranks, product=product)
+  function = _over_stack(effective, layout)
   vectors = None if bias is None else layout.vectors(bias)
   merged, merged_vectors = function(layout.matrices(kernel), vectors, supports, alleles)
   kernel = layout.kernel(merged, kernel.shape)
@@ -92,6 +95,7 @@ def fold(groups: Sequence[Group], params: Any, supports: Any, genome: jax.Array)
         alleles,
         site.layout,
         group.space.ranks,
+        equation.low_rank_product,
       )
       paths = (site.kernel_path, site.bias_path)
       changes |= {path: value for path, value in zip(paths, merged, strict=True) if path}

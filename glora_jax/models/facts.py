@@ -123,6 +123,7 @@ _FIELDS: Mapping[str, _Fact] = {
   'drop_path': _Fact(_is_share, 'at least 0 and below 1'),
   'dtype': _Fact(_is_dtype, 'a floating-point type'),
   'remat': _Fact(_is_policy, 'the name of a policy in jax.checkpoint_policies'),
+  'unroll': _COUNT,
 }
 
 

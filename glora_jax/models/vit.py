@@ -66,6 +66,8 @@ class ViT(nn.Module):
       parameters and inputs.
     remat: name of a `jax.checkpoint_policies` policy to rematerialize each block with,
       'nothing_saveable' for instance; None keeps all activations.
+    unroll: how many blocks a step of the scan over them has. All of them (`depth`) spare the copies
+      of activations that a scan makes, for more memory and a longer compilation.
 
   Example:
     >>> model = ViT(num_classes=10, patch_size=4, width=16, depth=2, num_heads=2)
@@ -92,6 +94,7 @@ class ViT(nn.Module):
   activation: Activation = 'gelu'
   dtype: DTypeLike | None = None
   remat: str | None = None
+  unroll: int = 1
 
   @nn.compact
   def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
@@ -160,6 +163,7 @@ class ViT(nn.Module):
     blocks = nn.scan(
       block,
       length=self.depth,
+      unroll=min(self.unroll, self.depth),
       variable_axes={'params': 0, 'intermediates': 0},
       split_rngs={'params': True, 'drop_path': True},
       in_axes=0 if dropping else nn.broadcast,
@@ -201,6 +205,8 @@ class ViT(nn.Module):
       )
     if self.pool not in POOLS:
       raise ValueError(f"pool='{self.pool}' is unknown; it is one of {', '.join(POOLS)}.")
+    if self.unroll < 1:
+      raise ValueError(f'unroll={self.unroll} is no number of blocks; give 1 or more.')
     if 'token' in self.pool and not self.class_token:
       raise ValueError(
         f"pool='{self.pool}' reads the class token, but class_token=False; use pool='gap' or "
@@ -237,7 +243,7 @@ def vit(size: str, num_classes: int, **fields: Any) -> ViT:
 
 
 # Fields that say how a model is run, and nothing of its parameters; two are Flax's own.
-RUN_TIME_FIELDS = ('parent', 'name', 'dtype', 'remat', 'drop_path')
+RUN_TIME_FIELDS = ('parent', 'name', 'dtype', 'remat', 'unroll', 'drop_path')
 
 
 def describe(model: ViT) -> dict[str, Any]:

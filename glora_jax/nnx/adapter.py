@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from glora_jax.mesh import replicated
-from glora_jax.method import equation
+from glora_jax.method import thin
 from glora_jax.method.gathering import gather_over
 from glora_jax.method.groups import Group
 from glora_jax.method.layout import Layout
@@ -185,9 +185,9 @@ def thin_output(
   adapter: Adapter, member: int, kernel: jax.Array, inputs: jax.Array, product: jax.Array
 ) -> jax.Array:
   """What a layer without a LoRA for A adds to x W [..., out], of inputs [..., in]."""
-  _, part, alleles = _left(adapter, member, kernel, WEIGHT_TENSORS)
-  ranks, used = adapter.group.space.ranks, adapter.recipe.occurring.tensors
-  return equation.thin_output(inputs, product, None, part, alleles, ranks, used)
+  used = set(WEIGHT_TENSORS) & set(adapter.recipe.occurring.tensors)
+  _, part, alleles = _left(adapter, member, kernel, used)
+  return thin.thin_output(inputs, product, None, part, alleles, adapter.group.space.ranks)
 
 
 def local_layout(adapter: Adapter, member: int, kernel: jax.Array) -> Layout:

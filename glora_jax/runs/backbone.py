@@ -57,6 +57,7 @@ def load_backbone(
   model = model.clone(
     drop_path=settings.drop_path,
     remat=settings.remat,
+    unroll=settings.unroll,
     dtype=None if settings.dtype == 'float32' else settings.dtype,
   )
   if not isinstance(metadata['image_size'], int):

@@ -189,6 +189,11 @@ class ModelSettings:
     None,
     'policy of `jax.checkpoint_policies` for activations; None keeps all of them',
   )
+  unroll: int = field(
+    1,
+    'blocks in a step of the scan over them; the depth is fastest on CPU, and compiles longest',
+    at_least=1,
+  )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -464,33 +464,35 @@ def test_fixed_subnets_equal_their_genomes_whatever_the_union_over_a_stack(vit):
     assert_close(jax.jit(adapted.fix(genome).apply)(variables, images), logits)
 
 
-def made(jaxpr):
-  """Shapes of all products and sums of a program."""
+def summed_over(jaxpr, number):
+  """Shapes of all matrix products of a program in which so many numbers are summed up."""
   for equation in jaxpr.eqns:
-    if equation.primitive.name in ('dot_general', 'add', 'mul', 'add_any'):
-      yield from (variable.aval.shape for variable in equation.outvars)
+    if equation.primitive.name == 'dot_general':
+      (contracted, _), _ = equation.params['dimension_numbers']
+      if np.prod([equation.invars[0].aval.shape[axis] for axis in contracted]) == number:
+        yield equation.outvars[0].aval.shape
     for inner in jax.core.jaxprs_in_params(equation.params):
-      yield from made(inner)
+      yield from summed_over(inner, number)
 
 
-def test_a_fixed_lora_forms_no_array_of_the_kernels_size_but_the_kernel(vit):
-  """Neither a merged kernel nor its gradient: the only products are with the kernel itself and the
-  thin factors."""
+def test_a_fixed_lora_sums_no_gradient_of_the_kernels_size_over_tokens(vit):
   adapted, variables, images = vit
   subnet = adapted.fix(presets.preset(adapted.spec, 'lora'))
   trainable, frozen = subnet.split(variables)
   kernels = {(12, 48), (48, 12), (12, 36)}
+  gradients = kernels | {shape[::-1] for shape in kernels}
+  tokens = 4 * 5
 
   def loss(apply, trainable):
     return jnp.sum(apply(subnet.join(trainable, frozen), images) ** 2)
 
   def shapes(apply):
     gradient = jax.grad(functools.partial(loss, apply))
-    return set(made(jax.make_jaxpr(gradient)(trainable).jaxpr))
+    return set(summed_over(jax.make_jaxpr(gradient)(trainable).jaxpr, tokens))
 
-  assert not shapes(subnet.apply) & kernels
+  assert not shapes(subnet.apply) & gradients
   merged = functools.partial(adapted.apply, genome=subnet.genome, merge='lazy')
-  assert shapes(merged) & kernels == kernels
+  assert len(shapes(merged) & gradients) >= len(kernels)
 
 
 def test_a_fixed_subnet_trains_only_what_it_reads_with_the_same_gradients(vit):

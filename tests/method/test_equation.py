@@ -145,6 +145,34 @@ def test_nested_ranks_and_untied_storage_equal_a_plain_reading(fan_in, fan_out, 
     np.testing.assert_allclose(biases[index], expected[1], rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize('rank', [1, equation.LOW_RANK, equation.LOW_RANK + 1])
+def test_a_product_of_factors_and_its_derivatives_are_a_matrix_product_s(rank):
+  rng = np.random.default_rng(0)
+  factors, changes = ((rng.normal(size=(9, rank)), rng.normal(size=(rank, 7))) for _ in range(2))
+  cotangent = rng.normal(size=(9, 7))
+
+  def everything(product):
+    value, change = jax.jvp(product, factors, changes)
+    gradients = jax.vjp(product, *factors)[1](cotangent)
+    second = jax.jvp(jax.grad(lambda *pair: jnp.sum(product(*pair) ** 2), (0, 1)), factors, changes)
+    return value, change, gradients, second
+
+  with jax.enable_x64(True):
+    jax.tree.map(
+      functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-12),
+      everything(equation.low_rank_product),
+      everything(jnp.matmul),
+    )
+
+
+def test_folding_low_ranks_makes_no_array_of_the_kernels_size_but_the_result():
+  layer_supports = supports.init_supports(jax.random.key(0), 256, 256, ranks=(4,))
+  arguments = jnp.ones((256, 256)), None, layer_supports, jnp.array([3, 3, 0, 0, 0])
+  fold = functools.partial(equation.effective, ranks=(4,), product=equation.low_rank_product)
+  memory = jax.jit(fold).lower(*arguments).compile().memory_analysis()
+  assert memory.temp_size_in_bytes < memory.output_size_in_bytes / 2
+
+
 def test_every_form_of_fresh_supports_is_the_base_layer():
   ranks = (2, 4)
   kernel = jax.random.normal(jax.random.key(0), (6, 9))

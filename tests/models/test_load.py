@@ -154,6 +154,7 @@ def test_heads_that_nobody_tells_are_asked_for(timm):
     ({'activation': 'gellu'}, "activation='gellu' cannot be; it must be one of"),
     ({'dtype': 'int8'}, "dtype='int8' cannot be; it must be a floating-point type"),
     ({'remat': 'x'}, "remat='x' cannot be; it must be the name of a policy"),
+    ({'unroll': 0}, 'unroll=0 cannot be; it must be a whole number, 1 to'),
     ({'class_token': 7}, 'class_token=7 cannot be; it must be True or False'),
     ({'drop_path': 2}, 'drop_path=2 cannot be; it must be at least 0 and below 1'),
     ({'image_size': 'x'}, "image_size='x' cannot be"),

@@ -84,14 +84,21 @@ def test_bfloat16_computation_keeps_float32_parameters_and_logits():
   assert 'bf16' in str(jaxpr)
 
 
-@pytest.mark.parametrize('policy', ['nothing_saveable', 'dots_saveable'])
-def test_remat_changes_no_number(policy):
+@pytest.mark.parametrize(
+  'fields',
+  [
+    {'remat': 'nothing_saveable'},
+    {'remat': 'dots_saveable'},
+    {'unroll': 2},
+    {'unroll': 100},
+    {'unroll': 2, 'remat': 'dots_saveable'},
+  ],
+)
+def test_how_blocks_are_run_changes_no_number(fields):
   jax.tree.map(
-    lambda plain, rematerialized: np.testing.assert_allclose(
-      plain, rematerialized, rtol=1e-4, atol=1e-4
-    ),
+    lambda plain, other: np.testing.assert_allclose(plain, other, rtol=1e-4, atol=1e-4),
     logits_and_gradients(build()),
-    logits_and_gradients(build(remat=policy)),
+    logits_and_gradients(build(**fields)),
   )
 
 

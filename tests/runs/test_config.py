@@ -88,6 +88,7 @@ def test_every_field_of_0_1_0_has_its_name_still():
     ({'supernet.warmup_epochs': 600}, 'supernet: warmup_epochs=600 is more than epochs=500'),
     ({'model.drop_path': 1.0}, r'model.drop_path=1.0 must be at least 0 and below 1\.'),
     ({'model.weights': ''}, "model.weights='' must not be empty: 'embedded', a path"),
+    ({'model.unroll': 0}, 'model.unroll=0'),
     ({'model.remat': 'all'}, "model.remat='all' is unknown; it is one of everything_saveable"),
     ({'data.workers': -1}, 'data.workers=-1 must be at least 0 and at most 1024'),
     ({'augment.crop_scale': (0.5, 0.1)}, 'augment: crop_scale'),

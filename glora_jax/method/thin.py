@@ -1,0 +1,146 @@
+"""The output of a layer whose A is no LoRA, without a gradient of the kernel's size.
+
+Training a layer with a merged kernel would compute the gradient of the whole kernel first and then
+that of its factors. In x W' + b' = (x W) * (1 + A) + (x B_down) B_up + b' all that is trained has
+thin gradients.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+
+from glora_jax.method.equation import Product, flat_form, stored_tensors, weight_factors
+
+
+def thin_layer(
+  product: Product,
+  inputs: jax.Array,
+  kernel: jax.Array,
+  bias: jax.Array | None,
+  supports: Mapping[str, jax.Array],
+  alleles: jax.Array,
+  ranks: Sequence[int],
+) -> jax.Array:
+  """The layer's output; a LoRA for B goes into the kernel where that is the cheaper way.
+
+  Args:
+    product: x W of inputs [..., in] and a kernel [in, out].
+    inputs: x, float [..., in].
+    kernel: W, float [in, out].
+    bias: b' from `equation.effective_bias`, float [out], or None.
+    supports: supports of the layer, of the tensors that take part.
+    alleles: forms of A, B, C, D, E, int [5]; that of A is 0, 1 or 2.
+    ranks: LoRA ranks that the codes stand for.
+
+  Returns:
+    float [..., out], in the product's dtype.
+  """
+  is_lora = 'B_down' in supports and 'A' not in stored_tensors(supports)
+  if not is_lora or not _merging_pays(product, inputs, kernel):
+    return thin_output(inputs, product(inputs, kernel), bias, supports, alleles, ranks)
+  down, up = weight_factors(supports, 'B', alleles[1], ranks)
+  factors = down.astype(kernel.dtype), up.astype(kernel.dtype)
+  return _with_bias(_merged_product(product, inputs, kernel, *factors), bias)
+
+
+def thin_output(
+  inputs: jax.Array,
+  product: jax.Array,
+  bias: jax.Array | None,
+  supports: Mapping[str, jax.Array],
+  alleles: jax.Array,
+  ranks: Sequence[int],
+) -> jax.Array:
+  """The layer's output from that of its kernel alone: no array has the kernel's size.
+
+  Args:
+    inputs: x, float [..., in].
+    product: x W, float [..., out]; the result has its dtype.
+    bias: as of `thin_layer`, and so are the others.
+    supports: supports of the layer.
+    alleles: forms of A, B, C, D, E.
+    ranks: LoRA ranks.
+
+  Returns:
+    float [..., out].
+  """
+  dtype, output = product.dtype, product
+  stored = stored_tensors(supports)
+  if 'A' in stored:
+    output = output + output * flat_form(supports, 'A', alleles[0]).astype(dtype)
+  if 'B_down' in supports:
+    down, up = weight_factors(supports, 'B', alleles[1], ranks)
+    output = output + _thin_product(inputs.astype(dtype), down.astype(dtype), up.astype(dtype))
+  elif 'B' in stored:
+    row = flat_form(supports, 'B', alleles[1]).astype(dtype)
+    output = output + inputs.astype(dtype).sum(-1, keepdims=True) * row
+  return _with_bias(output, bias)
+
+
+def _with_bias(output: jax.Array, bias: jax.Array | None) -> jax.Array:
+  return output if bias is None else output + bias.astype(output.dtype)
+
+
+def _thin_product(inputs: jax.Array, down: jax.Array, up: jax.Array) -> jax.Array:
+  """(x B_down) B_up, [..., out].
+
+  Held behind a barrier in its transposed form, `down` gets its gradient as t^T x, with
+  t [tokens, rank]. XLA's own choice x^T t takes two to three times as long on CPU, with the thin
+  side where a matrix product wants the wide one.
+  """
+  down = jax.lax.optimization_barrier(down.T)
+  last_axes = ((inputs.ndim - 1,), (1,))
+  return jax.lax.dot_general(inputs, down, (last_axes, ((), ()))) @ up
+
+
+def _merging_pays(product: Product, inputs: jax.Array, kernel: jax.Array) -> bool:
+  """Whether x (W + B) is cheaper than x W + x B, and as exact.
+
+  With the factors apart, x B is added to all outputs, and its gradient to all inputs; merged, both
+  passes go over the kernel. A sum that is rounded to less than float32 would lose small changes of
+  the kernel.
+  """
+  dtype = jax.eval_shape(product, inputs, kernel).dtype
+  if dtype != kernel.dtype or jnp.finfo(dtype).bits < 32:
+    return False
+  into, out = kernel.shape
+  tokens = math.prod(inputs.shape[:-1])
+  return tokens * (into + out) > 2 * into * out
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _merged_product(
+  product: Product, inputs: jax.Array, kernel: jax.Array, down: jax.Array, up: jax.Array
+) -> jax.Array:
+  """X (W + B_down B_up), [..., out]."""
+  return product(inputs, kernel + jnp.matmul(down, up, precision=jax.lax.Precision.HIGHEST))
+
+
+@functools.partial(_merged_product.defjvp, symbolic_zeros=True)
+def _merged_product_jvp(product: Product, primals: Any, tangents: Any) -> tuple[Any, Any]:
+  """The derivative by each argument that has one; those by the factors are thin products.
+
+  Merged kernels are made again for the gradient by the inputs: a scan over layers would keep all.
+  """
+  inputs, kernel, down, up = primals
+  by_argument = (
+    lambda change: jax.checkpoint(functools.partial(_merged_product, product))(
+      change, kernel, down, up
+    ),
+    lambda change: product(inputs, change),
+    lambda change: _thin_product(inputs, change, up),
+    lambda change: _thin_product(inputs, down, change),
+  )
+  terms = [
+    derivative(change)
+    for derivative, change in zip(by_argument, tangents, strict=True)
+    if not isinstance(change, SymbolicZero)
+  ]
+  return _merged_product(product, *primals), sum(terms)

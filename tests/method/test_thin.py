@@ -1,0 +1,137 @@
+"""Layers whose A is no LoRA: the merged layer's numbers, with gradients that stay thin."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+from trees import randomized
+
+from glora_jax.method import equation, supports, thin
+
+IN, OUT, RANKS = 8, 6, (1, 3)
+MANY, FEW = 40, 4  # tokens that are more, and fewer, than it pays to merge for
+
+
+def layer(tokens, without=(), dtype='float32'):
+  """Inputs, kernel, bias and supports, all of them random."""
+  keys = jax.random.split(jax.random.key(0), 4)
+  stored = randomized(supports.init_supports(keys[0], IN, OUT, ranks=RANKS))
+  stored = {n: value for n, value in stored.items() if supports.SUPPORTS[n].tensor not in without}
+  shapes = (tokens, IN), (IN, OUT), (OUT,)
+  arrays = [jax.random.normal(key, shape) for key, shape in zip(keys[1:], shapes, strict=True)]
+  return jax.tree.map(lambda value: value.astype(dtype), (*arrays, stored))
+
+
+def through_merged_kernel(inputs, kernel, bias, stored, alleles):
+  """What `effective` says."""
+  kernel, _ = equation.effective(kernel, None, stored, alleles, RANKS)
+  return inputs @ kernel + bias
+
+
+def ours(inputs, kernel, bias, stored, alleles):
+  return thin.thin_layer(jnp.matmul, inputs, kernel, bias, stored, alleles, RANKS)
+
+
+def with_gradients(function, arguments, alleles):
+  """Outputs, and the gradients of all arguments."""
+
+  def loss(*arguments):
+    outputs = function(*arguments, alleles)
+    return jnp.sin(outputs).sum(), outputs
+
+  (_, outputs), gradients = jax.value_and_grad(loss, (0, 1, 2, 3), has_aux=True)(*arguments)
+  return outputs, gradients
+
+
+@pytest.mark.parametrize('tokens', [MANY, FEW])
+@pytest.mark.parametrize('without', ['CDE', 'ACDE', 'BCDE'])
+def test_outputs_and_all_gradients_are_those_of_the_merged_kernel(tokens, without):
+  arguments = layer(tokens, without)
+  compiled = [
+    jax.jit(functools.partial(with_gradients, function))
+    for function in (ours, through_merged_kernel)
+  ]
+  for a in range(1 if 'A' in without else 3):
+    for b in range(1 if 'B' in without else 3 + len(RANKS)):
+      alleles = jnp.array([a, b, 0, 0, 0])
+      found, expected = (function(arguments, alleles) for function in compiled)
+      jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), found, expected
+      )
+
+
+@pytest.mark.parametrize('tokens', [MANY, FEW])
+def test_derivatives_of_both_modes_and_orders_are_right(tokens):
+  with jax.enable_x64(True):
+    inputs, kernel, bias, stored = layer(tokens, 'ACDE', 'float64')
+    function = functools.partial(ours, alleles=jnp.array([0, 4, 0, 0, 0]))
+    check_grads(
+      lambda inputs, stored: jnp.sin(function(inputs, kernel, bias, stored)),
+      (inputs, stored),
+      order=2,
+    )
+
+
+def kernel_gradients(function, tokens):
+  """Products of a gradient's program that sum over all tokens into the kernel's shape."""
+  inputs, kernel, bias, stored = layer(tokens, 'ACDE')
+
+  def loss(inputs, stored):
+    return jnp.sin(function(inputs, kernel, bias, stored, jnp.array([0, 4, 0, 0, 0]))).sum()
+
+  program = jax.jit(jax.grad(loss, (0, 1))).lower(inputs, stored).as_text()
+  operands = f'tensor<{tokens}x{IN}xf32>', f'tensor<{tokens}x{OUT}xf32>'
+  products = [line for line in program.splitlines() if 'dot_general' in line]
+  return [
+    line
+    for line in products
+    if all(operand in line for operand in operands) and f'{tokens}x' not in line.split('->')[-1]
+  ]
+
+
+@pytest.mark.parametrize('tokens', [MANY, FEW])
+def test_no_gradient_of_the_kernel_is_computed_for_its_factors(tokens):
+  assert kernel_gradients(through_merged_kernel, tokens)
+  assert not kernel_gradients(ours, tokens)
+
+
+WIDTH, TOKENS = 128, 160
+
+
+def step(inputs, stacked):
+  """A layer of a scan over layers."""
+  kernel, stored = stacked
+  alleles = jnp.array([0, 4, 0, 0, 0])
+  return jnp.sin(thin.thin_layer(jnp.matmul, inputs, kernel, None, stored, alleles, RANKS)), None
+
+
+def loss_of_stack(stored, kernels, inputs):
+  return jax.lax.scan(step, inputs, (kernels, stored))[0].sum()
+
+
+def bytes_held(depth):
+  """Temporaries of the gradient through so many layers."""
+  shapes = supports.support_shapes(WIDTH, WIDTH, ranks=RANKS, tied=False)
+  stored = {name: jnp.zeros((depth, *shapes[name])) for name in ('B_down', 'B_up')}
+  arguments = stored, jnp.zeros((depth, WIDTH, WIDTH)), jnp.zeros((TOKENS, WIDTH))
+  compiled = jax.jit(jax.grad(loss_of_stack)).lower(*arguments).compile()
+  return compiled.memory_analysis().temp_size_in_bytes
+
+
+def test_a_scan_over_layers_keeps_no_merged_kernels():
+  of_a_layer = (bytes_held(10) - bytes_held(4)) / 6
+  activations = 2 * 4 * TOKENS * WIDTH  # inputs, and the cosine
+  assert of_a_layer < activations + 0.5 * 4 * WIDTH**2
+
+
+def test_small_changes_of_a_narrow_kernel_are_not_rounded_away():
+  signs = (-1.0) ** jnp.arange(IN)  # with which the kernel itself gives 0
+  inputs, kernel = jnp.tile(signs, (MANY, 1)), jnp.ones((IN, OUT))
+  stored = {'B_down': 1e-2 * jnp.tile(signs, (3, 1)).T, 'B_up': jnp.full((3, OUT), 1e-2)}
+  inputs, kernel = (value.astype(jnp.bfloat16) for value in (inputs, kernel))
+  outputs = ours(inputs, kernel, None, stored, jnp.array([0, 4, 0, 0, 0]))
+  assert outputs.dtype == jnp.bfloat16
+  np.testing.assert_allclose(outputs.astype(jnp.float32), IN * 3e-4, rtol=2e-2)
