@@ -32,9 +32,9 @@ class Subnet:
   """One subnet of an adapted model with its genome fixed: GLoRA's parametrization, no search.
 
   Its `apply` computes only the terms that are there. In an `nn.Dense` whose A is not a LoRA no
-  merged kernel is formed: a LoRA term of B is two thin products, a scale acts on the output, and no
-  gradient has the kernel's size. Where some A is a LoRA, kernels must be merged, as the adapted
-  model merges them.
+  gradient has the kernel's size: a scale acts on the output, and a LoRA term of B is two thin
+  products, or goes into the kernel where that is as exact and takes less time (`method.thin`).
+  Where some A is a LoRA, kernels must be merged, as the adapted model merges them.
 
   Attributes:
     adapted: the adapted model.
