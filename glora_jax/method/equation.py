@@ -156,8 +156,8 @@ def low_rank_product(down: jax.Array, up: jax.Array) -> jax.Array:
   """The product of two thin factors [in, r] and [r, out]: a sum of outer products for a low rank.
 
   Such a sum is elementwise: what is done with it is one pass over a kernel, with no array of its
-  size besides, and folding a model takes a fifth of the time on CPU. A layer that runs at once does
-  better by a matrix product, which compilers do not make again for every tile of the layer's own.
+  size besides, and folding a model takes a fifth of the time on CPU. For a layer that is merged as
+  it runs the TPU compiler holds less with a matrix product (`benchmarks/RESULTS.md`).
   """
   return _sum_of_outer_products(down, up) if up.shape[0] <= LOW_RANK else _product(down, up)
 
