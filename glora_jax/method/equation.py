@@ -107,7 +107,7 @@ def effective_bias(
     shift = shift + flat_form(supports, 'E', alleles[4])
   if 'C' in stored:
     c = prompt_form(supports, alleles[2], ranks)
-    shift = shift + _with_wide(lambda wide, c: _product(c, wide), kernel, c)
+    shift = shift + _with_wide(lambda wide, c: matrix_product(c, wide), kernel, c)
   if bias is None:
     return shift.astype(kernel.dtype)
   wide = bias.astype(dtype)
@@ -149,7 +149,7 @@ def weight_form(
   """A or B in the form of its allele, [in, out]; [out] or [1] without storage for a LoRA."""
   if f'{tensor}_down' not in supports:
     return flat_form(supports, tensor, allele)
-  return (product or _product)(*weight_factors(supports, tensor, allele, ranks))
+  return (product or matrix_product)(*weight_factors(supports, tensor, allele, ranks))
 
 
 def low_rank_product(down: jax.Array, up: jax.Array) -> jax.Array:
@@ -159,7 +159,7 @@ def low_rank_product(down: jax.Array, up: jax.Array) -> jax.Array:
   size besides, and folding a model takes a fifth of the time on CPU. For a layer that is merged as
   it runs the TPU compiler holds less with a matrix product (`benchmarks/RESULTS.md`).
   """
-  return _sum_of_outer_products(down, up) if up.shape[0] <= LOW_RANK else _product(down, up)
+  return _sum_of_outer_products(down, up) if up.shape[0] <= LOW_RANK else matrix_product(down, up)
 
 
 @jax.custom_jvp
@@ -172,7 +172,7 @@ def _sum_of_outer_products(down: jax.Array, up: jax.Array) -> jax.Array:
 def _sum_of_outer_products_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
   """The derivative as matrix products, whose transposes are the gradients' natural form."""
   (down, up), (of_down, of_up) = primals, tangents
-  return _sum_of_outer_products(down, up), _product(of_down, up) + _product(down, of_up)
+  return _sum_of_outer_products(down, up), matrix_product(of_down, up) + matrix_product(down, of_up)
 
 
 def prompt_form(
@@ -183,7 +183,7 @@ def prompt_form(
     return jnp.where(allele == 1, read(supports, 'C', 'vector'), 0)
   down, up = supports['C_down'], supports['C_up']
   used = jnp.arange(down.shape[-1]) < _rank('C', allele, ranks)
-  lora = _product(jnp.where(used, down, 0), jnp.where(used, up[:, 0], 0))
+  lora = matrix_product(jnp.where(used, down, 0), jnp.where(used, up[:, 0], 0))
   return jnp.where(allele == 1, read(supports, 'C', 'vector'), lora)
 
 
@@ -214,5 +214,6 @@ def _with_wide(
   return cast(kernel, form)
 
 
-def _product(left: jax.Array, right: jax.Array) -> jax.Array:
+def matrix_product(left: jax.Array, right: jax.Array) -> jax.Array:
+  """The product of two factors, as exact as their type is on every device."""
   return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)

@@ -16,7 +16,13 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from glora_jax.method.equation import Product, flat_form, stored_tensors, weight_factors
+from glora_jax.method.equation import (
+  Product,
+  flat_form,
+  matrix_product,
+  stored_tensors,
+  weight_factors,
+)
 
 
 def thin_layer(
@@ -43,28 +49,28 @@ def thin_layer(
     float [..., out], in the product's dtype.
   """
   is_lora = 'B_down' in supports and 'A' not in stored_tensors(supports)
-  if not is_lora or not _merging_pays(product, inputs, kernel):
-    return thin_output(inputs, product(inputs, kernel), bias, supports, alleles, ranks)
-  down, up = weight_factors(supports, 'B', alleles[1], ranks)
-  factors = down.astype(kernel.dtype), up.astype(kernel.dtype)
-  return _with_bias(_merged_product(product, inputs, kernel, *factors), bias)
+  if is_lora and _merging_pays(product, inputs, kernel):
+    down, up = weight_factors(supports, 'B', alleles[1], ranks)
+    factors = down.astype(kernel.dtype), up.astype(kernel.dtype)
+    output = _merged_product(product, inputs, kernel, *factors)
+  else:
+    output = thin_output(inputs, product(inputs, kernel), supports, alleles, ranks)
+  return output if bias is None else output + bias.astype(output.dtype)
 
 
 def thin_output(
   inputs: jax.Array,
   product: jax.Array,
-  bias: jax.Array | None,
   supports: Mapping[str, jax.Array],
   alleles: jax.Array,
   ranks: Sequence[int],
 ) -> jax.Array:
-  """The layer's output from that of its kernel alone: no array has the kernel's size.
+  """The layer's output without bias from its kernel's alone: no array has the kernel's size.
 
   Args:
     inputs: x, float [..., in].
     product: x W, float [..., out]; the result has its dtype.
-    bias: as of `thin_layer`, and so are the others.
-    supports: supports of the layer.
+    supports: as of `thin_layer`, and so are the others.
     alleles: forms of A, B, C, D, E.
     ranks: LoRA ranks.
 
@@ -81,11 +87,7 @@ def thin_output(
   elif 'B' in stored:
     row = flat_form(supports, 'B', alleles[1]).astype(dtype)
     output = output + inputs.astype(dtype).sum(-1, keepdims=True) * row
-  return _with_bias(output, bias)
-
-
-def _with_bias(output: jax.Array, bias: jax.Array | None) -> jax.Array:
-  return output if bias is None else output + bias.astype(output.dtype)
+  return output
 
 
 def _thin_product(inputs: jax.Array, down: jax.Array, up: jax.Array) -> jax.Array:
@@ -121,7 +123,7 @@ def _merged_product(
   product: Product, inputs: jax.Array, kernel: jax.Array, down: jax.Array, up: jax.Array
 ) -> jax.Array:
   """X (W + B_down B_up), [..., out]."""
-  return product(inputs, kernel + jnp.matmul(down, up, precision=jax.lax.Precision.HIGHEST))
+  return product(inputs, kernel + matrix_product(down, up))
 
 
 @functools.partial(_merged_product.defjvp, symbolic_zeros=True)

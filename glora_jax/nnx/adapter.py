@@ -187,7 +187,7 @@ def thin_output(
   """What a layer without a LoRA for A adds to x W [..., out], of inputs [..., in]."""
   used = set(WEIGHT_TENSORS) & set(adapter.recipe.occurring.tensors)
   _, part, alleles = _left(adapter, member, kernel, used)
-  return thin.thin_output(inputs, product, None, part, alleles, adapter.group.space.ranks)
+  return thin.thin_output(inputs, product, part, alleles, adapter.group.space.ranks)
 
 
 def local_layout(adapter: Adapter, member: int, kernel: jax.Array) -> Layout:
