@@ -5,6 +5,7 @@ A name is a preset's (`lora:2@attn`), or one of
   gradient              read off the gradient, by held-out squares
   gradient(sign)        by another value in the same allocator: see `values.MEASURES`
   gradient(of mnist)    read off the gradient of another task
+  gradient(of others)   read off the gradients of all other development tasks together
   random(3)             by random values in the same allocator, the fourth draw
   search                the paper's: see `searched`
 
@@ -16,7 +17,7 @@ and `+up4` after it are options of training.
 import dataclasses
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, get_args
 
 import jax
@@ -25,6 +26,7 @@ import numpy as np
 
 from benchmarks.structures import values as measures
 from benchmarks.structures.jobs import Job
+from benchmarks.structures.tasks import TASKS
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.presets import preset
 from glora_jax.method.space import SearchSpace, Spec
@@ -120,16 +122,17 @@ def structure(job: Job, setting_of: Any) -> Structure:
     if 'valued' in name.options:
       notes = {'values': summed_values(setting, genome)}
   elif name.base == 'gradient':
-    source, measure = setting, name.argument
-    if name.argument.startswith('of '):
-      source, measure = setting_of(name.argument.removeprefix('of '), job.seed), ''
+    measure, sources = name.argument, [setting]
+    if measure.startswith('of '):
+      sources = [setting_of(task, job.seed) for task in sources_of(measure, job.task)]
+      measure = ''
     if measure == 'shifts':
-      read = allocation(source, shifts=setting_of(job.task, job.seed, shifts=True))
+      read = allocation(setting, shifts=setting_of(job.task, job.seed, shifts=True))
       found, notes = read.values.mean(), {'share': round(read.borrowed, 3)}
     else:
-      found = measured(source, measure or 'squared')
+      found = measured_together(sources, measure or 'squared')
     knows_vectors = measure not in (*measures.LAYER_SCORES, 'eva')
-    rest = measured(source, 'seen') if knows_vectors else None
+    rest = measured_together(sources, 'seen') if knows_vectors else None
     genome = choose(distinct(spec), found, job.budget, rest=rest, floor=knows_vectors)
     notes |= {'genome': genome.tolist()}
   else:
@@ -138,6 +141,14 @@ def structure(job: Job, setting_of: Any) -> Structure:
   if name.start == 'aligned':
     variables = allocation(setting).variables
   return Structure(genome, variables, notes)
+
+
+def sources_of(argument: str, task: str) -> list[str]:
+  """The tasks of whose gradients a structure is read off, out of the argument `of ...`."""
+  source = argument.removeprefix('of ')
+  if source != 'others':
+    return [source]
+  return [name for name, found in TASKS.items() if found.set == 'development' and name != task]
 
 
 @functools.cache
@@ -155,7 +166,7 @@ def batches(setting: Setting) -> list[tuple[jax.Array, jax.Array]]:
   return [(images[part], labels[part]) for part in order]
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=16)
 def allocation(
   setting: Setting, measure: str = 'squared', shifts: Setting | None = None
 ) -> Allocation:
@@ -196,6 +207,18 @@ def measured(setting: Setting, measure: str) -> Values:
 
   params = setting.variables['params']
   return measures.layer_values(measure, setting.adapted, params, loss, batches(setting))
+
+
+def measured_together(settings: Sequence[Setting], measure: str) -> Values:
+  """The mean of the values of several settings, each of which counts alike."""
+  found = [measured(setting, measure) for setting in settings]
+  sizes = [sum(np.abs(part).sum() for part in values) for values in found]
+  return Values(
+    *(
+      sum(part / size for part, size in zip(parts, sizes, strict=True))
+      for parts in zip(*found, strict=True)
+    )
+  )
 
 
 def random_values(spec: Spec, number: int) -> Values:

@@ -16,6 +16,7 @@ from benchmarks.structures.statistics import difference, headroom, rank_correlat
 from benchmarks.structures.tables import Row, best_of
 from glora_jax.method.genomes import count_params
 from glora_jax.method.presets import preset
+from glora_jax.search.allocation import Values
 from glora_jax.training import loop
 from glora_jax.training.losses import subnet_loss
 
@@ -119,6 +120,19 @@ def test_names_are_taken_apart():
   assert plan.tuned_as(('lora:1/aligned', 0)) == ('lora:1', 0)
 
 
+def test_values_of_several_tasks_count_alike_and_none_is_the_tasks_own(monkeypatch):
+  found = {name: Values(*(np.full((2, 3), size) for size in range(5))) for name in 'ab'}
+  found['b'] = Values(*(100 * part[:, ::-1] for part in reversed(found['b'])))
+  monkeypatch.setattr(methods, 'measured', lambda setting, measure: found[setting])
+  together = methods.measured_together(['a', 'b'], 'squared')
+  for part in together:
+    np.testing.assert_allclose(part, 4 / 60)  # of 10 in each, 6 times
+  others = methods.sources_of('of others', 'mnist')
+  assert set(others) == set(plan.tasks('development')) - {'mnist'}
+  assert methods.sources_of('of others', 'count') == plan.tasks('development')
+  assert methods.sources_of('of count', 'angle') == ['count']
+
+
 def test_fixed_methods_fit_and_none_is_listed_twice():
   spec = lab.backbone(10).adapted.spec
   found = plan.fixed_up_to(9_216)
@@ -168,7 +182,7 @@ def test_the_shared_program_trains_as_the_fixed_subnet_does():
     np.testing.assert_allclose(first, second, atol=2e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_search_finds_a_subnet_within_the_budget_and_finetunes_it(monkeypatch):
   small = dataclasses.replace(
     searched.SEARCH, population=4, generations=1, parents=2, mutations=2, crossovers=2
