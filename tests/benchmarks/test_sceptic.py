@@ -49,10 +49,12 @@ def diagnosed(tmp_path_factory):
   return Diagnosed(workdir, before, finished, sceptic.diagnose(finished, searches=2, subnets=2))
 
 
+@pytest.mark.full
 def test_questions_change_no_file_of_the_run(diagnosed):
   assert contents(diagnosed.workdir) == diagnosed.before
 
 
+@pytest.mark.full
 def test_the_winner_gets_what_the_run_says(diagnosed):
   result = read_json(diagnosed.workdir / 'result.json')['winner_supernet']
   own = diagnosed.answers['chance']['searched'][0]
@@ -60,6 +62,7 @@ def test_the_winner_gets_what_the_run_says(diagnosed):
     assert own[metric] == pytest.approx(result[metric])
 
 
+@pytest.mark.full
 def test_all_answers_are_about_subnets_within_the_budget(diagnosed):
   answers = diagnosed.answers
   scores = [
@@ -71,6 +74,7 @@ def test_all_answers_are_about_subnets_within_the_budget(diagnosed):
   assert all(each['params'] <= 1000 for each in scores)
 
 
+@pytest.mark.full
 def test_sizes_of_sampled_subnets_are_spread_up_to_the_budget(diagnosed):
   spec, number, budget = diagnosed.finished.run.adapted.spec, 8, 800
   rng = np.random.default_rng(0)
@@ -79,6 +83,7 @@ def test_sizes_of_sampled_subnets_are_spread_up_to_the_budget(diagnosed):
   assert sizes[0] <= budget / number < budget / 2 < max(sizes)
 
 
+@pytest.mark.full
 def test_what_is_trained_alone_is_trained(diagnosed):
   run, ranks = diagnosed.finished.run, diagnosed.answers['ranks']
   [start] = sceptic.measure(run, run.variables, [np.zeros((len(run.adapted.spec), 5))])
@@ -87,6 +92,7 @@ def test_what_is_trained_alone_is_trained(diagnosed):
   assert losses != [scores['val_loss'] for scores in ranks['supernet']]
 
 
+@pytest.mark.full
 def test_the_table_and_the_last_line_hold_the_answers(diagnosed):
   json.dumps(diagnosed.answers, allow_nan=False)
   table = sceptic.rows(diagnosed.answers)
