@@ -6,6 +6,7 @@ A name is a preset's (`lora:2@attn`), or one of
   gradient(sign)        by another value in the same allocator: see `values.MEASURES`
   gradient(of mnist)    read off the gradient of another task
   gradient(of others)   read off the gradients of all other development tasks together
+  gradient(with others) and with the task's own among them
   random(3)             by random values in the same allocator, the fourth draw
   search                the paper's: see `searched`
 
@@ -123,7 +124,7 @@ def structure(job: Job, setting_of: Any) -> Structure:
       notes = {'values': summed_values(setting, genome)}
   elif name.base == 'gradient':
     measure, sources = name.argument, [setting]
-    if measure.startswith('of '):
+    if measure.startswith(('of ', 'with ')):
       sources = [setting_of(task, job.seed) for task in sources_of(measure, job.task)]
       measure = ''
     if measure == 'shifts':
@@ -144,11 +145,13 @@ def structure(job: Job, setting_of: Any) -> Structure:
 
 
 def sources_of(argument: str, task: str) -> list[str]:
-  """The tasks of whose gradients a structure is read off, out of the argument `of ...`."""
-  source = argument.removeprefix('of ')
+  """The tasks of whose gradients a structure is read off, by an argument such as `of others`."""
+  word, _, source = argument.partition(' ')
+  own = [task] if word == 'with' else []
   if source != 'others':
-    return [source]
-  return [name for name, found in TASKS.items() if found.set == 'development' and name != task]
+    return [*own, source]
+  others = (name for name, found in TASKS.items() if found.set == 'development' and name != task)
+  return [*own, *others]
 
 
 @functools.cache

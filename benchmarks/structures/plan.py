@@ -126,7 +126,8 @@ def tournament(budget: int) -> list[Method]:
   varied = [
     (name + option, size) for name, size in (strongest, ('gradient', budget)) for option in OPTIONS
   ]
-  names = ('gradient', 'gradient(of others)', 'gradient/usual', 'random(0)')
+  pooled = ('gradient(of others)', 'gradient(with others)')
+  names = ('gradient', *pooled, 'gradient/usual', 'random(0)')
   read_off = [(name, budget) for name in names]
   return [strongest, *read_off, *other_values(budget), *varied]
 

@@ -220,7 +220,7 @@ TASKS: dict[str, TaskSpec] = {
 }
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=8)
 def load_pool(name: str) -> Pool:
   """All images of a task, each picture once; a picture that has two labels is left out.
 

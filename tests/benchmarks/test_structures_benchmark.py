@@ -130,6 +130,7 @@ def test_values_of_several_tasks_count_alike_and_none_is_the_tasks_own(monkeypat
   others = methods.sources_of('of others', 'mnist')
   assert set(others) == set(plan.tasks('development')) - {'mnist'}
   assert methods.sources_of('of others', 'count') == plan.tasks('development')
+  assert methods.sources_of('with others', 'count') == ['count', *plan.tasks('development')]
   assert methods.sources_of('of count', 'angle') == ['count']
 
 
