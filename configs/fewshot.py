@@ -24,12 +24,12 @@ from glora_jax.runs.suite_settings import with_settings
 from glora_jax.runs.tiny import shrink
 
 ARGUMENTS = {
-  'source': None,
-  'root': None,
+  'source': str,
+  'root': str,
   'rank': 8,
   'shots': None,
   'seed': None,
-  'settings': None,
+  'settings': str,
   'tiny': False,
 }
 

@@ -18,7 +18,7 @@ from glora_jax.runs.config import default_config, parse_arguments
 from glora_jax.runs.suite_settings import with_settings
 from glora_jax.runs.tiny import shrink
 
-ARGUMENTS = {'source': None, 'root': None, 'rank': 8, 'settings': None, 'tiny': False}
+ARGUMENTS = {'source': str, 'root': str, 'rank': 8, 'settings': str, 'tiny': False}
 
 
 def get_config(arguments='all'):

@@ -38,6 +38,7 @@ ARGUMENTS = {
 def get_config(arguments=''):
   """The config; `arguments` is a folder, a CSV or a TFDS data set, and any of `ARGUMENTS`."""
   images, given = parse_arguments(arguments, ARGUMENTS)
+  images = os.path.expanduser(images)
   config = default_config()
   config.task = f'{kind_of(images)}:{images}'
   config.budget = given['budget']
@@ -48,8 +49,10 @@ def get_config(arguments=''):
       raise ValueError(f'rank={given["rank"]} must be from 1 to {MOST_RANK}.')
     searches = config.structure == 'search'
     config.space.ranks = (given['rank'],) if searches else tuple(range(1, given['rank'] + 1))
+    config.allocation.max_rank = max(config.allocation.max_rank, given['rank'])
   config.augment.flip = True
-  recipe = {'epochs': given['epochs'], 'warmup_epochs': 10, 'learning_rate': 1e-3}
+  warmup = 10 if given['epochs'] >= 20 else given['epochs'] // 10
+  recipe = {'epochs': given['epochs'], 'warmup_epochs': warmup, 'learning_rate': 1e-3}
   config.training.update(recipe)
   config.supernet.update(recipe)  # where a structure is searched
   config.search.update(population=50, generations=10)

@@ -2,11 +2,11 @@
 
   python -m glora_jax.convert IN [OUT] [--format NAME]
 
-IN is a file, a folder, an address, a name on the hub (`hf:owner/name`) or a shortcut, as
-`model.weights` takes it. Without OUT its layers, sizes and variant are printed. OUT ending in .npz,
-.safetensors, .pth is one file; else a folder, which also gets the `config.json` that transformers,
-timm and this package read. OUT ending in .jax_export is the whole computation, from uint8 images to
-logits, for `jax.export.deserialize`.
+IN is a file, a folder, an address, a name on the hub (`hf:owner/name`), a shortcut or `embedded`,
+as `model.weights` takes it. Without OUT its layers, sizes and variant are printed. OUT ending in
+.npz, .safetensors, .pth is one file; else a folder, which also gets the `config.json` that
+transformers, timm and this package read. OUT ending in .jax_export is the whole computation, from
+uint8 images to logits, for `jax.export.deserialize`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
   Args:
     arguments: arguments of the command line; None for those of the process.
   """
-  given = _parser().parse_args(arguments)
+  parser = _parser()
+  given = parser.parse_args(arguments)
+  if given.format is not None and (given.output is None or given.output.endswith(EXPORTED)):
+    parser.error('--format is that of a checkpoint OUT; give its path, a file or a folder')
   logging.basicConfig(format='%(message)s', level=logging.WARNING, stream=sys.stderr)
   try:
     checkpoint = _read(given)

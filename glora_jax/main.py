@@ -12,8 +12,8 @@ stands for several, as 'vtab/all', `suite.run`; a notebook calls them just the s
 `report.html` in its workdir, which `--open` opens in a browser.
 
 SIGTERM and Ctrl-C save and end it with the exit code 75 (EX_TEMPFAIL of sysexits.h): the same
-command goes on. A suite ends with 1 where a task failed or none was ready, with 0 where all that
-were ready have their results.
+command goes on; pretraining alone begins anew. A suite ends with 1 where a task failed or none was
+ready, with 0 where all that were ready have their results.
 """
 
 from __future__ import annotations

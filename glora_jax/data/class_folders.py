@@ -18,7 +18,7 @@ SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
   'val': ('val', 'valid', 'validation'),
   'test': ('test', 'testing'),
 }
-_SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
+SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 
 
 def subfolders(folder: str) -> list[str]:
@@ -46,7 +46,7 @@ def split_folders(folder: str) -> dict[str, str]:
     ValueError: there are folders of splits, but no 'train', two of one split, or others as well.
   """
   inside = subfolders(folder)
-  named = [name for name in inside if name.lower() in _SPLIT_OF]
+  named = [name for name in inside if name.lower() in SPLIT_OF]
   others = [name for name in inside if name not in named]
   if not named or (others and _is_a_class(folder, named)):
     return {}
@@ -60,7 +60,7 @@ def split_folders(folder: str) -> dict[str, str]:
     )
   by_split: dict[str, list[str]] = {}
   for name in named:
-    by_split.setdefault(_SPLIT_OF[name.lower()], []).append(name)
+    by_split.setdefault(SPLIT_OF[name.lower()], []).append(name)
   if 'train' not in by_split:
     raise ValueError(
       f'{folder} has folders of splits ({found}), but no train; expected are {expected}.'

@@ -29,11 +29,13 @@ class LabelledPath(NamedTuple):
     line: line number in the label file, from 1.
     path: path of the image as the label file has it.
     label: label as the label file has it.
+    split: split as the label file has it; '' where it says none.
   """
 
   line: int
   path: str
   label: str
+  split: str = ''
 
 
 def read_list(path: str | os.PathLike, root: str | os.PathLike, num_classes: int) -> Files:
@@ -106,7 +108,10 @@ def _shorten(text: str) -> str:
 
 
 def read_csv(path: str | os.PathLike) -> list[LabelledPath]:
-  """Reads a CSV with the columns `path` and `label`, or of two columns without a header.
+  """Reads a CSV of images.
+
+  Its header has the columns `path` and `label`, and `split` where it says who goes where; without a
+  header they are path and label.
 
   Raises:
     FileNotFoundError: there is no such file.
@@ -139,10 +144,11 @@ class _Row(NamedTuple):
 
 
 class _Columns(NamedTuple):
-  """Where a CSV has paths and labels, how many columns there are, and whether a header says so."""
+  """Where a CSV has paths, labels and splits, how many columns, and whether a header says so."""
 
   path: int
   label: int
+  split: int | None
   number: int
   in_header: bool
 
@@ -170,7 +176,9 @@ def _find_columns(path: str | os.PathLike, row: _Row) -> _Columns:
   header = [cell.lower() for cell in row.cells]
   named = [name in header for name in ('path', 'label')]
   if all(named):
-    return _Columns(header.index('path'), header.index('label'), len(header), in_header=True)
+    path_at, label_at = header.index('path'), header.index('label')
+    split_at = header.index('split') if 'split' in header else None
+    return _Columns(path_at, label_at, split_at, len(header), in_header=True)
   first = row.cells[0]
   is_image = first.lower().endswith(EXTENSIONS) or os.path.isfile(
     os.path.join(os.path.dirname(path), first)
@@ -180,7 +188,7 @@ def _find_columns(path: str | os.PathLike, row: _Row) -> _Columns:
       f'{path}, line {row.line}: {_quote(row)} names no image, and is no header with the columns '
       'path and label; rename its columns, or put a path and a label into every line.'
     )
-  return _Columns(0, 1, 2, in_header=False)
+  return _Columns(0, 1, None, 2, in_header=False)
 
 
 def _parse_row(path: str | os.PathLike, row: _Row, columns: _Columns) -> LabelledPath:
@@ -189,10 +197,15 @@ def _parse_row(path: str | os.PathLike, row: _Row, columns: _Columns) -> Labelle
       f'{path}, line {row.line}: {_quote(row)} has {len(row.cells)} fields in place of '
       f'{columns.number}; a field with a comma in it stands between double quotes.'
     )
-  is_complete = len(row.cells) > max(columns.path, columns.label)
-  if not is_complete or not row.cells[columns.path] or not row.cells[columns.label]:
-    raise ValueError(f'{path}, line {row.line}: {_quote(row)} does not hold a path and a label.')
-  return LabelledPath(row.line, row.cells[columns.path], row.cells[columns.label])
+  wanted = {'a path': columns.path, 'a label': columns.label}
+  if columns.split is not None:
+    wanted['a split'] = columns.split
+  cells = [row.cells[column] if column < len(row.cells) else '' for column in wanted.values()]
+  if not all(cells):
+    raise ValueError(
+      f'{path}, line {row.line}: {_quote(row)} does not hold {" and ".join(wanted)}.'
+    )
+  return LabelledPath(row.line, *cells)
 
 
 def _quote(row: _Row) -> str:

@@ -2,8 +2,8 @@
 
   python -m glora_jax.data.show --config configs/own.py:photos/ [--output batch.png]
 
-Draws a batch of training images with their labels, above as they are stored and below as training
-sees them: resized, augmented, and with the normalization undone.
+Draws a batch of training images with their labels, at the size that the model takes: above only
+resized, and below as training sees them, augmented, with the normalization undone.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from glora_jax.data.catalog import find
 from glora_jax.data.examples import Part
 from glora_jax.data.normalization import statistics
 from glora_jax.reports.drawing import panels, save
+from glora_jax.runs.backbone import image_size_here
 from glora_jax.runs.config import check_config
 
 NUMBER_OF_IMAGES = 8
 NUMBER_OF_DRAWS = 2  # rows of augmented images
-DEFAULT_SIZE = 224
+DEFAULT_SIZE = 224  # of most published weights, which are not downloaded for this
 _NORMALIZATION = 'imagenet'
 _LONGEST_LABEL = 18
 
@@ -79,7 +80,7 @@ def draw(config: ml_collections.ConfigDict, path: str) -> None:
   task = find(settings.task, settings.data)
   examples = task.open('train')
   order = np.random.default_rng(settings.seed % 2**64).permutation(len(examples.labels))
-  size = settings.model.image_size or DEFAULT_SIZE
+  size = image_size_here(settings.model) or DEFAULT_SIZE
   images, labels = pipeline.load(
     Part(examples, order[:NUMBER_OF_IMAGES]),
     size,

@@ -133,6 +133,22 @@ class Dealer:
       for split, part in zip(splits, indices, strict=True)
     }
 
+  def keep(self, given: Mapping[str, Examples]) -> None:
+    """Writes down which examples are in splits that need no dealing; later ones must be the same.
+
+    Raises:
+      ValueError: they are not those of before, or those of before were dealt.
+    """
+    if self.split_file is None:
+      return
+    identity = ' '.join(f'{split}: {examples.identity}' for split, examples in given.items())
+    if not os.path.exists(self.split_file):
+      self._write(self.split_file, identity, {})
+    elif read_json(self.split_file, 'split') != {'identity': identity}:
+      raise ValueError(
+        f'The images of {self.origin} have changed since {self.split_file} was made; {self._advice}'
+      )
+
   def _require_enough(self, labels: np.ndarray, splits: Sequence[str]) -> None:
     counts = np.bincount(labels, minlength=len(self.classes))
     rare = [

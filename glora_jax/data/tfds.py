@@ -54,7 +54,8 @@ def find_builder(name: str, data_dir: str | None = None, version: str | None = N
       return tfds.builder(f'{base}:{wanted}' if wanted else base, data_dir=data_dir)
   except tfds.core.DatasetNotFoundError as error:
     raise ValueError(
-      f'TFDS knows no data set {shown(base)}; its names are on www.tensorflow.org/datasets.'
+      f'TFDS knows no data set {shown(base)}; its names are on www.tensorflow.org/datasets. Where '
+      'a folder or a CSV was meant, check its path.'
     ) from error
   except AssertionError:  # no such version in this TFDS
     with reading(f'the data set {shown(name)}'):

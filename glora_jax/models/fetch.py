@@ -15,6 +15,7 @@ import requests
 from glora_jax.files import sha256_of, whole
 from glora_jax.limits import printable, shown
 from glora_jax.models import hub
+from glora_jax.models.weights import EMBEDDED, EMBEDDED_FILE
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ def fetch(weights: str, sha256: str | None = None) -> str:
   Args:
     weights: a path; an http(s) address (or gs://, of a public bucket), which needs `sha256`;
       `hf:owner/name[@revision]` on the Hugging Face hub (see `models.hub`), whose folder is
-      returned; or a name in `SHORTCUTS`.
+      returned; a name in `SHORTCUTS`; or 'embedded', the backbone in the package.
     sha256: SHA-256 of the file, hexadecimal. A shortcut has none on record: the sum of its first
       download is written beside the file, and every later use is checked against that; give
       `sha256` to be sure of the first one, too.
@@ -90,6 +91,8 @@ def fetch(weights: str, sha256: str | None = None) -> str:
     sha256 = sha256.lower()
   if hub.is_hub_name(weights):
     return _from_hub(weights, sha256)
+  if weights == EMBEDDED:
+    return _checked_path(EMBEDDED_FILE, sha256)
   is_published = weights in SHORTCUTS
   url = SHORTCUTS[weights].url if is_published else weights
   if url.startswith('gs://'):
@@ -109,7 +112,8 @@ def _checked_path(weights: str, sha256: str | None) -> str:
   if not os.path.exists(path):
     raise FileNotFoundError(
       f"model.weights='{printable(weights)}' is no file or folder, and none of the names "
-      f'{", ".join(SHORTCUTS)}; an address starts with https://, a name on the hub with hf:.'
+      f'{", ".join((EMBEDDED, *SHORTCUTS))}; an address starts with https://, a name on the hub '
+      'with hf:.'
     )
   if sha256 is None:
     return path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from typing import Any
 
 import flax
@@ -19,7 +20,7 @@ from glora_jax.method.adapt import adapt
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.space import SearchSpace
 from glora_jax.models import weights
-from glora_jax.models.fetch import known_normalization
+from glora_jax.models.fetch import fetch, known_normalization
 from glora_jax.models.translate import fit_to_format
 from glora_jax.runs import early_checks
 from glora_jax.runs.config import RunSettings
@@ -67,6 +68,23 @@ def load_backbone(
     )
   normalization = settings.normalization or metadata['normalization']
   return model, params, {**metadata, 'normalization': normalization}
+
+
+def image_size_here(settings: ModelSettings) -> int | None:
+  """The side of the images of a run, in pixels, without a download.
+
+  Returns:
+    What the config says or weights on this machine do; None where these are elsewhere, or for
+    images that are no squares.
+  """
+  if settings.image_size is not None:
+    return settings.image_size
+  name = settings.weights
+  if name != weights.EMBEDDED and not os.path.exists(os.path.expanduser(name)):
+    return None
+  _, _, metadata = weights.load(fetch(name))
+  size = metadata['image_size']
+  return size if isinstance(size, int) else None
 
 
 def adapt_spaces(

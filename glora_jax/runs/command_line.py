@@ -138,7 +138,7 @@ def workdir_of_config() -> str:
     ValueError: it is no path.
   """
   if WORKDIR.value:
-    return check_path(WORKDIR.value)
+    return os.path.expanduser(check_path(WORKDIR.value))
   filename = config_flags.get_config_filename(flags.FLAGS['config'])
   path, _, arguments = filename.partition(':')
   stem = os.path.splitext(os.path.basename(path))[0]

@@ -1,14 +1,16 @@
-"""Which weights a run began with, where they are a name that may come to mean others."""
+"""Which weights a run began with: a name, a path or an address may come to mean others."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import TypedDict
 
 from glora_jax.files import Path, sha256_of, write_json
 from glora_jax.mesh import primary
 from glora_jax.models import hub, weights
 from glora_jax.models.fetch import fetch
+from glora_jax.models.folder import locate
 from glora_jax.records import read_record
 from glora_jax.runs.sections import ModelSettings
 
@@ -24,8 +26,9 @@ class _Record(TypedDict):
 def find_weights(settings: ModelSettings, workdir: Path) -> str:
   """The path of a run's weights on this machine, downloaded where they are not there yet.
 
-  The branch of a name on the hub moves on. So the commit that it stood for at first, and the
-  checksum of its file, are written to `weights.json`, and the run goes on with that commit.
+  The checksum of their file is written to `weights.json`, and a run that goes on has the same
+  weights. The branch of a name on the hub moves on; so the commit that it stood for at first is
+  written there, too, and the run goes on with that.
 
   Args:
     settings: the section of the config.
@@ -35,28 +38,48 @@ def find_weights(settings: ModelSettings, workdir: Path) -> str:
     ValueError: the weights are not those that were recorded or are expected; see also `fetch`.
   """
   if settings.weights == weights.EMBEDDED:
-    return fetch(weights.EMBEDDED_FILE, settings.sha256)
-  if not hub.is_hub_name(settings.weights):
     return fetch(settings.weights, settings.sha256)
   record = _read(workdir)
   if record and record['weights'] != settings.weights:  # which no stage has used
     record = {}
+  if hub.is_hub_name(settings.weights):
+    return _find_on_hub(settings, workdir, record)
+  path = fetch(settings.weights, settings.sha256)
+  sha256 = sha256_of(locate(path))
+  if not record:
+    _write(workdir, settings.weights, '', sha256)
+  elif record['sha256'] != sha256:
+    raise ValueError(
+      f'{path} has SHA-256 {sha256}, and this run began with weights of {record["sha256"]}; bring '
+      'these back, or take a new --workdir.'
+    )
+  return path
+
+
+def _find_on_hub(settings: ModelSettings, workdir: Path, record: Mapping[str, str]) -> str:
+  """The folder of the commit that a run began with."""
   name = hub.parse(settings.weights)
   if record:
     name = name._replace(revision=record['revision'])
   snapshot = hub.snapshot(str(name))
   pinned = name._replace(revision=snapshot.revision)
   folder = fetch(str(pinned), settings.sha256 or record.get('sha256'))
-  if not record and primary():
-    record = {'revision': snapshot.revision, 'sha256': sha256_of(snapshot.tensors)}
-    write_json(os.path.join(workdir, FILE), {'weights': settings.weights, **record}, 'weights')
+  if not record:
+    _write(workdir, settings.weights, snapshot.revision, sha256_of(snapshot.tensors))
   return folder
+
+
+def _write(workdir: Path, name: str, revision: str, sha256: str) -> None:
+  if primary():
+    record = _Record(weights=name, revision=revision, sha256=sha256)
+    write_json(os.path.join(workdir, FILE), record, 'weights')
 
 
 def recorded(workdir: Path) -> dict[str, str]:
   """What a run's result says of its weights beside their name; nothing where that says it all."""
   record = _read(workdir)
-  return {f'weights_{field}': record[field] for field in ('revision', 'sha256') if record}
+  fields = {field: record.get(field) for field in ('revision', 'sha256')}
+  return {f'weights_{field}': value for field, value in fields.items() if value}
 
 
 def _read(workdir: Path) -> dict[str, str]:

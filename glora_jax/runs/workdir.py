@@ -179,7 +179,10 @@ def claim_workdir(
   path = os.path.join(workdir, 'config.json')
   if not primary() or (os.path.exists(path) and not changes):
     return
-  write_json(path, json.loads(config.to_json()), 'config')
+  content = json.loads(config.to_json())
+  if isinstance(content.get('task'), str):
+    content['task'] = canonical(content['task'])  # it means the same from every directory
+  write_json(path, content, 'config')
   for change in changes:
     log.info('%s, which no stage has used yet.', change)
 

@@ -96,6 +96,21 @@ def test_mistakes_are_one_sentence(arguments, message, tmp_path, monkeypatch):
   assert '\n' not in stopped.value.code
 
 
+@pytest.mark.parametrize('outputs', [[], ['x.jax_export']])
+def test_a_format_without_a_checkpoint_to_write_is_refused(outputs, capsys):
+  with pytest.raises(SystemExit, match='2'):
+    convert.main(['embedded', *outputs, '--format', 'timm'])
+  assert '--format is that of a checkpoint OUT; give its path' in capsys.readouterr().err
+
+
+def test_the_backbone_in_the_package_has_a_name(capsys):
+  printed = []
+  for name in ('embedded', weights.EMBEDDED_FILE):
+    convert.main([name])
+    printed.append(capsys.readouterr().out)
+  assert printed[0] == printed[1]
+
+
 def test_heads_that_do_not_go_with_the_width_write_nothing(tmp_path):
   for heads in ('7', '0', '-1'):
     out = tmp_path / heads

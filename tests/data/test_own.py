@@ -258,6 +258,65 @@ def test_a_csv_is_read_by_its_columns(photos, header, row):
     assert f'/{task.classes[label]}/' in everything.name(n)
 
 
+def write_csv(photos, split_of):
+  rows = [('dog', n) for n in range(9)] + [('cat', n) for n in range(9)]
+  lines = [f'photos/{name}/{n:03d}.png,{name},{split_of(n)}\n' for name, n in rows]
+  (photos.parent / 'labels.csv').write_text('path,label,Split\n' + ''.join(lines))
+  return f'csv:{photos.parent}/labels.csv'
+
+
+def numbers(examples):
+  return sorted(int(name[-7:-4]) for name in names(examples))
+
+
+def test_a_csv_that_says_the_split_is_split_so(photos):
+  task = find(write_csv(photos, lambda n: ('training', 'Val', 'test')[n // 3]))
+  opened = open_all(task)
+  assert [numbers(part) for part in opened.values()] == [[0, 0, 1, 1, 2, 2], [3, 3, 4, 4, 5, 5],
+                                                         [6, 6, 7, 7, 8, 8]]  # fmt: skip
+  task = find(write_csv(photos, lambda n: ('train', 'train', 'test')[n // 3]))
+  opened = open_all(task)
+  assert numbers(opened['test']) == [6, 6, 7, 7, 8, 8]
+  assert not names(opened['train']) & names(opened['val'])
+  assert len(opened['val'].labels) == 2
+  assert 'val were dealt from train' in task.notes[0]
+
+
+@pytest.mark.parametrize(
+  'split_of, message',
+  [
+    (lambda n: ('train', 'dev', 'test')[n // 3], 'line 5: dev is no split; it is one of train, tr'),
+    (lambda n: ('train', '', 'test')[n // 3], 'does not hold a path and a label and a split'),
+    (lambda n: 'test', 'has no row whose split is train'),
+  ],
+)
+def test_splits_of_a_csv_that_are_none_are_explained(photos, split_of, message):
+  with pytest.raises(ValueError, match=message):
+    find(write_csv(photos, split_of))
+
+
+def test_given_splits_must_be_those_of_before(photos, tmp_path):
+  workdir = str(tmp_path / 'run')
+  source = write_csv(photos, lambda n: ('train', 'val', 'test')[n // 3])
+  first = open_all(find(source, workdir=workdir))
+  again = open_all(find(source, workdir=workdir))
+  assert [names(part) for part in again.values()] == [names(part) for part in first.values()]
+  write_csv(photos, lambda n: ('train', 'val', 'test')[n % 3])
+  with pytest.raises(ValueError, match=r'The images of .*labels\.csv have changed since .*split'):
+    find(source, workdir=workdir)
+
+
+def test_images_of_given_folders_must_be_those_of_before(tmp_path):
+  folder, workdir = tmp_path / 'photos', str(tmp_path / 'run')
+  for split in ('train', 'val', 'test'):
+    fill(folder / split, {'cat': 3, 'dog': 3})
+  find(f'folder:{folder}', workdir=workdir)
+  find(f'folder:{folder}', workdir=workdir)
+  (folder / 'test' / 'cat' / '000.png').rename(folder / 'train' / 'cat' / 'other.png')
+  with pytest.raises(ValueError, match=r'The images of .*photos have changed since'):
+    find(f'folder:{folder}', workdir=workdir)
+
+
 def test_numbers_as_labels_are_ordered_as_numbers(photos):
   labels = ('10', '9', '2', '02', '\N{SUPERSCRIPT TWO}', '9' * 5000)
   (photos.parent / 'labels.csv').write_text(

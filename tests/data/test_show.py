@@ -31,6 +31,18 @@ def test_a_contact_sheet_shows_what_training_sees(config, tmp_path, monkeypatch,
     np.testing.assert_array_equal(np.sort(row.images, axis=2), np.sort(resized.images, axis=2))
 
 
+def test_without_a_size_it_is_that_of_the_weights_if_they_are_here(config, tmp_path, monkeypatch):
+  sizes = []
+  monkeypatch.setattr(
+    show, 'contact_sheet', lambda path, rows, labels: sizes.append(rows[0].images.shape[1:3])
+  )
+  config.model.image_size = None
+  for weights in ('embedded', 'in21k-B/16'):
+    config.model.weights = weights
+    show.draw(config, str(tmp_path / 'sheet.png'))
+  assert sizes == [(28, 28), (224, 224)]
+
+
 def test_a_contact_sheet_is_drawn_with_any_names(config, tmp_path):
   show.draw(config, str(tmp_path / 'sheet.png'))
   with Image.open(tmp_path / 'sheet.png') as sheet:

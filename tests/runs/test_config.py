@@ -62,6 +62,24 @@ def test_a_task_of_ones_own_takes_its_structure_from_a_gradient(arguments, struc
   assert settings.training == settings.supernet
 
 
+@pytest.mark.parametrize('epochs, warmup', [(4, 0), (12, 1), (20, 10), (100, 10)])
+def test_any_number_of_epochs_leaves_something_to_a_task_of_ones_own(epochs, warmup):
+  settings = check_config(get_config('own', f'beans,epochs={epochs}'))
+  assert settings.training.warmup_epochs == warmup
+  assert settings.allocation.shortened(settings.training).epochs == epochs - 3
+
+
+@pytest.mark.parametrize('rank, parts', [(4, 8), (16, 16)])
+def test_the_rank_on_offer_can_be_had(rank, parts):
+  assert check_config(get_config('own', f'beans,rank={rank}')).allocation.max_rank == parts
+
+
+def test_a_home_is_found(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  (tmp_path / 'photos').mkdir()
+  assert get_config('own', '~/photos').task == f'folder:{tmp_path}/photos'
+
+
 def test_other_configs_search_and_the_quickstart_shows_the_gradients_structure():
   for name in ('vtab', 'fewshot', 'generalization', 'quickstart', 'compare'):
     assert check_config(get_config(name)).structure == 'search'
@@ -184,6 +202,7 @@ def test_the_help_flag_prints_every_field_and_ends(capsys):
 def test_arguments_reach_the_fields():
   config = get_config('vtab', 'cifar100,source=noah,root=/data,rank=2')
   assert (config.data.source, config.data.root, config.space.ranks) == ('noah', '/data', (2,))
+  assert get_config('vtab', 'cifar100,root=2024').data.root == '2024'
   config = get_config('own', 'beans,weights=dinov2-S/14,budget=5000')
   assert (config.model.weights, config.budget) == ('dinov2-S/14', 5000)
 

@@ -1,4 +1,4 @@
-"""A run stays with the commit that a name on the hub stood for when it began."""
+"""A run stays with the weights that it began with."""
 
 import pytest
 
@@ -54,10 +54,26 @@ def test_a_file_that_changed_since_is_refused(repository, tmp_path):
     find_weights(ModelSettings(weights='hf:me/vit'), tmp_path)
 
 
-def test_weights_that_are_no_name_leave_no_record(tmp_path):
+def test_weights_in_the_package_leave_no_record(tmp_path):
   assert find_weights(ModelSettings(), tmp_path) == weights.EMBEDDED_FILE
-  assert find_weights(ModelSettings(weights=str(tmp_path)), tmp_path) == str(tmp_path)
   assert recorded(tmp_path) == {}
+
+
+@pytest.mark.parametrize('is_folder', [False, True])
+def test_a_path_whose_weights_changed_since_is_refused(tmp_path, is_folder):
+  file, workdir = tmp_path / 'vit' / 'model.safetensors', tmp_path / 'run'
+  for folder in (file.parent, workdir):
+    folder.mkdir()
+  file.write_text('first')
+  settings = ModelSettings(weights=str(file.parent if is_folder else file))
+  for _ in range(2):
+    assert find_weights(settings, workdir) == settings.weights
+  assert recorded(workdir) == {'weights_sha256': sha256_of(file)}
+  file.write_text('others')
+  with pytest.raises(ValueError, match=r'SHA-256 .*, and this run began with weights of .* a new'):
+    find_weights(settings, workdir)
+  file.write_text('first')
+  assert find_weights(settings, workdir) == settings.weights
 
 
 def test_a_record_of_other_weights_is_not_theirs(repository, tmp_path):

@@ -58,6 +58,20 @@ def test_a_path_of_images_that_is_written_otherwise_is_the_same(tmp_path, monkey
     claim_workdir(changed(task='folder:others'), workdir)
 
 
+def test_a_workdirs_images_are_the_same_from_every_directory(tmp_path, monkeypatch):
+  workdir = tmp_path / 'run'
+  for folder in ('run', 'a', 'b'):
+    (tmp_path / folder).mkdir()
+  monkeypatch.chdir(tmp_path / 'a')
+  claim_workdir(changed(task='folder:photos'), str(workdir))
+  write_json(workdir / 'test_list.json', {})
+  monkeypatch.chdir(tmp_path)
+  claim_workdir(changed(task='folder:a/photos'), str(workdir))
+  monkeypatch.chdir(tmp_path / 'b')
+  with pytest.raises(ValueError, match='belongs to another config: task was'):
+    claim_workdir(changed(task='folder:photos'), str(workdir))
+
+
 def test_a_field_that_changes_no_result_may_change(older):
   config = default_config()
   config.watch.profile = 'search'

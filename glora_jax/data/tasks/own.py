@@ -1,7 +1,8 @@
 """The user's own images: a folder with a subfolder for each class, a CSV, or any TFDS data set.
 
 What comes unsplit is split once: stratified, by a fixed seed, 80% to train, 10% each to val and
-test; the split is written into the workdir, and a resumed run reads it there.
+test; the split is written into the workdir, and a resumed run reads it there. Where splits are
+given, which images they have is written there.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Literal
 from glora_jax.data import tfds
 from glora_jax.data.class_folders import (
   SPLIT_NAMES,
+  SPLIT_OF,
   require_distinct,
   scan,
   split_folders,
@@ -25,7 +27,7 @@ from glora_jax.data.splits import SEED, SPLITS, Dealer
 from glora_jax.data.task import Source, Task, require_measurable, require_printable
 from glora_jax.data.tfds import Builder
 from glora_jax.data.tfds_examples import TfdsExamples
-from glora_jax.limits import listed
+from glora_jax.limits import listed, printable
 
 Kind = Literal['folder', 'csv', 'tfds']
 KINDS: tuple[Kind, ...] = ('folder', 'csv', 'tfds')
@@ -107,23 +109,29 @@ def _from_split_folders(folder: str, given: Mapping[str, str], split_file: str |
       _require_known_classes(given[split], train, classes)
   images = {split: scan(split_folder, classes) for split, split_folder in given.items()}
   require_distinct(images, classes)
-  splits: dict[str, Examples] = {**images}
-  notes = []
+  dealer = Dealer(folder, classes, split_file)
+  return _split_already(f'folder:{folder}', f'the folder {folder}', dealer, images)
+
+
+def _split_already(name: str, source: str, dealer: Dealer, given: Mapping[str, Files]) -> Task:
+  """A task on images whose splits are given; 'val' and 'test' are dealt where they are not."""
+  splits: dict[str, Examples] = {split: given[split] for split in SPLITS if split in given}
+  classes, notes = dealer.classes, []
   lacking = [split for split in SPLITS if split not in given]
   if lacking:
-    dealer = Dealer(folder, classes, split_file)
     splits.update(dealer.deal(splits['train'], ('train', *lacking)))
     notes.append(
       f'{" and ".join(lacking)} were dealt from train, stratified, seed {SEED}: 10% each.'
     )
+  else:
+    dealer.keep(splits)
   labels = {split: examples.labels for split, examples in splits.items()}
-  require_measurable(folder, classes, labels)
+  require_measurable(dealer.origin, classes, labels)
   for split in given:
     absent = [name for label, name in enumerate(classes) if label not in labels[split]]
     if absent:
       notes.append(f'{split} has no images of {listed(absent)}.')
-  name = f'folder:{folder}'
-  return Task(name, classes, _opened(splits), f'the folder {folder}', tuple(notes))
+  return Task(name, classes, _opened(splits), source, tuple(notes))
 
 
 def _require_known_classes(folder: str, train: str, classes: Sequence[str]) -> None:
@@ -140,13 +148,43 @@ def _from_csv(path: str, split_file: str | None) -> Task:
       f'{path} has the one label {classes[0]!r}; two or more are needed to classify.'
     )
   require_printable(path, classes)
+  require_files([_path_of(path, row) for row in rows], path)
+  name, dealer = f'csv:{path}', Dealer(path, classes, split_file)
+  if not any(row.split for row in rows):
+    return _dealt(name, dealer, _files(path, rows, classes))
+  given = {
+    split: _files(path, of_split, classes) for split, of_split in _by_split(path, rows).items()
+  }
+  return _split_already(name, path, dealer, given)
+
+
+def _path_of(csv: str, row: LabelledPath) -> str:
+  return os.path.join(os.path.dirname(csv), row.path)
+
+
+def _files(csv: str, rows: Sequence[LabelledPath], classes: Sequence[str]) -> Files:
   number_of = {name: number for number, name in enumerate(classes)}
-  root = os.path.dirname(path)
-  files = Files(
-    [os.path.join(root, row.path) for row in rows], [number_of[row.label] for row in rows]
-  )
-  require_files(files.paths, path)
-  return _dealt(f'csv:{path}', Dealer(path, classes, split_file), files)
+  return Files([_path_of(csv, row) for row in rows], [number_of[row.label] for row in rows])
+
+
+def _by_split(csv: str, rows: Sequence[LabelledPath]) -> dict[str, list[LabelledPath]]:
+  """The rows of every split that a CSV names.
+
+  Raises:
+    ValueError: a row names none, or no row is for training.
+  """
+  found: dict[str, list[LabelledPath]] = {}
+  for row in rows:
+    split = SPLIT_OF.get(row.split.lower())
+    if split is None:
+      raise ValueError(
+        f'{csv}, line {row.line}: {printable(row.split)} is no split; it is one of '
+        f'{", ".join(SPLIT_OF)}.'
+      )
+    found.setdefault(split, []).append(row)
+  if 'train' not in found:
+    raise ValueError(f'{csv} has no row whose split is train; there is nothing to learn from.')
+  return found
 
 
 def _classes_of(rows: Sequence[LabelledPath]) -> tuple[str, ...]:
