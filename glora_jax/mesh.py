@@ -24,6 +24,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from glora_jax.files import first_line
+from glora_jax.limits import shown
 
 AXES = ('candidate', 'data')
 FSDP = 'fsdp'  # as fully sharded data parallelism is called
@@ -247,6 +248,18 @@ def over(devices: Sequence[jax.Device], fsdp: int | None = None) -> Mesh | None:
     )
   grid = grid.reshape(processes, -1, fsdp)
   return Mesh(grid, (*AXES, FSDP), axis_types=(AxisType.Auto,) * (len(AXES) + 1))
+
+
+def require_mesh(mesh: Any) -> None:
+  """Raises ValueError unless this is a mesh of automatic axes, as `over_devices` makes it."""
+  if not isinstance(mesh, Mesh):
+    raise ValueError(f'mesh={shown(mesh)} must be a jax.sharding.Mesh.')
+  if any(kind is not AxisType.Auto for kind in mesh.axis_types):
+    number = len(mesh.axis_names)
+    raise ValueError(
+      f'The axes {", ".join(mesh.axis_names)} of the mesh must be automatic; make it with '
+      f'axis_types=(jax.sharding.AxisType.Auto,) * {number}.'
+    )
 
 
 def require_divisible(mesh: Mesh | None, batch_size: int) -> None:

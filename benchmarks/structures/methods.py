@@ -18,7 +18,7 @@ and `+up4` after it are options of training.
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple, get_args
 
 import jax
@@ -35,6 +35,7 @@ from glora_jax.search.allocate import allocate
 from glora_jax.search.allocated import Allocation
 from glora_jax.search.allocation import Measure, Values
 from glora_jax.search.choice import choose, value_of
+from glora_jax.search.pooling import mean_of
 from glora_jax.training.losses import cross_entropy
 from glora_jax.training.rates import Kind, kinds
 
@@ -131,9 +132,10 @@ def structure(job: Job, setting_of: Any) -> Structure:
       read = allocation(setting, shifts=setting_of(job.task, job.seed, shifts=True))
       found, notes = read.values.mean(), {'share': round(read.borrowed, 3)}
     else:
-      found = measured_together(sources, measure or 'squared')
+      found = mean_of([measured(source, measure or 'squared') for source in sources])
     knows_vectors = measure not in (*measures.LAYER_SCORES, 'eva')
-    rest = measured_together(sources, 'seen') if knows_vectors else None
+    seen = [measured(source, 'seen') for source in sources] if knows_vectors else []
+    rest = mean_of(seen) if seen else None
     genome = choose(distinct(spec), found, job.budget, rest=rest, floor=knows_vectors)
     notes |= {'genome': genome.tolist()}
   else:
@@ -210,18 +212,6 @@ def measured(setting: Setting, measure: str) -> Values:
 
   params = setting.variables['params']
   return measures.layer_values(measure, setting.adapted, params, loss, batches(setting))
-
-
-def measured_together(settings: Sequence[Setting], measure: str) -> Values:
-  """The mean of the values of several settings, each of which counts alike."""
-  found = [measured(setting, measure) for setting in settings]
-  sizes = [sum(np.abs(part).sum() for part in values) for values in found]
-  return Values(
-    *(
-      sum(part / size for part, size in zip(parts, sizes, strict=True))
-      for parts in zip(*found, strict=True)
-    )
-  )
 
 
 def random_values(spec: Spec, number: int) -> Values:

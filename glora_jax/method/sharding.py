@@ -9,7 +9,6 @@ from typing import Any
 import jax
 
 from glora_jax import mesh as meshes
-from glora_jax.limits import shown
 from glora_jax.method import sharded_arrays
 from glora_jax.method.adapted import Adapted
 
@@ -55,25 +54,9 @@ def shard(
     >>> adapted.mesh.axis_names, variables['params']['w'].shape
     (('data', 'fsdp'), (8, 512))
   """
-  require_mesh(mesh)
+  meshes.require_mesh(mesh)
   trainable, frozen = adapted.split(variables)
   placed = adapted.join(
     meshes.replicate(mesh, trainable), sharded_arrays.shard(mesh, frozen, min_bytes=min_bytes)
   )
   return dataclasses.replace(adapted, mesh=mesh), placed
-
-
-def require_mesh(mesh: Any) -> None:
-  """Checks that a mesh is one, and lets the compiler deal what nobody says a place of.
-
-  Raises:
-    ValueError: it is none, or its axes are explicit, as those of `jax.make_mesh` are by default.
-  """
-  if not isinstance(mesh, jax.sharding.Mesh):
-    raise ValueError(f'mesh={shown(mesh)} must be a jax.sharding.Mesh.')
-  if any(kind is not jax.sharding.AxisType.Auto for kind in mesh.axis_types):
-    number = len(mesh.axis_names)
-    raise ValueError(
-      f'The axes {", ".join(mesh.axis_names)} of the mesh must be automatic; make it with '
-      f'axis_types=(jax.sharding.AxisType.Auto,) * {number}.'
-    )

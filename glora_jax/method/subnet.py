@@ -102,7 +102,10 @@ class Subnet:
     return {**trainable, COLLECTION: read}, {**frozen, COLLECTION: unread}
 
   def join(self, trainable: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict[str, Any]:
-    """Inverse of `split`, but for what that has cut off."""
+    """Inverse of `split`, but for what that has cut off: forms and ranks that the genome lacks.
+
+    So the result is for this genome, and no longer for others.
+    """
     return self.adapted.join(trainable, frozen)
 
   def _paths_read(self) -> set[Path]:

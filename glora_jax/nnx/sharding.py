@@ -7,7 +7,6 @@ from flax import nnx
 
 from glora_jax import mesh as meshes
 from glora_jax.method import sharded_arrays
-from glora_jax.method.sharding import require_mesh
 from glora_jax.nnx.adapter import Recipe
 from glora_jax.nnx.live import adapters
 from glora_jax.nnx.places import Places
@@ -41,7 +40,7 @@ def shard(
     >>> model(jnp.ones((8, 8))).shape
     (8, 512)
   """
-  require_mesh(mesh)
+  meshes.require_mesh(mesh)
   found = adapters(model)
   for adapter in found:
     given = adapter.recipe

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +15,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from glora_jax.limits import Domain, Limits, shown
-from glora_jax.mesh import settle
+from glora_jax.mesh import require_mesh, settle
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.draws import check_budget
 from glora_jax.method.genomes import count_params
@@ -39,7 +39,14 @@ from glora_jax.search.choice import (
 )
 from glora_jax.search.fold_gradients import Ahead, Batches, Loss, Passes, Settings, measure
 from glora_jax.search.forecast import forecast
-from glora_jax.search.pooling import CLEAR, pooled, share_of
+from glora_jax.search.pooling import (
+  CLEAR,
+  check_others,
+  check_prior,
+  mean_of,
+  pooled,
+  share_of,
+)
 from glora_jax.search.row_gradients import RowGradients
 from glora_jax.search.starting_values import aligned
 
@@ -68,6 +75,7 @@ def allocate(  # noqa: PLR0913
   rho: float = 2.0,
   floor: bool = True,
   prior: Prior | None = None,
+  others: Sequence[Values] = (),
   progress: bool = True,
   ahead: Ahead | None = None,
 ) -> Allocation:
@@ -107,6 +115,8 @@ def allocate(  # noqa: PLR0913
       any budget; values of both are pooled (`search.pooling`). Which layers pay is mostly the
       backbone's doing, so that a task whose own gradient is noise gains. Or a function that gives
       it, or None, and is called where the own gradient is not clear alone.
+    others: the `values` of allocations for other tasks on the same model; each counts as much as
+      the own ones, and a prior is then not asked.
     progress: whether to show a bar.
     ahead: what `compile_ahead` returned for the same arguments, with any head.
 
@@ -114,9 +124,9 @@ def allocate(  # noqa: PLR0913
     The allocation: `genome`, `variables` to train it from, and the reasons.
 
   Raises:
-    ValueError: an argument is of another type or out of range, the variables or the prior are those
-      of another model, nothing that is considered is on offer, the budget fits no unit, there are
-      fewer batches than folds, a loss is not finite, or no layer has a gradient.
+    ValueError: an argument is of another type or out of range, the variables, the prior or other
+      values are those of another model, nothing that is considered is on offer, the budget fits no
+      unit, there are fewer batches than folds, a loss is not finite, or no layer has a gradient.
 
   Example:
     >>> import flax.linen as nn, jax, jax.numpy as jnp, optax
@@ -151,21 +161,27 @@ def allocate(  # noqa: PLR0913
   budget = check_budget(budget)
   require_something(adapted.spec, budget)
   number = _number(adapted.spec, max_rank)
+  check_others(adapted.spec, others, number)
   if not callable(prior):
-    _check_prior(adapted.spec, prior, number)
+    check_prior(adapted.spec, prior, number)
   settings = Settings(folds, number, mesh, progress)
   found = measure(adapted, variables, loss, batches, key, settings, ahead)
   # On two busy cores 8 decompositions of 96 x 96 took 1.5 s with BLAS' threads, 13 ms without.
   with threadpool_limits(1, 'blas'):
     read = _read_off(adapted, variables[COLLECTION], found, settings.max_rank, value)
   _require_gradients(read.values)
+  if others:
+    other = mean_of([values.mean() for values in others])
+    share = len(others) / (1 + len(others))
+    read, prior = read._replace(values=pooled(read.values, other, share)), None
   if callable(prior):
     prior = prior() if read.signal < CLEAR else None
-    _check_prior(adapted.spec, prior, number)
+    check_prior(adapted.spec, prior, number)
   if prior is not None:
     read = _with_prior(read, prior)
   new = {**variables, COLLECTION: settle(mesh, read.supports)}
-  return _decide(adapted.spec, read, new, budget, key, rho=rho, floor=floor)
+  found = _decide(adapted.spec, read, new, budget, key, rho=rho, floor=floor)
+  return dataclasses.replace(found, others=len(others))
 
 
 def compile_ahead(
@@ -278,28 +294,6 @@ def _read_off(
   return _Read(values, seen.mean(), supports, signal)
 
 
-def _check_prior(spec: Spec, prior: Any, number: int) -> None:
-  """Raises ValueError unless a prior is an allocation with the same rows and parts, or None."""
-  if prior is None:
-    return
-  if not isinstance(prior, Allocation):
-    raise ValueError(
-      f'prior={shown(prior)} must be what glora_jax.allocate returned, a function that gives that, '
-      'or None.'
-    )
-  if [layer.name for layer in prior.spec] != [layer.name for layer in spec]:
-    raise ValueError(
-      f'The prior has {len(prior.spec)} rows that are not the {len(spec)} rows of this model; '
-      'allocate it on the same adapted model.'
-    )
-  parts = prior.values.B_lora.shape[-1]
-  if parts != number:
-    raise ValueError(
-      f'The prior has values of {parts} rank-one parts, and max_rank asks for {number}; give both '
-      'the same max_rank.'
-    )
-
-
 def _with_prior(read: _Read, prior: Allocation) -> _Read:
   """Values that are pooled with those of another loss."""
   share = share_of(read.signal, prior.signal or 0.0)
@@ -362,8 +356,8 @@ def _check_counts(folds: int, max_rank: int) -> None:
 
 def _check_devices(mesh: Any, ahead: Any) -> None:
   """Raises ValueError unless these are devices and a program, or None."""
-  if not isinstance(mesh, jax.sharding.Mesh | None):
-    raise ValueError(f'mesh={shown(mesh)} must be a jax.sharding.Mesh, or None for one device.')
+  if mesh is not None:
+    require_mesh(mesh)
   if not isinstance(ahead, Ahead | None):
     raise ValueError(
       f'ahead={shown(ahead)} must be what compile_ahead returned, or None to compile here.'

@@ -184,4 +184,8 @@ class Archive:
           f'None of the {int(self.exact.sum())} subnets that were scored has at most {budget} '
           'trained parameters.'
         )
+    if not len(ranking):
+      raise ValueError(
+        f'None of the {len(self)} subnets in the archive was scored to the end; score some first.'
+      )
     return self.genomes[ranking[0]]

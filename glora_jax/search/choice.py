@@ -47,6 +47,8 @@ class Option(NamedTuple):
 class Gene(NamedTuple):
   """What one row may take for A, for B, or for its shift, which is C or E.
 
+  D is no gene: it stays as cheap as the space allows, and what it costs then is not in a gene's.
+
   Attributes:
     row: row of the genome.
     options: the cheapest on offer first, then every form that is considered.
@@ -115,9 +117,10 @@ def choose(
   """
   require_something(spec, budget)
   genes = all_genes(spec, most_rank(spec, budget, rho))
-  chosen = np.array(_start(genes, budget if floor else 0))
+  left = budget - _cost_beside(spec, genes)
+  chosen = np.array(_start(genes, left if floor else 0))
   for worth in (values,) if rest is None else (values, rest):
-    for gene, option in moves(genes, worth, chosen.tolist(), budget):
+    for gene, option in moves(genes, worth, chosen.tolist(), left):
       chosen[gene] = option
   return canonicalize(spec, _genome(spec, genes, chosen))
 
@@ -275,6 +278,11 @@ def _start(genes: Sequence[Gene], budget: int) -> list[int]:
   floor = [gene.floor() for gene in genes]
   cost = sum(gene.options[index].cost for gene, index in zip(genes, floor, strict=True))
   return floor if budget >= _FLOOR_FACTOR * cost else [0] * len(genes)
+
+
+def _cost_beside(spec: Spec, genes: Sequence[Gene]) -> int:
+  """What the cheapest structure costs beside its genes: a form of D that cannot be left out."""
+  return count_params(spec, smallest_genome(spec)) - sum(gene.options[0].cost for gene in genes)
 
 
 def _genome(spec: Spec, genes: Sequence[Gene], chosen: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from glora_jax.limits import Domain, Limits, check_callable, check_type, shown
+from glora_jax.mesh import require_mesh
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.supports import COLLECTION
 from glora_jax.method.validation import check_labelled, check_whole_numbers, is_known
@@ -123,7 +124,7 @@ class Evaluator:
     _COUNT.check(self.block, 'block')
     object.__setattr__(self, 'classes', _as_mask(self.classes))
     if self.mesh is not None:
-      check_type(self.mesh, Mesh, 'mesh')
+      require_mesh(self.mesh)
 
   @property
   def candidate_shards(self) -> int:

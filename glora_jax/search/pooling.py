@@ -6,8 +6,14 @@ too. A task whose examples agree about little may so borrow from one with a clea
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
+from glora_jax.limits import shown
+from glora_jax.method.space import Spec
+from glora_jax.search.allocated import Allocation
 from glora_jax.search.allocation import Values
 
 NOISE = 0.02  # a signal of this size is trusted by half
@@ -59,6 +65,67 @@ def pooled(own: Values, other: Values, share: float) -> Values:
       (1 - share) * first + share * scale * second for first, second in zip(own, other, strict=True)
     )
   )
+
+
+def mean_of(losses: Sequence[Values]) -> Values:
+  """The mean of values by several losses, each of which counts alike.
+
+  Args:
+    losses: values by each loss, without the axis of the folds, of the same rows and parts.
+
+  Returns:
+    Values whose sizes add up to 1 at most.
+
+  Example:
+    >>> mean_of([Values(*np.ones((5, 2))), Values(*np.full((5, 2), 7.0))]).E_vector
+    array([0.1, 0.1])
+  """
+  sizes = [_size(values) or 1.0 for values in losses]
+  return Values(
+    *(
+      np.mean([part / size for part, size in zip(parts, sizes, strict=True)], axis=0)
+      for parts in zip(*losses, strict=True)
+    )
+  )
+
+
+def check_prior(spec: Spec, prior: Any, number: int) -> None:
+  """Raises ValueError unless a prior is an allocation with the same rows and parts, or None."""
+  if prior is None:
+    return
+  if not isinstance(prior, Allocation):
+    raise ValueError(
+      f'prior={shown(prior)} must be what glora_jax.allocate returned, a function that gives that, '
+      'or None.'
+    )
+  if [layer.name for layer in prior.spec] != [layer.name for layer in spec]:
+    raise ValueError(
+      f'The prior has {len(prior.spec)} rows that are not the {len(spec)} rows of this model; '
+      'allocate it on the same adapted model.'
+    )
+  parts = prior.values.B_lora.shape[-1]
+  if parts != number:
+    raise ValueError(
+      f'The prior has values of {parts} rank-one parts, and max_rank asks for {number}; give both '
+      'the same max_rank.'
+    )
+
+
+def check_others(spec: Spec, others: Any, number: int) -> None:
+  """Raises ValueError unless these are values of the same rows and parts."""
+  if not isinstance(others, Sequence):
+    raise ValueError(f'others={shown(others)} must be a list of the `values` of allocations.')
+  for values in others:
+    if not isinstance(values, Values):
+      raise ValueError(
+        f'others has {shown(values)}, and takes the `values` of what glora_jax.allocate returned.'
+      )
+    shape = np.shape(values.B_lora)[1:]
+    if shape != (len(spec), number):
+      raise ValueError(
+        f'others has values of shape {shape}, and this model {len(spec)} rows and {number} '
+        'rank-one parts; allocate them on the same adapted model, with the same max_rank.'
+      )
 
 
 def _size(values: Values) -> float:

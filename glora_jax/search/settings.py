@@ -42,9 +42,9 @@ class Evolution:
       estimates of the loss at the `guides` fittest subnets promise (`guidance.make_guide`), and
       crossovers. 'random' draws every generation at random, for comparison.
     stop_early: whether a subnet is left as soon as it cannot become a parent, in the mode 'paper'.
-      It selects the same subnets (`evolve`), and made the quickstart's search 1.4 times as fast
-      (benchmarks/RESULTS.md). Off by default, since the archive then holds bounds of those that
-      were left.
+      Runs read it; who calls `evolve` gives it a `stopping_score`. It selects the same subnets, and
+      made the quickstart's search 1.4 times as fast (benchmarks/RESULTS.md). Off by default, since
+      the archive then holds bounds of those that were left.
     guides: number of subnets at which estimates are made in each generation of the mode 'guided'.
 
   Raises:

@@ -317,6 +317,8 @@ def fit(  # noqa: PLR0913
   Domain.of_annotation(int | None, Limits(at_least=0, at_most=recipe.epochs)).check(
     stop_epoch, 'stop_epoch'
   )
+  if mesh is not None:
+    meshes.require_mesh(mesh)
   labels = as_numbers('labels', labels)
   images = images if isinstance(images, ImageStream) else as_numbers('images', images)
   check_targets(loss_fn, labels)

@@ -44,10 +44,23 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, Met
   """Mean softmax cross-entropy, and the accuracy as a metric.
 
   Args:
-    logits: float [batch, class].
-    targets: labels, int [batch], or a distribution over the classes for each, float [batch, class].
+    logits: float [..., class].
+    targets: labels, int [...], or a distribution over the classes for each, float [..., class].
+
+  Raises:
+    ValueError: there is no target for each row of logits.
   """
-  if targets.ndim == 1:
+  if not hasattr(logits, 'shape'):
+    raise ValueError(
+      f'The model returns a {type(logits).__name__}, and logits [batch, class] are expected; give '
+      'a loss of your own for it.'
+    )
+  if targets.shape not in (logits.shape, logits.shape[:-1]):
+    raise ValueError(
+      f'The logits {list(logits.shape)} and the targets {list(targets.shape)} do not go together; '
+      'give a label for each row of logits, or a distribution over the classes.'
+    )
+  if targets.shape == logits.shape[:-1]:
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
     labels = targets
   else:

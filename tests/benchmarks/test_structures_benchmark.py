@@ -16,7 +16,6 @@ from benchmarks.structures.statistics import difference, headroom, rank_correlat
 from benchmarks.structures.tables import Row, best_of
 from glora_jax.method.genomes import count_params
 from glora_jax.method.presets import preset
-from glora_jax.search.allocation import Values
 from glora_jax.training import loop
 from glora_jax.training.losses import subnet_loss
 
@@ -120,13 +119,7 @@ def test_names_are_taken_apart():
   assert plan.tuned_as(('lora:1/aligned', 0)) == ('lora:1', 0)
 
 
-def test_values_of_several_tasks_count_alike_and_none_is_the_tasks_own(monkeypatch):
-  found = {name: Values(*(np.full((2, 3), size) for size in range(5))) for name in 'ab'}
-  found['b'] = Values(*(100 * part[:, ::-1] for part in reversed(found['b'])))
-  monkeypatch.setattr(methods, 'measured', lambda setting, measure: found[setting])
-  together = methods.measured_together(['a', 'b'], 'squared')
-  for part in together:
-    np.testing.assert_allclose(part, 4 / 60)  # of 10 in each, 6 times
+def test_a_structure_off_other_tasks_is_read_off_those():
   others = methods.sources_of('of others', 'mnist')
   assert set(others) == set(plan.tasks('development')) - {'mnist'}
   assert methods.sources_of('of others', 'count') == plan.tasks('development')

@@ -372,7 +372,7 @@ def infinite(forward, batch, key):
     ({'max_rank': 0}, 'max_rank=0 must be at least 1'),
     ({'rho': 'x'}, "rho='x' must be a number"),
     ({'floor': 2}, 'floor=2 must be True or False'),
-    ({'mesh': jax.devices()}, r'mesh=\[.* must be a jax.sharding.Mesh, or None'),
+    ({'mesh': jax.devices()}, r'mesh=\[.* must be a jax.sharding.Mesh\.'),
     ({'ahead': 3}, 'ahead=3 must be what compile_ahead returned, or None'),
     ({'value': 'best'}, "value='best' is unknown; it is one of squared, sign"),
     ({'batches': iter([])}, 'can be read only once; pass a list'),
@@ -512,3 +512,40 @@ def test_a_prior_of_another_kind_or_model_is_refused():
   ):
     with pytest.raises(ValueError, match=sentence):
       allocated(problem, budget=150, prior=prior)
+
+
+@pytest.mark.parametrize(
+  'change, sentence',
+  [
+    (lambda values: values, 'others has .*, and takes the `values` of what'),
+    (lambda values: 3, 'others=3 must be a list of the `values` of allocations'),
+    (lambda values: ['a'], "others has 'a', and takes the `values` of what"),
+    (
+      lambda values: [values._replace(B_lora=values.B_lora[..., :1])],
+      r'others has values of shape \(\d+, 1\), and this model \d+ rows and 2 rank-one parts',
+    ),
+  ],
+)
+def test_other_values_of_another_kind_or_model_are_refused(change, sentence):
+  problem = mixed()
+  own = allocated(problem, budget=150)
+  with pytest.raises(ValueError, match=sentence):
+    allocated(problem, budget=150, others=change(own.values))
+
+
+def test_other_tasks_count_as_much_as_the_own_gradient():
+  problem = mixed()
+  adapted, budget = problem[0], 150
+  own = allocated(problem, budget=budget)
+  others = [allocation.Values(*(factor * part for part in own.values)) for factor in (1.0, 50.0)]
+  alike = allocated(problem, budget=budget, others=others)
+  np.testing.assert_array_equal(alike.genome, own.genome)  # whatever their scale
+  for part, same in zip(alike.values.mean(), own.values.mean(), strict=True):
+    np.testing.assert_allclose(part, same, atol=1e-6 * np.abs(same).max())
+  last = len(adapted.spec) - 1
+  wanted = allocation.Values(*map(np.zeros_like, own.values))
+  wanted.E_vector[:, -1] = 1.0
+  found = allocated(problem, budget=adapted.spec.layers[last].out_features, others=[wanted] * 20)
+  assert [(unit.row, unit.form) for unit in found.units() if unit.bought] == [(last, 'E.vector')]
+  assert found.others == 20
+  assert 'the values of 20 other tasks count as much as its own' in found.summary()

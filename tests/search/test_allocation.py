@@ -335,3 +335,13 @@ def test_the_forecast_tells_real_differences_from_noise():
   assert real.advantage > 2 > 1.2 > equal.advantage
   assert real.reliability > 0.9
   assert reliability(spec, by_fold(spec, 0, 1.0, 0.0)) < 0.4
+
+
+@pytest.mark.parametrize('floor', [True, False])
+@pytest.mark.parametrize('budget', [26, 48, 60, 200])
+def test_what_cannot_be_left_out_counts_in_the_budget(budget, floor):
+  space = SearchSpace((1, 2, 3), D='vector')
+  spec = spec_of((4, 8), (8, 4), (4, 4), space=space)  # 16 parameters of D
+  worth = random_worth(0, spec, positive=True)
+  genome = choice.choose(spec, worth, budget, floor=floor)
+  assert budget - 4 < count_params(spec, genome) <= budget or budget == 200

@@ -66,3 +66,12 @@ def test_a_budget_is_read_off_the_archive_afterwards():
     best = archive.best(spec=SPEC, budget=budget)
     assert count_params(SPEC, best) <= budget
     assert (best == TARGET).sum() == archive.correct[within].max()
+
+
+@pytest.mark.parametrize('exact', [None, [False, False, False]])
+def test_an_archive_without_a_whole_score_has_no_best(exact):
+  archive = Archive.empty(SPEC)
+  if exact is not None:
+    archive = archive.extended(THREE, [5, 6, 7], [1.0, 2.0, 3.0], 0, exact)
+  with pytest.raises(ValueError, match='in the archive was scored to the end; score some first'):
+    archive.best()

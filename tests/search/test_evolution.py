@@ -50,6 +50,12 @@ def test_budget_zero_scores_the_linear_subnet_once():
   assert not archive.genomes.any()
 
 
+def test_an_initial_genome_that_comes_after_many_copies_is_scored():
+  first, last = random_genomes(np.random.default_rng(1), SPEC, 2)
+  archive, _ = search(initial=np.stack([first] * 50 + [last]))
+  np.testing.assert_array_equal(archive.genomes[:2], canonicalize(SPEC, np.stack([first, last])))
+
+
 def test_initial_genomes_within_the_budget_come_first():
   initial = random_genomes(np.random.default_rng(1), SPEC, 8)
   params = count_params(SPEC, initial)

@@ -155,7 +155,8 @@ def test_what_is_no_search_is_refused(options, sentence):
     ({'classes': [0, 1]}, r'classes=\[0, 1\] must be True or False for each class'),
     ({'classes': np.zeros(4, bool)}, 'True for one at least'),
     ({'classes': [True, True]}, 'classes has 2 truths, and the model answers with 4'),
-    ({'mesh': 'x'}, "mesh='x' is no Mesh"),
+    ({'mesh': 'x'}, "mesh='x' must be a jax.sharding.Mesh"),
+    ({'mesh': jax.make_mesh((1,), ('data',))}, 'The axes data of the mesh must be automatic'),
   ],
 )
 def test_scorers_of_what_cannot_be_are_refused(options, sentence):

@@ -15,7 +15,7 @@ from glora_jax.method.draws import random_genomes, sample_genome
 from glora_jax.method.genomes import largest_genome
 from glora_jax.training import loop
 from glora_jax.training.consistency import Consistency
-from glora_jax.training.losses import subnet_loss, supernet_loss
+from glora_jax.training.losses import cross_entropy, subnet_loss, supernet_loss
 from glora_jax.training.recipe import Recipe
 from glora_jax.training.sampling import Sampling
 
@@ -53,6 +53,27 @@ loss_and_gradient = jax.jit(jax.value_and_grad(loss_at), static_argnames='distil
 @functools.partial(jax.jit, static_argnames='sampling')
 def draw_many(keys, sampling):
   return jax.vmap(lambda key: sampling.draw(key, problem().adapted.spec))(keys)
+
+
+def test_labels_and_their_distribution_have_the_same_loss_whatever_stands_before_the_classes():
+  logits = jax.random.normal(KEY, (2, 3, 5))
+  labels = jnp.array([[0, 1, 4], [2, 2, 3]])
+  expected = -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], axis=-1).mean()
+  for targets in (labels, jax.nn.one_hot(labels, 5)):
+    loss, metrics = cross_entropy(logits, targets)
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    np.testing.assert_allclose(metrics['accuracy'], jnp.mean(logits.argmax(-1) == labels))
+
+
+@pytest.mark.parametrize('shape', [(4, 1), (4, 5, 1), (3,), (), (5,)])
+def test_targets_that_do_not_go_with_the_logits_are_refused(shape):
+  with pytest.raises(ValueError, match=r'logits \[4, 5\] and the targets .* do not go together'):
+    cross_entropy(jnp.zeros((4, 5)), jnp.zeros(shape, int))
+
+
+def test_a_model_without_logits_is_named():
+  with pytest.raises(ValueError, match='The model returns a tuple, and logits'):
+    cross_entropy((jnp.zeros((4, 5)),), jnp.zeros(4, int))
 
 
 @pytest.mark.parametrize('largest', [0.0, 0.5, 1.0])
