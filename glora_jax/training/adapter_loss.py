@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import abc
+import logging
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
+from glora_jax.limits import listed
 from glora_jax.method.validation import check_whole_numbers, is_known
 from glora_jax.training.rates import scaled
 from glora_jax.training.recipe import Recipe
+
+log = logging.getLogger(__name__)
 
 
 class AdapterLoss(abc.ABC):
@@ -79,6 +84,7 @@ def prepare(
     Traceback (most recent call last):
     ValueError: component_dropout=0.0 and factors on the learning rate {'down_rate': 1.0, ...
   """
+  _warn_of_rounding(trainable)
   optimizer = recipe.optimizer(num_examples)
   factors = recipe.rate_factors
   differ = set(factors.values()) != {1}
@@ -98,3 +104,19 @@ def prepare(
       optimizer, jax.tree.map(lambda kind: by_kind[kind], loss_fn.kinds(trainable))
     )
   return loss_fn, optimizer
+
+
+def _warn_of_rounding(trainable: Any) -> None:
+  """Says which trained arrays are so short that most of an optimizer's steps are rounded away."""
+  leaves = jax.tree_util.tree_leaves_with_path(trainable)
+  short = [
+    jax.tree_util.keystr(path, simple=True, separator='/')
+    for path, leaf in leaves
+    if jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.dtype.itemsize < 4
+  ]
+  if short:
+    log.warning(
+      'Trained in 16 bits, where most steps are rounded away, and float16 may end in NaN: %s. Give '
+      'these in float32, heads that were made with param_dtype for instance.',
+      listed(short),
+    )

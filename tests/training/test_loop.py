@@ -53,6 +53,24 @@ def first_epoch(fit):
   return fit(stop_epoch=1)
 
 
+@pytest.mark.parametrize('dtype, warned', [('bfloat16', True), ('float32', False)])
+def test_arrays_in_which_steps_are_rounded_away_are_named(caplog, dtype, warned):
+  trainable = {'params': {'head': {'kernel': jnp.ones((3, 2), dtype)}}, 'steps': jnp.ones(2)}
+  loop.fit(
+    lambda trainable, *_: (jnp.sum(trainable['params']['head']['kernel'] ** 2), {}),
+    trainable,
+    {},
+    jnp.ones((4, 3)),
+    jnp.zeros(4),
+    Recipe(epochs=1, batch_size=4, warmup_epochs=0),
+    KEY,
+    progress=False,
+  )
+  assert (
+    'rounded away, and float16 may end in NaN: params/head/kernel. Give' in caplog.text
+  ) == warned
+
+
 def test_training_lowers_the_loss_and_moves_every_support(fit):
   losses = []
   state = fit(
