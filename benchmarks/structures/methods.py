@@ -7,6 +7,8 @@ A name is a preset's (`lora:2@attn`), or one of
   gradient(of mnist)    read off the gradient of another task
   gradient(of others)   read off the gradients of all other development tasks together
   gradient(with others) and with the task's own among them
+  gradient(prior others) and from those as a prior, where the task's own is noise
+  gradient(prior others) with those of others as prior, where the task's own is noise
   random(3)             by random values in the same allocator, the fourth draw
   search                the paper's: see `searched`
 
@@ -18,7 +20,7 @@ and `+up4` after it are options of training.
 import dataclasses
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, get_args
 
 import jax
@@ -124,12 +126,15 @@ def structure(job: Job, setting_of: Any) -> Structure:
     if 'valued' in name.options:
       notes = {'values': summed_values(setting, genome)}
   elif name.base == 'gradient':
-    measure, sources = name.argument, [setting]
-    if measure.startswith(('of ', 'with ')):
-      sources = [setting_of(task, job.seed) for task in sources_of(measure, job.task)]
-      measure = ''
+    measure, sources, priors = name.argument, [setting], []
     if measure == 'shifts':
-      read = allocation(setting, shifts=setting_of(job.task, job.seed, shifts=True))
+      priors = [setting_of(job.task, job.seed, shifts=True)]
+    elif ' ' in measure:
+      named = [setting_of(task, job.seed) for task in sources_of(measure, job.task)]
+      sources, priors = (sources, named) if measure.startswith('prior ') else (named, [])
+      measure = ''
+    if priors:
+      read = allocation(setting, priors=tuple(priors))
       found, notes = read.values.mean(), {'share': round(read.borrowed, 3)}
     else:
       found = mean_of([measured(source, measure or 'squared') for source in sources])
@@ -173,9 +178,9 @@ def batches(setting: Setting) -> list[tuple[jax.Array, jax.Array]]:
 
 @functools.lru_cache(maxsize=16)
 def allocation(
-  setting: Setting, measure: str = 'squared', shifts: Setting | None = None
+  setting: Setting, measure: str = 'squared', priors: tuple[Setting, ...] = ()
 ) -> Allocation:
-  """What `allocate` finds for a setting, which may borrow from shifts of its images."""
+  """What `allocate` finds for a setting, which may borrow from others."""
 
   def loss(forward, batch, key):
     del key
@@ -192,9 +197,13 @@ def allocation(
     folds=FOLDS,
     max_rank=MAX_RANK,
     value=measure,
-    prior=None if shifts is None else functools.partial(allocation, shifts),
+    prior=functools.partial(_allocations, priors) if priors else None,
     progress=False,
   )
+
+
+def _allocations(settings: Sequence[Setting]) -> list[Allocation]:
+  return [allocation(setting) for setting in settings]
 
 
 def measured(setting: Setting, measure: str) -> Values:

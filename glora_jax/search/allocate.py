@@ -41,8 +41,7 @@ from glora_jax.search.fold_gradients import Ahead, Batches, Loss, Passes, Settin
 from glora_jax.search.forecast import forecast
 from glora_jax.search.pooling import (
   CLEAR,
-  check_others,
-  check_prior,
+  check_priors,
   mean_of,
   pooled,
   share_of,
@@ -52,7 +51,8 @@ from glora_jax.search.starting_values import aligned
 
 log = logging.getLogger(__name__)
 
-Prior = Allocation | Callable[[], Allocation | None]
+Priors = Allocation | Sequence[Allocation]
+Prior = Priors | Callable[[], Priors | None]
 
 _FOLDS = Domain.of_annotation(int, Limits(at_least=2))
 _MAX_RANK = Domain.of_annotation(int, Limits(at_least=1))
@@ -75,7 +75,6 @@ def allocate(  # noqa: PLR0913
   rho: float = 2.0,
   floor: bool = True,
   prior: Prior | None = None,
-  others: Sequence[Values] = (),
   progress: bool = True,
   ahead: Ahead | None = None,
 ) -> Allocation:
@@ -112,11 +111,10 @@ def allocate(  # noqa: PLR0913
     rho: a row's rank is at most so many times the rank that all rows could have, rounded up.
     floor: whether all rows get the vectors of A and E first, where the budget is ample.
     prior: what was allocated on the same model by another loss with more or clearer examples, of
-      any budget; values of both are pooled (`search.pooling`). Which layers pay is mostly the
-      backbone's doing, so that a task whose own gradient is noise gains. Or a function that gives
-      it, or None, and is called where the own gradient is not clear alone.
-    others: the `values` of allocations for other tasks on the same model; each counts as much as
-      the own ones, and a prior is then not asked.
+      any budget, or a list of what was by several, which count alike; values of both are pooled
+      (`search.pooling`). Which layers pay is mostly the backbone's doing, so that a task whose own
+      gradient is noise gains. Or a function that gives it, or None, and is called where the own
+      gradient is not clear alone.
     progress: whether to show a bar.
     ahead: what `compile_ahead` returned for the same arguments, with any head.
 
@@ -124,9 +122,9 @@ def allocate(  # noqa: PLR0913
     The allocation: `genome`, `variables` to train it from, and the reasons.
 
   Raises:
-    ValueError: an argument is of another type or out of range, the variables, the prior or other
-      values are those of another model, nothing that is considered is on offer, the budget fits no
-      unit, there are fewer batches than folds, a loss is not finite, or no layer has a gradient.
+    ValueError: an argument is of another type or out of range, the variables or a prior are those
+      of another model, nothing that is considered is on offer, the budget fits no unit, there are
+      fewer batches than folds, a loss is not finite, or no layer has a gradient.
 
   Example:
     >>> import flax.linen as nn, jax, jax.numpy as jnp, optax
@@ -161,27 +159,19 @@ def allocate(  # noqa: PLR0913
   budget = check_budget(budget)
   require_something(adapted.spec, budget)
   number = _number(adapted.spec, max_rank)
-  check_others(adapted.spec, others, number)
-  if not callable(prior):
-    check_prior(adapted.spec, prior, number)
+  priors = () if callable(prior) else check_priors(adapted.spec, prior, number)
   settings = Settings(folds, number, mesh, progress)
   found = measure(adapted, variables, loss, batches, key, settings, ahead)
   # On two busy cores 8 decompositions of 96 x 96 took 1.5 s with BLAS' threads, 13 ms without.
   with threadpool_limits(1, 'blas'):
     read = _read_off(adapted, variables[COLLECTION], found, settings.max_rank, value)
   _require_gradients(read.values)
-  if others:
-    other = mean_of([values.mean() for values in others])
-    share = len(others) / (1 + len(others))
-    read, prior = read._replace(values=pooled(read.values, other, share)), None
   if callable(prior):
-    prior = prior() if read.signal < CLEAR else None
-    check_prior(adapted.spec, prior, number)
-  if prior is not None:
-    read = _with_prior(read, prior)
+    priors = check_priors(adapted.spec, prior() if read.signal < CLEAR else None, number)
+  if priors:
+    read = _with_priors(read, priors)
   new = {**variables, COLLECTION: settle(mesh, read.supports)}
-  found = _decide(adapted.spec, read, new, budget, key, rho=rho, floor=floor)
-  return dataclasses.replace(found, others=len(others))
+  return _decide(adapted.spec, read, new, budget, key, rho=rho, floor=floor)
 
 
 def compile_ahead(
@@ -294,15 +284,15 @@ def _read_off(
   return _Read(values, seen.mean(), supports, signal)
 
 
-def _with_prior(read: _Read, prior: Allocation) -> _Read:
-  """Values that are pooled with those of another loss."""
-  share = share_of(read.signal, prior.signal or 0.0)
+def _with_priors(read: _Read, priors: Sequence[Allocation]) -> _Read:
+  """Values that are pooled with those of other losses."""
+  share = share_of(read.signal, float(np.mean([prior.signal or 0.0 for prior in priors])))
   log.info(
     "Of the folds' squared gradients %.3f are common; %.0f%% of the values are the prior's.",
     read.signal,
     100 * share,
   )
-  values = pooled(read.values, prior.values.mean(), share)
+  values = pooled(read.values, mean_of([prior.values.mean() for prior in priors]), share)
   return read._replace(values=values, borrowed=share)
 
 

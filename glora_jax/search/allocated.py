@@ -60,7 +60,6 @@ class Allocation:
     unjudged: trained parameters that were bought by the mean gradient of all folds, since held out
       nothing more was worth anything.
     borrowed: how much of the values a prior has said, from 0 to 1.
-    others: number of other tasks whose values count as much as the own ones.
 
   Example:
     >>> import flax.linen as nn, jax, jax.numpy as jnp
@@ -90,7 +89,6 @@ class Allocation:
   signal: float | None = None
   unjudged: int = 0
   borrowed: float = 0.0
-  others: int = 0
 
   def count_params(self) -> int:
     """Trained parameters of the genome, heads not counted."""
@@ -121,7 +119,6 @@ class Allocation:
       f'trains {self.count_params():,} parameters of a budget of {self.budget:,} ({chosen})',
       *self._about_unjudged(),
       *self._about_borrowed(),
-      *self._about_others(),
       f'held out it is worth {advantage:.2f} times a random one of its size',
       f'{noiseless:.0f}% of the differences between units are more than noise',
     ]
@@ -134,11 +131,6 @@ class Allocation:
 
   def _about_borrowed(self) -> list[str]:
     return [f"{100 * self.borrowed:.0f}% of the values are the prior's"] if self.borrowed else []
-
-  def _about_others(self) -> list[str]:
-    if not self.others:
-      return []
-    return [f'the values of {self.others} other tasks count as much as its own']
 
 
 def _is_offered(layer: Layer, tensor: Tensor, part: int) -> bool:

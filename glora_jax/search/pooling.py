@@ -89,14 +89,30 @@ def mean_of(losses: Sequence[Values]) -> Values:
   )
 
 
-def check_prior(spec: Spec, prior: Any, number: int) -> None:
-  """Raises ValueError unless a prior is an allocation with the same rows and parts, or None."""
-  if prior is None:
-    return
+def check_priors(spec: Spec, prior: Any, number: int) -> tuple[Allocation, ...]:
+  """The allocations that a prior is: none, a single one or several.
+
+  Args:
+    spec: the layers.
+    prior: an allocation, a list of them, or None.
+    number: rank-one parts that are considered in a layer.
+
+  Raises:
+    ValueError: it is something else, or of other rows or parts.
+  """
+  priors = (prior,) if not isinstance(prior, Sequence) else tuple(prior)
+  priors = () if prior is None else priors
+  for found in priors:
+    _check_prior(spec, found, number)
+  return priors
+
+
+def _check_prior(spec: Spec, prior: Any, number: int) -> None:
+  """Raises ValueError unless a prior is an allocation with the same rows and parts."""
   if not isinstance(prior, Allocation):
     raise ValueError(
-      f'prior={shown(prior)} must be what glora_jax.allocate returned, a function that gives that, '
-      'or None.'
+      f'prior={shown(prior)} must be what glora_jax.allocate returned, a list of such, a function '
+      'that gives that, or None.'
     )
   if [layer.name for layer in prior.spec] != [layer.name for layer in spec]:
     raise ValueError(
@@ -109,23 +125,6 @@ def check_prior(spec: Spec, prior: Any, number: int) -> None:
       f'The prior has values of {parts} rank-one parts, and max_rank asks for {number}; give both '
       'the same max_rank.'
     )
-
-
-def check_others(spec: Spec, others: Any, number: int) -> None:
-  """Raises ValueError unless these are values of the same rows and parts."""
-  if not isinstance(others, Sequence):
-    raise ValueError(f'others={shown(others)} must be a list of the `values` of allocations.')
-  for values in others:
-    if not isinstance(values, Values):
-      raise ValueError(
-        f'others has {shown(values)}, and takes the `values` of what glora_jax.allocate returned.'
-      )
-    shape = np.shape(values.B_lora)[1:]
-    if shape != (len(spec), number):
-      raise ValueError(
-        f'others has values of shape {shape}, and this model {len(spec)} rows and {number} '
-        'rank-one parts; allocate them on the same adapted model, with the same max_rank.'
-      )
 
 
 def _size(values: Values) -> float:

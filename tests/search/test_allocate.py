@@ -507,6 +507,7 @@ def test_a_prior_of_another_kind_or_model_is_refused():
   for prior, sentence in (
     (3, 'prior=3 must be what glora_jax.allocate returned'),
     (lambda: 3, 'prior=3 must be what glora_jax.allocate returned'),
+    ([own, 3], 'prior=3 must be what glora_jax.allocate returned'),
     (other, 'The prior has 1 rows that are not the'),
     (short, 'The prior has values of 1 rank-one parts, and max_rank asks for 2'),
   ):
@@ -514,38 +515,21 @@ def test_a_prior_of_another_kind_or_model_is_refused():
       allocated(problem, budget=150, prior=prior)
 
 
-@pytest.mark.parametrize(
-  'change, sentence',
-  [
-    (lambda values: values, 'others has .*, and takes the `values` of what'),
-    (lambda values: 3, 'others=3 must be a list of the `values` of allocations'),
-    (lambda values: ['a'], "others has 'a', and takes the `values` of what"),
-    (
-      lambda values: [values._replace(B_lora=values.B_lora[..., :1])],
-      r'others has values of shape \(\d+, 1\), and this model \d+ rows and 2 rank-one parts',
-    ),
-  ],
-)
-def test_other_values_of_another_kind_or_model_are_refused(change, sentence):
+def test_several_priors_count_alike():
   problem = mixed()
   own = allocated(problem, budget=150)
-  with pytest.raises(ValueError, match=sentence):
-    allocated(problem, budget=150, others=change(own.values))
-
-
-def test_other_tasks_count_as_much_as_the_own_gradient():
-  problem = mixed()
-  adapted, budget = problem[0], 150
-  own = allocated(problem, budget=budget)
-  others = [allocation.Values(*(factor * part for part in own.values)) for factor in (1.0, 50.0)]
-  alike = allocated(problem, budget=budget, others=others)
-  np.testing.assert_array_equal(alike.genome, own.genome)  # whatever their scale
-  for part, same in zip(alike.values.mean(), own.values.mean(), strict=True):
-    np.testing.assert_allclose(part, same, atol=1e-6 * np.abs(same).max())
-  last = len(adapted.spec) - 1
-  wanted = allocation.Values(*map(np.zeros_like, own.values))
-  wanted.E_vector[:, -1] = 1.0
-  found = allocated(problem, budget=adapted.spec.layers[last].out_features, others=[wanted] * 20)
-  assert [(unit.row, unit.form) for unit in found.units() if unit.bought] == [(last, 'E.vector')]
-  assert found.others == 20
-  assert 'the values of 20 other tasks count as much as its own' in found.summary()
+  vectors = own.values._replace(A_lora=0 * own.values.A_lora, B_lora=0 * own.values.B_lora)
+  priors = [
+    dataclasses.replace(own, signal=signal, values=allocation.Values(*map(abs, values)))
+    for signal, values in ((0.2, own.values), (0.4, vectors))
+  ]
+  found = allocated(problem, budget=150, prior=priors)
+  assert found.borrowed == pytest.approx(share_of(own.signal, 0.3))
+  means = [prior.values.mean() for prior in priors]
+  sizes = [sum(part.sum() for part in mean) for mean in means]
+  other = allocation.Values(
+    *(first / sizes[0] + second / sizes[1] for first, second in zip(*means, strict=True))
+  )
+  expected = pooled(own.values, other, found.borrowed)
+  for part, same in zip(found.values, expected, strict=True):
+    np.testing.assert_allclose(part, same)
