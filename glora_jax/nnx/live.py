@@ -12,7 +12,7 @@ from flax import nnx
 from glora_jax.method import genomes
 from glora_jax.method.groups import Group, spec_of
 from glora_jax.method.space import TENSORS, Spec
-from glora_jax.nnx.adapter import Adapter, with_rows
+from glora_jax.nnx.adapter import Adapter, Recipe, with_rows
 
 
 def adapters(model: nnx.Module) -> list[Adapter]:
@@ -122,25 +122,39 @@ def _check_genome(found: Sequence[Adapter], genome: Any) -> None:
       f'A model has one genome [{len(layers)}, 5], not {np.shape(genome)}; '
       'glora_jax.nnx.score takes a population, and glora_jax.nnx.with_genome maps over one.'
     )
-  if isinstance(genome, jax.core.Tracer):
+  check_stored([adapter.recipe for adapter in found], genome)
+
+
+def check_stored(recipes: Sequence[Recipe], genomes: Any) -> None:
+  """Checks that a model stores all alleles of genomes, or the same by another name.
+
+  Args:
+    recipes: those of all its sets of supports.
+    genomes: int [..., rows, 5], which fit it; where they are traced, nothing is checked.
+
+  Raises:
+    ValueError: an allele is not on offer there.
+  """
+  if isinstance(genomes, jax.core.Tracer):
     return
-  codes = np.asarray(genome)
-  for adapter in found:
-    for row in adapter.group.rows:
-      for column, stored in enumerate(adapter.recipe.occurring.codes):
-        _require_offer(layers, row, column, int(codes[row, column]), stored)
-
-
-def _require_offer(layers: Spec, row: int, column: int, code: int, stored: tuple[int, ...]) -> None:
-  """Raises ValueError unless an allele, or the same by another name, is among those of a model."""
-  layer, tensor = layers.layers[row], TENSORS[column]
-  same = layer.canonical(tensor)
-  if same[code] not in {same[other] for other in stored}:
-    names = layer.space.names(tensor)
+  layers, codes = spec_of([recipe.group for recipe in recipes]), np.asarray(genomes)
+  same = layers.canonical_table
+  stored = np.zeros(same.shape, bool)
+  for recipe in recipes:
+    rows = np.array(recipe.group.rows)[:, None]
+    for column, own in enumerate(recipe.occurring.codes):
+      stored[rows, column, same[rows, column, list(own)]] = True
+  gene = tuple(np.indices(stored.shape[:2]))
+  missing = np.argwhere(~stored[(*gene, same[(*gene, codes)])])
+  if len(missing):
+    *_, row, column = index = tuple(missing[0])
+    layer, tensor = layers.layers[row], TENSORS[column]
+    names = np.array(layer.space.names(tensor))
+    own = next(recipe.occurring.codes[column] for recipe in recipes if row in recipe.group.rows)
     raise ValueError(
-      f'The genome says {names[code]} for {tensor} of layer {row} ({layer.name}), where this model '
-      f'stores {", ".join(names[other] for other in stored)}; attach with a space that '
-      'offers it, or set the genome of the model as it was before glora_jax.nnx.fix.'
+      f'The genome says {names[codes[index]]} for {tensor} of layer {row} ({layer.name}), where '
+      f'this model stores {", ".join(names[list(own)])}; attach with a space that offers it, or '
+      'set the genome of the model as it was before glora_jax.nnx.fix.'
     )
 
 

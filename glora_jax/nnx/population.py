@@ -14,6 +14,7 @@ from glora_jax.limits import Domain, Limits
 from glora_jax.mesh import dealt
 from glora_jax.method.groups import spec_of
 from glora_jax.method.validation import (
+  as_numbers,
   check_classes,
   check_labelled,
   check_one_genome,
@@ -21,7 +22,7 @@ from glora_jax.method.validation import (
   check_whole_numbers,
 )
 from glora_jax.nnx.adapter import with_rows
-from glora_jax.nnx.live import mesh_of, require_all_rows, spec
+from glora_jax.nnx.live import adapters, check_stored, mesh_of, require_all_rows, spec
 from glora_jax.nnx.plain import fold
 from glora_jax.nnx.variables import Genome
 
@@ -56,7 +57,8 @@ def with_genome(state: State, genome: Any) -> State:
     A state of the same structure.
 
   Raises:
-    ValueError: the state is not that of a whole attached model, or the genome does not fit it.
+    ValueError: the state is not that of a whole attached model, or the genome does not fit it or
+      has alleles that are not on offer.
 
   Example:
     >>> import glora_jax, jax, jax.numpy as jnp, numpy as np
@@ -71,14 +73,16 @@ def with_genome(state: State, genome: Any) -> State:
     (5, 2, 3)
   """
   leaves = jax.tree.leaves(state, is_leaf=_is_variable)
-  found = [leaf.recipe.group for leaf in leaves if isinstance(leaf, Genome)]
+  found = [leaf.recipe for leaf in leaves if isinstance(leaf, Genome)]
   if not found:
     raise ValueError(
       'This state has no glora_jax.nnx.Genome; pass what nnx.split gives of an attached model, '
       'with its variables.'
     )
-  require_all_rows(found)
-  check_one_genome(spec_of(found), genome, 'with_genome')
+  groups = [recipe.group for recipe in found]
+  require_all_rows(groups)
+  check_one_genome(spec_of(groups), genome, 'with_genome')
+  check_stored(found, genome)
   replace = functools.partial(_with_rows, genome)
   return jax.tree.map(replace, state, is_leaf=_is_variable)
 
@@ -120,8 +124,9 @@ def score(
     Correct answers, int32 [candidate], and summed cross-entropies, float32 [candidate].
 
   Raises:
-    ValueError: the model is not attached, or the genomes do not fit it; there is no example, or not
-      one label for each, a class; `chunk` or `block` is no whole number above 0.
+    ValueError: the model is not attached, or the genomes do not fit it or have alleles that are not
+      on offer; there is no example, or not one label for each, a class; `chunk` or `block` is no
+      whole number above 0.
 
   Example:
     >>> import functools, glora_jax, jax, jax.numpy as jnp
@@ -139,6 +144,8 @@ def score(
     (12, 1, 5)
   """
   check_population(spec(model), genomes)
+  check_stored([adapter.recipe for adapter in adapters(model)], genomes)
+  inputs, labels = as_numbers('inputs', inputs), as_numbers('labels', labels)
   check_labelled(inputs, labels)
   check_whole_numbers(labels)
   _CHUNK.check(chunk, 'chunk')

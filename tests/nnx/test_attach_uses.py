@@ -63,6 +63,7 @@ def test_scores_are_those_of_each_subnet_alone(attached):
     ({'labels': LABELS[:2]}, 'there must be one label for each'),
     ({'labels': LABELS + 7}, 'is no class; the model answers with'),
     ({'labels': np.ones(len(X))}, 'The labels are float32; they must be the whole numbers'),
+    ({'labels': [[0], [1, 2]]}, 'The labels are .* must be an array of numbers'),
     ({'chunk': 0}, 'chunk=0 must be at least 1'),
     ({'block': 0}, 'block=0 must be at least 1'),
   ],
@@ -85,6 +86,32 @@ def test_a_fixed_subnet_holds_and_trains_what_its_genome_uses_and_no_more(attach
   assert len(variables(fixed, Trained)) == 4
   with pytest.raises(ValueError, match=r'stores none; attach with a space that offers it'):
     glora_jax.nnx.set_genome(fixed, glora_jax.preset(glora_jax.nnx.spec(fixed), 'ssf'))
+
+
+def test_a_fixed_subnet_is_scored_with_no_allele_that_it_does_not_store(attached):
+  layers = glora_jax.nnx.spec(attached)
+  fixed = glora_jax.nnx.fix(attached, glora_jax.preset(layers, 'bitfit'))
+  population = np.stack([glora_jax.preset(layers, name) for name in ('bitfit', 'ssf')])
+  _, state = nnx.split(fixed)
+  for refused in (
+    lambda: glora_jax.nnx.score(fixed, population, X, LABELS),
+    lambda: glora_jax.nnx.score(fixed, population.tolist(), X, LABELS),
+    lambda: glora_jax.nnx.with_genome(state, population[1]),
+    lambda: glora_jax.nnx.set_genome(fixed, population[1]),
+  ):
+    with pytest.raises(ValueError, match=r'says vector for A of layer 0 \(hidden\).*stores none;'):
+      refused()
+  scores = glora_jax.nnx.score(fixed, population[:1], X, LABELS)
+  of_all = glora_jax.nnx.score(attached, population[:1], X, LABELS)
+  np.testing.assert_allclose(scores.loss, of_all.loss, rtol=1e-5)
+
+
+def test_lists_are_scored_as_the_arrays_of_their_numbers(attached):
+  population = genomes(attached, 2)
+  listed = glora_jax.nnx.score(attached, population.tolist(), X.tolist(), LABELS.tolist())
+  expected = glora_jax.nnx.score(attached, population, X, LABELS)
+  assert listed.correct.tolist() == expected.correct.tolist()
+  np.testing.assert_allclose(listed.loss, expected.loss, rtol=1e-6)
 
 
 def test_no_gradient_of_a_kernel_is_computed_where_a_is_no_lora(attached):
