@@ -14,15 +14,16 @@ from glora_jax.files import Path as FilePath
 from glora_jax.method import adapter_file
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.groups import Group, spec_of
-from glora_jax.method.supports import COLLECTION
-from glora_jax.nnx.adapter import set_like, set_supports
+from glora_jax.method.storage import RANK_AXES
+from glora_jax.method.supports import COLLECTION, SUPPORTS
+from glora_jax.nnx.adapter import Adapter, set_like, set_supports
 from glora_jax.nnx.frozen import STATISTICS, Frozen
 from glora_jax.nnx.live import adapters, get_genome, mesh_of, set_genome
 from glora_jax.nnx.owners import UNCOVERED
 from glora_jax.nnx.places import Places
 from glora_jax.nnx.plain import without_supports
 from glora_jax.nnx.variables import Head
-from glora_jax.tree import Path, flatten, get, replace
+from glora_jax.tree import Path, differences, flatten, get, path_name, replace
 
 
 def as_adapted(model: nnx.Module) -> tuple[Adapted, dict[str, Any]]:
@@ -85,7 +86,7 @@ def set_variables(model: nnx.Module, variables: Mapping[str, Any]) -> None:
 
   Raises:
     ValueError: the model is not attached, or only a part of one that is, or the variables are those
-      of another.
+      of another, or were cut to a smaller subnet than the model holds; it stays as it was.
 
   Example:
     >>> import glora_jax, jax.numpy as jnp
@@ -98,14 +99,41 @@ def set_variables(model: nnx.Module, variables: Mapping[str, Any]) -> None:
     [1.0, 1.0, 1.0]
   """
   found = adapters(model)
-  as_adapted(model)[0].check_variables(variables)
-  for adapter in found:
-    set_supports(adapter, get(variables[COLLECTION], adapter.group.path))
+  adapted, own = as_adapted(model)
+  adapted.check_variables(variables)
+  _check_statistics(variables.get(STATISTICS, {}), own.get(STATISTICS, {}))
+  supports = [get(variables[COLLECTION], adapter.group.path) for adapter in found]
+  for adapter, new in zip(found, supports, strict=True):
+    _check_ranks(adapter, new)
+  for adapter, new in zip(found, supports, strict=True):
+    set_supports(adapter, new)
   by_path = Places.read(model).by_path
   for path in _heads(model):
     set_like(by_path[path], get(variables['params'], path))
   for path, value in flatten(variables.get(STATISTICS, {})).items():
     set_like(by_path[path], value)
+
+
+def _check_statistics(given: Any, own: Any) -> None:
+  """Raises ValueError for batch statistics that a model does not have, or has in another shape."""
+  new, old = ({path_name(path): x for path, x in flatten(tree).items()} for tree in (given, own))
+  if problems := differences({**old, **new}, old):
+    raise ValueError(
+      f"The statistics in variables['{STATISTICS}'] are not those of this model. "
+      f'{"; ".join(problems)}. Pass those that as_adapted of it returned.'
+    )
+
+
+def _check_ranks(adapter: Adapter, supports: Mapping[str, Any]) -> None:
+  """Raises ValueError where supports are cut to lower ranks than a model stores."""
+  for name, rank in adapter.recipe.stored.items():
+    given = np.shape(supports[name])[RANK_AXES[name]] if name in RANK_AXES else rank
+    if given < rank:
+      raise ValueError(
+        f'The model stores rank {rank} for {SUPPORTS[name].tensor} in {adapter.group.name}, and '
+        f'these variables store rank {given}: they were cut to a smaller subnet. Take those that '
+        'it was split from, or fix the model to its genome first (glora_jax.nnx.fix).'
+      )
 
 
 def save_adapter(path: FilePath, model: nnx.Module, **metadata: Any) -> None:

@@ -176,6 +176,42 @@ def test_adapters_go_to_and_fro_between_live_models_and_functions(attached, tmp_
     glora_jax.nnx.load_adapter(tmp_path / 'live.safetensors', lora)
 
 
+def test_variables_of_a_smaller_subnet_go_into_a_model_that_is_fixed_to_it_and_no_other(attached):
+  adapted, values = glora_jax.nnx.as_adapted(attached)
+  genome = glora_jax.preset(adapted.spec, 'lora:1')
+  subnet = adapted.fix(genome)
+  cut = subnet.join(*subnet.split(values))
+  with pytest.raises(ValueError, match=r'stores rank 2 for A in hidden, and .* rank 1: they we'):
+    glora_jax.nnx.set_variables(attached, cut)
+  jax.tree.map(np.testing.assert_array_equal, glora_jax.nnx.as_adapted(attached)[1], values)
+  fixed = glora_jax.nnx.fix(attached, genome)
+  expected = call(fixed, X)
+  randomize(fixed)
+  glora_jax.nnx.set_variables(fixed, cut)
+  np.testing.assert_array_equal(call(fixed, X), expected)
+
+
+@pytest.mark.parametrize(
+  'statistics, sentence',
+  [
+    ({'norm': {'mean': np.zeros(5)}}, r'misshaped: norm/mean is \(5,\) and should be \(8,\)'),
+    ({'norm': {'median': np.zeros(8)}}, 'unexpected: norm/median'),
+    ({'hidden': {'bias': np.zeros(8)}}, 'unexpected: hidden/bias'),
+  ],
+)
+def test_statistics_of_another_model_are_refused(attached, statistics, sentence):
+  _, values = glora_jax.nnx.as_adapted(attached)
+  with pytest.raises(ValueError, match=sentence):
+    glora_jax.nnx.set_variables(attached, {**values, 'batch_stats': statistics})
+
+
+def test_statistics_that_are_left_out_stay_as_they_are(attached):
+  _, values = glora_jax.nnx.as_adapted(attached)
+  glora_jax.nnx.set_variables(attached, {**values, 'batch_stats': {'norm': {'mean': np.ones(8)}}})
+  assert attached.norm.mean.tolist() == [1] * 8
+  assert attached.norm.var.tolist() == values['batch_stats']['norm']['var'].tolist()
+
+
 def test_an_orbax_checkpoint_brings_it_back(attached, tmp_path):
   attached.train()
   call(attached, X)  # the random stream moves on
