@@ -19,6 +19,7 @@ from glora_jax.method.groups import Group
 from glora_jax.method.lazy import graft, intercept
 from glora_jax.method.merge import fold
 from glora_jax.method.quantized import full_precision, has_quantized
+from glora_jax.method.random_key import check_key
 from glora_jax.method.sample import is_array
 from glora_jax.method.space import Spec
 from glora_jax.method.storage import check_storage
@@ -28,7 +29,6 @@ from glora_jax.method.supports import COLLECTION
 from glora_jax.method.trace.uncovered import Uncovered
 from glora_jax.method.validation import (
   check_collections,
-  check_key,
   check_merge,
   check_one_genome,
   check_ranks,

@@ -13,8 +13,8 @@ import numpy as np
 from glora_jax.limits import Domain, Limits, shown
 from glora_jax.method import one_shift
 from glora_jax.method.genomes import alleles_at, count_params, smallest_genome
+from glora_jax.method.random_key import check_key
 from glora_jax.method.space import Spec, check_spec
-from glora_jax.method.validation import check_key
 
 _NUMBER = Domain(int, limits=Limits(at_least=0))
 _SHARE = Domain(float, limits=Limits(at_least=0, at_most=1))

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from glora_jax.method.random_key import check_key
 from glora_jax.method.space import (
   FLAT_FORMS,
   TENSORS,
@@ -133,13 +134,14 @@ def init_supports(
     `C_up` [r, 1], `D` and `E` [out].
 
   Raises:
-    ValueError: a value is of another type, or ranks do not ascend from 1 or more.
+    ValueError: a value is of another type, the key is none, or ranks do not ascend from 1 or more.
 
   Example:
     >>> supports = init_supports(jax.random.key(0), in_features=3, out_features=2, ranks=(1,))
     >>> {name: value.shape for name, value in supports.items() if name[0] in 'AC'}
     {'A_down': (3, 1), 'A_up': (1, 2), 'C_down': (3, 1), 'C_up': (1, 1)}
   """
+  check_key(key)
   ranks = checked_ranks(ranks)
   Layer('the layer', in_features, out_features, bias, SearchSpace(ranks, tied=tied))  # checks them
   shapes = support_shapes(in_features, out_features, ranks, bias, tied)

@@ -18,7 +18,6 @@ from glora_jax.tree import differences, flatten, path_name
 _LONGEST_LIST = 500  # characters of what differs that a sentence has
 # Times a layer's longer side that a rank may be: the default rank goes with a layer of one number.
 _MOST_RANK_TO_SIDE = 4
-_RAW_KEYS = ((2,), (4,))  # shapes of `jax.random.PRNGKey`, by JAX's implementations
 
 
 def check_spaces(space: Any) -> None:
@@ -206,14 +205,6 @@ def check_classes(labels: Any, num_classes: int) -> None:
       f'The label {numbers[wrong[0]]} of image {wrong[0]} is no class; the model answers with '
       f'{num_classes}, so labels are 0 to {num_classes - 1}.'
     )
-
-
-def check_key(key: Any) -> None:
-  """Raises ValueError unless a value is one random key, of either kind that JAX knows."""
-  dtype, shape = getattr(key, 'dtype', None), getattr(key, 'shape', None)
-  is_new = dtype is not None and shape == () and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
-  if not is_new and not (dtype == np.uint32 and shape in _RAW_KEYS):
-    raise ValueError(f'key={shown(key)} must be one random key, jax.random.key(0) for instance.')
 
 
 def is_known(value: Any) -> bool:

@@ -11,9 +11,9 @@ from flax import nnx
 from glora_jax.method.adapt import DEFAULT_HEADS, assemble
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.quantized import check_unquantized
+from glora_jax.method.random_key import check_key
 from glora_jax.method.selection import Selection, Selector
 from glora_jax.method.space import SearchSpace
-from glora_jax.method.validation import check_key
 from glora_jax.nnx.finding import find, runs
 from glora_jax.nnx.frozen import require_module
 from glora_jax.nnx.functional import params

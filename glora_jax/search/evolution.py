@@ -20,8 +20,9 @@ from tqdm.auto import tqdm
 from glora_jax.limits import check_callable, check_type, shown
 from glora_jax.method.draws import random_genomes, require_feasible
 from glora_jax.method.genomes import canonicalize, count_params
+from glora_jax.method.random_key import check_key
 from glora_jax.method.space import Spec
-from glora_jax.method.validation import check_key, check_population
+from glora_jax.method.validation import check_population
 from glora_jax.search.archive import Archive
 from glora_jax.search.brood import Brood
 from glora_jax.search.settings import Evolution

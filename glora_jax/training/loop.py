@@ -19,7 +19,8 @@ import optax
 
 from glora_jax import mesh as meshes
 from glora_jax.limits import Domain, Limits, check_type, shown
-from glora_jax.method.validation import as_numbers, check_key
+from glora_jax.method.random_key import check_key
+from glora_jax.method.validation import as_numbers
 from glora_jax.training.adapter_loss import check_targets, prepare
 from glora_jax.training.batches import ImageStream, make_feeder
 from glora_jax.training.gradient_by_parts import PartedLoss, make_gradient

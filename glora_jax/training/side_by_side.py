@@ -19,8 +19,9 @@ import optax
 from glora_jax import resident
 from glora_jax.limits import Domain, Limits, check_type, shown
 from glora_jax.method.adapted import Adapted
+from glora_jax.method.random_key import check_key
 from glora_jax.method.supports import COLLECTION
-from glora_jax.method.validation import as_numbers, check_key, check_labelled
+from glora_jax.method.validation import as_numbers, check_labelled
 from glora_jax.training.adapter_loss import check_targets, prepare
 from glora_jax.training.batches import ImageStream, batch_indices, steps_per_call
 from glora_jax.training.loop import DISPATCHED, Carry, LossFn, TrainState, make_step

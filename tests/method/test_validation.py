@@ -185,7 +185,11 @@ def test_a_traced_genome_is_refused_where_its_codes_are_needed(adapted, variable
 
 @pytest.mark.parametrize('key', [0, jnp.zeros(3, jnp.uint32), jax.random.split(jax.random.key(0))])
 def test_a_key_that_is_none_is_refused(adapted, key):
-  for call in (lambda: adapted.init(key, PARAMS), lambda: glora_jax.sample_genome(key, SPEC)):
+  for call in (
+    lambda: adapted.init(key, PARAMS),
+    lambda: glora_jax.sample_genome(key, SPEC),
+    lambda: glora_jax.init_supports(key, 3, 2),
+  ):
     with pytest.raises(ValueError, match='must be one random key'):
       call()
 
