@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from glora_jax.method.space import FLAT_FORMS, WEIGHT_TENSORS, Tensor
+from glora_jax.method.storage import RANK_AXES
 from glora_jax.method.supports import SUPPORTS, read
 
 LOW_RANK = 8  # up to which `low_rank_product` is a sum of outer products
@@ -60,7 +61,7 @@ def effective(
     if the supports have any of C, D, E, and None otherwise.
 
   Raises:
-    ValueError: the kernel or the alleles are those of several layers.
+    ValueError: the kernel or the alleles are not those of one layer.
 
   Example:
     >>> from glora_jax import init_supports
@@ -71,14 +72,14 @@ def effective(
     >>> kernel.shape, bias.tolist()
     ((3, 2), [0.5, -0.5])
   """
-  if jnp.ndim(kernel) != 2 or jnp.ndim(alleles) != 1:
+  if jnp.ndim(kernel) != 2 or jnp.shape(alleles) != (5,):
     raise ValueError(
       f'The equation is about one layer, a kernel [in, out] and alleles [5], not {kernel.shape} '
       f'and {jnp.shape(alleles)}; use jax.vmap over a stack.'
     )
   dtype = jnp.promote_types(kernel.dtype, jnp.float32)
   supports = {name: jnp.asarray(value, dtype) for name, value in supports.items()}
-  ranks = tuple(ranks or (supports['A_down'].shape[-1],))
+  ranks = tuple(ranks or (_stored_rank(supports),))
   stored = stored_tensors(supports)
   merged = kernel.astype(dtype)
   if 'A' in stored:
@@ -113,6 +114,12 @@ def effective_bias(
   wide = bias.astype(dtype)
   d = flat_form(supports, 'D', alleles[3]) if 'D' in stored else 0
   return (wide + wide * d + shift).astype(bias.dtype)
+
+
+def _stored_rank(supports: Mapping[str, jax.Array]) -> int:
+  """The largest rank that supports store; 1 where they store no LoRA."""
+  ranks = (value.shape[RANK_AXES[name]] for name, value in supports.items() if name in RANK_AXES)
+  return max(ranks, default=1)
 
 
 def stored_tensors(supports: Mapping[str, jax.Array]) -> set[str]:

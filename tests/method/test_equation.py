@@ -203,6 +203,33 @@ def test_supports_left_unread_may_be_anything():
   assert np.all(biases == 1)
 
 
+@pytest.mark.parametrize('tensor', ['A', 'B', 'C', 'D', 'E'])
+def test_supports_that_no_allele_reads_may_be_left_out(tensor):
+  full = randomized(supports.init_supports(jax.random.key(0), 4, 5, ranks=(2,)))
+  kernel, bias = jnp.ones((4, 5)), jnp.ones(5)
+  alleles = np.array([0, 0, 0, 0, 0])
+  alleles['ABCDE'.index(tensor)] = {'C': 2, 'D': 2, 'E': 2}.get(tensor, 3)
+  own = {name: value for name, value in full.items() if name.startswith(tensor)}
+  found = equation.effective(kernel, bias, own, alleles)
+  expected = equation.effective(kernel, bias, full, alleles)
+  jax.tree.map(np.testing.assert_allclose, found, expected)
+  assert np.any(found[0] != kernel) or np.any(found[1] != bias)
+
+
+def test_a_layer_without_supports_is_the_base_layer():
+  kernel, bias = jnp.ones((4, 5)), jnp.ones(5)
+  for alleles in (np.zeros(5, int), np.array([3, 3, 2, 2, 2])):
+    found = equation.effective(kernel, bias, {}, alleles)
+    jax.tree.map(np.testing.assert_array_equal, found, (kernel, bias))
+
+
+def test_alleles_are_five():
+  layer_supports = supports.init_supports(jax.random.key(0), 4, 5)
+  for number in (3, 6):
+    with pytest.raises(ValueError, match=rf'alleles \[5\], not \(4, 5\) and \({number},\)'):
+      equation.effective(jnp.ones((4, 5)), None, layer_supports, np.zeros(number, int))
+
+
 def test_a_stack_of_layers_is_refused_with_what_to_do_instead():
   layer_supports = supports.init_supports(jax.random.key(0), 4, 5)
   with pytest.raises(ValueError, match=r'not \(3, 4, 5\) and \(5,\); use jax\.vmap'):
