@@ -49,8 +49,8 @@ def check_genome(spec: Spec, genome: Any) -> None:
     return
   codes = np.asarray(genome)
   # In the genome's own type a million genomes are compared in no time.
-  limit = spec.num_codes.astype(np.int8).astype(codes.dtype)
-  wrong = (codes < 0) | (codes >= limit)
+  last = (spec.num_codes - 1).astype(np.int8).astype(codes.dtype)
+  wrong = (codes < 0) | (codes > last)
   if wrong.any():
     index = tuple(np.argwhere(wrong)[0])
     row, column = index[-2:]

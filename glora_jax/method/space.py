@@ -27,6 +27,8 @@ FLAT_FORMS: Mapping[Tensor, tuple[str, ...]] = {
   'E': ('none', 'constant', 'vector'),
 }
 LORA_TENSORS: tuple[Tensor, ...] = ('A', 'B', 'C')
+# Genomes are int8, and the codes of ranks follow those of the flat forms.
+MOST_RANKS = int(np.iinfo(np.int8).max) + 1 - max(len(FLAT_FORMS[t]) for t in LORA_TENSORS)
 _IS = Domain(bool)
 _SIDE = Domain(int, limits=Limits(at_least=1, at_most=2**24))
 _NAME = Domain(str)
@@ -49,8 +51,8 @@ class SearchSpace:
       has fewer inputs than outputs: E reaches every bias that C reaches, and is smaller elsewhere.
 
   Raises:
-    ValueError: ranks that do not ascend from 1 or more, an allele that does not exist, or one
-      shift where C or E is never none.
+    ValueError: ranks that do not ascend from 1 or more, or are more than a genome has codes for, an
+      allele that does not exist, or one shift where C or E is never none.
 
   Example:
     >>> space = SearchSpace(ranks=(2, 4), A='none', E=('none', 'vector'))
@@ -141,13 +143,18 @@ def checked_ranks(given: Any) -> tuple[int, ...]:
   """LoRA ranks, one or several, as a tuple.
 
   Raises:
-    ValueError: they do not ascend from 1 or more.
+    ValueError: they do not ascend from 1 or more, or are more than a genome has codes for.
   """
   ranks = (given,) if isinstance(given, numbers.Integral) else _as_tuple(given)
   if not ranks or not all(map(_is_positive, ranks)) or list(ranks) != sorted(set(ranks)):
     raise ValueError(
       f'ranks={shown(given)} must be positive integers in ascending order, (4,) or (2, 4, 8) for '
       'instance.'
+    )
+  if len(ranks) > MOST_RANKS:
+    raise ValueError(
+      f'ranks={shown(given)} are {len(ranks)}, and a genome has codes for at most {MOST_RANKS}; '
+      'offer fewer.'
     )
   return tuple(int(rank) for rank in ranks)
 

@@ -1,8 +1,11 @@
 """Search spaces and layers: what is on offer, and what is refused."""
 
+import numpy as np
 import pytest
 
-from glora_jax.method.space import Layer, SearchSpace, Spec
+from glora_jax.method.genomes import canonicalize, count_params, largest_genome
+from glora_jax.method.presets import preset
+from glora_jax.method.space import MOST_RANKS, TENSORS, Layer, SearchSpace, Spec
 
 
 @pytest.mark.parametrize(
@@ -12,6 +15,7 @@ from glora_jax.method.space import Layer, SearchSpace, Spec
     ({'ranks': (4, 2)}, 'ascending'),
     ({'ranks': (0,)}, 'positive'),
     ({'ranks': (2.5,)}, 'positive'),
+    ({'ranks': range(1, MOST_RANKS + 2)}, 'are 126, and a genome has codes for at most 125; offer'),
     ({'A': ('matrix',)}, 'none, constant, vector, lora:4'),
     ({'C': 3}, 'codes 0 to 2'),
     ({'D': ()}, 'not a choice'),
@@ -26,3 +30,15 @@ def test_spaces_take_names_or_codes():
   assert SearchSpace((4,), A=('lora', 'none')) == SearchSpace(4, A=(0, 3))
   assert SearchSpace((2, 4), A=('none', 'lora4')) == SearchSpace((2, 4), A=('none', 'lora:4'))
   assert hash(Spec((Layer('a', 1, 1),))) == hash(Spec((Layer('a', 1, 1),)))
+
+
+def test_a_genome_has_a_code_for_the_last_of_the_most_ranks():
+  space = SearchSpace(range(1, MOST_RANKS + 1))
+  spec = Spec((Layer('a', 200, 300, space=space),))
+  assert max(len(space.names(tensor)) for tensor in TENSORS) == 2**7  # codes of an int8 from 0 on
+  assert count_params(spec, preset(spec, 'lora')) == MOST_RANKS * (200 + 300)
+  largest = largest_genome(spec)
+  assert largest.dtype == np.int8
+  np.testing.assert_array_equal(canonicalize(spec, largest), largest)
+  with pytest.raises(ValueError, match=r'says -128 for B .* codes there are 0 to 127: none'):
+    count_params(spec, np.array([[0, -128, 0, 0, 0]], np.int8))
