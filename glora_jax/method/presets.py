@@ -162,7 +162,8 @@ def custom_genome(spec: Spec, choices: Mapping[str, str | Mapping[str, str | int
     spec: the layers.
     choices: by regular expression (searched in a layer's name), the name of a preset, or the
       alleles by tensor as names or codes ('lora' is the largest rank). The first pattern that is
-      found in a name decides; a layer that none is found in gets none.
+      found in a name decides; a layer that none is found in gets none. A preset is that of all
+      layers that its pattern decides, and its place is among them.
 
   Returns:
     Canonical genome, int8 [rows, 5].
@@ -183,33 +184,37 @@ def custom_genome(spec: Spec, choices: Mapping[str, str | Mapping[str, str | int
       f"choices={shown(choices)} must be a dictionary by regular expression, {{'qkv': 'lora'}} for "
       'instance.'
     )
-  genome = np.zeros((len(spec), len(TENSORS)), np.int8)
-  unused = dict.fromkeys(choices)
-  for row, layer in enumerate(spec):
-    pattern = next((pattern for pattern in choices if matches(pattern, layer.name)), None)
-    if pattern is None:
-      continue
-    unused.pop(pattern, None)
-    choice = choices[pattern]
-    genome[row] = _chosen_row(layer, pattern, choice)
-  if unused:
+  names = [layer.name for layer in spec]
+  deciding = [next((p for p in choices if matches(p, name)), None) for name in names]
+  if unused := [pattern for pattern in choices if pattern not in deciding]:
     raise ValueError(
-      f'custom genome: {listed(map(str, unused))} matches no layer; '
-      f'there are: {", ".join(layer.name for layer in spec)}.'
+      f'custom genome: {listed(map(str, unused))} matches no layer; there are: {", ".join(names)}.'
     )
+  genome = np.zeros((len(spec), len(TENSORS)), np.int8)
+  for pattern, choice in choices.items():
+    rows = [row for row, decides in enumerate(deciding) if decides == pattern]
+    genome[rows] = _chosen_rows(Spec(tuple(spec.layers[row] for row in rows)), pattern, choice)
   return canonicalize(spec, genome)
 
 
-def _chosen_row(layer: Layer, pattern: str, choice: Any) -> Any:
-  """Codes of A, B, C, D, E in a layer, from what a pattern chooses for it."""
+def _chosen_rows(spec: Spec, pattern: str, choice: Any) -> Any:
+  """Codes of A, B, C, D, E in the layers that a pattern decides, from what it chooses for them."""
   if isinstance(choice, str):
-    return preset(Spec((layer,)), choice)[0]
+    return _preset_of_pattern(spec, pattern, choice)
   if isinstance(choice, Mapping):
-    return _chosen_codes(layer, choice)
+    return [_chosen_codes(layer, choice) for layer in spec]
   raise ValueError(
     f'custom genome: {listed([pattern])}={shown(choice)} must be the name of a preset, or a '
     'dictionary of alleles by tensor.'
   )
+
+
+def _preset_of_pattern(spec: Spec, pattern: str, name: str) -> np.ndarray:
+  """A preset, whose sentence about these layers says that they are those of a pattern."""
+  try:
+    return preset(spec, name)
+  except ValueError as error:
+    raise ValueError(f'custom genome: among the layers of {shown(pattern)}: {error}') from error
 
 
 def _chosen_codes(layer: Layer, choice: Mapping[str, str | int]) -> list[int]:

@@ -1,5 +1,6 @@
 """Presets and genomes from a short dictionary."""
 
+import numpy as np
 import pytest
 
 from glora_jax.method import presets
@@ -62,3 +63,31 @@ def test_custom_genomes_read_their_dictionary():
   ):
     with pytest.raises(ValueError, match=message):
       presets.custom_genome(spec, choices)
+
+
+BLOCKS = Spec(
+  tuple(
+    Layer(f'blocks/{block}/{name}', 12, 12, bias=name != 'fc1')
+    for block in range(4)
+    for name in ('qkv', 'fc1')
+  )
+)
+
+
+@pytest.mark.parametrize('name', ['bitfit', 'prompt', 'lora@qkv', 'lora@last_half', 'ssf@fc1'])
+def test_a_custom_genome_of_all_layers_by_a_presets_name_is_the_preset(name):
+  genome = presets.custom_genome(BLOCKS, {'blocks': name})
+  np.testing.assert_array_equal(genome, presets.preset(BLOCKS, name))
+  assert genome.any()
+
+
+def test_a_preset_of_a_pattern_is_that_of_the_layers_that_the_pattern_decides():
+  genome = presets.custom_genome(BLOCKS, {'blocks/[01]': 'lora@last_half', 'blocks': 'bitfit'})
+  assert [row for row, alleles in enumerate(genome) if alleles[1]] == [2, 3]  # block 1 of 0 and 1
+  assert [row for row, alleles in enumerate(genome) if alleles[4]] == [4, 6]
+  for choices, message in (
+    ({'fc1': 'bitfit'}, "among the layers of 'fc1': The preset 'bitfit' trains biases"),
+    ({'fc1': 'lora@qkv', 'qkv': 'lora'}, "among the layers of 'fc1': No adapted layer is in"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      presets.custom_genome(BLOCKS, choices)
