@@ -296,6 +296,6 @@ def _groups(model: str, candidates: Sequence[Site], selection: Selection) -> tup
   return number_rows(
     [
       Group(members, members[0].rows, spaces[members[0].name])
-      for members in tie(chosen, selection.ties)
+      for members in tie(chosen, selection.ties, spaces)
     ]
   )

@@ -176,12 +176,15 @@ def _boxed(supports: Mapping[str, jax.Array], kernel: Any, site: Site) -> dict[s
   }
 
 
-def tie(sites: Sequence[Site], ties: Sequence[Sequence[str]]) -> list[tuple[Site, ...]]:
+def tie(
+  sites: Sequence[Site], ties: Sequence[Sequence[str]], spaces: Mapping[str, SearchSpace]
+) -> list[tuple[Site, ...]]:
   """The sites one by one or, where a tie wants it, together at the place of the earliest.
 
   Args:
     sites: the linear modules, in order.
     ties: ends of paths that are tied wherever they stand beside each other; see `adapt`.
+    spaces: the space of every site, by its name.
 
   Returns:
     Tuples of sites, those of a tie in the order in which the tie lists them.
@@ -193,6 +196,7 @@ def tie(sites: Sequence[Site], ties: Sequence[Sequence[str]]) -> list[tuple[Site
   tied: dict[str, tuple[Site, ...]] = {}
   for ends in map(tuple, ties):
     for members in _members_of_tie(ends, by_name):
+      _check_fit(ends, members, spaces)
       for site in members:
         if site.name in tied:
           raise ValueError(f'{site.name} is in two ties; a layer can be in one.')
@@ -218,14 +222,14 @@ def _members_of_tie(
       raise ValueError(
         f'The tie {ends} finds {first}, but beside it no selected layer {", ".join(missing)}.'
       )
-    members = tuple(by_name[name] for name in names)
-    _check_fit(ends, members)
-    yield members
+    yield tuple(by_name[name] for name in names)
 
 
-def _check_fit(ends: tuple[str, ...], members: Sequence[Site]) -> None:
+def _check_fit(
+  ends: tuple[str, ...], members: Sequence[Site], spaces: Mapping[str, SearchSpace]
+) -> None:
   """Raises ValueError unless the members of a tie can share one set of supports."""
-  first, *others = map(_what_ties_share, members)
+  first, *others = (_what_ties_share(site, spaces[site.name]) for site in members)
   for site, properties in zip(members[1:], others, strict=True):
     for name, value in properties.items():
       if value != first[name]:
@@ -235,12 +239,13 @@ def _check_fit(ends: tuple[str, ...], members: Sequence[Site]) -> None:
         )
 
 
-def _what_ties_share(site: Site) -> dict[str, Any]:
+def _what_ties_share(site: Site, space: SearchSpace) -> dict[str, Any]:
   return {
     'in': site.in_features,
     'stack': site.stack_shape,
     'bias': site.has_bias,
     'input array': site.input_id,
+    'space': space,
   }
 
 

@@ -199,6 +199,16 @@ def test_a_tie_needs_equal_inputs():
     glora_jax.adapt(Two(), X, ties=[('a', 'b')])
 
 
+def test_a_tie_has_one_space():
+  ties, space = [('query', 'key', 'value')], SearchSpace((2, 4))
+  by_pattern = {'query|key': space, 'value': SearchSpace((1,))}
+  with pytest.raises(ValueError, match='value and attn/query do not have the same space'):
+    glora_jax.adapt(Attention(), X, ties=ties, space=by_pattern)
+  equal = {'query|key': space, 'value': SearchSpace((2, 4))}
+  (layer,) = glora_jax.adapt(Attention(), X, ties=ties, space=equal).spec
+  assert layer.space == space
+
+
 def test_spaces_by_pattern_give_each_layer_its_own_and_leave_others_alone():
   spaces = {'mlp': SearchSpace((8,)), 'attn/(query|out)': SearchSpace((2,), A=0)}
   adapted, variables = ready(Attention(), space=spaces)
