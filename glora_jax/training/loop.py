@@ -51,7 +51,7 @@ class TrainState(NamedTuple):
 
 
 class NonFiniteLossError(RuntimeError):
-  """The loss became NaN or infinite.
+  """The loss or its gradient became NaN or infinite.
 
   Attributes:
     state: the last good state, before that step.
@@ -63,8 +63,8 @@ class NonFiniteLossError(RuntimeError):
     self.learning_rate = learning_rate
     rate = '' if learning_rate is None else f', with learning_rate={learning_rate:g}'
     super().__init__(
-      f'The loss was not finite at step {state.step}{rate}; the state before that step was kept. '
-      'Lower the learning rate, or check the images and the pretrained weights.'
+      f'The loss or its gradient was not finite at step {state.step}{rate}; the state before that '
+      'step was kept. Lower the learning rate, or check the images and the pretrained weights.'
     )
 
 
@@ -75,7 +75,7 @@ class Carry(NamedTuple):
     trainable: tree of arrays.
     opt_state: the optimizer's state for them.
     step: number of steps that are done, int32 [].
-    finite: whether every loss was finite so far, bool [].
+    finite: whether every loss and every gradient was finite so far, bool [].
   """
 
   trainable: Any
@@ -99,8 +99,8 @@ def make_step(
     mesh: see `fit`.
 
   Returns:
-    `step_fn(carry, frozen, images, labels, key) -> (carry, metrics)`. From the first loss on that
-    is not finite nothing is updated any more: the carry stays the last good state.
+    `step_fn(carry, frozen, images, labels, key) -> (carry, metrics)`. From the first loss or
+    gradient on that is not finite nothing is updated any more: the carry stays the last good state.
   """
   gradient_fn = make_gradient(_checked(loss_fn), mesh)
 
@@ -117,12 +117,19 @@ def make_step(
 
     updates, opt_state = optimizer.update(grads, carry.opt_state, carry.trainable)
     trainable = optax.apply_updates(carry.trainable, updates)
-    finite = carry.finite & jnp.isfinite(loss)
+    # A loss can be finite where its gradient is not: that of the root of 0, for instance.
+    finite = carry.finite & jnp.isfinite(loss) & _all_finite(grads)
     new_carry = Carry(trainable, opt_state, carry.step + 1, finite)
     kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_carry, carry)
     return kept._replace(finite=finite), {'loss': loss, **metrics}
 
   return step_fn
+
+
+def _all_finite(tree: Any) -> jax.Array:
+  """Whether every number of a tree is finite, bool []; a norm could overflow where they are."""
+  zeros = [0 * leaf for leaf in jax.tree.leaves(tree)]  # NaN where a number is not finite
+  return jnp.isfinite(sum(jnp.vdot(leaf, leaf) for leaf in zeros))
 
 
 def _checked(loss_fn: LossFn) -> LossFn:
@@ -204,8 +211,8 @@ def make_steps(
     `steps(trainable, opt_state, step, frozen, images, labels, indices, key)`, which returns
     `(trainable, opt_state, done, metrics)`. The arguments `images`, `labels` and `indices` are
     those of a `batches.Block`. `done` counts the steps that are done, as `step` does: from the
-    first loss on that is not finite none is. The metrics are arrays [step]. The memory of the first
-    two arguments is reused.
+    first loss or gradient on that is not finite none is. The metrics are arrays [step]. The memory
+    of the first two arguments is reused.
   """
   step_fn = make_step(loss_fn, optimizer, accumulate, mesh)
   replicated = {} if mesh is None else {'out_shardings': meshes.replicated(mesh)}
@@ -291,7 +298,8 @@ def fit(  # noqa: PLR0913
     ValueError: an argument is of another type or out of range; there is not one label for each
       image, or one that is no class; the loss is no number; the batch size does not fit the images
       or the mesh; or the recipe asks of the loss what it does not know (`adapter_loss.prepare`).
-    NonFiniteLossError: the loss became NaN or infinite; the last good state is in its `.state`.
+    NonFiniteLossError: the loss or its gradient became NaN or infinite; the last good state is in
+      its `.state`.
 
   Example:
     >>> def loss_fn(trainable, frozen, images, labels, key):

@@ -90,8 +90,8 @@ def train_many(
     progress: whether to show a bar for each group.
 
   Returns:
-    The final state of every run, in their order. A run whose loss was not finite stops at its last
-    good state, whose `step` says where, and is named in a warning; the others go on.
+    The final state of every run, in their order. A run whose loss or gradient was not finite stops
+    at its last good state, whose `step` says where, and is named in a warning; the others go on.
 
   Raises:
     ValueError: the images are a stream, there is not one label for each or one that is no class, an
@@ -144,7 +144,9 @@ def train_many(
     if state.step < last
   ]
   if stopped:
-    log.warning('The loss was not finite, and training stopped, in %s.', ', '.join(stopped))
+    log.warning(
+      'The loss or its gradient was not finite, and training stopped, in %s.', ', '.join(stopped)
+    )
   return [states[number] for number in range(len(runs))]
 
 

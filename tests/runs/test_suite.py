@@ -156,7 +156,7 @@ def test_a_loss_that_is_not_finite_is_a_failure_of_the_task_and_a_stop_is_none()
 
   board = scoreboard.Board('vtab/all', ['vtab/dtd'])
   suite.attempt(board, 'vtab/dtd', lambda: ends(NonFiniteLossError(TrainState({}, {}, 7))))
-  assert board.failed['vtab/dtd'].startswith('The loss was not finite at step 7')
+  assert board.failed['vtab/dtd'].startswith('The loss or its gradient was not finite at step 7')
   with pytest.raises(Stopped):
     suite.attempt(board, 'vtab/dtd', lambda: ends(Stopped('there', 'workdir')))
 

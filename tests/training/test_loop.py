@@ -14,6 +14,7 @@ from glora_jax.training.batches import batch_indices
 from glora_jax.training.loop import TrainState
 from glora_jax.training.losses import supernet_loss
 from glora_jax.training.recipe import Recipe
+from glora_jax.training.side_by_side import Training, train_many
 
 RECIPE = Recipe(epochs=6, batch_size=6, warmup_epochs=1, learning_rate=3e-2)
 STEPS_PER_EPOCH = 4
@@ -195,6 +196,36 @@ def test_a_diverging_loss_stops_with_the_last_good_state():
     trainable = optax.apply_updates(expected.trainable, updates)
     expected = TrainState(trainable, opt_state, step + 1)
   np.testing.assert_allclose(state.trainable['bias'], expected.trainable['bias'], rtol=1e-5)
+
+
+def distance(trainable, frozen, images, labels, key):
+  """A finite loss, 0 from `w` = 0 on, whose gradient is NaN there: that of the root of 0."""
+  return jnp.sqrt(jnp.sum((images @ trainable['w'] - labels) ** 2)), {}
+
+
+@pytest.mark.parametrize('accumulate, epochs', [(1, 1), (2, 1), (1, 2)])
+def test_a_gradient_that_is_not_finite_moves_nothing_at_the_last_step_either(accumulate, epochs):
+  recipe = Recipe(epochs=epochs, batch_size=4, warmup_epochs=0, accumulate=accumulate)
+  start, images, labels = {'w': jnp.zeros(3)}, jnp.ones((4, 3)), jnp.zeros(4)
+  with pytest.raises(loop.NonFiniteLossError, match='The loss or its gradient was not') as caught:
+    loop.fit(distance, start, {}, images, labels, recipe, KEY, progress=False)
+  state = caught.value.state
+  chex.assert_trees_all_equal(state, TrainState(start, recipe.optimizer(4).init(start), 0))
+
+  (state,) = train_many(
+    [Training(distance, start, {}, KEY)], images, labels, recipe, progress=False
+  )
+  chex.assert_trees_all_equal(state, caught.value.state)
+
+
+def test_a_gradient_whose_norm_is_more_than_a_number_can_be_is_followed():
+  def loss_fn(trainable, frozen, images, labels, key):
+    return 1e18 * jnp.sum(trainable['w']), {}
+
+  recipe = Recipe(epochs=1, batch_size=4, warmup_epochs=0)
+  start, images, labels = {'w': jnp.zeros(1000)}, jnp.ones((4, 3)), jnp.zeros(4)
+  state = loop.fit(loss_fn, start, {}, images, labels, recipe, KEY, progress=False)
+  np.testing.assert_allclose(state.trainable['w'], -recipe.learning_rate, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
