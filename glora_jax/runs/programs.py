@@ -293,7 +293,7 @@ def _train_many(run: Run, workload: Workload) -> _Made:
   trainable, frozen = jax.eval_shape(learner.split, place.variables)
   loss_fn, optimizer = prepare(loss_fn, stage.recipe, trainable, number)
   many = jax.tree.map(lambda leaf: Shape((runs, *leaf.shape), leaf.dtype), trainable)
-  carry = jax.eval_shape(lambda trainable: start_of_runs(trainable, optimizer), many)
+  carry = jax.eval_shape(lambda trainable: start_of_runs(trainable, optimizer, runs), many)
   images, labels, indices = _resident(run, stage, _images(run, number), number)
   indices = Shape((len(indices), runs, stage.recipe.batch_size), jnp.int32)
   keys, rates = Shape((runs,), KEY.dtype), Shape((runs,), jnp.float32)

@@ -261,7 +261,7 @@ def _train_group(
   order_keys, step_keys = zip(*(jax.random.split(run.key) for run in runs), strict=True)
   rates = jnp.array([run.rate for run in runs], jnp.float32)
   trainable = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[run.trainable for run in runs])
-  carry = start_of_runs(trainable, optimizer)
+  carry = start_of_runs(trainable, optimizer, len(runs))
   steps = make_steps_of_runs(loss_fn, optimizer, recipe.accumulate)
   with bar:
     for first in range(0, last, block_size):
@@ -282,12 +282,11 @@ def _state_of_run(carry: Carry, number: int) -> TrainState:
   return TrainState(trainable, opt_state, int(carry.step[number]))
 
 
-def start_of_runs(trainable: Any, optimizer: optax.GradientTransformation) -> Carry:
-  """What a first step of several runs is given, by what they train, [run, ...]."""
-  number = len(jax.tree.leaves(trainable)[0])
+def start_of_runs(trainable: Any, optimizer: optax.GradientTransformation, number: int) -> Carry:
+  """What the first step of so many runs is given, by what they train, [run, ...], be it nothing."""
   return Carry(
     trainable,
-    jax.vmap(optimizer.init)(trainable),
+    jax.vmap(optimizer.init, axis_size=number)(trainable),
     step=jnp.zeros(number, jnp.int32),
     finite=jnp.ones(number, bool),
   )

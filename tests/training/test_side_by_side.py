@@ -2,14 +2,17 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import flat, problem, unchanged
+from tiny import Tiny, flat, problem, unchanged
 
+import glora_jax
 from glora_jax.method import presets
 from glora_jax.method.draws import sample_genome
+from glora_jax.method.genomes import smallest_genome
 from glora_jax.training import loop, side_by_side
 from glora_jax.training.losses import subnet_loss, supernet_loss
 from glora_jax.training.recipe import Recipe
@@ -150,6 +153,17 @@ def test_subnets_and_starts_are_a_group_for_each_subnet_and_join_to_variables(pr
     variables['glora']['blocks']['dense']['B_down'] for variables in (runs[1].trainable, starts[1])
   )
   np.testing.assert_array_equal(first_lora, second_start)
+
+
+def test_runs_that_train_nothing_end_as_they_do_apart():
+  _, variables, images, _ = problem()
+  adapted = glora_jax.adapt(Tiny(), images[:1], heads=None)
+  keys = jax.random.split(jax.random.key(0))
+  starts = [jax.jit(adapted.init)(keys[0], variables['params'])] * 2
+  runs = subnet_runs(adapted, [smallest_genome(adapted.spec)], starts, keys, unchanged)
+  apart = [fit(run) for run in runs]
+  assert not jax.tree.leaves(apart[0].trainable)
+  chex.assert_trees_all_equal(train_together(runs), apart)
 
 
 def test_wrong_runs_and_images_are_explained():
