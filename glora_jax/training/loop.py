@@ -279,12 +279,13 @@ def fit(  # noqa: PLR0913
     recipe: epochs, batches and optimizer.
     key: random key. It decides the order of the images, and is handed on to `loss_fn`, folded with
       the step.
-    state: where to go on from; None starts from `trainable`.
+    state: where to go on from, which stays as it is; None starts from `trainable`.
     stop_epoch: the epoch of the recipe's schedule to stop after; None goes to its end.
     steps_per_dispatch: most steps per compiled call, after each of which progress is shown and
       `on_dispatch` called.
     on_dispatch: called with the state and the mean metrics since the last call; the place to save
-      and to log.
+      and to log. The state's arrays are valid until it returns, as the next steps reuse their
+      memory: copy what is kept.
     title: what stands before the progress bar.
     progress: whether to show the bar.
     mesh: devices, of all processes, that every batch is dealt to; the trained state is whole on
@@ -340,10 +341,13 @@ def fit(  # noqa: PLR0913
 
   feeder = make_feeder(images, labels, order_key, recipe.batch_size, mesh)
   frozen = meshes.settle(mesh, frozen)
+  # The compiled steps reuse their arguments' memory; the caller's arrays stay alive.
+  given = trainable if state is None else (state.trainable, state.opt_state)
+  copied = jax.tree.map(jnp.copy, meshes.replicate(mesh, given))
   if state is None:
-    # The compiled steps reuse their arguments' memory; the caller's arrays stay alive.
-    trainable = jax.tree.map(jnp.copy, meshes.replicate(mesh, trainable))
-    state = TrainState(trainable, optimizer.init(trainable), 0)
+    state = TrainState(copied, optimizer.init(copied), 0)
+  else:
+    state = TrainState(*copied, state.step)
   trainable, opt_state = meshes.replicate(mesh, (state.trainable, state.opt_state))
   state = TrainState(trainable, opt_state, state.step)
   if 0 < state.step < last:

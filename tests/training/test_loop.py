@@ -118,6 +118,13 @@ def test_resumed_training_equals_uninterrupted_training_bit_for_bit(fit, whole):
   chex.assert_trees_all_equal(whole, fit(state=half))
 
 
+def test_a_given_state_can_be_gone_on_from_again(fit, first_epoch):
+  kept = jax.tree.map(np.array, first_epoch)
+  again = [fit(state=first_epoch, stop_epoch=2) for _ in range(2)]
+  chex.assert_trees_all_equal(*again)
+  chex.assert_trees_all_equal(first_epoch, kept)
+
+
 def test_the_number_of_steps_per_dispatch_changes_nothing(fit, whole):
   chex.assert_trees_all_equal(whole, fit(steps_per_dispatch=3))
 
