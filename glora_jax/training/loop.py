@@ -242,6 +242,20 @@ def make_steps(
   return steps
 
 
+def _own_state(
+  trainable: Any,
+  state: TrainState | None,
+  optimizer: optax.GradientTransformation,
+  mesh: jax.sharding.Mesh | None,
+) -> TrainState:
+  """Where training starts; the steps reuse its arrays' memory, and the caller's stay alive."""
+  given = trainable if state is None else (state.trainable, state.opt_state)
+  own = jax.tree.map(jnp.copy, meshes.replicate(mesh, given))
+  if state is not None:
+    return TrainState(*own, state.step)
+  return TrainState(own, meshes.replicate(mesh, optimizer.init(own)), 0)
+
+
 def _deal(mesh: jax.sharding.Mesh | None, rows: jax.Array, axis: int = 0) -> jax.Array:
   """The same array, with an axis dealt to all devices of a mesh."""
   if mesh is None:
@@ -341,15 +355,7 @@ def fit(  # noqa: PLR0913
 
   feeder = make_feeder(images, labels, order_key, recipe.batch_size, mesh)
   frozen = meshes.settle(mesh, frozen)
-  # The compiled steps reuse their arguments' memory; the caller's arrays stay alive.
-  given = trainable if state is None else (state.trainable, state.opt_state)
-  copied = jax.tree.map(jnp.copy, meshes.replicate(mesh, given))
-  if state is None:
-    state = TrainState(copied, optimizer.init(copied), 0)
-  else:
-    state = TrainState(*copied, state.step)
-  trainable, opt_state = meshes.replicate(mesh, (state.trainable, state.opt_state))
-  state = TrainState(trainable, opt_state, state.step)
+  state = _own_state(trainable, state, optimizer, mesh)
   if 0 < state.step < last:
     log.info('%s: resumed at step %d', title, state.step)
 
