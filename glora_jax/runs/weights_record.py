@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import TypedDict
 
-from glora_jax.files import Path, sha256_of, write_json
+from glora_jax.files import Path, sha256_of, write_json, writing
 from glora_jax.mesh import primary
 from glora_jax.models import hub, weights
 from glora_jax.models.fetch import fetch
@@ -71,6 +71,8 @@ def _find_on_hub(settings: ModelSettings, workdir: Path, record: Mapping[str, st
 
 def _write(workdir: Path, name: str, revision: str, sha256: str) -> None:
   if primary():
+    with writing(workdir):
+      os.makedirs(workdir, exist_ok=True)
     record = _Record(weights=name, revision=revision, sha256=sha256)
     write_json(os.path.join(workdir, FILE), record, 'weights')
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from glora_jax.limits import Domain, check_callable, check_type
+from glora_jax.limits import Domain, check_callable, check_type, shown
 from glora_jax.method.adapted import Adapted, Subnet
 from glora_jax.method.genomes import largest_genome
 from glora_jax.method.supports import COLLECTION
@@ -32,6 +32,8 @@ DROPOUT_STREAM = 1
 NOISE_STREAMS = (2, 3)  # of the two passes of consistency regularization
 PASS_STREAMS = (4, 5)
 COMPONENT_STREAM = 6
+
+_TEST_TIME = {'train': False, 'deterministic': True}  # the keywords by which models drop nothing
 
 _DISTILLATION = Domain.of_annotation(float, sampling.RANGES['distillation'])
 _DROPOUT = Domain.of_annotation(float, recipe.RANGES['component_dropout'])
@@ -329,6 +331,11 @@ class _Loss(AdapterLoss, PartedLoss):
     check_type(self.consistency, Consistency, 'consistency')
     _DISTILLATION.check(self.distillation, 'distillation')
     _DROPOUT.check(self.logits_fn.component_dropout, 'component_dropout')
+    if 'rngs' in self.apply_kwargs and isinstance(self.adapted.model, nn.Module):
+      raise ValueError(
+        f'rngs={shown(self.apply_kwargs["rngs"])} is not for a loss, which makes the streams '
+        'dropout and drop_path of the key of every step; leave it out.'
+      )
 
   def with_component_dropout(self, probability):
     logits_fn = dataclasses.replace(self.logits_fn, component_dropout=probability)
@@ -391,9 +398,8 @@ class _Loss(AdapterLoss, PartedLoss):
 
   def _largest_logits(self, variables, inputs):
     """Logits of the largest subnet, without dropout and without gradient."""
-    kwargs = dict(self.apply_kwargs)
-    if 'train' in kwargs:
-      kwargs['train'] = False
+    known = self.apply_kwargs.keys() & _TEST_TIME.keys()
+    kwargs = {**self.apply_kwargs, **{name: _TEST_TIME[name] for name in known}}
     genome = largest_genome(self.adapted.spec)
     variables = jax.lax.stop_gradient(variables)
     return self.adapted.apply(variables, inputs, genome=genome, **kwargs)

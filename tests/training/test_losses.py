@@ -2,20 +2,28 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from tiny import NUM_CLASSES, Problem, unchanged
 from tiny import problem as initial_problem
 from trees import randomized
 
+import glora_jax
 from glora_jax.method import presets
 from glora_jax.method.draws import random_genomes, sample_genome
 from glora_jax.method.genomes import largest_genome
 from glora_jax.training import loop
 from glora_jax.training.consistency import Consistency
-from glora_jax.training.losses import cross_entropy, subnet_loss, supernet_loss
+from glora_jax.training.losses import (
+  DROPOUT_STREAM,
+  cross_entropy,
+  subnet_loss,
+  supernet_loss,
+)
 from glora_jax.training.recipe import Recipe
 from glora_jax.training.sampling import Sampling
 
@@ -134,6 +142,35 @@ def test_distillation_alone_sees_no_labels_and_asks_nothing_of_the_largest_subne
   assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradient)) < 1e-5
   _, gradient = distilled(labels, jnp.zeros_like(largest))
   assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradient)) > 1e-3
+
+
+class Dropping(nn.Module):
+  """A model that drops nothing with `deterministic`, or without `train`."""
+
+  @nn.compact
+  def __call__(self, x, train=None, deterministic=None):
+    is_quiet = not train if deterministic is None else deterministic
+    x = nn.Dense(5, name='hidden')(x)
+    return nn.Dense(NUM_CLASSES, name='head')(nn.Dropout(0.5, deterministic=is_quiet)(x))
+
+
+@pytest.mark.parametrize('noisy', [{'train': True}, {'deterministic': False}])
+def test_the_subnet_that_is_imitated_drops_nothing_by_either_keyword(noisy):
+  _, _, images, labels = problem()
+  adapted = glora_jax.adapt(Dropping(), images[:1])
+  params = Dropping().init(KEY, images[:1])['params']
+  trainable, frozen = adapted.split(adapted.init(KEY, params))
+  largest = jnp.asarray(largest_genome(adapted.spec))
+  loss_fn = supernet_loss(adapted, unchanged, lambda key: largest, distillation=1.0, **noisy)
+  loss, _ = loss_fn(trainable, frozen, images, labels, KEY)
+
+  # Fresh supports do nothing, so both are the base model: one drops features, one does not.
+  *_, model_key = jax.random.split(KEY, 3)
+  rngs = {'dropout': jax.random.fold_in(model_key, DROPOUT_STREAM)}
+  student = Dropping().apply({'params': params}, images, rngs=rngs, **noisy)
+  teacher = jax.nn.softmax(Dropping().apply({'params': params}, images))
+  expected = optax.softmax_cross_entropy(student, teacher).mean()
+  np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize('seed', [0, 1])
@@ -271,6 +308,10 @@ def test_wrong_samplings_are_explained(fields, message):
     (
       lambda adapted: supernet_loss(adapted, unchanged, len, component_dropout=1.0),
       'component_dropout=1.0 must be at least 0 and below 1',
+    ),
+    (
+      lambda adapted: supernet_loss(adapted, unchanged, len, rngs={'dropout': KEY}),
+      r'rngs=.*dropout.* is not for a loss, which makes the streams dropout and drop_path',
     ),
     (lambda adapted: subnet_loss(adapted, unchanged), 'subnet=Adapted.* is no Subnet'),
   ],
