@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -72,6 +72,44 @@ def halve(
     >>> features.shape, halves.head(head, body, features).shape
     ((4, 3), (4, 2))
   """
+  cut = _cut(function, trained, frozen, batch)
+  if not _has_rows(cut, batch) or not _keeps_rows(function, trained, frozen, batch, cut):
+    return None
+  jaxpr = cut.closed.jaxpr
+  num_trained, num_frozen = (len(jax.tree.leaves(tree)) for tree in (trained, frozen))
+  frozen_vars = jaxpr.invars[num_trained : num_trained + num_frozen]
+  batch_vars = jaxpr.invars[num_trained + num_frozen :]
+  early = [equation for equation in jaxpr.eqns if cut.after.isdisjoint(equation.outvars)]
+  # What depends on frozen arrays alone stands in both; a compiler drops what is not read.
+  late = [equation for equation in jaxpr.eqns if cut.of_batch.isdisjoint(equation.outvars)]
+  return Halves(
+    jaxpr.replace(invars=[*frozen_vars, *batch_vars], outvars=cut.across, eqns=early),
+    jaxpr.replace(invars=[*jaxpr.invars[: num_trained + num_frozen], *cut.across], eqns=late),
+    cut.closed.consts,
+    cut.outputs,
+  )
+
+
+class _Cut(NamedTuple):
+  """A traced function, and what of it is on which side.
+
+  Attributes:
+    closed: the jaxpr, of trained arrays, frozen arrays and a batch.
+    outputs: structure of what the function returns.
+    after: variables that depend on trained arrays.
+    of_batch: other variables that depend on the batch.
+    across: those of them that are read behind the cut.
+  """
+
+  closed: ClosedJaxpr
+  outputs: Any
+  after: set[Var]
+  of_batch: set[Var]
+  across: list[Var]
+
+
+def _cut(function: Callable[[Any, Any, Any], Any], trained: Any, frozen: Any, batch: Any) -> _Cut:
+  """A function, traced and cut; see `halve` for the arguments."""
   arguments = trained, frozen, batch
   closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
   num_trained, num_frozen = (len(jax.tree.leaves(tree)) for tree in (trained, frozen))
@@ -80,24 +118,36 @@ def halve(
     closed = jax.make_jaxpr(_Flat(closed))(*jax.tree.leaves(arguments))
     after = _dependents(closed.jaxpr, closed.jaxpr.invars[:num_trained])
   jaxpr = closed.jaxpr
-  frozen_vars = jaxpr.invars[num_trained : num_trained + num_frozen]
-  batch_vars = jaxpr.invars[num_trained + num_frozen :]
-  of_batch = _dependents(jaxpr, batch_vars) - after
+  of_batch = _dependents(jaxpr, jaxpr.invars[num_trained + num_frozen :]) - after
   inputs = (_variables(equation.invars) for equation in _writers(jaxpr, after))
   read = set(_variables(jaxpr.outvars)).union(*inputs)
-  across = list(of_batch & read)
+  return _Cut(closed, jax.tree.structure(shapes), after, of_batch, list(of_batch & read))
+
+
+def _has_rows(cut: _Cut, batch: Any) -> bool:
+  """Whether one array is read behind the cut, with as many rows as there are examples."""
   num_examples = np.shape(jax.tree.leaves(batch)[0])[0]
-  if [_shape(variable)[:1] for variable in across] != [(num_examples,)]:
-    return None
-  early = [equation for equation in jaxpr.eqns if after.isdisjoint(equation.outvars)]
-  # What depends on frozen arrays alone stands in both; a compiler drops what is not read.
-  late = [equation for equation in jaxpr.eqns if of_batch.isdisjoint(equation.outvars)]
-  return Halves(
-    jaxpr.replace(invars=[*frozen_vars, *batch_vars], outvars=across, eqns=early),
-    jaxpr.replace(invars=[*jaxpr.invars[: num_trained + num_frozen], *across], eqns=late),
-    closed.consts,
-    jax.tree.structure(shapes),
-  )
+  return [_shape(variable)[:1] for variable in cut.across] == [(num_examples,)]
+
+
+def _keeps_rows(
+  function: Callable[[Any, Any, Any], Any], trained: Any, frozen: Any, batch: Any, cut: _Cut
+) -> bool:
+  """Whether twice the examples give twice the rows of the same shape.
+
+  The first axis may be another that is as long as the batch, that of a sequence for instance.
+  """
+  twice = jax.tree.map(lambda leaf: _with_rows(leaf, 2 * np.shape(leaf)[0]), batch)
+  try:
+    cut_of_twice = _cut(function, trained, frozen, twice)
+  except Exception:  # whatever a model says to a batch that it was not made for
+    return False
+  rows = [_shape(variable)[1:] for variable in cut.across]
+  return _has_rows(cut_of_twice, twice) and rows == [_shape(v)[1:] for v in cut_of_twice.across]
+
+
+def _with_rows(leaf: Any, number: int) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct((number, *np.shape(leaf)[1:]), leaf.dtype)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

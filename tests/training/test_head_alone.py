@@ -34,7 +34,7 @@ def warmed(adapted, variables, images=None, recipe=RECIPE, **options):
   return warm_head(*arguments, preprocess=halved, progress=False, **options)
 
 
-def trained_as_a_whole(adapted, variables, recipe=RECIPE):
+def trained_as_a_whole(adapted, variables, recipe=RECIPE, images=None):
   """The variables after training nothing but the head, under the body, step by step."""
   subnet = adapted.fix(smallest_genome(adapted.spec))
   trainable, frozen = subnet.split(variables)
@@ -45,7 +45,7 @@ def trained_as_a_whole(adapted, variables, recipe=RECIPE):
     def loss(trainable, frozen, images, labels, key):
       return cross_entropy(subnet.apply(subnet.join(trainable, frozen), images / 2), labels)
 
-  data = problem().images, problem().labels
+  data = problem().images if images is None else images, problem().labels
   state = fit(loss, trainable, frozen, *data, recipe, KEY, progress=False)
   return {**variables, 'params': subnet.join(state.trainable, frozen)['params']}
 
@@ -152,6 +152,25 @@ def test_a_head_that_reads_more_is_trained_under_its_model(monkeypatch):
   monkeypatch.setattr(HeadAlone, 'features', None)
   expected = trained_as_a_whole(adapted, variables)
   assert_same_head(warmed(adapted, variables), expected, variables)
+
+
+class SequenceFirst(nn.Module):
+  """A head on a sequence [place, image, ...]."""
+
+  @nn.compact
+  def __call__(self, x):
+    x = nn.relu(nn.Dense(8, name='hidden')(x)).transpose(1, 0, 2)
+    return nn.Dense(3, name='head')(x).mean(0)
+
+
+def test_a_sequence_as_long_as_a_batch_is_not_taken_for_it(monkeypatch):
+  images = jax.random.normal(KEY, (NUM_IMAGES, RECIPE.batch_size, 4))
+  model = SequenceFirst()
+  adapted = glora_jax.adapt(model, images)
+  variables = adapted.init(KEY, model.init(KEY, images)['params'])
+  monkeypatch.setattr(HeadAlone, 'features', None)
+  expected = trained_as_a_whole(adapted, variables, images=images)
+  assert_same_head(warmed(adapted, variables, images), expected, variables)
 
 
 def test_too_few_images_are_refused_before_anything_is_computed(monkeypatch):
