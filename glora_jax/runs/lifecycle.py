@@ -198,7 +198,7 @@ def prepare(
   Args:
     given: what `check_config` returned; the run has batches that the images fill.
     workdir: folder of the run; nothing is written but a split of the user's own images, and which
-      weights a name on the hub stood for (`PREPARED`).
+      weights it began with (`PREPARED`).
     stop: see `experiment.run`.
     check: what is asked of the run, with the number of images by split, before these are opened.
 

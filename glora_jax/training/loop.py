@@ -250,9 +250,9 @@ def _own_state(
 ) -> TrainState:
   """Where training starts; the steps reuse its arrays' memory, and the caller's stay alive."""
   given = trainable if state is None else (state.trainable, state.opt_state)
-  own = jax.tree.map(jnp.copy, meshes.replicate(mesh, given))
+  own: Any = jax.tree.map(jnp.copy, meshes.replicate(mesh, given))
   if state is not None:
-    return TrainState(*own, state.step)
+    return state._replace(trainable=own[0], opt_state=own[1])
   return TrainState(own, meshes.replicate(mesh, optimizer.init(own)), 0)
 
 

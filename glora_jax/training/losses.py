@@ -399,7 +399,7 @@ class _Loss(AdapterLoss, PartedLoss):
   def _largest_logits(self, variables, inputs):
     """Logits of the largest subnet, without dropout and without gradient."""
     known = self.apply_kwargs.keys() & _TEST_TIME.keys()
-    kwargs = {**self.apply_kwargs, **{name: _TEST_TIME[name] for name in known}}
+    kwargs: dict[str, Any] = {**self.apply_kwargs, **{name: _TEST_TIME[name] for name in known}}
     genome = largest_genome(self.adapted.spec)
     variables = jax.lax.stop_gradient(variables)
     return self.adapted.apply(variables, inputs, genome=genome, **kwargs)

@@ -161,6 +161,7 @@ def test_a_corrected_config_starts_where_the_first_start_failed(run_config, tmp_
     'lock',
     'config.json',
     'split.json',
+    'weights.json',
     'images.npz',
     'provenance.json',
   }

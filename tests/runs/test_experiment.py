@@ -38,6 +38,7 @@ from glora_jax.training.loop import NonFiniteLossError
 FILES = {
   'images.npz',
   'config.json',
+  'weights.json',
   'lock',
   'metrics.jsonl',
   'seconds.json',

@@ -265,7 +265,9 @@ def test_a_file_without_a_genome_of_the_model_is_named(config, tmp_path, content
 
 def test_a_genome_file_means_the_same_in_a_space_with_other_ranks(config, tmp_path):
   run = prepare(check_config(changed(config, structure='lora:2')), str(tmp_path))
-  narrow = prepare(check_config(changed(config, structure='lora', space__ranks=(2,))), '')
+  narrow = prepare(
+    check_config(changed(config, structure='lora', space__ranks=(2,))), f'{tmp_path}/narrow'
+  )
   expected = preset(narrow.adapted.spec, 'lora:2@qkv')
   path = tmp_path / 'genome.json'
   path.write_text(json.dumps(genome_to_json(narrow.adapted.spec, expected)))
