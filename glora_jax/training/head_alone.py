@@ -11,11 +11,14 @@ import jax
 import numpy as np
 
 from glora_jax import mesh as meshes
+from glora_jax import resident
+from glora_jax.limits import check_callable, check_type
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.gathering import gathering
 from glora_jax.method.genomes import smallest_genome
 from glora_jax.method.subnet import Subnet
 from glora_jax.method.supports import COLLECTION
+from glora_jax.method.validation import as_numbers, check_labelled
 from glora_jax.training.batches import ImageStream, in_rows, rows_in_order
 from glora_jax.training.halves import Halves, halve
 from glora_jax.training.loop import LossFn, fit
@@ -175,7 +178,9 @@ def warm_head(  # noqa: PLR0913
     The variables with the trained head.
 
   Raises:
-    ValueError, NonFiniteLossError: as `fit` does.
+    ValueError: `adapted` is no adapted model or has no head, `preprocess` is no function, or as
+      `fit` does.
+    NonFiniteLossError: as `fit` does.
 
   Example:
     >>> import flax.linen as nn, jax, jax.numpy as jnp
@@ -202,6 +207,8 @@ def warm_head(  # noqa: PLR0913
     >>> bool((logits.argmax(-1) == labels).mean() > 0.9)
     True
   """
+  images, labels = _checked(adapted, images, labels, recipe)
+  check_callable(preprocess, 'preprocess')
   per_epoch = recipe.steps_per_epoch(len(labels))
   shape = step_shape(images, recipe)
   head = HeadAlone.find(adapted, variables, preprocess, shape, **apply_kwargs)
@@ -226,6 +233,23 @@ def warm_head(  # noqa: PLR0913
     mesh=mesh,
   )
   return {**variables, 'params': subnet.join(state.trainable, frozen)['params']}
+
+
+def _checked(adapted: Adapted, images: Any, labels: Any, recipe: Recipe) -> tuple[Any, Any]:
+  """The images, a stream or on the device, with their labels; ValueError where one cannot be."""
+  check_type(adapted, Adapted, 'adapted')
+  check_type(recipe, Recipe, 'recipe')
+  if not adapted.head_paths:
+    raise ValueError(
+      'The adapted model has no head (heads=None), so there is nothing to train alone; give '
+      '`adapt` the heads, by their names for instance.'
+    )
+  labels = as_numbers('labels', labels)
+  if isinstance(images, ImageStream):
+    return images, labels
+  images = as_numbers('images', images)
+  check_labelled(images, labels)
+  return resident.hold(None, (images, labels))  # once, or every batch would bring all of them
 
 
 def step_shape(

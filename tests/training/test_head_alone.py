@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny import NUM_IMAGES, flat, problem
+from tiny import NUM_IMAGES, Tiny, flat, problem
 from trees import randomized
 
 import glora_jax
 from glora_jax.method.genomes import smallest_genome
-from glora_jax.training import head_alone
+from glora_jax.training import batches, head_alone
 from glora_jax.training.halves import halve
 from glora_jax.training.head_alone import HeadAlone, warm_head
 from glora_jax.training.loop import fit
@@ -177,6 +177,55 @@ def test_too_few_images_are_refused_before_anything_is_computed(monkeypatch):
   monkeypatch.setattr(head_alone, 'halve', None)
   with pytest.raises(ValueError, match='batch_size=25 is larger than the 24 training images'):
     warmed(*of_linen(), recipe=dataclasses.replace(RECIPE, batch_size=25))
+
+
+@pytest.mark.parametrize(
+  'wrong, sentence',
+  [
+    ({'adapted': Residual()}, r'adapted=Residual.* is no Adapted; give one'),
+    ({'recipe': None}, 'recipe=None is no Recipe; give one'),
+    ({'preprocess': None}, 'preprocess=None is no function; give one'),
+    ({'images': 'x'}, "The images are 'x'; they must be an array of numbers"),
+    ({'labels': None}, 'The labels are None; they must be an array of numbers'),
+    ({'labels': np.arange(32) % 3}, r'\[24, 8\] and the labels \[32\]; there must be one label'),
+    ({'labels': np.arange(12) % 3}, r'\[24, 8\] and the labels \[12\]; there must be one label'),
+    ({'labels': []}, r'\[24, 8\] and the labels \[0\]; there must be one label'),
+  ],
+)
+def test_arguments_that_cannot_be_are_refused(wrong, sentence):
+  adapted, variables, images, labels = problem()
+  arguments = {'images': images, 'labels': labels, 'recipe': RECIPE, 'preprocess': halved}
+  arguments = {'adapted': adapted, 'variables': variables, 'key': KEY, **arguments, **wrong}
+  with pytest.raises(ValueError, match=sentence):
+    warm_head(**arguments, progress=False)
+
+
+def test_a_model_without_a_head_is_refused():
+  _, variables, images, _ = problem()
+  adapted = glora_jax.adapt(Tiny(), images[:1], heads=None)
+  with pytest.raises(ValueError, match='The adapted model has no head'):
+    warmed(adapted, variables)
+
+
+@pytest.mark.parametrize('given', [np.asarray, np.ndarray.tolist])
+def test_images_in_the_hosts_memory_come_to_the_device_once(given, monkeypatch):
+  adapted, variables = of_linen()
+  taken = []
+
+  def take(arrays, row):
+    taken.append(arrays)
+    return jax.tree.map(lambda array: array[row], arrays)
+
+  monkeypatch.setattr(batches, '_take', take)
+  images, labels = (given(np.asarray(array)) for array in (problem().images, problem().labels))
+  found = warm_head(
+    adapted, variables, images, labels, RECIPE, KEY, preprocess=halved, progress=False
+  )
+  assert len(taken) == 3
+  assert all(isinstance(array, jax.Array) for array in jax.tree.leaves(taken))
+  assert len({id(array) for array, _ in taken}) == 1
+  expected = warmed(adapted, variables)
+  np.testing.assert_array_equal(flat(found['params']), flat(expected['params']))
 
 
 @pytest.mark.parametrize(
