@@ -208,6 +208,8 @@ def warm_head(  # noqa: PLR0913
     True
   """
   images, labels = _checked(adapted, images, labels, recipe)
+  if mesh is None and not isinstance(images, ImageStream):
+    images, labels = resident.hold(None, (images, labels))  # or every batch would bring all of them
   check_callable(preprocess, 'preprocess')
   per_epoch = recipe.steps_per_epoch(len(labels))
   shape = step_shape(images, recipe)
@@ -236,7 +238,7 @@ def warm_head(  # noqa: PLR0913
 
 
 def _checked(adapted: Adapted, images: Any, labels: Any, recipe: Recipe) -> tuple[Any, Any]:
-  """The images, a stream or on the device, with their labels; ValueError where one cannot be."""
+  """The images and labels as arrays, a stream as it is; ValueError where one cannot be."""
   check_type(adapted, Adapted, 'adapted')
   check_type(recipe, Recipe, 'recipe')
   if not adapted.head_paths:
@@ -245,11 +247,10 @@ def _checked(adapted: Adapted, images: Any, labels: Any, recipe: Recipe) -> tupl
       '`adapt` the heads, by their names for instance.'
     )
   labels = as_numbers('labels', labels)
-  if isinstance(images, ImageStream):
-    return images, labels
-  images = as_numbers('images', images)
-  check_labelled(images, labels)
-  return resident.hold(None, (images, labels))  # once, or every batch would bring all of them
+  if not isinstance(images, ImageStream):
+    images = as_numbers('images', images)
+    check_labelled(images, labels)
+  return images, labels
 
 
 def step_shape(

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from glora_jax.limits import Domain, check_callable, check_type, shown
+from glora_jax.limits import Domain, check_callable, check_type
 from glora_jax.method.adapted import Adapted, Subnet
 from glora_jax.method.genomes import largest_genome
 from glora_jax.method.supports import COLLECTION
@@ -52,15 +52,12 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, Met
   Raises:
     ValueError: there is no target for each row of logits.
   """
-  if not hasattr(logits, 'shape'):
+  fitting = (logits.shape, logits.shape[:-1]) if hasattr(logits, 'shape') else ()
+  if targets.shape not in fitting:
+    given = list(logits.shape) if fitting else f'of type {type(logits).__name__}'
     raise ValueError(
-      f'The model returns a {type(logits).__name__}, and logits [batch, class] are expected; give '
-      'a loss of your own for it.'
-    )
-  if targets.shape not in (logits.shape, logits.shape[:-1]):
-    raise ValueError(
-      f'The logits {list(logits.shape)} and the targets {list(targets.shape)} do not go together; '
-      'give a label for each row of logits, or a distribution over the classes.'
+      f'Logits {given} and targets {list(targets.shape)} do not go together; logits are [..., '
+      'class], and targets a label for each row of them or a distribution over the classes.'
     )
   if targets.shape == logits.shape[:-1]:
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
@@ -332,10 +329,7 @@ class _Loss(AdapterLoss, PartedLoss):
     _DISTILLATION.check(self.distillation, 'distillation')
     _DROPOUT.check(self.logits_fn.component_dropout, 'component_dropout')
     if 'rngs' in self.apply_kwargs and isinstance(self.adapted.model, nn.Module):
-      raise ValueError(
-        f'rngs={shown(self.apply_kwargs["rngs"])} is not for a loss, which makes the streams '
-        'dropout and drop_path of the key of every step; leave it out.'
-      )
+      raise ValueError('rngs is not for a loss, which makes its streams of a key; leave it out.')
 
   def with_component_dropout(self, probability):
     logits_fn = dataclasses.replace(self.logits_fn, component_dropout=probability)
