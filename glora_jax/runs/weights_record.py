@@ -78,10 +78,11 @@ def _write(workdir: Path, name: str, revision: str, sha256: str) -> None:
 
 
 def recorded(workdir: Path) -> dict[str, str]:
-  """What a run's result says of its weights beside their name; nothing where that says it all."""
+  """What a run's result says of its weights beside their name, where they are on the hub."""
   record = _read(workdir)
-  fields = {field: record.get(field) for field in ('revision', 'sha256')}
-  return {f'weights_{field}': value for field, value in fields.items() if value}
+  if not record.get('revision'):
+    return {}
+  return {f'weights_{field}': record[field] for field in ('revision', 'sha256')}
 
 
 def _read(workdir: Path) -> dict[str, str]:

@@ -68,7 +68,8 @@ def test_a_path_whose_weights_changed_since_is_refused(tmp_path, is_folder):
   settings = ModelSettings(weights=str(file.parent if is_folder else file))
   for _ in range(2):
     assert find_weights(settings, workdir) == settings.weights
-  assert recorded(workdir) == {'weights_sha256': sha256_of(file)}
+  assert read_json(workdir / 'weights.json')['sha256'] == sha256_of(file)
+  assert recorded(workdir) == {}
   file.write_text('others')
   with pytest.raises(ValueError, match=r'SHA-256 .*, and this run began with weights of .* a new'):
     find_weights(settings, workdir)
