@@ -13,6 +13,7 @@ from glora_jax.models.fetch import fetch
 from glora_jax.models.folder import locate
 from glora_jax.records import read_record
 from glora_jax.runs.sections import ModelSettings
+from glora_jax.runs.used_fields import EVERY_STAGE, last_begun
 
 FILE = 'weights.json'
 
@@ -47,7 +48,9 @@ def find_weights(settings: ModelSettings, workdir: Path) -> str:
   path = fetch(settings.weights, settings.sha256)
   sha256 = sha256_of(locate(path))
   if not record:
-    _write(workdir, settings.weights, '', sha256)
+    # Of an earlier version's run nobody knows what it began with.
+    if last_begun(EVERY_STAGE, [workdir]) is None:
+      _write(workdir, settings.weights, '', sha256)
   elif record['sha256'] != sha256:
     raise ValueError(
       f'{path} has SHA-256 {sha256}, and this run began with weights of {record["sha256"]}; bring '
