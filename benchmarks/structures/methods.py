@@ -8,7 +8,6 @@ A name is a preset's (`lora:2@attn`), or one of
   gradient(of others)   read off the gradients of all other development tasks together
   gradient(with others) and with the task's own among them
   gradient(prior others) and from those as a prior, where the task's own is noise
-  gradient(prior others) with those of others as prior, where the task's own is noise
   random(3)             by random values in the same allocator, the fourth draw
   search                the paper's: see `searched`
 

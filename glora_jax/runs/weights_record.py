@@ -46,7 +46,8 @@ def find_weights(settings: ModelSettings, workdir: Path) -> str:
   if hub.is_hub_name(settings.weights):
     return _find_on_hub(settings, workdir, record)
   path = fetch(settings.weights, settings.sha256)
-  sha256 = sha256_of(locate(path))
+  # `fetch` has held the file against a given sum.
+  sha256 = settings.sha256.lower() if settings.sha256 else sha256_of(locate(path))
   if not record:
     # Of an earlier version's run nobody knows what it began with.
     if last_begun(EVERY_STAGE, [workdir]) is None:

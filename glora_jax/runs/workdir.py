@@ -179,10 +179,7 @@ def claim_workdir(
   path = os.path.join(workdir, 'config.json')
   if not primary() or (os.path.exists(path) and not changes):
     return
-  content = json.loads(config.to_json())
-  if isinstance(content.get('task'), str):
-    content['task'] = canonical(content['task'])  # it means the same from every directory
-  write_json(path, content, 'config')
+  write_json(path, _with_whole_path(json.loads(config.to_json())), 'config')
   for change in changes:
     log.info('%s, which no stage has used yet.', change)
 
@@ -213,9 +210,13 @@ def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:
   values = {**values_when_absent(), **flax.traverse_util.flatten_dict(dict(config), sep='.')}
   if values['space.ranks'] is None:
     values['space.ranks'] = list(SpaceSettings().ranks_of(values.get('structure', 'search')))
-  if isinstance(values.get('task'), str):
-    values['task'] = canonical(values['task'])
-  return values
+  return _with_whole_path(values)
+
+
+def _with_whole_path(values: Mapping[str, Any]) -> dict[str, Any]:
+  """The values of a config with a task that means the same from every directory."""
+  task = values.get('task')
+  return {**values, 'task': canonical(task)} if isinstance(task, str) else dict(values)
 
 
 @contextlib.contextmanager

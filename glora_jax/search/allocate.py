@@ -39,13 +39,7 @@ from glora_jax.search.choice import (
 )
 from glora_jax.search.fold_gradients import Ahead, Batches, Loss, Passes, Settings, measure
 from glora_jax.search.forecast import forecast
-from glora_jax.search.pooling import (
-  CLEAR,
-  check_priors,
-  mean_of,
-  pooled,
-  share_of,
-)
+from glora_jax.search.pooling import CLEAR, check_priors, mean_of, pooled, share_of
 from glora_jax.search.row_gradients import RowGradients
 from glora_jax.search.starting_values import aligned
 

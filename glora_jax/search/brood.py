@@ -33,14 +33,15 @@ class Brood:
 
     Args:
       size: number of children afterwards, those that are there already included.
-      draw: number -> as many genomes, int8 [number, layer, 5]; asked again for what is missing.
+      draw: number -> as many genomes or more, int8 [genome, layer, 5], of which the first are
+        taken; asked again for what is missing.
     """
     for _ in range(_TRIES):
       missing = size - len(self)
       if missing <= 0:
         return
       for genome in canonicalize(self._spec, draw(missing)):
-        if genome.tobytes() not in self._known:
+        if len(self) < size and genome.tobytes() not in self._known:
           self._known.add(genome.tobytes())
           self._children.append(genome)
 

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from glora_jax.limits import check_callable, check_type, shown
 from glora_jax.method.draws import random_genomes, require_feasible
-from glora_jax.method.genomes import canonicalize, count_params
+from glora_jax.method.genomes import count_params
 from glora_jax.method.random_key import check_key
 from glora_jax.method.space import Spec
 from glora_jax.method.validation import check_population
@@ -180,8 +180,7 @@ class _Search:
     if initial is not None:
       most_params = math.inf if self.budget is None else self.budget
       within = np.asarray(initial)[count_params(self.spec, initial) <= most_params]
-      distinct = _distinct(canonicalize(self.spec, within))
-      brood.fill(min(len(distinct), self.settings.population), lambda number: distinct[:number])
+      brood.fill(min(len(within), self.settings.population), lambda number: within)
     parents = self.strategy.parents(archive)
     if len(parents):
       self.strategy.propose(rng, parents, brood)
@@ -210,13 +209,6 @@ class _Search:
     of_children = _Scores(*(values[is_child] for values in scores))
     _check_values(of_children)
     return of_children
-
-
-def _distinct(genomes: np.ndarray) -> np.ndarray:
-  """Each of some genomes once, in the order in which they come first."""
-  rows = genomes.reshape(len(genomes), math.prod(genomes.shape[1:]))
-  _, first = np.unique(rows, axis=0, return_index=True)
-  return genomes[np.sort(first)]
 
 
 def _pair(scores: Any) -> tuple[Any, Any]:

@@ -100,8 +100,9 @@ def check_priors(spec: Spec, prior: Any, number: int) -> tuple[Allocation, ...]:
   Raises:
     ValueError: it is something else, or of other rows or parts.
   """
-  priors = (prior,) if not isinstance(prior, Sequence) else tuple(prior)
-  priors = () if prior is None else priors
+  if prior is None:
+    return ()
+  priors = tuple(prior) if isinstance(prior, Sequence) else (prior,)
   for found in priors:
     _check_prior(spec, found, number)
   return priors
