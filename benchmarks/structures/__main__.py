@@ -141,7 +141,7 @@ def final(arguments) -> None:
   for budget in arguments.budgets:
     seeds = min(arguments.seeds or plan.SEEDS[budget], plan.SEEDS[budget])
     if arguments.methods:
-      wanted = [(name, budget) for name in arguments.methods]
+      wanted = [plan.sized(name, budget) for name in arguments.methods]
       jobs = plan.jobs_of(with_rates(wanted, rates), names, range(seeds))
       run_jobs(jobs, store, arguments.hands, f'final, {budget}', notes)
       continue
@@ -195,6 +195,8 @@ def final_jobs(
     for name in names
     for job in plan.jobs_of(with_rates(plan.controls(budget, name), rates), [name], [seed])
   ]
+  larger = [method for method in plan.twice_as_large(budget) if method in rates]
+  yield plan.jobs_of(with_rates(larger, rates), names, range(seeds))
   search = [method for method in plan.searched(budget) if method in rates]
   yield plan.jobs_of(with_rates(search, rates), names, range(min(seeds, plan.SEARCH_SEEDS)))
   for others in (plan.randoms(budget), plan.other_values(budget)):

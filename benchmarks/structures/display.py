@@ -35,6 +35,7 @@ def print_bar(
   """Ours against the fixed methods of a budget, and all of them."""
   found = budget_table(store, names, rates, budget)
   print_final(f'{part}, {budget:,}', found)
+  print_beside(f'ours less these, {budget:,}', found)
   print_methods(store, names, rates, budget)
   without = [name for name, size in plan.fixed_up_to(budget) if (name, size) not in rates]
   if found and without:
@@ -86,14 +87,13 @@ def print_final(title: str, table: Mapping[str, Mapping[str, Any]]) -> None:
   """Ours against the best fixed method of at most its size, task by task."""
   lines = []
   for name, line in table.items():
-    mean, low, high = line['difference']
     fixed, params, accuracy = line['best_fixed']
     lines.append(
       (
         name,
         f'{line["ours"]:.1f}',
         f'{fixed} ({params:,}) {accuracy:.1f}',
-        f'{mean:+.1f} [{low:+.1f}, {high:+.1f}]',
+        _interval(line['difference']),
         line['verdict'],
         f'{line.get("random", float("nan")):.1f}',
         f'{line.get("headroom", float("nan")):.1f}',
@@ -102,6 +102,20 @@ def print_final(title: str, table: Mapping[str, Mapping[str, Any]]) -> None:
   if lines:
     titles = ('gradient', 'best fixed', 'difference', '', 'random', 'headroom')
     print_table((title, *titles), lines)
+
+
+def print_beside(title: str, table: Mapping[str, Mapping[str, Any]]) -> None:
+  """Ours less controls and what is no simple method of its size, task by task."""
+  lines = []
+  for method in dict.fromkeys(name for line in table.values() for name in line['beside']):
+    _, differences = zip(
+      *(line['beside'].get(method, (None, None)) for line in table.values()), strict=True
+    )
+    there = [found for found in differences if found]
+    mean = statistics.mean(mean for mean, _, _ in there)
+    lines.append((method, *map(_interval, differences), f'{mean:+.1f}'))
+  if lines:
+    print_table((title, *table, 'mean'), lines)
 
 
 def print_methods(
@@ -135,3 +149,8 @@ def print_forecasts(budget: int, found: Mapping[str, Mapping[str, Any]]) -> None
     titles = ('the choice', 'advantage', 'reliability', 'points over random')
     print_table((f'forecast, {budget:,}', *titles), lines)
     print(f'Rank correlation with the points: {forecasts.agreement(found)}.')
+
+
+def _interval(difference: Sequence[float] | None) -> str:
+  """'+1.2 [-0.3, +2.7]' of a mean difference with its ends; nothing of none."""
+  return '{:+.1f} [{:+.1f}, {:+.1f}]'.format(*difference) if difference else ''

@@ -35,8 +35,10 @@ WITH_RANK = {  # and their places
   'scale_shift_lora': ('', '@qkv', '@attn'),
 }
 RISING = ('lora:rising', 'hira:rising')
+POOLED = ('gradient(of others)', 'gradient(with others)')
 OPTIONS = ('+dropout', '+vectors2', '+up4')
 OTHER_VALUES = ('sign', 'preconditioned', 'seen', 'gora', 'surgical', 'eva')
+TWICE_AS_LARGE = {9_216: 'lora:2', 18_432: 'lora:4'}  # LoRA of every layer, by half its size
 
 Method = tuple[str, int]  # its name, and the budget that it fills, or 0
 
@@ -55,6 +57,12 @@ def _names() -> Iterator[str]:
   for base, places in WITH_RANK.items():
     for rank in range(1, MAX_RANK + 1):
       yield from (f'{base}:{rank}{place}' for place in places)
+
+
+def sized(text: str, budget: int) -> Method:
+  """A method by its name, with the budget where it fills one."""
+  fills = Name.parse(text).base in ('gradient', 'random', SEARCH, *RISING)
+  return text, budget if fills else 0
 
 
 def fixed_up_to(budget: int) -> list[Method]:
@@ -105,6 +113,13 @@ def strongest_lora(budget: int) -> str:
   return 'lora:1' if budget >= 9_216 else 'lora:1@attn'
 
 
+def beside(budget: int, task: str) -> list[Method]:
+  """What ours is held against on a task beside the simple methods of its size."""
+  pooled = [(name, budget) for name in (*POOLED, 'gradient(prior others)')]
+  others = pooled + twice_as_large(budget) + searched(budget) + other_values(budget)
+  return controls(budget, task) + others
+
+
 def randoms(budget: int) -> list[Method]:
   """Random structures from the allocator of the structure read off a gradient."""
   return [(f'random({number})', budget) for number in range(RANDOM)]
@@ -120,14 +135,18 @@ def searched(budget: int) -> list[Method]:
   return [(SEARCH, budget)] if budget in SEARCHED_BUDGETS else []
 
 
+def twice_as_large(budget: int) -> list[Method]:
+  """The LoRA of twice a budget that ours is held against."""
+  return [(TWICE_AS_LARGE[budget], 0)] if budget in TWICE_AS_LARGE else []
+
+
 def tournament(budget: int) -> list[Method]:
   """What is compared on the development tasks: values and options of training."""
   strongest = (strongest_lora(budget), 0)
   varied = [
     (name + option, size) for name, size in (strongest, ('gradient', budget)) for option in OPTIONS
   ]
-  pooled = ('gradient(of others)', 'gradient(with others)')
-  names = ('gradient', *pooled, 'gradient/usual', 'random(0)')
+  names = ('gradient', *POOLED, 'gradient/usual', 'random(0)')
   read_off = [(name, budget) for name in names]
   return [strongest, *read_off, *other_values(budget), *varied]
 

@@ -98,12 +98,19 @@ def budget_table(store: Store, names: Sequence[str], rates: Rates, budget: int) 
       if seeds > 1:
         accuracies = [row.accuracies[:seeds] for row in drawn]
         line['headroom'] = round(headroom(accuracies), 2)
-    beside = plan.controls(budget, task) + plan.searched(budget) + plan.other_values(budget)
-    controls = rows_of(store, task, rates, beside)
-    for row in controls:
-      line[row.method[0]] = [round(row.mean, 2), _rounded(compared(ours[0], row))]
+    line['beside'] = {
+      label(row.method): [round(row.mean, 2), _rounded(compared(ours[0], row))]
+      for row in rows_of(store, task, rates, plan.beside(budget, task))
+    }
     table[task] = line
   return table
+
+
+def label(method: Method) -> str:
+  """A method's name in a table of several tasks, each of which has another neighbour."""
+  name, _ = method
+  next_task = name.removeprefix('gradient(of ').removesuffix(')') in TASKS
+  return 'gradient(of another task)' if next_task else name
 
 
 def _rounded(found: Difference) -> list[float]:

@@ -1,5 +1,6 @@
 """The structures' benchmark: its statistics, its choice of rates, its jobs and its programs."""
 
+import base64
 import dataclasses
 import json
 
@@ -13,7 +14,8 @@ from benchmarks.structures import laboratory as lab
 from benchmarks.structures.__main__ import confirming_jobs
 from benchmarks.structures.jobs import Job, Store
 from benchmarks.structures.statistics import difference, headroom, rank_correlation
-from benchmarks.structures.tables import Row, best_of
+from benchmarks.structures.tables import Row, best_of, budget_table
+from benchmarks.structures.tasks import TASKS
 from glora_jax.method.genomes import count_params
 from glora_jax.method.presets import preset
 from glora_jax.training import loop
@@ -125,6 +127,30 @@ def test_a_structure_off_other_tasks_is_read_off_those():
   assert methods.sources_of('of others', 'count') == plan.tasks('development')
   assert methods.sources_of('with others', 'count') == ['count', *plan.tasks('development')]
   assert methods.sources_of('of count', 'angle') == ['count']
+
+
+def test_a_methods_name_alone_says_whether_it_fills_a_budget():
+  budget = 9_216
+  named = plan.fixed_methods(budget) + plan.beside(budget, 'count') + plan.randoms(budget)
+  assert {plan.sized(name, budget) for name, _ in named} == set(named)
+
+
+def test_a_table_holds_ours_against_twice_its_size_and_another_tasks_structure():
+  budget, rates = 9_216, {('gradient', 9_216): 0.1, ('lora:1', 0): 0.2, ('lora:2', 0): 0.3}
+  store = Store('')
+  for task in ('count', 'angle'):
+    right = {plan.OURS: 0.5, 'lora:1': 0.25, 'lora:2': 0.75, plan.controls(budget, task)[2][0]: 0.5}
+    for name, share in right.items():
+      method = plan.sized(name, budget)
+      job = Job(task, *method, rates[plan.tuned_as(method)], 0, plan.EPOCHS)
+      bits = np.arange(TASKS[task].tests) < share * TASKS[task].tests
+      answers = base64.b85encode(np.packbits(bits).tobytes()).decode()
+      store.results[job] = {'params': 9, 'test': [share, 1.0], 'answers': answers}
+  for line in budget_table(store, ['count', 'angle'], rates, budget).values():
+    assert line['best_fixed'] == ['lora:1', 9, 25.0]
+    assert line['difference'][0] == 25.0
+    differences = {name: found[1][0] for name, found in line['beside'].items()}
+    assert differences == {'lora:2': -25.0, 'gradient(of another task)': 0.0}
 
 
 def test_fixed_methods_fit_and_none_is_listed_twice():
