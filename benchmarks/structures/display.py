@@ -111,8 +111,8 @@ def print_beside(title: str, table: Mapping[str, Mapping[str, Any]]) -> None:
     _, differences = zip(
       *(line['beside'].get(method, (None, None)) for line in table.values()), strict=True
     )
-    there = [found for found in differences if found]
-    mean = statistics.mean(mean for mean, _, _ in there)
+    measured = [found for found in differences if found]
+    mean = statistics.mean(mean for mean, _, _ in measured)
     lines.append((method, *map(_interval, differences), f'{mean:+.1f}'))
   if lines:
     print_table((title, *table, 'mean'), lines)
