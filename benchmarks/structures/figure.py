@@ -1,0 +1,73 @@
+"""Draws `notebooks/pictures/structures.png`: ours less the best fixed method, with intervals.
+
+  python -m benchmarks.structures.figure [--budgets 5184 9216]
+
+A panel for each budget, a line for each task that has results. The fixed method is the best of all
+of at most the budget, by the means of the tests that it is compared on; its name stands at the
+right. Squares are tasks that were written when all methods were fixed.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+
+from benchmarks.structures import plan
+from benchmarks.structures.__main__ import read_rates, store_of
+from benchmarks.structures.tables import budget_table
+from benchmarks.structures.tasks import TASKS
+from glora_jax.reports.drawing import palette, panels, save
+
+PATH = 'notebooks/pictures/structures.png'
+MARKERS = {'final': 'o', 'confirming': 's'}
+WIDTH, HEIGHT, LINE = 4.3, 1.0, 0.27  # inches: of a panel, beside its lines, of a line
+SMALL = 8  # size of text
+
+
+def tables_of(budget: int) -> dict[str, Any]:
+  """The lines of `budget_table` of a budget, by task."""
+  rates = read_rates()
+  final = budget_table(store_of('final'), plan.tasks('final'), rates, budget)
+  return final | budget_table(store_of('confirming'), plan.confirming(), rates, budget)
+
+
+def draw_panel(axis: Axes, lines: Mapping[str, Mapping[str, Any]], tasks: Sequence[str]) -> None:
+  """A budget's differences, a line for each task that has one."""
+  colors = palette()
+  by_verdict = {'win': colors.teal, 'tie': colors.dim, 'loss': colors.red}
+  axis.axvline(0, color=colors.ink, linewidth=0.8)
+  axis.set_yticks(range(len(tasks)), tasks)
+  axis.set_ylim(len(tasks) - 0.5, -0.5)
+  right = axis.get_yaxis_transform()
+  for task, line in lines.items():
+    mean, low, high = line['difference']
+    color, place = by_verdict[line['verdict']], tasks.index(task)
+    axis.plot((low, high), (place, place), color=color, linewidth=2)
+    axis.plot(mean, place, MARKERS[TASKS[task].set], color=color, markersize=6)
+    name, *_ = line['best_fixed']
+    axis.text(1.02, place, name, transform=right, va='center', fontsize=SMALL, color=colors.dim)
+
+
+def main() -> None:
+  """Draws all budgets of which there are results."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument('--budgets', type=int, nargs='+', default=plan.BUDGETS)
+  found = {budget: tables_of(budget) for budget in parser.parse_args().budgets}
+  found = {budget: lines for budget, lines in found.items() if lines}
+  tasks = list(dict.fromkeys(task for lines in found.values() for task in lines))
+  size = WIDTH * len(found), HEIGHT + LINE * len(tasks)
+  shared = {'sharex': True, 'sharey': True, 'squeeze': False}
+  figure, axes = panels(1, len(found), figsize=size, **shared)
+  for axis, (budget, lines) in zip(axes[0], found.items(), strict=True):
+    draw_panel(axis, lines, tasks)
+    axis.set_title(f'{budget:,} parameters', fontsize=10)
+    axis.set_xlabel('points over the best fixed method (right)')
+  save(figure, PATH)
+  print(PATH)
+
+
+if __name__ == '__main__':
+  main()
