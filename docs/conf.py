@@ -30,6 +30,8 @@ exclude_patterns = ['_build', '.jupyter_cache', 'jupyter_execute']
 default_role = 'code'
 html_theme = 'sphinx_book_theme'
 html_title = 'glora_jax'
+html_static_path = ['_static']
+html_css_files = ['commands.css']
 html_theme_options = {'show_toc_level': 2, 'home_page_in_toc': True}
 suppress_warnings = ['mystnb.unknown_mime_type']
 
