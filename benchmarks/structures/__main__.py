@@ -22,6 +22,7 @@ nodes share this folder, each on what `--runner.resources` says, `CPU=1` for ins
 `--workers` processes of this machine do them. The last line is JSON.
 """
 
+import functools
 import os
 import subprocess
 from collections.abc import Iterator
@@ -94,9 +95,9 @@ def tune(arguments) -> None:
   for budget in arguments.budgets:
     ours = [(name, budget) for name in ('gradient', 'gradient/usual', 'random(0)')]
     methods += chosen(ours + plan.searched(budget), arguments.methods)
-  rates = tuning.tune(
-    methods, store, plan.EPOCHS, lambda jobs: run_jobs(jobs, store, arguments.hands, 'tuning')
-  )
+  trials = tuning.Trials(plan.EPOCHS)
+  run = functools.partial(run_jobs, store=store, hands=arguments.hands, title='tuning')
+  rates = tuning.tune(methods, store, trials, run)
   known = {**(read_rates() if os.path.exists(RATES) else {}), **rates}
   found = [[name, budget, rate] for (name, budget), rate in known.items()]
   write_json(RATES, {'rates': found})

@@ -15,7 +15,7 @@ def print_all(
   stores: Mapping[str, Store], rates: Mapping[Method, float], budgets: Sequence[int]
 ) -> None:
   """Prints every table of which there are results."""
-  print_rates(stores['tuning'], rates)
+  print_rates(stores['tuning'], rates, tuning.Trials(plan.EPOCHS))
   development = {}
   for budget in budgets:
     development[budget] = print_tournament(stores['development'], rates, budget)
@@ -43,14 +43,14 @@ def print_bar(
   return found
 
 
-def print_rates(store: Store, rates: Mapping[Method, float]) -> None:
+def print_rates(store: Store, rates: Mapping[Method, float], trials: tuning.Trials) -> None:
   """Mean accuracy of every method at every rate that was tried."""
   lines = []
   for method, chosen in rates.items():
-    tried = tuning.rates_tried(*method, store, plan.EPOCHS)
+    tried = trials.tried(*method, store)
     cells = []
     for rate in tried:
-      jobs = tuning.trials(*method, rate, plan.EPOCHS)
+      jobs = trials.jobs(*method, rate)
       mark = '*' if rate == chosen else ''
       cells.append(f'{rate:g}: {100 * tuning.mean_accuracy(jobs, store):.1f}{mark}')
     lines.append((method[0], str(method[1] or ''), ', '.join(cells)))

@@ -34,6 +34,7 @@ class Job(NamedTuple):
     rate: peak learning rate.
     seed: of images, folds, initial values and order.
     epochs: of the training.
+    backbone: name, of `backbones`.
   """
 
   task: str
@@ -42,6 +43,7 @@ class Job(NamedTuple):
   rate: float
   seed: int
   epochs: int
+  backbone: str = 'embedded'
 
 
 class Store:

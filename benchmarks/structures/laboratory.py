@@ -14,13 +14,13 @@ import numpy as np
 import optax
 
 from benchmarks.machinery import embedded_task
-from benchmarks.structures import methods
+from benchmarks.structures import backbones, methods
+from benchmarks.structures.backbones import ALL_RANKS, EMBEDDED, Model, Ranks
 from benchmarks.structures.tasks import draw, load_pool
 from glora_jax.data.pipeline import Split
 from glora_jax.data.shifts import shifted
 from glora_jax.method.adapt import adapt
 from glora_jax.method.space import SearchSpace
-from glora_jax.models import weights
 from glora_jax.search.scoring import make_image_scorer
 from glora_jax.training import loop
 from glora_jax.training.batches import batch_indices
@@ -29,16 +29,12 @@ from glora_jax.training.losses import cross_entropy, subnet_loss, supernet_loss
 from glora_jax.training.recipe import Recipe
 from glora_jax.training.sampling import Sampling
 
-ALL_RANKS = tuple(range(1, 17))  # 16 of LoRA on qkv at 36,864 parameters
 HEAD = Recipe(
   epochs=6, warmup_epochs=1, batch_size=64, learning_rate=1.6e-2, final_learning_rate=1e-5
 )
 BATCH_SIZE = 64
 STEPS_PER_CALL = 48
 NUM_TRAIN = 800
-
-
-Ranks = tuple[int, ...]
 
 
 class Purposes(NamedTuple):
@@ -68,24 +64,23 @@ def recipe(epochs: int) -> Recipe:
 
 
 @functools.cache
-def backbone(num_classes: int, ranks: Ranks = ALL_RANKS) -> embedded_task.Backbone:
-  """The embedded backbone with a new head, adapted with all forms and these ranks on offer."""
-  loaded = weights.load(weights.EMBEDDED_FILE)
-  model, params, metadata = weights.refit(*loaded, num_classes=num_classes)
-  size = embedded_task.IMAGE_SIZE
+def backbone(wanted: Model) -> embedded_task.Backbone:
+  """A backbone with a new head, adapted with all forms and the model's ranks on offer."""
+  model, params, metadata = backbones.load(wanted.backbone, wanted.num_classes)
+  side = backbones.SIDES[wanted.backbone]
   adapted = adapt(
     model.clone(remat=None, unroll=model.depth, drop_path=0.1),  # a tenth faster on a CPU's core
-    jnp.zeros((1, size, size, 3)),
-    space=SearchSpace(ranks=ranks),
+    jnp.zeros((1, side, side, 3)),
+    space=SearchSpace(ranks=wanted.ranks),
   )
   return embedded_task.Backbone(adapted, params, metadata['normalization'])
 
 
 @functools.lru_cache(maxsize=8)
-def splits(task: str, seed: int) -> dict[str, Any]:
+def splits(task: str, seed: int, backbone_name: str = EMBEDDED) -> dict[str, Any]:
   """The images of a seed, on the device."""
   drawn = draw(load_pool(task), seed)
-  return {name: embedded_task.on_device(split) for name, split in drawn.items()}
+  return {name: backbones.as_seen_by(backbone_name, split) for name, split in drawn.items()}
 
 
 def masked_loss(base: embedded_task.Backbone, dropout: float = 0.0) -> loop.LossFn:
@@ -118,18 +113,15 @@ def scaled_updates() -> optax.GradientTransformation:
 
 
 @functools.cache
-def program(
-  num_classes: int, epochs: int, dropout: float = 0.0, ranks: Ranks = ALL_RANKS
-) -> Callable:
+def program(model: Model, epochs: int, dropout: float = 0.0) -> Callable:
   """The compiled training steps."""
-  base = backbone(num_classes, ranks)
-  return loop.make_steps(masked_loss(base, dropout), optimizer(epochs))
+  return loop.make_steps(masked_loss(backbone(model), dropout), optimizer(epochs))
 
 
 @functools.cache
-def supernet_program(num_classes: int, epochs: int, ranks: Ranks) -> Callable:
+def supernet_program(model: Model, epochs: int) -> Callable:
   """The compiled training steps of a supernet, half of which train its largest subnet."""
-  base = backbone(num_classes, ranks)
+  base = backbone(model)
   draw = functools.partial(Sampling(largest=0.5).draw, spec=base.adapted.spec)
   loss = supernet_loss(base.adapted, base.unaugmented, draw, train=True)
   return loop.make_steps(loss, optimizer(epochs))
@@ -148,30 +140,29 @@ def optimizer(epochs: int) -> optax.GradientTransformation:
 
 
 @functools.cache
-def head_program(num_classes: int) -> Callable:
+def head_program(model: Model) -> Callable:
   """The compiled steps of the linear probe that all start from."""
-  base = backbone(num_classes)
+  base = backbone(model)
   linear = base.adapted.fix(np.zeros((len(base.adapted.spec), 5), np.int8))
   loss = subnet_loss(linear, base.unaugmented)
   return loop.make_steps(loss, HEAD.optimizer(NUM_TRAIN))
 
 
 @functools.lru_cache(maxsize=16)
-def warm_params(task: str, seed: int, shifts: bool = False) -> Any:
+def warm_params(task: str, seed: int, shifts: bool = False, backbone_name: str = EMBEDDED) -> Any:
   """The base's parameters with the head that all methods start from, or that tells shifts."""
-  classes = load_pool(task).num_classes
-  base = backbone(classes)
+  model = Model(load_pool(task).num_classes, backbone=backbone_name)
+  base = backbone(model)
   adapted = base.adapted
   variables = adapted.init(jax.random.key(0), base.params)
   linear = adapted.fix(np.zeros((len(adapted.spec), 5), np.int8))
   trainable, frozen = linear.split(variables)
-  train = shifts_of(task, seed) if shifts else splits(task, seed)['train']
   state = fit(
-    head_program(classes),
+    head_program(model),
     trainable,
     HEAD.optimizer(NUM_TRAIN).init(trainable),
     frozen,
-    train,
+    training_images(task, seed, shifts, backbone_name),
     HEAD.epochs,
     Purposes.from_seed(seed).head,
   )
@@ -179,24 +170,30 @@ def warm_params(task: str, seed: int, shifts: bool = False) -> Any:
 
 
 @functools.lru_cache(maxsize=4)
-def shifts_of(task: str, seed: int) -> Split:
-  """The training images, each with the way in which it was shifted."""
-  images = np.asarray(splits(task, seed)['train'].images)
-  found = shifted(images, np.random.default_rng(seed), load_pool(task).num_classes)
-  return embedded_task.on_device(Split(*found))
+def training_images(task: str, seed: int, shifts: bool, backbone_name: str) -> Split:
+  """The training images with their labels, or with the way in which each was shifted."""
+  train = splits(task, seed, backbone_name)['train']
+  if not shifts:
+    return train
+  rng, classes = np.random.default_rng(seed), load_pool(task).num_classes
+  return embedded_task.on_device(Split(*shifted(np.asarray(train.images), rng, classes)))
 
 
 @functools.lru_cache(maxsize=8)
 def setting(
-  task: str, seed: int, shifts: bool = False, ranks: Ranks = ALL_RANKS
+  task: str,
+  seed: int,
+  shifts: bool = False,
+  ranks: Ranks = ALL_RANKS,
+  backbone_name: str = EMBEDDED,
 ) -> methods.Setting:
   """Where the structures of a seed are made, by the task or by shifts of its images."""
   keys = Purposes.from_seed(seed)
-  classes = load_pool(task).num_classes
-  base = backbone(classes, ranks)
-  variables = base.adapted.init(keys.init, warm_params(task, seed, shifts))
-  train = shifts_of(task, seed) if shifts else splits(task, seed)['train']
-  return methods.Setting(base.adapted, classes, variables, base.preprocess, train, keys.structure)
+  model = Model(load_pool(task).num_classes, ranks, backbone_name)
+  base = backbone(model)
+  variables = base.adapted.init(keys.init, warm_params(task, seed, shifts, backbone_name))
+  train = training_images(task, seed, shifts, backbone_name)
+  return methods.Setting(base.adapted, model, variables, base.preprocess, train, keys.structure)
 
 
 def fit(
@@ -222,7 +219,7 @@ def fit(
 
 
 @functools.cache
-def scorer(num_classes: int, ranks: Ranks = ALL_RANKS) -> Callable:
+def scorer(model: Model) -> Callable:
   """Right answers and losses, image by image."""
-  base = backbone(num_classes, ranks)
+  base = backbone(model)
   return make_image_scorer(base.adapted, base.preprocess)

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.structures import values as measures
+from benchmarks.structures.backbones import Model
 from benchmarks.structures.jobs import Job
 from benchmarks.structures.tasks import TASKS
 from glora_jax.method.adapted import Adapted
@@ -80,7 +81,7 @@ class Setting:
 
   Attributes:
     adapted: the adapted backbone.
-    num_classes: number of classes.
+    model: what its programs are compiled for.
     variables: what a training starts from, with the warm head and usual starting values.
     preprocess: images to inputs of the model.
     train: the images and labels.
@@ -88,7 +89,7 @@ class Setting:
   """
 
   adapted: Adapted
-  num_classes: int
+  model: Model
   variables: Any
   preprocess: Callable[[jax.Array], jax.Array]
   train: Any

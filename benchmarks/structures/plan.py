@@ -4,6 +4,7 @@ import os
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from benchmarks.structures.backbones import Model
 from benchmarks.structures.jobs import Job, Store
 from benchmarks.structures.laboratory import backbone
 from benchmarks.structures.methods import SEARCH, Name
@@ -45,7 +46,7 @@ Method = tuple[str, int]  # its name, and the budget that it fills, or 0
 
 def fixed_methods(budget: int) -> list[Method]:
   """Every simple method that fits a budget and no smaller one of the list."""
-  spec = backbone(10).adapted.spec
+  spec = backbone(Model(10)).adapted.spec
   sizes = {name: count_params(spec, preset(spec, name)) for name in _names()}
   smaller = max((other for other in BUDGETS if other < budget), default=0)
   found = [(name, 0) for name, size in sizes.items() if smaller < size <= budget]

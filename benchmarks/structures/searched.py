@@ -46,12 +46,12 @@ def search(job: Job) -> Found:
   trainable, frozen = adapted.split(setting.variables)
   keys = jax.random.split(lab.Purposes.from_seed(job.seed).order, 3)
 
-  steps = lab.supernet_program(setting.num_classes, epochs, RANKS)
+  steps = lab.supernet_program(setting.model, epochs)
   state = lab.start_state(trainable, epochs, job.rate)
   trainable = lab.fit(steps, trainable, state, frozen, setting.train, epochs, keys[0])
   times.append(time.perf_counter())
 
-  scorer = lab.scorer(setting.num_classes, RANKS)
+  scorer = lab.scorer(setting.model)
   supernet = adapted.join(trainable, frozen)
 
   def score(genomes):
@@ -62,7 +62,7 @@ def search(job: Job) -> Found:
   genome = archive.best(SEARCH.fitness)
   times.append(time.perf_counter())
 
-  steps = lab.program(setting.num_classes, finetuning, ranks=RANKS)
+  steps = lab.program(setting.model, finetuning)
   state = lab.start_state(trainable, finetuning, FINETUNING_RATE * job.rate)
   fixed = {**frozen, 'genome': jnp.asarray(genome)}
   trainable = lab.fit(steps, trainable, state, fixed, setting.train, finetuning, keys[2])

@@ -37,16 +37,14 @@ class Row(NamedTuple):
     return statistics.mean(self.accuracies)
 
 
-def rows_of(store: Store, task: str, rates: Rates, methods: Sequence[Method]) -> list[Row]:
+def rows_of(
+  store: Store, task: str, rates: Rates, methods: Sequence[Method], epochs: int = plan.EPOCHS
+) -> list[Row]:
   """The methods that have results on a task, with the seeds that all of them have."""
   found: dict[Method, dict[int, dict[str, Any]]] = collections.defaultdict(dict)
   for job, result in store.results.items():
     method = (job.method, job.budget)
-    if (
-      job.task == task
-      and job.epochs == plan.EPOCHS
-      and rates.get(plan.tuned_as(method)) == job.rate
-    ):
+    if job.task == task and job.epochs == epochs and rates.get(plan.tuned_as(method)) == job.rate:
       found[method][job.seed] = result
   rows = []
   for method in methods:
@@ -74,6 +72,27 @@ def best_of(rows: Sequence[Row], seeds: int) -> Row:
   return max(whole, key=lambda row: statistics.mean(row.accuracies[:seeds]))
 
 
+def line_of(ours: Row, fixed: Sequence[Row], beside: Sequence[Row]) -> dict[str, Any]:
+  """What a table says of a task, JSON types.
+
+  Args:
+    ours: what is held against the best of the fixed methods.
+    fixed: those of at most our size.
+    beside: what ours is held against, too.
+  """
+  best = best_of(fixed, len(ours.accuracies))
+  return {
+    'ours': round(ours.mean, 2),
+    'best_fixed': [best.method[0], best.params, round(best.mean, 2)],
+    'difference': _rounded(compared(ours, best)),
+    'verdict': compared(ours, best).verdict,
+    'seeds': min(len(ours.accuracies), len(best.accuracies)),
+    'beside': {
+      label(row.method): [round(row.mean, 2), _rounded(compared(ours, row))] for row in beside
+    },
+  }
+
+
 def budget_table(store: Store, names: Sequence[str], rates: Rates, budget: int) -> dict[str, Any]:
   """What a budget's table says, task by task, JSON types."""
   fixed = [method for method in plan.fixed_up_to(budget) if method in rates]
@@ -84,24 +103,13 @@ def budget_table(store: Store, names: Sequence[str], rates: Rates, budget: int) 
     drawn = rows_of(store, task, rates, plan.randoms(budget))
     if not ours or not others:
       continue
-    best = best_of(others, len(ours[0].accuracies))
-    line = {
-      'ours': round(ours[0].mean, 2),
-      'best_fixed': [best.method[0], best.params, round(best.mean, 2)],
-      'difference': _rounded(compared(ours[0], best)),
-      'verdict': compared(ours[0], best).verdict,
-      'seeds': min(len(ours[0].accuracies), len(best.accuracies)),
-    }
+    line = line_of(ours[0], others, rows_of(store, task, rates, plan.beside(budget, task)))
     if len(drawn) > 1:
       seeds = min(len(row.accuracies) for row in drawn)
       line['random'] = round(statistics.mean(row.mean for row in drawn), 2)
       if seeds > 1:
         accuracies = [row.accuracies[:seeds] for row in drawn]
         line['headroom'] = round(headroom(accuracies), 2)
-    line['beside'] = {
-      label(row.method): [round(row.mean, 2), _rounded(compared(ours[0], row))]
-      for row in rows_of(store, task, rates, plan.beside(budget, task))
-    }
     table[task] = line
   return table
 

@@ -1,6 +1,7 @@
 """One job: a structure found, trained alone on a task's images, and tested."""
 
 import base64
+import functools
 import time
 from typing import Any
 
@@ -9,9 +10,9 @@ import numpy as np
 
 from benchmarks.structures import laboratory as lab
 from benchmarks.structures import methods, searched
+from benchmarks.structures.backbones import Model
 from benchmarks.structures.jobs import Job
 from benchmarks.structures.methods import SEARCH
-from benchmarks.structures.tasks import load_pool
 from glora_jax.method.genomes import count_params
 
 ANSWERS_BELOW = 1000  # seeds whose answers are kept, image by image
@@ -22,16 +23,17 @@ def run(job: Job) -> dict[str, Any]:
   if job.method == SEARCH:
     return run_search(job)
   start = time.perf_counter()
-  setting = lab.setting(job.task, job.seed)
+  setting_of = functools.partial(lab.setting, backbone_name=job.backbone)
+  setting = setting_of(job.task, job.seed)
   warm = time.perf_counter()
-  found = methods.structure(job, lab.setting)
+  found = methods.structure(job, setting_of)
   ready = time.perf_counter()
   variables = train(job, setting, found)
   trained = time.perf_counter()
   seconds = (warm - start, ready - warm, trained - ready)
   return {
     'params': int(count_params(setting.adapted.spec, found.genome)),
-    **score(job, variables, found.genome),
+    **score(job, setting.model, variables, found.genome),
     'seconds': [round(each, 1) for each in seconds],
     **found.notes,
   }
@@ -40,10 +42,10 @@ def run(job: Job) -> dict[str, Any]:
 def run_search(job: Job) -> dict[str, Any]:
   """Trains a supernet, searches it, and tests what was found; JSON types."""
   found = searched.search(job)
-  spec = lab.setting(job.task, job.seed, ranks=searched.RANKS).adapted.spec
+  setting = lab.setting(job.task, job.seed, ranks=searched.RANKS)
   return {
-    'params': int(count_params(spec, found.genome)),
-    **score(job, found.variables, found.genome, searched.RANKS),
+    'params': int(count_params(setting.adapted.spec, found.genome)),
+    **score(job, setting.model, found.variables, found.genome),
     'seconds': [round(each, 1) for each in found.seconds],
     'genome': found.genome.tolist(),
   }
@@ -56,7 +58,7 @@ def train(job: Job, setting: methods.Setting, found: methods.Structure) -> Any:
   trainable, frozen = adapted.split(found.variables)
   factors = methods.rate_factors(name, setting.adapted, trainable, found.genome)
   trained = lab.fit(
-    lab.program(setting.num_classes, epochs, methods.dropout(name)),
+    lab.program(setting.model, epochs, methods.dropout(name)),
     trainable,
     lab.start_state(trainable, epochs, job.rate, factors),
     {**frozen, 'genome': jnp.asarray(found.genome)},
@@ -67,12 +69,10 @@ def train(job: Job, setting: methods.Setting, found: methods.Structure) -> Any:
   return adapted.join(trained, frozen)
 
 
-def score(
-  job: Job, variables: Any, genome: np.ndarray, ranks: lab.Ranks = lab.ALL_RANKS
-) -> dict[str, Any]:
+def score(job: Job, model: Model, variables: Any, genome: np.ndarray) -> dict[str, Any]:
   """Accuracy and mean loss by split, and of seeds of a table which test images were right."""
-  data = lab.splits(job.task, job.seed)
-  scorer = lab.scorer(load_pool(job.task).num_classes, ranks)
+  data = lab.splits(job.task, job.seed, model.backbone)
+  scorer = lab.scorer(model)
   result: dict[str, Any] = {}
   for split in ('train', 'val', 'test'):
     right, losses = map(np.asarray, scorer(variables, genome[None], *data[split]))

@@ -6,21 +6,64 @@ accuracy over `TUNED_ON` with one seed that no table uses; development tasks are
 
 import statistics
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
+from benchmarks.structures.backbones import EMBEDDED
 from benchmarks.structures.jobs import Job, Store
 
 TUNING_SEED = 1000
 TUNED_ON = ('mnist', 'silhouettes', 'bars')
-FIRST_RATES = (3.2e-2, 6.4e-2)
 FACTOR = 2.0
 SMALLEST, LARGEST = 2.5e-4, 0.6
 
 
-def trials(
-  method: str, budget: int, rate: float, epochs: int, tasks: Sequence[str] = TUNED_ON
-) -> list[Job]:
-  """The jobs that say how good a rate is."""
-  return [Job(task, method, budget, rate, TUNING_SEED, epochs) for task in tasks]
+class Trials(NamedTuple):
+  """How rates are tried.
+
+  Attributes:
+    epochs: of every training.
+    first_rates: that are tried of every method.
+    tasks: on which.
+    backbone: whose structures are trained.
+  """
+
+  epochs: int
+  first_rates: Sequence[float] = (3.2e-2, 6.4e-2)
+  tasks: Sequence[str] = TUNED_ON
+  backbone: str = EMBEDDED
+
+  def jobs(self, method: str, budget: int, rate: float) -> list[Job]:
+    """The jobs that say how good a rate is."""
+    how = (TUNING_SEED, self.epochs, self.backbone)
+    return [Job(task, method, budget, rate, *how) for task in self.tasks]
+
+  def tried(self, method: str, budget: int, store: Store) -> list[float]:
+    """The rates of which all trials are done, ascending."""
+    rates = {job.rate for job in store.results if job[1:3] == (method, budget)}
+    return sorted(
+      rate for rate in rates if all(job in store.results for job in self.jobs(method, budget, rate))
+    )
+
+  def best(self, method: str, budget: int, store: Store) -> float | None:
+    """The best rate so far; None where none was tried."""
+
+    def accuracy(rate: float) -> float:
+      return mean_accuracy(self.jobs(method, budget, rate), store)
+
+    return max(self.tried(method, budget, store), key=accuracy, default=None)
+
+  def next_rates(self, method: str, budget: int, store: Store) -> list[float]:
+    """The rates to try next: the first, then one beyond the end at which the best stands."""
+    tried = self.tried(method, budget, store)
+    missing = [rate for rate in self.first_rates if rate not in tried]
+    best = self.best(method, budget, store)
+    if missing or best is None:
+      return missing
+    if best == tried[-1] and best < LARGEST:
+      return [_rounded(best * FACTOR)]
+    if best == tried[0] and best > SMALLEST:
+      return [_rounded(best / FACTOR)]
+    return []
 
 
 def mean_accuracy(jobs: Iterable[Job], store: Store) -> float:
@@ -28,65 +71,31 @@ def mean_accuracy(jobs: Iterable[Job], store: Store) -> float:
   return statistics.mean(store.results[job]['test'][0] for job in jobs)
 
 
-def rates_tried(method: str, budget: int, store: Store, epochs: int) -> list[float]:
-  """The rates of which all trials are done, ascending."""
-  rates = {job.rate for job in store.results if job[1:3] == (method, budget)}
-  return sorted(
-    rate
-    for rate in rates
-    if all(job in store.results for job in trials(method, budget, rate, epochs))
-  )
-
-
-def best_rate(method: str, budget: int, store: Store, epochs: int) -> float | None:
-  """The best rate so far; None where none was tried."""
-  tried = rates_tried(method, budget, store, epochs)
-
-  def accuracy(rate: float) -> float:
-    return mean_accuracy(trials(method, budget, rate, epochs), store)
-
-  return max(tried, key=accuracy) if tried else None
-
-
-def next_rates(method: str, budget: int, store: Store, epochs: int) -> list[float]:
-  """The rates to try next: the first list, then one beyond the end at which the best stands."""
-  tried = rates_tried(method, budget, store, epochs)
-  missing = [rate for rate in FIRST_RATES if rate not in tried]
-  if missing:
-    return missing
-  best = best_rate(method, budget, store, epochs)
-  if best == tried[-1] and best < LARGEST:
-    return [_rounded(best * FACTOR)]
-  if best == tried[0] and best > SMALLEST:
-    return [_rounded(best / FACTOR)]
-  return []
-
-
 def tune(
   methods: Sequence[tuple[str, int]],
   store: Store,
-  epochs: int,
+  trials: Trials,
   run: Callable[[list[Job]], None],
-) -> dict[tuple[str, int], float]:
+) -> dict[tuple[str, int], float | None]:
   """The best rate of every method, given as (name, budget).
 
   Args:
     methods: names with their budgets, 0 for those whose name says all.
     store: results so far.
-    epochs: of every training.
+    trials: how rates are tried.
     run: does jobs.
   """
   while True:
     jobs = [
       job
-      for method, budget in methods
-      for rate in next_rates(method, budget, store, epochs)
-      for job in trials(method, budget, rate, epochs)
+      for method in methods
+      for rate in trials.next_rates(*method, store)
+      for job in trials.jobs(*method, rate)
     ]
     if not jobs:
       break
     run(jobs)
-  return {method: best_rate(*method, store, epochs) for method in methods}
+  return {method: trials.best(*method, store) for method in methods}
 
 
 def _rounded(rate: float) -> float:

@@ -12,6 +12,7 @@ import pytest
 from benchmarks.structures import cost, figure, methods, plan, searched, tuning
 from benchmarks.structures import laboratory as lab
 from benchmarks.structures.__main__ import confirming_jobs
+from benchmarks.structures.backbones import Model
 from benchmarks.structures.jobs import Job, Store
 from benchmarks.structures.statistics import difference, headroom, rank_correlation
 from benchmarks.structures.tables import Row, best_of, budget_table
@@ -21,6 +22,8 @@ from glora_jax.method.presets import preset
 from glora_jax.reports import drawing
 from glora_jax.training import loop
 from glora_jax.training.losses import subnet_loss
+
+TRIALS = tuning.Trials(epochs=36)
 
 
 def test_interval_of_known_parts():
@@ -83,7 +86,7 @@ def test_rank_correlation_is_positive_where_value_lowers_the_loss():
 def _store_with(path, accuracies):
   store = Store(str(path))
   for rate, accuracy in accuracies.items():
-    for job in tuning.trials('lora:1', 0, rate, 36):
+    for job in TRIALS.jobs('lora:1', 0, rate):
       store.results[job] = {'test': [accuracy, 1.0]}
   return store
 
@@ -96,15 +99,15 @@ def test_the_list_of_rates_grows_until_no_choice_stands_at_its_end(tmp_path):
       store.add(job, {'test': [1 - abs(np.log2(job.rate / best)) / 10, 1.0]})
 
   store = _store_with(tmp_path / 'rates.jsonl', {})
-  found = tuning.tune([('lora:1', 0)], store, 36, run)
+  found = tuning.tune([('lora:1', 0)], store, TRIALS, run)
   assert found == {('lora:1', 0): 0.128}
-  assert tuning.rates_tried('lora:1', 0, store, 36)[-1] == 0.256
+  assert TRIALS.tried('lora:1', 0, store)[-1] == 0.256
 
 
 def test_results_survive_a_line_that_was_cut_off(tmp_path):
   path = tmp_path / 'results.jsonl'
   store = Store(str(path))
-  first, second = tuning.trials('lora:1', 0, 0.1, 36)[:2]
+  first, second = TRIALS.jobs('lora:1', 0, 0.1)[:2]
   store.add(first, {'test': [0.5, 1.0]})
   with path.open('a') as file:
     file.write(json.dumps({'job': list(second)})[:10])
@@ -169,7 +172,7 @@ def test_the_figure_draws_each_difference_on_the_line_of_its_task():
 
 
 def test_fixed_methods_fit_and_none_is_listed_twice():
-  spec = lab.backbone(10).adapted.spec
+  spec = lab.backbone(Model(10)).adapted.spec
   found = plan.fixed_up_to(9_216)
   assert len(set(found)) == len(found)
   for name, budget in found:
@@ -179,7 +182,7 @@ def test_fixed_methods_fit_and_none_is_listed_twice():
 
 @pytest.mark.slow
 def test_the_shared_program_trains_as_the_fixed_subnet_does():
-  base = lab.backbone(10)
+  base = lab.backbone(Model(10))
   adapted = base.adapted
   genome = preset(adapted.spec, 'lora:2@attn')
   variables = adapted.init(jax.random.key(0), base.params)
@@ -188,7 +191,7 @@ def test_the_shared_program_trains_as_the_fixed_subnet_does():
   indices = np.tile(np.arange(64, dtype=np.int32), (3, 1))
   trainable, frozen = adapted.split(variables)
   frozen = {**frozen, 'genome': jnp.asarray(genome)}
-  trained, _, _, _ = lab.program(10, 2)(
+  trained, _, _, _ = lab.program(Model(10), 2)(
     jax.tree.map(jnp.array, trainable),
     lab.start_state(trainable, 2, 1e-2),
     0,
@@ -235,7 +238,7 @@ def test_a_search_finds_a_subnet_within_the_budget_and_finetunes_it(monkeypatch)
     for arrays in zip(*map(jax.tree.leaves, (trained, before)), strict=True)
   ]
   assert all(moved)
-  scorer = lab.scorer(setting.num_classes, searched.RANKS)
+  scorer = lab.scorer(setting.model)
   data = lab.splits(job.task, job.seed)['val']
   tuned, warm = (
     scorer(variables, found.genome[None], *data)[1].mean()

