@@ -59,7 +59,7 @@ def print_rates(store: Store, rates: Mapping[Method, float], trials: tuning.Tria
 
 def print_tournament(store: Store, rates: Mapping[Method, float], budget: int) -> dict[str, Any]:
   """Mean accuracies on the development tasks."""
-  methods = plan.tournament(budget)
+  methods = [each for each in plan.tournament(budget) if plan.tuned_as(each) in rates]
   with_own = {method: rates[plan.tuned_as(method)] for method in methods}
   names = plan.tasks('development')
   found: dict[str, Any] = {}

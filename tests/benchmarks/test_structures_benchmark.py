@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.structures import cost, figure, methods, plan, searched, tuning
+from benchmarks.structures import cost, display, figure, methods, plan, searched, tuning
 from benchmarks.structures import laboratory as lab
 from benchmarks.structures.__main__ import confirming_jobs
 from benchmarks.structures.backbones import Model
@@ -155,6 +155,16 @@ def test_a_table_holds_ours_against_twice_its_size_and_another_tasks_structure()
     assert line['difference'][0] == 25.0
     differences = {name: found[1][0] for name, found in line['beside'].items()}
     assert differences == {'lora:2': -25.0, 'gradient(of another task)': 0.0}
+
+
+def test_the_tournament_of_a_budget_that_is_not_tuned_yet_has_the_methods_that_are(capsys):
+  store, rates = Store(''), {('lora:1', 0): 0.2}
+  for task in plan.tasks('development'):
+    answers = base64.b85encode(bytes(TASKS[task].tests)).decode()
+    job = Job(task, 'lora:1', 0, 0.2, 0, plan.EPOCHS)
+    store.results[job] = {'params': 9, 'test': [0.25, 1.0], 'answers': answers}
+  assert display.print_tournament(store, rates, 18_432) == {'lora:1': [25.0] * 5}
+  assert 'lora:1' in capsys.readouterr().out
 
 
 def test_the_figure_draws_each_difference_on_the_line_of_its_task():
