@@ -17,6 +17,7 @@ from typing import Any
 import ml_collections
 
 from glora_jax.method.draws import check_budget
+from glora_jax.models import folder
 from glora_jax.reports import run_report
 from glora_jax.runs import structures
 from glora_jax.runs.lifecycle import carry_out, never
@@ -28,7 +29,7 @@ from glora_jax.runs.stages.search import run_search
 from glora_jax.runs.stages.training import finetune, train_supernet
 from glora_jax.runs.structures import Structure
 
-LEFT = ('report.md', 'adapter.safetensors', 'folded/model.safetensors')  # what a run is for
+LEFT = ('report.md', 'adapter.safetensors')  # what a run is for, beside the model in `folded`
 
 
 def run(
@@ -92,8 +93,7 @@ def _train_structure(run: Run, structure: Structure) -> tuple[dict[str, Candidat
 
 def summary(result: dict[str, Any], workdir: str) -> str:
   """What the command line prints at the end."""
-  gone = [name for name in LEFT if not os.path.exists(os.path.join(workdir, name))]
-  if gone:
+  if gone := _gone(workdir):
     last = (
       f'{", ".join(gone)} of this finished run are gone; remove {workdir}/result.json, and the '
       'same command writes them again, without training.'
@@ -101,3 +101,11 @@ def summary(result: dict[str, Any], workdir: str) -> str:
   else:
     last = f'{workdir}/report.md has the whole story, {workdir}/folded the plain model.'
   return f'{run_report.table(result)}\n\n{last}'
+
+
+def _gone(workdir: str) -> list[str]:
+  """What a finished run is for and has no more; the model's file is called as its base's was."""
+  gone = [name for name in LEFT if not os.path.exists(os.path.join(workdir, name))]
+  folded = os.path.join(workdir, 'folded')
+  is_there = os.path.isdir(folded) and folder.checkpoints_in(folded)
+  return gone if is_there else [*gone, 'the model in folded']

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from places import FIXTURES
+from places import FIXTURES, ROOT
 from tiny_runs import changed, contents, without_seconds
 
 import glora_jax
@@ -23,6 +23,7 @@ from glora_jax.data.catalog import find
 from glora_jax.files import read_json
 from glora_jax.method.genomes import smallest_genome
 from glora_jax.models import weights
+from glora_jax.models.folder import FILE_NAMES
 from glora_jax.records import read_lines
 from glora_jax.reports import run_report
 from glora_jax.reports.verdict import tell_verdict
@@ -153,7 +154,16 @@ def test_what_is_gone_from_a_finished_run_is_said_with_the_way_back(finished_run
   for name in ('report.md', 'adapter.safetensors'):
     shutil.copy(workdir / name, tmp_path)
   last = experiment.summary(result, str(tmp_path)).splitlines()[-1]
-  assert last.startswith('folded/model.safetensors of this finished run are gone; remove ')
+  assert last.startswith('the model in folded of this finished run are gone; remove ')
+
+
+@pytest.mark.parametrize('model', FILE_NAMES.values())
+def test_a_folded_model_is_there_in_every_container(tmp_path, model):
+  result = read_json(ROOT / 'tests' / 'data' / 'v0.1.0' / 'finished' / 'result.json')
+  for name in ('report.md', 'adapter.safetensors', f'folded/{model}'):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+  assert 'are gone' not in experiment.summary(result, str(tmp_path))
 
 
 def test_the_page_has_the_accuracy_and_code_that_applies_the_adapter(finished_run):
