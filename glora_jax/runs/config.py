@@ -103,7 +103,7 @@ class RunSettings:
     (),
     "baselines beside the linear probe, each trained alone by the supernet's recipe, where none is "
     "searched by `training`: 'lora', 'hira:2', 'lora:2@qkv' and the like (`glora_jax.preset`), and "
-    "'gradient'",
+    "beside a search 'gradient'",
     check=check_row,
   )
   checkpoint_epochs: int = field(10, 'epochs between two saved training states', at_least=1)
@@ -177,6 +177,12 @@ def relations(settings: RunSettings) -> tuple[Relation, ...]:
       settings.structure == SEARCH or settings.protocol == 'honest',
       f"protocol={settings.protocol!r} must be 'honest' with structure={settings.structure!r}: the "
       "paper's searches on the test set.",
+    ),
+    Relation(
+      settings.structure in (SEARCH, GRADIENT) or GRADIENT not in settings.presets,
+      f"presets={settings.presets!r} has 'gradient', which stands beside a search alone, and "
+      f'structure={settings.structure!r} is given; leave it out of presets, or give '
+      "structure='gradient' and the other one as a preset.",
     ),
     Relation(
       ':rising' not in settings.structure or settings.budget is not None,

@@ -113,6 +113,10 @@ def test_every_field_of_0_1_0_has_its_name_still():
     ({'merge': 'late'}, "merge='late' is unknown; it is one of auto, up_front, lazy"),
     ({'presets': ('lora', 'ssf:2')}, r"presets\[1\]='ssf:2': The preset 'ssf:2' has a rank"),
     ({'compare.methods': ('lora@',)}, r"compare.methods\[0\]='lora@': The preset"),
+    (
+      {'structure': 'lora:2', 'presets': ('gradient',)},
+      r"presets=\('gradient',\) has 'gradient', .* and structure='lora:2' is given; leave it out",
+    ),
     ({'checkpoint_epochs': 0}, 'checkpoint_epochs=0 must be at least 1'),
     ({'seed': 2**70}, r'seed=1180591620717411303424 must be at least -2147483648 and at most'),
     ({'search.population': 10**9}, 'search.population=1000000000 must be at least 1 and at most 1'),
