@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from glora_jax.limits import listed
 SPLITS = ('train', 'val', 'test')
 SHARE = 0.1  # of the images, for each of val and test that is dealt
 SEED = 0  # of what is dealt
+_NOTHING: Mapping[str, Examples] = types.MappingProxyType({})
 
 
 def deal(labels: np.ndarray, shares: Sequence[float], seed: int) -> list[np.ndarray]:
@@ -115,19 +117,31 @@ class Dealer:
   classes: tuple[str, ...]
   split_file: str | None
 
-  def deal(self, examples: Examples, splits: Sequence[str] = SPLITS) -> dict[str, Part]:
+  def deal(
+    self,
+    examples: Examples,
+    splits: Sequence[str] = SPLITS,
+    given: Mapping[str, Examples] = _NOTHING,
+  ) -> dict[str, Part]:
     """The examples dealt to 'train' and those of 'val' and 'test' that are asked for.
+
+    Args:
+      examples: what is dealt.
+      splits: what it is dealt to.
+      given: splits that need no dealing; later ones must be the same, too.
 
     Raises:
       ValueError: a class has too few examples, or they are not those that were split before.
     """
     self._require_enough(examples.labels, splits)
     if self.split_file and os.path.exists(self.split_file):
-      indices = self._read(self.split_file, examples, splits)
+      indices = self._read(self.split_file, examples, splits, given)
     else:
       indices = deal(examples.labels, _shares(splits), SEED)
       if self.split_file:
-        self._write(self.split_file, examples.identity, dict(zip(splits, indices, strict=True)))
+        lists = {split: part.tolist() for split, part in zip(splits, indices, strict=True)}
+        others = {'given': _identity(given)} if given else {}
+        self._write(self.split_file, {'identity': examples.identity, **others, **lists})
     return {
       split: Part(examples, np.asarray(part, np.int64))
       for split, part in zip(splits, indices, strict=True)
@@ -141,13 +155,11 @@ class Dealer:
     """
     if self.split_file is None:
       return
-    identity = ' '.join(f'{split}: {examples.identity}' for split, examples in given.items())
+    content = {'identity': _identity(given)}
     if not os.path.exists(self.split_file):
-      self._write(self.split_file, identity, {})
-    elif read_json(self.split_file, 'split') != {'identity': identity}:
-      raise ValueError(
-        f'The images of {self.origin} have changed since {self.split_file} was made; {self._advice}'
-      )
+      self._write(self.split_file, content)
+    elif read_json(self.split_file, 'split') != content:
+      raise self._changed(self.split_file)
 
   def _require_enough(self, labels: np.ndarray, splits: Sequence[str]) -> None:
     counts = np.bincount(labels, minlength=len(self.classes))
@@ -162,20 +174,27 @@ class Dealer:
         f'{", ".join(splits)}; too few in {listed(rare)}.'
       )
 
-  def _read(self, path: str, examples: Examples, splits: Sequence[str]) -> list[np.ndarray]:
+  def _read(
+    self, path: str, examples: Examples, splits: Sequence[str], given: Mapping[str, Examples]
+  ) -> list[np.ndarray]:
     saved = read_json(path, 'split')
     if not isinstance(saved, dict) or 'identity' not in saved:
       raise ValueError(f'{path} is no split that glora_jax wrote; {self._advice}')
-    if saved['identity'] != examples.identity:
-      raise ValueError(
-        f'The images of {self.origin} have changed since {path} was made; {self._advice}'
-      )
+    identity = _identity(given)
+    # Of splits that were given beside those that it dealt an earlier version wrote nothing.
+    if saved['identity'] != examples.identity or saved.get('given', identity) != identity:
+      raise self._changed(path)
     if not _is_partition([saved.get(split) for split in splits], len(examples.labels)):
       raise ValueError(
         f'{path} does not deal each of the {len(examples.labels)} images of {self.origin} to one '
         f'of {", ".join(splits)}, as it did when it was written; {self._advice}'
       )
     return [np.asarray(saved[split], np.int64) for split in splits]
+
+  def _changed(self, path: str) -> ValueError:
+    return ValueError(
+      f'The images of {self.origin} have changed since {path} was made; {self._advice}'
+    )
 
   @property
   def _advice(self) -> str:
@@ -184,11 +203,15 @@ class Dealer:
       'workdir are of the same split.'
     )
 
-  def _write(self, path: str, identity: str, indices: Mapping[str, np.ndarray]) -> None:
+  def _write(self, path: str, content: dict[str, Any]) -> None:
     with writing(path):
       os.makedirs(os.path.dirname(path), exist_ok=True)
-    lists = {split: part.tolist() for split, part in indices.items()}
-    write_json(path, {'identity': identity, **lists}, 'split')
+    write_json(path, content, 'split')
+
+
+def _identity(given: Mapping[str, Examples]) -> str:
+  """Text that changes when the examples of splits do."""
+  return ' '.join(f'{split}: {examples.identity}' for split, examples in given.items())
 
 
 def _is_partition(parts: Sequence[Any], number: int) -> bool:

@@ -317,6 +317,22 @@ def test_images_of_given_folders_must_be_those_of_before(tmp_path):
     find(f'folder:{folder}', workdir=workdir)
 
 
+def test_given_images_must_be_those_of_before_where_others_are_dealt(tmp_path):
+  folder, workdir = tmp_path / 'photos', str(tmp_path / 'run')
+  for split in ('train', 'test'):
+    fill(folder / split, {'cat': 3, 'dog': 3})
+  find(f'folder:{folder}', workdir=workdir)
+  find(f'folder:{folder}', workdir=workdir)
+  write(folder / 'test' / 'cat' / 'new.png')
+  with pytest.raises(ValueError, match=r'The images of .*photos have changed since'):
+    find(f'folder:{folder}', workdir=workdir)
+  path = tmp_path / 'run' / 'split.json'
+  saved = json.loads(path.read_text())
+  del saved['given']  # as an earlier version wrote it
+  path.write_text(json.dumps(saved))
+  assert len(find(f'folder:{folder}', workdir=workdir).open('test').labels) == 7
+
+
 def test_numbers_as_labels_are_ordered_as_numbers(photos):
   labels = ('10', '9', '2', '02', '\N{SUPERSCRIPT TWO}', '9' * 5000)
   (photos.parent / 'labels.csv').write_text(

@@ -119,7 +119,8 @@ def _split_already(name: str, source: str, dealer: Dealer, given: Mapping[str, F
   classes, notes = dealer.classes, []
   lacking = [split for split in SPLITS if split not in given]
   if lacking:
-    splits.update(dealer.deal(splits['train'], ('train', *lacking)))
+    others = {split: examples for split, examples in splits.items() if split != 'train'}
+    splits.update(dealer.deal(splits['train'], ('train', *lacking), others))
     notes.append(
       f'{" and ".join(lacking)} were dealt from train, stratified, seed {SEED}: 10% each.'
     )
