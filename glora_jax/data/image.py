@@ -185,7 +185,7 @@ def images_below(folder: str) -> list[str]:
   """
   images = []
   for parent, folders, names in os.walk(folder, onerror=_refuse):
-    folders.sort()
+    folders[:] = sorted(name for name in folders if not name.startswith('.'))
     images += [
       os.path.join(parent, name)
       for name in sorted(names)

@@ -230,6 +230,7 @@ def test_images_in_deeper_folders_and_odd_names_are_found(tmp_path):
   (tmp_path / 'a' / 'x' / 'notes.txt').touch()
   (tmp_path / 'a' / '.hidden.png').touch()
   (tmp_path / '.cache').mkdir()
+  fill(tmp_path, {'a/.thumbnails': 3, 'a/x/.ipynb_checkpoints': 2})
   task = find(f'folder:{tmp_path}')
   assert task.classes == ('a', 'b ü')
   assert len(task.open('train+val+test').labels) == 10
