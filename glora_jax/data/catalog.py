@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -90,6 +91,29 @@ def canonical(name: str) -> str:
   if kind not in ('folder', 'csv') or not path:
     return name
   return f'{kind}:{own.absolute(path)}'
+
+
+def require_apart(name: str, workdir: str) -> None:
+  """Checks that what a run writes will not lie among the images of its task.
+
+  Args:
+    name: name of the task.
+    workdir: folder of the run.
+
+  Raises:
+    ValueError: it would, where folders are classes, and pictures are images.
+  """
+  kind, _, path = name.partition(':')
+  if kind != 'folder' or not path:
+    return
+  folder = os.path.realpath(own.absolute(path))
+  inside = os.path.relpath(os.path.realpath(workdir), folder)
+  is_hidden = inside != os.curdir and any(part.startswith('.') for part in inside.split(os.sep))
+  if not is_hidden:  # nor elsewhere, which begins with '..'
+    raise ValueError(
+      f'The workdir {workdir} lies in {folder}, where what it holds would be taken for classes and '
+      'images; choose another --workdir.'
+    )
 
 
 def _pattern(kind: str) -> str:

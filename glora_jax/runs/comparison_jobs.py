@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
+from glora_jax.data.catalog import require_apart
 from glora_jax.files import write_json
 from glora_jax.reports.provenance import Made, current
 from glora_jax.runs import early_checks, provenance_record
@@ -53,6 +54,7 @@ def train_methods(
     Stopped: `stop` asked for it.
   """
   settings = check_config(config)
+  require_apart(settings.task, workdir)
   before = names_in(workdir)
   with claim(workdir), _left_where_nothing_is_added(workdir, before):
     changes_of(config, workdir)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from glora_jax import mesh as meshes
+from glora_jax.data.catalog import require_apart
 from glora_jax.data.image_check import with_readable_images
 from glora_jax.data.task import Task
 from glora_jax.files import open_regular, whole, write_json
@@ -78,7 +79,10 @@ def carry_out(
   settings = check_config(config)
   meshes.initialize(**dataclasses.asdict(settings.distributed))
   path = os.path.join(workdir, 'result.json')
-  alone = meshes.primary() and not os.path.exists(path)
+  is_finished = os.path.exists(path)
+  if not is_finished:
+    require_apart(settings.task, workdir)
+  alone = meshes.primary() and not is_finished
   before = names_in(workdir)
   with claim(workdir) if alone else contextlib.nullcontext():
     changes = changes_of(config, workdir)

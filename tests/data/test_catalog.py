@@ -52,3 +52,16 @@ def test_the_report_says_what_cannot_be_a_task():
   report = catalog.report('fewshot/food101/0/0', Source())
   assert not report.ready
   assert report.lines[0] == 'fewshot/food101/0/0: NOT READY'
+
+
+@pytest.mark.parametrize('workdir', ['', 'runs/own-.', 'cat/out'])
+def test_a_workdir_among_the_images_of_its_task_is_refused(tmp_path, workdir):
+  photos = tmp_path / 'photos'
+  with pytest.raises(ValueError, match=r'lies in .*photos, where what it holds would be taken for'):
+    catalog.require_apart(f'folder:{photos}/', str(photos / workdir))
+
+
+@pytest.mark.parametrize('workdir', ['../runs', '.runs/own', 'cat/.out', '../photos2'])
+def test_a_workdir_elsewhere_or_hidden_is_none_of_its_images(tmp_path, workdir):
+  catalog.require_apart(f'folder:{tmp_path}/photos', str(tmp_path / 'photos' / workdir))
+  catalog.require_apart('digits', str(tmp_path))
