@@ -103,9 +103,9 @@ def _find_old_version(base: str, wanted: str, data_dir: str | None) -> Builder:
   """The builder of a version that TFDS does not construct: the prepared one, or the newest."""
   folder = os.path.join(os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR), base)
   versions = os.listdir(folder) if os.path.isdir(folder) else ()
-  prepared = [version for version in versions if version.startswith(wanted.split('*')[0])]
+  prepared = [version for version in versions if is_version(version, wanted)]
   if prepared:
-    return tfds.builder_from_directory(os.path.join(folder, max(prepared)))
+    return tfds.builder_from_directory(os.path.join(folder, max(prepared, key=_numbers)))
   builder = tfds.builder(base, data_dir=data_dir)
   log.warning(
     'TFDS no longer constructs %s:%s, and none lies prepared in %s: version %s serves.',
@@ -115,6 +115,20 @@ def _find_old_version(base: str, wanted: str, data_dir: str | None) -> Builder:
     builder.version,
   )
   return builder
+
+
+def is_version(version: str, wanted: str) -> bool:
+  """Whether a version is one of those that are wanted.
+
+  Example:
+    >>> is_version('3.0.10', '3.0.*'), is_version('3.0.10', '3.0.1')
+    (True, False)
+  """
+  return re.fullmatch(re.escape(wanted).replace(r'\*', r'\d+'), version) is not None
+
+
+def _numbers(version: str) -> list[int]:
+  return [int(number) for number in version.split('.')]
 
 
 def is_prepared(builder: Builder) -> bool:
