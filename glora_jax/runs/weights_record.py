@@ -49,9 +49,7 @@ def find_weights(settings: ModelSettings, workdir: Path) -> str:
   # `fetch` has held the file against a given sum.
   sha256 = settings.sha256.lower() if settings.sha256 else sha256_of(locate(path))
   if not record:
-    # Of an earlier version's run nobody knows what it began with.
-    if last_begun(EVERY_STAGE, [workdir]) is None:
-      _write(workdir, settings.weights, '', sha256)
+    _write(workdir, settings.weights, '', sha256)
   elif record['sha256'] != sha256:
     raise ValueError(
       f'{path} has SHA-256 {sha256}, and this run began with weights of {record["sha256"]}; bring '
@@ -74,7 +72,8 @@ def _find_on_hub(settings: ModelSettings, workdir: Path, record: Mapping[str, st
 
 
 def _write(workdir: Path, name: str, revision: str, sha256: str) -> None:
-  if primary():
+  # Of a run that has begun without a record, nobody knows what it began with.
+  if primary() and last_begun(EVERY_STAGE, [workdir]) is None:
     with writing(workdir):
       os.makedirs(workdir, exist_ok=True)
     record = _Record(weights=name, revision=revision, sha256=sha256)
