@@ -43,9 +43,8 @@ def load_backbone(
   settings: ModelSettings, path: str, num_classes: int
 ) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
   """(model, params, metadata) with a new head, at the size and precision of the config."""
-  known = {'num_heads': settings.num_heads, 'activation': settings.activation}
-  hints = {name: value for name, value in known.items() if value is not None}
-  loaded = weights.load(path, normalization=known_normalization(settings.weights), **hints)
+  normalization = known_normalization(settings.weights)
+  loaded = weights.load(path, normalization=normalization, **_hints(settings))
   model, params, metadata = weights.refit(
     *loaded,
     num_classes=num_classes,
@@ -70,6 +69,12 @@ def load_backbone(
   return model, params, {**metadata, 'normalization': normalization}
 
 
+def _hints(settings: ModelSettings) -> dict[str, Any]:
+  """Fields of the model that the config gives, which a file may not say."""
+  known = {'num_heads': settings.num_heads, 'activation': settings.activation}
+  return {name: value for name, value in known.items() if value is not None}
+
+
 def image_size_here(settings: ModelSettings) -> int | None:
   """The side of the images of a run, in pixels, without a download.
 
@@ -82,7 +87,7 @@ def image_size_here(settings: ModelSettings) -> int | None:
   name = settings.weights
   if name != weights.EMBEDDED and not os.path.exists(os.path.expanduser(name)):
     return None
-  _, _, metadata = weights.load(fetch(name))
+  _, _, metadata = weights.load(fetch(name), **_hints(settings))
   size = metadata['image_size']
   return size if isinstance(size, int) else None
 

@@ -6,6 +6,7 @@ from label_lists import write_images
 from PIL import Image
 
 from glora_jax.data import check, show
+from glora_jax.models import weights
 from glora_jax.runs.config import default_config
 
 
@@ -37,10 +38,22 @@ def test_without_a_size_it_is_that_of_the_weights_if_they_are_here(config, tmp_p
     show, 'contact_sheet', lambda path, rows, labels: sizes.append(rows[0].images.shape[1:3])
   )
   config.model.image_size = None
-  for weights in ('embedded', 'in21k-B/16'):
-    config.model.weights = weights
+  for name in ('embedded', 'in21k-B/16'):
+    config.model.weights = name
     show.draw(config, str(tmp_path / 'sheet.png'))
   assert sizes == [(28, 28), (224, 224)]
+
+
+def test_heads_that_a_file_does_not_say_are_the_configs(config, backbone, tmp_path, monkeypatch):
+  sizes = []
+  monkeypatch.setattr(
+    show, 'contact_sheet', lambda path, rows, labels: sizes.append(rows[0].images.shape[1:3])
+  )
+  path = tmp_path / 'vit.safetensors'
+  weights.save(path, *weights.load(backbone), 'timm')
+  config.model.update(weights=str(path), image_size=None, num_heads=2)
+  show.draw(config, str(tmp_path / 'sheet.png'))
+  assert sizes == [(8, 8)]
 
 
 def test_a_contact_sheet_is_drawn_with_any_names(config, tmp_path):
