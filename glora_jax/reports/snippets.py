@@ -66,6 +66,7 @@ def adapter_code(workdir: str, findings: Findings) -> str:
   offered = '' if space == SearchSpace() else f', space=glora_jax.{space!r}'
   backbone = dict(findings.backbone)
   size = backbone['image_size']
+  checksum = {'sha256': backbone.pop('sha256')} if 'sha256' in backbone else {}
   hints = {name: backbone.pop(name) for name in ('num_heads', 'activation') if name in backbone}
   sizes = {'num_classes': len(findings.task.classes), **backbone}
   return f"""\
@@ -74,10 +75,10 @@ import jax.numpy as jnp
 import glora_jax
 from glora_jax.models import fetch, weights
 
-base = fetch.fetch({_base(findings.result)})
+base = fetch.fetch({_base(findings.result)}{_arguments(checksum)})
 loaded = weights.load(base{_arguments(hints)})
 model, params, metadata = weights.refit(*loaded{_arguments(sizes)})
-images = jnp.zeros((1, {size}, {size}, 3))  # normalized as metadata says
+images = jnp.zeros((1, {size}, {size}, 3))  # normalized as '{findings.result['normalization']}'
 adapted = glora_jax.adapt(model, images{offered})
 variables, genome = glora_jax.load_adapter(
   {os.path.join(workdir, 'adapter.safetensors')!r}, adapted, params

@@ -3,11 +3,13 @@
 Whole reports are in tests/runs.
 """
 
+import dataclasses
 import os
 
 import numpy as np
+import pages
 
-from glora_jax.reports import run_report
+from glora_jax.reports import run_report, snippets
 from glora_jax.reports.findings import Outcome
 
 
@@ -83,3 +85,13 @@ def test_the_table_has_a_column_for_every_further_test_set():
     '| winner, as searched',
     '| winner, finetuned',
   ]
+
+
+def test_the_adapters_base_is_fetched_with_its_checksum(allocation):
+  findings = pages.make_findings(allocation)
+  findings.result['weights'] = 'https://example.org/vit.npz'
+  backbone = {'sha256': 64 * 'a', 'image_size': 8}
+  code = snippets.adapter_code('run', dataclasses.replace(findings, backbone=backbone))
+  assert f"fetch.fetch('https://example.org/vit.npz', sha256='{64 * 'a'}')" in code
+  assert 'weights.refit(*loaded, num_classes=3, image_size=8)' in code
+  assert "# normalized as 'unit'" in code

@@ -164,7 +164,8 @@ def write_results(
 def _backbone(run: Run) -> dict[str, Any]:
   """How the run's base is loaded again, beside its weights: what the config gave, and the size."""
   model = run.settings.model
-  given = {name: getattr(model, name) for name in ('num_heads', 'activation', 'patch_size')}
+  names = ('sha256', 'num_heads', 'activation', 'patch_size')
+  given = {name: getattr(model, name) for name in names}
   chosen = {name: value for name, value in given.items() if value is not None}
   return {**chosen, 'image_size': run.metadata['image_size']}
 
