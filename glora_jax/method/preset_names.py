@@ -41,6 +41,7 @@ PRESETS: Mapping[str, Alleles] = {
   'scale_shift_lora': Alleles(A='vector', B='rank', E='vector'),
 }
 PRESET_NAMES = tuple(PRESETS)
+GENOME_ENDING = '.json'  # of a structure that is the path of a file
 GRADIENT = 'gradient'  # no preset: the structure that was read off a gradient, as a row's name
 PLACES = ('qkv', 'attn', 'mlp', 'last_half')
 _RANKED = tuple(name for name, alleles in PRESETS.items() if 'rank' in alleles)

@@ -15,7 +15,7 @@ from glora_jax.reports import error_pictures, markdown, run_pictures, snippets, 
 from glora_jax.reports.allocation_pictures import draw_allocation
 from glora_jax.reports.findings import Findings, Outcome
 from glora_jax.reports.markdown import PAPER_LABEL, Table, paragraph, percent, plain, sections
-from glora_jax.reports.verdict import subnets, tell_verdict, titles
+from glora_jax.reports.verdict import is_of_a_file, subnets, tell_verdict, titles
 
 ERRORS = 12  # thumbnails
 NAMED_PAIRS = 3  # of confused classes
@@ -216,6 +216,13 @@ def tell_protocol(findings: Findings) -> str:
   """Which images had a part in what."""
   if findings.is_paper:
     return PAPER_LABEL
+  if is_of_a_file(findings.result):
+    return paragraph("""
+      The weights come from the training images alone. The structure was given by a file, which does
+      not say what it was chosen by: where that were these validation or test images, the
+      accuracies on them are too good. The list of subnets was frozen in `test_list.json` before the
+      test images were read, and nothing but this report reads their outcome.
+    """)
   if findings.archive is None:
     return paragraph("""
       Structure and weights come from the training images alone; no validation image had a part in

@@ -35,6 +35,7 @@ from glora_jax.reports.scoreboard import (
   winner_title,
 )
 from glora_jax.reports.structure_report import tell_agreement
+from glora_jax.reports.verdict import is_of_a_file
 
 BACKBONE = 'ViT-B/16 pretrained on ImageNet-21k'  # of the published rows
 _SEEDED = ('fewshot/', 'generalization/')  # families whose tasks' names end with a seed
@@ -104,13 +105,19 @@ def tell_protocol(board: Board) -> str:
   """What ours were searched on."""
   if board.is_paper:
     return f'**{PAPER_LABEL}**'
-  is_searched = any('structure' not in result for result in board.results.values())
   return paragraph(
-    'Ours were searched on validation images;'
-    if is_searched or not board.results
-    else 'The structures of ours were chosen without validation images;',
-    'the test images were read once, at the end of every run.',
+    f'{_tell_choice(board)}; the test images were read once, at the end of every run.'
   )
+
+
+def _tell_choice(board: Board) -> str:
+  """What the structures of ours were chosen by."""
+  results = board.results.values()
+  if not results or any('structure' not in result for result in results):
+    return 'Ours were searched on validation images'
+  if any(map(is_of_a_file, results)):
+    return 'The structures of ours were given by files, which do not say what they were chosen by'
+  return 'The structures of ours were chosen without validation images'
 
 
 def tell_columns(board: Board) -> str:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from scipy import special
 
-from glora_jax.method.preset_names import GRADIENT
+from glora_jax.method.preset_names import GENOME_ENDING, GRADIENT
 from glora_jax.reports.markdown import plain
 
 TITLES = {
@@ -126,6 +126,16 @@ def titles(result: Mapping[str, Any]) -> dict[str, str]:
   structure = result.get('structure')
   winner = {} if structure is None else {'winner': f'winner, {plain(structure)}'}
   return {**presets, **TITLES, **winner}
+
+
+def is_of_a_file(result: Mapping[str, Any]) -> bool:
+  """Whether a file gave the winner's structure, which nobody here saw chosen.
+
+  Example:
+    >>> is_of_a_file({'structure': 'runs/x/genome.json'}), is_of_a_file({'structure': 'lora:2'})
+    (True, False)
+  """
+  return result.get('structure', '').endswith(GENOME_ENDING)
 
 
 def tell_verdict(result: Mapping[str, Any]) -> str:

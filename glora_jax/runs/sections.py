@@ -15,7 +15,12 @@ from glora_jax.data import image, normalization
 from glora_jax.data.rand_augment import MAX_MAGNITUDE
 from glora_jax.data.task import Source
 from glora_jax.limits import Limits
-from glora_jax.method.preset_names import GRADIENT, PRESET_NAMES, check_preset_name
+from glora_jax.method.preset_names import (
+  GENOME_ENDING,
+  GRADIENT,
+  PRESET_NAMES,
+  check_preset_name,
+)
 from glora_jax.method.space import SearchSpace
 from glora_jax.models import weights
 from glora_jax.models.vit import ACTIVATIONS
@@ -35,7 +40,6 @@ ProfiledStage = Literal['supernet', 'baselines', 'search', 'finetune', 'head', '
 
 # What a structure comes from, where it is neither a preset nor a file.
 SEARCH = 'search'  # or GRADIENT
-GENOME_ENDING = '.json'
 
 # What a comparison compares; 'full' is all of GLoRA, 'finetuning' trains the base itself.
 METHODS = ('linear', 'bitfit', 'lora', 'ssf', 'prompt', 'full', 'finetuning', 'search')

@@ -8,6 +8,7 @@ import os
 
 import numpy as np
 import pages
+import pytest
 
 from glora_jax.reports import run_report, snippets
 from glora_jax.reports.findings import Outcome
@@ -85,6 +86,16 @@ def test_the_table_has_a_column_for_every_further_test_set():
     '| winner, as searched',
     '| winner, finetuned',
   ]
+
+
+@pytest.mark.parametrize('structure', ['gradient', 'lora:2', 'runs/x/genome.json'])
+def test_no_more_is_said_of_a_structure_than_is_known(allocation, structure):
+  findings = dataclasses.replace(pages.make_findings(allocation), archive=None)
+  findings.result['structure'] = structure
+  text = run_report.tell_protocol(findings)
+  is_known = structure != 'runs/x/genome.json'
+  assert ('no validation image had a part in either' in text) == is_known
+  assert ('does not say what it was chosen by' in text) != is_known
 
 
 def test_the_adapters_base_is_fetched_with_its_checksum(allocation):

@@ -110,3 +110,13 @@ def test_published_means_that_their_accuracies_do_not_have_are_named(make_board)
   text = suite_report.text(board, scoreboard.published_rows(board.tasks))
   assert text.count('The mean of groups that was published for') == 3
   assert 'published for LoRA is' in text
+
+
+def test_what_structures_were_chosen_by_is_said_as_far_as_it_is_known(make_board):
+  board = make_board({'vtab/dtd': 70.0})
+  result = board.results['vtab/dtd']
+  assert suite_report.tell_protocol(board).startswith('Ours were searched on validation images;')
+  result['structure'] = 'gradient'
+  assert 'were chosen without validation images;' in suite_report.tell_protocol(board)
+  result['structure'] = 'runs/my_run/genome.json'
+  assert 'do not say what they were chosen by;' in suite_report.tell_protocol(board)
