@@ -9,7 +9,7 @@ from glora_jax.method.space import Spec
 from glora_jax.reports import comparison_report, page
 from glora_jax.reports.charts import Bar, DotPlot, Dots, Mark, axis, bars
 from glora_jax.reports.comparison_report import COLORS, percent_of, style_of
-from glora_jax.reports.markdown import weights_name
+from glora_jax.reports.markdown import plain, weights_name
 from glora_jax.reports.provenance import Made, distinct
 from glora_jax.reports.run_page import stage_bars
 from glora_jax.reports.structure_figure import StructureFigure, structure_figure
@@ -55,7 +55,7 @@ def accuracy_plot(result: Mapping[str, Any]) -> DotPlot:
   seeds = len(result['seeds'])
   drawn = [
     Dots(
-      label=row['title'].replace('at most ', '≤\N{NO-BREAK SPACE}'),
+      label=plain(row['title']).replace('at most ', '≤\N{NO-BREAK SPACE}'),
       value=percent_of(row, 'test_accuracy', with_spread=seeds > 1),
       marks=[
         Mark(

@@ -16,7 +16,14 @@ from matplotlib.axes import Axes
 from glora_jax.files import whole
 from glora_jax.reports import markdown
 from glora_jax.reports.drawing import halo, palette, panels, save
-from glora_jax.reports.markdown import Table, paragraph, sections, sentence_case, spread
+from glora_jax.reports.markdown import (
+  Table,
+  paragraph,
+  plain,
+  sections,
+  sentence_case,
+  spread,
+)
 from glora_jax.reports.structure_report import tell_agreement
 
 _NO_LABELS: Mapping[str, str] = types.MappingProxyType({})
@@ -134,7 +141,7 @@ def accuracies(result: Mapping[str, Any]) -> Table:
   names = ('val_accuracy', 'test_accuracy', 'inherited_test_accuracy')
   cells = [
     (
-      row['title'],
+      plain(row['title']),
       f'{row["params"]:,.0f}',
       f'{row["rate"]:g}',
       *(percent_of(row, name, with_spread=several_seeds) for name in names),
@@ -185,7 +192,7 @@ def _verdict(result: Mapping[str, Any], chosen: Mapping[str, Any], best: Mapping
   origin = 'one seed' if is_one else 'mean and spread of the difference at the same seed'
   return (
     f'{sentence_case(chosen["title"])}: {points} points beside '
-    f'{best["title"]}, the best other method within that '
+    f'{plain(best["title"])}, the best other method within that '
     f'({chosen["params"]:,.0f} and {best["params"]:,.0f} parameters; {origin}).'
   )
 
@@ -219,7 +226,8 @@ def draw(path: str, result: Mapping[str, Any]) -> None:
   axis.set_xlabel('trained parameters, head not counted (logarithmic from 1,000 on)')
   axis.set_ylabel('test accuracy in %')
   seeds = len(result['seeds'])
-  axis.set_title(f'{result["task"]}, {seeds} {"seed" if seeds == 1 else "seeds"}', loc='left')
+  number = f'{seeds} {"seed" if seeds == 1 else "seeds"}'
+  axis.set_title(f'{result["task"]}, {number}', loc='left', parse_math=False)
   axis.grid(axis='y', color=palette().rule)
   axis.set_axisbelow(True)
   save(figure, path)
@@ -253,6 +261,7 @@ def _draw_row(axis: Axes, row: Mapping[str, Any]) -> None:
     fontsize=8,
     color=color,
     path_effects=halo(),
+    parse_math=False,
   )
 
 
@@ -285,7 +294,7 @@ def _csv(lines: Sequence[Mapping[str, Any]]) -> str:
 def report(result: Mapping[str, Any]) -> str:
   """The content of `report.md`."""
   return sections(
-    f'# Methods side by side on {result["task"]}',
+    f'# Methods side by side on {plain(result["task"])}',
     table(result),
     '![Test accuracy against trained parameters](accuracy.png)',
     ' '.join(verdicts(result)),
@@ -301,14 +310,15 @@ def tell_best(result: Mapping[str, Any]) -> str:
   best = max(compared, key=lambda row: row['test_accuracy'])
   accuracy = percent_of(best, 'test_accuracy', with_spread=len(result['seeds']) > 1)
   return (
-    f'Of {len(compared)} rows, {best["title"]} is the most accurate: {accuracy}% of the test '
-    f'images right with {best["params"]:,.0f} trained parameters.'
+    f'Of {len(compared)} rows, {plain(best["title"])} is the most accurate: {accuracy}% of the '
+    f'test images right with {best["params"]:,.0f} trained parameters.'
   )
 
 
 def tell_images(result: Mapping[str, Any]) -> str:
   """Where the images come from."""
-  return paragraph(f'Images: {result["data"]["origin"]}.', *result['data']['notes'])
+  data = result['data']
+  return paragraph(f'Images: {plain(data["origin"])}.', *map(plain, data['notes']))
 
 
 def tell_making(result: Mapping[str, Any]) -> str:

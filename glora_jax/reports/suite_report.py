@@ -19,6 +19,7 @@ from glora_jax.reports.markdown import (
   bullets,
   paragraph,
   percent,
+  plain,
   sections,
 )
 from glora_jax.reports.scoreboard import (
@@ -159,8 +160,8 @@ def accuracies(board: Board, rows: Sequence[Row]) -> Table:
 def _heading(row: Row) -> str:
   """A method and its parameters."""
   if row.params is None:
-    return row.method
-  return f'{row.method} ({row.params:.2g} M{_star(row, "params_million")})'
+    return plain(row.method)
+  return f'{plain(row.method)} ({row.params:.2g} M{_star(row, "params_million")})'
 
 
 def _star(row: Row, field: str) -> str:
@@ -177,7 +178,7 @@ def tasks_table(board: Board) -> Table:
     'trained params',
     'val',
     'test, as searched',
-    f'test, {winner_title(board.results.values())}',
+    f'test, {plain(winner_title(board.results.values()))}',
     'test, linear probe',
   )
   rows = []
@@ -291,7 +292,9 @@ def draw(path: str, board: Board, rows: Sequence[Row]) -> None:
   for label, line in zip(axis.get_yticklabels(), table, strict=True):
     label.set_fontweight('bold' if line.is_mean else 'normal')
   axis.set(xlabel='test accuracy in %', xlim=(0, 100), ylim=(len(table) - 0.4, -0.6))
-  figure.legend(loc='outside lower center', ncols=3, frameon=False, fontsize=8)
+  legend = figure.legend(loc='outside lower center', ncols=3, frameon=False, fontsize=8)
+  for text in legend.get_texts():
+    text.set_parse_math(False)
   warning = f'\n{PAPER}: ours were searched on the test set' if board.is_paper else ''
   axis.set_title(
     f'{title_of(board.tasks)}: {count_done(board)}{warning}',

@@ -56,6 +56,27 @@ def test_presets_are_called_by_their_rank_and_place(result):
   assert shown['lora:rising, at most 200'] == 4e-3
 
 
+def test_what_markdown_would_read_in_a_name_is_shown_as_it_is(result):
+  name = 'lora:1@(qkv|fc1)'
+  result['methods'][name] = runs(150, 0.97, 0.97)
+  result['rate'][name] = 1e-3
+  result['task'] = 'folder:/data/*my*'
+  line = next(line for line in comparison_report.table(result).splitlines() if 'fc1' in line)
+  assert line.startswith(r'| lora:1@(qkv\|fc1) | 150 |')
+  assert r'beside lora:1@(qkv\|fc1), the best' in comparison_report.verdicts(result)[0]
+  assert comparison_report.report(result).startswith(
+    r'# Methods side by side on folder:/data/\*my\*'
+  )
+
+
+def test_dollars_in_names_are_no_mathematics(result, tmp_path):
+  name = 'lora:1@(qkv$|fc_$)'
+  result['methods'][name], result['rate'][name] = runs(150, 0.97, 0.97), 1e-3
+  result['task'] = 'folder:/data/$my_$'
+  comparison_report.draw(str(tmp_path / 'accuracy.png'), result)
+  assert (tmp_path / 'accuracy.png').exists()
+
+
 def test_without_a_rival_within_the_budget_there_is_no_verdict(result):
   result['methods'] = {name: result['methods'][name] for name in ('full', 'search-200')}
   assert comparison_report.verdicts(result) == []

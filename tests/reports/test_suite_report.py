@@ -120,3 +120,11 @@ def test_what_structures_were_chosen_by_is_said_as_far_as_it_is_known(make_board
   assert 'were chosen without validation images;' in suite_report.tell_protocol(board)
   result['structure'] = 'runs/my_run/genome.json'
   assert 'do not say what they were chosen by;' in suite_report.tell_protocol(board)
+  assert r'test, runs/my\_run/genome.json' in suite_report.tasks_table(board).titles
+
+
+def test_dollars_in_a_structures_path_are_no_mathematics(make_board, tmp_path):
+  board = make_board({'vtab/dtd': 70.0})
+  board.results['vtab/dtd']['structure'] = '/data/$my_$/genome.json'
+  suite_report.draw(str(tmp_path / 'table.png'), board, scoreboard.own_rows(board))
+  assert (tmp_path / 'table.png').exists()
