@@ -171,11 +171,16 @@ def _find_columns(path: str | os.PathLike, row: _Row) -> _Columns:
   """The columns by a CSV's first row, which is a header or not.
 
   Raises:
-    ValueError: it looks like a header, but has no columns path and label.
+    ValueError: it looks like a header, but has no columns path and label, or has one twice.
   """
   header = [cell.lower() for cell in row.cells]
   named = [name in header for name in ('path', 'label')]
   if all(named):
+    if repeated := [name for name in ('path', 'label', 'split') if header.count(name) > 1]:
+      raise ValueError(
+        f'{path}, line {row.line}: {_quote(row)} has the column {repeated[0]} more than once; '
+        'rename those that are not meant.'
+      )
     path_at, label_at = header.index('path'), header.index('label')
     split_at = header.index('split') if 'split' in header else None
     return _Columns(path_at, label_at, split_at, len(header), in_header=True)

@@ -358,6 +358,10 @@ def test_numbers_as_labels_are_ordered_as_numbers(photos):
       r'line 2: photos/dog/\.\./cat/000\.png occurs .* first in line 1 as photos/cat/000\.png',
     ),
     ('path,label\n', 'has a header alone'),
+    (
+      'path,label,split,Split\nphotos/cat/000.png,x,train,test\n',
+      "line 1: 'path,label,split,Split' has the column split more than once; rename those",
+    ),
     ('file,class\nphotos/cat/000.png,x\n', "line 1: 'file,class' names no image, and is no header"),
     ('file,label\nphotos/cat/000.png,x\n', 'is no header with the columns path and label'),
     (f'path,label\n{"x" * 200_000},x\n', 'line 2 is no row of a CSV .field larger than'),
