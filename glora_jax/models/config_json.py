@@ -32,7 +32,7 @@ def read_hints(file: str, format: Format[Any]) -> dict[str, Any]:
   folder = os.path.dirname(file)
   path = os.path.join(folder, 'config.json')
   config = read_json(path)
-  if not isinstance(config, dict):
+  if not isinstance(config, dict) or _is_of_a_run(config):
     return {}
   try:
     hints = {**_read_ours(config), **format.read_config(config, folder)}
@@ -46,6 +46,12 @@ def read_hints(file: str, format: Format[Any]) -> dict[str, Any]:
   except ValueError as error:
     raise ValueError(f'{path}: {error}') from error
   return hints
+
+
+def _is_of_a_run(config: dict[str, Any]) -> bool:
+  """Whether a workdir's `config.json` lies beside the checkpoint, which says nothing of it."""
+  stamp = config.get(OURS)
+  return isinstance(stamp, dict) and stamp.get('kind') == 'config'
 
 
 def _read_ours(config: dict[str, Any]) -> dict[str, Any]:

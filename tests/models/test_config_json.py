@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from checkpoints import CLASSES, timm  # noqa: F401, fixtures
 
+from glora_jax.files import write_json
 from glora_jax.models import weights
+from glora_jax.runs.config import default_config
 
 
 def test_configs_of_other_code_bases_beside_a_file_are_not_believed(timm):
@@ -20,6 +22,12 @@ def test_configs_of_other_code_bases_beside_a_file_are_not_believed(timm):
   timm.config.write_text(json.dumps(config))
   model, *_ = timm.load()
   assert (model.num_heads, model.activation, model.norm_eps) == (4, 'gelu', 1e-6)
+
+
+def test_the_config_of_a_workdir_beside_a_file_says_nothing_of_it(timm):
+  write_json(timm.config, json.loads(default_config().to_json()), 'config')
+  model, *_ = timm.load()
+  assert (model.num_heads, model.activation) == (4, 'gelu')
 
 
 @pytest.mark.parametrize(
