@@ -7,8 +7,9 @@ when the module is called, and runs it with its merged kernel and bias.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import flax.linen as nn
@@ -70,12 +71,8 @@ class Graft:
     # A subclass may do more, and a product of its own (quantized, say) need not split into terms.
     plain = type(module) is nn.Dense and module.dot_general is module.dot_general_cls is None
     if plain and self.is_thin:
-      bare = module.clone(parent=None, use_bias=False)
       inputs = call.args[0] if call.args else call.kwargs['inputs']
-
-      def product(inputs: jax.Array, kernel: jax.Array) -> Any:
-        return bare.apply({'params': {'kernel': kernel}}, inputs)
-
+      product = functools.partial(_dense_product, module)
       part = {n: value for n, value in supports.items() if SUPPORTS[n].tensor in self.used}
       return thin_layer(product, inputs, kernel, bias, part, alleles, self.ranks)
 
@@ -170,6 +167,7 @@ class Call(NamedTuple):
     module: the module.
     params: its parameters, without the leaves.
     leaves: what lies beside its kernel.
+    function: the call itself, as an interceptor gets it.
     args: arguments of its call.
     kwargs: further arguments of its call.
   """
@@ -177,13 +175,24 @@ class Call(NamedTuple):
   module: nn.Module
   params: Mapping[str, Any]
   leaves: Mapping[str, jax.Array]
+  function: Callable[..., Any]
   args: tuple
   kwargs: Mapping[str, Any]
 
   def with_params(self, **changed: Any) -> Any:
-    """What the module returns with some of its parameters changed."""
-    params = {**self.params, **changed}
-    return self.module.clone(parent=None).apply({'params': params}, *self.args, **self.kwargs)
+    """What the module returns with some of its parameters changed.
+
+    It runs where it is, and no copy of it: a subclass may have other collections and random
+    streams, and other interceptors see one call.
+    """
+    assert self.module.scope is not None  # it is being called
+    collections = self.module.scope._variables
+    own = collections['params']
+    collections['params'] = {**self.params, **changed}
+    try:
+      return self.function(*self.args, **self.kwargs)
+    finally:
+      collections['params'] = own
 
 
 class Grafted(Protocol):
@@ -205,7 +214,14 @@ def intercept(grafts: Mapping[str, Grafted], next_function, args, kwargs, contex
     return next_function(*args, **kwargs)
   params = nn.meta.unbox(dict(params))
   leaves = params.pop(key)
-  return grafts[key].run(Call(module, params, leaves, args, kwargs))
+  return grafts[key].run(Call(module, params, leaves, next_function, args, kwargs))
+
+
+def _dense_product(module: Any, inputs: jax.Array, kernel: jax.Array) -> jax.Array:
+  """What a module, an `nn.Dense`, makes of inputs and a kernel before it adds its bias."""
+  inputs, kernel, _ = module.promote_dtype(inputs, kernel, None, dtype=module.dtype)
+  last_axis = ((inputs.ndim - 1,), (0,))
+  return jax.lax.dot_general(inputs, kernel, (last_axis, ((), ())), precision=module.precision)
 
 
 def _unplace(

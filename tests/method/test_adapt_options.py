@@ -584,3 +584,44 @@ def test_train_state_and_optax_train_supports_and_head_alone(vit):
     after['params']['blocks']['attn']['qkv']['kernel'],
     variables['params']['blocks']['attn']['qkv']['kernel'],
   )
+
+
+class Restless(nn.Dense):
+  """A linear layer with a random stream, and with statistics beside its parameters."""
+
+  @nn.compact
+  def __call__(self, inputs):
+    outputs = nn.Dropout(0.5, deterministic=False)(super().__call__(inputs))
+    mean = self.variable('statistics', 'mean', jnp.zeros, (self.features,))
+    mean.value = outputs.mean((0, 1))
+    return outputs
+
+
+@pytest.mark.parametrize('merge', ['up_front', 'lazy'])
+def test_a_layer_keeps_statistics_and_random_streams_of_its_own(merge):
+  model = nn.Sequential([Restless(6), nn.Dense(3)])
+  adapted, variables = ready(model)
+  statistics = {'statistics': {'layers_0': {'mean': jnp.zeros(6)}}}
+  genome = presets.preset(adapted.spec, 'full')
+  call = {'rngs': {'dropout': jax.random.key(1)}, 'mutable': ['statistics']}
+  folded = {'params': adapted.fold(variables, genome), **statistics}
+  found = adapted.apply({**variables, **statistics}, X, genome=genome, merge=merge, **call)
+  assert_trees_close(found, model.apply(folded, X, **call))
+
+
+def doubled(next_function, args, kwargs, context):
+  """An interceptor by which every linear layer returns twice as much."""
+  outputs = next_function(*args, **kwargs)
+  is_linear = context.method_name == '__call__' and isinstance(context.module, nn.Dense)
+  return 2 * outputs if is_linear else outputs
+
+
+@pytest.mark.parametrize('name', ['full', 'scale_shift_lora:2'])
+def test_other_interceptors_see_one_call_of_a_layer(name):
+  model = nn.Sequential([nn.Dense(6), nn.Dense(3)])
+  adapted, variables = ready(model)
+  genome = presets.preset(adapted.spec, name)
+  with nn.intercept_methods(doubled):
+    expected = model.apply({'params': adapted.fold(variables, genome)}, X)
+    assert_close(adapted.apply(variables, X, genome=genome, merge='lazy'), expected)
+    assert_close(adapted.fix(genome).apply(variables, X), expected)
