@@ -153,9 +153,9 @@ def weight_form(
   ranks: Sequence[int],
   product: Product | None = None,
 ) -> jax.Array:
-  """A or B in the form of its allele, [in, out]; [out] or [1] without storage for a LoRA."""
+  """A or B in the form of its allele, [in, out]; [1, out] or [1, 1] without storage for a LoRA."""
   if f'{tensor}_down' not in supports:
-    return flat_form(supports, tensor, allele)
+    return jnp.atleast_2d(flat_form(supports, tensor, allele))
   return (product or matrix_product)(*weight_factors(supports, tensor, allele, ranks))
 
 
@@ -171,7 +171,7 @@ def low_rank_product(down: jax.Array, up: jax.Array) -> jax.Array:
 
 @jax.custom_jvp
 def _sum_of_outer_products(down: jax.Array, up: jax.Array) -> jax.Array:
-  outer = (down[:, column, None] * up[column] for column in range(up.shape[0]))
+  outer = (down[:, column, None] * up[None, column] for column in range(up.shape[0]))
   return functools.reduce(jnp.add, outer)
 
 

@@ -55,7 +55,7 @@ def thin_layer(
     output = _merged_product(product, inputs, kernel, *factors)
   else:
     output = thin_output(inputs, product(inputs, kernel), supports, alleles, ranks)
-  return output if bias is None else output + bias.astype(output.dtype)
+  return output if bias is None else output + _beside(output, bias)
 
 
 def thin_output(
@@ -80,14 +80,19 @@ def thin_output(
   dtype, output = product.dtype, product
   stored = stored_tensors(supports)
   if 'A' in stored:
-    output = output + output * flat_form(supports, 'A', alleles[0]).astype(dtype)
+    output = output + output * _beside(output, flat_form(supports, 'A', alleles[0]))
   if 'B_down' in supports:
     down, up = weight_factors(supports, 'B', alleles[1], ranks)
     output = output + _thin_product(inputs.astype(dtype), down.astype(dtype), up.astype(dtype))
   elif 'B' in stored:
-    row = flat_form(supports, 'B', alleles[1]).astype(dtype)
+    row = _beside(output, flat_form(supports, 'B', alleles[1]))
     output = output + inputs.astype(dtype).sum(-1, keepdims=True) * row
   return output
+
+
+def _beside(output: jax.Array, row: jax.Array) -> jax.Array:
+  """Numbers [out] as often as a layer's output has them; JAX may be told to repeat none itself."""
+  return jnp.broadcast_to(row.astype(output.dtype), output.shape)
 
 
 def _thin_product(inputs: jax.Array, down: jax.Array, up: jax.Array) -> jax.Array:

@@ -174,7 +174,7 @@ class LayerScale(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """Scales the last axis of `x`."""
     gamma = self.param('gamma', nn.initializers.constant(self.initial), (x.shape[-1],))
-    return x * gamma.astype(x.dtype)
+    return x * jnp.broadcast_to(gamma.astype(x.dtype), x.shape)
 
 
 class Block(nn.Module):

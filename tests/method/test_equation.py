@@ -216,6 +216,17 @@ def test_supports_that_no_allele_reads_may_be_left_out(tensor):
   assert np.any(found[0] != kernel) or np.any(found[1] != bias)
 
 
+def test_no_axis_is_left_to_be_repeated_by_itself():
+  stored = supports.init_supports(jax.random.key(0), 4, 5)
+  flat = {name: stored[name] for name in ('A_up', 'B_up', 'D', 'E')}
+  arguments = jnp.ones((4, 5)), jnp.ones(5)
+  alleles = jnp.array([2, 2, 0, 2, 2])
+  with jax.numpy_rank_promotion('raise'):
+    for own in (stored, flat):
+      for product in (None, equation.low_rank_product):
+        equation.effective(*arguments, own, alleles, product=product)
+
+
 def test_a_layer_without_supports_is_the_base_layer():
   kernel, bias = jnp.ones((4, 5)), jnp.ones(5)
   for alleles in (np.zeros(5, int), np.array([3, 3, 2, 2, 2])):

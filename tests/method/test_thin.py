@@ -64,6 +64,16 @@ def test_outputs_and_all_gradients_are_those_of_the_merged_kernel(tokens, withou
 
 
 @pytest.mark.parametrize('tokens', [MANY, FEW])
+def test_no_axis_is_left_to_be_repeated_by_itself(tokens):
+  inputs, kernel, bias, stored = layer(tokens, 'CDE')
+  flat = {name: value for name, value in stored.items() if not name.endswith('_down')}
+  alleles = jnp.array([2, 2, 0, 0, 0])
+  with jax.numpy_rank_promotion('raise'):
+    for own in (stored, flat):
+      ours(inputs, kernel, bias, own, alleles)
+
+
+@pytest.mark.parametrize('tokens', [MANY, FEW])
 def test_derivatives_of_both_modes_and_orders_are_right(tokens):
   with jax.enable_x64(True):
     inputs, kernel, bias, stored = layer(tokens, 'ACDE', 'float64')
