@@ -75,6 +75,10 @@ class _Recorder:
     self.watch.event += 1
     return result
 
+  def forget_inputs(self) -> None:
+    """Lets go of arrays of the trace, which nothing may hold when it is over."""
+    self._inputs.clear()
+
   def _record(self, module: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> None:
     # A kernel outside a probe is not the model's own parameter: one of a function under the user's
     # own vmap, say.
@@ -167,7 +171,9 @@ def discover(model: nn.Module, inputs: tuple, kwargs: Mapping[str, Any]) -> Disc
     args, keywords = sample.arguments(arrays)
     mutable = nn.DenyList('params')
     with nn.intercept_methods(recorder):
-      return model.apply(variables, *args, rngs=rngs, mutable=mutable, **keywords)
+      results = model.apply(variables, *args, rngs=rngs, mutable=mutable, **keywords)
+    recorder.forget_inputs()
+    return results
 
   with _explained(model, sample):
     variables = jax.eval_shape(initialize, sample.arrays)

@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import pytest
 from model_zoo import EXAMPLES
 
@@ -53,3 +54,9 @@ def site_key(site):
   layout = site.layout
   axes = (frozenset(layout.stack), frozenset(layout.inputs), frozenset(layout.outputs))
   return site.kernel_path, site.bias_path, *axes, frozenset(layout.bias_stack)
+
+
+def test_no_array_of_the_trace_outlives_it():
+  inputs = jax.ShapeDtypeStruct((1, 4), jnp.float32)
+  with jax.checking_leaks():
+    assert len(discover(nn.Dense(3), (inputs,), {}).sites) == 1
