@@ -46,8 +46,9 @@ class Watch:
 
 # What a model may do to a parameter that it reads out of its variables.
 _OPERATORS = (
-  *('getitem', 'len', 'neg', 'add', 'radd', 'sub', 'rsub', 'mul', 'rmul'),
-  *('truediv', 'rtruediv', 'pow', 'matmul', 'rmatmul'),
+  *('getitem', 'iter', 'len', 'neg', 'abs', 'add', 'radd', 'sub', 'rsub', 'mul', 'rmul'),
+  *('truediv', 'rtruediv', 'floordiv', 'rfloordiv', 'mod', 'rmod', 'pow', 'rpow'),
+  *('matmul', 'rmatmul', 'lt', 'le', 'gt', 'ge'),
 )
 
 

@@ -60,3 +60,20 @@ def test_no_array_of_the_trace_outlives_it():
   inputs = jax.ShapeDtypeStruct((1, 4), jnp.float32)
   with jax.checking_leaks():
     assert len(discover(nn.Dense(3), (inputs,), {}).sites) == 1
+
+
+class Pruned(nn.Module):
+  """Outputs of a linear layer, without those whose weights are small, whatever their rest."""
+
+  @nn.compact
+  def __call__(self, inputs):
+    outputs = nn.Dense(3, name='dense')(inputs)
+    kernel = self.variables['params']['dense']['kernel']
+    rest = [row // 2 for row in kernel % 2]
+    return outputs * (abs(kernel) > 0.1).any(0) + sum(rest) + sum(2**row for row in kernel)
+
+
+def test_a_model_may_do_to_a_parameter_that_it_reads_what_arrays_allow():
+  inputs = jax.ShapeDtypeStruct((1, 4), jnp.float32)
+  (site,) = discover(Pruned(), (inputs,), {}).sites
+  assert site.shared
