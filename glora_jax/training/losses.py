@@ -247,7 +247,8 @@ class _DrawnSubnets:
     def apply_path(genome, group, path_key):
       return self._apply(variables, genome, group, keys._replace(model=path_key))
 
-    return jax.vmap(apply_path)(genomes, groups, path_keys).reshape(len(inputs), -1)
+    by_path = jax.vmap(apply_path)(genomes, groups, path_keys)
+    return jax.tree.map(lambda part: part.reshape(len(inputs), *part.shape[2:]), by_path)
 
   def kinds(self, trainable):
     """See `AdapterLoss`."""

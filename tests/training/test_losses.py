@@ -123,6 +123,19 @@ def test_several_paths_are_the_mean_of_their_groups_losses():
   )
 
 
+def test_paths_keep_the_axes_between_images_and_classes():
+  texts, labels = jax.random.normal(KEY, (4, 5, 8)), jnp.ones((4, 5), int)
+  adapted = glora_jax.adapt(nn.Dense(NUM_CLASSES), texts)
+  shapes = {'kernel': jnp.zeros((8, NUM_CLASSES)), 'bias': jnp.zeros(NUM_CLASSES)}
+  halves = adapted.split(adapted.init(KEY, randomized(shapes)))
+  genomes = jnp.zeros((2, 1, 5), jnp.int8)
+  whole, cut = (
+    supernet_loss(adapted, unchanged, lambda key, drawn=drawn: drawn)(*halves, texts, labels, KEY)
+    for drawn in (genomes[0], genomes)
+  )
+  np.testing.assert_allclose(whole[0], cut[0], rtol=1e-6)
+
+
 def test_a_batch_that_cannot_be_cut_into_paths_is_explained():
   _, _, images, labels = problem()
   trainable, _ = problem().split()
