@@ -131,7 +131,8 @@ class SearchSpace:
     if isinstance(allele, str):
       name = re.sub(r'^lora(\d+)$', r'lora:\1', allele)
       return names.index(name) if name in names else None
-    return int(allele) if allele in range(len(names)) else None
+    is_code = not isinstance(allele, bool) and allele in range(len(names))
+    return int(allele) if is_code else None
 
   def names(self, tensor: Tensor) -> tuple[str, ...]:
     """Names of all forms of a tensor, in the order of their codes."""

@@ -18,6 +18,8 @@ from glora_jax.method.space import MOST_RANKS, TENSORS, Layer, SearchSpace, Spec
     ({'ranks': range(1, MOST_RANKS + 2)}, 'are 126, and a genome has codes for at most 125; offer'),
     ({'A': ('matrix',)}, 'none, constant, vector, lora:4'),
     ({'C': 3}, 'codes 0 to 2'),
+    ({'A': True}, 'A=True is not a choice among none, constant'),
+    ({'E': (False, True)}, 'is not a choice among none, constant'),
     ({'D': ()}, 'not a choice'),
   ],
 )
