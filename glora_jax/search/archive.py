@@ -23,7 +23,7 @@ def check_fitness(fitness: Any) -> None:
   _FITNESS.check(fitness, 'fitness')
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Archive:
   """Every subnet that a search has scored, in the order of scoring.
 

@@ -31,6 +31,13 @@ def test_cost_orders_as_the_ranking_does(scores, fitness):
   assert (np.diff(ranked) >= 0).all()
 
 
+def test_archives_are_compared_and_not_their_arrays():
+  archive, other = (Archive.empty(SPEC).extended(THREE, [5, 7, 7], [1.0, 9.0, 8.0], 0),) * 2
+  assert archive == other
+  assert archive != Archive.empty(SPEC)
+  assert len({archive, other}) == 1
+
+
 def test_bounds_are_never_scores():
   exact = [True, False, True]
   archive = Archive.empty(SPEC).extended(THREE, [5, 99, 7], [1.0, 0.0, 8.0], 0, exact)
