@@ -190,6 +190,27 @@ def check_whole_numbers(labels: Any) -> None:
     raise ValueError(f'The labels are {dtype}; they must be the whole numbers of classes.')
 
 
+def check_scored(images: Any, labels: Any) -> None:
+  """Checks that there are images, each with the one class that answers are held against.
+
+  Args:
+    images: [image, ...]; may be traced.
+    labels: int [image]; may be traced.
+
+  Raises:
+    ValueError: there are none, their numbers differ, or an image has several labels or no whole
+      number.
+  """
+  check_labelled(images, labels)
+  check_whole_numbers(labels)
+  if np.ndim(labels) != 1:
+    raise ValueError(
+      f'The labels are {list(np.shape(labels))}, and scores are of one class for each image, '
+      f'[{len(labels)}]; for several, one for each token for instance, give evolve a score '
+      'function of your own.'
+    )
+
+
 def check_classes(labels: Any, num_classes: int) -> None:
   """Checks that labels are classes; where they are traced, or on other hosts, nothing is checked.
 

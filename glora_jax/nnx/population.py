@@ -16,10 +16,9 @@ from glora_jax.method.groups import spec_of
 from glora_jax.method.validation import (
   as_numbers,
   check_classes,
-  check_labelled,
   check_one_genome,
   check_population,
-  check_whole_numbers,
+  check_scored,
 )
 from glora_jax.nnx.adapter import with_rows
 from glora_jax.nnx.live import adapters, check_stored, mesh_of, require_all_rows, spec
@@ -146,8 +145,7 @@ def score(
   check_population(spec(model), genomes)
   check_stored([adapter.recipe for adapter in adapters(model)], genomes)
   inputs, labels = as_numbers('inputs', inputs), as_numbers('labels', labels)
-  check_labelled(inputs, labels)
-  check_whole_numbers(labels)
+  check_scored(inputs, labels)
   _CHUNK.check(chunk, 'chunk')
   _BLOCK.check(block, 'block')
   if chunk is None:

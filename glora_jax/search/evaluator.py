@@ -17,7 +17,7 @@ from glora_jax.limits import Domain, Limits, check_callable, check_type, shown
 from glora_jax.mesh import require_mesh
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.supports import COLLECTION
-from glora_jax.method.validation import check_labelled, check_whole_numbers, is_known
+from glora_jax.method.validation import check_scored, is_known
 
 CANDIDATE = 'candidate'  # the axis of a mesh that subnets are dealt to
 _COUNT = Domain.of_annotation(int, Limits(at_least=1))
@@ -201,8 +201,7 @@ class Evaluator:
     Raises:
       ValueError: there is no image, or not one label for each, a whole number.
     """
-    check_labelled(images, labels)
-    check_whole_numbers(labels)
+    check_scored(images, labels)
     number = len(labels)
     rows, is_image = _in_blocks(number, self._block_size(number, self.data_shards))
     blocks = Batch(jnp.asarray(rows), jnp.asarray(labels)[rows], jnp.asarray(is_image))

@@ -63,6 +63,7 @@ def test_scores_are_those_of_each_subnet_alone(attached):
     ({'labels': LABELS[:2]}, 'there must be one label for each'),
     ({'labels': LABELS + 7}, 'is no class; the model answers with'),
     ({'labels': np.ones(len(X))}, 'The labels are float32; they must be the whole numbers'),
+    ({'labels': np.stack([LABELS] * 2, 1)}, 'and scores are of one class for each image'),
     ({'labels': [[0], [1, 2]]}, 'The labels are .* must be an array of numbers'),
     ({'chunk': 0}, 'chunk=0 must be at least 1'),
     ({'block': 0}, 'block=0 must be at least 1'),

@@ -42,6 +42,10 @@ def test_a_scorer_refuses_what_it_cannot_score():
     ((genomes, images, other_class), 'The label 7 of image 2 is no class'),
     ((genomes, images, -np.array(labels) - 1), 'of image 0 is no class'),
     ((genomes, images, np.array(labels, np.float32)), 'The labels are float32'),
+    (
+      (genomes, images, np.stack([labels] * 2, 1)),
+      r'The labels are \[23, 2\], and scores are of one',
+    ),
   ]
   for arguments, sentence in cases:
     with pytest.raises(ValueError, match=sentence):
