@@ -58,6 +58,7 @@ class Checked:
       self._check_genomes(adapted.spec, genomes)
       check_collections(variables)
       check_storage(adapted.groups, variables[COLLECTION], genomes)
+    genomes = as_numbers('genomes', genomes)  # lists would be an argument for each number
     images, labels = as_numbers('images', images), as_numbers('labels', labels)
     result = self.compiled(variables, genomes, images, labels, *others)
     # How many classes there are is known once the model has been traced, and nothing waits here.

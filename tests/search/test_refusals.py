@@ -83,6 +83,13 @@ def test_guides_and_other_scorers_refuse_the_same():
       make(adapted, fitness='accurcy')
 
 
+def test_genomes_may_be_lists():
+  adapted, variables, genomes, images, labels = problem('mlp', 'up_front')
+  guide = guidance.make_guide(adapted)
+  found = guide(variables, genomes[0].tolist(), images, labels)
+  np.testing.assert_array_equal(found, guide(variables, genomes[0], images, labels))
+
+
 def test_a_search_needs_a_random_key():
   for key in (None, 3, jnp.arange(2)):
     with pytest.raises(ValueError, match='must be one random key'):
