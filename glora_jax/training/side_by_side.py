@@ -174,6 +174,9 @@ def subnet_runs(
     `adapted.join(state.trainable, run.frozen)` as variables; supports that the genome does not use
     are zero there. `dataclasses.replace(run, rate=2.0)` is a run at another learning rate.
 
+  Raises:
+    ValueError: there is not one key for each start, or a genome does not fit.
+
   Example:
     >>> import flax.linen as nn
     >>> import jax
@@ -195,6 +198,10 @@ def subnet_runs(
     >>> adapted.apply(variables, images, genome=genomes[0]).shape
     (4, 2)
   """
+  if len(starts) != len(keys):
+    raise ValueError(
+      f'There are {len(starts)} starts and {len(keys)} keys; give one key for each start.'
+    )
   runs = []
   for genome in genomes:
     subnet = adapted.fix(genome)

@@ -166,6 +166,13 @@ def test_runs_that_train_nothing_end_as_they_do_apart():
   chex.assert_trees_all_equal(train_together(runs), apart)
 
 
+def test_every_start_has_a_key():
+  adapted, variables, *_ = problem()
+  genomes = [smallest_genome(adapted.spec)]
+  with pytest.raises(ValueError, match='There are 2 starts and 1 keys; give one key for each'):
+    subnet_runs(adapted, genomes, [variables] * 2, [jax.random.key(0)], unchanged)
+
+
 def test_wrong_runs_and_images_are_explained():
   class Stream:
     def batches(self, indices):
