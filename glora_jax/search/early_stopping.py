@@ -283,7 +283,8 @@ class _StoppingEvaluator:
     """Whether candidates cannot become parents, whatever the images are that they have not seen."""
     if self.fitness == 'loss':
       return progress.loss > parents.max()
-    return progress.correct + (number - progress.seen) < parents.min()
+    most_correct = progress.correct + (number - progress.seen)
+    return most_correct.astype(parents.dtype) < parents.min()
 
   def _admit(self, parents: jax.Array, progress: _Progress, is_done: jax.Array) -> jax.Array:
     """The scores of the best among the parents and the candidates that are done, [parent]."""

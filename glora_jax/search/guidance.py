@@ -97,7 +97,7 @@ class _Guide:
     logits = self.evaluator.logits(subnet, inputs)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
     costs = losses if self.fitness == 'loss' else 1 - jnp.exp(-losses)
-    return jnp.sum(batch.is_image * costs)
+    return jnp.where(batch.is_image, costs, 0).sum()
 
 
 class _Linear(NamedTuple):

@@ -61,4 +61,4 @@ def drop_components(
 def _factors(row_key: jax.Array, column: int, rank: int, probability: float) -> jax.Array:
   """What the rank-one parts of one tensor of one layer are multiplied by, float [rank]."""
   kept = jax.random.bernoulli(jax.random.fold_in(row_key, column), 1 - probability, (rank,))
-  return kept / (1 - probability)
+  return kept.astype(float) / (1 - probability)

@@ -1,5 +1,6 @@
 """Early stopping: what is selected is what full evaluation selects."""
 
+import jax
 import numpy as np
 import pytest
 from tiny_models import problem, reference_scores
@@ -44,3 +45,12 @@ def test_stopping_early_selects_the_parents_of_full_evaluation(model, chunk, fit
     bar = np.sort(np.concatenate([costs, parents]))[PARENTS - 1]
     assert exact[costs <= bar - 1e-4].all()  # whoever can be a parent was scored to the end
     assert fitness == 'loss' or not exact.all()
+
+
+@pytest.mark.parametrize('chunk', [1, 2])
+def test_no_type_is_promoted_by_itself(chunk):
+  adapted, *arguments = problem('mlp', 'up_front', 4)
+  stop = early_stopping.make_stopping_scorer(adapted, chunk=chunk)
+  with jax.numpy_dtype_promotion('strict'):
+    valid, parents = np.ones(4, bool), np.zeros(PARENTS, np.float32)
+    assert jax.eval_shape(stop.compiled, *arguments, valid, parents).exact.shape == (4,)

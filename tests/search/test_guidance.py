@@ -57,3 +57,12 @@ def assert_first_order(values, genomes, costs):
   assert np.abs(changes).max() > 1e-3
   assert np.corrcoef(estimates, changes)[0, 1] > 0.999
   assert np.abs(estimates - changes).max() < 0.05 * np.abs(changes).max()
+
+
+def test_no_type_is_promoted_by_itself():
+  adapted, variables = supernet(True)
+  genome = random_genomes(np.random.default_rng(0), adapted.spec, 1)[0]
+  guide = guidance.make_guide(adapted)
+  with jax.numpy_dtype_promotion('strict'):
+    values = jax.eval_shape(guide.compiled, variables, genome, *images_and_labels('vit'))
+  assert values.shape == adapted.spec.cost_table.shape

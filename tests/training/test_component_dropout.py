@@ -43,6 +43,15 @@ def fit(name, recipe, **options):
   )
 
 
+def test_no_type_is_promoted_by_itself():
+  adapted, variables, *_ = problem()
+  genome = presets.preset(adapted.spec, 'full')
+  drop = functools.partial(drop_components, groups=adapted.groups, genome=genome, probability=0.5)
+  with jax.numpy_dtype_promotion('strict'):
+    shapes = jax.eval_shape(drop, KEY, variables['glora'])
+  assert jax.tree.structure(shapes) == jax.tree.structure(variables['glora'])
+
+
 def test_the_mean_output_over_many_masks_is_the_undropped_one():
   inputs = jax.random.normal(KEY, (2, 6))
   adapted = glora_jax.adapt(nn.Dense(3), inputs)
