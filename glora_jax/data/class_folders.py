@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from glora_jax.data.distinct import Repetition, repetitions
 from glora_jax.data.examples import Files
-from glora_jax.data.image import EXTENSIONS, images_below
+from glora_jax.data.image import EXTENSIONS, files_below, is_image
 from glora_jax.limits import listed, printable
 
 log = logging.getLogger(__name__)
@@ -84,6 +84,8 @@ def _is_a_class(folder: str, named: Sequence[str]) -> bool:
 def scan(folder: str, classes: Sequence[str]) -> Files:
   """All images below the class folders, in the order of their names.
 
+  A warning says which endings the files have that are left aside.
+
   Args:
     folder: folder that holds the class folders; one for each class that occurs.
     classes: names of the class folders, in the order of the labels.
@@ -91,13 +93,15 @@ def scan(folder: str, classes: Sequence[str]) -> Files:
   Raises:
     ValueError: a class folder holds no images, or leads back to the folder.
   """
-  paths, labels, empty = [], [], []
+  paths, labels, empty, others = [], [], [], []
   for label, name in enumerate(classes):
     class_folder = os.path.join(folder, name)
     if not os.path.isdir(class_folder):
       continue
     _require_below(folder, class_folder)
-    images = images_below(class_folder)
+    files = files_below(class_folder)
+    images = list(filter(is_image, files))
+    others += [file for file in files if not is_image(file)]
     paths += images
     labels += [label] * len(images)
     if not images:
@@ -106,6 +110,14 @@ def scan(folder: str, classes: Sequence[str]) -> Files:
     raise ValueError(
       f'{folder}: no images in the class folders {listed(empty)}; '
       f'an image is a file ending in {", ".join(EXTENSIONS)}. Fill or remove them.'
+    )
+  if others:
+    endings = sorted({os.path.splitext(file)[1].lower() or 'no ending' for file in others})
+    log.warning(
+      '%d files below %s are no images by their endings (%s), and are left aside.',
+      len(others),
+      printable(folder),
+      listed(endings),
     )
   return Files(paths, labels)
 

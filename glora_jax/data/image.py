@@ -22,7 +22,10 @@ from glora_jax.limits import shown
 ResizeRule = Literal['squash', 'crop']
 RULES: tuple[ResizeRule, ...] = typing.get_args(ResizeRule)
 FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'PPM', 'TIFF', 'WEBP')  # as Pillow calls them
-EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
+EXTENSIONS = (
+  *('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.bmp', '.gif', '.webp'),
+  *('.tif', '.tiff', '.ppm', '.pgm'),
+)
 MOST_PIXELS = 178_956_970  # Pillow's own limit, which a program may have lifted
 MOST_BYTES = 2**30  # of a file; some decoders read all of it first
 CROP = 0.875  # share of the shorter side that 'crop' keeps, as in most ImageNet evaluations
@@ -174,8 +177,18 @@ def check_rule(rule: Any) -> None:
     raise ValueError(f'The resize rule {shown(rule)} is unknown; it is one of {", ".join(RULES)}.')
 
 
+def is_image(path: str) -> bool:
+  """Whether a file is an image, by its extension."""
+  return path.lower().endswith(EXTENSIONS)
+
+
 def images_below(folder: str) -> list[str]:
-  """The paths of all images below a folder, by their extensions; links to folders not followed.
+  """The paths of all images below a folder; see `files_below`."""
+  return list(filter(is_image, files_below(folder)))
+
+
+def files_below(folder: str) -> list[str]:
+  """The paths of all files below a folder; links to folders are not followed.
 
   In the order of their names, those of a folder before those of its subfolders; what begins with a
   dot is left out.
@@ -183,15 +196,11 @@ def images_below(folder: str) -> list[str]:
   Raises:
     OSError: a folder cannot be listed.
   """
-  images = []
+  files = []
   for parent, folders, names in os.walk(folder, onerror=_refuse):
     folders[:] = sorted(name for name in folders if not name.startswith('.'))
-    images += [
-      os.path.join(parent, name)
-      for name in sorted(names)
-      if name.lower().endswith(EXTENSIONS) and not name.startswith('.')
-    ]
-  return images
+    files += [os.path.join(parent, name) for name in sorted(names) if not name.startswith('.')]
+  return files
 
 
 def _refuse(error: OSError) -> NoReturn:

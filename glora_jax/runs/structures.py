@@ -152,6 +152,7 @@ def named_genome(spec: Spec, name: str, budget: int | None) -> np.ndarray:
 
 
 def _read(spec: Spec, path: str) -> np.ndarray:
+  path = os.path.expanduser(path)
   if not os.path.isfile(path):
     raise FileNotFoundError(
       f"structure='{printable(path)}' is no file; give the genome.json of a run, 'search', "

@@ -225,15 +225,18 @@ def test_folders_that_cannot_be_a_task_are_explained(photos, tmp_path):
     find(f'folder:{photos}')
 
 
-def test_images_in_deeper_folders_and_odd_names_are_found(tmp_path):
+def test_images_in_deeper_folders_and_odd_names_are_found(tmp_path, caplog):
   fill(tmp_path, {'a/x': 3, 'a/y': 2, 'b ü': 5})
-  (tmp_path / 'a' / 'x' / 'notes.txt').touch()
+  for name in ('notes.txt', 'phone.HEIC', 'Makefile'):
+    (tmp_path / 'a' / 'x' / name).touch()
+  os.rename(tmp_path / 'a' / 'y' / '000.png', tmp_path / 'a' / 'y' / '000.JFIF')
   (tmp_path / 'a' / '.hidden.png').touch()
   (tmp_path / '.cache').mkdir()
   fill(tmp_path, {'a/.thumbnails': 3, 'a/x/.ipynb_checkpoints': 2})
   task = find(f'folder:{tmp_path}')
   assert task.classes == ('a', 'b ü')
   assert len(task.open('train+val+test').labels) == 10
+  assert 'are no images by their endings (.heic, .txt, no ending)' in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -275,9 +275,10 @@ def test_a_genome_file_means_the_same_in_a_space_with_other_ranks(config, tmp_pa
   assert found.tolist() == preset(run.adapted.spec, 'lora:2@qkv').tolist()
 
 
-def test_a_given_structure_is_kept_although_its_file_is_gone(config, tmp_path):
+def test_a_given_structure_is_kept_although_its_file_is_gone(config, tmp_path, monkeypatch):
   path = tmp_path / 'mine.json'
-  settings = changed(config, structure=str(path))
+  monkeypatch.setenv('HOME', str(tmp_path))
+  settings = changed(config, structure='~/mine.json')
   run = prepare(check_config(settings), str(tmp_path / 'run'))
   genome = preset(run.adapted.spec, 'lora:1@qkv')
   path.write_text(json.dumps(genome_to_json(run.adapted.spec, genome)))
