@@ -80,7 +80,7 @@ def test_a_notebook_is_short_and_stored_with_its_outputs(name):
 def test_a_notebook_runs(name, tmp_path, monkeypatch):
   if name == 'tpu.ipynb':
     flags = os.environ['XLA_FLAGS']  # with which all tests compile faster
-    monkeypatch.setenv('XLA_FLAGS', f'{flags} --xla_force_host_platform_device_count=4')
+    monkeypatch.setenv('XLA_FLAGS', f'{flags} --xla_force_host_platform_device_count=2')
   notebook = read(name)
   shrink(notebook, tmp_path)
   nbclient.NotebookClient(notebook, timeout=300, kernel_name='python3').execute()

@@ -202,7 +202,7 @@ def start(config, workdir):
   return start_command('configs/vtab.py:all', workdir, overrides(fields))
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_command_over_data_sets_is_killed_and_its_table_and_exit_codes_are_right(
   config, tmp_path
 ):

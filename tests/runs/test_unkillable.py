@@ -103,7 +103,7 @@ def test_a_full_disk_ends_a_command_in_a_sentence_and_more_room_goes_on(
       assert experiment.run(run_config, str(workdir))  # a finished run can still be read
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_command_that_is_stopped_for_a_while_holds_its_workdir_and_goes_on(
   run_config, undisturbed, tmp_path
 ):
@@ -122,7 +122,7 @@ def test_a_command_that_is_stopped_for_a_while_holds_its_workdir_and_goes_on(
   assert contents(workdir) == undisturbed
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_clock_that_goes_back_changes_nothing(run_config, undisturbed, tmp_path, monkeypatch):
   workdir = tmp_path / 'run'
   with pytest.raises(Stopped):
@@ -133,7 +133,7 @@ def test_a_clock_that_goes_back_changes_nothing(run_config, undisturbed, tmp_pat
   assert contents(workdir) == undisturbed
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_disk_that_fills_at_any_stage_is_a_sentence_and_loses_nothing(
   run_config, finished_run, undisturbed, tmp_path, monkeypatch
 ):
