@@ -96,6 +96,9 @@ class Setting:
   key: jax.Array
 
 
+SettingOf = Callable[..., Setting]
+
+
 class Structure(NamedTuple):
   """What is trained.
 
@@ -110,45 +113,58 @@ class Structure(NamedTuple):
   notes: dict[str, Any]
 
 
-def structure(job: Job, setting_of: Any) -> Structure:
+def structure(job: Job, setting_of: SettingOf) -> Structure:
   """The structure of a job.
 
   Args:
     job: the job.
     setting_of: `(task, seed, shifts=False) -> Setting`; the same object for the same arguments.
   """
-  name = Name.parse(job.method)
-  setting = setting_of(job.task, job.seed)
-  spec = setting.adapted.spec
+  name, setting = Name.parse(job.method), setting_of(job.task, job.seed)
   notes: dict[str, Any] = {}
   if name.base == 'random':
-    genome = choose(distinct(spec), random_values(spec, int(name.argument or 0)), job.budget)
+    genome = _drawn(setting, int(name.argument or 0), job.budget)
     if 'valued' in name.options:
       notes = {'values': summed_values(setting, genome)}
   elif name.base == 'gradient':
-    measure, sources, priors = name.argument, [setting], []
-    if measure == 'shifts':
-      priors = [setting_of(job.task, job.seed, shifts=True)]
-    elif ' ' in measure:
-      named = [setting_of(task, job.seed) for task in sources_of(measure, job.task)]
-      sources, priors = (sources, named) if measure.startswith('prior ') else (named, [])
-      measure = ''
-    if priors:
-      read = allocation(setting, priors=tuple(priors))
-      found, notes = read.values.mean(), {'share': round(read.borrowed, 3)}
-    else:
-      found = mean_of([measured(source, measure or 'squared') for source in sources])
-    knows_vectors = measure not in (*measures.LAYER_SCORES, 'eva')
-    seen = [measured(source, 'seen') for source in sources] if knows_vectors else []
-    rest = mean_of(seen) if seen else None
-    genome = choose(distinct(spec), found, job.budget, rest=rest, floor=knows_vectors)
-    notes |= {'genome': genome.tolist()}
+    genome, notes = _read_off(name.argument, job, setting_of)
   else:
-    genome = preset(spec, name.base, job.budget or None)
-  variables = setting.variables
-  if name.start == 'aligned':
-    variables = allocation(setting).variables
+    genome = preset(setting.adapted.spec, name.base, job.budget or None)
+  aligned = name.start == 'aligned'
+  variables = allocation(setting).variables if aligned else setting.variables
   return Structure(genome, variables, notes)
+
+
+def _drawn(setting: Setting, number: int, budget: int) -> np.ndarray:
+  """A random structure."""
+  spec = setting.adapted.spec
+  return choose(distinct(spec), random_values(spec, number), budget)
+
+
+def _read_off(argument: str, job: Job, setting_of: SettingOf) -> tuple[np.ndarray, dict[str, Any]]:
+  """The genome that gradients name, as a method's argument says, and what is kept with it."""
+  setting = setting_of(job.task, job.seed)
+  sources, notes = [setting], {}
+  if argument == 'shifts' or argument.startswith('prior '):
+    read = allocation(setting, priors=_priors(argument, job, setting_of))
+    measure, found, notes = '', read.values.mean(), {'share': round(read.borrowed, 3)}
+  elif ' ' in argument:
+    sources = [setting_of(task, job.seed) for task in sources_of(argument, job.task)]
+    measure, found = '', mean_of([measured(source, 'squared') for source in sources])
+  else:
+    measure, found = argument, mean_of([measured(setting, argument or 'squared')])
+  knows_vectors = measure not in (*measures.LAYER_SCORES, 'eva')
+  rest = mean_of([measured(source, 'seen') for source in sources]) if knows_vectors else None
+  spec = distinct(setting.adapted.spec)
+  genome = choose(spec, found, job.budget, rest=rest, floor=knows_vectors)
+  return genome, {**notes, 'genome': genome.tolist()}
+
+
+def _priors(argument: str, job: Job, setting_of: SettingOf) -> tuple[Setting, ...]:
+  """Where the gradients are taken that a task borrows from."""
+  if argument == 'shifts':
+    return (setting_of(job.task, job.seed, shifts=True),)
+  return tuple(setting_of(task, job.seed) for task in sources_of(argument, job.task))
 
 
 def sources_of(argument: str, task: str) -> list[str]:
