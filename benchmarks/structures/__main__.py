@@ -31,7 +31,6 @@ from benchmarks.machinery.output import make_parser, print_result
 from benchmarks.structures import display, forecasts, gate, plan, tuning
 from benchmarks.structures.jobs import Hands, Job, OnRunner, Store, Workers, run_jobs
 from benchmarks.structures.plan import Method
-from glora_jax.files import read_json, write_json
 from glora_jax.runs import runners
 from glora_jax.runs.mistakes import MISTAKES, sentence
 
@@ -99,19 +98,12 @@ def tune(arguments) -> None:
   run = functools.partial(run_jobs, store=store, hands=arguments.hands, title='tuning')
   rates = tuning.tune(methods, store, trials, run)
   known = {**(read_rates() if os.path.exists(RATES) else {}), **rates}
-  found = [[name, budget, rate] for (name, budget), rate in known.items()]
-  write_json(RATES, {'rates': found})
+  tuning.write_rates(RATES, known)
 
 
 def read_rates() -> dict[Method, float]:
-  """The chosen rates.
-
-  Raises:
-    SystemExit: there are none yet.
-  """
-  if not os.path.exists(RATES):
-    raise SystemExit('No rates are chosen yet; python -m benchmarks.structures tune does that.')
-  return {(name, budget): rate for name, budget, rate in read_json(RATES)['rates']}
+  """The chosen rates; see `tuning.read_rates`."""
+  return tuning.read_rates(RATES, 'benchmarks.structures')
 
 
 def chosen(methods: list[Method], names: list[str] | None) -> list[Method]:

@@ -10,7 +10,7 @@ twice as many layers as in the embedded backbone, so that eight times its budget
 presets. Of these, the ones that were the best of a final task there are compared, by a list that
 was written before the first training here. Rates are chosen on one development task; the final
 tasks are the first two. Everything else is as in `python -m benchmarks.structures`, and so are the
-files, in `results/vit_s/`. A training takes five minutes of a CPU's core, and all of them ten
+files, in `results/vit_s/`. A training takes six minutes of a CPU's core, and all of them nine
 hours; on an accelerator take `--workers 1`. `--quick`: one epoch of two methods. The last line is
 JSON.
 """
@@ -27,7 +27,6 @@ from benchmarks.structures.backbones import VIT_S
 from benchmarks.structures.jobs import Job, Store, Workers, run_jobs
 from benchmarks.structures.plan import Method
 from benchmarks.structures.tables import line_of, rows_of
-from glora_jax.files import read_json, write_json
 
 BUDGETS = (41_472, 73_728)  # of BitFit, and of LoRA of rank 1 in every layer
 SEEDS = range(3)
@@ -38,7 +37,6 @@ FIXED = {  # those that were the best of a final task on the embedded backbone, 
 }
 TASKS = tuple(plan.tasks('final')[:2])
 RATES = os.path.join(FOLDER, VIT_S, 'rates.json')
-PARTS = ('tune', 'final', 'tables')
 
 
 def fixed_up_to(budget: int) -> list[Method]:
@@ -56,15 +54,14 @@ def store_of(part: str) -> Store:
   return Store(os.path.join(FOLDER, VIT_S, f'{part}.jsonl'))
 
 
-def read_rates() -> dict[Method, float]:
-  """The chosen rates.
+def methods() -> list[Method]:
+  """All that are trained."""
+  return fixed_up_to(BUDGETS[-1]) + [each for budget in BUDGETS for each in filling(budget)]
 
-  Raises:
-    SystemExit: there are none yet.
-  """
-  if not os.path.exists(RATES):
-    raise SystemExit('No rates are chosen; python -m benchmarks.structures.on_vit_s tune does it.')
-  return {(name, budget): rate for name, budget, rate in read_json(RATES)['rates']}
+
+def read_rates() -> dict[Method, float]:
+  """The chosen rates; see `tuning.read_rates`."""
+  return tuning.read_rates(RATES, 'benchmarks.structures.on_vit_s')
 
 
 def job(task: str, method: Method, seed: int, rate: float, epochs: int = TRIALS.epochs) -> Job:
@@ -74,29 +71,25 @@ def job(task: str, method: Method, seed: int, rate: float, epochs: int = TRIALS.
 
 def tune(hands: Workers) -> None:
   """Chooses the rates of all methods."""
-  filled = [method for budget in BUDGETS for method in filling(budget)]
-  methods = fixed_up_to(BUDGETS[-1]) + [plan.tuned_as(method) for method in filled]
   store = store_of('tuning')
   run = functools.partial(run_jobs, store=store, hands=hands, title='tuning')
-  rates = tuning.tune(methods, store, TRIALS, run)
-  write_json(RATES, {'rates': [[*method, rate] for method, rate in rates.items()]})
+  tuning.write_rates(RATES, tuning.tune(list(map(plan.tuned_as, methods())), store, TRIALS, run))
 
 
 def final(hands: Workers) -> None:
   """Trains all methods on the final tasks."""
   rates = read_rates()
   notes = {'commit': committed(os.path.dirname(FOLDER))}
-  methods = fixed_up_to(BUDGETS[-1]) + [each for budget in BUDGETS for each in filling(budget)]
   jobs = [
     job(task, method, seed, rates[plan.tuned_as(method)])
     for seed in SEEDS
     for task in TASKS
-    for method in methods
+    for method in methods()
   ]
   run_jobs(jobs, store_of('final'), hands, 'final', notes)
 
 
-def tables(hands: Workers | None = None) -> None:
+def tables(hands: Workers) -> None:
   """Prints what is there."""
   del hands
   rates, store = read_rates(), store_of('final')
@@ -116,8 +109,8 @@ def tables(hands: Workers | None = None) -> None:
 def quick(hands: Workers) -> None:
   """A short training of two methods whose results are not kept."""
   store = Store(os.path.join('runs', 'structures', 'quick_vit_s.jsonl'))
-  methods = [(plan.OURS, BUDGETS[0]), ('bitfit', 0)]
-  jobs = [job(TASKS[0], method, tuning.TUNING_SEED, 1e-3, epochs=1) for method in methods]
+  short = [(plan.OURS, BUDGETS[0]), ('bitfit', 0)]
+  jobs = [job(TASKS[0], method, tuning.TUNING_SEED, 1e-3, epochs=1) for method in short]
   run_jobs(jobs, store, hands, 'quick')
   print_result('structures.on_vit_s', {each.method: store.results[each]['test'] for each in jobs})
 
@@ -128,14 +121,14 @@ DO: dict[str, Callable[[Workers], None]] = {'tune': tune, 'final': final, 'table
 def main() -> None:
   """Does what the command line asks for."""
   parser = make_parser(__doc__ or '', 'one epoch of two methods on one task; nothing is kept')
-  parser.add_argument('parts', nargs='*', choices=[*PARTS, []], default=[], help='all by default')
+  parser.add_argument('parts', nargs='*', choices=[*DO, []], default=[], help='all by default')
   parser.add_argument('--workers', type=int, default=2, help='processes, one on a core each')
   arguments = parser.parse_args()
   hands = Workers(arguments.workers)
   if arguments.quick:
     quick(hands)
     return
-  for part in arguments.parts or PARTS:
+  for part in arguments.parts or DO:
     DO[part](hands)
 
 

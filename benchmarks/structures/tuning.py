@@ -4,12 +4,14 @@ The list grows at either end until no choice stands there. What is compared is t
 accuracy over `TUNED_ON` with one seed that no table uses; development tasks are there for that.
 """
 
+import os
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from benchmarks.structures.backbones import EMBEDDED
 from benchmarks.structures.jobs import Job, Store
+from glora_jax.files import read_json, write_json
 
 TUNING_SEED = 1000
 TUNED_ON = ('mnist', 'silhouettes', 'bars')
@@ -96,6 +98,26 @@ def tune(
       break
     run(jobs)
   return {method: trials.best(*method, store) for method in methods}
+
+
+def write_rates(path: str, rates: Mapping[tuple[str, int], float | None]) -> None:
+  """Keeps the chosen rates in a file."""
+  write_json(path, {'rates': [[*method, rate] for method, rate in rates.items()]})
+
+
+def read_rates(path: str, program: str) -> dict[tuple[str, int], float]:
+  """The chosen rates.
+
+  Args:
+    path: of the file.
+    program: module whose part `tune` writes it.
+
+  Raises:
+    SystemExit: there are none yet.
+  """
+  if not os.path.exists(path):
+    raise SystemExit(f'No rates are chosen yet; python -m {program} tune does that.')
+  return {(name, budget): rate for name, budget, rate in read_json(path)['rates']}
 
 
 def _rounded(rate: float) -> float:
