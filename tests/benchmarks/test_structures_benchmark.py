@@ -190,6 +190,14 @@ def test_fixed_methods_fit_and_none_is_listed_twice():
   assert {('lora:1', 0), ('hira:1', 0), ('bitfit', 0), ('lora:4@qkv', 0)} <= set(found)
 
 
+def test_the_largest_budget_adds_the_largest_rank_of_each_base_and_place():
+  found = {name for name, budget in plan.fixed_methods(36_864) if not budget}
+  lora = {'lora:4', 'lora:16@qkv', 'lora:10@attn', 'lora:6@mlp', 'lora:8@last_half'}
+  others = {'scale_shift_lora:2', 'scale_shift_lora:14@qkv', 'scale_shift_lora:9@attn'}
+  assert found == lora | {name.replace('lora', 'hira') for name in lora} | others
+  assert {('lora:2', 0), ('lora:3@mlp', 0)} <= set(plan.fixed_up_to(36_864))
+
+
 @pytest.mark.slow
 def test_the_shared_program_trains_as_the_fixed_subnet_does():
   base = lab.backbone(Model(10))
