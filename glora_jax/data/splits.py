@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from glora_jax.data.examples import Examples, Part, Split
+from glora_jax.data.examples import Examples, Joined, Part, Split
 from glora_jax.files import read_json, write_json, writing
 from glora_jax.limits import listed
 
@@ -98,9 +98,36 @@ class Shots:
   skip: int = 0
 
   def open(self) -> Part:
-    """The drawn examples."""
+    """The drawn examples.
+
+    Raises:
+      ValueError: a class has too few for the draw.
+    """
     pool = self.pool.open()
+    needed = self.skip + 1 if self.skip else self.per_class
+    labels, sizes = np.unique(pool.labels, return_counts=True)
+    counted = zip(labels, sizes, strict=True)
+    if rare := [f'class {label} ({size})' for label, size in counted if size < needed]:
+      raise ValueError(
+        f'{self.per_class} images of each class are drawn of at least {needed}, and there are '
+        f'fewer in {listed(rare)}. Take fewer shots.'
+      )
     return Part(pool, shots(pool.labels, self.per_class, self.seed, self.skip))
+
+
+@dataclasses.dataclass(frozen=True)
+class JoinedSplits:
+  """Splits one after another.
+
+  Attributes:
+    parts: what is joined, in order.
+  """
+
+  parts: tuple[Split, ...]
+
+  def open(self) -> Joined:
+    """The examples of all parts."""
+    return Joined([part.open() for part in self.parts])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from glora_jax.records import FORMAT_FILE
-from glora_jax.runs.sections import SEARCH
+from glora_jax.runs.sections import GRADIENT, SEARCH
 
 # Fields that change no result: a run may go on with other values of them.
 FREE_FIELDS = (
@@ -97,6 +97,7 @@ COMPARED = (
   _TEST,
 )
 
+_OF_A_GRADIENT = ('head', 'structure')  # stages that are there where a gradient is read alone
 EVERY_STAGE = (*SEARCHED, *GIVEN, *COMPARED)
 
 
@@ -108,7 +109,11 @@ def stages_of(config: Mapping[str, Any]) -> tuple[Stage, ...]:
   """
   if config.get('job') == 'compare':
     return COMPARED
-  return SEARCHED if config.get('structure', SEARCH) == SEARCH else GIVEN
+  structure = config.get('structure', SEARCH)
+  stages = SEARCHED if structure == SEARCH else GIVEN
+  if GRADIENT in (structure, *config.get('presets', ())):
+    return stages
+  return tuple(stage for stage in stages if stage.name not in _OF_A_GRADIENT)
 
 
 def last_begun(stages: tuple[Stage, ...], workdirs: Iterable[str]) -> Stage | None:

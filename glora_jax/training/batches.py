@@ -96,14 +96,21 @@ class Streamed:
   mesh: jax.sharding.Mesh | None = None
 
   def blocks(self, first: int, last: int, most_steps: int) -> Iterator[Block]:
-    """The steps `first` to `last - 1` in blocks of at most `most_steps`."""
+    """The steps `first` to `last - 1` in blocks of at most `most_steps`.
+
+    A block that is shorter than an epoch ends where the epoch does, at the latest.
+    """
     most_steps = min(most_steps, MOST_STREAMED_STEPS)
-    block_size = steps_per_call(self.num_examples // self.batch_size, most_steps)
+    steps_per_epoch = self.num_examples // self.batch_size
+    block_size = steps_per_call(steps_per_epoch, most_steps)
     batches = self._batches(first, last)
-    for start in range(first, last, block_size):
-      stop = min(start + block_size, last)
-      images, labels = zip(*itertools.islice(batches, stop - start), strict=True)
+    while first < last:
+      left_of_epoch = steps_per_epoch - first % steps_per_epoch
+      num_steps = min(block_size, left_of_epoch) if block_size < steps_per_epoch else block_size
+      stop = min(first + num_steps, last)
+      images, labels = zip(*itertools.islice(batches, stop - first), strict=True)
       yield Block(stop, self._stack(images), self._stack(labels), None)
+      first = stop
 
   def _batches(self, first: int, last: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The batches of steps `first` to `last - 1`, asked of the stream many at a time."""

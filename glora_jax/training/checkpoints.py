@@ -70,7 +70,11 @@ class TrainingCheckpoints:
     _require_files(self._folder)
     check_folder(self._folder, KIND)  # of a later version orbax might read something else
     with self._explain_failures():
-      self._manager = ocp.CheckpointManager(self._folder, options=options)
+      self._manager = (
+        ocp.CheckpointManager(  # which knows nothing of saved shapes without a handler
+          self._folder, options=options, item_handlers=ocp.StandardCheckpointHandler()
+        )
+      )
 
   def __enter__(self) -> TrainingCheckpoints:
     return self

@@ -63,8 +63,8 @@ class NonFiniteLossError(RuntimeError):
     self.learning_rate = learning_rate
     rate = '' if learning_rate is None else f', with learning_rate={learning_rate:g}'
     super().__init__(
-      f'The loss or its gradient was not finite at step {state.step}{rate}; the state before that '
-      'step was kept. Lower the learning rate, or check the images and the pretrained weights.'
+      f'The loss or its gradient was not finite at step {state.step}{rate}. '
+      'Lower the learning rate, or check the images and the pretrained weights.'
     )
 
 

@@ -29,6 +29,14 @@ def test_draws_are_balanced_disjoint_and_decided_by_the_seed(mocked, shots):
   assert set(first) != set(other)
 
 
+def test_flowers_have_ten_images_a_class_in_train_and_sixteen_shots_all_the_same(mocked):
+  task = find('fewshot/oxford_flowers102/16/0')
+  assert len(task.open('train').labels) == 16 * 102
+  assert len(task.open('val').labels) == 4 * 102
+  with pytest.raises(ValueError, match=r'fewer in class 0 \(20\).* Take fewer shots'):
+    find('fewshot/oxford_flowers102/21/0').open('train')
+
+
 @pytest.mark.parametrize('images', ['', 'images'])
 def test_noahs_lists_are_read(tmp_path, images):
   folder = tmp_path / 'oxford_pets'

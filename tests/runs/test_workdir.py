@@ -91,6 +91,7 @@ def changed(**fields):
     ((), {'seed': 7, 'task': 'tfds:beans', 'supernet__epochs': 20}),
     (('supernet/',), {'supernet__epochs': 20}),  # made, but without a state
     (('supernet/50/', 'baselines/linear/50/'), {'search__mode': 'random', 'finetune__epochs': 30}),
+    (('supernet/50/',), {'budget': 100, 'presets': ('lora',), 'allocation__folds': 4}),
     (('search/archive.npz',), {'finetune__batch_size': 5000, 'training__epochs': 20}),
     (('search/archive.npz.3.partial',), {'search__guides': 2, 'budget': 100}),
   ],
@@ -128,6 +129,13 @@ def test_what_a_stage_has_used_is_refused_and_the_stage_named(traces, fields, st
   with pytest.raises(ValueError, match=f'another config: .* its stage {stage} depends on what has'):
     claim_workdir(changed(job=job, **fields), str(tmp_path))
   assert (tmp_path / 'config.json').read_bytes() == before
+
+
+def test_a_gradient_beside_a_search_has_used_its_fields_before_the_supernet(tmp_path):
+  claim_workdir(changed(presets=('gradient',)), str(tmp_path))
+  leave(tmp_path, ('head/50/',))
+  with pytest.raises(ValueError, match='allocation.folds was .* its stage head depends on'):
+    claim_workdir(changed(presets=('gradient',), allocation__folds=4), str(tmp_path))
 
 
 @pytest.mark.parametrize(

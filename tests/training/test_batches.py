@@ -59,6 +59,16 @@ def test_a_stream_gives_the_batches_of_a_resident_set_in_their_order(first):
   assert stops[-1] == 8
 
 
+def test_a_streams_blocks_end_where_an_epoch_does():
+  """Of eleven steps, which no whole number of blocks of at most eight is."""
+  labels = np.arange(110) % 3
+  feeder = make_feeder(Stream(), labels, KEY, batch_size=10)
+  stops = [block.stop for block in feeder.blocks(3, 40, 11)]
+  assert {11, 22, 33} < set(stops)
+  assert stops == sorted(stops)
+  assert stops[-1] == 40
+
+
 def test_a_stream_is_asked_for_many_steps_at_once_and_for_no_more_than_it_should_hold(monkeypatch):
   asked = []
 

@@ -43,7 +43,7 @@ def test_a_state_of_whole_storage_comes_back_cut(tmp_path):
   cut = {'B_down': jnp.zeros((3, 2)), 'B_up': jnp.zeros((2, 2))}
   with TrainingCheckpoints(tmp_path) as checkpoints:
     checkpoints.save(TrainState(whole, moments, 5))
-    checkpoints.wait()
+  with TrainingCheckpoints(tmp_path) as checkpoints:  # of another process
     restored = checkpoints.latest(TrainState(cut, optimizer.init(cut), 0))
     larger = {name: jnp.zeros((8, 8)) for name in whole}
     with pytest.raises(ValueError, match='None of the training states'):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from glora_jax.data import tfds
 from glora_jax.data.label_files import ListedSplit
-from glora_jax.data.splits import Shots
+from glora_jax.data.splits import JoinedSplits, Shots
 from glora_jax.data.task import Source, Task, is_count
 from glora_jax.data.tfds import TfdsSplit
 from glora_jax.limits import shown
@@ -31,6 +31,7 @@ class DataSet(NamedTuple):
     num_classes: number of classes.
     test: TFDS split that is tested on.
     folder: name of NOAH's folder.
+    pool: TFDS splits that the images of 'train' and 'val' are drawn from.
   """
 
   name: str
@@ -38,12 +39,20 @@ class DataSet(NamedTuple):
   num_classes: int
   test: str
   folder: str
+  pool: tuple[str, ...] = ('train',)
 
 
 DATA_SETS = (
   DataSet('food101', 'food101', 101, test='validation', folder='food-101'),
   DataSet('stanford_cars', 'cars196', 196, test='test', folder='stanford_cars'),
-  DataSet('oxford_flowers102', 'oxford_flowers102', 102, test='test', folder='oxford_flowers'),
+  DataSet(
+    'oxford_flowers102',
+    'oxford_flowers102',
+    102,
+    test='test',
+    folder='oxford_flowers',
+    pool=('train', 'validation'),  # each has ten images a class
+  ),
   DataSet('fgvc_aircraft', None, 100, test='test', folder='fgvc_aircraft'),
   DataSet('oxford_pets', 'oxford_iiit_pet', 37, test='test', folder='oxford_pets'),
 )
@@ -116,7 +125,7 @@ def _from_tfds(parsed: FewShotTask, source: Source) -> Task:
       "take NOAH's lists: data.source='lists' and data.root."
     )
   builder = tfds.find_builder(data_set.builder, source.dir, source.version)
-  pool = TfdsSplit(builder, 'train')
+  pool = JoinedSplits(tuple(TfdsSplit(builder, split) for split in data_set.pool))
   splits = {
     'train': Shots(pool, shots, seed),
     'val': Shots(pool, min(shots, MOST_VAL_SHOTS), seed, skip=shots),

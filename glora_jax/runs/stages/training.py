@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import os
 from collections.abc import Callable
 from typing import Any, TypedDict
@@ -24,6 +25,8 @@ from glora_jax.training.head_alone import HeadAlone
 from glora_jax.training.loop import LossFn, NonFiniteLossError, TrainState
 from glora_jax.training.losses import subnet_loss, supernet_loss
 from glora_jax.training.recipe import Recipe
+
+log = logging.getLogger(__name__)
 
 STEPS_PER_DISPATCH = 50
 
@@ -69,7 +72,7 @@ class Bookkeeper:
     steps_per_epoch: number of steps.
     saved: step of the newest saved state.
     dispatched: called after every dispatch, for the profiler.
-    evaluate: further metrics of a state; None for none.
+    evaluate: further metrics of a state at the end of an epoch; None for none.
   """
 
   run: Run
@@ -83,7 +86,8 @@ class Bookkeeper:
 
   def __call__(self, state: TrainState, means: dict[str, float]) -> None:
     """Takes the state after a dispatch, and the means of its metrics."""
-    evaluated = self.evaluate(state) if self.evaluate else {}
+    ends_epoch = state.step % self.steps_per_epoch == 0
+    evaluated = self.evaluate(state) if self.evaluate and ends_epoch else {}
     self.metrics.write(
       state.step, {'epoch': state.step / self.steps_per_epoch, **means, **evaluated}
     )
@@ -160,6 +164,7 @@ def train(
       )
     except NonFiniteLossError as error:
       checkpoints.save(error.state)
+      log.warning('The state before that step is kept in %s.', run.path(stage.name))
       raise
     checkpoints.save(state)
   return learner.join(state.trainable, frozen)
@@ -259,8 +264,9 @@ def _best_of_curve(run: Run, stage: TrainingStage) -> dict[str, float]:
     ValueError: there is not one for every epoch.
   """
   path = run.path('metrics.jsonl')
-  curve = [line for line in read_lines(path, 'metrics', Line) if line['stage'] == stage.name]
-  if len(curve) != stage.recipe.epochs or any('val_accuracy' not in line for line in curve):
+  lines = [line for line in read_lines(path, 'metrics', Line) if line['stage'] == stage.name]
+  curve = [line for line in lines if 'val_accuracy' in line]
+  if len(curve) != stage.recipe.epochs:
     raise ValueError(
       f'{path} has {len(curve)} of the {stage.recipe.epochs} epochs of {stage.name}, so the best '
       f'cannot be told; remove {run.path(stage.name)}, and it is trained again.'
