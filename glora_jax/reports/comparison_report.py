@@ -192,7 +192,7 @@ def _verdict(result: Mapping[str, Any], chosen: Mapping[str, Any], best: Mapping
   origin = 'one seed' if is_one else 'mean and spread of the difference at the same seed'
   return (
     f'{sentence_case(chosen["title"])}: {points} points beside '
-    f'{plain(best["title"])}, the best other method within that '
+    f'{plain(best["title"])}, the best fixed method within that '
     f'({chosen["params"]:,.0f} and {best["params"]:,.0f} parameters; {origin}).'
   )
 
@@ -324,15 +324,16 @@ def tell_images(result: Mapping[str, Any]) -> str:
 def tell_making(result: Mapping[str, Any]) -> str:
   """How the rows were trained, their rates chosen, and what was tested."""
   is_search = any(name.startswith('search-') for name in result['methods'])
-  is_gradient = any(name.startswith('gradient-') for name in result['methods'])
   finetuning = (
     f', and of a searched subnet {result["finetune_epochs"]} of them are its own finetuning'
     if is_search
     else ''
   )
+  rows_of_gradients = result.get('allocation_epochs', {}).values()
+  spared = sorted({epochs for row in rows_of_gradients for epochs in row})
   shorter = f"""
     A gradient's structure is read off the training images; head and gradient count as
-    {result['allocation_epochs'] if is_gradient else 0} of its epochs.
+    {' or '.join(map(str, spared))} of its epochs.
   """
   rates = ', '.join(f'{rate:g}' for rate in result['rates'])
   seeds = ', '.join(map(str, result['seeds']))
@@ -341,7 +342,7 @@ def tell_making(result: Mapping[str, Any]) -> str:
     Backbone {markdown.weights_name(result)}. Every method was trained for {result['epochs']} epochs
     of the same images{finetuning}.
     """,
-    shorter if is_gradient else '',
+    shorter if spared else '',
     f"""
     Its learning rate is the best of {rates} on the validation images, with a seed that the table
     does not use, or was given in the config; `rates.json` tells which. Seeds {seeds}; mean and

@@ -61,7 +61,7 @@ class Progress(NamedTuple):
 
   Attributes:
     generations: their numbers, int [generation].
-    means: mean over each generation, [generation].
+    means: mean over the given subnets of each generation, [generation].
     best: the best so far, [generation].
   """
 

@@ -96,7 +96,7 @@ def _progress_chart(findings: Findings) -> Chart:
     y,
     [
       Line('one subnet', 'teal', _few(points(x, y, scored.generation, accuracy)), 'dots'),
-      Line('mean of the generation', 'dim', points(x, y, found.generations, found.means)),
+      Line('mean of those scored to the end', 'dim', points(x, y, found.generations, found.means)),
       Line('best so far', 'red', best),
     ],
     marks,

@@ -119,7 +119,7 @@ def draw_search(
 def _draw_progress(
   axis: Axes, generation: np.ndarray, values: np.ndarray, better: np.ufunc
 ) -> None:
-  """A point for each subnet, the mean of every generation, and the best so far.
+  """A point for each subnet that was scored to the end, their means, and the best so far.
 
   Args:
     axis: where to draw.
@@ -138,7 +138,7 @@ def _draw_progress(
     label='one subnet',
   )
   generations, means, best = progress(generation, values, better)
-  axis.plot(generations, means, color=palette().dim, label='mean of the generation')
+  axis.plot(generations, means, color=palette().dim, label='mean of those scored to the end')
   axis.step(generations, best, where='mid', color=palette().red, linewidth=2, label='best so far')
 
 

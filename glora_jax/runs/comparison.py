@@ -105,7 +105,11 @@ def _run_stages(run: Run) -> dict[str, Any]:
     'rates': list(compare.rates),
     'rate': rates,
     'labels': _labels(run),
-    'allocation_epochs': settings.allocation.epochs(),
+    'allocation_epochs': {
+      name: [subnet.spared_epochs for subnet in subnets]
+      for name, subnets in rows.items()
+      if name.startswith(GRADIENT)
+    },
     'structures': {
       name: [subnet.genome.tolist() for subnet in subnets]
       for name, subnets in rows.items()

@@ -300,6 +300,10 @@ class AllocationSettings:
     more = self.epochs(borrowed) - spent
     return dataclasses.replace(recipe, epochs=max(left - more, recipe.warmup_epochs, 1))
 
+  def spared(self, recipe: Recipe, borrowed: bool = False) -> int:
+    """The epochs by which `shortened` makes a recipe shorter: fewer than `epochs` where few are."""
+    return recipe.epochs - self.shortened(recipe, borrowed).epochs
+
 
 @dataclasses.dataclass(frozen=True)
 class MeshSettings:

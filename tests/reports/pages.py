@@ -151,7 +151,7 @@ def comparison(allocation):
     'weights': 'embedded',
     'epochs': 8,
     'finetune_epochs': 2,
-    'allocation_epochs': 3,
+    'allocation_epochs': {'gradient-60': [3, 5]},
     'seeds': [0, 1],
     'rates': [1e-3],
     'rate': dict.fromkeys(('linear', 'lora', 'gradient'), 1e-3),

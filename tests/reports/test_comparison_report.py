@@ -40,9 +40,16 @@ def result():
 def test_the_verdict_is_the_paired_difference_to_the_best_within_the_budget(result):
   [verdict] = comparison_report.verdicts(result)
   assert verdict.startswith(
-    'Searched, at most 200: +2.0 ± 1.4 points beside LoRA, the best other method within that '
+    'Searched, at most 200: +2.0 ± 1.4 points beside LoRA, the best fixed method within that '
     '(150 and 180 parameters'
   )
+
+
+def test_the_epochs_of_a_gradient_are_those_that_its_rows_spared(result):
+  result['methods']['gradient-60'] = runs(40, 0.95, 0.95)
+  result['rate']['gradient'] = 1e-3
+  result['allocation_epochs'] = {'gradient-60': [5, 3]}
+  assert 'head and gradient count as 3 or 5 of its epochs' in comparison_report.report(result)
 
 
 def test_presets_are_called_by_their_rank_and_place(result):

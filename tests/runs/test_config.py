@@ -1,5 +1,7 @@
 """Every config of the project loads, is complete, and understands its arguments."""
 
+import dataclasses
+
 import flax
 import pytest
 from absl import flags
@@ -67,6 +69,14 @@ def test_any_number_of_epochs_leaves_something_to_a_task_of_ones_own(epochs, war
   settings = check_config(get_config('own', f'beans,epochs={epochs}'))
   assert settings.training.warmup_epochs == warmup
   assert settings.allocation.shortened(settings.training).epochs == epochs - 3
+
+
+def test_what_is_said_of_an_allocations_epochs_is_what_the_training_spares():
+  settings = check_config(get_config('own', 'beans,epochs=14'))
+  recipe = dataclasses.replace(settings.training, warmup_epochs=10)
+  spared = settings.allocation.spared(recipe, borrowed=True)
+  assert spared == 4 < settings.allocation.epochs(borrowed=True)
+  assert recipe.epochs - spared == settings.allocation.shortened(recipe, borrowed=True).epochs
 
 
 @pytest.mark.parametrize('rank, parts', [(4, 8), (16, 16)])

@@ -134,7 +134,7 @@ def test_what_a_stage_has_used_is_refused_and_the_stage_named(traces, fields, st
 def test_a_gradient_beside_a_search_has_used_its_fields_before_the_supernet(tmp_path):
   claim_workdir(changed(presets=('gradient',)), str(tmp_path))
   leave(tmp_path, ('head/50/',))
-  with pytest.raises(ValueError, match='allocation.folds was .* its stage head depends on'):
+  with pytest.raises(ValueError, match=r'allocation\.folds was .* its stage head depends on'):
     claim_workdir(changed(presets=('gradient',), allocation__folds=4), str(tmp_path))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypedDict
 
 import numpy as np
@@ -51,6 +51,7 @@ class TrainedSubnet:
     seconds: time of training, and of the search where there was one.
     inherited: the variables before finetuning, of a searched subnet; None for the others.
     adapted: the adapted backbone that these are of; None for the run's own.
+    spared_epochs: by how many its training was shorter, for what its structure cost.
   """
 
   genome: np.ndarray
@@ -59,11 +60,27 @@ class TrainedSubnet:
   seconds: float
   inherited: Any = None
   adapted: Adapted | None = None
+  spared_epochs: int = 0
 
   @property
   def candidate(self) -> Candidate:
     """What is tested."""
     return Candidate(self.variables, self.genome, self.adapted)
+
+
+@dataclasses.dataclass
+class _Timed:
+  """A function without arguments, and the seconds of its calls so far."""
+
+  function: Callable[[], Any]
+  seconds: float = 0.0
+
+  def __call__(self) -> Any:
+    start = time.perf_counter()
+    try:
+      return self.function()
+    finally:
+      self.seconds += time.perf_counter() - start
 
 
 def train_method(
@@ -151,13 +168,14 @@ def _read_off_gradients(
     start = Place(adapted, {**fresh, 'params': warm['params']})
     of_seed = [trial for trial in trials if trial.seed == seed]
     key = stream_key(seed, Stream.PRIOR)
-    prior = prior_of(run, Place(adapted, fresh), budget=min(budgets), key=key, ahead=ahead)
+    find = prior_of(run, Place(adapted, fresh), budget=min(budgets), key=key, ahead=ahead)
+    prior = find and _Timed(find)
     for budget in budgets:
       options = {'budget': budget, 'ahead': ahead, 'prior': prior}
       trained = _train_structure(run, names[seed, budget], start, of_seed, **options)
+      shared = heads.seconds_each + _seconds_of(prior, run.path(f'{folder}/prior-{seed}.json'))
       rows[f'{GRADIENT}-{budget}'] += [
-        dataclasses.replace(subnet, seconds=subnet.seconds + heads.seconds_each)
-        for subnet in trained
+        dataclasses.replace(subnet, seconds=subnet.seconds + shared) for subnet in trained
       ]
   return rows
 
@@ -169,18 +187,26 @@ def _train_structure(
   trials: Sequence[Trial],
   *,
   budget: int,
+  prior: _Timed | None,
   **options: Any,
 ) -> list[TrainedSubnet]:
-  """Trains the structure of one seed's gradient within a budget, once for each learning rate."""
+  """Trains the structure of one seed's gradient within a budget, once for each learning rate.
+
+  Its seconds are without those of the prior, which the structures of all budgets share.
+  """
+  before = prior.seconds if prior else 0.0
   start = time.perf_counter()
+  options |= {'budget': budget, 'prior': prior, 'folder': name}
   key = stream_key(trials[0].seed, Stream.STRUCTURE)
-  allocation = allocate_once(run, place, budget=budget, key=key, folder=name, **options)
-  seconds = _first_seconds(run.path(f'{name}.json'), time.perf_counter() - start)
+  allocation = allocate_once(run, place, key=key, **options)
+  of_prior = prior.seconds - before if prior else 0.0
+  seconds = _first_seconds(run.path(f'{name}.json'), time.perf_counter() - start - of_prior)
   subnet = place.adapted.fix(allocation.genome)
+  borrowed, recipe = allocation.borrowed > 0, run.settings.supernet
   batch = Batch(
     name=name,
     learner=subnet,
-    recipe=run.settings.allocation.shortened(run.settings.supernet, allocation.borrowed > 0),
+    recipe=run.settings.allocation.shortened(recipe, borrowed),
     starts=[allocation.variables] * len(trials),
     keys=[stream_key(trial.seed, Stream.SUPERNET) for trial in trials],
     learning_rates=[trial.learning_rate for trial in trials],
@@ -193,6 +219,7 @@ def _train_structure(
       variables,
       seconds + trained.seconds_each,
       adapted=_unless_own(run, place.adapted),
+      spared_epochs=run.settings.allocation.spared(recipe, borrowed),
     )
     for variables in trained.variables
   ]
@@ -242,6 +269,12 @@ def _search_one(run: Run, name: str, supernet: Any, trial: Trial, budget: int) -
     seconds=searching + finetuned.seconds_each,
     inherited=supernet,
   )
+
+
+def _seconds_of(prior: _Timed | None, path: str) -> float:
+  """The seconds of a prior where one was looked for, now or in an earlier start; else none."""
+  seconds = prior.seconds if prior else 0.0
+  return _first_seconds(path, seconds) if seconds or os.path.exists(path) else 0.0
 
 
 def _first_seconds(path: str, seconds: float) -> float:

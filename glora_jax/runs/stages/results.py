@@ -202,7 +202,7 @@ def _of_structure(run: Run, allocation: Allocation | None) -> dict[str, Any]:
       'proposed': allocation.proposed,
       'forecast': allocation.forecast._asdict(),
       'head_epochs': settings.head_epochs,
-      'epochs': settings.epochs(allocation.borrowed > 0),
+      'epochs': settings.spared(run.settings.recipe_alone, allocation.borrowed > 0),
       'borrowed': allocation.borrowed,
     }
   return content
