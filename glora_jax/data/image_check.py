@@ -1,7 +1,8 @@
 """Every image of every split of a task opened once, before anything is computed with them.
 
 What could be decoded is remembered in a file by the image's path, size and modification time, so
-that a run that goes on opens none again.
+that a run that goes on opens none again. What was left out is remembered by its position: a run
+that has begun leaves out the same images, whatever has become of them since.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import dataclasses
 import hashlib
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,10 +29,29 @@ from glora_jax.limits import listed, printable
 from glora_jax.records import read_if_whole
 
 KIND = 'checked images'  # of the file that remembers
+_ADVICE = 'Put them back as they were, or take a new workdir.'
+
+
+class _Remembered(NamedTuple):
+  """What the file says.
+
+  Attributes:
+    readable: digests of images that can be decoded, and of their states, uint64 [n].
+    is_left_out: which images were left out, bool [image], of all splits in their order; None where
+      it says nothing of that, as an earlier version's does not.
+  """
+
+  readable: np.ndarray
+  is_left_out: np.ndarray | None
 
 
 def with_readable_images(
-  task: Task, record: str | None = None, *, skip_broken: bool = False, write: bool = True
+  task: Task,
+  record: str | None = None,
+  *,
+  skip_broken: bool = False,
+  write: bool = True,
+  begun: bool = False,
 ) -> Task:
   """Opens every image of every split once, in parallel.
 
@@ -39,6 +60,8 @@ def with_readable_images(
     record: path of the npz file that remembers which images can be decoded; None for none.
     skip_broken: leave out, with a warning, images that cannot be decoded.
     write: whether the file is written, and not only read.
+    begun: whether something was computed with the images already, so that the same must be left
+      out.
 
   Returns:
     The task, its splits opened, and of images that can be decoded alone. A warning names files that
@@ -46,18 +69,35 @@ def with_readable_images(
 
   Raises:
     UnreadableImages: there are images that cannot be decoded, or in a split no others.
-    ValueError: what is left lacks a class of train, or cannot measure anything.
+    ValueError: what is left lacks a class of train, or cannot measure anything. Or a run has begun
+      with images that cannot be decoded any more.
   """
   splits = {split: task.open(split) for split in task.splits}
   everything = Joined(list(splits.values()))
   keys = _keys(everything)
-  remembered = _read(record) if record else np.zeros(0, np.uint64)
-  unknown = np.flatnonzero(~np.isin(keys, remembered) | (keys == _NO_KEY))
+  remembered = _read(record) if record else _Remembered(np.zeros(0, np.uint64), None)
   messages: list[str | None] = [None] * len(keys)
+  is_settled = begun and remembered.is_left_out is not None
+  is_left_out = np.zeros(len(keys), bool)
+  if is_settled:
+    is_left_out = _as_begun(task, remembered.is_left_out, len(keys))
+  for index in np.flatnonzero(is_left_out):
+    messages[index] = f'{printable(everything.name(int(index)))}: left out since the run began'
+  is_known = np.isin(keys, remembered.readable) & (keys != _NO_KEY)
+  unknown = np.flatnonzero(~is_left_out & ~is_known)
   for index, message in zip(unknown, _check(everything, unknown), strict=True):
     messages[index] = message
   readable = np.array([message is None for message in messages])
-  arrays = {'readable': np.unique(keys[readable & (keys != _NO_KEY)])}
+  gone = [messages[index] for index in np.flatnonzero(~is_left_out & ~readable)]
+  if is_settled and gone:
+    raise ValueError(
+      f'{task.name}: this run has begun with images that cannot be decoded now: {listed(gone)}. '
+      f'{_ADVICE}'
+    )
+  arrays = {
+    'readable': np.unique(keys[readable & (keys != _NO_KEY)]),
+    'is_left_out': ~readable,
+  }
   # Where the task is refused, the workdir stays as it was, unless opening so many took long.
   took_long = len(unknown) >= FEWEST_WITH_PROGRESS
   if record and write and took_long:
@@ -84,7 +124,9 @@ def with_readable_images(
   if write and len(unknown):
     warn_of_copies(task.name, kept)
   opened = {split: OpenedSplit(examples) for split, examples in kept.items()}
-  return dataclasses.replace(task, splits=opened)
+  note = f'{len(broken)} of {len(messages)} images cannot be decoded and are left out.'
+  notes = (*task.notes, note) if broken else task.notes
+  return dataclasses.replace(task, splits=opened, notes=notes)
 
 
 _NO_KEY = np.uint64(0)  # of an image that is not there
@@ -95,21 +137,45 @@ def _keys(examples: Examples) -> np.ndarray:
   keys = np.zeros(len(examples.labels), np.uint64)
   for index in range(len(keys)):
     with contextlib.suppress(OSError):
-      state = examples.state(index).encode(errors='surrogateescape')
-      keys[index] = int.from_bytes(hashlib.blake2b(state, digest_size=8).digest(), 'big')
+      keys[index] = _digest(examples.state(index))
   return keys
 
 
-def _read(path: str) -> np.ndarray:
-  """The digests in a file; none where it is missing or damaged.
+def _digest(text: str) -> int:
+  content = text.encode(errors='surrogateescape')
+  return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), 'big')
+
+
+def _as_begun(task: Task, is_left_out: np.ndarray, number: int) -> np.ndarray:
+  """Which images a run has left out that has begun, bool [image].
+
+  Raises:
+    ValueError: it has begun with another number of images.
+  """
+  if len(is_left_out) != number:
+    raise ValueError(
+      f'{task.name}: this run has begun with {len(is_left_out)} images, and there are {number} '
+      f'now. {_ADVICE}'
+    )
+  return is_left_out
+
+
+def _read(path: str) -> _Remembered:
+  """What a file says; nothing where it is missing or damaged.
 
   Raises:
     LaterVersionError: a later version wrote it.
   """
-  digests = (read_if_whole(path, KIND) or {}).get('readable')
-  if digests is not None and digests.dtype == np.uint64 and digests.ndim == 1:
-    return digests
-  return np.zeros(0, np.uint64)
+  arrays = read_if_whole(path, KIND) or {}
+  readable = _of_kind(arrays.get('readable'), np.uint64)
+  is_left_out = _of_kind(arrays.get('is_left_out'), np.bool_)
+  return _Remembered(np.zeros(0, np.uint64) if readable is None else readable, is_left_out)
+
+
+def _of_kind(array: np.ndarray | None, dtype: type[np.generic]) -> np.ndarray | None:
+  """A vector of a type; None for anything else."""
+  is_right = array is not None and array.dtype == dtype and array.ndim == 1
+  return array if is_right else None
 
 
 def _check(examples: Examples, indices: np.ndarray) -> list[str | None]:

@@ -32,7 +32,7 @@ from glora_jax.runs.backbone import (
 from glora_jax.runs.batch_sizes import fit_batches
 from glora_jax.runs.config import RunSettings, check_config
 from glora_jax.runs.run import Place, Run, Stream, stream_key
-from glora_jax.runs.used_fields import is_among
+from glora_jax.runs.used_fields import EVERY_STAGE, is_among, last_begun
 from glora_jax.runs.workdir import (
   Change,
   abandon,
@@ -183,10 +183,14 @@ def _restore(contents: dict[str, bytes | None]) -> None:
 
 
 def _forget(workdir: str, changes: tuple[Change, ...]) -> None:
-  """Removes a split of other images and a record of other weights, which no stage has used."""
+  """Removes a split of other images and a record of other weights, which no stage has used.
+
+  What a start left that was killed before it had claimed the workdir is of nobody knows what.
+  """
+  is_unclaimed = not os.path.exists(os.path.join(workdir, 'config.json'))
   for name, fields in PREPARED.items():
     path = os.path.join(workdir, name)
-    is_of_others = any(is_among(change.name, fields) for change in changes)
+    is_of_others = is_unclaimed or any(is_among(change.name, fields) for change in changes)
     if is_of_others and meshes.primary() and os.path.exists(path):
       os.remove(path)
 
@@ -249,9 +253,10 @@ def prepare(
   run = dataclasses.replace(run, task=_open_images(run))
   disk_room.check_cache(given.data.cache, disk_room.images_to_cache(run))
   left = early_checks.count_images(run.task)  # fewer, where broken ones are left out
-  if left == counts:
-    return run
-  return dataclasses.replace(run, settings=fit_batches(given, left, mesh))
+  if left != counts:
+    run = dataclasses.replace(run, settings=fit_batches(given, left, mesh))
+    check(run, left)
+  return run
 
 
 def _open_images(run: Run) -> Task:
@@ -266,7 +271,9 @@ def _open_images(run: Run) -> Task:
   with meshes.primary_first('images'):
     if record and writes:
       os.makedirs(run.workdir, exist_ok=True)
-    return with_readable_images(run.task, record, skip_broken=skip_broken, write=writes)
+    begun = bool(run.workdir) and last_begun(EVERY_STAGE, [run.workdir]) is not None
+    options = {'skip_broken': skip_broken, 'write': writes, 'begun': begun}
+    return with_readable_images(run.task, record, **options)
 
 
 def read_seconds(workdir: str) -> dict[str, float]:

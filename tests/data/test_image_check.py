@@ -1,6 +1,7 @@
 """Every image opened once before a run: broken ones are all named, readable ones remembered."""
 
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -96,6 +97,32 @@ def test_broken_images_are_left_out_on_request(task, tmp_path, opened, caplog):
   before = len(opened)
   with_readable_images(task, record, skip_broken=True)
   assert sorted(opened[before:]) == ['test/2.png', 'train/1.png', 'train/4.png']
+
+
+def test_a_run_that_has_begun_leaves_out_what_it_left_out_and_nothing_else(task, tmp_path):
+  break_images(tmp_path)
+  record, broken = str(tmp_path / 'images.npz'), tmp_path / 'train' / '1.png'
+  first = with_readable_images(task, record, skip_broken=True)
+  assert first.notes == ('3 of 12 images cannot be decoded and are left out.',)
+  broken.unlink()
+  shutil.copy(tmp_path / 'train' / '0.png', broken)
+  again = with_readable_images(task, record, skip_broken=True, begun=True)
+  for split in SIZES:
+    assert names_of(again, split) == names_of(first, split)
+  assert '1.png' in names_of(with_readable_images(task, record, skip_broken=True), 'train')
+
+
+def test_a_run_that_has_begun_with_an_image_that_is_gone_says_so(task, tmp_path):
+  record = str(tmp_path / 'images.npz')
+  with_readable_images(task, record, skip_broken=True)
+  (tmp_path / 'train' / '0.png').write_bytes(b'x')
+  with pytest.raises(ValueError, match=r'begun with images that .* now: .*Put them back'):
+    with_readable_images(task, record, skip_broken=True, begun=True)
+
+
+def names_of(task, split):
+  examples = task.open(split)
+  return [os.path.basename(examples.name(index)) for index in range(len(examples.labels))]
 
 
 def test_what_is_left_must_measure(task, tmp_path):
