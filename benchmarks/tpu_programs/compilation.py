@@ -11,6 +11,7 @@ import jax
 
 from benchmarks.tpu_programs.cases import Case, build
 from benchmarks.tpu_programs.collectives import collectives
+from glora_jax.method.thin import made_for
 from glora_jax.runs.planning.arithmetic import count
 from glora_jax.runs.planning.costs import Line, bytes_by_kind
 
@@ -52,9 +53,10 @@ def compiled(case: Case, kept: Kept) -> Record:
     (`cpu_seconds`). A program that the compiler
     refuses, as it does where memory is short, has its sentence as 'error' instead.
   """
-  program = build(case)
-  traced = program.function.trace(*program.arguments)
-  lowered = traced.lower()
+  with made_for('tpu'):
+    program = build(case)
+    traced = program.function.trace(*program.arguments)
+    lowered = traced.lower()
   versions = [jax.__version__, importlib.metadata.version('libtpu')]
   text = '\n'.join([*versions, case.topology, lowered.as_text()])
   key = hashlib.sha256(text.encode()).hexdigest()

@@ -7,9 +7,11 @@ thin gradients.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,6 +25,23 @@ from glora_jax.method.equation import (
   stored_tensors,
   weight_factors,
 )
+
+_platform: contextvars.ContextVar[str | None] = contextvars.ContextVar('platform', default=None)
+
+
+@contextlib.contextmanager
+def made_for(platform: str) -> Iterator[None]:
+  """Programs that are traced within are those of a platform, 'cpu', 'gpu' or 'tpu', not JAX's own.
+
+  Example:
+    >>> with made_for('tpu'):  # on a machine that plans for one
+    ...   program = jax.make_jaxpr(jnp.sin)(1.0)
+  """
+  token = _platform.set(platform)
+  try:
+    yield
+  finally:
+    _platform.reset(token)
 
 
 def thin_layer(
@@ -115,7 +134,7 @@ def _merging_pays(product: Product, inputs: jax.Array, kernel: jax.Array) -> boo
   the kernel, and TPUs and GPUs round what they multiply in float32.
   """
   dtype = jax.eval_shape(product, inputs, kernel).dtype
-  is_exact = jax.default_backend() == 'cpu' and dtype == kernel.dtype
+  is_exact = (_platform.get() or jax.default_backend()) == 'cpu' and dtype == kernel.dtype
   if not is_exact or jnp.finfo(dtype).bits < 32:
     return False
   into, out = kernel.shape

@@ -23,6 +23,7 @@ from glora_jax import mesh as meshes
 from glora_jax.limits import shown
 from glora_jax.method.draws import require_feasible
 from glora_jax.method.supports import COLLECTION
+from glora_jax.method.thin import made_for
 from glora_jax.runs import early_checks
 from glora_jax.runs.backbone import fetch_task, load_backbone
 from glora_jax.runs.batch_sizes import fit_batches
@@ -88,13 +89,14 @@ def plan(
   meshes.initialize(**dataclasses.asdict(settings.distributed))
   machine = machine_of(topology, settings.mesh.devices, settings.model.dtype)
   early_checks.check_devices(settings, are_several=machine.devices > 1)
-  name, run = _shape_of(settings, machine)
-  planned = plan_of(run, name, machine)
-  _require_room(planned, run.settings)
-  planned = dataclasses.replace(planned, reading=_reading_of(planned, run))
-  if compiled and topology is not None:
-    planned = _with_compiled(planned, run, topology)
+  with made_for(machine.platform):
+    name, run = _shape_of(settings, machine)
+    planned = plan_of(run, name, machine)
     _require_room(planned, run.settings)
+    planned = dataclasses.replace(planned, reading=_reading_of(planned, run))
+    if compiled and topology is not None:
+      planned = _with_compiled(planned, run, topology)
+      _require_room(planned, run.settings)
   return planned
 
 
