@@ -1,9 +1,14 @@
-"""The line that a run says of itself when it begins."""
+"""How a run is prepared, and the line that it says of itself when it begins."""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_runs import changed
 
 import glora_jax
+from glora_jax.files import read_json
 from glora_jax.models.vit import ViT
 from glora_jax.runs import lifecycle
 
@@ -28,3 +33,37 @@ def test_the_line_about_a_run_counts_what_is_trained():
   assert f'{supports:,} in supports, {heads} in heads (float32)' in line
   assert f'{params - heads:,} frozen (float32)' in line
   assert line.endswith('computed in bfloat16')
+
+
+@pytest.fixture
+def photos(tmp_path):
+  """Ten images of each of two classes, of which a run trains on eight."""
+  for name in ('cat', 'owl'):
+    folder = tmp_path / 'photos' / name
+    folder.mkdir(parents=True)
+    for n in range(10):
+      Image.fromarray(np.full((8, 8, 3), n, np.uint8)).save(folder / f'{n}.png')
+  return tmp_path / 'photos'
+
+
+def test_what_a_start_left_that_was_killed_before_its_config_is_made_anew(
+  run_config, photos, tmp_path
+):
+  """Its split may be of other images than the next start has."""
+  workdir = tmp_path / 'run'
+  workdir.mkdir()
+  (workdir / 'split.json').write_text('{"identity": "of other images"}')
+  run = lifecycle.rehearse(changed(run_config, task=f'folder:{photos}'), str(workdir))
+  assert read_json(workdir / 'split.json')['identity'] != 'of other images'
+  assert len(run.task.open('train').labels) == 16
+
+
+def test_folds_are_of_the_images_that_are_left(run_config, photos, tmp_path):
+  options = {'structure': 'gradient', 'presets': (), 'data__skip_broken': True}
+  config = changed(run_config, task=f'folder:{photos}', allocation__folds=16, **options)
+  run = lifecycle.rehearse(config, str(tmp_path / 'whole'))
+  path = run.task.open('train').name(0)
+  with open(path, 'wb') as file:
+    file.write(b'no image')
+  with pytest.raises(ValueError, match=r'allocation\.folds=16 is more than the 15 training images'):
+    lifecycle.rehearse(config, str(tmp_path / 'without'))
