@@ -252,6 +252,13 @@ def test_what_will_be_written_is_said_and_must_fit(run, monkeypatch, caplog):
   os.remove(run.path('written'))
 
 
+def test_links_in_a_workdir_that_lead_nowhere_have_no_bytes(run):
+  needed = disk_room.bytes_to_write(run)
+  os.symlink('gone', run.path('link'))
+  assert disk_room.bytes_to_write(run) == pytest.approx(needed, abs=100)
+  os.remove(run.path('link'))
+
+
 def test_decoded_images_must_fit_into_their_folder(run, tmp_path, monkeypatch):
   data = dataclasses.replace(run.settings.data, cache=str(tmp_path / 'cache'))
   caching = dataclasses.replace(run, settings=dataclasses.replace(run.settings, data=data))
