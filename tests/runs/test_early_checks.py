@@ -138,6 +138,18 @@ def test_a_start_that_fails_leaves_no_workdir(fields, error, sentence, run_confi
   assert not os.listdir(tmp_path)
 
 
+def test_decoded_images_are_kept_apart_from_those_of_the_task(run_config, tmp_path):
+  photos = tmp_path / 'photos'
+  for name in ('cat', 'dog'):
+    (photos / name).mkdir(parents=True)
+    Image.new('RGB', (8, 8)).save(photos / name / '1.png')
+  config = changed(run_config, task=f'folder:{photos}', data__cache=str(photos / 'cache'))
+  with pytest.raises(ValueError, match=rf'data.cache={photos}/cache lies in {photos}, where what'):
+    experiment.run(config, str(tmp_path / 'run'))
+  assert os.listdir(tmp_path) == ['photos']
+  assert set(os.listdir(photos)) == {'cat', 'dog'}
+
+
 def test_a_corrected_config_starts_where_the_first_start_failed(run_config, tmp_path):
   """A split that was made for the first one is forgotten; what lay there before is not."""
   photos = tmp_path / 'photos'
