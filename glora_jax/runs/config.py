@@ -256,6 +256,17 @@ def check_config(config: ml_collections.ConfigDict) -> RunSettings:
   return settings
 
 
+def check_config_of_task(config: ml_collections.ConfigDict) -> RunSettings:
+  """Reads a config for a command that looks at the images of its task; see `check_config`.
+
+  Raises:
+    ValueError: its job has no task.
+  """
+  if (job := config.get('job')) == 'pretrain':
+    raise ValueError(f'job={shown(job)} has no task; give a run, a comparison or a suite.')
+  return check_config(config)
+
+
 @functools.cache
 def values_when_absent() -> dict[str, Any]:
   """What an older `config.json` means by not having a field, as JSON, by dotted name."""
