@@ -7,7 +7,6 @@ import errno
 import hashlib
 import json
 import os
-import platform
 import stat
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from glora_jax import partial
 from glora_jax.limits import printable, shown
 
 Path = str | os.PathLike
@@ -57,7 +57,8 @@ def writing(path: Path) -> Iterator[None]:
 def whole(path: Path) -> Iterator[str]:
   """A temporary path beside the given one, moved there at the end of the block.
 
-  Whoever is killed while writing leaves the old file as it was.
+  Whoever is killed while writing leaves the old file as it was, and beside it what the next who
+  writes the file removes.
 
   Args:
     path: path of the file.
@@ -68,11 +69,11 @@ def whole(path: Path) -> Iterator[str]:
   Raises:
     OSError: it cannot be written; the old file is still there.
   """
-  # With machine and process in its name, so that two that write the same file do not meet.
-  temporary = f'{os.fspath(path)}.{platform.node()}.{os.getpid()}.partial'
+  temporary = partial.path_of(path)
   with writing(path):
     if os.path.lexists(path) and not os.path.islink(path):
       _require_regular(path, os.lstat(path))  # a device or a pipe makes no room for a file
+    partial.remove_abandoned(path)
     _create(temporary)
     try:
       yield temporary

@@ -1,9 +1,12 @@
 """Small files: whole or not there, and damage explained. Folders that one process holds."""
 
 import os
+import platform
 import re
 import signal
 import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -38,6 +41,42 @@ def test_a_writer_that_dies_leaves_the_old_file(tmp_path):
     die_halfway()
   assert files.read_json(tmp_path / 'x.json') == 1
   assert [path.name for path in tmp_path.iterdir()] == ['x.json']
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_write_and_nothing_else_does(tmp_path):
+  with subprocess.Popen(['true']) as ended:
+    pass
+  node, hour_ago = platform.node(), time.time() - 3600
+  abandoned = f'x.json.{node}.{ended.pid}.partial'
+  kept = {
+    f'x.json.{node}.{os.getppid()}.partial',  # of a process that is there
+    f'x.json.other-{node}.{ended.pid}.partial',
+    f'y.json.{node}.{ended.pid}.partial',
+    f'x.json.{node}.{10**30}.partial',
+    f'x.json.{node}.mine.partial',
+  }
+  for name in (abandoned, *kept):
+    (tmp_path / name).touch()
+    os.utime(tmp_path / name, (hour_ago, hour_ago))
+  files.write_json(tmp_path / 'x.json', 1)
+  assert set(os.listdir(tmp_path)) == {'x.json', *kept}
+  # The writer's process may be in a container, where it cannot be seen.
+  (tmp_path / abandoned).touch()
+  files.write_json(tmp_path / 'x.json', 2)
+  assert set(os.listdir(tmp_path)) == {'x.json', *kept, abandoned}
+
+
+def test_a_writer_leaves_alone_what_another_writes_meanwhile(tmp_path):
+  """Two processes of this machine write the same file; each is whole, and the last one counts."""
+  with files.whole(tmp_path / 'x.json') as temporary:
+    os.utime(temporary, (0, 0))
+    other = 'from glora_jax import files; import sys; files.write_json(sys.argv[1], "other")'
+    subprocess.run([sys.executable, '-c', other, str(tmp_path / 'x.json')], check=True)
+    assert files.read_json(tmp_path / 'x.json') == 'other'
+    with open(temporary, 'w') as file:
+      file.write('"own"')
+  assert files.read_json(tmp_path / 'x.json') == 'own'
+  assert os.listdir(tmp_path) == ['x.json']
 
 
 def test_a_full_disk_is_a_sentence_and_leaves_the_old_file(tmp_path):

@@ -93,12 +93,13 @@ def canonical(name: str) -> str:
   return f'{kind}:{own.absolute(path)}'
 
 
-def require_apart(name: str, workdir: str) -> None:
+def require_apart(name: str, written: str, field: str = '--workdir') -> None:
   """Checks that what a run writes will not lie among the images of its task.
 
   Args:
     name: name of the task.
-    workdir: folder of the run.
+    written: folder that the run writes into.
+    field: what gives that folder.
 
   Raises:
     ValueError: it would, where folders are classes, and pictures are images.
@@ -107,12 +108,12 @@ def require_apart(name: str, workdir: str) -> None:
   if kind != 'folder' or not path:
     return
   folder = os.path.realpath(own.absolute(path))
-  inside = os.path.relpath(os.path.realpath(workdir), folder)
+  inside = os.path.relpath(os.path.realpath(written), folder)
   is_hidden = inside != os.curdir and any(part.startswith('.') for part in inside.split(os.sep))
   if not is_hidden:  # nor elsewhere, which begins with '..'
     raise ValueError(
-      f'The workdir {workdir} lies in {folder}, where what it holds would be taken for classes and '
-      'images; choose another --workdir.'
+      f'{field}={written} lies in {folder}, where what it holds would be taken for classes and '
+      'images; give a folder elsewhere.'
     )
 
 

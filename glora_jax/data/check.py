@@ -14,12 +14,12 @@ import sys
 import ml_collections
 
 from glora_jax.data.catalog import expand, report
-from glora_jax.runs.config import check_config
+from glora_jax.runs.config import check_config_of_task
 
 
 def main(config: ml_collections.ConfigDict) -> None:
   """Prints the report on every task of a config; ends with status 1 unless all are ready."""
-  settings = check_config(config)
+  settings = check_config_of_task(config)
   names = expand(settings.task)
   number_ready = 0
   for name in names:

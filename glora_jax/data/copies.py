@@ -28,19 +28,13 @@ class Copy(NamedTuple):
   original: str
 
 
-def find_copies(examples: Examples, originals: Examples) -> list[Copy]:
-  """Files that some examples share with others; those of the same size alone are read.
+def _find_copies(own: _BySize, by_size: _BySize) -> list[Copy]:
+  """Files that have the same bytes as others; those of the same size alone are read.
 
   Args:
-    examples: the first are named first. Those that are no files of their own are passed over, as
-      are files that cannot be read.
-    originals: the others.
+    own: the first are named first; files that cannot be read are passed over.
+    by_size: the others.
   """
-  return _find_copies(_by_size(examples), _by_size(originals))
-
-
-def _find_copies(own: _BySize, by_size: _BySize) -> list[Copy]:
-  """The same of files by their sizes."""
   own = {size: paths for size, paths in own.items() if size in by_size}
   compared = [path for paths in (*own.values(), *(by_size[size] for size in own)) for path in paths]
   digests = dict(zip(compared, _digests(compared), strict=True))
@@ -71,7 +65,7 @@ def warn_of_copies(name: str, splits: Mapping[str, Examples]) -> None:
 
 
 def _by_size(examples: Examples) -> _BySize:
-  """Paths of the examples' files by their bytes."""
+  """Paths of the examples' files by their bytes; examples that are no files are passed over."""
   found = collections.defaultdict(list)
   for index in range(len(examples.labels)):
     path = examples.file(index)

@@ -28,6 +28,7 @@ EXTENSIONS = (
 )
 MOST_PIXELS = 178_956_970  # Pillow's own limit, which a program may have lifted
 MOST_BYTES = 2**30  # of a file; some decoders read all of it first
+MOST_GREY = 2**16 - 1  # of whole numbers; what is white beyond 16 bits, no file says
 CROP = 0.875  # share of the shorter side that 'crop' keeps, as in most ImageNet evaluations
 
 
@@ -57,7 +58,7 @@ def decode(encoded: bytes | str | os.PathLike | BinaryIO, *, draft: bool = False
       if draft:
         picture.draft('RGB', (1, 1))
       picture.load()
-      upright = ImageOps.exif_transpose(picture)
+      upright = _upright(picture)
   # On damaged files Pillow's plugins raise whatever their arithmetic runs into.
   except Exception as error:
     raise OSError(f'not a readable image ({_reason(error)})') from error
@@ -106,6 +107,14 @@ def _reason(error: Exception) -> str:
   return str(error).partition(' <_io')[0] or type(error).__name__
 
 
+def _upright(picture: Image.Image) -> Image.Image:
+  """A decoded image turned as its EXIF data says, or as it lies where these cannot be read."""
+  try:
+    return ImageOps.exif_transpose(picture)
+  except Exception:  # of any kind; the image itself has been decoded
+    return picture.copy()
+
+
 def to_rgb(picture: Image.Image) -> Image.Image:
   """An upright Pillow image as 8-bit RGB.
 
@@ -114,7 +123,8 @@ def to_rgb(picture: Image.Image) -> Image.Image:
   bits, where Pillow alone would clip it to white.
 
   Raises:
-    OSError: there is no RGB for its colours, or its values are not finite.
+    OSError: there is no RGB for its colours, or its grey values are not finite, or whole numbers
+      that 16 bits do not hold.
   """
   if picture.mode.startswith(('I', 'F')):
     picture = Image.fromarray(_to_eight_bits(np.asarray(picture)))
@@ -126,11 +136,16 @@ def to_rgb(picture: Image.Image) -> Image.Image:
 
 def _to_eight_bits(grey: np.ndarray) -> np.ndarray:
   """Grey values to uint8: floats from [0, 1] or [0, 255], whole numbers of 8 or of 16 bits."""
-  highest = grey.max(initial=0)
+  lowest, highest = grey.min(initial=0), grey.max(initial=0)
   if np.issubdtype(grey.dtype, np.floating):
     if not np.isfinite(grey).all():
       raise OSError('not a readable image (grey values that are not finite)')
     grey = grey * (255 if highest <= 1 else 1)
+  elif lowest < 0 or highest > MOST_GREY:
+    raise OSError(
+      f'not a readable image (grey values from {lowest} to {highest}; whole numbers must be from 0 '
+      f'to {MOST_GREY})'
+    )
   elif highest > 255:
     grey = grey >> 8
   return np.clip(grey, 0, 255).astype(np.uint8)

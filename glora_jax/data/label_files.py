@@ -275,7 +275,8 @@ class ListedSplit:
     *alternatives, last = self.roots
     if not alternatives or not os.path.isfile(self.path):
       return last
-    first_line = io.StringIO(_read_text(self.path), newline=None).readline()
+    lines = io.StringIO(_read_text(self.path), newline=None)
+    first_line = next((line for line in lines if line.strip()), '')
     first_image = first_line.rpartition(' ')[0]
     holding = (root for root in alternatives if os.path.exists(os.path.join(root, first_image)))
     return next(holding, last)

@@ -17,12 +17,13 @@ import ml_collections
 import numpy as np
 
 from glora_jax.data import pipeline
-from glora_jax.data.catalog import find
+from glora_jax.data.catalog import expand, find
 from glora_jax.data.examples import Part
 from glora_jax.data.normalization import statistics
+from glora_jax.limits import shown
 from glora_jax.reports.drawing import panels, save
 from glora_jax.runs.backbone import image_size_here
-from glora_jax.runs.config import check_config
+from glora_jax.runs.config import check_config_of_task
 
 NUMBER_OF_IMAGES = 8
 NUMBER_OF_DRAWS = 2  # rows of augmented images
@@ -74,9 +75,16 @@ def draw(config: ml_collections.ConfigDict, path: str) -> None:
     path: path of the PNG.
 
   Raises:
-    ValueError, OSError: a field, the images or the path cannot be.
+    ValueError: a field cannot be, or the job has no task or several.
+    OSError: the images cannot be read, or the picture not be written.
   """
-  settings = check_config(config)
+  settings = check_config_of_task(config)
+  names = expand(settings.task)
+  if names != [settings.task]:
+    raise ValueError(
+      f'task={shown(settings.task)} stands for {len(names)} tasks, and the images of one are '
+      f'drawn; give --config.task={names[0]} for instance.'
+    )
   task = find(settings.task, settings.data)
   examples = task.open('train')
   order = np.random.default_rng(settings.seed % 2**64).permutation(len(examples.labels))

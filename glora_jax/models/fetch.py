@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pooch
 import requests
 
-from glora_jax.files import sha256_of, whole
+from glora_jax.files import first_line, sha256_of, whole
 from glora_jax.limits import printable, shown
 from glora_jax.models import hub
 from glora_jax.models.weights import EMBEDDED, EMBEDDED_FILE
@@ -172,7 +172,7 @@ def _download(url: str, path: str, expected: str | None) -> None:
       downloader=pooch.HTTPDownloader(progressbar=True, timeout=30),
     )
   except (requests.RequestException, OSError) as error:  # a few of these are ValueErrors, too
-    reason = str(error).splitlines()[0][:200]
+    reason = first_line(error)
     raise OSError(
       f'{url} could not be downloaded ({reason}). Get the file in another way and put it at '
       f'{path}, or give its path as model.weights.'

@@ -348,6 +348,10 @@ def tell_training(findings: Findings) -> str:
     "The supernet's are of the random subnets of each step."
     if findings.archive is not None
     else '',
+    "The head's alone, before the gradient was read, are of features of the images without "
+    'augmentation, where the model gives such features.'
+    if findings.allocation is not None
+    else '',
   )
 
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from glora_jax import mesh as meshes
-from glora_jax.data.catalog import find
+from glora_jax.data.catalog import find, require_apart
 from glora_jax.data.task import Task
 from glora_jax.method import sharded_arrays
 from glora_jax.method.adapt import adapt
@@ -30,8 +30,15 @@ from glora_jax.runs.weights_record import find_weights
 
 
 def fetch_task(settings: RunSettings, workdir: str) -> tuple[Task, str]:
-  """(the task, the path of the weights), both on disk."""
-  model = settings.model
+  """(the task, the path of the weights), both on disk.
+
+  Raises:
+    ValueError: decoded images would be kept among those of the task, or see `find`.
+    FileNotFoundError, OSError: images or weights are not there.
+  """
+  model, cache = settings.model, settings.data.cache
+  if cache is not None:
+    require_apart(settings.task, os.path.expanduser(cache), 'data.cache')
   with meshes.primary_first('prepare'):
     # Opening prepares data that is not ready; some class names are known only then.
     find(settings.task, settings.data, workdir).open('train')

@@ -139,6 +139,22 @@ class RunSettings:
       return GRADIENT in self.compare.methods
     return self.structure == GRADIENT or GRADIENT in self.presets
 
+  @property
+  def traceable(self) -> tuple[str, ...]:
+    """The stages of the job that `watch.profile` can name; of a comparison, its search alone."""
+    if self.job == 'compare':
+      return ('search',) if SEARCH in self.compare.methods else ()
+    finetunes = self.protocol == 'honest' and self.finetune.epochs > 0
+    present = {
+      'head': self.has_gradient,
+      'supernet': self.structure == SEARCH,
+      'baselines': {'linear', *self.presets} != {self.structure},
+      'search': self.structure == SEARCH,
+      'finetune': self.structure == SEARCH and finetunes,
+      'training': self.structure != SEARCH,
+    }
+    return tuple(stage for stage, is_present in present.items() if is_present)
+
 
 class Relation(NamedTuple):
   """What fields demand of each other, and the sentence for where they do not get it."""
@@ -150,6 +166,7 @@ class Relation(NamedTuple):
 def relations(settings: RunSettings) -> tuple[Relation, ...]:
   """Everything that no field can know alone."""
   alone = settings.job != 'compare'
+  profile, traceable = settings.watch.profile, settings.traceable
   own_epochs, epochs = settings.finetune.epochs, settings.supernet.epochs
   return (
     Relation(
@@ -198,6 +215,11 @@ def relations(settings: RunSettings) -> tuple[Relation, ...]:
       f'seed={settings.seed} leaves no room for the {settings.compare.seeds} seeds of a '
       'comparison; lower it.',
     ),
+    Relation(
+      profile is None or profile in traceable,
+      f'watch.profile={profile!r} is no stage of this run that can be traced; give '
+      f'{" or ".join(map(repr, (*traceable, None)))}.',
+    ),
   )
 
 
@@ -232,6 +254,17 @@ def check_config(config: ml_collections.ConfigDict) -> RunSettings:
       'watch.tensorboard=True needs a package that is not there; pip install tensorboardX.'
     )
   return settings
+
+
+def check_config_of_task(config: ml_collections.ConfigDict) -> RunSettings:
+  """Reads a config for a command that looks at the images of its task; see `check_config`.
+
+  Raises:
+    ValueError: its job has no task.
+  """
+  if (job := config.get('job')) == 'pretrain':
+    raise ValueError(f'job={shown(job)} has no task; give a run, a comparison or a suite.')
+  return check_config(config)
 
 
 @functools.cache

@@ -42,7 +42,7 @@ def least_bytes(run: Run) -> int:
 def bytes_to_write(run: Run) -> int:
   """What a run will at least write into its workdir, beside what that holds already."""
   written = sum(
-    os.path.getsize(os.path.join(parent, name))
+    os.lstat(os.path.join(parent, name)).st_size  # a link may lead nowhere
     for parent, _, names in os.walk(run.workdir)
     for name in names
   )

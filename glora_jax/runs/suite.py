@@ -44,7 +44,7 @@ def task_configs(config: ml_collections.ConfigDict) -> dict[str, ml_collections.
 
   Returns:
     The configs by the task's name. The settings of a task have gone into its `budget`, and into the
-    learning rates of `supernet` and `finetune`.
+    learning rates of `supernet`, `finetune` and `training`.
 
   Raises:
     ValueError: a field that cannot be, those of `config.suite.settings` included.

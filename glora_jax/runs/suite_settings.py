@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +12,7 @@ import ml_collections
 
 from glora_jax.data.catalog import expand
 from glora_jax.files import first_line
+from glora_jax.limits import shown
 from glora_jax.method import draws
 
 FIELDS = ('budget', 'learning_rate')
@@ -75,11 +76,11 @@ def check_settings(settings: Any, task: str, where: str) -> None:
     )
   for name, chosen in settings.items():
     if not any(_stands_for(name, task) for task in known):
-      shown = known
+      listed = known
       if len(known) >= MOST_NAMES:
-        shown = dict.fromkeys(name.split('/')[0] for name in known)
+        listed = dict.fromkeys(name.split('/')[0] for name in known)
       raise ValueError(
-        f"{where}: '{name}' is no task of {benchmark}; there are {', '.join(shown)}."
+        f"{where}: '{name}' is no task of {benchmark}; there are {', '.join(listed)}."
       )
     _check_chosen(chosen, f"{where}: '{name}'")
 
@@ -113,9 +114,12 @@ def _check_chosen(chosen: Any, where: str) -> None:
       except ValueError as error:
         raise ValueError(f'{where}: {error}') from error
     elif not _is_positive(value):
-      raise ValueError(f'{where}: learning_rate={value!r} must be a number above 0.')
+      raise ValueError(
+        f'{where}: learning_rate={shown(value)} must be a number above 0, and at most '
+        f'{sys.float_info.max:.2g}.'
+      )
 
 
 def _is_positive(value: Any) -> bool:
   is_number = isinstance(value, int | float) and not isinstance(value, bool)
-  return is_number and 0 < value < math.inf
+  return is_number and 0 < value <= sys.float_info.max  # a whole number may be beyond it

@@ -93,11 +93,6 @@ class TrainingCheckpoints:
       if kind is None:  # else what went wrong first is what matters
         raise
 
-  @property
-  def latest_step(self) -> int | None:
-    """The step of the newest state, whole or not; None where there is no state yet."""
-    return self._manager.latest_step()
-
   def latest(self, template: TrainState) -> TrainState | None:
     """The newest state that is whole.
 

@@ -27,7 +27,7 @@ from glora_jax.training.loop import LossFn, Metrics
 from glora_jax.training.rates import kinds
 
 # Numbers folded into a step's image key or model key, for further random streams of their own.
-MIX_STREAM = 1
+MIX_STREAM = 2**32 - 1  # fold_in(key, n) is key n of a split, and augmentation splits the key
 DROPOUT_STREAM = 1
 NOISE_STREAMS = (2, 3)  # of the two passes of consistency regularization
 PASS_STREAMS = (4, 5)

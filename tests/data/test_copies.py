@@ -18,6 +18,10 @@ def files(folder, *names):
   return Files([str(folder / name) for name in names], [0] * len(names))
 
 
+def find_copies(examples, originals):
+  return copies._find_copies(copies._by_size(examples), copies._by_size(originals))
+
+
 @pytest.fixture
 def splits(tmp_path):
   """Four images to learn from and two to test on, all different."""
@@ -51,18 +55,18 @@ def test_parts_and_joined_examples_know_their_files(splits, tmp_path):
   shutil.copy(tmp_path / 'train/3.bmp', tmp_path / 'test/b.bmp')
   joined = Joined([splits['test'], splits['train']])
   chosen = Part(joined, np.array([5, 1]))  # train/3 and test/b
-  [copy] = copies.find_copies(Part(chosen, np.array([1])), Part(chosen, np.array([0])))
+  [copy] = find_copies(Part(chosen, np.array([1])), Part(chosen, np.array([0])))
   assert copy == (str(tmp_path / 'test/b.bmp'), str(tmp_path / 'train/3.bmp'))
 
 
 def test_what_is_no_file_or_cannot_be_read_is_passed_over(splits, tmp_path, monkeypatch):
   shutil.copy(tmp_path / 'train/0.bmp', tmp_path / 'test/a.bmp')
   os.remove(tmp_path / 'test/b.bmp')
-  assert len(copies.find_copies(splits['test'], splits['train'])) == 1
+  assert len(find_copies(splits['test'], splits['train'])) == 1
   monkeypatch.setattr(copies, 'open_regular', refuse)
-  assert not copies.find_copies(splits['test'], splits['train'])
+  assert not find_copies(splits['test'], splits['train'])
   monkeypatch.setattr(Files, 'file', lambda self, index: None)
-  assert not copies.find_copies(splits['test'], splits['train'])
+  assert not find_copies(splits['test'], splits['train'])
 
 
 def refuse(path):
@@ -75,7 +79,7 @@ def test_copies_are_those_whose_bytes_are_there(tmp_path_factory, own, others):
   for number, content in enumerate([*own, *others]):
     (folder / str(number)).write_bytes(content)
   names = list(map(str, range(len(own) + len(others))))
-  found = copies.find_copies(files(folder, *names[: len(own)]), files(folder, *names[len(own) :]))
+  found = find_copies(files(folder, *names[: len(own)]), files(folder, *names[len(own) :]))
   expected = {
     str(folder / name): str(folder / names[len(own) + others.index(content)])
     for name, content in zip(names, own, strict=False)

@@ -61,6 +61,13 @@ def test_sixteen_bit_grey_keeps_its_upper_bits(format):
   np.testing.assert_array_equal(image.decode(encoded(Image.fromarray(values), format)), expected)
 
 
+@pytest.mark.parametrize('value', [65536, 70000, -1])
+def test_whole_numbers_that_sixteen_bits_do_not_hold_are_no_image(value):
+  values = np.array([[0, 5], [9, value]], np.int32)
+  with pytest.raises(OSError, match=rf'{value}.*; whole numbers must be from 0 to 65535'):
+    image.decode(encoded(Image.fromarray(values), 'tiff'))
+
+
 def test_float_images_between_zero_and_one_are_scaled():
   values = np.linspace(0, 1, 6, dtype=np.float32).reshape(2, 3)
   found = np.asarray(image.decode(encoded(Image.fromarray(values), 'tiff')))
@@ -77,6 +84,13 @@ def test_exif_rotations_are_undone(orientation, expected):
   np.testing.assert_array_equal(
     image.decode(encoded(Image.fromarray(PIXELS), 'png', exif=exif)), expected
   )
+
+
+@pytest.mark.parametrize('format', ['png', 'webp', 'jpeg'])
+def test_an_image_with_odd_exif_data_is_taken_as_it_lies(format):
+  plain = Image.fromarray(PIXELS)
+  odd = encoded(plain, format, exif=b'nonsense')
+  np.testing.assert_array_equal(image.decode(odd), image.decode(encoded(plain, format)))
 
 
 def test_resizing_is_pillows_within_one_level():

@@ -63,10 +63,11 @@ def test_rows_of_a_csv_know_their_lines(tmp_path):
   assert read_csv(tmp_path / 'labels.csv') == [LabelledPath(3, 'a.png', 'cat')]
 
 
+@pytest.mark.parametrize('before', ['', '\n', ' \n\n'])
 @pytest.mark.parametrize('folder', ['', 'images'])
-def test_the_first_image_tells_which_folder_a_list_means(tmp_path, folder):
+def test_the_first_image_tells_which_folder_a_list_means(tmp_path, folder, before):
   write_images(tmp_path / folder, ['a.png', 'b.png'])
-  (tmp_path / 'list.txt').write_text('a.png 0\nb.png 1\n')
+  (tmp_path / 'list.txt').write_text(f'{before}a.png 0\nb.png 1\n')
   split = ListedSplit(str(tmp_path / 'list.txt'), (str(tmp_path), str(tmp_path / 'images')), 2)
   assert pickle.loads(pickle.dumps(split)) == split
   assert split.open().paths[1] == str(tmp_path / folder / 'b.png')

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from label_lists import write_images
 from PIL import Image
+from places import get_config
 
 from glora_jax.data import check, show
 from glora_jax.models import weights
@@ -75,6 +76,19 @@ def test_wrong_fields_are_a_sentence(config, tmp_path, field, value, message):
   with pytest.raises(ValueError, match=message):
     show.draw(config, str(tmp_path / 'sheet.png'))
   assert not (tmp_path / 'sheet.png').exists()
+
+
+def test_a_task_that_stands_for_several_is_not_drawn(tmp_path):
+  sentence = "task='vtab/all' stands for 19 tasks, .*; give --config.task=vtab/cifar100 for"
+  with pytest.raises(ValueError, match=sentence):
+    show.draw(get_config('vtab', 'all'), str(tmp_path / 'sheet.png'))
+
+
+def test_a_job_without_a_task_is_named(tmp_path):
+  config = get_config('pretrain')
+  for command in (check.main, lambda config: show.draw(config, str(tmp_path / 'sheet.png'))):
+    with pytest.raises(ValueError, match="job='pretrain' has no task; give a run, a comparison or"):
+      command(config)
 
 
 def test_the_check_refuses_a_wrong_config_and_counts_otherwise(config, capsys):

@@ -118,3 +118,12 @@ def test_paths_are_checked_and_returned(tmp_path):
     fetch(str(path), '0' * 64)
   with pytest.raises(FileNotFoundError, match='dinov2-B/14'):
     fetch(str(tmp_path / 'none.npz'))
+
+
+def test_a_failure_without_a_text_is_named_by_its_kind(server, monkeypatch):
+  def fail(*args, **kwargs):
+    raise TimeoutError
+
+  monkeypatch.setattr(fetching.pooch, 'retrieve', fail)
+  with pytest.raises(OSError, match=r'could not be downloaded \(TimeoutError\)\. Get the file'):
+    fetch(f'{server}/model.npz', SHA256)

@@ -88,6 +88,14 @@ def test_the_table_has_a_column_for_every_further_test_set():
   ]
 
 
+def test_the_curve_of_a_head_alone_is_of_images_without_augmentation(allocation):
+  findings = pages.make_findings(allocation)
+  sentence = 'are of features of the images without augmentation'
+  assert sentence in run_report.tell_training(findings)
+  without = dataclasses.replace(findings, allocation=None)
+  assert sentence not in run_report.tell_training(without)
+
+
 @pytest.mark.parametrize('structure', ['gradient', 'lora:2', 'runs/x/genome.json'])
 def test_no_more_is_said_of_a_structure_than_is_known(allocation, structure):
   findings = dataclasses.replace(pages.make_findings(allocation), archive=None)

@@ -127,6 +127,19 @@ def test_every_field_of_0_1_0_has_its_name_still():
       {'structure': 'lora:2', 'presets': ('gradient',)},
       r"presets=\('gradient',\) has 'gradient', .* and structure='lora:2' is given; leave it out",
     ),
+    (
+      {'structure': 'gradient', 'watch.profile': 'supernet'},
+      "watch.profile='supernet' is no stage .*; give 'head' or 'baselines' or 'training' or None",
+    ),
+    ({'structure': 'lora', 'watch.profile': 'head'}, "give 'baselines' or 'training' or None"),
+    ({'structure': 'linear', 'watch.profile': 'baselines'}, "give 'training' or None"),
+    ({'protocol': 'paper', 'watch.profile': 'finetune'}, "watch.profile='finetune' is no stage"),
+    ({'finetune.epochs': 0, 'finetune.warmup_epochs': 0, 'watch.profile': 'finetune'}, 'no stage'),
+    ({'job': 'compare', 'watch.profile': 'training'}, r"can be traced; give 'search' or None\."),
+    (
+      {'job': 'compare', 'compare.methods': ('lora',), 'watch.profile': 'search'},
+      r'can be traced; give None\.',
+    ),
     ({'checkpoint_epochs': 0}, 'checkpoint_epochs=0 must be at least 1'),
     ({'seed': 2**70}, r'seed=1180591620717411303424 must be at least -2147483648 and at most'),
     ({'search.population': 10**9}, 'search.population=1000000000 must be at least 1 and at most 1'),
@@ -148,6 +161,24 @@ def test_a_value_that_cannot_be_is_refused_before_anything_starts(changes, messa
   config = default_config()
   config.update_from_flattened_dict(changes)
   with pytest.raises(ValueError, match=message):
+    check_config(config)
+
+
+@pytest.mark.parametrize(
+  'changes, stages',
+  [
+    ({}, ('supernet', 'baselines', 'search', 'finetune')),
+    ({'presets': ('gradient',)}, ('head', 'supernet', 'baselines', 'search', 'finetune')),
+    ({'structure': 'gradient'}, ('head', 'baselines', 'training')),
+    ({'job': 'compare'}, ('search',)),
+  ],
+)
+def test_every_stage_of_a_job_can_be_traced(changes, stages):
+  config = default_config()
+  config.update_from_flattened_dict(changes)
+  assert check_config(config).traceable == stages
+  for stage in stages:
+    config.watch.profile = stage
     check_config(config)
 
 

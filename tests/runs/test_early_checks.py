@@ -138,6 +138,18 @@ def test_a_start_that_fails_leaves_no_workdir(fields, error, sentence, run_confi
   assert not os.listdir(tmp_path)
 
 
+def test_decoded_images_are_kept_apart_from_those_of_the_task(run_config, tmp_path):
+  photos = tmp_path / 'photos'
+  for name in ('cat', 'dog'):
+    (photos / name).mkdir(parents=True)
+    Image.new('RGB', (8, 8)).save(photos / name / '1.png')
+  config = changed(run_config, task=f'folder:{photos}', data__cache=str(photos / 'cache'))
+  with pytest.raises(ValueError, match=rf'data.cache={photos}/cache lies in {photos}, where what'):
+    experiment.run(config, str(tmp_path / 'run'))
+  assert os.listdir(tmp_path) == ['photos']
+  assert set(os.listdir(photos)) == {'cat', 'dog'}
+
+
 def test_a_corrected_config_starts_where_the_first_start_failed(run_config, tmp_path):
   """A split that was made for the first one is forgotten; what lay there before is not."""
   photos = tmp_path / 'photos'
@@ -250,6 +262,13 @@ def test_what_will_be_written_is_said_and_must_fit(run, monkeypatch, caplog):
   # What is there already is not written again.
   assert disk_room.bytes_to_write(run) == pytest.approx(needed / 2, abs=10**5)
   os.remove(run.path('written'))
+
+
+def test_links_in_a_workdir_that_lead_nowhere_have_no_bytes(run):
+  needed = disk_room.bytes_to_write(run)
+  os.symlink('gone', run.path('link'))
+  assert disk_room.bytes_to_write(run) == pytest.approx(needed, abs=100)
+  os.remove(run.path('link'))
 
 
 def test_decoded_images_must_fit_into_their_folder(run, tmp_path, monkeypatch):

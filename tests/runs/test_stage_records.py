@@ -1,5 +1,6 @@
 """What the stages of a run left is read back with its shape checked; damage is one sentence."""
 
+import os
 import types
 
 import numpy as np
@@ -11,7 +12,7 @@ from glora_jax.method.genomes import smallest_genome
 from glora_jax.runs.config import RunSettings, check_config
 from glora_jax.runs.lifecycle import prepare
 from glora_jax.runs.run import Place, Stream
-from glora_jax.runs.stages import allocation, many_starts, search, training
+from glora_jax.runs.stages import allocation, many_starts, search, training, tuning
 from glora_jax.runs.stages.search import EarlyStopping, read_archive
 from glora_jax.runs.stages.training import TrainingStage
 from glora_jax.search.archive import Archive
@@ -111,6 +112,20 @@ def test_trained_arrays_of_another_model_are_one_sentence(changes, reason, tmp_p
     return
   with pytest.raises(ValueError, match=rf'lora.npz is damaged \({reason}'):
     many_starts._read(path, templates)
+
+
+@pytest.mark.parametrize('loss', [np.nan, np.inf, -np.inf])
+def test_a_loss_that_is_not_finite_wins_no_tie(loss):
+  diverged, good = ({'val_accuracy': 0.5, 'val_loss': value} for value in (loss, 2.0))
+  assert training.best_on_val([diverged, good]) == training.best_on_val([good, diverged]) == good
+
+
+def test_a_rate_that_diverged_wins_no_tie(run):
+  os.makedirs(run.path('tuning'), exist_ok=True)
+  losses = {0.1: float('nan'), 0.01: 2.0}
+  rows = [{'rate': rate, 'val_accuracy': 0.5, 'val_loss': loss} for rate, loss in losses.items()]
+  write_json(run.path('tuning', 'lora.json'), {'rows': rows}, 'tuning')
+  assert tuning.choose_rate(run, 'lora').rate == 0.01
 
 
 def test_a_curve_that_lacks_epochs_chooses_none(run):

@@ -351,6 +351,10 @@ def test_the_longest_name_in_the_settings_counts(tmp_path):
     ('{"cifar100": {"budget": "1e5"}}', "'cifar100': budget='1e5' must be a whole number"),
     ('{"cifar100": {"learning_rate": 0}}', "'cifar100': learning_rate=0 must be a number above 0"),
     (
+      f'{{"cifar100": {{"learning_rate": 1{"0" * 400}}}}}',
+      r"'cifar100': learning_rate=10+.* must be a number above 0, and at most 1.8e\+308\.",
+    ),
+    (
       '{"cifar100": {"learning_rate": true}}',
       "'cifar100': learning_rate=True must be a number above 0",
     ),

@@ -58,6 +58,25 @@ compiled_loss = jax.jit(loss_at, static_argnames=('distillation', 'consistency')
 loss_and_gradient = jax.jit(jax.value_and_grad(loss_at), static_argnames='distillation')
 
 
+def test_what_mixes_images_has_no_key_that_augmentation_splits_off():
+  keys = {}
+
+  def preprocess(key, images):
+    keys['augmentation'] = key
+    return images
+
+  def mix(key, images, targets):
+    keys['mixing'] = key
+    return images, targets
+
+  adapted, _, images, labels = problem()
+  genome = largest_genome(adapted.spec)
+  loss_fn = supernet_loss(adapted, preprocess, lambda key: genome, mix=mix, train=True)
+  loss_fn.draw(*problem().split(), images, labels, KEY)
+  split = jax.random.split(keys['augmentation'], 1000)
+  assert not (jax.random.key_data(split) == jax.random.key_data(keys['mixing'])).all(-1).any()
+
+
 @functools.partial(jax.jit, static_argnames='sampling')
 def draw_many(keys, sampling):
   return jax.vmap(lambda key: sampling.draw(key, problem().adapted.spec))(keys)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypedDict
 
 import jax.numpy as jnp
@@ -271,7 +272,17 @@ def _best_of_curve(run: Run, stage: TrainingStage) -> dict[str, float]:
       f'{path} has {len(curve)} of the {stage.recipe.epochs} epochs of {stage.name}, so the best '
       f'cannot be told; remove {run.path(stage.name)}, and it is trained again.'
     )
-  return max(curve, key=lambda line: (line['val_accuracy'], -line['val_loss']))
+  return best_on_val(curve)
+
+
+def best_on_val(rows: Iterable[Any]) -> Any:
+  """The row of the highest 'val_accuracy', ties by 'val_loss'; one that is not finite is last."""
+
+  def rank(row: Any) -> tuple[float, float]:
+    loss = row['val_loss']
+    return row['val_accuracy'], -loss if math.isfinite(loss) else -math.inf  # nan is never less
+
+  return max(rows, key=rank)
 
 
 def _read_epochs(path: str, recipe: Recipe) -> int:

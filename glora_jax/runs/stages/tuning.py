@@ -17,6 +17,7 @@ from glora_jax.runs.sections import TUNING_SEED
 from glora_jax.runs.stages import evaluation
 from glora_jax.runs.stages.many_starts import Trial
 from glora_jax.runs.stages.methods import train_method
+from glora_jax.runs.stages.training import best_on_val
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ def choose_rate(run: Run, method: str) -> Choice:
   if given is not None:
     return Choice(given, [])
   tried = _try_rates(run, method)
-  best = max(tried, key=lambda row: (row['val_accuracy'], -row['val_loss']))
+  best = best_on_val(tried)
   log.info('%s: learning rate %g', method, best['rate'])
   return Choice(best['rate'], tried)
 

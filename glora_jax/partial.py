@@ -1,0 +1,61 @@
+"""Files that are being written, beside those that they become, and what killed writers left."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import time
+
+_ENDING = '.partial'
+# A writer in another container of this host has a process that cannot be seen, and writes on.
+_LONGEST_PAUSE = 60  # seconds
+
+
+def path_of(path: str | os.PathLike) -> str:
+  """Where this process writes a file before it is whole.
+
+  With machine and process in its name, so that two that write the same file do not meet.
+  """
+  return f'{_beginning(path)}{os.getpid()}{_ENDING}'
+
+
+def _beginning(path: str | os.PathLike) -> str:
+  return f'{os.fspath(path)}.{platform.node()}.'
+
+
+def remove_abandoned(path: str | os.PathLike) -> None:
+  """Removes what killed processes of this machine left of a file; what cannot be removed stays.
+
+  That of a process that is there stays, and so does what was written to a moment ago.
+
+  Args:
+    path: path of the file when it is whole.
+  """
+  if os.name != 'posix':  # elsewhere a process cannot be asked for without ending it
+    return
+  folder, beginning = os.path.split(_beginning(path))
+  with contextlib.suppress(OSError), os.scandir(folder or os.curdir) as items:
+    for item in items:
+      process = item.name.removeprefix(beginning).removesuffix(_ENDING)
+      if item.name != f'{beginning}{process}{_ENDING}' or not process.isdecimal():
+        continue
+      with contextlib.suppress(OSError):  # another process may have removed it first
+        if _is_still(item) and not _is_alive(int(process)):
+          os.remove(item.path)
+
+
+def _is_still(item: os.DirEntry) -> bool:
+  written = item.stat(follow_symlinks=False).st_mtime
+  return item.is_file(follow_symlinks=False) and time.time() - written > _LONGEST_PAUSE
+
+
+def _is_alive(process: int) -> bool:
+  """Whether there is a process of a number on this machine, anybody's."""
+  try:
+    os.kill(process, 0)  # asks, and sends nothing
+  except ProcessLookupError:
+    return False
+  except (PermissionError, OverflowError):  # somebody else's; or no number of a process
+    return True
+  return True
