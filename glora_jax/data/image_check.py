@@ -51,7 +51,7 @@ def with_readable_images(
   *,
   skip_broken: bool = False,
   write: bool = True,
-  begun: bool = False,
+  has_begun: bool = False,
 ) -> Task:
   """Opens every image of every split once, in parallel.
 
@@ -60,7 +60,7 @@ def with_readable_images(
     record: path of the npz file that remembers which images can be decoded; None for none.
     skip_broken: leave out, with a warning, images that cannot be decoded.
     write: whether the file is written, and not only read.
-    begun: whether something was computed with the images already, so that the same must be left
+    has_begun: whether something was computed with the images already, so that the same must be left
       out.
 
   Returns:
@@ -77,7 +77,7 @@ def with_readable_images(
   keys = _keys(everything)
   remembered = _read(record) if record else _Remembered(np.zeros(0, np.uint64), None)
   messages: list[str | None] = [None] * len(keys)
-  is_settled = begun and remembered.is_left_out is not None
+  is_settled = has_begun and remembered.is_left_out is not None
   is_left_out = np.zeros(len(keys), bool)
   if is_settled:
     is_left_out = _as_begun(task, remembered.is_left_out, len(keys))

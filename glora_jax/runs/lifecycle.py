@@ -271,8 +271,8 @@ def _open_images(run: Run) -> Task:
   with meshes.primary_first('images'):
     if record and writes:
       os.makedirs(run.workdir, exist_ok=True)
-    begun = bool(run.workdir) and last_begun(EVERY_STAGE, [run.workdir]) is not None
-    options = {'skip_broken': skip_broken, 'write': writes, 'begun': begun}
+    has_begun = bool(run.workdir) and last_begun(EVERY_STAGE, [run.workdir]) is not None
+    options = {'skip_broken': skip_broken, 'write': writes, 'has_begun': has_begun}
     return with_readable_images(run.task, record, **options)
 
 

@@ -106,7 +106,7 @@ def test_a_run_that_has_begun_leaves_out_what_it_left_out_and_nothing_else(task,
   assert first.notes == ('3 of 12 images cannot be decoded and are left out.',)
   broken.unlink()
   shutil.copy(tmp_path / 'train' / '0.png', broken)
-  again = with_readable_images(task, record, skip_broken=True, begun=True)
+  again = with_readable_images(task, record, skip_broken=True, has_begun=True)
   for split in SIZES:
     assert names_of(again, split) == names_of(first, split)
   assert '1.png' in names_of(with_readable_images(task, record, skip_broken=True), 'train')
@@ -117,7 +117,7 @@ def test_a_run_that_has_begun_with_an_image_that_is_gone_says_so(task, tmp_path)
   with_readable_images(task, record, skip_broken=True)
   (tmp_path / 'train' / '0.png').write_bytes(b'x')
   with pytest.raises(ValueError, match=r'begun with images that .* now: .*Put them back'):
-    with_readable_images(task, record, skip_broken=True, begun=True)
+    with_readable_images(task, record, skip_broken=True, has_begun=True)
 
 
 def names_of(task, split):
