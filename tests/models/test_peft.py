@@ -18,6 +18,7 @@ from glora_jax.files import read_json
 from glora_jax.method.genomes import canonicalize
 from glora_jax.models import hub, weights
 from glora_jax.models.peft import load_peft, save_peft
+from glora_jax.models.peft_names import ByMap
 
 ROOT = 'base_model.model.'
 IMAGES = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
@@ -342,6 +343,39 @@ def test_heads_may_be_any_module_but_no_bare_parameter(tmp_path):
       ValueError, match='whole modules, and blocks/scale1/gamma, which is trained'
     ):
       save_peft(tmp_path, adapted, variables, genome, 'timm')
+
+
+class ConvHead(nn.Module):
+  """A linear layer below a head that is a convolution."""
+
+  axes: int
+
+  @nn.compact
+  def __call__(self, x):
+    return nn.Conv(3, (2, 3)[: self.axes], name='conv')(nn.Dense(2, name='fc')(x))
+
+
+@pytest.mark.parametrize('axes, torch_axes', [(1, (2, 1, 0)), (2, (3, 2, 0, 1))])
+def test_kernels_of_convolutional_heads_have_the_axes_of_torch(axes, torch_axes, tmp_path):
+  model, inputs = ConvHead(axes), jnp.zeros((1, *(4,) * axes, 5))
+  adapted = adapt(model, inputs, heads='^conv$')
+  params = jax.jit(model.init)(jax.random.key(0), inputs)['params']
+  variables = random_variables(adapted, params)
+  names = {'fc': 'fc', 'conv': 'conv'}
+  save_peft(tmp_path, adapted, variables, preset(adapted.spec, 'lora'), names)
+  kernel = np.asarray(variables['params']['conv']['kernel'])
+  weight = contents(tmp_path)[1]['conv.weight']
+  np.testing.assert_array_equal(weight, kernel.transpose(torch_axes))
+  read, _ = load_peft(tmp_path, adapted, params, names)
+  np.testing.assert_array_equal(read['params']['conv']['kernel'], kernel)
+
+
+def test_a_head_whose_kernel_is_a_vector_is_refused():
+  naming, params = ByMap({'fc': 'fc'}), {'fc/kernel': numbers(3)}
+  with pytest.raises(ValueError, match=r'The head fc/kernel has the shape \(3,\), and kernels of'):
+    naming.write_head(('fc', 'kernel'), params)
+  with pytest.raises(ValueError, match=r'The head fc.weight has the shape \(3,\), and kernels of'):
+    naming.read_head(('fc', 'kernel'), {'fc.weight': numbers(3)}, 3)
 
 
 def test_convolutions_and_other_models_are_refused():
