@@ -107,7 +107,7 @@ class _Guide:
 
 
 def _paths(adapted: Adapted) -> list[Path]:
-  """Paths of the adapted layers' kernels and biases, each once; other parameters may be no floats."""
+  """Paths of the adapted layers' kernels and biases, each once."""
   sites = [site for group in adapted.groups for site in group.members]
   paths = [path for site in sites for path in (site.kernel_path, site.bias_path)]
   return list(dict.fromkeys(path for path in paths if path is not None))
