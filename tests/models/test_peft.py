@@ -286,6 +286,16 @@ def test_a_subnet_without_loras_is_refused():
     save_peft('never', case.adapted, case.variables, 0 * case.genome, 'hf_vit')
 
 
+DENSE = adapt(nn.Dense(3), jnp.zeros((1, 4)))
+
+
+def dense_variables(**supports):
+  """Variables of a linear layer with other supports."""
+  params = {'kernel': jnp.ones((4, 3)), 'bias': jnp.zeros(3)}
+  variables = DENSE.init(jax.random.key(0), params)
+  return {**variables, 'glora': {**variables['glora'], **supports}}
+
+
 def test_names_that_do_not_fit_are_refused_with_what_is_missing(tmp_path):
   refused("'vit_jax' is no format of a torch model; those are timm, hf_vit", names='vit_jax')
   refused('has LayerScale folded into blocks/attn/proj', name='timm_deit3')
@@ -317,15 +327,21 @@ def test_names_that_do_not_fit_are_refused_with_what_is_missing(tmp_path):
     ({'transformers': 6}, 'transformers=6 must be 4 or 5'),
     ({'base': b'x'}, "base=b'x' must be a text, or None"),
     ({'folder': 3}, '3 is no path'),
+    ({'adapted': None}, 'adapted=None is no Adapted'),
+    ({'variables': {'kernel': jnp.ones((4, 3))}}, "The variables have no 'params'"),
+    (
+      {'variables': dense_variables(E=jnp.zeros(4))},
+      r'misshaped: E is \(4,\) and should be \(3,\)',
+    ),
+    ({'variables': dense_variables(B_up=jnp.full((4, 3), jnp.nan))}, 'fc has numbers that are not'),
   ],
 )
 def test_arguments_that_cannot_be_write_nothing(given, message, tmp_path):
-  adapted = adapt(nn.Dense(3), jnp.zeros((1, 4)))
-  variables = adapted.init(jax.random.key(0), {'kernel': jnp.ones((4, 3)), 'bias': jnp.zeros(3)})
-  genome = preset(adapted.spec, 'lora')
-  arguments = {'folder': tmp_path / 'a', 'names': {'Dense': 'fc'}, **given}
+  genome = preset(DENSE.spec, 'lora')
+  arguments = {'folder': tmp_path / 'a', 'names': {'Dense': 'fc'}, 'adapted': DENSE}
+  arguments |= {'variables': dense_variables(), 'genome': genome, **given}
   with pytest.raises(ValueError, match=message):
-    save_peft(adapted=adapted, variables=variables, genome=genome, **arguments)
+    save_peft(**arguments)
   assert not list(tmp_path.iterdir())
 
 
