@@ -210,6 +210,23 @@ def test_three_different_c_become_a_part_of_e(tmp_path):
   np.testing.assert_allclose(folded - qkv['bias'][0], np.concatenate(expected), atol=1e-5)
 
 
+def test_a_lora_beside_a_vector_and_a_constant_are_one_lora(tmp_path):
+  case = trained('hf_vit')
+  modules = [f'vit.layers.0.attention.{letter}_proj' for letter in 'qkv']
+  down, up, vector, constant = numbers(16, 2), numbers(2, 16), numbers(16, 1), numbers(1)
+  for tensor, column in (('A', 0), ('B', 1)):
+    q, k, v = (f'{module}.glora_{tensor}' for module in modules)
+    tensors = {f'{q}.Xd': down, f'{q}.Xu': up, f'{k}.X': vector, f'{v}.X': constant}
+    write(tmp_path, tensors, peft_type='GLORA')
+    variables, genome = load_peft(tmp_path, case.adapted, case.params)
+    assert genome[0, column] == 4  # the LoRA of rank 2, and one of rank 1 for the others
+    kernel = case.params['blocks']['attn']['qkv']['kernel'][0]
+    parts = [(down @ up).T, np.broadcast_to(vector.T, (16, 16)), np.full((16, 16), constant)]
+    change = np.concatenate(parts, axis=1) * (kernel if tensor == 'A' else 1)
+    folded = case.fold(variables, genome)['blocks']['attn']['qkv']['kernel'][0]
+    np.testing.assert_allclose(folded, kernel + change, atol=1e-6)
+
+
 class Stacked(nn.Module):
   """Two scanned layers, a tie and a head."""
 
@@ -432,6 +449,11 @@ LORA = {f'{FC1}.lora_A.weight': numbers(3, 16), f'{FC1}.lora_B.weight': numbers(
       {f'{FC1}.glora_A.Xd': numbers(48, 3)},
       {'peft_type': 'GLORA'},
       'is incomplete, it has only Xd',
+    ),
+    (
+      {f'{FC1}.glora_D.Xd': numbers(48, 3), f'{FC1}.glora_D.Xu': numbers(3, 16)},
+      {'peft_type': 'GLORA'},
+      'glora_D is a LoRA, and only A, B and C are that',
     ),
   ],
 )
