@@ -108,13 +108,21 @@ def set_genome(model: nnx.Module, genome: Any) -> None:
     3
   """
   found = adapters(model)
-  _check_genome(found, genome)
+  check_own_genome(found, genome)
   for adapter in found:
     adapter.genome.set_value(with_rows(adapter.genome, genome).get_value())
 
 
-def _check_genome(found: Sequence[Adapter], genome: Any) -> None:
-  """Raises ValueError where a genome does not fit, or is not on offer; not while it is traced."""
+def check_own_genome(found: Sequence[Adapter], genome: Any) -> None:
+  """Checks that a genome is one that a model can be set to.
+
+  Args:
+    found: all its sets of supports.
+    genome: int [rows, 5]; where it is traced, only its shape and dtype are checked.
+
+  Raises:
+    ValueError: it does not fit, or has alleles that are not on offer.
+  """
   layers = spec_of([adapter.group for adapter in found])
   genomes.check_genome(layers, genome)
   if np.ndim(genome) != 2:
