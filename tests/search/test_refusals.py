@@ -164,6 +164,8 @@ def test_genomes_of_another_spec_are_no_beginning_of_a_search():
     ({'score': lambda genomes: genomes}, r'it must give the pair \(correct, loss\)'),
     ({'settings': {'population': 4}}, r"settings=\{'population': 4\} is no Evolution"),
     ({'archive': []}, r'archive=\[\] is no Archive'),
+    ({'stopping_score': 'x'}, "stopping_score='x' is no function"),
+    ({'on_generation': 5}, 'on_generation=5 is no function'),
     ({'guide': 'x'}, "guide='x' is no function"),
     ({'guide': lambda genome: np.zeros(3)}, r'guide gave float64 \[3\]; it must give finite'),
     ({'guide': lambda genome: np.full(SPEC.cost_table.shape, np.nan)}, 'it must give finite'),
