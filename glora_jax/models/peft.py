@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from glora_jax.files import Path
-from glora_jax.limits import Domain, check_path
+from glora_jax.limits import Domain, check_path, check_type, printable
 from glora_jax.method import genomes
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.space import FLAT_FORMS, TENSORS, Spec
@@ -67,8 +67,8 @@ def save_peft(
       revision, `hf:owner/name@revision`.
 
   Raises:
-    ValueError: the subnet has more than PEFT's LoRA can say, or a layer or head has no name; the
-      sentence says which.
+    ValueError: the subnet has more than PEFT's LoRA can say, or a layer or head has no name; or the
+      variables are those of another model or not finite; the sentence says which.
 
   Example:
     >>> import json, pathlib, tempfile, jax.numpy as jnp
@@ -85,6 +85,8 @@ def save_peft(
   """
   folder = check_path(folder)
   Domain(str, optional=True).check(base, 'base')
+  check_type(adapted, Adapted, 'adapted')
+  adapted.check_variables(variables)
   check_one_genome(adapted.spec, genome, 'save_peft')
   genome = genomes.canonicalize(adapted.spec, genome)
   _require_loras(adapted.spec, genome)
@@ -101,6 +103,7 @@ def save_peft(
   heads: Flat = {}
   for path in sorted(adapted.head_paths):
     heads |= naming.write_head(path, params)
+  _require_finite(folder, loras, heads)
   peft_file.write(folder, loras, heads, base)
 
 
@@ -123,6 +126,17 @@ def _require_loras(spec: Spec, genome: np.ndarray) -> None:
       'No layer of the subnet has a LoRA, and an adapter of PEFT needs at least one; fold the '
       'subnet (adapted.fold) and save the model with weights.save instead.'
     )
+
+
+def _require_finite(folder: str, loras: Mapping[str, LowRank], heads: Flat) -> None:
+  """Raises ValueError where a LoRA or a head has numbers that are not finite."""
+  of_loras = {name: np.concatenate([lora.down, lora.up.T]) for name, lora in loras.items()}
+  for name, value in {**of_loras, **heads}.items():
+    if not np.isfinite(value).all():
+      raise ValueError(
+        f'{printable(folder)} is not written: {name} has numbers that are not finite; the training '
+        'diverged, lower its learning rate.'
+      )
 
 
 def _loras(
@@ -190,6 +204,8 @@ def load_peft(
     >>> genome.tolist()
     [[0, 3, 0, 0, 0]]
   """
+  check_type(adapted, Adapted, 'adapted')
+  adapted.check_params(params)
   file = peft_file.read(folder)
   if not file.modules:
     raise ValueError(f'{file.path} adapts no module; give the folder of an adapter of PEFT.')

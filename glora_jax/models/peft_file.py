@@ -256,6 +256,11 @@ def _form(path: str, name: str, tensor: str, parts: Flat) -> LowRank | FlatForm:
     down, up = _matrix(path, name, parts['Xd']), _matrix(path, name, parts['Xu'])
     if down.shape[1] != up.shape[0]:
       raise ValueError(f'{path}: Xd and Xu of {name} do not belong together.')
+    if tensor in ('D', 'E'):
+      raise ValueError(
+        f'{path}: {name} is a LoRA, and only A, B and C are that; a constant or a vector is '
+        'expected.'
+      )
     # A and B lie there as [out, in]; C is a column of inputs in both.
     return LowRank(down, up) if tensor == 'C' else LowRank(up.T, down.T)
   if parts.keys() != {'X'}:

@@ -112,7 +112,8 @@ def combine(layer: AdaptedLayer, params: Any) -> Forms:
   for tensor in ('A', 'B', 'D', 'E'):
     forms = [part.forms.get(tensor) for part in layer.parts]
     if any(isinstance(form, LowRank) for form in forms):
-      combined[tensor] = _side_by_side(layer, forms)
+      loras = [_as_lora(layer, *of_part) for of_part in zip(layer.parts, forms, strict=True)]
+      combined[tensor] = _side_by_side(layer, loras)
     elif any(forms):
       combined[tensor] = FlatForm('vector', _vector(layer, forms))
   columns = [_column(layer, part) for part in layer.parts]  # C of each, [in]
@@ -127,7 +128,15 @@ def combine(layer: AdaptedLayer, params: Any) -> Forms:
   return combined
 
 
-def _side_by_side(layer: AdaptedLayer, forms: Sequence[Any]) -> LowRank:
+def _as_lora(layer: AdaptedLayer, part: Part, form: LowRank | FlatForm | None) -> LowRank | None:
+  """A constant or vector of A or B as a LoRA of rank one, which is the same matrix."""
+  if not isinstance(form, FlatForm):
+    return form
+  down = np.ones((layer.group.in_features, 1), np.float32)
+  return LowRank(down, np.broadcast_to(form.values, (1, part.outputs)))
+
+
+def _side_by_side(layer: AdaptedLayer, forms: Sequence[LowRank | None]) -> LowRank:
   """One LoRA of LoRAs that read the same inputs; those with the same `down` share it."""
   downs: list[np.ndarray] = []
   places = []  # of each part's `down` among them

@@ -153,16 +153,22 @@ class ByMap(Naming):
     return tuple(_placed(name, index) for name in modules)
 
   def write_head(self, path: Path, params: Flat) -> Flat:
-    """As `Naming.write_head`; matrices are [in, out] here, and [out, in] there."""
-    name, is_transposed = self._tensor(path)
+    """As `Naming.write_head`; kernels are [..., in, out] here, and [out, in, ...] there."""
+    name, is_kernel = self._tensor(path)
     value = params[path_name(path)]
-    return {name: value.T if is_transposed else value}
+    if not is_kernel:
+      return {name: value}
+    _check_kernel(path_name(path), value)
+    return {name: np.moveaxis(value, (-1, -2), (0, 1))}
 
   def read_head(self, path: Path, tensors: Flat, depth: int) -> np.ndarray | None:
     """As `Naming.read_head`."""
-    name, is_transposed = self._tensor(path)
+    name, is_kernel = self._tensor(path)
     value = tensors.pop(name, None)
-    return value.T if value is not None and is_transposed else value
+    if value is None or not is_kernel:
+      return value
+    _check_kernel(name, value)
+    return np.moveaxis(value, (0, 1), (-1, -2))
 
   def _find(self, path: str) -> Iterator[str]:
     for pattern, modules in self._names.items():
@@ -175,7 +181,7 @@ class ByMap(Naming):
     )
 
   def _tensor(self, path: Path) -> tuple[str, bool]:
-    """The name of a head's tensor, and whether it is the transpose of ours."""
+    """The name of a head's tensor, and whether it is a kernel, whose axes have another order."""
     *module, leaf = path
     if leaf not in _LEAVES:
       raise ValueError(
@@ -185,7 +191,16 @@ class ByMap(Naming):
     modules = list(self._find(path_name(tuple(module))))
     if len(modules) > 1 or '{}' in modules[0]:
       raise ValueError(f'names: the head {path_name(tuple(module))} must be one torch module.')
-    return f'{modules[0]}.{_LEAVES[leaf]}', leaf in _TRANSPOSED
+    return f'{modules[0]}.{_LEAVES[leaf]}', leaf in _KERNELS
+
+
+def _check_kernel(name: str, value: np.ndarray) -> None:
+  """Raises ValueError for a head that is neither a linear layer's kernel nor a convolution's."""
+  if not 2 <= value.ndim <= _MOST_AXES:
+    raise ValueError(
+      f'The head {name} has the shape {value.shape}, and kernels of linear layers and convolutions '
+      f'have 2 to {_MOST_AXES} axes; fold the subnet and save the model instead.'
+    )
 
 
 def _check_names(pattern: Any, modules: Any) -> None:
@@ -231,7 +246,8 @@ _LEAVES = {
   'bias': 'bias',
   'b': 'bias',
 }
-_TRANSPOSED = ('kernel', 'w')
+_KERNELS = ('kernel', 'w')
+_MOST_AXES = 5  # of a kernel: three of space, in and out
 
 
 def naming_to_write(

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import jax
 from flax import nnx
 
+from glora_jax.limits import listed
 from glora_jax.method.adapt import DEFAULT_HEADS, assemble
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.quantized import check_unquantized
@@ -104,9 +105,15 @@ def _as_key(key: jax.Array | nnx.Rngs | None) -> jax.Array:
   """A random key of whatever a user gave."""
   if key is None:
     return jax.random.key(0)
-  random = key.params() if isinstance(key, nnx.Rngs) else key
-  check_key(random)
-  return random
+  if isinstance(key, nnx.Rngs):
+    if not {'params', 'default'} & set(key):
+      raise ValueError(
+        f'key is an nnx.Rngs of {listed(key) or "nothing"}, and supports are drawn from params, or '
+        'from the default; give nnx.Rngs(0), or one with params=0.'
+      )
+    return key.params()
+  check_key(key)
+  return key
 
 
 def _with_supports(

@@ -18,7 +18,7 @@ from glora_jax.method.storage import RANK_AXES
 from glora_jax.method.supports import COLLECTION, SUPPORTS
 from glora_jax.nnx.adapter import Adapter, set_like, set_supports
 from glora_jax.nnx.frozen import STATISTICS, Frozen
-from glora_jax.nnx.live import adapters, get_genome, mesh_of, set_genome
+from glora_jax.nnx.live import adapters, check_own_genome, get_genome, mesh_of, set_genome
 from glora_jax.nnx.owners import UNCOVERED
 from glora_jax.nnx.places import Places
 from glora_jax.nnx.plain import without_supports
@@ -173,8 +173,9 @@ def load_adapter(path: FilePath, model: nnx.Module) -> None:
       the file's genome, supports, heads and batch statistics.
 
   Raises:
+    FileNotFoundError: there is no file.
     ValueError: the file is damaged, or belongs to another model, space or base, or the model does
-      not store its supports; the sentence says which.
+      not store its supports; the sentence says which, and the model stays as it was.
 
   Example: see `save_adapter`.
     >>> import glora_jax
@@ -183,8 +184,9 @@ def load_adapter(path: FilePath, model: nnx.Module) -> None:
   """
   adapted, variables = as_adapted(model)
   loaded, genome = adapter_file.load_adapter(path, adapted, variables['params'])
+  check_own_genome(adapters(model), genome)
+  set_variables(model, loaded)  # it checks all of these before it changes any
   set_genome(model, genome)
-  set_variables(model, loaded)
 
 
 def summary(model: nnx.Module, genome: Any = None) -> str:

@@ -71,7 +71,7 @@ def get_genome(model: nnx.Module) -> np.ndarray:
   """The genome of an attached model, int8 [rows, 5].
 
   Raises:
-    ValueError: the model is not attached, or only a part of one that is.
+    ValueError: the model is not attached, or only a part of one that is, or it is traced.
 
   Example:
     >>> import glora_jax, jax.numpy as jnp
@@ -81,6 +81,11 @@ def get_genome(model: nnx.Module) -> np.ndarray:
     [[3, 3, 2, 2, 2]]
   """
   found = adapters(model)
+  if any(isinstance(adapter.alleles, jax.core.Tracer) for adapter in found):
+    raise ValueError(
+      'The genome of the model is traced, and its codes are needed here; call this outside of '
+      'nnx.jit, nnx.vmap and nnx.grad.'
+    )
   rows = {
     row: np.asarray(adapter.alleles)[index]
     for adapter in found
@@ -108,13 +113,21 @@ def set_genome(model: nnx.Module, genome: Any) -> None:
     3
   """
   found = adapters(model)
-  _check_genome(found, genome)
+  check_own_genome(found, genome)
   for adapter in found:
     adapter.genome.set_value(with_rows(adapter.genome, genome).get_value())
 
 
-def _check_genome(found: Sequence[Adapter], genome: Any) -> None:
-  """Raises ValueError where a genome does not fit, or is not on offer; not while it is traced."""
+def check_own_genome(found: Sequence[Adapter], genome: Any) -> None:
+  """Checks that a genome is one that a model can be set to.
+
+  Args:
+    found: all its sets of supports.
+    genome: int [rows, 5]; where it is traced, only its shape and dtype are checked.
+
+  Raises:
+    ValueError: it does not fit, or has alleles that are not on offer.
+  """
   layers = spec_of([adapter.group for adapter in found])
   genomes.check_genome(layers, genome)
   if np.ndim(genome) != 2:
@@ -169,7 +182,7 @@ def count_params(model: nnx.Module, genome: Any = None) -> Any:
     An int, or int64 [...].
 
   Raises:
-    ValueError: the model is not attached, or the genome does not fit it.
+    ValueError: the model is not attached, or the genome does not fit it, or is traced.
 
   Example:
     >>> import glora_jax, jax.numpy as jnp

@@ -28,7 +28,7 @@ def shard(
 
   Raises:
     ValueError: the model is not attached, or only a part of one that is; `mesh` is none, or the
-      devices divide no kernel.
+      devices divide no kernel; it stays as it was.
 
   Example:
     >>> import glora_jax, jax, jax.numpy as jnp
@@ -42,6 +42,11 @@ def shard(
   """
   meshes.require_mesh(mesh)
   found = adapters(model)
+  paths = {site.kernel_path for adapter in found for site in adapter.group.members}
+  values = {path: variable.get_raw_value() for path, variable in Places.read(model).by_path.items()}
+  kernels = {path: values.pop(path) for path in paths}
+  placed = sharded_arrays.shard(mesh, kernels, min_bytes) | meshes.replicate(mesh, values)
+  # Nothing can fail from here on, so a model that is refused stays as it was.
   for adapter in found:
     given = adapter.recipe
     recipe = Recipe(given.group, given.occurring, mesh)
@@ -49,9 +54,5 @@ def shard(
     kind = adapter.genome.var_type
     adapter.genome = kind.from_metadata(adapter.genome.get_raw_value(), metadata)
   variables = Places.read(model).by_path
-  paths = {site.kernel_path for adapter in found for site in adapter.group.members}
-  values = {path: variable.get_raw_value() for path, variable in variables.items()}
-  kernels = {path: values.pop(path) for path in paths}
-  placed = sharded_arrays.shard(mesh, kernels, min_bytes) | meshes.replicate(mesh, values)
   for path, value in placed.items():
     variables[path].set_raw_value(value)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from glora_jax.method.space import Spec
 from glora_jax.method.storage import check_storage
 from glora_jax.method.supports import COLLECTION
@@ -24,12 +26,17 @@ def check_guided(spec: Spec, genome: Any) -> None:
   check_one_genome(spec, genome, 'The guide')
 
 
-class Checked:
-  """A compiled function of genomes and labelled images, which looks at both.
+def check_predicted(spec: Spec, genome: Any) -> None:
+  """Raises ValueError unless a genome is one that a predictor takes."""
+  check_one_genome(spec, genome, 'The predictor')
+
+
+class _Compiled:
+  """A compiled function of variables, genomes and images, which looks at the first two.
 
   Args:
     evaluator: what the function computes with.
-    compiled: `(variables, genomes, images, labels, ...) -> anything`.
+    compiled: `(variables, genomes, images, ...) -> anything`.
     check_genomes: raises ValueError for genomes that the function does not take.
 
   Attributes:
@@ -46,6 +53,26 @@ class Checked:
     self.compiled = compiled
     self._check_genomes = check_genomes
 
+  def _as_genomes(self, variables: Any, genomes: Any) -> Any:
+    """Genomes as an array, after a look at them and at the variables; not where they are traced."""
+    adapted = self._evaluator.adapted
+    if is_known(genomes):
+      self._check_genomes(adapted.spec, genomes)
+      check_collections(variables)
+      check_storage(adapted.groups, variables[COLLECTION], genomes)
+    return as_numbers('genomes', genomes)  # lists would be an argument for each number
+
+  def lower(self, *arguments: Any) -> Any:
+    """What `jax.jit` lowers."""
+    return self.compiled.lower(*arguments)
+
+
+class Checked(_Compiled):
+  """A compiled function `(variables, genomes, images, labels, ...)`, which looks at all of these.
+
+  The arguments are `_Compiled`'s.
+  """
+
   def __call__(self, variables: Any, genomes: Any, images: Any, labels: Any, *others: Any) -> Any:
     """What the function returns.
 
@@ -53,18 +80,34 @@ class Checked:
       ValueError: a genome does not fit the model, or has a higher rank than the variables store;
         the variables lack a collection; or a label is no class. What is traced is not looked at.
     """
-    adapted = self._evaluator.adapted
-    if is_known(genomes):
-      self._check_genomes(adapted.spec, genomes)
-      check_collections(variables)
-      check_storage(adapted.groups, variables[COLLECTION], genomes)
-    genomes = as_numbers('genomes', genomes)  # lists would be an argument for each number
+    genomes = self._as_genomes(variables, genomes)
     images, labels = as_numbers('images', images), as_numbers('labels', labels)
     result = self.compiled(variables, genomes, images, labels, *others)
     # How many classes there are is known once the model has been traced, and nothing waits here.
     check_classes(labels, min(self._evaluator.traced_classes))
     return result
 
-  def lower(self, *arguments: Any) -> Any:
-    """What `jax.jit` lowers."""
-    return self.compiled.lower(*arguments)
+
+class CheckedPredictor(_Compiled):
+  """A compiled function `(variables, genome, images)`, which looks at all of these.
+
+  The arguments are `_Compiled`'s but for the last.
+  """
+
+  def __init__(self, evaluator: Evaluator, compiled: Any):
+    super().__init__(evaluator, compiled, check_predicted)
+
+  def __call__(self, variables: Any, genome: Any, images: Any) -> Any:
+    """What the function returns.
+
+    Raises:
+      ValueError: the genome does not fit the model, is a population, or has a higher rank than the
+        variables store; the variables lack a collection; or there is no image.
+    """
+    genome = self._as_genomes(variables, genome)
+    images = as_numbers('images', images)
+    if not np.ndim(images) or not len(images):
+      raise ValueError(
+        f'The images are {list(np.shape(images))}; they must be [image, ...], with one at least.'
+      )
+    return self.compiled(variables, genome, images)

@@ -128,16 +128,22 @@ def choose(
 def bought(spec: Spec, genome: np.ndarray, number: int) -> Values:
   """Which units a structure has, in the form of `Values` without an axis of folds.
 
+  Where a layer has one output, a constant is its vector, and counts as that.
+
   Args:
     spec: the layers.
     genome: int [rows, 5].
     number: number of rank-one parts.
   """
   fields = []
+  same = spec.canonical_table
+  canonical = np.take_along_axis(same, genome[..., None].astype(int), axis=-1)[..., 0]
   for tensor, form in UNIT_FORMS:
-    codes = genome[:, TENSORS.index(tensor)].astype(int)
+    column = TENSORS.index(tensor)
+    codes = canonical[:, column].astype(int)
     if form == 'vector':
-      fields.append(codes == FLAT_FORMS[tensor].index('vector'))
+      vectors = same[:, column, FLAT_FORMS[tensor].index('vector')]
+      fields.append((codes == vectors) & (vectors > 0))
       continue
     flat = len(FLAT_FORMS[tensor])
     pairs = zip(spec, codes, strict=True)

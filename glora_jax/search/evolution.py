@@ -107,6 +107,9 @@ def evolve(  # noqa: PLR0913
   check_key(key)
   check_type(settings, Evolution, 'settings')
   check_callable(score, 'score')
+  for name, function in (('stopping_score', stopping_score), ('on_generation', on_generation)):
+    if function is not None:
+      check_callable(function, name)
   if archive is not None:
     check_type(archive, Archive, 'archive')
   strategy = make_strategy(spec, settings, budget, guide)

@@ -26,7 +26,7 @@ from glora_jax.method.supports import COLLECTION
 from glora_jax.search.archive import Fitness, check_fitness
 from glora_jax.search.checked import Checked, check_guided
 from glora_jax.search.evaluator import Batch, BoundSubnet, Evaluator, Preprocess, unchanged
-from glora_jax.tree import get
+from glora_jax.tree import Path, get, update
 
 
 def make_guide(
@@ -76,28 +76,45 @@ class _Guide:
     self, variables: Any, genome: jax.Array, images: jax.Array, labels: jax.Array
   ) -> jax.Array:
     subnet = self.evaluator.fold(variables, genome)
-    params = subnet.variables['params']
-
+    adapted, supports = self.evaluator.adapted, variables[COLLECTION]
+    params, paths = subnet.variables['params'], _paths(adapted)
+    merged = [nn.meta.unbox(get(params, path)) for path in paths]
     held, blocks = self.evaluator.blocks(images, labels)
 
-    def add(total: Any, batch: Batch) -> tuple[Any, None]:
+    def loss(merged: list[jax.Array], batch: Batch) -> jax.Array:
+      changed = update(params, dict(zip(paths, merged, strict=True)))
       inputs = self.evaluator.inputs(held, batch)
-      gradient = jax.grad(self._loss)(params, subnet, inputs, batch)
-      return jax.tree.map(jnp.add, total, gradient), None
+      return self._loss(
+        subnet._replace(variables={**subnet.variables, 'params': changed}), inputs, batch
+      )
 
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    gradient, _ = jax.lax.scan(add, zeros, blocks)
-    adapted, supports = self.evaluator.adapted, variables[COLLECTION]
+    def add(totals: list[jax.Array], batch: Batch) -> tuple[list[jax.Array], None]:
+      return jax.tree.map(_add, totals, jax.grad(loss)(merged, batch)), None
+
+    # Blocks are many, and each may be less than what the last digit of their sum stands for.
+    zeros = [jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)) for x in merged]
+    totals, _ = jax.lax.scan(add, zeros, blocks)
+    gradient = update(params, dict(zip(paths, totals, strict=True)))
     base = adapted.full_precision(variables['params'])
     return allele_values(adapted, base, supports, gradient)
 
-  def _loss(self, params: Any, subnet: BoundSubnet, inputs: jax.Array, batch: Batch) -> jax.Array:
-    """The batch's summed cross-entropy, or expected number of errors, with other params."""
-    subnet = subnet._replace(variables={**subnet.variables, 'params': params})
+  def _loss(self, subnet: BoundSubnet, inputs: jax.Array, batch: Batch) -> jax.Array:
+    """The batch's summed cross-entropy, or expected number of errors."""
     logits = self.evaluator.logits(subnet, inputs)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
     costs = losses if self.fitness == 'loss' else 1 - jnp.exp(-losses)
     return jnp.where(batch.is_image, costs, 0).sum()
+
+
+def _paths(adapted: Adapted) -> list[Path]:
+  """Paths of the adapted layers' kernels and biases, each once."""
+  sites = [site for group in adapted.groups for site in group.members]
+  paths = [path for site in sites for path in (site.kernel_path, site.bias_path)]
+  return list(dict.fromkeys(path for path in paths if path is not None))
+
+
+def _add(total: jax.Array, gradient: jax.Array) -> jax.Array:
+  return total + gradient.astype(total.dtype)
 
 
 class _Linear(NamedTuple):
@@ -119,7 +136,7 @@ def allele_values(adapted: Adapted, params: Any, supports: Any, gradient: Any) -
     adapted: the adapted model.
     params: the base model's params, as nested dictionaries.
     supports: the supernet's supports.
-    gradient: gradient of a loss by the merged params, shaped like `params`.
+    gradient: gradient of a loss by the merged kernels and biases, at their paths in such a tree.
 
   Returns:
     float32 [layer, 5, code]; codes that do not exist have the value of the last one.

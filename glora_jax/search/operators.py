@@ -107,8 +107,8 @@ def _changed(
   change[rows, E, 1:] += going[rows, C]
   change = np.where(_offered(spec), change, np.inf)
   np.put_along_axis(change, current, np.inf, -1)
-  mean_change = np.abs(change[np.isfinite(change)]).mean()
-  temperature = rng.choice(_TEMPERATURES) * mean_change
+  sizes = np.abs(change[np.isfinite(change)])  # none where every gene has one allele
+  temperature = rng.choice(_TEMPERATURES) * (sizes.mean() if sizes.size else 0.0)
   # The least of energies with Gumbel noise is a draw from their Boltzmann distribution.
   noisy = change / max(temperature, 1e-12) - rng.gumbel(size=change.shape)
   best_code = noisy.argmin(-1)

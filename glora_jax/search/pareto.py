@@ -65,7 +65,7 @@ def hypervolume(
   """Share of the box up to (most_params, most_error) that the points dominate.
 
   A place in the box is dominated where a point is at least as good in both. A subnet without
-  trained parameters and without errors would give 1.
+  trained parameters and without errors would give 1. A box without width is the line of its errors.
 
   Args:
     params: trained parameters of each point, [point].
@@ -77,6 +77,8 @@ def hypervolume(
   edges = np.minimum(np.concatenate([params[front], [most_params]]), most_params)
   widths = np.clip(np.diff(edges), 0, None)
   heights = np.clip(most_error - error[front], 0, None)
+  if most_params == 0:
+    return float(heights[params[front] <= 0].max(initial=0.0) / most_error)
   return float((widths * heights).sum() / (most_params * most_error))
 
 

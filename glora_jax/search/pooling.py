@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from glora_jax.limits import shown
-from glora_jax.method.space import Spec
+from glora_jax.method.space import Layer, Spec
 from glora_jax.search.allocated import Allocation
 from glora_jax.search.allocation import Values
 
@@ -115,10 +115,13 @@ def _check_prior(spec: Spec, prior: Any, number: int) -> None:
       f'prior={shown(prior)} must be what glora_jax.allocate returned, a list of such, a function '
       'that gives that, or None.'
     )
-  if [layer.name for layer in prior.spec] != [layer.name for layer in spec]:
+  theirs, ours = ([_shape(layer) for layer in layers] for layers in (prior.spec, spec))
+  if theirs != ours:
+    differing = next((pair for pair in zip(theirs, ours, strict=False) if pair[0] != pair[1]), None)
+    first = f' (the first is {differing[0]} there, {differing[1]} here)' if differing else ''
     raise ValueError(
-      f'The prior has {len(prior.spec)} rows that are not the {len(spec)} rows of this model; '
-      'allocate it on the same adapted model.'
+      f'The prior has {len(prior.spec)} rows that are not the {len(spec)} rows of this model'
+      f'{first}; allocate it on the same adapted model.'
     )
   parts = prior.values.B_lora.shape[-1]
   if parts != number:
@@ -126,6 +129,12 @@ def _check_prior(spec: Spec, prior: Any, number: int) -> None:
       f'The prior has values of {parts} rank-one parts, and max_rank asks for {number}; give both '
       'the same max_rank.'
     )
+
+
+def _shape(layer: Layer) -> str:
+  """What a layer must have in common with another for values of one to mean anything in both."""
+  bias = '' if layer.bias else ' without bias'
+  return f'{layer.name} {layer.in_features} x {layer.out_features}{bias}'
 
 
 def _size(values: Values) -> float:

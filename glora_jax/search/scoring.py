@@ -11,7 +11,7 @@ import jax
 from glora_jax.limits import Domain, Limits
 from glora_jax.mesh import least_of_all
 from glora_jax.method.adapted import Adapted
-from glora_jax.search.checked import Checked
+from glora_jax.search.checked import Checked, CheckedPredictor
 from glora_jax.search.evaluator import (
   Answers,
   Evaluator,
@@ -23,6 +23,7 @@ from glora_jax.search.evaluator import (
 )
 
 CHUNK = Domain.of_annotation(int | None, Limits(at_least=1))
+_MEMORY = Domain.of_annotation(float | None, Limits(at_least=0))  # 1e9 is a number of bytes, too
 _DEFAULT_CHUNK = 8  # where memory is not known; on CPU 1 was measured to be the fastest
 
 
@@ -63,9 +64,9 @@ def make_scorer(
     correct answers, int32 [candidate], and summed cross-entropies, float32 [candidate].
 
   Raises:
-    ValueError: `chunk` or `block` is no whole number above 0. Of the function: there is no image,
-      or not one label for each; a label is no class; a genome does not fit the model, or has a
-      higher rank than the variables store.
+    ValueError: `chunk` or `block` is no whole number above 0, or `memory` no number. Of the
+      function: there is no image, or not one label for each; a label is no class; a genome does not
+      fit the model, or has a higher rank than the variables store.
 
   Example:
     >>> import flax.linen as nn
@@ -85,6 +86,7 @@ def make_scorer(
   """
   evaluator = Evaluator(adapted, preprocess, block, classes, mesh, apply_kwargs)
   CHUNK.check(chunk, 'chunk')
+  _MEMORY.check(memory, 'memory')
   if chunk is None and memory is None and jax.default_backend() == 'cpu':
     chunk = 1
   if chunk is None:
@@ -260,9 +262,13 @@ def make_predictor(
   Returns:
     The function `(variables, genome, images) -> Predictions`, with a genome int8 [layer, 5] and
     images [image, ...].
+
+  Raises:
+    ValueError: `block` is no whole number above 0. Of the function: there is no image; the genome
+      does not fit the model, is a population, or has a higher rank than the variables store.
   """
   evaluator = Evaluator(adapted, preprocess, block, classes, mesh, apply_kwargs)
-  return jax.jit(evaluator.predictions)
+  return CheckedPredictor(evaluator, jax.jit(evaluator.predictions))
 
 
 def default_chunk() -> int:

@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
 from checkpoints import CLASSES, timm  # noqa: F401, fixtures
+from places import FIXTURES
 
 from glora_jax.files import write_json
 from glora_jax.models import weights
@@ -93,6 +95,17 @@ def test_an_odd_config_beside_the_file_is_one_sentence(timm, text):
   timm.config.write_text(text)
   with pytest.raises(ValueError, match=r'config\.json(:| is damaged| is no config)'):
     timm.load()
+
+
+def test_classes_that_have_no_numbers_are_named(tmp_path):
+  folder = shutil.copytree(FIXTURES / 'hf_vit', tmp_path / 'hf_vit')
+  file = folder / 'config.json'
+  config = json.loads(file.read_text())
+  file.write_text(json.dumps({**config, 'id2label': {'cat': 'a'}}))
+  with pytest.raises(
+    ValueError, match=r"config\.json: id2label has the key 'cat'; its keys must be"
+  ):
+    weights.load(folder)
 
 
 def test_a_pipe_in_place_of_a_config_is_not_waited_for(timm):

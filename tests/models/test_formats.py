@@ -142,6 +142,19 @@ def test_computed_positions_are_computed_again_for_another_grid(tmp_path):
   assert_equal_params(larger, expected)
 
 
+@pytest.mark.parametrize('image_size', [(16, 24), (40, 24)])
+def test_computed_positions_of_a_grid_that_is_not_square_are_part_of_a_square(image_size, tmp_path):
+  np.savez(tmp_path / 'sincos.npz', **flat(params_of(FlaxViT(sincos=True, cls=False), 24)))
+  checkpoint = weights.load(tmp_path / 'sincos.npz', image_size=24)
+  _, square, _ = weights.refit(*checkpoint, image_size=40)
+  model, params, metadata = weights.refit(*checkpoint, image_size=image_size)
+  rows, columns = image_size[0] // 8, image_size[1] // 8
+  expected = square['pos_embed'].reshape(5, 5, 12)[:rows, :columns].reshape(1, -1, 12)
+  np.testing.assert_array_equal(params['pos_embed'], expected)
+  _, again, _ = weights.refit(model, params, metadata, image_size=24)
+  np.testing.assert_array_equal(again['pos_embed'], checkpoint.params['pos_embed'])
+
+
 MODELS = st.fixed_dictionaries(
   {
     'pool': st.sampled_from(['token', 'gap', 'token+gap']),

@@ -18,6 +18,7 @@ from glora_jax.files import read_json
 from glora_jax.method.genomes import canonicalize
 from glora_jax.models import hub, weights
 from glora_jax.models.peft import load_peft, save_peft
+from glora_jax.models.peft_names import ByMap
 
 ROOT = 'base_model.model.'
 IMAGES = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
@@ -209,6 +210,23 @@ def test_three_different_c_become_a_part_of_e(tmp_path):
   np.testing.assert_allclose(folded - qkv['bias'][0], np.concatenate(expected), atol=1e-5)
 
 
+def test_a_lora_beside_a_vector_and_a_constant_are_one_lora(tmp_path):
+  case = trained('hf_vit')
+  modules = [f'vit.layers.0.attention.{letter}_proj' for letter in 'qkv']
+  down, up, vector, constant = numbers(16, 2), numbers(2, 16), numbers(16, 1), numbers(1)
+  for tensor, column in (('A', 0), ('B', 1)):
+    q, k, v = (f'{module}.glora_{tensor}' for module in modules)
+    tensors = {f'{q}.Xd': down, f'{q}.Xu': up, f'{k}.X': vector, f'{v}.X': constant}
+    write(tmp_path, tensors, peft_type='GLORA')
+    variables, genome = load_peft(tmp_path, case.adapted, case.params)
+    assert genome[0, column] == 4  # the LoRA of rank 2, and one of rank 1 for the others
+    kernel = case.params['blocks']['attn']['qkv']['kernel'][0]
+    parts = [(down @ up).T, np.broadcast_to(vector.T, (16, 16)), np.full((16, 16), constant)]
+    change = np.concatenate(parts, axis=1) * (kernel if tensor == 'A' else 1)
+    folded = case.fold(variables, genome)['blocks']['attn']['qkv']['kernel'][0]
+    np.testing.assert_allclose(folded, kernel + change, atol=1e-6)
+
+
 class Stacked(nn.Module):
   """Two scanned layers, a tie and a head."""
 
@@ -285,6 +303,16 @@ def test_a_subnet_without_loras_is_refused():
     save_peft('never', case.adapted, case.variables, 0 * case.genome, 'hf_vit')
 
 
+DENSE = adapt(nn.Dense(3), jnp.zeros((1, 4)))
+
+
+def dense_variables(**supports):
+  """Variables of a linear layer with other supports."""
+  params = {'kernel': jnp.ones((4, 3)), 'bias': jnp.zeros(3)}
+  variables = DENSE.init(jax.random.key(0), params)
+  return {**variables, 'glora': {**variables['glora'], **supports}}
+
+
 def test_names_that_do_not_fit_are_refused_with_what_is_missing(tmp_path):
   refused("'vit_jax' is no format of a torch model; those are timm, hf_vit", names='vit_jax')
   refused('has LayerScale folded into blocks/attn/proj', name='timm_deit3')
@@ -316,15 +344,21 @@ def test_names_that_do_not_fit_are_refused_with_what_is_missing(tmp_path):
     ({'transformers': 6}, 'transformers=6 must be 4 or 5'),
     ({'base': b'x'}, "base=b'x' must be a text, or None"),
     ({'folder': 3}, '3 is no path'),
+    ({'adapted': None}, 'adapted=None is no Adapted'),
+    ({'variables': {'kernel': jnp.ones((4, 3))}}, "The variables have no 'params'"),
+    (
+      {'variables': dense_variables(E=jnp.zeros(4))},
+      r'misshaped: E is \(4,\) and should be \(3,\)',
+    ),
+    ({'variables': dense_variables(B_up=jnp.full((4, 3), jnp.nan))}, 'fc has numbers that are not'),
   ],
 )
 def test_arguments_that_cannot_be_write_nothing(given, message, tmp_path):
-  adapted = adapt(nn.Dense(3), jnp.zeros((1, 4)))
-  variables = adapted.init(jax.random.key(0), {'kernel': jnp.ones((4, 3)), 'bias': jnp.zeros(3)})
-  genome = preset(adapted.spec, 'lora')
-  arguments = {'folder': tmp_path / 'a', 'names': {'Dense': 'fc'}, **given}
+  genome = preset(DENSE.spec, 'lora')
+  arguments = {'folder': tmp_path / 'a', 'names': {'Dense': 'fc'}, 'adapted': DENSE}
+  arguments |= {'variables': dense_variables(), 'genome': genome, **given}
   with pytest.raises(ValueError, match=message):
-    save_peft(adapted=adapted, variables=variables, genome=genome, **arguments)
+    save_peft(**arguments)
   assert not list(tmp_path.iterdir())
 
 
@@ -342,6 +376,39 @@ def test_heads_may_be_any_module_but_no_bare_parameter(tmp_path):
       ValueError, match='whole modules, and blocks/scale1/gamma, which is trained'
     ):
       save_peft(tmp_path, adapted, variables, genome, 'timm')
+
+
+class ConvHead(nn.Module):
+  """A linear layer below a head that is a convolution."""
+
+  axes: int
+
+  @nn.compact
+  def __call__(self, x):
+    return nn.Conv(3, (2, 3)[: self.axes], name='conv')(nn.Dense(2, name='fc')(x))
+
+
+@pytest.mark.parametrize('axes, torch_axes', [(1, (2, 1, 0)), (2, (3, 2, 0, 1))])
+def test_kernels_of_convolutional_heads_have_the_axes_of_torch(axes, torch_axes, tmp_path):
+  model, inputs = ConvHead(axes), jnp.zeros((1, *(4,) * axes, 5))
+  adapted = adapt(model, inputs, heads='^conv$')
+  params = jax.jit(model.init)(jax.random.key(0), inputs)['params']
+  variables = random_variables(adapted, params)
+  names = {'fc': 'fc', 'conv': 'conv'}
+  save_peft(tmp_path, adapted, variables, preset(adapted.spec, 'lora'), names)
+  kernel = np.asarray(variables['params']['conv']['kernel'])
+  weight = contents(tmp_path)[1]['conv.weight']
+  np.testing.assert_array_equal(weight, kernel.transpose(torch_axes))
+  read, _ = load_peft(tmp_path, adapted, params, names)
+  np.testing.assert_array_equal(read['params']['conv']['kernel'], kernel)
+
+
+def test_a_head_whose_kernel_is_a_vector_is_refused():
+  naming, params = ByMap({'fc': 'fc'}), {'fc/kernel': numbers(3)}
+  with pytest.raises(ValueError, match=r'The head fc/kernel has the shape \(3,\), and kernels of'):
+    naming.write_head(('fc', 'kernel'), params)
+  with pytest.raises(ValueError, match=r'The head fc.weight has the shape \(3,\), and kernels of'):
+    naming.read_head(('fc', 'kernel'), {'fc.weight': numbers(3)}, 3)
 
 
 def test_convolutions_and_other_models_are_refused():
@@ -382,6 +449,11 @@ LORA = {f'{FC1}.lora_A.weight': numbers(3, 16), f'{FC1}.lora_B.weight': numbers(
       {f'{FC1}.glora_A.Xd': numbers(48, 3)},
       {'peft_type': 'GLORA'},
       'is incomplete, it has only Xd',
+    ),
+    (
+      {f'{FC1}.glora_D.Xd': numbers(48, 3), f'{FC1}.glora_D.Xu': numbers(3, 16)},
+      {'peft_type': 'GLORA'},
+      'glora_D is a LoRA, and only A, B and C are that',
     ),
   ],
 )

@@ -276,6 +276,11 @@ def test_wrong_use_is_said_in_a_sentence(pair):
   for name, value in {'select': 3, 'heads': 3, 'ties': 3, 'space': (2, 4), 'key': 3}.items():
     with pytest.raises(ValueError, match=f'{name}=.* must be'):
       attach(model, TOKENS, **{name: value})
+  with pytest.raises(ValueError, match='Rngs of dropout, and supports are drawn from params'):
+    attach(model, TOKENS, key=nnx.Rngs(dropout=0))
+  for asked in (nnx_glora.get_genome, nnx_glora.count_params):
+    with pytest.raises(ValueError, match='The genome of the model is traced, and its codes are'):
+      nnx.jit(asked)(attached)
   with pytest.raises(ValueError, match="The variables have no 'glora'"):
     nnx_glora.set_variables(attached, {'params': {}})
   with pytest.raises(ValueError, match='convs=3 must be True or False'):

@@ -13,8 +13,10 @@ from live_models import call, genomes, randomize, variables
 from places import ROOT, environment, program
 
 import glora_jax
+from glora_jax.method import sharded_arrays
 from glora_jax.nnx import Support, Trained
 from glora_jax.nnx import functional as glora_nnx
+from glora_jax.nnx.live import mesh_of
 
 X = jax.random.normal(jax.random.key(0), (10, 6))
 LABELS = jnp.arange(10) % 3
@@ -223,6 +225,25 @@ def test_an_orbax_checkpoint_brings_it_back(attached, tmp_path):
     restored = checkpointer.restore(tmp_path / 'state', nnx.state(other))
   nnx.update(other, restored)
   np.testing.assert_array_equal(call(other, X), call(attached, X))
+
+
+def test_a_model_that_cannot_be_sharded_stays_as_it_was(attached, monkeypatch):
+  monkeypatch.setattr(sharded_arrays, 'sharded_axis', lambda shape, devices: None)
+  mesh = jax.make_mesh((1,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
+  with pytest.raises(ValueError, match='divide no axis of the frozen weights'):
+    glora_jax.nnx.shard(attached, mesh, min_bytes=1)
+  assert mesh_of(attached) is None
+
+
+def test_a_file_that_is_refused_leaves_the_genome(attached, tmp_path):
+  adapted, values = glora_jax.nnx.as_adapted(attached)
+  before = glora_jax.nnx.get_genome(attached)
+  values['batch_stats'] = jax.tree.map(lambda x: x[:-1], values['batch_stats'])
+  genome = glora_jax.preset(adapted.spec, 'bitfit')
+  glora_jax.save_adapter(tmp_path / 'other.safetensors', adapted, values, genome)
+  with pytest.raises(ValueError, match='are not those of this model'):
+    glora_jax.nnx.load_adapter(tmp_path / 'other.safetensors', attached)
+  np.testing.assert_array_equal(glora_jax.nnx.get_genome(attached), before)
 
 
 def test_the_table_shows_the_genome_that_a_model_has(attached):

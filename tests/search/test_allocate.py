@@ -503,12 +503,16 @@ def test_a_prior_of_another_kind_or_model_is_refused():
   problem = mixed()
   own = allocated(problem, budget=150)
   other = dataclasses.replace(own, spec=glora_jax.Spec(own.spec.layers[:1]))
+  first, *others = own.spec.layers
+  wider = glora_jax.Spec((dataclasses.replace(first, in_features=99), *others))
+  wider = dataclasses.replace(own, spec=wider)
   short = dataclasses.replace(own, values=own.values._replace(B_lora=own.values.B_lora[..., :1]))
   for prior, sentence in (
     (3, 'prior=3 must be what glora_jax.allocate returned'),
     (lambda: 3, 'prior=3 must be what glora_jax.allocate returned'),
     ([own, 3], 'prior=3 must be what glora_jax.allocate returned'),
     (other, 'The prior has 1 rows that are not the'),
+    (wider, r'\(the first is \w+ 99 x \d+ there, \w+ \d+ x \d+ here\); allocate it'),
     (short, 'The prior has values of 1 rank-one parts, and max_rank asks for 2'),
   ):
     with pytest.raises(ValueError, match=sentence):

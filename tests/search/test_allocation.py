@@ -276,6 +276,16 @@ def test_only_what_is_on_offer_is_chosen():
     assert count_params(spec, genome) <= 60
 
 
+def test_the_vector_of_a_layer_with_one_output_counts_as_bought():
+  space = SearchSpace(A='none', B='none', C='none', D='none', E=('none', 'vector'))
+  spec = Spec((Layer('one', 4, 1, space=space), Layer('bare', 4, 1, bias=False, space=space)))
+  parts = np.ones((2, 1))
+  worth = Values(np.ones(2), parts, parts, np.ones(2), np.full(2, 3.0))
+  genome = choice.choose(spec, worth, 1)
+  assert choice.bought(spec, genome, 1).E_vector.tolist() == [True, False]
+  assert choice.value_of(spec, worth, genome) == 3
+
+
 def test_layers_without_bias_get_no_shift():
   spec = spec_of((4, 8), (8, 4), bias=False)
   genome = choice.choose(spec, random_worth(0, spec, positive=True), 60)

@@ -1,6 +1,8 @@
 """First-order estimates of every allele, from one backward pass, against the losses themselves."""
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_models import MODELS, base_params, images_and_labels
@@ -66,3 +68,27 @@ def test_no_type_is_promoted_by_itself():
   with jax.numpy_dtype_promotion('strict'):
     values = jax.eval_shape(guide.compiled, variables, genome, *images_and_labels('vit'))
   assert values.shape == adapted.spec.cost_table.shape
+
+
+def test_gradients_of_many_blocks_add_up_where_weights_have_16_bits():
+  images, labels = jnp.ones((2048, 3), jnp.bfloat16), jnp.zeros(2048, jnp.int32)
+  model = nn.Dense(2, param_dtype=jnp.bfloat16)
+  adapted = glora_jax.adapt(model, images[:1], heads=None)
+  params = {'kernel': jnp.zeros((3, 2), jnp.bfloat16), 'bias': jnp.zeros(2, jnp.bfloat16)}
+  variables = adapted.init(jax.random.key(0), params)
+  genome = np.zeros((1, 5), np.int8)
+  guide = guidance.make_guide(adapted, fitness='loss', block=2)
+  variables['glora']['E'] = jnp.array([1.0, 0.0])  # an image's gradient by it is -0.5
+  assert guide(variables, genome, images, labels)[0, 4, 2] == -1024
+
+
+def test_params_that_are_no_floats_are_left_alone():
+  def model(params, x):
+    return x[:, params['order']] @ params['kernel']
+
+  params = {'kernel': jnp.eye(4), 'order': jnp.array([1, 0, 2, 3])}
+  adapted = glora_jax.adapt_function(model, params, jnp.eye(4), heads=None)
+  variables = adapted.init(jax.random.key(0), params)
+  genome = glora_jax.preset(adapted.spec, 'lora')
+  values = guidance.make_guide(adapted)(variables, genome, jnp.eye(4), jnp.arange(4))
+  assert np.isfinite(values).all()

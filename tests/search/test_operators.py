@@ -1,10 +1,13 @@
 """Mutation, crossover, and changes that estimates propose."""
 
+import warnings
+
 import numpy as np
 from toy_search import SPEC
 
 from glora_jax.method.draws import random_genomes
 from glora_jax.method.genomes import check_genome, count_params, smallest_genome
+from glora_jax.method.space import Layer, SearchSpace, Spec
 from glora_jax.search.operators import cross, give_up, mutate, propose_guided
 
 
@@ -37,6 +40,15 @@ def test_guided_proposals_prefer_what_promises_more_within_the_budget():
 
   chance = random_genomes(np.random.default_rng(1), SPEC, 200, 300)
   assert expected_loss(children) < expected_loss(chance)
+
+
+def test_guided_proposals_without_a_choice_are_the_parents():
+  space = SearchSpace(A='none', B='none', C='none', D='none', E='none')
+  spec = Spec((Layer('fixed', 4, 3, space=space),))
+  parent, values = smallest_genome(spec), np.ones((1, *spec.cost_table.shape))
+  with np.errstate(all='raise'), warnings.catch_warnings(action='error'):
+    children = propose_guided(np.random.default_rng(0), spec, parent[None], values, 3, None)
+  np.testing.assert_array_equal(children, np.stack([parent] * 3))
 
 
 def test_giving_up_takes_what_is_worth_least_first():

@@ -51,6 +51,8 @@ def test_hypervolume_by_hand():
   two_points = hypervolume(np.array([5, 2]), np.array([0.2, 0.5]), 10)
   assert two_points == pytest.approx((3 * 0.5 + 5 * 0.8) / 10)
   assert hypervolume(np.array([20]), np.array([0.0]), 10) == 0
+  assert hypervolume(np.array([0, 2]), np.array([0.25, 0.0]), 0) == 0.75
+  assert hypervolume(np.array([2]), np.array([0.0]), 0) == 0
 
 
 def test_hypervolume_grows_with_the_generations():

@@ -11,6 +11,7 @@ from tiny_models import problem
 from toy_search import SMALL, SPEC, Judge, search
 
 import glora_jax
+from glora_jax.method.genomes import largest_genome
 from glora_jax.search import early_stopping, guidance, scoring
 
 
@@ -52,6 +53,25 @@ def test_a_scorer_refuses_what_it_cannot_score():
       score(variables, *arguments)
   with pytest.raises(ValueError, match="The variables have no 'glora'"):
     score({'params': variables['params']}, genomes, images, labels)
+
+
+def test_a_predictor_refuses_what_it_cannot_answer_for():
+  adapted, variables, genomes, images, _ = problem('mlp', 'up_front')
+  predict = scoring.make_predictor(adapted)
+  largest = largest_genome(adapted.spec)
+  without_loras = adapted.fix(np.minimum(largest, 1))
+  cut = without_loras.join(*without_loras.split(variables))
+  cases = [
+    ((variables, np.full_like(genomes[0], 99), images), 'The genome says 99 for A of layer 0'),
+    ((variables, genomes, images), 'The predictor takes one genome'),
+    ((variables, genomes[0], images[:0]), r'The images are \[0, 4, 4, 3\]; they must be'),
+    ((variables, genomes[0], 'x'), "The images are 'x'; they must be an array of numbers"),
+    (({'params': variables['params']}, genomes[0], images), "The variables have no 'glora'"),
+    ((cut, largest, images), 'these variables store rank 1: they were cut to a smaller subnet'),
+  ]
+  for arguments, sentence in cases:
+    with pytest.raises(ValueError, match=sentence):
+      predict(*arguments)
 
 
 def test_guides_and_other_scorers_refuse_the_same():
@@ -144,6 +164,8 @@ def test_genomes_of_another_spec_are_no_beginning_of_a_search():
     ({'score': lambda genomes: genomes}, r'it must give the pair \(correct, loss\)'),
     ({'settings': {'population': 4}}, r"settings=\{'population': 4\} is no Evolution"),
     ({'archive': []}, r'archive=\[\] is no Archive'),
+    ({'stopping_score': 'x'}, "stopping_score='x' is no function"),
+    ({'on_generation': 5}, 'on_generation=5 is no function'),
     ({'guide': 'x'}, "guide='x' is no function"),
     ({'guide': lambda genome: np.zeros(3)}, r'guide gave float64 \[3\]; it must give finite'),
     ({'guide': lambda genome: np.full(SPEC.cost_table.shape, np.nan)}, 'it must give finite'),
@@ -166,6 +188,7 @@ def test_what_is_no_search_is_refused(options, sentence):
     ({'classes': [0, 1]}, r'classes=\[0, 1\] must be True or False for each class'),
     ({'classes': np.zeros(4, bool)}, 'True for one at least'),
     ({'classes': [True, True]}, 'classes has 2 truths, and the model answers with 4'),
+    ({'memory': '1GB'}, "memory='1GB' must be a number, or None"),
     ({'mesh': 'x'}, "mesh='x' must be a jax.sharding.Mesh"),
     ({'mesh': jax.make_mesh((1,), ('data',))}, 'The axes data of the mesh must be automatic'),
   ],

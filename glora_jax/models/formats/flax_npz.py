@@ -173,7 +173,7 @@ class FlaxNpz(Format[NpzVariant]):
       return super().resize_positions(pos_embed, old, new, variant)
     _, tokens, width = pos_embed.shape
     class_tokens = tokens - math.prod(old)
-    return sincos_2d((1, math.prod(new) + class_tokens, width), bool(class_tokens))
+    return sincos_2d((1, math.prod(new) + class_tokens, width), bool(class_tokens), new)
 
 
 def _read_variant(shapes: Shapes) -> NpzVariant:
@@ -224,27 +224,30 @@ def _attention(model: ViT, theirs: str) -> list[Rule]:
   ]
 
 
-def sincos_2d(shape: tuple[int, int, int], class_token: bool) -> np.ndarray:
-  """The fixed position embedding of a square grid (Chen et al. 2021, arXiv 2104.02057).
+def sincos_2d(
+  shape: tuple[int, int, int], class_token: bool, grid: tuple[int, int] | None = None
+) -> np.ndarray:
+  """The fixed position embedding of a grid of patches (Chen et al. 2021, arXiv 2104.02057).
 
   big_vision's models with `posemb='sincos2d'` have no position embedding in the file: this is it.
 
   Args:
     shape: (1, tokens, width).
     class_token: whether the first token is a class token, whose position is zero.
+    grid: (rows, columns) of the patches; None for a square.
 
   Returns:
     Position embedding, float32 [1, tokens, width].
   """
   _, tokens, width = shape
   side = math.isqrt(tokens - class_token)
-  rows, columns = (axis.reshape(-1, 1) for axis in np.mgrid[:side, :side])
+  rows, columns = (axis.reshape(-1, 1) for axis in np.indices(grid or (side, side)))
   quarter = width // 4
   frequencies = (1 / 10_000 ** (np.arange(quarter) / (quarter - 1)))[None]
   x, y = columns * frequencies, rows * frequencies
-  grid = np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1)
+  patches = np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1)
   class_pos = np.zeros((int(class_token), width))
-  return np.concatenate([class_pos, grid])[None].astype(np.float32)
+  return np.concatenate([class_pos, patches])[None].astype(np.float32)
 
 
 FORMATS = (

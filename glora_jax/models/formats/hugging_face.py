@@ -186,6 +186,11 @@ class HuggingFace(Format[Variant]):
     }
     labels = config.get('id2label') or {}
     if labels and not all(label.startswith('LABEL_') for label in labels.values()):
+      if odd := [number for number in labels if not number.isdecimal()]:
+        raise ValueError(
+          f"id2label has the key {shown(odd[0])}; its keys must be the numbers of classes, '0' for "
+          'instance.'
+        )
       hints['classes'] = [labels[number] for number in sorted(labels, key=int)]
     preprocessor = read_json(os.path.join(folder, PREPROCESSOR)) or {}
     if preprocessor.get('do_normalize') is False:
