@@ -312,6 +312,25 @@ def test_convolutions_are_an_option():
   check_fold_and_merging(adapted, variables, images)
 
 
+class StandardizedConv(nn.Conv):
+  """A class of one's own, as the convolutions of BiT are."""
+
+
+def test_convolutions_of_a_derived_class_are_convolutions():
+  class Convs(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      x = StandardizedConv(4, (3, 3), name='conv')(x)
+      return nn.Dense(3, name='dense')(x)
+
+  images = jax.ShapeDtypeStruct((1, 6, 6, 2), jnp.float32)
+  names = {
+    convs: [layer.name for layer in glora_jax.adapt(Convs(), images, convs=convs).spec]
+    for convs in (False, True)
+  }
+  assert names == {False: ['dense'], True: ['conv', 'dense']}
+
+
 def test_a_resnets_pointwise_convolutions_are_adapted_through_its_batch_norms():
   images = jax.random.normal(jax.random.key(0), (2, 6, 6, 3))
   model = model_zoo.ResNet()
