@@ -312,6 +312,19 @@ def test_convolutions_are_an_option():
   check_fold_and_merging(adapted, variables, images)
 
 
+@pytest.mark.parametrize('name', ['lora', 'ssf', 'bitfit', 'linear'])
+def test_a_fixed_subnet_computes_in_the_type_of_a_wide_bias(name):
+  inputs = X.astype(jnp.bfloat16)
+  params = random_params(nn.Dense(3), inputs)
+  params = {'kernel': params['kernel'].astype(jnp.bfloat16), 'bias': params['bias'] + 0.1}
+  adapted = glora_jax.adapt(nn.Dense(3), inputs)
+  variables, genome = random_variables(adapted, params), presets.preset(adapted.spec, name)
+  fixed = adapted.fix(genome).apply(variables, inputs)
+  folded = adapted.model.apply({'params': adapted.fold(variables, genome)}, inputs)
+  assert fixed.dtype == folded.dtype == jnp.float32
+  np.testing.assert_allclose(fixed, folded, rtol=2e-2, atol=2e-2)  # folding rounds the kernel
+
+
 class StandardizedConv(nn.Conv):
   """A class of one's own, as the convolutions of BiT are."""
 
