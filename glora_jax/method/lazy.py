@@ -75,7 +75,8 @@ class Graft:
       inputs = call.args[0] if call.args else call.kwargs['inputs']
       product = _dense_product(module, inputs, kernel, bias)
       part = {n: value for n, value in supports.items() if SUPPORTS[n].tensor in self.used}
-      return thin_layer(product, inputs, kernel, bias, part, alleles, self.ranks)
+      arrays = inputs, kernel, bias, part, alleles
+      return thin_layer(product, *arrays, self.ranks, module.precision)
 
     kernel, bias = merge_layers(kernel, bias, supports, alleles, self.layout, self.ranks)
     return call.with_params(kernel=kernel, **({} if bias is None else {'bias': bias}))
