@@ -17,6 +17,7 @@ from glora_jax.limits import check_path, check_type, printable
 from glora_jax.method import genomes
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.genome_json import NamedAlleles, genome_from_json, genome_to_json
+from glora_jax.method.sample import split_arrays
 from glora_jax.method.storage import check_storage
 from glora_jax.method.supports import COLLECTION
 from glora_jax.method.validation import check_one_genome, check_supports
@@ -156,7 +157,8 @@ def load_adapter(path: Path, adapted: Adapted, params: Any) -> tuple[dict[str, A
   _check_metadata(path, metadata)
   genome = _genome(path, adapted, _in_order(path, metadata, adapted))
   adapted.check_params(params)
-  shapes = jax.eval_shape(adapted.init, jax.random.key(0), params)
+  arrays, _ = split_arrays(params)
+  shapes = jax.eval_shape(adapted.init, jax.random.key(0), arrays)
   trainable, frozen = adapted.split({**shapes, 'params': params})
   _check_base(path, metadata['base'], fingerprint(frozen['params']))
 
