@@ -20,7 +20,7 @@ from glora_jax.method.genome_json import NamedAlleles, genome_from_json, genome_
 from glora_jax.method.sample import split_arrays
 from glora_jax.method.storage import check_storage
 from glora_jax.method.supports import COLLECTION
-from glora_jax.method.validation import check_one_genome, check_supports
+from glora_jax.method.validation import check_one_genome
 from glora_jax.records import mismatch
 from glora_jax.tree import differences, fingerprint, flatten, get, path_name, replace
 
@@ -97,7 +97,6 @@ def save_adapter(
   check_one_genome(adapted.spec, genome, 'save_adapter')
   genome = genomes.canonicalize(adapted.spec, genome)
   trainable, frozen = adapted.split(variables)
-  check_supports(adapted.groups, trainable[COLLECTION])
   check_storage(adapted.groups, trainable[COLLECTION], genome)
   described = {
     'spec': _described(adapted),
