@@ -144,6 +144,12 @@ def test_rising_ranks_follow_the_block_s_number():
   assert placed[[0, 4, 8], 1].tolist() == [0, 3, 5]
 
 
+def test_rising_ranks_of_a_place_follow_the_blocks_of_the_whole_model():
+  blocks = spec_of([f'blocks/fc1[{block}]' for block in range(4)], SearchSpace(range(1, 9)))
+  genome = preset(blocks, 'lora:rising@last_half', 16 * (3 + 4))
+  assert genome[:, 1].tolist() == [0, 0, 2 + 3, 2 + 4]
+
+
 @pytest.mark.parametrize(
   'name, message',
   [
