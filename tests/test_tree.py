@@ -121,6 +121,13 @@ def test_fingerprints_see_every_change():
   assert tree.fingerprint({'c': np.zeros(2), 'a': {'b': np.arange(6.0)}}) in prints
 
 
+def test_fingerprints_see_numbers_and_no_addresses():
+  params = {'w': np.ones(2), 'eps': 1e-5}
+  with_function = {**params, 'act': lambda x: x}
+  assert tree.fingerprint(with_function) == tree.fingerprint(params)
+  assert tree.fingerprint({**params, 'eps': 1e-6}) != tree.fingerprint(params)
+
+
 def test_fingerprints_of_any_tree_go_by_paths():
   as_list = tree.fingerprint([{'w': np.ones(2)}, None])
   assert as_list == tree.fingerprint({'0': {'w': np.ones(2)}})

@@ -98,7 +98,7 @@ def adapt(
   selection = Selection(space, select, heads, ties, convs)
   model = _linen_module(model)
   discovery = discover(model, sample_inputs, model_kwargs)
-  left_out = [site for site in discovery.sites if site.kind == 'Conv' and not convs]
+  left_out = [site for site in discovery.sites if site.is_convolution and not convs]
   others = {name: value for name, value in discovery.variables.items() if name != 'params'}
   params = discovery.variables.get('params', {})
   found = find(_as_function(model), params, (others, *sample_inputs), model_kwargs, convs=convs)

@@ -178,7 +178,6 @@ class Adapted:
     """
     check_one_genome(self.spec, genome, 'fold')
     check_collections(variables)
-    check_supports(self.groups, variables[COLLECTION])
     check_storage(self.groups, variables[COLLECTION], genome)
     params = self.full_precision(variables['params'])
     return fold(self.groups, params, variables[COLLECTION], jnp.asarray(genome))
@@ -290,7 +289,7 @@ class Adapted:
 
     Args:
       call: arguments of the model besides its variables.
-      variables: variables from `init`.
+      variables: variables from `init`, their supports checked.
       genome: int [rows, 5], checked.
       merge: how supports get into the kernels.
       fixed: the genome where it is known when tracing; see `lazy.graft`.
@@ -299,8 +298,6 @@ class Adapted:
       What the model's `apply` returns.
     """
     check_merge(merge, get_args(Merge))
-    check_collections(variables)
-    check_supports(self.groups, variables[COLLECTION])
     args, kwargs = call
     params, supports = self.full_precision(variables['params']), variables[COLLECTION]
     self.check_params(params)

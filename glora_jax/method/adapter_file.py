@@ -17,9 +17,10 @@ from glora_jax.limits import check_path, check_type, printable
 from glora_jax.method import genomes
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.genome_json import NamedAlleles, genome_from_json, genome_to_json
+from glora_jax.method.sample import split_arrays
 from glora_jax.method.storage import check_storage
 from glora_jax.method.supports import COLLECTION
-from glora_jax.method.validation import check_one_genome, check_supports
+from glora_jax.method.validation import check_one_genome
 from glora_jax.records import mismatch
 from glora_jax.tree import differences, fingerprint, flatten, get, path_name, replace
 
@@ -96,7 +97,6 @@ def save_adapter(
   check_one_genome(adapted.spec, genome, 'save_adapter')
   genome = genomes.canonicalize(adapted.spec, genome)
   trainable, frozen = adapted.split(variables)
-  check_supports(adapted.groups, trainable[COLLECTION])
   check_storage(adapted.groups, trainable[COLLECTION], genome)
   described = {
     'spec': _described(adapted),
@@ -156,7 +156,8 @@ def load_adapter(path: Path, adapted: Adapted, params: Any) -> tuple[dict[str, A
   _check_metadata(path, metadata)
   genome = _genome(path, adapted, _in_order(path, metadata, adapted))
   adapted.check_params(params)
-  shapes = jax.eval_shape(adapted.init, jax.random.key(0), params)
+  arrays, _ = split_arrays(params)
+  shapes = jax.eval_shape(adapted.init, jax.random.key(0), arrays)
   trainable, frozen = adapted.split({**shapes, 'params': params})
   _check_base(path, metadata['base'], fingerprint(frozen['params']))
 

@@ -22,7 +22,7 @@ from glora_jax.method.reasons import CHOSEN
 from glora_jax.method.subnet import Call
 from glora_jax.method.summary import align
 from glora_jax.method.supports import COLLECTION
-from glora_jax.method.trial import Trial
+from glora_jax.method.trial import Trial, close_over_others
 from glora_jax.tree import flatten, path_name
 
 _ANY = float('inf')  # tolerance of what is reported and not judged
@@ -136,6 +136,7 @@ def check(adapted: Adapted, variables: Mapping[str, Any], *inputs: Any, **kwargs
   check_type(adapted, Adapted, 'adapted')
   adapted.check_variables(variables)
   _check_values(variables, (inputs, kwargs))
+  adapted, variables = close_over_others(adapted, variables)
   trial = Trial(adapted, variables, Call(inputs, kwargs))
   with jax.default_matmul_precision('highest'):
     return Check(

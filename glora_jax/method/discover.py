@@ -103,6 +103,7 @@ class _Recorder:
       lifts=tuple(lift.index for lift in kernel.lifts),
       local_ndim=len(kernel.dims),
       kind=type(module).__name__,
+      is_convolution=isinstance(module, nn.Conv),
       input_id=self._input_id(args[0] if args else kwargs['inputs']),
     )
     self.found[path] = _Found(site, kernel.lifts)

@@ -43,8 +43,9 @@ def effective(
 ) -> tuple[jax.Array, jax.Array | None]:
   """The kernel and bias of one linear layer with its supports merged in (eq. 10).
 
-  Everything is computed in `promote_types(kernel.dtype, float32)` and cast once, so that a subnet
-  is the same numbers, within their rounding, whether it is trained, scored or folded.
+  Everything is computed in `promote_types(kernel.dtype, float32)`, a bias that is wider than that
+  in its own type, and cast once, so that a subnet is the same numbers, within their rounding,
+  whether it is trained, scored or folded.
 
   Args:
     kernel: W, float [in, out].
@@ -102,6 +103,7 @@ def effective_bias(
   if not stored:
     return bias
   dtype = jnp.promote_types(kernel.dtype, jnp.float32)
+  dtype = dtype if bias is None else jnp.promote_types(dtype, bias.dtype)
   supports = {name: jnp.asarray(value, dtype) for name, value in supports.items()}
   shift = jnp.zeros(kernel.shape[-1], dtype)
   if 'E' in stored:

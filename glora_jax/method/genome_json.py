@@ -67,7 +67,9 @@ def genome_from_json(spec: Spec, content: str | Mapping[str, Any] | Sequence) ->
   """The genome of what `genome_to_json` returned.
 
   Alleles are read by their names where there are names, so that a genome means the same in a space
-  with other ranks, in which its codes are others.
+  with other ranks, in which its codes are others. Rows that have the names of all the spec's layers
+  go by these, in whatever order layers were found; rows of other names, another library's for
+  instance, are taken as they stand.
 
   Args:
     spec: the layers.
@@ -93,7 +95,8 @@ def genome_from_json(spec: Spec, content: str | Mapping[str, Any] | Sequence) ->
   if names is not None and (reason := mismatch(names, list[NamedAlleles], 'layers')) is not None:
     raise ValueError(f'The genome cannot be read: {reason}; {_EXPECTED}.')
   if names is not None and len(names) == len(spec):
-    codes = [_codes_of_names(*row) for row in zip(spec, names, strict=True)]
+    ordered = _in_order(spec, names)
+    codes = [_codes_of_names(layer, row) for layer, row in zip(spec, ordered, strict=True)]
   check_genome(spec, codes)
   genome = np.asarray(codes)
   if genome.ndim != 2 or len(genome if names is None else names) != len(genome):
@@ -101,6 +104,14 @@ def genome_from_json(spec: Spec, content: str | Mapping[str, Any] | Sequence) ->
       f'The genome has shape {genome.shape} and names for {len(names or ())} layers; {_EXPECTED}.'
     )
   return genome.astype(np.int8)
+
+
+def _in_order(spec: Spec, rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+  """The rows of a file by the names of a spec's layers, where they have all of these."""
+  by_name = {name: row for row in rows if isinstance(name := row.get('layer'), str)}
+  own = [layer.name for layer in spec]
+  is_complete = by_name.keys() == {*own} and len(by_name) == len(own)
+  return [by_name[name] for name in own] if is_complete else rows
 
 
 def _parsed(text: str) -> Any:

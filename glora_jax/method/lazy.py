@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from glora_jax.method.equation import Product
 from glora_jax.method.groups import Group
 from glora_jax.method.layout import LINEAR_MODULES, Layout
 from glora_jax.method.merge import fold, merge_biases, merge_layers
@@ -72,9 +73,10 @@ class Graft:
     plain = type(module) is nn.Dense and module.dot_general is module.dot_general_cls is None
     if plain and self.is_thin:
       inputs = call.args[0] if call.args else call.kwargs['inputs']
-      product = functools.partial(_dense_product, module)
+      product = _dense_product(module, inputs, kernel, bias)
       part = {n: value for n, value in supports.items() if SUPPORTS[n].tensor in self.used}
-      return thin_layer(product, inputs, kernel, bias, part, alleles, self.ranks)
+      arrays = inputs, kernel, bias, part, alleles
+      return thin_layer(product, *arrays, self.ranks, module.precision)
 
     kernel, bias = merge_layers(kernel, bias, supports, alleles, self.layout, self.ranks)
     return call.with_params(kernel=kernel, **({} if bias is None else {'bias': bias}))
@@ -217,11 +219,24 @@ def intercept(grafts: Mapping[str, Grafted], next_function, args, kwargs, contex
   return grafts[key].run(Call(module, params, leaves, next_function, args, kwargs))
 
 
-def _dense_product(module: Any, inputs: jax.Array, kernel: jax.Array) -> jax.Array:
-  """What a module, an `nn.Dense`, makes of inputs and a kernel before it adds its bias."""
-  inputs, kernel, _ = module.promote_dtype(inputs, kernel, None, dtype=module.dtype)
+def _dense_product(
+  module: Any, inputs: jax.Array, kernel: jax.Array, bias: jax.Array | None
+) -> Product:
+  """What a module, an `nn.Dense`, makes of inputs and a kernel like these before it adds its bias.
+
+  It computes in the type that all three have in common, with a bias wider than the rest in its.
+  """
+  promote = functools.partial(module.promote_dtype, dtype=module.dtype)
+  inputs, kernel, _ = jax.eval_shape(promote, inputs, kernel, bias)
+  return functools.partial(_product_in, inputs.dtype, kernel.dtype, module.precision)
+
+
+def _product_in(
+  input_type: Any, kernel_type: Any, precision: Any, inputs: jax.Array, kernel: jax.Array
+) -> jax.Array:
   last_axis = ((inputs.ndim - 1,), (0,))
-  return jax.lax.dot_general(inputs, kernel, (last_axis, ((), ())), precision=module.precision)
+  inputs, kernel = inputs.astype(input_type), kernel.astype(kernel_type)
+  return jax.lax.dot_general(inputs, kernel, (last_axis, ((), ())), precision=precision)
 
 
 def _unplace(

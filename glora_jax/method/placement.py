@@ -13,9 +13,9 @@ from typing import Literal
 
 import numpy as np
 
-from glora_jax.method.preset_names import PLACES
 from glora_jax.method.space import Spec
 
+PLACES = ('qkv', 'attn', 'mlp', 'last_half')
 Role = Literal['qkv', 'proj', 'mlp']
 
 # What a module is called that holds layers; the innermost decides.

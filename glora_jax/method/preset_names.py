@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 from glora_jax.limits import printable, shown
+from glora_jax.method.placement import PLACES, placed_rows
 from glora_jax.method.space import Spec
 
 Choice = Literal['none', 'vector', 'rank', 'largest']
@@ -43,7 +44,6 @@ PRESETS: Mapping[str, Alleles] = {
 PRESET_NAMES = tuple(PRESETS)
 GENOME_ENDING = '.json'  # of a structure that is the path of a file
 GRADIENT = 'gradient'  # no preset: the structure that was read off a gradient, as a row's name
-PLACES = ('qkv', 'attn', 'mlp', 'last_half')
 _RANKED = tuple(name for name, alleles in PRESETS.items() if 'rank' in alleles)
 _RISING = ('lora', 'hira')
 _KEPT_IN_FILES = ':@'
@@ -143,7 +143,7 @@ def preset_label(spec: Spec, name: str) -> str:
     name: a preset's name.
 
   Raises:
-    ValueError: no preset can have this name.
+    ValueError: no preset can have this name, or no layer is in its place.
 
   Example:
     >>> from glora_jax import Layer, SearchSpace, Spec, preset_label
@@ -152,9 +152,10 @@ def preset_label(spec: Spec, name: str) -> str:
     ('lora:4@qkv', 'ssf')
   """
   base, rank, place = parse_preset_name(name)
-  largest = sorted({layer.space.ranks[-1] for layer in spec})
-  if base not in _RANKED or rank is not None or not largest:
+  if base not in _RANKED or rank is not None or not len(spec):
     return name
+  placed = zip(spec, placed_rows(spec, place), strict=True)
+  largest = sorted({layer.space.ranks[-1] for layer, is_placed in placed if is_placed})
   return f'{base}:{"/".join(map(str, largest))}' + ('' if place is None else f'@{place}')
 
 

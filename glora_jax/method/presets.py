@@ -68,33 +68,32 @@ def preset(spec: Spec, name: str, budget: int | None = None) -> np.ndarray:
   if parsed.base in _OF_BIASES and not any(spec.layers[row].bias for row in rows):
     raise ValueError(f"The preset '{name}' trains biases, and no adapted layer has one.")
   alleles = PRESETS[parsed.base]
-  layers = [spec.layers[row] for row in rows]
   genome = np.zeros((len(spec), len(TENSORS)), np.int8)
-  for row, layer, rank in zip(rows, layers, _ranks(layers, name, budget), strict=True):
-    genome[row] = _codes(layer, alleles, rank)
+  for row, rank in zip(rows, _ranks(spec, rows, name, budget), strict=True):
+    genome[row] = _codes(spec.layers[row], alleles, rank)
   return canonicalize(spec, genome)
 
 
-def _ranks(layers: Sequence[Layer], name: str, budget: int | None) -> Sequence[int | None]:
-  """The rank of a preset's LoRA in each of its layers; None for the largest, 0 for none.
+def _ranks(spec: Spec, rows: Sequence[int], name: str, budget: int | None) -> Sequence[int | None]:
+  """The rank of a preset's LoRA in each of its rows; None for the largest, 0 for none.
 
   Raises:
     ValueError: a layer does not have the rank, or ranks rise within no budget.
   """
   rank = parse_preset_name(name).rank
   if rank == 'rising':
-    return _rising(layers, name, budget)
-  for layer in layers:
+    return _rising(spec, rows, name, budget)
+  for layer in (spec.layers[row] for row in rows):
     if rank is not None and rank not in layer.space.ranks:
       raise ValueError(
         f"The preset '{name}' needs rank {rank}, and the space of {layer.name} has the ranks "
         f'{", ".join(map(str, layer.space.ranks))}; take one of them, or give it that rank.'
       )
-  return [rank] * len(layers)
+  return [rank] * len(rows)
 
 
-def _rising(layers: Sequence[Layer], name: str, budget: int | None) -> list[int]:
-  """Ranks of layers that rise with depth and fill the budget.
+def _rising(spec: Spec, rows: Sequence[int], name: str, budget: int | None) -> list[int]:
+  """Ranks of rows that rise with the number of the block in the whole model and fill the budget.
 
   Raises:
     ValueError: there is no budget, or it fits no rank in any of the layers.
@@ -105,10 +104,11 @@ def _rising(layers: Sequence[Layer], name: str, budget: int | None) -> list[int]
       f"The preset '{name}' fills a budget, and there is none; give one, or a rank as in 'lora:4'."
     )
   tensor = TENSORS[PRESETS[parse_preset_name(name).base].index('rank')]
-  blocks = block_numbers([layer.name for layer in layers])
+  numbers = block_numbers([layer.name for layer in spec])
+  placed = [(numbers[row], spec.layers[row]) for row in rows]
   ladders = [
     Ladder(block or 0, layer.space.ranks, layer.costs(tensor)[len(FLAT_FORMS[tensor]) :])
-    for block, layer in zip(blocks, layers, strict=True)
+    for block, layer in placed
   ]
   ranks = rising_ranks(ladders, most)
   if not any(ranks):

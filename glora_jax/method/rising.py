@@ -12,7 +12,7 @@ class Ladder(NamedTuple):
   """The ranks that a layer may have.
 
   Attributes:
-    block: number of the layer's block, from 0 at the inputs.
+    block: number of the layer's block, from 0 at the inputs of the model.
     ranks: ranks on offer, ascending.
     costs: trained parameters of each.
   """

@@ -1,11 +1,14 @@
-"""The sample inputs of a model: which are arrays, and which are taken as they are."""
+"""What a model is called with: which are arrays, and which are taken as they are."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
+
+from glora_jax.tree import flatten, partition
 
 
 class Sample:
@@ -32,3 +35,12 @@ class Sample:
 def is_array(leaf: Any) -> bool:
   """Whether a leaf is an array, or the shape of one."""
   return hasattr(leaf, 'shape') and hasattr(leaf, 'dtype')
+
+
+def split_arrays(params: Any) -> tuple[Any, Any]:
+  """Two trees, as of `tree.partition`: the arrays among parameters, and what is taken as it is.
+
+  The first is `params` itself, and the second None, where all are arrays.
+  """
+  is_own = {path: is_array(nn.meta.unbox(leaf)) for path, leaf in flatten(params).items()}
+  return (params, None) if all(is_own.values()) else partition(params, is_own.__getitem__)

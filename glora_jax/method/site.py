@@ -31,6 +31,7 @@ class Site:
       level.
     local_ndim: number of dimensions of the kernel that the module itself sees.
     kind: name of the module's class.
+    is_convolution: whether it is a convolution, also of a class that somebody derived from one.
     input_id: a number that is equal for sites that get the very same input array.
     shared: whether the model also reads the parameters by other ways than the module's call; they
       are then always merged up front.
@@ -49,6 +50,7 @@ class Site:
   lifts: tuple[int, ...]
   local_ndim: int
   kind: str = 'Dense'
+  is_convolution: bool = False
   input_id: int = 0
   shared: bool = False
   rows: tuple[int, ...] = ()

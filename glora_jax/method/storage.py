@@ -19,6 +19,7 @@ import numpy as np
 from glora_jax.method.groups import Group
 from glora_jax.method.space import FLAT_FORMS, LORA_TENSORS, TENSORS, Tensor
 from glora_jax.method.supports import SUPPORTS
+from glora_jax.method.validation import check_supports
 from glora_jax.tree import Path, flatten
 
 # The arrays that have an axis of rank-one parts, and where that is from the end.
@@ -81,7 +82,7 @@ def cut(groups: Sequence[Group], supports: Any, genome: np.ndarray) -> dict[str,
     genome: concrete, int [rows, 5].
 
   Raises:
-    ValueError: the storage is that of a subnet with lower ranks.
+    ValueError: the supports are of other layers, or of a subnet with lower ranks.
   """
   check_storage(groups, supports, genome)
   flat = flatten(supports)
@@ -99,16 +100,18 @@ def first_ranks(value: Any, axis: int, rank: int) -> Any:
 
 
 def check_storage(groups: Sequence[Group], supports: Any, genomes: Any) -> None:
-  """Checks that supports store every rank that genomes use.
+  """Checks that supports are those of the layers, and store every rank that genomes use.
 
   Args:
     groups: the adapted layers.
     supports: the `glora` collection.
-    genomes: int [..., rows, 5]; where they are traced, nothing is checked.
+    genomes: int [..., rows, 5]; where they are traced, no rank is checked.
 
   Raises:
-    ValueError: the storage is that of a subnet with lower ranks; the sentence names the layer.
+    ValueError: the supports are of other layers or of another space, or the storage is that of a
+      subnet with lower ranks; the sentence names what differs, or the layer.
   """
+  check_supports(groups, supports)
   if isinstance(genomes, jax.core.Tracer):
     return
   flat = flatten(supports)

@@ -94,7 +94,8 @@ class Subnet:
     higher ranks.
 
     Raises:
-      ValueError: the variables were cut to a subnet with lower ranks.
+      ValueError: the variables are of another model or search space, or were cut to a subnet with
+        lower ranks.
     """
     trainable, frozen = self.adapted.split(variables)
     supports = storage.cut(self.adapted.groups, trainable[COLLECTION], self.genome)

@@ -44,7 +44,7 @@ def made_for(platform: str) -> Iterator[None]:
     _platform.reset(token)
 
 
-def thin_layer(
+def thin_layer(  # noqa: PLR0913
   product: Product,
   inputs: jax.Array,
   kernel: jax.Array,
@@ -52,6 +52,7 @@ def thin_layer(
   supports: Mapping[str, jax.Array],
   alleles: jax.Array,
   ranks: Sequence[int],
+  precision: Any = None,
 ) -> jax.Array:
   """The layer's output; a LoRA for B goes into the kernel where that is the cheaper way.
 
@@ -63,6 +64,7 @@ def thin_layer(
     supports: supports of the layer, of the tensors that take part.
     alleles: forms of A, B, C, D, E, int [5]; that of A is 0, 1 or 2.
     ranks: LoRA ranks that the codes stand for.
+    precision: that of the layer's own product, as `jax.lax.dot_general` has it.
 
   Returns:
     float [..., out], in the product's dtype.
@@ -71,9 +73,9 @@ def thin_layer(
   if is_lora and _merging_pays(product, inputs, kernel):
     down, up = weight_factors(supports, 'B', alleles[1], ranks)
     factors = down.astype(kernel.dtype), up.astype(kernel.dtype)
-    output = _merged_product(product, inputs, kernel, *factors)
+    output = _merged_product(product, precision, inputs, kernel, *factors)
   else:
-    output = thin_output(inputs, product(inputs, kernel), supports, alleles, ranks)
+    output = thin_output(inputs, product(inputs, kernel), supports, alleles, ranks, precision)
   return output if bias is None else output + _beside(output, bias)
 
 
@@ -83,6 +85,7 @@ def thin_output(
   supports: Mapping[str, jax.Array],
   alleles: jax.Array,
   ranks: Sequence[int],
+  precision: Any = None,
 ) -> jax.Array:
   """The layer's output without bias from its kernel's alone: no array has the kernel's size.
 
@@ -92,6 +95,7 @@ def thin_output(
     supports: as of `thin_layer`, and so are the others.
     alleles: forms of A, B, C, D, E.
     ranks: LoRA ranks.
+    precision: as of `thin_layer`.
 
   Returns:
     float [..., out].
@@ -102,7 +106,8 @@ def thin_output(
     output = output + output * _beside(output, flat_form(supports, 'A', alleles[0]))
   if 'B_down' in supports:
     down, up = weight_factors(supports, 'B', alleles[1], ranks)
-    output = output + _thin_product(inputs.astype(dtype), down.astype(dtype), up.astype(dtype))
+    factors = down.astype(dtype), up.astype(dtype)
+    output = output + _thin_product(inputs.astype(dtype), *factors, precision)
   elif 'B' in stored:
     row = _beside(output, flat_form(supports, 'B', alleles[1]))
     output = output + inputs.astype(dtype).sum(-1, keepdims=True) * row
@@ -114,7 +119,7 @@ def _beside(output: jax.Array, row: jax.Array) -> jax.Array:
   return jnp.broadcast_to(row.astype(output.dtype), output.shape)
 
 
-def _thin_product(inputs: jax.Array, down: jax.Array, up: jax.Array) -> jax.Array:
+def _thin_product(inputs: jax.Array, down: jax.Array, up: jax.Array, precision: Any) -> jax.Array:
   """(x B_down) B_up, [..., out].
 
   Held behind a barrier in its transposed form, `down` gets its gradient as t^T x, with
@@ -123,7 +128,8 @@ def _thin_product(inputs: jax.Array, down: jax.Array, up: jax.Array) -> jax.Arra
   """
   down = jax.lax.optimization_barrier(down.T)
   last_axes = ((inputs.ndim - 1,), (1,))
-  return jax.lax.dot_general(inputs, down, (last_axes, ((), ()))) @ up
+  narrow = jax.lax.dot_general(inputs, down, (last_axes, ((), ())), precision=precision)
+  return jnp.matmul(narrow, up, precision=precision)
 
 
 def _merging_pays(product: Product, inputs: jax.Array, kernel: jax.Array) -> bool:
@@ -142,32 +148,38 @@ def _merging_pays(product: Product, inputs: jax.Array, kernel: jax.Array) -> boo
   return tokens * (into + out) > 2 * into * out
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _merged_product(
-  product: Product, inputs: jax.Array, kernel: jax.Array, down: jax.Array, up: jax.Array
+  product: Product,
+  precision: Any,
+  inputs: jax.Array,
+  kernel: jax.Array,
+  down: jax.Array,
+  up: jax.Array,
 ) -> jax.Array:
   """X (W + B_down B_up), [..., out]."""
   return product(inputs, kernel + matrix_product(down, up))
 
 
 @functools.partial(_merged_product.defjvp, symbolic_zeros=True)
-def _merged_product_jvp(product: Product, primals: Any, tangents: Any) -> tuple[Any, Any]:
+def _merged_product_jvp(
+  product: Product, precision: Any, primals: Any, tangents: Any
+) -> tuple[Any, Any]:
   """The derivative by each argument that has one; those by the factors are thin products.
 
   Merged kernels are made again for the gradient by the inputs: a scan over layers would keep all.
   """
   inputs, kernel, down, up = primals
+  merged = functools.partial(_merged_product, product, precision)
   by_argument = (
-    lambda change: jax.checkpoint(functools.partial(_merged_product, product))(
-      change, kernel, down, up
-    ),
+    lambda change: jax.checkpoint(merged)(change, kernel, down, up),
     lambda change: product(inputs, change),
-    lambda change: _thin_product(inputs, change, up),
-    lambda change: _thin_product(inputs, down, change),
+    lambda change: _thin_product(inputs, change, up, precision),
+    lambda change: _thin_product(inputs, down, change, precision),
   )
   terms = [
     derivative(change)
     for derivative, change in zip(by_argument, tangents, strict=True)
     if not isinstance(change, SymbolicZero)
   ]
-  return _merged_product(product, *primals), sum(terms)
+  return merged(*primals), sum(terms)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,11 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from glora_jax.method.adapted import Adapted
+from glora_jax.method.adapted import Adapted, name_of
 from glora_jax.method.genomes import largest_genome
+from glora_jax.method.sample import split_arrays
 from glora_jax.method.space import TENSORS, Spec
 from glora_jax.method.subnet import Call
 from glora_jax.method.supports import COLLECTION
+from glora_jax.tree import union
 
 _NOISE = 0.05  # standard deviation
 _RATE = 0.1  # learning rate of the one step; large enough to move a bfloat16
@@ -99,6 +102,31 @@ class Trial:
     optimizer = optax.adamw(_RATE, weight_decay=0.5)  # which moves what has no gradient, too
     updates, _ = optimizer.update(gradients, optimizer.init(trainable), trainable)
     return gradients, optax.apply_updates(trainable, updates)
+
+
+class _Closed:
+  """A model that holds what is no array among its parameters, with the `apply` of a linen model."""
+
+  def __init__(self, model: Any, others: Any):
+    self._model = model
+    self._others = others
+    self.__name__ = name_of(model)
+
+  def apply(self, variables: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+    """What the model returns with the variables' arrays."""
+    params = union(self._others, variables['params'])
+    return self._model.apply({**variables, 'params': params}, *args, **kwargs)
+
+
+def close_over_others(
+  adapted: Adapted, variables: Mapping[str, Any]
+) -> tuple[Adapted, Mapping[str, Any]]:
+  """An adapted model and its variables with arrays alone, as compiled functions take them."""
+  arrays, others = split_arrays(variables['params'])
+  if others is None:
+    return adapted, variables
+  closed = dataclasses.replace(adapted, model=_Closed(adapted.model, others))
+  return closed, {**variables, 'params': arrays}
 
 
 def check_genomes(spec: Spec) -> np.ndarray:

@@ -150,7 +150,7 @@ def _loras(
         continue
       rank = group.space.ranks[genome[row, _B] - len(FLAT_FORMS['B'])]
       for site, arrays in members:
-        if site.kind == 'Conv':
+        if site.is_convolution:
           raise ValueError(
             f'{site.name} is a convolution, and only linear layers are written as LoRAs of PEFT; '
             'fold the subnet (adapted.fold) and save the model with weights.save instead.'

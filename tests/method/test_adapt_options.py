@@ -312,6 +312,38 @@ def test_convolutions_are_an_option():
   check_fold_and_merging(adapted, variables, images)
 
 
+@pytest.mark.parametrize('name', ['lora', 'ssf', 'bitfit', 'linear'])
+def test_a_fixed_subnet_computes_in_the_type_of_a_wide_bias(name):
+  inputs = X.astype(jnp.bfloat16)
+  params = random_params(nn.Dense(3), inputs)
+  params = {'kernel': params['kernel'].astype(jnp.bfloat16), 'bias': params['bias'] + 0.1}
+  adapted = glora_jax.adapt(nn.Dense(3), inputs)
+  variables, genome = random_variables(adapted, params), presets.preset(adapted.spec, name)
+  fixed = adapted.fix(genome).apply(variables, inputs)
+  folded = adapted.model.apply({'params': adapted.fold(variables, genome)}, inputs)
+  assert fixed.dtype == folded.dtype == jnp.float32
+  np.testing.assert_allclose(fixed, folded, rtol=2e-2, atol=2e-2)  # folding rounds the kernel
+
+
+class StandardizedConv(nn.Conv):
+  """A class of one's own, as the convolutions of BiT are."""
+
+
+def test_convolutions_of_a_derived_class_are_convolutions():
+  class Convs(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      x = StandardizedConv(4, (3, 3), name='conv')(x)
+      return nn.Dense(3, name='dense')(x)
+
+  images = jax.ShapeDtypeStruct((1, 6, 6, 2), jnp.float32)
+  names = {
+    convs: [layer.name for layer in glora_jax.adapt(Convs(), images, convs=convs).spec]
+    for convs in (False, True)
+  }
+  assert names == {False: ['dense'], True: ['conv', 'dense']}
+
+
 def test_a_resnets_pointwise_convolutions_are_adapted_through_its_batch_norms():
   images = jax.random.normal(jax.random.key(0), (2, 6, 6, 3))
   model = model_zoo.ResNet()
@@ -547,8 +579,14 @@ def test_the_summary_lists_layers_and_totals(vit):
   assert [line.split()[0] for line in uncovered[1:]] == ['embed/kernel', 'head/kernel', 'pos_embed']
 
 
-def test_the_summarys_total_is_the_sum_of_its_rows_where_few_alleles_are_on_offer():
-  space = SearchSpace((2, 4), A='none', B=('none', 'lora2'), C='none', D='none')
+@pytest.mark.parametrize(
+  'space',
+  [
+    SearchSpace((2, 4), A='none', B=('none', 'lora2'), C='none', D='none'),
+    SearchSpace.distinct((1, 2)),
+  ],
+)
+def test_the_summarys_total_is_the_sum_of_its_rows_where_few_alleles_are_on_offer(space):
   adapted = glora_jax.adapt(Attention(), X, space=space)
   *rows, totals = adapted.summary().splitlines()[1:]
   trained = sum(int(row.split()[-2].replace(',', '')) for row in rows)

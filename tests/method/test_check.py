@@ -113,6 +113,17 @@ def test_a_function_passes_and_what_it_does_not_cover_is_reported():
   assert 'share of matrices without a row (1: ' in found.rows[-1].note
 
 
+def test_a_function_passes_whose_params_hold_more_than_arrays():
+  params = {'activation': jnp.tanh, 'eps': 1e-5, 'w': jnp.ones((4, 3))}
+
+  def apply(params, x):
+    return params['activation'](x @ params['w']) * (1 + params['eps'])
+
+  adapted = glora_jax.adapt_function(apply, params, X, space=SearchSpace((1,), A='none'))
+  found = glora_jax.check(adapted, adapted.init(jax.random.key(0), params), X)
+  assert found.ok, str(found)
+
+
 def test_every_allele_on_offer_occurs_in_every_layer_of_the_genomes():
   spaces = SearchSpace((1, 2)), SearchSpace.distinct((1, 2, 3))
   layers = [glora_jax.Layer(f'fc{i}', 4, 8, i < 2, spaces[i % 2]) for i in range(4)]

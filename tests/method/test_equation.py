@@ -216,6 +216,15 @@ def test_supports_that_no_allele_reads_may_be_left_out(tensor):
   assert np.any(found[0] != kernel) or np.any(found[1] != bias)
 
 
+def test_a_bias_wider_than_its_kernel_is_not_rounded():
+  with jax.enable_x64(True):
+    kernel, bias = jnp.ones((3, 2), jnp.float32), jnp.full(2, 0.1, jnp.float64)
+    start = supports.init_supports(jax.random.key(0), 3, 2)
+    _, merged = equation.effective(kernel, bias, start, np.array([0, 0, 2, 2, 2]))
+    assert merged.dtype == jnp.float64
+    np.testing.assert_array_equal(merged, bias)
+
+
 def test_no_axis_is_left_to_be_repeated_by_itself():
   stored = supports.init_supports(jax.random.key(0), 4, 5)
   flat = {name: stored[name] for name in ('A_up', 'B_up', 'D', 'E')}

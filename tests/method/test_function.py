@@ -200,6 +200,28 @@ def test_what_is_no_array_is_taken_as_it_is():
   )
 
 
+def activated(layers, x):
+  (layer,) = layers.values() if isinstance(layers, dict) else layers
+  return layer['activation'](x @ layer['w']) * (1 + layer['eps'])
+
+
+@pytest.mark.parametrize('wrap', [lambda layer: {'layer': layer}, lambda layer: [layer]])
+def test_an_adapter_goes_onto_params_in_which_something_is_no_array(wrap, tmp_path):
+  params = wrap({'activation': jnp.tanh, 'eps': 1e-2, 'w': W1.T})
+  adapted = glora_jax.adapt_function(activated, params, X)
+  variables = adapted.init(jax.random.key(0), params)
+  variables = {**variables, 'glora': randomized(variables['glora'])}
+  genome = glora_jax.preset(adapted.spec, 'lora')
+  path = tmp_path / 'adapter.safetensors'
+  glora_jax.save_adapter(path, adapted, variables, genome)
+  loaded, _ = glora_jax.load_adapter(path, adapted, params)
+  expected = adapted.apply(variables, X, genome=genome)
+  np.testing.assert_array_equal(adapted.apply(loaded, X, genome=genome), expected)
+  other = wrap({'activation': jnp.tanh, 'eps': 1e-3, 'w': W1.T})
+  with pytest.raises(ValueError, match='was trained on other base weights'):
+    glora_jax.load_adapter(path, adapted, other)
+
+
 def test_a_kernel_beside_other_kernels_is_named_by_itself():
   params = {'cell': {'kernel': W1.T, 'recurrent': W2, 'out': {'kernel': W3.T}}}
 

@@ -204,6 +204,21 @@ def test_json_means_the_same_in_a_space_with_other_ranks():
     genome_from_json(fewer, written)
 
 
+def test_json_of_layers_in_another_order_is_read_by_their_names():
+  written = genome_to_json(LAYERS, np.array([[0, 1, 0, 0, 0], [0, 3, 0, 0, 0], [2, 0, 0, 0, 0]]))
+  turned = Spec(LAYERS.layers[::-1])
+  assert genome_from_json(turned, written).tolist() == written['genome'][::-1]
+
+
+def test_json_of_renamed_layers_is_read_row_by_row():
+  written = genome_to_json(LAYERS, np.array([[0, 1, 0, 0, 0], [0, 3, 0, 0, 0], [2, 0, 0, 0, 0]]))
+  renamed = [dataclasses.replace(layer, name=f'net/{layer.name}') for layer in LAYERS]
+  assert genome_from_json(Spec(tuple(renamed)), written).tolist() == written['genome']
+  for row in written['layers']:
+    row['layer'] = 'a'
+  assert genome_from_json(LAYERS, written).tolist() == written['genome']
+
+
 def test_json_of_version_0_1_0_is_read_by_its_names():
   layers = [{'layer': name, 'A': 'lora4', **dict.fromkeys('BCDE', 'none')} for name in 'abc']
   written = {'genome': [[4, 0, 0, 0, 0]] * 3, 'params': 0, 'layers': layers}

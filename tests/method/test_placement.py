@@ -144,6 +144,12 @@ def test_rising_ranks_follow_the_block_s_number():
   assert placed[[0, 4, 8], 1].tolist() == [0, 3, 5]
 
 
+def test_rising_ranks_of_a_place_follow_the_blocks_of_the_whole_model():
+  blocks = spec_of([f'blocks/fc1[{block}]' for block in range(4)], SearchSpace(range(1, 9)))
+  genome = preset(blocks, 'lora:rising@last_half', 16 * (3 + 4))
+  assert genome[:, 1].tolist() == [0, 0, 2 + 3, 2 + 4]
+
+
 @pytest.mark.parametrize(
   'name, message',
   [
@@ -181,6 +187,9 @@ def test_presets_that_a_model_cannot_have_are_explained(spec, name, budget, mess
 def test_labels_say_the_rank_and_files_have_safe_names():
   assert preset_label(BLOCKS, 'lora') == 'lora:3'
   assert preset_label(BLOCKS, 'hira@attn') == 'hira:3@attn'
+  qkv, fc1 = (spec_of([name], SearchSpace(rank)) for name, rank in (('qkv', 4), ('fc1', 8)))
+  mixed = Spec((*qkv, *fc1))
+  assert [preset_label(mixed, name) for name in ('lora', 'lora@qkv')] == ['lora:4/8', 'lora:4@qkv']
   for name in ('lora:2', 'bitfit', 'lora:rising@mlp', 'ssf@qkv'):
     assert preset_label(BLOCKS, name) == name
   assert '/' not in file_name('lora@blocks/../x')

@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from jax.test_util import check_grads
 from trees import randomized
 
+from glora_jax import SearchSpace, adapt
 from glora_jax.method import equation, supports, thin
 
 IN, OUT, RANKS = 8, 6, (1, 3)
@@ -121,6 +123,22 @@ def test_a_program_that_is_made_for_a_tpu_keeps_the_factors_apart():
   with thin.made_for('tpu'):
     assert 'custom_jvp_call' not in names()
   assert 'custom_jvp_call' in names()
+
+
+@pytest.mark.parametrize('tokens', [MANY, FEW])
+def test_every_product_has_the_precision_of_the_layer(tokens):
+  inputs, kernel, _, stored = layer(tokens, 'CDE')
+  model = nn.Dense(OUT, use_bias=False, precision='highest')
+  adapted = adapt(model, inputs, space=SearchSpace(RANKS), heads=None)
+  subnet = adapted.fix(np.array([[0, 4, 0, 0, 0]]))
+
+  def loss(inputs, stored):
+    return jnp.sin(subnet.apply({'params': {'kernel': kernel}, 'glora': stored}, inputs)).sum()
+
+  program = jax.jit(jax.grad(loss, (0, 1))).lower(inputs, stored).as_text()
+  products = [line for line in program.splitlines() if 'stablehlo.dot_general' in line]
+  assert any(f'tensor<{tokens}x{RANKS[-1]}xf32>' in line for line in products)
+  assert not [line for line in products if 'precision = [HIGHEST, HIGHEST]' not in line]
 
 
 WIDTH, TOKENS = 128, 160

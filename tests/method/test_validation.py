@@ -73,6 +73,21 @@ def test_variables_of_another_space_are_refused(adapted, fields):
       call()
 
 
+def test_supports_without_axes_are_refused_before_their_ranks_are_read(adapted, variables):
+  genome = glora_jax.preset(adapted.spec, 'lora')
+  supports = {**variables['glora'], 'A_down': jnp.zeros(())}
+  wrong, subnet = {**variables, 'glora': supports}, adapted.fix(genome)
+  calls = [
+    lambda: adapted.apply(wrong, INPUTS, genome=genome),
+    lambda: adapted.fold(wrong, genome),
+    lambda: subnet.apply(wrong, INPUTS),
+    lambda: subnet.split(wrong),
+  ]
+  for call in calls:
+    with pytest.raises(ValueError, match=r'misshaped: A_down is \(\)'):
+      call()
+
+
 def test_variables_that_lack_a_collection_are_refused(adapted, variables):
   genome = glora_jax.preset(adapted.spec, 'lora')
   for name in ('params', 'glora'):

@@ -411,6 +411,19 @@ def test_a_head_whose_kernel_is_a_vector_is_refused():
     naming.read_head(('fc', 'kernel'), {'fc.weight': numbers(3)}, 3)
 
 
+class OwnConv(nn.Conv):
+  """A convolution of a class of one's own."""
+
+
+def test_a_convolution_of_a_derived_class_is_refused():
+  model, inputs = OwnConv(4, (2, 2)), jnp.zeros((1, 4, 4, 3))
+  adapted = adapt(model, inputs, convs=True)
+  params = jax.jit(model.init)(jax.random.key(0), inputs)['params']
+  variables, genome = random_variables(adapted, params), preset(adapted.spec, 'lora')
+  with pytest.raises(ValueError, match='OwnConv is a convolution, and only linear layers'):
+    save_peft('never', adapted, variables, genome, {'OwnConv': 'conv'})
+
+
 def test_convolutions_and_other_models_are_refused():
   model = nn.Conv(4, (2, 2))
   inputs = jnp.zeros((1, 4, 4, 3))

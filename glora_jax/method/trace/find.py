@@ -236,6 +236,7 @@ def _sites(
       lifts=(),
       local_ndim=len(roles),
       kind=_KINDS.get(uses[0].kind, 'Dot'),
+      is_convolution=uses[0].kind == 'conv_general_dilated',
       input_id=tokens.setdefault(uses[0].token, len(tokens)),
     )
     sites.append(site)
