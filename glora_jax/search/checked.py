@@ -66,6 +66,10 @@ class _Compiled:
     """What `jax.jit` lowers."""
     return self.compiled.lower(*arguments)
 
+  def trace(self, *arguments: Any) -> Any:
+    """What `jax.jit` traces; `jax.export` takes what has this."""
+    return self.compiled.trace(*arguments)
+
 
 class Checked(_Compiled):
   """A compiled function `(variables, genomes, images, labels, ...)`, which looks at all of these.

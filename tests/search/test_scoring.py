@@ -105,6 +105,13 @@ def test_images_become_inputs_block_by_block(kind):
   assert grown < 4096 * 4 * numbers_of_an_image / 2
 
 
+def test_a_predictor_is_exported_like_what_jax_jit_returns():
+  adapted, variables, genomes, images, _ = problem('mlp', 'up_front')
+  predictor = scoring.make_predictor(adapted)
+  exported = jax.export.export(predictor)(variables, genomes[0], images)
+  assert [part.shape for part in exported.out_avals] == [(23,), (23,)]
+
+
 def test_image_scores_add_up():
   adapted, *arguments = problem('mlp', 'lazy')
   right, losses = scoring.make_image_scorer(adapted, chunk=3, block=8)(*arguments)
