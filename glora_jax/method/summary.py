@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from glora_jax.method.genomes import largest_genome
 from glora_jax.method.space import TENSORS, Layer, Spec
 
 
@@ -34,27 +35,27 @@ def layer_table(spec: Spec, genome: np.ndarray | None = None) -> list[str]:
 
   Args:
     spec: the layers.
-    genome: whose alleles to show, int [rows, 5]; None shows all on offer, and counts the last.
+    genome: whose alleles to show, int [rows, 5]; None shows all on offer, and counts those of the
+      largest subnet.
   """
   rows = [HEADER]
-  for row, layer in enumerate(spec):
+  counted = largest_genome(spec) if genome is None else genome
+  for layer, codes in zip(spec, counted.tolist(), strict=True):
     if genome is None:
       alleles = [layer.offered(tensor) for tensor in TENSORS]
     else:
-      alleles = [(code,) for code in genome[row].tolist()]
-    rows.append(_layer_row(layer, alleles))
+      alleles = [(code,) for code in codes]
+    rows.append(_layer_row(layer, alleles, codes))
   return align(rows, NUMBERS)
 
 
-def _layer_row(layer: Layer, alleles: Sequence[Sequence[int]]) -> LayerRow:
-  """A layer with some alleles of each tensor, of which the last are counted."""
+def _layer_row(layer: Layer, alleles: Sequence[Sequence[int]], counted: Sequence[int]) -> LayerRow:
+  """A layer with some alleles of each tensor, and the one of each that is counted."""
   names = [
     ' '.join(layer.space.names(tensor)[code] for code in codes)
     for tensor, codes in zip(TENSORS, alleles, strict=True)
   ]
-  trained = sum(
-    layer.costs(tensor)[codes[-1]] for tensor, codes in zip(TENSORS, alleles, strict=True)
-  )
+  trained = sum(layer.costs(tensor)[code] for tensor, code in zip(TENSORS, counted, strict=True))
   total = (layer.in_features + layer.bias) * layer.out_features
   return LayerRow(
     layer.name,

@@ -579,9 +579,15 @@ def test_the_summary_lists_layers_and_totals(vit):
   assert [line.split()[0] for line in uncovered[1:]] == ['embed/kernel', 'head/kernel', 'pos_embed']
 
 
-def test_the_summarys_total_is_the_sum_of_its_rows_where_few_alleles_are_on_offer():
-  space = SearchSpace((2, 4), A='none', B=('none', 'lora2'), C='none', D='none')
-  adapted = glora_jax.adapt(Attention(), X, space=space)
+@pytest.mark.parametrize(
+  'model, space',
+  [
+    (Attention(), SearchSpace((2, 4), A='none', B=('none', 'lora2'), C='none', D='none')),
+    (nn.Dense(20), SearchSpace.distinct((1, 2))),
+  ],
+)
+def test_the_summarys_total_is_the_sum_of_its_rows_where_few_alleles_are_on_offer(model, space):
+  adapted = glora_jax.adapt(model, X, space=space)
   *rows, totals = adapted.summary().splitlines()[1:]
   trained = sum(int(row.split()[-2].replace(',', '')) for row in rows)
   assert f'the largest subnet trains {trained:,} parameters' in totals
