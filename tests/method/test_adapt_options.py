@@ -325,6 +325,14 @@ def test_a_fixed_subnet_computes_in_the_type_of_a_wide_bias(name):
   np.testing.assert_allclose(fixed, folded, rtol=2e-2, atol=2e-2)  # folding rounds the kernel
 
 
+def test_a_fixed_subnet_swallows_no_argument_that_its_layer_does_not_have():
+  adapted, variables = ready(nn.Dense(3))
+  subnet = adapted.fix(presets.preset(adapted.spec, 'lora'))
+  with pytest.raises(TypeError, match='merge'):
+    subnet.apply(variables, X, merge='up_front')
+  assert_close(subnet.apply(variables, inputs=X), subnet.apply(variables, X))
+
+
 class StandardizedConv(nn.Conv):
   """A class of one's own, as the convolutions of BiT are."""
 
