@@ -299,6 +299,12 @@ def _groups(model: str, candidates: Sequence[Site], selection: Selection) -> tup
         f'{site.name} has a kernel of {site.dtype}, and supports are merged into floating-point '
         "ones; leave it out with select, or give quantized parameters to init as qwix's arrays."
       )
+    if jnp.finfo(site.dtype).bits < 16:
+      raise ValueError(
+        f'{site.name} has a kernel of {site.dtype}, which JAX promotes to no other type, and '
+        'supports are merged into kernels of 16 bits or more; leave it out with select, or give '
+        'parameters of such a type.'
+      )
   for pattern in selection.spaces:
     if not any(matches(pattern, site.name) for site in chosen):
       raise ValueError(
