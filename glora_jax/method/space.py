@@ -240,6 +240,8 @@ class Layer:
 class Spec:
   """The rows of a genome, in execution order. Static and hashable.
 
+  The slices of a stack are in the order in which they lie there, also where a scan is reversed.
+
   Attributes:
     layers: the adapted layers, one a row.
 
