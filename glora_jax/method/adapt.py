@@ -19,13 +19,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from glora_jax.limits import shown
+from glora_jax.limits import listed, shown
 from glora_jax.method.adapted import Adapted, Merge, name_of
 from glora_jax.method.coverage import Choice, find_uncovered, log_uncovered
 from glora_jax.method.discover import discover
 from glora_jax.method.groups import Group, number_rows, spec_of, tie
 from glora_jax.method.reasons import CONVOLUTION
-from glora_jax.method.selection import Heads, Selection, Selector, matches
+from glora_jax.method.selection import Heads, Selection, Selector, matches, unmatched
 from glora_jax.method.site import Site, apart
 from glora_jax.method.space import SearchSpace
 from glora_jax.method.trace.find import Found, find
@@ -207,6 +207,7 @@ def assemble(
       f'{"; ".join(named) or "it has no other matrix"}.'
     )
   groups = _groups(name, candidates, selection)
+  _check_select(name, selection.select, [*(site.name for site in sites), *refused])
   bare = [group.name for group in groups if not group.has_bias]
   if bare:
     log.warning('No C, D, E for the %d layers without bias: %s.', len(bare), ', '.join(bare))
@@ -232,6 +233,15 @@ def _kernel_of(module: str) -> Path:
   return (*module.split('/'), 'kernel')
 
 
+def _check_select(name: str, selector: Selector | None, layers: Sequence[str]) -> None:
+  """Raises ValueError for an expression among several that matches no linear layer."""
+  if patterns := unmatched(selector, layers):
+    raise ValueError(
+      f'select: {listed(patterns)} matches no linear layer of {name}; there are: '
+      f'{", ".join(layers)}.'
+    )
+
+
 def _check_heads(name: str, selector: Selector, heads: Heads, sites: Sequence[Site]) -> None:
   """Raises ValueError for heads that a user wants and that are not there."""
   if selector != DEFAULT_HEADS and not heads.modules:
@@ -247,6 +257,8 @@ def _log_heads(
   """Says what is trained in full, and which layer might have to be."""
   outputs = found.outputs if found is not None else ()
   last = [site for site in choice.sites if site.kernel_path in outputs]
+  if heads.unmatched:
+    log.warning('%s: heads: %s matches no module.', name, listed(heads.unmatched))
   if heads.modules:
     log.info('%s: trained in full, as heads: %s.', name, ', '.join(heads.modules))
   elif not last:
@@ -286,6 +298,12 @@ def _groups(model: str, candidates: Sequence[Site], selection: Selection) -> tup
       raise ValueError(
         f'{site.name} has a kernel of {site.dtype}, and supports are merged into floating-point '
         "ones; leave it out with select, or give quantized parameters to init as qwix's arrays."
+      )
+    if jnp.finfo(site.dtype).bits < 16:
+      raise ValueError(
+        f'{site.name} has a kernel of {site.dtype}, which JAX promotes to no other type, and '
+        'supports are merged into kernels of 16 bits or more; leave it out with select, or give '
+        'parameters of such a type.'
       )
   for pattern in selection.spaces:
     if not any(matches(pattern, site.name) for site in chosen):

@@ -77,8 +77,9 @@ def save_adapter(
     **metadata: more to remember, JSON types.
 
   Raises:
-    ValueError: the variables were cut to a subnet with lower ranks or are not finite, metadata have
-      a name that the file needs itself or are not what JSON can say, or the path is none.
+    ValueError: the variables are those of another model, were cut to a subnet with lower ranks or
+      are not finite, metadata have a name that the file needs itself or are not what JSON can say,
+      or the path is none.
 
   Example:
     >>> import tempfile, flax.linen as nn, jax, jax.numpy as jnp, safetensors.numpy
@@ -96,6 +97,7 @@ def save_adapter(
   check_type(adapted, Adapted, 'adapted')
   check_one_genome(adapted.spec, genome, 'save_adapter')
   genome = genomes.canonicalize(adapted.spec, genome)
+  adapted.check_variables(variables)
   trainable, frozen = adapted.split(variables)
   check_storage(adapted.groups, trainable[COLLECTION], genome)
   described = {
@@ -135,6 +137,7 @@ def load_adapter(path: Path, adapted: Adapted, params: Any) -> tuple[dict[str, A
     not use are zero, and the model's other collections are those that were saved.
 
   Raises:
+    FileNotFoundError: there is no such file.
     ValueError: the path is none, or the file is damaged, or belongs to another model, space or
       base; the sentence says which.
 

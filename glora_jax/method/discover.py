@@ -220,7 +220,8 @@ def _with_rows(found: Sequence[_Found]) -> tuple[Site, ...]:
 def _layers_in_execution_order(found: Sequence[_Found], level: int = 0) -> Iterator[Path]:
   """The path of each layer's module, once a layer.
 
-  Of a lifted transform first slice 0 with all layers in it, then slice 1, ...
+  Of a lifted transform first slice 0 with all layers in it, then slice 1, ...: in the order of the
+  stack, also where a scan is reversed, since genomes have had that order from the first.
 
   Args:
     found: modules that are under the same lifted transforms down to the level.

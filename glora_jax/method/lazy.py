@@ -71,8 +71,9 @@ class Graft:
 
     # A subclass may do more, and a product of its own (quantized, say) need not split into terms.
     plain = type(module) is nn.Dense and module.dot_general is module.dot_general_cls is None
-    if plain and self.is_thin:
-      inputs = call.args[0] if call.args else call.kwargs['inputs']
+    arguments = [*call.args, *call.kwargs.values()]  # of any but its one, it says what is wrong
+    if plain and self.is_thin and len(arguments) == 1 and call.kwargs.keys() <= {'inputs'}:
+      (inputs,) = arguments
       product = _dense_product(module, inputs, kernel, bias)
       part = {n: value for n, value in supports.items() if SUPPORTS[n].tensor in self.used}
       arrays = inputs, kernel, bias, part, alleles

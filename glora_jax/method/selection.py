@@ -46,6 +46,16 @@ def _named(selector: Selector, names: Sequence[str]) -> list[str]:
   return found
 
 
+def unmatched(selector: Selector | None, names: Sequence[str]) -> list[str]:
+  """The expressions of a list that are found in none of the names; none of another selector."""
+  return [pattern for pattern in _several(selector) if not any(matches(pattern, n) for n in names)]
+
+
+def _several(selector: Selector | None) -> Sequence[str]:
+  is_list = selector is not None and not callable(selector) and not isinstance(selector, str)
+  return selector if is_list else ()
+
+
 def _check_selector(name: str, selector: Any) -> None:
   """Raises ValueError where a selector is of no type that one has."""
   if selector is None or callable(selector) or isinstance(selector, str) or _are_names(selector):
@@ -71,10 +81,12 @@ class Heads(NamedTuple):
   Attributes:
     modules: names of the modules, or of parameters that stand alone.
     paths: paths of all their parameters.
+    unmatched: the expressions of the selector, where that is a list, that match nothing.
   """
 
   modules: tuple[str, ...]
   paths: frozenset[Path]
+  unmatched: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,13 +132,15 @@ class Selection:
     if self.heads is None:
       return Heads((), frozenset())
     owners = {path: [path_name(path[:end]) for end in range(1, len(path) + 1)] for path in paths}
-    names = dict.fromkeys(name for own in owners.values() for name in own)
-    taken = set(_named(self.heads, list(names)))
+    names = list(dict.fromkeys(name for own in owners.values() for name in own))
+    taken = set(_named(self.heads, names))
     first = {
       path: next((name for name in own if name in taken), None) for path, own in owners.items()
     }
     found = {path: name for path, name in first.items() if name is not None}
-    return Heads(tuple(dict.fromkeys(found.values())), frozenset(found))
+    modules = tuple(dict.fromkeys(found.values()))
+    absent = [pattern for pattern in _several(self.heads) if not _named(pattern, names)]
+    return Heads(modules, frozenset(found), tuple(absent))
 
   def space_of(self, name: str) -> SearchSpace | None:
     """The space of a layer, of the first expression that is found in its name.

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from glora_jax.limits import MOST_COUNTED, Domain, Limits, shown
+from glora_jax.limits import MOST_COUNTED, Domain, Limits, listed, shown
 
 Tensor = Literal['A', 'B', 'C', 'D', 'E']
 
@@ -182,7 +182,7 @@ class Layer:
     space: the alleles on offer.
 
   Raises:
-    ValueError: a value is of another type, or a number of features is negative.
+    ValueError: a value is of another type, or a number of features is below 1 or above 2**24.
 
   Example:
     >>> layer = Layer('fc1', in_features=8, out_features=32, space=SearchSpace(ranks=(2, 4)))
@@ -198,8 +198,8 @@ class Layer:
 
   def __post_init__(self):
     _NAME.check(self.name, 'name')
-    _SIDE.check(self.in_features, 'in_features')
-    _SIDE.check(self.out_features, 'out_features')
+    _SIDE.check(self.in_features, f'{listed([self.name])}: in_features')
+    _SIDE.check(self.out_features, f'{listed([self.name])}: out_features')
     _IS.check(self.bias, 'bias')
     if not isinstance(self.space, SearchSpace):
       raise ValueError(f'space={shown(self.space)} must be a SearchSpace.')
@@ -239,6 +239,8 @@ class Layer:
 @dataclasses.dataclass(frozen=True)
 class Spec:
   """The rows of a genome, in execution order. Static and hashable.
+
+  The slices of a stack are in the order in which they lie there, also where a scan is reversed.
 
   Attributes:
     layers: the adapted layers, one a row.

@@ -65,7 +65,7 @@ class Subnet:
     Args:
       variables: variables from `Adapted.init`, after training for instance.
       *args: inputs of the model.
-      **kwargs: further arguments, as of `Adapted.apply`.
+      **kwargs: further arguments, as of `Adapted.apply`; there is no choice of `merge`.
 
     Returns:
       The model's outputs, and its updated collections where some are mutable.

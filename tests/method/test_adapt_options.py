@@ -325,6 +325,14 @@ def test_a_fixed_subnet_computes_in_the_type_of_a_wide_bias(name):
   np.testing.assert_allclose(fixed, folded, rtol=2e-2, atol=2e-2)  # folding rounds the kernel
 
 
+def test_a_fixed_subnet_swallows_no_argument_that_its_layer_does_not_have():
+  adapted, variables = ready(nn.Dense(3))
+  subnet = adapted.fix(presets.preset(adapted.spec, 'lora'))
+  with pytest.raises(TypeError, match='merge'):
+    subnet.apply(variables, X, merge='up_front')
+  assert_close(subnet.apply(variables, inputs=X), subnet.apply(variables, X))
+
+
 class StandardizedConv(nn.Conv):
   """A class of one's own, as the convolutions of BiT are."""
 
@@ -580,14 +588,14 @@ def test_the_summary_lists_layers_and_totals(vit):
 
 
 @pytest.mark.parametrize(
-  'space',
+  'model, space',
   [
-    SearchSpace((2, 4), A='none', B=('none', 'lora2'), C='none', D='none'),
-    SearchSpace.distinct((1, 2)),
+    (Attention(), SearchSpace((2, 4), A='none', B=('none', 'lora2'), C='none', D='none')),
+    (nn.Dense(20), SearchSpace.distinct((1, 2))),
   ],
 )
-def test_the_summarys_total_is_the_sum_of_its_rows_where_few_alleles_are_on_offer(space):
-  adapted = glora_jax.adapt(Attention(), X, space=space)
+def test_the_summarys_total_is_the_sum_of_its_rows_where_few_alleles_are_on_offer(model, space):
+  adapted = glora_jax.adapt(model, X, space=space)
   *rows, totals = adapted.summary().splitlines()[1:]
   trained = sum(int(row.split()[-2].replace(',', '')) for row in rows)
   assert f'the largest subnet trains {trained:,} parameters' in totals

@@ -302,3 +302,14 @@ def test_supports_that_are_not_finite_are_refused_and_leave_no_file(written, tmp
   with pytest.raises(ValueError, match='has numbers that are not finite; the training diverged'):
     adapter_file.save_adapter(tmp_path / 'a', adapted, variables, genome)
   assert not list(tmp_path.iterdir())
+
+
+def test_variables_of_another_model_are_refused_and_leave_no_file(tmp_path):
+  adapted = glora_jax.adapt(nn.Dense(3), jnp.zeros((1, 4)))
+  params = {'kernel': jnp.ones((4, 3)), 'bias': jnp.zeros(3)}
+  variables = adapted.init(jax.random.key(0), params)
+  genome = presets.preset(adapted.spec, 'lora')
+  variables['params'] = {'kernel': jnp.ones((4, 5)), 'bias': jnp.zeros(5)}
+  with pytest.raises(ValueError, match=r'not those of the adapted Dense\. .* kernel is \(4, 5\)'):
+    glora_jax.save_adapter(tmp_path / 'adapter', adapted, variables, genome)
+  assert not list(tmp_path.iterdir())

@@ -166,6 +166,17 @@ def test_heads_are_names_paths_expressions_or_a_function(heads, expected):
   assert {path[0] for path in adapted.head_paths} == {'fc', 'fc2'} - set(expected)
 
 
+def test_the_log_names_heads_that_are_not_there(lines):
+  glora_jax.adapt(Two(), X, heads=['fc2', 'fc3'])
+  assert ('WARNING', 'Two: heads: fc3 matches no module.') in lines()
+
+
+def test_each_of_several_expressions_selects_a_layer():
+  with pytest.raises(ValueError, match=r'^select: fc3 matches no linear layer of Two; .* fc, fc2'):
+    glora_jax.adapt(Two(), X, select=['^fc$', 'fc3'], heads='fc2')
+  assert rows(glora_jax.adapt(Two(), X, select=['^fc$', 'fc2'], heads='fc2')) == ['fc']
+
+
 def test_the_log_says_which_modules_are_heads_the_outermost_alone(lines):
   glora_jax.adapt(Decoder(), TOKENS, heads=['embed', 'positions', 'out'], select='fc')
   assert lines()[-1] == ('INFO', 'Decoder: trained in full, as heads: embed, out, positions.')

@@ -313,6 +313,12 @@ def test_a_selector_that_matches_nothing_is_one_sentence():
     glora_jax.adapt_function(function, params, X, space={'q': SPACE}, select='weight')
 
 
+def test_a_kernel_of_eight_bits_is_one_sentence():
+  params = {'w': jnp.ones((D, 3), jnp.float8_e4m3fn)}
+  with pytest.raises(ValueError, match='w has a kernel of float8_e4m3fn, which JAX promotes to'):
+    glora_jax.adapt_function(lambda params, x: x @ params['w'].astype(x.dtype), params, X)
+
+
 def test_lazy_merging_is_refused():
   function, params, _, head = FUNCTIONS['dataclasses in a list']
   adapted = glora_jax.adapt_function(function, params, X, heads=head)

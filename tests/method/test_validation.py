@@ -138,6 +138,7 @@ def test_choices_that_are_none_are_refused_by_custom_genome(choices, sentence):
     (lambda: SearchSpace(A=0.5), 'A=0.5 is not a choice'),
     (lambda: SearchSpace(tied=7), 'tied=7 must be True or False'),
     (lambda: Layer('a', 'x', 2), "in_features='x' must be a whole number"),
+    (lambda: Layer('a/b', 0, 2), '^a/b: in_features=0 must be at least 1 and at most 16777216'),
     (lambda: Layer('a', 1, 2, space=4), 'space=4 must be a SearchSpace'),
     (lambda: glora_jax.preset(Spec(()), 3), "3 is no preset's name"),
     (lambda: glora_jax.check_preset_name('lora@\n'), r"'lora@\\n' is no preset's name"),

@@ -64,7 +64,8 @@ def layers(
 ) -> Iterator[tuple[Path, tuple[int, ...]]]:
   """The layers that uses run, in execution order: the kernel's path and the index in its stack.
 
-  Of a scan first the layers that run in its first iteration, then those of the second, ...
+  Of a scan first the layers in the first place of what it goes over, then those in the second, ...;
+  these are also the first that run, unless it is reversed.
 
   Args:
     uses: uses of kernels, in execution order.
