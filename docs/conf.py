@@ -11,6 +11,7 @@ import sys
 sys.path.insert(0, os.path.dirname(__file__))
 
 import config_page
+import page_links
 
 import glora_jax
 
@@ -59,3 +60,8 @@ def setup(app):
   shutil.copytree(os.path.join(ROOT, 'notebooks'), notebooks, dirs_exist_ok=True)
   with open(os.path.join(HERE, 'reference', 'config.md'), 'w') as file:
     file.write(config_page.text())
+  app.connect('source-read', _with_built_links)
+
+
+def _with_built_links(app, docname, source):
+  source[0] = page_links.built(source[0], docname)

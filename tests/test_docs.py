@@ -1,8 +1,11 @@
 """README and documentation: short, and true of every command, config, field and file they name."""
 
 import importlib.util
+import os
 import pathlib
 import re
+import subprocess
+import sys
 
 import flax.linen as nn
 import jax
@@ -13,10 +16,15 @@ import glora_jax
 from glora_jax.runs import config, schema
 
 ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / 'docs'))
+
+import page_links  # noqa: E402, beside conf.py
+
 README = ROOT / 'README.md'
 PAGES = sorted((ROOT / 'docs').rglob('*.md'))
-BUILT = ('config.md', 'notebooks/')  # by docs/conf.py, and not committed
-PAGES = [page for page in PAGES if not any(part in str(page) for part in (*BUILT, '_build/'))]
+BUILT = ('config.md', 'notebooks/', '_build/')  # by docs/conf.py, and not committed
+PAGES = [page for page in PAGES if not any(part in str(page) for part in BUILT)]
+LINKING = [README, ROOT / 'CONTRIBUTING.md']
 FIELDS = {name for name, _ in schema.walk(config.RunSettings())}
 
 
@@ -26,6 +34,21 @@ def blocks(text, language):
 
 def name_of(page):
   return str(page.relative_to(ROOT))
+
+
+def links(text):
+  """(text, target) of every link and picture that is not within code."""
+  text = re.sub(r'```.*?```', '', text, flags=re.DOTALL)
+  text = re.sub(r'`[^`\n]+`', 'code', text)
+  return re.findall(r'\[([^\]]*)\]\(([^)\s]+)\)', text)
+
+
+@pytest.fixture(scope='module')
+def kept():
+  """The files that git has or would add; where there is no git, all that are there."""
+  git = ['git', 'ls-files', '--cached', '--others', '--exclude-standard']
+  names = subprocess.run(git, cwd=ROOT, capture_output=True, text=True).stdout.split('\n')
+  return {*names} - {''} or {str(path.relative_to(ROOT)) for path in ROOT.rglob('*')}
 
 
 def test_the_readme_is_read_in_a_minute():
@@ -65,11 +88,31 @@ def test_what_a_page_names_is_there(page):
     assert field in FIELDS, field
 
 
-@pytest.mark.parametrize('page', [README, *PAGES], ids=name_of)
-def test_links_within_the_project_lead_somewhere(page):
-  for target in re.findall(r'\]\(([^)#\s]+)\)', page.read_text()):
-    built = any(part in target for part in BUILT)
-    assert target.startswith('https:') or built or (page.parent / target).exists(), target
+@pytest.mark.parametrize('page', [*LINKING, *PAGES], ids=name_of)
+def test_a_link_has_a_text_and_leads_to_a_file_in_git(page, kept):
+  for text, target in links(page.read_text()):
+    assert text.strip(), f'a link to {target} without a text'
+    if not target.startswith('https:'):
+      path = os.path.relpath(page.parent / target.partition('#')[0], ROOT)
+      assert path in kept, target
+
+
+def test_links_are_found():
+  text = 'A [two\nwords](a.md#b), ![](c.png), [`d`](e.md), `[no](f.md)`.\n```\n[no](g.md)\n```'
+  found = [('two\nwords', 'a.md#b'), ('', 'c.png'), ('code', 'e.md')]
+  assert links(text) == found
+
+
+@pytest.mark.parametrize('page', PAGES, ids=name_of)
+def test_a_link_of_a_built_page_leads_to_what_is_built(page):
+  docs = ROOT / 'docs'
+  text = page_links.built(page.read_text(), str(page.relative_to(docs).with_suffix('')))
+  for _, target in links(text):
+    if not target.startswith('https:'):
+      path = os.path.relpath(page.parent / target.partition('#')[0], docs)
+      assert not path.startswith('..'), target
+      lies = (ROOT if path.startswith(page_links.COPIED) else docs) / path
+      assert path == 'reference/config.md' or lies.exists(), target
 
 
 def test_every_page_is_short():

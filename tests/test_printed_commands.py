@@ -47,7 +47,7 @@ def test_a_printed_command_is_taken(module, rest, tmp_path, monkeypatch):
   (tmp_path / 'photos').mkdir()
   (tmp_path / 'configs').symlink_to(ROOT / 'configs')
   for open_value, value in FILLED.items():
-    rest = rest.replace(open_value, value)
+    rest = re.sub(rf'{re.escape(open_value)}\b', value, rest)  # not of =None
   words = shlex.split(rest, comments=True)
   if module not in WITH_CONFIG:
     importlib.import_module(module)._parser().parse_args(words)

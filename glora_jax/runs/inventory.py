@@ -71,7 +71,8 @@ def _tasks(source: Source) -> Iterator[tuple[str, str]]:
     ready = [name for name in catalog.data_sets(kind) if catalog.is_ready(name, source)]
     names = ', '.join(map(str, family.parts.get('NAME', ())))
     which = f' ({", ".join(name.split("/")[1] for name in ready)})' if ready and names else ''
-    yield '/'.join((kind, *family.parts)), f'{family.title}: {names}; ready: {len(ready)}{which}'
+    title = f'{family.title}: {names}' if names else family.title
+    yield '/'.join((kind, *family.parts)), f'{title}; ready: {len(ready)}{which}'
   yield 'folder:PATH', 'your own: a folder with a subfolder for each class'
   yield 'csv:PATH', 'your own: paths and labels'
   yield 'tfds:NAME', 'any image classification of TFDS'

@@ -53,6 +53,7 @@ def test_the_list_names_everything_and_what_is_ready(monkeypatch, tmp_path):
   text = inventory.text()
   assert all(f'\n  {name} ' in text for name in config_files.names())
   assert 'ready: 1 (cifar100)' in ' '.join(text.split())
+  assert 'Domain generalization; ready: 0' in text
   assert 'hira, scale_shift' in text
   assert 'in21k-B/16' in text
   assert max(map(len, text.splitlines())) <= 100

@@ -1,0 +1,29 @@
+"""Links that lead somewhere on a repository's page and in the built documentation alike.
+
+Pages name files of the repository, by paths from where they lie. What Sphinx needs under docs/ is
+brought there by `conf.py`, and links to it are made links to where it then is.
+"""
+
+import os
+import re
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(HERE)
+TARGET = re.compile(r'(?<=\]\()[^)#\s]+')
+COPIED = 'notebooks/'
+PAGE_OF = {
+  'benchmarks/RESULTS.md': 'measurements.md',
+  'glora_jax/runs/config.py': 'reference/config.md',
+}
+
+
+def built(text: str, docname: str) -> str:
+  """The text of a page with links to copies and pages in place of what they are made from."""
+  folder = os.path.dirname(os.path.join(HERE, docname))
+
+  def built_target(found):
+    path = os.path.relpath(os.path.join(folder, found[0]), ROOT)
+    page = path if path.startswith(COPIED) else PAGE_OF.get(path)
+    return os.path.relpath(os.path.join(HERE, page), folder) if page else found[0]
+
+  return TARGET.sub(built_target, text)
