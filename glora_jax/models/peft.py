@@ -13,6 +13,7 @@ from glora_jax.files import Path
 from glora_jax.limits import Domain, check_path, check_type, printable
 from glora_jax.method import genomes
 from glora_jax.method.adapted import Adapted
+from glora_jax.method.sample import split_arrays
 from glora_jax.method.space import FLAT_FORMS, TENSORS, Spec
 from glora_jax.method.storage import check_storage
 from glora_jax.method.supports import COLLECTION
@@ -214,7 +215,8 @@ def load_peft(
   whole = adapted.full_precision(params)
   forms = [combine(layer, whole) for layer in layers]
   _require_ranks(file.path, adapted.spec, layers, forms)
-  shapes = jax.eval_shape(adapted.init, jax.random.key(0), params)[COLLECTION]
+  arrays_of_base, _ = split_arrays(params)
+  shapes = jax.eval_shape(adapted.init, jax.random.key(0), arrays_of_base)[COLLECTION]
   supports = jax.tree.map(lambda value: np.zeros(value.shape, value.dtype), shapes)
   genome = np.zeros((len(adapted.spec), len(TENSORS)), np.int8)
   for layer, of_layer in zip(layers, forms, strict=True):

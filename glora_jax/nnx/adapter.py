@@ -182,12 +182,21 @@ def merged_bias(adapter: Adapter, member: int, kernel: jax.Array, bias: jax.Arra
 
 
 def thin_output(
-  adapter: Adapter, member: int, kernel: jax.Array, inputs: jax.Array, product: jax.Array
+  adapter: Adapter,
+  member: int,
+  kernel: jax.Array,
+  inputs: jax.Array,
+  product: jax.Array,
+  precision: Any,
 ) -> jax.Array:
-  """What a layer without a LoRA for A adds to x W [..., out], of inputs [..., in]."""
+  """The output of a layer without a LoRA for A, of inputs [..., in] and x W [..., out].
+
+  Its products have the precision of the layer's own, as `jax.lax.dot_general` has it.
+  """
   used = set(WEIGHT_TENSORS) & set(adapter.recipe.occurring.tensors)
   _, part, alleles = _left(adapter, member, kernel, used)
-  return thin.thin_output(inputs, product, part, alleles, adapter.group.space.ranks)
+  ranks = adapter.group.space.ranks
+  return thin.thin_output(inputs, product, part, alleles, ranks, precision)
 
 
 def local_layout(adapter: Adapter, member: int, kernel: jax.Array) -> Layout:

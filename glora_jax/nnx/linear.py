@@ -56,7 +56,8 @@ def _thin_dot_general(
   by_dim = dict(zip(of_kernel, contracted, strict=True))
   order = [by_dim[dim] for dim in local_layout(adapter, member, kernel).inputs]
   rows, columns = _as_vectors(inputs, order), output.reshape(*_free(inputs, order), -1)
-  return thin_output(adapter, member, kernel, rows, columns).reshape(output.shape)
+  precision = kwargs.get('precision')
+  return thin_output(adapter, member, kernel, rows, columns, precision).reshape(output.shape)
 
 
 def _as_vectors(inputs: jax.Array, contracted: Sequence[int]) -> jax.Array:

@@ -13,7 +13,7 @@ import safetensors.numpy
 from places import FIXTURES
 from trees import randomized
 
-from glora_jax import SearchSpace, adapt, preset
+from glora_jax import SearchSpace, adapt, adapt_function, preset
 from glora_jax.files import read_json
 from glora_jax.method.genomes import canonicalize
 from glora_jax.models import hub, weights
@@ -422,6 +422,19 @@ def test_a_convolution_of_a_derived_class_is_refused():
   variables, genome = random_variables(adapted, params), preset(adapted.spec, 'lora')
   with pytest.raises(ValueError, match='OwnConv is a convolution, and only linear layers'):
     save_peft('never', adapted, variables, genome, {'OwnConv': 'conv'})
+
+
+def test_an_adapter_of_params_that_hold_a_function_too_is_read(tmp_path):
+  def apply(params, x):
+    return params['activation'](x @ params['kernel'])
+
+  params = {'kernel': numbers(5, 4), 'activation': jnp.tanh}
+  adapted = adapt_function(apply, params, jnp.zeros((1, 5)), heads=None)
+  variables, genome = adapted.init(jax.random.key(0), params), preset(adapted.spec, 'lora')
+  save_peft(tmp_path, adapted, variables, genome, {'Dot': 'fc'})
+  read, alleles = load_peft(tmp_path, adapted, params, {'Dot': 'fc'})
+  np.testing.assert_array_equal(alleles, genome)
+  assert read['params']['activation'] is jnp.tanh
 
 
 def test_convolutions_and_other_models_are_refused():
