@@ -1,6 +1,6 @@
 """Draws `notebooks/pictures/structures.png`: ours less the best fixed method, with intervals.
 
-  python -m benchmarks.structures.figure [--budgets 5184 9216]
+  python -m benchmarks.structures.figure [--budgets 5184 9216 18432]
 
 A panel for each budget, by default those whose fixed methods all have results; a line for each task
 that has some. The fixed method is the best of all of at most the budget, by the means of the tests
@@ -55,7 +55,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument('--budgets', type=int, nargs='+', default=[5_184, 9_216])
+  parser.add_argument('--budgets', type=int, nargs='+', default=[5_184, 9_216, 18_432])
   found = {budget: tables_of(budget) for budget in parser.parse_args().budgets}
   found = {budget: lines for budget, lines in found.items() if lines}
   tasks = list(dict.fromkeys(task for lines in found.values() for task in lines))
