@@ -76,30 +76,16 @@ def with_readable_images(
   everything = Joined(list(splits.values()))
   keys = _keys(everything)
   remembered = _read(record) if record else _Remembered(np.zeros(0, np.uint64), None)
-  messages: list[str | None] = [None] * len(keys)
-  is_settled = has_begun and remembered.is_left_out is not None
-  is_left_out = np.zeros(len(keys), bool)
-  if is_settled:
-    is_left_out = _as_begun(task, remembered.is_left_out, len(keys))
-  for index in np.flatnonzero(is_left_out):
-    messages[index] = f'{printable(everything.name(int(index)))}: left out since the run began'
-  is_known = np.isin(keys, remembered.readable) & (keys != _NO_KEY)
-  unknown = np.flatnonzero(~is_left_out & ~is_known)
-  for index, message in zip(unknown, _check(everything, unknown), strict=True):
-    messages[index] = message
+  if not has_begun:
+    remembered = remembered._replace(is_left_out=None)
+  messages, num_opened = _look_at(task.name, everything, keys, remembered)
   readable = np.array([message is None for message in messages])
-  gone = [messages[index] for index in np.flatnonzero(~is_left_out & ~readable)]
-  if is_settled and gone:
-    raise ValueError(
-      f'{task.name}: this run has begun with images that cannot be decoded now: {listed(gone)}. '
-      f'{_ADVICE}'
-    )
   arrays = {
     'readable': np.unique(keys[readable & (keys != _NO_KEY)]),
     'is_left_out': ~readable,
   }
   # Where the task is refused, the workdir stays as it was, unless opening so many took long.
-  took_long = len(unknown) >= FEWEST_WITH_PROGRESS
+  took_long = num_opened >= FEWEST_WITH_PROGRESS
   if record and write and took_long:
     write_arrays(record, arrays, KIND)
   broken = [message for message in messages if message is not None]
@@ -119,9 +105,9 @@ def with_readable_images(
       'classes.'
     )
   require_measurable(task.name, task.classes, labels)
-  if record and write and len(unknown) and not took_long:
+  if record and write and num_opened and not took_long:
     write_arrays(record, arrays, KIND)
-  if write and len(unknown):
+  if write and num_opened:
     warn_of_copies(task.name, kept)
   opened = {split: OpenedSplit(examples) for split, examples in kept.items()}
   note = f'{len(broken)} of {len(messages)} images cannot be decoded and are left out.'
@@ -146,18 +132,36 @@ def _digest(text: str) -> int:
   return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), 'big')
 
 
-def _as_begun(task: Task, is_left_out: np.ndarray, number: int) -> np.ndarray:
-  """Which images a run has left out that has begun, bool [image].
+def _look_at(
+  name: str, examples: Examples, keys: np.ndarray, remembered: _Remembered
+) -> tuple[list[str | None], int]:
+  """What is wrong with each image, None where it can be decoded; and how many were opened for it.
 
   Raises:
-    ValueError: it has begun with another number of images.
+    ValueError: a run has begun with other images, or with some that cannot be decoded now.
   """
+  number = len(keys)
+  has_begun = remembered.is_left_out is not None
+  is_left_out = remembered.is_left_out if has_begun else np.zeros(number, bool)
   if len(is_left_out) != number:
     raise ValueError(
-      f'{task.name}: this run has begun with {len(is_left_out)} images, and there are {number} '
-      f'now. {_ADVICE}'
+      f'{name}: this run has begun with {len(is_left_out)} images, and there are {number} now. '
+      f'{_ADVICE}'
     )
-  return is_left_out
+  messages: list[str | None] = [None] * number
+  for index in np.flatnonzero(is_left_out):
+    messages[index] = f'{printable(examples.name(int(index)))}: left out since the run began'
+  is_known = np.isin(keys, remembered.readable) & (keys != _NO_KEY)
+  unknown = np.flatnonzero(~is_left_out & ~is_known)
+  found = _check(examples, unknown)
+  for index, message in zip(unknown, found, strict=True):
+    messages[index] = message
+  if has_begun and any(found):
+    raise ValueError(
+      f'{name}: this run has begun with images that cannot be decoded now: '
+      f'{listed(filter(None, found))}. {_ADVICE}'
+    )
+  return messages, len(unknown)
 
 
 def _read(path: str) -> _Remembered:
