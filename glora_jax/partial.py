@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import re
 import time
 
-_ENDING = '.partial'
+ENDING = '.partial'
 # A writer in another container of this host has a process that cannot be seen, and writes on.
 _LONGEST_PAUSE = 60  # seconds
 
@@ -17,7 +18,12 @@ def path_of(path: str | os.PathLike) -> str:
 
   With machine and process in its name, so that two that write the same file do not meet.
   """
-  return f'{_beginning(path)}{os.getpid()}{_ENDING}'
+  return f'{_beginning(path)}{os.getpid()}{ENDING}'
+
+
+def is_one(name: str) -> bool:
+  """Whether a file of this name is one that is being written, or was: of any file and process."""
+  return re.search(rf'\.\d+{re.escape(ENDING)}$', name) is not None
 
 
 def _beginning(path: str | os.PathLike) -> str:
@@ -37,8 +43,8 @@ def remove_abandoned(path: str | os.PathLike) -> None:
   folder, beginning = os.path.split(_beginning(path))
   with contextlib.suppress(OSError), os.scandir(folder or os.curdir) as items:
     for item in items:
-      process = item.name.removeprefix(beginning).removesuffix(_ENDING)
-      if item.name != f'{beginning}{process}{_ENDING}' or not process.isdecimal():
+      process = item.name.removeprefix(beginning).removesuffix(ENDING)
+      if item.name != f'{beginning}{process}{ENDING}' or not process.isdecimal():
         continue
       with contextlib.suppress(OSError):  # another process may have removed it first
         if _is_still(item) and not _is_alive(int(process)):

@@ -123,13 +123,9 @@ def _keys(examples: Examples) -> np.ndarray:
   keys = np.zeros(len(examples.labels), np.uint64)
   for index in range(len(keys)):
     with contextlib.suppress(OSError):
-      keys[index] = _digest(examples.state(index))
+      state = examples.state(index).encode(errors='surrogateescape')
+      keys[index] = int.from_bytes(hashlib.blake2b(state, digest_size=8).digest(), 'big')
   return keys
-
-
-def _digest(text: str) -> int:
-  content = text.encode(errors='surrogateescape')
-  return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), 'big')
 
 
 def _look_at(

@@ -115,13 +115,24 @@ def save_adapter(
   }
   for name, support, index in _used(adapted, trainable[COLLECTION], genome):
     tensors[name] = np.asarray(nn.meta.unbox(support))[index]
+  require_finite(path, tensors)
+  write_tensors(path, tensors, 'adapter', {**described, **metadata})
+
+
+def require_finite(path: Path, tensors: Mapping[str, Any]) -> None:
+  """Raises ValueError where tensors that are to be written have numbers that are not finite."""
   for name, value in tensors.items():
     if jnp.issubdtype(value.dtype, jnp.floating) and not np.isfinite(value).all():
       raise ValueError(
         f'{printable(path)} is not written: {name} has numbers that are not finite; the training '
         'diverged, lower its learning rate.'
       )
-  write_tensors(path, tensors, 'adapter', {**described, **metadata})
+
+
+def shapes_of_fresh(adapted: Adapted, params: Any) -> dict[str, Any]:
+  """The shapes of what `init` makes of parameters, of which some may be no arrays."""
+  arrays, _ = split_arrays(params)
+  return jax.eval_shape(adapted.init, jax.random.key(0), arrays)
 
 
 def load_adapter(path: Path, adapted: Adapted, params: Any) -> tuple[dict[str, Any], np.ndarray]:
@@ -159,8 +170,7 @@ def load_adapter(path: Path, adapted: Adapted, params: Any) -> tuple[dict[str, A
   _check_metadata(path, metadata)
   genome = _genome(path, adapted, _in_order(path, metadata, adapted))
   adapted.check_params(params)
-  arrays, _ = split_arrays(params)
-  shapes = jax.eval_shape(adapted.init, jax.random.key(0), arrays)
+  shapes = shapes_of_fresh(adapted, params)
   trainable, frozen = adapted.split({**shapes, 'params': params})
   _check_base(path, metadata['base'], fingerprint(frozen['params']))
 

@@ -10,10 +10,10 @@ import jax
 import numpy as np
 
 from glora_jax.files import Path
-from glora_jax.limits import Domain, check_path, check_type, printable
+from glora_jax.limits import Domain, check_path, check_type
 from glora_jax.method import genomes
 from glora_jax.method.adapted import Adapted
-from glora_jax.method.sample import split_arrays
+from glora_jax.method.adapter_file import require_finite, shapes_of_fresh
 from glora_jax.method.space import FLAT_FORMS, TENSORS, Spec
 from glora_jax.method.storage import check_storage
 from glora_jax.method.supports import COLLECTION
@@ -104,7 +104,8 @@ def save_peft(
   heads: Flat = {}
   for path in sorted(adapted.head_paths):
     heads |= naming.write_head(path, params)
-  _require_finite(folder, loras, heads)
+  factors = {name: np.concatenate([lora.down, lora.up.T]) for name, lora in loras.items()}
+  require_finite(folder, {**factors, **heads})
   peft_file.write(folder, loras, heads, base)
 
 
@@ -127,17 +128,6 @@ def _require_loras(spec: Spec, genome: np.ndarray) -> None:
       'No layer of the subnet has a LoRA, and an adapter of PEFT needs at least one; fold the '
       'subnet (adapted.fold) and save the model with weights.save instead.'
     )
-
-
-def _require_finite(folder: str, loras: Mapping[str, LowRank], heads: Flat) -> None:
-  """Raises ValueError where a LoRA or a head has numbers that are not finite."""
-  of_loras = {name: np.concatenate([lora.down, lora.up.T]) for name, lora in loras.items()}
-  for name, value in {**of_loras, **heads}.items():
-    if not np.isfinite(value).all():
-      raise ValueError(
-        f'{printable(folder)} is not written: {name} has numbers that are not finite; the training '
-        'diverged, lower its learning rate.'
-      )
 
 
 def _loras(
@@ -215,8 +205,7 @@ def load_peft(
   whole = adapted.full_precision(params)
   forms = [combine(layer, whole) for layer in layers]
   _require_ranks(file.path, adapted.spec, layers, forms)
-  arrays_of_base, _ = split_arrays(params)
-  shapes = jax.eval_shape(adapted.init, jax.random.key(0), arrays_of_base)[COLLECTION]
+  shapes = shapes_of_fresh(adapted, params)[COLLECTION]
   supports = jax.tree.map(lambda value: np.zeros(value.shape, value.dtype), shapes)
   genome = np.zeros((len(adapted.spec), len(TENSORS)), np.int8)
   for layer, of_layer in zip(layers, forms, strict=True):

@@ -94,6 +94,7 @@ def _run_stages(run: Run) -> dict[str, Any]:
       rows |= train_method(run, method, trials, compare.budgets, 'trained')
   with run.stage('test'):
     tested = freeze_and_evaluate(run, rows)
+  read_off = {name: subnets for name, subnets in rows.items() if name.startswith(GRADIENT)}
   result = {
     'task': run.task.name,
     'data': {'origin': run.task.origin, 'notes': list(run.task.notes)},
@@ -106,14 +107,10 @@ def _run_stages(run: Run) -> dict[str, Any]:
     'rate': rates,
     'labels': _labels(run),
     'allocation_epochs': {
-      name: [subnet.spared_epochs for subnet in subnets]
-      for name, subnets in rows.items()
-      if name.startswith(GRADIENT)
+      name: [subnet.spared_epochs for subnet in subnets] for name, subnets in read_off.items()
     },
     'structures': {
-      name: [subnet.genome.tolist() for subnet in subnets]
-      for name, subnets in rows.items()
-      if name.startswith(GRADIENT)
+      name: [subnet.genome.tolist() for subnet in subnets] for name, subnets in read_off.items()
     },
     'methods': tested,
     'seconds': dict(run.seconds),

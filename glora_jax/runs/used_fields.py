@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from glora_jax import partial
 from glora_jax.records import FORMAT_FILE
 from glora_jax.runs.sections import GRADIENT, SEARCH
 
@@ -97,7 +98,7 @@ COMPARED = (
   _TEST,
 )
 
-_OF_A_GRADIENT = ('head', 'structure')  # stages that are there where a gradient is read alone
+_OF_A_GRADIENT = ('head', 'structure')  # stages of runs that read a gradient, and of no others
 EVERY_STAGE = (*SEARCHED, *GIVEN, *COMPARED)
 
 
@@ -152,7 +153,7 @@ def has_content(path: str) -> bool:
     return os.path.exists(path)
   for _, folders, files in os.walk(path):
     states = [name for name in folders if name.isdigit()]
-    whole = [name for name in files if not name.endswith('.partial') and name != FORMAT_FILE]
+    whole = [name for name in files if not name.endswith(partial.ENDING) and name != FORMAT_FILE]
     if states or whole:
       return True
     folders[:] = [name for name in folders if 'tmp' not in name]

@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import pathlib
-import re
 import socket
 import stat
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ except ImportError:  # Windows has no such locks
 import flax
 import ml_collections
 
+from glora_jax import partial
 from glora_jax.data.catalog import canonical
 from glora_jax.data.task import require_printable
 from glora_jax.files import Path, damaged, write_json, writing
@@ -354,5 +354,5 @@ def _remove_partial_files(folder: Path) -> None:
   parents = [folder, *(parent for walk in below for parent, _, _ in walk)]
   for parent in parents:
     for item in list(os.scandir(parent)):
-      if re.search(r'\.\d+\.partial$', item.name) and item.is_file(follow_symlinks=False):
+      if partial.is_one(item.name) and item.is_file(follow_symlinks=False):
         os.remove(item.path)

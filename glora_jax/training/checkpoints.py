@@ -70,11 +70,10 @@ class TrainingCheckpoints:
     _require_files(self._folder)
     check_folder(self._folder, KIND)  # of a later version orbax might read something else
     with self._explain_failures():
-      self._manager = (
-        ocp.CheckpointManager(  # which knows nothing of saved shapes without a handler
-          self._folder, options=options, item_handlers=ocp.StandardCheckpointHandler()
-        )
-      )
+      handler = (
+        ocp.StandardCheckpointHandler()
+      )  # nobody knows the shapes of saved states without it
+      self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handler)
 
   def __enter__(self) -> TrainingCheckpoints:
     return self

@@ -202,11 +202,11 @@ def _train_structure(
   of_prior = prior.seconds - before if prior else 0.0
   seconds = _first_seconds(run.path(f'{name}.json'), time.perf_counter() - start - of_prior)
   subnet = place.adapted.fix(allocation.genome)
-  borrowed, recipe = allocation.borrowed > 0, run.settings.supernet
+  recipe = run.settings.supernet
   batch = Batch(
     name=name,
     learner=subnet,
-    recipe=run.settings.allocation.shortened(recipe, borrowed),
+    recipe=run.settings.allocation.shortened(recipe, allocation.borrowed > 0),
     starts=[allocation.variables] * len(trials),
     keys=[stream_key(trial.seed, Stream.SUPERNET) for trial in trials],
     learning_rates=[trial.learning_rate for trial in trials],
@@ -219,7 +219,7 @@ def _train_structure(
       variables,
       seconds + trained.seconds_each,
       adapted=_unless_own(run, place.adapted),
-      spared_epochs=run.settings.allocation.spared(recipe, borrowed),
+      spared_epochs=recipe.epochs - batch.recipe.epochs,
     )
     for variables in trained.variables
   ]
