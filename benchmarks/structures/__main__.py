@@ -129,9 +129,9 @@ def develop(arguments) -> None:
 def final(arguments) -> None:
   """All methods on the final tasks, those that cannot be the best with fewer seeds."""
   store, rates = store_of('final'), read_rates()
-  names = arguments.tasks or plan.tasks('final')
   notes = {'commit': committed(HERE)}
   for budget in arguments.budgets:
+    names = arguments.tasks or plan.final_tasks(budget)
     seeds = min(arguments.seeds or plan.SEEDS[budget], plan.SEEDS[budget])
     if arguments.methods:
       wanted = [plan.sized(name, budget) for name in arguments.methods]

@@ -21,10 +21,11 @@ def print_all(
     development[budget] = print_tournament(stores['development'], rates, budget)
   gates = {name: gate.correlations(stores['gate'], name) for name in plan.tasks('development')}
   print_gate(gates)
-  sets = {'final': plan.tasks('final'), 'confirming': plan.confirming()}
+  confirming = plan.confirming()
+  sets = {'final': plan.final_tasks, 'confirming': lambda _: confirming}
   found = {
-    part: {budget: print_bar(part, stores[part], names, rates, budget) for budget in budgets}
-    for part, names in sets.items()
+    part: {b: print_bar(part, stores[part], names_of(b), rates, b) for b in budgets}
+    for part, names_of in sets.items()
   }
   print_result('structures', {'development': development, 'gate': gates, **found})
 

@@ -18,7 +18,7 @@ ADMISSION = os.path.join(os.path.dirname(__file__), 'admission.json')
 CONFIRMING = 6  # most confirming tasks: the first that were admitted, in the order of `TASKS`
 EPOCHS = 36
 BUDGETS = (5_184, 9_216, 18_432, 36_864)
-SMALLEST_BUDGET = 2_592
+SMALLEST_BUDGET, SMALLEST_TASKS = 2_592, 2  # which no other builds on, and the first final tasks
 LARGEST_RANKS = (36_864,)  # budgets to which a base adds the largest rank of each place alone
 SEEDS = {5_184: 10, 9_216: 10, 18_432: 3, 36_864: 3, SMALLEST_BUDGET: 3}
 FIRST_SEEDS = 1  # of every fixed method on a final task
@@ -80,14 +80,20 @@ def sized(text: str, budget: int) -> Method:
 
 
 def fixed_up_to(budget: int) -> list[Method]:
-  """The fixed methods of a budget and of all smaller ones."""
+  """The fixed methods of a budget and of all smaller ones; the smallest of all stands alone."""
   smaller = [other for other in BUDGETS if other <= budget]
-  return [method for other in smaller for method in fixed_methods(other)]
+  return [method for other in smaller or [budget] for method in fixed_methods(other)]
 
 
 def tasks(which: str) -> list[str]:
   """Names of the tasks of a set."""
   return [name for name, task in TASKS.items() if task.set == which]
+
+
+def final_tasks(budget: int) -> list[str]:
+  """Names of the final tasks on which a budget is compared."""
+  names = tasks('final')
+  return names[:SMALLEST_TASKS] if budget == SMALLEST_BUDGET else names
 
 
 def confirming() -> list[str]:
@@ -124,7 +130,9 @@ def controls(budget: int, task: str) -> list[Method]:
 
 def strongest_lora(budget: int) -> str:
   """The LoRA of a budget that was strongest where rates were chosen."""
-  return 'lora:1' if budget >= 9_216 else 'lora:1@attn'
+  if budget >= 9_216:
+    return 'lora:1'
+  return 'lora:1@attn' if budget > SMALLEST_BUDGET else 'lora:1@qkv'
 
 
 def beside(budget: int, task: str) -> list[Method]:

@@ -190,6 +190,17 @@ def test_fixed_methods_fit_and_none_is_listed_twice():
   assert {('lora:1', 0), ('hira:1', 0), ('bitfit', 0), ('lora:4@qkv', 0)} <= set(found)
 
 
+def test_the_smallest_budget_has_two_tasks_and_methods_of_its_own():
+  spec = lab.backbone(Model(10)).adapted.spec
+  budget = plan.SMALLEST_BUDGET
+  assert plan.final_tasks(budget) == plan.final_tasks(5_184)[:2] == ['count', 'angle']
+  found = plan.fixed_up_to(budget)
+  assert found == [('lora:1@qkv', 0), ('hira:1@qkv', 0)] + [(name, budget) for name in plan.RISING]
+  for name, size in [*found, (plan.strongest_lora(budget), 0)]:
+    assert 0 < count_params(spec, preset(spec, name, size or None)) <= budget
+  assert not {method for method in plan.fixed_up_to(5_184) if method[1] == budget}
+
+
 def test_the_largest_budget_adds_the_largest_rank_of_each_base_and_place():
   found = {name for name, budget in plan.fixed_methods(36_864) if not budget}
   lora = {'lora:4', 'lora:16@qkv', 'lora:10@attn', 'lora:6@mlp', 'lora:8@last_half'}
