@@ -316,10 +316,12 @@ def write_safetensors(path: Path, tensors: dict[str, Any], metadata: dict[str, s
   """
   contiguous = {name: np.asarray(value, order='C') for name, value in tensors.items()}
   try:
-    with whole(path) as temporary:
-      safetensors.numpy.save_file(contiguous, temporary, metadata)
+    # Its own `save_file` makes a file that nobody else may read, and leaves another one if killed.
+    content = safetensors.numpy.save(contiguous, metadata)
   except safetensors.SafetensorError as error:
     raise OSError(f'{printable(path)} cannot be written ({first_line(error)}).') from error
+  with whole(path) as temporary, open(temporary, 'wb') as file:
+    file.write(content)
 
 
 def write_tensors(path: Path, tensors: dict[str, Any], kind: str, metadata: dict[str, Any]) -> None:

@@ -79,6 +79,18 @@ def test_a_writer_leaves_alone_what_another_writes_meanwhile(tmp_path):
   assert os.listdir(tmp_path) == ['x.json']
 
 
+@pytest.mark.skipif(os.name != 'posix', reason='Windows has no such permissions')
+def test_files_of_every_kind_may_be_read_by_whom_the_umask_lets(tmp_path):
+  before = os.umask(0o027)
+  try:
+    files.write_json(tmp_path / 'x.json', 1)
+    files.write_arrays(tmp_path / 'x.npz', {'a': np.arange(3)})
+    files.write_safetensors(tmp_path / 'x.safetensors', {'a': np.arange(3)}, {})
+  finally:
+    os.umask(before)
+  assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o640}
+
+
 def test_a_full_disk_is_a_sentence_and_leaves_the_old_file(tmp_path):
   with small_disk(tmp_path, '64k'):
     files.write_arrays(tmp_path / 'x.npz', {'a': np.arange(3)})
