@@ -98,7 +98,6 @@ COMPARED = (
   _TEST,
 )
 
-_OF_A_GRADIENT = ('head', 'structure')  # stages of runs that read a gradient, and of no others
 EVERY_STAGE = (*SEARCHED, *GIVEN, *COMPARED)
 
 
@@ -114,7 +113,8 @@ def stages_of(config: Mapping[str, Any]) -> tuple[Stage, ...]:
   stages = SEARCHED if structure == SEARCH else GIVEN
   if GRADIENT in (structure, *config.get('presets', ())):
     return stages
-  return tuple(stage for stage in stages if stage.name not in _OF_A_GRADIENT)
+  lacking = ('head', 'structure') if structure == SEARCH else ('head',)
+  return tuple(stage for stage in stages if stage.name not in lacking)
 
 
 def last_begun(stages: tuple[Stage, ...], workdirs: Iterable[str]) -> Stage | None:

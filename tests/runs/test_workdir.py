@@ -138,6 +138,14 @@ def test_a_gradient_beside_a_search_has_used_its_fields_before_the_supernet(tmp_
     claim_workdir(changed(presets=('gradient',), allocation__folds=4), str(tmp_path))
 
 
+@pytest.mark.parametrize('other', [{'structure': 'lora:4'}, {'budget': 10}])
+def test_a_structure_that_was_given_has_been_used_from_when_it_is_written_down(other, tmp_path):
+  claim_workdir(changed(structure='lora:2'), str(tmp_path))
+  leave(tmp_path, ('structure/genome.json',))
+  with pytest.raises(ValueError, match=r'another config: .* its stage structure depends on'):
+    claim_workdir(changed(**{'structure': 'lora:2', **other}), str(tmp_path))
+
+
 @pytest.mark.parametrize(
   'trace, stage',
   [('supernet/50/', 'supernet'), ('training/50/', 'training'), ('rates.json', 'tuning')],
