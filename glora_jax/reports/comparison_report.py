@@ -336,7 +336,8 @@ def tell_making(result: Mapping[str, Any]) -> str:
     {' or '.join(map(str, spared))} of its epochs.
   """
   rates = ', '.join(f'{rate:g}' for rate in result['rates'])
-  seeds = ', '.join(map(str, result['seeds']))
+  is_one, seeds = len(result['seeds']) == 1, ', '.join(map(str, result['seeds']))
+  runs = f'Seed {seeds}.' if is_one else f'Seeds {seeds}; mean and standard deviation.'
   return paragraph(
     f"""
     Backbone {markdown.weights_name(result)}. Every method was trained for {result['epochs']} epochs
@@ -345,10 +346,9 @@ def tell_making(result: Mapping[str, Any]) -> str:
     shorter if spared else '',
     f"""
     Its learning rate is the best of {rates} on the validation images, with a seed that the table
-    does not use, or was given in the config; `rates.json` tells which. Seeds {seeds}; mean and
-    standard deviation. The list of all subnets was frozen in `test_list.json` before the test
-    images were read. Seconds are of one of the runs trained side by side; of a structure that was
-    chosen those of the choice, too.
+    does not use, or was given in the config; `rates.json` tells which. {runs} The list of all
+    subnets was frozen in `test_list.json` before the test images were read. Seconds are of one of
+    the runs trained side by side; of a structure that was chosen those of the choice, too.
     """,
   )
 

@@ -18,7 +18,6 @@ from glora_jax.reports.verdict import interval, tell_verdict
 
 STAGES = {
   'head': 'head alone, before the gradient',
-  'structure': 'structure, read off the gradient',
   'baselines': 'rows beside the winner',
   'finetune': 'finetuning',
   'tuning': 'learning rates',

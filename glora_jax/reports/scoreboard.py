@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from glora_jax.reports.columns import family_name, layout_of
 from glora_jax.reports.markdown import PAPER
+from glora_jax.reports.verdict import winner_title
 
 PUBLISHED_FILE = os.path.join(os.path.dirname(__file__), 'published.json')
 OURS = {'winner': 'finetuned', 'winner_supernet': 'as searched', 'linear': 'linear probe'}
@@ -132,7 +133,7 @@ def own_rows(board: Board) -> list[Row]:
   Before finetuning there is nothing where no supernet was searched.
   """
   prefix = f'ours ({PAPER})' if board.is_paper else 'ours'
-  titles = {**OURS, 'winner': winner_title(board.results.values())}
+  titles = {**OURS, 'winner': winner_titles(board.results.values())}
   presets = dict.fromkeys(name for result in board.results.values() for name in result['presets'])
   rows = []
   for name in (*titles, *presets):
@@ -156,18 +157,17 @@ def own_rows(board: Board) -> list[Row]:
   return rows
 
 
-def winner_title(results: Iterable[Mapping[str, Any]]) -> str:
-  """What tables call the winner: how its structure was found, or 'finetuned' after a search.
+def winner_titles(results: Iterable[Mapping[str, Any]]) -> str:
+  """What tables call the winners of results, as `verdict.winner_title` does each.
 
   Args:
     results: contents of `result.json`.
 
   Example:
-    >>> winner_title([{'structure': 'gradient'}]), winner_title([{}])
-    ('gradient', 'finetuned')
+    >>> winner_titles([{'structure': 'gradient'}, {'finetuned': True}]), winner_titles([])
+    ('gradient or finetuned', 'finetuned')
   """
-  structures = dict.fromkeys(result.get('structure', OURS['winner']) for result in results)
-  return ' or '.join(structures) or OURS['winner']
+  return ' or '.join(dict.fromkeys(map(winner_title, results))) or OURS['winner']
 
 
 def _own_cells(tasks: Sequence[str], subnets: Mapping[str, Mapping[str, Any]]) -> dict[str, Cell]:

@@ -33,7 +33,7 @@ from glora_jax.reports.scoreboard import (
   own_rows,
   published,
   published_rows,
-  winner_title,
+  winner_titles,
 )
 from glora_jax.reports.structure_report import tell_agreement
 from glora_jax.reports.verdict import is_of_a_file
@@ -178,7 +178,7 @@ def tasks_table(board: Board) -> Table:
     'trained params',
     'val',
     'test, as searched',
-    f'test, {plain(winner_title(board.results.values()))}',
+    f'test, {plain(winner_titles(board.results.values()))}',
     'test, linear probe',
   )
   rows = []

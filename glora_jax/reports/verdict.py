@@ -14,7 +14,6 @@ from glora_jax.reports.markdown import plain
 TITLES = {
   'linear': 'linear probe',
   'winner_supernet': 'winner, as searched',
-  'winner': 'winner, finetuned',
 }
 PAIRED = 'beside_winner'  # what a row keeps of its answers beside the winner's
 _QUANTILE = 1.959964  # of the normal distribution, for 95%
@@ -123,9 +122,20 @@ def subnets(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 def titles(result: Mapping[str, Any]) -> dict[str, str]:
   """What reports call the rows of `subnets`, by name, as Markdown."""
   presets = {name: plain(row.get('label', name)) for name, row in result['presets'].items()}
-  structure = result.get('structure')
-  winner = {} if structure is None else {'winner': f'winner, {plain(structure)}'}
-  return {**presets, **TITLES, **winner}
+  return {**presets, **TITLES, 'winner': f'winner, {plain(winner_title(result))}'}
+
+
+def winner_title(result: Mapping[str, Any]) -> str:
+  """What tables call the winner: how its structure was found, or what a search was followed by.
+
+  Args:
+    result: content of `result.json`.
+
+  Example:
+    >>> winner_title({'structure': 'gradient'}), winner_title({'finetuned': True})
+    ('gradient', 'finetuned')
+  """
+  return result.get('structure') or ('finetuned' if result['finetuned'] else 'not finetuned')
 
 
 def is_of_a_file(result: Mapping[str, Any]) -> bool:

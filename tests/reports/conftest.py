@@ -37,6 +37,7 @@ def result(task, accuracy, protocol, others):
     'winner_supernet': subnet(5),
     'winner': subnet(0),
     'presets': {'lora': subnet(2)},
+    'finetuned': protocol == 'honest',
     'data': {'origin': f'TFDS {task}', 'notes': ['A note.']},
   }
 

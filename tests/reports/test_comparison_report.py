@@ -101,7 +101,9 @@ def test_the_table_shows_means_and_spreads_in_the_order_of_parameters(result):
 def test_a_single_seed_has_no_spread(result):
   result['seeds'] = [0]
   result['methods'] = {name: found[:1] for name, found in result['methods'].items()}
-  assert '±' not in comparison_report.report(result)
+  report = comparison_report.report(result)
+  assert '±' not in report
+  assert 'Seed 0. The list' in report
 
 
 def test_everything_that_was_measured_is_written(result, tmp_path, figures):

@@ -15,6 +15,7 @@ from glora_jax.reports import (
   drawing,
   page,
   run_charts,
+  run_page,
   scoreboard,
   suite_page,
 )
@@ -87,6 +88,11 @@ def test_names_from_strangers_are_text(tmp_path, allocation):
 def test_a_name_that_no_encoding_holds_is_written_all_the_same(tmp_path, allocation):
   findings = pages.make_findings(allocation, ('cat', 'd\udcffg'))
   assert r'd\udcffg, taken for cat' in pages.write_run(tmp_path, findings).text
+
+
+def test_the_time_of_a_structure_that_was_given_is_not_called_a_gradients():
+  [bar] = run_page.stage_bars({'structure': 1.0})
+  assert 'gradient' not in bar.label
 
 
 def test_the_figures_of_a_run_are_those_of_its_result(tmp_path, allocation):

@@ -73,6 +73,7 @@ def test_the_table_has_a_column_for_every_further_test_set():
     'winner_supernet': row,
     'winner': row,
     'presets': {'lora': row},
+    'finetuned': False,
   }
   lines = run_report.table(result).splitlines()
   assert lines[0].endswith('| test accuracy | on v2 | on sketch |')
@@ -84,7 +85,7 @@ def test_the_table_has_a_column_for_every_further_test_set():
     '| linear probe',
     '| lora',
     '| winner, as searched',
-    '| winner, finetuned',
+    '| winner, not finetuned',
   ]
 
 

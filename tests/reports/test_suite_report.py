@@ -99,9 +99,9 @@ def test_the_papers_protocol_stands_in_text_headings_and_csv(make_board, tmp_pat
   suite_report.write(make_board({'vtab/dtd': 70.0}, protocol='paper'), str(tmp_path))
   text = (tmp_path / 'table.md').read_text()
   assert markdown.PAPER_LABEL in text
-  assert "| ours (PROTOCOL 'paper'), finetuned (" in text
+  assert "| ours (PROTOCOL 'paper'), not finetuned (" in text
   ours = first_line(tmp_path / 'table.csv')
-  assert (ours['method'], ours['protocol']) == ("ours (PROTOCOL 'paper'), finetuned", 'paper')
+  assert (ours['method'], ours['protocol']) == ("ours (PROTOCOL 'paper'), not finetuned", 'paper')
   assert markdown.PAPER in figures[0].axes[0].get_title(loc='left')
 
 

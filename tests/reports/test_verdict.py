@@ -15,6 +15,7 @@ def result(winner, linear, other, paired=None):
     'winner': row(9, winner),
     'winner_supernet': None,
     'presets': {'lora': row(9, other, **kept)},
+    'structure': 'gradient',
     'data': {'images': {'test': 800}},
   }
 
