@@ -66,7 +66,7 @@ def kind_of(images):
     return 'folder'
   if images.lower().endswith('.csv'):
     return 'csv'
-  if os.sep in images or not images:
+  if os.sep in images or not images or os.path.exists(images):
     raise FileNotFoundError(
       f"There is no folder '{images}'; configs/own.py:WHAT takes a folder, a CSV, or the name of a "
       'TFDS data set.'

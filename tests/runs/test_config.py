@@ -268,9 +268,12 @@ def test_wrong_arguments_are_explained(text, message):
     parse_arguments(text, {'rank': 4})
 
 
-def test_what_is_neither_folder_nor_data_set_is_said():
-  with pytest.raises(FileNotFoundError, match="There is no folder 'no/such/place'"):
-    get_config('own', 'no/such/place')
+@pytest.mark.parametrize('images', ['no/such/place', 'labels.tsv'])
+def test_what_is_neither_folder_nor_data_set_is_said(images, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'labels.tsv').touch()
+  with pytest.raises(FileNotFoundError, match=f"There is no folder '{images}'"):
+    get_config('own', images)
 
 
 def test_every_number_of_a_config_has_a_range():
