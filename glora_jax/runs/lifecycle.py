@@ -119,16 +119,18 @@ def rehearse(config: ml_collections.ConfigDict, workdir: str) -> Run:
 
   Args:
     config: see `experiment.run`.
-    workdir: folder of the run, in that of the suite, which this process holds.
+    workdir: folder of the run, in that of the suite.
 
   Returns:
     The run, none of whose stages has begun.
 
   Raises:
-    ValueError, OSError: what the run would stumble over, as far as it can be known before.
+    ValueError, OSError: the folder is in use, or what the run would stumble over, as far as it can
+      be known before.
   """
-  changes = changes_of(config, workdir)
-  return _prepare_or_undo(check_config(config), workdir, never, names_in(workdir), changes)
+  settings, before = check_config(config), names_in(workdir)
+  with claim(workdir) if meshes.primary() else contextlib.nullcontext():
+    return _prepare_or_undo(settings, workdir, never, before, changes_of(config, workdir))
 
 
 def _prepare_or_undo(
