@@ -366,7 +366,9 @@ def test_numbers_as_labels_are_ordered_as_numbers(photos):
       "line 1: 'path,label,split,Split' has the column split more than once; rename those",
     ),
     ('file,class\nphotos/cat/000.png,x\n', "line 1: 'file,class' names no image, and is no header"),
-    ('file,label\nphotos/cat/000.png,x\n', 'is no header with the columns path and label'),
+    ('file,label\nphotos/cat/000.png,x\n', 'is no header with the columns path and label; rename'),
+    ('path;label\nphotos/cat/000.png;x\n', 'path and label; separate its columns by commas'),
+    ('photos/cat/000.png\tx\n', 'path and label; separate its columns by commas'),
     (f'path,label\n{"x" * 200_000},x\n', 'line 2 is no row of a CSV .field larger than'),
     (
       'photos/cat/000.png,x\nphotos/a,b.png,x\n',
