@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from glora_jax import mesh as meshes
 from glora_jax.data.catalog import find, require_apart
+from glora_jax.data.normalization import NORMALIZATIONS
 from glora_jax.data.task import Task
 from glora_jax.method import sharded_arrays
 from glora_jax.method.adapt import adapt
@@ -72,7 +73,12 @@ def load_backbone(
       f'The weights are for images of {metadata["image_size"]}; a run needs square ones, give '
       'model.image_size.'
     )
-  normalization = settings.normalization or metadata['normalization']
+  normalization = settings.normalization or metadata.get('normalization')
+  if normalization is None:  # this project's own format may be written without one
+    raise ValueError(
+      f'{path} does not say how images are normalized; give model.normalization, one of '
+      f'{", ".join(NORMALIZATIONS)}.'
+    )
   return model, params, {**metadata, 'normalization': normalization}
 
 

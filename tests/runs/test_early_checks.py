@@ -17,8 +17,10 @@ from glora_jax.data import pipeline
 from glora_jax.files import read_json, write_json
 from glora_jax.models import weights
 from glora_jax.runs import disk_room, early_checks, experiment, lifecycle
+from glora_jax.runs.backbone import load_backbone
 from glora_jax.runs.batch_sizes import fit_batches, used_recipes
 from glora_jax.runs.config import RunSettings, check_config
+from glora_jax.runs.sections import ModelSettings
 from glora_jax.runs.workdir import Stopped, claim_workdir
 from glora_jax.training.recipe import Recipe
 from glora_jax.training.sampling import Sampling
@@ -299,6 +301,16 @@ def disk_with(free):
     return types.SimpleNamespace(free=free)
 
   return usage
+
+
+def test_weights_that_do_not_say_how_images_are_normalized_need_it_from_the_config(tmp_path):
+  model, params, metadata = weights.load(weights.EMBEDDED_FILE)
+  weights.save(tmp_path, model, params, {'image_size': metadata['image_size']})
+  given = ModelSettings(weights=str(tmp_path))
+  with pytest.raises(ValueError, match=r'images are normalized; give model\.normalization, one of'):
+    load_backbone(given, str(tmp_path), 3)
+  named = dataclasses.replace(given, normalization='unit')
+  assert load_backbone(named, str(tmp_path), 3)[2]['normalization'] == 'unit'
 
 
 def test_a_folder_of_another_model_is_found_before_the_last_stage(run, tmp_path):
