@@ -118,7 +118,7 @@ def allocate(  # noqa: PLR0913
   Raises:
     ValueError: an argument is of another type or out of range, the variables or a prior are those
       of another model, nothing that is considered is on offer, the budget fits no unit, there are
-      fewer batches than folds, a loss is not finite, or no layer has a gradient.
+      fewer batches than folds, a loss or its gradient is not finite, or no layer has a gradient.
 
   Example:
     >>> import flax.linen as nn, jax, jax.numpy as jnp, optax

@@ -119,8 +119,8 @@ def measure(
     Every group's rows, in the order of `adapted.groups`.
 
   Raises:
-    ValueError: there are fewer batches than folds, they can be read only once, or a loss is not
-      finite.
+    ValueError: there are fewer batches than folds, they can be read only once, or a loss or its
+      gradient is not finite.
   """
   if isinstance(batches, Sized):
     _require_batches(len(batches), settings.folds)  # before anything is compiled
@@ -314,6 +314,11 @@ class _FoldSums:
         'labels and the pretrained weights.'
       )
     found = jax.tree.map(functools.partial(np.asarray, dtype=np.float32), gradients)
+    if not all(np.isfinite(gradient).all() for gradient in jax.tree.leaves(found)):
+      raise ValueError(
+        f'The gradient of batch {number} is not finite, and its loss is {float(loss):g}: the root '
+        'of 0 is such a loss, for instance. Change the loss, or compute it in float32.'
+      )
     fold = number % self._folds
     if self._sums is None:
       self._sums = jax.tree.map(lambda x: np.zeros((self._folds, *x.shape), np.float32), found)

@@ -413,6 +413,15 @@ def test_a_loss_that_is_not_finite_is_refused_with_its_batch():
     refused(batches=batches, loss=infinite)
 
 
+def test_a_gradient_that_is_not_finite_is_refused_with_its_batch():
+  def root(forward, batch, key):
+    logits = forward(batch[0])
+    return jnp.sqrt(jnp.square(logits - jax.lax.stop_gradient(logits)).sum())  # 0, whatever x is
+
+  with pytest.raises(ValueError, match='The gradient of batch 0 is not finite, and its loss is 0'):
+    refused(loss=root)
+
+
 def test_eight_devices_measure_as_one():
   ran = subprocess.run(
     program('sharded_allocation'), env=environment(8), capture_output=True, text=True
