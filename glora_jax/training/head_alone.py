@@ -18,7 +18,7 @@ from glora_jax.method.gathering import gathering
 from glora_jax.method.genomes import smallest_genome
 from glora_jax.method.subnet import Subnet
 from glora_jax.method.supports import COLLECTION
-from glora_jax.method.validation import as_numbers, check_labelled
+from glora_jax.method.validation import as_numbers, check_collections, check_labelled
 from glora_jax.training.batches import ImageStream, in_rows, rows_in_order
 from glora_jax.training.halves import Halves, halve
 from glora_jax.training.loop import LossFn, fit
@@ -178,8 +178,8 @@ def warm_head(  # noqa: PLR0913
     The variables with the trained head.
 
   Raises:
-    ValueError: `adapted` is no adapted model or has no head, `preprocess` is no function, or as
-      `fit` does.
+    ValueError: `adapted` is no adapted model or has no head, the variables are those of another,
+      `preprocess` is no function, or as `fit` does.
     NonFiniteLossError: as `fit` does.
 
   Example:
@@ -207,7 +207,7 @@ def warm_head(  # noqa: PLR0913
     >>> bool((logits.argmax(-1) == labels).mean() > 0.9)
     True
   """
-  images, labels = _checked(adapted, images, labels, recipe)
+  images, labels = _checked(adapted, variables, images, labels, recipe)
   if mesh is None and not isinstance(images, ImageStream):
     images, labels = resident.hold(None, (images, labels))  # or every batch would bring all of them
   check_callable(preprocess, 'preprocess')
@@ -237,7 +237,9 @@ def warm_head(  # noqa: PLR0913
   return {**variables, 'params': subnet.join(state.trainable, frozen)['params']}
 
 
-def _checked(adapted: Adapted, images: Any, labels: Any, recipe: Recipe) -> tuple[Any, Any]:
+def _checked(
+  adapted: Adapted, variables: Any, images: Any, labels: Any, recipe: Recipe
+) -> tuple[Any, Any]:
   """The images and labels as arrays, a stream as it is; ValueError where one cannot be."""
   check_type(adapted, Adapted, 'adapted')
   check_type(recipe, Recipe, 'recipe')
@@ -246,6 +248,8 @@ def _checked(adapted: Adapted, images: Any, labels: Any, recipe: Recipe) -> tupl
       'The adapted model has no head (heads=None), so there is nothing to train alone; give '
       '`adapt` the heads, by their names for instance.'
     )
+  check_collections(variables, ('params',))
+  adapted.check_params(variables['params'])
   labels = as_numbers('labels', labels)
   if not isinstance(images, ImageStream):
     images = as_numbers('images', images)

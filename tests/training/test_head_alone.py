@@ -183,6 +183,8 @@ def test_too_few_images_are_refused_before_anything_is_computed(monkeypatch):
   'wrong, sentence',
   [
     ({'adapted': Residual()}, r'adapted=Residual.* is no Adapted; give one'),
+    ({'variables': {'params': {}}}, r'These params are not those of the adapted Tiny. missing: '),
+    ({'variables': {}}, "The variables have no 'params'"),
     ({'recipe': None}, 'recipe=None is no Recipe; give one'),
     ({'preprocess': None}, 'preprocess=None is no function; give one'),
     ({'images': 'x'}, "The images are 'x'; they must be an array of numbers"),
