@@ -112,7 +112,7 @@ def _warn_of_rounding(trainable: Any) -> None:
   short = [
     jax.tree_util.keystr(path, simple=True, separator='/')
     for path, leaf in leaves
-    if jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.dtype.itemsize < 4
+    if jnp.issubdtype(dtype := jnp.result_type(leaf), jnp.floating) and dtype.itemsize < 4
   ]
   if short:
     log.warning(

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 from glora_jax import mesh as meshes
-from glora_jax.limits import Domain, Limits, check_type, shown
+from glora_jax.limits import Domain, Limits, check_callable, check_type, shown
 from glora_jax.method.random_key import check_key
 from glora_jax.method.validation import as_numbers
 from glora_jax.training.adapter_loss import check_targets, prepare
@@ -153,7 +153,10 @@ def _check_result(result: Any) -> None:
       f'The loss function gave {shown(result)}; it must give the pair (loss, metrics), metrics '
       'a dictionary that may be empty.'
     )
-  loss, _ = result
+  loss, metrics = result
+  for name, value in metrics.items():
+    if not isinstance(value, jax.Array | np.ndarray | np.generic | float | int):
+      raise ValueError(f'The metric {shown(name)} is {shown(value)}; it must be a number.')
   dtype = jnp.result_type(loss)
   if jnp.shape(loss) or not jnp.issubdtype(dtype, jnp.floating):
     raise ValueError(
@@ -188,9 +191,16 @@ def _mean_over_parts(
     return jax.tree.map(jnp.add, total, gradient_fn(*part)), None
 
   shapes = jax.eval_shape(gradient_fn, *(rows[0] for rows in parts))
-  zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+  # Short numbers would overflow or be rounded away, and bools have no sum: float32 at least.
+  zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype) + jnp.float32(0), shapes)
   total, _ = jax.lax.scan(add_part, zeros, parts)
-  return jax.tree.map(lambda leaf: leaf / num_parts, total)
+  means = jax.tree.map(lambda leaf: leaf / num_parts, total)
+  return jax.tree.map(_like_a_part, means, shapes)
+
+
+def _like_a_part(mean: jax.Array, part: jax.ShapeDtypeStruct) -> jax.Array:
+  """A mean in the type of what it is of, unless that is of whole numbers."""
+  return mean.astype(part.dtype) if jnp.issubdtype(part.dtype, jnp.inexact) else mean
 
 
 def make_steps(
@@ -336,7 +346,10 @@ def fit(  # noqa: PLR0913
     200 [3.]
   """
   check_key(key)
+  check_callable(loss_fn, 'loss_fn')
   check_type(recipe, Recipe, 'recipe')
+  if state is not None:
+    check_type(state, TrainState, 'state')
   DISPATCHED.check(steps_per_dispatch, 'steps_per_dispatch')
   Domain.of_annotation(int | None, Limits(at_least=0, at_most=recipe.epochs)).check(
     stop_epoch, 'stop_epoch'

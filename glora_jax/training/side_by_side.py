@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from glora_jax import resident
-from glora_jax.limits import Domain, Limits, check_type, shown
+from glora_jax.limits import Domain, Limits, check_callable, check_type, shown
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.random_key import check_key
 from glora_jax.method.supports import COLLECTION
@@ -218,6 +218,7 @@ def subnet_runs(
 def _check_run(run: Any, number: int, labels: Any) -> None:
   """Raises ValueError unless one of the runs can be trained."""
   check_type(run, Training, f'runs[{number}]')
+  check_callable(run.loss_fn, f'runs[{number}].loss_fn')
   check_key(run.key)
   check_targets(run.loss_fn, labels)
   _RATE.check(run.rate, f'runs[{number}].rate')

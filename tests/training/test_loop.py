@@ -225,6 +225,43 @@ def test_a_gradient_that_is_not_finite_moves_nothing_at_the_last_step_either(acc
   chex.assert_trees_all_equal(state, caught.value.state)
 
 
+def test_metrics_of_any_type_are_the_means_of_the_parts_of_a_batch():
+  def loss_fn(trainable, frozen, images, labels, key):
+    is_first = (labels == 0).any()
+    metrics = {'bool': is_first, 'int8': jnp.int8(100), 'float16': jnp.float16(3e4), 'number': 3}
+    return jnp.sum(trainable**2), metrics
+
+  recipe = Recipe(epochs=1, batch_size=4, warmup_epochs=0, accumulate=4)
+  images, labels, found = jnp.ones((4, 3)), jnp.array([0, 1, 0, 0]), []
+  state = loop.fit(
+    loss_fn,
+    1.0,
+    {},
+    images,
+    labels,
+    recipe,
+    KEY,
+    on_dispatch=lambda state, means: found.append(means),
+    progress=False,
+  )
+  expected = {'bool': 0.75, 'int8': 100, 'float16': np.float16(3e4), 'number': 3, 'loss': 1}
+  assert found == [expected]
+  assert state.trainable < 1
+
+
+def test_a_gradient_of_16_bits_keeps_its_type_and_no_part_is_rounded_away():
+  def loss_fn(trainable, frozen, images, labels, key):
+    return jnp.sum(trainable.astype(jnp.float32) * labels.mean()), {}
+
+  optimizer = optax.sgd(1.0)
+  start, labels = jnp.zeros(2, jnp.bfloat16), jnp.array([256.0] + [1.0] * 255)
+  carry = loop.Carry(start, optimizer.init(start), 0, True)
+  step = loop.make_step(loss_fn, optimizer, accumulate=256)
+  carry, _ = step(carry, {}, jnp.ones((256, 3)), labels, KEY)
+  assert carry.trainable.dtype == jnp.bfloat16
+  assert (carry.trainable == jnp.bfloat16(-labels.mean())).all()
+
+
 def test_a_gradient_whose_norm_is_more_than_a_number_can_be_is_followed():
   def loss_fn(trainable, frozen, images, labels, key):
     return 1e18 * jnp.sum(trainable['w']), {}
@@ -239,6 +276,8 @@ def test_a_gradient_whose_norm_is_more_than_a_number_can_be_is_followed():
   'options, sentence',
   [
     ({'recipe': None}, 'recipe=None is no Recipe'),
+    ({'loss_fn': 0.5}, 'loss_fn=0.5 is no function'),
+    ({'state': {'step': 3}}, "state={'step': 3} is no TrainState"),
     ({'key': 0}, 'key=0 must be one random key'),
     ({'labels': None}, 'The labels are None; they must be an array of numbers'),
     ({'images': 'x'}, "The images are 'x'; they must be an array of numbers"),
@@ -251,13 +290,16 @@ def test_a_gradient_whose_norm_is_more_than_a_number_can_be_is_followed():
 def test_arguments_that_cannot_be_are_refused(options, sentence, loss_fn):
   trainable, frozen = problem().split()
   arguments = {
+    'loss_fn': loss_fn,
+    'trainable': trainable,
+    'frozen': frozen,
     'images': problem().images[:4],
     'labels': problem().labels[:4],
     'recipe': RECIPE,
     'key': KEY,
   }
   with pytest.raises(ValueError, match=sentence):
-    loop.fit(loss_fn, trainable, frozen, **{**arguments, **options}, progress=False)
+    loop.fit(**{**arguments, **options}, progress=False)
 
 
 @pytest.mark.parametrize(
@@ -268,6 +310,8 @@ def test_arguments_that_cannot_be_are_refused(options, sentence, loss_fn):
     ((jnp.zeros(3), {}), r'The loss is float32 \[3\]; it must be one floating-point number'),
     ((jnp.zeros((), int), {}), r'The loss is int32 \[\]; it must be one floating-point number'),
     ((jnp.zeros((), complex), {}), r'The loss is complex64 \[\]; it must be one floating-point'),
+    ((jnp.zeros(()), {'by_part': {'a': 1.0}}), "The metric 'by_part' is {'a': 1.0}; it must be a"),
+    ((jnp.zeros(()), {'accuracy': None}), "The metric 'accuracy' is None; it must be a number"),
   ],
 )
 def test_a_loss_that_cannot_be_minimized_is_refused(result, sentence):
