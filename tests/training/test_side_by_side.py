@@ -189,6 +189,7 @@ def test_wrong_runs_and_images_are_explained():
   for wrong, sentence in (
     (run, r'runs=Training.* must be a list of Trainings'),
     ([(1, 2)], r'runs.0.=.1, 2. is no Training'),
+    ([dataclasses.replace(run, loss_fn=None)], r'runs.0..loss_fn=None is no function'),
     ([dataclasses.replace(run, key=0)], 'key=0 must be one random key'),
     ([dataclasses.replace(run, rate=None)], 'rate=None must be a number'),
   ):
