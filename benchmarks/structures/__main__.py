@@ -112,8 +112,20 @@ def chosen(methods: list[Method], names: list[str] | None) -> list[Method]:
 
 
 def with_rates(methods: list[Method], rates: dict[Method, float]) -> list[tuple[Method, float]]:
-  """Methods with their rates; those that vary another take its rate."""
-  return [(method, rates[plan.tuned_as(method)]) for method in methods]
+  """The methods that have rates, with them; those that vary another take its rate."""
+  tuned = ((method, plan.tuned_as(method)) for method in methods)
+  return [(method, rates[name]) for method, name in tuned if name in rates]
+
+
+def require_rates(methods: list[Method], rates: dict[Method, float]) -> None:
+  """Raises SystemExit, with a sentence, where a method that was asked for has no rate."""
+  without = {plan.tuned_as(method) for method in methods} - set(rates)
+  if without:
+    names = ', '.join(sorted(name for name, _ in without))
+    raise SystemExit(
+      f'No learning rate is chosen for {names}; python -m benchmarks.structures tune, with the '
+      'same budgets, does that.'
+    )
 
 
 def develop(arguments) -> None:
@@ -121,8 +133,11 @@ def develop(arguments) -> None:
   store, rates = store_of('development'), read_rates()
   names = arguments.tasks or plan.tasks('development')
   for budget in arguments.budgets:
-    methods = with_rates(chosen(plan.tournament(budget), arguments.methods), rates)
-    jobs = plan.jobs_of(methods, names, range(arguments.seeds or plan.TOURNAMENT_SEEDS))
+    methods = chosen(plan.tournament(budget), arguments.methods)
+    require_rates(methods, rates)
+    jobs = plan.jobs_of(
+      with_rates(methods, rates), names, range(arguments.seeds or plan.TOURNAMENT_SEEDS)
+    )
     run_jobs(jobs, store, arguments.hands, f'development, {budget}')
 
 
@@ -135,6 +150,7 @@ def final(arguments) -> None:
     seeds = min(arguments.seeds or plan.SEEDS[budget], plan.SEEDS[budget])
     if arguments.methods:
       wanted = [plan.sized(name, budget) for name in arguments.methods]
+      require_rates(wanted, rates)
       jobs = plan.jobs_of(with_rates(wanted, rates), names, range(seeds))
       run_jobs(jobs, store, arguments.hands, f'final, {budget}', notes)
       continue
@@ -188,10 +204,9 @@ def final_jobs(
     for name in names
     for job in plan.jobs_of(with_rates(plan.controls(budget, name), rates), [name], [seed])
   ]
-  larger = [method for method in plan.twice_as_large(budget) if method in rates]
-  yield plan.jobs_of(with_rates(larger, rates), names, range(seeds))
-  search = [method for method in plan.searched(budget) if method in rates]
-  yield plan.jobs_of(with_rates(search, rates), names, range(min(seeds, plan.SEARCH_SEEDS)))
+  yield plan.jobs_of(with_rates(plan.twice_as_large(budget), rates), names, range(seeds))
+  search = with_rates(plan.searched(budget), rates)
+  yield plan.jobs_of(search, names, range(min(seeds, plan.SEARCH_SEEDS)))
   for others in (plan.randoms(budget), plan.other_values(budget)):
     yield plan.jobs_of(with_rates(others, rates), names, range(min(seeds, plan.OTHER_SEEDS)))
 

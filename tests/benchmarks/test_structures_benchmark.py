@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.structures import __main__ as command
 from benchmarks.structures import cost, display, figure, methods, plan, searched, tuning
 from benchmarks.structures import laboratory as lab
-from benchmarks.structures.__main__ import confirming_jobs
 from benchmarks.structures.backbones import Model
 from benchmarks.structures.jobs import Job, Store
 from benchmarks.structures.statistics import difference, headroom, rank_correlation
@@ -209,6 +209,16 @@ def test_the_largest_budget_adds_the_largest_rank_of_each_base_and_place():
   assert {('lora:2', 0), ('lora:3@mlp', 0)} <= set(plan.fixed_up_to(36_864))
 
 
+def test_methods_without_rates_are_left_out_and_refused_where_they_are_asked_for():
+  rates = {('gradient', 36_864): 0.016, ('lora:4', 0): 0.008}
+  methods = [('gradient(shifts)', 36_864), ('gradient/usual', 36_864), ('lora:4/aligned', 0)]
+  known = [(methods[0], 0.016), (methods[2], 0.008)]
+  assert command.with_rates(methods, rates) == known
+  command.require_rates([method for method, _ in known], rates)
+  with pytest.raises(SystemExit, match=r'^No learning rate is chosen for gradient/usual; '):
+    command.require_rates(methods, rates)
+
+
 @pytest.mark.slow
 def test_the_shared_program_trains_as_the_fixed_subnet_does():
   base = lab.backbone(Model(10))
@@ -294,7 +304,7 @@ def test_confirming_trains_without_a_prior_only_where_something_was_borrowed(tmp
   rates = {('bitfit', 0): 0.1, ('lora:1@attn', 0): 0.2, ('gradient', 5_184): 0.3}
   shares = {('near', 0): 0.0, ('near', 1): 0.4, ('far', 0): 0.2, ('far', 1): 0.0}
   rounds = []
-  for jobs in confirming_jobs(store, rates, ['near', 'far'], 5_184, 2):
+  for jobs in command.confirming_jobs(store, rates, ['near', 'far'], 5_184, 2):
     missing = [job for job in dict.fromkeys(jobs) if job not in store.results]
     rounds.append([(job.task, job.method, job.seed) for job in missing])
     for job in missing:
