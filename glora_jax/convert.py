@@ -2,11 +2,11 @@
 
   python -m glora_jax.convert IN [OUT] [--format NAME]
 
-IN is a file, a folder, an address, a name on the hub (`hf:owner/name`), a shortcut or `embedded`,
-as `model.weights` takes it. Without OUT its layers, sizes and variant are printed. OUT ending in
-.npz, .safetensors, .pth is one file; else a folder, which also gets the `config.json` that
-transformers, timm and this package read. OUT ending in .jax_export is the whole computation, from
-uint8 images to logits, for `jax.export.deserialize`.
+IN is a file, a folder (that of a run will do), an address, a name on the hub (`hf:owner/name`), a
+shortcut or `embedded`, as `model.weights` takes it. Without OUT its layers, sizes and variant are
+printed. OUT ending in .npz, .safetensors, .pth is one file; else a folder, which also gets the
+`config.json` that transformers, timm and this package read. OUT ending in .jax_export is the whole
+computation, from uint8 images to logits, for `jax.export.deserialize`.
 """
 
 from __future__ import annotations

@@ -106,8 +106,6 @@ class Classifier:
     path = check_path(path)
     if rule is not None:
       image.check_rule(rule)
-    folded = os.path.join(path, 'folded')
-    path = folded if os.path.isdir(folded) else path
     if not hub.is_hub_name(path) and not os.path.exists(path):
       raise FileNotFoundError(
         f'There is no model {path}; give the folder folded/ of a run, or another checkpoint.'

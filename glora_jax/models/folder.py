@@ -22,6 +22,8 @@ _SAME_WEIGHTS = ('pytorch_model.bin', 'open_clip_pytorch_model.bin')
 def locate(path: Path) -> str:
   """The checkpoint file of a path: the path itself, or the one such file in a folder.
 
+  Of a run's folder it is the one in `folded/`.
+
   Raises:
     FileNotFoundError: the folder has no checkpoint.
     ValueError: it has several, or one in parts.
@@ -29,6 +31,8 @@ def locate(path: Path) -> str:
   folder = check_path(path)
   if not os.path.isdir(folder):
     return folder
+  if os.path.isdir(folded := os.path.join(folder, 'folded')):
+    folder = folded
   checkpoints = checkpoints_in(folder)
   parts = [name for name in checkpoints if '-of-' in name]
   files = [name for name in checkpoints if name not in parts]

@@ -240,6 +240,13 @@ def _permutation(key: jax.Array, epoch: int, num_examples: int) -> jax.Array:
   return jax.random.permutation(jax.random.fold_in(key, epoch), num_examples)
 
 
+def deal(mesh: jax.sharding.Mesh | None, rows: jax.Array, axis: int = 0) -> jax.Array:
+  """The same array, within a compiled function, with an axis dealt to all devices of a mesh."""
+  if mesh is None:
+    return rows
+  return jax.lax.with_sharding_constraint(rows, meshes.dealt(mesh, axis))
+
+
 def steps_per_call(steps_per_epoch: int, most: int) -> int:
   """How many steps a compiled call takes: at most so many, and the same in nearly every call.
 

@@ -21,8 +21,9 @@ from glora_jax import mesh as meshes
 from glora_jax.limits import Domain, Limits, check_callable, check_type, shown
 from glora_jax.method.random_key import check_key
 from glora_jax.method.validation import as_numbers
+from glora_jax.training.accumulation import accumulated
 from glora_jax.training.adapter_loss import check_targets, prepare
-from glora_jax.training.batches import ImageStream, make_feeder
+from glora_jax.training.batches import ImageStream, deal, make_feeder
 from glora_jax.training.gradient_by_parts import PartedLoss, make_gradient
 from glora_jax.training.progress import Progress
 from glora_jax.training.recipe import Recipe
@@ -106,15 +107,10 @@ def make_step(
 
   def step_fn(carry, frozen, images, labels, key):
     batch_gradient_fn = functools.partial(gradient_fn, carry.trainable, frozen)
+    if accumulate > 1:
+      batch_gradient_fn = accumulated(batch_gradient_fn, accumulate, mesh)
     step_key = jax.random.fold_in(key, carry.step)
-    if accumulate == 1:
-      (loss, metrics), grads = batch_gradient_fn(images, labels, step_key)
-    else:
-      image_parts, label_parts = _cut((images, labels), accumulate, mesh)
-      (loss, metrics), grads = _mean_over_parts(
-        batch_gradient_fn, image_parts, label_parts, step_key
-      )
-
+    (loss, metrics), grads = batch_gradient_fn(images, labels, step_key)
     updates, opt_state = optimizer.update(grads, carry.opt_state, carry.trainable)
     trainable = optax.apply_updates(carry.trainable, updates)
     # A loss can be finite where its gradient is not: that of the root of 0, for instance.
@@ -165,44 +161,6 @@ def _check_result(result: Any) -> None:
     )
 
 
-def _cut(batch: Any, parts: int, mesh: jax.sharding.Mesh | None) -> Any:
-  """Arrays [batch, ...] as [part, batch / parts, ...], with every part dealt to all devices."""
-  return jax.tree.map(
-    lambda rows: _deal(mesh, rows.reshape(parts, -1, *rows.shape[1:]), axis=1), batch
-  )
-
-
-def _mean_over_parts(
-  gradient_fn: Callable[..., Any], images: jax.Array, labels: jax.Array, key: jax.Array
-) -> Any:
-  """The mean of what a gradient function returns for each part of a batch, one after the other.
-
-  Args:
-    gradient_fn: `(images, labels, key) -> tree`.
-    images: [part, rows, ...].
-    labels: int [part, rows].
-    key: random key; each part gets one of its own.
-  """
-  num_parts = len(labels)
-  keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(num_parts))
-  parts = (images, labels, keys)
-
-  def add_part(total, part):
-    return jax.tree.map(jnp.add, total, gradient_fn(*part)), None
-
-  shapes = jax.eval_shape(gradient_fn, *(rows[0] for rows in parts))
-  # Short numbers would overflow or be rounded away, and bools have no sum: float32 at least.
-  zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype) + jnp.float32(0), shapes)
-  total, _ = jax.lax.scan(add_part, zeros, parts)
-  means = jax.tree.map(lambda leaf: leaf / num_parts, total)
-  return jax.tree.map(_like_a_part, means, shapes)
-
-
-def _like_a_part(mean: jax.Array, part: jax.ShapeDtypeStruct) -> jax.Array:
-  """A mean in the type of what it is of, unless that is of whole numbers."""
-  return mean.astype(part.dtype) if jnp.issubdtype(part.dtype, jnp.inexact) else mean
-
-
 def make_steps(
   loss_fn: LossFn,
   optimizer: optax.GradientTransformation,
@@ -229,10 +187,10 @@ def make_steps(
 
   def streamed_step(carry, batch, frozen, key):
     images, labels = batch
-    return step_fn(carry, frozen, _deal(mesh, images), _deal(mesh, labels), key)
+    return step_fn(carry, frozen, deal(mesh, images), deal(mesh, labels), key)
 
   def resident_step(carry, index, images, labels, frozen, key):
-    index = _deal(mesh, index)  # each device takes its own rows of what it holds whole
+    index = deal(mesh, index)  # each device takes its own rows of what it holds whole
     return streamed_step(carry, (images[index], labels[index]), frozen, key)
 
   @functools.partial(jax.jit, donate_argnums=(0, 1), **replicated)
@@ -264,13 +222,6 @@ def _own_state(
   if state is not None:
     return state._replace(trainable=own[0], opt_state=own[1])
   return TrainState(own, meshes.replicate(mesh, optimizer.init(own)), 0)
-
-
-def _deal(mesh: jax.sharding.Mesh | None, rows: jax.Array, axis: int = 0) -> jax.Array:
-  """The same array, with an axis dealt to all devices of a mesh."""
-  if mesh is None:
-    return rows
-  return jax.lax.with_sharding_constraint(rows, meshes.dealt(mesh, axis))
 
 
 def fit(  # noqa: PLR0913

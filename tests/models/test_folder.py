@@ -25,6 +25,12 @@ def test_the_one_checkpoint_in_a_folder_is_found(tmp_path, names, expected):
   assert locate(tmp_path / expected) == str(tmp_path / expected)
 
 
+def test_the_folder_of_a_run_means_its_folded_model(tmp_path):
+  (tmp_path / 'folded').mkdir()
+  make(tmp_path, 'adapter.safetensors', 'images.npz', 'folded/model.safetensors')
+  assert locate(tmp_path) == str(tmp_path / 'folded' / 'model.safetensors')
+
+
 def test_folders_without_one_are_explained(tmp_path):
   with pytest.raises(FileNotFoundError, match='There is no checkpoint in the folder'):
     locate(tmp_path)
