@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
+from glora_jax.limits import check_type
 from glora_jax.method.adapt import DEFAULT_HEADS, assemble
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.layout import Layout
@@ -146,7 +147,8 @@ def with_params(model: nnx.Module, new: Any) -> nnx.Module:
     A model of the same class.
 
   Raises:
-    ValueError: the model has no parameter of a name, or one of another shape.
+    ValueError: the model has no parameter of a name, or one of another shape, or the values are no
+      dictionary.
 
   Example:
     >>> import glora_jax, jax.numpy as jnp
@@ -156,6 +158,7 @@ def with_params(model: nnx.Module, new: Any) -> nnx.Module:
     >>> glora_jax.nnx.with_params(model, new)(jnp.ones(4)).tolist()
     [4.0, 4.0, 4.0]
   """
+  check_type(new, Mapping, 'new')
   shapes = {path_name(path): value.shape for path, value in flatten(params(model)).items()}
   for path, value in flatten(new).items():
     name, shape = path_name(path), np.shape(value)

@@ -119,6 +119,8 @@ def test_what_is_of_another_model_is_refused():
   model = nnx.Linear(6, 4, rngs=nnx.Rngs(0))
   with pytest.raises(ValueError, match=r'The new kernel is \(4, 6\) and should be \(6, 4\)'):
     glora_nnx.with_params(model, {'kernel': np.zeros((4, 6))})
+  with pytest.raises(ValueError, match='new=3 is no Mapping'):
+    glora_nnx.with_params(model, 3)
   for call in (glora_nnx.params, glora_nnx.adapt):
     with pytest.raises(ValueError, match='takes an NNX model, and not int'):
       call(3)
