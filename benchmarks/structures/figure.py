@@ -1,6 +1,6 @@
 """Draws `notebooks/pictures/structures.png`: ours less the best fixed method, with intervals.
 
-  python -m benchmarks.structures.figure [--budgets 5184 9216 18432]
+  python -m benchmarks.structures.figure [--budgets 5184 9216 18432 36864]
 
 A panel for each budget, by default those whose fixed methods all have results; a line for each task
 that has some. The fixed method is the best of all of at most the budget, by the means of the tests
@@ -9,7 +9,7 @@ methods were fixed.
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -22,7 +22,8 @@ from glora_jax.reports.drawing import palette, panels, save
 
 PATH = 'notebooks/pictures/structures.png'
 MARKERS = {'final': 'o', 'confirming': 's'}
-WIDTH, HEIGHT, LINE = 4.3, 1.0, 0.27  # inches: of a panel, beside its lines, of a line
+COLUMNS = 2
+WIDTH, HEIGHT, LINE = 4.9, 1.0, 0.27  # inches: of a panel, beside its lines, of a line
 SMALL = 8  # size of text
 
 
@@ -31,6 +32,11 @@ def tables_of(budget: int) -> dict[str, Any]:
   rates = read_rates()
   final = budget_table(store_of('final'), plan.tasks('final'), rates, budget)
   return final | budget_table(store_of('confirming'), plan.confirming(), rates, budget)
+
+
+def tasks_of(tables: Iterable[Mapping[str, Any]]) -> list[str]:
+  """The tasks of which tables have a line, in their order."""
+  return list(dict.fromkeys(task for lines in tables for task in lines))
 
 
 def draw_panel(axis: Axes, lines: Mapping[str, Mapping[str, Any]], tasks: Sequence[str]) -> None:
@@ -55,15 +61,25 @@ def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument('--budgets', type=int, nargs='+', default=[5_184, 9_216, 18_432])
+  parser.add_argument('--budgets', type=int, nargs='+', default=plan.BUDGETS)
   found = {budget: tables_of(budget) for budget in parser.parse_args().budgets}
   found = {budget: lines for budget, lines in found.items() if lines}
-  tasks = list(dict.fromkeys(task for lines in found.values() for task in lines))
-  size = WIDTH * len(found), HEIGHT + LINE * len(tasks)
-  shared = {'sharex': True, 'sharey': True, 'squeeze': False}
-  figure, axes = panels(1, len(found), figsize=size, **shared)
-  for axis, (budget, lines) in zip(axes[0], found.items(), strict=True):
-    draw_panel(axis, lines, tasks)
+  lines = list(found.values())
+  rows = [tasks_of(lines[at : at + COLUMNS]) for at in range(0, len(lines), COLUMNS)]
+  heights = [HEIGHT + LINE * len(tasks) for tasks in rows]
+  figure, axes = panels(
+    len(rows),
+    COLUMNS,
+    figsize=(WIDTH * COLUMNS, sum(heights)),
+    height_ratios=heights,
+    sharex=True,
+    sharey='row',
+    squeeze=False,
+  )
+  for axis in axes.flat[len(found) :]:
+    axis.set_axis_off()
+  for number, (axis, budget) in enumerate(zip(axes.flat, found, strict=False)):
+    draw_panel(axis, found[budget], rows[number // COLUMNS])
     axis.set_title(f'{budget:,} parameters', fontsize=10)
     axis.set_xlabel('points over the best fixed method (right)')
   save(figure, PATH)
