@@ -119,18 +119,16 @@ def rehearse(config: ml_collections.ConfigDict, workdir: str) -> Run:
 
   Args:
     config: see `experiment.run`.
-    workdir: folder of the run, in that of the suite.
+    workdir: folder of the run, in that of the suite, which this process holds.
 
   Returns:
     The run, none of whose stages has begun.
 
   Raises:
-    ValueError, OSError: the folder is in use, or what the run would stumble over, as far as it can
-      be known before.
+    ValueError, OSError: what the run would stumble over, as far as it can be known before.
   """
-  settings, before = check_config(config), names_in(workdir)
-  with claim(workdir) if meshes.primary() else contextlib.nullcontext():
-    return _prepare_or_undo(settings, workdir, never, before, changes_of(config, workdir))
+  changes = changes_of(config, workdir)
+  return _prepare_or_undo(check_config(config), workdir, never, names_in(workdir), changes)
 
 
 def _prepare_or_undo(

@@ -21,9 +21,9 @@ from glora_jax import files
 from glora_jax.data import tfds as tfds_lib
 from glora_jax.data.tasks import vtab
 from glora_jax.reports import scoreboard
-from glora_jax.runs import command_line, disk_room, experiment, lifecycle, suite
+from glora_jax.runs import command_line, disk_room, experiment, suite
 from glora_jax.runs.config import check_config
-from glora_jax.runs.workdir import Stopped, claim
+from glora_jax.runs.workdir import Stopped
 from glora_jax.training.loop import NonFiniteLossError, TrainState
 
 SHORT = {  # hardly any training
@@ -75,17 +75,10 @@ def test_all_tasks_are_checked_before_the_first_begins(run_config, monkeypatch, 
   text = (workdir / 'table.md').read_text()
   assert re.search(r'- fewshot/oxford_pets/1/1: 1 of 6 images cannot be .*t11\.png', text)
   left = sorted(str(path.relative_to(workdir / 'oxford_pets')) for path in workdir.rglob('*/?/*'))
-  names = ('images.npz', 'lock', 'weights.json')
+  names = ('images.npz', 'weights.json')
   kept = [[f'1/{seed}', *(f'1/{seed}/{name}' for name in names)] for seed in (0, 2)]
   assert left == [*kept[0], *kept[1]]  # the failed one as it was
   assert not (workdir / 'config.json').exists()
-
-
-def test_nothing_is_checked_in_the_folder_of_a_task_that_another_process_runs(run_config, tmp_path):
-  folder = tmp_path / 'run' / '0'
-  with claim(folder), pytest.raises(ValueError, match=r'The workdir .*0 is in use by process'):
-    lifecycle.rehearse(run_config, str(folder))
-  assert [path.name for path in folder.iterdir()] == ['lock']
 
 
 @pytest.mark.slow
