@@ -304,7 +304,7 @@ def _check_format(path: Path, written: Any, kind: str) -> None:
 
 
 def write_safetensors(path: Path, tensors: dict[str, Any], metadata: dict[str, str]) -> None:
-  """Writes a safetensors file, whole or not at all.
+  """Writes a safetensors file, whole or not at all; all of it is in memory before.
 
   Args:
     path: path of the file.

@@ -90,10 +90,12 @@ def quick(hands: Hands) -> None:
 def tune(arguments) -> None:
   """Chooses the rates of all methods of the budgets, and adds them to those that are chosen."""
   store = store_of('tuning')
-  methods = chosen(plan.fixed_up_to(max(arguments.budgets)), arguments.methods)
+  methods: list[Method] = []
   for budget in arguments.budgets:
+    methods += chosen(plan.fixed_up_to(budget), arguments.methods)
     ours = [(name, budget) for name in ('gradient', 'gradient/usual', 'random(0)')]
     methods += chosen(ours + plan.searched(budget), arguments.methods)
+  methods = list(dict.fromkeys(methods))
   trials = tuning.Trials(plan.EPOCHS)
   run = functools.partial(run_jobs, store=store, hands=arguments.hands, title='tuning')
   rates = tuning.tune(methods, store, trials, run)
@@ -182,6 +184,7 @@ def bar_jobs(
   """Ours and the fixed methods, those that cannot be the best with fewer seeds."""
   fixed = [method for method in plan.fixed_up_to(budget) if method in rates]
   ours = (plan.OURS, budget)
+  require_rates([ours], rates)
   first = range(min(seeds, plan.FIRST_SEEDS))
   yield plan.jobs_of(with_rates([ours, *fixed], rates), names, first)
   left = {name: plan.contenders(store, name, rates, fixed) for name in names}

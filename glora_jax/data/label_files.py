@@ -189,11 +189,12 @@ def _find_columns(path: str | os.PathLike, row: _Row) -> _Columns:
     os.path.join(os.path.dirname(path), first)
   )
   if any(named) or not is_image:
-    is_one_cell = len(row.cells) == 1 and re.search('[;\t]', first)
     remedy = 'rename its columns, or put a path and a label into every line'
+    if len(row.cells) == 1 and re.search('[;\t]', first):
+      remedy = 'separate its columns by commas'
     raise ValueError(
       f'{path}, line {row.line}: {_quote(row)} names no image, and is no header with the columns '
-      f'path and label; {"separate its columns by commas" if is_one_cell else remedy}.'
+      f'path and label; {remedy}.'
     )
   return _Columns(0, 1, None, 2, in_header=False)
 

@@ -22,7 +22,7 @@ _SAME_WEIGHTS = ('pytorch_model.bin', 'open_clip_pytorch_model.bin')
 def locate(path: Path) -> str:
   """The checkpoint file of a path: the path itself, or the one such file in a folder.
 
-  Of a run's folder it is the one in `folded/`.
+  Of a run's folder it is the one in `folded/`: where that has one, and the folder no model itself.
 
   Raises:
     FileNotFoundError: the folder has no checkpoint.
@@ -31,14 +31,15 @@ def locate(path: Path) -> str:
   folder = check_path(path)
   if not os.path.isdir(folder):
     return folder
-  if os.path.isdir(folded := os.path.join(folder, 'folded')):
-    folder = folded
   checkpoints = checkpoints_in(folder)
+  folded = os.path.join(folder, 'folded')
+  if not any(map(_is_model, checkpoints)) and os.path.isdir(folded) and checkpoints_in(folded):
+    return locate(folded)
   parts = [name for name in checkpoints if '-of-' in name]
   files = [name for name in checkpoints if name not in parts]
   if FILE_NAMES['safetensors'] in files:
     files = [name for name in files if name not in _SAME_WEIGHTS]
-  named = [name for name in files if os.path.splitext(name)[0] in ('model', 'pytorch_model')]
+  named = list(filter(_is_model, files))
   if len(files) == 1 or len(named) == 1:
     return os.path.join(folder, (named or files)[0])
   if files:
@@ -54,6 +55,10 @@ def locate(path: Path) -> str:
     f'There is no checkpoint in the folder {folder}; a file ending in {", ".join(EXTENSIONS)} is '
     'expected.'
   )
+
+
+def _is_model(name: str) -> bool:
+  return os.path.splitext(name)[0] in ('model', 'pytorch_model')
 
 
 def checkpoints_in(folder: str) -> list[str]:

@@ -149,8 +149,8 @@ class ModelSettings:
 
   weights: str = field(
     weights.EMBEDDED,
-    "'embedded', a path, an address, 'hf:owner/name[@revision]' on the Hugging Face hub, or a "
-    'shortcut (`fetch.SHORTCUTS`)',
+    "'embedded', a path (a run's folder will do), an address, 'hf:owner/name[@revision]' on the "
+    'Hugging Face hub, or a shortcut (`fetch.SHORTCUTS`)',
     nonempty=True,
   )
   sha256: str | None = field(

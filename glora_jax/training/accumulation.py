@@ -53,7 +53,10 @@ def _mean_over(gradient_fn: GradientFn, rows_of_parts: Any, parts: int) -> Any:
 
 
 def _zeros(part: jax.ShapeDtypeStruct) -> jax.Array:
-  """Where a sum begins: short numbers would overflow or be rounded, bools have no sum."""
+  """Where a sum begins: bools have no sum, and short numbers would overflow or be rounded.
+
+  Whole numbers are added up in float32, too, exactly up to 2^24.
+  """
   return jnp.zeros(part.shape, jnp.promote_types(part.dtype, jnp.float32))
 
 

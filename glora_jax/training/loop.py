@@ -152,7 +152,9 @@ def _check_result(result: Any) -> None:
   loss, metrics = result
   for name, value in metrics.items():
     if not isinstance(value, jax.Array | np.ndarray | np.generic | float | int):
-      raise ValueError(f'The metric {shown(name)} is {shown(value)}; it must be a number.')
+      raise ValueError(
+        f'The metric {shown(name)} is {shown(value)}; it must be a number or an array.'
+      )
   dtype = jnp.result_type(loss)
   if jnp.shape(loss) or not jnp.issubdtype(dtype, jnp.floating):
     raise ValueError(

@@ -29,6 +29,13 @@ def test_the_folder_of_a_run_means_its_folded_model(tmp_path):
   (tmp_path / 'folded').mkdir()
   make(tmp_path, 'adapter.safetensors', 'images.npz', 'folded/model.safetensors')
   assert locate(tmp_path) == str(tmp_path / 'folded' / 'model.safetensors')
+  make(tmp_path, 'model.npz')
+  assert locate(tmp_path) == str(tmp_path / 'model.npz')
+
+
+def test_a_folder_of_the_name_without_a_checkpoint_is_nothing(tmp_path):
+  (tmp_path / 'folded').mkdir()
+  assert locate(make(tmp_path, 'vit.npz')) == str(tmp_path / 'vit.npz')
 
 
 def test_folders_without_one_are_explained(tmp_path):
