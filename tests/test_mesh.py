@@ -235,7 +235,7 @@ def test_two_processes_end_as_one_does_and_one_goes_on_from_what_two_have_left(o
     time.sleep(0.05)
   copy_as_if_killed(two, left)
   printed = finish(*pair)
-  assert 'winner, finetuned' in printed[0]
+  assert 'winner, not finetuned' in printed[0]
   assert 'winner' not in printed[1]
   finish(start(overrides, left, 2, *layout))
   finish(start(overrides, alone, 4))
