@@ -70,9 +70,8 @@ class TrainingCheckpoints:
     _require_files(self._folder)
     check_folder(self._folder, KIND)  # of a later version orbax might read something else
     with self._explain_failures():
-      handler = (
-        ocp.StandardCheckpointHandler()
-      )  # nobody knows the shapes of saved states without it
+      # Without it nobody knows the shapes of saved states.
+      handler = ocp.StandardCheckpointHandler()
       self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handler)
 
   def __enter__(self) -> TrainingCheckpoints:
