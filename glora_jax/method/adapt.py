@@ -12,12 +12,13 @@ import dataclasses
 import logging
 import sys
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from glora_jax.limits import listed, shown
 from glora_jax.method.adapted import Adapted, Merge, name_of
@@ -102,15 +103,47 @@ def adapt(
   others = {name: value for name, value in discovery.variables.items() if name != 'params'}
   params = discovery.variables.get('params', {})
   found = find(_as_function(model), params, (others, *sample_inputs), model_kwargs, convs=convs)
+  inputs_of = {site.kernel_path: set(site.layout.inputs) for site in found.sites}
+  sites = [
+    _with_own_type(site, params, _is_changed(site, params, inputs_of, found.scaled))
+    for site in discovery.sites
+    if site not in left_out
+  ]
   return assemble(
     model,
     params,
-    [site for site in discovery.sites if site not in left_out],
+    sites,
     selection,
     refused=discovery.refused,
     merge=merge,
     found=_without_convolutions(found, left_out),
   )
+
+
+def _is_changed(
+  site: Site, params: Any, inputs_of: Mapping[Path, set[int]], scaled: Collection[Path]
+) -> bool:
+  """Whether a module's kernel is changed on its way there (`nn.map_variables`).
+
+  Whatever changes it, a mask, a factor or another type, would do the same to what lies beside it.
+
+  Args:
+    site: the module.
+    params: parameters of the model, or their shapes.
+    inputs_of: the axes of inputs of the kernels that a trace finds, by path.
+    scaled: paths of the parameters that it finds multiplied by a constant.
+  """
+  inputs = inputs_of.get(site.kernel_path)
+  if inputs is None or site.kernel_path in scaled or site.dtype != site.kernel(params).dtype:
+    return True
+  differ = inputs ^ set(site.layout.inputs)
+  return any(site.kernel_shape[axis] > 1 for axis in differ)  # one of size one may be anything
+
+
+def _with_own_type(site: Site, params: Any, shared: bool) -> Site:
+  """A module with the type of the parameter itself; what is changed is merged before the call."""
+  dtype = np.dtype(site.kernel(params).dtype)
+  return dataclasses.replace(site, dtype=dtype, shared=site.shared or shared)
 
 
 def _without_convolutions(found: Found, left_out: Sequence[Site]) -> Found:

@@ -250,4 +250,7 @@ def _unplace(
   supports = {
     name: value.reshape(stack + shapes[name]) for name, value in leaves.items() if name != 'alleles'
   }
-  return supports, leaves['alleles'].reshape((*stack, 5))
+  alleles = leaves['alleles'].reshape((*stack, 5))
+  if not jnp.issubdtype(alleles.dtype, jnp.integer):  # of a model that casts all that it is given
+    alleles = alleles.astype(jnp.int8)
+  return supports, alleles

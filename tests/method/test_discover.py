@@ -1,11 +1,15 @@
 """The linear layers that a linen model's modules tell are those that its trace shows."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
+from comparing import assert_close, random_params, random_variables
 from model_zoo import EXAMPLES
 
+import glora_jax
 from glora_jax.method.discover import discover
 from glora_jax.method.trace.find import find
 
@@ -77,3 +81,41 @@ def test_a_model_may_do_to_a_parameter_that_it_reads_what_arrays_allow():
   inputs = jax.ShapeDtypeStruct((1, 4), jnp.float32)
   (site,) = discover(Pruned(), (inputs,), {}).sites
   assert site.shared
+
+
+class Mapped(nn.Module):
+  """A layer whose kernel, and all that lies beside it, is changed before it is called."""
+
+  change: Callable
+
+  @nn.compact
+  def __call__(self, inputs):
+    mapped = nn.map_variables(nn.Dense, 'params', self._changed, init=self.is_initializing())
+    return mapped(4, use_bias=False, name='dense')(inputs)
+
+  def _changed(self, variables):
+    return jax.tree.map(self.change, variables)
+
+
+def doubled(kernel):
+  return 2 * kernel
+
+
+def in_16_bits(kernel):
+  return kernel.astype(jnp.bfloat16)
+
+
+def in_32_bits(kernel):
+  return kernel.astype(jnp.float32)
+
+
+@pytest.mark.parametrize('change', [jnp.tril, jnp.transpose, doubled, in_16_bits, in_32_bits])
+def test_what_changes_a_kernel_on_its_way_does_so_when_it_is_merged(change):
+  model, inputs = Mapped(change), jnp.linspace(-1, 1, 8).reshape(2, 4)
+  adapted = glora_jax.adapt(model, inputs)
+  variables = random_variables(adapted, random_params(model, inputs))
+  genome = glora_jax.preset(adapted.spec, 'lora')
+  expected = model.apply({'params': adapted.fold(variables, genome)}, inputs)
+  tolerance = 2**-6 if change is in_16_bits else 1e-5
+  assert_close(adapted.apply(variables, inputs, genome=genome, merge='lazy'), expected, tolerance)
+  assert_close(adapted.fix(genome).apply(variables, inputs), expected, tolerance)

@@ -65,7 +65,13 @@ class Note(NamedTuple):
   forbids: bool
 
 
-Event = Use | Sum | Note
+class Scaled(NamedTuple):
+  """A parameter is multiplied by a constant, with which it still is what it was."""
+
+  path: Path
+
+
+Event = Use | Sum | Note | Scaled
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,7 +26,7 @@ from glora_jax.limits import ended, shown
 from glora_jax.method.sample import Sample, is_array
 from glora_jax.method.site import Site
 from glora_jax.method.trace.bias import bias_of
-from glora_jax.method.trace.events import Event, Note, Place, Role, Sum, Use
+from glora_jax.method.trace.events import Event, Note, Place, Role, Scaled, Sum, Use
 from glora_jax.method.trace.kernels import axis_roles, layers, layout_of
 from glora_jax.method.trace.uncovered import Uncovered, uncovered_matrices, unused
 from glora_jax.method.trace.value import Value
@@ -46,12 +46,14 @@ class Found(NamedTuple):
     unused: paths of all parameters that the call does not use.
     outputs: paths of the kernels whose layers the function's outputs are: what follows such a layer
       meets no other activations.
+    scaled: paths of the parameters that are multiplied by a constant.
   """
 
   sites: tuple[Site, ...]
   uncovered: tuple[Uncovered, ...]
   unused: tuple[Path, ...]
   outputs: tuple[Path, ...] = ()
+  scaled: frozenset[Path] = frozenset()
 
 
 def find(
@@ -103,6 +105,7 @@ def find(
     uncovered=uncovered_matrices(sites, events, arrays, reasons),
     unused=unused(events, arrays),
     outputs=tuple(dict.fromkeys(value.layer for value in results if value.layer)),
+    scaled=frozenset(event.path for event in events if isinstance(event, Scaled)),
   )
 
 

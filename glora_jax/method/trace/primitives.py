@@ -7,7 +7,7 @@ import operator
 from collections.abc import Callable, Mapping
 
 from glora_jax.method import reasons
-from glora_jax.method.trace.events import Step, Sum
+from glora_jax.method.trace.events import Scaled, Step, Sum
 from glora_jax.method.trace.value import Product, Value, common_layer, origins_of
 from glora_jax.method.trace.view import View
 
@@ -81,6 +81,7 @@ def scaled(step: Step) -> list[Value]:
   found = [view for value in followed if (view := _view(value)) and view.shape == step.out_shape]
   if len(found) != 1 or len(constants) < len(step.operands) - 1:
     return other(step)
+  step.events.extend(Scaled(value.view.path) for value in followed if value.view)
   return [value for value in followed if _view(value)]
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from glora_jax.method.reasons import UNUSED
 from glora_jax.method.site import Site
-from glora_jax.method.trace.events import Event, Note, Sum, Use
+from glora_jax.method.trace.events import Event, Note, Scaled, Sum, Use
 from glora_jax.tree import Path
 
 
@@ -76,6 +76,6 @@ def unused(events: Sequence[Event], arrays: Mapping[Path, Any]) -> tuple[Path, .
   used = {
     event.view.path if isinstance(event, Use) else event.path
     for event in events
-    if not isinstance(event, Sum)
+    if not isinstance(event, Sum | Scaled)
   }
   return tuple(path for path in arrays if path not in used)
