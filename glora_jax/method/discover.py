@@ -81,9 +81,10 @@ class _Recorder:
 
   def _record(self, module: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> None:
     # A kernel outside a probe is not the model's own parameter: one of a function under the user's
-    # own vmap, say.
+    # own vmap, say. One that is cut is a part of a parameter: a layer of a stack that the model
+    # goes through by itself, say. Both are left to the trace.
     kernel = _parameter(module, 'kernel')
-    if not isinstance(kernel, Probe) or kernel.path[:-1] in self.found:
+    if not isinstance(kernel, Probe) or kernel.path[:-1] in self.found or kernel.is_cut:
       return
     path = kernel.path[:-1]
     try:
@@ -95,8 +96,8 @@ class _Recorder:
     site = Site(
       kernel_path=kernel.path,
       bias_path=None if bias is None else bias.path,
-      kernel_shape=kernel.shape,
-      bias_shape=None if bias is None else bias.shape,
+      kernel_shape=kernel.whole,
+      bias_shape=None if bias is None else bias.whole,
       dtype=np.dtype(jax.tree.leaves(kernel.value)[0].dtype),
       layout=_whole_layout(local, kernel, bias),
       local=local,
@@ -154,7 +155,8 @@ def discover(model: nn.Module, inputs: tuple, kwargs: Mapping[str, Any]) -> Disc
     kwargs: keyword arguments of its call, likewise.
 
   Returns:
-    The variables' shapes, the linear modules, and why others cannot be adapted.
+    The variables' shapes, the linear modules, and why others cannot be adapted. No modules of a
+    model that runs on arrays alone, and not on parameters in boxes.
 
   Raises:
     ValueError: the model does not run on these inputs.
@@ -180,8 +182,13 @@ def discover(model: nn.Module, inputs: tuple, kwargs: Mapping[str, Any]) -> Disc
     variables = jax.eval_shape(initialize, sample.arrays)
   check_unquantized(type(model).__name__, variables.get('params', {}))
   params = _in_probes(variables.get('params', {}), watch)
-  with _explained(model, sample):
+  try:
     jax.eval_shape(apply, {**variables, 'params': params}, sample.arrays)
+  except Exception:
+    with _explained(model, sample):
+      jax.eval_shape(apply, variables, sample.arrays)
+    # It looks into its own variables (`nn.WeightNorm`), and not at arrays there.
+    return Discovery(variables, (), {})
   sites = tuple(
     dataclasses.replace(site, shared=site.path in watch.shared)
     for site in _with_rows(list(recorder.found.values()))

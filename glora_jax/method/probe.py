@@ -83,7 +83,7 @@ class Probe(nn.meta.AxisMetadata[Any]):
     value: the parameter, or the box that the model put around it.
     watch: what all probes of a discovery share.
     path: path of the parameter.
-    shape: shape of the whole parameter.
+    whole: shape of the whole parameter.
     dims: dimensions of the whole parameter that are still there.
     lifts: the axes that were taken off, outermost first.
   """
@@ -91,7 +91,7 @@ class Probe(nn.meta.AxisMetadata[Any]):
   value: Any
   watch: Watch
   path: Path
-  shape: tuple[int, ...]
+  whole: tuple[int, ...]
   dims: tuple[int, ...]
   lifts: tuple[Lift, ...] = ()
 
@@ -101,9 +101,15 @@ class Probe(nn.meta.AxisMetadata[Any]):
     shape = jax.tree.leaves(value)[0].shape
     return cls(value, watch, path, shape, tuple(range(len(shape))))
 
+  @property
+  def is_cut(self) -> bool:
+    """Whether the model itself has taken a part of the parameter, or has laid it otherwise."""
+    left = tuple(self.whole[dim] for dim in self.dims)
+    return jax.tree.leaves(self.value)[0].shape != left
+
   def tree_flatten(self):
     """For JAX: the parameter, and everything else as static data."""
-    return (self.value,), (self.watch, self.path, self.shape, self.dims, self.lifts)
+    return (self.value,), (self.watch, self.path, self.whole, self.dims, self.lifts)
 
   @classmethod
   def tree_unflatten(cls, static, children):
@@ -128,7 +134,7 @@ class Probe(nn.meta.AxisMetadata[Any]):
       self,
       value=self.value.remove_axis(index, params) if boxed else self.value,
       dims=self.dims[:index] + self.dims[index + 1 :],
-      lifts=(*self.lifts, Lift(dim, index, self.shape[dim], self.watch.event)),
+      lifts=(*self.lifts, Lift(dim, index, self.whole[dim], self.watch.event)),
     )
 
   def add_axis(self, index: int, params: Mapping[Any, Any]) -> Probe:

@@ -119,3 +119,84 @@ def test_what_changes_a_kernel_on_its_way_does_so_when_it_is_merged(change):
   tolerance = 2**-6 if change is in_16_bits else 1e-5
   assert_close(adapted.apply(variables, inputs, genome=genome, merge='lazy'), expected, tolerance)
   assert_close(adapted.fix(genome).apply(variables, inputs), expected, tolerance)
+
+
+class Normalized(nn.Module):
+  """A layer whose kernel a module of Flax's normalizes, by its path, and a plain one."""
+
+  @nn.compact
+  def __call__(self, inputs):
+    hidden = nn.WeightNorm(nn.Dense(4, name='first'))(inputs)
+    return nn.Dense(3, name='second')(nn.tanh(hidden))
+
+
+def test_a_model_that_looks_at_the_tree_of_its_parameters_is_adapted_by_their_use():
+  model, inputs = Normalized(), jnp.linspace(-1, 1, 8).reshape(2, 4)
+  adapted = glora_jax.adapt(model, inputs)
+  assert [layer.name for layer in adapted.spec] == ['second']
+  assert [matrix.name for matrix in adapted.coverage().uncovered] == ['first/kernel']
+  variables = random_variables(adapted, random_params(model, inputs))
+  genome = glora_jax.preset(adapted.spec, 'lora')
+  expected = model.apply({'params': adapted.fold(variables, genome)}, inputs)
+  assert_close(adapted.apply(variables, inputs, genome=genome, merge='lazy'), expected)
+  assert_close(adapted.fix(genome).apply(variables, inputs), expected)
+
+
+class Unrolled(nn.Module):
+  """A stack of layers that the model reads out of its variables, and goes through by itself."""
+
+  mapped: bool
+
+  def setup(self):
+    stacked = nn.vmap(
+      nn.Dense, variable_axes={'params': 0}, split_rngs={'params': True}, in_axes=None, axis_size=2
+    )
+    self.layers = stacked(4)
+
+  def __call__(self, inputs):
+    if self.is_initializing():
+      return self.layers(inputs)
+    params, layer = self.variables['params']['layers'], nn.Dense(4, parent=None)
+    if self.mapped:
+      return jax.vmap(lambda params: layer.apply({'params': params}, inputs))(params)
+    for number in range(2):
+      part = jax.tree.map(lambda leaf, number=number: leaf[number], params)
+      inputs = layer.apply({'params': part}, inputs)
+    return inputs
+
+
+@pytest.mark.parametrize('mapped', [False, True])
+def test_layers_of_a_stack_that_a_model_takes_apart_itself_are_found_by_their_use(mapped):
+  model, inputs = Unrolled(mapped), jnp.linspace(-1, 1, 8).reshape(2, 4)
+  adapted = glora_jax.adapt(model, inputs)
+  (group,) = adapted.groups
+  assert group.members[0].kernel_shape == (2, 4, 4)
+  assert group.in_features == 4
+  variables = random_variables(adapted, random_params(model, inputs))
+  genome = glora_jax.preset(adapted.spec, 'full')
+  expected = model.apply({'params': adapted.fold(variables, genome)}, inputs)
+  assert_close(adapted.apply(variables, inputs, genome=genome, merge='lazy'), expected)
+
+
+class Reading(nn.Module):
+  """A layer of a scan whose kernel the model also reads, and asks for its shape."""
+
+  @nn.compact
+  def __call__(self, inputs, _):
+    outputs = nn.Dense(4, name='dense')(inputs)
+    kernel = self.variables['params']['dense']['kernel']
+    return outputs + inputs @ kernel.reshape(kernel.shape), None
+
+
+class ScannedReading(nn.Module):
+  @nn.compact
+  def __call__(self, inputs):
+    scan = nn.scan(Reading, variable_axes={'params': 0}, split_rngs={'params': True}, length=3)
+    return scan(name='layers')(inputs, None)[0]
+
+
+def test_a_parameter_that_a_model_reads_in_a_scan_has_the_shape_that_is_left_of_it():
+  sites = discover(ScannedReading(), (jax.ShapeDtypeStruct((2, 4), jnp.float32),), {}).sites
+  assert [(site.name, site.kernel_shape, site.shared) for site in sites] == [
+    ('layers/dense', (3, 4, 4), True)
+  ]
