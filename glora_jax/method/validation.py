@@ -211,6 +211,37 @@ def check_scored(images: Any, labels: Any) -> None:
     )
 
 
+def check_logits(logits: Any) -> None:
+  """Raises ValueError unless what a model gives are logits, float [image, class]."""
+  shape = getattr(logits, 'shape', None)
+  if shape is None or len(shape) != 2:
+    given = f'a {type(logits).__name__}' if shape is None else f'an array {list(shape)}'
+    raise ValueError(
+      f'The model gives {given}, and answers are read off logits [image, class]; adapt a model, or '
+      'a function around it, that gives these alone.'
+    )
+
+
+def check_only_arrays(name: str, tree: Any) -> None:
+  """Checks that a tree can be given to a compiled function.
+
+  Args:
+    name: what it is called in a sentence.
+    tree: any pytree, of parameters of which some are functions for instance.
+
+  Raises:
+    ValueError: a leaf is no array and no number.
+  """
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    if not hasattr(leaf, 'dtype') and not isinstance(leaf, bool | int | float | complex):
+      place = jax.tree_util.keystr(path, simple=True, separator='/')
+      raise ValueError(
+        f'The {name} hold {shown(leaf)} at {place}, and compiled functions take arrays alone; give '
+        'adapt_function the arrays among its params (eqx.partition(model, eqx.is_array) of '
+        'Equinox), and let the function close over the rest.'
+      )
+
+
 def check_classes(labels: Any, num_classes: int) -> None:
   """Checks that labels are classes; where they are traced, or on other hosts, nothing is checked.
 

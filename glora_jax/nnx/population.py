@@ -16,6 +16,7 @@ from glora_jax.method.groups import spec_of
 from glora_jax.method.validation import (
   as_numbers,
   check_classes,
+  check_logits,
   check_one_genome,
   check_population,
   check_scored,
@@ -152,7 +153,9 @@ def score(
     chunk = 1 if jax.default_backend() == 'cpu' else _DEFAULT_CHUNK
   graphdef, state = nnx.split(model)
   # Traced once for a model and a size, as the scorer itself.
-  check_classes(labels, _logits.eval_shape(graphdef, state, inputs).shape[-1])
+  logits = _logits.eval_shape(graphdef, state, inputs)
+  check_logits(logits)
+  check_classes(labels, logits.shape[-1])
   mesh = mesh_of(model)
   block = min(block, len(labels))
   if mesh is not None:

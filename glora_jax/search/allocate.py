@@ -22,6 +22,7 @@ from glora_jax.method.genomes import count_params
 from glora_jax.method.random_key import check_key
 from glora_jax.method.space import Spec
 from glora_jax.method.supports import COLLECTION
+from glora_jax.method.validation import check_only_arrays
 from glora_jax.search.allocated import Allocation
 from glora_jax.search.allocation import (
   Measure,
@@ -355,5 +356,6 @@ def _check_model(adapted: Any, variables: Any, loss: Any) -> None:
       f'allocate takes what glora_jax.adapt returned, and not {type(adapted).__name__}.'
     )
   adapted.check_variables(variables)
+  check_only_arrays('variables', variables)
   if not callable(loss):
     raise ValueError(f'loss={shown(loss)} must be a function, loss(forward, batch, key).')

@@ -15,6 +15,7 @@ from glora_jax.method.validation import (
   check_classes,
   check_collections,
   check_one_genome,
+  check_only_arrays,
   check_population,
   is_known,
 )
@@ -60,6 +61,7 @@ class _Compiled:
       self._check_genomes(adapted.spec, genomes)
       check_collections(variables)
       check_storage(adapted.groups, variables[COLLECTION], genomes)
+    check_only_arrays('variables', variables)
     return as_numbers('genomes', genomes)  # lists would be an argument for each number
 
   def lower(self, *arguments: Any) -> Any:

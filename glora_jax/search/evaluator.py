@@ -17,7 +17,7 @@ from glora_jax.limits import Domain, Limits, check_callable, check_type, shown
 from glora_jax.mesh import require_mesh
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.supports import COLLECTION
-from glora_jax.method.validation import check_scored, is_known
+from glora_jax.method.validation import check_logits, check_scored, is_known
 
 CANDIDATE = 'candidate'  # the axis of a mesh that subnets are dealt to
 _COUNT = Domain.of_annotation(int, Limits(at_least=1))
@@ -171,6 +171,7 @@ class Evaluator:
       logits = self.adapted.apply(
         subnet.variables, inputs, genome=subnet.genome, **self.apply_kwargs
       )
+    check_logits(logits)
     logits = logits.astype(jnp.float32)
     if self.classes is not None and self.classes.shape != logits.shape[-1:]:
       raise ValueError(

@@ -18,7 +18,12 @@ from glora_jax.method.gathering import gathering
 from glora_jax.method.genomes import smallest_genome
 from glora_jax.method.subnet import Subnet
 from glora_jax.method.supports import COLLECTION
-from glora_jax.method.validation import as_numbers, check_collections, check_labelled
+from glora_jax.method.validation import (
+  as_numbers,
+  check_collections,
+  check_labelled,
+  check_only_arrays,
+)
 from glora_jax.training.batches import ImageStream, in_rows, rows_in_order
 from glora_jax.training.halves import Halves, halve
 from glora_jax.training.loop import LossFn, fit
@@ -250,6 +255,7 @@ def _checked(
     )
   check_collections(variables, ('params',))
   adapted.check_params(variables['params'])
+  check_only_arrays('variables', variables)
   labels = as_numbers('labels', labels)
   if not isinstance(images, ImageStream):
     images = as_numbers('images', images)

@@ -20,7 +20,7 @@ import optax
 from glora_jax import mesh as meshes
 from glora_jax.limits import Domain, Limits, check_callable, check_type, shown
 from glora_jax.method.random_key import check_key
-from glora_jax.method.validation import as_numbers
+from glora_jax.method.validation import as_numbers, check_only_arrays
 from glora_jax.training.accumulation import accumulated
 from glora_jax.training.adapter_loss import check_targets, prepare
 from glora_jax.training.batches import ImageStream, deal, make_feeder
@@ -303,6 +303,7 @@ def fit(  # noqa: PLR0913
   check_type(recipe, Recipe, 'recipe')
   if state is not None:
     check_type(state, TrainState, 'state')
+  check_only_arrays('arrays to train with', (trainable, frozen))
   DISPATCHED.check(steps_per_dispatch, 'steps_per_dispatch')
   Domain.of_annotation(int | None, Limits(at_least=0, at_most=recipe.epochs)).check(
     stop_epoch, 'stop_epoch'

@@ -21,7 +21,7 @@ from glora_jax.limits import Domain, Limits, check_callable, check_type, shown
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.random_key import check_key
 from glora_jax.method.supports import COLLECTION
-from glora_jax.method.validation import as_numbers, check_labelled
+from glora_jax.method.validation import as_numbers, check_labelled, check_only_arrays
 from glora_jax.training.adapter_loss import check_targets, prepare
 from glora_jax.training.batches import ImageStream, batch_indices, steps_per_call
 from glora_jax.training.loop import DISPATCHED, Carry, LossFn, TrainState, make_step
@@ -220,6 +220,7 @@ def _check_run(run: Any, number: int, labels: Any) -> None:
   check_type(run, Training, f'runs[{number}]')
   check_callable(run.loss_fn, f'runs[{number}].loss_fn')
   check_key(run.key)
+  check_only_arrays(f'arrays of runs[{number}]', (run.trainable, run.frozen))
   check_targets(run.loss_fn, labels)
   _RATE.check(run.rate, f'runs[{number}].rate')
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -202,3 +203,62 @@ def test_scorers_of_what_cannot_be_are_refused(options, sentence):
 
   with pytest.raises(ValueError, match=sentence):
     score()
+
+
+class TwoOutputs(nn.Module):
+  """Logits, and what they were made of."""
+
+  @nn.compact
+  def __call__(self, images):
+    return nn.Dense(3, name='dense')(images), images
+
+
+class OfTokens(nn.Module):
+  """Logits of every row of an image."""
+
+  @nn.compact
+  def __call__(self, images):
+    return nn.Dense(3, name='dense')(images[:, None])
+
+
+@pytest.mark.parametrize(
+  'model, given', [(TwoOutputs(), 'a tuple'), (OfTokens(), r'an array \[4, 1, 3\]')]
+)
+def test_answers_that_are_no_logits_of_images_are_refused(model, given):
+  images, labels = jnp.eye(4), jnp.array([0, 1, 2, 0])
+  adapted = glora_jax.adapt(model, images)
+  variables = adapted.init(jax.random.key(0), model.init(jax.random.key(0), images)['params'])
+  genome = glora_jax.preset(adapted.spec, 'lora')
+  sentence = f'The model gives {given}, and answers are read off logits'
+  with pytest.raises(ValueError, match=sentence):
+    glora_jax.score(adapted, variables, genome[None], images, labels)
+  with pytest.raises(ValueError, match=sentence):
+    scoring.make_predictor(adapted)(variables, genome, images)
+
+
+def test_functions_among_the_params_are_refused_by_what_compiles():
+  images, labels = jnp.eye(4), jnp.array([0, 1, 2, 0])
+  params = {'w': jnp.ones((4, 4)), 'activation': jax.nn.relu, 'head': jnp.ones((4, 3))}
+
+  def model(params, images):
+    return params['activation'](images @ params['w']) @ params['head']
+
+  adapted = glora_jax.adapt_function(model, params, images)
+  variables, key = adapted.init(jax.random.key(0), params), jax.random.key(1)
+  genome, recipe = glora_jax.preset(adapted.spec, 'lora'), glora_jax.Recipe(1, 4, warmup_epochs=0)
+  subnet = adapted.fix(genome)
+  halves = subnet.split(variables)
+  loss = glora_jax.subnet_loss(subnet, lambda key, images: images)
+  runs = [glora_jax.Training(loss, *halves, key)]
+  calls = [
+    lambda: glora_jax.score(adapted, variables, genome[None], images, labels),
+    lambda: glora_jax.allocate(adapted, variables, loss, [images] * 8, key=key),
+    lambda: glora_jax.warm_head(
+      adapted, variables, images, labels, recipe, key, preprocess=jnp.asarray
+    ),
+    lambda: glora_jax.fit(loss, *halves, images, labels, recipe, key),
+    lambda: glora_jax.train_many(runs, images, labels, recipe),
+  ]
+  for call in calls:
+    with pytest.raises(ValueError, match='activation, and compiled functions take arrays alone'):
+      call()
