@@ -68,6 +68,9 @@ class NonFiniteLossError(RuntimeError):
       'Lower the learning rate, or check the images and the pretrained weights.'
     )
 
+  def __reduce__(self) -> tuple:
+    return type(self), (self.state, self.learning_rate)  # as other processes get it
+
 
 class Carry(NamedTuple):
   """What a compiled step hands to the next: a `TrainState`, and whether it is still moving.

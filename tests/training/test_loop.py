@@ -1,5 +1,7 @@
 """The training loop: what is trained, what is not, resumption, divergence."""
 
+import pickle
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -203,6 +205,12 @@ def test_a_diverging_loss_stops_with_the_last_good_state():
     trainable = optax.apply_updates(expected.trainable, updates)
     expected = TrainState(trainable, opt_state, step + 1)
   np.testing.assert_allclose(state.trainable['bias'], expected.trainable['bias'], rtol=1e-5)
+
+
+def test_what_is_said_of_a_loss_that_is_not_finite_goes_to_other_processes():
+  error = loop.NonFiniteLossError(TrainState({'w': np.ones(2)}, (), 3), 0.5)
+  received = pickle.loads(pickle.dumps(error))
+  assert (str(received), received.state.step, received.learning_rate) == (str(error), 3, 0.5)
 
 
 def distance(trainable, frozen, images, labels, key):
