@@ -180,6 +180,7 @@ class Adapted:
     check_collections(variables)
     check_storage(self.groups, variables[COLLECTION], genome)
     params = self.full_precision(variables['params'])
+    self.check_params(params)
     return fold(self.groups, params, variables[COLLECTION], jnp.asarray(genome))
 
   def full_precision(self, params: Any) -> Any:
@@ -379,14 +380,17 @@ def name_of(model: Any) -> str:
 
 
 def _of_another_kind(given: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
-  """A phrase on the arrays that are no floating-point numbers, and should be."""
-  wrong = [
-    f'{name} is {given[name].dtype}'
-    for name in sorted(expected.keys() & given.keys())
-    if jnp.issubdtype(expected[name].dtype, jnp.floating)
-    and not jnp.issubdtype(given[name].dtype, jnp.floating)
-  ]
-  return [f'no floating-point numbers: {", ".join(wrong)}'] if wrong else []
+  """Phrases on arrays that are no floating-point numbers, or too short ones, and should be."""
+  kinds: dict[str, list[str]] = {'no floating-point numbers': [], 'of less than 16 bits': []}
+  for name in sorted(expected.keys() & given.keys()):
+    own, wanted = given[name].dtype, expected[name].dtype
+    if not jnp.issubdtype(wanted, jnp.floating):
+      continue
+    if not jnp.issubdtype(own, jnp.floating):
+      kinds['no floating-point numbers'].append(f'{name} is {own}')
+    elif jnp.finfo(own).bits < min(16, jnp.finfo(wanted).bits):  # JAX promotes them to nothing
+      kinds['of less than 16 bits'].append(f'{name} is {own}')
+  return [f'{kind}: {", ".join(names)}' for kind, names in kinds.items() if names]
 
 
 def _by_name(flat: Mapping[Path, Any]) -> dict[str, Any]:

@@ -251,11 +251,20 @@ def test_params_of_another_model_are_refused_with_all_differences(small):
     adapted.init(jax.random.key(0), params)
 
 
+def test_params_of_8_bits_are_refused_where_the_models_are_longer(small):
+  adapted, variables, _ = small
+  head = jax.tree.map(lambda leaf: leaf.astype(jnp.float8_e4m3fn), variables['params']['head'])
+  with pytest.raises(ValueError, match='of less than 16 bits: head/bias is float8_e4m3fn'):
+    adapted.init(jax.random.key(0), {**variables['params'], 'head': head})
+
+
 def test_variables_and_genomes_that_do_not_fit_are_refused(small):
   adapted, variables, images = small
   genome = random_genomes(adapted.spec, 1)[0]
   with pytest.raises(ValueError, match="no 'glora'"):
     adapted.apply({'params': variables['params']}, images, genome=genome)
+  with pytest.raises(ValueError, match=r'missing: .*; unexpected: vit/'):
+    adapted.fold({**variables, 'params': {'vit': variables['params']}}, genome)
   with pytest.raises(ValueError, match='12 adapted layers'):
     adapted.apply(variables, images, genome=genome[:-1])
   with pytest.raises(ValueError, match='12 adapted layers'):
