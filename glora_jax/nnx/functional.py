@@ -9,6 +9,7 @@ Linen models bridged into NNX (`nnx.bridge.ToNNX`), whole or as parts, are adapt
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import types
 from collections.abc import Mapping, Sequence
@@ -173,6 +174,7 @@ def with_params(model: nnx.Module, new: Any) -> nnx.Module:
 def _by_class(model: nnx.Module) -> tuple[list[Site], dict[str, str]]:
   """The `nnx.Linear` and `nnx.LinearGeneral` of a model, and why others cannot be adapted."""
   sites, refused = [], {}
+  present = flatten(params(model))  # a parameter of several modules is there once, as the first's
   for keys, module in nnx.iter_graph(model):
     if isinstance(module, (nnx.Linear, nnx.LinearGeneral)):
       path = tuple(map(str, keys))
@@ -182,9 +184,15 @@ def _by_class(model: nnx.Module) -> tuple[list[Site], dict[str, str]]:
           f'its kernel {module.kernel.get_value().shape} is stacked, and how, sample inputs show '
           '(glora_jax.nnx.adapt(model, *inputs))'
         )
-      else:
-        sites.append(site)
+      elif site.kernel_path in present:
+        own_bias = site.bias_path is None or site.bias_path in present
+        sites.append(site if own_bias else _without_bias(site))
   return numbered(sites), refused
+
+
+def _without_bias(site: Site) -> Site:
+  layout = dataclasses.replace(site.layout, bias_stack=())
+  return dataclasses.replace(site, bias_path=None, bias_shape=None, layout=layout, local=layout)
 
 
 def _site(path: Path, module: Any) -> Site | None:

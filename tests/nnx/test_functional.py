@@ -223,3 +223,26 @@ def test_an_nnx_model_can_be_bridged_into_linen_after_folding_or_before_adapting
   start = again.init(jax.random.key(0), linen_variables['params'])
   outputs = again.apply({**linen_variables, **start}, X, genome=presets.preset(again.spec, 'full'))
   np.testing.assert_allclose(outputs, folded(X), atol=1e-5)
+
+
+class Twice(nnx.Module):
+  """Two layers with one kernel, or with one bias."""
+
+  def __init__(self, shared):
+    self.first, self.second = (nnx.Linear(4, 4, rngs=nnx.Rngs(seed)) for seed in (0, 1))
+    setattr(self.second, shared, getattr(self.first, shared))
+
+  def __call__(self, x):
+    return self.second(jnp.tanh(self.first(x)))
+
+
+@pytest.mark.parametrize('shared, rows', [('kernel', [True]), ('bias', [True, False])])
+def test_a_parameter_of_two_modules_is_adapted_once_without_sample_inputs(shared, rows):
+  model, x = Twice(shared), jnp.linspace(-1, 1, 8).reshape(2, 4)
+  adapted = glora_nnx.adapt(model)
+  assert [layer.bias for layer in adapted.spec] == rows
+  variables = adapted.init(jax.random.key(0), glora_nnx.params(model))
+  variables['glora'] = jax.tree.map(lambda leaf: leaf + 0.1, variables['glora'])
+  genome = glora_jax.preset(adapted.spec, 'full')
+  folded = glora_nnx.with_params(model, adapted.fold(variables, genome))
+  np.testing.assert_allclose(adapted.apply(variables, x, genome=genome), folded(x), atol=1e-5)
