@@ -77,9 +77,9 @@ def save_adapter(
     **metadata: more to remember, JSON types.
 
   Raises:
-    ValueError: the variables are those of another model, were cut to a subnet with lower ranks or
-      are not finite, metadata have a name that the file needs itself or are not what JSON can say,
-      or the path is none.
+    ValueError: the variables are those of another model, were cut to a subnet with lower ranks, are
+      not finite or are random keys, metadata have a name that the file needs itself or are not what
+      JSON can say, or the path is none.
 
   Example:
     >>> import tempfile, flax.linen as nn, jax, jax.numpy as jnp, safetensors.numpy
@@ -115,8 +115,19 @@ def save_adapter(
   }
   for name, support, index in _used(adapted, trainable[COLLECTION], genome):
     tensors[name] = np.asarray(nn.meta.unbox(support))[index]
+  _require_no_keys(path, tensors)
   require_finite(path, tensors)
   write_tensors(path, tensors, 'adapter', {**described, **metadata})
+
+
+def _require_no_keys(path: Path, tensors: Mapping[str, Any]) -> None:
+  """Raises ValueError where a tensor that is to be written is a random key."""
+  for name, value in tensors.items():
+    if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+      raise ValueError(
+        f'{printable(path)} is not written: {name} is a random key, and a safetensors file holds '
+        f'numbers alone; leave the collection {name.split("/")[0]} out of the variables.'
+      )
 
 
 def require_finite(path: Path, tensors: Mapping[str, Any]) -> None:

@@ -313,3 +313,23 @@ def test_variables_of_another_model_are_refused_and_leave_no_file(tmp_path):
   with pytest.raises(ValueError, match=r'not those of the adapted Dense\. .* kernel is \(4, 5\)'):
     glora_jax.save_adapter(tmp_path / 'adapter', adapted, variables, genome)
   assert not list(tmp_path.iterdir())
+
+
+class Noisy(nn.Module):
+  """A layer, and noise by a random key that the model keeps in a collection of its own."""
+
+  @nn.compact
+  def __call__(self, x):
+    key = self.variable('noise', 'key', lambda: jax.random.key(0))
+    return nn.Dense(3, name='dense')(x) + jax.random.normal(key.value, ())
+
+
+def test_a_random_key_among_the_variables_is_refused_by_its_name(tmp_path):
+  model, x = Noisy(), jnp.ones((1, 4))
+  adapted = glora_jax.adapt(model, x)
+  variables = random_variables(adapted, random_params(model, x))
+  variables['noise'] = {'key': jax.random.key(0)}
+  genome = glora_jax.preset(adapted.spec, 'lora')
+  with pytest.raises(ValueError, match=r'noise/key is a random key, .* leave the collection'):
+    glora_jax.save_adapter(tmp_path / 'adapter', adapted, variables, genome)
+  assert not list(tmp_path.iterdir())
