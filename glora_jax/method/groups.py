@@ -91,8 +91,8 @@ class Group:
 
   @property
   def support_dtype(self) -> np.dtype:
-    """Data type of the supports."""
-    return jnp.promote_types(self.dtype, jnp.float32)
+    """Data type of the supports; of NumPy's float64, what JAX makes of it."""
+    return jax.dtypes.canonicalize_dtype(jnp.promote_types(self.dtype, jnp.float32))
 
   def support_shapes(self) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the supports, [stack..., ...]."""

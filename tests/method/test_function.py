@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import warnings
 from typing import Any
 
 import jax
@@ -332,3 +333,17 @@ def test_layers_without_bias_are_told(caplog):
   with caplog.at_level(logging.WARNING):
     glora_jax.adapt_function(lambda params, x: x @ params['w'], {'w': W1.T}, X)
   assert 'No C, D, E for the 1 layers without bias: w.' in caplog.text
+
+
+def test_params_of_numpys_own_type_are_adapted_without_a_warning():
+  params, x = {'w': np.ones((4, 3)), 'b': np.ones(3)}, jnp.ones((2, 4))
+
+  def affine(params, x):
+    return x @ params['w'] + params['b']
+
+  adapted = glora_jax.adapt_function(affine, params, x)
+  with warnings.catch_warnings():
+    warnings.simplefilter('error')
+    variables = adapted.init(jax.random.key(0), params)
+    folded = adapted.fold(variables, glora_jax.preset(adapted.spec, 'full'))
+  np.testing.assert_allclose(affine(folded, x), affine(params, x), rtol=1e-6)
