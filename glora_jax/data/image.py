@@ -123,8 +123,8 @@ def to_rgb(picture: Image.Image) -> Image.Image:
   bits, where Pillow alone would clip it to white.
 
   Raises:
-    OSError: there is no RGB for its colours, or its grey values are not finite, or whole numbers
-      that 16 bits do not hold.
+    OSError: there is no RGB for its colours; or its grey values are not finite, fractions beyond 0
+      to 255, or whole numbers that 16 bits do not hold.
   """
   if picture.mode.startswith(('I', 'F')):
     picture = Image.fromarray(_to_eight_bits(np.asarray(picture)))
@@ -140,6 +140,11 @@ def _to_eight_bits(grey: np.ndarray) -> np.ndarray:
   if np.issubdtype(grey.dtype, np.floating):
     if not np.isfinite(grey).all():
       raise OSError('not a readable image (grey values that are not finite)')
+    if lowest < 0 or highest > 255:
+      raise OSError(
+        f'not a readable image (grey values from {lowest:g} to {highest:g}; fractions must be from '
+        '0 to 1, or from 0 to 255)'
+      )
     grey = grey * (255 if highest <= 1 else 1)
   elif lowest < 0 or highest > MOST_GREY:
     raise OSError(
@@ -148,7 +153,7 @@ def _to_eight_bits(grey: np.ndarray) -> np.ndarray:
     )
   elif highest > 255:
     grey = grey >> 8
-  return np.clip(grey, 0, 255).astype(np.uint8)
+  return grey.astype(np.uint8)
 
 
 def resize(picture: Image.Image, size: int, rule: ResizeRule = 'squash') -> np.ndarray:

@@ -68,6 +68,13 @@ def test_whole_numbers_that_sixteen_bits_do_not_hold_are_no_image(value):
     image.decode(encoded(Image.fromarray(values), 'tiff'))
 
 
+@pytest.mark.parametrize('lowest, highest', [(-1, 1), (0, 4095.5), (-0.01, 200)])
+def test_fractions_that_eight_bits_do_not_hold_are_no_image(lowest, highest):
+  values = np.linspace(lowest, highest, 6, dtype=np.float32).reshape(2, 3)
+  with pytest.raises(OSError, match=rf'from {lowest:g} to {highest:g}; fractions must be from 0'):
+    image.decode(encoded(Image.fromarray(values), 'tiff'))
+
+
 def test_float_images_between_zero_and_one_are_scaled():
   values = np.linspace(0, 1, 6, dtype=np.float32).reshape(2, 3)
   found = np.asarray(image.decode(encoded(Image.fromarray(values), 'tiff')))
