@@ -154,7 +154,8 @@ class _Columns(NamedTuple):
 
 
 def _read_rows(path: str | os.PathLike) -> list[_Row]:
-  reader = csv.reader(io.StringIO(_read_text(path), newline=''))
+  # A quote behind a comma and a space opens a field, too: it was a letter of the label.
+  reader = csv.reader(io.StringIO(_read_text(path), newline=''), skipinitialspace=True)
   rows = []
   try:
     for cells in reader:

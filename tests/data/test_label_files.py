@@ -63,6 +63,14 @@ def test_rows_of_a_csv_know_their_lines(tmp_path):
   assert read_csv(tmp_path / 'labels.csv') == [LabelledPath(3, 'a.png', 'cat')]
 
 
+def test_a_quote_behind_a_space_is_no_letter_of_a_label(tmp_path):
+  (tmp_path / 'labels.csv').write_text('path, label\na.png,"x, y"\n \n "b.png", "x, y"\n')
+  assert read_csv(tmp_path / 'labels.csv') == [
+    LabelledPath(2, 'a.png', 'x, y'),
+    LabelledPath(4, 'b.png', 'x, y'),
+  ]
+
+
 @pytest.mark.parametrize('before', ['', '\n', ' \n\n'])
 @pytest.mark.parametrize('folder', ['', 'images'])
 def test_the_first_image_tells_which_folder_a_list_means(tmp_path, folder, before):
