@@ -84,7 +84,8 @@ def _is_a_class(folder: str, named: Sequence[str]) -> bool:
 def scan(folder: str, classes: Sequence[str]) -> Files:
   """All images below the class folders, in the order of their names.
 
-  A warning says which endings the files have that are left aside.
+  Warnings say which endings the files have that are left aside, and that images beside the class
+  folders are.
 
   Args:
     folder: folder that holds the class folders; one for each class that occurs.
@@ -110,6 +111,15 @@ def scan(folder: str, classes: Sequence[str]) -> Files:
     raise ValueError(
       f'{folder}: no images in the class folders {listed(empty)}; '
       f'an image is a file ending in {", ".join(EXTENSIONS)}. Fill or remove them.'
+    )
+  names = (name for name in os.listdir(folder) if is_image(name) and not name.startswith('.'))
+  loose = [name for name in names if os.path.isfile(os.path.join(folder, name))]
+  if loose:
+    log.warning(
+      '%d images lie in %s itself and in no class folder, and are left aside, %s for instance.',
+      len(loose),
+      printable(folder),
+      printable(min(loose)),
     )
   if others:
     endings = sorted({os.path.splitext(file)[1].lower() or 'no ending' for file in others})

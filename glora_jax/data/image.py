@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import typing
 from collections.abc import Iterator
@@ -17,7 +18,9 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from glora_jax.files import open_regular
-from glora_jax.limits import shown
+from glora_jax.limits import listed, shown
+
+log = logging.getLogger(__name__)
 
 ResizeRule = Literal['squash', 'crop']
 RULES: tuple[ResizeRule, ...] = typing.get_args(ResizeRule)
@@ -208,18 +211,23 @@ def images_below(folder: str) -> list[str]:
 
 
 def files_below(folder: str) -> list[str]:
-  """The paths of all files below a folder; links to folders are not followed.
+  """The paths of all files below a folder.
 
   In the order of their names, those of a folder before those of its subfolders; what begins with a
-  dot is left out.
+  dot is left out. Links to folders, which may lead back, are not followed; a warning names them.
 
   Raises:
     OSError: a folder cannot be listed.
   """
-  files = []
+  files, links = [], []
   for parent, folders, names in os.walk(folder, onerror=_refuse):
     folders[:] = sorted(name for name in folders if not name.startswith('.'))
+    links += filter(os.path.islink, (os.path.join(parent, name) for name in folders))
     files += [os.path.join(parent, name) for name in sorted(names) if not name.startswith('.')]
+  if links:
+    log.warning(
+      'Links to folders are not followed, and what they hold is left aside: %s.', listed(links)
+    )
   return files
 
 

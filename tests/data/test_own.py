@@ -239,6 +239,18 @@ def test_images_in_deeper_folders_and_odd_names_are_found(tmp_path, caplog):
   assert 'are no images by their endings (.heic, .txt, no ending)' in caplog.text
 
 
+def test_images_that_are_left_aside_are_said(photos, tmp_path, caplog):
+  fill(tmp_path, {'more': 2})
+  write(photos / '1.png')
+  write(photos / '0.png')
+  fill(photos, {'owl.png': 3})
+  (photos / 'cat' / 'more').symlink_to(tmp_path / 'more')
+  assert len(find(f'folder:{photos}').open('train+val+test').labels) == 36
+  assert f'2 images lie in {photos} itself and in no class folder' in caplog.text
+  assert 'are left aside, 0.png for instance' in caplog.text
+  assert f'what they hold is left aside: {photos}/cat/more.' in caplog.text
+
+
 @pytest.mark.parametrize(
   'header, row',
   [
