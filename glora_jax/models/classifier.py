@@ -24,8 +24,11 @@ def find_images(paths: Iterable[str]) -> list[str]:
       below them that end as images do.
 
   Raises:
+    ValueError: it is one path, and no list of them.
     FileNotFoundError: there is no such path, or no image in a folder.
   """
+  if isinstance(paths, str | os.PathLike):  # letters of a text are paths, too: '.' and '/'
+    raise ValueError(f'paths={shown(paths)} is one path; give a list of paths.')
   found = []
   for path in paths:
     if os.path.isdir(path):

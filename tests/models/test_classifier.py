@@ -47,3 +47,6 @@ def test_what_is_no_model_rule_or_list_is_refused(backbone, photos):
     Classifier(backbone, rule='x')
   with pytest.raises(ValueError, match=r'b\.png. must be a list of paths; find_images makes one'):
     next(Classifier(backbone)(f'{photos}/b.png'))
+  for path in ('./photos', photos):
+    with pytest.raises(ValueError, match=r'is one path; give a list of paths'):
+      find_images(path)
