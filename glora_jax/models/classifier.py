@@ -11,9 +11,10 @@ import jax
 import numpy as np
 
 from glora_jax.data import image
-from glora_jax.data.normalization import NORMALIZATIONS, Normalization, normalize
+from glora_jax.data.normalization import Normalization, normalize
 from glora_jax.limits import check_path, shown
 from glora_jax.models import hub, weights
+from glora_jax.models.metadata import require_normalization
 
 
 def find_images(paths: Iterable[str]) -> list[str]:
@@ -114,8 +115,10 @@ class Classifier:
         f'There is no model {path}; give the folder folded/ of a run, or another checkpoint.'
       )
     model, params, metadata = weights.load(path, normalization=normalization, **fields)
-    normalization = metadata.get('normalization') or normalization
-    _require_classifier(path, model.num_classes, normalization, metadata['image_size'])
+    _require_classifier(path, model.num_classes, metadata['image_size'])
+    normalization = require_normalization(
+      path, metadata.get('normalization') or normalization, 'normalization'
+    )
     self.classes = tuple(metadata.get('classes') or map(str, range(model.num_classes)))
     self.rule = rule or metadata.get('resize', 'squash')
     self.image_size = metadata['image_size']
@@ -168,19 +171,12 @@ class Classifier:
       return str(error)
 
 
-def _require_classifier(
-  path: str, num_classes: int, normalization: Normalization | None, image_size: Any
-) -> None:
+def _require_classifier(path: str, num_classes: int, image_size: Any) -> None:
   """Raises ValueError for a checkpoint that cannot classify images."""
   if not num_classes:
     raise ValueError(
       f'{path} has no head, so no classes to choose from; give the folder folded/ of a run, or a '
       'checkpoint with a head.'
-    )
-  if normalization is None:
-    raise ValueError(
-      f'{path} does not say how images are normalized; give normalization, one of '
-      f'{", ".join(NORMALIZATIONS)}.'
     )
   if not isinstance(image_size, int):
     raise ValueError(

@@ -50,6 +50,27 @@ def normalization_of(
   return given
 
 
+def require_normalization(
+  path: Path, normalization: Normalization | None, setting: str
+) -> Normalization:
+  """The normalization of a checkpoint's images; our own format may be written without one.
+
+  Args:
+    path: path of the checkpoint.
+    normalization: what the checkpoint or its user says; None where neither does.
+    setting: name by which the user gives it.
+
+  Raises:
+    ValueError: neither says it.
+  """
+  if normalization is None:
+    raise ValueError(
+      f'{path} does not say how images are normalized; give {setting}, one of '
+      f'{", ".join(NORMALIZATIONS)}.'
+    )
+  return normalization
+
+
 def read_json(path: Path) -> Any:
   """The contents of a JSON file beside a checkpoint; None where there is no such file.
 

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 
 from glora_jax import mesh as meshes
 from glora_jax.data.catalog import find, require_apart
-from glora_jax.data.normalization import NORMALIZATIONS
 from glora_jax.data.task import Task
 from glora_jax.method import sharded_arrays
 from glora_jax.method.adapt import adapt
@@ -22,6 +21,7 @@ from glora_jax.method.adapted import Adapted
 from glora_jax.method.space import SearchSpace
 from glora_jax.models import weights
 from glora_jax.models.fetch import fetch, known_normalization
+from glora_jax.models.metadata import require_normalization
 from glora_jax.models.translate import fit_to_format
 from glora_jax.runs import early_checks
 from glora_jax.runs.config import RunSettings
@@ -73,12 +73,9 @@ def load_backbone(
       f'The weights are for images of {metadata["image_size"]}; a run needs square ones, give '
       'model.image_size.'
     )
-  normalization = settings.normalization or metadata.get('normalization')
-  if normalization is None:  # this project's own format may be written without one
-    raise ValueError(
-      f'{path} does not say how images are normalized; give model.normalization, one of '
-      f'{", ".join(NORMALIZATIONS)}.'
-    )
+  normalization = require_normalization(
+    path, settings.normalization or metadata.get('normalization'), 'model.normalization'
+  )
   return model, params, {**metadata, 'normalization': normalization}
 
 
