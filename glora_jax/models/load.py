@@ -122,7 +122,7 @@ def _load_foreign(
     'image_size': shortest(*grid.image_size),
     'normalization': hints.get('normalization')
     or normalization
-    or _assumed_normalization(tensors.path, tensors.container, model),
+    or _assume_normalization(tensors.path, tensors.container, model),
   }
   if len(hints.get('classes', ())) == model.num_classes > 0:
     metadata['classes'] = list(hints['classes'])
@@ -243,22 +243,27 @@ def _build(
   return model
 
 
-def _assumed_normalization(path: str, container: Container, model: ViT) -> str:
+def assumed_normalization(container: Container, model: ViT) -> str:
   """The normalization of images for a file that does not tell it."""
   if container == 'npz':
     return 'inception'  # vision_transformer and big_vision know no other
   if model.pre_norm:
-    guess = 'clip'
-  elif model.layer_scale is not None or container == 'torch':
+    return 'clip'
+  if model.layer_scale is not None or container == 'torch':
     # DeiT, DINO, MAE and their like are published as PyTorch files, and trained with ImageNet's
     # statistics; so are models with LayerScale.
-    guess = 'imagenet'
-  else:
-    guess = 'inception'
-  log.warning(
-    "%s does not say how images were normalized; '%s' is assumed. "
-    'Set model.normalization if that is wrong.',
-    path,
-    guess,
-  )
+    return 'imagenet'
+  return 'inception'
+
+
+def _assume_normalization(path: str, container: Container, model: ViT) -> str:
+  """What is assumed, with a warning where others would be possible."""
+  guess = assumed_normalization(container, model)
+  if container != 'npz':
+    log.warning(
+      "%s does not say how images were normalized; '%s' is assumed. "
+      'Set model.normalization if that is wrong.',
+      path,
+      guess,
+    )
   return guess

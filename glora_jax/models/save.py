@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax
@@ -20,9 +20,10 @@ from glora_jax.models.containers.npz import write_npz
 from glora_jax.models.containers.pytorch import require_torch, write_torch
 from glora_jax.models.containers.tensors import Container
 from glora_jax.models.facts import check_metadata_of
-from glora_jax.models.formats.format import Flat
+from glora_jax.models.formats.format import Flat, Reading
 from glora_jax.models.formats.table import FORMATS
-from glora_jax.models.metadata import OURS
+from glora_jax.models.load import assumed_normalization
+from glora_jax.models.metadata import OURS, sides
 from glora_jax.models.own_file import KIND
 from glora_jax.models.translate import Origin, to_tensors
 from glora_jax.models.vit import ViT, describe, expected_params
@@ -141,7 +142,8 @@ def _save_foreign(
   else:
     write_torch(file, tensors, origin.wrapper)
   if is_alone:
-    _log_open_fields(file, model, origin, tensors)
+    read = _read_back(model, origin, tensors)
+    _log_open(file, _open_fields(model, read) + _open_facts(model, metadata, container, read))
     return
   for name, content in contents.items():
     write_json(os.path.join(path, name), content)
@@ -169,21 +171,46 @@ def _new_origin(name: str, model: ViT, flat: Flat) -> Origin:
   return Origin(name, format.container, format.variant, unused=placeholders)
 
 
-def _log_open_fields(file: str, model: ViT, origin: Origin, tensors: Flat) -> None:
-  """Names the fields that a reader of the file alone will take for something else."""
+def _read_back(model: ViT, origin: Origin, tensors: Flat) -> Reading:
+  """What the names and shapes of a file's tensors will say to its reader."""
   format = FORMATS[origin.format]
   prefix = format.prefix(model, origin.prefix)
-  read = format.read_shape(
+  return format.read_shape(
     {name.removeprefix(prefix): value.shape for name, value in tensors.items()}
-  ).fields
-  wrong = [
-    f'{name}={getattr(model, name)} (without it: {read[name]})'
+  )
+
+
+def _open_fields(model: ViT, read: Reading) -> list[str]:
+  """The fields that a reader of the file alone will take for something else."""
+  return [
+    f'{name}={getattr(model, name)} (without it: {read.fields[name]})'
     for name in OPEN_FIELDS
-    if name in read and read[name] != getattr(model, name)
+    if name in read.fields and read.fields[name] != getattr(model, name)
   ]
-  if wrong:
+
+
+def _open_facts(
+  model: ViT, metadata: Mapping[str, Any], container: Container, read: Reading
+) -> list[str]:
+  """The metadata that a reader of the file alone will not have, or takes for something else."""
+  height, width = sides(metadata['image_size'])
+  assumed = {
+    'image_size': metadata['image_size'] if height == width and read.tokens else None,
+    'normalization': assumed_normalization(container, model),
+    'resize': 'squash',
+    'classes': None,
+  }
+  return [
+    f'{name}={shown(metadata[name])}' + (f' (without it: {other})' if other else '')
+    for name, other in assumed.items()
+    if metadata.get(name) and metadata[name] != other
+  ]
+
+
+def _log_open(file: str, unsaid: Sequence[str]) -> None:
+  if unsaid:
     log.warning(
       '%s alone cannot say %s; a folder in its place has a config.json that does.',
       file,
-      ', '.join(wrong),
+      ', '.join(unsaid),
     )

@@ -15,6 +15,19 @@ def test_a_file_alone_says_what_it_cannot_say(timm, tmp_path, caplog):
   weights.save(tmp_path / 'alone.safetensors', model, params, metadata, metadata['source'])
   assert 'alone cannot say num_heads=4' in caplog.text
   assert 'activation=gelu_tanh (without it: gelu)' in caplog.text
+  assert 'normalization=' not in caplog.text  # is what a reader assumes
+
+
+def test_metadata_that_a_file_alone_loses_are_said(tmp_path, caplog):
+  model = OURS.clone(layer_scale=None, activation='gelu_tanh', class_token=False)
+  known = {'image_size': 16, 'normalization': 'unit', 'resize': 'crop', 'classes': CLASSES}
+  weights.save(tmp_path / 'in_folder', model, params_of(model), known, 'big_vision')
+  assert not caplog.text
+  weights.save(tmp_path / 'alone.npz', model, params_of(model), known, 'big_vision')
+  lost = weights.load(tmp_path / 'alone.npz').metadata
+  assert (lost['normalization'], 'resize' in lost, 'classes' in lost) == ('inception', False, False)
+  assert "cannot say normalization='unit' (without it: inception), resize='crop'" in caplog.text
+  assert "classes=['a', 'b', 'c', 'd', 'e']; a folder in its place" in caplog.text
 
 
 def test_class_names_and_normalization_pass_through_hugging_faces_files(tmp_path):
