@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
+from glora_jax.data.image import CROP
 from glora_jax.data.normalization import statistics
 from glora_jax.limits import shown
 from glora_jax.models.formats.common import HEADS, depth, patch_side
@@ -199,6 +200,8 @@ class HuggingFace(Format[Variant]):
       hints['normalization'] = normalization_of(
         preprocessor['image_mean'], preprocessor['image_std']
       )
+    if _crops(preprocessor):
+      hints['resize'] = 'crop'
     return hints
 
   def side_files(
@@ -238,7 +241,7 @@ def _preprocessor(metadata: Metadata) -> dict[str, Any]:
   """What `AutoImageProcessor` reads."""
   height, width = sides(metadata['image_size'])
   mean, deviation = statistics(metadata['normalization'])
-  return {
+  preprocessor = {
     'image_processor_type': 'ViTImageProcessor',
     'do_normalize': True,
     'do_rescale': True,
@@ -249,3 +252,20 @@ def _preprocessor(metadata: Metadata) -> dict[str, Any]:
     'rescale_factor': 1 / 255,
     'size': {'height': height, 'width': width},
   }
+  if metadata.get('resize') == 'crop' and height == width:
+    preprocessor.update(
+      image_processor_type='BitImageProcessor',  # DINOv2's; ViT's cannot crop
+      size={'shortest_edge': round(height / CROP)},
+      do_center_crop=True,
+      crop_size={'height': height, 'width': width},
+    )
+  return preprocessor
+
+
+def _crops(preprocessor: Mapping[str, Any]) -> bool:
+  """Whether images become square by the rule 'crop' of `data.image.resize`."""
+  crop = preprocessor.get('crop_size')
+  side = crop.get('height') if isinstance(crop, Mapping) else crop  # a number in older files
+  if not preprocessor.get('do_center_crop') or not isinstance(side, int):
+    return False
+  return preprocessor.get('size') == {'shortest_edge': round(side / CROP)}
