@@ -19,6 +19,9 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
+import logging
+import re
+import warnings
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -30,6 +33,11 @@ from matplotlib.figure import Figure
 from matplotlib.typing import ColorType
 
 from glora_jax.files import Path, whole
+from glora_jax.limits import listed
+
+log = logging.getLogger(__name__)
+
+_LACKS_LETTER = r'Glyph (\d+) .* missing from font'  # one of matplotlib's warnings
 
 Theme = Literal['light', 'dark']
 
@@ -264,5 +272,16 @@ def save(figure: Figure, path: Path, *, dpi: int = 150, **options: Any) -> None:
     dpi: pixels an inch.
     **options: of `matplotlib.figure.Figure.savefig`.
   """
-  with whole(path) as temporary:
+  with whole(path) as temporary, warnings.catch_warnings(record=True) as caught:
+    warnings.filterwarnings('always', _LACKS_LETTER)
     figure.savefig(temporary, format='png', dpi=dpi, **options)
+  lacks = [re.match(_LACKS_LETTER, str(warning.message)) for warning in caught]
+  for warning, lack in zip(caught, lacks, strict=True):
+    if lack is None:
+      warnings.warn_explicit(
+        warning.message, warning.category, warning.filename, warning.lineno, source=warning.source
+      )
+  if letters := sorted({chr(int(lack[1])) for lack in lacks if lack is not None}):
+    log.warning(
+      '%s has boxes in place of letters that the font of pictures lacks: %s.', path, listed(letters)
+    )

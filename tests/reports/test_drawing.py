@@ -1,6 +1,7 @@
 """Pictures: colours that everybody can tell apart, light and dark, and nothing left behind."""
 
 import itertools
+import warnings
 
 import matplotlib
 import numpy as np
@@ -121,3 +122,14 @@ def test_every_panel_has_the_frame_that_was_asked_for(frame):
   for axis in figure.axes:
     sides = {side for side, spine in axis.spines.items() if spine.get_visible()}
     assert sides == ({'left', 'bottom', 'top', 'right'} if frame else {'left', 'bottom'})
+
+
+def test_letters_that_the_font_lacks_are_one_sentence(tmp_path, caplog):
+  figure, axis = drawing.panels(figsize=(4, 3))
+  axis.set_title('a \u72ac \u732b \u72ac')
+  with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter('always')
+    drawing.save(figure, tmp_path / 'x.png')
+  assert not caught
+  assert f'{tmp_path}/x.png has boxes in place of letters' in caplog.text
+  assert 'that the font of pictures lacks: \u72ac, \u732b.' in caplog.text
