@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import flax
@@ -163,8 +163,15 @@ def _read_param(tensors: PlainNames, rule: Rule, shape: tuple[int, ...]) -> np.n
     blocks = zip(*(tensors.finite_blocks(name) for name in rule.theirs), strict=True)
     sources = list(rule.theirs)
   specs = tensors.specs
-  dtype = np.result_type(*(specs[name].dtype for name in sources))
-  return stack(shape, dtype, (rule.to_ours(*parts) for parts in blocks))
+  dtype = _common_type({specs[name].dtype for name in sources})
+  alike = ((part.astype(dtype, copy=False) for part in parts) for parts in blocks)
+  return stack(shape, dtype, (rule.to_ours(*parts) for parts in alike))
+
+
+def _common_type(dtypes: Collection[np.dtype]) -> np.dtype:
+  """The type that holds numbers of all; NumPy knows none for float16 and bfloat16 together."""
+  widest = max(dtypes, key=lambda dtype: dtype.itemsize)
+  return widest if len(dtypes) == 1 or widest.itemsize > 2 else np.dtype(np.float32)
 
 
 def stack(shape: tuple[int, ...], dtype: np.dtype, blocks: Iterable[np.ndarray]) -> np.ndarray:

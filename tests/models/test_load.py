@@ -1,5 +1,6 @@
 """Reading: what is wrong with a file is said with the names of its tensors."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -57,6 +58,17 @@ def test_tensors_of_whole_numbers_are_refused(timm):
   timm.tensors['norm.weight'] = np.zeros(16, np.int64)
   with pytest.raises(ValueError, match=r'norm\.weight hold no floating-point numbers'):
     timm.load()
+
+
+def test_tensors_of_both_16_bit_types_become_one_of_32_bits(timm):
+  names = [f'blocks.{block}.attn.qkv.weight' for block in range(2)]
+  first, second = (timm.tensors[name].copy() for name in names)
+  timm.tensors[names[0]] = first.astype(np.float16)
+  timm.tensors[names[1]] = second.astype(ml_dtypes.bfloat16)
+  kernel = timm.load().params['blocks']['attn']['qkv']['kernel']
+  assert kernel.dtype == np.float32
+  np.testing.assert_array_equal(kernel[0].T, first.astype(np.float16))
+  np.testing.assert_array_equal(kernel[1].T, second.astype(ml_dtypes.bfloat16).astype(np.float32))
 
 
 def test_a_file_without_what_tells_its_shape_is_refused(timm):
