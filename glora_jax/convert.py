@@ -16,6 +16,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from glora_jax.data.normalization import NORMALIZATIONS
 from glora_jax.mesh import NoDeviceError, require_devices
 from glora_jax.models import weights
 from glora_jax.models.export import export, save_exported
@@ -69,15 +70,15 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument('--sha256', help='of the file that IN is the address or name of')
   parser.add_argument('--image-size', type=int, help='resizes the position embedding')
   parser.add_argument('--patch-size', type=int, help='resizes the patch embedding')
+  parser.add_argument('--normalization', choices=NORMALIZATIONS, help='where the file does not say')
   parser.add_argument('--num-heads', type=int, help='where the file does not say')
   return parser
 
 
 def _read(given: argparse.Namespace) -> Checkpoint:
   fields = {} if given.num_heads is None else {'num_heads': given.num_heads}
-  loaded = weights.load(
-    fetch(given.input, given.sha256), normalization=known_normalization(given.input), **fields
-  )
+  normalization = known_normalization(given.input) or given.normalization
+  loaded = weights.load(fetch(given.input, given.sha256), normalization=normalization, **fields)
   return weights.refit(*loaded, image_size=given.image_size, patch_size=given.patch_size)
 
 

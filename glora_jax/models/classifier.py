@@ -116,9 +116,7 @@ class Classifier:
       )
     model, params, metadata = weights.load(path, normalization=normalization, **fields)
     _require_classifier(path, model.num_classes, metadata['image_size'])
-    normalization = require_normalization(
-      path, metadata.get('normalization') or normalization, 'normalization'
-    )
+    normalization = require_normalization(path, metadata.get('normalization'), 'normalization')
     self.classes = tuple(metadata.get('classes') or map(str, range(model.num_classes)))
     self.rule = rule or metadata.get('resize', 'squash')
     self.image_size = metadata['image_size']

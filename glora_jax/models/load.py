@@ -92,6 +92,8 @@ def load(
       f'{tensors.path} knows its image_size itself; weights.refit resizes the model for another.'
     )
   model, params, metadata = read_own(tensors)
+  if normalization is not None and metadata.get('normalization') is None:
+    metadata['normalization'] = normalization
   if given := {name: value for name, value in fields.items() if value is not None}:
     model = model.clone(**given)
     expected = expected_params(model, metadata['image_size'])
@@ -262,7 +264,7 @@ def _assume_normalization(path: str, container: Container, model: ViT) -> str:
   if container != 'npz':
     log.warning(
       "%s does not say how images were normalized; '%s' is assumed. "
-      'Set model.normalization if that is wrong.',
+      'If that is wrong, give model.normalization, or a command --normalization.',
       path,
       guess,
     )

@@ -57,6 +57,18 @@ def test_conversion_keeps_the_logits(logits, output, format, tmp_path, capsys):
   np.testing.assert_allclose(logits_of(path, images, activation='gelu'), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize('format', ['timm', 'glora_jax'])
+def test_the_normalization_that_a_file_does_not_say_can_be_given(format, tmp_path, caplog):
+  model, params, metadata = weights.load(FIXTURES / 'timm_vit')
+  unsaid = tmp_path / 'unsaid.safetensors'
+  weights.save(unsaid, model, params, {'image_size': metadata['image_size']}, format)
+  given = ['--normalization', 'clip', '--num-heads', str(model.num_heads)]
+  caplog.clear()
+  convert.main([str(unsaid), str(tmp_path / 'out'), *given])
+  assert weights.load(tmp_path / 'out').metadata['normalization'] == 'clip'
+  assert 'is assumed' not in caplog.text
+
+
 def test_the_whole_computation_is_exported_for_images_as_they_are_stored(tmp_path, capsys):
   path = tmp_path / 'model.jax_export'
   convert.main([str(FIXTURES / 'timm_vit'), str(path)])
