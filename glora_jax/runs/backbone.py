@@ -51,8 +51,7 @@ def load_backbone(
   settings: ModelSettings, path: str, num_classes: int
 ) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
   """(model, params, metadata) with a new head, at the size and precision of the config."""
-  normalization = known_normalization(settings.weights)
-  loaded = weights.load(path, normalization=normalization, **_hints(settings))
+  loaded = weights.load(path, **_hints(settings))
   model, params, metadata = weights.refit(
     *loaded,
     num_classes=num_classes,
@@ -80,8 +79,12 @@ def load_backbone(
 
 
 def _hints(settings: ModelSettings) -> dict[str, Any]:
-  """Fields of the model that the config gives, which a file may not say."""
-  known = {'num_heads': settings.num_heads, 'activation': settings.activation}
+  """What the config says of the weights, which a file may not say."""
+  known = {
+    'num_heads': settings.num_heads,
+    'activation': settings.activation,
+    'normalization': settings.normalization or known_normalization(settings.weights),
+  }
   return {name: value for name, value in known.items() if value is not None}
 
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import shutil
 import types
 
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from disks import mounting_is_allowed, small_disk
 from PIL import Image
+from places import FIXTURES
 from tiny_runs import changed
 
 from glora_jax.data import pipeline
@@ -311,6 +313,17 @@ def test_weights_that_do_not_say_how_images_are_normalized_need_it_from_the_conf
     load_backbone(given, str(tmp_path), 3)
   named = dataclasses.replace(given, normalization='unit')
   assert load_backbone(named, str(tmp_path), 3)[2]['normalization'] == 'unit'
+
+
+def test_a_normalization_that_the_config_gives_is_not_said_to_be_assumed(tmp_path, caplog):
+  path = shutil.copy(FIXTURES / 'timm_vit' / 'model.safetensors', tmp_path)
+  given = ModelSettings(weights=path, num_heads=4)
+  assert load_backbone(given, path, 3)[2]['normalization'] == 'inception'
+  assert 'is assumed' in caplog.text
+  caplog.clear()
+  named = dataclasses.replace(given, normalization='clip')
+  assert load_backbone(named, path, 3)[2]['normalization'] == 'clip'
+  assert 'is assumed' not in caplog.text
 
 
 def test_a_folder_of_another_model_is_found_before_the_last_stage(run, tmp_path):
