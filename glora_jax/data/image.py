@@ -90,12 +90,13 @@ def _identify(file: BinaryIO) -> Image.Image:
   """The image in a file, not yet decoded.
 
   Raises:
-    OSError: it is of no known format, or too large.
+    OSError: it is of no known format, of an unknown kind of one, or too large.
   """
   try:
     picture = Image.open(file, formats=FORMATS)
   except UnidentifiedImageError as error:
-    raise OSError(f'neither {", ".join(FORMATS[:-1])} nor {FORMATS[-1]}') from error
+    known = f'{", ".join(FORMATS[:-1])} nor {FORMATS[-1]}'
+    raise OSError(f'neither {known} of a kind that Pillow reads') from error
   width, height = picture.size
   if not 0 < width * height <= MOST_PIXELS:
     raise OSError(f'{width} x {height} pixels; at most {MOST_PIXELS:,} are read')

@@ -2,6 +2,7 @@
 
 import io
 import os
+import struct
 
 import numpy as np
 import pytest
@@ -150,6 +151,14 @@ def test_other_formats_of_pillow_are_refused(format):
   picture = Image.fromarray(PIXELS).convert({'BLP': 'P', 'SPIDER': 'F'}.get(format, 'RGB'))
   with pytest.raises(OSError, match='neither BMP'):
     image.decode(encoded(picture, format))
+
+
+def test_a_tiff_of_an_unknown_kind_is_not_said_to_be_none():
+  content = encoded(Image.fromarray(np.ones((4, 4), np.float32)), 'tiff')
+  bits = struct.pack('<HHIHH', 258, 3, 1, 32, 0)  # BitsPerSample
+  assert bits in content
+  with pytest.raises(OSError, match='TIFF nor WEBP of a kind that Pillow reads'):
+    image.decode(content.replace(bits, bits.replace(b'\x20', b'\x40')))
 
 
 @pytest.mark.parametrize('make', [os.mkfifo, os.mkdir])
