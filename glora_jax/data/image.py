@@ -32,6 +32,7 @@ EXTENSIONS = (
 MOST_PIXELS = 178_956_970  # Pillow's own limit, which a program may have lifted
 MOST_BYTES = 2**30  # of a file; some decoders read all of it first
 MOST_GREY = 2**16 - 1  # of whole numbers; what is white beyond 16 bits, no file says
+ROUNDING = 1e-3  # by which fractions may be beyond black and white
 CROP = 0.875  # share of the shorter side that 'crop' keeps, as in most ImageNet evaluations
 
 
@@ -144,12 +145,13 @@ def _to_eight_bits(grey: np.ndarray) -> np.ndarray:
   if np.issubdtype(grey.dtype, np.floating):
     if not np.isfinite(grey).all():
       raise OSError('not a readable image (grey values that are not finite)')
-    if lowest < 0 or highest > 255:
+    # Of 255, what is below 2 shows nothing: such values are of 1, and beyond it.
+    if lowest < -ROUNDING or highest > 255 + ROUNDING or 1 + ROUNDING < highest < 2:
       raise OSError(
         f'not a readable image (grey values from {lowest:g} to {highest:g}; fractions must be from '
         '0 to 1, or from 0 to 255)'
       )
-    grey = grey * (255 if highest <= 1 else 1)
+    grey = np.clip(grey * (255 if highest < 2 else 1), 0, 255)
   elif lowest < 0 or highest > MOST_GREY:
     raise OSError(
       f'not a readable image (grey values from {lowest} to {highest}; whole numbers must be from 0 '

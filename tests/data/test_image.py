@@ -69,7 +69,7 @@ def test_whole_numbers_that_sixteen_bits_do_not_hold_are_no_image(value):
     image.decode(encoded(Image.fromarray(values), 'tiff'))
 
 
-@pytest.mark.parametrize('lowest, highest', [(-1, 1), (0, 4095.5), (-0.01, 200)])
+@pytest.mark.parametrize('lowest, highest', [(-1, 1), (0, 4095.5), (-0.01, 200), (0, 1.02)])
 def test_fractions_that_eight_bits_do_not_hold_are_no_image(lowest, highest):
   values = np.linspace(lowest, highest, 6, dtype=np.float32).reshape(2, 3)
   with pytest.raises(OSError, match=rf'from {lowest:g} to {highest:g}; fractions must be from 0'):
@@ -78,8 +78,9 @@ def test_fractions_that_eight_bits_do_not_hold_are_no_image(lowest, highest):
 
 def test_float_images_between_zero_and_one_are_scaled():
   values = np.linspace(0, 1, 6, dtype=np.float32).reshape(2, 3)
-  found = np.asarray(image.decode(encoded(Image.fromarray(values), 'tiff')))
-  np.testing.assert_array_equal(found[..., 0], (values * 255).astype(np.uint8))
+  for rounded in (values, values * np.float32(1.000001) - np.float32(1e-7)):
+    found = np.asarray(image.decode(encoded(Image.fromarray(rounded), 'tiff')))
+    np.testing.assert_array_equal(found[..., 0], (values * 255).astype(np.uint8))
 
 
 @pytest.mark.parametrize(
