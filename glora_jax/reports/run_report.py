@@ -10,6 +10,7 @@ import numpy as np
 
 from glora_jax.files import whole
 from glora_jax.method import genomes
+from glora_jax.method.preset_names import GRADIENT
 from glora_jax.models.weights import EMBEDDED
 from glora_jax.reports import error_pictures, markdown, run_pictures, snippets, structure_report
 from glora_jax.reports.allocation_pictures import draw_allocation
@@ -197,7 +198,7 @@ def tell_run(findings: Findings) -> str:
 
 def _chosen(result: Mapping[str, Any]) -> str:
   """Where the structure comes from that was trained alone."""
-  if result['structure'] == 'gradient':
+  if result['structure'] == GRADIENT:
     return 'Which of them are trained, and in which form, was read off one gradient.'
   return f'Which of them are trained, and in which form, was given: `{result["structure"]}`.'
 
@@ -224,9 +225,11 @@ def tell_protocol(findings: Findings) -> str:
       test images were read, and nothing but this report reads their outcome.
     """)
   if findings.archive is None:
-    return paragraph("""
-      Structure and weights come from the training images alone; no validation image had a part in
-      either, so that the accuracies on val are unseen ones, too. The list of subnets was frozen in
+    is_read_off = findings.result['structure'] == GRADIENT
+    learned = 'Structure and weights come' if is_read_off else 'The weights come'
+    return paragraph(f"""
+      {learned} from the training images alone; no validation image had a part in structure or
+      weights, so that the accuracies on val are unseen ones, too. The list of subnets was frozen in
       `test_list.json` before the test images were read, and nothing but this report reads their
       outcome.
     """)

@@ -103,7 +103,8 @@ def test_no_more_is_said_of_a_structure_than_is_known(allocation, structure):
   findings.result['structure'] = structure
   text = run_report.tell_protocol(findings)
   is_known = structure != 'runs/x/genome.json'
-  assert ('no validation image had a part in either' in text) == is_known
+  assert ('no validation image had a part in' in text) == is_known
+  assert ('Structure and weights come from the' in text) == (structure == 'gradient')
   assert ('does not say what it was chosen by' in text) != is_known
 
 

@@ -96,7 +96,7 @@ def test_what_head_and_gradient_cost_the_training_has_less(gradient_run, config)
 def test_its_report_says_where_it_pays_and_why(gradient_run):
   workdir, result = gradient_run
   text = (workdir / 'report.md').read_text()
-  assert 'no validation image had a part in either' in text
+  assert 'Structure and weights come from the training images alone' in text
   assert '| layer | A vector | A LoRA | B LoRA | C vector | E vector |' in text
   assert '(allocation.png)' in text
   assert f'up to {result["budget"]:,} parameters' in text
