@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -248,7 +249,7 @@ def test_images_that_are_left_aside_are_said(photos, tmp_path, caplog):
   assert len(find(f'folder:{photos}').open('train+val+test').labels) == 36
   assert f'2 images lie in {photos} itself and in no class folder' in caplog.text
   assert 'are left aside, 0.png for instance' in caplog.text
-  assert f'what they hold is left aside: {photos}/cat/more.' in caplog.text
+  assert re.search(r'what they hold is left aside: .*/cat/more\.', caplog.text)  # of any length
 
 
 @pytest.mark.parametrize(
