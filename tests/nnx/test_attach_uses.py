@@ -77,6 +77,18 @@ def test_what_cannot_be_scored_is_refused(attached, changes, sentence):
     glora_jax.nnx.score(attached, **given)
 
 
+class WithFeatures(Mlp):
+  def __call__(self, x):
+    return super().__call__(x), x
+
+
+def test_answers_that_are_no_logits_are_not_scored():
+  attached = glora_jax.nnx.attach(WithFeatures(), X, space=SPACE)
+  attached.eval()
+  with pytest.raises(ValueError, match=r'The model gives a tuple, and answers are read off logits'):
+    glora_jax.nnx.score(attached, genomes(attached, 1), X, LABELS)
+
+
 def test_a_fixed_subnet_holds_and_trains_what_its_genome_uses_and_no_more(attached):
   genome = glora_jax.preset(glora_jax.nnx.spec(attached), 'lora:1')
   glora_jax.nnx.set_genome(attached, genome)
