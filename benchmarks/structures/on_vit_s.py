@@ -10,10 +10,10 @@ twice as many layers as in the embedded backbone, so that eight times its budget
 presets. Of these, the ones that were the best of a final task there are compared, by a list that
 was written before the first training here. Rates are chosen on one development task. The final
 tasks are the first, and the next of those after it that leaves this backbone anything to gain: of
-angles BitFit answers 99% right, and a final task is one where less than 97% are. Everything else is as in `python -m benchmarks.structures`, and so are the
-files, in `results/vit_s/`. A training takes six minutes of a CPU's core, and all of them nine
-hours; on an accelerator take `--workers 1`. `--quick`: one epoch of two methods. The last line is
-JSON.
+angles BitFit answers 99% right, and a final task is one where less than 97% are. Everything else is
+as in `python -m benchmarks.structures`, and so are the files, in `results/vit_s/`. A training takes
+six minutes of a CPU's core, and all of them nine hours; on an accelerator take `--workers 1`.
+`--quick`: one epoch of two methods. The last line is JSON.
 """
 
 import functools
