@@ -9,10 +9,10 @@ of 56 x 56 pixels, 18 epochs of a structure alone. A layer's sizes are four time
 twice as many layers as in the embedded backbone, so that eight times its budgets hold the same
 presets. Of these, the ones that were the best of a final task there are compared, by a list that
 was written before the first training here. Rates are chosen on one development task. The final
-tasks are the first, and the next of those after it that leaves this backbone anything to gain: of
-angles BitFit answers 99% right, and a final task is one where less than 97% are. Everything else is
-as in `python -m benchmarks.structures`, and so are the files, in `results/vit_s/`. A training takes
-six minutes of a CPU's core, and all of them nine hours; on an accelerator take `--workers 1`.
+tasks are the first, and the next after it that leaves this backbone anything to gain: of angles and
+positions BitFit answers 99% right, and a final task is one where less than 97% are. Everything else
+is as in `python -m benchmarks.structures`, and so are the files, in `results/vit_s/`. A training
+takes six minutes of a CPU's core, and all of them nine hours; on an accelerator take `--workers 1`.
 `--quick`: one epoch of two methods. The last line is JSON.
 """
 
@@ -36,7 +36,7 @@ FIXED = {  # those that were the best of a final task on the embedded backbone, 
   41_472: ('bitfit', 'lora:2@qkv'),
   73_728: ('lora:1', 'lora:1@mlp', 'lora:3@qkv', 'hira:1'),
 }
-TASKS = ('count', 'position')
+TASKS = ('count', 'distance')
 RATES = os.path.join(FOLDER, VIT_S, 'rates.json')
 
 
