@@ -147,6 +147,27 @@ def test_a_folder_that_is_abandoned_is_as_it_was(before, tmp_path):
   assert workdir.names_in(folder) == {*(before or ()), 'lock', 'result.json'}
 
 
+def hold_and_fail(folder, *written):
+  with workdir.claim(folder):
+    for name in written:
+      (folder / name).touch()
+    raise ValueError('of another config')
+
+
+@pytest.mark.parametrize('before', [None, {'mine'}, {'mine', 'lock'}])
+def test_a_folder_whose_holder_fails_before_it_writes_is_as_it_was(before, tmp_path):
+  folder = tmp_path / 'run'
+  for name in before or ():
+    folder.mkdir(exist_ok=True)
+    (folder / name).touch()
+  with pytest.raises(ValueError, match='of another config'):
+    hold_and_fail(folder)
+  assert workdir.names_in(folder) == before
+  with pytest.raises(ValueError, match='of another config'):
+    hold_and_fail(folder, 'result.json')
+  assert workdir.names_in(folder) == {*(before or ()), 'lock', 'result.json'}
+
+
 @pytest.mark.parametrize('make', [os.symlink, os.link])
 def test_a_lock_that_is_a_link_overwrites_nothing(make, tmp_path):
   precious = tmp_path / 'precious'

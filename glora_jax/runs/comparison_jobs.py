@@ -10,7 +10,7 @@ import functools
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import ml_collections
@@ -25,7 +25,7 @@ from glora_jax.runs.runners import Job, Runner
 from glora_jax.runs.stages.many_starts import Trial
 from glora_jax.runs.stages.methods import train_method
 from glora_jax.runs.stages.tuning import choose_rate, seeds_of
-from glora_jax.runs.workdir import abandon, changes_of, claim, claim_workdir, names_in
+from glora_jax.runs.workdir import changes_of, claim, claim_workdir
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +55,7 @@ def train_methods(
   """
   settings = check_config(config)
   require_apart(settings.task, workdir)
-  before = names_in(workdir)
-  with claim(workdir), _left_where_nothing_is_added(workdir, before):
+  with claim(workdir):
     changes_of(config, workdir)
     do_alone(runner, functools.partial(_check, config, workdir), workdir, stop)
     claim_workdir(config, workdir)
@@ -73,16 +72,6 @@ def do_alone(runner: Runner, job: Job, workdir: str, stop: Callable[[], bool]) -
   with contextlib.closing(runner.outcomes({'comparison': job}, workdir, stop)) as outcomes:
     [(_, outcome)] = outcomes
   return outcome()
-
-
-@contextlib.contextmanager
-def _left_where_nothing_is_added(workdir: str, before: set[str] | None) -> Iterator[None]:
-  """Leaves a workdir as it was where the block fails before anything is in it."""
-  try:
-    yield
-  except BaseException:
-    abandon(workdir, before)
-    raise
 
 
 def _check(config: ml_collections.ConfigDict, workdir: str, stop: Callable[[], bool]) -> None:

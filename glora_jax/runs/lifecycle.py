@@ -83,7 +83,6 @@ def carry_out(
   if not is_finished:
     require_apart(settings.task, workdir)
   alone = meshes.primary() and not is_finished
-  before = names_in(workdir)
   with claim(workdir) if alone else contextlib.nullcontext():
     changes = changes_of(config, workdir)
     if os.path.exists(path):
@@ -91,7 +90,7 @@ def carry_out(
       for change in changes:
         log.info('%s, which no stage has used.', change)
       return _with_provenance(read_record(path, 'result', shape), workdir)
-    run = _prepare_or_undo(settings, workdir, stop, before, changes)
+    run = _prepare_or_undo(settings, workdir, stop, changes)
     if meshes.primary():
       claim_workdir(config, workdir)
       provenance_record.note(workdir)
@@ -128,30 +127,25 @@ def rehearse(config: ml_collections.ConfigDict, workdir: str) -> Run:
     ValueError, OSError: what the run would stumble over, as far as it can be known before.
   """
   changes = changes_of(config, workdir)
-  return _prepare_or_undo(check_config(config), workdir, never, names_in(workdir), changes)
+  return _prepare_or_undo(check_config(config), workdir, never, changes)
 
 
 def _prepare_or_undo(
   settings: RunSettings,
   workdir: str,
   stop: Callable[[], bool],
-  before: set[str] | None,
   changes: tuple[Change, ...],
 ) -> Run:
   """A run whose stages can begin; where they cannot, its workdir is left as it was before."""
-  with _undone_where_it_fails(workdir, before):
+  with _undone_where_it_fails(workdir):
     _forget(workdir, changes)
     return prepare(settings, workdir, stop, early_checks.check_stages)
 
 
 @contextlib.contextmanager
-def _undone_where_it_fails(workdir: str, before: set[str] | None) -> Iterator[None]:
-  """Leaves a workdir as it was before, where preparing fails.
-
-  Args:
-    workdir: folder of the run.
-    before: the names in it before it was held; None where it was made.
-  """
+def _undone_where_it_fails(workdir: str) -> Iterator[None]:
+  """Leaves a workdir as it was before, where preparing fails."""
+  before = names_in(workdir)
   paths = [os.path.join(workdir, name) for name in PREPARED]
   contents = {path: _read_bytes(path) for path in paths}
   try:

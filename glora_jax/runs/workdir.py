@@ -224,7 +224,8 @@ def claim(folder: Path, tasks: Sequence[str] = ()) -> Iterator[None]:
   """Holds a folder for this process alone, and makes it where it is missing.
 
   The system lets go of it when the process ends, however it ends. What `whole` could not move into
-  place in it, since its process was killed, is removed.
+  place in it, since its process was killed, is removed. Where the block raises before anything is
+  in the folder, it is left as it was.
 
   Args:
     folder: path of the folder.
@@ -240,6 +241,7 @@ def claim(folder: Path, tasks: Sequence[str] = ()) -> Iterator[None]:
     require_printable('The path of the workdir', [name])
   if os.path.lexists(folder) and not os.path.isdir(folder):
     raise ValueError(f'{printable(folder)} is no folder; choose another --workdir.')
+  before = names_in(folder)
   with writing(folder):
     os.makedirs(folder, exist_ok=True)
   _refuse_links(folder, tasks)
@@ -252,7 +254,11 @@ def claim(folder: Path, tasks: Sequence[str] = ()) -> Iterator[None]:
       file.write(_HOLDER + f'{os.getpid()} on {socket.gethostname()}\n'.encode())
       file.flush()
       _remove_partial_files(folder)
-    yield
+    try:
+      yield
+    except BaseException:
+      abandon(folder, before)
+      raise
 
 
 def _open_lock(path: str) -> BinaryIO:

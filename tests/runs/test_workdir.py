@@ -1,6 +1,7 @@
 """A workdir belongs to one config; an older config's missing fields mean what they meant then."""
 
 import logging
+import os
 import shutil
 from collections.abc import Mapping
 
@@ -8,7 +9,7 @@ import pytest
 import tiny_runs
 
 from glora_jax.files import read_json, write_json
-from glora_jax.runs import schema, used_fields
+from glora_jax.runs import experiment, schema, used_fields
 from glora_jax.runs.config import RunSettings, check_config, default_config
 from glora_jax.runs.workdir import claim, claim_workdir, read_config
 
@@ -157,6 +158,15 @@ def test_what_stages_left_belongs_to_nobody_without_its_config(trace, stage, tmp
   ):
     claim_workdir(default_config(), str(tmp_path))
   assert not (tmp_path / 'config.json').exists()
+
+
+def test_a_refused_config_leaves_no_lock(tmp_path):
+  claim_workdir(changed(), str(tmp_path))
+  leave(tmp_path, ('supernet/50/',))
+  before = set(os.listdir(tmp_path))
+  with pytest.raises(ValueError, match='belongs to another config: seed was 42'):
+    experiment.run(changed(seed=7), str(tmp_path))
+  assert set(os.listdir(tmp_path)) == before
 
 
 def test_what_to_remove_for_a_stage_to_begin_anew_is_said(tmp_path):
