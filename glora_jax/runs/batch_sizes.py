@@ -43,7 +43,8 @@ def used_recipes(settings: RunSettings) -> tuple[UsedRecipe, ...]:
     return (UsedRecipe('training', (train,)),)
   searches = not compares or SEARCH in settings.compare.methods
   recipes = [UsedRecipe('supernet', (train,), settings.sampling.paths if searches else 1)]
-  if searches and settings.protocol == 'honest' and settings.finetune.epochs:
+  # A comparison finetunes for no epoch, too, where a run leaves the stage out.
+  if searches and settings.protocol == 'honest' and (compares or settings.finetune.epochs):
     recipes.append(UsedRecipe('finetune', tuple(dict.fromkeys(('train', settings.finetune.on)))))
   return tuple(recipes)
 

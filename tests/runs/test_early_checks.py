@@ -85,6 +85,7 @@ def test_recipes_that_a_job_does_not_use_are_not_asked():
     'both': settings(finetune=on_both),
     'given': settings(structure='lora'),
     'compare': settings(job='compare', compare=compare),
+    'compared search': settings(job='compare', finetune=none),
   }
   found = {name: used_recipes(given) for name, given in names.items()}
   assert found == {
@@ -94,6 +95,7 @@ def test_recipes_that_a_job_does_not_use_are_not_asked():
     'both': (('supernet', ('train',), 1), ('finetune', ('train', 'train+val'), 1)),
     'given': (('training', ('train',), 1),),
     'compare': (('supernet', ('train',), 1),),
+    'compared search': (('supernet', ('train',), 1), ('finetune', ('train',), 1)),
   }
 
 
