@@ -216,6 +216,9 @@ def warm_head(  # noqa: PLR0913
   if mesh is None and not isinstance(images, ImageStream):
     images, labels = resident.hold(None, (images, labels))  # or every batch would bring all of them
   check_callable(preprocess, 'preprocess')
+  if mesh is not None:
+    meshes.require_mesh(mesh)
+    meshes.require_divisible(mesh, recipe.batch_size // recipe.accumulate)
   per_epoch = recipe.steps_per_epoch(len(labels))
   shape = step_shape(images, recipe)
   head = HeadAlone.find(adapted, variables, preprocess, shape, **apply_kwargs)

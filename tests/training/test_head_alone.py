@@ -179,6 +179,14 @@ def test_too_few_images_are_refused_before_anything_is_computed(monkeypatch):
     warmed(*of_linen(), recipe=dataclasses.replace(RECIPE, batch_size=25))
 
 
+def test_a_batch_that_cannot_be_dealt_is_refused_before_anything_is_computed(monkeypatch):
+  monkeypatch.setattr(head_alone, 'halve', None)
+  devices = np.array(jax.devices()[:1] * 4)
+  mesh = jax.sharding.Mesh(devices, ('data',), axis_types=(jax.sharding.AxisType.Auto,))
+  with pytest.raises(ValueError, match='A batch of 10 images cannot be dealt to 4 devices; make'):
+    warmed(*of_linen(), mesh=mesh)
+
+
 @pytest.mark.parametrize(
   'wrong, sentence',
   [
@@ -187,6 +195,7 @@ def test_too_few_images_are_refused_before_anything_is_computed(monkeypatch):
     ({'variables': {}}, "The variables have no 'params'"),
     ({'recipe': None}, 'recipe=None is no Recipe; give one'),
     ({'preprocess': None}, 'preprocess=None is no function; give one'),
+    ({'mesh': 4}, r'mesh=4 must be a jax\.sharding\.Mesh'),
     ({'images': 'x'}, "The images are 'x'; they must be an array of numbers"),
     ({'labels': None}, 'The labels are None; they must be an array of numbers'),
     ({'labels': np.arange(32) % 3}, r'\[24, 8\] and the labels \[32\]; there must be one label'),
