@@ -85,7 +85,7 @@ def accuracy_plot(result: Mapping[str, Any]) -> DotPlot:
 
 def _ends(row: Mapping[str, Any]) -> tuple[float, float]:
   """A standard deviation below and above the mean test accuracy, in percent."""
-  mean, deviation = 100 * row['test_accuracy'], 100 * row['test_accuracy_spread']
+  mean, deviation = 100 * row['test_accuracy'], 100 * (row['test_accuracy_spread'] or 0.0)
   return max(0.0, mean - deviation), min(100.0, mean + deviation)
 
 

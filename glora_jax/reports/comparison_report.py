@@ -107,7 +107,7 @@ def rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
 
   Returns:
     Flat dictionaries: 'method', 'title', 'rate', and of every number that the runs have its mean
-    over the seeds under its name and its standard deviation under `{name}_spread`.
+    over the seeds under its name and its standard deviation under `{name}_spread`, None of one.
   """
   found = []
   for name, runs in result['methods'].items():
@@ -116,7 +116,8 @@ def rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     label = title(name, result.get('labels', {}))
     row = {'method': name, 'title': label, 'rate': result['rate'][method]}
     for field in runs[0]:
-      row[field], row[f'{field}_spread'] = spread([run[field] for run in runs])
+      row[field], deviation = spread([run[field] for run in runs])
+      row[f'{field}_spread'] = deviation if len(runs) > 1 else None
     found.append(row)
   return sorted(found, key=lambda row: row['params'])
 
@@ -244,7 +245,7 @@ def _draw_row(axis: Axes, row: Mapping[str, Any]) -> None:
   point = row['params'], 100 * row['test_accuracy']
   axis.errorbar(
     *point,
-    100 * row['test_accuracy_spread'],
+    100 * (row['test_accuracy_spread'] or 0.0),
     fmt='*' if chosen else 'o',
     markersize=13 if chosen else 6,
     color=color,

@@ -98,12 +98,17 @@ def test_the_table_shows_means_and_spreads_in_the_order_of_parameters(result):
   ]
 
 
-def test_a_single_seed_has_no_spread(result):
+def test_a_single_seed_has_no_spread(result, tmp_path):
   result['seeds'] = [0]
   result['methods'] = {name: found[:1] for name, found in result['methods'].items()}
   report = comparison_report.report(result)
   assert '±' not in report
   assert 'Seed 0. The list' in report
+  comparison_report.write(str(tmp_path), result)
+  with open(tmp_path / 'table.csv') as file:
+    rows = list(csv.DictReader(file))
+  assert {row['test_accuracy_spread'] for row in rows} == {''}
+  assert [float(row['test_accuracy']) for row in rows] == [0.80, 0.91, 0.90, 0.95]
 
 
 def test_everything_that_was_measured_is_written(result, tmp_path, figures):
