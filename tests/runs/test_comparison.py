@@ -47,6 +47,22 @@ def copy(compared, tmp_path):
   return tmp_path / 'copy'
 
 
+def test_fields_that_a_comparison_does_not_read_are_named(caplog):
+  config = default_config()
+  config.job = 'compare'
+  comparison.warn_of_unread(config)
+  assert not caplog.text
+  config.finetune.learning_rate = 0.5
+  config.watch.tensorboard = True
+  comparison.warn_of_unread(config)
+  assert [record.getMessage() for record in caplog.records] == [
+    'finetune.learning_rate=0.5 does nothing in a comparison: a searched subnet is finetuned at '
+    "half of the search's rate.",
+    'watch.tensorboard=True does nothing in a comparison: what is trained side by side leaves no '
+    'metrics.',
+  ]
+
+
 def without_seconds(result):
   methods = {
     name: [{field: value for field, value in row.items() if field != 'seconds'} for row in rows]
