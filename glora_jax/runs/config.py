@@ -211,6 +211,14 @@ def relations(settings: RunSettings) -> tuple[Relation, ...]:
       'must be fewer.',
     ),
     Relation(
+      alone
+      or SEARCH not in settings.compare.methods
+      or settings.supernet.warmup_epochs <= epochs - own_epochs,
+      f'supernet.warmup_epochs={settings.supernet.warmup_epochs} is more than the '
+      f'{epochs - own_epochs} epochs that finetune.epochs={own_epochs} leave to the supernet in a '
+      'comparison; lower one of the two.',
+    ),
+    Relation(
       alone or settings.seed + TUNING_SEED + settings.compare.seeds <= MOST_SEED,
       f'seed={settings.seed} leaves no room for the {settings.compare.seeds} seeds of a '
       'comparison; lower it.',

@@ -152,6 +152,16 @@ def test_every_field_of_0_1_0_has_its_name_still():
     ({'compare.rate.lora': float('nan')}, 'compare.rate.lora=nan must be a finite number'),
     ({'compare.seeds': 1001}, 'compare.seeds=1001 must be at least 1 and at most 1000'),
     ({'job': 'compare', 'supernet.epochs': 500, 'seed': 2**32 - 1}, 'leaves no room for the 5'),
+    (
+      {
+        'job': 'compare',
+        'supernet.epochs': 10,
+        'supernet.warmup_epochs': 8,
+        'finetune.epochs': 5,
+        'finetune.warmup_epochs': 0,
+      },
+      r'supernet\.warmup_epochs=8 is more than the 5 epochs that finetune\.epochs=5 leave to the',
+    ),
     ({'space.ranks': (0,)}, r'space.ranks\[0\]=0 must be at least 1'),
     ({'model.image_size': 99995}, 'model.image_size=99995 must be at least 1 and at most 4096'),
     ({'distributed.process_id': -1}, 'distributed.process_id=-1 must be at least 0'),
