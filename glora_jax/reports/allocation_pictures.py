@@ -40,7 +40,7 @@ def draw_allocation(path: str, allocation: Allocation) -> None:
     height_ratios=[1, 1.6],
   )
   _draw_structure(bars, units, len(layers), allocation.count_params())
-  total = max(allocation.curve.values[-1], np.finfo(np.float32).tiny)
+  total = max(allocation.curve.values[-1], float(np.finfo(np.float32).tiny))
   _draw_values(grid, units, lines, layers, 100_000 / total)
   _draw_curve(curve, allocation)
   save(figure, path)

@@ -137,7 +137,7 @@ class ValueCurve(NamedTuple):
 def value_curve(allocation: Allocation) -> ValueCurve:
   """Value by budget of a structure that was read off a gradient."""
   params, values, knee = allocation.curve
-  total = max(values[-1], np.finfo(np.float32).tiny)
+  total = max(values[-1], float(np.finfo(np.float32).tiny))
   return ValueCurve(params, 100 / total * values, knee)
 
 

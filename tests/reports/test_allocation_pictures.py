@@ -1,15 +1,17 @@
 """The picture of an allocation shows its units, its structure and its curve."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from matplotlib import colors
 
 from glora_jax.method.genomes import count_params
 from glora_jax.method.space import Layer, SearchSpace, Spec
-from glora_jax.reports import allocation_pictures, drawing
+from glora_jax.reports import allocation_pictures, curves, drawing
 from glora_jax.search.allocated import Allocation
 from glora_jax.search.allocation import Values
-from glora_jax.search.choice import choose, trace_curve
+from glora_jax.search.choice import Curve, choose, trace_curve
 from glora_jax.search.forecast import Forecast
 
 SPACE = SearchSpace(
@@ -56,3 +58,13 @@ def test_values_purchases_and_curve_are_those_of_the_allocation(tmp_path, figure
   np.testing.assert_array_equal(line.get_xdata(), chosen.curve.params)
   np.testing.assert_allclose(line.get_ydata(), 100 * chosen.curve.values / chosen.curve.values[-1])
   assert [text.get_text() for text in curve.get_legend().get_texts()][1] == 'budget, 24'
+
+
+def test_values_that_are_worth_nothing_are_drawn_as_zero(tmp_path, figures):
+  nothing = Curve(np.zeros(1, np.int64), np.zeros(1), 0)
+  worthless = Values(*(-part for part in allocation().values))
+  chosen = dataclasses.replace(allocation(), values=worthless, curve=nothing)
+  assert curves.value_curve(chosen).percent.tolist() == [0]
+  allocation_pictures.draw_allocation(str(tmp_path / 'allocation.png'), chosen)
+  (image,) = figures[0].axes[2].images
+  assert set(image.get_array().compressed()) == {0}
