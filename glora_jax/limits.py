@@ -110,6 +110,8 @@ class Domain:
   def check(self, value: Any, name: str) -> Any:
     """The value as the setting takes it: a sequence is a tuple then, a mapping a dictionary.
 
+    Numbers of NumPy become Python's, which can be written into a file.
+
     Args:
       value: any value.
       name: what the sentence calls the setting.
@@ -123,7 +125,7 @@ class Domain:
     origin, arguments = typing.get_origin(self.kind), typing.get_args(self.kind)
     if origin is None:
       self._check_scalar(value, self.kind, name)
-      return value
+      return _as_python(value)
     if issubclass(origin, Mapping):
       return self._check_mapping(value, arguments[1], name)
     return self._check_sequence(value, arguments, name)
@@ -194,7 +196,7 @@ class Domain:
         raise ValueError(f'{name}: the name {shown(key)} must be a text without a dot.')
       if item is not None or not optional:
         self._check_scalar(item, kind, f'{name}.{key}')
-    return dict(value)
+    return {key: _as_python(item) for key, item in value.items()}
 
   def _check_sequence(self, value: Any, kinds: tuple, name: str) -> tuple:
     length = None if len(kinds) == 1 or kinds[1] is ... else len(kinds)
@@ -204,7 +206,7 @@ class Domain:
       raise ValueError(f'{name}={tuple(value)} must not be empty: {self.meaning}.')
     for index, item in enumerate(value):
       self._check_scalar(item, kinds[0], f'{name}[{index}]')
-    return tuple(value)
+    return tuple(map(_as_python, value))
 
 
 def check_fields(settings: Any, ranges: Mapping[str, Limits]) -> None:
@@ -384,3 +386,8 @@ def _is_a(value: Any, kind: type) -> bool:
   """Whether a value has a type, where whole numbers are numbers, and True is no number."""
   abstract = {int: numbers.Integral, float: numbers.Real}.get(kind, kind)
   return isinstance(value, abstract) and isinstance(value, bool) == (kind is bool)
+
+
+def _as_python(value: Any) -> Any:
+  """A value without the type that NumPy gives to its scalars."""
+  return value.item() if hasattr(value, 'item') else value

@@ -20,6 +20,7 @@ except ImportError:  # Windows has no such locks
 
 import flax
 import ml_collections
+import numpy as np
 
 from glora_jax import partial
 from glora_jax.data.catalog import canonical
@@ -124,7 +125,7 @@ def changes_of(
         'it back, or choose another --workdir.'
       )
     return ()
-  old, new = _meaning(_read(path)), _meaning(json.loads(config.to_json()))
+  old, new = _meaning(_read(path)), _meaning(_as_json(config))
   changes = tuple(
     Change(name, old.get(name), new.get(name))
     for name in sorted(old.keys() | new.keys())
@@ -179,7 +180,7 @@ def claim_workdir(
   path = os.path.join(workdir, 'config.json')
   if not primary() or (os.path.exists(path) and not changes):
     return
-  write_json(path, _with_whole_path(json.loads(config.to_json())), 'config')
+  write_json(path, _with_whole_path(_as_json(config)), 'config')
   for change in changes:
     log.info('%s, which no stage has used yet.', change)
 
@@ -203,6 +204,18 @@ def read_config(workdir: Path) -> ml_collections.ConfigDict:
 
 def _read(path: str) -> dict[str, Any]:
   return read_record(path, 'config', dict[str, Any], _REMEDY)
+
+
+class _Encoder(ml_collections.config_dict.CustomJSONEncoder):
+  """Writes numbers of NumPy, which `limits` takes, as Python's."""
+
+  def default(self, obj: Any) -> Any:
+    return obj.item() if isinstance(obj, np.generic) else super().default(obj)
+
+
+def _as_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """A config's values as its file has them."""
+  return json.loads(config.to_json(_Encoder))
 
 
 def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:

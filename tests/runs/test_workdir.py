@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Mapping
 
+import numpy as np
 import pytest
 import tiny_runs
 
@@ -158,6 +159,16 @@ def test_what_stages_left_belongs_to_nobody_without_its_config(trace, stage, tmp
   ):
     claim_workdir(default_config(), str(tmp_path))
   assert not (tmp_path / 'config.json').exists()
+
+
+def test_numbers_of_numpy_are_those_of_the_config_file(tmp_path):
+  config = changed(space__ranks=tuple(2 ** np.arange(3)), compare__rates=(np.float32(0.5),))
+  claim_workdir(config, str(tmp_path))
+  claim_workdir(changed(space__ranks=(1, 2, 4), compare__rates=(0.5,)), str(tmp_path))
+  settings = check_config(config)
+  assert settings == check_config(read_config(tmp_path))
+  assert {type(rank) for rank in settings.space.ranks} == {int}
+  assert {type(rate) for rate in settings.compare.rates} == {float}
 
 
 def test_a_refused_config_leaves_no_lock(tmp_path):
