@@ -87,7 +87,8 @@ def run(
     ValueError, OSError: a wrong field, file or workdir, or one in use; the sentence names it.
     Stopped: `stop` asked for it.
   """
-  check_config(config)
+  if (job := check_config(config).job) != 'compare':
+    raise ValueError(f"job={job!r} is no comparison; give job='compare', or call experiment.run.")
   is_finished = os.path.exists(os.path.join(workdir, 'result.json'))
   if not is_finished:
     warn_of_unread(config)

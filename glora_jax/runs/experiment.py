@@ -20,6 +20,7 @@ from glora_jax.method.draws import check_budget
 from glora_jax.models import folder
 from glora_jax.reports import run_report
 from glora_jax.runs import structures
+from glora_jax.runs.config import check_config
 from glora_jax.runs.lifecycle import carry_out, never
 from glora_jax.runs.run import Candidate, Run, Stream
 from glora_jax.runs.sections import SEARCH
@@ -51,6 +52,8 @@ def run(
     NonFiniteLossError: training diverged; the last good state is in the workdir.
     Stopped: `stop` asked for it.
   """
+  if (job := check_config(config).job) != 'adapt':
+    raise ValueError(f"job={job!r} is no run; give job='adapt', or call comparison.run.")
   return carry_out(config, workdir, stop, _run_stages, Result)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from glora_jax.files import read_arrays, read_json
-from glora_jax.runs import comparison
+from glora_jax.runs import comparison, experiment
 from glora_jax.runs.config import check_config, default_config
 from glora_jax.runs.lifecycle import prepare
 from glora_jax.runs.workdir import Stopped
@@ -45,6 +45,21 @@ def copy(compared, tmp_path):
   workdir, _ = compared
   shutil.copytree(workdir, tmp_path / 'copy')
   return tmp_path / 'copy'
+
+
+@pytest.mark.parametrize(
+  'run, job, sentence',
+  [
+    (comparison.run, 'adapt', r"job='adapt' is no comparison; give job='compare', or call"),
+    (experiment.run, 'compare', r"job='compare' is no run; give job='adapt', or call"),
+  ],
+)
+def test_a_config_of_another_job_is_refused(run, job, sentence, backbone, tmp_path):
+  config = default_config()
+  config.job, config.model.weights = job, backbone
+  with pytest.raises(ValueError, match=sentence):
+    run(config, str(tmp_path / 'run'), lambda: True)
+  assert not (tmp_path / 'run').exists()
 
 
 def test_fields_that_a_comparison_does_not_read_are_named(caplog):
