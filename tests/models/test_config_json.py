@@ -35,7 +35,15 @@ def test_the_config_of_a_workdir_beside_a_file_says_nothing_of_it(timm):
 @pytest.mark.parametrize(
   'config, expected',
   [
-    ({'architecture': 'vit_so400m_patch14_siglip_gap_224'}, {'num_heads': 16}),
+    (
+      {'architecture': 'vit_so400m_patch14_siglip_gap_224'},
+      {'num_heads': 16, 'activation': 'gelu'},
+    ),
+    ({'architecture': 'vit_so400m_patch16_siglip_gap_256'}, {'activation': 'gelu_tanh'}),
+    (
+      {'architecture': 'vit_large_patch16_siglip_gap_512', 'model_args': {'num_heads': 4}},
+      {'activation': 'gelu_tanh'},
+    ),
     (
       {'architecture': 'vit_base_patch32_siglip_gap_256.v2_webli', 'model_args': {'num_heads': 2}},
       {'num_heads': 2, 'activation': 'gelu_tanh'},

@@ -28,6 +28,7 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 import glora_jax
 from glora_jax.data import image, normalization
 from glora_jax.models import weights
+from glora_jax.models.blocks import ACTIVATIONS
 from glora_jax.models.resize import resize_patch_embed, resize_pos_embed
 from glora_jax.models.vit import ViT
 from tests.peers import families
@@ -133,6 +134,18 @@ def test_a_folder_that_we_write_is_opened_by_the_library(name, format, tmp_path)
   np.testing.assert_allclose(
     families.logits(opened, IMAGES), model.apply({'params': params}, IMAGES), atol=1e-4
   )
+
+
+@pytest.mark.parametrize('name', timm.list_models(['vit_*siglip_gap*', 'vit_*quickgelu*']))
+def test_a_name_of_timms_tells_the_activation_of_its_model(name, tmp_path):
+  with torch.device('meta'):
+    activation = timm.create_model(name, depth=1).blocks[0].mlp.act
+  families.write(families.build('timm_vit'), tmp_path)
+  config = {'architecture': name, 'model_args': {'num_heads': 4}}
+  (tmp_path / 'config.json').write_text(json.dumps(config))
+  values = torch.linspace(-3, 3, 50)
+  ours = ACTIVATIONS[weights.load(tmp_path).model.activation]
+  np.testing.assert_allclose(ours(values.numpy()), activation(values), atol=1e-6)
 
 
 @pytest.mark.parametrize('activation', ['gelu_tanh', 'quick_gelu'])

@@ -34,9 +34,14 @@ CLIP_ARCHITECTURE = 'vit_base_patch16_clip_224'
 ARCHITECTURE = 'vit_base_patch16_224'
 
 # What names of architectures say, by pattern: the number of heads where it is not that of the
-# width, and the activation.
+# width, and the activation. timm's SigLIPs have the first version's, except where there is only a
+# second one.
 HEADS_BY_NAME = {r'so400m|giantopt|gopt|vit_base_patch16_gap': 16, r'^test_vit$': 2}
-ACTIVATIONS_BY_NAME = {r'quickgelu': 'quick_gelu', r'siglip.*v2|siglip2': 'gelu_tanh'}
+ACTIVATIONS_BY_NAME = {
+  r'quickgelu': 'quick_gelu',
+  r'(base_patch32|so400m_patch16|giantopt_patch16)_siglip': 'gelu_tanh',
+  r'large_patch16_siglip_(gap_)?512': 'gelu_tanh',
+}
 
 POOLS = {'avg': 'gap', 'token': 'token'}  # timm's names, and ours
 
