@@ -126,8 +126,17 @@ def _load_foreign(
     or normalization
     or _assume_normalization(tensors.path, tensors.container, model),
   }
-  if len(hints.get('classes', ())) == model.num_classes > 0:
-    metadata['classes'] = list(hints['classes'])
+  classes = list(hints.get('classes', ()))
+  if len(classes) == model.num_classes > 0:
+    metadata['classes'] = classes
+  elif classes and model.num_classes:
+    log.warning(
+      '%s: the config.json beside it names %d classes, and its head has %d outputs; the names are '
+      'left aside.',
+      tensors.path,
+      len(classes),
+      model.num_classes,
+    )
   if 'resize' in hints:
     metadata['resize'] = hints['resize']
   metadata['source'] = Origin(

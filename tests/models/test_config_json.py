@@ -116,6 +116,27 @@ def test_classes_that_have_no_numbers_are_named(tmp_path):
     weights.load(folder)
 
 
+def with_config(tmp_path, **fields):
+  """A folder with a ViT of Hugging Face's whose config says something else."""
+  folder = shutil.copytree(FIXTURES / 'hf_vit', tmp_path / 'hf_vit')
+  file = folder / 'config.json'
+  file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+  return folder
+
+
+def test_names_of_more_or_fewer_classes_than_there_are_are_left_aside_with_a_word(tmp_path, caplog):
+  folder = with_config(tmp_path, id2label={'0': 'cat', '1': 'dog'})
+  *_, metadata = weights.load(folder)
+  assert 'classes' not in metadata
+  assert 'names 2 classes, and its head has 5 outputs; the names are left aside' in caplog.text
+
+
+def test_names_of_classes_that_are_not_numbered_from_0_on_are_refused(tmp_path):
+  folder = with_config(tmp_path, id2label={str(number): 'cat' for number in range(1, 6)})
+  with pytest.raises(ValueError, match='id2label has the keys 1, 2, 3, 4, 5; they must'):
+    weights.load(folder)
+
+
 def test_a_pipe_in_place_of_a_config_is_not_waited_for(timm):
   timm.config.unlink(missing_ok=True)
   os.mkfifo(timm.config)

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from glora_jax.data.image import CROP
 from glora_jax.data.normalization import statistics
-from glora_jax.limits import shown
+from glora_jax.limits import listed, shown
 from glora_jax.models.formats.common import HEADS, depth, patch_side
 from glora_jax.models.formats.format import Flat, Format, Reading, Shapes, Variant
 from glora_jax.models.formats.rules import (
@@ -192,7 +192,13 @@ class HuggingFace(Format[Variant]):
           f"id2label has the key {shown(odd[0])}; its keys must be the numbers of classes, '0' for "
           'instance.'
         )
-      hints['classes'] = [labels[number] for number in sorted(labels, key=int)]
+      numbers = sorted(labels, key=int)
+      if [int(number) for number in numbers] != list(range(len(numbers))):
+        raise ValueError(
+          f'id2label has the keys {listed(numbers)}; they must be the numbers of all classes, from '
+          '0 on.'
+        )
+      hints['classes'] = [labels[number] for number in numbers]
     preprocessor = read_json(os.path.join(folder, PREPROCESSOR)) or {}
     if preprocessor.get('do_normalize') is False:
       hints['normalization'] = 'unit'
