@@ -137,6 +137,13 @@ def test_names_of_classes_that_are_not_numbered_from_0_on_are_refused(tmp_path):
     weights.load(folder)
 
 
+@pytest.mark.parametrize('model_type', ['vit_msn', 'vit_mae'])
+def test_configs_of_other_pretrainings_of_the_same_model_are_believed(model_type, tmp_path):
+  folder = with_config(tmp_path, model_type=model_type, layer_norm_eps=1e-3, num_attention_heads=2)
+  model, *_ = weights.load(folder)
+  assert (model.norm_eps, model.num_heads) == (1e-3, 2)
+
+
 def test_a_pipe_in_place_of_a_config_is_not_waited_for(timm):
   timm.config.unlink(missing_ok=True)
   os.mkfifo(timm.config)

@@ -53,6 +53,19 @@ def test_our_model_from_their_file_gives_their_logits(peer):
   )
 
 
+@pytest.mark.parametrize('name', ['ViTMSN', 'ViTMAE'])
+def test_other_pretrainings_of_the_same_model_give_their_features(name, tmp_path):
+  config = getattr(transformers, f'{name}Config')(**families.HF_SHAPE, layer_norm_eps=1e-2)
+  config.mask_ratio = 0.0  # MAE's, which leaves patches out
+  torch.manual_seed(0)
+  theirs = getattr(transformers, f'{name}Model')(config).eval()
+  theirs.save_pretrained(tmp_path)
+  with torch.no_grad():
+    expected = theirs(torch.tensor(IMAGES).permute(0, 3, 1, 2)).last_hidden_state[:, 0]
+  model, params, _ = weights.load(tmp_path)
+  np.testing.assert_allclose(model.apply({'params': params}, IMAGES), expected, atol=1e-4)
+
+
 def test_at_another_resolution(peer):
   name, theirs, folder = peer
   if not name.startswith('hf_'):

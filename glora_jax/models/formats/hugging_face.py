@@ -37,6 +37,7 @@ ACTIVATIONS = {
   'gelu_pytorch_tanh': 'gelu_tanh',
   'quick_gelu': 'quick_gelu',
 }
+MODEL_TYPES = ('vit', 'vit_msn', 'vit_mae', 'dinov2')  # of which MSN's and MAE's are plain ViTs
 PREPROCESSOR = 'preprocessor_config.json'
 BICUBIC = 3  # as Pillow counts its filters
 ENCODER = 'encoder.layer.{}'  # path of a block; '{}' stands for its number
@@ -166,7 +167,7 @@ class HuggingFace(Format[Variant]):
 
   def read_config(self, config: Mapping[str, Any], folder: str) -> dict[str, Any]:
     """As `Format.read_config`; the normalization stands in a file of its own."""
-    if config.get('model_type') not in ('vit', 'dinov2'):
+    if config.get('model_type') not in MODEL_TYPES:
       return {}
     if config.get('use_swiglu_ffn'):
       raise ValueError(
