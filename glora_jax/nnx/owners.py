@@ -19,6 +19,7 @@ from glora_jax.nnx.adapter import Adapter, gathered, merged_bias, merged_kernel
 from glora_jax.nnx.linear import LINEAR_CALLS, is_thin, make_thin
 from glora_jax.nnx.places import Location, locations, put, variable_at, with_variables
 from glora_jax.nnx.variables import Head, merged_variable, without_role
+from glora_jax.tree import path_name
 
 PREFIX = 'glora_'  # of the attributes that lie beside an owner's parameters
 UNCOVERED = 'glora_uncovered'  # attribute of the whole model: the matrices that no row stands for
@@ -48,12 +49,24 @@ def is_owner(module: Any) -> bool:
 
 
 def check_plain(model: nnx.Module) -> None:
-  """Raises ValueError if a model, or a part of it, is attached."""
-  if any(is_owner(module) for _, module in nnx.iter_graph(model)):
-    raise ValueError(
-      f'This {type(model).__name__} is attached already; attach to what it was made from, or to '
-      'what glora_jax.nnx.fold makes of it.'
-    )
+  """Raises ValueError if a part of a model is attached, or changes whenever it is read."""
+  for path, node in nnx.iter_graph(model):
+    if is_owner(node):
+      raise ValueError(
+        f'This {type(model).__name__} is attached already; attach to what it was made from, or to '
+        'what glora_jax.nnx.fold makes of it.'
+      )
+    if isinstance(node, (nnx.Param, nnx.BatchStat)) and _changes_when_read(node):
+      raise ValueError(
+        f'{path_name(path)} has a get_value or an on_get_value hook of its own, and is read and '
+        'put back here; do what these do where the model uses it.'
+      )
+
+
+def _changes_when_read(variable: nnx.Variable) -> bool:
+  """Whether what is read of a variable is something else than what was put there."""
+  is_own = type(variable).get_value is not nnx.Variable.get_value
+  return is_own or variable.has_metadata('on_get_value')
 
 
 def parts_of(owner: nnx.Pytree) -> tuple[Part, ...]:

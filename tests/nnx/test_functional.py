@@ -115,6 +115,23 @@ def test_the_log_says_which_state_stands_still(caplog):
   assert 'state' not in caplog.text
 
 
+class Halved(nnx.Param):
+  def get_value(self, **kwargs):
+    return super().get_value(**kwargs) / 2
+
+
+@pytest.mark.filterwarnings('ignore:Variable hooks are deprecated')
+def test_a_parameter_that_changes_when_it_is_read_is_refused():
+  hooked, own = (nnx.Sequential(nnx.Linear(6, 4, rngs=nnx.Rngs(0))) for _ in range(2))
+  kernel = own.layers[0].kernel[...]
+  hooked.layers[0].kernel = nnx.Param(kernel, on_get_value=lambda variable, value: value / 2)
+  own.layers[0].kernel = Halved(kernel)
+  for call in (glora_jax.nnx.attach, glora_nnx.adapt):
+    for model in (hooked, own):
+      with pytest.raises(ValueError, match='layers/0/kernel has a get_value or an on_get_value'):
+        call(model, jnp.ones((2, 6)))
+
+
 def test_what_is_of_another_model_is_refused():
   model = nnx.Linear(6, 4, rngs=nnx.Rngs(0))
   with pytest.raises(ValueError, match=r'The new kernel is \(4, 6\) and should be \(6, 4\)'):
