@@ -124,8 +124,8 @@ def _answer(classifier: Classifier, images: Sequence[str], given: argparse.Names
       if given.json:
         print(json.dumps({'image': path, **best[0], 'classes': best}))
       else:
-        answers = ', '.join('{class} ({probability:.1%})'.format(**row) for row in best)
-        print(f'{printable(path)}: {answers}')
+        answers = ', '.join(f'{row["class"]} ({row["probability"]:.1%})' for row in best)
+        print(printable(f'{path}: {answers}'))
   return unreadable
 
 

@@ -145,6 +145,14 @@ def test_lines_for_people_have_the_most_probable_classes_first(problem, photos, 
   assert lines == [f'{photos}/b.png: {likeliest}, {next_one}']
 
 
+def test_names_of_classes_break_no_line_and_command_no_terminal(problem, photos, tmp_path, capsys):
+  path = save(tmp_path / 'folded', problem, classes=['a\nb', '\x1b[2J', 'c'])
+  _, lines, _ = run(capsys, '--model', path, photos / 'b.png')
+  assert len(lines) == 1
+  assert lines[0].isprintable()
+  assert r'a\nb (' in lines[0]
+
+
 def test_an_unreadable_image_is_named_and_the_others_are_answered(photos, folded, tmp_path, capsys):
   broken = tmp_path / 'broken.png'
   broken.write_bytes((photos / 'b.png').read_bytes()[:60])
