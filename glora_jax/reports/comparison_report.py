@@ -306,12 +306,15 @@ def report(result: Mapping[str, Any]) -> str:
 
 
 def tell_best(result: Mapping[str, Any]) -> str:
-  """The row of the highest test accuracy, in a sentence."""
+  """The row of the highest test accuracy, in a sentence; the smallest of several."""
   compared = rows(result)
   best = max(compared, key=lambda row: row['test_accuracy'])
+  as_good = sum(row['test_accuracy'] == best['test_accuracy'] for row in compared)
+  others = f', as are {as_good - 1} others' if as_good > 2 else ', as is one other'
   accuracy = percent_of(best, 'test_accuracy', with_spread=len(result['seeds']) > 1)
   return (
-    f'Of {len(compared)} rows, {plain(best["title"])} is the most accurate: {accuracy}% of the '
+    f'Of {len(compared)} rows, {plain(best["title"])} is the most accurate'
+    f'{others if as_good > 1 else ""}: {accuracy}% of the '
     f'test images right with {best["params"]:,.0f} trained parameters.'
   )
 

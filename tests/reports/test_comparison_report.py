@@ -45,6 +45,15 @@ def test_the_verdict_is_the_paired_difference_to_the_best_within_the_budget(resu
   )
 
 
+def test_the_most_accurate_row_is_the_smallest_of_those_that_are_as_accurate(result):
+  assert 'all of GLoRA is the most accurate: 95.0 ± 0.0%' in comparison_report.tell_best(result)
+  result['methods']['lora'] = runs(180, 0.95, 0.95)
+  assert 'LoRA is the most accurate, as is one other: 95.0' in comparison_report.tell_best(result)
+  result['methods']['linear'] = runs(0, 0.95, 0.95)
+  told = comparison_report.tell_best(result)
+  assert 'linear probe is the most accurate, as are 2 others: 95.0' in told
+
+
 def test_the_epochs_of_a_gradient_are_those_that_its_rows_spared(result):
   result['methods']['gradient-60'] = runs(40, 0.95, 0.95)
   result['rate']['gradient'] = 1e-3
