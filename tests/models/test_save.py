@@ -58,6 +58,16 @@ def test_hugging_faces_processor_crops_as_the_model_saw_images(tmp_path, format)
   assert weights.load(tmp_path).metadata['resize'] == 'crop'
 
 
+@pytest.mark.parametrize('rule', ['crop', 'squash'])
+def test_timms_config_crops_as_the_model_saw_images(tmp_path, rule):
+  model = OURS.clone(layer_scale=None, class_token=False)
+  weights.save(tmp_path, model, params_of(model), {'image_size': 16, 'resize': rule}, 'timm')
+  config = json.loads((tmp_path / 'config.json').read_text())
+  del config['glora_jax']
+  (tmp_path / 'config.json').write_text(json.dumps(config))
+  assert (weights.load(tmp_path).metadata.get('resize') == 'crop') == (rule == 'crop')
+
+
 def test_an_older_checkpoint_in_the_folder_is_not_left_to_be_read(tmp_path):
   model = OURS.clone(layer_scale=None, class_token=False)
   params = params_of(model)

@@ -147,6 +147,8 @@ class Timm(Format[TimmVariant]):
       hints['image_size'] = shortest(height, width)
     if 'mean' in pretrained:
       hints['normalization'] = normalization_of(pretrained['mean'], pretrained['std'])
+    if pretrained.get('crop_pct') == CROP and pretrained.get('crop_mode', 'center') == 'center':
+      hints['resize'] = 'crop'
     return hints
 
   def side_files(
