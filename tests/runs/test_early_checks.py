@@ -18,7 +18,7 @@ from tiny_runs import changed
 from glora_jax.data import pipeline
 from glora_jax.files import read_json, write_json
 from glora_jax.models import weights
-from glora_jax.runs import disk_room, early_checks, experiment, lifecycle
+from glora_jax.runs import comparison, disk_room, early_checks, experiment, lifecycle
 from glora_jax.runs.backbone import load_backbone
 from glora_jax.runs.batch_sizes import fit_batches, used_recipes
 from glora_jax.runs.config import RunSettings, check_config
@@ -139,8 +139,10 @@ def test_recipes_that_a_job_does_not_use_are_not_asked():
   ],
 )
 def test_a_start_that_fails_leaves_no_workdir(fields, error, sentence, run_config, tmp_path):
+  config = changed(run_config, **fields)
+  run = comparison.run if config.job == 'compare' else experiment.run
   with pytest.raises(error, match=sentence):
-    experiment.run(changed(run_config, **fields), str(tmp_path / 'run'))
+    run(config, str(tmp_path / 'run'))
   assert not os.listdir(tmp_path)
 
 
