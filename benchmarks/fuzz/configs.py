@@ -39,9 +39,9 @@ class Given:
     """What `ConfigDict.to_dict` returns."""
     return copy.deepcopy(self.values)
 
-  def to_json(self) -> str:
+  def to_json(self, json_encoder_cls: type[json.JSONEncoder] | None = None) -> str:
     """What `ConfigDict.to_json` returns."""
-    return json.dumps(self.values)
+    return json.dumps(self.values, cls=json_encoder_cls)
 
 
 def field_values(rng: random.Random, place: Place) -> Case:
