@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib import colors, ticker
 from matplotlib.axes import Axes
 
-from glora_jax.reports.curves import value_curve
+from glora_jax.reports.curves import total_value, value_curve
 from glora_jax.reports.drawing import outline_cells, palette, panels, save
 from glora_jax.search.allocated import Allocation, Unit
 
@@ -40,8 +40,7 @@ def draw_allocation(path: str, allocation: Allocation) -> None:
     height_ratios=[1, 1.6],
   )
   _draw_structure(bars, units, len(layers), allocation.count_params())
-  total = max(allocation.curve.values[-1], float(np.finfo(np.float32).tiny))
-  _draw_values(grid, units, lines, layers, 100_000 / total)
+  _draw_values(grid, units, lines, layers, 100_000 / total_value(allocation))
   _draw_curve(curve, allocation)
   save(figure, path)
 

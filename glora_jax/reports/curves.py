@@ -137,8 +137,12 @@ class ValueCurve(NamedTuple):
 def value_curve(allocation: Allocation) -> ValueCurve:
   """Value by budget of a structure that was read off a gradient."""
   params, values, knee = allocation.curve
-  total = max(values[-1], float(np.finfo(np.float32).tiny))
-  return ValueCurve(params, 100 / total * values, knee)
+  return ValueCurve(params, 100 / total_value(allocation) * values, knee)
+
+
+def total_value(allocation: Allocation) -> float:
+  """What all that is on offer is worth; where that is nothing, a number to divide by."""
+  return max(float(allocation.curve.values[-1]), float(np.finfo(np.float32).tiny))
 
 
 class _Measurement(TypedDict):
