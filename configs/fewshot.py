@@ -1,9 +1,12 @@
-"""Few-shot fine-grained classification: 1 to 16 images a class, augmented as in the paper.
+"""Few-shot fine-grained classification: 1 to 16 images a class, augmented nearly as in the paper.
 
   python -m glora_jax.main --config configs/fewshot.py:all
   python -m glora_jax.main --config configs/fewshot.py:food101,shots=4,seed=1
   python -m glora_jax.main --config configs/fewshot.py:oxford_pets,source=lists,root=/data/few-shot
   python -m glora_jax.main --config configs/fewshot.py:oxford_pets,tiny=True
+
+Random crops are taken from the squares that images are kept as, where the paper's are taken from
+the files: small ones have fewer pixels, and the rims of pictures are not seen.
 
 The backbone is a ViT-B/16 pretrained on ImageNet-21k. Data sets: food101, stanford_cars,
 oxford_flowers102, fgvc_aircraft (lists only), oxford_pets. `all` runs those that are ready with 1,

@@ -7,7 +7,8 @@
 
 The test sets are ImageNet, V2, Sketch, A and R. Without a seed, or with `all`, the seeds 0, 1 and 2
 are run, and the table has their means. `settings=FILE.json` holds budgets and learning rates by
-seed.
+seed. Random crops are taken from the squares that images are kept as, where the paper's are taken
+from the files.
 
 Not run: it needs the in21k weights, the data sets and an accelerator; so nothing is known of its
 time. Published for GLoRA (arXiv 2306.07967), accuracy in %: ImageNet 78.3, V2 67.5, Sketch 30.6,

@@ -271,7 +271,9 @@ class Augmentation:
   """What is done to training images, in the order of the fields; all of it is off by default.
 
   Attributes:
-    crop: whether `random_resized_crop` is applied, to shares of the area within `crop_scale`.
+    crop: whether `random_resized_crop` is applied, to shares of the area within `crop_scale`; of
+      the squares that images are kept as, so that it sees neither more pixels than these have nor
+      what `data.resize` has cut off.
     crop_scale: least and largest share of the area.
     flip: whether `random_flip` is applied.
     shift: most pixels of `random_shift`.
