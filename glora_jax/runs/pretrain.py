@@ -29,6 +29,7 @@ from glora_jax.training.recipe import Recipe
 
 CLASSES = fashion_mnist.FASHION_MNIST_CLASSES
 BACKBONE = 'backbone.safetensors'  # in the workdir
+RESULT = 'result.json'
 SCORED_AT_ONCE = 500  # images
 
 Arrays = tuple[np.ndarray, np.ndarray]  # images uint8 [n, side, side, 3], labels int32 [n]
@@ -116,10 +117,11 @@ def check(
     The settings, with a batch that the images fill.
 
   Raises:
-    ValueError: images, batch and model do not go together, or the workdir has a backbone already.
+    ValueError: images, batch and model do not go together, or the workdir has a backbone or a
+      result already, which may be another job's.
     OSError: there is too little room on the disk.
   """
-  size, path = settings.image_size, os.path.join(workdir, BACKBONE)
+  size = settings.image_size
   sides = {images.shape[1:3] for images, _ in data.values()}
   if other := sides - {(size, size)}:
     raise ValueError(
@@ -130,8 +132,10 @@ def check(
   counts = {split: len(labels) for split, (_, labels) in data.items()}
   recipe = fit_batch(settings.training, UsedRecipe('training', ('train',)), counts)
   disk_room.check_workdir(workdir, disk_room.bytes_of(expected_params(model, size)))
-  if os.path.lexists(path):
-    raise ValueError(f'{path} is there already; move it away, or choose another --workdir.')
+  for name in (BACKBONE, RESULT):
+    path = os.path.join(workdir, name)
+    if os.path.lexists(path):
+      raise ValueError(f'{path} is there already; move it away, or choose another --workdir.')
   return dataclasses.replace(settings, training=recipe)
 
 
@@ -167,7 +171,7 @@ def _train(
     'test_accuracy': result['test_accuracy'],
   }
   weights.save(os.path.join(workdir, BACKBONE), model, state.trainable, metadata)
-  write_json(os.path.join(workdir, 'result.json'), result, 'pretraining')
+  write_json(os.path.join(workdir, RESULT), result, 'pretraining')
   return result
 
 

@@ -61,5 +61,12 @@ def test_a_backbone_is_written_once_and_loads(config, tmp_path, monkeypatch):
     pretrain.run(config, str(tmp_path / 'other'))
 
 
+def test_the_result_of_another_job_is_not_written_over(config, tmp_path):
+  (tmp_path / 'result.json').write_text('{}')
+  with pytest.raises(ValueError, match=r'result.json is there already; move it away, or choose'):
+    pretrain.run(config, str(tmp_path))
+  assert os.listdir(tmp_path) == ['result.json']
+
+
 def test_the_config_has_the_defaults_that_it_writes_out():
   assert get_config('pretrain').to_dict() == pretrain.default_config().to_dict()
