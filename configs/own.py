@@ -20,11 +20,13 @@ with fixed ones.
 """
 
 import os
+import re
 
 from glora_jax.runs.config import default_config, parse_arguments
 from glora_jax.runs.tiny import shrink
 
 MOST_RANK = 1024
+_WITH_CONFIGURATION = re.compile(r'\w+/[^/]+')  # a TFDS data set, 'imagenette/160px-v2'
 ARGUMENTS = {
   'weights': 'embedded',
   'structure': 'gradient',
@@ -66,7 +68,8 @@ def kind_of(images):
     return 'folder'
   if images.lower().endswith('.csv'):
     return 'csv'
-  if os.sep in images or not images or os.path.exists(images):
+  is_path = os.sep in images and not _WITH_CONFIGURATION.fullmatch(images)
+  if is_path or not images or os.path.exists(images):
     raise FileNotFoundError(
       f"There is no folder '{images}'; configs/own.py:WHAT takes a folder, a CSV, or the name of a "
       'TFDS data set.'

@@ -278,7 +278,12 @@ def test_wrong_arguments_are_explained(text, message):
     parse_arguments(text, {'rank': 4})
 
 
-@pytest.mark.parametrize('images', ['no/such/place', 'labels.tsv'])
+@pytest.mark.parametrize('name', ['beans', 'imagenette/160px-v2', 'sun397/tfds:4.*.*'])
+def test_a_data_set_of_tfds_is_named_with_its_configuration_and_version(name):
+  assert get_config('own', name).task == f'tfds:{name}'
+
+
+@pytest.mark.parametrize('images', ['no/such/place', '/photos', '../photos', 'labels.tsv'])
 def test_what_is_neither_folder_nor_data_set_is_said(images, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'labels.tsv').touch()
