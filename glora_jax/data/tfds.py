@@ -262,6 +262,16 @@ class TfdsSplit:
     return read(self.builder, self.expression, self.label_of, self.scale)
 
 
+def num_classes(builder: Builder) -> int | None:
+  """The number of classes of a data set; None where an example is not one image with one label."""
+  features = builder.info.features
+  is_single = all(
+    name in features and not isinstance(features[name], tfds.features.Sequence)
+    for name in ('image', 'label')
+  )
+  return getattr(features['label'], 'num_classes', None) if is_single else None
+
+
 def class_names(builder: Builder, num_classes: int) -> tuple[str, ...]:
   """The names that a data set has for so many classes; their numbers where it has none."""
   features = builder.info.features

@@ -418,10 +418,14 @@ def test_what_is_dealt_from_one_stored_split_reads_its_labels_once():
   assert task.open('train').whole is task.open('val').whole
 
 
-def test_tfds_data_sets_that_cannot_be_a_task_are_explained():
-  message = r"TFDS clevr has the features .*; an 'image' and a 'label' with classes are expected"
+@pytest.mark.parametrize('name', ['clevr', 'chexpert'])  # without a label, with several of each
+def test_tfds_data_sets_that_cannot_be_a_task_are_explained(name):
+  message = f"TFDS {name} has the features .*; an 'image' and a 'label' with classes are expected"
   with pytest.raises(ValueError, match=message):
-    find('tfds:clevr')
+    find(f'tfds:{name}')
+
+
+def test_a_tfds_data_set_that_there_is_not_is_said():
   with pytest.raises(ValueError, match="TFDS knows no data set 'no_such_set'"):
     find('tfds:no_such_set')
 

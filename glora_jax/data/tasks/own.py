@@ -203,12 +203,11 @@ def _number_and_text(label: str) -> tuple[int, str]:
 
 def _from_tfds(name: str, source: Source, split_file: str | None) -> Task:
   builder = tfds.find_builder(name, source.dir, source.version)
-  features = builder.info.features
-  num_classes = getattr(features['label'], 'num_classes', None) if 'label' in features else None
-  if 'image' not in features or not num_classes:
+  num_classes = tfds.num_classes(builder)
+  if not num_classes:
     raise ValueError(
-      f'TFDS {name} has the features {", ".join(features)}; '
-      "an 'image' and a 'label' with classes are expected."
+      f'TFDS {name} has the features {", ".join(builder.info.features)}; '
+      "an 'image' and a 'label' with classes are expected, and no sequences of them."
     )
   classes = tfds.class_names(builder, num_classes)
   stored = StoredDataSet(builder, Dealer(f'TFDS {name}', classes, split_file))
