@@ -225,6 +225,8 @@ def read(
       f"{builder.info.full_name} cannot be read as '{split}' ({quote(error)})."
     ) from error
   identity = f'{builder.info.full_name} {split} {builder.data_path}'
+  if label_of != LabelFeature():  # another task has other labels of the same images
+    identity += f' {getattr(label_of, "__name__", label_of)}'
   return TfdsExamples(source, identity, label_of, scale, _record_of(builder, split, label_of))
 
 

@@ -66,6 +66,16 @@ def test_every_task_is_read_end_to_end(mocked, vtab_task):
   assert len(task.splits['test'].open().source) == vtab_task.splits.num_test
 
 
+@pytest.mark.parametrize(
+  'names', [('clevr_count', 'clevr_dist'), ('smallnorb_azi', 'smallnorb_ele')]
+)
+def test_two_tasks_on_the_same_images_keep_decoded_ones_apart(mocked, tmp_path, caplog, names):
+  for name in (*names, *names):
+    pipeline.load(find(f'vtab/{name}').open('val'), 8, cache=str(tmp_path))
+  assert len(list(tmp_path.iterdir())) == 2
+  assert not caplog.text
+
+
 def test_versions_that_tfds_no_longer_builds_are_noted(tmp_path):
   for name, version in (('oxford_iiit_pet', '4.0.0'), ('svhn', '3.1.0')):
     task = find(f'vtab/{name}', Source(dir=str(tmp_path)))
