@@ -34,6 +34,7 @@ from glora_jax.search.allocation import (
   xavier_norm,
 )
 from glora_jax.search.choice import (
+  Curve,
   choose,
   require_something,
   trace_curve,
@@ -118,8 +119,9 @@ def allocate(  # noqa: PLR0913
 
   Raises:
     ValueError: an argument is of another type or out of range, the variables or a prior are those
-      of another model, nothing that is considered is on offer, the budget fits no unit, there are
-      fewer batches than folds, a loss or its gradient is not finite, or no layer has a gradient.
+      of another model, nothing that is considered is on offer, the budget fits no unit, or none is
+      given and no unit is worth anything, there are fewer batches than folds, a loss or its
+      gradient is not finite, or no layer has a gradient.
 
   Example:
     >>> import flax.linen as nn, jax, jax.numpy as jnp, optax
@@ -304,7 +306,7 @@ def _decide(
   curve = trace_curve(spec, values.mean())
   proposed = budget is None
   if budget is None:
-    budget = int(curve.params[curve.knee])
+    budget = _proposed(curve)
     log.info('No budget was given; the knee of the curve is at %s parameters.', f'{budget:,}')
   judged = choose(spec, values.mean(), budget, **options)
   rest = None if proposed else read.seen
@@ -332,6 +334,20 @@ def _decide(
     unjudged,
     read.borrowed,
   )
+
+
+def _proposed(curve: Curve) -> int:
+  """The budget at the knee of a curve.
+
+  Raises:
+    ValueError: nothing is worth anything, so that there is no knee.
+  """
+  if len(curve.params) == 1:
+    raise ValueError(
+      'budget=None takes the knee of the curve of value by budget, and held out no unit is worth '
+      'anything; give a budget, which the mean gradient of all folds fills, or more examples.'
+    )
+  return int(curve.params[curve.knee])
 
 
 def _check_counts(folds: int, max_rank: int) -> None:

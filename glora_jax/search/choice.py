@@ -175,12 +175,15 @@ def trace_curve(spec: Spec, values: Values) -> Curve:
 
 
 def knee(params: np.ndarray, values: np.ndarray) -> int:
-  """The point of a rising curve that is highest above the chord from its first to its last."""
+  """The point of a rising curve that is highest above the chord from its first to its last.
+
+  It is never the first, where nothing is bought, also where no point is above the chord.
+  """
   if len(params) < 3 or params[-1] == params[0] or values[-1] == values[0]:
     return len(params) - 1
   along = (params - params[0]) / (params[-1] - params[0])
   above = (values - values[0]) / (values[-1] - values[0])
-  return int(np.argmax(above - along))
+  return 1 + int(np.argmax((above - along)[1:]))
 
 
 def most_rank(spec: Spec, budget: int, rho: float) -> int:

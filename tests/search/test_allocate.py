@@ -404,6 +404,8 @@ def test_what_folds_have_not_in_common_is_said(caplog):
   found = glora_jax.allocate(adapted, variables, opposed, batches, floor=False, **options)
   assert 'no unit is worth anything' in caplog.text
   assert not found.genome.any()
+  with pytest.raises(ValueError, match='budget=None takes the knee of the curve'):
+    glora_jax.allocate(adapted, variables, opposed, batches, **(options | {'budget': None}))
 
 
 def test_a_loss_that_is_not_finite_is_refused_with_its_batch():

@@ -322,6 +322,7 @@ def test_the_knee_is_where_a_curve_bends():
   params = np.array([0, 10, 20, 30, 40, 50])
   assert choice.knee(params, np.array([0.0, 5.0, 10.0, 10.5, 11.0, 11.5])) == 2
   assert choice.knee(params[:2], np.array([0.0, 1.0])) == 1
+  assert choice.knee(params[:3], np.array([0.0, 1.0, 2.0])) == 1  # of a line, never nothing
 
 
 def by_fold(spec, seed, noise, spread):
