@@ -105,7 +105,7 @@ class _Recorder:
       local_ndim=len(kernel.dims),
       kind=type(module).__name__,
       is_convolution=isinstance(module, nn.Conv),
-      input_id=self._input_id(args[0] if args else kwargs['inputs']),
+      input_id=self._input_id(_inputs(args, kwargs)),
     )
     self.found[path] = _Found(site, kernel.lifts)
 
@@ -116,6 +116,11 @@ class _Recorder:
         return number
     self._inputs.append(inputs)
     return len(self._inputs) - 1
+
+
+def _inputs(args: tuple, kwargs: Mapping[str, Any]) -> Any:
+  """The inputs among the arguments of a linear module, which a derived class may call otherwise."""
+  return args[0] if args else kwargs.get('inputs', next(iter(kwargs.values()), None))
 
 
 def _parameter(module: nn.Module, name: str) -> Any:

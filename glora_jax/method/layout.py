@@ -80,13 +80,13 @@ def _put_back(values: jax.Array, order: Sequence[int], shape: tuple[int, ...]) -
   return values.reshape([shape[dim] for dim in order]).transpose(np.argsort(order))
 
 
-def linear_layout(module: nn.Module, inputs: Any = None, einsum_str: str | None = None) -> Layout:
+def linear_layout(module: nn.Module, *args: Any, **kwargs: Any) -> Layout:
   """How the `kernel` and `bias` of a linear module are laid out.
 
   Args:
-    module: one of `LINEAR_MODULES`.
-    inputs: first argument of its call, which does not matter.
-    einsum_str: second argument of its call, which `nn.Einsum` has.
+    module: one of `LINEAR_MODULES`, or of a class derived from one.
+    *args: arguments of its call, of which the second one of an `nn.Einsum` matters, `einsum_str`.
+    **kwargs: further arguments of its call.
 
   Returns:
     The layout of the parameters that the module itself sees.
@@ -100,7 +100,8 @@ def linear_layout(module: nn.Module, inputs: Any = None, einsum_str: str | None 
     spatial = 1 if isinstance(module.kernel_size, int) else len(module.kernel_size)
     return Layout((), tuple(range(spatial + 1)), (spatial + 1,))
   if isinstance(module, nn.Einsum):
-    equation = einsum_str or module.einsum_str
+    given = args[1] if len(args) > 1 else kwargs.get('einsum_str')
+    equation = given or module.einsum_str
     assert equation is not None  # Flax has refused the call without one
     return _einsum_layout(equation.replace(' ', ''))
   assert isinstance(module, nn.DenseGeneral)

@@ -121,6 +121,32 @@ def test_what_changes_a_kernel_on_its_way_does_so_when_it_is_merged(change):
   assert_close(adapted.fix(genome).apply(variables, inputs), expected, tolerance)
 
 
+class Conditional(nn.Dense):
+  """A linear layer with a name of its own for its inputs, and arguments besides."""
+
+  @nn.compact
+  def __call__(self, x, deterministic, mask=None):
+    return super().__call__(x)
+
+
+@pytest.mark.parametrize('by_name', [False, True])
+def test_a_derived_layer_may_be_called_with_arguments_of_its_own(by_name):
+  class Model(nn.Module):
+    @nn.compact
+    def __call__(self, inputs):
+      layer = Conditional(4, name='first')
+      hidden = layer(x=inputs, deterministic=True) if by_name else layer(inputs, True, None)
+      return nn.Dense(3, name='second')(hidden)
+
+  adapted = glora_jax.adapt(Model(), jax.ShapeDtypeStruct((1, 4), jnp.float32))
+  sites = [site for group in adapted.groups for site in group.members]
+  assert [(site.name, site.kind) for site in sites] == [
+    ('first', 'Conditional'),
+    ('second', 'Dense'),
+  ]
+  assert not any(site.shared for site in sites)
+
+
 class Normalized(nn.Module):
   """A layer whose kernel a module of Flax's normalizes, by its path, and a plain one."""
 
