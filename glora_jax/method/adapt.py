@@ -105,7 +105,7 @@ def adapt(
   found = find(_as_function(model), params, (others, *sample_inputs), model_kwargs, convs=convs)
   inputs_of = {site.kernel_path: set(site.layout.inputs) for site in found.sites}
   sites = [
-    _with_own_type(site, params, _is_changed(site, params, inputs_of, found.scaled))
+    _with_own_type(site, params, _is_changed(site, params, inputs_of, found.scaled | found.noted))
     for site in discovery.sites
     if site not in left_out
   ]
@@ -121,20 +121,21 @@ def adapt(
 
 
 def _is_changed(
-  site: Site, params: Any, inputs_of: Mapping[Path, set[int]], scaled: Collection[Path]
+  site: Site, params: Any, inputs_of: Mapping[Path, set[int]], otherwise: Collection[Path]
 ) -> bool:
-  """Whether a module's kernel is changed on its way there (`nn.map_variables`).
+  """Whether a module's kernel is changed on its way there (`nn.map_variables`), or goes elsewhere.
 
-  Whatever changes it, a mask, a factor or another type, would do the same to what lies beside it.
+  Whatever changes it, a mask, a factor or another type, would do the same to what lies beside it,
+  and so would a sum of squares over all parameters, which is part of the outputs.
 
   Args:
     site: the module.
     params: parameters of the model, or their shapes.
     inputs_of: the axes of inputs of the kernels that a trace finds, by path.
-    scaled: paths of the parameters that it finds multiplied by a constant.
+    otherwise: paths of the parameters that it finds multiplied by a constant, or in no product.
   """
   inputs = inputs_of.get(site.kernel_path)
-  if inputs is None or site.kernel_path in scaled or site.dtype != site.kernel(params).dtype:
+  if inputs is None or site.kernel_path in otherwise or site.dtype != site.kernel(params).dtype:
     return True
   differ = inputs ^ set(site.layout.inputs)
   return any(site.kernel_shape[axis] > 1 for axis in differ)  # one of size one may be anything

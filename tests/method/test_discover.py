@@ -121,6 +121,26 @@ def test_what_changes_a_kernel_on_its_way_does_so_when_it_is_merged(change):
   assert_close(adapted.fix(genome).apply(variables, inputs), expected, tolerance)
 
 
+class Penalized(nn.Module):
+  """Its outputs have a sum over all of its parameters in them."""
+
+  @nn.compact
+  def __call__(self, inputs):
+    dense = nn.Dense(4, name='dense')
+    outputs = dense(inputs)
+    return outputs + sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(dense.variables['params']))
+
+
+def test_what_is_made_of_all_parameters_is_made_of_merged_ones():
+  model, inputs = Penalized(), jnp.linspace(-1, 1, 8).reshape(2, 4)
+  adapted = glora_jax.adapt(model, inputs)
+  variables = random_variables(adapted, random_params(model, inputs))
+  genome = glora_jax.preset(adapted.spec, 'lora')
+  expected = model.apply({'params': adapted.fold(variables, genome)}, inputs)
+  assert_close(adapted.apply(variables, inputs, genome=genome, merge='lazy'), expected)
+  assert_close(adapted.fix(genome).apply(variables, inputs), expected)
+
+
 class Conditional(nn.Dense):
   """A linear layer with a name of its own for its inputs, and arguments besides."""
 

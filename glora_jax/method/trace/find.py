@@ -47,6 +47,7 @@ class Found(NamedTuple):
     outputs: paths of the kernels whose layers the function's outputs are: what follows such a layer
       meets no other activations.
     scaled: paths of the parameters that are multiplied by a constant.
+    noted: paths of the parameters that are used in another way than in a product, as biases are.
   """
 
   sites: tuple[Site, ...]
@@ -54,6 +55,7 @@ class Found(NamedTuple):
   unused: tuple[Path, ...]
   outputs: tuple[Path, ...] = ()
   scaled: frozenset[Path] = frozenset()
+  noted: frozenset[Path] = frozenset()
 
 
 def find(
@@ -106,6 +108,7 @@ def find(
     unused=unused(events, arrays),
     outputs=tuple(dict.fromkeys(value.layer for value in results if value.layer)),
     scaled=frozenset(event.path for event in events if isinstance(event, Scaled)),
+    noted=frozenset(event.path for event in events if isinstance(event, Note)),
   )
 
 
