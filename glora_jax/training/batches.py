@@ -117,7 +117,7 @@ class Streamed:
     rows = slice(None) if self.mesh is None else meshes.local_rows(self.mesh, self.batch_size)
     steps = _in_order(self.key, first, last, self.num_examples, self.batch_size)
     while asked := [*itertools.islice(steps, max(1, _ASKED_AT_ONCE // self.batch_size))]:
-      yield from self.stream.batches(np.stack(asked)[:, rows])
+      yield from given(self.stream, np.stack(asked)[:, rows])
 
   def _stack(self, batches: Sequence[np.ndarray]) -> jax.Array:
     """Batches on their way to the device; nothing waits for them to be there."""
@@ -173,11 +173,34 @@ def in_rows(
       yield batch if mesh is None else jax.device_put(batch, meshes.dealt(mesh))
     return
   rows = slice(None) if mesh is None else meshes.local_rows(mesh, indices.shape[1])
-  for local_images, local_labels in images.batches(indices[:, rows]):
+  for local_images, local_labels in given(images, indices[:, rows]):
     if mesh is None:
       yield local_images, local_labels
     else:
       yield meshes.from_hosts(mesh, local_images), meshes.from_hosts(mesh, local_labels)
+
+
+def given(stream: ImageStream, indices: np.ndarray) -> Iterator[tuple[Any, Any]]:
+  """The images and labels that a stream gives for rows of indices, int [rows, batch].
+
+  Raises:
+    ValueError: it does not give a batch for each row, with an image and a label for each index.
+  """
+  rows, size = indices.shape
+  number = 0
+  for images, labels in stream.batches(indices):
+    if not len(images) == len(labels) == size:
+      raise ValueError(
+        f'The stream gave {len(images)} images and {len(labels)} labels for a row of {size} '
+        'indices; its batches(indices) must give an image and a label for each.'
+      )
+    number += 1
+    yield images, labels
+  if number != rows:
+    raise ValueError(
+      f'The stream gave {number} batches for {rows} rows of indices; its batches(indices) must '
+      'give one for each.'
+    )
 
 
 @jax.jit

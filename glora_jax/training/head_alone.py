@@ -24,7 +24,7 @@ from glora_jax.method.validation import (
   check_labelled,
   check_only_arrays,
 )
-from glora_jax.training.batches import ImageStream, in_rows, rows_in_order
+from glora_jax.training.batches import ImageStream, given, in_rows, rows_in_order
 from glora_jax.training.halves import Halves, halve
 from glora_jax.training.loop import LossFn, fit
 from glora_jax.training.losses import subnet_loss
@@ -271,7 +271,7 @@ def step_shape(
 ) -> jax.ShapeDtypeStruct:
   """Shape of the images of a step, or of its parts, one after the other."""
   if isinstance(images, ImageStream):
-    images, _ = next(iter(images.batches(np.zeros((1, 1), np.int32))))
+    images, _ = next(given(images, np.zeros((1, 1), np.int32)))
   size = recipe.batch_size // recipe.accumulate
   return jax.ShapeDtypeStruct((size, *images.shape[1:]), images.dtype)
 
