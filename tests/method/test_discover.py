@@ -23,6 +23,8 @@ SPLIT = {
 }
 TRANSPOSED_TOO = {'kernel_read_from_variables': 'encoder/kernel'}
 
+INPUTS = jnp.linspace(-1, 1, 8).reshape(2, 4)
+
 
 @pytest.mark.parametrize('name', EXAMPLES)
 def test_the_trace_finds_what_the_modules_tell(name):
@@ -83,6 +85,16 @@ def test_a_model_may_do_to_a_parameter_that_it_reads_what_arrays_allow():
   assert site.shared
 
 
+def assert_lazy_and_fixed_are_folded(adapted, tolerance=1e-5):
+  """A LoRA applied lazily, and as a fixed subnet, gives what the folded model does."""
+  model = adapted.model
+  variables = random_variables(adapted, random_params(model, INPUTS))
+  genome = glora_jax.preset(adapted.spec, 'lora')
+  expected = model.apply({'params': adapted.fold(variables, genome)}, INPUTS)
+  assert_close(adapted.apply(variables, INPUTS, genome=genome, merge='lazy'), expected, tolerance)
+  assert_close(adapted.fix(genome).apply(variables, INPUTS), expected, tolerance)
+
+
 class Mapped(nn.Module):
   """A layer whose kernel, and all that lies beside it, is changed before it is called."""
 
@@ -111,14 +123,8 @@ def in_32_bits(kernel):
 
 @pytest.mark.parametrize('change', [jnp.tril, jnp.transpose, doubled, in_16_bits, in_32_bits])
 def test_what_changes_a_kernel_on_its_way_does_so_when_it_is_merged(change):
-  model, inputs = Mapped(change), jnp.linspace(-1, 1, 8).reshape(2, 4)
-  adapted = glora_jax.adapt(model, inputs)
-  variables = random_variables(adapted, random_params(model, inputs))
-  genome = glora_jax.preset(adapted.spec, 'lora')
-  expected = model.apply({'params': adapted.fold(variables, genome)}, inputs)
   tolerance = 2**-6 if change is in_16_bits else 1e-5
-  assert_close(adapted.apply(variables, inputs, genome=genome, merge='lazy'), expected, tolerance)
-  assert_close(adapted.fix(genome).apply(variables, inputs), expected, tolerance)
+  assert_lazy_and_fixed_are_folded(glora_jax.adapt(Mapped(change), INPUTS), tolerance)
 
 
 class Penalized(nn.Module):
@@ -132,13 +138,7 @@ class Penalized(nn.Module):
 
 
 def test_what_is_made_of_all_parameters_is_made_of_merged_ones():
-  model, inputs = Penalized(), jnp.linspace(-1, 1, 8).reshape(2, 4)
-  adapted = glora_jax.adapt(model, inputs)
-  variables = random_variables(adapted, random_params(model, inputs))
-  genome = glora_jax.preset(adapted.spec, 'lora')
-  expected = model.apply({'params': adapted.fold(variables, genome)}, inputs)
-  assert_close(adapted.apply(variables, inputs, genome=genome, merge='lazy'), expected)
-  assert_close(adapted.fix(genome).apply(variables, inputs), expected)
+  assert_lazy_and_fixed_are_folded(glora_jax.adapt(Penalized(), INPUTS))
 
 
 class Conditional(nn.Dense):
@@ -177,15 +177,10 @@ class Normalized(nn.Module):
 
 
 def test_a_model_that_looks_at_the_tree_of_its_parameters_is_adapted_by_their_use():
-  model, inputs = Normalized(), jnp.linspace(-1, 1, 8).reshape(2, 4)
-  adapted = glora_jax.adapt(model, inputs)
+  adapted = glora_jax.adapt(Normalized(), INPUTS)
   assert [layer.name for layer in adapted.spec] == ['second']
   assert [matrix.name for matrix in adapted.coverage().uncovered] == ['first/kernel']
-  variables = random_variables(adapted, random_params(model, inputs))
-  genome = glora_jax.preset(adapted.spec, 'lora')
-  expected = model.apply({'params': adapted.fold(variables, genome)}, inputs)
-  assert_close(adapted.apply(variables, inputs, genome=genome, merge='lazy'), expected)
-  assert_close(adapted.fix(genome).apply(variables, inputs), expected)
+  assert_lazy_and_fixed_are_folded(adapted)
 
 
 class Unrolled(nn.Module):
