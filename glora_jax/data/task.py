@@ -59,14 +59,24 @@ class Source:
       user: what the sentence of the error calls the task.
 
     Raises:
-      ValueError: the task has no such kind.
+      ValueError: the task has no such kind, or the kind reads no `root` or `version` that is given.
     """
-    if not self.source:
-      return known[0]
-    if self.source not in known:
+    kind = self.source or known[0]
+    if kind not in known:
       choices = ' or '.join(f"'{kind}'" for kind in known)
       raise ValueError(f"data.source='{self.source}' is unknown for {user}; it is {choices}.")
-    return self.source
+    if kind == 'tfds' and self.root is not None:
+      readers = ' or '.join(f"data.source='{other}'" for other in known if other != kind)
+      raise ValueError(
+        f'data.root={shown(self.root)} is read with {readers} alone; give that, or leave data.root '
+        'out.'
+      )
+    if kind != 'tfds' and self.version is not None:
+      raise ValueError(
+        f"data.version={shown(self.version)} is that of a TFDS data set, and data.source='{kind}' "
+        'reads folders; leave it out.'
+      )
+    return kind
 
   def folder(self, content: str) -> str:
     """The folder of 'noah' or 'lists', `root` with the user's home filled in.

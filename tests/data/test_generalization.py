@@ -39,3 +39,10 @@ def test_noahs_lists_are_read(tmp_path):
 def test_a_seed_is_a_number():
   with pytest.raises(ValueError, match="'generalization/zero' is no task"):
     find('generalization/zero')
+
+
+def test_no_version_is_that_of_five_data_sets():
+  with pytest.raises(
+    ValueError, match=r"data\.version='5\.1\.0' cannot be that of all 5 data sets"
+  ):
+    find('generalization/0', Source(version='5.1.0'))

@@ -50,3 +50,20 @@ def test_sources_that_a_task_lacks_are_explained(task, unknown, known):
 def test_folders_need_a_root(task, source):
   with pytest.raises(ValueError, match=rf"data.source='{source}' needs data\.root"):
     find(task, Source(source=source))
+
+
+@pytest.mark.parametrize(
+  'task, reader',
+  [('vtab/cifar100', 'noah'), ('fewshot/food101/4/0', 'lists'), ('generalization/0', 'lists')],
+)
+def test_what_a_source_does_not_read_is_refused(task, reader):
+  """Other images than those in the folder would be trained on."""
+  sentence = rf"data\.root='/data' is read with data\.source='{reader}' alone; give that, or leave"
+  for source in (Source(root='/data'), Source(source='tfds', root='/data')):
+    with pytest.raises(ValueError, match=sentence):
+      find(task, source)
+  sentence = (
+    rf"data\.version='3\.0\.2' is that of a TFDS data set, and data\.source='{reader}' reads"
+  )
+  with pytest.raises(ValueError, match=sentence):
+    find(task, Source(source=reader, root='/data', version='3.0.2'))

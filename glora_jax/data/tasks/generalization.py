@@ -54,7 +54,7 @@ def task(text: str, source: Source) -> Task:
   """The task of a seed, '0', from TFDS or from NOAH's lists.
 
   Raises:
-    ValueError: no such seed or source.
+    ValueError: no such seed or source, or a version, which its data sets do not share.
   """
   if not is_count(text):
     raise ValueError(
@@ -63,6 +63,11 @@ def task(text: str, source: Source) -> Task:
     )
   if source.kind(('tfds', 'lists'), 'domain generalization') == 'lists':
     return _from_lists(int(text), source)
+  if source.version is not None:
+    raise ValueError(
+      f'data.version={shown(source.version)} cannot be that of all {len(TESTS)} data sets of '
+      f'generalization/{text}; leave it out.'
+    )
   return _from_tfds(int(text), source)
 
 
