@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -152,7 +153,8 @@ class Spread(NamedTuple):
 
   Attributes:
     mean: their mean.
-    deviation: their standard deviation, as that of a sample; 0 of a single value.
+    deviation: their standard deviation, as that of a sample; 0 of a single value, and no number
+      where one of them is not finite.
   """
 
   mean: float
@@ -166,5 +168,7 @@ def spread(values: Sequence[float]) -> Spread:
     >>> spread([1, 2, 3])
     Spread(mean=2, deviation=1.0)
   """
-  deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-  return Spread(statistics.mean(values), deviation)
+  mean = statistics.mean(values)
+  if len(values) == 1:
+    return Spread(mean, 0.0)
+  return Spread(mean, statistics.stdev(values) if math.isfinite(mean) else math.nan)

@@ -146,3 +146,12 @@ def test_everything_that_was_measured_is_written(result, tmp_path, figures):
     'LoRA': purple,
     'all of GLoRA': purple,
   }
+
+
+def test_a_loss_that_is_not_finite_leaves_the_accuracies_as_they_are(result):
+  """A seed has diverged."""
+  result['methods']['lora'] = runs(180, 0.90, 0.10, test_loss=0.5)
+  result['methods']['lora'][1]['test_loss'] = float('nan')
+  row = next(row for row in comparison_report.rows(result) if row['method'] == 'lora')
+  assert row['test_accuracy'] == 0.5
+  assert '50.0 ± 56.6' in comparison_report.report(result)

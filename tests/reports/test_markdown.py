@@ -1,5 +1,7 @@
 """Markdown: names that it would read stay names, sections and sentences keep their order."""
 
+import math
+
 import pytest
 
 from glora_jax.reports import markdown
@@ -35,3 +37,10 @@ def test_accuracies_on_images_that_were_trained_on_are_called_so():
 def test_a_single_value_has_no_spread():
   assert markdown.spread([0.5]) == (0.5, 0.0)
   assert markdown.spread([1.0, 3.0]) == (2.0, pytest.approx(2**0.5))
+
+
+@pytest.mark.parametrize('value', [math.nan, math.inf])
+def test_the_spread_of_what_is_not_finite_is_no_number(value):
+  """A training that diverged may have such a loss."""
+  assert math.isnan(markdown.spread([1.0, value]).deviation)
+  assert markdown.spread([value]).deviation == 0.0
