@@ -90,7 +90,7 @@ def _allocation(findings: Findings) -> dict[str, Any]:
   allocation, result = findings.allocation, findings.result
   return {
     'told': [
-      structure_report.tell_choice(allocation, result['allocation']),
+      structure_report.tell_choice(allocation, result),
       structure_report.tell_forecast(allocation),
       structure_report.tell_cost(result),
     ],

@@ -25,7 +25,7 @@ def text(allocation: Allocation, result: Mapping[str, Any]) -> str:
     result: content of `result.json`, whose 'allocation' is the structure's.
   """
   return sections(
-    tell_choice(allocation, result['allocation']),
+    tell_choice(allocation, result),
     tell_forecast(allocation),
     str(values_table(list(allocation.units()))),
     VALUES_EXPLAINED,
@@ -34,9 +34,9 @@ def text(allocation: Allocation, result: Mapping[str, Any]) -> str:
   )
 
 
-def tell_choice(allocation: Allocation, summary: Mapping[str, Any]) -> str:
-  """Where the structure comes from, and within which budget."""
-  head = summary['head_epochs']
+def tell_choice(allocation: Allocation, result: Mapping[str, Any]) -> str:
+  """Where the structure comes from, within which budget, and which images had no part in it."""
+  head = result['allocation']['head_epochs']
   epochs = '1 epoch' if head == 1 else f'{head} epochs'
   proposed = """
     No budget was given; the one proposed is the knee of the curve of value by budget, from where on
@@ -61,7 +61,9 @@ def tell_choice(allocation: Allocation, summary: Mapping[str, Any]) -> str:
     proposed if allocation.proposed else '',
     borrowed if allocation.borrowed else '',
     unjudged if allocation.unjudged else '',
-    'No validation image was used. `structure/` has the numbers.',
+    # Those of the paper's protocol are among the training images.
+    'No validation image was used.' if result['protocol'] == 'honest' else '',
+    '`structure/` has the numbers.',
   )
 
 

@@ -104,6 +104,8 @@ def tell_sources() -> str:
 
 def tell_protocol(board: Board) -> str:
   """What ours were searched on."""
+  if not board.results:
+    return ''  # which protocol ours will have is not known
   if board.is_paper:
     return f'**{PAPER_LABEL}**'
   return paragraph(
@@ -114,7 +116,7 @@ def tell_protocol(board: Board) -> str:
 def _tell_choice(board: Board) -> str:
   """What the structures of ours were chosen by."""
   results = board.results.values()
-  if not results or any('structure' not in result for result in results):
+  if any('structure' not in result for result in results):
     return 'Ours were searched on validation images'
   if any(map(is_of_a_file, results)):
     return 'The structures of ours were given by files, which do not say what they were chosen by'

@@ -10,6 +10,7 @@ from glora_jax.search.allocated import Allocation
 @pytest.fixture
 def result():
   return {
+    'protocol': 'honest',
     'allocation': {'head_epochs': 6, 'epochs': 4},
     'seconds': {'head': 3.2, 'structure': 4.4, 'training': 60.0},
   }
@@ -31,6 +32,14 @@ def test_the_page_says_what_was_found_and_what_it_cost(allocation, result):
   assert 'Its held-out value is 2.5 times' in text
   assert 'Head and gradient took 8 seconds' in text
   assert 'count as 4 epochs' in text
+
+
+def test_the_papers_protocol_is_not_said_to_leave_validation_images_alone(allocation, result):
+  """It trains on them."""
+  result['protocol'] = 'paper'
+  text = structure_report.text(allocation, result)
+  assert 'validation image' not in text
+  assert 'up to 40 parameters. `structure/` has the numbers.' in text
 
 
 def test_a_budget_that_nobody_gave_is_said_to_be_proposed(allocation, result):

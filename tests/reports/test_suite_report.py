@@ -92,6 +92,7 @@ def test_a_table_before_the_first_result_can_be_written(tmp_path):
   text = (tmp_path / 'table.md').read_text()
   assert '0 of 3 tasks' in text
   assert '## Images\n\nNone yet.\n' in text
+  assert 'were searched' not in text  # nobody knows yet
   assert (tmp_path / 'table.png').exists()
 
 

@@ -167,9 +167,8 @@ def test_a_gradient_that_is_noise_borrows_from_shifts_of_the_same_images(prepare
   read = stage.allocate_once(run, warm, **options)
   assert read.borrowed == found.borrowed
   np.testing.assert_array_equal(read.genome, found.genome)
-  text = structure_report.text(
-    found, {'allocation': {'head_epochs': 1, 'epochs': 5}, 'seconds': {}}
-  )
+  result = {'protocol': 'honest', 'allocation': {'head_epochs': 1, 'epochs': 5}, 'seconds': {}}
+  text = structure_report.text(found, result)
   assert 'of telling which way the same images were shifted' in text
 
 
