@@ -95,7 +95,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     NonFiniteLossError: training diverged.
   """
   settings = schema.build(PretrainSettings, config.to_dict())
-  data = fashion_mnist.fashion_mnist(settings.data)
+  data = fashion_mnist.fashion_mnist(os.path.expanduser(settings.data))
   model = ViT(num_classes=len(CLASSES), **dataclasses.asdict(settings.model))
   settings = check(settings, model, data, workdir)
   with claim(workdir):

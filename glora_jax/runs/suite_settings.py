@@ -37,6 +37,7 @@ def with_settings(config: ml_collections.ConfigDict, path: str | None) -> ml_col
   """
   if path is None:
     return config
+  path = os.path.expanduser(path)
   if not os.path.isfile(path):
     raise FileNotFoundError(
       f"There is no file '{path}'; settings= takes a JSON file of budgets and learning rates by "

@@ -148,3 +148,12 @@ def test_a_damaged_data_set_is_named(tmp_path, task):
   (folder / 'dataset_info.json').write_text('{"name":')
   with pytest.raises(ValueError, match=r'TFDS cannot read the .*digits.* it is prepared again'):
     find(task, Source(dir=str(tmp_path)))
+
+
+def test_a_home_in_the_folder_of_tfds_is_filled_in(monkeypatch, tmp_path):
+  """TFDS would take a folder called ~ in the one that the command was started in."""
+  monkeypatch.setenv('HOME', str(tmp_path))
+  folder = tmp_path / 'tfds'
+  assert tfds.find_builder('mnist', '~/tfds').data_dir_root == folder
+  task = find('digits', Source(dir='~/tfds'))
+  assert task.splits['train'].builder.data_dir_root == folder

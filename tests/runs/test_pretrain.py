@@ -70,3 +70,16 @@ def test_the_result_of_another_job_is_not_written_over(config, tmp_path):
 
 def test_the_config_has_the_defaults_that_it_writes_out():
   assert get_config('pretrain').to_dict() == pretrain.default_config().to_dict()
+
+
+def test_a_home_in_the_folder_of_the_images_is_filled_in(config, monkeypatch, tmp_path):
+  folders = []
+  images = pretrain.fashion_mnist.fashion_mnist('')
+  monkeypatch.setattr(
+    pretrain.fashion_mnist, 'fashion_mnist', lambda folder: folders.append(folder) or images
+  )
+  monkeypatch.setenv('HOME', '/home/me')
+  config.update(data='~/fashion', shift=8)
+  with pytest.raises(ValueError, match='shift=8 moves images'):
+    pretrain.run(config, str(tmp_path / 'run'))
+  assert folders == ['/home/me/fashion']

@@ -384,3 +384,9 @@ def test_a_settings_file_that_is_not_there_is_said():
     FileNotFoundError, match=r"There is no file 'none\.json'; settings= takes a JSON file"
   ):
     get_config('vtab', 'all,settings=none.json')
+
+
+def test_a_home_in_the_path_of_settings_is_filled_in(monkeypatch, tmp_path):
+  (tmp_path / 'settings.json').write_text('{"cifar100": {"budget": 860000}}')
+  monkeypatch.setenv('HOME', str(tmp_path))
+  assert get_config('vtab', 'cifar100,settings=~/settings.json').budget == 860_000
