@@ -61,9 +61,10 @@ class UnreadableImages(OSError):
   def __init__(self, messages: Sequence[str], total: int):
     shown = '; '.join(messages[:_NAMED_IN_ERROR])
     more = '; and more' if len(messages) > _NAMED_IN_ERROR else ''
+    # Without all of them nothing would be left.
+    advice = ', or set data.skip_broken=True to leave them out' if len(messages) < total else ''
     super().__init__(
-      f'{len(messages)} of {total} images cannot be decoded: {shown}{more}. '
-      'Replace them, or set data.skip_broken=True to leave them out.'
+      f'{len(messages)} of {total} images cannot be decoded: {shown}{more}. Replace them{advice}.'
     )
     self._arguments = messages, total
 

@@ -98,3 +98,13 @@ def test_the_check_refuses_a_wrong_config_and_counts_otherwise(config, capsys):
   config.data.workers = -1
   with pytest.raises(ValueError, match=r'data\.workers=-1 must be at least 0'):
     check.main(config)
+
+
+def test_who_leaves_broken_images_out_already_is_not_told_to(config, tmp_path):
+  for path in tmp_path.rglob('*.png'):
+    path.write_bytes(b'no image')
+  config.data.skip_broken = True
+  with pytest.raises(
+    OSError, match=r'6 of 6 images cannot be decoded: .* and more\. Replace them\.$'
+  ):
+    show.draw(config, str(tmp_path / 'sheet.png'))
