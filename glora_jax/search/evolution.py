@@ -29,6 +29,10 @@ from glora_jax.search.settings import Evolution
 from glora_jax.search.strategies import Strategy, make_strategy
 
 
+class NonFiniteScoreError(ValueError):
+  """A subnet's loss is not finite, as that of a supernet that has diverged."""
+
+
 class StoppingScore(Protocol):
   """Scores that may end early (`early_stopping.make_stopping_scorer`)."""
 
@@ -241,7 +245,8 @@ def _check_values(scores: _Scores) -> None:
   """Checks that scores can be ranked, and kept in an archive.
 
   Raises:
-    ValueError: right answers are no counts, or a loss is not finite.
+    ValueError: right answers are no counts.
+    NonFiniteScoreError: a loss is not finite.
   """
   correct = np.asarray(scores.correct, np.float64)
   is_count = np.isfinite(correct) & (correct >= 0) & (correct == np.floor(correct))
@@ -252,7 +257,7 @@ def _check_values(scores: _Scores) -> None:
     )
   if not np.isfinite(scores.loss).all():
     wrong = np.flatnonzero(~np.isfinite(scores.loss))
-    raise ValueError(
+    raise NonFiniteScoreError(
       f'score gave a loss of {scores.loss[wrong[0]]} for subnet {wrong[0]} of a generation; it '
       'must be finite. Train the supernet with a lower learning rate, or check the images.'
     )

@@ -1,5 +1,6 @@
 """What the stages of a run left is read back with its shape checked; damage is one sentence."""
 
+import dataclasses
 import os
 import types
 
@@ -12,7 +13,15 @@ from glora_jax.method.genomes import smallest_genome
 from glora_jax.runs.config import RunSettings, check_config
 from glora_jax.runs.lifecycle import prepare
 from glora_jax.runs.run import Place, Stream
-from glora_jax.runs.stages import allocation, many_starts, search, training, tuning
+from glora_jax.runs.stages import (
+  allocation,
+  many_starts,
+  methods,
+  search,
+  training,
+  tuning,
+)
+from glora_jax.runs.stages.many_starts import TrainedBatch, Trial
 from glora_jax.runs.stages.search import EarlyStopping, read_archive
 from glora_jax.runs.stages.training import TrainingStage
 from glora_jax.search.archive import Archive
@@ -146,3 +155,19 @@ def test_a_curve_that_lacks_epochs_chooses_none(run):
   write_json(run.path('epochs.json'), {'epochs': 3}, 'epochs')
   with pytest.raises(ValueError, match=r'epochs=3 is not from 1 to finetune.epochs=2'):
     training._read_epochs(run.path('epochs.json'), stage.recipe)
+
+
+def test_a_supernet_that_diverged_is_a_trial_and_ends_no_comparison(run, monkeypatch, caplog):
+  """So a rate that is too high for the search is one that is not chosen."""
+  settings = dataclasses.replace(
+    run.settings, search=dataclasses.replace(run.settings.search, stop_early=False)
+  )
+  run = dataclasses.replace(run, settings=settings)
+  population = settings.search.population
+  scores = np.zeros(population), np.full(population, np.nan)
+  monkeypatch.setattr(run, 'score', lambda variables, genomes, split: scores)
+  finetuned = TrainedBatch([run.variables], 1.0)
+  monkeypatch.setattr(methods, 'train_batch', lambda run, batch: finetuned)
+  found = methods._search_one(run, 'tuning/search-900-0', run.variables, Trial(0, 0.1), 900)
+  assert (found.params, found.genome.any()) == (0, False)
+  assert 'tuning/search-900-0: score gave a loss of nan for subnet 0' in caplog.text

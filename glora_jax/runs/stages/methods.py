@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -32,6 +33,9 @@ from glora_jax.runs.stages.many_starts import (
 )
 from glora_jax.runs.stages.prior import prior_of
 from glora_jax.runs.stages.search import run_search
+from glora_jax.search.evolution import NonFiniteScoreError
+
+log = logging.getLogger(__name__)
 
 FINETUNING_SHARE = 0.5  # of the supernet's learning rate, for finetuning a searched subnet
 
@@ -244,12 +248,21 @@ def _search(
 
 
 def _search_one(run: Run, name: str, supernet: Any, trial: Trial, budget: int) -> TrainedSubnet:
-  """Searches a subnet within a budget, and finetunes it from the supernet's weights."""
+  """Searches a subnet within a budget, and finetunes it from the supernet's weights.
+
+  A supernet that has diverged cannot be searched; its smallest subnet is what the trial has come
+  to, and ends the comparison as little as any other training that diverges.
+  """
   start = time.perf_counter()
   key = stream_key(trial.seed, Stream.SEARCH)
-  archive = run_search(run, supernet, budget=budget, key=key, folder=name)
+  try:
+    archive = run_search(run, supernet, budget=budget, key=key, folder=name)
+    genome = archive.best(run.settings.search.fitness)
+  except NonFiniteScoreError as error:
+    log.warning('%s: %s Its smallest subnet stands for it.', name, error)
+    genome = genomes.smallest_genome(run.adapted.spec)
   searching = _first_seconds(run.path(f'{name}.json'), time.perf_counter() - start)
-  subnet = run.adapted.fix(archive.best(run.settings.search.fitness))
+  subnet = run.adapted.fix(genome)
   batch = Batch(
     name=name,
     learner=subnet,
