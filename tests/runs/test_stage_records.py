@@ -15,6 +15,7 @@ from glora_jax.runs.lifecycle import prepare
 from glora_jax.runs.run import Place, Stream
 from glora_jax.runs.stages import (
   allocation,
+  evaluation,
   many_starts,
   methods,
   search,
@@ -171,3 +172,12 @@ def test_a_supernet_that_diverged_is_a_trial_and_ends_no_comparison(run, monkeyp
   found = methods._search_one(run, 'tuning/search-900-0', run.variables, Trial(0, 0.1), 900)
   assert (found.params, found.genome.any()) == (0, False)
   assert 'tuning/search-900-0: score gave a loss of nan for subnet 0' in caplog.text
+
+
+def test_a_frozen_list_is_the_same_where_other_devices_round_otherwise(tmp_path):
+  run = types.SimpleNamespace(path=lambda name: str(tmp_path / name))
+  subnet = {'genome': [[0, 3, 0, 0, 0]], 'storage': 'cut', 'weights': 'fingerprint'}
+  evaluation.freeze(run, {'winner': {**subnet, 'val_accuracy': 0.905}})
+  evaluation.freeze(run, {'winner': {**subnet, 'val_accuracy': 0.900}})
+  with pytest.raises(ValueError, match='was frozen with other subnets'):
+    evaluation.freeze(run, {'winner': {**subnet, 'val_accuracy': 0.9, 'weights': 'others'}})

@@ -103,12 +103,14 @@ def _read_frozen(path: str) -> dict[str, Any]:
 def _are_same(frozen: dict[str, Any], rows: dict[str, Any]) -> bool:
   """Whether a list is the frozen one.
 
-  Version 0.1.0 took fingerprints of whole storage, where a subnet's is cut today: its lists are
-  compared by all else.
+  The same subnets may have other accuracies, by an image or two, on the devices that a run goes on
+  with. Version 0.1.0 took fingerprints of whole storage, where a subnet's is cut today: its lists
+  are compared by all else.
   """
+  left_out = ['val_accuracy']
   if _without(frozen, ('storage',)) == frozen:
-    return _without(frozen, ('weights',)) == _without(rows, ('weights', 'storage'))
-  return frozen == rows
+    left_out += ['weights', 'storage']
+  return _without(frozen, left_out) == _without(rows, left_out)
 
 
 def _without(rows: Any, names: Sequence[str]) -> Any:
