@@ -18,6 +18,7 @@ ready, with 0 where all that were ready have their results.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -33,6 +34,7 @@ from glora_jax.runs.command_line import (
   STOPPED,
   TOPOLOGY,
   catch_signals,
+  given_fields,
   run_with_config,
   show_page,
   warn_of_no_page,
@@ -57,15 +59,19 @@ def main(config: ml_collections.ConfigDict) -> None:
   if config.get('job') == 'pretrain':
     from glora_jax.runs import pretrain
 
-    require_process(RUNNER.value, 'pretraining')
+    require_process(RUNNER.value, RESOURCES.value, 'pretraining')
     warn_of_no_page('pretraining')
     print(pretrain.run(config, workdir))
     return
   stop = catch_signals()  # first of all, so that an early signal is heard, too
   from glora_jax import mesh
   from glora_jax.reports import page
+  from glora_jax.runs.config import check_config
+  from glora_jax.runs.unread_fields import warn_of_unused
   from glora_jax.runs.workdir import Stopped
 
+  if not os.path.exists(os.path.join(workdir, 'result.json')):
+    warn_of_unused(check_config(config), given_fields())
   try:
     summary, code = dispatch(config, workdir, stop, RUNNER.value, RESOURCES.value)
   except Stopped as stopped:
@@ -104,7 +110,7 @@ def dispatch(
     return comparison_report.summary(result, workdir), 0
   tasks = suite.task_configs(config)
   if len(tasks) == 1:
-    require_process(runner, 'a single run')
+    require_process(runner, resources, 'a single run')
     [config] = tasks.values()
     return experiment.summary(experiment.run(config, workdir, stop), workdir), 0
   chosen = chosen_runner(config, runner, resources)
@@ -131,12 +137,12 @@ def chosen_runner(config: ml_collections.ConfigDict, name: str, resources: str |
   return runners.named(name, resources)
 
 
-def require_process(runner: str, job: str) -> None:
-  """Raises ValueError where another runner is asked for than what a job is done by."""
-  if runner != RUNNER.default:
-    raise ValueError(
-      f'--runner={runner} is for suites and comparisons, and this is {job}; leave it out.'
-    )
+def require_process(runner: str, resources: str | None, job: str) -> None:
+  """Raises ValueError where a runner or its resources are asked for and this process does a job."""
+  asked = [] if runner == RUNNER.default else [f'--runner={runner}']
+  asked += [] if resources is None else [f'--runner.resources={resources}']
+  if asked:
+    raise ValueError(f'{asked[0]} is for suites and comparisons, and this is {job}; leave it out.')
 
 
 def command() -> None:

@@ -146,6 +146,11 @@ def workdir_of_config() -> str:
   return os.path.join('runs', '-'.join([stem, *filter(None, parts)]))
 
 
+def given_fields() -> tuple[str, ...]:
+  """The fields of the config that the command line gives, by dotted name."""
+  return tuple(config_flags.get_override_values(flags.FLAGS['config']))
+
+
 def show_page(path: str) -> None:
   """Says where the page of a result is, and opens it in a browser where `--open` asks for it."""
   if os.path.isfile(path):

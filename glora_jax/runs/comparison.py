@@ -12,19 +12,17 @@ itself, the others on the supernet.
 from __future__ import annotations
 
 import functools
-import logging
 import os
 from collections.abc import Callable
 from typing import Any, TypedDict
 
-import flax
 import ml_collections
 
 from glora_jax import tree
 from glora_jax.method.preset_names import preset_label
 from glora_jax.reports import comparison_page, comparison_report
 from glora_jax.runs import comparison_jobs, provenance_record
-from glora_jax.runs.config import check_config, default_config
+from glora_jax.runs.config import check_config
 from glora_jax.runs.lifecycle import carry_out, never
 from glora_jax.runs.run import Candidate, Run
 from glora_jax.runs.runners import THIS_PROCESS, Runner, ThisProcess
@@ -33,16 +31,8 @@ from glora_jax.runs.stages import evaluation
 from glora_jax.runs.stages.many_starts import Trial
 from glora_jax.runs.stages.methods import TrainedSubnet, train_method
 from glora_jax.runs.stages.tuning import choose_rates, measure, seeds_of
+from glora_jax.runs.unread_fields import warn_of_unread
 from glora_jax.runs.weights_record import recorded
-
-log = logging.getLogger(__name__)
-
-# Fields that a run reads and a comparison does not, with what it does in their place.
-_UNREAD = {
-  'checkpoint_epochs': 'a training that is interrupted begins anew',
-  'finetune.learning_rate': "a searched subnet is finetuned at half of the search's rate",
-  'watch.tensorboard': 'what is trained side by side leaves no metrics',
-}
 
 
 class _Data(TypedDict):
@@ -87,29 +77,24 @@ def run(
     ValueError, OSError: a wrong field, file or workdir, or one in use; the sentence names it.
     Stopped: `stop` asked for it.
   """
-  if (job := check_config(config).job) != 'compare':
+  settings = check_config(config)
+  if (job := settings.job) != 'compare':
     raise ValueError(f"job={job!r} is no comparison; give job='compare', or call experiment.run.")
   is_finished = os.path.exists(os.path.join(workdir, 'result.json'))
   if not is_finished:
-    warn_of_unread(config)
+    warn_of_unread(settings)
   if isinstance(runner, ThisProcess) or is_finished:
-    return carry_out(config, workdir, stop, _run_stages, Result)
+    return _carry_out(config, workdir, stop)
   comparison_jobs.train_methods(config, workdir, stop, runner)
-  return comparison_jobs.do_alone(runner, functools.partial(run, config, workdir), workdir, stop)
+  rest = functools.partial(_carry_out, config, workdir)
+  return comparison_jobs.do_alone(runner, rest, workdir, stop)
 
 
-def warn_of_unread(config: ml_collections.ConfigDict) -> None:
-  """Warns of fields that are given and do nothing in a comparison.
-
-  Args:
-    config: a config that can be, `check_config`.
-  """
-  given, defaults = (
-    flax.traverse_util.flatten_dict(each.to_dict(), sep='.') for each in (config, default_config())
-  )
-  for name, reason in _UNREAD.items():
-    if given[name] != defaults[name]:
-      log.warning('%s=%s does nothing in a comparison: %s.', name, given[name], reason)
+def _carry_out(
+  config: ml_collections.ConfigDict, workdir: str, stop: Callable[[], bool]
+) -> dict[str, Any]:
+  """Does in this process what is left of a comparison."""
+  return carry_out(config, workdir, stop, _run_stages, Result)
 
 
 def _run_stages(run: Run) -> dict[str, Any]:

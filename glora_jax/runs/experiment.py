@@ -29,6 +29,7 @@ from glora_jax.runs.stages.results import Found, Result, write_results
 from glora_jax.runs.stages.search import run_search
 from glora_jax.runs.stages.training import finetune, train_supernet
 from glora_jax.runs.structures import Structure
+from glora_jax.runs.unread_fields import warn_of_unread
 
 LEFT = ('report.md', 'adapter.safetensors')  # what a run is for, beside the model in `folded`
 
@@ -52,8 +53,11 @@ def run(
     NonFiniteLossError: training diverged; the last good state is in the workdir.
     Stopped: `stop` asked for it.
   """
-  if (job := check_config(config).job) != 'adapt':
+  settings = check_config(config)
+  if (job := settings.job) != 'adapt':
     raise ValueError(f"job={job!r} is no run; give job='adapt', or call comparison.run.")
+  if not os.path.exists(os.path.join(workdir, 'result.json')):
+    warn_of_unread(settings)
   return carry_out(config, workdir, stop, _run_stages, Result)
 
 

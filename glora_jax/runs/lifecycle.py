@@ -32,7 +32,8 @@ from glora_jax.runs.backbone import (
 from glora_jax.runs.batch_sizes import fit_batches
 from glora_jax.runs.config import RunSettings, check_config
 from glora_jax.runs.run import Place, Run, Stream, stream_key
-from glora_jax.runs.used_fields import EVERY_STAGE, is_among, last_begun
+from glora_jax.runs.sections import WatchSettings
+from glora_jax.runs.used_fields import EVERY_STAGE, has_content, is_among, last_begun
 from glora_jax.runs.workdir import (
   Change,
   abandon,
@@ -89,6 +90,7 @@ def carry_out(
       log.info('This run is finished; everything is in %s.', workdir)
       for change in changes:
         log.info('%s, which no stage has used.', change)
+      _warn_of_unrecorded(settings.watch, workdir)
       return _with_provenance(read_record(path, 'result', shape), workdir)
     run = _prepare_or_undo(settings, workdir, stop, changes)
     if meshes.primary():
@@ -99,6 +101,14 @@ def carry_out(
     if meshes.primary():
       write_json(path, result, 'result')
     return _with_provenance(result, workdir)
+
+
+def _warn_of_unrecorded(watch: WatchSettings, workdir: str) -> None:
+  """Warns of what is to be recorded of a finished run, and was not when it ran."""
+  for name in ('profile', 'tensorboard'):
+    value = getattr(watch, name)
+    if value and not has_content(os.path.join(workdir, name)):
+      log.warning('watch.%s=%r records nothing any more: this run is finished.', name, value)
 
 
 def _with_provenance(result: dict[str, Any], workdir: str) -> dict[str, Any]:

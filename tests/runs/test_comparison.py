@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from glora_jax.files import read_arrays, read_json
-from glora_jax.runs import comparison, experiment
+from glora_jax.runs import comparison, comparison_jobs, experiment
 from glora_jax.runs.config import check_config, default_config
 from glora_jax.runs.lifecycle import prepare
+from glora_jax.runs.runners import ThisProcess
 from glora_jax.runs.workdir import Stopped
 
 METHODS = ('linear', 'lora', 'finetuning', 'search')
@@ -62,20 +63,30 @@ def test_a_config_of_another_job_is_refused(run, job, sentence, backbone, tmp_pa
   assert not (tmp_path / 'run').exists()
 
 
-def test_fields_that_a_comparison_does_not_read_are_named(caplog):
+class Elsewhere:
+  """A runner that is not this process, as far as a comparison can tell."""
+
+  outcomes = ThisProcess.outcomes
+
+
+def test_fields_that_a_comparison_does_not_read_are_named_once(monkeypatch, caplog, tmp_path):
+  monkeypatch.setattr(comparison, 'carry_out', lambda *_: {})
+  monkeypatch.setattr(comparison_jobs, 'train_methods', lambda *_: None)
   config = default_config()
   config.job = 'compare'
-  comparison.warn_of_unread(config)
+  comparison.run(config, str(tmp_path), runner=Elsewhere())
   assert not caplog.text
   config.finetune.learning_rate = 0.5
   config.watch.tensorboard = True
-  comparison.warn_of_unread(config)
-  assert [record.getMessage() for record in caplog.records] == [
-    'finetune.learning_rate=0.5 does nothing in a comparison: a searched subnet is finetuned at '
-    "half of the search's rate.",
-    'watch.tensorboard=True does nothing in a comparison: what is trained side by side leaves no '
-    'metrics.',
-  ]
+  for runner in (ThisProcess(), Elsewhere()):
+    caplog.clear()
+    comparison.run(config, str(tmp_path), runner=runner)
+    assert [record.getMessage() for record in caplog.records] == [
+      'finetune.learning_rate=0.5 does nothing in a comparison: a searched subnet is finetuned at '
+      "half of the search's rate.",
+      'watch.tensorboard=True does nothing in a comparison: what is trained side by side leaves no '
+      'metrics.',
+    ]
 
 
 def without_seconds(result):

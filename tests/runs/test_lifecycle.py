@@ -1,5 +1,8 @@
 """How a run is prepared, and the line that it says of itself when it begins."""
 
+import functools
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,9 +11,10 @@ from PIL import Image
 from tiny_runs import changed
 
 import glora_jax
-from glora_jax.files import read_json
+from glora_jax.files import read_json, write_json
 from glora_jax.models.vit import ViT
 from glora_jax.runs import lifecycle
+from glora_jax.runs.workdir import claim_workdir
 
 
 def test_the_line_about_a_run_counts_what_is_trained():
@@ -67,3 +71,19 @@ def test_folds_are_of_the_images_that_are_left(run_config, photos, tmp_path):
     file.write(b'no image')
   with pytest.raises(ValueError, match=r'allocation\.folds=16 is more than the 15 training images'):
     lifecycle.rehearse(config, str(tmp_path / 'without'))
+
+
+def test_what_a_finished_run_records_no_more_is_named(run_config, tmp_path, caplog):
+  workdir = str(tmp_path / 'run')
+  os.makedirs(os.path.join(workdir, 'profile'))
+  claim_workdir(run_config, workdir)
+  write_json(os.path.join(workdir, 'result.json'), {'task': 'digits'}, 'result')
+  config = changed(run_config, watch__profile='search')
+  finished = functools.partial(lifecycle.carry_out, stop=lifecycle.never, stages=None, shape=dict)
+  sentence = "watch.profile='search' records nothing any more: this run is finished."
+  assert finished(config, workdir)['task'] == 'digits'
+  assert caplog.messages == [sentence]
+  (tmp_path / 'run' / 'profile' / 'trace').write_text('')
+  caplog.clear()
+  finished(config, workdir)
+  assert not caplog.messages

@@ -60,6 +60,8 @@ def test_what_no_runner_can_be_is_one_sentence(monkeypatch, name, resources, err
 def test_a_single_run_needs_no_other_runner(tmp_path):
   with pytest.raises(ValueError, match='for suites and comparisons, and this is a single run'):
     main.dispatch(default_config(), str(tmp_path / 'run'), never, 'ray')
+  with pytest.raises(ValueError, match=r'--runner\.resources=GPU=1 is for suites and comparisons'):
+    main.dispatch(default_config(), str(tmp_path / 'run'), never, resources='GPU=1')
   assert not list(tmp_path.iterdir())
 
 

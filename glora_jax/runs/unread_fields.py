@@ -1,0 +1,66 @@
+"""Fields of a config that are given and do nothing in its job, which says so before it begins."""
+
+from __future__ import annotations
+
+import logging
+import operator
+from collections.abc import Iterable
+
+from glora_jax.limits import shown
+from glora_jax.runs.config import RunSettings
+from glora_jax.runs.used_fields import FREE_FIELDS, is_among, stages_of, used_by
+
+log = logging.getLogger(__name__)
+
+# Fields that a run reads and a comparison does not, with what it does in their place.
+_OF_RUNS = {
+  'checkpoint_epochs': 'a training that is interrupted begins anew',
+  'finetune.learning_rate': "a searched subnet is finetuned at half of the search's rate",
+  'watch.tensorboard': 'what is trained side by side leaves no metrics',
+}
+
+
+def warn_of_unread(settings: RunSettings) -> None:
+  """Warns of every field that has another value than its default, and does nothing.
+
+  Args:
+    settings: the config.
+  """
+  defaults = RunSettings()
+  for name, reason in _reasons(settings).items():
+    value, default = map(operator.attrgetter(name), (settings, defaults))
+    if value != default:
+      log.warning('%s=%s does nothing in %s: %s.', name, shown(value), _job(settings), reason)
+
+
+def _reasons(settings: RunSettings) -> dict[str, str]:
+  """Why fields do nothing, by name."""
+  reasons = dict(_OF_RUNS) if settings.job == 'compare' else {}
+  reasons['suite.settings'] = "it is of a task that stands for several, as 'vtab/all'"
+  if (base := settings.mesh.base) != 'sharded':
+    reasons['mesh.fsdp'] = f"mesh.base={base!r} keeps the weights whole; give 'sharded'"
+  return reasons
+
+
+def warn_of_unused(settings: RunSettings, given: Iterable[str]) -> None:
+  """Warns of fields that somebody gives for this job, and that it does not read.
+
+  A config file gives fields for other structures and modes, too; a command line does not.
+
+  Args:
+    settings: the config.
+    given: names of fields that the command line gives.
+  """
+  job = {name: getattr(settings, name) for name in ('job', 'structure', 'presets')}
+  stages = stages_of(job)
+  used = (*used_by(stages, stages[-1]), *FREE_FIELDS)
+  stops_early = settings.search.mode == 'paper'
+  for name in given:
+    if not is_among(name, used) or (name == 'search.stop_early' and not stops_early):
+      log.warning('--config.%s does nothing in %s, which does not read it.', name, _job(settings))
+
+
+def _job(settings: RunSettings) -> str:
+  if settings.job == 'compare':
+    return 'a comparison'
+  return f'a run of structure={shown(settings.structure)}'

@@ -1,0 +1,55 @@
+"""Fields that are given and do nothing are named, and no others."""
+
+import pytest
+
+from glora_jax.runs.config import check_config, default_config
+from glora_jax.runs.unread_fields import warn_of_unread, warn_of_unused
+
+
+@pytest.mark.parametrize(
+  'fields, sentences',
+  [
+    ({}, []),
+    ({'mesh.fsdp': 4, 'mesh.base': 'sharded'}, []),
+    (
+      {'mesh.fsdp': 4},
+      [
+        "mesh.fsdp=4 does nothing in a run of structure='search': mesh.base='replicated' keeps the "
+        "weights whole; give 'sharded'.",
+      ],
+    ),
+    (
+      {'job': 'compare', 'suite.settings': {'digits': {'budget': 5}}},
+      [
+        "suite.settings={'digits': {'budget': 5}} does nothing in a comparison: it is of a task "
+        "that stands for several, as 'vtab/all'.",
+      ],
+    ),
+  ],
+)
+def test_what_is_given_and_does_nothing_is_named(fields, sentences, caplog):
+  config = default_config()
+  settings = fields.pop('suite.settings', {})
+  config.update_from_flattened_dict(fields)
+  config.suite.settings = settings
+  warn_of_unread(check_config(config))
+  assert [record.getMessage() for record in caplog.records] == sentences
+
+
+@pytest.mark.parametrize(
+  'fields, given, unused',
+  [
+    ({}, ('supernet.epochs', 'search.stop_early', 'finetune.on', 'watch.profile'), ()),
+    ({}, ('training.epochs', 'allocation.folds'), ('training.epochs', 'allocation.folds')),
+    ({'presets': ('gradient',)}, ('allocation.folds',), ()),
+    ({'search.mode': 'pareto'}, ('search.stop_early', 'search.mode'), ('search.stop_early',)),
+    ({'structure': 'lora'}, ('training.epochs', 'budget', 'supernet.epochs'), ('supernet.epochs',)),
+    ({'structure': 'gradient'}, ('allocation.folds', 'sampling.largest'), ('sampling.largest',)),
+    ({'job': 'compare'}, ('compare.rate.lora', 'training.epochs'), ('training.epochs',)),
+  ],
+)
+def test_what_a_command_line_gives_and_a_job_does_not_read_is_named(fields, given, unused, caplog):
+  config = default_config()
+  config.update_from_flattened_dict(fields)
+  warn_of_unused(check_config(config), given)
+  assert [record.args[0] for record in caplog.records] == list(unused)
