@@ -31,7 +31,7 @@ from glora_jax.runs.lifecycle import never, rehearse
 from glora_jax.runs.mistakes import MISTAKES, sentence
 from glora_jax.runs.runners import THIS_PROCESS, Job, Runner
 from glora_jax.runs.suite_settings import apply_settings, check_settings
-from glora_jax.runs.workdir import Stopped, changes_of, claim, claim_workdir
+from glora_jax.runs.workdir import InUseError, Stopped, changes_of, claim, claim_workdir
 
 log = logging.getLogger(__name__)
 
@@ -147,11 +147,21 @@ class _Needs(NamedTuple):
 def _rehearse(
   config: ml_collections.ConfigDict, folder: str, title: str, stop: Callable[[], bool]
 ) -> _Needs:
-  """Checks what a task needs; its arrays leave the device with the end of it."""
+  """Checks what a task needs; its arrays leave the device with the end of it.
+
+  Where another process runs the task meanwhile, that has checked it.
+  """
   del stop
   log.info(title)
-  run = rehearse(config, folder)
-  return _Needs(disk_room.bytes_to_write(run), disk_room.images_to_cache(run))
+  try:
+    with claim(folder) if meshes.primary() else contextlib.nullcontext():
+      run = rehearse(config, folder)
+      return _Needs(disk_room.bytes_to_write(run), disk_room.images_to_cache(run))
+  except InUseError as error:
+    if jax.process_count() > 1:
+      raise
+    log.info('%s', error)
+    return _Needs(0, {})
 
 
 def attempt(board: Board, name: str, job: Callable[[], dict[str, Any]]) -> None:

@@ -23,7 +23,8 @@ from glora_jax.data.tasks import vtab
 from glora_jax.reports import scoreboard
 from glora_jax.runs import command_line, disk_room, experiment, suite
 from glora_jax.runs.config import check_config
-from glora_jax.runs.workdir import Stopped
+from glora_jax.runs.lifecycle import never
+from glora_jax.runs.workdir import Stopped, claim
 from glora_jax.training.loop import NonFiniteLossError, TrainState
 
 SHORT = {  # hardly any training
@@ -75,10 +76,20 @@ def test_all_tasks_are_checked_before_the_first_begins(run_config, monkeypatch, 
   text = (workdir / 'table.md').read_text()
   assert re.search(r'- fewshot/oxford_pets/1/1: 1 of 6 images cannot be .*t11\.png', text)
   left = sorted(str(path.relative_to(workdir / 'oxford_pets')) for path in workdir.rglob('*/?/*'))
-  names = ('images.npz', 'weights.json')
+  names = ('images.npz', 'lock', 'weights.json')
   kept = [[f'1/{seed}', *(f'1/{seed}/{name}' for name in names)] for seed in (0, 2)]
   assert left == [*kept[0], *kept[1]]  # the failed one as it was
   assert not (workdir / 'config.json').exists()
+
+
+def test_a_task_that_another_process_runs_is_not_checked_beside_it(monkeypatch, tmp_path):
+  """It may be writing what a check would remove; and it may be finished when its turn comes."""
+  monkeypatch.setattr(suite, 'rehearse', lambda config, folder: pytest.fail('it is checked'))
+  folder = str(tmp_path / 'cifar100')
+  with claim(folder):
+    assert suite._rehearse(None, folder, 'Checking task 1 of 2', never) == (0, {})
+  with pytest.raises(pytest.fail.Exception, match='it is checked'):
+    suite._rehearse(None, folder, 'Checking task 1 of 2', never)
 
 
 @pytest.mark.slow
