@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import flax
@@ -43,6 +43,11 @@ def flatten(tree: Any) -> dict[Path, Any]:
 def path_of(keys: jax.tree_util.KeyPath) -> Path:
   """The path that keys of JAX stand for."""
   return tuple(jax.tree_util.keystr(keys, simple=True, separator='/').split('/')) if keys else ()
+
+
+def plain_path(parts: Iterable[Any]) -> Path:
+  """A path as `flatten` gives it, of parts that may be numbers or have '/' in them."""
+  return tuple(name for part in parts for name in str(part).split('/'))
 
 
 def map_with_path(function: Callable[[Path, Any], Any], tree: Any) -> Any:

@@ -23,7 +23,7 @@ from glora_jax.nnx.owners import UNCOVERED
 from glora_jax.nnx.places import Places
 from glora_jax.nnx.plain import without_supports
 from glora_jax.nnx.variables import Head
-from glora_jax.tree import Path, differences, flatten, get, path_name, replace
+from glora_jax.tree import Path, differences, flatten, get, path_name, plain_path, replace
 
 
 def as_adapted(model: nnx.Module) -> tuple[Adapted, dict[str, Any]]:
@@ -216,7 +216,7 @@ def summary(model: nnx.Module, genome: Any = None) -> str:
 
 def _heads(model: nnx.Module) -> list[Path]:
   """Paths of the parameters that are trained in full."""
-  return [tuple(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(model, Head))]
+  return [plain_path(path) for path, _ in nnx.to_flat_state(nnx.state(model, Head))]
 
 
 def _widened(group: Group, stored: Mapping[str, jax.Array]) -> dict[str, jax.Array]:

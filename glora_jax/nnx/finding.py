@@ -14,7 +14,7 @@ from glora_jax.method.sample import Sample
 from glora_jax.method.site import Site
 from glora_jax.method.trace import find as by_use
 from glora_jax.nnx.frozen import Frozen
-from glora_jax.tree import Path, path_name
+from glora_jax.tree import Path, path_name, plain_path
 
 
 def find(
@@ -54,7 +54,7 @@ def _named(site: Site, name: str) -> Site:
 
 def _in_module_order(sites: Sequence[Site], model: nnx.Module) -> list[Site]:
   """Sites in the order of the modules that hold their kernels."""
-  order = {tuple(map(str, path)): number for number, (path, _) in enumerate(nnx.iter_graph(model))}
+  order = {plain_path(path): number for number, (path, _) in enumerate(nnx.iter_graph(model))}
 
   def place(site: Site) -> tuple[int, Path]:
     owners = (site.kernel_path[:end] for end in range(len(site.kernel_path) - 1, -1, -1))

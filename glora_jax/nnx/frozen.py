@@ -9,7 +9,7 @@ from typing import Any
 import flax
 from flax import nnx
 
-from glora_jax.tree import flatten, path_name
+from glora_jax.tree import flatten, path_name, plain_path
 
 STATISTICS = 'batch_stats'  # name of their collection among the variables
 
@@ -83,7 +83,7 @@ def _filled(state: Any, values: Mapping[str, Any]) -> Any:
   """
   new = flatten(values)
   leaves = [
-    (path, leaf.replace(new.pop(tuple(map(str, path)), leaf.get_value())))
+    (path, leaf.replace(new.pop(plain_path(path), leaf.get_value())))
     for path, leaf in nnx.to_flat_state(state)
   ]
   if new:

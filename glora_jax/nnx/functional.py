@@ -29,7 +29,7 @@ from glora_jax.method.space import SearchSpace
 from glora_jax.nnx.finding import find, numbered
 from glora_jax.nnx.frozen import Frozen, nested, require_module
 from glora_jax.nnx.owners import check_plain
-from glora_jax.tree import Path, flatten, path_name
+from glora_jax.tree import Path, flatten, path_name, plain_path
 
 log = logging.getLogger(__name__)
 
@@ -177,7 +177,7 @@ def _by_class(model: nnx.Module) -> tuple[list[Site], dict[str, str]]:
   present = flatten(params(model))  # a parameter of several modules is there once, as the first's
   for keys, module in nnx.iter_graph(model):
     if isinstance(module, (nnx.Linear, nnx.LinearGeneral)):
-      path = tuple(map(str, keys))
+      path = plain_path(keys)
       site = _site(path, module)
       if site is None:
         refused[path_name(path)] = (

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 from flax import nnx
 
-from glora_jax.tree import Path
+from glora_jax.tree import Path, plain_path
 
 _CONTAINERS = (nnx.List, nnx.Dict)
 
@@ -53,7 +53,7 @@ class Places:
     by_id: dict[int, list[Place]] = {}
     for path, owner in modules(model):
       for location, variable in locations(owner):
-        by_path[*path, location.attribute, *location.inside] = variable
+        by_path[*path, location.attribute, *plain_path(location.inside)] = variable
         by_id.setdefault(id(variable), []).append(Place(owner, location))
     return cls(by_path, by_id)
 
@@ -66,7 +66,7 @@ def modules(model: nnx.Module) -> Iterator[tuple[Path, nnx.Pytree]]:
   """All modules of a model, each once, by path; NNX's lists and dictionaries belong to others."""
   for path, node in nnx.iter_graph(model):
     if isinstance(node, nnx.Pytree) and (node is model or not isinstance(node, _CONTAINERS)):
-      yield tuple(map(str, path)), node
+      yield plain_path(path), node
 
 
 def locations(owner: nnx.Pytree) -> Iterator[tuple[Location, nnx.Variable]]:

@@ -79,6 +79,37 @@ def test_fixed_subnets_are_the_same_functions_with_gradients(name):
   assert all(np.any(leaf) for leaf in jax.tree.leaves(gradients))
 
 
+class WithSlashes(nnx.Module):
+  """Layers, a head and a parameter by names like those that Haiku gives."""
+
+  def __init__(self, rngs):
+    up, head = nnx.Linear(4, 6, rngs=rngs), nnx.Linear(6, 2, rngs=rngs)
+    self.mlp = nnx.Dict({'mlp/~/up': up, 'mlp/~/head': head})
+    self.raw = nnx.Dict({'mix/w': nnx.Param(0.3 * jax.random.normal(rngs.params(), (6, 6)))})
+
+  def __call__(self, x):
+    return self.mlp['mlp/~/head'](self.mlp['mlp/~/up'](x) @ self.raw['mix/w'][...])
+
+
+def test_names_in_dictionaries_may_have_slashes(tmp_path):
+  model = WithSlashes(nnx.Rngs(0))
+  attached = glora_jax.nnx.attach(model, X, space=SPACE)
+  names = [layer.name for layer in glora_jax.nnx.spec(attached)]
+  assert names == ['mlp/mlp/~/up', 'raw/mix/w']
+  assert type(attached.mlp['mlp/~/head'].kernel) is Head
+  by_class = glora_jax.nnx.adapt(model)
+  assert [layer.name for layer in by_class.spec] == names[:1]
+
+  randomize(attached)
+  glora_jax.nnx.save_adapter(tmp_path / 'adapter', attached)
+  another = glora_jax.nnx.attach(model, X, space=SPACE)
+  glora_jax.nnx.load_adapter(tmp_path / 'adapter', another)
+  expected = attached(X)
+  assert np.abs(expected - model(X)).max() > 1e-3
+  np.testing.assert_allclose(another(X), expected, atol=1e-6)
+  np.testing.assert_allclose(glora_jax.nnx.fold(another)(X), expected, atol=1e-5)
+
+
 def test_a_linen_model_inside_keeps_its_state_and_its_head():
   make, _, _ = MODELS['bridged']
   model = make()
