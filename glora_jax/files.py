@@ -386,8 +386,10 @@ def check_metadata(path: Path, metadata: Any, kind: str) -> dict[str, Any]:
   Raises:
     ValueError: it is of another kind or a later version, or could not be written again.
   """
-  if not isinstance(metadata, dict) or metadata.pop('kind', None) != kind:
-    raise ValueError(f'{printable(path)} is no {kind} file that glora_jax wrote.')
+  written = metadata.pop('kind', None) if isinstance(metadata, dict) else None
+  if written != kind:
+    other = f', but one of the kind {shown(written)}; give the right file' if written else ''
+    raise ValueError(f'{printable(path)} is no {kind} file that glora_jax wrote{other}.')
   try:
     json.dumps(metadata, allow_nan=False)
   except ValueError as error:

@@ -29,6 +29,14 @@ def test_files_that_only_look_like_ours_are_refused(tmp_path, metadata):
     weights.load(path)
 
 
+def test_a_file_of_another_kind_is_called_what_it_is(tmp_path):
+  path = tmp_path / 'adapter.safetensors'
+  write_tensors(path, {'params/head/bias': np.zeros(3)}, 'adapter', {})
+  sentence = r"no vit file that glora_jax wrote, but one of the kind 'adapter'; give the right file"
+  with pytest.raises(ValueError, match=sentence):
+    weights.load(path)
+
+
 @pytest.mark.parametrize('number', ['NaN', '-Infinity', '1e999'])
 def test_metadata_that_could_not_be_written_again_are_refused(tmp_path, number):
   path = tmp_path / 'odd.safetensors'
