@@ -118,7 +118,7 @@ class Classifier:
     _require_classifier(path, model.num_classes, metadata['image_size'])
     normalization = require_normalization(path, metadata.get('normalization'), 'normalization')
     self.classes = tuple(metadata.get('classes') or map(str, range(model.num_classes)))
-    self.rule = rule or metadata.get('resize', 'squash')
+    self.rule = rule or metadata.get('resize') or 'squash'
     self.image_size = metadata['image_size']
     self._path = path
     self._params = jax.tree.map(jax.numpy.asarray, params)
