@@ -109,5 +109,5 @@ def _square_grid(path: str, model: ViT, tokens: int) -> Grid:
   token = 'with or without a class token' if model.class_token else 'without a class token'
   raise ValueError(
     f'{path}: {tokens} position embeddings fit no square grid {token}; '
-    'give the image_size they are for.'
+    'give weights.load their image_size, (height, width).'
   )

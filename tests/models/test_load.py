@@ -126,7 +126,9 @@ def test_non_square_grids_must_be_told_and_must_fit(timm):
   positions = np.random.default_rng(0).normal(size=(1, 4 * 5 + 1, 16))
   timm.tensors['pos_embed'] = positions.astype(np.float32)
   with pytest.raises(
-    ValueError, match='21 position embeddings fit no square grid with or without a class token'
+    ValueError,
+    match=r'21 position embeddings fit no square grid with or without a class token; '
+    r'give weights\.load their image_size, \(height, width\)',
   ):
     timm.load()
   with pytest.raises(
