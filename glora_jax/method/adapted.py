@@ -303,7 +303,8 @@ class Adapted:
     params, supports = self.full_precision(variables['params']), variables[COLLECTION]
     self.check_params(params)
     rest = {name: value for name, value in variables.items() if name not in ('params', COLLECTION)}
-    if merge == 'lazy' and not isinstance(self.model, nn.Module):
+    is_linen = isinstance(self.model, nn.Module)
+    if merge == 'lazy' and not is_linen:
       raise ValueError(
         f"merge='lazy' is for linen models, and {name_of(self.model)} is none; leave it out."
       )
@@ -318,7 +319,7 @@ class Adapted:
           return self.model.apply({'params': grafted, **rest}, *call.args, **call.kwargs)
 
       result = call_gathering(of_params, params, call, self.mesh, lays_gradients=False)
-    if kwargs.get('mutable', False) is not False and 'params' in result[1]:
+    if is_linen and kwargs.get('mutable', False) is not False and 'params' in result[1]:
       result[1]['params'] = variables['params']  # the base's own: merged values are no update of it
     return result
 

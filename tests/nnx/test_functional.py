@@ -227,6 +227,21 @@ def test_a_linen_model_bridged_into_nnx_takes_folded_parameters():
   np.testing.assert_allclose(folded(X), adapted.apply(variables, X, genome=genome), atol=1e-5)
 
 
+def test_a_bridged_model_that_is_called_with_mutable_gives_its_outputs_alone():
+  class WithStatistics(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      return nn.BatchNorm(use_running_average=False)(nn.Dense(6, name='hidden')(x))
+
+  call = {'mutable': ['batch_stats']}
+  bridged = nnx.bridge.ToNNX(WithStatistics(), rngs=nnx.Rngs(0)).lazy_init(X, **call)
+  adapted = glora_nnx.adapt(bridged, X, **call)
+  variables = adapted.init(jax.random.key(0), glora_nnx.params(bridged))
+  genome = presets.preset(adapted.spec, 'lora')
+  outputs = adapted.apply(variables, X, genome=genome, **call)
+  np.testing.assert_allclose(outputs, bridged(X, **call), atol=1e-5)
+
+
 def test_an_nnx_model_can_be_bridged_into_linen_after_folding_or_before_adapting(problem):
   model, adapted, variables = problem
   variables = {**variables, 'glora': randomized(variables['glora'])}
