@@ -17,6 +17,7 @@ from glora_jax.limits import check_path, check_type, printable
 from glora_jax.method import genomes
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.genome_json import NamedAlleles, genome_from_json, genome_to_json
+from glora_jax.method.quantized import full_precision
 from glora_jax.method.sample import split_arrays
 from glora_jax.method.storage import check_storage
 from glora_jax.method.supports import COLLECTION
@@ -181,6 +182,7 @@ def load_adapter(path: Path, adapted: Adapted, params: Any) -> tuple[dict[str, A
   _check_metadata(path, metadata)
   genome = _genome(path, adapted, _in_order(path, metadata, adapted))
   adapted.check_params(params)
+  params = full_precision(params, adapted.param_shapes, only=adapted.head_paths)  # as init does
   shapes = shapes_of_fresh(adapted, params)
   trainable, frozen = adapted.split({**shapes, 'params': params})
   _check_base(path, metadata['base'], fingerprint(frozen['params']))

@@ -69,6 +69,25 @@ def test_a_function_of_quantized_params_is_adapted_as_of_plain_ones():
   np.testing.assert_allclose(outputs, X @ qwix.dequantize(params['w']), rtol=1e-5, atol=1e-6)
 
 
+def two_layers(params, x):
+  return nn.silu(x @ params['fc']['w']) @ params['head']['w']
+
+
+def test_an_adapter_goes_onto_a_base_whose_head_is_quantized_too(tmp_path):
+  keys = jax.random.split(jax.random.key(0))
+  kernels = {'fc': {'w': jax.random.normal(keys[0], (8, 4))}}
+  kernels['head'] = {'w': jax.random.normal(keys[1], (4, 3))}
+  adapted = glora_jax.adapt_function(two_layers, kernels, X)
+  base = jax.tree.map(lambda kernel: qwix.quantize(kernel, 'int8', channelwise_axes=[1]), kernels)
+  variables = adapted.init(jax.random.key(0), base)
+  genome = glora_jax.preset(adapted.spec, 'lora')
+  glora_jax.save_adapter(tmp_path / 'adapter', adapted, variables, genome)
+  loaded, found = glora_jax.load_adapter(tmp_path / 'adapter', adapted, base)
+  assert is_quantized(loaded['params']['fc']['w'])
+  outputs = adapted.apply(loaded, X, genome=found)
+  np.testing.assert_allclose(outputs, adapted.apply(variables, X, genome=genome), atol=1e-6)
+
+
 def shape_and_type(leaf):
   return leaf.shape, leaf.dtype
 
