@@ -91,9 +91,19 @@ def make_owner(module: nnx.Pytree, parts: Sequence[Part]) -> None:
 
 def make_plain(owner: nnx.Pytree) -> None:
   """Makes an owner an instance of its old class, without what lay beside its parameters."""
+  added = _added(owner)
   _set_class(owner, plain_class(owner))
-  for name in [name for name in vars(owner) if name.startswith(PREFIX)]:
+  for name in added:
     delattr(owner, name)
+
+
+def _added(owner: nnx.Pytree) -> set[str]:
+  """Names of the attributes that attaching has added; the model's own may begin as they do."""
+  parts = parts_of(owner)
+  own = {part.location for part in parts}
+  bases = {part.kernel.attribute for part in parts if part.kernel not in own}
+  added = bases | {part.adapter for part in parts} | {UNCOVERED}
+  return added & vars(owner).keys()
 
 
 def merged(owner: nnx.Pytree, part: Part) -> jax.Array:
@@ -199,7 +209,8 @@ def _call_linear(owner: nnx.Pytree, *args: Any, **kwargs: Any) -> Any:
 def _call_bridge(owner: nnx.bridge.ToNNX, *args: Any, **kwargs: Any) -> Any:
   """The call of a linen model, which reads its parameters off `vars`: merged ones for as long."""
   attributes, kind = vars(owner), type(owner)
-  supports = {name: value for name, value in attributes.items() if name.startswith(PREFIX)}
+  added = _added(owner)
+  supports = {name: value for name, value in attributes.items() if name in added}
   values = {part.location: _used(owner, part) for part in parts_of(owner)}
   own = {
     location: variable

@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -108,6 +109,25 @@ def test_names_in_dictionaries_may_have_slashes(tmp_path):
   assert np.abs(expected - model(X)).max() > 1e-3
   np.testing.assert_allclose(another(X), expected, atol=1e-6)
   np.testing.assert_allclose(glora_jax.nnx.fold(another)(X), expected, atol=1e-5)
+
+
+class WithOwnPrefix(nnx.Module):
+  """A parameter whose name begins as those of what is attached do."""
+
+  def __init__(self, rngs):
+    self.w = nnx.Param(jax.random.normal(rngs.params(), (4, 3)))
+    self.glora_w = nnx.Param(jnp.full(3, 2.0))
+
+  def __call__(self, x):
+    return x @ self.w[...] * self.glora_w[...]
+
+
+def test_a_parameter_of_the_model_may_be_called_as_supports_are():
+  model = WithOwnPrefix(nnx.Rngs(0))
+  attached = glora_jax.nnx.attach(model, X, space=SPACE)
+  folded = glora_jax.nnx.fold(attached)
+  assert nnx.graphdef(folded) == nnx.graphdef(model)
+  np.testing.assert_allclose(folded(X), model(X), atol=1e-5)
 
 
 def test_a_linen_model_inside_keeps_its_state_and_its_head():
