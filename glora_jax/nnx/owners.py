@@ -140,12 +140,15 @@ def _owner_class(base: type, parts: tuple[Part, ...]) -> type:
     )
     for name, together in by_attribute.items()
   }
-  members |= {'_glora_parts': parts, '_glora_base': base, '__doc__': base.__doc__}
-  members |= {name: getattr(base, name) for name in ('__module__', '__qualname__')}
+  members |= {'_glora_parts': parts, '_glora_base': base}
+  members |= {'__doc__': base.__doc__, '__module__': base.__module__}
   members |= _methods(base)
   members['__reduce_ex__'] = _reduce
   options = {'pytree': base._pytree__is_pytree}
-  return types.new_class(base.__name__, (base,), options, functools.partial(_fill, members))
+  name = PREFIX + base.__name__  # a base may keep a register of its subclasses by name
+  kind = types.new_class(name, (base,), options, functools.partial(_fill, members))
+  kind.__name__, kind.__qualname__ = base.__name__, base.__qualname__
+  return kind
 
 
 def _reduce(owner: nnx.Pytree, protocol: int) -> tuple:

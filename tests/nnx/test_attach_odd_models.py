@@ -1,6 +1,7 @@
 """Attached models of every kind: identity at the start, fold, fixed subnets, populations."""
 
 import functools
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -128,6 +129,30 @@ def test_a_parameter_of_the_model_may_be_called_as_supports_are():
   folded = glora_jax.nnx.fold(attached)
   assert nnx.graphdef(folded) == nnx.graphdef(model)
   np.testing.assert_allclose(folded(X), model(X), atol=1e-5)
+
+
+class Registered(nnx.Module):
+  """A base that keeps its subclasses by name."""
+
+  register: ClassVar[dict[str, type]] = {}
+
+  def __init_subclass__(cls, **kwargs):
+    super().__init_subclass__(**kwargs)
+    cls.register[cls.__name__] = cls
+
+
+class Matrix(Registered):
+  def __init__(self, rngs):
+    self.w = nnx.Param(jax.random.normal(rngs.params(), (4, 3)))
+
+  def __call__(self, x):
+    return x @ self.w[...]
+
+
+def test_a_register_of_classes_keeps_those_of_the_model():
+  attached = glora_jax.nnx.attach(Matrix(nnx.Rngs(0)), X, space=SPACE)
+  assert Registered.register['Matrix'] is Matrix
+  assert type(attached).__qualname__ == type(attached).__name__ == 'Matrix'
 
 
 def test_a_linen_model_inside_keeps_its_state_and_its_head():
