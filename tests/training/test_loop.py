@@ -145,7 +145,8 @@ def test_the_next_images_of_a_stream_come_while_the_steps_before_them_run(fit, w
   steps = 6 * STEPS_PER_EPOCH
   expected = [event for n in range(1, steps) for event in (f'read {n}', 'done')]
   assert events == ['read 0', *expected, 'done']
-  chex.assert_trees_all_close(state, whole, rtol=1e-5, atol=1e-6)
+  # Two programs, which round otherwise; one batch of other images would move A by 0.1.
+  chex.assert_trees_all_close(state, whole, rtol=1e-3, atol=1e-5)
 
 
 def test_all_calls_of_a_training_are_one_program_where_images_are_left_over(monkeypatch):
