@@ -131,22 +131,35 @@ def test_the_number_of_steps_per_dispatch_changes_nothing(fit, whole):
   chex.assert_trees_all_equal(whole, fit(steps_per_dispatch=3))
 
 
+class Stream:
+  """Batches in the order of their indices, whose reading is an event."""
+
+  def __init__(self, events):
+    self.events = events
+
+  def batches(self, indices):
+    for number, index in enumerate(indices):
+      self.events.append(f'read {number}')
+      yield problem().images[index], problem().labels[index]
+
+
 def test_the_next_images_of_a_stream_come_while_the_steps_before_them_run(fit, whole):
   """A block is read when the steps before it are dispatched, and before anyone waits for them."""
   events = []
-
-  class Stream:
-    def batches(self, indices):
-      for number, index in enumerate(indices):
-        events.append(f'read {number}')
-        yield problem().images[index], problem().labels[index]
-
-  state = fit(images=Stream(), steps_per_dispatch=1, on_dispatch=lambda *_: events.append('done'))
+  state = fit(
+    images=Stream(events), steps_per_dispatch=1, on_dispatch=lambda *_: events.append('done')
+  )
   steps = 6 * STEPS_PER_EPOCH
   expected = [event for n in range(1, steps) for event in (f'read {n}', 'done')]
   assert events == ['read 0', *expected, 'done']
   # Two programs, which round otherwise; one batch of other images would move A by 0.1.
   chex.assert_trees_all_close(state, whole, rtol=1e-3, atol=1e-5)
+
+
+def test_the_first_epoch_of_a_stream_is_that_of_the_images(fit, first_epoch):
+  """Before AdamW has made more of what two programs round otherwise."""
+  state = fit(images=Stream([]), steps_per_dispatch=1, stop_epoch=1)
+  chex.assert_trees_all_close(state, first_epoch, rtol=1e-5, atol=1e-6)
 
 
 def test_all_calls_of_a_training_are_one_program_where_images_are_left_over(monkeypatch):
