@@ -18,7 +18,6 @@ ready, with 0 where all that were ready have their results.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -68,9 +67,9 @@ def main(config: ml_collections.ConfigDict) -> None:
   from glora_jax.reports import page
   from glora_jax.runs.config import check_config
   from glora_jax.runs.unread_fields import warn_of_unused
-  from glora_jax.runs.workdir import Stopped
+  from glora_jax.runs.workdir import Stopped, is_finished
 
-  if not os.path.exists(os.path.join(workdir, 'result.json')):
+  if not is_finished(workdir):
     warn_of_unused(check_config(config), given_fields())
   try:
     summary, code = dispatch(config, workdir, stop, RUNNER.value, RESOURCES.value)

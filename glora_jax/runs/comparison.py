@@ -12,7 +12,6 @@ itself, the others on the supernet.
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable
 from typing import Any, TypedDict
 
@@ -33,6 +32,7 @@ from glora_jax.runs.stages.methods import TrainedSubnet, train_method
 from glora_jax.runs.stages.tuning import choose_rates, measure, seeds_of
 from glora_jax.runs.unread_fields import warn_of_unread
 from glora_jax.runs.weights_record import recorded
+from glora_jax.runs.workdir import is_finished
 
 
 class _Data(TypedDict):
@@ -80,10 +80,10 @@ def run(
   settings = check_config(config)
   if (job := settings.job) != 'compare':
     raise ValueError(f"job={job!r} is no comparison; give job='compare', or call experiment.run.")
-  is_finished = os.path.exists(os.path.join(workdir, 'result.json'))
-  if not is_finished:
+  finished = is_finished(workdir)
+  if not finished:
     warn_of_unread(settings)
-  if isinstance(runner, ThisProcess) or is_finished:
+  if isinstance(runner, ThisProcess) or finished:
     return _carry_out(config, workdir, stop)
   comparison_jobs.train_methods(config, workdir, stop, runner)
   rest = functools.partial(_carry_out, config, workdir)

@@ -30,6 +30,7 @@ from glora_jax.runs.stages.search import run_search
 from glora_jax.runs.stages.training import finetune, train_supernet
 from glora_jax.runs.structures import Structure
 from glora_jax.runs.unread_fields import warn_of_unread
+from glora_jax.runs.workdir import is_finished
 
 LEFT = ('report.md', 'adapter.safetensors')  # what a run is for, beside the model in `folded`
 
@@ -56,7 +57,7 @@ def run(
   settings = check_config(config)
   if (job := settings.job) != 'adapt':
     raise ValueError(f"job={job!r} is no run; give job='adapt', or call comparison.run.")
-  if not os.path.exists(os.path.join(workdir, 'result.json')):
+  if not is_finished(workdir):
     warn_of_unread(settings)
   return carry_out(config, workdir, stop, _run_stages, Result)
 

@@ -31,7 +31,14 @@ from glora_jax.runs.lifecycle import never, rehearse
 from glora_jax.runs.mistakes import MISTAKES, sentence
 from glora_jax.runs.runners import THIS_PROCESS, Job, Runner
 from glora_jax.runs.suite_settings import apply_settings, check_settings
-from glora_jax.runs.workdir import InUseError, Stopped, changes_of, claim, claim_workdir
+from glora_jax.runs.workdir import (
+  InUseError,
+  Stopped,
+  changes_of,
+  claim,
+  claim_workdir,
+  is_finished,
+)
 
 log = logging.getLogger(__name__)
 
@@ -237,7 +244,7 @@ def _read_finished(
   """Notes the results of the tasks that are finished."""
   for name, config in configs.items():
     folder = _folder(workdir, name)
-    if os.path.exists(os.path.join(folder, 'result.json')):
+    if is_finished(folder):
       attempt(board, name, functools.partial(experiment.run, config, folder))
 
 

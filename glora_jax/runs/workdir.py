@@ -328,6 +328,11 @@ def _lock(file: BinaryIO, path: str) -> None:
     raise InUseError(f'The workdir {folder} was in use until now; start the same command again.')
 
 
+def is_finished(workdir: Path) -> bool:
+  """Whether a run or a comparison has written its result, which is the last of all."""
+  return os.path.exists(os.path.join(workdir, 'result.json'))
+
+
 def names_in(folder: Path) -> set[str] | None:
   """The names in a folder; None where there is no such folder."""
   return set(os.listdir(folder)) if os.path.isdir(folder) else None
