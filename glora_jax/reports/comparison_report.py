@@ -18,6 +18,7 @@ from glora_jax.reports import markdown
 from glora_jax.reports.drawing import halo, palette, panels, save
 from glora_jax.reports.markdown import (
   Table,
+  bullets,
   paragraph,
   plain,
   sections,
@@ -107,7 +108,8 @@ def rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
 
   Returns:
     Flat dictionaries: 'method', 'title', 'rate', and of every number that the runs have its mean
-    over the seeds under its name and its standard deviation under `{name}_spread`, None of one.
+    over the seeds under its name and its standard deviation under `{name}_spread`, None of one;
+    'diverged' is the number of seeds of which something diverged.
   """
   found = []
   for name, runs in result['methods'].items():
@@ -118,6 +120,7 @@ def rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     for field in runs[0]:
       row[field], deviation = spread([run[field] for run in runs])
       row[f'{field}_spread'] = deviation if len(runs) > 1 else None
+    row['diverged'] = len(result.get('diverged', {}).get(name, {}))
     found.append(row)
   return sorted(found, key=lambda row: row['params'])
 
@@ -129,7 +132,7 @@ def table(result: Mapping[str, Any]) -> str:
 
 def accuracies(result: Mapping[str, Any]) -> Table:
   """What every row has come to, means and spreads over the seeds."""
-  several_seeds = len(result['seeds']) > 1
+  seeds = len(result['seeds'])
   titles = (
     'method',
     'trained params (head apart)',
@@ -142,15 +145,36 @@ def accuracies(result: Mapping[str, Any]) -> Table:
   names = ('val_accuracy', 'test_accuracy', 'inherited_test_accuracy')
   cells = [
     (
-      plain(row['title']),
+      plain(row['title']) + (f' ({_share_diverged(row, seeds)})' if row['diverged'] else ''),
       f'{row["params"]:,.0f}',
       f'{row["rate"]:g}',
-      *(percent_of(row, name, with_spread=several_seeds) for name in names),
+      *(percent_of(row, name, with_spread=seeds > 1) for name in names),
       f'{row["seconds"]:.0f}',
     )
     for row in rows(result)
   ]
   return Table(titles, cells)
+
+
+def _share_diverged(row: Mapping[str, Any], seeds: int) -> str:
+  """Of how many of its seeds something diverged."""
+  return 'diverged' if seeds == 1 else f'{row["diverged"]} of {seeds} seeds diverged'
+
+
+def divergences(result: Mapping[str, Any]) -> list[str]:
+  """What diverged, in sentences, an item for each row of which something did."""
+  told = []
+  for row in rows(result):
+    if row['diverged']:
+      by_seed = result['diverged'][row['method']].items()
+      share = _share_diverged(row, len(result['seeds']))
+      told.append(
+        paragraph(
+          f'{sentence_case(plain(row["title"]))}: {share}, and the row has what became of that.',
+          *(f'Seed {seed}: {plain(sentences)}' for seed, sentences in by_seed),
+        )
+      )
+  return told
 
 
 def percent_of(row: Mapping[str, Any], field: str, *, with_spread: bool) -> str:
@@ -298,6 +322,7 @@ def report(result: Mapping[str, Any]) -> str:
     f'# Methods side by side on {plain(result["task"])}',
     table(result),
     '![Test accuracy against trained parameters](accuracy.png)',
+    bullets(divergences(result)),
     ' '.join(verdicts(result)),
     ' '.join(agreements(result)),
     tell_making(result),

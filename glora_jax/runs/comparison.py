@@ -12,7 +12,8 @@ itself, the others on the supernet.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
 import ml_collections
@@ -128,6 +129,7 @@ def _run_stages(run: Run) -> dict[str, Any]:
       name: [subnet.genome.tolist() for subnet in subnets] for name, subnets in read_off.items()
     },
     'methods': tested,
+    'diverged': {name: told for name in rows if (told := _told(seeds, rows[name], tested[name]))},
     'seconds': dict(run.seconds),
   }
   with run.stage('report'):
@@ -135,6 +137,18 @@ def _run_stages(run: Run) -> dict[str, Any]:
     spec = run.place(GRADIENT).adapted.spec
     comparison_page.write(run.workdir, result, spec, provenance_record.recorded(run.workdir))
   return result
+
+
+def _told(
+  seeds: Sequence[int], subnets: Sequence[TrainedSubnet], tested: Sequence[Mapping[str, Any]]
+) -> dict[str, str]:
+  """What diverged in a row, in sentences by seed; only seeds of which something did."""
+  told = {}
+  for seed, subnet, values in zip(seeds, subnets, tested, strict=True):
+    is_finite = math.isfinite(values['val_loss'] + values['test_loss'])
+    if sentences := subnet.trouble or ('' if is_finite else 'Its loss is not finite.'):
+      told[str(seed)] = sentences
+  return told
 
 
 def _labels(run: Run) -> dict[str, str]:

@@ -148,6 +148,32 @@ def test_everything_that_was_measured_is_written(result, tmp_path, figures):
   }
 
 
+def test_a_row_says_how_many_of_its_seeds_diverged_and_how(result, tmp_path):
+  result['diverged'] = {'lora': {'1': 'Its training stopped at its last good state.'}}
+  comparison_report.write(str(tmp_path), result)
+  report = (tmp_path / 'report.md').read_text()
+  assert '| LoRA (1 of 2 seeds diverged) | 180 |' in report
+  assert (
+    '- LoRA: 1 of 2 seeds diverged, and the row has what became of that. '
+    'Seed 1: Its training stopped at its last good state.\n'
+  ) in report
+  assert report.count('diverged') == 2
+  with open(tmp_path / 'table.csv') as file:
+    assert {row['method']: row['diverged'] for row in csv.DictReader(file)} == {
+      'linear': '0',
+      'search-200': '0',
+      'lora': '1',
+      'full': '0',
+    }
+
+
+def test_the_row_of_a_single_seed_that_diverged_says_so(result):
+  result['seeds'] = [0]
+  result['methods'] = {name: found[:1] for name, found in result['methods'].items()}
+  result['diverged'] = {'lora': {'0': 'Its loss is not finite.'}}
+  assert '| LoRA (diverged) | 180 |' in comparison_report.table(result)
+
+
 def test_a_loss_that_is_not_finite_leaves_the_accuracies_as_they_are(result):
   """A seed has diverged."""
   result['methods']['lora'] = runs(180, 0.90, 0.10, test_loss=0.5)

@@ -107,6 +107,17 @@ def test_every_method_and_budget_has_a_row_for_each_seed(compared):
   assert result['methods']['linear'][0]['params'] == 0
 
 
+def test_a_method_that_diverges_is_in_the_table_and_named_there(config, tmp_path):
+  config = config.copy_and_resolve_references()
+  config.compare.methods = ('linear',)
+  config.compare.rate.linear = 1e30
+  result = comparison.run(config, str(tmp_path))
+  assert result['diverged'].keys() == {'linear'}
+  assert result['diverged']['linear'].keys() == {'42', '43'}
+  for name in ('report.md', 'report.html'):
+    assert 'linear probe (2 of 2 seeds diverged)' in (tmp_path / name).read_text()
+
+
 @pytest.mark.slow
 def test_full_fine_tuning_moves_all_of_the_base_and_the_others_none(compared, config):
   workdir, result = compared

@@ -110,6 +110,8 @@ def test_an_allocation_of_another_model_is_one_sentence(run, tmp_path):
     ({'0/x': np.ones((2, 9))}, None),  # version 0.1.0 stored all ranks
     ({'0/x': np.full((2, 3), np.nan)}, None),  # a training that diverged
     ({'0/x': np.ones((2, 2))}, r'0/x is float64 \[2, 2\] and not \[2, 3\]'),
+    ({'diverged': np.array([True])}, None),
+    ({'diverged': np.array([True, False])}, r'diverged is bool \[2\] and not \[1\]'),
     ({'1/x': np.ones(1)}, 'it has 1/x, which is unknown'),
   ],
 )
@@ -158,6 +160,17 @@ def test_a_curve_that_lacks_epochs_chooses_none(run):
     training._read_epochs(run.path('epochs.json'), stage.recipe)
 
 
+def test_a_training_that_diverged_is_told_from_the_others_when_it_is_read_again(run):
+  learner, recipe = run.adapted.fix(smallest_genome(run.adapted.spec)), run.settings.supernet
+  trials = [Trial(0, 1e-2), Trial(1, 1e30)]
+  batch = many_starts.from_pretrained(run, 'trained/linear', learner, recipe, trials)
+  assert many_starts.train_batch(run, batch).diverged == [False, True]
+  assert many_starts.train_batch(run, batch).diverged == [False, True]
+  good, bad = methods._train(run, learner, 'linear', trials, 'trained')
+  assert good.trouble == ''
+  assert bad.trouble.startswith('Its training stopped at its last good state')
+
+
 def test_a_supernet_that_diverged_is_a_trial_and_ends_no_comparison(run, monkeypatch, caplog):
   """So a rate that is too high for the search is one that is not chosen."""
   settings = dataclasses.replace(
@@ -167,11 +180,13 @@ def test_a_supernet_that_diverged_is_a_trial_and_ends_no_comparison(run, monkeyp
   population = settings.search.population
   scores = np.zeros(population), np.full(population, np.nan)
   monkeypatch.setattr(run, 'score', lambda variables, genomes, split: scores)
-  finetuned = TrainedBatch([run.variables], 1.0)
+  finetuned = TrainedBatch([run.variables], 1.0, [False])
   monkeypatch.setattr(methods, 'train_batch', lambda run, batch: finetuned)
   found = methods._search_one(run, 'tuning/search-900-0', run.variables, Trial(0, 0.1), 900)
   assert (found.params, found.genome.any()) == (0, False)
   assert 'tuning/search-900-0: score gave a loss of nan for subnet 0' in caplog.text
+  assert found.trouble.startswith('score gave a loss of nan for subnet 0')
+  assert found.trouble.endswith('Its smallest subnet stands for it.')
 
 
 def test_a_frozen_list_is_the_same_where_other_devices_round_otherwise(tmp_path):

@@ -98,10 +98,17 @@ class Batch:
 
 
 class TrainedBatch(NamedTuple):
-  """The variables of every training of a batch, and the time of one."""
+  """What became of a batch; the lists have an item for each training.
+
+  Attributes:
+    variables: the variables; where a training diverged, those of its last good state.
+    seconds_each: the time of one.
+    diverged: whether the loss or its gradient was not finite, and the training stopped before.
+  """
 
   variables: list[Any]
   seconds_each: float
+  diverged: list[bool]
 
 
 def train_batch(run: Run, batch: Batch) -> TrainedBatch:
@@ -117,18 +124,23 @@ def train_batch(run: Run, batch: Batch) -> TrainedBatch:
       raise Stopped(f'before {batch.name}', run.workdir)
     log.info('%s: %d runs of %d epochs', batch.name, len(trainings), batch.recipe.epochs)
     start = time.perf_counter()
-    states = train_many(trainings, *_examples(run, batch), batch.recipe)
+    images, labels = _examples(run, batch)
+    states = train_many(trainings, images, labels, batch.recipe)
+    last = batch.recipe.epochs * batch.recipe.steps_per_epoch(len(labels))
+    diverged = np.array([state.step < last for state in states])
     trained = {str(number): state.trainable for number, state in enumerate(states)}
     seconds = (time.perf_counter() - start) / len(trainings)
     flat = flax.traverse_util.flatten_dict(trained, sep='/')
     arrays = {name: np.asarray(value) for name, value in flat.items()}
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    write_arrays(path, {**arrays, 'seconds': np.array(seconds)}, 'trained')
+    about = {'seconds': np.array(seconds), 'diverged': diverged}
+    write_arrays(path, {**arrays, **about}, 'trained')
   templates = flax.traverse_util.flatten_dict(
     {str(number): training.trainable for number, training in enumerate(trainings)}, sep='/'
   )
   arrays = _read(path, templates)
   seconds = float(arrays.pop('seconds'))
+  diverged = arrays.pop('diverged', np.zeros(len(trainings), bool)).tolist()
   # Version 0.1.0 stored all ranks of a fixed subnet.
   arrays = tree.cut_to(arrays, {name: templates[name] for name in arrays})
   trained = flax.traverse_util.unflatten_dict(arrays, sep='/')
@@ -136,7 +148,7 @@ def train_batch(run: Run, batch: Batch) -> TrainedBatch:
     batch.learner.join(trained[str(number)], training.frozen)
     for number, training in enumerate(trainings)
   ]
-  return TrainedBatch(variables, seconds)
+  return TrainedBatch(variables, seconds, diverged)
 
 
 def _read(path: str, templates: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -147,6 +159,8 @@ def _read(path: str, templates: dict[str, Any]) -> dict[str, np.ndarray]:
   """
   arrays = read_arrays(path, 'trained')
   expected = {'seconds': Array('f')}
+  if 'diverged' in arrays:  # earlier versions did not write it
+    expected['diverged'] = Array('b', (len({name.partition('/')[0] for name in templates}),))
   for name, template in templates.items():
     saved = np.shape(arrays.get(name))
     is_larger = len(saved) == template.ndim and all(map(operator.ge, saved, template.shape))

@@ -38,6 +38,7 @@ from glora_jax.search.evolution import NonFiniteScoreError
 log = logging.getLogger(__name__)
 
 FINETUNING_SHARE = 0.5  # of the supernet's learning rate, for finetuning a searched subnet
+_STOPPED = 'stopped at its last good state: the loss or its gradient was not finite any more.'
 
 
 class _Duration(TypedDict):
@@ -56,6 +57,7 @@ class TrainedSubnet:
     inherited: the variables before finetuning, of a searched subnet; None for the others.
     adapted: the adapted backbone that these are of; None for the run's own.
     spared_epochs: by how many its training was shorter, for what its structure cost.
+    trouble: what diverged on the way to it, in sentences; empty where nothing did.
   """
 
   genome: np.ndarray
@@ -65,6 +67,7 @@ class TrainedSubnet:
   inherited: Any = None
   adapted: Adapted | None = None
   spared_epochs: int = 0
+  trouble: str = ''
 
   @property
   def candidate(self) -> Candidate:
@@ -135,9 +138,15 @@ def _train(
       variables,
       trained.seconds_each,
       adapted=_unless_own(run, learner.adapted),
+      trouble=_trouble('Its training', diverged),
     )
-    for variables in trained.variables
+    for variables, diverged in zip(trained.variables, trained.diverged, strict=True)
   ]
+
+
+def _trouble(training: str, diverged: bool) -> str:
+  """The sentence about a training that diverged; empty about others."""
+  return f'{training} {_STOPPED}' if diverged else ''
 
 
 def _unless_own(run: Run, adapted: Adapted) -> Adapted | None:
@@ -167,7 +176,7 @@ def _read_off_gradients(
   starts = [Trial(seed, warming.learning_rate) for seed in seeds]
   heads = train_batch(run, from_pretrained(run, f'{folder}/head', head, warming, starts))
   rows = {f'{GRADIENT}-{budget}': [] for budget in budgets}
-  for seed, warm in zip(seeds, heads.variables, strict=True):
+  for seed, warm, diverged in zip(seeds, heads.variables, heads.diverged, strict=True):
     fresh = adapted.init(stream_key(seed, Stream.INIT), run.variables['params'])
     start = Place(adapted, {**fresh, 'params': warm['params']})
     of_seed = [trial for trial in trials if trial.seed == seed]
@@ -178,9 +187,8 @@ def _read_off_gradients(
       options = {'budget': budget, 'ahead': ahead, 'prior': prior}
       trained = _train_structure(run, names[seed, budget], start, of_seed, **options)
       shared = heads.seconds_each + _seconds_of(prior, run.path(f'{folder}/prior-{seed}.json'))
-      rows[f'{GRADIENT}-{budget}'] += [
-        dataclasses.replace(subnet, seconds=subnet.seconds + shared) for subnet in trained
-      ]
+      before = _trouble('The training of its head', diverged)
+      rows[f'{GRADIENT}-{budget}'] += [_after(subnet, shared, before) for subnet in trained]
   return rows
 
 
@@ -224,9 +232,16 @@ def _train_structure(
       seconds + trained.seconds_each,
       adapted=_unless_own(run, place.adapted),
       spared_epochs=recipe.epochs - batch.recipe.epochs,
+      trouble=_trouble('Its training', diverged),
     )
-    for variables in trained.variables
+    for variables, diverged in zip(trained.variables, trained.diverged, strict=True)
   ]
+
+
+def _after(subnet: TrainedSubnet, seconds: float, trouble: str) -> TrainedSubnet:
+  """A subnet with the seconds and the trouble of what it shares with others and came before it."""
+  told = ' '.join(filter(None, (trouble, subnet.trouble)))
+  return dataclasses.replace(subnet, seconds=seconds + subnet.seconds, trouble=told)
 
 
 def _search(
@@ -240,10 +255,11 @@ def _search(
   rows = {}
   for budget in budgets:
     row = rows[f'search-{budget}'] = []
-    for number, (supernet, trial) in enumerate(zip(supernets.variables, trials, strict=True)):
+    for number, trial in enumerate(trials):
       name = f'{folder}/search-{budget}-{number}'
-      found = _search_one(run, name, supernet, trial, budget)
-      row.append(dataclasses.replace(found, seconds=supernets.seconds_each + found.seconds))
+      found = _search_one(run, name, supernets.variables[number], trial, budget)
+      before = _trouble('The training of its supernet', supernets.diverged[number])
+      row.append(_after(found, supernets.seconds_each, before))
   return rows
 
 
@@ -255,11 +271,13 @@ def _search_one(run: Run, name: str, supernet: Any, trial: Trial, budget: int) -
   """
   start = time.perf_counter()
   key = stream_key(trial.seed, Stream.SEARCH)
+  trouble = ''
   try:
     archive = run_search(run, supernet, budget=budget, key=key, folder=name)
     genome = archive.best(run.settings.search.fitness)
   except NonFiniteScoreError as error:
-    log.warning('%s: %s Its smallest subnet stands for it.', name, error)
+    trouble = f'{error} Its smallest subnet stands for it.'
+    log.warning('%s: %s', name, trouble)
     genome = genomes.smallest_genome(run.adapted.spec)
   searching = _first_seconds(run.path(f'{name}.json'), time.perf_counter() - start)
   subnet = run.adapted.fix(genome)
@@ -275,13 +293,15 @@ def _search_one(run: Run, name: str, supernet: Any, trial: Trial, budget: int) -
     learning_rates=[FINETUNING_SHARE * trial.learning_rate],
   )
   finetuned = train_batch(run, batch)
-  return TrainedSubnet(
+  found = TrainedSubnet(
     genome=subnet.genome,
     params=subnet.count_params(),
     variables=finetuned.variables[0],
-    seconds=searching + finetuned.seconds_each,
+    seconds=finetuned.seconds_each,
     inherited=supernet,
+    trouble=_trouble('Its finetuning', finetuned.diverged[0]),
   )
+  return _after(found, searching, trouble)
 
 
 def _seconds_of(prior: _Timed | None, path: str) -> float:
