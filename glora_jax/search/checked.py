@@ -22,6 +22,10 @@ from glora_jax.method.validation import (
 from glora_jax.search.evaluator import Evaluator
 
 
+class NonFiniteError(ValueError):
+  """A loss or a gradient is not finite, as that of a model whose training has diverged."""
+
+
 def check_guided(spec: Spec, genome: Any) -> None:
   """Raises ValueError unless a genome is one that a guide takes."""
   check_one_genome(spec, genome, 'The guide')

@@ -25,12 +25,9 @@ from glora_jax.method.space import Spec
 from glora_jax.method.validation import check_population
 from glora_jax.search.archive import Archive
 from glora_jax.search.brood import Brood
+from glora_jax.search.checked import NonFiniteError
 from glora_jax.search.settings import Evolution
 from glora_jax.search.strategies import Strategy, make_strategy
-
-
-class NonFiniteScoreError(ValueError):
-  """A subnet's loss is not finite, as that of a supernet that has diverged."""
 
 
 class StoppingScore(Protocol):
@@ -246,7 +243,7 @@ def _check_values(scores: _Scores) -> None:
 
   Raises:
     ValueError: right answers are no counts.
-    NonFiniteScoreError: a loss is not finite.
+    NonFiniteError: a loss is not finite.
   """
   correct = np.asarray(scores.correct, np.float64)
   is_count = np.isfinite(correct) & (correct >= 0) & (correct == np.floor(correct))
@@ -257,7 +254,7 @@ def _check_values(scores: _Scores) -> None:
     )
   if not np.isfinite(scores.loss).all():
     wrong = np.flatnonzero(~np.isfinite(scores.loss))
-    raise NonFiniteScoreError(
+    raise NonFiniteError(
       f'score gave a loss of {scores.loss[wrong[0]]} for subnet {wrong[0]} of a generation; it '
       'must be finite. Train the supernet with a lower learning rate, or check the images.'
     )

@@ -28,6 +28,7 @@ from glora_jax.method.groups import Group
 from glora_jax.method.lazy import intercept
 from glora_jax.method.site import Site
 from glora_jax.method.supports import COLLECTION
+from glora_jax.search.checked import NonFiniteError
 from glora_jax.search.row_gradients import (
   RowGradients,
   Sums,
@@ -309,13 +310,13 @@ class _FoldSums:
     number, loss, gradients = self._pending
     self._pending = None
     if not np.isfinite(loss).all():
-      raise ValueError(
+      raise NonFiniteError(
         f'The loss of batch {number} is {float(loss)}; it must be finite. Check the images, the '
         'labels and the pretrained weights.'
       )
     found = jax.tree.map(functools.partial(np.asarray, dtype=np.float32), gradients)
     if not all(np.isfinite(gradient).all() for gradient in jax.tree.leaves(found)):
-      raise ValueError(
+      raise NonFiniteError(
         f'The gradient of batch {number} is not finite, and its loss is {float(loss):g}: the root '
         'of 0 is such a loss, for instance. Change the loss, or compute it in float32.'
       )

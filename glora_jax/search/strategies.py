@@ -15,6 +15,7 @@ from glora_jax.method.genomes import count_params
 from glora_jax.method.space import Spec
 from glora_jax.search.archive import Archive
 from glora_jax.search.brood import Brood
+from glora_jax.search.checked import NonFiniteError
 from glora_jax.search.operators import cross, mutate, propose_guided
 from glora_jax.search.pareto import nondominated_order
 from glora_jax.search.settings import Evolution
@@ -117,14 +118,20 @@ class GuidedEvolution(PaperEvolution):
     """What the guide says of a genome, [layer, 5, code].
 
     Raises:
-      ValueError: it has another shape, or values that are not finite.
+      ValueError: it has another shape.
+      NonFiniteError: it has values that are not finite.
     """
     values = np.asarray(self.guide(genome))
     expected = self.spec.cost_table.shape
-    if values.shape != expected or not np.isfinite(values).all():
+    if values.shape != expected:
       raise ValueError(
         f'guide gave {values.dtype} {list(values.shape)}; it must give finite losses, '
         f'{list(expected)}.'
+      )
+    if not np.isfinite(values).all():
+      raise NonFiniteError(
+        'guide gave losses that are not finite. Train the supernet with a lower learning rate, or '
+        'check the images.'
       )
     return values
 

@@ -10,6 +10,7 @@ import pytest
 from glora_jax.files import read_arrays, write_arrays, write_json
 from glora_jax.method.draws import random_genomes
 from glora_jax.method.genomes import smallest_genome
+from glora_jax.method.presets import preset
 from glora_jax.runs.config import RunSettings, check_config
 from glora_jax.runs.lifecycle import prepare
 from glora_jax.runs.run import Place, Stream
@@ -26,6 +27,7 @@ from glora_jax.runs.stages.many_starts import TrainedBatch, Trial
 from glora_jax.runs.stages.search import EarlyStopping, read_archive
 from glora_jax.runs.stages.training import TrainingStage
 from glora_jax.search.archive import Archive
+from glora_jax.search.checked import NonFiniteError
 from glora_jax.training.recipe import Recipe
 
 
@@ -171,22 +173,58 @@ def test_a_training_that_diverged_is_told_from_the_others_when_it_is_read_again(
   assert bad.trouble.startswith('Its training stopped at its last good state')
 
 
-def test_a_supernet_that_diverged_is_a_trial_and_ends_no_comparison(run, monkeypatch, caplog):
+@pytest.mark.parametrize(
+  'mode, loss, sentence',
+  [
+    ('paper', np.nan, 'score gave a loss of nan for subnet 0'),
+    ('guided', 1.0, 'guide gave losses that are not finite'),
+  ],
+)
+def test_a_supernet_that_diverged_is_a_trial_and_ends_no_comparison(
+  mode, loss, sentence, run, monkeypatch, caplog
+):
   """So a rate that is too high for the search is one that is not chosen."""
-  settings = dataclasses.replace(
-    run.settings, search=dataclasses.replace(run.settings.search, stop_early=False)
-  )
-  run = dataclasses.replace(run, settings=settings)
-  population = settings.search.population
-  scores = np.zeros(population), np.full(population, np.nan)
+  evolution = dataclasses.replace(run.settings.search, mode=mode, stop_early=False)
+  run = dataclasses.replace(run, settings=dataclasses.replace(run.settings, search=evolution))
+  scores = np.zeros(evolution.population), np.full(evolution.population, loss)
   monkeypatch.setattr(run, 'score', lambda variables, genomes, split: scores)
+  estimates = np.full(run.adapted.spec.cost_table.shape, np.nan)
+  monkeypatch.setattr(search, 'make_guide', lambda *_, **options: lambda *arguments: estimates)
   finetuned = TrainedBatch([run.variables], 1.0, [False])
   monkeypatch.setattr(methods, 'train_batch', lambda run, batch: finetuned)
-  found = methods._search_one(run, 'tuning/search-900-0', run.variables, Trial(0, 0.1), 900)
+  name = f'tuning/search-{mode}-0'
+  found = methods._search_one(run, name, run.variables, Trial(0, 0.1), 900)
   assert (found.params, found.genome.any()) == (0, False)
-  assert 'tuning/search-900-0: score gave a loss of nan for subnet 0' in caplog.text
-  assert found.trouble.startswith('score gave a loss of nan for subnet 0')
-  assert found.trouble.endswith('Its smallest subnet stands for it.')
+  assert f'{name}: {found.trouble}' in caplog.text
+  assert found.trouble.startswith(sentence)
+  assert found.trouble.endswith('The smallest subnet stands for it.')
+
+
+def test_a_head_that_diverged_is_a_trial_and_ends_no_comparison(run, monkeypatch, caplog):
+  """Of two seeds the first has a gradient."""
+
+  def allocate_once(run, place, *, folder, **_):
+    if folder.endswith('-0'):
+      return types.SimpleNamespace(genome=lora, variables=place.variables, borrowed=0.0)
+    raise NonFiniteError('The loss of batch 0 is nan; it must be finite.')
+
+  def train_batch(run, batch):
+    number = len(batch.starts)
+    return TrainedBatch(list(batch.starts), 1.0, [False] * number)
+
+  longer = dataclasses.replace(run.settings.supernet, epochs=20)
+  run = dataclasses.replace(run, settings=dataclasses.replace(run.settings, supernet=longer))
+  lora = preset(run.place('gradient').adapted.spec, 'lora')
+  monkeypatch.setattr(methods, 'allocate_once', allocate_once)
+  monkeypatch.setattr(methods, 'train_batch', train_batch)
+  monkeypatch.setattr(methods, 'start_compiling', lambda *_: None)
+  trials = [Trial(0, 0.1), Trial(1, 0.1)]
+  os.makedirs(run.path('tuning'), exist_ok=True)
+  [(good, bad)] = methods.train_method(run, 'gradient', trials, (900,), 'tuning').values()
+  assert (good.trouble, bad.params) == ('', 0)
+  assert good.params > 0
+  assert bad.trouble.endswith('it must be finite. The smallest subnet stands for it.')
+  assert f'tuning/gradient-900-1: {bad.trouble}' in caplog.text
 
 
 def test_a_frozen_list_is_the_same_where_other_devices_round_otherwise(tmp_path):

@@ -169,7 +169,10 @@ def test_genomes_of_another_spec_are_no_beginning_of_a_search():
     ({'on_generation': 5}, 'on_generation=5 is no function'),
     ({'guide': 'x'}, "guide='x' is no function"),
     ({'guide': lambda genome: np.zeros(3)}, r'guide gave float64 \[3\]; it must give finite'),
-    ({'guide': lambda genome: np.full(SPEC.cost_table.shape, np.nan)}, 'it must give finite'),
+    (
+      {'guide': lambda genome: np.full(SPEC.cost_table.shape, np.nan)},
+      'losses that are not finite',
+    ),
   ],
 )
 def test_what_is_no_search_is_refused(options, sentence):

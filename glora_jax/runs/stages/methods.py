@@ -6,9 +6,10 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, TypedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypedDict
 
+import jax
 import numpy as np
 
 from glora_jax.files import write_json
@@ -33,7 +34,8 @@ from glora_jax.runs.stages.many_starts import (
 )
 from glora_jax.runs.stages.prior import prior_of
 from glora_jax.runs.stages.search import run_search
-from glora_jax.search.evolution import NonFiniteScoreError
+from glora_jax.search.checked import NonFiniteError
+from glora_jax.training.loop import NonFiniteLossError
 
 log = logging.getLogger(__name__)
 
@@ -209,33 +211,70 @@ def _train_structure(
   before = prior.seconds if prior else 0.0
   start = time.perf_counter()
   options |= {'budget': budget, 'prior': prior, 'folder': name}
-  key = stream_key(trials[0].seed, Stream.STRUCTURE)
-  allocation = allocate_once(run, place, key=key, **options)
+  found = _find_structure(run, place, stream_key(trials[0].seed, Stream.STRUCTURE), options)
   of_prior = prior.seconds - before if prior else 0.0
   seconds = _first_seconds(run.path(f'{name}.json'), time.perf_counter() - start - of_prior)
-  subnet = place.adapted.fix(allocation.genome)
+  subnet = place.adapted.fix(found.genome)
   recipe = run.settings.supernet
   batch = Batch(
     name=name,
     learner=subnet,
-    recipe=run.settings.allocation.shortened(recipe, allocation.borrowed > 0),
-    starts=[allocation.variables] * len(trials),
+    recipe=run.settings.allocation.shortened(recipe, found.has_borrowed),
+    starts=[found.variables] * len(trials),
     keys=[stream_key(trial.seed, Stream.SUPERNET) for trial in trials],
     learning_rates=[trial.learning_rate for trial in trials],
   )
   trained = train_batch(run, batch)
-  return [
+  subnets = [
     TrainedSubnet(
       subnet.genome,
       subnet.count_params(),
       variables,
-      seconds + trained.seconds_each,
+      trained.seconds_each,
       adapted=_unless_own(run, place.adapted),
       spared_epochs=recipe.epochs - batch.recipe.epochs,
       trouble=_trouble('Its training', diverged),
     )
     for variables, diverged in zip(trained.variables, trained.diverged, strict=True)
   ]
+  return [_after(subnet, seconds, found.trouble) for subnet in subnets]
+
+
+class _Found(NamedTuple):
+  """A structure, and what it is trained from.
+
+  Attributes:
+    genome: its alleles, int8 [layer, 5].
+    variables: the variables that its training starts from.
+    has_borrowed: whether a prior had a part in it.
+    trouble: why it is the smallest one, where no gradient could be had; else empty.
+  """
+
+  genome: np.ndarray
+  variables: Any
+  has_borrowed: bool
+  trouble: str = ''
+
+
+def _find_structure(run: Run, place: Place, key: jax.Array, options: Mapping[str, Any]) -> _Found:
+  """The structure of a gradient; the smallest one where a loss or its gradient is not finite.
+
+  So a head that has diverged ends the comparison as little as a supernet that has.
+  """
+  try:
+    found = allocate_once(run, place, key=key, **options)
+  except (NonFiniteError, NonFiniteLossError) as error:
+    genome = genomes.smallest_genome(place.adapted.spec)
+    trouble = _stands_for(options['folder'], error)
+    return _Found(genome, place.variables, has_borrowed=False, trouble=trouble)
+  return _Found(found.genome, found.variables, has_borrowed=found.borrowed > 0)
+
+
+def _stands_for(name: str, error: Exception) -> str:
+  """The sentences about a method's result that the smallest subnet stands for, which are logged."""
+  trouble = f'{error} The smallest subnet stands for it.'
+  log.warning('%s: %s', name, trouble)
+  return trouble
 
 
 def _after(subnet: TrainedSubnet, seconds: float, trouble: str) -> TrainedSubnet:
@@ -266,8 +305,8 @@ def _search(
 def _search_one(run: Run, name: str, supernet: Any, trial: Trial, budget: int) -> TrainedSubnet:
   """Searches a subnet within a budget, and finetunes it from the supernet's weights.
 
-  A supernet that has diverged cannot be searched; its smallest subnet is what the trial has come
-  to, and ends the comparison as little as any other training that diverges.
+  A supernet that has diverged cannot be searched, nor guide a search; its smallest subnet is what
+  the trial has come to, and ends the comparison as little as any other training that diverges.
   """
   start = time.perf_counter()
   key = stream_key(trial.seed, Stream.SEARCH)
@@ -275,9 +314,8 @@ def _search_one(run: Run, name: str, supernet: Any, trial: Trial, budget: int) -
   try:
     archive = run_search(run, supernet, budget=budget, key=key, folder=name)
     genome = archive.best(run.settings.search.fitness)
-  except NonFiniteScoreError as error:
-    trouble = f'{error} Its smallest subnet stands for it.'
-    log.warning('%s: %s', name, trouble)
+  except NonFiniteError as error:
+    trouble = _stands_for(name, error)
     genome = genomes.smallest_genome(run.adapted.spec)
   searching = _first_seconds(run.path(f'{name}.json'), time.perf_counter() - start)
   subnet = run.adapted.fix(genome)
