@@ -28,6 +28,8 @@ class Source:
     root: folder that holds what 'noah' and 'lists' read.
     version: version of the TFDS data set, in place of the benchmark's.
 
+  The user's home, `~`, is filled in where a folder begins with it.
+
   Example:
     >>> Source(source='lists', root='/data/few-shot').kind(('tfds', 'lists'), 'few-shot tasks')
     'lists'
@@ -39,6 +41,11 @@ class Source:
   source: SourceKind | None = None
   root: str | None = None
   version: str | None = None
+
+  def __post_init__(self):
+    for name in ('dir', 'root'):
+      if (path := getattr(self, name)) is not None:
+        object.__setattr__(self, name, os.path.expanduser(path))
 
   @classmethod
   def from_config(cls, settings: Mapping[str, Any]) -> Source:
@@ -79,7 +86,7 @@ class Source:
     return kind
 
   def folder(self, content: str) -> str:
-    """The folder of 'noah' or 'lists', `root` with the user's home filled in.
+    """The folder of 'noah' or 'lists'.
 
     Args:
       content: what the folder holds, for the sentence of the error.
@@ -91,7 +98,7 @@ class Source:
       raise ValueError(
         f"data.source='{self.source}' needs data.root, the folder that holds {content}."
       )
-    return os.path.expanduser(self.root)
+    return self.root
 
 
 def is_count(text: str) -> bool:

@@ -41,7 +41,6 @@ def find_builder(name: str, data_dir: str | None = None, version: str | None = N
   Raises:
     ValueError: TFDS knows no such data set, the version is none, or what lies prepared is damaged.
   """
-  data_dir = None if data_dir is None else os.path.expanduser(data_dir)
   base, _, named_version = name.partition(':')
   wanted = version or named_version
   if wanted and not _VERSION.fullmatch(wanted):

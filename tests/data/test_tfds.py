@@ -154,6 +154,7 @@ def test_a_home_in_the_folder_of_tfds_is_filled_in(monkeypatch, tmp_path):
   """TFDS would take a folder called ~ in the one that the command was started in."""
   monkeypatch.setenv('HOME', str(tmp_path))
   folder = tmp_path / 'tfds'
-  assert tfds.find_builder('mnist', '~/tfds').data_dir_root == folder
+  source = Source(dir='~/tfds', root='~/lists')
+  assert (source.dir, source.folder('lists')) == (str(folder), str(tmp_path / 'lists'))
   task = find('digits', Source(dir='~/tfds'))
   assert task.splits['train'].builder.data_dir_root == folder

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -69,9 +68,8 @@ def digits(source: Source = Source()) -> Task:
   Args:
     source: `dir` says where they are prepared.
   """
-  folder = None if source.dir is None else os.path.expanduser(source.dir)
   with reading('the prepared digits'):
-    builder = Digits(data_dir=folder, file_format='array_record')
+    builder = Digits(data_dir=source.dir, file_format='array_record')
   splits = {
     'train': TfdsSplit(builder, 'train[:800]'),
     'val': TfdsSplit(builder, 'train[800:]'),
