@@ -36,7 +36,11 @@ LEFT = ('report.md', 'adapter.safetensors')  # what a run is for, beside the mod
 
 
 def run(
-  config: ml_collections.ConfigDict, workdir: str, stop: Callable[[], bool] = never
+  config: ml_collections.ConfigDict,
+  workdir: str,
+  stop: Callable[[], bool] = never,
+  *,
+  is_alone: bool = True,
 ) -> dict[str, Any]:
   """Runs, or resumes, what a config describes.
 
@@ -45,6 +49,7 @@ def run(
     workdir: folder for everything that is written; one config each.
     stop: asked after every dispatch and generation and before every stage; where it says True,
       everything is saved and the run ends. No signal handlers are installed.
+    is_alone: whether it is no task of a suite, which names fields that do nothing once for all.
 
   Returns:
     The content of `result.json`.
@@ -57,7 +62,7 @@ def run(
   settings = check_config(config)
   if (job := settings.job) != 'adapt':
     raise ValueError(f"job={job!r} is no run; give job='adapt', or call comparison.run.")
-  if not is_finished(workdir):
+  if is_alone and not is_finished(workdir):
     warn_of_unread(settings)
   return carry_out(config, workdir, stop, _run_stages, Result)
 

@@ -31,6 +31,7 @@ from glora_jax.runs.lifecycle import never, rehearse
 from glora_jax.runs.mistakes import MISTAKES, sentence
 from glora_jax.runs.runners import THIS_PROCESS, Job, Runner
 from glora_jax.runs.suite_settings import apply_settings, check_settings
+from glora_jax.runs.unread_fields import warn_of_unread
 from glora_jax.runs.workdir import (
   InUseError,
   Stopped,
@@ -99,6 +100,8 @@ def run(
     _read_finished(board, configs, workdir)
     _list_missing(board, configs, workdir, config.suite.prepare)
     _write(board, workdir)
+    if board.waiting:
+      warn_of_unread(check_config(config))
     _check(board, config, configs, workdir, stop, runner)
     if not board.results and not board.waiting:
       raise ValueError(
@@ -141,7 +144,7 @@ def _run(
 ) -> dict[str, Any]:
   """Runs a task."""
   log.info(title)
-  return experiment.run(config, folder, stop)
+  return experiment.run(config, folder, stop, is_alone=False)
 
 
 class _Needs(NamedTuple):

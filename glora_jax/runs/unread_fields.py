@@ -6,6 +6,7 @@ import logging
 import operator
 from collections.abc import Iterable
 
+from glora_jax.data.catalog import expand
 from glora_jax.limits import shown
 from glora_jax.runs.config import RunSettings
 from glora_jax.runs.used_fields import FREE_FIELDS, is_among, stages_of, used_by
@@ -36,7 +37,8 @@ def warn_of_unread(settings: RunSettings) -> None:
 def _reasons(settings: RunSettings) -> dict[str, str]:
   """Why fields do nothing, by name."""
   reasons = dict(_OF_RUNS) if settings.job == 'compare' else {}
-  reasons['suite.settings'] = "it is of a task that stands for several, as 'vtab/all'"
+  if len(expand(settings.task)) == 1:
+    reasons['suite.settings'] = "it is of a task that stands for several, as 'vtab/all'"
   if (base := settings.mesh.base) != 'sharded':
     reasons['mesh.fsdp'] = f"mesh.base={base!r} keeps the weights whole; give 'sharded'"
   return reasons

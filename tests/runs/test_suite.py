@@ -82,6 +82,24 @@ def test_all_tasks_are_checked_before_the_first_begins(run_config, monkeypatch, 
   assert not (workdir / 'config.json').exists()
 
 
+def test_a_field_that_does_nothing_is_named_once_for_all_tasks(
+  run_config, monkeypatch, tmp_path, caplog
+):
+  def carry_out(*_):
+    raise ValueError('It ends here.')
+
+  monkeypatch.setattr(experiment, 'carry_out', carry_out)
+  monkeypatch.setattr(suite, '_check', lambda *_: None)
+  write_few_shot_lists(tmp_path / 'lists' / 'oxford_pets')
+  config = changed(run_config, task='fewshot/oxford_pets/1/all', budget=None, mesh__fsdp=4)
+  config.data.update(source='lists', root=str(tmp_path / 'lists'))
+  config.suite.settings = {'oxford_pets': {'budget': 5000}}
+  board = suite.run(config, str(tmp_path / 'run'))
+  assert len(board.failed) == 3
+  named = [text for text in caplog.messages if 'does nothing' in text]
+  assert [text.partition(' ')[0] for text in named] == ['mesh.fsdp=4']
+
+
 def test_a_task_that_another_process_runs_is_not_checked_beside_it(monkeypatch, tmp_path):
   """It may be writing what a check would remove; and it may be finished when its turn comes."""
   monkeypatch.setattr(suite, 'rehearse', lambda config, folder: pytest.fail('it is checked'))
