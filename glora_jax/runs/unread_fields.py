@@ -9,7 +9,13 @@ from collections.abc import Iterable
 from glora_jax.data.catalog import expand
 from glora_jax.limits import shown
 from glora_jax.runs.config import RunSettings
-from glora_jax.runs.used_fields import FREE_FIELDS, is_among, stages_of, used_by
+from glora_jax.runs.used_fields import (
+  FREE_FIELDS,
+  OF_METHODS,
+  is_among,
+  stages_of,
+  used_by,
+)
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +25,9 @@ _OF_RUNS = {
   'finetune.learning_rate': "a searched subnet is finetuned at half of the search's rate",
   'watch.tensorboard': 'what is trained side by side leaves no metrics',
 }
+
+# Fields that say which stages a job has.
+_WHICH_STAGES = ('job', 'structure', 'presets', 'protocol', 'compare.methods')
 
 
 def warn_of_unread(settings: RunSettings) -> None:
@@ -53,13 +62,26 @@ def warn_of_unused(settings: RunSettings, given: Iterable[str]) -> None:
     settings: the config.
     given: names of fields that the command line gives.
   """
-  job = {name: getattr(settings, name) for name in ('job', 'structure', 'presets')}
-  stages = stages_of(job)
+  stages = stages_of({name: operator.attrgetter(name)(settings) for name in _WHICH_STAGES})
   used = (*used_by(stages, stages[-1]), *FREE_FIELDS)
   stops_early = settings.search.mode == 'paper'
   for name in given:
+    if name in _reasons(settings):  # which are named without their being given here, too
+      continue
     if not is_among(name, used) or (name == 'search.stop_early' and not stops_early):
-      log.warning('--config.%s does nothing in %s, which does not read it.', name, _job(settings))
+      job = _job_without(settings, name)
+      log.warning('--config.%s does nothing in %s, which does not read it.', name, job)
+
+
+def _job_without(settings: RunSettings, name: str) -> str:
+  """What a field does nothing in, with the reason where another job of its kind reads it."""
+  if settings.job == 'compare':
+    for method, sections in OF_METHODS.items():
+      if method not in settings.compare.methods and is_among(name, sections):
+        return f"{_job(settings)} without the method '{method}'"
+  elif settings.protocol == 'paper' and is_among(name, ('finetune.',)):
+    return "a run of protocol='paper'"
+  return _job(settings)
 
 
 def _job(settings: RunSettings) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from glora_jax import partial
@@ -98,6 +98,12 @@ COMPARED = (
   _TEST,
 )
 
+# Sections that a comparison reads for one of its methods alone.
+OF_METHODS: Mapping[str, tuple[str, ...]] = {
+  SEARCH: ('finetune.', 'sampling.', 'search.'),
+  GRADIENT: ('allocation.',),
+}
+
 EVERY_STAGE = (*SEARCHED, *GIVEN, *COMPARED)
 
 
@@ -108,13 +114,32 @@ def stages_of(config: Mapping[str, Any]) -> tuple[Stage, ...]:
     config: values by dotted name.
   """
   if config.get('job') == 'compare':
-    return COMPARED
+    return _compared(_names(config.get('compare.methods', tuple(OF_METHODS))))
   structure = config.get('structure', SEARCH)
   stages = SEARCHED if structure == SEARCH else GIVEN
-  if GRADIENT in (structure, *config.get('presets', ())):
-    return stages
-  lacking = ('head', 'structure') if structure == SEARCH else ('head',)
+  lacking = {'finetune'} if config.get('protocol') == 'paper' else set()
+  if GRADIENT not in (structure, *_names(config.get('presets', ()))):
+    lacking |= {'head', 'structure'} if structure == SEARCH else {'head'}
   return tuple(stage for stage in stages if stage.name not in lacking)
+
+
+def _names(value: Any) -> Sequence[str]:
+  """A list of names; none where a file that somebody has edited says something else."""
+  return value if isinstance(value, list | tuple) else ()
+
+
+def _compared(methods: Sequence[str]) -> tuple[Stage, ...]:
+  """The stages of a comparison of some methods."""
+  unread = {
+    section
+    for method, sections in OF_METHODS.items()
+    if method not in methods
+    for section in sections
+  }
+  return tuple(
+    stage._replace(fields=tuple(field for field in stage.fields if field not in unread))
+    for stage in COMPARED
+  )
 
 
 def last_begun(stages: tuple[Stage, ...], workdirs: Iterable[str]) -> Stage | None:

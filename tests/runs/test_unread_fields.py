@@ -45,7 +45,18 @@ def test_what_is_given_and_does_nothing_is_named(fields, sentences, caplog):
     ({'search.mode': 'pareto'}, ('search.stop_early', 'search.mode'), ('search.stop_early',)),
     ({'structure': 'lora'}, ('training.epochs', 'budget', 'supernet.epochs'), ('supernet.epochs',)),
     ({'structure': 'gradient'}, ('allocation.folds', 'sampling.largest'), ('sampling.largest',)),
+    ({'protocol': 'paper'}, ('finetune.epochs', 'search.mode'), ('finetune.epochs',)),
     ({'job': 'compare'}, ('compare.rate.lora', 'training.epochs'), ('training.epochs',)),
+    (
+      {'job': 'compare', 'compare.methods': ('lora', 'search')},
+      ('search.mode', 'sampling.largest', 'finetune.epochs', 'supernet.epochs', 'allocation.folds'),
+      ('allocation.folds',),
+    ),
+    (
+      {'job': 'compare', 'compare.methods': ('lora', 'gradient')},
+      ('search.mode', 'sampling.largest', 'finetune.epochs', 'supernet.epochs', 'allocation.folds'),
+      ('search.mode', 'sampling.largest', 'finetune.epochs'),
+    ),
   ],
 )
 def test_what_a_command_line_gives_and_a_job_does_not_read_is_named(fields, given, unused, caplog):
@@ -53,3 +64,36 @@ def test_what_a_command_line_gives_and_a_job_does_not_read_is_named(fields, give
   config.update_from_flattened_dict(fields)
   warn_of_unused(check_config(config), given)
   assert [record.args[0] for record in caplog.records] == list(unused)
+
+
+@pytest.mark.parametrize(
+  'fields, given, job',
+  [
+    ({'protocol': 'paper'}, 'finetune.epochs', "a run of protocol='paper'"),
+    ({'protocol': 'paper'}, 'training.epochs', "a run of structure='search'"),
+    (
+      {'job': 'compare', 'compare.methods': ('lora',)},
+      'search.mode',
+      "a comparison without the method 'search'",
+    ),
+    (
+      {'job': 'compare', 'compare.methods': ('search',), 'search.mode': 'pareto'},
+      'search.stop_early',
+      'a comparison',
+    ),
+    ({'job': 'compare'}, 'training.epochs', 'a comparison'),
+  ],
+)
+def test_the_sentence_says_what_about_the_job_leaves_a_field_unread(fields, given, job, caplog):
+  config = default_config()
+  config.update_from_flattened_dict(fields)
+  warn_of_unused(check_config(config), [given])
+  assert caplog.messages == [f'--config.{given} does nothing in {job}, which does not read it.']
+
+
+def test_a_field_that_is_named_as_unread_is_not_named_again(caplog):
+  config = default_config()
+  config.job, config.compare.methods, config.finetune.learning_rate = 'compare', ('lora',), 0.5
+  warn_of_unread(check_config(config))
+  warn_of_unused(check_config(config), ['finetune.learning_rate'])
+  assert len(caplog.messages) == 1

@@ -227,6 +227,8 @@ def test_every_field_is_free_or_used_by_a_stage():
   [
     ('[1, 2]', r'config.json is damaged (\[1, 2\] is not an object); put the right one back'),
     ('{"seed": {"a": 1}}', r'another config: seed.a was 1 and is now None'),
+    ('{"presets": 3}', 'another config: presets was 3 and is now'),
+    ('{"job": "compare", "compare": {"methods": 3}}', 'another config: compare.methods was 3'),
     ('{"space": 3, "supernet": [], "structure": null}', 'belongs to another config'),
     ('{"glora_jax": {"kind": "config", "format": 9}}', 'was written by a later version'),
     ('{"glora_jax": {"kind": "result", "format": 1}}', "of the kind 'result', where 'config'"),
