@@ -16,7 +16,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from glora_jax import partial
+from glora_jax import partial, standard_json
 from glora_jax.limits import printable, shown
 
 Path = str | os.PathLike
@@ -129,7 +129,7 @@ def write_json(path: Path, content: Any, kind: str | None = None) -> None:
 
   Args:
     path: path of the file.
-    content: what `json` can write; with a kind a dictionary.
+    content: what `json` can write; with a kind a dictionary. Null stands for what is not finite.
     kind: kind of the file, which it then says of itself, with its format, under 'glora_jax'.
 
   Raises:
@@ -138,8 +138,7 @@ def write_json(path: Path, content: Any, kind: str | None = None) -> None:
   if kind is not None:
     content = {STAMP: stamp_of(kind), **content}
   with whole(path) as temporary, open(temporary, 'w', encoding='utf-8') as file:
-    json.dump(content, file, indent=2)
-    file.write('\n')
+    file.write(standard_json.to_text(content, indent=2) + '\n')
 
 
 def read_json(path: Path, kind: str | None = None, remedy: str = AGAIN) -> Any:

@@ -1,5 +1,6 @@
 """Small files: whole or not there, and damage explained. Folders that one process holds."""
 
+import json
 import os
 import platform
 import re
@@ -15,6 +16,16 @@ from places import program
 
 from glora_jax import files
 from glora_jax.runs import workdir
+
+
+def test_json_has_null_for_numbers_that_are_not_finite(tmp_path):
+  """JSON.parse of a browser and jq know no NaN."""
+  rows = ({'loss': float('nan')}, {'loss': -np.inf}, {'loss': np.float64('inf')}, {'loss': 1.5})
+  files.write_json(tmp_path / 'x.json', {'rows': rows}, 'tuning')
+  text = (tmp_path / 'x.json').read_text()
+  content = json.loads(text, parse_constant=lambda name: pytest.fail(f'{name} is no JSON'))
+  assert [row['loss'] for row in content['rows']] == [None, None, None, 1.5]
+  assert text == f'{json.dumps(content, indent=2)}\n'
 
 
 def test_json_and_arrays_round_trip_and_damage_is_explained(tmp_path):

@@ -26,6 +26,7 @@ from glora_jax.reports.markdown import (
   spread,
 )
 from glora_jax.reports.structure_report import tell_agreement
+from glora_jax.standard_json import number
 
 _NO_LABELS: Mapping[str, str] = types.MappingProxyType({})
 TITLES = {
@@ -118,7 +119,7 @@ def rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     label = title(name, result.get('labels', {}))
     row = {'method': name, 'title': label, 'rate': result['rate'][method]}
     for field in runs[0]:
-      row[field], deviation = spread([run[field] for run in runs])
+      row[field], deviation = spread([number(run[field]) for run in runs])
       row[f'{field}_spread'] = deviation if len(runs) > 1 else None
     row['diverged'] = len(result.get('diverged', {}).get(name, {}))
     found.append(row)

@@ -13,6 +13,7 @@ from glora_jax.records import read_lines
 from glora_jax.search.allocated import Allocation
 from glora_jax.search.archive import Archive
 from glora_jax.search.pareto import pareto_front
+from glora_jax.standard_json import number
 
 MEANINGS = ('scale W', 'shift W', 'prompt', 'scale b', 'shift b')  # of the tensors A to E
 
@@ -157,7 +158,8 @@ def training(metrics: str) -> dict[str, list[dict[str, Any]]]:
     metrics: path of `metrics.jsonl`.
   """
   stages: dict[str, list[dict[str, Any]]] = {}
-  for measurement in read_lines(metrics, 'metrics', _Measurement):
-    stage = measurement['stage']
+  for line in read_lines(metrics, 'metrics', _Measurement):
+    stage = line['stage']
+    measurement = {name: number(value) for name, value in line.items()}
     stages.setdefault(STAGES.get(stage, stage.removeprefix('baselines/')), []).append(measurement)
   return stages

@@ -19,6 +19,7 @@ import jax
 from glora_jax import mesh as meshes
 from glora_jax.files import STAMP, Path, stamp_of, whole, writing
 from glora_jax.records import read_lines
+from glora_jax.standard_json import to_text
 
 if TYPE_CHECKING:
   from tensorboardX.event_file_writer import EventsWriter
@@ -69,7 +70,7 @@ class Metrics:
     if not meshes.primary():
       return
     with writing(self.path), open(self.path, 'a', encoding='utf-8') as file:
-      file.write(json.dumps({'stage': self.stage, 'step': step, **values}) + '\n')
+      file.write(to_text({'stage': self.stage, 'step': step, **values}) + '\n')
     if self.board:
       with writing(self.board):
         self._write_events(step, values)
@@ -79,7 +80,7 @@ class Metrics:
     if not os.path.exists(self.path):
       return []
     return [
-      json.dumps(line) + '\n'
+      to_text(line) + '\n'
       for line in read_lines(self.path, 'metrics', Line)
       if line['stage'] != self.stage or line['step'] <= self.step
     ]

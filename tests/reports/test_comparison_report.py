@@ -174,10 +174,11 @@ def test_the_row_of_a_single_seed_that_diverged_says_so(result):
   assert '| LoRA (diverged) | 180 |' in comparison_report.table(result)
 
 
-def test_a_loss_that_is_not_finite_leaves_the_accuracies_as_they_are(result):
-  """A seed has diverged."""
+@pytest.mark.parametrize('loss', [float('nan'), None])
+def test_a_loss_that_is_not_finite_leaves_the_accuracies_as_they_are(loss, result):
+  """A seed has diverged; a file has null for what is no number."""
   result['methods']['lora'] = runs(180, 0.90, 0.10, test_loss=0.5)
-  result['methods']['lora'][1]['test_loss'] = float('nan')
+  result['methods']['lora'][1]['test_loss'] = loss
   row = next(row for row in comparison_report.rows(result) if row['method'] == 'lora')
   assert row['test_accuracy'] == 0.5
   assert '50.0 ± 56.6' in comparison_report.report(result)

@@ -149,7 +149,14 @@ def test_curves_are_where_the_metrics_are(tmp_path, allocation):
   } <= told
 
 
-@pytest.mark.parametrize('line', ['', '{"stage": "head", "epoch": 1, "loss": 0.0}\n'])
+@pytest.mark.parametrize(
+  'line',
+  [
+    '',
+    '{"stage": "head", "epoch": 1, "loss": 0.0}\n',
+    '{"stage": "head", "epoch": 1, "loss": NaN, "accuracy": null}\n',
+  ],
+)
 def test_nothing_is_drawn_of_training_where_nothing_can_be(line, tmp_path):
   metrics = tmp_path / 'metrics.jsonl'
   metrics.write_text(line)

@@ -128,7 +128,7 @@ def test_trained_arrays_of_another_model_are_one_sentence(changes, reason, tmp_p
     many_starts._read(path, templates)
 
 
-@pytest.mark.parametrize('loss', [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize('loss', [np.nan, np.inf, -np.inf, None])
 def test_a_loss_that_is_not_finite_wins_no_tie(loss):
   diverged, good = ({'val_accuracy': 0.5, 'val_loss': value} for value in (loss, 2.0))
   assert training.best_on_val([diverged, good]) == training.best_on_val([good, diverged]) == good
@@ -136,7 +136,7 @@ def test_a_loss_that_is_not_finite_wins_no_tie(loss):
 
 def test_a_rate_that_diverged_wins_no_tie(run):
   os.makedirs(run.path('tuning'), exist_ok=True)
-  losses = {0.1: float('nan'), 0.01: 2.0}
+  losses = {0.1: None, 0.03: float('nan'), 0.01: 2.0}  # the second as 0.1.0 wrote it
   rows = [{'rate': rate, 'val_accuracy': 0.5, 'val_loss': loss} for rate, loss in losses.items()]
   write_json(run.path('tuning', 'lora.json'), {'rows': rows}, 'tuning')
   assert tuning.choose_rate(run, 'lora').rate == 0.01

@@ -20,6 +20,7 @@ from glora_jax.records import read_lines, read_record
 from glora_jax.runs.monitoring import Line, Metrics, profiled
 from glora_jax.runs.run import Candidate, Run, Stream
 from glora_jax.runs.workdir import Stopped
+from glora_jax.standard_json import number
 from glora_jax.training import loop
 from glora_jax.training.checkpoints import TrainingCheckpoints
 from glora_jax.training.head_alone import HeadAlone
@@ -279,7 +280,7 @@ def best_on_val(rows: Iterable[Any]) -> Any:
   """The row of the highest 'val_accuracy', ties by 'val_loss'; one that is not finite is last."""
 
   def rank(row: Any) -> tuple[float, float]:
-    loss = row['val_loss']
+    loss = number(row['val_loss'])
     return row['val_accuracy'], -loss if math.isfinite(loss) else -math.inf  # nan is never less
 
   return max(rows, key=rank)

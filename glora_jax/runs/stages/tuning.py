@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 class _TriedRate(TypedDict):
   rate: float
   val_accuracy: float
-  val_loss: Any  # not finite where a training diverged
+  val_loss: Any  # null where a training diverged; not finite in files of earlier versions
 
 
 class _Tried(TypedDict):
