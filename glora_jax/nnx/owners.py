@@ -144,11 +144,28 @@ def _owner_class(base: type, parts: tuple[Part, ...]) -> type:
   members |= {'__doc__': base.__doc__, '__module__': base.__module__}
   members |= _methods(base)
   members['__reduce_ex__'] = _reduce
-  options = {'pytree': base._pytree__is_pytree}
-  name = PREFIX + base.__name__  # a base may keep a register of its subclasses by name
-  kind = types.new_class(name, (base,), options, functools.partial(_fill, members))
+  kind = _subclass(base, members)
   kind.__name__, kind.__qualname__ = base.__name__, base.__qualname__
   return kind
+
+
+def _subclass(base: type, members: Mapping[str, Any]) -> type:
+  """A subclass of a module's class, of which that is told where it can be."""
+  name = PREFIX + base.__name__  # a base may keep a register of its subclasses by name
+  options = {'pytree': base._pytree__is_pytree}
+  fill = functools.partial(_fill, members)
+  try:
+    return types.new_class(name, (base,), options, fill)
+  except Exception:  # it demands arguments that only its author knows, or forbids subclasses
+    return types.new_class(name, (_Untold, base), options, fill)
+
+
+class _Untold(nnx.Pytree):
+  """First base of a class of which NNX alone is told, and no `__init_subclass__` of a user's."""
+
+  def __init_subclass__(cls, **options: Any) -> None:
+    told = vars(nnx.Pytree)['__init_subclass__'].__func__
+    told(cls, **options)
 
 
 def _reduce(owner: nnx.Pytree, protocol: int) -> tuple:

@@ -155,6 +155,45 @@ def test_a_register_of_classes_keeps_those_of_the_model():
   assert type(attached).__qualname__ == type(attached).__name__ == 'Matrix'
 
 
+class OfAKind(nnx.Module):
+  """A base that asks its subclasses for an argument."""
+
+  def __init_subclass__(cls, *, kind, **kwargs):
+    super().__init_subclass__(**kwargs)
+    cls.kind = kind
+
+
+class WithoutArguments(nnx.Module):
+  """A base whose hook hands on none of NNX's own arguments."""
+
+  def __init_subclass__(cls):
+    super().__init_subclass__()
+    cls.kind = 'own'
+
+
+@pytest.mark.parametrize(
+  ('base', 'arguments'), [(OfAKind, {'kind': 'own'}), (WithoutArguments, {})]
+)
+def test_a_base_need_not_be_told_of_what_is_attached(base, arguments):
+  class Own(base, **arguments):
+    def __init__(self, rngs):
+      self.w = nnx.Param(jax.random.normal(rngs.params(), (4, 3)))
+
+    def __call__(self, x):
+      return x @ self.w[...]
+
+  model = Own(nnx.Rngs(0))
+  attached = glora_jax.nnx.attach(model, X, space=SPACE)
+  assert isinstance(attached, Own)
+  assert attached.kind == 'own'
+  randomize(attached)
+  outputs = nnx.jit(lambda model: model(X))(attached)
+  assert np.abs(outputs - model(X)).max() > 1e-3
+  folded = glora_jax.nnx.fold(attached)
+  assert type(folded) is Own
+  np.testing.assert_allclose(folded(X), outputs, atol=1e-5)
+
+
 def test_a_linen_model_inside_keeps_its_state_and_its_head():
   make, _, _ = MODELS['bridged']
   model = make()
