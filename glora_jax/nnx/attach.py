@@ -44,7 +44,8 @@ def attach(  # noqa: PLR0913
   model as it was, until its supports are trained; it starts as the largest subnet on offer.
 
   Args:
-    model: any NNX model; it is not changed, and its arrays are shared.
+    model: any NNX model; it is not changed, and its arrays are shared. What `nnx.eval_shape` makes
+      gets its supports, and its other values from `nnx.update`.
     *inputs: what it is called with; only shapes and dtypes matter.
     space: the alleles on offer; see `glora_jax.adapt`. Nothing is stored for tensors that are none.
     select: which linear layers to adapt, by the attributes' names joined by '/'; see

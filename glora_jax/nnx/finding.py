@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from glora_jax.method.sample import Sample
@@ -35,6 +36,7 @@ def find(
       fit.
   """
   frozen = Frozen(model)
+  frozen.states[1:] = jax.tree.map(_value, frozen.states[1:])
   params = frozen.variables()['params']
   found = by_use.find(frozen, params, inputs, kwargs, convs=convs, split=split)
   if not found.sites:
@@ -45,6 +47,11 @@ def find(
     )
   named = [_named(site, frozen.__name__) for site in found.sites]
   return found._replace(sites=tuple(numbered(_in_module_order(named, model))))
+
+
+def _value(leaf: Any) -> Any:
+  """State itself; zeros where `nnx.eval_shape` has left its shape alone."""
+  return jnp.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
 
 
 def _named(site: Site, name: str) -> Site:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax
+import jax
 from flax import nnx
 
 from glora_jax.tree import flatten, path_name, plain_path
@@ -65,8 +66,20 @@ class Frozen:
   def apply(
     self, variables: Mapping[str, Any], *args: Any, method: str = '__call__', **kwargs: Any
   ) -> Any:
-    """What a method of the model returns with the variables' parameters and statistics."""
-    return getattr(self.merged(variables), method)(*args, **kwargs)
+    """What a method of the model returns with the variables' parameters and statistics.
+
+    Raises:
+      ValueError: of some state there is only the shape.
+    """
+    merged = self.merged(variables)
+    for path, leaf in nnx.to_flat_state(nnx.state(merged)):
+      if isinstance(leaf.get_value(), jax.ShapeDtypeStruct):
+        raise ValueError(
+          f'Of {path_name(plain_path(path))} in {self.__name__} there is only the shape, which '
+          'nnx.eval_shape gives; give parameters with values, and adapt a model whose other state '
+          'has some.'
+        )
+    return getattr(merged, method)(*args, **kwargs)
 
 
 def nested(state: Any) -> dict[str, Any]:

@@ -227,6 +227,29 @@ def test_statistics_that_are_left_out_stay_as_they_are(attached):
   assert attached.norm.var.tolist() == values['batch_stats']['norm']['var'].tolist()
 
 
+def test_mere_shapes_of_a_model_are_attached_and_get_their_values_later():
+  model = Mlp()
+  model.eval()
+  shapes = nnx.eval_shape(Mlp)
+  shapes.eval()
+  late = glora_jax.nnx.attach(shapes, X, space=SPACE)
+  nnx.update(late, nnx.state(model))
+  at_once = glora_jax.nnx.attach(model, X, space=SPACE)
+  for attached in (late, at_once):
+    randomize(attached)
+  assert nnx.graphdef(late) == nnx.graphdef(at_once)
+  np.testing.assert_array_equal(late(X), at_once(X))
+
+
+def test_a_model_that_is_shapes_alone_does_not_compute():
+  adapted = glora_jax.nnx.adapt(nnx.eval_shape(Mlp), X)
+  variables = adapted.init(jax.random.key(0), glora_nnx.params(Mlp()))
+  with pytest.raises(
+    ValueError, match=r'Of .* in Mlp there is only the shape, which nnx\.eval_shape'
+  ):
+    adapted.apply(variables, X, genome=glora_jax.preset(adapted.spec, 'lora'))
+
+
 def test_an_orbax_checkpoint_brings_it_back(attached, tmp_path):
   attached.train()
   call(attached, X)  # the random stream moves on
