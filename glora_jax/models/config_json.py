@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import Any
 
 from glora_jax.limits import shown
@@ -34,18 +36,33 @@ def read_hints(file: str, format: Format[Any]) -> dict[str, Any]:
   config = read_json(path)
   if not isinstance(config, dict) or _is_of_a_run(config):
     return {}
-  try:
-    hints = {**_read_ours(config), **format.read_config(config, folder)}
+  with _naming(path):
+    of_format = format.read_config(config)
+    hints = {**_read_ours(config), **of_format}
     hints = {name: value for name, value in hints.items() if value is not None}
     check_facts(hints)
+  if not of_format or format.preprocessor is None:
+    return hints
+  path = os.path.join(folder, format.preprocessor)
+  preprocessor = read_json(path) or {}
+  with _naming(path):
+    facts = format.read_preprocessor(preprocessor)
+    check_facts(facts)
+  return {**hints, **facts}
+
+
+@contextlib.contextmanager
+def _naming(path: str) -> Iterator[None]:
+  """Names a file in the sentence on what is wrong in it."""
+  try:
+    yield
   except (KeyError, TypeError, AttributeError, IndexError) as error:
     raise ValueError(
-      f'{path} is no config.json that transformers, timm or glora_jax wrote '
+      f'{path} is no {os.path.basename(path)} that transformers, timm or glora_jax wrote '
       f'({type(error).__name__}: {error}); correct it, or take it away.'
     ) from error
   except ValueError as error:
     raise ValueError(f'{path}: {error}') from error
-  return hints
 
 
 def _is_of_a_run(config: dict[str, Any]) -> bool:

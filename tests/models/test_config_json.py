@@ -105,6 +105,23 @@ def test_an_odd_config_beside_the_file_is_one_sentence(timm, text):
     timm.load()
 
 
+@pytest.mark.parametrize(
+  'text',
+  [
+    '{"image_mean": [0.5',
+    '[1]',
+    '{"image_mean": [0.5, 0.5, 0.5]}',
+    '{"image_mean": [0.5], "image_std": [0.5, 0.5, 0.5]}',
+  ],
+)
+def test_an_odd_preprocessor_beside_the_file_is_named_itself(text, tmp_path):
+  folder = shutil.copytree(FIXTURES / 'hf_vit', tmp_path / 'hf_vit')
+  (folder / 'preprocessor_config.json').write_text(text)
+  with pytest.raises(ValueError, match=r'preprocessor_config\.json') as raised:
+    weights.load(folder)
+  assert '/config.json' not in str(raised.value)
+
+
 def test_classes_that_have_no_numbers_are_named(tmp_path):
   folder = shutil.copytree(FIXTURES / 'hf_vit', tmp_path / 'hf_vit')
   file = folder / 'config.json'

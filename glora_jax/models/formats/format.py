@@ -65,6 +65,7 @@ class Format(abc.ABC, Generic[AnyVariant]):
     config_fields: fields of the ViT that tensors leave open, and `config.json` may tell.
     interpolation: how the code base resizes position embeddings, see `resize.resize_pos_embed`.
     tolerates_strangers: whether a file may hold tensors beside the model, as a training state does.
+    preprocessor: name of the file on images that the code base has beside `config.json`.
     variant: layout of the files that are written when a model comes from elsewhere.
   """
 
@@ -77,6 +78,7 @@ class Format(abc.ABC, Generic[AnyVariant]):
   config_fields: ClassVar[frozenset[str]] = frozenset({'num_heads', 'norm_eps', 'activation'})
   interpolation: ClassVar[Interpolation] = 'bicubic_antialias'
   tolerates_strangers: ClassVar[bool] = False
+  preprocessor: ClassVar[str | None] = None
   variant: AnyVariant
 
   @abc.abstractmethod
@@ -115,12 +117,11 @@ class Format(abc.ABC, Generic[AnyVariant]):
     """Tensors that the code base expects in a file and our model does not have."""
     return {}
 
-  def read_config(self, config: Mapping[str, Any], folder: str) -> dict[str, Any]:
+  def read_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
     """What the code base's own `config.json` says.
 
     Args:
       config: contents of the file, whoever wrote it.
-      folder: path of the folder that it stands in.
 
     Returns:
       Fields of the ViT and metadata; None for what is not said, empty where another code base
@@ -128,6 +129,14 @@ class Format(abc.ABC, Generic[AnyVariant]):
 
     Raises:
       ValueError: the model is one that the ViT cannot be.
+    """
+    return {}
+
+  def read_preprocessor(self, preprocessor: Mapping[str, Any]) -> dict[str, Any]:
+    """What the code base's file on images says, as metadata.
+
+    Args:
+      preprocessor: contents of the file; empty where there is none.
     """
     return {}
 

@@ -7,7 +7,6 @@ those of the modules in transformers 5, which a saved `state_dict()` has.
 from __future__ import annotations
 
 import abc
-import os
 import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
@@ -26,7 +25,7 @@ from glora_jax.models.formats.rules import (
   torch_norm,
   torch_qkv,
 )
-from glora_jax.models.metadata import Metadata, normalization_of, read_json, sides
+from glora_jax.models.metadata import Metadata, normalization_of, sides
 from glora_jax.models.vit import Pool, ViT
 
 # transformers' names of the activations, and ours; where two of theirs are one of ours, the first
@@ -76,6 +75,7 @@ class HuggingFace(Format[Variant]):
   unprefixed = r'classifier\.'
   unused = r'embeddings\.mask_token$|pooler\.'
   interpolation = 'bicubic'
+  preprocessor = PREPROCESSOR
   variant = Variant()
   title: ClassVar[str]
   norm_eps: ClassVar[float]
@@ -165,7 +165,7 @@ class HuggingFace(Format[Variant]):
     """As `Format.prefix`; a classifier keeps its encoder below the name of the architecture."""
     return f'{self.title.lower()}.' if model.num_classes else given
 
-  def read_config(self, config: Mapping[str, Any], folder: str) -> dict[str, Any]:
+  def read_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
     """As `Format.read_config`; the normalization stands in a file of its own."""
     if config.get('model_type') not in MODEL_TYPES:
       return {}
@@ -200,16 +200,20 @@ class HuggingFace(Format[Variant]):
           '0 on.'
         )
       hints['classes'] = [labels[number] for number in numbers]
-    preprocessor = read_json(os.path.join(folder, PREPROCESSOR)) or {}
+    return hints
+
+  def read_preprocessor(self, preprocessor: Mapping[str, Any]) -> dict[str, Any]:
+    """As `Format.read_preprocessor`: the normalization, and whether images are cropped."""
+    facts: dict[str, Any] = {}
     if preprocessor.get('do_normalize') is False:
-      hints['normalization'] = 'unit'
+      facts['normalization'] = 'unit'
     elif 'image_mean' in preprocessor:
-      hints['normalization'] = normalization_of(
+      facts['normalization'] = normalization_of(
         preprocessor['image_mean'], preprocessor['image_std']
       )
     if _crops(preprocessor):
-      hints['resize'] = 'crop'
-    return hints
+      facts['resize'] = 'crop'
+    return facts
 
   def side_files(
     self, model: ViT, metadata: Metadata, variant: Variant, tensors: Flat

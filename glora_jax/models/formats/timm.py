@@ -128,7 +128,7 @@ class Timm(Format[TimmVariant]):
       )
     return model, fold_class_position(model, flat, variant)
 
-  def read_config(self, config: Mapping[str, Any], folder: str) -> dict[str, Any]:
+  def read_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
     """As `Format.read_config`; much is said by the name of the architecture alone."""
     if 'architecture' not in config or OURS in config:
       return {}
