@@ -52,6 +52,8 @@ def save_peft(
   an alpha equal to its rank, so nothing is scaled; where queries, keys and values are one layer
   here and three there, each of the three gets the same `lora_A`. Heads are saved whole
   (`modules_to_save`). `PeftModel.from_pretrained(torch_model, folder)` then gives the same logits.
+  DINOv2's classifiers read class token and mean patch; a head that reads one of them is written
+  with zeros for the other, and `load_peft` takes these off again.
 
   Args:
     folder: path of the folder, which is made where it is missing.

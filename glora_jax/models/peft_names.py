@@ -108,7 +108,8 @@ class ByFormat(Naming):
     if any(name not in tensors for block in names for name in block):
       return None
     read = [rule.to_ours(*map(tensors.pop, block)) for block in names]
-    return np.stack(read) if rule.is_stacked else read[0]
+    value = np.stack(read) if rule.is_stacked else read[0]
+    return self._format.own_head(self._model, value) if path == ('head', 'kernel') else value
 
   def _rule(self, path: Path) -> Rule:
     rule = self._rules.get(path_name(path))

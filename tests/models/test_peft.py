@@ -136,6 +136,39 @@ def test_what_was_written_is_read_back(name, transformers, tmp_path):
   )
 
 
+@pytest.mark.parametrize('pool', ['token', 'gap'])
+def test_a_head_of_half_of_what_dinov2_reads_is_zero_for_the_other(pool, tmp_path):
+  case = trained('hf_dinov2')
+  wide, width = case.params, case.model.width
+  half = slice(width) if pool == 'token' else slice(width, None)
+  model = case.model.clone(pool=pool)
+  kernel = wide['head']['kernel']
+  params = {**wide, 'head': {**wide['head'], 'kernel': kernel[half]}}
+  adapted = adapt(model, IMAGES, space=SearchSpace((1, 3)))
+  variables, images = random_variables(adapted, params), numbers(2, 32, 32, 3)
+  save_peft(tmp_path, adapted, variables, case.genome, 'hf_dinov2')
+  written = contents(tmp_path)[1]['classifier.weight'].T
+  assert written.shape == kernel.shape
+  of_torch, genome = load_peft(tmp_path, case.adapted, wide)
+  expected = adapted.apply(variables, images, genome=case.genome)
+  found = case.adapted.apply(of_torch, images, genome=genome)
+  np.testing.assert_allclose(found, expected, atol=1e-4)
+  read, _ = load_peft(tmp_path, adapted, params)
+  np.testing.assert_array_equal(
+    read['params']['head']['kernel'], variables['params']['head']['kernel']
+  )
+
+
+def test_a_head_of_class_token_and_mean_patch_is_no_head_of_one_of_them(tmp_path):
+  case = trained('hf_dinov2')
+  save_peft(tmp_path, case.adapted, case.variables, case.genome, 'hf_dinov2')
+  head, width = case.params['head'], case.model.width
+  params = {**case.params, 'head': {**head, 'kernel': head['kernel'][:width]}}
+  adapted = adapt(case.model.clone(pool='token'), IMAGES, space=SearchSpace((1, 3)))
+  with pytest.raises(ValueError, match=rf'its head/kernel is \({2 * width}, '):
+    load_peft(tmp_path, adapted, params)
+
+
 def test_separate_queries_and_values_are_one_lora_of_their_ranks_together(tmp_path):
   case = trained('hf_vit', (2, 5))
   q, v = (f'vit.layers.1.attention.{letter}_proj' for letter in 'qv')

@@ -109,6 +109,10 @@ class Format(abc.ABC, Generic[AnyVariant]):
     """The format of the family whose own layout is nearest to that of a file."""
     return self
 
+  def own_head(self, model: ViT, kernel: np.ndarray) -> np.ndarray:
+    """The kernel of a model's head, out of what `represent` may have made of it."""
+    return kernel
+
   def prefix(self, model: ViT, given: str) -> str:
     """The prefix of all names in a new file; `given` is that of the file the model came from."""
     return given

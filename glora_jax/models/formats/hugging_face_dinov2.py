@@ -64,6 +64,14 @@ class HuggingFaceDinov2(HuggingFace):
     kernel = np.concatenate(halves if model.pool == 'token' else halves[::-1])
     return model.clone(pool='token+gap'), {**flat, 'head/kernel': kernel}
 
+  def own_head(self, model: ViT, kernel: np.ndarray) -> np.ndarray:
+    """As `Format.own_head`; of a head that is zero for what the model does not read, the rest."""
+    if model.pool == 'token+gap' or len(kernel) != 2 * model.width:
+      return kernel
+    token, mean = np.split(kernel, 2)
+    own, other = (token, mean) if model.pool == 'token' else (mean, token)
+    return kernel if other.any() else own
+
   def placeholders(self, width: int, dtype: np.dtype) -> Flat:
     """A token for masked patches, which only DINOv2's pretraining uses."""
     return {'embeddings.mask_token': np.zeros((1, width), dtype)}
