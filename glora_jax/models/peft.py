@@ -14,6 +14,7 @@ from glora_jax.limits import Domain, check_path, check_type
 from glora_jax.method import genomes
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.adapter_file import require_finite, shapes_of_fresh
+from glora_jax.method.quantized import full_precision
 from glora_jax.method.space import FLAT_FORMS, TENSORS, Spec
 from glora_jax.method.storage import check_storage
 from glora_jax.method.supports import COLLECTION
@@ -173,7 +174,8 @@ def load_peft(
   Args:
     folder: path of the adapter's folder, or its name on the hub, `hf:owner/name[@revision]`.
     adapted: the same model as the base, adapted; its heads are those that the adapter trains.
-    params: the base's parameters; heads that the adapter has are replaced.
+    params: the base's parameters; heads that the adapter has are replaced, and of a quantized base
+      all heads are in full precision, as `adapted.init` gives them.
     names: as of `save_peft`; None finds out which format fits.
 
   Returns:
@@ -204,6 +206,7 @@ def load_peft(
     raise ValueError(f'{file.path} adapts no module; give the folder of an adapter of PEFT.')
   naming = naming_to_read(names, adapted, file.modules)
   layers = match_layers(file, adapted, naming)
+  params = full_precision(params, adapted.param_shapes, only=adapted.head_paths)  # as init does
   whole = adapted.full_precision(params)
   forms = [combine(layer, whole) for layer in layers]
   _require_ranks(file.path, adapted.spec, layers, forms)

@@ -19,6 +19,7 @@ from places import ROOT
 
 import glora_jax
 from glora_jax.method.quantized import is_quantized, requantize
+from glora_jax.models.peft import load_peft, save_peft
 
 X = jax.random.normal(jax.random.key(0), (2, 4, 8))
 
@@ -86,6 +87,31 @@ def test_an_adapter_goes_onto_a_base_whose_head_is_quantized_too(tmp_path):
   assert is_quantized(loaded['params']['fc']['w'])
   outputs = adapted.apply(loaded, X, genome=found)
   np.testing.assert_allclose(outputs, adapted.apply(variables, X, genome=genome), atol=1e-6)
+
+
+def test_a_head_that_a_peft_adapter_does_not_bring_can_be_trained(tmp_path):
+  keys = jax.random.split(jax.random.key(0))
+  kernels = {'fc': {'w': jax.random.normal(keys[0], (8, 4))}}
+  kernels['head'] = {'w': jax.random.normal(keys[1], (4, 3))}
+  without_head = glora_jax.adapt_function(two_layers, kernels, X, heads=None)
+  adapted = glora_jax.adapt_function(two_layers, kernels, X)
+  base = jax.tree.map(lambda kernel: qwix.quantize(kernel, 'int8', channelwise_axes=[1]), kernels)
+  genome = np.array([[0, 3, 0, 0, 0], [0, 0, 0, 0, 0]])
+  names = {'fc/w': 'fc', 'head.*': 'head'}
+  variables = without_head.init(jax.random.key(0), base)
+  save_peft(tmp_path, without_head, variables, genome, names)
+  loaded, found = load_peft(tmp_path, adapted, base, names)
+  assert is_quantized(loaded['params']['fc']['w'])
+  trainable, frozen = adapted.split(loaded)
+
+  def loss(trainable):
+    return (adapted.apply(adapted.join(trainable, frozen), X, genome=found) ** 2).sum()
+
+  head = jax.grad(loss)(trainable)['params']['head']['w']
+  assert np.abs(head).max() > 0
+  np.testing.assert_array_equal(
+    trainable['params']['head']['w'], qwix.dequantize(base['head']['w'])
+  )
 
 
 def shape_and_type(leaf):
