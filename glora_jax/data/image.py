@@ -162,14 +162,17 @@ def _to_eight_bits(grey: np.ndarray) -> np.ndarray:
   return grey.astype(np.uint8)
 
 
-def resize(picture: Image.Image, size: int, rule: ResizeRule = 'squash') -> np.ndarray:
+def resize(
+  picture: Image.Image, size: int, rule: ResizeRule = 'squash', share: float = CROP
+) -> np.ndarray:
   """A picture as a square array, resized bicubically as Pillow does it.
 
   Args:
     picture: RGB image.
     size: side of the square.
     rule: 'squash' ignores the aspect ratio, as the official GLoRA code does on VTAB; 'crop' scales
-      the shorter side to `size / 0.875` and takes the middle, as most code does on ImageNet.
+      the shorter side to `size / share` and takes the middle, as most code does on ImageNet.
+    share: share of the shorter side that 'crop' keeps.
 
   Returns:
     uint8 [size, size, 3].
@@ -184,7 +187,7 @@ def resize(picture: Image.Image, size: int, rule: ResizeRule = 'squash') -> np.n
   check_rule(rule)
   if rule == 'squash':
     return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC))
-  short_side = round(size / CROP)
+  short_side = round(size / share)
   width, height = (short_side * side // min(picture.size) for side in picture.size)
   left = round((width - size) / 2)
   top = round((height - size) / 2)

@@ -71,6 +71,7 @@ class Classifier:
   Attributes:
     classes: names of the classes; their numbers where the checkpoint has no names.
     rule: how images become square, see `data.image.resize`.
+    share: share of the shorter side that the rule 'crop' keeps.
     image_size: side of the images that the model sees, in pixels.
 
   Example:
@@ -119,6 +120,7 @@ class Classifier:
     normalization = require_normalization(path, metadata.get('normalization'), 'normalization')
     self.classes = tuple(metadata.get('classes') or map(str, range(model.num_classes)))
     self.rule = rule or metadata.get('resize') or 'squash'
+    self.share = metadata.get('crop') or image.CROP
     self.image_size = metadata['image_size']
     self._path = path
     self._params = jax.tree.map(jax.numpy.asarray, params)
@@ -164,7 +166,7 @@ class Classifier:
   def _read(self, path: str) -> np.ndarray | str:
     """Pixels, uint8 [size, size, 3], or what is wrong with the file."""
     try:
-      return image.resize(image.decode(path), self.image_size, self.rule)
+      return image.resize(image.decode(path), self.image_size, self.rule, self.share)
     except OSError as error:
       return str(error)
 

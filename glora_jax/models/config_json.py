@@ -13,7 +13,7 @@ from glora_jax.models.formats.format import Flat, Format, Variant
 from glora_jax.models.metadata import OURS, Metadata, read_json
 from glora_jax.models.vit import ViT, describe
 
-REMEMBERED = ('image_size', 'normalization', 'resize', 'classes')  # of the metadata
+REMEMBERED = ('image_size', 'normalization', 'resize', 'crop', 'classes')  # of the metadata
 
 
 def read_hints(file: str, format: Format[Any]) -> dict[str, Any]:
@@ -24,8 +24,8 @@ def read_hints(file: str, format: Format[Any]) -> dict[str, Any]:
     format: format that it is in: only its own code base's config, or ours, is believed.
 
   Returns:
-    Fields of the ViT, and 'image_size', 'normalization', 'resize', 'classes' where the file tells
-    them; empty where there is none of that code base.
+    Fields of the ViT, and 'image_size', 'normalization', 'resize', 'crop', 'classes' where the
+    file tells them; empty where there is none of that code base.
 
   Raises:
     ValueError: the file is damaged, has odd values, or describes a model that the ViT cannot be;

@@ -48,6 +48,10 @@ def _is_share(value: Any) -> bool:
   return isinstance(value, int | float) and 0 <= value < 1
 
 
+def _is_kept(value: Any) -> bool:
+  return _is_number(value) and 0.01 < value <= 1
+
+
 def _is_image_size(value: Any) -> bool:
   is_pair = isinstance(value, list | tuple) and len(value) == 2
   return _is_side(value) or (is_pair and all(map(_is_side, value)))
@@ -111,6 +115,7 @@ _FACTS: Mapping[str, _Fact] = {
     'deviation above 0',
   ),
   'resize': _Fact(_is_rule, f'one of {", ".join(RULES)}'),
+  'crop': _Fact(_is_kept, 'above 0.01 and at most 1'),
 }
 _TRUTH = _Fact(_is_truth, 'True or False')
 # What else a caller may say of the ViT.

@@ -66,7 +66,7 @@ def load(
 
   Returns:
     (model, params, metadata). Metadata has 'image_size', 'normalization' and, where they are known,
-    'classes' and 'resize'; for foreign files also 'source', which `save` takes.
+    'classes', 'resize' and 'crop'; for foreign files also 'source', which `save` takes.
 
   Raises:
     FileNotFoundError: there is no such file, or none of that name on the hub.
@@ -137,8 +137,7 @@ def _load_foreign(
       len(classes),
       model.num_classes,
     )
-  if 'resize' in hints:
-    metadata['resize'] = hints['resize']
+  metadata |= {name: hints[name] for name in ('resize', 'crop') if name in hints}
   metadata['source'] = Origin(
     format=format.nearest(variant).name,
     container=tensors.container,

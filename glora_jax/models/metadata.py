@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from glora_jax.data.image import CROP
 from glora_jax.data.normalization import NORMALIZATIONS, Normalization
 from glora_jax.files import Path, load_json
 
@@ -19,6 +20,7 @@ Metadata = dict[str, Any]
 'image_size': side of the images, `[height, width]` where they are not square.
 'normalization': see `data.normalization.statistics`.
 'resize': how images become square, see `data.image.resize`.
+'crop': share of the shorter side that the rule 'crop' keeps, where it is not `data.image.CROP`.
 'classes': names of the classes, in the order of the head's outputs.
 'source': the `translate.Origin` of a foreign file; never written.
 """
@@ -37,6 +39,11 @@ def sides(image_size: ImageSize) -> tuple[int, int]:
 def shortest(height: int, width: int) -> int | list[int]:
   """An image size as metadata has it: one number where the image is square."""
   return height if height == width else [height, width]
+
+
+def share_of(size: int, short_side: int) -> float | None:
+  """The share of an image's shorter side that is kept; None where it is that of the rule 'crop'."""
+  return None if short_side == round(size / CROP) else size / short_side
 
 
 def normalization_of(

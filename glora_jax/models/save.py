@@ -50,8 +50,8 @@ def save(
       all about it. A file alone leaves out what tensors cannot say; what that is, is logged.
     model: the ViT.
     params: its parameters, nested.
-    metadata: 'image_size', and 'normalization', 'resize' and 'classes' where they are known; in
-      this project's own format any JSON types.
+    metadata: 'image_size', and 'normalization', 'resize', 'crop' and 'classes' where they are
+      known; in this project's own format any JSON types.
     format: name of a format in `FORMATS`; what `load` returned as metadata's 'source', which writes
       a file back key by key; 'glora_jax' or None for this project's own format.
 
@@ -198,6 +198,7 @@ def _open_facts(
     'image_size': metadata['image_size'] if height == width and read.tokens else None,
     'normalization': assumed_normalization(container, model),
     'resize': 'squash',
+    'crop': None,
     'classes': None,
   }
   return [

@@ -109,6 +109,19 @@ def of_adapted(problem, path, rule='squash', normalization='inception'):
   return np.asarray(problem.probabilities(normalize(pixels[None], normalization)))[0]
 
 
+def test_images_are_cropped_to_the_share_that_the_checkpoint_says(
+  problem, photos, tmp_path, capsys
+):
+  path = save(tmp_path / 'folded', problem, resize='crop', crop=0.5)
+  code, lines, _ = run(capsys, '--model', path, '--json', photos / 'z.tif')
+  assert code == 0
+  pixels = image.resize(image.decode(photos / 'z.tif'), 8, 'crop', 0.5)
+  expected = np.asarray(problem.probabilities(normalize(pixels[None], 'inception')))[0].max()
+  np.testing.assert_allclose(json.loads(lines[0])['probability'], expected, atol=1e-5)
+  other = of_adapted(problem, photos / 'z.tif', 'crop').max()
+  assert abs(other - expected) > 1e-3
+
+
 @pytest.mark.parametrize(
   'format, rule',
   [('glora_jax', 'crop'), ('hf_vit', 'squash'), ('timm', 'crop'), ('vit_jax', 'squash')],

@@ -9,8 +9,11 @@ import pytest
 from checkpoints import CLASSES, timm  # noqa: F401, fixtures
 from places import FIXTURES
 
+from glora_jax.data import image
 from glora_jax.files import write_json
 from glora_jax.models import weights
+from glora_jax.models.formats.table import FORMATS
+from glora_jax.models.vit import ViT
 from glora_jax.runs.config import default_config
 
 
@@ -86,6 +89,47 @@ def test_a_normalization_without_a_name_is_kept(timm, tmp_path):
   weights.save(tmp_path / 'out', model, params, metadata, metadata['source'])
   *_, again = weights.load(tmp_path / 'out')
   np.testing.assert_allclose(again['normalization'], metadata['normalization'])
+
+
+@pytest.mark.parametrize(
+  'crop_pct, mode, expected',
+  [
+    (0.9, 'center', 248),
+    (0.95, 'center', 235),
+    (0.875, 'center', 256),
+    (1.0, 'center', 224),
+    (0.9, 'squash', None),
+    (None, 'center', None),
+  ],
+)
+def test_images_are_cropped_as_timm_does(crop_pct, mode, expected):
+  """The shorter side that timm scales an image of any size to; it truncates the quotient."""
+  config = {
+    'architecture': 'vit_tiny_patch16_224',
+    'pretrained_cfg': {'input_size': [3, 224, 224], 'crop_pct': crop_pct, 'crop_mode': mode},
+  }
+  facts = FORMATS['timm'].read_config(config)
+  assert short_side(facts) == expected
+  metadata = {'normalization': 'imagenet', **facts}
+  for name, read in (('timm', read_timm), ('hf_vit', read_hugging_face)):
+    format = FORMATS[name]
+    files = format.side_files(ViT(2, num_heads=4), metadata, format.variant, {})
+    if expected is not None:
+      assert short_side({'image_size': 224, **read(format, files)}) == expected
+
+
+def short_side(facts):
+  """What `image.resize` scales the shorter side to; None where nothing is cropped."""
+  share = facts.get('crop') or image.CROP
+  return round(facts['image_size'] / share) if facts.get('resize') == 'crop' else None
+
+
+def read_timm(format, files):
+  return format.read_config(files['config.json'])
+
+
+def read_hugging_face(format, files):
+  return format.read_preprocessor(files['preprocessor_config.json'])
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from glora_jax.models.formats.rules import (
   torch_norm,
   torch_qkv,
 )
-from glora_jax.models.metadata import Metadata, normalization_of, sides
+from glora_jax.models.metadata import Metadata, normalization_of, share_of, sides
 from glora_jax.models.vit import Pool, ViT
 
 # transformers' names of the activations, and ours; where two of theirs are one of ours, the first
@@ -211,9 +211,9 @@ class HuggingFace(Format[Variant]):
       facts['normalization'] = normalization_of(
         preprocessor['image_mean'], preprocessor['image_std']
       )
-    if _crops(preprocessor):
-      facts['resize'] = 'crop'
-    return facts
+    if (sizes := _cropped(preprocessor)) is not None:
+      facts |= {'resize': 'crop', 'crop': share_of(*sizes)}
+    return {name: fact for name, fact in facts.items() if fact is not None}
 
   def side_files(
     self, model: ViT, metadata: Metadata, variant: Variant, tensors: Flat
@@ -266,17 +266,21 @@ def _preprocessor(metadata: Metadata) -> dict[str, Any]:
   if metadata.get('resize') == 'crop' and height == width:
     preprocessor.update(
       image_processor_type='BitImageProcessor',  # DINOv2's; ViT's cannot crop
-      size={'shortest_edge': round(height / CROP)},
+      size={'shortest_edge': round(height / (metadata.get('crop') or CROP))},
       do_center_crop=True,
       crop_size={'height': height, 'width': width},
     )
   return preprocessor
 
 
-def _crops(preprocessor: Mapping[str, Any]) -> bool:
-  """Whether images become square by the rule 'crop' of `data.image.resize`."""
-  crop = preprocessor.get('crop_size')
+def _cropped(preprocessor: Mapping[str, Any]) -> tuple[int, int] | None:
+  """The side of the middle, and the shorter side of the image that it is taken from.
+
+  None where images do not become square by the rule 'crop' of `data.image.resize`.
+  """
+  crop, size = preprocessor.get('crop_size'), preprocessor.get('size')
   side = crop.get('height') if isinstance(crop, Mapping) else crop  # a number in older files
+  short_side = size.get('shortest_edge') if isinstance(size, Mapping) else None
   if not preprocessor.get('do_center_crop') or not isinstance(side, int):
-    return False
-  return preprocessor.get('size') == {'shortest_edge': round(side / CROP)}
+    return None
+  return (side, short_side) if isinstance(short_side, int) and side <= short_side else None

@@ -21,7 +21,7 @@ from glora_jax.models.formats.rules import (
   torch_linear,
   torch_norm,
 )
-from glora_jax.models.metadata import OURS, Metadata, normalization_of, shortest, sides
+from glora_jax.models.metadata import OURS, Metadata, normalization_of, share_of, shortest, sides
 from glora_jax.models.vit import ViT
 
 log = logging.getLogger(__name__)
@@ -147,8 +147,8 @@ class Timm(Format[TimmVariant]):
       hints['image_size'] = shortest(height, width)
     if 'mean' in pretrained:
       hints['normalization'] = normalization_of(pretrained['mean'], pretrained['std'])
-    if pretrained.get('crop_pct') == CROP and pretrained.get('crop_mode', 'center') == 'center':
-      hints['resize'] = 'crop'
+    if _crops(pretrained):
+      hints |= {'resize': 'crop', 'crop': _share(pretrained['crop_pct'], hints.get('image_size'))}
     return hints
 
   def side_files(
@@ -164,6 +164,20 @@ class Timm(Format[TimmVariant]):
         'pretrained_cfg': _pretrained_config(model, metadata),
       }
     }
+
+
+def _crops(pretrained: Mapping[str, Any]) -> bool:
+  """Whether images become square by the rule 'crop' of `data.image.resize`."""
+  share = pretrained.get('crop_pct')
+  is_share = isinstance(share, int | float) and 0.01 < share <= 1
+  return is_share and pretrained.get('crop_mode', 'center') == 'center'
+
+
+def _share(given: float, size: Any) -> float | None:
+  """The share of the shorter side that is kept, which timm scales to a whole number of pixels."""
+  if given == CROP:
+    return None
+  return share_of(size, int(size / given)) if isinstance(size, int) else given
 
 
 def _by_name(table: Mapping[str, Any], architecture: str) -> Any:
@@ -203,13 +217,20 @@ def _model_arguments(model: ViT, metadata: Metadata, variant: TimmVariant) -> di
   }
 
 
+def _crop_pct(metadata: Metadata) -> float:
+  if metadata.get('resize') != 'crop':
+    return 1.0
+  share = metadata.get('crop')
+  return CROP if share is None else share - 1e-9  # timm truncates size over share
+
+
 def _pretrained_config(model: ViT, metadata: Metadata) -> dict[str, Any]:
   resize = metadata.get('resize')
   config: dict[str, Any] = {
     'input_size': [3, *sides(metadata['image_size'])],
     'num_classes': model.num_classes,
     'interpolation': 'bicubic',
-    'crop_pct': CROP if resize == 'crop' else 1.0,
+    'crop_pct': _crop_pct(metadata),
     'crop_mode': 'squash' if resize == 'squash' else 'center',
     'first_conv': 'patch_embed.proj',
     'classifier': 'head',
