@@ -92,6 +92,19 @@ def test_a_normalization_without_a_name_is_kept(timm, tmp_path):
 
 
 @pytest.mark.parametrize(
+  'architecture, heads',
+  [
+    ('vit_xsmall_patch16_clip_224', 4),
+    ('vit_betwixt_patch16_gap_256', 10),
+    ('vit_base_patch16_plus_clip_240', 14),
+    ('vit_medium_patch16_gap_256', None),  # of a width that says it
+  ],
+)
+def test_the_heads_of_widths_that_only_timm_has_are_known_by_name(architecture, heads):
+  assert FORMATS['timm'].read_config({'architecture': architecture})['num_heads'] == heads
+
+
+@pytest.mark.parametrize(
   'crop_pct, mode, expected',
   [
     (0.9, 'center', 248),

@@ -36,7 +36,14 @@ ARCHITECTURE = 'vit_base_patch16_224'
 # What names of architectures say, by pattern: the number of heads where it is not that of the
 # width, and the activation. timm's SigLIPs have the first version's, except where there is only a
 # second one.
-HEADS_BY_NAME = {r'so400m|giantopt|gopt|vit_base_patch16_gap': 16, r'^test_vit$': 2}
+HEADS_BY_NAME = {
+  r'so400m|giantopt|gopt|vit_base_patch16_gap': 16,
+  r'^test_vit$': 2,
+  # Of widths that only timm's models have.
+  r'^vit_xsmall_': 4,
+  r'^vit_betwixt_': 10,
+  r'^vit_base_patch\d+_plus_': 14,
+}
 ACTIVATIONS_BY_NAME = {
   r'quickgelu': 'quick_gelu',
   r'(base_patch32|so400m_patch16|giantopt_patch16)_siglip': 'gelu_tanh',
