@@ -248,7 +248,16 @@ def assemble(
   shapes = {path: _shape(value) for path, value in flat.items()}
   choice = Choice(sites, groups, frozenset(map(_kernel_of, refused)), heads.paths, shapes)
   uncovered = find_uncovered(choice, found)
-  adapted = Adapted(model, spec_of(groups), groups, heads.paths, merge, shapes, uncovered)
+  adapted = Adapted(
+    model,
+    spec_of(groups),
+    groups,
+    heads.paths,
+    merge,
+    shapes,
+    uncovered,
+    head_sites=tuple(site for site in sites if site.kernel_path in heads.paths),
+  )
   log_uncovered(name, adapted.coverage())
   if selection.heads is not None:
     _check_heads(name, selection.heads, heads, sites)

@@ -21,6 +21,7 @@ from glora_jax.method.merge import fold
 from glora_jax.method.quantized import full_precision, has_quantized
 from glora_jax.method.random_key import check_key
 from glora_jax.method.sample import is_array
+from glora_jax.method.site import Site
 from glora_jax.method.space import Spec
 from glora_jax.method.storage import check_storage
 from glora_jax.method.subnet import Call, Subnet
@@ -34,15 +35,7 @@ from glora_jax.method.validation import (
   check_ranks,
   check_supports,
 )
-from glora_jax.tree import (
-  Path,
-  differences,
-  flatten,
-  partition,
-  path_name,
-  replace,
-  union,
-)
+from glora_jax.tree import Path, differences, flatten, partition, path_name, replace, union
 
 Merge = Literal['up_front', 'lazy']
 
@@ -60,6 +53,7 @@ class Adapted:
     param_shapes: ShapeDtypeStruct of every parameter of the model, by path.
     uncovered: the matrices that no row stands for, and why; see `coverage`.
     mesh: devices that the frozen weights are sharded over; see `glora_jax.shard`.
+    head_sites: the linear layers among the heads.
 
   Example:
     >>> import flax.linen as nn, jax, jax.numpy as jnp
@@ -98,6 +92,7 @@ class Adapted:
   param_shapes: Mapping[Path, jax.ShapeDtypeStruct]
   uncovered: tuple[Uncovered, ...] = ()
   mesh: jax.sharding.Mesh | None = None
+  head_sites: tuple[Site, ...] = ()
 
   def __post_init__(self):
     check_ranks(self.spec)

@@ -16,6 +16,7 @@ from glora_jax.method.site import Site
 from glora_jax.models.formats.format import Flat, Format
 from glora_jax.models.formats.rules import Rule
 from glora_jax.models.formats.table import FORMATS
+from glora_jax.models.peft_heads import check_kernel, layout_of, read_linear
 from glora_jax.models.translate import Origin, fit_to_format, full_name, write_param
 from glora_jax.models.verification import grouped
 from glora_jax.models.vit import ViT
@@ -133,15 +134,19 @@ class ByMap(Naming):
 
   Args:
     names: the map.
+    heads: the linear layers among the heads; other kernels are taken for convolutions'.
 
   Raises:
     ValueError: it is none of patterns to names.
   """
 
-  def __init__(self, names: NameMap):
+  def __init__(self, names: NameMap, heads: Iterable[Site] = ()):
     for pattern, modules in names.items():
       _check_names(pattern, modules)
     self._names = names
+    linear = [site for site in heads if not site.is_convolution]
+    self._by_kernel = {site.kernel_path: site for site in linear}
+    self._by_bias = {site.bias_path: site for site in linear if site.bias_path is not None}
 
   def modules(self, site: Site, index: tuple[int, ...]) -> tuple[str, ...]:
     """As `Naming.modules`."""
@@ -157,18 +162,27 @@ class ByMap(Naming):
     """As `Naming.write_head`; kernels are [..., in, out] here, and [out, in, ...] there."""
     name, is_kernel = self._tensor(path)
     value = params[path_name(path)]
+    if path in self._by_bias:
+      value = np.asarray(layout_of(self._by_bias[path]).vectors(value))
     if not is_kernel:
       return {name: value}
-    _check_kernel(path_name(path), value)
+    if path in self._by_kernel:
+      return {name: np.asarray(layout_of(self._by_kernel[path]).matrices(value)).T}
+    check_kernel(path_name(path), value)
     return {name: np.moveaxis(value, (-1, -2), (0, 1))}
 
   def read_head(self, path: Path, tensors: Flat, depth: int) -> np.ndarray | None:
     """As `Naming.read_head`."""
     name, is_kernel = self._tensor(path)
     value = tensors.pop(name, None)
-    if value is None or not is_kernel:
+    if value is None:
       return value
-    _check_kernel(name, value)
+    site = self._by_kernel.get(path) or self._by_bias.get(path)
+    if site is not None and (is_kernel or path in self._by_bias):
+      return read_linear(site, path, value)
+    if not is_kernel:
+      return value
+    check_kernel(name, value)
     return np.moveaxis(value, (0, 1), (-1, -2))
 
   def _find(self, path: str) -> Iterator[str]:
@@ -193,15 +207,6 @@ class ByMap(Naming):
     if len(modules) > 1 or '{}' in modules[0]:
       raise ValueError(f'names: the head {path_name(tuple(module))} must be one torch module.')
     return f'{modules[0]}.{_LEAVES[leaf]}', leaf in _KERNELS
-
-
-def _check_kernel(name: str, value: np.ndarray) -> None:
-  """Raises ValueError for a head that is neither a linear layer's kernel nor a convolution's."""
-  if not 2 <= value.ndim <= _MOST_AXES:
-    raise ValueError(
-      f'The head {name} has the shape {value.shape}, and kernels of linear layers and convolutions '
-      f'have 2 to {_MOST_AXES} axes; fold the subnet and save the model instead.'
-    )
 
 
 def _check_names(pattern: Any, modules: Any) -> None:
@@ -248,7 +253,6 @@ _LEAVES = {
   'b': 'bias',
 }
 _KERNELS = ('kernel', 'w')
-_MOST_AXES = 5  # of a kernel: three of space, in and out
 
 
 def naming_to_write(
@@ -269,7 +273,7 @@ def naming_to_write(
   if transformers not in (4, 5):
     raise ValueError(f'transformers={shown(transformers)} must be 4 or 5.')
   if isinstance(names, Mapping):
-    return ByMap(names), params
+    return ByMap(names, adapted.head_sites), params
   model = _require_vit(adapted)
   given = names.format if isinstance(names, Origin) else names
   by_version = _MODULES if transformers == 5 else {new: old for old, new in _MODULES.items()}
@@ -306,7 +310,7 @@ def naming_to_read(names: Names | None, adapted: Adapted, modules: Iterable[str]
   if names is not None:
     _check_kind(names)
   if isinstance(names, Mapping):
-    by_map = ByMap(names)
+    by_map = ByMap(names, adapted.head_sites)
     require_distinct(_all_modules(adapted, by_map))
     return by_map
   model = _require_vit(adapted)

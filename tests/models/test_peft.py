@@ -436,6 +436,33 @@ def test_kernels_of_convolutional_heads_have_the_axes_of_torch(axes, torch_axes,
   np.testing.assert_array_equal(read['params']['conv']['kernel'], kernel)
 
 
+class GeneralHead(nn.Module):
+  """A linear layer below a head of several axes of inputs and of outputs."""
+
+  outputs: tuple[int, ...]
+
+  @nn.compact
+  def __call__(self, x):
+    x = nn.Dense(6, name='fc')(x).reshape(-1, 2, 3)
+    return nn.DenseGeneral(self.outputs, axis=(-2, -1), name='out')(x)
+
+
+@pytest.mark.parametrize('outputs', [(4,), (4, 5)])
+def test_heads_of_several_axes_are_linear_layers_of_torch(outputs, tmp_path):
+  model, inputs = GeneralHead(outputs), numbers(7, 6)
+  adapted = adapt(model, inputs, heads='^out$')
+  params = jax.jit(model.init)(jax.random.key(0), inputs)['params']
+  variables, names = random_variables(adapted, params), {'fc': 'fc', 'out': 'out'}
+  save_peft(tmp_path, adapted, variables, preset(adapted.spec, 'lora'), names)
+  tensors = contents(tmp_path)[1]
+  head, x = variables['params']['out'], numbers(7, 6, seed=1)
+  found = x @ tensors['out.weight'].T + tensors['out.bias']
+  expected = np.tensordot(x.reshape(-1, 2, 3), head['kernel'], 2) + head['bias']
+  np.testing.assert_allclose(found, expected.reshape(7, -1), atol=1e-5)
+  read, _ = load_peft(tmp_path, adapted, params, names)
+  jax.tree.map(np.testing.assert_array_equal, read['params']['out'], head)
+
+
 def test_a_head_whose_kernel_is_a_vector_is_refused():
   naming, params = ByMap({'fc': 'fc'}), {'fc/kernel': numbers(3)}
   with pytest.raises(ValueError, match=r'The head fc/kernel has the shape \(3,\), and kernels of'):
