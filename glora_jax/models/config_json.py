@@ -38,17 +38,20 @@ def read_hints(file: str, format: Format[Any]) -> dict[str, Any]:
     return {}
   with _naming(path):
     of_format = format.read_config(config)
-    hints = {**_read_ours(config), **of_format}
-    hints = {name: value for name, value in hints.items() if value is not None}
-    check_facts(hints)
+    hints = _checked({**_read_ours(config), **of_format})
   if not of_format or format.preprocessor is None:
     return hints
   path = os.path.join(folder, format.preprocessor)
   preprocessor = read_json(path) or {}
   with _naming(path):
-    facts = format.read_preprocessor(preprocessor)
-    check_facts(facts)
-  return {**hints, **facts}
+    return {**hints, **_checked(format.read_preprocessor(preprocessor))}
+
+
+def _checked(facts: dict[str, Any]) -> dict[str, Any]:
+  """The facts that are told, for which None stands otherwise; raises ValueError for an odd one."""
+  told = {name: fact for name, fact in facts.items() if fact is not None}
+  check_facts(told)
+  return told
 
 
 @contextlib.contextmanager

@@ -65,8 +65,9 @@ def warn_of_unused(settings: RunSettings, given: Iterable[str]) -> None:
   stages = stages_of({name: operator.attrgetter(name)(settings) for name in _WHICH_STAGES})
   used = (*used_by(stages, stages[-1]), *FREE_FIELDS)
   stops_early = settings.search.mode == 'paper'
+  named = _reasons(settings)  # without their being given here, too
   for name in given:
-    if name in _reasons(settings):  # which are named without their being given here, too
+    if name in named:
       continue
     if not is_among(name, used) or (name == 'search.stop_early' and not stops_early):
       job = _job_without(settings, name)

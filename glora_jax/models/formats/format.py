@@ -141,6 +141,9 @@ class Format(abc.ABC, Generic[AnyVariant]):
 
     Args:
       preprocessor: contents of the file; empty where there is none.
+
+    Returns:
+      Metadata; None for what is not said.
     """
     return {}
 

@@ -213,7 +213,7 @@ class HuggingFace(Format[Variant]):
       )
     if (sizes := _cropped(preprocessor)) is not None:
       facts |= {'resize': 'crop', 'crop': share_of(*sizes)}
-    return {name: fact for name, fact in facts.items() if fact is not None}
+    return facts
 
   def side_files(
     self, model: ViT, metadata: Metadata, variant: Variant, tensors: Flat
