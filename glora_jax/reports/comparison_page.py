@@ -55,7 +55,9 @@ def accuracy_plot(result: Mapping[str, Any]) -> DotPlot:
   seeds = len(result['seeds'])
   drawn = [
     Dots(
-      label=plain(row['title']).replace('at most ', '≤\N{NO-BREAK SPACE}'),
+      label=plain(comparison_report.row_title(row, seeds)).replace(
+        'at most ', '≤\N{NO-BREAK SPACE}'
+      ),
       value=percent_of(row, 'test_accuracy', with_spread=seeds > 1),
       marks=[
         Mark(

@@ -146,7 +146,7 @@ def accuracies(result: Mapping[str, Any]) -> Table:
   names = ('val_accuracy', 'test_accuracy', 'inherited_test_accuracy')
   cells = [
     (
-      plain(row['title']) + (f' ({_share_diverged(row, seeds)})' if row['diverged'] else ''),
+      plain(row_title(row, seeds)),
       f'{row["params"]:,.0f}',
       f'{row["rate"]:g}',
       *(percent_of(row, name, with_spread=seeds > 1) for name in names),
@@ -155,6 +155,11 @@ def accuracies(result: Mapping[str, Any]) -> Table:
     for row in rows(result)
   ]
   return Table(titles, cells)
+
+
+def row_title(row: Mapping[str, Any], seeds: int) -> str:
+  """The title of a row, and of how many of its seeds something diverged where it did."""
+  return row['title'] + (f' ({_share_diverged(row, seeds)})' if row['diverged'] else '')
 
 
 def _share_diverged(row: Mapping[str, Any], seeds: int) -> str:
@@ -240,9 +245,10 @@ def draw(path: str, result: Mapping[str, Any]) -> None:
     result: content of the comparison's `result.json`.
   """
   drawn = rows(result)
+  seeds = len(result['seeds'])
   figure, axis = panels(figsize=(7.5, 4.6))
   for row in drawn:
-    _draw_row(axis, row)
+    _draw_row(axis, row, row_title(row, seeds))
   right = 2 * max(row['params'] for row in drawn) + 1000
   axis.set_xscale('symlog', linthresh=1000)
   axis.set_xlim(left=-200, right=right)
@@ -251,7 +257,6 @@ def draw(path: str, result: Mapping[str, Any]) -> None:
   axis.xaxis.set_minor_locator(ticker.NullLocator())
   axis.set_xlabel('trained parameters, head not counted (logarithmic from 1,000 on)')
   axis.set_ylabel('test accuracy in %')
-  seeds = len(result['seeds'])
   number = f'{seeds} {"seed" if seeds == 1 else "seeds"}'
   axis.set_title(f'{result["task"]}, {number}', loc='left', parse_math=False)
   axis.grid(axis='y', color=palette().rule)
@@ -259,8 +264,8 @@ def draw(path: str, result: Mapping[str, Any]) -> None:
   save(figure, path)
 
 
-def _draw_row(axis: Axes, row: Mapping[str, Any]) -> None:
-  """A mark with the spread of its accuracy and its name.
+def _draw_row(axis: Axes, row: Mapping[str, Any], name: str) -> None:
+  """A mark with the spread of its accuracy and the row's name.
 
   Structures that were chosen are named on the right, below, and all others on the left, above, so
   that neighbours do not collide.
@@ -278,7 +283,7 @@ def _draw_row(axis: Axes, row: Mapping[str, Any]) -> None:
   )
   on_the_right = chosen or row['params'] == 0
   axis.annotate(
-    row['title'].replace('at most', '≤'),
+    name.replace('at most', '≤'),
     point,
     textcoords='offset points',
     xytext=(8, -4) if on_the_right else (-6, 3),

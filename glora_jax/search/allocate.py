@@ -33,6 +33,7 @@ from glora_jax.search.allocation import (
   stack_rows,
   xavier_norm,
 )
+from glora_jax.search.checked import NoGradientError
 from glora_jax.search.choice import (
   Curve,
   choose,
@@ -225,11 +226,12 @@ def _number(spec: Spec, max_rank: int) -> int:
 
 
 def _require_gradients(values: Values) -> None:
-  """Says so where no unit is worth anything; raises ValueError where no layer has a gradient."""
+  """Says so where no unit is worth anything; raises NoGradientError where no layer has one."""
   if not any(part.any() for part in values):
-    raise ValueError(
-      'No adapted layer has a gradient: a head of zeros hides the loss from all of them. Train the '
-      'head first, as a linear probe.'
+    raise NoGradientError(
+      'No adapted layer has a gradient: a head of zeros hides the loss from all of them, and one '
+      'that is certain of every label leaves none. Train the head first, as a linear probe, or for '
+      'fewer epochs.'
     )
   if max(part.mean(0).max() for part in values) <= 0:
     log.warning('Held out, no unit is worth anything: the folds have no gradient in common.')

@@ -26,6 +26,10 @@ class NonFiniteError(ValueError):
   """A loss or a gradient is not finite, as that of a model whose training has diverged."""
 
 
+class NoGradientError(ValueError):
+  """No layer could change a loss, as under a head of zeros, or one certain of every label."""
+
+
 def check_guided(spec: Spec, genome: Any) -> None:
   """Raises ValueError unless a genome is one that a guide takes."""
   check_one_genome(spec, genome, 'The guide')

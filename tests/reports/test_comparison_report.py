@@ -5,7 +5,7 @@ import csv
 import pytest
 from matplotlib import colors
 
-from glora_jax.reports import comparison_report, drawing
+from glora_jax.reports import comparison_page, comparison_report, drawing
 
 
 def runs(params, *accuracies, **fields):
@@ -148,7 +148,7 @@ def test_everything_that_was_measured_is_written(result, tmp_path, figures):
   }
 
 
-def test_a_row_says_how_many_of_its_seeds_diverged_and_how(result, tmp_path):
+def test_a_row_says_how_many_of_its_seeds_diverged_and_how(result, tmp_path, figures):
   result['diverged'] = {'lora': {'1': 'Its training stopped at its last good state.'}}
   comparison_report.write(str(tmp_path), result)
   report = (tmp_path / 'report.md').read_text()
@@ -158,6 +158,11 @@ def test_a_row_says_how_many_of_its_seeds_diverged_and_how(result, tmp_path):
     'Seed 1: Its training stopped at its last good state.\n'
   ) in report
   assert report.count('diverged') == 2
+  (axis,) = figures[0].axes
+  in_picture = [text.get_text() for text in axis.texts]
+  in_page = [dots.label for dots in comparison_page.accuracy_plot(result).rows]
+  for names in (in_picture, in_page):
+    assert [name for name in names if 'diverged' in name] == ['LoRA (1 of 2 seeds diverged)']
   with open(tmp_path / 'table.csv') as file:
     assert {row['method']: row['diverged'] for row in csv.DictReader(file)} == {
       'linear': '0',

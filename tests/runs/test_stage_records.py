@@ -27,7 +27,7 @@ from glora_jax.runs.stages.many_starts import TrainedBatch, Trial
 from glora_jax.runs.stages.search import EarlyStopping, read_archive
 from glora_jax.runs.stages.training import TrainingStage
 from glora_jax.search.archive import Archive
-from glora_jax.search.checked import NonFiniteError
+from glora_jax.search.checked import NoGradientError, NonFiniteError
 from glora_jax.training.recipe import Recipe
 
 
@@ -200,13 +200,16 @@ def test_a_supernet_that_diverged_is_a_trial_and_ends_no_comparison(
   assert found.trouble.endswith('The smallest subnet stands for it.')
 
 
-def test_a_head_that_diverged_is_a_trial_and_ends_no_comparison(run, monkeypatch, caplog):
+@pytest.mark.parametrize('kind', [NonFiniteError, NoGradientError])
+def test_a_head_without_a_gradient_is_a_trial_and_ends_no_comparison(
+  kind, run, monkeypatch, caplog
+):
   """Of two seeds the first has a gradient."""
 
   def allocate_once(run, place, *, folder, **_):
     if folder.endswith('-0'):
       return types.SimpleNamespace(genome=lora, variables=place.variables, borrowed=0.0)
-    raise NonFiniteError('The loss of batch 0 is nan; it must be finite.')
+    raise kind('The loss of batch 0 is nan; it must be finite.')
 
   def train_batch(run, batch):
     number = len(batch.starts)

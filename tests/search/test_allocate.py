@@ -20,6 +20,7 @@ from glora_jax.models.vit import ViT
 from glora_jax.nnx import functional
 from glora_jax.search import allocation, choice
 from glora_jax.search.allocate import compile_ahead
+from glora_jax.search.checked import NoGradientError
 from glora_jax.search.fold_gradients import Passes, Settings, measure
 from glora_jax.search.pooling import pooled, share_of
 
@@ -390,6 +391,16 @@ def test_a_head_of_zeros_is_refused():
   head = jax.tree.map(jnp.zeros_like, variables['params']['head'])
   variables = {**variables, 'params': {**variables['params'], 'head': head}}
   with pytest.raises(ValueError, match='a head of zeros hides the loss from all of them'):
+    allocated((adapted, variables, batches))
+
+
+def test_a_head_that_is_certain_of_every_label_is_refused():
+  adapted, variables, batches = mixed()
+  head = variables['params']['head']
+  certain = {**head, 'bias': head['bias'].at[0].add(1e4)}
+  variables = {**variables, 'params': {**variables['params'], 'head': certain}}
+  batches = [(images, jnp.zeros_like(labels)) for images, labels in batches]
+  with pytest.raises(NoGradientError, match='certain of every label leaves none'):
     allocated((adapted, variables, batches))
 
 

@@ -34,7 +34,7 @@ from glora_jax.runs.stages.many_starts import (
 )
 from glora_jax.runs.stages.prior import prior_of
 from glora_jax.runs.stages.search import run_search
-from glora_jax.search.checked import NonFiniteError
+from glora_jax.search.checked import NoGradientError, NonFiniteError
 from glora_jax.training.loop import NonFiniteLossError
 
 log = logging.getLogger(__name__)
@@ -257,13 +257,14 @@ class _Found(NamedTuple):
 
 
 def _find_structure(run: Run, place: Place, key: jax.Array, options: Mapping[str, Any]) -> _Found:
-  """The structure of a gradient; the smallest one where a loss or its gradient is not finite.
+  """The structure of a gradient; the smallest one where it is not finite, or there is none.
 
-  So a head that has diverged ends the comparison as little as a supernet that has.
+  So a head that has diverged ends the comparison as little as a supernet that has, and as one does
+  that is certain of every label.
   """
   try:
     found = allocate_once(run, place, key=key, **options)
-  except (NonFiniteError, NonFiniteLossError) as error:
+  except (NoGradientError, NonFiniteError, NonFiniteLossError) as error:
     genome = genomes.smallest_genome(place.adapted.spec)
     trouble = _stands_for(options['folder'], error)
     return _Found(genome, place.variables, has_borrowed=False, trouble=trouble)
