@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from glora_jax.data.catalog import expand
 from glora_jax.limits import shown
 from glora_jax.runs.config import RunSettings
+from glora_jax.runs.sections import has_budget
 from glora_jax.runs.used_fields import (
   FREE_FIELDS,
   OF_METHODS,
@@ -64,14 +65,28 @@ def warn_of_unused(settings: RunSettings, given: Iterable[str]) -> None:
   """
   stages = stages_of({name: operator.attrgetter(name)(settings) for name in _WHICH_STAGES})
   used = (*used_by(stages, stages[-1]), *FREE_FIELDS)
-  stops_early = settings.search.mode == 'paper'
   named = _reasons(settings)  # without their being given here, too
   for name in given:
     if name in named:
       continue
-    if not is_among(name, used) or (name == 'search.stop_early' and not stops_early):
+    if not is_among(name, used) or name in _idle(settings):
       job = _job_without(settings, name)
       log.warning('--config.%s does nothing in %s, which does not read it.', name, job)
+
+
+def _idle(settings: RunSettings) -> dict[str, str]:
+  """Fields of the job's own stages that others make useless, with what they do nothing in."""
+  idle = {}
+  if settings.search.mode != 'paper':
+    idle['search.stop_early'] = _job(settings)
+  if settings.job != 'compare':
+    return idle
+  compare = settings.compare
+  if not any(map(has_budget, compare.methods)):
+    idle['compare.budgets'] = 'a comparison of methods that fill no budget'
+  if all(compare.rate.get(name) is not None for name in compare.methods):
+    idle['compare.rates'] = 'a comparison of methods that have a learning rate each'
+  return idle
 
 
 def _job_without(settings: RunSettings, name: str) -> str:
@@ -82,7 +97,7 @@ def _job_without(settings: RunSettings, name: str) -> str:
         return f"{_job(settings)} without the method '{method}'"
   elif settings.protocol == 'paper' and is_among(name, ('finetune.',)):
     return "a run of protocol='paper'"
-  return _job(settings)
+  return _idle(settings).get(name, _job(settings))
 
 
 def _job(settings: RunSettings) -> str:

@@ -46,7 +46,11 @@ def test_what_is_given_and_does_nothing_is_named(fields, sentences, caplog):
     ({'structure': 'lora'}, ('training.epochs', 'budget', 'supernet.epochs'), ('supernet.epochs',)),
     ({'structure': 'gradient'}, ('allocation.folds', 'sampling.largest'), ('sampling.largest',)),
     ({'protocol': 'paper'}, ('finetune.epochs', 'search.mode'), ('finetune.epochs',)),
-    ({'job': 'compare'}, ('compare.rate.lora', 'training.epochs'), ('training.epochs',)),
+    (
+      {'job': 'compare'},
+      ('compare.rate.lora', 'compare.budgets', 'compare.rates', 'training.epochs'),
+      ('training.epochs',),
+    ),
     (
       {'job': 'compare', 'compare.methods': ('lora', 'search')},
       ('search.mode', 'sampling.largest', 'finetune.epochs', 'supernet.epochs', 'allocation.folds'),
@@ -82,6 +86,17 @@ def test_what_a_command_line_gives_and_a_job_does_not_read_is_named(fields, give
       'a comparison',
     ),
     ({'job': 'compare'}, 'training.epochs', 'a comparison'),
+    ({'compare.methods': ('lora',)}, 'compare.budgets', "a run of structure='search'"),
+    (
+      {'job': 'compare', 'compare.methods': ('lora', 'ssf')},
+      'compare.budgets',
+      'a comparison of methods that fill no budget',
+    ),
+    (
+      {'job': 'compare', 'compare.methods': ('lora',), 'compare.rate.lora': 1e-3},
+      'compare.rates',
+      'a comparison of methods that have a learning rate each',
+    ),
   ],
 )
 def test_the_sentence_says_what_about_the_job_leaves_a_field_unread(fields, given, job, caplog):
