@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks.structures import __main__ as command
-from benchmarks.structures import cost, display, figure, methods, plan, searched, tuning
+from benchmarks.structures import cost, display, figure, gate, methods, plan, searched, tuning
 from benchmarks.structures import laboratory as lab
 from benchmarks.structures.backbones import Model
 from benchmarks.structures.jobs import Job, Store
@@ -81,6 +82,22 @@ def test_rank_correlation_is_positive_where_value_lowers_the_loss():
   found = rank_correlation(values, -values)
   assert found.rho == pytest.approx(1)
   assert found.low > 0.9
+
+
+def test_the_gate_is_reported_without_what_broke_down_too(tmp_path):
+  """Of twelve structures whose values order them the two that are worth most break down."""
+  store = Store(str(tmp_path / 'gate.jsonl'))
+  for job in gate.jobs(['discs'], 0.032):
+    number = int(re.search(r'\d+', job.method)[0])
+    if number >= 12:
+      continue
+    broken = number >= 10 and job.seed == 1
+    test = [0.1, 9.0] if broken else [0.6 + number / 100, 1 - number / 100]
+    store.results[job] = {'test': test, 'values': {'squared': number + job.seed / 10}}
+  found = gate.correlations(store, 'discs')
+  assert (found['structures'], found['trained']['structures']) == (12, 10)
+  assert found['squared'][0] < 0.5
+  assert (found['trained']['squared'][0], found['trained']['ceiling']) == (1.0, 1.0)
 
 
 def _store_with(path, accuracies):
