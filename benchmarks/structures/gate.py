@@ -44,7 +44,8 @@ def correlations(store: Store, task: str) -> dict[str, Any]:
   structures = sorted({job.method for job, _ in results})
   runs = [[by_job.get((name, seed)) for seed in range(SEEDS)] for name in structures]
   complete = [of_seeds for of_seeds in runs if all(of_seeds)]
-  least = BROKEN * np.median([[run['test'][0] for run in of_seeds] for of_seeds in complete])
+  accuracies = [run['test'][0] for of_seeds in complete for run in of_seeds]
+  least = BROKEN * np.median(accuracies) if accuracies else 0.0
   trained = [of_seeds for of_seeds in complete if all(run['test'][0] >= least for run in of_seeds)]
   return {**_correlated(complete), 'trained': _correlated(trained)}
 
