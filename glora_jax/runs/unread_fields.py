@@ -65,11 +65,11 @@ def warn_of_unused(settings: RunSettings, given: Iterable[str]) -> None:
   """
   stages = stages_of({name: operator.attrgetter(name)(settings) for name in _WHICH_STAGES})
   used = (*used_by(stages, stages[-1]), *FREE_FIELDS)
-  named = _reasons(settings)  # without their being given here, too
+  named, idle = _reasons(settings), _idle(settings)  # the former without their being given, too
   for name in given:
     if name in named:
       continue
-    if not is_among(name, used) or name in _idle(settings):
+    if not is_among(name, used) or name in idle:
       job = _job_without(settings, name)
       log.warning('--config.%s does nothing in %s, which does not read it.', name, job)
 

@@ -98,6 +98,7 @@ def test_the_gate_is_reported_without_what_broke_down_too(tmp_path):
     store.results[job] = {'test': test, 'values': {'squared': number + job.seed / 10}}
   found = gate.correlations(store, 'discs')
   assert (found['structures'], found['trained']['structures']) == (12, 10)
+  assert found['broken_worth_more'] == {'squared': 1.0}
   assert found['squared'][0] < 0.5
   assert (found['trained']['squared'][0], found['trained']['ceiling']) == (1.0, 1.0)
 
