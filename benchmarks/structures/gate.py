@@ -5,7 +5,8 @@ value that each measure gives them with their test loss is the gate. Its ceiling
 of the losses of one seed with those of another.
 
 Some structures break down at the learning rate that all of them have, those of much value more
-often. So the gate is reported once more without these; the target is held against all of them.
+often. So the gate is reported once more without these, and once with all of them trained on bounded
+gradients; the target is held against the first.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,30 +23,51 @@ BUDGET = 9_216
 STRUCTURES = 60
 SEEDS = 2
 FEWEST = 10  # structures that are correlated at all
+BOUNDED = 'bounded'  # the option of training
 BROKEN = 0.5  # share of the median accuracy, below which a training has broken down
 
 Runs = Sequence[Sequence[Mapping[str, Any]]]  # of each structure one of every seed
 
 
 def jobs(names: Sequence[str], rate: float) -> list[Job]:
-  """Every structure on every task and seed, with its values noted."""
-  methods = [((f'random({number})+valued', BUDGET), rate) for number in range(STRUCTURES)]
-  return plan.jobs_of(methods, names, range(SEEDS))
+  """Every structure on every task and seed, with its values noted, then with bounded gradients."""
+  return [
+    job
+    for option in ('valued', BOUNDED)
+    for job in plan.jobs_of(
+      [((f'random({number})+{option}', BUDGET), rate) for number in range(STRUCTURES)],
+      names,
+      range(SEEDS),
+    )
+  ]
 
 
 def correlations(store: Store, task: str) -> dict[str, Any]:
   """Rank correlations by measure, of all structures and of those that trained; JSON types."""
-  results = [
-    (job, result)
-    for job, result in sorted(store.results.items())
-    if job.task == task and 'values' in result
-  ]
-  if not results:
+  by_option: dict[str, dict[tuple[str, int], Mapping[str, Any]]] = {'valued': {}, BOUNDED: {}}
+  for job, result in sorted(store.results.items()):
+    if job.task == task:
+      structure, _, option = job.method.partition('+')
+      by_option[option][structure, job.seed] = result
+  valued = by_option['valued']
+  if not valued:
     return {}
-  by_job = {(job.method, job.seed): result for job, result in results}
-  structures = sorted({job.method for job, _ in results})
-  runs = [[by_job.get((name, seed)) for seed in range(SEEDS)] for name in structures]
-  complete = [of_seeds for of_seeds in runs if all(of_seeds)]
+  bounded = {
+    place: {**result, 'values': valued[place]['values']}
+    for place, result in by_option[BOUNDED].items()
+    if place in valued
+  }
+  found = _with_those_that_trained(valued)
+  return {**found, BOUNDED: _with_those_that_trained(bounded)} if bounded else found
+
+
+def _with_those_that_trained(
+  results: Mapping[tuple[str, int], Mapping[str, Any]],
+) -> dict[str, Any]:
+  """The correlations of all structures and, apart, of those of which no seed broke down."""
+  structures = dict.fromkeys(structure for structure, _ in results)
+  runs = [[results.get((name, seed)) for seed in range(SEEDS)] for name in structures]
+  complete = [[run for run in of_seeds if run is not None] for of_seeds in runs if all(of_seeds)]
   accuracies = [run['test'][0] for of_seeds in complete for run in of_seeds]
   least = BROKEN * np.median(accuracies) if accuracies else 0.0
   trained = [of_seeds for of_seeds in complete if all(run['test'][0] >= least for run in of_seeds)]

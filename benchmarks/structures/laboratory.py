@@ -51,7 +51,7 @@ class Purposes(NamedTuple):
     return cls(*jax.random.split(jax.random.key(seed), len(cls._fields)))
 
 
-def recipe(epochs: int) -> Recipe:
+def recipe(epochs: int, max_grad_norm: float | None = None) -> Recipe:
   """How structures are trained; the learning rate is a factor beside it."""
   return Recipe(
     epochs=epochs,
@@ -60,6 +60,7 @@ def recipe(epochs: int) -> Recipe:
     learning_rate=1.0,
     initial_learning_rate=0.0,
     final_learning_rate=1e-3,
+    max_grad_norm=max_grad_norm,
   )
 
 
@@ -113,9 +114,12 @@ def scaled_updates() -> optax.GradientTransformation:
 
 
 @functools.cache
-def program(model: Model, epochs: int, dropout: float = 0.0) -> Callable:
+def program(
+  model: Model, epochs: int, dropout: float = 0.0, max_grad_norm: float | None = None
+) -> Callable:
   """The compiled training steps."""
-  return loop.make_steps(masked_loss(backbone(model), dropout), optimizer(epochs))
+  loss_fn = masked_loss(backbone(model), dropout)
+  return loop.make_steps(loss_fn, optimizer(epochs, max_grad_norm))
 
 
 @functools.cache
@@ -127,16 +131,22 @@ def supernet_program(model: Model, epochs: int) -> Callable:
   return loop.make_steps(loss, optimizer(epochs))
 
 
-def start_state(trainable: Any, epochs: int, rate: float, factors: Any = None) -> Any:
+def start_state(
+  trainable: Any,
+  epochs: int,
+  rate: float,
+  factors: Any = None,
+  max_grad_norm: float | None = None,
+) -> Any:
   """The optimizer's state before the first step, with the learning rate of every array in it."""
-  *others, ones = optimizer(epochs).init(trainable)
+  *others, ones = optimizer(epochs, max_grad_norm).init(trainable)
   factors = ones if factors is None else factors
   return (*others, jax.tree.map(lambda factor: jnp.float32(rate * factor), factors))
 
 
-def optimizer(epochs: int) -> optax.GradientTransformation:
+def optimizer(epochs: int, max_grad_norm: float | None = None) -> optax.GradientTransformation:
   """AdamW by the recipe, times the learning rate of each array."""
-  return optax.chain(recipe(epochs).optimizer(NUM_TRAIN), scaled_updates())
+  return optax.chain(recipe(epochs, max_grad_norm).optimizer(NUM_TRAIN), scaled_updates())
 
 
 @functools.cache

@@ -12,8 +12,8 @@ A name is a preset's (`lora:2@attn`), or one of
   search                the paper's: see `searched`
 
 A structure read off values starts with down factors on the gradient's singular vectors, a preset
-with the usual ones; `/usual` and `/aligned` after the name cross that. `+dropout`, `+vectors2`
-and `+up4` after it are options of training.
+with the usual ones; `/usual` and `/aligned` after the name cross that. `+dropout`, `+vectors2`,
+`+up4` and `+bounded` (gradients of a norm of at most 1) after it are options of training.
 """
 
 import dataclasses
@@ -45,6 +45,7 @@ FOLDS = 8
 MAX_RANK = 8
 BATCH_SIZE = 100  # a fold of 800 images
 DROPOUT = 0.2
+MAX_GRAD_NORM = 1.0
 SEARCH = 'search'
 FACTORS = {'vectors2': (Kind.VECTOR, 2.0), 'up4': (Kind.UP, 4.0)}
 
@@ -265,6 +266,11 @@ def summed_values(setting: Setting, genome: np.ndarray) -> dict[str, float]:
 def dropout(name: Name) -> float:
   """The probability with which a training drops rank-one parts (MLAE, arXiv 2405.18897)."""
   return DROPOUT if 'dropout' in name.options else 0.0
+
+
+def max_grad_norm(name: Name) -> float | None:
+  """The norm to which longer gradients are shortened."""
+  return MAX_GRAD_NORM if 'bounded' in name.options else None
 
 
 def rate_factors(name: Name, adapted: Adapted, trainable: Any, genome: np.ndarray) -> Any:

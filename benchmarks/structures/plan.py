@@ -39,7 +39,7 @@ WITH_RANK = {  # and their places
 }
 RISING = ('lora:rising', 'hira:rising')
 POOLED = ('gradient(of others)', 'gradient(with others)')
-OPTIONS = ('+dropout', '+vectors2', '+up4')
+OPTIONS = ('+dropout', '+vectors2', '+up4', '+bounded')
 OTHER_VALUES = ('sign', 'preconditioned', 'seen', 'gora', 'surgical', 'eva')
 TWICE_AS_LARGE = {9_216: 'lora:2', 18_432: 'lora:4'}  # LoRA of every layer, by half its size
 

@@ -57,10 +57,11 @@ def train(job: Job, setting: methods.Setting, found: methods.Structure) -> Any:
   adapted, epochs = setting.adapted, job.epochs
   trainable, frozen = adapted.split(found.variables)
   factors = methods.rate_factors(name, setting.adapted, trainable, found.genome)
+  bound = methods.max_grad_norm(name)
   trained = lab.fit(
-    lab.program(setting.model, epochs, methods.dropout(name)),
+    lab.program(setting.model, epochs, methods.dropout(name), bound),
     trainable,
-    lab.start_state(trainable, epochs, job.rate, factors),
+    lab.start_state(trainable, epochs, job.rate, factors, bound),
     {**frozen, 'genome': jnp.asarray(found.genome)},
     setting.train,
     epochs,

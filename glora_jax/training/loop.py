@@ -65,7 +65,8 @@ class NonFiniteLossError(RuntimeError):
     rate = '' if learning_rate is None else f', with learning_rate={learning_rate:g}'
     super().__init__(
       f'The loss or its gradient was not finite at step {state.step}{rate}. '
-      'Lower the learning rate, or check the images and the pretrained weights.'
+      'Lower the learning rate, bound the gradients (max_grad_norm=1), or check the images and the '
+      'pretrained weights.'
     )
 
   def __reduce__(self) -> tuple:

@@ -84,7 +84,7 @@ def test_rank_correlation_is_positive_where_value_lowers_the_loss():
   assert found.low > 0.9
 
 
-def test_the_gate_is_reported_without_what_broke_down_too(tmp_path):
+def test_the_gate_is_reported_without_what_broke_down_too_and_with_bounded_gradients(tmp_path):
   """Of twelve structures whose values order them the two that are worth most break down."""
   store = Store(str(tmp_path / 'gate.jsonl'))
   store.results[gate.jobs(['bars'], 0.032)[0]] = {'test': [0.5, 1.0], 'values': {'squared': 1.0}}
@@ -93,14 +93,19 @@ def test_the_gate_is_reported_without_what_broke_down_too(tmp_path):
     number = int(re.search(r'\d+', job.method)[0])
     if number >= 12:
       continue
-    broken = number >= 10 and job.seed == 1
+    bounded = job.method.endswith('+bounded')
+    broken = number >= 10 and job.seed == 1 and not bounded
     test = [0.1, 9.0] if broken else [0.6 + number / 100, 1 - number / 100]
-    store.results[job] = {'test': test, 'values': {'squared': number + job.seed / 10}}
+    values = {} if bounded else {'values': {'squared': number + job.seed / 10}}
+    store.results[job] = {'test': test, **values}
   found = gate.correlations(store, 'discs')
   assert (found['structures'], found['trained']['structures']) == (12, 10)
   assert found['broken_worth_more'] == {'squared': 1.0}
   assert found['squared'][0] < 0.5
   assert (found['trained']['squared'][0], found['trained']['ceiling']) == (1.0, 1.0)
+  bounded = found['bounded']
+  assert (bounded['structures'], bounded['squared'][0], bounded['ceiling']) == (12, 1.0, 1.0)
+  assert bounded['broken_worth_more'] == {}
 
 
 def _store_with(path, accuracies):

@@ -143,6 +143,25 @@ def test_side_by_side_has_the_rates_of_apart(update_used_only):
   np.testing.assert_allclose(flat(together.trainable), flat(apart.trainable), rtol=1e-3, atol=2e-4)
 
 
+def test_each_of_those_side_by_side_has_a_gradient_of_its_own_to_shorten():
+  _, _, images, labels = problem()
+  recipe = dataclasses.replace(RECIPE, max_grad_norm=0.05, down_rate=2.0)
+  runs = [Training(*run_of(mixed()), KEY, rate) for rate in (1.0, 3.0)]
+  together = train_many(runs, images, labels, recipe, progress=False)
+  for found, rate in zip(together, (1.0, 3.0), strict=True):
+    apart = fit(
+      mixed(),
+      dataclasses.replace(
+        recipe,
+        learning_rate=rate * recipe.learning_rate,
+        final_learning_rate=rate * recipe.final_learning_rate,
+      ),
+    )
+    np.testing.assert_allclose(flat(found.trainable), flat(apart.trainable), rtol=1e-3, atol=2e-4)
+  unbounded = fit(mixed(), dataclasses.replace(recipe, max_grad_norm=None))
+  assert not np.allclose(flat(unbounded.trainable), flat(together[0].trainable), atol=1e-3)
+
+
 def test_ties_and_storage_of_their_own_have_kinds():
   adapted = glora_jax.adapt(
     problem().adapted.model,

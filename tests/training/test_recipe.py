@@ -1,5 +1,7 @@
 """Recipes: the official defaults, their optimizer, and what is refused."""
 
+import dataclasses
+import functools
 import math
 
 import jax
@@ -20,6 +22,7 @@ def test_defaults_are_the_official_recipe():
     warmup_epochs=10,
     weight_decay=1e-4,
     update_used_only=False,
+    max_grad_norm=None,
     accumulate=1,
     component_dropout=0.0,
     down_rate=1.0,
@@ -45,6 +48,7 @@ def test_defaults_are_the_official_recipe():
     ({'learning_rate': 'fast'}, "learning_rate='fast' must be a number"),
     ({'epochs': 1.5}, r'epochs=1\.5 must be a whole number'),
     ({'epochs': 2**31}, 'epochs=2147483648 must be at most 2147483647'),
+    ({'max_grad_norm': 0}, 'max_grad_norm=0 must be above 0, or None'),
     ({'accumulate': 0}, 'accumulate=0 must be at least 1'),
   ],
 )
@@ -70,6 +74,21 @@ def updates_of(optimizer, gradients, params):
 
 RECIPE = Recipe(epochs=2, batch_size=1, warmup_epochs=0, learning_rate=0.1)
 PARAMS = {'w': jnp.arange(1.0, 5.0)}
+
+
+@pytest.mark.parametrize('used_only', [False, True])
+def test_a_long_gradient_is_shortened_as_a_whole_and_a_short_one_is_not(used_only):
+  params = {'w': jnp.arange(1.0, 5.0), 'b': jnp.zeros(())}
+  short = {'w': jnp.array([0.3, 0.0, 0.4, 0.0]), 'b': jnp.float32(0)}  # of norm 0.5
+  long = {'w': jnp.array([3.0, 0.0, 0.0, 4.0]), 'b': jnp.float32(12)}  # of norm 13
+  bounded = {'w': jnp.array([3.0, 0.0, 0.0, 4.0]) * 2 / 13, 'b': jnp.float32(24 / 13)}
+  plain = dataclasses.replace(RECIPE, update_used_only=used_only)
+  bounding = dataclasses.replace(plain, max_grad_norm=2.0)
+  expected, _ = updates_of(plain.optimizer(4), [short, bounded, short], params)
+  found, _ = updates_of(bounding.optimizer(4), [short, long, short], params)
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), found, expected)
+  unbounded, _ = updates_of(plain.optimizer(4), [short, long, short], params)
+  assert not np.allclose(unbounded[2]['w'], found[2]['w'], rtol=1e-2)
 
 
 def test_used_only_equals_the_optimizer_where_everything_is_used():
