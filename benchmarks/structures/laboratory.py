@@ -51,7 +51,7 @@ class Purposes(NamedTuple):
     return cls(*jax.random.split(jax.random.key(seed), len(cls._fields)))
 
 
-def recipe(epochs: int, max_grad_norm: float | None = None) -> Recipe:
+def recipe(epochs: int, max_grad_norm: float = 0.0) -> Recipe:
   """How structures are trained; the learning rate is a factor beside it."""
   return Recipe(
     epochs=epochs,
@@ -115,7 +115,7 @@ def scaled_updates() -> optax.GradientTransformation:
 
 @functools.cache
 def program(
-  model: Model, epochs: int, dropout: float = 0.0, max_grad_norm: float | None = None
+  model: Model, epochs: int, dropout: float = 0.0, max_grad_norm: float = 0.0
 ) -> Callable:
   """The compiled training steps."""
   loss_fn = masked_loss(backbone(model), dropout)
@@ -136,7 +136,7 @@ def start_state(
   epochs: int,
   rate: float,
   factors: Any = None,
-  max_grad_norm: float | None = None,
+  max_grad_norm: float = 0.0,
 ) -> Any:
   """The optimizer's state before the first step, with the learning rate of every array in it."""
   *others, ones = optimizer(epochs, max_grad_norm).init(trainable)
@@ -144,7 +144,7 @@ def start_state(
   return (*others, jax.tree.map(lambda factor: jnp.float32(rate * factor), factors))
 
 
-def optimizer(epochs: int, max_grad_norm: float | None = None) -> optax.GradientTransformation:
+def optimizer(epochs: int, max_grad_norm: float = 0.0) -> optax.GradientTransformation:
   """AdamW by the recipe, times the learning rate of each array."""
   return optax.chain(recipe(epochs, max_grad_norm).optimizer(NUM_TRAIN), scaled_updates())
 

@@ -268,9 +268,9 @@ def dropout(name: Name) -> float:
   return DROPOUT if 'dropout' in name.options else 0.0
 
 
-def max_grad_norm(name: Name) -> float | None:
-  """The norm to which longer gradients are shortened."""
-  return MAX_GRAD_NORM if 'bounded' in name.options else None
+def max_grad_norm(name: Name) -> float:
+  """The norm to which longer gradients are shortened; 0 for no bound."""
+  return MAX_GRAD_NORM if 'bounded' in name.options else 0.0
 
 
 def rate_factors(name: Name, adapted: Adapted, trainable: Any, genome: np.ndarray) -> Any:

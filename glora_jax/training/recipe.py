@@ -19,7 +19,7 @@ RANGES: Mapping[str, Limits] = {
   'final_learning_rate': Limits(at_least=0),
   'warmup_epochs': Limits(at_least=0),
   'weight_decay': Limits(at_least=0),
-  'max_grad_norm': Limits(above=0),
+  'max_grad_norm': Limits(at_least=0),
   'accumulate': Limits(at_least=1),
   'component_dropout': Limits(at_least=0, below=1),
   'down_rate': Limits(at_least=0),
@@ -45,7 +45,7 @@ class Recipe:
     update_used_only: leave a number alone in a step whose subnet does not use it (its gradient is
       zero): no decay, no moments. The official optimizer decays and moves all of them.
     max_grad_norm: the longest gradient of a step, as the norm of all trained numbers together; a
-      longer one is shortened to it, before the optimizer sees it. None for no bound, as official.
+      longer one is shortened to it, before the optimizer sees it. 0 for no bound, as official.
     accumulate: number of equal parts that a batch is taken in, one after the other, which bounds
       memory; their gradients are averaged. Each part draws its own subnet.
     component_dropout: probability that a step leaves out a rank-one part of a LoRA of A or B; the
@@ -73,7 +73,7 @@ class Recipe:
   warmup_epochs: int = 10
   weight_decay: float = 1e-4
   update_used_only: bool = False
-  max_grad_norm: float | None = None
+  max_grad_norm: float = 0.0
   accumulate: int = 1
   component_dropout: float = 0.0
   down_rate: float = 1.0
@@ -124,7 +124,7 @@ class Recipe:
       end_value=self.final_learning_rate,
     )
     optimizer = optax.adamw(schedule, weight_decay=self.weight_decay)
-    if self.max_grad_norm is not None:
+    if self.max_grad_norm:
       optimizer = optax.chain(optax.clip_by_global_norm(self.max_grad_norm), optimizer)
     return used_only(optimizer) if self.update_used_only else optimizer
 

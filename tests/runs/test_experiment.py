@@ -328,6 +328,21 @@ def test_a_diverging_training_names_the_step_and_keeps_the_last_good_state(run_c
   assert max(int(name) for name in states if name.isdigit()) == step
 
 
+@pytest.mark.parametrize('pretrained', [False, True])
+def test_a_training_that_ends_in_guessing_says_so(pretrained, run_config, tmp_path, caplog):
+  """A head learns nothing on a backbone of random numbers, and digits on a pretrained one."""
+  config = changed(run_config, supernet__epochs=2)
+  if pretrained:
+    config.model.weights = 'embedded'
+  run = prepare(check_config(config), str(tmp_path))
+  genome = smallest_genome(run.adapted.spec)
+  stage = TrainingStage('one', run.settings.supernet, Stream.BASELINE, 'train', genome)
+  train(run, stage, run.variables)
+  warnings = [line for line in caplog.messages if line.startswith('one has ended with')]
+  assert len(warnings) == (not pretrained)
+  assert all('bound the gradients (max_grad_norm=1)' in line for line in warnings)
+
+
 @pytest.mark.slow
 def test_finetuning_on_train_and_val_chooses_its_epochs_on_val(run_config, tmp_path):
   """They are chosen before, and a winner that has seen them has no validation accuracy."""

@@ -22,7 +22,7 @@ def test_defaults_are_the_official_recipe():
     warmup_epochs=10,
     weight_decay=1e-4,
     update_used_only=False,
-    max_grad_norm=None,
+    max_grad_norm=0.0,
     accumulate=1,
     component_dropout=0.0,
     down_rate=1.0,
@@ -48,7 +48,7 @@ def test_defaults_are_the_official_recipe():
     ({'learning_rate': 'fast'}, "learning_rate='fast' must be a number"),
     ({'epochs': 1.5}, r'epochs=1\.5 must be a whole number'),
     ({'epochs': 2**31}, 'epochs=2147483648 must be at most 2147483647'),
-    ({'max_grad_norm': 0}, 'max_grad_norm=0 must be above 0, or None'),
+    ({'max_grad_norm': -1}, 'max_grad_norm=-1 must be at least 0'),
     ({'accumulate': 0}, 'accumulate=0 must be at least 1'),
   ],
 )

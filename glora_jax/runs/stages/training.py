@@ -31,6 +31,8 @@ from glora_jax.training.recipe import Recipe
 log = logging.getLogger(__name__)
 
 STEPS_PER_DISPATCH = 50
+_ENOUGH_STEPS = 100  # after which a training should have learned something
+_LEAST_LEARNED = 0.05  # share of what guessing gets wrong, likewise
 
 
 class _Epochs(TypedDict):
@@ -75,6 +77,7 @@ class Bookkeeper:
     saved: step of the newest saved state.
     dispatched: called after every dispatch, for the profiler.
     evaluate: further metrics of a state at the end of an epoch; None for none.
+    accuracy: of the newest dispatch, on training images; None before the first.
   """
 
   run: Run
@@ -85,9 +88,11 @@ class Bookkeeper:
   saved: int
   dispatched: Callable[[], None]
   evaluate: Callable[[TrainState], dict[str, float]] | None
+  accuracy: float | None = None
 
   def __call__(self, state: TrainState, means: dict[str, float]) -> None:
     """Takes the state after a dispatch, and the means of its metrics."""
+    self.accuracy = means.get('accuracy')
     ends_epoch = state.step % self.steps_per_epoch == 0
     evaluated = self.evaluate(state) if self.evaluate and ends_epoch else {}
     self.metrics.write(
@@ -169,7 +174,23 @@ def train(
       log.warning('The state before that step is kept in %s.', run.path(stage.name))
       raise
     checkpoints.save(state)
+  if bookkeeper.accuracy is not None and state.step >= _ENOUGH_STEPS and meshes.primary():
+    _warn_of_guessing(stage.name, bookkeeper.accuracy, np.asarray(labels))
   return learner.join(state.trainable, frozen)
+
+
+def _warn_of_guessing(title: str, accuracy: float, labels: np.ndarray) -> None:
+  """Says so where a training has ended about as it would without looking at the images."""
+  guessing = np.bincount(labels).max() / len(labels)
+  if accuracy < guessing + _LEAST_LEARNED * (1 - guessing):
+    log.warning(
+      '%s has ended with %.1f%% of its images right, where naming one class for all of them gets '
+      '%.1f%%: it has broken down, or hardly begun. Lower the learning rate, bound the gradients '
+      '(max_grad_norm=1), or train for more epochs.',
+      title,
+      100 * accuracy,
+      100 * guessing,
+    )
 
 
 def learner_of(run: Run, stage: TrainingStage) -> tuple[Adapted | Subnet | HeadAlone, LossFn]:
