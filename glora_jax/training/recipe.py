@@ -19,8 +19,8 @@ RANGES: Mapping[str, Limits] = {
   'final_learning_rate': Limits(at_least=0),
   'warmup_epochs': Limits(at_least=0),
   'weight_decay': Limits(at_least=0),
-  'max_grad_norm': Limits(at_least=0),
   'accumulate': Limits(at_least=1),
+  'max_grad_norm': Limits(at_least=0),
   'component_dropout': Limits(at_least=0, below=1),
   'down_rate': Limits(at_least=0),
   'up_rate': Limits(at_least=0),
@@ -44,10 +44,10 @@ class Recipe:
     weight_decay: AdamW's decoupled weight decay.
     update_used_only: leave a number alone in a step whose subnet does not use it (its gradient is
       zero): no decay, no moments. The official optimizer decays and moves all of them.
-    max_grad_norm: the longest gradient of a step, as the norm of all trained numbers together; a
-      longer one is shortened to it, before the optimizer sees it. 0 for no bound, as official.
     accumulate: number of equal parts that a batch is taken in, one after the other, which bounds
       memory; their gradients are averaged. Each part draws its own subnet.
+    max_grad_norm: the longest gradient of a step, as the norm of all trained numbers together; a
+      longer one is shortened to it, before the optimizer sees it. 0 for no bound, as official.
     component_dropout: probability that a step leaves out a rank-one part of a LoRA of A or B; the
       others count for more, so that the mean stays (MLAE, arXiv 2405.18897).
     down_rate: factor on the learning rate of the factors of LoRAs that start at random.
@@ -73,8 +73,8 @@ class Recipe:
   warmup_epochs: int = 10
   weight_decay: float = 1e-4
   update_used_only: bool = False
-  max_grad_norm: float = 0.0
   accumulate: int = 1
+  max_grad_norm: float = 0.0
   component_dropout: float = 0.0
   down_rate: float = 1.0
   up_rate: float = 1.0
