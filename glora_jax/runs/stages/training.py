@@ -77,7 +77,7 @@ class Bookkeeper:
     saved: step of the newest saved state.
     dispatched: called after every dispatch, for the profiler.
     evaluate: further metrics of a state at the end of an epoch; None for none.
-    accuracy: of the newest dispatch, on training images; None before the first.
+    accuracies: on training images, of every dispatch.
   """
 
   run: Run
@@ -88,11 +88,11 @@ class Bookkeeper:
   saved: int
   dispatched: Callable[[], None]
   evaluate: Callable[[TrainState], dict[str, float]] | None
-  accuracy: float | None = None
+  accuracies: list[float] = dataclasses.field(default_factory=list)
 
   def __call__(self, state: TrainState, means: dict[str, float]) -> None:
     """Takes the state after a dispatch, and the means of its metrics."""
-    self.accuracy = means.get('accuracy')
+    self.accuracies.append(means['accuracy'])
     ends_epoch = state.step % self.steps_per_epoch == 0
     evaluated = self.evaluate(state) if self.evaluate and ends_epoch else {}
     self.metrics.write(
@@ -174,8 +174,9 @@ def train(
       log.warning('The state before that step is kept in %s.', run.path(stage.name))
       raise
     checkpoints.save(state)
-  if bookkeeper.accuracy is not None and state.step >= _ENOUGH_STEPS and meshes.primary():
-    _warn_of_guessing(stage.name, bookkeeper.accuracy, np.asarray(labels))
+  newest = bookkeeper.accuracies[-2:]  # the last may be of a step alone
+  if newest and state.step >= _ENOUGH_STEPS and meshes.primary():
+    _warn_of_guessing(stage.name, max(newest), np.asarray(labels))
   return learner.join(state.trainable, frozen)
 
 
@@ -184,9 +185,9 @@ def _warn_of_guessing(title: str, accuracy: float, labels: np.ndarray) -> None:
   guessing = np.bincount(labels).max() / len(labels)
   if accuracy < guessing + _LEAST_LEARNED * (1 - guessing):
     log.warning(
-      '%s has ended with %.1f%% of its images right, where naming one class for all of them gets '
-      '%.1f%%: it has broken down, or hardly begun. Lower the learning rate, bound the gradients '
-      '(max_grad_norm=1), or train for more epochs.',
+      '%s has ended with at most %.1f%% of its images right, where naming one class for all of '
+      'them gets %.1f%%: it has broken down, or hardly begun. Lower the learning rate, bound the '
+      'gradients (max_grad_norm=1), or train for more epochs.',
       title,
       100 * accuracy,
       100 * guessing,
