@@ -1,5 +1,6 @@
 """What people read of the results: tables of text, and a last line of JSON."""
 
+import collections
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,7 +9,7 @@ from benchmarks.machinery.output import print_result, print_table
 from benchmarks.structures import forecasts, gate, plan, tuning
 from benchmarks.structures.jobs import Store
 from benchmarks.structures.plan import Method
-from benchmarks.structures.tables import budget_table, rows_of
+from benchmarks.structures.tables import breakdowns, budget_table, rows_of
 
 
 def print_all(
@@ -27,6 +28,8 @@ def print_all(
     part: {b: print_bar(part, stores[part], names_of(b), rates, b) for b in budgets}
     for part, names_of in sets.items()
   }
+  for part in sets:
+    print_breakdowns(part, stores[part])
   print_result('structures', {'development': development, 'gate': gates, **found})
 
 
@@ -132,6 +135,17 @@ def print_methods(
   complete = [line for line in lines if len(line) == len(names) + 2]
   if complete and names:
     print_table((f'every method, {budget:,}', 'params', *names), complete)
+
+
+def print_breakdowns(part: str, store: Store) -> None:
+  """How many trainings of all rates and budgets broke down, and of which methods."""
+  if store.results:
+    counts = collections.Counter(job.method for job in breakdowns(store))
+    by_method = ', '.join(f'{name} {count}' for name, count in counts.most_common())
+    print(
+      f'{part}: {counts.total()} of {len(store.results):,} trainings end below half of their '
+      f"task's median accuracy{by_method and f': {by_method}'}."
+    )
 
 
 def print_forecasts(budget: int, found: Mapping[str, Mapping[str, Any]]) -> None:

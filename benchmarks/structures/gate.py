@@ -17,14 +17,13 @@ from scipy import stats
 
 from benchmarks.structures import plan
 from benchmarks.structures.jobs import Job, Store
-from benchmarks.structures.statistics import rank_correlation
+from benchmarks.structures.statistics import broken_down, rank_correlation
 
 BUDGET = 9_216
 STRUCTURES = 60
 SEEDS = 2
 FEWEST = 10  # structures that are correlated at all
 BOUNDED = 'bounded'  # the option of training
-BROKEN = 0.5  # share of the median accuracy, below which a training has broken down
 
 Runs = Sequence[Sequence[Mapping[str, Any]]]  # of each structure one of every seed
 
@@ -58,7 +57,9 @@ def correlations(store: Store, task: str) -> dict[str, Any]:
     if place in valued
   }
   found = _with_those_that_trained(valued)
-  return {**found, BOUNDED: _with_those_that_trained(bounded)} if bounded else found
+  if bounded:
+    found[BOUNDED] = {**_with_those_that_trained(bounded), 'changes': _changes(valued, bounded)}
+  return found
 
 
 def _with_those_that_trained(
@@ -69,13 +70,35 @@ def _with_those_that_trained(
   runs = [[results.get((name, seed)) for seed in range(SEEDS)] for name in structures]
   complete = [[run for run in of_seeds if run is not None] for of_seeds in runs if all(of_seeds)]
   accuracies = [run['test'][0] for of_seeds in complete for run in of_seeds]
-  least = BROKEN * np.median(accuracies) if accuracies else 0.0
-  trained = [of_seeds for of_seeds in complete if all(run['test'][0] >= least for run in of_seeds)]
-  broken = [of_seeds for of_seeds in complete if of_seeds not in trained]
+  any_broke_down = broken_down(accuracies).reshape(-1, SEEDS).any(1)
+  trained = [
+    of_seeds for of_seeds, broke in zip(complete, any_broke_down, strict=True) if not broke
+  ]
+  broken = [of_seeds for of_seeds, broke in zip(complete, any_broke_down, strict=True) if broke]
   return {
     **_correlated(complete),
     'trained': _correlated(trained),
     'broken_worth_more': _worth_more(broken, trained),
+  }
+
+
+def _changes(
+  valued: Mapping[tuple[str, int], Mapping[str, Any]],
+  bounded: Mapping[tuple[str, int], Mapping[str, Any]],
+) -> dict[str, Any]:
+  """What the bound does to the accuracy of trainings, in points.
+
+  Those that had broken down are apart from those that break down with it and from all others.
+  """
+  accuracies = [(valued[place]['test'][0], bounded[place]['test'][0]) for place in bounded]
+  before, after = 100 * np.array(accuracies).T
+  had_broken, breaks = broken_down(before), broken_down(after)
+  others = (after - before)[~had_broken & ~breaks]
+  return {
+    'had_broken': [_round(accuracy) for accuracy in np.sort(after[had_broken])],
+    'breaks_now': int((breaks & ~had_broken).sum()),
+    'others_gain': {'mean': _round(others.mean()), 'median': _round(np.median(others))},
+    'means': [_round(before.mean()), _round(after.mean())],
   }
 
 
@@ -84,11 +107,11 @@ def _correlated(runs: Runs) -> dict[str, Any]:
   if len(runs) < FEWEST:
     return {'structures': len(runs)}
   losses = np.array([[run['test'][1] for run in of_seeds] for of_seeds in runs])
-  ceiling = round(float(stats.spearmanr(*losses.T).statistic), 2)
+  ceiling = _round(stats.spearmanr(*losses.T).statistic)
   found: dict[str, Any] = {'structures': len(runs), 'ceiling': ceiling}
   for measure in runs[0][0]['values']:
     correlation = rank_correlation(_values(runs, measure), losses.mean(1))
-    found[measure] = [round(number, 2) for number in correlation]
+    found[measure] = [_round(number) for number in correlation]
   return found
 
 
@@ -97,9 +120,7 @@ def _worth_more(broken: Runs, trained: Runs) -> dict[str, float]:
   if not broken or not trained:
     return {}
   return {
-    measure: round(
-      float(np.greater.outer(_values(broken, measure), _values(trained, measure)).mean()), 2
-    )
+    measure: _round(np.greater.outer(_values(broken, measure), _values(trained, measure)).mean())
     for measure in broken[0][0]['values']
   }
 
@@ -107,3 +128,7 @@ def _worth_more(broken: Runs, trained: Runs) -> dict[str, float]:
 def _values(runs: Runs, measure: str) -> list[float]:
   """What each structure is worth, in the mean of its seeds."""
   return [float(np.mean([run['values'][measure] for run in of_seeds])) for of_seeds in runs]
+
+
+def _round(number: float) -> float:
+  return round(float(number), 2)

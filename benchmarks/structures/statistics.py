@@ -10,6 +10,7 @@ import numpy as np
 from scipy import stats
 
 CONFIDENCE = 0.95
+BROKEN = 0.5  # share of the median accuracy, below which a training has broken down
 
 
 class Difference(NamedTuple):
@@ -82,6 +83,12 @@ def headroom(accuracies: Sequence[Sequence[float]]) -> float:
   within = (noise**2).sum() / ((structures - 1) * (seeds - 1))
   between = paired.mean(1).var(ddof=1)
   return math.sqrt(max(0.0, between - within / seeds))
+
+
+def broken_down(accuracies: Sequence[float]) -> np.ndarray:
+  """Which trainings of a task broke down, bool, by their test accuracies: see `BROKEN`."""
+  found = np.asarray(accuracies)
+  return found < BROKEN * np.median(found) if found.size else np.zeros(0, bool)
 
 
 class Correlation(NamedTuple):

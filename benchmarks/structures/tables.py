@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.structures import plan
 from benchmarks.structures.jobs import Job, Store
 from benchmarks.structures.plan import Method
-from benchmarks.structures.statistics import Difference, answers, difference, headroom
+from benchmarks.structures.statistics import Difference, answers, broken_down, difference, headroom
 from benchmarks.structures.tasks import TASKS
 
 Rates = Mapping[Method, float]
@@ -112,6 +112,21 @@ def budget_table(store: Store, names: Sequence[str], rates: Rates, budget: int) 
         line['headroom'] = round(headroom(accuracies), 2)
     table[task] = line
   return table
+
+
+def breakdowns(store: Store) -> list[Job]:
+  """The trainings that broke down, each by the median of all of its task."""
+  by_task: dict[str, list[Job]] = collections.defaultdict(list)
+  for job in store.results:
+    by_task[job.task].append(job)
+  return [
+    job
+    for jobs in by_task.values()
+    for job, broke in zip(
+      jobs, broken_down([store.results[job]['test'][0] for job in jobs]), strict=True
+    )
+    if broke
+  ]
 
 
 def label(method: Method) -> str:

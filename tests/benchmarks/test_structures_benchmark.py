@@ -16,7 +16,7 @@ from benchmarks.structures import laboratory as lab
 from benchmarks.structures.backbones import Model
 from benchmarks.structures.jobs import Job, Store
 from benchmarks.structures.statistics import difference, headroom, rank_correlation
-from benchmarks.structures.tables import Row, best_of, budget_table
+from benchmarks.structures.tables import Row, best_of, breakdowns, budget_table
 from benchmarks.structures.tasks import TASKS
 from glora_jax.method.genomes import count_params
 from glora_jax.method.presets import preset
@@ -106,6 +106,30 @@ def test_the_gate_is_reported_without_what_broke_down_too_and_with_bounded_gradi
   bounded = found['bounded']
   assert (bounded['structures'], bounded['squared'][0], bounded['ceiling']) == (12, 1.0, 1.0)
   assert bounded['broken_worth_more'] == {}
+  assert bounded['changes'] == {
+    'had_broken': [70.0, 71.0],
+    'breaks_now': 0,
+    'others_gain': {'mean': 0.0, 'median': 0.0},
+    'means': [60.46, 65.5],  # 65.5 less 121 points of 24 trainings
+  }
+
+
+def test_breakdowns_are_counted_by_the_median_of_their_task(capsys):
+  store = Store('')
+  for task, accuracies in {'count': [0.8, 0.7, 0.39, 0.8], 'angle': [0.3, 0.31, 0.32]}.items():
+    for seed, accuracy in enumerate(accuracies):
+      store.results[Job(task, f'lora:{seed}', 0, 0.1, seed, 36)] = {'test': [accuracy, 1.0]}
+  assert breakdowns(store) == []  # half of 0.75 is 0.375
+  store.results[Job('count', 'ssf', 0, 0.1, 4, 36)] = {'test': [0.34, 1.0]}
+  store.results[Job('angle', 'ssf', 0, 0.1, 4, 36)] = {'test': [0.1, 1.0]}
+  assert [(job.task, job.method) for job in breakdowns(store)] == [
+    ('count', 'ssf'),
+    ('angle', 'ssf'),
+  ]
+  display.print_breakdowns('final', store)
+  assert '2 of 9 trainings end below half' in capsys.readouterr().out
+  display.print_breakdowns('final', Store(''))
+  assert capsys.readouterr().out == ''
 
 
 def _store_with(path, accuracies):
