@@ -32,7 +32,7 @@ def facts(result: Mapping[str, Any], spec: Spec, made: Sequence[Made]) -> dict[s
   return {
     'task': result['task'],
     'verdict': comparison_report.tell_best(result),
-    'warning': ' '.join(comparison_report.divergences(result)),
+    'warning': ' '.join(comparison_report.breakdowns(result)),
     'verdicts': comparison_report.verdicts(result),
     'plot': accuracy_plot(result),
     'table': comparison_report.accuracies(result),

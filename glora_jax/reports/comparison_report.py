@@ -110,7 +110,7 @@ def rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
   Returns:
     Flat dictionaries: 'method', 'title', 'rate', and of every number that the runs have its mean
     over the seeds under its name and its standard deviation under `{name}_spread`, None of one;
-    'diverged' is the number of seeds of which something diverged.
+    'diverged' is the number of seeds of which something diverged or broke down.
   """
   found = []
   for name, runs in result['methods'].items():
@@ -158,22 +158,22 @@ def accuracies(result: Mapping[str, Any]) -> Table:
 
 
 def row_title(row: Mapping[str, Any], seeds: int) -> str:
-  """The title of a row, and of how many of its seeds something diverged where it did."""
-  return row['title'] + (f' ({_share_diverged(row, seeds)})' if row['diverged'] else '')
+  """The title of a row, and how many of its seeds broke down where some did."""
+  return row['title'] + (f' ({_share_broken(row, seeds)})' if row['diverged'] else '')
 
 
-def _share_diverged(row: Mapping[str, Any], seeds: int) -> str:
-  """Of how many of its seeds something diverged."""
-  return 'diverged' if seeds == 1 else f'{row["diverged"]} of {seeds} seeds diverged'
+def _share_broken(row: Mapping[str, Any], seeds: int) -> str:
+  """How many of a row's seeds broke down."""
+  return 'broke down' if seeds == 1 else f'{row["diverged"]} of {seeds} seeds broke down'
 
 
-def divergences(result: Mapping[str, Any]) -> list[str]:
-  """What diverged, in sentences, an item for each row of which something did."""
+def breakdowns(result: Mapping[str, Any]) -> list[str]:
+  """What broke down, in sentences, an item for each row of which something did."""
   told = []
   for row in rows(result):
     if row['diverged']:
       by_seed = result['diverged'][row['method']].items()
-      share = _share_diverged(row, len(result['seeds']))
+      share = _share_broken(row, len(result['seeds']))
       told.append(
         paragraph(
           f'{sentence_case(plain(row["title"]))}: {share}, and the row has what became of that.',
@@ -328,7 +328,7 @@ def report(result: Mapping[str, Any]) -> str:
     f'# Methods side by side on {plain(result["task"])}',
     table(result),
     '![Test accuracy against trained parameters](accuracy.png)',
-    bullets(divergences(result)),
+    bullets(breakdowns(result)),
     ' '.join(verdicts(result)),
     ' '.join(agreements(result)),
     tell_making(result),

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
 import ml_collections
+import numpy as np
 
 from glora_jax import tree
 from glora_jax.method.preset_names import preset_label
@@ -30,6 +31,7 @@ from glora_jax.runs.sections import GRADIENT, NO_PRESETS
 from glora_jax.runs.stages import evaluation
 from glora_jax.runs.stages.many_starts import Trial
 from glora_jax.runs.stages.methods import TrainedSubnet, train_method
+from glora_jax.runs.stages.training import ENOUGH_STEPS, is_guessing, share_of_largest_class
 from glora_jax.runs.stages.tuning import choose_rates, measure, seeds_of
 from glora_jax.runs.unread_fields import warn_of_unread
 from glora_jax.runs.weights_record import recorded
@@ -129,7 +131,7 @@ def _run_stages(run: Run) -> dict[str, Any]:
       name: [subnet.genome.tolist() for subnet in subnets] for name, subnets in read_off.items()
     },
     'methods': tested,
-    'diverged': {name: told for name in rows if (told := _told(seeds, rows[name], tested[name]))},
+    'diverged': _diverged(run, seeds, rows, tested),
     'seconds': dict(run.seconds),
   }
   with run.stage('report'):
@@ -139,16 +141,41 @@ def _run_stages(run: Run) -> dict[str, Any]:
   return result
 
 
-def _told(
-  seeds: Sequence[int], subnets: Sequence[TrainedSubnet], tested: Sequence[Mapping[str, Any]]
-) -> dict[str, str]:
-  """What diverged in a row, in sentences by seed; only seeds of which something did."""
-  told = {}
-  for seed, subnet, values in zip(seeds, subnets, tested, strict=True):
-    is_finite = math.isfinite(values['val_loss'] + values['test_loss'])
-    if sentences := subnet.trouble or ('' if is_finite else 'Its loss is not finite.'):
-      told[str(seed)] = sentences
-  return told
+def _diverged(
+  run: Run,
+  seeds: Sequence[int],
+  rows: Mapping[str, Sequence[TrainedSubnet]],
+  tested: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> dict[str, dict[str, str]]:
+  """What diverged or broke down, in sentences by row and seed; only where something did."""
+  labels = np.asarray(run.data('val').labels)
+  recipe = run.settings.supernet
+  steps = recipe.epochs * recipe.steps_per_epoch(len(run.task.open('train').labels))
+  found: dict[str, dict[str, str]] = {}
+  for name, subnets in rows.items():
+    for seed, subnet, values in zip(seeds, subnets, tested[name], strict=True):
+      told = subnet.trouble or _told(values, labels if steps >= ENOUGH_STEPS else None)
+      if told:
+        found.setdefault(name, {})[str(seed)] = told
+  return found
+
+
+def _told(values: Mapping[str, Any], labels: np.ndarray | None) -> str:
+  """What a row's numbers say of a seed's training; empty where it trained.
+
+  Args:
+    values: its numbers.
+    labels: of the validation images; None where so few steps may well have learned nothing.
+  """
+  if not math.isfinite(values['val_loss'] + values['test_loss']):
+    return 'Its loss is not finite.'
+  if labels is None or not is_guessing(values['val_accuracy'], labels):
+    return ''
+  return (
+    f'It gets {values["val_accuracy"]:.1%} of the validation images right, where naming one class '
+    f'for all of them gets {share_of_largest_class(labels):.1%}: lower its learning rate, bound '
+    'the gradients (supernet.max_grad_norm=1), or train for more epochs.'
+  )
 
 
 def _labels(run: Run) -> dict[str, str]:

@@ -148,21 +148,21 @@ def test_everything_that_was_measured_is_written(result, tmp_path, figures):
   }
 
 
-def test_a_row_says_how_many_of_its_seeds_diverged_and_how(result, tmp_path, figures):
+def test_a_row_says_how_many_of_its_seeds_broke_down_and_how(result, tmp_path, figures):
   result['diverged'] = {'lora': {'1': 'Its training stopped at its last good state.'}}
   comparison_report.write(str(tmp_path), result)
   report = (tmp_path / 'report.md').read_text()
-  assert '| LoRA (1 of 2 seeds diverged) | 180 |' in report
+  assert '| LoRA (1 of 2 seeds broke down) | 180 |' in report
   assert (
-    '- LoRA: 1 of 2 seeds diverged, and the row has what became of that. '
+    '- LoRA: 1 of 2 seeds broke down, and the row has what became of that. '
     'Seed 1: Its training stopped at its last good state.\n'
   ) in report
-  assert report.count('diverged') == 2
+  assert report.count('broke down') == 2
   (axis,) = figures[0].axes
   in_picture = [text.get_text() for text in axis.texts]
   in_page = [dots.label for dots in comparison_page.accuracy_plot(result).rows]
   for names in (in_picture, in_page):
-    assert [name for name in names if 'diverged' in name] == ['LoRA (1 of 2 seeds diverged)']
+    assert [name for name in names if 'broke down' in name] == ['LoRA (1 of 2 seeds broke down)']
   with open(tmp_path / 'table.csv') as file:
     assert {row['method']: row['diverged'] for row in csv.DictReader(file)} == {
       'linear': '0',
@@ -172,11 +172,11 @@ def test_a_row_says_how_many_of_its_seeds_diverged_and_how(result, tmp_path, fig
     }
 
 
-def test_the_row_of_a_single_seed_that_diverged_says_so(result):
+def test_the_row_of_a_single_seed_that_broke_down_says_so(result):
   result['seeds'] = [0]
   result['methods'] = {name: found[:1] for name, found in result['methods'].items()}
   result['diverged'] = {'lora': {'0': 'Its loss is not finite.'}}
-  assert '| LoRA (diverged) | 180 |' in comparison_report.table(result)
+  assert '| LoRA (broke down) | 180 |' in comparison_report.table(result)
 
 
 @pytest.mark.parametrize('loss', [float('nan'), None])

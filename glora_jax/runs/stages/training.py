@@ -31,7 +31,7 @@ from glora_jax.training.recipe import Recipe
 log = logging.getLogger(__name__)
 
 STEPS_PER_DISPATCH = 50
-_ENOUGH_STEPS = 100  # after which a training should have learned something
+ENOUGH_STEPS = 100  # after which a training should have learned something
 _LEAST_LEARNED = 0.05  # share of what guessing gets wrong, likewise
 
 
@@ -175,23 +175,33 @@ def train(
       raise
     checkpoints.save(state)
   newest = bookkeeper.accuracies[-2:]  # the last may be of a step alone
-  if newest and state.step >= _ENOUGH_STEPS and meshes.primary():
+  if newest and state.step >= ENOUGH_STEPS and meshes.primary():
     _warn_of_guessing(stage.name, max(newest), np.asarray(labels))
   return learner.join(state.trainable, frozen)
 
 
 def _warn_of_guessing(title: str, accuracy: float, labels: np.ndarray) -> None:
   """Says so where a training has ended about as it would without looking at the images."""
-  guessing = np.bincount(labels).max() / len(labels)
-  if accuracy < guessing + _LEAST_LEARNED * (1 - guessing):
+  if is_guessing(accuracy, labels):
     log.warning(
       '%s has ended with at most %.1f%% of its images right, where naming one class for all of '
       'them gets %.1f%%: it has broken down, or hardly begun. Lower the learning rate, bound the '
       'gradients (max_grad_norm=1), or train for more epochs.',
       title,
       100 * accuracy,
-      100 * guessing,
+      100 * share_of_largest_class(labels),
     )
+
+
+def is_guessing(accuracy: float, labels: np.ndarray) -> bool:
+  """Whether an accuracy is about that of naming one class for all images, int labels [n]."""
+  guessing = share_of_largest_class(labels)
+  return accuracy < guessing + _LEAST_LEARNED * (1 - guessing)
+
+
+def share_of_largest_class(labels: np.ndarray) -> float:
+  """The accuracy of naming one class for all images, int labels [n]."""
+  return float(np.bincount(labels).max()) / len(labels)
 
 
 def learner_of(run: Run, stage: TrainingStage) -> tuple[Adapted | Subnet | HeadAlone, LossFn]:
