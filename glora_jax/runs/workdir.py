@@ -223,6 +223,8 @@ def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:
   values = {**values_when_absent(), **flax.traverse_util.flatten_dict(dict(config), sep='.')}
   if values['space.ranks'] is None:
     values['space.ranks'] = list(SpaceSettings().ranks_of(values.get('structure', 'search')))
+  if values['data.source'] in (None, 'tfds'):
+    values['data.root'] = None  # nothing reads it there, where version 0.1.0 took one
   return _with_whole_path(values)
 
 

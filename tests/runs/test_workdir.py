@@ -48,6 +48,19 @@ def test_another_meaning_than_that_is_another_config(older, name, value, sentenc
     claim_workdir(config, older)
 
 
+@pytest.mark.parametrize('source', [None, 'tfds', 'noah'])
+def test_a_root_that_nothing_reads_is_left_out_when_an_older_workdir_goes_on(source, tmp_path):
+  """0.1.0 took `data.root` beside TFDS, where it is refused now."""
+  claim_workdir(changed(data__source=source, data__root='/data'), str(tmp_path))
+  write_json(tmp_path / 'test_list.json', {})
+  config = changed(data__source=source)
+  if source == 'noah':
+    with pytest.raises(ValueError, match='belongs to another config: data.root was'):
+      claim_workdir(config, str(tmp_path))
+  else:
+    claim_workdir(config, str(tmp_path))
+
+
 def test_a_path_of_images_that_is_written_otherwise_is_the_same(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   workdir = str(tmp_path / 'run')
