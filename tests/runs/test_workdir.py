@@ -55,7 +55,7 @@ def test_a_root_that_nothing_reads_is_left_out_when_an_older_workdir_goes_on(sou
   write_json(tmp_path / 'test_list.json', {})
   config = changed(data__source=source)
   if source == 'noah':
-    with pytest.raises(ValueError, match='belongs to another config: data.root was'):
+    with pytest.raises(ValueError, match=r'belongs to another config: data\.root was'):
       claim_workdir(config, str(tmp_path))
   else:
     claim_workdir(config, str(tmp_path))
