@@ -222,7 +222,7 @@ def assert_runs_agree(workdir, expected):
   assert np.mean(np.concatenate(close)) > 0.98
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_two_processes_end_as_one_does_and_one_goes_on_from_what_two_have_left(overrides, tmp_path):
   """Two of two simulated devices each, against one of four.
 

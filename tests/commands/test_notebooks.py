@@ -10,6 +10,7 @@ from PIL import Image
 from places import ROOT
 
 NOTEBOOKS = sorted(path.name for path in (ROOT / 'notebooks').glob('*.ipynb'))
+EVERY_TIME = ('own_images.ipynb', 'quickstart.ipynb')  # others: see the marker `full`
 # Fewer and smaller generations, and batches that a folder of twenty images can fill.
 SMALLER = {
   'population=30, generations=6, parents=10, mutations=15, crossovers=15': (
@@ -75,8 +76,13 @@ def test_a_notebook_is_short_and_stored_with_its_outputs(name):
   assert '/home/' not in text
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('name', NOTEBOOKS)
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(name, marks=pytest.mark.slow if name in EVERY_TIME else pytest.mark.full)
+    for name in NOTEBOOKS
+  ],
+)
 def test_a_notebook_runs(name, tmp_path, monkeypatch):
   if name == 'tpu.ipynb':
     flags = os.environ['XLA_FLAGS']  # with which all tests compile faster

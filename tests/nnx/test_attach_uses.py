@@ -294,7 +294,7 @@ def test_the_table_ends_with_the_matrices_that_no_row_stands_for():
   assert 'glora_uncovered' not in vars(glora_jax.nnx.fold(model))
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_on_eight_devices_training_and_folding_give_what_one_device_gives():
   run = subprocess.run(
     program('sharded_nnx'), capture_output=True, text=True, env=environment(devices=8), cwd=ROOT

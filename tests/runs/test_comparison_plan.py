@@ -85,6 +85,7 @@ def test_the_test_is_of_every_row_and_seed():
   assert sums(GIVEN, 'images')['test', 'evaluation'] == rows * 3 * 360
 
 
+@pytest.mark.full
 def test_what_is_trained_side_by_side_has_its_memory_together_and_its_operations_each():
   model = ViT(10, patch_size=4, width=16, depth=2, num_heads=2)
   run = programs.shape_of_run(GIVEN, model, 8, COUNTS)

@@ -176,7 +176,7 @@ def test_the_page_has_the_accuracy_and_code_that_applies_the_adapter(finished_ru
   assert names['logits'].shape == (1, 10)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_lost_results_are_rebuilt_from_stages_without_training(finished_run, run_config, tmp_path):
   """Without `result.json` every stage finds its own result and trains nothing again."""
   workdir, result = finished_run
@@ -252,6 +252,7 @@ def polls(number):
   return lambda: next(asked) == number
 
 
+@pytest.mark.full
 def test_a_run_that_is_stopped_and_watched_ends_in_the_undisturbed_result(
   run_config, finished_run, tmp_path, caplog
 ):
@@ -286,7 +287,7 @@ def test_a_run_that_is_stopped_and_watched_ends_in_the_undisturbed_result(
   assert 'tensorboard' in os.listdir(workdir)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_run_from_another_code_bases_checkpoint_ends_in_that_format(run_config, tmp_path):
   short = changed(
     run_config,

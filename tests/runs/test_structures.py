@@ -212,7 +212,7 @@ def test_a_structure_that_was_found_is_read(prepared, gradient_run, monkeypatch)
   assert np.abs(found.variables['params']['head']['kernel']).max() > 0
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_run_that_is_stopped_after_its_head_goes_on_to_the_same_result(
   config, gradient_run, tmp_path
 ):
@@ -310,7 +310,7 @@ def search_with_rows(run_config, tmp_path_factory):
   return workdir, experiment.run(config, str(workdir))
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_rows_beside_a_search_have_a_space_of_their_own(search_with_rows):
   workdir, result = search_with_rows
   assert list(result['presets']) == ['gradient', 'lora:2@qkv', 'lora']
@@ -324,7 +324,7 @@ def test_rows_beside_a_search_have_a_space_of_their_own(search_with_rows):
   assert "## The gradient's structure beside it" in text
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_search_finds_the_same_with_and_without_rows_beside_it(search_with_rows, run_config):
   workdir, result = search_with_rows
   config = changed(run_config, presets=('lora',), supernet__epochs=5)

@@ -110,7 +110,7 @@ def test_a_task_that_another_process_runs_is_not_checked_beside_it(monkeypatch, 
     suite._rehearse(None, folder, 'Checking task 1 of 2', never)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_task_that_was_run_alone_in_its_folder_is_one_of_the_suite(run_config, tmp_path):
   """As a queue's array of jobs does it: one command a task, and one for the table."""
   write_few_shot_lists(tmp_path / 'lists' / 'oxford_pets')

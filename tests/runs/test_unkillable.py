@@ -72,7 +72,7 @@ def test_sigterm_saves_and_ends_a_command_with_its_own_exit_code(run_config, und
   assert contents(workdir) == undisturbed
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_full_disk_ends_a_command_in_a_sentence_and_more_room_goes_on(
   run_config, undisturbed, tmp_path
 ):
@@ -167,7 +167,7 @@ def fill(path):
           file.write(bytes(size))
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_images_that_vanish_from_a_stream_are_named_and_once_they_are_back_the_run_goes_on(
   run_config, tmp_path
 ):
@@ -191,7 +191,7 @@ def test_images_that_vanish_from_a_stream_are_named_and_once_they_are_back_the_r
   assert contents(workdir) == contents(tmp_path / 'undisturbed')
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_field_that_is_corrected_on_the_way_ends_as_if_it_had_been_so_from_the_start(
   run_config, undisturbed, tmp_path, caplog
 ):

@@ -435,6 +435,7 @@ def test_a_gradient_that_is_not_finite_is_refused_with_its_batch():
     refused(loss=root)
 
 
+@pytest.mark.slow
 def test_eight_devices_measure_as_one():
   ran = subprocess.run(
     program('sharded_allocation'), env=environment(8), capture_output=True, text=True
