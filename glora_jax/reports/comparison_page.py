@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from glora_jax.method.space import Spec
-from glora_jax.reports import comparison_report, page
+from glora_jax.reports import comparison_report, comparison_rows, page
 from glora_jax.reports.charts import Bar, DotPlot, Dots, Mark, axis, bars
-from glora_jax.reports.comparison_report import COLORS, percent_of, style_of
+from glora_jax.reports.comparison_rows import COLORS, percent_of, style_of
 from glora_jax.reports.markdown import plain, weights_name
 from glora_jax.reports.provenance import Made, distinct
 from glora_jax.reports.run_page import stage_bars
@@ -32,7 +32,7 @@ def facts(result: Mapping[str, Any], spec: Spec, made: Sequence[Made]) -> dict[s
   return {
     'task': result['task'],
     'verdict': comparison_report.tell_best(result),
-    'warning': ' '.join(comparison_report.breakdowns(result)),
+    'warning': ' '.join(comparison_rows.troubles(result)),
     'verdicts': comparison_report.verdicts(result),
     'plot': accuracy_plot(result),
     'table': comparison_report.accuracies(result),
@@ -49,15 +49,13 @@ def facts(result: Mapping[str, Any], spec: Spec, made: Sequence[Made]) -> dict[s
 
 def accuracy_plot(result: Mapping[str, Any]) -> DotPlot:
   """The test accuracy of every row, with its spread over the seeds, by parameters."""
-  rows = comparison_report.rows(result)
+  rows = comparison_rows.rows(result)
   ends = {row['method']: _ends(row) for row in rows}
   scale = axis('test accuracy in %', [end for pair in ends.values() for end in pair], most=100)
   seeds = len(result['seeds'])
   drawn = [
     Dots(
-      label=plain(comparison_report.row_title(row, seeds)).replace(
-        'at most ', '≤\N{NO-BREAK SPACE}'
-      ),
+      label=plain(comparison_rows.row_title(row, seeds)).replace('at most ', '≤\N{NO-BREAK SPACE}'),
       value=percent_of(row, 'test_accuracy', with_spread=seeds > 1),
       marks=[
         Mark(
@@ -76,7 +74,7 @@ def accuracy_plot(result: Mapping[str, Any]) -> DotPlot:
   legend = [('fixed', 'purple', 'dot')]
   legend += [
     (label, COLORS[name], 'star')
-    for name, label in comparison_report.CHOSEN.items()
+    for name, label in comparison_rows.CHOSEN.items()
     if any(row['method'].startswith(f'{name}-') for row in rows)
   ]
   title = f'Test accuracy in %, mean and standard deviation over {over}, by trained parameters'
@@ -94,9 +92,7 @@ def _ends(row: Mapping[str, Any]) -> tuple[float, float]:
 def _structures(result: Mapping[str, Any], spec: Spec) -> list[StructureFigure]:
   """The gradient's structure of the first seed, for each budget."""
   return [
-    structure_figure(
-      f'{comparison_report.title(name)}, seed {result["seeds"][0]}', spec, genomes[0]
-    )
+    structure_figure(f'{comparison_rows.title(name)}, seed {result["seeds"][0]}', spec, genomes[0])
     for name, genomes in result.get('structures', {}).items()
   ]
 
@@ -106,6 +102,6 @@ def _cost(result: Mapping[str, Any]) -> list[Bar]:
   return bars(
     [
       (row['title'], row['seconds'], page.duration(row['seconds']))
-      for row in comparison_report.rows(result)
+      for row in comparison_rows.rows(result)
     ]
   )

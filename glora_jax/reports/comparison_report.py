@@ -5,9 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import os
-import types
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib import ticker
@@ -15,6 +14,15 @@ from matplotlib.axes import Axes
 
 from glora_jax.files import whole
 from glora_jax.reports import markdown
+from glora_jax.reports.comparison_rows import (
+  budget_of,
+  percent_of,
+  row_title,
+  rows,
+  style_of,
+  title,
+  troubles,
+)
 from glora_jax.reports.drawing import halo, palette, panels, save
 from glora_jax.reports.markdown import (
   Table,
@@ -26,104 +34,6 @@ from glora_jax.reports.markdown import (
   spread,
 )
 from glora_jax.reports.structure_report import tell_agreement
-from glora_jax.standard_json import number
-
-_NO_LABELS: Mapping[str, str] = types.MappingProxyType({})
-TITLES = {
-  'linear': 'linear probe',
-  'bitfit': 'BitFit',
-  'lora': 'LoRA',
-  'ssf': 'SSF-like',
-  'prompt': 'prompts',
-  'full': 'all of GLoRA',
-  'hira': 'HiRA',
-  'scale_shift': 'scale and shift',
-  'finetuning': 'full fine-tuning',
-}
-
-
-CHOSEN = {'search': 'searched', 'gradient': "the gradient's structure"}  # for a task and a budget
-COLORS = {'search': 'red', 'gradient': 'teal'}
-
-
-def budget_of(name: str) -> int | None:
-  """The budget of a row whose structure was chosen for the task; None of the other methods.
-
-  Example:
-    >>> budget_of('search-40000'), budget_of('gradient-40000'), budget_of('lora')
-    (40000, 40000, None)
-  """
-  method, _, budget = name.partition('-')
-  return int(budget) if method in CHOSEN else None
-
-
-class Style(NamedTuple):
-  """How a row is marked.
-
-  Attributes:
-    color: name of a colour of the palette.
-    shape: 'star' where its structure was chosen for the task, else 'dot'.
-  """
-
-  color: str
-  shape: Literal['star', 'dot']
-
-
-def style_of(name: str) -> Style:
-  """How a row is marked in pictures and on the page.
-
-  Example:
-    >>> style_of('gradient-40000')
-    Style(color='teal', shape='star')
-  """
-  color = COLORS.get(name.partition('-')[0], 'purple')
-  return Style(color, 'dot' if budget_of(name) is None else 'star')
-
-
-def title(name: str, labels: Mapping[str, str] = _NO_LABELS) -> str:
-  """What a row is called.
-
-  Args:
-    name: name of the row.
-    labels: what tables call presets, by name: those with a rank say which.
-
-  Example:
-    >>> title('search-40000'), title('lora', {'lora': 'lora:4'}), title('lora:rising-40000')
-    ('searched, at most 40,000', 'lora:4', 'lora:rising, at most 40,000')
-  """
-  budget = budget_of(name)
-  if budget is not None:
-    return f'{CHOSEN[name.partition("-")[0]]}, at most {budget:,}'
-  method, _, limit = name.rpartition('-')
-  if ':rising' in method and limit.isdigit():
-    return f'{method}, at most {int(limit):,}'
-  label = labels.get(name, name)
-  return TITLES.get(name, name) if label == name else label
-
-
-def rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
-  """A row for each method and budget, in the order of their parameters.
-
-  Args:
-    result: content of the comparison's `result.json`.
-
-  Returns:
-    Flat dictionaries: 'method', 'title', 'rate', and of every number that the runs have its mean
-    over the seeds under its name and its standard deviation under `{name}_spread`, None of one;
-    'diverged' is the number of seeds of which something diverged or broke down.
-  """
-  found = []
-  for name, runs in result['methods'].items():
-    # A row of a budget is called by its method and the budget.
-    method = name if name in result['rate'] else name.rpartition('-')[0]
-    label = title(name, result.get('labels', {}))
-    row = {'method': name, 'title': label, 'rate': result['rate'][method]}
-    for field in runs[0]:
-      row[field], deviation = spread([number(run[field]) for run in runs])
-      row[f'{field}_spread'] = deviation if len(runs) > 1 else None
-    row['diverged'] = len(result.get('diverged', {}).get(name, {}))
-    found.append(row)
-  return sorted(found, key=lambda row: row['params'])
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -155,40 +65,6 @@ def accuracies(result: Mapping[str, Any]) -> Table:
     for row in rows(result)
   ]
   return Table(titles, cells)
-
-
-def row_title(row: Mapping[str, Any], seeds: int) -> str:
-  """The title of a row, and how many of its seeds broke down where some did."""
-  return row['title'] + (f' ({_share_broken(row, seeds)})' if row['diverged'] else '')
-
-
-def _share_broken(row: Mapping[str, Any], seeds: int) -> str:
-  """How many of a row's seeds broke down."""
-  return 'broke down' if seeds == 1 else f'{row["diverged"]} of {seeds} seeds broke down'
-
-
-def breakdowns(result: Mapping[str, Any]) -> list[str]:
-  """What broke down, in sentences, an item for each row of which something did."""
-  told = []
-  for row in rows(result):
-    if row['diverged']:
-      by_seed = result['diverged'][row['method']].items()
-      share = _share_broken(row, len(result['seeds']))
-      told.append(
-        paragraph(
-          f'{sentence_case(plain(row["title"]))}: {share}, and the row has what became of that.',
-          *(f'Seed {seed}: {plain(sentences)}' for seed, sentences in by_seed),
-        )
-      )
-  return told
-
-
-def percent_of(row: Mapping[str, Any], field: str, *, with_spread: bool) -> str:
-  """An accuracy of a row, '96.2 ± 0.6'; nothing where the row has none."""
-  if field not in row:
-    return ''
-  deviation = f' ± {100 * row[f"{field}_spread"]:.1f}' if with_spread else ''
-  return f'{100 * row[field]:.1f}{deviation}'
 
 
 def verdicts(result: Mapping[str, Any]) -> list[str]:
@@ -328,7 +204,7 @@ def report(result: Mapping[str, Any]) -> str:
     f'# Methods side by side on {plain(result["task"])}',
     table(result),
     '![Test accuracy against trained parameters](accuracy.png)',
-    bullets(breakdowns(result)),
+    bullets(troubles(result)),
     ' '.join(verdicts(result)),
     ' '.join(agreements(result)),
     tell_making(result),

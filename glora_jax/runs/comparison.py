@@ -131,7 +131,8 @@ def _run_stages(run: Run) -> dict[str, Any]:
       name: [subnet.genome.tolist() for subnet in subnets] for name, subnets in read_off.items()
     },
     'methods': tested,
-    'diverged': _diverged(run, seeds, rows, tested),
+    'diverged': _by_seed(seeds, rows, tested, _diverged),
+    'learned_nothing': _by_seed(seeds, rows, tested, _teller_of_guessing(run)),
     'seconds': dict(run.seconds),
   }
   with run.stage('report'):
@@ -141,41 +142,44 @@ def _run_stages(run: Run) -> dict[str, Any]:
   return result
 
 
-def _diverged(
-  run: Run,
+def _by_seed(
   seeds: Sequence[int],
   rows: Mapping[str, Sequence[TrainedSubnet]],
   tested: Mapping[str, Sequence[Mapping[str, Any]]],
+  tell: Callable[[TrainedSubnet, Mapping[str, Any]], str],
 ) -> dict[str, dict[str, str]]:
-  """What diverged or broke down, in sentences by row and seed; only where something did."""
-  labels = np.asarray(run.data('val').labels)
-  recipe = run.settings.supernet
-  steps = recipe.epochs * recipe.steps_per_epoch(len(run.task.open('train').labels))
+  """What is told of subnets and their numbers, by row and seed; only of those that it tells of."""
   found: dict[str, dict[str, str]] = {}
   for name, subnets in rows.items():
     for seed, subnet, values in zip(seeds, subnets, tested[name], strict=True):
-      told = subnet.trouble or _told(values, labels if steps >= ENOUGH_STEPS else None)
-      if told:
-        found.setdefault(name, {})[str(seed)] = told
+      if sentences := tell(subnet, values):
+        found.setdefault(name, {})[str(seed)] = sentences
   return found
 
 
-def _told(values: Mapping[str, Any], labels: np.ndarray | None) -> str:
-  """What a row's numbers say of a seed's training; empty where it trained.
+def _diverged(subnet: TrainedSubnet, values: Mapping[str, Any]) -> str:
+  """What diverged on the way to a subnet with such numbers, in sentences."""
+  is_finite = math.isfinite(values['val_loss'] + values['test_loss'])
+  return subnet.trouble or ('' if is_finite else 'Its loss is not finite.')
 
-  Args:
-    values: its numbers.
-    labels: of the validation images; None where so few steps may well have learned nothing.
-  """
-  if not math.isfinite(values['val_loss'] + values['test_loss']):
-    return 'Its loss is not finite.'
-  if labels is None or not is_guessing(values['val_accuracy'], labels):
-    return ''
-  return (
-    f'It gets {values["val_accuracy"]:.1%} of the validation images right, where naming one class '
-    f'for all of them gets {share_of_largest_class(labels):.1%}: lower its learning rate, bound '
-    'the gradients (supernet.max_grad_norm=1), or train for more epochs.'
-  )
+
+def _teller_of_guessing(run: Run) -> Callable[[TrainedSubnet, Mapping[str, Any]], str]:
+  """What says so of subnets that end in guessing, unless so few steps may well teach nothing."""
+  labels = np.asarray(run.data('val').labels)
+  recipe = run.settings.supernet
+  steps = recipe.epochs * recipe.steps_per_epoch(len(run.task.open('train').labels))
+
+  def tell(subnet: TrainedSubnet, values: Mapping[str, Any]) -> str:
+    accuracy = values['val_accuracy']
+    if steps < ENOUGH_STEPS or _diverged(subnet, values) or not is_guessing(accuracy, labels):
+      return ''
+    return (
+      f'It gets {accuracy:.1%} of the validation images right, where naming one class for all of '
+      f'them gets {share_of_largest_class(labels):.1%}: lower its learning rate, bound the '
+      'gradients (supernet.max_grad_norm=1), or train for more epochs.'
+    )
+
+  return tell
 
 
 def _labels(run: Run) -> dict[str, str]:

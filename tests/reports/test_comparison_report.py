@@ -5,7 +5,7 @@ import csv
 import pytest
 from matplotlib import colors
 
-from glora_jax.reports import comparison_page, comparison_report, drawing
+from glora_jax.reports import comparison_page, comparison_report, comparison_rows, drawing
 
 
 def runs(params, *accuracies, **fields):
@@ -66,7 +66,7 @@ def test_presets_are_called_by_their_rank_and_place(result):
   result['methods']['hira:2@qkv'] = runs(90, 0.8, 0.8)
   result['methods']['lora:rising-200'] = runs(190, 0.8, 0.8)
   result['rate'] |= {'hira:2@qkv': 2e-3, 'lora:rising': 4e-3}
-  shown = {row['title']: row['rate'] for row in comparison_report.rows(result)}
+  shown = {row['title']: row['rate'] for row in comparison_rows.rows(result)}
   assert shown['lora:4'] == 1e-3
   assert shown['hira:2@qkv'] == 2e-3
   assert shown['lora:rising, at most 200'] == 4e-3
@@ -148,21 +148,21 @@ def test_everything_that_was_measured_is_written(result, tmp_path, figures):
   }
 
 
-def test_a_row_says_how_many_of_its_seeds_broke_down_and_how(result, tmp_path, figures):
+def test_a_row_says_how_many_of_its_seeds_diverged_and_how(result, tmp_path, figures):
   result['diverged'] = {'lora': {'1': 'Its training stopped at its last good state.'}}
   comparison_report.write(str(tmp_path), result)
   report = (tmp_path / 'report.md').read_text()
-  assert '| LoRA (1 of 2 seeds broke down) | 180 |' in report
+  assert '| LoRA (1 of 2 seeds diverged) | 180 |' in report
   assert (
-    '- LoRA: 1 of 2 seeds broke down, and the row has what became of that. '
+    '- LoRA: 1 of 2 seeds diverged, and the row has what became of that. '
     'Seed 1: Its training stopped at its last good state.\n'
   ) in report
-  assert report.count('broke down') == 2
+  assert report.count('diverged') == 2
   (axis,) = figures[0].axes
   in_picture = [text.get_text() for text in axis.texts]
   in_page = [dots.label for dots in comparison_page.accuracy_plot(result).rows]
   for names in (in_picture, in_page):
-    assert [name for name in names if 'broke down' in name] == ['LoRA (1 of 2 seeds broke down)']
+    assert [name for name in names if 'diverged' in name] == ['LoRA (1 of 2 seeds diverged)']
   with open(tmp_path / 'table.csv') as file:
     assert {row['method']: row['diverged'] for row in csv.DictReader(file)} == {
       'linear': '0',
@@ -172,11 +172,24 @@ def test_a_row_says_how_many_of_its_seeds_broke_down_and_how(result, tmp_path, f
     }
 
 
-def test_the_row_of_a_single_seed_that_broke_down_says_so(result):
+def test_the_row_of_a_single_seed_that_diverged_says_so(result):
   result['seeds'] = [0]
   result['methods'] = {name: found[:1] for name, found in result['methods'].items()}
   result['diverged'] = {'lora': {'0': 'Its loss is not finite.'}}
-  assert '| LoRA (broke down) | 180 |' in comparison_report.table(result)
+  assert '| LoRA (diverged) | 180 |' in comparison_report.table(result)
+
+
+def test_seeds_that_learned_nothing_stand_beside_those_that_diverged(result):
+  result['diverged'] = {'lora': {'1': 'Its loss is not finite.'}}
+  result['learned_nothing'] = {'lora': {'0': 'It guesses.'}, 'full': {'1': 'It guesses, too.'}}
+  report = comparison_report.report(result)
+  assert '| LoRA (1 of 2 seeds diverged, 1 of 2 seeds learned nothing) | 180 |' in report
+  assert 'Seed 1: Its loss is not finite. Seed 0: It guesses.\n' in report
+  assert (
+    '- All of GLoRA: 1 of 2 seeds learned nothing, and the row has what became of that.' in report
+  )
+  numbers = {row['method']: row['learned_nothing'] for row in comparison_rows.rows(result)}
+  assert numbers == {'linear': 0, 'search-200': 0, 'lora': 1, 'full': 1}
 
 
 @pytest.mark.parametrize('loss', [float('nan'), None])
@@ -184,6 +197,6 @@ def test_a_loss_that_is_not_finite_leaves_the_accuracies_as_they_are(loss, resul
   """A seed has diverged; a file has null for what is no number."""
   result['methods']['lora'] = runs(180, 0.90, 0.10, test_loss=0.5)
   result['methods']['lora'][1]['test_loss'] = loss
-  row = next(row for row in comparison_report.rows(result) if row['method'] == 'lora')
+  row = next(row for row in comparison_rows.rows(result) if row['method'] == 'lora')
   assert row['test_accuracy'] == 0.5
   assert '50.0 ± 56.6' in comparison_report.report(result)
