@@ -25,6 +25,10 @@ CHOSEN = {'search': 'searched', 'gradient': "the gradient's structure"}  # for a
 COLORS = {'search': 'red', 'gradient': 'teal'}
 # What may become of a seed, by the field of `result.json` that has it in sentences.
 TROUBLES = {'diverged': 'diverged', 'learned_nothing': 'learned nothing'}
+_REMEDY = (
+  'Where the method should do better, lower its learning rate, bound the gradients '
+  '(supernet.max_grad_norm=1), or train for more epochs.'
+)
 
 
 def budget_of(name: str) -> int | None:
@@ -129,15 +133,18 @@ def troubles(result: Mapping[str, Any]) -> list[str]:
   told = []
   for row in rows(result):
     if share := _share_in_trouble(row, len(result['seeds'])):
-      by_seed = [
-        item
-        for trouble in TROUBLES
-        for item in result.get(trouble, {}).get(row['method'], {}).items()
-      ]
+      seeds: dict[str, list[str]] = {}
+      for trouble in TROUBLES:
+        for seed, sentences in result.get(trouble, {}).get(row['method'], {}).items():
+          seeds.setdefault(sentences, []).append(seed)
       told.append(
         paragraph(
           f'{sentence_case(plain(row["title"]))}: {share}, and the row has what became of that.',
-          *(f'Seed {seed}: {plain(sentences)}' for seed, sentences in by_seed),
+          *(
+            f'Seed{"s" * (len(alike) > 1)} {", ".join(alike)}: {plain(sentences)}'
+            for sentences, alike in seeds.items()
+          ),
+          plain(_REMEDY) if row['learned_nothing'] else '',
         )
       )
   return told

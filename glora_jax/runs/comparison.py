@@ -175,8 +175,7 @@ def _teller_of_guessing(run: Run) -> Callable[[TrainedSubnet, Mapping[str, Any]]
       return ''
     return (
       f'It gets {accuracy:.1%} of the validation images right, where naming one class for all of '
-      f'them gets {share_of_largest_class(labels):.1%}: lower its learning rate, bound the '
-      'gradients (supernet.max_grad_norm=1), or train for more epochs.'
+      f'them gets {share_of_largest_class(labels):.1%}.'
     )
 
   return tell

@@ -132,7 +132,7 @@ def test_seeds_that_end_in_guessing_are_named(weights, epochs, told, config, tmp
   assert not result['diverged']
   sentences = result['learned_nothing'].get('linear', {})
   assert bool(sentences) == told
-  assert all('bound the gradients (supernet.max_grad_norm=1)' in s for s in sentences.values())
+  assert all('where naming one class for all of them gets' in s for s in sentences.values())
   assert ('linear probe (learned nothing)' in (tmp_path / 'report.md').read_text()) == told
 
 
