@@ -7,7 +7,7 @@ import os
 # XLA takes half of the tests' time for code that runs for milliseconds; child processes inherit it.
 os.environ['XLA_FLAGS'] = (
   f'{os.environ.get("XLA_FLAGS", "")} --xla_backend_optimization_level=0 '
-  '--xla_cpu_parallel_codegen_split_count=1'  # the programs are small, and both cores have tests
+  '--xla_cpu_parallel_codegen_split_count=1'  # the programs are small, and all cores have tests
 )
 if importlib.metadata.version('jaxlib') < '0.11':
   os.environ['XLA_FLAGS'] += ' --xla_cpu_use_fusion_emitters=false'  # a flag that was taken away

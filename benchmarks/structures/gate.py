@@ -88,15 +88,18 @@ def _changes(
 ) -> dict[str, Any]:
   """What the bound does to the accuracy of trainings, in points.
 
-  Those that had broken down are apart from those that break down with it and from all others.
+  Returns:
+    'recovered_to': the accuracies with the bound of those that had broken down, whatever became of
+    them; 'newly_broken': how many break down with it alone; 'others_gain': what all others gain;
+    'means': of all, without and with it.
   """
   accuracies = [(valued[place]['test'][0], bounded[place]['test'][0]) for place in bounded]
   before, after = 100 * np.array(accuracies).T
   had_broken, breaks = broken_down(before), broken_down(after)
   others = (after - before)[~had_broken & ~breaks]
   return {
-    'had_broken': [_round(accuracy) for accuracy in np.sort(after[had_broken])],
-    'breaks_now': int((breaks & ~had_broken).sum()),
+    'recovered_to': [_round(accuracy) for accuracy in np.sort(after[had_broken])],
+    'newly_broken': int((breaks & ~had_broken).sum()),
     'others_gain': {'mean': _round(others.mean()), 'median': _round(np.median(others))},
     'means': [_round(before.mean()), _round(after.mean())],
   }

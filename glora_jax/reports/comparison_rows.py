@@ -26,8 +26,9 @@ COLORS = {'search': 'red', 'gradient': 'teal'}
 # What may become of a seed, by the field of `result.json` that has it in sentences.
 TROUBLES = {'diverged': 'diverged', 'learned_nothing': 'learned nothing'}
 _REMEDY = (
-  'Where the method should do better, lower its learning rate, bound the gradients '
-  '(supernet.max_grad_norm=1), or train for more epochs.'
+  'Such a method may train, in a new workdir, at a lower rate (compare.rate, compare.rates), with '
+  'bounded gradients (supernet.max_grad_norm=1, and finetune.max_grad_norm=1 for what is searched) '
+  'or for more epochs (supernet.epochs).'
 )
 
 
@@ -129,7 +130,7 @@ def _share_in_trouble(row: Mapping[str, Any], seeds: int) -> str:
 
 
 def troubles(result: Mapping[str, Any]) -> list[str]:
-  """What diverged or learned nothing, in sentences, an item for each row of which something did."""
+  """What diverged or learned nothing, an item for each row, and then what may help."""
   told = []
   for row in rows(result):
     if share := _share_in_trouble(row, len(result['seeds'])):
@@ -139,15 +140,14 @@ def troubles(result: Mapping[str, Any]) -> list[str]:
           seeds.setdefault(sentences, []).append(seed)
       told.append(
         paragraph(
-          f'{sentence_case(plain(row["title"]))}: {share}, and the row has what became of that.',
+          f'{sentence_case(plain(row["title"]))}: {share}, which the row counts as it is.',
           *(
             f'Seed{"s" * (len(alike) > 1)} {", ".join(alike)}: {plain(sentences)}'
             for sentences, alike in seeds.items()
           ),
-          plain(_REMEDY) if row['learned_nothing'] else '',
         )
       )
-  return told
+  return [*told, plain(_REMEDY)] if told else []
 
 
 def percent_of(row: Mapping[str, Any], field: str, *, with_spread: bool) -> str:

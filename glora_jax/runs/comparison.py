@@ -167,15 +167,16 @@ def _teller_of_guessing(run: Run) -> Callable[[TrainedSubnet, Mapping[str, Any]]
   """What says so of subnets that end in guessing, unless so few steps may well teach nothing."""
   labels = np.asarray(run.data('val').labels)
   recipe = run.settings.supernet
-  steps = recipe.epochs * recipe.steps_per_epoch(len(run.task.open('train').labels))
+  steps_per_epoch = recipe.steps_per_epoch(len(run.task.open('train').labels))
 
   def tell(subnet: TrainedSubnet, values: Mapping[str, Any]) -> str:
     accuracy = values['val_accuracy']
+    steps = (recipe.epochs - subnet.spared_epochs) * steps_per_epoch
     if steps < ENOUGH_STEPS or _diverged(subnet, values) or not is_guessing(accuracy, labels):
       return ''
     return (
-      f'It gets {accuracy:.1%} of the validation images right, where naming one class for all of '
-      f'them gets {share_of_largest_class(labels):.1%}.'
+      f'{accuracy:.1%} of the validation images are right, where naming one class for all of them '
+      f'gets {share_of_largest_class(labels):.1%}.'
     )
 
   return tell

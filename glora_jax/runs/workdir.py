@@ -24,7 +24,7 @@ import numpy as np
 
 from glora_jax import partial
 from glora_jax.data.catalog import canonical
-from glora_jax.data.task import require_printable
+from glora_jax.data.task import Source, require_printable
 from glora_jax.files import Path, damaged, write_json, writing
 from glora_jax.limits import printable, shown
 from glora_jax.mesh import primary
@@ -223,7 +223,7 @@ def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:
   values = {**values_when_absent(), **flax.traverse_util.flatten_dict(dict(config), sep='.')}
   if values['space.ranks'] is None:
     values['space.ranks'] = list(SpaceSettings().ranks_of(values.get('structure', 'search')))
-  if values['data.source'] in (None, 'tfds'):
+  if not Source(source=values['data.source']).reads_root:
     values['data.root'] = None  # nothing reads it there, where version 0.1.0 took one
   return _with_whole_path(values)
 

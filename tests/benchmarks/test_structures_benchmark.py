@@ -106,11 +106,22 @@ def test_the_gate_is_reported_without_what_broke_down_too_and_with_bounded_gradi
   bounded = found['bounded']
   assert (bounded['structures'], bounded['squared'][0], bounded['ceiling']) == (12, 1.0, 1.0)
   assert bounded['broken_worth_more'] == {}
-  assert bounded['changes'] == {
-    'had_broken': [70.0, 71.0],
-    'breaks_now': 0,
-    'others_gain': {'mean': 0.0, 'median': 0.0},
-    'means': [60.46, 65.5],  # 65.5 less 121 points of 24 trainings
+
+
+def test_what_the_bound_changes_is_told_of_those_that_had_broken_that_break_and_of_the_others():
+  """(accuracy without, with): one recovers, one does not, one breaks, four gain 1, 2, 3 and 10."""
+  trainings = [(10, 61), (11, 12), (60, 9), (60, 61), (61, 63), (62, 65), (60, 70)]
+  store = Store('')
+  jobs = [(job, job.method.endswith('+bounded')) for job in gate.jobs(['discs'], 0.032)]
+  for with_bound in (False, True):
+    of_option = [job for job, is_bounded in jobs if is_bounded == with_bound]
+    for job, accuracies in zip(of_option, trainings, strict=False):
+      store.results[job] = {'test': [accuracies[with_bound] / 100, 1.0], 'values': {}}
+  assert gate.correlations(store, 'discs')['bounded']['changes'] == {
+    'recovered_to': [12.0, 61.0],
+    'newly_broken': 1,
+    'others_gain': {'mean': 4.0, 'median': 2.5},
+    'means': [46.29, 48.71],
   }
 
 

@@ -14,6 +14,7 @@ from glora_jax.runs.planning import plan as plans
 from glora_jax.runs.planning.comparison_stages import stages_of_comparison
 from glora_jax.runs.planning.costs import cost_of
 from glora_jax.runs.planning.machine import Machine
+from glora_jax.runs.planning.page import Plan, PlannedStage
 from glora_jax.runs.programs import Workload
 from glora_jax.runs.sections import Comparison
 from glora_jax.runs.stages.many_starts import Trial
@@ -103,9 +104,14 @@ def test_what_is_trained_side_by_side_has_its_memory_together_and_its_operations
   planned = plans.plan_of(run, 'digits', machine)
   assert planned.stages[0].name == 'tuning, lora:2'
   assert planned.batch > 64
-  small = dataclasses.replace(planned, machine=machine._replace(memory=2**18))
+
+
+def test_trainings_side_by_side_that_fit_no_device_are_refused_with_what_would_fit():
+  stage = PlannedStage('training, lora:2', 'train_many', 'supernet', 60, 1, 1.0, 2**30, (1.0, 2.0))
+  machine = Machine('test', 1, 1, 2**29, 1e9, True, 'tpu')
+  planned = Plan('ViT', machine, (stage,), {}, {}, 0, batch=8, chunk=None, side_by_side=None)
   with pytest.raises(ValueError, match=r'give fewer compare.seeds or compare.rates') as caught:
-    plans._require_room(small, GIVEN)
+    plans._require_room(planned, GIVEN)
   assert 'more devices' not in str(caught.value)
 
 
