@@ -35,6 +35,12 @@ if os.environ.pop('PYTHONDONTWRITEBYTECODE', None):
 MOST_PROGRAMS = 1000  # that a process keeps, in about two gigabytes
 
 
+def pytest_xdist_auto_num_workers():
+  """As many as cores that this process may use; xdist counts physical ones, be they its or not."""
+  of_this = getattr(os, 'sched_getaffinity', None)  # which Linux alone has
+  return len(of_this(0)) if of_this else os.cpu_count()
+
+
 def pytest_collection_finish():
   """Lets the garbage collector look through what tests make alone, and less often.
 
