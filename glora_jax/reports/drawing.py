@@ -37,7 +37,8 @@ from glora_jax.limits import listed
 
 log = logging.getLogger(__name__)
 
-_LACKS_LETTER = r'Glyph (\d+) .* missing from font'  # one of matplotlib's warnings
+# One of matplotlib's warnings; until 3.8 the font was the current one.
+_LACKS_LETTER = r'Glyph (\d+) .* missing from (?:current )?font'
 
 Theme = Literal['light', 'dark']
 
