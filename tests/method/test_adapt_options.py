@@ -13,6 +13,7 @@ import optax
 import pytest
 from comparing import assert_close, assert_trees_close, random_params, random_variables
 from flax.training.train_state import TrainState
+from jax.extend.core import jaxprs_in_params
 from places import ROOT, program
 from trees import randomized
 
@@ -521,7 +522,7 @@ def summed_over(jaxpr, number):
       (contracted, _), _ = equation.params['dimension_numbers']
       if np.prod([equation.invars[0].aval.shape[axis] for axis in contracted]) == number:
         yield equation.outvars[0].aval.shape
-    for inner in jax.core.jaxprs_in_params(equation.params):
+    for inner in jaxprs_in_params(equation.params):
       yield from summed_over(inner, number)
 
 
