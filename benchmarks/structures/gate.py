@@ -9,6 +9,7 @@ often. So the gate is reported once more without these, and once with all of the
 gradients; the target is held against the first.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -71,10 +72,8 @@ def _with_those_that_trained(
   complete = [[run for run in of_seeds if run is not None] for of_seeds in runs if all(of_seeds)]
   accuracies = [run['test'][0] for of_seeds in complete for run in of_seeds]
   any_broke_down = broken_down(accuracies).reshape(-1, SEEDS).any(1)
-  trained = [
-    of_seeds for of_seeds, broke in zip(complete, any_broke_down, strict=True) if not broke
-  ]
-  broken = [of_seeds for of_seeds, broke in zip(complete, any_broke_down, strict=True) if broke]
+  trained = list(itertools.compress(complete, ~any_broke_down))
+  broken = list(itertools.compress(complete, any_broke_down))
   return {
     **_correlated(complete),
     'trained': _correlated(trained),

@@ -1,6 +1,7 @@
 """The tables: ours against the best fixed method, random structures and controls, task by task."""
 
 import collections
+import itertools
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -119,14 +120,11 @@ def breakdowns(store: Store) -> list[Job]:
   by_task: dict[str, list[Job]] = collections.defaultdict(list)
   for job in store.results:
     by_task[job.task].append(job)
-  return [
-    job
-    for jobs in by_task.values()
-    for job, broke in zip(
-      jobs, broken_down([store.results[job]['test'][0] for job in jobs]), strict=True
-    )
-    if broke
-  ]
+  broken: list[Job] = []
+  for jobs in by_task.values():
+    accuracies = [store.results[job]['test'][0] for job in jobs]
+    broken += itertools.compress(jobs, broken_down(accuracies))
+  return broken
 
 
 def label(method: Method) -> str:
