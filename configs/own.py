@@ -64,12 +64,16 @@ def get_config(arguments=''):
 
 def kind_of(images):
   """What the images are: 'folder', 'csv' or 'tfds'."""
+  if not images:
+    raise ValueError(
+      'own needs your images: --config own:FOLDER, own:LABELS.csv or own:NAME of a TFDS data set.'
+    )
   if os.path.isdir(images):
     return 'folder'
   if images.lower().endswith('.csv'):
     return 'csv'
   is_path = os.sep in images and not _WITH_CONFIGURATION.fullmatch(images)
-  if is_path or not images or os.path.exists(images):
+  if is_path or os.path.exists(images):
     raise FileNotFoundError(
       f"There is no folder '{images}'; configs/own.py:WHAT takes a folder, a CSV, or the name of a "
       'TFDS data set.'

@@ -7,6 +7,8 @@ import sys
 
 import jax
 
+from glora_jax.files import sha256_of
+
 ROOT = pathlib.Path(__file__).parent.parent
 FIXTURES = ROOT / 'tests' / 'fixtures'
 GOLDEN = ROOT / 'tests' / 'golden'
@@ -35,3 +37,8 @@ def get_config(name, *arguments):
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module.get_config(*arguments)
+
+
+def digests(folder):
+  """SHA-256 of every file below a folder, by path."""
+  return {path: sha256_of(path) for path in folder.rglob('*') if path.is_file()}

@@ -81,8 +81,10 @@ def test_configs_are_found_by_name_path_and_with_arguments(tmp_path, monkeypatch
   assert config_files.with_paths(['main', '--config=vtab']) == [
     *('main', f'--config={CONFIGS}/vtab.py')
   ]
-  (tmp_path / 'own').write_text('A file of this name is meant first.')
-  assert config_files.path_of('own') == 'own'
+  for name in ('own', 'own.py'):
+    (tmp_path / name).write_text('A file that is called like a config.')
+  assert config_files.path_of('own') == f'{CONFIGS}/own.py'
+  assert config_files.path_of('own.py') == 'own.py'
   with pytest.raises(
     ValueError, match=r'no config file qickstart; .*: compare, fewshot, .*vtab\.$'
   ):

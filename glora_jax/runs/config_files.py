@@ -30,7 +30,8 @@ def path_of(name: str) -> str:
   """The path of the config file that `--config` asks for.
 
   Args:
-    name: path of a file, or the name of a config that comes with the package.
+    name: the name of a config that comes with the package, also where a file in the current folder
+      is called the same; else the path of a file.
 
   Raises:
     ValueError: there is no such file, and no config of this name.
@@ -39,10 +40,10 @@ def path_of(name: str) -> str:
     >>> os.path.basename(path_of('quickstart'))
     'quickstart.py'
   """
-  if os.path.isfile(name):
-    return name
   if name in names():
     return os.path.join(FOLDER, f'{name}.py')
+  if os.path.isfile(name):
+    return name
   raise ValueError(
     f'There is no config file {name or "without a name"}; give the path of one, or a name of those '
     f'that come with the package: {", ".join(names())}.'

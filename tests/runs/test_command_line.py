@@ -1,11 +1,12 @@
 """Flags and signals: a mistake is one sentence, a second signal ends at once."""
 
+import os
 import signal
 import subprocess
 import sys
 
 import pytest
-from places import ROOT
+from places import ROOT, digests
 
 from glora_jax.runs import command_line
 
@@ -29,6 +30,32 @@ def test_wrong_command_lines_are_one_sentence(tmp_path, arguments, message):
   assert message in run.stderr
   assert 'Traceback' not in run.stderr
   assert len(run.stderr.strip().splitlines()) <= 3
+
+
+@pytest.mark.parametrize(
+  'arguments, message',
+  [
+    (['--list'], '  quickstart                The main job on what ships in the package'),
+    (['--config', 'quickstart', '--config.zzzz=1'], "The config has no field 'zzzz'"),
+    (['--config=vtab:cifar100', '--config.zzzz=1'], "The config has no field 'zzzz'"),
+    (['--config', 'own'], 'own needs your images: --config own:FOLDER'),
+    (['--config', 'quickstart.py'], 'quickstart.py, line 1, fails with NameError'),
+    (['--config', './own'], './own, line 1, fails with NameError'),
+  ],
+)
+def test_a_name_means_the_packaged_config_whatever_lies_in_the_current_folder(
+  tmp_path, arguments, message
+):
+  for name in ('quickstart', 'vtab', 'own', 'config_config'):
+    for ending in ('', '.py'):
+      (tmp_path / f'{name}{ending}').write_text('not_a_config_of_this_package')
+  before = digests(tmp_path)
+  command = [sys.executable, '-m', 'glora_jax.main', *arguments]
+  env = {**os.environ, 'PYTHONPATH': str(ROOT)}
+  run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)
+  assert message in run.stdout + run.stderr
+  assert 'Traceback' not in run.stderr
+  assert before.items() <= digests(tmp_path).items()
 
 
 def test_a_second_signal_of_its_kind_ends_at_once():
