@@ -1,4 +1,4 @@
-"""Files that are being written, beside those that they become, and what killed writers left."""
+"""Before a file is written: what lies there, where it grows, and what killed writers left of it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,40 @@ import os
 import platform
 import re
 import time
+from collections.abc import Iterable
+
+from glora_jax.limits import printable
 
 ENDING = '.partial'
 # A writer in another container of this host has a process that cannot be seen, and writes on.
 _LONGEST_PAUSE = 60  # seconds
+
+
+def require_free(
+  path: str | os.PathLike, overwrite: bool, inputs: Iterable[str | os.PathLike] = ()
+) -> None:
+  """Checks that a command may write a file.
+
+  Args:
+    path: path of the file.
+    overwrite: whether it may replace a file.
+    inputs: paths of what the command reads, which is never replaced, by whatever path or link.
+
+  Raises:
+    FileExistsError: it may not.
+  """
+  if not os.path.lexists(path):
+    return
+  for other in inputs:
+    if os.path.exists(path) and os.path.exists(other) and os.path.samefile(path, other):
+      raise FileExistsError(
+        f'{printable(path)} would replace {printable(other)}, an input of this command; choose '
+        'another path.'
+      )
+  if not overwrite:
+    raise FileExistsError(
+      f'{printable(path)} exists already; choose another path, or give --overwrite to replace it.'
+    )
 
 
 def path_of(path: str | os.PathLike) -> str:

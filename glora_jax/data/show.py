@@ -1,6 +1,6 @@
 """A look at the data of a config.
 
-  python -m glora_jax.data.show --config configs/own.py:photos/ [--output batch.png]
+  python -m glora_jax.data.show --config configs/own.py:photos/ [--output batch.png] [--overwrite]
 
 Draws a batch of training images with their labels, at the size that the model takes: above only
 resized, and below as training sees them, augmented, with the normalization undone.
@@ -8,7 +8,7 @@ resized, and below as training sees them, augmented, with the normalization undo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -20,7 +20,9 @@ from glora_jax.data import pipeline
 from glora_jax.data.catalog import expand, find
 from glora_jax.data.examples import Part
 from glora_jax.data.normalization import statistics
+from glora_jax.data.task import Task
 from glora_jax.limits import shown
+from glora_jax.partial import require_free
 from glora_jax.reports.drawing import panels, save
 from glora_jax.runs.backbone import image_size_here
 from glora_jax.runs.config import check_config_of_task
@@ -67,12 +69,13 @@ def contact_sheet(path: str, rows: Sequence[SheetRow], labels: Sequence[str]) ->
   save(figure, path, bbox_inches='tight')
 
 
-def draw(config: ml_collections.ConfigDict, path: str) -> None:
+def draw(config: ml_collections.ConfigDict, path: str, *, overwrite: bool = False) -> None:
   """Draws the contact sheet of a config's training images.
 
   Args:
     config: config of a run; the first images of a permutation by its seed are taken.
     path: path of the PNG.
+    overwrite: whether it may replace a file; an image of the task or its CSV is never replaced.
 
   Raises:
     ValueError: a field cannot be, or the job has no task or several.
@@ -86,6 +89,7 @@ def draw(config: ml_collections.ConfigDict, path: str) -> None:
       f'drawn; give --config.task={names[0]} for instance.'
     )
   task = find(settings.task, settings.data)
+  require_free(path, overwrite, _inputs(task) if overwrite else ())
   examples = task.open('train')
   order = np.random.default_rng(settings.seed % 2**64).permutation(len(examples.labels))
   size = image_size_here(settings.model) or DEFAULT_SIZE
@@ -103,6 +107,14 @@ def draw(config: ml_collections.ConfigDict, path: str) -> None:
   contact_sheet(path, rows, [task.classes[label] for label in labels])
 
 
+def _inputs(task: Task) -> Iterator[str]:
+  """The paths of a task's CSV or folder, and of all images that are files."""
+  yield task.name.partition(':')[2]
+  for split in task.splits:
+    examples = task.open(split)
+    yield from filter(None, map(examples.file, range(len(examples.labels))))
+
+
 def _to_pixels(images: jax.Array) -> np.ndarray:
   """Undoes the normalization: float32 [n, height, width, 3] to uint8."""
   mean, deviation = map(np.array, statistics(_NORMALIZATION))
@@ -111,6 +123,6 @@ def _to_pixels(images: jax.Array) -> np.ndarray:
 
 
 if __name__ == '__main__':
-  from glora_jax.runs.command_line import OUTPUT, run_with_config
+  from glora_jax.runs.command_line import OUTPUT, OVERWRITE, run_with_config
 
-  run_with_config(lambda config: draw(config, OUTPUT.value))
+  run_with_config(lambda config: draw(config, OUTPUT.value, overwrite=OVERWRITE.value))

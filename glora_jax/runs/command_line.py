@@ -101,6 +101,7 @@ WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Where everything is written; runs/NAME_OF_CONFIG by default.'
 )
 OUTPUT = flags.DEFINE_string('output', 'batch.png', 'Picture that glora_jax.data.show writes.')
+OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Let glora_jax.data.show replace a file.')
 PLAN = flags.DEFINE_bool('plan', False, 'Show what the run will take, and end.')
 TOPOLOGY = flags.DEFINE_string(
   'plan.topology', None, 'TPU slice to plan for, v5e:2x4 for instance; the machine at hand if none.'

@@ -1,10 +1,14 @@
 """The commands that look at data: a contact sheet, and what is ready; wrong fields a sentence."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from label_lists import write_images
 from PIL import Image
-from places import get_config
+from places import ROOT, digests, get_config
 
 from glora_jax.data import check, show
 from glora_jax.models import weights
@@ -61,6 +65,41 @@ def test_a_contact_sheet_is_drawn_with_any_names(config, tmp_path):
   show.draw(config, str(tmp_path / 'sheet.png'))
   with Image.open(tmp_path / 'sheet.png') as sheet:
     assert sheet.width > 400
+
+
+def test_the_command_replaces_a_file_only_when_asked_and_an_image_of_the_task_never(tmp_path):
+  write_images(tmp_path, [f'{name}/{n}.png' for name in ('cat', 'dog') for n in range(5)])
+  os.symlink(tmp_path / 'dog', tmp_path / '.link')
+  os.link(tmp_path / 'cat' / '1.png', tmp_path / 'hard.png')
+  (tmp_path / 'batch.png').write_bytes(b"a stranger's")
+  before = digests(tmp_path)
+
+  def show(*words):
+    command = [sys.executable, '-m', 'glora_jax.data.show', '--config', 'own:.,tiny=True', *words]
+    env = {**os.environ, 'PYTHONPATH': str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env).stderr
+
+  assert 'batch.png exists already; choose another path, or give --overwrite' in show()
+  for image in ('hard.png', '.link/0.png'):
+    assert 'an input of this command' in show('--overwrite', '--output', image)
+  assert digests(tmp_path) == before
+  assert 'error' not in show('--overwrite')
+  after = digests(tmp_path)
+  assert {path.name for path in after if after[path] != before.get(path)} == {'batch.png'}
+
+
+@pytest.mark.parametrize('name', ['cat/0.png', 'dog/../cat/0.png', 'link.png', 'labels.csv'])
+def test_what_a_csv_names_is_never_replaced(config, tmp_path, name):
+  images = [f'{name}/{n}.png' for name in ('cat', 'dog') for n in range(5)]
+  write_images(tmp_path, images)
+  lines = ['path,label', *(f'{image},{image[:3]}' for image in images)]
+  (tmp_path / 'labels.csv').write_text('\n'.join(lines))
+  os.symlink(tmp_path / 'cat' / '0.png', tmp_path / 'link.png')
+  before = digests(tmp_path)
+  config.task = f'csv:{tmp_path}/labels.csv'
+  with pytest.raises(FileExistsError, match=r'would replace .*, an input of this command'):
+    show.draw(config, str(tmp_path / name), overwrite=True)
+  assert digests(tmp_path) == before
 
 
 @pytest.mark.parametrize(
