@@ -1,30 +1,34 @@
 """Looks into a checkpoint, and converts it.
 
-  python -m glora_jax.convert IN [OUT] [--format NAME]
+  python -m glora_jax.convert IN [OUT] [--format NAME] [--overwrite]
 
 IN is a file, a folder (that of a run will do), an address, a name on the hub (`hf:owner/name`), a
 shortcut or `embedded`, as `model.weights` takes it. Without OUT its layers, sizes and variant are
 printed. OUT ending in .npz, .safetensors, .pth is one file; else a folder, which also gets the
 `config.json` that transformers, timm and this package read. OUT ending in .jax_export is the whole
-computation, from uint8 images to logits, for `jax.export.deserialize`.
+computation, from uint8 images to logits, for `jax.export.deserialize`. Files are only replaced with
+--overwrite, and IN not even then.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from glora_jax.data.normalization import NORMALIZATIONS
 from glora_jax.mesh import NoDeviceError, require_devices
-from glora_jax.models import weights
+from glora_jax.models import folder, weights
 from glora_jax.models.export import export, save_exported
 from glora_jax.models.fetch import fetch, known_normalization
 from glora_jax.models.formats.table import FORMATS
 from glora_jax.models.inspection import inspection
 from glora_jax.models.metadata import OURS
 from glora_jax.models.weights import Checkpoint
+from glora_jax.partial import require_free
 from glora_jax.runs.mistakes import explain_os
 from glora_jax.runs.terminal import run_program
 
@@ -43,13 +47,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.error('--format is that of a checkpoint OUT; give its path, a file or a folder')
   logging.basicConfig(format='%(message)s', level=logging.WARNING, stream=sys.stderr)
   try:
-    checkpoint = _read(given)
+    path = fetch(given.input, given.sha256)
+    inputs = (path, folder.locate(path))
+    if given.output is not None:  # what is written into a folder that is there, `save` checks
+      require_free(given.output, given.overwrite or os.path.isdir(given.output), inputs)
+    checkpoint = _read(path, given)
     if given.output is None:
       print(inspection(checkpoint))
     elif given.output.endswith(EXPORTED):
       print(_export(given.output, checkpoint))
     else:
-      print(_convert(given.output, checkpoint, given.format))
+      options = {'overwrite': given.overwrite, 'inputs': inputs}
+      print(_convert(given.output, checkpoint, given.format, **options))
   except (ValueError, ImportError, NoDeviceError) as error:
     sys.exit(f'error: {error}')
   except OSError as error:
@@ -67,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument(
     '--format', choices=(OURS, *FORMATS), help='to write; by default the one that was read'
   )
+  parser.add_argument('--overwrite', action='store_true', help='replace files that are there')
   parser.add_argument('--sha256', help='of the file that IN is the address or name of')
   parser.add_argument('--image-size', type=int, help='resizes the position embedding')
   parser.add_argument('--patch-size', type=int, help='resizes the patch embedding')
@@ -75,10 +85,10 @@ def _parser() -> argparse.ArgumentParser:
   return parser
 
 
-def _read(given: argparse.Namespace) -> Checkpoint:
+def _read(path: str, given: argparse.Namespace) -> Checkpoint:
   fields = {} if given.num_heads is None else {'num_heads': given.num_heads}
   normalization = known_normalization(given.input) or given.normalization
-  loaded = weights.load(fetch(given.input, given.sha256), normalization=normalization, **fields)
+  loaded = weights.load(path, normalization=normalization, **fields)
   return weights.refit(*loaded, image_size=given.image_size, patch_size=given.patch_size)
 
 
@@ -94,11 +104,11 @@ def _export(path: str, checkpoint: Checkpoint) -> str:
   return f'{path}: {images.str_short()} -> {logits.str_short()} on {platforms}'
 
 
-def _convert(path: str, checkpoint: Checkpoint, format: str | None) -> str:
+def _convert(path: str, checkpoint: Checkpoint, format: str | None, **options: Any) -> str:
   """Writes a checkpoint, in the format that was read where None is given; returns a line on it."""
   model, params, metadata = checkpoint
   origin = metadata.get('source')
-  weights.save(path, model, params, metadata, format or origin)
+  weights.save(path, model, params, metadata, format or origin, **options)
   return f'{path}: {format or (origin.format if origin else OURS)}'
 
 

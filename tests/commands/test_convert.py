@@ -1,12 +1,14 @@
 """The command that inspects and converts."""
 
+import os
+import shutil
 import subprocess
 import sys
 
 import jax
 import numpy as np
 import pytest
-from places import FIXTURES, ROOT
+from places import FIXTURES, ROOT, digests
 
 from glora_jax import convert
 from glora_jax.models import weights
@@ -75,6 +77,75 @@ def test_the_whole_computation_is_exported_for_images_as_they_are_stored(tmp_pat
   line = f'{path}: uint8[batch,32,32,3] -> float32[batch,5] on cpu, cuda, tpu\n'
   assert capsys.readouterr().out == line
   assert load_exported(path).in_avals[0].str_short() == 'uint8[batch,32,32,3]'
+
+
+@pytest.fixture
+def strangers(tmp_path, monkeypatch):
+  """A folder with an input, `in`, links to it, and files of others, as the current one."""
+  monkeypatch.chdir(tmp_path)
+  ignored = shutil.ignore_patterns('expected.npz')
+  shutil.copytree(FIXTURES / 'timm_vit', 'in', ignore=ignored)
+  os.symlink('in', 'linked')
+  os.mkdir('shelf')
+  for link in ('hard.safetensors', 'hard.jax_export', 'shelf/model.safetensors'):
+    os.link('in/model.safetensors', link)
+  os.symlink('in/model.safetensors', 'soft.npz')
+  os.mkdir('out')
+  for name in (
+    'out/config.json',
+    'out/model.safetensors',
+    'out/notes.txt',
+    'a.npz',
+    'a.jax_export',
+  ):
+    (tmp_path / name).write_text("a stranger's")
+  return tmp_path
+
+
+@pytest.mark.parametrize('output', ['out', 'a.npz', 'a.jax_export', 'in/config.json'])
+def test_what_is_there_is_not_replaced_unasked(strangers, output):
+  before = digests(strangers)
+  for options in ([], ['--format', 'hf_vit']):
+    if not (options and output == 'a.jax_export'):
+      with pytest.raises(SystemExit, match='exists already; choose another path, or give --overw'):
+        convert.main(['in', output, *options])
+  assert digests(strangers) == before
+
+
+@pytest.mark.parametrize('given', ['in', 'in/model.safetensors', 'hard.safetensors', 'linked/'])
+def test_an_input_is_never_replaced(strangers, given):
+  before = digests(strangers)
+  same = ['in/model.safetensors', 'out/../linked/model.safetensors', 'hard.safetensors', 'soft.npz']
+  for output in (*same, 'in', 'linked', 'in/.', 'shelf', 'hard.jax_export'):
+    for options in ([], ['--format', 'glora_jax'], ['--format', 'hf_vit']):
+      if not (options and output == 'hard.jax_export'):
+        with pytest.raises(SystemExit, match=r'would replace .*, an input of this comm'):
+          convert.main([given, output, '--overwrite', '--num-heads', '4', *options])
+  assert digests(strangers) == before
+
+
+@pytest.mark.parametrize(
+  'output, format, replaced',
+  [
+    ('out', 'hf_vit', {'out/config.json', 'out/model.safetensors'}),
+    ('out', 'glora_jax', {'out/model.safetensors'}),
+    ('a.npz', 'big_vision', {'a.npz'}),
+  ],
+)
+def test_what_is_replaced_when_asked_is_what_is_written(strangers, output, format, replaced):
+  before = digests(strangers)
+  convert.main(['in', output, '--format', format, '--overwrite'])
+  after = digests(strangers)
+  changed = {path for path in before if after.get(path) != before[path]}
+  assert {str(path.relative_to(strangers)) for path in changed} == replaced
+
+
+def test_files_of_others_stay_in_the_folder_that_is_written_to(strangers):
+  os.remove('out/model.safetensors')
+  before = digests(strangers)
+  convert.main(['in', 'out', '--format', 'glora_jax'])  # which has no config.json
+  assert before.items() <= digests(strangers).items()
+  assert weights.load('out').metadata['image_size'] == 32
 
 
 @pytest.mark.parametrize(
