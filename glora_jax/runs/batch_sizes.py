@@ -1,4 +1,4 @@
-"""Batches that the training images fill, for every recipe that a job trains by."""
+"""Batches and folds that the training images fill, for every recipe that a job trains by."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ import jax
 from glora_jax import mesh as meshes
 from glora_jax.limits import MOST_COUNTED
 from glora_jax.runs.config import RunSettings
-from glora_jax.runs.sections import SEARCH
+from glora_jax.runs.sections import SEARCH, AllocationSettings
 from glora_jax.training.recipe import Recipe
 
 log = logging.getLogger(__name__)
 
 DEFAULT_BATCH = Recipe().batch_size
+DEFAULT_FOLDS = AllocationSettings().folds
 
 
 class UsedRecipe(NamedTuple):
@@ -52,7 +53,7 @@ def used_recipes(settings: RunSettings) -> tuple[UsedRecipe, ...]:
 def fit_batches(
   settings: RunSettings, counts: Mapping[str, int], mesh: jax.sharding.Mesh | None
 ) -> RunSettings:
-  """The settings with batches that the images fill; the default shrinks where they are fewer.
+  """The settings with batches and folds that the images fill; defaults shrink where they are few.
 
   Args:
     settings: the config.
@@ -62,11 +63,29 @@ def fit_batches(
   Raises:
     ValueError: see `fit_batch`.
   """
+  recipes = used_recipes(settings)
   fitted = {
-    used.section: fit_batch(getattr(settings, used.section), used, counts, mesh)
-    for used in used_recipes(settings)
+    used.section: fit_batch(getattr(settings, used.section), used, counts, mesh) for used in recipes
   }
+  if settings.has_gradient:
+    images = counts[recipes[0].splits[0]]  # which every job trains on
+    folds = _fit_folds(settings.allocation.folds, images, 1 if mesh is None else mesh.size)
+    fitted['allocation'] = dataclasses.replace(settings.allocation, folds=folds)
   return dataclasses.replace(settings, **fitted)
+
+
+def _fit_folds(folds: int, images: int, devices: int) -> int:
+  """The number of folds, smaller where the default is more than the images fill."""
+  most = max(2, images // devices)
+  if folds <= most or folds != DEFAULT_FOLDS:
+    return folds
+  log.info(
+    'allocation.folds=%d is more than the %d training images fill: there are %d folds.',
+    folds,
+    images,
+    most,
+  )
+  return most
 
 
 def fit_batch(

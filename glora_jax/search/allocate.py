@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from typing import Any, NamedTuple
 
 import jax
@@ -51,6 +51,7 @@ log = logging.getLogger(__name__)
 Priors = Allocation | Sequence[Allocation]
 Prior = Priors | Callable[[], Priors | None]
 
+_DEFAULT_FOLDS = 8
 _FOLDS = Domain.of_annotation(int, Limits(at_least=2))
 _MAX_RANK = Domain.of_annotation(int, Limits(at_least=1))
 _RHO = Domain.of_annotation(float, Limits(above=0))
@@ -65,7 +66,7 @@ def allocate(  # noqa: PLR0913
   *,
   budget: int | None = None,
   key: jax.Array,
-  folds: int = 8,
+  folds: int | None = None,
   max_rank: int = 8,
   mesh: jax.sharding.Mesh | None = None,
   value: Measure = 'squared',
@@ -98,7 +99,8 @@ def allocate(  # noqa: PLR0913
       Batch i belongs to fold i % folds.
     budget: most trained parameters; None for the knee of the curve of value by budget.
     key: random key.
-    folds: number of folds; at least 2.
+    folds: number of folds, at least 2; None for 8, or for as many as a list has batches where these
+      are fewer.
     max_rank: most rank-one parts that are considered in a layer.
     mesh: devices that every batch is dealt to along its first axis; None for one device.
     value: how a unit is valued on a fold, by its gradient there, g, and the other folds' mean, m:
@@ -148,7 +150,7 @@ def allocate(  # noqa: PLR0913
     >>> subnet = adapted.fix(allocation.genome)  # to be trained from allocation.variables
   """
   check_measure(value)
-  _check_counts(folds, max_rank)
+  folds = _check_counts(folds, max_rank, batches)
   _RHO.check(rho, 'rho')
   _FLOOR.check(floor, 'floor')
   _check_devices(mesh, ahead)
@@ -178,7 +180,7 @@ def compile_ahead(
   loss: Loss,
   batches: Batches,
   *,
-  folds: int = 8,
+  folds: int | None = None,
   max_rank: int = 8,
 ) -> Ahead | None:
   """Starts to compile what `allocate` will run, while a head is warmed: shapes alone matter.
@@ -190,7 +192,7 @@ def compile_ahead(
     variables: the variables.
     loss: what is differentiated.
     batches: the batches.
-    folds: number of folds.
+    folds: number of folds; None as in `allocate`.
     max_rank: most rank-one parts.
 
   Returns:
@@ -199,7 +201,7 @@ def compile_ahead(
   Raises:
     ValueError: there is no batch, or a number is out of its range.
   """
-  _check_counts(folds, max_rank)
+  folds = _check_counts(folds, max_rank, batches)
   _check_model(adapted, variables, loss)
   if jax.config.jax_disable_jit:  # pyrefly: ignore[missing-attribute]
     return None
@@ -352,9 +354,14 @@ def _proposed(curve: Curve) -> int:
   return int(curve.params[curve.knee])
 
 
-def _check_counts(folds: int, max_rank: int) -> None:
-  _FOLDS.check(folds, 'folds')  # one fold judges what the others choose
+def _check_counts(folds: int | None, max_rank: int, batches: Batches) -> int:
+  """Raises ValueError where a number is out of range; returns the number of folds."""
   _MAX_RANK.check(max_rank, 'max_rank')
+  if folds is None:
+    number = len(batches) if isinstance(batches, Sized) else _DEFAULT_FOLDS
+    return number if 2 <= number < _DEFAULT_FOLDS else _DEFAULT_FOLDS
+  _FOLDS.check(folds, 'folds')  # one fold judges what the others choose
+  return folds
 
 
 def _check_devices(mesh: Any, ahead: Any) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 from places import ROOT, digests
 
 from glora_jax.runs import command_line
@@ -56,6 +57,27 @@ def test_a_name_means_the_packaged_config_whatever_lies_in_the_current_folder(
   assert message in run.stdout + run.stderr
   assert 'Traceback' not in run.stderr
   assert before.items() <= digests(tmp_path).items()
+
+
+def test_default_folds_follow_the_images_and_given_ones_are_refused(tmp_path):
+  for n in range(8):
+    folder = tmp_path / 'photos' / ('cat', 'dog')[n % 2]
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.new('RGB', (28, 28), (n, n, n)).save(folder / f'{n}.png')
+  (tmp_path / 'notes.txt').write_text("a stranger's")
+  before = digests(tmp_path)
+
+  def plan(*words):
+    command = [sys.executable, '-m', 'glora_jax.main', '--config', 'own:photos', '--plan', *words]
+    env = {**os.environ, 'PYTHONPATH': str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)
+
+  planned = plan()
+  assert planned.returncode == 0
+  assert 'allocation.folds=8 is more than the 4 training images fill: there are 4' in planned.stderr
+  refused = plan('--config.allocation.folds=5')
+  assert 'allocation.folds=5 is more than the 4 training images; lower it.' in refused.stderr
+  assert digests(tmp_path) == before
 
 
 def test_a_second_signal_of_its_kind_ends_at_once():

@@ -15,6 +15,7 @@ from PIL import Image
 from places import FIXTURES
 from tiny_runs import changed
 
+from glora_jax import mesh as meshes
 from glora_jax.data import pipeline
 from glora_jax.files import read_json, write_json
 from glora_jax.models import weights
@@ -22,7 +23,7 @@ from glora_jax.runs import comparison, disk_room, early_checks, experiment, life
 from glora_jax.runs.backbone import load_backbone
 from glora_jax.runs.batch_sizes import fit_batches, used_recipes
 from glora_jax.runs.config import RunSettings, check_config
-from glora_jax.runs.sections import ModelSettings
+from glora_jax.runs.sections import AllocationSettings, ModelSettings
 from glora_jax.runs.workdir import Stopped, claim_workdir
 from glora_jax.training.recipe import Recipe
 from glora_jax.training.sampling import Sampling
@@ -45,6 +46,23 @@ def test_a_default_batch_that_the_images_do_not_fill_shrinks_and_says_so(caplog)
   paths = settings(sampling=Sampling(paths=5))
   assert fit_batches(paths, COUNTS, None).supernet.batch_size == 15
   assert fit_batches(settings(), {**COUNTS, 'train': 64}, None) == settings()
+
+
+@pytest.mark.parametrize(
+  'given, images, devices, folds',
+  [(8, 7, 1, 7), (8, 8, 1, 8), (8, 23, 4, 5), (8, 3, 2, 2), (9, 7, 1, 9)],
+)
+def test_default_folds_that_the_images_do_not_fill_shrink_and_say_so(
+  given, images, devices, folds, caplog
+):
+  caplog.set_level(logging.INFO)
+  mesh = jax.sharding.AbstractMesh((1, devices), meshes.AXES)
+  allocation = AllocationSettings(folds=given)
+  few = settings(structure='gradient', allocation=allocation, training=Recipe(batch_size=devices))
+  fitted = fit_batches(few, {**COUNTS, 'train': images}, mesh)
+  assert fitted.allocation == AllocationSettings(folds=folds)
+  assert ('allocation.folds=8 is more than' in caplog.text) == (folds < given)
+  assert fit_batches(settings(), COUNTS, None).allocation.folds == 8  # a search does not use it
 
 
 @pytest.mark.parametrize(

@@ -316,6 +316,18 @@ def test_nothing_is_compiled_ahead_where_nothing_is_compiled():
     assert compile_ahead(adapted, variables, loss, batches, folds=FOLDS) is None
 
 
+def test_there_are_no_more_folds_than_batches_in_a_list_where_no_number_is_given():
+  adapted, variables, batches = mixed()
+  found = {
+    number: allocated((adapted, variables, given), folds=number)
+    for number, given in ((None, batches), (6, lambda: batches))
+  }
+  assert len(batches) == len(found[None].values.E_vector) == 6
+  np.testing.assert_array_equal(found[None].genome, found[6].genome)
+  with pytest.raises(ValueError, match='folds=8 need at least as many batches, and there are 6'):
+    allocated((adapted, variables, lambda: batches), folds=None)
+
+
 def test_nothing_is_compiled_ahead_for_no_batch():
   adapted, variables, _ = scanned()
   with pytest.raises(ValueError, match='folds=8 need at least as many batches, and there are 0'):
