@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import math
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -209,29 +208,42 @@ def _read_lora(path: str, tensors: Flat, config: Mapping[str, Any]) -> dict[str,
   for module, parts in found.items():
     if parts.keys() != {'A', 'B'} or parts['A'].shape[0] != parts['B'].shape[1]:
       raise ValueError(f'{path}: lora_A and lora_B of {module} do not belong together.')
-    scale = _scale(path, module, parts['A'].shape[0], config)
-    modules[module] = {'B': LowRank(parts['A'].T, scale * parts['B'].T)}
+    scale, alpha = _scale(path, module, parts['A'].shape[0], config)
+    with np.errstate(over='ignore', invalid='ignore'):
+      up = scale * parts['B'].T
+    if not np.isfinite(up).all():
+      raise ValueError(
+        f'{path}: the alpha of {module} is {shown(alpha)}; a finite number is expected, small '
+        f'enough for {up.dtype}.'
+      )
+    modules[module] = {'B': LowRank(parts['A'].T, up)}
   return modules
 
 
-def _scale(path: str, module: str, rank: int, config: Mapping[str, Any]) -> float:
-  """What PEFT multiplies a LoRA with."""
-  alpha = config.get('lora_alpha', 8)
+def _scale(path: str, module: str, rank: int, config: Mapping[str, Any]) -> tuple[float, Any]:
+  """(what PEFT multiplies a LoRA with, the alpha that it is made of)."""
   try:
-    for pattern, value in (config.get('alpha_pattern') or {}).items():
-      if re.fullmatch(rf'(.*\.)?({pattern})', module):
-        alpha = value
-        break
+    stated = _of_module(module, config.get('rank_pattern'), config.get('r', rank))
+    alpha = _of_module(module, config.get('alpha_pattern'), config.get('lora_alpha', 8))
     scale = float(alpha) / (rank**0.5 if config.get('use_rslora') else rank)
   except (re.error, TypeError, ValueError, AttributeError, ArithmeticError) as error:
     raise ValueError(
-      f'{path}: the alpha of {module} cannot be read ({first_line(error)}).'
+      f'{path}: the rank or alpha of {module} cannot be read ({first_line(error)}).'
     ) from error
-  if not math.isfinite(scale):
+  if stated != rank:
     raise ValueError(
-      f'{path}: the alpha of {module} is {shown(alpha)}; a finite number is expected.'
+      f'{path}: {CONFIG} gives {module} the rank {shown(stated)}, and its tensors have rank '
+      f'{rank}; take both from the same adapter.'
     )
-  return scale
+  return scale, alpha
+
+
+def _of_module(module: str, pattern: Mapping[str, Any] | None, usual: Any) -> Any:
+  """A module's value: that of the first pattern that its name ends with, or the usual one."""
+  matching = (
+    value for key, value in (pattern or {}).items() if re.fullmatch(rf'(.*\.)?({key})', module)
+  )
+  return next(matching, usual)
 
 
 def _read_glora(path: str, tensors: Flat, config: Mapping[str, Any]) -> dict[str, Forms]:

@@ -178,7 +178,8 @@ def test_separate_queries_and_values_are_one_lora_of_their_ranks_together(tmp_pa
     f'{v}.lora_A.weight': numbers(3, 16, seed=3),
     f'{v}.lora_B.weight': numbers(16, 3, seed=4),
   }
-  fields = {'r': 2, 'lora_alpha': 6, 'alpha_pattern': {'v_proj': 12}}
+  fields = {'r': 2, 'rank_pattern': {'v_proj': 3}}
+  fields |= {'lora_alpha': 6, 'alpha_pattern': {'v_proj': 12}}
   write(tmp_path, tensors, **fields)
   variables, genome = load_peft(tmp_path, case.adapted, case.params)
   rows = [layer.name for layer in case.adapted.spec]
@@ -521,8 +522,11 @@ LORA = {f'{FC1}.lora_A.weight': numbers(3, 16), f'{FC1}.lora_B.weight': numbers(
     (LORA, {'use_dora': True}, 'use_dora=True, which is not read; merge the adapter in PEFT'),
     (LORA, {'bias': 'all'}, "bias='all', which is not read"),
     (LORA, {'init_lora_weights': 'pissa_niter_4'}, "init_lora_weights='pissa_niter_4', which"),
-    (LORA, {'alpha_pattern': {'(': 2}}, f'the alpha of {FC1} cannot be read'),
+    (LORA, {'alpha_pattern': {'(': 2}}, f'the rank or alpha of {FC1} cannot be read'),
     (LORA, {'lora_alpha': float('inf')}, f'the alpha of {FC1} is inf; a finite number'),
+    (LORA, {'lora_alpha': 1e308}, f'the alpha of {FC1} is 1e.308; a finite number'),
+    (LORA, {'r': 64}, f'gives {FC1} the rank 64, and its tensors have rank 3'),
+    (LORA, {'rank_pattern': {'fc1': 4}}, f'gives {FC1} the rank 4, and its tensors have rank 3'),
     ({'x.lora_A.weight': numbers(3, 16), 'x.lora_B.weight': numbers(4, 3)}, {}, r'adapter \(x\)'),
     ({**LORA, f'{FC1}.lora_A.weight': numbers(3, 15)}, {}, r'is \(15, 48\), and .* \(16, 48\)'),
     ({**LORA, f'{FC1}.lora_A.weight': numbers(2, 16)}, {}, 'do not belong together'),
