@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from glora_jax.limits import listed, shown
@@ -220,6 +221,17 @@ def check_logits(logits: Any) -> None:
       f'The model gives {given}, and answers are read off logits [image, class]; adapt a model, or '
       'a function around it, that gives these alone.'
     )
+
+
+def right_answers(logits: jax.Array, labels: jax.Array, losses: jax.Array) -> jax.Array:
+  """Which answers are right, bool [...]: of numbers that are not finite, none.
+
+  Args:
+    logits: [..., class].
+    labels: int [...].
+    losses: cross-entropies of the answers, [...].
+  """
+  return (logits.argmax(-1) == labels) & jnp.isfinite(losses)
 
 
 def check_only_arrays(name: str, tree: Any) -> None:

@@ -20,6 +20,7 @@ from glora_jax.method.validation import (
   check_one_genome,
   check_population,
   check_scored,
+  right_answers,
 )
 from glora_jax.nnx.adapter import with_rows
 from glora_jax.nnx.live import adapters, check_stored, mesh_of, require_all_rows, spec
@@ -214,5 +215,5 @@ def _answers(graphdef: Any, state: Any, block: Any) -> Scores:
   inputs, labels, is_example = block
   logits = nnx.merge(graphdef, state, copy=True)(inputs).astype(jnp.float32)
   losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-  correct = (logits.argmax(-1) == labels) & is_example
+  correct = right_answers(logits, labels, losses) & is_example
   return Scores(correct.sum(dtype=jnp.int32), jnp.where(is_example, losses, 0).sum())

@@ -12,11 +12,13 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import optax
 
 from glora_jax.data import augment
 from glora_jax.data.normalization import NORMALIZATIONS, normalize
 from glora_jax.data.tasks import fashion_mnist
 from glora_jax.files import write_json
+from glora_jax.method.validation import right_answers
 from glora_jax.models import weights
 from glora_jax.models.vit import ViT, expected_params
 from glora_jax.runs import disk_room, schema
@@ -197,7 +199,8 @@ def accuracy(
   @jax.jit
   def count_correct(params, images, labels):
     logits = model.apply({'params': params}, normalize(images, normalization))
-    return jnp.sum(logits.argmax(-1) == labels)
+    of_each = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return jnp.sum(right_answers(logits, labels, of_each))
 
   correct = 0
   for first in range(0, len(labels), batch_size):

@@ -17,7 +17,7 @@ from glora_jax.limits import Domain, Limits, check_callable, check_type, shown
 from glora_jax.mesh import require_mesh
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.supports import COLLECTION
-from glora_jax.method.validation import check_logits, check_scored, is_known
+from glora_jax.method.validation import check_logits, check_scored, is_known, right_answers
 
 CANDIDATE = 'candidate'  # the axis of a mesh that subnets are dealt to
 _COUNT = Domain.of_annotation(int, Limits(at_least=1))
@@ -55,7 +55,7 @@ class Answers(NamedTuple):
   """What each answer is worth, [..., image]; padding is wrong and costs nothing.
 
   Attributes:
-    correct: whether the most probable class is the label, bool.
+    correct: whether the most probable class is the label, bool; False where the loss is not finite.
     loss: cross-entropy, float32.
   """
 
@@ -85,6 +85,10 @@ class Predictions(NamedTuple):
 
   classes: Any
   probabilities: Any
+
+  def are(self, labels: Any) -> Any:
+    """Which of them are these labels, bool [image]; none whose probability is not finite."""
+    return (self.classes == labels) & np.isfinite(self.probabilities)
 
 
 def unchanged(images: jax.Array) -> jax.Array:
@@ -190,7 +194,7 @@ class Evaluator:
     logits = self.logits(subnet, self.inputs(images, batch))
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
     return Answers(
-      correct=(logits.argmax(-1) == batch.labels) & batch.is_image,
+      correct=right_answers(logits, batch.labels, losses) & batch.is_image,
       loss=jnp.where(batch.is_image, losses, 0),
     )
 

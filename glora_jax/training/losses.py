@@ -18,6 +18,7 @@ from glora_jax.limits import Domain, check_callable, check_type
 from glora_jax.method.adapted import Adapted, Subnet
 from glora_jax.method.genomes import largest_genome
 from glora_jax.method.supports import COLLECTION
+from glora_jax.method.validation import right_answers
 from glora_jax.training import recipe, sampling
 from glora_jax.training.adapter_loss import AdapterLoss
 from glora_jax.training.component_dropout import drop_components
@@ -60,12 +61,10 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, Met
       'class], and targets a label for each row of them or a distribution over the classes.'
     )
   if targets.shape == logits.shape[:-1]:
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-    labels = targets
+    labels, losses = targets, optax.softmax_cross_entropy_with_integer_labels(logits, targets)
   else:
-    losses = optax.softmax_cross_entropy(logits, targets)
-    labels = targets.argmax(-1)
-  return losses.mean(), {'accuracy': jnp.mean(logits.argmax(-1) == labels)}
+    labels, losses = targets.argmax(-1), optax.softmax_cross_entropy(logits, targets)
+  return losses.mean(), {'accuracy': jnp.mean(right_answers(logits, labels, losses))}
 
 
 def supernet_loss(  # noqa: PLR0913

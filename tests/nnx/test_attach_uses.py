@@ -57,6 +57,15 @@ def test_scores_are_those_of_each_subnet_alone(attached):
       np.testing.assert_allclose(found.loss[row], losses.sum(), rtol=1e-5)
 
 
+def test_an_answer_that_is_not_finite_is_no_right_one(attached):
+  infinite = LABELS == 0
+  inputs = jnp.where(infinite[:, None], jnp.inf, X)
+  found = glora_jax.nnx.score(attached, genomes(attached, 3), inputs, LABELS)
+  finite = glora_jax.nnx.score(attached, genomes(attached, 3), X[~infinite], LABELS[~infinite])
+  np.testing.assert_array_equal(found.correct, finite.correct)
+  assert not np.isfinite(found.loss).any()
+
+
 @pytest.mark.parametrize(
   'changes, sentence',
   [

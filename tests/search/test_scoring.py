@@ -143,6 +143,27 @@ def test_predictions_are_the_most_probable_of_the_classes_that_count(merge, bloc
   assert predicted[0] - predicted[1] == {1}
 
 
+def test_an_answer_that_is_not_finite_is_wrong_whatever_scores_it():
+  adapted, variables, genomes, images, labels = problem('mlp', 'lazy')
+  infinite = np.arange(0, len(labels), 3)
+  images, labels = images.at[infinite].set(jnp.inf), labels.at[infinite].set(0)
+  finite = np.setdiff1d(np.arange(len(labels)), infinite)
+  arguments = variables, genomes, images, labels
+  of_finite = scoring.make_scorer(adapted)(variables, genomes, images[finite], labels[finite])
+  everyone, no_parents = np.ones(len(genomes), bool), np.full(len(genomes), -np.inf)
+  right, losses = scoring.make_image_scorer(adapted)(*arguments)
+  assert not np.isfinite(losses[:, infinite]).any()
+  for correct in (
+    scoring.make_scorer(adapted, chunk=3, block=8)(*arguments).correct,
+    right.sum(1),
+    [scoring.make_predictor(adapted)(variables, g, images).are(labels).sum() for g in genomes],
+    early_stopping.make_stopping_scorer(adapted)(variables, *arguments[1:], everyone, no_parents)[
+      0
+    ],
+  ):
+    np.testing.assert_array_equal(correct, of_finite.correct)
+
+
 class CompiledOnce:
   """What `make_scorer` returns for each chunk, lowered and compiled but once."""
 

@@ -39,6 +39,15 @@ def problem() -> Problem:
   return Problem(adapted, variables, images[:BATCH], labels[:BATCH])
 
 
+def test_logits_that_are_not_finite_are_no_right_answers():
+  logits = jnp.array([[0.0, 1.0], [jnp.nan, 0.0], [jnp.inf, 0.0], [0.0, -jnp.inf]])
+  for targets in (jnp.array([1, 0, 0, 0]), jax.nn.one_hot(jnp.array([1, 0, 0, 0]), 2)):
+    _, metrics = cross_entropy(logits[:3], targets[:3])
+    np.testing.assert_allclose(metrics['accuracy'], 1 / 3)
+  _, metrics = cross_entropy(logits, jnp.array([1, 0, 0, 0]))
+  assert metrics['accuracy'] == 0.5  # a class that is no answer is -inf
+
+
 def loss_at(trainable, images, labels, genomes, distillation=0.0, consistency=Consistency()):
   """A supernet's loss for genomes that are given."""
   loss_fn = supernet_loss(

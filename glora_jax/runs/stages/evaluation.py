@@ -47,13 +47,13 @@ def freeze_and_evaluate(
   }
   freeze(run, rows)
   labels = np.asarray(run.data('test').labels)
-  answers = {}
+  answers, is_right = {}, {}
   for name, row in rows.items():
     answers[name] = run.predict(*scored[name], 'test')
-    row['test_accuracy'] = int((answers[name].classes == labels).sum()) / len(labels)
+    is_right[name] = answers[name].are(labels)
+    row['test_accuracy'] = int(is_right[name].sum()) / len(labels)
     if others := run.task.tests[1:]:
       row['other_test_accuracies'] = {split: run.accuracy(*scored[name], split) for split in others}
-  is_right = {name: answers[name].classes == labels for name in rows}
   for name in rows.keys() - {'winner'}:
     rows[name][PAIRED] = {
       'winner_only': int((is_right['winner'] & ~is_right[name]).sum()),
