@@ -31,7 +31,6 @@ EXTENSIONS = (
 )
 MOST_PIXELS = 178_956_970  # Pillow's own limit, which a program may have lifted
 MOST_BYTES = 2**30  # of a file; some decoders read all of it first
-MOST_GREY = 2**16 - 1  # of whole numbers; what is white beyond 16 bits, no file says
 ROUNDING = 1e-3  # by which fractions may be beyond black and white
 CROP = 0.875  # share of the shorter side that 'crop' keeps, as in most ImageNet evaluations
 
@@ -66,7 +65,7 @@ def decode(encoded: bytes | str | os.PathLike | BinaryIO, *, draft: bool = False
   # On damaged files Pillow's plugins raise whatever their arithmetic runs into.
   except Exception as error:
     raise OSError(f'not a readable image ({_reason(error)})') from error
-  return to_rgb(upright)
+  return to_rgb(upright, picture.format)
 
 
 @contextlib.contextmanager
@@ -120,46 +119,50 @@ def _upright(picture: Image.Image) -> Image.Image:
     return picture.copy()
 
 
-def to_rgb(picture: Image.Image) -> Image.Image:
+def to_rgb(picture: Image.Image, format: str | None) -> Image.Image:
   """An upright Pillow image as 8-bit RGB.
 
   Grey and palette images become what they look like; transparency is dropped, as `convert('RGB')`
   and with it the data loaders of the field do; CMYK is converted; 16-bit grey keeps its upper eight
-  bits, where Pillow alone would clip it to white.
+  bits, as Pillow does with 16-bit colours, where for grey it would clip to white.
+
+  Args:
+    picture: the image.
+    format: format of its file, as Pillow calls it.
 
   Raises:
-    OSError: there is no RGB for its colours; or its grey values are not finite, fractions beyond 0
-      to 255, or whole numbers that 16 bits do not hold.
+    OSError: there is no RGB for its colours; or its grey values are whole numbers of 32 bits, or
+      not finite, or fractions beyond 0 to 255.
   """
-  if picture.mode.startswith(('I', 'F')):
+  mode = picture.mode
+  # Some versions of Pillow have the 16 bits of a PNG in mode I, as all have those of a PGM.
+  if mode.startswith('I;16') or (mode == 'I' and format in ('PNG', 'PPM')):
+    picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+  elif mode == 'I':
+    raise OSError(
+      'not a readable image (mode I, whole numbers of 32 bits, does not say which is white; save '
+      'it with 8 or 16 bits)'
+    )
+  elif mode == 'F':
     picture = Image.fromarray(_to_eight_bits(np.asarray(picture)))
   try:
     return picture.convert('RGB')
   except ValueError as error:
-    raise OSError(f'not a readable image (colours of the kind {picture.mode})') from error
+    raise OSError(f'not a readable image (colours of the kind {mode})') from error
 
 
 def _to_eight_bits(grey: np.ndarray) -> np.ndarray:
-  """Grey values to uint8: floats from [0, 1] or [0, 255], whole numbers of 8 or of 16 bits."""
+  """Grey values as fractions of [0, 1] or [0, 255] to uint8."""
+  if not np.isfinite(grey).all():
+    raise OSError('not a readable image (grey values that are not finite)')
   lowest, highest = grey.min(initial=0), grey.max(initial=0)
-  if np.issubdtype(grey.dtype, np.floating):
-    if not np.isfinite(grey).all():
-      raise OSError('not a readable image (grey values that are not finite)')
-    # Of 255, what is below 2 shows nothing: such values are of 1, and beyond it.
-    if lowest < -ROUNDING or highest > 255 + ROUNDING or 1 + ROUNDING < highest < 2:
-      raise OSError(
-        f'not a readable image (grey values from {lowest:g} to {highest:g}; fractions must be from '
-        '0 to 1, or from 0 to 255)'
-      )
-    grey = np.clip(grey * (255 if highest < 2 else 1), 0, 255)
-  elif lowest < 0 or highest > MOST_GREY:
+  # Of 255, what is below 2 shows nothing: such values are of 1, and beyond it.
+  if lowest < -ROUNDING or highest > 255 + ROUNDING or 1 + ROUNDING < highest < 2:
     raise OSError(
-      f'not a readable image (grey values from {lowest} to {highest}; whole numbers must be from 0 '
-      f'to {MOST_GREY})'
+      f'not a readable image (grey values from {lowest:g} to {highest:g}; fractions must be from '
+      '0 to 1, or from 0 to 255)'
     )
-  elif highest > 255:
-    grey = grey >> 8
-  return grey.astype(np.uint8)
+  return np.clip(grey * (255 if highest < 2 else 1), 0, 255).astype(np.uint8)
 
 
 def resize(
