@@ -23,6 +23,7 @@ from glora_jax.data.normalization import NORMALIZATIONS
 from glora_jax.mesh import NoDeviceError, require_devices
 from glora_jax.models import folder, weights
 from glora_jax.models.export import export, save_exported
+from glora_jax.models.facts import check_agreement
 from glora_jax.models.fetch import fetch, known_normalization
 from glora_jax.models.formats.table import FORMATS
 from glora_jax.models.inspection import inspection
@@ -89,6 +90,7 @@ def _read(path: str, given: argparse.Namespace) -> Checkpoint:
   fields = {} if given.num_heads is None else {'num_heads': given.num_heads}
   normalization = known_normalization(given.input) or given.normalization
   loaded = weights.load(path, normalization=normalization, **fields)
+  check_agreement(given.input, loaded.metadata, {'normalization': given.normalization})
   return weights.refit(*loaded, image_size=given.image_size, patch_size=given.patch_size)
 
 

@@ -14,6 +14,7 @@ from glora_jax.data import image
 from glora_jax.data.normalization import Normalization, normalize
 from glora_jax.limits import check_path, shown
 from glora_jax.models import hub, weights
+from glora_jax.models.facts import check_agreement
 from glora_jax.models.metadata import require_normalization
 
 
@@ -100,7 +101,8 @@ class Classifier:
         hub, `hf:owner/name[@revision]`.
       rule: how images become square; None for what the checkpoint remembers, and for 'squash', a
         run's default, where it remembers nothing.
-      normalization: normalization of images, where the checkpoint does not tell it.
+      normalization: normalization of images, where the checkpoint does not tell it; another than
+        it tells is refused.
       **fields: fields of the ViT, see `weights.load`.
 
     Raises:
@@ -116,6 +118,7 @@ class Classifier:
         f'There is no model {path}; give the folder folded/ of a run, or another checkpoint.'
       )
     model, params, metadata = weights.load(path, normalization=normalization, **fields)
+    check_agreement(path, metadata, {'normalization': normalization})
     _require_classifier(path, model.num_classes, metadata['image_size'])
     normalization = require_normalization(path, metadata.get('normalization'), 'normalization')
     self.classes = tuple(metadata.get('classes') or map(str, range(model.num_classes)))

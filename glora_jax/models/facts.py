@@ -10,7 +10,9 @@ import jax.numpy as jnp
 
 from glora_jax.data.image import RULES
 from glora_jax.data.normalization import NORMALIZATIONS, statistics
+from glora_jax.files import Path
 from glora_jax.limits import MOST_COUNTED, is_finite, shown
+from glora_jax.models.metadata import sides
 from glora_jax.models.vit import ACTIVATIONS, POOLS
 
 MOST_PIXELS = 2**16  # of a side
@@ -163,6 +165,41 @@ def _check(facts: Mapping[str, Any], known: Mapping[str, _Fact]) -> None:
   for name, value in facts.items():
     if value is not None and name in known and not known[name].can_be(value):
       raise ValueError(f'{name}={shown(value)} cannot be; it must be {known[name].expected}.')
+
+
+# Facts that have more than one form.
+_IN_ONE_FORM: Mapping[str, Callable[[Any], Any]] = {
+  'image_size': sides,
+  'normalization': statistics,
+}
+
+
+def check_agreement(path: Path, stated: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+  """Checks that a caller says nothing else than a checkpoint.
+
+  Args:
+    path: path of the checkpoint.
+    stated: facts and fields that it states, by name; None is one that it leaves open.
+    given: what the caller gives, None for nothing.
+
+  Raises:
+    ValueError: both give a value, and these differ.
+
+  Example:
+    >>> check_agreement('a.npz', {'num_heads': 3, 'pool': None}, {'num_heads': 3, 'pool': 'gap'})
+    >>> check_agreement('a.npz', {'num_heads': 3}, {'num_heads': 1})
+    Traceback (most recent call last):
+    ValueError: a.npz has num_heads=3, and num_heads=1 was given; leave it out.
+  """
+  for name, value in given.items():
+    own = stated.get(name)
+    if value is None or own is None:
+      continue
+    form = _IN_ONE_FORM.get(name)
+    if (form(own) != form(value)) if form else own != value:
+      raise ValueError(
+        f'{path} has {name}={shown(own)}, and {name}={shown(value)} was given; leave it out.'
+      )
 
 
 def check_metadata_of(metadata: Mapping[str, Any], num_classes: int) -> None:

@@ -13,7 +13,7 @@ from glora_jax.files import Path
 from glora_jax.models import config_json, hub
 from glora_jax.models.containers.opening import open_tensors
 from glora_jax.models.containers.tensors import Container, Tensors
-from glora_jax.models.facts import check_facts, check_vit_fields
+from glora_jax.models.facts import check_agreement, check_facts, check_vit_fields
 from glora_jax.models.folder import locate
 from glora_jax.models.formats.format import Format, Reading
 from glora_jax.models.formats.table import FORMATS, detect, explain
@@ -22,7 +22,7 @@ from glora_jax.models.metadata import OURS, Metadata, shortest
 from glora_jax.models.own_file import read_own
 from glora_jax.models.translate import Origin, PlainNames, read_params
 from glora_jax.models.verification import grouped, require_shapes
-from glora_jax.models.vit import ViT, expected_params
+from glora_jax.models.vit import ViT, describe, expected_params
 
 log = logging.getLogger(__name__)
 
@@ -60,9 +60,8 @@ def load(
     image_size: image size that the position embedding was made for, (height, width) where its grid
       is not square; `refit` is for another.
     normalization: normalization of the images that the model was trained on, where nothing else
-      tells it.
-    **fields: fields of the ViT, `num_heads=8` for instance; they override what file and
-      `config.json` say.
+      tells it; what the file says comes first.
+    **fields: fields of the ViT that file and `config.json` leave open, `num_heads=8` for instance.
 
   Returns:
     (model, params, metadata). Metadata has 'image_size', 'normalization' and, where they are known,
@@ -74,7 +73,7 @@ def load(
       `huggingface_hub` is not.
     ValueError: the file is damaged, hostile or of another architecture; its tensors are not those
       of its model, and every one that is missing, unexpected or misshaped is named; or a field
-      cannot be.
+      cannot be, or is another in the file.
 
   Example:
     >>> from glora_jax.models import weights
@@ -95,6 +94,7 @@ def load(
   if normalization is not None and metadata.get('normalization') is None:
     metadata['normalization'] = normalization
   if given := {name: value for name, value in fields.items() if value is not None}:
+    stated = describe(model)
     model = model.clone(**given)
     expected = expected_params(model, metadata['image_size'])
     require_shapes(
@@ -102,6 +102,7 @@ def load(
       {name: spec.shape for name, spec in tensors.specs.items()},
       {name: spec.shape for name, spec in expected.items()},
     )
+    check_agreement(tensors.path, stated, given)
   return Checkpoint(model, params, metadata)
 
 
@@ -115,6 +116,7 @@ def _load_foreign(
   format, plain = recognized.format, recognized.tensors
   hints = config_json.read_hints(tensors.path, format)
   reading = _read_shape(plain, format)
+  check_agreement(f'{tensors.path} or its config.json', hints, {'image_size': image_size})
   model = _build(tensors.path, format, reading.fields, hints, fields)
   grid = find_grid(tensors.path, model, reading.tokens, image_size, hints.get('image_size'))
   variant = dataclasses.replace(reading.variant, class_pos=grid.class_pos)
@@ -234,8 +236,12 @@ def _build(
   hints: Mapping[str, Any],
   fields: Mapping[str, Any],
 ) -> ViT:
-  """The model: what the file says, then `config.json`, then the caller."""
+  """The model: what the file says, then `config.json`, and the caller where both say nothing."""
   hinted = {name: hints[name] for name in format.config_fields if name in hints}
+  # Shapes tell whether there is a LayerScale, and not what it began with.
+  assumed = {*format.config_fields, 'layer_scale'}
+  stated = {name: value for name, value in read.items() if name not in assumed} | hinted
+  check_agreement(f'{path} or its config.json', stated, fields)
   given = {name: value for name, value in fields.items() if value is not None}
   model = ViT(**{**read, **hinted, **given})
   if model.num_heads is None:

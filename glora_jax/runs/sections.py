@@ -178,7 +178,7 @@ class ModelSettings:
   )
   activation: str | None = field(
     None,
-    "activation of the MLPs; None for that of the weights' code base",
+    "activation of the MLPs, where the file does not say; None for that of the weights' code base",
     choices=tuple(ACTIVATIONS),
   )
   drop_path: float = field(

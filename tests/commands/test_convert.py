@@ -167,6 +167,10 @@ def test_files_of_others_stay_in_the_folder_that_is_written_to(strangers):
     ),
     ([weights.EMBEDDED_FILE, 'x', '--image-size', '0'], 'image_size=0 cannot be'),
     (
+      [weights.EMBEDDED_FILE, 'x', '--normalization', 'clip'],
+      "has normalization='unit', and normalization='clip' was given; leave it out",
+    ),
+    (
       [FIXTURES / 'timm_gap_with_class_token', 'x.npz', '--format', 'vit_jax'],
       'choose another format',
     ),
@@ -195,7 +199,7 @@ def test_the_backbone_in_the_package_has_a_name(capsys):
 
 
 def test_heads_that_do_not_go_with_the_width_write_nothing(tmp_path):
-  for heads in ('7', '0', '-1'):
+  for heads in ('7', '0', '-1', '1'):
     out = tmp_path / heads
     with pytest.raises(SystemExit, match=f'error: .*num_heads={heads}'):
       convert.main([weights.EMBEDDED_FILE, str(out), '--num-heads', heads])

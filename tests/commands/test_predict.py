@@ -221,6 +221,21 @@ def test_heads_that_do_not_divide_the_width_are_a_sentence(
   assert f'error: {sentence}' in errors
 
 
+@pytest.mark.parametrize(
+  'option, value, stated',
+  [('num_heads', 1, 2), ('normalization', 'clip', 'inception')],
+)
+def test_an_option_that_says_something_else_than_the_model_is_refused(
+  photos, folded, capsys, option, value, stated
+):
+  flag = f'--{option.replace("_", "-")}'
+  code, lines, errors = run(capsys, '--model', folded, flag, value, photos / 'b.png')
+  assert (code, lines) == (1, [])
+  assert f'has {option}={stated!r}, and {option}={value!r} was given; leave it out.' in errors
+  alike = run(capsys, '--model', folded, flag, stated, photos / 'b.png')
+  assert alike == run(capsys, '--model', folded, photos / 'b.png')
+
+
 def test_many_images_have_a_bar_on_standard_error(photos, folded, monkeypatch, capsys):
   monkeypatch.setattr(predict, 'MANY', 3)
   _, lines, errors = run(capsys, '--model', folded, photos)

@@ -1,10 +1,12 @@
 """Reading: what is wrong with a file is said with the names of its tensors."""
 
+import re
+
 import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-from checkpoints import assert_equal_files, assert_equal_params, own, timm  # noqa: F401, fixtures
+from checkpoints import OURS, assert_equal_files, assert_equal_params, own, timm  # noqa: F401, fixtures
 from places import FIXTURES
 
 from glora_jax.models import weights
@@ -157,6 +159,43 @@ def test_heads_that_nobody_tells_are_asked_for(timm):
     ValueError, match='how many heads a width of 16 is split into; give num_heads'
   ):
     timm.load(num_heads=None)
+
+
+@pytest.mark.parametrize(
+  'fields',
+  [{'num_heads': 3}, {'activation': 'quick_gelu'}, {'norm_eps': 1e-3}, {'pool': 'token'}],
+)
+def test_what_a_file_of_ours_says_is_not_overridden(own, fields):
+  ((name, value),) = fields.items()
+  stated = getattr(OURS, name)
+  sentence = f'has {name}={stated!r}, and {name}={value!r} was given; leave it out'
+  with pytest.raises(ValueError, match=re.escape(sentence)):
+    weights.load(own[0], **fields)
+  assert weights.load(own[0], **{name: stated}).model == weights.load(own[0]).model
+
+
+@pytest.mark.parametrize(
+  'name, stated, other',
+  [
+    ('hf_vit', {'num_heads': 4}, {'num_heads': 8}),
+    ('hf_vit', {'norm_eps': 1e-12}, {'norm_eps': 1e-6}),
+    ('hf_vit', {'image_size': (32, 32)}, {'image_size': (16, 64)}),
+    ('hf_vit', {'pool': 'token'}, {'pool': 'gap'}),
+    ('timm_vit', {'num_heads': 4}, {'num_heads': 2}),
+  ],
+)
+def test_what_another_file_or_its_config_says_is_not_overridden(name, stated, other):
+  assert weights.load(FIXTURES / name, **stated).model == weights.load(FIXTURES / name).model
+  with pytest.raises(ValueError, match=r'or its config\.json has .* was given; leave it out'):
+    weights.load(FIXTURES / name, **other)
+
+
+def test_heads_that_are_an_axis_of_an_npz_file_are_not_overridden(own, tmp_path):
+  model, params, metadata = weights.load(FIXTURES / 'timm_vit')
+  weights.save(tmp_path / 'a.npz', model, params, metadata, 'vit_jax')
+  assert weights.load(tmp_path / 'a.npz', activation='gelu').model.activation == 'gelu'
+  with pytest.raises(ValueError, match='has num_heads=4, and num_heads=2 was given'):
+    weights.load(tmp_path / 'a.npz', num_heads=2)
 
 
 @pytest.mark.parametrize(
