@@ -83,13 +83,13 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument('--patch-size', type=int, help='resizes the patch embedding')
   parser.add_argument('--normalization', choices=NORMALIZATIONS, help='where the file does not say')
   parser.add_argument('--num-heads', type=int, help='where the file does not say')
+  parser.add_argument('--key', help='of the state dict, where a PyTorch file holds several')
   return parser
 
 
 def _read(path: str, given: argparse.Namespace) -> Checkpoint:
-  fields = {} if given.num_heads is None else {'num_heads': given.num_heads}
   normalization = known_normalization(given.input) or given.normalization
-  loaded = weights.load(path, normalization=normalization, **fields)
+  loaded = weights.load(path, key=given.key, normalization=normalization, num_heads=given.num_heads)
   check_agreement(given.input, loaded.metadata, {'normalization': given.normalization})
   return weights.refit(*loaded, image_size=given.image_size, patch_size=given.patch_size)
 

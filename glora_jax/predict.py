@@ -42,12 +42,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
   logging.basicConfig(format='%(message)s', level=logging.WARNING, stream=sys.stderr)
   if isinstance(sys.stdout, io.TextIOWrapper):
     sys.stdout.reconfigure(errors='backslashreplace')  # names that its encoding has not
-  fields = {} if given.num_heads is None else {'num_heads': given.num_heads}
   try:
     images = find_images(given.images)
     require_devices()
     classifier = Classifier(
-      given.model, rule=given.resize, normalization=given.normalization, **fields
+      given.model,
+      rule=given.resize,
+      normalization=given.normalization,
+      num_heads=given.num_heads,
+      key=given.key,
     )
     unreadable = _answer(classifier, images, given)
     sys.stdout.flush()
@@ -96,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument(
     '--num-heads', type=_positive, metavar='N', help='where the checkpoint does not say'
   )
+  parser.add_argument('--key', help='of the state dict, where a PyTorch file holds several')
   return parser
 
 

@@ -103,7 +103,7 @@ class Classifier:
         run's default, where it remembers nothing.
       normalization: normalization of images, where the checkpoint does not tell it; another than
         it tells is refused.
-      **fields: fields of the ViT, see `weights.load`.
+      **fields: `key`, or fields of the ViT, see `weights.load`.
 
     Raises:
       FileNotFoundError: there is no such checkpoint.

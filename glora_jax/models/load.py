@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from glora_jax.data.normalization import Normalization
 from glora_jax.files import Path
+from glora_jax.limits import Domain
 from glora_jax.models import config_json, hub
 from glora_jax.models.containers.opening import open_tensors
 from glora_jax.models.containers.tensors import Container, Tensors
@@ -44,6 +45,7 @@ class Checkpoint(NamedTuple):
 def load(
   path: Path,
   *,
+  key: str | None = None,
   image_size: int | tuple[int, int] | None = None,
   normalization: Normalization | None = None,
   **fields: Any,
@@ -57,6 +59,7 @@ def load(
   Args:
     path: path of a file, or of a folder with one; or a name on the Hugging Face hub,
       `hf:owner/name` or `hf:owner/name@revision` (see `models.hub`).
+    key: key of the state dict in a PyTorch file that holds several, 'model_ema' for instance.
     image_size: image size that the position embedding was made for, (height, width) where its grid
       is not square; `refit` is for another.
     normalization: normalization of the images that the model was trained on, where nothing else
@@ -83,7 +86,8 @@ def load(
   """
   check_fields(fields)
   check_facts({'image_size': image_size, 'normalization': normalization})
-  tensors = open_tensors(locate(hub.local(path)))
+  Domain(str, optional=True).check(key, 'key')
+  tensors = open_tensors(locate(hub.local(path)), key)
   if OURS not in tensors.metadata:
     return _load_foreign(tensors, image_size, normalization, fields)
   if image_size is not None:

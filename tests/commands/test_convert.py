@@ -165,6 +165,7 @@ def test_files_of_others_stay_in_the_folder_that_is_written_to(strangers):
       [weights.EMBEDDED_FILE, 'x', '--patch-size', '5000'],
       'patch_size=5000 must be at least 1 and',
     ),
+    ([weights.EMBEDDED_FILE, 'x', '--key', 'ema'], "not a PyTorch file, so it has no key 'ema'"),
     ([weights.EMBEDDED_FILE, 'x', '--image-size', '0'], 'image_size=0 cannot be'),
     (
       [weights.EMBEDDED_FILE, 'x', '--normalization', 'clip'],

@@ -26,6 +26,7 @@ from timm.layers.patch_embed import resample_patch_embed
 from timm.layers.pos_embed import resample_abs_pos_embed
 
 import glora_jax
+from glora_jax import convert, predict
 from glora_jax.data import image, normalization
 from glora_jax.models import weights
 from glora_jax.models.blocks import ACTIVATIONS
@@ -208,6 +209,46 @@ def test_pytorch_files_in_and_out(wrapper, tmp_path):
   weights.save(tmp_path / 'out.pth', model, params, metadata, metadata['source'])
   back = torch.load(tmp_path / 'out.pth', weights_only=True)
   families.FAMILIES['timm_vit']().load_state_dict(back[wrapper] if wrapper else back, strict=True)
+
+
+def test_one_of_several_state_dicts_is_chosen_by_its_key(tmp_path, capsys):
+  theirs = families.build('timm_vit')
+  state = theirs.state_dict()
+  ema = {name: value + 1 for name, value in state.items()}
+  path, back, heads = str(tmp_path / 'in.pth'), str(tmp_path / 'ema.pth'), ['--num-heads', '4']
+  torch.save({'model_ema': ema, 'model': state, 'epoch': 3}, path)
+  sentence = 'in.pth holds several state dicts, model_ema, model; choose one with --key'
+  picture = str(tmp_path / 'a.png')
+  Image.new('L', (28, 28)).save(picture)
+  for main, arguments in (
+    (convert.main, [path, back]),
+    (predict.main, [picture, '--model', path]),
+  ):
+    with pytest.raises(SystemExit, match=sentence):
+      main([*arguments, *heads])
+    with pytest.raises(SystemExit, match="no state dict at the key 'epoch'; its state dicts are"):
+      main([*arguments, *heads, '--key', 'epoch'])
+    main([*arguments, *heads, '--key', 'model_ema'])
+  for name, expected in ((back, ema), (path, state)):
+    key = None if name == back else 'model'
+    _, params, _ = weights.load(name, num_heads=4, key=key)
+    np.testing.assert_array_equal(params['norm']['bias'], expected['norm.bias'])
+
+
+def test_buffers_of_a_loss_are_no_second_model(tmp_path):
+  state = families.build('timm_vit').state_dict()
+  loss, moments = {'center': torch.ones(1, 5)}, {'state': {0: {'step': torch.tensor(3)}}}
+  for wrapped in ({'teacher': state}, {'ema': state}):
+    torch.save({'loss': loss, 'optimizer': moments, **wrapped}, tmp_path / 'in.pth')
+    _, params, metadata = weights.load(tmp_path / 'in.pth', num_heads=4)
+    assert metadata['source'].wrapper in wrapped
+    np.testing.assert_array_equal(params['norm']['bias'], state['norm.bias'])
+  torch.save({**state, 'loss': loss}, tmp_path / 'in.pth')
+  assert weights.load(tmp_path / 'in.pth', num_heads=4).metadata['source'].wrapper is None
+  with pytest.raises(
+    ValueError, match="no state dict at the key 'model'; its state dicts are loss"
+  ):
+    weights.load(tmp_path / 'in.pth', key='model')
 
 
 @pytest.mark.parametrize('name', ['hf_vit', 'hf_vit_model', 'hf_dinov2', 'hf_dinov2_model'])

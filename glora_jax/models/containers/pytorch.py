@@ -11,9 +11,10 @@ import ml_dtypes
 import numpy as np
 
 from glora_jax.files import Path, whole
+from glora_jax.limits import listed, shown
 from glora_jax.models.containers.tensors import Refused, Tensors, TensorSpec, float_type
 
-# Keys under which checkpoints keep the weights.
+# Keys under which checkpoints keep the weights, the likelier first.
 WRAPPERS = ('model', 'state_dict', 'teacher', 'module')
 
 
@@ -22,11 +23,11 @@ class PyTorch(Tensors):
 
   container = 'torch'
 
-  def __init__(self, path: str):
+  def __init__(self, path: str, key: str | None = None):
     self._torch = require_torch(path)
     content = _load(self._torch, path)
-    wrapper = _wrapper(content)
-    self._state = _state(self._torch, path, content[wrapper] if wrapper else content)
+    wrapper = _wrapper(self._torch, path, content, key)
+    self._state = _state(self._torch, path, content if wrapper is None else content[wrapper])
     specs = {
       name: TensorSpec(tuple(value.shape), float_type(str(value.dtype).removeprefix('torch.')))
       for name, value in self._state.items()
@@ -52,26 +53,52 @@ def _load(torch: ModuleType, path: str) -> Any:
     raise Refused(f'{path} {fault}: PyTorch does not load it with weights_only=True.') from error
 
 
-def _wrapper(content: Any) -> str | None:
-  if isinstance(content, dict):
-    for key in WRAPPERS:
-      if isinstance(content.get(key), dict):
-        return key
-  return None
+def _wrapper(torch: ModuleType, path: str, content: Any, key: str | None) -> str | None:
+  """The key of the state dict that is meant; None where its tensors are at the top.
+
+  Raises:
+    Refused: there is none at the key that is given, or several where none is given.
+  """
+  entries = content if isinstance(content, dict) else {}
+  sizes = {name: len(_named_tensors(torch, value)) for name, value in entries.items()}
+  sizes = {name: size for name, size in sizes.items() if isinstance(name, str) and size}
+  if key is not None:
+    if key not in sizes:
+      kept = f'its state dicts are {listed(sizes)}' if sizes else 'leave the key out'
+      raise Refused(f'{path} has no state dict at the key {shown(key)}; {kept}.')
+    return key
+  known = next((name for name in WRAPPERS if name in sizes), None)
+  if not sizes or (known is None and _named_tensors(torch, content)):
+    return None
+  chosen = known or max(sizes, key=lambda name: sizes[name])
+  # The buffers of a loss or an optimizer are no second model.
+  models = [name for name, size in sizes.items() if size >= sizes[chosen] / 2]
+  if len(models) > 1:
+    raise Refused(
+      f'{path} holds several state dicts, {listed(models)}; choose one with --key (key= in '
+      'Python), and for a run convert it first with --key.'
+    )
+  return chosen
+
+
+def _named_tensors(torch: ModuleType, content: Any) -> dict[str, Any]:
+  entries = content.items() if isinstance(content, dict) else ()
+  return {
+    name: value
+    for name, value in entries
+    if isinstance(name, str) and isinstance(value, torch.Tensor)
+  }
 
 
 def _state(torch: ModuleType, path: str, content: Any) -> dict[str, Any]:
   """The tensors of a state dict by name, each checked to be as large as it declares."""
-  state = {}
-  for name, value in content.items() if isinstance(content, dict) else ():
-    if not isinstance(name, str) or not isinstance(value, torch.Tensor):
-      continue
+  state = _named_tensors(torch, content)
+  for name, value in state.items():
     if value.numel() * value.element_size() > value.untyped_storage().nbytes():
       raise Refused(
         f'{path}: the tensor {name} declares shape {tuple(value.shape)}, and fewer numbers are '
         'there; that is no checkpoint.'
       )
-    state[name] = value
   if not state:
     raise Refused(f'{path} holds no tensors by name; a state dict is expected.')
   return state
