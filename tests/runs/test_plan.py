@@ -1,6 +1,7 @@
 """What a run will take, before any of it runs."""
 
 import dataclasses
+import itertools
 import os
 import types
 
@@ -15,8 +16,9 @@ from glora_jax import main
 from glora_jax.data.examples import Files
 from glora_jax.models.vit import ViT
 from glora_jax.runs.config import RunSettings
+from glora_jax.runs.planning import machine as machines
 from glora_jax.runs.planning import plan as plans
-from glora_jax.runs.planning.arithmetic import count
+from glora_jax.runs.planning.arithmetic import count, equations
 from glora_jax.runs.planning.costs import cost_of, memory_by_batch
 from glora_jax.runs.planning.footprint import temporaries
 from glora_jax.runs.planning.machine import Machine, machine_of
@@ -38,9 +40,9 @@ def plan_of(settings=GIVEN, **of_machine):
   return plans.plan_of(shape_of_run(settings, MODEL, 8, COUNTS), 'digits', machine(**of_machine))
 
 
-def machine(memory=2**30, devices=1):
+def machine(memory=2**30, devices=1, is_published=True):
   """A machine of devices of a gigaop a second."""
-  return Machine('test', devices, 1, memory, 1e9, True, 'tpu')
+  return Machine('test', devices, 1, memory, 1e9, is_published, 'tpu')
 
 
 @pytest.fixture(scope='module')
@@ -161,6 +163,32 @@ def test_devices_of_a_cpu_share_its_memory(monkeypatch):
   alone = machine_of(None, 'one').memory
   monkeypatch.setattr(jax, 'devices', lambda: 4 * jax.local_devices()[:1])
   assert machine_of(None).memory == alone // 4
+
+
+def test_a_peak_is_that_of_the_calls_that_no_other_process_held_up(monkeypatch):
+  ticks = itertools.chain(itertools.repeat(5e-3, 40), itertools.repeat(1e-3))
+  clock = itertools.accumulate(ticks)
+  monkeypatch.setattr(machines.time, 'perf_counter', lambda: next(clock))
+  assert machine_of(None, 'one').peak == pytest.approx(2 * 512**3 / 1e-3)
+
+
+def test_equations_of_a_loop_and_of_what_is_called_count_once():
+  def loop(x):
+    return jax.lax.fori_loop(0, 9, lambda _, y: jnp.sin(jnp.cos(y)), jax.jit(jnp.tanh)(x))
+
+  more = equations(jax.make_jaxpr(lambda x: jnp.exp(loop(x)))(1.0))
+  assert more == equations(jax.make_jaxpr(loop)(1.0)) + 1
+  assert 4 <= more < 9
+
+
+def test_at_hand_a_plan_counts_compiling_and_for_a_slice_it_says_that_it_does_not():
+  published, at_hand = plan_of(), plan_of(is_published=False)
+  assert 'without compiling and reading' in str(published)
+  assert 'plus compiling, without reading' in str(at_hand)
+  compiling = [now - before for now, before in zip(at_hand.seconds, published.seconds, strict=True)]
+  assert 0 < compiling[0] < compiling[1]
+  twice = plan_of(dataclasses.replace(GIVEN, presets=('bitfit',)), is_published=False)
+  assert twice.compiling[0] > at_hand.compiling[0]
 
 
 def test_every_structure_has_its_own_price():

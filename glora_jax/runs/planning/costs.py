@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from glora_jax.runs.disk_room import bytes_of
-from glora_jax.runs.planning.arithmetic import count
+from glora_jax.runs.planning.arithmetic import count, equations
 from glora_jax.runs.planning.footprint import temporaries
 from glora_jax.runs.programs import Program, Workload, program
 from glora_jax.runs.run import Run
@@ -26,12 +26,14 @@ class Cost(NamedTuple):
     operations: floating-point operations for an image, of one candidate.
     arguments: bytes of what it is given.
     temporaries: bytes that it takes beside that, and for its results, by `footprint.temporaries`.
+    equations: number of equations to compile.
     streamed: bytes of the arguments that are batches of a stream, those of the next call included.
   """
 
   operations: float
   arguments: int
   temporaries: int
+  equations: int
   streamed: int = 0
 
   @property
@@ -57,6 +59,7 @@ def cost_of(name: str, run: Run, workload: Workload = Workload()) -> Cost:
     count(traced.jaxpr).total / _images(made, run),
     bytes_of(made.arguments) + batches,  # the next call's come while this one runs
     temporaries(traced.jaxpr) + results,
+    equations(traced.jaxpr),
     2 * batches,
   )
 

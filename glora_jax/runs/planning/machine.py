@@ -13,8 +13,10 @@ import jax.numpy as jnp
 
 from glora_jax.runs.planning.slices import find_slice
 
-_SIDE = 1024  # of the matrices whose products are timed
-_PRODUCTS = 4
+# Of the matrices whose products are timed: a CPU's caches hold them, other devices they fill.
+_SIDES = {'cpu': 512}
+_SIDE = 4096
+_SECONDS = 1.0  # of timing: among hundreds of short products some meet no other process
 
 
 class Machine(NamedTuple):
@@ -64,7 +66,7 @@ def _at_hand(devices: Sequence[jax.Device], dtype: Any) -> Machine:
   device = jax.local_devices()[0]
   stats = device.memory_stats() or {}
   memory = stats.get('bytes_limit') or os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-  peak = _measured_peak(dtype)
+  peak = _measured_peak(dtype, _SIDES.get(device.platform, _SIDE))
   hosts = len({device.process_index for device in devices})
   if device.platform == 'cpu':  # all of a host's devices are its cores and its memory
     share = len(devices) // hosts
@@ -72,17 +74,13 @@ def _at_hand(devices: Sequence[jax.Device], dtype: Any) -> Machine:
   return Machine(device.device_kind, len(devices), hosts, memory, peak, False, device.platform)
 
 
-def _measured_peak(dtype: Any) -> float:
-  """Operations a second of a few products of matrices, at their best."""
-  factor = jnp.full((_SIDE, _SIDE), 1 / _SIDE, dtype)
-
-  @jax.jit
-  def multiply(factor):
-    return jax.lax.fori_loop(0, _PRODUCTS, lambda _, product: product @ factor, factor)
-
-  seconds = []
-  for _ in range(3):
-    start = time.perf_counter()
-    multiply(factor).block_until_ready()
-    seconds.append(time.perf_counter() - start)
-  return 2 * _PRODUCTS * _SIDE**3 / min(seconds)
+def _measured_peak(dtype: Any, side: int) -> float:
+  """Operations a second of a product of square matrices, the best of many."""
+  factor = jnp.full((side, side), 1 / side, dtype)
+  multiply = jax.jit(jnp.matmul)
+  multiply(factor, factor).block_until_ready()
+  best, end = math.inf, time.perf_counter() + _SECONDS
+  while (start := time.perf_counter()) < end:
+    multiply(factor, factor).block_until_ready()
+    best = min(best, time.perf_counter() - start)
+  return 2 * side**3 / best

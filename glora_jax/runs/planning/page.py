@@ -59,6 +59,7 @@ class Plan:
     batch: most images of a step, on all devices together; 0 where not one fits.
     chunk: most candidates side by side on a device; None where nothing is searched.
     side_by_side: how many of them a run takes, which leaves half of what is free.
+    compiling: seconds of compiling, at best and at worst; 0 where they are not known.
     reading: what streamed training images ask of the hosts; None where they stay on the devices.
     is_compiled: whether memory of the stages is the compiler's account, and not an estimate.
   """
@@ -72,13 +73,15 @@ class Plan:
   batch: int
   chunk: int | None
   side_by_side: int | None
+  compiling: tuple[float, float] = (0.0, 0.0)
   reading: Reading | None = None
   is_compiled: bool = False
 
   @property
   def seconds(self) -> tuple[float, float]:
-    """Seconds of all stages, at 45% and at 20% of the peak."""
-    fast, slow = zip(*(stage.seconds for stage in self.stages), strict=True)
+    """Seconds of all stages, at 45% and at 20% of the peak, and of compiling."""
+    parts = (self.compiling, *(stage.seconds for stage in self.stages))
+    fast, slow = zip(*parts, strict=True)
     return sum(fast), sum(slow)
 
   def __str__(self):
@@ -105,6 +108,8 @@ def _page(plan: Plan) -> Iterator[str]:
     )
     for stage in plan.stages
   ]
+  if any(plan.compiling):
+    rows.append(('compiling', '', '', '', '', _range(plan.compiling)))
   total = sum(stage.operations for stage in plan.stages)
   yield from _table([_TITLES, *rows, ('all', '', '', _operations(total), '', _range(plan.seconds))])
   yield ''
@@ -118,9 +123,10 @@ def _page(plan: Plan) -> Iterator[str]:
   if plan.reading is not None:
     yield _words_on(plan.reading)
   source = "the TPU compiler's account" if plan.is_compiled else 'an estimate, from shapes alone'
+  added = 'plus compiling, without' if any(plan.compiling) else 'without compiling and'
   yield (
-    f'Memory is {source}. Time is that of the arithmetic at 45% to 20% of the peak, without '
-    'compiling and reading; a search that stops early takes less.'
+    f'Memory is {source}. Time is that of the arithmetic at 45% to 20% of the peak, {added} '
+    'reading; a search that stops early takes less.'
   )
 
 
