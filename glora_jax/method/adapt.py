@@ -30,9 +30,9 @@ from glora_jax.method.selection import Heads, Selection, Selector, matches, unma
 from glora_jax.method.site import Site, apart
 from glora_jax.method.space import SearchSpace
 from glora_jax.method.trace.find import Found, find
-from glora_jax.method.trace.uncovered import Uncovered
+from glora_jax.method.trace.uncovered import Uncovered, named_reasons
 from glora_jax.method.validation import check_merge
-from glora_jax.tree import Path, flatten, path_name
+from glora_jax.tree import Path, flatten
 
 log = logging.getLogger(__name__)
 DEFAULT_HEADS = r'(^|/)(head|classifier|lm_head|output_projection)$'
@@ -234,11 +234,11 @@ def assemble(
     sites = [dataclasses.replace(site, shared=True) for site in apart(found.sites)]
     candidates = [site for site in sites if site.kernel_path not in heads.paths]
   if not candidates and not refused:
-    others = [] if found is None else found.uncovered
-    named = [f'{path_name(path)} {why}' for path, _, why in others if path not in heads.paths]
+    uncovered = () if found is None else found.uncovered
+    others = [matrix for matrix in uncovered if matrix.path not in heads.paths]
     raise ValueError(
       f'{name} has no linear layer that GLoRA can adapt besides its heads: '
-      f'{"; ".join(named) or "it has no other matrix"}.'
+      f'{named_reasons(others) or "it has no other matrix"}.'
     )
   groups = _groups(name, candidates, selection)
   _check_select(name, selection.select, [*(site.name for site in sites), *refused])
@@ -258,7 +258,7 @@ def assemble(
     uncovered,
     head_sites=tuple(site for site in sites if site.kernel_path in heads.paths),
   )
-  log_uncovered(name, adapted.coverage())
+  log_uncovered(adapted.coverage())
   if selection.heads is not None:
     _check_heads(name, selection.heads, heads, sites)
     _log_heads(name, selection.heads, heads, choice, found)

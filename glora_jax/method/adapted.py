@@ -51,7 +51,7 @@ class Adapted:
     head_paths: paths of the parameters that are trained in full.
     merge: how supports get into the kernels, 'up_front' or 'lazy'.
     param_shapes: ShapeDtypeStruct of every parameter of the model, by path.
-    uncovered: the matrices that no row stands for, and why; see `coverage`.
+    uncovered: the matrices that are not adapted, and why; see `coverage`.
     mesh: devices that the frozen weights are sharded over; see `glora_jax.shard`.
     head_sites: the linear layers among the heads.
 
@@ -239,7 +239,7 @@ class Adapted:
       genome: whose alleles to show, int [rows, 5]; None shows all on offer.
 
     Returns:
-      One line a layer, one about the whole model, and one for each matrix that no row stands for.
+      One line a layer, one about the whole model, and one for each matrix that is not adapted.
     """
     chosen = genomes.largest_genome(self.spec) if genome is None else genome
     check_one_genome(self.spec, chosen, 'summary')
@@ -255,7 +255,7 @@ class Adapted:
     return '\n'.join([*table, totals, *self.coverage().lines()])
 
   def coverage(self) -> Coverage:
-    """Which matrices of the model rows stand for, and which they do not, with reasons.
+    """Which weight matrices of the model are adapted, and why the others are not.
 
     Example:
       >>> import glora_jax, jax.numpy as jnp
@@ -267,9 +267,9 @@ class Adapted:
       >>> [matrix.name for matrix in coverage.covered], coverage.share
       (['w'], 0.25)
       >>> print(coverage)
-      2 matrices are in no row, 75.00% of the base model
-        embedding  8x4  50.00%  is looked up by an index (an embedding)
-        head       4x4  25.00%  is trained in full
+      2 of 3 weight matrices are not adapted (75.0% of parameters):
+        embedding  8x4  50.0%  embedding lookup
+        head       4x4  25.0%  trained in full
     """
     return coverage(self.groups, self.uncovered, self.param_shapes)
 

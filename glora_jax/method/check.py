@@ -105,8 +105,9 @@ def check(adapted: Adapted, variables: Mapping[str, Any], *inputs: Any, **kwargs
   relative to the largest of them, at the highest precision of matrix products that the device has.
   The genomes are the largest and as many as it takes for every allele on offer to occur in every
   layer. Supports and heads are those of the variables with noise on them, so that no term is zero.
-  Reported, and not judged, are the share of the parameters that no row stands for and, of a
-  quantized base, the error of quantizing the folded parameters again, in weights and in outputs.
+  Reported, and not judged, are the share of the parameters in matrices that are not adapted and,
+  of a quantized base, the error of quantizing the folded parameters again, in weights and in
+  outputs.
   About six programs are compiled.
 
   Args:
@@ -234,11 +235,11 @@ def _requantize(trial: Trial) -> Iterator[CheckRow]:
 
 
 def _cover(adapted: Adapted) -> CheckRow:
-  """What no row stands for, but for what a user left out."""
+  """What is not adapted, but for what a user left out."""
   coverage = adapted.coverage()
   others = [matrix for matrix in coverage.uncovered if matrix.reason not in CHOSEN]
   share = sum(matrix.share for matrix in others)
-  note = f'share of matrices without a row ({len(others)}: adapted.coverage()); reported alone'
+  note = f'share of matrices not adapted ({len(others)}: adapted.coverage()); reported alone'
   return CheckRow('not covered', share, _ANY, note)
 
 

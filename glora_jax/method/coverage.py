@@ -1,4 +1,4 @@
-"""Which matrices of a model rows stand for, and why they stand for no others."""
+"""Which matrices of a model are adapted, and why the others are not."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Matrix:
     name: its path, joined by '/'.
     shape: its shape.
     share: its part of the model's parameters.
-    reason: why no row stands for it; '' if rows do.
+    reason: why it is not adapted, in a few words; '' if it is.
   """
 
   name: str
@@ -43,8 +43,8 @@ class Coverage:
   """The matrices of a model; see `Adapted.coverage`.
 
   Attributes:
-    covered: those that rows stand for, in their order.
-    uncovered: those that none does, each with its reason.
+    covered: those that are adapted, in the order of their rows.
+    uncovered: those that are not, each with its reason.
   """
 
   covered: tuple[Matrix, ...]
@@ -61,15 +61,26 @@ class Coverage:
     return sum(matrix.share for matrix in self.uncovered)
 
   def __str__(self) -> str:
-    return '\n'.join(self.lines()) or 'every matrix is in a row'
+    return '\n'.join(self.lines()) or 'all weight matrices are adapted'
 
   def lines(self) -> list[str]:
-    """A table of the matrices that no row stands for; no line if there are none."""
+    """A table of the matrices that are not adapted; no line if there are none."""
     if not self.uncovered:
       return []
-    matrices = 'matrix is' if len(self.uncovered) == 1 else 'matrices are'
-    head = f'{len(self.uncovered)} {matrices} in no row, {_percent(self.uncovered_share)} of the'
-    return [f'{head} base model', *align([*map(_line, self.uncovered)], ('share',))]
+    return [f'{self.count(self.uncovered)}:', *align([*map(_line, self.uncovered)], ('share',))]
+
+  def count(self, uncovered: Sequence[Matrix]) -> str:
+    """How many matrices are not adapted, in words.
+
+    Args:
+      uncovered: all of them, or those that are to be counted.
+    """
+    number = len(self.covered) + len(self.uncovered)
+    are, share = 'is' if len(uncovered) == 1 else 'are', sum(matrix.share for matrix in uncovered)
+    return (
+      f'{len(uncovered)} of {number} weight matrices {are} not adapted '
+      f'({_percent(share)} of parameters)'
+    )
 
 
 class _Line(NamedTuple):
@@ -87,7 +98,7 @@ def _line(matrix: Matrix) -> _Line:
 
 
 def _percent(share: float) -> str:
-  return f'{100 * share:.2f}%'
+  return f'{100 * share:.1f}%'
 
 
 def coverage(
@@ -130,7 +141,7 @@ class Choice(NamedTuple):
 
 
 def find_uncovered(choice: Choice, found: Found | None) -> tuple[Uncovered, ...]:
-  """The matrices that no row stands for, in the order of the parameters.
+  """The matrices that are not adapted, in the order of the parameters.
 
   Args:
     choice: what was chosen.
@@ -161,31 +172,20 @@ def _other_reasons(choice: Choice, found: Found | None) -> Iterator[tuple[Path, 
     yield matrix.path, matrix.reason
 
 
-def log_uncovered(name: str, whole: Coverage) -> None:
-  """Says in one line how much of a model no row stands for, but for what a user left out.
+def log_uncovered(whole: Coverage) -> None:
+  """Says in one line which matrices of a model are not adapted, but for what a user left out.
 
   It is a warning where a matrix is used in a way that might be a linear layer's.
-
-  Args:
-    name: the model's name.
-    whole: its matrices.
   """
   others = [matrix for matrix in whole.uncovered if matrix.reason not in CHOSEN]
   if not others:
     return
   others.sort(key=_by_concern)
   is_usual = _is_ordinary(others[0])
-  named = [f'{matrix.name} {matrix.reason}' for matrix in others[:_MOST_NAMED]]
-  log.log(
-    logging.INFO if is_usual else logging.WARNING,
-    'No row stands for %d of the %d matrices of %s, %s of its parameters: %s. '
-    'adapted.coverage() lists all of them.',
-    len(others),
-    len(whole.covered) + len(whole.uncovered),
-    name,
-    _percent(sum(matrix.share for matrix in others)),
-    '; '.join(named + ['...'] * (len(others) > _MOST_NAMED)),
-  )
+  named = [f'{matrix.name} ({matrix.reason})' for matrix in others[:_MOST_NAMED]]
+  more = ['... (adapted.coverage() lists all)'] if len(others) > _MOST_NAMED else []
+  level = logging.INFO if is_usual else logging.WARNING
+  log.log(level, '%s: %s', whole.count(others), ', '.join(named + more))
 
 
 def _by_concern(matrix: Matrix) -> tuple[bool, float]:

@@ -15,7 +15,8 @@ from glora_jax.method.sample import is_array
 from glora_jax.method.selection import Selection, Selector
 from glora_jax.method.space import SearchSpace
 from glora_jax.method.trace.find import Found, find
-from glora_jax.tree import flatten, map_with_path, path_name
+from glora_jax.method.trace.uncovered import named_reasons
+from glora_jax.tree import flatten, map_with_path
 
 
 def adapt_function(  # noqa: PLR0913
@@ -112,8 +113,7 @@ def _check_found(name: str, found: Found, arrays: Any) -> None:
       f'{name} uses none of its params on its inputs: it must be called as {name}(params, *inputs) '
       'and compute with these, not with arrays that it closes over.'
     )
-  named = [f'{path_name(path)} {shape} {reason}' for path, shape, reason in found.uncovered]
   raise ValueError(
     f'{name} has no linear layer that GLoRA can adapt: '
-    f'{"; ".join(named) or "it has no matrix among its parameters"}.'
+    f'{named_reasons(found.uncovered) or "it has no matrix among its parameters"}.'
   )

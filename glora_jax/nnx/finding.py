@@ -14,8 +14,9 @@ from flax import nnx
 from glora_jax.method.sample import Sample
 from glora_jax.method.site import Site
 from glora_jax.method.trace import find as by_use
+from glora_jax.method.trace.uncovered import named_reasons
 from glora_jax.nnx.frozen import Frozen
-from glora_jax.tree import Path, path_name, plain_path
+from glora_jax.tree import Path, plain_path
 
 
 def find(
@@ -40,10 +41,9 @@ def find(
   params = frozen.variables()['params']
   found = by_use.find(frozen, params, inputs, kwargs, convs=convs, split=split)
   if not found.sites:
-    reasons = [f'{path_name(path)} {shape} {reason}' for path, shape, reason in found.uncovered]
     raise ValueError(
-      f'{frozen.__name__} has no linear layer that GLoRA can adapt '
-      f'({"; ".join(reasons) or "no matrix at all"}).'
+      f'{frozen.__name__} has no linear layer that GLoRA can adapt: '
+      f'{named_reasons(found.uncovered) or "no matrix at all"}.'
     )
   named = [_named(site, frozen.__name__) for site in found.sites]
   return found._replace(sites=tuple(numbered(_in_module_order(named, model))))

@@ -22,7 +22,7 @@ from glora_jax.nnx.variables import Head, merged_variable, without_role
 from glora_jax.tree import path_name
 
 PREFIX = 'glora_'  # of the attributes that lie beside an owner's parameters
-UNCOVERED = 'glora_uncovered'  # attribute of the whole model: the matrices that no row stands for
+UNCOVERED = 'glora_uncovered'  # attribute of the whole model: the matrices that are not adapted
 
 
 class Part(NamedTuple):

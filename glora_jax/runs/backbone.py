@@ -18,7 +18,7 @@ from glora_jax.data.task import Task
 from glora_jax.method import sharded_arrays
 from glora_jax.method.adapt import adapt
 from glora_jax.method.adapted import Adapted
-from glora_jax.method.space import SearchSpace
+from glora_jax.method.groups import spec_of
 from glora_jax.models import weights
 from glora_jax.models.fetch import fetch, known_normalization
 from glora_jax.models.metadata import require_normalization
@@ -117,15 +117,13 @@ def adapt_spaces(
     mesh: devices of the run.
   """
   sample = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-
-  def make(space: SearchSpace) -> Adapted:
-    adapted = adapt(model, sample, space=space, merge=settings.merge)
-    return on_devices(adapted, settings, mesh)
-
-  adapted = make(settings.space.search_space(settings.structure))
+  space = settings.space.search_space(settings.structure)
+  adapted = on_devices(adapt(model, sample, space=space, merge=settings.merge), settings, mesh)
   is_searched = settings.structure == SEARCH
   if is_searched and any(is_beside(adapted.spec, name) for name in early_checks.rows(settings)):
-    return adapted, make(settings.space.search_space(GRADIENT))
+    space = settings.space.search_space(GRADIENT)
+    groups = tuple(dataclasses.replace(group, space=space) for group in adapted.groups)
+    return adapted, dataclasses.replace(adapted, groups=groups, spec=spec_of(groups))
   return adapted, None
 
 

@@ -301,9 +301,7 @@ def test_convolutions_are_an_option():
       return nn.Dense(3, name='head')(x.mean((1, 2)))
 
   images = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
-  with pytest.raises(
-    ValueError, match=r'patches/kernel is the kernel of a convolution; convs=True'
-  ):
+  with pytest.raises(ValueError, match=r'patches/kernel 4x4x3x8 \(convolution; use convs=True\)'):
     glora_jax.adapt(Convs(), images)
   adapted, variables = ready(Convs(), images, convs=True)
   assert [(layer.name, layer.in_features, layer.out_features) for layer in adapted.spec] == [
@@ -584,7 +582,7 @@ def test_the_summary_lists_layers_and_totals(vit):
   assert chosen.splitlines()[1].split()[3:8] == ['none', 'none', 'none', 'none', 'vector']
   uncovered = adapted.coverage().lines()
   assert lines[-4:] == uncovered == chosen.splitlines()[-4:]
-  assert uncovered[0].startswith('3 matrices are in no row, ')
+  assert uncovered[0].startswith('3 of 7 weight matrices are not adapted (')
   assert [line.split()[0] for line in uncovered[1:]] == ['embed/kernel', 'head/kernel', 'pos_embed']
 
 

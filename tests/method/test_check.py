@@ -110,7 +110,7 @@ def test_a_function_passes_and_what_it_does_not_cover_is_reported():
   found = glora_jax.check(adapted, adapted.init(jax.random.key(0), params), tokens)
   assert found.ok, str(found)
   assert found.rows[-1].measured == pytest.approx(24 / 36)
-  assert 'share of matrices without a row (1: ' in found.rows[-1].note
+  assert 'share of matrices not adapted (1: ' in found.rows[-1].note
 
 
 def test_a_function_passes_whose_params_hold_more_than_arrays():

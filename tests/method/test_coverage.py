@@ -74,7 +74,9 @@ def test_every_matrix_is_covered_or_has_a_reason_and_a_share():
   total = 8 * 4 + 5 * 4 + (4 * 4 + 4) + 4 * 4 + (4 * 8 + 8)
   assert coverage.share == pytest.approx(16 / total)
   assert coverage.uncovered_share == pytest.approx((32 + 20 + 16 + 32) / total)
-  assert str(coverage).splitlines()[0] == '4 matrices are in no row, 78.12% of the base model'
+  assert (
+    str(coverage).splitlines()[0] == '4 of 5 weight matrices are not adapted (78.1% of parameters):'
+  )
   assert adapted.summary().endswith(str(coverage))
 
 
@@ -88,7 +90,7 @@ def test_what_is_not_selected_and_a_tied_embedding_are_said():
   adapted = glora_jax.adapt_function(apply, params, TOKENS, select='^w$')
   assert rows(adapted) == ['w']
   assert uncovered(adapted) == {
-    'embed/embedding': f'{reasons.LOOKED_UP}, and enters a product as well',
+    'embed/embedding': f'{reasons.LOOKED_UP}, also used in a matmul',
     'positions': reasons.ITEM_BY_ITEM,
     'fc/kernel': reasons.NOT_SELECTED,
   }
@@ -118,7 +120,7 @@ def test_a_model_that_is_covered_has_a_summary_that_ends_with_its_totals(lines):
   adapted = glora_jax.adapt(Two(), X, heads=None)
   assert adapted.coverage().uncovered == ()
   assert adapted.summary().splitlines()[-1].startswith('the largest subnet trains')
-  assert str(adapted.coverage()) == 'every matrix is in a row'
+  assert str(adapted.coverage()) == 'all weight matrices are adapted'
   assert lines() == []
 
 
@@ -126,10 +128,11 @@ def test_one_line_says_how_much_has_no_row_and_warns_of_what_might_have_one(line
   glora_jax.adapt(Decoder(), TOKENS, heads='out')
   level, message = lines()[0]
   assert level == 'WARNING'
-  assert message.startswith(
-    'No row stands for 3 of the 5 matrices of Decoder, 53.12% of its parameters: w is used like a '
+  assert message == (
+    '3 of 5 weight matrices are not adapted (53.1% of parameters): '
+    'w (matmul outside the known modules; use glora_jax.adapt_function), '
+    'embed/embedding (embedding lookup), positions (not a matmul)'
   )
-  assert message.endswith('adapted.coverage() lists all of them.')
   assert [text for _, text in lines()[1:]] == ['Decoder: trained in full, as heads: out.']
 
 
@@ -141,7 +144,7 @@ def test_embeddings_alone_are_no_warning(lines):
 
   glora_jax.adapt(Model(), TOKENS)
   assert [level for level, _ in lines()] == ['INFO', 'INFO']
-  assert '1 of the 3 matrices' in lines()[0][1]
+  assert lines()[0][1].startswith('1 of 3 weight matrices is not adapted')
 
 
 @pytest.mark.parametrize(

@@ -282,12 +282,12 @@ WRONG = {
   'no product': (
     lambda params, x: params['w'][x[:, 0].astype(int)],
     {'w': W1},
-    r'w \(6, 4\) is looked up by an index \(an embedding\)',
+    r'w 6x4 \(embedding lookup\)',
   ),
   'integers': (
     lambda params, x: x @ params['w'],
     {'w': jnp.ones((D, H), jnp.int8)},
-    r'w \(4, 6\) holds integers \(int8\)',
+    r'w 4x6 \(integers: int8\)',
   ),
   'inputs that do not fit': (
     lambda params, x: x @ params['w'],

@@ -298,7 +298,7 @@ def test_the_table_shows_the_genome_that_a_model_has(attached):
 def test_the_table_ends_with_the_matrices_that_no_row_stands_for():
   model = glora_jax.nnx.attach(Mlp(), X, heads=None, select='hidden')
   lines = glora_jax.nnx.summary(nnx.clone(model)).splitlines()
-  assert lines[-2].startswith('1 matrix is in no row')
+  assert lines[-2].startswith('1 of 2 weight matrices is not adapted')
   assert lines[-1].split()[:2] == ['head/kernel', '8x3']
   assert 'glora_uncovered' not in vars(glora_jax.nnx.fold(model))
 

@@ -1,5 +1,7 @@
 """The programs of a run: those that runs call, and such as any accelerator can compile."""
 
+import dataclasses
+import logging
 import re
 
 import jax
@@ -48,6 +50,22 @@ def run():
 def test_every_program_lowers_for_every_accelerator(name, run):
   program = programs.program(name, run, programs.Workload(chunk=2, subnet='bitfit'))
   assert not hindrances(exported(program.function, *program.arguments))
+
+
+def test_a_run_of_two_spaces_says_once_what_is_not_adapted(caplog):
+  model = ViT(10, patch_size=4, width=16, depth=2, num_heads=2)
+  [gradient, searched] = (
+    dataclasses.replace(SETTINGS, structure=name, presets=('gradient',))
+    for name in ('gradient', 'search')
+  )
+  expected = programs.shape_of_run(gradient, model, 8, COUNTS).adapted
+  caplog.set_level(logging.INFO, 'glora_jax')
+  run = programs.shape_of_run(searched, model, 8, COUNTS)
+  assert caplog.text.count('2 of 7 weight matrices are not adapted') == 1
+  assert 'embed/kernel (convolution; use convs=True), pos_embed (not a matmul)' in caplog.text
+  assert run.beside.adapted.spec == expected.spec
+  assert run.beside.adapted.groups == expected.groups
+  assert run.adapted.spec != expected.spec
 
 
 def test_what_accelerators_cannot_do_well_is_found():

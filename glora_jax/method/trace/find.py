@@ -93,7 +93,7 @@ def find(
     >>> [(site.name, site.bias_path, site.layout.inputs) for site in found.sites]
     [('mlp/w', ('mlp', 'b'), (0,))]
     >>> found.uncovered[0].reason
-    'is looked up by an index (an embedding)'
+    'embedding lookup'
   """
   arrays = {
     path: bare for path, leaf in flatten(params).items() if is_array(bare := nn.meta.unbox(leaf))
@@ -172,9 +172,9 @@ def _kernels(
   for path, own in uses.items():
     roles = axis_roles(own, arrays[path].shape)
     if not jnp.issubdtype(arrays[path].dtype, jnp.inexact):
-      reasons[path] = f'holds integers ({arrays[path].dtype})'
+      reasons[path] = f'integers: {arrays[path].dtype}'
     elif path in reasons:
-      reasons[path] += ', and enters a product as well'
+      reasons[path] += ', also used in a matmul'
     elif isinstance(roles, str):
       reasons[path] = roles
     else:

@@ -28,12 +28,12 @@ def axis_roles(uses: Sequence[Use], shape: Shape) -> tuple[Role, ...] | str:
       found[axis].append(role)
   for size, distinct in zip(shape, map(set, found), strict=True):
     if {'in', 'out'} <= distinct and size > 1:
-      return 'enters products in two ways, once transposed'
+      return 'used in matmuls in two ways, once transposed'
     if len(distinct) > 1 and size > 1:
-      return 'enters products in two ways: an axis is a stack in one of them'
+      return 'used in matmuls in two ways: an axis is a stack in one of them'
   roles: tuple[Role, ...] = tuple(axis[0] if axis else 'stack' for axis in found)
   if 'in' not in roles or 'out' not in roles:
-    return 'enters a product without an axis of inputs, or without one of outputs'
+    return 'used in a matmul without an axis of inputs or of outputs'
   return roles
 
 

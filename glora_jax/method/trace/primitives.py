@@ -20,14 +20,14 @@ _ITEM_BY_ITEM = frozenset(
   )
 )
 _OPAQUE = {
-  'pallas_call': 'enters a Pallas kernel',
-  'shard_map': 'enters a shard_map',
-  'ffi_call': 'enters a foreign function',
-  'pure_callback': 'enters a callback',
-  'io_callback': 'enters a callback',
-  'custom_partitioning': 'enters a function with a partitioning of its own',
+  'pallas_call': 'used in a Pallas kernel',
+  'shard_map': 'used in a shard_map',
+  'ffi_call': 'used in a foreign function',
+  'pure_callback': 'used in a callback',
+  'io_callback': 'used in a callback',
+  'custom_partitioning': 'used in a function with custom partitioning',
 }
-NO_LAYOUT = 'has its axes rearranged as no layout can express'
+NO_LAYOUT = 'axes rearranged in an unsupported way'
 
 
 def other(step: Step) -> list[Value]:
@@ -35,7 +35,7 @@ def other(step: Step) -> list[Value]:
   if step.name in _OPAQUE:
     step.note(step.operands, _OPAQUE[step.name], forbids=True)
   if step.depends:
-    reason = reasons.ITEM_BY_ITEM if step.name in _ITEM_BY_ITEM else f'enters a {step.name}'
+    reason = reasons.ITEM_BY_ITEM if step.name in _ITEM_BY_ITEM else f'used in {step.name}'
     step.note(step.operands, reason)
     return step.results(depends=True, layer=common_layer(step.operands))
   origins = origins_of(step.operands, _combined(step))
@@ -46,8 +46,8 @@ def other(step: Step) -> list[Value]:
 
 def _combined(step: Step) -> str:
   if sum(not value.is_constant for value in step.operands) > 1:
-    return f'is combined with other parameters first ({step.name})'
-  return f'is changed first ({step.name})'
+    return f'combined with other parameters first: {step.name}'
+  return f'changed first: {step.name}'
 
 
 _OF_NUMBERS: Mapping[str, Callable[..., int]] = {

@@ -74,7 +74,7 @@ def _ragged_roles(step: Step, place: int) -> tuple[Role, ...] | str:
   numbers = step.params['ragged_dot_dimension_numbers']
   groups = tuple(numbers.rhs_group_dimensions)
   if place == 0 or not groups:
-    return 'is cut into ragged groups itself'
+    return 'cut into ragged groups'
   contracted, batched = numbers.dot_dimension_numbers
   return _roles(len(step.shape(1)), contracted[1], (*batched[1], *groups))
 
@@ -91,7 +91,7 @@ def _conv_roles(step: Step, place: int) -> tuple[Role, ...] | str:
   if not step.place.convs:
     return reasons.CONVOLUTION
   if place == 0 or step.params['batch_group_count'] > 1:
-    return 'is no plain kernel of its convolution'
+    return 'not a plain kernel of its convolution'
   out = step.params['dimension_numbers'].rhs_spec[0]
   return tuple('out' if dim == out else 'in' for dim in range(len(step.shape(1))))
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from glora_jax.method.reasons import UNUSED
 from glora_jax.method.site import Site
 from glora_jax.method.trace.events import Event, Note, Scaled, Sum, Use
-from glora_jax.tree import Path
+from glora_jax.tree import Path, path_name
 
 
 class Uncovered(NamedTuple):
@@ -18,12 +18,19 @@ class Uncovered(NamedTuple):
   Attributes:
     path: path of the parameter.
     shape: its shape.
-    reason: why it is in none, as what follows its name in a sentence.
+    reason: why it is in none, in a few words.
   """
 
   path: Path
   shape: tuple[int, ...]
   reason: str
+
+
+def named_reasons(matrices: Iterable[Uncovered]) -> str:
+  """Names and shapes, with the reasons in brackets."""
+  return ', '.join(
+    f'{path_name(path)} {"x".join(map(str, shape))} ({reason})' for path, shape, reason in matrices
+  )
 
 
 def uncovered_matrices(

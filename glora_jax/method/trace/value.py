@@ -86,7 +86,7 @@ def joined(first: Value, second: Value, token: Hashable) -> Value:
   layer = common_layer((first, second))
   if first.view == second.view and first.origins == second.origins:
     return Value(depends, repeated, first.view, origins=first.origins, token=token, layer=layer)
-  origins = origins_of((first, second), 'is not the same in all branches or iterations')
+  origins = origins_of((first, second), 'differs between branches or iterations')
   return Value(depends, repeated, origins=() if depends else origins, token=token, layer=layer)
 
 

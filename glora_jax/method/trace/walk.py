@@ -168,7 +168,7 @@ def _item(stack: Value, step: Step, number: int) -> Value:
 
 def _collected(value: Value, step: Step, number: int) -> Value:
   """The items that a scan returned, stacked."""
-  origins = origins_of([value], 'is stacked by a scan')
+  origins = origins_of([value], 'stacked by a scan')
   token = (step.place.scope, 'stack', number)
   return Value(value.depends, origins=() if value.depends else origins, token=token)
 

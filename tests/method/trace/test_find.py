@@ -171,25 +171,25 @@ def test_a_kernel_is_found_however_it_is_used(name):
 
 
 HIDDEN = {
-  'lookup': (lambda w, x: w[x[:, 0].astype(int)], 'is looked up by an index (an embedding)'),
+  'lookup': (lambda w, x: w[x[:, 0].astype(int)], 'embedding lookup'),
   'tied embedding': (
     lambda w, x: w[x[:, 0].astype(int)] @ w.T,
-    'is looked up by an index (an embedding), and enters a product as well',
+    'embedding lookup, also used in a matmul',
   ),
-  'transposed': (lambda w, x: x @ w @ w.T, 'enters products in two ways, once transposed'),
+  'transposed': (lambda w, x: x @ w @ w.T, 'used in matmuls in two ways, once transposed'),
   'convolution': (
     lambda w, x: jax.lax.conv(x[:, :, None], w[:, :, None], (1,), 'SAME'),
-    'is the kernel of a convolution; convs=True adapts it',
+    'convolution; use convs=True',
   ),
   'normalized': (lambda w, x: x @ (w / jnp.linalg.norm(w)), 'combined with other parameters first'),
   'in a callback': (
     lambda w, x: jax.pure_callback(np.dot, zeros(5, D), x, w),
-    'enters a callback',
+    'used in a callback',
   ),
-  'item by item': (lambda w, x: x[:D] * w, 'meets activations item by item, in no product'),
-  'unused': (lambda w, x: x, 'is not used in the call'),
+  'item by item': (lambda w, x: x[:D] * w, 'not a matmul'),
+  'unused': (lambda w, x: x, 'not used'),
   'outer product': (lambda w, x: jnp.tensordot(x, w, 0), 'without an axis of inputs'),
-  'sum of axes': (lambda w, x: jnp.einsum('bd,df->b', x, w), 'is changed first (reduce_sum)'),
+  'sum of axes': (lambda w, x: jnp.einsum('bd,df->b', x, w), 'changed first: reduce_sum'),
 }
 
 
@@ -400,7 +400,7 @@ def test_parameters_that_the_call_does_not_use_are_listed():
 
 def test_kernels_of_integers_are_refused():
   found = found_in(lambda params, x: x @ params['w'], {'w': jnp.zeros((D, F), jnp.int8)})
-  assert reasons(found) == {'w': 'holds integers (int8)'}
+  assert reasons(found) == {'w': 'integers: int8'}
 
 
 def test_an_input_that_does_not_fit_is_one_sentence():
