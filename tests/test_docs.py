@@ -95,6 +95,7 @@ def test_a_link_has_a_text_and_leads_to_a_file_in_git(page, kept):
     if not target.startswith('https:'):
       path = os.path.relpath(page.parent / target.partition('#')[0], ROOT)
       assert path in kept, target
+    assert not re.search(r'[A-Z]{3,}/[A-Z]{2,}', target), f'{target} opens nothing'
 
 
 def test_links_are_found():

@@ -1,6 +1,7 @@
 """The notebooks are stored with their outputs, and run in a real kernel."""
 
 import os
+import re
 
 import nbclient
 import nbformat
@@ -74,6 +75,7 @@ def test_a_notebook_is_short_and_stored_with_its_outputs(name):
   assert len(text) < 250_000
   assert '/tmp/' not in text
   assert '/home/' not in text
+  assert not re.search(r'https?://\S*[A-Z]{3,}/[A-Z]{2,}', text), 'a link that opens nothing'
 
 
 @pytest.mark.parametrize(
