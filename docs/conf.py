@@ -35,6 +35,7 @@ html_static_path = ['_static']
 html_css_files = ['commands.css']
 html_theme_options = {'show_toc_level': 2, 'home_page_in_toc': True}
 suppress_warnings = ['mystnb.unknown_mime_type']
+nb_render_markdown_format = 'myst'  # of outputs; CommonMark, the default, has no tables
 
 myst_enable_extensions = ['dollarmath']
 myst_heading_anchors = 3

@@ -98,6 +98,27 @@ def test_a_link_has_a_text_and_leads_to_a_file_in_git(page, kept):
     assert not re.search(r'[A-Z]{3,}/[A-Z]{2,}', target), f'{target} opens nothing'
 
 
+@pytest.mark.slow  # with what builds the documentation, which quick tests do without
+def test_a_table_that_a_notebook_shows_is_a_table_in_the_pages(tmp_path):
+  sphinx = pytest.importorskip('sphinx.application')
+  pytest.importorskip('myst_nb')
+  import conf
+  import nbformat
+
+  output = nbformat.v4.new_output('display_data', {'text/markdown': '| a |\n|---|\n| 1 |\n'})
+  cell = nbformat.v4.new_code_cell('show', outputs=[output])
+  notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell('# Title'), cell])
+  nbformat.write(notebook, tmp_path / 'index.ipynb')
+  options = {
+    'extensions': ['myst_nb'],
+    'nb_execution_mode': 'off',
+    'nb_render_markdown_format': conf.nb_render_markdown_format,
+  }
+  folders = (tmp_path, None, tmp_path / 'built', tmp_path / 'trees')
+  sphinx.Sphinx(*folders, 'html', options, status=None, warning=None).build()
+  assert '<table' in (tmp_path / 'built' / 'index.html').read_text()
+
+
 def test_links_are_found():
   text = 'A [two\nwords](a.md#b), ![](c.png), [`d`](e.md), `[no](f.md)`.\n```\n[no](g.md)\n```'
   found = [('two\nwords', 'a.md#b'), ('', 'c.png'), ('code', 'e.md')]
