@@ -61,6 +61,7 @@ def test_the_readme_has_the_two_commands():
   commands = [line for block in blocks(README.read_text(), '') for line in block.splitlines()]
   main = 'pip install -e . && python -m glora_jax.main --config configs/quickstart.py'
   assert main in commands
+  assert commands.index('git clone PATH glora_jax && cd glora_jax') < commands.index(main)
   assert "pip install -e '.[test]' && python -m pytest" in commands
 
 
