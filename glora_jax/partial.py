@@ -11,7 +11,8 @@ from collections.abc import Iterable
 
 from glora_jax.limits import printable
 
-ENDING = '.partial'
+ENDING = '.glora_jax.partial'
+_NAME = re.compile(rf'.+\..*\.\d+{re.escape(ENDING)}', re.DOTALL)  # FILE.MACHINE.PROCESS
 # A writer in another container of this host has a process that cannot be seen, and writes on.
 _LONGEST_PAUSE = 60  # seconds
 
@@ -52,8 +53,8 @@ def path_of(path: str | os.PathLike) -> str:
 
 
 def is_one(name: str) -> bool:
-  """Whether a file of this name is one that is being written, or was: of any file and process."""
-  return re.search(rf'\.\d+{re.escape(ENDING)}$', name) is not None
+  """Whether a name is one of `path_of`, of any file, machine and process."""
+  return _NAME.fullmatch(name) is not None
 
 
 def _beginning(path: str | os.PathLike) -> str:

@@ -58,13 +58,14 @@ def test_what_a_killed_writer_left_goes_with_the_next_write_and_nothing_else_doe
   with subprocess.Popen(['true']) as ended:
     pass
   node, hour_ago = platform.node(), time.time() - 3600
-  abandoned = f'x.json.{node}.{ended.pid}.partial'
+  abandoned = f'x.json.{node}.{ended.pid}.glora_jax.partial'
   kept = {
-    f'x.json.{node}.{os.getppid()}.partial',  # of a process that is there
-    f'x.json.other-{node}.{ended.pid}.partial',
-    f'y.json.{node}.{ended.pid}.partial',
-    f'x.json.{node}.{10**30}.partial',
-    f'x.json.{node}.mine.partial',
+    f'x.json.{node}.{os.getppid()}.glora_jax.partial',  # of a process that is there
+    f'x.json.other-{node}.{ended.pid}.glora_jax.partial',
+    f'y.json.{node}.{ended.pid}.glora_jax.partial',
+    f'x.json.{node}.{10**30}.glora_jax.partial',
+    f'x.json.{node}.mine.glora_jax.partial',
+    f'x.json.{node}.{ended.pid}.partial',
   }
   for name in (abandoned, *kept):
     (tmp_path / name).touch()
@@ -130,7 +131,7 @@ def test_a_folder_is_held_until_its_holder_ends_however_it_ends(tmp_path):
   ):
     workdir.claim(folder).__enter__()
   # What a kill leaves while `whole` is writing, and a file of somebody else.
-  (folder / f'x.json.{holder.pid}.partial').write_text('half')
+  (folder / f'x.json.elsewhere.{holder.pid}.glora_jax.partial').write_text('half')
   (folder / 'mine.partial').write_text('not ours')
   holder.send_signal(signal.SIGKILL)
   holder.communicate()
@@ -209,14 +210,14 @@ def test_cleaning_up_stays_inside(tmp_path):
   outside, folder = tmp_path / 'outside', tmp_path / 'run'
   for path in (outside, folder / 'baselines' / 'lora', folder / 'notes'):
     path.mkdir(parents=True)
-    (path / 'x.7.partial').touch()
+    (path / 'x.host.7.glora_jax.partial').touch()
   os.symlink(outside, folder / 'out')
-  os.symlink(outside / 'x.7.partial', folder / 'y.7.partial')
+  os.symlink(outside / 'x.host.7.glora_jax.partial', folder / 'y.host.7.glora_jax.partial')
   with workdir.claim(folder):
-    assert (outside / 'x.7.partial').exists()
-    assert (folder / 'notes' / 'x.7.partial').exists()
-    assert os.path.islink(folder / 'y.7.partial')
-    assert not (folder / 'baselines' / 'lora' / 'x.7.partial').exists()
+    assert (outside / 'x.host.7.glora_jax.partial').exists()
+    assert (folder / 'notes' / 'x.host.7.glora_jax.partial').exists()
+    assert os.path.islink(folder / 'y.host.7.glora_jax.partial')
+    assert not (folder / 'baselines' / 'lora' / 'x.host.7.glora_jax.partial').exists()
 
 
 @pytest.mark.parametrize('name', ['folded', 'supernet', 'search', 'baselines/lora', 'food101/4'])

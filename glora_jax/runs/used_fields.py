@@ -178,7 +178,7 @@ def has_content(path: str) -> bool:
     return os.path.exists(path)
   for _, folders, files in os.walk(path):
     states = [name for name in folders if name.isdigit()]
-    whole = [name for name in files if not name.endswith(partial.ENDING) and name != FORMAT_FILE]
+    whole = [name for name in files if not partial.is_one(name) and name != FORMAT_FILE]
     if states or whole:
       return True
     folders[:] = [name for name in folders if 'tmp' not in name]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny_runs
 
-from glora_jax.files import read_json, write_json
+from glora_jax.files import read_json, sha256_of, write_json
 from glora_jax.runs import experiment, schema, used_fields
 from glora_jax.runs.config import RunSettings, check_config, default_config
 from glora_jax.runs.workdir import claim, claim_workdir, read_config
@@ -108,7 +108,7 @@ def changed(**fields):
     (('supernet/50/', 'baselines/linear/50/'), {'search__mode': 'random', 'finetune__epochs': 30}),
     (('supernet/50/',), {'budget': 100, 'presets': ('lora',), 'allocation__folds': 4}),
     (('search/archive.npz',), {'finetune__batch_size': 5000, 'training__epochs': 20}),
-    (('search/archive.npz.3.partial',), {'search__guides': 2, 'budget': 100}),
+    (('search/archive.npz.host.3.glora_jax.partial',), {'search__guides': 2, 'budget': 100}),
   ],
 )
 def test_what_no_stage_has_used_may_change_and_the_log_says_so(traces, fields, tmp_path, caplog):
@@ -298,3 +298,50 @@ def test_what_is_no_folder_is_no_workdir(tmp_path):
     with pytest.raises(ValueError, match=sentence), claim(tmp_path / name):
       pass
   assert sorted(path.name for path in tmp_path.iterdir()) == ['file', 'nowhere']
+
+
+@pytest.fixture
+def short(run_config):
+  """The config of the shortest run that there is."""
+  config = tiny_runs.changed(run_config, structure='linear', presets=())
+  config.training.update(epochs=1, warmup_epochs=0, batch_size=512)
+  return config
+
+
+def finish(config, workdir):
+  """What the command says where it ends well."""
+  flags = tiny_runs.overrides(tiny_runs.all_fields(config))
+  process = tiny_runs.start_command('configs/quickstart.py', workdir, flags)
+  printed, errors = process.communicate()
+  assert process.returncode == 0, errors
+  return printed
+
+
+def scatter(folder, *names):
+  """Writes files of somebody else into a folder, and returns their digests by path."""
+  for name in names:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(name)
+  return {folder / name: sha256_of(folder / name) for name in names}
+
+
+def test_a_command_removes_its_own_half_written_files_and_nobody_elses(short, tmp_path):
+  claim_workdir(short, str(tmp_path))
+  others = scatter(
+    tmp_path,
+    'download.123.partial',
+    'head/deep/y.4.partial',
+    'training/x.json.host.5.partial',
+    'folded/6.glora_jax.partial',
+    'folded/x.6.glora_jax.partial',
+    'folded/x.json.host.glora_jax.partial',
+    'folded/x.json.host.6.glora_jax.partial.gz',
+  )
+  ours = scatter(
+    tmp_path,
+    'result.json.host.name.of.it.7.glora_jax.partial',
+    'baselines/deep/x.json..8.glora_jax.partial',  # of a machine without a name
+  )
+  finish(short, tmp_path)
+  assert {path: sha256_of(path) for path in others} == others
+  assert not any(path.exists() for path in ours)
