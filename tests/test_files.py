@@ -143,12 +143,18 @@ def test_a_folder_is_held_until_its_holder_ends_however_it_ends(tmp_path):
     assert {path.name for path in folder.iterdir()} == {'lock', 'mine.partial'}
 
 
-@pytest.mark.parametrize('before', [None, ['mine'], ['mine', 'lock']])
+def make_workdir(folder, names):
+  """A folder with some files; none at all where the names are None."""
+  if names is not None:
+    folder.mkdir()
+  for name in names or ():
+    (folder / name).write_text('process 1 on host\n' if name == 'lock' else 'mine')
+
+
+@pytest.mark.parametrize('before', [None, set(), {'mine', 'lock'}])
 def test_a_folder_that_is_abandoned_is_as_it_was(before, tmp_path):
   folder = tmp_path / 'run'
-  for name in before or ():
-    folder.mkdir(exist_ok=True)
-    (folder / name).touch()
+  make_workdir(folder, before)
   names = workdir.names_in(folder)
   with workdir.claim(folder):
     workdir.abandon(folder, names)
@@ -166,12 +172,10 @@ def hold_and_fail(folder, *written):
     raise ValueError('of another config')
 
 
-@pytest.mark.parametrize('before', [None, {'mine'}, {'mine', 'lock'}])
+@pytest.mark.parametrize('before', [None, set(), {'mine', 'lock'}])
 def test_a_folder_whose_holder_fails_before_it_writes_is_as_it_was(before, tmp_path):
   folder = tmp_path / 'run'
-  for name in before or ():
-    folder.mkdir(exist_ok=True)
-    (folder / name).touch()
+  make_workdir(folder, before)
   with pytest.raises(ValueError, match='of another config'):
     hold_and_fail(folder)
   assert workdir.names_in(folder) == before
@@ -211,6 +215,7 @@ def test_cleaning_up_stays_inside(tmp_path):
   for path in (outside, folder / 'baselines' / 'lora', folder / 'notes'):
     path.mkdir(parents=True)
     (path / 'x.host.7.glora_jax.partial').touch()
+  (folder / 'lock').write_text('process 1 on host\n')
   os.symlink(outside, folder / 'out')
   os.symlink(outside / 'x.host.7.glora_jax.partial', folder / 'y.host.7.glora_jax.partial')
   with workdir.claim(folder):

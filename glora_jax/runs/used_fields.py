@@ -27,6 +27,24 @@ FREE_FIELDS = (
   'watch.',
 )
 
+# Folders that a run, a comparison or a suite writes into; files are written in the workdir itself.
+FOLDERS = (
+  'baselines',
+  'compiled',
+  'finetune',
+  'finetune_choice',
+  'folded',
+  'head',
+  'profile',
+  'search',
+  'structure',
+  'supernet',
+  'tensorboard',
+  'trained',
+  'training',
+  'tuning',
+)
+
 # What preparing reads, and with it every stage.
 COMMON_FIELDS = (
   'data.',

@@ -25,7 +25,7 @@ import numpy as np
 from glora_jax import partial
 from glora_jax.data.catalog import canonical
 from glora_jax.data.task import Source, require_printable
-from glora_jax.files import Path, damaged, write_json, writing
+from glora_jax.files import Path, damaged, load_json, write_json, writing
 from glora_jax.limits import printable, shown
 from glora_jax.mesh import primary
 from glora_jax.records import read_record
@@ -34,6 +34,7 @@ from glora_jax.runs.sections import SpaceSettings
 from glora_jax.runs.used_fields import (
   COMMON_FIELDS,
   EVERY_STAGE,
+  FOLDERS,
   FREE_FIELDS,
   Stage,
   is_among,
@@ -44,23 +45,6 @@ from glora_jax.runs.used_fields import (
 
 log = logging.getLogger(__name__)
 
-# Folders that a run, a comparison or a suite writes into; files are written in the workdir itself.
-FOLDERS = (
-  'baselines',
-  'compiled',
-  'finetune',
-  'finetune_choice',
-  'folded',
-  'head',
-  'profile',
-  'search',
-  'structure',
-  'supernet',
-  'tensorboard',
-  'trained',
-  'training',
-  'tuning',
-)
 LOCK = 'lock'
 _FREE_NAMES = ('compare.rate.', 'suite.settings.')  # sections that may have any names
 _REMEDY = 'put the right one back, or choose another --workdir'
@@ -248,7 +232,8 @@ def claim(folder: Path, tasks: Sequence[str] = ()) -> Iterator[None]:
 
   Raises:
     InUseError: another process holds it.
-    ValueError: its name cannot be printed, it is no folder, or something in it leads out of it.
+    ValueError: its name cannot be printed, it is no folder, it has files and is not a workdir, or
+      something in it leads out of it.
     OSError: it cannot be written.
   """
   # Training states cannot be saved below a name that is not UTF-8.
@@ -257,17 +242,17 @@ def claim(folder: Path, tasks: Sequence[str] = ()) -> Iterator[None]:
   if os.path.lexists(folder) and not os.path.isdir(folder):
     raise ValueError(f'{printable(folder)} is no folder; choose another --workdir.')
   before = names_in(folder)
+  _refuse_links(folder, tasks)
+  _refuse_strangers(folder, tasks)
   with writing(folder):
     os.makedirs(folder, exist_ok=True)
-  _refuse_links(folder, tasks)
   path = os.path.join(folder, LOCK)
   with _open_lock(path) as file:
     _lock(file, path)
     with writing(folder):
       file.seek(0)
-      file.truncate(0)
       file.write(_HOLDER + f'{os.getpid()} on {socket.gethostname()}\n'.encode())
-      file.flush()
+      file.truncate()  # at last: an empty lock says nothing, and a kill may come in between
       _remove_partial_files(folder)
     try:
       yield
@@ -372,6 +357,34 @@ def _refuse_links(folder: Path, tasks: Sequence[str]) -> None:
       f'{links[0]} is a link; a run writes into no folder outside of its workdir. Remove the link, '
       'or choose another --workdir.'
     )
+
+
+def _refuse_strangers(folder: Path, tasks: Sequence[str]) -> None:
+  """Raises ValueError where a folder is not a workdir and has more in it than workdirs of tasks."""
+  names = names_in(folder) or set()
+  if names_in(os.path.join(folder, 'compiled')) == set():
+    names.remove('compiled')  # JAX makes it, in another process of a suite before there is a lock
+  if names <= {LOCK} or _is_workdir(folder):
+    return
+  for name in sorted(names - {LOCK}):
+    path = os.path.join(folder, name)
+    if not any(task == path or task.startswith(os.path.join(path, '')) for task in tasks):
+      raise ValueError(
+        f'{printable(folder)} is not empty and not a workdir of glora_jax: {printable(name)} is '
+        'there. Choose a new or empty folder as --workdir.'
+      )
+    _refuse_strangers(path, tasks)
+
+
+def _is_workdir(folder: Path) -> bool:
+  """Whether a folder has our lock, the first file that is written into a workdir, or a config."""
+  lock, config = (os.path.join(folder, name) for name in (LOCK, 'config.json'))
+  if os.path.isfile(lock):
+    with open(lock, 'rb') as file:
+      if file.read(len(_HOLDER)) == _HOLDER:
+        return True
+  content = load_json(config, _REMEDY) if os.path.isfile(config) else None
+  return isinstance(content, dict) and {'job', 'protocol', 'supernet'} <= content.keys()
 
 
 def _remove_partial_files(folder: Path) -> None:

@@ -177,7 +177,7 @@ def test_decoded_images_are_kept_apart_from_those_of_the_task(run_config, tmp_pa
 
 
 def test_a_corrected_config_starts_where_the_first_start_failed(run_config, tmp_path):
-  """A split that was made for the first one is forgotten; what lay there before is not."""
+  """A split that was made for the first one is forgotten; what a user put there since is not."""
   photos = tmp_path / 'photos'
   for name in ('cat', 'dog'):
     (photos / name).mkdir(parents=True)
@@ -186,16 +186,14 @@ def test_a_corrected_config_starts_where_the_first_start_failed(run_config, tmp_
       Image.fromarray(pixels).save(photos / name / f'{number}.png')
   workdir = tmp_path / 'run'
   workdir.mkdir()
-  (workdir / 'notes.txt').write_text('mine')
   wrong = changed(run_config, task=f'folder:{photos}', model__weights='typo')
   with pytest.raises(FileNotFoundError, match='typo'):
     experiment.run(wrong, str(workdir))
-  assert os.listdir(workdir) == ['notes.txt']
+  assert not os.listdir(workdir)
   right = changed(wrong, model__weights=run_config.model.weights)
   with pytest.raises(Stopped, match='before the stage supernet'):
     experiment.run(right, str(workdir), stop=always)
   assert set(os.listdir(workdir)) == {
-    'notes.txt',
     'lock',
     'config.json',
     'split.json',
@@ -203,6 +201,7 @@ def test_a_corrected_config_starts_where_the_first_start_failed(run_config, tmp_
     'images.npz',
     'provenance.json',
   }
+  (workdir / 'notes.txt').write_text('mine')
   before = {name: (workdir / name).read_bytes() for name in ('config.json', 'split.json')}
   with pytest.raises(ValueError, match='has the rank 1000, and no layer'):
     experiment.run(changed(run_config, space__ranks=(1000,)), str(workdir), stop=always)
@@ -210,6 +209,7 @@ def test_a_corrected_config_starts_where_the_first_start_failed(run_config, tmp_
   with pytest.raises(Stopped):  # other images: nothing has been trained on the first ones
     experiment.run(run_config, str(workdir), stop=always)
   assert not (workdir / 'split.json').exists()
+  assert (workdir / 'notes.txt').read_text() == 'mine'
   assert read_json(workdir / 'config.json')['task'] == 'digits'
 
 

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import pathlib
+import re
 import shutil
 from collections.abc import Mapping
 
@@ -308,13 +310,12 @@ def short(run_config):
   return config
 
 
-def finish(config, workdir):
-  """What the command says where it ends well."""
+def command(config, workdir):
+  """Exit code and errors of the command."""
   flags = tiny_runs.overrides(tiny_runs.all_fields(config))
   process = tiny_runs.start_command('configs/quickstart.py', workdir, flags)
-  printed, errors = process.communicate()
-  assert process.returncode == 0, errors
-  return printed
+  _, errors = process.communicate()
+  return process.returncode, errors
 
 
 def scatter(folder, *names):
@@ -342,6 +343,84 @@ def test_a_command_removes_its_own_half_written_files_and_nobody_elses(short, tm
     'result.json.host.name.of.it.7.glora_jax.partial',
     'baselines/deep/x.json..8.glora_jax.partial',  # of a machine without a name
   )
-  finish(short, tmp_path)
+  assert command(short, tmp_path)[0] == 0
   assert {path: sha256_of(path) for path in others} == others
   assert not any(path.exists() for path in ours)
+
+
+HOLDER = 'process 1 on host\n'
+
+
+@pytest.mark.parametrize(
+  'names, first',
+  [
+    (('.DS_Store',), '.DS_Store'),
+    (('compiled/program',), 'compiled'),
+    (('split.json', 'images.npz'), 'images.npz'),  # the names of ours, and nothing says so
+    (('supernet/50/state', 'x.json.host.7.glora_jax.partial'), 'supernet'),
+    (('lock', 'photo.jpg'), 'photo.jpg'),  # a lock of somebody else
+    (('config.json', 'model.safetensors'), 'config.json'),
+  ],
+)
+def test_a_folder_of_somebody_else_is_refused_and_nothing_in_it_is_touched(names, first, tmp_path):
+  others = scatter(tmp_path, *names)
+  for name, text in (('lock', ''), ('config.json', '{"glora_jax": {"model": {}}, "job": 1}')):
+    if name in names:
+      (tmp_path / name).write_text(text)
+      others[tmp_path / name] = sha256_of(tmp_path / name)
+  sentence = f'{tmp_path} is not empty and not a workdir of glora_jax: {first} is there. Choose a '
+  with pytest.raises(ValueError, match=re.escape(sentence)), claim(tmp_path):
+    pass
+  assert {path: sha256_of(path) for path in tmp_path.rglob('*') if path.is_file()} == others
+
+
+def test_a_command_refuses_folders_of_somebody_else(short, tmp_path):
+  others = scatter(tmp_path, 'head/deep/y.4.partial', 'photo.jpg', 'training/5/state')
+  code, errors = command(short, tmp_path)
+  assert code == 1
+  sentence = f'error: {tmp_path} is not empty and not a workdir of glora_jax: head is there.'
+  assert sentence in errors
+  assert {path: sha256_of(path) for path in tmp_path.rglob('*') if path.is_file()} == others
+  with pytest.raises(ValueError, match=r'^/ is not empty and not a workdir'), claim('/'):
+    pass
+
+
+def test_a_start_that_was_killed_before_it_had_a_config_goes_on(tmp_path):
+  """The lock is written first, and written over without being empty in between."""
+  write_json(tmp_path / 'split.json', {}, 'split')
+  (tmp_path / 'lock').write_text(f'{HOLDER}{HOLDER}')
+  with claim(tmp_path):
+    assert (tmp_path / 'lock').read_text().count('\n') == 1
+  assert (tmp_path / 'split.json').exists()
+
+
+@pytest.mark.parametrize('text', ['{"job": "adapt", "protocol": "honest", "supernet": {}}', None])
+def test_a_workdir_without_a_lock_is_one_by_its_config(text, tmp_path):
+  """That of 0.1.0 did not say its kind."""
+  claim_workdir(default_config(), str(tmp_path))
+  if text:
+    (tmp_path / 'config.json').write_text(text)
+  scatter(tmp_path, 'metrics.jsonl', 'notes.txt')
+  with claim(tmp_path):
+    pass
+
+
+def test_a_suite_takes_a_folder_of_its_tasks_runs_and_of_nothing_else(tmp_path):
+  tasks = [str(tmp_path / 'food101' / '4' / seed) for seed in '012']
+  for task in tasks[:2]:
+    with claim(task):
+      (pathlib.Path(task) / 'split.json').touch()
+  (tmp_path / 'compiled').mkdir()  # by JAX, in a process of several
+  others = scatter(tmp_path, 'food101/4/2/photo.jpg')
+  with (
+    pytest.raises(ValueError, match=r'4/2 is not empty and .* photo\.jpg is there'),
+    claim(tmp_path, tasks),
+  ):
+    pass
+  for path in others:
+    path.unlink()
+  with claim(tmp_path, tasks):
+    pass
+  os.remove(tmp_path / 'lock')
+  with pytest.raises(ValueError, match='workdir of glora_jax: food101 is there'), claim(tmp_path):
+    pass
