@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
+import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import flax
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -17,11 +20,12 @@ from glora_jax import mesh as meshes
 from glora_jax.data.catalog import require_apart
 from glora_jax.data.image_check import with_readable_images
 from glora_jax.data.task import Task
-from glora_jax.files import open_regular, whole, write_json
+from glora_jax.files import damaged, open_regular, sha256_of, whole, write_json
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.draws import require_feasible
 from glora_jax.method.supports import COLLECTION
-from glora_jax.records import read_record
+from glora_jax.models.folder import EXTENSIONS
+from glora_jax.records import mismatch, read_record
 from glora_jax.runs import disk_room, early_checks, provenance_record
 from glora_jax.runs.backbone import (
   adapt_spaces,
@@ -33,7 +37,13 @@ from glora_jax.runs.batch_sizes import fit_batches
 from glora_jax.runs.config import RunSettings, check_config
 from glora_jax.runs.run import Place, Run, Stream, stream_key
 from glora_jax.runs.sections import WatchSettings
-from glora_jax.runs.used_fields import EVERY_STAGE, has_content, is_among, last_begun
+from glora_jax.runs.used_fields import (
+  EVERY_STAGE,
+  FREE_FIELDS,
+  has_content,
+  is_among,
+  last_begun,
+)
 from glora_jax.runs.workdir import (
   Change,
   abandon,
@@ -47,6 +57,8 @@ log = logging.getLogger(__name__)
 
 # What preparing writes into a workdir, and the fields of the config that it is of.
 PREPARED = {'split.json': ('task', 'data.'), 'weights.json': ('model.weights',)}
+# What belongs to `result.json`, beside the model in `folded`.
+_RESULTS = ('adapter.safetensors', 'genome.json', 'search/archive.npz', 'test_list.json')
 
 
 def never() -> bool:
@@ -71,7 +83,7 @@ def carry_out(
     workdir: see `experiment.run`.
     stop: see `experiment.run`.
     stages: what to do, each part in `Run.stage`; what they return becomes `result.json`, with the
-      seconds of every stage.
+      seconds of every stage and digests of what belongs to it.
     shape: annotation of that.
 
   Returns:
@@ -87,11 +99,13 @@ def carry_out(
   with claim(workdir) if alone else contextlib.nullcontext():
     changes = changes_of(config, workdir)
     if os.path.exists(path):
+      result = read_record(path, 'result', shape)
+      _require_own(result, workdir)
       log.info('This run is finished; everything is in %s.', workdir)
       for change in changes:
         log.info('%s, which no stage has used.', change)
       _warn_of_unrecorded(settings.watch, workdir)
-      return _with_provenance(read_record(path, 'result', shape), workdir)
+      return _with_provenance(result, workdir)
     run = _prepare_or_undo(settings, workdir, stop, changes)
     if meshes.primary():
       claim_workdir(config, workdir)
@@ -99,8 +113,45 @@ def carry_out(
     result = stages(run)
     result['seconds'] = run.seconds
     if meshes.primary():
+      result['sha256'] = _digests(workdir)
       write_json(path, result, 'result')
     return _with_provenance(result, workdir)
+
+
+def _digests(workdir: str) -> dict[str, str]:
+  """SHA-256 of what a result belongs to, by file; of `config.json` what can change the result."""
+  config = read_record(os.path.join(workdir, 'config.json'), 'config', dict[str, Any])
+  values = flax.traverse_util.flatten_dict(config, sep='.')
+  free = (*FREE_FIELDS, 'data.dir', 'data.root')  # folders that differ between machines
+  text = json.dumps({name: values[name] for name in sorted(values) if not is_among(name, free)})
+  digests = {'config.json': hashlib.sha256(text.encode()).hexdigest()}
+  folded = sorted(names_in(os.path.join(workdir, 'folded')) or ())
+  models = [f'folded/{name}' for name in folded if name.endswith((*EXTENSIONS, '.json'))]
+  for name in (*_RESULTS, *models):
+    if os.path.isfile(path := os.path.join(workdir, name)):
+      digests[name] = sha256_of(path)
+  return digests
+
+
+def _require_own(result: dict[str, Any], workdir: str) -> None:
+  """Checks that a finished workdir has the result and the files of one run; files may be gone.
+
+  Raises:
+    ValueError: it has not; what earlier versions finished has no digests, and is taken.
+  """
+  path = os.path.join(workdir, 'result.json')
+  recorded = result.get('sha256', {})
+  if (reason := mismatch(recorded, dict[str, str], 'sha256')) is not None:
+    raise damaged(path, reason)
+  for name, digest in _digests(workdir).items():
+    if recorded.get(name, digest) != digest:
+      file, owner = os.path.join(workdir, name), path
+      if name == 'config.json':
+        file, owner = path, file
+      raise ValueError(
+        f'{file} is of another run than {owner}, or one of the two was changed; put the right one '
+        f'back, or remove {path}, and the same command writes the results again, without training.'
+      )
 
 
 def _warn_of_unrecorded(watch: WatchSettings, workdir: str) -> None:

@@ -16,7 +16,8 @@ from glora_jax import partial
 from glora_jax.records import FORMAT_FILE
 from glora_jax.runs.sections import GRADIENT, SEARCH
 
-# Fields that change no result: a run may go on with other values of them.
+# Fields that change no result: a run may go on with other values of them. The digest of a config in
+# `result.json` leaves them out, so a field of an earlier version that moves here changes digests.
 FREE_FIELDS = (
   'checkpoint_epochs',
   'data.cache',

@@ -143,7 +143,7 @@ def test_a_killed_run_goes_on_to_the_end(name, resumed, folder, caplog):
   result = experiment.run(config_of_then(), name)
   assert resumed in caplog.text
   expected = read_json(folder / 'finished' / 'result.json')
-  assert read_json(folder / name / 'result.json').keys() == expected.keys()
+  assert read_json(folder / name / 'result.json').keys() == expected.keys() | {'sha256'}
   assert result['evaluations'] == expected['evaluations']
   assert metrics(folder / name)[: len(kept)] == kept  # what was done is not done again
   then, now = metrics(folder / 'finished'), metrics(folder / name)

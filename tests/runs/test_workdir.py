@@ -302,7 +302,7 @@ def test_what_is_no_folder_is_no_workdir(tmp_path):
   assert sorted(path.name for path in tmp_path.iterdir()) == ['file', 'nowhere']
 
 
-@pytest.fixture
+@pytest.fixture(scope='module')
 def short(run_config):
   """The config of the shortest run that there is."""
   config = tiny_runs.changed(run_config, structure='linear', presets=())
@@ -311,11 +311,11 @@ def short(run_config):
 
 
 def command(config, workdir):
-  """Exit code and errors of the command."""
+  """Exit code, output and errors of the command."""
   flags = tiny_runs.overrides(tiny_runs.all_fields(config))
   process = tiny_runs.start_command('configs/quickstart.py', workdir, flags)
-  _, errors = process.communicate()
-  return process.returncode, errors
+  printed, errors = process.communicate()
+  return process.returncode, printed, errors
 
 
 def scatter(folder, *names):
@@ -376,7 +376,7 @@ def test_a_folder_of_somebody_else_is_refused_and_nothing_in_it_is_touched(names
 
 def test_a_command_refuses_folders_of_somebody_else(short, tmp_path):
   others = scatter(tmp_path, 'head/deep/y.4.partial', 'photo.jpg', 'training/5/state')
-  code, errors = command(short, tmp_path)
+  code, _, errors = command(short, tmp_path)
   assert code == 1
   sentence = f'error: {tmp_path} is not empty and not a workdir of glora_jax: head is there.'
   assert sentence in errors
@@ -424,3 +424,64 @@ def test_a_suite_takes_a_folder_of_its_tasks_runs_and_of_nothing_else(tmp_path):
   os.remove(tmp_path / 'lock')
   with pytest.raises(ValueError, match='workdir of glora_jax: food101 is there'), claim(tmp_path):
     pass
+
+
+@pytest.fixture(scope='module')
+def finished(short, tmp_path_factory):
+  """The workdirs of two runs, of which the first has the config `short`."""
+  folder = tmp_path_factory.mktemp('runs')
+  experiment.run(short, str(folder / 'linear'))
+  other = tiny_runs.changed(short, structure='lora', budget=5000, training__epochs=3)
+  experiment.run(other, str(folder / 'lora'))
+  return folder / 'linear', folder / 'lora'
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    'adapter.safetensors',
+    'folded/model.safetensors',
+    'genome.json',
+    'result.json',
+    'test_list.json',
+  ],
+)
+def test_a_file_of_another_run_in_a_finished_workdir_is_named(name, short, finished, tmp_path):
+  workdir = tmp_path / 'run'
+  shutil.copytree(finished[0], workdir)
+  result = experiment.run(short, str(workdir))
+  assert result['sha256'].keys() >= {'config.json', name} - {'result.json'}
+  shutil.copy(finished[1] / name, workdir / name)
+  with pytest.raises(ValueError, match=re.escape(f'{workdir / name} is of another run than ')):
+    experiment.run(short, str(workdir))
+  os.remove(workdir / name)
+  if name != 'result.json':
+    assert experiment.run(short, str(workdir)) == result
+
+
+def test_a_command_reports_no_result_of_another_run(short, finished, tmp_path):
+  """Nor one whose digests are damaged; without it the same command makes its own again."""
+  workdir = tmp_path / 'run'
+  shutil.copytree(finished[0], workdir)
+  shutil.copy(finished[1] / 'result.json', workdir)
+  before = {path: sha256_of(path) for path in workdir.rglob('*') if path.is_file()}
+  code, printed, errors = command(short, workdir)
+  assert (code, printed) == (1, '')
+  path = workdir / 'result.json'
+  assert f'error: {path} is of another run than {workdir}/config.json, or one of the two' in errors
+  assert 'This run is finished' not in errors
+  assert {path: sha256_of(path) for path in workdir.rglob('*') if path.is_file()} == before
+  write_json(path, {**read_json(path), 'sha256': [1]}, 'result')
+  with pytest.raises(
+    ValueError, match=r'result.json is damaged \(\[1\] at sha256 is not an object'
+  ):
+    experiment.run(short, str(workdir))
+  os.remove(path)
+  again = tiny_runs.without_seconds(experiment.run(short, str(workdir)))
+  assert again == tiny_runs.without_seconds(read_json(finished[0] / 'result.json'))
+
+
+def test_results_do_not_depend_on_where_data_lie(short, finished, tmp_path):
+  config = tiny_runs.changed(short, data__dir=str(tmp_path / 'tfds'), data__workers=1)
+  found = tiny_runs.without_seconds(experiment.run(config, str(tmp_path / 'run')))
+  assert found == tiny_runs.without_seconds(experiment.run(short, str(finished[0])))
