@@ -10,6 +10,7 @@ from typing import Any
 import flax
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 Path = tuple[str, ...]
@@ -221,10 +222,14 @@ def differences(given: Mapping[str, Any], expected: Mapping[str, Any]) -> list[s
   return [f'{kind}: {", ".join(names)}' for kind, names in kinds.items() if names]
 
 
-def fingerprint(params: Any) -> str:
+def fingerprint(params: Any, rounded: str | None = None) -> str:
   """SHA-256 over names, shapes, types and contents of all tensors of a pytree.
 
   Numbers and texts of Python are tensors of one item; functions and other objects are left out.
+
+  Args:
+    params: any pytree.
+    rounded: a 16-bit type that longer floating-point numbers are rounded to; None for none.
   """
   named = {path_name(path): value for path, value in flatten(params).items()}
   digest = hashlib.sha256()
@@ -232,6 +237,9 @@ def fingerprint(params: Any) -> str:
     value = np.asarray(nn.meta.unbox(boxed), order='C')
     if value.dtype.hasobject:  # its bytes would be an address
       continue
+    if rounded and jnp.issubdtype(value.dtype, jnp.floating) and value.itemsize > 2:
+      with np.errstate(over='ignore'):
+        value = value.astype(jnp.dtype(rounded))
     digest.update(f'{name}:{value.shape}:{value.dtype};'.encode())
     digest.update(value.tobytes())
   return digest.hexdigest()

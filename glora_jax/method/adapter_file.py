@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypedDict
 
 import flax
@@ -27,7 +27,7 @@ from glora_jax.tree import differences, fingerprint, flatten, get, path_name, re
 
 _AGAIN = 'get it again, or save it again from the training that it came of'
 _LONGEST_LAYER = 400  # characters that a sentence quotes
-_DIGITS = 12  # of a fingerprint, where two are shown beside each other
+_ROUNDED = ('bfloat16', 'float16')  # types that a base may be cast to before or after the training
 
 
 class _LaterMetadata(TypedDict, total=False):
@@ -35,6 +35,7 @@ class _LaterMetadata(TypedDict, total=False):
 
   layers: list[NamedAlleles]
   parameters: list[list[dict[str, Any]]]
+  rounded: list[str]
 
 
 class _Metadata(_LaterMetadata):
@@ -67,8 +68,8 @@ def save_adapter(
   It holds only the numbers that the genome uses, the heads, and the model's other collections.
   Tensors are named `glora/<layer>/<support>`, `params/<path>` and, batch statistics for instance,
   `<collection>/<path>`. The metadata holds genome, spec, for every layer the parameter that it lies
-  in and the axes there, and a fingerprint of the frozen parameters, so that `load_adapter` knows
-  what the file belongs to, in whatever order layers are found.
+  in and the axes there, and fingerprints of the frozen parameters, as they are and rounded to 16
+  bits, so that `load_adapter` knows what the file belongs to, in whatever order layers are found.
 
   Args:
     path: path of the safetensors file.
@@ -105,6 +106,7 @@ def save_adapter(
     'spec': _described(adapted),
     'parameters': _parameters(adapted),
     'base': fingerprint(frozen['params']),
+    'rounded': [fingerprint(frozen['params'], kind) for kind in _ROUNDED],
     **genome_to_json(adapted.spec, genome),
   }
   if reserved := described.keys() & metadata.keys():
@@ -147,13 +149,19 @@ def shapes_of_fresh(adapted: Adapted, params: Any) -> dict[str, Any]:
   return jax.eval_shape(adapted.init, jax.random.key(0), arrays)
 
 
-def load_adapter(path: Path, adapted: Adapted, params: Any) -> tuple[dict[str, Any], np.ndarray]:
+def load_adapter(
+  path: Path, adapted: Adapted, params: Any, *, strict: bool = True
+) -> tuple[dict[str, Any], np.ndarray]:
   """Reads what `save_adapter` wrote onto the base that it was trained on.
 
   Args:
     path: path of the safetensors file.
     adapted: the same model, adapted with the same space.
-    params: the base's parameters; their heads are replaced.
+    params: the base's parameters, which may have been cast between float32 and a 16-bit type since;
+      their heads are replaced.
+    strict: whether to refuse another base. Bases are the same if their values are, as they are or
+      all rounded to bfloat16, or to float16: smaller differences are not seen, and a base in
+      bfloat16 counts as another than one in float16.
 
   Returns:
     (variables, genome), ready for `adapted.apply` and `adapted.fold`; supports that the genome does
@@ -185,7 +193,8 @@ def load_adapter(path: Path, adapted: Adapted, params: Any) -> tuple[dict[str, A
   params = full_precision(params, adapted.param_shapes, only=adapted.head_paths)  # as init does
   shapes = shapes_of_fresh(adapted, params)
   trainable, frozen = adapted.split({**shapes, 'params': params})
-  _check_base(path, metadata['base'], fingerprint(frozen['params']))
+  if strict:
+    _check_base(path, {metadata['base'], *metadata.get('rounded', ())}, frozen['params'])
 
   supports = jax.tree.map(lambda value: np.zeros(value.shape, value.dtype), trainable[COLLECTION])
   used = list(_used(adapted, nn.meta.unbox(supports), genome))
@@ -328,13 +337,12 @@ def _check_spec(path: Path, theirs: Sequence[str], ours: Sequence[str]) -> None:
   )
 
 
-def _check_base(path: Path, theirs: str, ours: str) -> None:
-  """Raises ValueError unless the fingerprints of the frozen parameters are equal."""
-  if theirs != ours:
+def _check_base(path: Path, theirs: Container[str], params: Any) -> None:
+  """Raises ValueError unless frozen parameters have one of the fingerprints of the file's."""
+  if not any(fingerprint(params, kind) in theirs for kind in (None, *_ROUNDED)):
     raise ValueError(
-      f'The adapter {printable(path)} was trained on other base weights (SHA-256 '
-      f'{printable(theirs[:_DIGITS])}..., and '
-      f'these are {ours[:_DIGITS]}...); load it onto those.'
+      f'The adapter {printable(path)} was trained on other base weights; load it onto those, or '
+      'onto these all the same with strict=False.'
     )
 
 

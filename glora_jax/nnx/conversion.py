@@ -164,13 +164,14 @@ def save_adapter(path: FilePath, model: nnx.Module, **metadata: Any) -> None:
   adapter_file.save_adapter(path, adapted, variables, get_genome(model), **metadata)
 
 
-def load_adapter(path: FilePath, model: nnx.Module) -> None:
+def load_adapter(path: FilePath, model: nnx.Module, *, strict: bool = True) -> None:
   """Reads what `save_adapter` or `glora_jax.save_adapter` wrote into an attached model.
 
   Args:
     path: path of the file.
     model: a model that is attached with the same space to the same base, which is changed: it gets
       the file's genome, supports, heads and batch statistics.
+    strict: whether to refuse another base; see `glora_jax.load_adapter`.
 
   Raises:
     FileNotFoundError: there is no file.
@@ -183,7 +184,7 @@ def load_adapter(path: FilePath, model: nnx.Module) -> None:
     'load_adapter'
   """
   adapted, variables = as_adapted(model)
-  loaded, genome = adapter_file.load_adapter(path, adapted, variables['params'])
+  loaded, genome = adapter_file.load_adapter(path, adapted, variables['params'], strict=strict)
   check_own_genome(adapters(model), genome)
   set_variables(model, loaded)  # it checks all of these before it changes any
   set_genome(model, genome)

@@ -79,6 +79,44 @@ def test_adapters_of_another_base_model_or_space_are_refused(subnet, tmp_path):
     adapter_file.load_adapter(path, adapted, variables['params'])
 
 
+@pytest.mark.parametrize('kind', [jnp.bfloat16, jnp.float16])
+def test_an_adapter_goes_onto_its_base_in_fewer_bits_and_from_there_onto_the_longer_one(
+  subnet, tmp_path, kind
+):
+  adapted, variables = subnet
+  genome = presets.preset(adapted.spec, 'full')
+  longer = variables['params']
+  shorter = jax.tree.map(lambda value: value.astype(kind), longer)
+  other = {**shorter, 'cls': (shorter['cls'] * 1.02).astype(kind)}
+  for trained_on, loaded_onto in ((longer, shorter), (shorter, longer), (shorter, shorter)):
+    trained = {**variables, 'params': trained_on}
+    adapter_file.save_adapter(tmp_path / 'a', adapted, trained, genome)
+    own, _ = adapter_file.load_adapter(tmp_path / 'a', adapted, trained_on)
+    loaded, _ = adapter_file.load_adapter(tmp_path / 'a', adapted, loaded_onto)
+    jax.tree.map(np.testing.assert_array_equal, loaded['glora'], own['glora'])
+    assert loaded['params']['cls'] is loaded_onto['cls']
+    with pytest.raises(ValueError, match=r'other base weights; .* with strict=False'):
+      adapter_file.load_adapter(tmp_path / 'a', adapted, other)
+
+
+def test_an_adapter_goes_onto_another_base_where_that_is_meant_and_only_if_it_fits(
+  written, tmp_path
+):
+  adapted, params, tensors, metadata = written
+  write_tensors(tmp_path / 'a', tensors, 'adapter', metadata)
+  other = jax.tree.map(lambda value: 2 * value, params)
+  loaded, _ = adapter_file.load_adapter(tmp_path / 'a', adapted, other, strict=False)
+  assert loaded['params']['body']['bias'] is other['body']['bias']
+  own, _ = adapter_file.load_adapter(tmp_path / 'a', adapted, params)
+  jax.tree.map(np.testing.assert_array_equal, loaded['glora'], own['glora'])
+  with pytest.raises(ValueError, match='These params are not those of the adapted BodyAndHead'):
+    adapter_file.load_adapter(tmp_path / 'a', adapted, {'body': other['body']}, strict=False)
+  wider = {'body': other['body'], 'head': {'kernel': jnp.zeros((3, 5)), 'bias': jnp.zeros(5)}}
+  of_five = glora_jax.adapt(BodyAndHead(classes=5), jnp.ones((1, 4)))
+  with pytest.raises(ValueError, match='has the heads'):
+    adapter_file.load_adapter(tmp_path / 'a', of_five, wider, strict=False)
+
+
 SPACE = glora_jax.SearchSpace((1, 2), C='none', D='none', E='none')
 SQUARES = {name: {'w': jnp.eye(4) + number} for number, name in enumerate('ab')}
 
@@ -196,9 +234,11 @@ def test_adapters_of_boxed_models_round_trip(tmp_path):
 
 
 class BodyAndHead(nn.Module):
+  classes: int = 2
+
   @nn.compact
   def __call__(self, x):
-    return nn.Dense(2, name='head')(nn.Dense(3, name='body')(x))
+    return nn.Dense(self.classes, name='head')(nn.Dense(3, name='body')(x))
 
 
 @pytest.fixture(scope='module')

@@ -290,6 +290,21 @@ def test_a_file_that_is_refused_leaves_the_genome(attached, tmp_path):
   np.testing.assert_array_equal(glora_jax.nnx.get_genome(attached), before)
 
 
+def test_a_file_of_another_base_is_taken_where_that_is_meant(attached, tmp_path):
+  path, other = tmp_path / 'a', Mlp()
+  other.hidden.bias[...] += 0.5
+  other = glora_jax.nnx.attach(other, X, space=SPACE)
+  attached.hidden.glora_kernel.E[...] += 0.5
+  glora_jax.nnx.set_genome(attached, glora_jax.preset(glora_jax.nnx.spec(attached), 'bitfit'))
+  glora_jax.nnx.save_adapter(path, attached)
+  with pytest.raises(ValueError, match=r'other base weights; .* with strict=False'):
+    glora_jax.nnx.load_adapter(path, other)
+  glora_jax.nnx.load_adapter(path, other, strict=False)
+  np.testing.assert_array_equal(
+    other.hidden.glora_kernel.E[...], attached.hidden.glora_kernel.E[...]
+  )
+
+
 def test_the_table_shows_the_genome_that_a_model_has(attached):
   glora_jax.nnx.set_genome(attached, glora_jax.preset(glora_jax.nnx.spec(attached), 'bitfit'))
   assert 'trains 8 parameters, and the heads 27' in glora_jax.nnx.summary(attached)
