@@ -59,8 +59,8 @@ def adapt(
     space: the alleles on offer: one space for all layers, or spaces by regular expression. The
       first that is found in a layer's path is its space, and layers that none is found in are not
       adapted.
-    select: which linear layers to adapt, by '/'-joined path: a regular expression (searched),
-      several of them, or a function. None takes all that are not heads.
+    select: which linear layers to adapt, by '/'-joined path: a regular expression (searched; a text
+      or compiled), several of them, or a function. None takes all that are not heads.
     heads: which modules or parameters to train in full: names, paths or their ends ('fc',
       'decoder/fc'), regular expressions, a function, or several of the strings; None for none. The
       log says which were taken. By default those that are called head, classifier, lm_head or

@@ -204,7 +204,7 @@ def _chosen_rows(spec: Spec, pattern: str, choice: Any) -> Any:
   if isinstance(choice, Mapping):
     return [_chosen_codes(layer, choice) for layer in spec]
   raise ValueError(
-    f'custom genome: {listed([pattern])}={shown(choice)} must be the name of a preset, or a '
+    f'custom genome: {listed([str(pattern)])}={shown(choice)} must be the name of a preset, or a '
     'dictionary of alleles by tensor.'
   )
 

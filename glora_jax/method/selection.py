@@ -13,7 +13,8 @@ from glora_jax.method.space import SearchSpace
 from glora_jax.method.validation import check_spaces
 from glora_jax.tree import Path, path_name
 
-Selector = str | Sequence[str] | Callable[[str], bool]
+Pattern = str | re.Pattern[str]
+Selector = Pattern | Sequence[Pattern] | Callable[[str], bool]
 _CONVS = Domain.of_annotation(bool)
 
 
@@ -26,7 +27,7 @@ def matches(selector: Selector, name: str) -> bool:
   if callable(selector):
     return selector(name)
   try:
-    patterns = [selector] if isinstance(selector, str) else list(selector)
+    patterns = [selector] if isinstance(selector, str | re.Pattern) else list(selector)
     return any(re.search(pattern, name) for pattern in patterns)
   except (re.error, TypeError) as error:
     raise ValueError(
@@ -38,31 +39,36 @@ def _named(selector: Selector, names: Sequence[str]) -> list[str]:
   """The names that are chosen; an expression that is a name, or the end of a path, is only that."""
   if callable(selector):
     return [name for name in names if selector(name)]
-  patterns = [selector] if isinstance(selector, str) else selector
+  patterns = [selector] if isinstance(selector, str | re.Pattern) else selector
   found = []
   for pattern in patterns:
-    ends = [name for name in names if f'/{name}'.endswith(f'/{pattern}')]
+    text = pattern if isinstance(pattern, str) else pattern.pattern
+    ends = [name for name in names if f'/{name}'.endswith(f'/{text}')]
     found += ends or [name for name in names if matches(pattern, name)]
   return found
 
 
 def unmatched(selector: Selector | None, names: Sequence[str]) -> list[str]:
   """The expressions of a list that are found in none of the names; none of another selector."""
-  return [pattern for pattern in _several(selector) if not any(matches(pattern, n) for n in names)]
+  return [str(p) for p in _several(selector) if not any(matches(p, name) for name in names)]
 
 
-def _several(selector: Selector | None) -> Sequence[str]:
-  is_list = selector is not None and not callable(selector) and not isinstance(selector, str)
-  return selector if is_list else ()
+def _several(selector: Selector | None) -> Sequence[Pattern]:
+  is_one = selector is None or callable(selector) or isinstance(selector, str | re.Pattern)
+  return () if is_one else selector
 
 
 def _check_selector(name: str, selector: Any) -> None:
   """Raises ValueError where a selector is of no type that one has."""
-  if selector is None or callable(selector) or isinstance(selector, str) or _are_names(selector):
-    return
-  raise ValueError(
-    f'{name}={shown(selector)} must be a regular expression, several of them, a function, or None.'
-  )
+  if not _are_patterns(_several(selector)):
+    raise ValueError(
+      f'{name}={shown(selector)} must be a regular expression, several of them, a function, or '
+      'None.'
+    )
+
+
+def _are_patterns(value: Any) -> bool:
+  return _is_list(value, lambda item: isinstance(item, str | re.Pattern))
 
 
 def _are_names(value: Any) -> bool:
@@ -139,7 +145,7 @@ class Selection:
     }
     found = {path: name for path, name in first.items() if name is not None}
     modules = tuple(dict.fromkeys(found.values()))
-    absent = [pattern for pattern in _several(self.heads) if not _named(pattern, names)]
+    absent = [str(pattern) for pattern in _several(self.heads) if not _named(pattern, names)]
     return Heads(modules, frozenset(found), tuple(absent))
 
   def space_of(self, name: str) -> SearchSpace | None:

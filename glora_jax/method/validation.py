@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,7 +40,7 @@ def check_spaces(space: Any) -> None:
       'space={} offers nothing; give a SearchSpace, or at least one by regular expression.'
     )
   for pattern, value in space.items():
-    if not isinstance(pattern, str) or not isinstance(value, SearchSpace):
+    if not isinstance(pattern, str | re.Pattern) or not isinstance(value, SearchSpace):
       raise ValueError(
         f'space has {shown(pattern)}: {shown(value)}; it must have a SearchSpace by regular '
         'expression.'

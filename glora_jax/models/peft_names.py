@@ -192,7 +192,7 @@ class ByMap(Naming):
         return (_filled(match, name) for name in names)
     raise ValueError(
       f"names: no pattern matches '{path}'; give the name of its torch module "
-      f'({", ".join(self._names) or "there are none"}).'
+      f'({", ".join(map(str, self._names)) or "there are none"}).'
     )
 
   def _tensor(self, path: Path) -> tuple[str, bool]:
@@ -213,7 +213,7 @@ def _check_names(pattern: Any, modules: Any) -> None:
   """Raises ValueError unless an item of a map is a pattern with one name or several."""
   names = [modules] if isinstance(modules, str) else modules
   are_names = isinstance(names, Sequence) and names and all(isinstance(n, str) and n for n in names)
-  if not isinstance(pattern, str) or not are_names:
+  if not isinstance(pattern, str | re.Pattern) or not are_names:
     raise ValueError(
       f'names: {shown(pattern)}: {shown(modules)} is no pattern of paths with the name of a torch '
       'module, or several.'

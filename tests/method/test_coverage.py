@@ -156,6 +156,9 @@ def test_embeddings_alone_are_no_warning(lines):
     (['fc2', 'nothing'], ['fc']),
     (lambda name: name.endswith('2'), ['fc']),
     ('fc2/kernel', ['fc']),
+    (re.compile('fc'), ['fc2']),
+    (re.compile('FC2', re.IGNORECASE), ['fc']),
+    ([re.compile('^FC$', re.IGNORECASE), 'nothing'], ['fc2']),
     (None, ['fc', 'fc2']),
   ],
 )
@@ -170,14 +173,28 @@ def test_heads_are_names_paths_expressions_or_a_function(heads, expected):
 
 
 def test_the_log_names_heads_that_are_not_there(lines):
-  glora_jax.adapt(Two(), X, heads=['fc2', 'fc3'])
-  assert ('WARNING', 'Two: heads: fc3 matches no module.') in lines()
+  glora_jax.adapt(Two(), X, heads=['fc2', 'fc3', re.compile('fc4')])
+  message = "Two: heads: fc3, re.compile('fc4') matches no module."
+  assert ('WARNING', message) in lines()
 
 
 def test_each_of_several_expressions_selects_a_layer():
   with pytest.raises(ValueError, match=r'^select: fc3 matches no linear layer of Two; .* fc, fc2'):
     glora_jax.adapt(Two(), X, select=['^fc$', 'fc3'], heads='fc2')
   assert rows(glora_jax.adapt(Two(), X, select=['^fc$', 'fc2'], heads='fc2')) == ['fc']
+
+
+def test_compiled_expressions_select_what_their_texts_do_by_their_flags():
+  fc = re.compile('^FC$', re.IGNORECASE)
+  for select in (fc, [fc]):
+    assert rows(glora_jax.adapt(Two(), X, select=select, heads=None)) == ['fc']
+  space = {fc: SearchSpace((2,)), 'fc2': SearchSpace((3,))}
+  spec = glora_jax.adapt(Two(), X, space=space, heads=None).spec
+  assert [layer.space.ranks for layer in spec] == [(2,), (3,)]
+  genome = glora_jax.custom_genome(spec, {fc: 'bitfit'})
+  assert genome.any(axis=1).tolist() == [True, False]
+  with pytest.raises(ValueError, match=r"^select=re.compile\('q'\) matches no linear layer of Two"):
+    glora_jax.adapt(Two(), X, select=re.compile('q'))
 
 
 def test_the_log_says_which_modules_are_heads_the_outermost_alone(lines):

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import types
 
 import flax.linen as nn
@@ -292,7 +293,7 @@ def test_any_model_is_written_and_read_by_a_map_of_names(tmp_path):
   names = {
     'layers/(query|value)': r'model.layers.{}.\1',
     'layers/both': ['model.layers.{}.left', 'model.layers.{}.right'],
-    '(head|norm)': r'model.\1',
+    re.compile('(HEAD|norm)', re.IGNORECASE): r'model.\1',
   }
   save_peft(tmp_path, adapted, variables, genome, names)
   config, tensors = contents(tmp_path)

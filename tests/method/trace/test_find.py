@@ -1,5 +1,7 @@
 """Linear layers found by use, in functions that are written in all ways."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -370,7 +372,8 @@ def test_an_axis_of_outputs_becomes_a_stack_on_request():
   def function(params, x):
     return jnp.einsum('bd,cdf->bcf', x, params['kv']['w']) + params['kv']['b']
 
-  (site,) = found_in(function, params, split={'kv': 0}).sites
+  (site,) = found_in(function, params, split={re.compile('KV', re.IGNORECASE): 0}).sites
+  assert site == found_in(function, params, split={'kv': 0}).sites[0]
   assert (site.layout.stack, site.layout.outputs, site.layout.bias_stack) == ((0,), (2,), (0,))
   assert site.rows == (0, 1)
   with pytest.raises(ValueError, match=r'axis 1 of kv/w .* its axes are out, in, out'):
