@@ -344,17 +344,6 @@ def printable(text: str | os.PathLike) -> str:
   return _NOT_PRINTABLE.sub(_escape, os.fspath(text))
 
 
-def ended(error: Exception | str) -> str:
-  """What somebody else's error says, or another text, as the end of a sentence.
-
-  Example:
-    >>> ended(TypeError("missing 'x'"))
-    "missing 'x'."
-  """
-  text = str(error)
-  return text if text.endswith(('.', '?', ')')) else f'{text}.'
-
-
 def listed(names: Iterable[str]) -> str:
   """Names as a sentence lists them, which are not endless.
 

@@ -78,9 +78,9 @@ def adapt(
     The adapted model.
 
   Raises:
-    ValueError: it is no linen model, does not run on the sample inputs, has no linear layer, none
-      that `select` or `space` matches, one that GLoRA cannot express (an unusual `nn.Einsum`), or a
-      tie does not fit; the sentence names the paths.
+    ValueError: it is no linen model, has no linear layer, none that `select` or `space` matches,
+      one that GLoRA cannot express (an unusual `nn.Einsum`), or a tie does not fit; the sentence
+      names the paths. What the model itself raises on the sample inputs passes through.
 
   Example:
     >>> import flax.linen as nn, jax.numpy as jnp

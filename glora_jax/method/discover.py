@@ -22,7 +22,6 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from glora_jax.limits import ended
 from glora_jax.method.layout import LINEAR_MODULES, Layout, linear_layout
 from glora_jax.method.probe import Lift, Probe, Watch
 from glora_jax.method.quantized import check_unquantized
@@ -164,7 +163,7 @@ def discover(model: nn.Module, inputs: tuple, kwargs: Mapping[str, Any]) -> Disc
     model that runs on arrays alone, and not on parameters in boxes.
 
   Raises:
-    ValueError: the model does not run on these inputs.
+    Exception: what the model raises on these inputs, with a note that says which they are.
   """
   sample = Sample(inputs, kwargs)
   rngs = {'params': jax.random.key(0)}  # Flax answers every other stream from this one
@@ -203,13 +202,12 @@ def discover(model: nn.Module, inputs: tuple, kwargs: Mapping[str, Any]) -> Disc
 
 @contextlib.contextmanager
 def _explained(model: nn.Module, sample: Sample) -> Iterator[None]:
-  """Says which model does not run on which arrays, whatever the error is."""
+  """Adds to an error which model does not run on which arrays."""
   try:
     yield
   except Exception as error:
-    raise ValueError(
-      f'{type(model).__name__} does not run on the sample inputs ({sample}): {ended(error)}'
-    ) from error
+    error.add_note(f'{type(model).__name__} does not run on the sample inputs ({sample}).')
+    raise
 
 
 def _in_probes(params: Any, watch: Watch) -> Any:

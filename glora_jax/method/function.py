@@ -59,8 +59,8 @@ def adapt_function(  # noqa: PLR0913
     The adapted function. Its `init` takes the params, and `apply` the function's other arguments.
 
   Raises:
-    ValueError: the function does not run on the sample inputs, closes over its parameters, has no
-      linear layer, or the choices do not fit; one sentence.
+    ValueError: the function closes over its parameters, has no linear layer, or the choices do not
+      fit; one sentence. What the function itself raises on the sample inputs passes through.
 
   Example:
     >>> import glora_jax, jax, jax.numpy as jnp

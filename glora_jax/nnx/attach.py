@@ -63,9 +63,9 @@ def attach(  # noqa: PLR0913
     heads as `glora_jax.nnx.Head` and its genome as `glora_jax.nnx.Genome`.
 
   Raises:
-    ValueError: the model is attached already, does not run on these inputs, has no linear layer, or
-      none that `select` or `space` matches; or a tie does not fit, or an argument is of another
-      type.
+    ValueError: the model is attached already, has no linear layer, or none that `select` or `space`
+      matches; or a tie does not fit, or an argument is of another type. What the model itself
+      raises on these inputs passes through.
 
   Example:
     >>> import glora_jax, jax.numpy as jnp

@@ -33,8 +33,7 @@ def find(
     What was found, with rows in the order of the modules, which depends on no backend.
 
   Raises:
-    ValueError: the model does not run on these inputs, has no linear layer, or `split` does not
-      fit.
+    ValueError: the model has no linear layer, or `split` does not fit.
   """
   frozen = Frozen(model)
   frozen.states[1:] = jax.tree.map(_value, frozen.states[1:])

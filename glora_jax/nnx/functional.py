@@ -69,9 +69,9 @@ def adapt(
     The adapted model, whose `apply` calls the model.
 
   Raises:
-    ValueError: the model is attached already, does not run on the sample inputs, has no linear
-      layer, none that `select` or `space` matches, or, without sample inputs, one whose kernel is
-      stacked.
+    ValueError: the model is attached already, has no linear layer, none that `select` or `space`
+      matches, or, without sample inputs, one whose kernel is stacked. What the model itself raises
+      on the sample inputs passes through.
 
   Example:
     >>> import glora_jax, jax, jax.numpy as jnp

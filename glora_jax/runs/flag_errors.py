@@ -13,7 +13,6 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from glora_jax.limits import ended
 from glora_jax.runs import front_page
 from glora_jax.runs.mistakes import explain_os
 
@@ -132,7 +131,8 @@ def _wrong_value(text: str) -> str:
   if given[2] not in known:
     return f'{given[1]}: {given[2]} is a section; give its fields, --config.{given[2]}.FIELD=VALUE.'
   setting = known[given[2]]
-  return f'{given[1]} must be {setting.domain}: {ended(setting.help)}'
+  end = '' if setting.help.endswith(('.', ')')) else '.'
+  return f'{given[1]} must be {setting.domain}: {setting.help}{end}'
 
 
 def _last_line(text: str) -> str:

@@ -5,11 +5,13 @@ import logging
 import warnings
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from trees import randomized
 
 import glora_jax
@@ -289,11 +291,6 @@ WRONG = {
     {'w': jnp.ones((D, H), jnp.int8)},
     r'w 4x6 \(integers: int8\)',
   ),
-  'inputs that do not fit': (
-    lambda params, x: x @ params['w'],
-    {'w': W2},
-    r'<lambda> does not run on the sample inputs \(float32\[5, 4\]\)',
-  ),
 }
 
 
@@ -302,6 +299,35 @@ def test_a_wrong_function_is_one_sentence(name):
   function, params, sentence = WRONG[name]
   with pytest.raises(ValueError, match=sentence):
     glora_jax.adapt_function(function, params, X)
+
+
+@pytest.mark.parametrize('wrong', [KeyError('z'), AssertionError(), OSError(2, 'gone')], ids=repr)
+def test_what_a_model_raises_is_raised_as_it_is_with_a_note_on_its_inputs(wrong):
+  def function(params, x):
+    raise wrong
+
+  class Model(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      raise wrong
+
+  class Live(nnx.Module):
+    def __init__(self):
+      self.linear = nnx.Linear(D, 3, rngs=nnx.Rngs(0))
+
+    def __call__(self, x):
+      raise wrong
+
+  for adapt in (
+    lambda: glora_jax.adapt_function(function, {'w': W1.T}, X),
+    lambda: glora_jax.adapt(Model(), X),
+    lambda: glora_jax.nnx.attach(Live(), X),
+  ):
+    with pytest.raises(type(wrong)) as caught:
+      adapt()
+    assert caught.value is wrong
+    assert caught.traceback[-1].name in ('function', '__call__')
+    assert 'does not run on the sample inputs (float32[5, 4])' in wrong.__notes__.pop()
 
 
 def test_a_selector_that_matches_nothing_is_one_sentence():

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from glora_jax.limits import ended, shown
+from glora_jax.limits import shown
 from glora_jax.method.sample import Sample, is_array
 from glora_jax.method.site import Site
 from glora_jax.method.trace.bias import bias_of
@@ -83,7 +83,8 @@ def find(
     The layers, and the matrices that are in none.
 
   Raises:
-    ValueError: the function does not run on these inputs, or `split` does not fit.
+    ValueError: `split` does not fit.
+    Exception: what the function raises on these inputs, with a note that says which they are.
 
   Example:
     >>> params = {'embed': jnp.ones((5, 4)), 'mlp': {'w': jnp.ones((4, 3)), 'b': jnp.zeros(3)}}
@@ -129,9 +130,8 @@ def _walk(
     program = jax.make_jaxpr(run)([*map(_shaped, arrays.values())], sample.arrays)
   except Exception as error:
     name = getattr(function, '__name__', type(function).__name__)
-    raise ValueError(
-      f'{name} does not run on the sample inputs ({sample}): {ended(error)}'
-    ) from error
+    error.add_note(f'{name} does not run on the sample inputs ({sample}).')
+    raise
   values = [
     # A leading axis of size one is there to be repeated over a batch.
     Value(view=View.whole(path, array.shape), repeated=array.shape[:1] == (1,))
