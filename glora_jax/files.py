@@ -333,7 +333,7 @@ def write_tensors(path: Path, tensors: dict[str, Any], kind: str, metadata: dict
     path: path of the file.
     tensors: arrays by name.
     kind: kind of the file, which `read_tensors` asks for.
-    metadata: what else to keep, as JSON can.
+    metadata: what else to keep, as JSON can; arrays are lists.
 
   Raises:
     ValueError: metadata are named as what the file says of itself, or are not what JSON can say.
@@ -343,7 +343,7 @@ def write_tensors(path: Path, tensors: dict[str, Any], kind: str, metadata: dict
   if reserved := stamp.keys() & metadata.keys():
     raise ValueError(f'The name {min(reserved)!r} of metadata is taken; give it another.')
   try:
-    text = json.dumps({**stamp, **metadata}, allow_nan=False)
+    text = json.dumps({**stamp, **metadata}, allow_nan=False, default=standard_json.default)
   except (TypeError, ValueError, RecursionError) as error:
     raise ValueError(
       f'Metadata must be what JSON can say, texts, finite numbers, lists and dictionaries '

@@ -110,7 +110,7 @@ class Domain:
   def check(self, value: Any, name: str) -> Any:
     """The value as the setting takes it: a sequence is a tuple then, a mapping a dictionary.
 
-    Numbers of NumPy become Python's, which can be written into a file.
+    Numbers and arrays of NumPy and JAX become Python's, which can be compared and written.
 
     Args:
       value: any value.
@@ -120,12 +120,12 @@ class Domain:
       ValueError: it is of another type, out of range, not finite, or no choice. One sentence that
         says name, value and what was expected.
     """
+    value = plain(value)
     if value is None and self.optional:
       return None
     origin, arguments = typing.get_origin(self.kind), typing.get_args(self.kind)
     if origin is None:
-      self._check_scalar(value, self.kind, name)
-      return _as_python(value)
+      return self._scalar(value, self.kind, name)
     if issubclass(origin, Mapping):
       return self._check_mapping(value, arguments[1], name)
     return self._check_sequence(value, arguments, name)
@@ -152,15 +152,17 @@ class Domain:
   def _or_none(self) -> str:
     return ', or None' if self.optional else ''
 
-  def _check_scalar(self, value: Any, kind: Any, name: str) -> None:
+  def _scalar(self, given: Any, kind: Any, name: str) -> Any:
+    value = whole(given) if kind is int else plain(given)
     if kind is Any:
-      return
+      return value
     if not _is_a(value, kind):
-      raise ValueError(f'{name}={shown(value)} must be {_NOUNS[kind]}{self._or_none}.')
+      raise ValueError(f'{name}={shown(plain(given))} must be {_NOUNS[kind]}{self._or_none}.')
     if kind is str:
       self._check_text(value, name)
     elif kind is not bool:
       self._check_number(value, kind, name)
+    return value
 
   def _check_text(self, text: str, name: str) -> None:
     choices = self.limits.choices
@@ -191,12 +193,13 @@ class Domain:
       for unknown in checked.keys() - set(self.names):
         check_by(self.limits.check, unknown, f'{name}.{unknown}')
     kind, optional = without_none(kind)
+    taken = {}
     for key, item in value.items():
       if not isinstance(key, str) or not key or '.' in key:
         raise ValueError(f'{name}: the name {shown(key)} must be a text without a dot.')
-      if item is not None or not optional:
-        self._check_scalar(item, kind, f'{name}.{key}')
-    return {key: _as_python(item) for key, item in value.items()}
+      is_open = item is None and optional
+      taken[key] = None if is_open else self._scalar(item, kind, f'{name}.{key}')
+    return taken
 
   def _check_sequence(self, value: Any, kinds: tuple, name: str) -> tuple:
     length = None if len(kinds) == 1 or kinds[1] is ... else len(kinds)
@@ -204,9 +207,7 @@ class Domain:
       raise ValueError(f'{name}={shown(value)} must be {self}.')
     if self.limits.nonempty and not value:
       raise ValueError(f'{name}={tuple(value)} must not be empty: {self.meaning}.')
-    for index, item in enumerate(value):
-      self._check_scalar(item, kinds[0], f'{name}[{index}]')
-    return tuple(map(_as_python, value))
+    return tuple(self._scalar(item, kinds[0], f'{name}[{n}]') for n, item in enumerate(value))
 
 
 def check_fields(settings: Any, ranges: Mapping[str, Limits]) -> None:
@@ -307,6 +308,25 @@ def is_finite(number: float) -> bool:
     return False
 
 
+def plain(value: Any) -> Any:
+  """A value with Python's numbers and lists in the place of scalars and arrays of NumPy and JAX."""
+  return value.tolist() if hasattr(value, 'tolist') else value
+
+
+def whole(value: Any) -> int | None:
+  """A whole number, 2.0 for instance, as Python's; None where it is none.
+
+  Example:
+    >>> import numpy as np
+    >>> whole(np.float32(2)), whole(2.5), whole(True)
+    (2, None, None)
+  """
+  value = plain(value)
+  if isinstance(value, float) and value.is_integer():
+    value = int(value)
+  return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
 def shown(value: Any) -> str:
   """A value as a sentence quotes it, which is not endless."""
   try:
@@ -373,10 +393,5 @@ def _escape(found: re.Match[str]) -> str:
 
 def _is_a(value: Any, kind: type) -> bool:
   """Whether a value has a type, where whole numbers are numbers, and True is no number."""
-  abstract = {int: numbers.Integral, float: numbers.Real}.get(kind, kind)
+  abstract = numbers.Real if kind is float else kind
   return isinstance(value, abstract) and isinstance(value, bool) == (kind is bool)
-
-
-def _as_python(value: Any) -> Any:
-  """A value without the type that NumPy gives to its scalars."""
-  return value.item() if hasattr(value, 'item') else value

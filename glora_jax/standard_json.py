@@ -33,6 +33,11 @@ def _with_nulls(content: Any) -> Any:
   return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
+def default(value: Any) -> Any:
+  """What `json` writes of a value that it does not know: of arrays their numbers."""
+  return value.tolist() if hasattr(value, 'tolist') else json.JSONEncoder().default(value)
+
+
 def number(value: float | None) -> float:
   """A number of a file of ours, which is null there where it was not finite.
 

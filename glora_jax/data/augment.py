@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -14,8 +15,16 @@ import jax.numpy as jnp
 
 from glora_jax.data import operations, rand_augment
 from glora_jax.data.normalization import Normalization, normalize
-from glora_jax.limits import shown
+from glora_jax.limits import Limits, check_fields
 
+RANGES: Mapping[str, Limits] = {
+  'crop_scale': Limits(above=0, at_most=1),
+  'shift': Limits(at_least=0),
+  'color_jitter': Limits(at_least=0),
+  'magnitude': Limits(at_least=0, at_most=rand_augment.MAX_MAGNITUDE),
+  'erasing': Limits(at_least=0, at_most=1),
+  'mixup': Limits(at_least=0),
+}
 _DRAWS_PER_BOX = 10  # as torchvision and timm
 _ERASED_AREA = (0.02, 1 / 3)  # as timm
 _ERASED_RATIO = (0.3, 1 / 0.3)
@@ -304,27 +313,9 @@ class Augmentation:
   mixup: float = 0.0
 
   def __post_init__(self):
-    largest = rand_augment.MAX_MAGNITUDE
-    for name in ('crop', 'flip', 'rand_augment'):
-      self._require(name, isinstance(getattr(self, name), bool), 'True or False')
-    self._require(
-      'crop_scale',
-      _is_ascending_pair_of_shares(self.crop_scale),
-      'two shares, 0 < smallest <= largest <= 1',
-    )
-    object.__setattr__(self, 'crop_scale', tuple(self.crop_scale))
-    is_whole = isinstance(self.shift, int) and _is_number(self.shift)
-    self._require('shift', is_whole and self.shift >= 0, 'a whole number of pixels, 0 or more')
-    self._require('color_jitter', _is_number(self.color_jitter), 'a number of 0 or more')
-    self._require(
-      'magnitude', _is_number(self.magnitude, largest), f'a number from 0 to {largest:g}'
-    )
-    self._require('erasing', _is_number(self.erasing, 1), 'a probability, 0 to 1')
-    self._require('mixup', _is_number(self.mixup), 'a number of 0 or more')
-
-  def _require(self, name: str, is_right: bool, wanted: str) -> None:
-    if not is_right:
-      raise ValueError(f'{name}={shown(getattr(self, name))} is not {wanted}.')
+    check_fields(self, RANGES)
+    if self.crop_scale[0] > self.crop_scale[1]:
+      raise ValueError(f'crop_scale={self.crop_scale} must be the smallest share and the largest.')
 
   def check_size(self, size: int) -> None:
     """Checks that images of a size can be augmented.
@@ -381,16 +372,3 @@ class Augmentation:
     if self.erasing:
       images = random_erasing(erasing_key, images, self.erasing)
     return images
-
-
-def _is_number(value: object, largest: float = math.inf) -> bool:
-  """Whether a value is a finite number between 0 and the largest; True and False are none."""
-  is_number = isinstance(value, int | float) and not isinstance(value, bool)
-  return is_number and math.isfinite(value) and 0 <= value <= largest
-
-
-def _is_ascending_pair_of_shares(value: object) -> bool:
-  if not isinstance(value, tuple | list) or len(value) != 2:
-    return False
-  least, largest = value
-  return _is_number(least, 1) and _is_number(largest, 1) and 0 < least <= largest

@@ -76,7 +76,7 @@ def save_adapter(
     adapted: the adapted model.
     variables: its variables, after training.
     genome: the subnet, int [rows, 5].
-    **metadata: more to remember, JSON types.
+    **metadata: more to remember, JSON types, or numbers and arrays of NumPy and JAX.
 
   Raises:
     ValueError: the variables are those of another model, were cut to a subnet with lower ranks, are

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 import sys
 from typing import Any
 
@@ -10,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from glora_jax.limits import Domain, Limits, shown
+from glora_jax.limits import Domain, Limits, shown, whole
 from glora_jax.method import one_shift
 from glora_jax.method.genomes import alleles_at, count_params, smallest_genome
 from glora_jax.method.random_key import check_key
@@ -48,7 +47,7 @@ def sample_genome(key: jax.Array, spec: Spec, largest: float = 0.0) -> jax.Array
     >>> genome.shape, genome[0, :4].tolist(), int(genome[0, 4]) in (0, 1, 2)
     ((1, 5), [0, 3, 0, 0], True)
   """
-  _SHARE.check(largest, 'largest')
+  largest = _SHARE.check(largest, 'largest')
   check_spec(spec)
   check_key(key)
   choice = jax.random.randint(key, (len(spec), 5), 0, spec.num_offered)
@@ -71,19 +70,14 @@ def check_budget(budget: Any) -> int | None:
   """
   if budget is None:
     return None
-  if not _is_whole_number(budget) or budget < 0:
+  number = whole(budget)
+  if number is None or number < 0:
     text = f'{budget:g}' if isinstance(budget, float | np.floating) else shown(budget)
     raise ValueError(
       f'budget={text} must be a whole number of trained parameters, 0 (the linear subnet) or '
       'more, or None.'
     )
-  return min(int(budget), sys.maxsize)
-
-
-def _is_whole_number(value: Any) -> bool:
-  if isinstance(value, numbers.Integral):
-    return not isinstance(value, bool)
-  return isinstance(value, numbers.Real) and float(value).is_integer()
+  return min(number, sys.maxsize)
 
 
 def require_feasible(spec: Spec, budget: Any) -> int | None:
@@ -133,10 +127,11 @@ def random_genomes(
     >>> population.shape, bool(count_params(spec, population).max() <= 200)
     ((100, 2, 5), True)
   """
-  _NUMBER.check(number, 'number')
+  number = _NUMBER.check(number, 'number')
   if not isinstance(rng, np.random.Generator):
     raise ValueError(f'rng={shown(rng)} must be a NumPy generator, as np.random.default_rng(0).')
-  if require_feasible(spec, budget) is None:
+  budget = require_feasible(spec, budget)
+  if budget is None:
     return _draw(rng, spec, number)
   kept = np.zeros((0, len(spec), 5), np.int8)
   for _ in range(_ROUNDS):
@@ -165,7 +160,8 @@ def shrink(
     int8 [n, rows, 5].
   """
   genomes = one_shift.with_one_shift(spec, genomes)
-  if require_feasible(spec, budget) is None:
+  budget = require_feasible(spec, budget)
+  if budget is None:
     return genomes
   # Rows and tensors as one axis of genes.
   codes = genomes.reshape(len(genomes), -1)  # a view: what is written there, the genomes get

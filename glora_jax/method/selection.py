@@ -122,7 +122,7 @@ class Selection:
     _check_selector('heads', self.heads)
     if not _is_list(self.ties, _are_names):
       raise ValueError(f'ties={shown(self.ties)} must be a list of lists of names.')
-    _CONVS.check(self.convs, 'convs')
+    object.__setattr__(self, 'convs', _CONVS.check(self.convs, 'convs'))
 
   @property
   def spaces(self) -> Mapping[str, SearchSpace]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import numbers
+import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
 
-from glora_jax.limits import MOST_COUNTED, Domain, Limits, listed, shown
+from glora_jax.limits import MOST_COUNTED, Domain, Limits, listed, plain, shown, whole
 
 Tensor = Literal['A', 'B', 'C', 'D', 'E']
 
@@ -73,8 +73,8 @@ class SearchSpace:
 
   def __post_init__(self):
     object.__setattr__(self, 'ranks', checked_ranks(self.ranks))
-    _IS.check(self.tied, 'tied')
-    _IS.check(self.one_shift, 'one_shift')
+    for name in ('tied', 'one_shift'):
+      object.__setattr__(self, name, _IS.check(getattr(self, name), name))
     for tensor in TENSORS:
       object.__setattr__(self, tensor, self._codes(tensor, getattr(self, tensor)))
     if self.one_shift and not all(0 in getattr(self, tensor) for tensor in ('C', 'E')):
@@ -109,8 +109,7 @@ class SearchSpace:
     names = self.names(tensor)
     if offered is None:
       return tuple(range(len(names)))
-    single = isinstance(offered, (str, numbers.Integral))
-    alleles: tuple[Any, ...] = (offered,) if single else _as_tuple(offered)
+    alleles = _as_tuple(offered)
     codes = [code for allele in alleles if (code := self.code(tensor, allele)) is not None]
     if not codes or len(codes) < len(alleles):
       raise ValueError(
@@ -131,8 +130,8 @@ class SearchSpace:
     if isinstance(allele, str):
       name = re.sub(r'^lora(\d+)$', r'lora:\1', allele)
       return names.index(name) if name in names else None
-    is_code = not isinstance(allele, bool) and allele in range(len(names))
-    return int(allele) if is_code else None
+    code = whole(allele)
+    return code if code in range(len(names)) else None
 
   def names(self, tensor: Tensor) -> tuple[str, ...]:
     """Names of all forms of a tensor, in the order of their codes."""
@@ -146,8 +145,9 @@ def checked_ranks(given: Any) -> tuple[int, ...]:
   Raises:
     ValueError: they do not ascend from 1 or more, or are more than a genome has codes for.
   """
-  ranks = (given,) if isinstance(given, numbers.Integral) else _as_tuple(given)
-  if not ranks or not all(map(_is_positive, ranks)) or list(ranks) != sorted(set(ranks)):
+  ranks = tuple(whole(rank) or 0 for rank in _as_tuple(given))
+  ascending = all(low < high for low, high in itertools.pairwise((0, *ranks, MOST_COUNTED + 1)))
+  if not ranks or not ascending:
     raise ValueError(
       f'ranks={shown(given)} must be positive integers in ascending order, (4,) or (2, 4, 8) for '
       'instance.'
@@ -157,17 +157,14 @@ def checked_ranks(given: Any) -> tuple[int, ...]:
       f'ranks={shown(given)} are {len(ranks)}, and a genome has codes for at most {MOST_RANKS}; '
       'offer fewer.'
     )
-  return tuple(int(rank) for rank in ranks)
+  return ranks
 
 
 def _as_tuple(given: Any) -> tuple[Any, ...]:
-  """What a sequence holds; nothing where it is none."""
-  return tuple(given) if isinstance(given, Iterable) else ()
-
-
-def _is_positive(rank: Any) -> bool:
-  is_whole = isinstance(rank, numbers.Integral) and not isinstance(rank, bool)
-  return is_whole and 1 <= int(rank) <= MOST_COUNTED
+  """What a sequence or array holds, or the one value that is given."""
+  given = plain(given)
+  is_several = isinstance(given, Iterable) and not isinstance(given, str)
+  return tuple(given) if is_several else (given,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,9 +195,10 @@ class Layer:
 
   def __post_init__(self):
     _NAME.check(self.name, 'name')
-    _SIDE.check(self.in_features, f'{listed([self.name])}: in_features')
-    _SIDE.check(self.out_features, f'{listed([self.name])}: out_features')
-    _IS.check(self.bias, 'bias')
+    for name in ('in_features', 'out_features'):
+      side = _SIDE.check(getattr(self, name), f'{listed([self.name])}: {name}')
+      object.__setattr__(self, name, side)
+    object.__setattr__(self, 'bias', _IS.check(self.bias, 'bias'))
     if not isinstance(self.space, SearchSpace):
       raise ValueError(f'space={shown(self.space)} must be a SearchSpace.')
 

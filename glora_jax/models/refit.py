@@ -59,8 +59,8 @@ def refit(
     ((96, 3), 56)
   """
   check_facts({'image_size': image_size})
-  _PATCH.check(patch_size, 'patch_size')
-  _CLASSES.check(num_classes, 'num_classes')
+  patch_size = _PATCH.check(patch_size, 'patch_size')
+  num_classes = _CLASSES.check(num_classes, 'num_classes')
   params = dict(params)
   metadata = dict(metadata)
   old_size = sides(metadata['image_size'])

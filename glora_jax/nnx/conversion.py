@@ -142,7 +142,7 @@ def save_adapter(path: FilePath, model: nnx.Module, **metadata: Any) -> None:
   Args:
     path: path of the file.
     model: an attached model, after training.
-    **metadata: more to remember, JSON types.
+    **metadata: more to remember; see `glora_jax.save_adapter`.
 
   Raises:
     ValueError: the model is not attached, or only a part of one that is.

@@ -148,8 +148,7 @@ def score(
   check_stored([adapter.recipe for adapter in adapters(model)], genomes)
   inputs, labels = as_numbers('inputs', inputs), as_numbers('labels', labels)
   check_scored(inputs, labels)
-  _CHUNK.check(chunk, 'chunk')
-  _BLOCK.check(block, 'block')
+  chunk, block = _CHUNK.check(chunk, 'chunk'), _BLOCK.check(block, 'block')
   if chunk is None:
     chunk = 1 if jax.default_backend() == 'cpu' else _DEFAULT_CHUNK
   graphdef, state = nnx.split(model)

@@ -11,10 +11,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from glora_jax.data import image, normalization
-from glora_jax.data.rand_augment import MAX_MAGNITUDE
+from glora_jax.data import augment, image, normalization
 from glora_jax.data.task import Source
-from glora_jax.limits import Limits
 from glora_jax.method.preset_names import (
   GENOME_ENDING,
   GRADIENT,
@@ -59,14 +57,7 @@ RECIPE_RANGES = recipe.RANGES
 SAMPLING_RANGES = sampling.RANGES
 CONSISTENCY_RANGES = consistency.RANGES
 EVOLUTION_RANGES = search_settings.RANGES
-AUGMENTATION_RANGES = {
-  'crop_scale': Limits(above=0, at_most=1),
-  'shift': Limits(at_least=0),
-  'color_jitter': Limits(at_least=0),
-  'magnitude': Limits(at_least=0, at_most=MAX_MAGNITUDE),
-  'erasing': Limits(at_least=0, at_most=1),
-  'mixup': Limits(at_least=0),
-}
+AUGMENTATION_RANGES = augment.RANGES
 
 
 def check_method(name: str) -> None:

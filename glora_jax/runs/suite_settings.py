@@ -12,7 +12,7 @@ import ml_collections
 
 from glora_jax.data.catalog import expand
 from glora_jax.files import first_line
-from glora_jax.limits import shown
+from glora_jax.limits import plain, shown
 from glora_jax.method import draws
 
 FIELDS = ('budget', 'learning_rate')
@@ -90,7 +90,7 @@ def apply_settings(config: ml_collections.ConfigDict, settings: Mapping[str, Any
   """Gives the config of a single task the budget and learning rate that settings have for it."""
   task = config.task.partition('/')[2]
   for name in sorted((name for name in settings if _stands_for(name, task)), key=len):
-    config.budget = settings[name].get('budget', config.budget)
+    config.budget = plain(settings[name].get('budget', config.budget))
     for recipe in (config.supernet, config.finetune, config.training):
       rate = settings[name].get('learning_rate', recipe.learning_rate)
       recipe.learning_rate = float(rate)
@@ -122,5 +122,6 @@ def _check_chosen(chosen: Any, where: str) -> None:
 
 
 def _is_positive(value: Any) -> bool:
+  value = plain(value)
   is_number = isinstance(value, int | float) and not isinstance(value, bool)
   return is_number and 0 < value <= sys.float_info.max  # a whole number may be beyond it

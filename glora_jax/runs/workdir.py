@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import json
 import logging
+import operator
 import os
 import pathlib
 import socket
@@ -20,16 +22,16 @@ except ImportError:  # Windows has no such locks
 
 import flax
 import ml_collections
-import numpy as np
 
-from glora_jax import partial
+from glora_jax import partial, standard_json
 from glora_jax.data.catalog import canonical
 from glora_jax.data.task import Source, require_printable
 from glora_jax.files import Path, damaged, load_json, write_json, writing
 from glora_jax.limits import printable, shown
 from glora_jax.mesh import primary
 from glora_jax.records import read_record
-from glora_jax.runs.config import default_config, values_when_absent
+from glora_jax.runs import schema
+from glora_jax.runs.config import RunSettings, default_config, values_when_absent
 from glora_jax.runs.sections import SpaceSettings
 from glora_jax.runs.used_fields import (
   COMMON_FIELDS,
@@ -190,16 +192,14 @@ def _read(path: str) -> dict[str, Any]:
   return read_record(path, 'config', dict[str, Any], _REMEDY)
 
 
-class _Encoder(ml_collections.config_dict.CustomJSONEncoder):
-  """Writes numbers of NumPy, which `limits` takes, as Python's."""
-
-  def default(self, obj: Any) -> Any:
-    return obj.item() if isinstance(obj, np.generic) else super().default(obj)
-
-
 def _as_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """A config's values as its file has them."""
-  return json.loads(config.to_json(_Encoder))
+  """A config's values as its file has them, of Python's own types."""
+  values = config.to_dict()
+  for name, setting in schema.walk(RunSettings()):
+    *sections, last = name.split('.')
+    section = functools.reduce(operator.getitem, sections, values)
+    section[last] = setting.domain.check(section[last], name)
+  return json.loads(json.dumps(values, default=standard_json.default))
 
 
 def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -150,8 +150,8 @@ def allocate(  # noqa: PLR0913
     >>> subnet = adapted.fix(allocation.genome)  # to be trained from allocation.variables
   """
   check_measure(value)
-  folds = _check_counts(folds, max_rank, batches)
-  _RHO.check(rho, 'rho')
+  folds, max_rank = _counts(folds, max_rank, batches)
+  rho = _RHO.check(rho, 'rho')
   _FLOOR.check(floor, 'floor')
   _check_devices(mesh, ahead)
   check_key(key)
@@ -201,7 +201,7 @@ def compile_ahead(
   Raises:
     ValueError: there is no batch, or a number is out of its range.
   """
-  folds = _check_counts(folds, max_rank, batches)
+  folds, max_rank = _counts(folds, max_rank, batches)
   _check_model(adapted, variables, loss)
   if jax.config.jax_disable_jit:  # pyrefly: ignore[missing-attribute]
     return None
@@ -354,14 +354,13 @@ def _proposed(curve: Curve) -> int:
   return int(curve.params[curve.knee])
 
 
-def _check_counts(folds: int | None, max_rank: int, batches: Batches) -> int:
-  """Raises ValueError where a number is out of range; returns the number of folds."""
-  _MAX_RANK.check(max_rank, 'max_rank')
+def _counts(folds: Any, max_rank: Any, batches: Batches) -> tuple[int, int]:
+  """The numbers of folds and of ranks; raises ValueError where one is out of range."""
   if folds is None:
     number = len(batches) if isinstance(batches, Sized) else _DEFAULT_FOLDS
-    return number if 2 <= number < _DEFAULT_FOLDS else _DEFAULT_FOLDS
-  _FOLDS.check(folds, 'folds')  # one fold judges what the others choose
-  return folds
+    folds = number if 2 <= number < _DEFAULT_FOLDS else _DEFAULT_FOLDS
+  # One fold judges what the others choose.
+  return _FOLDS.check(folds, 'folds'), _MAX_RANK.check(max_rank, 'max_rank')
 
 
 def _check_devices(mesh: Any, ahead: Any) -> None:

@@ -79,7 +79,7 @@ def make_stopping_scorer(
       `valid` is not one truth for each genome, or there are no parents.
   """
   evaluator = Evaluator(adapted, preprocess, block, classes, apply_kwargs=apply_kwargs)
-  CHUNK.check(chunk, 'chunk')
+  chunk = CHUNK.check(chunk, 'chunk')
   check_fitness(fitness)
   chunk = default_chunk() if chunk is None else chunk
   return Checked(evaluator, jax.jit(_StoppingEvaluator(evaluator, fitness, chunk).scores))

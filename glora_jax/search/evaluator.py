@@ -125,7 +125,7 @@ class Evaluator:
   def __post_init__(self):
     check_type(self.adapted, Adapted, 'adapted')
     check_callable(self.preprocess, 'preprocess')
-    _COUNT.check(self.block, 'block')
+    object.__setattr__(self, 'block', _COUNT.check(self.block, 'block'))
     object.__setattr__(self, 'classes', _as_mask(self.classes))
     if self.mesh is not None:
       require_mesh(self.mesh)

@@ -22,7 +22,7 @@ from glora_jax.method.draws import random_genomes, require_feasible
 from glora_jax.method.genomes import count_params
 from glora_jax.method.random_key import check_key
 from glora_jax.method.space import Spec
-from glora_jax.method.validation import check_population
+from glora_jax.method.validation import as_numbers, check_population
 from glora_jax.search.archive import Archive
 from glora_jax.search.brood import Brood
 from glora_jax.search.checked import NonFiniteError
@@ -104,7 +104,7 @@ def evolve(  # noqa: PLR0913
     >>> count_params(spec, archive.best()) <= 40
     True
   """
-  require_feasible(spec, budget)
+  budget = require_feasible(spec, budget)
   check_key(key)
   check_type(settings, Evolution, 'settings')
   check_callable(score, 'score')
@@ -208,7 +208,7 @@ class _Search:
     else:
       correct, loss = _pair(self.score(population))
       exact = np.ones(size, bool)
-    scores = _Scores(*(np.asarray(values) for values in (correct, loss, exact)))
+    scores = _Scores(_numbers(correct), _numbers(loss), np.asarray(exact))
     _check_shapes(scores, size)
     of_children = _Scores(*(values[is_child] for values in scores))
     _check_values(of_children)
@@ -228,10 +228,15 @@ def _pair(scores: Any) -> tuple[Any, Any]:
   return scores[0], scores[1]
 
 
+def _numbers(values: Any) -> np.ndarray:
+  """Scores as float64, NaN where they are masked."""
+  return np.ma.asarray(as_numbers('scores', values), np.float64).filled(np.nan)
+
+
 def _check_shapes(scores: _Scores, size: int) -> None:
   """Raises ValueError unless there is a number for each subnet of a population."""
   for name, values in zip(('correct', 'loss', 'exact'), scores, strict=True):
-    if values.shape != (size,) or values.dtype.kind not in 'biuf':
+    if values.shape != (size,):
       raise ValueError(
         f'score gave {name} as {values.dtype} {list(values.shape)}; it must be a number for each '
         f'of the {size} genomes, [{size}].'
@@ -245,7 +250,7 @@ def _check_values(scores: _Scores) -> None:
     ValueError: right answers are no counts.
     NonFiniteError: a loss is not finite.
   """
-  correct = np.asarray(scores.correct, np.float64)
+  correct = scores.correct
   is_count = np.isfinite(correct) & (correct >= 0) & (correct == np.floor(correct))
   if not is_count.all():
     raise ValueError(

@@ -85,8 +85,8 @@ def make_scorer(
     [3, 3, 3, 3]
   """
   evaluator = Evaluator(adapted, preprocess, block, classes, mesh, apply_kwargs)
-  CHUNK.check(chunk, 'chunk')
-  _MEMORY.check(memory, 'memory')
+  chunk = CHUNK.check(chunk, 'chunk')
+  memory = _MEMORY.check(memory, 'memory')
   if chunk is None and memory is None and jax.default_backend() == 'cpu':
     chunk = 1
   if chunk is None:
@@ -232,7 +232,7 @@ def make_image_scorer(
     ValueError: see `make_scorer`.
   """
   evaluator = Evaluator(adapted, preprocess, block, classes, apply_kwargs=apply_kwargs)
-  CHUNK.check(chunk, 'chunk')
+  chunk = CHUNK.check(chunk, 'chunk')
   chunk = default_chunk() if chunk is None else chunk
   return Checked(evaluator, jax.jit(functools.partial(evaluator.per_image, chunk=chunk)))
 

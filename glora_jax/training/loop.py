@@ -308,8 +308,8 @@ def fit(  # noqa: PLR0913
   if state is not None:
     check_type(state, TrainState, 'state')
   check_only_arrays('arrays to train with', (trainable, frozen))
-  DISPATCHED.check(steps_per_dispatch, 'steps_per_dispatch')
-  Domain.of_annotation(int | None, Limits(at_least=0, at_most=recipe.epochs)).check(
+  steps_per_dispatch = DISPATCHED.check(steps_per_dispatch, 'steps_per_dispatch')
+  stop_epoch = Domain.of_annotation(int | None, Limits(at_least=0, at_most=recipe.epochs)).check(
     stop_epoch, 'stop_epoch'
   )
   if mesh is not None:

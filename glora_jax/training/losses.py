@@ -126,6 +126,7 @@ def supernet_loss(  # noqa: PLR0913
   """
   check_type(adapted, Adapted, 'adapted')
   check_callable(sample, 'sample')
+  component_dropout = _DROPOUT.check(component_dropout, 'component_dropout')
   logits_fn = _DrawnSubnets(adapted, sample, component_dropout, apply_kwargs)
   return _Loss(
     logits_fn,
@@ -133,7 +134,7 @@ def supernet_loss(  # noqa: PLR0913
     preprocess,
     mix,
     consistency,
-    distillation,
+    _DISTILLATION.check(distillation, 'distillation'),
     independent_images,
     apply_kwargs,
   )
@@ -185,6 +186,7 @@ def subnet_loss(
     () 0.5
   """
   check_type(subnet, Subnet, 'subnet')
+  component_dropout = _DROPOUT.check(component_dropout, 'component_dropout')
   logits_fn = _FixedSubnet(subnet, component_dropout, apply_kwargs)
   return _Loss(
     logits_fn,
@@ -326,8 +328,6 @@ class _Loss(AdapterLoss, PartedLoss):
   def __post_init__(self):
     check_callable(self.preprocess, 'preprocess')
     check_type(self.consistency, Consistency, 'consistency')
-    _DISTILLATION.check(self.distillation, 'distillation')
-    _DROPOUT.check(self.logits_fn.component_dropout, 'component_dropout')
     if 'rngs' in self.apply_kwargs and isinstance(self.adapted.model, nn.Module):
       raise ValueError('rngs is not for a loss, which makes its streams of a key; leave it out.')
 

@@ -123,7 +123,7 @@ def train_many(
   check_type(recipe, Recipe, 'recipe')
   images, labels = as_numbers('images', images), as_numbers('labels', labels)
   check_labelled(images, labels)
-  DISPATCHED.check(steps_per_dispatch, 'steps_per_dispatch')
+  steps_per_dispatch = DISPATCHED.check(steps_per_dispatch, 'steps_per_dispatch')
   if not isinstance(runs, Sequence):
     raise ValueError(f'runs={shown(runs)} must be a list of Trainings.')
   for number, run in enumerate(runs):

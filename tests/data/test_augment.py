@@ -218,7 +218,7 @@ def test_everything_together_is_one_after_the_other(monkeypatch):
   ],
 )
 def test_wrong_values_are_named(field, value):
-  with pytest.raises(ValueError, match=f'{field}=.* is not '):
+  with pytest.raises(ValueError, match=f'^{field}.* must be '):
     augment.Augmentation(**{field: value})
 
 

@@ -313,7 +313,9 @@ def test_metadata_of_another_kind_or_a_later_version_are_refused(written, tmp_pa
     adapter_file.load_adapter(tmp_path / 'a', adapted, params)
 
 
-@pytest.mark.parametrize('value', [b'x', {1, 2}, np.ones(2), float('nan'), ...])
+@pytest.mark.parametrize(
+  'value', [b'x', {1, 2}, np.ones(2) * 1j, jnp.float32(np.nan), float('nan'), ...]
+)
 def test_metadata_that_json_cannot_say_are_refused_and_leave_no_file(written, tmp_path, value):
   adapted, params, _, _ = written
   genome = presets.preset(adapted.spec, 'ssf')
@@ -322,6 +324,21 @@ def test_metadata_that_json_cannot_say_are_refused_and_leave_no_file(written, tm
       tmp_path / 'a', adapted, random_variables(adapted, params), genome, note=value
     )
   assert not list(tmp_path.iterdir())
+
+
+def test_metadata_may_be_numbers_and_arrays_of_numpy_and_jax(written, tmp_path):
+  adapted, params, _, _ = written
+  variables, genome = random_variables(adapted, params), presets.preset(adapted.spec, 'ssf')
+  notes = {
+    'accuracy': np.float32(0.5),
+    'step': jnp.int32(7),
+    'rate': jnp.bfloat16(1.5),
+    'curve': [jnp.array([1.0, 2.0]), {'best': np.int64(3)}],
+  }
+  adapter_file.save_adapter(tmp_path / 'a', adapted, variables, genome, **notes)
+  _, metadata = read_tensors(tmp_path / 'a', 'adapter')
+  plain = {'accuracy': 0.5, 'step': 7, 'rate': 1.5, 'curve': [[1.0, 2.0], {'best': 3}]}
+  assert {name: metadata[name] for name in notes} == plain
 
 
 def test_names_of_any_letters_are_shown_as_they_can_be(written, tmp_path):

@@ -1,5 +1,6 @@
 """Search spaces and layers: what is on offer, and what is refused."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -32,6 +33,20 @@ def test_spaces_take_names_or_codes():
   assert SearchSpace((4,), A=('lora', 'none')) == SearchSpace(4, A=(0, 3))
   assert SearchSpace((2, 4), A=('none', 'lora4')) == SearchSpace((2, 4), A=('none', 'lora:4'))
   assert hash(Spec((Layer('a', 1, 1),))) == hash(Spec((Layer('a', 1, 1),)))
+
+
+def test_spaces_and_layers_of_arrays_are_those_of_numbers():
+  space = SearchSpace((2, 4), A=(0, 3), tied=False)
+  for array in (np, jnp):
+    of_arrays = SearchSpace(array.array([2, 4]), A=array.array([0, 3]), tied=array.array(False))
+    assert of_arrays == space
+    assert repr(of_arrays) == repr(space)
+    assert SearchSpace([array.int32(2), 4], A=[array.int32(0), 3], tied=False) == space
+    assert SearchSpace(array.int32(4)) == SearchSpace(ranks=4)
+    layer = Layer('a', array.int32(3), array.float32(4), bias=array.array(True))
+    assert repr(layer) == repr(Layer('a', 3, 4))
+  with pytest.raises(ValueError, match='ascending'):
+    SearchSpace(jnp.array([True]))
 
 
 def test_a_genome_has_a_code_for_the_last_of_the_most_ranks():

@@ -7,6 +7,8 @@ import re
 import shutil
 from collections.abc import Mapping
 
+import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 import tiny_runs
@@ -184,6 +186,26 @@ def test_numbers_of_numpy_are_those_of_the_config_file(tmp_path):
   assert settings == check_config(read_config(tmp_path))
   assert {type(rank) for rank in settings.space.ranks} == {int}
   assert {type(rate) for rate in settings.compare.rates} == {float}
+
+
+def test_a_config_of_scalars_and_arrays_is_one_of_numbers(tmp_path):
+  scalars = {'learning_rate': jnp.float32(0.5), 'epochs': np.float32(30), 'flip': np.bool_(True)}
+  content = changed().to_dict()
+  content['supernet'] |= {name: scalars[name] for name in ('learning_rate', 'epochs')}
+  content['augment'] |= {'flip': scalars['flip'], 'shift': jnp.int32(2)}
+  content['space']['ranks'] = jnp.array([1, 2, 4])
+  config = ml_collections.ConfigDict(content)
+  claim_workdir(config, str(tmp_path))
+  plain = changed(
+    supernet__learning_rate=0.5,
+    supernet__epochs=30,
+    augment__flip=True,
+    augment__shift=2,
+    space__ranks=(1, 2, 4),
+  )
+  assert repr(check_config(config)) == repr(check_config(plain))
+  claim_workdir(plain, str(tmp_path))
+  assert check_config(read_config(tmp_path)) == check_config(plain)
 
 
 def test_a_refused_config_leaves_no_lock(tmp_path):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_models import problem
-from toy_search import SMALL, SPEC, Judge, search
+from toy_search import SMALL, SPEC, Judge, assert_same, search
 
 import glora_jax
 from glora_jax.method.genomes import largest_genome
@@ -27,6 +27,17 @@ def test_chunks_and_blocks_are_whole_numbers_above_0(make, value):
       make(adapted, **{name: value})
   with pytest.raises(ValueError, match='block=0 must be at least 1'):
     guidance.make_guide(adapted, block=0)
+
+
+def test_counts_and_budgets_may_be_scalars_of_any_library():
+  adapted, variables, genomes, images, labels = problem('mlp', 'up_front')
+  expected = scoring.make_scorer(adapted, chunk=2, block=4)(variables, genomes, images, labels)
+  score = scoring.make_scorer(adapted, chunk=jnp.int32(2), block=4.0)
+  jax.tree.map(np.testing.assert_array_equal, score(variables, genomes, images, labels), expected)
+  archive, _ = search(budget=40)
+  for budget in (40.0, np.float32(40), jnp.int32(40)):
+    assert_same(archive, search(budget=budget)[0])
+    np.testing.assert_array_equal(archive.best(spec=SPEC, budget=budget), archive.best())
 
 
 def test_a_scorer_refuses_what_it_cannot_score():
@@ -138,6 +149,7 @@ class Shifted:
     (Shifted(correct=np.nan), 'score gave nan right answers'),
     (Shifted(loss=np.nan), 'score gave a loss of nan for subnet 0'),
     (Shifted(loss=np.inf), 'score gave a loss of inf for subnet 0'),
+    (lambda genomes: (['1'] * 20, [0.0] * 20), r'The scores are .* must be an array of numbers'),
     (Shifted(most=3), r'score gave correct as float64 \[3\]; it must be a number for each'),
   ],
 )
@@ -149,6 +161,30 @@ def test_scores_that_cannot_be_ranked_are_refused(judge, sentence):
 def test_whole_numbers_in_a_float_array_are_counts():
   archive, _ = search(dataclasses.replace(SMALL, generations=0), judge=Shifted(correct=1.0))
   assert archive.correct.min() >= 1
+
+
+@pytest.mark.parametrize('array', [list, jnp.asarray, lambda x: jnp.asarray(x, jnp.bfloat16)])
+def test_scores_of_any_type_are_ranked_by_their_values(array):
+  def score(genomes):
+    correct, loss = Judge()(genomes)
+    return array(correct), array(loss)
+
+  found, expected = search(judge=score)[0], search()[0]
+  for name, values in expected.arrays().items():
+    np.testing.assert_array_equal(values, found.arrays()[name])
+
+
+@pytest.mark.parametrize(
+  'name, sentence', [('correct', 'nan right answers'), ('loss', 'a loss of nan for subnet 1')]
+)
+def test_masked_scores_are_refused(name, sentence):
+  def score(genomes):
+    scores = dict(zip(('correct', 'loss'), Judge()(genomes), strict=True))
+    masked = np.ma.array(scores[name], mask=np.arange(len(genomes)) == 1)
+    return tuple({**scores, name: masked}.values())
+
+  with pytest.raises(ValueError, match=f'score gave {sentence}'):
+    search(judge=score)
 
 
 def test_genomes_of_another_spec_are_no_beginning_of_a_search():

@@ -150,7 +150,7 @@ def test_the_two_passes_of_consistency_lose_different_parts():
 @pytest.mark.parametrize('name', ['lora', 'supernet'])
 def test_a_resumed_run_with_dropout_ends_where_the_undisturbed_one_ends(name):
   whole = fit(name, RECIPE)
-  half = fit(name, RECIPE, stop_epoch=1)
+  half = fit(name, RECIPE, stop_epoch=jnp.float32(1))
   resumed = fit(name, RECIPE, state=half)
   np.testing.assert_array_equal(flat(resumed.trainable), flat(whole.trainable))
   plain = fit(name, dataclasses.replace(RECIPE, component_dropout=0.0))

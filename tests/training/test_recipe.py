@@ -32,9 +32,16 @@ def test_defaults_are_the_official_recipe():
   )
 
 
+def test_a_recipe_of_scalars_holds_numbers():
+  recipe = Recipe(epochs=2.0, warmup_epochs=np.int64(1), learning_rate=jnp.float32(0.5))
+  assert repr(recipe) == repr(Recipe(epochs=2, warmup_epochs=1, learning_rate=0.5))
+  assert hash(recipe) == hash(Recipe(epochs=2, warmup_epochs=1, learning_rate=0.5))
+
+
 @pytest.mark.parametrize(
   'fields, message',
   [
+    ({'epochs': 2.5}, 'epochs=2.5 must be a whole number'),
     ({'epochs': -1}, 'epochs=-1 must be at least 0'),
     ({'warmup_epochs': 501}, 'more than epochs=500'),
     ({'learning_rate': 0}, 'must be above 0'),
