@@ -17,7 +17,7 @@ from zoo_cases import SPACE, Case, as_at_start, distance
 import glora_jax
 from glora_jax.nnx import Support
 
-# Small, and unlike each other; the others are computed by the slow tests.
+# Small, and unlike each other; the others are computed by `.ci/full`, here and for the record.
 QUICK = (
   'fused_queries_keys_and_values',
   'scanned_layers',
@@ -28,7 +28,7 @@ every_model = pytest.mark.parametrize('name', nnx_zoo.EXAMPLES)
 computed = pytest.mark.parametrize(
   'name',
   [
-    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in nnx_zoo.EXAMPLES
+    pytest.param(name, marks=() if name in QUICK else pytest.mark.full) for name in nnx_zoo.EXAMPLES
   ],
 )
 
