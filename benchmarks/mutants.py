@@ -222,7 +222,7 @@ class Tests:
       text=True,
     )
     seconds, killed = round(time.perf_counter() - start, 1), ended.returncode != 0
-    failed = re.search(r'^(?:FAILED|ERROR) (\S+)', ended.stdout, re.MULTILINE)
+    failed = re.search(r'^(?:FAILED|ERROR) (.+?)(?: - .*)?$', ended.stdout, re.MULTILINE)
     by = failed.group(1) if failed else f'exit code {ended.returncode} after {seconds} s'
     return {'killed': killed, 'by': by if killed else None, 'seconds': seconds}
 
