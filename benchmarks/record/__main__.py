@@ -1,0 +1,119 @@
+"""What the code gave at commit 9b23db6, and what it gives now.
+
+  python -m benchmarks.record [PART ...] [--write]
+
+The record lies in `tests/golden/record`, one file for each part:
+
+  models    all models of the tests' zoos: rows, what is not covered, counts, outputs, gradients,
+            folded parameters, and whether fold equals apply
+  training  losses of twenty steps of each kind of training, on one device and on eight; a head
+            alone; scores; an archive of each kind of search; an allocation
+  runs      conversions of each format, byte for byte; results, metrics, tables and pages of runs
+            and of a comparison
+  programs  bytes, temporaries and collectives of TPU programs (pip install 'jax[tpu]')
+  times     ratios of `supernet_step`, `score_population`, `nnx_step` and `function_step`; only
+            where it is named, with nothing beside it, and never a reason to fail
+
+Numbers are the same to nine digits, close (within 1e-5 of the largest of their list, as where
+arithmetic is done in another order), or differ, which is listed, and the command ends with 1.
+`--write` writes the record anew: for a change that is meant, and whose commit says why. Other
+processors and versions of JAX round otherwise; the record names those that it was made with. The
+last line is JSON.
+"""
+
+import os
+
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ['XLA_FLAGS'] = (
+  f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8 '
+  '--xla_backend_optimization_level=0'  # most of the time is the compiler's
+)
+
+import argparse
+import collections
+import importlib
+import json
+import pathlib
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+from benchmarks.machinery.output import machine, print_result, print_table
+from benchmarks.record.comparing import Entry, compare, plain, to_text
+
+ROOT = pathlib.Path(__file__).parents[2]
+FOLDER = ROOT / 'tests' / 'golden' / 'record'
+PARTS = ('models', 'training', 'runs', 'programs')
+TIMES = 'times'
+MOST_LISTED, LONGEST = 40, 70
+VERDICTS = ('same', 'close', 'differs', 'missing', 'new')
+
+
+def arguments() -> argparse.Namespace:
+  """The command line."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  names = [*PARTS, TIMES, []]  # argparse holds the empty default against the choices, too
+  parser.add_argument('parts', nargs='*', metavar='PART', choices=names, default=[])
+  parser.add_argument('--write', action='store_true', help='the record anew')
+  given = parser.parse_args()
+  given.parts = given.parts or list(PARTS)
+  return given
+
+
+def found(part: str) -> dict[str, Any]:
+  """What the code gives now, as JSON keeps it; empty where what a part takes is not installed."""
+  entries = importlib.import_module(f'benchmarks.record.{part}').record()
+  bar = tqdm(entries, desc=part, unit=' entries')
+  return {name: plain(entry) for name, entry in bar}
+
+
+def shown(value: Any) -> str:
+  """The beginning of a value."""
+  text = json.dumps(value)
+  return text if len(text) <= LONGEST else f'{text[: LONGEST - 3]}...'
+
+
+def list_differences(entries: list[Entry]) -> None:
+  """Prints what is not the same and not close."""
+  different = [entry for entry in entries if entry.verdict not in ('same', 'close')]
+  for entry in different[:MOST_LISTED]:
+    print(f'{entry.verdict:8} {entry.path}: {shown(entry.recorded)} -> {shown(entry.found)}')
+  if len(different) > MOST_LISTED:
+    print(f'and {len(different) - MOST_LISTED} more')
+
+
+def main() -> None:
+  """Computes, then writes or compares."""
+  given = arguments()
+  sys.path[:0] = [str(ROOT / 'tests' / name) for name in ('', 'method', 'nnx', 'search')]
+  FOLDER.mkdir(parents=True, exist_ok=True)
+  counts, failed = {}, False
+  for part in given.parts:
+    path, entries = FOLDER / f'{part}.json', found(part)
+    if given.write and entries:
+      path.write_text(to_text({'made with': machine(), **entries}))
+      continue
+    recorded = json.loads(path.read_text())
+    made_with = recorded.pop('made with')
+    if not entries:
+      print(f'{part}: left out, since what it takes is not installed')
+      continue
+    if made_with != machine():
+      print(f'{part}: recorded with {made_with}')
+    compared = list(compare(recorded, entries))
+    list_differences(compared)
+    counts[part] = collections.Counter(entry.verdict for entry in compared)
+    failed |= part != TIMES and bool(counts[part].keys() - {'same', 'close'})
+  print_table(
+    ('part', *VERDICTS),
+    [(part, *(f'{count[verdict]:,}' for verdict in VERDICTS)) for part, count in counts.items()],
+  )
+  print_result('record', {'counts': counts})
+  sys.exit(failed)
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,297 @@
+"""Twenty steps of each kind of training, a search, an allocation."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+import glora_jax
+from benchmarks.record.comparing import digest
+from glora_jax import mesh as meshes
+from glora_jax.data.augment import mixup
+from glora_jax.models.vit import ViT
+
+STEPS, BATCH, IMAGES, CLASSES, SIDE = 20, 16, 80, 3, 16
+SHARDED = 1024  # bytes of an array from which it is sharded
+RECIPE = glora_jax.Recipe(epochs=4, batch_size=BATCH, warmup_epochs=1, learning_rate=3e-3)
+SEARCH = glora_jax.Evolution(population=20, generations=6, parents=5, mutations=10, crossovers=8)
+MODES = ('paper', 'pareto', 'random')
+
+
+class Problem:
+  """A small ViT with random parameters, and images whose brightness tells their class."""
+
+  def __init__(self) -> None:
+    from trees import randomized
+
+    labels = np.arange(IMAGES) % CLASSES
+    noise = np.random.default_rng(0).normal(size=(IMAGES, SIDE, SIDE, 3))
+    self.images = jnp.asarray(noise + labels[:, None, None, None], jnp.float32)
+    self.labels = jnp.asarray(labels, jnp.int32)
+    model = ViT(CLASSES, patch_size=8, width=32, depth=2, num_heads=2, drop_path=0.2)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), self.images[:1])['params']
+    self.params = randomized(shapes, 3, 0.3)
+    space = glora_jax.SearchSpace(ranks=(2, 4))
+    self.adapted = glora_jax.adapt(model, self.images[:1], space=space)
+    self.variables = self.adapted.init(jax.random.key(1), self.params)
+
+  def fit(self, learner: Any, loss: Any, recipe: Any = RECIPE, **options: Any) -> dict[str, Any]:
+    """The loss of every step, and what is trained at the end."""
+    losses: list[float] = []
+    variables = options.pop('variables', self.variables)
+    trainable, frozen = learner.split(variables)
+    state = glora_jax.fit(
+      loss,
+      trainable,
+      frozen,
+      self.images,
+      self.labels,
+      recipe,
+      jax.random.key(4),
+      steps_per_dispatch=1,
+      on_dispatch=lambda _, means: losses.append(means['loss']),
+      progress=False,
+      **options,
+    )
+    assert len(losses) == STEPS
+    return {'losses': losses, 'trained': digest(state.trainable)}
+
+  def supernet(self, sampling: Any = glora_jax.Sampling(), **options: Any) -> Any:
+    """The supernet's loss."""
+    adapted = options.pop('adapted', self.adapted)
+    return glora_jax.supernet_loss(
+      adapted, unchanged, lambda key: sampling.draw(key, adapted.spec), train=True, **options
+    )
+
+  def fixed(self, preset: str, **options: Any) -> dict[str, Any]:
+    """A training of one structure."""
+    subnet = self.adapted.fix(glora_jax.preset(self.adapted.spec, preset))
+    recipe = dataclasses.replace(RECIPE, **options.pop('recipe', {}))
+    loss = glora_jax.subnet_loss(subnet, unchanged, train=True, **options)
+    return self.fit(subnet, loss, recipe)
+
+
+def unchanged(key: jax.Array, images: jax.Array) -> jax.Array:
+  """Images as the model takes them."""
+  del key
+  return images
+
+
+def record() -> Iterator[tuple[str, dict[str, Any]]]:
+  """Names and entries, one after the other."""
+  problem = Problem()
+  for name, make in {**_trainings(problem), **_sharded(problem)}.items():
+    yield f'training/{name}', make()
+  yield 'training/side by side', _side_by_side(problem)
+  yield 'training/head alone', _head(problem)
+  yield 'training/function', _function()
+  yield 'training/nnx', _nnx(problem)
+  yield 'scores', _scores(problem)
+  for mode in MODES:
+    yield f'search/{mode}', search(mode)
+  yield 'allocation', _allocation(problem)
+
+
+def _trainings(problem: Problem) -> dict[str, Callable[[], dict[str, Any]]]:
+  adapted = problem.adapted
+
+  def supernet(sampling: Any = glora_jax.Sampling(), recipe: Any = RECIPE, **options: Any) -> Any:
+    return lambda: problem.fit(adapted, problem.supernet(sampling, **options), recipe)
+
+  def fixed(preset: str, **options: Any) -> Any:
+    return lambda: problem.fixed(preset, **options)
+
+  def mix(key: jax.Array, inputs: jax.Array, targets: jax.Array) -> Any:
+    return mixup(key, inputs, targets, 0.8)
+
+  recipe = dataclasses.replace
+  return {
+    'supernet': supernet(),
+    'supernet, paths': supernet(glora_jax.Sampling(paths=2, largest=0.3)),
+    'supernet, used alone': supernet(recipe=recipe(RECIPE, update_used_only=True)),
+    'supernet, accumulated': supernet(recipe=recipe(RECIPE, accumulate=2)),
+    'supernet, bounded': supernet(recipe=recipe(RECIPE, max_grad_norm=0.5)),
+    'supernet, mixed': supernet(mix=mix),
+    'supernet, consistency': supernet(consistency=glora_jax.Consistency(weight=0.5)),
+    'fixed, lora:2': fixed('lora:2'),
+    'fixed, bitfit': fixed('bitfit'),
+    'fixed, full': fixed('full'),
+    'fixed, scale_shift_lora:2': fixed('scale_shift_lora:2'),
+    'fixed, component dropout': fixed('lora:4', recipe={'component_dropout': 0.3}),
+    'fixed, consistency': fixed('lora:4', consistency=glora_jax.Consistency(weight=0.5)),
+  }
+
+
+def _sharded(problem: Problem) -> dict[str, Callable[[], dict[str, Any]]]:
+  """The supernet over eight devices: images dealt, and with them the frozen weights."""
+
+  def replicated() -> dict[str, Any]:
+    loss = problem.supernet(independent_images=True)
+    return problem.fit(problem.adapted, loss, mesh=meshes.over_devices())
+
+  def fsdp() -> dict[str, Any]:
+    mesh = meshes.over_devices(fsdp=4)
+    adapted, variables = glora_jax.shard(
+      problem.adapted, problem.variables, mesh, min_bytes=SHARDED
+    )
+    loss = problem.supernet(adapted=adapted)
+    return problem.fit(adapted, loss, mesh=mesh, variables=variables)
+
+  return {'eight devices': replicated, 'eight devices, fsdp=4': fsdp}
+
+
+def _side_by_side(problem: Problem) -> dict[str, Any]:
+  genomes = [glora_jax.preset(problem.adapted.spec, name) for name in ('lora:2', 'bitfit')]
+  keys = [jax.random.key(seed) for seed in range(2)]
+  starts = [problem.variables] * 2
+  runs = glora_jax.subnet_runs(problem.adapted, genomes, starts, keys, unchanged, train=True)
+  states = glora_jax.train_many(
+    runs, problem.images, problem.labels, RECIPE, steps_per_dispatch=10, progress=False
+  )
+  return {'trained': [digest(state.trainable) for state in states]}
+
+
+def _head(problem: Problem) -> dict[str, Any]:
+  variables = glora_jax.warm_head(
+    problem.adapted,
+    problem.variables,
+    problem.images,
+    problem.labels,
+    RECIPE,
+    jax.random.key(4),
+    preprocess=jnp.asarray,
+    progress=False,
+  )
+  return {'head': digest(variables['params']['head'])}
+
+
+def _function() -> dict[str, Any]:
+  """A function with a scan over two blocks: the supernet's steps, by hand."""
+  from trees import randomized
+
+  def apply(params: Any, x: jax.Array) -> jax.Array:
+    def block(x: jax.Array, kernels: Any) -> tuple[jax.Array, None]:
+      return x + jnp.tanh(x @ kernels['up']) @ kernels['down'], None
+
+    x, _ = jax.lax.scan(block, x, params['blocks'])
+    return x @ params['head']
+
+  shapes = {'blocks': {'up': (2, 8, 16), 'down': (2, 16, 8)}, 'head': (8, CLASSES)}
+  params = jax.tree.map(
+    lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32),
+    shapes,
+    is_leaf=lambda node: isinstance(node, tuple),
+  )
+  params = randomized(params, 5, 0.2)
+  x = jnp.asarray(np.random.default_rng(1).normal(size=(BATCH, 8)), jnp.float32)
+  labels = jnp.arange(BATCH) % CLASSES
+  adapted = glora_jax.adapt_function(apply, params, x)
+  trainable, frozen = adapted.split(adapted.init(jax.random.key(1), params))
+  optimizer = optax.adamw(3e-3)
+
+  @jax.jit
+  def step(trainable: Any, state: Any, key: jax.Array) -> Any:
+    def loss(trainable: Any) -> jax.Array:
+      genome = glora_jax.sample_genome(key, adapted.spec)
+      logits = adapted.apply(adapted.join(trainable, frozen), x, genome=genome)
+      return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    value, gradient = jax.value_and_grad(loss)(trainable)
+    updates, state = optimizer.update(gradient, state, trainable)
+    return optax.apply_updates(trainable, updates), state, value
+
+  state, losses = optimizer.init(trainable), []
+  for number in range(STEPS):
+    trainable, state, value = step(trainable, state, jax.random.key(number))
+    losses.append(float(value))
+  return {'losses': losses, 'trained': digest(trainable)}
+
+
+def _nnx(problem: Problem) -> dict[str, Any]:
+  """A live model with dropout and batch statistics, a structure drawn for every step."""
+  from live_models import ROWS, TOKENS, Classifier
+
+  model = glora_jax.nnx.attach(Classifier(), TOKENS)
+  spec = glora_jax.nnx.spec(model)
+  assert len(spec) == len(ROWS)
+  optimizer = nnx.Optimizer(model, optax.adamw(3e-3), wrt=glora_jax.nnx.Trained)
+  labels = problem.labels[: len(TOKENS)]
+
+  @nnx.jit
+  def step(model: Any, optimizer: Any, genome: jax.Array) -> jax.Array:
+    glora_jax.nnx.set_genome(model, genome)
+
+    def loss(model: Any) -> jax.Array:
+      return optax.softmax_cross_entropy_with_integer_labels(model(TOKENS), labels).mean()
+
+    wrt = nnx.DiffState(0, glora_jax.nnx.Trained)
+    value, gradients = nnx.value_and_grad(loss, argnums=wrt)(model)
+    optimizer.update(model, gradients)
+    return value
+
+  genomes = [
+    glora_jax.sample_genome(key, spec) for key in jax.random.split(jax.random.key(4), STEPS)
+  ]
+  losses = [float(step(model, optimizer, genome)) for genome in genomes]
+  return {
+    'losses': losses,
+    'trained': digest(nnx.state(model, glora_jax.nnx.Trained)),
+    'statistics': digest(nnx.state(model, nnx.BatchStat)),
+  }
+
+
+def _scores(problem: Problem) -> dict[str, Any]:
+  from comparing import random_variables
+
+  variables = random_variables(problem.adapted, problem.params)
+  genomes = glora_jax.random_genomes(np.random.default_rng(0), problem.adapted.spec, 10)
+  score = glora_jax.make_scorer(problem.adapted)
+  correct, loss = score(variables, genomes, problem.images, problem.labels)
+  on_mesh = glora_jax.make_scorer(problem.adapted, mesh=meshes.over_devices())
+  other, _ = on_mesh(variables, genomes, problem.images, problem.labels)
+  return {'correct': correct, 'loss': loss, 'correct, eight devices': other}
+
+
+def search(mode: Any) -> dict[str, Any]:
+  """An archive of scores that are whole numbers, the same on every machine."""
+  from toy_search import SPEC, Judge
+
+  settings = dataclasses.replace(SEARCH, mode=mode)
+  archive = glora_jax.evolve(SPEC, Judge(), jax.random.key(0), settings, budget=300, progress=False)
+  return {
+    'genomes': [''.join(map(str, genome.ravel())) for genome in archive.genomes],
+    'correct': archive.correct,
+    'generation': archive.generation,
+    'best': archive.best(spec=SPEC, budget=200),
+  }
+
+
+def _allocation(problem: Problem) -> dict[str, Any]:
+  space = glora_jax.SearchSpace.distinct((1, 2, 4))
+  adapted = glora_jax.adapt(problem.adapted.model, problem.images[:1], space=space)
+  batches = [
+    (problem.images[start : start + 10], problem.labels[start : start + 10])
+    for start in range(0, IMAGES, 10)
+  ]
+
+  def loss(forward: Any, batch: Any, key: jax.Array) -> jax.Array:
+    del key
+    images, labels = batch
+    return optax.softmax_cross_entropy_with_integer_labels(forward(images), labels).mean()
+
+  variables = adapted.init(jax.random.key(1), problem.params)
+  allocation = glora_jax.allocate(
+    adapted, variables, loss, batches, budget=400, key=jax.random.key(3), progress=False
+  )
+  return {
+    'genome': allocation.genome,
+    'params': allocation.count_params(),
+    'signal': allocation.signal,
+    'values': {name: digest(values) for name, values in allocation.values._asdict().items()},
+    'starting values': digest(allocation.variables['glora']),
+  }
