@@ -67,7 +67,7 @@ def found(part: str) -> dict[str, Any]:
   """What the code gives now, as JSON keeps it; empty where what a part takes is not installed."""
   entries = importlib.import_module(f'benchmarks.record.{part}').record()
   bar = tqdm(entries, desc=part, unit=' entries')
-  return {name: plain(entry) for name, entry in bar}
+  return {name: plain(values) for name, values in bar}
 
 
 def shown(value: Any) -> str:
@@ -78,9 +78,9 @@ def shown(value: Any) -> str:
 
 def list_differences(entries: list[Entry]) -> None:
   """Prints what is not the same and not close."""
-  different = [entry for entry in entries if entry.verdict not in ('same', 'close')]
-  for entry in different[:MOST_LISTED]:
-    print(f'{entry.verdict:8} {entry.path}: {shown(entry.recorded)} -> {shown(entry.found)}')
+  different = [held for held in entries if held.verdict not in ('same', 'close')]
+  for path, verdict, recorded, now in different[:MOST_LISTED]:
+    print(f'{verdict:8} {path}: {shown(recorded)} -> {shown(now)}')
   if len(different) > MOST_LISTED:
     print(f'and {len(different) - MOST_LISTED} more')
 
@@ -105,7 +105,7 @@ def main() -> None:
       print(f'{part}: recorded with {made_with}')
     compared = list(compare(recorded, entries))
     list_differences(compared)
-    counts[part] = collections.Counter(entry.verdict for entry in compared)
+    counts[part] = collections.Counter(held.verdict for held in compared)
     failed |= part != TIMES and bool(counts[part].keys() - {'same', 'close'})
   print_table(
     ('part', *VERDICTS),

@@ -115,21 +115,12 @@ def _entry(case: Case) -> dict[str, Any]:
     *glora_jax.random_genomes(np.random.default_rng(0), spec, 2),
   ]
 
-  @functools.partial(jax.jit, static_argnames='fixed')
-  def computed(variables: Any, genome: Any, fixed: Any = None) -> Any:
-    def loss(supports: Any) -> Any:
-      variables_now = {**case.rest, **variables, 'glora': supports}
-      outputs = adapted.apply(variables_now, *case.inputs, genome=genome, **case.kwargs)
-      return _weighted(outputs), outputs
-
-    gradients, outputs = jax.grad(loss, has_aux=True)(variables['glora'])
-    return outputs, gradients, adapted.fold(variables, genome)
-
+  computed = jax.jit(functools.partial(_computed, case))
   results = [computed(case.variables, genome) for genome in genomes]
   uncovered = adapted.coverage().uncovered
   return {
     'rows': _rows(adapted),
-    'heads': ['/'.join(map(str, path)) for path in adapted.head_paths],
+    'heads': sorted('/'.join(map(str, path)) for path in adapted.head_paths),
     'uncovered': sorted([matrix.name, list(matrix.shape)] for matrix in uncovered),
     'params': [adapted.count_params(genome) for genome in genomes],
     'outputs': [digest(outputs) for outputs, _, _ in results],
@@ -137,6 +128,18 @@ def _entry(case: Case) -> dict[str, Any]:
     'folded': [digest(folded) for _, _, folded in results],
     'fold equals apply': [_apart(outputs, case.plain(folded)) for outputs, _, folded in results],
   }
+
+
+def _computed(case: Case, variables: Any, genome: Any) -> tuple[Any, Any, Any]:
+  """Outputs of a structure, gradients of their weighted sum by the supports, folded parameters."""
+
+  def loss(supports: Any) -> Any:
+    all_variables = {**case.rest, **variables, 'glora': supports}
+    outputs = case.adapted.apply(all_variables, *case.inputs, genome=genome, **case.kwargs)
+    return _weighted(outputs), outputs
+
+  gradients, outputs = jax.grad(loss, has_aux=True)(variables['glora'])
+  return outputs, gradients, case.adapted.fold(variables, genome)
 
 
 def _live(example: Any) -> dict[str, Any]:
@@ -172,7 +175,7 @@ def _weighted(outputs: Any) -> jax.Array:
 def _apart(outputs: Any, others: Any) -> str:
   """How far two outputs are apart, as a power of ten: rounding differs between machines."""
   pairs = zip(jax.tree.leaves(outputs), jax.tree.leaves(others), strict=True)
-  both = [(np.asarray(a, np.float64), np.asarray(b, np.float64)) for a, b in pairs]
-  apart = max(float(np.abs(a - b).max()) for a, b in both)
-  scale = max(float(np.abs(b).max()) for _, b in both)
+  arrays = [(np.asarray(a, np.float64), np.asarray(b, np.float64)) for a, b in pairs]
+  apart = max(float(np.abs(a - b).max()) for a, b in arrays)
+  scale = max(float(np.abs(b).max()) for _, b in arrays)
   return next((f'to {bound:g}' for bound in (1e-5, 1e-2) if apart <= bound * scale), 'not')

@@ -170,16 +170,23 @@ def _head(problem: Problem) -> dict[str, Any]:
   return {'head': digest(variables['params']['head'])}
 
 
+def _block(x: jax.Array, kernels: Any) -> tuple[jax.Array, None]:
+  return x + jnp.tanh(x @ kernels['up']) @ kernels['down'], None
+
+
+def _two_blocks(params: Any, x: jax.Array) -> jax.Array:
+  """A function that scans over two blocks."""
+  x, _ = jax.lax.scan(_block, x, params['blocks'])
+  return x @ params['head']
+
+
+def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
 def _function() -> dict[str, Any]:
-  """A function with a scan over two blocks: the supernet's steps, by hand."""
+  """The supernet's steps of a function, by hand."""
   from trees import randomized
-
-  def apply(params: Any, x: jax.Array) -> jax.Array:
-    def block(x: jax.Array, kernels: Any) -> tuple[jax.Array, None]:
-      return x + jnp.tanh(x @ kernels['up']) @ kernels['down'], None
-
-    x, _ = jax.lax.scan(block, x, params['blocks'])
-    return x @ params['head']
 
   shapes = {'blocks': {'up': (2, 8, 16), 'down': (2, 16, 8)}, 'head': (8, CLASSES)}
   params = jax.tree.map(
@@ -190,18 +197,17 @@ def _function() -> dict[str, Any]:
   params = randomized(params, 5, 0.2)
   x = jnp.asarray(np.random.default_rng(1).normal(size=(BATCH, 8)), jnp.float32)
   labels = jnp.arange(BATCH) % CLASSES
-  adapted = glora_jax.adapt_function(apply, params, x)
+  adapted = glora_jax.adapt_function(_two_blocks, params, x)
   trainable, frozen = adapted.split(adapted.init(jax.random.key(1), params))
   optimizer = optax.adamw(3e-3)
 
+  def loss(trainable: Any, key: jax.Array) -> jax.Array:
+    genome = glora_jax.sample_genome(key, adapted.spec)
+    return _cross_entropy(adapted.apply(adapted.join(trainable, frozen), x, genome=genome), labels)
+
   @jax.jit
   def step(trainable: Any, state: Any, key: jax.Array) -> Any:
-    def loss(trainable: Any) -> jax.Array:
-      genome = glora_jax.sample_genome(key, adapted.spec)
-      logits = adapted.apply(adapted.join(trainable, frozen), x, genome=genome)
-      return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-
-    value, gradient = jax.value_and_grad(loss)(trainable)
+    value, gradient = jax.value_and_grad(loss)(trainable, key)
     updates, state = optimizer.update(gradient, state, trainable)
     return optax.apply_updates(trainable, updates), state, value
 
@@ -214,23 +220,19 @@ def _function() -> dict[str, Any]:
 
 def _nnx(problem: Problem) -> dict[str, Any]:
   """A live model with dropout and batch statistics, a structure drawn for every step."""
-  from live_models import ROWS, TOKENS, Classifier
+  from live_models import TOKENS, Classifier
 
   model = glora_jax.nnx.attach(Classifier(), TOKENS)
   spec = glora_jax.nnx.spec(model)
-  assert len(spec) == len(ROWS)
   optimizer = nnx.Optimizer(model, optax.adamw(3e-3), wrt=glora_jax.nnx.Trained)
   labels = problem.labels[: len(TOKENS)]
+  wrt = nnx.DiffState(0, glora_jax.nnx.Trained)
+  loss = nnx.value_and_grad(lambda model: _cross_entropy(model(TOKENS), labels), argnums=wrt)
 
   @nnx.jit
   def step(model: Any, optimizer: Any, genome: jax.Array) -> jax.Array:
     glora_jax.nnx.set_genome(model, genome)
-
-    def loss(model: Any) -> jax.Array:
-      return optax.softmax_cross_entropy_with_integer_labels(model(TOKENS), labels).mean()
-
-    wrt = nnx.DiffState(0, glora_jax.nnx.Trained)
-    value, gradients = nnx.value_and_grad(loss, argnums=wrt)(model)
+    value, gradients = loss(model)
     optimizer.update(model, gradients)
     return value
 
@@ -282,7 +284,7 @@ def _allocation(problem: Problem) -> dict[str, Any]:
   def loss(forward: Any, batch: Any, key: jax.Array) -> jax.Array:
     del key
     images, labels = batch
-    return optax.softmax_cross_entropy_with_integer_labels(forward(images), labels).mean()
+    return _cross_entropy(forward(images), labels)
 
   variables = adapted.init(jax.random.key(1), problem.params)
   allocation = glora_jax.allocate(

@@ -13,7 +13,7 @@ FOLDER = ROOT / 'tests' / 'golden' / 'record'
 
 
 def verdicts(recorded, found):
-  return {entry.path: entry.verdict for entry in comparing.compare(recorded, found)}
+  return {held.path: held.verdict for held in comparing.compare(recorded, found)}
 
 
 @pytest.mark.parametrize(
