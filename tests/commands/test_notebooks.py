@@ -11,7 +11,7 @@ from PIL import Image
 from places import ROOT
 
 NOTEBOOKS = sorted(path.name for path in (ROOT / 'notebooks').glob('*.ipynb'))
-EVERY_TIME = ('own_images.ipynb', 'quickstart.ipynb')  # others: see the marker `full`
+EVERY_TIME = ('own_images.ipynb',)  # others: see the marker `full`
 # Fewer and smaller generations, and batches that a folder of twenty images can fill.
 SMALLER = {
   'population=30, generations=6, parents=10, mutations=15, crossovers=15': (

@@ -127,7 +127,7 @@ def test_a_training_state_opens(folder):
   assert any(np.any(leaf != 0) for leaf in jax.tree.leaves(state.trainable['glora']))
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize(
   'name, resumed',
   [
