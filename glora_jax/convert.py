@@ -17,7 +17,6 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from glora_jax.data.normalization import NORMALIZATIONS
 from glora_jax.mesh import NoDeviceError, require_devices
@@ -49,17 +48,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
   logging.basicConfig(format='%(message)s', level=logging.WARNING, stream=sys.stderr)
   try:
     path = fetch(given.input, given.sha256)
-    inputs = (path, folder.locate(path))
-    if given.output is not None:  # what is written into a folder that is there, `save` checks
-      require_free(given.output, given.overwrite or os.path.isdir(given.output), inputs)
+    if given.output is not None:
+      _require_free(given.output, given.overwrite, path)
     checkpoint = _read(path, given)
     if given.output is None:
       print(inspection(checkpoint))
     elif given.output.endswith(EXPORTED):
       print(_export(given.output, checkpoint))
     else:
-      options = {'overwrite': given.overwrite, 'inputs': inputs}
-      print(_convert(given.output, checkpoint, given.format, **options))
+      print(_convert(given.output, checkpoint, given.format))
   except (ValueError, ImportError, NoDeviceError) as error:
     sys.exit(f'error: {error}')
   except OSError as error:
@@ -87,6 +84,15 @@ def _parser() -> argparse.ArgumentParser:
   return parser
 
 
+def _require_free(output: str, overwrite: bool, path: str) -> None:
+  """Raises FileExistsError where files are there, or with `overwrite` the input is among them."""
+  inputs = (path, folder.locate(path))
+  names = os.listdir(output) if os.path.isdir(output) else None
+  require_free(output, overwrite or names == [], inputs)
+  for name in names or ():
+    require_free(os.path.join(output, name), True, inputs)
+
+
 def _read(path: str, given: argparse.Namespace) -> Checkpoint:
   normalization = known_normalization(given.input) or given.normalization
   loaded = weights.load(path, key=given.key, normalization=normalization, num_heads=given.num_heads)
@@ -106,11 +112,11 @@ def _export(path: str, checkpoint: Checkpoint) -> str:
   return f'{path}: {images.str_short()} -> {logits.str_short()} on {platforms}'
 
 
-def _convert(path: str, checkpoint: Checkpoint, format: str | None, **options: Any) -> str:
+def _convert(path: str, checkpoint: Checkpoint, format: str | None) -> str:
   """Writes a checkpoint, in the format that was read where None is given; returns a line on it."""
   model, params, metadata = checkpoint
   origin = metadata.get('source')
-  weights.save(path, model, params, metadata, format or origin, **options)
+  weights.save(path, model, params, metadata, format or origin)
   return f'{path}: {format or (origin.format if origin else OURS)}'
 
 

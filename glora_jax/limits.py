@@ -153,7 +153,7 @@ class Domain:
     return ', or None' if self.optional else ''
 
   def _scalar(self, given: Any, kind: Any, name: str) -> Any:
-    value = whole(given) if kind is int else plain(given)
+    value = whole_number(given) if kind is int else plain(given)
     if kind is Any:
       return value
     if not _is_a(value, kind):
@@ -313,12 +313,12 @@ def plain(value: Any) -> Any:
   return value.tolist() if hasattr(value, 'tolist') else value
 
 
-def whole(value: Any) -> int | None:
+def whole_number(value: Any) -> int | None:
   """A whole number, 2.0 for instance, as Python's; None where it is none.
 
   Example:
     >>> import numpy as np
-    >>> whole(np.float32(2)), whole(2.5), whole(True)
+    >>> whole_number(np.float32(2)), whole_number(2.5), whole_number(True)
     (2, None, None)
   """
   value = plain(value)

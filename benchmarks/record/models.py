@@ -13,6 +13,7 @@ import glora_jax
 from benchmarks.record.comparing import digest
 
 SPACE = glora_jax.SearchSpace(ranks=(1, 2))
+BOUNDS = (1e-7, 1e-6, 1e-5, 1e-2)  # of fold against apply, over the largest output
 
 
 class Case(NamedTuple):
@@ -173,9 +174,9 @@ def _weighted(outputs: Any) -> jax.Array:
 
 
 def _apart(outputs: Any, others: Any) -> str:
-  """How far two outputs are apart, as a power of ten: rounding differs between machines."""
+  """How far two outputs are apart, as one of `BOUNDS`: rounding differs between machines."""
   pairs = zip(jax.tree.leaves(outputs), jax.tree.leaves(others), strict=True)
   arrays = [(np.asarray(a, np.float64), np.asarray(b, np.float64)) for a, b in pairs]
   apart = max(float(np.abs(a - b).max()) for a, b in arrays)
   scale = max(float(np.abs(b).max()) for _, b in arrays)
-  return next((f'to {bound:g}' for bound in (1e-5, 1e-2) if apart <= bound * scale), 'not')
+  return next((f'to {bound:g}' for bound in BOUNDS if apart <= bound * scale), 'not')

@@ -140,8 +140,7 @@ def to_rgb(picture: Image.Image, format: str | None) -> Image.Image:
     picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
   elif mode == 'I':
     raise OSError(
-      'not a readable image (mode I, whole numbers of 32 bits, does not say which is white; save '
-      'it with 8 or 16 bits)'
+      'not a readable image (integers of mode I have no defined white; save it with 8 or 16 bits)'
     )
   elif mode == 'F':
     picture = Image.fromarray(_to_eight_bits(np.asarray(picture)))

@@ -342,7 +342,7 @@ def _check_base(path: Path, theirs: Container[str], params: Any) -> None:
   if not any(fingerprint(params, kind) in theirs for kind in (None, *_ROUNDED)):
     raise ValueError(
       f'The adapter {printable(path)} was trained on other base weights; load it onto those, or '
-      'onto these all the same with strict=False.'
+      'pass strict=False to use these anyway.'
     )
 
 

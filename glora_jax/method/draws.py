@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from glora_jax.limits import Domain, Limits, shown, whole
+from glora_jax.limits import Domain, Limits, shown, whole_number
 from glora_jax.method import one_shift
 from glora_jax.method.genomes import alleles_at, count_params, smallest_genome
 from glora_jax.method.random_key import check_key
@@ -70,7 +70,7 @@ def check_budget(budget: Any) -> int | None:
   """
   if budget is None:
     return None
-  number = whole(budget)
+  number = whole_number(budget)
   if number is None or number < 0:
     text = f'{budget:g}' if isinstance(budget, float | np.floating) else shown(budget)
     raise ValueError(

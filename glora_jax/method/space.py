@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from glora_jax.limits import MOST_COUNTED, Domain, Limits, listed, plain, shown, whole
+from glora_jax.limits import MOST_COUNTED, Domain, Limits, listed, plain, shown, whole_number
 
 Tensor = Literal['A', 'B', 'C', 'D', 'E']
 
@@ -130,7 +130,7 @@ class SearchSpace:
     if isinstance(allele, str):
       name = re.sub(r'^lora(\d+)$', r'lora:\1', allele)
       return names.index(name) if name in names else None
-    code = whole(allele)
+    code = whole_number(allele)
     return code if code in range(len(names)) else None
 
   def names(self, tensor: Tensor) -> tuple[str, ...]:
@@ -145,7 +145,7 @@ def checked_ranks(given: Any) -> tuple[int, ...]:
   Raises:
     ValueError: they do not ascend from 1 or more, or are more than a genome has codes for.
   """
-  ranks = tuple(whole(rank) or 0 for rank in _as_tuple(given))
+  ranks = tuple(whole_number(rank) or 0 for rank in _as_tuple(given))
   ascending = all(low < high for low, high in itertools.pairwise((0, *ranks, MOST_COUNTED + 1)))
   if not ranks or not ascending:
     raise ValueError(

@@ -225,7 +225,7 @@ def check_logits(logits: Any) -> None:
 
 
 def right_answers(logits: jax.Array, labels: jax.Array, losses: jax.Array) -> jax.Array:
-  """Which answers are right, bool [...]: of numbers that are not finite, none.
+  """Which answers are right, bool [...]; one whose loss is not finite is wrong.
 
   Args:
     logits: [..., class].

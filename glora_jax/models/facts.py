@@ -187,9 +187,9 @@ def check_agreement(path: Path, stated: Mapping[str, Any], given: Mapping[str, A
 
   Example:
     >>> check_agreement('a.npz', {'num_heads': 3, 'pool': None}, {'num_heads': 3, 'pool': 'gap'})
-    >>> check_agreement('a.npz', {'num_heads': 3}, {'num_heads': 1})
+    >>> check_agreement('a', {'num_heads': 3}, {'num_heads': 1})
     Traceback (most recent call last):
-    ValueError: a.npz has num_heads=3, and num_heads=1 was given; leave it out.
+    ValueError: a says num_heads=3, but num_heads=1 was given; leave it out, or correct the file.
   """
   for name, value in given.items():
     own = stated.get(name)
@@ -198,7 +198,8 @@ def check_agreement(path: Path, stated: Mapping[str, Any], given: Mapping[str, A
     form = _IN_ONE_FORM.get(name)
     if (form(own) != form(value)) if form else own != value:
       raise ValueError(
-        f'{path} has {name}={shown(own)}, and {name}={shown(value)} was given; leave it out.'
+        f'{path} says {name}={shown(own)}, but {name}={shown(value)} was given; leave it out, or '
+        'correct the file.'
       )
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax
@@ -28,12 +27,9 @@ from glora_jax.models.metadata import OURS, sides
 from glora_jax.models.own_file import KIND
 from glora_jax.models.translate import Origin, to_tensors
 from glora_jax.models.vit import ViT, describe, expected_params
-from glora_jax.partial import require_free
 from glora_jax.tree import differences
 
 log = logging.getLogger(__name__)
-
-Check = Callable[[str], None]  # raises where a file may not be written
 
 # Fields of the ViT that a reader of the file alone may take for something else.
 OPEN_FIELDS = ('num_heads', 'pool', 'activation', 'norm_eps', 'norm_after_pool')
@@ -45,8 +41,6 @@ def save(
   params: Any,
   metadata: Mapping[str, Any],
   format: str | Origin | None = None,
-  overwrite: bool = True,
-  inputs: Sequence[Path] = (),
 ) -> None:
   """Writes a checkpoint, whole or not at all.
 
@@ -60,8 +54,6 @@ def save(
       known; in this project's own format any JSON types.
     format: name of a format in `FORMATS`; what `load` returned as metadata's 'source', which writes
       a file back key by key; 'glora_jax' or None for this project's own format.
-    overwrite: whether files that are there may be replaced.
-    inputs: paths of files that are not replaced even so.
 
   Raises:
     ValueError: the parameters are not the model's, or not finite; metadata cannot be; the format is
@@ -88,12 +80,11 @@ def save(
   }
   metadata = {name: value for name, value in metadata.items() if name != 'source'}
   _require_whole(target, model, flat, metadata)
-  check = functools.partial(require_free, overwrite=overwrite, inputs=inputs)
   if format is None or format == OURS:
-    _save_own(target, model, flat, metadata, check)
+    _save_own(target, model, flat, metadata)
   else:
     origin = format if isinstance(format, Origin) else _new_origin(format, model, flat)
-    _save_foreign(target, model, flat, metadata, origin, check)
+    _save_foreign(target, model, flat, metadata, origin)
 
 
 def _require_whole(path: str, model: ViT, flat: Flat, metadata: Mapping[str, Any]) -> None:
@@ -123,18 +114,17 @@ def _require_whole(path: str, model: ViT, flat: Flat, metadata: Mapping[str, Any
       )
 
 
-def _save_own(path: str, model: ViT, flat: Flat, metadata: Mapping[str, Any], check: Check) -> None:
+def _save_own(path: str, model: ViT, flat: Flat, metadata: Mapping[str, Any]) -> None:
   if folder.is_file_name(path) and folder.container_of(path) != 'safetensors':
     raise ValueError(
       f'The format {OURS} is written as safetensors; {path} should end in .safetensors.'
     )
   file = _prepare_file(path, 'safetensors')
-  check(file)
   write_tensors(file, flat, KIND, {'model': describe(model), **metadata})
 
 
 def _save_foreign(
-  path: str, model: ViT, flat: Flat, metadata: dict[str, Any], origin: Origin, check: Check
+  path: str, model: ViT, flat: Flat, metadata: dict[str, Any], origin: Origin
 ) -> None:
   """Writes another code base's checkpoint; whatever may be refused is refused before."""
   is_alone = folder.is_file_name(path)
@@ -144,9 +134,6 @@ def _save_foreign(
   if container == 'torch':
     require_torch(path)
   file = _prepare_file(path, container)
-  sides = {} if is_alone else {os.path.join(path, name): side for name, side in contents.items()}
-  for written in (file, *sides):
-    check(written)
   if container == 'npz':
     write_npz(file, tensors)
   elif container == 'safetensors':
@@ -157,8 +144,9 @@ def _save_foreign(
   if is_alone:
     read = _read_back(model, origin, tensors)
     _log_open(file, _open_fields(model, read) + _open_facts(model, metadata, container, read))
-  for side, content in sides.items():
-    write_json(side, content)
+    return
+  for name, content in contents.items():
+    write_json(os.path.join(path, name), content)
 
 
 def _prepare_file(path: str, container: Container) -> str:

@@ -80,10 +80,10 @@ def _fit_folds(folds: int, images: int, devices: int) -> int:
   if folds <= most or folds != DEFAULT_FOLDS:
     return folds
   log.info(
-    'allocation.folds=%d is more than the %d training images fill: there are %d folds.',
+    'Using %d folds instead of allocation.folds=%d: there are only %d training images.',
+    most,
     folds,
     images,
-    most,
   )
   return most
 

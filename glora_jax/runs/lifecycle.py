@@ -149,8 +149,8 @@ def _require_own(result: dict[str, Any], workdir: str) -> None:
       if name == 'config.json':
         file, owner = path, file
       raise ValueError(
-        f'{file} is of another run than {owner}, or one of the two was changed; put the right one '
-        f'back, or remove {path}, and the same command writes the results again, without training.'
+        f'{file} does not belong to {owner}: it is from another run, or one of the two was edited. '
+        'Put the right one back, or choose another --workdir.'
       )
 
 

@@ -363,8 +363,8 @@ def _refuse_strangers(folder: Path, tasks: Sequence[str]) -> None:
   """Raises ValueError where a folder is not a workdir and has more in it than workdirs of tasks."""
   names = names_in(folder) or set()
   if names_in(os.path.join(folder, 'compiled')) == set():
-    names.remove('compiled')  # JAX makes it, in another process of a suite before there is a lock
-  if names <= {LOCK} or _is_workdir(folder):
+    names.discard('compiled')  # JAX makes it, in another process of a suite before there is a lock
+  if all(name == LOCK or partial.is_one(name) for name in names) or _is_workdir(folder):
     return
   for name in sorted(names - {LOCK}):
     path = os.path.join(folder, name)

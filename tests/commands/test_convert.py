@@ -140,12 +140,17 @@ def test_what_is_replaced_when_asked_is_what_is_written(strangers, output, forma
   assert {str(path.relative_to(strangers)) for path in changed} == replaced
 
 
-def test_files_of_others_stay_in_the_folder_that_is_written_to(strangers):
+def test_a_folder_with_files_of_others_is_refused_unasked_and_an_empty_one_taken(strangers):
   os.remove('out/model.safetensors')
   before = digests(strangers)
-  convert.main(['in', 'out', '--format', 'glora_jax'])  # which has no config.json
+  with pytest.raises(SystemExit, match='out exists already'):
+    convert.main(['in', 'out', '--format', 'glora_jax'])  # which has no config.json
+  assert digests(strangers) == before
+  os.mkdir('empty')
+  for options in ([], ['--overwrite']):
+    convert.main(['in', 'empty', '--format', 'glora_jax', *options])
   assert before.items() <= digests(strangers).items()
-  assert weights.load('out').metadata['image_size'] == 32
+  assert weights.load('empty').metadata['image_size'] == 32
 
 
 @pytest.mark.parametrize(
@@ -169,7 +174,7 @@ def test_files_of_others_stay_in_the_folder_that_is_written_to(strangers):
     ([weights.EMBEDDED_FILE, 'x', '--image-size', '0'], 'image_size=0 cannot be'),
     (
       [weights.EMBEDDED_FILE, 'x', '--normalization', 'clip'],
-      "has normalization='unit', and normalization='clip' was given; leave it out",
+      "says normalization='unit', but normalization='clip' was given; leave it out",
     ),
     (
       [FIXTURES / 'timm_gap_with_class_token', 'x.npz', '--format', 'vit_jax'],

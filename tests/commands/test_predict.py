@@ -231,7 +231,7 @@ def test_an_option_that_says_something_else_than_the_model_is_refused(
   flag = f'--{option.replace("_", "-")}'
   code, lines, errors = run(capsys, '--model', folded, flag, value, photos / 'b.png')
   assert (code, lines) == (1, [])
-  assert f'has {option}={stated!r}, and {option}={value!r} was given; leave it out.' in errors
+  assert f'says {option}={stated!r}, but {option}={value!r} was given; leave it out' in errors
   alike = run(capsys, '--model', folded, flag, stated, photos / 'b.png')
   assert alike == run(capsys, '--model', folded, photos / 'b.png')
 

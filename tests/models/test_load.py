@@ -168,7 +168,7 @@ def test_heads_that_nobody_tells_are_asked_for(timm):
 def test_what_a_file_of_ours_says_is_not_overridden(own, fields):
   ((name, value),) = fields.items()
   stated = getattr(OURS, name)
-  sentence = f'has {name}={stated!r}, and {name}={value!r} was given; leave it out'
+  sentence = f'says {name}={stated!r}, but {name}={value!r} was given; leave it out'
   with pytest.raises(ValueError, match=re.escape(sentence)):
     weights.load(own[0], **fields)
   assert weights.load(own[0], **{name: stated}).model == weights.load(own[0]).model
@@ -186,7 +186,7 @@ def test_what_a_file_of_ours_says_is_not_overridden(own, fields):
 )
 def test_what_another_file_or_its_config_says_is_not_overridden(name, stated, other):
   assert weights.load(FIXTURES / name, **stated).model == weights.load(FIXTURES / name).model
-  with pytest.raises(ValueError, match=r'or its config\.json has .* was given; leave it out'):
+  with pytest.raises(ValueError, match=r'or its config\.json says .* was given; leave it out'):
     weights.load(FIXTURES / name, **other)
 
 

@@ -74,7 +74,7 @@ def test_default_folds_follow_the_images_and_given_ones_are_refused(tmp_path):
 
   planned = plan()
   assert planned.returncode == 0
-  assert 'allocation.folds=8 is more than the 4 training images fill: there are 4' in planned.stderr
+  assert 'Using 4 folds instead of allocation.folds=8: there are only 4' in planned.stderr
   refused = plan('--config.allocation.folds=5')
   assert 'allocation.folds=5 is more than the 4 training images; lower it.' in refused.stderr
   assert digests(tmp_path) == before

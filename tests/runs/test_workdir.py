@@ -474,7 +474,7 @@ def test_a_file_of_another_run_in_a_finished_workdir_is_named(name, short, finis
   result = experiment.run(short, str(workdir))
   assert result['sha256'].keys() >= {'config.json', name} - {'result.json'}
   shutil.copy(finished[1] / name, workdir / name)
-  with pytest.raises(ValueError, match=re.escape(f'{workdir / name} is of another run than ')):
+  with pytest.raises(ValueError, match=re.escape(f'{workdir / name} does not belong to ')):
     experiment.run(short, str(workdir))
   os.remove(workdir / name)
   if name != 'result.json':
@@ -490,7 +490,7 @@ def test_a_command_reports_no_result_of_another_run(short, finished, tmp_path):
   code, printed, errors = command(short, workdir)
   assert (code, printed) == (1, '')
   path = workdir / 'result.json'
-  assert f'error: {path} is of another run than {workdir}/config.json, or one of the two' in errors
+  assert f'error: {path} does not belong to {workdir}/config.json: it is from another run' in errors
   assert 'This run is finished' not in errors
   assert {path: sha256_of(path) for path in workdir.rglob('*') if path.is_file()} == before
   write_json(path, {**read_json(path), 'sha256': [1]}, 'result')
