@@ -194,7 +194,7 @@ def test_heads_that_are_an_axis_of_an_npz_file_are_not_overridden(own, tmp_path)
   model, params, metadata = weights.load(FIXTURES / 'timm_vit')
   weights.save(tmp_path / 'a.npz', model, params, metadata, 'vit_jax')
   assert weights.load(tmp_path / 'a.npz', activation='gelu').model.activation == 'gelu'
-  with pytest.raises(ValueError, match='has num_heads=4, and num_heads=2 was given'):
+  with pytest.raises(ValueError, match='says num_heads=4, but num_heads=2 was given'):
     weights.load(tmp_path / 'a.npz', num_heads=2)
 
 

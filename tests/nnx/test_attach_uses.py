@@ -297,7 +297,7 @@ def test_a_file_of_another_base_is_taken_where_that_is_meant(attached, tmp_path)
   attached.hidden.glora_kernel.E[...] += 0.5
   glora_jax.nnx.set_genome(attached, glora_jax.preset(glora_jax.nnx.spec(attached), 'bitfit'))
   glora_jax.nnx.save_adapter(path, attached)
-  with pytest.raises(ValueError, match=r'other base weights; .* with strict=False'):
+  with pytest.raises(ValueError, match=r'other base weights; .* pass strict=False'):
     glora_jax.nnx.load_adapter(path, other)
   glora_jax.nnx.load_adapter(path, other, strict=False)
   np.testing.assert_array_equal(
