@@ -52,7 +52,7 @@ def project(tmp_path, monkeypatch):
   subprocess.run(['git', 'init', '-q'], cwd=tree, check=True)
   lines = {'x + 1': 'x - 1', '1': '2', 'x + 2': 'x - 2'}
   content = [
-    {'id': f'data-{number}', 'room': 'data', 'change': '', **mutants.UNKNOWN}
+    {'id': f'data-{number}', 'room': 'data', 'change': '', 'killed': None}
     | {'before': [f'  return {before}'], 'after': [f'  return {after}']}
     for number, (before, after) in enumerate(lines.items(), 1)
   ]
@@ -64,7 +64,7 @@ def project(tmp_path, monkeypatch):
 
 
 def test_a_run_says_what_is_killed_and_what_is_lost_and_goes_on(project, monkeypatch, capsys):
-  monkeypatch.setattr(sys, 'argv', ['mutants', 'run', '--record'])
+  monkeypatch.setattr(sys, 'argv', ['mutants', '--record'])
   mutants.main()
   printed = capsys.readouterr().out
   assert '"killed": ["data-1"], "survived": ["data-2"], "not found": ["data-3"]' in printed
