@@ -1,4 +1,4 @@
-"""What the code gave at commit 9b23db6, and what it gives now.
+"""What the code gave at commit 9b23db6 (or where a change was meant, since), and what it gives now.
 
   python -m benchmarks.record [PART ...] [--write]
 
