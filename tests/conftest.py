@@ -12,6 +12,7 @@ os.environ['XLA_FLAGS'] = (
 if importlib.metadata.version('jaxlib') < '0.11':
   os.environ['XLA_FLAGS'] += ' --xla_cpu_use_fusion_emitters=false'  # a flag that was taken away
 
+import hypothesis
 import jax
 import jax.numpy as jnp
 import official
@@ -31,6 +32,10 @@ jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
 if os.environ.pop('PYTHONDONTWRITEBYTECODE', None):
   # Child processes take seconds to compile what they import.
   os.environ['PYTHONPYCACHEPREFIX'] = str(CACHE / 'bytecode')
+
+# A busy machine is no reason to fail; of a profile that hypothesis has for CI, the rest stays.
+hypothesis.settings.register_profile('untimed', hypothesis.settings.default, deadline=None)
+hypothesis.settings.load_profile('untimed')
 
 MOST_PROGRAMS = 1000  # that a process keeps, in about two gigabytes
 
