@@ -193,13 +193,15 @@ def _end(processes: Sequence[subprocess.Popen], first: subprocess.Popen) -> int:
   return code
 
 
-def without_seconds(content: Any) -> Any:
-  """JSON without the times in it."""
+def without_seconds(content: Any, names: Sequence[str] = ('seconds',)) -> Any:
+  """JSON without the times in it, which have these names."""
   if isinstance(content, list):
-    return [without_seconds(item) for item in content]
+    return [without_seconds(item, names) for item in content]
   if not isinstance(content, dict):
     return content
-  return {name: without_seconds(value) for name, value in content.items() if name != 'seconds'}
+  return {
+    name: without_seconds(value, names) for name, value in content.items() if name not in names
+  }
 
 
 class Kind(NamedTuple):

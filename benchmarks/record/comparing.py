@@ -2,7 +2,6 @@
 
 import json
 import math
-import numbers
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -86,10 +85,10 @@ def compare(recorded: Any, found: Any, path: str = '') -> Iterator[Entry]:
 
 def _are_close(recorded: Any, found: Any) -> bool:
   try:
-    old, new = np.asarray(recorded, np.float64), np.asarray(found, np.float64)
-  except (TypeError, ValueError):  # texts, or lists of unlike lengths
+    old, new = np.asarray(recorded), np.asarray(found)
+  except ValueError:  # lists of unlike lengths
     return False
-  whole = [isinstance(value, numbers.Integral) for value in (recorded, found)]
-  if all(whole) or old.shape != new.shape:
+  kinds = {old.dtype.kind, new.dtype.kind}
+  if old.shape != new.shape or 'f' not in kinds or kinds - {'f', 'i'}:  # texts, counts
     return False
   return bool(np.abs(old - new).max(initial=0) <= TOLERANCE * np.abs(old).max(initial=0))

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 import glora_jax
+from benchmarks.machinery.killable import without_seconds
 from benchmarks.record.comparing import digest
 from glora_jax.files import read_arrays
 from glora_jax.models import peft, weights
@@ -127,7 +128,7 @@ def _run(place: pathlib.Path, name: str, fields: dict[str, Any]) -> dict[str, An
   return {
     **_reported(workdir),
     'page': _numbers_of_page((workdir / 'report.html').read_text()),
-    'metrics': [_without_times(json.loads(line)) for line in lines],
+    'metrics': [without_seconds(json.loads(line), LEFT_OUT) for line in lines],
     'genome': json.loads((workdir / 'genome.json').read_text()),
     'archive': _archive(workdir / 'search' / 'archive.npz'),
     'test_list': _sha256(workdir / 'test_list.json'),
@@ -147,10 +148,10 @@ def _reported(workdir: pathlib.Path) -> dict[str, Any]:
   tables = {}
   for path in sorted(workdir.glob('*.csv')):
     with open(path, newline='') as file:
-      rows = [_without_times(row) for row in csv.DictReader(file)]
+      rows = [without_seconds(row, LEFT_OUT) for row in csv.DictReader(file)]
     tables[path.name] = [{name: _number(cell) for name, cell in row.items()} for row in rows]
   return {
-    'result': _without_times(json.loads((workdir / 'result.json').read_text())),
+    'result': without_seconds(json.loads((workdir / 'result.json').read_text()), LEFT_OUT),
     'tables': tables,
   }
 
@@ -160,15 +161,6 @@ def _number(cell: str) -> float | str:
     return float(cell)
   except ValueError:
     return cell
-
-
-def _without_times(content: Any) -> Any:
-  """JSON without what another run of the same code has otherwise, `LEFT_OUT`."""
-  if isinstance(content, list):
-    return [_without_times(item) for item in content]
-  if not isinstance(content, dict):
-    return content
-  return {name: _without_times(value) for name, value in content.items() if name not in LEFT_OUT}
 
 
 def _numbers_of_page(page: str) -> list[str]:

@@ -232,7 +232,7 @@ def claim(folder: Path, tasks: Sequence[str] = ()) -> Iterator[None]:
 
   Raises:
     InUseError: another process holds it.
-    ValueError: its name cannot be printed, it is no folder, it has files and is not a workdir, or
+    ValueError: its name cannot be printed, it is a file, it has files and is not a workdir, or
       something in it leads out of it.
     OSError: it cannot be written.
   """

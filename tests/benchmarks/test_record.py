@@ -22,6 +22,8 @@ def verdicts(recorded, found):
     (3, 3, 'same'),
     (3, 4, 'differs'),
     (10**6, 10**6 + 1, 'differs'),  # whole numbers are counts
+    ([10**6, 5], [10**6 + 1, 5], 'differs'),
+    (['1.0'], ['1.000001'], 'differs'),
     (1.0, 1.000001, 'close'),
     (1.0, 1.0001, 'differs'),
     ([1.0, 1e-9], [1.0, 5e-6], 'close'),  # against the largest of the list
