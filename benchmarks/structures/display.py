@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.machinery.output import print_result, print_table
-from benchmarks.structures import forecasts, gate, plan, tuning
+from benchmarks.structures import gate, plan, tuning
 from benchmarks.structures.jobs import Store
 from benchmarks.structures.plan import Method
 from benchmarks.structures.tables import breakdowns, budget_table, rows_of
@@ -146,24 +146,6 @@ def print_breakdowns(part: str, store: Store) -> None:
       f'{part}: {counts.total()} of {len(store.results):,} trainings end below half of their '
       f"task's median accuracy{by_method and f': {by_method}'}."
     )
-
-
-def print_forecasts(budget: int, found: Mapping[str, Mapping[str, Any]]) -> None:
-  """What was forecast, task by task, beside the points over random structures of the size."""
-  lines = [
-    (
-      name,
-      line['word'],
-      f'{line["advantage"]:.2f}',
-      f'{line["reliability"]:.2f}',
-      f'{line["gain"]:+.1f}',
-    )
-    for name, line in found.items()
-  ]
-  if lines:
-    titles = ('the choice', 'advantage', 'reliability', 'points over random')
-    print_table((f'forecast, {budget:,}', *titles), lines)
-    print(f'Rank correlation with the points: {forecasts.agreement(found)}.')
 
 
 def _interval(difference: Sequence[float] | None) -> str:

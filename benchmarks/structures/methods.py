@@ -36,7 +36,7 @@ from glora_jax.method.space import SearchSpace, Spec
 from glora_jax.search.allocate import allocate
 from glora_jax.search.allocated import Allocation
 from glora_jax.search.allocation import Measure, Values
-from glora_jax.search.choice import choose, value_of
+from glora_jax.search.choice import bought, choose
 from glora_jax.search.pooling import mean_of
 from glora_jax.training.losses import cross_entropy
 from glora_jax.training.rates import Kind, kinds
@@ -260,7 +260,12 @@ def summed_values(setting: Setting, genome: np.ndarray) -> dict[str, float]:
   """What a structure is worth by every measure, for the gate."""
   spec = distinct(setting.adapted.spec)
   names = (*get_args(Measure), *measures.LAYER_SCORES)
-  return {name: float(value_of(spec, measured(setting, name), genome)) for name in names}
+  found = {}
+  for name in names:
+    values = measured(setting, name)
+    has = bought(spec, genome, values.B_lora.shape[-1])
+    found[name] = float(sum(np.sum(part * mask) for part, mask in zip(values, has, strict=True)))
+  return found
 
 
 def dropout(name: Name) -> float:

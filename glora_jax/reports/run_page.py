@@ -91,7 +91,6 @@ def _allocation(findings: Findings) -> dict[str, Any]:
   return {
     'told': [
       structure_report.tell_choice(allocation, result),
-      structure_report.tell_forecast(allocation),
       structure_report.tell_cost(result),
     ],
     'chart': run_charts.value_chart(allocation),

@@ -26,7 +26,6 @@ def text(allocation: Allocation, result: Mapping[str, Any]) -> str:
   """
   return sections(
     tell_choice(allocation, result),
-    tell_forecast(allocation),
     str(values_table(list(allocation.units()))),
     VALUES_EXPLAINED,
     f'![What every unit is worth, what was bought, and value by budget]({PICTURE})',
@@ -65,16 +64,6 @@ def tell_choice(allocation: Allocation, result: Mapping[str, Any]) -> str:
     'No validation image was used.' if result['protocol'] == 'honest' else '',
     '`structure/` has the numbers.',
   )
-
-
-def tell_forecast(allocation: Allocation) -> str:
-  """What the values say of the choice, in a sentence that promises nothing."""
-  advantage, reliability, _ = allocation.forecast
-  return paragraph(f"""
-    Its held-out value is {advantage:.1f} times that of random structures of its size, and
-    {100 * reliability:.0f}% of the differences in value between units are no noise of the folds.
-    Neither figure foretold the gain on the tasks where it was measured.
-  """)
 
 
 def values_table(units: Sequence[Unit]) -> Table:

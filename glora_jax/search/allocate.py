@@ -41,7 +41,6 @@ from glora_jax.search.choice import (
   trace_curve,
 )
 from glora_jax.search.fold_gradients import Ahead, Batches, Loss, Passes, Settings, measure
-from glora_jax.search.forecast import forecast
 from glora_jax.search.pooling import CLEAR, check_priors, mean_of, pooled, share_of
 from glora_jax.search.row_gradients import RowGradients
 from glora_jax.search.starting_values import aligned
@@ -171,7 +170,7 @@ def allocate(  # noqa: PLR0913
   if priors:
     read = _with_priors(read, priors)
   new = {**variables, COLLECTION: settle(mesh, read.supports)}
-  return _decide(adapted.spec, read, new, budget, key, rho=rho, floor=floor)
+  return _decide(adapted.spec, read, new, budget, rho=rho, floor=floor)
 
 
 def compile_ahead(
@@ -302,7 +301,6 @@ def _decide(
   read: _Read,
   variables: dict[str, Any],
   budget: int | None,
-  key: jax.Array,
   **options: Any,
 ) -> Allocation:
   """The second half of `allocate`: from values to the structure."""
@@ -323,8 +321,6 @@ def _decide(
       f'{unjudged:,}',
       f'{count_params(spec, genome):,}',
     )
-  rng = np.random.default_rng(np.asarray(jax.random.key_data(jax.random.fold_in(key, 1))))
-  expected = forecast(spec, values, budget, rng, **options)
   return Allocation(
     genome,
     variables,
@@ -333,7 +329,6 @@ def _decide(
     curve,
     budget,
     proposed,
-    expected,
     read.signal,
     unjudged,
     read.borrowed,

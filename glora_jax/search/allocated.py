@@ -13,7 +13,6 @@ from glora_jax.method.space import FLAT_FORMS, Layer, Spec, Tensor
 from glora_jax.method.summary import layer_table
 from glora_jax.search.allocation import UNIT_FORMS, Values
 from glora_jax.search.choice import Curve, bought, unit_costs
-from glora_jax.search.forecast import Forecast
 
 
 class Unit(NamedTuple):
@@ -54,7 +53,6 @@ class Allocation:
     curve: value by budget, with the proposed budget at its knee.
     budget: most trained parameters.
     proposed: whether the budget is the knee's, since none was given.
-    forecast: whether the choice will matter.
     signal: share of the folds' squared gradients by the kernels that folds have in common; None
       where it is not known.
     unjudged: trained parameters that were bought by the mean gradient of all folds, since held out
@@ -85,7 +83,6 @@ class Allocation:
   curve: Curve
   budget: int
   proposed: bool
-  forecast: Forecast
   signal: float | None = None
   unjudged: int = 0
   borrowed: float = 0.0
@@ -110,17 +107,13 @@ class Allocation:
             yield Unit(*place, float(value), float(error), int(cost), bool(is_bought))
 
   def summary(self) -> str:
-    """The structure as a table, what it costs, and what is forecast."""
+    """The structure as a table, and what it costs."""
     chosen = 'the knee of the curve' if self.proposed else 'as given'
-    advantage, reliable, _ = self.forecast
-    noiseless = 100 * reliable
     lines = layer_table(self.spec, self.genome)
     lines += [
       f'trains {self.count_params():,} parameters of a budget of {self.budget:,} ({chosen})',
       *self._about_unjudged(),
       *self._about_borrowed(),
-      f'held out it is worth {advantage:.2f} times a random one of its size',
-      f'{noiseless:.0f}% of the differences between units are more than noise',
     ]
     return '\n'.join(lines)
 

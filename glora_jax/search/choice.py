@@ -152,12 +152,6 @@ def bought(spec: Spec, genome: np.ndarray, number: int) -> Values:
   return Values(*fields)
 
 
-def value_of(spec: Spec, values: Values, genome: np.ndarray) -> float:
-  """What a structure is worth by given values; forms that are not considered are worth nothing."""
-  has = bought(spec, genome, values.B_lora.shape[-1])
-  return float(sum(np.sum(worth * mask) for worth, mask in zip(values, has, strict=True)))
-
-
 def trace_curve(spec: Spec, values: Values) -> Curve:
   """The curve of value by budget, without floor and without a cap on ranks."""
   genes = all_genes(spec)

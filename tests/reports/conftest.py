@@ -10,7 +10,6 @@ from glora_jax.reports.scoreboard import Board
 from glora_jax.search.allocated import Allocation
 from glora_jax.search.allocation import Values
 from glora_jax.search.choice import Curve
-from glora_jax.search.forecast import Forecast
 
 
 def result(task, accuracy, protocol, others):
@@ -69,8 +68,7 @@ def allocation():
     E_vector=np.array([[2.0, 0.0]]).repeat(2, axis=0),
   )
   curve = Curve(np.array([0, 8, 16, 40]), np.array([0.0, 3.0, 5.0, 10.0]), knee=2)
-  forecast = Forecast(2.5, 0.8, 'matters')
-  return Allocation(genome, {}, spec, values, curve, 40, False, forecast)
+  return Allocation(genome, {}, spec, values, curve, 40, False)
 
 
 @pytest.fixture

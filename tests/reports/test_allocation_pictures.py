@@ -12,7 +12,6 @@ from glora_jax.reports import allocation_pictures, curves, drawing
 from glora_jax.search.allocated import Allocation
 from glora_jax.search.allocation import Values
 from glora_jax.search.choice import Curve, choose, trace_curve
-from glora_jax.search.forecast import Forecast
 
 SPACE = SearchSpace(
   (1, 2), A=('none', 'vector'), B=(0, 3, 4), C=('none', 'vector'), D='none', E=('none', 'vector')
@@ -26,8 +25,7 @@ def allocation():
   values = Values(*(rng.random(shape) for shape in ((3, 2), (3, 2, 2), (3, 2, 2), (3, 2), (3, 2))))
   genome = choose(SPEC, values.mean(), BUDGET, floor=False)
   curve = trace_curve(SPEC, values.mean())
-  forecast = Forecast(1.5, 0.75, 'may matter')
-  return Allocation(genome, {}, SPEC, values, curve, BUDGET, False, forecast)
+  return Allocation(genome, {}, SPEC, values, curve, BUDGET, False)
 
 
 @pytest.mark.parametrize('theme', drawing.PALETTES)

@@ -26,7 +26,6 @@ from glora_jax.search.allocated import Allocation
 from glora_jax.search.allocation import Values
 from glora_jax.search.choice import Curve
 from glora_jax.search.fold_gradients import Ahead, Loss
-from glora_jax.search.forecast import Forecast
 from glora_jax.training.batches import in_rows
 from glora_jax.training.losses import cross_entropy
 
@@ -222,7 +221,6 @@ def to_arrays(allocation: Allocation, trainable: Any) -> dict[str, np.ndarray]:
     'start': flax.traverse_util.flatten_dict(trainable, sep='/'),
     'values': allocation.values._asdict(),
     'curve': allocation.curve._asdict(),
-    'forecast': allocation.forecast._asdict(),
   }
   return {
     'genome': allocation.genome,
@@ -253,7 +251,7 @@ def from_arrays(arrays: dict[str, np.ndarray], place: Place) -> Allocation:
   tree = flax.traverse_util.unflatten_dict(arrays, sep='/')
   adapted, genome = place.adapted, tree['genome']
   _, frozen = adapted.fix(genome).split(place.variables)
-  curve, forecast = tree['curve'], tree['forecast']
+  curve = tree['curve']
   return Allocation(
     genome=genome,
     variables=adapted.join(jax.tree.map(jax.numpy.asarray, tree['start']), frozen),
@@ -265,9 +263,6 @@ def from_arrays(arrays: dict[str, np.ndarray], place: Place) -> Allocation:
     proposed=bool(tree['proposed']),
     unjudged=int(tree.get('unjudged', 0)),  # nothing was, before there was a number for it
     borrowed=float(tree.get('borrowed', 0.0)),
-    forecast=Forecast(
-      float(forecast['advantage']), float(forecast['reliability']), str(forecast['word'])
-    ),
   )
 
 
@@ -294,9 +289,6 @@ def _check_arrays(arrays: dict[str, np.ndarray], place: Place) -> None:
     'curve/params': Array('i', ('purchase',)),
     'curve/values': Array('f', ('purchase',)),
     'curve/knee': Array('i'),
-    'forecast/advantage': Array('f'),
-    'forecast/reliability': Array('f'),
-    'forecast/word': Array('U'),
   }
   if (reason := mismatch_of_arrays(arrays, expected)) is not None:
     raise ValueError(reason)

@@ -200,7 +200,6 @@ def _of_structure(run: Run, allocation: Allocation | None) -> dict[str, Any]:
       'params': allocation.count_params(),
       'budget': allocation.budget,
       'proposed': allocation.proposed,
-      'forecast': allocation.forecast._asdict(),
       'head_epochs': settings.head_epochs,
       'epochs': settings.spared(run.settings.recipe_alone, allocation.borrowed > 0),
       'borrowed': allocation.borrowed,
