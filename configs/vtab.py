@@ -4,7 +4,7 @@
   python -m glora_jax.main --config configs/vtab.py:cifar100
   python -m glora_jax.main --config configs/vtab.py:clevr_count,source=noah,root=/data/vtab-1k
   python -m glora_jax.main --config configs/vtab.py:cifar100,tiny=True
-  python -m glora_jax.data.check --config configs/vtab.py:all
+  python -m glora_jax.main --config configs/vtab.py:all --check
 
 The backbone is a ViT-B/16 pretrained on ImageNet-21k. `all` runs those of the 19 tasks whose data
 is ready, and keeps a table of them beside the published rows. A file of budgets and learning rates

@@ -3,6 +3,8 @@
   python -m glora_jax.main --config configs/quickstart.py
   python -m glora_jax.main --config configs/quickstart.py --workdir DIR --config.FIELD=VALUE
   python -m glora_jax.main --config configs/quickstart.py --plan [--plan.topology v5e:2x4]
+  python -m glora_jax.main --config vtab:all --check
+  python -m glora_jax.main --config own:photos/ --show [--output batch.png] [--overwrite]
   python -m glora_jax.main --config vtab:all --runner ray[:ADDRESS]
   python -m glora_jax.main --config configs/quickstart.py --open
   python -m glora_jax.main --help_config
@@ -13,7 +15,7 @@ stands for several, as 'vtab/all', `suite.run`; a notebook calls them just the s
 
 SIGTERM and Ctrl-C save and end it with the exit code 75 (EX_TEMPFAIL of sysexits.h): the same
 command goes on; pretraining alone begins anew. A suite ends with 1 where a task failed or none was
-ready, with 0 where all that were ready have their results.
+ready, with 0 where all that were ready have their results; `--check` with 1 unless all are ready.
 """
 
 from __future__ import annotations
@@ -26,10 +28,14 @@ import ml_collections
 
 from glora_jax.runs import front_page
 from glora_jax.runs.command_line import (
+  CHECK,
   COMPILE,
+  OUTPUT,
+  OVERWRITE,
   PLAN,
   RESOURCES,
   RUNNER,
+  SHOW,
   STOPPED,
   TOPOLOGY,
   catch_signals,
@@ -53,6 +59,13 @@ def main(config: ml_collections.ConfigDict) -> None:
 
     if mesh.primary():
       print(text)
+    return
+  if CHECK.value or SHOW.value:
+    from glora_jax.runs import look
+
+    if CHECK.value:
+      sys.exit(0 if look.check(config) else 1)
+    look.show(config, OUTPUT.value, overwrite=OVERWRITE.value)
     return
   workdir = workdir_of_config()
   if config.get('job') == 'pretrain':

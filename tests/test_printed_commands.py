@@ -19,7 +19,7 @@ PAGES += sorted((ROOT / 'configs').glob('*.py'))
 PRINTED = re.compile(r'python -m (glora_jax[\w.]*) ([^`|\n]*)')
 FILLED = {'HOST:PORT': 'localhost:1234', '=N': '=2', '=I': '=0', '=S': '=0'}
 LEFT_OPEN = re.compile(r'\b(FILE|FOLDER|NAME|DIR|IN|NAME_OR_FILE)\b|--help|--list')
-WITH_CONFIG = ('glora_jax.main', 'glora_jax.data.check', 'glora_jax.data.show')
+WITH_CONFIG = ('glora_jax.main',)
 TEXTS = [page.read_text().replace('\\\n', ' ') for page in PAGES]  # commands of several lines
 COMMANDS = sorted({found for text in TEXTS for found in PRINTED.findall(text)})
 COMMANDS = [(module, rest) for module, rest in COMMANDS if not LEFT_OPEN.search(rest)]

@@ -1,4 +1,4 @@
 """Images and labels: the tasks, where their images lie, and the way from there to a device.
 
-Knows nothing of models; `check` and `show` are commands, which nobody imports.
+Knows nothing of models.
 """

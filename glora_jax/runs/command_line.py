@@ -100,8 +100,10 @@ CONFIG = config_flags.DEFINE_config_file(
 WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Where everything is written; runs/NAME_OF_CONFIG by default.'
 )
-OUTPUT = flags.DEFINE_string('output', 'batch.png', 'Picture that glora_jax.data.show writes.')
-OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Let glora_jax.data.show replace a file.')
+CHECK = flags.DEFINE_bool('check', False, 'Show which data is ready and what is missing, and end.')
+SHOW = flags.DEFINE_bool('show', False, 'Draw a batch of training images, and end.')
+OUTPUT = flags.DEFINE_string('output', 'batch.png', 'Picture that --show writes.')
+OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Let --show replace a file.')
 PLAN = flags.DEFINE_bool('plan', False, 'Show what the run will take, and end.')
 TOPOLOGY = flags.DEFINE_string(
   'plan.topology', None, 'TPU slice to plan for, v5e:2x4 for instance; the machine at hand if none.'

@@ -31,6 +31,7 @@ USAGE = '--config NAME_OR_FILE[:ARGUMENTS] [FLAG ...]'
 # Flags by what they are for; those that no group has come last.
 GROUPS: Mapping[str, Sequence[str]] = {
   'What is run': ('config', 'config.FIELD', 'workdir', 'open'),
+  'A look at its data': ('check', 'show', 'output', 'overwrite'),
   'What it will take': ('plan', 'plan.topology', 'plan.compile'),
   'Where it runs': ('runner', 'runner.resources'),
   'What there is': ('list', 'help', 'help_config'),

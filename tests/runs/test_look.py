@@ -10,8 +10,8 @@ from label_lists import write_images
 from PIL import Image
 from places import ROOT, digests, get_config
 
-from glora_jax.data import check, show
 from glora_jax.models import weights
+from glora_jax.runs import look
 from glora_jax.runs.config import default_config
 
 
@@ -28,41 +28,41 @@ def config(tmp_path):
 @pytest.mark.parametrize('seed', [3, -3])
 def test_a_contact_sheet_shows_what_training_sees(config, tmp_path, monkeypatch, seed):
   sheets = []
-  monkeypatch.setattr(show, 'contact_sheet', lambda path, rows, labels: sheets.append(rows))
+  monkeypatch.setattr(look, 'contact_sheet', lambda path, rows, labels: sheets.append(rows))
   config.seed = seed
-  show.draw(config, str(tmp_path / 'sheet.png'))
-  ((resized, *augmented),) = sheets
-  assert resized.images.shape == (6, 16, 16, 3)
+  look.show(config, str(tmp_path / 'sheet.png'))
+  ((resized, *augmented),) = (rows.values() for rows in sheets)
+  assert resized.shape == (6, 16, 16, 3)
   for row in augmented:
-    np.testing.assert_array_equal(np.sort(row.images, axis=2), np.sort(resized.images, axis=2))
+    np.testing.assert_array_equal(np.sort(row, axis=2), np.sort(resized, axis=2))
 
 
 def test_without_a_size_it_is_that_of_the_weights_if_they_are_here(config, tmp_path, monkeypatch):
   sizes = []
   monkeypatch.setattr(
-    show, 'contact_sheet', lambda path, rows, labels: sizes.append(rows[0].images.shape[1:3])
+    look, 'contact_sheet', lambda path, rows, labels: sizes.append(rows['resized'].shape[1:3])
   )
   config.model.image_size = None
   for name in ('embedded', 'in21k-B/16'):
     config.model.weights = name
-    show.draw(config, str(tmp_path / 'sheet.png'))
+    look.show(config, str(tmp_path / 'sheet.png'))
   assert sizes == [(28, 28), (224, 224)]
 
 
 def test_heads_that_a_file_does_not_say_are_the_configs(config, backbone, tmp_path, monkeypatch):
   sizes = []
   monkeypatch.setattr(
-    show, 'contact_sheet', lambda path, rows, labels: sizes.append(rows[0].images.shape[1:3])
+    look, 'contact_sheet', lambda path, rows, labels: sizes.append(rows['resized'].shape[1:3])
   )
   path = tmp_path / 'vit.safetensors'
   weights.save(path, *weights.load(backbone), 'timm')
   config.model.update(weights=str(path), image_size=None, num_heads=2)
-  show.draw(config, str(tmp_path / 'sheet.png'))
+  look.show(config, str(tmp_path / 'sheet.png'))
   assert sizes == [(8, 8)]
 
 
 def test_a_contact_sheet_is_drawn_with_any_names(config, tmp_path):
-  show.draw(config, str(tmp_path / 'sheet.png'))
+  look.show(config, str(tmp_path / 'sheet.png'))
   with Image.open(tmp_path / 'sheet.png') as sheet:
     assert sheet.width > 400
 
@@ -75,7 +75,15 @@ def test_the_command_replaces_a_file_only_when_asked_and_an_image_of_the_task_ne
   before = digests(tmp_path)
 
   def show(*words):
-    command = [sys.executable, '-m', 'glora_jax.data.show', '--config', 'own:.,tiny=True', *words]
+    command = [
+      sys.executable,
+      '-m',
+      'glora_jax.main',
+      '--config',
+      'own:.,tiny=True',
+      '--show',
+      *words,
+    ]
     env = {**os.environ, 'PYTHONPATH': str(ROOT)}
     return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env).stderr
 
@@ -98,7 +106,7 @@ def test_what_a_csv_names_is_never_replaced(config, tmp_path, name):
   before = digests(tmp_path)
   config.task = f'csv:{tmp_path}/labels.csv'
   with pytest.raises(FileExistsError, match=r'would replace .*, an input of this command'):
-    show.draw(config, str(tmp_path / name), overwrite=True)
+    look.show(config, str(tmp_path / name), overwrite=True)
   assert digests(tmp_path) == before
 
 
@@ -113,30 +121,29 @@ def test_what_a_csv_names_is_never_replaced(config, tmp_path, name):
 def test_wrong_fields_are_a_sentence(config, tmp_path, field, value, message):
   config.update_from_flattened_dict({field: value})
   with pytest.raises(ValueError, match=message):
-    show.draw(config, str(tmp_path / 'sheet.png'))
+    look.show(config, str(tmp_path / 'sheet.png'))
   assert not (tmp_path / 'sheet.png').exists()
 
 
 def test_a_task_that_stands_for_several_is_not_drawn(tmp_path):
   sentence = "task='vtab/all' stands for 19 tasks, .*; give --config.task=vtab/cifar100 for"
   with pytest.raises(ValueError, match=sentence):
-    show.draw(get_config('vtab', 'all'), str(tmp_path / 'sheet.png'))
+    look.show(get_config('vtab', 'all'), str(tmp_path / 'sheet.png'))
 
 
 def test_a_job_without_a_task_is_named(tmp_path):
   config = get_config('pretrain')
-  for command in (check.main, lambda config: show.draw(config, str(tmp_path / 'sheet.png'))):
+  for command in (look.check, lambda config: look.show(config, str(tmp_path / 'sheet.png'))):
     with pytest.raises(ValueError, match="job='pretrain' has no task; give a run, a comparison or"):
       command(config)
 
 
 def test_the_check_refuses_a_wrong_config_and_counts_otherwise(config, capsys):
-  with pytest.raises(SystemExit, match='0'):
-    check.main(config)
+  assert look.check(config)
   assert '1 of 1 ready.' in capsys.readouterr().out
   config.data.workers = -1
   with pytest.raises(ValueError, match=r'data\.workers=-1 must be at least 0'):
-    check.main(config)
+    look.check(config)
 
 
 def test_who_leaves_broken_images_out_already_is_not_told_to(config, tmp_path):
@@ -146,4 +153,4 @@ def test_who_leaves_broken_images_out_already_is_not_told_to(config, tmp_path):
   with pytest.raises(
     OSError, match=r'6 of 6 images cannot be decoded: .* and more\. Replace them\.$'
   ):
-    show.draw(config, str(tmp_path / 'sheet.png'))
+    look.show(config, str(tmp_path / 'sheet.png'))
