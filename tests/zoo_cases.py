@@ -12,8 +12,8 @@ from hand_count import by_name, count_rows, expected, fold_by_hand, found, unbox
 from trees import randomized
 
 from glora_jax import SearchSpace, preset, random_genomes
-from glora_jax.method.reasons import HEAD
 from glora_jax.method.supports import SUPPORTS
+from glora_jax.method.trace.events import HEAD
 from glora_jax.tree import path_name
 
 SPACE = SearchSpace(ranks=(1, 2))

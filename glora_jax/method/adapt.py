@@ -25,12 +25,11 @@ from glora_jax.method.adapted import Adapted, Merge, name_of
 from glora_jax.method.coverage import Choice, find_uncovered, log_uncovered
 from glora_jax.method.discover import discover
 from glora_jax.method.groups import Group, number_rows, spec_of, tie
-from glora_jax.method.reasons import CONVOLUTION
 from glora_jax.method.selection import Heads, Selection, Selector, matches, unmatched
 from glora_jax.method.site import Site, apart
 from glora_jax.method.space import SearchSpace
-from glora_jax.method.trace.find import Found, find
-from glora_jax.method.trace.uncovered import Uncovered, named_reasons
+from glora_jax.method.trace.events import CONVOLUTION
+from glora_jax.method.trace.find import Found, Uncovered, find, named_reasons
 from glora_jax.method.validation import check_merge
 from glora_jax.tree import Path, flatten
 

@@ -27,7 +27,7 @@ from glora_jax.method.storage import check_storage
 from glora_jax.method.subnet import Call, Subnet
 from glora_jax.method.summary import layer_table
 from glora_jax.method.supports import COLLECTION
-from glora_jax.method.trace.uncovered import Uncovered
+from glora_jax.method.trace.find import Uncovered
 from glora_jax.method.validation import (
   check_collections,
   check_merge,

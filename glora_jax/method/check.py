@@ -18,10 +18,10 @@ import numpy as np
 from glora_jax.limits import check_type
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.quantized import has_quantized, requantize
-from glora_jax.method.reasons import CHOSEN
 from glora_jax.method.subnet import Call
 from glora_jax.method.summary import align
 from glora_jax.method.supports import COLLECTION
+from glora_jax.method.trace.events import CHOSEN
 from glora_jax.method.trial import Trial, close_over_others
 from glora_jax.tree import flatten, path_name
 

@@ -9,11 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from glora_jax.method.groups import Group
-from glora_jax.method.reasons import CHOSEN, HEAD, NO_MODULE, NO_SAMPLE, NOT_SELECTED, ORDINARY
 from glora_jax.method.site import Site
 from glora_jax.method.summary import align
-from glora_jax.method.trace.find import Found
-from glora_jax.method.trace.uncovered import Uncovered
+from glora_jax.method.trace.events import CHOSEN, HEAD, NO_MODULE, NO_SAMPLE, NOT_SELECTED, ORDINARY
+from glora_jax.method.trace.find import Found, Uncovered
 from glora_jax.tree import Path, path_name
 
 log = logging.getLogger(__name__)

@@ -14,8 +14,7 @@ from glora_jax.method.quantized import check_unquantized
 from glora_jax.method.sample import is_array
 from glora_jax.method.selection import Selection, Selector
 from glora_jax.method.space import SearchSpace
-from glora_jax.method.trace.find import Found, find
-from glora_jax.method.trace.uncovered import named_reasons
+from glora_jax.method.trace.find import Found, find, named_reasons
 from glora_jax.tree import flatten, map_with_path
 
 

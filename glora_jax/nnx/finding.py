@@ -14,7 +14,7 @@ from flax import nnx
 from glora_jax.method.sample import Sample
 from glora_jax.method.site import Site
 from glora_jax.method.trace import find as by_use
-from glora_jax.method.trace.uncovered import named_reasons
+from glora_jax.method.trace.find import named_reasons
 from glora_jax.nnx.frozen import Frozen
 from glora_jax.tree import Path, plain_path
 

@@ -15,7 +15,7 @@ from hand_count import equation
 
 from glora_jax import SearchSpace, canonicalize, count_params, preset, random_genomes
 from glora_jax.method.adapt import adapt
-from glora_jax.method.reasons import CHOSEN, ORDINARY
+from glora_jax.method.trace.events import CHOSEN, ORDINARY
 
 MERGES = ('up_front', 'lazy')
 SPACE = SearchSpace(ranks=(2, 4))

@@ -13,7 +13,14 @@ from flax import nnx
 
 import glora_jax
 from glora_jax import SearchSpace
-from glora_jax.method import reasons
+from glora_jax.method.trace.events import (
+  HEAD,
+  ITEM_BY_ITEM,
+  LOOKED_UP,
+  NO_MODULE,
+  NO_SAMPLE,
+  NOT_SELECTED,
+)
 
 TOKENS = jnp.zeros((2, 5), int)
 X = jax.random.normal(jax.random.key(0), (2, 4))
@@ -66,10 +73,10 @@ def test_every_matrix_is_covered_or_has_a_reason_and_a_share():
   coverage = adapted.coverage()
   assert [matrix.name for matrix in coverage.covered] == ['fc/kernel']
   assert uncovered(adapted) == {
-    'embed/embedding': reasons.LOOKED_UP,
-    'positions': reasons.ITEM_BY_ITEM,
-    'w': reasons.NO_MODULE,
-    'out/kernel': reasons.HEAD,
+    'embed/embedding': LOOKED_UP,
+    'positions': ITEM_BY_ITEM,
+    'w': NO_MODULE,
+    'out/kernel': HEAD,
   }
   total = 8 * 4 + 5 * 4 + (4 * 4 + 4) + 4 * 4 + (4 * 8 + 8)
   assert coverage.share == pytest.approx(16 / total)
@@ -90,9 +97,9 @@ def test_what_is_not_selected_and_a_tied_embedding_are_said():
   adapted = glora_jax.adapt_function(apply, params, TOKENS, select='^w$')
   assert rows(adapted) == ['w']
   assert uncovered(adapted) == {
-    'embed/embedding': f'{reasons.LOOKED_UP}, also used in a matmul',
-    'positions': reasons.ITEM_BY_ITEM,
-    'fc/kernel': reasons.NOT_SELECTED,
+    'embed/embedding': f'{LOOKED_UP}, also used in a matmul',
+    'positions': ITEM_BY_ITEM,
+    'fc/kernel': NOT_SELECTED,
   }
 
 
@@ -104,7 +111,7 @@ def test_an_einsum_that_was_refused_and_left_out_is_not_selected():
       return nn.Einsum((4, 4), 'bi,ii->bi', use_bias=False, name='diagonal')(x)
 
   adapted = glora_jax.adapt(Model(), X, select='fc')
-  assert uncovered(adapted) == {'diagonal/kernel': reasons.NOT_SELECTED}
+  assert uncovered(adapted) == {'diagonal/kernel': NOT_SELECTED}
 
 
 def test_without_sample_inputs_every_other_matrix_is_listed():
@@ -113,7 +120,7 @@ def test_without_sample_inputs_every_other_matrix_is_listed():
       self.fc, self.w = nnx.Linear(4, 4, rngs=rngs), nnx.Param(jnp.ones((4, 4)))
 
   adapted = glora_jax.nnx.adapt(Model(nnx.Rngs(0)))
-  assert uncovered(adapted) == {'w': reasons.NO_SAMPLE}
+  assert uncovered(adapted) == {'w': NO_SAMPLE}
 
 
 def test_a_model_that_is_covered_has_a_summary_that_ends_with_its_totals(lines):

@@ -14,7 +14,7 @@ import dataclasses
 import re
 import types
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -25,14 +25,88 @@ import numpy as np
 from glora_jax.limits import shown
 from glora_jax.method.sample import Sample, is_array
 from glora_jax.method.site import Site
-from glora_jax.method.trace.bias import bias_of
-from glora_jax.method.trace.events import Event, Note, Place, Role, Scaled, Sum, Use
-from glora_jax.method.trace.kernels import axis_roles, layers, layout_of
-from glora_jax.method.trace.uncovered import Uncovered, uncovered_matrices, unused
-from glora_jax.method.trace.value import Value
+from glora_jax.method.trace.events import UNUSED, Event, Note, Place, Role, Scaled, Sum, Use, Value
+from glora_jax.method.trace.kernels import axis_roles, bias_of, layers, layout_of
 from glora_jax.method.trace.view import View
 from glora_jax.method.trace.walk import Walk, walk
 from glora_jax.tree import Path, flatten, path_name, update
+
+
+class Uncovered(NamedTuple):
+  """A parameter with two or more axes, stacks not counted, that is in no linear layer.
+
+  Attributes:
+    path: path of the parameter.
+    shape: its shape.
+    reason: why it is in none, in a few words.
+  """
+
+  path: Path
+  shape: tuple[int, ...]
+  reason: str
+
+
+def named_reasons(matrices: Iterable[Uncovered]) -> str:
+  """Names and shapes, with the reasons in brackets."""
+  return ', '.join(
+    f'{path_name(path)} {"x".join(map(str, shape))} ({reason})' for path, shape, reason in matrices
+  )
+
+
+def uncovered_matrices(
+  sites: Sequence[Site],
+  events: Sequence[Event],
+  arrays: Mapping[Path, Any],
+  reasons: Mapping[Path, str],
+) -> tuple[Uncovered, ...]:
+  """The matrices that are in no linear layer, in the order of the parameters.
+
+  Args:
+    sites: the linear layers.
+    events: how the parameters are used.
+    arrays: all parameters, by path.
+    reasons: why some of them can be no kernel, by path.
+  """
+  covered = {path for site in sites for path in (site.kernel_path, site.bias_path)}
+  stacked: dict[Path, set[int]] = defaultdict(set)
+  as_used: dict[Path, bool] = {}
+  reasons = dict(reasons)
+  for event in events:
+    if isinstance(event, Note):
+      stacked[event.path] |= event.stacked
+      reasons.setdefault(event.path, event.reason)
+    elif isinstance(event, Use):
+      stacked[event.view.path] |= event.view.stacked
+      as_used[event.view.path] = _is_matrix(event.view.shape)
+  return tuple(
+    Uncovered(path, array.shape, reasons.get(path, UNUSED))
+    for path, array in arrays.items()
+    if path not in covered and (as_used.get(path) or _is_matrix(array.shape, stacked[path]))
+  )
+
+
+def _is_matrix(shape: Sequence[int], stacked: Container[int] = ()) -> bool:
+  """Whether an array has two axes or more, without stacks and leading axes of size one."""
+  axes = [size for axis, size in enumerate(shape) if axis not in stacked]
+  while axes and axes[0] == 1:
+    axes = axes[1:]
+  return len(axes) > 1
+
+
+def unused(events: Sequence[Event], arrays: Mapping[Path, Any]) -> tuple[Path, ...]:
+  """Paths of the parameters that a program does nothing with.
+
+  Args:
+    events: how its parameters are used.
+    arrays: all parameters, by path.
+  """
+  used = {
+    event.view.path if isinstance(event, Use) else event.path
+    for event in events
+    if not isinstance(event, Sum | Scaled)
+  }
+  return tuple(path for path in arrays if path not in used)
+
 
 _KINDS = {'conv_general_dilated': 'Conv', 'ragged_dot_general': 'RaggedDot'}
 

@@ -1,15 +1,28 @@
-"""What primitives do to a parameter that are no product and take no part of it."""
+"""What primitives do to a parameter: lay it otherwise, take parts of it, multiply it."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
-from glora_jax.method import reasons
-from glora_jax.method.trace.events import Scaled, Step, Sum
-from glora_jax.method.trace.value import Product, Value, common_layer, origins_of
-from glora_jax.method.trace.view import View
+from glora_jax.method.trace.events import (
+  AN_INPUT,
+  CONVOLUTION,
+  ITEM_BY_ITEM,
+  LOOKED_UP,
+  Product,
+  Role,
+  Scaled,
+  Step,
+  Sum,
+  Use,
+  Value,
+  common_layer,
+  origins_of,
+)
+from glora_jax.method.trace.view import NO_AXIS, Atom, View
 
 Handler = Callable[[Step], list[Value]]
 
@@ -35,7 +48,7 @@ def other(step: Step) -> list[Value]:
   if step.name in _OPAQUE:
     step.note(step.operands, _OPAQUE[step.name], forbids=True)
   if step.depends:
-    reason = reasons.ITEM_BY_ITEM if step.name in _ITEM_BY_ITEM else f'used in {step.name}'
+    reason = ITEM_BY_ITEM if step.name in _ITEM_BY_ITEM else f'used in {step.name}'
     step.note(step.operands, reason)
     return step.results(depends=True, layer=common_layer(step.operands))
   origins = origins_of(step.operands, _combined(step))
@@ -141,3 +154,183 @@ def added(step: Step) -> list[Value]:
     if product.product and bias.view:
       step.events.append(Sum(product.product, bias.view))
   return other(step)
+
+
+def split_up(step: Step) -> list[Value]:
+  """`split` and `unstack`: parts that lie one after another along an axis."""
+  (whole,) = step.operands
+  if whole.view is None:
+    return other(step)
+  view, axis = whole.view, step.params['axis']
+  sizes = step.params.get('sizes', [1] * view.shape[axis])
+  stops = [*itertools.accumulate(map(int, sizes))]
+  parts = [_part(view, axis, stop - size, stop) for stop, size in zip(stops, sizes, strict=True)]
+  if step.name == 'unstack':
+    parts = [part and part.squeezed((axis,)) for part in parts]
+  hidden = origins_of([whole], NO_LAYOUT)
+  return [Value(view=part) if part else Value(origins=hidden) for part in parts]
+
+
+def _part(view: View, axis: int, start: int, stop: int) -> View | None:
+  """The items of a view from a first one along an axis to before a last one."""
+  starts, stops = [0] * len(view.shape), list(view.shape)
+  starts[axis], stops[axis] = start, stop
+  return view.sliced(starts, stops)
+
+
+def sliced_at(step: Step) -> list[Value]:
+  """`dynamic_slice`: at known places a slice, else an item of a stack, or of an embedding."""
+  whole, *starts = step.operands
+  if whole.view is None:
+    return other(step)
+  if any(start.depends for start in starts):
+    return looked_up(step)
+  sizes, view = step.params['slice_sizes'], whole.view
+  unknown = []
+  first = []
+  for place, (start, size) in enumerate(zip(starts, sizes, strict=True)):
+    room = view.shape[place] - size
+    if start.number is None and room:
+      unknown.append(place)
+    first.append(min(max(start.number or 0, 0), room))
+  stops = [start + size for start, size in zip(first, sizes, strict=True)]
+  for place in unknown:
+    first[place], stops[place] = 0, view.shape[place]
+    if sizes[place] != 1:
+      return step.results(origins=origins_of([whole], NO_LAYOUT))
+  part = view.sliced(first, stops)
+  for place in reversed(unknown):
+    part = part and part.indexed(place, None)
+  if part is None:
+    return step.results(origins=origins_of([whole], NO_LAYOUT))
+  kept = [place for place in range(len(sizes)) if place not in unknown]
+  return [Value(view=part.broadcast(sizes, kept))]
+
+
+def looked_up(step: Step) -> list[Value]:
+  """`gather`: an item of a stack where the index is one number, else rows of an embedding."""
+  whole, index = step.operands[:2]
+  if whole.view is not None and index.is_constant and (part := _item(step, whole.view, index)):
+    return [Value(view=part)]
+  step.note([whole], LOOKED_UP, forbids=True)
+  return other(step)
+
+
+def _item(step: Step, view: View, index: Value) -> View | None:
+  """The one item along an axis that a gather takes; None if it takes anything else."""
+  numbers, shape = step.params['dimension_numbers'], view.shape
+  axes = numbers.collapsed_slice_dims
+  if step.shape(1) != (1,) or len(axes) != 1 or axes != numbers.start_index_map:
+    return None
+  (axis,) = axes
+  if step.params['slice_sizes'] != (*shape[:axis], 1, *shape[axis + 1 :]):
+    return None
+  if index.number is None:
+    return view.indexed(axis, None)
+  start = min(max(index.number, 0), shape[axis] - 1)
+  part = _part(view, axis, start, start + 1)
+  return part and part.squeezed(axes)
+
+
+def multiplied(step: Step) -> list[Value]:
+  """`dot_general`, `ragged_dot_general` and `conv_general_dilated`."""
+  first, second = (2 if value.depends else value.repeated for value in step.operands[:2])
+  place = 0 if first < second else 1
+  kernel, activations = step.operands[place], step.operands[1 - place]
+  if first == second or kernel.is_constant:
+    return other(step)
+  step.note([activations], AN_INPUT)
+  if kernel.view is None:
+    step.note([kernel], '', forbids=True)
+    return step.results(depends=True)
+  roles = _ROLES[step.name](step, place)
+  if isinstance(roles, str):
+    step.note([kernel], roles, forbids=True)
+    return step.results(depends=True)
+  scope, scans = step.place.scope, step.place.scans
+  use = Use(scope, kernel.view, roles, activations.token, scans, step.name)
+  step.events.append(use)
+  dims = _RESULTS[step.name](step, place)
+  view = _result_view(kernel.view, dims, step.out_shape)
+  return step.results(depends=True, product=Product(scope, view), layer=kernel.view.path)
+
+
+def _result_view(kernel: View, dims: Sequence[int | None], shape: Sequence[int]) -> View:
+  """The result of a product as a view of its kernel.
+
+  Args:
+    kernel: the kernel.
+    dims: for every dimension of the result the kernel's that it is; None for the activations'.
+    shape: shape of the result.
+  """
+  sizes = zip(dims, shape, strict=True)
+  return View(
+    kernel.path,
+    tuple((Atom(NO_AXIS, size),) if dim is None else kernel.dims[dim] for dim, size in sizes),
+    kernel.taken,
+  )
+
+
+def _dot_roles(step: Step, place: int) -> tuple[Role, ...]:
+  contracted, batched = step.params['dimension_numbers']
+  return _roles(len(step.shape(place)), contracted[place], batched[place])
+
+
+def _roles(number: int, inputs: Sequence[int], stack: Sequence[int]) -> tuple[Role, ...]:
+  return tuple(
+    'in' if dim in inputs else 'stack' if dim in stack else 'out' for dim in range(number)
+  )
+
+
+def _dot_result(step: Step, place: int) -> list[int | None]:
+  """Batch axes come first, then those of the first operand that are left, and the second's."""
+  roles = _dot_roles(step, place)
+  batched = list(step.params['dimension_numbers'][1][place])
+  own = [dim for dim, role in enumerate(roles) if role == 'out']
+  others = [None] * (len(step.out_shape) - len(batched) - len(own))
+  return [*batched, *own, *others] if place == 0 else [*batched, *others, *own]
+
+
+def _ragged_roles(step: Step, place: int) -> tuple[Role, ...] | str:
+  numbers = step.params['ragged_dot_dimension_numbers']
+  groups = tuple(numbers.rhs_group_dimensions)
+  if place == 0 or not groups:
+    return 'cut into ragged groups'
+  contracted, batched = numbers.dot_dimension_numbers
+  return _roles(len(step.shape(1)), contracted[1], (*batched[1], *groups))
+
+
+def _ragged_result(step: Step, place: int) -> list[int | None]:
+  roles = _ragged_roles(step, place)
+  numbers = step.params['ragged_dot_dimension_numbers']
+  batched = list(numbers.dot_dimension_numbers[1][1])
+  own = [dim for dim, role in enumerate(roles) if role == 'out']
+  return [*batched, *[None] * (len(step.out_shape) - len(batched) - len(own)), *own]
+
+
+def _conv_roles(step: Step, place: int) -> tuple[Role, ...] | str:
+  if not step.place.convs:
+    return CONVOLUTION
+  if place == 0 or step.params['batch_group_count'] > 1:
+    return 'not a plain kernel of its convolution'
+  out = step.params['dimension_numbers'].rhs_spec[0]
+  return tuple('out' if dim == out else 'in' for dim in range(len(step.shape(1))))
+
+
+def _conv_result(step: Step, place: int) -> list[int | None]:
+  numbers = step.params['dimension_numbers']
+  feature = numbers.out_spec[1]
+  own = numbers.rhs_spec[0]
+  return [own if dim == feature else None for dim in range(len(step.out_shape))]
+
+
+_ROLES = {
+  'dot_general': _dot_roles,
+  'ragged_dot_general': _ragged_roles,
+  'conv_general_dilated': _conv_roles,
+}
+_RESULTS = {
+  'dot_general': _dot_result,
+  'ragged_dot_general': _ragged_result,
+  'conv_general_dilated': _conv_result,
+}

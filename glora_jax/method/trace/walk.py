@@ -9,11 +9,29 @@ from typing import NamedTuple
 import numpy as np
 from jax.extend import core
 
-from glora_jax.method.trace.events import Event, Place, Scan, Step, parts_of_scan, shape_of
-from glora_jax.method.trace.primitives import Handler, added, other, rearranged, scaled, unchanged
-from glora_jax.method.trace.products import multiplied
-from glora_jax.method.trace.slicing import looked_up, sliced_at, split_up
-from glora_jax.method.trace.value import Value, joined, origins_of
+from glora_jax.method.trace.events import (
+  Event,
+  Place,
+  Scan,
+  Step,
+  Value,
+  joined,
+  origins_of,
+  parts_of_scan,
+  shape_of,
+)
+from glora_jax.method.trace.primitives import (
+  Handler,
+  added,
+  looked_up,
+  multiplied,
+  other,
+  rearranged,
+  scaled,
+  sliced_at,
+  split_up,
+  unchanged,
+)
 
 
 class Walk(NamedTuple):
