@@ -19,7 +19,7 @@ from trees import randomized
 
 from glora_jax import mesh
 from glora_jax.files import read_arrays, read_json
-from glora_jax.method.sharded_arrays import sharded_axis
+from glora_jax.method.sharding import sharded_axis
 from glora_jax.models import weights
 from glora_jax.models.vit import ViT
 from glora_jax.records import read_lines

@@ -14,13 +14,13 @@ import numpy as np
 
 from glora_jax.method import genomes
 from glora_jax.method.coverage import Coverage, coverage
-from glora_jax.method.gathering import call_gathering
 from glora_jax.method.groups import Group
 from glora_jax.method.lazy import graft, intercept
 from glora_jax.method.merge import fold
 from glora_jax.method.quantized import full_precision, has_quantized
 from glora_jax.method.random_key import check_key
 from glora_jax.method.sample import is_array
+from glora_jax.method.sharding import call_gathering
 from glora_jax.method.site import Site
 from glora_jax.method.space import Spec
 from glora_jax.method.storage import check_storage

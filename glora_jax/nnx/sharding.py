@@ -6,14 +6,14 @@ import jax
 from flax import nnx
 
 from glora_jax import mesh as meshes
-from glora_jax.method import sharded_arrays
+from glora_jax.method import sharding
 from glora_jax.nnx.adapter import Recipe
 from glora_jax.nnx.live import adapters
 from glora_jax.nnx.places import Places
 
 
 def shard(
-  model: nnx.Module, mesh: jax.sharding.Mesh, *, min_bytes: int = sharded_arrays.MIN_BYTES
+  model: nnx.Module, mesh: jax.sharding.Mesh, *, min_bytes: int = sharding.MIN_BYTES
 ) -> None:
   """Lays the adapted kernels of a model over devices, a part on each, and all else whole on each.
 
@@ -45,7 +45,7 @@ def shard(
   paths = {site.kernel_path for adapter in found for site in adapter.group.members}
   values = {path: variable.get_raw_value() for path, variable in Places.read(model).by_path.items()}
   kernels = {path: values.pop(path) for path in paths}
-  placed = sharded_arrays.shard(mesh, kernels, min_bytes) | meshes.replicate(mesh, values)
+  placed = sharding.shard_arrays(mesh, kernels, min_bytes) | meshes.replicate(mesh, values)
   # Nothing can fail from here on, so a model that is refused stays as it was.
   for adapter in found:
     given = adapter.recipe

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from glora_jax import mesh as meshes
 from glora_jax.data.catalog import find, require_apart
 from glora_jax.data.task import Task
-from glora_jax.method import sharded_arrays
+from glora_jax.method import sharding
 from glora_jax.method.adapt import adapt
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.groups import spec_of
@@ -175,5 +175,5 @@ def placed_halves(
   trainable: Any, frozen: Any, settings: RunSettings, mesh: jax.sharding.Mesh
 ) -> tuple[Any, Any]:
   """What is trained, whole on every device of a run, and what is frozen, as the config has it."""
-  place = sharded_arrays.shard if settings.mesh.base == 'sharded' else meshes.replicate
+  place = sharding.shard_arrays if settings.mesh.base == 'sharded' else meshes.replicate
   return meshes.replicate(mesh, trainable), place(mesh, frozen)

@@ -13,7 +13,7 @@ from live_models import call, genomes, randomize, variables
 from places import ROOT, environment, program
 
 import glora_jax
-from glora_jax.method import sharded_arrays
+from glora_jax.method import sharding
 from glora_jax.nnx import Support, Trained
 from glora_jax.nnx import functional as glora_nnx
 from glora_jax.nnx.live import mesh_of
@@ -272,7 +272,7 @@ def test_an_orbax_checkpoint_brings_it_back(attached, tmp_path):
 
 
 def test_a_model_that_cannot_be_sharded_stays_as_it_was(attached, monkeypatch):
-  monkeypatch.setattr(sharded_arrays, 'sharded_axis', lambda shape, devices: None)
+  monkeypatch.setattr(sharding, 'sharded_axis', lambda shape, devices: None)
   mesh = jax.make_mesh((1,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
   with pytest.raises(ValueError, match='divide no axis of the frozen weights'):
     glora_jax.nnx.shard(attached, mesh, min_bytes=1)

@@ -19,7 +19,7 @@ import glora_jax
 from benchmarks.tpu_programs.collectives import collectives
 from glora_jax import mesh as meshes
 from glora_jax import resident
-from glora_jax.method import sharded_arrays
+from glora_jax.method import sharding
 from glora_jax.method.draws import random_genomes, sample_genome
 from glora_jax.models.vit import ViT
 from glora_jax.search import scoring
@@ -113,7 +113,7 @@ with pytest.raises(ValueError, match=r'mesh.fsdp=3 does not divide the 8 devices
   meshes.over_devices(fsdp=3)
 
 # Where arrays lie.
-sharded = sharded_arrays.shard(MESH, frozen, min_bytes=MIN_BYTES)
+sharded = sharding.shard_arrays(MESH, frozen, min_bytes=MIN_BYTES)
 large = [leaf for leaf in jax.tree.leaves(sharded) if leaf.nbytes >= MIN_BYTES]
 assert bytes_per_device(large) * 8 == sum(leaf.nbytes for leaf in large)
 total = sum(leaf.nbytes for leaf in jax.tree.leaves(frozen))

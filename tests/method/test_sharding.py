@@ -9,8 +9,8 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 import glora_jax
-from glora_jax.method import sharded_arrays
-from glora_jax.method.gathering import call_gathering, gathering
+from glora_jax.method import sharding
+from glora_jax.method.sharding import call_gathering, gathering
 
 MESH = jax.make_mesh((1, 1), ('data', 'fsdp'), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 WHOLE = jax.sharding.PartitionSpec()
@@ -125,7 +125,7 @@ def test_devices_that_divide_no_weight_are_refused_in_a_sentence():
   weights = {'w': np.ones((15, 21), np.float32), 'small': np.ones(2)}
   mesh = jax.sharding.AbstractMesh((2,), ('fsdp',))
   with pytest.raises(ValueError, match=r'2 devices divide no axis of .* \(15, 21\); shard them'):
-    sharded_arrays.shard(mesh, weights, min_bytes=100)
+    sharding.shard_arrays(mesh, weights, min_bytes=100)
 
 
 def test_what_is_no_mesh_is_refused_in_a_sentence():
