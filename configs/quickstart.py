@@ -36,7 +36,7 @@ def get_config(arguments=''):
   config.presets = ('lora:4', 'gradient')
   # On CPU recomputing activations is faster than reading them back.
   config.model.remat = 'dots_saveable'
-  # Chosen on validation images: `python -m benchmarks.supernet_recipes`.
+  # Chosen on validation images (benchmarks/RESULTS.md, recipes for the supernet).
   config.sampling.largest = 0.5
   config.supernet.update(
     epochs=16,

@@ -27,7 +27,6 @@ def parse_arguments(
   folder: str,
   quick: str,
   run: Callable[..., Any],
-  names: Sequence[str] = (),
 ) -> argparse.Namespace | None:
   """Reads the command line; a command line that asks for one job does the job instead.
 
@@ -36,7 +35,6 @@ def parse_arguments(
     folder: default folder for the jobs' results.
     quick: what `--quick` does.
     run: does a job; called with the job's values.
-    names: what `--only` can choose among, all of them by default; no such flag without any.
 
   Returns:
     The arguments; None where the command line was that of a job, which is done.
@@ -45,15 +43,6 @@ def parse_arguments(
   parser.add_argument('--folder', default=folder, help='for the results of jobs')
   parser.add_argument('--seeds', type=int, default=5)
   parser.add_argument('--workers', type=int, default=2, help='jobs at a time')
-  if names:
-    parser.add_argument(
-      '--only',
-      nargs='+',
-      choices=names,
-      default=list(names),
-      metavar='NAME',
-      help=f'some of {", ".join(names)}',
-    )
   parser.add_argument('--job', nargs=2, help=argparse.SUPPRESS)
   arguments = parser.parse_args()
   if not arguments.job:

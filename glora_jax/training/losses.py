@@ -16,10 +16,9 @@ import optax
 
 from glora_jax.limits import Domain, check_callable, check_type
 from glora_jax.method.adapted import Adapted, Subnet
-from glora_jax.method.genomes import largest_genome
 from glora_jax.method.supports import COLLECTION
 from glora_jax.method.validation import right_answers
-from glora_jax.training import recipe, sampling
+from glora_jax.training import recipe
 from glora_jax.training.adapter_loss import AdapterLoss
 from glora_jax.training.component_dropout import drop_components
 from glora_jax.training.consistency import Consistency
@@ -34,9 +33,6 @@ NOISE_STREAMS = (2, 3)  # of the two passes of consistency regularization
 PASS_STREAMS = (4, 5)
 COMPONENT_STREAM = 6
 
-_TEST_TIME = {'train': False, 'deterministic': True}  # the keywords by which models drop nothing
-
-_DISTILLATION = Domain.of_annotation(float, sampling.RANGES['distillation'])
 _DROPOUT = Domain.of_annotation(float, recipe.RANGES['component_dropout'])
 
 Preprocess = Callable[[jax.Array, jax.Array], jax.Array]
@@ -67,13 +63,12 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, Met
   return losses.mean(), {'accuracy': jnp.mean(right_answers(logits, labels, losses))}
 
 
-def supernet_loss(  # noqa: PLR0913
+def supernet_loss(
   adapted: Adapted,
   preprocess: Preprocess,
   sample: Callable[[jax.Array], jax.Array],
   *,
   mix: Mix | None = None,
-  distillation: float = 0.0,
   consistency: Consistency = Consistency(),
   component_dropout: float = 0.0,
   independent_images: bool = False,
@@ -88,7 +83,6 @@ def supernet_loss(  # noqa: PLR0913
       batch, each through its own subnet. `Sampling.draw` makes both.
     mix: `(key, inputs, targets) -> (inputs, targets)`, with targets [batch, class]; mixup for
       instance.
-    distillation: see `Sampling`.
     consistency: see `Consistency`.
     component_dropout: see `Recipe`; for a loop of one's own, as `fit` and `train_many` take the
       recipe's where it is above 0.
@@ -128,16 +122,7 @@ def supernet_loss(  # noqa: PLR0913
   check_callable(sample, 'sample')
   component_dropout = _DROPOUT.check(component_dropout, 'component_dropout')
   logits_fn = _DrawnSubnets(adapted, sample, component_dropout, apply_kwargs)
-  return _Loss(
-    logits_fn,
-    adapted,
-    preprocess,
-    mix,
-    consistency,
-    _DISTILLATION.check(distillation, 'distillation'),
-    independent_images,
-    apply_kwargs,
-  )
+  return _Loss(logits_fn, adapted, preprocess, mix, consistency, independent_images)
 
 
 def subnet_loss(
@@ -188,16 +173,7 @@ def subnet_loss(
   check_type(subnet, Subnet, 'subnet')
   component_dropout = _DROPOUT.check(component_dropout, 'component_dropout')
   logits_fn = _FixedSubnet(subnet, component_dropout, apply_kwargs)
-  return _Loss(
-    logits_fn,
-    subnet.adapted,
-    preprocess,
-    mix,
-    consistency,
-    distillation=0.0,
-    independent_images=independent_images,
-    apply_kwargs=apply_kwargs,
-  )
+  return _Loss(logits_fn, subnet.adapted, preprocess, mix, consistency, independent_images)
 
 
 class _Keys(NamedTuple):
@@ -312,8 +288,7 @@ class _Loss(AdapterLoss, PartedLoss):
 
   Attributes:
     logits_fn: `(variables, inputs, keys) -> logits` [batch, class].
-    adapted, preprocess, mix, consistency, distillation, independent_images, apply_kwargs: see
-      `supernet_loss`.
+    adapted, preprocess, mix, consistency, independent_images: see `supernet_loss`.
   """
 
   logits_fn: _DrawnSubnets | _FixedSubnet
@@ -321,14 +296,12 @@ class _Loss(AdapterLoss, PartedLoss):
   preprocess: Preprocess
   mix: Mix | None
   consistency: Consistency
-  distillation: float
   independent_images: bool
-  apply_kwargs: Mapping[str, Any]
 
   def __post_init__(self):
     check_callable(self.preprocess, 'preprocess')
     check_type(self.consistency, Consistency, 'consistency')
-    if 'rngs' in self.apply_kwargs and isinstance(self.adapted.model, nn.Module):
+    if 'rngs' in self.logits_fn.apply_kwargs and isinstance(self.adapted.model, nn.Module):
       raise ValueError('rngs is not for a loss, which makes its streams of a key; leave it out.')
 
   def with_component_dropout(self, probability):
@@ -363,19 +336,11 @@ class _Loss(AdapterLoss, PartedLoss):
     keys = common._replace(part=part)
     variables = self.adapted.join(trainable, frozen)
     if self.consistency.weight:
-      loss, metrics, logits = self._two_passes(variables, inputs, targets, keys)
-    else:
-      logits = self.logits_fn(variables, inputs, keys)
-      loss, metrics = cross_entropy(logits, targets)
-
-    if self.distillation:
-      teacher = jax.nn.softmax(self._largest_logits(variables, inputs))
-      imitation = optax.softmax_cross_entropy(logits, teacher).mean()
-      loss = (1 - self.distillation) * loss + self.distillation * imitation
-    return loss, metrics
+      return self._two_passes(variables, inputs, targets, keys)
+    return cross_entropy(self.logits_fn(variables, inputs, keys), targets)
 
   def _two_passes(self, variables, inputs, targets, keys):
-    """The mean (loss, metrics) of two noisy passes, regularized, and the logits of the second."""
+    """The mean (loss, metrics) of two noisy passes, regularized."""
     passes = []
     for noise_stream, pass_stream in zip(NOISE_STREAMS, PASS_STREAMS, strict=True):
       noise_key = jax.random.fold_in(keys.model, noise_stream)
@@ -388,12 +353,4 @@ class _Loss(AdapterLoss, PartedLoss):
       lambda a, b: (a + b) / 2, cross_entropy(first, targets), cross_entropy(second, targets)
     )
     difference = jnp.mean(jnp.sum((first - second) ** 2, axis=-1))
-    return loss + self.consistency.weight * difference, metrics, second
-
-  def _largest_logits(self, variables, inputs):
-    """Logits of the largest subnet, without dropout and without gradient."""
-    known = self.apply_kwargs.keys() & _TEST_TIME.keys()
-    kwargs: dict[str, Any] = {**self.apply_kwargs, **{name: _TEST_TIME[name] for name in known}}
-    genome = largest_genome(self.adapted.spec)
-    variables = jax.lax.stop_gradient(variables)
-    return self.adapted.apply(variables, inputs, genome=genome, **kwargs)
+    return loss + self.consistency.weight * difference, metrics

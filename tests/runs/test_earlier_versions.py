@@ -3,7 +3,8 @@
 That is a finished run with its adapter, folded model and training states, the code in its report,
 and two runs that were killed, in training and in the search.
 
-`tests/data/v0.1.0` was made by 0.1.0 itself, in a folder with `tiny.safetensors`.
+`tests/data/v0.1.0` was made by 0.1.0 itself, in a folder with `tiny.safetensors`. The config's
+fields that are gone since were taken out.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""The losses: which subnets a step takes, several paths, distillation, one fixed subnet."""
+"""The losses: which subnets a step takes, several paths, one fixed subnet."""
 
 import functools
 
@@ -6,7 +6,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from tiny import NUM_CLASSES, Problem, unchanged
 from tiny import problem as initial_problem
@@ -19,7 +18,6 @@ from glora_jax.method.genomes import largest_genome
 from glora_jax.training import loop
 from glora_jax.training.consistency import Consistency
 from glora_jax.training.losses import (
-  DROPOUT_STREAM,
   cross_entropy,
   subnet_loss,
   supernet_loss,
@@ -48,13 +46,12 @@ def test_logits_that_are_not_finite_are_no_right_answers():
   assert metrics['accuracy'] == 0.5  # a class that is no answer is -inf
 
 
-def loss_at(trainable, images, labels, genomes, distillation=0.0, consistency=Consistency()):
+def loss_at(trainable, images, labels, genomes, consistency=Consistency()):
   """A supernet's loss for genomes that are given."""
   loss_fn = supernet_loss(
     problem().adapted,
     unchanged,
     lambda key: genomes,
-    distillation=distillation,
     consistency=consistency,
     train=True,
   )
@@ -63,8 +60,8 @@ def loss_at(trainable, images, labels, genomes, distillation=0.0, consistency=Co
   return loss
 
 
-compiled_loss = jax.jit(loss_at, static_argnames=('distillation', 'consistency'))
-loss_and_gradient = jax.jit(jax.value_and_grad(loss_at), static_argnames='distillation')
+compiled_loss = jax.jit(loss_at, static_argnames='consistency')
+loss_and_gradient = jax.jit(jax.value_and_grad(loss_at))
 
 
 def test_what_mixes_images_has_no_key_that_augmentation_splits_off():
@@ -126,16 +123,6 @@ def test_the_papers_sampling_is_one_uniform_genome():
   np.testing.assert_array_equal(Sampling().draw(key, spec), sample_genome(key, spec))
 
 
-def test_a_sandwich_has_the_largest_and_the_smallest_and_others_at_random():
-  spec = problem().adapted.spec
-  genomes = np.asarray(Sampling(paths=4, sandwich=True).draw(jax.random.key(0), spec))
-  assert genomes.shape == (4, len(spec), 5)
-  np.testing.assert_array_equal(genomes[0], spec.num_codes - 1)
-  assert not genomes[1].any()
-  assert genomes[2].any()
-  assert not np.array_equal(genomes[2], genomes[3])
-
-
 def test_several_paths_are_the_mean_of_their_groups_losses():
   _, _, images, labels = problem()
   trainable, _ = problem().split()
@@ -170,48 +157,6 @@ def test_a_batch_that_cannot_be_cut_into_paths_is_explained():
   genomes = jnp.zeros((5, len(problem().adapted.spec), 5), jnp.int8)
   with pytest.raises(ValueError, match='batch of 12 images cannot be cut into 5 equal paths'):
     compiled_loss(trainable, images, labels, genomes)
-
-
-def test_distillation_alone_sees_no_labels_and_asks_nothing_of_the_largest_subnet():
-  _, _, images, labels = problem()
-  trainable, _ = problem().split()
-  largest = jnp.asarray(largest_genome(problem().adapted.spec))
-  distilled = functools.partial(loss_and_gradient, trainable, images, distillation=1.0)
-  loss, gradient = distilled(labels, largest)
-  assert loss == distilled((labels + 1) % NUM_CLASSES, largest)[0]
-  # Who imitates itself is done.
-  assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradient)) < 1e-5
-  _, gradient = distilled(labels, jnp.zeros_like(largest))
-  assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradient)) > 1e-3
-
-
-class Dropping(nn.Module):
-  """A model that drops nothing with `deterministic`, or without `train`."""
-
-  @nn.compact
-  def __call__(self, x, train=None, deterministic=None):
-    is_quiet = not train if deterministic is None else deterministic
-    x = nn.Dense(5, name='hidden')(x)
-    return nn.Dense(NUM_CLASSES, name='head')(nn.Dropout(0.5, deterministic=is_quiet)(x))
-
-
-@pytest.mark.parametrize('noisy', [{'train': True}, {'deterministic': False}])
-def test_the_subnet_that_is_imitated_drops_nothing_by_either_keyword(noisy):
-  _, _, images, labels = problem()
-  adapted = glora_jax.adapt(Dropping(), images[:1])
-  params = Dropping().init(KEY, images[:1])['params']
-  trainable, frozen = adapted.split(adapted.init(KEY, params))
-  largest = jnp.asarray(largest_genome(adapted.spec))
-  loss_fn = supernet_loss(adapted, unchanged, lambda key: largest, distillation=1.0, **noisy)
-  loss, _ = loss_fn(trainable, frozen, images, labels, KEY)
-
-  # Fresh supports do nothing, so both are the base model: one drops features, one does not.
-  *_, model_key = jax.random.split(KEY, 3)
-  rngs = {'dropout': jax.random.fold_in(model_key, DROPOUT_STREAM)}
-  student = Dropping().apply({'params': params}, images, rngs=rngs, **noisy)
-  teacher = jax.nn.softmax(Dropping().apply({'params': params}, images))
-  expected = optax.softmax_cross_entropy(student, teacher).mean()
-  np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize('seed', [0, 1])
@@ -327,8 +272,6 @@ def test_consistency_adds_the_squared_difference_of_two_noisy_passes():
   [
     ({'largest': 1.5}, 'largest=1.5 must be at least 0 and at most 1'),
     ({'paths': 0}, 'paths=0 must be at least 1'),
-    ({'paths': 2, 'sandwich': True}, 'paths=2 must be at least 3'),
-    ({'distillation': -1}, 'distillation=-1 must be at least 0'),
   ],
 )
 def test_wrong_samplings_are_explained(fields, message):
@@ -342,10 +285,6 @@ def test_wrong_samplings_are_explained(fields, message):
     (lambda adapted: supernet_loss(None, unchanged, len), 'adapted=None is no Adapted'),
     (lambda adapted: supernet_loss(adapted, None, len), 'preprocess=None is no function'),
     (lambda adapted: supernet_loss(adapted, unchanged, None), 'sample=None is no function'),
-    (
-      lambda adapted: supernet_loss(adapted, unchanged, len, distillation=2.0),
-      'distillation=2.0 must be at least 0 and at most 1',
-    ),
     (
       lambda adapted: supernet_loss(adapted, unchanged, len, component_dropout=1.0),
       'component_dropout=1.0 must be at least 0 and below 1',

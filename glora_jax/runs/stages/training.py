@@ -216,12 +216,10 @@ def learner_of(run: Run, stage: TrainingStage) -> tuple[Adapted | Subnet | HeadA
 
 def loss_of_supernet(run: Run) -> LossFn:
   """The loss of the run's supernet, with the sampling that the config asks for."""
-  sampling = run.settings.sampling
   return supernet_loss(
     run.adapted,
     run.augmented,
-    functools.partial(sampling.draw, spec=run.adapted.spec),
-    distillation=sampling.distillation,
+    functools.partial(run.settings.sampling.draw, spec=run.adapted.spec),
     **run.loss_options,
   )
 
