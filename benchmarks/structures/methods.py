@@ -18,6 +18,7 @@ with the usual ones; `/usual` and `/aligned` after the name cross that. `+dropou
 
 import dataclasses
 import functools
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, get_args
@@ -32,14 +33,15 @@ from benchmarks.structures.jobs import Job
 from benchmarks.structures.tasks import TASKS
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.presets import preset
-from glora_jax.method.space import SearchSpace, Spec
+from glora_jax.method.space import FLAT_FORMS, TENSORS, SearchSpace, Spec
+from glora_jax.method.supports import COLLECTION, SUPPORTS
 from glora_jax.search.allocate import allocate
 from glora_jax.search.allocated import Allocation
 from glora_jax.search.allocation import Measure, Values
 from glora_jax.search.choice import bought, choose
 from glora_jax.search.pooling import mean_of
 from glora_jax.training.losses import cross_entropy
-from glora_jax.training.rates import Kind, kinds
+from glora_jax.tree import map_with_path
 
 FOLDS = 8
 MAX_RANK = 8
@@ -47,7 +49,8 @@ BATCH_SIZE = 100  # a fold of 800 images
 DROPOUT = 0.2
 MAX_GRAD_NORM = 1.0
 SEARCH = 'search'
-FACTORS = {'vectors2': (Kind.VECTOR, 2.0), 'up4': (Kind.UP, 4.0)}
+VECTOR_FACTORS = {'vectors2': 2.0}
+UP_FACTORS = {'up4': 4.0}  # LoRA+ (arXiv 2402.12354)
 
 
 class Name(NamedTuple):
@@ -279,15 +282,24 @@ def max_grad_norm(name: Name) -> float:
 
 
 def rate_factors(name: Name, adapted: Adapted, trainable: Any, genome: np.ndarray) -> Any:
-  """Factors on the learning rate of every array."""
-  found = kinds(trainable, adapted.groups, adapted.head_paths, genome)
-  factors = np.ones(len(Kind), np.float32)
-  for option in name.options:
-    if option in FACTORS:
-      kind, factor = FACTORS[option]
-      factors[kind] = factor
-  return jax.tree.map(
-    lambda numbers, array: jnp.broadcast_to(jnp.asarray(factors[numbers]), array.shape),
-    found,
-    trainable,
+  """Factors on the learning rate of every array: of vectors, and of factors that start at zero."""
+  vector, up = (
+    math.prod(factors[option] for option in name.options if option in factors)
+    for factors in (VECTOR_FACTORS, UP_FACTORS)
   )
+  groups = {group.path: group for group in adapted.groups}
+
+  def factor_of(whole_path, array):
+    collection, *module, name = whole_path
+    support = SUPPORTS.get(name)
+    if collection != COLLECTION or (support.form == 'lora' and support.drawn):
+      factor = 1.0
+    elif support.form != 'lora':
+      factor = vector
+    else:  # it holds a vector where the genome has none of a LoRA's forms
+      alleles = groups[tuple(module)].alleles(genome)[..., TENSORS.index(support.tensor)]
+      is_lora = alleles >= len(FLAT_FORMS[support.tensor])
+      factor = np.where(is_lora, up, vector)[..., None, None]
+    return jnp.broadcast_to(jnp.asarray(factor, jnp.float32), array.shape)
+
+  return map_with_path(factor_of, trainable)

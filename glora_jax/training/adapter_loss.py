@@ -1,4 +1,4 @@
-"""What a recipe asks of a loss that knows the supports: dropped parts, rates by kind."""
+"""What a recipe asks of a loss that knows the supports."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ import optax
 
 from glora_jax.limits import listed
 from glora_jax.method.validation import check_whole_numbers, is_known
-from glora_jax.training.rates import scaled
 from glora_jax.training.recipe import Recipe
 
 log = logging.getLogger(__name__)
 
 
 class AdapterLoss(abc.ABC):
-  """A loss function that knows which of the trained numbers are which.
+  """A loss function that knows which of the trained numbers are supports.
 
   `subnet_loss` and `supernet_loss` return one.
   """
@@ -28,10 +27,6 @@ class AdapterLoss(abc.ABC):
   @abc.abstractmethod
   def with_component_dropout(self, probability: float) -> AdapterLoss:
     """The loss with `Recipe.component_dropout`."""
-
-  @abc.abstractmethod
-  def kinds(self, trainable: Any) -> Any:
-    """The kind of every trained number; see `rates.kinds`."""
 
 
 def check_targets(loss_fn: Any, labels: Any) -> None:
@@ -72,38 +67,26 @@ def prepare(
     num_examples: number of training images.
 
   Returns:
-    (loss function, optimizer). The optimizer's state is that of `recipe.optimizer`, whatever the
-    rates are.
+    (loss function, optimizer).
 
   Raises:
-    ValueError: the recipe drops components or tells kinds apart, and the loss knows of neither.
+    ValueError: the recipe drops components, and the loss has none.
 
   Example:
-    >>> recipe = Recipe(up_rate=4.0)
-    >>> prepare(lambda *_: (0.0, {}), recipe, {}, num_examples=100)
+    >>> prepare(lambda *_: (0.0, {}), Recipe(component_dropout=0.5), {}, num_examples=100)
     Traceback (most recent call last):
-    ValueError: component_dropout=0.0 and factors on the learning rate {'down_rate': 1.0, ...
+    ValueError: component_dropout=0.5 needs a loss that knows the supports; take one of ...
   """
   _warn_of_rounding(trainable)
   optimizer = recipe.optimizer(num_examples)
-  factors = recipe.rate_factors
-  differ = set(factors.values()) != {1}
-  if not recipe.component_dropout and not differ:
+  if not recipe.component_dropout:
     return loss_fn, optimizer
   if not isinstance(loss_fn, AdapterLoss):
     raise ValueError(
-      f'component_dropout={recipe.component_dropout} and factors on the learning rate {factors} '
-      'need a loss that knows the supports; take one of subnet_loss or supernet_loss, or leave '
-      'the dropout at 0 and the factors at 1.'
+      f'component_dropout={recipe.component_dropout} needs a loss that knows the supports; take '
+      'one of subnet_loss or supernet_loss, or leave it at 0.'
     )
-  if recipe.component_dropout:
-    loss_fn = loss_fn.with_component_dropout(recipe.component_dropout)
-  if differ:
-    by_kind = np.array([*factors.values(), 1], np.float32)
-    optimizer = scaled(
-      optimizer, jax.tree.map(lambda kind: by_kind[kind], loss_fn.kinds(trainable))
-    )
-  return loss_fn, optimizer
+  return loss_fn.with_component_dropout(recipe.component_dropout), optimizer
 
 
 def _warn_of_rounding(trainable: Any) -> None:

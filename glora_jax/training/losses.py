@@ -24,7 +24,6 @@ from glora_jax.training.component_dropout import drop_components
 from glora_jax.training.consistency import Consistency
 from glora_jax.training.gradient_by_parts import Part, PartedLoss
 from glora_jax.training.loop import LossFn, Metrics
-from glora_jax.training.rates import kinds
 
 # Numbers folded into a step's image key or model key, for further random streams of their own.
 MIX_STREAM = 2**32 - 1  # fold_in(key, n) is key n of a split, and augmentation splits the key
@@ -227,10 +226,6 @@ class _DrawnSubnets:
     by_path = jax.vmap(apply_path)(genomes, groups, path_keys)
     return jax.tree.map(lambda part: part.reshape(len(inputs), *part.shape[2:]), by_path)
 
-  def kinds(self, trainable):
-    """See `AdapterLoss`."""
-    return kinds(trainable, self.adapted.groups, self.adapted.head_paths)
-
   def _apply(self, variables, genome, inputs, keys):
     variables = _with_dropped(self.component_dropout, variables, self.adapted, genome, keys.model)
     streams = _streams(self.adapted, keys)
@@ -256,11 +251,6 @@ class _FixedSubnet:
     variables = _with_dropped(self.component_dropout, variables, adapted, genome, keys.model)
     streams = _streams(adapted, keys)
     return self.subnet.apply(variables, inputs, **streams, **self.apply_kwargs)
-
-  def kinds(self, trainable):
-    """See `AdapterLoss`."""
-    adapted = self.subnet.adapted
-    return kinds(trainable, adapted.groups, adapted.head_paths, self.subnet.genome)
 
 
 def _with_dropped(
@@ -307,9 +297,6 @@ class _Loss(AdapterLoss, PartedLoss):
   def with_component_dropout(self, probability):
     logits_fn = dataclasses.replace(self.logits_fn, component_dropout=probability)
     return dataclasses.replace(self, logits_fn=logits_fn)
-
-  def kinds(self, trainable):
-    return self.logits_fn.kinds(trainable)
 
   @property
   def has_parts(self):

@@ -22,10 +22,6 @@ RANGES: Mapping[str, Limits] = {
   'accumulate': Limits(at_least=1),
   'max_grad_norm': Limits(at_least=0),
   'component_dropout': Limits(at_least=0, below=1),
-  'down_rate': Limits(at_least=0),
-  'up_rate': Limits(at_least=0),
-  'vector_rate': Limits(at_least=0),
-  'head_rate': Limits(at_least=0),
 }
 
 
@@ -50,11 +46,6 @@ class Recipe:
       longer one is shortened to it, before the optimizer sees it. 0 for no bound, as official.
     component_dropout: probability that a step leaves out a rank-one part of a LoRA of A or B; the
       others count for more, so that the mean stays (MLAE, arXiv 2405.18897).
-    down_rate: factor on the learning rate of the factors of LoRAs that start at random.
-    up_rate: factor on the learning rate of the factors of LoRAs that start at zero; 4 to 16 is
-      LoRA+ (arXiv 2402.12354).
-    vector_rate: factor on the learning rate of vectors and constants.
-    head_rate: factor on the learning rate of heads.
 
   Raises:
     ValueError: a value is of another type, not finite or out of its range.
@@ -76,10 +67,6 @@ class Recipe:
   accumulate: int = 1
   max_grad_norm: float = 0.0
   component_dropout: float = 0.0
-  down_rate: float = 1.0
-  up_rate: float = 1.0
-  vector_rate: float = 1.0
-  head_rate: float = 1.0
 
   def __post_init__(self):
     check_fields(self, RANGES)
@@ -91,12 +78,6 @@ class Recipe:
       raise ValueError(
         f'warmup_epochs={self.warmup_epochs} is more than epochs={self.epochs}; lower it.'
       )
-
-  @property
-  def rate_factors(self) -> dict[str, float]:
-    """The factors on the learning rate by the fields' names, in the order of `rates.Kind`."""
-    names = ('down_rate', 'up_rate', 'vector_rate', 'head_rate')
-    return {name: getattr(self, name) for name in names}
 
   def steps_per_epoch(self, num_examples: int) -> int:
     """Full batches among so many training images.
@@ -112,7 +93,7 @@ class Recipe:
     return steps
 
   def optimizer(self, num_examples: int) -> optax.GradientTransformation:
-    """AdamW with linear warm-up and cosine decay over the whole run, at the rate of factor 1."""
+    """AdamW with linear warm-up and cosine decay over the whole run."""
     steps_per_epoch = self.steps_per_epoch(num_examples)
     warmup_steps = self.warmup_epochs * steps_per_epoch
     schedule = optax.warmup_cosine_decay_schedule(

@@ -27,7 +27,6 @@ from glora_jax.training.batches import ImageStream, batch_indices, steps_per_cal
 from glora_jax.training.loop import DISPATCHED, Carry, LossFn, TrainState, make_step
 from glora_jax.training.losses import Preprocess, subnet_loss
 from glora_jax.training.progress import Progress
-from glora_jax.training.rates import scaled
 from glora_jax.training.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -301,6 +300,16 @@ def start_of_runs(trainable: Any, optimizer: optax.GradientTransformation, numbe
   )
 
 
+def _scaled(inner: optax.GradientTransformation, rate: jax.Array) -> optax.GradientTransformation:
+  """Multiplies updates, in which AdamW's learning rate is linear; `optax.chain` nests the state."""
+
+  def update_fn(updates, state, params=None):
+    updates, state = inner.update(updates, state, params)
+    return jax.tree.map(lambda leaf: rate.astype(leaf.dtype) * leaf, updates), state
+
+  return optax.GradientTransformation(inner.init, update_fn)
+
+
 def make_steps_of_runs(
   loss_fn: LossFn, optimizer: optax.GradientTransformation, accumulate: int
 ) -> Callable:
@@ -312,7 +321,7 @@ def make_steps_of_runs(
   """
 
   def step_of_run(carry, frozen, images, labels, index, key, rate):
-    step_fn = make_step(loss_fn, scaled(optimizer, rate), accumulate)
+    step_fn = make_step(loss_fn, _scaled(optimizer, rate), accumulate)
     return step_fn(carry, frozen, images[index], labels[index], key)
 
   step_of_runs = jax.vmap(step_of_run, in_axes=(0, None, None, None, 0, 0, 0))

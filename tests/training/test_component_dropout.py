@@ -169,5 +169,5 @@ def test_a_loss_that_knows_no_supports_is_told_so():
   def loss_fn(trainable, frozen, images, labels, key):
     return jnp.sum(trainable['w']), {}
 
-  with pytest.raises(ValueError, match=r'component_dropout=0.5 and .* take one of subnet_loss'):
+  with pytest.raises(ValueError, match=r'component_dropout=0.5 needs .* take one of subnet_loss'):
     loop.fit(loss_fn, {'w': jnp.zeros(1)}, {}, jnp.zeros((8, 1)), jnp.zeros(8), RECIPE, KEY)

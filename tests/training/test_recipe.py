@@ -25,10 +25,6 @@ def test_defaults_are_the_official_recipe():
     accumulate=1,
     max_grad_norm=0.0,
     component_dropout=0.0,
-    down_rate=1.0,
-    up_rate=1.0,
-    vector_rate=1.0,
-    head_rate=1.0,
   )
 
 
@@ -48,7 +44,6 @@ def test_a_recipe_of_scalars_holds_numbers():
     ({'batch_size': 0}, 'at least 1'),
     ({'accumulate': 3}, 'accumulate=3 must divide batch_size=64'),
     ({'component_dropout': 1.0}, 'component_dropout=1.0 must be at least 0 and below 1'),
-    ({'up_rate': -1}, 'up_rate=-1 must be at least 0'),
     ({'final_learning_rate': -1}, 'final_learning_rate=-1 must be at least 0'),
     ({'initial_learning_rate': math.nan}, 'initial_learning_rate=nan must be a finite number'),
     ({'weight_decay': math.inf}, 'weight_decay=inf must be a finite number'),

@@ -76,6 +76,26 @@ def test_a_rate_is_a_factor_on_the_recipes_and_seeds_of_a_supernet_are_runs_too(
     np.testing.assert_allclose(head, expected, rtol=1e-3, atol=2e-4)
 
 
+@pytest.mark.parametrize('fields', [{'update_used_only': True}, {'max_grad_norm': 0.05}])
+def test_the_optimizer_of_one_side_by_side_is_that_of_one_apart(fields):
+  adapted, variables, *_ = problem()
+  subnet = adapted.fix(presets.preset(adapted.spec, 'lora'))
+  run = Training(
+    subnet_loss(subnet, unchanged, train=True), *subnet.split(variables), jax.random.key(5)
+  )
+  recipe = Recipe(epochs=1, batch_size=8, warmup_epochs=0, learning_rate=1e-2, weight_decay=0.1)
+  recipe = dataclasses.replace(recipe, **fields)
+  together = train_together([run, dataclasses.replace(run, rate=3.0)], recipe)
+  for found, rate in zip(together, (1.0, 3.0), strict=True):
+    apart = dataclasses.replace(
+      recipe,
+      learning_rate=rate * recipe.learning_rate,
+      final_learning_rate=rate * recipe.final_learning_rate,
+    )
+    expected = fit(run, apart).trainable
+    np.testing.assert_allclose(flat(found.trainable), flat(expected), rtol=1e-3, atol=2e-4)
+
+
 def test_a_diverging_run_stops_alone_at_its_last_good_state(caplog):
   def loss_fn(trainable, frozen, images, labels, key):
     value = jnp.sum(trainable['w'])  # falls by the learning rate in every step
