@@ -60,7 +60,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
   'mesh.devices': ('one',),
   'mesh.base': ('sharded',),
   'search.population': (10**6,),
-  'search.mode': ('guided', 'pareto', 'random'),
+  'search.mode': ('pareto', 'random'),
   'augment.shift': (4, 8, 10**5),
   'job': ('compare',),
   'compare.methods': (('lora',), ('search', 'lora:4'), ('finetuning',), ('gradient',)),

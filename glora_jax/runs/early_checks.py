@@ -18,7 +18,7 @@ from glora_jax.models import folder
 from glora_jax.runs import disk_room
 from glora_jax.runs.config import RunSettings
 from glora_jax.runs.run import Run
-from glora_jax.runs.sections import GRADIENT, NO_PRESETS, SEARCH
+from glora_jax.runs.sections import GRADIENT, NO_PRESETS
 from glora_jax.runs.stages.allocation import shape_of_folds
 from glora_jax.runs.structures import FOLDER, named_genome
 from glora_jax.search.choice import require_something
@@ -162,19 +162,10 @@ def _check_gradient(run: Run, counts: Mapping[str, int]) -> None:
 def _check_residency(run: Run, counts: Mapping[str, int]) -> None:
   """Raises ValueError where images are streamed that a stage wants on the device."""
   settings = run.settings
-  compares = settings.job == 'compare'
-  searches = SEARCH in settings.compare.methods if compares else settings.structure == SEARCH
-  if compares and not run.is_resident(counts['train']):
+  if settings.job == 'compare' and not run.is_resident(counts['train']):
     raise ValueError(
       f'A comparison trains on resident images, and data.max_resident={settings.data.max_resident} '
       f'streams the {counts["train"]} training images; raise it.'
-    )
-  if (
-    searches and settings.search.mode == 'guided' and not run.is_resident(counts[run.search_split])
-  ):
-    raise ValueError(
-      "search.mode='guided' takes the gradient on resident images; raise data.max_resident, or "
-      'take another mode.'
     )
 
 

@@ -1,4 +1,4 @@
-"""What scorers and guides refuse, before what they compute is believed."""
+"""What scorers refuse, before what they compute is believed."""
 
 from __future__ import annotations
 
@@ -28,11 +28,6 @@ class NonFiniteError(ValueError):
 
 class NoGradientError(ValueError):
   """No layer could change a loss, as under a head of zeros, or one certain of every label."""
-
-
-def check_guided(spec: Spec, genome: Any) -> None:
-  """Raises ValueError unless a genome is one that a guide takes."""
-  check_one_genome(spec, genome, 'The guide')
 
 
 def check_predicted(spec: Spec, genome: Any) -> None:

@@ -154,18 +154,14 @@ class Evaluator:
   def _axes(self) -> tuple[str, ...]:
     return () if self.mesh is None else self.mesh.axis_names
 
-  def fold(self, variables: Mapping[str, Any], genome: jax.Array) -> BoundSubnet:
-    """The subnet merged into the plain model, once for all blocks."""
+  def bind(self, variables: Mapping[str, Any], genome: jax.Array) -> BoundSubnet:
+    """The subnet as the model's way of merging wants it: folded, or merged layer by layer."""
+    if self.adapted.merge != 'up_front':
+      return BoundSubnet(variables, genome)
     others = {
       name: value for name, value in variables.items() if name not in ('params', COLLECTION)
     }
     return BoundSubnet({'params': self.adapted.fold(variables, genome), **others}, None)
-
-  def bind(self, variables: Mapping[str, Any], genome: jax.Array) -> BoundSubnet:
-    """The subnet as the model's way of merging wants it: folded, or merged layer by layer."""
-    if self.adapted.merge == 'up_front':
-      return self.fold(variables, genome)
-    return BoundSubnet(variables, genome)
 
   def logits(self, subnet: BoundSubnet, inputs: jax.Array) -> jax.Array:
     """The subnet's logits, float32 [image, class]; -inf for classes that are no answers."""
@@ -185,13 +181,9 @@ class Evaluator:
     self.traced_classes.add(logits.shape[-1])
     return logits if self.classes is None else jnp.where(self.classes, logits, -jnp.inf)
 
-  def inputs(self, images: jax.Array, batch: Batch) -> jax.Array:
-    """Inputs of the model for one block of all images; the others are not touched."""
-    return self.preprocess(images[batch.rows])
-
   def answers(self, subnet: BoundSubnet, images: jax.Array, batch: Batch) -> Answers:
     """What the subnet's answers to one block of all images are worth, [image]."""
-    logits = self.logits(subnet, self.inputs(images, batch))
+    logits = self.logits(subnet, self.preprocess(images[batch.rows]))
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
     return Answers(
       correct=right_answers(logits, batch.labels, losses) & batch.is_image,

@@ -57,7 +57,6 @@ def evolve(  # noqa: PLR0913
   *,
   budget: int | None = None,
   stopping_score: StoppingScore | None = None,
-  guide: Callable[[np.ndarray], Any] | None = None,
   initial: np.ndarray | None = None,
   archive: Archive | None = None,
   on_generation: Callable[[Archive], None] | None = None,
@@ -74,8 +73,6 @@ def evolve(  # noqa: PLR0913
     budget: most trained parameters; None for no limit.
     stopping_score: takes the place of `score` from the second generation on, in the mode 'paper'.
       It changes which subnets are scored to the end, and nothing that is selected.
-    guide: genome int8 [layer, 5] -> estimated loss of every allele [layer, 5, code], which the mode
-      'guided' needs (`guidance.make_guide`).
     initial: genomes for the first generation, presets for instance, int8 [genome, layer, 5]; those
       above the budget are left out.
     archive: archive of an interrupted search, to go on from.
@@ -88,9 +85,8 @@ def evolve(  # noqa: PLR0913
     search ends.
 
   Raises:
-    ValueError: no subnet is within the budget, or the mode 'guided' has no guide; `initial` or
-      `archive` are of another spec; a score is no number, right answers are no whole numbers of 0
-      or more, or a loss is not finite.
+    ValueError: no subnet is within the budget; `initial` or `archive` are of another spec; a score
+      is no number, right answers are no whole numbers of 0 or more, or a loss is not finite.
 
   Example:
     >>> import jax
@@ -113,7 +109,7 @@ def evolve(  # noqa: PLR0913
       check_callable(function, name)
   if archive is not None:
     check_type(archive, Archive, 'archive')
-  strategy = make_strategy(spec, settings, budget, guide)
+  strategy = make_strategy(spec, settings, budget)
   search = _Search(spec, settings, budget, strategy, score, stopping_score)
   archive = Archive.empty(spec) if archive is None else archive
   for genomes in (archive.genomes, initial):

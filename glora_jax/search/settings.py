@@ -9,7 +9,7 @@ from typing import Literal
 from glora_jax.limits import Limits, check_fields
 from glora_jax.search.archive import Fitness
 
-Mode = Literal['paper', 'pareto', 'guided', 'random']
+Mode = Literal['paper', 'pareto', 'random']
 
 MOST_SCORED = 10**6  # subnets in a generation; the archive of more would not fit a machine's memory
 RANGES: Mapping[str, Limits] = {
@@ -19,7 +19,6 @@ RANGES: Mapping[str, Limits] = {
   'mutations': Limits(at_least=0),
   'crossovers': Limits(at_least=0),
   'mutation_probability': Limits(at_least=0, at_most=1),
-  'guides': Limits(at_least=1),
 }
 
 
@@ -38,14 +37,12 @@ class Evolution:
     fitness: 'accuracy' (ties are broken by the loss) or 'loss'.
     mode: 'paper' looks for the fittest subnet (GLoRA section 3.4). 'pareto' looks for subnets that
       nothing beats in both fitness and trained parameters, by NSGA-II's selection (Deb et al.
-      2002), so that any budget can be read off afterwards. 'guided' proposes what first-order
-      estimates of the loss at the `guides` fittest subnets promise (`guidance.make_guide`), and
-      crossovers. 'random' draws every generation at random, for comparison.
+      2002), so that any budget can be read off afterwards. 'random' draws every generation at
+      random, for comparison.
     stop_early: whether a subnet is left as soon as it cannot become a parent, in the mode 'paper'.
       Runs read it; who calls `evolve` gives it a `stopping_score`. It selects the same subnets, and
       made the quickstart's search 1.4 times as fast (benchmarks/RESULTS.md). Off by default, since
       the archive then holds bounds of those that were left.
-    guides: number of subnets at which estimates are made in each generation of the mode 'guided'.
 
   Raises:
     ValueError: a value is of another type, out of its range, or no choice.
@@ -66,7 +63,6 @@ class Evolution:
   fitness: Fitness = 'accuracy'
   mode: Mode = 'paper'
   stop_early: bool = False
-  guides: int = 1
 
   def __post_init__(self):
     check_fields(self, RANGES)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from glora_jax.method.draws import random_genomes, sample_genome, shrink
 from glora_jax.method.genomes import check_genome, count_params, largest_genome, smallest_genome
 from glora_jax.method.space import TENSORS, Layer, SearchSpace, Spec
-from glora_jax.search.operators import cross, give_up, mutate, propose_guided
+from glora_jax.search.operators import cross, mutate
 
 C, E = 2, 4
 DISTINCT = SearchSpace.distinct((1, 2))
@@ -65,22 +65,6 @@ def test_children_have_one_shift(seed, probability):
   assert_distinct(cross(rng, SPEC, population(seed), 8))
 
 
-@given(seed=seeds, budget=st.none() | budgets)
-@settings(deadline=None)
-def test_guided_children_have_one_shift(seed, budget):
-  rng = np.random.default_rng(seed)
-  values = rng.normal(size=(2, *SPEC.cost_table.shape))
-  assert_distinct(propose_guided(rng, SPEC, population(seed, 2), values, 8, budget))
-
-
-@given(seed=seeds, budget=budgets)
-@settings(deadline=None)
-def test_what_is_given_up_leaves_one_shift(seed, budget):
-  rng = np.random.default_rng(seed)
-  values = rng.normal(size=SPEC.cost_table.shape)
-  assert_distinct(give_up(SPEC, population(seed, 1)[0], values, budget))
-
-
 @given(seed=seeds, budget=budgets)
 @settings(deadline=None)
 def test_shrinking_leaves_one_shift_of_any_genome(seed, budget):
@@ -112,15 +96,6 @@ def test_c_and_e_together_are_drawn_uniformly(compiled):
   counts = collections.Counter(map(tuple, drawn[:, 0][:, [C, E]].tolist()))
   assert counts.keys() == {(0, 0), (1, 0), (2, 0), (0, 2)}
   assert max(abs(count - 2000) for count in counts.values()) < 5 * np.sqrt(2000)
-
-
-def test_guided_changes_swap_c_for_e_where_that_promises_most():
-  spec = Spec((Layer('a', 6, 9, space=DISTINCT),))
-  parent = np.array([[0, 0, 1, 0, 0]], np.int8)
-  values = np.zeros((1, *spec.cost_table.shape))
-  values[0, 0, C, 0], values[0, 0, E, 2] = 1.0, -50.0
-  children = propose_guided(np.random.default_rng(0), spec, parent[None], values, 50, None)
-  assert np.mean(children[:, 0, E] == 2) > 0.9
 
 
 def test_one_shift_draws_nothing_more_from_other_spaces():

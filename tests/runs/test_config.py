@@ -143,7 +143,7 @@ def test_every_field_of_0_1_0_has_its_name_still():
     ({'checkpoint_epochs': 0}, 'checkpoint_epochs=0 must be at least 1'),
     ({'seed': 2**70}, r'seed=1180591620717411303424 must be at least -2147483648 and at most'),
     ({'search.population': 10**9}, 'search.population=1000000000 must be at least 1 and at most 1'),
-    ({'search.guides': 0}, r'search.guides=0 must be at least 1\.'),
+    ({'search.parents': 0}, r'search.parents=0 must be at least 1\.'),
     ({'finetune.epochs': -1}, r'finetune.epochs=-1 must be at least 0\.'),
     ({'supernet.final_learning_rate': -1.0}, 'supernet.final_learning_rate=-1.0 must be at least'),
     ({'supernet.weight_decay': float('nan')}, 'supernet.weight_decay=nan must be a finite number'),

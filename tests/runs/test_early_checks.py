@@ -125,11 +125,6 @@ def test_recipes_that_a_job_does_not_use_are_not_asked():
       ValueError,
       r'finetune.batch_size=5000 is larger than the',
     ),
-    (
-      {'search__mode': 'guided', 'data__max_resident': 0},
-      ValueError,
-      r"search.mode='guided' takes the gradient on resident images; raise data.max_resident",
-    ),
     ({'model__weights': 'typo'}, FileNotFoundError, r"model.weights='typo' is no file or folder"),
     ({'model__image_size': 4096}, ValueError, r'image_size=4096 makes 1,048,576 patches of 4 pix'),
     ({'augment__shift': 8}, ValueError, 'shift=8 moves images of 8 x 8 pixels out of sight'),

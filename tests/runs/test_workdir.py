@@ -24,7 +24,7 @@ def older(tmp_path):
   """A workdir whose `config.json` lacks fields and a section."""
   claim_workdir(default_config(), str(tmp_path))
   written = read_json(tmp_path / 'config.json')
-  del written['consistency'], written['search']['guides'], written['compare']['rate']['prompt']
+  del written['consistency'], written['search']['parents'], written['compare']['rate']['prompt']
   write_json(tmp_path / 'config.json', written)
   write_json(tmp_path / 'test_list.json', {})  # every stage has used it
   return str(tmp_path)
@@ -39,7 +39,7 @@ def test_a_field_that_an_older_config_lacks_has_the_meaning_that_it_had_then(old
 @pytest.mark.parametrize(
   'name, value, sentence',
   [
-    ('search.guides', 2, 'search.guides was 1 and is now 2'),
+    ('search.parents', 2, 'search.parents was 10 and is now 2'),
     ('consistency.sigma', 0.5, 'consistency.sigma was 0.2 and is now 0.5'),
     ('presets', ('lora',), r"presets was \[\] and is now \['lora'\]"),
     ('seed', 7, 'seed was 42 and is now 7'),
@@ -112,7 +112,7 @@ def changed(**fields):
     (('supernet/50/', 'baselines/linear/50/'), {'search__mode': 'random', 'finetune__epochs': 30}),
     (('supernet/50/',), {'budget': 100, 'presets': ('lora',), 'allocation__folds': 4}),
     (('search/archive.npz',), {'finetune__batch_size': 5000, 'training__epochs': 20}),
-    (('search/archive.npz.host.3.glora_jax.partial',), {'search__guides': 2, 'budget': 100}),
+    (('search/archive.npz.host.3.glora_jax.partial',), {'search__parents': 2, 'budget': 100}),
   ],
 )
 def test_what_no_stage_has_used_may_change_and_the_log_says_so(traces, fields, tmp_path, caplog):
@@ -133,7 +133,7 @@ def test_what_no_stage_has_used_may_change_and_the_log_says_so(traces, fields, t
     (('supernet/50/',), {'supernet__epochs': 20}, 'supernet'),
     (('supernet/50/',), {'data__skip_broken': True}, 'supernet'),
     (('supernet/50/', 'baselines/lora/50/'), {'presets': ('ssf',)}, 'baselines'),
-    (('search/archive.npz',), {'search__guides': 2}, 'search'),
+    (('search/archive.npz',), {'search__parents': 2}, 'search'),
     (('search/archive.npz',), {'augment__flip': True}, 'search'),  # by the supernet before it
     (('finetune/50/',), {'finetune__batch_size': 5000}, 'finetune'),
     (('result.json',), {'finetune__batch_size': 5000}, 'test'),
@@ -221,14 +221,14 @@ def test_what_to_remove_for_a_stage_to_begin_anew_is_said(tmp_path):
   claim_workdir(default_config(), str(tmp_path))
   leave(tmp_path, ('supernet/50/', 'search/archive.npz', 'finetune/50/', 'test_list.json'))
   with pytest.raises(ValueError) as caught:
-    claim_workdir(changed(search__guides=2, finetune__epochs=30), str(tmp_path))
+    claim_workdir(changed(search__parents=2, finetune__epochs=30), str(tmp_path))
   kept = [tmp_path / name for name in ('search', 'finetune', 'test_list.json')]
   assert str(caught.value).endswith(
     f' Without {", ".join(map(str, kept))} the stage search begins anew.'
   )
   for path in kept:
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-  claim_workdir(changed(search__guides=2, finetune__epochs=30), str(tmp_path))
+  claim_workdir(changed(search__parents=2, finetune__epochs=30), str(tmp_path))
 
 
 def leave(workdir, traces):
@@ -306,7 +306,7 @@ def test_the_config_of_an_older_workdir_is_read_whole(older):
   settings = check_config(read_config(older))
   assert settings.supernet.learning_rate == 0.5
   assert settings.space.ranks == (2, 8)
-  assert settings.search.guides == 1
+  assert settings.search.parents == 10
   assert settings.consistency == check_config(default_config()).consistency
 
 

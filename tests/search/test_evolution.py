@@ -66,15 +66,14 @@ def test_initial_genomes_within_the_budget_come_first():
   np.testing.assert_array_equal(archive.genomes[: len(within)], within)
 
 
-@pytest.mark.parametrize('mode', ['paper', 'pareto', 'guided', 'random'])
+@pytest.mark.parametrize('mode', ['paper', 'pareto', 'random'])
 def test_a_resumed_search_equals_an_uninterrupted_one(mode):
   changes = {} if mode == 'paper' else {'generations': 3}
-  options = {'guide': guide_to_target} if mode == 'guided' else {}
   plan = dataclasses.replace(SMALL, mode=mode, **changes)
   saved = []
-  whole, _ = search(plan, on_generation=saved.append, **options)
+  whole, _ = search(plan, on_generation=saved.append)
   for archive in saved:
-    resumed, judge = search(plan, archive=archive, **options)
+    resumed, judge = search(plan, archive=archive)
     assert len(judge.asked) == plan.generations - archive.generation.max()
     assert_same(whole, resumed)
 
@@ -122,22 +121,3 @@ def test_where_size_and_fitness_conflict_pareto_finds_the_larger_front():
     np.mean([volume(mode, seed) for seed in range(4)]) for mode in ('pareto', 'paper', 'random')
   )
   assert pareto > paper > random
-
-
-def guide_to_target(genome):
-  """Estimates by which the target's alleles are worth most, whatever the genome."""
-  values = np.zeros((4, 5, SPEC.num_codes.max()))
-  np.put_along_axis(values, TARGET[..., None].astype(int), -1.0, -1)
-  return values
-
-
-def test_the_guided_mode_follows_its_guide():
-  plan = Evolution(
-    population=10, generations=3, parents=3, mutations=8, crossovers=2, mode='guided'
-  )
-  archive, _ = search(plan, guide=guide_to_target)
-  assert archive.correct.max() == GENES
-  within, _ = search(plan, guide=guide_to_target, budget=60)
-  assert count_params(SPEC, within.genomes).max() <= 60
-  with pytest.raises(ValueError, match='needs a guide'):
-    search(plan)

@@ -13,7 +13,7 @@ from toy_search import SMALL, SPEC, Judge, assert_same, search
 
 import glora_jax
 from glora_jax.method.genomes import largest_genome
-from glora_jax.search import early_stopping, guidance, scoring
+from glora_jax.search import early_stopping, scoring
 
 
 @pytest.mark.parametrize(
@@ -25,8 +25,6 @@ def test_chunks_and_blocks_are_whole_numbers_above_0(make, value):
   for name in ('chunk', 'block'):
     with pytest.raises(ValueError, match=f'{name}={value} must be (at least 1|a whole number)'):
       make(adapted, **{name: value})
-  with pytest.raises(ValueError, match='block=0 must be at least 1'):
-    guidance.make_guide(adapted, block=0)
 
 
 def test_counts_and_budgets_may_be_scalars_of_any_library():
@@ -86,18 +84,13 @@ def test_a_predictor_refuses_what_it_cannot_answer_for():
       predict(*arguments)
 
 
-def test_guides_and_other_scorers_refuse_the_same():
+def test_other_scorers_refuse_the_same():
   adapted, variables, genomes, images, labels = problem('mlp', 'up_front')
   valid, parents = np.ones(len(genomes), bool), np.full(2, -np.inf)
-  guide = guidance.make_guide(adapted)
   stop = functools.partial(early_stopping.make_stopping_scorer(adapted), variables)
   score_images = functools.partial(scoring.make_image_scorer(adapted), variables)
   wrong, other = np.full_like(genomes, 99), np.array(labels) + 4
   calls = [
-    (lambda: guide(variables, genomes, images, labels), 'The guide takes one genome'),
-    (lambda: guide(variables, wrong[0], images, labels), 'The genome says 99'),
-    (lambda: guide(variables, genomes[0], images, other), 'is no class; the model answers with 4'),
-    (lambda: guide(variables, genomes[0], images[:0], labels[:0]), 'There are no images'),
     (lambda: stop(wrong, images, labels, valid, parents), 'The genome says 99'),
     (lambda: stop(genomes, images, other, valid, parents), 'is no class'),
     (
@@ -110,16 +103,15 @@ def test_guides_and_other_scorers_refuse_the_same():
   for call, sentence in calls:
     with pytest.raises(ValueError, match=sentence):
       call()
-  for make in (guidance.make_guide, early_stopping.make_stopping_scorer):
-    with pytest.raises(ValueError, match="fitness='accurcy' is unknown; it is one of accuracy"):
-      make(adapted, fitness='accurcy')
+  with pytest.raises(ValueError, match="fitness='accurcy' is unknown; it is one of accuracy"):
+    early_stopping.make_stopping_scorer(adapted, fitness='accurcy')
 
 
 def test_genomes_may_be_lists():
-  adapted, variables, genomes, images, labels = problem('mlp', 'up_front')
-  guide = guidance.make_guide(adapted)
-  found = guide(variables, genomes[0].tolist(), images, labels)
-  np.testing.assert_array_equal(found, guide(variables, genomes[0], images, labels))
+  adapted, variables, genomes, images, _ = problem('mlp', 'up_front')
+  predict = scoring.make_predictor(adapted)
+  found = predict(variables, genomes[0].tolist(), images)
+  jax.tree.map(np.testing.assert_array_equal, found, predict(variables, genomes[0], images))
 
 
 def test_a_search_needs_a_random_key():
@@ -203,18 +195,10 @@ def test_genomes_of_another_spec_are_no_beginning_of_a_search():
     ({'archive': []}, r'archive=\[\] is no Archive'),
     ({'stopping_score': 'x'}, "stopping_score='x' is no function"),
     ({'on_generation': 5}, 'on_generation=5 is no function'),
-    ({'guide': 'x'}, "guide='x' is no function"),
-    ({'guide': lambda genome: np.zeros(3)}, r'guide gave float64 \[3\]; it must give finite'),
-    (
-      {'guide': lambda genome: np.full(SPEC.cost_table.shape, np.nan)},
-      'losses that are not finite',
-    ),
   ],
 )
 def test_what_is_no_search_is_refused(options, sentence):
-  mode = 'guided' if 'guide' in options else 'paper'
-  settings = dataclasses.replace(SMALL, mode=mode)
-  arguments = {'score': Judge(), 'settings': settings, **options}
+  arguments = {'score': Judge(), 'settings': SMALL, **options}
   with pytest.raises(ValueError, match=sentence):
     glora_jax.evolve(SPEC, key=jax.random.key(0), progress=False, **arguments)
 

@@ -306,7 +306,7 @@ def _search(
 def _search_one(run: Run, name: str, supernet: Any, trial: Trial, budget: int) -> TrainedSubnet:
   """Searches a subnet within a budget, and finetunes it from the supernet's weights.
 
-  A supernet that has diverged cannot be searched, nor guide a search; its smallest subnet is what
+  A supernet that has diverged cannot be searched; its smallest subnet is what
   the trial has come to, and ends the comparison as little as any other training that diverges.
   """
   start = time.perf_counter()

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from glora_jax import mesh as meshes
@@ -24,7 +23,6 @@ from glora_jax.runs.workdir import Stopped
 from glora_jax.search import evolution
 from glora_jax.search.archive import Archive
 from glora_jax.search.early_stopping import hardest_first, make_stopping_scorer
-from glora_jax.search.guidance import make_guide
 from glora_jax.search.scoring import make_image_scorer
 
 log = logging.getLogger(__name__)
@@ -93,21 +91,11 @@ def read_archive(path: str, spec: Spec) -> Archive:
 def _options(run: Run, variables: Any, order_path: str, archive: Archive | None) -> dict[str, Any]:
   """How `evolve` scores subnets, and what its mode needs beside that."""
   search, split = run.settings.search, run.search_split
-  images, labels = run.data(split)
+  images, _ = run.data(split)
   resident = not isinstance(images, pipeline.Stream)
   options = {'score': functools.partial(run.score, variables, split=split)}
-  if search.mode == 'guided':
-    if not resident:
-      raise ValueError(
-        "search.mode='guided' takes the gradient on resident images; raise data.max_resident, or "
-        'take another mode.'
-      )
-    guide = make_guide(run.adapted, run.preprocess, fitness=search.fitness)
-    options['guide'] = lambda genome: meshes.on_host(
-      guide(variables, jnp.asarray(genome), images, labels)
-    )
   # A mesh scores all subnets to the end, and selects the same.
-  elif search.mode == 'paper' and search.stop_early and resident and run.mesh is None:
+  if search.mode == 'paper' and search.stop_early and resident and run.mesh is None:
     first = None if archive is None else archive.genomes[archive.generation == 0]
     stopping = EarlyStopping(run, variables, order_path, first)
     options = {'score': stopping.score_all, 'stopping_score': stopping.score}
