@@ -25,7 +25,7 @@ READERS = {
   'read_tensors': 1,
   'check_folder': 1,
 }
-OTHERS = {'models/save.py', 'models/peft_file.py'}  # write files of other people's formats, too
+OTHERS = {'models/save.py', 'models/peft.py'}  # write files of other people's formats, too
 FOR_PEOPLE = {'pretraining', 'rates'}  # no stage reads them
 MACHINERY = {'files.py', 'records.py'}
 

@@ -1,16 +1,19 @@
-"""Adapters of HF PEFT: a subnet of LoRAs written as one, PEFT's LoRA and GLoRA read as a subnet."""
+"""Adapters of HF PEFT: its LoRAs are written from a subnet, and read as one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+import collections
+import os
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import numpy as np
 
-from glora_jax.files import Path
-from glora_jax.limits import Domain, check_path, check_type
+from glora_jax.files import Path, first_line, write_json, write_safetensors
+from glora_jax.limits import Domain, check_path, check_type, shown
 from glora_jax.method import genomes
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.adapter_file import require_finite, shapes_of_fresh
@@ -19,22 +22,52 @@ from glora_jax.method.space import FLAT_FORMS, TENSORS, Spec
 from glora_jax.method.storage import check_storage
 from glora_jax.method.supports import COLLECTION
 from glora_jax.method.validation import check_one_genome
-from glora_jax.models import peft_file
+from glora_jax.models import hub
+from glora_jax.models.containers.opening import open_tensors
 from glora_jax.models.formats.format import Flat
-from glora_jax.models.peft_file import AdapterFile, Forms, LowRank
-from glora_jax.models.peft_layers import AdaptedLayer, combine, fill, match_layers
+from glora_jax.models.metadata import read_json
 from glora_jax.models.peft_names import (
   Names,
   Naming,
+  Part,
   Transformers,
   naming_to_read,
   naming_to_write,
-  require_distinct,
 )
-from glora_jax.models.verification import grouped
+from glora_jax.models.verification import grouped, read_finite, require_floats
 from glora_jax.tree import flatten, get, path_name, replace
 
+CONFIG = 'adapter_config.json'
+WEIGHTS = 'adapter_model.safetensors'
+HUB_FILES = hub.HubFiles(WEIGHTS, (CONFIG,))
+
+_ROOT = 'base_model.model.'  # before the names of the torch model's modules
+_LORA = re.compile(r'(.+)\.lora_([AB])\.weight')
 _B = TENSORS.index('B')
+_FLAT = len(FLAT_FORMS['B'])  # the codes of B before those of its LoRAs
+
+# Fields of a config that make another function of the same tensors, or a base of its own.
+_NOT_READ = (
+  'use_dora',
+  'use_bdlora',
+  'use_qalora',
+  'lora_bias',
+  'bias',
+  'kasa_config',
+  'arrow_config',
+  'alora_invocation_tokens',
+  'layer_replication',
+  'target_parameters',
+  'trainable_token_indices',
+)
+_OTHER_BASES = ('pissa', 'olora', 'corda', 'loftq', 'lora_ga')  # `init_lora_weights` begins so
+
+
+class LowRank(NamedTuple):
+  """A LoRA as `down @ up`, [in, rank] and [rank, out]; nothing scales it."""
+
+  down: np.ndarray
+  up: np.ndarray
 
 
 def save_peft(
@@ -101,15 +134,30 @@ def save_peft(
     for path, value in flatten(adapted.full_precision(variables['params'])).items()
   }
   naming, params = naming_to_write(names, adapted, params, transformers)
-  named = list(_loras(adapted, supports, genome, naming))
-  require_distinct(name for name, _ in named)
-  loras = dict(named)
+  tensors: Flat = {}
+  ranks = {}
+  for module, (group, index, row, outputs) in naming.parts(np.flatnonzero(genome[:, _B])).items():
+    for site in group.members:
+      if site.is_convolution:
+        raise ValueError(
+          f'{site.name} is a convolution, and only linear layers are written as LoRAs of PEFT; '
+          'fold the subnet (adapted.fold) and save the model with weights.save instead.'
+        )
+    rank = ranks[module] = group.space.ranks[genome[row, _B] - _FLAT]
+    arrays = get(supports, group.path)
+    tensors[f'{module}.lora_A.weight'] = np.asarray(arrays['B_down'])[index][:, :rank].T
+    tensors[f'{module}.lora_B.weight'] = np.asarray(arrays['B_up'])[index][:rank, outputs].T
   heads: Flat = {}
   for path in sorted(adapted.head_paths):
-    heads |= naming.write_head(path, params)
-  factors = {name: np.concatenate([lora.down, lora.up.T]) for name, lora in loras.items()}
-  require_finite(folder, {**factors, **heads})
-  peft_file.write(folder, loras, heads, base)
+    name, is_kernel = naming.head(path)
+    value = params[path_name(path)]
+    heads[name] = value.T if is_kernel else value
+  tensors |= heads
+  require_finite(folder, tensors)
+  os.makedirs(folder, exist_ok=True)
+  tensors = {f'{_ROOT}{name}': value for name, value in tensors.items()}
+  write_safetensors(os.path.join(folder, WEIGHTS), tensors, {'format': 'pt'})
+  write_json(os.path.join(folder, CONFIG), _config(ranks, heads, base))
 
 
 def _require_loras(spec: Spec, genome: np.ndarray) -> None:
@@ -118,7 +166,7 @@ def _require_loras(spec: Spec, genome: np.ndarray) -> None:
     forms = {
       tensor: layer.space.names(tensor)[code]
       for tensor, code in zip(TENSORS, alleles, strict=True)
-      if code and (tensor != 'B' or code < len(FLAT_FORMS['B']))
+      if code and (tensor != 'B' or code < _FLAT)
     }
     if forms:
       stated = ', '.join(f'{tensor}={form}' for tensor, form in forms.items())
@@ -133,43 +181,43 @@ def _require_loras(spec: Spec, genome: np.ndarray) -> None:
     )
 
 
-def _loras(
-  adapted: Adapted, supports: Any, genome: np.ndarray, naming: Naming
-) -> Iterator[tuple[str, LowRank]]:
-  """The LoRA of every torch module that has one, by its name."""
-  for group in adapted.groups:
-    members = list(group.of_members(get(supports, group.path)))
-    for index, row in group.slices():
-      if not genome[row, _B]:
-        continue
-      rank = group.space.ranks[genome[row, _B] - len(FLAT_FORMS['B'])]
-      for site, arrays in members:
-        if site.is_convolution:
-          raise ValueError(
-            f'{site.name} is a convolution, and only linear layers are written as LoRAs of PEFT; '
-            'fold the subnet (adapted.fold) and save the model with weights.save instead.'
-          )
-        down = np.asarray(arrays['B_down'])[index][:, :rank]
-        up = np.asarray(arrays['B_up'])[index][:rank]
-        modules = naming.modules(site, index)
-        if up.shape[1] % len(modules):
-          raise ValueError(
-            f'names: the {up.shape[1]} outputs of {site.name} are not divisible among '
-            f'{", ".join(modules)}.'
-          )
-        for module, part in zip(modules, np.split(up, len(modules), axis=1), strict=True):
-          yield module, LowRank(down, part)
+def _config(ranks: Mapping[str, int], heads: Flat, base: str | None) -> dict[str, Any]:
+  ((usual, count),) = collections.Counter(ranks.values()).most_common(1)
+  # PEFT takes the first key that a module's name ends with. So longer names come first, and where
+  # ranks differ, every module has its own key.
+  pattern = {}
+  if count < len(ranks):
+    pattern = {module: ranks[module] for module in sorted(ranks, key=len, reverse=True)}
+  name = hub.parse(base) if hub.is_hub_name(base) else hub.HubName(base or '')
+  return {
+    'peft_type': 'LORA',
+    'task_type': None,
+    'base_model_name_or_path': name.repository or None,
+    'revision': name.revision,
+    'inference_mode': True,
+    'r': usual,
+    'lora_alpha': usual,
+    'rank_pattern': pattern,
+    'alpha_pattern': pattern,
+    'target_modules': list(ranks),
+    'modules_to_save': sorted({name.rpartition('.')[0] for name in heads}) or None,
+    'lora_dropout': 0.0,
+    'bias': 'none',
+    'fan_in_fan_out': False,
+    'init_lora_weights': True,
+    'use_rslora': False,
+    'use_dora': False,
+  }
 
 
 def load_peft(
   folder: Path, adapted: Adapted, params: Any, names: Names | None = None
 ) -> tuple[dict[str, Any], np.ndarray]:
-  """Reads an adapter of PEFT's LoRA or GLoRA as a subnet of an adapted model.
+  """Reads an adapter of PEFT's LoRA as a subnet of an adapted model.
 
   What PEFT scales by alpha is scaled once and for all. Where queries, keys and values are one layer
   here and three there, the layer's LoRA has the rank of all that differ in `lora_A` together, 3r in
-  general, which its space must offer; three constants become a vector, and three different C, which
-  one C cannot say, their part of E.
+  general, which its space must offer.
 
   Args:
     folder: path of the adapter's folder, or its name on the hub, `hf:owner/name[@revision]`.
@@ -201,70 +249,157 @@ def load_peft(
   """
   check_type(adapted, Adapted, 'adapted')
   adapted.check_params(params)
-  file = peft_file.read(folder)
-  if not file.modules:
-    raise ValueError(f'{file.path} adapts no module; give the folder of an adapter of PEFT.')
-  naming = naming_to_read(names, adapted, file.modules)
-  layers = match_layers(file, adapted, naming)
+  path = check_path(hub.local(check_path(folder), HUB_FILES))
+  loras, others = _read(path)
+  if not loras:
+    raise ValueError(f'{path} adapts no module; give the folder of an adapter of PEFT.')
+  naming = naming_to_read(names, adapted, list(loras))
+  layers = _match(path, loras, naming.parts(range(len(adapted.spec))))
+  ranks = {row: sum(len(up) for _, up in loras) for row, (_, loras) in layers.items()}
   params = full_precision(params, adapted.param_shapes, only=adapted.head_paths)  # as init does
-  whole = adapted.full_precision(params)
-  forms = [combine(layer, whole) for layer in layers]
-  _require_ranks(file.path, adapted.spec, layers, forms)
   shapes = shapes_of_fresh(adapted, params)[COLLECTION]
   supports = jax.tree.map(lambda value: np.zeros(value.shape, value.dtype), shapes)
   genome = np.zeros((len(adapted.spec), len(TENSORS)), np.int8)
-  for layer, of_layer in zip(layers, forms, strict=True):
-    arrays = nn.meta.unbox(get(supports, layer.group.path))
-    for tensor, form in of_layer.items():
-      genome[layer.row, TENSORS.index(tensor)] = fill(arrays, layer, tensor, form)
-  variables = {'params': _with_heads(file, adapted, params, naming), COLLECTION: supports}
-  return variables, genomes.canonicalize(adapted.spec, genome)
+  for row, (part, together) in layers.items():
+    rank, offered = ranks[row], part.group.space.ranks
+    if rank not in offered:
+      raise ValueError(
+        f'{path} needs a LoRA of rank {rank} for B in {adapted.spec.layers[row].name}, which may '
+        f'be several modules of the adapter, and its space offers {", ".join(map(str, offered))}; '
+        'adapt with a SearchSpace whose ranks are those of the adapter: '
+        f'{", ".join(map(str, sorted(set(ranks.values()))))}.'
+      )
+    genome[row, _B] = _FLAT + offered.index(rank)
+    arrays = nn.meta.unbox(get(supports, part.group.path))
+    arrays['B_down'][part.index][:, :rank] = np.concatenate([down for down, _ in together], axis=1)
+    arrays['B_up'][part.index][:rank] = np.concatenate([up for _, up in together])
+  params = _with_heads(path, others, params, naming)
+  return {'params': params, COLLECTION: supports}, genomes.canonicalize(adapted.spec, genome)
 
 
-def _require_ranks(
-  path: str, spec: Spec, layers: Sequence[AdaptedLayer], forms: Sequence[Forms]
-) -> None:
-  """Raises ValueError unless every layer's space offers the ranks of its LoRAs."""
-  needed = []
-  lacking = []
-  for layer, of_layer in zip(layers, forms, strict=True):
-    for tensor, form in of_layer.items():
-      if not isinstance(form, LowRank):
-        continue
-      rank = form.down.shape[1]
-      needed.append(rank)
-      if rank not in layer.group.space.ranks:
-        lacking.append((layer, tensor, rank))
-  if not lacking:
-    return
-  layer, tensor, rank = lacking[0]
-  offered = ', '.join(map(str, layer.group.space.ranks))
-  ranks = ', '.join(map(str, sorted(set(needed))))
-  together = f' ({len(layer.parts)} modules of the adapter together)' if layer.parts[1:] else ''
-  raise ValueError(
-    f'{path} needs a LoRA of rank {rank} for {tensor} in {spec.layers[layer.row].name}{together}, '
-    f'and its space offers {offered}; adapt with a SearchSpace whose ranks are those of the '
-    f'adapter: {ranks}.'
+def _read(path: str) -> tuple[dict[str, LowRank], Flat]:
+  """The LoRAs of an adapter by full name of the torch module, and its other tensors."""
+  file = os.path.join(path, CONFIG)
+  config = read_json(file)
+  if config is None:
+    raise FileNotFoundError(f'There is no {file}; give the folder of an adapter of PEFT.')
+  if not isinstance(config, dict):
+    raise ValueError(f'{file} is no config of an adapter of PEFT; get it again.')
+  odd = {name: config[name] for name in _NOT_READ if config.get(name) and config[name] != 'none'}
+  if config.get('peft_type') != 'LORA':
+    odd = {'peft_type': config.get('peft_type')}
+  elif str(config.get('init_lora_weights')).lower().startswith(_OTHER_BASES):
+    odd['init_lora_weights'] = config['init_lora_weights']
+  if odd:
+    stated = ', '.join(f'{field}={shown(value)}' for field, value in odd.items())
+    raise ValueError(
+      f'{path} has {stated}, and only plain LoRAs of PEFT are read; merge the adapter in PEFT '
+      '(merge_and_unload), and load the model.'
+    )
+  file = os.path.join(path, WEIGHTS)
+  if not os.path.isfile(file):
+    raise FileNotFoundError(
+      f'There is no {file}; where there is an adapter_model.bin, save it again with '
+      'save_pretrained(..., safe_serialization=True).'
+    )
+  opened = open_tensors(file)
+  require_floats(file, opened.specs)
+  others = {name.removeprefix(_ROOT): read_finite(opened, name) for name in opened.specs}
+  found = collections.defaultdict(dict)
+  for name in list(others):
+    if match := _LORA.fullmatch(name):
+      module, side = match.groups()
+      found[module][side] = value = others.pop(name).astype(np.float32)
+      if value.ndim != 2:
+        raise ValueError(
+          f'{path}: {name} has the shape {value.shape}; only adapters of linear layers are read, '
+          'whose tensors are matrices.'
+        )
+  return {module: _scaled(path, module, sides, config) for module, sides in found.items()}, others
+
+
+def _scaled(path: str, module: str, sides: Flat, config: Mapping[str, Any]) -> LowRank:
+  """A module's LoRA, with what PEFT multiplies it by."""
+  if sides.keys() != {'A', 'B'} or sides['A'].shape[0] != sides['B'].shape[1]:
+    raise ValueError(f'{path}: lora_A and lora_B of {module} do not belong together.')
+  rank = len(sides['A'])
+  try:
+    stated = _of_module(module, config.get('rank_pattern'), config.get('r', rank))
+    alpha = _of_module(module, config.get('alpha_pattern'), config.get('lora_alpha', 8))
+    scale = float(alpha) / (rank**0.5 if config.get('use_rslora') else rank)
+  except (re.error, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+    raise ValueError(
+      f'{path}: the rank or alpha of {module} cannot be read ({first_line(error)}).'
+    ) from error
+  if stated != rank:
+    raise ValueError(
+      f'{path}: {CONFIG} gives {module} the rank {shown(stated)}, and its tensors have rank '
+      f'{rank}; take both from the same adapter.'
+    )
+  with np.errstate(over='ignore', invalid='ignore'):
+    up = scale * sides['B'].T
+  if not np.isfinite(up).all():
+    raise ValueError(
+      f'{path}: the alpha of {module} is {shown(alpha)}; a finite number is expected, small '
+      f'enough for {up.dtype}.'
+    )
+  return LowRank(sides['A'].T, up)
+
+
+def _of_module(module: str, pattern: Mapping[str, Any] | None, usual: Any) -> Any:
+  """A module's value: that of the first pattern that its name ends with, or the usual one."""
+  matching = (
+    value for key, value in (pattern or {}).items() if re.fullmatch(rf'(.*\.)?({key})', module)
   )
+  return next(matching, usual)
 
 
-def _with_heads(file: AdapterFile, adapted: Adapted, params: Any, naming: Naming) -> Any:
-  """The params with the heads that an adapter has."""
-  remaining = dict(file.others)
-  for path in sorted(adapted.head_paths):
-    expected = adapted.param_shapes[path].shape
-    value = naming.read_head(path, remaining, expected[0])
-    if value is None:
+def _match(
+  path: str, loras: Mapping[str, LowRank], parts: Mapping[str, Part]
+) -> dict[int, tuple[Part, list[LowRank]]]:
+  """The LoRAs of each row of ours, one after the other; parts with the same `down` share one."""
+  if unknown := loras.keys() - parts.keys():
+    raise ValueError(
+      f'{path} adapts {grouped(unknown)}, and no adapted layer of this model has that name; adapt '
+      'the layer, or correct names.'
+    )
+  rows: dict[int, tuple[Part, dict[bytes, LowRank]]] = {}
+  for module, part in parts.items():
+    if module not in loras:
       continue
+    group, outputs, (down, up) = part.group, part.outputs, loras[module]
+    found, expected = (len(down), up.shape[1]), (group.in_features, outputs.stop - outputs.start)
+    if found != expected:
+      raise ValueError(
+        f'{path} is of another model: its B of {module} is {found}, and {group.name} needs '
+        f'{expected}.'
+      )
+    whole = LowRank(down, np.zeros((len(up), group.out_features), np.float32))
+    _, by_down = rows.setdefault(part.row, (part, {}))
+    by_down.setdefault(down.tobytes(), whole).up[:, outputs] = up
+  return {row: (part, list(by_down.values())) for row, (part, by_down) in rows.items()}
+
+
+def _with_heads(path: str, tensors: Flat, params: Any, naming: Naming) -> Any:
+  """The params with the heads that an adapter has."""
+  remaining, adapted = dict(tensors), naming.adapted
+  for head in sorted(adapted.head_paths):
+    name, is_kernel = naming.head(head)
+    if name not in remaining:
+      continue
+    value = remaining.pop(name)
+    value = value.T if is_kernel else value
+    if naming.format and head == ('head', 'kernel'):
+      value = naming.format.own_head(adapted.model, value)
+    expected = adapted.param_shapes[head].shape
     if value.shape != expected:
       raise ValueError(
-        f'{file.path} is of another model: its {path_name(path)} is {value.shape}, and {expected} '
-        'here.'
+        f'{path} is of another model: its {path_name(head)} is {value.shape}, and {expected} here.'
       )
-    params = replace(params, path, value)
+    params = replace(params, head, value)
   if remaining:
     raise ValueError(
-      f'{file.path} has {grouped(remaining)}, which no head of this model is; adapt with '
-      'heads that the adapter trains in full, or take these tensors out.'
+      f'{path} has {grouped(remaining)}, which no head of this model is; adapt with heads that the '
+      'adapter trains in full, or take these tensors out.'
     )
   return params

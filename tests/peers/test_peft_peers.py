@@ -110,34 +110,6 @@ def test_a_lora_of_peft_is_read_as_a_subnet(kind, tmp_path):
   assert not genome[:, [0, 2, 3, 4]].any()
 
 
-GLORAS = [
-  ('lora', 'lora', 'constant'),
-  ('vector', 'vector', 'vector'),
-  ('constant', 'none', 'vector'),
-  ('none', 'lora', 'none'),
-]
-
-
-@pytest.mark.parametrize('name', ['hf_vit', 'timm_vit'])
-@pytest.mark.parametrize('forms', GLORAS)
-def test_a_glora_of_peft_is_read_as_a_subnet(name, forms, tmp_path):
-  if not hasattr(peft, 'GloraConfig'):
-    pytest.skip('this version of PEFT has no GLoRA')
-  a_and_b, c, d_and_e = forms
-  ranks = (2, 6) if name == 'hf_vit' else (2,)
-  theirs, params, adapted, _ = loaded(name, tmp_path, ranks)
-  targets = [*QKV, 'k_proj', *FIRST] if name == 'hf_vit' else ['qkv', 'fc1']
-  config = peft.GloraConfig(
-    r=2, target_modules=targets, config_A_B=a_and_b, config_C=c, config_D_E=d_and_e
-  )
-  expected = families.logits(random_adapter(theirs, config, tmp_path / 'adapter'), IMAGES)
-  variables, genome = load_peft(tmp_path / 'adapter', adapted, params)
-  found = adapted.apply(variables, IMAGES, genome=genome)
-  np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
-  base = adapted.model.apply({'params': params}, IMAGES)
-  assert np.abs(expected - base).max() > 0.01
-
-
 def test_any_model_is_written_by_a_map_of_names(tmp_path):
   import flax.linen as nn
 
