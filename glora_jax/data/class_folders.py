@@ -6,7 +6,6 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 
-from glora_jax.data.distinct import Repetition, repetitions
 from glora_jax.data.examples import Files
 from glora_jax.data.image import EXTENSIONS, files_below, is_image
 from glora_jax.limits import listed, printable
@@ -140,43 +139,4 @@ def _require_below(folder: str, class_folder: str) -> None:
     raise ValueError(
       f'The class folder {class_folder} is a link to {target}, which holds the other classes, too; '
       'remove it.'
-    )
-
-
-def require_distinct(splits: Mapping[str, Files], classes: Sequence[str]) -> None:
-  """Checks that no image has two classes or is in two splits, by links for instance.
-
-  A further name of an image in its own class is allowed, with a warning.
-
-  Args:
-    splits: the images of every split.
-    classes: names of the classes.
-
-  Raises:
-    ValueError: there is such an image.
-  """
-  paths, places = [], []
-  for split, files in splits.items():
-    paths += files.paths
-    places += [(split, label) for label in files.given_labels]
-  further: list[Repetition] = []
-  for repetition in repetitions(paths):
-    first, second = (printable(paths[index]) for index in repetition)
-    (first_split, first_label), (split, label) = (places[index] for index in repetition)
-    if first_label != label:
-      raise ValueError(
-        f'{first} and {second} are the same file, which is to be of the class '
-        f'{classes[first_label]} and of the class {classes[label]}; remove one of the two.'
-      )
-    if first_split != split:
-      raise ValueError(
-        f'{first} and {second} are the same file, in {first_split} and in {split}; a split that '
-        'shares images with another one measures nothing, so remove one of the two.'
-      )
-    further.append(repetition)
-  if further:
-    log.warning(
-      '%d images are there under several names, %s and %s for instance.',
-      len(further),
-      *(printable(paths[index]) for index in further[0]),
     )

@@ -10,7 +10,6 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from glora_jax.data.distinct import repetitions
 from glora_jax.data.examples import Files
 from glora_jax.data.image import EXTENSIONS
 from glora_jax.files import open_regular
@@ -231,13 +230,15 @@ def require_unique(
     rows: its rows.
     root: folder that its paths are relative to.
   """
-  for repetition in repetitions(os.path.join(root, row.path) for row in rows):
-    first, second = rows[repetition.first], rows[repetition.second]
-    written_otherwise = '' if first.path == second.path else f' as {printable(first.path)}'
-    raise ValueError(
-      f'{source}, line {second.line}: {printable(second.path)} occurs a second time, first in line '
-      f'{first.line}{written_otherwise}.'
-    )
+  first_with: dict[str, LabelledPath] = {}
+  for row in rows:
+    first = first_with.setdefault(os.path.normpath(os.path.join(root, row.path)), row)
+    if first is not row:
+      written_otherwise = '' if first.path == row.path else f' as {printable(first.path)}'
+      raise ValueError(
+        f'{source}, line {row.line}: {printable(row.path)} occurs a second time, first in line '
+        f'{first.line}{written_otherwise}.'
+      )
 
 
 def require_files(paths: Sequence[str], source: str | os.PathLike) -> None:

@@ -117,30 +117,21 @@ def is_count(text: str) -> bool:
 
 
 def require_printable(origin: str, names: Iterable[str]) -> None:
-  """Checks that names can stand in files and on screens, and be told apart there.
+  """Checks that names can stand in files and on screens.
 
   Args:
     origin: where the names come from, for the sentence of the error.
-    names: names of classes or paths, all different.
+    names: names of classes or paths.
 
   Raises:
-    ValueError: a name is not UTF-8, or has a control character, a line end for instance; or two
-      are the same letters in other bytes, as copies between systems make them of accents.
+    ValueError: a name is not UTF-8, or has a control character, a line end for instance.
   """
-  as_seen: set[str] = set()
   for name in names:
     if any(unicodedata.category(character) in ('Cc', 'Cs') for character in name):
       raise ValueError(
         f'{origin} has the name {shown(name)}, which is not UTF-8 or has control characters, so '
         'that no report can print it; rename it.'
       )
-    seen = unicodedata.normalize('NFC', name)
-    if seen in as_seen:
-      raise ValueError(
-        f'{origin} has the name {shown(name)} twice, in other bytes (accents as letters of their '
-        'own, or not); give the images of both one name.'
-      )
-    as_seen.add(seen)
 
 
 def require_measurable(

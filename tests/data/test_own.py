@@ -134,28 +134,6 @@ def test_a_class_folder_that_links_to_its_parent_is_refused(photos, target):
     find(f'folder:{photos}')
 
 
-@pytest.mark.parametrize('link', [os.link, os.symlink])
-def test_an_image_has_one_class(photos, link):
-  link(photos / 'cat' / '000.png', photos / 'dog' / 'same.png')
-  message = r'cat/000\.png and .*dog/same\.png are the same file, which is to be of the class cat'
-  with pytest.raises(ValueError, match=message):
-    find(f'folder:{photos}')
-
-
-def test_further_names_in_a_class_are_a_warning(photos, caplog):
-  os.link(photos / 'cat' / '000.png', photos / 'cat' / 'same.png')
-  assert find(f'folder:{photos}').num_classes == 3
-  assert '1 images are there under several names' in caplog.text
-
-
-def test_an_image_is_in_one_split(tmp_path):
-  for split in ('train', 'val'):
-    fill(tmp_path / split, {'a': 5, 'b': 5})
-  (tmp_path / 'test').symlink_to('val')
-  with pytest.raises(ValueError, match='the same file, in val and in test'):
-    find(f'folder:{tmp_path}')
-
-
 def test_names_of_files_may_be_of_any_bytes_and_those_of_classes_may_not(photos, tmp_path):
   os.rename(photos / 'cat' / '000.png', os.fsencode(photos) + b'/cat/\xff.png')
   task = find(f'folder:{photos}', workdir=str(tmp_path / 'run'))
@@ -389,10 +367,6 @@ def test_numbers_as_labels_are_ordered_as_numbers(photos):
     ),
     ('photos/cat/000.png,x\nphotos/cat/001.png,"a\nb"\n', "has the name 'a.nb', which"),
     ('photos/cat/000.png,x\nphotos/cat/001.png,x\n', "has the one label 'x'"),
-    (
-      'photos/cat/000.png,caf\u00e9\nphotos/cat/001.png,cafe\u0301\n',
-      "has the name 'café' twice, in other bytes",
-    ),
     (
       'photos/cat/000.png,x\nnone.png,y\n',
       r'1 of 2 images that .*labels\.csv names are not there, .*none\.png',

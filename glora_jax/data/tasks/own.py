@@ -16,7 +16,6 @@ from glora_jax.data import tfds
 from glora_jax.data.class_folders import (
   SPLIT_NAMES,
   SPLIT_OF,
-  require_distinct,
   scan,
   split_folders,
   subfolders,
@@ -82,7 +81,6 @@ def _from_folder(folder: str, split_file: str | None) -> Task:
     return _from_split_folders(folder, given, split_file)
   classes = _classes_in(folder, 'or train, val and test with such folders inside')
   images = scan(folder, classes)
-  require_distinct({'all': images}, classes)
   return _dealt(f'folder:{folder}', Dealer(folder, classes, split_file), images)
 
 
@@ -108,7 +106,6 @@ def _from_split_folders(folder: str, given: Mapping[str, str], split_file: str |
     if split in given:
       _require_known_classes(given[split], train, classes)
   images = {split: scan(split_folder, classes) for split, split_folder in given.items()}
-  require_distinct(images, classes)
   dealer = Dealer(folder, classes, split_file)
   return _split_already(f'folder:{folder}', f'the folder {folder}', dealer, images)
 
