@@ -30,8 +30,8 @@ _VERSION = re.compile(r'(\*|\d+)(\.(\*|\d+)){2}')
 def find_builder(name: str, data_dir: str | None = None, version: str | None = None) -> Builder:
   """The builder of a TFDS name like 'cifar100:3.*.*'.
 
-  TFDS no longer constructs some versions that benchmarks ask for. Such a version is read where it
-  lies prepared in `data_dir`; otherwise the version that TFDS has now serves, with a warning.
+  Where the installed TFDS has another version of the data set than a benchmark asks for, that one
+  serves, with a warning.
 
   Args:
     name: name of the data set, with or without configuration and version.
@@ -59,7 +59,9 @@ def find_builder(name: str, data_dir: str | None = None, version: str | None = N
     ) from error
   except AssertionError:  # no such version in this TFDS
     with reading(f'the data set {shown(name)}'):
-      return _find_old_version(base, wanted, data_dir)
+      builder = tfds.builder(base, data_dir=data_dir)
+    log.warning('TFDS has no %s:%s; version %s serves.', base, wanted, builder.version)
+    return builder
 
 
 @contextlib.contextmanager
@@ -97,38 +99,6 @@ def _temporary_files_removed() -> Iterator[None]:
       yield
     finally:
       tempfile.tempdir = before
-
-
-def _find_old_version(base: str, wanted: str, data_dir: str | None) -> Builder:
-  """The builder of a version that TFDS does not construct: the prepared one, or the newest."""
-  folder = os.path.join(os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR), base)
-  versions = os.listdir(folder) if os.path.isdir(folder) else ()
-  prepared = [version for version in versions if is_version(version, wanted)]
-  if prepared:
-    return tfds.builder_from_directory(os.path.join(folder, max(prepared, key=_numbers)))
-  builder = tfds.builder(base, data_dir=data_dir)
-  log.warning(
-    'TFDS no longer constructs %s:%s, and none lies prepared in %s: version %s serves.',
-    base,
-    wanted,
-    folder,
-    builder.version,
-  )
-  return builder
-
-
-def is_version(version: str, wanted: str) -> bool:
-  """Whether a version is one of those that are wanted.
-
-  Example:
-    >>> is_version('3.0.10', '3.0.*'), is_version('3.0.10', '3.0.1')
-    (True, False)
-  """
-  return re.fullmatch(re.escape(wanted).replace(r'\*', r'\d+'), version) is not None
-
-
-def _numbers(version: str) -> list[int]:
-  return [int(number) for number in version.split('.')]
 
 
 def is_prepared(builder: Builder) -> bool:

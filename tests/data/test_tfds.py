@@ -46,17 +46,6 @@ def test_looking_for_a_data_set_leaves_no_temporary_file(tmp_path, monkeypatch):
   assert tempfile.tempdir == str(folder)
 
 
-@pytest.mark.parametrize(
-  'wanted, served', [('1.0.*', '1.0.10'), ('1.0.1', None), ('1.*.*', '1.10.0'), ('1.2.0', '1.2.0')]
-)
-def test_an_old_version_is_read_where_it_lies_prepared(tmp_path, monkeypatch, wanted, served):
-  for version in ('1.0.9', '1.0.10', '1.2.0', '1.10.0', '1.0.10.old'):
-    (tmp_path / 'mnist' / version).mkdir(parents=True)
-  monkeypatch.setattr(tfds.tfds, 'builder_from_directory', os.path.basename)
-  found = tfds.find_builder('mnist', str(tmp_path), wanted)
-  assert found == served if served else found.name == 'mnist'
-
-
 def test_splits_that_a_data_set_lacks_are_explained(split):
   with pytest.raises(ValueError, match=r"digits/1\.0\.0 cannot be read as 'validation'"):
     tfds.read(split.builder, 'validation')

@@ -1,10 +1,7 @@
 """VTAB-1k: the table against TFDS and the published sizes, every task read on mocked data."""
 
-import io
-
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 from label_lists import write_images
 from mocked_tfds import dataset_of, example, mocked, pixels, resolve  # noqa: F401
 from PIL import Image
@@ -82,43 +79,6 @@ def test_versions_that_tfds_no_longer_builds_are_noted(tmp_path):
     assert version in task.origin
     assert "is not the benchmark's" in task.notes[0]
   assert find('vtab/cifar100', Source(dir=str(tmp_path))).notes == ()
-
-
-# Not registered: it would take the place of TFDS's own.
-class Pets(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """Stands for a version that was prepared with an older TFDS."""
-
-  name = 'oxford_iiit_pet'
-  VERSION = tfds.core.Version('3.2.0')
-
-  def _info(self):
-    return tfds.core.DatasetInfo(
-      builder=self,
-      features=tfds.features.FeaturesDict(
-        {
-          'image': tfds.features.Image(shape=(None, None, 3), encoding_format='png'),
-          'label': tfds.features.ClassLabel(num_classes=37),
-        }
-      ),
-    )
-
-  def _split_generators(self, dl_manager):
-    return {'train': self._generate_examples(3200), 'test': self._generate_examples(40)}
-
-  def _generate_examples(self, count):
-    for n in range(count):
-      buffer = io.BytesIO()
-      Image.fromarray(np.full((4, 4, 3), n % 256, np.uint8)).save(buffer, 'png')
-      yield n, {'image': io.BytesIO(buffer.getvalue()), 'label': n % 37}
-
-
-def test_a_prepared_old_version_is_read_from_its_folder(tmp_path):
-  Pets(data_dir=tmp_path, file_format='array_record').download_and_prepare()
-  task = find('vtab/oxford_iiit_pet', Source(dir=str(tmp_path)))
-  assert task.origin == 'TFDS oxford_iiit_pet/3.2.0'
-  assert task.notes == ()
-  assert task.missing() is None
-  assert [len(task.open(split).labels) for split in ('train', 'val', 'test')] == [800, 200, 40]
 
 
 def test_noahs_vtab_folder_is_read(tmp_path):

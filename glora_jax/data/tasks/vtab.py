@@ -281,7 +281,7 @@ def _from_tfds(vtab_task: VtabTask, source: Source) -> Task:
   }
   notes = ()
   wanted_version = source.version or vtab_task.builder.partition(':')[2]
-  if not tfds.is_version(str(builder.version), wanted_version):
+  if not builder.version.match(wanted_version):
     notes = (
       f'TFDS {builder.info.full_name} serves in place of {vtab_task.builder}: the order of its '
       "examples, and so the 800 that are trained on, is not the benchmark's.",
