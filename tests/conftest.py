@@ -88,11 +88,11 @@ def backbone(tmp_path_factory):
 
 
 @pytest.fixture(scope='session')
-def run_config(backbone, tmp_path_factory):
+def run_config(backbone):
   """The config of a run that is over in seconds."""
   from tiny_runs import make_config
 
-  return make_config(backbone, tmp_path_factory.mktemp('tfds'))
+  return make_config(backbone)
 
 
 @pytest.fixture(scope='session')

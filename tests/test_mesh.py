@@ -131,7 +131,6 @@ def overrides(tmp_path_factory):
   )
   fields = {
     'model.weights': folder / 'tiny.safetensors',
-    'data.dir': folder / 'tfds',
     'budget': 1000,
     'supernet.epochs': 2,
     'supernet.warmup_epochs': 1,

@@ -11,11 +11,10 @@ from glora_jax.files import read_json
 from glora_jax.runs.config import default_config
 
 
-def make_config(weights, data_dir):
+def make_config(weights):
   """Three dispatches of the supernet, three generations, a finetuning: shapes that tests share."""
   config = default_config()
   config.model.weights = str(weights)
-  config.data.dir = str(data_dir)
   # As the quickstart, whose config the command line starts from.
   config.model.remat = 'dots_saveable'
   config.budget = 1000

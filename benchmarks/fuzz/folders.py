@@ -76,8 +76,6 @@ def classes(rng: random.Random, place: Place) -> Case:
 def task_names(rng: random.Random, place: Place) -> Case:
   """The name of a task, which need not be ready."""
   name = ''.join(rng.choice(PIECES) for _ in range(rng.randrange(1, 7)))
-  if name == 'digits':  # which TFDS prepares, and leaves a temporary folder behind
-    name = 'digits/'
   source = Source(dir=os.path.join(place.workdir, 'tfds'))
 
   def attempt() -> list:

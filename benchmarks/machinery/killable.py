@@ -19,7 +19,6 @@ from PIL import Image
 
 from glora_jax.data import pipeline
 from glora_jax.data.catalog import find
-from glora_jax.data.task import Source
 from glora_jax.files import read_json
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -133,7 +132,7 @@ class Killable:
     kind = KINDS[self.kind]
     command = [sys.executable, '-m', 'glora_jax.main']
     command += ['--config', str(ROOT / 'configs' / 'quickstart.py')]
-    command += ['--workdir', str(self.workdir), f'--config.data.dir={self.folder / "tfds"}']
+    command += ['--workdir', str(self.workdir)]
     fields = {**kind.fields(self.shared), **self.fields}
     command += [f'--config.{name}={value}' for name, value in fields.items()]
     if kind.processes == 1:
@@ -241,7 +240,7 @@ def _comparison(shared: pathlib.Path) -> dict[str, Any]:
 def _suite(shared: pathlib.Path) -> dict[str, Any]:
   root = shared / 'lists'
   if not root.exists():
-    write_few_shot_lists(root / _SUITE, Source(dir=str(shared / 'tfds')))
+    write_few_shot_lists(root / _SUITE)
   return {
     'task': f'fewshot/{_SUITE}/16/all',
     'data.source': 'lists',
@@ -251,11 +250,11 @@ def _suite(shared: pathlib.Path) -> dict[str, Any]:
   }
 
 
-def write_few_shot_lists(folder: pathlib.Path, source: Source) -> None:
+def write_few_shot_lists(folder: pathlib.Path) -> None:
   """Writes digits as the few-shot data of one data set, with three seeds."""
   (folder / 'annotations').mkdir(parents=True)
   (folder / 'images').mkdir()
-  digits = find('digits', source)
+  digits = find('digits')
   for split, number in _SUITE_IMAGES.items():
     images, labels = pipeline.load(digits.open(split), 28)
     names = [f'{split}{index}.png' for index in range(number)]

@@ -113,17 +113,17 @@ def _runs() -> dict[str, dict[str, Any]]:
   }
 
 
-def _config(place: pathlib.Path, fields: dict[str, Any]) -> Any:
+def _config(fields: dict[str, Any]) -> Any:
   """The embedded backbone on digits, with a few epochs of everything."""
   config = default_config()
-  config.update_from_flattened_dict({**SHORT, 'data.dir': str(place / 'tfds'), **fields})
+  config.update_from_flattened_dict({**SHORT, **fields})
   return config
 
 
 def _run(place: pathlib.Path, name: str, fields: dict[str, Any]) -> dict[str, Any]:
   """What a run says: its result, its metrics, the structure, the numbers of its page."""
   workdir = place / name.replace(', ', '_')
-  experiment.run(_config(place, fields), str(workdir))
+  experiment.run(_config(fields), str(workdir))
   lines = (workdir / 'metrics.jsonl').read_text().splitlines()
   return {
     **_reported(workdir),
@@ -171,7 +171,7 @@ def _numbers_of_page(page: str) -> list[str]:
 
 
 def _comparison(place: pathlib.Path) -> dict[str, Any]:
-  config = _config(place, {'job': 'compare', 'budget': None, 'presets': ()})
+  config = _config({'job': 'compare', 'budget': None, 'presets': ()})
   config.compare.update(methods=COMPARED, budgets=(20_000,), seeds=2, rates=(1e-3, 4e-3))
   workdir = place / 'comparison'
   comparison.run(config, str(workdir))

@@ -66,7 +66,7 @@ def find(name: str, source: Source = Source(), workdir: str | None = None) -> Ta
     (37, 4)
   """
   if name == 'digits':
-    return digits.digits(source)
+    return digits.digits()
   kind, _, rest = name.partition('/')
   if kind in FAMILIES:
     return FAMILIES[kind].task(rest, source)

@@ -43,8 +43,8 @@ def test_all_that_is_killed_has_a_config_that_can_be(tmp_path):
     check_config(config)
 
 
-def test_a_suite_of_lists_has_its_tasks(run_config, tmp_path):
-  write_few_shot_lists(tmp_path / 'oxford_pets', Source(dir=run_config.data.dir))
+def test_a_suite_of_lists_has_its_tasks(tmp_path):
+  write_few_shot_lists(tmp_path / 'oxford_pets')
   for name in catalog.expand('fewshot/oxford_pets/16/all'):
     task = catalog.find(name, Source(source='lists', root=str(tmp_path)))
     counts = [len(task.open(split).labels) for split in ('train', 'val', 'test')]

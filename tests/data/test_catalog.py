@@ -3,7 +3,6 @@
 import re
 
 import pytest
-from digits_folder import prepared_digits
 
 from glora_jax.data import catalog
 from glora_jax.data import tfds as tfds_lib
@@ -42,7 +41,7 @@ def test_the_report_covers_a_suite_without_preparing_anything(tmp_path, monkeypa
 
 
 def test_the_report_counts_classes():
-  report = catalog.report('digits', Source(dir=prepared_digits()))
+  report = catalog.report('digits', Source())
   assert report.ready
   line = r'train  800 images, 10 of 10 classes, \d+ to \d+ each: 0 \d+, 1 \d+'
   assert re.search(line, '\n'.join(report.lines))

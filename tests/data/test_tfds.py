@@ -1,24 +1,67 @@
 """TFDS data sets: what they are called, and what is handed to other processes."""
 
+import logging
 import os
 import pathlib
 import pickle
 import re
+import subprocess
 import tempfile
+import time
 
 import numpy as np
 import pytest
-from digits_folder import copy_digits, prepared_digits
+from digits_folder import Digits, copy_digits, prepared_digits
+from places import program
 
-from glora_jax.data import tfds, tfds_examples
+from glora_jax.data import pipeline, tfds, tfds_examples
 from glora_jax.data.catalog import find
 from glora_jax.data.task import Source
 from glora_jax.data.tfds_examples import LabelFeature, TfdsExamples
 
 
+def split_of(folder, expression):
+  return tfds.TfdsSplit(Digits(data_dir=str(folder), file_format='array_record'), expression)
+
+
 @pytest.fixture(scope='module')
 def split():
-  return find('digits', Source(dir=prepared_digits())).splits['val']
+  return split_of(prepared_digits(), 'train[800:]')
+
+
+@pytest.mark.parametrize('file_format', ['array_record', None])
+def test_a_builder_made_before_its_data_set_was_prepared_reads_it(tmp_path, file_format):
+  early = Digits(data_dir=str(tmp_path), file_format=file_format)
+  assert not tfds.is_prepared(early)
+  copy_digits(tmp_path)
+  tfds.prepare(early)
+  assert len(tfds.read(early, 'test').labels) == 797
+
+
+def test_two_processes_may_prepare_at_once_and_need_no_tensorflow(tmp_path, monkeypatch, caplog):
+  meeting_point = tmp_path / 'begun'
+  meeting_point.mkdir()
+  generate_examples = Digits._generate_examples
+
+  def wait_and_generate_examples(self, indices):
+    (meeting_point / 'here').touch()
+    while len(list(meeting_point.iterdir())) < 2:
+      assert other.poll() is None
+      time.sleep(0.01)
+    return generate_examples(self, indices)
+
+  monkeypatch.setattr(Digits, '_generate_examples', wait_and_generate_examples)
+  command = [*program('prepare_together'), str(tmp_path / 'tfds'), str(meeting_point)]
+  pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE}
+  other = subprocess.Popen(command, text=True, **pipes)
+  with caplog.at_level(logging.INFO):
+    images, labels = pipeline.load(split_of(tmp_path / 'tfds', 'test').open(), 8)
+  output, errors = other.communicate(timeout=120)
+  assert other.returncode == 0, errors[-2000:]
+  expected = f'{images.shape} {images.sum()} {labels.sum()}'
+  assert output.splitlines()[-2:] == [expected, 'tensorflow False']  # TFDS prints before
+  assert (caplog.text + errors).count('prepared by another process meanwhile') == 1
+  assert [path.name for path in (tmp_path / 'tfds' / 'digits').iterdir()] == ['1.0.0']
 
 
 def test_splits_and_their_examples_can_be_pickled(split):
@@ -61,7 +104,7 @@ def test_stored_values_are_scaled_to_pixels(split):
 def copied(tmp_path):
   """Digits in a folder of their own."""
   copy_digits(tmp_path)
-  return find('digits', Source(dir=str(tmp_path))).splits['test']
+  return split_of(tmp_path, 'test')
 
 
 @pytest.fixture
@@ -126,17 +169,16 @@ def test_names_that_tfds_cannot_read_are_a_sentence(name):
     find(f'tfds:{name}')
 
 
-@pytest.mark.parametrize('task', ['digits', 'tfds:digits'])
-def test_a_damaged_data_set_is_named(tmp_path, task):
+def test_a_damaged_data_set_is_named(tmp_path):
   copy_digits(tmp_path)
   (folder,) = (tmp_path / 'digits').iterdir()
   (records,) = folder.glob('*test*')
   records.write_bytes(records.read_bytes()[:60_000])
   with pytest.raises(OSError, match=r'example 0 of digits/1\.0\.0 test .* cannot be read .*again'):
-    find(task, Source(dir=str(tmp_path))).open('test')
+    find('tfds:digits', Source(dir=str(tmp_path))).open('test')
   (folder / 'dataset_info.json').write_text('{"name":')
   with pytest.raises(ValueError, match=r'TFDS cannot read the .*digits.* it is prepared again'):
-    find(task, Source(dir=str(tmp_path)))
+    find('tfds:digits', Source(dir=str(tmp_path)))
 
 
 def test_a_home_in_the_folder_of_tfds_is_filled_in(monkeypatch, tmp_path):
@@ -145,5 +187,5 @@ def test_a_home_in_the_folder_of_tfds_is_filled_in(monkeypatch, tmp_path):
   folder = tmp_path / 'tfds'
   source = Source(dir='~/tfds', root='~/lists')
   assert (source.dir, source.folder('lists')) == (str(folder), str(tmp_path / 'lists'))
-  task = find('digits', Source(dir='~/tfds'))
-  assert task.splits['train'].builder.data_dir_root == folder
+  task = find('tfds:digits', Source(dir='~/tfds'))
+  assert task.splits['train'].data_set.builder.data_dir_root == folder

@@ -6,8 +6,11 @@ import pathlib
 import sys
 import time
 
-from glora_jax.data import catalog, pipeline, task
-from glora_jax.data.tasks.digits import Digits
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / 'data'))
+from digits_folder import Digits
+
+from glora_jax.data import pipeline
+from glora_jax.data.tfds import TfdsSplit
 
 logging.basicConfig(level=logging.INFO, format='%(message)s', force=True)
 folder = sys.argv[1]
@@ -24,8 +27,7 @@ def wait_and_generate_examples(self, indices):
 
 
 Digits._generate_examples = wait_and_generate_examples
-digits = catalog.find('digits', task.Source(dir=folder))
-for split in ('train', 'val', 'test'):
-  images, labels = pipeline.load(digits.open(split), 8)
-  print(split, images.shape, images.sum(), labels.sum())
+builder = Digits(data_dir=folder, file_format='array_record')
+images, labels = pipeline.load(TfdsSplit(builder, 'test').open(), 8)
+print(images.shape, images.sum(), labels.sum())
 print('tensorflow', 'tensorflow' in sys.modules)

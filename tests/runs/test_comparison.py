@@ -20,11 +20,10 @@ METHODS = ('linear', 'lora', 'finetuning', 'search')
 
 
 @pytest.fixture(scope='module')
-def config(backbone, tmp_path_factory):
+def config(backbone):
   config = default_config()
   config.job = 'compare'
   config.model.weights = backbone
-  config.data.dir = str(tmp_path_factory.mktemp('tfds'))
   config.compare.update(methods=METHODS, budgets=(900,), seeds=2, rates=(1e-3, 1e-2))
   config.compare.rate.update(linear=5e-3, finetuning=1e-3, search=1e-2)
   config.supernet.update(epochs=2, warmup_epochs=0)

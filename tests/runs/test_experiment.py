@@ -28,7 +28,7 @@ from glora_jax.records import read_lines
 from glora_jax.reports import run_report
 from glora_jax.reports.verdict import tell_verdict
 from glora_jax.runs import experiment
-from glora_jax.runs.config import check_config, data_source
+from glora_jax.runs.config import check_config
 from glora_jax.runs.lifecycle import never, prepare
 from glora_jax.runs.run import Stream
 from glora_jax.runs.stages.training import TrainingStage, train
@@ -64,13 +64,11 @@ FILES = {
 
 
 @pytest.fixture(scope='module')
-def folded_answers(finished_run, run_config):
+def folded_answers(finished_run):
   """(answers of the folded model, true classes, its metadata) for the test images."""
   workdir, _ = finished_run
   model, params, metadata = weights.load(workdir / 'folded' / 'model.safetensors')
-  images, labels = pipeline.load(
-    find('digits', data_source(run_config)).open('test'), metadata['image_size']
-  )
+  images, labels = pipeline.load(find('digits').open('test'), metadata['image_size'])
   inputs = normalization.normalize(images, metadata['normalization'])
   logits = jax.jit(model.apply)({'params': params}, inputs)
   return np.asarray(logits.argmax(-1)), labels, metadata

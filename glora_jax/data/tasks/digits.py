@@ -2,77 +2,85 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterable, Iterator
-from typing import Any
+import dataclasses
+import functools
+import hashlib
 
 import numpy as np
-import tensorflow_datasets as tfds
 from PIL import Image
 
-from glora_jax.data.task import Source, Task
-from glora_jax.data.tfds import TfdsSplit, reading
+from glora_jax.data.examples import OpenedSplit
+from glora_jax.data.task import Task
 
-_NUMBER = 1797
 _NUMBER_OF_TRAIN = 1000
 _HIGHEST_LEVEL = 16
 
 
-class Digits(tfds.core.GeneratorBasedBuilder):
-  """scikit-learn's digits (Alpaydin and Kaynak 1998, UCI) as a TFDS data set.
+@functools.cache
+def _load() -> tuple[np.ndarray, np.ndarray]:
+  """All scans, uint8 [1797, 8, 8], and their labels, int32 [1797], ordered by writer."""
+  import sklearn.datasets  # which takes longer than all else that a command imports
+
+  scans, labels = sklearn.datasets.load_digits(return_X_y=True)
+  pixels = (scans.reshape(-1, 8, 8) * 255 / _HIGHEST_LEVEL).round().astype(np.uint8)
+  return pixels, labels.astype(np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scans:
+  """Some of the digits, as `Examples`.
+
+  Attributes:
+    split: name of the split.
+    numbers: their positions among all.
+  """
+
+  split: str
+  numbers: tuple[int, ...]
+
+  @property
+  def identity(self) -> str:
+    """The name of the split."""
+    return f'digits {self.split}'
+
+  @property
+  def labels(self) -> np.ndarray:
+    """The class of every scan, int32 [n]."""
+    return _load()[1][list(self.numbers)]
+
+  def image(self, index: int) -> Image.Image:
+    """The scan as RGB."""
+    return Image.fromarray(_load()[0][self.numbers[index]]).convert('RGB')
+
+  def check(self, index: int) -> None:
+    """Nothing: there is nothing to decode."""
+
+  def state(self, index: int) -> str:
+    """The name: a scan does not change."""
+    return self.name(index)
+
+  def name(self, index: int) -> str:
+    """The position in the split."""
+    return f'example {index} of {self.identity}'
+
+  def file(self, index: int) -> None:
+    """None: a file holds all of them."""
+
+
+def digits() -> Task:
+  """scikit-learn's digits (Alpaydin and Kaynak 1998, UCI): 800 images train, 200 val, 797 test.
 
   1,797 scans of 8 x 8 pixels and 16 grey levels. They come ordered by writer; a fixed permutation
-  deals 1,000 of them to `train` and 797 to `test`.
+  deals them.
   """
-
-  VERSION = tfds.core.Version('1.0.0')
-
-  def _info(self) -> tfds.core.DatasetInfo:
-    features = tfds.features.FeaturesDict(
-      {
-        'image': tfds.features.Image(shape=(8, 8, 1), encoding_format='png'),
-        'label': tfds.features.ClassLabel(num_classes=10),
-      }
-    )
-    return tfds.core.DatasetInfo(
-      builder=self,
-      description=self.__doc__,
-      features=features,
-      supervised_keys=('image', 'label'),
-    )
-
-  def _split_generators(self, dl_manager) -> dict[str, Iterator]:
-    order = np.random.default_rng(0).permutation(_NUMBER)
-    return {
-      'train': self._generate_examples(order[:_NUMBER_OF_TRAIN]),
-      'test': self._generate_examples(order[_NUMBER_OF_TRAIN:]),
-    }
-
-  def _generate_examples(self, indices: Iterable[int]) -> Iterator[tuple[int, dict[str, Any]]]:
-    import sklearn.datasets  # which takes longer than all else that a command imports
-
-    scans, labels = sklearn.datasets.load_digits(return_X_y=True)
-    for index in indices:
-      pixels = (scans[index].reshape(8, 8) * 255 / _HIGHEST_LEVEL).round().astype(np.uint8)
-      encoded = io.BytesIO()
-      Image.fromarray(pixels).save(encoded, 'png')
-      encoded.seek(0)
-      yield int(index), {'image': encoded, 'label': int(labels[index])}
-
-
-def digits(source: Source = Source()) -> Task:
-  """scikit-learn's digits as a task: 800 images train, 200 val, 797 test.
-
-  They are prepared as a TFDS data set when a split is opened for the first time.
-
-  Args:
-    source: `dir` says where they are prepared.
-  """
-  with reading('the prepared digits'):
-    builder = Digits(data_dir=source.dir, file_format='array_record')
-  splits = {
-    'train': TfdsSplit(builder, 'train[:800]'),
-    'val': TfdsSplit(builder, 'train[800:]'),
-    'test': TfdsSplit(builder, 'test'),
-  }
+  order = np.random.default_rng(0).permutation(1797).tolist()
+  # Within the two parts they are in the order in which TFDS, which once read them, shuffles them.
+  train = sorted(order[:_NUMBER_OF_TRAIN], key=lambda number: _digest('train', number))
+  test = sorted(order[_NUMBER_OF_TRAIN:], key=lambda number: _digest('test', number))
+  parts = {'train': train[:800], 'val': train[800:], 'test': test}
+  splits = {split: OpenedSplit(Scans(split, tuple(part))) for split, part in parts.items()}
   return Task('digits', tuple('0123456789'), splits, "scikit-learn's digits, dealt by glora_jax")
+
+
+def _digest(salt: str, number: int) -> bytes:
+  return hashlib.md5(f'{salt}{number}'.encode(), usedforsecurity=False).digest()
