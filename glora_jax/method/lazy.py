@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from glora_jax.method.equation import Product
+from glora_jax.method.equation import Product, thin_layer
 from glora_jax.method.groups import Group
 from glora_jax.method.layout import LINEAR_MODULES, Layout
 from glora_jax.method.merge import fold, merge_biases, merge_layers
@@ -25,7 +25,6 @@ from glora_jax.method.occurring import Occurring
 from glora_jax.method.site import Site
 from glora_jax.method.space import TENSORS, WEIGHT_TENSORS, Tensor
 from glora_jax.method.supports import SUPPORTS, support_shapes
-from glora_jax.method.thin import thin_layer
 from glora_jax.tree import get, replace
 
 _PREFIX = 'glora_'  # of the keys in the params under which grafts lie

@@ -33,7 +33,7 @@ class Subnet:
 
   Its `apply` computes only the terms that are there. In an `nn.Dense` whose A is not a LoRA no
   gradient has the kernel's size: a scale acts on the output, and a LoRA term of B is two thin
-  products, or goes into the kernel where that is as exact and takes less time (`method.thin`).
+  products, or goes into the kernel where that is as exact and takes less time (`method.equation`).
   Where some A is a LoRA, kernels must be merged, as the adapted model merges them.
 
   Attributes:

@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from glora_jax.mesh import replicated
-from glora_jax.method import thin
+from glora_jax.method import equation
 from glora_jax.method.groups import Group
 from glora_jax.method.layout import Layout
 from glora_jax.method.merge import merge_biases, merge_layers
@@ -196,7 +196,7 @@ def thin_output(
   used = set(WEIGHT_TENSORS) & set(adapter.recipe.occurring.tensors)
   _, part, alleles = _left(adapter, member, kernel, used)
   ranks = adapter.group.space.ranks
-  return thin.thin_output(inputs, product, part, alleles, ranks, precision)
+  return equation.thin_output(inputs, product, part, alleles, ranks, precision)
 
 
 def local_layout(adapter: Adapter, member: int, kernel: jax.Array) -> Layout:

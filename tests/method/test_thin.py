@@ -11,7 +11,7 @@ from jax.test_util import check_grads
 from trees import randomized
 
 from glora_jax import SearchSpace, adapt
-from glora_jax.method import equation, supports, thin
+from glora_jax.method import equation, supports
 
 IN, OUT, RANKS = 8, 6, (1, 3)
 MANY, FEW = 40, 4  # tokens that are more, and fewer, than it pays to merge for
@@ -34,7 +34,7 @@ def through_merged_kernel(inputs, kernel, bias, stored, alleles):
 
 
 def ours(inputs, kernel, bias, stored, alleles):
-  return thin.thin_layer(jnp.matmul, inputs, kernel, bias, stored, alleles, RANKS)
+  return equation.thin_layer(jnp.matmul, inputs, kernel, bias, stored, alleles, RANKS)
 
 
 def with_gradients(function, arguments, alleles):
@@ -120,7 +120,7 @@ def test_a_program_that_is_made_for_a_tpu_keeps_the_factors_apart():
     ]
 
   assert 'custom_jvp_call' in names()
-  with thin.made_for('tpu'):
+  with equation.made_for('tpu'):
     assert 'custom_jvp_call' not in names()
   assert 'custom_jvp_call' in names()
 
@@ -148,7 +148,9 @@ def step(inputs, stacked):
   """A layer of a scan over layers."""
   kernel, stored = stacked
   alleles = jnp.array([0, 4, 0, 0, 0])
-  return jnp.sin(thin.thin_layer(jnp.matmul, inputs, kernel, None, stored, alleles, RANKS)), None
+  return jnp.sin(
+    equation.thin_layer(jnp.matmul, inputs, kernel, None, stored, alleles, RANKS)
+  ), None
 
 
 def loss_of_stack(stored, kernels, inputs):

@@ -22,8 +22,8 @@ import ml_collections
 from glora_jax import mesh as meshes
 from glora_jax.limits import shown
 from glora_jax.method.draws import require_feasible
+from glora_jax.method.equation import made_for
 from glora_jax.method.supports import COLLECTION
-from glora_jax.method.thin import made_for
 from glora_jax.runs import early_checks
 from glora_jax.runs.backbone import fetch_task, load_backbone
 from glora_jax.runs.batch_sizes import fit_batches
