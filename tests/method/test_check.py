@@ -11,7 +11,7 @@ from flax import nnx
 import glora_jax
 from glora_jax import SearchSpace
 from glora_jax.method.adapted import Adapted
-from glora_jax.method.trial import check_genomes
+from glora_jax.method.check import check_genomes
 
 X = jax.random.normal(jax.random.key(0), (5, 4))
 ROWS = [
