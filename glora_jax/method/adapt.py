@@ -2,8 +2,8 @@
 
 The model knows nothing of it. The supports are an ordinary variable collection, `glora`; `apply`
 merges them into the kernels either *up front* (fold inside the trace, then call the untouched
-model; see `glora_jax.method.merge`) or *lazily* (layer by layer in an interceptor, so that only one
-merged kernel is alive at a time; see `glora_jax.method.lazy`).
+model) or *lazily* (layer by layer in an interceptor, so that only one merged kernel is alive at a
+time); see `glora_jax.method.merge`.
 """
 
 from __future__ import annotations

@@ -15,8 +15,7 @@ import numpy as np
 from glora_jax.method import genomes
 from glora_jax.method.coverage import Coverage, coverage
 from glora_jax.method.groups import Group
-from glora_jax.method.lazy import graft, intercept
-from glora_jax.method.merge import fold
+from glora_jax.method.merge import fold, graft, intercept
 from glora_jax.method.quantized import full_precision, has_quantized
 from glora_jax.method.random_key import check_key
 from glora_jax.method.sample import is_array
@@ -288,7 +287,7 @@ class Adapted:
       variables: variables from `init`, their supports checked.
       genome: int [rows, 5], checked.
       merge: how supports get into the kernels.
-      fixed: the genome where it is known when tracing; see `lazy.graft`.
+      fixed: the genome where it is known when tracing; see `merge.graft`.
 
     Returns:
       What the model's `apply` returns.

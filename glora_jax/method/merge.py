@@ -1,21 +1,32 @@
-"""Merging supports into kernels and biases, whatever their layout; folding a whole model.
+"""Merging supports into kernels and biases: up front, or layer by layer while the model runs.
 
-Called outside of a compiled function, a merge is one program and not twenty.
+Called outside of a compiled function, a merge is one program and not twenty. Layer by layer, only
+one merged kernel is alive at a time: the supports are *grafted* into the params, beside their
+kernels; an interceptor finds them there when the module is called, and runs it with its merged
+kernel and bias.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from glora_jax.method import equation
 from glora_jax.method.groups import Group
-from glora_jax.method.layout import Layout
-from glora_jax.tree import flatten, get, update
+from glora_jax.method.layout import LINEAR_MODULES, Layout
+from glora_jax.method.occurring import Occurring
+from glora_jax.method.site import Site
+from glora_jax.method.space import TENSORS, WEIGHT_TENSORS, Tensor
+from glora_jax.method.supports import SUPPORTS, support_shapes
+from glora_jax.tree import flatten, get, replace, update
 
 
 @functools.partial(jax.jit, static_argnames=('layout', 'ranks', 'product'), inline=True)
@@ -100,3 +111,231 @@ def fold(groups: Sequence[Group], params: Any, supports: Any, genome: jax.Array)
       paths = (site.kernel_path, site.bias_path)
       changes |= {path: value for path, value in zip(paths, merged, strict=True) if path}
   return update(params, changes)
+
+
+_PREFIX = 'glora_'  # of the keys in the params under which grafts lie
+
+
+@dataclasses.dataclass(frozen=True)
+class Graft:
+  """What an interceptor must know to merge a graft: static, and the same for all layers alike.
+
+  Attributes:
+    layout: layout of the kernel that the module sees.
+    ranks: LoRA ranks that the codes stand for.
+    occurring: of a fixed subnet, the alleles that occur in the stack; None for any genome.
+  """
+
+  layout: Layout
+  ranks: tuple[int, ...]
+  occurring: Occurring | None = None
+
+  @property
+  def key(self) -> str:
+    """The graft's key in the params.
+
+    Class-level `nn.jit` reuses traces between models of equal structure: the digest makes
+    structures differ where meanings do.
+    """
+    return _PREFIX + hashlib.sha256(repr(self).encode()).hexdigest()[:16]
+
+  @property
+  def is_thin(self) -> bool:
+    """Whether no layer of the stack has a LoRA for A, so that no merged kernel is needed."""
+    return self.occurring is not None and self.occurring.is_thin
+
+  @property
+  def used(self) -> tuple[Tensor, ...]:
+    """The tensors that take part in some layer of the stack."""
+    return TENSORS if self.occurring is None else self.occurring.tensors
+
+  def run(self, call: Call) -> Any:
+    """What a linear module returns with the leaves merged into its params."""
+    module, kernel, bias = call.module, call.params['kernel'], call.params.get('bias')
+    supports, alleles = _unplace(call.leaves, kernel, self)
+
+    # A subclass may do more, and a product of its own (quantized, say) need not split into terms.
+    plain = type(module) is nn.Dense and module.dot_general is module.dot_general_cls is None
+    arguments = [*call.args, *call.kwargs.values()]  # of any but its one, it says what is wrong
+    if plain and self.is_thin and len(arguments) == 1 and call.kwargs.keys() <= {'inputs'}:
+      (inputs,) = arguments
+      product = _dense_product(module, inputs, kernel, bias)
+      part = {n: value for n, value in supports.items() if SUPPORTS[n].tensor in self.used}
+      arrays = inputs, kernel, bias, part, alleles
+      return equation.thin_layer(product, *arrays, self.ranks, module.precision)
+
+    kernel, bias = merge_layers(kernel, bias, supports, alleles, self.layout, self.ranks)
+    return call.with_params(kernel=kernel, **({} if bias is None else {'bias': bias}))
+
+
+def graft(
+  groups: Sequence[Group],
+  params: Any,
+  supports: Any,
+  genome: jax.Array,
+  fixed: np.ndarray | None = None,
+) -> tuple[Any, dict[str, Graft]]:
+  """Params with supports and alleles beside their kernels, stacked as these are.
+
+  They go into `params` itself, since a third-party `nn.scan` may hand on no other collection. What
+  the model also reads by other ways than its modules' calls is folded at once.
+
+  Args:
+    groups: the adapted layers.
+    params: parameters of the model.
+    supports: the `glora` collection.
+    genome: int [rows, 5]; may be traced.
+    fixed: the genome where it is known when tracing. Its biases are merged at once, and C, D and E
+      stay behind: a BitFit step on CPU takes about 1.5 times as long where a scan over layers
+      merges them.
+
+  Returns:
+    The params, and what the key of each graft in them stands for.
+  """
+  grafts = {}
+  shared = [group for group in groups if any(site.shared for site in group.members)]
+  params = fold(shared, params, supports, genome)
+  for group in groups:
+    if group in shared:
+      continue
+    alleles = group.alleles(genome)
+    occurring = None if fixed is None else Occurring.of_alleles(fixed[np.array(group.rows)])
+    for site, part in group.of_members(nn.meta.unbox(get(supports, group.path))):
+      new = Graft(site.local, group.space.ranks, occurring)
+      grafts[new.key] = new
+      if fixed is not None and group.has_bias:
+        if not set(new.used) <= set(WEIGHT_TENSORS):
+          params = _with_merged_bias(params, site, part, alleles, new.ranks)
+        part = {n: value for n, value in part.items() if SUPPORTS[n].tensor in WEIGHT_TENSORS}
+      leaves = {'alleles': alleles, **part}
+      placed = {name: place(value, site) for name, value in leaves.items()}
+      params = replace(params, (*site.kernel_path[:-1], new.key), placed)
+  return params, grafts
+
+
+def _with_merged_bias(
+  params: Any,
+  site: Site,
+  supports: Mapping[str, jax.Array],
+  alleles: jax.Array,
+  ranks: Sequence[int],
+) -> Any:
+  """Params with the bias of a module merged, and its kernel as it was."""
+  kernel, bias = site.kernel(params), site.bias(params)
+  assert bias is not None
+  assert site.bias_path is not None
+  merged = merge_biases(kernel, bias, supports, alleles, site.layout, ranks)
+  return replace(params, site.bias_path, merged)
+
+
+def place(value: Any, site: Site) -> Any:
+  """Moves the lifted stack axes of an array from the front to where the kernel has them.
+
+  Args:
+    value: support of a site, or anything else with the site's stack axes first.
+    site: the linear module.
+
+  Returns:
+    The array as it can lie beside the kernel.
+  """
+  lifted = len(site.lifts)
+  # The lifted transform will take its axis off every leaf at the kernel's place, so a leaf must
+  # have as many dimensions.
+  missing = site.local_ndim - (value.ndim - lifted)
+  value = value.reshape(value.shape + (1,) * missing)
+  for level in reversed(range(lifted)):
+    value = jnp.moveaxis(value, level, level + site.lifts[level])
+  return value
+
+
+class Call(NamedTuple):
+  """A call of a linear module beside whose kernel something lies.
+
+  Attributes:
+    module: the module.
+    params: its parameters, without the leaves.
+    leaves: what lies beside its kernel.
+    function: the call itself, as an interceptor gets it.
+    args: arguments of its call.
+    kwargs: further arguments of its call.
+  """
+
+  module: nn.Module
+  params: Mapping[str, Any]
+  leaves: Mapping[str, jax.Array]
+  function: Callable[..., Any]
+  args: tuple
+  kwargs: Mapping[str, Any]
+
+  def with_params(self, **changed: Any) -> Any:
+    """What the module returns with some of its parameters changed.
+
+    It runs where it is, and no copy of it: a subclass may have other collections and random
+    streams, and other interceptors see one call.
+    """
+    assert self.module.scope is not None  # it is being called
+    collections = self.module.scope._variables
+    own = collections['params']
+    collections['params'] = {**self.params, **changed}
+    try:
+      return self.function(*self.args, **self.kwargs)
+    finally:
+      collections['params'] = own
+
+
+class Grafted(Protocol):
+  """What lies beside a kernel under a key, and what a linear module does with it."""
+
+  def run(self, call: Call) -> Any:
+    """What the module returns."""
+    ...
+
+
+def intercept(grafts: Mapping[str, Grafted], next_function, args, kwargs, context) -> Any:
+  """Interceptor of module calls: runs a grafted linear module with what lies beside its kernel."""
+  module = context.module
+  if context.method_name != '__call__' or not isinstance(module, LINEAR_MODULES):
+    return next_function(*args, **kwargs)
+  params = module.variables.get('params', {})
+  key = next((name for name in params if name in grafts), None)
+  if key is None:
+    return next_function(*args, **kwargs)
+  params = nn.meta.unbox(dict(params))
+  leaves = params.pop(key)
+  return grafts[key].run(Call(module, params, leaves, next_function, args, kwargs))
+
+
+def _dense_product(
+  module: Any, inputs: jax.Array, kernel: jax.Array, bias: jax.Array | None
+) -> equation.Product:
+  """What a module, an `nn.Dense`, makes of inputs and a kernel like these before it adds its bias.
+
+  It computes in the type that all three have in common, with a bias wider than the rest in its.
+  """
+  promote = functools.partial(module.promote_dtype, dtype=module.dtype)
+  inputs, kernel, _ = jax.eval_shape(promote, inputs, kernel, bias)
+  return functools.partial(_product_in, inputs.dtype, kernel.dtype, module.precision)
+
+
+def _product_in(
+  input_type: Any, kernel_type: Any, precision: Any, inputs: jax.Array, kernel: jax.Array
+) -> jax.Array:
+  last_axis = ((inputs.ndim - 1,), (0,))
+  inputs, kernel = inputs.astype(input_type), kernel.astype(kernel_type)
+  return jax.lax.dot_general(inputs, kernel, (last_axis, ((), ())), precision=precision)
+
+
+def _unplace(
+  leaves: Mapping[str, jax.Array], kernel: jax.Array, graft: Graft
+) -> tuple[dict[str, jax.Array], jax.Array]:
+  """Supports and alleles of the kernel that a module sees, with its own stack axes first."""
+  stack, inputs, outputs = graft.layout.sizes(kernel.shape)
+  # A fixed subnet's storage has its own rank.
+  shapes = support_shapes(inputs, outputs, ranks=(-1,), tied=False)
+  supports = {
+    name: value.reshape(stack + shapes[name]) for name, value in leaves.items() if name != 'alleles'
+  }
+  alleles = leaves['alleles'].reshape((*stack, 5))
+  if not jnp.issubdtype(alleles.dtype, jnp.integer):  # of a model that casts all that it is given
+    alleles = alleles.astype(jnp.int8)
+  return supports, alleles

@@ -25,7 +25,7 @@ from glora_jax.limits import shown
 from glora_jax.mesh import deal, replicated, settle
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.groups import Group
-from glora_jax.method.lazy import intercept
+from glora_jax.method.merge import intercept
 from glora_jax.method.site import Site
 from glora_jax.method.supports import COLLECTION
 from glora_jax.search.checked import NonFiniteError

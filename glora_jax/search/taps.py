@@ -14,7 +14,7 @@ import numpy as np
 
 from glora_jax.method.groups import Group
 from glora_jax.method.layout import Layout
-from glora_jax.method.lazy import Call, place
+from glora_jax.method.merge import Call, place
 from glora_jax.method.site import Site
 from glora_jax.tree import replace
 
