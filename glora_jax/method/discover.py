@@ -22,11 +22,10 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from glora_jax.method.layout import LINEAR_MODULES, Layout, linear_layout
 from glora_jax.method.probe import Lift, Probe, Watch
 from glora_jax.method.quantized import check_unquantized
 from glora_jax.method.sample import Sample
-from glora_jax.method.site import Site
+from glora_jax.method.site import LINEAR_MODULES, Layout, Site, linear_layout
 from glora_jax.tree import Path
 
 

@@ -1,17 +1,148 @@
-"""A linear module of a model, and where its layers are in the model's parameters."""
+"""A linear module of a model, where its layers are in the parameters, and which axes are which."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import numpy as np
 
-from glora_jax.method.layout import Layout
 from glora_jax.tree import Path, get
+
+LINEAR_MODULES = (nn.Dense, nn.DenseGeneral, nn.Einsum, nn.Conv)
+
+
+class Sizes(NamedTuple):
+  """What a kernel holds.
+
+  Attributes:
+    stack: sizes of the stack's axes; () for a single layer.
+    inputs: inputs of each layer.
+    outputs: outputs of each layer.
+  """
+
+  stack: tuple[int, ...]
+  inputs: int
+  outputs: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """Which dimensions of a kernel and its bias are stack, input and output.
+
+  Attributes:
+    stack: dimensions of the kernel that count layers.
+    inputs: dimensions of the kernel that are summed over.
+    outputs: dimensions of the kernel that are left.
+    bias_stack: dimensions of the bias that count layers; its others are outputs.
+  """
+
+  stack: tuple[int, ...]
+  inputs: tuple[int, ...]
+  outputs: tuple[int, ...]
+  bias_stack: tuple[int, ...] = ()
+
+  def sizes(self, shape: Sequence[int]) -> Sizes:
+    """What a kernel of the given shape holds."""
+    return Sizes(
+      stack=tuple(shape[dim] for dim in self.stack),
+      inputs=math.prod(shape[dim] for dim in self.inputs),
+      outputs=math.prod(shape[dim] for dim in self.outputs),
+    )
+
+  def matrices(self, kernel: jax.Array) -> jax.Array:
+    """The kernel as [stack..., in, out]."""
+    stack, inputs, outputs = self.sizes(kernel.shape)
+    ordered = kernel.transpose(self.stack + self.inputs + self.outputs)
+    return ordered.reshape((*stack, inputs, outputs))
+
+  def kernel(self, matrices: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Inverse of `matrices`, for a kernel of the given shape."""
+    return _put_back(matrices, self.stack + self.inputs + self.outputs, shape)
+
+  def vectors(self, bias: jax.Array) -> jax.Array:
+    """The bias as [stack..., out]."""
+    ordered = bias.transpose(self._bias_order(bias.ndim))
+    return ordered.reshape(*ordered.shape[: len(self.bias_stack)], -1)
+
+  def bias(self, vectors: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Inverse of `vectors`, for a bias of the given shape."""
+    return _put_back(vectors, self._bias_order(len(shape)), shape)
+
+  def _bias_order(self, ndim: int) -> tuple[int, ...]:
+    return self.bias_stack + tuple(dim for dim in range(ndim) if dim not in self.bias_stack)
+
+
+def _put_back(values: jax.Array, order: Sequence[int], shape: tuple[int, ...]) -> jax.Array:
+  """An array of the given shape out of one whose dimensions were put in an order and merged."""
+  return values.reshape([shape[dim] for dim in order]).transpose(np.argsort(order))
+
+
+def linear_layout(module: nn.Module, *args: Any, **kwargs: Any) -> Layout:
+  """How the `kernel` and `bias` of a linear module are laid out.
+
+  Args:
+    module: one of `LINEAR_MODULES`, or of a class derived from one.
+    *args: arguments of its call, of which the second one of an `nn.Einsum` matters, `einsum_str`.
+    **kwargs: further arguments of its call.
+
+  Returns:
+    The layout of the parameters that the module itself sees.
+
+  Raises:
+    ValueError: the module is an `nn.Einsum` that is no linear layer.
+  """
+  if isinstance(module, nn.Dense):
+    return Layout((), (0,), (1,))
+  if isinstance(module, nn.Conv):
+    spatial = 1 if isinstance(module.kernel_size, int) else len(module.kernel_size)
+    return Layout((), tuple(range(spatial + 1)), (spatial + 1,))
+  if isinstance(module, nn.Einsum):
+    given = args[1] if len(args) > 1 else kwargs.get('einsum_str')
+    equation = given or module.einsum_str
+    assert equation is not None  # Flax has refused the call without one
+    return _einsum_layout(equation.replace(' ', ''))
+  assert isinstance(module, nn.DenseGeneral)
+  stack = _length(module.batch_dims)
+  inputs_end = stack + _length(module.axis)
+  dims = tuple(range(inputs_end + _length(module.features)))
+  return Layout(dims[:stack], dims[stack:inputs_end], dims[inputs_end:], dims[:stack])
+
+
+def _length(sizes: int | Sequence[int]) -> int:
+  return 1 if isinstance(sizes, int) else len(sizes)
+
+
+def _einsum_layout(equation: str) -> Layout:
+  operands, result = equation.split('->')
+  inputs, kernel = operands.split(',')
+  stack = [letter for letter in kernel if letter in inputs and letter in result]
+  fan_in = [letter for letter in kernel if letter in inputs and letter not in result]
+  fan_out = [letter for letter in result if letter in kernel and letter not in inputs]
+  letters = {*stack, *fan_in, *fan_out}
+  is_linear = fan_in and fan_out and set(kernel) == letters and len(kernel) == len(letters)
+  if '.' in kernel or not is_linear:
+    raise ValueError(
+      f"nn.Einsum('{equation}') is no linear layer: each letter of its kernel '{kernel}' must "
+      'stand in the input or the result, at least one in the input alone and one in the result '
+      'alone'
+    )
+  # Flax gives the bias the kernel's letters in the order of the result.
+  bias = [letter for letter in result if letter in kernel]
+  return Layout(
+    stack=_positions(stack, kernel),
+    inputs=_positions(fan_in, kernel),
+    outputs=_positions(fan_out, kernel),
+    bias_stack=_positions(stack, bias),
+  )
+
+
+def _positions(letters: Iterable[str], among: Sequence[str]) -> tuple[int, ...]:
+  return tuple(among.index(letter) for letter in letters)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,10 +21,9 @@ from flax import nnx
 from glora_jax.limits import check_type
 from glora_jax.method.adapt import DEFAULT_HEADS, assemble
 from glora_jax.method.adapted import Adapted
-from glora_jax.method.layout import Layout
 from glora_jax.method.quantized import check_unquantized
 from glora_jax.method.selection import Selection, Selector
-from glora_jax.method.site import Site
+from glora_jax.method.site import Layout, Site
 from glora_jax.method.space import SearchSpace
 from glora_jax.nnx.finding import find, numbered
 from glora_jax.nnx.frozen import Frozen, nested, require_module

@@ -14,7 +14,7 @@ from collections.abc import Collection, Sequence
 import jax
 import jax.numpy as jnp
 
-from glora_jax.method.layout import Layout
+from glora_jax.method.site import Layout
 
 
 def lay_beside(value: jax.Array, layout: Layout, ndim: int) -> jax.Array:

@@ -13,9 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from glora_jax.method.groups import Group
-from glora_jax.method.layout import Layout
 from glora_jax.method.merge import Call, place
-from glora_jax.method.site import Site
+from glora_jax.method.site import Layout, Site
 from glora_jax.tree import replace
 
 

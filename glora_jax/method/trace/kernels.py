@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from glora_jax.method.layout import Layout
+from glora_jax.method.site import Layout
 from glora_jax.method.trace.events import Role, Sum, Use
 from glora_jax.method.trace.view import NO_AXIS, Atom, Scope, common_parts, size_of
 from glora_jax.tree import Path
