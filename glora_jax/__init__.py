@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # for type checkers and editors; `_HOMES` says the same to Python
   from glora_jax import nnx
   from glora_jax.method.adapt import adapt
-  from glora_jax.method.adapted import Adapted
+  from glora_jax.method.adapted import Adapted, Subnet
   from glora_jax.method.adapter_file import load_adapter, save_adapter
   from glora_jax.method.check import Check, check
   from glora_jax.method.draws import random_genomes, sample_genome
@@ -23,7 +23,6 @@ if TYPE_CHECKING:  # for type checkers and editors; `_HOMES` says the same to Py
   from glora_jax.method.presets import custom_genome, preset, presets
   from glora_jax.method.sharding import shard
   from glora_jax.method.space import Layer, SearchSpace, Spec
-  from glora_jax.method.subnet import Subnet
   from glora_jax.method.supports import init_supports
   from glora_jax.models.official import load_official_supernet
   from glora_jax.runs.planning.plan import plan
@@ -45,7 +44,7 @@ __version__ = '0.2.0'
 
 _HOMES = {
   'glora_jax.method.adapt': ('adapt',),
-  'glora_jax.method.adapted': ('Adapted',),
+  'glora_jax.method.adapted': ('Adapted', 'Subnet'),
   'glora_jax.method.adapter_file': ('load_adapter', 'save_adapter'),
   'glora_jax.method.check': ('Check', 'check'),
   'glora_jax.method.draws': ('random_genomes', 'sample_genome'),
@@ -57,7 +56,6 @@ _HOMES = {
   'glora_jax.method.presets': ('custom_genome', 'preset', 'presets'),
   'glora_jax.method.sharding': ('shard',),
   'glora_jax.method.space': ('Layer', 'SearchSpace', 'Spec'),
-  'glora_jax.method.subnet': ('Subnet',),
   'glora_jax.method.supports': ('init_supports',),
   'glora_jax.models.official': ('load_official_supernet',),
   'glora_jax.runs.planning.plan': ('plan',),

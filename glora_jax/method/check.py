@@ -17,12 +17,11 @@ import numpy as np
 import optax
 
 from glora_jax.limits import check_type
-from glora_jax.method.adapted import Adapted, name_of
+from glora_jax.method.adapted import Adapted, Call, name_of
 from glora_jax.method.genomes import largest_genome
 from glora_jax.method.quantized import has_quantized, requantize
 from glora_jax.method.sample import split_arrays
 from glora_jax.method.space import TENSORS, Spec
-from glora_jax.method.subnet import Call
 from glora_jax.method.summary import align
 from glora_jax.method.supports import COLLECTION
 from glora_jax.method.trace.events import CHOSEN

@@ -13,10 +13,9 @@ import numpy as np
 from glora_jax import mesh as meshes
 from glora_jax import resident
 from glora_jax.limits import check_callable, check_type
-from glora_jax.method.adapted import Adapted
+from glora_jax.method.adapted import Adapted, Subnet
 from glora_jax.method.genomes import smallest_genome
 from glora_jax.method.sharding import gathering
-from glora_jax.method.subnet import Subnet
 from glora_jax.method.supports import COLLECTION
 from glora_jax.method.validation import (
   as_numbers,
