@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for type checkers and editors; `_HOMES` says the same to Python
   from glora_jax import nnx
-  from glora_jax.method.adapt import adapt
+  from glora_jax.method.adapt import adapt, adapt_function
   from glora_jax.method.adapted import Adapted, Subnet
   from glora_jax.method.adapter_file import load_adapter, save_adapter
   from glora_jax.method.check import Check, check
   from glora_jax.method.draws import random_genomes, sample_genome
   from glora_jax.method.equation import effective
-  from glora_jax.method.function import adapt_function
   from glora_jax.method.genome_json import genome_from_json, genome_to_json
   from glora_jax.method.genomes import canonicalize, count_params
   from glora_jax.method.preset_names import check_preset_name, preset_label
@@ -43,13 +42,12 @@ if TYPE_CHECKING:  # for type checkers and editors; `_HOMES` says the same to Py
 __version__ = '0.2.0'
 
 _HOMES = {
-  'glora_jax.method.adapt': ('adapt',),
+  'glora_jax.method.adapt': ('adapt', 'adapt_function'),
   'glora_jax.method.adapted': ('Adapted', 'Subnet'),
   'glora_jax.method.adapter_file': ('load_adapter', 'save_adapter'),
   'glora_jax.method.check': ('Check', 'check'),
   'glora_jax.method.draws': ('random_genomes', 'sample_genome'),
   'glora_jax.method.equation': ('effective',),
-  'glora_jax.method.function': ('adapt_function',),
   'glora_jax.method.genome_json': ('genome_from_json', 'genome_to_json'),
   'glora_jax.method.genomes': ('canonicalize', 'count_params'),
   'glora_jax.method.preset_names': ('check_preset_name', 'preset_label'),
