@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from glora_jax.method import genomes
-from glora_jax.method.coverage import Coverage, coverage
+from glora_jax.method.coverage import Coverage, coverage, layer_table
 from glora_jax.method.groups import Group
 from glora_jax.method.merge import fold, graft, intercept
 from glora_jax.method.quantized import full_precision, has_quantized
@@ -23,7 +23,6 @@ from glora_jax.method.sharding import call_gathering
 from glora_jax.method.site import Site
 from glora_jax.method.space import FLAT_FORMS, Spec
 from glora_jax.method.storage import check_storage, cut
-from glora_jax.method.summary import layer_table
 from glora_jax.method.supports import COLLECTION
 from glora_jax.method.trace.find import Uncovered
 from glora_jax.method.validation import (

@@ -18,11 +18,11 @@ import optax
 
 from glora_jax.limits import check_type
 from glora_jax.method.adapted import Adapted, Call, name_of
+from glora_jax.method.coverage import align
 from glora_jax.method.genomes import largest_genome
 from glora_jax.method.quantized import has_quantized, requantize
 from glora_jax.method.sample import split_arrays
 from glora_jax.method.space import TENSORS, Spec
-from glora_jax.method.summary import align
 from glora_jax.method.supports import COLLECTION
 from glora_jax.method.trace.events import CHOSEN
 from glora_jax.tree import flatten, path_name, union

@@ -1,4 +1,4 @@
-"""Which matrices of a model are adapted, and why the others are not."""
+"""What of a model is adapted, as tables: its layers, and why other matrices are not."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from glora_jax.method.genomes import largest_genome
 from glora_jax.method.groups import Group
 from glora_jax.method.site import Site
-from glora_jax.method.summary import align
+from glora_jax.method.space import TENSORS, Layer, Spec
 from glora_jax.method.trace.events import CHOSEN, HEAD, NO_MODULE, NO_SAMPLE, NOT_SELECTED, ORDINARY
 from glora_jax.method.trace.find import Found, Uncovered
 from glora_jax.tree import Path, path_name
@@ -193,3 +196,74 @@ def _by_concern(matrix: Matrix) -> tuple[bool, float]:
 
 def _is_ordinary(matrix: Matrix) -> bool:
   return matrix.reason.startswith(ORDINARY)
+
+
+class LayerRow(NamedTuple):
+  """One line of the table, as text."""
+
+  layer: str
+  inputs: str
+  outputs: str
+  A: str
+  B: str
+  C: str
+  D: str
+  E: str
+  trained: str
+  total: str
+
+
+HEADER = LayerRow('layer', 'in', 'out', 'A', 'B', 'C', 'D', 'E', 'trained', 'total')
+NUMBERS = ('inputs', 'outputs', 'trained', 'total')
+
+
+def layer_table(spec: Spec, genome: np.ndarray | None = None) -> list[str]:
+  """The lines of a table of layers: sizes, alleles, trained and total parameters.
+
+  Args:
+    spec: the layers.
+    genome: whose alleles to show, int [rows, 5]; None shows all on offer, and counts those of the
+      largest subnet.
+  """
+  rows = [HEADER]
+  counted = largest_genome(spec) if genome is None else genome
+  for layer, codes in zip(spec, counted.tolist(), strict=True):
+    if genome is None:
+      alleles = [layer.offered(tensor) for tensor in TENSORS]
+    else:
+      alleles = [(code,) for code in codes]
+    rows.append(_layer_row(layer, alleles, codes))
+  return align(rows, NUMBERS)
+
+
+def _layer_row(layer: Layer, alleles: Sequence[Sequence[int]], counted: Sequence[int]) -> LayerRow:
+  """A layer with some alleles of each tensor, and the one of each that is counted."""
+  names = [
+    ' '.join(layer.space.names(tensor)[code] for code in codes)
+    for tensor, codes in zip(TENSORS, alleles, strict=True)
+  ]
+  trained = sum(layer.costs(tensor)[code] for tensor, code in zip(TENSORS, counted, strict=True))
+  total = (layer.in_features + layer.bias) * layer.out_features
+  return LayerRow(
+    layer.name,
+    f'{layer.in_features:,}',
+    f'{layer.out_features:,}',
+    *names,
+    trained=f'{trained:,}',
+    total=f'{total:,}',
+  )
+
+
+def align(rows: Sequence[NamedTuple], numbers: Sequence[str]) -> list[str]:
+  """Lines with aligned columns.
+
+  Args:
+    rows: cells, all text, with those of the header first.
+    numbers: the fields that are aligned to the right.
+  """
+  columns = []
+  for field, cells in zip(rows[0]._fields, zip(*rows, strict=True), strict=True):
+    width = max(map(len, cells))
+    side = str.rjust if field in numbers else str.ljust
+    columns.append([side(cell, width) for cell in cells])
+  return ['  '.join(cells).rstrip() for cells in zip(*columns, strict=True)]

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from glora_jax.method.coverage import layer_table
 from glora_jax.method.genomes import count_params
 from glora_jax.method.space import FLAT_FORMS, Layer, Spec, Tensor
-from glora_jax.method.summary import layer_table
 from glora_jax.search.allocation import UNIT_FORMS, Values
 from glora_jax.search.choice import Curve, bought, unit_costs
 
