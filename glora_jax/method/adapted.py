@@ -17,8 +17,7 @@ from glora_jax.method.coverage import Coverage, coverage, layer_table
 from glora_jax.method.groups import Group
 from glora_jax.method.merge import fold, graft, intercept
 from glora_jax.method.quantized import full_precision, has_quantized
-from glora_jax.method.random_key import check_key
-from glora_jax.method.sample import is_array
+from glora_jax.method.sample import check_key, is_array
 from glora_jax.method.sharding import call_gathering
 from glora_jax.method.site import Site
 from glora_jax.method.space import FLAT_FORMS, Spec

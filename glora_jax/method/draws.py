@@ -12,7 +12,7 @@ import numpy as np
 from glora_jax.limits import Domain, Limits, shown, whole_number
 from glora_jax.method import one_shift
 from glora_jax.method.genomes import alleles_at, count_params, smallest_genome
-from glora_jax.method.random_key import check_key
+from glora_jax.method.sample import check_key
 from glora_jax.method.space import Spec, check_spec
 
 _NUMBER = Domain(int, limits=Limits(at_least=0))

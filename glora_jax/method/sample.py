@@ -1,4 +1,4 @@
-"""What a model is called with: which are arrays, and which are taken as they are."""
+"""What a model or a public call is given: arrays, random keys, and what is taken as it is."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 
+from glora_jax.limits import shown
 from glora_jax.tree import flatten, partition
 
 
@@ -44,3 +46,14 @@ def split_arrays(params: Any) -> tuple[Any, Any]:
   """
   is_own = {path: is_array(nn.meta.unbox(leaf)) for path, leaf in flatten(params).items()}
   return (params, None) if all(is_own.values()) else partition(params, is_own.__getitem__)
+
+
+_RAW_KEYS = ((2,), (4,))  # shapes of `jax.random.PRNGKey`, by JAX's implementations
+
+
+def check_key(key: Any) -> None:
+  """Raises ValueError unless a value is one random key, of either kind that JAX knows."""
+  dtype, shape = getattr(key, 'dtype', None), getattr(key, 'shape', None)
+  is_new = dtype is not None and shape == () and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+  if not is_new and not (dtype == np.uint32 and shape in _RAW_KEYS):
+    raise ValueError(f'key={shown(key)} must be one random key, jax.random.key(0) for instance.')

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from glora_jax.method.random_key import check_key
+from glora_jax.method.sample import check_key
 from glora_jax.method.space import (
   FLAT_FORMS,
   TENSORS,

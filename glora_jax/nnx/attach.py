@@ -12,7 +12,7 @@ from glora_jax.limits import listed
 from glora_jax.method.adapt import DEFAULT_HEADS, assemble
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.quantized import check_unquantized
-from glora_jax.method.random_key import check_key
+from glora_jax.method.sample import check_key
 from glora_jax.method.selection import Selection, Selector
 from glora_jax.method.space import SearchSpace
 from glora_jax.nnx.finding import find, runs

@@ -19,7 +19,7 @@ from glora_jax.mesh import require_mesh, settle
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.draws import check_budget
 from glora_jax.method.genomes import count_params
-from glora_jax.method.random_key import check_key
+from glora_jax.method.sample import check_key
 from glora_jax.method.space import Spec
 from glora_jax.method.supports import COLLECTION
 from glora_jax.method.validation import check_only_arrays

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from glora_jax.limits import check_callable, check_type, shown
 from glora_jax.method.draws import random_genomes, require_feasible
 from glora_jax.method.genomes import count_params
-from glora_jax.method.random_key import check_key
+from glora_jax.method.sample import check_key
 from glora_jax.method.space import Spec
 from glora_jax.method.validation import as_numbers, check_population
 from glora_jax.search.archive import Archive

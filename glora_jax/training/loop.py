@@ -19,7 +19,7 @@ import optax
 
 from glora_jax import mesh as meshes
 from glora_jax.limits import Domain, Limits, check_callable, check_type, shown
-from glora_jax.method.random_key import check_key
+from glora_jax.method.sample import check_key
 from glora_jax.method.validation import as_numbers, check_only_arrays
 from glora_jax.training.accumulation import accumulated
 from glora_jax.training.adapter_loss import check_targets, prepare

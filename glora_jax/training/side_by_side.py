@@ -19,7 +19,7 @@ import optax
 from glora_jax import resident
 from glora_jax.limits import Domain, Limits, check_callable, check_type, shown
 from glora_jax.method.adapted import Adapted
-from glora_jax.method.random_key import check_key
+from glora_jax.method.sample import check_key
 from glora_jax.method.supports import COLLECTION
 from glora_jax.method.validation import as_numbers, check_labelled, check_only_arrays
 from glora_jax.training.adapter_loss import check_targets, prepare
