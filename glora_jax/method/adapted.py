@@ -14,14 +14,13 @@ import numpy as np
 
 from glora_jax.method import genomes
 from glora_jax.method.coverage import Coverage, coverage, layer_table
-from glora_jax.method.groups import Group
+from glora_jax.method.groups import Group, check_storage, check_supports, cut
 from glora_jax.method.merge import fold, graft, intercept
 from glora_jax.method.quantized import full_precision, has_quantized
 from glora_jax.method.sample import check_key, is_array
 from glora_jax.method.sharding import call_gathering
 from glora_jax.method.site import Site
 from glora_jax.method.space import FLAT_FORMS, Spec
-from glora_jax.method.storage import check_storage, cut
 from glora_jax.method.supports import COLLECTION
 from glora_jax.method.trace.find import Uncovered
 from glora_jax.method.validation import (
@@ -29,7 +28,6 @@ from glora_jax.method.validation import (
   check_merge,
   check_one_genome,
   check_ranks,
-  check_supports,
 )
 from glora_jax.tree import Path, differences, flatten, partition, path_name, replace, union
 

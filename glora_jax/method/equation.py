@@ -33,8 +33,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from glora_jax.method.space import FLAT_FORMS, WEIGHT_TENSORS, Tensor
-from glora_jax.method.storage import RANK_AXES
-from glora_jax.method.supports import SUPPORTS, read
+from glora_jax.method.supports import RANK_AXES, SUPPORTS, read
 
 LOW_RANK = 8  # up to which `low_rank_product` is a sum of outer products
 

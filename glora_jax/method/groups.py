@@ -1,27 +1,46 @@
-"""One set of supports: for one linear layer, or for several that are tied."""
+"""One set of supports: for one linear layer, or for several that are tied.
+
+A set may store all ranks of LoRA that are on offer, or those that one genome uses: in the storage
+of rank r the LoRA of a lower rank is its first columns, so a fixed subnet's supports are cut to the
+largest rank that it uses in each group of layers. Everything that reads supports takes them in any
+width, and masks what a genome does not use.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from glora_jax.method.site import Site
-from glora_jax.method.space import Layer, SearchSpace, Spec
+from glora_jax.method.space import (
+  FLAT_FORMS,
+  LORA_TENSORS,
+  TENSORS,
+  Layer,
+  SearchSpace,
+  Spec,
+  Tensor,
+)
 from glora_jax.method.supports import (
+  COLLECTION,
+  RANK_AXES,
   SUPPORTS,
   init_arrays,
   read,
   support_shapes,
   used_parts,
 )
-from glora_jax.tree import Path
+from glora_jax.tree import Path, differences, flatten, path_name
+
+_LONGEST_LIST = 500  # characters of what differs that a sentence has
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,3 +294,136 @@ def spec_of(groups: Sequence[Group]) -> Spec:
         group.name + place, group.in_features, group.out_features, group.has_bias, group.space
       )
   return Spec(tuple(layers[row] for row in range(len(layers))))
+
+
+def used_ranks(group: Group, genomes: np.ndarray) -> dict[Tensor, int]:
+  """The largest LoRA rank of each tensor in a group; at least 1, where vectors are stored.
+
+  Args:
+    group: layers that share arrays.
+    genomes: concrete, int [..., rows, 5].
+  """
+  ranks = {}
+  for tensor in LORA_TENSORS:
+    codes = genomes[..., np.array(group.rows), TENSORS.index(tensor)]
+    level = int(codes.max(initial=0)) - len(FLAT_FORMS[tensor])
+    ranks[tensor] = group.space.ranks[level] if level >= 0 else 1
+  return ranks
+
+
+class _Ranked(NamedTuple):
+  """An array with an axis of rank-one parts, and how many of them genomes use.
+
+  Attributes:
+    path: path in the `glora` collection.
+    axis: the axis, counted from the end.
+    rank: the largest rank that genomes use in the group.
+    tensor: the tensor that the array belongs to.
+    layers: name of the group.
+  """
+
+  path: Path
+  axis: int
+  rank: int
+  tensor: Tensor
+  layers: str
+
+
+def _ranked(groups: Sequence[Group], flat: Mapping[Path, Any], genomes: Any) -> Iterator[_Ranked]:
+  """The arrays among the supports, by path, that have an axis of rank-one parts."""
+  for group in groups:
+    ranks = used_ranks(group, np.asarray(genomes))
+    for name, axis in RANK_AXES.items():
+      path, tensor = (*group.path, name), SUPPORTS[name].tensor
+      if path in flat:
+        yield _Ranked(path, axis, ranks[tensor], tensor, group.name)
+
+
+def cut(groups: Sequence[Group], supports: Any, genome: np.ndarray) -> dict[str, Any]:
+  """Supports of the ranks that a genome uses, as nested dictionaries.
+
+  Args:
+    groups: the adapted layers.
+    supports: the `glora` collection; an array that needs no cut is returned itself.
+    genome: concrete, int [rows, 5].
+
+  Raises:
+    ValueError: the supports are of other layers, or of a subnet with lower ranks.
+  """
+  check_storage(groups, supports, genome)
+  flat = flatten(supports)
+  for array in _ranked(groups, flat, genome):
+    first = functools.partial(first_ranks, axis=array.axis, rank=array.rank)
+    flat[array.path] = jax.tree.map(first, flat[array.path])  # in its box, if it is in one
+  return flax.traverse_util.unflatten_dict(flat)
+
+
+def first_ranks(value: Any, axis: int, rank: int) -> Any:
+  """The first so many rank-one parts of an array, along an axis that is counted from the end."""
+  if value.shape[axis] == rank:
+    return value
+  return value[(..., slice(rank), *[slice(None)] * (-1 - axis))]
+
+
+def check_supports(groups: Sequence[Group], supports: Any) -> None:
+  """Checks that supports are those of the adapted layers and their search spaces.
+
+  Args:
+    groups: the adapted layers.
+    supports: the `glora` collection; LoRAs may be stored in a lower rank than the space's largest.
+
+  Raises:
+    ValueError: they are of other layers or of another space; what differs is named.
+  """
+  given = {path_name(path): jax.tree.leaves(value)[0] for path, value in flatten(supports).items()}
+  expected = {}
+  for group in groups:
+    for name, shape in group.support_shapes().items():
+      path = path_name((*group.path, name))
+      stored = _as_stored(name, shape, np.shape(given.get(path, 0)))
+      expected[path] = jax.ShapeDtypeStruct(stored, np.float32)
+  if problems := differences(given, expected):
+    raise ValueError(
+      f"The supports in variables['{COLLECTION}'] are not those of these layers and their search "
+      f'space. {_most_of("; ".join(problems))}. Pass what init of this adapted model returned.'
+    )
+
+
+def _as_stored(name: str, shape: tuple[int, ...], stored: tuple[int, ...]) -> tuple[int, ...]:
+  """The shape of a support with the rank that is stored, where that is a lower one."""
+  axes = SUPPORTS[name].axes
+  if 'rank' not in axes or len(stored) != len(shape):
+    return shape
+  axis = len(shape) - len(axes) + axes.index('rank')
+  rank = min(stored[axis], shape[axis])
+  return (*shape[:axis], rank, *shape[axis + 1 :])
+
+
+def check_storage(groups: Sequence[Group], supports: Any, genomes: Any) -> None:
+  """Checks that supports are those of the layers, and store every rank that genomes use.
+
+  Args:
+    groups: the adapted layers.
+    supports: the `glora` collection.
+    genomes: int [..., rows, 5]; where they are traced, no rank is checked.
+
+  Raises:
+    ValueError: the supports are of other layers or of another space, or the storage is that of a
+      subnet with lower ranks; the sentence names what differs, or the layer.
+  """
+  check_supports(groups, supports)
+  if isinstance(genomes, jax.core.Tracer):
+    return
+  flat = flatten(supports)
+  for array in _ranked(groups, flat, genomes):
+    stored = nn.meta.unbox(flat[array.path]).shape[array.axis]
+    if stored < array.rank:
+      raise ValueError(
+        f'The genome has a LoRA of rank {array.rank} for {array.tensor} in {array.layers}, and '
+        f'these variables store rank {stored}: they were cut to a smaller subnet. Take those that '
+        'it was split from.'
+      )
+
+
+def _most_of(text: str) -> str:
+  return text if len(text) <= _LONGEST_LIST else f'{text[:_LONGEST_LIST]}...'

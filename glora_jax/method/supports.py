@@ -86,6 +86,13 @@ SUPPORTS: Mapping[str, Support] = {
   'E_constant': Support('E', 'constant', ('one',), shared=Part('E', (_FIRST,))),
 }
 
+# The arrays that have an axis of rank-one parts, and where that is from the end.
+RANK_AXES: Mapping[str, int] = {
+  name: support.axes.index('rank') - len(support.axes)
+  for name, support in SUPPORTS.items()
+  if 'rank' in support.axes
+}
+
 _DRAWN = tuple(name for name, support in SUPPORTS.items() if support.drawn)
 
 

@@ -12,12 +12,9 @@ import numpy as np
 
 from glora_jax.limits import listed, shown
 from glora_jax.method.genomes import check_genome
-from glora_jax.method.groups import Group
 from glora_jax.method.space import SearchSpace, Spec
-from glora_jax.method.supports import COLLECTION, SUPPORTS
-from glora_jax.tree import differences, flatten, path_name
+from glora_jax.method.supports import COLLECTION
 
-_LONGEST_LIST = 500  # characters of what differs that a sentence has
 # Times a layer's longer side that a rank may be: the default rank goes with a layer of one number.
 _MOST_RANK_TO_SIDE = 4
 
@@ -115,40 +112,6 @@ def check_collections(variables: Any, names: Sequence[str] = ('params', COLLECTI
         f"The variables have no '{name}' (they have {listed(map(str, variables)) or 'nothing'}); "
         'pass what init returned.'
       )
-
-
-def check_supports(groups: Sequence[Group], supports: Any) -> None:
-  """Checks that supports are those of the adapted layers and their search spaces.
-
-  Args:
-    groups: the adapted layers.
-    supports: the `glora` collection; LoRAs may be stored in a lower rank than the space's largest.
-
-  Raises:
-    ValueError: they are of other layers or of another space; what differs is named.
-  """
-  given = {path_name(path): jax.tree.leaves(value)[0] for path, value in flatten(supports).items()}
-  expected = {}
-  for group in groups:
-    for name, shape in group.support_shapes().items():
-      path = path_name((*group.path, name))
-      stored = _as_stored(name, shape, np.shape(given.get(path, 0)))
-      expected[path] = jax.ShapeDtypeStruct(stored, np.float32)
-  if problems := differences(given, expected):
-    raise ValueError(
-      f"The supports in variables['{COLLECTION}'] are not those of these layers and their search "
-      f'space. {_most_of("; ".join(problems))}. Pass what init of this adapted model returned.'
-    )
-
-
-def _as_stored(name: str, shape: tuple[int, ...], stored: tuple[int, ...]) -> tuple[int, ...]:
-  """The shape of a support with the rank that is stored, where that is a lower one."""
-  axes = SUPPORTS[name].axes
-  if 'rank' not in axes or len(stored) != len(shape):
-    return shape
-  axis = len(shape) - len(axes) + axes.index('rank')
-  rank = min(stored[axis], shape[axis])
-  return (*shape[:axis], rank, *shape[axis + 1 :])
 
 
 def as_numbers(name: str, value: Any) -> Any:
@@ -277,7 +240,3 @@ def is_known(value: Any) -> bool:
   if isinstance(value, jax.core.Tracer):
     return False
   return not isinstance(value, jax.Array) or value.is_fully_addressable or value.is_fully_replicated
-
-
-def _most_of(text: str) -> str:
-  return text if len(text) <= _LONGEST_LIST else f'{text[:_LONGEST_LIST]}...'

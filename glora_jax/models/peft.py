@@ -17,9 +17,9 @@ from glora_jax.limits import Domain, check_path, check_type, shown
 from glora_jax.method import genomes
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.adapter_file import require_finite, shapes_of_fresh
+from glora_jax.method.groups import check_storage
 from glora_jax.method.quantized import full_precision
 from glora_jax.method.space import FLAT_FORMS, TENSORS, Spec
-from glora_jax.method.storage import check_storage
 from glora_jax.method.supports import COLLECTION
 from glora_jax.method.validation import check_one_genome
 from glora_jax.models import hub

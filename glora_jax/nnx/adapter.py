@@ -14,14 +14,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from glora_jax.mesh import replicated
 from glora_jax.method import equation
-from glora_jax.method.groups import Group
+from glora_jax.method.groups import Group, first_ranks
 from glora_jax.method.merge import merge_biases, merge_layers
 from glora_jax.method.occurring import Occurring
 from glora_jax.method.sharding import gather_over
 from glora_jax.method.site import Layout, Site
 from glora_jax.method.space import TENSORS, WEIGHT_TENSORS, Tensor
-from glora_jax.method.storage import RANK_AXES, first_ranks
-from glora_jax.method.supports import SUPPORTS, support_shapes
+from glora_jax.method.supports import RANK_AXES, SUPPORTS, support_shapes
 from glora_jax.nnx.stacking import axis_names, lay_beside, stack_first, taken_axes, what_is_left
 from glora_jax.nnx.variables import Genome, Support
 

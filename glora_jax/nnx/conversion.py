@@ -14,8 +14,7 @@ from glora_jax.files import Path as FilePath
 from glora_jax.method import adapter_file
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.groups import Group, spec_of
-from glora_jax.method.storage import RANK_AXES
-from glora_jax.method.supports import COLLECTION, SUPPORTS
+from glora_jax.method.supports import COLLECTION, RANK_AXES, SUPPORTS
 from glora_jax.nnx.adapter import Adapter, set_like, set_supports
 from glora_jax.nnx.frozen import STATISTICS, Frozen
 from glora_jax.nnx.live import adapters, check_own_genome, get_genome, mesh_of, set_genome

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from glora_jax.method.groups import check_storage
 from glora_jax.method.space import Spec
-from glora_jax.method.storage import check_storage
 from glora_jax.method.supports import COLLECTION
 from glora_jax.method.validation import (
   as_numbers,
