@@ -16,8 +16,7 @@ if TYPE_CHECKING:  # for type checkers and editors; `_HOMES` says the same to Py
   from glora_jax.method.check import Check, check
   from glora_jax.method.draws import random_genomes, sample_genome
   from glora_jax.method.equation import effective
-  from glora_jax.method.genome_json import genome_from_json, genome_to_json
-  from glora_jax.method.genomes import canonicalize, count_params
+  from glora_jax.method.genomes import canonicalize, count_params, genome_from_json, genome_to_json
   from glora_jax.method.preset_names import check_preset_name, preset_label
   from glora_jax.method.presets import custom_genome, preset, presets
   from glora_jax.method.sharding import shard
@@ -48,8 +47,12 @@ _HOMES = {
   'glora_jax.method.check': ('Check', 'check'),
   'glora_jax.method.draws': ('random_genomes', 'sample_genome'),
   'glora_jax.method.equation': ('effective',),
-  'glora_jax.method.genome_json': ('genome_from_json', 'genome_to_json'),
-  'glora_jax.method.genomes': ('canonicalize', 'count_params'),
+  'glora_jax.method.genomes': (
+    'canonicalize',
+    'count_params',
+    'genome_from_json',
+    'genome_to_json',
+  ),
   'glora_jax.method.preset_names': ('check_preset_name', 'preset_label'),
   'glora_jax.method.presets': ('custom_genome', 'preset', 'presets'),
   'glora_jax.method.sharding': ('shard',),

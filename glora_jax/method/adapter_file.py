@@ -16,7 +16,7 @@ from glora_jax.files import Path, damaged, read_tensors, write_tensors
 from glora_jax.limits import check_path, check_type, printable
 from glora_jax.method import genomes
 from glora_jax.method.adapted import Adapted
-from glora_jax.method.genome_json import NamedAlleles, genome_from_json, genome_to_json
+from glora_jax.method.genomes import NamedAlleles, genome_from_json, genome_to_json
 from glora_jax.method.groups import check_storage
 from glora_jax.method.quantized import full_precision
 from glora_jax.method.sample import split_arrays

@@ -10,8 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from glora_jax.limits import Domain, Limits, shown, whole_number
-from glora_jax.method import one_shift
-from glora_jax.method.genomes import alleles_at, count_params, smallest_genome
+from glora_jax.method.genomes import (
+  alleles_at,
+  count_params,
+  drawn_apart,
+  largest_places,
+  linked,
+  num_shifts,
+  smallest_genome,
+  with_one_shift,
+)
 from glora_jax.method.sample import check_key
 from glora_jax.method.space import Spec, check_spec
 
@@ -53,12 +61,12 @@ def sample_genome(key: jax.Array, spec: Spec, largest: float = 0.0) -> jax.Array
   choice = jax.random.randint(key, (len(spec), 5), 0, spec.num_offered)
   if spec.one_shift.any():
     shift_key = jax.random.fold_in(key, 2)
-    shifts = jax.random.randint(shift_key, (len(spec),), 0, one_shift.num_shifts(spec))
-    choice = one_shift.drawn_apart(spec, choice, shifts)
+    shifts = jax.random.randint(shift_key, (len(spec),), 0, num_shifts(spec))
+    choice = drawn_apart(spec, choice, shifts)
   if largest:
     takes_largest = jax.random.bernoulli(jax.random.fold_in(key, 1), largest, choice.shape)
-    takes_largest = one_shift.linked(spec, takes_largest)
-    choice = jnp.where(takes_largest, one_shift.largest_places(spec), choice)
+    takes_largest = linked(spec, takes_largest)
+    choice = jnp.where(takes_largest, largest_places(spec), choice)
   return jnp.take_along_axis(jnp.asarray(spec.offered_table), choice[..., None], axis=-1)[..., 0]
 
 
@@ -159,7 +167,7 @@ def shrink(
   Returns:
     int8 [n, rows, 5].
   """
-  genomes = one_shift.with_one_shift(spec, genomes)
+  genomes = with_one_shift(spec, genomes)
   budget = require_feasible(spec, budget)
   if budget is None:
     return genomes
@@ -187,6 +195,6 @@ def _draw(rng: np.random.Generator, spec: Spec, number: int) -> np.ndarray:
   """Genomes drawn uniformly among those on offer, int8 [number, rows, 5]."""
   places = rng.integers(0, spec.num_offered, (number, len(spec), 5))
   if spec.one_shift.any():
-    shifts = rng.integers(0, one_shift.num_shifts(spec), (number, len(spec)))
-    places = one_shift.drawn_apart(spec, places, shifts)
+    shifts = rng.integers(0, num_shifts(spec), (number, len(spec)))
+    places = drawn_apart(spec, places, shifts)
   return alleles_at(spec, places)

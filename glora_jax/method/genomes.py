@@ -1,4 +1,4 @@
-"""Genomes: what each costs, and which are the same.
+"""Genomes: what each costs, which are the same, and how a person reads them.
 
 A *genome* is an int8 array [rows, 5]: for every adapted layer the allele of A, B, C, D and E (see
 `glora_jax.method.equation` for the codes). Populations have leading axes. A `Spec` holds what the
@@ -7,16 +7,19 @@ rows are. Nothing in this file knows of models.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from glora_jax.limits import shown
-from glora_jax.method import one_shift
-from glora_jax.method.space import TENSORS, Spec, check_spec
+from glora_jax.files import first_line
+from glora_jax.limits import listed, shown
+from glora_jax.method.space import FLAT_FORMS, TENSORS, Layer, Spec, Tensor, check_spec
+from glora_jax.records import mismatch
 
 _BLOCK = 8192  # genomes looked up at a time, which bounds memory
 _NO_NUMBERS = 'OUSMm'  # kinds of dtypes
@@ -163,10 +166,266 @@ def largest_genome(spec: Spec) -> np.ndarray:
 
   Of C and E, where a row may have one of them, it has the one with more parameters.
   """
-  return alleles_at(spec, one_shift.largest_places(spec))
+  return alleles_at(spec, largest_places(spec))
 
 
 def alleles_at(spec: Spec, choice: np.ndarray) -> np.ndarray:
   """The codes of alleles [..., rows, 5] that are given by their places among those on offer."""
   table = spec.offered_table.reshape((1,) * (choice.ndim - 2) + spec.offered_table.shape)
   return np.take_along_axis(table, choice[..., None], axis=-1)[..., 0]
+
+
+# Rows that have C or E but never both, where `SearchSpace.one_shift` says so: E as a vector reaches
+# every bias that C reaches, so both in a row are parameters spent twice. The two genes are drawn,
+# mutated and crossed as one. These functions take and return arrays of NumPy or of JAX.
+C, E = TENSORS.index('C'), TENSORS.index('E')
+_E_FOR_C = np.array([E if column == C else column for column in range(len(TENSORS))])
+
+
+def num_shifts(spec: Spec) -> np.ndarray:
+  """How many choices C and E leave a row that has one of them at most, int64 [rows]."""
+  return spec.num_offered[:, C] + spec.num_offered[:, E] - 1
+
+
+def drawn_apart(spec: Spec, places: Any, shifts: Any) -> Any:
+  """Drawn genes in which rows that got C and E are drawn anew, uniformly over what they may have.
+
+  A row that is drawn uniformly and rejected where it has both is then uniform over the others.
+
+  Args:
+    spec: the layers.
+    places: of each gene its place among the alleles on offer, int [..., rows, 5].
+    shifts: a choice for each row, int [..., rows], below `num_shifts`.
+
+  Returns:
+    Places like those given, int [..., rows, 5].
+  """
+  xp = places.__array_namespace__()
+  num_c = spec.num_offered[:, C]
+  has_both = spec.one_shift & (places[..., C] > 0) & (places[..., E] > 0)
+  c = xp.where(has_both, xp.where(shifts < num_c, shifts, 0), places[..., C])
+  e = xp.where(has_both, xp.where(shifts < num_c, 0, shifts - num_c + 1), places[..., E])
+  columns = [places[..., column] for column in range(len(TENSORS))]
+  columns[C], columns[E] = c, e
+  return xp.stack(columns, axis=-1)
+
+
+def linked(spec: Spec, chosen: Any) -> Any:
+  """Chosen genes, where C is chosen if and only if E is in rows with one shift.
+
+  Taking C and E of a row from the same genome keeps the row as valid as it was there.
+
+  Args:
+    spec: the layers.
+    chosen: whether a gene is chosen, bool [..., rows, 5].
+
+  Returns:
+    bool [..., rows, 5].
+  """
+  rows = spec.one_shift[:, None]
+  return (chosen & ~rows) | (chosen[..., _E_FOR_C] & rows)
+
+
+def largest_places(spec: Spec) -> np.ndarray:
+  """The last place of every gene; of C and E, where one must give way, the one that costs more.
+
+  Returns:
+    int64 [rows, 5].
+  """
+  places = spec.num_offered - 1
+  costs = np.take_along_axis(spec.cost_table, spec.offered_table.astype(np.int64), axis=-1)[..., -1]
+  c_gives_way = costs[:, C] <= costs[:, E]
+  places[spec.one_shift & c_gives_way, C] = 0
+  places[spec.one_shift & ~c_gives_way, E] = 0
+  return places
+
+
+def with_one_shift(spec: Spec, genomes: np.ndarray) -> np.ndarray:
+  """Genomes in which no row of a space with one shift has both C and E.
+
+  The one that costs less gives way, and C wherever it is not on offer.
+
+  Args:
+    spec: the layers.
+    genomes: int8 [..., rows, 5].
+
+  Returns:
+    int8 [..., rows, 5].
+  """
+  rows = np.arange(len(spec))
+  c, e = genomes[..., C], genomes[..., E]
+  c_costs_more = spec.cost_table[rows, C, c] > spec.cost_table[rows, E, e]
+  has_both = spec.one_shift & (c > 0) & (e > 0)
+  refused = spec.one_shift & (spec.num_offered[:, C] == 1)
+  repaired = genomes.copy()
+  repaired[..., C] = np.where((has_both & ~c_costs_more) | refused, 0, c)
+  repaired[..., E] = np.where(has_both & c_costs_more & ~refused, 0, e)
+  return repaired
+
+
+@dataclasses.dataclass(frozen=True)
+class Occurring:
+  """For each tensor the codes that may occur in a stack of layers.
+
+  Attributes:
+    codes: those of A, B, C, D and E, ascending.
+  """
+
+  codes: tuple[tuple[int, ...], ...]
+
+  @classmethod
+  def of_alleles(cls, alleles: np.ndarray) -> Occurring:
+    """The codes that occur in alleles [layer, 5].
+
+    Example:
+      >>> found = Occurring.of_alleles(np.array([[0, 3, 0, 0, 0], [0, 0, 0, 0, 2]]))
+      >>> found.tensors, found.is_thin
+      (('B', 'E'), True)
+    """
+    return cls.of_tensors(column.tolist() for column in alleles.T)
+
+  @classmethod
+  def of_tensors(cls, codes: Iterable[Iterable[int]]) -> Occurring:
+    """The codes of each tensor, in any order."""
+    return cls(tuple(tuple(sorted(set(column))) for column in codes))
+
+  @property
+  def tensors(self) -> tuple[Tensor, ...]:
+    """The tensors that may take part."""
+    pairs = zip(TENSORS, self.codes, strict=True)
+    return tuple(tensor for tensor, codes in pairs if codes != (0,))
+
+  @property
+  def is_thin(self) -> bool:
+    """Whether no layer has a LoRA for A, so that no merged kernel is needed."""
+    return max(self.codes[0]) < len(FLAT_FORMS['A'])
+
+
+_EXPECTED = 'give what genome_to_json returned'
+
+
+class NamedAlleles(TypedDict):
+  """The names of a row's alleles."""
+
+  A: str
+  B: str
+  C: str
+  D: str
+  E: str
+
+
+def genome_to_json(spec: Spec, genome: Any) -> dict[str, Any]:
+  """A genome that a person can read.
+
+  Args:
+    spec: the layers.
+    genome: int [rows, 5].
+
+  Returns:
+    `genome`, the codes as lists; `params`, the trained parameters; `layers`, for every layer its
+    name and the names of its alleles.
+
+  Raises:
+    ValueError: the genome does not fit the spec.
+
+  Example:
+    >>> from glora_jax import Layer, Spec, genome_to_json, preset
+    >>> spec = Spec((Layer('fc1', 8, 32),))
+    >>> genome_to_json(spec, preset(spec, 'lora'))['layers']
+    [{'layer': 'fc1', 'A': 'none', 'B': 'lora:4', 'C': 'none', 'D': 'none', 'E': 'none'}]
+  """
+  check_genome(spec, genome)
+  codes = np.asarray(genome)
+  if codes.ndim != 2:
+    raise ValueError(
+      f'genome_to_json takes one genome [{len(spec)}, 5], not {codes.shape}; give it one after the '
+      'other.'
+    )
+  layers = []
+  for layer, row in zip(spec, codes, strict=True):
+    names = {
+      tensor: layer.space.names(tensor)[code] for tensor, code in zip(TENSORS, row, strict=True)
+    }
+    layers.append({'layer': layer.name, **names})
+  return {'genome': codes.tolist(), 'params': count_params(spec, codes), 'layers': layers}
+
+
+def genome_from_json(spec: Spec, content: str | Mapping[str, Any] | Sequence) -> np.ndarray:
+  """The genome of what `genome_to_json` returned.
+
+  Alleles are read by their names where there are names, so that a genome means the same in a space
+  with other ranks, in which its codes are others. Rows that have the names of all the spec's layers
+  go by these, in whatever order layers were found; rows of other names, another library's for
+  instance, are taken as they stand.
+
+  Args:
+    spec: the layers.
+    content: the dictionary, its JSON text, or the bare list of codes.
+
+  Returns:
+    int8 [rows, 5].
+
+  Raises:
+    ValueError: it is no genome, does not fit the spec, or has an allele that the spec does not
+      have.
+
+  Example:
+    >>> from glora_jax import Layer, Spec, genome_from_json
+    >>> spec = Spec((Layer('fc1', 8, 32),))
+    >>> genome_from_json(spec, '{"genome": [[0, 3, 0, 0, 0]]}').tolist()
+    [[0, 3, 0, 0, 0]]
+  """
+  codes = _parsed(content) if isinstance(content, str) else content
+  names = None
+  if isinstance(codes, Mapping):
+    names, codes = codes.get('layers'), codes.get('genome')
+  if names is not None and (reason := mismatch(names, list[NamedAlleles], 'layers')) is not None:
+    raise ValueError(f'The genome cannot be read: {reason}; {_EXPECTED}.')
+  if names is not None and len(names) == len(spec):
+    ordered = _in_order(spec, names)
+    codes = [_codes_of_names(layer, row) for layer, row in zip(spec, ordered, strict=True)]
+  check_genome(spec, codes)
+  genome = np.asarray(codes)
+  if genome.ndim != 2 or len(genome if names is None else names) != len(genome):
+    raise ValueError(
+      f'The genome has shape {genome.shape} and names for {len(names or ())} layers; {_EXPECTED}.'
+    )
+  return genome.astype(np.int8)
+
+
+def _in_order(spec: Spec, rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+  """The rows of a file by the names of a spec's layers, where they have all of these."""
+  by_name = {name: row for row in rows if isinstance(name := row.get('layer'), str)}
+  own = [layer.name for layer in spec]
+  is_complete = by_name.keys() == {*own} and len(by_name) == len(own)
+  return [by_name[name] for name in own] if is_complete else rows
+
+
+def _parsed(text: str) -> Any:
+  """What a JSON text says.
+
+  Raises:
+    ValueError: it is none.
+  """
+  try:
+    return json.loads(text)
+  except (ValueError, RecursionError) as error:
+    raise ValueError(
+      f'The genome {shown(text)} is no JSON ({first_line(error)}); {_EXPECTED}.'
+    ) from error
+
+
+def _codes_of_names(layer: Layer, names: Mapping[str, str]) -> list[int]:
+  """Codes of A, B, C, D, E in a layer, from the names of the alleles by tensor.
+
+  Raises:
+    ValueError: the layer does not have one of them.
+  """
+  codes = [layer.space.code(tensor, names[tensor]) for tensor in TENSORS]
+  for tensor, code in zip(TENSORS, codes, strict=True):
+    if code is None:
+      raise ValueError(
+        f'The genome says {listed([names[tensor]])} for {tensor} of {layer.name}; the alleles '
+        f'there are {", ".join(layer.space.names(tensor))}.'
+      )
+  return [code for code in codes if code is not None]

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from glora_jax.method import equation
+from glora_jax.method.genomes import Occurring
 from glora_jax.method.groups import Group
-from glora_jax.method.occurring import Occurring
 from glora_jax.method.site import LINEAR_MODULES, Layout, Site
 from glora_jax.method.space import TENSORS, WEIGHT_TENSORS, Tensor
 from glora_jax.method.supports import SUPPORTS, support_shapes

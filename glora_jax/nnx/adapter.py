@@ -14,9 +14,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from glora_jax.mesh import replicated
 from glora_jax.method import equation
+from glora_jax.method.genomes import Occurring
 from glora_jax.method.groups import Group, first_ranks
 from glora_jax.method.merge import merge_biases, merge_layers
-from glora_jax.method.occurring import Occurring
 from glora_jax.method.sharding import gather_over
 from glora_jax.method.site import Layout, Site
 from glora_jax.method.space import TENSORS, WEIGHT_TENSORS, Tensor

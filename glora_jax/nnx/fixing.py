@@ -7,8 +7,7 @@ from typing import Any, TypeVar
 import numpy as np
 from flax import nnx
 
-from glora_jax.method.genomes import canonicalize
-from glora_jax.method.occurring import Occurring
+from glora_jax.method.genomes import Occurring, canonicalize
 from glora_jax.nnx.adapter import Adapter, Recipe
 from glora_jax.nnx.live import adapters, set_genome, spec
 from glora_jax.nnx.owners import is_owner, parts_of

@@ -8,9 +8,8 @@ import jax
 from flax import nnx
 
 from glora_jax.method.adapted import Adapted
-from glora_jax.method.genomes import largest_genome
+from glora_jax.method.genomes import Occurring, largest_genome
 from glora_jax.method.groups import Group
-from glora_jax.method.occurring import Occurring
 from glora_jax.method.space import TENSORS, Spec
 from glora_jax.method.supports import COLLECTION
 from glora_jax.nnx.adapter import Adapter, Recipe

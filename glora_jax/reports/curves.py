@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypedDict
 import numpy as np
 
 from glora_jax.method import genomes
-from glora_jax.method.genome_json import genome_to_json
+from glora_jax.method.genomes import genome_to_json
 from glora_jax.method.space import TENSORS, Spec
 from glora_jax.records import read_lines
 from glora_jax.search.allocated import Allocation

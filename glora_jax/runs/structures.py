@@ -17,8 +17,7 @@ from glora_jax import mesh as meshes
 from glora_jax.files import damaged, read_json, write_json
 from glora_jax.limits import printable
 from glora_jax.method.draws import check_budget
-from glora_jax.method.genome_json import genome_from_json, genome_to_json
-from glora_jax.method.genomes import canonicalize, count_params
+from glora_jax.method.genomes import canonicalize, count_params, genome_from_json, genome_to_json
 from glora_jax.method.preset_names import file_name
 from glora_jax.method.presets import preset
 from glora_jax.method.space import Spec

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from glora_jax.method.draws import random_genomes
-from glora_jax.method.one_shift import linked
+from glora_jax.method.genomes import linked
 from glora_jax.method.space import Spec
 
 

@@ -12,8 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glora_jax.method.draws import check_budget, random_genomes, sample_genome, shrink
-from glora_jax.method.genome_json import genome_from_json, genome_to_json
-from glora_jax.method.genomes import _BLOCK, canonicalize, check_genome, count_params
+from glora_jax.method.genomes import (
+  _BLOCK,
+  canonicalize,
+  check_genome,
+  count_params,
+  genome_from_json,
+  genome_to_json,
+)
 from glora_jax.method.space import TENSORS, Layer, SearchSpace, Spec
 
 LAYERS = Spec(

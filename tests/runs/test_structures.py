@@ -14,7 +14,7 @@ from places import ROOT
 from tiny_runs import changed, without_seconds
 
 from glora_jax.files import read_arrays, read_json
-from glora_jax.method.genome_json import genome_to_json
+from glora_jax.method.genomes import genome_to_json
 from glora_jax.method.presets import preset
 from glora_jax.models.classifier import Classifier
 from glora_jax.records import read_lines

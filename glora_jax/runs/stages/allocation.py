@@ -17,8 +17,7 @@ import numpy as np
 from glora_jax import mesh as meshes
 from glora_jax.data.pipeline import Split
 from glora_jax.files import damaged, read_arrays, write_arrays, write_json
-from glora_jax.method.genome_json import genome_to_json
-from glora_jax.method.genomes import check_genome
+from glora_jax.method.genomes import check_genome, genome_to_json
 from glora_jax.records import Array, mismatch_of_arrays
 from glora_jax.runs.run import Place, Run
 from glora_jax.search.allocate import Prior, allocate, compile_ahead
