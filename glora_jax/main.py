@@ -40,8 +40,8 @@ from glora_jax.runs.command_line import (
   TOPOLOGY,
   catch_signals,
   given_fields,
+  open_page,
   run_with_config,
-  show_page,
   warn_of_no_page,
   workdir_of_config,
 )
@@ -91,7 +91,7 @@ def main(config: ml_collections.ConfigDict) -> None:
     sys.exit(STOPPED)
   if mesh.primary():
     print(summary)
-    show_page(page.path(workdir))
+    open_page(page.path(workdir))
   sys.exit(code)
 
 

@@ -1,4 +1,4 @@
-"""What a comparison has found: `table.md`, `table.csv`, `accuracy.png` and `report.md`."""
+"""What a comparison has found: `table.csv`, `accuracy.png` and the sentences of its page."""
 
 from __future__ import annotations
 
@@ -21,15 +21,12 @@ from glora_jax.reports.comparison_rows import (
   rows,
   style_of,
   title,
-  troubles,
 )
 from glora_jax.reports.drawing import halo, palette, panels, save
 from glora_jax.reports.markdown import (
   Table,
-  bullets,
   paragraph,
   plain,
-  sections,
   sentence_case,
   spread,
 )
@@ -173,19 +170,11 @@ def _draw_row(axis: Axes, row: Mapping[str, Any], name: str) -> None:
 
 
 def write(workdir: str, result: Mapping[str, Any]) -> None:
-  """Writes the table as Markdown and CSV, the picture, and the report around them."""
+  """Writes the table as CSV, and the picture."""
   draw(os.path.join(workdir, 'accuracy.png'), result)
-  contents = {
-    'table.md': table(result) + '\n',
-    'table.csv': _csv(rows(result)),
-    'report.md': report(result) + '\n',
-  }
-  for name, content in contents.items():
-    with (
-      whole(os.path.join(workdir, name)) as temporary,
-      open(temporary, 'w', encoding='utf-8') as file,
-    ):
-      file.write(content)
+  path = os.path.join(workdir, 'table.csv')
+  with whole(path) as temporary, open(temporary, 'w', encoding='utf-8') as file:
+    file.write(_csv(rows(result)))
 
 
 def _csv(lines: Sequence[Mapping[str, Any]]) -> str:
@@ -196,20 +185,6 @@ def _csv(lines: Sequence[Mapping[str, Any]]) -> str:
   writer.writeheader()
   writer.writerows(lines)
   return buffer.getvalue()
-
-
-def report(result: Mapping[str, Any]) -> str:
-  """The content of `report.md`."""
-  return sections(
-    f'# Methods side by side on {plain(result["task"])}',
-    table(result),
-    '![Test accuracy against trained parameters](accuracy.png)',
-    bullets(troubles(result)),
-    ' '.join(verdicts(result)),
-    ' '.join(agreements(result)),
-    tell_making(result),
-    tell_images(result),
-  )
 
 
 def tell_best(result: Mapping[str, Any]) -> str:
@@ -266,4 +241,5 @@ def tell_making(result: Mapping[str, Any]) -> str:
 
 def summary(result: Mapping[str, Any], workdir: str) -> str:
   """What the command line prints at the end."""
-  return sections(table(result), *verdicts(result), f'{workdir}/report.md has the whole story.')
+  last = f'{workdir}/report.html has the whole story.'
+  return '\n\n'.join((table(result), *verdicts(result), last))

@@ -58,16 +58,6 @@ class Table(NamedTuple):
     return table(self.titles, self.rows, text_columns=self.text_columns)
 
 
-def sections(*parts: str) -> str:
-  r"""The parts of a text with a blank line between them; those that are empty are left out.
-
-  Example:
-    >>> sections('# Title', '', 'A sentence.')
-    '# Title\n\nA sentence.'
-  """
-  return '\n\n'.join(part for part in parts if part)
-
-
 def paragraph(*sentences: str) -> str:
   r"""Sentences on one line, whatever line breaks they were written with; empty ones are left out.
 
@@ -81,11 +71,6 @@ def paragraph(*sentences: str) -> str:
 def sentence_case(text: str) -> str:
   """Text that begins as a sentence does."""
   return text[:1].upper() + text[1:]
-
-
-def bullets(items: Iterable[str]) -> str:
-  """A list, an item a line."""
-  return '\n'.join(f'- {item}' for item in items)
 
 
 def percent(share: float | None) -> str:

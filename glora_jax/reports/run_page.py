@@ -49,7 +49,7 @@ def facts(workdir: str, findings: Findings) -> dict[str, Any]:
     'structures': _structures(findings),
     'cost': stage_bars(result['seconds']),
     'search': run_charts.search_charts(findings),
-    'searched': run_report.HYPERVOLUME,
+    'searched': run_report.tell_search(result),
     'allocation': allocation and _allocation(findings),
     'training': run_charts.training_charts(os.path.join(workdir, 'metrics.jsonl')),
     'trained': run_report.tell_training(findings),

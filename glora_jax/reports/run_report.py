@@ -1,4 +1,4 @@
-"""What a run says of itself: `report.md` and its pictures, from results alone."""
+"""What a run says of itself: the sentences of its page, and its pictures."""
 
 from __future__ import annotations
 
@@ -8,26 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from glora_jax.files import whole
 from glora_jax.method import genomes
 from glora_jax.method.preset_names import GRADIENT
 from glora_jax.models.weights import EMBEDDED
-from glora_jax.reports import error_pictures, markdown, run_pictures, snippets, structure_report
+from glora_jax.reports import error_pictures, markdown, run_pictures
 from glora_jax.reports.allocation_pictures import draw_allocation
 from glora_jax.reports.findings import Findings, Outcome
-from glora_jax.reports.markdown import PAPER_LABEL, Table, paragraph, percent, plain, sections
-from glora_jax.reports.verdict import is_of_a_file, subnets, tell_verdict, titles
+from glora_jax.reports.markdown import PAPER_LABEL, Table, paragraph, percent, plain
+from glora_jax.reports.verdict import is_of_a_file, subnets, titles
 
 ERRORS = 12  # thumbnails
 NAMED_PAIRS = 3  # of confused classes
-
-
-def write(workdir: str, findings: Findings) -> None:
-  """Writes `report.md` and its pictures into the workdir of a run."""
-  draw(workdir, findings)
-  path = os.path.join(workdir, 'report.md')
-  with whole(path) as temporary, open(temporary, 'w', encoding='utf-8') as file:
-    file.write(text(workdir, findings) + '\n')
 
 
 def draw(workdir: str, findings: Findings) -> None:
@@ -56,7 +47,7 @@ def draw(workdir: str, findings: Findings) -> None:
       findings.warning,
     )
   if findings.allocation is not None:
-    draw_allocation(path(structure_report.PICTURE), findings.allocation)
+    draw_allocation(path('allocation.png'), findings.allocation)
   run_pictures.draw_training(path('training.png'), path('metrics.jsonl'))
   draw_errors(workdir, findings.task.classes, findings.outcome, findings.warning)
 
@@ -76,40 +67,14 @@ def draw_errors(workdir: str, classes: Sequence[str], outcome: Outcome, warning:
     )
 
 
-def text(workdir: str, findings: Findings) -> str:
-  """The content of `report.md`."""
-  return sections(
-    _title(findings),
-    tell_verdict(findings.result),
-    table(findings.result),
-    tell_rows(findings.result),
-    '## What was run',
-    tell_run(findings),
-    tell_stopped(findings.result),
-    tell_protocol(findings),
-    tell_images(findings.result),
-    '## Where it errs',
-    tell_errors(findings.task.classes, findings.outcome),
-    '## What was chosen',
-    _WHAT_WAS_CHOSEN,
-    _how_it_was_found(findings),
-    '## How it was trained',
-    _HOW_IT_WAS_TRAINED,
-    tell_training(findings),
-    '## Using the folded model',
-    _using_it(workdir),
-  )
-
-
 def table(result: Mapping[str, Any]) -> str:
   """The accuracies as a Markdown table, with the paper protocol's warning where it is due.
 
   Args:
     result: content of `result.json`.
   """
-  return sections(
-    f'**{PAPER_LABEL}**' if result['protocol'] == 'paper' else '', str(accuracies(result))
-  )
+  warning = f'**{PAPER_LABEL}**\n\n' if result['protocol'] == 'paper' else ''
+  return f'{warning}{accuracies(result)}'
 
 
 def accuracies(result: Mapping[str, Any]) -> Table:
@@ -127,15 +92,6 @@ def accuracies(result: Mapping[str, Any]) -> Table:
     shares += [subnet['other_test_accuracies'][test] for test in further_tests]
     rows.append((titles_of_rows[name], f'{subnet["params"]:,}', *map(percent, shares)))
   return Table((*columns, *(f'on {test}' for test in further_tests)), rows)
-
-
-def _title(findings: Findings) -> str:
-  winner = findings.result['winner']
-  return (
-    f'# GLoRA on {plain(findings.task.name)}: '
-    f'{percent(winner["test_accuracy"])}% of the test images right, '
-    f'{winner["params"]:,} trained parameters'
-  )
 
 
 def tell_rows(result: Mapping[str, Any]) -> str:
@@ -254,29 +210,6 @@ def tell_images(result: Mapping[str, Any]) -> str:
   )
 
 
-def tell_errors(classes: Sequence[str], outcome: Outcome) -> str:
-  """What the report says of the winner's errors, around the pictures of `draw_errors`.
-
-  Args:
-    classes: names of the classes.
-    outcome: the winner's answers on the test images.
-  """
-  caption = (
-    'The share of each class that was found, and which class was taken for which'
-    if len(classes) <= error_pictures.MATRIX_CLASSES
-    else 'The pairs of classes that were confused most often'
-  )
-  told, confusion = count_errors(classes, outcome), f'![{caption}](confusion.png)'
-  if not outcome.wrong:
-    return sections(told, confusion)
-  return sections(
-    told,
-    confusion,
-    '![The wrong answers with the highest probabilities](errors.png)',
-    tell_shown(outcome),
-  )
-
-
 def count_errors(classes: Sequence[str], outcome: Outcome) -> str:
   """How many errors there are, and which classes are confused most often.
 
@@ -314,34 +247,18 @@ EQUATION = paragraph(r"""
   A scales and B shifts the weights, C is a prompt, D scales and E shifts the bias:
   W' = W + W\*A + B, b' = b + b\*D + E + C W.
 """)
-_WHAT_WAS_CHOSEN = sections(
-  '![The form of every support tensor in every layer](structure.png)', EQUATION
-)
 
 
-def _how_it_was_found(findings: Findings) -> str:
-  """The search, and the structure that was read off a gradient; nothing where it was given."""
-  gradient = ''
-  if findings.allocation is not None:
-    is_winner = findings.archive is None
-    heading = '## How it was found' if is_winner else "## The gradient's structure beside it"
-    gradient = sections(heading, structure_report.text(findings.allocation, findings.result))
-  if findings.archive is None:
-    return gradient
-  return sections('## How it was found', _HOW_IT_WAS_SEARCHED, gradient)
-
-
-HYPERVOLUME = paragraph("""
-  All subnets have the supernet's weights here. The hypervolume is the share of all pairs of error
-  and parameters, up to 100% and the largest subnet, that some scored subnet is at least as good as
-  in both: 1 would be free and perfect.
-""")
-_HOW_IT_WAS_SEARCHED = sections(
-  '![Accuracy over the generations](search.png)',
-  HYPERVOLUME,
-  '![Error against trained parameters](pareto.png)',
-)
-_HOW_IT_WAS_TRAINED = '![Loss and accuracy of every training stage](training.png)'
+def tell_search(result: Mapping[str, Any]) -> str:
+  """What the charts of a search are of, and how its front grew; nothing where none was."""
+  if not (volumes := result['hypervolume']):
+    return ''
+  return paragraph(f"""
+    All subnets have the supernet's weights here. The hypervolume of the front grew from
+    {volumes[0]:.3f} after the first generation to {volumes[-1]:.3f} after the last: the share of
+    all pairs of error and parameters, up to 100% and the largest subnet, that some scored subnet is
+    at least as good as in both. 1 would be free and perfect.
+  """)
 
 
 def tell_training(findings: Findings) -> str:
@@ -356,17 +273,3 @@ def tell_training(findings: Findings) -> str:
     if findings.allocation is not None
     else '',
   )
-
-
-def _using_it(workdir: str) -> str:
-  """Python and a command for the folded model, both to be pasted."""
-  return f"""\
-```python
-{snippets.predict_code(workdir)}
-```
-
-The same for any number of images or folders of them (`--json` for one JSON object a line):
-
-```
-{snippets.predict_command(workdir)}
-```"""

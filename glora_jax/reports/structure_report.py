@@ -8,29 +8,12 @@ from typing import Any
 import numpy as np
 
 from glora_jax.reports.allocation_pictures import FORMS, TITLES
-from glora_jax.reports.markdown import Table, paragraph, plain, sections
+from glora_jax.reports.markdown import Table, paragraph, plain
 from glora_jax.search.agreement import agreement
 from glora_jax.search.allocated import Allocation, Unit
 
-PICTURE = 'allocation.png'
 VALUES_EXPLAINED = """\
 Value in percent of all that is on offer; what was bought is bold, a LoRA's rank in brackets."""
-
-
-def text(allocation: Allocation, result: Mapping[str, Any]) -> str:
-  """How a structure was chosen: sentences, the values by layer and form, the curve.
-
-  Args:
-    allocation: the structure.
-    result: content of `result.json`, whose 'allocation' is the structure's.
-  """
-  return sections(
-    tell_choice(allocation, result),
-    str(values_table(list(allocation.units()))),
-    VALUES_EXPLAINED,
-    f'![What every unit is worth, what was bought, and value by budget]({PICTURE})',
-    tell_cost(result),
-  )
 
 
 def tell_choice(allocation: Allocation, result: Mapping[str, Any]) -> str:

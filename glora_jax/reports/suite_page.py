@@ -43,7 +43,7 @@ def facts(board: Board, pages: Mapping[str, str]) -> dict[str, Any]:
     'done': suite_report.count_done(board),
     'verdict': tell_verdict(board, rows),
     'warning': PAPER_LABEL if board.is_paper else '',
-    'protocol': '' if board.is_paper else suite_report.tell_protocol(board),
+    'protocol': suite_report.tell_protocol(board),
     'columns': suite_report.tell_columns(board),
     'plot': accuracy_plot(board, rows),
     'table': suite_report.accuracies(board, rows),

@@ -1,4 +1,4 @@
-"""What a suite has found: `table.md`, `table.csv` and `table.png`, from its scoreboard alone."""
+"""What a suite has found: `table.csv`, `table.png` and the sentences of its page."""
 
 from __future__ import annotations
 
@@ -14,13 +14,10 @@ from glora_jax.reports.columns import layout_of, title_of
 from glora_jax.reports.drawing import blend, palette, panels, save
 from glora_jax.reports.markdown import (
   PAPER,
-  PAPER_LABEL,
   Table,
-  bullets,
   paragraph,
   percent,
   plain,
-  sections,
 )
 from glora_jax.reports.scoreboard import (
   MEAN_OF_GROUPS,
@@ -44,40 +41,12 @@ ROUNDED = 0.05  # percentage points that a published mean may be off by its roun
 
 
 def write(board: Board, workdir: str) -> None:
-  """Writes `table.md`, `table.csv` and `table.png` into the workdir."""
+  """Writes `table.csv` and `table.png` into the workdir."""
   rows = own_rows(board) + published_rows(board.tasks)
-  path = os.path.join(workdir, 'table.md')
-  with whole(path) as temporary, open(temporary, 'w', encoding='utf-8') as file:
-    file.write(text(board, rows) + '\n')
   path = os.path.join(workdir, 'table.csv')
   with whole(path) as temporary, open(temporary, 'w', newline='', encoding='utf-8') as file:
     csv.writer(file).writerows(csv_lines(board, rows))
   draw(os.path.join(workdir, 'table.png'), board, rows)
-
-
-def text(board: Board, rows: Sequence[Row]) -> str:
-  """The content of `table.md`."""
-  structures = agreements(board)
-  return sections(
-    f'# {title_of(board.tasks)}: {count_done(board)} of `{board.suite}`',
-    tell_protocol(board),
-    tell_columns(board),
-    table(board, rows),
-    '![The same as bars](table.png)',
-    '## Tasks',
-    str(tasks_table(board)),
-    *_unfinished('Failed', board.failed),
-    *_unfinished('Not ready', board.missing),
-    tell_missing(board),
-    '## Structures of several seeds' if structures else '',
-    bullets(structures),
-    '## Images',
-    bullets(origins(board)) or 'None yet.',
-    '## Sources of the published rows',
-    bullets(sources(rows)),
-    tell_sources(),
-    '\n'.join(wrong_means(board, rows)),
-  )
 
 
 def count_done(board: Board) -> str:
@@ -107,7 +76,7 @@ def tell_protocol(board: Board) -> str:
   if not board.results:
     return ''  # which protocol ours will have is not known
   if board.is_paper:
-    return f'**{PAPER_LABEL}**'
+    return ''  # the page begins with what is to be said of it
   return paragraph(
     f'{_tell_choice(board)}; the test images were read once, at the end of every run.'
   )
@@ -195,11 +164,6 @@ def tasks_table(board: Board) -> Table:
       cells += [percent(subnet['test_accuracy']) if subnet else '' for subnet in subnets]
     rows.append(cells + [''] * (len(titles) - len(cells)))
   return Table(titles, rows, text_columns=2)
-
-
-def _unfinished(heading: str, reasons: Mapping[str, str]) -> tuple[str, ...]:
-  """The tasks that failed, or that are not ready, each with its reason; nothing without any."""
-  return (f'## {heading}', bullets(list_reasons(reasons))) if reasons else ()
 
 
 def list_reasons(reasons: Mapping[str, str]) -> list[str]:

@@ -154,18 +154,18 @@ def given_fields() -> tuple[str, ...]:
   return tuple(config_flags.get_override_values(flags.FLAGS['config']))
 
 
-def show_page(path: str) -> None:
-  """Says where the page of a result is, and opens it in a browser where `--open` asks for it."""
-  if os.path.isfile(path):
-    print(f'{path} shows it as a page.')
-    if OPEN.value and not webbrowser.open(pathlib.Path(path).resolve().as_uri()):
-      print('No browser could be opened; open it by hand.', file=sys.stderr)
-  elif OPEN.value:
+def open_page(path: str) -> None:
+  """Opens the page of a result in a browser where `--open` asks for it."""
+  if not OPEN.value:
+    return
+  if not os.path.isfile(path):
     print(
       f'There is no {path} to open, since an earlier version finished this run; without its '
       'result.json the same command writes it.',
       file=sys.stderr,
     )
+  elif not webbrowser.open(pathlib.Path(path).resolve().as_uri()):
+    print('No browser could be opened; open it by hand.', file=sys.stderr)
 
 
 def warn_of_no_page(job: str) -> None:

@@ -32,7 +32,7 @@ from glora_jax.runs.structures import Structure
 from glora_jax.runs.unread_fields import warn_of_unread
 from glora_jax.runs.workdir import is_finished
 
-LEFT = ('report.md', 'adapter.safetensors')  # what a run is for, beside the model in `folded`
+LEFT = ('report.html', 'adapter.safetensors')  # what a run is for, beside the model in `folded`
 
 
 def run(
@@ -112,7 +112,7 @@ def summary(result: dict[str, Any], workdir: str) -> str:
       'same command writes them again, without training.'
     )
   else:
-    last = f'{workdir}/report.md has the whole story, {workdir}/folded the plain model.'
+    last = f'{workdir}/report.html has the whole story, {workdir}/folded the plain model.'
   return f'{run_report.table(result)}\n\n{last}'
 
 

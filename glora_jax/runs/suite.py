@@ -1,6 +1,6 @@
 """The tasks of a benchmark, each a run of its own in a folder of the workdir, and one table of all.
 
-    workdir/  config.json  table.md  table.csv  table.png  compiled/  cifar100/ (a run)  ...
+    workdir/  config.json  report.html  table.csv  table.png  compiled/  cifar100/ (a run)  ...
 
 What is ready runs; what is not is listed with what is missing, and so is a task that fails, and the
 others go on. All are checked, their images included, before the first begins. The table is made of
@@ -105,8 +105,8 @@ def run(
     _check(board, config, configs, workdir, stop, runner)
     if not board.results and not board.waiting:
       raise ValueError(
-        f'None of the {len(configs)} tasks of {config.task} can run; {workdir}/table.md says what '
-        'each of them lacks.'
+        f'None of the {len(configs)} tasks of {config.task} can run; {workdir}/report.html says '
+        'what each of them lacks.'
       )
     if meshes.primary():
       claim_workdir(config, workdir, folders)
@@ -230,8 +230,8 @@ def summary(board: Board, workdir: str) -> str:
     suite_report.table(board, own + best),
     '',
     *(f'{name} failed: {sentence}' for name, sentence in board.failed.items()),
-    f'{counts} of {len(board.tasks)} tasks. {workdir}/table.md has the published rows and what is '
-    'missing.',
+    f'{counts} of {len(board.tasks)} tasks. {workdir}/report.html has the published rows and what '
+    'is missing.',
   ]
   return '\n'.join(lines)
 

@@ -1,12 +1,12 @@
 """Pages of made-up results, and a parser of them."""
 
-import html.parser
 import types
 
+import html_pages
 import numpy as np
 
 from glora_jax.method.genomes import count_params
-from glora_jax.reports import comparison_page, page, run_page, suite_page
+from glora_jax.reports import comparison_page, run_page, suite_page
 from glora_jax.reports.findings import Findings, Outcome
 from glora_jax.reports.provenance import Provenance
 from glora_jax.search.archive import Archive
@@ -17,55 +17,6 @@ PROVENANCE = Provenance(
   'python -m glora_jax.main --config configs/own.py', {'jax': '0.10'}, '1 x cpu'
 )
 MADE = [PROVENANCE._asdict()]
-VOID = {'meta', 'link', 'img', 'br'}
-
-
-class Element:
-  """An element of a page: its name, its attributes, the elements in it, all text in it."""
-
-  def __init__(self, name, attributes):
-    self.name, self.attributes, self.inner, self.text = name, attributes, [], ''
-
-  def all(self, *names):
-    """Every element in it with one of the names, from above."""
-    found = [self] if self.name in names else []
-    return found + [element for inner in self.inner for element in inner.all(*names)]
-
-  def words(self):
-    """Its text with single spaces."""
-    return ' '.join(self.text.split())
-
-
-class Parser(html.parser.HTMLParser):
-  """Makes `Element`s of HTML, and refuses what is not closed in order."""
-
-  def __init__(self):
-    super().__init__()
-    self.open = [Element('', {})]
-
-  def handle_starttag(self, tag, attrs):
-    element = Element(tag, dict(attrs))
-    self.open[-1].inner.append(element)
-    if tag not in VOID:
-      self.open.append(element)
-
-  def handle_startendtag(self, tag, attrs):
-    self.open[-1].inner.append(Element(tag, dict(attrs)))
-
-  def handle_endtag(self, tag):
-    assert self.open.pop().name == tag
-
-  def handle_data(self, data):
-    for element in self.open:
-      element.text += data
-
-
-def parse(text):
-  """The elements of a page."""
-  parser = Parser()
-  parser.feed(text)
-  [root] = parser.open
-  return root
 
 
 def row(params, accuracy, **fields):
@@ -136,7 +87,7 @@ def write_run(folder, findings):
   """Writes the page of a run, and gives its elements."""
   (folder / 'metrics.jsonl').write_text(METRICS)
   run_page.write(str(folder), findings)
-  return parse((folder / page.NAME).read_text())
+  return html_pages.read(folder)
 
 
 def comparison(allocation):
@@ -169,10 +120,10 @@ def comparison(allocation):
 def write_comparison(folder, allocation):
   """Writes the page of a comparison, and gives its elements."""
   comparison_page.write(str(folder), comparison(allocation), allocation.spec, MADE)
-  return parse((folder / page.NAME).read_text())
+  return html_pages.read(folder)
 
 
 def write_suite(folder, board):
   """Writes the page of a suite, and gives its elements."""
   suite_page.write(board, str(folder), {board.tasks[0]: 'cifar100/report.html'})
-  return parse((folder / page.NAME).read_text())
+  return html_pages.read(folder)

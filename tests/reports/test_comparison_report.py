@@ -58,7 +58,7 @@ def test_the_epochs_of_a_gradient_are_those_that_its_rows_spared(result):
   result['methods']['gradient-60'] = runs(40, 0.95, 0.95)
   result['rate']['gradient'] = 1e-3
   result['allocation_epochs'] = {'gradient-60': [5, 3]}
-  assert 'head and gradient count as 3 or 5 of its epochs' in comparison_report.report(result)
+  assert 'head and gradient count as 3 or 5 of its epochs' in comparison_report.tell_making(result)
 
 
 def test_presets_are_called_by_their_rank_and_place(result):
@@ -76,13 +76,9 @@ def test_what_markdown_would_read_in_a_name_is_shown_as_it_is(result):
   name = 'lora:1@(qkv|fc1)'
   result['methods'][name] = runs(150, 0.97, 0.97)
   result['rate'][name] = 1e-3
-  result['task'] = 'folder:/data/*my*'
   line = next(line for line in comparison_report.table(result).splitlines() if 'fc1' in line)
   assert line.startswith(r'| lora:1@(qkv\|fc1) | 150 |')
   assert r'beside lora:1@(qkv\|fc1), the best' in comparison_report.verdicts(result)[0]
-  assert comparison_report.report(result).startswith(
-    r'# Methods side by side on folder:/data/\*my\*'
-  )
 
 
 def test_dollars_in_names_are_no_mathematics(result, tmp_path):
@@ -110,9 +106,8 @@ def test_the_table_shows_means_and_spreads_in_the_order_of_parameters(result):
 def test_a_single_seed_has_no_spread(result, tmp_path):
   result['seeds'] = [0]
   result['methods'] = {name: found[:1] for name, found in result['methods'].items()}
-  report = comparison_report.report(result)
-  assert '±' not in report
-  assert 'Seed 0. The list' in report
+  assert '±' not in comparison_report.summary(result, str(tmp_path))
+  assert 'Seed 0. The list' in comparison_report.tell_making(result)
   comparison_report.write(str(tmp_path), result)
   with open(tmp_path / 'table.csv') as file:
     rows = list(csv.DictReader(file))
@@ -122,16 +117,9 @@ def test_a_single_seed_has_no_spread(result, tmp_path):
 
 def test_everything_that_was_measured_is_written(result, tmp_path, figures):
   comparison_report.write(str(tmp_path), result)
-  assert sorted(path.name for path in tmp_path.iterdir()) == [
-    'accuracy.png',
-    'report.md',
-    'table.csv',
-    'table.md',
-  ]
-  report = (tmp_path / 'report.md').read_text()
-  assert comparison_report.table(result) in report
-  assert 'and of a searched subnet 2 of them are its own finetuning' in report
-  assert 'Images: made by hand. A note.' in report
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['accuracy.png', 'table.csv']
+  assert 'of a searched subnet 2 of them are its own' in comparison_report.tell_making(result)
+  assert comparison_report.tell_images(result) == 'Images: made by hand. A note.'
   with open(tmp_path / 'table.csv') as file:
     rows = {row['method']: row for row in csv.DictReader(file)}
   assert float(rows['linear']['test_accuracy']) == pytest.approx(0.81)
@@ -151,13 +139,13 @@ def test_everything_that_was_measured_is_written(result, tmp_path, figures):
 def test_a_row_says_how_many_of_its_seeds_diverged_and_how(result, tmp_path, figures):
   result['diverged'] = {'lora': {'1': 'Its training stopped at its last good state.'}}
   comparison_report.write(str(tmp_path), result)
-  report = (tmp_path / 'report.md').read_text()
-  assert '| LoRA (1 of 2 seeds diverged) | 180 |' in report
-  assert (
-    '- LoRA: 1 of 2 seeds diverged, which the row counts as it is. '
-    'Seed 1: Its training stopped at its last good state.\n- Such a method may train, '
-  ) in report
-  assert report.count('diverged') == 2
+  assert '| LoRA (1 of 2 seeds diverged) | 180 |' in comparison_report.table(result)
+  told, remedy = comparison_rows.troubles(result)
+  assert told == (
+    'LoRA: 1 of 2 seeds diverged, which the row counts as it is. '
+    'Seed 1: Its training stopped at its last good state.'
+  )
+  assert remedy.startswith('Such a method may train, ')
   (axis,) = figures[0].axes
   in_picture = [text.get_text() for text in axis.texts]
   in_page = [dots.label for dots in comparison_page.accuracy_plot(result).rows]
@@ -182,14 +170,16 @@ def test_the_row_of_a_single_seed_that_diverged_says_so(result):
 def test_seeds_that_learned_nothing_stand_beside_those_that_diverged(result):
   result['diverged'] = {'lora': {'1': 'Its loss is not finite.'}}
   result['learned_nothing'] = {'lora': {'0': 'It guesses.'}, 'full': {'1': 'It guesses, too.'}}
-  report = comparison_report.report(result)
-  assert '| LoRA (1 of 2 seeds diverged, 1 of 2 seeds learned nothing) | 180 |' in report
-  assert 'Seed 1: Its loss is not finite. Seed 0: It guesses.\n' in report
+  table = comparison_report.table(result)
+  assert '| LoRA (1 of 2 seeds diverged, 1 of 2 seeds learned nothing) | 180 |' in table
+  told, others, _ = comparison_rows.troubles(result)
+  assert told.endswith('Seed 1: Its loss is not finite. Seed 0: It guesses.')
+  assert others.startswith(
+    'All of GLoRA: 1 of 2 seeds learned nothing, which the row counts as it is.'
+  )
   result['learned_nothing']['lora'] = {'0': 'It guesses.', '1': 'It guesses.'}
   del result['diverged']
-  assert 'Seeds 0, 1: It guesses.\n' in comparison_report.report(result)
-  assert '- All of GLoRA: 1 of 2 seeds learned nothing, which the row counts as it is.' in report
-  assert report.count('Such a method may train') == 1
+  assert comparison_rows.troubles(result)[0].endswith('Seeds 0, 1: It guesses.')
   numbers = {row['method']: row['learned_nothing'] for row in comparison_rows.rows(result)}
   assert numbers == {'linear': 0, 'search-200': 0, 'lora': 2, 'full': 1}
 
@@ -201,4 +191,4 @@ def test_a_loss_that_is_not_finite_leaves_the_accuracies_as_they_are(loss, resul
   result['methods']['lora'][1]['test_loss'] = loss
   row = next(row for row in comparison_rows.rows(result) if row['method'] == 'lora')
   assert row['test_accuracy'] == 0.5
-  assert '50.0 ± 56.6' in comparison_report.report(result)
+  assert '50.0 ± 56.6' in comparison_report.table(result)

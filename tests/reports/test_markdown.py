@@ -1,4 +1,4 @@
-"""Markdown: names that it would read stay names, sections and sentences keep their order."""
+"""Markdown: names that it would read stay names, and numbers are as tables show them."""
 
 import math
 
@@ -23,10 +23,6 @@ def test_what_markdown_would_read_is_escaped(character):
 
 def test_a_name_with_line_breaks_stays_in_its_cell():
   assert markdown.plain(' two\n  lines ') == 'two lines'
-
-
-def test_sections_without_text_leave_no_gap():
-  assert markdown.sections('', 'first', '', 'second', '') == 'first\n\nsecond'
 
 
 def test_accuracies_on_images_that_were_trained_on_are_called_so():

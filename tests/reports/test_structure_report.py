@@ -25,7 +25,12 @@ def test_the_table_has_every_form_on_offer_and_marks_what_was_bought(allocation)
 
 
 def test_the_page_says_what_was_found_and_what_it_cost(allocation, result):
-  text = structure_report.text(allocation, result)
+  told = [
+    structure_report.tell_choice(allocation, result),
+    structure_report.tell_forecast(allocation),
+    structure_report.tell_cost(result),
+  ]
+  text = ' '.join(told)
   assert 'structure of 40 parameters was read off one gradient' in text
   assert 'was trained alone for 6 epochs before' in text
   assert 'up to 40 parameters. No validation image was used.' in text
@@ -36,16 +41,15 @@ def test_the_page_says_what_was_found_and_what_it_cost(allocation, result):
 def test_the_papers_protocol_is_not_said_to_leave_validation_images_alone(allocation, result):
   """It trains on them."""
   result['protocol'] = 'paper'
-  text = structure_report.text(allocation, result)
+  text = structure_report.tell_choice(allocation, result)
   assert 'validation image' not in text
   assert 'up to 40 parameters. `structure/` has the numbers.' in text
 
 
 def test_a_budget_that_nobody_gave_is_said_to_be_proposed(allocation, result):
   proposed = Allocation(**{**vars(allocation), 'proposed': True})
-  assert 'No budget was given; the one proposed is the knee' in structure_report.text(
-    proposed, result
-  )
+  text = structure_report.tell_choice(proposed, result)
+  assert 'No budget was given; the one proposed is the knee' in text
 
 
 def test_little_agreement_is_called_little():

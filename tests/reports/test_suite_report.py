@@ -1,7 +1,8 @@
-"""What a suite writes: the table as Markdown, CSV and picture, whatever of it is done."""
+"""What a suite writes: its page, CSV and picture, whatever of it is done."""
 
 import csv
 
+import pages
 import pytest
 from matplotlib import colors
 
@@ -15,10 +16,9 @@ def first_line(path):
     return next(csv.DictReader(file))
 
 
-def cells_of(text, title):
-  """The cells of the line of a Markdown table that has a title."""
-  line = next(line for line in text.splitlines() if title in line)
-  return [cell.strip() for cell in line.strip('|').split('|')]
+def row_of(page, title):
+  """The cells of the first row of a page that has a title."""
+  return next(row for row in page.rows() if title in ' '.join(row))
 
 
 @pytest.fixture
@@ -34,17 +34,18 @@ def unfinished(make_board):
 
 def test_a_suite_of_which_tasks_are_missing_says_so(unfinished, tmp_path, figures):
   suite_report.write(unfinished, str(tmp_path))
-  text = (tmp_path / 'table.md').read_text()
-  assert '17 of 19 tasks' in text.splitlines()[0]
-  same_tasks = cells_of(text, 'mean of the 17 that are done')
-  heading = cells_of(text, 'ours, finetuned')
+  page = pages.write_suite(tmp_path, unfinished)
+  assert '17 of 19 tasks' in page.all('title')[0].text
+  same_tasks = row_of(page, 'mean of the 17 that are done')
+  heading = row_of(page, 'ours, finetuned')
   glora = next(place for place, name in enumerate(heading) if name.startswith('GLoRA (0.86'))
-  assert same_tasks[1] == same_tasks[glora] == '**75.2**'
-  assert '| vtab/kitti | not ready |' in text
-  assert '- vtab/kitti: kitti/3.1.0 needs a download.' in text
-  assert '| vtab/dtd | failed |' in text
-  assert '- vtab/dtd: The loss was not finite at step 7.' in text
-  assert '--config.suite.prepare=True' in text
+  assert same_tasks[1] == same_tasks[glora] == '75.2'
+  assert row_of(page, 'vtab/kitti')[1] == 'not ready'
+  assert row_of(page, 'vtab/dtd')[1] == 'failed'
+  items = [item.words() for item in page.all('li')]
+  assert 'vtab/kitti: kitti/3.1.0 needs a download.' in items
+  assert 'vtab/dtd: The loss was not finite at step 7.' in items
+  assert '--config.suite.prepare=True' in page.text
 
   ours = first_line(tmp_path / 'table.csv')
   incomplete = ('kitti', 'mean_of_natural', 'mean_of_structured', 'mean_of_groups', 'mean_of_tasks')
@@ -89,18 +90,18 @@ def test_a_table_before_the_first_result_can_be_written(tmp_path):
   empty = Board('generalization/all', expand('generalization/all'))
   suite_report.write(empty, str(tmp_path))
   assert empty.waiting == [f'generalization/{seed}' for seed in range(3)]
-  text = (tmp_path / 'table.md').read_text()
+  text = pages.write_suite(tmp_path, empty).text
   assert '0 of 3 tasks' in text
-  assert '## Images\n\nNone yet.\n' in text
   assert 'were searched' not in text  # nobody knows yet
   assert (tmp_path / 'table.png').exists()
 
 
 def test_the_papers_protocol_stands_in_text_headings_and_csv(make_board, tmp_path, figures):
-  suite_report.write(make_board({'vtab/dtd': 70.0}, protocol='paper'), str(tmp_path))
-  text = (tmp_path / 'table.md').read_text()
-  assert markdown.PAPER_LABEL in text
-  assert "| ours (PROTOCOL 'paper'), not finetuned (" in text
+  board = make_board({'vtab/dtd': 70.0}, protocol='paper')
+  suite_report.write(board, str(tmp_path))
+  page = pages.write_suite(tmp_path, board)
+  assert markdown.PAPER_LABEL in page.words()
+  assert "ours (PROTOCOL 'paper'), not finetuned (" in ' '.join(page.rows()[0])
   ours = first_line(tmp_path / 'table.csv')
   assert (ours['method'], ours['protocol']) == ("ours (PROTOCOL 'paper'), not finetuned", 'paper')
   assert markdown.PAPER in figures[0].axes[0].get_title(loc='left')
@@ -108,9 +109,8 @@ def test_the_papers_protocol_stands_in_text_headings_and_csv(make_board, tmp_pat
 
 def test_published_means_that_their_accuracies_do_not_have_are_named(make_board):
   board = make_board({'vtab/dtd': 70.0})
-  text = suite_report.text(board, scoreboard.published_rows(board.tasks))
-  assert text.count('The mean of groups that was published for') == 3
-  assert 'published for LoRA is' in text
+  wrong = suite_report.wrong_means(board, scoreboard.published_rows(board.tasks))
+  assert [sentence.split(' is ')[0].split()[-1] for sentence in wrong] == ['Full', 'Linear', 'LoRA']
 
 
 def test_what_structures_were_chosen_by_is_said_as_far_as_it_is_known(make_board):

@@ -6,6 +6,7 @@ import os
 import shutil
 
 import flax
+import html_pages
 import numpy as np
 import pytest
 
@@ -113,8 +114,7 @@ def test_a_method_that_diverges_is_in_the_table_and_named_there(config, tmp_path
   result = comparison.run(config, str(tmp_path))
   assert result['diverged'].keys() == {'linear'}
   assert result['diverged']['linear'].keys() == {'42', '43'}
-  for name in ('report.md', 'report.html'):
-    assert 'linear probe (2 of 2 seeds diverged)' in (tmp_path / name).read_text()
+  assert 'linear probe (2 of 2 seeds diverged)' in html_pages.read(tmp_path).text
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_seeds_that_end_in_guessing_are_named(weights, epochs, told, config, tmp
   sentences = result['learned_nothing'].get('linear', {})
   assert bool(sentences) == told
   assert all('naming one class for all of them gets' in s for s in sentences.values())
-  assert ('linear probe (learned nothing)' in (tmp_path / 'report.md').read_text()) == told
+  assert ('linear probe (learned nothing)' in html_pages.read(tmp_path).text) == told
 
 
 @pytest.mark.slow
@@ -180,7 +180,7 @@ def test_table_and_picture_say_what_the_result_says(compared):
   workdir, result = compared
   with open(workdir / 'table.csv') as file:
     lines = {line['method']: line for line in csv.DictReader(file)}
-  report = (workdir / 'report.md').read_text()
+  report = html_pages.read(workdir).text
   for name, rows in result['methods'].items():
     values = [row['test_accuracy'] for row in rows]
     mean, spread = np.mean(values), np.std(values, ddof=1)

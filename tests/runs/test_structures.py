@@ -7,6 +7,7 @@ import os
 import shutil
 from typing import Any
 
+import html_pages
 import jax
 import numpy as np
 import pytest
@@ -95,16 +96,14 @@ def test_what_head_and_gradient_cost_the_training_has_less(gradient_run, config)
 
 def test_its_report_says_where_it_pays_and_why(gradient_run):
   workdir, result = gradient_run
-  text = (workdir / 'report.md').read_text()
+  page = html_pages.read(workdir)
+  text = page.words()
   assert 'Structure and weights come from the training images alone' in text
-  assert '| layer | A vector | A LoRA | B LoRA | C vector | E vector |' in text
-  assert '(allocation.png)' in text
+  titles = ['layer', 'A vector', 'A LoRA', 'B LoRA', 'C vector', 'E vector']
+  assert titles in page.rows()
   assert f'up to {result["budget"]:,} parameters' in text
   assert 'They count as 3 epochs' in text
   assert 'supernet' not in text
-  for picture in ('allocation.png', 'structure.png', 'training.png'):
-    assert (workdir / picture).read_bytes()[:4] == b'\x89PNG'
-  assert not (workdir / 'search.png').exists()
 
 
 def test_its_folded_model_opens(gradient_run):
@@ -125,9 +124,10 @@ def test_tables_of_runs_and_suites_read_its_result(gradient_run):
   board = scoreboard.Board('generalization/all', tasks, seeds)
   rows = scoreboard.own_rows(board)
   assert [row.method for row in rows] == ['ours, gradient', 'ours, linear probe']
-  text = suite_report.text(board, rows)
-  assert 'The structures of ours were chosen without validation images' in text
-  assert 'another trains 100% in the same form' in text
+  told = suite_report.tell_protocol(board)
+  assert told.startswith('The structures of ours were chosen without validation images')
+  [agreement] = suite_report.agreements(board)
+  assert 'another trains 100% in the same form' in agreement
 
 
 def test_a_run_that_is_killed_in_its_structure_resumes_to_the_same_one(
@@ -168,7 +168,7 @@ def test_a_gradient_that_is_noise_borrows_from_shifts_of_the_same_images(prepare
   assert read.borrowed == found.borrowed
   np.testing.assert_array_equal(read.genome, found.genome)
   result = {'protocol': 'honest', 'allocation': {'head_epochs': 1, 'epochs': 5}, 'seconds': {}}
-  text = structure_report.text(found, result)
+  text = structure_report.tell_choice(found, result)
   assert 'of telling which way the same images were shifted' in text
 
 
@@ -320,8 +320,7 @@ def test_rows_beside_a_search_have_a_space_of_their_own(search_with_rows):
   assert result['evaluations'] == 12
   described = read_json(workdir / 'structure' / 'genome.json')
   assert described['params'] == result['presets']['gradient']['params']
-  text = (workdir / 'report.md').read_text()
-  assert "## The gradient's structure beside it" in text
+  assert "The gradient's structure, in numbers" in html_pages.read(workdir).text
 
 
 @pytest.mark.full
@@ -347,7 +346,7 @@ def test_a_comparison_trains_each_seeds_own_structure_within_each_budget(run_con
   assert all(0 < row['params'] <= 600 for row in rows['gradient-600'])
   assert all(600 < row['params'] <= 900 for row in rows['gradient-900'])
   assert all(len(genomes) == 2 for genomes in result['structures'].values())
-  text = (tmp_path / 'report.md').read_text()
+  text = html_pages.read(tmp_path).words()
   assert "the gradient's structure, at most 600" in text
   assert 'Of the tensors that one of 2 seeds trains' in text
   os.remove(tmp_path / 'result.json')
@@ -365,4 +364,4 @@ def test_a_linear_structure_is_its_own_probe(config, tmp_path):
   result = experiment.run(short, str(tmp_path / 'run'))
   assert result['linear'].items() <= result['winner'].items()
   assert (result['winner']['params'], result['presets']) == (0, {})
-  assert 'as accurate as the linear probe' in (tmp_path / 'run' / 'report.md').read_text()
+  assert 'as accurate as the linear probe' in html_pages.read(tmp_path / 'run').text

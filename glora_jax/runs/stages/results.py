@@ -156,7 +156,7 @@ def write_results(
       backbone=_backbone(run),
       made=provenance_record.recorded(run.workdir),
     )
-    run_report.write(run.workdir, findings)
+    run_report.draw(run.workdir, findings)
     run_page.write(run.workdir, findings)
   return result
 
