@@ -38,7 +38,7 @@ if TYPE_CHECKING:  # for type checkers and editors; `_HOMES` says the same to Py
   from glora_jax.training.sampling import Sampling
   from glora_jax.training.side_by_side import Training, subnet_runs, train_many
 
-__version__ = '0.2.0'
+__version__ = '0.3.0'
 
 _HOMES = {
   'glora_jax.method.adapt': ('adapt', 'adapt_function'),

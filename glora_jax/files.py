@@ -22,7 +22,7 @@ from glora_jax.limits import printable, shown
 Path = str | os.PathLike
 
 STAMP = 'glora_jax'  # under which a file of ours says its kind and format
-FORMATS: Mapping[str, int] = {}  # by kind, where the format is no longer 1
+FORMATS: Mapping[str, int] = {}  # by kind, where the format is not 1
 AGAIN = 'remove it, and the stage that wrote it runs again'
 MOST_JSON_BYTES = 2**28
 _LONGEST_REASON = 200
@@ -146,7 +146,7 @@ def read_json(path: Path, kind: str | None = None, remedy: str = AGAIN) -> Any:
 
   Args:
     path: path of the file.
-    kind: kind that the file must be of, where it says one.
+    kind: kind that the file must be of; None for a file of another program.
     remedy: what to do where the file is damaged.
 
   Returns:
@@ -160,7 +160,7 @@ def read_json(path: Path, kind: str | None = None, remedy: str = AGAIN) -> Any:
   content = load_json(path, remedy)
   stamp = content.pop(STAMP, None) if isinstance(content, dict) else None
   if kind is not None:
-    check_stamp(path, stamp, kind)
+    check_stamp(path, stamp, kind, remedy)
   return content
 
 
@@ -211,7 +211,7 @@ def read_arrays(path: Path, kind: str | None = None, remedy: str = AGAIN) -> dic
 
   Args:
     path: path of the file.
-    kind: kind that the file must be of, where it says one.
+    kind: kind that the file must be of; None for any.
     remedy: what to do where the file is damaged.
 
   Returns:
@@ -231,7 +231,7 @@ def read_arrays(path: Path, kind: str | None = None, remedy: str = AGAIN) -> dic
     except Exception as error:  # zipfile, zlib and numpy each have their own
       raise damaged(path, error, remedy) from error
   if kind is not None:
-    check_stamp(path, stamp, kind)
+    check_stamp(path, stamp, kind, remedy)
   return arrays
 
 
@@ -266,34 +266,33 @@ def stamp_of(kind: str) -> dict[str, Any]:
   return {'kind': kind, 'format': FORMATS.get(kind, 1)}
 
 
-def check_stamp(path: Path, stamp: Any, kind: str) -> None:
-  """Checks what a file says of itself; what version 0.1.0 wrote says nothing, and is taken.
+def check_stamp(path: Path, stamp: Any, kind: str, remedy: str = AGAIN) -> None:
+  """Checks what a file says of itself.
 
   Args:
     path: path of the file.
     stamp: what it says; None where it says nothing.
     kind: kind that it must be of.
+    remedy: what to do where it says none.
 
   Raises:
     LaterVersionError: a later version wrote it.
-    ValueError: it is of another kind.
+    ValueError: it is of another kind, or says none.
   """
-  if stamp is None:
-    return
   if not isinstance(stamp, dict):
-    raise damaged(path, f'{STAMP}={stamp!r} says no kind')
+    raise damaged(path, f'{STAMP}={stamp!r} says no kind', remedy)
   if stamp.get('kind') != kind:
     raise ValueError(
       f'{printable(path)} is a file of the kind {shown(stamp.get("kind"))}, where {kind!r} is '
       'expected; put the right file in its place, or remove it.'
     )
-  _check_format(path, stamp.get('format', 1), kind)
+  _check_format(path, stamp.get('format'), kind, remedy)
 
 
-def _check_format(path: Path, written: Any, kind: str) -> None:
+def _check_format(path: Path, written: Any, kind: str, remedy: str) -> None:
   known = FORMATS.get(kind, 1)
   if not isinstance(written, int) or written < 1:
-    raise damaged(path, f'its format is {written!r}')
+    raise damaged(path, f'its format is {written!r}', remedy)
   if written > known:
     raise LaterVersionError(
       f'{printable(path)} was written by a later version of glora_jax (format {shown(written)} of '
@@ -393,7 +392,6 @@ def check_metadata(path: Path, metadata: Any, kind: str) -> dict[str, Any]:
     json.dumps(metadata, allow_nan=False)
   except ValueError as error:
     raise damaged(path, error) from error
-  # Before files had a format, metadata of this name was the user's.
-  if isinstance(metadata.get('format'), int | float):
-    _check_format(path, metadata.pop('format'), kind)
+  # The weights in the package say no format.
+  _check_format(path, metadata.pop('format', 1), kind, 'get it again')
   return metadata

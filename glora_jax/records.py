@@ -65,7 +65,7 @@ def read_record(path: Path, kind: str, shape: Any, remedy: str = AGAIN) -> Any:
 
   Args:
     path: path of the file.
-    kind: kind that the file must be of, where it says one.
+    kind: kind that the file must be of.
     shape: annotation of its content; a `TypedDict` takes more names than it has.
     remedy: what to do where the file is damaged.
 
@@ -95,7 +95,7 @@ def read_array_record(
 
   Args:
     path: path of the file.
-    kind: kind that the file must be of, where it says one.
+    kind: kind that the file must be of.
     expected: the arrays that it must hold, by name, and no other.
     remedy: what to do where the file is damaged.
 
@@ -119,7 +119,7 @@ def stamp_folder(folder: Path, kind: str) -> None:
 
 
 def check_folder(folder: Path, kind: str) -> None:
-  """Checks what a folder says of itself; one that says nothing is taken.
+  """Checks what a folder says of itself; one that says nothing is new.
 
   Raises:
     ValueError: it is of another kind, or of a later version.
@@ -151,11 +151,11 @@ def read_lines(path: Path, kind: str, shape: Any) -> list[Any]:
   """Reads a file with a JSON text in every line, but for lines that are damaged.
 
   A kill cuts off the last line; a warning says how many others there are. The first line says kind
-  and format; one of an earlier version does not.
+  and format.
 
   Args:
     path: path of the file.
-    kind: kind that the file must be of, where it says one.
+    kind: kind that the file must be of.
     shape: annotation of the content of a line.
 
   Raises:

@@ -183,17 +183,6 @@ def union(first: Any, second: Any) -> Any:
   )
 
 
-def cut_to(values: Any, template: Any) -> Any:
-  """Arrays cut to their beginnings that have the shapes of a template's, a tree like theirs."""
-  return jax.tree.map(_beginning, values, template)
-
-
-def _beginning(value: Any, template: Any) -> Any:
-  if np.shape(value) == np.shape(template):
-    return value
-  return value[tuple(map(slice, np.shape(template)))]
-
-
 def path_name(path: Path) -> str:
   """The '/'-joined path; parts may be integers, the items of a bridged NNX model's lists."""
   return '/'.join(map(str, path))

@@ -24,6 +24,7 @@ READERS = {
   'check_metadata': 2,
   'read_tensors': 1,
   'check_folder': 1,
+  'check_stamp': 2,
 }
 OTHERS = {'models/save.py', 'models/peft.py'}  # write files of other people's formats, too
 FOR_PEOPLE = {'pretraining', 'rates'}  # no stage reads them

@@ -51,15 +51,19 @@ def test_a_file_says_its_kind_and_format_and_is_read_without_them(tmp_path):
   files.write_json(path, {'a': 1.0}, 'seconds')
   assert json.loads(path.read_text())['glora_jax'] == {'kind': 'seconds', 'format': 1}
   assert read_record(path, 'seconds', dict[str, float]) == {'a': 1.0}
-  files.write_json(path, {'a': 1.0})  # as version 0.1.0
-  assert read_record(path, 'seconds', dict[str, float]) == {'a': 1.0}
+
+
+STAMPED = '"glora_jax": {"kind": "seconds", "format": 1}'
 
 
 @pytest.mark.parametrize(
   'text, sentence',
   [
-    ('{"a": "fast"}', "is damaged ('fast' at a is not a finite number); remove it"),
-    ('[1]', r'is damaged ([1] is not an object); remove it, and the stage that wrote it runs'),
+    (f'{{{STAMPED}, "a": "fast"}}', "is damaged ('fast' at a is not a finite number); remove it"),
+    (
+      '[1]',
+      'is damaged (glora_jax=None says no kind); remove it, and the stage that wrote it runs',
+    ),
     ('[' * 10**5, 'is damaged (maximum recursion depth'),
     ('{"a": 1' + '0' * 5000 + '}', 'is damaged (Exceeds the limit'),
     (b'\xff\xfe', "is damaged ('utf-8' codec can't decode byte"),
@@ -69,7 +73,9 @@ def test_a_file_says_its_kind_and_format_and_is_read_without_them(tmp_path):
       "is a file of the kind '" + 'x' * 79 + "..., where 'seconds' is",
     ),
     ('{"glora_jax": {"kind": "result"}}', "is a file of the kind 'result', where 'seconds' is"),
+    ('{"a": 1.0}', 'is damaged (glora_jax=None says no kind)'),
     ('{"glora_jax": 3}', 'is damaged (glora_jax=3 says no kind)'),
+    ('{"glora_jax": {"kind": "seconds"}}', 'is damaged (its format is None)'),
     (
       '{"glora_jax": {"kind": "seconds", "format": 2}}',
       "was written by a later version of glora_jax (format 2 of 'seconds', of which this version",

@@ -26,7 +26,7 @@ from glora_jax.data.pipeline import (
 from glora_jax.data.task import Task, require_measurable
 from glora_jax.files import write_arrays
 from glora_jax.limits import listed, printable
-from glora_jax.records import read_if_whole
+from glora_jax.records import Array, mismatch_of_arrays, read_if_whole
 
 KIND = 'checked images'  # of the file that remembers
 _ADVICE = 'Put them back as they were, or take a new workdir.'
@@ -38,7 +38,7 @@ class _Remembered(NamedTuple):
   Attributes:
     readable: digests of images that can be decoded, and of their states, uint64 [n].
     is_left_out: which images were left out, bool [image], of all splits in their order; None where
-      it says nothing of that, as an earlier version's does not.
+      there is no file.
   """
 
   readable: np.ndarray
@@ -167,15 +167,10 @@ def _read(path: str) -> _Remembered:
     LaterVersionError: a later version wrote it.
   """
   arrays = read_if_whole(path, KIND) or {}
-  readable = _of_kind(arrays.get('readable'), np.uint64)
-  is_left_out = _of_kind(arrays.get('is_left_out'), np.bool_)
-  return _Remembered(np.zeros(0, np.uint64) if readable is None else readable, is_left_out)
-
-
-def _of_kind(array: np.ndarray | None, dtype: type[np.generic]) -> np.ndarray | None:
-  """A vector of a type; None for anything else."""
-  is_right = array is not None and array.dtype == dtype and array.ndim == 1
-  return array if is_right else None
+  expected = {'readable': Array('u', ('known',)), 'is_left_out': Array('b', ('image',))}
+  if mismatch_of_arrays(arrays, expected) is not None:
+    return _Remembered(np.zeros(0, np.uint64), None)
+  return _Remembered(**arrays)
 
 
 def _check(examples: Examples, indices: np.ndarray) -> list[str | None]:

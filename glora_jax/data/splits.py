@@ -185,7 +185,7 @@ class Dealer:
     content = {'identity': _identity(given)}
     if not os.path.exists(self.split_file):
       self._write(self.split_file, content)
-    elif read_json(self.split_file, 'split') != content:
+    elif read_json(self.split_file, 'split', self._advice) != content:
       raise self._changed(self.split_file)
 
   def _require_enough(self, labels: np.ndarray, splits: Sequence[str]) -> None:
@@ -204,30 +204,29 @@ class Dealer:
   def _read(
     self, path: str, examples: Examples, splits: Sequence[str], given: Mapping[str, Examples]
   ) -> list[np.ndarray]:
-    saved = read_json(path, 'split')
-    if not isinstance(saved, dict) or 'identity' not in saved:
-      raise ValueError(f'{path} is no split that glora_jax wrote; {self._advice}')
-    identity = _identity(given)
-    # Of splits that were given beside those that it dealt an earlier version wrote nothing.
-    if saved['identity'] != examples.identity or saved.get('given', identity) != identity:
+    saved = read_json(path, 'split', self._advice)
+    if 'identity' not in saved:
+      raise ValueError(f'{path} is no split that glora_jax wrote; {self._advice}.')
+    others = saved.get('given', _identity({}))
+    if saved['identity'] != examples.identity or others != _identity(given):
       raise self._changed(path)
     if not _is_partition([saved.get(split) for split in splits], len(examples.labels)):
       raise ValueError(
         f'{path} does not deal each of the {len(examples.labels)} images of {self.origin} to one '
-        f'of {", ".join(splits)}, as it did when it was written; {self._advice}'
+        f'of {", ".join(splits)}, as it did when it was written; {self._advice}.'
       )
     return [np.asarray(saved[split], np.int64) for split in splits]
 
   def _changed(self, path: str) -> ValueError:
     return ValueError(
-      f'The images of {self.origin} have changed since {path} was made; {self._advice}'
+      f'The images of {self.origin} have changed since {path} was made; {self._advice}.'
     )
 
   @property
   def _advice(self) -> str:
     return (
       'take a new workdir, or remove that file and with it the claim that the results of this '
-      'workdir are of the same split.'
+      'workdir are of the same split'
     )
 
   def _write(self, path: str, content: dict[str, Any]) -> None:

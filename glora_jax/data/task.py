@@ -58,11 +58,6 @@ class Source:
     """
     return cls(**{field.name: settings[field.name] for field in dataclasses.fields(cls)})
 
-  @property
-  def reads_root(self) -> bool:
-    """Whether `root` is read: by all but TFDS, which is every task's first kind."""
-    return self.source not in (None, 'tfds')
-
   def kind(self, known: Sequence[SourceKind], user: str) -> SourceKind:
     """The kind of source that a task reads from.
 

@@ -26,24 +26,20 @@ from glora_jax.records import mismatch
 from glora_jax.tree import differences, fingerprint, flatten, get, path_name, replace
 
 _AGAIN = 'get it again, or save it again from the training that it came of'
+_BY_ROW = ('spec', 'genome', 'layers', 'parameters')  # metadata with an item for each row
 _LONGEST_LAYER = 400  # characters that a sentence quotes
 _ROUNDED = ('bfloat16', 'float16')  # types that a base may be cast to before or after the training
 
 
-class _LaterMetadata(TypedDict, total=False):
-  """What the metadata of an adapter may say; the first version knew no parameters."""
-
-  layers: list[NamedAlleles]
-  parameters: list[list[dict[str, Any]]]
-  rounded: list[str]
-
-
-class _Metadata(_LaterMetadata):
+class _Metadata(TypedDict):
   """What the metadata of an adapter must say."""
 
   spec: list[str]
   base: str
+  rounded: list[str]
   genome: list[list[int]]
+  layers: list[NamedAlleles]
+  parameters: list[list[dict[str, Any]]]
 
 
 class _UsedPart(NamedTuple):
@@ -194,7 +190,7 @@ def load_adapter(
   shapes = shapes_of_fresh(adapted, params)
   trainable, frozen = adapted.split({**shapes, 'params': params})
   if strict:
-    _check_base(path, {metadata['base'], *metadata.get('rounded', ())}, frozen['params'])
+    _check_base(path, {metadata['base'], *metadata['rounded']}, frozen['params'])
 
   supports = jax.tree.map(lambda value: np.zeros(value.shape, value.dtype), trainable[COLLECTION])
   used = list(_used(adapted, nn.meta.unbox(supports), genome))
@@ -215,10 +211,9 @@ def _check_metadata(path: Path, metadata: dict[str, Any]) -> None:
   """Raises ValueError unless metadata say what those of an adapter must, of each row."""
   if (reason := mismatch(metadata, _Metadata)) is not None:
     raise damaged(path, f'of its metadata {reason}', _AGAIN)
-  by_row = [name for name in ('spec', 'genome', 'layers', 'parameters') if name in metadata]
-  lengths = [len(metadata[name]) for name in by_row]
+  lengths = [len(metadata[name]) for name in _BY_ROW]
   if len(set(lengths)) > 1:
-    raise damaged(path, f'{", ".join(by_row)} are of {lengths} layers', _AGAIN)
+    raise damaged(path, f'{", ".join(_BY_ROW)} are of {lengths} layers', _AGAIN)
 
 
 def _genome(path: Path, adapted: Adapted, metadata: Mapping[str, Any]) -> np.ndarray:
@@ -260,8 +255,7 @@ def _check_tensors(
 
 
 def _described(adapted: Adapted) -> list[str]:
-  """The layers as text; a space without one shift is described as before there was that choice."""
-  return [repr(layer).replace(', one_shift=False', '') for layer in adapted.spec]
+  return [repr(layer) for layer in adapted.spec]
 
 
 def _parameters(adapted: Adapted) -> list[list[dict[str, Any]]]:
@@ -285,17 +279,13 @@ def _parameters(adapted: Adapted) -> list[list[dict[str, Any]]]:
 def _in_order(path: Path, metadata: Mapping[str, Any], adapted: Adapted) -> dict[str, Any]:
   """A file's genome with its rows in the order of the model's.
 
-  Rows belong together whose parameters and axes are equal; in files of versions before 0.2, which
-  do not know them, rows of equal names.
+  Rows belong together whose parameters and axes are equal.
 
   Raises:
     ValueError: the layers are not the model's.
   """
-  rows = {name: metadata[name] for name in ('spec', 'genome', 'layers') if name in metadata}
-  if 'parameters' in metadata:
-    theirs, ours = metadata['parameters'], _parameters(adapted)
-  else:
-    theirs, ours = metadata['spec'], _described(adapted)
+  rows = {name: metadata[name] for name in ('spec', 'genome', 'layers')}
+  theirs, ours = metadata['parameters'], _parameters(adapted)
   numbers = {json.dumps(key): row for row, key in enumerate(theirs)}
   order = [numbers.get(json.dumps(key)) for key in ours]
   if len(ours) == len(theirs) and None not in order:

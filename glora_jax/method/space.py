@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
@@ -121,15 +120,13 @@ class SearchSpace:
   def code(self, tensor: Tensor, allele: str | int) -> int | None:
     """The code of an allele that is given by name or by code; None where there is no such allele.
 
-    'lora' is the LoRA of the one rank, and means nothing where there are several; 'lora4' is what
-    'lora:4' was called in files of version 0.1.0.
+    'lora' is the LoRA of the one rank, and means nothing where there are several.
     """
     names = self.names(tensor)
     if allele == 'lora' and len(self.ranks) == 1 and tensor in LORA_TENSORS:
       return len(names) - 1
     if isinstance(allele, str):
-      name = re.sub(r'^lora(\d+)$', r'lora:\1', allele)
-      return names.index(name) if name in names else None
+      return names.index(allele) if allele in names else None
     code = whole_number(allele)
     return code if code in range(len(names)) else None
 

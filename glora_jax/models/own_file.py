@@ -64,7 +64,6 @@ def _read_header(tensors: Tensors) -> _Header:
   except (ValueError, KeyError, TypeError, RecursionError) as error:
     raise ValueError(refusal) from error
   metadata = check_metadata(tensors.path, metadata, KIND)
-  metadata.pop('format', None)  # what is no format; a file that is written again has its own
   try:
     model = ViT(**metadata.pop('model'))
     return _Header(model, metadata, expected_params(model, metadata['image_size']))

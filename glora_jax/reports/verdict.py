@@ -67,43 +67,6 @@ def mcnemar(winner_only: int, row_only: int) -> float:
   return min(1.0, 2 * float(special.bdtr(less, number, 0.5)))
 
 
-def difference(share: float, other: float, number: int) -> Interval:
-  """Newcombe's interval of 95% of the difference of two shares, from Wilson's of both.
-
-  It is of shares of different images: too wide, so on the safe side, where the images are the same.
-
-  Args:
-    share: the one, between 0 and 1.
-    other: what is taken from it.
-    number: of how many images each is, at least 1.
-
-  Example:
-    >>> str(difference(0.955, 0.925, 800))
-    '0.7 to 5.4'
-  """
-  own, its = interval(share, number), interval(other, number)
-  low = share - other - math.hypot(share - own.low, its.high - other)
-  return Interval(low, share - other + math.hypot(own.high - share, other - its.low))
-
-
-def doubt(winner: Mapping[str, Any], row: Mapping[str, Any], number: int) -> str:
-  """Why test images cannot tell the winner from another row; '' where they can.
-
-  Args:
-    winner: the winner's row of a result.
-    row: the other one; where it has no `PAIRED`, as from earlier versions, the answers count as
-      those to different images.
-    number: how many test images there are.
-  """
-  if (counts := row.get(PAIRED)) is not None:
-    chance = mcnemar(counts['winner_only'], counts['row_only'])
-    test, is_doubtful = f"McNemar's exact test, p = {chance:.2g}", chance >= _LEVEL
-  else:
-    known = difference(winner['test_accuracy'], row['test_accuracy'], number)
-    test, is_doubtful = f"Newcombe's unpaired interval, {known}", known.low <= 0 <= known.high
-  return f'too little for these images to tell apart: {test}' if is_doubtful else ''
-
-
 def subnets(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
   """The rows of a run's table by name: the linear probe, what stands beside it, the winner.
 
@@ -153,7 +116,11 @@ def tell_verdict(result: Mapping[str, Any]) -> str:
 
   Example:
     >>> result = {
-    ...   'linear': {'params': 0, 'test_accuracy': 0.5},
+    ...   'linear': {
+    ...     'params': 0,
+    ...     'test_accuracy': 0.5,
+    ...     PAIRED: {'winner_only': 40, 'row_only': 0},
+    ...   },
     ...   'winner': {'params': 9, 'test_accuracy': 0.9},
     ...   'winner_supernet': None,
     ...   'presets': {},
@@ -166,7 +133,7 @@ parameters, 40.0 points more than the linear probe.'
   winner, number = result['winner'], result['data']['images']['test']
   accuracy = winner['test_accuracy']
   known = interval(accuracy, number)
-  linear = _beside(winner, result['linear'], number, 'the linear probe')
+  linear = _beside(winner, result['linear'], 'the linear probe')
   sentence = (
     f'The winner gets {100 * accuracy:.1f}% of {number:,} test images right (95% interval {known}) '
     f'with {winner["params"]:,} trained parameters, '
@@ -177,15 +144,18 @@ parameters, 40.0 points more than the linear probe.'
     return f'{sentence}.'
   best = max(presets, key=lambda name: presets[name]['test_accuracy'])
   rival = "the gradient's structure" if best == GRADIENT else titles(result)[best]
-  told = _beside(winner, presets[best], number, f'{rival}, the best row beside it')
+  told = _beside(winner, presets[best], f'{rival}, the best row beside it')
   return f'{sentence} and {told}.'
 
 
-def _beside(winner: Mapping[str, Any], row: Mapping[str, Any], number: int, name: str) -> str:
+def _beside(winner: Mapping[str, Any], row: Mapping[str, Any], name: str) -> str:
   """How far the winner is from another row, and whether that may be chance."""
   points = round(100 * (winner['test_accuracy'] - row['test_accuracy']), 1)
   if not points:
     return f'as accurate as {name}'
   told = f'{abs(points):.1f} points {"less" if points < 0 else "more"} than {name}'
-  reason = doubt(winner, row, number)
-  return f'{told} ({reason})' if reason else told
+  chance = mcnemar(row[PAIRED]['winner_only'], row[PAIRED]['row_only'])
+  if chance < _LEVEL:
+    return told
+  doubt = f"McNemar's exact test, p = {chance:.2g}"
+  return f'{told} (too little for these images to tell apart: {doubt})'

@@ -160,8 +160,7 @@ def open_page(path: str) -> None:
     return
   if not os.path.isfile(path):
     print(
-      f'There is no {path} to open, since an earlier version finished this run; without its '
-      'result.json the same command writes it.',
+      f'There is no {path} to open; without its result.json the same command writes it.',
       file=sys.stderr,
     )
   elif not webbrowser.open(pathlib.Path(path).resolve().as_uri()):

@@ -44,7 +44,7 @@ class _Data(TypedDict):
 
 
 class Result(TypedDict):
-  """The content of `result.json`, as far as version 0.1.0 wrote it, too."""
+  """The content of `result.json`."""
 
   task: str
   data: _Data
@@ -56,6 +56,7 @@ class Result(TypedDict):
   rate: dict[str, float]
   methods: dict[str, list[dict[str, Any]]]
   seconds: dict[str, float]
+  sha256: dict[str, str]
 
 
 def run(

@@ -10,9 +10,7 @@ starts. All fields with types, defaults, ranges and meanings are printed by
 from __future__ import annotations
 
 import dataclasses
-import functools
 import importlib.util
-import json
 import os
 from collections.abc import Collection, Sequence
 from typing import Any, Literal, NamedTuple
@@ -273,19 +271,6 @@ def check_config_of_task(config: ml_collections.ConfigDict) -> RunSettings:
   if (job := config.get('job')) == 'pretrain':
     raise ValueError(f'job={shown(job)} has no task; give a run, a comparison or a suite.')
   return check_config(config)
-
-
-@functools.cache
-def values_when_absent() -> dict[str, Any]:
-  """What an older `config.json` means by not having a field, as JSON, by dotted name."""
-  values = {}
-  for name, setting in schema.walk(RunSettings()):
-    value = json.loads(json.dumps(setting.absent))
-    if isinstance(value, dict):
-      values |= {f'{name}.{key}': item for key, item in value.items()}
-    else:
-      values[name] = value
-  return values
 
 
 def data_source(config: ml_collections.ConfigDict) -> Source:

@@ -20,12 +20,12 @@ from glora_jax import mesh as meshes
 from glora_jax.data.catalog import require_apart
 from glora_jax.data.image_check import with_readable_images
 from glora_jax.data.task import Task
-from glora_jax.files import damaged, open_regular, sha256_of, whole, write_json
+from glora_jax.files import open_regular, sha256_of, whole, write_json
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.draws import require_feasible
 from glora_jax.method.supports import COLLECTION
 from glora_jax.models.folder import EXTENSIONS
-from glora_jax.records import mismatch, read_record
+from glora_jax.records import read_record
 from glora_jax.runs import disk_room, early_checks, provenance_record
 from glora_jax.runs.backbone import (
   adapt_spaces,
@@ -134,17 +134,10 @@ def _digests(workdir: str) -> dict[str, str]:
 
 
 def _require_own(result: dict[str, Any], workdir: str) -> None:
-  """Checks that a finished workdir has the result and the files of one run; files may be gone.
-
-  Raises:
-    ValueError: it has not; what earlier versions finished has no digests, and is taken.
-  """
+  """Checks that a finished workdir has the result and the files of one run; files may be gone."""
   path = os.path.join(workdir, 'result.json')
-  recorded = result.get('sha256', {})
-  if (reason := mismatch(recorded, dict[str, str], 'sha256')) is not None:
-    raise damaged(path, reason)
   for name, digest in _digests(workdir).items():
-    if recorded.get(name, digest) != digest:
+    if result['sha256'].get(name, digest) != digest:
       file, owner = os.path.join(workdir, name), path
       if name == 'config.json':
         file, owner = path, file

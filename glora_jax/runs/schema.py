@@ -23,7 +23,6 @@ from glora_jax.limits import Domain, Limits, check_names, shown, without_none
 
 Section = TypeVar('Section')
 HELP_WIDTH = 100
-_UNSET = object()
 _NOTHING: Mapping[str, Any] = types.MappingProxyType({})
 
 
@@ -36,7 +35,6 @@ class Setting:
     domain: the values that it can have.
     default: the value where nothing is given; for a section within this one, an instance of it.
     help: what the field means.
-    absent: what a config means that was written before the field existed.
     within: ranges of the fields of a section, by name, where it does not say them itself.
   """
 
@@ -44,7 +42,6 @@ class Setting:
   domain: Domain
   default: Any
   help: str
-  absent: Any
   within: Mapping[str, Limits]
 
   @property
@@ -53,13 +50,12 @@ class Setting:
     return dataclasses.is_dataclass(self.domain.kind)
 
 
-def field(default: Any, help: str, *, absent: Any = _UNSET, **limits: Any) -> Any:
+def field(default: Any, help: str, **limits: Any) -> Any:
   """A field of a section with its help and its range.
 
   Args:
     default: the value where nothing is given.
     help: what the field means, a noun phrase that can be read alone.
-    absent: what a config means that was written before the field existed; by default the default.
     **limits: fields of `Limits`.
 
   Example:
@@ -71,8 +67,6 @@ def field(default: Any, help: str, *, absent: Any = _UNSET, **limits: Any) -> An
     ValueError: rate=1.5 must be at least 0 and below 1.
   """
   metadata = {'help': help, 'limits': Limits(**limits)}
-  if absent is not _UNSET:
-    metadata['absent'] = absent
   if isinstance(default, Mapping):
     return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
   return dataclasses.field(default=default, metadata=metadata)
@@ -100,9 +94,8 @@ def settings_of(defaults: Any, within: Mapping[str, Limits] = _NOTHING) -> tuple
     text = item.metadata.get('help', documented.get(item.name, ''))
     names = default if isinstance(default, Mapping) else ()
     domain = Domain.of_annotation(hints[item.name], limits, text, names)
-    absent = item.metadata.get('absent', default)
     inner = item.metadata.get('within', _NOTHING)
-    found.append(Setting(item.name, domain, default, text, absent, inner))
+    found.append(Setting(item.name, domain, default, text, inner))
   return tuple(found)
 
 

@@ -199,7 +199,6 @@ class SpaceSettings:
     None,
     'LoRA ranks on offer, ascending; None for (4,) where a supernet is searched, and for 1 to 8 '
     'otherwise',
-    absent=RANKS_OF_SEARCH,
     at_least=1,
     nonempty=True,
   )

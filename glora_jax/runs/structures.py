@@ -14,7 +14,7 @@ from typing import Any, TypedDict
 import numpy as np
 
 from glora_jax import mesh as meshes
-from glora_jax.files import damaged, read_json, write_json
+from glora_jax.files import STAMP, check_stamp, damaged, load_json, write_json
 from glora_jax.limits import printable
 from glora_jax.method.draws import check_budget
 from glora_jax.method.genomes import canonicalize, count_params, genome_from_json, genome_to_json
@@ -158,7 +158,10 @@ def _read(spec: Spec, path: str) -> np.ndarray:
       "'gradient', or the name of a preset."
     )
   try:
-    return canonicalize(spec, genome_from_json(spec, read_json(path, 'genome')))
+    content = load_json(path, 'give what genome_to_json returned')
+    if isinstance(content, dict) and STAMP in content:  # what a user wrote has none
+      check_stamp(path, content.pop(STAMP), 'genome')
+    return canonicalize(spec, genome_from_json(spec, content))
   except ValueError as error:
     raise ValueError(
       f"structure='{printable(path)}' holds no genome of this model ({error}); it needs one with a "

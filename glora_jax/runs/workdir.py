@@ -25,14 +25,13 @@ import ml_collections
 
 from glora_jax import partial, standard_json
 from glora_jax.data.catalog import canonical
-from glora_jax.data.task import Source, require_printable
-from glora_jax.files import Path, damaged, load_json, write_json, writing
+from glora_jax.data.task import require_printable
+from glora_jax.files import STAMP, Path, damaged, load_json, write_json, writing
 from glora_jax.limits import printable, shown
 from glora_jax.mesh import primary
 from glora_jax.records import read_record
 from glora_jax.runs import schema
-from glora_jax.runs.config import RunSettings, default_config, values_when_absent
-from glora_jax.runs.sections import SpaceSettings
+from glora_jax.runs.config import RunSettings, default_config
 from glora_jax.runs.used_fields import (
   COMMON_FIELDS,
   EVERY_STAGE,
@@ -91,8 +90,7 @@ def changes_of(
 
   Fields that change no result may always have other values, `used_fields.FREE_FIELDS`; they are
   not listed. All others may as long as no stage that has left something in the workdir has used
-  them. A field that an older `config.json` lacks has the meaning that it had then
-  (`config.values_when_absent`).
+  them.
 
   Args:
     config: the config that is given.
@@ -111,7 +109,7 @@ def changes_of(
         'it back, or choose another --workdir.'
       )
     return ()
-  old, new = _meaning(_read(path)), _meaning(_as_json(config))
+  old, new = _by_name(_read(path)), _by_name(_as_json(config))
   changes = tuple(
     Change(name, old.get(name), new.get(name))
     for name in sorted(old.keys() | new.keys())
@@ -121,20 +119,25 @@ def changes_of(
   last = last_begun(stages, [workdir, *tasks])
   fixed = used_by(stages, last)
   if refused := [
-    change for change in changes if is_among(change.name, fixed) or not _is_known(change.name)
+    change for change in changes if is_among(change.name, fixed) or not _is_known(change.name, new)
   ]:
     used = '' if last is None else f': its stage {last.name} depends on what has changed'
     raise ValueError(
       f'The workdir {workdir} belongs to another config: {"; ".join(map(str, refused))}. '
-      f'Choose another --workdir, or remove that one{used}.{_way_back(stages, refused, workdir)}'
+      f'Choose another --workdir, or remove that one{used}.'
+      f'{_way_back(stages, refused, new, workdir)}'
     )
   return changes
 
 
-def _way_back(stages: tuple[Stage, ...], refused: Sequence[Change], workdir: str) -> str:
+def _way_back(
+  stages: tuple[Stage, ...], refused: Sequence[Change], config: Mapping[str, Any], workdir: str
+) -> str:
   """What to remove for the stages that have used refused fields to begin anew; empty where all."""
   names = [change.name for change in refused]
-  if not all(map(_is_known, names)) or any(is_among(name, COMMON_FIELDS) for name in names):
+  if not all(_is_known(name, config) for name in names) or any(
+    is_among(name, COMMON_FIELDS) for name in names
+  ):
     return ''
   using = [any(is_among(name, stage.fields) for name in names) for stage in stages]
   later = stages[using.index(True) :]
@@ -143,9 +146,9 @@ def _way_back(stages: tuple[Stage, ...], refused: Sequence[Change], workdir: str
   return f' Without {", ".join(left)} the stage {later[0].name} begins anew.' if left else ''
 
 
-def _is_known(name: str) -> bool:
-  """Whether a config has a field of this name today."""
-  return name in values_when_absent() or is_among(name, _FREE_NAMES)
+def _is_known(name: str, config: Mapping[str, Any]) -> bool:
+  """Whether a config has a field of this name."""
+  return name in config or is_among(name, _FREE_NAMES)
 
 
 def claim_workdir(
@@ -166,13 +169,13 @@ def claim_workdir(
   path = os.path.join(workdir, 'config.json')
   if not primary() or (os.path.exists(path) and not changes):
     return
-  write_json(path, _with_whole_path(_as_json(config)), 'config')
+  write_json(path, _as_json(config), 'config')
   for change in changes:
     log.info('%s, which no stage has used yet.', change)
 
 
 def read_config(workdir: Path) -> ml_collections.ConfigDict:
-  """The config of a workdir; a field that its file lacks has the meaning that it had then.
+  """The config of a workdir.
 
   Raises:
     OSError: there is no `config.json`, or it cannot be read.
@@ -180,7 +183,6 @@ def read_config(workdir: Path) -> ml_collections.ConfigDict:
   """
   path = os.path.join(workdir, 'config.json')
   config = default_config()
-  config.update_from_flattened_dict(values_when_absent())
   try:
     config.update(_read(path))
   except (KeyError, TypeError, AttributeError, OverflowError) as error:
@@ -193,29 +195,21 @@ def _read(path: str) -> dict[str, Any]:
 
 
 def _as_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """A config's values as its file has them, of Python's own types."""
+  """A config's values as its file has them.
+
+  They are of Python's own types, and the task means the same from every directory.
+  """
   values = config.to_dict()
   for name, setting in schema.walk(RunSettings()):
     *sections, last = name.split('.')
     section = functools.reduce(operator.getitem, sections, values)
     section[last] = setting.domain.check(section[last], name)
+  values['task'] = canonical(values['task'])
   return json.loads(json.dumps(values, default=standard_json.default))
 
 
-def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:
-  """A config's values by dotted name, with what stands for another value replaced by that."""
-  values = {**values_when_absent(), **flax.traverse_util.flatten_dict(dict(config), sep='.')}
-  if values['space.ranks'] is None:
-    values['space.ranks'] = list(SpaceSettings().ranks_of(values.get('structure', 'search')))
-  if not Source(source=values['data.source']).reads_root:
-    values['data.root'] = None  # nothing reads it there, where version 0.1.0 took one
-  return _with_whole_path(values)
-
-
-def _with_whole_path(values: Mapping[str, Any]) -> dict[str, Any]:
-  """The values of a config with a task that means the same from every directory."""
-  task = values.get('task')
-  return {**values, 'task': canonical(task)} if isinstance(task, str) else dict(values)
+def _by_name(config: Mapping[str, Any]) -> dict[str, Any]:
+  return flax.traverse_util.flatten_dict(dict(config), sep='.')
 
 
 @contextlib.contextmanager
@@ -384,7 +378,8 @@ def _is_workdir(folder: Path) -> bool:
       if file.read(len(_HOLDER)) == _HOLDER:
         return True
   content = load_json(config, _REMEDY) if os.path.isfile(config) else None
-  return isinstance(content, dict) and {'job', 'protocol', 'supernet'} <= content.keys()
+  stamp = content.get(STAMP) if isinstance(content, dict) else None
+  return isinstance(stamp, dict) and stamp.get('kind') == 'config'
 
 
 def _remove_partial_files(folder: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-import operator
 import os
 import stat
 from collections.abc import Iterator, Mapping
@@ -20,7 +19,6 @@ from glora_jax.files import Path
 from glora_jax.limits import printable
 from glora_jax.records import FORMAT_FILE, check_folder, stamp_folder
 from glora_jax.training.loop import TrainState
-from glora_jax.tree import cut_to
 
 log = logging.getLogger(__name__)
 
@@ -98,9 +96,7 @@ class TrainingCheckpoints:
     their steps again.
 
     Args:
-      template: a state with the structure, shapes and types that the result shall have. A saved
-        state may have larger arrays, as version 0.1.0 stored all ranks of a fixed subnet: their
-        beginnings are what is wanted.
+      template: a state with the structure, shapes and types that the result shall have.
 
     Returns:
       The state; None where there is no state yet.
@@ -128,29 +124,12 @@ class TrainingCheckpoints:
 
   def _restore(self, step: int, template: TrainState) -> TrainState:
     wanted = (template.trainable, template.opt_state)
-    as_saved = self._as_saved(step, (wanted, _checksum(wanted)))
-    restored, checksum = self._manager.restore(step, args=ocp.args.StandardRestore(as_saved))
+    args = ocp.args.StandardRestore((wanted, _checksum(wanted)))
+    restored, checksum = self._manager.restore(step, args=args)
     if int(_checksum(restored)) != int(checksum):
       raise ValueError('its numbers are not those that were saved')
-    trainable, opt_state = cut_to(restored, wanted)
+    trainable, opt_state = restored
     return TrainState(trainable, opt_state, step)
-
-  def _as_saved(self, step: int, tree: Any) -> Any:
-    """The tree with the shapes of a saved state where these are larger in every dimension."""
-    try:
-      saved = jax.tree.leaves(self._manager.item_metadata(step).tree)
-    except Exception:  # restoring will say what is damaged
-      return tree
-    shapes = {leaf.name: tuple(leaf.shape) for leaf in saved}
-
-    def as_saved(path, leaf):
-      shape = shapes.get(jax.tree_util.keystr(path, simple=True, separator='.'), ())
-      is_cut = len(shape) == leaf.ndim and all(map(operator.ge, shape, leaf.shape))
-      if not is_cut or shape == leaf.shape:
-        return leaf
-      return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=leaf.sharding)
-
-    return jax.tree_util.tree_map_with_path(as_saved, tree)
 
   def _remove(self, damaged: Mapping[int, str], good_step: int) -> None:
     """Removes damaged states, with the reason of each in a warning."""

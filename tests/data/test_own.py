@@ -159,6 +159,7 @@ def test_names_of_files_may_be_of_any_bytes_and_those_of_classes_may_not(photos,
     lambda saved: saved.pop('test'),
     lambda saved: saved.pop('identity'),
     lambda saved: saved['glora_jax'].update(kind='result'),
+    lambda saved: saved.pop('glora_jax'),
     lambda saved: [saved],
   ],
 )
@@ -172,14 +173,10 @@ def test_a_split_file_that_was_edited_is_refused(photos, tmp_path, edit):
     find(f'folder:{photos}', workdir=str(tmp_path))
 
 
-def test_a_split_of_a_later_version_is_refused_and_one_of_an_earlier_is_read(photos, tmp_path):
-  first = find(f'folder:{photos}', workdir=str(tmp_path))
+def test_a_split_of_a_later_version_is_refused(photos, tmp_path):
+  find(f'folder:{photos}', workdir=str(tmp_path))
   path = tmp_path / 'split.json'
   saved = json.loads(path.read_text())
-  path.write_text(json.dumps({name: saved[name] for name in saved if name != 'glora_jax'}))
-  assert names(find(f'folder:{photos}', workdir=str(tmp_path)).open('val')) == names(
-    first.open('val')
-  )
   saved['glora_jax']['format'] = 2
   path.write_text(json.dumps(saved))
   with pytest.raises(ValueError, match=r'split\.json was written by a later version of glora_jax'):
@@ -321,11 +318,6 @@ def test_given_images_must_be_those_of_before_where_others_are_dealt(tmp_path):
   write(folder / 'test' / 'cat' / 'new.png')
   with pytest.raises(ValueError, match=r'The images of .*photos have changed since'):
     find(f'folder:{folder}', workdir=workdir)
-  path = tmp_path / 'run' / 'split.json'
-  saved = json.loads(path.read_text())
-  del saved['given']  # as an earlier version wrote it
-  path.write_text(json.dumps(saved))
-  assert len(find(f'folder:{folder}', workdir=workdir).open('test').labels) == 7
 
 
 def test_numbers_as_labels_are_ordered_as_numbers(photos):

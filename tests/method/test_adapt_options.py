@@ -546,7 +546,7 @@ def test_a_fixed_lora_sums_no_gradient_of_the_kernels_size_over_tokens(vit):
 
 def test_a_fixed_subnet_trains_only_what_it_reads_with_the_same_gradients(vit):
   adapted, variables, images = vit
-  choices = {'qkv': {'B': 'lora2', 'E': 'vector'}, 'fc1': {'A': 'vector', 'C': 'lora'}}
+  choices = {'qkv': {'B': 'lora:2', 'E': 'vector'}, 'fc1': {'A': 'vector', 'C': 'lora'}}
   subnet = adapted.fix(presets.custom_genome(adapted.spec, choices))
   trainable, frozen = subnet.split(variables)
   assert set(trainable['glora']['blocks']['attn']['qkv']) == {'B_down', 'B_up', 'E'}
@@ -589,7 +589,7 @@ def test_the_summary_lists_layers_and_totals(vit):
 @pytest.mark.parametrize(
   'model, space',
   [
-    (Attention(), SearchSpace((2, 4), A='none', B=('none', 'lora2'), C='none', D='none')),
+    (Attention(), SearchSpace((2, 4), A='none', B=('none', 'lora:2'), C='none', D='none')),
     (nn.Dense(20), SearchSpace.distinct((1, 2))),
   ],
 )

@@ -133,21 +133,11 @@ def chain(*names, transposed=False):
   return glora_jax.adapt_function(function, SQUARES, jnp.ones((1, 4)), space=SPACE)
 
 
-def without_parameters(path):
-  """An adapter file as versions before 0.2 wrote it."""
-  tensors, metadata = read_tensors(path, 'adapter')
-  del metadata['parameters']
-  write_tensors(path, tensors, 'adapter', metadata)
-
-
-@pytest.mark.parametrize('edited', [False, True], ids=['own file', 'file of an earlier version'])
-def test_rows_are_known_by_their_parameters_and_not_by_their_order(tmp_path, edited):
+def test_rows_are_known_by_their_parameters_and_not_by_their_order(tmp_path):
   adapted, other, path = chain('a', 'b'), chain('b', 'a'), tmp_path / 'a.safetensors'
   variables = random_variables(adapted, SQUARES)
   genome = np.array([[2, 4, 0, 0, 0], [3, 0, 0, 0, 0]])
   adapter_file.save_adapter(path, adapted, variables, genome)
-  if edited:
-    without_parameters(path)
   loaded, found = adapter_file.load_adapter(path, other, SQUARES)
   np.testing.assert_array_equal(found, genome[::-1])
   for saved, read in zip(
@@ -290,9 +280,8 @@ def test_names_that_are_no_paths_in_a_collection_are_refused(written, tmp_path, 
     ({'base': 3}, '3 at base is not a text'),
     ({'spec': 'body'}, "'body' at spec is not a list"),
     ({'genome': [[0, 0, 0, 0, 0]] * 2}, 'are of .* layers'),
-    ({'genome': [[0, 0]], 'layers': None}, r'shape \(1, 2\)'),
-    ({'genome': [[2**70, 0, 0, 0, 0]], 'layers': None}, 'is damaged'),
-    ({'genome': [[99, 0, 0, 0, 0]], 'layers': None}, 'The genome says 99 for A'),
+    ({'layers': None}, 'layers is missing'),
+    ({'parameters': None}, 'parameters is missing'),
     ({'layers': [{'A': 'none'}]}, r'layers\[0\].B is missing'),
     ({'parameters': [[]]}, 'belongs to another model'),
   ],

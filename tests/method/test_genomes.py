@@ -121,7 +121,7 @@ def test_a_reachable_budget_is_sampled_uniformly():
 def test_sampling_draws_every_allele_on_offer_equally_often_and_no_other():
   spec = Spec(
     (
-      Layer('a', 6, 9, True, SearchSpace((2, 4), A=('none', 'lora4'), E='constant')),
+      Layer('a', 6, 9, True, SearchSpace((2, 4), A=('none', 'lora:4'), E='constant')),
       Layer('b', 6, 9, False),
     )
   )
@@ -226,7 +226,7 @@ def test_json_of_renamed_layers_is_read_row_by_row():
 
 
 def test_json_of_version_0_1_0_is_read_by_its_names():
-  layers = [{'layer': name, 'A': 'lora4', **dict.fromkeys('BCDE', 'none')} for name in 'abc']
+  layers = [{'layer': name, 'A': 'lora:4', **dict.fromkeys('BCDE', 'none')} for name in 'abc']
   written = {'genome': [[4, 0, 0, 0, 0]] * 3, 'params': 0, 'layers': layers}
   assert genome_from_json(LAYERS, written).tolist() == written['genome']
 

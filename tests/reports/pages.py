@@ -9,6 +9,7 @@ from glora_jax.method.genomes import count_params
 from glora_jax.reports import comparison_page, run_page, suite_page
 from glora_jax.reports.findings import Findings, Outcome
 from glora_jax.reports.provenance import Provenance
+from glora_jax.reports.verdict import PAIRED
 from glora_jax.search.archive import Archive
 
 SCRIPT = '<script>alert(1)</script>'
@@ -43,10 +44,13 @@ def make_findings(allocation, classes=('cat', SCRIPT, 'dog'), task=IMAGE):
     'protocol': 'honest',
     'seed': 7,
     'budget': 60,
-    'linear': row(0, 0.5),
+    'linear': row(0, 0.5, **{PAIRED: {'winner_only': 14, 'row_only': 2}}),
     'winner_supernet': row(params, 0.7),
     'winner': row(params, 0.8, genome=genome.tolist()),
-    'presets': {'lora': row(24, 0.75, label='lora:2'), 'gradient': row(params, 0.775)},
+    'presets': {
+      'lora': row(24, 0.75, label='lora:2', **{PAIRED: {'winner_only': 3, 'row_only': 1}}),
+      'gradient': row(params, 0.775, **{PAIRED: {'winner_only': 3, 'row_only': 2}}),
+    },
     'finetuned': True,
     'evaluations': 4,
     'stopped_early': 0,

@@ -1,7 +1,6 @@
 """Comparisons: fair, resumable, tested last; and what their tables say."""
 
 import csv
-import json
 import os
 import shutil
 
@@ -10,7 +9,7 @@ import html_pages
 import numpy as np
 import pytest
 
-from glora_jax.files import read_arrays, read_json
+from glora_jax.files import read_arrays, read_json, write_json
 from glora_jax.runs import comparison, comparison_jobs, experiment
 from glora_jax.runs.config import check_config, default_config
 from glora_jax.runs.lifecycle import prepare
@@ -227,9 +226,9 @@ def test_a_comparison_that_is_stopped_goes_on_to_the_same_result(compared, confi
 @pytest.mark.slow
 def test_another_list_than_the_frozen_one_is_not_tested(copy, config):
   os.remove(copy / 'result.json')
-  frozen = read_json(copy / 'test_list.json')
+  frozen = read_json(copy / 'test_list.json', 'test list')
   frozen['lora'][0]['weights'] = 'others'
-  (copy / 'test_list.json').write_text(json.dumps(frozen))
+  write_json(copy / 'test_list.json', frozen, 'test list')
   with pytest.raises(ValueError, match='was frozen with other subnets'):
     comparison.run(config, str(copy))
 

@@ -2,13 +2,11 @@
 
 import dataclasses
 
-import flax
 import pytest
 from absl import flags
-from places import CONFIGS, ROOT, get_config
+from places import CONFIGS, get_config
 
 from glora_jax.data.augment import Augmentation
-from glora_jax.files import read_json
 from glora_jax.method.space import SearchSpace
 from glora_jax.runs import command_line, pretrain, schema, sections
 from glora_jax.runs.config import (
@@ -16,7 +14,6 @@ from glora_jax.runs.config import (
   check_config,
   default_config,
   parse_arguments,
-  values_when_absent,
 )
 from glora_jax.search.settings import Evolution
 from glora_jax.training.consistency import Consistency
@@ -101,12 +98,6 @@ def test_the_defaults_are_those_of_the_settings():
   assert check_config(default_config()) == RunSettings()
   config = get_config('pretrain')
   assert schema.build(pretrain.PretrainSettings, config.to_dict()) == pretrain.PretrainSettings()
-
-
-def test_every_field_of_0_1_0_has_its_name_still():
-  written = read_json(ROOT / 'tests' / 'data' / 'v0.1.0' / 'finished' / 'config.json')
-  flat = flax.traverse_util.flatten_dict(written, sep='.')
-  assert flat.keys() <= values_when_absent().keys()
 
 
 @pytest.mark.parametrize(

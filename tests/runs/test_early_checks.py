@@ -353,22 +353,16 @@ def test_a_folder_of_another_model_is_found_before_the_last_stage(run, tmp_path)
 @pytest.mark.parametrize(
   'name, content, sentence',
   [
-    (
-      'seconds.json',
-      ['fast'],
-      r"seconds.json is damaged \(\['fast'\] is not an object\)",
-    ),
     ('seconds.json', {'supernet': 'fast'}, "'fast' at supernet is not a finite number"),
     (
       'result.json',
       {'task': 'digits'},
       r'result.json is damaged \(\w+ is missing\); remove',
     ),
-    ('result.json', [1], 'is not an object'),
   ],
 )
 def test_records_of_another_shape_are_one_sentence(name, content, sentence, run_config, tmp_path):
   claim_workdir(run_config, str(tmp_path))
-  write_json(tmp_path / name, content)
+  write_json(tmp_path / name, content, name.removesuffix('.json'))
   with pytest.raises(ValueError, match=sentence):
     experiment.run(run_config, str(tmp_path), stop=always)

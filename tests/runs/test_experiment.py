@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from places import FIXTURES, ROOT
+from places import FIXTURES
 from tiny_runs import changed, contents, without_seconds
 
 import glora_jax
@@ -154,8 +154,8 @@ def test_what_is_gone_from_a_finished_run_is_said_with_the_way_back(finished_run
 
 
 @pytest.mark.parametrize('model', FILE_NAMES.values())
-def test_a_folded_model_is_there_in_every_container(tmp_path, model):
-  result = read_json(ROOT / 'tests' / 'data' / 'v0.1.0' / 'finished' / 'result.json')
+def test_a_folded_model_is_there_in_every_container(finished_run, tmp_path, model):
+  _, result = finished_run
   for name in ('report.html', 'adapter.safetensors', f'folded/{model}'):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).touch()

@@ -77,7 +77,7 @@ def test_what_a_finished_run_records_no_more_is_named(run_config, tmp_path, capl
   workdir = str(tmp_path / 'run')
   os.makedirs(os.path.join(workdir, 'profile'))
   claim_workdir(run_config, workdir)
-  write_json(os.path.join(workdir, 'result.json'), {'task': 'digits'}, 'result')
+  write_json(os.path.join(workdir, 'result.json'), {'task': 'digits', 'sha256': {}}, 'result')
   config = changed(run_config, watch__profile='search')
   finished = functools.partial(lifecycle.carry_out, stop=lifecycle.never, stages=None, shape=dict)
   sentence = "watch.profile='search' records nothing any more: this run is finished."

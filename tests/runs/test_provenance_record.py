@@ -5,7 +5,7 @@ import pytest
 from glora_jax.files import write_json
 from glora_jax.reports import provenance
 from glora_jax.reports.provenance import Provenance
-from glora_jax.runs import experiment, provenance_record
+from glora_jax.runs import provenance_record
 
 HERE = Provenance('glora --config quickstart', {'jax': '0.10'}, '1 x cpu')
 ELSEWHERE = HERE._replace(device='8 x TPU v5e')
@@ -22,8 +22,3 @@ def test_a_damaged_record_is_one_sentence(tmp_path):
   write_json(tmp_path / provenance_record.FILE, {'processes': [{'command': 1}]}, 'provenance')
   with pytest.raises(ValueError, match=r'provenance.json is damaged \(.*; remove it;'):
     provenance_record.note(tmp_path)
-
-
-def test_runs_of_earlier_versions_say_nothing_and_are_taken(tmp_path):
-  assert provenance_record.recorded(tmp_path) == []
-  assert 'provenance' not in experiment.Result.__annotations__

@@ -37,7 +37,7 @@ class Settings:
   kind: Literal['small', 'large'] = field('small', 'how large')
   steps: int = field(10, 'steps to take', at_least=1)
   share: float | None = field(None, 'share that is dropped', at_least=0, below=1)
-  ready: bool = field(False, 'whether all is prepared', absent=True)
+  ready: bool = field(False, 'whether all is prepared')
   name: str = field('run', 'what it is called', nonempty=True)
   sizes: Sequence[int] = field((4,), 'sizes on offer', above=0, nonempty=True)
   span: tuple[float, float] = field((0.0, 1.0), 'smallest and largest')
@@ -123,10 +123,3 @@ def test_the_help_names_every_field_with_default_type_range_and_meaning():
   ]
   for name, _ in schema.walk(Settings()):
     assert f'  --{name}=' in text
-
-
-def test_what_an_older_config_means_is_the_default_where_nothing_else_is_given():
-  absent = {name: setting.absent for name, setting in schema.walk(Settings())}
-  assert absent['ready'] is True
-  assert absent['steps'] == 10
-  assert absent['optimizer.second'] == 0.99

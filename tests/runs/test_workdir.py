@@ -1,4 +1,4 @@
-"""A workdir belongs to one config; an older config's missing fields mean what they meant then."""
+"""A workdir belongs to one config."""
 
 import logging
 import os
@@ -20,49 +20,27 @@ from glora_jax.runs.workdir import claim, claim_workdir, read_config
 
 
 @pytest.fixture
-def older(tmp_path):
-  """A workdir whose `config.json` lacks fields and a section."""
+def used(tmp_path):
+  """A workdir whose every stage has used its config."""
   claim_workdir(default_config(), str(tmp_path))
-  written = read_json(tmp_path / 'config.json')
-  del written['consistency'], written['search']['parents'], written['compare']['rate']['prompt']
-  write_json(tmp_path / 'config.json', written)
-  write_json(tmp_path / 'test_list.json', {})  # every stage has used it
+  write_json(tmp_path / 'test_list.json', {})
   return str(tmp_path)
-
-
-def test_a_field_that_an_older_config_lacks_has_the_meaning_that_it_had_then(older):
-  before = read_json(f'{older}/config.json')
-  claim_workdir(default_config(), older)
-  assert read_json(f'{older}/config.json') == before
 
 
 @pytest.mark.parametrize(
   'name, value, sentence',
   [
     ('search.parents', 2, 'search.parents was 10 and is now 2'),
-    ('consistency.sigma', 0.5, 'consistency.sigma was 0.2 and is now 0.5'),
+    ('space.ranks', (4,), r'space.ranks was None and is now \[4\]'),
     ('presets', ('lora',), r"presets was \[\] and is now \['lora'\]"),
     ('seed', 7, 'seed was 42 and is now 7'),
   ],
 )
-def test_another_meaning_than_that_is_another_config(older, name, value, sentence):
+def test_another_value_is_another_config(used, name, value, sentence):
   config = default_config()
   config.update_from_flattened_dict({name: value})
   with pytest.raises(ValueError, match=f'belongs to another config: {sentence}'):
-    claim_workdir(config, older)
-
-
-@pytest.mark.parametrize('source', [None, 'tfds', 'noah'])
-def test_a_root_that_nothing_reads_is_left_out_when_an_older_workdir_goes_on(source, tmp_path):
-  """0.1.0 took `data.root` beside TFDS, where it is refused now."""
-  claim_workdir(changed(data__source=source, data__root='/data'), str(tmp_path))
-  write_json(tmp_path / 'test_list.json', {})
-  config = changed(data__source=source)
-  if source == 'noah':
-    with pytest.raises(ValueError, match=r'belongs to another config: data\.root was'):
-      claim_workdir(config, str(tmp_path))
-  else:
-    claim_workdir(config, str(tmp_path))
+    claim_workdir(config, used)
 
 
 def test_a_path_of_images_that_is_written_otherwise_is_the_same(tmp_path, monkeypatch):
@@ -91,12 +69,12 @@ def test_a_workdirs_images_are_the_same_from_every_directory(tmp_path, monkeypat
     claim_workdir(changed(task='folder:photos'), str(workdir))
 
 
-def test_a_field_that_changes_no_result_may_change(older):
+def test_a_field_that_changes_no_result_may_change(used):
   config = default_config()
   config.watch.profile = 'search'
   config.mesh.devices = 'one'
   config.data.cache, config.data.workers, config.checkpoint_epochs = 'cache', 2, 3
-  claim_workdir(config, older)
+  claim_workdir(config, used)
 
 
 def changed(**fields):
@@ -259,14 +237,27 @@ def test_every_field_is_free_or_used_by_a_stage():
     assert used_fields.is_among(dotted, known), name
 
 
+STAMPED = '{"glora_jax": {"kind": "config", "format": 1}'
+
+
 @pytest.mark.parametrize(
   'text, sentence',
   [
-    ('[1, 2]', r'config.json is damaged (\[1, 2\] is not an object); put the right one back'),
-    ('{"seed": {"a": 1}}', r'another config: seed.a was 1 and is now None'),
-    ('{"presets": 3}', 'another config: presets was 3 and is now'),
-    ('{"job": "compare", "compare": {"methods": 3}}', 'another config: compare.methods was 3'),
-    ('{"space": 3, "supernet": [], "structure": null}', 'belongs to another config'),
+    ('[1, 2]', r'config.json is damaged (glora_jax=None says no kind); put the right one back'),
+    (
+      '{"seed": 42}',
+      r'config.json is damaged (glora_jax=None says no kind); put the right one back',
+    ),
+    (f'{STAMPED}, "seed": {{"a": 1}}}}', r'another config: .*seed.a was 1 and is now None'),
+    (f'{STAMPED}, "presets": 3}}', 'another config: .*presets was 3 and is now'),
+    (
+      f'{STAMPED}, "job": "compare", "compare": {{"methods": 3}}}}',
+      'another config: .*compare.methods was 3',
+    ),
+    (
+      f'{STAMPED}, "space": 3, "supernet": [], "structure": null}}',
+      'belongs to another config',
+    ),
     ('{"glora_jax": {"kind": "config", "format": 9}}', 'was written by a later version'),
     ('{"glora_jax": {"kind": "result", "format": 1}}', "of the kind 'result', where 'config'"),
     ('not json', 'config.json is damaged'),
@@ -281,33 +272,13 @@ def test_a_config_json_of_another_kind_is_one_sentence(text, sentence, tmp_path)
     check_config(read_config(tmp_path))
 
 
-def test_open_ranks_are_those_that_older_configs_write_out(older):
-  written = read_json(f'{older}/config.json')
-  assert written['space']['ranks'] is None
-  write_json(f'{older}/config.json', {**written, 'space': {'ranks': [4]}})
-  claim_workdir(default_config(), older)
-  config = default_config()
-  config.space.ranks = (2,)
-  with pytest.raises(ValueError, match=r'space.ranks was \[4\] and is now \[2\]'):
-    claim_workdir(config, older)
-
-
-def test_a_field_that_is_gone_is_named(older):
-  written = read_json(f'{older}/config.json')
-  write_json(f'{older}/config.json', {**written, 'momentum': 0.9})
-  with pytest.raises(ValueError, match=r'momentum was 0\.9 and is now None'):
-    claim_workdir(default_config(), older)
-
-
-def test_the_config_of_an_older_workdir_is_read_whole(older):
-  written = read_json(f'{older}/config.json')
-  written['supernet']['learning_rate'], written['space']['ranks'] = 0.5, [2, 8]
-  write_json(f'{older}/config.json', written)
-  settings = check_config(read_config(older))
-  assert settings.supernet.learning_rate == 0.5
-  assert settings.space.ranks == (2, 8)
-  assert settings.search.parents == 10
-  assert settings.consistency == check_config(default_config()).consistency
+@pytest.mark.parametrize('name, value', [('momentum', 0.9), ('protocol', None)])
+def test_a_config_json_with_other_fields_is_of_another_config(used, name, value):
+  written = {**read_json(f'{used}/config.json', 'config'), name: value}
+  kept = {name: value for name, value in written.items() if value is not None}
+  write_json(f'{used}/config.json', kept, 'config')
+  with pytest.raises(ValueError, match=f'belongs to another config: {name} was {value} and is now'):
+    claim_workdir(default_config(), used)
 
 
 def test_what_is_no_folder_is_no_workdir(tmp_path):
@@ -416,12 +387,8 @@ def test_a_start_that_was_killed_before_it_had_a_config_goes_on(tmp_path):
   assert (tmp_path / 'split.json').exists()
 
 
-@pytest.mark.parametrize('text', ['{"job": "adapt", "protocol": "honest", "supernet": {}}', None])
-def test_a_workdir_without_a_lock_is_one_by_its_config(text, tmp_path):
-  """That of 0.1.0 did not say its kind."""
+def test_a_workdir_without_a_lock_is_one_by_its_config(tmp_path):
   claim_workdir(default_config(), str(tmp_path))
-  if text:
-    (tmp_path / 'config.json').write_text(text)
   scatter(tmp_path, 'metrics.jsonl', 'notes.txt')
   with claim(tmp_path):
     pass

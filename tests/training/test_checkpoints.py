@@ -35,26 +35,6 @@ def test_training_states_round_trip_and_the_newest_counts(tmp_path):
   )
 
 
-def test_a_state_of_whole_storage_comes_back_cut(tmp_path):
-  """As 0.1.0 stored all ranks of a fixed subnet, in the moments as well."""
-  optimizer = optax.adamw(0.1)
-  whole = {'B_down': jnp.arange(12.0).reshape(3, 4), 'B_up': jnp.arange(8.0).reshape(4, 2)}
-  moments = jax.tree.map(lambda leaf: leaf + 1, optimizer.init(whole))
-  cut = {'B_down': jnp.zeros((3, 2)), 'B_up': jnp.zeros((2, 2))}
-  with TrainingCheckpoints(tmp_path) as checkpoints:
-    checkpoints.save(TrainState(whole, moments, 5))
-  with TrainingCheckpoints(tmp_path) as checkpoints:  # of another process
-    restored = checkpoints.latest(TrainState(cut, optimizer.init(cut), 0))
-    larger = {name: jnp.zeros((8, 8)) for name in whole}
-    with pytest.raises(ValueError, match='None of the training states'):
-      checkpoints.latest(TrainState(larger, optimizer.init(larger), 0))
-  np.testing.assert_array_equal(restored.trainable['B_down'], whole['B_down'][:, :2])
-  np.testing.assert_array_equal(restored.trainable['B_up'], whole['B_up'][:2])
-  np.testing.assert_array_equal(restored.opt_state[0].mu['B_up'], moments[0].mu['B_up'][:2])
-  assert restored.opt_state[0].nu['B_down'].shape == (3, 2)
-  assert restored.step == 5
-
-
 def a_state(step):
   trainable = {
     'a': jax.random.normal(jax.random.key(step), (16, 12)),

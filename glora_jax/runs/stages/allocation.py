@@ -31,7 +31,6 @@ from glora_jax.training.losses import cross_entropy
 log = logging.getLogger(__name__)
 
 ALLOCATION = 'allocation.npz'
-_LATER = {'unjudged': Array('i'), 'borrowed': Array('f')}  # what earlier versions did not write
 
 
 def fold_indices(
@@ -260,8 +259,8 @@ def from_arrays(arrays: dict[str, np.ndarray], place: Place) -> Allocation:
     signal=None if np.isnan(tree['signal']) else float(tree['signal']),
     budget=int(tree['budget']),
     proposed=bool(tree['proposed']),
-    unjudged=int(tree.get('unjudged', 0)),  # nothing was, before there was a number for it
-    borrowed=float(tree.get('borrowed', 0.0)),
+    unjudged=int(tree['unjudged']),
+    borrowed=float(tree['borrowed']),
   )
 
 
@@ -277,7 +276,8 @@ def _check_arrays(arrays: dict[str, np.ndarray], place: Place) -> None:
     'genome': Array('i', (len(spec), 5)),
     'budget': Array('i'),
     'proposed': Array('b'),
-    **{name: kind for name, kind in _LATER.items() if name in arrays},
+    'unjudged': Array('i'),
+    'borrowed': Array('f'),
     'signal': Array('f', finite=False),
     **{f'start/{name}': Array('f', tuple(start.shape)) for name, start in starts.items()},
     'values/A_vector': Array('f', rows),

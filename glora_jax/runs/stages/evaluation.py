@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -87,34 +87,19 @@ def freeze(run: Run, rows: dict[str, Any]) -> None:
     ValueError: another list was frozen before.
   """
   path = run.path('test_list.json')
-  if os.path.exists(path) and not _are_same(_read_frozen(path), rows):
-    raise ValueError(
-      f'{path} was frozen with other subnets than this run has now; use a new workdir.'
-    )
+  if os.path.exists(path):
+    remedy = 'use a new workdir, since what this one tests is no longer known'
+    frozen = read_record(path, 'test list', dict[str, Any], remedy)
+    if _without_accuracies(frozen) != _without_accuracies(rows):
+      raise ValueError(
+        f'{path} was frozen with other subnets than this run has now; use a new workdir.'
+      )
   if meshes.primary():
     write_json(path, rows, 'test list')
 
 
-def _read_frozen(path: str) -> dict[str, Any]:
-  remedy = 'use a new workdir, since what this one tests is no longer known'
-  return read_record(path, 'test list', dict[str, Any], remedy)
-
-
-def _are_same(frozen: dict[str, Any], rows: dict[str, Any]) -> bool:
-  """Whether a list is the frozen one.
-
-  The same subnets may have other accuracies, by an image or two, on the devices that a run goes on
-  with. Version 0.1.0 took fingerprints of whole storage, where a subnet's is cut today: its lists
-  are compared by all else.
-  """
-  left_out = ['val_accuracy']
-  if _without(frozen, ('storage',)) == frozen:
-    left_out += ['weights', 'storage']
-  return _without(frozen, left_out) == _without(rows, left_out)
-
-
-def _without(rows: Any, names: Sequence[str]) -> Any:
-  """Nested dictionaries and lists without the values of such names."""
+def _without_accuracies(rows: Any) -> Any:
+  """A list to compare: accuracies may differ by an image or two between devices."""
   if isinstance(rows, Mapping):
-    return {name: _without(value, names) for name, value in rows.items() if name not in names}
-  return [_without(row, names) for row in rows] if isinstance(rows, list) else rows
+    return {name: _without_accuracies(row) for name, row in rows.items() if name != 'val_accuracy'}
+  return [_without_accuracies(row) for row in rows] if isinstance(rows, list) else rows

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import operator
 import os
 import time
 from collections.abc import Sequence
@@ -15,11 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from glora_jax import tree
-from glora_jax.files import damaged, read_arrays, write_arrays
+from glora_jax.files import write_arrays
 from glora_jax.method import genomes
 from glora_jax.method.adapted import Adapted, Subnet
-from glora_jax.records import Array, mismatch_of_arrays
+from glora_jax.records import Array, read_array_record
 from glora_jax.runs.run import Run, Stream, stream_key
 from glora_jax.runs.stages.training import loss_of_supernet
 from glora_jax.runs.workdir import Stopped
@@ -140,9 +138,7 @@ def train_batch(run: Run, batch: Batch) -> TrainedBatch:
   )
   arrays = _read(path, templates)
   seconds = float(arrays.pop('seconds'))
-  diverged = arrays.pop('diverged', np.zeros(len(trainings), bool)).tolist()
-  # Version 0.1.0 stored all ranks of a fixed subnet.
-  arrays = tree.cut_to(arrays, {name: templates[name] for name in arrays})
+  diverged = arrays.pop('diverged').tolist()
   trained = flax.traverse_util.unflatten_dict(arrays, sep='/')
   variables = [
     batch.learner.join(trained[str(number)], training.frozen)
@@ -157,18 +153,13 @@ def _read(path: str, templates: dict[str, Any]) -> dict[str, np.ndarray]:
   Raises:
     ValueError: the file is damaged, of a later version, or of another model.
   """
-  arrays = read_arrays(path, 'trained')
-  expected = {'seconds': Array('f')}
-  if 'diverged' in arrays:  # earlier versions did not write it
-    expected['diverged'] = Array('b', (len({name.partition('/')[0] for name in templates}),))
-  for name, template in templates.items():
-    saved = np.shape(arrays.get(name))
-    is_larger = len(saved) == template.ndim and all(map(operator.ge, saved, template.shape))
-    # A training that diverged has left numbers that are not finite.
-    expected[name] = Array('f', saved if is_larger else tuple(template.shape), finite=False)
-  if (reason := mismatch_of_arrays(arrays, expected)) is not None:
-    raise damaged(path, reason)
-  return arrays
+  number = len({name.partition('/')[0] for name in templates})
+  # A training that diverged has left numbers that are not finite.
+  trained = {
+    name: Array('f', tuple(template.shape), finite=False) for name, template in templates.items()
+  }
+  expected = {'seconds': Array('f'), 'diverged': Array('b', (number,)), **trained}
+  return read_array_record(path, 'trained', expected)
 
 
 def _examples(run: Run, batch: Batch) -> tuple[Any, Any]:

@@ -46,10 +46,7 @@ class _Data(TypedDict):
 
 
 class Result(TypedDict):
-  """The content of `result.json`, as far as version 0.1.0 wrote it, too.
-
-  What only a search has is null where there was none.
-  """
+  """The content of `result.json`; what only a search has is null where there was none."""
 
   task: str
   protocol: str
@@ -67,6 +64,7 @@ class Result(TypedDict):
   weights: str
   merge: str
   seconds: dict[str, float]
+  sha256: dict[str, str]
 
 
 @dataclasses.dataclass(frozen=True)

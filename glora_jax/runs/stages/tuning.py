@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Any, NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 class _TriedRate(TypedDict):
   rate: float
   val_accuracy: float
-  val_loss: Any  # null where a training diverged; not finite in files of earlier versions
+  val_loss: float | None  # null where a training diverged
 
 
 class _Tried(TypedDict):
@@ -90,8 +90,7 @@ def _try_rates(run: Run, method: str) -> list[_TriedRate]:
       for trial, subnet in zip(trials, subnets, strict=True)
     ]
     write_json(path, {'rows': rows}, 'tuning')
-  tried = read_record(path, 'tuning', _Tried | list[_TriedRate])
-  return tried if isinstance(tried, list) else tried['rows']  # 0.1.0 wrote the bare list
+  return read_record(path, 'tuning', _Tried)['rows']
 
 
 def measure(run: Run, candidate: Candidate, split: str) -> dict[str, float]:
