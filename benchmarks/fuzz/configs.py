@@ -18,7 +18,7 @@ FIELDS = dict(walk(RunSettings()))
 DEFAULTS = default_config().to_dict()
 SECTIONS = sorted(name for name, value in DEFAULTS.items() if isinstance(value, dict))
 TEXTS = (
-  *('search', 'gradient', 'lora', 'lora:2@qkv', 'lora:rising', 'lora:0', 'lora:9' * 40, 'hira@('),
+  *('search', 'gradient', 'lora', 'lora:2@qkv', 'lora:0', 'lora:9' * 40, 'hira@('),
   *('lora@', '@', 'linear', 'x.json', '/', '.', '..', '~', 'digits', 'folder:', 'folder:/', 'csv:'),
   *('vtab/all', 'tfds:', 'hf:', 'hf:a/b', 'https://', 'embedded', 'train', 'loss', '0' * 64),
 )

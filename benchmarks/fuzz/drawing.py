@@ -61,7 +61,7 @@ names = st.one_of(
   st.sampled_from([*glora_jax.presets(SPECS[0]), 'nothing', '', 'LORA', 'lora ', 'prompt']),
   st.tuples(
     st.sampled_from(['lora', 'hira', 'ssf', 'x']),
-    st.sampled_from(['', ':', ':1', ':2', ':4', ':0', ':rising', ':-1', ':²', ':' + '9' * 5000]),
+    st.sampled_from(['', ':', ':1', ':2', ':4', ':0', ':-1', ':²', ':' + '9' * 5000]),
     st.sampled_from(['', '@', '@qkv', '@mlp', '@attn', '@b', '@(', '@x', '@last_half', '@.*']),
   ).map(''.join),
 )

@@ -55,7 +55,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
   'data.resize': ('crop',),
   'task': ('folder:', 'folder:/no', 'csv:/dev/null', 'vtab/', 'no', ' ', 'folder:\0', 'fewshot/x'),
   'merge': ('lazy', 'up_front'),
-  'presets': (('lora:2@qkv', 'lora:2@qkv'), ('gradient',), ('lora:rising@mlp',), ('lora@no',)),
+  'presets': (('lora:2@qkv', 'lora:2@qkv'), ('gradient',), ('lora:2@mlp',), ('lora@no',)),
   'structure': ('gradient', 'linear', 'lora:2@no', 'lora:4', '/etc/passwd.json', 'x.json', 'full'),
   'mesh.devices': ('one',),
   'mesh.base': ('sharded',),

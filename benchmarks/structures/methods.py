@@ -2,6 +2,7 @@
 
 A name is a preset's (`lora:2@attn`), or one of
 
+  lora:rising, hira:rising  ranks that rise with depth and fill the budget: see `rising`
   gradient              read off the gradient, by held-out squares
   gradient(sign)        by another value in the same allocator: see `values.MEASURES`
   gradient(of mnist)    read off the gradient of another task
@@ -30,6 +31,7 @@ import numpy as np
 from benchmarks.structures import values as measures
 from benchmarks.structures.backbones import Model
 from benchmarks.structures.jobs import Job
+from benchmarks.structures.rising import RISING, rising
 from benchmarks.structures.tasks import TASKS
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.presets import preset
@@ -133,10 +135,15 @@ def structure(job: Job, setting_of: SettingOf) -> Structure:
   elif name.base == 'gradient':
     genome, notes = _read_off(name.argument, job, setting_of)
   else:
-    genome = preset(setting.adapted.spec, name.base, job.budget or None)
+    genome = fixed_genome(setting.adapted.spec, name.base, job.budget)
   aligned = name.start == 'aligned'
   variables = allocation(setting).variables if aligned else setting.variables
   return Structure(genome, variables, notes)
+
+
+def fixed_genome(spec: Spec, name: str, budget: int) -> np.ndarray:
+  """The genome of a method that asks nothing of the task; most look at no budget."""
+  return rising(spec, name, budget) if name in RISING else preset(spec, name)
 
 
 def _drawn(setting: Setting, number: int, budget: int) -> np.ndarray:

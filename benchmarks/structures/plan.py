@@ -9,6 +9,7 @@ from benchmarks.structures.backbones import Model
 from benchmarks.structures.jobs import Job, Store
 from benchmarks.structures.laboratory import backbone
 from benchmarks.structures.methods import SEARCH, Name
+from benchmarks.structures.rising import RISING
 from benchmarks.structures.tasks import TASKS
 from glora_jax.files import read_json
 from glora_jax.method.genomes import count_params
@@ -37,7 +38,6 @@ WITH_RANK = {  # and their places
   'hira': PLACES,
   'scale_shift_lora': ('', '@qkv', '@attn'),
 }
-RISING = ('lora:rising', 'hira:rising')
 POOLED = ('gradient(of others)', 'gradient(with others)')
 OPTIONS = ('+dropout', '+vectors2', '+up4', '+bounded')
 OTHER_VALUES = ('sign', 'preconditioned', 'seen', 'gora', 'surgical', 'eva')

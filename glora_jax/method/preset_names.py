@@ -1,4 +1,4 @@
-"""How presets are called: BASE[:RANK][@PLACE], as `lora`, `hira:2`, `lora:2@qkv`, `lora:rising`."""
+"""How presets are called: BASE[:RANK][@PLACE], as `lora`, `hira:2`, `lora:2@qkv`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from glora_jax.method.placement import PLACES, placed_rows
 from glora_jax.method.space import Spec
 
 Choice = Literal['none', 'vector', 'rank', 'largest']
-Rank = int | Literal['rising'] | None
 
 
 class Alleles(NamedTuple):
@@ -45,7 +44,6 @@ PRESET_NAMES = tuple(PRESETS)
 GENOME_ENDING = '.json'  # of a structure that is the path of a file
 GRADIENT = 'gradient'  # no preset: the structure that was read off a gradient, as a row's name
 _RANKED = tuple(name for name, alleles in PRESETS.items() if 'rank' in alleles)
-_RISING = ('lora', 'hira')
 _KEPT_IN_FILES = ':@'
 _LONGEST_NAME = 200
 
@@ -55,12 +53,12 @@ class PresetName(NamedTuple):
 
   Attributes:
     base: the method, a key of `PRESETS`.
-    rank: rank of its LoRA, 'rising' for ranks that rise with depth, or None for the largest.
+    rank: rank of its LoRA, or None for the largest.
     place: one of `PLACES`, or a regular expression on the layers' names; None for every layer.
   """
 
   base: str
-  rank: Rank = None
+  rank: int | None = None
   place: str | None = None
 
 
@@ -89,18 +87,16 @@ def parse_preset_name(name: str) -> PresetName:
   return PresetName(base, _rank(name, base, rank) if colon else None, _place(name, place, at))
 
 
-def _rank(name: str, base: str, rank: str) -> Rank:
+def _rank(name: str, base: str, rank: str) -> int:
   if base not in _RANKED:
     raise ValueError(
       f"The preset '{name}' has a rank, and {base} has no LoRA; those with one are "
       f'{", ".join(_RANKED)}.'
     )
-  if rank == 'rising' and base in _RISING:
-    return 'rising'
   if not re.fullmatch('[1-9][0-9]*', rank):
     raise ValueError(
       f"The preset '{name}' has the rank '{rank}'; it must be a whole number of 1 or more, as in "
-      f"'{base}:2', or 'rising' of {' and '.join(_RISING)}."
+      f"'{base}:2'."
     )
   return int(rank)
 
@@ -130,7 +126,7 @@ def check_preset_name(name: str) -> None:
     ValueError: no preset can have this name; one sentence.
 
   Example:
-    >>> check_preset_name('lora:rising@mlp')
+    >>> check_preset_name('lora:2@mlp')
   """
   parse_preset_name(name)
 

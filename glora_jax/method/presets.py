@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from glora_jax.limits import listed, shown
-from glora_jax.method.draws import check_budget
 from glora_jax.method.genomes import canonicalize
-from glora_jax.method.placement import block_numbers, placed_rows
+from glora_jax.method.placement import placed_rows
 from glora_jax.method.preset_names import (
   PRESET_NAMES,
   PRESETS,
-  Alleles,
   parse_preset_name,
 )
-from glora_jax.method.rising import Ladder, rising_ranks
 from glora_jax.method.selection import matches
 from glora_jax.method.space import (
-  FLAT_FORMS,
   LORA_TENSORS,
   TENSORS,
   Layer,
@@ -32,26 +28,23 @@ from glora_jax.method.space import (
 _OF_BIASES = ('bitfit', 'prompt')  # nothing is left of them where no layer has a bias
 
 
-def preset(spec: Spec, name: str, budget: int | None = None) -> np.ndarray:
+def preset(spec: Spec, name: str) -> np.ndarray:
   """The genome of a method that GLoRA contains, in all layers or in some.
 
   Args:
     spec: the layers.
     name: `BASE[:RANK][@PLACE]`. The bases are 'linear', 'bitfit', 'lora', 'ssf', 'prompt', 'full',
       'hira' (A alone as LoRA), 'scale_shift' (A and E as vectors) and 'scale_shift_lora' (these,
-      and B as LoRA). lora, hira and scale_shift_lora may have a rank, else theirs is the largest;
-      'lora:rising' and 'hira:rising' have ranks that rise with the number of the block and fill the
-      budget. The places are 'qkv', 'attn' (qkv and proj), 'mlp', 'last_half' (of the blocks), or a
-      regular expression that is searched in the layers' names.
-    budget: most trained parameters, for ranks that rise; other names do not look at it.
+      and B as LoRA). lora, hira and scale_shift_lora may have a rank, else theirs is the largest.
+      The places are 'qkv', 'attn' (qkv and proj), 'mlp', 'last_half' (of the blocks), or a regular
+      expression that is searched in the layers' names.
 
   Returns:
     Canonical genome, int8 [rows, 5]. It has its alleles whatever the space offers to a search.
 
   Raises:
-    ValueError: the name is unknown, the space does not have its rank, no layer is in its place, the
-      method needs a bias where no layer has one, or ranks rise within no budget or one that fits
-      none.
+    ValueError: the name is unknown, the space does not have its rank, no layer is in its place, or
+      the method needs a bias where no layer has one.
 
   Example:
     >>> from glora_jax import Layer, SearchSpace, Spec, preset
@@ -67,62 +60,19 @@ def preset(spec: Spec, name: str, budget: int | None = None) -> np.ndarray:
   rows = np.flatnonzero(placed_rows(spec, parsed.place)).tolist()
   if parsed.base in _OF_BIASES and not any(spec.layers[row].bias for row in rows):
     raise ValueError(f"The preset '{name}' trains biases, and no adapted layer has one.")
-  alleles = PRESETS[parsed.base]
+  alleles, rank = PRESETS[parsed.base], parsed.rank
   genome = np.zeros((len(spec), len(TENSORS)), np.int8)
-  for row, rank in zip(rows, _ranks(spec, rows, name, budget), strict=True):
-    genome[row] = _codes(spec.layers[row], alleles, rank)
-  return canonicalize(spec, genome)
-
-
-def _ranks(spec: Spec, rows: Sequence[int], name: str, budget: int | None) -> Sequence[int | None]:
-  """The rank of a preset's LoRA in each of its rows; None for the largest, 0 for none.
-
-  Raises:
-    ValueError: a layer does not have the rank, or ranks rise within no budget.
-  """
-  rank = parse_preset_name(name).rank
-  if rank == 'rising':
-    return _rising(spec, rows, name, budget)
-  for layer in (spec.layers[row] for row in rows):
+  for row in rows:
+    layer = spec.layers[row]
     if rank is not None and rank not in layer.space.ranks:
       raise ValueError(
         f"The preset '{name}' needs rank {rank}, and the space of {layer.name} has the ranks "
         f'{", ".join(map(str, layer.space.ranks))}; take one of them, or give it that rank.'
       )
-  return [rank] * len(rows)
-
-
-def _rising(spec: Spec, rows: Sequence[int], name: str, budget: int | None) -> list[int]:
-  """Ranks of rows that rise with the number of the block in the whole model and fill the budget.
-
-  Raises:
-    ValueError: there is no budget, or it fits no rank in any of the layers.
-  """
-  most = check_budget(budget)
-  if most is None:
-    raise ValueError(
-      f"The preset '{name}' fills a budget, and there is none; give one, or a rank as in 'lora:4'."
-    )
-  tensor = TENSORS[PRESETS[parse_preset_name(name).base].index('rank')]
-  numbers = block_numbers([layer.name for layer in spec])
-  placed = [(numbers[row], spec.layers[row]) for row in rows]
-  ladders = [
-    Ladder(block or 0, layer.space.ranks, layer.costs(tensor)[len(FLAT_FORMS[tensor]) :])
-    for block, layer in placed
-  ]
-  ranks = rising_ranks(ladders, most)
-  if not any(ranks):
-    least = min(ladder.costs[0] for ladder in ladders)
-    raise ValueError(
-      f"The preset '{name}' fits no layer into budget={budget}; its smallest LoRA has {least} "
-      'parameters.'
-    )
-  return ranks
-
-
-def _codes(layer: Layer, alleles: Alleles, rank: int | None) -> list[int]:
-  """Codes of A, B, C, D, E in a layer; a rank is one that the layer has, 0 for no LoRA."""
-  return [_code(layer, tensor, form, rank) for tensor, form in zip(TENSORS, alleles, strict=True)]
+    genome[row] = [
+      _code(layer, tensor, form, rank) for tensor, form in zip(TENSORS, alleles, strict=True)
+    ]
+  return canonicalize(spec, genome)
 
 
 def _code(layer: Layer, tensor: Tensor, form: str, rank: int | None) -> int:
@@ -130,7 +80,7 @@ def _code(layer: Layer, tensor: Tensor, form: str, rank: int | None) -> int:
   if form == 'largest' or (form == 'rank' and rank is None):
     return len(names) - 1
   if form == 'rank':
-    return names.index(f'lora:{rank}') if rank else 0
+    return names.index(f'lora:{rank}')
   return names.index(form)
 
 

@@ -74,15 +74,12 @@ def title(name: str, labels: Mapping[str, str] = _NO_LABELS) -> str:
     labels: what tables call presets, by name: those with a rank say which.
 
   Example:
-    >>> title('search-40000'), title('lora', {'lora': 'lora:4'}), title('lora:rising-40000')
-    ('searched, at most 40,000', 'lora:4', 'lora:rising, at most 40,000')
+    >>> title('search-40000'), title('lora', {'lora': 'lora:4'})
+    ('searched, at most 40,000', 'lora:4')
   """
   budget = budget_of(name)
   if budget is not None:
     return f'{CHOSEN[name.partition("-")[0]]}, at most {budget:,}'
-  method, _, limit = name.rpartition('-')
-  if ':rising' in method and limit.isdigit():
-    return f'{method}, at most {int(limit):,}'
   label = labels.get(name, name)
   return TITLES.get(name, name) if label == name else label
 

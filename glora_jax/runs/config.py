@@ -200,10 +200,6 @@ def relations(settings: RunSettings) -> tuple[Relation, ...]:
       "structure='gradient' and the other one as a preset.",
     ),
     Relation(
-      ':rising' not in settings.structure or settings.budget is not None,
-      f'structure={settings.structure!r} fills a budget, and there is none; give budget.',
-    ),
-    Relation(
       alone or own_epochs < epochs,
       f'finetune.epochs={own_epochs} are a part of supernet.epochs={epochs} in a comparison, and '
       'must be fewer.',

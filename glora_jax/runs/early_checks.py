@@ -132,10 +132,9 @@ def check_rows(run: Run, counts: Mapping[str, int]) -> None:
     ValueError: it cannot.
   """
   del counts
-  budget = min((budget for budget in _budgets(run.settings) if budget is not None), default=None)
   for name in rows(run.settings):
     if name not in NO_PRESETS:
-      preset(run.place(name).adapted.spec, name, budget)
+      preset(run.place(name).adapted.spec, name)
 
 
 def _check_structure(run: Run) -> None:

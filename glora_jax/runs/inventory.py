@@ -32,7 +32,7 @@ def text() -> str:
       'Presets: --config.structure=NAME, or as rows beside it --config.presets="(\'NAME\',)"',
       f'  {", ".join(PRESETS)}',
       f'  with a rank, as lora:2, and a place, as lora:2@qkv: {", ".join(PLACES)}, or a regular',
-      "  expression on the layers' names; lora:rising and hira:rising fill a budget",
+      "  expression on the layers' names",
       '',
       'Tasks: --config.task=NAME',
       *_rows(_tasks(Source())),

@@ -92,7 +92,6 @@ class Workload(NamedTuple):
       whose subnet is not known yet and counts as the largest. Of trainings side by side also
       'finetuning', of the whole base, and None, for supernets.
     section: section of the config that it is trained by; None for that of `recipe_alone`.
-    budget: most parameters of a preset whose ranks rise; None for that of the config.
   """
 
   chunk: int = 8
@@ -100,7 +99,6 @@ class Workload(NamedTuple):
   side_by_side: int = 2
   subnet: str | None = 'lora'
   section: str | None = None
-  budget: int | None = None
 
 
 def shape_of_run(
@@ -271,10 +269,9 @@ def _genome(run: Run, place: Place, workload: Workload) -> np.ndarray | None:
   name, spec = workload.subnet, place.adapted.spec
   if name is None:
     return None
-  budget = check_budget(run.settings.budget if workload.budget is None else workload.budget)
   if name.endswith(GENOME_ENDING):
-    return named_genome(spec, name, budget)
-  return preset(spec, 'full' if name in NO_PRESETS else name, budget)
+    return named_genome(spec, name, check_budget(run.settings.budget))
+  return preset(spec, 'full' if name in NO_PRESETS else name)
 
 
 def _subnet(run: Run, workload: Workload) -> _Made:

@@ -72,7 +72,7 @@ def check_method(name: str) -> None:
 
 def has_budget(method: str) -> bool:
   """Whether a method of a comparison is what a budget makes of it, and has a row for each."""
-  return method in (SEARCH, GRADIENT) or ':rising' in method
+  return method in (SEARCH, GRADIENT)
 
 
 def check_row(name: str) -> None:

@@ -140,7 +140,7 @@ def named_genome(spec: Spec, name: str, budget: int | None) -> np.ndarray:
     ValueError: the model cannot have it, or it has more parameters than the budget.
     FileNotFoundError: there is no such file.
   """
-  genome = _read(spec, name) if name.endswith(GENOME_ENDING) else preset(spec, name, budget)
+  genome = _read(spec, name) if name.endswith(GENOME_ENDING) else preset(spec, name)
   params = count_params(spec, genome)
   if budget is not None and params > budget:
     raise ValueError(
@@ -183,7 +183,6 @@ def train_rows(run: Run, structure: Structure | None) -> dict[str, Candidate]:
     structure: the gradient's, where it is one of the rows.
   """
   settings = run.settings
-  budget = check_budget(settings.budget)
   candidates = {}
   for name in dict.fromkeys(('linear', *settings.presets)):
     if name == settings.structure:  # the winner
@@ -191,7 +190,7 @@ def train_rows(run: Run, structure: Structure | None) -> dict[str, Candidate]:
     row = structure
     if row is None or name != GRADIENT:
       place = run.place(name)
-      row = Structure(place, preset(place.adapted.spec, name, budget), place.variables)
+      row = Structure(place, preset(place.adapted.spec, name), place.variables)
     folder = os.path.join('baselines', file_name(name))
     stage = TrainingStage(folder, _recipe(run, row), Stream.BASELINE, run.train_split)
     candidates[name] = _train(run, row, stage)

@@ -15,16 +15,25 @@ from benchmarks.structures import cost, display, figure, gate, methods, plan, se
 from benchmarks.structures import laboratory as lab
 from benchmarks.structures.backbones import Model
 from benchmarks.structures.jobs import Job, Store
+from benchmarks.structures.methods import fixed_genome
 from benchmarks.structures.statistics import difference, headroom, rank_correlation
 from benchmarks.structures.tables import Row, best_of, breakdowns, budget_table
 from benchmarks.structures.tasks import TASKS
 from glora_jax.method.genomes import count_params
 from glora_jax.method.presets import preset
+from glora_jax.method.space import Layer, SearchSpace, Spec
 from glora_jax.reports import drawing
 from glora_jax.training import loop
 from glora_jax.training.losses import subnet_loss
 
 TRIALS = tuning.Trials(epochs=36)
+BLOCKS = Spec(
+  tuple(
+    Layer(f'blocks/{name}[{block}]', 8, 8, space=SearchSpace((1, 2, 3)))
+    for block in range(3)
+    for name in ('qkv', 'proj', 'fc1', 'fc2')
+  )
+)
 
 
 def test_interval_of_known_parts():
@@ -246,8 +255,25 @@ def test_fixed_methods_fit_and_none_is_listed_twice():
   found = plan.fixed_up_to(9_216)
   assert len(set(found)) == len(found)
   for name, budget in found:
-    assert 0 < count_params(spec, preset(spec, name, budget or None)) <= 9_216
+    assert 0 < count_params(spec, fixed_genome(spec, name, budget)) <= 9_216
   assert {('lora:1', 0), ('hira:1', 0), ('bitfit', 0), ('lora:4@qkv', 0)} <= set(found)
+
+
+@pytest.mark.parametrize('name, column', [('lora:rising', 1), ('hira:rising', 0)])
+@pytest.mark.parametrize('budget', [16, 100, 200, 500, 1000])
+def test_rising_ranks_never_fall_with_depth_and_leave_nothing_that_fits(name, column, budget):
+  genome = fixed_genome(BLOCKS, name, budget)
+  ranks = np.maximum(genome[:, column].astype(int) - 2, 0).reshape(3, 4)
+  assert (np.diff(ranks, axis=0) >= 0).all()
+  spent = count_params(BLOCKS, genome)
+  assert spent <= budget
+  assert budget - spent < 16 or (ranks == 3).all()  # each step of a rank costs 16
+  assert not np.delete(genome, column, axis=1).any()
+
+
+def test_rising_ranks_follow_the_block_s_number():
+  genome = fixed_genome(BLOCKS, 'lora:rising', 4 * 16 * (1 + 2 + 3))
+  assert genome[:, 1].tolist() == [3] * 4 + [4] * 4 + [5] * 4
 
 
 def test_the_smallest_budget_has_two_tasks_and_methods_of_its_own():
@@ -257,7 +283,7 @@ def test_the_smallest_budget_has_two_tasks_and_methods_of_its_own():
   found = plan.fixed_up_to(budget)
   assert found == [('lora:1@qkv', 0), ('hira:1@qkv', 0)] + [(name, budget) for name in plan.RISING]
   for name, size in [*found, (plan.strongest_lora(budget), 0)]:
-    assert 0 < count_params(spec, preset(spec, name, size or None)) <= budget
+    assert 0 < count_params(spec, fixed_genome(spec, name, size)) <= budget
   assert not {method for method in plan.fixed_up_to(5_184) if method[1] == budget}
 
 

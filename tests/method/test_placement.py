@@ -123,40 +123,13 @@ def test_every_base_is_a_preset_whatever_the_space_offers():
   assert presets(distinct)['scale_shift_lora'].tolist() == [[2, 4, 0, 0, 2]] * 2
 
 
-@pytest.mark.parametrize('base, column', [('lora', 1), ('hira', 0)])
-@pytest.mark.parametrize('budget', [16, 100, 200, 500, 1000])
-def test_rising_ranks_never_fall_with_depth_and_leave_nothing_that_fits(base, column, budget):
-  genome = preset(BLOCKS, f'{base}:rising', budget)
-  ranks = np.maximum(genome[:, column].astype(int) - 2, 0).reshape(3, 4)
-  assert (np.diff(ranks, axis=0) >= 0).all()
-  spent = glora_jax.count_params(BLOCKS, genome)
-  assert spent <= budget
-  assert budget - spent < 16 or (ranks == 3).all()  # each step of a rank costs 16
-  assert not np.delete(genome, column, axis=1).any()
-
-
-def test_rising_ranks_follow_the_block_s_number():
-  assert (
-    preset(BLOCKS, 'lora:rising', 4 * 16 * (1 + 2 + 3))[:, 1].tolist()
-    == [3] * 4 + [4] * 4 + [5] * 4
-  )
-  placed = preset(BLOCKS, 'lora:rising@qkv', 16 * 4)  # one more than 0, 1, 2: for the last
-  assert placed[[0, 4, 8], 1].tolist() == [0, 3, 5]
-
-
-def test_rising_ranks_of_a_place_follow_the_blocks_of_the_whole_model():
-  blocks = spec_of([f'blocks/fc1[{block}]' for block in range(4)], SearchSpace(range(1, 9)))
-  genome = preset(blocks, 'lora:rising@last_half', 16 * (3 + 4))
-  assert genome[:, 1].tolist() == [0, 0, 2 + 3, 2 + 4]
-
-
 @pytest.mark.parametrize(
   'name, message',
   [
     ('lorra', "'lorra' is unknown; the presets are linear, bitfit"),
     ('lora:', "has the rank ''; it must be a whole number"),
     ('lora:-1', "has the rank '-1'"),
-    ('scale_shift_lora:rising', "has the rank 'rising'"),
+    ('lora:rising', "has the rank 'rising'"),
     ('ssf:2', 'ssf has no LoRA'),
     ('lora@', 'has nothing behind its @'),
     ('lora@(', r"'\(', which is no regular expression"),
@@ -168,20 +141,17 @@ def test_names_that_no_preset_can_have_are_refused_without_a_model(name, message
 
 
 @pytest.mark.parametrize(
-  'spec, name, budget, message',
+  'spec, name, message',
   [
-    (BLOCKS, 'lora:5', None, r'needs rank 5, .* blocks/qkv\[0\] has the ranks 1, 2, 3'),
-    (BLOCKS, 'lora@convolution', None, "No adapted layer is in the place 'convolution'"),
-    (spec_of(('a', 'b')), 'lora@qkv', None, "No adapted layer is in the place 'qkv'.* are a, b"),
-    (spec_of(('a', 'b')), 'lora@last_half', None, "in the place 'last_half'"),
-    (BLOCKS, 'lora:rising', None, 'fills a budget, and there is none'),
-    (BLOCKS, 'lora:rising', 15, 'fits no layer into budget=15; its smallest LoRA has 16'),
-    (BLOCKS, 'hira:rising', -1, 'budget=-1 must be'),
+    (BLOCKS, 'lora:5', r'needs rank 5, .* blocks/qkv\[0\] has the ranks 1, 2, 3'),
+    (BLOCKS, 'lora@convolution', "No adapted layer is in the place 'convolution'"),
+    (spec_of(('a', 'b')), 'lora@qkv', "No adapted layer is in the place 'qkv'.* are a, b"),
+    (spec_of(('a', 'b')), 'lora@last_half', "in the place 'last_half'"),
   ],
 )  # fmt: skip
-def test_presets_that_a_model_cannot_have_are_explained(spec, name, budget, message):
+def test_presets_that_a_model_cannot_have_are_explained(spec, name, message):
   with pytest.raises(ValueError, match=message):
-    preset(spec, name, budget)
+    preset(spec, name)
 
 
 def test_labels_say_the_rank_and_files_have_safe_names():
@@ -190,7 +160,7 @@ def test_labels_say_the_rank_and_files_have_safe_names():
   qkv, fc1 = (spec_of([name], SearchSpace(rank)) for name, rank in (('qkv', 4), ('fc1', 8)))
   mixed = Spec((*qkv, *fc1))
   assert [preset_label(mixed, name) for name in ('lora', 'lora@qkv')] == ['lora:4/8', 'lora:4@qkv']
-  for name in ('lora:2', 'bitfit', 'lora:rising@mlp', 'ssf@qkv'):
+  for name in ('lora:2', 'bitfit', 'ssf@qkv'):
     assert preset_label(BLOCKS, name) == name
   assert '/' not in file_name('lora@blocks/../x')
   assert file_name('lora:2@qkv') == 'lora:2@qkv'

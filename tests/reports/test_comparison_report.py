@@ -64,12 +64,10 @@ def test_the_epochs_of_a_gradient_are_those_that_its_rows_spared(result):
 def test_presets_are_called_by_their_rank_and_place(result):
   result['labels'] = {'lora': 'lora:4', 'hira:2@qkv': 'hira:2@qkv'}
   result['methods']['hira:2@qkv'] = runs(90, 0.8, 0.8)
-  result['methods']['lora:rising-200'] = runs(190, 0.8, 0.8)
-  result['rate'] |= {'hira:2@qkv': 2e-3, 'lora:rising': 4e-3}
+  result['rate']['hira:2@qkv'] = 2e-3
   shown = {row['title']: row['rate'] for row in comparison_rows.rows(result)}
   assert shown['lora:4'] == 1e-3
   assert shown['hira:2@qkv'] == 2e-3
-  assert shown['lora:rising, at most 200'] == 4e-3
 
 
 def test_what_markdown_would_read_in_a_name_is_shown_as_it_is(result):

@@ -184,12 +184,12 @@ def test_every_stage_of_a_job_can_be_traced(changes, stages):
 
 def test_presets_have_ranks_and_places():
   config = default_config()
-  config.presets = ('lora:2@qkv', 'hira', 'lora:rising@mlp')
+  config.presets = ('lora:2@qkv', 'hira', 'lora:2@mlp')
   config.compare.methods = ('scale_shift_lora:1', 'finetuning', 'search')
   with config.compare.rate.unlocked():
     config.compare.rate['scale_shift_lora:1'] = 2e-3
   settings = check_config(config)
-  assert settings.presets == ('lora:2@qkv', 'hira', 'lora:rising@mlp')
+  assert settings.presets == ('lora:2@qkv', 'hira', 'lora:2@mlp')
   assert settings.compare.rate['scale_shift_lora:1'] == 2e-3
   with config.compare.rate.unlocked():
     config.compare.rate['lorra'] = 2e-3

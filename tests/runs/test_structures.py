@@ -231,7 +231,6 @@ def test_a_run_that_is_stopped_after_its_head_goes_on_to_the_same_result(
     ({'structure': 'no.json'}, r"structure='no.json' is no file; give the genome.json of a run"),
     ({'structure': 'lora:9'}, 'needs rank 9'),
     ({'structure': 'lora:8'}, r"structure='lora:8' has 4,096 parameters, more than budget=1000"),
-    ({'structure': 'lora:rising', 'budget': None}, 'fills a budget, and there is none; give'),
     ({'protocol': 'paper'}, r"protocol='paper' must be 'honest' with structure='gradient'"),
     ({'budget': 3}, 'budget=3 fits no unit: the cheapest on offer has 16 parameters'),
     ({'allocation.folds': 801}, 'allocation.folds=801 is more than the 800 training images'),

@@ -22,7 +22,7 @@ class _Method:
     name: the method.
     seeds: number of seeds.
     rates: number of learning rates.
-    budgets: what is searched, read off a gradient, or rises, is so within each.
+    budgets: what is searched or read off a gradient is so within each.
   """
 
   stage: str
@@ -37,9 +37,9 @@ class _Method:
     return self.seeds * self.rates
 
   @property
-  def rows(self) -> tuple[int | None, ...]:
-    """The rows of the table that it makes, by their budget."""
-    return self.budgets if has_budget(self.name) else (None,)
+  def rows(self) -> int:
+    """Number of rows of the table that it makes."""
+    return len(self.budgets) if has_budget(self.name) else 1
 
   def part(self, program: str, workload: Workload, steps: int, images: int) -> Stage:
     """A part of its stage."""
@@ -77,7 +77,7 @@ def stages_of_comparison(settings: RunSettings, counts: Mapping[str, int]) -> It
     method = _Method('training', name, compare.seeds, 1, tuple(compare.budgets))
     yield from _parts(method, settings, counts)
     inherited = 2 if name == SEARCH else 1  # searched subnets are tested before finetuning, too
-    tested += inherited * method.trials * len(method.rows)
+    tested += inherited * method.trials * method.rows
   images = tested * (counts['val'] + counts['test'])
   yield Stage('test', 'evaluation', Workload(), 0, images)
 
@@ -89,11 +89,8 @@ def _parts(method: _Method, settings: RunSettings, counts: Mapping[str, int]) ->
   elif method.name == GRADIENT:
     yield from _read_off(method, settings, counts['train'])
   else:
-    for budget in method.rows:
-      workload = Workload(
-        subnet=method.name, section='supernet', side_by_side=method.trials, budget=budget
-      )
-      yield method.trained(workload, settings.supernet, counts['train'])
+    workload = Workload(subnet=method.name, section='supernet', side_by_side=method.trials)
+    yield method.trained(workload, settings.supernet, counts['train'])
 
 
 def _searched(method: _Method, settings: RunSettings, counts: Mapping[str, int]) -> Iterator[Stage]:
@@ -102,7 +99,7 @@ def _searched(method: _Method, settings: RunSettings, counts: Mapping[str, int])
   shorter = dataclasses.replace(recipe, epochs=recipe.epochs - finetune.epochs)
   supernets = Workload(subnet=None, section='supernet', side_by_side=method.trials)
   yield method.trained(supernets, shorter, counts['train'])
-  times = method.trials * len(method.rows)
+  times = method.trials * method.rows
   images = times * settings.search.evaluations * counts['val']
   yield method.part('scoring', Workload(), 0, images)
   alone = Workload(subnet=SEARCH, section='finetune', side_by_side=1)
@@ -114,8 +111,8 @@ def _read_off(method: _Method, settings: RunSettings, number: int) -> Iterator[S
   borrowed = 0 if settings.allocation.prior is None else min(number, MOST_IMAGES)
   seen = method.seeds * (number + borrowed)
   yield method.part('features', Workload(), 0, seen)
-  read = method.seeds * (number * len(method.rows) + borrowed)
+  read = method.seeds * (number * method.rows + borrowed)
   yield method.part('allocation', Workload(), 0, PASSES * read)
   recipe = settings.allocation.shortened(settings.supernet)
   workload = Workload(subnet=GRADIENT, section='supernet', side_by_side=method.rates)
-  yield method.trained(workload, recipe, number, method.seeds * len(method.rows))
+  yield method.trained(workload, recipe, number, method.seeds * method.rows)

@@ -101,13 +101,12 @@ def train_method(
     run: the run.
     method: a preset's name, 'finetuning', 'search' or 'gradient'.
     trials: seeds and learning rates.
-    budgets: most trained parameters of what is searched or read off a gradient, or of ranks that
-      rise.
+    budgets: most trained parameters of what is searched or read off a gradient.
     folder: folder in the workdir.
 
   Returns:
     The subnets by row of the table, one for each trial: one row, or one for each budget where the
-    method is the search or the gradient or has ranks that rise.
+    method is the search or the gradient.
   """
   if method == SEARCH:
     return _search(run, trials, budgets, folder)
@@ -116,15 +115,8 @@ def train_method(
   if method == 'finetuning':
     return {method: _train(run, FullFineTuning(run.adapted), method, trials, folder)}
   adapted = run.place(method).adapted
-  spec = adapted.spec
-  if ':rising' in method:
-    genomes_by_row = {f'{method}-{n}': presets.preset(spec, method, n) for n in budgets}
-  else:
-    genomes_by_row = {method: presets.preset(spec, method)}
-  return {
-    row: _train(run, adapted.fix(genome), row, trials, folder)
-    for row, genome in genomes_by_row.items()
-  }
+  subnet = adapted.fix(presets.preset(adapted.spec, method))
+  return {method: _train(run, subnet, method, trials, folder)}
 
 
 def _train(

@@ -1,11 +1,17 @@
-"""LoRA ranks that rise with depth and fill a budget."""
-
-from __future__ import annotations
+"""Presets of this benchmark alone: LoRA ranks that rise with depth and fill a budget (PriLoRA)."""
 
 import fractions
 import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
+
+import numpy as np
+
+from glora_jax.method.genomes import canonicalize
+from glora_jax.method.placement import block_numbers
+from glora_jax.method.space import FLAT_FORMS, TENSORS, Spec, Tensor
+
+RISING: dict[str, Tensor] = {'lora:rising': 'B', 'hira:rising': 'A'}  # the tensor that has LoRAs
 
 
 class Ladder(NamedTuple):
@@ -26,23 +32,29 @@ class Ladder(NamedTuple):
     return self.costs[level] - (self.costs[level - 1] if level else 0)
 
 
-def rising_ranks(ladders: Sequence[Ladder], budget: int) -> list[int]:
+def rising(spec: Spec, name: str, budget: int) -> np.ndarray:
+  """The genome of a name in `RISING` within a budget, int8 [layer, 5]."""
+  tensor = RISING[name]
+  flat = len(FLAT_FORMS[tensor])
+  blocks = block_numbers([layer.name for layer in spec])
+  ladders = [
+    Ladder(block or 0, layer.space.ranks, layer.costs(tensor)[flat:])
+    for block, layer in zip(blocks, spec, strict=True)
+  ]
+  genome = np.zeros((len(spec), len(TENSORS)), np.int8)
+  levels = rising_levels(ladders, budget)
+  genome[:, TENSORS.index(tensor)] = [level and flat + level - 1 for level in levels]
+  return canonicalize(spec, genome)
+
+
+def rising_levels(ladders: Sequence[Ladder], budget: int) -> list[int]:
   """Ranks in proportion to the number of a layer's block, as large as fits a budget.
 
-  Ranks are rounded down to those on offer (as in PriLoRA they rise linearly). What is left of the
-  budget goes rank by rank to the layers from the last to the first, as long as something fits.
-
-  Args:
-    ladders: the ranks that each layer may have.
-    budget: most trained parameters of all layers.
+  Ranks are rounded down to those on offer. What is left of the budget goes rank by rank to the
+  layers from the last to the first, as long as something fits.
 
   Returns:
-    The rank of every layer; 0 for none.
-
-  Example:
-    >>> ladders = [Ladder(block, (1, 2, 3), (10, 20, 30)) for block in range(3)]
-    >>> rising_ranks(ladders, budget=60), rising_ranks(ladders, budget=45)
-    ([1, 2, 3], [0, 1, 3])
+    How many of its ranks every layer climbs; 0 for no LoRA.
   """
   levels = _proportional(ladders, budget)
   left = budget - sum(
@@ -58,9 +70,7 @@ def rising_ranks(ladders: Sequence[Ladder], budget: int) -> list[int]:
         left -= ladder.price(level)
         levels[row] += 1
         risen = True
-  return [
-    ladder.ranks[level - 1] if level else 0 for ladder, level in zip(ladders, levels, strict=True)
-  ]
+  return levels
 
 
 def _proportional(ladders: Sequence[Ladder], budget: int) -> list[int]:
