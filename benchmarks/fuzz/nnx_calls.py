@@ -11,7 +11,7 @@ from flax import nnx
 
 import glora_jax
 from benchmarks.fuzz.calling import Call
-from benchmarks.fuzz.drawing import codes, flags, images, labels, near, selection, supports_among
+from benchmarks.fuzz.drawing import codes, flags, near, selection, supports_among
 from benchmarks.fuzz.models import randomized
 from benchmarks.fuzz.oracle import Fault
 from glora_jax import SearchSpace
@@ -100,16 +100,6 @@ def _count(kind: Any, genome: Any) -> Any:
   return glora_jax.nnx.count_params(_model(kind), genome)
 
 
-def _score(kind: Any, genomes: Any, images: Any, labels: Any, **options: Any) -> list:
-  model = attached() if kind == 'attached' else _model(kind)
-  return list(glora_jax.nnx.score(model, genomes, images, labels, **options))
-
-
-def _are_scores(arguments: dict[str, Any], scores: list) -> None:
-  if [value.shape for value in scores] != [(len(arguments['genomes']),)] * 2:
-    raise Fault(f'{scores!r:.200} of {len(arguments["genomes"])} genomes')
-
-
 def _with_genome(state: Any, genome: Any) -> np.ndarray:
   states = {'attached': nnx.state(attached()), 'plain': nnx.state(Mlp())}
   graphdef = nnx.graphdef(attached())
@@ -181,18 +171,6 @@ CALLS: dict[str, Call] = {
       }
     ),
     weight=2,
-  ),
-  'nnx.score': Call(
-    _score,
-    st.fixed_dictionaries(
-      {'kind': kinds, 'genomes': two_genomes, 'images': images, 'labels': labels},
-      optional={
-        'chunk': near(st.sampled_from([None, 1, 2])),
-        'block': near(st.sampled_from([2, 256])),
-      },
-    ),
-    _are_scores,
-    0.5,
   ),
   'nnx.with_genome': Call(
     _with_genome,

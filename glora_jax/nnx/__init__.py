@@ -13,9 +13,8 @@ from glora_jax.nnx.conversion import (
 )
 from glora_jax.nnx.fixing import fix
 from glora_jax.nnx.functional import adapt, params, with_params
-from glora_jax.nnx.live import count_params, get_genome, set_genome, spec
+from glora_jax.nnx.live import count_params, get_genome, set_genome, spec, with_genome
 from glora_jax.nnx.plain import fold
-from glora_jax.nnx.population import score, with_genome
 from glora_jax.nnx.sharding import shard
 from glora_jax.nnx.variables import Genome, Head, Support, Trained
 
@@ -34,7 +33,6 @@ __all__ = [
   'load_adapter',
   'params',
   'save_adapter',
-  'score',
   'set_genome',
   'set_variables',
   'shard',

@@ -28,8 +28,8 @@ from glora_jax.tree import Path, differences, flatten, get, path_name, plain_pat
 def as_adapted(model: nnx.Module) -> tuple[Adapted, dict[str, Any]]:
   """An attached model as what `glora_jax.adapt` gives, and its variables.
 
-  This is how `glora_jax.allocate` and other functions of an adapted model work on it; what they
-  return goes back by `set_variables`.
+  This is how `glora_jax.make_scorer`, `glora_jax.allocate` and other functions of an adapted model
+  work on it; what they return goes back by `set_variables`.
 
   Args:
     model: an attached model; it is not changed. All its state but parameters and batch statistics
@@ -37,7 +37,8 @@ def as_adapted(model: nnx.Module) -> tuple[Adapted, dict[str, Any]]:
 
   Returns:
     (adapted, variables): the variables hold `params`, `glora` and, where there are any,
-    `batch_stats`. Supports that the model does not store are zero.
+    `batch_stats`. Supports that the model does not store are zero: a genome that has them is
+    scored without.
 
   Raises:
     ValueError: the model is not attached, or only a part of one that is.

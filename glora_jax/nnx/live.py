@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -12,7 +13,11 @@ from flax import nnx
 from glora_jax.method import genomes
 from glora_jax.method.groups import Group, spec_of
 from glora_jax.method.space import TENSORS, Spec
+from glora_jax.method.validation import check_one_genome
 from glora_jax.nnx.adapter import Adapter, Recipe, with_rows
+from glora_jax.nnx.variables import Genome
+
+State = TypeVar('State')
 
 
 def adapters(model: nnx.Module) -> list[Adapter]:
@@ -133,7 +138,7 @@ def check_own_genome(found: Sequence[Adapter], genome: Any) -> None:
   if np.ndim(genome) != 2:
     raise ValueError(
       f'A model has one genome [{len(layers)}, 5], not {np.shape(genome)}; '
-      'glora_jax.nnx.score takes a population, and glora_jax.nnx.with_genome maps over one.'
+      'glora_jax.make_scorer takes a population, and glora_jax.nnx.with_genome maps over one.'
     )
   check_stored([adapter.recipe for adapter in found], genome)
 
@@ -169,6 +174,58 @@ def check_stored(recipes: Sequence[Recipe], genomes: Any) -> None:
       f'this model stores {", ".join(names[list(own)])}; attach with a space that offers it, or '
       'set the genome of the model as it was before glora_jax.nnx.fix.'
     )
+
+
+def with_genome(state: State, genome: Any) -> State:
+  """The state of an attached model with another genome, which `nnx.merge` makes a subnet.
+
+  Args:
+    state: what `nnx.split` or `nnx.state` gave of a whole attached model, with its variables.
+    genome: int [rows, 5]; may be traced, and mapped over by `jax.vmap`.
+
+  Returns:
+    A state of the same structure.
+
+  Raises:
+    ValueError: the state is not that of a whole attached model, or the genome does not fit it or
+      has alleles that are not on offer.
+
+  Example:
+    >>> import glora_jax, jax, jax.numpy as jnp, numpy as np
+    >>> from flax import nnx
+    >>> model = glora_jax.nnx.attach(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), jnp.ones((1, 4)))
+    >>> rng = np.random.default_rng(0)
+    >>> genomes = glora_jax.random_genomes(rng, glora_jax.nnx.spec(model), 5)
+    >>> graphdef, state = nnx.split(model)
+    >>> def outputs(genome):
+    ...   return nnx.merge(graphdef, glora_jax.nnx.with_genome(state, genome))(jnp.ones((2, 4)))
+    >>> jax.vmap(outputs)(jnp.asarray(genomes)).shape
+    (5, 2, 3)
+  """
+  leaves = jax.tree.leaves(state, is_leaf=_is_variable)
+  found = [leaf.recipe for leaf in leaves if isinstance(leaf, Genome)]
+  if not found:
+    raise ValueError(
+      'This state has no glora_jax.nnx.Genome; pass what nnx.split gives of an attached model, '
+      'with its variables.'
+    )
+  groups = [recipe.group for recipe in found]
+  require_all_rows(groups)
+  check_one_genome(spec_of(groups), genome, 'with_genome')
+  check_stored(found, genome)
+  replace = functools.partial(_with_rows, genome)
+  return jax.tree.map(replace, state, is_leaf=_is_variable)
+
+
+def _is_variable(value: Any) -> bool:
+  return isinstance(value, nnx.Variable)
+
+
+def _with_rows(genome: Any, variable: Any) -> Any:
+  """A variable of a state, or a copy of it: models refuse those of another trace."""
+  if isinstance(variable, Genome):
+    return with_rows(variable, genome)
+  return variable.copy() if isinstance(variable, nnx.Variable) else variable
 
 
 def count_params(model: nnx.Module, genome: Any = None) -> Any:

@@ -44,10 +44,15 @@ def attached():
   return model
 
 
+def score(model, population, images, labels, **options):
+  adapted, values = glora_jax.nnx.as_adapted(model)
+  return glora_jax.make_scorer(adapted, **options)(values, population, images, labels)
+
+
 def test_scores_are_those_of_each_subnet_alone(attached):
   population = genomes(attached, 3)
-  scores = glora_jax.nnx.score(attached, population, X, LABELS, block=4)
-  side_by_side = glora_jax.nnx.score(attached, population, X, LABELS, chunk=2)
+  scores = score(attached, population, X, LABELS, block=4)
+  side_by_side = score(attached, population, X, LABELS, chunk=2)
   for row, genome in enumerate(population):
     glora_jax.nnx.set_genome(attached, genome)
     logits = call(attached, X)
@@ -60,8 +65,8 @@ def test_scores_are_those_of_each_subnet_alone(attached):
 def test_an_answer_that_is_not_finite_is_no_right_one(attached):
   infinite = LABELS == 0
   inputs = jnp.where(infinite[:, None], jnp.inf, X)
-  found = glora_jax.nnx.score(attached, genomes(attached, 3), inputs, LABELS)
-  finite = glora_jax.nnx.score(attached, genomes(attached, 3), X[~infinite], LABELS[~infinite])
+  found = score(attached, genomes(attached, 3), inputs, LABELS)
+  finite = score(attached, genomes(attached, 3), X[~infinite], LABELS[~infinite])
   np.testing.assert_array_equal(found.correct, finite.correct)
   assert not np.isfinite(found.loss).any()
 
@@ -69,8 +74,8 @@ def test_an_answer_that_is_not_finite_is_no_right_one(attached):
 @pytest.mark.parametrize(
   'changes, sentence',
   [
-    ({'genomes': np.zeros((1, 5), np.int8)}, 'a population is'),
-    ({'inputs': X[:0], 'labels': LABELS[:0]}, 'There are no images'),
+    ({'population': np.zeros((1, 5), np.int8)}, 'a population is'),
+    ({'images': X[:0], 'labels': LABELS[:0]}, 'There are no images'),
     ({'labels': LABELS[:2]}, 'there must be one label for each'),
     ({'labels': LABELS + 7}, 'is no class; the model answers with'),
     ({'labels': np.ones(len(X))}, 'The labels are float32; they must be the whole numbers'),
@@ -81,9 +86,9 @@ def test_an_answer_that_is_not_finite_is_no_right_one(attached):
   ],
 )
 def test_what_cannot_be_scored_is_refused(attached, changes, sentence):
-  given = {'genomes': genomes(attached, 1), 'inputs': X, 'labels': LABELS, **changes}
+  given = {'population': genomes(attached, 1), 'images': X, 'labels': LABELS, **changes}
   with pytest.raises(ValueError, match=sentence):
-    glora_jax.nnx.score(attached, **given)
+    score(attached, **given)
 
 
 class WithFeatures(Mlp):
@@ -95,7 +100,7 @@ def test_answers_that_are_no_logits_are_not_scored():
   attached = glora_jax.nnx.attach(WithFeatures(), X, space=SPACE)
   attached.eval()
   with pytest.raises(ValueError, match=r'The model gives a tuple, and answers are read off logits'):
-    glora_jax.nnx.score(attached, genomes(attached, 1), X, LABELS)
+    score(attached, genomes(attached, 1), X, LABELS)
 
 
 def test_a_fixed_subnet_holds_and_trains_what_its_genome_uses_and_no_more(attached):
@@ -112,28 +117,26 @@ def test_a_fixed_subnet_holds_and_trains_what_its_genome_uses_and_no_more(attach
     glora_jax.nnx.set_genome(fixed, glora_jax.preset(glora_jax.nnx.spec(fixed), 'ssf'))
 
 
-def test_a_fixed_subnet_is_scored_with_no_allele_that_it_does_not_store(attached):
+def test_a_fixed_subnet_takes_no_allele_that_it_does_not_store(attached):
   layers = glora_jax.nnx.spec(attached)
   fixed = glora_jax.nnx.fix(attached, glora_jax.preset(layers, 'bitfit'))
   population = np.stack([glora_jax.preset(layers, name) for name in ('bitfit', 'ssf')])
   _, state = nnx.split(fixed)
   for refused in (
-    lambda: glora_jax.nnx.score(fixed, population, X, LABELS),
-    lambda: glora_jax.nnx.score(fixed, population.tolist(), X, LABELS),
     lambda: glora_jax.nnx.with_genome(state, population[1]),
     lambda: glora_jax.nnx.set_genome(fixed, population[1]),
   ):
     with pytest.raises(ValueError, match=r'says vector for A of layer 0 \(hidden\).*stores none;'):
       refused()
-  scores = glora_jax.nnx.score(fixed, population[:1], X, LABELS)
-  of_all = glora_jax.nnx.score(attached, population[:1], X, LABELS)
+  scores = score(fixed, population[:1], X, LABELS)
+  of_all = score(attached, population[:1], X, LABELS)
   np.testing.assert_allclose(scores.loss, of_all.loss, rtol=1e-5)
 
 
 def test_lists_are_scored_as_the_arrays_of_their_numbers(attached):
   population = genomes(attached, 2)
-  listed = glora_jax.nnx.score(attached, population.tolist(), X.tolist(), LABELS.tolist())
-  expected = glora_jax.nnx.score(attached, population, X, LABELS)
+  listed = score(attached, population.tolist(), X.tolist(), LABELS.tolist())
+  expected = score(attached, population, X, LABELS)
   assert listed.correct.tolist() == expected.correct.tolist()
   np.testing.assert_allclose(listed.loss, expected.loss, rtol=1e-6)
 

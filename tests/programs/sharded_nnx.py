@@ -76,11 +76,12 @@ def run_plain(x, labels, mesh=None):
   genomes = np.stack(
     [glora_jax.preset(glora_jax.nnx.spec(model), name) for name in ('lora', 'full')]
   )
-  scores = glora_jax.nnx.score(model, genomes, x, labels, block=5)
   folded = nnx.jit(glora_jax.nnx.fold)(model)
   if mesh is not None:
     assert folded.up.kernel.get_value().addressable_shards[0].data.shape == (8, 4)
   adapted, variables = glora_jax.nnx.as_adapted(model)
+  score = glora_jax.make_scorer(adapted, mesh=mesh, block=5)
+  scores = score(variables, genomes, x, labels)
   outputs = adapted.apply(variables, inputs, genome=genomes[1])
   return losses, tuple(scores), folded(inputs), outputs
 
