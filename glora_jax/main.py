@@ -14,8 +14,8 @@ stands for several, as 'vtab/all', `suite.run`; a notebook calls them just the s
 `report.html` in its workdir, which `--open` opens in a browser.
 
 SIGTERM and Ctrl-C save and end it with the exit code 75 (EX_TEMPFAIL of sysexits.h): the same
-command goes on; pretraining alone begins anew. A suite ends with 1 where a task failed or none was
-ready, with 0 where all that were ready have their results; `--check` with 1 unless all are ready.
+command goes on. A suite ends with 1 where a task failed or none was ready, with 0 where all that
+were ready have their results; `--check` with 1 unless all are ready.
 """
 
 from __future__ import annotations
@@ -42,7 +42,6 @@ from glora_jax.runs.command_line import (
   given_fields,
   open_page,
   run_with_config,
-  warn_of_no_page,
   workdir_of_config,
 )
 from glora_jax.runs.terminal import run_program
@@ -68,13 +67,6 @@ def main(config: ml_collections.ConfigDict) -> None:
     look.show(config, OUTPUT.value, overwrite=OVERWRITE.value)
     return
   workdir = workdir_of_config()
-  if config.get('job') == 'pretrain':
-    from glora_jax.runs import pretrain
-
-    require_process(RUNNER.value, RESOURCES.value, 'pretraining')
-    warn_of_no_page('pretraining')
-    print(pretrain.run(config, workdir))
-    return
   stop = catch_signals()  # first of all, so that an early signal is heard, too
   from glora_jax import mesh
   from glora_jax.reports import page
@@ -122,7 +114,7 @@ def dispatch(
     return comparison_report.summary(result, workdir), 0
   tasks = suite.task_configs(config)
   if len(tasks) == 1:
-    require_process(runner, resources, 'a single run')
+    require_process(runner, resources)
     [config] = tasks.values()
     return experiment.summary(experiment.run(config, workdir, stop), workdir), 0
   chosen = chosen_runner(config, runner, resources)
@@ -149,12 +141,14 @@ def chosen_runner(config: ml_collections.ConfigDict, name: str, resources: str |
   return runners.named(name, resources)
 
 
-def require_process(runner: str, resources: str | None, job: str) -> None:
-  """Raises ValueError where a runner or its resources are asked for and this process does a job."""
+def require_process(runner: str, resources: str | None) -> None:
+  """Raises ValueError where a runner or its resources are asked for and there is one run."""
   asked = [] if runner == RUNNER.default else [f'--runner={runner}']
   asked += [] if resources is None else [f'--runner.resources={resources}']
   if asked:
-    raise ValueError(f'{asked[0]} is for suites and comparisons, and this is {job}; leave it out.')
+    raise ValueError(
+      f'{asked[0]} is for suites and comparisons, and this is a single run; leave it out.'
+    )
 
 
 def command() -> None:

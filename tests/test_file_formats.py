@@ -27,7 +27,7 @@ READERS = {
   'check_stamp': 2,
 }
 OTHERS = {'models/save.py', 'models/peft.py'}  # write files of other people's formats, too
-FOR_PEOPLE = {'pretraining', 'rates'}  # no stage reads them
+FOR_PEOPLE = {'rates'}  # no stage reads them
 MACHINERY = {'files.py', 'records.py'}
 
 

@@ -53,8 +53,7 @@ def test_a_printed_command_is_taken(module, rest, tmp_path, monkeypatch):
     importlib.import_module(module)._parser().parse_args(words)
     return
   config = parsed_config(words, monkeypatch)
-  if config.get('job') != 'pretrain':
-    schema.build(RunSettings, config.to_dict())
+  schema.build(RunSettings, config.to_dict())
 
 
 def test_flags_are_those_of_the_program(monkeypatch):

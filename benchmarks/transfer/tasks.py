@@ -20,14 +20,14 @@ from typing import Any, Literal, get_args
 import numpy as np
 from PIL import Image
 
+from benchmarks import pretrain
 from glora_jax.data.splits import shots
-from glora_jax.data.tasks import fashion_mnist
 
 TaskName = Literal['mnist', 'fashion']
 TASKS: tuple[TaskName, ...] = get_args(TaskName)
 CLASSES: dict[TaskName, Sequence[str]] = {
   'mnist': tuple('0123456789'),
-  'fashion': fashion_mnist.FASHION_MNIST_CLASSES,
+  'fashion': pretrain.CLASSES,
 }
 PACKAGE = 'dataset-fashion-mnist'
 INSTALLED = '/usr/share/datasets/fashion-mnist'
@@ -79,7 +79,7 @@ def _run(command: list[str], folder: str) -> None:
 
 def read_fashion(folder: str) -> tuple[np.ndarray, np.ndarray]:
   """All 70,000 images uint8 [n, 28, 28] and their labels, training images first."""
-  splits = fashion_mnist.fashion_mnist(folder)
+  splits = pretrain.read_fashion_mnist(folder)
   images, labels = zip(splits['train'], splits['test'], strict=True)
   return np.concatenate(images), np.concatenate(labels)
 

@@ -1,4 +1,4 @@
-"""Everything with a config and a workdir: runs, comparisons, suites, pretraining.
+"""Everything with a config and a workdir: runs, comparisons, suites.
 
 Knows all other rooms; only the commands know it.
 """

@@ -167,12 +167,6 @@ def open_page(path: str) -> None:
     print('No browser could be opened; open it by hand.', file=sys.stderr)
 
 
-def warn_of_no_page(job: str) -> None:
-  """Says that a job writes no page, where `--open` asks for one."""
-  if OPEN.value:
-    print(f'--open does nothing: {job} writes no report.html.', file=sys.stderr)
-
-
 def catch_signals() -> Callable[[], bool]:
   """Makes SIGTERM and Ctrl-C a request to stop.
 

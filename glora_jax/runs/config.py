@@ -258,17 +258,6 @@ def check_config(config: ml_collections.ConfigDict) -> RunSettings:
   return settings
 
 
-def check_config_of_task(config: ml_collections.ConfigDict) -> RunSettings:
-  """Reads a config for a command that looks at the images of its task; see `check_config`.
-
-  Raises:
-    ValueError: its job has no task.
-  """
-  if (job := config.get('job')) == 'pretrain':
-    raise ValueError(f'job={shown(job)} has no task; give a run, a comparison or a suite.')
-  return check_config(config)
-
-
 def data_source(config: ml_collections.ConfigDict) -> Source:
   """Where a config's images come from."""
   return Source.from_config(config.data)

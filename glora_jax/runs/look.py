@@ -18,7 +18,7 @@ from glora_jax.files import whole
 from glora_jax.limits import shown
 from glora_jax.partial import require_free
 from glora_jax.runs.backbone import image_size_here
-from glora_jax.runs.config import check_config_of_task
+from glora_jax.runs.config import check_config
 
 NUMBER_OF_IMAGES = 8
 NUMBER_OF_DRAWS = 2  # rows of augmented images
@@ -32,7 +32,7 @@ def check(config: ml_collections.ConfigDict) -> bool:
 
   Nothing is downloaded or prepared.
   """
-  settings = check_config_of_task(config)
+  settings = check_config(config)
   names = catalog.expand(settings.task)
   number_ready = 0
   for name in names:
@@ -54,10 +54,10 @@ def show(config: ml_collections.ConfigDict, path: str, *, overwrite: bool = Fals
     overwrite: whether it may replace a file; an image of the task or its CSV is never replaced.
 
   Raises:
-    ValueError: a field cannot be, or the job has no task or several.
+    ValueError: a field cannot be, or the task stands for several.
     OSError: the images cannot be read, or the picture not be written.
   """
-  settings = check_config_of_task(config)
+  settings = check_config(config)
   names = catalog.expand(settings.task)
   if names != [settings.task]:
     raise ValueError(

@@ -260,10 +260,3 @@ def test_a_page_is_opened_where_that_is_asked(monkeypatch, tmp_path, capsys, is_
   command_line.open_page(str(path))
   assert opened == ([path.as_uri()] if is_there else [])
   assert bool(capsys.readouterr().err) == (not (is_there and opens))
-
-
-@pytest.mark.parametrize('is_asked', [True, False])
-def test_a_job_without_a_page_says_so_where_one_is_to_be_opened(is_asked, monkeypatch, capsys):
-  monkeypatch.setattr(command_line, 'OPEN', types.SimpleNamespace(value=is_asked))
-  command_line.warn_of_no_page('pretraining')
-  assert capsys.readouterr().err.count('pretraining writes no report.html') == is_asked

@@ -8,7 +8,7 @@ from places import CONFIGS, get_config
 
 from glora_jax.data.augment import Augmentation
 from glora_jax.method.space import SearchSpace
-from glora_jax.runs import command_line, pretrain, schema, sections
+from glora_jax.runs import command_line, schema, sections
 from glora_jax.runs.config import (
   RunSettings,
   check_config,
@@ -96,8 +96,6 @@ def test_other_configs_search_and_the_quickstart_shows_the_gradients_structure()
 
 def test_the_defaults_are_those_of_the_settings():
   assert check_config(default_config()) == RunSettings()
-  config = get_config('pretrain')
-  assert schema.build(pretrain.PretrainSettings, config.to_dict()) == pretrain.PretrainSettings()
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,7 @@
 """Every config is a record of what it reaches, and starts: with `tiny=True`, in seconds."""
 
 import ast
-import gzip
 import re
-import struct
 
 import mocked_tfds
 import numpy as np
@@ -13,7 +11,7 @@ from PIL import Image
 from places import CONFIGS, get_config
 
 from glora_jax.data.tasks import generalization
-from glora_jax.runs import comparison, experiment, pretrain, schema
+from glora_jax.runs import comparison, experiment
 from glora_jax.runs.config import check_config
 from glora_jax.runs.workdir import Stopped
 
@@ -35,20 +33,6 @@ def write_images(folder, names):
 def write_photos(folder):
   """Eight images of each of two classes."""
   write_images(folder, [f'{name}/{n}.png' for name in ('dark', 'light') for n in range(8)])
-
-
-def write_fashion_mnist(folder):
-  """Its four files, with a few images of noise."""
-  rng = np.random.default_rng(0)
-  for prefix, number in (('train', 128), ('t10k', 20)):
-    arrays = {
-      'images-idx3': rng.integers(0, 256, (number, 28, 28)).astype(np.uint8),
-      'labels-idx1': np.arange(number, dtype=np.uint8) % 10,
-    }
-    for name, array in arrays.items():
-      header = struct.pack(f'>HBB{array.ndim}I', 0, 8, array.ndim, *array.shape)
-      path = folder / f'{prefix}-{name}-ubyte.gz'
-      path.write_bytes(gzip.compress(header + array.tobytes()))
 
 
 def write_few_shot(folder):
@@ -79,15 +63,11 @@ def make_config(name, folder):
     'own': write_photos,
     'fewshot': write_few_shot,
     'generalization': write_generalization,
-    'pretrain': write_fashion_mnist,
   }
   if name in writers:
     writers[name](folder)
   config = get_config(name, f'{before}{lists},tiny=True')
-  if name == 'pretrain':
-    config.data = str(folder)
-  else:
-    config.data.dir = str(folder / 'tfds')
+  config.data.dir = str(folder / 'tfds')
   return config
 
 
@@ -103,9 +83,6 @@ def test_a_config_says_its_command_and_what_it_reaches(name):
 @pytest.mark.parametrize('name', NAMES)
 def test_a_tiny_config_is_one_and_small(name, tmp_path):
   config = make_config(name, tmp_path)
-  if name == 'pretrain':
-    assert schema.build(pretrain.PretrainSettings, config.to_dict()).training.epochs == 1
-    return
   settings = check_config(config)
   assert max(settings.supernet.epochs, settings.training.epochs) <= 4
   assert settings.model.weights == 'embedded'
@@ -116,7 +93,7 @@ def test_a_tiny_config_is_one_and_small(name, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize('name', NAMES)
 def test_a_tiny_config_starts(name, tmp_path, request, monkeypatch):
-  """Up to the first steps; pretraining, which cannot be stopped, to its end."""
+  """Up to the first steps."""
   if name == 'vtab':
     request.getfixturevalue('mocked')
     sizes = {**mocked_tfds.SIZES['oxford_flowers102'], 'test': 60}
@@ -124,9 +101,6 @@ def test_a_tiny_config_starts(name, tmp_path, request, monkeypatch):
   data, workdir = tmp_path / 'data', tmp_path / 'run'
   data.mkdir()
   config = make_config(name, data)
-  if name == 'pretrain':
-    assert pretrain.run(config, str(workdir))['steps'] == 1
-    return
   config.checkpoint_epochs = 1
   metrics = workdir / 'metrics.jsonl'
   trained = workdir / 'trained'

@@ -131,13 +131,6 @@ def test_a_task_that_stands_for_several_is_not_drawn(tmp_path):
     look.show(get_config('vtab', 'all'), str(tmp_path / 'sheet.png'))
 
 
-def test_a_job_without_a_task_is_named(tmp_path):
-  config = get_config('pretrain')
-  for command in (look.check, lambda config: look.show(config, str(tmp_path / 'sheet.png'))):
-    with pytest.raises(ValueError, match="job='pretrain' has no task; give a run, a comparison or"):
-      command(config)
-
-
 def test_the_check_refuses_a_wrong_config_and_counts_otherwise(config, capsys):
   assert look.check(config)
   assert '1 of 1 ready.' in capsys.readouterr().out

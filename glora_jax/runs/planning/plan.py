@@ -20,7 +20,6 @@ import jax
 import ml_collections
 
 from glora_jax import mesh as meshes
-from glora_jax.limits import shown
 from glora_jax.method.draws import require_feasible
 from glora_jax.method.equation import made_for
 from glora_jax.method.supports import COLLECTION
@@ -84,8 +83,6 @@ def plan(
     >>> [(stage.name, stage.steps) for stage in planned.stages]
     [('baselines', 6000), ('training', 6000), ('test', 0)]
   """
-  if (job := config.get('job')) not in ('adapt', 'compare'):
-    raise ValueError(f'job={shown(job)} has no plan; give a run or a comparison.')
   settings = check_config(config)
   if compiled and topology is None:
     raise ValueError('The TPU compiler compiles for a slice; give a topology, as v5e:2x4.')
