@@ -11,8 +11,7 @@ import safetensors.numpy
 
 from benchmarks.fuzz.values import changed_json, damaged
 from glora_jax.files import STAMP
-from glora_jax.models.containers.npz import write_npz
-from glora_jax.models.containers.opening import open_tensors
+from glora_jax.models.containers import open_tensors, write_npz
 
 KINDS = ('', '', '', '', 'fifo', 'folder', 'link', 'device')
 DTYPES = ('float32', 'float16', 'float64', 'int64', 'int32', 'int8', 'uint8', 'bool', 'complex64')

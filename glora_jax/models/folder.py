@@ -6,7 +6,7 @@ import os
 
 from glora_jax.files import Path
 from glora_jax.limits import check_path
-from glora_jax.models.containers.tensors import Container
+from glora_jax.models.containers import Container
 
 EXTENSIONS = ('.safetensors', '.npz', '.pth', '.pt', '.bin')
 FILE_NAMES: dict[Container, str] = {

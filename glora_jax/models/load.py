@@ -12,8 +12,7 @@ from glora_jax.data.normalization import Normalization
 from glora_jax.files import Path
 from glora_jax.limits import Domain
 from glora_jax.models import config_json, hub
-from glora_jax.models.containers.opening import open_tensors
-from glora_jax.models.containers.tensors import Container, Tensors
+from glora_jax.models.containers import Container, Tensors, grouped, open_tensors, require_shapes
 from glora_jax.models.facts import check_agreement, check_facts, check_vit_fields
 from glora_jax.models.folder import locate
 from glora_jax.models.formats.format import Format, Reading
@@ -22,7 +21,6 @@ from glora_jax.models.grid import find_grid
 from glora_jax.models.metadata import OURS, Metadata, shortest
 from glora_jax.models.own_file import read_own
 from glora_jax.models.translate import Origin, PlainNames, read_params
-from glora_jax.models.verification import grouped, require_shapes
 from glora_jax.models.vit import ViT, describe, expected_params
 
 log = logging.getLogger(__name__)

@@ -11,10 +11,14 @@ import numpy as np
 from glora_jax.files import Path
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.supports import COLLECTION
-from glora_jax.models.containers.opening import open_tensors
-from glora_jax.models.containers.tensors import Tensors
+from glora_jax.models.containers import (
+  Tensors,
+  open_tensors,
+  read_finite,
+  require_floats,
+  require_shapes,
+)
 from glora_jax.models.formats.timm import FORMAT as TIMM
-from glora_jax.models.verification import read_finite, require_floats, require_shapes
 from glora_jax.models.vit import ViT
 from glora_jax.tree import get
 

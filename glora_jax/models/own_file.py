@@ -10,12 +10,11 @@ import jax
 import numpy as np
 
 from glora_jax.files import check_metadata
-from glora_jax.models.containers.tensors import Tensors
+from glora_jax.models.containers import Tensors, finite, read_finite, require_floats, require_shapes
 from glora_jax.models.facts import check_metadata_of
 from glora_jax.models.formats.rules import BLOCKS
 from glora_jax.models.metadata import OURS, Metadata
 from glora_jax.models.translate import stack
-from glora_jax.models.verification import finite, read_finite, require_floats, require_shapes
 from glora_jax.models.vit import ViT, expected_params
 
 KIND = 'vit'  # among the kinds of files that `files.write_tensors` writes

@@ -23,7 +23,7 @@ from glora_jax.method.space import FLAT_FORMS, TENSORS, Spec
 from glora_jax.method.supports import COLLECTION
 from glora_jax.method.validation import check_one_genome
 from glora_jax.models import hub
-from glora_jax.models.containers.opening import open_tensors
+from glora_jax.models.containers import grouped, open_tensors, read_finite, require_floats
 from glora_jax.models.formats.format import Flat
 from glora_jax.models.metadata import read_json
 from glora_jax.models.peft_names import (
@@ -34,7 +34,6 @@ from glora_jax.models.peft_names import (
   naming_to_read,
   naming_to_write,
 )
-from glora_jax.models.verification import grouped, read_finite, require_floats
 from glora_jax.tree import flatten, get, path_name, replace
 
 CONFIG = 'adapter_config.json'

@@ -11,10 +11,10 @@ from glora_jax.limits import listed, shown
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.groups import Group
 from glora_jax.method.site import Layout
+from glora_jax.models.containers import grouped
 from glora_jax.models.formats.format import Flat, Format
 from glora_jax.models.formats.table import FORMATS
 from glora_jax.models.translate import Origin, fit_to_format, full_name
-from glora_jax.models.verification import grouped
 from glora_jax.models.vit import ViT
 from glora_jax.tree import Path, path_name
 

@@ -16,9 +16,7 @@ from glora_jax.files import Path, write_json, write_safetensors, write_tensors
 from glora_jax.limits import check_path, check_type, shown
 from glora_jax.models import folder
 from glora_jax.models.config_json import side_files
-from glora_jax.models.containers.npz import write_npz
-from glora_jax.models.containers.pytorch import require_torch, write_torch
-from glora_jax.models.containers.tensors import Container
+from glora_jax.models.containers import Container, require_torch, write_npz, write_torch
 from glora_jax.models.facts import check_metadata_of
 from glora_jax.models.formats.format import Flat, Reading
 from glora_jax.models.formats.table import FORMATS

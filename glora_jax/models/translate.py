@@ -11,11 +11,17 @@ import flax
 import jax
 import numpy as np
 
-from glora_jax.models.containers.tensors import Container, Tensors, TensorSpec
+from glora_jax.models.containers import (
+  Container,
+  Tensors,
+  TensorSpec,
+  finite,
+  require_floats,
+  require_shapes,
+)
 from glora_jax.models.formats.format import Flat, Format, Shapes, Variant
 from glora_jax.models.formats.rules import Rule
 from glora_jax.models.formats.table import FORMATS
-from glora_jax.models.verification import finite, require_floats, require_shapes
 from glora_jax.models.vit import ViT
 
 

@@ -12,7 +12,7 @@ from places import FIXTURES
 from trees import randomized
 
 from glora_jax.models import weights
-from glora_jax.models.containers.opening import open_tensors
+from glora_jax.models.containers import open_tensors
 from glora_jax.models.vit import ViT
 
 FAMILIES = sorted(path for path in FIXTURES.iterdir() if path.is_dir())

@@ -11,8 +11,7 @@ import pytest
 import safetensors.numpy
 
 from glora_jax.files import write_safetensors
-from glora_jax.models.containers.npz import write_npz
-from glora_jax.models.containers.opening import open_tensors
+from glora_jax.models.containers import open_tensors, write_npz
 
 TENSORS = {
   'a/b': np.arange(6, dtype=np.float32).reshape(2, 3),

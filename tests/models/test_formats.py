@@ -15,7 +15,7 @@ from checkpoints import FAMILIES, assert_equal_files, assert_equal_params, flat,
 from flax_vit import FlaxViT
 
 from glora_jax.models import weights
-from glora_jax.models.containers.npz import write_npz
+from glora_jax.models.containers import write_npz
 from glora_jax.models.formats.table import FORMATS
 from glora_jax.models.vit import ViT
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-from glora_jax.models.containers.tensors import Container
+from glora_jax.models.containers import Container
 from glora_jax.models.formats.rules import Rule
 from glora_jax.models.metadata import Metadata
 from glora_jax.models.resize import Interpolation, resize_pos_embed
