@@ -22,11 +22,10 @@ from glora_jax.data.normalization import NORMALIZATIONS
 from glora_jax.mesh import NoDeviceError, require_devices
 from glora_jax.models import folder, weights
 from glora_jax.models.export import export, save_exported
-from glora_jax.models.facts import check_agreement
 from glora_jax.models.fetch import fetch, known_normalization
 from glora_jax.models.formats.table import FORMATS
-from glora_jax.models.inspection import inspection
-from glora_jax.models.metadata import OURS
+from glora_jax.models.load import inspection
+from glora_jax.models.metadata import OURS, check_agreement
 from glora_jax.models.weights import Checkpoint
 from glora_jax.partial import require_free
 from glora_jax.runs.mistakes import explain_os

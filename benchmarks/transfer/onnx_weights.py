@@ -19,7 +19,7 @@ import numpy as np
 
 from glora_jax.files import write_json, write_safetensors
 from glora_jax.models import config_json
-from glora_jax.models.formats.common import HEADS
+from glora_jax.models.formats.format import HEADS
 from glora_jax.models.formats.table import FORMATS
 from glora_jax.models.vit import ViT
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import flax.linen as nn
 import jax
@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 Activation = Literal['gelu', 'gelu_tanh', 'quick_gelu']
+Pool = Literal['token', 'gap', 'token+gap']
+POOLS: tuple[Pool, ...] = get_args(Pool)
 
 
 @jax.custom_jvp

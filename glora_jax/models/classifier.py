@@ -14,8 +14,7 @@ from glora_jax.data import image
 from glora_jax.data.normalization import Normalization, normalize
 from glora_jax.limits import check_path, shown
 from glora_jax.models import hub, weights
-from glora_jax.models.facts import check_agreement
-from glora_jax.models.metadata import require_normalization
+from glora_jax.models.metadata import check_agreement, require_normalization
 
 
 def find_images(paths: Iterable[str]) -> list[str]:

@@ -1,12 +1,18 @@
-"""Folders with a checkpoint: which file in one is meant, and what a new one is called."""
+"""Folders with a checkpoint: which file is meant, and what the `config.json` beside it says."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
+from typing import Any
 
 from glora_jax.files import Path
-from glora_jax.limits import check_path
+from glora_jax.limits import check_path, shown
 from glora_jax.models.containers import Container
+from glora_jax.models.formats.format import Flat, Format, Variant
+from glora_jax.models.metadata import OURS, Metadata, check_facts, read_json
+from glora_jax.models.vit import ViT, describe
 
 EXTENSIONS = ('.safetensors', '.npz', '.pth', '.pt', '.bin')
 FILE_NAMES: dict[Container, str] = {
@@ -85,3 +91,97 @@ def require_no_other(folder: str, name: str) -> None:
       f'The folder {folder} holds another checkpoint already ({", ".join(others)}); '
       'choose another folder.'
     )
+
+
+REMEMBERED = ('image_size', 'normalization', 'resize', 'crop', 'classes')  # of the metadata
+
+
+def read_hints(file: str, format: Format[Any]) -> dict[str, Any]:
+  """What the `config.json` beside a checkpoint says that its tensors do not.
+
+  Args:
+    file: path of the checkpoint.
+    format: format that it is in: only its own code base's config, or ours, is believed.
+
+  Returns:
+    Fields of the ViT, and 'image_size', 'normalization', 'resize', 'crop', 'classes' where the
+    file tells them; empty where there is none of that code base.
+
+  Raises:
+    ValueError: the file is damaged, has odd values, or describes a model that the ViT cannot be;
+      the sentence names its path.
+  """
+  folder = os.path.dirname(file)
+  path = os.path.join(folder, 'config.json')
+  config = read_json(path)
+  if not isinstance(config, dict) or _is_of_a_run(config):
+    return {}
+  with _naming(path):
+    of_format = format.read_config(config)
+    hints = _checked({**_read_ours(config), **of_format})
+  if not of_format or format.preprocessor is None:
+    return hints
+  path = os.path.join(folder, format.preprocessor)
+  preprocessor = read_json(path) or {}
+  with _naming(path):
+    return {**hints, **_checked(format.read_preprocessor(preprocessor))}
+
+
+def _checked(facts: dict[str, Any]) -> dict[str, Any]:
+  """The facts that are told, for which None stands otherwise; raises ValueError for an odd one."""
+  told = {name: fact for name, fact in facts.items() if fact is not None}
+  check_facts(told)
+  return told
+
+
+@contextlib.contextmanager
+def _naming(path: str) -> Iterator[None]:
+  """Names a file in the sentence on what is wrong in it."""
+  try:
+    yield
+  except (KeyError, TypeError, AttributeError, IndexError) as error:
+    raise ValueError(
+      f'{path} is no {os.path.basename(path)} that transformers, timm or glora_jax wrote '
+      f'({type(error).__name__}: {error}); correct it, or take it away.'
+    ) from error
+  except ValueError as error:
+    raise ValueError(f'{path}: {error}') from error
+
+
+def _is_of_a_run(config: dict[str, Any]) -> bool:
+  """Whether a workdir's `config.json` lies beside the checkpoint, which says nothing of it."""
+  stamp = config.get(OURS)
+  return isinstance(stamp, dict) and stamp.get('kind') == 'config'
+
+
+def _read_ours(config: dict[str, Any]) -> dict[str, Any]:
+  if OURS not in config:
+    return {}
+  facts = config[OURS]
+  if not isinstance(facts, dict) or not isinstance(facts.get('model'), dict):
+    raise TypeError(f'{OURS}={shown(facts)} has no model')
+  return {**facts['model'], **{name: fact for name, fact in facts.items() if name != 'model'}}
+
+
+def side_files(
+  format: Format[Any], model: ViT, metadata: Metadata, variant: Variant, tensors: Flat
+) -> dict[str, dict[str, Any]]:
+  """The JSON files that stand beside a checkpoint, by file name.
+
+  `config.json` says everything in the terms of the code base that will read it, and below the key
+  'glora_jax' in ours.
+
+  Args:
+    format: format of the checkpoint.
+    model: the ViT that is written.
+    metadata: what is known of it.
+    variant: how the file is laid out.
+    tensors: tensors of the file.
+
+  Raises:
+    ValueError: the code base cannot be told of the model.
+  """
+  known = {name: metadata[name] for name in REMEMBERED if metadata.get(name) is not None}
+  files = format.side_files(model, metadata, variant, tensors)
+  config = {**files.get('config.json', {}), OURS: {'model': describe(model), **known}}
+  return {**files, 'config.json': config}

@@ -3,24 +3,45 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import flax
+import jax
+import numpy as np
+
 from glora_jax.data.normalization import Normalization
-from glora_jax.files import Path
+from glora_jax.files import Path, check_metadata
 from glora_jax.limits import Domain
-from glora_jax.models import config_json, hub
-from glora_jax.models.containers import Container, Tensors, grouped, open_tensors, require_shapes
-from glora_jax.models.facts import check_agreement, check_facts, check_vit_fields
-from glora_jax.models.folder import locate
+from glora_jax.models import hub
+from glora_jax.models.containers import (
+  Container,
+  Tensors,
+  finite,
+  grouped,
+  open_tensors,
+  read_finite,
+  require_floats,
+  require_shapes,
+)
+from glora_jax.models.folder import locate, read_hints
 from glora_jax.models.formats.format import Format, Reading
+from glora_jax.models.formats.rules import BLOCKS
 from glora_jax.models.formats.table import FORMATS, detect, explain
-from glora_jax.models.grid import find_grid
-from glora_jax.models.metadata import OURS, Metadata, shortest
-from glora_jax.models.own_file import read_own
-from glora_jax.models.translate import Origin, PlainNames, read_params
+from glora_jax.models.metadata import (
+  OURS,
+  Metadata,
+  check_agreement,
+  check_facts,
+  check_metadata_of,
+  check_vit_fields,
+  shortest,
+)
+from glora_jax.models.resize import find_grid
+from glora_jax.models.translate import Origin, PlainNames, read_params, stack
 from glora_jax.models.vit import ViT, describe, expected_params
 
 log = logging.getLogger(__name__)
@@ -116,7 +137,7 @@ def _load_foreign(
 ) -> Checkpoint:
   recognized = _recognize(tensors)
   format, plain = recognized.format, recognized.tensors
-  hints = config_json.read_hints(tensors.path, format)
+  hints = read_hints(tensors.path, format)
   reading = _read_shape(plain, format)
   check_agreement(f'{tensors.path} or its config.json', hints, {'image_size': image_size})
   model = _build(tensors.path, format, reading.fields, hints, fields)
@@ -285,3 +306,108 @@ def _assume_normalization(path: str, container: Container, model: ViT) -> str:
       guess,
     )
   return guess
+
+
+KIND = 'vit'  # among the kinds of files that `files.write_tensors` writes
+
+
+class _Header(NamedTuple):
+  """What the metadata of a file says; `expected` are the shapes of the parameters by path."""
+
+  model: ViT
+  metadata: Metadata
+  expected: dict[str, jax.ShapeDtypeStruct]
+
+
+def read_own(tensors: Tensors) -> tuple[ViT, dict[str, Any], Metadata]:
+  """Reads a file that `save` wrote in this project's own format.
+
+  Args:
+    tensors: the opened file, in whose metadata the key 'glora_jax' stands.
+
+  Returns:
+    (model, nested parameters, metadata).
+
+  Raises:
+    ValueError: the file is of another kind, says what cannot be, or its tensors are not those of
+      its model.
+  """
+  model, metadata, expected = _read_header(tensors)
+  try:
+    check_metadata_of(metadata, model.num_classes)
+  except ValueError as error:
+    raise ValueError(f'{tensors.path}: {error}') from error
+  require_floats(tensors.path, tensors.specs)
+  require_shapes(
+    tensors.path,
+    {name: spec.shape for name, spec in tensors.specs.items()},
+    {name: spec.shape for name, spec in expected.items()},
+  )
+  params = {name: _read_param(tensors, name) for name in expected}
+  return model, flax.traverse_util.unflatten_dict(params, sep='/'), metadata
+
+
+def _read_header(tensors: Tensors) -> _Header:
+  refusal = f'{tensors.path} is no vit file that glora_jax wrote.'
+  try:
+    metadata = json.loads(tensors.metadata[OURS])
+  except (ValueError, KeyError, TypeError, RecursionError) as error:
+    raise ValueError(refusal) from error
+  metadata = check_metadata(tensors.path, metadata, KIND)
+  try:
+    model = ViT(**metadata.pop('model'))
+    return _Header(model, metadata, expected_params(model, metadata['image_size']))
+  except (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+  ) as error:
+    raise ValueError(refusal) from error
+
+
+def _read_param(tensors: Tensors, name: str) -> np.ndarray:
+  if not name.startswith(BLOCKS):
+    return read_finite(tensors, name)
+  shape, dtype = tensors.specs[name]
+  blocks = (finite(tensors.path, name, block) for block in tensors.blocks(name))
+  return stack(shape, dtype, blocks)
+
+
+def inspection(checkpoint: Checkpoint) -> str:
+  """A page about a checkpoint.
+
+  It says what the file was read as, the fields of the model, and a line for each parameter.
+  """
+  model, params, metadata = checkpoint
+  origin = metadata.get('source')
+  facts = {
+    'format': f'{origin.format} ({origin.container})' if origin else OURS,
+    **(dataclasses.asdict(origin.variant) if origin else {}),
+    'image_size': metadata['image_size'],
+    'normalization': metadata.get('normalization'),
+  }
+  fields = describe(model)
+  flat = flax.traverse_util.flatten_dict(params, sep='/')
+  size = sum(value.nbytes for value in flat.values())
+  lines = [
+    *(_fact(name, value) for name, value in facts.items()),
+    *(_fact(name, value) for name, value in fields.items()),
+    '',
+    _row('parameter', 'shape', 'type', 'numbers'),
+  ]
+  for name, value in flat.items():
+    shape = ' x '.join(map(str, value.shape))
+    lines.append(_row(name, shape, value.dtype.name, f'{value.size:,}'))
+  lines.append(_row('all', '', '', f'{sum(value.size for value in flat.values()):,}'))
+  return '\n'.join([*lines, '', f'{size / 2**20:.1f} MiB'])
+
+
+def _fact(name: str, value: object) -> str:
+  return f'{name:14} {value}'
+
+
+def _row(name: str, shape: str, dtype: str, numbers: str) -> str:
+  return f'{name:26} {shape:>24} {dtype:>9} {numbers:>13}'

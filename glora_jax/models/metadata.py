@@ -1,16 +1,20 @@
-"""What is known of a checkpoint besides its tensors: sizes of images, their normalization, JSON."""
+"""What is known of a checkpoint besides its tensors, and what that can be: sizes, class names."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from glora_jax.data.image import CROP
-from glora_jax.data.normalization import NORMALIZATIONS, Normalization
+from glora_jax.data.image import CROP, RULES
+from glora_jax.data.normalization import NORMALIZATIONS, Normalization, statistics
 from glora_jax.files import Path, load_json
+from glora_jax.limits import MOST_COUNTED, is_finite, shown
+from glora_jax.models.blocks import ACTIVATIONS, POOLS
 
 OURS = 'glora_jax'  # this project's own format, and the key of what it adds to other people's files
 
@@ -88,3 +92,175 @@ def read_json(path: Path) -> Any:
   if not os.path.exists(path):
     return None
   return load_json(path, 'get it again, or take it away')
+
+
+class _Fact(NamedTuple):
+  """Whether a value is one of a fact's, and the same in words."""
+
+  can_be: Callable[[Any], bool]
+  expected: str
+
+
+def _is_count(value: Any) -> bool:
+  return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MOST_COUNTED
+
+
+def _is_number(value: Any) -> bool:
+  return isinstance(value, int | float) and not isinstance(value, bool) and is_finite(value)
+
+
+def _is_image_size(value: Any) -> bool:
+  is_pair = isinstance(value, list | tuple) and len(value) == 2
+  return all(_is_count(side) and side <= MOST_PIXELS for side in (value if is_pair else [value]))
+
+
+def _are_names(value: Any) -> bool:
+  return isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
+
+
+def _is_normalization(value: Any) -> bool:
+  try:
+    statistics(value)
+  except (ValueError, TypeError):
+    return False
+  return True
+
+
+def _is_dtype(value: Any) -> bool:
+  try:
+    return jnp.issubdtype(jnp.dtype(value), jnp.floating)
+  except (TypeError, ValueError):
+    return False
+
+
+def _one_of(names: Iterable[str]) -> _Fact:
+  return _Fact(
+    lambda value: isinstance(value, str) and value in names, f'one of {", ".join(names)}'
+  )
+
+
+MOST_PIXELS = 2**16  # of a side
+_COUNT = _Fact(_is_count, f'a whole number, 1 to {MOST_COUNTED:,}')
+_TRUTH = _Fact(lambda value: isinstance(value, bool), 'True or False')
+_FACTS: Mapping[str, _Fact] = {
+  'num_heads': _COUNT,
+  'norm_eps': _Fact(lambda x: isinstance(x, float) and 0 < x < 1, 'a number between 0 and 1'),
+  'activation': _one_of(ACTIVATIONS),
+  'pool': _one_of(POOLS),
+  'patch_size': _COUNT,
+  'image_size': _Fact(_is_image_size, f'1 to {MOST_PIXELS:,} pixels, or height and width'),
+  'classes': _Fact(_are_names, 'a list of names'),
+  'normalization': _Fact(
+    _is_normalization,
+    f'one of {", ".join(NORMALIZATIONS)}, or mean and deviation, three finite numbers each, the '
+    'deviation above 0',
+  ),
+  'resize': _one_of(RULES),
+  'crop': _Fact(lambda x: _is_number(x) and 0.01 < x <= 1, 'above 0.01 and at most 1'),
+}
+# What else a caller may say of the ViT.
+_FIELDS: Mapping[str, _Fact] = {
+  **_FACTS,
+  **dict.fromkeys(('width', 'depth', 'mlp_dim', 'pre_logits', 'unroll'), _COUNT),
+  **dict.fromkeys(('class_token', 'pre_norm', 'norm_after_pool'), _TRUTH),
+  'num_classes': _Fact(
+    lambda x: _is_count(x) or (type(x) is int and x == 0), 'a whole number of 0 or more'
+  ),
+  'layer_scale': _Fact(_is_number, 'a finite number'),
+  'drop_path': _Fact(lambda x: isinstance(x, int | float) and 0 <= x < 1, 'at least 0 and below 1'),
+  'dtype': _Fact(_is_dtype, 'a floating-point type'),
+  'remat': _Fact(
+    lambda x: isinstance(x, str) and hasattr(jax.checkpoint_policies, x),
+    'the name of a policy in jax.checkpoint_policies',
+  ),
+}
+
+
+def check_facts(facts: Mapping[str, Any]) -> None:
+  """Checks what a checkpoint's metadata say, where it is a fact that is known here.
+
+  Args:
+    facts: facts by name; None is one that is left open.
+
+  Raises:
+    ValueError: a fact cannot be; the sentence says which, and what it must be.
+
+  Example:
+    >>> check_facts({'image_size': [28, 14], 'resize': 'squash'})
+    >>> check_facts({'resize': 'stretch'})
+    Traceback (most recent call last):
+    ValueError: resize='stretch' cannot be; it must be one of squash, crop.
+  """
+  _check(facts, _FACTS)
+
+
+def check_vit_fields(fields: Mapping[str, Any]) -> None:
+  """Checks what a caller says of a ViT; see `check_facts`.
+
+  Raises:
+    ValueError: a field cannot be.
+  """
+  _check(fields, _FIELDS)
+
+
+def _check(facts: Mapping[str, Any], known: Mapping[str, _Fact]) -> None:
+  for name, value in facts.items():
+    if value is not None and name in known and not known[name].can_be(value):
+      raise ValueError(f'{name}={shown(value)} cannot be; it must be {known[name].expected}.')
+
+
+# Facts that have more than one form.
+_IN_ONE_FORM: Mapping[str, Callable[[Any], Any]] = {
+  'image_size': sides,
+  'normalization': statistics,
+}
+
+
+def check_agreement(path: Path, stated: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+  """Checks that a caller says nothing else than a checkpoint.
+
+  Args:
+    path: path of the checkpoint.
+    stated: facts and fields that it states, by name; None is one that it leaves open.
+    given: what the caller gives, None for nothing.
+
+  Raises:
+    ValueError: both give a value, and these differ.
+
+  Example:
+    >>> check_agreement('a.npz', {'num_heads': 3, 'pool': None}, {'num_heads': 3, 'pool': 'gap'})
+    >>> check_agreement('a', {'num_heads': 3}, {'num_heads': 1})
+    Traceback (most recent call last):
+    ValueError: a says num_heads=3, but num_heads=1 was given; leave it out, or correct the file.
+  """
+  for name, value in given.items():
+    own = stated.get(name)
+    if value is None or own is None:
+      continue
+    form = _IN_ONE_FORM.get(name)
+    if (form(own) != form(value)) if form else own != value:
+      raise ValueError(
+        f'{path} says {name}={shown(own)}, but {name}={shown(value)} was given; leave it out, or '
+        'correct the file.'
+      )
+
+
+def check_metadata_of(metadata: Mapping[str, Any], num_classes: int) -> None:
+  """Checks the metadata of a whole checkpoint.
+
+  Args:
+    metadata: facts by name.
+    num_classes: number of the model's classes; 0 where it has no head.
+
+  Raises:
+    ValueError: a fact is missing or cannot be, or there are not as many names as classes.
+  """
+  if metadata.get('image_size') is None:
+    raise ValueError("The metadata have no 'image_size'; give the side of the images in pixels.")
+  check_facts(metadata)
+  classes = metadata.get('classes')
+  if classes and len(classes) != num_classes:
+    raise ValueError(
+      f'There are {len(classes)} names of classes for the {num_classes} outputs of the head; there '
+      'must be one for each.'
+    )

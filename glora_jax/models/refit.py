@@ -8,12 +8,10 @@ from typing import Any
 import numpy as np
 
 from glora_jax.limits import Domain, Limits
-from glora_jax.models.facts import check_facts
 from glora_jax.models.formats.table import FORMATS
-from glora_jax.models.grid import check_patches
 from glora_jax.models.load import Checkpoint
-from glora_jax.models.metadata import shortest, sides
-from glora_jax.models.resize import resize_patch_embed, resize_pos_embed
+from glora_jax.models.metadata import check_facts, shortest, sides
+from glora_jax.models.resize import check_patches, resize_patch_embed, resize_pos_embed
 from glora_jax.models.translate import Origin
 from glora_jax.models.vit import ViT
 

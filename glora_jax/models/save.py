@@ -15,14 +15,12 @@ import numpy as np
 from glora_jax.files import Path, write_json, write_safetensors, write_tensors
 from glora_jax.limits import check_path, check_type, shown
 from glora_jax.models import folder
-from glora_jax.models.config_json import side_files
 from glora_jax.models.containers import Container, require_torch, write_npz, write_torch
-from glora_jax.models.facts import check_metadata_of
+from glora_jax.models.folder import side_files
 from glora_jax.models.formats.format import Flat, Reading
 from glora_jax.models.formats.table import FORMATS
-from glora_jax.models.load import assumed_normalization
-from glora_jax.models.metadata import OURS, sides
-from glora_jax.models.own_file import KIND
+from glora_jax.models.load import KIND, assumed_normalization
+from glora_jax.models.metadata import OURS, check_metadata_of, sides
 from glora_jax.models.translate import Origin, to_tensors
 from glora_jax.models.vit import ViT, describe, expected_params
 from glora_jax.tree import differences

@@ -9,7 +9,7 @@ supports from outside, as it does for any other Flax model.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, get_args
+from typing import Any
 
 import flax
 import flax.linen as nn
@@ -19,11 +19,8 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from glora_jax.limits import shown
-from glora_jax.models.blocks import ACTIVATIONS, Activation, Block, patch_product
+from glora_jax.models.blocks import ACTIVATIONS, POOLS, Activation, Block, Pool, patch_product
 from glora_jax.models.metadata import ImageSize, sides
-
-Pool = Literal['token', 'gap', 'token+gap']
-POOLS: tuple[Pool, ...] = get_args(Pool)
 
 # Width, depth, heads of the published sizes (Steiner et al. 2022, arXiv 2106.10270, table 2).
 SIZES: dict[str, dict[str, Any]] = {

@@ -9,8 +9,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from glora_jax.models.formats.common import depth, fold_class_position, fold_layer_scale, patch_side
-from glora_jax.models.formats.format import Flat, Format, Reading, Shapes, Variant
+from glora_jax.models.formats.format import (
+  Flat,
+  Format,
+  Reading,
+  Shapes,
+  Variant,
+  depth,
+  fold_class_position,
+  fold_layer_scale,
+  patch_side,
+)
 from glora_jax.models.formats.rules import Rule, positions, same
 from glora_jax.models.vit import ViT
 

@@ -1,4 +1,4 @@
-"""What the checkpoints of ViT and DINOv2 in Hugging Face transformers have in common.
+"""Checkpoints of ViT and DINOv2 in Hugging Face transformers.
 
 Each has two sets of names: those in files, which `from_pretrained` and `save_pretrained` use, and
 those of the modules in transformers 5, which a saved `state_dict()` has.
@@ -6,16 +6,26 @@ those of the modules in transformers 5, which a saved `state_dict()` has.
 
 from __future__ import annotations
 
-import abc
 import re
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from glora_jax.data.image import CROP
 from glora_jax.data.normalization import statistics
 from glora_jax.limits import listed, shown
-from glora_jax.models.formats.common import HEADS, depth, patch_side
-from glora_jax.models.formats.format import Flat, Format, Reading, Shapes, Variant
+from glora_jax.models.formats.format import (
+  HEADS,
+  Flat,
+  Format,
+  Reading,
+  Shapes,
+  Variant,
+  depth,
+  fold_layer_scale,
+  patch_side,
+)
 from glora_jax.models.formats.rules import (
   Rule,
   positions,
@@ -62,8 +72,50 @@ class BlockNames(NamedTuple):
   fc2: str
 
 
-class HuggingFace(Format[Variant]):
-  """An architecture of transformers.
+VIT_BLOCK = BlockNames(
+  norm1=f'{ENCODER}.layernorm_before',
+  norm2=f'{ENCODER}.layernorm_after',
+  qkv=(
+    f'{ENCODER}.attention.attention.query',
+    f'{ENCODER}.attention.attention.key',
+    f'{ENCODER}.attention.attention.value',
+  ),
+  proj=f'{ENCODER}.attention.output.dense',
+  fc1=f'{ENCODER}.intermediate.dense',
+  fc2=f'{ENCODER}.output.dense',
+)
+VIT_BLOCK_MODULES = BlockNames(
+  norm1='layers.{}.layernorm_before',
+  norm2='layers.{}.layernorm_after',
+  qkv=(
+    'layers.{}.attention.q_proj',
+    'layers.{}.attention.k_proj',
+    'layers.{}.attention.v_proj',
+  ),
+  proj='layers.{}.attention.o_proj',
+  fc1='layers.{}.mlp.fc1',
+  fc2='layers.{}.mlp.fc2',
+)
+DINOV2_BLOCK = BlockNames(
+  norm1=f'{ENCODER}.norm1',
+  norm2=f'{ENCODER}.norm2',
+  qkv=VIT_BLOCK.qkv,
+  proj=VIT_BLOCK.proj,
+  fc1=f'{ENCODER}.mlp.fc1',
+  fc2=f'{ENCODER}.mlp.fc2',
+)
+DINOV2_BLOCK_MODULES = DINOV2_BLOCK._replace(
+  qkv=(
+    f'{ENCODER}.attention.q_proj',
+    f'{ENCODER}.attention.k_proj',
+    f'{ENCODER}.attention.v_proj',
+  ),
+  proj=f'{ENCODER}.attention.o_proj',
+)
+
+
+class HuggingFaceViT(Format[Variant]):
+  """`ViTModel` and `ViTForImageClassification`, which read the class token.
 
   Attributes:
     block: names of a block's modules.
@@ -77,29 +129,29 @@ class HuggingFace(Format[Variant]):
   interpolation = 'bicubic'
   preprocessor = PREPROCESSOR
   variant = Variant()
-  title: ClassVar[str]
-  norm_eps: ClassVar[float]
+  title = 'ViT'
+  norm_eps = 1e-12
 
   def __init__(self, name: str, signature: str, block: BlockNames):
     self.name = name
     self.signature = signature
     self.block = block
 
-  @abc.abstractmethod
   def scale_rules(self) -> list[Rule]:
-    """Rules of LayerScale."""
+    """Rules of LayerScale; there is none."""
+    return []
 
-  @abc.abstractmethod
   def fit_layer_scale(self, model: ViT, flat: Flat) -> tuple[ViT, Flat]:
     """An equal model with LayerScale if, and only if, the code base has it."""
+    return fold_layer_scale(model, flat)
 
-  @abc.abstractmethod
   def pool(self, num_classes: int) -> Pool:
     """How a model with so many classes pools; none are features alone."""
+    return 'token'
 
-  @abc.abstractmethod
   def own_config(self, model: ViT, tensors: Flat) -> dict[str, Any]:
     """What only the config of this architecture says."""
+    return {'intermediate_size': model.mlp_dim or 4 * model.width}
 
   def read_shape(self, shapes: Shapes) -> Reading:
     """As `Format.read_shape`; the layers of every file are the same."""
@@ -230,7 +282,7 @@ class HuggingFace(Format[Variant]):
       'patch_size': model.patch_size,
       'num_channels': 3,
       'qkv_bias': True,
-      'hidden_act': _activation_name(model.activation),
+      'hidden_act': next(name for name, ours in ACTIVATIONS.items() if ours == model.activation),
       'layer_norm_eps': model.norm_eps,
       **self.own_config(model, tensors),
     }
@@ -244,8 +296,63 @@ class HuggingFace(Format[Variant]):
     return files
 
 
-def _activation_name(activation: str) -> str:
-  return next(name for name, ours in ACTIVATIONS.items() if ours == activation)
+class HuggingFaceDinov2(HuggingFaceViT):
+  """`Dinov2Model`, and `Dinov2ForImageClassification`, which reads class token and mean patch."""
+
+  title = 'Dinov2'
+  norm_eps = 1e-6
+
+  def scale_rules(self) -> list[Rule]:
+    """LayerScale is called lambda1, which is nested in each of two modules."""
+    return [
+      same('blocks/scale1/gamma', f'{ENCODER}.layer_scale1.lambda1'),
+      same('blocks/scale2/gamma', f'{ENCODER}.layer_scale2.lambda1'),
+    ]
+
+  def fit_layer_scale(self, model: ViT, flat: Flat) -> tuple[ViT, Flat]:
+    """A model without LayerScale gets one that scales by 1."""
+    if model.layer_scale is not None:
+      return model, flat
+    ones = np.ones((model.depth, model.width), flat['cls'].dtype)
+    scales = {'blocks/scale1/gamma': ones, 'blocks/scale2/gamma': ones}
+    return model.clone(layer_scale=1.0), {**flat, **scales}
+
+  def pool(self, num_classes: int) -> Pool:
+    """A classifier reads class token and mean patch side by side."""
+    return 'token+gap' if num_classes else 'token'
+
+  def fit_head(self, model: ViT, flat: Flat) -> tuple[ViT, Flat]:
+    """A head that reads one half of what DINOv2's read is zero for the other."""
+    if not model.num_classes or model.pool == 'token+gap':
+      return model, flat
+    head = flat['head/kernel']
+    halves = [head, np.zeros_like(head)]
+    kernel = np.concatenate(halves if model.pool == 'token' else halves[::-1])
+    return model.clone(pool='token+gap'), {**flat, 'head/kernel': kernel}
+
+  def own_head(self, model: ViT, kernel: np.ndarray) -> np.ndarray:
+    """As `Format.own_head`; of a head that is zero for what the model does not read, the rest."""
+    if model.pool == 'token+gap' or len(kernel) != 2 * model.width:
+      return kernel
+    token, mean = np.split(kernel, 2)
+    own, other = (token, mean) if model.pool == 'token' else (mean, token)
+    return kernel if other.any() else own
+
+  def placeholders(self, width: int, dtype: np.dtype) -> Flat:
+    """A token for masked patches, which only DINOv2's pretraining uses."""
+    return {'embeddings.mask_token': np.zeros((1, width), dtype)}
+
+  def own_config(self, model: ViT, tensors: Flat) -> dict[str, Any]:
+    """The width of the MLPs, as a multiple of the model's; LayerScale; the mask token."""
+    mlp_dim = model.mlp_dim or 4 * model.width
+    if mlp_dim % model.width:
+      raise self.refusal(f'mlp_dim={mlp_dim}, which is no multiple of the width')
+    return {
+      'mlp_ratio': mlp_dim // model.width,
+      'layerscale_value': 1.0,
+      'use_swiglu_ffn': False,
+      'use_mask_token': any('mask_token' in name for name in tensors),
+    }
 
 
 def _preprocessor(metadata: Metadata) -> dict[str, Any]:
@@ -284,3 +391,13 @@ def _cropped(preprocessor: Mapping[str, Any]) -> tuple[int, int] | None:
   if not preprocessor.get('do_center_crop') or not isinstance(side, int):
     return None
   return (side, short_side) if isinstance(short_side, int) and side <= short_side else None
+
+
+FORMATS = (
+  HuggingFaceViT('hf_vit', r'encoder\.layer\.\d+\.layernorm_before', VIT_BLOCK),
+  HuggingFaceViT('hf_vit_modules', r'layers\.\d+\.layernorm_before', VIT_BLOCK_MODULES),
+  HuggingFaceDinov2('hf_dinov2', r'encoder\.layer\.\d+\.attention\.attention\.query', DINOV2_BLOCK),
+  HuggingFaceDinov2(
+    'hf_dinov2_modules', r'encoder\.layer\.\d+\.attention\.q_proj', DINOV2_BLOCK_MODULES
+  ),
+)

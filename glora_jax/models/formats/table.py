@@ -7,15 +7,14 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from glora_jax.models.containers import grouped
-from glora_jax.models.formats import flax_npz, hugging_face_dinov2, hugging_face_vit, timm
+from glora_jax.models.formats import flax_npz, hugging_face, timm
 from glora_jax.models.formats.format import Format
 
 FORMATS: dict[str, Format[Any]] = {
   format.name: format
   for format in (
     timm.FORMAT,
-    *hugging_face_vit.FORMATS,
-    *hugging_face_dinov2.FORMATS,
+    *hugging_face.FORMATS,
     *flax_npz.FORMATS,
   )
 }

@@ -11,8 +11,17 @@ from typing import Any
 from glora_jax.data.image import CROP
 from glora_jax.data.normalization import statistics
 from glora_jax.limits import shown
-from glora_jax.models.formats.common import HEADS, depth, fold_class_position, patch_side
-from glora_jax.models.formats.format import Flat, Format, Reading, Shapes, Variant
+from glora_jax.models.formats.format import (
+  HEADS,
+  Flat,
+  Format,
+  Reading,
+  Shapes,
+  Variant,
+  depth,
+  fold_class_position,
+  patch_side,
+)
 from glora_jax.models.formats.rules import (
   Rule,
   positions,
