@@ -1,16 +1,13 @@
-"""Scoring a population against the floor for it, and what stopping early saves.
+"""Scoring a population against the floor for it.
 
   pip install -e '.[peers]'   # for the comparison with PyTorch, optional
   python -m benchmarks.score_population [--quick]
 
 `throughput_over_plain`: candidates x images per second of `make_scorer`, over the same ViT's plain
 jitted forward, run once per candidate and block; in turn, the median of the ratios, for three
-shapes. `stopping_speedup`: the time of the quickstart's search with every image of every candidate,
-over its time with exact early stopping, on a supernet trained by the paper's sampling; both must
-select the same. `throughput_over_torch`: the first shape against a serial PyTorch loop that merges
-each candidate and runs it (null without PyTorch and timm). `--quick` takes half of the candidates
-and fewer repeats, and for the search fewer generations and a supernet trained for three epochs. The
-last line is JSON.
+shapes. `throughput_over_torch`: the first shape against a serial PyTorch loop that merges each
+candidate and runs it (null without PyTorch and timm). `--quick` takes half of the candidates and
+fewer repeats. The last line is JSON.
 """
 
 import dataclasses
@@ -22,20 +19,17 @@ import jax.numpy as jnp
 import numpy as np
 
 import glora_jax
-from benchmarks.machinery import embedded_task, peers
+from benchmarks.machinery import peers
 from benchmarks.machinery.embedded_task import EMBEDDED_VIT, IMAGE_SIZE, NUM_CLASSES
 from benchmarks.machinery.output import make_parser, print_result, print_table, rounded
 from benchmarks.machinery.timing import in_turn, median_ratio
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.draws import random_genomes
 from glora_jax.models.vit import ViT
-from glora_jax.search import early_stopping, evolution, scoring
-from glora_jax.search.archive import Archive
+from glora_jax.search import scoring
 
 BLOCK = 256  # images of one call of the plain forward, as many as the scorer takes
 REPEATS, QUICK_REPEATS = 7, 3
-SEARCH_REPEATS, QUICK_SEARCH_REPEATS = 5, 2
-QUICK_EPOCHS, QUICK_GENERATIONS = 3, 2
 
 
 class Shape(NamedTuple):
@@ -126,87 +120,9 @@ def over_torch(population: Population, repeats: int) -> float | None:
   return median_ratio(times, 'torch', 'ours')
 
 
-class StoppingSearch:
-  """The quickstart's search on a supernet, with all images of all candidates and stopping early."""
-
-  def __init__(self, epochs: int, settings: evolution.Evolution, **options: Any) -> None:
-    """Trains the supernet; `options` are those of the stopping scorer, `block` for instance."""
-    splits = embedded_task.digits()
-    backbone = embedded_task.Backbone.load()
-    self.settings = settings
-    self.spec = backbone.adapted.spec
-    self.variables = embedded_task.train_supernet(backbone, splits['train'], 0, epochs)
-    self.images, self.labels = embedded_task.on_device(splits['val'])
-    model = backbone.adapted, backbone.preprocess
-    self.score = scoring.make_scorer(*model)
-    self.score_images = scoring.make_image_scorer(*model)
-    self.score_stopping = early_stopping.make_stopping_scorer(*model, **options)
-
-  def whole(self) -> Archive:
-    """Scores every candidate on every image."""
-    return self._evolve(
-      lambda genomes: self.score(self.variables, genomes, self.images, self.labels)
-    )
-
-  def stopping(self) -> Archive:
-    """Leaves candidates as soon as they have lost, on images in the first generation's order."""
-    ordered = {}
-
-    def score_first(genomes):
-      scores = self.score_images(self.variables, genomes, self.images, self.labels)
-      correct, losses = map(np.asarray, scores)
-      order = early_stopping.hardest_first(~correct)
-      ordered['data'] = self.images[order], self.labels[order]
-      return correct.sum(1), losses.sum(1)
-
-    def score_later(genomes, valid, parents):
-      return self.score_stopping(self.variables, genomes, *ordered['data'], valid, parents)
-
-    return self._evolve(score_first, stopping_score=score_later)
-
-  def _evolve(self, score: Callable[..., Any], **options: Any) -> Archive:
-    return evolution.evolve(
-      self.spec,
-      score,
-      jax.random.key(3),
-      self.settings,
-      budget=embedded_task.BUDGET,
-      progress=False,
-      **options,
-    )
-
-
-class Saving(NamedTuple):
-  """What stopping early saves: how many times as fast, and the candidates scored to the end."""
-
-  speedup: float
-  share_scored: float
-
-
-def over_whole(
-  repeats: int,
-  epochs: int,
-  settings: evolution.Evolution = embedded_task.SEARCH,
-  **options: Any,
-) -> Saving:
-  """Compares the search with and without early stopping, which must select the same.
-
-  Args:
-    repeats: of both searches.
-    epochs: of the supernet's training.
-    settings: of the search.
-    **options: of the stopping scorer, `block` for instance.
-  """
-  search = StoppingSearch(epochs, settings, **options)
-  whole, stopped = search.whole(), search.stopping()
-  np.testing.assert_array_equal(whole.genomes, stopped.genomes)
-  times = in_turn({'whole': search.whole, 'stopping': search.stopping}, repeats, warm=True)
-  return Saving(median_ratio(times, 'whole', 'stopping'), float(stopped.exact.mean()))
-
-
 def main() -> None:
   """Measures and prints."""
-  quick = make_parser(__doc__, 'fewer candidates and repeats, a shorter search').parse_args().quick
+  quick = make_parser(__doc__, 'fewer candidates and repeats').parse_args().quick
   repeats = QUICK_REPEATS if quick else REPEATS
   shapes = {
     name: shape._replace(candidates=shape.candidates // 2) if quick else shape
@@ -216,24 +132,13 @@ def main() -> None:
   plain = {name: over_plain(population, repeats) for name, population in populations.items()}
   first = next(iter(SHAPES))
   torch = over_torch(populations[first], repeats)
-  if quick:
-    shorter = dataclasses.replace(embedded_task.SEARCH, generations=QUICK_GENERATIONS)
-    saving = over_whole(QUICK_SEARCH_REPEATS, QUICK_EPOCHS, shorter)
-  else:
-    saving = over_whole(SEARCH_REPEATS, embedded_task.SUPERNET_EPOCHS)
   over_torch_loop = dict.fromkeys(SHAPES, '') | {first: 'null' if torch is None else f'{torch:.2f}'}
   print_table(
     ('throughput over', 'plain forward', 'serial PyTorch loop'),
     [(name, f'{ratio:.2f}', over_torch_loop[name]) for name, ratio in plain.items()],
   )
-  print(
-    f'Stopping early: {saving.speedup:.2f} times faster, {100 * saving.share_scored:.0f}% of the '
-    'candidates scored to the end, the same selected.'
-  )
   values = {
     'throughput_over_plain': {name: round(ratio, 3) for name, ratio in plain.items()},
-    'stopping_speedup': round(saving.speedup, 3),
-    'scored_to_the_end': round(saving.share_scored, 3),
     'throughput_over_torch': rounded(torch),
   }
   print_result('score_population', values)

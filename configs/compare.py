@@ -50,9 +50,7 @@ def get_config(arguments=''):
     final_learning_rate=1e-5,
     weight_decay=1e-4,
   )
-  config.search.update(
-    population=30, generations=6, parents=10, mutations=15, crossovers=15, stop_early=True
-  )
+  config.search.update(population=30, generations=6, parents=10, mutations=15, crossovers=15)
   config.finetune.update(epochs=9, warmup_epochs=1, batch_size=64, final_learning_rate=1e-5)
   config.compare.seeds = 1
   config.compare.budgets = (20_000, 40_000)

@@ -48,9 +48,7 @@ def get_config(arguments=''):
   )
   # What is trained alone where the structure is not searched: `--config.structure=gradient`.
   config.training.update(config.supernet)
-  config.search.update(
-    population=30, generations=6, parents=10, mutations=15, crossovers=15, stop_early=True
-  )
+  config.search.update(population=30, generations=6, parents=10, mutations=15, crossovers=15)
   config.finetune.update(
     epochs=8, warmup_epochs=1, batch_size=64, learning_rate=4e-3, final_learning_rate=1e-5
   )

@@ -106,7 +106,6 @@ def _runs() -> dict[str, dict[str, Any]]:
     'gradient': {'structure': 'gradient'},
     'pareto, augmented': {
       'search.mode': 'pareto',
-      'search.stop_early': False,
       'augment.flip': True,
       'augment.mixup': 0.2,
     },

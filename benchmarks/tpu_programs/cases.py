@@ -18,8 +18,7 @@ from glora_jax.training.recipe import Recipe
 COUNTS = {'train': 800, 'val': 200, 'test': 1000}
 FINETUNING = 'finetuning'  # of all weights, in float32: what the supernet is measured by
 NAMES = (*MAKERS, FINETUNING)
-ALONE = ('train_many', 'stopping')  # a run has these on one device only
-BY_CANDIDATES = ('scoring', 'stopping')
+ALONE = 'train_many'  # a run has it on one device only
 OF_DECODERS = ('supernet', 'subnet')
 FIXED = ('fold', 'head', 'evaluation')  # what grows with neither batch nor candidates
 
@@ -64,20 +63,20 @@ class Case(NamedTuple):
     """The same with half as much at once; None where nothing grows."""
     if self.name in FIXED:
       return None
-    if self.name in BY_CANDIDATES:
+    if self.name == 'scoring':
       return self._replace(chunk=self.chunk // 2)
     return self._replace(batch=self.batch // 2)
 
   @property
   def amount(self) -> int:
     """How much there is at once: candidates, or images for each chip."""
-    return self.chunk if self.name in BY_CANDIDATES else self.batch
+    return self.chunk if self.name == 'scoring' else self.batch
 
 
 def build(case: Case) -> Program:
   """The program of a case, for devices of its slice."""
   devices = find_slice(case.topology).devices()
-  mesh = None if case.name in ALONE else meshes.over(devices)
+  mesh = None if case.name == ALONE else meshes.over(devices)
   chips = 1 if mesh is None else mesh.size
   if mesh is not None and case.backbone in decoder.SIZES:
     size = decoder.SIZES[case.backbone]

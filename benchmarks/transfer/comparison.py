@@ -88,9 +88,7 @@ def make_config(
   config.sampling.largest = 0.5
   config.supernet.update(warmup_epochs=3, final_learning_rate=1e-5)
   config.finetune.update(warmup_epochs=1, final_learning_rate=1e-5)
-  config.search.update(
-    population=30, generations=6, parents=10, mutations=15, crossovers=15, stop_early=True
-  )
+  config.search.update(population=30, generations=6, parents=10, mutations=15, crossovers=15)
   for name, value in {**PLANS[backbone], **fields}.items():
     _set_field(config, name, value)
   return config

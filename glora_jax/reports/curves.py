@@ -90,7 +90,7 @@ def progress(generation: np.ndarray, values: np.ndarray, better: np.ufunc) -> Pr
 
 
 class Cloud(NamedTuple):
-  """Error against parameters of the subnets that were scored to the end.
+  """Error against parameters of the subnets of a search.
 
   Attributes:
     params: trained parameters, int [subnet].
@@ -114,7 +114,6 @@ def cloud(spec: Spec, archive: Archive, num_images: int, genome: Any) -> Cloud:
     num_images: how many images a subnet was scored on.
     genome: the winner's, int [layer, 5].
   """
-  archive = archive.scored()
   params = genomes.count_params(spec, archive.genomes)
   error = 100 * (1 - archive.correct / num_images)
   winner = (archive.genomes == np.asarray(genome)).all(axis=(1, 2))

@@ -80,9 +80,8 @@ def search_charts(findings: Findings) -> list[Chart]:
 
 def _progress_chart(findings: Findings) -> Chart:
   archive, number = findings.archive, findings.search_images
-  scored = archive.scored()
-  accuracy = 100 * scored.correct / number
-  found = curves.progress(scored.generation, accuracy, np.maximum)
+  accuracy = 100 * archive.correct / number
+  found = curves.progress(archive.generation, accuracy, np.maximum)
   x = Axis('generation', _whole_numbers(int(archive.generation.max(initial=0))))
   y = axis(f'accuracy in % on {number:,} {findings.search_split} images', accuracy, most=100)
   best = points(x, y, found.generations, found.best)
@@ -95,8 +94,8 @@ def _progress_chart(findings: Findings) -> Chart:
     x,
     y,
     [
-      Line('one subnet', 'teal', _few(points(x, y, scored.generation, accuracy)), 'dots'),
-      Line('mean of those scored to the end', 'dim', points(x, y, found.generations, found.means)),
+      Line('one subnet', 'teal', _few(points(x, y, archive.generation, accuracy)), 'dots'),
+      Line('mean', 'dim', points(x, y, found.generations, found.means)),
       Line('best so far', 'red', best),
     ],
     marks,

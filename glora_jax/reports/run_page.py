@@ -56,7 +56,6 @@ def facts(workdir: str, findings: Findings) -> dict[str, Any]:
     'errors': _errors(findings),
     'told': [
       run_report.tell_run(findings),
-      run_report.tell_stopped(result),
       run_report.tell_protocol(findings),
       run_report.tell_images(result),
     ],

@@ -96,9 +96,8 @@ def draw_search(
     warning: for the title.
   """
   figure, (accuracy, loss, volume) = panels(1, 3, figsize=(13, 3.8))
-  scored = archive.scored()
-  _draw_progress(accuracy, scored.generation, 100 * scored.correct / num_images, np.maximum)
-  _draw_progress(loss, scored.generation, scored.loss / num_images, np.minimum)
+  _draw_progress(accuracy, archive.generation, 100 * archive.correct / num_images, np.maximum)
+  _draw_progress(loss, archive.generation, archive.loss / num_images, np.minimum)
   volume.plot(np.unique(archive.generation), volumes, 'o-', color=palette().purple)
   for axis, label in (
     (accuracy, 'accuracy in %'),
@@ -108,18 +107,14 @@ def draw_search(
     axis.set(xlabel='generation', ylabel=label)
     axis.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
   accuracy.legend(frameon=False, loc='lower right')
-  stopped = len(archive) - len(scored)
-  stopped_early = f', {stopped:,} of them stopped early' if stopped else ''
-  accuracy.set_title(
-    f'{len(archive):,} subnets on {num_images} images{stopped_early}{warning}', loc='left'
-  )
+  accuracy.set_title(f'{len(archive):,} subnets on {num_images} images{warning}', loc='left')
   save(figure, path, bbox_inches='tight')
 
 
 def _draw_progress(
   axis: Axes, generation: np.ndarray, values: np.ndarray, better: np.ufunc
 ) -> None:
-  """A point for each subnet that was scored to the end, their means, and the best so far.
+  """A point for each subnet, their means, and the best so far.
 
   Args:
     axis: where to draw.
@@ -138,7 +133,7 @@ def _draw_progress(
     label='one subnet',
   )
   generations, means, best = progress(generation, values, better)
-  axis.plot(generations, means, color=palette().dim, label='mean of those scored to the end')
+  axis.plot(generations, means, color=palette().dim, label='mean')
   axis.step(generations, best, where='mid', color=palette().red, linewidth=2, label='best so far')
 
 

@@ -159,16 +159,6 @@ def _chosen(result: Mapping[str, Any]) -> str:
   return f'Which of them are trained, and in which form, was given: `{result["structure"]}`.'
 
 
-def tell_stopped(result: Mapping[str, Any]) -> str:
-  """How many subnets were not scored to the end; nothing where all were."""
-  if not result['stopped_early']:  # None where nothing was searched
-    return ''
-  return paragraph(f"""
-    {result['stopped_early']:,} of the {result['evaluations']:,} were left before their last image,
-    when they could not become parents any more; that changes nothing of what is selected.
-  """)
-
-
 def tell_protocol(findings: Findings) -> str:
   """Which images had a part in what."""
   if findings.is_paper:

@@ -38,7 +38,6 @@ from glora_jax.runs.stages.many_starts import FullFineTuning, Learner, loss_of_f
 from glora_jax.runs.stages.training import STEPS_PER_DISPATCH, TrainingStage, learner_of
 from glora_jax.runs.structures import named_genome
 from glora_jax.search.allocate import passes_of
-from glora_jax.search.early_stopping import make_stopping_scorer
 from glora_jax.search.fold_gradients import Settings
 from glora_jax.search.scoring import make_predictor, make_scorer
 from glora_jax.training.adapter_loss import prepare
@@ -327,15 +326,6 @@ def _scoring(run: Run, workload: Workload) -> _Made:
   return scorer.compiled, (run.variables, genomes, *_scored(run, run.search_split))
 
 
-def _stopping(run: Run, workload: Workload) -> _Made:
-  search = run.settings.search
-  options = {'fitness': search.fitness, 'chunk': workload.chunk}
-  scorer = make_stopping_scorer(run.adapted, run.preprocess, **options)
-  images = _scored(run, run.search_split)
-  valid, parents = Shape((search.population,), bool), Shape((search.parents,), jnp.float32)
-  return scorer.compiled, (run.variables, _genomes(run, search.population), *images, valid, parents)
-
-
 def _allocation(run: Run, workload: Workload) -> _Made:
   place, settings = run.place(GRADIENT), run.settings.allocation
   devices = 1 if run.mesh is None else run.mesh.size
@@ -380,7 +370,6 @@ MAKERS: Mapping[str, Callable[[Run, Workload], _Made]] = {
   'subnet': _subnet,
   'train_many': _train_many,
   'scoring': _scoring,
-  'stopping': _stopping,
   'allocation': _allocation,
   'fold': _fold,
   'features': _features,

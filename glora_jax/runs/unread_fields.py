@@ -77,8 +77,6 @@ def warn_of_unused(settings: RunSettings, given: Iterable[str]) -> None:
 def _idle(settings: RunSettings) -> dict[str, str]:
   """Fields of the job's own stages that others make useless, with what they do nothing in."""
   idle = {}
-  if settings.search.mode != 'paper':
-    idle['search.stop_early'] = _job(settings)
   if settings.job != 'compare':
     return idle
   compare = settings.compare

@@ -18,11 +18,6 @@ Fitness = Literal['accuracy', 'loss']
 _FITNESS = Domain.of_annotation(Fitness)
 
 
-def check_fitness(fitness: Any) -> None:
-  """Raises ValueError unless a fitness is one of a search."""
-  _FITNESS.check(fitness, 'fitness')
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Archive:
   """Every subnet that a search has scored, in the order of scoring.
@@ -32,8 +27,6 @@ class Archive:
     correct: number of right answers, int64 [subnet].
     loss: summed cross-entropy, float64 [subnet].
     generation: generation in which each was scored, int64 [subnet].
-    exact: whether each was scored to the end, bool [subnet]. Where scoring was stopped early,
-      `correct` is an upper and `loss` a lower bound, and neither is a score.
 
   Example:
     >>> import numpy as np
@@ -51,7 +44,6 @@ class Archive:
   correct: np.ndarray
   loss: np.ndarray
   generation: np.ndarray
-  exact: np.ndarray
 
   @classmethod
   def empty(cls, spec: Spec) -> Archive:
@@ -61,7 +53,6 @@ class Archive:
       correct=np.zeros(0, np.int64),
       loss=np.zeros(0, np.float64),
       generation=np.zeros(0, np.int64),
-      exact=np.zeros(0, bool),
     )
 
   @classmethod
@@ -81,7 +72,6 @@ class Archive:
       'correct': Array('i', subnets),
       'loss': Array('f', subnets),
       'generation': Array('i', subnets),
-      'exact': Array('b', subnets),
     }
     if (reason := mismatch_of_arrays(arrays, expected)) is not None:
       raise ValueError(reason)
@@ -97,9 +87,7 @@ class Archive:
   def __len__(self) -> int:
     return len(self.genomes)
 
-  def extended(
-    self, genomes: Any, correct: Any, loss: Any, generation: int, exact: Any = True
-  ) -> Archive:
+  def extended(self, genomes: Any, correct: Any, loss: Any, generation: int) -> Archive:
     """This archive and, after it, the subnets of one more generation.
 
     Args:
@@ -107,14 +95,12 @@ class Archive:
       correct: their numbers of right answers, int [new].
       loss: their summed cross-entropies, float [new].
       generation: number of the generation.
-      exact: whether each was scored to the end, bool [new] or one bool for all.
     """
     new = {
       'genomes': genomes,
       'correct': correct,
       'loss': loss,
       'generation': np.full(len(genomes), generation),
-      'exact': np.broadcast_to(exact, len(genomes)),
     }
     return Archive(
       **{
@@ -127,22 +113,16 @@ class Archive:
     """The fields by name; `Archive.from_arrays` is the inverse."""
     return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
-  def scored(self) -> Archive:
-    """The archive without the subnets whose scoring was stopped early."""
-    return Archive(**{name: values[self.exact] for name, values in self.arrays().items()})
-
   def ranking(self, fitness: Fitness = 'accuracy') -> np.ndarray:
     """Indices from the best to the worst, int64 [subnet].
 
-    Equal subnets keep the order of scoring; those that were stopped early come last.
+    Equal subnets keep the order of scoring.
 
     Args:
       fitness: 'accuracy' (ties are broken by the loss) or 'loss'.
     """
-    check_fitness(fitness)
-    if fitness == 'loss':
-      return np.lexsort((self.loss, ~self.exact))
-    return np.lexsort((self.loss, -self.correct, ~self.exact))
+    _FITNESS.check(fitness, 'fitness')
+    return np.lexsort((self.loss,) if fitness == 'loss' else (self.loss, -self.correct))
 
   def cost(self, fitness: Fitness = 'accuracy') -> np.ndarray:
     """One number per subnet that is lower the fitter the subnet is, float64 [subnet].
@@ -155,10 +135,6 @@ class Archive:
     below_one = self.loss / (1 + np.abs(self.loss).max(initial=0))
     return -self.correct + below_one
 
-  def fittest(self, number: int, fitness: Fitness = 'accuracy') -> np.ndarray:
-    """Indices of the `number` best subnets that were scored to the end, or of all of these."""
-    return self.ranking(fitness)[: min(number, int(self.exact.sum()))]
-
   def best(
     self, fitness: Fitness = 'accuracy', *, spec: Spec | None = None, budget: int | None = None
   ) -> np.ndarray:
@@ -170,22 +146,20 @@ class Archive:
       budget: most trained parameters of the genome; None for no limit.
 
     Raises:
-      ValueError: no subnet that was scored to the end is within the budget, the budget or the
-        fitness cannot be, or a budget comes without a spec.
+      ValueError: no subnet is within the budget, the budget or the fitness cannot be, or a budget
+        comes without a spec.
     """
     budget = check_budget(budget)
-    ranking = self.fittest(len(self), fitness)
+    ranking = self.ranking(fitness)
     if budget is not None:
       if spec is None:
         raise ValueError(f"budget={budget} needs the genomes' spec; give spec=adapted.spec.")
       ranking = ranking[count_params(spec, self.genomes[ranking]) <= budget]
       if not len(ranking):
         raise ValueError(
-          f'None of the {int(self.exact.sum())} subnets that were scored has at most {budget} '
+          f'None of the {len(self)} subnets that were scored has at most {budget} '
           'trained parameters.'
         )
     if not len(ranking):
-      raise ValueError(
-        f'None of the {len(self)} subnets in the archive was scored to the end; score some first.'
-      )
+      raise ValueError('The archive has no subnet; score some first.')
     return self.genomes[ranking[0]]

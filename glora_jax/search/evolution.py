@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -30,25 +30,6 @@ from glora_jax.search.settings import Evolution
 from glora_jax.search.strategies import Strategy, make_strategy
 
 
-class StoppingScore(Protocol):
-  """Scores that may end early (`early_stopping.make_stopping_scorer`)."""
-
-  def __call__(
-    self, genomes: np.ndarray, valid: np.ndarray, parents: np.ndarray
-  ) -> tuple[Any, Any, Any]:
-    """The scores of a population, and which of them are exact.
-
-    Args:
-      genomes: int8 [candidate, layer, 5].
-      valid: which candidates count, bool [candidate]; the others are padding.
-      parents: scores of the parents so far, float32 [parent].
-
-    Returns:
-      (correct, loss, exact), each [candidate].
-    """
-    ...
-
-
 def evolve(  # noqa: PLR0913
   spec: Spec,
   score: Callable[[np.ndarray], tuple[Any, Any]],
@@ -56,7 +37,6 @@ def evolve(  # noqa: PLR0913
   settings: Evolution = Evolution(),
   *,
   budget: int | None = None,
-  stopping_score: StoppingScore | None = None,
   initial: np.ndarray | None = None,
   archive: Archive | None = None,
   on_generation: Callable[[Archive], None] | None = None,
@@ -71,8 +51,6 @@ def evolve(  # noqa: PLR0913
     key: random key; with the same key and scores a search finds the same.
     settings: the numbers of the search, and its mode.
     budget: most trained parameters; None for no limit.
-    stopping_score: takes the place of `score` from the second generation on, in the mode 'paper'.
-      It changes which subnets are scored to the end, and nothing that is selected.
     initial: genomes for the first generation, presets for instance, int8 [genome, layer, 5]; those
       above the budget are left out.
     archive: archive of an interrupted search, to go on from.
@@ -104,13 +82,12 @@ def evolve(  # noqa: PLR0913
   check_key(key)
   check_type(settings, Evolution, 'settings')
   check_callable(score, 'score')
-  for name, function in (('stopping_score', stopping_score), ('on_generation', on_generation)):
-    if function is not None:
-      check_callable(function, name)
+  if on_generation is not None:
+    check_callable(on_generation, 'on_generation')
   if archive is not None:
     check_type(archive, Archive, 'archive')
   strategy = make_strategy(spec, settings, budget)
-  search = _Search(spec, settings, budget, strategy, score, stopping_score)
+  search = _Search(spec, settings, budget, strategy, score)
   archive = Archive.empty(spec) if archive is None else archive
   for genomes in (archive.genomes, initial):
     if genomes is not None:
@@ -128,8 +105,7 @@ def evolve(  # noqa: PLR0913
       children = search.children(rng, archive, initial if generation == 0 else None)
       if not len(children):
         break
-      scores = search.scores(children, archive)
-      archive = archive.extended(children, scores.correct, scores.loss, generation, scores.exact)
+      archive = archive.extended(children, *search.scores(children), generation)
       best = archive.ranking(settings.fitness)[0]
       bar.set_postfix(best=int(archive.correct[best]), loss=f'{archive.loss[best]:.2f}')
       bar.update()
@@ -148,7 +124,6 @@ class _Scores(NamedTuple):
 
   correct: np.ndarray
   loss: np.ndarray
-  exact: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +135,6 @@ class _Search:
   budget: int | None
   strategy: Strategy
   score: Callable[[np.ndarray], tuple[Any, Any]]
-  stopping_score: StoppingScore | None
 
   def children(
     self, rng: np.random.Generator, archive: Archive, initial: np.ndarray | None
@@ -188,23 +162,12 @@ class _Search:
     brood.fill(self.settings.population, at_random)
     return brood.genomes()
 
-  def scores(self, children: np.ndarray, archive: Archive) -> _Scores:
-    """Scores of the children, which are padded to a whole population for it.
-
-    Args:
-      children: genomes, int8 [child, layer, 5].
-      archive: all subnets that were scored before.
-    """
+  def scores(self, children: np.ndarray) -> _Scores:
+    """Scores of the children, int8 [child, layer, 5], padded to a whole population for it."""
     size = self.settings.population
     is_child = np.arange(size) < len(children)
     population = children[np.where(is_child, np.arange(size), 0)]
-    if self.stopping_score is not None and self.strategy.may_stop_early and len(archive):
-      parents = _parents_scores(archive, self.settings)
-      correct, loss, exact = self.stopping_score(population, is_child, parents)
-    else:
-      correct, loss = _pair(self.score(population))
-      exact = np.ones(size, bool)
-    scores = _Scores(_numbers(correct), _numbers(loss), np.asarray(exact))
+    scores = _Scores(*map(_numbers, _pair(self.score(population))))
     _check_shapes(scores, size)
     of_children = _Scores(*(values[is_child] for values in scores))
     _check_values(of_children)
@@ -231,7 +194,7 @@ def _numbers(values: Any) -> np.ndarray:
 
 def _check_shapes(scores: _Scores, size: int) -> None:
   """Raises ValueError unless there is a number for each subnet of a population."""
-  for name, values in zip(('correct', 'loss', 'exact'), scores, strict=True):
+  for name, values in scores._asdict().items():
     if values.shape != (size,):
       raise ValueError(
         f'score gave {name} as {values.dtype} {list(values.shape)}; it must be a number for each '
@@ -259,15 +222,3 @@ def _check_values(scores: _Scores) -> None:
       f'score gave a loss of {scores.loss[wrong[0]]} for subnet {wrong[0]} of a generation; it '
       'must be finite. Train the supernet with a lower learning rate, or check the images.'
     )
-
-
-def _parents_scores(archive: Archive, settings: Evolution) -> np.ndarray:
-  """The parents' right answers, or losses if these are the fitness, float32 [parents].
-
-  Where the archive has fewer parents, what anything beats takes their places.
-  """
-  parents = archive.fittest(settings.parents, settings.fitness)
-  values = archive.loss if settings.fitness == 'loss' else archive.correct
-  worst = np.inf if settings.fitness == 'loss' else -np.inf
-  missing = np.full(settings.parents - len(parents), worst)
-  return np.concatenate([values[parents], missing]).astype(np.float32)

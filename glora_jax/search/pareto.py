@@ -83,19 +83,18 @@ def hypervolume(
 
 
 def hypervolume_by_generation(archive: Archive, spec: Spec, num_images: int) -> list[float]:
-  """The hypervolume of all subnets that were scored to the end up to each generation.
+  """The hypervolume of all subnets that were scored up to each generation.
 
   Args:
     archive: the search's archive.
     spec: the genomes' spec; its largest subnet on offer is the box's edge in parameters.
     num_images: number of images that the subnets were scored on.
   """
-  scored = archive.scored()
-  params = count_params(spec, scored.genomes)
-  error = 1 - scored.correct / num_images
+  params = count_params(spec, archive.genomes)
+  error = 1 - archive.correct / num_images
   most_params = count_params(spec, largest_genome(spec))
   volumes = []
   for generation in np.unique(archive.generation):
-    until = scored.generation <= generation
+    until = archive.generation <= generation
     volumes.append(hypervolume(params[until], error[until], most_params))
   return volumes

@@ -39,10 +39,6 @@ class Evolution:
       nothing beats in both fitness and trained parameters, by NSGA-II's selection (Deb et al.
       2002), so that any budget can be read off afterwards. 'random' draws every generation at
       random, for comparison.
-    stop_early: whether a subnet is left as soon as it cannot become a parent, in the mode 'paper'.
-      Runs read it; who calls `evolve` gives it a `stopping_score`. It selects the same subnets, and
-      made the quickstart's search 1.4 times as fast (benchmarks/RESULTS.md). Off by default, since
-      the archive then holds bounds of those that were left.
 
   Raises:
     ValueError: a value is of another type, out of its range, or no choice.
@@ -62,7 +58,6 @@ class Evolution:
   mutation_probability: float = 0.2
   fitness: Fitness = 'accuracy'
   mode: Mode = 'paper'
-  stop_early: bool = False
 
   def __post_init__(self):
     check_fields(self, RANGES)

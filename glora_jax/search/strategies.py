@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -19,14 +19,7 @@ from glora_jax.search.settings import Evolution
 
 
 class Strategy(Protocol):
-  """What distinguishes one search from another.
-
-  Attributes:
-    may_stop_early: whether a subnet that cannot become a parent may be left before it is scored to
-      the end. That needs parents that are the fittest and nothing else.
-  """
-
-  may_stop_early: ClassVar[bool]
+  """What distinguishes one search from another."""
 
   def parents(self, archive: Archive) -> np.ndarray:
     """The parents of the next generation, int8 [parent, layer, 5]; none for a random generation."""
@@ -52,11 +45,10 @@ class PaperEvolution:
   spec: Spec
   settings: Evolution
   budget: int | None
-  may_stop_early: ClassVar[bool] = True
 
   def parents(self, archive: Archive) -> np.ndarray:
     """The fittest subnets so far, int8 [parent, layer, 5]."""
-    return archive.genomes[archive.fittest(self.settings.parents, self.settings.fitness)]
+    return archive.genomes[archive.ranking(self.settings.fitness)[: self.settings.parents]]
 
   def propose(self, rng: np.random.Generator, parents: np.ndarray, brood: Brood) -> None:
     """Adds mutated children, then crossed ones."""
@@ -77,20 +69,15 @@ class PaperEvolution:
 class ParetoEvolution(PaperEvolution):
   """As the paper's, with NSGA-II's parents: subnets that nothing beats in fitness and size."""
 
-  may_stop_early: ClassVar[bool] = False
-
   def parents(self, archive: Archive) -> np.ndarray:
     """The first subnets of the non-dominated order, int8 [parent, layer, 5]."""
-    scored = archive.scored()
-    params = count_params(self.spec, scored.genomes)
-    order = nondominated_order(params, scored.cost(self.settings.fitness))
-    return scored.genomes[order[: self.settings.parents]]
+    params = count_params(self.spec, archive.genomes)
+    order = nondominated_order(params, archive.cost(self.settings.fitness))
+    return archive.genomes[order[: self.settings.parents]]
 
 
 class RandomSearch:
   """Every generation drawn at random, for comparison."""
-
-  may_stop_early: ClassVar[bool] = False
 
   def parents(self, archive: Archive) -> np.ndarray:
     """No genomes, int8 [0, layer, 5]."""

@@ -53,7 +53,6 @@ def make_findings(allocation, classes=('cat', SCRIPT, 'dog'), task=IMAGE):
     },
     'finetuned': True,
     'evaluations': 4,
-    'stopped_early': 0,
     'hypervolume': [0.5, 0.6],
     'fold_max_abs_diff': 0.0,
     'data': {

@@ -300,7 +300,6 @@ def test_a_run_from_another_code_bases_checkpoint_ends_in_that_format(run_config
     finetune__epochs=0,
     supernet__epochs=1,
     search__generations=1,
-    search__stop_early=False,
   )
   folded = tmp_path / 'run' / 'folded'
   result = experiment.run(short, str(tmp_path / 'run'))

@@ -11,7 +11,7 @@ from glora_jax.files import read_arrays, write_arrays, write_json
 from glora_jax.method.draws import random_genomes
 from glora_jax.method.genomes import smallest_genome
 from glora_jax.method.presets import preset
-from glora_jax.runs.config import RunSettings, check_config
+from glora_jax.runs.config import check_config
 from glora_jax.runs.lifecycle import prepare
 from glora_jax.runs.run import Place, Stream
 from glora_jax.runs.stages import (
@@ -19,12 +19,11 @@ from glora_jax.runs.stages import (
   evaluation,
   many_starts,
   methods,
-  search,
   training,
   tuning,
 )
 from glora_jax.runs.stages.many_starts import TrainedBatch, Trial
-from glora_jax.runs.stages.search import EarlyStopping, read_archive
+from glora_jax.runs.stages.search import read_archive
 from glora_jax.runs.stages.training import TrainingStage
 from glora_jax.search.archive import Archive
 from glora_jax.search.checked import NoGradientError, NonFiniteError
@@ -51,7 +50,7 @@ def archive_of(spec, **changes):
     ({'generation': np.array([0, 2, 3, 3])}, 'its generations do not follow one another'),
     ({'generation': np.array([1, 1, 2, 2])}, 'its generations do not follow one another'),
     ({}, None),
-    ({'exact': np.array([1, 0, 1, 1])}, 'exact is int64'),
+    ({'correct': np.ones(4)}, 'correct is float64'),
     ({'genomes': np.zeros((4, 3, 5), np.int8)}, r'genomes is int8 \[4, 3, 5\] and not \[4, 8, 5\]'),
     ({'genomes': np.full((4, 8, 5), 9, np.int8)}, 'The genome says 9 for A of layer 0'),
   ],
@@ -64,35 +63,6 @@ def test_an_archive_that_cannot_be_is_one_sentence(changes, reason, run, tmp_pat
     return
   with pytest.raises(ValueError, match=rf'archive.npz is damaged \(.*{reason}'):
     read_archive(path, run.adapted.spec)
-
-
-def test_the_order_of_images_is_made_again_where_it_is_lost(tmp_path, monkeypatch):
-  """The first generation of the archive gives it; what is damaged may be removed."""
-  images, labels = np.arange(6)[:, None], np.arange(6)
-  correct = np.random.default_rng(0).random((3, 6)) < 0.5
-
-  def make_scorer(*_):
-    return lambda variables, genomes, images, labels: (correct[: len(genomes)], 1.0 * ~correct)
-
-  monkeypatch.setattr(search, 'make_image_scorer', make_scorer)
-  run = types.SimpleNamespace(
-    adapted=None,
-    preprocess=None,
-    search_split='val',
-    settings=RunSettings(),
-    data=lambda split: (images, labels),
-  )
-  path = tmp_path / 'order.npz'
-  stopping = EarlyStopping(run, None, str(path))
-  stopping.score_all(np.zeros((3, 1, 5)))
-  expected = stopping._ordered[1]
-  path.unlink()
-  resumed = EarlyStopping(run, None, str(path), first=np.zeros((3, 1, 5)))
-  np.testing.assert_array_equal(resumed._ordered[1], expected)
-  for order in (np.arange(5), np.zeros(6, int)):
-    write_arrays(path, {'order': order}, 'order')
-    with pytest.raises(ValueError, match=r'order.npz is damaged \(.*\); remove it, and it is made'):
-      _ = EarlyStopping(run, None, str(path), first=np.zeros((3, 1, 5)))._ordered
 
 
 def test_an_allocation_of_another_model_is_one_sentence(run, tmp_path):
@@ -175,9 +145,9 @@ def test_a_training_that_diverged_is_told_from_the_others_when_it_is_read_again(
 
 def test_a_supernet_that_diverged_is_a_trial_and_ends_no_comparison(run, monkeypatch, caplog):
   """So a rate that is too high for the search is one that is not chosen."""
-  evolution = dataclasses.replace(run.settings.search, stop_early=False)
-  run = dataclasses.replace(run, settings=dataclasses.replace(run.settings, search=evolution))
-  scores = np.zeros(evolution.population), np.full(evolution.population, np.nan)
+  population = run.settings.search.population
+  scores = np.zeros(population), np.full(population, np.nan)
+  run = dataclasses.replace(run)
   monkeypatch.setattr(run, 'score', lambda variables, genomes, split: scores)
   finetuned = TrainedBatch([run.variables], 1.0, [False])
   monkeypatch.setattr(methods, 'train_batch', lambda run, batch: finetuned)

@@ -30,7 +30,7 @@ from glora_jax.runs.stages.training import train
 from glora_jax.runs.workdir import Stopped
 from glora_jax.training.head_alone import HeadAlone
 
-ONLY_OF_A_SEARCH = ('winner_supernet', 'finetuned', 'evaluations', 'stopped_early', 'hypervolume')
+ONLY_OF_A_SEARCH = ('winner_supernet', 'finetuned', 'evaluations', 'hypervolume')
 
 
 @pytest.fixture(scope='module')

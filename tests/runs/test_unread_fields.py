@@ -39,10 +39,9 @@ def test_what_is_given_and_does_nothing_is_named(fields, sentences, caplog):
 @pytest.mark.parametrize(
   'fields, given, unused',
   [
-    ({}, ('supernet.epochs', 'search.stop_early', 'finetune.on', 'watch.profile'), ()),
+    ({}, ('supernet.epochs', 'search.mode', 'finetune.on', 'watch.profile'), ()),
     ({}, ('training.epochs', 'allocation.folds'), ('training.epochs', 'allocation.folds')),
     ({'presets': ('gradient',)}, ('allocation.folds',), ()),
-    ({'search.mode': 'pareto'}, ('search.stop_early', 'search.mode'), ('search.stop_early',)),
     ({'structure': 'lora'}, ('training.epochs', 'budget', 'supernet.epochs'), ('supernet.epochs',)),
     ({'structure': 'gradient'}, ('allocation.folds', 'sampling.largest'), ('sampling.largest',)),
     ({'protocol': 'paper'}, ('finetune.epochs', 'search.mode'), ('finetune.epochs',)),
@@ -79,11 +78,6 @@ def test_what_a_command_line_gives_and_a_job_does_not_read_is_named(fields, give
       {'job': 'compare', 'compare.methods': ('lora',)},
       'search.mode',
       "a comparison without the method 'search'",
-    ),
-    (
-      {'job': 'compare', 'compare.methods': ('search',), 'search.mode': 'pareto'},
-      'search.stop_early',
-      'a comparison',
     ),
     ({'job': 'compare'}, 'training.epochs', 'a comparison'),
     ({'compare.methods': ('lora',)}, 'compare.budgets', "a run of structure='search'"),

@@ -38,14 +38,6 @@ def test_archives_are_compared_and_not_their_arrays():
   assert len({archive, other}) == 1
 
 
-def test_bounds_are_never_scores():
-  exact = [True, False, True]
-  archive = Archive.empty(SPEC).extended(THREE, [5, 99, 7], [1.0, 0.0, 8.0], 0, exact)
-  assert archive.ranking('accuracy').tolist() == [2, 0, 1]
-  assert archive.ranking('loss').tolist() == [0, 2, 1]
-  assert len(archive.scored()) == 2
-
-
 def test_a_budget_that_nothing_meets_or_without_a_spec_is_explained():
   archive = Archive.empty(SPEC).extended(THREE[2:], [7], [8.0], 0)
   message = 'None of the 1 subnets that were scored has at most 0 trained parameters'
@@ -75,10 +67,6 @@ def test_a_budget_is_read_off_the_archive_afterwards():
     assert (best == TARGET).sum() == archive.correct[within].max()
 
 
-@pytest.mark.parametrize('exact', [None, [False, False, False]])
-def test_an_archive_without_a_whole_score_has_no_best(exact):
-  archive = Archive.empty(SPEC)
-  if exact is not None:
-    archive = archive.extended(THREE, [5, 6, 7], [1.0, 2.0, 3.0], 0, exact)
-  with pytest.raises(ValueError, match='in the archive was scored to the end; score some first'):
-    archive.best()
+def test_an_empty_archive_has_no_best():
+  with pytest.raises(ValueError, match='The archive has no subnet; score some first'):
+    Archive.empty(SPEC).best()

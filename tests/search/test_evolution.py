@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_search import GENES, SMALL, SPEC, TARGET, Judge, StoppingJudge, assert_same, search
+from toy_search import GENES, SMALL, SPEC, TARGET, Judge, assert_same, search
 
 from glora_jax.method.draws import random_genomes
 from glora_jax.method.genomes import canonicalize, count_params
@@ -81,29 +81,6 @@ def test_a_resumed_search_equals_an_uninterrupted_one(mode):
 def test_the_key_decides():
   assert_same(search(seed=3)[0], search(seed=3)[0])
   assert not np.array_equal(search(seed=3)[0].genomes, search(seed=4)[0].genomes)
-
-
-def test_stopping_early_changes_nothing_that_is_selected():
-  for seed in range(3):
-    whole, _ = search(seed=seed)
-    judge = StoppingJudge()
-    stopped, _ = search(seed=seed, judge=judge, stopping_score=judge.stop)
-    np.testing.assert_array_equal(whole.genomes, stopped.genomes)
-    assert 0.1 < stopped.exact.mean() < 1
-    assert (stopped.correct >= whole.correct).all()
-    np.testing.assert_array_equal(stopped.correct[stopped.exact], whole.correct[stopped.exact])
-    np.testing.assert_array_equal(stopped.best(), whole.best())
-    assert len(judge.asked) == 1  # the first generation; the others went to `stop`
-
-
-@pytest.mark.parametrize('mode', ['pareto', 'random'])
-def test_only_parents_by_fitness_alone_let_scoring_stop_early(mode):
-  judge = StoppingJudge()
-  archive, _ = search(
-    dataclasses.replace(SMALL, mode=mode, generations=2), judge=judge, stopping_score=judge.stop
-  )
-  assert len(judge.asked) == 3
-  assert archive.exact.all()
 
 
 def test_where_size_and_fitness_conflict_pareto_finds_the_larger_front():

@@ -13,12 +13,10 @@ from toy_search import SMALL, SPEC, Judge, assert_same, search
 
 import glora_jax
 from glora_jax.method.genomes import largest_genome
-from glora_jax.search import early_stopping, scoring
+from glora_jax.search import scoring
 
 
-@pytest.mark.parametrize(
-  'make', [scoring.make_scorer, early_stopping.make_stopping_scorer, scoring.make_image_scorer]
-)
+@pytest.mark.parametrize('make', [scoring.make_scorer, scoring.make_image_scorer])
 @pytest.mark.parametrize('value', [0, -1, 1.5, True])
 def test_chunks_and_blocks_are_whole_numbers_above_0(make, value):
   adapted = problem('mlp', 'up_front')[0]
@@ -84,27 +82,18 @@ def test_a_predictor_refuses_what_it_cannot_answer_for():
       predict(*arguments)
 
 
-def test_other_scorers_refuse_the_same():
+def test_a_scorer_of_images_refuses_the_same():
   adapted, variables, genomes, images, labels = problem('mlp', 'up_front')
-  valid, parents = np.ones(len(genomes), bool), np.full(2, -np.inf)
-  stop = functools.partial(early_stopping.make_stopping_scorer(adapted), variables)
   score_images = functools.partial(scoring.make_image_scorer(adapted), variables)
   wrong, other = np.full_like(genomes, 99), np.array(labels) + 4
   calls = [
-    (lambda: stop(wrong, images, labels, valid, parents), 'The genome says 99'),
-    (lambda: stop(genomes, images, other, valid, parents), 'is no class'),
-    (
-      lambda: stop(genomes, images, labels, valid[1:], parents),
-      r'valid is \[6\] and parents \[2\]',
-    ),
+    (lambda: score_images(wrong, images, labels), 'The genome says 99'),
     (lambda: score_images(genomes[0], images, labels), 'a population is'),
     (lambda: score_images(genomes, images, other), 'is no class'),
   ]
   for call, sentence in calls:
     with pytest.raises(ValueError, match=sentence):
       call()
-  with pytest.raises(ValueError, match="fitness='accurcy' is unknown; it is one of accuracy"):
-    early_stopping.make_stopping_scorer(adapted, fitness='accurcy')
 
 
 def test_genomes_may_be_lists():
@@ -193,7 +182,6 @@ def test_genomes_of_another_spec_are_no_beginning_of_a_search():
     ({'score': lambda genomes: genomes}, r'it must give the pair \(correct, loss\)'),
     ({'settings': {'population': 4}}, r"settings=\{'population': 4\} is no Evolution"),
     ({'archive': []}, r'archive=\[\] is no Archive'),
-    ({'stopping_score': 'x'}, "stopping_score='x' is no function"),
     ({'on_generation': 5}, 'on_generation=5 is no function'),
   ],
 )

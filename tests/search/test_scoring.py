@@ -14,7 +14,7 @@ from places import program
 from tiny_models import problem, reference_scores
 
 import glora_jax
-from glora_jax.search import early_stopping, scoring
+from glora_jax.search import scoring
 
 
 def assert_same_scores(found, expected):
@@ -59,18 +59,10 @@ def test_chunks_blocks_and_merging_change_no_score(model, merge, chunk, block):
 @pytest.mark.parametrize('chunk', [1, 3])
 def test_where_jax_counts_in_64_bits_scores_are_the_same(chunk):
   adapted, *arguments = problem('mlp', 'lazy')
-  expected = reference_scores('mlp')
-  everyone, no_parents = np.ones(len(expected[0]), bool), np.full(2, -np.inf)
   with jax.enable_x64(True):
     found = scoring.make_scorer(adapted, chunk=chunk, block=8)(*arguments)
-    stop = early_stopping.make_stopping_scorer(adapted, chunk=chunk, block=8)
-    stopped = stop(*arguments, everyone, no_parents)
-  assert_same_scores(found, expected)
-  assert stopped.exact.any()
-  exact = [values[stopped.exact] for values in (*stopped[:2], *expected)]
-  assert_same_scores(exact[:2], exact[2:])
-  for scores in (found, stopped):
-    assert (scores.correct.dtype, scores.loss.dtype) == (jnp.int32, jnp.float32)
+  assert_same_scores(found, reference_scores('mlp'))
+  assert (found.correct.dtype, found.loss.dtype) == (jnp.int32, jnp.float32)
 
 
 def test_one_compilation_serves_every_population_of_a_size():
@@ -150,16 +142,12 @@ def test_an_answer_that_is_not_finite_is_wrong_whatever_scores_it():
   finite = np.setdiff1d(np.arange(len(labels)), infinite)
   arguments = variables, genomes, images, labels
   of_finite = scoring.make_scorer(adapted)(variables, genomes, images[finite], labels[finite])
-  everyone, no_parents = np.ones(len(genomes), bool), np.full(len(genomes), -np.inf)
   right, losses = scoring.make_image_scorer(adapted)(*arguments)
   assert not np.isfinite(losses[:, infinite]).any()
   for correct in (
     scoring.make_scorer(adapted, chunk=3, block=8)(*arguments).correct,
     right.sum(1),
     [scoring.make_predictor(adapted)(variables, g, images).are(labels).sum() for g in genomes],
-    early_stopping.make_stopping_scorer(adapted)(variables, *arguments[1:], everyone, no_parents)[
-      0
-    ],
   ):
     np.testing.assert_array_equal(correct, of_finite.correct)
 

@@ -18,7 +18,6 @@ def test_defaults_are_the_papers():
     ({'population': 10**9}, 'population=1000000000 must be at least 1 and at most 1000000'),
     ({'generations': 1.5}, 'generations=1.5 must be a whole number'),
     ({'mutation_probability': float('nan')}, 'must be a finite number'),
-    ({'stop_early': 1}, 'stop_early=1 must be True or False'),
     ({'mutation_probability': 1.5}, 'must be at least 0 and at most 1'),
     ({'mode': 'greedy'}, 'paper, pareto, random'),
   ],

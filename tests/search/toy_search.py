@@ -26,20 +26,6 @@ class Judge:
     return correct, 100.0 - correct
 
 
-class StoppingJudge(Judge):
-  """Leaves a genome at the first gene after which it can no longer be a parent."""
-
-  def stop(self, genomes, valid, parents):
-    bar = parents.min()
-    agree = (genomes == self.target).reshape(len(genomes), -1)
-    unseen = np.arange(GENES - 1, -1, -1)
-    bound = agree.cumsum(1) + unseen
-    exact = (bound >= bar).all(1)
-    bound_where_left = bound[np.arange(len(bound)), (bound < bar).argmax(1)]
-    correct = np.where(exact, agree.sum(1), bound_where_left)
-    return np.where(valid, correct, 0), 100.0 - agree.sum(1), exact
-
-
 def search(settings=SMALL, judge=None, seed=0, **options):
   """(archive, judge) of a search."""
   judge = judge or Judge()

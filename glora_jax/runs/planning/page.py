@@ -126,7 +126,7 @@ def _page(plan: Plan) -> Iterator[str]:
   added = 'plus compiling, without' if any(plan.compiling) else 'without compiling and'
   yield (
     f'Memory is {source}. Time is that of the arithmetic at 45% to 20% of the peak, {added} '
-    'reading; a search that stops early takes less.'
+    'reading.'
   )
 
 

@@ -58,7 +58,6 @@ class Result(TypedDict):
   presets: dict[str, _Row]
   finetuned: bool | None
   evaluations: int | None
-  stopped_early: int | None
   hypervolume: list[float] | None
   data: _Data
   weights: str
@@ -177,14 +176,15 @@ def _label(run: Run, name: str, candidate: Candidate) -> str:
 
 def _of_search(run: Run, archive: Archive | None, num_images: int) -> dict[str, Any]:
   """What the result holds of the search; null of each where there was none."""
-  fields = ('finetuned', 'evaluations', 'stopped_early', 'hypervolume')
   if archive is None:
-    return dict.fromkeys(fields)
+    return dict.fromkeys(('finetuned', 'evaluations', 'hypervolume'))
   finetuned = run.settings.protocol == 'honest' and run.settings.finetune.epochs > 0
   volumes = hypervolume_by_generation(archive, run.adapted.spec, num_images)
-  stopped_early = int((~archive.exact).sum())
-  rounded = [round(volume, 5) for volume in volumes]
-  return dict(zip(fields, (finetuned, len(archive), stopped_early, rounded), strict=True))
+  return {
+    'finetuned': finetuned,
+    'evaluations': len(archive),
+    'hypervolume': [round(volume, 5) for volume in volumes],
+  }
 
 
 def _of_structure(run: Run, allocation: Allocation | None) -> dict[str, Any]:
