@@ -12,7 +12,7 @@ import dataclasses
 import logging
 import sys
 import types
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import flax.linen as nn
@@ -22,7 +22,7 @@ import numpy as np
 
 from glora_jax.limits import listed, shown
 from glora_jax.method.adapted import Adapted, Merge, name_of
-from glora_jax.method.coverage import Choice, find_uncovered, log_uncovered
+from glora_jax.method.coverage import find_uncovered, log_uncovered
 from glora_jax.method.discover import discover
 from glora_jax.method.groups import Group, number_rows, spec_of, tie
 from glora_jax.method.quantized import check_unquantized
@@ -104,57 +104,34 @@ def adapt(
   others = {name: value for name, value in discovery.variables.items() if name != 'params'}
   params = discovery.variables.get('params', {})
   found = find(_as_function(model), params, (others, *sample_inputs), model_kwargs, convs=convs)
-  inputs_of = {site.kernel_path: set(site.layout.inputs) for site in found.sites}
-  sites = [
-    _with_own_type(site, params, _is_changed(site, params, inputs_of, found.scaled | found.noted))
-    for site in discovery.sites
-    if site not in left_out
-  ]
+  sites = [_reconciled(site, params, found) for site in discovery.sites if site not in left_out]
+  # A model may run convolutions as plain products.
+  paths = {site.kernel_path for site in left_out}
+  matrices = [matrix for matrix in found.uncovered if matrix.path not in paths]
+  matrices += [Uncovered(site.kernel_path, site.kernel_shape, CONVOLUTION) for site in left_out]
+  found = found._replace(
+    sites=tuple(site for site in found.sites if site.kernel_path not in paths),
+    uncovered=tuple(matrices),
+  )
   return assemble(
-    model,
-    params,
-    sites,
-    selection,
-    refused=discovery.refused,
-    merge=merge,
-    found=_without_convolutions(found, left_out),
+    model, params, sites, selection, refused=discovery.refused, merge=merge, found=found
   )
 
 
-def _is_changed(
-  site: Site, params: Any, inputs_of: Mapping[Path, set[int]], otherwise: Collection[Path]
-) -> bool:
-  """Whether a module's kernel is changed on its way there (`nn.map_variables`), or goes elsewhere.
+def _reconciled(site: Site, params: Any, found: Found) -> Site:
+  """A module with the type of its parameter; merged before the call where that is used otherwise.
 
-  Whatever changes it, a mask, a factor or another type, would do the same to what lies beside it,
-  and so would a sum of squares over all parameters, which is part of the outputs.
-
-  Args:
-    site: the module.
-    params: parameters of the model, or their shapes.
-    inputs_of: the axes of inputs of the kernels that a trace finds, by path.
-    otherwise: paths of the parameters that it finds multiplied by a constant, or in no product.
+  What changes a kernel on its way (`nn.map_variables`), a mask, a factor or another type, would do
+  the same to what lies beside it, and so would a sum of squares over all parameters, which is part
+  of the outputs.
   """
-  inputs = inputs_of.get(site.kernel_path)
-  if inputs is None or site.kernel_path in otherwise or site.dtype != site.kernel(params).dtype:
-    return True
-  differ = inputs ^ set(site.layout.inputs)
-  return any(site.kernel_shape[axis] > 1 for axis in differ)  # one of size one may be anything
-
-
-def _with_own_type(site: Site, params: Any, shared: bool) -> Site:
-  """A module with the type of the parameter itself; what is changed is merged before the call."""
-  dtype = np.dtype(site.kernel(params).dtype)
-  return dataclasses.replace(site, dtype=dtype, shared=site.shared or shared)
-
-
-def _without_convolutions(found: Found, left_out: Sequence[Site]) -> Found:
-  """What was found without some convolutions, which a model may run as plain products."""
-  paths = {site.kernel_path for site in left_out}
-  sites = tuple(site for site in found.sites if site.kernel_path not in paths)
-  others = [matrix for matrix in found.uncovered if matrix.path not in paths]
-  own = [Uncovered(site.kernel_path, site.kernel_shape, CONVOLUTION) for site in left_out]
-  return found._replace(sites=sites, uncovered=(*others, *own))
+  path, dtype = site.kernel_path, np.dtype(site.kernel(params).dtype)
+  traced = [other.layout.inputs for other in found.sites if other.kernel_path == path]
+  is_plain = traced and path not in found.otherwise and site.dtype == dtype
+  if is_plain:  # an axis of size one may be anything
+    differ = set(traced[0]) ^ set(site.layout.inputs)
+    is_plain = all(site.kernel_shape[axis] == 1 for axis in differ)
+  return dataclasses.replace(site, dtype=dtype, shared=site.shared or not is_plain)
 
 
 def _as_function(model: nn.Module) -> Callable[..., Any]:
@@ -242,13 +219,18 @@ def assemble(
       f'{named_reasons(others) or "it has no other matrix"}.'
     )
   groups = _groups(name, candidates, selection)
-  _check_select(name, selection.select, [*(site.name for site in sites), *refused])
+  layers = [*(site.name for site in sites), *refused]
+  if patterns := unmatched(selection.select, layers):
+    raise ValueError(
+      f'select: {listed(patterns)} matches no linear layer of {name}; there are: '
+      f'{", ".join(layers)}.'
+    )
   bare = [group.name for group in groups if not group.has_bias]
   if bare:
     log.warning('No C, D, E for the %d layers without bias: %s.', len(bare), ', '.join(bare))
   shapes = {path: _shape(value) for path, value in flat.items()}
-  choice = Choice(sites, groups, frozenset(map(_kernel_of, refused)), heads.paths, shapes)
-  uncovered = find_uncovered(choice, found)
+  refused_kernels = map(_kernel_of, refused)
+  uncovered = find_uncovered(sites, groups, refused_kernels, heads.paths, shapes, found)
   adapted = Adapted(
     model,
     spec_of(groups),
@@ -261,8 +243,7 @@ def assemble(
   )
   log_uncovered(adapted.coverage())
   if selection.heads is not None:
-    _check_heads(name, selection.heads, heads, sites)
-    _log_heads(name, selection.heads, heads, choice, found)
+    _log_heads(adapted, selection.heads, heads, sites, found)
   return adapted
 
 
@@ -277,47 +258,34 @@ def _kernel_of(module: str) -> Path:
   return (*module.split('/'), 'kernel')
 
 
-def _check_select(name: str, selector: Selector | None, layers: Sequence[str]) -> None:
-  """Raises ValueError for an expression among several that matches no linear layer."""
-  if patterns := unmatched(selector, layers):
-    raise ValueError(
-      f'select: {listed(patterns)} matches no linear layer of {name}; there are: '
-      f'{", ".join(layers)}.'
-    )
-
-
-def _check_heads(name: str, selector: Selector, heads: Heads, sites: Sequence[Site]) -> None:
-  """Raises ValueError for heads that a user wants and that are not there."""
-  if selector != DEFAULT_HEADS and not heads.modules:
+def _log_heads(
+  adapted: Adapted, selector: Selector, heads: Heads, sites: Sequence[Site], found: Found | None
+) -> None:
+  """Says what is trained in full, and which layer might have to be."""
+  name, is_default = name_of(adapted.model), selector == DEFAULT_HEADS
+  if not is_default and not heads.modules:
     raise ValueError(
       f'heads={shown(selector)} matches no module and no parameter of {name}; its linear layers '
       f'are: {", ".join(site.name for site in sites)}. heads=None trains none in full.'
     )
-
-
-def _log_heads(
-  name: str, selector: Selector, heads: Heads, choice: Choice, found: Found | None
-) -> None:
-  """Says what is trained in full, and which layer might have to be."""
   outputs = found.outputs if found is not None else ()
-  last = [site for site in choice.sites if site.kernel_path in outputs]
+  last = [site for site in sites if site.kernel_path in outputs]
   if heads.unmatched:
     log.warning('%s: heads: %s matches no module.', name, listed(heads.unmatched))
   if heads.modules:
     log.info('%s: trained in full, as heads: %s.', name, ', '.join(heads.modules))
   elif not last:
     log.info('No module of %s is a head; only supports will be trained.', name)
-  if selector != DEFAULT_HEADS or not last or any(path in heads.paths for path in outputs):
-    return
-  rows = {site for group in choice.groups for site in group.members}
-  log.warning(
-    'The outputs of %s are those of %s, which %s and is not trained in full; if it is a new '
-    'classifier, pass heads=%r.',
-    name,
-    last[-1].name,
-    'gets supports' if last[-1] in rows else 'stays frozen',
-    last[-1].name,
-  )
+  if is_default and last and heads.paths.isdisjoint(outputs):
+    is_adapted = any(last[-1] in group.members for group in adapted.groups)
+    log.warning(
+      'The outputs of %s are those of %s, which %s and is not trained in full; if it is a new '
+      'classifier, pass heads=%r.',
+      name,
+      last[-1].name,
+      'gets supports' if is_adapted else 'stays frozen',
+      last[-1].name,
+    )
 
 
 def _groups(model: str, candidates: Sequence[Site], selection: Selection) -> tuple[Group, ...]:
@@ -355,12 +323,8 @@ def _groups(model: str, candidates: Sequence[Site], selection: Selection) -> tup
         f'space: the pattern {shown(pattern)} matches no selected linear layer of {model}; '
         f'there are: {listed}.'
       )
-  return number_rows(
-    [
-      Group(members, members[0].rows, spaces[members[0].name])
-      for members in tie(chosen, selection.ties, spaces)
-    ]
-  )
+  tied = tie(chosen, selection.ties, spaces)
+  return number_rows([Group(own, own[0].rows, spaces[own[0].name]) for own in tied])
 
 
 def adapt_function(  # noqa: PLR0913
@@ -425,7 +389,19 @@ def adapt_function(  # noqa: PLR0913
   check_unquantized(adapted.__name__, params)
   found = find(function, params, sample_inputs, kwargs, convs=convs, split=split)
   arrays = map_with_path(lambda _, leaf: leaf if is_array(nn.meta.unbox(leaf)) else None, params)
-  _check_found(adapted.__name__, found, arrays)
+  paths, name = set(flatten(arrays)), adapted.__name__
+  if not paths:
+    raise ValueError(f'The params of {name} hold no array; give those that it computes with.')
+  if paths == set(found.unused):
+    raise ValueError(
+      f'{name} uses none of its params on its inputs: it must be called as {name}(params, *inputs) '
+      'and compute with these, not with arrays that it closes over.'
+    )
+  if not found.sites:
+    raise ValueError(
+      f'{name} has no linear layer that GLoRA can adapt: '
+      f'{named_reasons(found.uncovered) or "it has no matrix among its parameters"}.'
+    )
   return assemble(adapted, arrays, found.sites, selection, found=found)
 
 
@@ -443,21 +419,3 @@ class Function:
   def apply(self, variables: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
     """What the function returns with the variables' parameters."""
     return self.function(variables['params'], *args, **kwargs)
-
-
-def _check_found(name: str, found: Found, arrays: Any) -> None:
-  """Raises ValueError unless there is a linear layer."""
-  paths = set(flatten(arrays))
-  if found.sites:
-    return
-  if not paths:
-    raise ValueError(f'The params of {name} hold no array; give those that it computes with.')
-  if paths == set(found.unused):
-    raise ValueError(
-      f'{name} uses none of its params on its inputs: it must be called as {name}(params, *inputs) '
-      'and compute with these, not with arrays that it closes over.'
-    )
-  raise ValueError(
-    f'{name} has no linear layer that GLoRA can adapt: '
-    f'{named_reasons(found.uncovered) or "it has no matrix among its parameters"}.'
-  )

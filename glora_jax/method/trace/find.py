@@ -120,16 +120,15 @@ class Found(NamedTuple):
     unused: paths of all parameters that the call does not use.
     outputs: paths of the kernels whose layers the function's outputs are: what follows such a layer
       meets no other activations.
-    scaled: paths of the parameters that are multiplied by a constant.
-    noted: paths of the parameters that are used in another way than in a product, as biases are.
+    otherwise: paths of the parameters that are multiplied by a constant, or used in another way
+      than in a product, as biases are.
   """
 
   sites: tuple[Site, ...]
   uncovered: tuple[Uncovered, ...]
   unused: tuple[Path, ...]
   outputs: tuple[Path, ...] = ()
-  scaled: frozenset[Path] = frozenset()
-  noted: frozenset[Path] = frozenset()
+  otherwise: frozenset[Path] = frozenset()
 
 
 def find(
@@ -182,8 +181,7 @@ def find(
     uncovered=uncovered_matrices(sites, events, arrays, reasons),
     unused=unused(events, arrays),
     outputs=tuple(dict.fromkeys(value.layer for value in results if value.layer)),
-    scaled=frozenset(event.path for event in events if isinstance(event, Scaled)),
-    noted=frozenset(event.path for event in events if isinstance(event, Note)),
+    otherwise=frozenset(event.path for event in events if isinstance(event, Scaled | Note)),
   )
 
 
