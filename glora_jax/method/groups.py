@@ -176,23 +176,12 @@ def _boxed(supports: Mapping[str, jax.Array], kernel: Any, site: Site) -> dict[s
   """
   if not isinstance(kernel, nn.Partitioned):
     return dict(supports)
-  unnamed = len(site.kernel_shape) - len(kernel.names)
-  names = tuple(kernel.names) + (None,) * unnamed
-  layout = site.layout
-  by_axis = {
-    # Several axes flattened into one have no name.
-    'in': names[layout.inputs[0]] if len(layout.inputs) == 1 else None,
-    'out': names[layout.outputs[0]] if len(layout.outputs) == 1 else None,
-    'rank': None,
-    'one': None,
-  }
-  stack = tuple(names[dim] for dim in layout.stack)
-  return {
-    name: kernel.replace(
-      value=value, names=stack + tuple(by_axis[axis] for axis in SUPPORTS[name].axes)
-    )
-    for name, value in supports.items()
-  }
+  boxed = {}
+  for name, value in supports.items():
+    names, own = site.axis_names(kernel.names, SUPPORTS[name].axes)
+    stack = tuple(names[dim] for dim in site.layout.stack)
+    boxed[name] = kernel.replace(value=value, names=stack + own)
+  return boxed
 
 
 def tie(

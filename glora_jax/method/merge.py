@@ -22,7 +22,7 @@ import numpy as np
 from glora_jax.method import equation
 from glora_jax.method.genomes import Occurring
 from glora_jax.method.groups import Group
-from glora_jax.method.site import LINEAR_MODULES, Layout, Site
+from glora_jax.method.site import LINEAR_MODULES, Layout, Site, lay_beside
 from glora_jax.method.space import TENSORS, WEIGHT_TENSORS, Tensor
 from glora_jax.method.supports import SUPPORTS, support_shapes
 from glora_jax.tree import flatten, get, replace, update
@@ -228,23 +228,12 @@ def _with_merged_bias(
 
 
 def place(value: Any, site: Site) -> Any:
-  """Moves the lifted stack axes of an array from the front to where the kernel has them.
+  """An array with a site's stack axes first, as it can lie beside the kernel.
 
-  Args:
-    value: support of a site, or anything else with the site's stack axes first.
-    site: the linear module.
-
-  Returns:
-    The array as it can lie beside the kernel.
+  A lifted transform will take its axis off every leaf at the kernel's place, so a leaf has as many
+  dimensions.
   """
-  lifted = len(site.lifts)
-  # The lifted transform will take its axis off every leaf at the kernel's place, so a leaf must
-  # have as many dimensions.
-  missing = site.local_ndim - (value.ndim - lifted)
-  value = value.reshape(value.shape + (1,) * missing)
-  for level in reversed(range(lifted)):
-    value = jnp.moveaxis(value, level, level + site.lifts[level])
-  return value
+  return lay_beside(value, site.layout.stack[: len(site.lifts)], len(site.kernel_shape))
 
 
 class Call(NamedTuple):

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from glora_jax.tree import Path, get
@@ -107,13 +108,14 @@ def linear_layout(module: nn.Module, *args: Any, **kwargs: Any) -> Layout:
     assert equation is not None  # Flax has refused the call without one
     return _einsum_layout(equation.replace(' ', ''))
   assert isinstance(module, nn.DenseGeneral)
-  stack = _length(module.batch_dims)
-  inputs_end = stack + _length(module.axis)
-  dims = tuple(range(inputs_end + _length(module.features)))
+  stack = axis_count(module.batch_dims)
+  inputs_end = stack + axis_count(module.axis)
+  dims = tuple(range(inputs_end + axis_count(module.features)))
   return Layout(dims[:stack], dims[stack:inputs_end], dims[inputs_end:], dims[:stack])
 
 
-def _length(sizes: int | Sequence[int]) -> int:
+def axis_count(sizes: int | Sequence[int]) -> int:
+  """How many axes a module's argument stands for."""
   return 1 if isinstance(sizes, int) else len(sizes)
 
 
@@ -229,8 +231,42 @@ class Site:
     """The bias in a model's params, out of its box; None without bias."""
     return None if self.bias_path is None else nn.meta.unbox(get(params, self.bias_path))
 
+  def without_bias(self) -> Site:
+    """The same module as if it had no bias."""
+    return dataclasses.replace(self, bias_path=None, bias_shape=None, layout=self.local)
+
+  def axis_names(
+    self, names: Sequence[Any], axes: Sequence[str | None]
+  ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """The kernel's names, one for each axis, and by them those of an array's axes 'in' and 'out'.
+
+    All other axes of the array have none, nor has one that is several of the kernel's, flattened.
+    """
+    names = (*names, *(None,) * (len(self.kernel_shape) - len(names)))
+    dims: dict[str | None, tuple[int, ...]] = {
+      'in': self.layout.inputs,
+      'out': self.layout.outputs,
+    }
+    return names, tuple(
+      names[dims[axis][0]] if len(dims.get(axis, ())) == 1 else None for axis in axes
+    )
+
 
 def apart(sites: Sequence[Site]) -> list[Site]:
   """The sites with no path that is the beginning of another's: one that is becomes its kernel's."""
   beginnings = {site.path[:end] for site in sites for end in range(len(site.path))}
   return [dataclasses.replace(site, nests=site.path in beginnings) for site in sites]
+
+
+def lay_beside(value: Any, axes: Sequence[int], ndim: int) -> Any:
+  """Moves the first axes of an array to where a kernel has them.
+
+  Args:
+    value: array [stack..., rest...].
+    axes: where the kernel has the stack's axes.
+    ndim: number of dimensions that it gets; those that it lacks are of size one.
+  """
+  value = value.reshape((*value.shape, *(1,) * (ndim - value.ndim)))
+  if list(axes) == list(range(len(axes))):
+    return value
+  return jnp.moveaxis(value, range(len(axes)), axes)

@@ -21,7 +21,7 @@ from glora_jax.method.sharding import gather_over
 from glora_jax.method.site import Layout, Site
 from glora_jax.method.space import TENSORS, WEIGHT_TENSORS, Tensor
 from glora_jax.method.supports import RANK_AXES, SUPPORTS, support_shapes
-from glora_jax.nnx.stacking import axis_names, lay_beside, stack_first, taken_axes, what_is_left
+from glora_jax.nnx.stacking import axis_names, put_beside, stack_first, taken_axes, what_is_left
 from glora_jax.nnx.variables import Genome, Support
 
 # Metadata of a kernel that what lies beside it has, too.
@@ -153,7 +153,7 @@ def set_supports(adapter: Adapter, supports: Mapping[str, jax.Array]) -> None:
   """Sets whole supports [stack..., ...], of which what is stored is taken."""
   site = adapter.group.members[0]
   for name, variable in adapter.variables.items():
-    value = lay_beside(jnp.asarray(supports[name]), site.layout, len(site.kernel_shape))
+    value = put_beside(jnp.asarray(supports[name]), site)
     set_like(variable, value[tuple(map(slice, variable.shape))])
 
 
@@ -245,7 +245,7 @@ def with_rows(variable: Genome, genome: Any) -> Genome:
   site = group.members[0]
   array = jnp if isinstance(genome, jax.core.Tracer) else np  # NumPy has nothing to compile
   alleles = group.alleles(array.asarray(genome, np.int8))
-  value = lay_beside(alleles, site.layout, len(site.kernel_shape))
+  value = put_beside(alleles, site)
   return variable.replace(_like(variable.get_value(), jnp.asarray(value)))
 
 
@@ -281,7 +281,7 @@ def _beside(
     **metadata: more of the new variable's metadata.
   """
   site, mesh = layers.group.members[0], layers.mesh
-  array = lay_beside(value, site.layout, len(site.kernel_shape))
+  array = put_beside(value, site)
   given = kernel.get_metadata()
   metadata |= dict.fromkeys(nnx.Variable.required_metadata, False)  # an array, and no reference
   metadata |= {key: given[key] for key in _SHARED if key in given}
@@ -289,25 +289,19 @@ def _beside(
   if isinstance(names, NamedSharding):
     names = names.spec
   if isinstance(names, (tuple, PartitionSpec)):
-    metadata['out_sharding'] = _names_beside(tuple(names), site, axes)
+    metadata['out_sharding'] = _names_beside(names, site, axes)
   sharding = getattr(kernel.get_raw_value(), 'sharding', None)
   if isinstance(array, jax.core.Tracer):
     return kind.from_metadata(array, metadata)
   if mesh is not None:
     array = jax.device_put(array, replicated(mesh))
   elif isinstance(sharding, NamedSharding):
-    spec = PartitionSpec(*_names_beside(tuple(sharding.spec), site, axes))
+    spec = PartitionSpec(*_names_beside(sharding.spec, site, axes))
     array = jax.device_put(array, NamedSharding(sharding.mesh, spec))
   return kind.from_metadata(array, metadata)
 
 
-def _names_beside(names: tuple, site: Site, axes: Any) -> tuple:
+def _names_beside(names: Any, site: Site, axes: Any) -> tuple:
   """Names for the axes of an array, by those of the kernel beside which it lies."""
-  names += (None,) * (len(site.kernel_shape) - len(names))
-  inputs, outputs = site.layout.inputs, site.layout.outputs
-  by_axis = {
-    # Several axes flattened into one have no name.
-    'in': names[inputs[0]] if len(inputs) == 1 else None,
-    'out': names[outputs[0]] if len(outputs) == 1 else None,
-  }
-  return axis_names(names, site.layout, [by_axis.get(axis) for axis in axes])
+  names, own = site.axis_names(names, axes)
+  return axis_names(names, site.layout, own)

@@ -23,7 +23,7 @@ from glora_jax.method.adapt import DEFAULT_HEADS, assemble
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.quantized import check_unquantized
 from glora_jax.method.selection import Selection, Selector
-from glora_jax.method.site import Layout, Site
+from glora_jax.method.site import Layout, Site, axis_count
 from glora_jax.method.space import SearchSpace
 from glora_jax.nnx.finding import find, numbered
 from glora_jax.nnx.frozen import Frozen, nested, require_module
@@ -185,13 +185,8 @@ def _by_class(model: nnx.Module) -> tuple[list[Site], dict[str, str]]:
         )
       elif site.kernel_path in present:
         own_bias = site.bias_path is None or site.bias_path in present
-        sites.append(site if own_bias else _without_bias(site))
+        sites.append(site if own_bias else site.without_bias())
   return numbered(sites), refused
-
-
-def _without_bias(site: Site) -> Site:
-  layout = dataclasses.replace(site.layout, bias_stack=())
-  return dataclasses.replace(site, bias_path=None, bias_shape=None, layout=layout, local=layout)
 
 
 def _site(path: Path, module: Any) -> Site | None:
@@ -199,8 +194,8 @@ def _site(path: Path, module: Any) -> Site | None:
   kernel = module.kernel.get_value()
   bias = None if module.bias is None else module.bias.get_value()
   stack = len(getattr(module, 'batch_axis', {}) or {})
-  inputs_end = stack + _length(module.in_features)
-  if kernel.ndim != inputs_end + _length(module.out_features):
+  inputs_end = stack + axis_count(module.in_features)
+  if kernel.ndim != inputs_end + axis_count(module.out_features):
     return None
   dims = tuple(range(kernel.ndim))
   layout = Layout(dims[:stack], dims[stack:inputs_end], dims[inputs_end:], dims[:stack])
@@ -211,12 +206,8 @@ def _site(path: Path, module: Any) -> Site | None:
     bias_shape=None if bias is None else bias.shape,
     dtype=np.dtype(kernel.dtype),
     layout=layout,
-    local=layout,
+    local=dataclasses.replace(layout, bias_stack=()),
     lifts=(),
     local_ndim=kernel.ndim,
     kind=type(module).__name__,
   )
-
-
-def _length(sizes: int | Sequence[int]) -> int:
-  return 1 if isinstance(sizes, int) else len(sizes)

@@ -14,30 +14,21 @@ from collections.abc import Collection, Sequence
 import jax
 import jax.numpy as jnp
 
-from glora_jax.method.site import Layout
+from glora_jax.method.site import Layout, Site, lay_beside
 
 
-def lay_beside(value: jax.Array, layout: Layout, ndim: int) -> jax.Array:
-  """An array with its stack axes where a kernel has them.
+def put_beside(value: jax.Array, site: Site) -> jax.Array:
+  """An array [stack..., rest...] with its stack axes where a site's kernel has them.
 
-  Args:
-    value: array [stack..., rest...].
-    layout: layout of the kernel.
-    ndim: number of dimensions of the kernel.
-
-  Returns:
-    An array with the stack's axes first where the kernel's are its first ones. Otherwise it gets as
-    many dimensions as the kernel has, of size one, so that an axis counts the same from either end.
+  They are first where the kernel's are its first ones. Otherwise it gets as many dimensions as the
+  kernel has, so that an axis counts the same from either end.
   """
-  if not _is_first(layout.stack):
-    value = value.reshape((*value.shape, *(1,) * (ndim - value.ndim)))
-  if _is_in_place(layout.stack):
-    return value
-  return jnp.moveaxis(value, range(len(layout.stack)), layout.stack)
+  stack = site.layout.stack
+  return lay_beside(value, stack, value.ndim if _is_first(stack) else len(site.kernel_shape))
 
 
 def axis_names(names: Sequence[str | None], layout: Layout, rest: Sequence[str | None]) -> tuple:
-  """Names of the axes of an array that `lay_beside` has laid down.
+  """Names of the axes of an array that `put_beside` has laid down.
 
   Args:
     names: names of the kernel's axes.
@@ -106,7 +97,7 @@ def _renumbered(dims: Sequence[int], lost: Sequence[int]) -> tuple[int, ...]:
 def stack_first(
   value: jax.Array, layout: Layout, stack: Sequence[int], shape: Sequence[int]
 ) -> jax.Array:
-  """Inverse of `lay_beside`, below transforms.
+  """Inverse of `put_beside`, below transforms.
 
   Args:
     value: what is left of an array that lies beside a kernel.

@@ -22,7 +22,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from glora_jax.limits import shown
-from glora_jax.mesh import deal, replicated, settle
+from glora_jax.mesh import deal, options_of_one_pass, replicated, settle
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.groups import Group
 from glora_jax.method.merge import intercept
@@ -42,9 +42,6 @@ from glora_jax.search.taps import Probe, differentiated, member_probes, with_cha
 Loss = Callable[[Callable[..., Any], Any, jax.Array], jax.Array]
 Batches = Sequence[Any] | Callable[[], Iterable[Any]]
 
-# A program for a few dozen batches: on the embedded ViT it compiles in two thirds of the time, and
-# runs as fast.
-_COMPILER_OPTIONS = {'cpu': {'xla_backend_optimization_level': 1}}
 _OVERSAMPLING = 4  # directions beyond those that are wanted, which a sketch needs to find these
 
 
@@ -254,7 +251,7 @@ class Passes:
     return jax.jit(
       jax.value_and_grad(self._batch_loss),
       out_shardings=None if mesh is None else replicated(mesh),
-      compiler_options=_COMPILER_OPTIONS.get(jax.default_backend()),
+      compiler_options=options_of_one_pass(),
     )
 
   def _sites(self, probes: Mapping[str, dict[str, Probe]]) -> Iterator[tuple[Site, Any]]:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from glora_jax.files import Path
+from glora_jax.files import Path, first_line
 from glora_jax.limits import printable
 from glora_jax.records import FORMAT_FILE, check_folder, stamp_folder
 from glora_jax.training.loop import TrainState
@@ -32,7 +32,6 @@ _SYSTEM_REFUSALS = (
   errno.EIO,
   errno.EFBIG,
 )
-_LONGEST_REASON = 160
 _CHECKSUM_MULTIPLIER = 0x2C1B3C6D
 
 
@@ -227,8 +226,5 @@ def _bits(leaf: jax.Array) -> jax.Array:
 
 def _reason(error: Exception) -> str:
   """The system's own words where the system refused, else the beginning of a library's many."""
-  text = str(error).strip() or type(error).__name__
-  for refusal in map(os.strerror, _SYSTEM_REFUSALS):
-    if refusal in text:
-      return refusal
-  return text.splitlines()[0][:_LONGEST_REASON]
+  refusals = map(os.strerror, _SYSTEM_REFUSALS)
+  return next((refusal for refusal in refusals if refusal in str(error)), first_line(error))

@@ -327,11 +327,7 @@ def _with_own_biases(sites: Sequence[Site]) -> list[Site]:
   for site in sites:
     owners[site.kernel_path] += 1
     owners[site.bias_path] += 1
-  return [site if owners[site.bias_path] == 1 else _without_bias(site) for site in sites]
-
-
-def _without_bias(site: Site) -> Site:
-  return dataclasses.replace(site, bias_path=None, bias_shape=None, layout=site.local)
+  return [site if owners[site.bias_path] == 1 else site.without_bias() for site in sites]
 
 
 def _with_rows(sites: Sequence[Site], kernels: Mapping[Path, _Kernel]) -> tuple[Site, ...]:
