@@ -14,8 +14,7 @@ from glora_jax.data import pipeline
 from glora_jax.data.examples import OpenedSplit
 from glora_jax.data.image_check import with_readable_images
 from glora_jax.data.task import Task
-from glora_jax.data.tfds import TfdsSplit, prepare
-from glora_jax.data.tfds_examples import TfdsExamples
+from glora_jax.data.tfds import TfdsExamples, TfdsSplit, prepare
 from glora_jax.training.batches import batch_indices
 
 SIDE = 32

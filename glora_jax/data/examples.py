@@ -28,27 +28,15 @@ class Examples(Protocol):
     """The class of every example, int32 [n]; no image is decoded for it."""
     ...
 
-  def image(self, index: int) -> Image.Image:
+  def image(self, index: int, *, draft: bool = False) -> Image.Image:
     """The image as RGB.
+
+    Args:
+      index: position of the example.
+      draft: whether it may come out smaller: enough to see that it can be decoded.
 
     Raises:
       OSError: it cannot be decoded.
-    """
-    ...
-
-  def check(self, index: int) -> None:
-    """Decodes the image as far as it takes to see that it can be decoded.
-
-    Raises:
-      OSError: it cannot.
-    """
-    ...
-
-  def state(self, index: int) -> str:
-    """Text that changes when the image does.
-
-    Raises:
-      OSError: it is not there.
     """
     ...
 
@@ -71,17 +59,19 @@ class Split(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class OpenedSplit:
-  """A split whose examples are at hand.
-
-  Attributes:
-    examples: what `open` returns.
-  """
+  """A split whose examples are at hand."""
 
   examples: Examples
 
   def open(self) -> Examples:
     """The examples."""
     return self.examples
+
+
+def state_of(path: str) -> str:
+  """Path, size and modification time of a file; OSError where it is not there."""
+  status = os.stat(path)
+  return f'{path}:{status.st_size}:{status.st_mtime_ns}'
 
 
 @dataclasses.dataclass
@@ -105,26 +95,17 @@ class Files:
   def identity(self) -> str:
     """A digest of paths, sizes, modification times and labels."""
     digest = hashlib.sha256()
-    for index, (path, label) in enumerate(zip(self.paths, self.given_labels, strict=True)):
+    for path, label in zip(self.paths, self.given_labels, strict=True):
       try:
-        state = self.state(index)
+        state = state_of(path)
       except OSError:  # a link to nowhere: an image that cannot be decoded, as others
         state = f'{path}:missing'
       digest.update(f'{state}:{label};'.encode(errors='surrogateescape'))
     return f'files {digest.hexdigest()}'
 
-  def image(self, index: int) -> Image.Image:
+  def image(self, index: int, *, draft: bool = False) -> Image.Image:
     """The image as RGB."""
-    return decode(self.paths[index])
-
-  def check(self, index: int) -> None:
-    """Decodes a draft of the image."""
-    decode(self.paths[index], draft=True)
-
-  def state(self, index: int) -> str:
-    """Path, size and modification time."""
-    status = os.stat(self.paths[index])
-    return f'{self.paths[index]}:{status.st_size}:{status.st_mtime_ns}'
+    return decode(self.paths[index], draft=draft)
 
   def name(self, index: int) -> str:
     """The path of the file."""
@@ -135,8 +116,31 @@ class Files:
     return self.paths[index]
 
 
+class _OfOthers:
+  """Examples that are those of others, under other indices."""
+
+  def _locate(self, index: int) -> tuple[Examples, int]:
+    """The examples that have one, and its index there."""
+    raise NotImplementedError
+
+  def image(self, index: int, *, draft: bool = False) -> Image.Image:
+    """The image as RGB."""
+    others, index = self._locate(index)
+    return others.image(index, draft=draft)
+
+  def name(self, index: int) -> str:
+    """What the others call the example."""
+    others, index = self._locate(index)
+    return others.name(index)
+
+  def file(self, index: int) -> str | None:
+    """Path of the example's file, if it has one."""
+    others, index = self._locate(index)
+    return others.file(index)
+
+
 @dataclasses.dataclass
-class Part:
+class Part(_OfOthers):
   """A selection of other examples, in a given order.
 
   Attributes:
@@ -158,29 +162,12 @@ class Part:
     digest = hashlib.sha256(np.asarray(self.indices, np.int64).tobytes()).hexdigest()
     return f'{self.whole.identity} [{digest}]'
 
-  def image(self, index: int) -> Image.Image:
-    """The image as RGB."""
-    return self.whole.image(int(self.indices[index]))
-
-  def check(self, index: int) -> None:
-    """Checks the example as the whole does."""
-    self.whole.check(int(self.indices[index]))
-
-  def state(self, index: int) -> str:
-    """The state of the example in the whole."""
-    return self.whole.state(int(self.indices[index]))
-
-  def name(self, index: int) -> str:
-    """What the whole calls the example."""
-    return self.whole.name(int(self.indices[index]))
-
-  def file(self, index: int) -> str | None:
-    """Path of the example's file in the whole, if it has one."""
-    return self.whole.file(int(self.indices[index]))
+  def _locate(self, index: int) -> tuple[Examples, int]:
+    return self.whole, int(self.indices[index])
 
 
 @dataclasses.dataclass
-class Joined:
+class Joined(_OfOthers):
   """Examples one after another.
 
   Attributes:
@@ -199,37 +186,11 @@ class Joined:
     """The identities of all parts."""
     return ' + '.join(part.identity for part in self.parts)
 
-  def image(self, index: int) -> Image.Image:
-    """The image as RGB."""
-    part, index = self._locate(index)
-    return part.image(index)
-
-  def check(self, index: int) -> None:
-    """Checks the example as its part does."""
-    part, index = self._locate(index)
-    part.check(index)
-
-  def state(self, index: int) -> str:
-    """The state of the example in its part."""
-    part, index = self._locate(index)
-    return part.state(index)
-
-  def name(self, index: int) -> str:
-    """What its part calls the example."""
-    part, index = self._locate(index)
-    return part.name(index)
-
-  def file(self, index: int) -> str | None:
-    """Path of the example's file in its part, if it has one."""
-    part, index = self._locate(index)
-    return part.file(index)
-
   @functools.cached_property
   def _sizes(self) -> list[int]:
     return [len(part.labels) for part in self.parts]
 
   def _locate(self, index: int) -> tuple[Examples, int]:
-    """The part that holds an example, and the example's index in it."""
     for part, size in zip(self.parts, self._sizes, strict=True):
       if index < size:
         return part, index

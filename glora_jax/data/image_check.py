@@ -10,17 +10,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from glora_jax.data.copies import warn_of_copies
-from glora_jax.data.examples import Examples, Joined, OpenedSplit, Part
+from glora_jax.data.examples import Examples, Joined, OpenedSplit, Part, state_of
 from glora_jax.data.pipeline import (
   FEWEST_WITH_PROGRESS,
   UnreadableImages,
-  in_parallel,
+  undecodable,
   without_broken,
 )
 from glora_jax.data.task import Task, require_measurable
@@ -30,19 +28,6 @@ from glora_jax.records import Array, mismatch_of_arrays, read_if_whole
 
 KIND = 'checked images'  # of the file that remembers
 _ADVICE = 'Put them back as they were, or take a new workdir.'
-
-
-class _Remembered(NamedTuple):
-  """What the file says.
-
-  Attributes:
-    readable: digests of images that can be decoded, and of their states, uint64 [n].
-    is_left_out: which images were left out, bool [image], of all splits in their order; None where
-      there is no file.
-  """
-
-  readable: np.ndarray
-  is_left_out: np.ndarray | None
 
 
 def with_readable_images(
@@ -75,27 +60,29 @@ def with_readable_images(
   splits = {split: task.open(split) for split in task.splits}
   everything = Joined(list(splits.values()))
   keys = _keys(everything)
-  remembered = _read(record) if record else _Remembered(np.zeros(0, np.uint64), None)
-  if not has_begun:
-    remembered = remembered._replace(is_left_out=None)
-  messages, num_opened = _look_at(task.name, everything, keys, remembered)
-  readable = np.array([message is None for message in messages])
-  arrays = {
-    'readable': np.unique(keys[readable & (keys != _NO_KEY)]),
-    'is_left_out': ~readable,
-  }
+  readable, left_out = _read(record) if record else (keys[:0], None)
+  messages, num_opened = _look_at(
+    task.name, everything, keys, readable, left_out if has_begun else None
+  )
+
+  def remember() -> None:
+    if record and write:
+      is_readable = np.array([message is None for message in messages])
+      found = np.unique(keys[is_readable & (keys != _NO_KEY)])
+      write_arrays(record, {'readable': found, 'is_left_out': ~is_readable}, KIND)
+
   # Where the task is refused, the workdir stays as it was, unless opening so many took long.
   took_long = num_opened >= FEWEST_WITH_PROGRESS
-  if record and write and took_long:
-    write_arrays(record, arrays, KIND)
+  if took_long:
+    remember()
   broken = [message for message in messages if message is not None]
   if broken and not skip_broken:
     raise UnreadableImages(broken, len(messages))
-  ends = np.cumsum([len(examples.labels) for examples in splits.values()])
-  kept = {
-    split: _readable_part(examples, messages[end - len(examples.labels) : end])
-    for (split, examples), end in zip(splits.items(), ends, strict=True)
-  }
+  kept, start = {}, 0
+  for split, examples in splits.items():
+    of_split = messages[start : start + len(examples.labels)]
+    kept[split] = Part(examples, without_broken(of_split)) if any(of_split) else examples
+    start += len(of_split)
   labels = {split: examples.labels for split, examples in kept.items()}
   lost = np.setdiff1d(splits['train'].labels, labels['train'])
   if len(lost):
@@ -105,8 +92,8 @@ def with_readable_images(
       'classes.'
     )
   require_measurable(task.name, task.classes, labels)
-  if record and write and num_opened and not took_long:
-    write_arrays(record, arrays, KIND)
+  if num_opened and not took_long:
+    remember()
   if write and num_opened:
     warn_of_copies(task.name, kept)
   opened = {split: OpenedSplit(examples) for split, examples in kept.items()}
@@ -122,37 +109,48 @@ def _keys(examples: Examples) -> np.ndarray:
   """Digests of what the images are and in which state, uint64 [n]."""
   keys = np.zeros(len(examples.labels), np.uint64)
   for index in range(len(keys)):
+    path = examples.file(index)
     with contextlib.suppress(OSError):
-      state = examples.state(index).encode(errors='surrogateescape')
-      keys[index] = int.from_bytes(hashlib.blake2b(state, digest_size=8).digest(), 'big')
+      state = examples.name(index) if path is None else state_of(path)
+      digest = hashlib.blake2b(state.encode(errors='surrogateescape'), digest_size=8).digest()
+      keys[index] = int.from_bytes(digest, 'big')
   return keys
 
 
 def _look_at(
-  name: str, examples: Examples, keys: np.ndarray, remembered: _Remembered
+  name: str,
+  examples: Examples,
+  keys: np.ndarray,
+  readable: np.ndarray,
+  left_out: np.ndarray | None,
 ) -> tuple[list[str | None], int]:
   """What is wrong with each image, None where it can be decoded; and how many were opened for it.
+
+  Args:
+    name: name of the task.
+    examples: all images.
+    keys: see `_keys`.
+    readable: keys of images that were decoded before.
+    left_out: of a run that has begun, which images it leaves out, bool [n].
 
   Raises:
     ValueError: a run has begun with other images, or with some that cannot be decoded now.
   """
-  number = len(keys)
-  has_begun = remembered.is_left_out is not None
-  is_left_out = remembered.is_left_out if has_begun else np.zeros(number, bool)
-  if len(is_left_out) != number:
+  is_left_out = np.zeros(len(keys), bool) if left_out is None else left_out
+  if len(is_left_out) != len(keys):
     raise ValueError(
-      f'{name}: this run has begun with {len(is_left_out)} images, and there are {number} now. '
+      f'{name}: this run has begun with {len(is_left_out)} images, and there are {len(keys)} now. '
       f'{_ADVICE}'
     )
-  messages: list[str | None] = [None] * number
+  messages: list[str | None] = [None] * len(keys)
   for index in np.flatnonzero(is_left_out):
     messages[index] = f'{printable(examples.name(int(index)))}: left out since the run began'
-  is_known = np.isin(keys, remembered.readable) & (keys != _NO_KEY)
+  is_known = np.isin(keys, readable) & (keys != _NO_KEY)
   unknown = np.flatnonzero(~is_left_out & ~is_known)
-  found = _check(examples, unknown)
+  found = undecodable(examples, unknown, 'opening every image once')
   for index, message in zip(unknown, found, strict=True):
     messages[index] = message
-  if has_begun and any(found):
+  if left_out is not None and any(found):
     raise ValueError(
       f'{name}: this run has begun with images that cannot be decoded now: '
       f'{listed(filter(None, found))}. {_ADVICE}'
@@ -160,34 +158,10 @@ def _look_at(
   return messages, len(unknown)
 
 
-def _read(path: str) -> _Remembered:
-  """What a file says; nothing where it is missing or damaged.
-
-  Raises:
-    LaterVersionError: a later version wrote it.
-  """
+def _read(path: str) -> tuple[np.ndarray, np.ndarray | None]:
+  """The keys of readable images, and which were left out; none where the file is damaged."""
   arrays = read_if_whole(path, KIND) or {}
   expected = {'readable': Array('u', ('known',)), 'is_left_out': Array('b', ('image',))}
   if mismatch_of_arrays(arrays, expected) is not None:
-    return _Remembered(np.zeros(0, np.uint64), None)
-  return _Remembered(**arrays)
-
-
-def _check(examples: Examples, indices: np.ndarray) -> list[str | None]:
-  """For each index what is wrong with the image; None where it can be decoded."""
-
-  def check(position: int) -> str | None:
-    index = int(indices[position])
-    try:
-      examples.check(index)
-    except OSError as error:
-      return f'{printable(examples.name(index))}: {error}'
-    return None
-
-  return in_parallel(check, len(indices), 'opening every image once')
-
-
-def _readable_part(examples: Examples, messages: Sequence[str | None]) -> Examples:
-  if not any(messages):
-    return examples
-  return Part(examples, without_broken(messages))
+    return np.zeros(0, np.uint64), None
+  return arrays['readable'], arrays['is_left_out']

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from glora_jax.data.examples import Files
-from glora_jax.data.image import EXTENSIONS
+from glora_jax.data.image import is_image
 from glora_jax.files import open_regular
 from glora_jax.limits import listed, printable
 
@@ -55,13 +55,15 @@ def read_list(path: str | os.PathLike, root: str | os.PathLike, num_classes: int
     raise FileNotFoundError(
       f'There is no list {path}; lines of an image path and a label are expected there.'
     )
-  lines = io.StringIO(_read_text(path), newline=None)
-  rows = [_parse_line(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-  for row in rows:
-    _check_label(path, row, num_classes)
-  require_unique(path, rows, root)
+  rows = []
+  for number, line in enumerate(io.StringIO(_read_text(path), newline=None), 1):
+    if line.strip():
+      image, _, label = line.rstrip('\n').rpartition(' ')
+      rows.append(LabelledPath(number, image, label))
+      _check_label(path, rows[-1], num_classes)
   if not rows:
     raise ValueError(f'{path} is empty; lines of an image path and a label are expected.')
+  _require_unique(path, rows, root)
   paths = [os.path.join(root, row.path) for row in rows]
   require_files(paths, path)
   return Files(paths, [int(row.label) for row in rows])
@@ -84,11 +86,6 @@ def _read_text(path: str | os.PathLike) -> str:
     raise ValueError(
       f'{path}, line {line} is no UTF-8 text; save the file with the encoding UTF-8.'
     ) from error
-
-
-def _parse_line(number: int, line: str) -> LabelledPath:
-  path, _, label = line.rstrip('\n').rpartition(' ')
-  return LabelledPath(number, path, label)
 
 
 def _check_label(path: str | os.PathLike, row: LabelledPath, num_classes: int) -> None:
@@ -122,105 +119,66 @@ def read_csv(path: str | os.PathLike) -> list[LabelledPath]:
     raise FileNotFoundError(
       f'There is no file {path}; a CSV with the columns path and label is expected.'
     )
-  rows = _read_rows(path)
-  if not rows:
-    raise ValueError(f'{path} is empty; rows of a path and a label are expected.')
-  columns = _find_columns(path, rows[0])
-  if columns.in_header:
-    rows = rows[1:]
-  if not rows:
-    raise ValueError(f'{path} has a header alone; rows of a path and a label are expected.')
-  labelled = [_parse_row(path, row, columns) for row in rows]
-  require_unique(path, labelled, os.path.dirname(path))
-  return labelled
-
-
-class _Row(NamedTuple):
-  """A row of a CSV that is not empty: its last line, and its fields without spaces around them."""
-
-  line: int
-  cells: list[str]
-
-
-class _Columns(NamedTuple):
-  """Where a CSV has paths, labels and splits, how many columns, and whether a header says so."""
-
-  path: int
-  label: int
-  split: int | None
-  number: int
-  in_header: bool
-
-
-def _read_rows(path: str | os.PathLike) -> list[_Row]:
   # A quote behind a comma and a space opens a field, too: it was a letter of the label.
   reader = csv.reader(io.StringIO(_read_text(path), newline=''), skipinitialspace=True)
-  rows = []
   try:
-    for cells in reader:
-      if any(cells):
-        rows.append(_Row(reader.line_num, [cell.strip() for cell in cells]))
+    rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(row)]
   except csv.Error as error:
     raise ValueError(
       f'{path}, line {reader.line_num} is no row of a CSV ({error}); is a quote left open?'
     ) from error
-  return rows
-
-
-def _find_columns(path: str | os.PathLike, row: _Row) -> _Columns:
-  """The columns by a CSV's first row, which is a header or not.
-
-  Raises:
-    ValueError: it looks like a header, but has no columns path and label, or has one twice.
-  """
-  header = [cell.lower() for cell in row.cells]
-  named = [name in header for name in ('path', 'label')]
-  if all(named):
-    if repeated := [name for name in ('path', 'label', 'split') if header.count(name) > 1]:
+  if not rows:
+    raise ValueError(f'{path} is empty; rows of a path and a label are expected.')
+  first_line, header = rows[0]
+  columns = [name.lower() for name in header]
+  if {'path', 'label'} <= set(columns):
+    rows = rows[1:]
+  else:
+    _require_image(path, first_line, header)
+    columns = ['path', 'label']
+  wanted = ('path', 'label', 'split') if 'split' in columns else ('path', 'label')
+  if repeated := [name for name in wanted if columns.count(name) > 1]:
+    raise ValueError(
+      f'{path}, line {first_line}: {_quote(header)} has the column {repeated[0]} more than once; '
+      'rename those that are not meant.'
+    )
+  if not rows:
+    raise ValueError(f'{path} has a header alone; rows of a path and a label are expected.')
+  labelled = []
+  for line, cells in rows:
+    if any(cells[len(columns) :]):
       raise ValueError(
-        f'{path}, line {row.line}: {_quote(row)} has the column {repeated[0]} more than once; '
-        'rename those that are not meant.'
+        f'{path}, line {line}: {_quote(cells)} has {len(cells)} fields in place of '
+        f'{len(columns)}; a field with a comma in it stands between double quotes.'
       )
-    path_at, label_at = header.index('path'), header.index('label')
-    split_at = header.index('split') if 'split' in header else None
-    return _Columns(path_at, label_at, split_at, len(header), in_header=True)
-  first = row.cells[0]
-  is_image = first.lower().endswith(EXTENSIONS) or os.path.isfile(
-    os.path.join(os.path.dirname(path), first)
-  )
-  if any(named) or not is_image:
+    row = dict(zip(columns, cells, strict=False))
+    if not all(map(row.get, wanted)):
+      expected = ' and '.join(f'a {name}' for name in wanted)
+      raise ValueError(f'{path}, line {line}: {_quote(cells)} does not hold {expected}.')
+    labelled.append(LabelledPath(line, *map(row.__getitem__, wanted)))
+  _require_unique(path, labelled, os.path.dirname(path))
+  return labelled
+
+
+def _require_image(path: str | os.PathLike, line: int, cells: Sequence[str]) -> None:
+  """Raises ValueError where the first row of a CSV without a header names no image."""
+  first = cells[0]
+  is_file = os.path.isfile(os.path.join(os.path.dirname(path), first))
+  if not (is_file or is_image(first)) or {'path', 'label'} & {cell.lower() for cell in cells}:
     remedy = 'rename its columns, or put a path and a label into every line'
-    if len(row.cells) == 1 and re.search('[;\t]', first):
+    if len(cells) == 1 and re.search('[;\t]', first):
       remedy = 'separate its columns by commas'
     raise ValueError(
-      f'{path}, line {row.line}: {_quote(row)} names no image, and is no header with the columns '
+      f'{path}, line {line}: {_quote(cells)} names no image, and is no header with the columns '
       f'path and label; {remedy}.'
     )
-  return _Columns(0, 1, None, 2, in_header=False)
 
 
-def _parse_row(path: str | os.PathLike, row: _Row, columns: _Columns) -> LabelledPath:
-  if any(row.cells[columns.number :]):
-    raise ValueError(
-      f'{path}, line {row.line}: {_quote(row)} has {len(row.cells)} fields in place of '
-      f'{columns.number}; a field with a comma in it stands between double quotes.'
-    )
-  wanted = {'a path': columns.path, 'a label': columns.label}
-  if columns.split is not None:
-    wanted['a split'] = columns.split
-  cells = [row.cells[column] if column < len(row.cells) else '' for column in wanted.values()]
-  if not all(cells):
-    raise ValueError(
-      f'{path}, line {row.line}: {_quote(row)} does not hold {" and ".join(wanted)}.'
-    )
-  return LabelledPath(row.line, *cells)
+def _quote(cells: Sequence[str]) -> str:
+  return repr(_shorten(','.join(cells)))
 
 
-def _quote(row: _Row) -> str:
-  return repr(_shorten(','.join(row.cells)))
-
-
-def require_unique(
+def _require_unique(
   source: str | os.PathLike, rows: Sequence[LabelledPath], root: str | os.PathLike
 ) -> None:
   """Raises ValueError for the first image that a label file names a second time.

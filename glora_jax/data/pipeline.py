@@ -166,7 +166,7 @@ def _decode_all(
     try:
       images[index] = resize(examples.image(index), image_size, rule)
     except OSError as error:
-      return f'{printable(examples.name(index))}: {error}'
+      return _sentence(examples, index, error)
     return None
 
   messages = in_parallel(read, len(labels), title)
@@ -176,6 +176,33 @@ def _decode_all(
     raise UnreadableImages(list(filter(None, messages)), len(labels))
   readable = without_broken(messages)
   return Split(images[readable], labels[readable])
+
+
+def undecodable(
+  examples: Examples, indices: Sequence[int], title: str, *, show_always: bool = False
+) -> list[str | None]:
+  """For each index a sentence on what is wrong with the image; None where it can be decoded.
+
+  Args:
+    examples: the examples.
+    indices: positions in them.
+    title: title of the progress bar.
+    show_always: whether there is a bar also where the indices are few.
+  """
+
+  def check(position: int) -> str | None:
+    index = int(indices[position])
+    try:
+      examples.image(index, draft=True)
+    except OSError as error:
+      return _sentence(examples, index, error)
+    return None
+
+  return in_parallel(check, len(indices), title, show_always=show_always)
+
+
+def _sentence(examples: Examples, index: int, error: OSError) -> str:
+  return f'{printable(examples.name(index))}: {error}'
 
 
 def in_parallel(
@@ -269,7 +296,9 @@ class Stream:
     """
     self.labels = examples.labels
     if skip_broken:  # found out once, before anything depends on the numbering
-      readable = _readable(examples, title)
+      numbers = range(len(self.labels))
+      messages = undecodable(examples, numbers, f'checking {title}', show_always=True)
+      readable = without_broken(messages)
       if len(readable) < len(self.labels):
         examples = Part(examples, readable)
         self.labels = self.labels[readable]
@@ -284,7 +313,9 @@ class Stream:
 
   def batches(self, indices: np.ndarray) -> Iterator[Split]:
     """The images of int [batches, batch] indices, batch by batch."""
-    parts = -(-indices.shape[1] // _most_at_a_time(self._image_size))
+    # Handing over small images costs more than decoding them.
+    most_at_a_time = min(16, max(1, (224 // self._image_size) ** 2))
+    parts = -(-indices.shape[1] // most_at_a_time)
     source = _DecodedInOrder(
       self._examples, self.labels, np.asarray(indices), parts, self._image_size, self._rule
     )
@@ -307,7 +338,8 @@ class Stream:
     return dataset.to_iter_dataset(options).batch(parts, batch_fn=_joined)
 
   def _join_in_processes(self, dataset: grain.MapDataset, parts: int) -> grain.IterDataset:
-    _let_grain_read_flags()
+    if not flags.FLAGS.is_parsed():  # no command line was parsed, and grain's processes read absl's
+      flags.FLAGS.mark_as_parsed()
     batches = dataset.batch(parts, batch_fn=_joined)
     no_threads = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     processes = grain.MultiprocessingOptions(
@@ -348,34 +380,9 @@ class _DecodedInOrder:
     try:
       return resize(self.examples.image(index), self.image_size, self.rule)
     except OSError as error:
-      message = f'{printable(self.examples.name(index))}: {error}'
+      message = _sentence(self.examples, index, error)
       raise UnreadableImages([message], len(self.labels)) from error
 
 
 def _joined(parts: Sequence[Split]) -> Split:
   return Split(*map(np.concatenate, zip(*parts, strict=True)))
-
-
-def _most_at_a_time(image_size: int) -> int:
-  """Images that a thread decodes at a time: handing over small ones costs more than decoding."""
-  return min(16, max(1, (224 // image_size) ** 2))
-
-
-def _readable(examples: Examples, title: str) -> np.ndarray:
-  """Indices of the images that can be decoded; a warning names the others."""
-
-  def check(index: int) -> str | None:
-    try:
-      examples.check(index)
-    except OSError as error:
-      return f'{printable(examples.name(index))}: {error}'
-    return None
-
-  title = f'checking {title}'
-  return without_broken(in_parallel(check, len(examples.labels), title, show_always=True))
-
-
-def _let_grain_read_flags() -> None:
-  """Lets grain's processes read absl's flags where no command line has parsed them."""
-  if not flags.FLAGS.is_parsed():
-    flags.FLAGS.mark_as_parsed()

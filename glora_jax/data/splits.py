@@ -17,6 +17,10 @@ from glora_jax.limits import listed
 SPLITS = ('train', 'val', 'test')
 SHARE = 0.1  # of the images, for each of val and test that is dealt
 SEED = 0  # of what is dealt
+_ADVICE = (
+  'take a new workdir, or remove that file and with it the claim that the results of this workdir '
+  'are of the same split'
+)
 _NOTHING: Mapping[str, Examples] = types.MappingProxyType({})
 
 
@@ -164,11 +168,12 @@ class Dealer:
     if self.split_file and os.path.exists(self.split_file):
       indices = self._read(self.split_file, examples, splits, given)
     else:
-      indices = deal(examples.labels, _shares(splits), SEED)
+      others = [SHARE] * (len(splits) - 1)
+      indices = deal(examples.labels, (1 - SHARE * len(others), *others), SEED)
       if self.split_file:
         lists = {split: part.tolist() for split, part in zip(splits, indices, strict=True)}
-        others = {'given': _identity(given)} if given else {}
-        self._write(self.split_file, {'identity': examples.identity, **others, **lists})
+        beside = {'given': _identity(given)} if given else {}
+        self._write(self.split_file, {'identity': examples.identity, **beside, **lists})
     return {
       split: Part(examples, np.asarray(part, np.int64))
       for split, part in zip(splits, indices, strict=True)
@@ -185,7 +190,7 @@ class Dealer:
     content = {'identity': _identity(given)}
     if not os.path.exists(self.split_file):
       self._write(self.split_file, content)
-    elif read_json(self.split_file, 'split', self._advice) != content:
+    elif read_json(self.split_file, 'split', _ADVICE) != content:
       raise self._changed(self.split_file)
 
   def _require_enough(self, labels: np.ndarray, splits: Sequence[str]) -> None:
@@ -204,30 +209,21 @@ class Dealer:
   def _read(
     self, path: str, examples: Examples, splits: Sequence[str], given: Mapping[str, Examples]
   ) -> list[np.ndarray]:
-    saved = read_json(path, 'split', self._advice)
+    saved = read_json(path, 'split', _ADVICE)
     if 'identity' not in saved:
-      raise ValueError(f'{path} is no split that glora_jax wrote; {self._advice}.')
+      raise ValueError(f'{path} is no split that glora_jax wrote; {_ADVICE}.')
     others = saved.get('given', _identity({}))
     if saved['identity'] != examples.identity or others != _identity(given):
       raise self._changed(path)
     if not _is_partition([saved.get(split) for split in splits], len(examples.labels)):
       raise ValueError(
         f'{path} does not deal each of the {len(examples.labels)} images of {self.origin} to one '
-        f'of {", ".join(splits)}, as it did when it was written; {self._advice}.'
+        f'of {", ".join(splits)}, as it did when it was written; {_ADVICE}.'
       )
     return [np.asarray(saved[split], np.int64) for split in splits]
 
   def _changed(self, path: str) -> ValueError:
-    return ValueError(
-      f'The images of {self.origin} have changed since {path} was made; {self._advice}.'
-    )
-
-  @property
-  def _advice(self) -> str:
-    return (
-      'take a new workdir, or remove that file and with it the claim that the results of this '
-      'workdir are of the same split'
-    )
+    return ValueError(f'The images of {self.origin} have changed since {path} was made; {_ADVICE}.')
 
   def _write(self, path: str, content: dict[str, Any]) -> None:
     with writing(path):
@@ -246,9 +242,3 @@ def _is_partition(parts: Sequence[Any], number: int) -> bool:
     return False
   indices = [index for part in parts for index in part]
   return all(type(index) is int for index in indices) and sorted(indices) == list(range(number))
-
-
-def _shares(splits: Sequence[str]) -> tuple[float, ...]:
-  """The share of each split, 'train' first, which has what the others leave."""
-  others = len(splits) - 1
-  return (1 - SHARE * others, *([SHARE] * others))

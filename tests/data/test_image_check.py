@@ -33,13 +33,13 @@ def task(tmp_path):
 def opened(monkeypatch):
   """The images that are opened, by the last two parts of their paths."""
   paths = []
-  check = Files.check
+  image = Files.image
 
-  def note(self, index):
+  def note(self, index, *, draft):
     paths.append('/'.join(self.paths[index].split('/')[-2:]))
-    check(self, index)
+    return image(self, index, draft=draft)
 
-  monkeypatch.setattr(Files, 'check', note)
+  monkeypatch.setattr(Files, 'image', note)
   return paths
 
 

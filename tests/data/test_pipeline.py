@@ -52,9 +52,9 @@ def test_the_cache_is_used_keyed_and_survives_damage(examples, tmp_path, monkeyp
   read = []
   read_image = Files.image
 
-  def count_and_read(self, index):
+  def count_and_read(self, index, **options):
     read.append(index)
-    return read_image(self, index)
+    return read_image(self, index, **options)
 
   monkeypatch.setattr(Files, 'image', count_and_read)
   cache = {'cache': str(tmp_path)}

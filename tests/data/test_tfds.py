@@ -14,10 +14,10 @@ import pytest
 from digits_folder import Digits, copy_digits, prepared_digits
 from places import program
 
-from glora_jax.data import pipeline, tfds, tfds_examples
+from glora_jax.data import pipeline, tfds
 from glora_jax.data.catalog import find
 from glora_jax.data.task import Source
-from glora_jax.data.tfds_examples import LabelFeature, TfdsExamples
+from glora_jax.data.tfds import LabelFeature, TfdsExamples
 
 
 def split_of(folder, expression):
@@ -127,7 +127,7 @@ def test_labels_of_many_examples_are_read_once_and_remembered_beside_them(
   labels = tfds.read(split.builder, 'test').labels
   assert copied.open().labels.shape == labels.shape
   assert not os.path.exists(copied.open().record)  # of few examples
-  monkeypatch.setattr(tfds_examples, 'FEWEST_REMEMBERED', 797)
+  monkeypatch.setattr(tfds, 'FEWEST_REMEMBERED', 797)
   read.clear()
   for _ in range(2):
     np.testing.assert_array_equal(copied.open().labels, labels)
@@ -142,7 +142,7 @@ def test_labels_of_many_examples_are_read_once_and_remembered_beside_them(
 
 @pytest.mark.parametrize('spoil', ['cut', 'shape', 'folder'])
 def test_remembered_labels_that_are_damaged_are_read_again(copied, read, monkeypatch, spoil):
-  monkeypatch.setattr(tfds_examples, 'FEWEST_REMEMBERED', 797)
+  monkeypatch.setattr(tfds, 'FEWEST_REMEMBERED', 797)
   labels = copied.open().labels
   record = pathlib.Path(copied.open().record)
   if spoil == 'cut':

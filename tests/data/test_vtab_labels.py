@@ -4,7 +4,7 @@ import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 
-from glora_jax.data.tasks import vtab, vtab_labels
+from glora_jax.data.tasks import vtab
 
 DISTANCES = [(0, 8), (8, 8.5), (8.5, 9), (9, 9.5), (9.5, 10), (10, 100)]
 
@@ -15,10 +15,10 @@ def test_clevr_rules_are_those_of_the_table(distances):
     'size': np.zeros(len(distances)),
     'pixel_coords': np.array([[0, 0, distance] for distance in distances]),
   }
-  assert vtab_labels.clevr_count({'objects': objects}) == len(distances) - 3
+  assert vtab.clevr_count({'objects': objects}) == len(distances) - 3
   nearest = min(distances)
   expected = next(n for n, (low, high) in enumerate(DISTANCES) if low < nearest <= high)
-  assert vtab_labels.clevr_distance({'objects': objects}) == expected
+  assert vtab.clevr_distance({'objects': objects}) == expected
 
 
 @hypothesis.given(st.lists(st.tuples(st.integers(0, 7), st.floats(-50, 200, width=32)), max_size=6))
@@ -32,7 +32,7 @@ def test_kitti_takes_the_nearest_vehicle_and_has_a_class_for_none(objects):
   depths = [depth for kind, depth in objects if kind in (0, 1, 2)]
   bounds = (8, 20)
   expected = sum(min(depths) > bound for bound in bounds) if depths else 3
-  assert vtab_labels.kitti_distance(example) == expected
+  assert vtab.kitti_distance(example) == expected
 
 
 @hypothesis.given(st.integers(0, 31), st.integers(0, 39))

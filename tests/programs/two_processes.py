@@ -64,9 +64,9 @@ class Counted(Files):
 
   read = 0
 
-  def image(self, index):
+  def image(self, index, **options):
     self.read += 1
-    return super().image(index)
+    return super().image(index, **options)
 
 
 def loss_fn(trainable, frozen, images, labels, key):

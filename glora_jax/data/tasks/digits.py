@@ -48,16 +48,10 @@ class Scans:
     """The class of every scan, int32 [n]."""
     return _load()[1][list(self.numbers)]
 
-  def image(self, index: int) -> Image.Image:
+  def image(self, index: int, *, draft: bool = False) -> Image.Image:
     """The scan as RGB."""
+    del draft
     return Image.fromarray(_load()[0][self.numbers[index]]).convert('RGB')
-
-  def check(self, index: int) -> None:
-    """Nothing: there is nothing to decode."""
-
-  def state(self, index: int) -> str:
-    """The name: a scan does not change."""
-    return self.name(index)
 
   def name(self, index: int) -> str:
     """The position in the split."""

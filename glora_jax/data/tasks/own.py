@@ -8,29 +8,31 @@ given, which images they have is written there.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from collections.abc import Container, Mapping, Sequence
 from typing import Literal
 
 from glora_jax.data import tfds
-from glora_jax.data.class_folders import (
-  SPLIT_NAMES,
-  SPLIT_OF,
-  scan,
-  split_folders,
-  subfolders,
-)
 from glora_jax.data.examples import Examples, Files, OpenedSplit
+from glora_jax.data.image import EXTENSIONS, files_below, is_image
 from glora_jax.data.label_files import LabelledPath, read_csv, require_files
 from glora_jax.data.splits import SEED, SPLITS, Dealer
 from glora_jax.data.task import Source, Task, require_measurable, require_printable
-from glora_jax.data.tfds import Builder
-from glora_jax.data.tfds_examples import TfdsExamples
+from glora_jax.data.tfds import Builder, TfdsExamples
 from glora_jax.limits import listed, printable
+
+log = logging.getLogger(__name__)
 
 Kind = Literal['folder', 'csv', 'tfds']
 KINDS: tuple[Kind, ...] = ('folder', 'csv', 'tfds')
 
+_SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
+  'train': ('train', 'training'),
+  'val': ('val', 'valid', 'validation'),
+  'test': ('test', 'testing'),
+}
+_SPLIT_OF = {name: split for split, names in _SPLIT_NAMES.items() for name in names}
 _MOST_DIGITS = 18  # of a label that is ordered as a number
 
 
@@ -77,10 +79,10 @@ def _from_folder(folder: str, split_file: str | None) -> Task:
     raise FileNotFoundError(
       f'There is no folder {folder}; one with a subfolder of images for each class is expected.'
     )
-  if given := split_folders(folder):
+  if given := _split_folders(folder):
     return _from_split_folders(folder, given, split_file)
   classes = _classes_in(folder, 'or train, val and test with such folders inside')
-  images = scan(folder, classes)
+  images = _scan(folder, classes)
   return _dealt(f'folder:{folder}', Dealer(folder, classes, split_file), images)
 
 
@@ -90,7 +92,7 @@ def _classes_in(folder: str, otherwise: str = '') -> tuple[str, ...]:
   Raises:
     ValueError: they are fewer than two, or a name cannot be printed.
   """
-  classes = tuple(subfolders(folder))
+  classes = tuple(_subfolders(folder))
   if len(classes) < 2:
     expected = ', '.join(filter(None, ['two or more are expected, one for each class', otherwise]))
     raise ValueError(f'{folder} has {len(classes)} subfolders; {expected}.')
@@ -98,14 +100,128 @@ def _classes_in(folder: str, otherwise: str = '') -> tuple[str, ...]:
   return classes
 
 
+def _subfolders(folder: str) -> list[str]:
+  """The names of the folders in a folder, sorted; what begins with a dot is left out.
+
+  Raises:
+    OSError: the folder cannot be listed.
+  """
+  try:
+    names = os.listdir(folder)
+  except OSError as error:
+    raise OSError(f'The folder {folder} cannot be listed ({error.strerror}).') from error
+  return sorted(
+    name for name in names if not name.startswith('.') and os.path.isdir(os.path.join(folder, name))
+  )
+
+
+def _split_folders(folder: str) -> dict[str, str]:
+  """The folders of splits in a folder by split, 'train' among them; none where it holds classes.
+
+  Upper and lower case are the same. A single folder `train` with images in it, beside other
+  folders, is a class.
+
+  Raises:
+    ValueError: there are folders of splits, but no 'train', two of one split, or others as well.
+  """
+  inside = _subfolders(folder)
+  named = [name for name in inside if name.lower() in _SPLIT_OF]
+  others = [name for name in inside if name not in named]
+  is_class = len(named) == 1 and not _subfolders(os.path.join(folder, named[0]))
+  if not named or (others and is_class):
+    return {}
+  found = listed(named)
+  expected = 'train, and val and test where there are such, with the class folders inside'
+  if others:
+    raise ValueError(
+      f'{folder} has folders of splits ({found}) beside others ({listed(others)}); expected are '
+      f'class folders alone, or {expected}. Move away what is neither; classes that are called '
+      f'{found} can be given by a CSV.'
+    )
+  by_split: dict[str, list[str]] = {}
+  for name in named:
+    by_split.setdefault(_SPLIT_OF[name.lower()], []).append(name)
+  if 'train' not in by_split:
+    raise ValueError(
+      f'{folder} has folders of splits ({found}), but no train; expected are {expected}.'
+    )
+  for split, names in by_split.items():
+    if len(names) > 1:
+      raise ValueError(
+        f'{folder} has {len(names)} folders for the split {split}: {listed(names)}; one is '
+        'expected.'
+      )
+  return {
+    split: os.path.join(folder, by_split[split][0]) for split in _SPLIT_NAMES if split in by_split
+  }
+
+
+def _scan(folder: str, classes: Sequence[str]) -> Files:
+  """All images below the class folders, in the order of their names.
+
+  Warnings say which endings the files have that are left aside, and that images beside the class
+  folders are.
+
+  Args:
+    folder: folder that holds the class folders; one for each class that occurs.
+    classes: names of the class folders, in the order of the labels.
+
+  Raises:
+    ValueError: a class folder holds no images, or leads back to the folder.
+  """
+  paths, labels, empty, others = [], [], [], []
+  for label, name in enumerate(classes):
+    class_folder = os.path.join(folder, name)
+    if not os.path.isdir(class_folder):
+      continue
+    target = os.path.realpath(class_folder)
+    if os.path.commonpath([target, os.path.realpath(folder)]) == target:
+      raise ValueError(
+        f'The class folder {class_folder} is a link to {target}, which holds the other classes, '
+        'too; remove it.'
+      )
+    files = files_below(class_folder)
+    images = list(filter(is_image, files))
+    others += [file for file in files if not is_image(file)]
+    paths += images
+    labels += [label] * len(images)
+    if not images:
+      empty.append(name)
+  if empty:
+    raise ValueError(
+      f'{folder}: no images in the class folders {listed(empty)}; '
+      f'an image is a file ending in {", ".join(EXTENSIONS)}. Fill or remove them.'
+    )
+  names = (name for name in os.listdir(folder) if is_image(name) and not name.startswith('.'))
+  loose = [name for name in names if os.path.isfile(os.path.join(folder, name))]
+  if loose:
+    log.warning(
+      '%d images lie in %s itself and in no class folder, and are left aside, %s for instance.',
+      len(loose),
+      printable(folder),
+      printable(min(loose)),
+    )
+  if others:
+    endings = sorted({os.path.splitext(file)[1].lower() or 'no ending' for file in others})
+    log.warning(
+      '%d files below %s are no images by their endings (%s), and are left aside.',
+      len(others),
+      printable(folder),
+      listed(endings),
+    )
+  return Files(paths, labels)
+
+
 def _from_split_folders(folder: str, given: Mapping[str, str], split_file: str | None) -> Task:
   """A task on folders of splits; 'val' and 'test' are dealt from 'train' where they have none."""
   train = given['train']
   classes = _classes_in(train)
   for split in ('val', 'test'):
-    if split in given:
-      _require_known_classes(given[split], train, classes)
-  images = {split: scan(split_folder, classes) for split, split_folder in given.items()}
+    if split in given and (unknown := set(_subfolders(given[split])) - set(classes)):
+      raise ValueError(
+        f'{given[split]} has classes that {train} has not: {listed(sorted(unknown))}.'
+      )
+  images = {split: _scan(split_folder, classes) for split, split_folder in given.items()}
   dealer = Dealer(folder, classes, split_file)
   return _split_already(f'folder:{folder}', f'the folder {folder}', dealer, images)
 
@@ -130,12 +246,6 @@ def _split_already(name: str, source: str, dealer: Dealer, given: Mapping[str, F
     if absent:
       notes.append(f'{split} has no images of {listed(absent)}.')
   return Task(name, classes, _opened(splits), source, tuple(notes))
-
-
-def _require_known_classes(folder: str, train: str, classes: Sequence[str]) -> None:
-  unknown = sorted(set(subfolders(folder)) - set(classes))
-  if unknown:
-    raise ValueError(f'{folder} has classes that {train} has not: {listed(unknown)}.')
 
 
 def _from_csv(path: str, split_file: str | None) -> Task:
@@ -173,11 +283,11 @@ def _by_split(csv: str, rows: Sequence[LabelledPath]) -> dict[str, list[Labelled
   """
   found: dict[str, list[LabelledPath]] = {}
   for row in rows:
-    split = SPLIT_OF.get(row.split.lower())
+    split = _SPLIT_OF.get(row.split.lower())
     if split is None:
       raise ValueError(
         f'{csv}, line {row.line}: {printable(row.split)} is no split; it is one of '
-        f'{", ".join(SPLIT_OF)}.'
+        f'{", ".join(_SPLIT_OF)}.'
       )
     found.setdefault(split, []).append(row)
   if 'train' not in found:
@@ -190,12 +300,8 @@ def _classes_of(rows: Sequence[LabelledPath]) -> tuple[str, ...]:
   labels = {row.label for row in rows}
   numbers = {label for label in labels if label.isdecimal() and len(label) <= _MOST_DIGITS}
   # By the text, too: '01' and '1' are two labels, whose order must be the same in every process.
-  in_order = sorted(numbers, key=_number_and_text)
+  in_order = sorted(sorted(numbers), key=int)
   return (*in_order, *sorted(labels - numbers))
-
-
-def _number_and_text(label: str) -> tuple[int, str]:
-  return int(label), label
 
 
 def _from_tfds(name: str, source: Source, split_file: str | None) -> Task:
@@ -257,7 +363,7 @@ def _stored_splits(names: Container[str]) -> dict[str, str]:
   """What a data set calls the splits that it has."""
   present = {
     split: next((name for name in known if name in names), None)
-    for split, known in SPLIT_NAMES.items()
+    for split, known in _SPLIT_NAMES.items()
   }
   return {split: name for split, name in present.items() if name is not None}
 

@@ -8,19 +8,15 @@ pixels differ, and every result says which it was.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
+
+import numpy as np
 
 from glora_jax.data import tfds
 from glora_jax.data.label_files import ListedSplit
 from glora_jax.data.task import Source, Task
-from glora_jax.data.tasks.vtab_labels import (
-  clevr_count,
-  clevr_distance,
-  dsprites_orientation,
-  kitti_distance,
-)
-from glora_jax.data.tfds import Builder, TfdsSplit
-from glora_jax.data.tfds_examples import LabelFeature, LabelFunction
+from glora_jax.data.tfds import Builder, Example, LabelFeature, LabelFunction, TfdsSplit
 from glora_jax.limits import shown
 
 Group = Literal['natural', 'specialized', 'structured']
@@ -69,6 +65,49 @@ class VtabTask(NamedTuple):
   def num_classes(self) -> int:
     """The number of classes."""
     return self.classes if isinstance(self.classes, int) else len(self.classes)
+
+
+_FEWEST_OBJECTS = 3  # of a CLEVR scene
+_CLEVR_BOUNDS = (0, 8, 8.5, 9, 9.5, 10, 100)  # bounds of CLEVR's classes
+_KITTI_BOUNDS = (-100, 8, 20, 999)  # bounds of KITTI's classes, in metres
+_NO_VEHICLE = 1000.0  # depth beyond the last bound
+_VEHICLE_TYPES = 3  # KITTI's object types below are car, van and truck
+
+
+def last_below(value: float, bounds: Sequence[float]) -> int:
+  """The largest index whose bound is below the value.
+
+  Example:
+    >>> last_below(8.5, (0, 8, 8.5, 9))
+    1
+  """
+  return max(index for index, bound in enumerate(bounds) if bound < value)
+
+
+def clevr_count(example: Example) -> int:
+  """The number of objects, 3 to 10, counted from 0."""
+  return len(_objects(example, 'size')) - _FEWEST_OBJECTS
+
+
+def clevr_distance(example: Example) -> int:
+  """The distance of the nearest object to the camera in six bins."""
+  return last_below(_objects(example, 'pixel_coords')[:, 2].min(), _CLEVR_BOUNDS)
+
+
+def kitti_distance(example: Example) -> int:
+  """The depth of the nearest vehicle in three bins, or the class of images without vehicles."""
+  is_vehicle = _objects(example, 'type') < _VEHICLE_TYPES
+  depths = _objects(example, 'location').reshape(-1, 3)[is_vehicle, 2]
+  return last_below(np.append(depths, _NO_VEHICLE).min(), _KITTI_BOUNDS)
+
+
+def dsprites_orientation(example: Example) -> int:
+  """The orientation, one of 40, in 16 bins of 40 / 16 = 5 / 2."""
+  return 2 * int(example['label_orientation']) // 5
+
+
+def _objects(example: Example, feature: str) -> np.ndarray:
+  return np.asarray(example['objects'][feature])
 
 
 def _numbered(pattern: str, numbers: range) -> tuple[str, ...]:
