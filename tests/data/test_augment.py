@@ -8,6 +8,7 @@ from photographs import photographs
 from PIL import Image
 
 from glora_jax.data import augment, normalization, rand_augment
+from glora_jax.data.shifts import DIRECTIONS, shifted
 
 LARGE = (64, 96)
 SIZE = 24
@@ -200,43 +201,20 @@ def test_everything_together_is_one_after_the_other(monkeypatch):
   assert (np.abs(result - expected) > 0.02).mean() < 0.001
 
 
-@pytest.mark.parametrize(
-  'field, value',
-  [
-    ('crop', 0.08),
-    ('flip', 2),
-    ('rand_augment', 9),
-    ('crop_scale', (0.0, 1.0)),
-    ('crop_scale', (0.5, 0.1)),
-    ('crop_scale', 0.08),
-    ('shift', -1),
-    ('shift', 1.5),
-    ('color_jitter', -0.1),
-    ('magnitude', 11.0),
-    ('erasing', 1.5),
-    ('mixup', float('nan')),
-  ],
-)
-def test_wrong_values_are_named(field, value):
-  with pytest.raises(ValueError, match=f'^{field}.* must be '):
-    augment.Augmentation(**{field: value})
-
-
-def test_images_of_another_size_need_a_crop():
-  with pytest.raises(ValueError, match='40 x 48 pixels are not of size=24'):
-    augment.Augmentation(flip=True).apply(jax.random.key(0), photographs(), 24, 'unit')
-
-
-def test_a_shift_leaves_something_of_an_image():
-  images = np.ones((2, 8, 8, 3), np.uint8)
-  key = jax.random.key(0)
-  assert augment.Augmentation(shift=7).apply(key, images, 8, 'unit').max() > 0
-  for pixels in (8, 100_000):
-    with pytest.raises(ValueError, match=f'shift={pixels} moves images of 8 x 8 pixels out of'):
-      augment.Augmentation(shift=pixels).apply(key, images, 8, 'unit')
-
-
 def test_a_list_of_a_config_is_hashable_all_the_same():
   assert hash(augment.Augmentation(crop_scale=[0.3, 1.0])) == hash(
     augment.Augmentation(crop_scale=(0.3, 1.0))
   )
+
+
+@pytest.mark.parametrize('num_classes', [2, 4, 100])
+def test_an_image_is_shifted_as_its_label_says(num_classes):
+  rng = np.random.default_rng(0)
+  images = rng.integers(256, size=(40, 12, 18, 3), dtype=np.uint8)
+  moved, labels = shifted(images, rng, num_classes)
+  assert moved.dtype == np.uint8
+  assert labels.dtype == np.int32
+  assert set(labels) == set(range(min(num_classes, len(DIRECTIONS))))
+  for image, found, label in zip(images, moved, labels, strict=True):
+    down, right = DIRECTIONS[label]
+    np.testing.assert_array_equal(found, np.roll(image, (3 * down, 4 * right), (0, 1)))

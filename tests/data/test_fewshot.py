@@ -57,16 +57,3 @@ def test_noahs_lists_are_read(tmp_path, images):
     np.testing.assert_array_equal(loaded.labels, [0, 1])
     greys = loaded.images[:, 0, 0, 0].astype(int)
     assert np.abs(greys - [first, first + 1]).max() <= 2  # JPEG
-
-
-@pytest.mark.parametrize('text', ['food', 'food101', 'food101/4', 'food101/four/0', 'food101/0/0'])
-def test_names_that_are_no_tasks_are_explained(text):
-  with pytest.raises(ValueError, match=f'fewshot/{text}'):
-    find(f'fewshot/{text}')
-
-
-def test_data_that_is_not_there_is_explained(tmp_path):
-  with pytest.raises(ValueError, match="TFDS has no data set for fgvc_aircraft; take NOAH's lists"):
-    find('fewshot/fgvc_aircraft/4/0')
-  with pytest.raises(FileNotFoundError, match=r'There is no folder .*food-101.*NOAH'):
-    find('fewshot/food101/4/0', Source(source='lists', root=str(tmp_path)))

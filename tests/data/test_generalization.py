@@ -1,7 +1,6 @@
 """Domain generalization: draws from TFDS, masks of A and R, NOAH's lists."""
 
 import numpy as np
-import pytest
 from label_lists import write_images
 from mocked_tfds import mocked  # noqa: F401
 
@@ -34,15 +33,3 @@ def test_noahs_lists_are_read(tmp_path):
   task = find('generalization/2', Source(source='lists', root=str(tmp_path)))
   assert [task.open(split).labels.tolist() for split in task.splits] == [[3], [3], *[[7, 12]] * 5]
   assert np.flatnonzero(task.mask('r')).tolist() == [7, 12]
-
-
-def test_a_seed_is_a_number():
-  with pytest.raises(ValueError, match="'generalization/zero' is no task"):
-    find('generalization/zero')
-
-
-def test_no_version_is_that_of_five_data_sets():
-  with pytest.raises(
-    ValueError, match=r"data\.version='5\.1\.0' cannot be that of all 5 data sets"
-  ):
-    find('generalization/0', Source(version='5.1.0'))

@@ -2,7 +2,6 @@
 
 import io
 import os
-import struct
 
 import numpy as np
 import pytest
@@ -20,32 +19,25 @@ def encoded(picture, format='png', **options):
   return buffer.getvalue()
 
 
-def test_rgb_is_left_alone():
-  np.testing.assert_array_equal(image.decode(encoded(Image.fromarray(PIXELS))), PIXELS)
+PICTURE = Image.fromarray(PIXELS)
+BITS, PALETTE = PICTURE.convert('1'), PICTURE.quantize(16)
+ALPHA = np.concatenate([PIXELS, RNG.integers(0, 256, (9, 13, 1), np.uint8)], -1)
 
 
-def test_grey_is_three_times_grey():
-  grey = PIXELS[..., 0]
-  np.testing.assert_array_equal(
-    image.decode(encoded(Image.fromarray(grey))), np.repeat(grey[..., None], 3, -1)
-  )
-
-
-def test_one_bit_is_black_and_white():
-  bits = Image.fromarray(PIXELS[..., 0]).convert('1')
-  np.testing.assert_array_equal(np.unique(image.decode(encoded(bits))), [0, 255])
-
-
-@pytest.mark.parametrize('transparent', [False, True])
-def test_palettes_are_looked_up(transparent):
-  palette = Image.fromarray(PIXELS).quantize(16)
-  options = {'transparency': 3} if transparent else {}
-  np.testing.assert_array_equal(image.decode(encoded(palette, **options)), palette.convert('RGB'))
-
-
-def test_transparency_is_dropped_as_convert_does():
-  rgba = np.concatenate([PIXELS, RNG.integers(0, 256, (9, 13, 1), np.uint8)], -1)
-  np.testing.assert_array_equal(image.decode(encoded(Image.fromarray(rgba))), PIXELS)
+@pytest.mark.parametrize(
+  'picture, options, expected',
+  [
+    (PICTURE, {}, PIXELS),
+    (Image.fromarray(PIXELS[..., 0]), {}, np.repeat(PIXELS[..., :1], 3, -1)),
+    (BITS, {}, BITS.convert('RGB')),
+    (PALETTE, {}, PALETTE.convert('RGB')),
+    (PALETTE, {'transparency': 3}, PALETTE.convert('RGB')),
+    (Image.fromarray(ALPHA), {}, PIXELS),
+  ],
+  ids=['rgb', 'grey', 'bits', 'palette', 'transparent palette', 'transparent'],
+)
+def test_every_kind_of_png_comes_out_as_what_it_looks_like(picture, options, expected):
+  np.testing.assert_array_equal(image.decode(encoded(picture, **options)), expected)
 
 
 def test_cmyk_is_converted():
@@ -65,20 +57,6 @@ def test_sixteen_bit_grey_keeps_its_upper_bits(format, highest, monkeypatch):
   written = values.astype(np.int32) if format == 'ppm' else values  # of which Pillow writes 16 bits
   content = encoded(Image.fromarray(written), format[:4].strip())
   np.testing.assert_array_equal(image.decode(content), expected)
-
-
-@pytest.mark.parametrize('value', [200, 65535, 65536, -1])
-def test_whole_numbers_of_32_bits_are_no_image(value):
-  values = np.array([[0, 5], [9, value]], np.int32)
-  with pytest.raises(OSError, match='integers of mode I have no defined white'):
-    image.decode(encoded(Image.fromarray(values), 'tiff'))
-
-
-@pytest.mark.parametrize('lowest, highest', [(-1, 1), (0, 4095.5), (-0.01, 200), (0, 1.02)])
-def test_fractions_that_eight_bits_do_not_hold_are_no_image(lowest, highest):
-  values = np.linspace(lowest, highest, 6, dtype=np.float32).reshape(2, 3)
-  with pytest.raises(OSError, match=rf'from {lowest:g} to {highest:g}; fractions must be from 0'):
-    image.decode(encoded(Image.fromarray(values), 'tiff'))
 
 
 def test_float_images_between_zero_and_one_are_scaled():
@@ -107,12 +85,6 @@ def test_an_image_with_odd_exif_data_is_taken_as_it_lies(format):
   np.testing.assert_array_equal(image.decode(odd), image.decode(encoded(plain, format)))
 
 
-def test_resizing_is_pillows_within_one_level():
-  picture = Image.fromarray(PIXELS)
-  ours = image.resize(picture, 7).astype(int)
-  assert np.abs(ours - np.asarray(picture.resize((7, 7), Image.Resampling.BICUBIC))).max() <= 1
-
-
 def test_cropping_keeps_the_aspect_ratio_and_the_middle():
   wide = np.zeros((100, 300, 3), np.uint8)
   wide[:, 100:200] = 255
@@ -123,16 +95,6 @@ def test_cropping_keeps_the_aspect_ratio_and_the_middle():
   # As torchvision's Resize and CenterCrop.
   reference = picture.resize((109, 73), Image.Resampling.BICUBIC).crop((22, 4, 86, 68))
   np.testing.assert_array_equal(image.resize(picture, 64, 'crop'), reference)
-  with pytest.raises(ValueError, match='squash, crop'):
-    image.resize(picture, 64, 'fill')
-
-
-@pytest.mark.parametrize(
-  'content', [b'', b'no image', encoded(Image.fromarray(PIXELS.repeat(20, 0)), 'jpeg')[:200]]
-)
-def test_what_cannot_be_decoded_is_one_kind_of_error(content):
-  with pytest.raises(OSError, match='not a readable image'):
-    image.decode(content)
 
 
 def test_an_image_file_starts_no_program(tmp_path, monkeypatch):
@@ -149,52 +111,10 @@ def test_an_image_file_starts_no_program(tmp_path, monkeypatch):
   assert not (tmp_path / 'started').exists()
 
 
-@pytest.mark.parametrize('format', ['AVIF', 'BLP', 'DDS', 'ICO', 'JPEG2000', 'SGI', 'SPIDER'])
-def test_other_formats_of_pillow_are_refused(format):
-  Image.init()
-  if format not in Image.SAVE:
-    pytest.skip(f'this Pillow writes no {format}')
-  picture = Image.fromarray(PIXELS).convert({'BLP': 'P', 'SPIDER': 'F'}.get(format, 'RGB'))
-  with pytest.raises(OSError, match='neither BMP'):
-    image.decode(encoded(picture, format))
-
-
-def test_a_tiff_of_an_unknown_kind_is_not_said_to_be_none():
-  content = encoded(Image.fromarray(np.ones((4, 4), np.float32)), 'tiff')
-  bits = struct.pack('<HHIHH', 258, 3, 1, 32, 0)  # BitsPerSample
-  assert bits in content
-  with pytest.raises(OSError, match='TIFF nor WEBP of a kind that Pillow reads'):
-    image.decode(content.replace(bits, bits.replace(b'\x20', b'\x40')))
-
-
-@pytest.mark.parametrize('make', [os.mkfifo, os.mkdir])
-def test_what_is_no_regular_file_is_refused_at_once(tmp_path, make):
-  make(tmp_path / 'x.png')
-  with pytest.raises(OSError, match='it is no regular file'):
-    image.decode(tmp_path / 'x.png')
-  with pytest.raises(OSError, match=r'not a readable image \(it is no regular file\)'):
-    image.decode('/dev/zero')
-  (tmp_path / 'y.png').symlink_to('none.png')
-  with pytest.raises(OSError, match=r'not a readable image \(No such file or directory\)'):
-    image.decode(tmp_path / 'y.png')
-
-
 def test_links_to_images_are_followed(tmp_path):
   Image.fromarray(PIXELS).save(tmp_path / 'x.png')
   (tmp_path / 'y.png').symlink_to('x.png')
   np.testing.assert_array_equal(image.decode(tmp_path / 'y.png'), PIXELS)
-
-
-def test_sizes_are_bounded_before_memory_is_taken(tmp_path, monkeypatch):
-  monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', None)  # as programs do that read large images
-  (tmp_path / 'large.ppm').write_bytes(b'P6 20000 20000 255\n')
-  with pytest.raises(OSError, match='20000 x 20000 pixels; at most 178,956,970 are read'):
-    image.decode(tmp_path / 'large.ppm')
-  with open(tmp_path / 'long.webp', 'wb') as file:
-    file.write(b'RIFF\0\0\0\0WEBP')
-    file.truncate(2**40)  # a hole
-  with pytest.raises(OSError, match=r'1,099,511,627,776 bytes are more than the 1,073,741,824'):
-    image.decode(tmp_path / 'long.webp')
 
 
 @pytest.mark.parametrize('shape', [(3, 90_000), (90_000, 3)])
@@ -220,9 +140,3 @@ def is_readable(content, draft=False):
   except OSError:
     return False
   return True
-
-
-def test_values_that_are_not_finite_are_no_image():
-  values = np.array([[0, np.nan], [1, 2]], np.float32)
-  with pytest.raises(OSError, match='grey values that are not finite'):
-    image.decode(encoded(Image.fromarray(values), 'tiff'))

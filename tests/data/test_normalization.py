@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from glora_jax.data import augment
-from glora_jax.data.normalization import NORMALIZATIONS, normalize, statistics
+from glora_jax.data.normalization import normalize, statistics
 
 PIXELS = np.array([[[[0, 128, 255]]]], np.uint8)
 IN_UNIT = np.array([0, 128 / 255, 1])
@@ -27,12 +27,6 @@ def test_mean_and_deviation_may_be_given_as_lists_of_a_config():
   assert statistics(given) == ((0.1, 0.2, 0.3), (1, 2, 4))
   expected = (IN_UNIT - given[0]) / given[1]
   np.testing.assert_allclose(normalize(PIXELS, given)[0, 0, 0], expected, atol=1e-6)
-
-
-@pytest.mark.parametrize('unknown', ['none', [0.5, 0.5], None])
-def test_unknown_normalizations_are_refused_with_the_known_ones(unknown):
-  with pytest.raises(ValueError, match=', '.join(NORMALIZATIONS)):
-    normalize(PIXELS, unknown)
 
 
 def test_reports_of_0_1_0_find_it_beside_the_augmentation():

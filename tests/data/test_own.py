@@ -3,27 +3,20 @@
 import json
 import os
 import re
-import shutil
 
 import numpy as np
 import pytest
 from digits_folder import prepared_digits
-from PIL import Image
+from label_lists import write_images
 
 from glora_jax.data import pipeline
 from glora_jax.data.catalog import find
 from glora_jax.data.task import Source
 
 
-def write(path, number=0):
-  path.parent.mkdir(parents=True, exist_ok=True)
-  Image.fromarray(np.full((5, 5, 3), number, np.uint8)).save(path)
-
-
 def fill(folder, counts):
   for name, count in counts.items():
-    for n in range(count):
-      write(folder / name / f'{n:03d}.png', n)
+    write_images(folder / name, [f'{n:03d}.png' for n in range(count)])
 
 
 @pytest.fixture
@@ -57,7 +50,7 @@ def test_a_folder_is_split_once_stratified_and_the_split_is_kept(photos, tmp_pat
 
 def test_images_that_change_after_the_split_are_noticed(photos, tmp_path):
   find(f'folder:{photos}', workdir=str(tmp_path / 'run'))
-  write(photos / 'cat' / 'new.png')
+  write_images(photos / 'cat', ['new.png'])
   message = r'have changed since .*split\.json was made; take a new workdir'
   with pytest.raises(ValueError, match=message):
     find(f'folder:{photos}', workdir=str(tmp_path / 'run'))
@@ -78,23 +71,6 @@ def test_folders_that_are_split_are_left_as_they_are(tmp_path, layout):
     assert all('/test/' in name for name in names(task.open('test')))
 
 
-@pytest.mark.parametrize(
-  'inside, message',
-  [
-    (('train', 'val', 'test', 'extra'), r'of splits \(test, train, val\) beside others \(extra\)'),
-    (('val', 'test'), r'of splits \(test, val\), but no train'),
-    (('train', 'val', 'valid'), '2 folders for the split val: val, valid'),
-    (('Train', 'train'), '2 folders for the split train'),
-    (('val', 'a\nb'), r'beside others \(a\\nb\)'),
-  ],
-)
-def test_folders_of_splits_are_never_taken_for_classes(tmp_path, inside, message):
-  for split in inside:
-    fill(tmp_path / split, {'a': 5, 'b': 5})
-  with pytest.raises(ValueError, match=message):
-    find(f'folder:{tmp_path}')
-
-
 def test_a_class_may_be_called_train(tmp_path):
   fill(tmp_path, {'bus': 5, 'train': 5})
   assert find(f'folder:{tmp_path}').classes == ('bus', 'train')
@@ -107,31 +83,6 @@ def test_classes_of_test_folders_are_those_of_train(tmp_path):
   task = find(f'folder:{tmp_path}')
   assert (task.open('val').labels.tolist(), task.open('test').labels.tolist()) == ([1, 2], [0, 1])
   assert task.notes == ('val has no images of a.', 'test has no images of c.')
-  fill(tmp_path / 'test', {'z': 1})
-  with pytest.raises(ValueError, match=r'test has classes that .*train has not: z'):
-    find(f'folder:{tmp_path}')
-
-
-@pytest.mark.parametrize(
-  'val, test, message',
-  [
-    ('a', 'abcd', 'all images of val are of the class a'),
-    ('abcd', 'c', 'all images of test are of the class c'),
-    ('ab', 'cd', 'val and test have no class in common'),
-  ],
-)
-def test_splits_that_cannot_measure_are_refused(tmp_path, val, test, message):
-  for split, classes in {'train': 'abcd', 'val': val, 'test': test}.items():
-    fill(tmp_path / split, dict.fromkeys(classes, 2))
-  with pytest.raises(ValueError, match=message):
-    find(f'folder:{tmp_path}')
-
-
-@pytest.mark.parametrize('target', ['.', '..', '../photos'])
-def test_a_class_folder_that_links_to_its_parent_is_refused(photos, target):
-  (photos / 'again').symlink_to(target)
-  with pytest.raises(ValueError, match=r'again is a link to .* which holds the other classes'):
-    find(f'folder:{photos}')
 
 
 def test_names_of_files_may_be_of_any_bytes_and_those_of_classes_may_not(photos, tmp_path):
@@ -183,24 +134,6 @@ def test_a_split_of_a_later_version_is_refused(photos, tmp_path):
     find(f'folder:{photos}', workdir=str(tmp_path))
 
 
-def test_folders_that_cannot_be_a_task_are_explained(photos, tmp_path):
-  with pytest.raises(FileNotFoundError, match='There is no folder'):
-    find(f'folder:{tmp_path}/none')
-  (photos / 'empty').mkdir()
-  (photos / 'text').mkdir()
-  (photos / 'text' / 'a.txt').touch()
-  with pytest.raises(ValueError, match='no images in the class folders empty, text'):
-    find(f'folder:{photos}')
-  with pytest.raises(ValueError, match='has 0 subfolders; two or more'):
-    find(f'folder:{photos}/cat')
-  shutil.rmtree(photos / 'empty')
-  shutil.rmtree(photos / 'text')
-  write(photos / 'rare' / '0.png')
-  message = r'at least 3 images to be split into train, val, test; too few in rare \(1\)'
-  with pytest.raises(ValueError, match=message):
-    find(f'folder:{photos}')
-
-
 def test_images_in_deeper_folders_and_odd_names_are_found(tmp_path, caplog):
   fill(tmp_path, {'a/x': 3, 'a/y': 2, 'b ü': 5})
   for name in ('notes.txt', 'phone.HEIC', 'Makefile'):
@@ -217,8 +150,7 @@ def test_images_in_deeper_folders_and_odd_names_are_found(tmp_path, caplog):
 
 def test_images_that_are_left_aside_are_said(photos, tmp_path, caplog):
   fill(tmp_path, {'more': 2})
-  write(photos / '1.png')
-  write(photos / '0.png')
+  write_images(photos, ['0.png', '1.png'])
   fill(photos, {'owl.png': 3})
   (photos / 'cat' / 'more').symlink_to(tmp_path / 'more')
   assert len(find(f'folder:{photos}').open('train+val+test').labels) == 36
@@ -274,30 +206,6 @@ def test_a_csv_that_says_the_split_is_split_so(photos):
   assert 'val were dealt from train' in task.notes[0]
 
 
-@pytest.mark.parametrize(
-  'split_of, message',
-  [
-    (lambda n: ('train', 'dev', 'test')[n // 3], 'line 5: dev is no split; it is one of train, tr'),
-    (lambda n: ('train', '', 'test')[n // 3], 'does not hold a path and a label and a split'),
-    (lambda n: 'test', 'has no row whose split is train'),
-  ],
-)
-def test_splits_of_a_csv_that_are_none_are_explained(photos, split_of, message):
-  with pytest.raises(ValueError, match=message):
-    find(write_csv(photos, split_of))
-
-
-def test_given_splits_must_be_those_of_before(photos, tmp_path):
-  workdir = str(tmp_path / 'run')
-  source = write_csv(photos, lambda n: ('train', 'val', 'test')[n // 3])
-  first = open_all(find(source, workdir=workdir))
-  again = open_all(find(source, workdir=workdir))
-  assert [names(part) for part in again.values()] == [names(part) for part in first.values()]
-  write_csv(photos, lambda n: ('train', 'val', 'test')[n % 3])
-  with pytest.raises(ValueError, match=r'The images of .*labels\.csv have changed since .*split'):
-    find(source, workdir=workdir)
-
-
 def test_images_of_given_folders_must_be_those_of_before(tmp_path):
   folder, workdir = tmp_path / 'photos', str(tmp_path / 'run')
   for split in ('train', 'val', 'test'):
@@ -315,7 +223,7 @@ def test_given_images_must_be_those_of_before_where_others_are_dealt(tmp_path):
     fill(folder / split, {'cat': 3, 'dog': 3})
   find(f'folder:{folder}', workdir=workdir)
   find(f'folder:{folder}', workdir=workdir)
-  write(folder / 'test' / 'cat' / 'new.png')
+  write_images(folder / 'test' / 'cat', ['new.png'])
   with pytest.raises(ValueError, match=r'The images of .*photos have changed since'):
     find(f'folder:{folder}', workdir=workdir)
 
@@ -329,48 +237,6 @@ def test_numbers_as_labels_are_ordered_as_numbers(photos):
   assert task.classes == ('02', '2', '9', '10', '9' * 5000, '\N{SUPERSCRIPT TWO}')
 
 
-@pytest.mark.parametrize(
-  'text, message',
-  [
-    ('', 'is empty'),
-    ('path,label\na.png\n', r"line 2: 'a\.png' does not hold a path and a label"),
-    ('path,label\na.png,\n', 'line 2'),
-    (
-      'photos/cat/000.png,x\nphotos/cat/000.png,y\n',
-      r'line 2: photos/cat/000\.png occurs a second time, first in line 1',
-    ),
-    (
-      'photos/cat/000.png,x\nphotos/dog/../cat/000.png,y\n',
-      r'line 2: photos/dog/\.\./cat/000\.png occurs .* first in line 1 as photos/cat/000\.png',
-    ),
-    ('path,label\n', 'has a header alone'),
-    (
-      'path,label,split,Split\nphotos/cat/000.png,x,train,test\n',
-      "line 1: 'path,label,split,Split' has the column split more than once; rename those",
-    ),
-    ('file,class\nphotos/cat/000.png,x\n', "line 1: 'file,class' names no image, and is no header"),
-    ('file,label\nphotos/cat/000.png,x\n', 'is no header with the columns path and label; rename'),
-    ('path;label\nphotos/cat/000.png;x\n', 'path and label; separate its columns by commas'),
-    ('photos/cat/000.png\tx\n', 'path and label; separate its columns by commas'),
-    (f'path,label\n{"x" * 200_000},x\n', 'line 2 is no row of a CSV .field larger than'),
-    (
-      'photos/cat/000.png,x\nphotos/a,b.png,x\n',
-      r"line 2: 'photos/a,b\.png,x' has 3 fields in place of 2; .* between double quotes",
-    ),
-    ('photos/cat/000.png,x\nphotos/cat/001.png,"a\nb"\n', "has the name 'a.nb', which"),
-    ('photos/cat/000.png,x\nphotos/cat/001.png,x\n', "has the one label 'x'"),
-    (
-      'photos/cat/000.png,x\nnone.png,y\n',
-      r'1 of 2 images that .*labels\.csv names are not there, .*none\.png',
-    ),
-  ],
-)
-def test_broken_csvs_are_explained_with_the_line(photos, text, message):
-  (photos.parent / 'labels.csv').write_text(text)
-  with pytest.raises((ValueError, FileNotFoundError), match=message):
-    find(f'csv:{photos.parent}/labels.csv')
-
-
 def test_any_tfds_data_set_with_image_and_label_is_a_task():
   task = find('tfds:digits', Source(dir=prepared_digits()))
   assert task.classes == tuple('0123456789')
@@ -382,18 +248,6 @@ def test_any_tfds_data_set_with_image_and_label_is_a_task():
 def test_what_is_dealt_from_one_stored_split_reads_its_labels_once():
   task = find('tfds:digits', Source(dir=prepared_digits()))
   assert task.open('train').whole is task.open('val').whole
-
-
-@pytest.mark.parametrize('name', ['clevr', 'chexpert'])  # without a label, with several of each
-def test_tfds_data_sets_that_cannot_be_a_task_are_explained(name):
-  message = f"TFDS {name} has the features .*; an 'image' and a 'label' with classes are expected"
-  with pytest.raises(ValueError, match=message):
-    find(f'tfds:{name}')
-
-
-def test_a_tfds_data_set_that_there_is_not_is_said():
-  with pytest.raises(ValueError, match="TFDS knows no data set 'no_such_set'"):
-    find('tfds:no_such_set')
 
 
 def test_undecodable_images_are_listed_and_left_out_only_on_request(photos, caplog):

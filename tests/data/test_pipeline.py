@@ -97,19 +97,6 @@ def test_a_cache_of_a_later_version_is_refused(examples, tmp_path, monkeypatch):
     pipeline.load(examples, 8, cache=str(tmp_path))
 
 
-@pytest.mark.parametrize('place', ['file', 'file/cache', '/proc/cache'])
-def test_a_cache_that_cannot_be_written_is_refused(examples, tmp_path, place):
-  (tmp_path / 'file').touch()
-  cache = os.path.join(tmp_path, place)
-  with pytest.raises(OSError, match=r'cannot be written \('):
-    pipeline.load(Part(examples, np.arange(2)), 8, cache=cache)
-  if not cache.startswith('/proc'):
-    with pytest.raises(OSError, match=r'data\.cache=.* is no folder .* because of .*file; give'):
-      pipeline.require_writable(cache)
-  pipeline.require_writable(str(tmp_path / 'new' / 'cache'))
-  assert os.listdir(tmp_path) == ['file']
-
-
 def test_a_writer_killed_in_the_middle_leaves_no_cache(examples, tmp_path):
   command = [*program('write_half_a_cache'), str(tmp_path), *examples.paths[:5]]
   assert subprocess.run(command).returncode == 9

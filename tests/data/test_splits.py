@@ -1,4 +1,4 @@
-"""Dealing and drawing: stratified, complete, disjoint, decided by the seed."""
+"""Splits: dealt and drawn, stratified, complete, disjoint, decided by the seed; masked."""
 
 import pickle
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from glora_jax.data.examples import Files, OpenedSplit
 from glora_jax.data.splits import Shots, deal, shots
+from glora_jax.data.task import Task
 
 SHARES = (0.8, 0.1, 0.1)
 
@@ -46,3 +47,12 @@ def test_splits_can_be_printed_compared_and_pickled():
   assert pickle.loads(pickle.dumps(split)) == split
   assert split != Shots(pool, per_class=1, seed=3)
   assert split.open().labels.tolist() == [0, 1]
+
+
+def test_only_masked_test_sets_have_a_mask():
+  split = OpenedSplit(Files(['0.png', '2.png'], [0, 2]))
+  splits = {'test': split, 'rare': split}
+  task = Task('pets', ('cat', 'dog', 'owl'), splits, 'photos', masked=('rare',))
+  assert task.tests == ('test', 'rare')
+  assert task.mask('test') is None
+  np.testing.assert_array_equal(task.mask('rare'), [True, False, True])

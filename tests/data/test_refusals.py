@@ -1,0 +1,287 @@
+"""What cannot be a task, a list, an image or a setting is refused, and its value is named."""
+
+import io
+import os
+import re
+import struct
+
+import numpy as np
+import pytest
+from label_lists import write_images
+from PIL import Image
+
+from glora_jax.data import augment, catalog, image, normalization, pipeline
+from glora_jax.data.catalog import find
+from glora_jax.data.examples import Files, OpenedSplit
+from glora_jax.data.label_files import read_csv, read_list
+from glora_jax.data.task import Source, Task
+
+LISTS = {'vtab/cifar100': 'noah', 'fewshot/food101/4/0': 'lists', 'generalization/0': 'lists'}
+
+
+@pytest.mark.parametrize(
+  'task, source, named',
+  [
+    *(
+      (name, {}, name.partition(':')[2] or name.rpartition('/')[2])
+      for name in (
+        *('digit', 'vtab/cifar10', 'fewshot/food', 'fewshot/food101', 'fewshot/food101/4'),
+        *('fewshot/food101/four/0', 'fewshot/food101/0/0', 'generalization/zero', 'folder:/no/one'),
+        *('tfds:clevr', 'tfds:chexpert', 'tfds:no_such_set', 'tfds:../x', 'tfds: '),
+        *('tfds:mnist/none', 'csv:/no/labels.csv'),
+      )
+    ),
+    ('fewshot/fgvc_aircraft/4/0', {}, 'fgvc_aircraft'),
+    ('generalization/0', {'version': '5.1.0'}, '5.1.0'),
+    *(('tfds:mnist', {'version': x}, x) for x in ('x.y', '1', '*', '1.0.0.0', '../x')),
+    ('vtab/cifar100', {'source': 'torch'}, "'torch' is unknown for VTAB-1k; it is 'tfds' or 'noah"),
+    ('vtab/cifar100', {'source': 'noah', 'root': '/no'}, '/no/cifar'),
+    ('fewshot/food101/4/0', {'source': 'lists', 'root': '/no'}, '/no/food-101'),
+    *((task, {'source': 'x'}, "'x'") for task in LISTS),
+    *((task, {'source': source}, 'data.root') for task, source in LISTS.items()),
+    # Other images than those in the folder would be trained on.
+    *((task, {'root': '/data'}, "data.root='/data'") for task in LISTS),
+    *((task, {'source': 'tfds', 'root': '/data'}, "data.root='/data'") for task in LISTS),
+    *(
+      (task, {'source': source, 'root': '/data', 'version': '3.0.2'}, "data.version='3.0.2'")
+      for task, source in LISTS.items()
+    ),
+  ],
+)
+def test_a_name_that_is_no_task_and_a_source_that_it_has_not(task, source, named):
+  with pytest.raises((ValueError, FileNotFoundError), match=re.escape(named)):
+    find(task, Source(**source))
+
+
+def fill(folder, classes, number=3):
+  write_images(folder, [f'{name}/{n}.png' for name in classes for n in range(number)])
+
+
+@pytest.mark.parametrize(
+  'classes, named',
+  [
+    (['train/a', 'train/b', 'val/a', 'extra/a'], 'extra'),
+    (['val/a', 'val/b', 'test/a', 'test/b'], 'test, val'),
+    (['train/a', 'train/b', 'val/a', 'valid/b'], 'val, valid'),
+    (['Train/a', 'Train/b', 'train/a'], 'Train, train'),
+    (['val/a', 'a\nb/c'], r'a\nb'),
+    (['train/a', 'train/b', 'test/z'], 'z'),
+    ([*(f'train/{x}' for x in 'ab'), 'val/a', *(f'test/{x}' for x in 'ab')], 'val are of the'),
+    ([*(f'train/{x}' for x in 'ab'), *(f'val/{x}' for x in 'ab'), 'test/b'], 'test are of the'),
+    ([*(f'{s}/{x}' for s in ('train', 'val') for x in 'ab'), 'train/c', 'test/c'], 'test are of'),
+    (
+      [*(f'train/{x}' for x in 'abcd'), 'val/a', 'val/b', 'test/c', 'test/d'],
+      'val and test have no class in common',
+    ),
+    (['a'], '1 subfolders'),
+    ([], '0 subfolders'),
+    (['a', 'b\ud800'], r'b\ud800'),
+  ],
+)
+def test_folders_that_cannot_be_a_task(tmp_path, classes, named):
+  fill(tmp_path, [os.fsdecode(name.encode('utf-8', 'surrogatepass')) for name in classes])
+  with pytest.raises(ValueError, match=re.escape(named).replace(r'\\ud800', r'\\udc')):
+    find(f'folder:{tmp_path}')
+
+
+@pytest.mark.parametrize('target', ['.', '..', '../photos'])
+def test_a_class_folder_that_links_to_its_parent(tmp_path, target):
+  photos = tmp_path / 'photos'
+  fill(photos, ['cat', 'dog'])
+  (photos / 'again').symlink_to(target)
+  with pytest.raises(ValueError, match='again is a link'):
+    find(f'folder:{photos}')
+
+
+def test_class_folders_without_images_or_with_too_few(tmp_path):
+  fill(tmp_path, ['cat', 'dog'])
+  fill(tmp_path, ['rare'], 1)
+  with pytest.raises(ValueError, match=r'rare \(1\)'):
+    find(f'folder:{tmp_path}')
+  (tmp_path / 'empty').mkdir()
+  (tmp_path / 'text').mkdir()
+  (tmp_path / 'text' / 'a.txt').touch()
+  with pytest.raises(ValueError, match='empty, text'):
+    find(f'folder:{tmp_path}')
+
+
+@pytest.mark.parametrize('workdir', ['', 'runs/own-.', 'cat/out'])
+def test_a_workdir_among_the_images(tmp_path, workdir):
+  photos = tmp_path / 'photos'
+  with pytest.raises(ValueError, match=re.escape(f'--workdir={photos / workdir}')):
+    catalog.require_apart(f'folder:{photos}/', str(photos / workdir))
+
+
+@pytest.mark.parametrize(
+  'text, named',
+  [
+    ('', 'labels.csv'),
+    ('path,label\n', 'header'),
+    ('path,label\n0.png\n', "line 2: '0.png'"),
+    ('path,label\n0.png,\n', "line 2: '0.png,'"),
+    ('path,label,split\n0.png,x,train\n1.png,y,\n', "line 3: '1.png,y,'"),
+    ('path,label,split\n0.png,x,train\n1.png,y,dev\n', 'line 3: dev'),
+    ('path,label,split\n0.png,x,test\n1.png,y,test\n', 'train'),
+    ('0.png,x\n0.png,y\n', 'line 2: 0.png'),
+    ('0.png,x\n./0.png,y\n', 'line 2: ./0.png occurs a second time, first in line 1 as 0.png'),
+    ('path,label,split,Split\n0.png,x,train,test\n', 'line 1'),
+    ('file,class\n0.png,x\n', "line 1: 'file,class'"),
+    ('file,label\n0.png,x\n', "line 1: 'file,label'"),
+    ('path;label\n0.png;x\n', 'separate its columns by commas'),
+    ('0.png\tx\n', 'separate its columns by commas'),
+    (f'path,label\n{"x" * 200_000},x\n', 'line 2'),
+    ('0.png,x\n1,b.png,x\n', "line 2: '1,b.png,x'"),
+    ('0.png,x\n1.png,"a\nb"\n', r'a\nb'),
+    ('0.png,x\n1.png,x\n', "'x'"),
+    ('0.png,x\nnone.png,y\n', 'none.png'),
+  ],
+)
+def test_a_csv_that_is_none(tmp_path, text, named):
+  write_images(tmp_path, ['0.png', '1.png'])
+  (tmp_path / 'labels.csv').write_text(text)
+  with pytest.raises((ValueError, FileNotFoundError), match=re.escape(named)):
+    find(f'csv:{tmp_path}/labels.csv')
+
+
+@pytest.mark.parametrize(
+  'line, named',
+  [
+    ('a.png', 'line 2'),
+    ('a.png three', 'line 2'),
+    ('a.png 8', 'line 2: the label 8'),
+    ('a.png -1', 'the label -1'),
+    ('0.png 1', 'line 2: 0.png'),
+    ('./0.png 1', 'first in line 1 as 0.png'),
+    ('a.png --1', 'a.png --1'),
+    ('a.png \N{SUPERSCRIPT TWO}', '\N{SUPERSCRIPT TWO}'),
+    ('a.png ' + '9' * 5000, "999...' does not"),
+    ('none.png 1', 'none.png'),
+  ],
+)
+def test_a_list_that_is_none(tmp_path, line, named):
+  write_images(tmp_path, ['0.png', 'a.png'])
+  (tmp_path / 'list.txt').write_text(f'0.png 0\n{line}\n')
+  with pytest.raises((ValueError, FileNotFoundError), match=re.escape(named)):
+    read_list(tmp_path / 'list.txt', tmp_path, 8)
+
+
+@pytest.mark.parametrize('read', [read_csv, lambda path: read_list(path, path.parent, 2)])
+def test_label_files_that_are_missing_empty_or_no_utf_8(tmp_path, read):
+  path = tmp_path / 'labels'
+  with pytest.raises(FileNotFoundError, match=str(path)):
+    read(path)
+  for content in (b'\n\n', *('a.png 0\nü.png 1\n'.encode(x) for x in ('utf-16', 'latin-1'))):
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=str(path)):
+      read(path)
+
+
+@pytest.mark.parametrize('labels, named', [([0, 9], '0 to 9'), ([], 'pets has no images in test')])
+def test_a_split_without_images_or_with_a_label_beyond_the_classes(labels, named):
+  split = OpenedSplit(Files([f'{n}.png' for n in range(len(labels))], labels))
+  with pytest.raises(ValueError, match=named):
+    Task('pets', ('cat', 'dog', 'owl'), {'test': split}, 'photos').open('test')
+
+
+def encoded(values, format='tiff'):
+  buffer = io.BytesIO()
+  picture = values if isinstance(values, Image.Image) else Image.fromarray(values)
+  picture.save(buffer, format)
+  return buffer.getvalue()
+
+
+def fractions(*values):
+  return encoded(np.array([values], np.float32))
+
+
+GREY = Image.new('L', (9, 9))
+WIDTHS = [struct.pack('<HHIHH', 258, 3, 1, bits, 0) for bits in (32, 64)]  # BitsPerSample
+PLUGINS = {'AVIF': 'RGB', 'BLP': 'P', 'DDS': 'RGB', 'ICO': 'RGB', 'JPEG2000': 'RGB', 'SGI': 'RGB'}
+Image.init()
+
+
+@pytest.mark.parametrize(
+  'content, named',
+  [
+    *((encoded(np.array([[0, x]], np.int32)), 'mode I') for x in (200, 65535, 65536, -1)),
+    *(
+      (fractions(*x), f'from {x[0]:g} to {x[1]:g}')
+      for x in ((-1, 1), (0, 4095.5), (-0.01, 200), (0, 1.02))
+    ),
+    (fractions(0, np.nan), 'not finite'),
+    *((x, 'not a readable image') for x in (b'', b'no image', encoded(GREY, 'jpeg')[:200])),
+    (fractions(1, 1).replace(*WIDTHS), 'TIFF nor WEBP'),
+    *(
+      (encoded(GREY.convert(mode), name), 'neither BMP')
+      for name, mode in {**PLUGINS, 'SPIDER': 'F'}.items()
+      if name in Image.SAVE
+    ),
+    (b'P6 20000 20000 255\n', '20000 x 20000 pixels'),
+  ],
+)
+def test_an_image_that_is_none(content, named, monkeypatch):
+  monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', None)  # as programs do that read large images
+  with pytest.raises(OSError, match=named):
+    image.decode(content)
+
+
+@pytest.mark.parametrize(
+  'make, named',
+  [
+    (os.mkfifo, 'no regular file'),
+    (os.mkdir, 'no regular file'),
+    (lambda path: path.symlink_to('/dev/zero'), 'no regular file'),
+    (lambda path: path.symlink_to('none.png'), 'No such file'),
+    (lambda path: os.truncate(os.open(path, os.O_CREAT | os.O_WRONLY), 2**40), '1,099,511,627,776'),
+  ],
+)
+def test_what_is_no_file_or_longer_than_memory_is_not_read(tmp_path, make, named):
+  make(tmp_path / 'x.png')
+  with pytest.raises(OSError, match=named):
+    image.decode(tmp_path / 'x.png')
+
+
+@pytest.mark.parametrize(
+  'field, value',
+  [
+    *(('crop', 0.08), ('flip', 2), ('rand_augment', 9), ('crop_scale', (0.5, 0.1))),
+    *(('crop_scale', (0.0, 1.0)), ('crop_scale', 0.08), ('shift', -1), ('shift', 1.5)),
+    *(('color_jitter', -0.1), ('magnitude', 11.0), ('erasing', 1.5), ('mixup', float('nan'))),
+  ],
+)
+def test_a_field_of_the_augmentation(field, value):
+  with pytest.raises(ValueError, match=f'^{field}.*={re.escape(str(value))}|^crop_scale.0.=0.0'):
+    augment.Augmentation(**{field: value})
+
+
+@pytest.mark.parametrize(
+  'call, named',
+  [
+    (lambda: augment.Augmentation(flip=True).apply(None, IMAGES, 9, 'unit'), '8 x 8'),
+    (lambda: augment.Augmentation(shift=8).apply(None, IMAGES, 8, 'unit'), 'shift=8'),
+    (lambda: image.resize(GREY, 8, 'fill'), "'fill'"),
+    *(
+      (lambda x=x: normalization.normalize(IMAGES, x), f'={x!r}')
+      for x in ('none', [0.5, 0.5], None)
+    ),
+  ],
+)
+def test_an_argument(call, named):
+  with pytest.raises(ValueError, match=re.escape(named)):
+    call()
+
+
+IMAGES = np.ones((2, 8, 8, 3), np.uint8)
+
+
+@pytest.mark.parametrize('place', ['file', 'file/cache', '/proc/cache'])
+def test_a_cache_that_cannot_be_written(tmp_path, place):
+  write_images(tmp_path, ['a.png'])
+  (tmp_path / 'file').touch()
+  cache = os.path.join(tmp_path, place)
+  with pytest.raises(OSError, match=re.escape(cache)):
+    pipeline.load(Files([str(tmp_path / 'a.png')], [0]), 8, cache=cache)
+  with pytest.raises(OSError, match=re.escape(f'data.cache={cache!r}')):
+    pipeline.require_writable(cache)
+  pipeline.require_writable(str(tmp_path / 'new' / 'cache'))
+  assert sorted(os.listdir(tmp_path)) == ['a.png', 'file']
