@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -148,7 +148,7 @@ def expand(name: str) -> list[str]:
   choices = [
     all_values if part == 'all' else (part,) for part, all_values in zip(given, values, strict=True)
   ]
-  return ['/'.join(map(str, (kind, *chosen))) for chosen in itertools.product(*choices)]
+  return _names(kind, choices)
 
 
 def data_sets(kind: str) -> list[str]:
@@ -160,6 +160,10 @@ def data_sets(kind: str) -> list[str]:
   """
   parts = FAMILIES[kind].parts.items()
   choices = [values if part == 'NAME' else values[:1] for part, values in parts]
+  return _names(kind, choices)
+
+
+def _names(kind: str, choices: Iterable[Iterable[str | int]]) -> list[str]:
   return ['/'.join(map(str, (kind, *chosen))) for chosen in itertools.product(*choices)]
 
 

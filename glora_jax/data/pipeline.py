@@ -24,7 +24,7 @@ from glora_jax.data.examples import Examples, Part
 from glora_jax.data.image import ResizeRule, resize
 from glora_jax.files import write_arrays, writing
 from glora_jax.limits import printable
-from glora_jax.records import read_if_whole
+from glora_jax.records import Array, mismatch_of_arrays, read_if_whole
 
 log = logging.getLogger(__name__)
 
@@ -126,17 +126,13 @@ def cached_path(
 
 def _read_cached(path: str, labels: np.ndarray, image_size: int, skip_broken: bool) -> Split | None:
   """The arrays in a file of the cache; None where they are not what was written for the key."""
-  arrays = read_if_whole(path, 'images')
-  if arrays is None or not arrays.keys() >= {'images', 'labels'}:
+  side = image_size
+  expected = {'images': Array('u', ('image', side, side, 3)), 'labels': Array('i', ('image',))}
+  arrays = read_if_whole(path, 'images') or {}
+  if mismatch_of_arrays(arrays, expected) is not None:
     return None
-  split = Split(arrays['images'], arrays['labels'])
-  number = len(split.labels) if skip_broken else len(labels)
-  is_whole = split.labels.dtype == np.int32 and split.labels.shape == (number,)
-  is_whole &= split.images.dtype == np.uint8
-  is_whole &= split.images.shape == (number, image_size, image_size, 3)
-  if not is_whole or not (skip_broken or np.array_equal(split.labels, labels)):
-    return None
-  return split
+  split = Split(**arrays)
+  return split if skip_broken or np.array_equal(split.labels, labels) else None
 
 
 def require_writable(cache: str) -> None:

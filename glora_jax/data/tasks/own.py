@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from glora_jax.data import tfds
@@ -341,11 +341,11 @@ class StoredDataSet:
       ValueError: the data set has no 'train'.
     """
     tfds.prepare(self.builder)
-    stored = _stored_splits(self.builder.info.splits)
+    names = self.builder.info.splits
+    stored = {split: name for name, split in reversed(_SPLIT_OF.items()) if name in names}
     if 'train' not in stored:
       raise ValueError(
-        f'{self.dealer.origin} has the splits {", ".join(self.builder.info.splits)}; '
-        "a 'train' is expected."
+        f"{self.dealer.origin} has the splits {', '.join(names)}; a 'train' is expected."
       )
     lacking = [name for name in SPLITS if name not in stored]
     if split in ('train', *lacking) and lacking:
@@ -357,15 +357,6 @@ class StoredDataSet:
     if stored_name not in self._read_before:
       self._read_before[stored_name] = tfds.read(self.builder, stored_name)
     return self._read_before[stored_name]
-
-
-def _stored_splits(names: Container[str]) -> dict[str, str]:
-  """What a data set calls the splits that it has."""
-  present = {
-    split: next((name for name in known if name in names), None)
-    for split, known in _SPLIT_NAMES.items()
-  }
-  return {split: name for split, name in present.items() if name is not None}
 
 
 @dataclasses.dataclass(frozen=True)
