@@ -36,7 +36,9 @@ def execute(name: str) -> None:
     if cell.cell_type == 'code':
       cell.outputs = [small(output) for output in cell.outputs if output.get('name') != 'stderr']
   notebook.metadata.language_info = {'name': 'python'}
-  nbformat.write(notebook, path)
+  text = nbformat.writes(notebook).replace(f'{folder}/', '')  # whose name says nothing
+  with open(path, 'w', encoding='utf-8') as file:
+    file.write(text + '\n')
   print(f'{path}: {os.path.getsize(path) / 1000:.0f} kB')
 
 

@@ -49,9 +49,14 @@ class Parser(html.parser.HTMLParser):
       element.text += data
 
 
-def read(workdir):
-  """The elements of the page in a workdir."""
+def parse(text):
+  """The elements of a page."""
   parser = Parser()
-  parser.feed((workdir / 'report.html').read_text())
+  parser.feed(text)
   [root] = parser.open
   return root
+
+
+def read(workdir):
+  """The elements of the page in a workdir."""
+  return parse((workdir / 'report.html').read_text())

@@ -9,8 +9,10 @@ from __future__ import annotations
 import base64
 import dataclasses
 import functools
+import html
 import io
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +26,8 @@ from glora_jax.reports.markdown import spans
 
 NAME = 'report.html'
 _MINUTE, _HOUR = 60, 3600
+_SECTION = re.compile('<section id="([^"]+)".*?</section>', re.DOTALL)
+_WARNING = re.compile('<p class="warning">.*?</p>', re.DOTALL)
 
 
 def path(workdir: str) -> str:
@@ -43,6 +47,49 @@ def write(workdir: str, template: str, facts: Mapping[str, Any]) -> None:
   content = render(template, facts).encode('utf-8', 'backslashreplace')
   with whole(path(workdir)) as temporary, open(temporary, 'wb') as file:
     file.write(content)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+  """A page, or a part of one, as a notebook displays it: in a frame, as high as the page is.
+
+  Attributes:
+    workdir: whose page it is.
+    text: HTML.
+  """
+
+  workdir: str
+  text: str = dataclasses.field(repr=False)
+
+  def _repr_html_(self) -> str:
+    return (
+      f'<iframe srcdoc="{html.escape(self.text)}" title="{NAME}" '
+      'style="width: 100%; height: 40rem; border: 0" '
+      'onload="this.style.height = this.contentDocument.body.offsetHeight + \'px\'"></iframe>'
+    )
+
+
+def show(workdir: str, *sections: str) -> Shown:
+  """The page of a run, a comparison or a suite, for a notebook.
+
+  Args:
+    workdir: its folder.
+    *sections: names of sections, 'accuracy' and 'structure' for instance; all without any.
+
+  Raises:
+    OSError: there is no page.
+    ValueError: the page has no such section; the sentence names those that it has.
+  """
+  with open(path(workdir), encoding='utf-8') as file:
+    text = file.read()
+  found = {match[1]: match[0] for match in _SECTION.finditer(text)}
+  if unknown := [name for name in sections if name not in found]:
+    raise ValueError(f'The page has no section {unknown[0]!r}; it has {", ".join(found)}.')
+  if sections:
+    head, _, body = text.partition('<header>')
+    warning = _WARNING.search(body)
+    text = head + (warning[0] if warning else '') + '\n'.join(found[name] for name in sections)
+  return Shown(workdir, text)
 
 
 def render(template: str, facts: Mapping[str, Any]) -> str:

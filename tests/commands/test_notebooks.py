@@ -1,5 +1,6 @@
 """The notebooks are stored with their outputs, and run in a real kernel."""
 
+import html
 import os
 import re
 
@@ -97,7 +98,7 @@ def test_a_notebook_runs(name, tmp_path, monkeypatch):
   assert ('test loss on code' if name == 'language_model.ipynb' else 'test accuracy') in text
   assert not any(output.output_type == 'error' for output in outputs)
   if name == 'quickstart.ipynb':
-    shown = [output.get('data', {}) for output in outputs]
-    assert sum('image/png' in data for data in shown) == 5
-    tables = [data['text/markdown'] for data in shown if 'text/markdown' in data]
-    assert sum('| winner, finetuned |' in table for table in tables) == 2
+    assert sum('image/png' in output.get('data', {}) for output in outputs) == 1
+    shown = [html.unescape(output.get('data', {}).get('text/html', '')) for output in outputs]
+    tables = [text for text in shown if 'aria-label="Table: Accuracies"' in text]
+    assert sum('<th scope="row">winner, finetuned</th>' in text for text in tables) == 2

@@ -5,6 +5,7 @@ import itertools
 import re
 import types
 
+import html_pages
 import numpy as np
 import pages
 import pytest
@@ -13,6 +14,7 @@ from glora_jax.data.tasks import vtab
 from glora_jax.reports import (
   comparison_report,
   drawing,
+  markdown,
   page,
   run_charts,
   run_page,
@@ -227,6 +229,21 @@ def test_a_suite_shows_with_what_its_runs_were_made(tmp_path, board):
   text = pages.write_suite(tmp_path, board).text
   assert 'It was made in parts' in text
   assert [text.count(each.device) for each in (pages.PROVENANCE, elsewhere)] == [1, 1]
+
+
+def test_a_notebook_shows_parts_of_a_page_with_the_papers_warning(tmp_path, allocation):
+  findings = pages.make_findings(allocation)
+  findings.result['protocol'] = 'paper'
+  pages.write_run(tmp_path, findings)
+  frame = html_pages.parse(page.show(str(tmp_path), 'errors', 'accuracy')._repr_html_())
+  [shown] = frame.all('iframe')
+  root = html_pages.parse(shown.attributes['srcdoc'] + '</body></html>')
+  assert [heading.words() for heading in root.all('h2')] == ['Errors', 'Accuracy']
+  assert markdown.PAPER_LABEL in root.words()
+  assert pages.SCRIPT in root.text
+  assert page.show(str(tmp_path)).text == (tmp_path / page.NAME).read_text()
+  with pytest.raises(ValueError, match="no section 'error'; it has accuracy, structure, cost, "):
+    page.show(str(tmp_path), 'error')
 
 
 def test_a_page_is_not_written_through_a_link(tmp_path, allocation):

@@ -27,7 +27,6 @@ def test_the_table_has_every_form_on_offer_and_marks_what_was_bought(allocation)
 def test_the_page_says_what_was_found_and_what_it_cost(allocation, result):
   told = [
     structure_report.tell_choice(allocation, result),
-    structure_report.tell_forecast(allocation),
     structure_report.tell_cost(result),
   ]
   text = ' '.join(told)
