@@ -25,7 +25,6 @@ from benchmarks.machinery import embedded_task, training_steps
 from benchmarks.machinery.output import make_parser, print_result, print_table
 from benchmarks.machinery.timing import in_turn, medians
 from glora_jax.models.vit import ViT
-from glora_jax.reports import drawing
 from glora_jax.training import loop
 from glora_jax.training.recipe import Recipe
 
@@ -169,7 +168,10 @@ UNITS = {'time': 'ms a step', 'bytes': 'MiB held'}
 
 def draw(path: str, lines: dict[tuple[str, str], Line]) -> None:
   """One panel for each of time and bytes over depth and batch: the points and the line."""
-  figure, axes = drawing.panels(2, 2, figsize=(9, 7))
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(9, 7), layout='constrained')
+  axes = figure.subplots(2, 2)
   for axis, ((cost, varied), line) in zip(axes.ravel(), lines.items(), strict=True):
     ends = np.array([0, max(line.x)])
     axis.plot(ends, line.slope * ends + line.intercept, color='0.6')
@@ -180,7 +182,7 @@ def draw(path: str, lines: dict[tuple[str, str], Line]) -> None:
       ylim=(0, None),
       title=f'{line.slope:.3g} each, R$^2$ = {line.r2:.4f}',
     )
-  drawing.save(figure, path, dpi=120)
+  figure.savefig(path, dpi=120)
 
 
 def print_costs(costs: Costs, lines: dict[tuple[str, str], Line]) -> None:

@@ -13,12 +13,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from benchmarks.structures import plan
 from benchmarks.structures.__main__ import read_rates, store_of
 from benchmarks.structures.tables import budget_table
 from benchmarks.structures.tasks import TASKS
-from glora_jax.reports.drawing import palette, panels, save
+from glora_jax.reports.page import PALETTES
 
 PATH = 'notebooks/pictures/structures.png'
 MARKERS = {'final': 'o', 'confirming': 's'}
@@ -41,9 +42,9 @@ def tasks_of(tables: Iterable[Mapping[str, Any]]) -> list[str]:
 
 def draw_panel(axis: Axes, lines: Mapping[str, Mapping[str, Any]], tasks: Sequence[str]) -> None:
   """A budget's differences, a line for each task that has one."""
-  colors = palette()
-  by_verdict = {'win': colors.teal, 'tie': colors.dim, 'loss': colors.red}
-  axis.axvline(0, color=colors.ink, linewidth=0.8)
+  colors = PALETTES['light']
+  by_verdict = {'win': colors['teal'], 'tie': colors['dim'], 'loss': colors['red']}
+  axis.axvline(0, color=colors['ink'], linewidth=0.8)
   axis.set_yticks(range(len(tasks)), tasks)
   axis.set_ylim(len(tasks) - 0.5, -0.5)
   right = axis.get_yaxis_transform()
@@ -53,7 +54,7 @@ def draw_panel(axis: Axes, lines: Mapping[str, Mapping[str, Any]], tasks: Sequen
     axis.plot((low, high), (place, place), color=color, linewidth=2)
     axis.plot(mean, place, MARKERS[TASKS[task].set], color=color, markersize=6)
     name, *_ = line['best_fixed']
-    axis.text(1.02, place, name, transform=right, va='center', fontsize=SMALL, color=colors.dim)
+    axis.text(1.02, place, name, transform=right, va='center', fontsize=SMALL, color=colors['dim'])
 
 
 def main() -> None:
@@ -67,10 +68,10 @@ def main() -> None:
   lines = list(found.values())
   rows = [tasks_of(lines[at : at + COLUMNS]) for at in range(0, len(lines), COLUMNS)]
   heights = [HEIGHT + LINE * len(tasks) for tasks in rows]
-  figure, axes = panels(
+  figure = Figure(figsize=(WIDTH * COLUMNS, sum(heights)), layout='constrained')
+  axes = figure.subplots(
     len(rows),
     COLUMNS,
-    figsize=(WIDTH * COLUMNS, sum(heights)),
     height_ratios=heights,
     sharex=True,
     sharey='row',
@@ -80,9 +81,10 @@ def main() -> None:
     axis.set_axis_off()
   for number, (axis, budget) in enumerate(zip(axes.flat, found, strict=False)):
     draw_panel(axis, found[budget], rows[number // COLUMNS])
+    axis.spines[['top', 'right']].set_visible(False)
     axis.set_title(f'{budget:,} parameters', fontsize=10)
     axis.set_xlabel('points over the best fixed method (right)')
-  save(figure, PATH)
+  figure.savefig(PATH, dpi=150)
   print(PATH)
 
 

@@ -1,4 +1,4 @@
-"""Results as Markdown, CSV and pictures.
+"""Results as pages and CSV.
 
 Starts nothing and trains nothing: it reads what a run has found.
 """

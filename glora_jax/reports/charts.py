@@ -8,9 +8,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from matplotlib import ticker
 
-_TICKS = 5
+_INTERVALS = 5  # between the values along an axis, at most
 _DIGITS = 2  # of a place, which is a hundredth of a percent
 
 
@@ -89,10 +88,17 @@ def axis(
   if low == high:
     low, high = (low / 2, 2 * high) if is_log else (max(low - 0.5, min(low, 0)), high + 0.5)
   high = min(high, most)
-  if is_log:
-    return Axis(label, _decades(low, high), is_log)
-  locator = ticker.MaxNLocator(_TICKS, steps=[1, 2, 2.5, 5, 10], integer=whole)
-  return Axis(label, [round(float(value), 9) for value in locator.tick_values(low, high)])
+  return Axis(label, _decades(low, high) if is_log else _round_numbers(low, high, whole), is_log)
+
+
+def _round_numbers(low: float, high: float, whole: bool) -> list[float]:
+  """Multiples of 1, 2, 2.5 or 5 times a power of ten, around two numbers."""
+  for power in itertools.count(math.floor(math.log10((high - low) / _INTERVALS))):
+    for step in (float(f'{factor}e{power}') for factor in (1, 2, 2.5, 5)):
+      first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+      if last - first <= _INTERVALS and not (whole and step % 1):
+        return [round(number * step, 9) for number in range(first, last + 1)]
+  raise AssertionError('there is always a larger power')
 
 
 def _decades(low: float, high: float) -> list[float]:
@@ -100,7 +106,7 @@ def _decades(low: float, high: float) -> list[float]:
   powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
   rounds = [float(f'{factor}e{power}') for power in powers for factor in (1, 2, 5)]
   ends = max(value for value in rounds if value <= low), min(v for v in rounds if v >= high)
-  step = 1 if len(powers) <= _TICKS // 2 + 1 else 3
+  step = 1 if len(powers) <= _INTERVALS // 2 + 1 else 3
   return [ends[0], *(value for value in rounds[::step] if ends[0] < value < ends[1]), ends[1]]
 
 
@@ -170,10 +176,6 @@ class Chart(NamedTuple):
   marks: Sequence[Mark] = ()
   rules: Sequence[Rule] = ()
   legend: Sequence[tuple[str, str, str]] = ()
-
-  def has(self, kind: str) -> bool:
-    """Whether a line is drawn in a way."""
-    return any(line.kind == kind for line in self.lines)
 
 
 def points(x: Axis, y: Axis, xs: Iterable[Any], ys: Iterable[Any]) -> list[tuple[float, float]]:

@@ -1,4 +1,4 @@
-"""What a comparison has found: `table.csv`, `accuracy.png` and the sentences of its page."""
+"""What a comparison has found: `table.csv`, and the sentences and the table of its page."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib import ticker
-from matplotlib.axes import Axes
 
 from glora_jax.files import whole
 from glora_jax.reports import markdown
@@ -19,10 +17,8 @@ from glora_jax.reports.comparison_rows import (
   percent_of,
   row_title,
   rows,
-  style_of,
   title,
 )
-from glora_jax.reports.drawing import halo, palette, panels, save
 from glora_jax.reports.markdown import (
   Table,
   paragraph,
@@ -110,68 +106,8 @@ def agreements(result: Mapping[str, Any]) -> list[str]:
   ]
 
 
-def draw(path: str, result: Mapping[str, Any]) -> None:
-  """Draws test accuracy against trained parameters, with stars for structures that were chosen.
-
-  Args:
-    path: path of the PNG.
-    result: content of the comparison's `result.json`.
-  """
-  drawn = rows(result)
-  seeds = len(result['seeds'])
-  figure, axis = panels(figsize=(7.5, 4.6))
-  for row in drawn:
-    _draw_row(axis, row, row_title(row, seeds))
-  right = 2 * max(row['params'] for row in drawn) + 1000
-  axis.set_xscale('symlog', linthresh=1000)
-  axis.set_xlim(left=-200, right=right)
-  axis.set_xticks([0, *(10.0**power for power in range(3, int(np.log10(right)) + 1))])
-  axis.xaxis.set_major_formatter(ticker.StrMethodFormatter('{x:,.0f}'))
-  axis.xaxis.set_minor_locator(ticker.NullLocator())
-  axis.set_xlabel('trained parameters, head not counted (logarithmic from 1,000 on)')
-  axis.set_ylabel('test accuracy in %')
-  number = f'{seeds} {"seed" if seeds == 1 else "seeds"}'
-  axis.set_title(f'{result["task"]}, {number}', loc='left', parse_math=False)
-  axis.grid(axis='y', color=palette().rule)
-  axis.set_axisbelow(True)
-  save(figure, path)
-
-
-def _draw_row(axis: Axes, row: Mapping[str, Any], name: str) -> None:
-  """A mark with the spread of its accuracy and the row's name.
-
-  Structures that were chosen are named on the right, below, and all others on the left, above, so
-  that neighbours do not collide.
-  """
-  style = style_of(row['method'])
-  chosen, color = style.shape == 'star', getattr(palette(), style.color)
-  point = row['params'], 100 * row['test_accuracy']
-  axis.errorbar(
-    *point,
-    100 * (row['test_accuracy_spread'] or 0.0),
-    fmt='*' if chosen else 'o',
-    markersize=13 if chosen else 6,
-    color=color,
-    capsize=3,
-  )
-  on_the_right = chosen or row['params'] == 0
-  axis.annotate(
-    name.replace('at most', '≤'),
-    point,
-    textcoords='offset points',
-    xytext=(8, -4) if on_the_right else (-6, 3),
-    ha='left' if on_the_right else 'right',
-    va='top' if on_the_right else 'bottom',
-    fontsize=8,
-    color=color,
-    path_effects=halo(),
-    parse_math=False,
-  )
-
-
 def write(workdir: str, result: Mapping[str, Any]) -> None:
-  """Writes the table as CSV, and the picture."""
-  draw(os.path.join(workdir, 'accuracy.png'), result)
+  """Writes the table as CSV."""
   path = os.path.join(workdir, 'table.csv')
   with whole(path) as temporary, open(temporary, 'w', encoding='utf-8') as file:
     file.write(_csv(rows(result)))

@@ -56,7 +56,7 @@ class Style(NamedTuple):
 
 
 def style_of(name: str) -> Style:
-  """How a row is marked in pictures and on the page.
+  """How a row is marked on the page.
 
   Example:
     >>> style_of('gradient-40000')

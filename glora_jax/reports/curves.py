@@ -1,4 +1,4 @@
-"""The numbers behind the curves of a run, for pictures and pages alike."""
+"""The numbers behind the curves of a run, for its page."""
 
 from __future__ import annotations
 

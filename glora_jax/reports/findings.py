@@ -1,59 +1,22 @@
-"""What a run has found, for its report to tell."""
+"""What a run has found, for its page to tell."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
-
-import numpy as np
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from glora_jax.data.task import Task
 from glora_jax.method.space import Spec
-from glora_jax.reports.markdown import PAPER
+from glora_jax.reports.errors import Outcome
 from glora_jax.reports.provenance import Made
 from glora_jax.search.allocated import Allocation
 from glora_jax.search.archive import Archive
 
 
-class Outcome(NamedTuple):
-  """What the winner answered on the test images.
-
-  Attributes:
-    labels: the true classes, int [image].
-    classes: the answers, int [image].
-    probabilities: probability of each answer, [image].
-    pixels: function from indices of images to uint8 [image, size, size, 3].
-  """
-
-  labels: np.ndarray
-  classes: np.ndarray
-  probabilities: np.ndarray
-  pixels: Callable[[np.ndarray], np.ndarray]
-
-  @property
-  def wrong(self) -> int:
-    """How many answers are wrong."""
-    return int((self.classes != self.labels).sum())
-
-  def confusion(self, number: int) -> np.ndarray:
-    """How many images of each class got each answer, int [true, answer], of `number` classes."""
-    matrix = np.zeros((number, number), np.int64)
-    np.add.at(matrix, (self.labels, self.classes), 1)
-    return matrix
-
-  def surest_errors(self, most: int) -> np.ndarray:
-    """Indices of the wrong answers of the highest probabilities, the highest first.
-
-    Equal probabilities stay in the order of the images.
-    """
-    wrong = np.flatnonzero(self.classes != self.labels)
-    return wrong[np.argsort(-self.probabilities[wrong], kind='stable')][:most]
-
-
 @dataclasses.dataclass(frozen=True)
 class Findings:
-  """What a run has found, as far as its report tells it.
+  """What a run has found, as far as its page tells it.
 
   Attributes:
     result: content of `result.json`.
@@ -84,11 +47,6 @@ class Findings:
   def is_paper(self) -> bool:
     """Whether the subnet was searched on the test images."""
     return self.result['protocol'] == 'paper'
-
-  @property
-  def warning(self) -> str:
-    """What the title of a picture ends with."""
-    return f' ({PAPER})' if self.is_paper else ''
 
   @property
   def search_split(self) -> str:

@@ -21,10 +21,40 @@ import numpy as np
 from PIL import Image
 
 from glora_jax.files import whole
-from glora_jax.reports.drawing import PALETTES, Palette
 from glora_jax.reports.markdown import spans
 
 NAME = 'report.html'
+# On light and on dark paper. The four accents stay far from each other under protanopia and
+# deuteranopia, and so do the series.
+COLORS = {
+  'paper': ('#ffffff', '#16191d'),  # background
+  'ink': ('#222222', '#f0f0f0'),  # text and axes
+  'dim': ('#555555', '#b4b8be'),  # what stands back: means, a budget
+  'grey': ('#aaaaaa', '#72777e'),  # a crowd of points, none of which matters by itself
+  'rule': ('#e4e4e4', '#33383e'),  # hairlines of a grid
+  'blank': ('#f2f2f2', '#23272c'),  # a cell that holds nothing
+  'teal': ('#2a9d9d', '#3fb8a8'),  # the run's own: subnets, right answers; the form 'vector'
+  'red': ('#c8321f', '#e8503a'),  # what was chosen, and errors
+  'purple': ('#6f4fa8', '#9d85e6'),  # what it is compared with; the form 'LoRA'
+  'yellow': ('#f5c04a', '#fbe08a'),  # fills only, too faint for lines; the form 'constant'
+}
+# For any number of curves, in this order; those of Okabe and Ito without their yellow.
+SERIES = (
+  ('#0072b2', '#4a7fe0'),
+  ('#e69f00', '#e69f00'),
+  ('#009e73', '#00b386'),
+  ('#d55e00', '#d55e00'),
+  ('#cc79a7', '#e08fbd'),
+  ('#56b4e9', '#7cc8f2'),
+  ('#222222', '#f0f0f0'),
+)
+PALETTES = {
+  theme: {
+    **{name: pair[at] for name, pair in COLORS.items()},
+    **{f'series-{number}': pair[at] for number, pair in enumerate(SERIES)},
+  }
+  for at, theme in enumerate(('light', 'dark'))
+}
 _MINUTE, _HOUR = 60, 3600
 _SECTION = re.compile('<section id="([^"]+)".*?</section>', re.DOTALL)
 _WARNING = re.compile('<p class="warning">.*?</p>', re.DOTALL)
@@ -116,21 +146,8 @@ def _environment() -> jinja2.Environment:
     lstrip_blocks=True,
   )
   environment.filters |= {'spans': spans, 'png': png, 'duration': duration}
-  environment.globals |= {'palettes': {name: colors(each) for name, each in PALETTES.items()}}
+  environment.globals |= {'palettes': PALETTES}
   return environment
-
-
-def colors(palette: Palette) -> dict[str, str]:
-  """Every colour of a palette by name, those of its series numbered.
-
-  Example:
-    >>> from glora_jax.reports.drawing import LIGHT
-    >>> colors(LIGHT)['paper'], colors(LIGHT)['series-0']
-    ('#ffffff', '#0072b2')
-  """
-  named = dataclasses.asdict(palette)
-  series = named.pop('series')
-  return {**named, **{f'series-{number}': color for number, color in enumerate(series)}}
 
 
 def png(pixels: np.ndarray) -> str:

@@ -21,9 +21,9 @@ from glora_jax.reports.charts import (
   points,
   steps,
 )
-from glora_jax.reports.drawing import LIGHT
 from glora_jax.reports.findings import Findings
 from glora_jax.reports.markdown import plain
+from glora_jax.reports.page import SERIES
 from glora_jax.reports.verdict import interval, subnets, titles
 from glora_jax.search.allocated import Allocation
 
@@ -216,7 +216,7 @@ def _training_chart(
   stages = list(measured)
   lines, marks = [], []
   for (title, prefix), curve in found.items():
-    color = f'series-{stages.index(title) % len(LIGHT.series)}'
+    color = f'series-{stages.index(title) % len(SERIES)}'
     places = points(x, y, *zip(*curve, strict=True))
     name = f'{title}, validation' if prefix else title
     lines.append(Line(name, color, places, 'dashed' if prefix else 'line'))

@@ -6,10 +6,15 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from glora_jax.reports import charts, page, run_charts, run_report, snippets, structure_report
-from glora_jax.reports.confusion import confused
+from glora_jax.reports import (
+  charts,
+  errors,
+  page,
+  run_charts,
+  run_report,
+  snippets,
+  structure_report,
+)
 from glora_jax.reports.findings import Findings
 from glora_jax.reports.markdown import PAPER_LABEL, weights_name
 from glora_jax.reports.provenance import distinct
@@ -53,7 +58,7 @@ def facts(workdir: str, findings: Findings) -> dict[str, Any]:
     'allocation': allocation and _allocation(findings),
     'training': run_charts.training_charts(os.path.join(workdir, 'metrics.jsonl')),
     'trained': run_report.tell_training(findings),
-    'errors': _errors(findings),
+    'errors': errors.facts(findings.task.classes, findings.outcome),
     'told': [
       run_report.tell_run(findings),
       run_report.tell_protocol(findings),
@@ -96,29 +101,3 @@ def _allocation(findings: Findings) -> dict[str, Any]:
     'table': structure_report.values_table(list(allocation.units())),
     'explained': structure_report.VALUES_EXPLAINED,
   }
-
-
-def _errors(findings: Findings) -> dict[str, Any]:
-  """The winner's errors: in words, by class, and as images."""
-  classes, outcome = findings.task.classes, findings.outcome
-  surest = outcome.surest_errors(run_report.ERRORS)
-  return {
-    'told': run_report.count_errors(classes, outcome),
-    'confusion': confused(classes, outcome.confusion(len(classes))),
-    'shown': run_report.tell_shown(outcome) if len(surest) else '',
-    'images': _images(findings, surest) if len(surest) else [],
-  }
-
-
-def _images(findings: Findings, indices: np.ndarray) -> list[dict[str, Any]]:
-  """Test images, what each is, and what was said of it."""
-  classes, outcome = findings.task.classes, findings.outcome
-  return [
-    {
-      'pixels': pixels,
-      'true': classes[outcome.labels[index]],
-      'answer': classes[outcome.classes[index]],
-      'probability': f'{100 * outcome.probabilities[index]:.1f}%',
-    }
-    for index, pixels in zip(indices, outcome.pixels(indices), strict=True)
-  ]

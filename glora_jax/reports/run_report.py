@@ -1,70 +1,17 @@
-"""What a run says of itself: the sentences of its page, and its pictures."""
+"""What a run says of itself: the sentences and the table of its page."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
-
-import numpy as np
 
 from glora_jax.method import genomes
 from glora_jax.method.preset_names import GRADIENT
 from glora_jax.models.weights import EMBEDDED
-from glora_jax.reports import error_pictures, markdown, run_pictures
-from glora_jax.reports.allocation_pictures import draw_allocation
-from glora_jax.reports.findings import Findings, Outcome
+from glora_jax.reports import markdown
+from glora_jax.reports.findings import Findings
 from glora_jax.reports.markdown import PAPER_LABEL, Table, paragraph, percent, plain
 from glora_jax.reports.verdict import is_of_a_file, subnets, titles
-
-ERRORS = 12  # thumbnails
-NAMED_PAIRS = 3  # of confused classes
-
-
-def draw(workdir: str, findings: Findings) -> None:
-  """Draws the pictures of a report into the workdir of a run."""
-  result, spec = findings.result, findings.spec
-
-  def path(name: str) -> str:
-    return os.path.join(workdir, name)
-
-  run_pictures.draw_structure(path('structure.png'), spec, np.array(result['winner']['genome']))
-  if findings.archive is not None:
-    run_pictures.draw_search(
-      path('search.png'),
-      findings.archive,
-      findings.search_images,
-      result['hypervolume'],
-      findings.warning,
-    )
-    run_pictures.draw_pareto(
-      path('pareto.png'),
-      spec,
-      findings.archive,
-      findings.search_images,
-      result,
-      findings.presets,
-      findings.warning,
-    )
-  if findings.allocation is not None:
-    draw_allocation(path('allocation.png'), findings.allocation)
-  run_pictures.draw_training(path('training.png'), path('metrics.jsonl'))
-  draw_errors(workdir, findings.task.classes, findings.outcome, findings.warning)
-
-
-def draw_errors(workdir: str, classes: Sequence[str], outcome: Outcome, warning: str = '') -> None:
-  """Draws `confusion.png`, and where there are errors `errors.png`, into the workdir of a run."""
-  matrix = outcome.confusion(len(classes))
-  error_pictures.draw_confusion(os.path.join(workdir, 'confusion.png'), classes, matrix, warning)
-  errors = outcome.surest_errors(ERRORS)
-  if len(errors):
-    error_pictures.draw_errors(
-      os.path.join(workdir, 'errors.png'),
-      outcome.pixels(errors),
-      [classes[label] for label in outcome.labels[errors]],
-      [classes[answer] for answer in outcome.classes[errors]],
-      outcome.probabilities[errors],
-    )
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -198,39 +145,6 @@ def tell_images(result: Mapping[str, Any]) -> str:
     f'Seed {result["seed"]}; {seconds}.',
     '`config.json` has every field of the config, `result.json` every number of this page.',
   )
-
-
-def count_errors(classes: Sequence[str], outcome: Outcome) -> str:
-  """How many errors there are, and which classes are confused most often.
-
-  Args:
-    classes: names of the classes.
-    outcome: the winner's answers on the test images.
-  """
-  number = len(outcome.labels)
-  if not outcome.wrong:
-    return f'The winner got all {number:,} test images right: there is no error to show.'
-  pairs = error_pictures.confused_pairs(outcome.confusion(len(classes)))[:NAMED_PAIRS]
-  most_often = '; '.join(
-    f'{plain(classes[pair.true])} taken for {plain(classes[pair.answer])} ({pair.count})'
-    for pair in pairs
-  )
-  return (
-    f'The winner got {outcome.wrong:,} of {number:,} test images wrong. Most often: {most_often}.'
-  )
-
-
-def tell_shown(outcome: Outcome) -> str:
-  """Which of the errors are shown as images, where there are any."""
-  shown = (
-    'These are all'
-    if outcome.wrong <= ERRORS
-    else f'These are the {ERRORS} that the winner was surest of'
-  )
-  return paragraph(f"""
-    {shown}, as the model saw them: the true class, and after an arrow the answer and its
-    probability.
-  """)
 
 
 EQUATION = paragraph(r"""

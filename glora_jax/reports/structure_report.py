@@ -7,11 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from glora_jax.reports.allocation_pictures import FORMS, TITLES
 from glora_jax.reports.markdown import Table, paragraph, plain
 from glora_jax.search.agreement import agreement
 from glora_jax.search.allocated import Allocation, Unit
 
+FORMS = {
+  'A.vector': 'A vector',
+  'A.lora': 'A LoRA',
+  'B.lora': 'B LoRA',
+  'C.vector': 'C vector',
+  'E.vector': 'E vector',
+}
 VALUES_EXPLAINED = """\
 Value in percent of all that is on offer; what was bought is bold, a LoRA's rank in brackets."""
 
@@ -65,7 +71,7 @@ def values_table(units: Sequence[Unit]) -> Table:
     (plain(layer), *(_cell(cells.get((layer, form), []), total) for form in forms))
     for layer in layers
   ]
-  return Table(('layer', *(TITLES[form] for form in forms)), rows)
+  return Table(('layer', *(FORMS[form] for form in forms)), rows)
 
 
 def _cell(units: Sequence[Unit], total: float) -> str:

@@ -1,4 +1,4 @@
-"""What a suite has found: `table.csv`, `table.png` and the sentences of its page."""
+"""What a suite has found: `table.csv`, and the sentences and tables of its page."""
 
 from __future__ import annotations
 
@@ -7,13 +7,9 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from matplotlib.axes import Axes
-
 from glora_jax.files import whole
-from glora_jax.reports.columns import layout_of, title_of
-from glora_jax.reports.drawing import blend, palette, panels, save
+from glora_jax.reports.columns import layout_of
 from glora_jax.reports.markdown import (
-  PAPER,
   Table,
   paragraph,
   percent,
@@ -21,9 +17,7 @@ from glora_jax.reports.markdown import (
 )
 from glora_jax.reports.scoreboard import (
   MEAN_OF_GROUPS,
-  OURS,
   Board,
-  Line,
   Row,
   lines,
   means,
@@ -41,12 +35,11 @@ ROUNDED = 0.05  # percentage points that a published mean may be off by its roun
 
 
 def write(board: Board, workdir: str) -> None:
-  """Writes `table.csv` and `table.png` into the workdir."""
+  """Writes `table.csv` into the workdir."""
   rows = own_rows(board) + published_rows(board.tasks)
   path = os.path.join(workdir, 'table.csv')
   with whole(path) as temporary, open(temporary, 'w', newline='', encoding='utf-8') as file:
     csv.writer(file).writerows(csv_lines(board, rows))
-  draw(os.path.join(workdir, 'table.png'), board, rows)
 
 
 def count_done(board: Board) -> str:
@@ -242,60 +235,6 @@ def csv_lines(board: Board, rows: Sequence[Row]) -> list[list[Any]]:
   return table
 
 
-def draw(path: str, board: Board, rows: Sequence[Row]) -> None:
-  """Draws the first of our rows as bars, and the linear probe and the published rows as marks.
-
-  Args:
-    path: path of the PNG.
-    board: the suite.
-    rows: our rows, then the published ones.
-  """
-  table = lines(board, rows)
-  figure, axis = panels(figsize=(8, 1.6 + 0.27 * len(table)))
-  _draw_bars(axis, table, rows[0].method)
-  _draw_marks(axis, table, rows)
-  axis.set_yticks(range(len(table)), [line.title for line in table], fontsize=8)
-  for label, line in zip(axis.get_yticklabels(), table, strict=True):
-    label.set_fontweight('bold' if line.is_mean else 'normal')
-  axis.set(xlabel='test accuracy in %', xlim=(0, 100), ylim=(len(table) - 0.4, -0.6))
-  legend = figure.legend(loc='outside lower center', ncols=3, frameon=False, fontsize=8)
-  for text in legend.get_texts():
-    text.set_parse_math(False)
-  warning = f'\n{PAPER}: ours were searched on the test set' if board.is_paper else ''
-  axis.set_title(
-    f'{title_of(board.tasks)}: {count_done(board)}{warning}',
-    loc='left',
-  )
-  save(figure, path, dpi=130, bbox_inches='tight')
-
-
-def _draw_bars(axis: Axes, table: Sequence[Line], label: str) -> None:
-  """A bar for the first cell of every line; hatched where a part of a mean is missing."""
-  teal = palette().teal
-  for place, line in enumerate(table):
-    cell = line.cells[0]
-    if cell.value is not None:
-      full = blend(teal, palette().ink, 0.4) if line.is_mean else teal
-      axis.barh(
-        place,
-        cell.value,
-        color=full if cell.complete else blend(teal, palette().paper, 0.75),
-        height=0.72,
-        hatch='' if cell.complete else '///',
-        edgecolor=palette().paper,
-        zorder=1,
-      )
-    axis.text(
-      101.5,
-      place,
-      str(cell),
-      va='center',
-      fontsize=8,
-      fontweight='bold' if line.is_mean else 'normal',
-    )
-  axis.barh([0], [0], color=teal, label=label)
-
-
 class Style(NamedTuple):
   """How a row is marked.
 
@@ -310,20 +249,6 @@ class Style(NamedTuple):
   shape: Literal['tick', 'diamond', 'star', 'ring']
 
 
-class _Marker(NamedTuple):
-  marker: str
-  size: int
-  linewidth: float
-
-
-_MARKERS = {
-  'tick': _Marker('|', 70, 1.5),
-  'diamond': _Marker('D', 26, 0.6),
-  'star': _Marker('*', 78, 0.6),
-  'ring': _Marker('o', 13, 0.6),
-}
-
-
 def style_of(row: Row) -> Style:
   """How a row is marked: ours, LoRA and GLoRA each in a way of its own."""
   if row.ours:
@@ -333,26 +258,3 @@ def style_of(row: Row) -> Style:
   if row.method == 'GLoRA':
     return Style('GLoRA, published', 'red', 'star')
   return Style('other published rows', 'grey', 'ring')
-
-
-def _draw_marks(axis: Axes, table: Sequence[Line], rows: Sequence[Row]) -> None:
-  """A mark for every complete cell of the published rows, and of our linear probe above them."""
-  others = [number for number, row in enumerate(rows) if not row.ours]
-  linear = next(number for number, row in enumerate(rows) if row.method.endswith(OURS['linear']))
-  labels = set()
-  for number in (*others, linear):
-    style = style_of(rows[number])
-    mark = _MARKERS[style.shape]
-    places = [place for place, line in enumerate(table) if line.cells[number].complete]
-    axis.scatter(
-      [table[place].cells[number].value for place in places],
-      places,
-      marker=mark.marker,
-      color=getattr(palette(), style.color),
-      s=mark.size,
-      zorder=3 if mark.marker == 'o' else 4,
-      linewidths=mark.linewidth,
-      edgecolors=None if mark.marker == '|' else palette().paper,
-      label=None if style.label in labels else style.label,
-    )
-    labels.add(style.label)

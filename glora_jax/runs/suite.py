@@ -1,6 +1,6 @@
 """The tasks of a benchmark, each a run of its own in a folder of the workdir, and one table of all.
 
-    workdir/  config.json  report.html  table.csv  table.png  compiled/  cifar100/ (a run)  ...
+    workdir/  config.json  report.html  table.csv  compiled/  cifar100/ (a run)  ...
 
 What is ready runs; what is not is listed with what is missing, and so is a task that fails, and the
 others go on. All are checked, their images included, before the first begins. The table is made of

@@ -1,15 +1,18 @@
 """Draws method.png, the picture of GLoRA in the README: `python notebooks/pictures/method.py`."""
 
 import pathlib
+import types
 
 import numpy as np
 from matplotlib import patches
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from glora_jax.reports.drawing import LIGHT, blend, panels, readable_on, save
+from glora_jax.reports.page import PALETTES
 
+LIGHT = types.SimpleNamespace(**PALETTES['light'])
 FROZEN = '#d9d9d9'
-FOLDED = blend(LIGHT.teal, LIGHT.paper, 0.7)
+FOLDED = '#bfe2e2'
 TENSORS = {
   'A': LIGHT.yellow,
   'B': LIGHT.teal,
@@ -39,7 +42,8 @@ def box(axis: Axes, corner, width: float, height: float, color: str, label: str)
     patches.FancyBboxPatch(corner, width, height, facecolor=color, linewidth=0.8, **outline)
   )
   x, y = corner
-  write(axis, x + width / 2, y + height / 2, label, 11, va='center', color=readable_on(color))
+  ink = LIGHT.paper if color == LIGHT.purple else LIGHT.ink
+  write(axis, x + width / 2, y + height / 2, label, 11, va='center', color=ink)
 
 
 def arrow(axis: Axes, start, end) -> None:
@@ -125,7 +129,8 @@ def draw_fold(axis: Axes) -> None:
 
 def main() -> None:
   """Draws the four panels beside each other."""
-  figure, axes = panels(1, 4, figsize=(16, 4), width_ratios=(5.6, 4.8, 5, 4.9))
+  figure = Figure(figsize=(16, 4), layout='constrained')
+  axes = figure.subplots(1, 4, width_ratios=(5.6, 4.8, 5, 4.9))
   drawings = {
     '1  Five support tensors per linear layer': draw_layer,
     '2  Train a supernet of all their forms': draw_supernet,
@@ -137,7 +142,7 @@ def main() -> None:
     axis.axis('off')
     axis.set_title(title, loc='left', fontsize=12, color=LIGHT.ink)
     draw(axis)
-  save(figure, pathlib.Path(__file__).with_suffix('.png'), dpi=110)
+  figure.savefig(pathlib.Path(__file__).with_suffix('.png'), dpi=110)
 
 
 if __name__ == '__main__':

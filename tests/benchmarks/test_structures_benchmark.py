@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from benchmarks.structures import __main__ as command
 from benchmarks.structures import cost, display, figure, gate, methods, plan, searched, tuning
@@ -22,7 +23,6 @@ from benchmarks.structures.tasks import TASKS
 from glora_jax.method.genomes import count_params
 from glora_jax.method.presets import preset
 from glora_jax.method.space import Layer, SearchSpace, Spec
-from glora_jax.reports import drawing
 from glora_jax.training import loop
 from glora_jax.training.losses import subnet_loss
 
@@ -241,7 +241,7 @@ def test_the_figure_draws_each_difference_on_the_line_of_its_task():
     'angle': {'difference': [2.0, 1.0, 3.0], 'verdict': 'win', 'best_fixed': ['bitfit', 9, 60.0]},
     'stripes': {'difference': [-1.0, -3.0, 1.0], 'verdict': 'tie', 'best_fixed': ['ssf', 9, 60.0]},
   }
-  _, axis = drawing.panels(figsize=(4, 4))
+  axis = Figure().subplots()
   figure.draw_panel(axis, lines, ['count', 'angle', 'stripes'])
   drawn = [np.column_stack(line.get_data()).tolist() for line in axis.lines[1:]]  # after that of 0
   assert drawn == [[[1, 1], [3, 1]], [[2, 1]], [[-3, 2], [1, 2]], [[-1, 2]]]

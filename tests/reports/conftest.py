@@ -1,11 +1,10 @@
-"""What tests of reports share: results made by hand, and a look at what was drawn."""
+"""What tests of reports share: results made by hand."""
 
 import numpy as np
 import pytest
 
 from glora_jax.data.catalog import expand
 from glora_jax.method.space import Layer, SearchSpace, Spec
-from glora_jax.reports import drawing
 from glora_jax.reports.scoreboard import Board
 from glora_jax.search.allocated import Allocation
 from glora_jax.search.allocation import Values
@@ -69,17 +68,3 @@ def allocation():
   )
   curve = Curve(np.array([0, 8, 16, 40]), np.array([0.0, 3.0, 5.0, 10.0]), knee=2)
   return Allocation(genome, {}, spec, values, curve, 40, False)
-
-
-@pytest.fixture
-def figures(monkeypatch):
-  """The figures that were saved, beside their files."""
-  saved = []
-  savefig = drawing.Figure.savefig
-
-  def remember(figure, *arguments, **options):
-    saved.append(figure)
-    savefig(figure, *arguments, **options)
-
-  monkeypatch.setattr(drawing.Figure, 'savefig', remember)
-  return saved

@@ -7,7 +7,8 @@ import numpy as np
 
 from glora_jax.method.genomes import count_params
 from glora_jax.reports import comparison_page, run_page, suite_page
-from glora_jax.reports.findings import Findings, Outcome
+from glora_jax.reports.errors import Outcome
+from glora_jax.reports.findings import Findings
 from glora_jax.reports.provenance import Provenance
 from glora_jax.reports.verdict import PAIRED
 from glora_jax.search.archive import Archive

@@ -1,22 +1,18 @@
 """The pages of runs, comparisons and suites: whole, readable, and as their results say."""
 
-import dataclasses
 import itertools
 import re
 import types
 
 import html_pages
-import numpy as np
 import pages
 import pytest
 
 from glora_jax.data.tasks import vtab
 from glora_jax.reports import (
   comparison_report,
-  drawing,
   markdown,
   page,
-  run_charts,
   run_page,
   scoreboard,
   suite_page,
@@ -147,40 +143,6 @@ def test_curves_are_where_the_metrics_are(tmp_path, allocation):
   } <= told
 
 
-@pytest.mark.parametrize(
-  'line',
-  [
-    '',
-    '{"stage": "head", "epoch": 1, "loss": 0.0}\n',
-    '{"stage": "head", "epoch": 1, "loss": NaN, "accuracy": null}\n',
-  ],
-)
-def test_nothing_is_drawn_of_training_where_nothing_can_be(line, tmp_path):
-  metrics = tmp_path / 'metrics.jsonl'
-  metrics.write_text(line)
-  assert run_charts.training_charts(str(metrics)) == []
-  metrics.write_text(line + pages.METRICS)
-  assert [chart.y.label for chart in run_charts.training_charts(str(metrics))] == [
-    *('accuracy in %', 'loss')
-  ]
-
-
-def test_a_share_has_no_place_above_all(tmp_path):
-  metrics = tmp_path / 'metrics.jsonl'
-  metrics.write_text('{"stage": "head", "epoch": 1, "accuracy": 1.0}\n')
-  [chart] = run_charts.training_charts(str(metrics))
-  assert [tick.label for tick in chart.y.ticks()][-1] == '100'
-
-
-def test_a_long_curve_reaches_its_end(allocation):
-  params = np.arange(1000)
-  curve = allocation.curve._replace(params=params, values=np.sqrt(params), knee=500)
-  long = dataclasses.replace(allocation, curve=curve, budget=999)
-  [line] = run_charts.value_chart(long).lines
-  assert line.points[-1][1] == 0
-  assert len(line.points) < 1000
-
-
 def test_a_run_without_errors_search_and_presets_has_a_page(tmp_path, allocation):
   findings = pages.make_findings(allocation, [f'class {number}' for number in range(41)])
   findings.outcome.classes[:] = findings.outcome.labels
@@ -253,15 +215,6 @@ def test_a_page_is_not_written_through_a_link(tmp_path, allocation):
   pages.write_run(tmp_path, pages.make_findings(allocation))
   assert target.read_text() == 'mine'
   assert not (tmp_path / page.NAME).is_symlink()
-
-
-def test_counts_can_be_read_on_every_shade_of_a_confusion_matrix():
-  most = int(re.search(r'var\(--s\) \* (\d+)%', page.stylesheet())[1]) / 100
-  for palette in drawing.PALETTES.values():
-    for hue in (palette.teal, palette.red):
-      for strength in np.linspace(0, 1, 11):
-        shade = drawing.blend(palette.blank, hue, most * strength)
-        assert drawing.contrast(palette.ink, shade) >= 4.5
 
 
 @pytest.mark.parametrize('is_there, opens', [(True, True), (True, False), (False, True)])

@@ -4,14 +4,13 @@ Whole reports are in tests/runs.
 """
 
 import dataclasses
-import os
 
 import numpy as np
 import pages
 import pytest
 
-from glora_jax.reports import run_report, snippets
-from glora_jax.reports.findings import Outcome
+from glora_jax.reports import errors, run_report, snippets
+from glora_jax.reports.errors import Outcome
 
 
 def outcome(labels, classes, probabilities):
@@ -27,31 +26,56 @@ def test_the_surest_errors_are_the_wrong_answers_of_the_highest_probabilities():
   assert found.confusion(3).tolist() == [[1, 1, 0], [0, 1, 1], [1, 0, 0]]
 
 
-def test_errors_are_told_in_names(tmp_path):
-  classes = ['a_b', 'dog', 'x|y']
+def test_errors_are_told_in_names():
   found = outcome([0, 0, 0, 1, 2], [1, 1, 0, 1, 0], [0.9, 0.6, 0.9, 0.9, 0.8])
-  assert run_report.count_errors(classes, found) == (
+  told = errors.facts(['a_b', 'dog', 'x|y'], found)
+  assert told['told'] == (
     'The winner got 3 of 5 test images wrong. '
     r'Most often: a\_b taken for dog (2); x\|y taken for a\_b (1).'
   )
-  assert 'These are all, as the model saw them' in run_report.tell_shown(found)
-  run_report.draw_errors(str(tmp_path), classes, found)
-  assert sorted(os.listdir(tmp_path)) == ['confusion.png', 'errors.png']
+  assert 'These are all, as the model saw them' in told['shown']
+  assert [image['probability'] for image in told['images']] == ['90.0%', '80.0%', '60.0%']
+  assert [bar.label for bar in told['pairs']] == ['a_b, taken for dog', 'x|y, taken for a_b']
 
 
-def test_where_there_are_no_errors_the_report_says_so(tmp_path):
-  classes = ['cat', 'dog']
-  found = outcome([0, 1], [0, 1], [0.9, 0.6])
-  text = run_report.count_errors(classes, found)
-  assert text == 'The winner got all 2 test images right: there is no error to show.'
-  run_report.draw_errors(str(tmp_path), classes, found)
-  assert os.listdir(tmp_path) == ['confusion.png']
+def test_where_there_are_no_errors_the_page_says_so():
+  told = errors.facts(['cat', 'dog'], outcome([0, 1], [0, 1], [0.9, 0.6]))
+  assert told['told'] == 'The winner got all 2 test images right: there is no error to show.'
+  assert told['images'] == told['pairs'] == []
 
 
 def test_of_many_errors_the_surest_are_shown():
-  number = run_report.ERRORS + 1
-  text = run_report.tell_shown(outcome([0] * number, [1] * number, np.linspace(0.5, 1, number)))
-  assert f'These are the {run_report.ERRORS} that the winner was surest of' in text
+  number = errors.IMAGES + 1
+  found = outcome([0] * number, [1] * number, np.linspace(0.5, 1, number))
+  told = errors.facts(['cat', 'dog'], found)
+  assert f'These are the {errors.IMAGES} that the winner was surest of' in told['shown']
+  assert len(told['images']) == errors.IMAGES
+
+
+def test_right_answers_and_errors_are_shaded_each_by_the_share_of_their_class():
+  matrix = np.array([[6, 2, 0], [0, 10, 0], [0, 0, 0]])
+  rows = errors.confusion_rows(['a', 'b', 'c'], matrix)
+  assert [row.recall for row in rows] == ['75%', '100%', 'none']
+  strengths = [[cell.strength for cell in row.cells] for row in rows]
+  assert strengths == [[0.75, 1, 0], [0, 1, 0], [0, 0, 0]]
+  assert [[cell.count for cell in row.cells] for row in rows] == matrix.tolist()
+
+
+@pytest.mark.parametrize('number, pairs', [(40, 6), (41, 20)])
+def test_of_many_classes_pairs_stand_in_place_of_the_matrix(number, pairs):
+  labels = np.repeat(np.arange(number), 3)
+  told = errors.facts(
+    [f'class {n}' for n in range(number)],
+    outcome(labels, (labels + 1) % number, np.full(len(labels), 0.5)),
+  )
+  assert bool(told['rows']) == (number == 40)
+  assert len(told['pairs']) == pairs
+  assert told['pairs'][0] == ('class 0, taken for class 1', 100.0, '3 of 3')
+
+
+def test_pairs_are_ordered_by_how_often_they_were_confused():
+  matrix = np.array([[50, 2, 0], [7, 40, 2], [0, 0, 30]])
+  assert errors.confused_pairs(matrix) == [(1, 0), (0, 1), (1, 2)]
 
 
 def test_the_table_has_a_column_for_every_further_test_set():

@@ -175,7 +175,7 @@ def test_learning_rates_are_given_or_the_best_on_validation_images(compared):
 
 
 @pytest.mark.slow
-def test_table_and_picture_say_what_the_result_says(compared):
+def test_table_and_page_say_what_the_result_says(compared):
   workdir, result = compared
   with open(workdir / 'table.csv') as file:
     lines = {line['method']: line for line in csv.DictReader(file)}
@@ -186,7 +186,6 @@ def test_table_and_picture_say_what_the_result_says(compared):
     assert float(lines[name]['test_accuracy']) == pytest.approx(mean)
     assert float(lines[name]['test_accuracy_spread']) == pytest.approx(spread)
     assert f'{100 * mean:.1f} ± {100 * spread:.1f}' in report
-  assert os.path.getsize(workdir / 'accuracy.png') > 5000
 
 
 @pytest.mark.slow

@@ -53,12 +53,6 @@ FILES = {
   'test_list.json',
   'result.json',
   'report.html',
-  'structure.png',
-  'search.png',
-  'pareto.png',
-  'training.png',
-  'confusion.png',
-  'errors.png',
 }
 
 

@@ -19,8 +19,9 @@ from glora_jax.method.draws import check_budget
 from glora_jax.method.genomes import genome_to_json
 from glora_jax.method.preset_names import preset_label
 from glora_jax.models import weights
-from glora_jax.reports import run_page, run_report
-from glora_jax.reports.findings import Findings, Outcome
+from glora_jax.reports import run_page
+from glora_jax.reports.errors import Outcome
+from glora_jax.reports.findings import Findings
 from glora_jax.runs import provenance_record
 from glora_jax.runs.run import Candidate, Run
 from glora_jax.runs.sections import GRADIENT
@@ -88,7 +89,7 @@ def write_results(
   answers: Predictions,
   found: Found,
 ) -> dict[str, Any]:
-  """Folds the winner, and writes adapter, plain checkpoint, pictures and report.
+  """Folds the winner, and writes adapter, plain checkpoint and page.
 
   Args:
     run: the run.
@@ -153,7 +154,6 @@ def write_results(
       backbone=_backbone(run),
       made=provenance_record.recorded(run.workdir),
     )
-    run_report.draw(run.workdir, findings)
     run_page.write(run.workdir, findings)
   return result
 

@@ -1,0 +1,183 @@
+"""Where a classifier errs: how many answers are wrong, and which class was taken for which."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from glora_jax.reports.charts import bars
+from glora_jax.reports.markdown import paragraph, plain
+
+MATRIX_CLASSES = 40  # more do not fit into a confusion matrix that can be read
+WORST, PAIRS = 6, 20  # pairs of classes: beside a matrix, and in its place
+NAMED_PAIRS = 3
+IMAGES = 12
+
+
+class Outcome(NamedTuple):
+  """What the winner answered on the test images.
+
+  Attributes:
+    labels: the true classes, int [image].
+    classes: the answers, int [image].
+    probabilities: probability of each answer, [image].
+    pixels: function from indices of images to uint8 [image, size, size, 3].
+  """
+
+  labels: np.ndarray
+  classes: np.ndarray
+  probabilities: np.ndarray
+  pixels: Callable[[np.ndarray], np.ndarray]
+
+  def confusion(self, number: int) -> np.ndarray:
+    """How many images of each class got each answer, int [true, answer], of `number` classes."""
+    matrix = np.zeros((number, number), np.int64)
+    np.add.at(matrix, (self.labels, self.classes), 1)
+    return matrix
+
+  def surest_errors(self, most: int = IMAGES) -> np.ndarray:
+    """Indices of the wrong answers of the highest probabilities, the highest first.
+
+    Equal probabilities stay in the order of the images.
+    """
+    wrong = np.flatnonzero(self.classes != self.labels)
+    return wrong[np.argsort(-self.probabilities[wrong], kind='stable')][:most]
+
+
+class Cell(NamedTuple):
+  """How many images of a class got an answer.
+
+  Attributes:
+    count: how many.
+    strength: of its shade, from 0 to 1.
+    is_right: whether the answer is right.
+  """
+
+  count: int
+  strength: float
+  is_right: bool
+
+
+class Row(NamedTuple):
+  """A class.
+
+  Attributes:
+    name: its name.
+    recall: how much of it was found, '97%'; 'none' where there are no images of it.
+    cells: one for every answer.
+  """
+
+  name: str
+  recall: str
+  cells: Sequence[Cell]
+
+
+def facts(classes: Sequence[str], outcome: Outcome) -> dict[str, Any]:
+  """What a page says of the winner's errors: in words, by class, and as images.
+
+  Args:
+    classes: names of the classes.
+    outcome: the winner's answers on the test images.
+  """
+  matrix = outcome.confusion(len(classes))
+  is_small, pairs = len(classes) <= MATRIX_CLASSES, confused_pairs(matrix)
+  surest = outcome.surest_errors(IMAGES)
+  return {
+    'told': tell_errors(classes, matrix),
+    'rows': confusion_rows(classes, matrix) if is_small else [],
+    'pairs': bars(
+      [
+        (
+          f'{classes[true]}, taken for {classes[answer]}',
+          matrix[true, answer],
+          f'{matrix[true, answer]:,} of {matrix[true].sum():,}',
+        )
+        for true, answer in pairs[: WORST if is_small else PAIRS]
+      ]
+    ),
+    'shown': tell_shown(matrix),
+    'images': [
+      {
+        'pixels': pixels,
+        'true': classes[outcome.labels[index]],
+        'answer': classes[outcome.classes[index]],
+        'probability': f'{100 * outcome.probabilities[index]:.1f}%',
+      }
+      for index, pixels in zip(surest, outcome.pixels(surest), strict=True)
+    ]
+    if len(surest)
+    else [],
+  }
+
+
+def confused_pairs(matrix: np.ndarray) -> list[tuple[int, int]]:
+  """Every (class, answer) that was confused, the most frequent first.
+
+  Args:
+    matrix: int [true, answer], numbers of images.
+
+  Example:
+    >>> confused_pairs(np.array([[50, 2], [7, 40]]))
+    [(1, 0), (0, 1)]
+  """
+  pairs = np.argwhere(matrix - np.diag(np.diag(matrix))).tolist()
+  return sorted(((true, answer) for true, answer in pairs), key=lambda at: (-matrix[at], at))
+
+
+def confusion_rows(classes: Sequence[str], matrix: np.ndarray) -> list[Row]:
+  """The rows of a confusion matrix, right answers and errors each shaded on a scale of their own.
+
+  On a common scale the errors of a good model would vanish beside its right answers.
+
+  Args:
+    classes: names of the classes.
+    matrix: int [true, answer], numbers of images.
+
+  Example:
+    >>> cat, dog = confusion_rows(['cat', 'dog'], np.array([[9, 1], [0, 10]]))
+    >>> cat.recall, cat.cells[1]
+    ('90%', Cell(count=1, strength=1.0, is_right=False))
+  """
+  of_class, right = matrix.sum(axis=1), np.eye(len(matrix), dtype=bool)
+  shares = matrix / np.maximum(of_class, 1)[:, None]
+  most = max(shares[~right].max(initial=0), 1e-9)
+  strengths = np.where(right, shares, shares / most).round(3)
+  return [
+    Row(
+      name,
+      f'{100 * shares[true, true]:.0f}%' if of_class[true] else 'none',
+      [
+        Cell(count, strength, true == answer)
+        for answer, (count, strength) in enumerate(
+          zip(matrix[true].tolist(), strengths[true].tolist(), strict=True)
+        )
+      ],
+    )
+    for true, name in enumerate(classes)
+  ]
+
+
+def tell_errors(classes: Sequence[str], matrix: np.ndarray) -> str:
+  """How many errors there are, and which classes are confused most often."""
+  wrong = matrix.sum() - matrix.trace()
+  if not wrong:
+    return f'The winner got all {matrix.sum():,} test images right: there is no error to show.'
+  most_often = '; '.join(
+    f'{plain(classes[true])} taken for {plain(classes[answer])} ({matrix[true, answer]})'
+    for true, answer in confused_pairs(matrix)[:NAMED_PAIRS]
+  )
+  return (
+    f'The winner got {wrong:,} of {matrix.sum():,} test images wrong. Most often: {most_often}.'
+  )
+
+
+def tell_shown(matrix: np.ndarray) -> str:
+  """Which of the errors are shown as images, where there are any."""
+  are_all = matrix.sum() - matrix.trace() <= IMAGES
+  shown = 'These are all' if are_all else f'These are the {IMAGES} that the winner was surest of'
+  return paragraph(f"""
+    {shown}, as the model saw them: the true class, and after an arrow the answer and its
+    probability.
+  """)

@@ -1,0 +1,127 @@
+"""Charts have round numbers along their axes, and show the numbers that they were given."""
+
+import dataclasses
+
+import numpy as np
+import pages
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from glora_jax.reports import run_charts
+from glora_jax.reports.charts import axis
+from glora_jax.search.choice import Curve
+
+SIZES = st.floats(-1e7, 1e7).map(lambda value: round(value, 3))
+
+
+@given(st.lists(SIZES, min_size=1, max_size=4), st.booleans())
+def test_an_axis_has_few_round_numbers_around_all_values(values, whole):
+  found = np.array(axis('', values, whole=whole).values)
+  assert 2 <= len(found) <= 6
+  [step] = {f'{step:.4g}' for step in np.diff(found)}
+  room = 1e-8 * float(step)
+  assert found[0] - room <= min(values) <= max(values) <= found[-1] + room
+  assert f'{float(step):e}'.split('e')[0].rstrip('0').rstrip('.') in ('1', '2', '2.5', '5')
+  assert not whole or not np.any(found % 1)
+
+
+@pytest.mark.parametrize(
+  'values, expected',
+  [
+    ([0, 7], [0, 2, 4, 6, 8]),
+    ([86.2, 97.9], [85, 90, 95, 100]),
+    ([0, 100_320], [0, 25_000, 50_000, 75_000, 100_000, 125_000]),
+    ([0, 0.003], [0, 0.001, 0.002, 0.003]),
+  ],
+)
+def test_the_numbers_along_an_axis_are_as_near_as_there_is_room(values, expected):
+  assert axis('', values).values == expected
+
+
+def test_a_loss_has_decades_and_of_few_some_between_them():
+  assert axis('loss', [0.03, 4], is_log=True).values == [0.02, 0.1, 1, 5]
+
+
+def values_of(chart, line):
+  """What a line of a chart shows, read off its places."""
+  low, high = chart.y.values[0], chart.y.values[-1]
+  return [high - (high - low) * y / 100 for _, y in line.points]
+
+
+def test_the_search_shows_mean_and_best_of_every_generation(allocation):
+  progress, _ = run_charts.search_charts(pages.make_findings(allocation))
+  subnets, mean, best = progress.lines
+  assert sorted(values_of(progress, subnets)) == pytest.approx([50, 60, 80, 90], abs=0.01)
+  assert values_of(progress, mean) == pytest.approx([65, 75], abs=0.01)
+  assert values_of(progress, best) == pytest.approx([80, 90], abs=0.01)
+
+
+@pytest.mark.parametrize('budget', [None, 60])
+def test_the_front_shows_winner_presets_and_budget(allocation, budget):
+  findings = pages.make_findings(allocation)
+  findings.result['budget'] = budget
+  _, cloud = run_charts.search_charts(findings)
+  assert [mark.title for mark in cloud.marks] == [
+    '16 parameters, 40.0% wrong',
+    '40 parameters, 10.0% wrong',
+    'lora: 24 parameters, 40.0% wrong',
+    'the winner: 40 parameters, 20.0% wrong',
+    'the winner: 40 parameters, 10.0% wrong',
+  ]
+  assert [rule.label for rule in cloud.rules] == ([] if budget is None else ['budget, 60'])
+
+
+def test_a_long_curve_of_values_reaches_its_end(allocation):
+  params = np.arange(1000)
+  curve = allocation.curve._replace(params=params, values=np.sqrt(params), knee=500)
+  long = dataclasses.replace(allocation, curve=curve, budget=999)
+  chart = run_charts.value_chart(long)
+  [line] = chart.lines
+  assert line.points[-1][1] == 0
+  assert len(line.points) < 1000
+  assert chart.marks[0].title == 'knee: 500 parameters, 71%'
+
+
+def test_values_that_are_worth_nothing_are_drawn_as_zero(allocation):
+  nothing = Curve(np.zeros(1, np.int64), np.zeros(1), 0)
+  [line] = run_charts.value_chart(dataclasses.replace(allocation, curve=nothing)).lines
+  assert line.points == [(0, 100)]
+
+
+@pytest.mark.parametrize(
+  'line',
+  [
+    '',
+    '{"stage": "head", "epoch": 1, "loss": 0.0}\n',
+    '{"stage": "head", "epoch": 1, "loss": NaN, "accuracy": null}\n',
+  ],
+)
+def test_nothing_is_drawn_of_training_where_nothing_can_be(line, tmp_path):
+  metrics = tmp_path / 'metrics.jsonl'
+  metrics.write_text(line)
+  assert run_charts.training_charts(str(metrics)) == []
+  metrics.write_text(line + pages.METRICS)
+  accuracy, loss = run_charts.training_charts(str(metrics))
+  assert [chart.y.label for chart in (accuracy, loss)] == ['accuracy in %', 'loss']
+
+
+def test_training_shows_every_stage_and_validation_where_it_was_measured(tmp_path):
+  (tmp_path / 'metrics.jsonl').write_text(pages.METRICS)
+  accuracy, loss = run_charts.training_charts(str(tmp_path / 'metrics.jsonl'))
+  names = [(line.label, line.kind) for line in accuracy.lines]
+  assert names == [
+    ('supernet', 'line'),
+    ('winner, finetuned', 'line'),
+    ('winner, finetuned, validation', 'dashed'),
+  ]
+  assert [(line.label, line.kind) for line in loss.lines] == names
+  curves = [values_of(accuracy, line) for line in accuracy.lines]
+  assert curves == [pytest.approx(curve, abs=0.01) for curve in ([25, 75], [80], [50])]
+
+
+def test_a_share_has_no_place_above_all(tmp_path):
+  metrics = tmp_path / 'metrics.jsonl'
+  metrics.write_text('{"stage": "head", "epoch": 1, "accuracy": 1.0}\n')
+  [chart] = run_charts.training_charts(str(metrics))
+  assert [tick.label for tick in chart.y.ticks()][-1] == '100'

@@ -1,0 +1,98 @@
+"""Colours that everybody can tell apart, light and dark."""
+
+import itertools
+import re
+
+import numpy as np
+import pytest
+
+from glora_jax.reports import page
+
+# Machado, Oliveira and Fernandes 2009, severity 1, on linear RGB.
+VISION = {
+  'trichromacy': np.eye(3),
+  'protanopia': np.array(
+    [
+      [0.152286, 1.052583, -0.204868],
+      [0.114503, 0.786281, 0.099216],
+      [-0.003882, -0.048116, 1.051998],
+    ]
+  ),
+  'deuteranopia': np.array(
+    [
+      [0.367322, 0.860646, -0.227968],
+      [0.280085, 0.672501, 0.047413],
+      [-0.011820, 0.042940, 0.968881],
+    ]
+  ),
+}
+TO_XYZ = np.array(
+  [
+    [0.4124564, 0.3575761, 0.1804375],
+    [0.2126729, 0.7151522, 0.0721750],
+    [0.0193339, 0.1191920, 0.9503041],
+  ]
+)
+LUMINANCE = (0.2126, 0.7152, 0.0722)
+THEMES = pytest.mark.parametrize('palette', page.PALETTES.values(), ids=page.PALETTES)
+
+
+def rgb(color):
+  """The parts of a colour of sRGB, '#rrggbb', between 0 and 1."""
+  return np.array([int(color[at : at + 2], 16) for at in (1, 3, 5)]) / 255
+
+
+def linear(encoded):
+  """Linear light of sRGB."""
+  return np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
+
+
+def lab(color, vision):
+  """CIELAB of a colour, as somebody sees it."""
+  xyz = TO_XYZ @ np.clip(VISION[vision] @ linear(rgb(color)), 0, 1) / TO_XYZ.sum(axis=1)
+  x, y, z = np.where(xyz > 216 / 24389, np.cbrt(xyz), (24389 / 27 * xyz + 16) / 116)
+  return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+def nearest(colours, vision):
+  """The smallest CIE 1976 difference of any two colours."""
+  return min(
+    np.linalg.norm(lab(color, vision) - lab(other, vision))
+    for color, other in itertools.combinations(colours, 2)
+  )
+
+
+def contrast(encoded, other):
+  """Contrast of two colours as the Web Content Accessibility Guidelines define it, 1 to 21."""
+  darker, lighter = sorted(linear(each) @ LUMINANCE for each in (encoded, other))
+  return (lighter + 0.05) / (darker + 0.05)
+
+
+def test_the_measure_knows_a_pair_that_colour_blind_people_confuse():
+  pair = ['#d62728', '#2ca02c']  # matplotlib's own red and green
+  assert nearest(pair, 'trichromacy') > 100
+  assert nearest(pair, 'deuteranopia') < 10
+
+
+@pytest.mark.parametrize('vision', VISION)
+@THEMES
+def test_colour_blind_people_can_tell_the_colours_apart(palette, vision):
+  assert nearest([palette[name] for name in ('teal', 'red', 'purple', 'yellow')], vision) > 30
+  assert nearest([color for name, color in palette.items() if 'series' in name], vision) > 15
+
+
+@THEMES
+def test_what_is_drawn_stands_out_from_the_paper(palette):
+  least = {'ink': 7, 'dim': 7, 'teal': 3, 'red': 3, 'purple': 3, 'grey': 2}
+  least |= {name: 2 for name in palette if 'series' in name}
+  for name, ratio in least.items():
+    assert contrast(rgb(palette[name]), rgb(palette['paper'])) > ratio
+
+
+@THEMES
+def test_counts_can_be_read_on_every_shade_of_a_confusion_matrix(palette):
+  most = int(re.search(r'var\(--s\) \* (\d+)%', page.stylesheet())[1]) / 100
+  ink, blank = rgb(palette['ink']), rgb(palette['blank'])
+  for hue in (rgb(palette['teal']), rgb(palette['red'])):
+    for strength in np.linspace(0, most, 11):
+      assert contrast(ink, (1 - strength) * blank + strength * hue) >= 4.5
