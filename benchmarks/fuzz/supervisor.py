@@ -70,7 +70,6 @@ def _process(
     **os.environ,
     'HOME': place.path('home'),
     'TMPDIR': place.path('temporary'),
-    'MPLCONFIGDIR': os.path.join(root, 'matplotlib'),  # its list of fonts is none of ours
     'PYTHONPATH': os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get('PYTHONPATH')])),
     'JAX_PLATFORMS': 'cpu',
   }

@@ -5,7 +5,7 @@
 A panel for each budget, by default those whose fixed methods all have results; a line for each task
 that has some. The fixed method is the best of all of at most the budget, by the means of the tests
 that it is compared on; its name stands at the right. Squares are tasks that were written when all
-methods were fixed.
+methods were fixed. It draws with matplotlib, which the extra `notebooks` brings.
 """
 
 import argparse
