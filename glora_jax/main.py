@@ -106,12 +106,12 @@ def dispatch(
   resources: str | None = None,
 ) -> tuple[str, int]:
   """Runs a comparison, a suite or a single run; returns its summary and the exit code."""
-  from glora_jax.reports import comparison_report
+  from glora_jax.reports import comparison_page
   from glora_jax.runs import comparison, experiment, runners, suite
 
   if config.get('job') == 'compare':
     result = comparison.run(config, workdir, stop, chosen_runner(config, runner, resources))
-    return comparison_report.summary(result, workdir), 0
+    return comparison_page.summary(result, workdir), 0
   tasks = suite.task_configs(config)
   if len(tasks) == 1:
     require_process(runner, resources)

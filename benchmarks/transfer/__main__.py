@@ -30,7 +30,7 @@ from benchmarks.machinery.output import print_result
 from benchmarks.transfer import comparison, preparation
 from benchmarks.transfer.comparison import PLANS, QUICK
 from benchmarks.transfer.tasks import TASKS
-from glora_jax.reports import comparison_rows
+from glora_jax.reports import comparison_page
 
 FOLDER = os.path.join('runs', 'transfer')
 
@@ -93,7 +93,7 @@ def run(arguments: argparse.Namespace) -> None:
     arguments.folder, tasks, arguments.backbone, fields, arguments.workdir or workdir
   )
   tables = {
-    task: {'rows': comparison_rows.rows(result), 'seconds': result['seconds']}
+    task: {'rows': comparison_page.rows(result), 'seconds': result['seconds']}
     for task, result in results.items()
   }
   values = {'backbone': arguments.backbone, 'fields': fields, 'tasks': tables}

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import ml_collections
 
 from benchmarks.transfer.tasks import TaskName
-from glora_jax.reports import comparison_report
+from glora_jax.reports import comparison_page
 from glora_jax.runs import comparison
 from glora_jax.runs.config import default_config
 
@@ -147,5 +147,5 @@ def run(
     results[task] = comparison.run(config, path)
     size = config.model.image_size
     print(f'\n{task}, {backbone}, {size} pixels (a small benchmark of ours, not VTAB)\n')
-    print(comparison_report.summary(results[task], path), flush=True)
+    print(comparison_page.summary(results[task], path), flush=True)
   return results

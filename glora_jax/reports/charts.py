@@ -116,13 +116,13 @@ class Line(NamedTuple):
   Attributes:
     label: what it is, for the legend; '' for none.
     color: name of a colour of the palette, 'teal' or 'series-0' for instance.
-    points: (from the left, from above), in percent.
+    points: (x, y).
     kind: how it is drawn.
   """
 
   label: str
   color: str
-  points: Sequence[tuple[float, float]]
+  points: Sequence[tuple[Any, Any]]
   kind: Literal['line', 'dashed', 'dots'] = 'line'
 
 
@@ -130,13 +130,13 @@ class Mark(NamedTuple):
   """A point with a name and its exact numbers.
 
   Attributes:
-    place: (from the left, from above), in percent.
+    at: (x, y); of a dot plot (x,).
     title: what is shown where a pointer rests on it.
     color: name of a colour of the palette.
     shape: how it is drawn; 'hidden' only answers a pointer.
   """
 
-  place: tuple[float, float]
+  at: tuple[Any, ...]
   title: str
   color: str
   shape: Literal['dot', 'star', 'diamond', 'ring', 'tick', 'hidden'] = 'dot'
@@ -146,12 +146,12 @@ class Rule(NamedTuple):
   """A line across a chart, at a value of the x axis.
 
   Attributes:
-    place: from the left, in percent.
+    x: the value.
     label: what it is.
     color: name of a colour of the palette.
   """
 
-  place: float
+  x: float
   label: str
   color: str
 
@@ -177,26 +177,25 @@ class Chart(NamedTuple):
   rules: Sequence[Rule] = ()
   legend: Sequence[tuple[str, str, str]] = ()
 
+  def places(self, points: Iterable[tuple[Any, ...]]) -> list[tuple[float, float]]:
+    """Places of points, from the left and from above, in percent.
 
-def points(x: Axis, y: Axis, xs: Iterable[Any], ys: Iterable[Any]) -> list[tuple[float, float]]:
-  """Places of values, from the left and from above, in percent.
-
-  Example:
-    >>> points(Axis('', [0, 4]), Axis('', [0, 10]), [1, 2], [0, 10])
-    [(25.0, 100.0), (50.0, 0.0)]
-  """
-  return [(x.place(a), round(100 - y.place(b), _DIGITS)) for a, b in zip(xs, ys, strict=True)]
+    Example:
+      >>> Chart('', Axis('', [0, 4]), Axis('', [0, 10])).places([(1, 0), (2, 10)])
+      [(25.0, 100.0), (50.0, 0.0)]
+    """
+    return [(self.x.place(x), round(100 - self.y.place(y), _DIGITS)) for x, y in points]
 
 
-def steps(places: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+def steps(points: Sequence[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
   """Points of a curve that stays where it is until the next one.
 
   Example:
     >>> steps([(0, 5), (10, 2)])
     [(0, 5), (10, 5), (10, 2)]
   """
-  found = list(places[:1])
-  for (_, before), (x, y) in itertools.pairwise(places):
+  found = list(points[:1])
+  for (_, before), (x, y) in itertools.pairwise(points):
     found += [(x, before), (x, y)]
   return found
 
@@ -207,10 +206,9 @@ class Dots(NamedTuple):
   Attributes:
     label: what it is.
     value: its numbers in words.
-    marks: points; of their places the left alone counts.
+    marks: points.
     detail: what else its name says.
-    low: lower end of a bar around them, in percent; None for no bar.
-    high: upper end of the bar.
+    ends: of a bar around them; none for no bar.
     is_strong: whether it stands out.
   """
 
@@ -218,8 +216,7 @@ class Dots(NamedTuple):
   value: str
   marks: Sequence[Mark]
   detail: str = ''
-  low: float | None = None
-  high: float | None = None
+  ends: Sequence[float] = ()
   is_strong: bool = False
 
 

@@ -37,7 +37,7 @@ class Outcome(NamedTuple):
     np.add.at(matrix, (self.labels, self.classes), 1)
     return matrix
 
-  def surest_errors(self, most: int = IMAGES) -> np.ndarray:
+  def surest_errors(self, most: int) -> np.ndarray:
     """Indices of the wrong answers of the highest probabilities, the highest first.
 
     Equal probabilities stay in the order of the images.
@@ -46,32 +46,18 @@ class Outcome(NamedTuple):
     return wrong[np.argsort(-self.probabilities[wrong], kind='stable')][:most]
 
 
-class Cell(NamedTuple):
-  """How many images of a class got an answer.
-
-  Attributes:
-    count: how many.
-    strength: of its shade, from 0 to 1.
-    is_right: whether the answer is right.
-  """
-
-  count: int
-  strength: float
-  is_right: bool
-
-
 class Row(NamedTuple):
   """A class.
 
   Attributes:
     name: its name.
     recall: how much of it was found, '97%'; 'none' where there are no images of it.
-    cells: one for every answer.
+    cells: (how many images, strength of the shade from 0 to 1) of every answer.
   """
 
   name: str
   recall: str
-  cells: Sequence[Cell]
+  cells: Sequence[tuple[int, float]]
 
 
 def facts(classes: Sequence[str], outcome: Outcome) -> dict[str, Any]:
@@ -137,8 +123,8 @@ def confusion_rows(classes: Sequence[str], matrix: np.ndarray) -> list[Row]:
 
   Example:
     >>> cat, dog = confusion_rows(['cat', 'dog'], np.array([[9, 1], [0, 10]]))
-    >>> cat.recall, cat.cells[1]
-    ('90%', Cell(count=1, strength=1.0, is_right=False))
+    >>> cat.recall, cat.cells
+    ('90%', [(9, 0.9), (1, 1.0)])
   """
   of_class, right = matrix.sum(axis=1), np.eye(len(matrix), dtype=bool)
   shares = matrix / np.maximum(of_class, 1)[:, None]
@@ -148,12 +134,7 @@ def confusion_rows(classes: Sequence[str], matrix: np.ndarray) -> list[Row]:
     Row(
       name,
       f'{100 * shares[true, true]:.0f}%' if of_class[true] else 'none',
-      [
-        Cell(count, strength, true == answer)
-        for answer, (count, strength) in enumerate(
-          zip(matrix[true].tolist(), strengths[true].tolist(), strict=True)
-        )
-      ],
+      list(zip(matrix[true].tolist(), strengths[true].tolist(), strict=True)),
     )
     for true, name in enumerate(classes)
   ]

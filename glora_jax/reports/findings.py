@@ -8,8 +8,8 @@ from typing import Any
 
 from glora_jax.data.task import Task
 from glora_jax.method.space import Spec
+from glora_jax.reports import page
 from glora_jax.reports.errors import Outcome
-from glora_jax.reports.provenance import Made
 from glora_jax.search.allocated import Allocation
 from glora_jax.search.archive import Archive
 
@@ -41,7 +41,7 @@ class Findings:
   presets: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
   allocation: Allocation | None = None
   backbone: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  made: Sequence[Made] = ()
+  made: Sequence[page.Made] = ()
 
   @property
   def is_paper(self) -> bool:

@@ -1,11 +1,11 @@
-"""What reports are made of: sections, tables, numbers, and the paper protocol's warning."""
+"""What pages are made of: sentences, tables, numbers, and the paper protocol's warning."""
 
 from __future__ import annotations
 
 import math
 import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 PAPER_LABEL = (
@@ -15,30 +15,6 @@ PAPER_LABEL = (
 )
 PAPER = PAPER_LABEL.partition(':')[0]  # where there is little room
 _SPECIAL = r'[\\`*_{}\[\]<>#|$~]'  # characters that mean something to Markdown
-
-
-def table(titles: Sequence[str], rows: Iterable[Sequence[object]], *, text_columns: int = 1) -> str:
-  """A Markdown table.
-
-  Args:
-    titles: the heading of every column.
-    rows: the cells of every row, as many as there are titles.
-    text_columns: how many columns are text, the first ones; the others are numbers, on the right.
-
-  Returns:
-    The lines of the table, without a line break at the end.
-
-  Example:
-    >>> print(table(('method', 'accuracy'), [('LoRA', 96.2), ('BitFit', 93.5)]))
-    | method | accuracy |
-    |---|---:|
-    | LoRA | 96.2 |
-    | BitFit | 93.5 |
-  """
-  rules = ['---'] * text_columns + ['---:'] * (len(titles) - text_columns)
-  lines = [f'| {" | ".join(map(str, cells))} |' for cells in (titles, *rows)]
-  lines.insert(1, f'|{"|".join(rules)}|')
-  return '\n'.join(lines)
 
 
 class Table(NamedTuple):
@@ -55,7 +31,19 @@ class Table(NamedTuple):
   text_columns: int = 1
 
   def __str__(self) -> str:
-    return table(self.titles, self.rows, text_columns=self.text_columns)
+    """Markdown, without a line break at the end.
+
+    Example:
+      >>> print(Table(('method', 'accuracy'), [('LoRA', 96.2), ('BitFit', 93.5)]))
+      | method | accuracy |
+      |---|---:|
+      | LoRA | 96.2 |
+      | BitFit | 93.5 |
+    """
+    numbers = len(self.titles) - self.text_columns
+    lines = [f'| {" | ".join(map(str, cells))} |' for cells in (self.titles, *self.rows)]
+    lines.insert(1, f'|{"---|" * self.text_columns}{"---:|" * numbers}')
+    return '\n'.join(lines)
 
 
 def paragraph(*sentences: str) -> str:

@@ -7,13 +7,14 @@ tasks come from strangers; and a page says itself that nothing in it may be fetc
 from __future__ import annotations
 
 import base64
+import csv
 import dataclasses
 import functools
 import html
 import io
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jinja2
@@ -24,6 +25,7 @@ from glora_jax.files import whole
 from glora_jax.reports.markdown import spans
 
 NAME = 'report.html'
+Made = Mapping[str, Any]  # what `provenance.json` keeps of a process
 # On light and on dark paper. The four accents stay far from each other under protanopia and
 # deuteranopia, and so do the series.
 COLORS = {
@@ -77,6 +79,16 @@ def write(workdir: str, template: str, facts: Mapping[str, Any]) -> None:
   content = render(template, facts).encode('utf-8', 'backslashreplace')
   with whole(path(workdir)) as temporary, open(temporary, 'wb') as file:
     file.write(content)
+
+
+def write_table(workdir: str, lines: Sequence[Mapping[str, Any]]) -> None:
+  """Writes `table.csv`, whole or not at all, with a column for every key that any line has."""
+  table = os.path.join(workdir, 'table.csv')
+  with whole(table) as temporary, open(temporary, 'w', newline='', encoding='utf-8') as file:
+    fields = dict.fromkeys(field for line in lines for field in line)
+    writer = csv.DictWriter(file, list(fields), lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(lines)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,6 +175,15 @@ def png(pixels: np.ndarray) -> str:
   buffer = io.BytesIO()
   Image.fromarray(np.asarray(pixels)).save(buffer, 'PNG', optimize=True)
   return f'data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}'
+
+
+def distinct(made: Iterable[Made]) -> list[Made]:
+  """With what results were made, each once, in their order."""
+  found: list[Made] = []
+  for each in made:
+    if each not in found:
+      found.append(each)
+  return found
 
 
 def duration(seconds: float) -> str:

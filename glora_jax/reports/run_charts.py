@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
-from glora_jax.reports import curves
+from glora_jax.method.genomes import count_params
+from glora_jax.records import read_lines
 from glora_jax.reports.charts import (
   Axis,
   Chart,
@@ -18,7 +19,6 @@ from glora_jax.reports.charts import (
   Mark,
   Rule,
   axis,
-  points,
   steps,
 )
 from glora_jax.reports.findings import Findings
@@ -26,7 +26,16 @@ from glora_jax.reports.markdown import plain
 from glora_jax.reports.page import SERIES
 from glora_jax.reports.verdict import interval, subnets, titles
 from glora_jax.search.allocated import Allocation
+from glora_jax.search.pareto import pareto_front
+from glora_jax.standard_json import number as to_number
 
+STAGES = {
+  'baselines/linear': 'linear probe',
+  'head': 'head, to read the gradient',
+  'training': 'winner',
+  'finetune': 'winner, finetuned',
+  'finetune_choice': 'winner, to choose the epochs',
+}
 _SHOWN = 400  # points of a crowd, at most; the others look no different
 _FEW = 60  # points of a curve that answer a pointer
 
@@ -37,143 +46,117 @@ def accuracy_plot(result: Mapping[str, Any]) -> DotPlot:
   Args:
     result: content of `result.json`.
   """
-  number, rows = result['data']['images']['test'], subnets(result)
-  names = titles(result)
-  intervals = {name: interval(row['test_accuracy'], number) for name, row in rows.items()}
-  ends = [100 * end for known in intervals.values() for end in known]
-  scale = axis('test accuracy in %', ends, most=100)
-  drawn = [
-    Dots(
-      label=names[name],
-      value=f'{100 * row["test_accuracy"]:.1f}',
-      marks=[
-        Mark(
-          (scale.place(100 * row['test_accuracy']), 50),
-          f'{100 * row["test_accuracy"]:.2f}%, 95% interval {intervals[name]}; '
-          f'{row["params"]:,} trained parameters',
-          _color(name),
-        )
-      ],
-      detail=f'{row["params"]:,}',
-      low=scale.place(100 * intervals[name].low),
-      high=scale.place(100 * intervals[name].high),
-      is_strong=name == 'winner',
+  number, names = result['data']['images']['test'], titles(result)
+  colors = {'winner': 'red', 'winner_supernet': 'dim', 'linear': 'dim'}
+  drawn = []
+  for name, row in subnets(result).items():
+    accuracy, known = 100 * row['test_accuracy'], interval(row['test_accuracy'], number)
+    exactly = f'{accuracy:.2f}%, 95% interval {known}; {row["params"]:,} trained parameters'
+    drawn.append(
+      Dots(
+        label=names[name],
+        value=f'{accuracy:.1f}',
+        marks=[Mark((accuracy,), exactly, colors.get(name, 'purple'))],
+        detail=f'{row["params"]:,}',
+        ends=[100 * end for end in known],
+        is_strong=name == 'winner',
+      )
     )
-    for name, row in rows.items()
-  ]
   title = f'Test accuracy in %, with intervals of 95% on {number:,} images, and parameters'
-  return DotPlot(title, scale, drawn)
-
-
-def _color(name: str) -> str:
-  if name.startswith('winner'):
-    return 'red' if name == 'winner' else 'dim'
-  return 'dim' if name == 'linear' else 'purple'
+  return DotPlot(title, axis('', [end for dots in drawn for end in dots.ends], most=100), drawn)
 
 
 def search_charts(findings: Findings) -> list[Chart]:
   """Accuracy by generation, and error against parameters; none where nothing was searched."""
   if findings.archive is None:
     return []
-  return [_progress_chart(findings), _cloud_chart(findings)]
+  accuracy = 100 * findings.archive.correct / findings.search_images
+  return [_progress_chart(findings, accuracy), _cloud_chart(findings, accuracy)]
 
 
-def _progress_chart(findings: Findings) -> Chart:
-  archive, number = findings.archive, findings.search_images
-  accuracy = 100 * archive.correct / number
-  found = curves.progress(archive.generation, accuracy, np.maximum)
-  x = Axis('generation', _whole_numbers(int(archive.generation.max(initial=0))))
-  y = axis(f'accuracy in % on {number:,} {findings.search_split} images', accuracy, most=100)
-  best = points(x, y, found.generations, found.best)
-  marks = [
-    Mark(place, f'generation {generation}: best so far {value:.1f}%', 'red')
-    for place, generation, value in zip(best, found.generations, found.best, strict=True)
-  ]
+def _progress_chart(findings: Findings, accuracy: np.ndarray) -> Chart:
+  generation = findings.archive.generation
+  generations = np.unique(generation)
+  means = [(each, accuracy[generation == each].mean()) for each in generations]
+  best = [(each, accuracy[generation <= each].max()) for each in generations]
+  last = max(1, int(generation.max(initial=0)))
+  step = -(-last // 7)
+  images = f'{findings.search_images:,} {findings.search_split} images'
   return Chart(
     'Accuracy of the subnets by generation',
-    x,
-    y,
+    Axis('generation', [*range(0, last + step, step)]),
+    axis(f'accuracy in % on {images}', accuracy, most=100),
     [
-      Line('one subnet', 'teal', _few(points(x, y, archive.generation, accuracy)), 'dots'),
-      Line('mean', 'dim', points(x, y, found.generations, found.means)),
+      Line('one subnet', 'teal', _few(generation, accuracy), 'dots'),
+      Line('mean', 'dim', means),
       Line('best so far', 'red', best),
     ],
-    marks,
+    [Mark(at, f'generation {at[0]}: best so far {at[1]:.1f}%', 'red') for at in best],
   )
 
 
-def _whole_numbers(last: int) -> list[float]:
-  """At most eight whole numbers from 0 on, the last one at or above the given one."""
-  step = max(1, -(-last // 7))
-  return [float(number) for number in range(0, max(last, 1) + step, step)]
-
-
-def _cloud_chart(findings: Findings) -> Chart:
-  result, number = findings.result, findings.search_images
-  cloud = curves.cloud(findings.spec, findings.archive, number, result['winner']['genome'])
+def _cloud_chart(findings: Findings, accuracy: np.ndarray) -> Chart:
+  genomes, winner = findings.archive.genomes, np.array(findings.result['winner']['genome'])
+  params, error = count_params(findings.spec, genomes), 100 - accuracy
   presets = {
-    plain(name): (row['params'], 100 * (1 - row['accuracy']))
+    f'{plain(name)}: ': (row['params'], 100 * (1 - row['accuracy']))
     for name, row in findings.presets.items()
   }
-  limit = [] if result['budget'] is None else [result['budget']]
-  x = axis('trained parameters', [0, *cloud.params, *limit, *(p for p, _ in presets.values())])
-  y = axis('error in %', [*cloud.error, *(error for _, error in presets.values())], most=100)
-  front = points(x, y, cloud.params[cloud.front], cloud.error[cloud.front])
-  marks = [
-    Mark(place, f'{params:,} parameters, {error:.1f}% wrong', 'teal')
-    for place, params, error in zip(
-      front, cloud.params[cloud.front], cloud.error[cloud.front], strict=True
-    )
-  ]
-  marks += [
-    Mark(
-      points(x, y, [params], [error])[0],
-      f'{name}: {params:,} parameters, {error:.1f}% wrong',
-      'purple',
-      'diamond',
-    )
-    for name, (params, error) in presets.items()
-  ]
-  marks += [
-    Mark(
-      points(x, y, [params], [error])[0],
-      f'the winner: {params:,} parameters, {error:.1f}% wrong',
-      'red',
-      'star',
-    )
-    for params, error in zip(cloud.params[cloud.winner], cloud.error[cloud.winner], strict=True)
-  ]
+  front = [(params[at], error[at]) for at in pareto_front(params, error)]
+  is_winner = (genomes == winner).all(axis=(1, 2))
+  budget = findings.result['budget']
+  limit = [] if budget is None else [budget]
+
+  def mark(title, at, color, shape='dot'):
+    return Mark(at, f'{title}{at[0]:,} parameters, {at[1]:.1f}% wrong', color, shape)
+
   return Chart(
     "Error against parameters, with the supernet's weights",
-    x,
-    y,
+    axis('trained parameters', [0, *params, *limit, *(x for x, _ in presets.values())]),
+    axis('error in %', [*error, *(y for _, y in presets.values())], most=100),
     [
-      Line('scored', 'grey', _few(points(x, y, cloud.params, cloud.error)), 'dots'),
+      Line('scored', 'grey', _few(params, error), 'dots'),
       Line('front of these', 'teal', steps(front)),
     ],
-    marks,
-    [Rule(x.place(value), f'budget, {value:,}', 'dim') for value in limit],
+    [
+      *(mark('', at, 'teal') for at in front),
+      *(mark(name, at, 'purple', 'diamond') for name, at in presets.items()),
+      *(
+        mark('the winner: ', at, 'red', 'star')
+        for at in zip(params[is_winner], error[is_winner], strict=True)
+      ),
+    ],
+    [Rule(value, f'budget, {value:,}', 'dim') for value in limit],
     [('presets', 'purple', 'diamond'), ('winner', 'red', 'star')],
   )
 
 
-def _few(places: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-  """Different places, evenly thinned where they are very many; the last one stays."""
-  different = list(dict.fromkeys(places))
+def _few(xs: np.ndarray, ys: np.ndarray) -> list[tuple[Any, Any]]:
+  """Different points, evenly thinned where they are very many; the last one stays."""
+  different = list(dict.fromkeys(zip(xs, ys, strict=True)))
   step = max(1, -(-len(different) // _SHOWN))
   return [*different[:-1:step], *different[-1:]]
 
 
 def value_chart(allocation: Allocation) -> Chart:
-  """What the units of a structure are worth by budget."""
-  params, percent, knee = curves.value_curve(allocation)
-  x = axis('trained parameters', [0, params[-1], allocation.budget])
-  y = Axis('held-out value, % of all on offer', [0, 25, 50, 75, 100])
-  places = points(x, y, params, percent)
-  marks = [Mark(places[knee], f'knee: {params[knee]:,} parameters, {percent[knee]:.0f}%', 'dim')]
-  rules = [Rule(x.place(allocation.budget), f'budget, {allocation.budget:,}', 'red')]
-  curve = Line('', 'teal', steps(_few(places)))
-  return Chart('Value by budget', x, y, [curve], marks, rules, [('knee', 'dim', 'dot')])
+  """What the units of a structure are worth held out by budget, the best bought first."""
+  params, values, knee = allocation.curve
+  percent = 100 / max(float(values[-1]), float(np.finfo(np.float32).tiny)) * values
+  best = f'knee: {params[knee]:,} parameters, {percent[knee]:.0f}%'
+  return Chart(
+    'Value by budget',
+    axis('trained parameters', [0, params[-1], allocation.budget]),
+    Axis('held-out value, % of all on offer', [0, 25, 50, 75, 100]),
+    [Line('', 'teal', steps(_few(params, percent)))],
+    [Mark((params[knee], percent[knee]), best, 'dim')],
+    [Rule(allocation.budget, f'budget, {allocation.budget:,}', 'red')],
+    [('knee', 'dim', 'dot')],
+  )
+
+
+class _Measurement(TypedDict):
+  stage: str
+  epoch: float
 
 
 def training_charts(metrics: str) -> list[Chart]:
@@ -182,58 +165,56 @@ def training_charts(metrics: str) -> list[Chart]:
   Args:
     metrics: path of `metrics.jsonl`.
   """
-  measured = curves.training(metrics)
+  stages: dict[str, list[dict[str, Any]]] = {}
+  for line in read_lines(metrics, 'metrics', _Measurement):
+    stage = line['stage']
+    title = STAGES.get(stage, stage.removeprefix('baselines/'))
+    stages.setdefault(title, []).append({name: to_number(value) for name, value in line.items()})
   charts = [
-    _training_chart(measured, 'accuracy', 'accuracy in %', 100, is_log=False),
-    _training_chart(measured, 'loss', 'loss', 1, is_log=True),
+    _training_chart(stages, 'accuracy', 'accuracy in %', 100, is_log=False),
+    _training_chart(stages, 'loss', 'loss', 1, is_log=True),
   ]
   return [chart for chart in charts if chart is not None]
 
 
 def _training_chart(
-  measured: Mapping[str, Sequence[Mapping[str, Any]]],
+  stages: Mapping[str, Sequence[Mapping[str, Any]]],
   metric: str,
   label: str,
   scale: float,
   *,
   is_log: bool,
 ) -> Chart | None:
-  """A metric by epoch; dashed that of validation images, where a stage was measured on them.
-
-  None where no value can be drawn.
-  """
-  found = {
-    (title, prefix): _curve(lines, f'{prefix}{metric}', scale, is_log)
-    for title, lines in measured.items()
-    for prefix in ('', 'val_')
-  }
-  found = {name: curve for name, curve in found.items() if curve}
-  if not found:
+  """A metric by epoch, dashed that of validation images; None where no value can be drawn."""
+  drawn = []
+  for number, (title, measured) in enumerate(stages.items()):
+    color = f'series-{number % len(SERIES)}'
+    for field, name, kind in (
+      (metric, title, 'line'),
+      (f'val_{metric}', f'{title}, validation', 'dashed'),
+    ):
+      values = [(line['epoch'], scale * line.get(field, math.nan)) for line in measured]
+      curve = [(x, y) for x, y in values if np.isfinite(y) and (y > 0 or not is_log)]
+      if curve:
+        drawn.append(Line(name, color, curve, kind))
+  if not drawn:
     return None
-  x = axis('epoch', [0, *(epoch for curve in found.values() for epoch, _ in curve)], whole=True)
-  values = [value for curve in found.values() for _, value in curve]
-  y = axis(label, values, is_log=is_log, most=math.inf if is_log else 100)
-  stages = list(measured)
-  lines, marks = [], []
-  for (title, prefix), curve in found.items():
-    color = f'series-{stages.index(title) % len(SERIES)}'
-    places = points(x, y, *zip(*curve, strict=True))
-    name = f'{title}, validation' if prefix else title
-    lines.append(Line(name, color, places, 'dashed' if prefix else 'line'))
-    if len(places) <= _FEW:
-      shape = 'hidden' if len(places) > 1 else 'dot'  # of which no line can be drawn
-      marks += [
-        Mark(place, f'{name}, epoch {epoch:g}: {value:.4g}', color, shape)
-        for place, (epoch, value) in zip(places, curve, strict=True)
-      ]
-  return Chart(f'{label.capitalize()} by epoch', x, y, lines, marks)
-
-
-def _curve(
-  lines: Sequence[Mapping[str, Any]], field: str, scale: float, is_log: bool
-) -> list[tuple[float, float]]:
-  """(epoch, value) wherever a field was measured and can be drawn."""
-  measured = [(line['epoch'], scale * line[field]) for line in lines if field in line]
-  return [
-    (epoch, value) for epoch, value in measured if np.isfinite(value) and (value > 0 or not is_log)
+  xs, ys = zip(*(point for line in drawn for point in line.points), strict=True)
+  marks = [
+    Mark(
+      (x, y),
+      f'{line.label}, epoch {x:g}: {y:.4g}',
+      line.color,
+      'hidden' if len(line.points) > 1 else 'dot',  # of one no line can be drawn
+    )
+    for line in drawn
+    for x, y in line.points
+    if len(line.points) <= _FEW
   ]
+  return Chart(
+    f'{label.capitalize()} by epoch',
+    axis('epoch', [0, *xs], whole=True),
+    axis(label, ys, is_log=is_log, most=math.inf if is_log else 100),
+    drawn,
+    marks,
+  )

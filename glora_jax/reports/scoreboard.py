@@ -13,7 +13,8 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from glora_jax.reports.columns import family_name, layout_of
+from glora_jax.data import catalog
+from glora_jax.data.tasks import fewshot, vtab
 from glora_jax.reports.markdown import PAPER
 from glora_jax.reports.verdict import winner_title
 
@@ -21,7 +22,76 @@ PUBLISHED_FILE = os.path.join(os.path.dirname(__file__), 'published.json')
 OURS = {'winner': 'finetuned', 'winner_supernet': 'as searched', 'linear': 'linear probe'}
 MEAN_OF_GROUPS = 'mean of groups'  # the headline of VTAB
 
+TEST_SETS = {
+  'test': 'ImageNet',
+  'v2': 'ImageNet-V2',
+  'sketch': 'ImageNet-Sketch',
+  'a': 'ImageNet-A',
+  'r': 'ImageNet-R',
+}
 State = Literal['done', 'failed', 'not ready', 'waiting']
+
+
+class Column(NamedTuple):
+  """What papers give one number for.
+
+  Attributes:
+    name: name of a task of VTAB, of a data set with a number of shots, or of a test set.
+    title: what tables call it.
+    group: what it is averaged with.
+  """
+
+  name: str
+  title: str
+  group: str
+
+
+def family_name(task: str) -> str:
+  """The first word of a task's name.
+
+  Example:
+    >>> family_name('fewshot/food101/4/0')
+    'fewshot'
+  """
+  return task.partition('/')[0]
+
+
+def title_of(tasks: Sequence[str]) -> str:
+  """What tables call the family that all tasks of a suite belong to."""
+  return catalog.FAMILIES[family_name(tasks[0])].title
+
+
+def columns_of(tasks: Sequence[str]) -> list[Column]:
+  """What papers print of the family that all tasks of a suite belong to, whichever it has.
+
+  Of few shots these are all data sets with each number of shots that the suite has.
+  """
+  family = family_name(tasks[0])
+  if family == 'vtab':
+    return [Column(task.name, task.name, task.group) for task in vtab.TASKS]
+  if family == 'generalization':
+    groups = {'test': 'source'}
+    return [Column(name, title, groups.get(name, 'shifted')) for name, title in TEST_SETS.items()]
+  numbers = dict.fromkeys(task.split('/')[2] for task in tasks)
+  titles = {number: '1 shot' if number == '1' else f'{number} shots' for number in numbers}
+  return [
+    Column(f'{name}/{number}', f'{name}, {title}', title)
+    for number, title in titles.items()
+    for name in fewshot.NAMES
+  ]
+
+
+def measured(task: str) -> dict[str, str]:
+  """The columns that a task measures, each with its test split; seeds share their columns.
+
+  Example:
+    >>> measured('vtab/dtd'), measured('fewshot/food101/4/0')
+    ({'dtd': 'test'}, {'food101/4': 'test'})
+  """
+  family, _, name = task.partition('/')
+  if family == 'generalization':
+    return {test_set: test_set for test_set in TEST_SETS}
+  return {name.rpartition('/')[0] if family == 'fewshot' else name: 'test'}
 
 
 @dataclasses.dataclass
@@ -177,20 +247,16 @@ def _own_cells(tasks: Sequence[str], subnets: Mapping[str, Mapping[str, Any]]) -
     tasks: names of all tasks of the suite.
     subnets: what was measured, by the name of the task, of those that are done.
   """
-  layout = layout_of(tasks)
-  totals = {column.name: 0 for column in layout.columns(tasks)}
+  totals = {column.name: 0 for column in columns_of(tasks)}
   accuracies: dict[str, list[float]] = {name: [] for name in totals}
   for task in tasks:
-    for column, split in layout.measurements(task):
+    for column, split in measured(task).items():
       totals[column] += 1
-      if task in subnets:
-        accuracies[column].append(100 * _test_accuracy(subnets[task], split))
+      if (subnet := subnets.get(task)) is not None:
+        others = subnet.get('other_test_accuracies', {})
+        share = subnet['test_accuracy'] if split == 'test' else others[split]
+        accuracies[column].append(100 * share)
   return {name: _mean_of(accuracies[name], total) for name, total in totals.items()}
-
-
-def _test_accuracy(subnet: Mapping[str, Any], split: str) -> float:
-  """A subnet's accuracy on a test split."""
-  return subnet['test_accuracy'] if split == 'test' else subnet['other_test_accuracies'][split]
 
 
 @functools.cache
@@ -202,7 +268,7 @@ def published() -> dict[str, Any]:
 
 def published_rows(tasks: Sequence[str]) -> list[Row]:
   """The published rows of the family of a suite's tasks, in the order of their publication."""
-  columns = layout_of(tasks).columns(tasks)
+  columns = columns_of(tasks)
   return [
     Row(
       method=row['method'],
@@ -229,13 +295,12 @@ def means(row: Row, tasks: Sequence[str], *, quoted: bool = True) -> dict[str, C
     quoted: whether a published mean of groups is taken as it was published, in place of the mean
       that the row's own accuracies have.
   """
-  layout = layout_of(tasks)
   groups: dict[str, list[Cell]] = {}
-  for column in layout.columns(tasks):
+  for column in columns_of(tasks):
     groups.setdefault(column.group, []).append(row.cells[column.name])
   by_group = {f'mean of {group}': mean(cells) for group, cells in groups.items()}
   over_all = mean(row.cells.values())
-  if not layout.mean_of_groups:
+  if family_name(tasks[0]) != 'vtab':
     true_means = {title: cell for title, cell in by_group.items() if cell.total > 1}
     return {**true_means, 'mean of all': over_all}
   if quoted and row.quoted is not None:
@@ -268,7 +333,7 @@ def lines(board: Board, rows: Sequence[Row]) -> list[Line]:
     board: the suite.
     rows: methods, a column of the table each; the first one says which tasks are done.
   """
-  columns = layout_of(board.tasks).columns(board.tasks)
+  columns = columns_of(board.tasks)
   row_means = [means(row, board.tasks) for row in rows]
   mean_lines = {
     title: Line(title, True, [by_title[title] for by_title in row_means]) for title in row_means[0]

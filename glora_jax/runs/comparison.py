@@ -21,7 +21,7 @@ import numpy as np
 
 from glora_jax import tree
 from glora_jax.method.preset_names import preset_label
-from glora_jax.reports import comparison_page, comparison_report
+from glora_jax.reports import comparison_page
 from glora_jax.runs import comparison_jobs, provenance_record
 from glora_jax.runs.config import check_config
 from glora_jax.runs.lifecycle import carry_out, never
@@ -137,7 +137,6 @@ def _run_stages(run: Run) -> dict[str, Any]:
     'seconds': dict(run.seconds),
   }
   with run.stage('report'):
-    comparison_report.write(run.workdir, result)
     spec = run.place(GRADIENT).adapted.spec
     comparison_page.write(run.workdir, result, spec, provenance_record.recorded(run.workdir))
   return result

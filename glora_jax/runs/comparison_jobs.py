@@ -17,7 +17,6 @@ import ml_collections
 
 from glora_jax.data.catalog import require_apart
 from glora_jax.files import write_json
-from glora_jax.reports.provenance import Made, current
 from glora_jax.runs import early_checks, provenance_record
 from glora_jax.runs.config import check_config
 from glora_jax.runs.lifecycle import prepare, read_seconds, rehearse
@@ -34,7 +33,7 @@ class _Part(NamedTuple):
   """What a job has spent, by the stage of the comparison, and with what it worked."""
 
   seconds: dict[str, float]
-  made: Made
+  made: provenance_record.Made
 
 
 def train_methods(
@@ -92,7 +91,7 @@ def _train(
   trials = [Trial(seed, rate) for seed in seeds_of(settings)]
   train_method(run, method, trials, settings.compare.budgets, 'trained')
   seconds = {'tuning': tuned - start, 'training': time.perf_counter() - tuned}
-  return _Part(seconds, current()._asdict())
+  return _Part(seconds, provenance_record.current())
 
 
 def _note(part: _Part, workdir: str) -> None:

@@ -18,7 +18,7 @@ import ml_collections
 
 from glora_jax.method.draws import check_budget
 from glora_jax.models import folder
-from glora_jax.reports import run_report
+from glora_jax.reports import run_page
 from glora_jax.runs import structures
 from glora_jax.runs.config import check_config
 from glora_jax.runs.lifecycle import carry_out, never
@@ -113,7 +113,7 @@ def summary(result: dict[str, Any], workdir: str) -> str:
     )
   else:
     last = f'{workdir}/report.html has the whole story, {workdir}/folded the plain model.'
-  return f'{run_report.table(result)}\n\n{last}'
+  return f'{run_page.table(result)}\n\n{last}'
 
 
 def _gone(workdir: str) -> list[str]:

@@ -23,7 +23,7 @@ import ml_collections
 
 from glora_jax import mesh as meshes
 from glora_jax.data.catalog import expand, find
-from glora_jax.reports import page, scoreboard, suite_page, suite_report
+from glora_jax.reports import page, scoreboard, suite_page
 from glora_jax.reports.scoreboard import Board
 from glora_jax.runs import disk_room, experiment
 from glora_jax.runs.config import check_config, data_source
@@ -227,7 +227,7 @@ def summary(board: Board, workdir: str) -> str:
   states = [board.state(name) for name in board.tasks]
   counts = ', '.join(f'{states.count(state)} {state}' for state in ('done', 'failed', 'not ready'))
   lines = [
-    suite_report.table(board, own + best),
+    str(suite_page.accuracies(board, own + best)),
     '',
     *(f'{name} failed: {sentence}' for name, sentence in board.failed.items()),
     f'{counts} of {len(board.tasks)} tasks. {workdir}/report.html has the published rows and what '
@@ -293,7 +293,6 @@ def _check(
 def _write(board: Board, workdir: str) -> None:
   if not meshes.primary():
     return
-  suite_report.write(board, workdir)
   pages = {name: os.path.join(_folder('', name), page.NAME) for name in board.results}
   written = {name: path for name, path in pages.items() if os.path.exists(f'{workdir}/{path}')}
   suite_page.write(board, workdir, written)

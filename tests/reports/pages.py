@@ -9,16 +9,16 @@ from glora_jax.method.genomes import count_params
 from glora_jax.reports import comparison_page, run_page, suite_page
 from glora_jax.reports.errors import Outcome
 from glora_jax.reports.findings import Findings
-from glora_jax.reports.provenance import Provenance
 from glora_jax.reports.verdict import PAIRED
 from glora_jax.search.archive import Archive
 
 SCRIPT = '<script>alert(1)</script>'
 IMAGE = '"><img src=x onerror=alert(1)>'
-PROVENANCE = Provenance(
-  'python -m glora_jax.main --config configs/own.py', {'jax': '0.10'}, '1 x cpu'
-)
-MADE = [PROVENANCE._asdict()]
+MADE = {
+  'command': 'python -m glora_jax.main --config configs/own.py',
+  'versions': {'jax': '0.10'},
+  'device': '1 x cpu',
+}
 
 
 def row(params, accuracy, **fields):
@@ -76,7 +76,7 @@ def make_findings(allocation, classes=('cat', SCRIPT, 'dog'), task=IMAGE):
     presets={'lora': {'params': 24, 'accuracy': 0.6}},
     allocation=allocation,
     backbone={'image_size': 8},
-    made=MADE,
+    made=[MADE],
   )
 
 
@@ -123,7 +123,7 @@ def comparison(allocation):
 
 def write_comparison(folder, allocation):
   """Writes the page of a comparison, and gives its elements."""
-  comparison_page.write(str(folder), comparison(allocation), allocation.spec, MADE)
+  comparison_page.write(str(folder), comparison(allocation), allocation.spec, [MADE])
   return html_pages.read(folder)
 
 

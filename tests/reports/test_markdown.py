@@ -8,7 +8,7 @@ from glora_jax.reports import markdown
 
 
 def test_columns_of_text_are_on_the_left_and_numbers_on_the_right():
-  text = markdown.table(('task', 'state', 'params'), [('digits', 'done', 7)], text_columns=2)
+  text = str(markdown.Table(('task', 'state', 'params'), [('digits', 'done', 7)], 2))
   assert text.splitlines() == [
     '| task | state | params |',
     '|---|---|---:|',

@@ -10,7 +10,7 @@ import pytest
 
 from glora_jax.data.tasks import vtab
 from glora_jax.reports import (
-  comparison_report,
+  comparison_page,
   markdown,
   page,
   run_page,
@@ -110,7 +110,7 @@ def test_the_figures_of_a_run_are_those_of_its_result(tmp_path, allocation):
   assert f'Seed {result["seed"]}' in text
   assert 'supernet 30.0 s search 1 min 5 s' in text
   assert 'grew from 0.500 after the first generation to 0.600 after the last' in text
-  for told in (*pages.PROVENANCE.versions, pages.PROVENANCE.command, pages.PROVENANCE.device):
+  for told in (*pages.MADE['versions'], pages.MADE['command'], pages.MADE['device']):
     assert told in text
   for snippet in ('glora_jax.predict --model', 'timm.create_model(', 'load_adapter('):
     assert snippet in text
@@ -157,7 +157,7 @@ def test_a_run_without_errors_search_and_presets_has_a_page(tmp_path, allocation
 
 def test_the_figures_of_a_comparison_are_those_of_its_report(tmp_path, allocation):
   root = pages.write_comparison(tmp_path, allocation)
-  [expected] = comparison_report.verdicts(pages.comparison(allocation))
+  [expected] = comparison_page.verdicts(pages.comparison(allocation))
   assert expected in root.text
   assert (
     '95.0 ± 0.0% of the test images right with 40 trained parameters'
@@ -184,13 +184,12 @@ def test_a_suite_of_vtab_is_told_by_its_headline(make_board):
 
 def test_a_suite_shows_with_what_its_runs_were_made(tmp_path, board):
   assert 'Reproduce it' not in pages.write_suite(tmp_path, board).text
-  elsewhere = pages.PROVENANCE._replace(device='8 x TPU v5e')
-  made = [pages.PROVENANCE._asdict(), elsewhere._asdict()]
+  made = [pages.MADE, {**pages.MADE, 'device': '8 x TPU v5e'}]
   board.results['vtab/cifar100']['provenance'] = made
   board.results['vtab/dtd'] = {**board.results['vtab/cifar100'], 'provenance': made[:1]}
   text = pages.write_suite(tmp_path, board).text
   assert 'It was made in parts' in text
-  assert [text.count(each.device) for each in (pages.PROVENANCE, elsewhere)] == [1, 1]
+  assert [text.count(each['device']) for each in made] == [1, 1]
 
 
 def test_a_notebook_shows_parts_of_a_page_with_the_papers_warning(tmp_path, allocation):

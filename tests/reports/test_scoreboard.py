@@ -2,10 +2,9 @@
 
 import pytest
 
-from glora_jax.data.catalog import expand
-from glora_jax.data.tasks import fewshot, vtab
+from glora_jax.data.catalog import FAMILIES, expand
+from glora_jax.data.tasks import fewshot, generalization, vtab
 from glora_jax.reports import scoreboard
-from glora_jax.reports.columns import layout_of
 from glora_jax.reports.scoreboard import Board, Cell
 
 
@@ -30,7 +29,7 @@ def test_published_means_of_groups_are_those_of_the_accuracies_but_for_three_row
 @pytest.mark.parametrize('family, columns', [('vtab', 19), ('fewshot', 25), ('generalization', 5)])
 def test_published_rows_are_whole_and_have_a_source(family, columns):
   tasks = expand(f'{family}/all')
-  names = {column.name for column in layout_of(tasks).columns(tasks)}
+  names = {column.name for column in scoreboard.columns_of(tasks)}
   assert len(names) == columns
   for row in scoreboard.published()['rows'][family]:
     assert set(row['values']) in (names, set())
@@ -158,3 +157,24 @@ def test_the_table_ends_with_the_mean_over_what_is_done(make_board):
   glora = rows[1].cells
   same = (glora['dtd'].value + glora['kitti'].value) / 2
   assert [cell.value for cell in last.cells] == pytest.approx([70.0, same])
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_the_tasks_of_a_family_fill_exactly_its_columns(family):
+  tasks = expand(f'{family}/all')
+  names = [column.name for column in scoreboard.columns_of(tasks)]
+  measured = [column for task in tasks for column in scoreboard.measured(task)]
+  assert len(names) == len(set(names))
+  assert set(measured) == set(names)
+  assert len(measured) == len(names) * (1 if family == 'vtab' else 3)  # seeds
+
+
+def test_every_test_set_has_a_column():
+  splits = scoreboard.measured('generalization/0')
+  assert list(splits) == [test_set.name for test_set in generalization.TESTS]
+
+
+def test_few_shot_tables_have_the_shots_that_a_suite_has():
+  tasks = expand('fewshot/food101/all/0')[:2]
+  titles = {column.group for column in scoreboard.columns_of(tasks)}
+  assert titles == {'1 shot', '2 shots'}

@@ -25,7 +25,7 @@ from glora_jax.method.genomes import smallest_genome
 from glora_jax.models import weights
 from glora_jax.models.folder import FILE_NAMES
 from glora_jax.records import read_lines
-from glora_jax.reports import run_report
+from glora_jax.reports import run_page
 from glora_jax.reports.verdict import tell_verdict
 from glora_jax.runs import experiment
 from glora_jax.runs.config import check_config
@@ -375,7 +375,7 @@ def test_the_papers_protocol_says_so_wherever_its_numbers_appear(paper_run):
   assert not any(searched.pop('beside_winner').values())  # no finetuning: the same answers
   assert result['winner'] == {**result['winner'], **searched}
   assert not (workdir / 'finetune').exists()
-  label = run_report.PAPER_LABEL
+  label = run_page.PAPER_LABEL
   assert label in html_pages.read(workdir).text
   assert label in experiment.summary(result, str(workdir))
 

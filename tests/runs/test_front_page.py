@@ -13,7 +13,7 @@ from absl import flags
 from places import ROOT
 
 from glora_jax.data import catalog
-from glora_jax.reports import curves, run_page
+from glora_jax.reports import run_charts, run_page
 from glora_jax.runs import command_line, config_files, front_page, inventory, terminal
 from glora_jax.runs.config import RunSettings
 from glora_jax.runs.run import stage_names
@@ -105,7 +105,7 @@ def test_lists_of_stages_have_those_that_jobs_begin():
   }
   assert names == {name for settings, _ in JOBS for name in stage_names(settings)}
   assert run_page.STAGES.keys() <= names
-  assert {re.split('/|_choice', name)[0] for name in curves.STAGES} <= names
+  assert {re.split('/|_choice', name)[0] for name in run_charts.STAGES} <= names
 
 
 def broken(*arguments):

@@ -3,19 +3,18 @@
 import pytest
 
 from glora_jax.files import write_json
-from glora_jax.reports import provenance
-from glora_jax.reports.provenance import Provenance
+from glora_jax.reports import page
 from glora_jax.runs import provenance_record
 
-HERE = Provenance('glora --config quickstart', {'jax': '0.10'}, '1 x cpu')
-ELSEWHERE = HERE._replace(device='8 x TPU v5e')
+HERE = {'command': 'glora --config quickstart', 'versions': {'jax': '0.10'}, 'device': '1 x cpu'}
+ELSEWHERE = {**HERE, 'device': '8 x TPU v5e'}
 
 
 def test_every_process_that_differs_is_noted_once(tmp_path, monkeypatch):
   for made in (HERE, HERE, ELSEWHERE, HERE):
     monkeypatch.setattr(provenance_record, 'current', lambda made=made: made)
     provenance_record.note(tmp_path)
-  assert provenance.distinct(provenance_record.recorded(tmp_path)) == [HERE, ELSEWHERE]
+  assert page.distinct(provenance_record.recorded(tmp_path)) == [HERE, ELSEWHERE]
 
 
 def test_a_damaged_record_is_one_sentence(tmp_path):

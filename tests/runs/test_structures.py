@@ -18,7 +18,7 @@ from glora_jax.method.genomes import genome_to_json
 from glora_jax.method.presets import preset
 from glora_jax.models.classifier import Classifier
 from glora_jax.records import read_lines
-from glora_jax.reports import run_report, scoreboard, structure_report, suite_report
+from glora_jax.reports import run_page, scoreboard, structure, suite_page
 from glora_jax.runs import comparison, experiment, structures
 from glora_jax.runs.config import check_config
 from glora_jax.runs.lifecycle import prepare
@@ -112,7 +112,7 @@ def test_its_folded_model_opens(gradient_run):
 
 def test_tables_of_runs_and_suites_read_its_result(gradient_run):
   _, result = gradient_run
-  assert 'winner, gradient' in run_report.table(result)
+  assert 'winner, gradient' in run_page.table(result)
   tasks = ['generalization/0', 'generalization/1']
   seeds = {task: {**result, 'task': task} for task in tasks}
   for row in seeds.values():
@@ -122,9 +122,9 @@ def test_tables_of_runs_and_suites_read_its_result(gradient_run):
   board = scoreboard.Board('generalization/all', tasks, seeds)
   rows = scoreboard.own_rows(board)
   assert [row.method for row in rows] == ['ours, gradient', 'ours, linear probe']
-  told = suite_report.tell_protocol(board)
+  told = suite_page.tell_protocol(board)
   assert told.startswith('The structures of ours were chosen without validation images')
-  [agreement] = suite_report.agreements(board)
+  [agreement] = suite_page.agreements(board)
   assert 'another trains 100% in the same form' in agreement
 
 
@@ -166,7 +166,7 @@ def test_a_gradient_that_is_noise_borrows_from_shifts_of_the_same_images(prepare
   assert read.borrowed == found.borrowed
   np.testing.assert_array_equal(read.genome, found.genome)
   result = {'protocol': 'honest', 'allocation': {'head_epochs': 1, 'epochs': 5}, 'seconds': {}}
-  text = structure_report.tell_choice(found, result)
+  text = structure.tell_choice(found, result)
   assert 'of telling which way the same images were shifted' in text
 
 

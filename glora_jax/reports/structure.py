@@ -1,16 +1,20 @@
-"""What a report says of a structure that was read off a gradient: where it pays, and why."""
+"""A structure as a page shows it: block by block to scale, and what it was read off."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from glora_jax.method.genomes import genome_to_json
+from glora_jax.method.space import TENSORS, Spec
 from glora_jax.reports.markdown import Table, paragraph, plain
 from glora_jax.search.agreement import agreement
 from glora_jax.search.allocated import Allocation, Unit
 
+MEANINGS = ('scale W', 'shift W', 'prompt', 'scale b', 'shift b')  # of the tensors A to E
 FORMS = {
   'A.vector': 'A vector',
   'A.lora': 'A LoRA',
@@ -20,6 +24,112 @@ FORMS = {
 }
 VALUES_EXPLAINED = """\
 Value in percent of all that is on offer; what was bought is bold, a LoRA's rank in brackets."""
+_STACKED = re.compile(r'(?P<kind>.*)\[(?P<block>\d+)\]')
+
+
+class Piece(NamedTuple):
+  """A support tensor of a layer.
+
+  Attributes:
+    meaning: its letter and what it does, 'B, shift W'.
+    form: 'none', 'constant', 'vector' or 'lora'.
+    rank: of a LoRA, '4'; '' of other forms.
+    params: trained parameters.
+    start: where it begins in the layer's bar, in percent of the largest layer.
+    share: its length there.
+  """
+
+  meaning: str
+  form: str
+  rank: str
+  params: int
+  start: float
+  share: float
+
+
+class Layer(NamedTuple):
+  """A layer of the figure.
+
+  Attributes:
+    name: its name.
+    params: trained parameters.
+    pieces: its support tensors, A to E.
+  """
+
+  name: str
+  params: int
+  pieces: Sequence[Piece]
+
+
+class StructureFigure(NamedTuple):
+  """A structure.
+
+  Attributes:
+    title: what it is the structure of.
+    params: trained parameters.
+    kinds: the heading of every column: a kind of layer.
+    blocks: (name of the row, a layer or None for every kind).
+    table: the form of every tensor and the parameters of every layer.
+  """
+
+  title: str
+  params: int
+  kinds: Sequence[str]
+  blocks: Sequence[tuple[str, Sequence[Layer | None]]]
+  table: Table
+
+
+def structure_figure(title: str, spec: Spec, genome: np.ndarray | Sequence) -> StructureFigure:
+  """What a page shows of a structure.
+
+  Args:
+    title: what it is the structure of.
+    spec: the layers; slices of one stacked layer, 'blocks/mlp/fc1[2]', are one column.
+    genome: int [layer, 5].
+  """
+  layers = _layers(spec, np.asarray(genome))
+  kinds: list[str] = []
+  blocks: dict[str, dict[str, Layer]] = {}
+  for layer in layers:
+    match = _STACKED.fullmatch(layer.name)
+    kind, block = (match['kind'], match['block']) if match else ('', layer.name)
+    if kind not in kinds:
+      kinds.append(kind)
+    blocks.setdefault(block, {})[kind] = layer
+  rows = [(block, [row.get(kind) for kind in kinds]) for block, row in blocks.items()]
+  headings = [kind.rpartition('/')[2] for kind in kinds]
+  cells = [(plain(layer.name), *map(_form, layer.pieces), f'{layer.params:,}') for layer in layers]
+  return StructureFigure(
+    title,
+    sum(layer.params for layer in layers),
+    headings if len(set(headings)) == len(kinds) else kinds,
+    rows,
+    Table(('layer', *TENSORS, 'parameters'), cells, text_columns=1 + len(TENSORS)),
+  )
+
+
+def _layers(spec: Spec, genome: np.ndarray) -> list[Layer]:
+  costs = spec.cost_table[np.arange(len(spec))[:, None], np.arange(5), genome]  # [layer, 5]
+  shares = 100 * costs / (costs.sum(axis=1).max(initial=0) or 1)
+  starts = shares.cumsum(axis=1) - shares
+  layers = []
+  for at, forms in enumerate(genome_to_json(spec, genome)['layers']):
+    pieces = []
+    for number, (letter, meaning) in enumerate(zip(TENSORS, MEANINGS, strict=True)):
+      form, _, rank = forms[letter].partition(':')
+      share, start = (round(float(part[at, number]), 2) for part in (shares, starts))
+      cost = int(costs[at, number])
+      pieces.append(Piece(f'{letter}, {meaning}', form, rank, cost, start, share))
+    layers.append(Layer(spec.layers[at].name, int(costs[at].sum()), pieces))
+  return layers
+
+
+def _form(piece: Piece) -> str:
+  """'vector, 64' for instance: the form, the rank of a LoRA, the parameters."""
+  if piece.form == 'none':
+    return ''
+  form = f'LoRA of rank {piece.rank}' if piece.rank else piece.form
+  return f'{form}, {piece.params:,}'
 
 
 def tell_choice(allocation: Allocation, result: Mapping[str, Any]) -> str:
@@ -65,16 +175,15 @@ def values_table(units: Sequence[Unit]) -> Table:
   cells: dict[tuple[str, str], list[Unit]] = {}
   for unit in units:
     cells.setdefault((unit.layer, unit.form), []).append(unit)
-  layers = dict.fromkeys(unit.layer for unit in units)
   forms = [form for form in FORMS if any(unit.form == form for unit in units)]
   rows = [
-    (plain(layer), *(_cell(cells.get((layer, form), []), total) for form in forms))
-    for layer in layers
+    (plain(layer), *(_value(cells.get((layer, form), []), total) for form in forms))
+    for layer in dict.fromkeys(unit.layer for unit in units)
   ]
   return Table(('layer', *(FORMS[form] for form in forms)), rows)
 
 
-def _cell(units: Sequence[Unit], total: float) -> str:
+def _value(units: Sequence[Unit], total: float) -> str:
   """The value of a form in a layer in percent of the total, bold where it was bought."""
   if not units:
     return ''
@@ -88,11 +197,10 @@ def _cell(units: Sequence[Unit], total: float) -> str:
 
 def tell_cost(result: Mapping[str, Any]) -> str:
   """What the structure cost beside the training, in seconds and in epochs."""
-  summary = result['allocation']
   seconds = sum(result['seconds'].get(stage, 0.0) for stage in ('head', 'structure'))
   return paragraph(f"""
     Head and gradient took {seconds:.0f} seconds, compilation included. They count as
-    {summary['epochs']} epochs, by which the training is shorter than its recipe says.
+    {result['allocation']['epochs']} epochs, by which the training is shorter than its recipe says.
   """)
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from glora_jax.reports import structure_report
+from glora_jax.reports import structure
 from glora_jax.search.allocated import Allocation
 
 
@@ -17,7 +17,7 @@ def result():
 
 
 def test_the_table_has_every_form_on_offer_and_marks_what_was_bought(allocation):
-  lines = str(structure_report.values_table(list(allocation.units()))).splitlines()
+  lines = str(structure.values_table(list(allocation.units()))).splitlines()
   assert lines[0] == '| layer | A vector | A LoRA | B LoRA | C vector | E vector |'
   assert lines[2] == '| attn/qkv | **30.0** | 0.0 | 0.0 | 0.0 | **20.0** |'
   # C is on offer only where there are fewer inputs than outputs.
@@ -26,8 +26,8 @@ def test_the_table_has_every_form_on_offer_and_marks_what_was_bought(allocation)
 
 def test_the_page_says_what_was_found_and_what_it_cost(allocation, result):
   told = [
-    structure_report.tell_choice(allocation, result),
-    structure_report.tell_cost(result),
+    structure.tell_choice(allocation, result),
+    structure.tell_cost(result),
   ]
   text = ' '.join(told)
   assert 'structure of 40 parameters was read off one gradient' in text
@@ -40,20 +40,20 @@ def test_the_page_says_what_was_found_and_what_it_cost(allocation, result):
 def test_the_papers_protocol_is_not_said_to_leave_validation_images_alone(allocation, result):
   """It trains on them."""
   result['protocol'] = 'paper'
-  text = structure_report.tell_choice(allocation, result)
+  text = structure.tell_choice(allocation, result)
   assert 'validation image' not in text
   assert 'up to 40 parameters. `structure/` has the numbers.' in text
 
 
 def test_a_budget_that_nobody_gave_is_said_to_be_proposed(allocation, result):
   proposed = Allocation(**{**vars(allocation), 'proposed': True})
-  text = structure_report.tell_choice(proposed, result)
+  text = structure.tell_choice(proposed, result)
   assert 'No budget was given; the one proposed is the knee' in text
 
 
 def test_little_agreement_is_called_little():
   first, second = np.zeros((2, 4, 5), np.int8)
   first[0, 1], second[2, 1] = 3, 3
-  assert 'another trains 0% in the same form' in structure_report.tell_agreement([first, second])
-  assert 'That is little' in structure_report.tell_agreement([first, second])
-  assert 'That is little' not in structure_report.tell_agreement([first, first])
+  assert 'another trains 0% in the same form' in structure.tell_agreement([first, second])
+  assert 'That is little' in structure.tell_agreement([first, second])
+  assert 'That is little' not in structure.tell_agreement([first, first])

@@ -4,7 +4,8 @@ import csv
 
 import pytest
 
-from glora_jax.reports import comparison_page, comparison_report, comparison_rows
+from glora_jax.method.space import Spec
+from glora_jax.reports import comparison_page
 
 
 def runs(params, *accuracies, **fields):
@@ -13,6 +14,11 @@ def runs(params, *accuracies, **fields):
     {'params': params, 'seconds': 1.0, 'val_accuracy': 0.5, 'test_accuracy': accuracy, **fields}
     for accuracy in accuracies
   ]
+
+
+def write(folder, result):
+  """Writes the files of a comparison that has no structures."""
+  comparison_page.write(str(folder), result, Spec(()), [])
 
 
 @pytest.fixture
@@ -33,11 +39,12 @@ def result():
       'search-200': runs(150, 0.91, 0.91, inherited_test_accuracy=0.85),
     },
     'data': {'origin': 'made by hand', 'notes': ['A note.']},
+    'seconds': {},
   }
 
 
 def test_the_verdict_is_the_paired_difference_to_the_best_within_the_budget(result):
-  [verdict] = comparison_report.verdicts(result)
+  [verdict] = comparison_page.verdicts(result)
   assert verdict.startswith(
     'Searched, at most 200: +2.0 ± 1.4 points beside LoRA, the best fixed method within that '
     '(150 and 180 parameters'
@@ -45,11 +52,11 @@ def test_the_verdict_is_the_paired_difference_to_the_best_within_the_budget(resu
 
 
 def test_the_most_accurate_row_is_the_smallest_of_those_that_are_as_accurate(result):
-  assert 'all of GLoRA is the most accurate: 95.0 ± 0.0%' in comparison_report.tell_best(result)
+  assert 'all of GLoRA is the most accurate: 95.0 ± 0.0%' in comparison_page.tell_best(result)
   result['methods']['lora'] = runs(180, 0.95, 0.95)
-  assert 'LoRA is the most accurate, as is one other: 95.0' in comparison_report.tell_best(result)
+  assert 'LoRA is the most accurate, as is one other: 95.0' in comparison_page.tell_best(result)
   result['methods']['linear'] = runs(0, 0.95, 0.95)
-  told = comparison_report.tell_best(result)
+  told = comparison_page.tell_best(result)
   assert 'linear probe is the most accurate, as are 2 others: 95.0' in told
 
 
@@ -57,14 +64,14 @@ def test_the_epochs_of_a_gradient_are_those_that_its_rows_spared(result):
   result['methods']['gradient-60'] = runs(40, 0.95, 0.95)
   result['rate']['gradient'] = 1e-3
   result['allocation_epochs'] = {'gradient-60': [5, 3]}
-  assert 'head and gradient count as 3 or 5 of its epochs' in comparison_report.tell_making(result)
+  assert 'head and gradient count as 3 or 5 of its epochs' in comparison_page.tell_making(result)
 
 
 def test_presets_are_called_by_their_rank_and_place(result):
   result['labels'] = {'lora': 'lora:4', 'hira:2@qkv': 'hira:2@qkv'}
   result['methods']['hira:2@qkv'] = runs(90, 0.8, 0.8)
   result['rate']['hira:2@qkv'] = 2e-3
-  shown = {row['title']: row['rate'] for row in comparison_rows.rows(result)}
+  shown = {row['title']: row['rate'] for row in comparison_page.rows(result)}
   assert shown['lora:4'] == 1e-3
   assert shown['hira:2@qkv'] == 2e-3
 
@@ -73,18 +80,20 @@ def test_what_markdown_would_read_in_a_name_is_shown_as_it_is(result):
   name = 'lora:1@(qkv|fc1)'
   result['methods'][name] = runs(150, 0.97, 0.97)
   result['rate'][name] = 1e-3
-  line = next(line for line in comparison_report.table(result).splitlines() if 'fc1' in line)
+  line = next(
+    line for line in str(comparison_page.accuracies(result)).splitlines() if 'fc1' in line
+  )
   assert line.startswith(r'| lora:1@(qkv\|fc1) | 150 |')
-  assert r'beside lora:1@(qkv\|fc1), the best' in comparison_report.verdicts(result)[0]
+  assert r'beside lora:1@(qkv\|fc1), the best' in comparison_page.verdicts(result)[0]
 
 
 def test_without_a_rival_within_the_budget_there_is_no_verdict(result):
   result['methods'] = {name: result['methods'][name] for name in ('full', 'search-200')}
-  assert comparison_report.verdicts(result) == []
+  assert comparison_page.verdicts(result) == []
 
 
 def test_the_table_shows_means_and_spreads_in_the_order_of_parameters(result):
-  assert comparison_report.table(result).splitlines()[2:] == [
+  assert str(comparison_page.accuracies(result)).splitlines()[2:] == [
     '| linear probe | 0 | 0.001 | 50.0 ± 0.0 | 81.0 ± 1.4 |  | 1 |',
     '| searched, at most 200 | 150 | 0.001 | 50.0 ± 0.0 | 91.0 ± 0.0 | 85.0 ± 0.0 | 1 |',
     '| LoRA | 180 | 0.001 | 50.0 ± 0.0 | 89.0 ± 1.4 |  | 1 |',
@@ -95,9 +104,9 @@ def test_the_table_shows_means_and_spreads_in_the_order_of_parameters(result):
 def test_a_single_seed_has_no_spread(result, tmp_path):
   result['seeds'] = [0]
   result['methods'] = {name: found[:1] for name, found in result['methods'].items()}
-  assert '±' not in comparison_report.summary(result, str(tmp_path))
-  assert 'Seed 0. The list' in comparison_report.tell_making(result)
-  comparison_report.write(str(tmp_path), result)
+  assert '±' not in comparison_page.summary(result, str(tmp_path))
+  assert 'Seed 0. The list' in comparison_page.tell_making(result)
+  write(tmp_path, result)
   with open(tmp_path / 'table.csv') as file:
     rows = list(csv.DictReader(file))
   assert {row['test_accuracy_spread'] for row in rows} == {''}
@@ -105,10 +114,10 @@ def test_a_single_seed_has_no_spread(result, tmp_path):
 
 
 def test_everything_that_was_measured_is_written(result, tmp_path):
-  comparison_report.write(str(tmp_path), result)
-  assert sorted(path.name for path in tmp_path.iterdir()) == ['table.csv']
-  assert 'of a searched subnet 2 of them are its own' in comparison_report.tell_making(result)
-  assert comparison_report.tell_images(result) == 'Images: made by hand. A note.'
+  write(tmp_path, result)
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['report.html', 'table.csv']
+  assert 'of a searched subnet 2 of them are its own' in comparison_page.tell_making(result)
+  assert comparison_page.tell_images(result) == 'Images: made by hand. A note.'
   with open(tmp_path / 'table.csv') as file:
     rows = {row['method']: row for row in csv.DictReader(file)}
   assert float(rows['linear']['test_accuracy']) == pytest.approx(0.81)
@@ -125,9 +134,9 @@ def test_everything_that_was_measured_is_written(result, tmp_path):
 
 def test_a_row_says_how_many_of_its_seeds_diverged_and_how(result, tmp_path):
   result['diverged'] = {'lora': {'1': 'Its training stopped at its last good state.'}}
-  comparison_report.write(str(tmp_path), result)
-  assert '| LoRA (1 of 2 seeds diverged) | 180 |' in comparison_report.table(result)
-  told, remedy = comparison_rows.troubles(result)
+  write(tmp_path, result)
+  assert '| LoRA (1 of 2 seeds diverged) | 180 |' in str(comparison_page.accuracies(result))
+  told, remedy = comparison_page.troubles(result)
   assert told == (
     'LoRA: 1 of 2 seeds diverged, which the row counts as it is. '
     'Seed 1: Its training stopped at its last good state.'
@@ -148,23 +157,23 @@ def test_the_row_of_a_single_seed_that_diverged_says_so(result):
   result['seeds'] = [0]
   result['methods'] = {name: found[:1] for name, found in result['methods'].items()}
   result['diverged'] = {'lora': {'0': 'Its loss is not finite.'}}
-  assert '| LoRA (diverged) | 180 |' in comparison_report.table(result)
+  assert '| LoRA (diverged) | 180 |' in str(comparison_page.accuracies(result))
 
 
 def test_seeds_that_learned_nothing_stand_beside_those_that_diverged(result):
   result['diverged'] = {'lora': {'1': 'Its loss is not finite.'}}
   result['learned_nothing'] = {'lora': {'0': 'It guesses.'}, 'full': {'1': 'It guesses, too.'}}
-  table = comparison_report.table(result)
+  table = str(comparison_page.accuracies(result))
   assert '| LoRA (1 of 2 seeds diverged, 1 of 2 seeds learned nothing) | 180 |' in table
-  told, others, _ = comparison_rows.troubles(result)
+  told, others, _ = comparison_page.troubles(result)
   assert told.endswith('Seed 1: Its loss is not finite. Seed 0: It guesses.')
   assert others.startswith(
     'All of GLoRA: 1 of 2 seeds learned nothing, which the row counts as it is.'
   )
   result['learned_nothing']['lora'] = {'0': 'It guesses.', '1': 'It guesses.'}
   del result['diverged']
-  assert comparison_rows.troubles(result)[0].endswith('Seeds 0, 1: It guesses.')
-  numbers = {row['method']: row['learned_nothing'] for row in comparison_rows.rows(result)}
+  assert comparison_page.troubles(result)[0].endswith('Seeds 0, 1: It guesses.')
+  numbers = {row['method']: row['learned_nothing'] for row in comparison_page.rows(result)}
   assert numbers == {'linear': 0, 'search-200': 0, 'lora': 2, 'full': 1}
 
 
@@ -173,6 +182,6 @@ def test_a_loss_that_is_not_finite_leaves_the_accuracies_as_they_are(loss, resul
   """A seed has diverged; a file has null for what is no number."""
   result['methods']['lora'] = runs(180, 0.90, 0.10, test_loss=0.5)
   result['methods']['lora'][1]['test_loss'] = loss
-  row = next(row for row in comparison_rows.rows(result) if row['method'] == 'lora')
+  row = next(row for row in comparison_page.rows(result) if row['method'] == 'lora')
   assert row['test_accuracy'] == 0.5
-  assert '50.0 ± 56.6' in comparison_report.table(result)
+  assert '50.0 ± 56.6' in str(comparison_page.accuracies(result))

@@ -6,7 +6,7 @@ import pages
 import pytest
 
 from glora_jax.data.catalog import expand
-from glora_jax.reports import markdown, scoreboard, suite_page, suite_report
+from glora_jax.reports import markdown, scoreboard, suite_page
 from glora_jax.reports.scoreboard import Board
 
 
@@ -32,7 +32,6 @@ def unfinished(make_board):
 
 
 def test_a_suite_of_which_tasks_are_missing_says_so(unfinished, tmp_path):
-  suite_report.write(unfinished, str(tmp_path))
   page = pages.write_suite(tmp_path, unfinished)
   assert '17 of 19 tasks' in page.all('title')[0].text
   same_tasks = row_of(page, 'mean of the 17 that are done')
@@ -77,7 +76,6 @@ def test_marks_are_the_cells_of_the_published_rows(make_board):
 
 def test_a_table_before_the_first_result_can_be_written(tmp_path):
   empty = Board('generalization/all', expand('generalization/all'))
-  suite_report.write(empty, str(tmp_path))
   assert empty.waiting == [f'generalization/{seed}' for seed in range(3)]
   text = pages.write_suite(tmp_path, empty).text
   assert '0 of 3 tasks' in text
@@ -86,7 +84,6 @@ def test_a_table_before_the_first_result_can_be_written(tmp_path):
 
 def test_the_papers_protocol_stands_in_text_headings_and_csv(make_board, tmp_path):
   board = make_board({'vtab/dtd': 70.0}, protocol='paper')
-  suite_report.write(board, str(tmp_path))
   page = pages.write_suite(tmp_path, board)
   assert markdown.PAPER_LABEL in page.words()
   assert "ours (PROTOCOL 'paper'), not finetuned (" in ' '.join(page.rows()[0])
@@ -96,16 +93,16 @@ def test_the_papers_protocol_stands_in_text_headings_and_csv(make_board, tmp_pat
 
 def test_published_means_that_their_accuracies_do_not_have_are_named(make_board):
   board = make_board({'vtab/dtd': 70.0})
-  wrong = suite_report.wrong_means(board, scoreboard.published_rows(board.tasks))
+  wrong = suite_page.wrong_means(board, scoreboard.published_rows(board.tasks))
   assert [sentence.split(' is ')[0].split()[-1] for sentence in wrong] == ['Full', 'Linear', 'LoRA']
 
 
 def test_what_structures_were_chosen_by_is_said_as_far_as_it_is_known(make_board):
   board = make_board({'vtab/dtd': 70.0})
   result = board.results['vtab/dtd']
-  assert suite_report.tell_protocol(board).startswith('Ours were searched on validation images;')
+  assert suite_page.tell_protocol(board).startswith('Ours were searched on validation images;')
   result['structure'] = 'gradient'
-  assert 'were chosen without validation images;' in suite_report.tell_protocol(board)
+  assert 'were chosen without validation images;' in suite_page.tell_protocol(board)
   result['structure'] = 'runs/my_run/genome.json'
-  assert 'do not say what they were chosen by;' in suite_report.tell_protocol(board)
-  assert r'test, runs/my\_run/genome.json' in suite_report.tasks_table(board).titles
+  assert 'do not say what they were chosen by;' in suite_page.tell_protocol(board)
+  assert r'test, runs/my\_run/genome.json' in suite_page.tasks_table(board).titles

@@ -1,6 +1,6 @@
-"""What a run's report tells of errors, further test sets, and names that Markdown would read.
+"""What the page of a run tells of errors, further test sets, and names that Markdown would read.
 
-Whole reports are in tests/runs.
+Pages of whole runs are in tests/runs.
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ import numpy as np
 import pages
 import pytest
 
-from glora_jax.reports import errors, run_report, snippets
+from glora_jax.reports import errors, run_page
 from glora_jax.reports.errors import Outcome
 
 
@@ -56,9 +56,11 @@ def test_right_answers_and_errors_are_shaded_each_by_the_share_of_their_class():
   matrix = np.array([[6, 2, 0], [0, 10, 0], [0, 0, 0]])
   rows = errors.confusion_rows(['a', 'b', 'c'], matrix)
   assert [row.recall for row in rows] == ['75%', '100%', 'none']
-  strengths = [[cell.strength for cell in row.cells] for row in rows]
-  assert strengths == [[0.75, 1, 0], [0, 1, 0], [0, 0, 0]]
-  assert [[cell.count for cell in row.cells] for row in rows] == matrix.tolist()
+  assert [row.cells for row in rows] == [
+    [(6, 0.75), (2, 1), (0, 0)],
+    [(0, 0), (10, 1), (0, 0)],
+    [(0, 0), (0, 0), (0, 0)],
+  ]
 
 
 @pytest.mark.parametrize('number, pairs', [(40, 6), (41, 20)])
@@ -93,7 +95,7 @@ def test_the_table_has_a_column_for_every_further_test_set():
     'presets': {'lora': row},
     'finetuned': False,
   }
-  lines = run_report.table(result).splitlines()
+  lines = run_page.table(result).splitlines()
   assert lines[0].endswith('| test accuracy | on v2 | on sketch |')
   assert lines[1:3] == [
     '|---|---:|---:|---:|---:|---:|',
@@ -110,16 +112,16 @@ def test_the_table_has_a_column_for_every_further_test_set():
 def test_the_curve_of_a_head_alone_is_of_images_without_augmentation(allocation):
   findings = pages.make_findings(allocation)
   sentence = 'are of features of the images without augmentation'
-  assert sentence in run_report.tell_training(findings)
+  assert sentence in run_page.tell_training(findings)
   without = dataclasses.replace(findings, allocation=None)
-  assert sentence not in run_report.tell_training(without)
+  assert sentence not in run_page.tell_training(without)
 
 
 @pytest.mark.parametrize('structure', ['gradient', 'lora:2', 'runs/x/genome.json'])
 def test_no_more_is_said_of_a_structure_than_is_known(allocation, structure):
   findings = dataclasses.replace(pages.make_findings(allocation), archive=None)
   findings.result['structure'] = structure
-  text = run_report.tell_protocol(findings)
+  text = run_page.tell_protocol(findings)
   is_known = structure != 'runs/x/genome.json'
   assert ('no validation image had a part in' in text) == is_known
   assert ('Structure and weights come from the' in text) == (structure == 'gradient')
@@ -130,7 +132,7 @@ def test_the_adapters_base_is_fetched_with_its_checksum(allocation):
   findings = pages.make_findings(allocation)
   findings.result['weights'] = 'https://example.org/vit.npz'
   backbone = {'sha256': 64 * 'a', 'image_size': 8}
-  code = snippets.adapter_code('run', dataclasses.replace(findings, backbone=backbone))
+  code = run_page.adapter_code('run', dataclasses.replace(findings, backbone=backbone))
   assert f"fetch.fetch('https://example.org/vit.npz', sha256='{64 * 'a'}')" in code
   assert 'weights.refit(*loaded, num_classes=3, image_size=8)' in code
   assert "# normalized as 'unit'" in code
