@@ -33,9 +33,10 @@ if os.environ.pop('PYTHONDONTWRITEBYTECODE', None):
   # Child processes take seconds to compile what they import.
   os.environ['PYTHONPYCACHEPREFIX'] = str(CACHE / 'bytecode')
 
-# A busy machine is no reason to fail; of a profile that hypothesis has for CI, the rest stays.
-hypothesis.settings.register_profile('untimed', hypothesis.settings.default, deadline=None)
-hypothesis.settings.load_profile('untimed')
+# A busy machine is no reason to fail. `full` is for `tests/fuzz`, twenty thousand cases by chance.
+hypothesis.settings.register_profile('ci', derandomize=True, deadline=None)
+hypothesis.settings.register_profile('full', max_examples=2000, deadline=None)
+hypothesis.settings.load_profile(os.environ.get('HYPOTHESIS_PROFILE', 'ci'))
 
 MOST_PROGRAMS = 1000  # that a process keeps, in about two gigabytes
 

@@ -105,7 +105,7 @@ def require_apart(name: str, written: str, field: str = '--workdir') -> None:
     ValueError: it would, where folders are classes, and pictures are images.
   """
   kind, _, path = name.partition(':')
-  if kind != 'folder' or not path:
+  if kind != 'folder' or not path or '\0' in path:  # which `find` refuses
     return
   folder = os.path.realpath(own.absolute(path))
   inside = os.path.relpath(os.path.realpath(written), folder)

@@ -150,8 +150,8 @@ def init_supports(
   """
   check_key(key)
   ranks = checked_ranks(ranks)
-  Layer('the layer', in_features, out_features, bias, SearchSpace(ranks, tied=tied))  # checks them
-  shapes = support_shapes(in_features, out_features, ranks, bias, tied)
+  layer = Layer('the layer', in_features, out_features, bias, SearchSpace(ranks, tied=tied))
+  shapes = support_shapes(layer.in_features, layer.out_features, ranks, bias, tied)
   return init_arrays(key[None], (), shapes, dtype)
 
 
