@@ -33,7 +33,13 @@ def find_images(paths: Iterable[str]) -> list[str]:
   found = []
   for path in paths:
     if os.path.isdir(path):
-      found += _images_below(path)
+      images = sorted(image.images_below(path))
+      if not images:
+        raise FileNotFoundError(
+          f'There are no images in the folder {path}; an image is a file ending in '
+          f'{", ".join(image.EXTENSIONS)}.'
+        )
+      found += images
     elif os.path.exists(path):
       found.append(path)
     else:
@@ -41,16 +47,6 @@ def find_images(paths: Iterable[str]) -> list[str]:
         f'There is no file or folder {path}; give images, or folders with images.'
       )
   return found
-
-
-def _images_below(folder: str) -> list[str]:
-  images = sorted(image.images_below(folder))
-  if not images:
-    raise FileNotFoundError(
-      f'There are no images in the folder {folder}; an image is a file ending in '
-      f'{", ".join(image.EXTENSIONS)}.'
-    )
-  return images
 
 
 class Prediction(NamedTuple):
@@ -118,7 +114,16 @@ class Classifier:
       )
     model, params, metadata = weights.load(path, normalization=normalization, **fields)
     check_agreement(path, metadata, {'normalization': normalization})
-    _require_classifier(path, model.num_classes, metadata['image_size'])
+    if not model.num_classes:
+      raise ValueError(
+        f'{path} has no head, so no classes to choose from; give the folder folded/ of a run, or a '
+        'checkpoint with a head.'
+      )
+    if not isinstance(metadata['image_size'], int):
+      raise ValueError(
+        f'{path} is for images of {metadata["image_size"]}; only models of square images are '
+        'supported here.'
+      )
     normalization = require_normalization(path, metadata.get('normalization'), 'normalization')
     self.classes = tuple(metadata.get('classes') or map(str, range(model.num_classes)))
     self.rule = rule or metadata.get('resize') or 'squash'
@@ -171,19 +176,6 @@ class Classifier:
       return image.resize(image.decode(path), self.image_size, self.rule, self.share)
     except OSError as error:
       return str(error)
-
-
-def _require_classifier(path: str, num_classes: int, image_size: Any) -> None:
-  """Raises ValueError for a checkpoint that cannot classify images."""
-  if not num_classes:
-    raise ValueError(
-      f'{path} has no head, so no classes to choose from; give the folder folded/ of a run, or a '
-      'checkpoint with a head.'
-    )
-  if not isinstance(image_size, int):
-    raise ValueError(
-      f'{path} is for images of {image_size}; only models of square images are supported here.'
-    )
 
 
 def most_probable(

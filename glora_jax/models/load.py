@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax
-import jax
-import numpy as np
 
 from glora_jax.data.normalization import Normalization
 from glora_jax.files import Path, check_metadata
@@ -135,8 +133,7 @@ def _load_foreign(
   normalization: Normalization | None,
   fields: Mapping[str, Any],
 ) -> Checkpoint:
-  recognized = _recognize(tensors)
-  format, plain = recognized.format, recognized.tensors
+  format, prefix, plain = _recognize(tensors)
   hints = read_hints(tensors.path, format)
   reading = _read_shape(plain, format)
   check_agreement(f'{tensors.path} or its config.json', hints, {'image_size': image_size})
@@ -167,7 +164,7 @@ def _load_foreign(
     format=format.nearest(variant).name,
     container=tensors.container,
     variant=variant,
-    prefix=recognized.prefix,
+    prefix=prefix,
     wrapper=tensors.wrapper,
     unused=unused,
   )
@@ -188,15 +185,8 @@ def check_fields(fields: Mapping[str, Any]) -> None:
   check_vit_fields(fields)
 
 
-class _Recognized(NamedTuple):
-  """The one model in a file."""
-
-  format: Format[Any]
-  prefix: str
-  tensors: PlainNames
-
-
-def _recognize(tensors: Tensors) -> _Recognized:
+def _recognize(tensors: Tensors) -> tuple[Format[Any], str, PlainNames]:
+  """The one model in a file: its format, its prefix, and its tensors."""
   if other := explain(tensors.specs):
     raise ValueError(f'{tensors.path} is no plain ViT. {other}')
   found = detect(tensors.specs)
@@ -226,12 +216,12 @@ def _recognize(tensors: Tensors) -> _Recognized:
     log.warning('%s: left aside: %s.', tensors.path, grouped(strangers))
   else:  # they will be named as unexpected, or are known to be of no use
     in_file.update(zip(strangers, strangers, strict=True))
-  return _Recognized(format, prefix, PlainNames(tensors, in_file))
+  return format, prefix, PlainNames(tensors, in_file)
 
 
 def _read_shape(tensors: PlainNames, format: Format[Any]) -> Reading:
   """What the format reads off the shapes; every failure is a sentence with the file's path."""
-  shapes = tensors.shapes
+  shapes = {name: spec.shape for name, spec in tensors.specs.items()}
   beginning = f'{tensors.path} looks like a {format.name} checkpoint, but'
   try:
     if empty := [name for name, shape in shapes.items() if 0 in shape]:
@@ -311,14 +301,6 @@ def _assume_normalization(path: str, container: Container, model: ViT) -> str:
 KIND = 'vit'  # among the kinds of files that `files.write_tensors` writes
 
 
-class _Header(NamedTuple):
-  """What the metadata of a file says; `expected` are the shapes of the parameters by path."""
-
-  model: ViT
-  metadata: Metadata
-  expected: dict[str, jax.ShapeDtypeStruct]
-
-
 def read_own(tensors: Tensors) -> tuple[ViT, dict[str, Any], Metadata]:
   """Reads a file that `save` wrote in this project's own format.
 
@@ -332,7 +314,24 @@ def read_own(tensors: Tensors) -> tuple[ViT, dict[str, Any], Metadata]:
     ValueError: the file is of another kind, says what cannot be, or its tensors are not those of
       its model.
   """
-  model, metadata, expected = _read_header(tensors)
+  refusal = f'{tensors.path} is no vit file that glora_jax wrote.'
+  try:
+    metadata = json.loads(tensors.metadata[OURS])
+  except (ValueError, KeyError, TypeError, RecursionError) as error:
+    raise ValueError(refusal) from error
+  metadata = check_metadata(tensors.path, metadata, KIND)
+  try:
+    model = ViT(**metadata.pop('model'))
+    expected = expected_params(model, metadata['image_size'])
+  except (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+  ) as error:
+    raise ValueError(refusal) from error
   try:
     check_metadata_of(metadata, model.num_classes)
   except ValueError as error:
@@ -343,37 +342,14 @@ def read_own(tensors: Tensors) -> tuple[ViT, dict[str, Any], Metadata]:
     {name: spec.shape for name, spec in tensors.specs.items()},
     {name: spec.shape for name, spec in expected.items()},
   )
-  params = {name: _read_param(tensors, name) for name in expected}
+  params = {}
+  for name in expected:
+    if name.startswith(BLOCKS):
+      blocks = (finite(tensors.path, name, block) for block in tensors.blocks(name))
+      params[name] = stack(*tensors.specs[name], blocks)
+    else:
+      params[name] = read_finite(tensors, name)
   return model, flax.traverse_util.unflatten_dict(params, sep='/'), metadata
-
-
-def _read_header(tensors: Tensors) -> _Header:
-  refusal = f'{tensors.path} is no vit file that glora_jax wrote.'
-  try:
-    metadata = json.loads(tensors.metadata[OURS])
-  except (ValueError, KeyError, TypeError, RecursionError) as error:
-    raise ValueError(refusal) from error
-  metadata = check_metadata(tensors.path, metadata, KIND)
-  try:
-    model = ViT(**metadata.pop('model'))
-    return _Header(model, metadata, expected_params(model, metadata['image_size']))
-  except (
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    RecursionError,
-  ) as error:
-    raise ValueError(refusal) from error
-
-
-def _read_param(tensors: Tensors, name: str) -> np.ndarray:
-  if not name.startswith(BLOCKS):
-    return read_finite(tensors, name)
-  shape, dtype = tensors.specs[name]
-  blocks = (finite(tensors.path, name, block) for block in tensors.blocks(name))
-  return stack(shape, dtype, blocks)
 
 
 def inspection(checkpoint: Checkpoint) -> str:
@@ -389,25 +365,17 @@ def inspection(checkpoint: Checkpoint) -> str:
     'image_size': metadata['image_size'],
     'normalization': metadata.get('normalization'),
   }
-  fields = describe(model)
   flat = flax.traverse_util.flatten_dict(params, sep='/')
-  size = sum(value.nbytes for value in flat.values())
-  lines = [
-    *(_fact(name, value) for name, value in facts.items()),
-    *(_fact(name, value) for name, value in fields.items()),
-    '',
-    _row('parameter', 'shape', 'type', 'numbers'),
-  ]
+  rows = [('parameter', 'shape', 'type', 'numbers')]
   for name, value in flat.items():
     shape = ' x '.join(map(str, value.shape))
-    lines.append(_row(name, shape, value.dtype.name, f'{value.size:,}'))
-  lines.append(_row('all', '', '', f'{sum(value.size for value in flat.values()):,}'))
-  return '\n'.join([*lines, '', f'{size / 2**20:.1f} MiB'])
-
-
-def _fact(name: str, value: object) -> str:
-  return f'{name:14} {value}'
-
-
-def _row(name: str, shape: str, dtype: str, numbers: str) -> str:
-  return f'{name:26} {shape:>24} {dtype:>9} {numbers:>13}'
+    rows.append((name, shape, value.dtype.name, f'{value.size:,}'))
+  rows.append(('all', '', '', f'{sum(value.size for value in flat.values()):,}'))
+  lines = [
+    *(f'{name:14} {value}' for name, value in (facts | describe(model)).items()),
+    '',
+    *(f'{name:26} {shape:>24} {dtype:>9} {numbers:>13}' for name, shape, dtype, numbers in rows),
+    '',
+    f'{sum(value.nbytes for value in flat.values()) / 2**20:.1f} MiB',
+  ]
+  return '\n'.join(lines)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -12,7 +12,6 @@ from glora_jax.files import Path
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.supports import COLLECTION
 from glora_jax.models.containers import (
-  Tensors,
   open_tensors,
   read_finite,
   require_floats,
@@ -22,25 +21,17 @@ from glora_jax.models.formats.timm import FORMAT as TIMM
 from glora_jax.models.vit import ViT
 from glora_jax.tree import get
 
-
-class OfficialName(NamedTuple):
-  """How the official code calls and lays out a support of ours."""
-
-  ours: str
-  theirs: str
-  transposed: bool
-
-
-OFFICIAL_NAMES = (
-  OfficialName('A_down', 'Au', transposed=True),
-  OfficialName('A_up', 'Ad', transposed=True),
-  OfficialName('B_down', 'Bu', transposed=True),
-  OfficialName('B_up', 'Bd', transposed=True),
-  OfficialName('C_down', 'Cd', transposed=False),
-  OfficialName('C_up', 'Cu', transposed=False),
-  OfficialName('D', 'D', transposed=False),
-  OfficialName('E', 'E', transposed=False),
-)
+# Names in the official code, and whether it lays the support out transposed.
+OFFICIAL_NAMES = {
+  'A_down': ('Au', True),
+  'A_up': ('Ad', True),
+  'B_down': ('Bu', True),
+  'B_up': ('Bd', True),
+  'C_down': ('Cd', False),
+  'C_up': ('Cu', False),
+  'D': ('D', False),
+  'E': ('E', False),
+}
 
 
 def load_official_supernet(path: Path, adapted: Adapted, params: Any) -> dict[str, Any]:
@@ -87,7 +78,12 @@ def load_official_supernet(path: Path, adapted: Adapted, params: Any) -> dict[st
     >>> variables['glora']['blocks']['mlp']['fc2']['A_down'].shape
     (1, 16, 2)
   """
-  _require_tied_vit(adapted)
+  is_classifier = isinstance(adapted.model, ViT) and adapted.model.num_classes
+  if not is_classifier or not all(layer.space.tied for layer in adapted.spec):
+    raise ValueError(
+      'An official supernet goes onto the ViT of glora_jax.models.vit, with a head (num_classes '
+      'above 0), adapted with a tied SearchSpace.'
+    )
   tensors = open_tensors(path)
   trainable, frozen = adapted.split(adapted.init(jax.random.key(0), params))
   supports = jax.tree.map(
@@ -95,12 +91,14 @@ def load_official_supernet(path: Path, adapted: Adapted, params: Any) -> dict[st
   )
   places = _places(adapted, supports)
   head = nn.meta.unbox(trainable['params']['head'])
-  expected = {name: place.shape_in_file for name, place in places.items()}
+  expected = {name: place.shape for name, place in places.items()}
   expected['head.weight'] = head['kernel'].shape[::-1]
   expected['head.bias'] = head['bias'].shape
-  _require(tensors, expected)
+  given = {name: spec.shape for name, spec in tensors.specs.items()}
+  require_shapes(tensors.path, given, expected)
+  require_floats(tensors.path, tensors.specs)
   for name, place in places.items():
-    place.fill(read_finite(tensors, name))
+    place[...] = read_finite(tensors, name)
   dtype = head['kernel'].dtype
   new_head = {
     'kernel': read_finite(tensors, 'head.weight').T.astype(dtype),
@@ -109,39 +107,8 @@ def load_official_supernet(path: Path, adapted: Adapted, params: Any) -> dict[st
   return adapted.join({'params': {'head': new_head}, COLLECTION: supports}, frozen)
 
 
-def _require_tied_vit(adapted: Adapted) -> None:
-  is_classifier = isinstance(adapted.model, ViT) and adapted.model.num_classes
-  if not is_classifier or not all(layer.space.tied for layer in adapted.spec):
-    raise ValueError(
-      'An official supernet goes onto the ViT of glora_jax.models.vit, with a head (num_classes '
-      'above 0), adapted with a tied SearchSpace.'
-    )
-
-
-class _Place(NamedTuple):
-  """Where a tensor of the file goes.
-
-  Attributes:
-    support: a support of ours, [stack..., ...].
-    index: index of the layer in the stack.
-    transposed: whether the file has it transposed.
-  """
-
-  support: np.ndarray
-  index: tuple[int, ...]
-  transposed: bool
-
-  @property
-  def shape_in_file(self) -> tuple[int, ...]:
-    shape = self.support.shape[len(self.index) :]
-    return shape[::-1] if self.transposed else shape
-
-  def fill(self, tensor: np.ndarray) -> None:
-    self.support[self.index] = tensor.T if self.transposed else tensor
-
-
-def _places(adapted: Adapted, supports: Any) -> dict[str, _Place]:
-  """Where each tensor of the file goes, by its name."""
+def _places(adapted: Adapted, supports: Any) -> dict[str, np.ndarray]:
+  """The part of the supports that each tensor of the file fills, by its name."""
   layer_names = {
     rule.ours: rule.theirs[0].removesuffix('.weight')
     for rule in TIMM.rules(adapted.model, TIMM.variant)
@@ -151,14 +118,8 @@ def _places(adapted: Adapted, supports: Any) -> dict[str, _Place]:
     module = get(supports, group.path)
     pattern = layer_names['/'.join(group.members[0].kernel_path)]
     for index, _ in group.slices():
-      layer = pattern.format(*index)
-      for ours, theirs, transposed in OFFICIAL_NAMES:
+      for ours, (theirs, is_transposed) in OFFICIAL_NAMES.items():
         if ours in module:
-          places[f'{layer}.{theirs}'] = _Place(module[ours], index, transposed)
+          place = module[ours][index]
+          places[f'{pattern.format(*index)}.{theirs}'] = place.T if is_transposed else place
   return places
-
-
-def _require(tensors: Tensors, expected: dict[str, tuple[int, ...]]) -> None:
-  given = {name: spec.shape for name, spec in tensors.specs.items()}
-  require_shapes(tensors.path, given, expected)
-  require_floats(tensors.path, tensors.specs)

@@ -12,7 +12,6 @@ from glora_jax.models.formats.table import FORMATS
 from glora_jax.models.load import Checkpoint
 from glora_jax.models.metadata import check_facts, shortest, sides
 from glora_jax.models.resize import check_patches, resize_patch_embed, resize_pos_embed
-from glora_jax.models.translate import Origin
 from glora_jax.models.vit import ViT
 
 # Resizing takes a matrix of the pixels of both patches.
@@ -71,11 +70,14 @@ def refit(
   if patch != model.patch_size:
     kernel = resize_patch_embed(params['embed']['kernel'], patch)
     params['embed'] = {**params['embed'], 'kernel': kernel}
-  old_grid = _grid(old_size, model.patch_size)
-  new_grid = _grid(new_size, patch)
+  old_grid = old_size[0] // model.patch_size, old_size[1] // model.patch_size
+  new_grid = new_size[0] // patch, new_size[1] // patch
   if old_grid != new_grid:
-    params['pos_embed'] = _resize_positions(
-      params['pos_embed'], old_grid, new_grid, metadata.get('source')
+    origin, positions = metadata.get('source'), (params['pos_embed'], old_grid, new_grid)
+    params['pos_embed'] = (
+      FORMATS[origin.format].resize_positions(*positions, origin.variant)
+      if origin
+      else resize_pos_embed(*positions, 'bicubic_antialias')
     )
   model = model.clone(patch_size=patch)
   metadata['image_size'] = shortest(*new_size)
@@ -83,19 +85,6 @@ def refit(
     model = _replace_head(model, params, num_classes)
     metadata.pop('classes', None)
   return Checkpoint(model, params, metadata)
-
-
-def _grid(size: tuple[int, int], patch: int) -> tuple[int, int]:
-  height, width = size
-  return height // patch, width // patch
-
-
-def _resize_positions(
-  pos_embed: np.ndarray, old: tuple[int, int], new: tuple[int, int], origin: Origin | None
-) -> np.ndarray:
-  if origin is None:
-    return resize_pos_embed(pos_embed, old, new, 'bicubic_antialias')
-  return FORMATS[origin.format].resize_positions(pos_embed, old, new, origin.variant)
 
 
 def _replace_head(model: ViT, params: dict[str, Any], num_classes: int) -> ViT:

@@ -60,13 +60,12 @@ def resize_pos_embed(
   if old == new:
     return pos_embed
   grid = np.asarray(pos_embed[0, class_tokens:], np.float32).reshape(*old, width)
-  resized = _INTERPOLATE[interpolation](grid, new)
+  if interpolation == 'bicubic_antialias':
+    resized = np.asarray(_resize_cubic(grid, (*new, width)))
+  else:
+    resized = (_bicubic if interpolation == 'bicubic' else _linear_corners)(grid, new)
   class_pos = pos_embed[:, :class_tokens]
   return np.concatenate([class_pos, resized.reshape(1, -1, width).astype(pos_embed.dtype)], axis=1)
-
-
-def _antialiased(grid: np.ndarray, new: tuple[int, int]) -> np.ndarray:
-  return np.asarray(_resize_cubic(grid, (*new, grid.shape[-1])))
 
 
 def _bicubic(grid: np.ndarray, new: tuple[int, int]) -> np.ndarray:
@@ -80,13 +79,6 @@ def _linear_corners(grid: np.ndarray, new: tuple[int, int]) -> np.ndarray:
 
   factors = (new[0] / grid.shape[0], new[1] / grid.shape[1], 1)
   return scipy.ndimage.zoom(grid, factors, order=1)
-
-
-_INTERPOLATE = {
-  'bicubic_antialias': _antialiased,
-  'bicubic': _bicubic,
-  'linear_corners': _linear_corners,
-}
 
 
 def _resize_cubic(array: np.ndarray | jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import flax
@@ -17,7 +17,7 @@ from glora_jax.limits import check_path, check_type, shown
 from glora_jax.models import folder
 from glora_jax.models.containers import Container, require_torch, write_npz, write_torch
 from glora_jax.models.folder import side_files
-from glora_jax.models.formats.format import Flat, Reading
+from glora_jax.models.formats.format import Flat
 from glora_jax.models.formats.table import FORMATS
 from glora_jax.models.load import KIND, assumed_normalization
 from glora_jax.models.metadata import OURS, check_metadata_of, sides
@@ -138,8 +138,7 @@ def _save_foreign(
   else:
     write_torch(file, tensors, origin.wrapper)
   if is_alone:
-    read = _read_back(model, origin, tensors)
-    _log_open(file, _open_fields(model, read) + _open_facts(model, metadata, container, read))
+    _log_open(file, model, metadata, container, origin, tensors)
     return
   for name, content in contents.items():
     write_json(os.path.join(path, name), content)
@@ -167,28 +166,20 @@ def _new_origin(name: str, model: ViT, flat: Flat) -> Origin:
   return Origin(name, format.container, format.variant, unused=placeholders)
 
 
-def _read_back(model: ViT, origin: Origin, tensors: Flat) -> Reading:
-  """What the names and shapes of a file's tensors will say to its reader."""
+def _log_open(
+  file: str,
+  model: ViT,
+  metadata: Mapping[str, Any],
+  container: Container,
+  origin: Origin,
+  tensors: Flat,
+) -> None:
+  """Logs what a reader of the file alone will not have, or take for something else."""
   format = FORMATS[origin.format]
   prefix = format.prefix(model, origin.prefix)
-  return format.read_shape(
+  read = format.read_shape(
     {name.removeprefix(prefix): value.shape for name, value in tensors.items()}
   )
-
-
-def _open_fields(model: ViT, read: Reading) -> list[str]:
-  """The fields that a reader of the file alone will take for something else."""
-  return [
-    f'{name}={getattr(model, name)} (without it: {read.fields[name]})'
-    for name in OPEN_FIELDS
-    if name in read.fields and read.fields[name] != getattr(model, name)
-  ]
-
-
-def _open_facts(
-  model: ViT, metadata: Mapping[str, Any], container: Container, read: Reading
-) -> list[str]:
-  """The metadata that a reader of the file alone will not have, or takes for something else."""
   height, width = sides(metadata['image_size'])
   assumed = {
     'image_size': metadata['image_size'] if height == width and read.tokens else None,
@@ -197,17 +188,19 @@ def _open_facts(
     'crop': None,
     'classes': None,
   }
-  return [
+  open_fields = [
+    f'{name}={getattr(model, name)} (without it: {read.fields[name]})'
+    for name in OPEN_FIELDS
+    if name in read.fields and read.fields[name] != getattr(model, name)
+  ]
+  open_facts = [
     f'{name}={shown(metadata[name])}' + (f' (without it: {other})' if other else '')
     for name, other in assumed.items()
     if metadata.get(name) and metadata[name] != other
   ]
-
-
-def _log_open(file: str, unsaid: Sequence[str]) -> None:
-  if unsaid:
+  if open_fields or open_facts:
     log.warning(
       '%s alone cannot say %s; a folder in its place has a config.json that does.',
       file,
-      ', '.join(unsaid),
+      ', '.join(open_fields + open_facts),
     )

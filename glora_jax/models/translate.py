@@ -14,12 +14,12 @@ import numpy as np
 from glora_jax.models.containers import (
   Container,
   Tensors,
-  TensorSpec,
   finite,
+  read_finite,
   require_floats,
   require_shapes,
 )
-from glora_jax.models.formats.format import Flat, Format, Shapes, Variant
+from glora_jax.models.formats.format import Flat, Format, Variant
 from glora_jax.models.formats.rules import Rule
 from glora_jax.models.formats.table import FORMATS
 from glora_jax.models.vit import ViT
@@ -46,45 +46,32 @@ class Origin:
   unused: Flat = dataclasses.field(default_factory=dict, repr=False)
 
 
-@dataclasses.dataclass(frozen=True)
 class PlainNames:
   """The tensors of a file under the names that its format knows, without the prefix.
 
-  Attributes:
+  Args:
     tensors: the opened file.
     in_file: the name in the file of each tensor, by its plain name.
   """
 
-  tensors: Tensors
-  in_file: Mapping[str, str]
-
-  @property
-  def path(self) -> str:
-    """Path of the file."""
-    return self.tensors.path
-
-  @property
-  def specs(self) -> dict[str, TensorSpec]:
-    """Shapes and types of the tensors, by plain name."""
-    return {plain: self.tensors.specs[name] for plain, name in self.in_file.items()}
-
-  @property
-  def shapes(self) -> Shapes:
-    """Shapes of the tensors, by plain name."""
-    return {name: spec.shape for name, spec in self.specs.items()}
+  def __init__(self, tensors: Tensors, in_file: Mapping[str, str]):
+    self.path = tensors.path
+    self.specs = {plain: tensors.specs[name] for plain, name in in_file.items()}
+    self._tensors = tensors
+    self._in_file = in_file
 
   def read(self, plain: str) -> np.ndarray:
     """A tensor, as it is in the file."""
-    return self.tensors.read(self.in_file[plain])
+    return self._tensors.read(self._in_file[plain])
 
   def read_finite(self, plain: str) -> np.ndarray:
     """A tensor; ValueError where a number in it is not finite."""
-    return finite(self.path, self.in_file[plain], self.read(plain))
+    return read_finite(self._tensors, self._in_file[plain])
 
   def finite_blocks(self, plain: str) -> Iterator[np.ndarray]:
     """A tensor along its first axis, one index at a time; ValueError where it is not finite."""
-    name = self.in_file[plain]
-    for block in self.tensors.blocks(name):
+    name = self._in_file[plain]
+    for block in self._tensors.blocks(name):
       yield finite(self.path, name, block)
 
 
@@ -111,35 +98,21 @@ def read_params(
     ValueError: tensors are missing, unexpected or misshaped, and all are named; or one of them is
       damaged, or holds anything but finite floating-point numbers.
   """
-  layout = _layout(format, model, variant, expected)
+  rules, shapes = _layout(format, model, variant, expected)
   specs = tensors.specs
-  unused = [name for name in specs if name not in layout.shapes and re.match(format.unused, name)]
+  unused = [name for name in specs if name not in shapes and re.match(format.unused, name)]
   used = {name: spec for name, spec in specs.items() if name not in unused}
-  require_shapes(tensors.path, {name: spec.shape for name, spec in used.items()}, layout.shapes)
+  require_shapes(tensors.path, {name: spec.shape for name, spec in used.items()}, shapes)
   require_floats(tensors.path, used)
-  params = {
-    path: _read_param(tensors, layout.rules[path], spec.shape) for path, spec in expected.items()
-  }
+  params = {path: _read_param(tensors, rules[path], spec.shape) for path, spec in expected.items()}
   nested = flax.traverse_util.unflatten_dict(params, sep='/')
   return nested, {name: tensors.read(name) for name in unused}
 
 
-class _Layout(NamedTuple):
-  """How the parameters of a model lie in a file.
-
-  Attributes:
-    rules: rules by the path of the parameter; a parameter that the format has no place for has
-      none.
-    shapes: shapes of the file's tensors, by plain name.
-  """
-
-  rules: dict[str, Rule]
-  shapes: dict[str, tuple[int, ...]]
-
-
 def _layout(
   format: Format[Any], model: ViT, variant: Variant, expected: Mapping[str, Any]
-) -> _Layout:
+) -> tuple[dict[str, Rule], dict[str, tuple[int, ...]]]:
+  """The rules by path of ours, where the format has a place, and the shapes of their tensors."""
   rules = {rule.ours: rule for rule in format.rules(model, variant) if rule.ours in expected}
   shapes = {}
   for path, rule in rules.items():
@@ -152,7 +125,7 @@ def _layout(
         shapes.update({name.format(block): part.shape for block in range(model.depth)})
       else:
         shapes[name] = (model.depth, *part.shape)
-  return _Layout(rules, shapes)
+  return rules, shapes
 
 
 def _read_param(tensors: PlainNames, rule: Rule, shape: tuple[int, ...]) -> np.ndarray:
@@ -218,7 +191,7 @@ def fit_to_format(model: ViT, flat: Flat, origin: Origin) -> Fitted:
   """
   format = FORMATS[origin.format]
   model, flat = format.represent(model, dict(flat), origin.variant)
-  rules = _layout(format, model, origin.variant, flat).rules
+  rules, _ = _layout(format, model, origin.variant, flat)
   if homeless := sorted(flat.keys() - rules.keys()):
     raise ValueError(
       f'The format {origin.format} has no place for {", ".join(homeless)}; choose another format.'

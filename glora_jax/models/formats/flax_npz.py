@@ -162,17 +162,11 @@ class FlaxNpz(Format[NpzVariant]):
 
   def nearest(self, variant: NpzVariant) -> FlaxNpz:
     """As `Format.nearest`; a file may mix what the code bases have had over the years."""
-
-    def likeness(other: FlaxNpz) -> int:
-      own = other.variant
-      pairs = (
-        (own.scanned, variant.scanned),
-        (own.classic, variant.classic),
-        (own.position, variant.position),
-      )
-      return sum(ours == theirs for ours, theirs in pairs)
-
-    return max(FORMATS, key=likeness)
+    traits = ('scanned', 'classic', 'position')
+    return max(
+      FORMATS,
+      key=lambda other: sum(getattr(other.variant, t) == getattr(variant, t) for t in traits),
+    )
 
   def resize_positions(
     self, pos_embed: np.ndarray, old: tuple[int, int], new: tuple[int, int], variant: NpzVariant

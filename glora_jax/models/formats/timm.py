@@ -151,11 +151,14 @@ class Timm(Format[TimmVariant]):
     architecture = config['architecture']
     pretrained = config.get('pretrained_cfg') or config
     arguments = config.get('model_args') or {}
+    pool = arguments.get('global_pool') or config.get('global_pool')
+    if pool not in (None, '', *POOLS):
+      raise ValueError(f"global_pool={shown(pool)} is not supported; 'token' and 'avg' are.")
     activation = arguments.get('act_layer') or _by_name(ACTIVATIONS_BY_NAME, architecture)
     hints = {
       'activation': activation,
       'num_heads': arguments.get('num_heads') or _by_name(HEADS_BY_NAME, architecture),
-      'pool': _read_pool(arguments.get('global_pool') or config.get('global_pool')),
+      'pool': None if pool in (None, '') else POOLS[pool],
       'classes': pretrained.get('label_names') or config.get('label_names'),
     }
     if size := arguments.get('img_size') or (pretrained.get('input_size') or [])[1:]:
@@ -163,8 +166,14 @@ class Timm(Format[TimmVariant]):
       hints['image_size'] = shortest(height, width)
     if 'mean' in pretrained:
       hints['normalization'] = normalization_of(pretrained['mean'], pretrained['std'])
-    if _crops(pretrained):
-      hints |= {'resize': 'crop', 'crop': _share(pretrained['crop_pct'], hints.get('image_size'))}
+    share, size = pretrained.get('crop_pct'), hints.get('image_size')
+    is_share = isinstance(share, int | float) and 0.01 < share <= 1
+    if is_share and pretrained.get('crop_mode', 'center') == 'center':
+      if share == CROP:
+        share = None
+      elif isinstance(size, int):  # timm scales it to a whole number of pixels
+        share = share_of(size, int(size / share))
+      hints |= {'resize': 'crop', 'crop': share}
     return hints
 
   def side_files(
@@ -182,33 +191,11 @@ class Timm(Format[TimmVariant]):
     }
 
 
-def _crops(pretrained: Mapping[str, Any]) -> bool:
-  """Whether images become square by the rule 'crop' of `data.image.resize`."""
-  share = pretrained.get('crop_pct')
-  is_share = isinstance(share, int | float) and 0.01 < share <= 1
-  return is_share and pretrained.get('crop_mode', 'center') == 'center'
-
-
-def _share(given: float, size: Any) -> float | None:
-  """The share of the shorter side that is kept, which timm scales to a whole number of pixels."""
-  if given == CROP:
-    return None
-  return share_of(size, int(size / given)) if isinstance(size, int) else given
-
-
 def _by_name(table: Mapping[str, Any], architecture: str) -> Any:
   for pattern, value in table.items():
     if re.search(pattern, architecture):
       return value
   return None
-
-
-def _read_pool(pool: str | None) -> str | None:
-  if pool in (None, ''):
-    return None
-  if pool not in POOLS:
-    raise ValueError(f"global_pool={shown(pool)} is not supported; 'token' and 'avg' are.")
-  return POOLS[pool]
 
 
 def _model_arguments(model: ViT, metadata: Metadata, variant: TimmVariant) -> dict[str, Any]:
@@ -233,20 +220,14 @@ def _model_arguments(model: ViT, metadata: Metadata, variant: TimmVariant) -> di
   }
 
 
-def _crop_pct(metadata: Metadata) -> float:
-  if metadata.get('resize') != 'crop':
-    return 1.0
-  share = metadata.get('crop')
-  return CROP if share is None else share - 1e-9  # timm truncates size over share
-
-
 def _pretrained_config(model: ViT, metadata: Metadata) -> dict[str, Any]:
-  resize = metadata.get('resize')
+  resize, share = metadata.get('resize'), metadata.get('crop')
+  crop_pct = CROP if share is None else share - 1e-9  # timm truncates size over share
   config: dict[str, Any] = {
     'input_size': [3, *sides(metadata['image_size'])],
     'num_classes': model.num_classes,
     'interpolation': 'bicubic',
-    'crop_pct': _crop_pct(metadata),
+    'crop_pct': crop_pct if resize == 'crop' else 1.0,
     'crop_mode': 'squash' if resize == 'squash' else 'center',
     'first_conv': 'patch_embed.proj',
     'classifier': 'head',
