@@ -45,15 +45,3 @@ def test_a_resize_rule_that_is_left_open_is_the_default(tmp_path):
   model, params, metadata = weights.load(weights.EMBEDDED_FILE)
   weights.save(tmp_path / 'open', model, params, {**metadata, 'resize': None})
   assert Classifier(tmp_path / 'open').rule == 'squash'
-
-
-def test_what_is_no_model_rule_or_list_is_refused(backbone, photos):
-  with pytest.raises(ValueError, match='None is no path'):
-    Classifier(None)
-  with pytest.raises(ValueError, match="The resize rule 'x' is unknown"):
-    Classifier(backbone, rule='x')
-  with pytest.raises(ValueError, match=r'b\.png. must be a list of paths; find_images makes one'):
-    next(Classifier(backbone)(f'{photos}/b.png'))
-  for path in ('./photos', photos):
-    with pytest.raises(ValueError, match=r'is one path; give a list of paths'):
-      find_images(path)

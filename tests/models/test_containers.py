@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+from checkpoints import assert_refused
 
 from glora_jax.files import write_safetensors
 from glora_jax.models.containers import open_tensors, write_npz
@@ -55,30 +56,7 @@ def test_damaged_files_are_refused_in_one_sentence(write, damage, tmp_path):
     opened = open_tensors(path)
     return [opened.read(name) for name in opened.specs]
 
-  with pytest.raises(ValueError, match=f'^{path}.*(damaged|cut off|no npz)') as caught:
-    read_all()
-  assert '\n' not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-  'content, message',
-  [
-    (b'', 'is empty'),
-    (b'GIF89a' + bytes(100), 'is no npz, safetensors or PyTorch file'),
-    (b'PK\x03\x04' + bytes(50), 'damaged'),
-    (struct.pack('<Q', 2**40) + b'{"a":1}', 'damaged'),
-    (b'\x00' * 40, 'is no npz'),
-  ],
-)
-def test_other_files_are_refused(content, message, tmp_path):
-  (tmp_path / 'file').write_bytes(content)
-  with pytest.raises(ValueError, match=message):
-    open_tensors(tmp_path / 'file')
-
-
-def test_a_missing_file_is_said_to_be_missing(tmp_path):
-  with pytest.raises(FileNotFoundError, match='There is no file'):
-    open_tensors(tmp_path / 'none')
+  assert_refused(str(path), read_all)
 
 
 def npy(shape, dtype='<f4', content=b''):
@@ -86,24 +64,48 @@ def npy(shape, dtype='<f4', content=b''):
   return b'\x93NUMPY\x01\x00' + struct.pack('<H', len(header)) + header.encode() + content
 
 
+def archive(name, content):
+  file = io.BytesIO()
+  with zipfile.ZipFile(file, 'w') as opened:
+    opened.writestr(name, content)
+  return file.getvalue()
+
+
 @pytest.mark.parametrize(
-  'member, message',
+  'content, named',
   [
-    (npy((-1, 4), content=bytes(16)), r'declares shape \(-1, 4\)'),
-    (
-      npy((2**40,), content=bytes(16)),
-      r'declares shape \(1099511627776,\) of float32, but 16 bytes are there',
-    ),
-    (npy((3,), content=bytes(16)), 'but 16 bytes are there'),
-    (npy((1,), '|O', b'\x80\x04N.'), 'holds Python objects'),
-    (b'nothing', 'damaged'),
+    (b'', 'is empty'),
+    (b'GIF89a' + bytes(100), 'no npz, safetensors or PyTorch file'),
+    (b'PK\x03\x04' + bytes(50), 'damaged'),
+    (struct.pack('<Q', 2**40) + b'{"a":1}', 'damaged'),
+    (bytes(40), 'no npz, safetensors or PyTorch file'),
+    (archive('photo.jpg', b''), 'photo.jpg'),
+    (archive('a.npy', npy((-1, 4), content=bytes(16))), '(-1, 4)'),
+    (archive('a.npy', npy((2**40,), content=bytes(16))), ['(1099511627776,)', '16 bytes']),
+    (archive('a.npy', npy((3,), content=bytes(16))), '16 bytes'),
+    (archive('a.npy', npy((1,), '|O', b'\x80\x04N.')), 'Python objects'),
+    (archive('a.npy', b'nothing'), 'damaged'),
   ],
 )
-def test_npz_files_that_declare_what_they_do_not_hold_are_refused(member, message, tmp_path):
-  with zipfile.ZipFile(tmp_path / 'file.npz', 'w') as archive:
-    archive.writestr('a.npy', member)
-  with pytest.raises(ValueError, match=message):
-    open_tensors(tmp_path / 'file.npz')
+def test_files_that_declare_what_they_do_not_hold_and_others_are_refused(content, named, tmp_path):
+  (tmp_path / 'file').write_bytes(content)
+  assert_refused(named, open_tensors, tmp_path / 'file')
+  assert_refused('none', open_tensors, tmp_path / 'none', kind=FileNotFoundError)
+
+
+@pytest.mark.parametrize(
+  'spec',
+  [
+    {'shape': [-2, 2], 'data_offsets': [0, 16]},
+    {'shape': [2**40], 'data_offsets': [0, 16]},
+    {'shape': [4], 'data_offsets': [0, 2**40]},
+    {'shape': [4], 'data_offsets': [0, 16], 'dtype': 'X'},
+  ],
+)
+def test_hostile_safetensors_headers_are_refused(spec, tmp_path):
+  header = json.dumps({'a': {'dtype': 'F32', **spec}}).encode()
+  (tmp_path / 'file').write_bytes(struct.pack('<Q', len(header)) + header + bytes(16))
+  assert_refused(str(tmp_path / 'file'), open_tensors, tmp_path / 'file')
 
 
 def test_pickled_arrays_are_not_executed(tmp_path):
@@ -112,8 +114,7 @@ def test_pickled_arrays_are_not_executed(tmp_path):
       return (tmp_path.joinpath('executed').write_text, ('x',))
 
   np.savez(tmp_path / 'file.npz', a=np.array([Hostile()], object))
-  with pytest.raises(ValueError, match='holds Python objects'):
-    open_tensors(tmp_path / 'file.npz')
+  assert_refused('Python objects', open_tensors, tmp_path / 'file.npz')
   assert not (tmp_path / 'executed').exists()
 
 
@@ -122,31 +123,7 @@ def test_zip_bombs_are_refused_by_what_they_declare(tmp_path):
     buffer = io.BytesIO()
     np.save(buffer, np.zeros(17_000_000, np.float32))
     archive.writestr('a.npy', buffer.getvalue())
-  with pytest.raises(ValueError, match=r'declares to unpack to 68000128; that is no checkpoint'):
-    open_tensors(tmp_path / 'bomb.npz')
-
-
-@pytest.mark.parametrize(
-  'spec',
-  [
-    {'dtype': 'F32', 'shape': [-2, 2], 'data_offsets': [0, 16]},
-    {'dtype': 'F32', 'shape': [2**40], 'data_offsets': [0, 16]},
-    {'dtype': 'F32', 'shape': [4], 'data_offsets': [0, 2**40]},
-    {'dtype': 'X', 'shape': [4], 'data_offsets': [0, 16]},
-  ],
-)
-def test_hostile_safetensors_headers_are_refused(spec, tmp_path):
-  header = json.dumps({'a': spec}).encode()
-  (tmp_path / 'file').write_bytes(struct.pack('<Q', len(header)) + header + bytes(16))
-  with pytest.raises(ValueError, match='damaged or cut off'):
-    open_tensors(tmp_path / 'file')
-
-
-def test_a_zip_of_other_things_is_refused(tmp_path):
-  with zipfile.ZipFile(tmp_path / 'file.zip', 'w') as archive:
-    archive.writestr('photo.jpg', b'')
-  with pytest.raises(ValueError, match=r'is a zip file with photo\.jpg in it'):
-    open_tensors(tmp_path / 'file.zip')
+  assert_refused('68000128', open_tensors, tmp_path / 'bomb.npz')
 
 
 def test_safetensors_stay_readable_to_their_own_library(tmp_path):

@@ -4,7 +4,6 @@ import subprocess
 
 import jax
 import numpy as np
-import pytest
 from places import FIXTURES, program
 
 from glora_jax.data.normalization import normalize
@@ -24,9 +23,3 @@ def test_exported_models_run_in_a_fresh_process_without_this_package(tmp_path):
   expected = jax.jit(model.apply)({'params': params}, normalize(images, metadata['normalization']))
   np.testing.assert_allclose(np.load(tmp_path / 'logits.npy'), expected, atol=1e-5)
   np.testing.assert_allclose(load_exported(path).call(images[:1]), expected[:1], atol=1e-5)
-
-
-def test_files_that_are_no_export_are_refused(tmp_path):
-  (tmp_path / 'odd').write_bytes(b'x' * 100)
-  with pytest.raises(ValueError, match='is no exported function'):
-    load_exported(tmp_path / 'odd')

@@ -36,14 +36,3 @@ def test_the_folder_of_a_run_means_its_folded_model(tmp_path):
 def test_a_folder_of_the_name_without_a_checkpoint_is_nothing(tmp_path):
   (tmp_path / 'folded').mkdir()
   assert locate(make(tmp_path, 'vit.npz')) == str(tmp_path / 'vit.npz')
-
-
-def test_folders_without_one_are_explained(tmp_path):
-  with pytest.raises(FileNotFoundError, match='There is no checkpoint in the folder'):
-    locate(tmp_path)
-  make(tmp_path, 'model-00001-of-00002.safetensors')
-  with pytest.raises(ValueError, match='in several parts'):
-    locate(tmp_path)
-  make(tmp_path, 'a.npz', 'b.npz')
-  with pytest.raises(ValueError, match=r'holds several checkpoints \(a\.npz, b\.npz\)'):
-    locate(tmp_path)

@@ -194,19 +194,3 @@ def test_any_model_in_any_format_computes_the_same_or_is_refused(tmp_path_factor
   np.testing.assert_allclose(
     plain_vit.logits(loaded, converted, IMAGES), plain_vit.logits(model, params, IMAGES), atol=1e-4
   )
-
-
-@pytest.mark.parametrize(
-  'format, fields, message',
-  [
-    ('timm', {'pre_logits': 5}, 'pre_logits'),
-    ('vit_jax', {'pre_norm': True}, 'pre_norm'),
-    ('hf_vit', {'pool': 'gap'}, "pool='gap' with a class token"),
-    ('hf_vit', {'pool': 'gap', 'class_token': False}, 'a model without class token'),
-  ],
-)
-def test_formats_refuse_what_they_cannot_say(format, fields, message, tmp_path):
-  model = ViT(2, patch_size=8, width=12, depth=1, num_heads=3, **fields)
-  with pytest.raises(ValueError, match=f'The format {format} .*{message}.*choose another format'):
-    weights.save(tmp_path / 'out', model, params_of(model, 24), {'image_size': 24}, format)
-  assert not (tmp_path / 'out').exists()

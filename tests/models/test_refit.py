@@ -1,7 +1,6 @@
 """A pretrained model for another task: a new head, another image size, another patch size."""
 
 import numpy as np
-import pytest
 from checkpoints import OURS, own, params_of  # noqa: F401, fixtures
 
 from glora_jax.models import weights
@@ -28,14 +27,3 @@ def test_another_image_size_and_patch_size_go_together(own):
   assert params['pos_embed'].shape == (1, 5, 12)
   expected = expected_params(model, 24)
   assert params['embed']['kernel'].shape == expected['embed/kernel'].shape
-  with pytest.raises(ValueError, match='image_size=25 is not a multiple of the patch size 8'):
-    weights.refit(*weights.load(path), image_size=25)
-
-
-@pytest.mark.parametrize(
-  'sizes', [{'image_size': 0}, {'patch_size': 0}, {'num_classes': -1}, {'image_size': 2.5}]
-)
-def test_sizes_that_cannot_be_are_named(own, sizes):
-  ((name, value),) = sizes.items()
-  with pytest.raises(ValueError, match=f'{name}={value} (cannot be|must be)'):
-    weights.refit(*weights.load(own[0]), **sizes)

@@ -40,22 +40,12 @@ def test_196_tokens_are_not_195_and_a_class_token():
   for tokens, new_tokens in ((196, 49), (197, 50)):
     old = np.zeros((1, tokens, 2), np.float32)
     assert resize_pos_embed(old, (14, 14), (7, 7), 'bicubic').shape == (1, new_tokens, 2)
-  with pytest.raises(
-    ValueError,
-    match='has 198 tokens; a grid of 14 x 14 patches needs 196, or one more with a class token',
-  ):
-    resize_pos_embed(np.zeros((1, 198, 2), np.float32), (14, 14), (7, 7), 'bicubic')
 
 
 def test_big_visions_way_is_zoom():
   old = np.random.default_rng(0).normal(size=(1, 25, 2)).astype(np.float32)
   expected = scipy.ndimage.zoom(old.reshape(5, 5, 2), (7 / 5, 7 / 5, 1), order=1).reshape(1, 49, 2)
   np.testing.assert_array_equal(resize_pos_embed(old, (5, 5), (7, 7), 'linear_corners'), expected)
-
-
-def test_unknown_interpolations_are_refused():
-  with pytest.raises(ValueError, match='bicubic_antialias, bicubic, linear_corners'):
-    resize_pos_embed(np.zeros((1, 4, 2)), (2, 2), (3, 3), 'nearest')
 
 
 @pytest.mark.parametrize('old, new', [(2, 2), (2, 3), (2, 7), (3, 4), (4, 8), (5, 6), (6, 12)])

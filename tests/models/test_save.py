@@ -58,16 +58,6 @@ def test_hugging_faces_processor_crops_as_the_model_saw_images(tmp_path, format)
   assert weights.load(tmp_path).metadata['resize'] == 'crop'
 
 
-@pytest.mark.parametrize('rule', ['crop', 'squash'])
-def test_timms_config_crops_as_the_model_saw_images(tmp_path, rule):
-  model = OURS.clone(layer_scale=None, class_token=False)
-  weights.save(tmp_path, model, params_of(model), {'image_size': 16, 'resize': rule}, 'timm')
-  config = json.loads((tmp_path / 'config.json').read_text())
-  del config['glora_jax']
-  (tmp_path / 'config.json').write_text(json.dumps(config))
-  assert (weights.load(tmp_path).metadata.get('resize') == 'crop') == (rule == 'crop')
-
-
 def test_an_older_checkpoint_in_the_folder_is_not_left_to_be_read(tmp_path):
   model = OURS.clone(layer_scale=None, class_token=False)
   params = params_of(model)
@@ -77,30 +67,3 @@ def test_an_older_checkpoint_in_the_folder_is_not_left_to_be_read(tmp_path):
   weights.save(tmp_path / 'out', model, params, {'image_size': 16}, 'big_vision_scan')
   with pytest.raises(ValueError, match=r'should end in \.safetensors'):
     weights.save(tmp_path / 'model.npz', model, params, {'image_size': 16})
-
-
-def test_unknown_formats_are_explained(tmp_path):
-  with pytest.raises(ValueError, match="The format 'onnx' is unknown; the formats are glora_jax,"):
-    weights.save(tmp_path / 'out', OURS, params_of(OURS), {'image_size': 16}, 'onnx')
-
-
-def test_what_is_not_the_models_is_not_written(tmp_path):
-  params = params_of(OURS)
-  scale = {'scale': params['norm']['scale'] * float('nan'), 'bias': params['norm']['bias']}
-  counts = {'scale': params['norm']['scale'].astype('int32'), 'bias': params['norm']['bias']}
-  path = tmp_path / 'model.safetensors'
-  cases = [
-    (None, params, 'model=None is no ViT'),
-    (OURS, None, 'params=None is no Mapping'),
-    (OURS, {}, 'these params are not those of the model. missing: '),
-    (OURS, {**params, 'norm': scale}, 'norm/scale has numbers that are not finite'),
-    (OURS, {**params, 'norm': counts}, 'norm/scale is int32'),
-    (OURS.clone(num_classes=3), params, r'misshaped: head/bias is \(5,\) and should be \(3,\)'),
-  ]
-  for model, wrong, sentence in cases:
-    for format in (None, 'timm'):
-      with pytest.raises(ValueError, match=sentence):
-        weights.save(path, model, wrong, {'image_size': 16}, format)
-  with pytest.raises(ValueError, match="have no 'image_size'"):
-    weights.save(path, OURS, params, {})
-  assert not path.exists()

@@ -127,26 +127,6 @@ def test_drop_path_acts_in_training_only_and_differs_between_examples_and_keys()
   assert np.abs(first - second).max() > 1e-4
 
 
-@pytest.mark.parametrize(
-  'fields, message',
-  [
-    ({'num_heads': 5}, 'width=12 is not a multiple of num_heads=5'),
-    ({'pool': 'max'}, 'one of token, gap'),
-    ({'class_token': False}, 'class_token=False'),
-    ({'patch_size': 7}, 'multiples of patch_size=7'),
-    ({'activation': 'relu'}, 'one of gelu, gelu_tanh, quick_gelu'),
-  ],
-)
-def test_wrong_shapes_are_explained(fields, message):
-  with pytest.raises(ValueError, match=message):
-    shapes(build(**fields))
-
-
-def test_unknown_sizes_are_explained():
-  with pytest.raises(ValueError, match='Ti, S, B, L'):
-    vit.vit('XL', 10)
-
-
 def test_describe_rebuilds_the_same_parameters():
   model = build(layer_scale=0.1, drop_path=0.2, dtype=jnp.bfloat16)
   assert shapes(ViT(**vit.describe(model)))[1] == shapes(model)[1]
