@@ -40,9 +40,9 @@ from glora_jax.runs.structures import named_genome
 from glora_jax.search.allocate import passes_of
 from glora_jax.search.fold_gradients import Settings
 from glora_jax.search.scoring import make_predictor, make_scorer
-from glora_jax.training.adapter_loss import prepare
 from glora_jax.training.batches import MOST_STREAMED_STEPS, steps_per_call
 from glora_jax.training.loop import LossFn, make_steps
+from glora_jax.training.recipe import prepare
 from glora_jax.training.side_by_side import make_steps_of_runs, start_of_runs
 
 Shape = jax.ShapeDtypeStruct

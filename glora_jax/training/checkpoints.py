@@ -7,7 +7,7 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
@@ -110,7 +110,16 @@ class TrainingCheckpoints:
       except Exception as error:  # whatever orbax, tensorstore and JSON make of damaged files
         damaged[step] = _reason(error)
         continue
-      self._remove(damaged, step)
+      for damaged_step, reason in damaged.items():
+        log.warning(
+          'The training state of step %d in %s is damaged (%s); going on from step %d.',
+          damaged_step,
+          self._folder,
+          reason,
+          step,
+        )
+        with self._explain_failures():
+          self._manager.delete(damaged_step)
       return state
     if damaged:
       newest, reason = next(iter(damaged.items()))
@@ -130,18 +139,6 @@ class TrainingCheckpoints:
     trainable, opt_state = restored
     return TrainState(trainable, opt_state, step)
 
-  def _remove(self, damaged: Mapping[int, str], good_step: int) -> None:
-    """Removes damaged states, with the reason of each in a warning."""
-    for step, reason in damaged.items():
-      log.warning(
-        'The training state of step %d in %s is damaged (%s); going on from step %d.',
-        step,
-        self._folder,
-        reason,
-        good_step,
-      )
-      with self._explain_failures():
-        self._manager.delete(step)
 
   def save(self, state: TrainState) -> None:
     """Saves a state in the background; where its step is saved already, nothing happens.
@@ -157,13 +154,9 @@ class TrainingCheckpoints:
     # A copy, since the training loop reuses the memory of a state while this is being written.
     tree = jax.tree.map(jnp.copy, (state.trainable, state.opt_state))
     with self._explain_failures():
-      self._say_format()
+      if jax.process_index() == 0 and not os.path.exists(os.path.join(self._folder, FORMAT_FILE)):
+        stamp_folder(self._folder, KIND)
       self._manager.save(state.step, args=ocp.args.StandardSave((tree, _checksum(tree))))
-
-  def _say_format(self) -> None:
-    """Writes once which format the states have."""
-    if jax.process_index() == 0 and not os.path.exists(os.path.join(self._folder, FORMAT_FILE)):
-      stamp_folder(self._folder, KIND)
 
   def wait(self) -> None:
     """Returns when what is being saved is on disk.
@@ -208,20 +201,16 @@ def _checksum(tree: Any) -> jax.Array:
   """
   total = jnp.uint32(0)
   for number, leaf in enumerate(jax.tree.leaves(tree)):
-    bits = _bits(leaf)
+    if leaf.dtype == bool:
+      bits = leaf.astype(jnp.uint32)
+    else:  # numbers of more bits become several
+      width = 8 * min(leaf.dtype.itemsize, 4)
+      bits = jax.lax.bitcast_convert_type(leaf, f'uint{width}').astype(jnp.uint32)
     # Mixed, or changes of two numbers could cancel out.
     mixed = (bits ^ bits >> 15) * jnp.uint32(_CHECKSUM_MULTIPLIER)
     mixed ^= mixed >> 12
     total += jnp.uint32(2 * number + 1) * jnp.sum(mixed, dtype=jnp.uint32)
   return total
-
-
-def _bits(leaf: jax.Array) -> jax.Array:
-  """The bits of an array's numbers in uint32; numbers of more bits become several."""
-  if leaf.dtype == bool:
-    return leaf.astype(jnp.uint32)
-  width = 8 * min(leaf.dtype.itemsize, 4)
-  return jax.lax.bitcast_convert_type(leaf, f'uint{width}').astype(jnp.uint32)
 
 
 def _reason(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Gradients by parts of a batch, one for each device, so that little is sent between devices.
+"""Gradients by parts of a batch: one for each device, or one after the other for want of memory.
 
 A merged kernel is used by all images, and XLA sums a gradient over devices as soon as the images
 are summed over: it would send the gradient by every merged kernel, as large as the base model, of
@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax.extend.random import define_prng_impl
 
 from glora_jax import mesh as meshes
+from glora_jax.training.batches import deal
 
 
 class Part(NamedTuple):
@@ -142,8 +143,8 @@ def make_gradient(loss_fn: Any, mesh: jax.sharding.Mesh | None) -> GradientFn:
   """
   if mesh is None or not (isinstance(loss_fn, PartedLoss) and loss_fn.has_parts):
     return jax.value_and_grad(loss_fn, has_aux=True)
-  deal = functools.partial(jax.lax.with_sharding_constraint, shardings=meshes.dealt(mesh))
-  return GradientByParts(loss_fn, mesh.size, deal)
+  constrain = functools.partial(jax.lax.with_sharding_constraint, shardings=meshes.dealt(mesh))
+  return GradientByParts(loss_fn, mesh.size, constrain)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,3 +179,49 @@ class GradientByParts:
   def _cut(self, rows: jax.Array) -> jax.Array:
     """[image, ...] as [part, image of it, ...]."""
     return rows.reshape(self.number, -1, *rows.shape[1:])
+
+
+def accumulated(
+  gradient_fn: Callable[[jax.Array, jax.Array, jax.Array], Any],
+  parts: int,
+  mesh: jax.sharding.Mesh | None = None,
+) -> Callable[[jax.Array, jax.Array, jax.Array], Any]:
+  """The mean of what a gradient function returns for each part of a batch.
+
+  Args:
+    gradient_fn: `(images, labels, key) -> tree`; each part gets a key of its own.
+    parts: number of parts, of equally many rows.
+    mesh: over all devices of which every part is dealt.
+
+  Example:
+    >>> mean = accumulated(lambda images, labels, key: (images * labels).mean(), parts=2)
+    >>> float(mean(jnp.arange(4.0), jnp.arange(4), jax.random.key(0)))
+    3.5
+  """
+
+  def cut(rows):
+    return deal(mesh, rows.reshape(parts, -1, *rows.shape[1:]), axis=1)
+
+  def mean_fn(images, labels, key):
+    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(parts))
+    rows_of_parts = (*jax.tree.map(cut, (images, labels)), keys)
+
+    def add_part(total, rows):
+      return jax.tree.map(jnp.add, total, gradient_fn(*rows)), None
+
+    shapes = jax.eval_shape(gradient_fn, *jax.tree.map(lambda rows: rows[0], rows_of_parts))
+    total, _ = jax.lax.scan(add_part, jax.tree.map(_zeros, shapes), rows_of_parts)
+    means = jax.tree.map(lambda leaf: leaf / parts, total)
+    return jax.tree.map(_like_a_part, means, shapes)
+
+  return mean_fn
+
+
+def _zeros(part: jax.ShapeDtypeStruct) -> jax.Array:
+  """Where a sum begins: bools have no sum, short numbers would overflow or be rounded."""
+  return jnp.zeros(part.shape, jnp.promote_types(part.dtype, jnp.float32))
+
+
+def _like_a_part(mean: jax.Array, part: jax.ShapeDtypeStruct) -> jax.Array:
+  """A mean in the type of what it is of, unless that is of whole numbers."""
+  return mean.astype(part.dtype) if jnp.issubdtype(part.dtype, jnp.inexact) else mean

@@ -8,6 +8,7 @@ and what a model does behind its head is in the second half, too.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -115,7 +116,7 @@ def _cut(function: Callable[[Any, Any, Any], Any], trained: Any, frozen: Any, ba
   num_trained, num_frozen = (len(jax.tree.leaves(tree)) for tree in (trained, frozen))
   after = _dependents(closed.jaxpr, closed.jaxpr.invars[:num_trained])
   if any(_is_call(equation) for equation in _writers(closed.jaxpr, after)):
-    closed = jax.make_jaxpr(_Flat(closed))(*jax.tree.leaves(arguments))
+    closed = jax.make_jaxpr(functools.partial(_flat, closed))(*jax.tree.leaves(arguments))
     after = _dependents(closed.jaxpr, closed.jaxpr.invars[:num_trained])
   jaxpr = closed.jaxpr
   of_batch = _dependents(jaxpr, jaxpr.invars[num_trained + num_frozen :]) - after
@@ -137,7 +138,12 @@ def _keeps_rows(
 
   The first axis may be another that is as long as the batch, that of a sequence for instance.
   """
-  twice = jax.tree.map(lambda leaf: _with_rows(leaf, 2 * np.shape(leaf)[0]), batch)
+
+  def twice_as_long(leaf: Any) -> jax.ShapeDtypeStruct:
+    number, *rest = np.shape(leaf)
+    return jax.ShapeDtypeStruct((2 * number, *rest), leaf.dtype)
+
+  twice = jax.tree.map(twice_as_long, batch)
   try:
     cut_of_twice = _cut(function, trained, frozen, twice)
   except Exception:  # whatever a model says to a batch that it was not made for
@@ -146,34 +152,24 @@ def _keeps_rows(
   return _has_rows(cut_of_twice, twice) and rows == [_shape(v)[1:] for v in cut_of_twice.across]
 
 
-def _with_rows(leaf: Any, number: int) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct((number, *np.shape(leaf)[1:]), leaf.dtype)
+def _flat(closed: ClosedJaxpr, *arguments: Any) -> list[Any]:
+  """What a jaxpr gives, without a call of another jaxpr, so that these can be cut as well."""
+  jaxpr = closed.jaxpr
+  values: dict[Any, Any] = dict(zip(jaxpr.constvars, closed.consts, strict=True))
+  values |= zip(jaxpr.invars, arguments, strict=True)
 
+  def read(atoms: Iterable[Any]) -> list[Any]:
+    return [atom.val if isinstance(atom, Literal) else values[atom] for atom in atoms]
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Flat:
-  """A jaxpr as a function that calls no other jaxpr, so that these can be cut as well."""
-
-  closed: ClosedJaxpr
-
-  def __call__(self, *arguments: Any) -> list[Any]:
-    jaxpr = self.closed.jaxpr
-    values: dict[Any, Any] = dict(zip(jaxpr.constvars, self.closed.consts, strict=True))
-    values |= zip(jaxpr.invars, arguments, strict=True)
-    for equation in jaxpr.eqns:
-      values |= zip(equation.outvars, self._results(equation, values), strict=True)
-    return [atom.val if isinstance(atom, Literal) else values[atom] for atom in jaxpr.outvars]
-
-  def _results(self, equation: JaxprEqn, values: dict[Any, Any]) -> list[Any]:
+  for equation in jaxpr.eqns:
     if _is_call(equation):
-      called = equation.params['jaxpr']
-      atoms = equation.invars
-      return _Flat(called)(*(a.val if isinstance(a, Literal) else values[a] for a in atoms))
-    inputs = list(dict.fromkeys(_variables(equation.invars)))
-    alone = self.closed.jaxpr.replace(
-      constvars=[], invars=inputs, outvars=equation.outvars, eqns=[equation]
-    )
-    return jax.core.eval_jaxpr(alone, [], *(values[variable] for variable in inputs))
+      results = _flat(equation.params['jaxpr'], *read(equation.invars))
+    else:
+      inputs = list(dict.fromkeys(_variables(equation.invars)))
+      alone = jaxpr.replace(constvars=[], invars=inputs, outvars=equation.outvars, eqns=[equation])
+      results = jax.core.eval_jaxpr(alone, [], *read(inputs))
+    values |= zip(equation.outvars, results, strict=True)
+  return read(jaxpr.outvars)
 
 
 def _is_call(equation: JaxprEqn) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -68,7 +67,11 @@ class HeadAlone(Subnet):
 
     def outputs(head: Any, rest: Any, images: jax.Array) -> Any:
       params = adapted.full_precision(adapted.join({'params': head}, rest)['params'])
-      applied = functools.partial(_applied, adapted.model, rest, preprocess(images), apply_kwargs)
+      inputs = preprocess(images)
+
+      def applied(params: Any) -> Any:
+        return adapted.model.apply({**rest, 'params': params}, inputs, **apply_kwargs)
+
       return applied(params) if adapted.mesh is None else gathering(applied, params, adapted.mesh)
 
     genome = smallest_genome(adapted.spec)
@@ -87,7 +90,7 @@ class HeadAlone(Subnet):
 
   def loss(self) -> LossFn:
     """What training minimizes; its images are features."""
-    return subnet_loss(self, _as_they_are)
+    return subnet_loss(self, lambda key, features: features)
 
   def features(
     self,
@@ -127,21 +130,11 @@ class HeadAlone(Subnet):
     )
 
 
-def _applied(model: Any, rest: Any, inputs: Any, kwargs: Mapping[str, Any], params: Any) -> Any:
-  """What a model returns; its parameters come last."""
-  return model.apply({**rest, 'params': params}, inputs, **kwargs)
-
-
 def _head_and_rest(adapted: Adapted, variables: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
   """The head's parameters, and all variables of the base model but these."""
   trainable, frozen = adapted.split(variables, supports=False)
   rest = {name: value for name, value in frozen.items() if name != COLLECTION}
   return trainable['params'], rest
-
-
-def _as_they_are(key: jax.Array, features: jax.Array) -> jax.Array:
-  del key
-  return features
 
 
 def warm_head(  # noqa: PLR0913
@@ -220,7 +213,7 @@ def warm_head(  # noqa: PLR0913
   head = HeadAlone.find(adapted, variables, preprocess, shape, **apply_kwargs)
   if head is None:
     subnet = adapted.fix(smallest_genome(adapted.spec))
-    loss = subnet_loss(subnet, functools.partial(_without_key, preprocess), **apply_kwargs)
+    loss = subnet_loss(subnet, lambda key, images: preprocess(images), **apply_kwargs)
   else:
     subnet, loss = head, head.loss()
     images = head.features(variables, images, labels, mesh)
@@ -270,8 +263,3 @@ def step_shape(
     images, _ = next(given(images, np.zeros((1, 1), np.int32)))
   size = recipe.batch_size // recipe.accumulate
   return jax.ShapeDtypeStruct((size, *images.shape[1:]), images.dtype)
-
-
-def _without_key(preprocess: Callable[[jax.Array], Any], key: jax.Array, images: jax.Array) -> Any:
-  del key
-  return preprocess(images)

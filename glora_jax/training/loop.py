@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -16,17 +17,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from tqdm.auto import tqdm
 
 from glora_jax import mesh as meshes
 from glora_jax.limits import Domain, Limits, check_callable, check_type, shown
 from glora_jax.method.sample import check_key
 from glora_jax.method.validation import as_numbers, check_only_arrays
-from glora_jax.training.accumulation import accumulated
-from glora_jax.training.adapter_loss import check_targets, prepare
 from glora_jax.training.batches import ImageStream, deal, make_feeder
-from glora_jax.training.gradient_by_parts import PartedLoss, make_gradient
-from glora_jax.training.progress import Progress
-from glora_jax.training.recipe import Recipe
+from glora_jax.training.gradient_by_parts import PartedLoss, accumulated, make_gradient
+from glora_jax.training.recipe import Recipe, check_targets, prepare
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +106,9 @@ def make_step(
     `step_fn(carry, frozen, images, labels, key) -> (carry, metrics)`. From the first loss or
     gradient on that is not finite nothing is updated any more: the carry stays the last good state.
   """
-  gradient_fn = make_gradient(_checked(loss_fn), mesh)
+  if not isinstance(loss_fn, PartedLoss):
+    loss_fn = functools.partial(_checked_result, loss_fn)
+  gradient_fn = make_gradient(loss_fn, mesh)
 
   def step_fn(carry, frozen, images, labels, key):
     batch_gradient_fn = functools.partial(gradient_fn, carry.trainable, frozen)
@@ -117,8 +118,11 @@ def make_step(
     (loss, metrics), grads = batch_gradient_fn(images, labels, step_key)
     updates, opt_state = optimizer.update(grads, carry.opt_state, carry.trainable)
     trainable = optax.apply_updates(carry.trainable, updates)
-    # A loss can be finite where its gradient is not: that of the root of 0, for instance.
-    finite = carry.finite & jnp.isfinite(loss) & _all_finite(grads)
+    # A loss can be finite where its gradient is not: that of the root of 0, for instance. The
+    # gradient's norm could overflow, and zeros become NaN where a number is not finite.
+    zeros = [0 * leaf for leaf in jax.tree.leaves(grads)]
+    finite = carry.finite & jnp.isfinite(loss)
+    finite &= jnp.isfinite(sum(jnp.vdot(leaf, leaf) for leaf in zeros))
     new_carry = Carry(trainable, opt_state, carry.step + 1, finite)
     kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_carry, carry)
     return kept._replace(finite=finite), {'loss': loss, **metrics}
@@ -126,27 +130,9 @@ def make_step(
   return step_fn
 
 
-def _all_finite(tree: Any) -> jax.Array:
-  """Whether every number of a tree is finite, bool []; a norm could overflow where they are."""
-  zeros = [0 * leaf for leaf in jax.tree.leaves(tree)]  # NaN where a number is not finite
-  return jnp.isfinite(sum(jnp.vdot(leaf, leaf) for leaf in zeros))
-
-
-def _checked(loss_fn: LossFn) -> LossFn:
-  """A loss that looks at what it gives when it is traced; ours needs no such look."""
-  if isinstance(loss_fn, PartedLoss):
-    return loss_fn
-
-  def checked(*arguments):
-    result = loss_fn(*arguments)
-    _check_result(result)
-    return result
-
-  return checked
-
-
-def _check_result(result: Any) -> None:
-  """Raises ValueError unless a loss function gave what training can minimize."""
+def _checked_result(loss_fn: LossFn, *arguments: Any) -> Any:
+  """What a user's loss function gives, after a look at whether training can minimize it."""
+  result = loss_fn(*arguments)
   is_pair = isinstance(result, tuple) and len(result) == 2
   if not is_pair or not isinstance(result[1], Mapping):
     raise ValueError(
@@ -165,6 +151,7 @@ def _check_result(result: Any) -> None:
       f'The loss is {dtype} {list(jnp.shape(loss))}; it must be one floating-point number, the '
       'mean over the batch.'
     )
+  return result
 
 
 def make_steps(
@@ -214,6 +201,43 @@ def make_steps(
     return carry.trainable, carry.opt_state, carry.step, metrics
 
   return steps
+
+
+class Progress:
+  """A progress bar over steps, with the latest metrics and the images per second.
+
+  Args:
+    title: what stands before the bar.
+    first: steps that are done already.
+    last: steps that are done at the end.
+    batch_size: number of images in a step.
+    shown: whether anything is shown.
+  """
+
+  def __init__(self, title: str, first: int, last: int, batch_size: int, shown: bool):
+    self._batch_size = batch_size
+    self._step = first
+    self._time = time.perf_counter()
+    self._bar = tqdm(
+      total=last, initial=min(first, last), desc=title, unit='step', disable=not shown
+    )
+
+  def __enter__(self) -> Progress:
+    return self
+
+  def __exit__(self, *exception) -> None:
+    self._bar.close()
+
+  def reach(self, step: int, metrics: Mapping[str, float]) -> None:
+    """Moves the bar to a step, and shows the metrics."""
+    steps = step - self._step
+    now = time.perf_counter()
+    speed = steps * self._batch_size / (now - self._time)
+    shown = {name: f'{value:.3f}' for name, value in metrics.items()}
+    self._bar.set_postfix(shown | {'images/s': f'{speed:.0f}'})
+    self._bar.update(steps)
+    self._step = step
+    self._time = now
 
 
 def _own_state(
@@ -279,7 +303,7 @@ def fit(  # noqa: PLR0913
   Raises:
     ValueError: an argument is of another type or out of range; there is not one label for each
       image, or one that is no class; the loss is no number; the batch size does not fit the images
-      or the mesh; or the recipe asks of the loss what it does not know (`adapter_loss.prepare`).
+      or the mesh; or the recipe asks of the loss what it does not know (`recipe.prepare`).
     NonFiniteLossError: the loss or its gradient became NaN or infinite; the last good state is in
       its `.state`.
 

@@ -19,7 +19,6 @@ from glora_jax.method.adapted import Adapted, Subnet
 from glora_jax.method.supports import COLLECTION
 from glora_jax.method.validation import right_answers
 from glora_jax.training import recipe
-from glora_jax.training.adapter_loss import AdapterLoss
 from glora_jax.training.component_dropout import drop_components
 from glora_jax.training.consistency import Consistency
 from glora_jax.training.gradient_by_parts import Part, PartedLoss
@@ -273,7 +272,7 @@ def _streams(adapted: Adapted, keys: _Keys) -> dict[str, Any]:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Loss(AdapterLoss, PartedLoss):
+class _Loss(recipe.AdapterLoss, PartedLoss):
   """Cross-entropy, with what may be added to it.
 
   Attributes:

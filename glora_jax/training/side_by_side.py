@@ -8,8 +8,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import operator
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +23,10 @@ from glora_jax.method.adapted import Adapted
 from glora_jax.method.sample import check_key
 from glora_jax.method.supports import COLLECTION
 from glora_jax.method.validation import as_numbers, check_labelled, check_only_arrays
-from glora_jax.training.adapter_loss import check_targets, prepare
 from glora_jax.training.batches import ImageStream, batch_indices, steps_per_call
-from glora_jax.training.loop import DISPATCHED, Carry, LossFn, TrainState, make_step
+from glora_jax.training.loop import DISPATCHED, Carry, LossFn, Progress, TrainState, make_step
 from glora_jax.training.losses import Preprocess, subnet_loss
-from glora_jax.training.progress import Progress
-from glora_jax.training.recipe import Recipe
+from glora_jax.training.recipe import Recipe, check_targets, prepare
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +94,7 @@ def train_many(
   Raises:
     ValueError: the images are a stream, there is not one label for each or one that is no class, an
       argument is of another type, a rate is not above 0, the batches are larger than the training
-      set, or the recipe asks of a loss what it does not know (`adapter_loss.prepare`).
+      set, or the recipe asks of a loss what it does not know (`recipe.prepare`).
 
   Example:
     >>> import jax
@@ -126,7 +125,12 @@ def train_many(
   if not isinstance(runs, Sequence):
     raise ValueError(f'runs={shown(runs)} must be a list of Trainings.')
   for number, run in enumerate(runs):
-    _check_run(run, number, labels)
+    check_type(run, Training, f'runs[{number}]')
+    check_callable(run.loss_fn, f'runs[{number}].loss_fn')
+    check_key(run.key)
+    check_only_arrays(f'arrays of runs[{number}]', (run.trainable, run.frozen))
+    check_targets(run.loss_fn, labels)
+    _RATE.check(run.rate, f'runs[{number}].rate')
   images, labels = resident.hold(None, (images, labels))
   last = recipe.epochs * recipe.steps_per_epoch(len(labels))
   groups = _grouped(runs)
@@ -214,42 +218,16 @@ def subnet_runs(
   return runs
 
 
-def _check_run(run: Any, number: int, labels: Any) -> None:
-  """Raises ValueError unless one of the runs can be trained."""
-  check_type(run, Training, f'runs[{number}]')
-  check_callable(run.loss_fn, f'runs[{number}].loss_fn')
-  check_key(run.key)
-  check_only_arrays(f'arrays of runs[{number}]', (run.trainable, run.frozen))
-  check_targets(run.loss_fn, labels)
-  _RATE.check(run.rate, f'runs[{number}].rate')
-
-
-class _GroupKey(NamedTuple):
-  """What runs of one compiled program have in common."""
-
-  loss_fn: LossFn
-  key_dtype: Hashable
-  trainable_structure: Hashable
-  trainable_shapes: tuple[tuple[tuple[int, ...], jnp.dtype], ...]
-  frozen_structure: Hashable
-  frozen_ids: tuple[int, ...]
-
-
 def _grouped(runs: Sequence[Training]) -> list[list[int]]:
-  """The numbers of the runs of each group."""
-  groups: dict[_GroupKey, list[int]] = {}
+  """The numbers of the runs of each group, by what those of one compiled program share."""
+  groups: dict[Hashable, list[int]] = {}
   for number, run in enumerate(runs):
     trainable, trainable_structure = jax.tree.flatten(run.trainable)
     frozen, frozen_structure = jax.tree.flatten(run.frozen)
-    group_key = _GroupKey(
-      run.loss_fn,
-      run.key.dtype,
-      trainable_structure,
-      tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in trainable),
-      frozen_structure,
-      tuple(map(id, frozen)),
-    )
-    groups.setdefault(group_key, []).append(number)
+    shapes = tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in trainable)
+    of_trainable, of_frozen = (trainable_structure, shapes), (frozen_structure, *map(id, frozen))
+    shared = run.loss_fn, run.key.dtype, of_trainable, of_frozen
+    groups.setdefault(shared, []).append(number)
   return list(groups.values())
 
 
@@ -282,12 +260,12 @@ def _train_group(
         carry, runs[0].frozen, images, labels, indices, jnp.stack(step_keys), rates
       )
       bar.reach(stop, {name: float(np.nanmean(values)) for name, values in metrics.items()})
-  return [_state_of_run(carry, number) for number in range(len(runs))]
-
-
-def _state_of_run(carry: Carry, number: int) -> TrainState:
-  trainable, opt_state = jax.tree.map(lambda leaf: leaf[number], (carry.trainable, carry.opt_state))
-  return TrainState(trainable, opt_state, int(carry.step[number]))
+  states = []
+  for number in range(len(runs)):
+    take = operator.itemgetter(number)
+    trainable, opt_state, step = jax.tree.map(take, tuple(carry)[:3])
+    states.append(TrainState(trainable, opt_state, int(step)))
+  return states
 
 
 def start_of_runs(trainable: Any, optimizer: optax.GradientTransformation, number: int) -> Carry:
