@@ -11,10 +11,9 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax
@@ -68,20 +67,14 @@ _OPERATORS = (
 )
 
 
-def _forwarded(name: str) -> Callable[..., Any]:
-  """A method that does to a probe's array what its own method of that name does."""
-
-  def method(self: Probe, *args: Any) -> Any:
-    return getattr(self.read(), name)(*args)
-
-  return method
-
-
 def _with_operators(probe: type[Probe]) -> type[Probe]:
   """The class with the operators of an array."""
+
+  def forward(name: str) -> None:
+    setattr(probe, name, lambda self, *args: getattr(self.read(), name)(*args))
+
   for operator in _OPERATORS:
-    name = f'__{operator}__'
-    setattr(probe, name, _forwarded(name))
+    forward(f'__{operator}__')
   return probe
 
 
@@ -117,11 +110,18 @@ class Probe(nn.meta.AxisMetadata[Any]):
     shape = jax.tree.leaves(value)[0].shape
     return cls(value, watch, path, shape, tuple(range(len(shape))))
 
+  def whole_dims(self, dims: Sequence[int]) -> tuple[int, ...]:
+    """Dimensions of what is left of the parameter as those of the whole parameter."""
+    return tuple(self.dims[dim] for dim in dims)
+
+  def whole_stack(self, dims: Sequence[int]) -> tuple[int, ...]:
+    """The axes that were taken off, and then such dimensions."""
+    return (*(lift.dim for lift in self.lifts), *self.whole_dims(dims))
+
   @property
   def is_cut(self) -> bool:
     """Whether the model itself has taken a part of the parameter, or has laid it otherwise."""
-    left = tuple(self.whole[dim] for dim in self.dims)
-    return jax.tree.leaves(self.value)[0].shape != left
+    return jax.tree.leaves(self.value)[0].shape != tuple(self.whole[dim] for dim in self.dims)
 
   def tree_flatten(self):
     """For JAX: the parameter, and everything else as static data."""
@@ -185,11 +185,8 @@ class Discovery(NamedTuple):
   refused: Mapping[str, str]
 
 
-class _Found(NamedTuple):
-  """A linear module as the trace came upon it, and the axes that were taken off its kernel."""
-
-  site: Site
-  lifts: tuple[Lift, ...]
+# A linear module as the trace came upon it, and the axes that were taken off its kernel.
+_Found = tuple[Site, tuple[Lift, ...]]
 
 
 class _Recorder:
@@ -233,59 +230,34 @@ class _Recorder:
       self.refused['/'.join(path)] = str(error)
       return
     bias = _parameter(module, 'bias')
+    # With the very same input array a site has the number of those before.
+    array = args[0] if args else kwargs.get('inputs', next(iter(kwargs.values()), None))
+    if not any(known is array for known in self._inputs):
+      self._inputs.append(array)
     site = Site(
       kernel_path=kernel.path,
       bias_path=None if bias is None else bias.path,
       kernel_shape=kernel.whole,
       bias_shape=None if bias is None else bias.whole,
       dtype=np.dtype(jax.tree.leaves(kernel.value)[0].dtype),
-      layout=_whole_layout(local, kernel, bias),
+      layout=Layout(
+        stack=kernel.whole_stack(local.stack),
+        inputs=kernel.whole_dims(local.inputs),
+        outputs=kernel.whole_dims(local.outputs),
+        bias_stack=() if bias is None else bias.whole_stack(local.bias_stack),
+      ),
       local=local,
       lifts=tuple(lift.index for lift in kernel.lifts),
       local_ndim=len(kernel.dims),
       kind=type(module).__name__,
       is_convolution=isinstance(module, nn.Conv),
-      input_id=self._input_id(_inputs(args, kwargs)),
+      input_id=[known is array for known in self._inputs].index(True),
     )
-    self.found[path] = _Found(site, kernel.lifts)
-
-  def _input_id(self, inputs: Any) -> int:
-    """The number of an input array; a new one if no site before had the very same array."""
-    for number, known in enumerate(self._inputs):
-      if known is inputs:
-        return number
-    self._inputs.append(inputs)
-    return len(self._inputs) - 1
-
-
-def _inputs(args: tuple, kwargs: Mapping[str, Any]) -> Any:
-  """The inputs among the arguments of a linear module, which a derived class may call otherwise."""
-  return args[0] if args else kwargs.get('inputs', next(iter(kwargs.values()), None))
+    self.found[path] = site, kernel.lifts
 
 
 def _parameter(module: nn.Module, name: str) -> Any:
   return module.get_variable('params', name) if module.has_variable('params', name) else None
-
-
-def _whole_layout(local: Layout, kernel: Probe, bias: Probe | None) -> Layout:
-  """The layout of the whole parameters, from that of what the module sees of them."""
-  layout = Layout(
-    stack=_lifted(kernel) + _whole_dims(local.stack, kernel),
-    inputs=_whole_dims(local.inputs, kernel),
-    outputs=_whole_dims(local.outputs, kernel),
-  )
-  if bias is None:
-    return layout
-  bias_stack = _lifted(bias) + _whole_dims(local.bias_stack, bias)
-  return dataclasses.replace(layout, bias_stack=bias_stack)
-
-
-def _lifted(probe: Probe) -> tuple[int, ...]:
-  return tuple(lift.dim for lift in probe.lifts)
-
-
-def _whole_dims(local_dims: Sequence[int], probe: Probe) -> tuple[int, ...]:
-  return tuple(probe.dims[dim] for dim in local_dims)
 
 
 def discover(model: nn.Module, inputs: tuple, kwargs: Mapping[str, Any]) -> Discovery:
@@ -326,7 +298,11 @@ def discover(model: nn.Module, inputs: tuple, kwargs: Mapping[str, Any]) -> Disc
   with _explained(model, sample):
     variables = jax.eval_shape(initialize, sample.arrays)
   check_unquantized(type(model).__name__, variables.get('params', {}))
-  params = _in_probes(variables.get('params', {}), watch)
+  params = jax.tree_util.tree_map_with_path(
+    lambda path, value: Probe.around(value, watch, tuple(part.key for part in path)),
+    flax.core.unfreeze(variables.get('params', {})),
+    is_leaf=lambda value: isinstance(value, nn.meta.AxisMetadata),
+  )
   try:
     jax.eval_shape(apply, {**variables, 'params': params}, sample.arrays)
   except Exception:
@@ -334,9 +310,13 @@ def discover(model: nn.Module, inputs: tuple, kwargs: Mapping[str, Any]) -> Disc
       jax.eval_shape(apply, variables, sample.arrays)
     # It looks into its own variables (`nn.WeightNorm`), and not at arrays there.
     return Discovery(variables, (), {})
+  found = list(recorder.found.values())
+  rows = collections.defaultdict(list)
+  for row, path in enumerate(_layers_in_execution_order(found)):
+    rows[path].append(row)
   sites = tuple(
-    dataclasses.replace(site, shared=site.path in watch.shared)
-    for site in _with_rows(list(recorder.found.values()))
+    dataclasses.replace(site, rows=tuple(rows[site.path]), shared=site.path in watch.shared)
+    for site, _ in found
   )
   return Discovery(variables, sites, recorder.refused)
 
@@ -351,23 +331,6 @@ def _explained(model: nn.Module, sample: Sample) -> Iterator[None]:
     raise
 
 
-def _in_probes(params: Any, watch: Watch) -> Any:
-  """Params with every parameter, in whatever box it is, in a probe."""
-  return jax.tree_util.tree_map_with_path(
-    lambda path, value: Probe.around(value, watch, tuple(part.key for part in path)),
-    flax.core.unfreeze(params),
-    is_leaf=lambda value: isinstance(value, nn.meta.AxisMetadata),
-  )
-
-
-def _with_rows(found: Sequence[_Found]) -> tuple[Site, ...]:
-  """The sites with their layers numbered in execution order."""
-  rows = collections.defaultdict(list)
-  for row, path in enumerate(_layers_in_execution_order(found)):
-    rows[path].append(row)
-  return tuple(dataclasses.replace(site, rows=tuple(rows[site.path])) for site, _ in found)
-
-
 def _layers_in_execution_order(found: Sequence[_Found], level: int = 0) -> Iterator[Path]:
   """The path of each layer's module, once a layer.
 
@@ -378,19 +341,17 @@ def _layers_in_execution_order(found: Sequence[_Found], level: int = 0) -> Itera
     found: modules that are under the same lifted transforms down to the level.
     level: number of lifted transforms that are gone into.
   """
-  for event, together in itertools.groupby(found, functools.partial(_event, level)):
+
+  def event_of(module: _Found) -> int | None:
+    """When the kernel lost its axis at the level; None if it has lost no more than those before."""
+    return module[1][level].event if len(module[1]) > level else None
+
+  # Consecutive modules that lost an axis at the same event are under the same lifted transform.
+  for event, together in itertools.groupby(found, event_of):
     members = list(together)
     if event is None:
       for site, _ in members:
         yield from itertools.repeat(site.path, math.prod(site.stack_shape[level:]))
     else:
-      for _ in range(members[0].lifts[level].size):
+      for _ in range(members[0][1][level].size):
         yield from _layers_in_execution_order(members, level + 1)
-
-
-def _event(level: int, found: _Found) -> int | None:
-  """When the kernel lost its axis at a level; None if it has lost no more than those before.
-
-  Consecutive modules that lost an axis at the same event are under the same lifted transform.
-  """
-  return found.lifts[level].event if len(found.lifts) > level else None

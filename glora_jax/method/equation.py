@@ -87,7 +87,9 @@ def effective(
     )
   dtype = jnp.promote_types(kernel.dtype, jnp.float32)
   supports = {name: jnp.asarray(value, dtype) for name, value in supports.items()}
-  ranks = tuple(ranks or (_stored_rank(supports),))
+  if not ranks:  # the largest that is stored
+    names = RANK_AXES.keys() & supports.keys()
+    ranks = (max((supports[name].shape[RANK_AXES[name]] for name in names), default=1),)
   stored = stored_tensors(supports)
   merged = kernel.astype(dtype)
   if 'A' in stored:
@@ -123,12 +125,6 @@ def effective_bias(
   wide = bias.astype(dtype)
   d = flat_form(supports, 'D', alleles[3]) if 'D' in stored else 0
   return (wide + wide * d + shift).astype(bias.dtype)
-
-
-def _stored_rank(supports: Mapping[str, jax.Array]) -> int:
-  """The largest rank that supports store; 1 where they store no LoRA."""
-  ranks = (value.shape[RANK_AXES[name]] for name, value in supports.items() if name in RANK_AXES)
-  return max(ranks, default=1)
 
 
 def stored_tensors(supports: Mapping[str, jax.Array]) -> set[str]:

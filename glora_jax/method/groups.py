@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax
 import flax.linen as nn
@@ -237,40 +237,34 @@ def _check_fit(
   ends: tuple[str, ...], members: Sequence[Site], spaces: Mapping[str, SearchSpace]
 ) -> None:
   """Raises ValueError unless the members of a tie can share one set of supports."""
-  first, *others = (_what_ties_share(site, spaces[site.name]) for site in members)
-  for site, properties in zip(members[1:], others, strict=True):
-    for name, value in properties.items():
-      if value != first[name]:
+  first = members[0]
+  for site in members:
+    for name, own, wanted in (
+      ('in', site.in_features, first.in_features),
+      ('stack', site.stack_shape, first.stack_shape),
+      ('bias', site.has_bias, first.has_bias),
+      ('input array', site.input_id, first.input_id),
+      ('space', spaces[site.name], spaces[first.name]),
+    ):
+      if own != wanted:
         raise ValueError(
-          f'The tie {ends} does not fit: {site.name} and {members[0].name} do not have the same '
-          f'{name}.'
+          f'The tie {ends} does not fit: {site.name} and {first.name} do not have the same {name}.'
         )
-
-
-def _what_ties_share(site: Site, space: SearchSpace) -> dict[str, Any]:
-  return {
-    'in': site.in_features,
-    'stack': site.stack_shape,
-    'bias': site.has_bias,
-    'input array': site.input_id,
-    'space': space,
-  }
 
 
 def number_rows(groups: Sequence[Group]) -> tuple[Group, ...]:
   """The groups with rows counted among them alone, in the same order."""
-  earliest = [_earliest_rows(group) for group in groups]
+  # For every layer of a stack the first row that a member has for it.
+  earliest = [
+    [min(rows) for rows in zip(*(site.rows for site in group.members), strict=True)]
+    for group in groups
+  ]
   order = sorted(row for rows in earliest for row in rows)
   numbers = {row: number for number, row in enumerate(order)}
   return tuple(
     dataclasses.replace(group, rows=tuple(numbers[row] for row in rows))
     for group, rows in zip(groups, earliest, strict=True)
   )
-
-
-def _earliest_rows(group: Group) -> list[int]:
-  """For every layer of the stack the first row that a member has for it."""
-  return [min(rows) for rows in zip(*(site.rows for site in group.members), strict=True)]
 
 
 def spec_of(groups: Sequence[Group]) -> Spec:
@@ -300,32 +294,15 @@ def used_ranks(group: Group, genomes: np.ndarray) -> dict[Tensor, int]:
   return ranks
 
 
-class _Ranked(NamedTuple):
-  """An array with an axis of rank-one parts, and how many of them genomes use.
-
-  Attributes:
-    path: path in the `glora` collection.
-    axis: the axis, counted from the end.
-    rank: the largest rank that genomes use in the group.
-    tensor: the tensor that the array belongs to.
-    layers: name of the group.
-  """
-
-  path: Path
-  axis: int
-  rank: int
-  tensor: Tensor
-  layers: str
-
-
-def _ranked(groups: Sequence[Group], flat: Mapping[Path, Any], genomes: Any) -> Iterator[_Ranked]:
-  """The arrays among the supports, by path, that have an axis of rank-one parts."""
+def _ranked(
+  groups: Sequence[Group], flat: Mapping[Path, Any], genomes: Any
+) -> Iterator[tuple[Path, int, str, Group]]:
+  """(path, largest rank that genomes use, name, group) of the supports with rank-one parts."""
   for group in groups:
     ranks = used_ranks(group, np.asarray(genomes))
-    for name, axis in RANK_AXES.items():
-      path, tensor = (*group.path, name), SUPPORTS[name].tensor
-      if path in flat:
-        yield _Ranked(path, axis, ranks[tensor], tensor, group.name)
+    for name in RANK_AXES:
+      if (path := (*group.path, name)) in flat:
+        yield path, ranks[SUPPORTS[name].tensor], name, group
 
 
 def cut(groups: Sequence[Group], supports: Any, genome: np.ndarray) -> dict[str, Any]:
@@ -341,9 +318,9 @@ def cut(groups: Sequence[Group], supports: Any, genome: np.ndarray) -> dict[str,
   """
   check_storage(groups, supports, genome)
   flat = flatten(supports)
-  for array in _ranked(groups, flat, genome):
-    first = functools.partial(first_ranks, axis=array.axis, rank=array.rank)
-    flat[array.path] = jax.tree.map(first, flat[array.path])  # in its box, if it is in one
+  for path, rank, name, _ in _ranked(groups, flat, genome):
+    first = functools.partial(first_ranks, axis=RANK_AXES[name], rank=rank)
+    flat[path] = jax.tree.map(first, flat[path])  # in its box, if it is in one
   return flax.traverse_util.unflatten_dict(flat)
 
 
@@ -369,23 +346,17 @@ def check_supports(groups: Sequence[Group], supports: Any) -> None:
   for group in groups:
     for name, shape in group.support_shapes().items():
       path = path_name((*group.path, name))
-      stored = _as_stored(name, shape, np.shape(given.get(path, 0)))
-      expected[path] = jax.ShapeDtypeStruct(stored, np.float32)
-  if problems := differences(given, expected):
+      stored = np.shape(given.get(path, 0))
+      if name in RANK_AXES and len(stored) == len(shape):
+        axis = len(shape) + RANK_AXES[name]
+        shape = (*shape[:axis], min(stored[axis], shape[axis]), *shape[axis + 1 :])
+      expected[path] = jax.ShapeDtypeStruct(shape, np.float32)
+  if problems := '; '.join(differences(given, expected)):
+    most = problems if len(problems) <= _LONGEST_LIST else f'{problems[:_LONGEST_LIST]}...'
     raise ValueError(
       f"The supports in variables['{COLLECTION}'] are not those of these layers and their search "
-      f'space. {_most_of("; ".join(problems))}. Pass what init of this adapted model returned.'
+      f'space. {most}. Pass what init of this adapted model returned.'
     )
-
-
-def _as_stored(name: str, shape: tuple[int, ...], stored: tuple[int, ...]) -> tuple[int, ...]:
-  """The shape of a support with the rank that is stored, where that is a lower one."""
-  axes = SUPPORTS[name].axes
-  if 'rank' not in axes or len(stored) != len(shape):
-    return shape
-  axis = len(shape) - len(axes) + axes.index('rank')
-  rank = min(stored[axis], shape[axis])
-  return (*shape[:axis], rank, *shape[axis + 1 :])
 
 
 def check_storage(groups: Sequence[Group], supports: Any, genomes: Any) -> None:
@@ -404,15 +375,11 @@ def check_storage(groups: Sequence[Group], supports: Any, genomes: Any) -> None:
   if isinstance(genomes, jax.core.Tracer):
     return
   flat = flatten(supports)
-  for array in _ranked(groups, flat, genomes):
-    stored = nn.meta.unbox(flat[array.path]).shape[array.axis]
-    if stored < array.rank:
+  for path, rank, name, group in _ranked(groups, flat, genomes):
+    stored = nn.meta.unbox(flat[path]).shape[RANK_AXES[name]]
+    if stored < rank:
       raise ValueError(
-        f'The genome has a LoRA of rank {array.rank} for {array.tensor} in {array.layers}, and '
+        f'The genome has a LoRA of rank {rank} for {SUPPORTS[name].tensor} in {group.name}, and '
         f'these variables store rank {stored}: they were cut to a smaller subnet. Take those that '
         'it was split from.'
       )
-
-
-def _most_of(text: str) -> str:
-  return text if len(text) <= _LONGEST_LIST else f'{text[:_LONGEST_LIST]}...'

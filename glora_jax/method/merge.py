@@ -204,27 +204,15 @@ def graft(
       grafts[new.key] = new
       if fixed is not None and group.has_bias:
         if not set(new.used) <= set(WEIGHT_TENSORS):
-          params = _with_merged_bias(params, site, part, alleles, new.ranks)
+          assert site.bias_path is not None
+          old = site.kernel(params), get(params, site.bias_path)
+          merged = merge_biases(*nn.meta.unbox(old), part, alleles, site.layout, new.ranks)
+          params = replace(params, site.bias_path, merged)
         part = {n: value for n, value in part.items() if SUPPORTS[n].tensor in WEIGHT_TENSORS}
       leaves = {'alleles': alleles, **part}
       placed = {name: place(value, site) for name, value in leaves.items()}
       params = replace(params, (*site.kernel_path[:-1], new.key), placed)
   return params, grafts
-
-
-def _with_merged_bias(
-  params: Any,
-  site: Site,
-  supports: Mapping[str, jax.Array],
-  alleles: jax.Array,
-  ranks: Sequence[int],
-) -> Any:
-  """Params with the bias of a module merged, and its kernel as it was."""
-  kernel, bias = site.kernel(params), site.bias(params)
-  assert bias is not None
-  assert site.bias_path is not None
-  merged = merge_biases(kernel, bias, supports, alleles, site.layout, ranks)
-  return replace(params, site.bias_path, merged)
 
 
 def place(value: Any, site: Site) -> Any:

@@ -219,14 +219,9 @@ def _arrays_of(tree: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
 
 def _is_kept(policy: Callable[..., bool], primitive: Any, *args: Any, **params: Any) -> bool:
   """The policy of a `jax.checkpoint`, which keeps nothing that was gathered."""
-  called = params.get('call_jaxpr')
-  if called is not None and any(_is_constraint(equation) for equation in called.eqns):
-    return False
-  return policy(primitive, *args, **params)
-
-
-def _is_constraint(equation: core.JaxprEqn) -> bool:
-  return equation.primitive.name == 'sharding_constraint'
+  equations = getattr(params.get('call_jaxpr'), 'eqns', ())
+  is_gathered = any(equation.primitive.name == 'sharding_constraint' for equation in equations)
+  return not is_gathered and policy(primitive, *args, **params)
 
 
 @functools.cache
@@ -292,8 +287,7 @@ class _Gatherer:
     if name in _CONTROL:
       return _CONTROL[name](self, equation, values)
     if _stays_in_parts(equation, values):
-      arrays = [value.array if isinstance(value, _InParts) else value for value in values]
-      return [_InParts(array) for array in _alone(equation, arrays)]
+      return [_InParts(array) for array in _alone(equation, _taken_apart(values)[1])]
     return self._use(equation, values)
 
   def _use(self, equation: core.JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:

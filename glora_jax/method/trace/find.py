@@ -199,7 +199,8 @@ def _walk(
     return function(update(params, dict(zip(arrays, values, strict=True))), *args, **kwargs)
 
   try:
-    program = jax.make_jaxpr(run)([*map(_shaped, arrays.values())], sample.arrays)
+    shapes = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in arrays.values()]
+    program = jax.make_jaxpr(run)(shapes, sample.arrays)
   except Exception as error:
     name = getattr(function, '__name__', type(function).__name__)
     error.add_note(f'{name} does not run on the sample inputs ({sample}).')
@@ -213,20 +214,8 @@ def _walk(
   return walk(program, [*values, *inputs], Place(convs))
 
 
-def _shaped(array: Any) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct(array.shape, array.dtype)
-
-
-class _Kernel(NamedTuple):
-  """A parameter that is the kernel of one layer or a stack of them.
-
-  Attributes:
-    uses: its products, in execution order.
-    roles: what its axes are.
-  """
-
-  uses: list[Use]
-  roles: tuple[Role, ...]
+# The products of a parameter that is a kernel, in execution order, and what its axes are.
+_Kernel = tuple[list[Use], tuple[Role, ...]]
 
 
 def _kernels(
@@ -250,7 +239,7 @@ def _kernels(
     elif isinstance(roles, str):
       reasons[path] = roles
     else:
-      kernels[path] = _Kernel(own, roles)
+      kernels[path] = own, roles
   return kernels, reasons
 
 
@@ -286,7 +275,7 @@ def _split(kernels: dict[Path, _Kernel], split: Mapping[str, int]) -> None:
           f'{", ".join(roles)}, and one of several outputs can.'
         )
       place = axis % len(roles)
-      kernels[path] = _Kernel(uses, (*roles[:place], 'stack', *roles[place + 1 :]))
+      kernels[path] = uses, (*roles[:place], 'stack', *roles[place + 1 :])
 
 
 def _sites(
@@ -302,14 +291,14 @@ def _sites(
   tokens: dict[Any, int] = {}
   for path, (uses, roles) in kernels.items():
     layout = layout_of(uses[0], roles)
-    bias = bias_of(uses, sums, layout, shapes)
+    bias, whole = bias_of(uses, sums, layout, shapes) or (None, layout)
     site = Site(
       kernel_path=path,
-      bias_path=None if bias is None else bias.path,
+      bias_path=bias,
       kernel_shape=shapes[path],
-      bias_shape=None if bias is None else shapes[bias.path],
+      bias_shape=None if bias is None else shapes[bias],
       dtype=np.dtype(arrays[path].dtype),
-      layout=layout if bias is None else bias.layout,
+      layout=whole,
       local=layout,
       lifts=(),
       local_ndim=len(roles),
@@ -333,9 +322,7 @@ def _with_own_biases(sites: Sequence[Site]) -> list[Site]:
 def _with_rows(sites: Sequence[Site], kernels: Mapping[Path, _Kernel]) -> tuple[Site, ...]:
   """The sites with their layers numbered in execution order; layers that do not run come last."""
   by_path = {site.kernel_path: site for site in sites}
-  uses = sorted(
-    (use for kernel in kernels.values() for use in kernel.uses), key=lambda use: use.scope
-  )
+  uses = sorted((use for own, _ in kernels.values() for use in own), key=lambda use: use.scope)
   stacks = {path: site.layout.stack for path, site in by_path.items()}
   shapes = {path: site.kernel_shape for path, site in by_path.items()}
   run = layers(uses, stacks, shapes)

@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 from glora_jax.method.site import Layout
 from glora_jax.method.trace.events import Role, Sum, Use
@@ -123,17 +122,12 @@ def _places(atom: Atom, numbers: range) -> range:
   return range(first * atom.stride, stop * atom.stride, atom.stride)
 
 
-class Bias(NamedTuple):
-  """A bias, and the layout of its kernel and it."""
-
-  path: Path
-  layout: Layout
-
-
 def bias_of(
   uses: Sequence[Use], sums: Mapping[Scope, Sequence[Sum]], layout: Layout, shapes: Mapping
-) -> Bias | None:
+) -> tuple[Path, Layout] | None:
   """The parameter that is added to all products of a kernel along exactly its outputs.
+
+  With it comes the layout of both.
 
   Args:
     uses: the kernel's products.
@@ -141,10 +135,10 @@ def bias_of(
     layout: the kernel's layout.
     shapes: shapes of all parameters, by path.
   """
-  found: set[Bias | None] = set()
+  found: set[tuple[Path, Layout] | None] = set()
   for use in uses:
     fitting = [
-      Bias(added.bias.path, fitted)
+      (added.bias.path, fitted)
       for added in sums.get(use.scope, ())
       if (fitted := _with_bias(layout, added, shapes)) is not None
     ]
@@ -152,11 +146,8 @@ def bias_of(
   return found.pop() if len(found) == 1 else None
 
 
-class _Pair(NamedTuple):
-  """A part of an axis of a kernel, and the part of an axis of a bias that lies along it."""
-
-  kernel: Atom
-  bias: Atom
+# A part of an axis of a kernel, and the part of an axis of a bias that lies along it.
+_Pair = tuple[Atom, Atom]
 
 
 def _with_bias(layout: Layout, added: Sum, shapes: Mapping[Path, Shape]) -> Layout | None:
@@ -167,11 +158,13 @@ def _with_bias(layout: Layout, added: Sum, shapes: Mapping[Path, Shape]) -> Layo
   kernel_shape = shapes[added.product.view.path]
   bias_shape = shapes[added.bias.path]
   wanted = {axis for axis in (*layout.stack, *layout.outputs) if kernel_shape[axis] > 1}
-  if not _covers([pair.kernel for pair in pairs], wanted, kernel_shape):
+  if not _covers([kernel for kernel, _ in pairs], wanted, kernel_shape):
     return None
-  if not _covers([pair.bias for pair in pairs], set(range(len(bias_shape))), bias_shape):
+  if not _covers([bias for _, bias in pairs], set(range(len(bias_shape))), bias_shape):
     return None
-  along = _along_bias(pairs, len(bias_shape))
+  # For every axis of the bias the parts of the kernel's axes that lie along it, row-major.
+  ordered = sorted(pairs, key=lambda pair: -pair[1].stride)
+  along = [[k for k, bias in ordered if bias.axis == axis] for axis in range(len(bias_shape))]
   stack = _bias_stack(layout.stack, along, bias_shape)
   if stack is None:
     return None
@@ -200,15 +193,10 @@ def _pairs(added: Sum) -> list[_Pair] | None:
     if size_of(bias_dim) == 1:  # an addition repeats it
       bias_dim = (Atom(NO_AXIS, size_of(kernel_dim)),)
     parts = common_parts(kernel_dim, bias_dim)
-    if parts is None or any(_is_alone(*part) for part in parts):
+    if parts is None or any((k.axis == NO_AXIS) != (b.axis == NO_AXIS) for k, b in parts):
       return None
-    pairs += [_Pair(*part) for part in parts if part[0].axis != NO_AXIS]
+    pairs += [part for part in parts if part[0].axis != NO_AXIS]
   return pairs
-
-
-def _is_alone(kernel: Atom, bias: Atom) -> bool:
-  """Whether one of two arrays varies along their common part, and the other does not."""
-  return (kernel.axis == NO_AXIS) != (bias.axis == NO_AXIS)
 
 
 def _covers(atoms: Sequence[Atom], axes: set[int], shape: Shape) -> bool:
@@ -217,12 +205,6 @@ def _covers(atoms: Sequence[Atom], axes: set[int], shape: Shape) -> bool:
   for atom in atoms:
     sizes[atom.axis] *= atom.size
   return set(sizes) <= axes and all(sizes[axis] == shape[axis] for axis in axes)
-
-
-def _along_bias(pairs: Sequence[_Pair], number: int) -> list[list[Atom]]:
-  """For every axis of a bias the parts of the kernel's axes that lie along it, row-major."""
-  ordered = sorted(pairs, key=lambda pair: -pair.bias.stride)
-  return [[pair.kernel for pair in ordered if pair.bias.axis == axis] for axis in range(number)]
 
 
 def _bias_stack(

@@ -51,16 +51,14 @@ def other(step: Step) -> list[Value]:
     reason = ITEM_BY_ITEM if step.name in _ITEM_BY_ITEM else f'used in {step.name}'
     step.note(step.operands, reason)
     return step.results(depends=True, layer=common_layer(step.operands))
-  origins = origins_of(step.operands, _combined(step))
+  is_alone = sum(not value.is_constant for value in step.operands) <= 1
+  how = 'changed first' if is_alone else 'combined with other parameters first'
+  origins = origins_of(step.operands, f'{how}: {step.name}')
   if not origins:
-    return step.results(number=_number(step))
+    numbers = [value.number for value in step.operands]
+    is_known = None not in numbers and step.name in _OF_NUMBERS
+    return step.results(number=int(_OF_NUMBERS[step.name](*numbers)) if is_known else None)
   return step.results(origins=origins, repeated=any(value.repeated for value in step.operands))
-
-
-def _combined(step: Step) -> str:
-  if sum(not value.is_constant for value in step.operands) > 1:
-    return f'combined with other parameters first: {step.name}'
-  return f'changed first: {step.name}'
 
 
 _OF_NUMBERS: Mapping[str, Callable[..., int]] = {
@@ -72,14 +70,6 @@ _OF_NUMBERS: Mapping[str, Callable[..., int]] = {
   'min': min,
   'select_n': lambda which, *cases: cases[which],
 }
-
-
-def _number(step: Step) -> int | None:
-  """The one result, where it is an integer that follows from known ones."""
-  numbers = [value.number for value in step.operands]
-  if None in numbers or step.name not in _OF_NUMBERS:
-    return None
-  return int(_OF_NUMBERS[step.name](*numbers))
 
 
 def unchanged(step: Step) -> list[Value]:
@@ -108,11 +98,14 @@ def rearranged(step: Step) -> list[Value]:
   if any(not value.is_constant for value in others):
     return other(step)
   token = (step.name, str(step.params), moved.token)
+  is_broadcast = step.name == 'broadcast_in_dim'
+  product = moved.product and _moved(step, moved.product.view)
   known = Value(
     depends=moved.depends,
-    repeated=moved.repeated or _repeats(step),
+    repeated=moved.repeated
+    or (is_broadcast and math.prod(step.shape(0)) < math.prod(step.out_shape)),
     view=moved.view and _moved(step, moved.view),
-    product=moved.product and _moved_product(step, moved.product),
+    product=Product(moved.product.use, product) if moved.product and product else None,
     origins=moved.origins,
     number=moved.number,
     token=token,
@@ -121,15 +114,6 @@ def rearranged(step: Step) -> list[Value]:
   if moved.view and not known.view:
     return step.results(origins=origins_of([moved], NO_LAYOUT), repeated=moved.repeated)
   return [known]
-
-
-def _repeats(step: Step) -> bool:
-  return step.name == 'broadcast_in_dim' and math.prod(step.shape(0)) < math.prod(step.out_shape)
-
-
-def _moved_product(step: Step, product: Product) -> Product | None:
-  view = _moved(step, product.view)
-  return None if view is None else Product(product.use, view)
 
 
 def _moved(step: Step, view: View) -> View | None:

@@ -159,36 +159,28 @@ def scan(step: Step) -> list[Value]:
   consts, carried = parts_of_scan(step.equation)
   start = consts + carried
   stacks = step.operands[start:]
-  items = [_item(value, step, number) for number, value in enumerate(stacks)]
-  carry = _steady(step, params['jaxpr'], step.operands[:consts], step.operands[consts:start], items)
   place = step.place
+  items = [  # one along the first axis of each
+    dataclasses.replace(
+      stack,
+      view=stack.view and stack.view.indexed(0, place.scope),
+      product=None,
+      number=None,
+      layer=None,
+      token=(place.scope, 'item', number),
+    )
+    for number, stack in enumerate(stacks)
+  ]
+  carry = _steady(step, params['jaxpr'], step.operands[:consts], step.operands[consts:start], items)
   inside = dataclasses.replace(place, scans=(*place.scans, Scan(place.scope, params['length'])))
   results = _run(step, params['jaxpr'], [*step.operands[:consts], *carry, *items], inside)
   wholes = {item.view: stack for item, stack in zip(items, stacks, strict=True) if item.view}
-  collected = [
-    wholes[value.view] if value.view in wholes else _collected(value, step, number)
-    for number, value in enumerate(results[carried:])
-  ]
+  collected = []
+  for number, value in enumerate(results[carried:]):
+    origins = () if value.depends else origins_of([value], 'stacked by a scan')
+    stacked = Value(value.depends, origins=origins, token=(place.scope, 'stack', number))
+    collected.append(wholes.get(value.view, stacked) if value.view else stacked)
   return [*carry, *collected]
-
-
-def _item(stack: Value, step: Step, number: int) -> Value:
-  """One item along the first axis."""
-  return dataclasses.replace(
-    stack,
-    view=stack.view and stack.view.indexed(0, step.place.scope),
-    product=None,
-    number=None,
-    layer=None,
-    token=(step.place.scope, 'item', number),
-  )
-
-
-def _collected(value: Value, step: Step, number: int) -> Value:
-  """The items that a scan returned, stacked."""
-  origins = origins_of([value], 'stacked by a scan')
-  token = (step.place.scope, 'stack', number)
-  return Value(value.depends, origins=() if value.depends else origins, token=token)
 
 
 _ARRAYS: Mapping[str, Handler] = {
