@@ -151,9 +151,7 @@ class Adapted:
     Raises:
       ValueError: the genome or the variables do not fit the model.
     """
-    check_one_genome(self.spec, genome, 'apply')
-    check_collections(variables)
-    check_storage(self.groups, variables[COLLECTION], genome)
+    self._check(variables, genome, 'apply')
     return self.run(Call(args, kwargs), variables, jnp.asarray(genome), merge or self.merge)
 
   def fix(self, genome: Any) -> Subnet:
@@ -172,12 +170,15 @@ class Adapted:
       The params with the genome's supports merged into kernels and biases, all else as it was. Of
       a quantized base they are float32; `glora_jax.method.quantized.requantize` goes back.
     """
-    check_one_genome(self.spec, genome, 'fold')
-    check_collections(variables)
-    check_storage(self.groups, variables[COLLECTION], genome)
+    self._check(variables, genome, 'fold')
     params = self.full_precision(variables['params'])
     self.check_params(params)
     return fold(self.groups, params, variables[COLLECTION], jnp.asarray(genome))
+
+  def _check(self, variables: Any, genome: Any, call: str) -> None:
+    check_one_genome(self.spec, genome, call)
+    check_collections(variables)
+    check_storage(self.groups, variables[COLLECTION], genome)
 
   def full_precision(self, params: Any) -> Any:
     """Params of a quantized base as the model's own, in float32; all others as they are."""
@@ -443,7 +444,13 @@ class Subnet:
     """
     trainable, frozen = self.adapted.split(variables)
     supports = cut(self.adapted.groups, trainable[COLLECTION], self.genome)
-    read, unread = partition(supports, self._paths_read().__contains__)
+    paths_read = {
+      (*group.path, name)
+      for group in self.adapted.groups
+      for row in group.rows
+      for name in group.used_parts(self.genome[row].tolist())
+    }
+    read, unread = partition(supports, paths_read.__contains__)
     return {**trainable, COLLECTION: read}, {**frozen, COLLECTION: unread}
 
   def join(self, trainable: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict[str, Any]:
@@ -452,15 +459,6 @@ class Subnet:
     So the result is for this genome, and no longer for others.
     """
     return self.adapted.join(trainable, frozen)
-
-  def _paths_read(self) -> set[Path]:
-    """Paths of the supports of which the genome reads a part."""
-    return {
-      (*group.path, name)
-      for group in self.adapted.groups
-      for row in group.rows
-      for name in group.used_parts(self.genome[row].tolist())
-    }
 
 
 def name_of(model: Any) -> str:

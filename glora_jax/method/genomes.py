@@ -375,8 +375,14 @@ def genome_from_json(spec: Spec, content: str | Mapping[str, Any] | Sequence) ->
     >>> genome_from_json(spec, '{"genome": [[0, 3, 0, 0, 0]]}').tolist()
     [[0, 3, 0, 0, 0]]
   """
-  codes = _parsed(content) if isinstance(content, str) else content
-  names = None
+  codes, names = content, None
+  if isinstance(content, str):
+    try:
+      codes = json.loads(content)
+    except (ValueError, RecursionError) as error:
+      raise ValueError(
+        f'The genome {shown(content)} is no JSON ({first_line(error)}); {_EXPECTED}.'
+      ) from error
   if isinstance(codes, Mapping):
     names, codes = codes.get('layers'), codes.get('genome')
   if names is not None and (reason := mismatch(names, list[NamedAlleles], 'layers')) is not None:
@@ -399,20 +405,6 @@ def _in_order(spec: Spec, rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping
   own = [layer.name for layer in spec]
   is_complete = by_name.keys() == {*own} and len(by_name) == len(own)
   return [by_name[name] for name in own] if is_complete else rows
-
-
-def _parsed(text: str) -> Any:
-  """What a JSON text says.
-
-  Raises:
-    ValueError: it is none.
-  """
-  try:
-    return json.loads(text)
-  except (ValueError, RecursionError) as error:
-    raise ValueError(
-      f'The genome {shown(text)} is no JSON ({first_line(error)}); {_EXPECTED}.'
-    ) from error
 
 
 def _codes_of_names(layer: Layer, names: Mapping[str, str]) -> list[int]:

@@ -139,11 +139,6 @@ class Graft:
     return _PREFIX + hashlib.sha256(repr(self).encode()).hexdigest()[:16]
 
   @property
-  def is_thin(self) -> bool:
-    """Whether no layer of the stack has a LoRA for A, so that no merged kernel is needed."""
-    return self.occurring is not None and self.occurring.is_thin
-
-  @property
   def used(self) -> tuple[Tensor, ...]:
     """The tensors that take part in some layer of the stack."""
     return TENSORS if self.occurring is None else self.occurring.tensors
@@ -156,7 +151,8 @@ class Graft:
     # A subclass may do more, and a product of its own (quantized, say) need not split into terms.
     plain = type(module) is nn.Dense and module.dot_general is module.dot_general_cls is None
     arguments = [*call.args, *call.kwargs.values()]  # of any but its one, it says what is wrong
-    if plain and self.is_thin and len(arguments) == 1 and call.kwargs.keys() <= {'inputs'}:
+    is_thin = self.occurring is not None and self.occurring.is_thin
+    if plain and is_thin and len(arguments) == 1 and call.kwargs.keys() <= {'inputs'}:
       (inputs,) = arguments
       product = _dense_product(module, inputs, kernel, bias)
       part = {n: value for n, value in supports.items() if SUPPORTS[n].tensor in self.used}

@@ -67,7 +67,8 @@ def full_precision(
     path = path_of(keys)
     if not is_quantized(value) or (only is not None and path not in only):
       return value
-    array, own = _dequantized(value), shapes.get(path)
+    array = nn.meta.unbox(getattr(value, 'array', value)).astype(jnp.float32)
+    array, own = sys.modules['qwix'].dequantize(array), shapes.get(path)
     return array if own is None or own.size != array.size else array.reshape(own.shape)
 
   return jax.tree_util.tree_map_with_path(unpacked, params, is_leaf=is_quantized)
@@ -91,11 +92,6 @@ def requantize(params: Any, like: Any) -> Any:
       for old, value in zip(leaves, structure.flatten_up_to(params), strict=True)
     ]
   )
-
-
-def _dequantized(value: Any) -> jax.Array:
-  array = nn.meta.unbox(getattr(value, 'array', value))
-  return sys.modules['qwix'].dequantize(array.astype(jnp.float32))
 
 
 def _quantized(value: jax.Array, like: Any) -> Any:

@@ -58,27 +58,10 @@ def _several(selector: Selector | None) -> Sequence[Pattern]:
   return () if is_one else selector
 
 
-def _check_selector(name: str, selector: Any) -> None:
-  """Raises ValueError where a selector is of no type that one has."""
-  if not _are_patterns(_several(selector)):
-    raise ValueError(
-      f'{name}={shown(selector)} must be a regular expression, several of them, a function, or '
-      'None.'
-    )
-
-
-def _are_patterns(value: Any) -> bool:
-  return _is_list(value, lambda item: isinstance(item, str | re.Pattern))
-
-
-def _are_names(value: Any) -> bool:
-  return _is_list(value, lambda item: isinstance(item, str))
-
-
-def _is_list(value: Any, fits: Callable[[Any], bool]) -> bool:
-  """Whether a value is a list, tuple or the like, all of whose items fit."""
+def _is_list(value: Any, *types: type) -> bool:
+  """Whether a value is a list, tuple or the like, all of whose items are of some types."""
   is_list = isinstance(value, Collection) and not isinstance(value, str | bytes | Mapping)
-  return is_list and all(map(fits, value))
+  return is_list and all(isinstance(item, types) for item in value)
 
 
 class Heads(NamedTuple):
@@ -118,9 +101,13 @@ class Selection:
 
   def __post_init__(self):
     check_spaces(self.space)
-    _check_selector('select', self.select)
-    _check_selector('heads', self.heads)
-    if not _is_list(self.ties, _are_names):
+    for name, selector in (('select', self.select), ('heads', self.heads)):
+      if not _is_list(_several(selector), str, re.Pattern):
+        raise ValueError(
+          f'{name}={shown(selector)} must be a regular expression, several of them, a function, or '
+          'None.'
+        )
+    if not _is_list(self.ties, object) or not all(_is_list(tie, str) for tie in self.ties):
       raise ValueError(f'ties={shown(self.ties)} must be a list of lists of names.')
     object.__setattr__(self, 'convs', _CONVS.check(self.convs, 'convs'))
 

@@ -227,37 +227,26 @@ def multiplied(step: Step) -> list[Value]:
   if kernel.view is None:
     step.note([kernel], '', forbids=True)
     return step.results(depends=True)
-  roles = _ROLES[step.name](step, place)
+  roles, dims = _PRODUCTS[step.name](step, place)
   if isinstance(roles, str):
     step.note([kernel], roles, forbids=True)
     return step.results(depends=True)
   scope, scans = step.place.scope, step.place.scans
   use = Use(scope, kernel.view, roles, activations.token, scans, step.name)
   step.events.append(use)
-  dims = _RESULTS[step.name](step, place)
-  view = _result_view(kernel.view, dims, step.out_shape)
+  sizes = zip(dims, step.out_shape, strict=True)
+  own = kernel.view.dims
+  view = View(  # the result as a view of the kernel
+    kernel.view.path,
+    tuple((Atom(NO_AXIS, size),) if dim is None else own[dim] for dim, size in sizes),
+    kernel.view.taken,
+  )
   return step.results(depends=True, product=Product(scope, view), layer=kernel.view.path)
 
 
-def _result_view(kernel: View, dims: Sequence[int | None], shape: Sequence[int]) -> View:
-  """The result of a product as a view of its kernel.
-
-  Args:
-    kernel: the kernel.
-    dims: for every dimension of the result the kernel's that it is; None for the activations'.
-    shape: shape of the result.
-  """
-  sizes = zip(dims, shape, strict=True)
-  return View(
-    kernel.path,
-    tuple((Atom(NO_AXIS, size),) if dim is None else kernel.dims[dim] for dim, size in sizes),
-    kernel.taken,
-  )
-
-
-def _dot_roles(step: Step, place: int) -> tuple[Role, ...]:
-  contracted, batched = step.params['dimension_numbers']
-  return _roles(len(step.shape(place)), contracted[place], batched[place])
+# What the dimensions of a kernel are, or why it is none; and for every dimension of the result the
+# kernel's that it is, None for the activations'.
+_Roles = tuple[tuple[Role, ...] | str, list[int | None]]
 
 
 def _roles(number: int, inputs: Sequence[int], stack: Sequence[int]) -> tuple[Role, ...]:
@@ -266,55 +255,40 @@ def _roles(number: int, inputs: Sequence[int], stack: Sequence[int]) -> tuple[Ro
   )
 
 
-def _dot_result(step: Step, place: int) -> list[int | None]:
+def _dot(step: Step, place: int) -> _Roles:
   """Batch axes come first, then those of the first operand that are left, and the second's."""
-  roles = _dot_roles(step, place)
-  batched = list(step.params['dimension_numbers'][1][place])
+  contracted, batched = step.params['dimension_numbers']
+  roles = _roles(len(step.shape(place)), contracted[place], batched[place])
   own = [dim for dim, role in enumerate(roles) if role == 'out']
-  others = [None] * (len(step.out_shape) - len(batched) - len(own))
-  return [*batched, *own, *others] if place == 0 else [*batched, *others, *own]
+  others = [None] * (len(step.out_shape) - len(batched[place]) - len(own))
+  return roles, [*batched[place], *(own + others if place == 0 else others + own)]
 
 
-def _ragged_roles(step: Step, place: int) -> tuple[Role, ...] | str:
+def _ragged(step: Step, place: int) -> _Roles:
   numbers = step.params['ragged_dot_dimension_numbers']
   groups = tuple(numbers.rhs_group_dimensions)
   if place == 0 or not groups:
-    return 'cut into ragged groups'
+    return 'cut into ragged groups', []
   contracted, batched = numbers.dot_dimension_numbers
-  return _roles(len(step.shape(1)), contracted[1], (*batched[1], *groups))
-
-
-def _ragged_result(step: Step, place: int) -> list[int | None]:
-  roles = _ragged_roles(step, place)
-  numbers = step.params['ragged_dot_dimension_numbers']
-  batched = list(numbers.dot_dimension_numbers[1][1])
+  roles = _roles(len(step.shape(1)), contracted[1], (*batched[1], *groups))
   own = [dim for dim, role in enumerate(roles) if role == 'out']
-  return [*batched, *[None] * (len(step.out_shape) - len(batched) - len(own)), *own]
+  others = [None] * (len(step.out_shape) - len(batched[1]) - len(own))
+  return roles, [*batched[1], *others, *own]
 
 
-def _conv_roles(step: Step, place: int) -> tuple[Role, ...] | str:
+def _conv(step: Step, place: int) -> _Roles:
   if not step.place.convs:
-    return CONVOLUTION
+    return CONVOLUTION, []
   if place == 0 or step.params['batch_group_count'] > 1:
-    return 'not a plain kernel of its convolution'
-  out = step.params['dimension_numbers'].rhs_spec[0]
-  return tuple('out' if dim == out else 'in' for dim in range(len(step.shape(1))))
-
-
-def _conv_result(step: Step, place: int) -> list[int | None]:
+    return 'not a plain kernel of its convolution', []
   numbers = step.params['dimension_numbers']
-  feature = numbers.out_spec[1]
-  own = numbers.rhs_spec[0]
-  return [own if dim == feature else None for dim in range(len(step.out_shape))]
+  own, feature = numbers.rhs_spec[0], numbers.out_spec[1]
+  roles: tuple[Role, ...] = tuple('out' if d == own else 'in' for d in range(len(step.shape(1))))
+  return roles, [own if dim == feature else None for dim in range(len(step.out_shape))]
 
 
-_ROLES = {
-  'dot_general': _dot_roles,
-  'ragged_dot_general': _ragged_roles,
-  'conv_general_dilated': _conv_roles,
-}
-_RESULTS = {
-  'dot_general': _dot_result,
-  'ragged_dot_general': _ragged_result,
-  'conv_general_dilated': _conv_result,
+_PRODUCTS: Mapping[str, Callable[[Step, int], _Roles]] = {
+  'dot_general': _dot,
+  'ragged_dot_general': _ragged,
+  'conv_general_dilated': _conv,
 }

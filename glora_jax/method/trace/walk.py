@@ -114,19 +114,14 @@ def branch(step: Step) -> list[Value]:
   results = [
     _run(step, body, operands, step.place.within(number)) for number, body in enumerate(branches)
   ]
-  return [
-    _one_of(values, which.depends, (step.place.scope, number))
-    for number, values in enumerate(zip(*results, strict=True))
-  ]
-
-
-def _one_of(values: Sequence[Value], depends: bool, token) -> Value:
-  first, *others = values
-  for value in others:
-    first = joined(first, value, token)
-  if not depends:
-    return first
-  return Value(depends=True, token=token) if first.view is None else first
+  found = []
+  for number, (value, *others) in enumerate(zip(*results, strict=True)):
+    token = (step.place.scope, number)
+    for other_value in others:
+      value = joined(value, other_value, token)
+    depends = which.depends and value.view is None
+    found.append(Value(depends=True, token=token) if depends else value)
+  return found
 
 
 def loop(step: Step) -> list[Value]:
