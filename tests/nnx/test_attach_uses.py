@@ -71,38 +71,6 @@ def test_an_answer_that_is_not_finite_is_no_right_one(attached):
   assert not np.isfinite(found.loss).any()
 
 
-@pytest.mark.parametrize(
-  'changes, sentence',
-  [
-    ({'population': np.zeros((1, 5), np.int8)}, 'a population is'),
-    ({'images': X[:0], 'labels': LABELS[:0]}, 'There are no images'),
-    ({'labels': LABELS[:2]}, 'there must be one label for each'),
-    ({'labels': LABELS + 7}, 'is no class; the model answers with'),
-    ({'labels': np.ones(len(X))}, 'The labels are float32; they must be the whole numbers'),
-    ({'labels': np.stack([LABELS] * 2, 1)}, 'and scores are of one class for each image'),
-    ({'labels': [[0], [1, 2]]}, 'The labels are .* must be an array of numbers'),
-    ({'chunk': 0}, 'chunk=0 must be at least 1'),
-    ({'block': 0}, 'block=0 must be at least 1'),
-  ],
-)
-def test_what_cannot_be_scored_is_refused(attached, changes, sentence):
-  given = {'population': genomes(attached, 1), 'images': X, 'labels': LABELS, **changes}
-  with pytest.raises(ValueError, match=sentence):
-    score(attached, **given)
-
-
-class WithFeatures(Mlp):
-  def __call__(self, x):
-    return super().__call__(x), x
-
-
-def test_answers_that_are_no_logits_are_not_scored():
-  attached = glora_jax.nnx.attach(WithFeatures(), X, space=SPACE)
-  attached.eval()
-  with pytest.raises(ValueError, match=r'The model gives a tuple, and answers are read off logits'):
-    score(attached, genomes(attached, 1), X, LABELS)
-
-
 def test_a_fixed_subnet_holds_and_trains_what_its_genome_uses_and_no_more(attached):
   genome = glora_jax.preset(glora_jax.nnx.spec(attached), 'lora:1')
   glora_jax.nnx.set_genome(attached, genome)
@@ -113,23 +81,14 @@ def test_a_fixed_subnet_holds_and_trains_what_its_genome_uses_and_no_more(attach
   count = sum(variable.get_value().size for variable in variables(fixed, Support))
   assert count == glora_jax.nnx.count_params(fixed) == 14
   assert len(variables(fixed, Trained)) == 4
-  with pytest.raises(ValueError, match=r'stores none; attach with a space that offers it'):
-    glora_jax.nnx.set_genome(fixed, glora_jax.preset(glora_jax.nnx.spec(fixed), 'ssf'))
 
 
-def test_a_fixed_subnet_takes_no_allele_that_it_does_not_store(attached):
+def test_a_fixed_subnet_is_scored_as_its_genome_is(attached):
   layers = glora_jax.nnx.spec(attached)
   fixed = glora_jax.nnx.fix(attached, glora_jax.preset(layers, 'bitfit'))
-  population = np.stack([glora_jax.preset(layers, name) for name in ('bitfit', 'ssf')])
-  _, state = nnx.split(fixed)
-  for refused in (
-    lambda: glora_jax.nnx.with_genome(state, population[1]),
-    lambda: glora_jax.nnx.set_genome(fixed, population[1]),
-  ):
-    with pytest.raises(ValueError, match=r'says vector for A of layer 0 \(hidden\).*stores none;'):
-      refused()
-  scores = score(fixed, population[:1], X, LABELS)
-  of_all = score(attached, population[:1], X, LABELS)
+  population = glora_jax.preset(layers, 'bitfit')[None]
+  scores = score(fixed, population, X, LABELS)
+  of_all = score(attached, population, X, LABELS)
   np.testing.assert_allclose(scores.loss, of_all.loss, rtol=1e-5)
 
 
@@ -218,20 +177,6 @@ def test_variables_of_a_smaller_subnet_go_into_a_model_that_is_fixed_to_it_and_n
   np.testing.assert_array_equal(call(fixed, X), expected)
 
 
-@pytest.mark.parametrize(
-  'statistics, sentence',
-  [
-    ({'norm': {'mean': np.zeros(5)}}, r'misshaped: norm/mean is \(5,\) and should be \(8,\)'),
-    ({'norm': {'median': np.zeros(8)}}, 'unexpected: norm/median'),
-    ({'hidden': {'bias': np.zeros(8)}}, 'unexpected: hidden/bias'),
-  ],
-)
-def test_statistics_of_another_model_are_refused(attached, statistics, sentence):
-  _, values = glora_jax.nnx.as_adapted(attached)
-  with pytest.raises(ValueError, match=sentence):
-    glora_jax.nnx.set_variables(attached, {**values, 'batch_stats': statistics})
-
-
 def test_statistics_that_are_left_out_stay_as_they_are(attached):
   _, values = glora_jax.nnx.as_adapted(attached)
   glora_jax.nnx.set_variables(attached, {**values, 'batch_stats': {'norm': {'mean': np.ones(8)}}})
@@ -251,15 +196,6 @@ def test_mere_shapes_of_a_model_are_attached_and_get_their_values_later():
     randomize(attached)
   assert nnx.graphdef(late) == nnx.graphdef(at_once)
   np.testing.assert_array_equal(late(X), at_once(X))
-
-
-def test_a_model_that_is_shapes_alone_does_not_compute():
-  adapted = glora_jax.nnx.adapt(nnx.eval_shape(Mlp), X)
-  variables = adapted.init(jax.random.key(0), glora_nnx.params(Mlp()))
-  with pytest.raises(
-    ValueError, match=r'Of .* in Mlp there is only the shape, which nnx\.eval_shape'
-  ):
-    adapted.apply(variables, X, genome=glora_jax.preset(adapted.spec, 'lora'))
 
 
 def test_an_orbax_checkpoint_brings_it_back(attached, tmp_path):

@@ -115,51 +115,6 @@ def test_the_log_says_which_state_stands_still(caplog):
   assert 'state' not in caplog.text
 
 
-class Halved(nnx.Param):
-  def get_value(self, **kwargs):
-    return super().get_value(**kwargs) / 2
-
-
-@pytest.mark.filterwarnings('ignore:Variable hooks are deprecated')
-def test_a_parameter_that_changes_when_it_is_read_is_refused():
-  hooked, own = (nnx.Sequential(nnx.Linear(6, 4, rngs=nnx.Rngs(0))) for _ in range(2))
-  kernel = own.layers[0].kernel[...]
-  hooked.layers[0].kernel = nnx.Param(kernel, on_get_value=lambda variable, value: value / 2)
-  own.layers[0].kernel = Halved(kernel)
-  for call in (glora_jax.nnx.attach, glora_nnx.adapt):
-    for model in (hooked, own):
-      with pytest.raises(ValueError, match='layers/0/kernel has a get_value or an on_get_value'):
-        call(model, jnp.ones((2, 6)))
-
-
-def test_what_is_of_another_model_is_refused():
-  model = nnx.Linear(6, 4, rngs=nnx.Rngs(0))
-  with pytest.raises(ValueError, match=r'The new kernel is \(4, 6\) and should be \(6, 4\)'):
-    glora_nnx.with_params(model, {'kernel': np.zeros((4, 6))})
-  with pytest.raises(ValueError, match='new=3 is no Mapping'):
-    glora_nnx.with_params(model, 3)
-  for call in (glora_nnx.params, glora_nnx.adapt):
-    with pytest.raises(ValueError, match='takes an NNX model, and not int'):
-      call(3)
-
-
-def test_what_needs_sample_inputs_says_so():
-  model = OwnAttention(nnx.Rngs(0))
-  with pytest.raises(ValueError, match=r'ties, convs and split need sample inputs'):
-    glora_nnx.adapt(model, convs=True)
-  with pytest.raises(ValueError, match='with sample inputs'):
-    glora_nnx.adapt(model)
-  with pytest.raises(ValueError, match='convs=3 must be True or False'):
-    glora_nnx.adapt(model, convs=3)
-
-
-def test_at_initialization_every_genome_is_the_model(problem):
-  model, adapted, variables = problem
-  genomes = random_genomes(np.random.default_rng(0), adapted.spec, 4)
-  out = jax.jit(jax.vmap(lambda genome: adapted.apply(variables, X, genome=genome)))(genomes)
-  np.testing.assert_allclose(out, np.broadcast_to(model(X), out.shape), atol=1e-5)
-
-
 def test_folded_parameters_in_the_untouched_class_equal_apply(problem):
   model, adapted, variables = problem
   before = model(X)
@@ -170,45 +125,6 @@ def test_folded_parameters_in_the_untouched_class_equal_apply(problem):
     np.testing.assert_allclose(plain(X), adapted.apply(variables, X, genome=genome), atol=1e-5)
   assert np.abs(plain(X) - before).max() > 1e-3
   np.testing.assert_array_equal(model(X), before)
-
-
-def test_every_support_gets_a_gradient(problem):
-  _, adapted, variables = problem
-  variables = {
-    'params': randomized(variables['params'], 1),
-    'glora': randomized(variables['glora']),
-  }  # biases start at zero
-  trainable, frozen = adapted.split(variables)
-  genome = presets.preset(adapted.spec, 'full')
-
-  def loss(t):
-    return jnp.sum(adapted.apply(adapted.join(t, frozen), X, genome=genome) ** 2)
-
-  gradient = jax.jit(jax.grad(loss))(trainable)
-  missing = {
-    jax.tree_util.keystr(path, simple=True, separator='/').removeprefix('glora/')
-    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient)
-    if not np.any(leaf)
-  }
-  # No shift of all keys moves a softmax.
-  assert missing <= {
-    f'blocks/{i}/attention/key/{name}' for i in range(2) for name in ('C_down', 'C_up', 'D', 'E')
-  }
-
-
-def test_stacked_layers_and_models_without_layers_are_refused():
-  class Stacked(nnx.Module):
-    def __init__(self):
-      self.layers = nnx.vmap(lambda rngs: nnx.Linear(4, 4, rngs=rngs), in_axes=0)(
-        nnx.Rngs(0).fork(split=3)
-      )
-
-  with pytest.raises(
-    ValueError, match=r'layers cannot be adapted: its kernel \(3, 4, 4\) is stacked'
-  ):
-    glora_nnx.adapt(Stacked())
-  with pytest.raises(ValueError, match=r'no nnx\.Linear or nnx\.LinearGeneral'):
-    glora_nnx.adapt(nnx.LayerNorm(3, rngs=nnx.Rngs(0)))
 
 
 def test_a_linen_model_bridged_into_nnx_takes_folded_parameters():

@@ -1,0 +1,170 @@
+"""What calls on NNX models refuse: each error names what is wrong."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from live_models import SPACE, TOKENS, Classifier, genomes
+
+import glora_jax
+from glora_jax import nnx as glora_nnx
+from glora_jax.nnx import functional
+
+X = jnp.ones((2, 6))
+LABELS = np.arange(len(TOKENS)) % 3
+GENOME = np.zeros((6, 5), np.int8)
+
+
+@functools.cache
+def model():
+  return Classifier()
+
+
+@functools.cache
+def attached():
+  return glora_nnx.attach(model(), TOKENS, space=SPACE)
+
+
+@functools.cache
+def lora():
+  space = glora_jax.SearchSpace(4, A='none', C='none')
+  return glora_nnx.attach(model(), TOKENS, space=space)
+
+
+@functools.cache
+def fixed():
+  return glora_nnx.fix(attached(), glora_jax.preset(glora_nnx.spec(attached()), 'bitfit'))
+
+
+class WithFeatures(Classifier):
+  def __call__(self, x):
+    return super().__call__(x), x
+
+
+class Halved(nnx.Param):
+  def get_value(self, **kwargs):
+    return super().get_value(**kwargs) / 2
+
+
+class Projection(nnx.Module):
+  """A layer of its own kind, which only a call shows."""
+
+  def __init__(self, rngs):
+    self.w = nnx.Param(jax.random.normal(rngs.params(), (6, 4)))
+
+  def __call__(self, x):
+    return x @ self.w[...]
+
+
+class Stacked(nnx.Module):
+  def __init__(self, rngs):
+    self.layers = nnx.vmap(lambda rngs: nnx.Linear(4, 4, rngs=rngs), in_axes=0)(rngs.fork(split=3))
+
+
+def made(kind, *sizes):
+  return kind(*sizes, rngs=nnx.Rngs(0))
+
+
+def attach(given=None, *inputs, **options):
+  return glora_nnx.attach(model() if given is None else given, *(inputs or (TOKENS,)), **options)
+
+
+def hooked(call, kernel):
+  linear = made(nnx.Linear, 6, 4)
+  linear.kernel = kernel(linear.kernel[...])
+  return call(linear, X)
+
+
+def score(given=None, population=None, images=TOKENS, labels=LABELS, **options):
+  adapted, values = glora_nnx.as_adapted(attached() if given is None else given)
+  population = genomes(attached(), 1) if population is None else population
+  return glora_jax.make_scorer(adapted, **options)(values, population, images, labels)
+
+
+def set_statistics(**statistics):
+  _, values = glora_nnx.as_adapted(attached())
+  return glora_nnx.set_variables(attached(), {**values, 'batch_stats': statistics})
+
+
+def shapes_alone():
+  adapted = glora_nnx.adapt(nnx.eval_shape(Classifier), TOKENS)
+  variables = adapted.init(jax.random.key(0), functional.params(model()))
+  return adapted.apply(variables, TOKENS, genome=GENOME)
+
+
+REFUSED = [
+  (lambda: attach(attached()), 'Classifier'),
+  (lambda: attach(print), 'builtin_function_or_method'),
+  (lambda: attach(Classifier), 'Classifier'),
+  (lambda: attach(made(nnx.LayerNorm, 8)), 'LayerNorm'),
+  (lambda: attach(select='nothing'), "select='nothing'"),
+  (lambda: attach(select=3), 'select=3'),
+  (lambda: attach(heads=3), 'heads=3'),
+  (lambda: attach(ties=3), 'ties=3'),
+  (lambda: attach(space=(2, 4)), 'space=(2, 4)'),
+  (lambda: attach(key=3), 'key=3'),
+  (lambda: attach(key=nnx.Rngs(dropout=0)), 'dropout'),
+  (lambda: attach(convs=3), 'convs=3'),
+  (lambda: attach(split=3), 'split=3'),
+  (lambda: attach(split={'(': 1}), "'('"),
+  (lambda: glora_nnx.spec(model()), 'Classifier'),
+  (lambda: glora_nnx.fold(model()), 'Classifier'),
+  (lambda: glora_nnx.set_genome(attached().block.down, GENOME[:1]), 'the whole model'),
+  (lambda: glora_nnx.set_genome(attached(), GENOME[:2]), '(2, 5)'),
+  (lambda: glora_nnx.set_genome(attached(), GENOME[None]), 'one genome'),
+  (lambda: glora_nnx.set_genome(lora(), GENOME + 2), 'vector for A of layer 0'),
+  (lambda: glora_nnx.set_genome(fixed(), GENOME + 2), 'vector for A of layer 0'),
+  (lambda: glora_nnx.with_genome(nnx.split(fixed())[1], GENOME + 2), 'vector for A of layer 0'),
+  (lambda: glora_nnx.with_genome(nnx.state(model()), GENOME), 'Genome'),
+  (lambda: nnx.jit(glora_nnx.get_genome)(attached()), 'traced'),
+  (lambda: nnx.jit(glora_nnx.count_params)(attached()), 'traced'),
+  (lambda: glora_nnx.set_variables(attached(), {'params': {}}), "'glora'"),
+  (lambda: set_statistics(norm={'mean': np.zeros(5)}), 'norm/mean is (5,)', '(8,)'),
+  (lambda: set_statistics(norm={'median': np.zeros(8)}), 'norm/median'),
+  (lambda: set_statistics(head={'bias': np.zeros(3)}), 'head/bias'),
+  (lambda: attached().block.up.w.__setitem__(..., jnp.zeros((8, 12))), '(8, 12)'),
+  # scores
+  (lambda: score(population=GENOME), '(6, 5)'),
+  (lambda: score(images=TOKENS[:0], labels=LABELS[:0]), '0'),
+  (lambda: score(labels=LABELS[:2]), '[4, 3, 8]', '[2]'),
+  (lambda: score(labels=LABELS + 7), '7'),
+  (lambda: score(labels=np.ones(len(TOKENS))), 'float32'),
+  (lambda: score(labels=np.stack([LABELS] * 2, 1)), '[4, 2]'),
+  (lambda: score(labels=[[0], [1, 2]]), '[[0], [1, 2]]'),
+  (lambda: score(chunk=0), 'chunk=0'),
+  (lambda: score(block=0), 'block=0'),
+  (lambda: score(attach(WithFeatures(), space=SPACE)), 'tuple'),
+  # NNX models as functions
+  *(
+    (functools.partial(hooked, call, kernel), 'kernel has a get_value')
+    for call in (glora_nnx.attach, glora_nnx.adapt)
+    for kernel in (Halved, lambda value: nnx.Param(value, on_get_value=lambda _, v: v / 2))
+  ),
+  (lambda: glora_nnx.adapt(attached()), 'Classifier'),
+  (lambda: glora_nnx.adapt(3), 'int'),
+  (lambda: functional.params(3), 'int'),
+  (lambda: glora_nnx.adapt(made(Projection)), 'with sample inputs'),
+  (lambda: glora_nnx.adapt(made(Projection), convs=True), 'convs'),
+  (lambda: glora_nnx.adapt(made(Projection), convs=3), 'convs=3'),
+  (lambda: glora_nnx.adapt(made(Stacked)), 'layers', '(3, 4, 4)'),
+  (lambda: glora_nnx.adapt(made(nnx.LayerNorm, 3)), 'nnx.Linear'),
+  (
+    lambda: functional.with_params(made(nnx.Linear, 6, 4), {'kernel': np.zeros((4, 6))}),
+    '(4, 6)',
+    '(6, 4)',
+  ),
+  (lambda: functional.with_params(made(nnx.Linear, 6, 4), 3), 'new=3'),
+  (shapes_alone, 'Classifier', 'eval_shape'),
+]
+
+
+@pytest.mark.filterwarnings('ignore:Variable hooks are deprecated')
+@pytest.mark.parametrize('call, named', [(call, named) for call, *named in REFUSED], ids=str)
+def test_what_cannot_be_is_refused_by_name(call, named):
+  with pytest.raises(ValueError) as caught:
+    call()
+  for text in named:
+    assert text in str(caught.value)
