@@ -7,15 +7,11 @@ import subprocess
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import model_zoo
 import numpy as np
-import optax
 import pytest
 from comparing import assert_close, assert_trees_close, random_params, random_variables
-from flax.training.train_state import TrainState
 from jax.extend.core import jaxprs_in_params
 from places import ROOT, program
-from trees import randomized
 
 import glora_jax
 from glora_jax import SearchSpace
@@ -175,31 +171,6 @@ def test_ties_by_path_ends_fold_and_merge_alike_with_and_without_tied_storage(ti
   check_fold_and_merging(adapted, variables, number=6)
 
 
-@pytest.mark.parametrize(
-  'tie, message',
-  [
-    (('query', 'nothing'), 'beside it no selected layer attn/nothing'),
-    (('query',), 'two or more different path ends'),
-    ((), 'two or more different path ends'),
-    (('none', 'query'), 'there are: attn/query'),
-    (('mlp', 'other'), 'do not have the same input array'),
-  ],
-)
-def test_ties_that_do_not_fit_are_explained(tie, message):
-  with pytest.raises(ValueError, match=message):
-    glora_jax.adapt(Attention(), X, ties=[tie])
-
-
-def test_a_tie_needs_equal_inputs():
-  class Two(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-      return nn.Dense(4, name='a')(x) + nn.Dense(4, name='b')(x[..., :6])
-
-  with pytest.raises(ValueError, match='b and a do not have the same in'):
-    glora_jax.adapt(Two(), X, ties=[('a', 'b')])
-
-
 def test_a_tie_has_one_space():
   ties, space = [('query', 'key', 'value')], SearchSpace((2, 4))
   by_pattern = {'query|key': space, 'value': SearchSpace((1,))}
@@ -263,34 +234,6 @@ def test_einsums_are_linear_layers(equation, shape, sizes, rows, use_bias, at_ca
   check_fold_and_merging(adapted, variables)
 
 
-def test_an_einsum_merges_like_the_dense_layer_that_it_is():
-  dense, dense_variables = ready(nn.Dense(7))
-  einsum, variables = ready(Einsums('btd,fd->btf', (7, 12)))
-  variables = {
-    'params': {
-      'einsum': {
-        'kernel': dense_variables['params']['kernel'].T,
-        'bias': dense_variables['params']['bias'],
-      }
-    },
-    'glora': {'einsum': dense_variables['glora']},
-  }
-  genomes = random_genomes(np.random.default_rng(0), dense.spec, 4)
-  np.testing.assert_allclose(
-    population(einsum, variables, X)(genomes),
-    population(dense, dense_variables, X)(genomes),
-    atol=1e-4,
-  )
-
-
-@pytest.mark.parametrize(
-  'equation, shape', [('btd,d->btd', (12,)), ('btd,dfx->btf', (12, 4, 3)), ('btd,d->bt', (12,))]
-)
-def test_einsums_that_are_no_linear_layer_are_refused_by_name(equation, shape):
-  with pytest.raises(ValueError, match=r'einsum cannot be adapted: nn\.Einsum'):
-    glora_jax.adapt(Einsums(equation, shape, use_bias=False), X)
-
-
 def test_convolutions_are_an_option():
   class Convs(nn.Module):
     @nn.compact
@@ -349,48 +292,6 @@ def test_convolutions_of_a_derived_class_are_convolutions():
     for convs in (False, True)
   }
   assert names == {False: ['dense'], True: ['conv', 'dense']}
-
-
-def test_a_resnets_pointwise_convolutions_are_adapted_through_its_batch_norms():
-  images = jax.random.normal(jax.random.key(0), (2, 6, 6, 3))
-  model = model_zoo.ResNet()
-  adapted = glora_jax.adapt(
-    model, images, convs=True, select=[r'Bottleneck_\d/Conv_[02]$', '^neck$'], train=False
-  )
-  sizes = {
-    layer.name: (layer.in_features, layer.out_features, layer.bias) for layer in adapted.spec
-  }
-  half = model_zoo.WIDTH // 2
-  start = jax.jit(functools.partial(model.init, train=False))(jax.random.key(0), images)
-  blocks = [name for name in start['params'] if name.startswith('Bottleneck_')]
-  assert blocks
-  assert sizes == {
-    **{
-      f'{block}/Conv_{n}': size
-      for block in blocks
-      for n, size in ((0, (model_zoo.WIDTH, half, False)), (2, (half, model_zoo.WIDTH, False)))
-    },
-    'neck': (model_zoo.WIDTH, model_zoo.WIDTH, True),
-  }
-  rest = {'batch_stats': start['batch_stats']}
-  variables = {**random_variables(adapted, randomized(start['params'])), **rest}
-
-  @jax.jit
-  @jax.vmap
-  def outputs(genome):
-    folded = {'params': adapted.fold(variables, genome), **rest}
-    merged = [
-      adapted.apply(variables, images, genome=genome, merge=merge, train=False)['logits']
-      for merge in ('up_front', 'lazy')
-    ]
-    return model.apply(folded, images, train=False)['logits'], merged
-
-  genomes = random_genomes(np.random.default_rng(0), adapted.spec, 2)
-  full = presets.preset(adapted.spec, 'full')
-  expected, found = outputs(np.stack([*genomes, full]))
-  for logits in found:
-    for actual, folded in zip(logits, expected, strict=True):
-      assert_close(actual, folded)
 
 
 def test_a_patch_embedding_as_convolution_equals_it_as_dense():
@@ -598,37 +499,6 @@ def test_the_summarys_total_is_the_sum_of_its_rows_where_few_alleles_are_on_offe
   *rows, totals = adapted.summary().splitlines()[1:]
   trained = sum(int(row.split()[-2].replace(',', '')) for row in rows)
   assert f'the largest subnet trains {trained:,} parameters' in totals
-
-
-def test_train_state_and_optax_train_supports_and_head_alone(vit):
-  adapted, variables, images = vit
-  trainable, frozen = adapted.split(variables)
-  genome = presets.preset(adapted.spec, 'full')
-  state = TrainState.create(apply_fn=None, params=trainable, tx=optax.adam(1e-2))
-
-  def cross_entropy(params):
-    logits = adapted.apply(adapted.join(params, frozen), images, genome=genome)
-    return optax.softmax_cross_entropy_with_integer_labels(logits, jnp.arange(4)).mean()
-
-  @jax.jit
-  def step(state):
-    loss, gradients = jax.value_and_grad(cross_entropy)(state.params)
-    return state.apply_gradients(grads=gradients), loss
-
-  losses = []
-  for _ in range(20):
-    state, loss = step(state)
-    losses.append(float(loss))
-  assert losses[-1] < 0.5 * losses[0]
-  after = adapted.join(state.params, frozen)
-  assert np.any(
-    after['glora']['blocks']['attn']['qkv']['A_up']
-    != variables['glora']['blocks']['attn']['qkv']['A_up']
-  )
-  np.testing.assert_array_equal(
-    after['params']['blocks']['attn']['qkv']['kernel'],
-    variables['params']['blocks']['attn']['qkv']['kernel'],
-  )
 
 
 class Restless(nn.Dense):

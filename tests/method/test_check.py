@@ -132,27 +132,3 @@ def test_every_allele_on_offer_occurs_in_every_layer_of_the_genomes():
   for row, layer in enumerate(spec):
     for column, tensor in enumerate('ABCDE'):
       assert set(genomes[:, row, column].tolist()) == set(layer.offered(tensor))
-
-
-@pytest.mark.parametrize(
-  'shapes, message',
-  [('inputs', 'these inputs are only shapes'), ('variables', 'these variables are only shapes')],
-)
-def test_shapes_are_refused(shapes, message):
-  adapted, variables = ready()
-  given = {'variables': variables, 'inputs': X}
-  given[shapes] = jax.eval_shape(lambda: given[shapes])
-  with pytest.raises(ValueError, match=message):
-    glora_jax.check(adapted, given['variables'], given['inputs'], train=True)
-
-
-def test_outputs_without_numbers_are_refused():
-  class Classes(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-      return nn.Dense(3)(x).argmax(-1)
-
-  adapted = glora_jax.adapt(Classes(), X)
-  params = Classes().init(jax.random.key(0), X)['params']
-  with pytest.raises(ValueError, match='the model returns no floating-point array'):
-    glora_jax.check(adapted, adapted.init(jax.random.key(0), params), X)

@@ -173,16 +173,6 @@ def test_folding_low_ranks_makes_no_array_of_the_kernels_size_but_the_result():
   assert memory.temp_size_in_bytes < memory.output_size_in_bytes / 2
 
 
-def test_every_form_of_fresh_supports_is_the_base_layer():
-  ranks = (2, 4)
-  kernel = jax.random.normal(jax.random.key(0), (6, 9))
-  bias = jax.random.normal(jax.random.key(1), (9,))
-  fresh = supports.init_supports(jax.random.key(2), 6, 9, ranks)
-  kernels, biases = merged(ranks)(kernel, bias, fresh, all_alleles(ranks))
-  np.testing.assert_array_equal(kernels, np.broadcast_to(kernel, kernels.shape))
-  np.testing.assert_array_equal(biases, np.broadcast_to(bias, biases.shape))
-
-
 def test_a_layer_without_bias_returns_the_shift_or_none():
   kernel = jax.random.normal(jax.random.key(0), (6, 9))
   full = randomized(supports.init_supports(jax.random.key(2), 6, 9))
@@ -241,16 +231,3 @@ def test_a_layer_without_supports_is_the_base_layer():
   for alleles in (np.zeros(5, int), np.array([3, 3, 2, 2, 2])):
     found = equation.effective(kernel, bias, {}, alleles)
     jax.tree.map(np.testing.assert_array_equal, found, (kernel, bias))
-
-
-def test_alleles_are_five():
-  layer_supports = supports.init_supports(jax.random.key(0), 4, 5)
-  for number in (3, 6):
-    with pytest.raises(ValueError, match=rf'alleles \[5\], not \(4, 5\) and \({number},\)'):
-      equation.effective(jnp.ones((4, 5)), None, layer_supports, np.zeros(number, int))
-
-
-def test_a_stack_of_layers_is_refused_with_what_to_do_instead():
-  layer_supports = supports.init_supports(jax.random.key(0), 4, 5)
-  with pytest.raises(ValueError, match=r'not \(3, 4, 5\) and \(5,\); use jax\.vmap'):
-    equation.effective(jnp.ones((3, 4, 5)), None, layer_supports, np.zeros(5, int))

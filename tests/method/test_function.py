@@ -173,22 +173,6 @@ def test_the_losses_of_supernets_and_subnets_take_functions():
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
-def test_a_population_of_genomes_is_evolved_on_a_function():
-  function, params, _, head = FUNCTIONS['dataclasses in a list']
-  adapted = glora_jax.adapt_function(function, params, X, space=SPACE, heads=head)
-  variables = adapted.init(jax.random.key(0), params)
-  variables['glora'] = randomized(variables['glora'])
-
-  @jax.jit
-  def score(genomes):
-    outputs = jax.vmap(lambda genome: adapted.apply(variables, X, genome=genome))(genomes)
-    return jnp.zeros(len(genomes), int), (outputs**2).mean((1, 2))
-
-  settings = glora_jax.Evolution(4, generations=1, parents=2, mutations=1, crossovers=1)
-  archive = glora_jax.evolve(adapted.spec, score, jax.random.key(0), settings, progress=False)
-  assert len(archive) >= 4
-
-
 def test_what_is_no_array_is_taken_as_it_is():
   params = {'activation': jnp.tanh, 'power': 2, 'w': W1.T}
 
@@ -252,55 +236,6 @@ def test_tied_layers_are_named_by_what_differs():
   assert [layer.name for layer in adapted.spec] == ['q/w+k/w']
 
 
-def test_places_are_read_off_the_modules_around_a_parameter():
-  params = {'attn': {'q_einsum': {'w': W2}}, 'mlp': {'fc1': {'weight': W2}}}
-  adapted = glora_jax.adapt_function(
-    lambda params, x: x @ params['attn']['q_einsum']['w'] @ params['mlp']['fc1']['weight'],
-    params,
-    jnp.zeros((1, H)),
-    space=SPACE,
-  )
-  used = glora_jax.preset(adapted.spec, 'lora:1@qkv').any(axis=1)
-  assert used.tolist() == [True, False]
-
-
-WRONG = {
-  'closes over its params': (
-    lambda params, x: x @ W1.T,
-    {'w': W1},
-    'uses none of its params on its inputs: it must be called as <lambda>',
-  ),
-  'closes over its inputs': (
-    lambda params, x: X @ params['w'],
-    {'w': W1.T},
-    'uses none of its params on its inputs',
-  ),
-  'no arrays': (lambda params, x: x, {'w': None}, 'params of <lambda> hold no array'),
-  'no matrix': (
-    lambda params, x: x * params['scale'],
-    {'scale': jnp.ones(D)},
-    'no linear layer that GLoRA can adapt: it has no matrix',
-  ),
-  'no product': (
-    lambda params, x: params['w'][x[:, 0].astype(int)],
-    {'w': W1},
-    r'w 6x4 \(embedding lookup\)',
-  ),
-  'integers': (
-    lambda params, x: x @ params['w'],
-    {'w': jnp.ones((D, H), jnp.int8)},
-    r'w 4x6 \(integers: int8\)',
-  ),
-}
-
-
-@pytest.mark.parametrize('name', WRONG)
-def test_a_wrong_function_is_one_sentence(name):
-  function, params, sentence = WRONG[name]
-  with pytest.raises(ValueError, match=sentence):
-    glora_jax.adapt_function(function, params, X)
-
-
 @pytest.mark.parametrize('wrong', [KeyError('z'), AssertionError(), OSError(2, 'gone')], ids=repr)
 def test_what_a_model_raises_is_raised_as_it_is_with_a_note_on_its_inputs(wrong):
   def function(params, x):
@@ -328,31 +263,6 @@ def test_what_a_model_raises_is_raised_as_it_is_with_a_note_on_its_inputs(wrong)
     assert caught.value is wrong
     assert caught.traceback[-1].name in ('function', '__call__')
     assert 'does not run on the sample inputs (float32[5, 4])' in wrong.__notes__.pop()
-
-
-def test_a_selector_that_matches_nothing_is_one_sentence():
-  function, params, _, _ = FUNCTIONS['dataclasses in a list']
-  with pytest.raises(ValueError, match=r"select='q' matches no linear layer of of_list; there are"):
-    glora_jax.adapt_function(function, params, X, select='q')
-  with pytest.raises(ValueError, match='convs=3 must be True or False'):
-    glora_jax.adapt_function(function, params, X, convs=3)
-  with pytest.raises(ValueError, match="space with the patterns 'q' matches no linear layer"):
-    glora_jax.adapt_function(function, params, X, space={'q': SPACE}, select='weight')
-
-
-def test_a_kernel_of_eight_bits_is_one_sentence():
-  params = {'w': jnp.ones((D, 3), jnp.float8_e4m3fn)}
-  with pytest.raises(ValueError, match='w has a kernel of float8_e4m3fn, which JAX promotes to'):
-    glora_jax.adapt_function(lambda params, x: x @ params['w'].astype(x.dtype), params, X)
-
-
-def test_lazy_merging_is_refused():
-  function, params, _, head = FUNCTIONS['dataclasses in a list']
-  adapted = glora_jax.adapt_function(function, params, X, heads=head)
-  variables = adapted.init(jax.random.key(0), params)
-  genome = glora_jax.preset(adapted.spec, 'lora')
-  with pytest.raises(ValueError, match="merge='lazy' is for linen models, and of_list is none"):
-    adapted.apply(variables, X, genome=genome, merge='lazy')
 
 
 def test_layers_without_bias_are_told(caplog):

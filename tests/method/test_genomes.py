@@ -152,47 +152,15 @@ def test_shrinking_only_ever_makes_genes_cheaper(genome, budget):
     np.testing.assert_array_equal(shrunk, genome)
 
 
-@pytest.mark.parametrize('budget', [-1, 0.5, float('nan'), float('inf'), 'many', True])
-def test_impossible_budgets_are_refused(budget):
-  with pytest.raises(ValueError, match='budget='):
-    random_genomes(np.random.default_rng(0), LAYERS, 3, budget)
-
-
 def test_a_budget_beyond_all_numbers_is_none():
   assert check_budget(10**6000) == check_budget(1e30) > 10**18
 
 
-def test_a_random_key_is_no_generator_of_genomes():
-  with pytest.raises(ValueError, match=r'^rng=.* must be a NumPy generator'):
-    random_genomes(jax.random.key(0), LAYERS, 3)
-
-
-def test_a_budget_below_the_smallest_subnet_says_what_that_needs():
+def test_a_budget_of_the_smallest_subnet_gives_that():
   spec = Spec((Layer('a', 6, 9, True, SearchSpace((2,), B='lora')),))
-  with pytest.raises(ValueError, match='budget=29 is below the 30 parameters'):
-    random_genomes(np.random.default_rng(0), spec, 3, 29)
   assert (
     count_params(spec, random_genomes(np.random.default_rng(0), spec, 3, 30)).tolist() == [30] * 3
   )
-
-
-@pytest.mark.parametrize(
-  'content, sentence',
-  [
-    ('{"genome": [[0', 'The genome \'{"genome": \\[\\[0\' is no JSON'),
-    ('"a"', "The genome 'a' is no table of codes"),
-    (None, 'The genome None is no table'),
-    ([[0, 0, 0, 0, [1]]], 'is no table of codes'),
-    ([{}], 'is no table of codes'),
-    ({}, 'The genome None is no table'),
-    ({'genome': [[0] * 5] * 3, 'layers': [False] * 3}, r'False at layers\[0\] is not an object'),
-    ({'genome': [[0] * 5] * 3, 'layers': [{}] * 3}, r'layers\[0\].A is missing'),
-    ({'genome': [[0] * 5] * 3, 'layers': []}, 'names for 0 layers'),
-  ],
-)
-def test_what_is_no_genome_is_refused_in_a_sentence(content, sentence):
-  with pytest.raises(ValueError, match=sentence):
-    genome_from_json(LAYERS, content)
 
 
 @given(genome=genomes)
@@ -229,20 +197,3 @@ def test_json_of_version_0_1_0_is_read_by_its_names():
   layers = [{'layer': name, 'A': 'lora:4', **dict.fromkeys('BCDE', 'none')} for name in 'abc']
   written = {'genome': [[4, 0, 0, 0, 0]] * 3, 'params': 0, 'layers': layers}
   assert genome_from_json(LAYERS, written).tolist() == written['genome']
-
-
-@pytest.mark.parametrize(
-  'genome, message',
-  [
-    (np.zeros((2, 5), np.int8), r'must be \[..., 3, 5\]'),
-    (np.zeros((3, 5)), 'integer type'),
-    (
-      np.array([[0] * 5, [0, 0, 0, 3, 0], [0] * 5]),
-      r'3 for D of layer 1 \(b\); the codes there are 0 to 2',
-    ),
-    (np.full((3, 5), -1), '-1 for A of layer 0'),
-  ],
-)
-def test_wrong_genomes_are_explained(genome, message):
-  with pytest.raises(ValueError, match=message):
-    check_genome(LAYERS, genome)

@@ -106,11 +106,6 @@ def test_one_shift_draws_nothing_more_from_other_spaces():
   assert rng.random() == same.random()
 
 
-def test_one_shift_without_none_on_offer_is_refused():
-  with pytest.raises(ValueError, match=r'one_shift=True needs none on offer'):
-    SearchSpace(E='vector', one_shift=True)
-
-
 def test_the_distinct_space_offers_what_no_other_form_reaches():
   space = SearchSpace.distinct()
   assert space.ranks == tuple(range(1, 9))

@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-import glora_jax
-from glora_jax.method import sharding
 from glora_jax.method.sharding import call_gathering, gathering
 
 MESH = jax.make_mesh((1, 1), ('data', 'fsdp'), axis_types=(jax.sharding.AxisType.Auto,) * 2)
@@ -119,20 +117,3 @@ def test_merging_is_done_in_parts_and_what_is_merged_is_gathered():
 
   jaxpr = jax.make_jaxpr(lambda stack: gathering(merged, stack, MESH))(STACK).jaxpr
   assert gathers(jaxpr) == [((8, 8),), ((8,),)]  # a merged kernel, and a product with a vector
-
-
-def test_devices_that_divide_no_weight_are_refused_in_a_sentence():
-  weights = {'w': np.ones((15, 21), np.float32), 'small': np.ones(2)}
-  mesh = jax.sharding.AbstractMesh((2,), ('fsdp',))
-  with pytest.raises(ValueError, match=r'2 devices divide no axis of .* \(15, 21\); shard them'):
-    sharding.shard_arrays(mesh, weights, min_bytes=100)
-
-
-def test_what_is_no_mesh_is_refused_in_a_sentence():
-  adapted = glora_jax.adapt_function(lambda w, x: x @ w, STACK[0], X)
-  variables = adapted.init(jax.random.key(0), STACK[0])
-  with pytest.raises(ValueError, match='mesh=8 must be a'):
-    glora_jax.shard(adapted, variables, 8)
-  explicit = jax.make_mesh((1,), ('fsdp',), axis_types=(jax.sharding.AxisType.Explicit,))
-  with pytest.raises(ValueError, match=r'The axes fsdp of the mesh must be automatic; make it'):
-    glora_jax.shard(adapted, variables, explicit)

@@ -9,26 +9,6 @@ from glora_jax.method.presets import preset
 from glora_jax.method.space import MOST_RANKS, TENSORS, Layer, SearchSpace, Spec
 
 
-@pytest.mark.parametrize(
-  'fields, message',
-  [
-    ({'ranks': ()}, 'ascending'),
-    ({'ranks': (4, 2)}, 'ascending'),
-    ({'ranks': (0,)}, 'positive'),
-    ({'ranks': (2.5,)}, 'positive'),
-    ({'ranks': range(1, MOST_RANKS + 2)}, 'are 126, and a genome has codes for at most 125; offer'),
-    ({'A': ('matrix',)}, 'none, constant, vector, lora:4'),
-    ({'C': 3}, 'codes 0 to 2'),
-    ({'A': True}, 'A=True is not a choice among none, constant'),
-    ({'E': (False, True)}, 'is not a choice among none, constant'),
-    ({'D': ()}, 'not a choice'),
-  ],
-)
-def test_wrong_spaces_are_explained(fields, message):
-  with pytest.raises(ValueError, match=message):
-    SearchSpace(**fields)
-
-
 def test_spaces_take_names_or_codes():
   assert SearchSpace((4,), A=('lora', 'none')) == SearchSpace(4, A=(0, 3))
   assert SearchSpace((2, 4), A=('none', 'lora4')) == SearchSpace((2, 4), A=('none', 'lora:4'))
