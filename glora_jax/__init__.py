@@ -17,8 +17,13 @@ if TYPE_CHECKING:  # for type checkers and editors; `_HOMES` says the same to Py
   from glora_jax.method.draws import random_genomes, sample_genome
   from glora_jax.method.equation import effective
   from glora_jax.method.genomes import canonicalize, count_params, genome_from_json, genome_to_json
-  from glora_jax.method.preset_names import check_preset_name, preset_label
-  from glora_jax.method.presets import custom_genome, preset, presets
+  from glora_jax.method.presets import (
+    check_preset_name,
+    custom_genome,
+    preset,
+    preset_label,
+    presets,
+  )
   from glora_jax.method.sharding import shard
   from glora_jax.method.space import Layer, SearchSpace, Spec
   from glora_jax.method.supports import init_supports
@@ -53,8 +58,13 @@ _HOMES = {
     'genome_from_json',
     'genome_to_json',
   ),
-  'glora_jax.method.preset_names': ('check_preset_name', 'preset_label'),
-  'glora_jax.method.presets': ('custom_genome', 'preset', 'presets'),
+  'glora_jax.method.presets': (
+    'check_preset_name',
+    'custom_genome',
+    'preset',
+    'preset_label',
+    'presets',
+  ),
   'glora_jax.method.sharding': ('shard',),
   'glora_jax.method.space': ('Layer', 'SearchSpace', 'Spec'),
   'glora_jax.method.supports': ('init_supports',),

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from glora_jax.method.genomes import canonicalize
-from glora_jax.method.placement import block_numbers
+from glora_jax.method.presets import block_numbers
 from glora_jax.method.space import FLAT_FORMS, TENSORS, Spec, Tensor
 
 RISING: dict[str, Tensor] = {'lora:rising': 'B', 'hira:rising': 'A'}  # the tensor that has LoRAs

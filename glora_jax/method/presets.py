@@ -1,20 +1,23 @@
-"""Genomes by name: the methods that GLoRA contains, and choices by layer."""
+"""Genomes by name: the methods that GLoRA contains, their ranks and places, and choices by layer.
+
+A preset is called BASE[:RANK][@PLACE], as `lora`, `hira:2`, `lora:2@qkv`. A place is where a layer
+is, in attention or in an MLP and in which block, read off the names that code bases give:
+`blocks/qkv[2]`, `encoderblock_3/MlpBlock_0/Dense_1`, `layers/3/self_attn/q_proj`,
+`encoder/layer/3/attention/output/dense`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import re
+import urllib.parse
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from glora_jax.limits import listed, shown
+from glora_jax.limits import listed, printable, shown
 from glora_jax.method.genomes import canonicalize
-from glora_jax.method.placement import placed_rows
-from glora_jax.method.preset_names import (
-  PRESET_NAMES,
-  PRESETS,
-  parse_preset_name,
-)
 from glora_jax.method.selection import matches
 from glora_jax.method.space import (
   LORA_TENSORS,
@@ -24,6 +27,160 @@ from glora_jax.method.space import (
   Tensor,
   check_spec,
 )
+
+Choice = Literal['none', 'vector', 'rank', 'largest']
+
+
+class Alleles(NamedTuple):
+  """A form for each tensor, alike in all layers of the place.
+
+  'rank' is the LoRA of the name's rank, or of the largest where the name has none; 'largest' is the
+  form with most parameters.
+  """
+
+  A: Choice = 'none'
+  B: Choice = 'none'
+  C: Choice = 'none'
+  D: Choice = 'none'
+  E: Choice = 'none'
+
+
+# The methods that GLoRA contains, and the largest subnet of all.
+PRESETS: Mapping[str, Alleles] = {
+  'linear': Alleles(),
+  'bitfit': Alleles(E='vector'),
+  'lora': Alleles(B='rank'),
+  'ssf': Alleles(A='vector', D='vector', E='vector'),
+  'prompt': Alleles(C='vector'),
+  'full': Alleles(A='largest', B='largest', C='largest', D='largest', E='largest'),
+  'hira': Alleles(A='rank'),
+  'scale_shift': Alleles(A='vector', E='vector'),
+  'scale_shift_lora': Alleles(A='vector', B='rank', E='vector'),
+}
+PRESET_NAMES = tuple(PRESETS)
+GENOME_ENDING = '.json'  # of a structure that is the path of a file
+GRADIENT = 'gradient'  # no preset: the structure that was read off a gradient, as a row's name
+_RANKED = tuple(name for name, alleles in PRESETS.items() if 'rank' in alleles)
+_KEPT_IN_FILES = ':@'
+_LONGEST_NAME = 200
+
+
+class PresetName(NamedTuple):
+  """A preset's name in its parts.
+
+  Attributes:
+    base: the method, a key of `PRESETS`.
+    rank: rank of its LoRA, or None for the largest.
+    place: one of `PLACES`, or a regular expression on the layers' names; None for every layer.
+  """
+
+  base: str
+  rank: int | None = None
+  place: str | None = None
+
+
+def parse_preset_name(name: str) -> PresetName:
+  """The parts of a preset's name.
+
+  Raises:
+    ValueError: no preset can have this name, whatever the model; one sentence.
+
+  Example:
+    >>> parse_preset_name('lora:2@attn')
+    PresetName(base='lora', rank=2, place='attn')
+  """
+  if not isinstance(name, str) or len(name) > _LONGEST_NAME or name != printable(name):
+    raise ValueError(
+      f"{shown(name)} is no preset's name; the presets are {', '.join(PRESETS)}, with a rank or a "
+      "place behind as in 'lora:2@qkv'."
+    )
+  method, at, place = name.partition('@')
+  base, colon, rank = method.partition(':')
+  if base not in PRESETS:
+    raise ValueError(
+      f"The preset '{name}' is unknown; the presets are {', '.join(PRESETS)}, with a rank or a "
+      "place behind as in 'lora:2@qkv'."
+    )
+  return PresetName(base, _rank(name, base, rank) if colon else None, _place(name, place, at))
+
+
+def _rank(name: str, base: str, rank: str) -> int:
+  if base not in _RANKED:
+    raise ValueError(
+      f"The preset '{name}' has a rank, and {base} has no LoRA; those with one are "
+      f'{", ".join(_RANKED)}.'
+    )
+  if not re.fullmatch('[1-9][0-9]*', rank):
+    raise ValueError(
+      f"The preset '{name}' has the rank '{rank}'; it must be a whole number of 1 or more, as in "
+      f"'{base}:2'."
+    )
+  return int(rank)
+
+
+def _place(name: str, place: str, at: str) -> str | None:
+  if not at:
+    return None
+  try:
+    re.compile(place)
+  except re.error as error:
+    raise ValueError(
+      f"The preset '{name}' is placed by '{place}', which is no regular expression ({error}); "
+      f'the places are {", ".join(PLACES)} and regular expressions on the names of layers.'
+    ) from error
+  if not place:
+    raise ValueError(
+      f"The preset '{name}' has nothing behind its @; the places are {', '.join(PLACES)} and "
+      'regular expressions on the names of layers.'
+    )
+  return place
+
+
+def check_preset_name(name: str) -> None:
+  """Checks a preset's name where there is no model yet.
+
+  Raises:
+    ValueError: no preset can have this name; one sentence.
+
+  Example:
+    >>> check_preset_name('lora:2@mlp')
+  """
+  parse_preset_name(name)
+
+
+def preset_label(spec: Spec, name: str) -> str:
+  """What tables call a preset: its name, with its rank where it has one.
+
+  Args:
+    spec: the layers.
+    name: a preset's name.
+
+  Raises:
+    ValueError: no preset can have this name, or no layer is in its place.
+
+  Example:
+    >>> from glora_jax import Layer, SearchSpace, Spec, preset_label
+    >>> spec = Spec((Layer('attn/qkv', 8, 24, space=SearchSpace(ranks=(2, 4))),))
+    >>> preset_label(spec, 'lora@qkv'), preset_label(spec, 'ssf')
+    ('lora:4@qkv', 'ssf')
+  """
+  base, rank, place = parse_preset_name(name)
+  if base not in _RANKED or rank is not None or not len(spec):
+    return name
+  placed = zip(spec, placed_rows(spec, place), strict=True)
+  largest = sorted({layer.space.ranks[-1] for layer, is_placed in placed if is_placed})
+  return f'{base}:{"/".join(map(str, largest))}' + ('' if place is None else f'@{place}')
+
+
+def file_name(name: str) -> str:
+  """A preset's name as that of a file; a regular expression may hold what names of files may not.
+
+  Example:
+    >>> file_name('lora:2@qkv'), file_name('lora@blocks/3')
+    ('lora:2@qkv', 'lora@blocks%2F3')
+  """
+  return urllib.parse.quote(name, safe=_KEPT_IN_FILES)
+
 
 _OF_BIASES = ('bitfit', 'prompt')  # nothing is left of them where no layer has a bias
 
@@ -150,21 +307,16 @@ def custom_genome(spec: Spec, choices: Mapping[str, str | Mapping[str, str | int
 def _chosen_rows(spec: Spec, pattern: str, choice: Any) -> Any:
   """Codes of A, B, C, D, E in the layers that a pattern decides, from what it chooses for them."""
   if isinstance(choice, str):
-    return _preset_of_pattern(spec, pattern, choice)
+    try:
+      return preset(spec, choice)
+    except ValueError as error:
+      raise ValueError(f'custom genome: among the layers of {shown(pattern)}: {error}') from error
   if isinstance(choice, Mapping):
     return [_chosen_codes(layer, choice) for layer in spec]
   raise ValueError(
     f'custom genome: {listed([str(pattern)])}={shown(choice)} must be the name of a preset, or a '
     'dictionary of alleles by tensor.'
   )
-
-
-def _preset_of_pattern(spec: Spec, pattern: str, name: str) -> np.ndarray:
-  """A preset, whose sentence about these layers says that they are those of a pattern."""
-  try:
-    return preset(spec, name)
-  except ValueError as error:
-    raise ValueError(f'custom genome: among the layers of {shown(pattern)}: {error}') from error
 
 
 def _chosen_codes(layer: Layer, choice: Mapping[str, str | int]) -> list[int]:
@@ -187,3 +339,140 @@ def _chosen_codes(layer: Layer, choice: Mapping[str, str | int]) -> list[int]:
       )
     codes[tensor] = code
   return list(codes.values())
+
+
+PLACES = ('qkv', 'attn', 'mlp', 'last_half')
+Role = Literal['qkv', 'proj', 'mlp']
+
+# What a module is called that holds layers; the innermost decides.
+_ATTENTION = re.compile('attn|attention', re.IGNORECASE)
+_MLP = re.compile('mlp|ffn|feed_?forward|^ff(_|$)|dense_?relu_?dense', re.IGNORECASE)
+_MLP_OF_BERT = re.compile('^(intermediate|output)$')
+_NEITHER = re.compile('embed|head', re.IGNORECASE)
+# What a layer is called.
+_PROJECTION = '(_?(proj|projection|einsum|dense|lin|linear))?'
+_QKV = re.compile(
+  f'(q|k|v|kv|qkv|query|key|value|query_key_value|c_attn|w[qkv]|to_([qkv]|kv|qkv)){_PROJECTION}',
+  re.IGNORECASE,
+)
+_OUT = re.compile(f'(o|out|to_out|wo|c_proj|proj|proj_out|attn_vec){_PROJECTION}', re.IGNORECASE)
+_IN_MLP = re.compile(
+  r'fc_?\d*|fc_(in|out)|c_fc|w_?[123]|wi(_\d)?|intermediate|gating_einsum|lin(ear)?_?[12]'
+  f'|(gate|up|down|gate_up){_PROJECTION}',
+  re.IGNORECASE,
+)
+_PARAMETER = re.compile('w|weight|kernel')  # a layer that is called by its parameter
+_INDEX = re.compile(r'\[([\d,]+)\]$')
+_NUMBERED = re.compile(r'(|.*_|.*(?:block|layer|stage)s?)(\d+)', re.IGNORECASE)
+
+
+def placed_rows(spec: Spec, place: str | None) -> np.ndarray:
+  """The layers that are in a place.
+
+  Args:
+    spec: the layers.
+    place: one of `PLACES`, or a regular expression that is searched in the layers' names; None for
+      all layers.
+
+  Returns:
+    bool [rows].
+
+  Raises:
+    ValueError: no layer is in the place; one sentence.
+
+  Example:
+    >>> from glora_jax import Layer, Spec
+    >>> spec = Spec(tuple(Layer(f'blocks/{name}[0]', 8, 8) for name in ('qkv', 'proj', 'fc1')))
+    >>> placed_rows(spec, 'attn').tolist()
+    [True, True, False]
+  """
+  names = [layer.name for layer in spec]
+  if place is None:
+    return np.ones(len(spec), bool)
+  if place == 'last_half':
+    blocks = block_numbers(names)
+    number = 1 + max((block for block in blocks if block is not None), default=-1)
+    rows = [block is not None and 2 * block >= number for block in blocks]
+  elif place in PLACES:
+    wanted = {'attn': ('qkv', 'proj')}.get(place, (place,))
+    rows = [role(name) in wanted for name in names]
+  else:
+    rows = [re.search(place, name) is not None for name in names]
+  if not any(rows):
+    raise ValueError(
+      f"No adapted layer is in the place '{place}' of a preset; the layers are "
+      f'{", ".join(names)}, and a place may be a regular expression on these names.'
+    )
+  return np.array(rows, bool)
+
+
+def role(name: str) -> Role | None:
+  """What a layer is in a transformer, by its name; None where the name does not say.
+
+  Example:
+    >>> role('layers/3/self_attn/q_proj'), role('encoderblock_3/MlpBlock_0/Dense_1')
+    ('qkv', 'mlp')
+  """
+  *parents, own = _INDEX.sub('', name).split('+')[0].split('/')  # of a tie the first
+  if parents and _PARAMETER.fullmatch(own):
+    own = parents.pop()
+  for parent in reversed(parents):
+    if _ATTENTION.search(parent):
+      return 'qkv' if _QKV.fullmatch(own) else 'proj'
+    if _MLP.search(parent):
+      return 'mlp'
+  if any(_NEITHER.search(part) for part in (*parents, own)):
+    return None
+  if any(_MLP_OF_BERT.search(parent) for parent in parents) or _IN_MLP.fullmatch(own):
+    return 'mlp'
+  if _QKV.fullmatch(own):
+    return 'qkv'
+  return 'proj' if _OUT.fullmatch(own) else None
+
+
+def block_numbers(names: Sequence[str]) -> list[int | None]:
+  """The number of every layer's block, counted from 0; None for a layer in no numbered block.
+
+  Blocks are told apart by the numbers of the modules around a layer and by its index in a stack, as
+  far as they vary; where there are none, by the numbers of the layers themselves.
+
+  Args:
+    names: the layers' names.
+
+  Example:
+    >>> block_numbers(['embed', 'h_7/attn/query', 'h_7/MlpBlock_0/Dense_0', 'h_9/attn/query'])
+    [None, 0, 0, 1]
+  """
+  found = _varying_numbers([_around(name) for name in names])
+  if not any(found):
+    found = _varying_numbers([name.split('/') for name in names])
+  order = {numbers: block for block, numbers in enumerate(sorted(set(found) - {()}))}
+  return [order.get(numbers) for numbers in found]
+
+
+def _around(name: str) -> list[str]:
+  """The modules around a layer, outermost first, and its index in a stack as more of them."""
+  index = _INDEX.search(name)
+  parents = name.split('/')[:-1]
+  return parents if index is None else [*parents, *index[1].split(',')]
+
+
+def _varying_numbers(paths: Sequence[Sequence[str]]) -> list[tuple[int, ...]]:
+  """For every path its numbers, without those that are the same wherever they stand."""
+  occurring = defaultdict(set)
+  for path in paths:
+    for place, number in _numbers(path):
+      occurring[place].add(number)
+  return [
+    tuple(number for place, number in _numbers(path) if len(occurring[place]) > 1) for path in paths
+  ]
+
+
+def _numbers(path: Sequence[str]) -> list[tuple[tuple[str, ...], int]]:
+  """The numbers in a path, each with what stands before it: the same for siblings."""
+  found: list[tuple[tuple[str, ...], int]] = []
+  for depth, part in enumerate(path):
+    match = _NUMBERED.fullmatch(part)
+    if match:
+      found.append(((*path[:depth], match[1]), int(match[2])))
+  return found

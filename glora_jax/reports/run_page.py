@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from glora_jax.method.genomes import count_params
-from glora_jax.method.preset_names import GRADIENT
+from glora_jax.method.presets import GRADIENT
 from glora_jax.method.space import SearchSpace
 from glora_jax.models.weights import EMBEDDED
 from glora_jax.reports import charts, errors, page, run_charts

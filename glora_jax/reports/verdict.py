@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from scipy import special
 
-from glora_jax.method.preset_names import GENOME_ENDING, GRADIENT
+from glora_jax.method.presets import GENOME_ENDING, GRADIENT
 from glora_jax.reports.markdown import plain
 
 TITLES = {

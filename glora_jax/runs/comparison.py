@@ -20,7 +20,7 @@ import ml_collections
 import numpy as np
 
 from glora_jax import tree
-from glora_jax.method.preset_names import preset_label
+from glora_jax.method.presets import preset_label
 from glora_jax.reports import comparison_page
 from glora_jax.runs import comparison_jobs, provenance_record
 from glora_jax.runs.config import check_config

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 
 from glora_jax.data import catalog
 from glora_jax.data.task import Source
-from glora_jax.method.preset_names import PLACES, PRESETS
+from glora_jax.method.presets import PLACES, PRESETS
 from glora_jax.models import fetch
 from glora_jax.models.weights import EMBEDDED
 from glora_jax.runs import config_files

@@ -22,7 +22,7 @@ from glora_jax.data import augment, normalization, pipeline
 from glora_jax.data.task import Task
 from glora_jax.files import write_json
 from glora_jax.method.adapted import Adapted
-from glora_jax.method.preset_names import parse_preset_name
+from glora_jax.method.presets import parse_preset_name
 from glora_jax.method.space import Spec
 from glora_jax.runs.config import RunSettings
 from glora_jax.runs.sections import GRADIENT, NO_PRESETS, SEARCH

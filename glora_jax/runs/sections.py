@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from glora_jax.data import augment, image, normalization
 from glora_jax.data.task import Source
-from glora_jax.method.preset_names import (
+from glora_jax.method.presets import (
   GENOME_ENDING,
   GRADIENT,
   PRESET_NAMES,

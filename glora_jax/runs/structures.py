@@ -18,8 +18,7 @@ from glora_jax.files import STAMP, check_stamp, damaged, load_json, write_json
 from glora_jax.limits import printable
 from glora_jax.method.draws import check_budget
 from glora_jax.method.genomes import canonicalize, count_params, genome_from_json, genome_to_json
-from glora_jax.method.preset_names import file_name
-from glora_jax.method.presets import preset
+from glora_jax.method.presets import file_name, preset
 from glora_jax.method.space import Spec
 from glora_jax.records import read_record
 from glora_jax.runs.run import Candidate, Place, Run, Stream

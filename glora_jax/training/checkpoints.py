@@ -139,7 +139,6 @@ class TrainingCheckpoints:
     trainable, opt_state = restored
     return TrainState(trainable, opt_state, step)
 
-
   def save(self, state: TrainState) -> None:
     """Saves a state in the background; where its step is saved already, nothing happens.
 

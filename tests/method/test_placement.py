@@ -5,9 +5,16 @@ import numpy as np
 import pytest
 
 import glora_jax
-from glora_jax.method.placement import block_numbers, placed_rows, role
-from glora_jax.method.preset_names import check_preset_name, file_name, preset_label
-from glora_jax.method.presets import preset, presets
+from glora_jax.method.presets import (
+  block_numbers,
+  check_preset_name,
+  file_name,
+  placed_rows,
+  preset,
+  preset_label,
+  presets,
+  role,
+)
 from glora_jax.method.space import Layer, SearchSpace, Spec
 from glora_jax.models import vit
 

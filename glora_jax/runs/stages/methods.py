@@ -15,7 +15,7 @@ import numpy as np
 from glora_jax.files import write_json
 from glora_jax.method import genomes, presets
 from glora_jax.method.adapted import Adapted, Subnet
-from glora_jax.method.preset_names import file_name
+from glora_jax.method.presets import file_name
 from glora_jax.records import read_record
 from glora_jax.runs.run import Candidate, Place, Run, Stream, stream_key
 from glora_jax.runs.sections import GRADIENT, SEARCH

@@ -17,7 +17,7 @@ from glora_jax.method import presets
 from glora_jax.method.adapter_file import save_adapter
 from glora_jax.method.draws import check_budget
 from glora_jax.method.genomes import genome_to_json
-from glora_jax.method.preset_names import preset_label
+from glora_jax.method.presets import preset_label
 from glora_jax.models import weights
 from glora_jax.reports import run_page
 from glora_jax.reports.errors import Outcome

@@ -9,7 +9,7 @@ from typing import NamedTuple, TypedDict
 import numpy as np
 
 from glora_jax.files import write_json
-from glora_jax.method.preset_names import file_name
+from glora_jax.method.presets import file_name
 from glora_jax.records import read_record
 from glora_jax.runs.config import RunSettings
 from glora_jax.runs.run import Candidate, Run
