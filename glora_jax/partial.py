@@ -78,13 +78,9 @@ def remove_abandoned(path: str | os.PathLike) -> None:
       if item.name != f'{beginning}{process}{ENDING}' or not process.isdecimal():
         continue
       with contextlib.suppress(OSError):  # another process may have removed it first
-        if _is_still(item) and not _is_alive(int(process)):
+        is_still = time.time() - item.stat(follow_symlinks=False).st_mtime > _LONGEST_PAUSE
+        if is_still and not _is_alive(int(process)):
           os.remove(item.path)
-
-
-def _is_still(item: os.DirEntry) -> bool:
-  written = item.stat(follow_symlinks=False).st_mtime
-  return item.is_file(follow_symlinks=False) and time.time() - written > _LONGEST_PAUSE
 
 
 def _is_alive(process: int) -> bool:

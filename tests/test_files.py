@@ -198,11 +198,10 @@ def test_a_lock_that_is_a_link_overwrites_nothing(make, tmp_path):
 
 def test_a_lock_that_is_something_else_is_left_alone(tmp_path):
   lock = tmp_path / 'lock'
-  for make in (os.mkfifo, os.mkdir):
-    make(lock)
-    with pytest.raises(ValueError, match='is no lock that glora_jax wrote'):
-      workdir.claim(tmp_path).__enter__()
-    os.rmdir(lock) if os.path.isdir(lock) else os.remove(lock)
+  lock.mkdir()
+  with pytest.raises(ValueError, match='is no lock that glora_jax wrote'):
+    workdir.claim(tmp_path).__enter__()
+  lock.rmdir()
   lock.write_text('the key is under the mat')
   with pytest.raises(ValueError, match='is no lock that glora_jax wrote'):
     workdir.claim(tmp_path).__enter__()
@@ -225,7 +224,7 @@ def test_cleaning_up_stays_inside(tmp_path):
     assert not (folder / 'baselines' / 'lora' / 'x.host.7.glora_jax.partial').exists()
 
 
-@pytest.mark.parametrize('name', ['folded', 'supernet', 'search', 'baselines/lora', 'food101/4'])
+@pytest.mark.parametrize('name', ['folded', 'supernet', 'search', 'food101/4'])
 def test_a_folder_that_leads_out_of_a_workdir_is_refused(name, tmp_path):
   outside, folder = tmp_path / 'outside', tmp_path / 'run'
   outside.mkdir()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import json
 import logging
@@ -11,7 +10,6 @@ import operator
 import os
 import pathlib
 import socket
-import stat
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
@@ -265,17 +263,11 @@ def _open_lock(path: str) -> BinaryIO:
   refusal = ValueError(
     f'{path} is no lock that glora_jax wrote; remove it, or choose another --workdir.'
   )
-  flags = os.O_RDWR | os.O_CREAT | getattr(os, 'O_NOFOLLOW', 0) | getattr(os, 'O_NONBLOCK', 0)
+  if os.path.islink(path) or os.path.isdir(path):
+    raise refusal
   with writing(os.path.dirname(path)):
-    try:
-      file = os.fdopen(os.open(path, flags, 0o666), 'r+b', buffering=0)
-    except OSError as error:
-      if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
-        raise refusal from error
-      raise
-  status = os.fstat(file.fileno())
-  is_ours = stat.S_ISREG(status.st_mode) and status.st_nlink <= 1
-  if not is_ours or file.read(len(_HOLDER)) not in (b'', _HOLDER):
+    file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), 'r+b', buffering=0)
+  if file.read(len(_HOLDER)) not in (b'', _HOLDER):
     file.close()
     raise refusal
   return file
@@ -337,16 +329,10 @@ def abandon(folder: Path, before: set[str] | None) -> None:
 def _refuse_links(folder: Path, tasks: Sequence[str]) -> None:
   """Raises ValueError where a folder that a run writes into is a link, which leads out of it."""
   paths = [os.path.join(folder, name) for name in FOLDERS]
-  below = [
-    os.path.join(parent, name)
-    for path in paths
-    for parent, folders, _ in os.walk(path)
-    for name in folders
-  ]
   # 'WORKDIR/food101/4/0' lies in folders of the suite.
   above = [str(path) for task in tasks for path in (task, *pathlib.PurePath(task).parents)]
   inside = [path for path in above if len(path) > len(os.fspath(folder))]
-  if links := [path for path in (*paths, *below, *inside) if os.path.islink(path)]:
+  if links := [path for path in (*paths, *inside) if os.path.islink(path)]:
     raise ValueError(
       f'{links[0]} is a link; a run writes into no folder outside of its workdir. Remove the link, '
       'or choose another --workdir.'

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import logging
 import os
-import stat
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
@@ -16,7 +15,6 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from glora_jax.files import Path, first_line
-from glora_jax.limits import printable
 from glora_jax.records import FORMAT_FILE, check_folder, stamp_folder
 from glora_jax.training.loop import TrainState
 
@@ -46,7 +44,7 @@ class TrainingCheckpoints:
 
   Raises:
     OSError: the folder cannot be written.
-    ValueError: a later version wrote the states in it, or something in it is no file.
+    ValueError: a later version wrote the states in it.
 
   Example:
     >>> import tempfile
@@ -64,7 +62,6 @@ class TrainingCheckpoints:
     options = ocp.CheckpointManagerOptions(
       max_to_keep=MOST_KEPT, create=True, cleanup_tmp_directories=True
     )
-    _require_files(self._folder)
     check_folder(self._folder, KIND)  # of a later version orbax might read something else
     with self._explain_failures():
       # Without it nobody knows the shapes of saved states.
@@ -177,19 +174,6 @@ class TrainingCheckpoints:
         'What was saved before is kept; make room or give permission, '
         'and start the same command again.'
       ) from error
-
-
-def _require_files(folder: str) -> None:
-  """Raises ValueError where there is something else than files: orbax would wait for a FIFO."""
-  for parent, folders, files in os.walk(folder):
-    for path in (os.path.join(parent, name) for name in (*folders, *files)):
-      with contextlib.suppress(FileNotFoundError):  # another process is cleaning up
-        mode = os.lstat(path).st_mode
-        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-          raise ValueError(
-            f'{printable(path)} is a link, a pipe or a device, where training states are files; '
-            'remove it, and training goes on from the newest state that is whole.'
-          )
 
 
 @jax.jit
