@@ -21,8 +21,8 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from glora_jax.limits import check_path
-from glora_jax.runs import config_files, flag_errors, front_page
-from glora_jax.runs.mistakes import MISTAKES, is_mistake, sentence
+from glora_jax.runs import config_files, front_page
+from glora_jax.runs.mistakes import MISTAKES, explain, is_mistake, sentence
 from glora_jax.runs.terminal import Painter, painted, run_program
 
 _HELP = {'--help', '-help', '-h', '-?', '--helpshort'}
@@ -248,7 +248,7 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
   try:
     return flags.FLAGS(words)
   except (Exception, SystemExit) as error:  # a config file may raise anything
-    text = flag_errors.explain(error, config_files.given(words))
+    text = explain(error, config_files.given(words))
     if text is None:
       raise
     _refuse(text)

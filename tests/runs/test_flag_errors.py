@@ -77,7 +77,7 @@ def test_none_unsets_a_field_and_other_values_are_read_as_before(parse):
     ),
     (
       [QUICKSTART, '--config.bugdet=1'],
-      "error: The config has no field 'bugdet'; did you mean 'budget'? --help_config lists all of",
+      "error: The config has no field 'bugdet'. --help_config lists all of them.",
     ),
     ([QUICKSTART, '--config.zzzz=1'], "error: The config has no field 'zzzz'. --help_config lists"),
     (
@@ -96,10 +96,8 @@ def test_none_unsets_a_field_and_other_values_are_read_as_before(parse):
       [QUICKSTART, '--config.supernet=3'],
       'error: --config.supernet=3: supernet is a section; give its fields, --config.supernet.FIEL',
     ),
-    ([QUICKSTART, '--zzzz=1'], 'error: There is no flag --zzzz. --help shows all flags, --help_c'),
-    ([QUICKSTART, '--wrkdir=x'], 'error: There is no flag --wrkdir; did you mean --workdir? --he'),
-    (['--budgt=1', QUICKSTART], 'error: There is no flag --budgt; did you mean --config.budget? '),
-    (['--conifg=x'], 'error: There is no flag --conifg; did you mean --config? --help shows all'),
+    ([QUICKSTART, '--zzzz=1'], "error: Unknown command line flag 'zzzz' (--help shows all flags,"),
+    (['--wrkdir=x', QUICKSTART], "error: Unknown command line flag 'wrkdir'"),
     ([f'{QUICKSTART}:x'], "error: 'x' behind the config's name is unknown; it takes tiny=VALUE."),
     ([f'{QUICKSTART}:tiny=1'], "error: 'tiny=1' in the config's arguments: tiny is True or False."),
     ([f'--config={ROOT}/configs/own.py:a,b'], "error: 'b' in the config's arguments is unknown; N"),
