@@ -15,7 +15,6 @@ from glora_jax.method.adapted import Adapted
 from glora_jax.method.draws import check_budget
 from glora_jax.method.presets import preset
 from glora_jax.models import folder
-from glora_jax.runs import disk_room
 from glora_jax.runs.config import RunSettings
 from glora_jax.runs.run import Run
 from glora_jax.runs.sections import GRADIENT, NO_PRESETS
@@ -77,12 +76,10 @@ def check_stages(run: Run, counts: Mapping[str, int]) -> None:
       budget that fits no unit, too few images, images that are streamed where they must be
       resident, or a folder that holds another checkpoint.
     FileNotFoundError: a structure's file is not there.
-    OSError: there is too little room on the disk.
   """
   check_devices(run.settings, are_several=run.mesh is not None)
   check_shapes(run, counts)
   _check_folded(run)
-  disk_room.check_workdir(run.workdir, disk_room.bytes_to_write(run))
 
 
 def check_devices(settings: RunSettings, *, are_several: bool) -> None:

@@ -26,7 +26,7 @@ from glora_jax.method.draws import require_feasible
 from glora_jax.method.supports import COLLECTION
 from glora_jax.models.folder import EXTENSIONS
 from glora_jax.records import read_record
-from glora_jax.runs import disk_room, early_checks, provenance_record
+from glora_jax.runs import early_checks, provenance_record
 from glora_jax.runs.backbone import (
   adapt_spaces,
   fetch_task,
@@ -299,7 +299,6 @@ def prepare(
   )
   check(run, counts)
   run = dataclasses.replace(run, task=_open_images(run))
-  disk_room.check_cache(given.data.cache, disk_room.images_to_cache(run))
   left = early_checks.count_images(run.task)  # fewer, where broken ones are left out
   if left != counts:
     run = dataclasses.replace(run, settings=fit_batches(given, left, mesh))

@@ -16,7 +16,7 @@ import gc
 import logging
 import os
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import ml_collections
@@ -25,7 +25,7 @@ from glora_jax import mesh as meshes
 from glora_jax.data.catalog import expand, find
 from glora_jax.reports import page, scoreboard, suite_page
 from glora_jax.reports.scoreboard import Board
-from glora_jax.runs import disk_room, experiment
+from glora_jax.runs import experiment
 from glora_jax.runs.config import check_config, data_source
 from glora_jax.runs.lifecycle import never, rehearse
 from glora_jax.runs.mistakes import MISTAKES, sentence
@@ -102,7 +102,7 @@ def run(
     _write(board, workdir)
     if board.waiting:
       warn_of_unread(check_config(config))
-    _check(board, config, configs, workdir, stop, runner)
+    _check(board, configs, workdir, stop, runner)
     if not board.results and not board.waiting:
       raise ValueError(
         f'None of the {len(configs)} tasks of {config.task} can run; {workdir}/report.html says '
@@ -147,16 +147,9 @@ def _run(
   return experiment.run(config, folder, stop, is_alone=False)
 
 
-class _Needs(NamedTuple):
-  """What a run will write: bytes, and bytes of decoded images by path."""
-
-  written: int
-  images: dict[str, int]
-
-
 def _rehearse(
   config: ml_collections.ConfigDict, folder: str, title: str, stop: Callable[[], bool]
-) -> _Needs:
+) -> None:
   """Checks what a task needs; its arrays leave the device with the end of it.
 
   Where another process runs the task meanwhile, that has checked it.
@@ -165,13 +158,11 @@ def _rehearse(
   log.info(title)
   try:
     with claim(folder) if meshes.primary() else contextlib.nullcontext():
-      run = rehearse(config, folder)
-      return _Needs(disk_room.bytes_to_write(run), disk_room.images_to_cache(run))
+      rehearse(config, folder)
   except InUseError as error:
     if jax.process_count() > 1:
       raise
     log.info('%s', error)
-    return _Needs(0, {})
 
 
 def attempt(board: Board, name: str, job: Callable[[], dict[str, Any]]) -> None:
@@ -264,7 +255,6 @@ def _list_missing(
 
 def _check(
   board: Board,
-  config: ml_collections.ConfigDict,
   configs: dict[str, ml_collections.ConfigDict],
   workdir: str,
   stop: Callable[[], bool],
@@ -273,21 +263,14 @@ def _check(
   """Checks what all tasks that are waiting need, their images included, before the first begins.
 
   Raises:
-    OSError: there is too little room on the disk for all of them.
     Stopped: `stop` asked for it.
   """
-  written, images = {}, {}
   jobs = _jobs(_rehearse, 'Checking task', board, configs, workdir)
   with contextlib.closing(runner.outcomes(jobs, workdir, stop)) as outcomes:
     for name, outcome in outcomes:
       with _noting_failure(board, name):
-        needs = outcome()
-        written[name] = needs.written
-        images |= needs.images  # equal images are kept once
+        outcome()
   _write(board, workdir)
-  if written:
-    disk_room.check_workdir(workdir, sum(written.values()))
-    disk_room.check_cache(config.data.cache, images)
 
 
 def _write(board: Board, workdir: str) -> None:

@@ -108,7 +108,7 @@ def test_what_is_trained_side_by_side_has_its_memory_together_and_its_operations
 def test_trainings_side_by_side_that_fit_no_device_are_refused_with_what_would_fit():
   stage = PlannedStage('training, lora:2', 'train_many', 'supernet', 60, 1, 1.0, 2**30, (1.0, 2.0))
   machine = Machine('test', 1, 1, 2**29, 1e9, True, 'tpu')
-  planned = Plan('ViT', machine, (stage,), {}, {}, 0, batch=8, chunk=None, side_by_side=None)
+  planned = Plan('ViT', machine, (stage,), {}, {}, batch=8, chunk=None, side_by_side=None)
   with pytest.raises(ValueError, match=r'give fewer compare.seeds or compare.rates') as caught:
     plans._require_room(planned, GIVEN)
   assert 'more devices' not in str(caught.value)

@@ -5,7 +5,6 @@ import dataclasses
 import logging
 import os
 import shutil
-import types
 
 import jax
 import numpy as np
@@ -16,10 +15,9 @@ from places import FIXTURES
 from tiny_runs import changed
 
 from glora_jax import mesh as meshes
-from glora_jax.data import pipeline
 from glora_jax.files import read_json, write_json
 from glora_jax.models import weights
-from glora_jax.runs import comparison, disk_room, early_checks, experiment, lifecycle
+from glora_jax.runs import comparison, early_checks, experiment, lifecycle
 from glora_jax.runs.backbone import load_backbone
 from glora_jax.runs.batch_sizes import fit_batches, used_recipes
 from glora_jax.runs.config import RunSettings, check_config
@@ -265,61 +263,11 @@ def run(run_config, tmp_path_factory):
   return lifecycle.prepare(check_config(run_config), str(tmp_path_factory.mktemp('prepared')))
 
 
-def test_what_will_be_written_is_said_and_must_fit(run, monkeypatch, caplog):
-  caplog.set_level(logging.INFO)
-  needed = disk_room.bytes_to_write(run)
-  disk_room.check_workdir(run.workdir, needed)
-  assert 'MB will be written' in caplog.text
-  adapter, _ = run.adapted.split(run.variables)
-  supports = sum(leaf.nbytes for leaf in jax.tree.leaves(adapter['glora']))
-  assert 3 * supports < needed < 10 * supports + 10**6
-  monkeypatch.setattr(disk_room.shutil, 'disk_usage', disk_with(needed // 2))
-  with pytest.raises(
-    OSError, match=r'^/run cannot hold what will be written: at least .* are free'
-  ):
-    disk_room.check_workdir('/run', needed)
-  with open(run.path('written'), 'wb') as file:
-    file.write(bytes(needed // 2))
-  # What is there already is not written again.
-  assert disk_room.bytes_to_write(run) == pytest.approx(needed / 2, abs=10**5)
-  os.remove(run.path('written'))
-
-
-def test_links_in_a_workdir_that_lead_nowhere_have_no_bytes(run):
-  needed = disk_room.bytes_to_write(run)
-  os.symlink('gone', run.path('link'))
-  assert disk_room.bytes_to_write(run) == pytest.approx(needed, abs=100)
-  os.remove(run.path('link'))
-
-
-def test_decoded_images_must_fit_into_their_folder(run, tmp_path, monkeypatch):
-  data = dataclasses.replace(run.settings.data, cache=str(tmp_path / 'cache'))
-  caching = dataclasses.replace(run, settings=dataclasses.replace(run.settings, data=data))
-  images, every_image = disk_room.images_to_cache(caching), 1797 * 8 * 8 * 3
-  assert not disk_room.images_to_cache(run)
-  monkeypatch.setattr(disk_room.shutil, 'disk_usage', disk_with(every_image))
-  disk_room.check_cache(data.cache, images)
-  monkeypatch.setattr(disk_room.shutil, 'disk_usage', disk_with(every_image - 1))
-  disk_room.check_cache(None, images)
-  with pytest.raises(OSError, match=r'cannot hold the decoded images: 0.3 MB, and 0.3 MB are free'):
-    disk_room.check_cache(data.cache, images)
-  pipeline.load(run.task.open('test'), 8, rule=data.resize, cache=data.cache)
-  left = disk_room.images_to_cache(caching)  # what is kept already is not kept again
-  assert left.items() < images.items()
-
-
 def test_a_comparison_on_several_devices_is_refused_before_it_begins(run):
   mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ('data',))
   settings = dataclasses.replace(run.settings, job='compare', budget=None, presets=())
   with pytest.raises(ValueError, match='A comparison trains side by side on one device'):
     early_checks.check_stages(dataclasses.replace(run, mesh=mesh, settings=settings), {})
-
-
-def disk_with(free):
-  def usage(path):
-    return types.SimpleNamespace(free=free)
-
-  return usage
 
 
 def test_weights_that_do_not_say_how_images_are_normalized_need_it_from_the_config(tmp_path):

@@ -8,8 +8,8 @@ import math
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
-from glora_jax.runs.disk_room import bytes_of
 from glora_jax.runs.planning.arithmetic import count, equations
 from glora_jax.runs.planning.footprint import temporaries
 from glora_jax.runs.programs import Program, Workload, program
@@ -17,6 +17,14 @@ from glora_jax.runs.run import Run
 
 TRAININGS = ('supernet', 'subnet', 'head')
 MANY = 'train_many'
+
+
+def bytes_of(tree: Any) -> int:
+  """The bytes of all arrays of a tree, or of their shapes."""
+  return sum(
+    math.prod(np.shape(leaf)) * getattr(leaf, 'dtype', np.dtype('int32')).itemsize
+    for leaf in jax.tree.leaves(tree)
+  )
 
 
 class Cost(NamedTuple):

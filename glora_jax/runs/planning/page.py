@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from glora_jax.runs.disk_room import MEGABYTE
 from glora_jax.runs.planning.machine import Machine
 from glora_jax.runs.planning.reading import Reading
 from glora_jax.runs.planning.slices import GIBIBYTE
@@ -55,7 +54,6 @@ class Plan:
     stages: the stages, in their order.
     parameters: their numbers, by where they are.
     states: bytes, by what they are of.
-    disk: bytes that will at least be written.
     batch: most images of a step, on all devices together; 0 where not one fits.
     chunk: most candidates side by side on a device; None where nothing is searched.
     side_by_side: how many of them a run takes, which leaves half of what is free.
@@ -69,7 +67,6 @@ class Plan:
   stages: tuple[PlannedStage, ...]
   parameters: dict[str, int]
   states: dict[str, int]
-  disk: int
   batch: int
   chunk: int | None
   side_by_side: int | None
@@ -114,8 +111,7 @@ def _page(plan: Plan) -> Iterator[str]:
   yield from _table([_TITLES, *rows, ('all', '', '', _operations(total), '', _range(plan.seconds))])
   yield ''
   yield 'parameters: ' + ', '.join(f'{n:,} {name}' for name, n in plan.parameters.items())
-  yield 'states: ' + ', '.join(f'{n / MEGABYTE:,.1f} MB {name}' for name, n in plan.states.items())
-  yield f'disk: at least {plan.disk / MEGABYTE:,.1f} MB will be written'
+  yield 'states: ' + ', '.join(f'{n / 1e6:,.1f} MB {name}' for name, n in plan.states.items())
   fits = [f'{plan.batch:,} images of a step on all devices together']
   if plan.chunk is not None:
     fits.append(f'{plan.chunk:,} candidates side by side on each')

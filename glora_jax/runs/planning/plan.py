@@ -1,4 +1,4 @@
-"""What a run will take, before any of it runs: steps, memory, arithmetic, time and disk.
+"""What a run will take, before any of it runs: steps, memory, arithmetic and time.
 
   python -m glora_jax.main --config configs/quickstart.py --plan
   python -m glora_jax.main --config configs/quickstart.py --plan --plan.topology v5e:2x4
@@ -27,7 +27,6 @@ from glora_jax.runs import early_checks
 from glora_jax.runs.backbone import fetch_task, load_backbone
 from glora_jax.runs.batch_sizes import fit_batches
 from glora_jax.runs.config import RunSettings, check_config
-from glora_jax.runs.disk_room import STATES_OF_ADAM, bytes_of, least_bytes
 from glora_jax.runs.lifecycle import count
 from glora_jax.runs.planning.comparison_stages import stages_of_comparison
 from glora_jax.runs.planning.costs import (
@@ -35,6 +34,7 @@ from glora_jax.runs.planning.costs import (
   Cost,
   Line,
   bytes_by_kind,
+  bytes_of,
   cost_of,
   memory_by_batch,
   memory_by_chunk,
@@ -168,7 +168,7 @@ def plan_of(run: Run, name: str, machine: Machine) -> Plan:
   alone = [part for part in parts if part.workload.section == settings.section_alone]
   worst = max(alone, key=held.__getitem__)
   most = memory_by_batch(costs[worst], worst.program, worst.workload, share).most(memory)
-  moments = STATES_OF_ADAM * bytes_of(trainable)
+  moments = 3 * bytes_of(trainable)  # the parameters, and two moments of Adam
   return Plan(
     model=name,
     machine=machine,
@@ -182,7 +182,6 @@ def plan_of(run: Run, name: str, machine: Machine) -> Plan:
       'in heads': count(trainable['params']),
     },
     states={'the base': bytes_of(frozen), 'what is trained, with its moments': moments},
-    disk=least_bytes(run),
     batch=most * settings.recipe_alone.accumulate * machine.devices,
     chunk=chunk,
     side_by_side=side_by_side,
