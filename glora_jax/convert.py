@@ -19,6 +19,7 @@ import sys
 from collections.abc import Sequence
 
 from glora_jax.data.normalization import NORMALIZATIONS
+from glora_jax.files import require_free
 from glora_jax.mesh import NoDeviceError, require_devices
 from glora_jax.models import folder, weights
 from glora_jax.models.export import export, save_exported
@@ -27,7 +28,6 @@ from glora_jax.models.formats.table import FORMATS
 from glora_jax.models.load import inspection
 from glora_jax.models.metadata import OURS, check_agreement
 from glora_jax.models.weights import Checkpoint
-from glora_jax.partial import require_free
 from glora_jax.runs.mistakes import explain_os
 from glora_jax.runs.terminal import run_program
 

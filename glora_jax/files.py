@@ -6,17 +6,20 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
+import platform
+import re
 import stat
+import time
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
-from glora_jax import partial, standard_json
 from glora_jax.limits import printable, shown
 
 Path = str | os.PathLike
@@ -69,12 +72,14 @@ def whole(path: Path) -> Iterator[str]:
   Raises:
     OSError: it cannot be written; the old file is still there.
   """
-  temporary = partial.path_of(path)
+  temporary = _partial_path(path)
   with writing(path):
     if os.path.lexists(path) and not os.path.islink(path):
       _require_regular(path, os.lstat(path))  # a device or a pipe makes no room for a file
-    partial.remove_abandoned(path)
-    _create(temporary)
+    _remove_abandoned(path)
+    with contextlib.suppress(FileNotFoundError):
+      os.remove(temporary)  # a link that lies there is not followed
+    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
     try:
       yield temporary
       os.replace(temporary, path)
@@ -82,13 +87,6 @@ def whole(path: Path) -> Iterator[str]:
       with contextlib.suppress(OSError):
         os.remove(temporary)
       raise
-
-
-def _create(path: str) -> None:
-  """Makes an empty file; a link or another file that lies there goes, and is not followed."""
-  with contextlib.suppress(FileNotFoundError):
-    os.remove(path)
-  os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -138,7 +136,7 @@ def write_json(path: Path, content: Any, kind: str | None = None) -> None:
   if kind is not None:
     content = {STAMP: stamp_of(kind), **content}
   with whole(path) as temporary, open(temporary, 'w', encoding='utf-8') as file:
-    file.write(standard_json.to_text(content, indent=2) + '\n')
+    file.write(to_json(content, indent=2) + '\n')
 
 
 def read_json(path: Path, kind: str | None = None, remedy: str = AGAIN) -> Any:
@@ -178,16 +176,12 @@ def load_json(path: Path, remedy: str) -> Any:
   """
   with open_regular(path) as file:
     try:
-      return json.loads(_read_text(file))
+      text = file.read(MOST_JSON_BYTES + 1)
+      if len(text) > MOST_JSON_BYTES:
+        raise ValueError(f'it has more than {MOST_JSON_BYTES:,} bytes')
+      return json.loads(text.decode())
     except (ValueError, RecursionError) as error:
       raise damaged(path, error, remedy) from error
-
-
-def _read_text(file: BinaryIO) -> str:
-  text = file.read(MOST_JSON_BYTES + 1)
-  if len(text) > MOST_JSON_BYTES:
-    raise ValueError(f'it has more than {MOST_JSON_BYTES:,} bytes')
-  return text.decode()
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray], kind: str | None = None) -> None:
@@ -224,7 +218,10 @@ def read_arrays(path: Path, kind: str | None = None, remedy: str = AGAIN) -> dic
   """
   with open_regular(path) as file:
     try:
-      _refuse_compressed(file)
+      members = zipfile.ZipFile(file).infolist()
+      if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise ValueError('it is compressed, which no file of glora_jax is')  # and may be a bomb
+      file.seek(0)
       with np.load(file, allow_pickle=False) as content:
         arrays = {name: content[name] for name in content.files}
       stamp = json.loads(str(arrays.pop(STAMP, 'null')))
@@ -233,14 +230,6 @@ def read_arrays(path: Path, kind: str | None = None, remedy: str = AGAIN) -> dic
   if kind is not None:
     check_stamp(path, stamp, kind, remedy)
   return arrays
-
-
-def _refuse_compressed(file: BinaryIO) -> None:
-  """Raises ValueError where an npz could become larger in memory than it is; ours cannot."""
-  with zipfile.ZipFile(file) as archive:
-    if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-      raise ValueError('it is compressed, which no file of glora_jax is')
-  file.seek(0)
 
 
 def damaged(path: Path, reason: object, remedy: str = AGAIN) -> ValueError:
@@ -342,7 +331,7 @@ def write_tensors(path: Path, tensors: dict[str, Any], kind: str, metadata: dict
   if reserved := stamp.keys() & metadata.keys():
     raise ValueError(f'The name {min(reserved)!r} of metadata is taken; give it another.')
   try:
-    text = json.dumps({**stamp, **metadata}, allow_nan=False, default=standard_json.default)
+    text = json.dumps({**stamp, **metadata}, allow_nan=False, default=json_default)
   except (TypeError, ValueError, RecursionError) as error:
     raise ValueError(
       f'Metadata must be what JSON can say, texts, finite numbers, lists and dictionaries '
@@ -395,3 +384,125 @@ def check_metadata(path: Path, metadata: Any, kind: str) -> dict[str, Any]:
   # The weights in the package say no format.
   _check_format(path, metadata.pop('format', 1), kind, 'get it again')
   return metadata
+
+
+def to_json(content: Any, indent: int | None = None) -> str:
+  """What `json.dumps` gives, with null for numbers that are not finite, which its standard lacks.
+
+  Args:
+    content: what `json` can write.
+    indent: spaces before what lies a level deeper; None for all on one line.
+
+  Example:
+    >>> to_json({'val_accuracy': 0.5, 'val_loss': float('nan')})
+    '{"val_accuracy": 0.5, "val_loss": null}'
+  """
+  try:
+    return json.dumps(content, indent=indent, allow_nan=False)
+  except ValueError:  # rare, so that most files are gone through once
+    return json.dumps(_with_nulls(content), indent=indent, allow_nan=False)
+
+
+def _with_nulls(content: Any) -> Any:
+  """The content with None for numbers that are not finite."""
+  if isinstance(content, dict):
+    return {name: _with_nulls(value) for name, value in content.items()}
+  if isinstance(content, list | tuple):
+    return [_with_nulls(value) for value in content]
+  return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def json_default(value: Any) -> Any:
+  """What `json` writes of a value that it does not know: of arrays their numbers."""
+  return value.tolist() if hasattr(value, 'tolist') else json.JSONEncoder().default(value)
+
+
+def number(value: float | None) -> float:
+  """A number of a file of ours, which is null there where it was not finite.
+
+  Example:
+    >>> number(0.5), number(None)
+    (0.5, nan)
+  """
+  return math.nan if value is None else value
+
+
+_PARTIAL = '.glora_jax.partial'
+_PARTIAL_NAME = re.compile(rf'.+\..*\.\d+{re.escape(_PARTIAL)}', re.DOTALL)  # FILE.MACHINE.PROCESS
+# A writer in another container of this host has a process that cannot be seen, and writes on.
+_LONGEST_PAUSE = 60  # seconds
+
+
+def require_free(path: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
+  """Checks that a command may write a file.
+
+  Args:
+    path: path of the file.
+    overwrite: whether it may replace a file.
+    inputs: paths of what the command reads, which is never replaced, by whatever path or link.
+
+  Raises:
+    FileExistsError: it may not.
+  """
+  if not os.path.lexists(path):
+    return
+  for other in inputs:
+    if os.path.exists(path) and os.path.exists(other) and os.path.samefile(path, other):
+      raise FileExistsError(
+        f'{printable(path)} would replace {printable(other)}, an input of this command; choose '
+        'another path.'
+      )
+  if not overwrite:
+    raise FileExistsError(
+      f'{printable(path)} exists already; choose another path, or give --overwrite to replace it.'
+    )
+
+
+def _partial_path(path: Path) -> str:
+  """Where this process writes a file before it is whole.
+
+  With machine and process in its name, so that two that write the same file do not meet.
+  """
+  return f'{_partial_beginning(path)}{os.getpid()}{_PARTIAL}'
+
+
+def is_partial(name: str) -> bool:
+  """Whether a name is one of `_partial_path`, of any file, machine and process."""
+  return _PARTIAL_NAME.fullmatch(name) is not None
+
+
+def _partial_beginning(path: Path) -> str:
+  return f'{os.fspath(path)}.{platform.node()}.'
+
+
+def _remove_abandoned(path: Path) -> None:
+  """Removes what killed processes of this machine left of a file; what cannot be removed stays.
+
+  That of a process that is there stays, and so does what was written to a moment ago.
+
+  Args:
+    path: path of the file when it is whole.
+  """
+  if os.name != 'posix':  # elsewhere a process cannot be asked for without ending it
+    return
+  folder, beginning = os.path.split(_partial_beginning(path))
+  with contextlib.suppress(OSError), os.scandir(folder or os.curdir) as items:
+    for item in items:
+      process = item.name.removeprefix(beginning).removesuffix(_PARTIAL)
+      if item.name != f'{beginning}{process}{_PARTIAL}' or not process.isdecimal():
+        continue
+      with contextlib.suppress(OSError):  # another process may have removed it first
+        is_still = time.time() - item.stat(follow_symlinks=False).st_mtime > _LONGEST_PAUSE
+        if is_still and not _is_alive(int(process)):
+          os.remove(item.path)
+
+
+def _is_alive(process: int) -> bool:
+  """Whether there is a process of a number on this machine, anybody's."""
+  try:
+    os.kill(process, 0)  # asks, and sends nothing
+  except ProcessLookupError:
+    return False
+  except (PermissionError, OverflowError):  # somebody else's; or no number of a process
+    return True
+  return True

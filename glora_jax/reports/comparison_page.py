@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from glora_jax.files import number
 from glora_jax.method.space import Spec
 from glora_jax.reports import page
 from glora_jax.reports.charts import DotPlot, Dots, Mark, axis, bars
@@ -21,7 +22,6 @@ from glora_jax.reports.markdown import (
 )
 from glora_jax.reports.run_page import stage_bars
 from glora_jax.reports.structure import structure_figure, tell_agreement
-from glora_jax.standard_json import number
 
 _NO_LABELS: Mapping[str, str] = types.MappingProxyType({})
 TITLES = {

@@ -8,6 +8,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
+from glora_jax.files import number as to_number
 from glora_jax.method.genomes import count_params
 from glora_jax.records import read_lines
 from glora_jax.reports.charts import (
@@ -27,7 +28,6 @@ from glora_jax.reports.page import SERIES
 from glora_jax.reports.verdict import interval, subnets, titles
 from glora_jax.search.allocated import Allocation
 from glora_jax.search.pareto import pareto_front
-from glora_jax.standard_json import number as to_number
 
 STAGES = {
   'baselines/linear': 'linear probe',

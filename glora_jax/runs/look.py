@@ -14,9 +14,8 @@ from glora_jax.data import catalog, pipeline
 from glora_jax.data.examples import Part
 from glora_jax.data.normalization import statistics
 from glora_jax.data.task import Task
-from glora_jax.files import whole
+from glora_jax.files import require_free, whole
 from glora_jax.limits import shown
-from glora_jax.partial import require_free
 from glora_jax.runs.backbone import image_size_here
 from glora_jax.runs.config import check_config
 

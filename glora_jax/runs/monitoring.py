@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, TypedDict
 import jax
 
 from glora_jax import mesh as meshes
-from glora_jax.files import STAMP, Path, stamp_of, whole, writing
+from glora_jax.files import STAMP, Path, stamp_of, to_json, whole, writing
 from glora_jax.records import read_lines
-from glora_jax.standard_json import to_text
 
 if TYPE_CHECKING:
   from tensorboardX.event_file_writer import EventsWriter
@@ -70,7 +69,7 @@ class Metrics:
     if not meshes.primary():
       return
     with writing(self.path), open(self.path, 'a', encoding='utf-8') as file:
-      file.write(to_text({'stage': self.stage, 'step': step, **values}) + '\n')
+      file.write(to_json({'stage': self.stage, 'step': step, **values}) + '\n')
     if self.board:
       with writing(self.board):
         self._write_events(step, values)
@@ -80,7 +79,7 @@ class Metrics:
     if not os.path.exists(self.path):
       return []
     return [
-      to_text(line) + '\n'
+      to_json(line) + '\n'
       for line in read_lines(self.path, 'metrics', Line)
       if line['stage'] != self.stage or line['step'] <= self.step
     ]

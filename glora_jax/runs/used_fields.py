@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from glora_jax import partial
+from glora_jax.files import is_partial
 from glora_jax.records import FORMAT_FILE
 from glora_jax.runs.sections import GRADIENT, SEARCH
 
@@ -197,7 +197,7 @@ def has_content(path: str) -> bool:
     return os.path.exists(path)
   for _, folders, files in os.walk(path):
     states = [name for name in folders if name.isdigit()]
-    whole = [name for name in files if not partial.is_one(name) and name != FORMAT_FILE]
+    whole = [name for name in files if not is_partial(name) and name != FORMAT_FILE]
     if states or whole:
       return True
     folders[:] = [name for name in folders if 'tmp' not in name]

@@ -21,10 +21,18 @@ except ImportError:  # Windows has no such locks
 import flax
 import ml_collections
 
-from glora_jax import partial, standard_json
 from glora_jax.data.catalog import canonical
 from glora_jax.data.task import require_printable
-from glora_jax.files import STAMP, Path, damaged, load_json, write_json, writing
+from glora_jax.files import (
+  STAMP,
+  Path,
+  damaged,
+  is_partial,
+  json_default,
+  load_json,
+  write_json,
+  writing,
+)
 from glora_jax.limits import printable, shown
 from glora_jax.mesh import primary
 from glora_jax.records import read_record
@@ -203,7 +211,7 @@ def _as_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
     section = functools.reduce(operator.getitem, sections, values)
     section[last] = setting.domain.check(section[last], name)
   values['task'] = canonical(values['task'])
-  return json.loads(json.dumps(values, default=standard_json.default))
+  return json.loads(json.dumps(values, default=json_default))
 
 
 def _by_name(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -344,7 +352,7 @@ def _refuse_strangers(folder: Path, tasks: Sequence[str]) -> None:
   names = names_in(folder) or set()
   if names_in(os.path.join(folder, 'compiled')) == set():
     names.discard('compiled')  # JAX makes it, in another process of a suite before there is a lock
-  if all(name == LOCK or partial.is_one(name) for name in names) or _is_workdir(folder):
+  if all(name == LOCK or is_partial(name) for name in names) or _is_workdir(folder):
     return
   for name in sorted(names - {LOCK}):
     path = os.path.join(folder, name)
@@ -374,5 +382,5 @@ def _remove_partial_files(folder: Path) -> None:
   parents = [folder, *(parent for walk in below for parent, _, _ in walk)]
   for parent in parents:
     for item in list(os.scandir(parent)):
-      if partial.is_one(item.name) and item.is_file(follow_symlinks=False):
+      if is_partial(item.name) and item.is_file(follow_symlinks=False):
         os.remove(item.path)

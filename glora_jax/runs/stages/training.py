@@ -14,13 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from glora_jax import mesh as meshes
-from glora_jax.files import damaged, write_json
+from glora_jax.files import damaged, number, write_json
 from glora_jax.method.adapted import Adapted, Subnet
 from glora_jax.records import read_lines, read_record
 from glora_jax.runs.monitoring import Line, Metrics, profiled
 from glora_jax.runs.run import Candidate, Run, Stream
 from glora_jax.runs.workdir import Stopped
-from glora_jax.standard_json import number
 from glora_jax.training import loop
 from glora_jax.training.checkpoints import TrainingCheckpoints
 from glora_jax.training.head_alone import HeadAlone
