@@ -26,8 +26,7 @@ cores of an AMD EPYC; learning rates and five seeds 49 minutes.
 import json
 import pathlib
 
-from glora_jax.runs.config import default_config, parse_arguments
-from glora_jax.runs.tiny import shrink
+from glora_jax.runs.config import default_config, parse_arguments, shrink
 
 RATES = pathlib.Path(__file__).parent / 'compare_rates.json'
 

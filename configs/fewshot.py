@@ -22,9 +22,7 @@ time. Published for GLoRA (arXiv 2306.07967), accuracy in % with 1, 4 and 16 sho
   stanford_cars 7.8 30.8 74.3    fgvc_aircraft 8.7 24.0 54.1
 """
 
-from glora_jax.runs.config import default_config, parse_arguments
-from glora_jax.runs.suite_settings import with_settings
-from glora_jax.runs.tiny import shrink
+from glora_jax.runs.config import default_config, parse_arguments, shrink, with_settings
 
 ARGUMENTS = {
   'source': str,

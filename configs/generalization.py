@@ -15,9 +15,7 @@ time. Published for GLoRA (arXiv 2306.07967), accuracy in %: ImageNet 78.3, V2 6
 A 13.3, R 31.0.
 """
 
-from glora_jax.runs.config import default_config, parse_arguments
-from glora_jax.runs.suite_settings import with_settings
-from glora_jax.runs.tiny import shrink
+from glora_jax.runs.config import default_config, parse_arguments, shrink, with_settings
 
 ARGUMENTS = {'source': str, 'root': str, 'rank': 8, 'settings': str, 'tiny': False}
 

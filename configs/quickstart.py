@@ -20,8 +20,7 @@ Time: 92 seconds on two cores of an AMD EPYC, imports and compilation included. 
 measured on 2026-11-25, the five seeds with --config.presets='()'.
 """
 
-from glora_jax.runs.config import default_config, parse_arguments
-from glora_jax.runs.tiny import shrink
+from glora_jax.runs.config import default_config, parse_arguments, shrink
 
 
 def get_config(arguments=''):

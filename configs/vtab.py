@@ -17,9 +17,7 @@ ratio and normalized as the weights were trained; the official code takes ImageN
 `--config.model.normalization=imagenet`.
 """
 
-from glora_jax.runs.config import default_config, parse_arguments
-from glora_jax.runs.suite_settings import with_settings
-from glora_jax.runs.tiny import shrink
+from glora_jax.runs.config import default_config, parse_arguments, shrink, with_settings
 
 ARGUMENTS = {'source': str, 'root': str, 'rank': 8, 'settings': str, 'tiny': False}
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 import ml_collections
 
-from glora_jax.runs import front_page
+from glora_jax.runs import terminal
 from glora_jax.runs.command_line import (
   CHECK,
   COMPILE,
@@ -71,7 +71,7 @@ def main(config: ml_collections.ConfigDict) -> None:
   from glora_jax import mesh
   from glora_jax.reports import page
   from glora_jax.runs.config import check_config
-  from glora_jax.runs.unread_fields import warn_of_unused
+  from glora_jax.runs.used_fields import warn_of_unused
   from glora_jax.runs.workdir import Stopped, is_finished
 
   if not is_finished(workdir):
@@ -154,7 +154,7 @@ def require_process(runner: str, resources: str | None) -> None:
 def command() -> None:
   """Runs the command, as `glora` and as `python -m glora_jax.main`."""
   if len(sys.argv) == 1:
-    run_program(lambda: front_page.show(front_page.GREETING))
+    run_program(lambda: terminal.show(terminal.GREETING))
   run_with_config(main)
 
 

@@ -10,7 +10,7 @@ from absl import flags
 from ml_collections import config_flags
 from places import ROOT
 
-from glora_jax.runs import command_line, config_files, front_page, schema
+from glora_jax.runs import command_line, config_files, schema, terminal
 from glora_jax.runs.config import RunSettings
 
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md'))]
@@ -30,7 +30,7 @@ def parsed_config(words, monkeypatch):
   monkeypatch.setattr('sys.argv', ['main', *words])  # where ml_collections looks for overrides
   values = flags.FlagValues()
   config_flags.DEFINE_config_file('config', flag_values=values)
-  for name in {*front_page.own_flags()} - {'config'}:
+  for name in {*terminal.own_flags()} - {'config'}:
     values[name] = copy.deepcopy(flags.FLAGS[name])
   assert values(config_files.with_paths(['main', *words])) == ['main']
   return values.config
@@ -59,8 +59,8 @@ def test_a_printed_command_is_taken(module, rest, tmp_path, monkeypatch):
 def test_flags_are_those_of_the_program(monkeypatch):
   words = ['--config', 'quickstart', '--open', '--plan', '--plan.compile']
   assert parsed_config(words, monkeypatch).get('job') == 'adapt'
-  own = {*front_page.own_flags()} - {command_line.OPEN.name}
-  monkeypatch.setattr(front_page, 'own_flags', lambda: own)
+  own = {*terminal.own_flags()} - {command_line.OPEN.name}
+  monkeypatch.setattr(terminal, 'own_flags', lambda: own)
   with pytest.raises(flags.UnrecognizedFlagError, match='open'):
     parsed_config(words, monkeypatch)
 

@@ -25,9 +25,9 @@ from glora_jax.models.metadata import require_normalization
 from glora_jax.models.translate import fit_to_format
 from glora_jax.runs import early_checks
 from glora_jax.runs.config import RunSettings
+from glora_jax.runs.origins import find_weights
 from glora_jax.runs.run import Stream, is_beside, stream_key
 from glora_jax.runs.sections import GRADIENT, SEARCH, ModelSettings
-from glora_jax.runs.weights_record import find_weights
 
 
 def fetch_task(settings: RunSettings, workdir: str) -> tuple[Task, str]:

@@ -21,7 +21,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from glora_jax.limits import check_path
-from glora_jax.runs import config_files, front_page
+from glora_jax.runs import config_files, terminal
 from glora_jax.runs.mistakes import MISTAKES, explain, is_mistake, sentence
 from glora_jax.runs.terminal import Painter, painted, run_program
 
@@ -73,7 +73,7 @@ class PageFlag(flags.BooleanFlag):
   def parse(self, argument: Any) -> None:
     """Prints the page where the flag is given."""
     if self._parse(argument):
-      front_page.show(self._text())
+      terminal.show(self._text())
 
 
 def fields_page() -> str:
@@ -85,10 +85,8 @@ def fields_page() -> str:
 
 def inventory_page() -> str:
   """All that a command line can name."""
-  from glora_jax.runs import inventory
-
   logging.getLogger('glora_jax').setLevel(logging.ERROR)  # which versions of data sets serve
-  return inventory.text()
+  return config_files.inventory()
 
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -239,7 +237,7 @@ def _given_config() -> ml_collections.ConfigDict:
 def _parse_flags(argv: Sequence[str]) -> list[str]:
   """Parses the flags; a mistake ends in one sentence, where absl shows the whole usage."""
   if not _HELP.isdisjoint(argv):
-    front_page.show(front_page.help_page())
+    terminal.show(terminal.help_page())
   try:
     # ml_collections prints a traceback of its own for a config file that does not exist.
     words = config_files.with_paths(argv)

@@ -11,31 +11,39 @@ itself, the others on the supernet.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import logging
 import math
+import os
+import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import ml_collections
 import numpy as np
 
 from glora_jax import tree
+from glora_jax.data.catalog import require_apart
+from glora_jax.files import write_json
 from glora_jax.method.presets import preset_label
 from glora_jax.reports import comparison_page
-from glora_jax.runs import comparison_jobs, provenance_record
+from glora_jax.runs import early_checks
 from glora_jax.runs.config import check_config
-from glora_jax.runs.lifecycle import carry_out, never
+from glora_jax.runs.lifecycle import carry_out, never, prepare, read_seconds, rehearse
+from glora_jax.runs.origins import note_process, recorded_processes, recorded_weights
 from glora_jax.runs.run import Candidate, Run
-from glora_jax.runs.runners import THIS_PROCESS, Runner, ThisProcess
+from glora_jax.runs.runners import THIS_PROCESS, Job, Runner, ThisProcess
 from glora_jax.runs.sections import GRADIENT, NO_PRESETS
 from glora_jax.runs.stages import evaluation
 from glora_jax.runs.stages.many_starts import Trial
 from glora_jax.runs.stages.methods import TrainedSubnet, train_method
 from glora_jax.runs.stages.training import ENOUGH_STEPS, is_guessing, share_of_largest_class
-from glora_jax.runs.stages.tuning import choose_rates, measure, seeds_of
-from glora_jax.runs.unread_fields import warn_of_unread
-from glora_jax.runs.weights_record import recorded
-from glora_jax.runs.workdir import is_finished
+from glora_jax.runs.stages.tuning import choose_rate, choose_rates, measure, seeds_of
+from glora_jax.runs.used_fields import warn_of_unread
+from glora_jax.runs.workdir import changes_of, claim, claim_workdir, is_finished
+
+log = logging.getLogger(__name__)
 
 
 class _Data(TypedDict):
@@ -89,9 +97,9 @@ def run(
     warn_of_unread(settings)
   if isinstance(runner, ThisProcess) or finished:
     return _carry_out(config, workdir, stop)
-  comparison_jobs.train_methods(config, workdir, stop, runner)
+  train_methods(config, workdir, stop, runner)
   rest = functools.partial(_carry_out, config, workdir)
-  return comparison_jobs.do_alone(runner, rest, workdir, stop)
+  return _do_alone(runner, rest, workdir, stop)
 
 
 def _carry_out(
@@ -118,7 +126,7 @@ def _run_stages(run: Run) -> dict[str, Any]:
     'task': run.task.name,
     'data': {'origin': run.task.origin, 'notes': list(run.task.notes)},
     'weights': settings.model.weights,
-    **recorded(run.workdir),
+    **recorded_weights(run.workdir),
     'seeds': seeds,
     'epochs': settings.supernet.epochs,
     'finetune_epochs': settings.finetune.epochs,
@@ -138,7 +146,7 @@ def _run_stages(run: Run) -> dict[str, Any]:
   }
   with run.stage('report'):
     spec = run.place(GRADIENT).adapted.spec
-    comparison_page.write(run.workdir, result, spec, provenance_record.recorded(run.workdir))
+    comparison_page.write(run.workdir, result, spec, recorded_processes(run.workdir))
   return result
 
 
@@ -243,3 +251,77 @@ def _measure_both(run: Run, subnet: TrainedSubnet, split: str) -> dict[str, floa
     return own
   inherited = measure(run, Candidate(subnet.inherited, subnet.genome), split)
   return {**own, **{f'inherited_{name}': value for name, value in inherited.items()}}
+
+
+class _Part(NamedTuple):
+  """What a job has spent, by the stage of the comparison, and with what it worked."""
+
+  seconds: dict[str, float]
+  made: origins.Made
+
+
+def train_methods(
+  config: ml_collections.ConfigDict, workdir: str, stop: Callable[[], bool], runner: Runner
+) -> None:
+  """Tunes and trains every method of a comparison that is not finished; tests none.
+
+  Args:
+    config: see `comparison.run`.
+    workdir: see `comparison.run`; this process holds it meanwhile.
+    stop: see `comparison.run`.
+    runner: does the methods.
+
+  Raises:
+    ValueError, OSError: what can be known before: a wrong field, file or workdir, or one in use.
+    RuntimeError: a method failed; what the others have trained is kept.
+    Stopped: `stop` asked for it.
+  """
+  settings = check_config(config)
+  require_apart(settings.task, workdir)
+  with claim(workdir):
+    changes_of(config, workdir)
+    _do_alone(runner, functools.partial(_rehearse, config, workdir), workdir, stop)
+    claim_workdir(config, workdir)
+    methods = settings.compare.methods
+    jobs = {method: functools.partial(_train_method, config, workdir, method) for method in methods}
+    with contextlib.closing(runner.outcomes(jobs, workdir, stop)) as outcomes:
+      for number, (method, outcome) in enumerate(outcomes, 1):
+        _note(outcome(), workdir)
+        log.info('%s is trained, %d of %d methods', method, number, len(methods))
+
+
+def _do_alone(runner: Runner, job: Job, workdir: str, stop: Callable[[], bool]) -> Any:
+  """What a single job returns."""
+  with contextlib.closing(runner.outcomes({'comparison': job}, workdir, stop)) as outcomes:
+    [(_, outcome)] = outcomes
+  return outcome()
+
+
+def _rehearse(config: ml_collections.ConfigDict, workdir: str, stop: Callable[[], bool]) -> None:
+  """Checks all that the comparison needs, and leaves in the workdir what preparing writes."""
+  del stop
+  rehearse(config, workdir)
+
+
+def _train_method(
+  config: ml_collections.ConfigDict, workdir: str, method: str, stop: Callable[[], bool]
+) -> _Part:
+  """Chooses the learning rate of a method, and trains it with every seed."""
+  settings = check_config(config)
+  run = prepare(settings, workdir, stop, early_checks.check_stages)
+  start = time.perf_counter()
+  rate = choose_rate(run, method).rate
+  tuned = time.perf_counter()
+  trials = [Trial(seed, rate) for seed in seeds_of(settings)]
+  train_method(run, method, trials, settings.compare.budgets, 'trained')
+  seconds = {'tuning': tuned - start, 'training': time.perf_counter() - tuned}
+  return _Part(seconds, origins.current())
+
+
+def _note(part: _Part, workdir: str) -> None:
+  """Adds a job's share to what the workdir says of the whole comparison."""
+  note_process(workdir, part.made)
+  seconds = read_seconds(workdir)
+  for stage, spent in part.seconds.items():
+    seconds[stage] = round(seconds.get(stage, 0.0) + spent, 2)
+  write_json(os.path.join(workdir, 'seconds.json'), seconds, 'seconds')

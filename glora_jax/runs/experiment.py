@@ -29,7 +29,7 @@ from glora_jax.runs.stages.results import Found, Result, write_results
 from glora_jax.runs.stages.search import run_search
 from glora_jax.runs.stages.training import finetune, train_supernet
 from glora_jax.runs.structures import Structure
-from glora_jax.runs.unread_fields import warn_of_unread
+from glora_jax.runs.used_fields import warn_of_unread
 from glora_jax.runs.workdir import is_finished
 
 LEFT = ('report.html', 'adapter.safetensors')  # what a run is for, beside the model in `folded`

@@ -26,7 +26,7 @@ from glora_jax.method.draws import require_feasible
 from glora_jax.method.supports import COLLECTION
 from glora_jax.models.folder import EXTENSIONS
 from glora_jax.records import read_record
-from glora_jax.runs import early_checks, provenance_record
+from glora_jax.runs import early_checks, origins
 from glora_jax.runs.backbone import (
   adapt_spaces,
   fetch_task,
@@ -109,7 +109,7 @@ def carry_out(
     run = _prepare_or_undo(settings, workdir, stop, changes)
     if meshes.primary():
       claim_workdir(config, workdir)
-      provenance_record.note(workdir)
+      origins.note_process(workdir)
     result = stages(run)
     result['seconds'] = run.seconds
     if meshes.primary():
@@ -160,7 +160,7 @@ def _with_provenance(result: dict[str, Any], workdir: str) -> dict[str, Any]:
 
   `result.json` does not say it: the same run elsewhere writes the same file.
   """
-  made = provenance_record.recorded(workdir)
+  made = origins.recorded_processes(workdir)
   return {**result, 'provenance': made} if made else result
 
 

@@ -12,6 +12,7 @@ import functools
 import gc
 import importlib.util
 import logging
+import math
 import os
 import signal
 import socket
@@ -26,7 +27,6 @@ import jax
 from glora_jax import mesh as meshes
 from glora_jax.files import first_line
 from glora_jax.limits import shown
-from glora_jax.runs import ray_cluster
 from glora_jax.runs.mistakes import MISTAKES, sentence
 from glora_jax.runs.workdir import InUseError, Stopped
 
@@ -101,7 +101,7 @@ def named(name: str, resources: str | None = None) -> Runner:
   kind, _, address = name.partition(':')
   if kind != RAY and name != PROCESS:
     raise ValueError(f'--runner={shown(name)} is unknown; it is process, or ray[:ADDRESS].')
-  asked = ray_cluster.parse_resources(resources)
+  asked = parse_resources(resources)
   if name == PROCESS:
     if asked:
       raise ValueError(f'--runner.resources={resources} is for --runner ray; give that, too.')
@@ -110,13 +110,11 @@ def named(name: str, resources: str | None = None) -> Runner:
     raise ImportError(f"--runner={name} needs Ray, which is not there; pip install 'ray'.")
   # A process that hands out jobs computes nothing, and leaves the accelerators to them.
   jax.config.update('jax_platforms', 'cpu')
-  ray_cluster.leave_others()
-  ray_cluster.connect(address)
-  needed = {'CPU': 1.0, **(asked or ray_cluster.default_resources(ray_cluster.nodes()))}
-  if not ray_cluster.fits_somewhere(needed):
-    raise ValueError(
-      f'{ray_cluster.lacking(needed)} Ask for less by --runner.resources, or add such a node.'
-    )
+  leave_others()
+  connect(address)
+  needed = {'CPU': 1.0, **(asked or default_resources(nodes()))}
+  if not fits_somewhere(needed):
+    raise ValueError(f'{lacking(needed)} Ask for less by --runner.resources, or add such a node.')
   return OnRay(needed)
 
 
@@ -149,11 +147,9 @@ class OnRay:
         ended, running = ray.wait(running, timeout=_POLL_SECONDS)
         for reference in ended:
           yield names[reference], functools.partial(_result, names[reference], reference)
-        is_stuck = not ended and not ray_cluster.fits_somewhere(self.resources)
+        is_stuck = not ended and not fits_somewhere(self.resources)
         if is_stuck and not was_stuck:
-          log.warning(
-            '%s What is left waits for one to come back.', ray_cluster.lacking(self.resources)
-          )
+          log.warning('%s What is left waits for one to come back.', lacking(self.resources))
         was_stuck = is_stuck
     finally:
       for reference in running:
@@ -163,7 +159,7 @@ class OnRay:
 
   def _options(self) -> dict[str, Any]:
     """What Ray is told of every job."""
-    has_accelerator = any(self.resources.get(name) for name in ray_cluster.ACCELERATORS)
+    has_accelerator = any(self.resources.get(name) for name in ACCELERATORS)
     return {
       'num_cpus': self.resources['CPU'],
       'num_gpus': self.resources.get('GPU', 0),
@@ -201,7 +197,7 @@ class _Caller(NamedTuple):
 
 def _work(job: Job, caller: _Caller) -> Any:
   """Does a job in a process of a node, as the caller would."""
-  ray_cluster.leave_others()
+  leave_others()
   logging.basicConfig(level=logging.WARNING, format='%(message)s', force=True)
   logging.getLogger('glora_jax').setLevel(logging.INFO)
   sys.orig_argv = list(caller.words)  # which provenance keeps
@@ -277,3 +273,147 @@ def keep_compiled(workdir: str) -> None:
   """
   if jax.config.jax_compilation_cache_dir is None:
     jax.config.update('jax_compilation_cache_dir', os.path.join(workdir, 'compiled'))
+
+
+ACCELERATORS = ('TPU', 'GPU')  # as Ray calls them; the first that a cluster has is what runs take
+# Of others than Ray, that say to `mesh.initialize` that a process is one of several.
+_MEMBERSHIPS = (
+  'JAX_COORDINATOR_ADDRESS',
+  'JAX_NUM_PROCESSES',
+  'JAX_PROCESS_ID',
+  'OMPI_COMM_WORLD_SIZE',
+  'SLURM_STEP_NODELIST',
+  'TPU_WORKER_HOSTNAMES',
+)
+_PORT_SECONDS, _CONNECTING_SECONDS, _STARTING_SECONDS = 5, 30, 300
+
+
+def leave_others() -> None:
+  """Makes this process stay alone, in whichever cluster it was started; before JAX is used."""
+  for name in _MEMBERSHIPS:
+    os.environ.pop(name, None)
+
+
+def connect(address: str) -> None:
+  """Connects this process to a Ray cluster.
+
+  Raises:
+    OSError: nobody answers at the address.
+    RuntimeError: the cluster cannot be joined.
+  """
+  os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')  # of a cluster that is started
+  os.environ.setdefault('RAY_DEDUP_LOGS', '0')  # runs say the same, each of itself
+  import ray
+
+  logging.getLogger('ray').setLevel(logging.ERROR)
+  if ray.is_initialized():
+    return
+  address = address or os.environ.get('RAY_ADDRESS', '')
+  _require_port(address)
+  errors: list[Exception] = []
+
+  def join() -> None:
+    try:
+      ray.init(address or None, configure_logging=False, logging_level=logging.ERROR)
+    except Exception as error:
+      errors.append(error)
+
+  # In a thread, since Ray waits for minutes, and takes the handlers of signals in the main one.
+  thread = threading.Thread(target=join, daemon=True)
+  thread.start()
+  seconds = _CONNECTING_SECONDS if address else _STARTING_SECONDS
+  thread.join(seconds)
+  if thread.is_alive():
+    raise _no_answer(address or 'this machine', f'nothing in {seconds} seconds')
+  if errors:
+    where = f' at {shown(address)}' if address else ''
+    raise RuntimeError(
+      f'The Ray cluster{where} cannot be joined: {first_line(errors[0])}'
+    ) from errors[0]
+
+
+def _require_port(address: str) -> None:
+  """Raises OSError where nobody listens at 'HOST:PORT'; other forms are left to Ray."""
+  host, _, port = address.rpartition(':')
+  if not host or not port.isdigit() or '/' in host:
+    return
+  try:
+    socket.create_connection((host.strip('[]'), int(port)), _PORT_SECONDS).close()
+  except (OSError, OverflowError) as error:
+    raise _no_answer(address, first_line(error)) from error
+
+
+def _no_answer(address: str, reason: str) -> OSError:
+  return OSError(
+    f'No Ray cluster answers at {shown(address)} ({reason}); `ray start --head` prints the address '
+    'of the one that it starts.'
+  )
+
+
+def parse_resources(text: str | None) -> dict[str, float]:
+  """Amounts by name.
+
+  Raises:
+    ValueError: the text has another form.
+
+  Example:
+    >>> parse_resources('GPU=0.5,CPU=8')
+    {'GPU': 0.5, 'CPU': 8.0}
+  """
+  if text is None:
+    return {}
+  amounts = {}
+  for part in text.split(','):
+    name, _, amount = part.partition('=')
+    try:
+      amounts[name] = float(amount)
+    except ValueError:
+      amounts[name] = math.nan
+    if not name or not 0 < amounts[name] < math.inf:
+      raise ValueError(
+        f'--runner.resources={shown(text)}: {shown(part)} is no NAME=NUMBER above 0, as GPU=1 or '
+        'TPU=4,CPU=8.'
+      )
+  return amounts
+
+
+def nodes() -> list[dict[str, float]]:
+  """The resources of every node that is alive."""
+  import ray
+
+  return [node['Resources'] for node in ray.nodes() if node['Alive']]
+
+
+def default_resources(nodes: Sequence[Mapping[str, float]]) -> dict[str, float]:
+  """What a job takes where nothing is given.
+
+  Example:
+    >>> default_resources([{'CPU': 8.0}, {'CPU': 64.0, 'GPU': 8.0}])
+    {'GPU': 1.0}
+    >>> default_resources([{'CPU': 8.0}, {'CPU': 64.0}])
+    {'CPU': 8.0}
+  """
+  for name in ACCELERATORS:
+    if any(node.get(name) for node in nodes):
+      return {name: 1.0}
+  return {'CPU': min((node['CPU'] for node in nodes if node.get('CPU')), default=1.0)}
+
+
+def fits_somewhere(needed: Mapping[str, float]) -> bool:
+  """Whether a node that is alive has all that a job takes."""
+  return any(
+    all(node.get(name, 0) >= amount for name, amount in needed.items()) for node in nodes()
+  )
+
+
+def lacking(needed: Mapping[str, float]) -> str:
+  """The sentence where no node has what a job takes."""
+  has = sorted({_amounts(node) for node in nodes()})
+  return f'No node of the Ray cluster has {_amounts(needed)}; they have {" or ".join(has)}.'
+
+
+def _amounts(resources: Mapping[str, float]) -> str:
+  """Amounts in words, without those that Ray gives to every node."""
+  hidden = ('memory', 'object_store_memory')
+  shown_names = [name for name in resources if name not in hidden and ':' not in name]
+  return ', '.join(f'{name}={resources[name]:g}' for name in shown_names) or 'no cores'

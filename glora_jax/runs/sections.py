@@ -365,7 +365,7 @@ class SuiteSettings:
   """A task that stands for several, as 'vtab/all'."""
 
   settings: Mapping[str, Any] = field(
-    {}, "a task's own 'budget' and 'learning_rate', by task (`suite_settings.with_settings`)"
+    {}, "a task's own 'budget' and 'learning_rate', by task (`config.with_settings`)"
   )
   prepare: bool = field(
     False,

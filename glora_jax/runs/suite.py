@@ -26,12 +26,11 @@ from glora_jax.data.catalog import expand, find
 from glora_jax.reports import page, scoreboard, suite_page
 from glora_jax.reports.scoreboard import Board
 from glora_jax.runs import experiment
-from glora_jax.runs.config import check_config, data_source
+from glora_jax.runs.config import apply_settings, check_config, check_settings, data_source
 from glora_jax.runs.lifecycle import never, rehearse
 from glora_jax.runs.mistakes import MISTAKES, sentence
 from glora_jax.runs.runners import THIS_PROCESS, Job, Runner
-from glora_jax.runs.suite_settings import apply_settings, check_settings
-from glora_jax.runs.unread_fields import warn_of_unread
+from glora_jax.runs.used_fields import warn_of_unread
 from glora_jax.runs.workdir import (
   InUseError,
   Stopped,

@@ -8,16 +8,23 @@ fields up to the last stage that has left something are used.
 from __future__ import annotations
 
 import itertools
+import logging
+import operator
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from glora_jax.data.catalog import expand
 from glora_jax.files import is_partial
+from glora_jax.limits import shown
 from glora_jax.records import FORMAT_FILE
-from glora_jax.runs.sections import GRADIENT, SEARCH
+from glora_jax.runs.config import RunSettings
+from glora_jax.runs.sections import GRADIENT, SEARCH, has_budget
+
+log = logging.getLogger(__name__)
 
 # Fields that change no result: a run may go on with other values of them. The digest of a config in
-# `result.json` leaves them out, so a field of an earlier version that moves here changes digests.
+# `result.json` leaves them out, so a field that moves here changes digests.
 FREE_FIELDS = (
   'checkpoint_epochs',
   'data.cache',
@@ -26,24 +33,6 @@ FREE_FIELDS = (
   'mesh.',
   'suite.prepare',
   'watch.',
-)
-
-# Folders that a run, a comparison or a suite writes into; files are written in the workdir itself.
-FOLDERS = (
-  'baselines',
-  'compiled',
-  'finetune',
-  'finetune_choice',
-  'folded',
-  'head',
-  'profile',
-  'search',
-  'structure',
-  'supernet',
-  'tensorboard',
-  'trained',
-  'training',
-  'tuning',
 )
 
 # What preparing reads, and with it every stage.
@@ -202,3 +191,87 @@ def has_content(path: str) -> bool:
       return True
     folders[:] = [name for name in folders if 'tmp' not in name]
   return False
+
+
+# Fields that a run reads and a comparison does not, with what it does in their place.
+_OF_RUNS = {
+  'checkpoint_epochs': 'a training that is interrupted begins anew',
+  'finetune.learning_rate': "a searched subnet is finetuned at half of the search's rate",
+  'watch.tensorboard': 'what is trained side by side leaves no metrics',
+}
+
+# Fields that say which stages a job has.
+_WHICH_STAGES = ('job', 'structure', 'presets', 'protocol', 'compare.methods')
+
+
+def warn_of_unread(settings: RunSettings) -> None:
+  """Warns of every field that has another value than its default, and does nothing.
+
+  Args:
+    settings: the config.
+  """
+  defaults = RunSettings()
+  for name, reason in _reasons(settings).items():
+    value, default = map(operator.attrgetter(name), (settings, defaults))
+    if value != default:
+      log.warning('%s=%s does nothing in %s: %s.', name, shown(value), _job(settings), reason)
+
+
+def _reasons(settings: RunSettings) -> dict[str, str]:
+  """Why fields do nothing, by name."""
+  reasons = dict(_OF_RUNS) if settings.job == 'compare' else {}
+  if len(expand(settings.task)) == 1:
+    reasons['suite.settings'] = "it is of a task that stands for several, as 'vtab/all'"
+  if (base := settings.mesh.base) != 'sharded':
+    reasons['mesh.fsdp'] = f"mesh.base={base!r} keeps the weights whole; give 'sharded'"
+  return reasons
+
+
+def warn_of_unused(settings: RunSettings, given: Iterable[str]) -> None:
+  """Warns of fields that somebody gives for this job, and that it does not read.
+
+  A config file gives fields for other structures and modes, too; a command line does not.
+
+  Args:
+    settings: the config.
+    given: names of fields that the command line gives.
+  """
+  stages = stages_of({name: operator.attrgetter(name)(settings) for name in _WHICH_STAGES})
+  used = (*used_by(stages, stages[-1]), *FREE_FIELDS)
+  named, idle = _reasons(settings), _idle(settings)  # the former without their being given, too
+  for name in given:
+    if name in named:
+      continue
+    if not is_among(name, used) or name in idle:
+      job = _job_without(settings, name)
+      log.warning('--config.%s does nothing in %s, which does not read it.', name, job)
+
+
+def _idle(settings: RunSettings) -> dict[str, str]:
+  """Fields of the job's own stages that others make useless, with what they do nothing in."""
+  idle = {}
+  if settings.job != 'compare':
+    return idle
+  compare = settings.compare
+  if not any(map(has_budget, compare.methods)):
+    idle['compare.budgets'] = 'a comparison of methods that fill no budget'
+  if all(compare.rate.get(name) is not None for name in compare.methods):
+    idle['compare.rates'] = 'a comparison of methods that have a learning rate each'
+  return idle
+
+
+def _job_without(settings: RunSettings, name: str) -> str:
+  """What a field does nothing in, with the reason where another job of its kind reads it."""
+  if settings.job == 'compare':
+    for method, sections in OF_METHODS.items():
+      if method not in settings.compare.methods and is_among(name, sections):
+        return f"{_job(settings)} without the method '{method}'"
+  elif settings.protocol == 'paper' and is_among(name, ('finetune.',)):
+    return "a run of protocol='paper'"
+  return _idle(settings).get(name, _job(settings))
+
+
+def _job(settings: RunSettings) -> str:
+  if settings.job == 'compare':
+    return 'a comparison'
+  return f'a run of structure={shown(settings.structure)}'

@@ -41,7 +41,6 @@ from glora_jax.runs.config import RunSettings, default_config
 from glora_jax.runs.used_fields import (
   COMMON_FIELDS,
   EVERY_STAGE,
-  FOLDERS,
   FREE_FIELDS,
   Stage,
   is_among,
@@ -51,6 +50,24 @@ from glora_jax.runs.used_fields import (
 )
 
 log = logging.getLogger(__name__)
+
+# Folders that a run, a comparison or a suite writes into; files are written in the workdir itself.
+FOLDERS = (
+  'baselines',
+  'compiled',
+  'finetune',
+  'finetune_choice',
+  'folded',
+  'head',
+  'profile',
+  'search',
+  'structure',
+  'supernet',
+  'tensorboard',
+  'trained',
+  'training',
+  'tuning',
+)
 
 LOCK = 'lock'
 _FREE_NAMES = ('compare.rate.', 'suite.settings.')  # sections that may have any names

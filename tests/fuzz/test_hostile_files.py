@@ -30,9 +30,9 @@ from glora_jax.models.peft import load_peft, save_peft
 from glora_jax.models.vit import ViT, expected_params
 from glora_jax.records import read_lines, read_record
 from glora_jax.runs.config import check_config, default_config
+from glora_jax.runs.origins import find_weights, recorded_weights
 from glora_jax.runs.sections import ModelSettings
 from glora_jax.runs.stages.search import read_archive
-from glora_jax.runs.weights_record import find_weights, recorded
 from glora_jax.runs.workdir import changes_of, read_config
 from glora_jax.training.checkpoints import TrainingCheckpoints
 from glora_jax.training.loop import TrainState
@@ -259,7 +259,7 @@ def read_hub(folder):
 
   with mock.patch.object(hub, 'snapshot', snapshot):
     find_weights(ModelSettings(weights='hf:me/vit'), str(folder))
-  return recorded(str(folder))
+  return recorded_weights(str(folder))
 
 
 KINDS = {

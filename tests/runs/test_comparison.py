@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from glora_jax.files import read_arrays, read_json, write_json
-from glora_jax.runs import comparison, comparison_jobs, experiment
+from glora_jax.runs import comparison, experiment
 from glora_jax.runs.config import check_config, default_config
 from glora_jax.runs.lifecycle import prepare
 from glora_jax.runs.runners import ThisProcess
@@ -70,7 +70,7 @@ class Elsewhere:
 
 def test_fields_that_a_comparison_does_not_read_are_named_once(monkeypatch, caplog, tmp_path):
   monkeypatch.setattr(comparison, 'carry_out', lambda *_: {})
-  monkeypatch.setattr(comparison_jobs, 'train_methods', lambda *_: None)
+  monkeypatch.setattr(comparison, 'train_methods', lambda *_: None)
   config = default_config()
   config.job = 'compare'
   comparison.run(config, str(tmp_path), runner=Elsewhere())

@@ -14,7 +14,7 @@ from places import ROOT
 
 from glora_jax.data import catalog
 from glora_jax.reports import run_charts, run_page
-from glora_jax.runs import command_line, config_files, front_page, inventory, terminal
+from glora_jax.runs import command_line, config_files, terminal
 from glora_jax.runs.config import RunSettings
 from glora_jax.runs.run import stage_names
 from glora_jax.runs.terminal import Painter, painted
@@ -26,15 +26,15 @@ class Terminal(io.StringIO):
 
 
 def test_the_help_is_one_page_with_every_flag():
-  lines = front_page.help_page().splitlines()
+  lines = terminal.help_page().splitlines()
   assert len(lines) <= 40
   assert max(map(len, lines)) <= 100
   starts = {line.split()[0] for line in lines if line.startswith('  --')}
-  assert starts == {f'--{name}' for name in front_page.own_flags()} | {
+  assert starts == {f'--{name}' for name in terminal.own_flags()} | {
     *('--help', '--config.FIELD=VALUE')
   }
   of_the_program = {flag.name for flag in vars(command_line).values() if is_flag(flag)}
-  assert of_the_program == {*front_page.own_flags()} <= {*flags.FLAGS}
+  assert of_the_program == {*terminal.own_flags()} <= {*flags.FLAGS}
 
 
 def is_flag(value):
@@ -43,14 +43,14 @@ def is_flag(value):
 
 
 def test_a_flag_without_a_group_is_on_the_page(monkeypatch):
-  monkeypatch.setattr(front_page, 'GROUPS', {'What is run': ('config',)})
-  assert '--workdir FOLDER' in front_page.help_page().partition('\nMore\n')[2]
+  monkeypatch.setattr(terminal, 'GROUPS', {'What is run': ('config',)})
+  assert '--workdir FOLDER' in terminal.help_page().partition('\nMore\n')[2]
 
 
 def test_the_list_names_everything_and_what_is_ready(monkeypatch, tmp_path):
   monkeypatch.setattr(catalog, 'is_ready', lambda name, source: name == 'vtab/cifar100')
   monkeypatch.setenv('GLORA_JAX_CACHE', str(tmp_path))
-  text = inventory.text()
+  text = config_files.inventory()
   assert all(f'\n  {name} ' in text for name in config_files.names())
   assert 'ready: 1 (cifar100)' in ' '.join(text.split())
   assert 'Domain generalization; ready: 0' in text
@@ -62,7 +62,7 @@ def test_the_list_names_everything_and_what_is_ready(monkeypatch, tmp_path):
 def test_the_greeting_has_commands_that_start():
   words = [
     line.split('python -m ')[1].split()
-    for line in front_page.GREETING.splitlines()
+    for line in terminal.GREETING.splitlines()
     if 'python -m glora_jax.main' in line
   ]
   assert len(words) == 3

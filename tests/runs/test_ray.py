@@ -19,7 +19,7 @@ from tiny_runs import all_fields, changed, overrides, start_command, without_sec
 
 from benchmarks.structures.jobs import Job, OnRunner, Store, Workers, run_jobs
 from glora_jax.files import read_json
-from glora_jax.runs import command_line, comparison, ray_cluster, runners, suite
+from glora_jax.runs import command_line, comparison, runners, suite
 from glora_jax.runs.lifecycle import never
 
 ray = pytest.importorskip('ray', reason='needs the extra ray')
@@ -171,9 +171,9 @@ ADDRESS = r"No Ray cluster answers at '127\.0\.0\.1:{}' \({}.*\); `ray start --h
 def test_an_address_where_nobody_or_no_ray_answers_is_one_sentence_in_bounded_time(monkeypatch):
   """In a process of its own, as a connection that Ray waits for cannot be called off."""
   program = (
-    'from glora_jax.runs import ray_cluster\n'
-    'ray_cluster._CONNECTING_SECONDS = 2\n'
-    'try: ray_cluster.connect("127.0.0.1:{}")\n'
+    'from glora_jax.runs import runners\n'
+    'runners._CONNECTING_SECONDS = 2\n'
+    'try: runners.connect("127.0.0.1:{}")\n'
     'except OSError as error: print(error)'
   )
   with socket.socket() as silent:
@@ -181,7 +181,7 @@ def test_an_address_where_nobody_or_no_ray_answers_is_one_sentence_in_bounded_ti
     port = silent.getsockname()[1]
     monkeypatch.setattr(ray, 'is_initialized', lambda: False)
     with pytest.raises(OSError, match=ADDRESS.format(port, '.*refused')):
-      ray_cluster.connect(f'127.0.0.1:{port}')
+      runners.connect(f'127.0.0.1:{port}')
     silent.listen()
     code = [sys.executable, '-c', program.format(port)]
     printed = subprocess.run(code, capture_output=True, text=True, check=True).stdout

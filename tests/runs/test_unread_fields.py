@@ -3,7 +3,7 @@
 import pytest
 
 from glora_jax.runs.config import check_config, default_config
-from glora_jax.runs.unread_fields import warn_of_unread, warn_of_unused
+from glora_jax.runs.used_fields import warn_of_unread, warn_of_unused
 
 
 @pytest.mark.parametrize(

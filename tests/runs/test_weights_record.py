@@ -5,8 +5,8 @@ import pytest
 from glora_jax.files import read_json, sha256_of, write_json
 from glora_jax.models import hub, weights
 from glora_jax.runs.config import check_config, default_config
+from glora_jax.runs.origins import find_weights, recorded_weights
 from glora_jax.runs.sections import ModelSettings
-from glora_jax.runs.weights_record import find_weights, recorded
 
 FIRST, SECOND = '1' * 40, '2' * 40
 
@@ -42,7 +42,7 @@ def test_commit_and_checksum_go_into_the_record(repository, tmp_path):
   cache, _ = repository
   sha256 = sha256_of(cache / FIRST / 'model.safetensors')
   find_weights(ModelSettings(weights='hf:me/vit'), tmp_path)
-  assert recorded(tmp_path) == {'weights_revision': FIRST, 'weights_sha256': sha256}
+  assert recorded_weights(tmp_path) == {'weights_revision': FIRST, 'weights_sha256': sha256}
   assert read_json(tmp_path / 'weights.json')['weights'] == 'hf:me/vit'
 
 
@@ -56,7 +56,7 @@ def test_a_file_that_changed_since_is_refused(repository, tmp_path):
 
 def test_weights_in_the_package_leave_no_record(tmp_path):
   assert find_weights(ModelSettings(), tmp_path) == weights.EMBEDDED_FILE
-  assert recorded(tmp_path) == {}
+  assert recorded_weights(tmp_path) == {}
 
 
 @pytest.mark.parametrize('is_folder', [False, True])
@@ -69,7 +69,7 @@ def test_a_path_whose_weights_changed_since_is_refused(tmp_path, is_folder):
   for _ in range(2):
     assert find_weights(settings, workdir) == settings.weights
   assert read_json(workdir / 'weights.json')['sha256'] == sha256_of(file)
-  assert recorded(workdir) == {}
+  assert recorded_weights(workdir) == {}
   file.write_text('others')
   with pytest.raises(ValueError, match=r'SHA-256 .*, and this run began with weights of .* a new'):
     find_weights(settings, workdir)
@@ -85,7 +85,7 @@ def test_a_run_that_has_begun_without_a_record_gets_none(repository, tmp_path):
   assert find_weights(ModelSettings(weights=str(file)), workdir) == str(file)
   assert not (workdir / 'weights.json').exists()
   find_weights(ModelSettings(weights='hf:me/vit'), workdir)
-  assert recorded(workdir) == {}
+  assert recorded_weights(workdir) == {}
 
 
 def test_a_record_of_other_weights_is_not_theirs(repository, tmp_path):

@@ -22,10 +22,9 @@ from glora_jax.models import weights
 from glora_jax.reports import run_page
 from glora_jax.reports.errors import Outcome
 from glora_jax.reports.findings import Findings
-from glora_jax.runs import provenance_record
+from glora_jax.runs.origins import recorded_processes, recorded_weights
 from glora_jax.runs.run import Candidate, Run
 from glora_jax.runs.sections import GRADIENT
-from glora_jax.runs.weights_record import recorded
 from glora_jax.search.allocated import Allocation
 from glora_jax.search.archive import Archive
 from glora_jax.search.pareto import hypervolume_by_generation
@@ -132,7 +131,7 @@ def write_results(
     },
     'normalization': run.metadata['normalization'],
     'weights': config.model.weights,
-    **recorded(run.workdir),
+    **recorded_weights(run.workdir),
     'merge': adapted.merge,
     'seconds': dict(run.seconds),
     **_of_structure(run, found.allocation),
@@ -152,7 +151,7 @@ def write_results(
       presets=inherited,
       allocation=found.allocation,
       backbone=_backbone(run),
-      made=provenance_record.recorded(run.workdir),
+      made=recorded_processes(run.workdir),
     )
     run_page.write(run.workdir, findings)
   return result

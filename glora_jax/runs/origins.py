@@ -1,0 +1,194 @@
+"""What a run began with: its weights, and the processes that it was made by.
+
+A name, a path or an address of weights may come to mean others.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TypedDict
+
+import jax
+
+import glora_jax
+from glora_jax.files import Path, sha256_of, write_json, writing
+from glora_jax.mesh import primary
+from glora_jax.models import hub, weights
+from glora_jax.models.fetch import fetch
+from glora_jax.models.folder import locate
+from glora_jax.records import read_record
+from glora_jax.runs.sections import ModelSettings
+from glora_jax.runs.used_fields import EVERY_STAGE, last_begun
+
+WEIGHTS = 'weights.json'
+
+
+class _Weights(TypedDict):
+  weights: str
+  revision: str
+  sha256: str
+
+
+def find_weights(settings: ModelSettings, workdir: Path) -> str:
+  """The path of a run's weights on this machine, downloaded where they are not there yet.
+
+  The checksum of their file is written to `weights.json`, and a run that goes on has the same
+  weights. The branch of a name on the hub moves on; so the commit that it stood for at first is
+  written there, too, and the run goes on with that.
+
+  Args:
+    settings: the section of the config.
+    workdir: folder of the run.
+
+  Raises:
+    ValueError: the weights are not those that were recorded or are expected; see also `fetch`.
+  """
+  if settings.weights == weights.EMBEDDED:
+    return fetch(settings.weights, settings.sha256)
+  record = _read(workdir)
+  if record and record['weights'] != settings.weights:  # which no stage has used
+    record = {}
+  if hub.is_hub_name(settings.weights):
+    return _find_on_hub(settings, workdir, record)
+  path = fetch(settings.weights, settings.sha256)
+  # `fetch` has held the file against a given sum.
+  sha256 = settings.sha256.lower() if settings.sha256 else sha256_of(locate(path))
+  if not record:
+    _write(workdir, settings.weights, '', sha256)
+  elif record['sha256'] != sha256:
+    raise ValueError(
+      f'{path} has SHA-256 {sha256}, and this run began with weights of {record["sha256"]}; bring '
+      'these back, or take a new --workdir.'
+    )
+  return path
+
+
+def _find_on_hub(settings: ModelSettings, workdir: Path, record: Mapping[str, str]) -> str:
+  """The folder of the commit that a run began with."""
+  name = hub.parse(settings.weights)
+  if record:
+    name = name._replace(revision=record['revision'])
+  snapshot = hub.snapshot(str(name))
+  pinned = name._replace(revision=snapshot.revision)
+  folder = fetch(str(pinned), settings.sha256 or record.get('sha256'))
+  if not record:
+    _write(workdir, settings.weights, snapshot.revision, sha256_of(snapshot.tensors))
+  return folder
+
+
+def _write(workdir: Path, name: str, revision: str, sha256: str) -> None:
+  # Of a run that has begun without a record, nobody knows what it began with.
+  if primary() and last_begun(EVERY_STAGE, [workdir]) is None:
+    with writing(workdir):
+      os.makedirs(workdir, exist_ok=True)
+    record = _Weights(weights=name, revision=revision, sha256=sha256)
+    write_json(os.path.join(workdir, WEIGHTS), record, 'weights')
+
+
+def recorded_weights(workdir: Path) -> dict[str, str]:
+  """What a run's result says of its weights beside their name, where they are on the hub."""
+  record = _read(workdir)
+  if not record.get('revision'):
+    return {}
+  return {f'weights_{field}': record[field] for field in ('revision', 'sha256')}
+
+
+def _read(workdir: Path) -> dict[str, str]:
+  path = os.path.join(workdir, WEIGHTS)
+  return read_record(path, 'weights', _Weights) if os.path.exists(path) else {}
+
+
+PROVENANCE = 'provenance.json'
+PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
+_COMMAND, _MODULE = 'glora', 'glora_jax.main'
+_OPTIONS_WITH_VALUE = ('-W', '-X', '--check-hash-based-pycs')
+
+
+class Made(TypedDict):
+  """With what a process made its part of a result.
+
+  Attributes:
+    command: the command line; '' where a program of the user's called this package.
+    versions: version of every package that matters, and of Python, by name.
+    device: the devices in words.
+  """
+
+  command: str
+  versions: dict[str, str]
+  device: str
+
+
+class _Processes(TypedDict):
+  processes: list[Made]
+
+
+def note_process(workdir: Path, made: Made | None = None) -> None:
+  """Adds a process to `provenance.json`, where none before it was alike.
+
+  Args:
+    workdir: folder of the run.
+    made: with what the process made its part; None for this process.
+
+  Raises:
+    ValueError, OSError: the file is damaged, of a later version, or cannot be written.
+  """
+  processes, made = recorded_processes(workdir), made or current()
+  if made not in processes and primary():
+    write_json(os.path.join(workdir, PROVENANCE), {'processes': [*processes, made]}, 'provenance')
+
+
+def recorded_processes(workdir: Path) -> list[Made]:
+  """What a run's result says of the processes that made it, in their order."""
+  path = os.path.join(workdir, PROVENANCE)
+  if not os.path.exists(path):
+    return []
+  remedy = 'remove it; with what the run was made is all that is lost'
+  return read_record(path, 'provenance', _Processes, remedy)['processes']
+
+
+def current() -> Made:
+  """With what this process makes its part."""
+  versions = {'glora_jax': glora_jax.__version__, 'Python': platform.python_version()}
+  versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
+  kinds = f'{jax.device_count()} x {jax.devices()[0].device_kind}'
+  device = f'{kinds}; {os.cpu_count()} cores of {platform.machine()}, {platform.system()}'
+  return {'command': command_of(sys.orig_argv), 'versions': versions, 'device': device}
+
+
+def command_of(words: Sequence[str]) -> str:
+  """The command of this package that a process was started as; '' where it was another one.
+
+  Args:
+    words: the words of the command line, with the interpreter.
+
+  Example:
+    >>> command_of(['/usr/bin/python3', '-m', 'glora_jax.main', '--config', 'my own.py'])
+    "python -m glora_jax.main --config 'my own.py'"
+    >>> command_of(['/usr/bin/python3', '/usr/bin/glora', '--config', 'quickstart'])
+    'glora --config quickstart'
+    >>> command_of(['python', '-u', '-X', 'dev', '/usr/bin/glora', '--open'])
+    'glora --open'
+    >>> command_of(['python', 'mine.py', 'glora_jax.main'])
+    ''
+  """
+  if words and os.path.basename(words[0]) == _COMMAND:
+    return shlex.join([_COMMAND, *words[1:]])
+  rest = _after_options(words[1:])
+  if rest[:1] == [_MODULE]:
+    return shlex.join(['python', '-m', *rest])
+  if rest and os.path.basename(rest[0]) == _COMMAND:
+    return shlex.join([_COMMAND, *rest[1:]])
+  return ''
+
+
+def _after_options(words: Sequence[str]) -> list[str]:
+  """What follows the interpreter's own options: the script or the module, and its arguments."""
+  rest = list(words)
+  while rest and rest[0].startswith('-'):
+    del rest[: 2 if rest[0] in _OPTIONS_WITH_VALUE else 1]
+  return rest
