@@ -18,7 +18,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, TypedDict
 
 import ml_collections
 import numpy as np
@@ -31,7 +31,7 @@ from glora_jax.reports import comparison_page
 from glora_jax.runs import early_checks
 from glora_jax.runs.config import check_config
 from glora_jax.runs.lifecycle import carry_out, never, prepare, read_seconds, rehearse
-from glora_jax.runs.origins import note_process, recorded_processes, recorded_weights
+from glora_jax.runs.origins import Made, current, note_process, recorded_processes, recorded_weights
 from glora_jax.runs.run import Candidate, Run
 from glora_jax.runs.runners import THIS_PROCESS, Job, Runner, ThisProcess
 from glora_jax.runs.sections import GRADIENT, NO_PRESETS
@@ -253,13 +253,6 @@ def _measure_both(run: Run, subnet: TrainedSubnet, split: str) -> dict[str, floa
   return {**own, **{f'inherited_{name}': value for name, value in inherited.items()}}
 
 
-class _Part(NamedTuple):
-  """What a job has spent, by the stage of the comparison, and with what it worked."""
-
-  seconds: dict[str, float]
-  made: origins.Made
-
-
 def train_methods(
   config: ml_collections.ConfigDict, workdir: str, stop: Callable[[], bool], runner: Runner
 ) -> None:
@@ -286,7 +279,12 @@ def train_methods(
     jobs = {method: functools.partial(_train_method, config, workdir, method) for method in methods}
     with contextlib.closing(runner.outcomes(jobs, workdir, stop)) as outcomes:
       for number, (method, outcome) in enumerate(outcomes, 1):
-        _note(outcome(), workdir)
+        spent, made = outcome()
+        note_process(workdir, made)
+        seconds = read_seconds(workdir)
+        for stage in spent:
+          seconds[stage] = round(seconds.get(stage, 0.0) + spent[stage], 2)
+        write_json(os.path.join(workdir, 'seconds.json'), seconds, 'seconds')
         log.info('%s is trained, %d of %d methods', method, number, len(methods))
 
 
@@ -305,8 +303,8 @@ def _rehearse(config: ml_collections.ConfigDict, workdir: str, stop: Callable[[]
 
 def _train_method(
   config: ml_collections.ConfigDict, workdir: str, method: str, stop: Callable[[], bool]
-) -> _Part:
-  """Chooses the learning rate of a method, and trains it with every seed."""
+) -> tuple[dict[str, float], Made]:
+  """Trains a method with every seed; the seconds by stage, and with what it was made."""
   settings = check_config(config)
   run = prepare(settings, workdir, stop, early_checks.check_stages)
   start = time.perf_counter()
@@ -315,13 +313,4 @@ def _train_method(
   trials = [Trial(seed, rate) for seed in seeds_of(settings)]
   train_method(run, method, trials, settings.compare.budgets, 'trained')
   seconds = {'tuning': tuned - start, 'training': time.perf_counter() - tuned}
-  return _Part(seconds, origins.current())
-
-
-def _note(part: _Part, workdir: str) -> None:
-  """Adds a job's share to what the workdir says of the whole comparison."""
-  note_process(workdir, part.made)
-  seconds = read_seconds(workdir)
-  for stage, spent in part.seconds.items():
-    seconds[stage] = round(seconds.get(stage, 0.0) + spent, 2)
-  write_json(os.path.join(workdir, 'seconds.json'), seconds, 'seconds')
+  return seconds, current()

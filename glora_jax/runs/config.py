@@ -14,8 +14,8 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import ml_collections
 
@@ -118,9 +118,9 @@ class RunSettings:
 
   def __post_init__(self):
     draws.check_budget(self.budget)
-    for relation in relations(self):
-      if not relation.holds:
-        raise ValueError(relation.sentence)
+    for holds, sentence in _relations(self):
+      if not holds:
+        raise ValueError(sentence)
     if self.has_gradient:
       self.allocation.shortened(self.recipe_alone)
 
@@ -159,57 +159,50 @@ class RunSettings:
     return tuple(stage for stage, is_present in present.items() if is_present)
 
 
-class Relation(NamedTuple):
-  """What fields demand of each other, and the sentence for where they do not get it."""
-
-  holds: bool
-  sentence: str
-
-
-def relations(settings: RunSettings) -> tuple[Relation, ...]:
-  """Everything that no field can know alone."""
+def _relations(settings: RunSettings) -> Iterator[tuple[bool, str]]:
+  """Whether fields get what they demand of each other, and the sentence for where not."""
   alone = settings.job != 'compare'
   profile, traceable = settings.watch.profile, settings.traceable
   own_epochs, epochs = settings.finetune.epochs, settings.supernet.epochs
-  return (
-    Relation(
+  yield from (
+    (
       alone or settings.protocol == 'honest',
       f"protocol={settings.protocol!r} must be 'honest': a comparison tests last.",
     ),
-    Relation(
+    (
       alone or settings.finetune.on == 'train',
       f"finetune.on={settings.finetune.on!r} must be 'train': all methods learn from the same "
       'images.',
     ),
-    Relation(
+    (
       alone or settings.budget is None,
       f'budget={settings.budget!r} must be None: a comparison has compare.budgets.',
     ),
-    Relation(
+    (
       alone or not settings.presets,
       f'presets={settings.presets!r} must be (): a comparison has compare.methods.',
     ),
-    Relation(
+    (
       alone or settings.structure == SEARCH,
       f"structure={settings.structure!r} must be 'search': a comparison has compare.methods.",
     ),
-    Relation(
+    (
       settings.structure == SEARCH or settings.protocol == 'honest',
       f"protocol={settings.protocol!r} must be 'honest' with structure={settings.structure!r}: the "
       "paper's searches on the test set.",
     ),
-    Relation(
+    (
       settings.structure in (SEARCH, GRADIENT) or GRADIENT not in settings.presets,
       f"presets={settings.presets!r} has 'gradient', which stands beside a search alone, and "
       f'structure={settings.structure!r} is given; leave it out of presets, or give '
       "structure='gradient' and the other one as a preset.",
     ),
-    Relation(
+    (
       alone or own_epochs < epochs,
       f'finetune.epochs={own_epochs} are a part of supernet.epochs={epochs} in a comparison, and '
       'must be fewer.',
     ),
-    Relation(
+    (
       alone
       or SEARCH not in settings.compare.methods
       or settings.supernet.warmup_epochs <= epochs - own_epochs,
@@ -217,12 +210,12 @@ def relations(settings: RunSettings) -> tuple[Relation, ...]:
       f'{epochs - own_epochs} epochs that finetune.epochs={own_epochs} leave to the supernet in a '
       'comparison; lower one of the two.',
     ),
-    Relation(
+    (
       alone or settings.seed + TUNING_SEED + settings.compare.seeds <= MOST_SEED,
       f'seed={settings.seed} leaves no room for the {settings.compare.seeds} seeds of a '
       'comparison; lower it.',
     ),
-    Relation(
+    (
       profile is None or profile in traceable,
       f'watch.profile={profile!r} is no stage of this run that can be traced; give '
       f'{" or ".join(map(repr, (*traceable, None)))}.',
@@ -464,14 +457,11 @@ def _check_chosen(chosen: Any, where: str) -> None:
         draws.check_budget(value)
       except ValueError as error:
         raise ValueError(f'{where}: {error}') from error
-    elif not _is_positive(value):
+      continue
+    rate = plain(value)
+    is_number = isinstance(rate, int | float) and not isinstance(rate, bool)
+    if not (is_number and 0 < rate <= sys.float_info.max):  # a whole number may be beyond it
       raise ValueError(
         f'{where}: learning_rate={shown(value)} must be a number above 0, and at most '
         f'{sys.float_info.max:.2g}.'
       )
-
-
-def _is_positive(value: Any) -> bool:
-  value = plain(value)
-  is_number = isinstance(value, int | float) and not isinstance(value, bool)
-  return is_number and 0 < value <= sys.float_info.max  # a whole number may be beyond it

@@ -149,7 +149,9 @@ def help_page() -> str:
   helps = {**_WITHOUT_FLAG, **{name: str(flags.FLAGS[name].help) for name in own_flags()}}
   grouped = {name for names in GROUPS.values() for name in names}
   groups = {**GROUPS, OTHERS: [name for name in helps if name not in grouped]}
-  lines = [f'{_program()} {USAGE}']
+  spec = sys.modules['__main__'].__spec__
+  program = os.path.basename(sys.argv[0]) if spec is None else f'python -m {spec.name}'
+  lines = [f'{program} {USAGE}']
   for title, names in groups.items():
     lines += ['', painted(title, 'bold', sys.stdout)]
     lines += itertools.chain.from_iterable(_rows(name, helps[name]) for name in names)
@@ -165,12 +167,6 @@ def own_flags() -> list[str]:
     for flag in defined
     if module.startswith('glora_jax.') and not flag.name.startswith('config.')
   )
-
-
-def _program() -> str:
-  """The command that was started, as one types it."""
-  spec = sys.modules['__main__'].__spec__
-  return os.path.basename(sys.argv[0]) if spec is None else f'python -m {spec.name}'
 
 
 def _rows(name: str, text: str) -> list[str]:
