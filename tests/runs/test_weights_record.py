@@ -94,7 +94,7 @@ def test_a_record_of_other_weights_is_not_theirs(repository, tmp_path):
   branches[None] = SECOND
   assert find_weights(ModelSettings(weights='hf:me/vit'), tmp_path) == str(cache / SECOND)
   assert read_json(tmp_path / 'weights.json')['revision'] == SECOND
-  write_json(tmp_path / 'weights.json', {'weights': 'hf:me/vit'})
+  write_json(tmp_path / 'weights.json', {'weights': 'hf:me/vit'}, 'weights')
   with pytest.raises(ValueError, match=r'weights.json is damaged \(revision is missing\)'):
     find_weights(ModelSettings(weights='hf:me/vit'), tmp_path)
 
