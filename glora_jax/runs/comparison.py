@@ -230,7 +230,6 @@ def freeze_and_evaluate(
       {
         'genome': subnet.genome.tolist(),
         'val_accuracy': values['val_accuracy'],
-        'storage': 'cut',
         'weights': tree.fingerprint(subnet.variables),
       }
       for subnet, values in zip(subnets, measured[name], strict=True)

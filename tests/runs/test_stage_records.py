@@ -191,7 +191,7 @@ def test_a_head_without_a_gradient_is_a_trial_and_ends_no_comparison(
 
 def test_a_frozen_list_is_the_same_where_other_devices_round_otherwise(tmp_path):
   run = types.SimpleNamespace(path=lambda name: str(tmp_path / name))
-  subnet = {'genome': [[0, 3, 0, 0, 0]], 'storage': 'cut', 'weights': 'fingerprint'}
+  subnet = {'genome': [[0, 3, 0, 0, 0]], 'weights': 'fingerprint'}
   evaluation.freeze(run, {'winner': {**subnet, 'val_accuracy': 0.905}})
   evaluation.freeze(run, {'winner': {**subnet, 'val_accuracy': 0.900}})
   with pytest.raises(ValueError, match='was frozen with other subnets'):

@@ -40,7 +40,6 @@ def freeze_and_evaluate(
       'params': (candidate.adapted or run.adapted).count_params(candidate.genome),
       'val_accuracy': None if _trained_on_val(run, name) else run.accuracy(*scored[name], 'val'),
       'genome': candidate.genome.tolist(),
-      'storage': 'cut',
       'weights': tree.fingerprint(run.adapted.split(candidate.variables)[0]),
     }
     for name, candidate in candidates.items()

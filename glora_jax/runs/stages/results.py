@@ -252,5 +252,5 @@ def _difference_to_folded(run: Run, variables: Any, genome: np.ndarray) -> float
 
 def _shown(name: str, row: dict[str, Any]) -> dict[str, Any]:
   """What the result holds of a tested subnet: no fingerprint, and only the winner's genome."""
-  hidden = {'weights', 'storage'} if name == 'winner' else {'weights', 'storage', 'genome'}
+  hidden = {'weights'} if name == 'winner' else {'weights', 'genome'}
   return {field: value for field, value in row.items() if field not in hidden}
