@@ -32,9 +32,8 @@ if TYPE_CHECKING:  # for type checkers and editors; `_HOMES` says the same to Py
   from glora_jax.search.allocate import allocate
   from glora_jax.search.allocated import Allocation
   from glora_jax.search.archive import Archive
-  from glora_jax.search.evolution import evolve
+  from glora_jax.search.evolution import Evolution, evolve
   from glora_jax.search.scoring import make_scorer, score
-  from glora_jax.search.settings import Evolution
   from glora_jax.training.consistency import Consistency
   from glora_jax.training.head_alone import warm_head
   from glora_jax.training.loop import fit
@@ -73,9 +72,8 @@ _HOMES = {
   'glora_jax.search.allocate': ('allocate',),
   'glora_jax.search.allocated': ('Allocation',),
   'glora_jax.search.archive': ('Archive',),
-  'glora_jax.search.evolution': ('evolve',),
+  'glora_jax.search.evolution': ('Evolution', 'evolve'),
   'glora_jax.search.scoring': ('make_scorer', 'score'),
-  'glora_jax.search.settings': ('Evolution',),
   'glora_jax.training.consistency': ('Consistency',),
   'glora_jax.training.head_alone': ('warm_head',),
   'glora_jax.training.loop': ('fit',),

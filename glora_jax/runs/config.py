@@ -52,7 +52,7 @@ from glora_jax.runs.sections import (
   check_row,
   check_structure,
 )
-from glora_jax.search.settings import Evolution
+from glora_jax.search.evolution import Evolution
 from glora_jax.training.consistency import Consistency
 from glora_jax.training.recipe import Recipe
 from glora_jax.training.sampling import Sampling

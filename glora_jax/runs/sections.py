@@ -23,7 +23,7 @@ from glora_jax.method.space import SearchSpace
 from glora_jax.models import weights
 from glora_jax.models.vit import ACTIVATIONS
 from glora_jax.runs.schema import field
-from glora_jax.search import settings as search_settings
+from glora_jax.search import evolution
 from glora_jax.training import consistency, recipe, sampling
 from glora_jax.training.recipe import Recipe
 
@@ -56,7 +56,7 @@ RANKS_OTHERWISE = tuple(range(1, 9))
 RECIPE_RANGES = recipe.RANGES
 SAMPLING_RANGES = sampling.RANGES
 CONSISTENCY_RANGES = consistency.RANGES
-EVOLUTION_RANGES = search_settings.RANGES
+EVOLUTION_RANGES = evolution.RANGES
 AUGMENTATION_RANGES = augment.RANGES
 
 

@@ -8,26 +8,87 @@ archive ends exactly where the undisturbed one ends.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 from tqdm.auto import tqdm
 
-from glora_jax.limits import check_callable, check_type, shown
-from glora_jax.method.draws import random_genomes, require_feasible
-from glora_jax.method.genomes import count_params
+from glora_jax.limits import Limits, check_callable, check_fields, check_type, shown
+from glora_jax.method.draws import random_genomes, require_feasible, shrink
+from glora_jax.method.genomes import canonicalize, count_params, linked
 from glora_jax.method.sample import check_key
 from glora_jax.method.space import Spec
 from glora_jax.method.validation import as_numbers, check_population
-from glora_jax.search.archive import Archive
-from glora_jax.search.brood import Brood
+from glora_jax.search.archive import Archive, Fitness
 from glora_jax.search.checked import NonFiniteError
-from glora_jax.search.settings import Evolution
-from glora_jax.search.strategies import Strategy, make_strategy
+from glora_jax.search.pareto import nondominated_order
+
+Mode = Literal['paper', 'pareto', 'random']
+
+MOST_SCORED = 10**6  # subnets in a generation; the archive of more would not fit a machine's memory
+RANGES: Mapping[str, Limits] = {
+  'population': Limits(at_least=1, at_most=MOST_SCORED),
+  'generations': Limits(at_least=0, at_most=MOST_SCORED),
+  'parents': Limits(at_least=1),
+  'mutations': Limits(at_least=0),
+  'crossovers': Limits(at_least=0),
+  'mutation_probability': Limits(at_least=0, at_most=1),
+}
+_TRIES = 10  # rounds of draws before a brood is content with fewer new children
+
+
+@dataclasses.dataclass(frozen=True)
+class Evolution:
+  """The numbers of a search. The defaults are the paper's: 50 + 20 x 50 evaluations.
+
+  Attributes:
+    population: number of subnets scored in each generation.
+    generations: number of generations after the random one, which is generation 0.
+    parents: number of the best subnets so far from which the next generation comes.
+    mutations: number of mutated children in a generation.
+    crossovers: number of crossed children in a generation. What mutations and crossovers leave of
+      the population is drawn at random.
+    mutation_probability: probability that a gene of a mutated child is drawn anew.
+    fitness: 'accuracy' (ties are broken by the loss) or 'loss'.
+    mode: 'paper' looks for the fittest subnet (GLoRA section 3.4). 'pareto' looks for subnets that
+      nothing beats in both fitness and trained parameters, by NSGA-II's selection (Deb et al.
+      2002), so that any budget can be read off afterwards. 'random' draws every generation at
+      random, for comparison.
+
+  Raises:
+    ValueError: a value is of another type, out of its range, or no choice.
+
+  Example:
+    >>> from glora_jax import Evolution
+    >>> search = Evolution(population=20, generations=5, mutations=10, crossovers=10)
+    >>> search.evaluations
+    120
+  """
+
+  population: int = 50
+  generations: int = 20
+  parents: int = 10
+  mutations: int = 25
+  crossovers: int = 25
+  mutation_probability: float = 0.2
+  fitness: Fitness = 'accuracy'
+  mode: Mode = 'paper'
+
+  def __post_init__(self):
+    check_fields(self, RANGES)
+    if self.mutations + self.crossovers > self.population:
+      raise ValueError(
+        f'mutations={self.mutations} and crossovers={self.crossovers} are more than '
+        f'population={self.population}; lower them.'
+      )
+
+  @property
+  def evaluations(self) -> int:
+    """Subnets that are scored, in all generations together."""
+    return self.population * (self.generations + 1)
 
 
 def evolve(  # noqa: PLR0913
@@ -86,8 +147,7 @@ def evolve(  # noqa: PLR0913
     check_callable(on_generation, 'on_generation')
   if archive is not None:
     check_type(archive, Archive, 'archive')
-  strategy = make_strategy(spec, settings, budget)
-  search = _Search(spec, settings, budget, strategy, score)
+  search = _Search(spec, settings, budget, score)
   archive = Archive.empty(spec) if archive is None else archive
   for genomes in (archive.genomes, initial):
     if genomes is not None:
@@ -101,7 +161,8 @@ def evolve(  # noqa: PLR0913
     disable=not progress,
   ) as bar:
     for generation in range(first, settings.generations + 1):
-      rng = _generator(key, generation)
+      seed = np.asarray(jax.random.key_data(jax.random.fold_in(key, generation)))
+      rng = np.random.default_rng(seed)
       children = search.children(rng, archive, initial if generation == 0 else None)
       if not len(children):
         break
@@ -112,11 +173,6 @@ def evolve(  # noqa: PLR0913
       if on_generation is not None:
         on_generation(archive)
   return archive
-
-
-def _generator(key: jax.Array, generation: int) -> np.random.Generator:
-  """The source of all choices of one generation."""
-  return np.random.default_rng(np.asarray(jax.random.key_data(jax.random.fold_in(key, generation))))
 
 
 class _Scores(NamedTuple):
@@ -133,7 +189,6 @@ class _Search:
   spec: Spec
   settings: Evolution
   budget: int | None
-  strategy: Strategy
   score: Callable[[np.ndarray], tuple[Any, Any]]
 
   def children(
@@ -141,26 +196,42 @@ class _Search:
   ) -> np.ndarray:
     """A generation's new subnets: canonical, within the budget, none of them in the archive.
 
-    Args:
-      rng: source of the choices.
-      archive: all subnets that were scored before.
-      initial: genomes that come first, int8 [genome, layer, 5]; those above the budget are left
-        out.
-
-    Returns:
-      int8 [child, layer, 5], at most `population` of them.
+    Genomes of `initial` within the budget come first; then the parents' mutated children, then
+    crossed ones, and what these leave of the population is drawn at random. Children above the
+    budget are repaired (`draws.shrink`), not thrown away.
     """
-    brood = Brood(self.spec, archive.genomes)
+    spec, settings, budget = self.spec, self.settings, self.budget
+    brood = _Brood(spec, archive.genomes)
     if initial is not None:
-      most_params = math.inf if self.budget is None else self.budget
-      within = np.asarray(initial)[count_params(self.spec, initial) <= most_params]
-      brood.fill(min(len(within), self.settings.population), lambda number: within)
-    parents = self.strategy.parents(archive)
+      most_params = math.inf if budget is None else budget
+      within = np.asarray(initial)[count_params(spec, initial) <= most_params]
+      brood.fill(min(len(within), settings.population), lambda number: within)
+    parents = self._parents(archive)
+
+    def mutated(number: int) -> np.ndarray:
+      children = mutate(rng, spec, parents, number, settings.mutation_probability)
+      return shrink(rng, spec, children, budget)
+
+    def crossed(number: int) -> np.ndarray:
+      return shrink(rng, spec, cross(rng, spec, parents, number), budget)
+
     if len(parents):
-      self.strategy.propose(rng, parents, brood)
-    at_random = functools.partial(random_genomes, rng, self.spec, budget=self.budget)
-    brood.fill(self.settings.population, at_random)
+      brood.fill(settings.mutations, mutated)
+      brood.fill(len(brood) + settings.crossovers, crossed)
+    brood.fill(settings.population, lambda number: random_genomes(rng, spec, number, budget))
     return brood.genomes()
+
+  def _parents(self, archive: Archive) -> np.ndarray:
+    """The parents of the next generation, int8 [parent, layer, 5]; none in the mode 'random'."""
+    fitness = self.settings.fitness
+    match self.settings.mode:
+      case 'paper':
+        order = archive.ranking(fitness)
+      case 'pareto':
+        order = nondominated_order(count_params(self.spec, archive.genomes), archive.cost(fitness))
+      case 'random':
+        return archive.genomes[:0]
+    return archive.genomes[order[: self.settings.parents]]
 
   def scores(self, children: np.ndarray) -> _Scores:
     """Scores of the children, int8 [child, layer, 5], padded to a whole population for it."""
@@ -172,6 +243,84 @@ class _Search:
     of_children = _Scores(*(values[is_child] for values in scores))
     _check_values(of_children)
     return of_children
+
+
+class _Brood:
+  """Children that are canonical, unlike each other, and not known yet.
+
+  Args:
+    spec: the genomes' spec.
+    known: canonical genomes that must not come again, int8 [subnet, layer, 5].
+  """
+
+  def __init__(self, spec: Spec, known: np.ndarray):
+    self._spec = spec
+    self._known = {genome.tobytes() for genome in known}
+    self._children: list[np.ndarray] = []
+
+  def __len__(self) -> int:
+    return len(self._children)
+
+  def fill(self, size: int, draw: Callable[[int], np.ndarray]) -> None:
+    """Draws children until there are `size` of them, or too many draws were known already.
+
+    Args:
+      size: number of children afterwards, those that are there already included.
+      draw: number -> as many genomes or more, int8 [genome, layer, 5], of which the first are
+        taken; asked again for what is missing.
+    """
+    for _ in range(_TRIES):
+      missing = size - len(self)
+      if missing <= 0:
+        return
+      for genome in canonicalize(self._spec, draw(missing)):
+        if len(self) < size and genome.tobytes() not in self._known:
+          self._known.add(genome.tobytes())
+          self._children.append(genome)
+
+  def genomes(self) -> np.ndarray:
+    """The children in the order in which they were added, int8 [child, layer, 5]."""
+    return np.array(self._children, np.int8).reshape(-1, len(self._spec), 5)
+
+
+def mutate(
+  rng: np.random.Generator, spec: Spec, parents: np.ndarray, number: int, probability: float
+) -> np.ndarray:
+  """Random parents with each gene drawn anew with the given probability.
+
+  C and E of a row that may have one of them are drawn anew together; likewise in `cross`.
+
+  Args:
+    rng: source of the choices.
+    spec: the genomes' spec.
+    parents: genomes, int8 [parent, layer, 5].
+    number: number of children.
+    probability: probability that a gene is drawn anew, uniformly from the alleles on offer.
+
+  Returns:
+    The children, int8 [number, layer, 5].
+  """
+  chosen = parents[rng.integers(len(parents), size=number)]
+  is_mutated = linked(spec, rng.random(chosen.shape) < probability)
+  return np.where(is_mutated, random_genomes(rng, spec, number), chosen)
+
+
+def cross(rng: np.random.Generator, spec: Spec, parents: np.ndarray, number: int) -> np.ndarray:
+  """Children that have each gene from one or the other of two random parents.
+
+  Args:
+    rng: source of the choices.
+    spec: the genomes' spec.
+    parents: genomes, int8 [parent, layer, 5].
+    number: number of children.
+
+  Returns:
+    The children, int8 [number, layer, 5].
+  """
+  mothers = parents[rng.integers(len(parents), size=number)]
+  fathers = parents[rng.integers(len(parents), size=number)]
+  is_mothers = linked(spec, rng.random(mothers.shape) < 0.5)
+  return np.where(is_mothers, mothers, fathers)
 
 
 def _pair(scores: Any) -> tuple[Any, Any]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from glora_jax.method.draws import random_genomes, sample_genome, shrink
 from glora_jax.method.genomes import check_genome, count_params, largest_genome, smallest_genome
 from glora_jax.method.space import TENSORS, Layer, SearchSpace, Spec
-from glora_jax.search.operators import cross, mutate
+from glora_jax.search.evolution import cross, mutate
 
 C, E = 2, 4
 DISTINCT = SearchSpace.distinct((1, 2))

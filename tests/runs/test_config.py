@@ -15,7 +15,7 @@ from glora_jax.runs.config import (
   default_config,
   parse_arguments,
 )
-from glora_jax.search.settings import Evolution
+from glora_jax.search.evolution import Evolution
 from glora_jax.training.consistency import Consistency
 from glora_jax.training.recipe import Recipe
 from glora_jax.training.sampling import Sampling

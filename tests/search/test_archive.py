@@ -8,7 +8,7 @@ from toy_search import GENES, SPEC, TARGET, search
 
 from glora_jax.method.genomes import count_params
 from glora_jax.search.archive import Archive
-from glora_jax.search.settings import Evolution
+from glora_jax.search.evolution import Evolution
 
 THREE = np.arange(3, dtype=np.int8)[:, None, None] * np.ones((1, 4, 5), np.int8)
 

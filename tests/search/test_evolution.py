@@ -10,7 +10,7 @@ from toy_search import GENES, SMALL, SPEC, TARGET, Judge, assert_same, search
 
 from glora_jax.method.draws import random_genomes
 from glora_jax.method.genomes import canonicalize, count_params
-from glora_jax.search.evolution import Evolution
+from glora_jax.search.evolution import Evolution, cross, mutate
 from glora_jax.search.pareto import hypervolume
 
 
@@ -98,3 +98,41 @@ def test_where_size_and_fitness_conflict_pareto_finds_the_larger_front():
     np.mean([volume(mode, seed) for seed in range(4)]) for mode in ('pareto', 'paper', 'random')
   )
   assert pareto > paper > random
+
+
+def test_children_have_genes_of_both_parents():
+  parents = np.stack([np.zeros((4, 5), np.int8), np.ones((4, 5), np.int8)])
+  crossed = cross(np.random.default_rng(0), SPEC, parents, 200)
+  assert set(np.unique(crossed)) == {0, 1}
+  assert 0.4 < crossed.mean() < 0.6
+
+
+def test_mutation_draws_genes_anew_with_its_probability():
+  rng = np.random.default_rng(0)
+  parent = np.zeros((1, 4, 5), np.int8)
+  mutated = mutate(rng, SPEC, parent, 2000, 0.2)
+  drawn_anew = 0.2 * (1 - 1 / SPEC.num_offered)  # a fresh draw may hit the old allele
+  assert np.abs((mutated != 0).mean(0) - drawn_anew).max() < 0.05
+  np.testing.assert_array_equal(mutate(rng, SPEC, parent, 3, 0.0), np.zeros((3, 4, 5)))
+
+
+def test_defaults_are_the_papers():
+  assert Evolution() == Evolution(50, 20, 10, 25, 25, 0.2, 'accuracy', 'paper')
+
+
+@pytest.mark.parametrize(
+  'fields, message',
+  [
+    ({'population': 0}, 'at least 1'),
+    ({'mutations': 40}, 'more than population=50'),
+    ({'fitness': 'speed'}, 'one of accuracy, loss'),
+    ({'population': 10**9}, 'population=1000000000 must be at least 1 and at most 1000000'),
+    ({'generations': 1.5}, 'generations=1.5 must be a whole number'),
+    ({'mutation_probability': float('nan')}, 'must be a finite number'),
+    ({'mutation_probability': 1.5}, 'must be at least 0 and at most 1'),
+    ({'mode': 'greedy'}, 'paper, pareto, random'),
+  ],
+)
+def test_wrong_settings_are_explained(fields, message):
+  with pytest.raises(ValueError, match=message):
+    Evolution(**fields)
