@@ -38,10 +38,9 @@ from glora_jax.method.presets import preset
 from glora_jax.method.space import FLAT_FORMS, TENSORS, SearchSpace, Spec
 from glora_jax.method.supports import COLLECTION, SUPPORTS
 from glora_jax.search.allocate import allocate
-from glora_jax.search.allocated import Allocation
+from glora_jax.search.allocated import Allocation, mean_of
 from glora_jax.search.allocation import Measure, Values
 from glora_jax.search.choice import bought, choose
-from glora_jax.search.pooling import mean_of
 from glora_jax.training.losses import cross_entropy
 from glora_jax.tree import map_with_path
 

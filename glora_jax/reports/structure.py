@@ -11,8 +11,7 @@ import numpy as np
 from glora_jax.method.genomes import genome_to_json
 from glora_jax.method.space import TENSORS, Spec
 from glora_jax.reports.markdown import Table, paragraph, plain
-from glora_jax.search.agreement import agreement
-from glora_jax.search.allocated import Allocation, Unit
+from glora_jax.search.allocated import Allocation, Unit, agreement
 
 MEANINGS = ('scale W', 'shift W', 'prompt', 'scale b', 'shift b')  # of the tensors A to E
 FORMS = {

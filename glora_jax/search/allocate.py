@@ -10,25 +10,36 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from glora_jax.limits import Domain, Limits, shown
-from glora_jax.mesh import require_mesh, settle
+from glora_jax.mesh import on_host, require_mesh, settle
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.draws import check_budget
 from glora_jax.method.genomes import count_params
+from glora_jax.method.groups import Group
 from glora_jax.method.sample import check_key
 from glora_jax.method.space import Spec
 from glora_jax.method.supports import COLLECTION
 from glora_jax.method.validation import check_only_arrays
-from glora_jax.search.allocated import Allocation
+from glora_jax.search.allocated import (
+  CLEAR,
+  Allocation,
+  check_priors,
+  mean_of,
+  pooled,
+  share_of,
+)
 from glora_jax.search.allocation import (
   Measure,
   Values,
-  check_measure,
+  aligned_factors,
   layer_values,
+  left_vectors,
   squares,
   stack_rows,
   xavier_norm,
@@ -41,9 +52,8 @@ from glora_jax.search.choice import (
   trace_curve,
 )
 from glora_jax.search.fold_gradients import Ahead, Batches, Loss, Passes, Settings, measure
-from glora_jax.search.pooling import CLEAR, check_priors, mean_of, pooled, share_of
 from glora_jax.search.row_gradients import RowGradients
-from glora_jax.search.starting_values import aligned
+from glora_jax.tree import get, replace
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +61,7 @@ Priors = Allocation | Sequence[Allocation]
 Prior = Priors | Callable[[], Priors | None]
 
 _DEFAULT_FOLDS = 8
+_MEASURE = Domain.of_annotation(Measure)
 _FOLDS = Domain.of_annotation(int, Limits(at_least=2))
 _MAX_RANK = Domain.of_annotation(int, Limits(at_least=1))
 _RHO = Domain.of_annotation(float, Limits(above=0))
@@ -110,8 +121,8 @@ def allocate(  # noqa: PLR0913
     floor: whether all rows get the vectors of A and E first, where the budget is ample.
     prior: what was allocated on the same model by another loss with more or clearer examples, of
       any budget, or a list of what was by several, which count alike; values of both are pooled
-      (`search.pooling`). Which layers pay is mostly the backbone's doing, so that a task whose own
-      gradient is noise gains. Or a function that gives it, or None, and is called where the own
+      (`allocated.pooled`). Which layers pay is mostly the backbone's doing, so that a task whose
+      own gradient is noise gains. Or a function that gives it, or None, and is called where the own
       gradient is not clear alone.
     progress: whether to show a bar.
     ahead: what `compile_ahead` returned for the same arguments, with any head.
@@ -148,7 +159,7 @@ def allocate(  # noqa: PLR0913
     True
     >>> subnet = adapted.fix(allocation.genome)  # to be trained from allocation.variables
   """
-  check_measure(value)
+  _MEASURE.check(value, 'value')
   folds, max_rank = _counts(folds, max_rank, batches)
   rho = _RHO.check(rho, 'rho')
   _FLOOR.check(floor, 'floor')
@@ -277,11 +288,38 @@ def _read_off(
         found_rows |= zip(group.rows, of_group, strict=True)
       for row in gradients:
         common, whole = np.add((common, whole), squares(row.gradients.kernel))
-      supports = aligned(group, supports, gradients, norm)
+      supports = _aligned(group, supports, gradients, norm)
   order = range(len(adapted.spec))
   values, seen = (stack_rows([rows[by][row] for row in order]) for by in (value, 'seen'))
   signal = float(common / whole) if whole else 0.0
   return _Read(values, seen.mean(), supports, signal)
+
+
+def _aligned(group: Group, supports: Any, rows: list[RowGradients], norm: float) -> Any:
+  """The supports with a group's down factors on the singular vectors of the mean gradient."""
+  given = nn.meta.unbox(get(supports, group.path))
+  flat = {
+    name: np.asarray(on_host(array)).reshape(-1, *array.shape[len(group.stack_shape) :])
+    for name, array in given.items()
+  }
+  layers = []
+  for index, (gradients, basis, scaled_basis) in enumerate(rows):
+    directions = {'B_down': _directions(gradients.kernel, basis, group)}
+    if gradients.scaled_kernel is not None:
+      directions['A_down'] = _directions(gradients.scaled_kernel, scaled_basis, group)
+    layer = {name: array[index] for name, array in flat.items()}
+    layers.append(aligned_factors(layer, directions, norm))
+  for name, array in given.items():
+    stacked = np.stack([layer[name] for layer in layers]).reshape(array.shape)
+    supports = replace(supports, (*group.path, name), jnp.asarray(stacked, array.dtype))
+  return supports
+
+
+def _directions(gradients: np.ndarray, basis: np.ndarray | None, group: Group) -> np.ndarray:
+  """The first singular vectors of the mean gradient among the inputs."""
+  number = min(max(group.space.ranks), *gradients.shape[1:])
+  vectors = left_vectors(gradients.mean(0), number)
+  return vectors if basis is None else basis @ vectors
 
 
 def _with_priors(read: _Read, priors: Sequence[Allocation]) -> _Read:

@@ -1,18 +1,30 @@
-"""A structure that was read off a gradient, and the reasons for it."""
+"""A structure that was read off a gradient, the reasons for it, and what others have to say.
+
+Which layers pay is mostly the backbone's doing: what the gradient of one task names serves others,
+too. A task whose examples agree about little may so borrow values from one with a clear gradient.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from glora_jax.limits import shown
 from glora_jax.method.coverage import layer_table
 from glora_jax.method.genomes import count_params
-from glora_jax.method.space import FLAT_FORMS, Layer, Spec, Tensor
+from glora_jax.method.space import FLAT_FORMS, TENSORS, Layer, Spec, Tensor
 from glora_jax.search.allocation import UNIT_FORMS, Values
 from glora_jax.search.choice import Curve, bought, unit_costs
+
+NOISE = 0.02  # a signal of this size is trusted by half
+CLEAR = 0.05  # one of this size needs no other
+LITTLE = 0.5  # of the way from chance to one and the same structure
+# Codes from the first LoRA on are one form: ranks differ by degrees.
+_FIRST_LORA = np.array([len(FLAT_FORMS[tensor]) for tensor in TENSORS])
 
 
 class Unit(NamedTuple):
@@ -134,3 +146,176 @@ def _is_offered(layer: Layer, tensor: Tensor, part: int) -> bool:
     return any(code >= flat and layer.space.ranks[code - flat] >= part for code in offered)
   is_cheaper = layer.in_features < layer.out_features
   return FLAT_FORMS[tensor].index('vector') in offered and (tensor != 'C' or is_cheaper)
+
+
+def share_of(signal: float, other_signal: float) -> float:
+  """How much of the pooled values the other loss says, from 0 to 1.
+
+  Args:
+    signal: share of the folds' squared gradients that the folds have in common
+      (`Allocation.signal`); 0 in the mean where they have nothing in common, and then below 0 as
+      often as above.
+    other_signal: the other loss's.
+
+  Returns:
+    0 where the other loss has no larger signal; else less, the larger the own one is.
+
+  Example:
+    >>> share_of(0.02, 0.3), share_of(-0.01, 0.3), share_of(0.1, 0.05)
+    (0.5, 1.0, 0.0)
+  """
+  if other_signal <= max(signal, 0.0):
+    return 0.0
+  return NOISE / (max(signal, 0.0) + NOISE)
+
+
+def pooled(own: Values, other: Values, share: float) -> Values:
+  """Weighted means of two sets of values.
+
+  Args:
+    own: values with the axis of the folds; see `allocation.Values`.
+    other: values by another loss, of the same rows and parts, without that axis.
+    share: weight of the other values, from 0 to 1; see `share_of`.
+
+  Returns:
+    Values with the axis of the folds, on the scale of the own ones: the sizes of all values add up
+    to as much in both.
+
+  Example:
+    >>> own = Values(*np.eye(5)[:, None, :1])
+    >>> other = Values(*np.full((5, 1), 4.0))
+    >>> [round(float(part[0, 0]), 2) for part in pooled(own, other, 0.5)]
+    [0.6, 0.1, 0.1, 0.1, 0.1]
+  """
+  scale = _size(own.mean()) / (_size(other) or 1.0)
+  return Values(
+    *(
+      (1 - share) * first + share * scale * second for first, second in zip(own, other, strict=True)
+    )
+  )
+
+
+def mean_of(losses: Sequence[Values]) -> Values:
+  """The mean of values by several losses, each of which counts alike.
+
+  Args:
+    losses: values by each loss, without the axis of the folds, of the same rows and parts.
+
+  Returns:
+    Values whose sizes add up to 1 at most.
+
+  Example:
+    >>> mean_of([Values(*np.ones((5, 2))), Values(*np.full((5, 2), 7.0))]).E_vector
+    array([0.1, 0.1])
+  """
+  sizes = [_size(values) or 1.0 for values in losses]
+  return Values(
+    *(
+      np.mean([part / size for part, size in zip(parts, sizes, strict=True)], axis=0)
+      for parts in zip(*losses, strict=True)
+    )
+  )
+
+
+def check_priors(spec: Spec, prior: Any, number: int) -> tuple[Allocation, ...]:
+  """The allocations that a prior is: none, a single one or several.
+
+  Args:
+    spec: the layers.
+    prior: an allocation, a list of them, or None.
+    number: rank-one parts that are considered in a layer.
+
+  Raises:
+    ValueError: it is something else, or of other rows or parts.
+  """
+  if prior is None:
+    return ()
+  priors = tuple(prior) if isinstance(prior, Sequence) else (prior,)
+  for found in priors:
+    _check_prior(spec, found, number)
+  return priors
+
+
+def _check_prior(spec: Spec, prior: Any, number: int) -> None:
+  """Raises ValueError unless a prior is an allocation with the same rows and parts."""
+  if not isinstance(prior, Allocation):
+    raise ValueError(
+      f'prior={shown(prior)} must be what glora_jax.allocate returned, a list of such, a function '
+      'that gives that, or None.'
+    )
+  theirs, ours = ([_shape(layer) for layer in layers] for layers in (prior.spec, spec))
+  if theirs != ours:
+    differing = next((pair for pair in zip(theirs, ours, strict=False) if pair[0] != pair[1]), None)
+    first = f' (the first is {differing[0]} there, {differing[1]} here)' if differing else ''
+    raise ValueError(
+      f'The prior has {len(prior.spec)} rows that are not the {len(spec)} rows of this model'
+      f'{first}; allocate it on the same adapted model.'
+    )
+  parts = prior.values.B_lora.shape[-1]
+  if parts != number:
+    raise ValueError(
+      f'The prior has values of {parts} rank-one parts, and max_rank asks for {number}; give both '
+      'the same max_rank.'
+    )
+
+
+def _shape(layer: Layer) -> str:
+  """What a layer must have in common with another for values of one to mean anything in both."""
+  bias = '' if layer.bias else ' without bias'
+  return f'{layer.name} {layer.in_features} x {layer.out_features}{bias}'
+
+
+def _size(values: Values) -> float:
+  """The sum of the sizes of all values; noise of both signs counts, too."""
+  return float(sum(np.abs(part).sum() for part in values))
+
+
+class Agreement(NamedTuple):
+  """How much structures agree.
+
+  Attributes:
+    share: of the tensors that one of two structures trains, the share that both train in the same
+      form, whatever its rank; the mean over all pairs.
+    chance: the same for pairs of which one has its layers shifted, the mean over all shifts: what
+      structures of these forms share without agreeing on where.
+  """
+
+  share: float
+  chance: float
+
+  @property
+  def is_little(self) -> bool:
+    """Whether they are nearer to chance than to one and the same structure."""
+    return self.share - self.chance < LITTLE * (1 - self.chance)
+
+
+def agreement(genomes: Sequence[np.ndarray]) -> Agreement:
+  """How much structures of one model agree.
+
+  Args:
+    genomes: at least two, each int [rows, 5].
+
+  Raises:
+    ValueError: there are fewer than two.
+
+  Example:
+    >>> first, second = np.zeros((2, 4, 5), np.int8)
+    >>> first[:, 1], second[:, 1] = [3, 4, 0, 0], [3, 0, 0, 5]
+    >>> found = agreement([first, second])
+    >>> print(f'{found.share:.2f} {found.chance:.2f} {found.is_little}')
+    0.33 0.44 True
+  """
+  if len(genomes) < 2:
+    raise ValueError(f'{len(genomes)} genome has nothing to agree with; give at least two.')
+  forms = [np.minimum(genome, _FIRST_LORA) for genome in genomes]
+  pairs = list(itertools.combinations(forms, 2))
+  shifts = range(1, len(forms[0]))
+  shifted = [_share(first, np.roll(second, by, axis=0)) for first, second in pairs for by in shifts]
+  share = np.mean([_share(*pair) for pair in pairs])
+  return Agreement(float(share), float(np.mean(shifted)) if shifted else 0.0)
+
+
+def _share(first: np.ndarray, second: np.ndarray) -> float:
+  """Of the tensors that one of two trains, the share that both train in the same form."""
+  trained = (first > 0) | (second > 0)
+  return float((first == second)[trained].mean()) if trained.any() else 1.0

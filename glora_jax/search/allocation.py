@@ -22,11 +22,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from glora_jax.limits import shown
 from glora_jax.method.space import Tensor
 
 Measure = Literal['squared', 'sign', 'preconditioned', 'seen']
@@ -52,11 +51,6 @@ class Values(NamedTuple):
   def mean(self) -> Values:
     """The mean over the folds, without their axis."""
     return Values(*(values.mean(0) for values in self))
-
-  def at(self, row: int, *, folds: bool = True) -> Values:
-    """The values of one row; `folds` says whether the axis of the folds stands first."""
-    index = (slice(None), row) if folds else (row,)
-    return Values(*(values[index] for values in self))
 
 
 # What the fields of `Values` are about: the tensor and its form.
@@ -86,14 +80,6 @@ class LayerGradients(NamedTuple):
   scale: np.ndarray
   bias: np.ndarray | None
   prompt: np.ndarray | None
-
-
-def check_measure(measure: str) -> None:
-  """Raises ValueError where a measure is unknown."""
-  if measure not in get_args(Measure):
-    raise ValueError(
-      f'value={shown(measure)} is unknown; it is one of {", ".join(get_args(Measure))}.'
-    )
 
 
 def xavier_norm(in_features: int, rank: int) -> float:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from glora_jax.method.groups import check_storage
-from glora_jax.method.space import Spec
 from glora_jax.method.supports import COLLECTION
 from glora_jax.method.validation import (
   as_numbers,
@@ -30,38 +28,25 @@ class NoGradientError(ValueError):
   """No layer could change a loss, as under a head of zeros, or one certain of every label."""
 
 
-def check_predicted(spec: Spec, genome: Any) -> None:
-  """Raises ValueError unless a genome is one that a predictor takes."""
-  check_one_genome(spec, genome, 'The predictor')
-
-
 class _Compiled:
   """A compiled function of variables, genomes and images, which looks at the first two.
 
-  Args:
-    evaluator: what the function computes with.
-    compiled: `(variables, genomes, images, ...) -> anything`.
-    check_genomes: raises ValueError for genomes that the function does not take.
-
   Attributes:
-    compiled: the function itself.
+    compiled: the function itself, `(variables, genomes, images, ...) -> anything`.
   """
 
-  def __init__(
-    self,
-    evaluator: Evaluator,
-    compiled: Any,
-    check_genomes: Callable[[Spec, Any], None] = check_population,
-  ):
+  def __init__(self, evaluator: Evaluator, compiled: Any):
     self._evaluator = evaluator
     self.compiled = compiled
-    self._check_genomes = check_genomes
+
+  def _check_genomes(self, genomes: Any) -> None:
+    check_population(self._evaluator.adapted.spec, genomes)
 
   def _as_genomes(self, variables: Any, genomes: Any) -> Any:
     """Genomes as an array, after a look at them and at the variables; not where they are traced."""
     adapted = self._evaluator.adapted
     if is_known(genomes):
-      self._check_genomes(adapted.spec, genomes)
+      self._check_genomes(genomes)
       check_collections(variables)
       check_storage(adapted.groups, variables[COLLECTION], genomes)
     check_only_arrays('variables', variables)
@@ -77,10 +62,7 @@ class _Compiled:
 
 
 class Checked(_Compiled):
-  """A compiled function `(variables, genomes, images, labels, ...)`, which looks at all of these.
-
-  The arguments are `_Compiled`'s.
-  """
+  """A compiled function `(variables, genomes, images, labels, ...)`, which looks at all four."""
 
   def __call__(self, variables: Any, genomes: Any, images: Any, labels: Any, *others: Any) -> Any:
     """What the function returns.
@@ -98,13 +80,10 @@ class Checked(_Compiled):
 
 
 class CheckedPredictor(_Compiled):
-  """A compiled function `(variables, genome, images)`, which looks at all of these.
+  """A compiled function `(variables, genome, images)`, which looks at all three."""
 
-  The arguments are `_Compiled`'s but for the last.
-  """
-
-  def __init__(self, evaluator: Evaluator, compiled: Any):
-    super().__init__(evaluator, compiled, check_predicted)
+  def _check_genomes(self, genomes: Any) -> None:
+    check_one_genome(self._evaluator.adapted.spec, genomes, 'The predictor')
 
   def __call__(self, variables: Any, genome: Any, images: Any) -> Any:
     """What the function returns.

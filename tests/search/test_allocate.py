@@ -20,9 +20,9 @@ from glora_jax.models.vit import ViT
 from glora_jax.nnx import functional
 from glora_jax.search import allocation, choice
 from glora_jax.search.allocate import compile_ahead
+from glora_jax.search.allocated import pooled, share_of
 from glora_jax.search.checked import NoGradientError
 from glora_jax.search.fold_gradients import Passes, Settings, measure
-from glora_jax.search.pooling import pooled, share_of
 
 FOLDS = 3
 KEY = jax.random.key(5)
@@ -134,7 +134,7 @@ def assert_values(found, adapted, variables, batches, rtol):
     for name, values in expected._asdict().items():
       scale = np.abs(values).max()
       np.testing.assert_allclose(
-        getattr(found.at(row), name), values, rtol=rtol, atol=rtol * scale, err_msg=name
+        getattr(found, name)[:, row], values, rtol=rtol, atol=rtol * scale, err_msg=name
       )
 
 
