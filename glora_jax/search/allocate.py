@@ -374,11 +374,7 @@ def _decide(
 
 
 def _proposed(curve: Curve) -> int:
-  """The budget at the knee of a curve.
-
-  Raises:
-    ValueError: nothing is worth anything, so that there is no knee.
-  """
+  """The budget at the knee of a curve; raises ValueError where nothing is worth anything."""
   if len(curve.params) == 1:
     raise ValueError(
       'budget=None takes the knee of the curve of value by budget, and held out no unit is worth '

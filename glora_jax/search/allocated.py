@@ -122,20 +122,16 @@ class Allocation:
     """The structure as a table, and what it costs."""
     chosen = 'the knee of the curve' if self.proposed else 'as given'
     lines = layer_table(self.spec, self.genome)
-    lines += [
-      f'trains {self.count_params():,} parameters of a budget of {self.budget:,} ({chosen})',
-      *self._about_unjudged(),
-      *self._about_borrowed(),
-    ]
+    lines.append(
+      f'trains {self.count_params():,} parameters of a budget of {self.budget:,} ({chosen})'
+    )
+    if self.unjudged:
+      lines.append(
+        f'held out, {self.unjudged:,} of them are worth nothing: the folds agree too little'
+      )
+    if self.borrowed:
+      lines.append(f"{100 * self.borrowed:.0f}% of the values are the prior's")
     return '\n'.join(lines)
-
-  def _about_unjudged(self) -> list[str]:
-    if not self.unjudged:
-      return []
-    return [f'held out, {self.unjudged:,} of them are worth nothing: the folds agree too little']
-
-  def _about_borrowed(self) -> list[str]:
-    return [f"{100 * self.borrowed:.0f}% of the values are the prior's"] if self.borrowed else []
 
 
 def _is_offered(layer: Layer, tensor: Tensor, part: int) -> bool:

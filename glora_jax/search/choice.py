@@ -117,12 +117,23 @@ def choose(
   """
   require_something(spec, budget)
   genes = all_genes(spec, most_rank(spec, budget, rho))
-  left = budget - _cost_beside(spec, genes)
-  chosen = np.array(_start(genes, left if floor else 0))
+  # A form of D that cannot be left out is paid first.
+  smallest = smallest_genome(spec)
+  cheapest = sum(gene.options[0].cost for gene in genes)
+  left = budget - (count_params(spec, smallest) - cheapest)
+  chosen = np.zeros(len(genes), int)
+  floors = [gene.floor() for gene in genes]
+  cost = sum(gene.options[index].cost for gene, index in zip(genes, floors, strict=True))
+  if floor and left >= _FLOOR_FACTOR * cost:
+    chosen[:] = floors
   for worth in (values,) if rest is None else (values, rest):
     for gene, option in moves(genes, worth, chosen.tolist(), left):
       chosen[gene] = option
-  return canonicalize(spec, _genome(spec, genes, chosen))
+  genome = smallest.copy()
+  for gene, index in zip(genes, chosen, strict=True):
+    for column, code in gene.options[index].alleles:
+      genome[gene.row, column] = code
+  return canonicalize(spec, genome)
 
 
 def bought(spec: Spec, genome: np.ndarray, number: int) -> Values:
@@ -274,26 +285,6 @@ def _shift_options(layer: Layer, base: Sequence[int]) -> tuple[Option, ...]:
     alleles = ((_C, _VECTOR_OF_PROMPT), (_E, 0))
     options.append(Option(alleles, prompt_costs[_VECTOR_OF_PROMPT], 'C_vector'))
   return tuple(options)
-
-
-def _start(genes: Sequence[Gene], budget: int) -> list[int]:
-  """Where buying starts: at the floor where the budget is ample, else at the cheapest on offer."""
-  floor = [gene.floor() for gene in genes]
-  cost = sum(gene.options[index].cost for gene, index in zip(genes, floor, strict=True))
-  return floor if budget >= _FLOOR_FACTOR * cost else [0] * len(genes)
-
-
-def _cost_beside(spec: Spec, genes: Sequence[Gene]) -> int:
-  """What the cheapest structure costs beside its genes: a form of D that cannot be left out."""
-  return count_params(spec, smallest_genome(spec)) - sum(gene.options[0].cost for gene in genes)
-
-
-def _genome(spec: Spec, genes: Sequence[Gene], chosen: np.ndarray) -> np.ndarray:
-  genome = smallest_genome(spec).copy()
-  for gene, index in zip(genes, chosen, strict=True):
-    for column, code in gene.options[index].alleles:
-      genome[gene.row, column] = code
-  return genome
 
 
 def require_something(spec: Spec, budget: int | None) -> None:

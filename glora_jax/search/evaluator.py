@@ -321,11 +321,7 @@ class Evaluator:
 
 
 def _as_mask(classes: Any) -> Any:
-  """Which classes are answers as an array, which may be traced; None for all.
-
-  Raises:
-    ValueError: they are no truths, one for each class, or none is true.
-  """
+  """Which classes are answers as an array, which may be traced; None for all."""
   if classes is None:
     return None
   mask = classes if isinstance(classes, jax.Array) else np.asarray(classes)

@@ -238,20 +238,26 @@ class _Search:
     size = self.settings.population
     is_child = np.arange(size) < len(children)
     population = children[np.where(is_child, np.arange(size), 0)]
-    scores = _Scores(*map(_numbers, _pair(self.score(population))))
-    _check_shapes(scores, size)
-    of_children = _Scores(*(values[is_child] for values in scores))
-    _check_values(of_children)
-    return of_children
+    given = self.score(population)
+    if not isinstance(given, tuple | list) or len(given) != 2:
+      raise ValueError(
+        f'score gave {shown(given)}; it must give the pair (correct, loss), each [population].'
+      )
+    numbers = (np.ma.asarray(as_numbers('scores', values), np.float64) for values in given)
+    scores = _Scores(*(values.filled(np.nan) for values in numbers))  # what is masked is no number
+    for name, values in scores._asdict().items():
+      if values.shape != (size,):
+        raise ValueError(
+          f'score gave {name} as {values.dtype} {list(values.shape)}; it must be a number for each '
+          f'of the {size} genomes, [{size}].'
+        )
+    scores = _Scores(*(values[is_child] for values in scores))
+    _check_values(scores)
+    return scores
 
 
 class _Brood:
-  """Children that are canonical, unlike each other, and not known yet.
-
-  Args:
-    spec: the genomes' spec.
-    known: canonical genomes that must not come again, int8 [subnet, layer, 5].
-  """
+  """Children that are canonical, unlike each other, and not among the known genomes."""
 
   def __init__(self, spec: Spec, known: np.ndarray):
     self._spec = spec
@@ -323,41 +329,8 @@ def cross(rng: np.random.Generator, spec: Spec, parents: np.ndarray, number: int
   return np.where(is_mothers, mothers, fathers)
 
 
-def _pair(scores: Any) -> tuple[Any, Any]:
-  """Right answers and losses.
-
-  Raises:
-    ValueError: a score function gave something else.
-  """
-  if not isinstance(scores, tuple | list) or len(scores) != 2:
-    raise ValueError(
-      f'score gave {shown(scores)}; it must give the pair (correct, loss), each [population].'
-    )
-  return scores[0], scores[1]
-
-
-def _numbers(values: Any) -> np.ndarray:
-  """Scores as float64, NaN where they are masked."""
-  return np.ma.asarray(as_numbers('scores', values), np.float64).filled(np.nan)
-
-
-def _check_shapes(scores: _Scores, size: int) -> None:
-  """Raises ValueError unless there is a number for each subnet of a population."""
-  for name, values in scores._asdict().items():
-    if values.shape != (size,):
-      raise ValueError(
-        f'score gave {name} as {values.dtype} {list(values.shape)}; it must be a number for each '
-        f'of the {size} genomes, [{size}].'
-      )
-
-
 def _check_values(scores: _Scores) -> None:
-  """Checks that scores can be ranked, and kept in an archive.
-
-  Raises:
-    ValueError: right answers are no counts.
-    NonFiniteError: a loss is not finite.
-  """
+  """Checks that scores can be ranked, and kept in an archive."""
   correct = scores.correct
   is_count = np.isfinite(correct) & (correct >= 0) & (correct == np.floor(correct))
   if not is_count.all():

@@ -24,7 +24,6 @@ from tqdm.auto import tqdm
 from glora_jax.limits import shown
 from glora_jax.mesh import deal, options_of_one_pass, replicated, settle
 from glora_jax.method.adapted import Adapted
-from glora_jax.method.groups import Group
 from glora_jax.method.merge import intercept
 from glora_jax.method.site import Site
 from glora_jax.method.supports import COLLECTION
@@ -136,33 +135,17 @@ def measure(
     if group.name in probes
   }
   if probes:
-    onto = {name: _onto(probes[name], found) for name, found in bases.items()}
-    sums = _with_left_products(sums, passes.run(onto, 'values'))
+    onto = {
+      group: {
+        name: Probe(bases[group][name].astype(np.float32), np.zeros_like(probe.right))
+        for name, probe in of_group.items()
+      }
+      for group, of_group in probes.items()
+    }
+    for site, found in passes.run(onto, 'values').items():
+      sums[site] |= {name: part for name, part in found.items() if name.endswith('_left')}
   for group in adapted.groups:
     yield from read_rows(group, variables['params'], sums, bases.get(group.name, {}))
-
-
-def _is_large(group: Group, settings: Settings) -> bool:
-  """Whether a sketch of the group's kernels is smaller than their gradient."""
-  return min(group.in_features, group.out_features) > settings.width
-
-
-def _onto(probes: Mapping[str, Probe], bases: Mapping[str, np.ndarray]) -> dict[str, Probe]:
-  """The probes of the second pass, which project a gradient onto directions of the inputs."""
-  return {
-    name: Probe(bases[name].astype(np.float32), np.zeros_like(probe.right))
-    for name, probe in probes.items()
-  }
-
-
-def _with_left_products(first: Sums, second: Sums) -> Sums:
-  """What the first pass found, with the products on the left as the second found them."""
-  return {
-    site: {
-      part: second[site][part] if part.endswith('_left') else value for part, value in found.items()
-    }
-    for site, found in first.items()
-  }
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -187,7 +170,11 @@ class Passes:
       for number, batch in enumerate(_read(self.batches)):
         key = jax.random.fold_in(self.key, number)
         # The device goes on while the last batch's gradients are added up.
-        sums.add(number, *self._call(changed, probes, self._fixed, deal(mesh, batch), key))
+        arguments = changed, probes, self._fixed, deal(mesh, batch), key
+        gradient = self._gradient
+        if self.ahead is not None and self.ahead.fits(arguments):
+          gradient = self.ahead.program.result()
+        sums.add(number, *gradient(*arguments))
         bar.update()
       return sums.means()
 
@@ -196,14 +183,11 @@ class Passes:
     key = jax.random.fold_in(self.key, 0)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
     width = self.settings.width
-    large = [group for group in self.adapted.groups if _is_large(group, self.settings)]
-    return {group.name: random_probes(group, width, rng) for group in large}
-
-  def _call(self, *arguments: Any) -> Any:
-    """The loss and the gradients of a batch."""
-    if self.ahead is not None and self.ahead.fits(arguments):
-      return self.ahead.program.result()(*arguments)
-    return self._gradient(*arguments)
+    return {
+      group.name: random_probes(group, width, rng)
+      for group in self.adapted.groups
+      if min(group.in_features, group.out_features) > width  # else the gradient itself is smaller
+    }
 
   def program(self, batch: Any) -> tuple[Any, tuple[Any, ...]]:
     """(compiled function, arguments) of a pass, of variables and a batch that may be shapes."""

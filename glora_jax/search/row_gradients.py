@@ -88,7 +88,10 @@ def read_rows(
   Yields:
     Its rows, in the order of the flattened stack.
   """
-  kernels = _beside(group, lambda site: _weights(site, params))
+  kernels = _beside(
+    group,
+    lambda site: _flat(site.layout.matrices(on_host(site.kernel(params)).astype(np.float32)), 2),
+  )
   found = {
     name: _beside(group, lambda site, name=name: _products(site, sums[site.name], name))
     for name in ('kernel', 'bias', 'scale', 'B_left', 'A_left')
@@ -122,12 +125,6 @@ def _layer_gradients(
 def _beside(group: Group, of_site: Callable[[Site], np.ndarray]) -> np.ndarray:
   """An array of every member, side by side along the outputs, which are the last axis."""
   return np.concatenate([of_site(site) for site in group.members], axis=-1)
-
-
-def _weights(site: Site, params: Any) -> np.ndarray:
-  """A site's kernels, float32 [row, in, out]."""
-  kernel = on_host(site.kernel(params)).astype(np.float32)
-  return _flat(site.layout.matrices(kernel), 2)
 
 
 def _products(site: Site, sums: Mapping[str, np.ndarray], name: str) -> np.ndarray:
