@@ -44,18 +44,15 @@ def find(
       f'{frozen.__name__} has no linear layer that GLoRA can adapt: '
       f'{named_reasons(found.uncovered) or "no matrix at all"}.'
     )
-  named = [_named(site, frozen.__name__) for site in found.sites]
+  # A model that is one linear layer gives it its name.
+  name = frozen.__name__
+  named = [site if site.path else dataclasses.replace(site, kind=name) for site in found.sites]
   return found._replace(sites=tuple(numbered(_in_module_order(named, model))))
 
 
 def _value(leaf: Any) -> Any:
   """State itself; zeros where `nnx.eval_shape` has left its shape alone."""
   return jnp.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
-
-
-def _named(site: Site, name: str) -> Site:
-  """A site; a model that is one linear layer gives it its name."""
-  return site if site.path else dataclasses.replace(site, kind=name)
 
 
 def _in_module_order(sites: Sequence[Site], model: nnx.Module) -> list[Site]:

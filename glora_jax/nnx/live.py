@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -31,7 +30,7 @@ def adapters(model: nnx.Module) -> list[Adapter]:
     raise ValueError(
       f'This {type(model).__name__} is not attached; pass what glora_jax.nnx.attach returned.'
     )
-  found.sort(key=_rows)
+  found.sort(key=lambda adapter: adapter.group.rows)
   require_all_rows(adapter.group for adapter in found)
   return found
 
@@ -39,10 +38,6 @@ def adapters(model: nnx.Module) -> list[Adapter]:
 def mesh_of(model: nnx.Module) -> jax.sharding.Mesh | None:
   """The devices that an attached model's kernels are sharded over; None where they are not."""
   return adapters(model)[0].recipe.mesh
-
-
-def _rows(adapter: Adapter) -> tuple[int, ...]:
-  return adapter.group.rows
 
 
 def require_all_rows(groups: Iterable[Group]) -> None:
@@ -202,7 +197,11 @@ def with_genome(state: State, genome: Any) -> State:
     >>> jax.vmap(outputs)(jnp.asarray(genomes)).shape
     (5, 2, 3)
   """
-  leaves = jax.tree.leaves(state, is_leaf=_is_variable)
+
+  def is_variable(value: Any) -> bool:
+    return isinstance(value, nnx.Variable)
+
+  leaves = jax.tree.leaves(state, is_leaf=is_variable)
   found = [leaf.recipe for leaf in leaves if isinstance(leaf, Genome)]
   if not found:
     raise ValueError(
@@ -213,19 +212,14 @@ def with_genome(state: State, genome: Any) -> State:
   require_all_rows(groups)
   check_one_genome(spec_of(groups), genome, 'with_genome')
   check_stored(found, genome)
-  replace = functools.partial(_with_rows, genome)
-  return jax.tree.map(replace, state, is_leaf=_is_variable)
 
+  def replaced(variable: Any) -> Any:
+    if isinstance(variable, Genome):
+      return with_rows(variable, genome)
+    # A copy: models refuse variables of another trace.
+    return variable.copy() if is_variable(variable) else variable
 
-def _is_variable(value: Any) -> bool:
-  return isinstance(value, nnx.Variable)
-
-
-def _with_rows(genome: Any, variable: Any) -> Any:
-  """A variable of a state, or a copy of it: models refuse those of another trace."""
-  if isinstance(variable, Genome):
-    return with_rows(variable, genome)
-  return variable.copy() if isinstance(variable, nnx.Variable) else variable
+  return jax.tree.map(replaced, state, is_leaf=is_variable)
 
 
 def count_params(model: nnx.Module, genome: Any = None) -> Any:

@@ -15,14 +15,21 @@ from typing import Any, Literal, NamedTuple
 import jax
 from flax import nnx
 
-from glora_jax.nnx.adapter import Adapter, gathered, merged_bias, merged_kernel
-from glora_jax.nnx.linear import LINEAR_CALLS, is_thin, make_thin
+from glora_jax.nnx.adapter import (
+  Adapter,
+  gathered,
+  local_layout,
+  merged_bias,
+  merged_kernel,
+  thin_output,
+)
 from glora_jax.nnx.places import Location, locations, put, variable_at, with_variables
 from glora_jax.nnx.variables import Head, merged_variable, without_role
 from glora_jax.tree import path_name
 
 PREFIX = 'glora_'  # of the attributes that lie beside an owner's parameters
 UNCOVERED = 'glora_uncovered'  # attribute of the whole model: the matrices that are not adapted
+_LINEAR_CALLS = (nnx.Linear.__call__, nnx.LinearGeneral.__call__)
 
 
 class Part(NamedTuple):
@@ -56,17 +63,13 @@ def check_plain(model: nnx.Module) -> None:
         f'This {type(model).__name__} is attached already; attach to what it was made from, or to '
         'what glora_jax.nnx.fold makes of it.'
       )
-    if isinstance(node, (nnx.Param, nnx.BatchStat)) and _changes_when_read(node):
+    if isinstance(node, (nnx.Param, nnx.BatchStat)) and (
+      type(node).get_value is not nnx.Variable.get_value or node.has_metadata('on_get_value')
+    ):
       raise ValueError(
         f'{path_name(path)} has a get_value or an on_get_value hook of its own, and is read and '
         'put back here; do what these do where the model uses it.'
       )
-
-
-def _changes_when_read(variable: nnx.Variable) -> bool:
-  """Whether what is read of a variable is something else than what was put there."""
-  is_own = type(variable).get_value is not nnx.Variable.get_value
-  return is_own or variable.has_metadata('on_get_value')
 
 
 def parts_of(owner: nnx.Pytree) -> tuple[Part, ...]:
@@ -142,8 +145,11 @@ def _owner_class(base: type, parts: tuple[Part, ...]) -> type:
   }
   members |= {'_glora_parts': parts, '_glora_base': base}
   members |= {'__doc__': base.__doc__, '__module__': base.__module__}
-  members |= _methods(base)
   members['__reduce_ex__'] = _reduce
+  if base.__call__ in _LINEAR_CALLS:
+    members['__call__'] = _call_linear
+  elif issubclass(base, nnx.bridge.ToNNX):
+    members['__call__'] = _call_bridge
   kind = _subclass(base, members)
   kind.__name__, kind.__qualname__ = base.__name__, base.__qualname__
   return kind
@@ -153,11 +159,11 @@ def _subclass(base: type, members: Mapping[str, Any]) -> type:
   """A subclass of a module's class, of which that is told where it can be."""
   name = PREFIX + base.__name__  # a base may keep a register of its subclasses by name
   options = {'pytree': base._pytree__is_pytree}
-  fill = functools.partial(_fill, members)
   try:
-    return types.new_class(name, (base,), options, fill)
+    return types.new_class(name, (base,), options, lambda namespace: namespace.update(members))
   except Exception:  # it demands arguments that only its author knows, or forbids subclasses
-    return types.new_class(name, (_Untold, base), options, fill)
+    bases = _Untold, base
+    return types.new_class(name, bases, options, lambda namespace: namespace.update(members))
 
 
 class _Untold(nnx.Pytree):
@@ -176,20 +182,6 @@ def _reduce(owner: nnx.Pytree, protocol: int) -> tuple:
 
 def _new_owner(base: type, parts: tuple[Part, ...]) -> Any:
   return object.__new__(_owner_class(base, parts))
-
-
-def _fill(members: Mapping[str, Any], namespace: dict[str, Any]) -> None:
-  namespace.update(members)
-
-
-def _methods(base: type) -> dict[str, Callable[..., Any]]:
-  """The methods of a class that must know of the supports."""
-  methods: dict[str, Callable[..., Any]] = {}
-  if issubclass(base, nnx.bridge.ToNNX):
-    methods['__call__'] = _call_bridge
-  if base.__call__ in LINEAR_CALLS:
-    methods['__call__'] = _call_linear
-  return methods
 
 
 def _read(name: str, parts: Sequence[Part], owner: nnx.Pytree) -> Any:
@@ -212,18 +204,50 @@ def _forget(name: str, owner: nnx.Pytree) -> None:
 
 
 def _call_linear(owner: nnx.Pytree, *args: Any, **kwargs: Any) -> Any:
-  """The call of a linear layer, without a merged kernel where none is needed."""
+  """The call of NNX's own linear layer, without a merged kernel where A is no LoRA.
+
+  A training step with a merged kernel computes the gradient of the whole kernel; x W + (x B_down)
+  B_up needs none.
+  """
   parts = {part.role: part for part in parts_of(owner)}
   part = parts['kernel']
   adapter, kernel = vars(owner)[part.adapter], variable_at(owner, part.location)
-  if not is_thin(adapter, part.member, kernel.get_value()):
+  layout = local_layout(adapter, part.member, kernel.get_value())
+  in_order = list(layout.outputs) == sorted(layout.outputs)
+  if not adapter.recipe.occurring.is_thin or layout.stack or not in_order:
     return plain_class(owner).__call__(owner, *args, **kwargs)
-  layer = object.__new__(plain_class(owner))
+  layer = object.__new__(plain_class(owner))  # a copy for this call, with the base's kernel
   vars(layer).update(vars(owner))
   if 'bias' in parts:
     vars(layer)['bias'] = owner.bias
-  make_thin(layer, adapter, part.member)
+  product = layer.dot_general
+  if getattr(layer, 'dot_general_cls', None) is not None:
+    product = layer.dot_general_cls()
+    vars(layer)['dot_general_cls'] = None
+  product = product or jax.lax.dot_general
+  vars(layer)['dot_general'] = functools.partial(_thin_dot_general, product, adapter, part.member)
   return layer(*args, **kwargs)
+
+
+def _thin_dot_general(
+  product: Callable[..., jax.Array],
+  adapter: Adapter,
+  member: int,
+  inputs: jax.Array,
+  kernel: jax.Array,
+  dimension_numbers: Any,
+  **kwargs: Any,
+) -> jax.Array:
+  """A `dot_general` of inputs and a kernel with the supports' part added."""
+  output = product(inputs, gathered(adapter, kernel), dimension_numbers, **kwargs)
+  (contracted, of_kernel), _ = dimension_numbers
+  by_dim = dict(zip(of_kernel, contracted, strict=True))
+  order = [by_dim[dim] for dim in local_layout(adapter, member, kernel).inputs]
+  free = [dim for dim in range(inputs.ndim) if dim not in order]
+  sizes = [inputs.shape[dim] for dim in free]
+  rows, columns = inputs.transpose(*free, *order).reshape(*sizes, -1), output.reshape(*sizes, -1)
+  precision = kwargs.get('precision')
+  return thin_output(adapter, member, kernel, rows, columns, precision).reshape(output.shape)
 
 
 def _call_bridge(owner: nnx.bridge.ToNNX, *args: Any, **kwargs: Any) -> Any:

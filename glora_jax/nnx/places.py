@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -72,15 +71,12 @@ def modules(model: nnx.Module) -> Iterator[tuple[Path, nnx.Pytree]]:
 def locations(owner: nnx.Pytree) -> Iterator[tuple[Location, nnx.Variable]]:
   """The variables that a module owns, and not one of its submodules."""
   for name, value in vars(owner).items():
-    if name.startswith('_pytree__') or not _is_data(owner, name):
+    is_data = not owner._pytree__is_pytree or owner._pytree__nodes.get(name, False)
+    if name.startswith('_pytree__') or not is_data:
       continue
     for path, leaf in jax.tree_util.tree_leaves_with_path(value, is_leaf=_is_leaf):
       if isinstance(leaf, nnx.Variable):
         yield Location(name, _names(path)), leaf
-
-
-def _is_data(owner: nnx.Pytree, name: str) -> bool:
-  return not owner._pytree__is_pytree or owner._pytree__nodes.get(name, False)
 
 
 def variable_at(owner: nnx.Pytree, location: Location) -> nnx.Variable:
@@ -95,12 +91,8 @@ def _child(value: Any, name: str) -> Any:
   """A part of a container by the name that JAX gives to it."""
   if isinstance(value, Mapping) and name in value:
     return value[name]
-  children = jax.tree_util.tree_leaves_with_path(value, is_leaf=functools.partial(_is_not, value))
+  children = jax.tree_util.tree_leaves_with_path(value, is_leaf=lambda part: part is not value)
   return next(child for (key, *_), child in children if _names((key,)) == (name,))
-
-
-def _is_not(value: Any, part: Any) -> bool:
-  return part is not value
 
 
 def put(owner: nnx.Pytree, new: Mapping[Location, nnx.Variable]) -> None:
@@ -120,12 +112,9 @@ def with_variables(value: Any, new: Mapping[Path, nnx.Variable]) -> Any:
   """An attribute's value with other variables at some paths."""
   if () in new:
     return new[()]
-  replaced = functools.partial(_replaced, new)
-  return jax.tree_util.tree_map_with_path(replaced, value, is_leaf=_is_leaf)
-
-
-def _replaced(new: Mapping[Path, Any], path: Any, leaf: Any) -> Any:
-  return new.get(_names(path), leaf)
+  return jax.tree_util.tree_map_with_path(
+    lambda path, leaf: new.get(_names(path), leaf), value, is_leaf=_is_leaf
+  )
 
 
 def _is_leaf(value: Any) -> bool:
