@@ -118,9 +118,8 @@ def supernet_loss(
   """
   check_type(adapted, Adapted, 'adapted')
   check_callable(sample, 'sample')
-  component_dropout = _DROPOUT.check(component_dropout, 'component_dropout')
-  logits_fn = _DrawnSubnets(adapted, sample, component_dropout, apply_kwargs)
-  return _Loss(logits_fn, adapted, preprocess, mix, consistency, independent_images)
+  options = preprocess, mix, consistency, component_dropout, independent_images, apply_kwargs
+  return _Loss(adapted, sample, *options)
 
 
 def subnet_loss(
@@ -169,9 +168,8 @@ def subnet_loss(
     () 0.5
   """
   check_type(subnet, Subnet, 'subnet')
-  component_dropout = _DROPOUT.check(component_dropout, 'component_dropout')
-  logits_fn = _FixedSubnet(subnet, component_dropout, apply_kwargs)
-  return _Loss(logits_fn, subnet.adapted, preprocess, mix, consistency, independent_images)
+  options = preprocess, mix, consistency, component_dropout, independent_images, apply_kwargs
+  return _Loss(subnet, lambda key: subnet.genome, *options)
 
 
 class _Keys(NamedTuple):
@@ -189,117 +187,45 @@ class _Keys(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _DrawnSubnets:
-  """`(variables, inputs, keys) -> logits` of subnets that are drawn.
-
-  Attributes:
-    adapted, sample, component_dropout, apply_kwargs: see `supernet_loss`.
-  """
-
-  adapted: Adapted
-  sample: Callable[[jax.Array], jax.Array]
-  component_dropout: float
-  apply_kwargs: Mapping[str, Any]
-
-  @property
-  def is_one(self) -> bool:
-    """Whether all images of a batch go through the same subnet."""
-    return jax.eval_shape(self.sample, jax.eval_shape(jax.random.key, 0)).ndim == 2
-
-  def __call__(self, variables, inputs, keys):
-    genomes = self.sample(keys.genome)
-    if genomes.ndim == 2:
-      return self._apply(variables, genomes, inputs, keys)
-    paths = len(genomes)
-    if not paths or len(inputs) % paths:
-      raise ValueError(
-        f'A batch of {len(inputs)} images cannot be cut into {paths} equal paths; '
-        'change batch_size or sampling.paths.'
-      )
-    groups = inputs.reshape(paths, -1, *inputs.shape[1:])
-    path_keys = jax.random.split(keys.model, paths)
-
-    def apply_path(genome, group, path_key):
-      return self._apply(variables, genome, group, keys._replace(model=path_key))
-
-    by_path = jax.vmap(apply_path)(genomes, groups, path_keys)
-    return jax.tree.map(lambda part: part.reshape(len(inputs), *part.shape[2:]), by_path)
-
-  def _apply(self, variables, genome, inputs, keys):
-    variables = _with_dropped(self.component_dropout, variables, self.adapted, genome, keys.model)
-    streams = _streams(self.adapted, keys)
-    return self.adapted.apply(variables, inputs, genome=genome, **streams, **self.apply_kwargs)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _FixedSubnet:
-  """`(variables, inputs, keys) -> logits` of one subnet, whatever the genome key.
-
-  Attributes:
-    subnet, component_dropout, apply_kwargs: see `subnet_loss`.
-  """
-
-  subnet: Subnet
-  component_dropout: float
-  apply_kwargs: Mapping[str, Any]
-
-  is_one = True
-
-  def __call__(self, variables, inputs, keys):
-    adapted, genome = self.subnet.adapted, self.subnet.genome
-    variables = _with_dropped(self.component_dropout, variables, adapted, genome, keys.model)
-    streams = _streams(adapted, keys)
-    return self.subnet.apply(variables, inputs, **streams, **self.apply_kwargs)
-
-
-def _with_dropped(
-  probability: float, variables: Mapping[str, Any], adapted: Adapted, genome: Any, key: jax.Array
-) -> Mapping[str, Any]:
-  """The variables with rank-one parts of a genome's LoRAs dropped."""
-  if not probability:
-    return variables
-  key = jax.random.fold_in(key, COMPONENT_STREAM)
-  supports = drop_components(key, variables[COLLECTION], adapted.groups, genome, probability)
-  return {**variables, COLLECTION: supports}
-
-
-def _streams(adapted: Adapted, keys: _Keys) -> dict[str, Any]:
-  """The random streams of a linen model, as an argument; a function or an NNX model takes none."""
-  if not isinstance(adapted.model, nn.Module):
-    return {}
-  key = keys.model if keys.part is None else keys.part.key(keys.model)
-  return {'rngs': {'drop_path': key, 'dropout': jax.random.fold_in(key, DROPOUT_STREAM)}}
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
 class _Loss(recipe.AdapterLoss, PartedLoss):
   """Cross-entropy, with what may be added to it.
 
   Attributes:
-    logits_fn: `(variables, inputs, keys) -> logits` [batch, class].
-    adapted, preprocess, mix, consistency, independent_images: see `supernet_loss`.
+    learner: what answers: the subnets of an adapted model, or one that is fixed.
+    sample: draws the subnets' genomes, or gives that which is fixed.
+    preprocess, mix, consistency, component_dropout, independent_images, apply_kwargs: see
+      `supernet_loss`.
   """
 
-  logits_fn: _DrawnSubnets | _FixedSubnet
-  adapted: Adapted
+  learner: Adapted | Subnet
+  sample: Callable[[jax.Array], Any]
   preprocess: Preprocess
   mix: Mix | None
   consistency: Consistency
+  component_dropout: float
   independent_images: bool
+  apply_kwargs: Mapping[str, Any]
 
   def __post_init__(self):
     check_callable(self.preprocess, 'preprocess')
     check_type(self.consistency, Consistency, 'consistency')
-    if 'rngs' in self.logits_fn.apply_kwargs and isinstance(self.adapted.model, nn.Module):
+    probability = _DROPOUT.check(self.component_dropout, 'component_dropout')
+    object.__setattr__(self, 'component_dropout', probability)
+    if 'rngs' in self.apply_kwargs and isinstance(self.adapted.model, nn.Module):
       raise ValueError('rngs is not for a loss, which makes its streams of a key; leave it out.')
 
+  @property
+  def adapted(self) -> Adapted:
+    """The adapted model."""
+    return self.learner.adapted if isinstance(self.learner, Subnet) else self.learner
+
   def with_component_dropout(self, probability):
-    logits_fn = dataclasses.replace(self.logits_fn, component_dropout=probability)
-    return dataclasses.replace(self, logits_fn=logits_fn)
+    return dataclasses.replace(self, component_dropout=probability)
 
   @property
   def has_parts(self):
-    return self.independent_images and self.logits_fn.is_one
+    genomes = jax.eval_shape(self.sample, jax.eval_shape(jax.random.key, 0))
+    return self.independent_images and genomes.ndim == 2
 
   def __call__(self, trainable, frozen, images, labels, key):
     drawn = self.draw(trainable, frozen, images, labels, key)
@@ -312,7 +238,7 @@ class _Loss(recipe.AdapterLoss, PartedLoss):
     targets = labels
     if self.mix is not None:
       variables = self.adapted.join(trainable, frozen)
-      logits = jax.eval_shape(self.logits_fn, variables, inputs, keys)
+      logits = jax.eval_shape(self._logits, variables, inputs, keys)
       mix_key = jax.random.fold_in(image_key, MIX_STREAM)
       inputs, targets = self.mix(mix_key, inputs, jax.nn.one_hot(labels, logits.shape[-1]))
     return (inputs, targets), keys
@@ -323,7 +249,7 @@ class _Loss(recipe.AdapterLoss, PartedLoss):
     variables = self.adapted.join(trainable, frozen)
     if self.consistency.weight:
       return self._two_passes(variables, inputs, targets, keys)
-    return cross_entropy(self.logits_fn(variables, inputs, keys), targets)
+    return cross_entropy(self._logits(variables, inputs, keys), targets)
 
   def _two_passes(self, variables, inputs, targets, keys):
     """The mean (loss, metrics) of two noisy passes, regularized."""
@@ -333,10 +259,46 @@ class _Loss(recipe.AdapterLoss, PartedLoss):
       supports = self.consistency.perturb(noise_key, variables[COLLECTION])
       pass_keys = keys._replace(model=jax.random.fold_in(keys.model, pass_stream))
       noisy = {**variables, COLLECTION: supports}
-      passes.append(self.logits_fn(noisy, inputs, pass_keys))
+      passes.append(self._logits(noisy, inputs, pass_keys))
     first, second = passes
     loss, metrics = jax.tree.map(
       lambda a, b: (a + b) / 2, cross_entropy(first, targets), cross_entropy(second, targets)
     )
     difference = jnp.mean(jnp.sum((first - second) ** 2, axis=-1))
     return loss + self.consistency.weight * difference, metrics
+
+  def _logits(self, variables, inputs, keys):
+    """The logits [batch, class], of several paths each with its part of the batch."""
+    genomes = self.sample(keys.genome)
+    if genomes.ndim == 2:
+      return self._logits_of(genomes, variables, inputs, keys)
+    paths = len(genomes)
+    if not paths or len(inputs) % paths:
+      raise ValueError(
+        f'A batch of {len(inputs)} images cannot be cut into {paths} equal paths; '
+        'change batch_size or sampling.paths.'
+      )
+    groups = inputs.reshape(paths, -1, *inputs.shape[1:])
+    path_keys = jax.random.split(keys.model, paths)
+
+    def of_path(genome, group, path_key):
+      return self._logits_of(genome, variables, group, keys._replace(model=path_key))
+
+    by_path = jax.vmap(of_path)(genomes, groups, path_keys)
+    return jax.tree.map(lambda part: part.reshape(len(inputs), *part.shape[2:]), by_path)
+
+  def _logits_of(self, genome, variables, inputs, keys):
+    """The logits of one subnet."""
+    adapted, kwargs = self.adapted, dict(self.apply_kwargs)
+    if self.component_dropout:
+      key = jax.random.fold_in(keys.model, COMPONENT_STREAM)
+      supports, probability = variables[COLLECTION], self.component_dropout
+      supports = drop_components(key, supports, adapted.groups, genome, probability)
+      variables = {**variables, COLLECTION: supports}
+    if isinstance(adapted.model, nn.Module):  # a function or an NNX model takes no streams
+      key = keys.model if keys.part is None else keys.part.key(keys.model)
+      dropout_key = jax.random.fold_in(key, DROPOUT_STREAM)
+      kwargs['rngs'] = {'drop_path': key, 'dropout': dropout_key}
+    if not isinstance(self.learner, Subnet):
+      kwargs['genome'] = genome
+    return self.learner.apply(variables, inputs, **kwargs)
