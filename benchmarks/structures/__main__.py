@@ -26,9 +26,10 @@ import os
 import subprocess
 from collections.abc import Iterator
 
+from benchmarks.machinery.cores import Cores
 from benchmarks.machinery.output import make_parser, print_result
 from benchmarks.structures import display, gate, plan, tuning
-from benchmarks.structures.jobs import Hands, Job, OnRunner, Store, Workers, run_jobs
+from benchmarks.structures.jobs import Job, Store, run_jobs
 from benchmarks.structures.plan import Method
 from glora_jax.runs import runners
 from glora_jax.runs.mistakes import MISTAKES, sentence
@@ -52,15 +53,15 @@ def main() -> None:
   parser.add_argument('--runner', default=runners.PROCESS, help='ray, or ray:ADDRESS')
   parser.add_argument('--runner.resources', dest='resources', help='of a job on Ray: CPU=1')
   arguments = parser.parse_args()
-  arguments.hands = hands_of(arguments)
+  arguments.runner = runner_of(arguments)
   if arguments.quick:
-    quick(arguments.hands)
+    quick(arguments.runner)
     return
   for part in arguments.parts or PARTS:
     DO[part](arguments)
 
 
-def hands_of(arguments) -> Hands:
+def runner_of(arguments) -> runners.Runner:
   """Who does the jobs.
 
   Raises:
@@ -70,7 +71,7 @@ def hands_of(arguments) -> Hands:
     runner = runners.named(arguments.runner, arguments.resources)
   except MISTAKES as error:
     raise SystemExit(f'error: {sentence(error)}') from error
-  return Workers(arguments.workers) if runner is runners.THIS_PROCESS else OnRunner(runner)
+  return Cores(arguments.workers) if runner is runners.THIS_PROCESS else runner
 
 
 def store_of(part: str) -> Store:
@@ -78,11 +79,11 @@ def store_of(part: str) -> Store:
   return Store(os.path.join(FOLDER, f'{part}.jsonl'))
 
 
-def quick(hands: Hands) -> None:
+def quick(runner: runners.Runner) -> None:
   """A few short trainings whose results are not kept."""
   store = Store(os.path.join('runs', 'structures', 'quick.jsonl'))
   jobs = [Job('digits', *method, 1.6e-2, tuning.TUNING_SEED, 1) for method in QUICK_METHODS]
-  run_jobs(jobs, store, hands, 'quick')
+  run_jobs(jobs, store, runner, 'quick')
   print_result('structures', {job.method: store.results[job]['test'] for job in jobs})
 
 
@@ -96,7 +97,7 @@ def tune(arguments) -> None:
     methods += chosen(ours + plan.searched(budget), arguments.methods)
   methods = list(dict.fromkeys(methods))
   trials = tuning.Trials(plan.EPOCHS)
-  run = functools.partial(run_jobs, store=store, hands=arguments.hands, title='tuning')
+  run = functools.partial(run_jobs, store=store, runner=arguments.runner, title='tuning')
   rates = tuning.tune(methods, store, trials, run)
   known = {**(read_rates() if os.path.exists(RATES) else {}), **rates}
   tuning.write_rates(RATES, known)
@@ -139,7 +140,7 @@ def develop(arguments) -> None:
     jobs = plan.jobs_of(
       with_rates(methods, rates), names, range(arguments.seeds or plan.TOURNAMENT_SEEDS)
     )
-    run_jobs(jobs, store, arguments.hands, f'development, {budget}')
+    run_jobs(jobs, store, arguments.runner, f'development, {budget}')
 
 
 def final(arguments) -> None:
@@ -153,10 +154,10 @@ def final(arguments) -> None:
       wanted = [plan.sized(name, budget) for name in arguments.methods]
       require_rates(wanted, rates)
       jobs = plan.jobs_of(with_rates(wanted, rates), names, range(seeds))
-      run_jobs(jobs, store, arguments.hands, f'final, {budget}', notes)
+      run_jobs(jobs, store, arguments.runner, f'final, {budget}', notes)
       continue
     for jobs in final_jobs(store, rates, names, budget, seeds):
-      run_jobs(jobs, store, arguments.hands, f'final, {budget}', notes)
+      run_jobs(jobs, store, arguments.runner, f'final, {budget}', notes)
 
 
 def committed(folder: str) -> str:
@@ -235,7 +236,7 @@ def confirm(arguments) -> None:
   for budget in arguments.budgets:
     seeds = min(arguments.seeds or plan.SEEDS[budget], plan.SEEDS[budget])
     for jobs in confirming_jobs(store, rates, names, budget, seeds):
-      run_jobs(jobs, store, arguments.hands, f'confirming, {budget}', notes)
+      run_jobs(jobs, store, arguments.runner, f'confirming, {budget}', notes)
 
 
 def tables(arguments) -> None:
@@ -252,7 +253,7 @@ def run_gate(arguments) -> None:
   store = store_of('gate')
   names = arguments.tasks or plan.tasks('development')
   rate = read_rates()['random(0)', gate.BUDGET]
-  run_jobs(gate.jobs(names, rate), store, arguments.hands, 'gate')
+  run_jobs(gate.jobs(names, rate), store, arguments.runner, 'gate')
 
 
 DO = {

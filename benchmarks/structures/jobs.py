@@ -1,27 +1,20 @@
-"""Jobs, the lines of JSON that keep their results, and who does them.
+"""Jobs, and the lines of JSON that keep their results.
 
 A job is one training. Results are appended to a file, a line each, as soon as they are there:
-whatever is killed goes on where it was. A worker is a process on one core of this machine that does
-job after job, so that a program is compiled once for many; or the nodes of a Ray cluster do them.
+whatever is killed goes on where it was.
 """
 
 import functools
 import json
 import os
-import queue
-import subprocess
-import sys
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-if TYPE_CHECKING:
-  from glora_jax.runs.runners import Runner  # whose imports a worker would wait for
+from glora_jax.runs.runners import Runner
 
-LAST_WORDS = 2000  # characters of a failed worker's output that are shown
-COMPILED = 'runs/structures/xla'  # programs that the workers compiled
+COMPILED = 'runs/structures'  # where processes keep programs that they compiled
 
 
 class Job(NamedTuple):
@@ -80,64 +73,10 @@ def _read(path: str) -> Iterator[tuple[Job, dict[str, Any]]]:
     yield Job(*result.pop('job')), result
 
 
-class Hands(Protocol):
-  """Who does jobs."""
-
-  def results(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, dict[str, Any]]]:
-    """The jobs with their results, as they end.
-
-    Raises:
-      RuntimeError: one failed; the sentence has the job, and how.
-    """
-    ...
-
-
-class Workers(NamedTuple):
-  """Processes of this machine, each on a core, that take jobs in their order."""
-
-  number: int = 2
-
-  def results(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, dict[str, Any]]]:
-    """See `Hands.results`; the sentence has what the process printed last."""
-    waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
-    for job in jobs:
-      waiting.put(job)
-    done: queue.SimpleQueue[tuple[Job, Any]] = queue.SimpleQueue()
-    for number in range(min(self.number, len(jobs))):
-      threading.Thread(target=_work, args=(number, waiting, done), daemon=True).start()
-    for _ in jobs:
-      job, result = done.get()
-      if isinstance(result, Exception):
-        raise RuntimeError(f'The job {job} failed.') from result
-      yield job, result
-
-
-class OnRunner(NamedTuple):
-  """A runner of `glora_jax.runs.runners`, which does each job in a process of its own choice."""
-
-  runner: 'Runner'
-
-  def results(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, dict[str, Any]]]:
-    """See `Hands.results`."""
-    by_name = {' '.join(map(str, job)): job for job in jobs}
-    tasks = {name: functools.partial(_train, job) for name, job in by_name.items()}
-    os.makedirs(COMPILED, exist_ok=True)
-    for name, outcome in self.runner.outcomes(tasks, COMPILED, lambda: False):
-      yield by_name[name], outcome()
-
-
-def _train(job: Job, stop: Callable[[], bool]) -> dict[str, Any]:
-  """Does a job, which is too short to be stopped in the middle."""
-  del stop
-  from benchmarks.structures.training import run  # which a process that hands out jobs needs not
-
-  return run(job)
-
-
 def run_jobs(
   jobs: Sequence[Job],
   store: Store,
-  hands: Hands,
+  runner: Runner,
   title: str = 'jobs',
   notes: Mapping[str, Any] | None = None,
 ) -> None:
@@ -146,51 +85,30 @@ def run_jobs(
   Args:
     jobs: to be done.
     store: results so far; new ones are added.
-    hands: who does them.
+    runner: who does them.
     title: of the progress.
     notes: what is kept with every result beside it.
 
   Raises:
-    RuntimeError: a job failed; the sentence has it, and how.
+    RuntimeError: a job failed; the sentence has it.
   """
-  missing = [job for job in dict.fromkeys(jobs) if job not in store.results]
-  if not missing:
+  missing = {' '.join(map(str, job)): job for job in jobs if job not in store.results}
+  tasks = {name: functools.partial(_train, job) for name, job in missing.items()}
+  if not tasks:
     return
-  for job, result in tqdm(hands.results(missing), desc=title, total=len(missing)):
-    store.add(job, {**result, **(notes or {})})
+  os.makedirs(COMPILED, exist_ok=True)
+  outcomes = runner.outcomes(tasks, COMPILED, lambda: False)
+  for name, outcome in tqdm(outcomes, desc=title, total=len(tasks)):
+    try:
+      result = outcome()
+    except Exception as error:
+      raise RuntimeError(f'The job {name} failed.') from error
+    store.add(missing[name], {**result, **(notes or {})})
 
 
-def _work(number: int, waiting: queue.SimpleQueue, done: queue.SimpleQueue) -> None:
-  """Hands jobs to one process until none is left."""
-  cores = sorted(os.sched_getaffinity(0))
-  core = cores[number % len(cores)]
-  flags = os.environ.get('XLA_FLAGS', '') + ' --xla_cpu_multi_thread_eigen=false'
-  environment = {**os.environ, 'XLA_FLAGS': flags, 'JAX_COMPILATION_CACHE_DIR': COMPILED}
-  command = ['taskset', '-c', str(core), sys.executable, '-m', 'benchmarks.structures.worker']
-  with subprocess.Popen(
-    command,
-    env=environment,
-    stdin=subprocess.PIPE,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-  ) as process:
-    words: list[str] = []
-    threading.Thread(target=_listen, args=(process.stderr, words), daemon=True).start()
-    while not waiting.empty():
-      job = waiting.get()
-      process.stdin.write(json.dumps(list(job)) + '\n')
-      process.stdin.flush()
-      answer = process.stdout.readline()
-      if not answer:
-        done.put((job, RuntimeError(''.join(words)[-LAST_WORDS:])))
-        return
-      done.put((job, json.loads(answer)))
-    process.stdin.close()
+def _train(job: Job, stop: Callable[[], bool]) -> dict[str, Any]:
+  """Does a job, which is too short to be stopped in the middle."""
+  del stop
+  from benchmarks.structures.training import run  # which imports this module
 
-
-def _listen(stream: Iterable[str], words: list[str]) -> None:
-  """Keeps the last lines of a stream."""
-  for line in stream:
-    words.append(line)
-    del words[:-100]
+  return run(job)

@@ -21,11 +21,12 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from benchmarks.machinery.cores import Cores
 from benchmarks.machinery.output import make_parser, print_result
 from benchmarks.structures import display, plan, tuning
 from benchmarks.structures.__main__ import FOLDER, committed
 from benchmarks.structures.backbones import VIT_S
-from benchmarks.structures.jobs import Job, Store, Workers, run_jobs
+from benchmarks.structures.jobs import Job, Store, run_jobs
 from benchmarks.structures.plan import Method
 from benchmarks.structures.tables import line_of, rows_of
 
@@ -70,14 +71,14 @@ def job(task: str, method: Method, seed: int, rate: float, epochs: int = TRIALS.
   return Job(task, *method, rate, seed, epochs, VIT_S)
 
 
-def tune(hands: Workers) -> None:
+def tune(runner: Cores) -> None:
   """Chooses the rates of all methods."""
   store = store_of('tuning')
-  run = functools.partial(run_jobs, store=store, hands=hands, title='tuning')
+  run = functools.partial(run_jobs, store=store, runner=runner, title='tuning')
   tuning.write_rates(RATES, tuning.tune(list(map(plan.tuned_as, methods())), store, TRIALS, run))
 
 
-def final(hands: Workers) -> None:
+def final(runner: Cores) -> None:
   """Trains all methods on the final tasks."""
   rates = read_rates()
   notes = {'commit': committed(os.path.dirname(FOLDER))}
@@ -87,12 +88,12 @@ def final(hands: Workers) -> None:
     for task in TASKS
     for method in methods()
   ]
-  run_jobs(jobs, store_of('final'), hands, 'final', notes)
+  run_jobs(jobs, store_of('final'), runner, 'final', notes)
 
 
-def tables(hands: Workers) -> None:
+def tables(runner: Cores) -> None:
   """Prints what is there."""
-  del hands
+  del runner
   rates, store = read_rates(), store_of('final')
   display.print_rates(store_of('tuning'), rates, TRIALS)
   found: dict[int, dict[str, Any]] = {budget: {} for budget in BUDGETS}
@@ -107,16 +108,16 @@ def tables(hands: Workers) -> None:
   print_result('structures.on_vit_s', found)
 
 
-def quick(hands: Workers) -> None:
+def quick(runner: Cores) -> None:
   """A short training of two methods whose results are not kept."""
   store = Store(os.path.join('runs', 'structures', 'quick_vit_s.jsonl'))
   short = [(plan.OURS, BUDGETS[0]), ('bitfit', 0)]
   jobs = [job(TASKS[0], method, tuning.TUNING_SEED, 1e-3, epochs=1) for method in short]
-  run_jobs(jobs, store, hands, 'quick')
+  run_jobs(jobs, store, runner, 'quick')
   print_result('structures.on_vit_s', {each.method: store.results[each]['test'] for each in jobs})
 
 
-DO: dict[str, Callable[[Workers], None]] = {'tune': tune, 'final': final, 'tables': tables}
+DO: dict[str, Callable[[Cores], None]] = {'tune': tune, 'final': final, 'tables': tables}
 
 
 def main() -> None:
@@ -125,12 +126,12 @@ def main() -> None:
   parser.add_argument('parts', nargs='*', choices=[*DO, []], default=[], help='all by default')
   parser.add_argument('--workers', type=int, default=2, help='processes, one on a core each')
   arguments = parser.parse_args()
-  hands = Workers(arguments.workers)
+  runner = Cores(arguments.workers)
   if arguments.quick:
-    quick(hands)
+    quick(runner)
     return
   for part in arguments.parts or DO:
-    DO[part](hands)
+    DO[part](runner)
 
 
 if __name__ == '__main__':

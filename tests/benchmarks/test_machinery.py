@@ -1,14 +1,15 @@
-"""What all benchmarks share: clocks, the table, the last line, jobs that go on where they were."""
+"""What all benchmarks share: clocks, the table, the last line, jobs on cores."""
 
+import functools
 import json
+import os
 
 import jax.numpy as jnp
 import pytest
 
-from benchmarks.machinery.jobs import parse_arguments, run_jobs
+from benchmarks.machinery.cores import Cores
 from benchmarks.machinery.output import print_result, print_table, rounded
 from benchmarks.machinery.timing import in_turn, median_ratio
-from glora_jax.files import write_json
 
 
 @pytest.mark.parametrize('warm, calls', [(False, 'ab ab ab'), (True, 'ab ab')])
@@ -37,18 +38,17 @@ def test_the_last_line_is_json_with_name_machine_and_null_for_what_was_not_run(c
   assert (result['ratio'], result['over_peer']) == (1.235, None)
 
 
-def test_a_job_writes_its_result_and_finished_ones_are_only_read(tmp_path, monkeypatch):
-  path = tmp_path / 'digits-1.json'
-  arguments = ['benchmark', '--job', json.dumps(['digits', 1]), str(path)]
-  monkeypatch.setattr('sys.argv', arguments)
-  assert parse_arguments('', folder='', quick='', run=lambda *values: list(values)) is None
-  assert json.loads(path.read_text()) == ['digits', 1]
-  write_json(path, 'kept')
-  assert run_jobs('no.such.module', [('digits', 1)], str(tmp_path)) == {('digits', 1): 'kept'}
+def work(number, stop):
+  """What a job says of the process that does it."""
+  if number < 0:
+    raise ValueError('too little')
+  return number, len(os.sched_getaffinity(0)), os.environ['XLA_FLAGS'].split()[-1], stop()
 
 
-def test_a_failed_job_is_named_with_its_last_words(tmp_path):
-  with pytest.raises(
-    RuntimeError, match=r"job \('digits', 2\) failed: .*no module named|No module"
-  ):
-    run_jobs('no_such_module', [('digits', 2)], str(tmp_path))
+def test_jobs_run_on_one_core_each_and_a_failure_is_that_of_one_job(tmp_path):
+  jobs = {str(number): functools.partial(work, number) for number in (3, -1, 4)}
+  outcomes = dict(Cores(2).outcomes(jobs, str(tmp_path), lambda: False))
+  for number in (3, 4):
+    assert outcomes[str(number)]() == (number, 1, '--xla_cpu_multi_thread_eigen=false', False)
+  with pytest.raises(ValueError, match='too little'):
+    outcomes['-1']()

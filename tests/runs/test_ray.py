@@ -17,7 +17,8 @@ from few_shot_lists import write_few_shot_lists
 from places import ROOT
 from tiny_runs import all_fields, changed, overrides, start_command, without_seconds
 
-from benchmarks.structures.jobs import Job, OnRunner, Store, Workers, run_jobs
+from benchmarks.machinery.cores import Cores
+from benchmarks.structures.jobs import Job, Store, run_jobs
 from glora_jax.files import read_json
 from glora_jax.runs import command_line, comparison, runners, suite
 from glora_jax.runs.lifecycle import never
@@ -199,8 +200,8 @@ def test_trainings_of_a_benchmark_on_ray_are_those_of_a_worker(cluster, tmp_path
   monkeypatch.chdir(ROOT)
   jobs = [Job('digits', name, 0, 1.6e-2, 1000, 1) for name in ('bitfit', 'lora:1@qkv')]
   found = []
-  for hands in (Workers(1), OnRunner(runners.named(f'ray:{cluster.address}', 'CPU=1'))):
-    store = Store(str(tmp_path / f'{type(hands).__name__}.jsonl'))
-    run_jobs(jobs, store, hands)
+  for runner in (Cores(1), runners.named(f'ray:{cluster.address}', 'CPU=1')):
+    store = Store(str(tmp_path / f'{type(runner).__name__}.jsonl'))
+    run_jobs(jobs, store, runner)
     found.append({job: store.results[job]['test'][0] for job in jobs})
   assert found[0] == pytest.approx(found[1], abs=5e-3)
