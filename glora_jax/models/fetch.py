@@ -90,7 +90,10 @@ def fetch(weights: str, sha256: str | None = None) -> str:
       raise ValueError(f'sha256={shown(sha256)} is no SHA-256 in hexadecimal (64 digits).')
     sha256 = sha256.lower()
   if hub.is_hub_name(weights):
-    return _from_hub(weights, sha256)
+    snapshot = hub.snapshot(weights)
+    if sha256 is not None and (found := sha256_of(snapshot.tensors)) != sha256:
+      raise ValueError(f'{weights} has SHA-256 {found}, and {sha256} was expected.')
+    return snapshot.folder
   if weights == EMBEDDED:
     return _checked_path(EMBEDDED_FILE, sha256)
   is_published = weights in SHORTCUTS
@@ -122,14 +125,6 @@ def _checked_path(weights: str, sha256: str | None) -> str:
   if (found := sha256_of(path)) != sha256:
     raise ValueError(f'{path} has SHA-256 {found}, and {sha256} was expected.')
   return path
-
-
-def _from_hub(name: str, sha256: str | None) -> str:
-  """The folder of a name on the hub, whose safetensors file is checked against a sum."""
-  snapshot = hub.snapshot(name)
-  if sha256 is not None and (found := sha256_of(snapshot.tensors)) != sha256:
-    raise ValueError(f'{name} has SHA-256 {found}, and {sha256} was expected.')
-  return snapshot.folder
 
 
 def path_in_cache(url: str) -> str:

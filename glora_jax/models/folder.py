@@ -114,11 +114,18 @@ def read_hints(file: str, format: Format[Any]) -> dict[str, Any]:
   folder = os.path.dirname(file)
   path = os.path.join(folder, 'config.json')
   config = read_json(path)
-  if not isinstance(config, dict) or _is_of_a_run(config):
+  if not isinstance(config, dict):
+    return {}
+  stamp = config.get(OURS)
+  if isinstance(stamp, dict) and stamp.get('kind') == 'config':  # of a workdir
     return {}
   with _naming(path):
     of_format = format.read_config(config)
-    hints = _checked({**_read_ours(config), **of_format})
+    ours = config.get(OURS, {'model': {}})
+    if not isinstance(ours, dict) or not isinstance(ours.get('model'), dict):
+      raise TypeError(f'{OURS}={shown(ours)} has no model')
+    facts = {name: fact for name, fact in ours.items() if name != 'model'}
+    hints = _checked({**ours['model'], **facts, **of_format})
   if not of_format or format.preprocessor is None:
     return hints
   path = os.path.join(folder, format.preprocessor)
@@ -146,21 +153,6 @@ def _naming(path: str) -> Iterator[None]:
     ) from error
   except ValueError as error:
     raise ValueError(f'{path}: {error}') from error
-
-
-def _is_of_a_run(config: dict[str, Any]) -> bool:
-  """Whether a workdir's `config.json` lies beside the checkpoint, which says nothing of it."""
-  stamp = config.get(OURS)
-  return isinstance(stamp, dict) and stamp.get('kind') == 'config'
-
-
-def _read_ours(config: dict[str, Any]) -> dict[str, Any]:
-  if OURS not in config:
-    return {}
-  facts = config[OURS]
-  if not isinstance(facts, dict) or not isinstance(facts.get('model'), dict):
-    raise TypeError(f'{OURS}={shown(facts)} has no model')
-  return {**facts['model'], **{name: fact for name, fact in facts.items() if name != 'model'}}
 
 
 def side_files(

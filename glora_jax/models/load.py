@@ -101,7 +101,12 @@ def load(
     >>> model.width, model.depth, metadata['image_size']
     (96, 6, 28)
   """
-  check_fields(fields)
+  known = {field.name for field in dataclasses.fields(ViT)} - {'parent', 'name'}
+  if wrong := sorted(fields.keys() - known):
+    raise ValueError(
+      f'{", ".join(wrong)}: the ViT has no such field; it has {", ".join(sorted(known))}.'
+    )
+  check_vit_fields(fields)
   check_facts({'image_size': image_size, 'normalization': normalization})
   Domain(str, optional=True).check(key, 'key')
   tensors = open_tensors(locate(hub.local(path)), key)
@@ -138,16 +143,25 @@ def _load_foreign(
   reading = _read_shape(plain, format)
   check_agreement(f'{tensors.path} or its config.json', hints, {'image_size': image_size})
   model = _build(tensors.path, format, reading.fields, hints, fields)
-  grid = find_grid(tensors.path, model, reading.tokens, image_size, hints.get('image_size'))
-  variant = dataclasses.replace(reading.variant, class_pos=grid.class_pos)
-  expected = expected_params(model, grid.image_size)
+  size, class_pos = find_grid(
+    tensors.path, model, reading.tokens, image_size, hints.get('image_size')
+  )
+  variant = dataclasses.replace(reading.variant, class_pos=class_pos)
+  expected = expected_params(model, size)
   params, unused = read_params(plain, format, model, variant, expected)
   metadata = {
-    'image_size': shortest(*grid.image_size),
+    'image_size': shortest(*size),
     'normalization': hints.get('normalization')
     or normalization
-    or _assume_normalization(tensors.path, tensors.container, model),
+    or assumed_normalization(tensors.container, model),
   }
+  if not (hints.get('normalization') or normalization or tensors.container == 'npz'):
+    log.warning(
+      "%s does not say how images were normalized; '%s' is assumed. "
+      'If that is wrong, give model.normalization, or a command --normalization.',
+      tensors.path,
+      metadata['normalization'],
+    )
   classes = list(hints.get('classes', ()))
   if len(classes) == model.num_classes > 0:
     metadata['classes'] = classes
@@ -171,20 +185,6 @@ def _load_foreign(
   return Checkpoint(model, params, metadata)
 
 
-def check_fields(fields: Mapping[str, Any]) -> None:
-  """Checks that fields are some that the ViT has.
-
-  Raises:
-    ValueError: the ViT has no such field, or one cannot be.
-  """
-  known = {field.name for field in dataclasses.fields(ViT)} - {'parent', 'name'}
-  if wrong := sorted(fields.keys() - known):
-    raise ValueError(
-      f'{", ".join(wrong)}: the ViT has no such field; it has {", ".join(sorted(known))}.'
-    )
-  check_vit_fields(fields)
-
-
 def _recognize(tensors: Tensors) -> tuple[Format[Any], str, PlainNames]:
   """The one model in a file: its format, its prefix, and its tensors."""
   if other := explain(tensors.specs):
@@ -196,7 +196,7 @@ def _recognize(tensors: Tensors) -> tuple[Format[Any], str, PlainNames]:
       f'The formats are {OURS}, {", ".join(FORMATS)}.'
     )
   if len(found) > 1:
-    prefixes = ', '.join(model.prefix or 'no prefix' for model in found)
+    prefixes = ', '.join(prefix or 'no prefix' for _, prefix in found)
     raise ValueError(
       f'{tensors.path} holds several models, below {prefixes}; save one of them to a file of its '
       'own.'
@@ -283,19 +283,6 @@ def assumed_normalization(container: Container, model: ViT) -> str:
     # statistics; so are models with LayerScale.
     return 'imagenet'
   return 'inception'
-
-
-def _assume_normalization(path: str, container: Container, model: ViT) -> str:
-  """What is assumed, with a warning where others would be possible."""
-  guess = assumed_normalization(container, model)
-  if container != 'npz':
-    log.warning(
-      "%s does not say how images were normalized; '%s' is assumed. "
-      'If that is wrong, give model.normalization, or a command --normalization.',
-      path,
-      guess,
-    )
-  return guess
 
 
 KIND = 'vit'  # among the kinds of files that `files.write_tensors` writes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -155,25 +155,13 @@ def check_patches(image_size: ImageSize, patch_size: int) -> None:
     )
 
 
-class Grid(NamedTuple):
-  """What a number of position embeddings means.
-
-  Attributes:
-    image_size: (height, width) of the images.
-    class_pos: whether the class token has a position of its own.
-  """
-
-  image_size: tuple[int, int]
-  class_pos: bool
-
-
 def find_grid(
   path: str,
   model: ViT,
   tokens: int | None,
   image_size: ImageSize | None,
   hinted_size: ImageSize | None,
-) -> Grid:
+) -> tuple[tuple[int, int], bool]:
   """Finds the grid of the position embedding.
 
   Args:
@@ -183,55 +171,42 @@ def find_grid(
     image_size: image size that the caller gives.
     hinted_size: image size that `config.json` tells, for where the caller gives none.
 
+  Returns:
+    ((height, width) of the images, whether the class token has a position of its own).
+
   Raises:
     ValueError: the position embeddings do not fit, or there are too many.
   """
-  told = image_size or hinted_size
+  told, patch = image_size or hinted_size, model.patch_size
+  extra_tokens = (1, 0) if model.class_token else (0,)  # beside the patches', the likelier first
   if told is not None:
-    check_patches(told, model.patch_size)
+    check_patches(told, patch)
+    height, width = sides(told)
   if tokens is None:
-    return Grid(_computed_size(path, model.patch_size, told), class_pos=False)
+    if told is None:
+      height = width = PUBLISHED_SIZE // patch * patch
+    if height != width:
+      raise ValueError(
+        f'{path} has computed positions, which are supported for square images; '
+        f'image_size is {height} x {width}.'
+      )
+    return (height, width), False
   if told is None:
-    return _square_grid(path, model, tokens)
-  height, width = sides(told)
-  patch = model.patch_size
+    for extra in extra_tokens:
+      side = math.isqrt(max(tokens - extra, 0))
+      if side and side * side + extra == tokens:
+        return (side * patch, side * patch), bool(extra)
+    token = 'with or without a class token' if model.class_token else 'without a class token'
+    raise ValueError(
+      f'{path}: {tokens} position embeddings fit no square grid {token}; '
+      'give weights.load their image_size, (height, width).'
+    )
   patches = (height // patch) * (width // patch)
-  if tokens - patches not in _extra_tokens(model):
+  if tokens - patches not in extra_tokens:
     extra = 'and perhaps a class token' if model.class_token else 'and no class token'
     teller = 'image_size' if image_size else 'image_size in the config.json beside it'
     raise ValueError(
       f'{path} has {tokens} position embeddings; images of {height} x {width} in patches of '
       f'{patch} have {patches} patches {extra}. Check {teller}.'
     )
-  return Grid((height, width), class_pos=tokens > patches)
-
-
-def _extra_tokens(model: ViT) -> tuple[int, ...]:
-  """How many position embeddings there may be beside those of the patches, the likelier first."""
-  return (1, 0) if model.class_token else (0,)
-
-
-def _computed_size(path: str, patch: int, told: ImageSize | None) -> tuple[int, int]:
-  if told is None:
-    side = PUBLISHED_SIZE // patch * patch
-    return side, side
-  height, width = sides(told)
-  if height != width:
-    raise ValueError(
-      f'{path} has computed positions, which are supported for square images; '
-      f'image_size is {height} x {width}.'
-    )
-  return height, width
-
-
-def _square_grid(path: str, model: ViT, tokens: int) -> Grid:
-  for extra in _extra_tokens(model):
-    side = math.isqrt(max(tokens - extra, 0))
-    if side and side * side + extra == tokens:
-      pixels = side * model.patch_size
-      return Grid((pixels, pixels), class_pos=bool(extra))
-  token = 'with or without a class token' if model.class_token else 'without a class token'
-  raise ValueError(
-    f'{path}: {tokens} position embeddings fit no square grid {token}; '
-    'give weights.load their image_size, (height, width).'
-  )
+  return (height, width), tokens > patches

@@ -118,15 +118,15 @@ class FlaxNpz(Format[NpzVariant]):
     return [
       same('cls', 'cls'),
       self._position_rule(model, variant),
-      *_linear('embed', 'embedding'),
-      *_norm('blocks/norm1', f'{block}/LayerNorm_0'),
+      *_pair('embed', 'embedding'),
+      *_pair('blocks/norm1', f'{block}/LayerNorm_0', 'scale'),
       *_attention(model, f'{block}/{names.attention}'),
-      *_norm('blocks/norm2', f'{block}/{names.norm2}'),
-      *_linear('blocks/mlp/fc1', f'{block}/{names.mlp}/Dense_0'),
-      *_linear('blocks/mlp/fc2', f'{block}/{names.mlp}/Dense_1'),
-      *_norm('norm', 'Transformer/encoder_norm'),
-      *_linear('pre_logits', 'pre_logits'),
-      *_linear('head', 'head'),
+      *_pair('blocks/norm2', f'{block}/{names.norm2}', 'scale'),
+      *_pair('blocks/mlp/fc1', f'{block}/{names.mlp}/Dense_0'),
+      *_pair('blocks/mlp/fc2', f'{block}/{names.mlp}/Dense_1'),
+      *_pair('norm', 'Transformer/encoder_norm', 'scale'),
+      *_pair('pre_logits', 'pre_logits'),
+      *_pair('head', 'head'),
     ]
 
   def _position_rule(self, model: ViT, variant: NpzVariant) -> Rule:
@@ -189,12 +189,9 @@ def _read_variant(shapes: Shapes) -> NpzVariant:
   )
 
 
-def _linear(ours: str, theirs: str) -> list[Rule]:
-  return [same(f'{ours}/{part}', f'{theirs}/{part}') for part in ('kernel', 'bias')]
-
-
-def _norm(ours: str, theirs: str) -> list[Rule]:
-  return [same(f'{ours}/{part}', f'{theirs}/{part}') for part in ('scale', 'bias')]
+def _pair(ours: str, theirs: str, weight: str = 'kernel') -> list[Rule]:
+  """A linear layer, or a norm."""
+  return [same(f'{ours}/{part}', f'{theirs}/{part}') for part in (weight, 'bias')]
 
 
 def _attention(model: ViT, theirs: str) -> list[Rule]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from glora_jax.models.containers import grouped
 from glora_jax.models.formats import flax_npz, hugging_face, timm
@@ -43,28 +43,16 @@ _OPTIMIZER = 'opt/'
 _OLD_PARAMETERS = 'opt/target/'
 
 
-class Detection(NamedTuple):
-  """A model that a file holds.
-
-  Attributes:
-    format: format that the file is in.
-    prefix: what stands before all names of the model's tensors.
-  """
-
-  format: Format[Any]
-  prefix: str
-
-
-def detect(names: Iterable[str]) -> list[Detection]:
-  """All models that a file holds, by the names of its tensors; one for each of several towers."""
+def detect(names: Iterable[str]) -> list[tuple[Format[Any], str]]:
+  """The format and prefix of every model in a file, by the names of its tensors."""
   names = list(names)
-  found: dict[str, Detection] = {}
+  found: dict[str, Format[Any]] = {}
   for format in FORMATS.values():
     for prefix in _prefixes(format, names):
       below = (name.removeprefix(prefix) for name in names if name.startswith(prefix))
       if prefix not in found and any(re.match(format.signature, name) for name in below):
-        found[prefix] = Detection(format, prefix)
-  return list(found.values())
+        found[prefix] = format
+  return [(format, prefix) for prefix, format in found.items()]
 
 
 def _prefixes(format: Format[Any], names: Iterable[str]) -> Iterator[str]:
