@@ -16,13 +16,10 @@ from glora_jax.models import weights
 from glora_jax.models.vit import ViT
 from glora_jax.search.evolution import Evolution
 from glora_jax.training import loop, losses
-from glora_jax.training.recipe import Recipe
 
 IMAGE_SIZE = 28
 NUM_CLASSES = 10
 BUDGET = 40_000
-SUPERNET_EPOCHS = 28
-WARMUP_EPOCHS = 3
 SEARCH = Evolution(population=30, generations=6, parents=10, mutations=15, crossovers=15)
 
 # As large as the embedded backbone, for those who time it with random parameters.
@@ -95,20 +92,3 @@ class Backbone:
   def supernet_loss(self) -> loop.LossFn:
     """The loss of a subnet that is drawn anew for every step."""
     return losses.supernet_loss(self.adapted, self.unaugmented, self.sample_genome, train=True)
-
-
-def train_supernet(backbone: Backbone, data: pipeline.Split, seed: int, epochs: int) -> Any:
-  """Variables of the supernet after training by the paper's sampling, at learning rate 4e-3."""
-  key = jax.random.key(seed)
-  trainable, frozen = backbone.adapted.split(backbone.adapted.init(key, backbone.params))
-  recipe = Recipe(
-    epochs=epochs,
-    warmup_epochs=min(WARMUP_EPOCHS, epochs),
-    learning_rate=4e-3,
-    final_learning_rate=1e-5,
-  )
-  images, labels = on_device(data)
-  state = loop.fit(
-    backbone.supernet_loss(), trainable, frozen, images, labels, recipe, key, progress=False
-  )
-  return backbone.adapted.join(state.trainable, frozen)

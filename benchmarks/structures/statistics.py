@@ -2,7 +2,6 @@
 
 import base64
 import math
-import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -109,9 +108,3 @@ def rank_correlation(
   found = [stats.spearmanr(values[draw], -losses[draw]).statistic for draw in draws]
   low, high = np.nanquantile(found, [0.025, 0.975])
   return Correlation(float(stats.spearmanr(values, -losses).statistic), float(low), float(high))
-
-
-def mean_and_spread(values: Sequence[float]) -> str:
-  """'85.3 ± 0.4' of accuracies."""
-  spread = statistics.stdev(values) if len(values) > 1 else 0.0
-  return f'{100 * statistics.mean(values):.1f} ± {100 * spread:.1f}'

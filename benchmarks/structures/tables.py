@@ -136,8 +136,3 @@ def label(method: Method) -> str:
 
 def _rounded(found: Difference) -> list[float]:
   return [round(number, 2) for number in found]
-
-
-def job_rates(jobs: Sequence[Job]) -> Rates:
-  """The rate of every method among jobs."""
-  return {(job.method, job.budget): job.rate for job in jobs}
