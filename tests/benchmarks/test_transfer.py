@@ -1,16 +1,15 @@
-"""The transfer benchmark's own parts: splits, image folders, names in an ONNX graph, configs."""
+"""The transfer benchmark's own parts: splits, image folders, names in an ONNX graph."""
 
 import flax
 import jax
 import numpy as np
 import pytest
 
-from benchmarks.transfer import comparison, onnx_check, onnx_weights, tasks
+from benchmarks.transfer import onnx_check, onnx_weights, tasks
 from glora_jax.data.catalog import find
 from glora_jax.models import translate, weights
 from glora_jax.models.formats.format import Variant
 from glora_jax.models.vit import ViT, expected_params
-from glora_jax.runs.config import check_config
 
 
 def pictures(count, seed=0):
@@ -159,47 +158,3 @@ def test_more_blocks_than_there_are_or_none_are_refused(small, blocks):
   *_, tensors = small
   with pytest.raises(ValueError, match=f'blocks={blocks} must be between 1 and 3'):
     onnx_weights.first_blocks(tensors, blocks)
-
-
-@pytest.mark.parametrize(
-  'backbone, task', [('embedded', 'mnist'), ('vit_s', 'mnist'), ('vit_s', 'fashion')]
-)
-@pytest.mark.parametrize('quick', [{}, comparison.QUICK], ids=['full', 'quick'])
-def test_the_configs_are_those_of_a_comparison_on_the_prepared_folder(
-  tmp_path, backbone, task, quick
-):
-  for name in ('mnist', 'fashion', 'vit_s'):
-    (tmp_path / name).mkdir()
-  config = comparison.make_config(str(tmp_path), task, backbone, {**quick, 'compare.seeds': 7})
-  check_config(config)
-  assert (config.job, config.task, config.compare.seeds) == (
-    'compare',
-    f'folder:{tmp_path / task}',
-    7,
-  )
-  assert config.model.weights == ('embedded' if backbone == 'embedded' else str(tmp_path / 'vit_s'))
-
-
-def test_the_embedded_backbone_is_not_tested_on_what_it_was_made_of(tmp_path):
-  with pytest.raises(ValueError, match='pretrained on Fashion-MNIST'):
-    comparison.make_config(str(tmp_path), 'fashion', 'embedded', {})
-
-
-def test_an_unprepared_folder_is_answered_with_the_command(tmp_path):
-  with pytest.raises(FileNotFoundError, match=r'benchmarks\.transfer prepare --folder'):
-    comparison.make_config(str(tmp_path), 'mnist', 'vit_s', {})
-
-
-def test_fields_of_the_command_line_are_literals_or_texts():
-  assert comparison.parse_fields(
-    ['compare.seeds=5', 'compare.rates=(1e-3, 2e-3)', 'data.resize=crop']
-  ) == {'compare.seeds': 5, 'compare.rates': (1e-3, 2e-3), 'data.resize': 'crop'}
-  with pytest.raises(ValueError, match=r"'compare\.seeds' has no '='"):
-    comparison.parse_fields(['compare.seeds'])
-
-
-@pytest.mark.parametrize('field, value', [('compare.sees', 3), ('compare.rate.lora', 'fast')])
-def test_a_field_that_cannot_be_set_is_named(tmp_path, field, value):
-  (tmp_path / 'mnist').mkdir()
-  with pytest.raises(ValueError, match=field):
-    check_config(comparison.make_config(str(tmp_path), 'mnist', 'embedded', {field: value}))
