@@ -2,18 +2,12 @@
 
 import random
 import signal
-import subprocess
 import sys
 
-from places import get_config
-
-from benchmarks.kill_and_resume import QUICK_FIELDS, Undisturbed, differences, plan_kills
+from benchmarks.kill_and_resume import Undisturbed, differences, plan_kills
 from benchmarks.machinery import killable
-from benchmarks.machinery.killable import KINDS, Kill, Killable, write_few_shot_lists
-from glora_jax.data import catalog
-from glora_jax.data.task import Source
+from benchmarks.machinery.killable import Kill, Killable
 from glora_jax.files import write_json
-from glora_jax.runs.config import check_config
 
 STAGES = {'supernet': 30.0, 'search': 9.0, 'report': 1.0}
 
@@ -35,23 +29,6 @@ def test_kills_are_spread_over_time_stages_signals_and_processes():
   assert sum(len(kills) == 2 for kills in planned) == 10
 
 
-def test_all_that_is_killed_has_a_config_that_can_be(tmp_path):
-  (tmp_path / 'lists').mkdir()  # as if they were written
-  for kind in KINDS.values():
-    config = get_config('quickstart')
-    config.update_from_flattened_dict({**kind.fields(tmp_path), **QUICK_FIELDS})
-    check_config(config)
-
-
-def test_a_suite_of_lists_has_its_tasks(tmp_path):
-  write_few_shot_lists(tmp_path / 'oxford_pets')
-  for name in catalog.expand('fewshot/oxford_pets/16/all'):
-    task = catalog.find(name, Source(source='lists', root=str(tmp_path)))
-    counts = [len(task.open(split).labels) for split in ('train', 'val', 'test')]
-    assert counts[0] in (53, 54)
-    assert counts[1:] == [40, 80]
-
-
 def test_a_kill_comes_when_its_stage_has_begun_and_the_start_ends(tmp_path, monkeypatch):
   program = 'import sys, time; print("search: begins", file=sys.stderr, flush=True); time.sleep(60)'
   monkeypatch.setattr(killable, '_ALONE', 0.1)
@@ -60,14 +37,6 @@ def test_a_kill_comes_when_its_stage_has_begun_and_the_start_ends(tmp_path, monk
   ending = job.start(Kill(signal.SIGKILL, 0.01, 'search', process=1))
   assert ending == (-signal.SIGKILL, True)
   assert job.stage() == 'search'
-
-
-def test_a_process_that_waits_for_a_killed_one_is_ended(monkeypatch):
-  monkeypatch.setattr(killable, '_ALONE', 0.1)
-  pair = [subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']) for _ in range(2)]
-  pair[0].kill()
-  assert killable._end(pair, pair[0]) == -signal.SIGKILL
-  assert pair[1].returncode == -signal.SIGKILL
 
 
 def test_results_are_compared_without_their_times(tmp_path):

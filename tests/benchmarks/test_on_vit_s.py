@@ -2,12 +2,10 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from benchmarks.structures import backbones, laboratory, on_vit_s, training
 from benchmarks.structures.jobs import Job, Store
-from glora_jax.data.pipeline import Split
 from glora_jax.method.adapt import adapt
 from glora_jax.method.genomes import count_params
 from glora_jax.method.presets import preset
@@ -24,22 +22,6 @@ def test_budgets_are_those_of_their_largest_fixed_methods():
     sizes = [count_params(adapted.spec, preset(adapted.spec, name)) for name in names]
     assert max(sizes) == budget
     assert all(size <= budget for size in sizes)
-
-
-def test_images_are_enlarged_between_their_own_values():
-  images = np.arange(28, dtype=np.uint8)[None, :, None, None].repeat(28, 2).repeat(3, 3)
-  seen = backbones.as_seen_by(backbones.VIT_S, Split(images, np.zeros(1, np.int32)))
-  assert seen.images.shape == (1, 56, 56, 3)
-  assert seen.images.dtype == jnp.uint8
-  rows = np.asarray(seen.images[0, :, 0, 0])
-  assert (rows[0], rows[-1]) == (0, 27)
-  assert (np.diff(rows.astype(int)) >= 0).all()
-
-
-def test_without_weights_a_sentence_says_how_to_get_them(monkeypatch, tmp_path):
-  monkeypatch.setitem(backbones.FOLDERS, backbones.VIT_S, str(tmp_path / 'none'))
-  with pytest.raises(FileNotFoundError, match='prepare --blocks 12 makes it'):
-    backbones.load(backbones.VIT_S, 10)
 
 
 @pytest.mark.full

@@ -9,16 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 
-from benchmarks.structures import __main__ as command
-from benchmarks.structures import cost, display, figure, gate, methods, plan, searched, tuning
+from benchmarks.structures import gate, plan, searched, tuning
 from benchmarks.structures import laboratory as lab
 from benchmarks.structures.backbones import Model
 from benchmarks.structures.jobs import Job, Store
 from benchmarks.structures.methods import fixed_genome
 from benchmarks.structures.statistics import difference, headroom, rank_correlation
-from benchmarks.structures.tables import Row, best_of, breakdowns, budget_table
+from benchmarks.structures.tables import Row, best_of, budget_table
 from benchmarks.structures.tasks import TASKS
 from glora_jax.method.genomes import count_params
 from glora_jax.method.presets import preset
@@ -134,24 +132,6 @@ def test_what_the_bound_changes_is_told_of_those_that_had_broken_that_break_and_
   }
 
 
-def test_breakdowns_are_counted_by_the_median_of_their_task(capsys):
-  store = Store('')
-  for task, accuracies in {'count': [0.8, 0.7, 0.39, 0.8], 'angle': [0.3, 0.31, 0.32]}.items():
-    for seed, accuracy in enumerate(accuracies):
-      store.results[Job(task, f'lora:{seed}', 0, 0.1, seed, 36)] = {'test': [accuracy, 1.0]}
-  assert breakdowns(store) == []  # half of 0.75 is 0.375
-  store.results[Job('count', 'ssf', 0, 0.1, 4, 36)] = {'test': [0.34, 1.0]}
-  store.results[Job('angle', 'ssf', 0, 0.1, 4, 36)] = {'test': [0.1, 1.0]}
-  assert [(job.task, job.method) for job in breakdowns(store)] == [
-    ('count', 'ssf'),
-    ('angle', 'ssf'),
-  ]
-  display.print_breakdowns('final', store)
-  assert '2 of 9 trainings end below half' in capsys.readouterr().out
-  display.print_breakdowns('final', Store(''))
-  assert capsys.readouterr().out == ''
-
-
 def _store_with(path, accuracies):
   store = Store(str(path))
   for rate, accuracy in accuracies.items():
@@ -186,28 +166,6 @@ def test_results_survive_a_line_that_was_cut_off(tmp_path):
   assert set(Store(str(path)).results) == {first, second}
 
 
-def test_names_are_taken_apart():
-  name = methods.Name.parse('gradient(of mnist)/usual+dropout')
-  assert name == ('gradient', 'of mnist', 'usual', ('dropout',))
-  assert methods.Name.parse('lora:2@attn') == ('lora:2@attn', '', 'usual', ())
-  assert plan.tuned_as(('random(4)+valued', 9216)) == ('random(0)', 9216)
-  assert plan.tuned_as(('lora:1/aligned', 0)) == ('lora:1', 0)
-
-
-def test_a_structure_off_other_tasks_is_read_off_those():
-  others = methods.sources_of('of others', 'mnist')
-  assert set(others) == set(plan.tasks('development')) - {'mnist'}
-  assert methods.sources_of('of others', 'count') == plan.tasks('development')
-  assert methods.sources_of('with others', 'count') == ['count', *plan.tasks('development')]
-  assert methods.sources_of('of count', 'angle') == ['count']
-
-
-def test_a_methods_name_alone_says_whether_it_fills_a_budget():
-  budget = 9_216
-  named = plan.fixed_methods(budget) + plan.beside(budget, 'count') + plan.randoms(budget)
-  assert {plan.sized(name, budget) for name, _ in named} == set(named)
-
-
 def test_a_table_holds_ours_against_twice_its_size_and_another_tasks_structure():
   budget, rates = 9_216, {('gradient', 9_216): 0.1, ('lora:1', 0): 0.2, ('lora:2', 0): 0.3}
   store = Store('')
@@ -224,30 +182,6 @@ def test_a_table_holds_ours_against_twice_its_size_and_another_tasks_structure()
     assert line['difference'][0] == 25.0
     differences = {name: found[1][0] for name, found in line['beside'].items()}
     assert differences == {'lora:2': -25.0, 'gradient(of another task)': 0.0}
-
-
-def test_the_tournament_of_a_budget_that_is_not_tuned_yet_has_the_methods_that_are(capsys):
-  store, rates = Store(''), {('lora:1', 0): 0.2}
-  for task in plan.tasks('development'):
-    answers = base64.b85encode(bytes(TASKS[task].tests)).decode()
-    job = Job(task, 'lora:1', 0, 0.2, 0, plan.EPOCHS)
-    store.results[job] = {'params': 9, 'test': [0.25, 1.0], 'answers': answers}
-  assert display.print_tournament(store, rates, 18_432) == {'lora:1': [25.0] * 5}
-  assert 'lora:1' in capsys.readouterr().out
-
-
-def test_the_figure_draws_each_difference_on_the_line_of_its_task():
-  lines = {
-    'angle': {'difference': [2.0, 1.0, 3.0], 'verdict': 'win', 'best_fixed': ['bitfit', 9, 60.0]},
-    'stripes': {'difference': [-1.0, -3.0, 1.0], 'verdict': 'tie', 'best_fixed': ['ssf', 9, 60.0]},
-  }
-  axis = Figure().subplots()
-  figure.draw_panel(axis, lines, ['count', 'angle', 'stripes'])
-  drawn = [np.column_stack(line.get_data()).tolist() for line in axis.lines[1:]]  # after that of 0
-  assert drawn == [[[1, 1], [3, 1]], [[2, 1]], [[-3, 2], [1, 2]], [[-1, 2]]]
-  assert [text.get_text() for text in axis.texts] == ['bitfit', 'ssf']
-  colors = [line.get_color() for line in axis.lines[1:]]
-  assert colors[0] == colors[1] != colors[2] == colors[3]
 
 
 def test_fixed_methods_fit_and_none_is_listed_twice():
@@ -274,35 +208,6 @@ def test_rising_ranks_never_fall_with_depth_and_leave_nothing_that_fits(name, co
 def test_rising_ranks_follow_the_block_s_number():
   genome = fixed_genome(BLOCKS, 'lora:rising', 4 * 16 * (1 + 2 + 3))
   assert genome[:, 1].tolist() == [3] * 4 + [4] * 4 + [5] * 4
-
-
-def test_the_smallest_budget_has_two_tasks_and_methods_of_its_own():
-  spec = lab.backbone(Model(10)).adapted.spec
-  budget = plan.SMALLEST_BUDGET
-  assert plan.final_tasks(budget) == plan.final_tasks(5_184)[:2] == ['count', 'angle']
-  found = plan.fixed_up_to(budget)
-  assert found == [('lora:1@qkv', 0), ('hira:1@qkv', 0)] + [(name, budget) for name in plan.RISING]
-  for name, size in [*found, (plan.strongest_lora(budget), 0)]:
-    assert 0 < count_params(spec, fixed_genome(spec, name, size)) <= budget
-  assert not {method for method in plan.fixed_up_to(5_184) if method[1] == budget}
-
-
-def test_the_largest_budget_adds_the_largest_rank_of_each_base_and_place():
-  found = {name for name, budget in plan.fixed_methods(36_864) if not budget}
-  lora = {'lora:4', 'lora:16@qkv', 'lora:10@attn', 'lora:6@mlp', 'lora:8@last_half'}
-  others = {'scale_shift_lora:2', 'scale_shift_lora:14@qkv', 'scale_shift_lora:9@attn'}
-  assert found == lora | {name.replace('lora', 'hira') for name in lora} | others
-  assert {('lora:2', 0), ('lora:3@mlp', 0)} <= set(plan.fixed_up_to(36_864))
-
-
-def test_methods_without_rates_are_left_out_and_refused_where_they_are_asked_for():
-  rates = {('gradient', 36_864): 0.016, ('lora:4', 0): 0.008}
-  methods = [('gradient(shifts)', 36_864), ('gradient/usual', 36_864), ('lora:4/aligned', 0)]
-  known = [(methods[0], 0.016), (methods[2], 0.008)]
-  assert command.with_rates(methods, rates) == known
-  command.require_rates([method for method, _ in known], rates)
-  with pytest.raises(SystemExit, match=r'^No learning rate is chosen for gradient/usual; '):
-    command.require_rates(methods, rates)
 
 
 @pytest.mark.slow
@@ -370,38 +275,3 @@ def test_a_search_finds_a_subnet_within_the_budget_and_finetunes_it(monkeypatch)
     for variables in (found.variables, setting.variables)
   )
   assert tuned < warm
-
-
-def test_cost_counts_epochs_that_were_not_measured_as_those_that_were(monkeypatch):
-  clock = iter([100, 105, 107, 109])  # the first epoch compiles
-
-  def fit(*arguments, on_dispatch, stop_epoch, **options):
-    for _ in range(stop_epoch):
-      on_dispatch(None, {})
-
-  problem = cost.Problem.load('embedded', 64, 'no folder')
-  monkeypatch.setattr(cost.loop, 'fit', fit)
-  monkeypatch.setattr(cost.time, 'perf_counter', lambda: next(clock))
-  assert cost.lora_seconds(problem, 3) == {'training': 5 + 2 * (plan.EPOCHS - 1)}
-
-
-def test_confirming_trains_without_a_prior_only_where_something_was_borrowed(tmp_path):
-  store = Store(str(tmp_path / 'results.jsonl'))
-  rates = {('bitfit', 0): 0.1, ('lora:1@attn', 0): 0.2, ('gradient', 5_184): 0.3}
-  shares = {('near', 0): 0.0, ('near', 1): 0.4, ('far', 0): 0.2, ('far', 1): 0.0}
-  rounds = []
-  for jobs in command.confirming_jobs(store, rates, ['near', 'far'], 5_184, 2):
-    missing = [job for job in dict.fromkeys(jobs) if job not in store.results]
-    rounds.append([(job.task, job.method, job.seed) for job in missing])
-    for job in missing:
-      accuracy = 0.5 if job.method == 'bitfit' and job.task == 'near' else 0.7
-      store.add(job, {'test': [accuracy, 1.0], 'share': shares[job.task, job.seed]})
-  first, second, alone = rounds
-  assert {(method, seed) for _, method, seed in first} == {
-    ('gradient(shifts)', 0),
-    ('bitfit', 0),
-    ('lora:1@attn', 0),
-  }
-  assert ('near', 'bitfit', 1) not in second
-  assert ('far', 'bitfit', 1) in second
-  assert alone == [('far', 'gradient', 0), ('near', 'gradient', 1)]
