@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import math
 import os
@@ -14,7 +15,7 @@ import stat
 import time
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -89,7 +90,7 @@ def whole(path: Path) -> Iterator[str]:
       raise
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> io.BufferedReader:
   """Opens a file of the user's for reading, links followed, where it is a regular one.
 
   A FIFO would wait for its writer for ever, a device may never end.
@@ -197,7 +198,7 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray], kind: str | None = N
   """
   stamp = {} if kind is None else {STAMP: np.array(json.dumps(stamp_of(kind)))}
   with whole(path) as temporary, open(temporary, 'wb') as file:
-    np.savez(file, **stamp, **arrays)
+    np.savez(file, **stamp, **arrays)  # pyrefly: ignore
 
 
 def read_arrays(path: Path, kind: str | None = None, remedy: str = AGAIN) -> dict[str, np.ndarray]:

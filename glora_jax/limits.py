@@ -153,7 +153,7 @@ class Domain:
     return ', or None' if self.optional else ''
 
   def _scalar(self, given: Any, kind: Any, name: str) -> Any:
-    value = whole_number(given) if kind is int else plain(given)
+    value: Any = whole_number(given) if kind is int else plain(given)
     if kind is Any:
       return value
     if not _is_a(value, kind):

@@ -85,7 +85,7 @@ def require_devices() -> None:
   try:
     jax.devices()
   except (RuntimeError, AssertionError) as error:
-    platforms = jax.config.jax_platforms
+    platforms = jax.config.values['jax_platforms']
     raise NoDeviceError(
       f'JAX has no device to compute on with JAX_PLATFORMS={platforms!r} ({first_line(error)}); '
       'install the JAX of that platform, or set JAX_PLATFORMS=cpu.'
@@ -342,7 +342,7 @@ def settle(mesh: Mesh | None, tree: Any) -> Any:
   return jax.tree.map(place, tree)
 
 
-def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+def put(leaf: Any, sharding: NamedSharding) -> Any:
   """An array in a sharding, also where other processes have a part in it; a shape stays one."""
   if isinstance(leaf, jax.ShapeDtypeStruct):
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
@@ -364,7 +364,7 @@ def local_rows(mesh: Mesh, number: int) -> np.ndarray:
     Their numbers, ascending; int [local].
   """
   slices = dealt(mesh).addressable_devices_indices_map((number,)).values()
-  bounds = {rows.indices(number)[:2] for (rows,) in slices}
+  bounds = {index[0].indices(number)[:2] for index in slices if index is not None}
   return np.concatenate([np.arange(start, stop) for start, stop in sorted(bounds)])
 
 

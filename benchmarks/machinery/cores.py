@@ -3,7 +3,7 @@
 import concurrent.futures
 import multiprocessing
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from typing import NamedTuple
 
 from glora_jax.runs import runners
@@ -15,7 +15,9 @@ class Cores(NamedTuple):
 
   number: int = 2
 
-  def outcomes(self, jobs: Mapping[str, Job], workdir: str, stop: Stop) -> Iterator[Outcome]:
+  def outcomes(
+    self, jobs: Mapping[str, Job], workdir: str, stop: Stop
+  ) -> Generator[Outcome, None, None]:
     """See `Runner.outcomes`; a job, which is pickled, is never asked to stop in its middle."""
     del stop
     context = multiprocessing.get_context('spawn')

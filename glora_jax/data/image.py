@@ -196,8 +196,9 @@ def resize(
   box = (left, top, left + size, top + size)
   if width * height > MOST_PIXELS:  # a thread of an image: its middle alone is enlarged
     scale = min(picture.size) / short_side
+    left, top, right, bottom = (scale * x for x in box)
     return np.asarray(
-      picture.resize((size, size), Image.Resampling.BICUBIC, tuple(scale * x for x in box))
+      picture.resize((size, size), Image.Resampling.BICUBIC, (left, top, right, bottom))
     )
   return np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC).crop(box))
 

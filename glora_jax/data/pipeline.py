@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import grain
 import numpy as np
@@ -42,12 +42,12 @@ class Split(NamedTuple):
   """The images of a split with their labels.
 
   Attributes:
-    images: uint8 [n, size, size, 3].
+    images: uint8 [n, size, size, 3]; a `Stream` of those that are not held in memory.
     labels: int32 [n].
   """
 
-  images: np.ndarray
-  labels: np.ndarray
+  images: Any
+  labels: Any
 
 
 class UnreadableImages(OSError):
@@ -175,7 +175,7 @@ def _decode_all(
 
 
 def undecodable(
-  examples: Examples, indices: Sequence[int], title: str, *, show_always: bool = False
+  examples: Examples, indices: Sequence[int] | np.ndarray, title: str, *, show_always: bool = False
 ) -> list[str | None]:
   """For each index a sentence on what is wrong with the image; None where it can be decoded.
 

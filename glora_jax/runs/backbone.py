@@ -60,7 +60,8 @@ def load_backbone(
   )
   if source := metadata.get('source'):
     # Refuses now what could not be written at the end.
-    fit_to_format(model, flax.traverse_util.flatten_dict(params, sep='/'), source)
+    flat: dict[str, Any] = flax.traverse_util.flatten_dict(params, sep='/')
+    fit_to_format(model, flat, source)
   model = model.clone(
     drop_path=settings.drop_path,
     remat=settings.remat,

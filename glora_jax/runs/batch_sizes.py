@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -64,7 +64,7 @@ def fit_batches(
     ValueError: see `fit_batch`.
   """
   recipes = used_recipes(settings)
-  fitted = {
+  fitted: dict[str, Any] = {
     used.section: fit_batch(getattr(settings, used.section), used, counts, mesh) for used in recipes
   }
   if settings.has_gradient:

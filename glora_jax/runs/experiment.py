@@ -72,6 +72,7 @@ def _run_stages(run: Run) -> dict[str, Any]:
   if run.settings.structure == SEARCH:
     candidates, found = _search(run, structure)
   else:
+    assert structure is not None  # only a search may do without
     candidates, found = _train_structure(run, structure)
   with run.stage('test'):
     tested, answers = freeze_and_evaluate(run, candidates)
@@ -92,7 +93,7 @@ def _search(run: Run, beside: Structure | None) -> tuple[dict[str, Candidate], F
   with run.stage('finetune'):
     winner = archive.best(run.settings.search.fitness)
     candidates = {**rows, **finetune(run, supernet, winner)}
-  return candidates, Found(archive, supernet, beside and beside.allocation)
+  return candidates, Found(archive, supernet, beside.allocation if beside else None)
 
 
 def _train_structure(run: Run, structure: Structure) -> tuple[dict[str, Candidate], Found]:

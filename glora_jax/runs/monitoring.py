@@ -102,6 +102,7 @@ class Metrics:
     from tensorboardX.event_file_writer import EventsWriter
     from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+    assert self.board is not None
     os.makedirs(self.board, exist_ok=True)
     # TensorBoard reads files in the order of their names, which by the clock alone would not be
     # that of the starts where it goes back.

@@ -126,7 +126,8 @@ def shape_of_run(
   params = jax.eval_shape(model.init, jax.random.key(0), images)['params']
   variables = shapes_before_training(adapted, params, settings, mesh)
   metadata = {'image_size': image_size, 'normalization': normalization}
-  run = Run(settings, '', None, adapted, variables, metadata, {}, never, mesh=mesh)
+  no_task: Any = None
+  run = Run(settings, '', no_task, adapted, variables, metadata, {}, never, mesh=mesh)
   if beside is not None:
     run.beside = Place(beside, shapes_before_training(beside, params, settings, mesh))
   for split, number in counts.items():
@@ -232,7 +233,7 @@ def _data(run: Run, stage: TrainingStage, number: int) -> tuple[Any, Any, Any]:
   size = stage.recipe.batch_size
   steps = min(STEPS_PER_DISPATCH, MOST_STREAMED_STEPS)
   steps = steps_per_call(stage.recipe.steps_per_epoch(number), steps)
-  batches = _images(run, steps, size), Shape((steps, size), jnp.int32)
+  batches: Any = _images(run, steps, size), Shape((steps, size), jnp.int32)
   if run.mesh is not None:
     sharding = meshes.dealt(run.mesh, axis=1)
     batches = tuple(Shape(leaf.shape, leaf.dtype, sharding=sharding) for leaf in batches)
@@ -321,7 +322,7 @@ def _genomes(run: Run, *axes: int) -> Shape:
 
 def _scoring(run: Run, workload: Workload) -> _Made:
   options = {'chunk': workload.chunk, 'block': workload.block}
-  scorer = make_scorer(run.adapted, run.preprocess, mesh=run.mesh, **options)
+  scorer: Any = make_scorer(run.adapted, run.preprocess, mesh=run.mesh, **options)
   genomes = _genomes(run, run.settings.search.population)
   return scorer.compiled, (run.variables, genomes, *_scored(run, run.search_split))
 
@@ -349,6 +350,7 @@ def _features(run: Run, workload: Workload) -> _Made:
   del workload
   place = run.place(GRADIENT)
   stage = head_stage(run, place)
+  assert stage.head is not None
   batch = meshes.deal(run.mesh, _images(run, stage.head.batch_size))
   return stage.head.features_program(run.mesh), (stage.head.body_of(place.variables), batch)
 

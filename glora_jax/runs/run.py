@@ -224,7 +224,8 @@ class Run:
     images, labels = self.data(split)
     if not isinstance(images, pipeline.Stream):
       return scorer(variables, genomes, images, labels)
-    correct, loss = 0, 0.0
+    correct: Any = 0
+    loss: Any = 0.0
     for block in meshes.blocks(self.mesh, images, STREAMED_BLOCK):
       block_correct, block_loss = scorer(variables, genomes, *block)
       correct = correct + np.asarray(block_correct)

@@ -19,7 +19,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -46,7 +46,7 @@ _RELEASE_SECONDS = 60
 class Runner(Protocol):
   """Does jobs that do not depend on each other."""
 
-  def outcomes(self, jobs: Mapping[str, Job], workdir: str, stop: Stop) -> Iterator[Outcome]:
+  def outcomes(self, jobs: Mapping[str, Job], workdir: str, stop: Stop) -> Generator[Outcome]:
     """The jobs' names as they end, each with a function that returns or raises what it did.
 
     Args:
@@ -70,7 +70,7 @@ class ThisProcess:
     [('one', 1), ('two', 2)]
   """
 
-  def outcomes(self, jobs: Mapping[str, Job], workdir: str, stop: Stop) -> Iterator[Outcome]:
+  def outcomes(self, jobs: Mapping[str, Job], workdir: str, stop: Stop) -> Generator[Outcome]:
     """See `Runner.outcomes`."""
     for name, job in jobs.items():
       if meshes.on_any(stop()):
@@ -131,7 +131,7 @@ class OnRay:
 
   resources: Mapping[str, float]
 
-  def outcomes(self, jobs: Mapping[str, Job], workdir: str, stop: Stop) -> Iterator[Outcome]:
+  def outcomes(self, jobs: Mapping[str, Job], workdir: str, stop: Stop) -> Generator[Outcome]:
     """See `Runner.outcomes`; jobs end in any order."""
     import ray
 
@@ -271,7 +271,7 @@ def keep_compiled(workdir: str) -> None:
 
   It serves runs of equal shapes, and a restart.
   """
-  if jax.config.jax_compilation_cache_dir is None:
+  if jax.config.values['jax_compilation_cache_dir'] is None:
     jax.config.update('jax_compilation_cache_dir', os.path.join(workdir, 'compiled'))
 
 

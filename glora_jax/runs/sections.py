@@ -116,10 +116,9 @@ def check_structure(name: str) -> None:
 class DataSettings(Source):
   """Where the images come from, and how they are read."""
 
-  resize: str = field(
+  resize: image.ResizeRule = field(
     'squash',
     "how an image becomes square: 'crop' keeps the aspect ratio and takes the middle",
-    choices=image.RULES,
   )
   skip_broken: bool = field(False, 'whether images that cannot be decoded are left out')
   cache: str | None = field(None, 'folder for decoded images; None keeps none')

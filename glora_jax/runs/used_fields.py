@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from glora_jax.data.catalog import expand
-from glora_jax.files import is_partial
+from glora_jax.files import Path, is_partial
 from glora_jax.limits import shown
 from glora_jax.records import FORMAT_FILE
 from glora_jax.runs.config import RunSettings
@@ -150,7 +150,7 @@ def _compared(methods: Sequence[str]) -> tuple[Stage, ...]:
   )
 
 
-def last_begun(stages: tuple[Stage, ...], workdirs: Iterable[str]) -> Stage | None:
+def last_begun(stages: tuple[Stage, ...], workdirs: Iterable[Path]) -> Stage | None:
   """The last stage that has left something in one of the workdirs; None where none has."""
   for stage in reversed(stages):
     paths = itertools.product(workdirs, stage.traces)

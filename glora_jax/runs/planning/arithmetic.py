@@ -90,11 +90,11 @@ def _alone(equation: JaxprEqn) -> Operations:
   result, name = equation.outvars[0].aval, equation.primitive.name
   if name == 'dot_general':
     (contracted, _), _ = equation.params['dimension_numbers']
-    shape = equation.invars[0].aval.shape
+    shape = _shape(equation.invars[0].aval)
     return Operations(products=2 * _size(result) * math.prod(shape[axis] for axis in contracted))
   if name == 'conv_general_dilated':
     kernel = equation.invars[1].aval
-    outputs = kernel.shape[equation.params['dimension_numbers'].rhs_spec[0]]
+    outputs = _shape(kernel)[equation.params['dimension_numbers'].rhs_spec[0]]
     return Operations(products=2 * _size(result) * (_size(kernel) // outputs))
   if name in _MOVES or not _is_float(result):
     return Operations()
@@ -102,8 +102,12 @@ def _alone(equation: JaxprEqn) -> Operations:
   return Operations(others=max(sizes) if name.startswith('reduce') else _size(result))
 
 
+def _shape(aval: Any) -> tuple[int, ...]:
+  return getattr(aval, 'shape', ())
+
+
 def _size(aval: Any) -> int:
-  return math.prod(getattr(aval, 'shape', ()))
+  return math.prod(_shape(aval))
 
 
 def _is_float(aval: Any) -> bool:

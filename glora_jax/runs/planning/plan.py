@@ -15,6 +15,7 @@ import itertools
 import operator
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import ml_collections
@@ -112,7 +113,7 @@ def _shape_of(settings: RunSettings, machine: Machine) -> tuple[str, Run]:
     merge = 'up_front' if machine.platform == 'cpu' else 'lazy'
     settings = dataclasses.replace(settings, merge=merge)
   # Batches must be dealt to these devices, which need not be here.
-  mesh = jax.sharding.AbstractMesh((1, machine.devices), meshes.AXES)
+  mesh: Any = jax.sharding.AbstractMesh((1, machine.devices), meshes.AXES)
   settings = fit_batches(settings, counts, mesh)
   run = shape_of_run(settings, model, size, counts)
   early_checks.check_ranks(run.adapted)

@@ -270,7 +270,7 @@ def _check_arrays(arrays: dict[str, np.ndarray], place: Place) -> None:
   genome = arrays.get('genome', np.zeros(0, np.int8))
   check_genome(spec, genome)
   trainable, _ = place.adapted.fix(genome).split(place.variables)
-  starts = flax.traverse_util.flatten_dict(trainable, sep='/')
+  starts: dict[str, Any] = flax.traverse_util.flatten_dict(trainable, sep='/')
   rows, parts = ('folds', len(spec)), ('folds', len(spec), 'rank')
   expected = {
     'genome': Array('i', (len(spec), 5)),

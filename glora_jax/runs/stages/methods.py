@@ -176,10 +176,11 @@ def _read_off_gradients(
     of_seed = [trial for trial in trials if trial.seed == seed]
     key = stream_key(seed, Stream.PRIOR)
     find = prior_of(run, Place(adapted, fresh), budget=min(budgets), key=key, ahead=ahead)
-    prior = find and _Timed(find)
+    prior = _Timed(find) if find else None
     for budget in budgets:
-      options = {'budget': budget, 'ahead': ahead, 'prior': prior}
-      trained = _train_structure(run, names[seed, budget], start, of_seed, **options)
+      trained = _train_structure(
+        run, names[seed, budget], start, of_seed, budget=budget, ahead=ahead, prior=prior
+      )
       shared = heads.seconds_each + _seconds_of(prior, run.path(f'{folder}/prior-{seed}.json'))
       before = _trouble('The training of its head', diverged)
       rows[f'{GRADIENT}-{budget}'] += [_after(subnet, shared, before) for subnet in trained]
