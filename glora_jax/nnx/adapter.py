@@ -114,7 +114,7 @@ class Adapter(nnx.Pytree):
     supports: Mapping[str, jax.Array],
     alleles: Any,
     kernel: nnx.Variable,
-    genome_type: type[Genome] = Genome,
+    genome_type: type[nnx.Variable] = Genome,
   ):
     beside = functools.partial(_beside, recipe, kernel)
     self.genome = beside(genome_type, jnp.asarray(alleles, jnp.int8), (None,), recipe=recipe)
@@ -239,7 +239,7 @@ def _supports(adapter: Adapter, layout: Layout, stack: tuple[int, ...]) -> dict[
   }
 
 
-def with_rows(variable: Genome, genome: Any) -> Genome:
+def with_rows(variable: Any, genome: Any) -> Any:
   """The alleles of a set of supports as a genome int [rows, 5] has them."""
   group = variable.recipe.group
   site = group.members[0]

@@ -67,19 +67,19 @@ def check_plain(model: nnx.Module) -> None:
       type(node).get_value is not nnx.Variable.get_value or node.has_metadata('on_get_value')
     ):
       raise ValueError(
-        f'{path_name(path)} has a get_value or an on_get_value hook of its own, and is read and '
+        f'{path_name(tuple(map(str, path)))} has a get_value or an on_get_value hook of its own, and is read and '
         'put back here; do what these do where the model uses it.'
       )
 
 
 def parts_of(owner: nnx.Pytree) -> tuple[Part, ...]:
   """Its adapted parameters."""
-  return type(owner)._glora_parts
+  return type(owner)._glora_parts  # pyrefly: ignore
 
 
 def plain_class(owner: nnx.Pytree) -> type:
   """The class that it had."""
-  return type(owner)._glora_base
+  return type(owner)._glora_base  # pyrefly: ignore
 
 
 def make_owner(module: nnx.Pytree, parts: Sequence[Part]) -> None:
@@ -219,7 +219,7 @@ def _call_linear(owner: nnx.Pytree, *args: Any, **kwargs: Any) -> Any:
   layer = object.__new__(plain_class(owner))  # a copy for this call, with the base's kernel
   vars(layer).update(vars(owner))
   if 'bias' in parts:
-    vars(layer)['bias'] = owner.bias
+    vars(layer)['bias'] = owner.bias  # pyrefly: ignore
   product = layer.dot_general
   if getattr(layer, 'dot_general_cls', None) is not None:
     product = layer.dot_general_cls()

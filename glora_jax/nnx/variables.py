@@ -78,7 +78,7 @@ class ParamGenome(Genome, nnx.Param):
   """A genome's rows where a model's transforms take axes off its `nnx.Param` alone."""
 
 
-def as_head(variable: nnx.Variable) -> Head:
+def as_head(variable: nnx.Variable) -> nnx.Variable:
   """A parameter as one that is trained, with its metadata."""
   kind = _head_type(variable.var_type)
   return kind.from_metadata(variable.get_raw_value(), variable.get_metadata())
@@ -92,7 +92,7 @@ def without_role(variable: nnx.Variable) -> nnx.Variable:
 
 
 @functools.cache
-def _head_type(original: type[nnx.Variable]) -> type[Head]:
+def _head_type(original: type[nnx.Variable]) -> type[nnx.Variable]:
   """The type of heads that were of a type; they stay instances of it."""
   if original is nnx.Param:
     return Head

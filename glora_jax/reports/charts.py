@@ -133,13 +133,13 @@ class Mark(NamedTuple):
     at: (x, y); of a dot plot (x,).
     title: what is shown where a pointer rests on it.
     color: name of a colour of the palette.
-    shape: how it is drawn; 'hidden' only answers a pointer.
+    shape: 'dot', 'star', 'diamond', 'ring' or 'tick'; 'hidden' only answers a pointer.
   """
 
   at: tuple[Any, ...]
   title: str
   color: str
-  shape: Literal['dot', 'star', 'diamond', 'ring', 'tick', 'hidden'] = 'dot'
+  shape: str = 'dot'
 
 
 class Rule(NamedTuple):

@@ -6,7 +6,7 @@ import math
 import re
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 PAPER_LABEL = (
   "PROTOCOL 'paper': the subnet was SEARCHED ON THE TEST SET and trained on train+val. "
@@ -84,7 +84,7 @@ class Span(NamedTuple):
     text: what it says, without Markdown's signs.
   """
 
-  kind: Literal['text', 'code', 'strong']
+  kind: str
   text: str
 
 
@@ -103,7 +103,7 @@ def spans(text: str) -> list[Span]:
     >>> [tuple(span) for span in spans(r'of a\_b, see `c_d`')]
     [('text', 'of a_b, see '), ('code', 'c_d')]
   """
-  matches = ((match.lastgroup, match[match.lastgroup]) for match in _SPAN.finditer(text))
+  matches = ((match.lastgroup or '', match[match.lastgroup or 0]) for match in _SPAN.finditer(text))
   return [
     Span(kind, content if kind == 'code' else re.sub(rf'\\({_SPECIAL})', r'\1', content))
     for kind, content in matches

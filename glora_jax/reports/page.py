@@ -158,7 +158,7 @@ def _environment() -> jinja2.Environment:
     lstrip_blocks=True,
   )
   environment.filters |= {'spans': spans, 'png': png, 'duration': duration}
-  environment.globals |= {'palettes': PALETTES}
+  environment.globals['palettes'] = PALETTES  # pyrefly: ignore
   return environment
 
 

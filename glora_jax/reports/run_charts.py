@@ -68,14 +68,17 @@ def accuracy_plot(result: Mapping[str, Any]) -> DotPlot:
 
 def search_charts(findings: Findings) -> list[Chart]:
   """Accuracy by generation, and error against parameters; none where nothing was searched."""
-  if findings.archive is None:
+  archive = findings.archive
+  if archive is None:
     return []
-  accuracy = 100 * findings.archive.correct / findings.search_images
-  return [_progress_chart(findings, accuracy), _cloud_chart(findings, accuracy)]
+  accuracy = 100 * archive.correct / findings.search_images
+  return [
+    _progress_chart(findings, archive.generation, accuracy),
+    _cloud_chart(findings, archive.genomes, accuracy),
+  ]
 
 
-def _progress_chart(findings: Findings, accuracy: np.ndarray) -> Chart:
-  generation = findings.archive.generation
+def _progress_chart(findings: Findings, generation: np.ndarray, accuracy: np.ndarray) -> Chart:
   generations = np.unique(generation)
   means = [(each, accuracy[generation == each].mean()) for each in generations]
   best = [(each, accuracy[generation <= each].max()) for each in generations]
@@ -95,8 +98,8 @@ def _progress_chart(findings: Findings, accuracy: np.ndarray) -> Chart:
   )
 
 
-def _cloud_chart(findings: Findings, accuracy: np.ndarray) -> Chart:
-  genomes, winner = findings.archive.genomes, np.array(findings.result['winner']['genome'])
+def _cloud_chart(findings: Findings, genomes: np.ndarray, accuracy: np.ndarray) -> Chart:
+  winner = np.array(findings.result['winner']['genome'])
   params, error = count_params(findings.spec, genomes), 100 - accuracy
   presets = {
     f'{plain(name)}: ': (row['params'], 100 * (1 - row['accuracy']))

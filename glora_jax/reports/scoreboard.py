@@ -167,7 +167,8 @@ def mean(cells: Iterable[Cell]) -> Cell:
     Cell(value=75.0, done=2, total=3)
   """
   cells = list(cells)
-  return _mean_of([cell.value for cell in cells if cell.complete], len(cells))
+  values = [cell.value for cell in cells if cell.complete and cell.value is not None]
+  return _mean_of(values, len(cells))
 
 
 def _mean_of(values: Sequence[float], total: int) -> Cell:
