@@ -67,8 +67,8 @@ def check_plain(model: nnx.Module) -> None:
       type(node).get_value is not nnx.Variable.get_value or node.has_metadata('on_get_value')
     ):
       raise ValueError(
-        f'{path_name(tuple(map(str, path)))} has a get_value or an on_get_value hook of its own, and is read and '
-        'put back here; do what these do where the model uses it.'
+        f'{path_name(tuple(map(str, path)))} has a get_value or an on_get_value hook of its own, '
+        'and is read and put back here; do what these do where the model uses it.'
       )
 
 

@@ -92,7 +92,7 @@ def without_role(variable: nnx.Variable) -> nnx.Variable:
 
 
 @functools.cache
-def _head_type(original: type[nnx.Variable]) -> type[nnx.Variable]:
+def _head_type(original: type[nnx.Variable]) -> Any:
   """The type of heads that were of a type; they stay instances of it."""
   if original is nnx.Param:
     return Head
@@ -105,12 +105,12 @@ def _reduce_head(head: Head, protocol: int) -> tuple:
   return (_new_head, (head.var_type.__bases__[1],), *state)
 
 
-def _new_head(original: type[nnx.Variable]) -> Head:
+def _new_head(original: type[nnx.Variable]) -> Any:
   return object.__new__(_head_type(original))
 
 
 @functools.cache
-def _merged_type(original: type[nnx.Variable]) -> type[nnx.Variable]:
+def _merged_type(original: type[nnx.Variable]) -> Any:
   """A type whose values cannot be set."""
   members = {'set_value': _refuse_value, 'set_raw_value': _refuse_value}
   return type(original)(original.__name__, (original,), members)
