@@ -162,7 +162,9 @@ REFUSED = [
 
 
 @pytest.mark.filterwarnings('ignore:Variable hooks are deprecated')
-@pytest.mark.parametrize('call, named', [(call, named) for call, *named in REFUSED], ids=str)
+@pytest.mark.parametrize(
+  'call, named', [pytest.param(call, named, id=' '.join(named)) for call, *named in REFUSED]
+)
 def test_what_cannot_be_is_refused_by_name(call, named):
   with pytest.raises(ValueError) as caught:
     call()
