@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-_INTERVALS = 5  # between the values along an axis, at most
+_INTERVALS = 5  # of the values along an axis between the smallest and the largest, at most
 _DIGITS = 2  # of a place, which is a hundredth of a percent
 
 
@@ -93,10 +93,11 @@ def axis(
 
 def _round_numbers(low: float, high: float, whole: bool) -> list[float]:
   """Multiples of 1, 2, 2.5 or 5 times a power of ten, around two numbers."""
-  for power in itertools.count(math.floor(math.log10((high - low) / _INTERVALS))):
+  least = (high - low) / _INTERVALS * (1 - 1e-9)
+  for power in itertools.count(math.floor(math.log10(least))):
     for step in (float(f'{factor}e{power}') for factor in (1, 2, 2.5, 5)):
-      first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-      if last - first <= _INTERVALS and not (whole and step % 1):
+      if step >= least and not (whole and step % 1):
+        first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
         return [round(number * step, 9) for number in range(first, last + 1)]
   raise AssertionError('there is always a larger power')
 
