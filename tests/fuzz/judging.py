@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import hashlib
+import itertools
 import os
 import pathlib
 import re
@@ -25,6 +26,7 @@ from glora_jax.runs.mistakes import is_mistake, sentence
 REFUSED = object()
 PACKAGE = str(pathlib.Path(glora_jax.__file__).parent)
 LONGEST_LINE = 2000
+_NUMBERS = itertools.count()
 
 
 class Place(NamedTuple):
@@ -51,19 +53,24 @@ def cases(weight, shrinks=True):
 
 @contextlib.contextmanager
 def new_place():
-  """An empty place, in whose folder `current` the process is."""
-  place = Place(*(pathlib.Path(_root().name, name) for name in Place._fields))
-  for folder in place:
-    shutil.rmtree(folder, ignore_errors=True)
-  place.given.mkdir()
+  """An empty place, in whose folder `current` the process is.
+
+  Names are of one length, since they are in files, and none comes again: Orbax keeps what it knows
+  of a path.
+  """
+  root = pathlib.Path(_root().name, f'{next(_NUMBERS):06}')
+  place = Place(*(root / name for name in Place._fields))
+  place.given.mkdir(parents=True)
   place.current.mkdir()
-  with contextlib.chdir(place.current):
-    yield place
+  try:
+    with contextlib.chdir(place.current):
+      yield place
+  finally:
+    shutil.rmtree(root, ignore_errors=True)
 
 
 @functools.cache
 def _root():
-  """The same folder for all cases of a process, since paths are in files."""
   return tempfile.TemporaryDirectory(prefix='fuzz_', ignore_cleanup_errors=True)
 
 
