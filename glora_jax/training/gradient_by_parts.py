@@ -202,13 +202,12 @@ def accumulated(
   def cut(rows):
     return deal(mesh, rows.reshape(parts, -1, *rows.shape[1:]), axis=1)
 
+  def add_part(total, rows):
+    return jax.tree.map(jnp.add, total, gradient_fn(*rows)), None
+
   def mean_fn(images, labels, key):
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(parts))
     rows_of_parts = (*jax.tree.map(cut, (images, labels)), keys)
-
-    def add_part(total, rows):
-      return jax.tree.map(jnp.add, total, gradient_fn(*rows)), None
-
     shapes = jax.eval_shape(gradient_fn, *jax.tree.map(lambda rows: rows[0], rows_of_parts))
     total, _ = jax.lax.scan(add_part, jax.tree.map(_zeros, shapes), rows_of_parts)
     means = jax.tree.map(lambda leaf: leaf / parts, total)

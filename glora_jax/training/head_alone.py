@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -67,12 +68,8 @@ class HeadAlone(Subnet):
 
     def outputs(head: Any, rest: Any, images: jax.Array) -> Any:
       params = adapted.full_precision(adapted.join({'params': head}, rest)['params'])
-      inputs = preprocess(images)
-
-      def applied(params: Any) -> Any:
-        return adapted.model.apply({**rest, 'params': params}, inputs, **apply_kwargs)
-
-      return applied(params) if adapted.mesh is None else gathering(applied, params, adapted.mesh)
+      call = functools.partial(_apply, adapted.model, rest, preprocess(images), apply_kwargs)
+      return call(params) if adapted.mesh is None else gathering(call, params, adapted.mesh)
 
     genome = smallest_genome(adapted.spec)
     halves = halve(outputs, *_head_and_rest(adapted, variables), images)
@@ -128,6 +125,10 @@ class HeadAlone(Subnet):
       out_shardings=None if mesh is None else meshes.replicated(mesh),
       compiler_options=meshes.options_of_one_pass(),
     )
+
+
+def _apply(model: Any, rest: Any, inputs: Any, options: Mapping[str, Any], params: Any) -> Any:
+  return model.apply({**rest, 'params': params}, inputs, **options)
 
 
 def _head_and_rest(adapted: Adapted, variables: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
