@@ -327,7 +327,7 @@ def _groups(model: str, candidates: Sequence[Site], selection: Selection) -> tup
   return number_rows([Group(own, own[0].rows, spaces[own[0].name]) for own in tied])
 
 
-def adapt_function(  # noqa: PLR0913
+def adapt_function(
   function: Callable[..., Any],
   params: Any,
   *sample_inputs: Any,

@@ -249,7 +249,7 @@ def made_for(platform: str) -> Iterator[None]:
     _platform.reset(token)
 
 
-def thin_layer(  # noqa: PLR0913
+def thin_layer(
   product: Product,
   inputs: jax.Array,
   kernel: jax.Array,

@@ -29,7 +29,7 @@ from glora_jax.tree import Path, get
 Model = TypeVar('Model', bound=nnx.Module)
 
 
-def attach(  # noqa: PLR0913
+def attach(
   model: Model,
   *inputs: Any,
   space: SearchSpace | Mapping[str, SearchSpace] = SearchSpace(),

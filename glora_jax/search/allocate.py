@@ -68,7 +68,7 @@ _RHO = Domain.of_annotation(float, Limits(above=0))
 _FLOOR = Domain.of_annotation(bool)
 
 
-def allocate(  # noqa: PLR0913
+def allocate(
   adapted: Adapted,
   variables: Mapping[str, Any],
   loss: Loss,

@@ -91,7 +91,7 @@ class Evolution:
     return self.population * (self.generations + 1)
 
 
-def evolve(  # noqa: PLR0913
+def evolve(
   spec: Spec,
   score: Callable[[np.ndarray], tuple[Any, Any]],
   key: jax.Array,

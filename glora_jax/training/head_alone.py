@@ -138,7 +138,7 @@ def _head_and_rest(adapted: Adapted, variables: Mapping[str, Any]) -> tuple[Any,
   return trainable['params'], rest
 
 
-def warm_head(  # noqa: PLR0913
+def warm_head(
   adapted: Adapted,
   variables: Mapping[str, Any],
   images: jax.Array | np.ndarray | ImageStream,

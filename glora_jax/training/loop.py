@@ -187,7 +187,7 @@ def make_steps(
     return streamed_step(carry, (images[index], labels[index]), frozen, key)
 
   @functools.partial(jax.jit, donate_argnums=(0, 1), **replicated)
-  def steps(trainable, opt_state, step, frozen, images, labels, indices, key):  # noqa: PLR0913
+  def steps(trainable, opt_state, step, frozen, images, labels, indices, key):
     if indices is None:
       one_step = functools.partial(streamed_step, frozen=frozen, key=key)
       batches = (images, labels)
@@ -254,7 +254,7 @@ def _own_state(
   return TrainState(own, meshes.replicate(mesh, optimizer.init(own)), 0)
 
 
-def fit(  # noqa: PLR0913
+def fit(
   loss_fn: LossFn,
   trainable: Any,
   frozen: Any,
