@@ -126,14 +126,14 @@ class Classifier:
       )
     normalization = require_normalization(path, metadata.get('normalization'), 'normalization')
     self.classes = tuple(metadata.get('classes') or map(str, range(model.num_classes)))
-    self.rule = rule or metadata.get('resize') or 'squash'
+    self.rule: Any = rule or metadata.get('resize') or 'squash'
     self.share = metadata.get('crop') or image.CROP
     self.image_size = metadata['image_size']
     self._path = path
     self._params = jax.tree.map(jax.numpy.asarray, params)
 
     def forward(params: Any, pixels: jax.Array) -> jax.Array:
-      logits = model.apply({'params': params}, normalize(pixels, normalization))
+      logits: Any = model.apply({'params': params}, normalize(pixels, normalization))
       return jax.nn.softmax(logits.astype(np.float32))
 
     self._forward = jax.jit(forward)

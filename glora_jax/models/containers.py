@@ -43,7 +43,7 @@ class TensorSpec(NamedTuple):
   """What is known of a tensor before it is read; of no floating-point type, `dtype` is None."""
 
   shape: Shape
-  dtype: np.dtype | None
+  dtype: Any  # np.dtype; None where NumPy has none
 
 
 class Refused(Exception):
@@ -309,7 +309,7 @@ def write_npz(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
   NumPy stores bfloat16 as two raw bytes, as big_vision expects.
   """
   with whole(path) as temporary, open(temporary, 'wb') as file:
-    np.savez(file, **tensors)
+    np.savez(file, **tensors)  # pyrefly: ignore
 
 
 def write_torch(path: Path, tensors: Mapping[str, np.ndarray], wrapper: str | None = None) -> None:

@@ -41,7 +41,7 @@ def export(
   height, width = sides(image_size)
   params = jax.tree.map(jnp.asarray, params)
 
-  def logits(images: jax.Array) -> jax.Array:
+  def logits(images: jax.Array) -> Any:
     if normalization is not None:
       images = normalize(images, normalization)
     return model.apply({'params': params}, images)

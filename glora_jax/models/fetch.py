@@ -164,7 +164,7 @@ def _download(url: str, path: str, expected: str | None) -> None:
       expected and f'sha256:{expected}',
       os.path.basename(path),
       os.path.dirname(path),
-      downloader=pooch.HTTPDownloader(progressbar=True, timeout=30),
+      downloader=pooch.HTTPDownloader(progressbar=True, timeout=30),  # pyrefly: ignore
     )
   except (requests.RequestException, OSError) as error:  # a few of these are ValueErrors, too
     reason = first_line(error)

@@ -352,7 +352,7 @@ def inspection(checkpoint: Checkpoint) -> str:
     'image_size': metadata['image_size'],
     'normalization': metadata.get('normalization'),
   }
-  flat = flax.traverse_util.flatten_dict(params, sep='/')
+  flat: dict[str, Any] = flax.traverse_util.flatten_dict(params, sep='/')
   rows = [('parameter', 'shape', 'type', 'numbers')]
   for name, value in flat.items():
     shape = ' x '.join(map(str, value.shape))

@@ -169,7 +169,7 @@ def naming_to_write(
   if transformers not in (4, 5):
     raise ValueError(f'transformers={shown(transformers)} must be 4 or 5.')
   given, model = _check_names(names, adapted)
-  if model is None:
+  if isinstance(names, Mapping):
     return Naming(adapted, names), params
   by_version = _MODULES if transformers == 5 else {new: old for old, new in _MODULES.items()}
   name = by_version.get(given, given)
@@ -204,7 +204,7 @@ def naming_to_read(names: Names | None, adapted: Adapted, modules: Sequence[str]
     ValueError: none fits.
   """
   given, model = _check_names(names, adapted)
-  if model is None:
+  if isinstance(names, Mapping):
     return Naming(adapted, names)
   rows = range(len(adapted.spec))
   for name in _TORCH_FORMATS:
@@ -224,7 +224,7 @@ def naming_to_read(names: Names | None, adapted: Adapted, modules: Sequence[str]
   )
 
 
-def _check_names(names: Any, adapted: Adapted) -> tuple[str | None, ViT | None]:
+def _check_names(names: Any, adapted: Adapted) -> tuple[Any, Any]:
   """The name of a format and the ViT that it names; neither where names are a map."""
   if isinstance(names, Mapping):
     return None, None

@@ -178,13 +178,12 @@ def find_grid(
     ValueError: the position embeddings do not fit, or there are too many.
   """
   told, patch = image_size or hinted_size, model.patch_size
+  height = width = PUBLISHED_SIZE // patch * patch
   extra_tokens = (1, 0) if model.class_token else (0,)  # beside the patches', the likelier first
   if told is not None:
     check_patches(told, patch)
     height, width = sides(told)
   if tokens is None:
-    if told is None:
-      height = width = PUBLISHED_SIZE // patch * patch
     if height != width:
       raise ValueError(
         f'{path} has computed positions, which are supported for square images; '

@@ -255,7 +255,7 @@ def describe(model: ViT) -> dict[str, Any]:
   }
 
 
-def expected_params(model: ViT, image_size: ImageSize) -> dict[str, jax.ShapeDtypeStruct]:
+def expected_params(model: ViT, image_size: ImageSize) -> dict[str, Any]:
   """Shapes and types of the model's parameters, by 'path/of/parameter'.
 
   Args:
