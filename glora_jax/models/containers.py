@@ -43,7 +43,7 @@ class TensorSpec(NamedTuple):
   """What is known of a tensor before it is read; of no floating-point type, `dtype` is None."""
 
   shape: Shape
-  dtype: Any  # np.dtype; None where NumPy has none
+  dtype: Any
 
 
 class Refused(Exception):
