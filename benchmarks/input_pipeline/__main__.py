@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 from benchmarks.input_pipeline import chip, million, photographs, resident
 from benchmarks.machinery.output import make_parser, print_result, print_table, rounded
 from glora_jax.data import pipeline
-from glora_jax.runs.planning.reading import images_per_core
+from glora_jax.runs.planning.machine import images_per_core
 
 PARTS = ('resident', 'photographs', 'million')
 

@@ -3,8 +3,8 @@
 from glora_jax.models.vit import vit
 from glora_jax.runs.config import RunSettings
 from glora_jax.runs.planning.costs import cost_of
+from glora_jax.runs.planning.machine import CHIPS
 from glora_jax.runs.planning.plan import SHARES
-from glora_jax.runs.planning.slices import CHIPS
 from glora_jax.runs.programs import Workload, shape_of_run
 
 COUNTS = {'train': 800, 'val': 200, 'test': 1000}

@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.tpu_programs.cases import NAMES, Case
 from benchmarks.tpu_programs.compilation import Kept, compiled
-from glora_jax.runs.planning.slices import has_compiler
+from glora_jax.runs.planning.machine import has_compiler
 
 TOPOLOGY, BATCH = 'v5e:2x2', 64
 SHARDED = ('supernet', 'subnet', 'scoring')

@@ -28,7 +28,7 @@ from benchmarks.machinery.output import make_parser, print_result, print_table
 from benchmarks.tpu_programs.cases import BACKBONES, NAMES, OF_DECODERS, Case
 from benchmarks.tpu_programs.compilation import Kept, Record, compiled, held, largest
 from benchmarks.tpu_programs.decoder import SIZES
-from glora_jax.runs.planning.slices import find_slice, has_compiler
+from glora_jax.runs.planning.machine import find_slice, has_compiler
 
 MEBIBYTE = 2**20
 ASKED = ('supernet', 'scoring')  # how many fit, on quick settings

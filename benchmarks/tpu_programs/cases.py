@@ -7,7 +7,7 @@ from benchmarks.tpu_programs import decoder
 from glora_jax import mesh as meshes
 from glora_jax.models.vit import ViT, vit
 from glora_jax.runs.config import RunSettings
-from glora_jax.runs.planning.slices import find_slice
+from glora_jax.runs.planning.machine import find_slice
 from glora_jax.runs.programs import MAKERS, Program, Workload, program, shape_of_run, training_of
 from glora_jax.runs.run import Run, Stream
 from glora_jax.runs.sections import MeshSettings, ModelSettings, SpaceSettings

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import glora_jax
 from benchmarks.machinery.output import make_parser, print_result, print_table
 from glora_jax.method.equation import weight_factors
-from glora_jax.runs.planning.slices import find_slice, has_compiler
+from glora_jax.runs.planning.machine import find_slice, has_compiler
 
 MEBIBYTE = 2**20
 KERNEL = (768, 3072)

@@ -15,7 +15,7 @@ from benchmarks.tpu_programs.cases import Case
 from benchmarks.tpu_programs.collectives import collectives
 from benchmarks.tpu_programs.compilation import Kept, compiled, largest
 from glora_jax import resident
-from glora_jax.runs.planning.slices import find_slice
+from glora_jax.runs.planning.machine import find_slice
 
 HLO = """HloModule jit_steps, is_scheduled=true
 

@@ -11,10 +11,10 @@ from glora_jax.models.vit import ViT
 from glora_jax.runs import early_checks, lifecycle, programs
 from glora_jax.runs.config import RunSettings, check_config
 from glora_jax.runs.planning import plan as plans
-from glora_jax.runs.planning.comparison_stages import stages_of_comparison
 from glora_jax.runs.planning.costs import cost_of
 from glora_jax.runs.planning.machine import Machine
 from glora_jax.runs.planning.page import Plan, PlannedStage
+from glora_jax.runs.planning.stages import stages_of_comparison
 from glora_jax.runs.programs import Workload
 from glora_jax.runs.sections import Comparison
 from glora_jax.runs.stages.many_starts import Trial

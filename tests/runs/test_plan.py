@@ -18,12 +18,16 @@ from glora_jax.models.vit import ViT
 from glora_jax.runs.config import RunSettings
 from glora_jax.runs.planning import machine as machines
 from glora_jax.runs.planning import plan as plans
-from glora_jax.runs.planning.arithmetic import count, equations
+from glora_jax.runs.planning.arithmetic import count, equations, temporaries
 from glora_jax.runs.planning.costs import cost_of, memory_by_batch
-from glora_jax.runs.planning.footprint import temporaries
-from glora_jax.runs.planning.machine import Machine, machine_of
-from glora_jax.runs.planning.reading import Reading, images_per_core
-from glora_jax.runs.planning.slices import CHIPS, find_slice
+from glora_jax.runs.planning.machine import (
+  CHIPS,
+  Machine,
+  Reading,
+  find_slice,
+  images_per_core,
+  machine_of,
+)
 from glora_jax.runs.planning.stages import stages_of
 from glora_jax.runs.programs import Workload, shape_of_run
 from glora_jax.runs.run import stage_names

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from glora_jax.runs.planning.arithmetic import count, equations
-from glora_jax.runs.planning.footprint import temporaries
+from glora_jax.runs.planning.arithmetic import count, equations, temporaries
 from glora_jax.runs.programs import Program, Workload, program
 from glora_jax.runs.run import Run
 

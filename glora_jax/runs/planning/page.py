@@ -6,9 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from glora_jax.runs.planning.machine import Machine
-from glora_jax.runs.planning.reading import Reading
-from glora_jax.runs.planning.slices import GIBIBYTE
+from glora_jax.runs.planning.machine import GIBIBYTE, Machine, Reading
 
 _TITLES = ('stage', 'steps', 'images', 'operations', 'memory of a device', 'time')
 _UNITS = (('d', 86400), ('h', 3600), ('min', 60))

@@ -29,7 +29,6 @@ from glora_jax.runs.backbone import fetch_task, load_backbone
 from glora_jax.runs.batch_sizes import fit_batches
 from glora_jax.runs.config import RunSettings, check_config
 from glora_jax.runs.lifecycle import count
-from glora_jax.runs.planning.comparison_stages import stages_of_comparison
 from glora_jax.runs.planning.costs import (
   MANY,
   Cost,
@@ -40,11 +39,16 @@ from glora_jax.runs.planning.costs import (
   memory_by_batch,
   memory_by_chunk,
 )
-from glora_jax.runs.planning.machine import Machine, machine_of
+from glora_jax.runs.planning.machine import (
+  GIBIBYTE,
+  Machine,
+  Reading,
+  find_slice,
+  images_per_core,
+  machine_of,
+)
 from glora_jax.runs.planning.page import Plan, PlannedStage
-from glora_jax.runs.planning.reading import Reading, images_per_core
-from glora_jax.runs.planning.slices import GIBIBYTE, find_slice
-from glora_jax.runs.planning.stages import Stage, stages_of
+from glora_jax.runs.planning.stages import Stage, stages_of, stages_of_comparison
 from glora_jax.runs.programs import Workload, on_mesh, program, shape_of_run
 from glora_jax.runs.run import Run
 
