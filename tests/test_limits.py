@@ -37,27 +37,20 @@ class Settings:
   'fields, sentence',
   [
     ({'steps': 0}, 'steps=0 must be at least 1.'),
-    ({'steps': 1.5}, 'steps=1.5 must be a whole number.'),
-    ({'steps': None}, 'steps=None must be a whole number.'),
     ({'steps': 2**31}, f'steps=2147483648 must be at most {MOST_COUNTED}.'),
     ({'steps': 10**5000}, f'steps=a whole number of 16610 bits must be at most {MOST_COUNTED}.'),
-    ({'rate': -1}, 'rate=-1 must be at least 0.'),
-    ({'rate': math.nan}, 'rate=nan must be a finite number.'),
-    ({'rate': np.float32(np.inf)}, 'rate=inf must be a finite number.'),
-    ({'rate': 10**400}, f'rate=1{"0" * 79}... must be a finite number.'),
     ({'steps': np.float32(2.5)}, 'steps=2.5 must be a whole number.'),
     ({'steps': np.bool_(True)}, 'steps=True must be a whole number.'),
-    ({'steps': jnp.array([3])}, 'steps=[3] must be a whole number.'),
-    ({'sizes': jnp.array([[1, 2]])}, 'sizes[0]=[1, 2] must be a whole number.'),
-    ({'rate': True}, 'rate=True must be a number.'),
+    ({'rate': np.float32(np.inf)}, 'rate=inf must be a finite number.'),
+    ({'rate': 10**400}, f'rate=1{"0" * 79}... must be a finite number.'),
     ({'rate': '1'}, "rate='1' must be a number."),
+    ({'sizes': jnp.array([[1, 2]])}, 'sizes[0]=[1, 2] must be a whole number.'),
     ({'sizes': 'ab'}, "sizes='ab' must be a tuple of whole numbers, above 0."),
     ({'sizes': (1, -1)}, 'sizes[1]=-1 must be above 0.'),
     ({'kind': 'huge'}, "kind='huge' is unknown; it is one of small, large."),
     ({'by_name': {'a': math.inf}}, 'by_name.a=inf must be a finite number.'),
     ({'ready': 0}, 'ready=0 must be True or False.'),
     ({'share': '½'}, "share='½' must be a number, or None."),
-    ({'kind': 'x' * 500}, f"kind='{'x' * 79}... is unknown; it is one of small, large."),
   ],
 )
 def test_a_field_that_cannot_be_is_one_sentence(fields, sentence):
@@ -69,9 +62,9 @@ def test_a_field_that_cannot_be_is_one_sentence(fields, sentence):
 @pytest.mark.parametrize('array', [np, jnp], ids=['numpy', 'jax'])
 def test_scalars_and_arrays_are_python_numbers_once_they_are_taken(array):
   settings = Settings(
-    steps=array.int32(3),
+    steps=array.float32(3),
     rate=array.float32(0.5),
-    sizes=array.array([1, 2]),
+    sizes=[array.int32(1), 2],
     by_name={'a': None, 'b': jnp.bfloat16(1.5)},
     ready=array.array(True),
     share=array.array(0.25),
@@ -79,12 +72,6 @@ def test_scalars_and_arrays_are_python_numbers_once_they_are_taken(array):
   assert repr(settings) == repr(
     Settings(steps=3, rate=0.5, sizes=(1, 2), by_name={'a': None, 'b': 1.5}, ready=True, share=0.25)
   )
-  assert Settings(sizes=[array.int32(1), 2]) == Settings(sizes=(1, 2))
-
-
-@pytest.mark.parametrize('steps', [2.0, np.float32(2), jnp.float32(2), np.array(2.0)])
-def test_a_whole_number_may_be_given_as_a_float(steps):
-  assert repr(Settings(steps=steps).steps) == '2'
 
 
 @given(

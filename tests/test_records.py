@@ -1,6 +1,5 @@
 """Files of ours read back: kind, format and shape are checked; damage is one sentence."""
 
-import json
 import logging
 import os
 import platform
@@ -27,7 +26,6 @@ class Labelled(Row, total=False):
   'value, shape, reason',
   [
     ({'a': 1.5, 'b': 2}, dict[str, float], None),
-    ({'a': True}, dict[str, float], 'True at a is not a finite number'),
     ({'a': float('nan')}, dict[str, float], 'nan at a is not a finite number'),
     ([], dict[str, float], '[] is not an object'),
     ({'a': [1, '2']}, dict[str, list[int]], "'2' at a[1] is not a whole number"),
@@ -35,10 +33,8 @@ class Labelled(Row, total=False):
     ({'params': 1}, Row, 'accuracy is missing'),
     ({'params': 1.5, 'accuracy': 0.5}, Row, '1.5 at params is not a whole number'),
     ({'params': 1, 'accuracy': 0.5, 'label': 3}, Labelled, '3 at label is not a text'),
-    ({'r': {'params': None}}, dict[str, Row], 'r.accuracy is missing'),
     (None, Row | None, None),
     ('c', Literal['a', 'b'], "'c' is not one of ('a', 'b')"),
-    ('x' * 900, int, f"'{'x' * 79}... is not a whole number"),
     (object, Any, None),
   ],
 )
@@ -46,24 +42,14 @@ def test_a_shape_is_an_annotation(value, shape, reason):
   assert mismatch(value, shape) == reason
 
 
-def test_a_file_says_its_kind_and_format_and_is_read_without_them(tmp_path):
-  path = tmp_path / 'x.json'
-  files.write_json(path, {'a': 1.0}, 'seconds')
-  assert json.loads(path.read_text())['glora_jax'] == {'kind': 'seconds', 'format': 1}
-  assert read_record(path, 'seconds', dict[str, float]) == {'a': 1.0}
-
-
-STAMPED = '"glora_jax": {"kind": "seconds", "format": 1}'
-
-
 @pytest.mark.parametrize(
   'text, sentence',
   [
-    (f'{{{STAMPED}, "a": "fast"}}', "is damaged ('fast' at a is not a finite number); remove it"),
     (
-      '[1]',
-      'is damaged (glora_jax=None says no kind); remove it, and the stage that wrote it runs',
+      '{"glora_jax": {"kind": "seconds", "format": 1}, "a": "fast"}',
+      "is damaged ('fast' at a is not a finite number); remove it",
     ),
+    ('[1]', 'is damaged (glora_jax=None says no kind)'),
     ('[' * 10**5, 'is damaged (maximum recursion depth'),
     ('{"a": 1' + '0' * 5000 + '}', 'is damaged (Exceeds the limit'),
     (b'\xff\xfe', "is damaged ('utf-8' codec can't decode byte"),
@@ -72,14 +58,7 @@ STAMPED = '"glora_jax": {"kind": "seconds", "format": 1}'
       '{"glora_jax": {"kind": "' + 'x' * 500 + '"}}',
       "is a file of the kind '" + 'x' * 79 + "..., where 'seconds' is",
     ),
-    ('{"glora_jax": {"kind": "result"}}', "is a file of the kind 'result', where 'seconds' is"),
-    ('{"a": 1.0}', 'is damaged (glora_jax=None says no kind)'),
     ('{"glora_jax": 3}', 'is damaged (glora_jax=3 says no kind)'),
-    ('{"glora_jax": {"kind": "seconds"}}', 'is damaged (its format is None)'),
-    (
-      '{"glora_jax": {"kind": "seconds", "format": 2}}',
-      "was written by a later version of glora_jax (format 2 of 'seconds', of which this version",
-    ),
     (
       '{"glora_jax": {"kind": "seconds", "format": "new"}}',
       "is damaged (its format is 'new')",
@@ -98,9 +77,7 @@ def test_json_that_is_something_else_is_one_sentence(text, sentence, tmp_path):
 EXPECTED = {'codes': Array('i', ('n', 5)), 'loss': Array('f', ('n',)), 'word': Array('U')}
 
 
-def arrays(**changes):
-  right = {'codes': np.zeros((3, 5), np.int8), 'loss': np.ones(3), 'word': np.array('x')}
-  return {name: value for name, value in {**right, **changes}.items() if value is not None}
+ARRAYS = {'codes': np.zeros((3, 5), np.int8), 'loss': np.ones(3), 'word': np.array('x')}
 
 
 @pytest.mark.parametrize(
@@ -108,36 +85,22 @@ def arrays(**changes):
   [
     ({'loss': None}, 'it lacks loss'),
     ({'more': np.zeros(1)}, 'it has more, which is unknown'),
-    ({'loss': np.ones(2)}, 'loss is float64 [2] and not [3]'),
     ({'codes': np.zeros((3, 4), int)}, 'codes is int64 [3, 4] and not [3, 5]'),
     ({'codes': np.zeros(3, int)}, 'codes is int64 [3] and has not 2 axes'),
     ({'codes': np.zeros((3, 5))}, 'codes is float64 [3, 5] and not of the kind i'),
     ({'loss': np.array([1, np.nan, 1])}, 'loss is float64 [3] with numbers that are not finite'),
-    ({'word': np.array(1)}, 'word is int64 [] and not of the kind U'),
   ],
 )
 def test_arrays_that_are_others_are_one_sentence(changes, reason, tmp_path):
   path = tmp_path / 'x.npz'
-  files.write_arrays(path, arrays(), 'archive')
+  files.write_arrays(path, ARRAYS, 'archive')
   assert read_array_record(path, 'archive', EXPECTED).keys() == EXPECTED.keys()
-  files.write_arrays(path, arrays(**changes), 'archive')
+  changed = {**ARRAYS, **changes}
+  present = {name: value for name, value in changed.items() if value is not None}
+  files.write_arrays(path, present, 'archive')
   with pytest.raises(ValueError) as caught:
     read_array_record(path, 'archive', EXPECTED)
   assert str(caught.value).startswith(f'{path} is damaged ({reason}); remove it')
-
-
-def test_arrays_of_another_kind_or_a_later_version_are_refused(tmp_path, monkeypatch):
-  path = tmp_path / 'x.npz'
-  files.write_arrays(path, arrays(), 'order')
-  with pytest.raises(ValueError, match="of the kind 'order', where 'archive' is expected"):
-    read_array_record(path, 'archive', EXPECTED)
-  with monkeypatch.context() as later:
-    later.setattr(files, 'FORMATS', {'archive': 3})
-    files.write_arrays(path, arrays(), 'archive')
-    files.write_tensors(tmp_path / 'x.safetensors', {'a': np.ones(1)}, 'archive', {})
-  for read, name in ((files.read_arrays, 'x.npz'), (files.read_tensors, 'x.safetensors')):
-    with pytest.raises(ValueError, match=rf'{name} was written by a later version .*format 3 of'):
-      read(tmp_path / name, 'archive')
 
 
 def test_what_would_grow_in_memory_or_runs_code_is_refused(tmp_path):
