@@ -2,6 +2,7 @@
 
 import itertools
 
+import jax
 import numpy as np
 import pytest
 
@@ -23,12 +24,12 @@ def spec_of(*sizes, space=None, bias=True):
 SPEC = spec_of((4, 8), (8, 4), (4, 4))
 
 
-def gradients(seed=0, signal=1.0):
+def gradients():
   """Fold gradients of a layer: a common part, and noise."""
-  rng = np.random.default_rng(seed)
+  rng = np.random.default_rng(0)
 
   def draw(*shape):
-    return signal * rng.normal(size=shape) + rng.normal(size=(FOLDS, *shape))
+    return rng.normal(size=shape) + rng.normal(size=(FOLDS, *shape))
 
   kernel, weights, bias = draw(FAN_IN, FAN_OUT), rng.normal(size=(FAN_IN, FAN_OUT)), draw(FAN_OUT)
   scaled = kernel * weights
@@ -78,22 +79,10 @@ def test_values_are_those_of_a_slow_loop_over_units_and_folds(measure):
     np.testing.assert_allclose(found.A_lora[:, part], expected, rtol=1e-6)
 
 
-def test_noise_is_worth_nothing_unless_it_was_seen():
-  held_out, seen = [], []
-  for seed in range(300):
-    noise = gradients(seed, signal=0.0).kernel
-    held_out.append(allocation.rank_one_values(noise, 1, 1.0).mean())
-    seen.append(allocation.rank_one_values(noise, 1, 1.0, 'seen').mean())
-  assert abs(np.mean(held_out)) < 4 * np.std(held_out) / np.sqrt(len(held_out))
-  assert np.mean(seen) > 1
-
-
 def test_squares_part_what_is_common_from_noise():
   folds = gradients().kernel
   common = sum(slow_values(list(folds), 'squared'))
   np.testing.assert_allclose(allocation.squares(folds), [common, np.square(folds).sum()])
-  noise = np.mean([allocation.squares(gradients(seed, 0.0).kernel) for seed in range(300)], axis=0)
-  assert abs(noise[0]) < 0.02 * noise[1]
 
 
 @pytest.mark.parametrize('shape', [(5, 9), (9, 5), (6, 6)])
@@ -106,54 +95,19 @@ def test_left_vectors_are_those_of_the_full_decomposition(shape):
     assert (vectors.max(0) == np.abs(vectors).max(0)).all()
 
 
-def test_a_joint_basis_holds_the_directions_of_every_fold():
-  sketches = np.random.default_rng(0).normal(size=(3, 20, 6))
-  basis = allocation.joint_basis(sketches, 2)
-  np.testing.assert_allclose(basis.T @ basis, np.eye(6), atol=1e-12)
-  for fold in range(3):
-    others = np.delete(sketches, fold, 0).mean(0)
-    left = np.linalg.svd(others)[0][:, :2]
-    np.testing.assert_allclose(basis @ (basis.T @ left), left, atol=1e-8)
-
-
-def test_aligned_factors_lie_on_the_directions_and_leave_the_layer_as_it_is():
-  supports = {
-    'B_down': np.ones((5, 4), np.float32),
-    'B_up': np.ones((4, 7), np.float32),
-    'C_up': np.ones((4, 1), np.float32),
-    'E': np.ones(7, np.float32),
-  }
-  directions = np.linalg.qr(np.random.default_rng(0).normal(size=(5, 3))).Q
-  found = allocation.aligned_factors(supports, {'B_down': directions}, 1.5)
-  np.testing.assert_allclose(found['B_down'][:, :3], 1.5 * directions, rtol=1e-6)
-  assert (found['B_down'][:, 3] == 1).all()
-  assert not found['B_up'].any()
-  assert not found['E'].any()
-  assert found['C_up'].all()
-  assert {value.dtype for value in found.values()} == {np.dtype(np.float32)}
-
-
 def test_xavier_norm_is_that_of_drawn_columns():
-  import jax
-
   drawn = jax.nn.initializers.glorot_uniform()(jax.random.key(0), (400, 8))
   norms = np.linalg.norm(drawn, axis=0)
   np.testing.assert_allclose(norms.mean(), allocation.xavier_norm(400, 8), rtol=0.02)
 
 
-def random_values(rng, spec, parts):
+def random_worth(seed, spec=SPEC, positive=False):
   """Every unit's value per parameter is drawn uniformly; those of a LoRA's parts fall."""
-  costs = choice.unit_costs(spec, parts)
+  rng, costs = np.random.default_rng(seed), choice.unit_costs(spec, PARTS)
   draws = [rng.random(cost.shape) for cost in costs]
   falling = [-np.sort(-draw) if draw.ndim == 2 else draw for draw in draws]
-  return Values(*(cost * draw for cost, draw in zip(costs, falling, strict=True)))
-
-
-def random_worth(seed, spec=SPEC, positive=False):
-  worth = random_values(np.random.default_rng(seed), spec, PARTS)
-  if positive:
-    return worth
-  return Values(*(part - 0.3 * part.mean() for part in worth))
+  worth = [cost * draw for cost, draw in zip(costs, falling, strict=True)]
+  return Values(*(part - (0 if positive else 0.3) * part.mean() for part in worth))
 
 
 def slow_greedy(spec, worth, budget, cap):
@@ -194,57 +148,28 @@ def slow_worth(spec, worth, genome):
   return total
 
 
-def bought_worth(spec, worth, genome):
-  has = choice.bought(spec, genome, worth.B_lora.shape[-1])
-  return sum(np.sum(part * mask) for part, mask in zip(worth, has, strict=True))
-
-
 @pytest.mark.parametrize('seed, budget', list(itertools.product(range(6), (4, 23, 60, 500))))
 def test_the_choice_is_that_of_a_slow_loop_over_whole_genomes(seed, budget):
   worth = random_worth(seed)
   found = choice.choose(SPEC, worth, budget, floor=False)
   cap = choice.most_rank(SPEC, budget, 2.0)
   np.testing.assert_array_equal(found, slow_greedy(SPEC, worth, budget, cap))
-  np.testing.assert_allclose(bought_worth(SPEC, worth, found), slow_worth(SPEC, worth, found))
+  has = choice.bought(SPEC, found, PARTS)
+  total = sum(np.sum(part * mask) for part, mask in zip(worth, has, strict=True))
+  np.testing.assert_allclose(total, slow_worth(SPEC, worth, found))
 
 
-@pytest.mark.parametrize('budget', [2592, 5184, 9216, 18432, 36864])
-def test_a_budget_is_filled_to_the_cheapest_unit_where_every_unit_pays(budget):
-  blocks = 3 * ((96, 288), (96, 96), (96, 384), (384, 96))
-  spec = spec_of(*blocks, space=SearchSpace.distinct())
-  worth = random_values(np.random.default_rng(0), spec, 8)
-  genome = choice.choose(spec, worth, budget)
-  assert budget - 96 < count_params(spec, genome) <= budget
-
-
-def test_no_row_takes_both_shifts_and_c_only_where_it_is_smaller():
-  spec = spec_of((4, 8), (8, 4), (4, 4), (3, 9))
-  genomes = np.stack(
-    [choice.choose(spec, random_worth(seed, spec), 120, floor=False) for seed in range(30)]
-  )
-  assert not (genomes[..., 2].astype(bool) & genomes[..., 4].astype(bool)).any()
-  assert not genomes[:, [1, 2], 2].any()
-  assert genomes[:, [0, 3], 2].any()
-
-
-def test_what_is_worth_nothing_is_never_bought():
-  worth = Values(*(-np.abs(part) for part in random_worth(0)))
-  assert not choice.choose(SPEC, worth, 100, floor=False).any()
-
-
-@pytest.mark.parametrize('seed', range(4))
-def test_what_is_left_is_spent_by_other_values_and_nothing_is_taken_back(seed):
+@pytest.mark.parametrize('seed, budget', list(itertools.product(range(4), (40, 120, 300))))
+def test_what_is_left_is_spent_by_other_values_and_nothing_is_taken_back(seed, budget):
   worth, rest = random_worth(seed), random_worth(seed + 10, positive=True)
-  least = min(part[part > 0].min() for part in choice.unit_costs(SPEC, 2))
-  for budget in (40, 120, 300):
-    judged = choice.choose(SPEC, worth, budget, floor=False)
-    filled = choice.choose(SPEC, worth, budget, rest=rest, floor=False)
-    before, after = (choice.bought(SPEC, genome, 2) for genome in (judged, filled))
-    pairs = zip(before[1:], after[1:], strict=True)  # a LoRA of A may take its vector's place
-    assert all((part <= more).all() for part, more in pairs)
-    assert count_params(SPEC, judged) <= count_params(SPEC, filled) <= budget
-    most = choice.choose(SPEC, rest, budget, floor=False)
-    assert count_params(SPEC, filled) > budget - least or count_params(SPEC, most) <= budget - least
+  judged = choice.choose(SPEC, worth, budget, floor=False)
+  filled = choice.choose(SPEC, worth, budget, rest=rest, floor=False)
+  before, after = (choice.bought(SPEC, genome, 2) for genome in (judged, filled))
+  pairs = zip(before[1:], after[1:], strict=True)  # a LoRA of A may take its vector's place
+  assert all((part <= more).all() for part, more in pairs)
+  most = choice.choose(SPEC, rest, budget, floor=False)
+  assert count_params(SPEC, filled) <= budget
+  assert count_params(SPEC, filled) > budget - 4 or count_params(SPEC, most) <= budget - 4
 
 
 def test_the_floor_comes_first_where_the_budget_is_ample():
@@ -253,10 +178,10 @@ def test_the_floor_comes_first_where_the_budget_is_ample():
   ample = choice.choose(SPEC, worth, int(1.5 * floor_cost))
   assert (ample[:, 0] >= 2).all()
   assert (ample[:, 4] == 2).all()
-  tight = choice.choose(SPEC, worth, int(1.5 * floor_cost) - 1)
-  np.testing.assert_array_equal(
-    tight, choice.choose(SPEC, worth, int(1.5 * floor_cost) - 1, floor=False)
+  tight, without = (
+    choice.choose(SPEC, worth, int(1.5 * floor_cost) - 1, floor=floor) for floor in (True, False)
   )
+  np.testing.assert_array_equal(tight, without)
 
 
 def test_ranks_are_capped_at_twice_the_rank_of_all_rows():
@@ -290,32 +215,8 @@ def test_only_what_is_on_offer_is_chosen():
 def test_the_vector_of_a_layer_with_one_output_counts_as_bought():
   space = SearchSpace(A='none', B='none', C='none', D='none', E=('none', 'vector'))
   spec = Spec((Layer('one', 4, 1, space=space), Layer('bare', 4, 1, bias=False, space=space)))
-  parts = np.ones((2, 1))
-  worth = Values(np.ones(2), parts, parts, np.ones(2), np.full(2, 3.0))
-  genome = choice.choose(spec, worth, 1)
+  genome = choice.choose(spec, random_worth(0, spec, positive=True), 1)
   assert choice.bought(spec, genome, 1).E_vector.tolist() == [True, False]
-  assert bought_worth(spec, worth, genome) == 3
-
-
-def test_layers_without_bias_get_no_shift():
-  spec = spec_of((4, 8), (8, 4), bias=False)
-  genome = choice.choose(spec, random_worth(0, spec, positive=True), 60)
-  assert genome[:, 0].any()
-  assert not genome[:, 2:].any()
-
-
-@pytest.mark.parametrize('budget', [0, 3])
-def test_a_budget_that_fits_no_unit_is_refused(budget):
-  with pytest.raises(
-    ValueError, match=f'budget={budget} fits no unit: the cheapest on offer has 4'
-  ):
-    choice.choose(SPEC, random_worth(0), budget)
-
-
-def test_a_space_that_offers_nothing_to_allocate_is_refused():
-  space = SearchSpace(A='none', B=('none', 'constant'), C='none', E='none')
-  with pytest.raises(ValueError, match='offers none of the forms that can be allocated'):
-    choice.choose(spec_of((4, 8), space=space), random_worth(0, spec_of((4, 8))), 100)
 
 
 def test_the_curve_rises_from_nothing_to_all_that_pays():

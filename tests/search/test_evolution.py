@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,21 +15,10 @@ from glora_jax.search.evolution import Evolution, cross, mutate
 from glora_jax.search.pareto import hypervolume
 
 
-def test_evolution_beats_random_search_of_equal_size():
-  found = [search(seed=seed)[0] for seed in range(5)]
-  rng = np.random.default_rng(0)
-  chance = [(random_genomes(rng, SPEC, 140) == TARGET).sum((1, 2)).max() for _ in range(5)]
-  assert np.mean([archive.correct.max() for archive in found]) > np.mean(chance) + 1
-
-
-def test_no_subnet_is_scored_twice_and_all_are_canonical():
-  archive, _ = search()
+def test_every_population_has_the_same_shape_and_is_archived_canonical_and_but_once():
+  archive, judge = search()
   assert len({genome.tobytes() for genome in archive.genomes}) == len(archive) == 140
   np.testing.assert_array_equal(canonicalize(SPEC, archive.genomes), archive.genomes)
-
-
-def test_every_population_has_the_same_shape_and_is_archived():
-  archive, judge = search()
   assert [asked.shape for asked in judge.asked] == [(20, 4, 5)] * 7
   assert archive.generation.tolist() == [g for g in range(7) for _ in range(20)]
   assert (archive.best() == TARGET).sum() == archive.correct.max()
@@ -41,29 +31,23 @@ def test_every_budget_is_respected_and_every_search_ends(budget, seed):
   archive, _ = search(tiny, seed=seed, budget=budget)
   counts = count_params(SPEC, archive.genomes)
   assert len(counts) >= 1
-  assert counts.max() <= (np.inf if budget is None else budget)
+  assert budget is None or counts.max() <= budget
+  assert budget != 0 or not archive.genomes.any()
 
 
-def test_budget_zero_scores_the_linear_subnet_once():
-  archive, _ = search(budget=0)
-  assert len(archive) == 1
-  assert not archive.genomes.any()
-
-
-def test_an_initial_genome_that_comes_after_many_copies_is_scored():
-  first, last = random_genomes(np.random.default_rng(1), SPEC, 2)
-  archive, _ = search(initial=np.stack([first] * 50 + [last]))
-  np.testing.assert_array_equal(archive.genomes[:2], canonicalize(SPEC, np.stack([first, last])))
-
-
-def test_initial_genomes_within_the_budget_come_first():
-  initial = random_genomes(np.random.default_rng(1), SPEC, 8)
-  params = count_params(SPEC, initial)
+def test_initial_genomes_within_the_budget_come_first_and_copies_count_once():
+  first, *others = random_genomes(np.random.default_rng(1), SPEC, 8)
+  params = count_params(SPEC, np.stack([first, *others]))
   budget = int(np.median(params))
-  archive, _ = search(initial=initial, budget=budget)
-  within = canonicalize(SPEC, initial[params <= budget])
+  archive, _ = search(initial=np.stack([first] * 50 + others), budget=budget)
+  within = canonicalize(SPEC, np.stack([first, *others])[params <= budget])
   assert 0 < len(within) < 8
   np.testing.assert_array_equal(archive.genomes[: len(within)], within)
+
+
+@pytest.mark.parametrize('array', [list, lambda x: jnp.asarray(x, jnp.bfloat16)])
+def test_scores_of_any_type_are_ranked_by_their_values(array):
+  assert_same(search(judge=lambda genomes: tuple(map(array, Judge()(genomes))))[0], search()[0])
 
 
 @pytest.mark.parametrize('mode', ['paper', 'pareto', 'random'])
@@ -118,21 +102,3 @@ def test_mutation_draws_genes_anew_with_its_probability():
 
 def test_defaults_are_the_papers():
   assert Evolution() == Evolution(50, 20, 10, 25, 25, 0.2, 'accuracy', 'paper')
-
-
-@pytest.mark.parametrize(
-  'fields, message',
-  [
-    ({'population': 0}, 'at least 1'),
-    ({'mutations': 40}, 'more than population=50'),
-    ({'fitness': 'speed'}, 'one of accuracy, loss'),
-    ({'population': 10**9}, 'population=1000000000 must be at least 1 and at most 1000000'),
-    ({'generations': 1.5}, 'generations=1.5 must be a whole number'),
-    ({'mutation_probability': float('nan')}, 'must be a finite number'),
-    ({'mutation_probability': 1.5}, 'must be at least 0 and at most 1'),
-    ({'mode': 'greedy'}, 'paper, pareto, random'),
-  ],
-)
-def test_wrong_settings_are_explained(fields, message):
-  with pytest.raises(ValueError, match=message):
-    Evolution(**fields)

@@ -1,8 +1,7 @@
 """Scoring a population: exact, whatever the chunk, the block and the way of merging."""
 
-import os
+import functools
 import subprocess
-import types
 
 import chex
 import jax
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from places import program
+from places import environment, program
 from tiny_models import problem, reference_scores
 
 import glora_jax
@@ -26,6 +25,7 @@ def assert_same_scores(found, expected):
 def test_scores_are_those_of_the_folded_models(model):
   adapted, variables, genomes, images, labels = problem(model, 'up_front')
   correct, loss = reference_scores(model)
+  assert_same_scores(glora_jax.score(*problem(model, 'up_front')), (correct, loss))
   assert (correct.dtype, loss.dtype) == (jnp.int32, jnp.float32)
 
   @jax.jit
@@ -38,11 +38,6 @@ def test_scores_are_those_of_the_folded_models(model):
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     np.testing.assert_allclose(total, losses.sum(), rtol=1e-5)
   assert len(set(correct.tolist())) > 1
-
-
-def test_scoring_once_is_scoring():
-  adapted, *arguments = problem('mlp', 'up_front')
-  assert_same_scores(glora_jax.score(adapted, *arguments), reference_scores('mlp'))
 
 
 @pytest.mark.parametrize('merge', ['up_front', 'lazy'])
@@ -92,9 +87,7 @@ def test_images_become_inputs_block_by_block(kind):
       lowered = predictor.lower(variables, genomes[0], many)
     return lowered.compile().memory_analysis().temp_size_in_bytes
 
-  numbers_of_an_image = images[0].size
-  grown = temporaries(4096) - temporaries(8)
-  assert grown < 4096 * 4 * numbers_of_an_image / 2
+  assert temporaries(4096) - temporaries(8) < 4096 * 4 * images[0].size / 2
 
 
 def test_a_predictor_is_exported_like_what_jax_jit_returns():
@@ -121,7 +114,7 @@ def test_predictions_are_the_most_probable_of_the_classes_that_count(merge, bloc
     if classes is not None:
       logits[:, ~classes] = -np.inf
     predict = scoring.make_predictor(adapted, block=block, classes=classes)
-    found = predict(variables, genome, images)
+    found = predict(variables, genome.tolist(), images)
     np.testing.assert_array_equal(found.classes, logits.argmax(-1))
     np.testing.assert_allclose(found.probabilities, jax.nn.softmax(logits).max(-1), rtol=1e-5)
     if classes is None:
@@ -152,38 +145,22 @@ def test_an_answer_that_is_not_finite_is_wrong_whatever_scores_it():
     np.testing.assert_array_equal(correct, of_finite.correct)
 
 
-class CompiledOnce:
-  """What `make_scorer` returns for each chunk, lowered and compiled but once."""
-
-  def __init__(self, adapted, arguments):
-    self.adapted = adapted
-    self.arguments = arguments
-    self.compiled = {}
-
-  def __call__(self, chunk):
-    if chunk not in self.compiled:
-      score = scoring.make_scorer(self.adapted, chunk=chunk, block=8)
-      self.compiled[chunk] = score.lower(*self.arguments).compile()
-    compiled = types.SimpleNamespace(compile=lambda: self.compiled[chunk])
-    return types.SimpleNamespace(lower=lambda *arguments: compiled)
-
-  def bytes(self, chunk):
-    compiled = self(chunk).lower(*self.arguments).compile()
-    return compiled.memory_analysis().temp_size_in_bytes
-
-
 def test_the_chunk_is_the_largest_that_fits_into_memory():
   adapted, *arguments = problem('mlp', 'lazy', 12)
-  scorers = CompiledOnce(adapted, arguments)
-  chunks = (1, 2, 3, 4, 6, 12)  # of equal size; others leave a smaller one at the end
-  for most in (1, 3, 6):
-    memory = scorers.bytes(most)
-    chunk = scoring.fitting_chunk(scorers, arguments, 12, memory)
-    assert scorers.bytes(chunk) <= 1.1 * memory
-    larger = next(n for n in chunks if n > chunk)
-    assert scorers.bytes(larger) > 0.9 * memory
-  assert scoring.fitting_chunk(scorers, arguments, 12, 0) == 1
-  assert scoring.fitting_chunk(scorers, arguments, 12, 2**40) == 12
+
+  @functools.cache
+  def scorer(chunk):
+    return scoring.make_scorer(adapted, chunk=chunk, block=8)
+
+  @functools.cache
+  def size(chunk):
+    return scorer(chunk).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+
+  for most, larger in ((1, 2), (3, 4), (6, 12)):  # chunks of equal size
+    assert scoring.fitting_chunk(scorer, arguments, 12, size(most)) == most
+    assert size(larger) > size(most)
+  assert scoring.fitting_chunk(scorer, arguments, 12, 0) == 1
+  assert scoring.fitting_chunk(scorer, arguments, 12, 2**40) == 12
 
 
 def test_a_scorer_takes_its_chunk_from_memory():
@@ -195,13 +172,8 @@ def test_a_scorer_takes_its_chunk_from_memory():
 @pytest.mark.slow
 @pytest.mark.parametrize('model', ['mlp', 'vit'])
 def test_sharded_scores_are_unsharded_ones_with_at_most_one_collective_a_block(model):
-  environment = {
-    **os.environ,
-    'JAX_PLATFORMS': 'cpu',
-    'XLA_FLAGS': os.environ['XLA_FLAGS'] + ' --xla_force_host_platform_device_count=8',
-  }
   command = [*program('sharded_scores'), model]
-  ran = subprocess.run(command, env=environment, capture_output=True, text=True)
+  ran = subprocess.run(command, env=environment(8), capture_output=True, text=True)
   assert ran.returncode == 0, ran.stderr[-3000:]
   lines = ran.stdout.strip().splitlines()
   assert len(lines) == 4

@@ -1,219 +1,79 @@
-"""What scorers and the evolution refuse, before anything wrong is believed."""
+"""What scorers, searches and allocations refuse, before anything wrong is believed."""
 
 import dataclasses
-import functools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_allocate import Mixed, allocated, loss, mixed
+from test_allocation import SPEC as ROWS
+from test_allocation import random_worth, spec_of
 from tiny_models import problem
-from toy_search import SMALL, SPEC, Judge, assert_same, search
+from toy_search import SMALL, SPEC, Judge
 
 import glora_jax
 from glora_jax.method.genomes import largest_genome
-from glora_jax.search import scoring
+from glora_jax.search import choice, scoring
+from glora_jax.search.allocate import compile_ahead
+from glora_jax.search.allocated import agreement
+from glora_jax.search.archive import Archive
+from glora_jax.search.checked import NoGradientError, NonFiniteError
+from glora_jax.search.evolution import Evolution
 
 
-@pytest.mark.parametrize('make', [scoring.make_scorer, scoring.make_image_scorer])
-@pytest.mark.parametrize('value', [0, -1, 1.5, True])
-def test_chunks_and_blocks_are_whole_numbers_above_0(make, value):
-  adapted = problem('mlp', 'up_front')[0]
-  for name in ('chunk', 'block'):
-    with pytest.raises(ValueError, match=f'{name}={value} must be (at least 1|a whole number)'):
-      make(adapted, **{name: value})
+def scored(change=lambda p: {}, make=scoring.make_scorer, **options):
+  """Scores a problem of which some parts are changed."""
+  given = problem('mlp', 'up_front')
+  given = {**given._asdict(), **change(given)}
+  return make(given.pop('adapted'), **options)(*given.values())
 
 
-def test_counts_and_budgets_may_be_scalars_of_any_library():
-  adapted, variables, genomes, images, labels = problem('mlp', 'up_front')
-  expected = scoring.make_scorer(adapted, chunk=2, block=4)(variables, genomes, images, labels)
-  score = scoring.make_scorer(adapted, chunk=jnp.int32(2), block=4.0)
-  jax.tree.map(np.testing.assert_array_equal, score(variables, genomes, images, labels), expected)
-  archive, _ = search(budget=40)
-  for budget in (40.0, np.float32(40), jnp.int32(40)):
-    assert_same(archive, search(budget=budget)[0])
-    np.testing.assert_array_equal(archive.best(spec=SPEC, budget=budget), archive.best())
+def predicted(change):
+  given = problem('mlp', 'up_front')
+  arguments = {'variables': given.variables, 'genome': given.genomes[0], 'images': given.images}
+  return scoring.make_predictor(given.adapted)(*{**arguments, **change(given)}.values())
 
 
-def test_a_scorer_refuses_what_it_cannot_score():
-  adapted, variables, genomes, images, labels = problem('mlp', 'up_front')
-  score = scoring.make_scorer(adapted)
-  wrong_code = np.array(genomes)
-  wrong_code[0, 0, 0] = 99
-  other_class = np.array(labels)
-  other_class[2] = 7
-  cases = [
-    ((wrong_code, images, labels), 'The genome says 99 for A of layer 0'),
-    ((genomes[0], images, labels), 'a population is'),
-    ((genomes, images[:0], labels[:0]), r'There are no images \(0\)'),
-    ((genomes, images, labels[:3]), 'there must be one label for each image'),
-    ((genomes, images, other_class), 'The label 7 of image 2 is no class'),
-    ((genomes, images, -np.array(labels) - 1), 'of image 0 is no class'),
-    ((genomes, images, np.array(labels, np.float32)), 'The labels are float32'),
-    (
-      (genomes, images, np.stack([labels] * 2, 1)),
-      r'The labels are \[23, 2\], and scores are of one',
-    ),
-  ]
-  for arguments, sentence in cases:
-    with pytest.raises(ValueError, match=sentence):
-      score(variables, *arguments)
-  with pytest.raises(ValueError, match="The variables have no 'glora'"):
-    score({'params': variables['params']}, genomes, images, labels)
+def with_smaller_storage(given):
+  largest = largest_genome(given.adapted.spec)
+  subnet = given.adapted.fix(np.minimum(largest, 1))
+  return {'variables': subnet.join(*subnet.split(given.variables)), 'genome': largest}
 
 
-def test_a_predictor_refuses_what_it_cannot_answer_for():
-  adapted, variables, genomes, images, _ = problem('mlp', 'up_front')
-  predict = scoring.make_predictor(adapted)
-  largest = largest_genome(adapted.spec)
-  without_loras = adapted.fix(np.minimum(largest, 1))
-  cut = without_loras.join(*without_loras.split(variables))
-  cases = [
-    ((variables, np.full_like(genomes[0], 99), images), 'The genome says 99 for A of layer 0'),
-    ((variables, genomes, images), 'The predictor takes one genome'),
-    ((variables, genomes[0], images[:0]), r'The images are \[0, 4, 4, 3\]; they must be'),
-    ((variables, genomes[0], 'x'), "The images are 'x'; they must be an array of numbers"),
-    (({'params': variables['params']}, genomes[0], images), "The variables have no 'glora'"),
-    ((cut, largest, images), 'these variables store rank 1: they were cut to a smaller subnet'),
-  ]
-  for arguments, sentence in cases:
-    with pytest.raises(ValueError, match=sentence):
-      predict(*arguments)
+def judge(correct=np.ones(20), loss=np.ones(20)):
+  return lambda genomes: (correct, loss)
 
 
-def test_a_scorer_of_images_refuses_the_same():
-  adapted, variables, genomes, images, labels = problem('mlp', 'up_front')
-  score_images = functools.partial(scoring.make_image_scorer(adapted), variables)
-  wrong, other = np.full_like(genomes, 99), np.array(labels) + 4
-  calls = [
-    (lambda: score_images(wrong, images, labels), 'The genome says 99'),
-    (lambda: score_images(genomes[0], images, labels), 'a population is'),
-    (lambda: score_images(genomes, images, other), 'is no class'),
-  ]
-  for call, sentence in calls:
-    with pytest.raises(ValueError, match=sentence):
-      call()
+def evolved(**options):
+  options = {'score': Judge(), 'key': jax.random.key(0), 'settings': SMALL, **options}
+  return glora_jax.evolve(SPEC, progress=False, **options)
 
 
-def test_genomes_may_be_lists():
-  adapted, variables, genomes, images, _ = problem('mlp', 'up_front')
-  predict = scoring.make_predictor(adapted)
-  found = predict(variables, genomes[0].tolist(), images)
-  jax.tree.map(np.testing.assert_array_equal, found, predict(variables, genomes[0], images))
+def allocating(**changes):
+  """`allocate` with arguments of which some are changed."""
+  given = dict(zip(('adapted', 'variables', 'batches'), mixed(), strict=True)) | changes
+  return allocated([given.pop(name) for name in ('adapted', 'variables', 'batches')], **given)
 
 
-def test_a_search_needs_a_random_key():
-  for key in (None, 3, jnp.arange(2)):
-    with pytest.raises(ValueError, match='must be one random key'):
-      glora_jax.evolve(SPEC, Judge(), key)
+def without_gradient(forward, batch, key):
+  logits = forward(batch[0])
+  return jnp.sqrt(jnp.square(logits - jax.lax.stop_gradient(logits)).sum())  # 0, whatever x is
 
 
-@dataclasses.dataclass
-class Shifted:
-  """A judge of which some answers are changed."""
-
-  correct: float = 0.0
-  loss: float = 0.0
-  most: int | None = None
-
-  def __call__(self, genomes):
-    correct, loss = Judge()(genomes)
-    return (correct + self.correct)[: self.most], (loss + self.loss)[: self.most]
+def with_prior(make):
+  allocating(prior=make(allocating()))
 
 
-@pytest.mark.parametrize(
-  'judge, sentence',
-  [
-    (Shifted(correct=0.5), 'must be whole numbers of 0 or more. Give numbers of right answers'),
-    (Shifted(correct=-100), 'right answers; correct must be whole numbers'),
-    (Shifted(correct=np.nan), 'score gave nan right answers'),
-    (Shifted(loss=np.nan), 'score gave a loss of nan for subnet 0'),
-    (Shifted(loss=np.inf), 'score gave a loss of inf for subnet 0'),
-    (lambda genomes: (['1'] * 20, [0.0] * 20), r'The scores are .* must be an array of numbers'),
-    (Shifted(most=3), r'score gave correct as float64 \[3\]; it must be a number for each'),
-  ],
-)
-def test_scores_that_cannot_be_ranked_are_refused(judge, sentence):
-  with pytest.raises(ValueError, match=sentence):
-    search(judge=judge)
+def with_a_wider_layer(own):
+  first, *others = own.spec.layers
+  spec = glora_jax.Spec((dataclasses.replace(first, in_features=99), *others))
+  return dataclasses.replace(own, spec=spec)
 
 
-def test_whole_numbers_in_a_float_array_are_counts():
-  archive, _ = search(dataclasses.replace(SMALL, generations=0), judge=Shifted(correct=1.0))
-  assert archive.correct.min() >= 1
-
-
-@pytest.mark.parametrize('array', [list, jnp.asarray, lambda x: jnp.asarray(x, jnp.bfloat16)])
-def test_scores_of_any_type_are_ranked_by_their_values(array):
-  def score(genomes):
-    correct, loss = Judge()(genomes)
-    return array(correct), array(loss)
-
-  found, expected = search(judge=score)[0], search()[0]
-  for name, values in expected.arrays().items():
-    np.testing.assert_array_equal(values, found.arrays()[name])
-
-
-@pytest.mark.parametrize(
-  'name, sentence', [('correct', 'nan right answers'), ('loss', 'a loss of nan for subnet 1')]
-)
-def test_masked_scores_are_refused(name, sentence):
-  def score(genomes):
-    scores = dict(zip(('correct', 'loss'), Judge()(genomes), strict=True))
-    masked = np.ma.array(scores[name], mask=np.arange(len(genomes)) == 1)
-    return tuple({**scores, name: masked}.values())
-
-  with pytest.raises(ValueError, match=f'score gave {sentence}'):
-    search(judge=score)
-
-
-def test_genomes_of_another_spec_are_no_beginning_of_a_search():
-  with pytest.raises(ValueError, match=f'this model has {len(SPEC)} adapted layers'):
-    search(initial=np.zeros((1, 3, 5), np.int8))
-  with pytest.raises(ValueError, match='a population is'):
-    search(initial=jnp.zeros((len(SPEC), 5), jnp.int8))
-
-
-@pytest.mark.parametrize(
-  'options, sentence',
-  [
-    ({'score': None}, 'score=None is no function'),
-    ({'score': lambda genomes: genomes}, r'it must give the pair \(correct, loss\)'),
-    ({'settings': {'population': 4}}, r"settings=\{'population': 4\} is no Evolution"),
-    ({'archive': []}, r'archive=\[\] is no Archive'),
-    ({'on_generation': 5}, 'on_generation=5 is no function'),
-  ],
-)
-def test_what_is_no_search_is_refused(options, sentence):
-  arguments = {'score': Judge(), 'settings': SMALL, **options}
-  with pytest.raises(ValueError, match=sentence):
-    glora_jax.evolve(SPEC, key=jax.random.key(0), progress=False, **arguments)
-
-
-@pytest.mark.parametrize(
-  'options, sentence',
-  [
-    ({'adapted': None}, 'adapted=None is no Adapted'),
-    ({'preprocess': None}, 'preprocess=None is no function'),
-    ({'classes': 'ab'}, "classes='ab' must be True or False for each class"),
-    ({'classes': [0, 1]}, r'classes=\[0, 1\] must be True or False for each class'),
-    ({'classes': np.zeros(4, bool)}, 'True for one at least'),
-    ({'classes': [True, True]}, 'classes has 2 truths, and the model answers with 4'),
-    ({'memory': '1GB'}, "memory='1GB' must be a number, or None"),
-    ({'mesh': 'x'}, "mesh='x' must be a jax.sharding.Mesh"),
-    ({'mesh': jax.make_mesh((1,), ('data',))}, 'The axes data of the mesh must be automatic'),
-  ],
-)
-def test_scorers_of_what_cannot_be_are_refused(options, sentence):
-  adapted, variables, genomes, images, labels = problem('mlp', 'up_front')
-
-  def score():
-    scorer = glora_jax.make_scorer(**{'adapted': adapted, **options})
-    return scorer(variables, genomes, images, labels)
-
-  with pytest.raises(ValueError, match=sentence):
-    score()
+def with_one_part(own):
+  return dataclasses.replace(own, values=own.values._replace(B_lora=own.values.B_lora[..., :1]))
 
 
 class TwoOutputs(nn.Module):
@@ -224,52 +84,134 @@ class TwoOutputs(nn.Module):
     return nn.Dense(3, name='dense')(images), images
 
 
-class OfTokens(nn.Module):
-  """Logits of every row of an image."""
-
-  @nn.compact
-  def __call__(self, images):
-    return nn.Dense(3, name='dense')(images[:, None])
-
-
-@pytest.mark.parametrize(
-  'model, given', [(TwoOutputs(), 'a tuple'), (OfTokens(), r'an array \[4, 1, 3\]')]
-)
-def test_answers_that_are_no_logits_of_images_are_refused(model, given):
+def scored_by(model):
   images, labels = jnp.eye(4), jnp.array([0, 1, 2, 0])
   adapted = glora_jax.adapt(model, images)
   variables = adapted.init(jax.random.key(0), model.init(jax.random.key(0), images)['params'])
   genome = glora_jax.preset(adapted.spec, 'lora')
-  sentence = f'The model gives {given}, and answers are read off logits'
-  with pytest.raises(ValueError, match=sentence):
-    glora_jax.score(adapted, variables, genome[None], images, labels)
-  with pytest.raises(ValueError, match=sentence):
-    scoring.make_predictor(adapted)(variables, genome, images)
+  return glora_jax.score(adapted, variables, genome[None], images, labels)
 
 
-def test_functions_among_the_params_are_refused_by_what_compiles():
-  images, labels = jnp.eye(4), jnp.array([0, 1, 2, 0])
-  params = {'w': jnp.ones((4, 4)), 'activation': jax.nn.relu, 'head': jnp.ones((4, 3))}
+def scored_with_a_function():
+  images = jnp.eye(4)
+  params = {'w': jnp.ones((4, 4)), 'activation': jax.nn.relu}
+  adapted = glora_jax.adapt_function(lambda p, x: p['activation'](x @ p['w']), params, images)
+  genome = glora_jax.preset(adapted.spec, 'lora')
+  variables = adapted.init(jax.random.key(0), params)
+  glora_jax.score(adapted, variables, genome[None], images, jnp.arange(4))
 
-  def model(params, images):
-    return params['activation'](images @ params['w']) @ params['head']
 
-  adapted = glora_jax.adapt_function(model, params, images)
-  variables, key = adapted.init(jax.random.key(0), params), jax.random.key(1)
-  genome, recipe = glora_jax.preset(adapted.spec, 'lora'), glora_jax.Recipe(1, 4, warmup_epochs=0)
-  subnet = adapted.fix(genome)
-  halves = subnet.split(variables)
-  loss = glora_jax.subnet_loss(subnet, lambda key, images: images)
-  runs = [glora_jax.Training(loss, *halves, key)]
-  calls = [
-    lambda: glora_jax.score(adapted, variables, genome[None], images, labels),
-    lambda: glora_jax.allocate(adapted, variables, loss, [images] * 8, key=key),
-    lambda: glora_jax.warm_head(
-      adapted, variables, images, labels, recipe, key, preprocess=jnp.asarray
+def called(function):
+  function()
+
+
+NO_FORM = glora_jax.SearchSpace(A='none', B=('none', 'constant'), C='none', E='none')
+ONE = Archive.empty(SPEC).extended(np.ones((1, 4, 5), np.int8), [7], [8.0], 0)
+# What is called, with what (a dictionary is keyword arguments), what the sentence names.
+CALLS = {
+  scored: [
+    (lambda p: {'genomes': np.full_like(p.genomes, 99)}, '99'),
+    (lambda p: {'genomes': p.genomes[0]}, r'\(2, 5\)'),
+    (lambda p: {'images': p.images[:0], 'labels': p.labels[:0]}, r'\(0\)'),
+    (lambda p: {'labels': p.labels[:3]}, 'one label for each image'),
+    (lambda p: {'labels': p.labels.at[2].set(7)}, 'label 7 of image 2'),
+    (lambda p: {'labels': -p.labels - 1}, 'image 0'),
+    (lambda p: {'labels': p.labels.astype(float)}, 'float32'),
+    (lambda p: {'labels': jnp.stack([p.labels] * 2, 1)}, r'\[23, 2\]'),
+    (lambda p: {'variables': {'params': p.variables['params']}}, "'glora'"),
+    (lambda p: {'adapted': None}, 'adapted=None'),
+    ({'block': 1.5}, 'block=1.5'),
+    ({'make': scoring.make_image_scorer, 'chunk': -1}, 'chunk=-1'),
+    ({'classes': [0, 1]}, r'classes=\[0, 1\]'),
+    ({'classes': np.zeros(4, bool)}, 'True for one at least'),
+    ({'classes': [True, True]}, '2 truths'),
+    ({'mesh': 'x'}, "mesh='x'"),
+    ({'mesh': jax.make_mesh((1,), ('data',))}, 'axes data'),
+  ],
+  predicted: [
+    (lambda p: {'genome': p.genomes}, r'\(7, 2, 5\)'),
+    (lambda p: {'images': p.images[:0]}, r'\[0, 4, 4, 3\]'),
+    (lambda p: {'images': 'x'}, "'x'"),
+    (with_smaller_storage, 'rank 1'),
+  ],
+  scored_by: [(TwoOutputs(), 'a tuple')],
+  with_prior: [
+    (lambda own: lambda: [own, 3], 'prior=3'),
+    (with_a_wider_layer, '99 x'),
+    (with_one_part, '1 rank-one parts'),
+  ],
+  evolved: [
+    ({'key': 3}, 'key'),
+    ({'score': lambda genomes: genomes}, r'\(correct, loss\)'),
+    ({'score': judge(np.full(20, 0.5))}, 'whole numbers'),
+    ({'score': judge(-np.ones(20))}, 'right answers'),
+    ({'score': judge(np.full(20, np.nan))}, 'nan right answers'),
+    ({'score': judge(loss=np.full(20, np.inf))}, 'inf for subnet 0'),
+    ({'score': judge(loss=np.ma.array(np.ones(20), mask=np.arange(20) == 1))}, 'nan for subnet 1'),
+    ({'score': judge(['1'] * 20)}, 'array of numbers'),
+    ({'score': judge(np.ones(3))}, r'\[3\]'),
+    ({'settings': {'population': 4}}, "settings={'population': 4}"),
+    ({'archive': []}, r'archive=\[\]'),
+    ({'on_generation': 5}, 'on_generation=5'),
+    ({'initial': np.zeros((1, 3, 5), np.int8)}, '4 adapted layers'),
+    ({'initial': jnp.zeros((4, 5), jnp.int8)}, r'\(4, 5\)'),
+  ],
+  Evolution: [
+    ({'population': 10**9}, 'population=1000000000'),
+    ({'mutations': 40}, 'mutations=40'),
+    ({'mode': 'greedy'}, "mode='greedy'"),
+  ],
+  allocating: [
+    ({'adapted': Mixed()}, 'Mixed'),
+    ({'variables': {'params': {}, 'glora': {}}}, "'glora'"),
+    ({'batches': None}, 'batches=None'),
+    ({'batches': iter([])}, 'only once'),
+    ({'batches': lambda: mixed()[2], 'folds': None}, 'folds=8 .* 6'),
+    ({'folds': 1}, 'folds=1'),
+    ({'budget': 2}, 'budget=2'),
+    ({'value': 'best'}, "value='best'"),
+    ({'key': 3}, 'key=3'),
+    ({'mesh': jax.devices()}, r'mesh=\['),
+    ({'ahead': 3}, 'ahead=3'),
+    ({'loss': None}, 'loss=None'),
+    ({'loss': lambda forward, batch, key: (0.0, {})}, 'tuple'),
+    ({'loss': lambda forward, batch, key: forward(batch[0])}, 'shape .4, 4.'),
+    ({'loss': lambda forward, batch, key: forward(batch[0]).sum() * 1j}, 'complex'),
+    ({'loss': without_gradient}, 'batch 0'),
+  ],
+  called: [
+    (lambda: ONE.best(spec=SPEC, budget=0), 'at most 0'),
+    (lambda: ONE.best(budget=0), 'budget=0'),
+    (lambda: ONE.best('speed'), "fitness='speed'"),
+    (lambda: Archive.empty(SPEC).best(), 'no subnet'),
+    (lambda: choice.choose(ROWS, random_worth(0), 3), 'budget=3'),
+    (
+      lambda: choice.choose(spec_of((4, 8), space=NO_FORM), random_worth(0), 100),
+      'none of the forms',
     ),
-    lambda: glora_jax.fit(loss, *halves, images, labels, recipe, key),
-    lambda: glora_jax.train_many(runs, images, labels, recipe),
-  ]
-  for call in calls:
-    with pytest.raises(ValueError, match='activation, and compiled functions take arrays alone'):
-      call()
+    (lambda: compile_ahead(*mixed()[:2], loss, []), 'there are 0'),
+    (lambda: agreement([np.zeros((4, 5), np.int8)]), 'at least two'),
+    (scored_with_a_function, 'activation'),
+  ],
+}
+
+
+@pytest.mark.parametrize(
+  'call, given, named', [(call, *row) for call, rows in CALLS.items() for row in rows]
+)
+def test_what_cannot_be_is_refused_by_name(call, given, named):
+  with pytest.raises(ValueError, match=named):
+    call(**given) if isinstance(given, dict) else call(given)
+
+
+def test_what_a_run_may_catch_has_errors_of_its_own():
+  adapted, variables, batches = mixed()
+  head = jax.tree.map(jnp.zeros_like, variables['params']['head'])
+  headless = {**variables, 'params': {**variables['params'], 'head': head}}
+  with pytest.raises(NoGradientError):
+    allocated((adapted, headless, batches))
+  batches = [*batches[:2], (batches[2][0] * jnp.nan, batches[2][1])]
+  with pytest.raises(NonFiniteError, match='batch 2'):
+    allocated((adapted, variables, batches))
+  with pytest.raises(NonFiniteError, match='nan for subnet 0'):
+    evolved(score=judge(loss=np.full(20, np.nan)))

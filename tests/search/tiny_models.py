@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from trees import randomized
+from comparing import random_params, random_variables
 
 import glora_jax
 from glora_jax.method.draws import random_genomes
@@ -29,10 +29,7 @@ class Mlp(nn.Module):
     return nn.Dense(4)(hidden)
 
 
-MODELS = {
-  'mlp': Mlp(),
-  'vit': ViT(4, patch_size=8, width=12, depth=2, num_heads=2),
-}
+MODELS = {'mlp': Mlp(), 'vit': ViT(4, patch_size=8, width=12, depth=2, num_heads=2)}
 IMAGE_SIZES = {'mlp': 4, 'vit': 16}
 
 
@@ -54,20 +51,11 @@ def images_and_labels(name):
 
 
 @functools.cache
-def base_params(name):
-  images, _ = images_and_labels(name)
-  shapes = jax.eval_shape(MODELS[name].init, jax.random.key(2), images[:1])['params']
-  return randomized(shapes, 1)
-
-
-@functools.cache
 def supernet(name, merge):
   """(adapted, variables) of a model with random params and supports."""
   images, _ = images_and_labels(name)
   adapted = glora_jax.adapt(MODELS[name], images[:1], merge=merge)
-  shapes = jax.eval_shape(adapted.init, jax.random.key(3), base_params(name))
-  supports = randomized(shapes['glora'], 2)
-  return adapted, {'params': base_params(name), 'glora': supports}
+  return adapted, random_variables(adapted, random_params(MODELS[name], images[:1]))
 
 
 def problem(name, merge, num_genomes=7):
