@@ -189,12 +189,12 @@ def fold_by_hand(
       for support, value in supports.items()
       if support.rpartition('/')[0] == name
     }
-    matrices, put_back = _ordered(folded[path], kernel.axes, 'sio')
+    matrices, put_back = _ordered(folded[path], kernel.axes)
     bias_axes = kernel.bias_axes or kernel.axes.replace('i', '').replace('o', '').ljust(
       0 if kernel.bias is None else folded[kernel.bias].ndim, 'o'
     )
     vectors, put_bias_back = (
-      (None, None) if kernel.bias is None else _ordered(folded[kernel.bias], bias_axes, 'so')
+      (None, None) if kernel.bias is None else _ordered(folded[kernel.bias], bias_axes)
     )
     for index in np.ndindex(matrices.shape[: kernel.axes.count('s')]):
       row = name + (f'[{",".join(map(str, index))}]' if index else '')
@@ -210,16 +210,13 @@ def fold_by_hand(
   return folded
 
 
-def _ordered(value: np.ndarray, axes: str, order: str):
-  """An array with its axes in an order, those of each letter but 's' joined, and the way back."""
-  dims = [dim for letter in order for dim, axis in enumerate(axes) if axis == letter]
+def _ordered(value: np.ndarray, axes: str):
+  """An array with its axes in the order 's', 'i', 'o', those of 'i' and of 'o' joined, and back."""
+  dims = sorted(range(value.ndim), key=lambda dim: 'sio'.index(axes[dim]))
   moved = value.transpose(dims)
-  stack = axes.count('s')
-  sizes = [
-    math.prod(size for size, axis in zip(value.shape, axes, strict=True) if axis == letter)
-    for letter in order[1:]
-  ]
-  joined = moved.reshape(*moved.shape[:stack], *sizes).copy()
+  stack, inputs = axes.count('s'), axes.count('i')
+  sizes = [math.prod(moved.shape[stack:][:inputs])] * (inputs > 0)
+  joined = moved.reshape(*moved.shape[:stack], *sizes, -1).copy()
 
   def put_back(changed: np.ndarray) -> np.ndarray:
     return changed.reshape(moved.shape).transpose(np.argsort(dims))

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+from flax.traverse_util import unflatten_dict
 from places import GOLDEN
 
 # Modules of a block, by the part that they are in.
@@ -42,63 +43,48 @@ def load_vit():
   """
   with np.load(GOLDEN / 'official_vit.npz') as file:
     values = dict(file)
-  state = _below(values, 'param/')
-  depth = 1 + max(int(name.split('.')[1]) for name in state if name.startswith('blocks.'))
-  blocks = [_block(_below(state, f'blocks.{number}.')) for number in range(depth)]
-  supports = [_block_supports(_below(state, f'blocks.{number}.')) for number in range(depth)]
-  patch = state['patch_embed.proj.weight']
+  named = {name: value for name, value in values.items() if name.startswith('param/')}
+  state = unflatten_dict({name.removeprefix('param/'): x for name, x in named.items()}, sep='.')
+  blocks = [state['blocks'][str(number)] for number in range(len(state['blocks']))]
+  patch = state['patch_embed']['proj']
+  params = [_params(block) for block in blocks]
+  supports = [
+    {
+      part: {name: supports_from_official(block[part][name]) for name in names}
+      for part, names in LAYERS.items()
+    }
+    for block in blocks
+  ]
   return {
     'params': {
-      'embed': {'kernel': patch.transpose(2, 3, 1, 0), 'bias': state['patch_embed.proj.bias']},
+      'embed': {'kernel': patch['weight'].transpose(2, 3, 1, 0), 'bias': patch['bias']},
       'cls': state['cls_token'],
       'pos_embed': state['pos_embed'],
-      'blocks': _stack(blocks),
-      'norm': _norm(_below(state, 'norm.')),
-      'head': _linear(_below(state, 'head.')),
+      'blocks': _stack(params),
+      'norm': _params(state['norm']),
+      'head': _params(state['head']),
     },
     'glora': {'blocks': _stack(supports)},
-    'unstacked': (blocks, supports),
+    'unstacked': (params, supports),
     'x': values['x_nchw'].transpose(0, 2, 3, 1),
     'genomes': values['genomes'],
     'logits': values['logits'],
     'param_count': values['param_count'],
     'shape': {
-      'patch_size': patch.shape[-1],
-      'width': patch.shape[0],
-      'depth': depth,
+      'patch_size': patch['weight'].shape[-1],
+      'width': patch['weight'].shape[0],
+      'depth': len(blocks),
       'num_heads': int(values['heads']),
     },
   }
 
 
-def _below(tensors, prefix):
-  """The tensors whose names begin with the prefix, without it."""
-  return {
-    name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)
-  }
-
-
-def _linear(tensors):
-  return {'kernel': tensors['weight'].T, 'bias': tensors['bias']}
-
-
-def _norm(tensors):
-  return {'scale': tensors['weight'], 'bias': tensors['bias']}
-
-
-def _block(tensors):
-  linears = {
-    part: {name: _linear(_below(tensors, f'{part}.{name}.')) for name in names}
-    for part, names in LAYERS.items()
-  }
-  return linears | {name: _norm(_below(tensors, f'{name}.')) for name in ('norm1', 'norm2')}
-
-
-def _block_supports(tensors):
-  return {
-    part: {name: supports_from_official(_below(tensors, f'{part}.{name}.')) for name in names}
-    for part, names in LAYERS.items()
-  }
+def _params(module):
+  """The parameters of linear layers, norms, and modules of such."""
+  if 'weight' not in module:
+    return {name: _params(inner) for name, inner in module.items()}
+  name = 'kernel' if module['weight'].ndim == 2 else 'scale'
+  return {name: module['weight'].T, 'bias': module['bias']}
 
 
 def _stack(trees):

@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from comparing import vector
+from comparing import random_variables, vector
 from hand_count import by_name, count_rows, expected, fold_by_hand, found, unboxed
-from trees import randomized
 
 from glora_jax import SearchSpace, preset, random_genomes
 from glora_jax.method.supports import SUPPORTS
@@ -57,10 +56,8 @@ class Case:
   def __init__(self, example, adapted, params, plain):
     self.example, self.adapted, self.params = example, adapted, params
     self.plain = plain
-    shapes = jax.eval_shape(adapted.init, jax.random.key(0), params)
-    supports = randomized(shapes['glora'], seed=2)  # nothing is compiled
-    self.variables = {'params': params, 'glora': supports}
-    self.start = {'params': params, 'glora': as_at_start(supports)}
+    self.variables = random_variables(adapted, params)
+    self.start = {'params': params, 'glora': as_at_start(self.variables['glora'])}
     spec = adapted.spec
     self.genomes = np.stack(
       [preset(spec, 'full'), *random_genomes(np.random.default_rng(0), spec, 2)]
