@@ -26,6 +26,7 @@ class Labelled(Row, total=False):
   'value, shape, reason',
   [
     ({'a': 1.5, 'b': 2}, dict[str, float], None),
+    ({'a': True}, dict[str, float], 'True at a is not a finite number'),
     ({'a': float('nan')}, dict[str, float], 'nan at a is not a finite number'),
     ([], dict[str, float], '[] is not an object'),
     ({'a': [1, '2']}, dict[str, list[int]], "'2' at a[1] is not a whole number"),
