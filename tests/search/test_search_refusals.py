@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -76,26 +75,9 @@ def with_one_part(own):
   return dataclasses.replace(own, values=own.values._replace(B_lora=own.values.B_lora[..., :1]))
 
 
-class TwoOutputs(nn.Module):
-  """Logits, and what they were made of."""
-
-  @nn.compact
-  def __call__(self, images):
-    return nn.Dense(3, name='dense')(images), images
-
-
-def scored_by(model):
-  images, labels = jnp.eye(4), jnp.array([0, 1, 2, 0])
-  adapted = glora_jax.adapt(model, images)
-  variables = adapted.init(jax.random.key(0), model.init(jax.random.key(0), images)['params'])
-  genome = glora_jax.preset(adapted.spec, 'lora')
-  return glora_jax.score(adapted, variables, genome[None], images, labels)
-
-
-def scored_with_a_function():
-  images = jnp.eye(4)
-  params = {'w': jnp.ones((4, 4)), 'activation': jax.nn.relu}
-  adapted = glora_jax.adapt_function(lambda p, x: p['activation'](x @ p['w']), params, images)
+def scored_function(activation=np.ones(4), answer=lambda logits: logits):
+  params, images = {'w': jnp.ones((4, 4)), 'activation': activation}, jnp.eye(4)
+  adapted = glora_jax.adapt_function(lambda p, x: answer(x @ p['w']), params, images)
   genome = glora_jax.preset(adapted.spec, 'lora')
   variables = adapted.init(jax.random.key(0), params)
   glora_jax.score(adapted, variables, genome[None], images, jnp.arange(4))
@@ -134,7 +116,10 @@ CALLS = {
     (lambda p: {'images': 'x'}, "'x'"),
     (with_smaller_storage, 'rank 1'),
   ],
-  scored_by: [(TwoOutputs(), 'a tuple')],
+  scored_function: [
+    ({'activation': jax.nn.relu}, 'activation'),
+    ({'answer': lambda logits: (logits, logits)}, 'a tuple'),
+  ],
   with_prior: [
     (lambda own: lambda: [own, 3], 'prior=3'),
     (with_a_wider_layer, '99 x'),
@@ -191,7 +176,6 @@ CALLS = {
     ),
     (lambda: compile_ahead(*mixed()[:2], loss, []), 'there are 0'),
     (lambda: agreement([np.zeros((4, 5), np.int8)]), 'at least two'),
-    (scored_with_a_function, 'activation'),
   ],
 }
 
