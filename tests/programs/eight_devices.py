@@ -58,6 +58,11 @@ def bytes_per_device(tree):
   return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
 
 
+def assert_replicated(tree):
+  assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(tree))
+  assert all(leaf.sharding.num_devices == 8 for leaf in jax.tree.leaves(tree))
+
+
 def noisy(key, x):
   return x + 0.1 * jax.random.normal(key, x.shape)
 
@@ -66,25 +71,14 @@ def make_loss(adapted, **options):
   return supernet_loss(adapted, noisy, lambda key: sample_genome(key, adapted.spec), **options)
 
 
-def fit(
-  frozen,
-  images=images,
-  merge='up_front',
-  recipe=RECIPE,
-  by_device=False,
-  adapted=adapted,
-  **options,
-):
+def fit(frozen, images=images, merge='up_front', adapted=adapted, by_device=False, **options):
   """The final state, and the mean loss of every dispatch."""
-  losses = []
+  losses, adapted = [], dataclasses.replace(adapted, merge=merge)
+  loss_fn = make_loss(adapted, independent_images=by_device, train=True)
+  recipe = options.pop('recipe', RECIPE)
+  arguments = loss_fn, trainable, frozen, images, labels, recipe, jax.random.key(4)
   state = loop.fit(
-    make_loss(dataclasses.replace(adapted, merge=merge), independent_images=by_device, train=True),
-    trainable,
-    frozen,
-    images,
-    labels,
-    recipe,
-    jax.random.key(4),
+    *arguments,
     progress=False,
     steps_per_dispatch=2,
     on_dispatch=lambda _, means: losses.append(means['loss']),
@@ -98,13 +92,10 @@ def flat(tree):
 
 
 def assert_trained_alike(found, expected):
-  (found_state, found_losses), (expected_state, expected_losses) = found, expected
-  np.testing.assert_allclose(found_losses, expected_losses, rtol=2e-4)
+  np.testing.assert_allclose(found[1], expected[1], rtol=2e-4)
   # AdamW blows up gradients that are zero but for rounding to whole steps; all others agree.
-  close = np.isclose(
-    flat(found_state.trainable), flat(expected_state.trainable), rtol=1e-2, atol=1e-4
-  )
-  assert close.mean() > 0.98
+  states = flat(found[0].trainable), flat(expected[0].trainable)
+  assert np.isclose(*states, rtol=1e-2, atol=1e-4).mean() > 0.98
 
 
 assert dict(MESH.shape) == {'candidate': 1, 'data': 8}
@@ -124,9 +115,7 @@ jax.tree.map(np.testing.assert_array_equal, meshes.on_host(sharded), frozen)
 # Training.
 on_one_device = fit(frozen)
 on_mesh = fit(frozen, mesh=MESH, by_device=True)
-for leaf in jax.tree.leaves(on_mesh[0][:2]):
-  assert leaf.sharding.is_fully_replicated
-  assert leaf.sharding.num_devices == 8
+assert_replicated(on_mesh[0][:2])
 assert_trained_alike(on_mesh, on_one_device)
 gathering, on_fsdp = glora_jax.shard(adapted, variables, FSDP, min_bytes=MIN_BYTES)
 options = {'adapted': gathering, 'mesh': FSDP, 'merge': 'lazy'}
@@ -171,19 +160,14 @@ resident.is_on_tpus = is_on_tpus
 # A head alone, on features.
 def warm(variables, images=images, mesh=None, adapted=adapted):
   arguments = adapted, variables, images, labels, RECIPE, jax.random.key(4)
-  return warm_head(*arguments, preprocess=jax.numpy.negative, progress=False, mesh=mesh)['params'][
-    'head'
-  ]
+  options = {'preprocess': jax.numpy.negative, 'progress': False, 'mesh': mesh}
+  return warm_head(*arguments, **options)['params']['head']
 
 
 head_of_one_device = warm(variables)
-for head in (
-  warm(variables, mesh=MESH),
-  warm(on_fsdp, Stream(), FSDP, gathering),
-):
+for head in (warm(variables, mesh=MESH), warm(on_fsdp, Stream(), FSDP, gathering)):
   jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), head, head_of_one_device)
-  assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(head))
-  assert all(leaf.sharding.num_devices == 8 for leaf in jax.tree.leaves(head))
+  assert_replicated(head)
 
 # Reading.
 blocks = list(meshes.blocks(MESH, Stream(), 10))
@@ -192,13 +176,13 @@ np.testing.assert_array_equal(np.concatenate([rows for rows, _ in blocks]), imag
 
 # Scoring.
 genomes = random_genomes(np.random.default_rng(0), adapted.spec, 3)
-expected_correct, expected_loss = scoring.make_scorer(adapted)(variables, genomes, images, labels)
+expected = scoring.make_scorer(adapted)(variables, genomes, images, labels)
 on_mesh = adapted.join(meshes.replicate(MESH, trainable), meshes.replicate(MESH, frozen))
 for model, placed, mesh in ((adapted, on_mesh, MESH), (gathering, on_fsdp, FSDP)):
   correct, loss = scoring.make_scorer(model, mesh=mesh)(placed, genomes, held, labels)
   assert correct.sharding.is_fully_replicated
-  np.testing.assert_array_equal(correct, expected_correct)
-  np.testing.assert_allclose(loss, expected_loss, rtol=1e-4)
+  np.testing.assert_array_equal(correct, expected.correct)
+  np.testing.assert_allclose(loss, expected.loss, rtol=1e-4)
 
 
 # A function, over a mesh of a user's own.
@@ -211,12 +195,9 @@ def function(params, x):
   return x @ params['head']
 
 
-def shapes(*sides):
-  return jax.ShapeDtypeStruct(sides, np.float32)
-
-
-params = {'blocks': {'up': shapes(3, 16, 32), 'down': shapes(3, 32, 16)}, 'head': shapes(16, 3)}
-params = randomized(params, 5, 0.2)
+sides = {'blocks': {'up': (3, 16, 32), 'down': (3, 32, 16)}, 'head': (16, 3)}
+zeros = jax.tree.map(jax.numpy.zeros, sides, is_leaf=lambda x: isinstance(x, tuple))
+params = randomized(zeros, 5, 0.2)
 inputs = images[:16, 0, :, 0]
 adapted = glora_jax.adapt_function(function, params, inputs)
 variables = adapted.init(jax.random.key(1), params)

@@ -13,13 +13,15 @@ from glora_jax.nnx import Trained
 
 
 class Mlp(nnx.Module):
-  """Two layers whose kernels are cut along the hidden units."""
+  """Two layers, whose kernels are cut along the hidden units where their axes are named."""
 
-  def __init__(self, rngs):
-    named = nnx.with_partitioning
-    initializer = nnx.initializers.lecun_normal()
-    self.up = nnx.Linear(8, 16, kernel_init=named(initializer, (None, 'model')), rngs=rngs)
-    self.down = nnx.Linear(16, 8, kernel_init=named(initializer, ('model', None)), rngs=rngs)
+  def __init__(self, rngs, is_named=False):
+    def initial(*names):
+      initializer = nnx.initializers.lecun_normal()
+      return nnx.with_partitioning(initializer, names) if is_named else initializer
+
+    self.up = nnx.Linear(8, 16, kernel_init=initial(None, 'model'), rngs=rngs)
+    self.down = nnx.Linear(16, 8, kernel_init=initial('model', None), rngs=rngs)
 
   def __call__(self, x):
     return self.down(nnx.gelu(self.up(x)))
@@ -37,33 +39,34 @@ def step(model, optimizer, x):
   return value
 
 
-def run(devices, x):
-  """Losses of some steps, the model after them, and its outputs when it is folded."""
-  mesh = jax.make_mesh(devices, ('data', 'model'), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-  with jax.set_mesh(mesh):
+def attach(x, **options):
+  model = Mlp(nnx.Rngs(0), **options)
+  return glora_jax.nnx.attach(model, x, space=glora_jax.SearchSpace((2,)))
+
+
+def train(model, inputs):
+  """Losses of some steps, the model when it is folded, and its outputs."""
+  optimizer = nnx.Optimizer(model, optax.adam(1e-2), wrt=Trained)
+  losses = [step(model, optimizer, inputs) for _ in range(3)]
+  folded = nnx.jit(glora_jax.nnx.fold)(model)
+  return losses, folded, folded(inputs)
+
+
+def mesh_of(devices, *names):
+  return jax.make_mesh(devices, names, axis_types=(jax.sharding.AxisType.Auto,) * 2)
+
+
+def run_named(devices, x):
+  """A model whose axes have names, trained: it, and what `train` gives."""
+  with jax.set_mesh(mesh := mesh_of(devices, 'data', 'model')):
     inputs = jax.device_put(x, NamedSharding(mesh, PartitionSpec('data')))
-    model = glora_jax.nnx.attach(Mlp(nnx.Rngs(0)), inputs, space=glora_jax.SearchSpace((2,)))
-    optimizer = nnx.Optimizer(model, optax.adam(1e-2), wrt=Trained)
-    losses = [step(model, optimizer, inputs) for _ in range(3)]
-    folded = nnx.jit(glora_jax.nnx.fold)(model)
-    return losses, model, folded, folded(inputs)
-
-
-class Plain(nnx.Module):
-  """The same of a user who names no axes."""
-
-  def __init__(self, rngs):
-    self.up = nnx.Linear(8, 16, rngs=rngs)
-    self.down = nnx.Linear(16, 8, rngs=rngs)
-
-  def __call__(self, x):
-    return self.down(nnx.gelu(self.up(x)))
+    model = attach(inputs, is_named=True)
+    return model, *train(model, inputs)
 
 
 def run_plain(x, labels, mesh=None):
   """Losses of some steps, scores, and outputs folded and by the functional interface."""
-  model = glora_jax.nnx.attach(Plain(nnx.Rngs(0)), x, space=glora_jax.SearchSpace((2,)))
-  inputs = x
+  model, inputs = attach(x), x
   if mesh is not None:
     glora_jax.nnx.shard(model, mesh, min_bytes=64)
     inputs = jax.device_put(x, NamedSharding(mesh, PartitionSpec(('data', 'fsdp'))))
@@ -71,24 +74,20 @@ def run_plain(x, labels, mesh=None):
     assert kernel.sharding.spec == PartitionSpec(None, ('fsdp',)), kernel.sharding
     trained = jax.tree.leaves(nnx.state(model, Trained))
     assert all(leaf.sharding.is_fully_replicated for leaf in trained)
-  optimizer = nnx.Optimizer(model, optax.adam(1e-2), wrt=Trained)
-  losses = [step(model, optimizer, inputs) for _ in range(2)]
+  losses, folded, outputs = train(model, inputs)
+  if mesh is not None:
+    assert folded.up.kernel.get_value().addressable_shards[0].data.shape == (8, 4)
   genomes = np.stack(
     [glora_jax.preset(glora_jax.nnx.spec(model), name) for name in ('lora', 'full')]
   )
-  folded = nnx.jit(glora_jax.nnx.fold)(model)
-  if mesh is not None:
-    assert folded.up.kernel.get_value().addressable_shards[0].data.shape == (8, 4)
   adapted, variables = glora_jax.nnx.as_adapted(model)
-  score = glora_jax.make_scorer(adapted, mesh=mesh, block=5)
-  scores = score(variables, genomes, x, labels)
-  outputs = adapted.apply(variables, inputs, genome=genomes[1])
-  return losses, tuple(scores), folded(inputs), outputs
+  scores = glora_jax.make_scorer(adapted, mesh=mesh, block=5)(variables, genomes, x, labels)
+  return losses, tuple(scores), outputs, adapted.apply(variables, inputs, genome=genomes[1])
 
 
 def main():
   x = jax.random.normal(jax.random.key(0), (4, 8))
-  losses, model, folded, outputs = run((2, 4), x)
+  model, losses, folded, outputs = run_named((2, 4), x)
   cut = PartitionSpec(None, 'model')
   up = model.up.glora_kernel.B_up
   assert model.up.kernel.get_value().sharding.spec == up.get_value().sharding.spec == cut
@@ -98,12 +97,12 @@ def main():
   assert model.down.glora_kernel.B_down.get_value().sharding.spec[0] == 'model'
   assert len(folded.up.kernel.get_value().addressable_shards) == jax.device_count()
 
-  expected_losses, _, _, expected = run((1, 1), x)
+  _, expected_losses, _, expected = run_named((1, 1), x)
   np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
   np.testing.assert_allclose(outputs, expected, atol=1e-5)
 
   x = jax.random.normal(jax.random.key(1), (8, 8))
-  mesh = jax.make_mesh((2, 4), ('data', 'fsdp'), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+  mesh = mesh_of((2, 4), 'data', 'fsdp')
   expected, found = run_plain(x, np.arange(8)), run_plain(x, np.arange(8), mesh)
   jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), found, expected)
   print('equal on', jax.device_count())

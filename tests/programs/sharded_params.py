@@ -1,5 +1,7 @@
 """Adapts and trains a model whose parameters are sharded over devices."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import numpy as np
@@ -34,24 +36,20 @@ def main():
   x = jax.random.normal(jax.random.key(0), (4, 8))
   adapted = glora_jax.adapt(Mlp(), x)
   genome = presets.preset(adapted.spec, 'full')
-  start = jax.jit(lambda: random_variables(adapted, x))()
+  start = random_variables(adapted, x)
   with mesh:
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), nn.get_partition_spec(start))
-    make = jax.jit(lambda: random_variables(adapted, x), out_shardings=shardings)
-    variables = make()
+    variables = jax.device_put(start, shardings)
     up = variables['glora']['up']['B_up'].value
     assert up.sharding.spec == PartitionSpec(None, 'model')
     assert len(up.addressable_shards[0].data[0]) == 4
     inputs = jax.device_put(x, NamedSharding(mesh, PartitionSpec('data')))
     folded = jax.jit(adapted.fold)(variables, genome)
   for merge in ('up_front', 'lazy'):
-
-    def apply(variables, genome, x, merge=merge):
-      return adapted.apply(variables, x, genome=genome, merge=merge)
-
-    expected = jax.jit(apply)(start, genome, x)
+    apply = jax.jit(functools.partial(adapted.apply, genome=genome, merge=merge))
+    expected = apply(start, x)
     with mesh:
-      sharded = jax.jit(apply)(variables, genome, inputs)
+      sharded = apply(variables, inputs)
     np.testing.assert_allclose(sharded, expected, atol=1e-5)
   plain = jax.jit(Mlp().apply)({'params': folded}, x)
   np.testing.assert_allclose(plain, expected, atol=1e-5)
