@@ -68,7 +68,7 @@ def all_fields(config):
   return {name: value for name, value in fields.items() if name != 'job'}
 
 
-def start_command(config_file, workdir, flags, before=()):
+def start_command(config_file, workdir, flags, before=(), env=()):
   """Starts the command; `before` are the words of another command that runs it."""
   words = [sys.executable, '-m', 'glora_jax.main', '--config', config_file]
   return subprocess.Popen(
@@ -81,5 +81,6 @@ def start_command(config_file, workdir, flags, before=()):
       **os.environ,
       'JAX_COMPILATION_CACHE_DIR': jax.config.jax_compilation_cache_dir,
       'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+      **dict(env),
     },
   )
