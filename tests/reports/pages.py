@@ -94,13 +94,14 @@ def write_run(folder, findings):
   return html_pages.read(folder)
 
 
+def runs(params, *accuracies, **fields):
+  """A method's run of each seed."""
+  fields = {'params': params, 'seconds': 1.0, 'val_accuracy': 0.5, **fields}
+  return [{**fields, 'test_accuracy': accuracy} for accuracy in accuracies]
+
+
 def comparison(allocation):
   """A comparison of two seeds, and the layers of its structures."""
-
-  def runs(params, *accuracies):
-    fields = {'params': params, 'seconds': 1.0, 'val_accuracy': 0.5}
-    return [{**fields, 'test_accuracy': accuracy} for accuracy in accuracies]
-
   return {
     'task': SCRIPT,
     'weights': 'embedded',

@@ -20,13 +20,6 @@ def result(winner, linear, other, paired):
   }
 
 
-def test_intervals_that_overlap_are_no_test():
-  higher, lower = verdict.interval(0.955, 800), verdict.interval(0.925, 800)
-  assert higher.low < lower.high
-  paired = {'winner_only': 24, 'row_only': 0}
-  assert 'too little' not in verdict.tell_verdict(result(0.955, 0.925, 0.925, paired))
-
-
 @pytest.mark.parametrize('winner_only, row_only, is_doubtful', [(24, 0, False), (84, 60, True)])
 def test_answers_to_the_same_images_decide_for_every_row(winner_only, row_only, is_doubtful):
   paired = {'winner_only': winner_only, 'row_only': row_only}
