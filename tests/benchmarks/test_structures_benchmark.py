@@ -71,14 +71,8 @@ def test_headroom_is_the_structures_spread_without_the_seeds_noise():
 
 
 def test_the_bar_is_the_best_of_all_that_have_our_seeds():
-  rows = [
-    Row((name, 0), 9, accuracies, np.zeros((len(accuracies), 1), bool))
-    for name, accuracies in (
-      ('longest', [60.0, 60.0, 60.0, 90.0]),
-      ('best', [64.0, 66.0, 65.0]),
-      ('lucky', [99.0]),
-    )
-  ]
+  measured = {'longest': [60.0, 60.0, 60.0, 90.0], 'best': [64.0, 66.0, 65.0], 'lucky': [99.0]}
+  rows = [Row((name, 0), 9, found, np.zeros((1, 1), bool)) for name, found in measured.items()]
   assert best_of(rows, 3).method[0] == 'best'
   assert best_of(rows, 4).method[0] == best_of(rows, 9).method[0] == 'longest'
   assert best_of(rows, 1).method[0] == 'lucky'
@@ -102,7 +96,8 @@ def test_the_gate_is_reported_without_what_broke_down_too_and_with_bounded_gradi
       continue
     bounded = job.method.endswith('+bounded')
     broken = number >= 10 and job.seed == 1 and not bounded
-    test = [0.1, 9.0] if broken else [0.6 + number / 100, 1 - number / 100]
+    accuracy = 0.6 + number / 100 + 0.02 * bounded
+    test = [0.1, 9.0] if broken else [accuracy, 1 - number / 100]
     values = {} if bounded else {'values': {'squared': number + job.seed / 10}}
     store.results[job] = {'test': test, **values}
   found = gate.correlations(store, 'discs')
@@ -113,31 +108,9 @@ def test_the_gate_is_reported_without_what_broke_down_too_and_with_bounded_gradi
   bounded = found['bounded']
   assert (bounded['structures'], bounded['squared'][0], bounded['ceiling']) == (12, 1.0, 1.0)
   assert bounded['broken_worth_more'] == {}
-
-
-def test_what_the_bound_changes_is_told_of_those_that_had_broken_that_break_and_of_the_others():
-  """(accuracy without, with): one recovers, one does not, one breaks, four gain 1, 2, 3 and 10."""
-  trainings = [(10, 61), (11, 12), (60, 9), (60, 61), (61, 63), (62, 65), (60, 70)]
-  store = Store('')
-  jobs = [(job, job.method.endswith('+bounded')) for job in gate.jobs(['discs'], 0.032)]
-  for with_bound in (False, True):
-    of_option = [job for job, is_bounded in jobs if is_bounded == with_bound]
-    for job, accuracies in zip(of_option, trainings, strict=False):
-      store.results[job] = {'test': [accuracies[with_bound] / 100, 1.0], 'values': {}}
-  assert gate.correlations(store, 'discs')['bounded']['changes'] == {
-    'recovered_to': [12.0, 61.0],
-    'newly_broken': 1,
-    'others_gain': {'mean': 4.0, 'median': 2.5},
-    'means': [46.29, 48.71],
-  }
-
-
-def _store_with(path, accuracies):
-  store = Store(str(path))
-  for rate, accuracy in accuracies.items():
-    for job in TRIALS.jobs('lora:1', 0, rate):
-      store.results[job] = {'test': [accuracy, 1.0]}
-  return store
+  changes = bounded['changes']
+  assert (changes['recovered_to'], changes['newly_broken']) == ([72.0, 73.0], 0)
+  assert changes['others_gain'] == {'mean': 2.0, 'median': 2.0}
 
 
 def test_the_list_of_rates_grows_until_no_choice_stands_at_its_end(tmp_path):
@@ -147,23 +120,22 @@ def test_the_list_of_rates_grows_until_no_choice_stands_at_its_end(tmp_path):
     for job in jobs:
       store.add(job, {'test': [1 - abs(np.log2(job.rate / best)) / 10, 1.0]})
 
-  store = _store_with(tmp_path / 'rates.jsonl', {})
+  store = Store(str(tmp_path / 'rates.jsonl'))
   found = tuning.tune([('lora:1', 0)], store, TRIALS, run)
   assert found == {('lora:1', 0): 0.128}
   assert TRIALS.tried('lora:1', 0, store)[-1] == 0.256
 
 
 def test_results_survive_a_line_that_was_cut_off(tmp_path):
-  path = tmp_path / 'results.jsonl'
-  store = Store(str(path))
+  path, result = tmp_path / 'results.jsonl', {'test': [0.5, 1.0]}
   first, second = TRIALS.jobs('lora:1', 0, 0.1)[:2]
-  store.add(first, {'test': [0.5, 1.0]})
+  Store(str(path)).add(first, result)
   with path.open('a') as file:
     file.write(json.dumps({'job': list(second)})[:10])
   again = Store(str(path))
-  assert again.results == {first: {'test': [0.5, 1.0]}}
-  again.add(second, {'test': [0.6, 1.0]})
-  assert set(Store(str(path)).results) == {first, second}
+  assert again.results == {first: result}
+  again.add(second, result)
+  assert Store(str(path)).results == {first: result, second: result}
 
 
 def test_a_table_holds_ours_against_twice_its_size_and_another_tasks_structure():
@@ -194,7 +166,7 @@ def test_fixed_methods_fit_and_none_is_listed_twice():
 
 
 @pytest.mark.parametrize('name, column', [('lora:rising', 1), ('hira:rising', 0)])
-@pytest.mark.parametrize('budget', [16, 100, 200, 500, 1000])
+@pytest.mark.parametrize('budget', [100, 384, 1000])
 def test_rising_ranks_never_fall_with_depth_and_leave_nothing_that_fits(name, column, budget):
   genome = fixed_genome(BLOCKS, name, budget)
   ranks = np.maximum(genome[:, column].astype(int) - 2, 0).reshape(3, 4)
@@ -203,11 +175,8 @@ def test_rising_ranks_never_fall_with_depth_and_leave_nothing_that_fits(name, co
   assert spent <= budget
   assert budget - spent < 16 or (ranks == 3).all()  # each step of a rank costs 16
   assert not np.delete(genome, column, axis=1).any()
-
-
-def test_rising_ranks_follow_the_block_s_number():
-  genome = fixed_genome(BLOCKS, 'lora:rising', 4 * 16 * (1 + 2 + 3))
-  assert genome[:, 1].tolist() == [3] * 4 + [4] * 4 + [5] * 4
+  if budget == 384:
+    assert ranks.tolist() == [[1] * 4, [2] * 4, [3] * 4]
 
 
 @pytest.mark.slow
@@ -221,28 +190,17 @@ def test_the_shared_program_trains_as_the_fixed_subnet_does():
   indices = np.tile(np.arange(64, dtype=np.int32), (3, 1))
   trainable, frozen = adapted.split(variables)
   frozen = {**frozen, 'genome': jnp.asarray(genome)}
-  trained, _, _, _ = lab.program(Model(10), 2)(
-    jax.tree.map(jnp.array, trainable),
-    lab.start_state(trainable, 2, 1e-2),
-    0,
-    frozen,
-    images,
-    labels,
-    indices,
-    jax.random.key(2),
-  )
+  data = images, labels, indices, jax.random.key(2)
+  start = jax.tree.map(jnp.array, trainable), lab.start_state(trainable, 2, 1e-2), 0
+  trained, _, _, _ = lab.program(Model(10), 2)(*start, frozen, *data)
   shared = adapted.join(trained, frozen)
 
   subnet = adapted.fix(genome)
   recipe = dataclasses.replace(lab.recipe(2), learning_rate=1e-2, final_learning_rate=1e-5)
-  steps = loop.make_steps(
-    subnet_loss(subnet, base.unaugmented, train=True), recipe.optimizer(lab.NUM_TRAIN)
-  )
+  optimizer = recipe.optimizer(lab.NUM_TRAIN)
+  steps = loop.make_steps(subnet_loss(subnet, base.unaugmented, train=True), optimizer)
   own, rest = subnet.split(variables)
-  state = recipe.optimizer(lab.NUM_TRAIN).init(own)
-  own, _, _, _ = steps(
-    jax.tree.map(jnp.array, own), state, 0, rest, images, labels, indices, jax.random.key(2)
-  )
+  own, _, _, _ = steps(jax.tree.map(jnp.array, own), optimizer.init(own), 0, rest, *data)
   fixed = subnet.join(own, rest)
   shared.pop('genome')
   folded = [adapted.fold(variables, genome) for variables in (shared, fixed)]
@@ -261,13 +219,6 @@ def test_a_search_finds_a_subnet_within_the_budget_and_finetunes_it(monkeypatch)
   setting = lab.setting(job.task, job.seed, ranks=searched.RANKS)
   adapted = setting.adapted
   assert 0 < count_params(adapted.spec, found.genome) <= 9_216
-  trained, _ = adapted.fix(found.genome).split(found.variables)
-  before, _ = adapted.fix(found.genome).split(setting.variables)
-  moved = [
-    not np.array_equal(*arrays)
-    for arrays in zip(*map(jax.tree.leaves, (trained, before)), strict=True)
-  ]
-  assert all(moved)
   scorer = lab.scorer(setting.model)
   data = lab.splits(job.task, job.seed)['val']
   tuned, warm = (
