@@ -119,21 +119,14 @@ def test_states_that_are_all_damaged_are_one_sentence_and_stay_where_they_are(
   assert sorted(folder.rglob('*')) == before
 
 
-def test_the_checksum_sees_every_bit():
-  rng = np.random.default_rng(0)
-  tree = [
-    rng.normal(size=7).astype(kind)
-    for kind in (np.float32, jnp.bfloat16, np.int32, np.int8, np.float16)
-  ]
-  sums = []
-  for number, leaf in enumerate(tree):
-    for bit in range(8 * leaf.nbytes):
-      changed = np.frombuffer(leaf.tobytes(), np.uint8).copy()
-      changed[bit // 8] ^= 1 << bit % 8
-      sums.append(int(_checksum([*tree[:number], changed.view(leaf.dtype), *tree[number + 1 :]])))
-  assert len(sums) == 8 * sum(leaf.nbytes for leaf in tree)
-  assert int(_checksum(tree)) not in sums
-  assert int(_checksum([np.array([True, False])])) != int(_checksum([np.array([True, True])]))
+@pytest.mark.parametrize('kind', ['float32', 'bfloat16', 'int8'])
+def test_the_checksum_sees_every_bit(kind):
+  leaf = np.random.default_rng(0).normal(size=7).astype(kind)
+  for bit in range(8 * leaf.nbytes):
+    changed = np.frombuffer(leaf.tobytes(), np.uint8).copy()
+    changed[bit // 8] ^= 1 << bit % 8
+    assert int(_checksum([changed.view(leaf.dtype)])) != int(_checksum([leaf]))
+  assert int(_checksum([leaf, leaf > 0])) != int(_checksum([leaf, leaf > 1e9]))
 
 
 RECIPE = Recipe(epochs=6, batch_size=8, warmup_epochs=1)

@@ -1,20 +1,18 @@
 """A gradient by parts of a batch is the whole batch's, whatever is drawn at random in it."""
 
 import functools
-from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import Problem
+from tiny import problem as initial_problem
 from trees import randomized
 
-import glora_jax
-from glora_jax.method.adapted import Adapted
 from glora_jax.method.presets import preset
 from glora_jax.training.consistency import Consistency
-from glora_jax.training.gradient_by_parts import GradientByParts, Part, make_gradient
+from glora_jax.training.gradient_by_parts import GradientByParts, Part
 from glora_jax.training.losses import subnet_loss, supernet_loss
 from glora_jax.training.sampling import Sampling
 
@@ -22,30 +20,11 @@ KEY = jax.random.key(5)
 NUMBER = 3
 
 
-class Dropping(nn.Module):
-  """A layer of which features are dropped, and whole images."""
-
-  @nn.compact
-  def __call__(self, x, train=False):
-    x = nn.Dropout(0.4, deterministic=not train)(nn.Dense(3)(x))
-    return x * jax.random.bernoulli(self.make_rng('drop_path'), 0.6, (len(x), 1)) if train else x
-
-
-class Problem(NamedTuple):
-  adapted: Adapted
-  variables: dict[str, Any]
-  images: np.ndarray
-  labels: np.ndarray
-
-
 @functools.cache
-def problem() -> Problem:
+def problem():
   """A model that drops, with supports that are not at their first values."""
-  images, labels = np.random.default_rng(0).normal(size=(12, 4)), np.arange(12) % 3
-  adapted = glora_jax.adapt(Dropping(), images[:1], space=glora_jax.SearchSpace((2,)), heads=None)
-  params = randomized(jax.eval_shape(Dropping().init, KEY, images[:1])['params'], 3)
-  supports = randomized(jax.eval_shape(adapted.init, KEY, params)['glora'], 4)
-  return Problem(adapted, {'params': params, 'glora': supports}, images, labels)
+  adapted, variables, images, labels = initial_problem(drop=0.4)
+  return Problem(adapted, {**variables, 'glora': randomized(variables['glora'], 4)}, images, labels)
 
 
 def noisy(key, images):
@@ -117,11 +96,3 @@ def test_only_a_loss_that_says_so_is_taken_by_parts():
   assert supernet_loss(adapted, noisy, one_path, independent_images=True).has_parts
   assert not supernet_loss(adapted, noisy, three_paths, independent_images=True).has_parts
   assert not supernet_loss(adapted, noisy, one_path).has_parts
-
-
-def test_one_device_takes_the_gradient_of_any_loss_as_it_is():
-  _, loss_fn = losses('supernet')
-  _, variables, images, labels = problem()
-  batch = (*problem().adapted.split(variables), images, labels, KEY)
-  whole = jax.make_jaxpr(jax.value_and_grad(loss_fn, has_aux=True))(*batch)
-  assert str(jax.make_jaxpr(make_gradient(loss_fn, None))(*batch)) == str(whole)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny import NUM_IMAGES, Tiny, flat, problem
+from tiny import NUM_IMAGES, flat, problem
 from trees import randomized
 
 import glora_jax
@@ -17,7 +17,7 @@ from glora_jax.training import batches, head_alone
 from glora_jax.training.halves import halve
 from glora_jax.training.head_alone import HeadAlone, warm_head
 from glora_jax.training.loop import fit
-from glora_jax.training.losses import cross_entropy, subnet_loss
+from glora_jax.training.losses import subnet_loss
 from glora_jax.training.recipe import Recipe
 
 KEY = jax.random.key(4)
@@ -38,13 +38,7 @@ def trained_as_a_whole(adapted, variables, recipe=RECIPE, images=None):
   """The variables after training nothing but the head, under the body, step by step."""
   subnet = adapted.fix(smallest_genome(adapted.spec))
   trainable, frozen = subnet.split(variables)
-  if isinstance(adapted.model, nn.Module):
-    loss = subnet_loss(subnet, lambda key, images: images / 2)
-  else:
-
-    def loss(trainable, frozen, images, labels, key):
-      return cross_entropy(subnet.apply(subnet.join(trainable, frozen), images / 2), labels)
-
+  loss = subnet_loss(subnet, lambda key, images: images / 2)
   data = problem().images if images is None else images, problem().labels
   state = fit(loss, trainable, frozen, *data, recipe, KEY, progress=False)
   return {**variables, 'params': subnet.join(state.trainable, frozen)['params']}
@@ -90,9 +84,10 @@ class Capped(nn.Module):
     return 5 * jnp.tanh(x / 5)
 
 
-def of_a_head_with_more(model=nn.jit(Capped)()):
-  shapes = jax.eval_shape(model.init, KEY, problem().images)['params']
-  adapted = glora_jax.adapt(model, problem().images, heads='head')
+def of_a_head_with_more(model=nn.jit(Capped)(), images=None):
+  images = problem().images if images is None else images
+  shapes = jax.eval_shape(model.init, KEY, images)['params']
+  adapted = glora_jax.adapt(model, images, heads='head')
   return adapted, adapted.init(KEY, randomized(shapes, 1))
 
 
@@ -147,13 +142,6 @@ class Residual(nn.Module):
     return nn.Dense(8, name='head')(nn.relu(nn.Dense(8, name='hidden')(x))) + x
 
 
-def test_a_head_that_reads_more_is_trained_under_its_model(monkeypatch):
-  adapted, variables = of_a_head_with_more(Residual())
-  monkeypatch.setattr(HeadAlone, 'features', None)
-  expected = trained_as_a_whole(adapted, variables)
-  assert_same_head(warmed(adapted, variables), expected, variables)
-
-
 class SequenceFirst(nn.Module):
   """A head on a sequence [place, image, ...]."""
 
@@ -163,87 +151,36 @@ class SequenceFirst(nn.Module):
     return nn.Dense(3, name='head')(x).mean(0)
 
 
-def test_a_sequence_as_long_as_a_batch_is_not_taken_for_it(monkeypatch):
-  images = jax.random.normal(KEY, (NUM_IMAGES, RECIPE.batch_size, 4))
-  model = SequenceFirst()
-  adapted = glora_jax.adapt(model, images)
-  variables = adapted.init(KEY, model.init(KEY, images)['params'])
+@pytest.mark.parametrize('model, shape', [(Residual(), [8]), (SequenceFirst(), [10, 4])])
+def test_a_head_that_reads_no_row_for_each_image_is_trained_under_its_model(
+  model, shape, monkeypatch
+):
+  """A residual branch goes past it, or its sequence is as long as a batch."""
+  images = jax.random.normal(KEY, (NUM_IMAGES, *shape))
+  adapted, variables = of_a_head_with_more(model, images)
   monkeypatch.setattr(HeadAlone, 'features', None)
   expected = trained_as_a_whole(adapted, variables, images=images)
   assert_same_head(warmed(adapted, variables, images), expected, variables)
 
 
-def test_too_few_images_are_refused_before_anything_is_computed(monkeypatch):
-  monkeypatch.setattr(head_alone, 'halve', None)
-  with pytest.raises(ValueError, match='batch_size=25 is larger than the 24 training images'):
-    warmed(*of_linen(), recipe=dataclasses.replace(RECIPE, batch_size=25))
-
-
-def test_a_batch_that_cannot_be_dealt_is_refused_before_anything_is_computed(monkeypatch):
-  monkeypatch.setattr(head_alone, 'halve', None)
-  devices = np.array(jax.devices()[:1] * 4)
-  mesh = jax.sharding.Mesh(devices, ('data',), axis_types=(jax.sharding.AxisType.Auto,))
-  with pytest.raises(ValueError, match='A batch of 10 images cannot be dealt to 4 devices; make'):
-    warmed(*of_linen(), mesh=mesh)
-
-
-@pytest.mark.parametrize(
-  'wrong, sentence',
-  [
-    ({'adapted': Residual()}, r'adapted=Residual.* is no Adapted; give one'),
-    ({'variables': {'params': {}}}, r'These params are not those of the adapted Tiny. missing: '),
-    ({'variables': {}}, "The variables have no 'params'"),
-    ({'recipe': None}, 'recipe=None is no Recipe; give one'),
-    ({'preprocess': None}, 'preprocess=None is no function; give one'),
-    ({'mesh': 4}, r'mesh=4 must be a jax\.sharding\.Mesh'),
-    ({'images': 'x'}, "The images are 'x'; they must be an array of numbers"),
-    ({'labels': None}, 'The labels are None; they must be an array of numbers'),
-    ({'labels': np.arange(32) % 3}, r'\[24, 8\] and the labels \[32\]; there must be one label'),
-    ({'labels': np.arange(12) % 3}, r'\[24, 8\] and the labels \[12\]; there must be one label'),
-    ({'labels': []}, r'\[24, 8\] and the labels \[0\]; there must be one label'),
-  ],
-)
-def test_arguments_that_cannot_be_are_refused(wrong, sentence):
-  adapted, variables, images, labels = problem()
-  arguments = {'images': images, 'labels': labels, 'recipe': RECIPE, 'preprocess': halved}
-  arguments = {'adapted': adapted, 'variables': variables, 'key': KEY, **arguments, **wrong}
-  with pytest.raises(ValueError, match=sentence):
-    warm_head(**arguments, progress=False)
-
-
-def test_a_model_without_a_head_is_refused():
-  _, variables, images, _ = problem()
-  adapted = glora_jax.adapt(Tiny(), images[:1], heads=None)
-  with pytest.raises(ValueError, match='The adapted model has no head'):
-    warmed(adapted, variables)
-
-
-@pytest.mark.parametrize('given', [np.asarray, np.ndarray.tolist])
-def test_images_in_the_hosts_memory_come_to_the_device_once(given, monkeypatch):
+def test_images_in_the_hosts_memory_come_to_the_device_once(monkeypatch):
   adapted, variables = of_linen()
-  taken = []
+  expected, taken = warmed(adapted, variables), {}
 
   def take(arrays, row):
-    taken.append(arrays)
-    return jax.tree.map(lambda array: array[row], arrays)
+    taken[id(arrays[0])] = arrays[0]
+    return [array[row] for array in arrays]
 
   monkeypatch.setattr(batches, '_take', take)
-  images, labels = (given(np.asarray(array)) for array in (problem().images, problem().labels))
-  found = warm_head(
-    adapted, variables, images, labels, RECIPE, KEY, preprocess=halved, progress=False
-  )
-  assert len(taken) == 3
-  assert all(isinstance(array, jax.Array) for array in jax.tree.leaves(taken))
-  assert len({id(array) for array, _ in taken}) == 1
-  expected = warmed(adapted, variables)
+  found = warmed(adapted, variables, np.asarray(problem().images).tolist())
+  [images] = taken.values()
+  assert isinstance(images, jax.Array)
   np.testing.assert_array_equal(flat(found['params']), flat(expected['params']))
 
 
 @pytest.mark.parametrize(
   'function',
   [
-    lambda head, body, images: (images @ body) @ head + images.sum(),  # two arrays
-    lambda head, body, images: head @ (images @ body).T @ images,  # two arrays
     lambda head, body, images: jnp.swapaxes(images @ body, 0, 1).T[:2] @ head,  # not row by row
     lambda head, body, images: images.sum(0) @ body @ head,  # no rows
   ],

@@ -2,10 +2,12 @@
 
 import functools
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from tiny import NUM_CLASSES, Problem, unchanged
 from tiny import problem as initial_problem
@@ -98,17 +100,6 @@ def test_labels_and_their_distribution_have_the_same_loss_whatever_stands_before
     np.testing.assert_allclose(metrics['accuracy'], jnp.mean(logits.argmax(-1) == labels))
 
 
-@pytest.mark.parametrize('shape', [(4, 1), (4, 5, 1), (3,), (), (5,)])
-def test_targets_that_do_not_go_with_the_logits_are_refused(shape):
-  with pytest.raises(ValueError, match=r'Logits \[4, 5\] and targets .* do not go together'):
-    cross_entropy(jnp.zeros((4, 5)), jnp.zeros(shape, int))
-
-
-def test_a_model_without_logits_is_named():
-  with pytest.raises(ValueError, match='Logits of type tuple and targets'):
-    cross_entropy((jnp.zeros((4, 5)),), jnp.zeros(4, int))
-
-
 @pytest.mark.parametrize('largest', [0.0, 0.5, 1.0])
 def test_genes_take_their_largest_allele_as_often_as_asked(largest):
   spec = problem().adapted.spec
@@ -151,18 +142,9 @@ def test_paths_keep_the_axes_between_images_and_classes():
   np.testing.assert_allclose(whole[0], cut[0], rtol=1e-6)
 
 
-def test_a_batch_that_cannot_be_cut_into_paths_is_explained():
-  _, _, images, labels = problem()
-  trainable, _ = problem().split()
-  genomes = jnp.zeros((5, len(problem().adapted.spec), 5), jnp.int8)
-  with pytest.raises(ValueError, match='batch of 12 images cannot be cut into 5 equal paths'):
-    compiled_loss(trainable, images, labels, genomes)
-
-
-@pytest.mark.parametrize('seed', [0, 1])
-def test_the_loss_of_a_fixed_subnet_is_the_supernets_with_that_genome(seed):
+def test_the_loss_of_a_fixed_subnet_is_the_supernets_with_that_genome():
   adapted, variables, images, labels = problem()
-  genome = random_genomes(np.random.default_rng(seed), adapted.spec, 1)[0]
+  genome = random_genomes(np.random.default_rng(0), adapted.spec, 1)[0]
   subnet = adapted.fix(genome)
   trainable, frozen = subnet.split(variables)
   loss_fn = subnet_loss(subnet, unchanged, train=True)
@@ -183,45 +165,24 @@ def test_numbers_that_are_not_used_stay_only_if_asked(used_only):
   trainable, frozen = problem().split()
   smallest = jnp.zeros((len(adapted.spec), 5), jnp.int8)
   loss_fn = supernet_loss(adapted, unchanged, lambda key: smallest, train=True)
-  recipe = Recipe(
-    epochs=1,
-    batch_size=4,
-    warmup_epochs=0,
-    learning_rate=1e-2,
-    weight_decay=0.1,
-    update_used_only=used_only,
-  )
+  recipe = Recipe(1, 4, 1e-2, warmup_epochs=0, weight_decay=0.1, update_used_only=used_only)
   state = loop.fit(loss_fn, trainable, frozen, images, labels, recipe, KEY, progress=False)
-  same = jax.tree.map(
-    lambda a, b: bool((a == b).all()), trainable['glora'], state.trainable['glora']
-  )
-  assert all(jax.tree.leaves(same)) == used_only
-  head, trained_head = (half['params']['head']['kernel'] for half in (trainable, state.trainable))
-  assert not np.array_equal(head, trained_head)
+  moved = jax.tree.map(lambda a, b: bool((a != b).any()), trainable, state.trainable)
+  assert any(jax.tree.leaves(moved['glora'])) != used_only
+  assert moved['params']['head']['kernel']
 
 
 def test_accumulated_parts_make_the_step_of_the_whole_batch():
   adapted, variables, images, labels = problem()
   subnet = adapted.fix(presets.preset(adapted.spec, 'full'))
   trainable, frozen = subnet.split(variables)
-  loss_fn = subnet_loss(subnet, unchanged, train=True)
-  losses, moments = [], []
-  for accumulate in (1, 3):
-    recipe = Recipe(
-      epochs=1, batch_size=6, warmup_epochs=0, learning_rate=1e-3, accumulate=accumulate
-    )
-    optimizer = recipe.optimizer(BATCH)
-    steps = loop.make_steps(loss_fn, optimizer, accumulate)
-    start = jax.tree.map(jnp.copy, trainable)
-    index = jnp.arange(6)[None]
-    _, (adam, *_), _, metrics = steps(
-      start, optimizer.init(start), 0, frozen, images, labels, index, KEY
-    )
-    losses.append(metrics['loss'])
-    moments.append(adam.mu)
-  np.testing.assert_allclose(*losses, rtol=1e-5)
-  # AdamW's first moments are a tenth of the first gradient.
-  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-6), *moments)
+  loss_fn, optimizer = subnet_loss(subnet, unchanged, train=True), optax.sgd(1.0)
+  carry = loop.Carry(trainable, optimizer.init(trainable), 0, True)
+  whole, parts = (
+    jax.jit(loop.make_step(loss_fn, optimizer, accumulate))(carry, frozen, images, labels, KEY)
+    for accumulate in (1, 3)
+  )
+  chex.assert_trees_all_close(parts, whole, rtol=1e-4, atol=1e-5)
 
 
 @functools.cache
@@ -265,37 +226,3 @@ def test_consistency_adds_the_squared_difference_of_two_noisy_passes():
   none, simple, double = (loss(weight=weight, sigma=0.3) for weight in (1e-9, 100.0, 200.0))
   assert simple > none + 1e-3
   np.testing.assert_allclose(double - simple, simple - none, rtol=1e-3)
-
-
-@pytest.mark.parametrize(
-  'fields, message',
-  [
-    ({'largest': 1.5}, 'largest=1.5 must be at least 0 and at most 1'),
-    ({'paths': 0}, 'paths=0 must be at least 1'),
-  ],
-)
-def test_wrong_samplings_are_explained(fields, message):
-  with pytest.raises(ValueError, match=message):
-    Sampling(**fields)
-
-
-@pytest.mark.parametrize(
-  'make, sentence',
-  [
-    (lambda adapted: supernet_loss(None, unchanged, len), 'adapted=None is no Adapted'),
-    (lambda adapted: supernet_loss(adapted, None, len), 'preprocess=None is no function'),
-    (lambda adapted: supernet_loss(adapted, unchanged, None), 'sample=None is no function'),
-    (
-      lambda adapted: supernet_loss(adapted, unchanged, len, component_dropout=1.0),
-      'component_dropout=1.0 must be at least 0 and below 1',
-    ),
-    (
-      lambda adapted: supernet_loss(adapted, unchanged, len, rngs={'dropout': KEY}),
-      'rngs is not for a loss, which makes its streams of a key; leave it out',
-    ),
-    (lambda adapted: subnet_loss(adapted, unchanged), 'subnet=Adapted.* is no Subnet'),
-  ],
-)
-def test_wrong_losses_are_explained(make, sentence):
-  with pytest.raises(ValueError, match=sentence):
-    make(problem().adapted)
