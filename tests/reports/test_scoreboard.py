@@ -123,17 +123,6 @@ def test_every_task_is_in_one_state():
   assert board.waiting == ['vtab/camelyon']
 
 
-def test_the_table_ends_with_the_mean_over_what_is_done(make_board):
-  board = make_board({'vtab/dtd': 60.0, 'vtab/kitti': 80.0})
-  rows = [scoreboard.own_rows(board)[0], published('GLoRA')]
-  *_, last = scoreboard.lines(board, rows)
-  assert last.title == 'mean of the 2 that are done'
-  assert last.is_mean
-  glora = rows[1].cells
-  same = (glora['dtd'].value + glora['kitti'].value) / 2
-  assert [cell.value for cell in last.cells] == pytest.approx([70.0, same])
-
-
 @pytest.mark.parametrize('family', FAMILIES)
 def test_the_tasks_of_a_family_fill_exactly_its_columns(family):
   tasks = expand(f'{family}/all')

@@ -71,6 +71,18 @@ def problem(drop=0.1):
   return Problem(adapted, variables, images, labels)
 
 
+class Stream:
+  """The images and labels in the order of indices, whose reading is an event: the indices."""
+
+  def __init__(self, events):
+    self.events = events
+
+  def batches(self, indices):
+    for index in indices:
+      self.events.append(index)
+      yield problem().images[index], problem().labels[index]
+
+
 def unchanged(key, images):
   """A preprocessing that does nothing."""
   return images
