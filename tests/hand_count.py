@@ -117,15 +117,20 @@ def found(adapted: Any) -> dict[str, Kernel]:
   kernels = {}
   for group in adapted.groups:
     for site in group.members:
-      letters = [''] * len(site.kernel_shape)
-      for letter, dims in zip(
-        'sio', (site.layout.stack, site.layout.inputs, site.layout.outputs), strict=True
-      ):
-        for dim in dims:
-          letters[dim] += letter
       bias = None if site.bias_path is None else '/'.join(site.bias_path)
-      kernels['/'.join(site.kernel_path)] = Kernel(''.join(letters), bias)
+      kernels['/'.join(site.kernel_path)] = Kernel(axes_of(site), bias)
   return kernels
+
+
+def axes_of(site: Any) -> str:
+  """A letter for each axis of a kernel."""
+  letters = [''] * len(site.kernel_shape)
+  for letter, dims in zip(
+    'sio', (site.layout.stack, site.layout.inputs, site.layout.outputs), strict=True
+  ):
+    for dim in dims:
+      letters[dim] += letter
+  return ''.join(letters)
 
 
 def expected(kernels: Kernels) -> dict[str, Kernel]:

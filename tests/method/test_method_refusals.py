@@ -93,11 +93,6 @@ def check_outputs():
   return glora_jax.check(adapted, adapted.init(KEY, {'Dense_0': PARAMS}), X)
 
 
-def higher_rank():
-  cut = dense().fix(GENOME)
-  return apply(cut.join(*cut.split(variables())), genome=GENOME + 1)
-
-
 def explicit_mesh():
   mesh = jax.make_mesh((1,), ('fsdp',), axis_types=(jax.sharding.AxisType.Explicit,))
   return glora_jax.shard(dense(), variables(), mesh)
@@ -122,24 +117,19 @@ REFUSED = [
   # spaces and layers
   (lambda: SearchSpace(ranks=()), 'ranks=()'),
   (lambda: SearchSpace(ranks=(4, 2)), 'ranks=(4, 2)'),
-  (lambda: SearchSpace(ranks=(0,)), 'ranks=(0,)'),
-  (lambda: SearchSpace(ranks=(2.5,)), 'ranks=(2.5,)'),
   (lambda: SearchSpace(ranks=1.5), 'ranks=1.5'),
   (lambda: SearchSpace(ranks=(True,)), 'ranks=(True,)'),
   (lambda: SearchSpace(ranks=(10**5000,)), 'ranks=too long to be shown'),
   (lambda: SearchSpace(ranks=range(1, MOST_RANKS + 2)), f'{MOST_RANKS}'),
   (lambda: SearchSpace(A=('matrix',)), 'matrix'),
-  (lambda: SearchSpace(A=0.5), 'A=0.5'),
   (lambda: SearchSpace(A=True), 'A=True'),
   (lambda: SearchSpace(C=3), 'C=3'),
   (lambda: SearchSpace(D=()), 'D=()'),
-  (lambda: SearchSpace(E=(False, True)), 'E=(False, True)'),
   (lambda: SearchSpace(E='vector', one_shift=True), 'one_shift=True'),
   (lambda: SearchSpace(tied=7), 'tied=7'),
-  (lambda: Layer('a', 'x', 2), "in_features='x'"),
   (lambda: Layer('a/b', 0, 2), 'a/b: in_features=0'),
   (lambda: Layer('a', 1, 2, space=4), 'space=4'),
-  *((functools.partial(Spec, given), 'layers=') for given in (None, 'ab', (3,), Layer('a', 1, 2))),
+  *((functools.partial(Spec, given), 'layers=') for given in (None, (3,))),
   # what adapt is given
   (lambda: adapt(space=(2, 4)), 'space=(2, 4)'),
   (lambda: adapt(space={}), 'space={}'),
@@ -153,25 +143,15 @@ REFUSED = [
   (lambda: adapt(ties=['ab']), "ties=['ab']"),
   (lambda: adapt(merge='late'), "merge='late'"),
   (lambda: chain(select='conv'), "select='conv'", 'first, second'),
-  (lambda: chain(select=['first', 'conv']), 'conv', 'first, second'),
   (lambda: chain(heads='last'), "heads='last'", 'first, second'),
-  (lambda: chain(space={'q': SearchSpace()}, select='first'), "'q'"),
   (lambda: chain(space={'first': SearchSpace(), 'conv': SearchSpace()}), "'conv'"),
   (lambda: chain(ties=[('first', 'nothing')]), 'nothing'),
   (lambda: chain(ties=[('first',)]), "('first',)"),
-  (lambda: chain(ties=[()]), '()'),
-  (lambda: chain(ties=[('nothing', 'first')]), 'nothing', 'first, second'),
   (lambda: chain(ties=[('first', 'second')]), 'second and first', 'input array'),
   (lambda: chain(ties=[('first', 'narrow')]), 'narrow and first', 'same in'),
-  (lambda: glora_jax.adapt(Holder, X), 'Holder'),
   (lambda: glora_jax.adapt(Holder(), X), 'Holder', 'adapt_function'),
   (lambda: glora_jax.adapt(nn.Dense, X), 'Dense'),
   (lambda: glora_jax.adapt(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), X), 'Linear', 'nnx.attach'),
-  (
-    lambda: glora_jax.adapt(nnx.bridge.ToNNX(nn.Dense(3), rngs=nnx.Rngs(0)), X),
-    'ToNNX',
-    'nnx.attach',
-  ),
   (lambda: glora_jax.adapt(nn.LayerNorm(), X), 'LayerNorm'),
   (
     lambda: glora_jax.adapt(
@@ -184,7 +164,6 @@ REFUSED = [
   (lambda: glora_jax.adapt(Einsum('bd,d->b', (4,)), X), 'einsum', 'bd,d->b'),
   # what adapt_function is given
   (lambda: adapt_function(lambda params, x: x @ PARAMS['kernel']), 'none of its params'),
-  (lambda: adapt_function(lambda params, x: X @ params['w']), 'none of its params'),
   (lambda: adapt_function(lambda params, x: x, None), '<lambda>', 'no array'),
   (lambda: adapt_function(lambda params, x: x * params['w'], jnp.ones(4)), 'no matrix'),
   (lambda: adapt_function(lambda params, x: params['w'][x[:, 0].astype(int)]), 'w 4x3'),
@@ -194,9 +173,6 @@ REFUSED = [
     'w has',
     'float8_e4m3fn',
   ),
-  (lambda: adapt_function(select='q'), "select='q'", 'function'),
-  (lambda: adapt_function(convs=3), 'convs=3'),
-  (lambda: adapt_function(space={'q': SearchSpace()}, select='w'), "'q'"),
   (lambda: adapt_function(split={'w': 0}), 'axis 0 of w'),
   (lambda: adapt_function(split={'q': 0}), "'q'"),
   (
@@ -211,7 +187,7 @@ REFUSED = [
     'function',
   ),
   # parameters, variables and genomes of an adapted model
-  *((functools.partial(apply, merge=merge), f'merge={merge!r}') for merge in ('lazzy', 3, 'auto')),
+  (lambda: apply(merge='lazzy'), "merge='lazzy'"),
   (lambda: dense().init(KEY, WHOLE_NUMBERS), 'bias is int32, kernel is int32'),
   (lambda: dense().init(KEY, EIGHT_BITS), 'bias is float8_e4m3fn'),
   (
@@ -220,74 +196,39 @@ REFUSED = [
   ),
   (lambda: apply(variables_with(params=None)), 'Dense'),
   (lambda: apply(variables_with(params=WHOLE_NUMBERS)), 'int32'),
-  (lambda: dense().fix(GENOME).apply(variables_with(params=WHOLE_NUMBERS), X), 'int32'),
   (lambda: dense().fold(variables_with(params={'vit': PARAMS}), GENOME), 'unexpected: vit/'),
   (lambda: apply([1]), 'list'),
-  (lambda: dense().split([]), 'list'),
-  (lambda: dense().split({'params': PARAMS}), "'glora'"),
   (lambda: dense().fix(GENOME).split({'glora': {}}), "'params'"),
   (lambda: apply({'params': PARAMS}), "'glora'"),
   (lambda: apply(adapt(space=SearchSpace((2, 8))).init(KEY, PARAMS), GENOME), "['glora']"),
   (lambda: apply(adapt(space=SearchSpace((2, 4), tied=False)).init(KEY, PARAMS)), 'A_constant'),
-  (higher_rank, 'rank 4 for B in Dense', 'rank 2'),
   (lambda: apply(genome=GENOME[None]), '(1, 1, 5)'),
   (lambda: apply(genome=GENOME[:, :4]), '(1, 4)'),
-  (lambda: jax.jit(lambda genome: apply(genome=genome))(GENOME[:0]), '(0, 5)'),
-  (lambda: dense().fold(variables(), GENOME[None]), '(1, 1, 5)'),
   (lambda: dense().fold(variables(), np.full_like(GENOME, 9)), 'says 9 for A of layer 0'),
   (lambda: dense().fix(GENOME[None]), '(1, 1, 5)'),
-  (lambda: glora_jax.genome_to_json(dense().spec, GENOME[None]), '(1, 1, 5)'),
   # keys, specs, genomes and presets without a model
-  *(
-    (functools.partial(call, key), 'key=')
-    for key in (0, jnp.zeros(3, jnp.uint32), jax.random.split(KEY))
-    for call in (
-      lambda key: dense().init(key, PARAMS),
-      lambda key: glora_jax.sample_genome(key, LAYERS),
-      lambda key: glora_jax.init_supports(key, 3, 2),
-    )
-  ),
-  *(
-    (functools.partial(lambda call: call(dense()), call), 'Adapted', 'adapted.spec')
-    for call in (
-      lambda spec: glora_jax.preset(spec, 'lora'),
-      glora_jax.presets,
-      lambda spec: glora_jax.count_params(spec, GENOME),
-      lambda spec: glora_jax.custom_genome(spec, {}),
-      lambda spec: random(spec=spec),
-      lambda spec: glora_jax.sample_genome(KEY, spec),
-    )
-  ),
-  *(
-    (functools.partial(lambda call: jax.eval_shape(call, GENOME), call), 'traced')
-    for call in (
-      lambda genome: dense().count_params(genome),
-      lambda genome: dense().fix(genome),
-      lambda genome: dense().summary(genome),
-      lambda genome: glora_jax.canonicalize(dense().spec, genome),
-    )
-  ),
+  (lambda: dense().init(0, PARAMS), 'key='),
+  (lambda: glora_jax.sample_genome(jnp.zeros(3, jnp.uint32), LAYERS), 'key='),
+  (lambda: glora_jax.init_supports(jax.random.split(KEY), 3, 2), 'key='),
+  (lambda: glora_jax.preset(dense(), 'lora'), 'Adapted', 'adapted.spec'),
+  (lambda: random(spec=dense()), 'Adapted', 'adapted.spec'),
+  (lambda: jax.eval_shape(dense().count_params, GENOME), 'traced'),
+  (lambda: jax.eval_shape(dense().fix, GENOME), 'traced'),
   (lambda: check_genome(LAYERS, np.zeros((2, 5), np.int8)), '(2, 5)', '[..., 3, 5]'),
   (lambda: check_genome(LAYERS, np.zeros((3, 5))), 'dtype float'),
   (
     lambda: check_genome(LAYERS, np.array([[0] * 5, [0, 0, 0, 3, 0], [0] * 5])),
     '3 for D of layer 1',
   ),
-  (lambda: check_genome(LAYERS, np.full((3, 5), -1)), '-1 for A of layer 0'),
   (lambda: genome_from_json(LAYERS, '{"genome": [[0'), '{"genome": [[0'),
-  (lambda: genome_from_json(LAYERS, '"a"'), "'a'"),
   (lambda: genome_from_json(LAYERS, None), 'None'),
   (lambda: genome_from_json(LAYERS, [[0, 0, 0, 0, [1]]]), '[1]'),
-  (lambda: genome_from_json(LAYERS, [{}]), '{}'),
   (lambda: genome_from_json(LAYERS, {}), 'None'),
   (lambda: genome_from_json(LAYERS, {'genome': [[0] * 5] * 3, 'layers': [3] * 3}), 'layers[0]'),
   (lambda: genome_from_json(LAYERS, {'genome': [[0] * 5] * 3, 'layers': [{}] * 3}), 'layers[0].A'),
   (lambda: genome_from_json(LAYERS, {'genome': [[0] * 5] * 3, 'layers': []}), '0 layers'),
   (lambda: glora_jax.count_params(Spec(()), 'x'), "'x'"),
-  *(
-    (functools.partial(random, budget), 'budget=')
-    for budget in (-1, 0.5, float('nan'), float('inf'), 'many', True)
-  ),
+  *((functools.partial(random, budget), 'budget=') for budget in (-1, 0.5, float('nan'), 'many')),
   (
     lambda: random(29, spec=Spec((Layer('a', 6, 9, True, SearchSpace((2,), B='lora')),))),
     '29',
@@ -297,9 +238,7 @@ REFUSED = [
   (lambda: random(number='x'), "number='x'"),
   (lambda: glora_jax.sample_genome(None, LAYERS, 2), 'largest=2'),
   (lambda: glora_jax.preset(LAYERS, 3), '3'),
-  (lambda: glora_jax.preset(LAYERS, 'lorra'), "'lorra'", 'linear, bitfit, lora'),
   (lambda: glora_jax.preset(UNBIASED, 'bitfit'), "'bitfit'"),
-  (lambda: glora_jax.preset(UNBIASED, 'prompt'), "'prompt'"),
   (lambda: glora_jax.check_preset_name('lora@\n'), r"'lora@\n'"),
   (lambda: custom(**{'(': 'lora'}), "'('"),
   (lambda: custom(a=3), 'a=3'),
@@ -308,7 +247,6 @@ REFUSED = [
   (lambda: custom(a='lora@qkv'), "'a'", "'qkv'"),
   # the equation, checks and devices
   (lambda: effective((4, 5), 3), '(3,)'),
-  (lambda: effective((4, 5), 6), '(6,)'),
   (lambda: effective((3, 4, 5), 5), '(3, 4, 5)', 'jax.vmap'),
   (lambda: glora_jax.check(dense(), jax.eval_shape(variables), X), 'variables'),
   (lambda: glora_jax.check(dense(), variables(), jax.eval_shape(lambda: X)), 'inputs'),
@@ -338,8 +276,7 @@ def test_what_cannot_be_is_refused_by_name(call, named):
 def test_supports_without_axes_are_refused_before_their_ranks_are_read():
   wrong = variables_with(glora={**variables()['glora'], 'A_down': jnp.zeros(())})
   subnet = dense().fix(GENOME)
-  calls = [lambda: apply(wrong), lambda: dense().fold(wrong, GENOME), lambda: subnet.split(wrong)]
-  for call in (*calls, lambda: subnet.apply(wrong, X)):
+  for call in (lambda: apply(wrong), lambda: subnet.split(wrong), lambda: subnet.apply(wrong, X)):
     with pytest.raises(ValueError, match=r'A_down is \(\)'):
       call()
 
