@@ -149,27 +149,34 @@ def count_rows(kernels: Kernels, params: Mapping[str, Any]) -> int:
 
 
 def equation(kernel, bias, supports, alleles, ranks):
-  """The paper's equation 10 in plain NumPy: W + W * A + B, b + b * D + E + C @ W."""
+  """The paper's equation 10 in plain NumPy: W + W * A + B, b + b * D + E + C @ W.
+
+  Constants and vectors that are not tied have storage of their own.
+  """
   a, b, c, d, e = (int(allele) for allele in alleles)
 
   def product(tensor, rank):
     return supports[f'{tensor}_down'][:, :rank] @ supports[f'{tensor}_up'][:rank]
 
   def weight(tensor, code):
-    up = supports[f'{tensor}_up']
-    return (0.0, up[0, 0], up[0])[code] if code < 3 else product(tensor, ranks[code - 3])
+    if code > 2:
+      return product(tensor, ranks[code - 3])
+    first = supports[f'{tensor}_up'][0]
+    own = supports.get(f'{tensor}_constant', first)[0], supports.get(f'{tensor}_vector', first)
+    return (0.0, *own)[code]
 
   new_kernel = kernel + kernel * weight('A', a) + weight('B', b)
   if bias is None:
     return new_kernel, None
   prompt = (
-    (np.zeros(len(kernel)), supports['C_down'][:, 0])[c]
+    (np.zeros(len(kernel)), supports.get('C_vector', supports['C_down'][:, 0]))[c]
     if c < 2
     else product('C', ranks[c - 2])[:, 0]
   )
 
   def vector(tensor, code):
-    return (0.0, supports[tensor][0], supports[tensor])[code]
+    full = supports[tensor]
+    return (0.0, supports.get(f'{tensor}_constant', full)[0], full)[code]
 
   return new_kernel, bias + bias * vector('D', d) + vector('E', e) + prompt @ kernel
 

@@ -22,15 +22,19 @@ WIDTH, HIDDEN, HEADS, CLASSES, VOCABULARY = 8, 16, 2, 3, 11
 LENGTH = WIDTH  # of a scan: as long as wide, so that shapes do not say which axis is the stack
 
 
+def normal(*shape: int, seed: int = 0) -> jax.Array:
+  return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
 @dataclasses.dataclass(frozen=True)
 class Example:
   """A model, what it is called with, and what must be found in it.
 
   Attributes:
     model: an unmodified Flax model.
+    rows: names of its adapted layers in execution order, written down by hand.
     inputs: positional arguments of its call.
     kwargs: keyword arguments of its call.
-    rows: names of its adapted layers in execution order, written down by hand.
     stack_axes: by the beginning of a path, where the stack axes of the whole kernel and bias are,
       outermost first; elsewhere they lead.
     sizes: (in, out) of layers where the kernel's shape alone does not tell.
@@ -39,8 +43,8 @@ class Example:
   """
 
   model: nn.Module
-  inputs: tuple[Any, ...]
   rows: tuple[str, ...]
+  inputs: tuple[Any, ...] = (normal(2, WIDTH),)
   kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   stack_axes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = dataclasses.field(
     default_factory=dict
@@ -73,13 +77,23 @@ def example(function: Callable[[], Example]) -> Callable[[], Example]:
   return function
 
 
-def normal(*shape: int, seed: int = 0) -> jax.Array:
-  return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+def tokens() -> jax.Array:
+  return jnp.asarray(np.random.default_rng(0).integers(0, VOCABULARY, (2, 5)))
 
 
 # Keys add to every logit of a query alike through their bias, which softmax does not see.
 KEYS = r'(^|/)(key|k_proj)(\[|$)'
 ATTENTION = ('query', 'key', 'value', 'out')
+FLAX_BLOCK = (
+  *(f'MultiHeadDotProductAttention_0/{name}' for name in ATTENTION),
+  'MlpBlock_0/Dense_0',
+  'MlpBlock_0/Dense_1',
+)
+
+
+def lifted(lift, *args, axis=0, **options):
+  """`nn.scan` or `nn.vmap` with the layers along an axis."""
+  return lift(*args, variable_axes={'params': axis}, split_rngs={'params': True}, **options)
 
 
 # ViT in the manner of vision_transformer: compact modules, a train flag, dropout, class token,
@@ -87,50 +101,36 @@ ATTENTION = ('query', 'key', 'value', 'out')
 
 
 class MlpBlock(nn.Module):
-  hidden: int
   dropout_rate: float = 0.1
 
   @nn.compact
   def __call__(self, x, *, deterministic):
     width = x.shape[-1]
-    x = nn.gelu(nn.Dense(self.hidden)(x))
+    x = nn.gelu(nn.Dense(HIDDEN)(x))
     x = nn.Dropout(self.dropout_rate)(x, deterministic=deterministic)
     x = nn.Dense(width)(x)
     return nn.Dropout(self.dropout_rate)(x, deterministic=deterministic)
 
 
 class PreNormBlock(nn.Module):
-  hidden: int
-  num_heads: int
-  dropout_rate: float = 0.1
-
   @nn.compact
   def __call__(self, x, *, deterministic):
     y = nn.LayerNorm()(x)
     y = nn.MultiHeadDotProductAttention(
-      num_heads=self.num_heads,
-      dropout_rate=self.dropout_rate,
-      broadcast_dropout=False,
-      deterministic=deterministic,
+      HEADS, dropout_rate=0.1, broadcast_dropout=False, deterministic=deterministic
     )(y, y)
-    x = x + nn.Dropout(self.dropout_rate)(y, deterministic=deterministic)
-    return x + MlpBlock(self.hidden, self.dropout_rate)(
-      nn.LayerNorm()(x), deterministic=deterministic
-    )
+    x = x + nn.Dropout(0.1)(y, deterministic=deterministic)
+    return x + MlpBlock()(nn.LayerNorm()(x), deterministic=deterministic)
 
 
 class Transformer(nn.Module):
   depth: int
-  hidden: int
-  num_heads: int
 
   @nn.compact
   def __call__(self, x, *, train):
     x = x + self.param('posembed', nn.initializers.normal(0.02), (1, *x.shape[1:]))
     for index in range(self.depth):
-      x = PreNormBlock(self.hidden, self.num_heads, name=f'encoderblock_{index}')(
-        x, deterministic=not train
-      )
+      x = PreNormBlock(name=f'encoderblock_{index}')(x, deterministic=not train)
     return nn.LayerNorm(name='encoder_norm')(x)
 
 
@@ -141,24 +141,15 @@ class CompactViT(nn.Module):
     x = x.reshape(len(x), -1, WIDTH)
     cls = self.param('cls', nn.initializers.zeros, (1, 1, WIDTH))
     x = jnp.concatenate([jnp.tile(cls, (len(x), 1, 1)), x], axis=1)
-    x = Transformer(1, HIDDEN, HEADS, name='Transformer')(x, train=train)[:, 0]
+    x = Transformer(1, name='Transformer')(x, train=train)[:, 0]
     x = nn.tanh(nn.Dense(WIDTH, name='pre_logits')(x))
     return nn.Dense(CLASSES, name='head', kernel_init=nn.initializers.zeros)(x)
 
 
 @example
 def vit_compact():
-  rows = [
-    f'Transformer/encoderblock_0/{layer}'
-    for layer in (
-      *(f'MultiHeadDotProductAttention_0/{name}' for name in ATTENTION),
-      'MlpBlock_0/Dense_0',
-      'MlpBlock_0/Dense_1',
-    )
-  ]
-  return Example(
-    CompactViT(), (normal(2, 4, 4, 3),), (*rows, 'pre_logits'), {'train': False}, blind=KEYS
-  )
+  rows = (*(f'Transformer/encoderblock_0/{layer}' for layer in FLAX_BLOCK), 'pre_logits')
+  return Example(CompactViT(), rows, (normal(2, 4, 4, 3),), {'train': False}, blind=KEYS)
 
 
 class SetupBlock(nn.Module):
@@ -194,7 +185,7 @@ class SetupViT(nn.Module):
 def vit_setup():
   layers = (*(f'attention/{name}' for name in ATTENTION), 'fc1', 'fc2')
   rows = ('embed', *(f'blocks_0/{layer}' for layer in layers))
-  return Example(SetupViT(), (normal(2, 4, WIDTH),), rows, blind=KEYS)
+  return Example(SetupViT(), rows, (normal(2, 4, WIDTH),), blind=KEYS)
 
 
 # ViT in the manner of big_vision: scanned and rematerialized blocks, intermediate values returned,
@@ -210,7 +201,7 @@ class ScannedBlock(nn.Module):
       HEADS, kernel_init=nn.initializers.xavier_uniform()
     )(y, y)
     x = out['+sa'] = x + nn.Dropout(0.1)(y, deterministic)
-    y = out['mlp'] = MlpBlock(HIDDEN, 0.0)(nn.LayerNorm()(x), deterministic=deterministic)
+    y = out['mlp'] = MlpBlock(0.0)(nn.LayerNorm()(x), deterministic=deterministic)
     x = out['+mlp'] = x + nn.Dropout(0.1)(y, deterministic)
     return x, out
 
@@ -222,7 +213,7 @@ class PoolingHead(nn.Module):
   def __call__(self, x):
     probe = self.param('probe', nn.initializers.xavier_uniform(), (1, 1, x.shape[-1]))
     x = nn.MultiHeadDotProductAttention(HEADS)(jnp.tile(probe, (len(x), 1, 1)), x)
-    return (x + MlpBlock(HIDDEN, 0.0)(nn.LayerNorm()(x), deterministic=True))[:, 0]
+    return (x + MlpBlock(0.0)(nn.LayerNorm()(x), deterministic=True))[:, 0]
 
 
 class ScannedViT(nn.Module):
@@ -250,26 +241,19 @@ class ScannedViT(nn.Module):
     return nn.Dense(CLASSES, name='head', kernel_init=nn.initializers.zeros)(x), out
 
 
-def _scanned_vit(pool, remat, last):
-  attention = [f'MultiHeadDotProductAttention_0/{name}' for name in ATTENTION]
-  layers = (*attention, 'MlpBlock_0/Dense_0', 'MlpBlock_0/Dense_1')
-  rows = [f'encoderblock/{layer}[{i}]' for i in range(2) for layer in layers]
-  return Example(ScannedViT(pool, remat), (normal(2, 4, 4, 3),), (*rows, *last), blind=KEYS)
+def _scanned_vit(pool, remat, last=()):
+  rows = [f'encoderblock/{layer}[{i}]' for i in range(2) for layer in FLAX_BLOCK]
+  return Example(ScannedViT(pool, remat), (*rows, *last), (normal(2, 4, 4, 3),), blind=KEYS)
 
 
 @example
 def scanned_vit_global_average():
-  return _scanned_vit('gap', True, ())
+  return _scanned_vit('gap', True)
 
 
 @example
 def scanned_vit_attention_pooling():
-  attention = (f'PoolingHead_0/MultiHeadDotProductAttention_0/{name}' for name in ATTENTION)
-  return _scanned_vit(
-    'map',
-    False,
-    (*attention, 'PoolingHead_0/MlpBlock_0/Dense_0', 'PoolingHead_0/MlpBlock_0/Dense_1'),
-  )
+  return _scanned_vit('map', False, [f'PoolingHead_0/{layer}' for layer in FLAX_BLOCK])
 
 
 # Decoder-only language model: RMSNorm, rotary positions, grouped-query attention, SwiGLU, tied
@@ -326,24 +310,14 @@ class LanguageModel(nn.Module):
 
 @example
 def language_model():
-  layers = (
-    'attention/q_proj',
-    'attention/k_proj',
-    'attention/v_proj',
-    'attention/o_proj',
-    'mlp/gate_proj',
-    'mlp/up_proj',
-    'mlp/down_proj',
-  )
-  tokens = jnp.asarray(np.random.default_rng(0).integers(0, VOCABULARY, (2, 5)))
   sizes = {
     'layers_0_attention/q_proj': (8, 8),
     'layers_0_attention/k_proj': (8, 4),
     'layers_0_attention/v_proj': (8, 4),
     'layers_0_attention/o_proj': (8, 8),
   }
-  rows = tuple(f'layers_0_{layer}' for layer in layers)
-  return Example(LanguageModel(), (tokens,), rows, sizes=sizes)
+  rows = (*sizes, *(f'layers_0_mlp/{name}_proj' for name in ('gate', 'up', 'down')))
+  return Example(LanguageModel(), rows, (tokens(),), sizes=sizes)
 
 
 # ResNet: batch statistics, convolutions, a squeeze-and-excitation gate, a neck and a head.
@@ -374,7 +348,7 @@ class ResNet(nn.Module):
 @example
 def resnet():
   rows = ('Bottleneck_0/squeeze', 'Bottleneck_0/excite', 'neck')
-  return Example(ResNet(), (normal(2, 6, 6, 3),), rows, {'train': False})
+  return Example(ResNet(), rows, (normal(2, 6, 6, 3),), {'train': False})
 
 
 # Mixture of experts: a stack of layers by nn.vmap, weighted by a router.
@@ -386,13 +360,7 @@ class MixtureOfExperts(nn.Module):
   @nn.compact
   def __call__(self, x):
     gates = nn.softmax(nn.Dense(self.num_experts, name='router')(x))
-    experts = functools.partial(
-      nn.vmap,
-      variable_axes={'params': 0},
-      split_rngs={'params': True},
-      out_axes=-2,
-      axis_size=self.num_experts,
-    )
+    experts = functools.partial(lifted, nn.vmap, out_axes=-2, axis_size=self.num_experts)
     hidden = nn.silu(experts(nn.Dense, in_axes=None)(HIDDEN, name='up')(x))
     return jnp.einsum(
       'btec,bte->btc', experts(nn.Dense, in_axes=-2)(WIDTH, name='down')(hidden), gates
@@ -410,7 +378,7 @@ class SparseModel(nn.Module):
 def mixture_of_experts():
   layers = ('router', 'up[0]', 'up[1]', 'down[0]', 'down[1]')
   rows = tuple(f'moe/{layer}' for layer in layers)
-  return Example(SparseModel(), (normal(2, 5, WIDTH),), rows)
+  return Example(SparseModel(), rows, (normal(2, 5, WIDTH),))
 
 
 FAMILIES = tuple(EXAMPLES)  # merged up front, too
@@ -469,11 +437,9 @@ class Bert(nn.Module):
 
 @example
 def bert():
-  rng = np.random.default_rng(0)
-  tokens = jnp.asarray(rng.integers(0, VOCABULARY, (2, 5)))
   mask = jnp.arange(5) < jnp.array([[5], [3]])
   rows = (*(f'layer_0/{name}' for name in NUMBERED), 'pooler')
-  return Example(Bert(), (tokens, tokens % 2, mask), rows, blind=KEYS)
+  return Example(Bert(), rows, (tokens(), tokens() % 2, mask), blind=KEYS)
 
 
 class Clip(nn.Module):
@@ -496,14 +462,9 @@ class Clip(nn.Module):
 
 @example
 def clip():
-  tokens = jnp.asarray(np.random.default_rng(0).integers(0, VOCABULARY, (2, 5)))
-  towers = [
-    *(f'vision/{name}' for name in NUMBERED),
-    'visual_projection',
-    *(f'text/{name}' for name in NUMBERED),
-    'text_projection',
-  ]
-  return Example(Clip(), (normal(2, 8, 8, 3), tokens), tuple(towers), blind=KEYS)
+  vision, text = ([f'{tower}/{name}' for name in NUMBERED] for tower in ('vision', 'text'))
+  rows = (*vision, 'visual_projection', *text, 'text_projection')
+  return Example(Clip(), rows, (normal(2, 8, 8, 3), tokens()), blind=KEYS)
 
 
 class Wav2Vec2(nn.Module):
@@ -525,7 +486,7 @@ class Wav2Vec2(nn.Module):
 @example
 def wav2vec2():
   rows = ('feature_projection', *(f'layers_0/{name}' for name in NUMBERED))
-  return Example(Wav2Vec2(), (normal(2, 24),), rows, blind=KEYS)
+  return Example(Wav2Vec2(), rows, (normal(2, 24),), blind=KEYS)
 
 
 # Wrappers: one way of writing or lifting each, around the same two-layer block.
@@ -548,8 +509,10 @@ class Step(Block):
     return super().__call__(x), None
 
 
-def block_rows(*paths: str, index: str = '') -> tuple[str, ...]:
-  return tuple(f'{path}/{layer}{index}' for path in paths for layer in ('fc1', 'fc2'))
+def block_rows(*paths: str, stack: tuple[int, ...] = ()) -> tuple[str, ...]:
+  """The layers of blocks, or of stacks of them."""
+  ends = [str([*index]).replace(' ', '') if index else '' for index in np.ndindex(stack)]
+  return tuple(f'{path}/{fc}{end}' for path in paths for end in ends for fc in ('fc1', 'fc2'))
 
 
 class Chain(nn.Module):
@@ -570,12 +533,12 @@ JitBlock = nn.jit(Block)  # at class level, as people do: its traces outlive one
 
 @example
 def class_level_jit():
-  return Example(Chain(JitBlock), (normal(2, WIDTH),), block_rows('block_0', 'block_1'))
+  return Example(Chain(JitBlock), block_rows('block_0', 'block_1'))
 
 
 @example
 def remat():
-  return Example(Chain(nn.remat(Block), depth=1), (normal(2, WIDTH),), block_rows('block_0'))
+  return Example(Chain(nn.remat(Block), depth=1), block_rows('block_0'))
 
 
 JitDense = nn.jit(nn.Dense)
@@ -588,14 +551,7 @@ class LiftedLayers(nn.Module):
   def __call__(self, x):
     x = nn.silu(JitDense(WIDTH, name='jitted')(x))
     x = nn.silu(nn.remat(nn.Dense)(HIDDEN, name='rematerialized')(x))
-    stack = nn.vmap(
-      nn.DenseGeneral,
-      variable_axes={'params': -1},
-      split_rngs={'params': True},
-      in_axes=None,
-      out_axes=1,
-      axis_size=2,
-    )
+    stack = lifted(nn.vmap, nn.DenseGeneral, axis=-1, in_axes=None, out_axes=1, axis_size=2)
     return stack((2, 4), name='stacked')(x)
 
 
@@ -603,7 +559,7 @@ class LiftedLayers(nn.Module):
 def lifted_layers():
   rows = ('jitted', 'rematerialized', 'stacked[0]', 'stacked[1]')
   axes, sizes = {'stacked': ((3,), (2,))}, {'stacked[1]': (HIDDEN, 8)}
-  return Example(LiftedLayers(), (normal(2, WIDTH),), rows, stack_axes=axes, sizes=sizes)
+  return Example(LiftedLayers(), rows, stack_axes=axes, sizes=sizes)
 
 
 class Listed(nn.Module):
@@ -620,9 +576,7 @@ class Listed(nn.Module):
 
 @example
 def made_in_setup():
-  return Example(
-    Listed(), (normal(2, WIDTH),), ('layers_1', 'layers_0', 'table_b/layers_0', 'table_a')
-  )
+  return Example(Listed(), ('layers_1', 'layers_0', 'table_b/layers_0', 'table_a'))
 
 
 class User(nn.Module):
@@ -646,7 +600,7 @@ class Shared(nn.Module):
 
 @example
 def called_twice():
-  return Example(Shared(), (normal(2, WIDTH),), ('shared', 'between', 'user/own'))
+  return Example(Shared(), ('shared', 'between', 'user/own'))
 
 
 class Scanned(nn.Module):
@@ -657,21 +611,14 @@ class Scanned(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    scan = nn.scan(
-      Step, variable_axes={'params': self.axis}, split_rngs={'params': True}, length=self.length
-    )
+    scan = lifted(nn.scan, Step, axis=self.axis, length=self.length)
     x, _ = scan(name='blocks')(x, None)
     return nn.Dense(CLASSES, name='head')(x)
 
 
 def _scanned(axis, kernel_axis, bias_axis):
-  rows = [row for i in range(LENGTH) for row in block_rows('blocks', index=f'[{i}]')]
-  return Example(
-    Scanned(axis),
-    (normal(2, WIDTH),),
-    tuple(rows),
-    stack_axes={'blocks': ((kernel_axis,), (bias_axis,))},
-  )
+  rows, axes = block_rows('blocks', stack=(LENGTH,)), ((kernel_axis,), (bias_axis,))
+  return Example(Scanned(axis), rows, stack_axes={'blocks': axes})
 
 
 @example
@@ -700,13 +647,13 @@ class Broadcast(nn.Module):
 
 @example
 def scan_broadcast():
-  return Example(Broadcast(), (normal(2, WIDTH),), block_rows('block'))
+  return Example(Broadcast(), block_rows('block'))
 
 
 class TwoScans(nn.Module):
   @nn.compact
   def __call__(self, x):
-    scan = nn.scan(Step, variable_axes={'params': 0}, split_rngs={'params': True}, length=2)
+    scan = lifted(nn.scan, Step, length=2)
     x, _ = scan(name='second_by_name')(x, None)
     x, _ = scan(name='first_by_name')(x, None)
     return x
@@ -714,24 +661,19 @@ class TwoScans(nn.Module):
 
 @example
 def two_scans():
-  paths = ('second_by_name', 'first_by_name')
-  rows = [row for path in paths for i in range(2) for row in block_rows(path, index=f'[{i}]')]
-  return Example(TwoScans(), (normal(2, WIDTH),), tuple(rows))
+  return Example(TwoScans(), block_rows('second_by_name', 'first_by_name', stack=(2,)))
 
 
 class Vmapped(nn.Module):
   @nn.compact
   def __call__(self, x):
-    branches = nn.vmap(
-      Block, variable_axes={'params': 0}, split_rngs={'params': True}, in_axes=None, axis_size=2
-    )
+    branches = lifted(nn.vmap, Block, in_axes=None, axis_size=2)
     return branches(name='branches')(x)
 
 
 @example
 def vmap():
-  rows = [row for i in range(2) for row in block_rows('branches', index=f'[{i}]')]
-  return Example(Vmapped(), (normal(2, WIDTH),), tuple(rows))
+  return Example(Vmapped(), block_rows('branches', stack=(2,)))
 
 
 class Branches(nn.Module):
@@ -739,9 +681,7 @@ class Branches(nn.Module):
 
   @nn.compact
   def __call__(self, x, _):
-    branches = nn.vmap(
-      Block, variable_axes={'params': 0}, split_rngs={'params': True}, in_axes=None, axis_size=4
-    )
+    branches = lifted(nn.vmap, Block, in_axes=None, axis_size=4)
     x = branches(name='branches')(nn.Dense(WIDTH, name='mix')(x)).mean(0)
     return x, None
 
@@ -749,22 +689,16 @@ class Branches(nn.Module):
 class Nested(nn.Module):
   @nn.compact
   def __call__(self, x):
-    scan = nn.scan(Branches, variable_axes={'params': -1}, split_rngs={'params': True}, length=2)
+    scan = lifted(nn.scan, Branches, axis=-1, length=2)
     return scan(name='steps')(x, None)[0]
 
 
 @example
 def scan_of_vmap():
-  rows = [
-    row
-    for i in range(2)
-    for row in (
-      f'steps/mix[{i}]',
-      *(row for j in range(4) for row in block_rows('steps/branches', index=f'[{i},{j}]')),
-    )
-  ]
+  branches = block_rows('steps/branches', stack=(2, 4))
+  rows = ('steps/mix[0]', *branches[:8], 'steps/mix[1]', *branches[8:])
   axes = {'steps/mix': ((2,), (1,)), 'steps/branches': ((3, 0), (2, 0))}
-  return Example(Nested(), (normal(2, WIDTH),), tuple(rows), stack_axes=axes)
+  return Example(Nested(), rows, stack_axes=axes)
 
 
 class RematScanned(nn.Module):
@@ -775,10 +709,7 @@ class RematScanned(nn.Module):
 
 @example
 def remat_scan():
-  rows = [
-    row for i in range(2) for j in range(4) for row in block_rows('blocks', index=f'[{i},{j}]')
-  ]
-  return Example(RematScanned(), (normal(2, WIDTH),), tuple(rows))
+  return Example(RematScanned(), block_rows('blocks', stack=(2, 4)))
 
 
 class FunctionScan(nn.Module):
@@ -790,15 +721,13 @@ class FunctionScan(nn.Module):
       return (module(carry), None)
 
     body = Block(name='block')
-    scan = nn.scan(step, variable_axes={'params': 0}, split_rngs={'params': True}, length=2)
-    x, _ = scan(body, x)
+    x, _ = lifted(nn.scan, step, length=2)(body, x)
     return nn.remat(lambda module, y: module(y))(nn.Dense(WIDTH, name='last'), x)
 
 
 @example
 def function_scan():
-  rows = [row for i in range(2) for row in block_rows('block', index=f'[{i}]')]
-  return Example(FunctionScan(), (normal(2, WIDTH),), (*rows, 'last'))
+  return Example(FunctionScan(), (*block_rows('block', stack=(2,)), 'last'))
 
 
 class Recurrent(nn.Module):
@@ -809,7 +738,7 @@ class Recurrent(nn.Module):
 
 @example
 def recurrent():
-  return Example(Recurrent(), (normal(2, 4, WIDTH),), ('SimpleCell_0/i', 'SimpleCell_0/h'))
+  return Example(Recurrent(), ('SimpleCell_0/i', 'SimpleCell_0/h'), (normal(2, 4, WIDTH),))
 
 
 class Branching(nn.Module):
@@ -832,7 +761,7 @@ class Branching(nn.Module):
 
 @example
 def cond():
-  return Example(Branching(), (normal(2, WIDTH), jnp.array(False)), ('left', 'right'))
+  return Example(Branching(), ('left', 'right'), (normal(2, WIDTH), jnp.array(False)))
 
 
 class ManyAxes(nn.Module):
@@ -845,7 +774,7 @@ class ManyAxes(nn.Module):
     x = nn.DenseGeneral((2, 8), axis=(-3, -1, -2), use_bias=False, name='triple')(x)
     groups = jnp.moveaxis(x, -2, 0)  # [group, batch, channel]
     groups = nn.silu(nn.DenseGeneral((2, 4), axis=-1, batch_dims=0, name='grouped')(groups))
-    scan = nn.scan(GroupStep, variable_axes={'params': 1}, split_rngs={'params': True}, length=4)
+    scan = lifted(nn.scan, GroupStep, axis=1, length=4)
     return scan(name='scanned')(groups, None)[0]
 
 
@@ -861,9 +790,8 @@ def dense_general():
   scanned = [f'scanned/layer[{i},{j}]' for i in range(4) for j in range(2)]
   rows = ('pairs', 'triple', 'grouped[0]', 'grouped[1]', *scanned)
   sizes = {'pairs': (8, 4), 'triple': (8, 16), 'grouped[1]': (8, 8), 'scanned/layer[2,1]': (8, 8)}
-  return Example(
-    ManyAxes(), (normal(2, 2, 4),), rows, stack_axes={'scanned': ((1, 0), (1, 0))}, sizes=sizes
-  )
+  axes = {'scanned': ((1, 0), (1, 0))}
+  return Example(ManyAxes(), rows, (normal(2, 2, 4),), stack_axes=axes, sizes=sizes)
 
 
 class LowPrecision(nn.Module):
@@ -876,7 +804,7 @@ class LowPrecision(nn.Module):
 
 @example
 def bfloat16_params():
-  return Example(LowPrecision(), (normal(2, WIDTH),), ('fc1', 'fc2'))
+  return Example(LowPrecision(), ('fc1', 'fc2'))
 
 
 class BoxedStep(nn.Module):
@@ -906,19 +834,14 @@ class Boxed(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    scan = nn.scan(
-      BoxedStep,
-      variable_axes={'params': 1},
-      split_rngs={'params': True},
-      length=2,
-      metadata_params={nn.PARTITION_NAME: 'layers'},
-    )
+    names = {nn.PARTITION_NAME: 'layers'}
+    scan = lifted(nn.scan, BoxedStep, axis=1, length=2, metadata_params=names)
     return scan(self.box, name='steps')(x, None)[0]
 
 
 def _boxed(box):
   rows = tuple(f'steps/{layer}[{i}]' for i in range(2) for layer in ('up', 'down'))
-  return Example(Boxed(box), (normal(2, WIDTH),), rows, stack_axes={'steps': ((1,), (1,))})
+  return Example(Boxed(box), rows, stack_axes={'steps': ((1,), (1,))})
 
 
 @example
@@ -947,7 +870,7 @@ class TwoTower(nn.Module):
 @example
 def other_method():
   return Example(
-    TwoTower(), (normal(2, WIDTH), normal(4, WIDTH, seed=1)), ('left', 'right'), {'method': 'score'}
+    TwoTower(), ('left', 'right'), (normal(2, WIDTH), normal(4, WIDTH, seed=1)), {'method': 'score'}
   )
 
 
@@ -968,7 +891,7 @@ class Conditioned(nn.Module):
 def keyword_inputs():
   mask, context = jnp.array([[1, 1, 0], [1, 0, 1]]), {'text': {'tokens': normal(2, 3, HIDDEN)}}
   kwargs = {'mask': mask, 'context': context, 'scale': 0.5}
-  return Example(Conditioned(), (normal(2, 3, WIDTH),), ('project', 'condition', 'last'), kwargs)
+  return Example(Conditioned(), ('project', 'condition', 'last'), (normal(2, 3, WIDTH),), kwargs)
 
 
 class Regularized(nn.Module):
@@ -983,7 +906,7 @@ class Regularized(nn.Module):
 
 @example
 def dropout_and_batch_norm():
-  return Example(Regularized(), (normal(4, WIDTH),), ('fc1', 'fc2'))
+  return Example(Regularized(), ('fc1', 'fc2'), (normal(4, WIDTH),))
 
 
 # Models that do not go through `self.param` for their parameters, or are hardly a model.
@@ -1007,7 +930,7 @@ class TiedByReading(nn.Module):
 
 @example
 def embedding_read_from_variables():
-  return Example(TiedByReading(), (jnp.array([[1, 2, 3]]),), block_rows('block'))
+  return Example(TiedByReading(), block_rows('block'), (jnp.array([[1, 2, 3]]),))
 
 
 class TiedAutoencoder(nn.Module):
@@ -1021,7 +944,7 @@ class TiedAutoencoder(nn.Module):
 
 @example
 def kernel_read_from_variables():
-  return Example(TiedAutoencoder(), (normal(2, WIDTH),), ('encoder',))
+  return Example(TiedAutoencoder(), ('encoder',))
 
 
 class CalledByKeyword(nn.Module):
@@ -1034,7 +957,7 @@ class CalledByKeyword(nn.Module):
 
 @example
 def called_by_keyword():
-  return Example(CalledByKeyword(), (normal(2, WIDTH),), ('first', 'second'))
+  return Example(CalledByKeyword(), ('first', 'second'))
 
 
 class GainDense(nn.Dense):
@@ -1057,4 +980,4 @@ class Customized(nn.Module):
 
 @example
 def customized_layers():
-  return Example(Customized(), (normal(2, WIDTH),), ('own_product', 'subclass'))
+  return Example(Customized(), ('own_product', 'subclass'))

@@ -82,14 +82,10 @@ def test_each_row_fails_for_what_it_asks_and_names_it():
   found = glora_jax.check(broken, variables, X, train=True, mutable=['batch_stats'])
   assert [row.name for row in found.rows if row.ok] == ['not covered']
   assert not found.ok
-  notes = {row.name: row.note for row in found.rows}
-  assert notes['fold leaves the rest'].endswith('that changed: BatchNorm_0/scale')
-  assert ': fc A_down, fc A_up, fc B_down, ...' in notes['gradients reach supports']
-  assert notes['frozen stays frozen'].endswith('a step changed: params/fc/kernel')
-  assert notes['trained moves'].endswith('a step left alone: params/head/bias')
-  lines = str(found).splitlines()
-  assert len(lines) == 1 + len(ROWS)
-  assert all('  NO  ' in line for line in lines[1:-1])
+  notes = [row.note for row in found.rows[3:7]]
+  names = ('BatchNorm_0/scale', 'fc A_down, fc A_up, ', 'params/fc/kernel', 'params/head/bias')
+  assert all(name in note for name, note in zip(names, notes, strict=True))
+  assert str(found).count('  NO  ') == len(ROWS) - 1
 
 
 def test_an_attached_nnx_model_passes():
@@ -100,10 +96,10 @@ def test_an_attached_nnx_model_passes():
 
 
 def test_a_function_passes_and_what_it_does_not_cover_is_reported():
-  params = {'embedding': jnp.ones((6, 4)), 'w': jnp.ones((4, 3))}
+  params = {'activation': jnp.tanh, 'embedding': jnp.ones((6, 4)), 'w': jnp.ones((4, 3)) / 9}
 
   def apply(params, tokens):
-    return params['embedding'][tokens] @ params['w']
+    return params['activation'](params['embedding'][tokens] @ params['w'])
 
   tokens = jnp.array([0, 5])
   adapted = glora_jax.adapt_function(apply, params, tokens)
@@ -111,17 +107,6 @@ def test_a_function_passes_and_what_it_does_not_cover_is_reported():
   assert found.ok, str(found)
   assert found.rows[-1].measured == pytest.approx(24 / 36)
   assert 'share of matrices not adapted (1: ' in found.rows[-1].note
-
-
-def test_a_function_passes_whose_params_hold_more_than_arrays():
-  params = {'activation': jnp.tanh, 'eps': 1e-5, 'w': jnp.ones((4, 3))}
-
-  def apply(params, x):
-    return params['activation'](x @ params['w']) * (1 + params['eps'])
-
-  adapted = glora_jax.adapt_function(apply, params, X, space=SearchSpace((1,), A='none'))
-  found = glora_jax.check(adapted, adapted.init(jax.random.key(0), params), X)
-  assert found.ok, str(found)
 
 
 def test_every_allele_on_offer_occurs_in_every_layer_of_the_genomes():

@@ -208,15 +208,11 @@ class Unrolled(nn.Module):
 
 @pytest.mark.parametrize('mapped', [False, True])
 def test_layers_of_a_stack_that_a_model_takes_apart_itself_are_found_by_their_use(mapped):
-  model, inputs = Unrolled(mapped), jnp.linspace(-1, 1, 8).reshape(2, 4)
-  adapted = glora_jax.adapt(model, inputs)
+  adapted = glora_jax.adapt(Unrolled(mapped), INPUTS)
   (group,) = adapted.groups
   assert group.members[0].kernel_shape == (2, 4, 4)
   assert group.in_features == 4
-  variables = random_variables(adapted, random_params(model, inputs))
-  genome = glora_jax.preset(adapted.spec, 'full')
-  expected = model.apply({'params': adapted.fold(variables, genome)}, inputs)
-  assert_close(adapted.apply(variables, inputs, genome=genome, merge='lazy'), expected)
+  assert_lazy_and_fixed_are_folded(adapted)
 
 
 class Reading(nn.Module):

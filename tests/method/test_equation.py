@@ -3,6 +3,7 @@
 import functools
 import itertools
 
+import hand_count
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -95,37 +96,6 @@ def test_gradients_of_every_support_equal_finite_differences(golden_layer):
       assert taking_part == supports.used_parts(genome, (4,)).keys()
 
 
-def reference(kernel, bias, s, alleles, ranks):
-  """The equation as plain numpy, one case after another."""
-
-  def weight(tensor, allele):
-    down, up = s[f'{tensor}_down'], s[f'{tensor}_up']
-    if allele == 0:
-      return np.zeros_like(kernel)
-    if allele == 1:
-      own = f'{tensor}_constant'
-      return np.full_like(kernel, s[own][0] if own in s else up[0, 0])
-    if allele == 2:
-      return np.tile(s.get(f'{tensor}_vector', up[0]), (len(kernel), 1))
-    return down[:, : ranks[allele - 3]] @ up[: ranks[allele - 3]]
-
-  def vector(tensor, allele):
-    full = s[tensor]
-    constant = np.full_like(full, s.get(f'{tensor}_constant', full)[0])
-    return [np.zeros_like(full), constant, full][allele]
-
-  a, b = weight('A', alleles[0]), weight('B', alleles[1])
-  if alleles[2] == 0:
-    c = np.zeros(len(kernel))
-  elif alleles[2] == 1:
-    c = s.get('C_vector', s['C_down'][:, 0])
-  else:
-    rank = ranks[alleles[2] - 2]
-    c = (s['C_down'][:, :rank] @ s['C_up'][:rank])[:, 0]
-  d, e = vector('D', alleles[3]), vector('E', alleles[4])
-  return kernel + kernel * a + b, bias + bias * d + e + c @ kernel
-
-
 @pytest.mark.parametrize('tied', [True, False])
 @pytest.mark.parametrize(
   'fan_in, fan_out, ranks', [(1, 5, (1,)), (6, 1, (4,)), (5, 7, (1, 3)), (6, 5, (2, 4, 8))]
@@ -140,7 +110,7 @@ def test_nested_ranks_and_untied_storage_equal_a_plain_reading(fan_in, fan_out, 
     kernels, biases = map(np.asarray, merged(ranks)(kernel, bias, layer_supports, genomes))
   assert kernels.dtype == np.float64
   for index, alleles in enumerate(genomes):
-    expected = reference(kernel, bias, layer_supports, alleles, ranks)
+    expected = hand_count.equation(kernel, bias, layer_supports, alleles, ranks)
     np.testing.assert_allclose(kernels[index], expected[0], rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(biases[index], expected[1], rtol=1e-12, atol=1e-12)
 
@@ -173,15 +143,12 @@ def test_folding_low_ranks_makes_no_array_of_the_kernels_size_but_the_result():
   assert memory.temp_size_in_bytes < memory.output_size_in_bytes / 2
 
 
-def test_a_layer_without_bias_returns_the_shift_or_none():
+def test_a_layer_without_bias_returns_the_shift():
   kernel = jax.random.normal(jax.random.key(0), (6, 9))
   full = randomized(supports.init_supports(jax.random.key(2), 6, 9))
   _, shifts = merged()(kernel, None, full, np.array([[0, 0, 1, 2, 2]]))
   expected = full['E'] + full['C_down'][:, 0] @ kernel
   np.testing.assert_allclose(shifts[0], expected, rtol=1e-5, atol=1e-6)
-  bare = supports.init_supports(jax.random.key(2), 6, 9, bias=False)
-  assert bare.keys() == {'A_down', 'A_up', 'B_down', 'B_up'}
-  assert merged()(kernel, None, bare, np.array([[3, 3, 0, 0, 0]]))[1] is None
 
 
 def test_supports_left_unread_may_be_anything():
@@ -191,19 +158,6 @@ def test_supports_left_unread_may_be_anything():
   kernels, biases = merged()(np.ones((4, 5)), np.ones(5), nans, np.zeros((1, 5), int))
   assert np.all(kernels == 1)
   assert np.all(biases == 1)
-
-
-@pytest.mark.parametrize('tensor', ['A', 'B', 'C', 'D', 'E'])
-def test_supports_that_no_allele_reads_may_be_left_out(tensor):
-  full = randomized(supports.init_supports(jax.random.key(0), 4, 5, ranks=(2,)))
-  kernel, bias = jnp.ones((4, 5)), jnp.ones(5)
-  alleles = np.array([0, 0, 0, 0, 0])
-  alleles['ABCDE'.index(tensor)] = {'C': 2, 'D': 2, 'E': 2}.get(tensor, 3)
-  own = {name: value for name, value in full.items() if name.startswith(tensor)}
-  found = equation.effective(kernel, bias, own, alleles)
-  expected = equation.effective(kernel, bias, full, alleles)
-  jax.tree.map(np.testing.assert_allclose, found, expected)
-  assert np.any(found[0] != kernel) or np.any(found[1] != bias)
 
 
 def test_a_bias_wider_than_its_kernel_is_not_rounded():

@@ -1,11 +1,9 @@
 """GLoRA on pure functions: any pytree of parameters, from adapting to folding."""
 
-import dataclasses
-import logging
 import warnings
-from typing import Any
 
 import flax.linen as nn
+import function_zoo
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,77 +15,34 @@ from trees import randomized
 import glora_jax
 from glora_jax import tree
 
+
+def normal(*shape, seed=1):
+  return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
 D, H, C = 4, 6, 3
-X = jnp.asarray(np.random.default_rng(0).normal(size=(5, D)), jnp.float32)
+X, W1, W2, W3 = normal(5, D, seed=0), normal(D, H), normal(H, H), normal(H, C)
 SPACE = glora_jax.SearchSpace(ranks=(1, 2))
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass
-class Linear:
-  weight: Any  # [out, in]
-  bias: Any
-
-  def __call__(self, x):
-    y = x @ self.weight.T
-    return y if self.bias is None else y + self.bias
-
-
-def arrays(*shapes):
-  rng = np.random.default_rng(1)
-  return [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
-
-
-W1, B1, W2, W3 = arrays((H, D), (H,), (H, H), (C, H))
-
-
-def of_list(params, x):
-  first, hidden, last = params
-  return last(jnp.tanh(hidden(jnp.tanh(first(x)))))
-
-
-def of_slashes(params, x):
-  first, hidden = params['mlp/~/linear_0'], params['mlp/~/linear_1']
-  x = jnp.tanh(x @ first['w'] + first['b'])
-  return jnp.tanh(x @ hidden['w']) @ params['head']['w']
-
-
-def of_mixed(params, x):
-  x = jnp.tanh(Linear(*params['layers'][0])(x))
-  x = jnp.tanh(Linear(*params['layers'][1])(x))
-  return x @ params['head'].T
-
-
-LAYERS = [Linear(W1, B1), Linear(W2, None), Linear(W3, None)]
-# Each with the names of its layers and its head.
-FUNCTIONS = {
-  'dataclasses in a list': (of_list, LAYERS, ['0/weight', '1/weight'], '^2'),
-  'slashes in keys': (
-    of_slashes,
-    {
-      'mlp/~/linear_0': {'w': W1.T, 'b': B1},
-      'mlp/~/linear_1': {'w': W2.T},
-      'head': {'w': W3.T},
-    },
-    ['mlp/~/linear_0/w', 'mlp/~/linear_1/w'],
-    'head',
-  ),
-  'None, tuples and empty dictionaries': (
-    of_mixed,
-    {'layers': [(W1, B1), (W2, None)], 'state': {}, 'head': W3},
-    ['layers/0/0', 'layers/1/0'],
-    '^head$',
-  ),
+HEADS = {
+  'list_of_layers': 'layers/2',
+  'names_with_slashes': 'linear_1',
+  'dataclasses_called_one_example_at_a_time': '^1',
 }
 
 
-@pytest.fixture(params=FUNCTIONS)
+def ready(name='list_of_layers'):
+  """(example, its function adapted with a head, variables)."""
+  example = function_zoo.EXAMPLES[name]()
+  adapted = glora_jax.adapt_function(
+    example.apply, example.params, *example.inputs, space=SPACE, heads=HEADS[name]
+  )
+  return example, adapted, adapted.init(jax.random.key(0), example.params)
+
+
+@pytest.fixture(params=HEADS)
 def case(request):
-  function, params, names, head = FUNCTIONS[request.param]
-  adapted = glora_jax.adapt_function(function, params, X, space=SPACE, heads=head)
-  variables = adapted.init(jax.random.key(0), params)
-  variables['glora'] = randomized(variables['glora'])
-  return function, params, names, adapted, variables
+  example, adapted, variables = ready(request.param)
+  return example, adapted, {**variables, 'glora': randomized(variables['glora'])}
 
 
 def mixed(adapted):
@@ -95,96 +50,78 @@ def mixed(adapted):
   return glora_jax.random_genomes(np.random.default_rng(3), adapted.spec, 1)[0]
 
 
-def test_layers_have_the_names_of_their_parameters(case):
-  _, _, names, adapted, _ = case
-  assert [layer.name for layer in adapted.spec] == names
-  assert [layer.bias for layer in adapted.spec] == [True, False]
-
-
 def test_folded_params_are_for_the_untouched_function(case):
-  function, params, _, adapted, variables = case
+  example, adapted, variables = case
+  function, params, (x,) = example.apply, example.params, example.inputs
   genome = mixed(adapted)
-  outputs = adapted.apply(variables, X, genome=genome)
+  outputs = adapted.apply(variables, x, genome=genome)
   folded = adapted.fold(variables, genome)
   assert jax.tree.structure(folded) == jax.tree.structure(params)
-  np.testing.assert_allclose(function(folded, X), outputs, atol=1e-5)
-  np.testing.assert_allclose(adapted.fix(genome).apply(variables, X), outputs, atol=1e-5)
-  assert np.abs(outputs - function(params, X)).max() > 0.01
+  np.testing.assert_allclose(function(folded, x), outputs, atol=1e-5)
+  np.testing.assert_allclose(adapted.fix(genome).apply(variables, x), outputs, atol=1e-5)
+  assert np.abs(outputs - function(params, x)).max() > 0.01
 
 
 def test_a_step_trains_supports_and_heads_alone(case):
-  _, params, _, adapted, variables = case
+  example, adapted, variables = case
   trainable, frozen = adapted.split(variables)
   genome = mixed(adapted)
   optimizer = optax.adam(0.1)
 
   def loss(trainable):
-    return (adapted.apply(adapted.join(trainable, frozen), X, genome=genome) ** 2).mean()
+    joined = adapted.join(trainable, frozen)
+    return (adapted.apply(joined, *example.inputs, genome=genome) ** 2).mean()
 
   gradient = jax.grad(loss)(trainable)
   updates, _ = optimizer.update(gradient, optimizer.init(trainable))
   joined = adapted.join(optax.apply_updates(trainable, updates), frozen)
-  old, new = (tree.flatten(whole) for whole in (params, joined['params']))
+  old, new = (tree.flatten(whole) for whole in (example.params, joined['params']))
   changed = {path for path in old if not np.array_equal(old[path], new[path])}
+  assert changed
   assert changed == adapted.head_paths
-  assert len(changed) == 1
 
 
 def test_an_adapter_is_written_and_read(case, tmp_path):
-  _, params, _, adapted, variables = case
+  example, adapted, variables = case
   path, genome = tmp_path / 'adapter.safetensors', mixed(adapted)
   variables['params'] = tree.map_with_path(
-    lambda path, leaf: 2 * leaf if path in adapted.head_paths else leaf, params
+    lambda path, leaf: 2 * leaf if path in adapted.head_paths else leaf, example.params
   )
   glora_jax.save_adapter(path, adapted, variables, genome)
-  loaded, read = glora_jax.load_adapter(path, adapted, params)
-  expected = adapted.apply(variables, X, genome=genome)
-  np.testing.assert_allclose(adapted.apply(loaded, X, genome=read), expected, atol=1e-6)
+  loaded, read = glora_jax.load_adapter(path, adapted, example.params)
+  expected = adapted.apply(variables, *example.inputs, genome=genome)
+  found = adapted.apply(loaded, *example.inputs, genome=read)
+  np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-def test_adapted_functions_go_through_search_and_allocation():
-  function, params, _, head = FUNCTIONS['dataclasses in a list']
-  adapted = glora_jax.adapt_function(function, params, X, space=SPACE, heads=head)
-  variables = adapted.init(jax.random.key(0), params)
+def test_adapted_functions_go_through_allocation():
+  example, adapted, variables = ready()
+  (x,) = example.inputs
 
   def loss(forward, batch, key):
     return (forward(batch) ** 2).mean()
 
   allocation = glora_jax.allocate(
-    adapted, variables, loss, [X, X + 1], budget=40, key=jax.random.key(0), folds=2, progress=False
+    adapted, variables, loss, [x, x + 1], budget=40, key=jax.random.key(0), folds=2, progress=False
   )
   assert 0 < adapted.count_params(allocation.genome) <= 40
-  outputs = adapted.apply(allocation.variables, X, genome=allocation.genome)
-  np.testing.assert_allclose(outputs, function(params, X), atol=1e-5)
+  outputs = adapted.apply(allocation.variables, x, genome=allocation.genome)
+  np.testing.assert_allclose(outputs, example.apply(example.params, x), atol=1e-5)
 
 
 def test_the_losses_of_supernets_and_subnets_take_functions():
-  function, params, _, head = FUNCTIONS['dataclasses in a list']
-  adapted = glora_jax.adapt_function(function, params, X, space=SPACE, heads=head)
-  variables = adapted.init(jax.random.key(0), params)
+  example, adapted, variables = ready()
   subnet = adapted.fix(glora_jax.preset(adapted.spec, 'bitfit'))
-  labels, key = jnp.arange(len(X)) % C, jax.random.key(0)
-  expected = optax.softmax_cross_entropy_with_integer_labels(function(params, X), labels).mean()
+  (x,), key = example.inputs, jax.random.key(0)
+  labels = jnp.ones(x.shape[:-1], int)
+  logits = example.apply(example.params, x)
+  expected = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
   for loss_fn, halves in (
     (glora_jax.supernet_loss(adapted, lambda key, x: x, lambda key: mixed(adapted)), adapted),
     (glora_jax.subnet_loss(subnet, lambda key, x: x), subnet),
   ):
-    loss, _ = loss_fn(*halves.split(variables), X, labels, key)
+    loss, _ = loss_fn(*halves.split(variables), x, labels, key)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
-
-
-def test_what_is_no_array_is_taken_as_it_is():
-  params = {'activation': jnp.tanh, 'power': 2, 'w': W1.T}
-
-  def function(params, x):
-    return params['activation'](x @ params['w']) ** params['power']
-
-  adapted = glora_jax.adapt_function(function, params, X)
-  variables = adapted.init(jax.random.key(0), params)
-  genome = glora_jax.preset(adapted.spec, 'lora')
-  np.testing.assert_allclose(
-    adapted.apply(variables, X, genome=genome), function(params, X), atol=1e-6
-  )
 
 
 def activated(layers, x):
@@ -194,7 +131,7 @@ def activated(layers, x):
 
 @pytest.mark.parametrize('wrap', [lambda layer: {'layer': layer}, lambda layer: [layer]])
 def test_an_adapter_goes_onto_params_in_which_something_is_no_array(wrap, tmp_path):
-  params = wrap({'activation': jnp.tanh, 'eps': 1e-2, 'w': W1.T})
+  params = wrap({'activation': jnp.tanh, 'eps': 1e-2, 'w': W1})
   adapted = glora_jax.adapt_function(activated, params, X)
   variables = adapted.init(jax.random.key(0), params)
   variables = {**variables, 'glora': randomized(variables['glora'])}
@@ -204,13 +141,13 @@ def test_an_adapter_goes_onto_params_in_which_something_is_no_array(wrap, tmp_pa
   loaded, _ = glora_jax.load_adapter(path, adapted, params)
   expected = adapted.apply(variables, X, genome=genome)
   np.testing.assert_array_equal(adapted.apply(loaded, X, genome=genome), expected)
-  other = wrap({'activation': jnp.tanh, 'eps': 1e-3, 'w': W1.T})
+  other = wrap({'activation': jnp.tanh, 'eps': 1e-3, 'w': W1})
   with pytest.raises(ValueError, match='was trained on other base weights'):
     glora_jax.load_adapter(path, adapted, other)
 
 
 def test_a_kernel_beside_other_kernels_is_named_by_itself():
-  params = {'cell': {'kernel': W1.T, 'recurrent': W2, 'out': {'kernel': W3.T}}}
+  params = {'cell': {'kernel': W1, 'recurrent': W2, 'out': {'kernel': W3}}}
 
   def function(params, x):
     cell = params['cell']
@@ -254,7 +191,7 @@ def test_what_a_model_raises_is_raised_as_it_is_with_a_note_on_its_inputs(wrong)
       raise wrong
 
   for adapt in (
-    lambda: glora_jax.adapt_function(function, {'w': W1.T}, X),
+    lambda: glora_jax.adapt_function(function, {'w': W1}, X),
     lambda: glora_jax.adapt(Model(), X),
     lambda: glora_jax.nnx.attach(Live(), X),
   ):
@@ -263,12 +200,6 @@ def test_what_a_model_raises_is_raised_as_it_is_with_a_note_on_its_inputs(wrong)
     assert caught.value is wrong
     assert caught.traceback[-1].name in ('function', '__call__')
     assert 'does not run on the sample inputs (float32[5, 4])' in wrong.__notes__.pop()
-
-
-def test_layers_without_bias_are_told(caplog):
-  with caplog.at_level(logging.WARNING):
-    glora_jax.adapt_function(lambda params, x: x @ params['w'], {'w': W1.T}, X)
-  assert 'No C, D, E for the 1 layers without bias: w.' in caplog.text
 
 
 def test_params_of_numpys_own_type_are_adapted_without_a_warning():

@@ -281,15 +281,5 @@ def test_supports_without_axes_are_refused_before_their_ranks_are_read():
       call()
 
 
-@pytest.mark.parametrize(
-  'genome, options', [(GENOME[None], {}), (GENOME, {'base': 'x'})], ids=['population', 'name']
-)
-def test_an_adapter_that_is_refused_leaves_no_file(genome, options, tmp_path):
-  file = tmp_path / 'adapter.safetensors'
-  with pytest.raises(ValueError, match=r"\(1, 1, 5\)|'base'"):
-    glora_jax.save_adapter(file, dense(), variables(), genome, **options)
-  assert not file.exists()
-
-
 def test_a_linear_probe_needs_no_supports():
   assert dense().split({'params': PARAMS}, supports=False)[0] == {'params': {}}

@@ -98,14 +98,6 @@ def test_c_and_e_together_are_drawn_uniformly(compiled):
   assert max(abs(count - 2000) for count in counts.values()) < 5 * np.sqrt(2000)
 
 
-def test_one_shift_draws_nothing_more_from_other_spaces():
-  spec = Spec((Layer('a', 6, 9),))
-  rng, same = np.random.default_rng(0), np.random.default_rng(0)
-  drawn = random_genomes(rng, spec, 4)
-  np.testing.assert_array_equal(drawn, same.integers(0, spec.num_offered, (4, 1, 5)))
-  assert rng.random() == same.random()
-
-
 def test_the_distinct_space_offers_what_no_other_form_reaches():
   space = SearchSpace.distinct()
   assert space.ranks == tuple(range(1, 9))

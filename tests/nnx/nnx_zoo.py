@@ -46,6 +46,17 @@ def initial(rngs: nnx.Rngs, *shape: int) -> jax.Array:
   return jax.random.normal(rngs.params(), shape) / np.sqrt(WIDTH)
 
 
+def made(kind: Callable[..., nnx.Module], *args) -> Callable[[], nnx.Module]:
+  """What makes a model, in evaluation mode."""
+
+  def make():
+    model = kind(*args, rngs=nnx.Rngs(0))
+    model.eval()
+    return model
+
+  return make
+
+
 def under(prefix: str, kernels: Kernels) -> dict[str, Kernel]:
   """The kernels of a part of a model."""
   return {
@@ -164,14 +175,18 @@ GATED = dense('mlp/gate_proj', 'mlp/up_proj', 'mlp/down_proj', bias=False)
 
 
 def decoder(attention, mlp, tied, kernels, rows, depth=1, source='tunix'):
-  def make():
-    return Decoder(attention, mlp, tied, depth, rngs=nnx.Rngs(0))
-
   every = {}
   for i in range(depth):
     every |= under(f'layers/{i}/', kernels)
   embedding = ('embedder/input_embedding',)
-  return NnxExample(make, (tokens(),), every, rows, uncovered=embedding, source=source)
+  return NnxExample(
+    made(Decoder, attention, mlp, tied, depth),
+    (tokens(),),
+    every,
+    rows,
+    uncovered=embedding,
+    source=source,
+  )
 
 
 @example
@@ -361,6 +376,12 @@ class EncoderBlock(nnx.Module):
 ENCODER_BLOCK = {**under('attention/', FLAX_ATTENTION), **dense('fc1', 'fc2')}
 
 
+def patches_after(tokens, patches):
+  patches = patches.reshape(len(patches), -1, WIDTH)
+  tokens = jnp.broadcast_to(tokens, (len(patches), *tokens.shape[1:]))
+  return jnp.concatenate([tokens, patches], axis=1)
+
+
 class ViT(nnx.Module):
   def __init__(self, *, rngs):
     self.patches = nnx.Conv(3, WIDTH, (2, 2), (2, 2), padding='VALID', rngs=rngs)
@@ -371,9 +392,7 @@ class ViT(nnx.Module):
     self.classifier = nnx.Linear(WIDTH, CLASSES, rngs=rngs)
 
   def __call__(self, images):
-    x = self.patches(images).reshape(len(images), -1, WIDTH)
-    cls = jnp.broadcast_to(self.cls_token[...], (len(x), 1, WIDTH))
-    x = jnp.concatenate([cls, x], axis=1) + self.pos_embeddings[...]
+    x = patches_after(self.cls_token[...], self.patches(images)) + self.pos_embeddings[...]
     for block in self.blocks:
       x = block(x)
     return self.classifier(self.norm(x)[:, 0])
@@ -398,17 +417,10 @@ class DINOv3(nnx.Module):
     self.norm = nnx.LayerNorm(WIDTH, rngs=rngs)
 
   def __call__(self, images):
-    x = self.patches(images).reshape(len(images), -1, WIDTH)
-    tokens = jnp.broadcast_to(self.tokens[...], (len(x), 3, WIDTH))
-    x = jnp.concatenate([tokens, x], axis=1)
+    x = patches_after(self.tokens[...], self.patches(images))
     for block in self.blocks:
       x = block(x)
     return self.norm(x)[:, 0]
-
-
-def evaluating(model: nnx.Module) -> nnx.Module:
-  model.eval()
-  return model
 
 
 VIT = under('blocks/0/', ENCODER_BLOCK) | under('blocks/1/', ENCODER_BLOCK)
@@ -419,11 +431,8 @@ def vit_with_its_convolution():
   """12 layers and the patches' convolution; the classifier is the head."""
   kernels = {'patches/kernel': beside('iiio', 'patches/kernel')} | VIT
 
-  def make():
-    return evaluating(ViT(rngs=nnx.Rngs(0)))
-
   return NnxExample(
-    make,
+    made(ViT),
     (images(),),
     kernels,
     13,
@@ -438,11 +447,8 @@ def vit_with_its_convolution():
 def vit_with_layer_scale():
   """12 layers; the patches' convolution is left alone, and there is no head."""
 
-  def make():
-    return evaluating(DINOv3(rngs=nnx.Rngs(0)))
-
   return NnxExample(
-    make,
+    made(DINOv3),
     (images(),),
     VIT,
     12,
@@ -479,11 +485,8 @@ def audio_encoder():
     **under('block/', ENCODER_BLOCK),
   }
 
-  def make():
-    return evaluating(AudioEncoder(rngs=nnx.Rngs(0)))
-
   return NnxExample(
-    make,
+    made(AudioEncoder),
     (normal(BATCH, 8, 3),),
     kernels,
     8,
@@ -524,11 +527,10 @@ def state_space():
   kernels = dense('in_proj', 'out_proj', bias=False)
   kernels |= {'conv/kernel': beside('iio', 'conv/kernel')}
 
-  def make():
-    return StateSpace(rngs=nnx.Rngs(0))
-
   options = {'convs': True}
-  return NnxExample(make, (activations(),), kernels, 3, options=options, source='bonsai Mamba2')
+  return NnxExample(
+    made(StateSpace), (activations(),), kernels, 3, options=options, source='bonsai Mamba2'
+  )
 
 
 class RelativeAttention(nnx.Module):
@@ -554,11 +556,10 @@ class RelativeAttention(nnx.Module):
 def relative_positions():
   kernels = dense('q', 'k', 'v', 'o', bias=False)
 
-  def make():
-    return RelativeAttention(rngs=nnx.Rngs(0))
-
   uncovered = ('relative_attention_bias/embedding',)
-  return NnxExample(make, (activations(),), kernels, 4, uncovered=uncovered, source='bonsai UMT5')
+  return NnxExample(
+    made(RelativeAttention), (activations(),), kernels, 4, uncovered=uncovered, source='bonsai UMT5'
+  )
 
 
 # Lifted layers: scanned, vmapped, rematerialized.
@@ -599,11 +600,10 @@ class ScannedLayers(nnx.Module):
 def scanned_layers():
   """Flax's toy of a scan over layers."""
 
-  def make():
-    return evaluating(ScannedLayers(2, rngs=nnx.Rngs(0)))
-
   kernels = {'layers/linear/kernel': beside('sio', 'layers/linear/kernel')}
-  return NnxExample(make, (activations(),), kernels, 2, source='flax/examples/nnx_toy_examples')
+  return NnxExample(
+    made(ScannedLayers, 2), (activations(),), kernels, 2, source='flax/examples/nnx_toy_examples'
+  )
 
 
 class VmappedBranches(nnx.Module):
@@ -626,16 +626,13 @@ class VmappedBranches(nnx.Module):
 
 @example
 def vmapped_branches():
-  def make():
-    return evaluating(VmappedBranches(rngs=nnx.Rngs(0)))
-
   stacked = {
     path: kernel._replace(axes='s' + kernel.axes)
     for path, kernel in under('branches/', ENCODER_BLOCK).items()
   }
   stacked |= {'branches/attention/out/kernel': beside('siio', 'branches/attention/out/kernel')}
   return NnxExample(
-    make,
+    made(VmappedBranches),
     (activations(),),
     stacked | dense('out'),
     19,
@@ -657,11 +654,10 @@ class Rematerialized(nnx.Module):
 
 @example
 def rematerialized():
-  def make():
-    return evaluating(Rematerialized(rngs=nnx.Rngs(0)))
-
   kernels = under('block/', ENCODER_BLOCK) | dense('last')
-  return NnxExample(make, (activations(),), kernels, 7, blind=BLIND_KEYS, source='remat')
+  return NnxExample(
+    made(Rematerialized), (activations(),), kernels, 7, blind=BLIND_KEYS, source='remat'
+  )
 
 
 # linen inside NNX: openpi's pattern.
@@ -729,11 +725,8 @@ def linen_block(prefix: str, stack: str = '') -> dict[str, Kernel]:
 
 
 def vision_language(is_scanned, kernels, blind):
-  def make():
-    return VisionLanguage(is_scanned, rngs=nnx.Rngs(0))
-
   return NnxExample(
-    make,
+    made(VisionLanguage, is_scanned),
     (images(), normal(BATCH, WIDTH)),
     kernels | dense('state_proj', 'action_out_proj'),
     14,
@@ -773,12 +766,9 @@ class Shared(nnx.Module):
 
 @example
 def shared_layers():
-  def make():
-    return Shared(rngs=nnx.Rngs(0))
-
   # Of two paths of a shared module NNX keeps the first by name.
   kernels = dense('layers/layers/0', 'layers/layers/2', 'table/down')
-  return NnxExample(make, (activations(),), kernels, 3, uncovered=('tied/kernel',))
+  return NnxExample(made(Shared), (activations(),), kernels, 3, uncovered=('tied/kernel',))
 
 
 class Streams(nnx.Module):
@@ -799,8 +789,5 @@ class Streams(nnx.Module):
 
 @example
 def streams_as_an_argument():
-  def make():
-    return Streams(rngs=nnx.Rngs(0))
-
   kwargs = {'rngs': nnx.Rngs(dropout=1)}
-  return NnxExample(make, (activations(),), dense('fc', 'out'), 2, kwargs=kwargs)
+  return NnxExample(made(Streams), (activations(),), dense('fc', 'out'), 2, kwargs=kwargs)
