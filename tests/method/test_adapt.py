@@ -11,7 +11,7 @@ import pytest
 from comparing import random_params, random_variables
 
 import glora_jax
-from glora_jax.method import draws, presets
+from glora_jax.method import draws
 from glora_jax.models.vit import ViT
 
 MERGES = ('up_front', 'lazy')
@@ -61,25 +61,6 @@ def test_split_separates_heads_and_supports_and_join_puts_them_back(small):
   probe, rest = adapted.split(variables, supports=False)
   assert probe.keys() == {'params'}
   chex.assert_trees_all_equal(adapted.join(probe, rest), variables)
-
-
-def test_selection_restricts_the_rows_and_what_fold_changes(small):
-  full, variables, images = small
-  adapted = glora_jax.adapt(full.model, images, select=r'mlp')
-  assert [layer.name for layer in adapted.spec][:3] == [
-    'blocks/mlp/fc1[0]',
-    'blocks/mlp/fc2[0]',
-    'blocks/mlp/fc1[1]',
-  ]
-  chosen = random_variables(adapted, variables['params'])
-  folded = jax.jit(adapted.fold)(chosen, presets.preset(adapted.spec, 'full'))
-  changed = jax.tree.map(lambda a, b: bool(np.any(a != b)), folded, variables['params'])
-  assert changed['blocks']['mlp'] == {
-    'fc1': {'kernel': True, 'bias': True},
-    'fc2': {'kernel': True, 'bias': True},
-  }
-  changed['blocks'].pop('mlp')
-  assert not any(jax.tree.leaves(changed))
 
 
 class Holder:

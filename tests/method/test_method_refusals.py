@@ -123,7 +123,6 @@ REFUSED = [
   (lambda: SearchSpace(ranks=range(1, MOST_RANKS + 2)), f'{MOST_RANKS}'),
   (lambda: SearchSpace(A=('matrix',)), 'matrix'),
   (lambda: SearchSpace(A=True), 'A=True'),
-  (lambda: SearchSpace(C=3), 'C=3'),
   (lambda: SearchSpace(D=()), 'D=()'),
   (lambda: SearchSpace(E='vector', one_shift=True), 'one_shift=True'),
   (lambda: SearchSpace(tied=7), 'tied=7'),
@@ -134,7 +133,6 @@ REFUSED = [
   (lambda: adapt(space=(2, 4)), 'space=(2, 4)'),
   (lambda: adapt(space={}), 'space={}'),
   (lambda: adapt(space={'kernel': 4}), "'kernel': 4"),
-  (lambda: adapt(space={4: SearchSpace()}), '4: SearchSpace'),
   (lambda: adapt(space=SearchSpace((4, 100_000))), '100000'),
   (lambda: adapt(convs=3), 'convs=3'),
   (lambda: adapt(select=3), 'select=3'),
@@ -176,10 +174,6 @@ REFUSED = [
   (lambda: adapt_function(split={'w': 0}), 'axis 0 of w'),
   (lambda: adapt_function(split={'q': 0}), "'q'"),
   (
-    lambda: adapt_function().apply({'params': {'w': X.T @ X}, 'glora': {}}, X, genome=GENOME),
-    'glora',
-  ),
-  (
     lambda: adapt_function().apply(
       adapt_function().init(KEY, {'w': PARAMS['kernel']}), X, genome=GENOME, merge='lazy'
     ),
@@ -196,16 +190,13 @@ REFUSED = [
   ),
   (lambda: apply(variables_with(params=None)), 'Dense'),
   (lambda: apply(variables_with(params=WHOLE_NUMBERS)), 'int32'),
-  (lambda: dense().fold(variables_with(params={'vit': PARAMS}), GENOME), 'unexpected: vit/'),
   (lambda: apply([1]), 'list'),
   (lambda: dense().fix(GENOME).split({'glora': {}}), "'params'"),
   (lambda: apply({'params': PARAMS}), "'glora'"),
   (lambda: apply(adapt(space=SearchSpace((2, 8))).init(KEY, PARAMS), GENOME), "['glora']"),
-  (lambda: apply(adapt(space=SearchSpace((2, 4), tied=False)).init(KEY, PARAMS)), 'A_constant'),
   (lambda: apply(genome=GENOME[None]), '(1, 1, 5)'),
   (lambda: apply(genome=GENOME[:, :4]), '(1, 4)'),
   (lambda: dense().fold(variables(), np.full_like(GENOME, 9)), 'says 9 for A of layer 0'),
-  (lambda: dense().fix(GENOME[None]), '(1, 1, 5)'),
   # keys, specs, genomes and presets without a model
   (lambda: dense().init(0, PARAMS), 'key='),
   (lambda: glora_jax.sample_genome(jnp.zeros(3, jnp.uint32), LAYERS), 'key='),
@@ -222,7 +213,6 @@ REFUSED = [
   ),
   (lambda: genome_from_json(LAYERS, '{"genome": [[0'), '{"genome": [[0'),
   (lambda: genome_from_json(LAYERS, None), 'None'),
-  (lambda: genome_from_json(LAYERS, [[0, 0, 0, 0, [1]]]), '[1]'),
   (lambda: genome_from_json(LAYERS, {}), 'None'),
   (lambda: genome_from_json(LAYERS, {'genome': [[0] * 5] * 3, 'layers': [3] * 3}), 'layers[0]'),
   (lambda: genome_from_json(LAYERS, {'genome': [[0] * 5] * 3, 'layers': [{}] * 3}), 'layers[0].A'),
@@ -244,7 +234,6 @@ REFUSED = [
   (lambda: custom(a=3), 'a=3'),
   (lambda: glora_jax.custom_genome(LAYERS, ['lora']), "choices=['lora']"),
   (lambda: glora_jax.custom_genome(UNBIASED, {'qkv': 'bitfit'}), "'qkv'", "'bitfit'"),
-  (lambda: custom(a='lora@qkv'), "'a'", "'qkv'"),
   # the equation, checks and devices
   (lambda: effective((4, 5), 3), '(3,)'),
   (lambda: effective((3, 4, 5), 5), '(3, 4, 5)', 'jax.vmap'),

@@ -26,19 +26,6 @@ def test_presets_cost_what_their_methods_cost():
   }
 
 
-def test_there_are_no_presets_of_biases_without_one():
-  spec = Spec((Layer('a', 6, 9, False),))
-  assert presets.presets(spec).keys() == {
-    'linear',
-    'lora',
-    'ssf',
-    'full',
-    'hira',
-    'scale_shift',
-    'scale_shift_lora',
-  }
-
-
 def test_custom_genomes_read_their_dictionary():
   space = SearchSpace((2, 4))
   names = [f'{layer}[{block}]' for block in range(2) for layer in ('qkv', 'proj', 'mlp/1', 'mlp/2')]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from live_models import call, genomes, randomize, variables
-from odd_models import MODELS, X
+from odd_models import MODELS, Matrix, X
 
 import glora_jax
 from glora_jax.nnx import Genome, Head, Support
@@ -112,15 +112,15 @@ def test_names_in_dictionaries_may_have_slashes(tmp_path):
   np.testing.assert_allclose(glora_jax.nnx.fold(another)(X), expected, atol=1e-5)
 
 
-class WithOwnPrefix(nnx.Module):
+class WithOwnPrefix(Matrix):
   """A parameter whose name begins as those of what is attached do."""
 
   def __init__(self, rngs):
-    self.w = nnx.Param(jax.random.normal(rngs.params(), (4, 3)))
-    self.glora_w = nnx.Param(jnp.full(3, 2.0))
+    super().__init__(rngs)
+    self.glora_w = nnx.Param(jnp.full(6, 2.0))
 
   def __call__(self, x):
-    return x @ self.w[...] * self.glora_w[...]
+    return super().__call__(x) * self.glora_w[...]
 
 
 def test_a_parameter_of_the_model_may_be_called_as_supports_are():
@@ -141,20 +141,6 @@ class Registered(nnx.Module):
     cls.register[cls.__name__] = cls
 
 
-class Matrix(Registered):
-  def __init__(self, rngs):
-    self.w = nnx.Param(jax.random.normal(rngs.params(), (4, 3)))
-
-  def __call__(self, x):
-    return x @ self.w[...]
-
-
-def test_a_register_of_classes_keeps_those_of_the_model():
-  attached = glora_jax.nnx.attach(Matrix(nnx.Rngs(0)), X, space=SPACE)
-  assert Registered.register['Matrix'] is Matrix
-  assert type(attached).__qualname__ == type(attached).__name__ == 'Matrix'
-
-
 class OfAKind(nnx.Module):
   """A base that asks its subclasses for an argument."""
 
@@ -172,20 +158,17 @@ class WithoutArguments(nnx.Module):
 
 
 @pytest.mark.parametrize(
-  ('base', 'arguments'), [(OfAKind, {'kind': 'own'}), (WithoutArguments, {})]
+  'base, arguments', [(OfAKind, {'kind': 'own'}), (WithoutArguments, {}), (Registered, {})]
 )
 def test_a_base_need_not_be_told_of_what_is_attached(base, arguments):
-  class Own(base, **arguments):
-    def __init__(self, rngs):
-      self.w = nnx.Param(jax.random.normal(rngs.params(), (4, 3)))
-
-    def __call__(self, x):
-      return x @ self.w[...]
+  class Own(Matrix, base, **arguments):
+    pass
 
   model = Own(nnx.Rngs(0))
   attached = glora_jax.nnx.attach(model, X, space=SPACE)
   assert isinstance(attached, Own)
-  assert attached.kind == 'own'
+  assert type(attached).__name__ == 'Own'
+  assert Registered.register.get('Own', Own) is Own
   randomize(attached)
   outputs = nnx.jit(lambda model: model(X))(attached)
   assert np.abs(outputs - model(X)).max() > 1e-3

@@ -3,9 +3,12 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import nnx_zoo
 import numpy as np
 import pytest
 from flax import nnx
+from hand_count import expected, found
+from live_models import Projection
 from trees import randomized
 
 import glora_jax
@@ -14,117 +17,56 @@ from glora_jax.method.draws import random_genomes
 from glora_jax.nnx import functional as glora_nnx
 
 X = jax.random.normal(jax.random.key(0), (3, 5, 8))
-
-
-class Block(nnx.Module):
-  def __init__(self, width, rngs):
-    self.norm = nnx.LayerNorm(width, rngs=rngs)
-    self.attention = nnx.MultiHeadAttention(num_heads=2, in_features=width, decode=False, rngs=rngs)
-    self.hidden = nnx.Linear(width, 2 * width, use_bias=False, rngs=rngs)
-    self.out = nnx.Linear(2 * width, width, rngs=rngs)
-    self.dropout = nnx.Dropout(0.1, rngs=rngs)
-
-  def __call__(self, x):
-    x = x + self.attention(self.norm(x))
-    return x + self.dropout(self.out(nnx.gelu(self.hidden(x))))
-
-
-class Transformer(nnx.Module):
-  def __init__(self, width, depth, rngs):
-    self.blocks = nnx.List([Block(width, rngs) for _ in range(depth)])
-    self.statistics = nnx.BatchNorm(width, rngs=rngs)
-    self.head = nnx.Linear(width, 3, rngs=rngs)
-
-  def __call__(self, x):
-    for block in self.blocks:
-      x = block(x)
-    return self.head(self.statistics(x).mean(axis=1))
+VIT = nnx_zoo.EXAMPLES['vit_without_its_convolution']()
+(IMAGES,) = VIT.inputs
 
 
 @pytest.fixture(scope='module')
 def problem():
-  model = Transformer(8, 2, nnx.Rngs(0))
-  model.eval()
+  """(a ViT, the same adapted by the classes of its modules, variables)."""
+  model = VIT.make()
   adapted = glora_nnx.adapt(model, space=glora_jax.SearchSpace((2, 4)))
   variables = adapted.init(jax.random.key(1), glora_nnx.params(model))
-  return model, adapted, variables
+  return model, adapted, {**variables, 'glora': randomized(variables['glora'])}
 
 
-def test_linear_layers_are_found_and_the_head_is_not_one_of_them(problem):
-  _, adapted, variables = problem
-  names = [
-    f'blocks/{i}/{name}'
-    for i in range(2)
-    for name in (
-      'attention/key',
-      'attention/out',
-      'attention/query',
-      'attention/value',
-      'hidden',
-      'out',
-    )
-  ]
-  assert [layer.name for layer in adapted.spec] == names
-  assert [layer.bias for layer in adapted.spec][4] is False
-  assert adapted.split(variables)[0]['params'].keys() == {'head'}
-
-
-def test_rows_are_the_same_with_and_without_sample_inputs(problem):
-  model, adapted, _ = problem
-  by_use = glora_nnx.adapt(model, X, space=glora_jax.SearchSpace((2, 4)))
+def test_linear_layers_are_found_by_class_as_with_sample_inputs_and_the_head_is_not_one(problem):
+  model, adapted, variables = problem
+  assert found(adapted) == expected(VIT.kernels)
+  assert adapted.split(variables)[0]['params'].keys() == {'classifier'}
+  by_use = glora_nnx.adapt(model, IMAGES, space=glora_jax.SearchSpace((2, 4)))
   assert by_use.spec == adapted.spec
   assert by_use.head_paths == adapted.head_paths
-
-
-class OwnEinsum(nnx.Module):
-  def __init__(self, rngs):
-    self.w = nnx.Param(jax.random.normal(rngs.params(), (2, 8, 4)))
-
-  def __call__(self, x):
-    return jnp.einsum('btd,ndh->btnh', x, self.w[...])
 
 
 class OwnAttention(nnx.Module):
   def __init__(self, rngs):
     self.conv = nnx.Conv(8, 8, 3, rngs=rngs)
-    self.q, self.k = OwnEinsum(rngs), OwnEinsum(rngs)
+    self.q, self.k = (Projection('btd,ndh->btnh', (2, 8, 4), rngs) for _ in range(2))
     self.dropout = nnx.Dropout(0.5, rngs=rngs)
 
-  def __call__(self, x, scale=1.0):
+  def __call__(self, x):
     x = self.dropout(self.conv(x))
-    return scale * jnp.einsum('btnh,bsnh->bnts', self.q(x), self.k(x))
+    return jnp.einsum('btnh,bsnh->bnts', self.q(x), self.k(x))
 
 
-def test_sample_inputs_show_layers_of_any_module_and_ties_and_convolutions():
+def test_sample_inputs_show_layers_of_any_module_and_ties_and_convolutions(caplog):
   adapted = glora_nnx.adapt(OwnAttention(nnx.Rngs(0)), X, ties=[('q/w', 'k/w')], convs=True)
   assert [layer.name for layer in adapted.spec] == ['conv', 'q/w+k/w']
   assert [layer.in_features for layer in adapted.spec] == [24, 8]
-
-
-def test_keyword_arguments_of_the_call_are_passed():
-  adapted = glora_nnx.adapt(OwnAttention(nnx.Rngs(0)), x=X, scale=2.0)
-  assert [layer.name for layer in adapted.spec] == ['k/w', 'q/w']
-
-
-def test_the_log_says_which_state_stands_still(caplog):
-  glora_nnx.adapt(OwnAttention(nnx.Rngs(0)), X)
-  assert 'OwnAttention has state that stays what it is now' in caplog.text
-  assert '1 RngKey' in caplog.text
-  caplog.clear()
-  glora_nnx.adapt(nnx.Sequential(nnx.Linear(8, 3, rngs=nnx.Rngs(0))), X)
-  assert 'state' not in caplog.text
+  assert '1 RngKey' in caplog.text  # which stays what it is now
 
 
 def test_folded_parameters_in_the_untouched_class_equal_apply(problem):
   model, adapted, variables = problem
-  before = model(X)
-  variables = {**variables, 'glora': randomized(variables['glora'])}
+  before = model(IMAGES)
   for genome in random_genomes(np.random.default_rng(0), adapted.spec, 4):
     plain = glora_nnx.with_params(model, adapted.fold(variables, genome))
-    assert type(plain) is Transformer
-    np.testing.assert_allclose(plain(X), adapted.apply(variables, X, genome=genome), atol=1e-5)
-  assert np.abs(plain(X) - before).max() > 1e-3
-  np.testing.assert_array_equal(model(X), before)
+    assert type(plain) is type(model)
+    outputs = adapted.apply(variables, IMAGES, genome=genome)
+    np.testing.assert_allclose(plain(IMAGES), outputs, atol=1e-5)
+  assert np.abs(outputs - before).max() > 1e-3
+  np.testing.assert_array_equal(model(IMAGES), before)
 
 
 def test_a_linen_model_bridged_into_nnx_takes_folded_parameters():
@@ -160,17 +102,16 @@ def test_a_bridged_model_that_is_called_with_mutable_gives_its_outputs_alone():
 
 def test_an_nnx_model_can_be_bridged_into_linen_after_folding_or_before_adapting(problem):
   model, adapted, variables = problem
-  variables = {**variables, 'glora': randomized(variables['glora'])}
   genome = presets.preset(adapted.spec, 'lora')
   folded = glora_nnx.with_params(model, adapted.fold(variables, genome))
   linen = nnx.bridge.ToLinen(lambda rngs: glora_nnx.with_params(folded, glora_nnx.params(folded)))
-  linen_variables = linen.init(jax.random.key(0), X)
-  np.testing.assert_allclose(linen.apply(linen_variables, X), folded(X), atol=1e-5)
-  again = glora_jax.adapt(linen, X)
+  start = linen.init(jax.random.key(0), IMAGES)
+  np.testing.assert_allclose(linen.apply(start, IMAGES), folded(IMAGES), atol=1e-5)
+  again = glora_jax.adapt(linen, IMAGES)
   assert {layer.name for layer in again.spec} == {layer.name for layer in adapted.spec}
-  start = again.init(jax.random.key(0), linen_variables['params'])
-  outputs = again.apply({**linen_variables, **start}, X, genome=presets.preset(again.spec, 'full'))
-  np.testing.assert_allclose(outputs, folded(X), atol=1e-5)
+  start |= again.init(jax.random.key(0), start['params'])
+  outputs = again.apply(start, IMAGES, genome=presets.preset(again.spec, 'full'))
+  np.testing.assert_allclose(outputs, folded(IMAGES), atol=1e-5)
 
 
 class Twice(nnx.Module):
