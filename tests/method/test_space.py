@@ -11,7 +11,6 @@ from glora_jax.method.space import MOST_RANKS, TENSORS, Layer, SearchSpace, Spec
 
 def test_spaces_take_names_or_codes():
   assert SearchSpace((4,), A=('lora', 'none')) == SearchSpace(4, A=(0, 3))
-  assert SearchSpace((2, 4), A=('none', 'lora4')) == SearchSpace((2, 4), A=('none', 'lora:4'))
   assert hash(Spec((Layer('a', 1, 1),))) == hash(Spec((Layer('a', 1, 1),)))
 
 
