@@ -38,6 +38,10 @@ def activations() -> jax.Array:
   return normal(BATCH, TIME, WIDTH)
 
 
+def of_activations(apply, params, kernels, rows, **counted) -> FunctionExample:
+  return FunctionExample(apply, params, (activations(),), kernels, rows, **counted)
+
+
 def some_tokens() -> jax.Array:
   return jnp.array([[1, 5, 10], [3, 0, 2]])
 
@@ -60,7 +64,7 @@ def list_of_layers():
     return last['b'] + jnp.dot(x, last['w'])  # the bias first
 
   kernels = {f'layers/{i}/w': Kernel('io', f'layers/{i}/b') for i in range(3)}
-  return FunctionExample(apply, {'layers': layers}, (activations(),), kernels, 3)
+  return of_activations(apply, {'layers': layers}, kernels, 3)
 
 
 @functools.partial(
@@ -91,7 +95,7 @@ def dataclasses_called_one_example_at_a_time():
     return jax.vmap(jax.vmap(lambda token: token + down(jax.nn.relu(up(token)))))(x)
 
   kernels = {'0/weight': Kernel('oi', '0/bias'), '1/weight': Kernel('oi')}
-  return FunctionExample(apply, params, (activations(),), kernels, 2)
+  return of_activations(apply, params, kernels, 2)
 
 
 @example
@@ -111,7 +115,7 @@ def names_with_slashes():
     return jnp.dot(x, second['w']) + second['b']
 
   kernels = {f'mlp/~/linear_{i}/w': Kernel('io', f'mlp/~/linear_{i}/b') for i in range(2)}
-  return FunctionExample(apply, params, (activations(),), kernels, 2)
+  return of_activations(apply, params, kernels, 2)
 
 
 @example
@@ -132,7 +136,7 @@ def gpt2_kernels():
     return convolve(params['c_proj'], jax.nn.softmax(q @ k.swapaxes(-1, -2)) @ v)
 
   kernels = {f'{name}/kernel': beside('oi', f'{name}/kernel') for name in shapes}
-  return FunctionExample(apply, params, (activations(),), kernels, 2)
+  return of_activations(apply, params, kernels, 2)
 
 
 # Attention with kernels of three and four axes, and its biases.
@@ -165,7 +169,7 @@ def attention_kernels():
     'kv/w': Kernel('oioo', 'kv/b'),
     'out/w': Kernel('iio', 'out/b'),
   }
-  return FunctionExample(apply, params, (activations(),), kernels, 3)
+  return of_activations(apply, params, kernels, 3)
 
 
 @example
@@ -192,7 +196,7 @@ def fused_projection():
     return jnp.einsum('btnh,nhd->btd', attend(q, k, v), out)
 
   kernels = {'qkv': Kernel('io'), 'out': Kernel('oi')}
-  return FunctionExample(apply, params, (activations(),), kernels, 2, tolerance=2e-2)
+  return of_activations(apply, params, kernels, 2, tolerance=2e-2)
 
 
 # Stacks: scanned, vmapped, indexed, grouped.
@@ -227,9 +231,7 @@ def scanned_and_rematerialized():
     body = jax.checkpoint(lambda x, layer: (block(layer, x), None))
     return jax.lax.scan(body, x, params)[0]
 
-  return FunctionExample(
-    apply, block_params(DEPTH), (activations(),), block_kernels('sio', 'so'), 6
-  )
+  return of_activations(apply, block_params(DEPTH), block_kernels('sio', 'so'), 6)
 
 
 @example
@@ -241,7 +243,7 @@ def scanned_along_a_later_axis():
     return jax.lax.scan(lambda x, layer: (block(layer, x), None), x, layers)[0]
 
   params = block_params(DEPTH, axis=1)
-  return FunctionExample(apply, params, (activations(),), block_kernels('iso', 'os'), 6)
+  return of_activations(apply, params, block_kernels('iso', 'os'), 6)
 
 
 @example
@@ -254,7 +256,7 @@ def scan_of_a_vmap():
 
   # Branches that all get the same input are outputs of one layer; below they are layers.
   kernels = {**block_kernels('ssio', 'sso'), 'up/w': Kernel('soio', 'up/b', 'soo')}
-  return FunctionExample(apply, block_params(DEPTH, 2), (activations(),), kernels, 9)
+  return of_activations(apply, block_params(DEPTH, 2), kernels, 9)
 
 
 @example
@@ -266,9 +268,7 @@ def unrolled_stack():
       x = block(jax.tree.map(lambda leaf: leaf[i], params), x)  # noqa: B023
     return x
 
-  return FunctionExample(
-    apply, block_params(DEPTH), (activations(),), block_kernels('sio', 'so'), 6
-  )
+  return of_activations(apply, block_params(DEPTH), block_kernels('sio', 'so'), 6)
 
 
 def router_and_experts():
@@ -292,7 +292,7 @@ def experts_in_a_loop():
     ]
     return sum(results)
 
-  return FunctionExample(apply, router_and_experts(), (activations(),), EXPERT_KERNELS, 9)
+  return of_activations(apply, router_and_experts(), EXPERT_KERNELS, 9)
 
 
 @example
@@ -305,7 +305,7 @@ def experts_by_einsum():
 
   # Of the last product the experts are summed over as well: one layer [experts * hidden, width].
   kernels = {**EXPERT_KERNELS, 'down': Kernel('iio')}
-  return FunctionExample(apply, router_and_experts(), (activations(),), kernels, 6)
+  return of_activations(apply, router_and_experts(), kernels, 6)
 
 
 @example

@@ -39,30 +39,21 @@ def assert_distinct(genomes):
       assert set(np.unique(genomes[..., row, column])) <= set(layer.offered(tensor))
 
 
-def population(seed, number=8):
-  return random_genomes(np.random.default_rng(seed), SPEC, number)
-
-
-@given(seed=seeds, budget=budgets)
+@given(seed=seeds, budget=budgets, share=st.floats(0, 1))
 @settings(deadline=None)
-def test_random_genomes_have_one_shift_within_any_budget(seed, budget):
-  drawn = random_genomes(np.random.default_rng(seed), SPEC, 8, budget)
-  assert_distinct(drawn)
+def test_genomes_have_one_shift_wherever_they_come_from(seed, budget, share):
+  rng = np.random.default_rng(seed)
+  drawn = random_genomes(rng, SPEC, 8, budget)
   assert count_params(SPEC, drawn).max() <= budget
+  assert_distinct(drawn)
+  assert_distinct(mutate(rng, SPEC, drawn, 8, share))
+  assert_distinct(cross(rng, SPEC, drawn, 8))
 
 
 @given(seed=seeds, largest=st.sampled_from((0.0, 0.5, 1.0)))
 @settings(deadline=None, max_examples=30)
 def test_sampled_genomes_have_one_shift(seed, largest):
   assert_distinct(np.asarray(draw(jax.random.key(seed), SPEC, largest)))
-
-
-@given(seed=seeds, probability=st.floats(0, 1))
-@settings(deadline=None)
-def test_children_have_one_shift(seed, probability):
-  rng = np.random.default_rng(seed)
-  assert_distinct(mutate(rng, SPEC, population(seed), 8, probability))
-  assert_distinct(cross(rng, SPEC, population(seed), 8))
 
 
 @given(seed=seeds, budget=budgets)

@@ -5,7 +5,6 @@ import pytest
 
 from glora_jax.method.presets import (
   block_numbers,
-  check_preset_name,
   file_name,
   placed_rows,
   preset,
@@ -117,32 +116,20 @@ def test_every_base_is_a_preset_whatever_the_space_offers():
 
 
 @pytest.mark.parametrize(
-  'name, message',
-  [
-    ('lorra', "'lorra' is unknown; the presets are linear, bitfit"),
-    ('lora:', "has the rank ''; it must be a whole number"),
-    ('lora:-1', "has the rank '-1'"),
-    ('lora:rising', "has the rank 'rising'"),
-    ('ssf:2', 'ssf has no LoRA'),
-    ('lora@', 'has nothing behind its @'),
-    ('lora@(', r"'\(', which is no regular expression"),
-  ],
-)
-def test_names_that_no_preset_can_have_are_refused_without_a_model(name, message):
-  with pytest.raises(ValueError, match=message):
-    check_preset_name(name)
-
-
-@pytest.mark.parametrize(
   'spec, name, message',
   [
+    (BLOCKS, 'lorra', "'lorra' is unknown; the presets are linear, bitfit"),
+    (BLOCKS, 'lora:', "has the rank ''; it must be a whole number"),
+    (BLOCKS, 'lora:rising', "has the rank 'rising'"),
+    (BLOCKS, 'ssf:2', 'ssf has no LoRA'),
+    (BLOCKS, 'lora@', 'has nothing behind its @'),
+    (BLOCKS, 'lora@(', r"'\(', which is no regular expression"),
     (BLOCKS, 'lora:5', r'needs rank 5, .* blocks/qkv\[0\] has the ranks 1, 2, 3'),
-    (BLOCKS, 'lora@convolution', "No adapted layer is in the place 'convolution'"),
     (spec_of(('a', 'b')), 'lora@qkv', "No adapted layer is in the place 'qkv'.* are a, b"),
     (spec_of(('a', 'b')), 'lora@last_half', "in the place 'last_half'"),
   ],
-)  # fmt: skip
-def test_presets_that_a_model_cannot_have_are_explained(spec, name, message):
+)
+def test_presets_that_there_are_not_or_that_a_model_cannot_have_are_explained(spec, name, message):
   with pytest.raises(ValueError, match=message):
     preset(spec, name)
 

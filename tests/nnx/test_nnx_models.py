@@ -1,7 +1,6 @@
 """GLoRA on NNX models of many kinds, as pure functions and alive."""
 
 import functools
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 from comparing import vector
 from flax import nnx
-from hand_count import NnxExample, by_name, expected, fold_by_hand, found, randomized_model, unboxed
+from hand_count import by_name, expected, fold_by_hand, found, randomized_model, unboxed
 from trees import randomized
 from zoo_cases import SPACE, Case, as_at_start, distance
 
@@ -97,46 +96,18 @@ def test_matrices_that_no_row_covers_are_named(name):
   case(name).check_coverage()
 
 
-class Live(NamedTuple):
-  """A model that is attached.
-
-  Attributes:
-    example: what a reader says of it.
-    base: the model itself.
-    model: the attached one.
-    adapted: the attached one as `adapt` gives it.
-    variables: its variables, with random supports.
-  """
-
-  example: NnxExample
-  base: nnx.Module
-  model: nnx.Module
-  adapted: Any
-  variables: dict[str, Any]
-
-
-@functools.cache
-def live(name):
+@computed
+def test_a_live_model_has_the_rows_computes_the_equation_folds_and_has_gradients(name):
   example, model = base(name)
   attached = glora_jax.nnx.attach(
     model, *example.inputs, space=SPACE, **example.options, **example.kwargs
   )
   adapted, variables = glora_jax.nnx.as_adapted(attached)
-  random = {**variables, 'glora': randomized(variables['glora'], seed=2)}
-  return Live(example, model, attached, adapted, random)
-
-
-@computed
-def test_a_live_model_is_of_its_class_with_the_rows_that_a_reader_counts(name):
-  example, model, attached, adapted, _ = live(name)
   assert isinstance(attached, type(model))
   assert found(adapted) == expected(example.kernels)
   assert len(glora_jax.nnx.spec(attached)) == example.rows
 
-
-@computed
-def test_a_live_model_computes_the_equation_folds_and_has_gradients(name):
-  example, model, attached, adapted, variables = live(name)
+  variables = {**variables, 'glora': randomized(variables['glora'], seed=2)}
   start = {**variables, 'glora': as_at_start(variables['glora'])}
   glora_jax.nnx.set_variables(attached, start)
   outputs = compute(attached, example.inputs, example.kwargs)[1]
