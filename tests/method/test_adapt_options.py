@@ -1,7 +1,6 @@
 """Ties, spaces by pattern, nn.Einsum, nn.Conv, boxes, fixed subnets, the summary."""
 
 import functools
-import os
 import subprocess
 
 import flax.linen as nn
@@ -11,7 +10,7 @@ import model_zoo
 import numpy as np
 import pytest
 from comparing import assert_close, assert_trees_close, random_params, random_variables
-from places import ROOT, program
+from places import ROOT, environment, program
 
 import glora_jax
 from glora_jax import SearchSpace
@@ -246,13 +245,8 @@ def test_boxed_kernels_get_supports_in_matching_boxes():
 
 @pytest.mark.slow
 def test_on_eight_devices_init_apply_and_fold_give_what_one_device_gives():
-  environment = {
-    **os.environ,
-    'XLA_FLAGS': os.environ['XLA_FLAGS'] + ' --xla_force_host_platform_device_count=8',
-    'JAX_PLATFORMS': 'cpu',
-  }
   run = subprocess.run(
-    program('sharded_params'), capture_output=True, text=True, env=environment, cwd=ROOT
+    program('sharded_params'), capture_output=True, text=True, env=environment(devices=8), cwd=ROOT
   )
   assert run.stdout.strip() == 'equal on 8', run.stderr
 

@@ -162,17 +162,6 @@ def test_a_kernel_beside_other_kernels_is_named_by_itself():
   )
 
 
-def test_tied_layers_are_named_by_what_differs():
-  params = {name: {'w': W2} for name in 'qk'}
-  adapted = glora_jax.adapt_function(
-    lambda params, x: (x @ params['q']['w']) * (x @ params['k']['w']),
-    params,
-    jnp.zeros((1, H)),
-    ties=[('q/w', 'k/w')],
-  )
-  assert [layer.name for layer in adapted.spec] == ['q/w+k/w']
-
-
 @pytest.mark.parametrize('wrong', [KeyError('z'), AssertionError(), OSError(2, 'gone')], ids=repr)
 def test_what_a_model_raises_is_raised_as_it_is_with_a_note_on_its_inputs(wrong):
   def function(params, x):

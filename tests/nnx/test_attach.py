@@ -174,14 +174,6 @@ def test_heads_of_other_types_stay_instances_of_them_and_are_pickled():
   np.testing.assert_array_equal(other(TOKENS), attached(TOKENS))
 
 
-def test_heads_have_a_type_and_lose_it_when_folded(pair):
-  model, attached = pair
-  assert {type(variable) for variable in variables(attached.head, nnx.Param)} == {Head}
-  assert type(glora_jax.nnx.fold(attached).head.kernel) is nnx.Param
-  assert type(model.head.kernel) is nnx.Param
-  assert not variables(fresh(heads=None).head, Head)
-
-
 def test_a_genome_is_no_parameter(pair):
   _, attached = pair
   assert not any(isinstance(variable, Genome) for variable in variables(attached, nnx.Param))
