@@ -23,10 +23,10 @@ TENSORS = {
 }
 
 
-@pytest.mark.parametrize(
-  'write, container',
-  [(write_npz, 'npz'), (lambda p, t: write_safetensors(p, t, {}), 'safetensors')],
-)
+WRITERS = [(write_npz, 'npz'), (lambda p, t: write_safetensors(p, t, {}), 'safetensors')]
+
+
+@pytest.mark.parametrize('write, container', WRITERS)
 def test_tensors_round_trip_with_their_types(write, container, tmp_path):
   write(tmp_path / 'file', TENSORS)
   opened = open_tensors(tmp_path / 'file')
@@ -35,19 +35,16 @@ def test_tensors_round_trip_with_their_types(write, container, tmp_path):
   for name, value in TENSORS.items():
     assert opened.read(name).dtype == value.dtype
     np.testing.assert_array_equal(opened.read(name), value)
+  if container == 'safetensors':  # stays readable to its own library
+    for name, value in safetensors.numpy.load_file(tmp_path / 'file').items():
+      np.testing.assert_array_equal(value, TENSORS[name])
 
 
-def test_tensors_that_are_no_floating_point_numbers_have_no_type(tmp_path):
-  write_npz(tmp_path / 'file', {'count': np.arange(3)})
-  assert open_tensors(tmp_path / 'file').specs == {'count': ((3,), None)}
-
-
-@pytest.mark.parametrize('write', [write_npz, lambda p, t: write_safetensors(p, t, {})])
+@pytest.mark.parametrize('write, container', WRITERS)
 @pytest.mark.parametrize(
-  'damage',
-  [lambda b: b[: len(b) // 2], lambda b: b[:-10], lambda b: b[:20] + b'\xff' * 60 + b[80:]],
+  'damage', [lambda b: b[: len(b) // 2], lambda b: b[:20] + b'\xff' * 60 + b[80:]]
 )
-def test_damaged_files_are_refused_in_one_sentence(write, damage, tmp_path):
+def test_damaged_files_are_refused_in_one_sentence(write, container, damage, tmp_path):
   path = tmp_path / 'file'
   write(path, TENSORS)
   path.write_bytes(damage(path.read_bytes()))
@@ -59,9 +56,9 @@ def test_damaged_files_are_refused_in_one_sentence(write, damage, tmp_path):
   assert_refused(str(path), read_all)
 
 
-def npy(shape, dtype='<f4', content=b''):
-  header = f"{{'descr': {dtype!r}, 'fortran_order': False, 'shape': {shape!r}, }}".ljust(117) + '\n'
-  return b'\x93NUMPY\x01\x00' + struct.pack('<H', len(header)) + header.encode() + content
+def npy(shape):
+  header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape!r}, }}".ljust(117) + '\n'
+  return b'\x93NUMPY\x01\x00' + struct.pack('<H', len(header)) + header.encode() + bytes(16)
 
 
 def archive(name, content):
@@ -78,12 +75,9 @@ def archive(name, content):
     (b'GIF89a' + bytes(100), 'no npz, safetensors or PyTorch file'),
     (b'PK\x03\x04' + bytes(50), 'damaged'),
     (struct.pack('<Q', 2**40) + b'{"a":1}', 'damaged'),
-    (bytes(40), 'no npz, safetensors or PyTorch file'),
     (archive('photo.jpg', b''), 'photo.jpg'),
-    (archive('a.npy', npy((-1, 4), content=bytes(16))), '(-1, 4)'),
-    (archive('a.npy', npy((2**40,), content=bytes(16))), ['(1099511627776,)', '16 bytes']),
-    (archive('a.npy', npy((3,), content=bytes(16))), '16 bytes'),
-    (archive('a.npy', npy((1,), '|O', b'\x80\x04N.')), 'Python objects'),
+    (archive('a.npy', npy((-1, 4))), '(-1, 4)'),
+    (archive('a.npy', npy((2**40,))), ['(1099511627776,)', '16 bytes']),
     (archive('a.npy', b'nothing'), 'damaged'),
   ],
 )
@@ -97,7 +91,6 @@ def test_files_that_declare_what_they_do_not_hold_and_others_are_refused(content
   'spec',
   [
     {'shape': [-2, 2], 'data_offsets': [0, 16]},
-    {'shape': [2**40], 'data_offsets': [0, 16]},
     {'shape': [4], 'data_offsets': [0, 2**40]},
     {'shape': [4], 'data_offsets': [0, 16], 'dtype': 'X'},
   ],
@@ -124,9 +117,3 @@ def test_zip_bombs_are_refused_by_what_they_declare(tmp_path):
     np.save(buffer, np.zeros(17_000_000, np.float32))
     archive.writestr('a.npy', buffer.getvalue())
   assert_refused('68000128', open_tensors, tmp_path / 'bomb.npz')
-
-
-def test_safetensors_stay_readable_to_their_own_library(tmp_path):
-  write_safetensors(tmp_path / 'file', TENSORS, {'format': 'pt'})
-  for name, value in safetensors.numpy.load_file(tmp_path / 'file').items():
-    np.testing.assert_array_equal(value, TENSORS[name])

@@ -42,9 +42,7 @@ def server(tmp_path, monkeypatch):
 
 
 def files(tmp_path):
-  return [
-    os.path.join(folder, name) for folder, _, names in os.walk(tmp_path / 'cache') for name in names
-  ]
+  return [path for path in (tmp_path / 'cache').rglob('*') if path.is_file()]
 
 
 def test_a_file_comes_once_and_whole(server):
@@ -54,10 +52,7 @@ def test_a_file_comes_once_and_whole(server):
   assert fetch(f'{server}/a/model.npz', SHA256.upper()) == path
   assert len(Handler.requests) == 1
   assert os.path.basename(path) == 'model.npz'
-
-
-def test_addresses_that_end_alike_do_not_mix(server):
-  assert fetch(f'{server}/a/model.npz', SHA256) != fetch(f'{server}/b/model.npz', SHA256)
+  assert fetch(f'{server}/b/model.npz', SHA256) != path
 
 
 def test_a_wrong_sum_leaves_nothing(server, tmp_path):
@@ -84,9 +79,7 @@ def test_a_file_changed_in_the_cache_is_noticed(server):
   path = fetch(f'{server}/model.npz', SHA256)
   with open(path, 'ab') as file:
     file.write(b'x')
-  with pytest.raises(
-    ValueError, match=f'{path} has SHA-256 .* and {SHA256} was expected. Remove it'
-  ):
+  with pytest.raises(ValueError, match=f'{path} has SHA-256 .* and {SHA256} was expected'):
     fetch(f'{server}/model.npz', SHA256)
 
 
@@ -97,10 +90,6 @@ def test_a_shortcut_is_remembered_by_the_sum_of_its_first_download(server, monke
     assert file.read().strip() == SHA256
   assert fetch('tiny') == path
   assert len(Handler.requests) == 1
-  with open(path, 'ab') as file:
-    file.write(b'x')
-  with pytest.raises(ValueError, match='was expected'):
-    fetch('tiny')
 
 
 def test_an_address_needs_its_sum():
@@ -118,12 +107,3 @@ def test_paths_are_checked_and_returned(tmp_path):
     fetch(str(path), '0' * 64)
   with pytest.raises(FileNotFoundError, match='dinov2-B/14'):
     fetch(str(tmp_path / 'none.npz'))
-
-
-def test_a_failure_without_a_text_is_named_by_its_kind(server, monkeypatch):
-  def fail(*args, **kwargs):
-    raise TimeoutError
-
-  monkeypatch.setattr(fetching.pooch, 'retrieve', fail)
-  with pytest.raises(OSError, match=r'could not be downloaded \(TimeoutError\)\. Get the file'):
-    fetch(f'{server}/model.npz', SHA256)

@@ -15,7 +15,6 @@ def make(folder, *names):
   'names, expected',
   [
     (['weights.npz'], 'weights.npz'),
-    (['model.safetensors', 'other.npz'], 'model.safetensors'),
     (['model.safetensors', 'pytorch_model.bin'], 'model.safetensors'),
     (['pytorch_model.bin', 'training_args.bin'], 'pytorch_model.bin'),
   ],

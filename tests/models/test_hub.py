@@ -13,20 +13,7 @@ from glora_jax.models.classifier import Classifier
 from glora_jax.models.fetch import fetch
 
 COMMIT = '1' * 40
-MALFORMED = [
-  'hf:',
-  'hf:vit',
-  'hf:me/',
-  'hf:/vit',
-  'hf:a/b/c',
-  'hf:../vit',
-  'hf: me/vit',
-  'hf:me/v--it',
-  'hf:me/vit.npz?x',
-  'hf:me/vit@',
-  'hf:me/vit@a b',
-  'hf:me/vit@../../x',
-]
+MALFORMED = ['hf:vit', 'hf:a/b/c', 'hf: me/vit', 'hf:me/v--it', 'hf:me/vit@', 'hf:me/vit@../../x']
 
 
 @pytest.fixture
@@ -47,10 +34,8 @@ def names(monkeypatch):
 @pytest.mark.parametrize(
   'name, repository, revision',
   [
-    ('hf:google/vit-base-patch16-224', 'google/vit-base-patch16-224', None),
-    ('hf:me/v.1_x@main', 'me/v.1_x', 'main'),
+    ('hf:me/v.1_x-b', 'me/v.1_x-b', None),
     ('hf:me/vit@refs/pr/1', 'me/vit', 'refs/pr/1'),
-    (f'hf:me/vit@{COMMIT}', 'me/vit', COMMIT),
   ],
 )
 def test_a_name_has_a_repository_and_perhaps_a_revision(name, repository, revision):

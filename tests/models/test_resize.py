@@ -36,19 +36,13 @@ def test_the_same_grid_changes_nothing_and_rows_are_no_columns(interpolation):
   np.testing.assert_allclose(wide, np.arange(3)[:, None] * np.ones((1, 8)), atol=1e-5)
 
 
-def test_196_tokens_are_not_195_and_a_class_token():
-  for tokens, new_tokens in ((196, 49), (197, 50)):
-    old = np.zeros((1, tokens, 2), np.float32)
-    assert resize_pos_embed(old, (14, 14), (7, 7), 'bicubic').shape == (1, new_tokens, 2)
-
-
 def test_big_visions_way_is_zoom():
   old = np.random.default_rng(0).normal(size=(1, 25, 2)).astype(np.float32)
   expected = scipy.ndimage.zoom(old.reshape(5, 5, 2), (7 / 5, 7 / 5, 1), order=1).reshape(1, 49, 2)
   np.testing.assert_array_equal(resize_pos_embed(old, (5, 5), (7, 7), 'linear_corners'), expected)
 
 
-@pytest.mark.parametrize('old, new', [(2, 2), (2, 3), (2, 7), (3, 4), (4, 8), (5, 6), (6, 12)])
+@pytest.mark.parametrize('old, new', [(2, 2), (2, 7), (3, 4), (4, 8)])
 def test_an_enlarged_patch_is_embedded_as_the_patch_was(old, new):
   rng = np.random.default_rng(0)
   channels = old * old  # as many as the resizing inside, so that both are compiled once

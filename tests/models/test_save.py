@@ -9,15 +9,6 @@ from places import FIXTURES
 from glora_jax.models import weights
 
 
-def test_a_file_alone_says_what_it_cannot_say(timm, tmp_path, caplog):
-  model, params, metadata = timm.load()
-  model = model.clone(activation='gelu_tanh')
-  weights.save(tmp_path / 'alone.safetensors', model, params, metadata, metadata['source'])
-  assert 'alone cannot say num_heads=4' in caplog.text
-  assert 'activation=gelu_tanh (without it: gelu)' in caplog.text
-  assert 'normalization=' not in caplog.text  # is what a reader assumes
-
-
 def test_metadata_that_a_file_alone_loses_are_said(tmp_path, caplog):
   model = OURS.clone(layer_scale=None, activation='gelu_tanh', class_token=False)
   known = {'image_size': 16, 'normalization': 'unit', 'resize': 'crop', 'classes': CLASSES}
@@ -40,22 +31,6 @@ def test_class_names_and_normalization_pass_through_hugging_faces_files(tmp_path
   (tmp_path / 'config.json').write_text(json.dumps(config))
   _, _, again = weights.load(tmp_path)
   assert (again['classes'], again['normalization']) == (CLASSES, 'imagenet')
-
-
-@pytest.mark.parametrize('format', ['hf_vit', 'hf_dinov2'])
-def test_hugging_faces_processor_crops_as_the_model_saw_images(tmp_path, format):
-  known = {'image_size': 16, 'normalization': 'imagenet', 'resize': 'crop'}
-  model = OURS.clone(layer_scale=None, pool='token')
-  weights.save(tmp_path, model, params_of(model), known, format)
-  processor = json.loads((tmp_path / 'preprocessor_config.json').read_text())
-  assert processor['image_processor_type'] == 'BitImageProcessor'
-  assert processor['do_center_crop']
-  assert processor['crop_size'] == {'height': 16, 'width': 16}
-  assert processor['size'] == {'shortest_edge': 18}
-  config = json.loads((tmp_path / 'config.json').read_text())
-  del config['glora_jax']
-  (tmp_path / 'config.json').write_text(json.dumps(config))
-  assert weights.load(tmp_path).metadata['resize'] == 'crop'
 
 
 def test_an_older_checkpoint_in_the_folder_is_not_left_to_be_read(tmp_path):

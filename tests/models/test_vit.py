@@ -88,8 +88,6 @@ def test_bfloat16_computation_keeps_float32_parameters_and_logits():
   'fields',
   [
     {'remat': 'nothing_saveable'},
-    {'remat': 'dots_saveable'},
-    {'unroll': 2},
     {'unroll': 100},
     {'unroll': 2, 'remat': 'dots_saveable'},
   ],
@@ -125,8 +123,3 @@ def test_drop_path_acts_in_training_only_and_differs_between_examples_and_keys()
   second = trained(jax.random.key(1))
   assert len(np.unique(np.asarray(first)[:, 0].round(4))) > 1
   assert np.abs(first - second).max() > 1e-4
-
-
-def test_describe_rebuilds_the_same_parameters():
-  model = build(layer_scale=0.1, drop_path=0.2, dtype=jnp.bfloat16)
-  assert shapes(ViT(**vit.describe(model)))[1] == shapes(model)[1]

@@ -6,15 +6,18 @@ import subprocess
 
 import jax
 import numpy as np
-from checkpoints import CLASSES, OURS, own  # noqa: F401, fixtures
+from checkpoints import CLASSES, OURS, assert_equal_params, own  # noqa: F401, fixtures
 from places import program
 
 from glora_jax.models import weights
-from glora_jax.models.vit import expected_params
+from glora_jax.models.vit import describe, expected_params
 
 
-def test_a_checkpoint_gives_the_same_logits_in_a_fresh_process(own, tmp_path):
+def test_a_checkpoint_is_the_same_model_here_and_in_a_fresh_process(own, tmp_path):
   path, params = own
+  model, loaded, _ = weights.load(path)
+  assert_equal_params(loaded, params)
+  assert describe(model) == describe(OURS)
   images = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
   np.save(tmp_path / 'images.npy', images)
   command = [*program('load_checkpoint'), path, tmp_path / 'images.npy']
