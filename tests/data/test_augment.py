@@ -1,4 +1,4 @@
-"""Augmentation on the device: what is drawn at random, and what it does to the images."""
+"""Augmentation on the device and normalization: what is drawn at random, and what it does."""
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,7 @@ from photographs import photographs
 from PIL import Image
 
 from glora_jax.data import augment, normalization, rand_augment
+from glora_jax.data.normalization import normalize, statistics
 from glora_jax.data.shifts import DIRECTIONS, shifted
 
 LARGE = (64, 96)
@@ -26,18 +27,16 @@ random_erasing = jax.jit(augment.random_erasing)
 
 
 @pytest.mark.parametrize(
-  'function, images',
+  'function',
   [
-    (random_resized_crop, np.repeat(photographs(LARGE)[:1], 16, 0)),
-    (
-      lambda key, images: color_jitter(key, images, STRENGTH),
-      np.repeat(photographs((SIZE, SIZE))[:1], 16, 0),
-    ),
-    (lambda key, images: random_erasing(key, images, 1.0), PLAIN),
+    random_resized_crop,
+    lambda key, images: color_jitter(key, images, STRENGTH),
+    lambda key, images: random_erasing(key, images.astype(np.float32), 1.0),
   ],
   ids=['random_resized_crop', 'color_jitter', 'random_erasing'],
 )
-def test_the_key_decides_and_every_image_has_its_own_draw(function, images):
+def test_the_key_decides_and_every_image_has_its_own_draw(function):
+  images = np.repeat(photographs(LARGE)[:1], 16, 0)
   first, again, other = (np.asarray(function(jax.random.key(seed), images)) for seed in (0, 0, 1))
   np.testing.assert_array_equal(first, again)
   assert (first != other).any()
@@ -106,16 +105,19 @@ def test_a_crop_is_what_pillow_makes_of_its_box():
     assert difference.mean() < 3
 
 
-def test_the_whole_image_at_its_own_size_stays():
-  images = photographs((SIZE, SIZE))
-  crop = jax.jit(augment.random_resized_crop, static_argnums=(2, 3, 4))
-  whole = crop(jax.random.key(0), images, SIZE, (1.0, 1.0), (1.0, 1.0))
-  np.testing.assert_array_equal(whole, images)
-
-
-def test_without_strength_colours_stay():
-  images = photographs((SIZE, SIZE))
-  np.testing.assert_array_equal(color_jitter(jax.random.key(0), images, 0.0), images)
+@pytest.mark.parametrize(
+  'function, images',
+  [
+    (
+      lambda key, images: augment.random_resized_crop(key, images, SIZE, (1.0, 1.0), (1.0, 1.0)),
+      photographs((SIZE, SIZE)),
+    ),
+    (lambda key, images: color_jitter(key, images, 0.0), photographs((SIZE, SIZE))),
+    (lambda key, images: random_erasing(key, images, 0.0), PLAIN),
+  ],
+)
+def test_without_strength_images_stay(function, images):
+  np.testing.assert_array_equal(jax.jit(function)(jax.random.key(0), images), images)
 
 
 def test_what_is_erased_is_a_box_of_noise():
@@ -137,10 +139,6 @@ def test_what_is_erased_is_a_box_of_noise():
   noise = result[changed]
   assert noise.mean() == pytest.approx(0, abs=0.01)
   assert noise.std() == pytest.approx(1, abs=0.01)
-
-
-def test_nothing_is_erased_without_probability():
-  np.testing.assert_array_equal(random_erasing(jax.random.key(0), PLAIN, 0.0), PLAIN)
 
 
 def test_mixup_is_a_convex_combination_with_the_reversed_batch():
@@ -218,3 +216,26 @@ def test_an_image_is_shifted_as_its_label_says(num_classes):
   for image, found, label in zip(images, moved, labels, strict=True):
     down, right = DIRECTIONS[label]
     np.testing.assert_array_equal(found, np.roll(image, (3 * down, 4 * right), (0, 1)))
+
+
+PIXELS = np.array([[[[0, 128, 255]]]], np.uint8)
+IN_UNIT = np.array([0, 128 / 255, 1])
+
+
+@pytest.mark.parametrize(
+  'name, expected',
+  [
+    ('unit', IN_UNIT),
+    ('inception', 2 * IN_UNIT - 1),
+    ('imagenet', (IN_UNIT - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]),
+  ],
+)
+def test_normalizations_are_what_they_say(name, expected):
+  np.testing.assert_allclose(normalize(PIXELS, name)[0, 0, 0], expected, atol=1e-5)
+
+
+def test_mean_and_deviation_may_be_given_as_lists_of_a_config():
+  given = [[0.1, 0.2, 0.3], [1, 2, 4]]
+  assert statistics(given) == ((0.1, 0.2, 0.3), (1, 2, 4))
+  expected = (IN_UNIT - given[0]) / given[1]
+  np.testing.assert_allclose(normalize(PIXELS, given)[0, 0, 0], expected, atol=1e-6)

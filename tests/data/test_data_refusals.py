@@ -25,22 +25,19 @@ LISTS = {'vtab/cifar100': 'noah', 'fewshot/food101/4/0': 'lists', 'generalizatio
     *(
       (name, {}, name.partition(':')[2] or name.rpartition('/')[2])
       for name in (
-        *('digit', 'vtab/cifar10', 'fewshot/food', 'fewshot/food101', 'fewshot/food101/4'),
-        *('fewshot/food101/four/0', 'fewshot/food101/0/0', 'generalization/zero', 'folder:/no/one'),
-        *('tfds:clevr', 'tfds:chexpert', 'tfds:no_such_set', 'tfds:../x', 'tfds: '),
+        *('digit', 'vtab/cifar10', 'fewshot/food', 'fewshot/food101/four/0', 'fewshot/food101/0/0'),
+        *('generalization/zero', 'folder:/no/one', 'tfds:clevr', 'tfds:chexpert', 'tfds:../x'),
         *('tfds:mnist/none', 'csv:/no/labels.csv'),
       )
     ),
     ('fewshot/fgvc_aircraft/4/0', {}, 'fgvc_aircraft'),
     ('generalization/0', {'version': '5.1.0'}, '5.1.0'),
-    *(('tfds:mnist', {'version': x}, x) for x in ('x.y', '1', '*', '1.0.0.0', '../x')),
-    ('vtab/cifar100', {'source': 'torch'}, "'torch' is unknown for VTAB-1k; it is 'tfds' or 'noah"),
+    *(('tfds:mnist', {'version': x}, x) for x in ('1', '../x')),
     ('vtab/cifar100', {'source': 'noah', 'root': '/no'}, '/no/cifar'),
     ('fewshot/food101/4/0', {'source': 'lists', 'root': '/no'}, '/no/food-101'),
     *((task, {'source': 'x'}, "'x'") for task in LISTS),
     *((task, {'source': source}, 'data.root') for task, source in LISTS.items()),
     # Other images than those in the folder would be trained on.
-    *((task, {'root': '/data'}, "data.root='/data'") for task in LISTS),
     *((task, {'source': 'tfds', 'root': '/data'}, "data.root='/data'") for task in LISTS),
     *(
       (task, {'source': source, 'root': '/data', 'version': '3.0.2'}, "data.version='3.0.2'")
@@ -63,18 +60,14 @@ def fill(folder, classes, number=3):
     (['train/a', 'train/b', 'val/a', 'extra/a'], 'extra'),
     (['val/a', 'val/b', 'test/a', 'test/b'], 'test, val'),
     (['train/a', 'train/b', 'val/a', 'valid/b'], 'val, valid'),
-    (['Train/a', 'Train/b', 'train/a'], 'Train, train'),
     (['val/a', 'a\nb/c'], r'a\nb'),
     (['train/a', 'train/b', 'test/z'], 'z'),
     ([*(f'train/{x}' for x in 'ab'), 'val/a', *(f'test/{x}' for x in 'ab')], 'val are of the'),
-    ([*(f'train/{x}' for x in 'ab'), *(f'val/{x}' for x in 'ab'), 'test/b'], 'test are of the'),
-    ([*(f'{s}/{x}' for s in ('train', 'val') for x in 'ab'), 'train/c', 'test/c'], 'test are of'),
     (
       [*(f'train/{x}' for x in 'abcd'), 'val/a', 'val/b', 'test/c', 'test/d'],
       'val and test have no class in common',
     ),
     (['a'], '1 subfolders'),
-    ([], '0 subfolders'),
     (['a', 'b\ud800'], r'b\ud800'),
   ],
 )
@@ -84,7 +77,7 @@ def test_folders_that_cannot_be_a_task(tmp_path, classes, named):
     find(f'folder:{tmp_path}')
 
 
-@pytest.mark.parametrize('target', ['.', '..', '../photos'])
+@pytest.mark.parametrize('target', ['.', '..'])
 def test_a_class_folder_that_links_to_its_parent(tmp_path, target):
   photos = tmp_path / 'photos'
   fill(photos, ['cat', 'dog'])
@@ -112,57 +105,43 @@ def test_a_workdir_among_the_images(tmp_path, workdir):
     catalog.require_apart(f'folder:{photos}/', str(photos / workdir))
 
 
+CSVS = [
+  ('path,label\n', 'header'),
+  ('path,label\n0.png\n', "line 2: '0.png'"),
+  ('path,label,split\n0.png,x,train\n1.png,y,dev\n', 'line 3: dev'),
+  ('path,label,split\n0.png,x,test\n1.png,y,test\n', 'train'),
+  ('0.png,x\n./0.png,y\n', 'line 2: ./0.png occurs a second time, first in line 1 as 0.png'),
+  ('path,label,split,Split\n0.png,x,train,test\n', 'line 1'),
+  ('file,class\n0.png,x\n', "line 1: 'file,class'"),
+  ('path;label\n0.png;x\n', 'separate its columns by commas'),
+  (f'path,label\n{"x" * 200_000},x\n', 'line 2'),
+  ('0.png,x\n1,b.png,x\n', "line 2: '1,b.png,x'"),
+  ('0.png,x\n1.png,"a\nb"\n', r'a\nb'),
+  ('0.png,x\n1.png,x\n', "'x'"),
+  ('0.png,x\nnone.png,y\n', 'none.png'),
+]
+LISTS_OF_LABELS = [
+  ('0.png 0\n1.png\n', 'line 2'),
+  ('0.png 0\n1.png 8\n', 'line 2: the label 8'),
+  ('0.png 0\n./0.png 1\n', 'first in line 1 as 0.png'),
+  ('1.png \N{SUPERSCRIPT TWO}', '\N{SUPERSCRIPT TWO}'),
+  ('1.png ' + '9' * 5000, "999...' does not"),
+  ('none.png 1', 'none.png'),
+]
+
+
 @pytest.mark.parametrize(
-  'text, named',
+  'read, text, named',
   [
-    ('', 'labels.csv'),
-    ('path,label\n', 'header'),
-    ('path,label\n0.png\n', "line 2: '0.png'"),
-    ('path,label\n0.png,\n', "line 2: '0.png,'"),
-    ('path,label,split\n0.png,x,train\n1.png,y,\n', "line 3: '1.png,y,'"),
-    ('path,label,split\n0.png,x,train\n1.png,y,dev\n', 'line 3: dev'),
-    ('path,label,split\n0.png,x,test\n1.png,y,test\n', 'train'),
-    ('0.png,x\n0.png,y\n', 'line 2: 0.png'),
-    ('0.png,x\n./0.png,y\n', 'line 2: ./0.png occurs a second time, first in line 1 as 0.png'),
-    ('path,label,split,Split\n0.png,x,train,test\n', 'line 1'),
-    ('file,class\n0.png,x\n', "line 1: 'file,class'"),
-    ('file,label\n0.png,x\n', "line 1: 'file,label'"),
-    ('path;label\n0.png;x\n', 'separate its columns by commas'),
-    ('0.png\tx\n', 'separate its columns by commas'),
-    (f'path,label\n{"x" * 200_000},x\n', 'line 2'),
-    ('0.png,x\n1,b.png,x\n', "line 2: '1,b.png,x'"),
-    ('0.png,x\n1.png,"a\nb"\n', r'a\nb'),
-    ('0.png,x\n1.png,x\n', "'x'"),
-    ('0.png,x\nnone.png,y\n', 'none.png'),
+    *((lambda path: find(f'csv:{path}'), *row) for row in CSVS),
+    *((lambda path: read_list(path, path.parent, 8), *row) for row in LISTS_OF_LABELS),
   ],
 )
-def test_a_csv_that_is_none(tmp_path, text, named):
+def test_labels_that_are_none(tmp_path, read, text, named):
   write_images(tmp_path, ['0.png', '1.png'])
-  (tmp_path / 'labels.csv').write_text(text)
+  (tmp_path / 'labels').write_text(text)
   with pytest.raises((ValueError, FileNotFoundError), match=re.escape(named)):
-    find(f'csv:{tmp_path}/labels.csv')
-
-
-@pytest.mark.parametrize(
-  'line, named',
-  [
-    ('a.png', 'line 2'),
-    ('a.png three', 'line 2'),
-    ('a.png 8', 'line 2: the label 8'),
-    ('a.png -1', 'the label -1'),
-    ('0.png 1', 'line 2: 0.png'),
-    ('./0.png 1', 'first in line 1 as 0.png'),
-    ('a.png --1', 'a.png --1'),
-    ('a.png \N{SUPERSCRIPT TWO}', '\N{SUPERSCRIPT TWO}'),
-    ('a.png ' + '9' * 5000, "999...' does not"),
-    ('none.png 1', 'none.png'),
-  ],
-)
-def test_a_list_that_is_none(tmp_path, line, named):
-  write_images(tmp_path, ['0.png', 'a.png'])
-  (tmp_path / 'list.txt').write_text(f'0.png 0\n{line}\n')
-  with pytest.raises((ValueError, FileNotFoundError), match=re.escape(named)):
-    read_list(tmp_path / 'list.txt', tmp_path, 8)
+    read(tmp_path / 'labels')
 
 
 @pytest.mark.parametrize('read', [read_csv, lambda path: read_list(path, path.parent, 2)])
@@ -196,26 +175,17 @@ def fractions(*values):
 
 GREY = Image.new('L', (9, 9))
 WIDTHS = [struct.pack('<HHIHH', 258, 3, 1, bits, 0) for bits in (32, 64)]  # BitsPerSample
-PLUGINS = {'AVIF': 'RGB', 'BLP': 'P', 'DDS': 'RGB', 'ICO': 'RGB', 'JPEG2000': 'RGB', 'SGI': 'RGB'}
-Image.init()
 
 
 @pytest.mark.parametrize(
   'content, named',
   [
-    *((encoded(np.array([[0, x]], np.int32)), 'mode I') for x in (200, 65535, 65536, -1)),
-    *(
-      (fractions(*x), f'from {x[0]:g} to {x[1]:g}')
-      for x in ((-1, 1), (0, 4095.5), (-0.01, 200), (0, 1.02))
-    ),
+    *((encoded(np.array([[0, x]], np.int32)), 'mode I') for x in (200, -1)),
+    *((fractions(*x), f'from {x[0]:g} to {x[1]:g}') for x in ((-0.01, 1), (0, 1.02))),
     (fractions(0, np.nan), 'not finite'),
     *((x, 'not a readable image') for x in (b'', b'no image', encoded(GREY, 'jpeg')[:200])),
     (fractions(1, 1).replace(*WIDTHS), 'TIFF nor WEBP'),
-    *(
-      (encoded(GREY.convert(mode), name), 'neither BMP')
-      for name, mode in {**PLUGINS, 'SPIDER': 'F'}.items()
-      if name in Image.SAVE
-    ),
+    *((encoded(GREY, name), 'neither BMP') for name in ('DDS', 'ICO', 'SGI')),
     (b'P6 20000 20000 255\n', '20000 x 20000 pixels'),
   ],
 )
@@ -244,13 +214,12 @@ def test_what_is_no_file_or_longer_than_memory_is_not_read(tmp_path, make, named
 @pytest.mark.parametrize(
   'field, value',
   [
-    *(('crop', 0.08), ('flip', 2), ('rand_augment', 9), ('crop_scale', (0.5, 0.1))),
-    *(('crop_scale', (0.0, 1.0)), ('crop_scale', 0.08), ('shift', -1), ('shift', 1.5)),
-    *(('color_jitter', -0.1), ('magnitude', 11.0), ('erasing', 1.5), ('mixup', float('nan'))),
+    *(('flip', 2), ('crop_scale', (0.5, 0.1)), ('crop_scale', 0.08), ('shift', 1.5)),
+    *(('magnitude', 11.0), ('mixup', float('nan'))),
   ],
 )
 def test_a_field_of_the_augmentation(field, value):
-  with pytest.raises(ValueError, match=f'^{field}.*={re.escape(str(value))}|^crop_scale.0.=0.0'):
+  with pytest.raises(ValueError, match=f'^{field}.*={re.escape(str(value))}'):
     augment.Augmentation(**{field: value})
 
 
@@ -260,10 +229,7 @@ def test_a_field_of_the_augmentation(field, value):
     (lambda: augment.Augmentation(flip=True).apply(None, IMAGES, 9, 'unit'), '8 x 8'),
     (lambda: augment.Augmentation(shift=8).apply(None, IMAGES, 8, 'unit'), 'shift=8'),
     (lambda: image.resize(GREY, 8, 'fill'), "'fill'"),
-    *(
-      (lambda x=x: normalization.normalize(IMAGES, x), f'={x!r}')
-      for x in ('none', [0.5, 0.5], None)
-    ),
+    *((lambda x=x: normalization.normalize(IMAGES, x), f'={x!r}') for x in ('none', [0.5, 0.5])),
   ],
 )
 def test_an_argument(call, named):

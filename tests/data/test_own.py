@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import re
 
 import numpy as np
@@ -48,14 +49,6 @@ def test_a_folder_is_split_once_stratified_and_the_split_is_kept(photos, tmp_pat
   assert names(elsewhere.open('val')) == names(parts['val'])
 
 
-def test_images_that_change_after_the_split_are_noticed(photos, tmp_path):
-  find(f'folder:{photos}', workdir=str(tmp_path / 'run'))
-  write_images(photos / 'cat', ['new.png'])
-  message = r'have changed since .*split\.json was made; take a new workdir'
-  with pytest.raises(ValueError, match=message):
-    find(f'folder:{photos}', workdir=str(tmp_path / 'run'))
-
-
 @pytest.mark.parametrize(
   'layout',
   [('train', 'val', 'test'), ('Training', 'Validation', 'TEST'), ('train', 'test'), ('train',)],
@@ -85,52 +78,32 @@ def test_classes_of_test_folders_are_those_of_train(tmp_path):
   assert task.notes == ('val has no images of a.', 'test has no images of c.')
 
 
-def test_names_of_files_may_be_of_any_bytes_and_those_of_classes_may_not(photos, tmp_path):
+def test_names_of_files_may_be_of_any_bytes(photos, tmp_path):
   os.rename(photos / 'cat' / '000.png', os.fsencode(photos) + b'/cat/\xff.png')
   task = find(f'folder:{photos}', workdir=str(tmp_path / 'run'))
   assert len(task.open('train+val+test').labels) == 33
-  os.rename(photos / 'cat', os.fsencode(photos) + b'/cat\xfe')
-  with pytest.raises(ValueError, match=r"photos has the name 'cat\\udcfe', which is not UTF-8"):
-    find(f'folder:{photos}')
-  with pytest.raises(
-    ValueError, match=r"has the name '.*a\\nb', which is not UTF-8 or has control"
-  ):
-    find(f'folder:{tmp_path}/a\nb')
 
 
 @pytest.mark.parametrize(
   'edit',
   [
     lambda saved: saved.update(test=saved['train']),
-    lambda saved: saved['test'].__setitem__(0, -1),
     lambda saved: saved['test'].__setitem__(0, 33),
     lambda saved: saved['test'].__setitem__(0, 0.0),
-    lambda saved: saved.update(test=[[1]]),
     lambda saved: saved.update(test='x'),
-    lambda saved: saved.pop('test'),
     lambda saved: saved.pop('identity'),
     lambda saved: saved['glora_jax'].update(kind='result'),
-    lambda saved: saved.pop('glora_jax'),
-    lambda saved: [saved],
+    lambda saved: saved['glora_jax'].update(format=2),
+    lambda saved: saved.clear(),
   ],
 )
 def test_a_split_file_that_was_edited_is_refused(photos, tmp_path, edit):
   find(f'folder:{photos}', workdir=str(tmp_path))
   path = tmp_path / 'split.json'
   saved = json.loads(path.read_text())
-  other = edit(saved)
-  path.write_text(json.dumps(other if isinstance(other, list) and other == [saved] else saved))
-  with pytest.raises(ValueError, match=r'split\.json .*; (take a new workdir|put the right file)'):
-    find(f'folder:{photos}', workdir=str(tmp_path))
-
-
-def test_a_split_of_a_later_version_is_refused(photos, tmp_path):
-  find(f'folder:{photos}', workdir=str(tmp_path))
-  path = tmp_path / 'split.json'
-  saved = json.loads(path.read_text())
-  saved['glora_jax']['format'] = 2
+  edit(saved)
   path.write_text(json.dumps(saved))
-  with pytest.raises(ValueError, match=r'split\.json was written by a later version of glora_jax'):
+  with pytest.raises(ValueError, match=r'split\.json'):
     find(f'folder:{photos}', workdir=str(tmp_path))
 
 
@@ -154,9 +127,8 @@ def test_images_that_are_left_aside_are_said(photos, tmp_path, caplog):
   fill(photos, {'owl.png': 3})
   (photos / 'cat' / 'more').symlink_to(tmp_path / 'more')
   assert len(find(f'folder:{photos}').open('train+val+test').labels) == 36
-  assert f'2 images lie in {photos} itself and in no class folder' in caplog.text
-  assert 'are left aside, 0.png for instance' in caplog.text
-  assert re.search(r'what they hold is left aside: .*/cat/more\.', caplog.text)  # of any length
+  assert f'2 images lie in {photos} itself' in caplog.text
+  assert re.search(r'what they hold is left aside: .*/cat/more', caplog.text)
 
 
 @pytest.mark.parametrize(
@@ -182,48 +154,31 @@ def test_a_csv_is_read_by_its_columns(photos, header, row):
     assert f'/{task.classes[label]}/' in everything.name(n)
 
 
-def write_csv(photos, split_of):
-  rows = [('dog', n) for n in range(9)] + [('cat', n) for n in range(9)]
-  lines = [f'photos/{name}/{n:03d}.png,{name},{split_of(n)}\n' for name, n in rows]
+@pytest.mark.parametrize(
+  'splits, sizes',
+  [(('training', 'Val', 'test'), [6, 6, 6]), (('train', 'train', 'test'), [10, 2, 6])],
+)
+def test_a_csv_that_says_the_split_is_split_so(photos, splits, sizes):
+  rows = [(name, n) for name in ('dog', 'cat') for n in range(9)]
+  lines = [f'photos/{name}/{n:03d}.png,{name},{splits[n // 3]}\n' for name, n in rows]
   (photos.parent / 'labels.csv').write_text('path,label,Split\n' + ''.join(lines))
-  return f'csv:{photos.parent}/labels.csv'
+  task = find(f'csv:{photos.parent}/labels.csv')
+  assert len(task.notes) == (sizes[1] == 2)
+  opened = [names(part) for part in open_all(task).values()]
+  assert [len(part) for part in opened] == sizes
+  assert len(set.union(*opened)) == 18
+  for part, split in zip(opened, splits, strict=True):
+    assert part <= {f'{photos}/{name}/{n:03d}.png' for name, n in rows if splits[n // 3] == split}
 
 
-def numbers(examples):
-  return sorted(int(name[-7:-4]) for name in names(examples))
-
-
-def test_a_csv_that_says_the_split_is_split_so(photos):
-  task = find(write_csv(photos, lambda n: ('training', 'Val', 'test')[n // 3]))
-  opened = open_all(task)
-  assert [numbers(part) for part in opened.values()] == [[0, 0, 1, 1, 2, 2], [3, 3, 4, 4, 5, 5],
-                                                         [6, 6, 7, 7, 8, 8]]  # fmt: skip
-  task = find(write_csv(photos, lambda n: ('train', 'train', 'test')[n // 3]))
-  opened = open_all(task)
-  assert numbers(opened['test']) == [6, 6, 7, 7, 8, 8]
-  assert not names(opened['train']) & names(opened['val'])
-  assert len(opened['val'].labels) == 2
-  assert 'val were dealt from train' in task.notes[0]
-
-
-def test_images_of_given_folders_must_be_those_of_before(tmp_path):
+@pytest.mark.parametrize('splits', ['', 'train test', 'train val test'])
+def test_images_that_changed_since_the_first_time_are_noticed(tmp_path, splits):
   folder, workdir = tmp_path / 'photos', str(tmp_path / 'run')
-  for split in ('train', 'val', 'test'):
-    fill(folder / split, {'cat': 3, 'dog': 3})
+  for split in splits.split() or ['']:
+    fill(folder / split, {'cat': 4, 'dog': 4})
   find(f'folder:{folder}', workdir=workdir)
   find(f'folder:{folder}', workdir=workdir)
-  (folder / 'test' / 'cat' / '000.png').rename(folder / 'train' / 'cat' / 'other.png')
-  with pytest.raises(ValueError, match=r'The images of .*photos have changed since'):
-    find(f'folder:{folder}', workdir=workdir)
-
-
-def test_given_images_must_be_those_of_before_where_others_are_dealt(tmp_path):
-  folder, workdir = tmp_path / 'photos', str(tmp_path / 'run')
-  for split in ('train', 'test'):
-    fill(folder / split, {'cat': 3, 'dog': 3})
-  find(f'folder:{folder}', workdir=workdir)
-  find(f'folder:{folder}', workdir=workdir)
-  write_images(folder / 'test' / 'cat', ['new.png'])
+  (folder / split / 'cat' / '000.png').rename(folder / split / 'dog' / 'other.png')
   with pytest.raises(ValueError, match=r'The images of .*photos have changed since'):
     find(f'folder:{folder}', workdir=workdir)
 
@@ -243,11 +198,7 @@ def test_any_tfds_data_set_with_image_and_label_is_a_task():
   sizes = [len(part.labels) for part in open_all(task).values()]
   assert (sum(sizes[:2]), sizes[2]) == (1000, 797)
   assert 95 <= sizes[1] <= 105  # a tenth, rounded in every class
-
-
-def test_what_is_dealt_from_one_stored_split_reads_its_labels_once():
-  task = find('tfds:digits', Source(dir=prepared_digits()))
-  assert task.open('train').whole is task.open('val').whole
+  assert task.open('train').whole is task.open('val').whole  # whose labels are read once
 
 
 def test_undecodable_images_are_listed_and_left_out_only_on_request(photos, caplog):
@@ -255,8 +206,11 @@ def test_undecodable_images_are_listed_and_left_out_only_on_request(photos, capl
     (photos / 'cat' / f'{n:03d}.png').write_bytes(b'broken')
   examples = find(f'folder:{photos}').open('train+val+test')
   message = r'2 of 33 images cannot be decoded: .*cat/\d+\.png.*set data\.skip_broken=True'
-  with pytest.raises(pipeline.UnreadableImages, match=message):
+  with pytest.raises(pipeline.UnreadableImages, match=message) as raised:
     pipeline.load(examples, 8)
+  assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)  # as from a worker
+  with pytest.raises(OSError, match=r'cat/\d+\.png.*skip_broken'):
+    list(pipeline.Stream(examples, 8).blocks(10))
   kept = pipeline.load(examples, 8, skip_broken=True)
   assert len(kept.images) == len(kept.labels) == 31
   assert '2 of 33 images' in caplog.text

@@ -40,10 +40,9 @@ def test_shots_are_as_many_as_there_are_and_do_not_overlap_when_skipped(labels, 
   np.testing.assert_array_equal(drawn, np.sort(drawn))
 
 
-def test_splits_can_be_printed_compared_and_pickled():
+def test_splits_can_be_compared_and_pickled():
   pool = OpenedSplit(Files(['a.png', 'b.png'], [0, 1]))
   split = Shots(pool, per_class=1, seed=2)
-  assert repr(split).startswith("Shots(pool=OpenedSplit(examples=Files(paths=['a.png', 'b.png']")
   assert pickle.loads(pickle.dumps(split)) == split
   assert split != Shots(pool, per_class=1, seed=3)
   assert split.open().labels.tolist() == [0, 1]
