@@ -1,14 +1,22 @@
-"""Reading: what is wrong with a file is said with the names of its tensors."""
+"""Reading: where a checkpoint lies, what its config says, and what is wrong with its tensors."""
+
+import json
+import shutil
 
 import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-from checkpoints import OURS, assert_equal_files, assert_equal_params, own, timm  # noqa: F401, fixtures
+from checkpoints import CLASSES, assert_equal_files, assert_equal_params, timm  # noqa: F401, a fixture
 from places import FIXTURES
 
+from glora_jax.data import image
+from glora_jax.files import write_json
 from glora_jax.models import weights
-from glora_jax.models.vit import expected_params
+from glora_jax.models.folder import locate
+from glora_jax.models.formats.table import FORMATS
+from glora_jax.models.vit import ViT, expected_params
+from glora_jax.runs.config import default_config
 
 
 def test_tensors_of_both_16_bit_types_become_one_of_32_bits(timm):
@@ -75,9 +83,168 @@ def test_what_another_file_or_its_config_says_is_not_overridden(name, stated, ot
     weights.load(FIXTURES / name, **other)
 
 
-def test_heads_that_are_an_axis_of_an_npz_file_are_not_overridden(own, tmp_path):
+def test_heads_that_are_an_axis_of_an_npz_file_are_not_overridden(tmp_path):
   model, params, metadata = weights.load(FIXTURES / 'timm_vit')
   weights.save(tmp_path / 'a.npz', model, params, metadata, 'vit_jax')
   assert weights.load(tmp_path / 'a.npz', activation='gelu').model.activation == 'gelu'
   with pytest.raises(ValueError, match='says num_heads=4, but num_heads=2 was given'):
     weights.load(tmp_path / 'a.npz', num_heads=2)
+
+
+def make(folder, *names):
+  for name in names:
+    (folder / name).touch()
+  return folder
+
+
+@pytest.mark.parametrize(
+  'names, expected',
+  [
+    (['weights.npz'], 'weights.npz'),
+    (['model.safetensors', 'pytorch_model.bin'], 'model.safetensors'),
+    (['pytorch_model.bin', 'training_args.bin'], 'pytorch_model.bin'),
+  ],
+)
+def test_the_one_checkpoint_in_a_folder_is_found(tmp_path, names, expected):
+  assert locate(make(tmp_path, *names, 'config.json')) == str(tmp_path / expected)
+  assert locate(tmp_path / expected) == str(tmp_path / expected)
+
+
+def test_the_folder_of_a_run_means_its_folded_model(tmp_path):
+  (tmp_path / 'folded').mkdir()
+  make(tmp_path, 'adapter.safetensors', 'images.npz', 'folded/model.safetensors')
+  assert locate(tmp_path) == str(tmp_path / 'folded' / 'model.safetensors')
+  make(tmp_path, 'model.npz')
+  assert locate(tmp_path) == str(tmp_path / 'model.npz')
+
+
+def test_a_folder_of_the_name_without_a_checkpoint_is_nothing(tmp_path):
+  (tmp_path / 'folded').mkdir()
+  assert locate(make(tmp_path, 'vit.npz')) == str(tmp_path / 'vit.npz')
+
+
+CLIP = {
+  'model_type': 'clip_vision_model',
+  'num_attention_heads': 2,
+  'hidden_act': 'quick_gelu',
+  'layer_norm_eps': 1e-3,
+}
+
+
+@pytest.mark.parametrize('config', [CLIP, json.loads(default_config().to_json())])
+def test_a_config_of_something_else_beside_a_file_is_not_believed(config, timm):
+  write_json(timm.config, config, 'config')
+  model, *_ = timm.load()
+  assert (model.num_heads, model.activation, model.norm_eps) == (4, 'gelu', 1e-6)
+
+
+@pytest.mark.parametrize(
+  'config, expected',
+  [
+    (
+      {'architecture': 'vit_so400m_patch14_siglip_gap_224'},
+      {'num_heads': 16, 'activation': 'gelu'},
+    ),
+    ({'architecture': 'vit_so400m_patch16_siglip_gap_256'}, {'activation': 'gelu_tanh'}),
+    (
+      {'architecture': 'vit_base_patch32_siglip_gap_256.v2_webli', 'model_args': {'num_heads': 2}},
+      {'num_heads': 2, 'activation': 'gelu_tanh'},
+    ),
+    (
+      {
+        'architecture': 'vit_tiny_patch16_224',
+        'model_args': {'num_heads': 4, 'act_layer': 'quick_gelu', 'global_pool': 'avg'},
+      },
+      {'num_heads': 4, 'activation': 'quick_gelu', 'pool': 'gap'},
+    ),
+    (
+      {
+        'model_type': 'timm_wrapper',
+        'architecture': 'vit_tiny_patch16_224',
+        'model_args': {'num_heads': 4},
+        'global_pool': 'avg',
+      },
+      {'pool': 'gap'},
+    ),
+  ],
+)
+def test_timms_configs_are_understood(timm, config, expected):
+  timm.config.write_text(json.dumps(config))
+  model, *_ = timm.load(num_heads=None)
+  assert {name: getattr(model, name) for name in expected} == expected
+
+
+def test_a_normalization_without_a_name_is_kept(timm, tmp_path):
+  config = {
+    'architecture': 'x',
+    'model_args': {'num_heads': 4},
+    'pretrained_cfg': {'mean': [0.1, 0.2, 0.3], 'std': [0.4, 0.5, 0.6]},
+    'label_names': CLASSES,
+  }
+  timm.config.write_text(json.dumps(config))
+  model, params, metadata = timm.load(num_heads=None)
+  assert metadata['normalization'] == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+  assert metadata['classes'] == CLASSES
+  weights.save(tmp_path / 'out', model, params, metadata, metadata['source'])
+  *_, again = weights.load(tmp_path / 'out')
+  np.testing.assert_allclose(again['normalization'], metadata['normalization'])
+
+
+@pytest.mark.parametrize(
+  'architecture, heads',
+  [
+    ('vit_xsmall_patch16_clip_224', 4),
+    ('vit_medium_patch16_gap_256', None),  # of a width that says it
+  ],
+)
+def test_the_heads_of_widths_that_only_timm_has_are_known_by_name(architecture, heads):
+  assert FORMATS['timm'].read_config({'architecture': architecture})['num_heads'] == heads
+
+
+@pytest.mark.parametrize(
+  'crop_pct, mode, expected',
+  [
+    (0.9, 'center', 248),
+    (1.0, 'center', 224),
+    (0.9, 'squash', None),
+    (None, 'center', None),
+  ],
+)
+def test_images_are_cropped_as_timm_does(crop_pct, mode, expected):
+  """The shorter side that timm scales an image of any size to; it truncates the quotient."""
+  config = {
+    'architecture': 'vit_tiny_patch16_224',
+    'pretrained_cfg': {'input_size': [3, 224, 224], 'crop_pct': crop_pct, 'crop_mode': mode},
+  }
+  facts = FORMATS['timm'].read_config(config)
+  assert short_side(facts) == expected
+  metadata = {'normalization': 'imagenet', **facts}
+  for name in ('timm', 'hf_vit') if expected else ():
+    format = FORMATS[name]
+    files = format.side_files(ViT(2, num_heads=4), metadata, format.variant, {})
+    if name == 'timm':
+      read = format.read_config(files['config.json'])
+    else:
+      processor = files['preprocessor_config.json']
+      assert processor['do_center_crop']
+      assert processor['crop_size'] == {'height': 224, 'width': 224}
+      read = format.read_preprocessor(processor)
+    assert short_side({'image_size': 224, **read}) == expected
+
+
+def short_side(facts):
+  """What `image.resize` scales the shorter side to; None where nothing is cropped."""
+  share = facts.get('crop') or image.CROP
+  return round(facts['image_size'] / share) if facts.get('resize') == 'crop' else None
+
+
+def test_a_config_of_hugging_face_is_believed_but_for_classes_that_are_too_few(tmp_path, caplog):
+  folder = shutil.copytree(FIXTURES / 'hf_vit', tmp_path / 'hf_vit')
+  config = json.loads((folder / 'config.json').read_text())
+  config |= {'model_type': 'vit_msn', 'layer_norm_eps': 1e-3, 'num_attention_heads': 2}
+  config['id2label'] = {'0': 'cat', '1': 'dog'}
+  (folder / 'config.json').write_text(json.dumps(config))
+  model, _, metadata = weights.load(folder)
+  assert (model.norm_eps, model.num_heads) == (1e-3, 2)
+  assert 'classes' not in metadata
+  assert 'names 2 classes' in caplog.text

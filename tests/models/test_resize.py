@@ -5,7 +5,6 @@ import hypothesis.strategies as st
 import jax
 import numpy as np
 import pytest
-import scipy.ndimage
 
 from glora_jax.models.resize import INTERPOLATIONS, resize_patch_embed, resize_pos_embed
 
@@ -34,12 +33,6 @@ def test_the_same_grid_changes_nothing_and_rows_are_no_columns(interpolation):
   ramp = np.arange(3, dtype=np.float32).repeat(4)[None, :, None]  # grows from row to row
   wide = resize_pos_embed(ramp, (3, 4), (3, 8), interpolation).reshape(3, 8)
   np.testing.assert_allclose(wide, np.arange(3)[:, None] * np.ones((1, 8)), atol=1e-5)
-
-
-def test_big_visions_way_is_zoom():
-  old = np.random.default_rng(0).normal(size=(1, 25, 2)).astype(np.float32)
-  expected = scipy.ndimage.zoom(old.reshape(5, 5, 2), (7 / 5, 7 / 5, 1), order=1).reshape(1, 49, 2)
-  np.testing.assert_array_equal(resize_pos_embed(old, (5, 5), (7, 7), 'linear_corners'), expected)
 
 
 @pytest.mark.parametrize('old, new', [(2, 2), (2, 7), (3, 4), (4, 8)])

@@ -1,4 +1,4 @@
-"""Checkpoints from beginning to end: in another process, and the backbone in the package."""
+"""Checkpoints from beginning to end: written, refitted, exported, and read in another process."""
 
 import json
 import os
@@ -6,10 +6,13 @@ import subprocess
 
 import jax
 import numpy as np
-from checkpoints import CLASSES, OURS, assert_equal_params, own  # noqa: F401, fixtures
-from places import program
+import pytest
+from checkpoints import CLASSES, OURS, assert_equal_params, own, params_of  # noqa: F401, a fixture
+from places import FIXTURES, program
 
+from glora_jax.data.normalization import normalize
 from glora_jax.models import weights
+from glora_jax.models.export import export, load_exported, save_exported
 from glora_jax.models.vit import describe, expected_params
 
 
@@ -36,3 +39,74 @@ def test_the_embedded_backbone_is_small_and_right_about_most_of_its_own_test_set
   assert metadata['test_accuracy'] >= 0.87
   assert len(metadata['classes']) == model.num_classes == 10
   assert params['head']['kernel'].shape == expected_params(model, 28)['head/kernel'].shape
+
+
+def test_a_new_head_is_zero_and_takes_the_place_of_pre_logits():
+  model = OURS.clone(pre_logits=9)
+  params = params_of(model)
+  metadata = {'image_size': 16, 'classes': ['a'] * 5}
+  refitted, new, metadata = weights.refit(model, params, metadata, num_classes=3)
+  assert (refitted.num_classes, refitted.pre_logits, 'classes' in metadata) == (3, None, False)
+  assert 'pre_logits' not in new
+  assert new['head']['kernel'].shape == (12, 3)
+  assert not np.any(new['head']['kernel'])
+  assert not np.any(new['head']['bias'])
+  assert 'pre_logits' in params  # what was given is left alone
+
+
+def test_another_image_size_and_patch_size_go_together(own):
+  path, _ = own
+  model, params, metadata = weights.refit(*weights.load(path), image_size=24, patch_size=12)
+  assert (model.patch_size, metadata['image_size']) == (12, 24)
+  assert params['pos_embed'].shape == (1, 5, 12)
+  expected = expected_params(model, 24)
+  assert params['embed']['kernel'].shape == expected['embed/kernel'].shape
+
+
+def test_metadata_that_a_file_alone_loses_are_said(tmp_path, caplog):
+  model = OURS.clone(layer_scale=None, activation='gelu_tanh', class_token=False)
+  known = {'image_size': 16, 'normalization': 'unit', 'resize': 'crop', 'classes': CLASSES}
+  weights.save(tmp_path / 'in_folder', model, params_of(model), known, 'big_vision')
+  assert not caplog.text
+  weights.save(tmp_path / 'alone.npz', model, params_of(model), known, 'big_vision')
+  lost = weights.load(tmp_path / 'alone.npz').metadata
+  assert (lost['normalization'], 'resize' in lost, 'classes' in lost) == ('inception', False, False)
+  assert "cannot say normalization='unit' (without it: inception), resize='crop'" in caplog.text
+  assert "classes=['a', 'b', 'c', 'd', 'e']; a folder in its place" in caplog.text
+
+
+def test_class_names_and_normalization_pass_through_hugging_faces_files(tmp_path):
+  model, params, metadata = weights.load(FIXTURES / 'hf_vit')
+  known = {**metadata, 'classes': CLASSES, 'normalization': 'imagenet'}
+  weights.save(tmp_path, model, params, known, metadata['source'])
+  config = json.loads((tmp_path / 'config.json').read_text())
+  assert config['id2label'] == {'0': 'a', '1': 'b', '2': 'c', '3': 'd', '4': 'e'}
+  del config['glora_jax']
+  (tmp_path / 'config.json').write_text(json.dumps(config))
+  _, _, again = weights.load(tmp_path)
+  assert (again['classes'], again['normalization']) == (CLASSES, 'imagenet')
+
+
+def test_an_older_checkpoint_in_the_folder_is_not_left_to_be_read(tmp_path):
+  model = OURS.clone(layer_scale=None, class_token=False)
+  params = params_of(model)
+  weights.save(tmp_path / 'out', model, params, {'image_size': 16}, 'big_vision')
+  with pytest.raises(ValueError, match=r'holds another checkpoint already \(model\.npz\)'):
+    weights.save(tmp_path / 'out', model, params, {'image_size': 16}, 'timm')
+  weights.save(tmp_path / 'out', model, params, {'image_size': 16}, 'big_vision_scan')
+  with pytest.raises(ValueError, match=r'should end in \.safetensors'):
+    weights.save(tmp_path / 'model.npz', model, params, {'image_size': 16})
+
+
+def test_exported_models_run_in_a_fresh_process_without_this_package(tmp_path):
+  model, params, metadata = weights.load(FIXTURES / 'timm_vit')
+  path = tmp_path / 'model.jax_export'
+  save_exported(path, export(model, params, metadata['image_size'], metadata['normalization']))
+  images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+  np.save(tmp_path / 'images.npy', images)
+  command = [*program('call_exported'), path, tmp_path / 'images.npy', tmp_path / 'logits.npy']
+  ran = subprocess.run(command, check=True, capture_output=True, text=True)
+  assert ran.stdout.strip() == 'uint8[batch,32,32,3]'
+  expected = jax.jit(model.apply)({'params': params}, normalize(images, metadata['normalization']))
+  np.testing.assert_allclose(np.load(tmp_path / 'logits.npy'), expected, atol=1e-5)
+  np.testing.assert_allclose(load_exported(path).call(images[:1]), expected[:1], atol=1e-5)
