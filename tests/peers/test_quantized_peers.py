@@ -74,12 +74,23 @@ def two_layers(params, x):
   return nn.silu(x @ params['fc']['w']) @ params['head']['w']
 
 
-def test_an_adapter_goes_onto_a_base_whose_head_is_quantized_too(tmp_path):
+@pytest.fixture
+def kernels():
   keys = jax.random.split(jax.random.key(0))
-  kernels = {'fc': {'w': jax.random.normal(keys[0], (8, 4))}}
-  kernels['head'] = {'w': jax.random.normal(keys[1], (4, 3))}
+  shapes = {'fc': (8, 4), 'head': (4, 3)}
+  return {
+    name: {'w': jax.random.normal(key, shapes[name])}
+    for name, key in zip(shapes, keys, strict=True)
+  }
+
+
+@pytest.fixture
+def base(kernels):
+  return jax.tree.map(lambda kernel: qwix.quantize(kernel, 'int8', channelwise_axes=[1]), kernels)
+
+
+def test_an_adapter_goes_onto_a_base_whose_head_is_quantized_too(kernels, base, tmp_path):
   adapted = glora_jax.adapt_function(two_layers, kernels, X)
-  base = jax.tree.map(lambda kernel: qwix.quantize(kernel, 'int8', channelwise_axes=[1]), kernels)
   variables = adapted.init(jax.random.key(0), base)
   genome = glora_jax.preset(adapted.spec, 'lora')
   glora_jax.save_adapter(tmp_path / 'adapter', adapted, variables, genome)
@@ -89,13 +100,9 @@ def test_an_adapter_goes_onto_a_base_whose_head_is_quantized_too(tmp_path):
   np.testing.assert_allclose(outputs, adapted.apply(variables, X, genome=genome), atol=1e-6)
 
 
-def test_a_head_that_a_peft_adapter_does_not_bring_can_be_trained(tmp_path):
-  keys = jax.random.split(jax.random.key(0))
-  kernels = {'fc': {'w': jax.random.normal(keys[0], (8, 4))}}
-  kernels['head'] = {'w': jax.random.normal(keys[1], (4, 3))}
+def test_a_head_that_a_peft_adapter_does_not_bring_can_be_trained(kernels, base, tmp_path):
   without_head = glora_jax.adapt_function(two_layers, kernels, X, heads=None)
   adapted = glora_jax.adapt_function(two_layers, kernels, X)
-  base = jax.tree.map(lambda kernel: qwix.quantize(kernel, 'int8', channelwise_axes=[1]), kernels)
   genome = np.array([[0, 3, 0, 0, 0], [0, 0, 0, 0, 0]])
   names = {'fc/w': 'fc', 'head.*': 'head'}
   variables = without_head.init(jax.random.key(0), base)
@@ -192,15 +199,14 @@ def test_asymmetric_quantization_has_its_zero_points_back():
 
 
 def test_models_that_are_quantized_themselves_are_refused():
-  theirs, _ = quantized(weight_qtype='int8')
-  with pytest.raises(ValueError, match=r'^Model is a quantized model of qwix; adapt the model'):
-    glora_jax.adapt(theirs, X)
   kernels = {'w': qwix.quantize(jnp.ones((8, 3)), 'int8')}
-  with pytest.raises(ValueError, match=r'^product is a quantized model of qwix; adapt the model'):
-    glora_jax.adapt_function(product, kernels, X)
   provider = qwix.PtqProvider([qwix.QuantizationRule(module_path='.*', weight_qtype='int8')])
   model = qwix.quantize_model(NnxModel(nnx.Rngs(0)), provider, X)
-  with pytest.raises(ValueError, match=r'^NnxModel is a quantized model of qwix; adapt the model'):
-    glora_jax.nnx.adapt(model)
-  with pytest.raises(ValueError, match=r'^NnxModel is a quantized model of qwix; adapt the model'):
-    glora_jax.nnx.attach(model, X)
+  for name, call, arguments in (
+    ('Model', glora_jax.adapt, (quantized(weight_qtype='int8')[0], X)),
+    ('product', glora_jax.adapt_function, (product, kernels, X)),
+    ('NnxModel', glora_jax.nnx.adapt, (model,)),
+    ('NnxModel', glora_jax.nnx.attach, (model, X)),
+  ):
+    with pytest.raises(ValueError, match=rf'^{name} is a quantized model of qwix'):
+      call(*arguments)
