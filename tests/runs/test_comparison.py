@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from glora_jax.files import read_arrays, read_json, write_json
-from glora_jax.runs import comparison, experiment
+from glora_jax.runs import comparison
 from glora_jax.runs.config import check_config, default_config
 from glora_jax.runs.lifecycle import prepare
 from glora_jax.runs.runners import ThisProcess
@@ -45,21 +45,6 @@ def copy(compared, tmp_path):
   workdir, _ = compared
   shutil.copytree(workdir, tmp_path / 'copy')
   return tmp_path / 'copy'
-
-
-@pytest.mark.parametrize(
-  'run, job, sentence',
-  [
-    (comparison.run, 'adapt', r"job='adapt' is no comparison; give job='compare', or call"),
-    (experiment.run, 'compare', r"job='compare' is no run; give job='adapt', or call"),
-  ],
-)
-def test_a_config_of_another_job_is_refused(run, job, sentence, backbone, tmp_path):
-  config = default_config()
-  config.job, config.model.weights = job, backbone
-  with pytest.raises(ValueError, match=sentence):
-    run(config, str(tmp_path / 'run'), lambda: True)
-  assert not (tmp_path / 'run').exists()
 
 
 class Elsewhere:
@@ -230,39 +215,3 @@ def test_another_list_than_the_frozen_one_is_not_tested(copy, config):
   write_json(copy / 'test_list.json', frozen, 'test list')
   with pytest.raises(ValueError, match='was frozen with other subnets'):
     comparison.run(config, str(copy))
-
-
-@pytest.mark.parametrize(
-  'fields, message',
-  [
-    (
-      {'compare.methods': ('lora', 'lorra')},
-      r"compare.methods\[1\]='lorra': The preset 'lorra' is unknown; the presets are linear,",
-    ),
-    ({'compare.budgets': (900, 300)}, 'must be ascending numbers of parameters'),
-    ({'compare.rates': ()}, r'compare.rates=\(\) must not be empty: learning rates'),
-    ({'compare.rates': (1e-3, 0.0)}, r'compare.rates\[1\]=0.0 must be above 0'),
-    ({'compare.rate.lora': -1.0}, r'compare.rate.lora=-1.0 must be above 0'),
-    ({'compare.seeds': 0}, 'compare.seeds=0 must be at least 1'),
-    ({'protocol': 'paper'}, "protocol='paper' must be 'honest'"),
-    ({'finetune.on': 'train+val'}, "must be 'train': all methods learn from the same images"),
-    ({'budget': 900.0}, 'a comparison has compare.budgets'),
-    ({'presets': ('lora',)}, 'a comparison has compare.methods'),
-    ({'finetune.epochs': 2}, 'must be fewer'),
-    ({'job': 'compared'}, "job='compared' is unknown"),
-  ],
-)
-def test_wrong_fields_are_explained(config, tmp_path, fields, message):
-  config = config.copy_and_resolve_references()
-  config.update_from_flattened_dict(fields)
-  with pytest.raises(ValueError, match=message):
-    comparison.run(config, str(tmp_path))
-  assert not os.listdir(tmp_path)
-
-
-def test_a_rank_that_the_space_lacks_is_refused_before_anything_trains(config, tmp_path):
-  config = config.copy_and_resolve_references()
-  config.compare.methods, config.space.ranks = ('linear', 'lora:5'), (4,)
-  with pytest.raises(ValueError, match='has the ranks 4; take one of them'):
-    comparison.run(config, str(tmp_path))
-  assert not os.listdir(tmp_path)

@@ -6,7 +6,6 @@ import pytest
 from called import Called, raise_arguments, shapes
 from tiny_runs import changed
 
-import glora_jax
 from glora_jax.models.vit import ViT
 from glora_jax.runs import early_checks, lifecycle, programs
 from glora_jax.runs.config import RunSettings, check_config
@@ -112,12 +111,6 @@ def test_trainings_side_by_side_that_fit_no_device_are_refused_with_what_would_f
   with pytest.raises(ValueError, match=r'give fewer compare.seeds or compare.rates') as caught:
     plans._require_room(planned, GIVEN)
   assert 'more devices' not in str(caught.value)
-
-
-def test_a_comparison_is_planned_for_one_device(run_config):
-  config = changed(run_config, job='compare', presets=(), budget=None)
-  with pytest.raises(ValueError, match=r'on one device; give --config.mesh.devices=one'):
-    glora_jax.plan(config, 'v5e:2x2')
 
 
 @pytest.mark.slow

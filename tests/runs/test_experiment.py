@@ -188,61 +188,6 @@ def test_lost_results_are_rebuilt_from_stages_without_training(finished_run, run
   assert 'are gone' not in experiment.summary(result, str(copy))
 
 
-def test_a_workdir_of_another_config_is_refused_with_the_difference(finished_run, run_config):
-  workdir, _ = finished_run
-  with pytest.raises(
-    ValueError,
-    match=r'belongs to another config: seed was 42 and is now 7\. Choose another --workdir',
-  ):
-    experiment.run(changed(run_config, seed=7), str(workdir))
-
-
-@pytest.mark.parametrize(
-  'fields, message',
-  [
-    ({'budget': -1}, 'budget=-1 must be a whole number'),
-    ({'budget': 0.5}, 'budget=0.5 must be a whole number'),
-    ({'task': 'digit'}, "task 'digit' is unknown; the tasks are: digits"),
-    ({'protocol': 'fair'}, 'honest, paper'),
-    ({'presets': ('lora', 'lorra')}, "'lorra' is unknown"),
-    ({'finetune__on': 'test'}, r"finetune.on='test' is unknown; it is one of train, train\+val"),
-    ({'model__normalization': 'zscore'}, 'imagenet, inception, clip, unit'),
-    ({'model__weights': 'no.safetensors'}, r"model.weights='no.safetensors' is no file"),
-    ({'model__image_size': 9}, 'image_size=9 is not a multiple of the patch size 4'),
-    ({'model__activation': 'relu'}, "model.activation='relu' is unknown"),
-    ({'space__ranks': (4, 2)}, 'ascending'),
-    ({'search__fitness': 'speed'}, r"fitness='speed' is unknown; it is .*accuracy.*loss"),
-    ({'supernet__batch_size': 2000}, 'batch_size=2000 is larger than the 800 training images'),
-  ],
-)
-def test_wrong_fields_are_explained(run_config, tmp_path, fields, message):
-  with pytest.raises((ValueError, FileNotFoundError), match=message):
-    experiment.run(changed(run_config, **fields), str(tmp_path / 'run'))
-
-
-def test_unknown_and_missing_fields_are_named(run_config, tmp_path):
-  wrong = run_config.copy_and_resolve_references()
-  with wrong.unlocked():
-    wrong.supernet.momentum = 0.9
-  with pytest.raises(
-    ValueError, match=r"'supernet\.momentum' is unknown; there are: accumulate, batch_size"
-  ):
-    experiment.run(wrong, str(tmp_path))
-  with wrong.unlocked():
-    del wrong.supernet.momentum
-    del wrong.search
-  with pytest.raises(ValueError, match="'search' is missing"):
-    experiment.run(wrong, str(tmp_path))
-
-
-def test_a_damaged_backbone_is_refused(run_config, backbone, tmp_path):
-  damaged = tmp_path / 'damaged.safetensors'
-  with open(backbone, 'rb') as file:
-    damaged.write_bytes(file.read()[:-1000])
-  with pytest.raises(ValueError, match=r'damaged\.safetensors is damaged or cut off'):
-    experiment.run(changed(run_config, model__weights=str(damaged)), str(tmp_path / 'run'))
-
-
 def polls(number):
   """A `stop` that says True when it is asked for the number-th time."""
   asked = iter(range(1, number + 1))

@@ -5,9 +5,8 @@ import os
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from PIL import Image
+from label_lists import write_images
 from tiny_runs import changed
 
 import glora_jax
@@ -42,11 +41,7 @@ def test_the_line_about_a_run_counts_what_is_trained():
 @pytest.fixture
 def photos(tmp_path):
   """Ten images of each of two classes, of which a run trains on eight."""
-  for name in ('cat', 'owl'):
-    folder = tmp_path / 'photos' / name
-    folder.mkdir(parents=True)
-    for n in range(10):
-      Image.fromarray(np.full((8, 8, 3), n, np.uint8)).save(folder / f'{n}.png')
+  write_images(tmp_path / 'photos', [f'{name}/{n}.png' for n in range(10) for name in 'ab'])
   return tmp_path / 'photos'
 
 

@@ -21,7 +21,6 @@ from glora_jax.runs.planning import plan as plans
 from glora_jax.runs.planning.arithmetic import count, equations, temporaries
 from glora_jax.runs.planning.costs import cost_of, memory_by_batch
 from glora_jax.runs.planning.machine import (
-  CHIPS,
   Machine,
   Reading,
   find_slice,
@@ -147,19 +146,9 @@ def test_a_batch_that_fits_no_device_is_refused_with_what_would_fit(planned, mem
     plans._require_room(refused, GIVEN)
 
 
-@pytest.mark.parametrize(
-  'name', ['v5e', 'v9:2x2', 'v5e:3x2', 'v5e:2x2x2', 'v4:2x2', 'v5e:0x2', 'v4:2x2x3', '']
-)
-def test_a_slice_that_is_none_is_refused_with_those_that_are(name):
-  with pytest.raises(ValueError, match=rf'topology .* is unknown; give {", ".join(CHIPS)}'):
-    find_slice(name)
-
-
-def test_slices_have_the_chips_of_their_sides():
-  assert [find_slice(name).chips for name in ('v5e:1x1', 'v5e:4x4', 'v4:2x2x4')] == [1, 16, 16]
-
-
-def test_a_slice_is_named_by_its_numbers():
+def test_a_slice_has_the_chips_of_its_sides_and_is_named_by_its_numbers():
+  names = ('v5e:1x1', 'v5e:02x04', 'v4:2x2x4')
+  assert [find_slice(name).chips for name in names] == [1, 8, 16]
   assert find_slice('v5e:02x04').name == 'v5e:2x4'
 
 
@@ -241,19 +230,6 @@ def test_advice_is_of_the_stage_that_is_too_large(planned):
   assert 'batch_size' not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-  'changes', [{'structure': 'lora', 'budget': 1}, {'presets': ('lora:900',), 'budget': None}]
-)
-def test_a_plan_refuses_what_the_run_would(run_config, changes):
-  with pytest.raises(ValueError, match=r'budget=1|lora:900'):
-    glora_jax.plan(changed(run_config, **changes), 'v5e:1x1')
-
-
-def test_what_a_plan_does_not_know_is_refused(run_config):
-  with pytest.raises(ValueError, match='give a topology'):
-    glora_jax.plan(run_config, compiled=True)
-
-
 @pytest.mark.parametrize('name, value', [('TOPOLOGY', 'v5e:1x1'), ('COMPILE', True)])
 def test_options_of_a_plan_ask_for_one(monkeypatch, capsys, run_config, name, value):
   for flag, default in (('PLAN', False), ('TOPOLOGY', None), ('COMPILE', False)):
@@ -284,5 +260,3 @@ def test_a_plan_of_a_config_writes_nothing_and_deals_batches(run_config, tmp_pat
   trainings = [stage for stage in planned.stages if stage.steps]
   assert planned.reading.rates == max(stage.rates for stage in trainings)
   assert not os.listdir(tmp_path)
-  with pytest.raises(ValueError, match='cannot be dealt to 32 devices'):
-    glora_jax.plan(run_config, 'v5e:4x8')

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -57,44 +58,24 @@ def test_a_config_dict_of_a_section_builds_it_again():
 
 
 @pytest.mark.parametrize(
-  'changes, sentence',
+  'changes, named',
   [
-    ({'kind': 'huge'}, "kind='huge' is unknown; it is one of small, large."),
-    ({'kind': 3}, 'kind=3 must be a text.'),
-    ({'steps': 0}, 'steps=0 must be at least 1.'),
-    ({'steps': 1.5}, 'steps=1.5 must be a whole number.'),
-    ({'steps': True}, 'steps=True must be a whole number.'),
-    ({'steps': None}, 'steps=None must be a whole number.'),
-    ({'share': 1}, 'share=1 must be at least 0 and below 1, or None.'),
-    ({'share': math.nan}, 'share=nan must be a finite number, or None.'),
-    ({'share': 'half'}, "share='half' must be a number, or None."),
-    ({'ready': 1}, 'ready=1 must be True or False.'),
-    ({'name': ''}, "name='' must not be empty: what it is called."),
-    ({'sizes': 4}, 'sizes=4 must be a tuple of whole numbers, above 0.'),
-    ({'sizes': ()}, 'sizes=() must not be empty: sizes on offer.'),
-    ({'sizes': (4, 0)}, 'sizes[1]=0 must be above 0.'),
-    ({'span': (0.0, 1.0, 2.0)}, 'span=(0.0, 1.0, 2.0) must be 2 numbers.'),
-    ({'scales': {'a': -1.0, 'b': None}}, 'scales.a=-1.0 must be above 0.'),
-    (
-      {'scales': {'a': 1.0}},
-      "The config field 'scales.b' is missing; start from config.default_config().",
-    ),
-    (
-      {'optimizer': {'rate': math.inf, 'first': 0.9, 'second': 1.0}},
-      'optimizer.rate=inf must be a finite number.',
-    ),
-    (
-      {'optimizer': {'rate': 1.0, 'first': 0.9, 'second': 0.5}},
-      'optimizer: second=0.5 is below first=0.9.',
-    ),
-    ({'optimizer': 3}, 'optimizer=3 must be a section of fields.'),
-    ({'optimizer': {'rate': 1.0, 'third': 1.0}}, "The config field 'optimizer.third' is unknown"),
+    ({'kind': 'huge'}, "kind='huge'"),
+    ({'share': 1}, 'share=1'),
+    ({'name': ''}, "name=''"),
+    ({'sizes': (4, 0)}, 'sizes[1]=0'),
+    ({'span': (0.0, 1.0, 2.0)}, 'span=(0.0, 1.0, 2.0)'),
+    ({'scales': {'a': -1.0, 'b': None}}, 'scales.a=-1.0'),
+    ({'scales': {'a': 1.0}}, "'scales.b' is missing"),
+    ({'optimizer': {'rate': math.inf, 'first': 0.9, 'second': 1.0}}, 'optimizer.rate=inf'),
+    ({'optimizer': {'rate': 1.0, 'first': 0.9, 'second': 0.5}}, 'optimizer: second=0.5'),
+    ({'optimizer': 3}, 'optimizer=3'),
+    ({'optimizer': {'rate': 1.0, 'third': 1.0}}, "'optimizer.third' is unknown"),
   ],
 )
-def test_what_cannot_be_is_refused_in_a_sentence(changes, sentence):
-  with pytest.raises(ValueError) as caught:
+def test_what_cannot_be_is_named(changes, named):
+  with pytest.raises(ValueError, match=re.escape(named)):
     schema.build(Settings, values(**changes))
-  assert str(caught.value).startswith(sentence)
 
 
 def test_a_config_dict_takes_other_values_of_a_fields_type_alone():
@@ -109,17 +90,10 @@ def test_a_config_dict_takes_other_values_of_a_fields_type_alone():
 
 def test_the_help_names_every_field_with_default_type_range_and_meaning():
   text = schema.describe(Settings(), prefix='--')
-  lines = text.splitlines()
-  assert lines[:2] == ['  --kind=small    (one of small, large)', '      how large']
-  assert lines[lines.index('--optimizer.*: How to step.') :] == [
-    '--optimizer.*: How to step.',
-    '',
-    '  --optimizer.rate=0.5    (a number)',
-    '      size of a step, in every direction.',
-    '  --optimizer.first=0.9    (a number)',
-    '      decay of a moment.',
-    '  --optimizer.second=0.99    (a number)',
-    '      decay of a moment.',
-  ]
+  assert text.startswith('  --kind=small    (one of small, large)\n      how large\n')
+  assert (
+    '--optimizer.*: How to step.\n\n  --optimizer.rate=0.5    (a number)\n'
+    '      size of a step, in every direction.\n'
+  ) in text
   for name, _ in schema.walk(Settings()):
     assert f'  --{name}=' in text

@@ -223,34 +223,6 @@ def test_a_run_that_is_stopped_after_its_head_goes_on_to_the_same_result(
   assert without_seconds(experiment.run(config, str(workdir))) == without_seconds(result)
 
 
-@pytest.mark.parametrize(
-  'fields, message',
-  [
-    ({'structure': 'lorra'}, "structure='lorra': it is neither 'search' nor 'gradient', no"),
-    ({'structure': 'lora:0'}, r"structure='lora:0': .*whole number of 1 or more"),
-    ({'structure': 'no.json'}, r"structure='no.json' is no file; give the genome.json of a run"),
-    ({'structure': 'lora:9'}, 'needs rank 9'),
-    ({'structure': 'lora:8'}, r"structure='lora:8' has 4,096 parameters, more than budget=1000"),
-    ({'protocol': 'paper'}, r"protocol='paper' must be 'honest' with structure='gradient'"),
-    ({'budget': 3}, 'budget=3 fits no unit: the cheapest on offer has 16 parameters'),
-    ({'allocation.folds': 801}, 'allocation.folds=801 is more than the 800 training images'),
-    ({'allocation.folds': 1}, 'allocation.folds=1 must be at least 2'),
-    ({'training.epochs': 3}, 'epochs=3 leave too little to a structure from a gradient'),
-    ({'structure': 'search', 'presets': ('gradiant',)}, "'gradiant' is unknown"),
-    ({'structure': 'lora:2', 'job': 'compare', 'budget': None}, "must be 'search': a comparison"),
-  ],
-)
-def test_wrong_structures_are_explained_before_anything_is_trained(
-  config, tmp_path, fields, message
-):
-  config = config.copy_and_resolve_references()
-  config.update_from_flattened_dict(fields)
-  job = comparison if config.job == 'compare' else experiment
-  with pytest.raises((ValueError, FileNotFoundError), match=message):
-    job.run(config, str(tmp_path / 'run'))
-  assert not (tmp_path / 'run' / 'metrics.jsonl').exists()
-
-
 @pytest.mark.parametrize('content', ['{"genome": [[0, 3, 0, 0, 0]]}', '[]', '{"layers": []}', '{'])
 def test_a_file_without_a_genome_of_the_model_is_named(config, tmp_path, content):
   path = tmp_path / 'other.json'
@@ -291,11 +263,6 @@ def test_folds_are_equal_and_share_no_image(number, folds, batch, devices):
   assert len(indices) % folds == 0
   assert indices.shape[1] <= batch
   assert indices.shape[1] % devices == 0
-
-
-def test_too_few_images_for_the_devices_are_refused():
-  with pytest.raises(ValueError, match='2 images of a fold cannot be dealt to 8 devices'):
-    stage.fold_indices(jax.random.key(0), 9, 4, 64, devices=8)
 
 
 @pytest.fixture(scope='module')

@@ -362,56 +362,6 @@ def test_the_longest_name_in_the_settings_counts(tmp_path):
   assert own['fewshot/food101/4/0'].supernet.learning_rate == 0.5
 
 
-@pytest.mark.parametrize(
-  'text, message',
-  [
-    (
-      '{"cifar10": {"budget": 1}}',
-      r"settings\.json: 'cifar10' is no task of vtab; there are cifar100, caltech101",
-    ),
-    (
-      '{"cifar100": {"budgets": 1}}',
-      "'cifar100' has 'budgets'; only budget and learning_rate can be given",
-    ),
-    ('{"cifar100": {"budget": 0.5}}', "'cifar100': budget=0.5 must be a whole number"),
-    ('{"cifar100": {"budget": "1e5"}}', "'cifar100': budget='1e5' must be a whole number"),
-    ('{"cifar100": {"learning_rate": 0}}', "'cifar100': learning_rate=0 must be a number above 0"),
-    (
-      f'{{"cifar100": {{"learning_rate": 1{"0" * 400}}}}}',
-      r"'cifar100': learning_rate=10+.* must be a number above 0, and at most 1.8e\+308\.",
-    ),
-    (
-      '{"cifar100": {"learning_rate": true}}',
-      "'cifar100': learning_rate=True must be a number above 0",
-    ),
-    (
-      '{"cifar100": {"learning_rate": "1e-3"}}',
-      "'cifar100': learning_rate='1e-3' must be a number above 0",
-    ),
-    (
-      '{"cifar100": 100000}',
-      "'cifar100' has 100000; an object with budget or learning_rate is expected",
-    ),
-    ('["cifar100"]', 'holds a list; an object of tasks is expected'),
-    ('{"cifar100": ', 'is no JSON'),
-  ],
-)
-def test_wrong_settings_are_one_sentence(tmp_path, text, message):
-  path = tmp_path / 'settings.json'
-  path.write_text(text)
-  for arguments in ('all', 'dtd'):
-    with pytest.raises(ValueError, match=message) as caught:
-      get_config('vtab', f'{arguments},settings={path}')
-    assert '\n' not in str(caught.value)
-
-
-def test_a_settings_file_that_is_not_there_is_said():
-  with pytest.raises(
-    FileNotFoundError, match=r"There is no file 'none\.json'; settings= takes a JSON file"
-  ):
-    get_config('vtab', 'all,settings=none.json')
-
-
 def test_a_home_in_the_path_of_settings_is_filled_in(monkeypatch, tmp_path):
   (tmp_path / 'settings.json').write_text('{"cifar100": {"budget": 860000}}')
   monkeypatch.setenv('HOME', str(tmp_path))

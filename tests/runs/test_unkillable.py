@@ -19,6 +19,7 @@ from PIL import Image
 from tiny_runs import all_fields, changed, contents, overrides, start_command
 
 from glora_jax.runs import command_line, experiment
+from glora_jax.runs.config import check_config
 from glora_jax.runs.run import Run
 from glora_jax.runs.workdir import Stopped, claim
 
@@ -215,24 +216,9 @@ def test_a_second_run_in_the_same_workdir_is_refused(run_config, tmp_path):
   assert os.listdir(tmp_path / 'run') == ['lock']
 
 
-@pytest.mark.parametrize(
-  'fields, error, message',
-  [
-    (
-      {'profile': 'train'},
-      ValueError,
-      "watch.profile='train' is unknown; it is one of supernet, baselines, search, finetune",
-    ),
-    ({'tensorboard': True}, ImportError, 'pip install tensorboardX'),
-  ],
-)
-def test_watching_what_cannot_be_watched_is_explained(
-  run_config, tmp_path, monkeypatch, fields, error, message
-):
+def test_events_without_their_package_are_explained(run_config, monkeypatch):
   monkeypatch.setitem(sys.modules, 'tensorboardX', None)
   without = [path for path in sys.path if not os.path.isdir(os.path.join(path, 'tensorboardX'))]
   monkeypatch.setattr(sys, 'path', without)
-  wrong = run_config.copy_and_resolve_references()
-  wrong.watch.update(fields)
-  with pytest.raises(error, match=message):
-    experiment.run(wrong, str(tmp_path / 'run'))
+  with pytest.raises(ImportError, match='pip install tensorboardX'):
+    check_config(changed(run_config, watch__tensorboard=True))

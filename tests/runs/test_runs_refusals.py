@@ -1,0 +1,175 @@
+"""What is refused before anything starts: the type of the error, and the value that it names."""
+
+import math
+import re
+
+import jax
+import pytest
+from glora_jax.runs.planning.slices import find_slice
+from places import get_config
+from tiny_runs import changed
+
+import glora_jax
+from glora_jax import main
+from glora_jax.runs import comparison, experiment, look, runners
+from glora_jax.runs.batch_sizes import fit_batches
+from glora_jax.runs.config import (
+  RunSettings,
+  check_config,
+  check_settings,
+  default_config,
+  parse_arguments,
+  with_settings,
+)
+from glora_jax.runs.lifecycle import never
+from glora_jax.runs.stages.allocation import fold_indices
+from glora_jax.training.recipe import Recipe
+from glora_jax.training.sampling import Sampling
+
+COMPARED = {'job': 'compare', 'presets': (), 'budget': None}
+ADAPTING = [
+  ({'supernet.learning_rate': math.inf}, 'supernet.learning_rate=inf'),
+  ({'supernet.warmup_epochs': 600}, 'supernet: warmup_epochs=600'),
+  ({'model.weights': ''}, "model.weights=''"),
+  ({'model.sha256': 'zz'}, "model.sha256='zz'"),
+  ({'augment.crop_scale': (0.5, 0.1)}, 'augment: crop_scale=(0.5, 0.1)'),
+  ({'space.ranks': (4, 2)}, 'space: ranks=(4, 2)'),
+  ({'merge': 'late'}, "merge='late'"),
+  ({'seed': 2**70}, 'seed=1180591620717411303424'),
+  ({'budget': 0.5}, 'budget=0.5'),
+  ({'watch.profile': 'train'}, "watch.profile='train'"),
+  ({'presets': ('lora', 'ssf:2')}, "presets[1]='ssf:2'"),
+  ({'presets': ('gradiant',)}, "presets[0]='gradiant'"),
+  ({'structure': 'lorra'}, "structure='lorra'"),
+  ({'structure': 'lora:0'}, "structure='lora:0'"),
+  ({'structure': 'lora:2', 'presets': ('gradient',)}, "presets=('gradient',)"),
+  ({'structure': 'gradient', 'protocol': 'paper'}, "protocol='paper'"),
+  (
+    {'structure': 'gradient', 'training.epochs': 3, 'training.warmup_epochs': 0},
+    'epochs=3 leave too little',
+  ),
+  ({'protocol': 'paper', 'watch.profile': 'finetune'}, "watch.profile='finetune'"),
+]
+COMPARING = [
+  ({'compare.methods': ('lora@',)}, "compare.methods[0]='lora@'"),
+  ({'compare.rates': ()}, 'compare.rates=()'),
+  ({'compare.rate.lora': math.nan}, 'compare.rate.lora=nan'),
+  ({'compare.budgets': (900, 300)}, 'compare.budgets=(900, 300)'),
+  ({'protocol': 'paper'}, "protocol='paper'"),
+  ({'finetune.on': 'train+val'}, "finetune.on='train+val'"),
+  ({'budget': 900.0}, 'budget=900.0'),
+  ({'presets': ('lora',)}, "presets=('lora',)"),
+  ({'structure': 'lora:2'}, "structure='lora:2'"),
+  ({'finetune.epochs': 500}, 'finetune.epochs=500'),
+  ({'supernet.warmup_epochs': 450}, 'supernet.warmup_epochs=450'),
+  ({'seed': 2**32 - 1}, 'seed=4294967295'),
+  ({'compare.methods': ('lora',), 'watch.profile': 'search'}, "watch.profile='search'"),
+]
+
+
+@pytest.mark.parametrize(
+  'fields, named',
+  [*ADAPTING, *(({'job': 'compare', **fields}, named) for fields, named in COMPARING)],
+)
+def test_a_field_that_cannot_be_is_named(fields, named):
+  config = default_config()
+  config.update_from_flattened_dict(fields)
+  with pytest.raises(ValueError, match=re.escape(named)):
+    check_config(config)
+
+
+def test_unknown_and_missing_fields_are_named():
+  config = default_config()
+  with config.unlocked():
+    config.supernet.momentum = 0.9
+  with pytest.raises(ValueError, match=r"'supernet\.momentum' is unknown; there are: accumulate"):
+    check_config(config)
+  with config.unlocked():
+    del config.supernet.momentum
+    del config.search
+  with pytest.raises(ValueError, match="'search' is missing"):
+    check_config(config)
+
+
+def fit(**sections):
+  fit_batches(RunSettings(**sections), {'train': 18, 'val': 4, 'test': 4, 'train+val': 22}, None)
+
+
+def settle(settings):
+  check_settings(settings, 'vtab/all', 'own.json')
+
+
+@pytest.mark.parametrize(
+  'call, named',
+  [
+    (lambda: fit(supernet=Recipe(batch_size=32)), 'supernet.batch_size=32'),
+    (
+      lambda: fit(supernet=Recipe(batch_size=16, accumulate=2), sampling=Sampling(paths=3)),
+      'sampling.paths=3',
+    ),
+    (
+      lambda: fit(supernet=Recipe(batch_size=1, epochs=2**31 - 1, warmup_epochs=0)),
+      'supernet.epochs=2147483647',
+    ),
+    (lambda: fold_indices(jax.random.key(0), 9, 4, 64, devices=8), '8 devices'),
+    (lambda: parse_arguments('a,b', {'rank': 4}), "'b'"),
+    (lambda: parse_arguments('a,color=3', {'rank': 4}), "'color=3'"),
+    (lambda: parse_arguments('a,rank=two', {'rank': 4}), "'rank=two'"),
+    (lambda: parse_arguments('a,rank=1,rank=2', {'rank': 4}), "'rank=2'"),
+    (lambda: settle({'cifar10': {'budget': 1}}), "own.json: 'cifar10'"),
+    (lambda: settle({'cifar100': {'budgets': 1}}), "'budgets'"),
+    (lambda: settle({'cifar100': {'budget': 0.5}}), 'budget=0.5'),
+    (lambda: settle({'cifar100': {'learning_rate': 0}}), 'learning_rate=0'),
+    (lambda: settle({'cifar100': {'learning_rate': 10**400}}), 'learning_rate=10000'),
+    (lambda: settle({'cifar100': {'learning_rate': True}}), 'learning_rate=True'),
+    (lambda: settle({'cifar100': 100000}), '100000'),
+    (lambda: settle(['cifar100']), 'own.json holds a list'),
+    (lambda: find_slice('v5e'), "'v5e'"),
+    (lambda: find_slice('v9:2x2'), "'v9:2x2'"),
+    (lambda: find_slice('v5e:0x2'), "'v5e:0x2'"),
+    (lambda: find_slice('v4:2x2x3'), "'v4:2x2x3'"),
+    (lambda: runners.named('process:8'), "'process:8'"),
+    (lambda: runners.named('process', 'GPU=1'), 'GPU=1'),
+    (lambda: runners.named('ray', 'CPU=1,GPU=0'), "'GPU=0'"),
+    (lambda: runners.named('ray', 'CPU=nan'), "'CPU=nan'"),
+  ],
+)
+def test_a_value_that_cannot_be_is_named(call, named):
+  with pytest.raises(ValueError, match=re.escape(named)) as caught:
+    call()
+  assert '\n' not in str(caught.value)
+
+
+def plan(config, topology='v5e:1x1', **fields):
+  glora_jax.plan(changed(config, **fields), topology)
+
+
+@pytest.mark.parametrize(
+  'call, error, named',
+  [
+    (lambda c, p: get_config('own', '/photos'), FileNotFoundError, "'/photos'"),
+    (lambda c, p: with_settings(c, 'no.json'), FileNotFoundError, "'no.json'"),
+    (lambda c, p: with_settings(c, __file__), ValueError, __file__),
+    (lambda c, p: comparison.run(c, p), ValueError, "job='adapt'"),
+    (lambda c, p: experiment.run(changed(c, **COMPARED), p), ValueError, "job='compare'"),
+    (lambda c, p: main.dispatch(c, p, never, 'ray'), ValueError, '--runner=ray'),
+    (lambda c, p: main.dispatch(c, p, never, resources='GPU=1'), ValueError, 'resources=GPU=1'),
+    (
+      lambda c, p: main.chosen_runner(changed(c, distributed__num_processes=2), 'ray', None),
+      ValueError,
+      '--runner=ray',
+    ),
+    (lambda c, p: glora_jax.plan(c, compiled=True), ValueError, 'topology'),
+    (lambda c, p: plan(c, structure='lora', budget=1), ValueError, 'budget=1'),
+    (lambda c, p: plan(c, presets=('lora:900',)), ValueError, 'lora:900'),
+    (lambda c, p: plan(c, 'v5e:2x2', **COMPARED), ValueError, 'mesh.devices=one'),
+    (lambda c, p: plan(c, 'v5e:4x8'), ValueError, '32 devices'),
+    (lambda c, p: look.check(changed(c, data__workers=-1)), ValueError, 'data.workers=-1'),
+    (lambda c, p: look.show(get_config('vtab', 'all'), p), ValueError, "task='vtab/all'"),
+    (lambda c, p: look.show(changed(c, augment__shift=16), p), ValueError, 'shift=16'),
+  ],
+)
+def test_a_job_that_cannot_be_leaves_nothing(call, error, named, run_config, tmp_path):
+  with pytest.raises(error, match=re.escape(named)):
+    call(run_config, str(tmp_path / 'run'))
+  assert not list(tmp_path.iterdir())
