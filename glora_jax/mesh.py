@@ -6,6 +6,12 @@ devices ('data'). Training deals a batch to all of them. A search deals the subn
 to the rows and images to the columns, so that scores cross from host to host once, at the end.
 A third axis, 'fsdp', may cut the columns: images are dealt to it, too, and frozen weights that are
 sharded are so over it alone.
+
+Images that stay on a device are laid there so that a batch is taken without a copy of all of them.
+A TPU has its numbers in rows of 128. Of images [n, height, width, 3] it would put n last, since 3
+would fill 3 of the 128; each program that takes some images would first make a copy of all, with n
+first. Held image by image, and each of them channel by channel, they need no copy. Where a line of
+an image fills less than half of a row, that would take more room than a copy, and is left.
 """
 
 from __future__ import annotations
@@ -14,12 +20,14 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.experimental.layout import Format, Layout
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -29,17 +37,6 @@ from glora_jax.limits import shown
 AXES = ('candidate', 'data')
 FSDP = 'fsdp'  # as fully sharded data parallelism is called
 _BARRIER_TIMEOUT_MS = 3600 * 1000  # the first process may have to fetch data
-
-
-class _Membership(NamedTuple):
-  """Which process of how many; None where it is not known."""
-
-  coordinator: str | None
-  num_processes: int | None
-  process_id: int | None
-
-  def __str__(self):
-    return ', '.join(f'{name}={value}' for name, value in self._asdict().items())
 
 
 class NoDeviceError(RuntimeError):
@@ -64,15 +61,15 @@ def initialize(
     ValueError: a part is missing, or does not fit the rest.
     RuntimeError: JAX has been used before, has no device, or the others cannot be reached.
   """
-  membership = _Membership(
-    coordinator or os.environ.get('JAX_COORDINATOR_ADDRESS'),
-    _environment_number('JAX_NUM_PROCESSES') if num_processes is None else num_processes,
-    _environment_number('JAX_PROCESS_ID') if process_id is None else process_id,
-  )
+  coordinator = coordinator or os.environ.get('JAX_COORDINATOR_ADDRESS')
+  if num_processes is None:
+    num_processes = _environment_number('JAX_NUM_PROCESSES')
+  if process_id is None:
+    process_id = _environment_number('JAX_PROCESS_ID')
   in_cluster = _in_a_cluster()
-  alone = membership == _Membership(None, None, None) and not in_cluster
+  alone = (coordinator, num_processes, process_id) == (None, None, None) and not in_cluster
   if not alone and not jax.distributed.is_initialized():
-    _join(membership, in_cluster)
+    _join(coordinator, num_processes, process_id, in_cluster)
   require_devices()
 
 
@@ -92,22 +89,28 @@ def require_devices() -> None:
     ) from error
 
 
-def _join(membership: _Membership, in_cluster: bool) -> None:
-  """Joins the processes.
-
-  Raises:
-    ValueError: a part is missing, or does not fit the rest.
-    RuntimeError: JAX has been used before, or the others cannot be reached.
-  """
-  _check_membership(membership, in_cluster)
-  with _keep_sigterm_handler():
-    try:
-      jax.distributed.initialize(*membership)
-    except RuntimeError as error:
-      reason = str(error).strip().splitlines()[0]
-      raise RuntimeError(
-        f'The processes with {membership} could not be joined: {reason}'
-      ) from error
+def _join(
+  coordinator: str | None, num_processes: int | None, process_id: int | None, in_cluster: bool
+) -> None:
+  """Joins the processes; see `initialize`."""
+  membership = f'coordinator={coordinator}, num_processes={num_processes}, process_id={process_id}'
+  fits = in_cluster  # which knows the rest
+  if coordinator is not None and num_processes is not None and process_id is not None:
+    fits = 0 <= process_id < num_processes
+  if not fits:
+    raise ValueError(
+      f'distributed: {membership} do not describe one of several processes; '
+      'give all three, the last from 0 to num_processes - 1, or none.'
+    )
+  handler = signal.getsignal(signal.SIGTERM)
+  try:
+    jax.distributed.initialize(coordinator, num_processes, process_id)
+  except RuntimeError as error:
+    reason = str(error).strip().splitlines()[0]
+    raise RuntimeError(f'The processes with {membership} could not be joined: {reason}') from error
+  # JAX has taken it for a service that is not used.
+  if handler is not None and threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGTERM, handler)
 
 
 def _environment_number(name: str) -> int | None:
@@ -126,29 +129,6 @@ def _in_a_cluster() -> bool:
   return in_slurm or mpi_processes > 1 or ',' in os.environ.get('TPU_WORKER_HOSTNAMES', '')
 
 
-def _check_membership(membership: _Membership, in_cluster: bool) -> None:
-  """Raises ValueError where the parts do not describe a process among several."""
-  coordinator, num_processes, process_id = membership
-  if coordinator is None or num_processes is None or process_id is None:
-    if in_cluster:  # which knows the rest
-      return
-  elif 0 <= process_id < num_processes:
-    return
-  raise ValueError(
-    f'distributed: {membership} do not describe one of several processes; '
-    'give all three, the last from 0 to num_processes - 1, or none.'
-  )
-
-
-@contextlib.contextmanager
-def _keep_sigterm_handler() -> Iterator[None]:
-  """Puts the handler of SIGTERM back, which JAX takes for a service that is not used."""
-  handler = signal.getsignal(signal.SIGTERM)
-  yield
-  if handler is not None and threading.current_thread() is threading.main_thread():
-    signal.signal(signal.SIGTERM, handler)
-
-
 def primary() -> bool:
   """Whether this process writes the files that all share.
 
@@ -159,15 +139,11 @@ def primary() -> bool:
 
 def on_any(flag: bool) -> bool:
   """Whether a flag is true in any process; all must call it."""
-  if jax.process_count() == 1:
-    return flag
   return bool(multihost_utils.process_allgather(np.array(flag)).any())
 
 
 def least_of_all(number: int) -> int:
   """The smallest of the processes' numbers, which are below 2**31; all must call it."""
-  if jax.process_count() == 1:
-    return number
   return int(multihost_utils.process_allgather(np.array(number)).min())
 
 
@@ -263,10 +239,9 @@ def require_mesh(mesh: Any) -> None:
   if not isinstance(mesh, Mesh):
     raise ValueError(f'mesh={shown(mesh)} must be a jax.sharding.Mesh.')
   if any(kind is not AxisType.Auto for kind in mesh.axis_types):
-    number = len(mesh.axis_names)
     raise ValueError(
       f'The axes {", ".join(mesh.axis_names)} of the mesh must be automatic; make it with '
-      f'axis_types=(jax.sharding.AxisType.Auto,) * {number}.'
+      f'axis_types=(jax.sharding.AxisType.Auto,) * {len(mesh.axis_names)}.'
     )
 
 
@@ -312,18 +287,14 @@ def deal(mesh: Mesh | None, tree: Any) -> Any:
   Raises:
     ValueError: an array cannot be dealt out evenly.
   """
-  if mesh is None:
-    return tree
-  devices = set(mesh.devices.flat)
 
-  def place(leaf):
-    on_mesh = isinstance(leaf, jax.Array) and leaf.sharding.device_set == devices
-    if on_mesh or not np.ndim(leaf):
+  def place(mesh: Mesh, leaf: Any) -> Any:
+    if not np.ndim(leaf):
       return leaf
     require_divisible(mesh, len(leaf))
     return put(leaf, dealt(mesh))
 
-  return jax.tree.map(place, tree)
+  return _unless_there(mesh, tree, place)
 
 
 def settle(mesh: Mesh | None, tree: Any) -> Any:
@@ -331,15 +302,20 @@ def settle(mesh: Mesh | None, tree: Any) -> Any:
 
   Without a mesh, the tree as it is.
   """
+  return _unless_there(mesh, tree, replicate)
+
+
+def _unless_there(mesh: Mesh | None, tree: Any, place: Callable[[Mesh, Any], Any]) -> Any:
+  """A tree whose leaves are placed, but for arrays that lie on the mesh."""
   if mesh is None:
     return tree
   devices = set(mesh.devices.flat)
 
-  def place(leaf):
+  def placed(leaf):
     on_mesh = isinstance(leaf, jax.Array) and leaf.sharding.device_set == devices
-    return leaf if on_mesh else put(leaf, replicated(mesh))
+    return leaf if on_mesh else place(mesh, leaf)
 
-  return jax.tree.map(place, tree)
+  return jax.tree.map(placed, tree)
 
 
 def put(leaf: Any, sharding: NamedSharding) -> Any:
@@ -406,3 +382,58 @@ def on_host(tree: Any) -> Any:
     return np.asarray(leaf)
 
   return jax.tree.map(fetch, tree)
+
+
+_IMAGE_BY_IMAGE = Layout((0, 3, 1, 2))  # n, channel, height, width
+_MOST_CHANNELS = 4  # more may fill a row
+_HALF_A_ROW = 64
+
+
+def hold(mesh: jax.sharding.Mesh | None, tree: Any) -> Any:
+  """A tree whose arrays stay on the devices, whole on each; a shape stays one.
+
+  Without a mesh, arrays that are free to go to any of several devices stay as they are.
+
+  Args:
+    mesh: the devices; None for one.
+    tree: arrays or shapes; images are [n, height, width, channel].
+
+  Example:
+    >>> import numpy as np
+    >>> held = hold(None, np.zeros((2, 8, 8, 3), np.uint8))
+    >>> held.format.layout.major_to_minor  # (0, 3, 1, 2) on a TPU
+    (0, 1, 2, 3)
+  """
+
+  def place(leaf):
+    if mesh is not None:
+      leaf = put(leaf, replicated(mesh))
+    elif not isinstance(leaf, jax.ShapeDtypeStruct):
+      leaf = jnp.asarray(leaf)
+    return laid(leaf)
+
+  return jax.tree.map(place, tree)
+
+
+def laid(array: Any) -> Any:
+  """An array, or a shape with a place, image by image where it has images on TPUs."""
+  shape = array.shape
+  are_images = len(shape) == 4 and shape[3] <= _MOST_CHANNELS and shape[2] > _HALF_A_ROW
+  if not (are_images and is_on_tpus(array.sharding)):
+    return array
+  wanted = Format(_IMAGE_BY_IMAGE, array.sharding)
+  if isinstance(array, jax.ShapeDtypeStruct):
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=wanted)
+  is_free = not array.committed and jax.device_count() > 1
+  if is_free or array.format.layout.major_to_minor == _IMAGE_BY_IMAGE.major_to_minor:
+    return array
+  return jax.jit(_same, out_shardings=wanted)(array)
+
+
+def _same(array: jax.Array) -> jax.Array:
+  return array
+
+
+def is_on_tpus(sharding: jax.sharding.Sharding | None) -> bool:
+  """Whether the devices of a sharding are TPUs."""
+  return sharding is not None and all(device.platform == 'tpu' for device in sharding.device_set)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from glora_jax import resident
+from glora_jax import mesh as meshes
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (20, 8, 72, 3), np.uint8)
 LABELS = np.arange(20) % 3
@@ -19,24 +19,24 @@ def order_of(array):
 @pytest.fixture
 def on_tpus(monkeypatch):
   """Every device is taken for a TPU."""
-  monkeypatch.setattr(resident, 'is_on_tpus', lambda sharding: True)
+  monkeypatch.setattr(meshes, 'is_on_tpus', lambda sharding: True)
 
 
 @pytest.mark.usefixtures('on_tpus')
 def test_images_lie_one_after_the_other_and_are_the_same():
-  images, labels = resident.hold(None, (IMAGES, LABELS))
+  images, labels = meshes.hold(None, (IMAGES, LABELS))
   assert order_of(images) == IMAGE_BY_IMAGE
   assert order_of(labels) == (0,)
   np.testing.assert_array_equal(images, IMAGES)
   np.testing.assert_array_equal(labels, LABELS)
   assert images.dtype == np.uint8
-  assert resident.hold(None, images) is images
+  assert meshes.hold(None, images) is images
 
 
 @pytest.mark.usefixtures('on_tpus')
 def test_shapes_are_laid_as_arrays_are():
   place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  shape = resident.laid(jax.ShapeDtypeStruct(IMAGES.shape, np.uint8, sharding=place))
+  shape = meshes.laid(jax.ShapeDtypeStruct(IMAGES.shape, np.uint8, sharding=place))
   assert (shape.shape, shape.dtype, shape.sharding) == (IMAGES.shape, np.uint8, place)
   lowered = jax.jit(lambda images: images[:2]).lower(shape)
   assert lowered.compile().input_formats[0][0].layout.major_to_minor == IMAGE_BY_IMAGE
@@ -48,10 +48,10 @@ def test_shapes_are_laid_as_arrays_are():
 )
 def test_what_would_take_more_room_so_or_is_no_image_stays_as_it_is(shape):
   array = jnp.zeros(shape, np.uint8)
-  assert resident.hold(None, array) is array
+  assert meshes.hold(None, array) is array
 
 
 def test_elsewhere_arrays_stay_as_they_are():
   images = jnp.asarray(IMAGES)
-  assert resident.hold(None, images) is images
+  assert meshes.hold(None, images) is images
   assert order_of(images) == (0, 1, 2, 3)

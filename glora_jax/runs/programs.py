@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from glora_jax import mesh as meshes
-from glora_jax import resident
 from glora_jax.data.pipeline import Split
 from glora_jax.method.draws import check_budget
 from glora_jax.method.presets import preset
@@ -77,7 +76,7 @@ def _on(sharding: jax.sharding.Sharding, leaf: Any) -> Shape:
   dtype = getattr(leaf, 'dtype', jnp.int32)
   shape = Shape(np.shape(leaf), dtype, sharding=sharding)
   is_image = dtype == jnp.uint8
-  return resident.laid(shape) if is_image else shape
+  return meshes.laid(shape) if is_image else shape
 
 
 class Workload(NamedTuple):
@@ -313,7 +312,7 @@ def _scored(run: Run, split: str) -> tuple[Shape, Shape]:
 
 def _held(run: Run, images: Shape, number: int) -> tuple[Shape, Shape]:
   """So many images that stay on the devices, and their labels."""
-  return resident.hold(run.mesh, (images, Shape((number,), jnp.int32)))
+  return meshes.hold(run.mesh, (images, Shape((number,), jnp.int32)))
 
 
 def _genomes(run: Run, *axes: int) -> Shape:

@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from glora_jax import mesh as meshes
-from glora_jax import resident
 from glora_jax.data import augment, normalization, pipeline
 from glora_jax.data.task import Task
 from glora_jax.files import write_json
@@ -299,7 +298,7 @@ class Run:
       stream = pipeline.Stream(examples, size, workers=data.workers, **options)
       return pipeline.Split(stream, stream.labels)
     loaded = pipeline.load(examples, size, cache=data.cache, **options)
-    return pipeline.Split(*resident.hold(self.mesh, tuple(loaded)))
+    return pipeline.Split(*meshes.hold(self.mesh, tuple(loaded)))
 
   def _compiled(self, made: dict[str | None, Callable], make: Callable, split: str) -> Callable:
     """The scorer or predictor of a split; splits without a mask share theirs."""

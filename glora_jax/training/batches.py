@@ -16,7 +16,6 @@ import jax
 import numpy as np
 
 from glora_jax import mesh as meshes
-from glora_jax import resident
 from glora_jax.method.validation import check_labelled
 
 # Batches of a stream that one compiled call takes. The next call's are put on the device meanwhile.
@@ -149,7 +148,7 @@ def make_feeder(
   if isinstance(images, ImageStream):
     return Streamed(images, len(labels), key, batch_size, mesh)
   check_labelled(images, labels)
-  images, labels = resident.hold(mesh, (images, labels))
+  images, labels = meshes.hold(mesh, (images, labels))
   return Resident(images, labels, key, batch_size)
 
 

@@ -11,7 +11,6 @@ import jax
 import numpy as np
 
 from glora_jax import mesh as meshes
-from glora_jax import resident
 from glora_jax.limits import check_callable, check_type
 from glora_jax.method.adapted import Adapted, Subnet
 from glora_jax.method.genomes import smallest_genome
@@ -204,7 +203,7 @@ def warm_head(
   """
   images, labels = _checked(adapted, variables, images, labels, recipe)
   if mesh is None and not isinstance(images, ImageStream):
-    images, labels = resident.hold(None, (images, labels))  # or every batch would bring all of them
+    images, labels = meshes.hold(None, (images, labels))  # or every batch would bring all of them
   check_callable(preprocess, 'preprocess')
   if mesh is not None:
     meshes.require_mesh(mesh)

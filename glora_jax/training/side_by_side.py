@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from glora_jax import resident
+from glora_jax import mesh as meshes
 from glora_jax.limits import Domain, Limits, check_callable, check_type, shown
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.sample import check_key
@@ -131,7 +131,7 @@ def train_many(
     check_only_arrays(f'arrays of runs[{number}]', (run.trainable, run.frozen))
     check_targets(run.loss_fn, labels)
     _RATE.check(run.rate, f'runs[{number}].rate')
-  images, labels = resident.hold(None, (images, labels))
+  images, labels = meshes.hold(None, (images, labels))
   last = recipe.epochs * recipe.steps_per_epoch(len(labels))
   groups = _grouped(runs)
   states: dict[int, TrainState] = {}

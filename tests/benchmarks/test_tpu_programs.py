@@ -14,7 +14,7 @@ from benchmarks.tpu_programs import decoder
 from benchmarks.tpu_programs.cases import Case
 from benchmarks.tpu_programs.collectives import collectives
 from benchmarks.tpu_programs.compilation import Kept, compiled, largest
-from glora_jax import resident
+from glora_jax import mesh as meshes
 from glora_jax.runs.planning.machine import find_slice
 
 HLO = """HloModule jit_steps, is_scheduled=true
@@ -136,7 +136,7 @@ def test_a_tpu_takes_batches_of_resident_images_without_a_copy_of_all():
     program = sums.lower(params, images, rows).compile()
     return program.memory_analysis().temp_size_in_bytes
 
-  assert temporaries(resident.laid(images)) < images.size / 8
+  assert temporaries(meshes.laid(images)) < images.size / 8
   assert temporaries(images) > images.size / 2  # what there was before
 
 

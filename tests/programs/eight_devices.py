@@ -18,7 +18,6 @@ from trees import randomized
 import glora_jax
 from benchmarks.tpu_programs.collectives import collectives
 from glora_jax import mesh as meshes
-from glora_jax import resident
 from glora_jax.method import sharding
 from glora_jax.method.draws import random_genomes, sample_genome
 from glora_jax.models.vit import ViT
@@ -148,13 +147,13 @@ assert bytes_reduced()[0] > 64 * 64 * 4
 
 
 # Resident images, laid as on a TPU.
-is_on_tpus, resident.is_on_tpus = resident.is_on_tpus, lambda sharding: True
-resident._HALF_A_ROW = 8
-held = resident.hold(MESH, images)
+is_on_tpus, meshes.is_on_tpus = meshes.is_on_tpus, lambda sharding: True
+meshes._HALF_A_ROW = 8
+held = meshes.hold(MESH, images)
 assert held.format.layout.major_to_minor == (0, 3, 1, 2)
 assert held.sharding.is_fully_replicated
 assert_trained_alike(fit(frozen, held, mesh=MESH, by_device=True), on_one_device)
-resident.is_on_tpus = is_on_tpus
+meshes.is_on_tpus = is_on_tpus
 
 
 # A head alone, on features.

@@ -15,7 +15,6 @@ import jax
 import numpy as np
 
 from glora_jax import mesh as meshes
-from glora_jax import resident
 from glora_jax.data.pipeline import Split
 from glora_jax.data.shifts import shifted
 from glora_jax.runs.run import Place, Run
@@ -40,7 +39,7 @@ def shifts_of(run: Run, rng: np.random.Generator) -> Split | None:
   most = max(MOST_IMAGES, run.settings.recipe_alone.batch_size)
   chosen = np.sort(rng.permutation(len(labels))[:most])
   found = shifted(np.asarray(images)[chosen], rng, run.task.num_classes)
-  return Split(*resident.hold(run.mesh, tuple(found)))
+  return Split(*meshes.hold(run.mesh, tuple(found)))
 
 
 def allocate_shifts(
