@@ -40,7 +40,7 @@ from glora_jax.method.space import SearchSpace
 from glora_jax.models import weights
 from glora_jax.models.vit import vit
 from glora_jax.runs.sections import RANKS_OTHERWISE, AllocationSettings
-from glora_jax.runs.stages.allocation import fold_indices
+from glora_jax.runs.stages.structures import fold_indices
 from glora_jax.search.allocate import allocate, compile_ahead
 from glora_jax.training import loop
 from glora_jax.training.batches import batch_indices, in_rows
@@ -119,7 +119,7 @@ def structure_seconds(problem: Problem) -> dict[str, float]:
   def batches():
     return in_rows(images, labels, rows)
 
-  # As `runs.structures` does it.
+  # As `runs.stages.structures` does it.
   start = time.perf_counter()
   key, sizes = jax.random.key(1), {'folds': SETTINGS.folds, 'max_rank': SETTINGS.max_rank}
   rows = fold_indices(key, len(labels), SETTINGS.folds, lab.BATCH_SIZE)

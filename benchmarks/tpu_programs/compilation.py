@@ -12,8 +12,7 @@ import jax
 from benchmarks.tpu_programs.cases import Case, build
 from benchmarks.tpu_programs.collectives import collectives
 from glora_jax.method.equation import made_for
-from glora_jax.runs.planning.arithmetic import count
-from glora_jax.runs.planning.costs import Line, bytes_by_kind
+from glora_jax.runs.planning.costs import Line, bytes_by_kind, count
 
 Record = dict[str, Any]
 

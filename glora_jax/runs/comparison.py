@@ -35,11 +35,17 @@ from glora_jax.runs.origins import Made, current, note_process, recorded_process
 from glora_jax.runs.run import Candidate, Run
 from glora_jax.runs.runners import THIS_PROCESS, Job, Runner, ThisProcess
 from glora_jax.runs.sections import GRADIENT, NO_PRESETS
-from glora_jax.runs.stages import evaluation
 from glora_jax.runs.stages.many_starts import Trial
-from glora_jax.runs.stages.methods import TrainedSubnet, train_method
+from glora_jax.runs.stages.methods import (
+  TrainedSubnet,
+  choose_rate,
+  choose_rates,
+  measure,
+  seeds_of,
+  train_method,
+)
+from glora_jax.runs.stages.results import freeze
 from glora_jax.runs.stages.training import ENOUGH_STEPS, is_guessing, share_of_largest_class
-from glora_jax.runs.stages.tuning import choose_rate, choose_rates, measure, seeds_of
 from glora_jax.runs.used_fields import warn_of_unread
 from glora_jax.runs.workdir import changes_of, claim, claim_workdir, is_finished
 
@@ -236,7 +242,7 @@ def freeze_and_evaluate(
     ]
     for name, subnets in rows.items()
   }
-  evaluation.freeze(run, frozen)
+  freeze(run, frozen)
   for name, subnets in rows.items():
     for values, subnet in zip(measured[name], subnets, strict=True):
       values.update(_measure_both(run, subnet, 'test'))

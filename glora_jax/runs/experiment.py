@@ -19,16 +19,15 @@ import ml_collections
 from glora_jax.method.draws import check_budget
 from glora_jax.models import folder
 from glora_jax.reports import run_page
-from glora_jax.runs import structures
 from glora_jax.runs.config import check_config
 from glora_jax.runs.lifecycle import carry_out, never
 from glora_jax.runs.run import Candidate, Run, Stream
 from glora_jax.runs.sections import SEARCH
-from glora_jax.runs.stages.evaluation import freeze_and_evaluate
-from glora_jax.runs.stages.results import Found, Result, write_results
+from glora_jax.runs.stages import structures
+from glora_jax.runs.stages.results import Found, Result, freeze_and_evaluate, write_results
 from glora_jax.runs.stages.search import run_search
+from glora_jax.runs.stages.structures import Structure
 from glora_jax.runs.stages.training import finetune, train_supernet
-from glora_jax.runs.structures import Structure
 from glora_jax.runs.used_fields import warn_of_unread
 from glora_jax.runs.workdir import is_finished
 

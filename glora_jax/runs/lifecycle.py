@@ -33,7 +33,6 @@ from glora_jax.runs.backbone import (
   load_backbone,
   variables_before_training,
 )
-from glora_jax.runs.batch_sizes import fit_batches
 from glora_jax.runs.config import RunSettings, check_config
 from glora_jax.runs.run import Place, Run, Stream, stream_key
 from glora_jax.runs.sections import WatchSettings
@@ -264,7 +263,7 @@ def prepare(
   mesh = meshes.over_devices(given.mesh.devices, given.mesh.fsdp)
   task, path = fetch_task(given, workdir)
   counts = early_checks.count_images(task)
-  settings = fit_batches(given, counts, mesh)
+  settings = early_checks.fit_batches(given, counts, mesh)
   model, params, metadata = load_backbone(settings.model, path, task.num_classes)
   size = metadata['image_size']
   early_checks.check_images(settings, size)
@@ -301,7 +300,7 @@ def prepare(
   run = dataclasses.replace(run, task=_open_images(run))
   left = early_checks.count_images(run.task)  # fewer, where broken ones are left out
   if left != counts:
-    run = dataclasses.replace(run, settings=fit_batches(given, left, mesh))
+    run = dataclasses.replace(run, settings=early_checks.fit_batches(given, left, mesh))
     check(run, left)
   return run
 

@@ -31,11 +31,9 @@ from glora_jax.runs.config import RunSettings
 from glora_jax.runs.lifecycle import never
 from glora_jax.runs.run import STREAMED_BLOCK, Place, Run, Stream
 from glora_jax.runs.sections import GENOME_ENDING, GRADIENT, NO_PRESETS, SEARCH
-from glora_jax.runs.stages.allocation import loss_of, shape_of_folds
-from glora_jax.runs.stages.heads import head_stage
 from glora_jax.runs.stages.many_starts import FullFineTuning, Learner, loss_of_finetuning
+from glora_jax.runs.stages.structures import head_stage, loss_of, named_genome, shape_of_folds
 from glora_jax.runs.stages.training import STEPS_PER_DISPATCH, TrainingStage, learner_of
-from glora_jax.runs.structures import named_genome
 from glora_jax.search.allocate import passes_of
 from glora_jax.search.fold_gradients import Settings
 from glora_jax.search.scoring import make_predictor, make_scorer

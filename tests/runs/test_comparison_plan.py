@@ -12,7 +12,7 @@ from glora_jax.runs.config import RunSettings, check_config
 from glora_jax.runs.planning import plan as plans
 from glora_jax.runs.planning.costs import cost_of
 from glora_jax.runs.planning.machine import Machine
-from glora_jax.runs.planning.page import Plan, PlannedStage
+from glora_jax.runs.planning.plan import Plan, PlannedStage
 from glora_jax.runs.planning.stages import stages_of_comparison
 from glora_jax.runs.programs import Workload
 from glora_jax.runs.sections import Comparison

@@ -19,8 +19,8 @@ from glora_jax.files import read_json, write_json
 from glora_jax.models import weights
 from glora_jax.runs import comparison, early_checks, experiment, lifecycle
 from glora_jax.runs.backbone import load_backbone
-from glora_jax.runs.batch_sizes import fit_batches, used_recipes
 from glora_jax.runs.config import RunSettings, check_config
+from glora_jax.runs.early_checks import fit_batches, used_recipes
 from glora_jax.runs.sections import AllocationSettings, ModelSettings
 from glora_jax.runs.workdir import Stopped, claim_workdir
 from glora_jax.training.recipe import Recipe

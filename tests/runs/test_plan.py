@@ -18,8 +18,7 @@ from glora_jax.models.vit import ViT
 from glora_jax.runs.config import RunSettings
 from glora_jax.runs.planning import machine as machines
 from glora_jax.runs.planning import plan as plans
-from glora_jax.runs.planning.arithmetic import count, equations, temporaries
-from glora_jax.runs.planning.costs import cost_of, memory_by_batch
+from glora_jax.runs.planning.costs import cost_of, count, equations, memory_by_batch, temporaries
 from glora_jax.runs.planning.machine import (
   Machine,
   Reading,

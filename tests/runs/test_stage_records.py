@@ -15,12 +15,11 @@ from glora_jax.runs.config import check_config
 from glora_jax.runs.lifecycle import prepare
 from glora_jax.runs.run import Place, Stream
 from glora_jax.runs.stages import (
-  allocation,
-  evaluation,
   many_starts,
   methods,
+  results,
+  structures,
   training,
-  tuning,
 )
 from glora_jax.runs.stages.many_starts import TrainedBatch, Trial
 from glora_jax.runs.stages.search import read_archive
@@ -68,10 +67,10 @@ def test_an_archive_that_cannot_be_is_one_sentence(changes, reason, run, tmp_pat
 def test_an_allocation_of_another_model_is_one_sentence(run, tmp_path):
   place = Place(run.adapted, run.variables)
   with pytest.raises(ValueError, match='The genome has shape'):
-    allocation.from_arrays({'genome': np.zeros((3, 5), np.int8)}, place)
+    structures.from_arrays({'genome': np.zeros((3, 5), np.int8)}, place)
   genome = smallest_genome(run.adapted.spec)
   with pytest.raises(ValueError, match='it lacks borrowed'):
-    allocation.from_arrays({'genome': genome}, place)
+    structures.from_arrays({'genome': genome}, place)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +108,7 @@ def test_a_rate_that_diverged_wins_no_tie(run):
   losses = {0.1: None, 0.03: float('nan'), 0.01: 2.0}
   rows = [{'rate': rate, 'val_accuracy': 0.5, 'val_loss': loss} for rate, loss in losses.items()]
   write_json(run.path('tuning', 'lora.json'), {'rows': rows}, 'tuning')
-  assert tuning.choose_rate(run, 'lora').rate == 0.01
+  assert methods.choose_rate(run, 'lora').rate == 0.01
 
 
 def test_a_curve_that_lacks_epochs_chooses_none(run):
@@ -192,7 +191,7 @@ def test_a_head_without_a_gradient_is_a_trial_and_ends_no_comparison(
 def test_a_frozen_list_is_the_same_where_other_devices_round_otherwise(tmp_path):
   run = types.SimpleNamespace(path=lambda name: str(tmp_path / name))
   subnet = {'genome': [[0, 3, 0, 0, 0]], 'weights': 'fingerprint'}
-  evaluation.freeze(run, {'winner': {**subnet, 'val_accuracy': 0.905}})
-  evaluation.freeze(run, {'winner': {**subnet, 'val_accuracy': 0.900}})
+  results.freeze(run, {'winner': {**subnet, 'val_accuracy': 0.905}})
+  results.freeze(run, {'winner': {**subnet, 'val_accuracy': 0.900}})
   with pytest.raises(ValueError, match='was frozen with other subnets'):
-    evaluation.freeze(run, {'winner': {**subnet, 'val_accuracy': 0.9, 'weights': 'others'}})
+    results.freeze(run, {'winner': {**subnet, 'val_accuracy': 0.9, 'weights': 'others'}})

@@ -19,13 +19,12 @@ from glora_jax.method.presets import preset
 from glora_jax.models.classifier import Classifier
 from glora_jax.records import read_lines
 from glora_jax.reports import run_page, scoreboard, structure, suite_page
-from glora_jax.runs import comparison, experiment, structures
+from glora_jax.runs import comparison, experiment
 from glora_jax.runs.config import check_config
 from glora_jax.runs.lifecycle import prepare
 from glora_jax.runs.run import Place, Stream
-from glora_jax.runs.stages import allocation as stage
-from glora_jax.runs.stages import heads, results
-from glora_jax.runs.stages.prior import allocate_shifts
+from glora_jax.runs.stages import results, structures
+from glora_jax.runs.stages.structures import allocate_shifts
 from glora_jax.runs.stages.training import train
 from glora_jax.runs.workdir import Stopped
 from glora_jax.training.head_alone import HeadAlone
@@ -137,7 +136,7 @@ def test_a_run_that_is_killed_in_its_structure_resumes_to_the_same_one(
     raise KeyboardInterrupt
 
   with monkeypatch.context() as patched:
-    patched.setattr(stage, 'write_arrays', be_killed)
+    patched.setattr(structures, 'write_arrays', be_killed)
     with pytest.raises(KeyboardInterrupt):
       structures.find(prepared)
   found = structures.find(prepared)
@@ -159,10 +158,10 @@ def test_a_gradient_that_is_noise_borrows_from_shifts_of_the_same_images(prepare
   assert prior.values.B_lora.shape[:2] == (4, len(place.adapted.spec))
   clear = dataclasses.replace(prior, signal=0.5)
   options = {'budget': 1000, 'key': run.key(Stream.STRUCTURE), 'folder': 'structure'}
-  warm = Place(place.adapted, heads.warm_head(run, place))
-  found = stage.allocate_once(run, warm, **options, prior=clear)
+  warm = Place(place.adapted, structures.train_head(run, place))
+  found = structures.allocate_once(run, warm, **options, prior=clear)
   assert 0 < found.borrowed <= 1
-  read = stage.allocate_once(run, warm, **options)
+  read = structures.allocate_once(run, warm, **options)
   assert read.borrowed == found.borrowed
   np.testing.assert_array_equal(read.genome, found.genome)
   result = {'protocol': 'honest', 'allocation': {'head_epochs': 1, 'epochs': 5}, 'seconds': {}}
@@ -176,9 +175,9 @@ def test_the_head_is_that_of_training_under_the_whole_model(config, tmp_path):
   for name in ('alone', 'whole'):
     run = prepare(check_config(config), str(tmp_path / name))
     if name == 'alone':
-      variables = heads.warm_head(run, run.place('gradient'))
+      variables = structures.train_head(run, run.place('gradient'))
     else:
-      training = heads.head_stage(run, run.place('gradient'))
+      training = structures.head_stage(run, run.place('gradient'))
       variables = train(run, dataclasses.replace(training, head=None), run.variables)
     found.append(variables['params']['head'])
   assert np.abs(found[0]['kernel']).max() > 0
@@ -191,14 +190,14 @@ def test_a_head_that_is_warm_and_a_structure_that_is_found_cost_nothing_again(
   workdir, _ = gradient_run
   shutil.copytree(workdir / 'structure', prepared.path('structure'))
   monkeypatch.setattr(HeadAlone, 'features', None)
-  monkeypatch.setattr(stage, 'compile_ahead', None)
+  monkeypatch.setattr(structures, 'compile_ahead', None)
   assert structures.find(prepared).genome.tolist() == read_json(workdir / 'genome.json')['genome']
 
 
 def test_a_structure_that_was_found_is_read(prepared, gradient_run, monkeypatch):
   workdir, _ = gradient_run
   shutil.copytree(workdir / 'structure', prepared.path('structure'))
-  monkeypatch.setattr(stage, 'allocate', None)
+  monkeypatch.setattr(structures, 'allocate', None)
   found = structures.find(prepared)
   assert found.genome.tolist() == read_json(workdir / 'genome.json')['genome']
   assert found.allocation.count_params() == read_json(workdir / 'genome.json')['params']
@@ -257,7 +256,7 @@ def test_a_given_structure_is_kept_although_its_file_is_gone(config, tmp_path, m
 
 @pytest.mark.parametrize('number, folds, batch, devices', [(800, 8, 64, 1), (101, 4, 7, 2)])
 def test_folds_are_equal_and_share_no_image(number, folds, batch, devices):
-  indices = stage.fold_indices(jax.random.key(0), number, folds, batch, devices)
+  indices = structures.fold_indices(jax.random.key(0), number, folds, batch, devices)
   assert len(np.unique(indices)) == indices.size
   assert indices.size > 0.8 * number
   assert len(indices) % folds == 0

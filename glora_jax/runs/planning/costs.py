@@ -1,18 +1,262 @@
-"""What the programs of a run cost: operations of an image, memory of a device, how much fits."""
+"""What the programs of a run cost: operations of an image, memory of a device, how much fits.
+
+Operations and temporaries of a traced program are counted in its jaxpr. A scan counts as often as
+it goes round, which a compiler's own analysis leaves out. A loop whose length is found while it
+runs counts once, a choice as its dearest branch; what only moves data is free. Arrays live from the
+equation that makes them to the last that reads them; what is made number by number is computed
+where it is read, as compilers do, unless a product, a loop or a result reads it.
+`benchmarks.plan_estimates` says how near this comes.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import math
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
-from glora_jax.runs.planning.arithmetic import count, equations, temporaries
 from glora_jax.runs.programs import Program, Workload, program
 from glora_jax.runs.run import Run
+
+_MOVES = frozenset(
+  """
+  broadcast_in_dim concatenate convert_element_type copy copy_p dynamic_slice dynamic_update_slice
+  expand_dims gather iota pad pvary reduce_precision reshape rev select_n sharding_constraint slice
+  split squeeze stop_gradient transpose
+  """.split()  # noqa: SIM905, more readable than a list
+)
+
+
+class Operations(NamedTuple):
+  """Floating-point operations of a program.
+
+  Attributes:
+    products: those of matrix products and convolutions.
+    others: all others, one for each number that they make or, where they reduce, take.
+  """
+
+  products: int = 0
+  others: int = 0
+
+  @property
+  def total(self) -> int:
+    """All of them."""
+    return self.products + self.others
+
+  def plus(self, more: Operations, times: int = 1) -> Operations:
+    """These, and others so many times."""
+    return Operations(self.products + times * more.products, self.others + times * more.others)
+
+
+def count(jaxpr: Jaxpr | ClosedJaxpr) -> Operations:
+  """The operations of a jaxpr, all that it calls included.
+
+  Example:
+    >>> import jax
+    >>> def power(x):
+    ...   return jax.lax.fori_loop(0, 10, lambda _, y: x @ y, x)
+    >>> count(jax.make_jaxpr(power)(jnp.ones((4, 4)))).products
+    1280
+  """
+  total = Operations()
+  for equation in (jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr).eqns:
+    inner = [count(called) for called in called_by(equation)]
+    if equation.primitive.name == 'cond':
+      total = total.plus(max(inner, key=lambda operations: operations.total))
+      continue
+    times = equation.params['length'] if equation.primitive.name == 'scan' else 1
+    for operations in inner:
+      total = total.plus(operations, times)
+    if not inner:
+      total = total.plus(_alone(equation))
+  return total
+
+
+def equations(jaxpr: Jaxpr | ClosedJaxpr) -> int:
+  """The equations that call nothing, a loop's once: compiling takes time by their number."""
+  return sum(sum(map(equations, called_by(equation))) or 1 for equation in jaxpr.eqns)
+
+
+def called_by(equation: JaxprEqn) -> Iterator[Jaxpr]:
+  """The jaxprs that an equation calls, but for those of derivatives that are not asked for."""
+  for name, value in equation.params.items():
+    if name in ('fwd_jaxpr_thunk', 'bwd', 'jvp_jaxpr_fun'):
+      continue
+    for item in value if isinstance(value, tuple | list) else (value,):
+      if isinstance(item, ClosedJaxpr):
+        yield item.jaxpr
+      elif isinstance(item, Jaxpr):
+        yield item
+
+
+def _alone(equation: JaxprEqn) -> Operations:
+  """The operations of an equation that calls nothing."""
+  result, name = equation.outvars[0].aval, equation.primitive.name
+  if name == 'dot_general':
+    (contracted, _), _ = equation.params['dimension_numbers']
+    shape = _shape(equation.invars[0].aval)
+    return Operations(products=2 * _size(result) * math.prod(shape[axis] for axis in contracted))
+  if name == 'conv_general_dilated':
+    kernel = equation.invars[1].aval
+    outputs = _shape(kernel)[equation.params['dimension_numbers'].rhs_spec[0]]
+    return Operations(products=2 * _size(result) * (_size(kernel) // outputs))
+  if name in _MOVES or not _is_float(result):
+    return Operations()
+  sizes = [_size(value.aval) for value in (*equation.outvars, *equation.invars)]
+  return Operations(others=max(sizes) if name.startswith('reduce') else _size(result))
+
+
+def _shape(aval: Any) -> tuple[int, ...]:
+  return getattr(aval, 'shape', ())
+
+
+def _size(aval: Any) -> int:
+  return math.prod(_shape(aval))
+
+
+def _is_float(aval: Any) -> bool:
+  return jnp.issubdtype(getattr(aval, 'dtype', jnp.int32), jnp.inexact)
+
+
+# What reads stored arrays and stores what it makes; all else is computed where it is read.
+_BARRIERS = frozenset(
+  """
+  conv_general_dilated cumsum dot_general gather scatter scatter-add sort
+  """.split()  # noqa: SIM905, more readable than a list
+)
+_LOOPS = ('scan', 'while', 'cond')
+
+
+class _Node(NamedTuple):
+  """An equation.
+
+  Attributes:
+    reads: numbers of the arrays that it reads.
+    makes: numbers of those that it makes.
+    is_barrier: whether all of them are stored.
+    is_stored: whether those are that it makes.
+    inside: bytes that it takes meanwhile.
+  """
+
+  reads: tuple[int, ...]
+  makes: tuple[int, ...]
+  is_barrier: bool
+  is_stored: bool
+  inside: int
+
+
+class _Graph:
+  """A program with all that it calls written out, loops apart."""
+
+  def __init__(self):
+    self.sizes: list[int] = []
+    self.nodes: list[_Node] = []
+
+  def add(self, size: int) -> int:
+    """The number of a new array."""
+    self.sizes.append(size)
+    return len(self.sizes) - 1
+
+  def read(self, jaxpr: Jaxpr, inputs: Sequence[int | None]) -> list[int | None]:
+    """Adds a jaxpr's equations; returns its results, None for those that are no array."""
+    known: dict[Any, int | None] = dict(zip(jaxpr.invars, inputs, strict=True))
+    for equation in jaxpr.eqns:
+      atoms = [None if isinstance(a, Literal) else known.get(a) for a in equation.invars]
+      known |= zip(equation.outvars, self._add_equation(equation, atoms), strict=True)
+    return [None if isinstance(a, Literal) else known.get(a) for a in jaxpr.outvars]
+
+  def _add_equation(self, equation: JaxprEqn, atoms: list[int | None]) -> list[int | None]:
+    inner = list(called_by(equation))
+    name = equation.primitive.name
+    if inner and name not in _LOOPS and len(inner[0].invars) == len(atoms):
+      return self.read(inner[0], atoms)
+    makes = [self.add(_bytes(variable.aval)) for variable in equation.outvars]
+    inside = max((_body(jaxpr) for jaxpr in inner), default=0)
+    reads = tuple(atom for atom in atoms if atom is not None)
+    is_barrier = bool(inner) or name in _BARRIERS
+    is_stored = is_barrier or name.startswith('reduce_')
+    self.nodes.append(_Node(reads, tuple(makes), is_barrier, is_stored, inside))
+    return list(makes)
+
+
+def temporaries(jaxpr: Jaxpr | ClosedJaxpr) -> int:
+  """Bytes that a program takes beside its arguments and results, about.
+
+  Example:
+    >>> import jax, jax.numpy as jnp
+    >>> def program(x):
+    ...   return jnp.tanh(x @ x) @ x
+    >>> temporaries(jax.make_jaxpr(program)(jnp.ones((8, 8)))) // (8 * 8 * 4)
+    2
+  """
+  inner = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
+  return _peak(inner, are_results_counted=False)
+
+
+def _body(jaxpr: Jaxpr) -> int:
+  """Bytes of one round of a loop."""
+  return _peak(jaxpr, are_results_counted=True)
+
+
+def _peak(jaxpr: Jaxpr, *, are_results_counted: bool) -> int:
+  """The most bytes that live at once."""
+  graph = _Graph()
+  inputs = [graph.add(0) for _ in jaxpr.invars]
+  results = {value for value in graph.read(jaxpr, inputs) if value is not None}
+  stored = _stored(graph) | results
+  last = _last_reads(graph, results, stored)
+  ends: dict[int, list[int]] = {}
+  alive = most = 0
+  for number, node in enumerate(graph.nodes):
+    made = [value for value in node.makes if value in last and value in stored]
+    for value in made:
+      is_free = value in results and not are_results_counted
+      size = 0 if is_free else graph.sizes[value]
+      alive += size
+      ends.setdefault(last[value], []).append(size)
+    most = max(most, alive + node.inside)
+    alive -= sum(ends.pop(number, ()))
+  return most
+
+
+def _stored(graph: _Graph) -> set[int]:
+  """The arrays that are stored, results apart."""
+  stored: set[int] = set()
+  for node in graph.nodes:
+    if node.is_stored:
+      stored.update(node.makes)
+    if node.is_barrier:
+      stored.update(node.reads)
+  return stored
+
+
+def _last_reads(graph: _Graph, results: set[int], stored: set[int]) -> dict[int, int]:
+  """The equation that each array is read by last; those that nobody reads are not there."""
+  end = len(graph.nodes)
+  last = dict.fromkeys(results, end)
+  for number in range(end - 1, -1, -1):
+    node = graph.nodes[number]
+    readers = [last[value] for value in node.makes if value in last]
+    if not readers:
+      continue
+    # What is computed where it is read keeps what it is made of until then.
+    until = number if stored.issuperset(node.makes) else max(readers)
+    for value in node.reads:
+      last[value] = max(last.get(value, -1), until)
+  return last
+
+
+def _bytes(aval: Any) -> int:
+  dtype = getattr(aval, 'dtype', None)
+  itemsize = getattr(dtype, 'itemsize', 4) if dtype is not None else 0
+  return math.prod(getattr(aval, 'shape', ())) * itemsize
+
 
 TRAININGS = ('supernet', 'subnet', 'head')
 MANY = 'train_many'

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from glora_jax.runs.config import RunSettings
 from glora_jax.runs.programs import Workload
 from glora_jax.runs.sections import GRADIENT, SEARCH, has_budget
-from glora_jax.runs.stages.prior import MOST_IMAGES
+from glora_jax.runs.stages.structures import MOST_IMAGES
 from glora_jax.training.recipe import Recipe
 
 PASSES = 2  # over the images for a gradient, at most
