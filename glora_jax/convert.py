@@ -28,8 +28,7 @@ from glora_jax.models.formats.table import FORMATS
 from glora_jax.models.load import inspection
 from glora_jax.models.metadata import OURS, check_agreement
 from glora_jax.models.weights import Checkpoint
-from glora_jax.runs.mistakes import explain_os
-from glora_jax.runs.terminal import run_program
+from glora_jax.runs.terminal import explain_os, run_program
 
 EXPORTED = '.jax_export'
 

@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING
 
 import ml_collections
 
-from glora_jax.runs import terminal
 from glora_jax.runs.command_line import (
   CHECK,
   COMPILE,
@@ -44,7 +43,7 @@ from glora_jax.runs.command_line import (
   run_with_config,
   workdir_of_config,
 )
-from glora_jax.runs.terminal import run_program
+from glora_jax.runs.terminal import GREETING, run_program, show
 
 if TYPE_CHECKING:
   from glora_jax.runs.runners import Runner
@@ -154,7 +153,7 @@ def require_process(runner: str, resources: str | None) -> None:
 def command() -> None:
   """Runs the command, as `glora` and as `python -m glora_jax.main`."""
   if len(sys.argv) == 1:
-    run_program(lambda: terminal.show(terminal.GREETING))
+    run_program(lambda: show(GREETING))
   run_with_config(main)
 
 

@@ -25,8 +25,7 @@ from glora_jax.data.normalization import NORMALIZATIONS
 from glora_jax.limits import printable
 from glora_jax.mesh import NoDeviceError, require_devices
 from glora_jax.models.classifier import Classifier, find_images, most_probable
-from glora_jax.runs.mistakes import explain_os
-from glora_jax.runs.terminal import forget_output, run_program
+from glora_jax.runs.terminal import explain_os, forget_output, run_program
 
 MANY = 200  # images, from which on there is a progress bar
 SHOWN = 3  # classes a line, where nothing else is asked for

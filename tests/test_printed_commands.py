@@ -10,7 +10,7 @@ from absl import flags
 from ml_collections import config_flags
 from places import ROOT
 
-from glora_jax.runs import config_files, schema, terminal
+from glora_jax.runs import command_line, schema, terminal
 from glora_jax.runs.config import RunSettings
 
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md'))]
@@ -41,5 +41,5 @@ def test_a_printed_command_is_taken(module, rest, tmp_path, monkeypatch):
   config_flags.DEFINE_config_file('config', flag_values=values)
   for name in {*terminal.own_flags()} - {'config'}:
     values[name] = copy.deepcopy(flags.FLAGS[name])
-  assert values(config_files.with_paths(['main', *words])) == ['main']
+  assert values(command_line.with_paths(['main', *words])) == ['main']
   schema.build(RunSettings, values.config.to_dict())

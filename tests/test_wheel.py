@@ -15,7 +15,7 @@ import pytest
 from places import CONFIGS, ROOT
 
 import glora_jax
-from glora_jax.runs import config_files
+from glora_jax.runs import command_line
 
 PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())
 LEFT_OUT = ('.git', '.pytest_cache', 'runs', 'dist', 'build', 'docs', 'glora_jax.egg-info')
@@ -59,22 +59,22 @@ def test_a_console_command_is_a_function_without_arguments(command):
 
 
 def test_configs_are_found_by_name_path_and_with_arguments(tmp_path, monkeypatch):
-  assert str(CONFIGS) == config_files.FOLDER
-  assert {'quickstart', 'own', 'vtab'} <= {*config_files.names()}
+  assert str(CONFIGS) == command_line.FOLDER
+  assert {'quickstart', 'own', 'vtab'} <= {*command_line.names()}
   monkeypatch.chdir(tmp_path)
   words = ['main', '--config', 'own:photos/,rank=3', '--workdir', 'own']
-  assert config_files.with_paths(words) == [
+  assert command_line.with_paths(words) == [
     *('main', '--config', f'{CONFIGS}/own.py:photos/,rank=3', '--workdir', 'own')
   ]
-  assert config_files.with_paths(['main', '--config=vtab']) == [
+  assert command_line.with_paths(['main', '--config=vtab']) == [
     *('main', f'--config={CONFIGS}/vtab.py')
   ]
   for name in ('own', 'own.py'):
     (tmp_path / name).write_text('A file that is called like a config.')
-  assert config_files.path_of('own') == f'{CONFIGS}/own.py'
-  assert config_files.path_of('own.py') == 'own.py'
+  assert command_line.path_of('own') == f'{CONFIGS}/own.py'
+  assert command_line.path_of('own.py') == 'own.py'
   with pytest.raises(ValueError, match=r'no config file qickstart; .* vtab'):
-    config_files.path_of('qickstart')
+    command_line.path_of('qickstart')
 
 
 @pytest.fixture(scope='module')

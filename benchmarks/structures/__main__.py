@@ -32,7 +32,7 @@ from benchmarks.structures import display, gate, plan, tuning
 from benchmarks.structures.jobs import Job, Store, run_jobs
 from benchmarks.structures.plan import Method
 from glora_jax.runs import runners
-from glora_jax.runs.mistakes import MISTAKES, sentence
+from glora_jax.runs.terminal import MISTAKES, sentence
 
 HERE = os.path.dirname(__file__)
 FOLDER = os.path.join(HERE, 'results')

@@ -27,7 +27,7 @@ import jax
 from glora_jax import mesh as meshes
 from glora_jax.files import first_line
 from glora_jax.limits import shown
-from glora_jax.runs.mistakes import MISTAKES, sentence
+from glora_jax.runs.terminal import MISTAKES, sentence
 from glora_jax.runs.workdir import InUseError, Stopped
 
 log = logging.getLogger(__name__)

@@ -28,8 +28,8 @@ from glora_jax.reports.scoreboard import Board
 from glora_jax.runs import experiment
 from glora_jax.runs.config import apply_settings, check_config, check_settings, data_source
 from glora_jax.runs.lifecycle import never, rehearse
-from glora_jax.runs.mistakes import MISTAKES, sentence
 from glora_jax.runs.runners import THIS_PROCESS, Job, Runner
+from glora_jax.runs.terminal import MISTAKES, sentence
 from glora_jax.runs.used_fields import warn_of_unread
 from glora_jax.runs.workdir import (
   InUseError,

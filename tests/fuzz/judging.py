@@ -21,7 +21,7 @@ import numpy as np
 
 import glora_jax
 from glora_jax.limits import printable
-from glora_jax.runs.mistakes import is_mistake, sentence
+from glora_jax.runs.terminal import is_mistake, sentence
 
 REFUSED = object()
 PACKAGE = str(pathlib.Path(glora_jax.__file__).parent)

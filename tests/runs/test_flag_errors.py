@@ -10,7 +10,7 @@ from absl import flags
 from places import ROOT
 
 from glora_jax.runs import command_line
-from glora_jax.runs.mistakes import is_mistake, sentence
+from glora_jax.runs.terminal import is_mistake, sentence
 
 QUICKSTART = f'--config={ROOT / "configs/quickstart.py"}'
 

@@ -14,7 +14,7 @@ from places import ROOT
 
 from glora_jax.data import catalog
 from glora_jax.reports import run_charts, run_page
-from glora_jax.runs import command_line, config_files, terminal
+from glora_jax.runs import command_line, terminal
 from glora_jax.runs.config import RunSettings
 from glora_jax.runs.run import stage_names
 from glora_jax.runs.terminal import Painter, painted
@@ -50,8 +50,8 @@ def test_a_flag_without_a_group_is_on_the_page(monkeypatch):
 def test_the_list_names_everything_and_what_is_ready(monkeypatch, tmp_path):
   monkeypatch.setattr(catalog, 'is_ready', lambda name, source: name == 'vtab/cifar100')
   monkeypatch.setenv('GLORA_JAX_CACHE', str(tmp_path))
-  text = config_files.inventory()
-  assert all(f'\n  {name} ' in text for name in config_files.names())
+  text = command_line.inventory()
+  assert all(f'\n  {name} ' in text for name in command_line.names())
   assert 'ready: 1 (cifar100)' in ' '.join(text.split())
   assert 'Domain generalization; ready: 0' in text
   assert 'hira, scale_shift' in text
@@ -68,7 +68,7 @@ def test_the_greeting_has_commands_that_start():
   assert len(words) == 3
   for _, flag, *value in words:
     assert flag.removeprefix('--') in flags.FLAGS
-    assert all(config_files.path_of(name.partition(':')[0]) for name in value)
+    assert all(command_line.path_of(name.partition(':')[0]) for name in value)
 
 
 def test_colours_are_for_terminals_where_nobody_forbids_them(monkeypatch):
