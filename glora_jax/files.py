@@ -73,7 +73,8 @@ def whole(path: Path) -> Iterator[str]:
   Raises:
     OSError: it cannot be written; the old file is still there.
   """
-  temporary = _partial_path(path)
+  # With machine and process in its name, so that two that write the same file do not meet.
+  temporary = f'{_partial_beginning(path)}{os.getpid()}{_PARTIAL}'
   with writing(path):
     if os.path.lexists(path) and not os.path.islink(path):
       _require_regular(path, os.lstat(path))  # a device or a pipe makes no room for a file
@@ -459,16 +460,8 @@ def require_free(path: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> No
     )
 
 
-def _partial_path(path: Path) -> str:
-  """Where this process writes a file before it is whole.
-
-  With machine and process in its name, so that two that write the same file do not meet.
-  """
-  return f'{_partial_beginning(path)}{os.getpid()}{_PARTIAL}'
-
-
 def is_partial(name: str) -> bool:
-  """Whether a name is one of `_partial_path`, of any file, machine and process."""
+  """Whether a name is that of a file that is not whole yet, of any file, machine and process."""
   return _PARTIAL_NAME.fullmatch(name) is not None
 
 

@@ -334,7 +334,8 @@ def shown(value: Any) -> str:
   except ValueError:  # Python writes out no whole number of more than 4300 digits
     is_number = isinstance(value, int)
     return f'a whole number of {value.bit_length()} bits' if is_number else 'too long to be shown'
-  return _shorten(printable(' '.join(line.strip() for line in text.splitlines())))
+  text = printable(' '.join(line.strip() for line in text.splitlines()))
+  return text if len(text) <= _LONGEST_SHOWN else f'{text[:_LONGEST_SHOWN]}...'
 
 
 def check_path(path: Any) -> str:
@@ -361,7 +362,7 @@ def printable(text: str | os.PathLike) -> str:
     >>> print(printable('über\n.png'))
     über\n.png
   """
-  return _NOT_PRINTABLE.sub(_escape, os.fspath(text))
+  return _NOT_PRINTABLE.sub(lambda found: ascii(found.group())[1:-1], os.fspath(text))
 
 
 def listed(names: Iterable[str]) -> str:
@@ -377,18 +378,10 @@ def listed(names: Iterable[str]) -> str:
   return f'{first} and {others} others' if others > 0 else first
 
 
-def _shorten(text: str) -> str:
-  return text if len(text) <= _LONGEST_SHOWN else f'{text[:_LONGEST_SHOWN]}...'
-
-
 def _without_middle(name: str) -> str:
   """A name that is not endless; the end of a path says more than its beginning."""
   half = _LONGEST_SHOWN // 2
   return name if len(name) <= _LONGEST_SHOWN else f'{name[:half]}...{name[-half:]}'
-
-
-def _escape(found: re.Match[str]) -> str:
-  return ascii(found.group())[1:-1]
 
 
 def _is_a(value: Any, kind: type) -> bool:

@@ -114,14 +114,10 @@ def _put_into(leaf: Any, value: Any) -> Any:
 def get(tree: Any, path: Path) -> Any:
   """The value of a pytree at a path; of nested dictionaries it may be a dictionary."""
   for depth, name in enumerate(path):
-    if not (_is_dictionary(tree) and name in tree):
+    if not (isinstance(tree, dict | flax.core.FrozenDict) and name in tree):
       return flatten(tree)[path[depth:]]
     tree = tree[name]
   return _bare(tree)
-
-
-def _is_dictionary(tree: Any) -> bool:
-  return isinstance(tree, (dict, flax.core.FrozenDict))
 
 
 def replace(tree: Any, path: Path, value: Any) -> Any:

@@ -101,18 +101,11 @@ def run(
   finished = is_finished(workdir)
   if not finished:
     warn_of_unread(settings)
+  rest = functools.partial(carry_out, config, workdir, stages=_run_stages, shape=Result)
   if isinstance(runner, ThisProcess) or finished:
-    return _carry_out(config, workdir, stop)
+    return rest(stop)
   train_methods(config, workdir, stop, runner)
-  rest = functools.partial(_carry_out, config, workdir)
   return _do_alone(runner, rest, workdir, stop)
-
-
-def _carry_out(
-  config: ml_collections.ConfigDict, workdir: str, stop: Callable[[], bool]
-) -> dict[str, Any]:
-  """Does in this process what is left of a comparison."""
-  return carry_out(config, workdir, stop, _run_stages, Result)
 
 
 def _run_stages(run: Run) -> dict[str, Any]:

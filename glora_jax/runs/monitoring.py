@@ -115,54 +115,35 @@ class Metrics:
     return events
 
 
-class Profiler:
-  """Traces the dispatches after the first, which compiles; called after every dispatch.
+@contextlib.contextmanager
+def profiled(folder: str, wanted: bool) -> Iterator[Callable[[], None]]:
+  """Gives a function to be called after every dispatch, which traces a few of them where wanted.
+
+  The first dispatch, which compiles, is not traced.
 
   Args:
     folder: folder for the trace, for TensorBoard's profile plugin or xprof.
+    wanted: whether anything is traced.
   """
-
-  def __init__(self, folder: str):
-    self.folder = folder
-    self.calls = 0
-
-  @property
-  def traced(self) -> int:
-    """Number of dispatches traced so far."""
-    return min(max(self.calls - 1, 0), TRACED_DISPATCHES)
-
-  @property
-  def tracing(self) -> bool:
-    """Whether a trace goes on."""
-    return 0 < self.calls <= TRACED_DISPATCHES
-
-  def __call__(self) -> None:
-    """Notes that a dispatch has ended."""
-    was_tracing = self.tracing
-    self.calls += 1
-    if self.tracing and not was_tracing:
-      jax.profiler.start_trace(self.folder)
-    elif was_tracing and not self.tracing:
-      jax.profiler.stop_trace()
-
-  def close(self) -> None:
-    """Ends the trace, and says what it holds."""
-    if self.tracing:
-      jax.profiler.stop_trace()
-    if self.traced:
-      log.info('Traced dispatches: %d, in %s', self.traced, self.folder)
-    else:
-      log.warning('There was nothing to trace after the first dispatch.')
-
-
-@contextlib.contextmanager
-def profiled(folder: str, wanted: bool) -> Iterator[Callable[[], None]]:
-  """Gives a function to be called after every dispatch, which traces a few of them where wanted."""
   if not wanted:
     yield lambda: None
     return
-  profiler = Profiler(folder)
+  calls = 0
+
+  def dispatched() -> None:
+    nonlocal calls
+    calls += 1
+    if calls == 1:
+      jax.profiler.start_trace(folder)
+    elif calls == TRACED_DISPATCHES + 1:
+      jax.profiler.stop_trace()
+
   try:
-    yield profiler
+    yield dispatched
   finally:
-    profiler.close()
+    if 0 < calls <= TRACED_DISPATCHES:
+      jax.profiler.stop_trace()
+    if calls > 1:
+      log.info('Traced dispatches: %d, in %s', min(calls - 1, TRACED_DISPATCHES), folder)
+    else:
+      log.warning('There was nothing to trace after the first dispatch.')

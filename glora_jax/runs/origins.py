@@ -176,19 +176,10 @@ def command_of(words: Sequence[str]) -> str:
     >>> command_of(['python', 'mine.py', 'glora_jax.main'])
     ''
   """
-  if words and os.path.basename(words[0]) == _COMMAND:
-    return shlex.join([_COMMAND, *words[1:]])
-  rest = _after_options(words[1:])
-  if rest[:1] == [_MODULE]:
-    return shlex.join(['python', '-m', *rest])
-  if rest and os.path.basename(rest[0]) == _COMMAND:
-    return shlex.join([_COMMAND, *rest[1:]])
-  return ''
-
-
-def _after_options(words: Sequence[str]) -> list[str]:
-  """What follows the interpreter's own options: the script or the module, and its arguments."""
-  rest = list(words)
-  while rest and rest[0].startswith('-'):
+  rest = list(words[1:])
+  while rest and rest[0].startswith('-'):  # the interpreter's own options
     del rest[: 2 if rest[0] in _OPTIONS_WITH_VALUE else 1]
-  return rest
+  for command in (words, rest):
+    if command and os.path.basename(command[0]) == _COMMAND:
+      return shlex.join([_COMMAND, *command[1:]])
+  return shlex.join(['python', '-m', *rest]) if rest[:1] == [_MODULE] else ''

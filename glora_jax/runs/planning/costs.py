@@ -11,7 +11,6 @@ where it is read, as compilers do, unless a product, a loop or a result reads it
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -65,7 +64,7 @@ def count(jaxpr: Jaxpr | ClosedJaxpr) -> Operations:
     1280
   """
   total = Operations()
-  for equation in (jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr).eqns:
+  for equation in jaxpr.eqns:
     inner = [count(called) for called in called_by(equation)]
     if equation.primitive.name == 'cond':
       total = total.plus(max(inner, key=lambda operations: operations.total))
@@ -106,7 +105,8 @@ def _alone(equation: JaxprEqn) -> Operations:
     kernel = equation.invars[1].aval
     outputs = _shape(kernel)[equation.params['dimension_numbers'].rhs_spec[0]]
     return Operations(products=2 * _size(result) * (_size(kernel) // outputs))
-  if name in _MOVES or not _is_float(result):
+  is_float = jnp.issubdtype(getattr(result, 'dtype', jnp.int32), jnp.inexact)
+  if name in _MOVES or not is_float:
     return Operations()
   sizes = [_size(value.aval) for value in (*equation.outvars, *equation.invars)]
   return Operations(others=max(sizes) if name.startswith('reduce') else _size(result))
@@ -118,10 +118,6 @@ def _shape(aval: Any) -> tuple[int, ...]:
 
 def _size(aval: Any) -> int:
   return math.prod(_shape(aval))
-
-
-def _is_float(aval: Any) -> bool:
-  return jnp.issubdtype(getattr(aval, 'dtype', jnp.int32), jnp.inexact)
 
 
 # What reads stored arrays and stores what it makes; all else is computed where it is read.
@@ -177,7 +173,7 @@ class _Graph:
     if inner and name not in _LOOPS and len(inner[0].invars) == len(atoms):
       return self.read(inner[0], atoms)
     makes = [self.add(_bytes(variable.aval)) for variable in equation.outvars]
-    inside = max((_body(jaxpr) for jaxpr in inner), default=0)
+    inside = max((_peak(body, are_results_counted=True) for body in inner), default=0)
     reads = tuple(atom for atom in atoms if atom is not None)
     is_barrier = bool(inner) or name in _BARRIERS
     is_stored = is_barrier or name.startswith('reduce_')
@@ -197,11 +193,6 @@ def temporaries(jaxpr: Jaxpr | ClosedJaxpr) -> int:
   """
   inner = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
   return _peak(inner, are_results_counted=False)
-
-
-def _body(jaxpr: Jaxpr) -> int:
-  """Bytes of one round of a loop."""
-  return _peak(jaxpr, are_results_counted=True)
 
 
 def _peak(jaxpr: Jaxpr, *, are_results_counted: bool) -> int:
@@ -255,7 +246,7 @@ def _last_reads(graph: _Graph, results: set[int], stored: set[int]) -> dict[int,
 def _bytes(aval: Any) -> int:
   dtype = getattr(aval, 'dtype', None)
   itemsize = getattr(dtype, 'itemsize', 4) if dtype is not None else 0
-  return math.prod(getattr(aval, 'shape', ())) * itemsize
+  return _size(aval) * itemsize
 
 
 TRAININGS = ('supernet', 'subnet', 'head')
@@ -387,20 +378,13 @@ def memory_by_batch(once: Cost, name: str, workload: Workload, run: Run) -> Line
 
 def _with(run: Run, section: str, recipe: Any) -> Run:
   """The run by another recipe, with as many images as its batch needs."""
+
+  def grown(shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    number = max(recipe.batch_size, len(shape))
+    return jax.ShapeDtypeStruct((number, *shape.shape[1:]), shape.dtype)
+
   settings = dataclasses.replace(run.settings, **{section: recipe})
-  splits = {name: _at_least(split, recipe.batch_size) for name, split in run.splits.items()}
-  return dataclasses.replace(run, settings=settings, splits=splits)
-
-
-def _at_least(split: Any, number: int) -> Any:
-  """Shapes of a split with at least so many images."""
-  number = max(number, len(split.labels))
-  grown = functools.partial(_with_length, number)
-  return jax.tree.map(grown, split)
-
-
-def _with_length(number: int, shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct((number, *shape.shape[1:]), shape.dtype)
+  return dataclasses.replace(run, settings=settings, splits=jax.tree.map(grown, run.splits))
 
 
 def memory_by_chunk(single: Cost, run: Run, block: int) -> Line:

@@ -26,6 +26,7 @@ from glora_jax.runs.sections import GRADIENT, SEARCH, TUNING_SEED
 from glora_jax.runs.stages.many_starts import (
   Batch,
   FullFineTuning,
+  TrainedBatch,
   Trial,
   from_pretrained,
   train_batch,
@@ -132,14 +133,22 @@ def _train(
   """Trains a learner from the pretrained base once for each trial."""
   name = f'{folder}/{file_name(row)}'
   trained = train_batch(run, from_pretrained(run, name, learner, run.settings.supernet, trials))
+  return _subnets(run, learner, trained)
+
+
+def _subnets(
+  run: Run, learner: Subnet, trained: TrainedBatch, training: str = 'Its training', **more: Any
+) -> list[TrainedSubnet]:
+  """What became of each training of a batch; `more` are fields of all of them."""
   return [
     TrainedSubnet(
       learner.genome,
       learner.count_params(),
       variables,
       trained.seconds_each,
-      adapted=_unless_own(run, learner.adapted),
-      trouble=_trouble('Its training', diverged),
+      adapted=None if learner.adapted is run.adapted else learner.adapted,
+      trouble=_trouble(training, diverged),
+      **more,
     )
     for variables, diverged in zip(trained.variables, trained.diverged, strict=True)
   ]
@@ -148,10 +157,6 @@ def _train(
 def _trouble(training: str, diverged: bool) -> str:
   """The sentence about a training that diverged; empty about others."""
   return f'{training} {_STOPPED}' if diverged else ''
-
-
-def _unless_own(run: Run, adapted: Adapted) -> Adapted | None:
-  return None if adapted is run.adapted else adapted
 
 
 def _read_off_gradients(
@@ -211,64 +216,41 @@ def _train_structure(
   before = prior.seconds if prior else 0.0
   start = time.perf_counter()
   options |= {'budget': budget, 'prior': prior, 'folder': name}
-  found = _find_structure(run, place, stream_key(trials[0].seed, Stream.STRUCTURE), options)
+  key = stream_key(trials[0].seed, Stream.STRUCTURE)
+  genome, variables, has_borrowed, trouble = _find_structure(run, place, key, options)
   of_prior = prior.seconds - before if prior else 0.0
   seconds = _first_seconds(run.path(f'{name}.json'), time.perf_counter() - start - of_prior)
-  subnet = place.adapted.fix(found.genome)
+  subnet = place.adapted.fix(genome)
   recipe = run.settings.supernet
   batch = Batch(
     name=name,
     learner=subnet,
-    recipe=run.settings.allocation.shortened(recipe, found.has_borrowed),
-    starts=[found.variables] * len(trials),
+    recipe=run.settings.allocation.shortened(recipe, has_borrowed),
+    starts=[variables] * len(trials),
     keys=[stream_key(trial.seed, Stream.SUPERNET) for trial in trials],
     learning_rates=[trial.learning_rate for trial in trials],
   )
   trained = train_batch(run, batch)
-  subnets = [
-    TrainedSubnet(
-      subnet.genome,
-      subnet.count_params(),
-      variables,
-      trained.seconds_each,
-      adapted=_unless_own(run, place.adapted),
-      spared_epochs=recipe.epochs - batch.recipe.epochs,
-      trouble=_trouble('Its training', diverged),
-    )
-    for variables, diverged in zip(trained.variables, trained.diverged, strict=True)
-  ]
-  return [_after(subnet, seconds, found.trouble) for subnet in subnets]
+  spared = recipe.epochs - batch.recipe.epochs
+  subnets = _subnets(run, subnet, trained, spared_epochs=spared)
+  return [_after(subnet, seconds, trouble) for subnet in subnets]
 
 
-class _Found(NamedTuple):
-  """A structure, and what it is trained from.
+def _find_structure(
+  run: Run, place: Place, key: jax.Array, options: Mapping[str, Any]
+) -> tuple[np.ndarray, Any, bool, str]:
+  """(genome, variables to train from, whether a prior had a part in it, trouble).
 
-  Attributes:
-    genome: its alleles, int8 [layer, 5].
-    variables: the variables that its training starts from.
-    has_borrowed: whether a prior had a part in it.
-    trouble: why it is the smallest one, where no gradient could be had; else empty.
-  """
-
-  genome: np.ndarray
-  variables: Any
-  has_borrowed: bool
-  trouble: str = ''
-
-
-def _find_structure(run: Run, place: Place, key: jax.Array, options: Mapping[str, Any]) -> _Found:
-  """The structure of a gradient; the smallest one where it is not finite, or there is none.
-
-  So a head that has diverged ends the comparison as little as a supernet that has, and as one does
-  that is certain of every label.
+  It is the smallest one, and the trouble says why, where the gradient is not finite, or there is
+  none. So a head that has diverged ends the comparison as little as a supernet that has, and as one
+  does that is certain of every label.
   """
   try:
     found = allocate_once(run, place, key=key, **options)
   except (NoGradientError, NonFiniteError, NonFiniteLossError) as error:
     genome = genomes.smallest_genome(place.adapted.spec)
-    trouble = _stands_for(options['folder'], error)
-    return _Found(genome, place.variables, has_borrowed=False, trouble=trouble)
-  return _Found(found.genome, found.variables, has_borrowed=found.borrowed > 0)
+    return genome, place.variables, False, _stands_for(options['folder'], error)
+  return found.genome, found.variables, found.borrowed > 0, ''
 
 
 def _stands_for(name: str, error: Exception) -> str:
@@ -332,14 +314,7 @@ def _search_one(run: Run, name: str, supernet: Any, trial: Trial, budget: int) -
     learning_rates=[FINETUNING_SHARE * trial.learning_rate],
   )
   finetuned = train_batch(run, batch)
-  found = TrainedSubnet(
-    genome=subnet.genome,
-    params=subnet.count_params(),
-    variables=finetuned.variables[0],
-    seconds=finetuned.seconds_each,
-    inherited=supernet,
-    trouble=_trouble('Its finetuning', finetuned.diverged[0]),
-  )
+  [found] = _subnets(run, subnet, finetuned, 'Its finetuning', inherited=supernet)
   return _after(found, searching, trouble)
 
 
