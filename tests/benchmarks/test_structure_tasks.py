@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from benchmarks.structures import admission, confirming_scenes, rendering, scenes, tasks
+from benchmarks.structures import admission, scenes, tasks
 
 
 class Unwanted:
@@ -71,15 +71,15 @@ def test_rendered_pictures_are_the_same_every_time_and_their_labels_take_turns(m
 def plain(monkeypatch):
   """Scenes whose background is black and whose colors are white, without noise and clutter."""
   black = np.zeros((28, 28, 3))
-  monkeypatch.setattr(rendering, 'gradient', lambda *_: black)
-  monkeypatch.setattr(rendering, 'tint', lambda *_: np.ones(3))
-  monkeypatch.setattr(rendering, 'finish', lambda rng, picture, noise: picture[..., 0])
+  monkeypatch.setattr(scenes, 'gradient', lambda *_: black)
+  monkeypatch.setattr(scenes, 'tint', lambda *_: np.ones(3))
+  monkeypatch.setattr(scenes, 'finish', lambda rng, picture, noise=0: picture[..., 0])
 
 
 @pytest.fixture
 def black(plain, monkeypatch):
   """Scenes without noise, clutter and colors."""
-  monkeypatch.setattr(confirming_scenes, 'clutter', lambda *_, **__: np.zeros((28, 28, 3)))
+  monkeypatch.setattr(scenes, 'clutter', lambda *_, **__: np.zeros((28, 28, 3)))
 
 
 def shapes(picture):
@@ -91,8 +91,8 @@ def shapes(picture):
 @pytest.fixture
 def uncluttered(plain, monkeypatch):
   """As `plain`, for the final scenes: no clouds and no lines either."""
-  monkeypatch.setattr(rendering, 'smooth_field', lambda *_: np.zeros((28, 28, 3)))
-  monkeypatch.setattr(rendering, 'stroke', lambda picture, *_: picture)
+  monkeypatch.setattr(scenes, 'smooth_field', lambda *_: np.zeros((28, 28, 3)))
+  monkeypatch.setattr(scenes, 'stroke', lambda picture, *_: picture)
 
 
 def is_ring(points):
@@ -119,15 +119,15 @@ def test_the_ring_is_in_the_cell_that_the_label_says(uncluttered, label):
 @pytest.mark.parametrize(
   'shape, area',
   [
-    (rendering.disc, np.pi * 36),
-    (rendering.triangle, 3 * np.sqrt(3) * (0.6 * 6) ** 2),
-    (rendering.cross, 2 * 12 * 3 - 9),
-    (rendering.ring, np.pi * (36 - 4.8**2)),
+    (scenes.disc, np.pi * 36),
+    (scenes.triangle, 3 * np.sqrt(3) * (0.6 * 6) ** 2),
+    (scenes.cross, 2 * 12 * 3 - 9),
+    (scenes.ring, np.pi * (36 - 4.8**2)),
   ],
 )
 def test_a_shape_covers_its_area_wherever_it_is_and_however_turned(shape, area):
   for center, angle in [((13.5, 13.5), 0.0), ((12.2, 14.9), 0.7)]:
-    assert rendering.coverage(shape, center, 6.0, angle).sum() == pytest.approx(area, rel=0.05)
+    assert scenes.coverage(shape, center, 6.0, angle).sum() == pytest.approx(area, rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -141,10 +141,10 @@ def test_admission_asks_for_headroom(linear, finetuning, full, admitted):
 
 @pytest.mark.parametrize('label', range(6))
 def test_discs_stand_in_the_order_that_the_label_says(black, label):
-  picture = confirming_scenes.order(np.random.default_rng(0), label)
+  picture = scenes.order(np.random.default_rng(0), label)
   columns = np.array_split(np.arange(28), 3)
   brightness = [picture[:, part].max() for part in columns]
   assert (
     np.argsort(np.argsort(brightness)).tolist()
-    == np.argsort(np.argsort(confirming_scenes._ORDERS[label])).tolist()
+    == np.argsort(np.argsort(scenes._ORDERS[label])).tolist()
   )
