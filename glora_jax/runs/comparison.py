@@ -28,7 +28,6 @@ from glora_jax.data.catalog import require_apart
 from glora_jax.files import write_json
 from glora_jax.method.presets import preset_label
 from glora_jax.reports import comparison_page
-from glora_jax.runs import early_checks
 from glora_jax.runs.config import check_config
 from glora_jax.runs.lifecycle import carry_out, never, prepare, read_seconds, rehearse
 from glora_jax.runs.origins import Made, current, note_process, recorded_processes, recorded_weights
@@ -304,7 +303,7 @@ def _train_method(
 ) -> tuple[dict[str, float], Made]:
   """Trains a method with every seed; the seconds by stage, and with what it was made."""
   settings = check_config(config)
-  run = prepare(settings, workdir, stop, early_checks.check_stages)
+  run = prepare(settings, workdir, stop)
   start = time.perf_counter()
   rate = choose_rate(run, method).rate
   tuned = time.perf_counter()

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import ml_collections
 
+from glora_jax.data.augment import RANGES as AUGMENTATION_RANGES
 from glora_jax.data.augment import Augmentation
 from glora_jax.data.catalog import expand
 from glora_jax.data.task import Source
@@ -29,14 +30,9 @@ from glora_jax.models.weights import EMBEDDED
 from glora_jax.runs import schema
 from glora_jax.runs.schema import field, subsection
 from glora_jax.runs.sections import (
-  AUGMENTATION_RANGES,
-  CONSISTENCY_RANGES,
-  EVOLUTION_RANGES,
   GRADIENT,
   LEAST_SEED,
   MOST_SEED,
-  RECIPE_RANGES,
-  SAMPLING_RANGES,
   SEARCH,
   TUNING_SEED,
   AllocationSettings,
@@ -52,9 +48,13 @@ from glora_jax.runs.sections import (
   check_row,
   check_structure,
 )
+from glora_jax.search.evolution import RANGES as EVOLUTION_RANGES
 from glora_jax.search.evolution import Evolution
+from glora_jax.training.consistency import RANGES as CONSISTENCY_RANGES
 from glora_jax.training.consistency import Consistency
+from glora_jax.training.recipe import RANGES as RECIPE_RANGES
 from glora_jax.training.recipe import Recipe
+from glora_jax.training.sampling import RANGES as SAMPLING_RANGES
 from glora_jax.training.sampling import Sampling
 
 _BOOLEANS = {'True': True, 'False': False}

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import jax
 
 from glora_jax import mesh as meshes
-from glora_jax.data import pipeline
 from glora_jax.data.task import Task
 from glora_jax.limits import MOST_COUNTED
 from glora_jax.method.adapted import Adapted
@@ -171,22 +170,6 @@ def count_images(task: Task) -> dict[str, int]:
   return {**counts, 'train+val': counts['train'] + counts['val']}
 
 
-def check_images(settings: RunSettings, image_size: int) -> None:
-  """Checks that images of a size can be augmented and kept as a config says.
-
-  Args:
-    settings: the config.
-    image_size: side of the images.
-
-  Raises:
-    ValueError: augmentation would leave nothing of them.
-    OSError: the folder for decoded images cannot be written.
-  """
-  settings.augment.check_size(image_size)
-  if settings.data.cache is not None:
-    pipeline.require_writable(settings.data.cache)
-
-
 def check_ranks(adapted: Adapted) -> None:
   """Checks that LoRA ranks on offer are not beyond the size of every layer.
 
@@ -238,17 +221,21 @@ def check_shapes(run: Run, counts: Mapping[str, int]) -> None:
   Raises:
     ValueError, FileNotFoundError: see `check_stages`.
   """
-  check_rows(run, counts)
-  _check_structure(run)
-  if run.settings.has_gradient:
+  settings = run.settings
+  for name in rows(settings):
+    if name not in NO_PRESETS:
+      preset(run.place(name).adapted.spec, name)
+  name = settings.structure
+  is_written = bool(run.workdir) and os.path.exists(run.path(FOLDER, 'genome.json'))
+  if name not in NO_PRESETS and not is_written:
+    named_genome(run.place(name).adapted.spec, name, check_budget(settings.budget))
+  if settings.has_gradient:
     _check_gradient(run, counts)
-  _check_residency(run, counts)
-
-
-def _budgets(settings: RunSettings) -> tuple[int | None, ...]:
-  """The budgets of what is chosen within one."""
-  compares = settings.job == 'compare'
-  return tuple(settings.compare.budgets) if compares else (check_budget(settings.budget),)
+  if settings.job == 'compare' and not run.is_resident(counts['train']):
+    raise ValueError(
+      f'A comparison trains on resident images, and data.max_resident={settings.data.max_resident} '
+      f'streams the {counts["train"]} training images; raise it.'
+    )
 
 
 def rows(settings: RunSettings) -> tuple[str, ...]:
@@ -256,34 +243,11 @@ def rows(settings: RunSettings) -> tuple[str, ...]:
   return tuple(settings.compare.methods if settings.job == 'compare' else settings.presets)
 
 
-def check_rows(run: Run, counts: Mapping[str, int]) -> None:
-  """Checks that the model can have the presets that the config names.
-
-  Args:
-    run: the run, prepared.
-    counts: number of images by split; it does not matter.
-
-  Raises:
-    ValueError: it cannot.
-  """
-  del counts
-  for name in rows(run.settings):
-    if name not in NO_PRESETS:
-      preset(run.place(name).adapted.spec, name)
-
-
-def _check_structure(run: Run) -> None:
-  """Raises ValueError or FileNotFoundError where the structure that is given cannot be had."""
-  name = run.settings.structure
-  is_written = bool(run.workdir) and os.path.exists(run.path(FOLDER, 'genome.json'))
-  if name not in NO_PRESETS and not is_written:
-    named_genome(run.place(name).adapted.spec, name, check_budget(run.settings.budget))
-
-
 def _check_gradient(run: Run, counts: Mapping[str, int]) -> None:
   """Raises ValueError where there is nothing to buy, or a fold would have no images."""
   settings = run.settings
-  for budget in _budgets(settings):
+  compares = settings.job == 'compare'
+  for budget in settings.compare.budgets if compares else (check_budget(settings.budget),):
     require_something(run.place(GRADIENT).adapted.spec, budget)
   shape_of_folds(
     counts[run.train_split],
@@ -291,16 +255,6 @@ def _check_gradient(run: Run, counts: Mapping[str, int]) -> None:
     settings.recipe_alone.batch_size,
     1 if run.mesh is None else run.mesh.size,
   )
-
-
-def _check_residency(run: Run, counts: Mapping[str, int]) -> None:
-  """Raises ValueError where images are streamed that a stage wants on the device."""
-  settings = run.settings
-  if settings.job == 'compare' and not run.is_resident(counts['train']):
-    raise ValueError(
-      f'A comparison trains on resident images, and data.max_resident={settings.data.max_resident} '
-      f'streams the {counts["train"]} training images; raise it.'
-    )
 
 
 def _check_folded(run: Run) -> None:

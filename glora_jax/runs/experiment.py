@@ -24,7 +24,7 @@ from glora_jax.runs.lifecycle import carry_out, never
 from glora_jax.runs.run import Candidate, Run, Stream
 from glora_jax.runs.sections import SEARCH
 from glora_jax.runs.stages import structures
-from glora_jax.runs.stages.results import Found, Result, freeze_and_evaluate, write_results
+from glora_jax.runs.stages.results import Result, freeze_and_evaluate, write_results
 from glora_jax.runs.stages.search import run_search
 from glora_jax.runs.stages.structures import Structure
 from glora_jax.runs.stages.training import finetune, train_supernet
@@ -76,11 +76,11 @@ def _run_stages(run: Run) -> dict[str, Any]:
   with run.stage('test'):
     tested, answers = freeze_and_evaluate(run, candidates)
   with run.stage('report'):
-    result = write_results(run, candidates, tested, answers, found)
+    result = write_results(run, candidates, tested, answers, **found)
   return result
 
 
-def _search(run: Run, beside: Structure | None) -> tuple[dict[str, Candidate], Found]:
+def _search(run: Run, beside: Structure | None) -> tuple[dict[str, Candidate], dict[str, Any]]:
   """Supernet, rows beside the winner, search and finetuning."""
   with run.stage('supernet'):
     supernet = train_supernet(run)
@@ -92,16 +92,17 @@ def _search(run: Run, beside: Structure | None) -> tuple[dict[str, Candidate], F
   with run.stage('finetune'):
     winner = archive.best(run.settings.search.fitness)
     candidates = {**rows, **finetune(run, supernet, winner)}
-  return candidates, Found(archive, supernet, beside.allocation if beside else None)
+  allocation = beside.allocation if beside else None
+  return candidates, {'archive': archive, 'supernet': supernet, 'allocation': allocation}
 
 
-def _train_structure(run: Run, structure: Structure) -> tuple[dict[str, Candidate], Found]:
+def _train_structure(run: Run, structure: Structure) -> tuple[dict[str, Candidate], dict[str, Any]]:
   """Rows beside the winner, and the structure, trained alone."""
   with run.stage('baselines'):
     rows = structures.train_rows(run, structure)
   with run.stage('training'):
     winner = structures.train_alone(run, structure)
-  return {**rows, 'winner': winner}, Found(allocation=structure.allocation)
+  return {**rows, 'winner': winner}, {'allocation': structure.allocation}
 
 
 def summary(result: dict[str, Any], workdir: str) -> str:

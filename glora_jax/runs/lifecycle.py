@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from glora_jax import mesh as meshes
+from glora_jax.data import pipeline
 from glora_jax.data.catalog import require_apart
 from glora_jax.data.image_check import with_readable_images
 from glora_jax.data.task import Task
@@ -192,7 +193,7 @@ def _prepare_or_undo(
   """A run whose stages can begin; where they cannot, its workdir is left as it was before."""
   with _undone_where_it_fails(workdir):
     _forget(workdir, changes)
-    return prepare(settings, workdir, stop, early_checks.check_stages)
+    return prepare(settings, workdir, stop)
 
 
 @contextlib.contextmanager
@@ -246,7 +247,6 @@ def prepare(
   given: RunSettings,
   workdir: str,
   stop: Callable[[], bool] = never,
-  check: Callable[[Run, Mapping[str, int]], None] = early_checks.check_rows,
 ) -> Run:
   """Loads the backbone, gives it a new head for the task, and adapts it.
 
@@ -255,7 +255,6 @@ def prepare(
     workdir: folder of the run; nothing is written but a split of the user's own images, and which
       weights it began with (`PREPARED`).
     stop: see `experiment.run`.
-    check: what is asked of the run, with the number of images by split, before these are opened.
 
   Raises:
     ValueError, OSError: what any stage would stumble over, as far as it can be known before.
@@ -266,7 +265,9 @@ def prepare(
   settings = early_checks.fit_batches(given, counts, mesh)
   model, params, metadata = load_backbone(settings.model, path, task.num_classes)
   size = metadata['image_size']
-  early_checks.check_images(settings, size)
+  settings.augment.check_size(size)
+  if settings.data.cache is not None:
+    pipeline.require_writable(settings.data.cache)
   adapted, other = adapt_spaces(settings, model, size, mesh)
   early_checks.check_ranks(adapted)
   require_feasible(adapted.spec, settings.budget)
@@ -296,12 +297,12 @@ def prepare(
     beside=beside,
     mesh=mesh,
   )
-  check(run, counts)
+  early_checks.check_stages(run, counts)
   run = dataclasses.replace(run, task=_open_images(run))
   left = early_checks.count_images(run.task)  # fewer, where broken ones are left out
   if left != counts:
     run = dataclasses.replace(run, settings=early_checks.fit_batches(given, left, mesh))
-    check(run, left)
+    early_checks.check_stages(run, left)
   return run
 
 

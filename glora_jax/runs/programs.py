@@ -7,7 +7,6 @@ hand, `benchmarks.tpu_programs` compiles them for slices, and `plan` reads off w
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -66,15 +65,13 @@ class Program(NamedTuple):
   def on(self, device: jax.Device) -> Program:
     """The program for one device, which need not be at hand."""
     sharding = jax.sharding.SingleDeviceSharding(device)
-    place = functools.partial(_on, sharding)
+
+    def place(leaf: Any) -> Shape:
+      dtype = getattr(leaf, 'dtype', jnp.int32)
+      shape = Shape(np.shape(leaf), dtype, sharding=sharding)
+      return meshes.laid(shape) if dtype == jnp.uint8 else shape  # images
+
     return self._replace(arguments=jax.tree.map(place, self.arguments))
-
-
-def _on(sharding: jax.sharding.Sharding, leaf: Any) -> Shape:
-  dtype = getattr(leaf, 'dtype', jnp.int32)
-  shape = Shape(np.shape(leaf), dtype, sharding=sharding)
-  is_image = dtype == jnp.uint8
-  return meshes.laid(shape) if is_image else shape
 
 
 class Workload(NamedTuple):
@@ -192,7 +189,9 @@ def training_of(
     (compiled function, what it is called with).
   """
   number = _number(run, stage.split)
-  trainable, frozen = _split(run, learner, variables)
+  trainable, frozen = jax.eval_shape(learner.split, variables)
+  if run.mesh is not None:
+    trainable, frozen = placed_halves(trainable, frozen, run.settings, run.mesh)
   loss_fn, optimizer = prepare(loss_fn, stage.recipe, trainable, number)
   state = _replicate(run, jax.eval_shape(optimizer.init, trainable))
   if stage.head is None:
@@ -204,14 +203,6 @@ def training_of(
     data = _resident(run, stage, Shape((number, *features.shape[1:]), features.dtype), number)
   steps = make_steps(loss_fn, optimizer, stage.recipe.accumulate, run.mesh)
   return steps, (trainable, state, 0, frozen, *data, KEY)
-
-
-def _split(run: Run, learner: Any, variables: Any) -> tuple[Any, Any]:
-  """The halves of a learner's variables, on the run's devices."""
-  trainable, frozen = jax.eval_shape(learner.split, variables)
-  if run.mesh is None:
-    return trainable, frozen
-  return placed_halves(trainable, frozen, run.settings, run.mesh)
 
 
 def _replicate(run: Run, shapes: Any) -> Any:
@@ -233,7 +224,7 @@ def _data(run: Run, stage: TrainingStage, number: int) -> tuple[Any, Any, Any]:
   batches: Any = _images(run, steps, size), Shape((steps, size), jnp.int32)
   if run.mesh is not None:
     sharding = meshes.dealt(run.mesh, axis=1)
-    batches = tuple(Shape(leaf.shape, leaf.dtype, sharding=sharding) for leaf in batches)
+    batches = tuple(meshes.put(leaf, sharding) for leaf in batches)
   return *batches, None
 
 
@@ -247,7 +238,6 @@ def _resident(
 
 
 def _supernet(run: Run, workload: Workload) -> _Made:
-  del workload
   stage = TrainingStage('supernet', run.settings.supernet, Stream.SUPERNET, run.train_split)
   return _training(run, stage, run.place(SEARCH))
 
@@ -329,22 +319,17 @@ def _allocation(run: Run, workload: Workload) -> _Made:
   devices = 1 if run.mesh is None else run.mesh.size
   number, batch = _number(run, run.train_split), run.settings.recipe_alone.batch_size
   _, size = shape_of_folds(number, settings.folds, batch, devices)
-  shapes = _images(run, size), Shape((size,), jnp.int32)
-  if run.mesh is not None:
-    sharding = meshes.dealt(run.mesh)
-    shapes = tuple(Shape(leaf.shape, leaf.dtype, sharding=sharding) for leaf in shapes)
+  shapes = meshes.deal(run.mesh, (_images(run, size), Shape((size,), jnp.int32)))
   measured = Settings(settings.folds, settings.max_rank, run.mesh)
   return passes_of(place.adapted, place.variables, loss_of(run), (), measured).program(shapes)
 
 
 def _fold(run: Run, workload: Workload) -> _Made:
-  del workload
   return jax.jit(run.adapted.fold), (run.variables, _genomes(run))
 
 
 def _features(run: Run, workload: Workload) -> _Made:
   """The frozen body, once for every image, before a head is trained alone."""
-  del workload
   place = run.place(GRADIENT)
   stage = head_stage(run, place)
   assert stage.head is not None
@@ -353,7 +338,6 @@ def _features(run: Run, workload: Workload) -> _Made:
 
 
 def _head(run: Run, workload: Workload) -> _Made:
-  del workload
   place = run.place(GRADIENT)
   return _training(run, head_stage(run, place), place)
 

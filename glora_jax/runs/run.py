@@ -157,16 +157,11 @@ class Run:
     return 'val' if self.settings.protocol == 'honest' else 'test'
 
   @property
-  def mix(self) -> Callable | None:
-    """Mixup of a batch and its targets, where the config asks for it."""
-    alpha = self.settings.augment.mixup
-    return functools.partial(augment.mixup, alpha=alpha) if alpha else None
-
-  @property
   def loss_options(self) -> dict[str, Any]:
     """What every training loss of the run has in common."""
+    alpha = self.settings.augment.mixup
     return {
-      'mix': self.mix,
+      'mix': functools.partial(augment.mixup, alpha=alpha) if alpha else None,
       'consistency': self.settings.consistency,
       # A ViT's images know nothing of each other; sharded weights want the whole batch at once.
       'independent_images': self.settings.mesh.base == 'replicated',
@@ -189,9 +184,19 @@ class Run:
 
   def data(self, split: str) -> pipeline.Split:
     """A split, read once: on the device where it is small, else a stream with its labels."""
-    if split not in self.splits:
-      self.splits[split] = self._read(split)
-    return self.splits[split]
+    if split in self.splits:
+      return self.splits[split]
+    data, size = self.settings.data, self.metadata['image_size']
+    examples = self.task.open(split)
+    options = {'rule': data.resize, 'title': split}  # broken images were found before the run
+    if self.is_resident(len(examples.labels)):
+      loaded = pipeline.load(examples, size, cache=data.cache, **options)
+      found = pipeline.Split(*meshes.hold(self.mesh, tuple(loaded)))
+    else:
+      stream = pipeline.Stream(examples, size, workers=data.workers, **options)
+      found = pipeline.Split(stream, stream.labels)
+    self.splits[split] = found
+    return found
 
   def is_resident(self, number: int) -> bool:
     """Whether a split of so many images stays on the device."""
@@ -267,7 +272,9 @@ class Run:
     """
     if self.stop():
       raise Stopped(f'before the stage {name}', self.workdir)
-    log.info('%s: begins%s', name, self._count(name))
+    names = stage_names(self.settings)
+    count = f', stage {names.index(name) + 1} of {len(names)}' if name in names else ''
+    log.info('%s: begins%s', name, count)
     before = self.seconds.get(name, 0.0)
     start = time.perf_counter()
     try:
@@ -279,26 +286,10 @@ class Run:
     self._note_seconds(name, before + time.perf_counter() - start)
     log.info('%s: done, %.1f s', name, self.seconds[name])
 
-  def _count(self, stage: str) -> str:
-    """Which of how many stages one is."""
-    names = stage_names(self.settings)
-    return f', stage {names.index(stage) + 1} of {len(names)}' if stage in names else ''
-
   def _note_seconds(self, name: str, seconds: float) -> None:
     self.seconds[name] = round(seconds, 2)
     if meshes.primary():
       write_json(self.path('seconds.json'), self.seconds, 'seconds')
-
-  def _read(self, split: str) -> pipeline.Split:
-    data = self.settings.data
-    size = self.metadata['image_size']
-    examples = self.task.open(split)
-    options = {'rule': data.resize, 'title': split}  # broken images were found before the run
-    if not self.is_resident(len(examples.labels)):
-      stream = pipeline.Stream(examples, size, workers=data.workers, **options)
-      return pipeline.Split(stream, stream.labels)
-    loaded = pipeline.load(examples, size, cache=data.cache, **options)
-    return pipeline.Split(*meshes.hold(self.mesh, tuple(loaded)))
 
   def _compiled(self, made: dict[str | None, Callable], make: Callable, split: str) -> Callable:
     """The scorer or predictor of a split; splits without a mask share theirs."""

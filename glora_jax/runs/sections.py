@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from glora_jax.data import augment, image, normalization
+from glora_jax.data import image, normalization
 from glora_jax.data.task import Source
 from glora_jax.method.presets import (
   GENOME_ENDING,
@@ -23,8 +23,6 @@ from glora_jax.method.space import SearchSpace
 from glora_jax.models import weights
 from glora_jax.models.vit import ACTIVATIONS
 from glora_jax.runs.schema import field
-from glora_jax.search import evolution
-from glora_jax.training import consistency, recipe, sampling
 from glora_jax.training.recipe import Recipe
 
 DType = Literal['float32', 'bfloat16']
@@ -52,12 +50,6 @@ TUNING_SEED = 1000  # from a comparison's first seed to that of the choice of le
 
 RANKS_OF_SEARCH = (4,)
 RANKS_OTHERWISE = tuple(range(1, 9))
-
-RECIPE_RANGES = recipe.RANGES
-SAMPLING_RANGES = sampling.RANGES
-CONSISTENCY_RANGES = consistency.RANGES
-EVOLUTION_RANGES = evolution.RANGES
-AUGMENTATION_RANGES = augment.RANGES
 
 
 def check_method(name: str) -> None:
@@ -205,12 +197,6 @@ class SpaceSettings:
   def __post_init__(self):
     self.search_space()  # refuses ranks that are not ascending
 
-  def ranks_of(self, structure: str) -> tuple[int, ...]:
-    """The ranks on offer for a structure."""
-    if self.ranks is not None:
-      return self.ranks
-    return RANKS_OF_SEARCH if structure == 'search' else RANKS_OTHERWISE
-
   def search_space(self, structure: str = 'search') -> SearchSpace:
     """The space that `glora_jax.adapt` takes.
 
@@ -222,7 +208,9 @@ class SpaceSettings:
       >>> SpaceSettings().search_space().ranks, SpaceSettings().search_space('gradient').ranks
       ((4,), (1, 2, 3, 4, 5, 6, 7, 8))
     """
-    ranks = self.ranks_of(structure)
+    ranks = self.ranks
+    if ranks is None:
+      ranks = RANKS_OF_SEARCH if structure == 'search' else RANKS_OTHERWISE
     return SearchSpace.distinct(ranks) if structure == 'gradient' else SearchSpace(ranks=ranks)
 
 

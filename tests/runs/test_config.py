@@ -8,8 +8,13 @@ from places import CONFIGS, get_config
 
 from glora_jax.data.augment import Augmentation
 from glora_jax.method.space import SearchSpace
-from glora_jax.runs import command_line, schema, sections
+from glora_jax.runs import command_line, schema
 from glora_jax.runs.config import (
+  AUGMENTATION_RANGES,
+  CONSISTENCY_RANGES,
+  EVOLUTION_RANGES,
+  RECIPE_RANGES,
+  SAMPLING_RANGES,
   RunSettings,
   check_config,
   default_config,
@@ -130,11 +135,11 @@ def test_open_ranks_are_those_of_the_structure():
 @pytest.mark.parametrize(
   'section, ranges',
   [
-    (Recipe, sections.RECIPE_RANGES),
-    (Sampling, sections.SAMPLING_RANGES),
-    (Consistency, sections.CONSISTENCY_RANGES),
-    (Evolution, sections.EVOLUTION_RANGES),
-    (Augmentation, sections.AUGMENTATION_RANGES),
+    (Recipe, RECIPE_RANGES),
+    (Sampling, SAMPLING_RANGES),
+    (Consistency, CONSISTENCY_RANGES),
+    (Evolution, EVOLUTION_RANGES),
+    (Augmentation, AUGMENTATION_RANGES),
   ],
 )
 def test_the_ranges_of_the_help_are_those_that_a_section_checks(section, ranges):

@@ -14,7 +14,7 @@ import dataclasses
 import itertools
 import operator
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -156,21 +156,17 @@ def _page(plan: Plan) -> Iterator[str]:
   if plan.chunk is not None:
     fits.append(f'{plan.chunk:,} candidates side by side on each')
   yield f'fits, by estimate: {" and ".join(fits)}'
-  if plan.reading is not None:
-    yield _words_on(plan.reading)
+  if (reading := plan.reading) is not None:
+    (fast, slow), (most, least) = reading.rates, reading.cores
+    yield (
+      f'reading: training images are streamed, {slow:,.0f} to {fast:,.0f} a second, and a core '
+      f'like those here decodes {reading.per_core:,.0f}: {least:,} to {most:,} cores keep up'
+    )
   source = "the TPU compiler's account" if plan.is_compiled else 'an estimate, from shapes alone'
   added = 'plus compiling, without' if any(plan.compiling) else 'without compiling and'
   yield (
     f'Memory is {source}. Time is that of the arithmetic at 45% to 20% of the peak, {added} '
     'reading.'
-  )
-
-
-def _words_on(reading: Reading) -> str:
-  (fast, slow), (most, least) = reading.rates, reading.cores
-  return (
-    f'reading: training images are streamed, {slow:,.0f} to {fast:,.0f} a second, and a core like '
-    f'those here decodes {reading.per_core:,.0f}: {least:,} to {most:,} cores keep up'
   )
 
 
@@ -323,6 +319,8 @@ def plan_of(run: Run, name: str, machine: Machine) -> Plan:
   alone = [part for part in parts if part.workload.section == settings.section_alone]
   worst = max(alone, key=held.__getitem__)
   most = memory_by_batch(costs[worst], worst.program, worst.workload, share).most(memory)
+  # A slice's compiler is not at hand.
+  traced = 0 if machine.is_published else sum(cost.equations for cost in costs.values())
   moments = 3 * bytes_of(trainable)  # the parameters, and two moments of Adam
   return Plan(
     model=name,
@@ -340,15 +338,8 @@ def plan_of(run: Run, name: str, machine: Machine) -> Plan:
     batch=most * settings.recipe_alone.accumulate * machine.devices,
     chunk=chunk,
     side_by_side=side_by_side,
-    compiling=_compiling(costs.values(), machine),
+    compiling=(COMPILING[0] * traced, COMPILING[1] * traced),
   )
-
-
-def _compiling(costs: Iterable[Cost], machine: Machine) -> tuple[float, float]:
-  """Seconds of compiling every program once; 0 for a slice, whose compiler is not at hand."""
-  equations = 0 if machine.is_published else sum(cost.equations for cost in costs)
-  fast, slow = COMPILING
-  return fast * equations, slow * equations
 
 
 def _parts(run: Run) -> tuple[Stage, ...]:
@@ -431,17 +422,13 @@ def _require_room(planned: Plan, settings: RunSettings) -> None:
   fits = ''
   if worst.section == settings.section_alone:
     fits = f' at most {planned.batch:,} images fit:' if planned.batch else ' not one image fits:'
+  *others, last = _advice(worst, settings)
+  advice = f'{", ".join(others)}, or {last}' if others else last
   raise ValueError(
     f'{worst.name} takes about {worst.held / GIBIBYTE:,.1f} GiB of each of the {machine.devices} '
     f'devices ({machine.name}), which have {machine.memory / GIBIBYTE:,.1f};{fits} '
-    f'{_either(*_advice(worst, settings))}.'
+    f'{advice}.'
   )
-
-
-def _either(*options: str) -> str:
-  """Options in words."""
-  *others, last = options
-  return f'{", ".join(others)}, or {last}' if others else last
 
 
 def _advice(stage: PlannedStage, settings: RunSettings) -> Iterator[str]:

@@ -5,7 +5,6 @@ The report folds the winner, and writes what a run leaves behind.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 from collections.abc import Mapping
@@ -161,27 +160,15 @@ class Result(TypedDict):
   sha256: dict[str, str]
 
 
-@dataclasses.dataclass(frozen=True)
-class Found:
-  """Where a run's structures come from.
-
-  Attributes:
-    archive: the search's; None where nothing was searched.
-    supernet: variables of the supernet that it searched in.
-    allocation: the structure that was read off a gradient; None where none was.
-  """
-
-  archive: Archive | None = None
-  supernet: Any = None
-  allocation: Allocation | None = None
-
-
 def write_results(
   run: Run,
   candidates: dict[str, Candidate],
   tested: dict[str, dict[str, Any]],
   answers: Predictions,
-  found: Found,
+  *,
+  archive: Archive | None = None,
+  supernet: Any = None,
+  allocation: Allocation | None = None,
 ) -> dict[str, Any]:
   """Folds the winner, and writes adapter, plain checkpoint and page.
 
@@ -190,7 +177,9 @@ def write_results(
     candidates: what was tested, by name; 'winner' is among them.
     tested: what `freeze_and_evaluate` returned of the candidates.
     answers: what the winner answered for the test images.
-    found: where winner and rows come from.
+    archive: the search's; None where nothing was searched.
+    supernet: variables of the supernet that it searched in.
+    allocation: the structure that was read off a gradient; None where none was.
 
   Returns:
     The content of `result.json` but for the seconds of the last stage.
@@ -213,10 +202,8 @@ def write_results(
     'linear': shown.pop('linear'),
     'winner_supernet': shown.pop('winner_supernet', None),
     'winner': shown.pop('winner'),
-    'presets': {
-      name: {**row, 'label': _label(run, name, candidates[name])} for name, row in shown.items()
-    },
-    **_of_search(run, found.archive, images[run.search_split]),
+    'presets': shown,  # what is left
+    **_of_search(run, archive, images[run.search_split]),
     'fold_max_abs_diff': difference,
     'data': {
       'origin': run.task.origin,
@@ -229,9 +216,12 @@ def write_results(
     **recorded_weights(run.workdir),
     'merge': adapted.merge,
     'seconds': dict(run.seconds),
-    **_of_structure(run, found.allocation),
+    **_of_structure(run, allocation),
   }
-  inherited = _inherited(run, found.supernet)
+  for name, row in shown.items():
+    spec = (candidates[name].adapted or adapted).spec
+    row['label'] = name if name == GRADIENT else preset_label(spec, name)
+  inherited = _inherited(run, supernet)
   if meshes.primary():
     outcome = Outcome(
       np.asarray(run.data('test').labels), *answers, functools.partial(run.pixels, 'test')
@@ -241,10 +231,10 @@ def write_results(
       run.task,
       adapted.spec,
       outcome,
-      archive=found.archive,
+      archive=archive,
       fitness=config.search.fitness,
       presets=inherited,
-      allocation=found.allocation,
+      allocation=allocation,
       backbone=_backbone(run),
       made=recorded_processes(run.workdir),
     )
@@ -259,13 +249,6 @@ def _backbone(run: Run) -> dict[str, Any]:
   given = {name: getattr(model, name) for name in names}
   chosen = {name: value for name, value in given.items() if value is not None}
   return {**chosen, 'image_size': run.metadata['image_size']}
-
-
-def _label(run: Run, name: str, candidate: Candidate) -> str:
-  """What tables call a row beside the winner."""
-  if name == GRADIENT:
-    return name
-  return preset_label((candidate.adapted or run.adapted).spec, name)
 
 
 def _of_search(run: Run, archive: Archive | None, num_images: int) -> dict[str, Any]:
