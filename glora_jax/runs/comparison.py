@@ -130,7 +130,11 @@ def _run_stages(run: Run) -> dict[str, Any]:
     'finetune_epochs': settings.finetune.epochs,
     'rates': list(compare.rates),
     'rate': rates,
-    'labels': _labels(run),
+    'labels': {
+      method: preset_label(run.place(method).adapted.spec, method)
+      for method in compare.methods
+      if method not in NO_PRESETS
+    },
     'allocation_epochs': {
       name: [subnet.spared_epochs for subnet in subnets] for name, subnets in read_off.items()
     },
@@ -186,15 +190,6 @@ def _teller_of_guessing(run: Run) -> Callable[[TrainedSubnet, Mapping[str, Any]]
     )
 
   return tell
-
-
-def _labels(run: Run) -> dict[str, str]:
-  """What tables call the presets, by their names: those with a rank say which."""
-  return {
-    method: preset_label(run.place(method).adapted.spec, method)
-    for method in run.settings.compare.methods
-    if method not in NO_PRESETS
-  }
 
 
 def freeze_and_evaluate(

@@ -22,7 +22,6 @@ import ml_collections
 from glora_jax.data.augment import RANGES as AUGMENTATION_RANGES
 from glora_jax.data.augment import Augmentation
 from glora_jax.data.catalog import expand
-from glora_jax.data.task import Source
 from glora_jax.files import first_line
 from glora_jax.limits import plain, shown
 from glora_jax.method import draws
@@ -254,11 +253,6 @@ def check_config(config: ml_collections.ConfigDict) -> RunSettings:
       'watch.tensorboard=True needs a package that is not there; pip install tensorboardX.'
     )
   return settings
-
-
-def data_source(config: ml_collections.ConfigDict) -> Source:
-  """Where a config's images come from."""
-  return Source.from_config(config.data)
 
 
 def parse_arguments(

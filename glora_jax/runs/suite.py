@@ -23,10 +23,11 @@ import ml_collections
 
 from glora_jax import mesh as meshes
 from glora_jax.data.catalog import expand, find
+from glora_jax.data.task import Source
 from glora_jax.reports import page, scoreboard, suite_page
 from glora_jax.reports.scoreboard import Board
 from glora_jax.runs import experiment
-from glora_jax.runs.config import apply_settings, check_config, check_settings, data_source
+from glora_jax.runs.config import apply_settings, check_config, check_settings
 from glora_jax.runs.lifecycle import never, rehearse
 from glora_jax.runs.runners import THIS_PROCESS, Job, Runner
 from glora_jax.runs.terminal import MISTAKES, sentence
@@ -96,7 +97,9 @@ def run(
   with claim(workdir, folders) if meshes.primary() else contextlib.nullcontext():
     changes_of(config, workdir, folders)
     board = Board(config.task, tuple(configs))
-    _read_finished(board, configs, workdir)
+    for name, folder in zip(configs, folders, strict=True):
+      if is_finished(folder):
+        attempt(board, name, functools.partial(experiment.run, configs[name], folder))
     _list_missing(board, configs, workdir, config.suite.prepare)
     _write(board, workdir)
     if board.waiting:
@@ -201,7 +204,7 @@ def missing(config: ml_collections.ConfigDict, workdir: str, prepare: bool) -> s
     What is missing and how to get it; None where everything is ready.
   """
   try:
-    task = find(config.task, data_source(config), workdir)
+    task = find(config.task, Source.from_config(config.data), workdir)
     if prepare:
       task.open('train')
     return task.missing()
@@ -229,16 +232,6 @@ def summary(board: Board, workdir: str) -> str:
 def _folder(workdir: str, task: str) -> str:
   """The folder of a task's run, 'vtab/cifar100' in 'WORKDIR/cifar100'."""
   return os.path.join(workdir, *task.split('/')[1:])
-
-
-def _read_finished(
-  board: Board, configs: dict[str, ml_collections.ConfigDict], workdir: str
-) -> None:
-  """Notes the results of the tasks that are finished."""
-  for name, config in configs.items():
-    folder = _folder(workdir, name)
-    if is_finished(folder):
-      attempt(board, name, functools.partial(experiment.run, config, folder))
 
 
 def _list_missing(
