@@ -267,7 +267,7 @@ class Cost(NamedTuple):
   Attributes:
     operations: floating-point operations for an image, of one candidate.
     arguments: bytes of what it is given.
-    temporaries: bytes that it takes beside that, and for its results, by `footprint.temporaries`.
+    temporaries: bytes that it takes beside that, and for its results, by `temporaries`.
     equations: number of equations to compile.
     streamed: bytes of the arguments that are batches of a stream, those of the next call included.
   """

@@ -4,7 +4,7 @@
   python -m glora_jax.main --config configs/quickstart.py --plan --plan.topology v5e:2x4
 
 Nothing is trained, and shapes are enough; images and weights that are not there are fetched.
-Memory is an estimate from the traced programs (`footprint`), or, where it is asked, the TPU
+Memory is an estimate from the traced programs (`costs`), or, where it is asked, the TPU
 compiler's own account (`--plan.compile`).
 """
 
