@@ -141,6 +141,7 @@ REFUSED = [
   (lambda: adapt(ties=['ab']), "ties=['ab']"),
   (lambda: adapt(merge='late'), "merge='late'"),
   (lambda: chain(select='conv'), "select='conv'", 'first, second'),
+  (lambda: chain(select=['first', 'conv']), 'conv', 'first, second'),
   (lambda: chain(heads='last'), "heads='last'", 'first, second'),
   (lambda: chain(space={'first': SearchSpace(), 'conv': SearchSpace()}), "'conv'"),
   (lambda: chain(ties=[('first', 'nothing')]), 'nothing'),
@@ -207,6 +208,8 @@ REFUSED = [
   (lambda: jax.eval_shape(dense().fix, GENOME), 'traced'),
   (lambda: check_genome(LAYERS, np.zeros((2, 5), np.int8)), '(2, 5)', '[..., 3, 5]'),
   (lambda: check_genome(LAYERS, np.zeros((3, 5))), 'dtype float'),
+  (lambda: check_genome(LAYERS, [[0], []]), '[[0], []]'),
+  (lambda: glora_jax.genome_to_json(dense().spec, GENOME[None]), '(1, 1, 5)'),
   (
     lambda: check_genome(LAYERS, np.array([[0] * 5, [0, 0, 0, 3, 0], [0] * 5])),
     '3 for D of layer 1',
@@ -232,6 +235,7 @@ REFUSED = [
   (lambda: glora_jax.check_preset_name('lora@\n'), r"'lora@\n'"),
   (lambda: custom(**{'(': 'lora'}), "'('"),
   (lambda: custom(a=3), 'a=3'),
+  (lambda: custom(conv='lora'), 'conv', 'a, b, c'),
   (lambda: glora_jax.custom_genome(LAYERS, ['lora']), "choices=['lora']"),
   (lambda: glora_jax.custom_genome(UNBIASED, {'qkv': 'bitfit'}), "'qkv'", "'bitfit'"),
   # the equation, checks and devices

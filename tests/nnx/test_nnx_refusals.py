@@ -78,9 +78,9 @@ def hooked(call, kernel):
   return call(linear, X)
 
 
-def score(given, population=GENOME[None]):
+def score(given, population=GENOME[None], labels=LABELS):
   adapted, values = glora_nnx.as_adapted(given)
-  return glora_jax.make_scorer(adapted)(values, population, TOKENS, LABELS)
+  return glora_jax.make_scorer(adapted)(values, population, TOKENS, labels)
 
 
 def set_statistics(**statistics):
@@ -104,6 +104,7 @@ REFUSED = [
   (lambda: attach(key=nnx.Rngs(dropout=0)), 'dropout'),
   (lambda: attach(split=3), 'split=3'),
   (lambda: attach(split={'(': 1}), "'('"),
+  (lambda: glora_nnx.spec(model()), 'Classifier'),
   (lambda: glora_nnx.fold(model()), 'Classifier'),
   (lambda: glora_nnx.set_genome(attached().block.down, GENOME[:1]), 'the whole model'),
   (lambda: glora_nnx.set_genome(attached(), GENOME[:2]), '(2, 5)'),
@@ -118,6 +119,7 @@ REFUSED = [
   (lambda: set_statistics(head={'bias': np.zeros(3)}), 'head/bias'),
   (lambda: attached().block.up.w.__setitem__(..., jnp.zeros((8, 12))), '(8, 12)'),
   (lambda: score(attached(), GENOME), '(6, 5)'),
+  (lambda: score(attached(), labels=[[0], [1, 2]]), '[[0], [1, 2]]'),
   (lambda: score(attach(WithFeatures(), space=SPACE)), 'tuple'),
   # NNX models as functions
   (lambda: hooked(glora_nnx.attach, Halved), 'kernel has a get_value'),
