@@ -2,31 +2,27 @@
 
 import os
 import shutil
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
-from places import FIXTURES, ROOT, digests
+from places import FIXTURES, digests
 
 from glora_jax import convert
 from glora_jax.models import weights
 from glora_jax.models.export import load_exported
 
 
-def test_inspection_says_what_the_file_is():
-  command = [sys.executable, '-m', 'glora_jax.convert', str(FIXTURES / 'hf_dinov2')]
-  shown = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-  assert shown.returncode == 0, shown.stderr
-  for line in (
-    'format         hf_dinov2 (safetensors)',
-    'num_heads      4',
-    'pool           token+gap',
-  ):
-    assert line in shown.stdout
-  _, params, _ = weights.load(FIXTURES / 'hf_dinov2')
-  assert f'{sum(x.size for x in jax.tree.leaves(params)):,}' in shown.stdout
+def test_inspection_says_what_the_file_is_and_the_backbone_in_the_package_has_a_name(capsys):
+  printed = []
+  for name in (FIXTURES / 'hf_dinov2', 'embedded', weights.EMBEDDED_FILE):
+    convert.main([str(name)])
+    printed.append(capsys.readouterr().out)
+  params = weights.load(FIXTURES / 'hf_dinov2').params
+  size = f'{sum(x.size for x in jax.tree.leaves(params)):,}'
+  for text in ('format         hf_dinov2 (safetensors)', 'pool           token+gap', size):
+    assert text in printed[0]
+  assert printed[1] == printed[2]
 
 
 @pytest.fixture(scope='module')
@@ -74,8 +70,7 @@ def test_the_normalization_that_a_file_does_not_say_can_be_given(format, tmp_pat
 def test_the_whole_computation_is_exported_for_images_as_they_are_stored(tmp_path, capsys):
   path = tmp_path / 'model.jax_export'
   convert.main([str(FIXTURES / 'timm_vit'), str(path)])
-  line = f'{path}: uint8[batch,32,32,3] -> float32[batch,5] on cpu, cuda, tpu\n'
-  assert capsys.readouterr().out == line
+  assert 'uint8[batch,32,32,3] -> float32[batch,5] on cpu, cuda, tpu' in capsys.readouterr().out
   assert load_exported(path).in_avals[0].str_short() == 'uint8[batch,32,32,3]'
 
 
@@ -91,13 +86,8 @@ def strangers(tmp_path, monkeypatch):
     os.link('in/model.safetensors', link)
   os.symlink('in/model.safetensors', 'soft.npz')
   os.mkdir('out')
-  for name in (
-    'out/config.json',
-    'out/model.safetensors',
-    'out/notes.txt',
-    'a.npz',
-    'a.jax_export',
-  ):
+  others = ('out/config.json', 'out/model.safetensors', 'out/notes.txt', 'a.npz', 'a.jax_export')
+  for name in others:
     (tmp_path / name).write_text("a stranger's")
   return tmp_path
 
@@ -154,59 +144,28 @@ def test_a_folder_with_files_of_others_is_refused_unasked_and_an_empty_one_taken
 
 
 @pytest.mark.parametrize(
-  'arguments, message',
+  'arguments, named',
   [
-    (['no.npz'], 'is no file or folder'),
-    ([FIXTURES / 'hf_vit', 'x', '--image-size', '33'], 'not a multiple'),
-    (
-      [weights.EMBEDDED_FILE, 'x', '--image-size', '99995'],
-      'image_size=99995 cannot be; it must be 1 to',
-    ),
-    (
-      [weights.EMBEDDED_FILE, 'x', '--image-size', '7000'],
-      'makes 1,000,000 patches of 7 pixels',
-    ),
-    (
-      [weights.EMBEDDED_FILE, 'x', '--patch-size', '5000'],
-      'patch_size=5000 must be at least 1 and',
-    ),
-    ([weights.EMBEDDED_FILE, 'x', '--key', 'ema'], "not a PyTorch file, so it has no key 'ema'"),
-    ([weights.EMBEDDED_FILE, 'x', '--image-size', '0'], 'image_size=0 cannot be'),
-    (
-      [weights.EMBEDDED_FILE, 'x', '--normalization', 'clip'],
-      "says normalization='unit', but normalization='clip' was given; leave it out",
-    ),
-    (
-      [FIXTURES / 'timm_gap_with_class_token', 'x.npz', '--format', 'vit_jax'],
-      'choose another format',
-    ),
+    (['no.npz'], 'no.npz'),
+    ([weights.EMBEDDED_FILE, 'x', '--image-size', '0'], 'image_size=0'),
+    ([weights.EMBEDDED_FILE, 'x', '--image-size', '7000'], '1,000,000 patches of 7 pixels'),
+    ([weights.EMBEDDED_FILE, 'x', '--patch-size', '5000'], 'patch_size=5000'),
+    ([weights.EMBEDDED_FILE, 'x', '--num-heads', '-1'], 'num_heads=-1'),
+    ([weights.EMBEDDED_FILE, 'x', '--key', 'ema'], "'ema'"),
+    ([weights.EMBEDDED_FILE, 'x', '--normalization', 'clip'], "normalization='clip'"),
+    ([FIXTURES / 'timm_gap_with_class_token', 'x.npz', '--format', 'vit_jax'], 'another format'),
   ],
 )
-def test_mistakes_are_one_sentence(arguments, message, tmp_path, monkeypatch):
+def test_mistakes_are_one_sentence_and_write_nothing(arguments, named, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  with pytest.raises(SystemExit, match=f'^error: .*{message}') as stopped:
+  with pytest.raises(SystemExit, match=f'^error: .*{named}') as stopped:
     convert.main([str(argument) for argument in arguments])
   assert '\n' not in stopped.value.code
+  assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize('outputs', [[], ['x.jax_export']])
 def test_a_format_without_a_checkpoint_to_write_is_refused(outputs, capsys):
   with pytest.raises(SystemExit, match='2'):
     convert.main(['embedded', *outputs, '--format', 'timm'])
-  assert '--format is that of a checkpoint OUT; give its path' in capsys.readouterr().err
-
-
-def test_the_backbone_in_the_package_has_a_name(capsys):
-  printed = []
-  for name in ('embedded', weights.EMBEDDED_FILE):
-    convert.main([name])
-    printed.append(capsys.readouterr().out)
-  assert printed[0] == printed[1]
-
-
-def test_heads_that_do_not_go_with_the_width_write_nothing(tmp_path):
-  for heads in ('7', '0', '-1', '1'):
-    out = tmp_path / heads
-    with pytest.raises(SystemExit, match=f'error: .*num_heads={heads}'):
-      convert.main([weights.EMBEDDED_FILE, str(out), '--num-heads', heads])
-    assert not out.exists()
+  assert '--format is that of a checkpoint OUT' in capsys.readouterr().err
