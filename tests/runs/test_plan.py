@@ -1,7 +1,6 @@
 """What a run will take, before any of it runs."""
 
 import dataclasses
-import itertools
 import os
 import types
 
@@ -16,9 +15,8 @@ from glora_jax import main
 from glora_jax.data.examples import Files
 from glora_jax.models.vit import ViT
 from glora_jax.runs.config import RunSettings
-from glora_jax.runs.planning import machine as machines
 from glora_jax.runs.planning import plan as plans
-from glora_jax.runs.planning.costs import cost_of, count, equations, memory_by_batch, temporaries
+from glora_jax.runs.planning.costs import cost_of, count, memory_by_batch, temporaries
 from glora_jax.runs.planning.machine import (
   Machine,
   Reading,
@@ -26,15 +24,28 @@ from glora_jax.runs.planning.machine import (
   images_per_core,
   machine_of,
 )
-from glora_jax.runs.planning.stages import stages_of
+from glora_jax.runs.planning.stages import stages_of, stages_of_comparison
 from glora_jax.runs.programs import Workload, shape_of_run
 from glora_jax.runs.run import stage_names
+from glora_jax.runs.sections import Comparison
 from glora_jax.training.recipe import Recipe
 
 COUNTS = {'train': 640, 'val': 160, 'test': 200, 'train+val': 800}
 RECIPE = Recipe(epochs=4, warmup_epochs=1, batch_size=64)
 GIVEN = RunSettings(structure='lora', training=RECIPE, merge='lazy')
 MODEL = ViT(10, patch_size=4, width=16, depth=2, num_heads=2)
+SIX = dataclasses.replace(RECIPE, epochs=6)  # 10 steps each
+FINETUNE = dataclasses.replace(RunSettings().finetune, epochs=2, warmup_epochs=1, batch_size=64)
+COMPARE = Comparison(
+  methods=('lora:2', 'finetuning', 'search', 'gradient'),
+  budgets=(400, 800),
+  seeds=3,
+  rates=(1e-3, 4e-3),
+  rate={'finetuning': 1e-3},
+)
+COMPARING = RunSettings(
+  job='compare', compare=COMPARE, supernet=SIX, finetune=FINETUNE, merge='lazy', presets=()
+)
 
 
 def plan_of(settings=GIVEN, **of_machine):
@@ -71,8 +82,7 @@ def test_a_loop_counts_as_often_as_it_goes_round_and_a_choice_as_its_dearest():
   def chosen(x):
     return jax.lax.cond(x[0, 0] > 0, lambda y: loop(y, 2), lambda y: loop(y, 5), x)
 
-  of_loop, of_choice = (jax.make_jaxpr(f)(jnp.ones((4, 4))) for f in (lambda x: loop(x, 5), chosen))
-  assert count(of_loop).products == count(of_choice).products == 5 * 2 * 4**3
+  assert count(jax.make_jaxpr(chosen)(jnp.ones((4, 4)))).products == 5 * 2 * 4**3
 
 
 def test_what_a_backward_pass_reads_again_is_held_for_every_round():
@@ -90,7 +100,7 @@ def test_what_a_backward_pass_reads_again_is_held_for_every_round():
 def test_a_plan_has_the_steps_and_images_of_every_stage(planned):
   steps = {stage.name: stage.steps for stage in planned.stages}
   assert steps == {'baselines': 40, 'training': 40, 'test': 0}
-  assert {stage.name: stage.images for stage in planned.stages}['test'] == 2 * 360
+  assert planned.stages[-1].images == 2 * 360
   fast, slow = planned.seconds
   assert fast == pytest.approx(sum(s.operations for s in planned.stages) / 0.45e9)
   assert slow == pytest.approx(fast * 0.45 / 0.2)
@@ -99,8 +109,7 @@ def test_a_plan_has_the_steps_and_images_of_every_stage(planned):
 def test_a_searched_run_has_its_stages_in_order():
   settings = RunSettings(presets=('gradient',), supernet=RECIPE)
   stages = {stage.name: stage for stage in stages_of(settings, COUNTS)}
-  names = ['head', 'structure', 'supernet', 'baselines', 'search', 'finetune', 'test']
-  assert list(stages) == names
+  assert tuple(stages) == stage_names(settings)[:-1]  # without the report
   assert stages['baselines'].steps == 10 * 1  # three epochs were the gradient's
   assert stages['search'].images == 50 * 21 * 160
 
@@ -111,38 +120,34 @@ def test_more_devices_hold_less_each_and_take_less_time(planned):
   assert two.stages[0].held < planned.stages[0].held
 
 
-def test_the_page_says_that_memory_is_an_estimate(planned):
-  page = str(planned)
-  assert 'Memory is an estimate' in page
-  assert '1 x test' in page
-  compiled = str(dataclasses.replace(planned, is_compiled=True))
-  assert "Memory is the TPU compiler's account" in compiled
-
-
-def test_the_page_says_how_many_cores_keep_up_with_streamed_images(planned):
+def test_the_page_says_what_is_an_estimate_and_how_many_cores_keep_up(planned):
+  assert 'Memory is an estimate' in str(planned)
   assert 'streamed' not in str(planned)
-  page = str(dataclasses.replace(planned, reading=Reading((900.0, 400.0), per_core=250.0)))
-  assert '400 to 900 a second' in page
-  assert '2 to 4 cores keep up' in page
+  compiled = dataclasses.replace(planned, is_compiled=True, reading=Reading((900, 400), 250))
+  assert "Memory is the TPU compiler's account" in str(compiled)
+  assert '2 to 4 cores keep up' in str(compiled)
 
 
 def test_a_core_is_timed_on_images_that_can_be_read(tmp_path):
   paths = [str(tmp_path / f'{number}.png') for number in range(5)]
   for path in paths[:3]:
     Image.new('RGB', (9, 7)).save(path)
-  partly, broken = Files(paths, [0] * 5), Files(paths[3:], [0] * 2)
-  assert 1 < images_per_core(partly, 8, 'squash') < 1e6
-  assert images_per_core(broken, 8, 'squash') is None
+  assert 1 < images_per_core(Files(paths, [0] * 5), 8, 'squash') < 1e6
+  assert images_per_core(Files(paths[3:], [0] * 2), 8, 'squash') is None
 
 
-@pytest.mark.parametrize('memory, fits', [(2**20, 'not one image fits'), (0, 'images fit')])
-def test_a_batch_that_fits_no_device_is_refused_with_what_would_fit(planned, memory, fits):
-  held = max(stage.held for stage in planned.stages)
-  small = machine(memory or held - 1)
-  batch = 0 if memory else 63
-  refused = dataclasses.replace(planned, machine=small, batch=batch)
-  with pytest.raises(ValueError, match=rf'{fits}: lower training.batch_size=64'):
-    plans._require_room(refused, GIVEN)
+def test_what_fits_no_device_is_refused_with_what_would_fit(planned):
+  test = planned.stages[-1]._replace(held=2**40)
+  many = planned.stages[0]._replace(name='training, lora:2', program='train_many', held=2**40)
+  for changes, settings, advice in (
+    ({'machine': machine(1), 'batch': 0}, GIVEN, 'not one image fits: lower training.batch_size'),
+    ({'machine': machine(1), 'batch': 63}, GIVEN, 'images fit: lower training.batch_size=64'),
+    ({'stages': (*planned.stages[:-1], test)}, GIVEN, r'test takes .* lower data.max_resident'),
+    ({'stages': (many,)}, COMPARING, 'give fewer compare.seeds or compare.rates'),
+  ):
+    refused = dataclasses.replace(planned, **changes)
+    with pytest.raises(ValueError, match=advice):
+      plans._require_room(refused, settings)
 
 
 def test_a_slice_has_the_chips_of_its_sides_and_is_named_by_its_numbers():
@@ -157,22 +162,6 @@ def test_devices_of_a_cpu_share_its_memory(monkeypatch):
   assert machine_of(None).memory == alone // 4
 
 
-def test_a_peak_is_that_of_the_calls_that_no_other_process_held_up(monkeypatch):
-  ticks = itertools.chain(itertools.repeat(5e-3, 40), itertools.repeat(1e-3))
-  clock = itertools.accumulate(ticks)
-  monkeypatch.setattr(machines.time, 'perf_counter', lambda: next(clock))
-  assert machine_of(None, 'one').peak == pytest.approx(2 * 512**3 / 1e-3)
-
-
-def test_equations_of_a_loop_and_of_what_is_called_count_once():
-  def loop(x):
-    return jax.lax.fori_loop(0, 9, lambda _, y: jnp.sin(jnp.cos(y)), jax.jit(jnp.tanh)(x))
-
-  more = equations(jax.make_jaxpr(lambda x: jnp.exp(loop(x)))(1.0))
-  assert more == equations(jax.make_jaxpr(loop)(1.0)) + 1
-  assert 4 <= more < 9
-
-
 def test_at_hand_a_plan_counts_compiling_and_for_a_slice_it_says_that_it_does_not():
   published, at_hand = plan_of(), plan_of(is_published=False)
   assert 'without compiling and reading' in str(published)
@@ -184,11 +173,13 @@ def test_at_hand_a_plan_counts_compiling_and_for_a_slice_it_says_that_it_does_no
 
 
 def test_every_structure_has_its_own_price():
-  names = ('linear', 'lora:2@qkv', 'full')
   settings = dataclasses.replace(GIVEN, training=Recipe(batch_size=8))
   run = shape_of_run(settings, MODEL, 8, COUNTS)
-  costs = [cost_of('subnet', run, Workload(subnet=name)).operations for name in names]
-  assert costs[0] < costs[1] < costs[2]
+  costs = [
+    cost_of('subnet', run, Workload(subnet=name)).operations
+    for name in ('linear', 'lora:2@qkv', 'full')
+  ]
+  assert costs == sorted(set(costs))
   parts = stages_of(dataclasses.replace(GIVEN, presets=('bitfit',)), COUNTS)
   assert [part.workload.subnet for part in parts][:3] == ['linear', 'bitfit', 'lora']
 
@@ -213,29 +204,12 @@ def test_streamed_batches_grow_with_the_batch():
   assert lines[1].each >= lines[0].each + 8 * 8 * 3
 
 
-@pytest.mark.parametrize('structure', ['search', 'gradient', 'lora'])
-def test_stages_are_those_that_a_run_counts(structure):
-  settings = RunSettings(structure=structure, presets=(), supernet=RECIPE, training=RECIPE)
-  planned = dict.fromkeys(part.name for part in stages_of(settings, COUNTS))
-  free = {'report', *(() if structure == 'gradient' else ('structure',))}
-  assert list(planned) == [name for name in stage_names(settings) if name not in free]
-
-
-def test_advice_is_of_the_stage_that_is_too_large(planned):
-  test = planned.stages[-1]._replace(held=2**40)
-  refused = dataclasses.replace(planned, stages=(*planned.stages[:-1], test))
-  with pytest.raises(ValueError, match=r'test takes .* lower data.max_resident') as caught:
-    plans._require_room(refused, GIVEN)
-  assert 'batch_size' not in str(caught.value)
-
-
-@pytest.mark.parametrize('name, value', [('TOPOLOGY', 'v5e:1x1'), ('COMPILE', True)])
-def test_options_of_a_plan_ask_for_one(monkeypatch, capsys, run_config, name, value):
-  for flag, default in (('PLAN', False), ('TOPOLOGY', None), ('COMPILE', False)):
-    given = value if flag == name else default
-    monkeypatch.setattr(main, flag, types.SimpleNamespace(value=given))
+@pytest.mark.parametrize('topology, compiled', [('v5e:1x1', False), (None, True)])
+def test_options_of_a_plan_ask_for_one(monkeypatch, capsys, run_config, topology, compiled):
+  for flag, value in (('PLAN', False), ('TOPOLOGY', topology), ('COMPILE', compiled)):
+    monkeypatch.setattr(main, flag, types.SimpleNamespace(value=value))
   monkeypatch.setattr(plans, 'plan', lambda *_, **options: f'planned {options}')
-  main.main(changed(run_config, job='adapt'))
+  main.main(run_config)
   assert 'planned' in capsys.readouterr().out
 
 
@@ -259,3 +233,63 @@ def test_a_plan_of_a_config_writes_nothing_and_deals_batches(run_config, tmp_pat
   trainings = [stage for stage in planned.stages if stage.steps]
   assert planned.reading.rates == max(stage.rates for stage in trainings)
   assert not os.listdir(tmp_path)
+
+
+def sums(settings, attribute='images'):
+  """Steps or images by stage and program."""
+  found = {}
+  for part in stages_of_comparison(settings, COUNTS):
+    key = part.name, part.program
+    found[key] = found.get(key, 0) + getattr(part, attribute)
+  return found
+
+
+def test_every_method_is_tuned_unless_its_rate_is_given_and_trained_from_every_seed():
+  steps, images = sums(COMPARING, 'steps'), sums(COMPARING)
+  assert steps['tuning, lora:2', 'train_many'] == 60
+  assert images['tuning, lora:2', 'train_many'] == 60 * 64 * 2
+  assert images['training, lora:2', 'train_many'] == 60 * 64 * 3
+  assert ('tuning, finetuning', 'train_many') not in steps
+  assert ('training, finetuning', 'train_many') in steps
+  rows = 1 + 1 + 2 * 2 + 2  # a searched subnet is tested before its finetuning, too
+  assert images['test', 'evaluation'] == rows * 3 * 360
+
+
+def test_a_search_is_made_in_every_supernet_and_budget():
+  images, search = sums(COMPARING), COMPARING.search
+  candidates = search.population * (search.generations + 1)
+  for stage, trials, budgets in (('tuning', 2, 1), ('training', 3, 2)):
+    supernets, finetuned = trials * 40 * 64, trials * budgets * 20 * 64
+    assert images[f'{stage}, search', 'train_many'] == supernets + finetuned
+    assert images[f'{stage}, search', 'scoring'] == trials * budgets * candidates * 160
+
+
+def test_a_gradient_is_read_for_every_seed_and_budget():
+  images = sums(COMPARING)
+  left = 6 - COMPARING.allocation.epochs()
+  for stage, seeds, rates, budgets in (('tuning', 1, 2, 1), ('training', 3, 1, 2)):
+    name = f'{stage}, gradient'
+    assert images[name, 'features'] == seeds * 2 * 640  # and as many that are shifted
+    assert images[name, 'allocation'] == seeds * 2 * (budgets + 1) * 640
+    assert images[name, 'train_many'] == seeds * budgets * rates * left * 10 * 64
+  alone = dataclasses.replace(COMPARING.allocation, prior=None)
+  images = sums(dataclasses.replace(COMPARING, allocation=alone))
+  assert images['training, gradient', 'features'] == 3 * 640
+
+
+@pytest.mark.full
+def test_what_is_trained_side_by_side_has_its_memory_together_and_its_operations_each():
+  run = shape_of_run(COMPARING, MODEL, 8, COUNTS)
+  operations = {}
+  for subnet in (None, 'lora:2', 'finetuning'):
+    alone, together = (
+      cost_of('train_many', run, Workload(subnet=subnet, section='supernet', side_by_side=number))
+      for number in (1, 4)
+    )
+    assert together.operations == pytest.approx(alone.operations, rel=0.05)
+    assert 2 * alone.temporaries < together.temporaries < 6 * alone.temporaries
+    operations[subnet] = alone.operations
+  assert operations['finetuning'] > operations['lora:2']
+  planned = plans.plan_of(run, 'digits', machine())
+  assert planned.stages[0].name == 'tuning, lora:2'
+  assert planned.batch > 64

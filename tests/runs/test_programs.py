@@ -5,7 +5,6 @@ import logging
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from called import Called, raise_arguments, shapes
@@ -16,8 +15,10 @@ from glora_jax.runs import early_checks, lifecycle, programs
 from glora_jax.runs import run as run_module
 from glora_jax.runs.config import RunSettings, check_config
 from glora_jax.runs.sections import SpaceSettings
+from glora_jax.runs.stages.many_starts import Trial
+from glora_jax.runs.stages.methods import train_method
 from glora_jax.runs.stages.training import train_supernet
-from glora_jax.training import loop
+from glora_jax.training import loop, side_by_side
 from glora_jax.training.recipe import Recipe
 
 PLATFORMS = ('tpu', 'cuda', 'rocm')
@@ -68,34 +69,49 @@ def test_a_run_of_two_spaces_says_once_what_is_not_adapted(caplog):
   assert run.adapted.spec != expected.spec
 
 
-def test_what_accelerators_cannot_do_well_is_found():
-  rows = jax.ShapeDtypeStruct(jax.export.symbolic_shape('n, 3'), jnp.float32)
-  assert 'tensor<?' in hindrances(exported(jax.jit(jnp.sin), rows))
-  with jax.enable_x64(True):
-    assert 'xf64>' in hindrances(exported(jax.jit(jnp.sin), np.ones(3)))
-  with pytest.raises(NotImplementedError, match='callback'):
-    exported(jax.jit(lambda x: jax.pure_callback(np.sin, x, x)), jnp.ones(3))
+def arguments_of(run, name, workload=programs.Workload()):
+  """What the program of a plan is called with."""
+  model, size = run.adapted.model, run.metadata['image_size']
+  of_shapes = programs.shape_of_run(run.settings, model, size, early_checks.count_images(run.task))
+  return programs.program(name, of_shapes, workload).arguments
 
 
 @pytest.mark.slow
 def test_programs_have_the_arguments_that_a_run_calls_them_with(run_config, tmp_path, monkeypatch):
-  settings = check_config(changed(run_config, presets=()))
-  run = lifecycle.prepare(settings, str(tmp_path))
+  run = lifecycle.prepare(check_config(changed(run_config, presets=())), str(tmp_path))
   for name in ('make_scorer', 'make_predictor'):
     monkeypatch.setattr(run_module, name, lambda *args, **options: raise_arguments)
   monkeypatch.setattr(loop, 'make_steps', lambda *args: raise_arguments)
   genomes = np.zeros((run.settings.search.population, len(run.adapted.spec), 5), np.int8)
-  calls = {
-    'supernet': lambda: train_supernet(run),
-    'scoring': lambda: run.score(run.variables, genomes, 'val'),
-    'evaluation': lambda: run.predict(run.variables, genomes[0], 'test'),
-  }
-  model, size = run.adapted.model, run.metadata['image_size']
-  of_shapes = programs.shape_of_run(run.settings, model, size, early_checks.count_images(run.task))
-  for name, call in calls.items():
+  for name, call in (
+    ('supernet', lambda: train_supernet(run)),
+    ('scoring', lambda: run.score(run.variables, genomes, 'val')),
+    ('evaluation', lambda: run.predict(run.variables, genomes[0], 'test')),
+  ):
     with pytest.raises(Called) as called:
       call()
-    assert shapes(called.value.args) == shapes(programs.program(name, of_shapes).arguments), name
+    assert shapes(called.value.args) == shapes(arguments_of(run, name)), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'method, subnet', [('lora:2', 'lora:2'), ('finetuning', 'finetuning'), ('search', None)]
+)
+def test_programs_side_by_side_are_those_of_a_comparison(
+  run_config, tmp_path, monkeypatch, method, subnet
+):
+  fields = {'presets': (), 'budget': None, 'compare.methods': (method,), 'compare.budgets': (900,)}
+  settings = check_config(changed(run_config, job='compare', **fields))
+  run = lifecycle.prepare(settings, str(tmp_path))
+  monkeypatch.setattr(side_by_side, 'make_steps_of_runs', lambda *args: raise_arguments)
+  with pytest.raises(Called) as called:
+    train_method(run, method, [Trial(0, 1e-3), Trial(1, 1e-3)], (900,), 'trained')
+  workload = programs.Workload(subnet=subnet, section='supernet', side_by_side=2)
+  *before, indices, keys, rates = called.value.args
+  *shapes_before, most, of_keys, of_rates = arguments_of(run, 'train_many', workload)
+  assert shapes((before, keys, rates)) == shapes((shapes_before, of_keys, of_rates))
+  assert indices.shape[1:] == most.shape[1:]
+  assert len(indices) <= len(most)  # of as many steps as a call has at most
 
 
 def test_a_program_that_is_none_is_refused_with_the_names_of_all(run):
