@@ -5,14 +5,15 @@ import re
 
 import jax
 import pytest
+from glora_jax.runs.batch_sizes import fit_batches
 from glora_jax.runs.planning.slices import find_slice
+from glora_jax.runs.stages.allocation import fold_indices
 from places import get_config
 from tiny_runs import changed
 
 import glora_jax
 from glora_jax import main
 from glora_jax.runs import comparison, experiment, look, runners
-from glora_jax.runs.batch_sizes import fit_batches
 from glora_jax.runs.config import (
   RunSettings,
   check_config,
@@ -22,7 +23,6 @@ from glora_jax.runs.config import (
   with_settings,
 )
 from glora_jax.runs.lifecycle import never
-from glora_jax.runs.stages.allocation import fold_indices
 from glora_jax.training.recipe import Recipe
 from glora_jax.training.sampling import Sampling
 
@@ -30,18 +30,14 @@ COMPARED = {'job': 'compare', 'presets': (), 'budget': None}
 ADAPTING = [
   ({'supernet.learning_rate': math.inf}, 'supernet.learning_rate=inf'),
   ({'supernet.warmup_epochs': 600}, 'supernet: warmup_epochs=600'),
-  ({'model.weights': ''}, "model.weights=''"),
   ({'model.sha256': 'zz'}, "model.sha256='zz'"),
   ({'augment.crop_scale': (0.5, 0.1)}, 'augment: crop_scale=(0.5, 0.1)'),
   ({'space.ranks': (4, 2)}, 'space: ranks=(4, 2)'),
   ({'merge': 'late'}, "merge='late'"),
-  ({'seed': 2**70}, 'seed=1180591620717411303424'),
   ({'budget': 0.5}, 'budget=0.5'),
   ({'watch.profile': 'train'}, "watch.profile='train'"),
   ({'presets': ('lora', 'ssf:2')}, "presets[1]='ssf:2'"),
-  ({'presets': ('gradiant',)}, "presets[0]='gradiant'"),
   ({'structure': 'lorra'}, "structure='lorra'"),
-  ({'structure': 'lora:0'}, "structure='lora:0'"),
   ({'structure': 'lora:2', 'presets': ('gradient',)}, "presets=('gradient',)"),
   ({'structure': 'gradient', 'protocol': 'paper'}, "protocol='paper'"),
   (
@@ -127,11 +123,11 @@ def settle(settings):
     (lambda: find_slice('v5e'), "'v5e'"),
     (lambda: find_slice('v9:2x2'), "'v9:2x2'"),
     (lambda: find_slice('v5e:0x2'), "'v5e:0x2'"),
-    (lambda: find_slice('v4:2x2x3'), "'v4:2x2x3'"),
     (lambda: runners.named('process:8'), "'process:8'"),
     (lambda: runners.named('process', 'GPU=1'), 'GPU=1'),
     (lambda: runners.named('ray', 'CPU=1,GPU=0'), "'GPU=0'"),
     (lambda: runners.named('ray', 'CPU=nan'), "'CPU=nan'"),
+    (lambda: runners.named('ray', 'GPU'), "'GPU'"),
   ],
 )
 def test_a_value_that_cannot_be_is_named(call, named):

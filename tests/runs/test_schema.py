@@ -1,7 +1,6 @@
 """Sections as frozen dataclasses: what is refused, in which sentence, and what the help says."""
 
 import dataclasses
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -60,16 +59,12 @@ def test_a_config_dict_of_a_section_builds_it_again():
 @pytest.mark.parametrize(
   'changes, named',
   [
-    ({'kind': 'huge'}, "kind='huge'"),
-    ({'share': 1}, 'share=1'),
-    ({'name': ''}, "name=''"),
     ({'sizes': (4, 0)}, 'sizes[1]=0'),
     ({'span': (0.0, 1.0, 2.0)}, 'span=(0.0, 1.0, 2.0)'),
     ({'scales': {'a': -1.0, 'b': None}}, 'scales.a=-1.0'),
     ({'scales': {'a': 1.0}}, "'scales.b' is missing"),
-    ({'optimizer': {'rate': math.inf, 'first': 0.9, 'second': 1.0}}, 'optimizer.rate=inf'),
-    ({'optimizer': {'rate': 1.0, 'first': 0.9, 'second': 0.5}}, 'optimizer: second=0.5'),
     ({'optimizer': 3}, 'optimizer=3'),
+    ({'optimizer': {'rate': 1.0, 'first': 0.9, 'second': 0.5}}, 'optimizer: second=0.5'),
     ({'optimizer': {'rate': 1.0, 'third': 1.0}}, "'optimizer.third' is unknown"),
   ],
 )
