@@ -8,6 +8,7 @@ import flax
 import html_pages
 import numpy as np
 import pytest
+from tiny_runs import changed
 
 from glora_jax.files import read_arrays, read_json, write_json
 from glora_jax.runs import comparison
@@ -53,119 +54,62 @@ class Elsewhere:
   outcomes = ThisProcess.outcomes
 
 
-def test_fields_that_a_comparison_does_not_read_are_named_once(monkeypatch, caplog, tmp_path):
+@pytest.mark.parametrize('runner', [ThisProcess(), Elsewhere()])
+def test_fields_that_a_comparison_does_not_read_are_named_once(
+  runner, monkeypatch, caplog, tmp_path
+):
   monkeypatch.setattr(comparison, 'carry_out', lambda *_: {})
   monkeypatch.setattr(comparison, 'train_methods', lambda *_: None)
   config = default_config()
-  config.job = 'compare'
-  comparison.run(config, str(tmp_path), runner=Elsewhere())
-  assert not caplog.text
-  config.finetune.learning_rate = 0.5
-  config.watch.tensorboard = True
-  for runner in (ThisProcess(), Elsewhere()):
-    caplog.clear()
-    comparison.run(config, str(tmp_path), runner=runner)
-    assert [record.getMessage() for record in caplog.records] == [
-      'finetune.learning_rate=0.5 does nothing in a comparison: a searched subnet is finetuned at '
-      "half of the search's rate.",
-      'watch.tensorboard=True does nothing in a comparison: what is trained side by side leaves no '
-      'metrics.',
-    ]
+  config.job, config.finetune.learning_rate = 'compare', 0.5
+  comparison.run(config, str(tmp_path), runner=runner)
+  [named] = caplog.messages
+  assert named.startswith('finetune.learning_rate=0.5 does nothing in a comparison')
 
 
 def without_seconds(result):
   methods = {
-    name: [{field: value for field, value in row.items() if field != 'seconds'} for row in rows]
-    for name, rows in result['methods'].items()
+    name: [{**row, 'seconds': None} for row in rows] for name, rows in result['methods'].items()
   }
-  others = {name: value for name, value in result.items() if name != 'seconds'}
-  return {**others, 'methods': methods}
-
-
-@pytest.mark.slow
-def test_every_method_and_budget_has_a_row_for_each_seed(compared):
-  _, result = compared
-  assert set(result['methods']) == {'linear', 'lora', 'finetuning', 'search-900'}
-  assert all(len(rows) == 2 for rows in result['methods'].values())
-  assert all(0 < row['params'] <= 900 for row in result['methods']['search-900'])
-  assert result['methods']['linear'][0]['params'] == 0
-
-
-def test_a_method_that_diverges_is_in_the_table_and_named_there(config, tmp_path):
-  config = config.copy_and_resolve_references()
-  config.compare.methods = ('linear',)
-  config.compare.rate.linear = 1e30
-  result = comparison.run(config, str(tmp_path))
-  assert result['diverged'].keys() == {'linear'}
-  assert result['diverged']['linear'].keys() == {'42', '43'}
-  assert 'linear probe (2 of 2 seeds diverged)' in html_pages.read(tmp_path).text
+  return {**result, 'methods': methods, 'seconds': None}
 
 
 @pytest.mark.parametrize(
-  'weights, epochs, told', [('random', 9, True), ('random', 8, False), ('embedded', 9, False)]
+  'weights, epochs, rate, named',
+  [
+    ('random', 2, 1e30, 'diverged'),
+    ('random', 9, 5e-3, 'learned nothing'),
+    ('random', 8, 5e-3, None),  # no wonder in fewer steps
+    ('embedded', 9, 5e-3, None),
+  ],
 )
-def test_seeds_that_end_in_guessing_are_named(weights, epochs, told, config, tmp_path):
-  """A head learns nothing on a backbone of random weights, which is no wonder in 96 steps."""
-  config = config.copy_and_resolve_references()
-  config.compare.update(methods=('linear',), seeds=1)
-  config.supernet.epochs = epochs
+def test_seeds_that_diverge_or_end_in_guessing_are_named(
+  weights, epochs, rate, named, config, tmp_path
+):
+  """A head learns nothing on a backbone of random weights."""
+  fields = {'compare__methods': ('linear',), 'compare__seeds': 1, 'supernet__epochs': epochs}
+  config = changed(config, **fields, compare__rate__linear=rate)
   if weights == 'embedded':
     config.model.weights = weights
   result = comparison.run(config, str(tmp_path))
-  assert not result['diverged']
-  sentences = result['learned_nothing'].get('linear', {})
-  assert bool(sentences) == told
-  assert all('naming one class for all of them gets' in s for s in sentences.values())
-  assert ('linear probe (learned nothing)' in html_pages.read(tmp_path).text) == told
+  text = html_pages.read(tmp_path).text
+  for trouble in ('diverged', 'learned nothing'):
+    assert bool(result[trouble.replace(' ', '_')]) == (trouble == named)
+    assert (f'linear probe ({trouble})' in text) == (trouble == named)
 
 
 @pytest.mark.slow
-def test_full_fine_tuning_moves_all_of_the_base_and_the_others_none(compared, config):
+def test_every_method_and_budget_has_a_row_for_each_seed_and_the_table_says_so(compared):
   workdir, result = compared
-  run = prepare(check_config(config), str(workdir))
-  before = flax.traverse_util.flatten_dict(run.variables['params'], sep='/')
-  lora = read_arrays(workdir / 'trained' / 'lora.npz')
-  finetuning = read_arrays(workdir / 'trained' / 'finetuning.npz')
-  moved = {name.removeprefix('0/params/') for name in finetuning if name.startswith('0/params/')}
-  assert moved == set(before)
-  for name, value in before.items():
-    assert not np.array_equal(finetuning[f'0/params/{name}'], value)
-  assert {name.split('/')[2] for name in lora if '/params/' in name} == {'head'}
-  assert result['methods']['finetuning'][0]['params'] == sum(
-    value.size for name, value in before.items() if not name.startswith('head/')
-  )
-
-
-@pytest.mark.slow
-def test_seeds_differ(compared):
-  workdir, _ = compared
-  arrays = read_arrays(workdir / 'trained' / 'lora.npz')
-  name = next(name for name in arrays if name.startswith('0/glora'))
-  assert not np.allclose(arrays[name], arrays[name.replace('0/', '1/', 1)], atol=1e-4)
-
-
-@pytest.mark.slow
-def test_learning_rates_are_given_or_the_best_on_validation_images(compared):
-  workdir, result = compared
-  chosen = read_json(workdir / 'rates.json')
-  assert chosen['rate'] == result['rate']
-  assert result['rate']['linear'] == 5e-3
-  assert set(chosen['tried']) == {'lora'}
-  for name, tried in chosen['tried'].items():
-    assert [row['rate'] for row in tried] == [1e-3, 1e-2]
-    best = max(tried, key=lambda row: (row['val_accuracy'], -row['val_loss']))
-    assert result['rate'][name] == best['rate']
-    assert not any('test' in field for row in tried for field in row)
-  assert chosen['seed'] not in result['seeds']
-
-
-@pytest.mark.slow
-def test_table_and_page_say_what_the_result_says(compared):
-  workdir, result = compared
+  methods = result['methods']
+  assert set(methods) == {'linear', 'lora', 'finetuning', 'search-900'}
+  assert all(len(rows) == 2 for rows in methods.values())
+  assert all(0 < row['params'] <= 900 for row in methods['search-900'])
+  assert methods['linear'][0]['params'] == 0
   with open(workdir / 'table.csv') as file:
     lines = {line['method']: line for line in csv.DictReader(file)}
   report = html_pages.read(workdir).text
-  for name, rows in result['methods'].items():
+  for name, rows in methods.items():
     values = [row['test_accuracy'] for row in rows]
     mean, spread = np.mean(values), np.std(values, ddof=1)
     assert float(lines[name]['test_accuracy']) == pytest.approx(mean)
@@ -174,26 +118,46 @@ def test_table_and_page_say_what_the_result_says(compared):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-  'lost',
-  [
-    ('result.json',),
-    (
-      'result.json',
-      'rates.json',
-      'tuning/lora.json',
-      'trained/finetuning.npz',
-      'trained/supernet.npz',
-      'trained/search-900-0/archive.npz',
-      'trained/search-900-1.npz',
-    ),
-  ],
-)
-def test_what_is_lost_is_made_again_to_the_same_result(compared, copy, config, lost):
-  _, result = compared
-  for name in lost:
-    os.remove(copy / name)
-  assert without_seconds(comparison.run(config, str(copy))) == without_seconds(result)
+def test_full_fine_tuning_moves_all_of_the_base_the_others_none_and_seeds_differ(compared, config):
+  workdir, result = compared
+  run = prepare(check_config(config), str(workdir))
+  before = flax.traverse_util.flatten_dict(run.variables['params'], sep='/')
+  lora, finetuning = (read_arrays(workdir / 'trained' / f'{x}.npz') for x in ('lora', 'finetuning'))
+  moved = {name.removeprefix('0/params/') for name in finetuning if name.startswith('0/params/')}
+  assert moved == set(before)
+  for name, value in before.items():
+    assert not np.array_equal(finetuning[f'0/params/{name}'], value)
+  assert {name.split('/')[2] for name in lora if '/params/' in name} == {'head'}
+  assert result['methods']['finetuning'][0]['params'] == sum(
+    value.size for name, value in before.items() if not name.startswith('head/')
+  )
+  name = next(name for name in lora if name.startswith('0/glora'))
+  assert not np.allclose(lora[name], lora[name.replace('0/', '1/', 1)], atol=1e-4)
+
+
+@pytest.mark.slow
+def test_learning_rates_are_given_or_the_best_on_validation_images(compared):
+  workdir, result = compared
+  chosen = read_json(workdir / 'rates.json')
+  assert chosen['rate'] == result['rate']
+  assert result['rate']['linear'] == 5e-3
+  [(name, tried)] = chosen['tried'].items()
+  assert name == 'lora'
+  assert [row['rate'] for row in tried] == [1e-3, 1e-2]
+  best = max(tried, key=lambda row: (row['val_accuracy'], -row['val_loss']))
+  assert result['rate'][name] == best['rate']
+  assert not any('test' in field for row in tried for field in row)
+  assert chosen['seed'] not in result['seeds']
+
+
+@pytest.mark.slow
+def test_what_is_lost_is_made_again_to_the_same_result(compared, copy, config):
+  lost = ['rates.json', 'tuning/lora.json', 'trained/finetuning.npz', 'trained/supernet.npz']
+  lost += ['trained/search-900-0/archive.npz', 'trained/search-900-1.npz']
+  for names in ([], lost):
+    for name in ['result.json', *names]:
+      os.remove(copy / name)
+    assert without_seconds(comparison.run(config, str(copy))) == without_seconds(compared[1])
 
 
 @pytest.mark.slow

@@ -7,17 +7,16 @@ import os
 import shutil
 
 import jax
-import numpy as np
 import pytest
 from disks import mounting_is_allowed, small_disk
 from label_lists import write_images
-from places import FIXTURES
+from places import FIXTURES, ROOT
 from tiny_runs import changed
 
 from glora_jax import mesh as meshes
 from glora_jax.files import read_json, write_json
 from glora_jax.models import weights
-from glora_jax.runs import comparison, early_checks, experiment, lifecycle
+from glora_jax.runs import comparison, experiment, lifecycle
 from glora_jax.runs.backbone import load_backbone
 from glora_jax.runs.config import RunSettings, check_config
 from glora_jax.runs.early_checks import fit_batches, used_recipes
@@ -30,21 +29,17 @@ COMPARED = {'job': 'compare', 'budget': None, 'presets': ()}
 COUNTS = {'train': 18, 'val': 4, 'test': 4, 'train+val': 22}
 
 
-def settings(**fields):
-  return dataclasses.replace(RunSettings(), **fields)
-
-
 def test_a_default_batch_that_the_images_do_not_fill_shrinks_and_says_so(caplog):
   caplog.set_level(logging.INFO)
-  fitted = fit_batches(settings(), COUNTS, None)
+  fitted = fit_batches(RunSettings(), COUNTS, None)
   assert (fitted.supernet.batch_size, fitted.finetune.batch_size) == (18, 18)
   assert fitted.training.batch_size == 64  # a search does not use it
   assert 'supernet.batch_size=64 is more than the 18 training images: a' in caplog.text
-  accumulating = settings(supernet=Recipe(accumulate=4))
+  accumulating = RunSettings(supernet=Recipe(accumulate=4))
   assert fit_batches(accumulating, COUNTS, None).supernet.batch_size == 16
-  paths = settings(sampling=Sampling(paths=5))
+  paths = RunSettings(sampling=Sampling(paths=5))
   assert fit_batches(paths, COUNTS, None).supernet.batch_size == 15
-  assert fit_batches(settings(), {**COUNTS, 'train': 64}, None) == settings()
+  assert fit_batches(RunSettings(), {**COUNTS, 'train': 64}, None) == RunSettings()
 
 
 @pytest.mark.parametrize(
@@ -57,11 +52,13 @@ def test_default_folds_that_the_images_do_not_fill_shrink_and_say_so(
   caplog.set_level(logging.INFO)
   mesh = jax.sharding.AbstractMesh((1, devices), meshes.AXES)
   allocation = AllocationSettings(folds=given)
-  few = settings(structure='gradient', allocation=allocation, training=Recipe(batch_size=devices))
+  few = RunSettings(
+    structure='gradient', allocation=allocation, training=Recipe(batch_size=devices)
+  )
   fitted = fit_batches(few, {**COUNTS, 'train': images}, mesh)
   assert fitted.allocation == AllocationSettings(folds=folds)
   assert ('instead of allocation.folds=8' in caplog.text) == (folds < given)
-  assert fit_batches(settings(), COUNTS, None).allocation.folds == 8  # a search does not use it
+  assert fit_batches(RunSettings(), COUNTS, None).allocation.folds == 8  # a search does not use it
 
 
 def test_recipes_that_a_job_does_not_use_are_not_asked():
@@ -79,7 +76,7 @@ def test_recipes_that_a_job_does_not_use_are_not_asked():
     ({'job': 'compare', 'compare': compare}, (supernet,)),
     ({'job': 'compare', 'finetune': none}, (supernet, finetune)),
   ):
-    assert used_recipes(settings(**fields)) == expected
+    assert used_recipes(RunSettings(**fields)) == expected
 
 
 @pytest.mark.parametrize(
@@ -92,6 +89,7 @@ def test_recipes_that_a_job_does_not_use_are_not_asked():
     ({'augment__shift': 8}, ValueError, 'shift=8'),
     ({'data__cache': '/dev/null'}, OSError, "data.cache='/dev/null'"),
     ({'space__ranks': (1000,)}, ValueError, 'rank 1000'),
+    ({'structure': str(ROOT / 'tests/golden/mutants.json')}, ValueError, 'mutants.json'),
     ({'structure': '/no/genome.json'}, FileNotFoundError, "structure='/no/genome.json'"),
     ({'structure': 'lora:9'}, ValueError, 'rank 9'),
     ({'structure': 'lora:8'}, ValueError, "structure='lora:8' has 4,096 parameters"),
@@ -117,20 +115,23 @@ def test_a_start_that_fails_leaves_no_workdir(fields, error, named, run_config, 
   assert not os.listdir(tmp_path)
 
 
-def test_decoded_images_are_kept_apart_from_those_of_the_task(run_config, tmp_path):
-  photos = tmp_path / 'photos'
-  write_images(photos, ['cat/1.png', 'dog/1.png'])
+@pytest.fixture
+def photos(tmp_path):
+  """Ten images of each of two classes, of which a run trains on eight."""
+  write_images(tmp_path / 'photos', [f'{name}/{n}.png' for n in range(10) for name in 'ab'])
+  return tmp_path / 'photos'
+
+
+def test_decoded_images_are_kept_apart_from_those_of_the_task(run_config, photos, tmp_path):
   config = changed(run_config, task=f'folder:{photos}', data__cache=str(photos / 'cache'))
   with pytest.raises(ValueError, match=rf'data.cache={photos}/cache lies in {photos}, where what'):
     experiment.run(config, str(tmp_path / 'run'))
   assert os.listdir(tmp_path) == ['photos']
-  assert set(os.listdir(photos)) == {'cat', 'dog'}
+  assert set(os.listdir(photos)) == {'a', 'b'}
 
 
-def test_a_corrected_config_starts_where_the_first_start_failed(run_config, tmp_path):
+def test_a_corrected_config_starts_where_the_first_start_failed(run_config, photos, tmp_path):
   """A split that was made for the first one is forgotten; what a user put there since is not."""
-  photos = tmp_path / 'photos'
-  write_images(photos, [f'{name}/{n}.png' for name in ('cat', 'dog') for n in range(12)])
   workdir = tmp_path / 'run'
   workdir.mkdir()
   wrong = changed(run_config, task=f'folder:{photos}', model__weights='typo')
@@ -196,18 +197,6 @@ def always():
   return True
 
 
-@pytest.fixture(scope='module')
-def run(run_config, tmp_path_factory):
-  return lifecycle.prepare(check_config(run_config), str(tmp_path_factory.mktemp('prepared')))
-
-
-def test_a_comparison_on_several_devices_is_refused_before_it_begins(run):
-  mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ('data',))
-  settings = dataclasses.replace(run.settings, job='compare', budget=None, presets=())
-  with pytest.raises(ValueError, match='A comparison trains side by side on one device'):
-    early_checks.check_stages(dataclasses.replace(run, mesh=mesh, settings=settings), {})
-
-
 def test_a_normalization_that_weights_do_not_say_comes_from_the_config(tmp_path, caplog):
   model, params, metadata = weights.load(weights.EMBEDDED_FILE)
   weights.save(tmp_path / 'ours', model, params, {'image_size': metadata['image_size']})
@@ -223,11 +212,11 @@ def test_a_normalization_that_weights_do_not_say_comes_from_the_config(tmp_path,
   assert 'is assumed' not in caplog.text
 
 
-def test_a_folder_of_another_model_is_found_before_the_last_stage(run, tmp_path):
-  elsewhere = dataclasses.replace(run, workdir=str(tmp_path))
+def test_a_folder_of_another_model_is_found_before_the_last_stage(run_config, tmp_path):
+  claim_workdir(run_config, str(tmp_path))
   weights.save(tmp_path / 'folded' / 'other.safetensors', *weights.load(weights.EMBEDDED_FILE))
-  with pytest.raises(ValueError, match=r'folded holds another checkpoint already \(other.safeten'):
-    early_checks.check_stages(elsewhere, early_checks.count_images(run.task))
+  with pytest.raises(ValueError, match=r'another checkpoint already \(other.safetensors'):
+    experiment.run(run_config, str(tmp_path), stop=always)
 
 
 @pytest.mark.parametrize(
@@ -239,3 +228,40 @@ def test_records_of_another_shape_are_named(name, content, named, run_config, tm
   write_json(tmp_path / f'{name}.json', content, name)
   with pytest.raises(ValueError, match=named):
     experiment.run(run_config, str(tmp_path), stop=always)
+
+
+def test_what_a_start_left_that_was_killed_before_its_config_is_made_anew(
+  run_config, photos, tmp_path
+):
+  """Its split may be of other images than the next start has."""
+  workdir = tmp_path / 'run'
+  workdir.mkdir()
+  (workdir / 'split.json').write_text('{"identity": "of other images"}')
+  run = lifecycle.rehearse(changed(run_config, task=f'folder:{photos}'), str(workdir))
+  assert read_json(workdir / 'split.json')['identity'] != 'of other images'
+  assert len(run.task.open('train').labels) == 16
+
+
+def test_folds_are_of_the_images_that_are_left(run_config, photos, tmp_path):
+  options = {'structure': 'gradient', 'presets': (), 'data__skip_broken': True}
+  config = changed(run_config, task=f'folder:{photos}', allocation__folds=16, **options)
+  run = lifecycle.rehearse(config, str(tmp_path / 'whole'))
+  path = run.task.open('train').name(0)
+  with open(path, 'wb') as file:
+    file.write(b'no image')
+  with pytest.raises(ValueError, match=r'allocation\.folds=16 is more than the 15 training images'):
+    lifecycle.rehearse(config, str(tmp_path / 'without'))
+
+
+def test_what_a_finished_run_records_no_more_is_named(run_config, tmp_path, caplog):
+  workdir = str(tmp_path / 'run')
+  os.makedirs(os.path.join(workdir, 'profile'))
+  claim_workdir(run_config, workdir)
+  write_json(os.path.join(workdir, 'result.json'), {'task': 'digits', 'sha256': {}}, 'result')
+  config = changed(run_config, watch__profile='search')
+  for _ in range(2):
+    found = lifecycle.carry_out(config, workdir, stop=lifecycle.never, stages=None, shape=dict)
+    assert found['task'] == 'digits'
+    (tmp_path / 'run' / 'profile' / 'trace').write_text('')
+  assert len(caplog.messages) == 1
+  assert "watch.profile='search' records nothing any more" in caplog.text

@@ -73,8 +73,8 @@ def test_a_run_leaves_everything_in_the_workdir(finished_run):
   # Not with what it was made: the same run in another folder writes the same file.
   written = {name: value for name, value in result.items() if name != 'provenance'}
   assert read_json(workdir / 'result.json') == written
-  for name, value in (('task', 'digits'), ('protocol', 'honest'), ('seed', 42), ('budget', 1000)):
-    assert result[name] == value
+  given = {'task': 'digits', 'protocol': 'honest', 'seed': 42, 'budget': 1000}
+  assert given.items() <= result.items()
   assert set(result['seconds']) == {'supernet', 'baselines', 'search', 'finetune', 'test', 'report'}
   for name in ('linear', 'winner_supernet', 'winner'):
     assert {'params', 'val_accuracy', 'test_accuracy'} <= result[name].keys()
@@ -88,13 +88,9 @@ def test_a_run_leaves_everything_in_the_workdir(finished_run):
   assert 0 < result['winner']['params'] <= 1000
   assert result['presets'].keys() == {'lora'}
   assert result['evaluations'] == 12
-
-
-def test_the_genome_file_is_the_winner(finished_run):
-  workdir, result = finished_run
   described = read_json(workdir / 'genome.json')
-  assert described['genome'] == result['winner']['genome']
-  assert described['params'] == result['winner']['params']
+  for name in ('genome', 'params'):
+    assert described[name] == result['winner'][name]
 
 
 def test_the_folded_file_alone_reproduces_the_test_accuracy(finished_run, folded_answers):
@@ -123,16 +119,12 @@ def test_the_frozen_base_is_untouched_where_no_gene_acts(finished_run, backbone)
     jax.tree.map(np.testing.assert_array_equal, params[name], base[name])
 
 
-def test_a_finished_run_is_not_run_again(finished_run, run_config):
+def test_a_finished_run_is_not_run_again_and_the_command_prints_its_table(finished_run, run_config):
   workdir, result = finished_run
   before = {name: os.path.getmtime(workdir / name) for name in FILES}
   assert experiment.run(run_config, str(workdir)) == result
-  assert {name: os.path.getmtime(workdir / name) for name in FILES} == before
-
-
-def test_the_command_prints_the_table_of_a_run_and_ends_well(finished_run, run_config):
-  workdir, result = finished_run
   printed, code = main.dispatch(run_config, str(workdir), never)
+  assert {name: os.path.getmtime(workdir / name) for name in FILES} == before
   assert code == 0
   assert 'winner, finetuned' in printed
   assert f'{100 * result["winner"]["test_accuracy"]:.1f}' in printed
@@ -140,20 +132,17 @@ def test_the_command_prints_the_table_of_a_run_and_ends_well(finished_run, run_c
 
 
 def test_what_is_gone_from_a_finished_run_is_said_with_the_way_back(finished_run, tmp_path):
-  workdir, result = finished_run
+  """The folded model may be in any container."""
+  result = finished_run[1]
   for name in ('report.html', 'adapter.safetensors'):
-    shutil.copy(workdir / name, tmp_path)
+    (tmp_path / name).touch()
   last = experiment.summary(result, str(tmp_path)).splitlines()[-1]
   assert last.startswith('the model in folded of this finished run are gone; remove ')
-
-
-@pytest.mark.parametrize('model', FILE_NAMES.values())
-def test_a_folded_model_is_there_in_every_container(finished_run, tmp_path, model):
-  _, result = finished_run
-  for name in ('report.html', 'adapter.safetensors', f'folded/{model}'):
-    (tmp_path / name).parent.mkdir(exist_ok=True)
-    (tmp_path / name).touch()
-  assert 'are gone' not in experiment.summary(result, str(tmp_path))
+  (tmp_path / 'folded').mkdir()
+  for model in FILE_NAMES.values():
+    (tmp_path / 'folded' / model).touch()
+    assert 'are gone' not in experiment.summary(result, str(tmp_path))
+    os.remove(tmp_path / 'folded' / model)
 
 
 def snippets(workdir, beginning):
@@ -215,17 +204,8 @@ def test_a_run_that_is_stopped_and_watched_ends_in_the_undisturbed_result(
   experiment.run(watched, str(workdir))
   assert contents(workdir) == contents(finished_run[0])
   assert handlers == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-  messages = '\n'.join(record.getMessage() for record in caplog.records)
-  for message in (
-    'supernet: resumed at step 100',
-    'search: resumed after generation 0',
-    'supernet: begins, stage 1 of 6',
-    'supernet: done, ',
-    'mesh: none',
-    ' in supports, ',
-    ' frozen (float32)',
-  ):
-    assert message in messages
+  for message in ('supernet: resumed at step 100', 'search: resumed after generation 0'):
+    assert message in caplog.text
   assert 'tensorboard' in os.listdir(workdir)
 
 
@@ -250,23 +230,23 @@ def test_a_run_from_another_code_bases_checkpoint_ends_in_that_format(run_config
   assert (metadata['image_size'], metadata['normalization']) == (16, 'imagenet')
   assert len(metadata['classes']) == 10
   assert np.abs(params['head']['kernel']).max() > 0
-  assert set(os.listdir(folded)) == {
-    'model.safetensors',
-    'config.json',
-    'preprocessor_config.json',
-  }
+
+
+def train_head(config, workdir):
+  """Trains the smallest subnet as the stage `one`."""
+  run = prepare(check_config(config), str(workdir))
+  genome = smallest_genome(run.adapted.spec)
+  stage = TrainingStage('one', run.settings.supernet, Stream.BASELINE, 'train', genome)
+  train(run, stage, run.variables)
 
 
 def test_a_diverging_training_names_the_step_and_keeps_the_last_good_state(run_config, tmp_path):
   wild = changed(run_config, supernet__learning_rate=1e30, supernet__warmup_epochs=0)
-  run = prepare(check_config(wild), str(tmp_path))
-  genome = smallest_genome(run.adapted.spec)
-  stage = TrainingStage('wild', run.settings.supernet, Stream.BASELINE, 'train', genome)
   sentence = r'not finite at step (\d+), with learning_rate=1e\+30\. Lower the learning rate'
   with pytest.raises(NonFiniteLossError, match=sentence) as caught:
-    train(run, stage, run.variables)
+    train_head(wild, tmp_path)
   step = int(re.search(r'step (\d+)', str(caught.value)).group(1))
-  states = [path.name for path in (tmp_path / 'wild').iterdir() if path.is_dir()]
+  states = [path.name for path in (tmp_path / 'one').iterdir() if path.is_dir()]
   assert max(int(name) for name in states if name.isdigit()) == step
 
 
@@ -276,10 +256,7 @@ def test_a_training_that_ends_in_guessing_says_so(pretrained, run_config, tmp_pa
   config = changed(run_config, supernet__epochs=2)
   if pretrained:
     config.model.weights = 'embedded'
-  run = prepare(check_config(config), str(tmp_path))
-  genome = smallest_genome(run.adapted.spec)
-  stage = TrainingStage('one', run.settings.supernet, Stream.BASELINE, 'train', genome)
-  train(run, stage, run.variables)
+  train_head(config, tmp_path)
   warnings = [line for line in caplog.messages if line.startswith('one has ended with')]
   assert len(warnings) == (not pretrained)
   assert all('bound the gradients (max_grad_norm=1)' in line for line in warnings)
@@ -302,43 +279,22 @@ def test_finetuning_on_train_and_val_chooses_its_epochs_on_val(run_config, tmp_p
   assert tuned[-1]['step'] == chosen * (1000 // config.finetune.batch_size)
 
 
-@pytest.fixture(scope='module')
-def paper_run(run_config, tmp_path_factory):
-  """(workdir, result) of a run by the paper's protocol, at a budget of nothing."""
-  workdir = tmp_path_factory.mktemp('paper') / 'run'
-  config = changed(run_config, presets=(), protocol='paper', budget=0)
-  return workdir, experiment.run(config, str(workdir))
-
-
 @pytest.mark.slow
-def test_the_papers_protocol_says_so_wherever_its_numbers_appear(paper_run):
-  workdir, result = paper_run
+def test_the_papers_protocol_says_so_wherever_its_numbers_appear(run_config, tmp_path):
+  """At a budget of nothing, so with the linear subnet."""
+  config = changed(run_config, presets=(), protocol='paper', budget=0)
+  result = experiment.run(config, str(tmp_path))
   assert result['protocol'] == 'paper'
   for name in ('linear', 'winner', 'winner_supernet'):
     assert result[name]['val_accuracy'] is None
   searched = dict(result['winner_supernet'])
   assert not any(searched.pop('beside_winner').values())  # no finetuning: the same answers
-  assert result['winner'] == {**result['winner'], **searched}
-  assert not (workdir / 'finetune').exists()
-  label = run_page.PAPER_LABEL
-  assert label in html_pages.read(workdir).text
-  assert label in experiment.summary(result, str(workdir))
-
-
-@pytest.mark.slow
-def test_budget_zero_ends_with_the_linear_subnet(paper_run):
-  _, result = paper_run
-  assert result['winner']['params'] == 0
-  assert result['evaluations'] == 1
+  assert searched.items() <= result['winner'].items()
+  assert not (tmp_path / 'finetune').exists()
+  assert run_page.PAPER_LABEL in html_pages.read(tmp_path).text
+  assert run_page.PAPER_LABEL in experiment.summary(result, str(tmp_path))
+  assert (result['winner']['params'], result['evaluations']) == (0, 1)
   assert not np.any(result['winner']['genome'])
-
-
-def test_the_report_reads_by_itself_and_agrees_with_the_result(finished_run):
-  workdir, result = finished_run
-  text = html_pages.read(workdir).text
-  for name in ('linear', 'winner_supernet', 'winner'):
-    assert f'{100 * result[name]["test_accuracy"]:.1f}' in text
-    assert f'{result[name]["params"]:,}' in text
 
 
 def test_the_errors_in_the_report_are_those_of_the_folded_model(finished_run, folded_answers):
@@ -356,7 +312,7 @@ def test_the_errors_in_the_report_are_those_of_the_folded_model(finished_run, fo
     assert ((labels == int(true)) & (answers == int(answer))).sum() == int(count)
 
 
-def test_the_command_in_the_report_answers_as_the_adapted_model_does(
+def test_command_and_code_in_the_report_answer_as_the_adapted_model_does(
   finished_run, run_config, backbone, tmp_path, monkeypatch, capsys
 ):
   workdir, _ = finished_run
@@ -376,13 +332,7 @@ def test_the_command_in_the_report_answers_as_the_adapted_model_does(
   logits = jax.jit(adapted.apply)(variables, inputs, genome=genome)
   expected = jax.nn.softmax(logits)[0]
   np.testing.assert_allclose([found[name] for name in '0123456789'], expected, atol=1e-5)
-
-
-def test_the_reports_five_lines_of_code_run(finished_run, tmp_path, monkeypatch):
-  workdir, _ = finished_run
-  monkeypatch.chdir(tmp_path)
-  Image.fromarray(np.zeros((30, 20, 3), np.uint8)).save('photo.jpg')
   [code] = snippets(workdir, 'from glora_jax.models.classifier')
   names = {}
   exec(code, names)
-  assert names['probabilities'].shape == (10,)
+  np.testing.assert_allclose(names['probabilities'], expected, atol=1e-5)

@@ -1,7 +1,5 @@
 """What is recorded of a run: metrics and events of exactly the steps that count, and a trace."""
 
-import itertools
-import json
 import struct
 
 import jax.numpy as jnp
@@ -23,16 +21,10 @@ def test_metrics_drop_cut_off_lines_and_what_came_after_the_step_that_is_resumed
   for step in (2, 3):
     metrics.write(step, {'loss': 0.1 * step})
   assert path.read_text() == whole
-  steps = [line['step'] for line in read_lines(path, 'metrics', monitoring.Line)]
-  assert steps == [1, 2, 3, 1, 2, 3]
-  stamp = json.loads(whole.splitlines()[0])
-  assert stamp == {'glora_jax': {'kind': 'metrics', 'format': 1}}
-
-
-def test_a_value_that_is_not_finite_is_null_in_metrics(tmp_path):
-  path = tmp_path / 'metrics.jsonl'
-  monitoring.Metrics(path, 'first', 0).write(1, {'val_loss': float('inf')})
-  assert [line['val_loss'] for line in read_lines(path, 'metrics', monitoring.Line)] == [None]
+  metrics.write(4, {'val_loss': float('inf')})
+  lines = read_lines(path, 'metrics', monitoring.Line)
+  assert [line['step'] for line in lines] == [1, 2, 3, 1, 2, 3, 4]
+  assert lines[-1]['val_loss'] is None
 
 
 def shown_events(folder):
@@ -72,32 +64,15 @@ def test_events_of_a_resumed_stage_have_every_step_once_and_are_on_disk_at_once(
   ]
 
 
-def test_a_clock_that_goes_back_loses_no_event(tmp_path, monkeypatch):
-  pytest.importorskip('tensorboardX')
-  monkeypatch.setattr(monitoring.time, 'time', itertools.count(1e9, -3600).__next__)
-  for start in (0, 2):
-    metrics = monitoring.Metrics(tmp_path / 'metrics.jsonl', 'training', start, str(tmp_path))
-    for step in (start + 1, start + 2):
-      metrics.write(step, {'loss': step})
-  (tmp_path / 'metrics.jsonl').unlink()
-  losses = [value for _, name, value in shown_events(tmp_path / 'training') if name == 'loss']
-  assert losses == [1, 2, 3, 4]
-
-
-@pytest.mark.parametrize('dispatches, traced', [(0, None), (1, None), (2, 1), (6, 3)])
+@pytest.mark.parametrize('dispatches, traced', [(0, None), (1, None), (6, 3)])
 def test_a_trace_is_of_the_dispatches_after_the_first(tmp_path, caplog, dispatches, traced):
   caplog.set_level('INFO', 'glora_jax')
   with monitoring.profiled(str(tmp_path), wanted=True) as dispatched:
     for _ in range(dispatches):
       jnp.arange(3.0).sum().block_until_ready()
       dispatched()
-  assert caplog.records[-1].getMessage() == (
-    f'Traced dispatches: {traced}, in {tmp_path}'
-    if traced
-    else 'There was nothing to trace after the first dispatch.'
-  )
+  assert (f'Traced dispatches: {traced}, in {tmp_path}' in caplog.text) == bool(traced)
   assert bool(list(tmp_path.rglob('*.xplane.pb'))) == (dispatches > 0)
   with monitoring.profiled(str(tmp_path / 'other'), wanted=False) as dispatched:
-    dispatched()
     dispatched()
   assert not (tmp_path / 'other').exists()

@@ -43,24 +43,18 @@ def smallest(run):
   return np.zeros((len(run.adapted.spec), 5), np.int8)
 
 
-def test_a_split_is_resident_where_it_is_small_and_streamed_where_not(runs):
+def test_predictions_of_a_stream_are_those_of_the_arrays(runs, predictions):
   for name, run in runs.items():
     assert isinstance(run.data('test').images, pipeline.Stream) == (name == 'streamed')
-
-
-def test_predictions_of_a_stream_are_those_of_the_arrays(predictions):
   for split in ('test', 'few'):
     ours, theirs = (predictions[name][split] for name in ('resident', 'streamed'))
     np.testing.assert_array_equal(ours.classes, theirs.classes)
     np.testing.assert_allclose(ours.probabilities, theirs.probabilities, rtol=1e-5)
 
 
-def test_a_masked_split_is_answered_with_its_own_classes_alone(predictions):
+def test_scores_count_what_predictions_get_right_with_a_splits_own_classes(runs, predictions):
   answers = predictions['streamed']
   assert answers['few'].classes.max() < 4 < answers['test'].classes.max()
-
-
-def test_scores_count_what_predictions_get_right(runs, predictions):
   for name, run in runs.items():
     correct, _ = run.score(run.variables, smallest(run)[None], 'few')
     answers = predictions[name]['few'].classes
@@ -75,15 +69,7 @@ def test_pixels_are_those_of_the_images_asked_for(runs):
 
 
 def test_the_streams_have_the_numbers_that_old_runs_resume_by():
+  names = 'INIT SUPERNET BASELINE SEARCH FINETUNE_CHOICE FINETUNE HEAD STRUCTURE TRAINING PRIOR'
   assert {stream.name: stream.value for stream in Stream} == {
-    'INIT': 0,
-    'SUPERNET': 1,
-    'BASELINE': 2,
-    'SEARCH': 3,
-    'FINETUNE_CHOICE': 4,
-    'FINETUNE': 5,
-    'HEAD': 6,
-    'STRUCTURE': 7,
-    'TRAINING': 8,
-    'PRIOR': 9,
+    name: number for number, name in enumerate(names.split())
   }

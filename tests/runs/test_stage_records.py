@@ -2,12 +2,13 @@
 
 import dataclasses
 import os
+import pathlib
 import types
 
 import numpy as np
 import pytest
 
-from glora_jax.files import read_arrays, write_arrays, write_json
+from glora_jax.files import write_arrays, write_json
 from glora_jax.method.draws import random_genomes
 from glora_jax.method.genomes import smallest_genome
 from glora_jax.method.presets import preset
@@ -43,23 +44,20 @@ def archive_of(spec, **changes):
 @pytest.mark.parametrize(
   'changes, reason',
   [
-    ({'loss': np.array([1.0, np.nan, 1.0, 1.0])}, 'with numbers that are not finite'),
-    ({'loss': np.ones(3)}, r'loss is float64 \[3\] and not \[4\]'),
+    ({'loss': np.array([1.0, np.nan, 1.0, 1.0])}, 'not finite'),
+    ({'loss': np.ones(3)}, r'loss is float64 \[3\]'),
     ({'correct': np.array([1, 2, -3, 4])}, 'less than no right answer'),
-    ({'generation': np.array([0, 2, 3, 3])}, 'its generations do not follow one another'),
-    ({'generation': np.array([1, 1, 2, 2])}, 'its generations do not follow one another'),
-    ({}, None),
-    ({'correct': np.ones(4)}, 'correct is float64'),
-    ({'genomes': np.zeros((4, 3, 5), np.int8)}, r'genomes is int8 \[4, 3, 5\] and not \[4, 8, 5\]'),
-    ({'genomes': np.full((4, 8, 5), 9, np.int8)}, 'The genome says 9 for A of layer 0'),
+    ({'generation': np.array([0, 2, 3, 3])}, 'generations'),
+    ({'generation': np.array([1, 1, 2, 2])}, 'generations'),
+    ({'genomes': np.zeros((4, 3, 5), np.int8)}, r'genomes is int8 \[4, 3, 5\]'),
+    ({'genomes': np.full((4, 8, 5), 9, np.int8)}, '9 for A of layer 0'),
   ],
 )
-def test_an_archive_that_cannot_be_is_one_sentence(changes, reason, run, tmp_path):
+def test_an_archive_that_cannot_be_is_named(changes, reason, run, tmp_path):
   path = str(tmp_path / 'archive.npz')
+  write_arrays(path, archive_of(run.adapted.spec), 'archive')
+  assert len(read_archive(path, run.adapted.spec)) == 4
   write_arrays(path, archive_of(run.adapted.spec, **changes), 'archive')
-  if reason is None:
-    assert len(read_archive(path, run.adapted.spec)) == 4
-    return
   with pytest.raises(ValueError, match=rf'archive.npz is damaged \(.*{reason}'):
     read_archive(path, run.adapted.spec)
 
@@ -74,38 +72,28 @@ def test_an_allocation_of_another_model_is_one_sentence(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-  'changes, reason',
+  'changes, named',
   [
-    ({}, None),
     ({'seconds': np.array(np.nan)}, 'seconds is float64'),
-    ({'0/x': np.ones((2, 9))}, r'0/x is float64 \[2, 9\] and not \[2, 3\]'),
-    ({'0/x': np.full((2, 3), np.nan)}, None),  # a training that diverged
-    ({'0/x': np.ones((2, 2))}, r'0/x is float64 \[2, 2\] and not \[2, 3\]'),
-    ({'diverged': np.array([True, False])}, r'diverged is bool \[2\] and not \[1\]'),
-    ({'1/x': np.ones(1)}, 'it has 1/x, which is unknown'),
+    ({'0/x': np.ones((2, 9))}, r'0/x is float64 \[2, 9\]'),
+    ({'diverged': np.array([True, False])}, r'diverged is bool \[2\]'),
+    ({'1/x': np.ones(1)}, 'it has 1/x'),
   ],
 )
-def test_trained_arrays_of_another_model_are_one_sentence(changes, reason, tmp_path):
-  path = str(tmp_path / 'lora.npz')
+def test_trained_arrays_of_another_model_are_named(changes, named, tmp_path):
+  path, templates = str(tmp_path / 'lora.npz'), {'0/x': np.ones((2, 3))}
   about = {'seconds': np.array(1.0), 'diverged': np.array([True])}
-  write_arrays(path, {'0/x': np.ones((2, 3)), **about, **changes}, 'trained')
-  templates = {'0/x': np.ones((2, 3))}
-  if reason is None:
-    assert many_starts._read(path, templates).keys() == read_arrays(path).keys()
-    return
-  with pytest.raises(ValueError, match=rf'lora.npz is damaged \({reason}'):
+  diverged = {'0/x': np.full((2, 3), np.nan), **about}
+  write_arrays(path, diverged, 'trained')
+  assert many_starts._read(path, templates).keys() == diverged.keys()
+  write_arrays(path, {**templates, **about, **changes}, 'trained')
+  with pytest.raises(ValueError, match=rf'lora.npz is damaged \({named}'):
     many_starts._read(path, templates)
-
-
-@pytest.mark.parametrize('loss', [np.nan, np.inf, -np.inf, None])
-def test_a_loss_that_is_not_finite_wins_no_tie(loss):
-  diverged, good = ({'val_accuracy': 0.5, 'val_loss': value} for value in (loss, 2.0))
-  assert training.best_on_val([diverged, good]) == training.best_on_val([good, diverged]) == good
 
 
 def test_a_rate_that_diverged_wins_no_tie(run):
   os.makedirs(run.path('tuning'), exist_ok=True)
-  losses = {0.1: None, 0.03: float('nan'), 0.01: 2.0}
+  losses = {0.1: None, 0.05: -np.inf, 0.03: np.nan, 0.01: 2.0}
   rows = [{'rate': rate, 'val_accuracy': 0.5, 'val_loss': loss} for rate, loss in losses.items()]
   write_json(run.path('tuning', 'lora.json'), {'rows': rows}, 'tuning')
   assert methods.choose_rate(run, 'lora').rate == 0.01
@@ -113,17 +101,11 @@ def test_a_rate_that_diverged_wins_no_tie(run):
 
 def test_a_curve_that_lacks_epochs_chooses_none(run):
   stage = TrainingStage('choice', Recipe(epochs=2, warmup_epochs=0), Stream.FINETUNE, 'train')
-  lines = (
-    '{"stage": "choice", "step": 50, "val_accuracy": 0.5, "val_loss": 1.0, "epoch": 1.0}\n'
-    '\xff\n'
-    '{"stage": "choice", "step": 100, "val_accuracy": 0.7, "val_loss": 1.0, "epoch": 2.0}\n'
-  )
-  path = run.path('metrics.jsonl')
-  with open(path, 'w', encoding='latin-1') as file:
-    file.write(lines)
+  line = b'{"stage": "choice", "step": 50, "val_accuracy": 0.5, "val_loss": 1.0, "epoch": %d}\n'
+  path = pathlib.Path(run.path('metrics.jsonl'))
+  path.write_bytes(line % 1 + b'\xff\n' + line.replace(b'0.5', b'0.7') % 2)
   assert training._best_of_curve(run, stage)['epoch'] == 2
-  with open(path, 'w', encoding='latin-1') as file:
-    file.write(lines[: len(lines) // 2])
+  path.write_bytes(line % 1 + b'\xff\n')
   with pytest.raises(ValueError, match=r'metrics.jsonl has 1 of the 2 epochs of choice'):
     training._best_of_curve(run, stage)
   write_json(run.path('epochs.json'), {'epochs': 3}, 'epochs')
@@ -155,7 +137,6 @@ def test_a_supernet_that_diverged_is_a_trial_and_ends_no_comparison(run, monkeyp
   assert (found.params, found.genome.any()) == (0, False)
   assert f'{name}: {found.trouble}' in caplog.text
   assert found.trouble.startswith('score gave a loss of nan for subnet 0')
-  assert found.trouble.endswith('The smallest subnet stands for it.')
 
 
 @pytest.mark.parametrize('kind', [NonFiniteError, NoGradientError])
@@ -184,7 +165,6 @@ def test_a_head_without_a_gradient_is_a_trial_and_ends_no_comparison(
   [(good, bad)] = methods.train_method(run, 'gradient', trials, (900,), 'tuning').values()
   assert (good.trouble, bad.params) == ('', 0)
   assert good.params > 0
-  assert bad.trouble.endswith('it must be finite. The smallest subnet stands for it.')
   assert f'tuning/gradient-900-1: {bad.trouble}' in caplog.text
 
 

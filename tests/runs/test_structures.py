@@ -1,7 +1,6 @@
 """Structures that are not searched: read off a gradient, named or given, and trained alone."""
 
 import dataclasses
-import functools
 import json
 import os
 import shutil
@@ -18,18 +17,15 @@ from glora_jax.method.genomes import genome_to_json
 from glora_jax.method.presets import preset
 from glora_jax.models.classifier import Classifier
 from glora_jax.records import read_lines
-from glora_jax.reports import run_page, scoreboard, structure, suite_page
+from glora_jax.reports import run_page, scoreboard, suite_page
 from glora_jax.runs import comparison, experiment
 from glora_jax.runs.config import check_config
 from glora_jax.runs.lifecycle import prepare
 from glora_jax.runs.run import Place, Stream
 from glora_jax.runs.stages import results, structures
 from glora_jax.runs.stages.structures import allocate_shifts
-from glora_jax.runs.stages.training import train
 from glora_jax.runs.workdir import Stopped
 from glora_jax.training.head_alone import HeadAlone
-
-ONLY_OF_A_SEARCH = ('winner_supernet', 'finetuned', 'evaluations', 'hypervolume')
 
 
 @pytest.fixture(scope='module')
@@ -59,16 +55,11 @@ def prepared(config, gradient_run, tmp_path):
 def test_the_result_has_all_keys_and_null_for_what_only_a_search_has(gradient_run):
   _, result = gradient_run
   assert result.keys() >= results.Result.__annotations__.keys()
-  assert all(result[name] is None for name in ONLY_OF_A_SEARCH)
   assert result['structure'] == 'gradient'
-  assert set(result['seconds']) == {
-    'head',
-    'structure',
-    'baselines',
-    'training',
-    'test',
-    'report',
-  }
+  for name in ('winner_supernet', 'finetuned', 'evaluations', 'hypervolume'):
+    assert result[name] is None
+  stages = {'head', 'structure', 'baselines', 'training', 'test', 'report'}
+  assert set(result['seconds']) == stages
   assert 0 < result['winner']['params'] <= 1000
   assert result['winner']['val_accuracy'] is not None
   assert result['allocation'].items() >= {'budget': 1000, 'proposed': False, 'epochs': 3}.items()
@@ -91,38 +82,25 @@ def test_what_head_and_gradient_cost_the_training_has_less(gradient_run, config)
   assert check_config(config).allocation.epochs() == 5 - last['training']
 
 
-def test_its_report_says_where_it_pays_and_why(gradient_run):
+def test_its_page_shows_the_structure_and_its_folded_model_opens(gradient_run):
   workdir, result = gradient_run
   page = html_pages.read(workdir)
-  text = page.words()
-  assert 'Structure and weights come from the training images alone' in text
-  titles = ['layer', 'A vector', 'A LoRA', 'B LoRA', 'C vector', 'E vector']
-  assert titles in page.rows()
-  assert f'up to {result["budget"]:,} parameters' in text
-  assert 'They count as 3 epochs' in text
-  assert 'supernet' not in text
-
-
-def test_its_folded_model_opens(gradient_run):
-  workdir, result = gradient_run
+  assert ['layer', 'A vector', 'A LoRA', 'B LoRA', 'C vector', 'E vector'] in page.rows()
+  assert 'Structure and weights come from the training images alone' in page.words()
+  assert 'supernet' not in page.words()
+  assert 'winner, gradient' in run_page.table(result)
   assert Classifier(str(workdir)).classes == tuple('0123456789')
   assert result['fold_max_abs_diff'] < 1e-4
 
 
-def test_tables_of_runs_and_suites_read_its_result(gradient_run):
-  _, result = gradient_run
-  assert 'winner, gradient' in run_page.table(result)
+def test_a_suite_reads_its_result(gradient_run):
   tasks = ['generalization/0', 'generalization/1']
-  seeds = {task: {**result, 'task': task} for task in tasks}
-  for row in seeds.values():
-    others = dict.fromkeys(('v2', 'sketch', 'a', 'r'), 0.5)
-    row['winner'] = {**row['winner'], 'other_test_accuracies': others}
-    row['linear'] = {**row['linear'], 'other_test_accuracies': others}
+  others = {'other_test_accuracies': dict.fromkeys(('v2', 'sketch', 'a', 'r'), 0.5)}
+  rows = {name: {**gradient_run[1][name], **others} for name in ('winner', 'linear')}
+  seeds = {task: {**gradient_run[1], **rows, 'task': task} for task in tasks}
   board = scoreboard.Board('generalization/all', tasks, seeds)
-  rows = scoreboard.own_rows(board)
-  assert [row.method for row in rows] == ['ours, gradient', 'ours, linear probe']
-  told = suite_page.tell_protocol(board)
-  assert told.startswith('The structures of ours were chosen without validation images')
+  methods = [row.method for row in scoreboard.own_rows(board)]
+  assert methods == ['ours, gradient', 'ours, linear probe']
   [agreement] = suite_page.agreements(board)
   assert 'another trains 100% in the same form' in agreement
 
@@ -164,43 +142,20 @@ def test_a_gradient_that_is_noise_borrows_from_shifts_of_the_same_images(prepare
   read = structures.allocate_once(run, warm, **options)
   assert read.borrowed == found.borrowed
   np.testing.assert_array_equal(read.genome, found.genome)
-  result = {'protocol': 'honest', 'allocation': {'head_epochs': 1, 'epochs': 5}, 'seconds': {}}
-  text = structure.tell_choice(found, result)
-  assert 'of telling which way the same images were shifted' in text
 
 
-def test_the_head_is_that_of_training_under_the_whole_model(config, tmp_path):
-  config = changed(config, model__drop_path=0.0)
-  found = []
-  for name in ('alone', 'whole'):
-    run = prepare(check_config(config), str(tmp_path / name))
-    if name == 'alone':
-      variables = structures.train_head(run, run.place('gradient'))
-    else:
-      training = structures.head_stage(run, run.place('gradient'))
-      variables = train(run, dataclasses.replace(training, head=None), run.variables)
-    found.append(variables['params']['head'])
-  assert np.abs(found[0]['kernel']).max() > 0
-  jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), *found)
-
-
-def test_a_head_that_is_warm_and_a_structure_that_is_found_cost_nothing_again(
+def test_a_structure_that_was_found_is_read_and_costs_nothing_again(
   prepared, gradient_run, monkeypatch
 ):
   workdir, _ = gradient_run
   shutil.copytree(workdir / 'structure', prepared.path('structure'))
   monkeypatch.setattr(HeadAlone, 'features', None)
-  monkeypatch.setattr(structures, 'compile_ahead', None)
-  assert structures.find(prepared).genome.tolist() == read_json(workdir / 'genome.json')['genome']
-
-
-def test_a_structure_that_was_found_is_read(prepared, gradient_run, monkeypatch):
-  workdir, _ = gradient_run
-  shutil.copytree(workdir / 'structure', prepared.path('structure'))
-  monkeypatch.setattr(structures, 'allocate', None)
+  for name in ('compile_ahead', 'allocate'):
+    monkeypatch.setattr(structures, name, None)
   found = structures.find(prepared)
-  assert found.genome.tolist() == read_json(workdir / 'genome.json')['genome']
-  assert found.allocation.count_params() == read_json(workdir / 'genome.json')['params']
+  written = read_json(workdir / 'genome.json')
+  assert found.genome.tolist() == written['genome']
+  assert found.allocation.count_params() == written['params']
   # Its subnet is the base model with a warm head.
   images = prepared.preprocess(prepared.data('train').images[:4])
   start = jax.jit(found.place.adapted.fix(found.genome).apply)(found.variables, images)
@@ -222,36 +177,19 @@ def test_a_run_that_is_stopped_after_its_head_goes_on_to_the_same_result(
   assert without_seconds(experiment.run(config, str(workdir))) == without_seconds(result)
 
 
-@pytest.mark.parametrize('content', ['{"genome": [[0, 3, 0, 0, 0]]}', '[]', '{"layers": []}', '{'])
-def test_a_file_without_a_genome_of_the_model_is_named(config, tmp_path, content):
-  path = tmp_path / 'other.json'
-  path.write_text(content)
-  with pytest.raises(ValueError, match=r'other\.json.*'):
-    experiment.run(changed(config, structure=str(path)), str(tmp_path / 'run'))
-
-
-def test_a_genome_file_means_the_same_in_a_space_with_other_ranks(config, tmp_path):
-  run = prepare(check_config(changed(config, structure='lora:2')), str(tmp_path))
-  narrow = prepare(
-    check_config(changed(config, structure='lora', space__ranks=(2,))), f'{tmp_path}/narrow'
-  )
-  expected = preset(narrow.adapted.spec, 'lora:2@qkv')
-  path = tmp_path / 'genome.json'
-  path.write_text(json.dumps(genome_to_json(narrow.adapted.spec, expected)))
-  found = structures.named_genome(run.adapted.spec, str(path), budget=None)
-  assert found.tolist() == preset(run.adapted.spec, 'lora:2@qkv').tolist()
-
-
-def test_a_given_structure_is_kept_although_its_file_is_gone(config, tmp_path, monkeypatch):
+def test_a_genome_file_is_of_any_ranks_and_is_kept_although_it_is_gone(
+  config, tmp_path, monkeypatch
+):
+  narrow = check_config(changed(config, structure='lora', space__ranks=(2,)))
+  spec = prepare(narrow, f'{tmp_path}/narrow').adapted.spec
   path = tmp_path / 'mine.json'
+  path.write_text(json.dumps(genome_to_json(spec, preset(spec, 'lora:2@qkv'))))
   monkeypatch.setenv('HOME', str(tmp_path))
-  settings = changed(config, structure='~/mine.json')
-  run = prepare(check_config(settings), str(tmp_path / 'run'))
-  genome = preset(run.adapted.spec, 'lora:1@qkv')
-  path.write_text(json.dumps(genome_to_json(run.adapted.spec, genome)))
-  assert structures.find(run).genome.tolist() == genome.tolist()
+  run = prepare(check_config(changed(config, structure='~/mine.json')), str(tmp_path / 'run'))
+  expected = preset(run.adapted.spec, 'lora:2@qkv').tolist()
+  assert structures.find(run).genome.tolist() == expected
   os.remove(path)
-  assert structures.find(run).genome.tolist() == genome.tolist()
+  assert structures.find(run).genome.tolist() == expected
 
 
 @pytest.mark.parametrize('number, folds, batch, devices', [(800, 8, 64, 1), (101, 4, 7, 2)])
@@ -264,36 +202,22 @@ def test_folds_are_equal_and_share_no_image(number, folds, batch, devices):
   assert indices.shape[1] % devices == 0
 
 
-@pytest.fixture(scope='module')
-def search_with_rows(run_config, tmp_path_factory):
-  """(workdir, result) of a search beside which a gradient's structure and a placed LoRA stand."""
-  workdir = tmp_path_factory.mktemp('rows') / 'run'
+@pytest.mark.full
+def test_rows_beside_a_search_have_a_space_of_their_own_and_do_not_change_it(run_config, tmp_path):
   config = changed(run_config, presets=('gradient', 'lora:2@qkv', 'lora'), supernet__epochs=5)
   config.allocation.update(head_epochs=1, folds=4, prior=None)
-  return workdir, experiment.run(config, str(workdir))
-
-
-@pytest.mark.full
-def test_rows_beside_a_search_have_a_space_of_their_own(search_with_rows):
-  workdir, result = search_with_rows
-  assert list(result['presets']) == ['gradient', 'lora:2@qkv', 'lora']
-  assert result['presets']['lora']['label'] == 'lora:4'
-  assert 0 < result['presets']['gradient']['params'] <= 1000
-  assert result['presets']['lora:2@qkv']['params'] == 2 * 2 * (16 + 48)
-  assert result['evaluations'] == 12
-  described = read_json(workdir / 'structure' / 'genome.json')
-  assert described['params'] == result['presets']['gradient']['params']
-  assert "The gradient's structure, in numbers" in html_pages.read(workdir).text
-
-
-@pytest.mark.full
-def test_a_search_finds_the_same_with_and_without_rows_beside_it(search_with_rows, run_config):
-  workdir, result = search_with_rows
-  config = changed(run_config, presets=('lora',), supernet__epochs=5)
-  alone = experiment.run(config, str(workdir.parent / 'alone'))
-  for name in ('winner', 'winner_supernet', 'linear', 'hypervolume'):
+  result = experiment.run(config, str(tmp_path / 'rows'))
+  rows = result['presets']
+  assert list(rows) == ['gradient', 'lora:2@qkv', 'lora']
+  assert rows['lora']['label'] == 'lora:4'
+  assert 0 < rows['gradient']['params'] <= 1000
+  assert rows['lora:2@qkv']['params'] == 2 * 2 * (16 + 48)
+  described = read_json(tmp_path / 'rows' / 'structure' / 'genome.json')
+  assert described['params'] == rows['gradient']['params']
+  alone = experiment.run(changed(config, presets=('lora',)), str(tmp_path / 'alone'))
+  for name in ('winner', 'winner_supernet', 'linear', 'hypervolume', 'evaluations'):
     assert alone[name] == result[name]
-  assert alone['presets']['lora'] == result['presets']['lora']
+  assert alone['presets']['lora'] == rows['lora']
 
 
 @pytest.mark.slow
@@ -309,16 +233,14 @@ def test_a_comparison_trains_each_seeds_own_structure_within_each_budget(run_con
   assert all(0 < row['params'] <= 600 for row in rows['gradient-600'])
   assert all(600 < row['params'] <= 900 for row in rows['gradient-900'])
   assert all(len(genomes) == 2 for genomes in result['structures'].values())
-  text = html_pages.read(tmp_path).words()
-  assert "the gradient's structure, at most 600" in text
-  assert 'Of the tensors that one of 2 seeds trains' in text
+  assert 'Of the tensors that one of 2 seeds trains' in html_pages.read(tmp_path).words()
   os.remove(tmp_path / 'result.json')
   os.remove(tmp_path / 'trained' / 'gradient-600-42.npz')
   again = comparison.run(config, str(tmp_path))
   assert again['structures'] == result['structures']
-  assert [row['test_accuracy'] for row in again['methods']['gradient-600']] == [
-    row['test_accuracy'] for row in rows['gradient-600']
-  ]
+  found = [again['methods'], rows]
+  first, second = ([row['test_accuracy'] for row in x['gradient-600']] for x in found)
+  assert first == second
 
 
 @pytest.mark.slow

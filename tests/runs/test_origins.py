@@ -1,9 +1,11 @@
-"""A run stays with the weights that it began with."""
+"""A run stays with the weights that it began with, and remembers with what it was made."""
 
 import pytest
 
 from glora_jax.files import read_json, sha256_of, write_json
 from glora_jax.models import hub, weights
+from glora_jax.reports import page
+from glora_jax.runs import origins
 from glora_jax.runs.origins import find_weights, recorded_weights
 from glora_jax.runs.sections import ModelSettings
 
@@ -32,30 +34,14 @@ def test_a_run_goes_on_with_its_commit_after_the_branch_has_moved(repository, tm
   cache, branches = repository
   settings = ModelSettings(weights='hf:me/vit@main')
   assert find_weights(settings, tmp_path) == str(cache / FIRST)
+  sha256 = sha256_of(cache / FIRST / 'model.safetensors')
+  assert recorded_weights(tmp_path) == {'weights_revision': FIRST, 'weights_sha256': sha256}
   branches['main'] = SECOND
   assert find_weights(settings, tmp_path) == str(cache / FIRST)
   assert find_weights(settings, cache) == str(cache / SECOND)
-
-
-def test_commit_and_checksum_go_into_the_record(repository, tmp_path):
-  cache, _ = repository
-  sha256 = sha256_of(cache / FIRST / 'model.safetensors')
-  find_weights(ModelSettings(weights='hf:me/vit'), tmp_path)
-  assert recorded_weights(tmp_path) == {'weights_revision': FIRST, 'weights_sha256': sha256}
-  assert read_json(tmp_path / 'weights.json')['weights'] == 'hf:me/vit'
-
-
-def test_a_file_that_changed_since_is_refused(repository, tmp_path):
-  cache, _ = repository
-  find_weights(ModelSettings(weights='hf:me/vit'), tmp_path)
   (cache / FIRST / 'model.safetensors').write_text('others')
   with pytest.raises(ValueError, match=rf'hf:me/vit@{FIRST} has SHA-256 .* was expected'):
-    find_weights(ModelSettings(weights='hf:me/vit'), tmp_path)
-
-
-def test_weights_in_the_package_leave_no_record(tmp_path):
-  assert find_weights(ModelSettings(), tmp_path) == weights.EMBEDDED_FILE
-  assert recorded_weights(tmp_path) == {}
+    find_weights(settings, tmp_path)
 
 
 @pytest.mark.parametrize('is_folder', [False, True])
@@ -98,6 +84,25 @@ def test_a_record_of_other_weights_is_not_theirs(repository, tmp_path):
     find_weights(ModelSettings(weights='hf:me/vit'), tmp_path)
 
 
-def test_a_checksum_counts_for_the_weights_in_the_package_too(tmp_path):
+def test_a_checksum_counts_for_the_weights_in_the_package_which_leave_no_record(tmp_path):
+  assert find_weights(ModelSettings(), tmp_path) == weights.EMBEDDED_FILE
+  assert recorded_weights(tmp_path) == {}
   with pytest.raises(ValueError, match=r'has SHA-256 .* and 0000'):
     find_weights(ModelSettings(sha256='0' * 64), tmp_path)
+
+
+HERE = {'command': 'glora --config quickstart', 'versions': {'jax': '0.10'}, 'device': '1 x cpu'}
+ELSEWHERE = {**HERE, 'device': '8 x TPU v5e'}
+
+
+def test_every_process_that_differs_is_noted_once(tmp_path, monkeypatch):
+  for made in (HERE, HERE, ELSEWHERE, HERE):
+    monkeypatch.setattr(origins, 'current', lambda made=made: made)
+    origins.note_process(tmp_path)
+  assert page.distinct(origins.recorded_processes(tmp_path)) == [HERE, ELSEWHERE]
+
+
+def test_a_damaged_record_is_one_sentence(tmp_path):
+  write_json(tmp_path / origins.PROVENANCE, {'processes': [{'command': 1}]}, 'provenance')
+  with pytest.raises(ValueError, match=r'provenance.json is damaged \(.*; remove it;'):
+    origins.note_process(tmp_path)
