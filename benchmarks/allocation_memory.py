@@ -9,7 +9,6 @@ passes. `--quick` takes a ViT as large as the embedded one, whose kernels' gradi
 The last line is JSON.
 """
 
-import time
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +17,8 @@ import numpy as np
 
 import glora_jax
 from benchmarks.machinery.embedded_task import EMBEDDED_VIT, IMAGE_SIZE
-from benchmarks.machinery.output import make_parser, print_result, print_table
+from benchmarks.machinery.measuring import make_parser, print_result, print_table, rounded
+from benchmarks.machinery.training_steps import Cost
 from glora_jax.models.vit import ViT, vit
 from glora_jax.search.fold_gradients import Passes, Settings
 from glora_jax.training import loop, losses
@@ -26,54 +26,15 @@ from glora_jax.training.recipe import Recipe
 
 BATCH = 32
 SETTINGS = Settings(folds=8, max_rank=8, progress=False)
-MEBIBYTE = 2**20
-
-
-class Cost(NamedTuple):
-  """What the compiler says: MiB of all that is held at once, and the seconds that it took."""
-
-  held: float
-  temporaries: float
-  compile_seconds: float
 
 
 class Shapes(NamedTuple):
-  """A model of which only shapes are known.
-
-  Attributes:
-    model: the ViT.
-    images: float32 [batch, size, size, 3].
-    labels: int32 [batch].
-    params: of the model.
-  """
+  """A model of which only shapes are known: images [batch, size, size, 3], labels, parameters."""
 
   model: ViT
   images: Any
   labels: Any
   params: Any
-
-
-def shapes_of(model: ViT, size: int) -> Shapes:
-  """The shapes of a model and a batch of images of `size` pixels."""
-  images = jax.ShapeDtypeStruct((BATCH, size, size, 3), jnp.float32)
-  labels = jax.ShapeDtypeStruct((BATCH,), jnp.int32)
-  params = jax.eval_shape(model.init, jax.random.key(0), images)['params']
-  return Shapes(model, images, labels, params)
-
-
-def cost(lowered: Any) -> Cost:
-  """Compiles a program."""
-  start = time.perf_counter()
-  compiled = lowered.compile()
-  seconds = time.perf_counter() - start
-  memory = compiled.memory_analysis()
-  held = (
-    memory.argument_size_in_bytes
-    + memory.temp_size_in_bytes
-    + memory.output_size_in_bytes
-    - memory.alias_size_in_bytes
-  )
-  return Cost(held / MEBIBYTE, memory.temp_size_in_bytes / MEBIBYTE, seconds)
 
 
 def lora_cost(shapes: Shapes, rank: int) -> Cost:
@@ -94,7 +55,7 @@ def lora_cost(shapes: Shapes, rank: int) -> Cost:
   indices = jax.ShapeDtypeStruct((1, BATCH), jnp.int32)
   steps = loop.make_steps(loss_fn, optimizer)
   batch = (shapes.images, shapes.labels, indices)
-  return cost(steps.lower(trainable, state, 0, frozen, *batch, jax.random.key(0)))
+  return Cost.of(steps.lower(trainable, state, 0, frozen, *batch, jax.random.key(0)))
 
 
 def allocation_cost(shapes: Shapes, scales: bool) -> Cost:
@@ -110,7 +71,7 @@ def allocation_cost(shapes: Shapes, scales: bool) -> Cost:
     return losses.cross_entropy(forward(images), labels)[0]
 
   passes = Passes(adapted, variables, loss, [], jax.random.key(0), SETTINGS)
-  return cost(passes.lowered((shapes.images, shapes.labels)))
+  return Cost.of(passes.lowered((shapes.images, shapes.labels)))
 
 
 def main() -> None:
@@ -118,7 +79,9 @@ def main() -> None:
   quick = make_parser(__doc__, 'a small ViT').parse_args().quick
   jax.config.update('jax_enable_compilation_cache', False)
   model, size = (EMBEDDED_VIT, IMAGE_SIZE) if quick else (vit('B', 1000), 224)
-  shapes = shapes_of(model, size)
+  images = jax.ShapeDtypeStruct((BATCH, size, size, 3), jnp.float32)
+  params = jax.eval_shape(model.init, jax.random.key(0), images)['params']
+  shapes = Shapes(model, images, jax.ShapeDtypeStruct((BATCH,), jnp.int32), params)
   rows = {
     f'LoRA of rank {SETTINGS.width}, a training step': lora_cost(shapes, SETTINGS.width),
     'allocate, a batch': allocation_cost(shapes, scales=True),
@@ -127,23 +90,18 @@ def main() -> None:
   print_table(
     ('', 'held', 'temporaries', 'compile'),
     [
-      (
-        name,
-        f'{row.held:,.0f} MiB',
-        f'{row.temporaries:,.0f} MiB',
-        f'{row.compile_seconds:.1f} s',
-      )
-      for name, row in rows.items()
+      (name, f'{held:,.0f} MiB', f'{temporaries:,.0f} MiB', f'{seconds:.1f} s')
+      for name, (held, temporaries, seconds) in rows.items()
     ],
   )
   lora, allocation, without_scales = rows.values()
   values = {
     'quick': quick,
-    'lora_mib': round(lora.held, 1),
-    'allocation_mib': round(allocation.held, 1),
-    'allocation_over_lora': round(allocation.held / lora.held, 3),
-    'without_scales_over_lora': round(without_scales.held / lora.held, 3),
-    'parameters': int(sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes.params))),
+    'lora_mib': rounded(lora.held, 1),
+    'allocation_mib': rounded(allocation.held, 1),
+    'allocation_over_lora': rounded(allocation.held / lora.held),
+    'without_scales_over_lora': rounded(without_scales.held / lora.held),
+    'parameters': int(sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(params))),
   }
   print_result('allocation_memory', values)
 

@@ -9,13 +9,14 @@ pip install --no-deps google-tunix). Heads are not counted. What no row can stan
 `Adapted.coverage` lists it. `--quick` leaves out what needs other packages. The last line is JSON.
 """
 
+import functools
 import pathlib
 import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import glora_jax
-from benchmarks.machinery.output import make_parser, print_result, print_table
+from benchmarks.machinery.measuring import make_parser, print_result, print_table
 
 TESTS = pathlib.Path(__file__).parents[1] / 'tests'
 
@@ -56,49 +57,44 @@ def counted_rows(name: str, example: Any) -> Iterator[Row]:
   """A model whose kernels were counted by hand, by every way of adapting it."""
   from hand_count import NnxExample, found
 
+  inputs, options = example.inputs, example.options
+
+  def live() -> Any:
+    model = glora_jax.nnx.attach(example.make(), *inputs, **options, **example.kwargs)
+    return glora_jax.nnx.as_adapted(model)[0]
+
   if isinstance(example, NnxExample):
-    ways = {'nnx.adapt': _nnx, 'nnx.attach': _live}
+    nnx_adapt = glora_jax.nnx.adapt
+    ways = {
+      'nnx.adapt': lambda: nnx_adapt(example.make(), *inputs, **options, **example.kwargs),
+      'nnx.attach': live,
+    }
   else:
-    ways = {'adapt_function': _function} | ({'adapt': _linen} if example.linen else {})
+    function = functools.partial(glora_jax.adapt_function, example.apply, example.params)
+    ways = {'adapt_function': lambda: function(*inputs, **options)}
+    if example.linen:
+      ways['adapt'] = lambda: glora_jax.adapt(example.linen, *inputs, **options)
+  source = example.source or 'plain'
   for api, adapt in ways.items():
     try:
-      adapted = adapt(example)
+      adapted = adapt()
     except ValueError as error:
-      yield Row(example.source or 'plain', name, api, 0, example.rows, (str(error),))
+      yield Row(source, name, api, 0, example.rows, (str(error),))
       continue
     missed = tuple(sorted(example.kernels.keys() - found(adapted)))
-    yield Row(example.source or 'plain', name, api, len(adapted.spec), example.rows, missed)
+    yield Row(source, name, api, len(adapted.spec), example.rows, missed)
 
 
-def _function(example: Any) -> Any:
-  return glora_jax.adapt_function(example.apply, example.params, *example.inputs, **example.options)
-
-
-def _linen(example: Any) -> Any:
-  return glora_jax.adapt(example.linen, *example.inputs, **example.options)
-
-
-def _nnx(example: Any) -> Any:
-  return glora_jax.nnx.adapt(example.make(), *example.inputs, **example.options, **example.kwargs)
-
-
-def _live(example: Any) -> Any:
-  model = glora_jax.nnx.attach(example.make(), *example.inputs, **example.options, **example.kwargs)
-  return glora_jax.nnx.as_adapted(model)[0]
-
-
-def own_rows() -> Iterator[Row]:
-  """The patterns that the tests write in lines of their own."""
+def all_rows(quick: bool) -> Iterator[Row]:
+  """The patterns that the tests write themselves, and real models of other code bases."""
   import function_zoo
   import nnx_zoo
 
   for zoo in (nnx_zoo, function_zoo):
     for name, make in zoo.EXAMPLES.items():
       yield from counted_rows(name, make())
-
-
-def peer_rows() -> Iterator[Row]:
-  """The real models of other code bases."""
+  if quick:
+    return
   from tests.peers import code_bases
 
   for name, make in code_bases.EXAMPLES.items():
@@ -114,7 +110,7 @@ def main() -> None:
   """Counts and prints."""
   quick = make_parser(__doc__, 'only what needs no other package').parse_args().quick
   sys.path[:0] = [str(TESTS / folder) for folder in ('', 'method', 'nnx')]
-  rows = [*linen_rows(), *own_rows(), *(() if quick else peer_rows())]
+  rows = [*linen_rows(), *all_rows(quick)]
   print_table(
     ('model', 'code base', 'by', 'rows', 'missed'),
     [

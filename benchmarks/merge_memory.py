@@ -8,8 +8,7 @@ The last line is JSON.
 """
 
 import statistics
-import time
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -17,7 +16,8 @@ import jax.numpy as jnp
 
 import glora_jax
 from benchmarks.machinery.embedded_task import EMBEDDED_VIT, IMAGE_SIZE
-from benchmarks.machinery.output import make_parser, print_result, print_table
+from benchmarks.machinery.measuring import make_parser, print_result, print_table, rounded
+from benchmarks.machinery.training_steps import Cost
 from glora_jax.models.vit import Block, ViT, vit
 
 CANDIDATES = 8
@@ -47,13 +47,6 @@ class UnscannedViT(nn.Module):
     return nn.Dense(like.num_classes, name='head')(nn.LayerNorm(name='norm')(x).mean(axis=1))
 
 
-class Cost(NamedTuple):
-  """What the compiler says: MiB of temporaries, and the seconds that it took."""
-
-  mebibytes: float
-  compile_seconds: float
-
-
 def measure(model: nn.Module, size: int, merge: Literal['lazy', 'up_front']) -> Cost:
   """Compiles the scoring of 8 candidates on 8 images of `size` pixels."""
   images = jax.ShapeDtypeStruct((BATCH, size, size, 3), jnp.float32)
@@ -66,17 +59,9 @@ def measure(model: nn.Module, size: int, merge: Literal['lazy', 'up_front']) -> 
   def score(variables, genomes, images):
     return jax.vmap(lambda genome: adapted.apply(variables, images, genome=genome))(genomes)
 
-  lowered = score.lower(variables, genomes, images)
-  start = time.perf_counter()
-  compiled = lowered.compile()
-  compile_seconds = time.perf_counter() - start
+  cost = Cost.of(score.lower(variables, genomes, images))
   jax.clear_caches()
-  return Cost(compiled.memory_analysis().temp_size_in_bytes / 2**20, compile_seconds)
-
-
-def median(costs: list[Cost]) -> Cost:
-  """The median of each number."""
-  return Cost(*map(statistics.median, zip(*costs, strict=True)))
+  return cost
 
 
 def main() -> None:
@@ -87,29 +72,31 @@ def main() -> None:
     model, size = EMBEDDED_VIT, IMAGE_SIZE
   else:
     model, size = vit('B', 1000, pool='gap', class_token=False), 224
-  unscanned_model = UnscannedViT(model)
-  costs = [
-    (
-      measure(model, size, 'lazy'),
-      measure(model, size, 'up_front'),
-      measure(unscanned_model, size, 'lazy'),
-    )
-    for _ in range(QUICK_REPEATS if quick else REPEATS)
-  ]
-  lazy, up_front, unscanned = map(median, zip(*costs, strict=True))
-  rows = {'scanned, lazy': lazy, 'scanned, up front': up_front, 'unscanned, lazy': unscanned}
+  ways = {
+    'scanned, lazy': (model, 'lazy'),
+    'scanned, up front': (model, 'up_front'),
+    'unscanned, lazy': (UnscannedViT(model), 'lazy'),
+  }
+  costs: dict[str, list[Cost]] = {name: [] for name in ways}
+  for _ in range(QUICK_REPEATS if quick else REPEATS):
+    for name, (network, merge) in ways.items():
+      costs[name].append(measure(network, size, merge))
+  medians = {
+    name: Cost(*map(statistics.median, zip(*found, strict=True))) for name, found in costs.items()
+  }
   print_table(
     ('', 'temporaries', 'compile'),
     [
-      (name, f'{cost.mebibytes:.0f} MiB', f'{cost.compile_seconds:.2f} s')
-      for name, cost in rows.items()
+      (name, f'{cost.temporaries:.0f} MiB', f'{cost.compile_seconds:.2f} s')
+      for name, cost in medians.items()
     ],
   )
+  lazy, up_front, unscanned = medians.values()
   values = {
     'quick': quick,
-    'lazy_temporaries_mib': round(lazy.mebibytes, 1),
-    'up_front_temporaries_mib': round(up_front.mebibytes, 1),
-    'compile_scanned_over_unscanned': round(lazy.compile_seconds / unscanned.compile_seconds, 3),
+    'lazy_temporaries_mib': rounded(lazy.temporaries, 1),
+    'up_front_temporaries_mib': rounded(up_front.temporaries, 1),
+    'compile_scanned_over_unscanned': rounded(lazy.compile_seconds / unscanned.compile_seconds),
   }
   print_result('merge_memory', values)
 

@@ -13,7 +13,6 @@ Rows take turns; a ratio is the median over the repeats of the ratios within one
 faster. The last line is JSON.
 """
 
-import argparse
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,9 +22,16 @@ import optax
 from flax import nnx
 
 import glora_jax
-from benchmarks.machinery.output import make_parser, print_result, print_table, rounded
+from benchmarks.machinery.measuring import (
+  in_turn,
+  make_parser,
+  median_ratio,
+  milliseconds,
+  print_result,
+  print_table,
+  rounded,
+)
 from benchmarks.machinery.peers import installed
-from benchmarks.machinery.timing import in_turn, median_ratio, medians
 
 WIDTH, HEADS, TOKENS, CLASSES, BATCH, RANK = 96, 3, 17, 10, 64, 4
 DEPTH, QUICK_DEPTH = 6, 2
@@ -133,21 +139,21 @@ def full(problem: Problem) -> Steps:
   return Steps(problem, nnx.clone(problem.model), nnx.Param)
 
 
+def attached(problem: Problem, **forms: str) -> Vit:
+  """The model with supports in its blocks."""
+  space = glora_jax.SearchSpace((RANK,), **forms)
+  return glora_jax.nnx.attach(problem.model, problem.tokens, space=space, select=BLOCKS, heads=None)
+
+
 def lora(problem: Problem) -> Steps:
   """LoRA alone on offer, heads frozen as in qwix's."""
-  space = glora_jax.SearchSpace((RANK,), A='none', B='lora', C='none', D='none', E='none')
-  model = glora_jax.nnx.attach(
-    problem.model, problem.tokens, space=space, select=BLOCKS, heads=None
-  )
+  model = attached(problem, A='none', B='lora', C='none', D='none', E='none')
   return Steps(problem, model, glora_jax.nnx.Trained)
 
 
 def supernet(problem: Problem) -> Steps:
   """All five tensors, and a genome for every step."""
-  space = glora_jax.SearchSpace((RANK,))
-  model = glora_jax.nnx.attach(
-    problem.model, problem.tokens, space=space, select=BLOCKS, heads=None
-  )
+  model = attached(problem)
   layers = glora_jax.nnx.spec(model)
 
   def draw(model: Vit, key: jax.Array) -> None:
@@ -168,30 +174,22 @@ def qwix_lora(problem: Problem) -> Steps:
 ROWS = {FULL: full, SUPERNET: supernet, LORA: lora, QWIX: qwix_lora}
 
 
-def parse_arguments() -> argparse.Namespace:
-  """The command line."""
-  parser = make_parser(__doc__, 'two blocks, five repeats')
-  parser.add_argument('--repeats', type=int, default=7)
-  return parser.parse_args()
-
-
 def main() -> None:
   """Measures and prints."""
-  arguments = parse_arguments()
+  arguments = make_parser(__doc__, 'two blocks, five repeats', repeats=7).parse_args()
   problem = Problem.random(QUICK_DEPTH if arguments.quick else DEPTH)
   repeats = QUICK_REPEATS if arguments.quick else arguments.repeats
   rows = {name: make(problem) for name, make in ROWS.items() if name != QWIX or installed('qwix')}
   times = in_turn(rows, repeats)
-  milliseconds = {name: 1e3 * median / STEPS for name, median in medians(times).items()}
+  step = milliseconds(times, STEPS)
   ratios = {
-    'lora_over_qwix': rounded(median_ratio(times, LORA, QWIX)),
-    'lora_over_full': rounded(median_ratio(times, LORA, FULL)),
-    'supernet_over_full': rounded(median_ratio(times, SUPERNET, FULL)),
+    'lora_over_qwix': median_ratio(times, LORA, QWIX),
+    'lora_over_full': median_ratio(times, LORA, FULL),
+    'supernet_over_full': median_ratio(times, SUPERNET, FULL),
   }
-  print_table(('', 'ms a step'), [(name, f'{value:.2f}') for name, value in milliseconds.items()])
+  print_table(('', 'ms a step'), [(name, f'{value:.2f}') for name, value in step.items()])
   settings = {'quick': arguments.quick, 'repeats': repeats}
-  steps = {name: round(value, 2) for name, value in milliseconds.items()}
-  print_result('nnx_step', {**settings, 'milliseconds': steps, **ratios})
+  print_result('nnx_step', {**settings, 'milliseconds': rounded(step, 2), **rounded(ratios)})
 
 
 if __name__ == '__main__':

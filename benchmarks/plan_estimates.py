@@ -15,47 +15,29 @@ import time
 import jax
 
 from benchmarks.machinery.embedded_task import EMBEDDED_VIT, IMAGE_SIZE
-from benchmarks.machinery.output import make_parser, print_result, print_table
+from benchmarks.machinery.measuring import make_parser, print_result, print_table
 from glora_jax.models.vit import ViT, vit
 from glora_jax.runs.config import RunSettings
 from glora_jax.runs.planning.costs import cost_of
 from glora_jax.runs.planning.machine import Machine
 from glora_jax.runs.planning.plan import plan_of
 from glora_jax.runs.programs import program, shape_of_run
+from glora_jax.runs.run import Run
 from glora_jax.runs.sections import SpaceSettings
 from glora_jax.training.recipe import Recipe
 
 BATCHES = (8, 16, 32)
 COUNTS = {'train': 800, 'val': 200, 'test': 1000, 'train+val': 1000}
-MEBIBYTE = 2**20
 HOST = Machine('host', 1, 1, 2**45, 1e12, True, 'cpu')
 
 
-def settings_of(batch: int) -> RunSettings:
+def shape_of(model: ViT, size: int, batch: int) -> Run:
   """A search with the gradient's structure beside it, by batches of a size."""
   recipe = Recipe(batch_size=batch)
   space = SpaceSettings(ranks=(8,))
   settings = RunSettings(presets=('gradient',), supernet=recipe, space=space, merge='up_front')
-  return dataclasses.replace(
-    settings, finetune=dataclasses.replace(settings.finetune, batch_size=batch)
-  )
-
-
-def compare(model: ViT, size: int, batch: int) -> tuple[int, int]:
-  """Bytes of temporaries: (estimated, of the compiler)."""
-  run = shape_of_run(settings_of(batch), model, size, COUNTS)
-  estimated = cost_of('supernet', run).temporaries
-  compiled = program('supernet', run).lowered().compile()
-  jax.clear_caches()
-  return estimated, compiled.memory_analysis().temp_size_in_bytes
-
-
-def seconds_of_plan(model: ViT, size: int) -> float:
-  """Seconds of all cores that a plan takes, once everything is imported."""
-  jax.clear_caches()
-  start = time.process_time()
-  plan_of(shape_of_run(settings_of(BATCHES[0]), model, size, COUNTS), '', HOST)
-  return time.process_time() - start
+  finetune = dataclasses.replace(settings.finetune, batch_size=batch)
+  return shape_of_run(dataclasses.replace(settings, finetune=finetune), model, size, COUNTS)
 
 
 def main() -> None:
@@ -65,20 +47,23 @@ def main() -> None:
   models = {f'ViT-{size}/16': (vit(size, 100, drop_path=0.1), 224) for size in ('S', 'B', 'L')}
   if quick:
     models = {'embedded ViT': (EMBEDDED_VIT, IMAGE_SIZE)}
-  rows, seconds = [], {}
+  rows, seconds, ratios = [], {}, {}
   for name, (model, size) in models.items():
-    seconds[name] = round(seconds_of_plan(model, size), 1)
+    jax.clear_caches()
+    start = time.process_time()
+    plan_of(shape_of(model, size, BATCHES[0]), '', HOST)
+    seconds[name] = round(time.process_time() - start, 1)
     for batch in BATCHES:
-      estimated, compiled = compare(model, size, batch)
-      rows.append((name, batch, estimated / MEBIBYTE, compiled / MEBIBYTE, estimated / compiled))
-  print_table(
-    ('', 'batch', 'estimated', 'compiled', 'ratio'),
-    [
-      (name, str(batch), f'{estimated:,.0f} MiB', f'{compiled:,.0f} MiB', f'{ratio:.2f}')
-      for name, batch, estimated, compiled, ratio in rows
-    ],
-  )
-  ratios = {f'{name}, {batch}': round(ratio, 3) for name, batch, _, _, ratio in rows}
+      run = shape_of(model, size, batch)
+      estimated = cost_of('supernet', run).temporaries
+      compiled = program('supernet', run).lowered().compile()
+      jax.clear_caches()
+      bytes_of = (estimated, compiled.memory_analysis().temp_size_in_bytes)
+      ratio = estimated / bytes_of[1]
+      ratios[f'{name}, {batch}'] = round(ratio, 3)
+      cells = (f'{number / 2**20:,.0f} MiB' for number in bytes_of)
+      rows.append((name, str(batch), *cells, f'{ratio:.2f}'))
+  print_table(('', 'batch', 'estimated', 'compiled', 'ratio'), rows)
   print_result('plan_estimates', {'quick': quick, 'ratios': ratios, 'seconds_of_plan': seconds})
 
 

@@ -9,20 +9,23 @@ over the file's size. `--quick` takes a ViT of width 192 and one repeat. The las
 """
 
 import argparse
+import collections
 import importlib.util
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from benchmarks.machinery.output import make_parser, print_result, print_table
+from benchmarks.machinery.measuring import (
+  in_new_process,
+  make_parser,
+  print_result,
+  print_table,
+)
 
 # The two others are imported when a file is read, which is not to be measured.
 from glora_jax.models import containers, formats, weights  # noqa: F401
@@ -40,21 +43,14 @@ SUFFIXES = {
 TORCH_ROW = 'timm (torch)'
 
 
-class Reading(NamedTuple):
-  """What one process saw of reading one file."""
-
-  seconds: float
-  bytes_grown: float
-
-
 def memory(field: str) -> int:
   """Bytes of a field of this process's status: 'VmRSS' is resident now, 'VmHWM' its peak."""
   with open('/proc/self/status') as file:
     return next(int(line.split()[1]) for line in file if line.startswith(field)) * 1024
 
 
-def read(path: str) -> Reading:
-  """Reads a file in this process, which has done nothing before."""
+def read(path: str) -> tuple[float, int]:
+  """Seconds and bytes grown of reading a file in this process, which has done nothing before."""
   jax.eval_shape(lambda: 0)
   if path.endswith('.pth'):
     import torch  # noqa: F401
@@ -66,47 +62,30 @@ def read(path: str) -> Reading:
   seconds = time.perf_counter() - start
   grown = memory('VmHWM') - before
   del loaded
-  return Reading(seconds, grown)
-
-
-def read_in_new_process(path: str) -> Reading:
-  """What `read` returns in a process of its own."""
-  command = [sys.executable, '-m', 'benchmarks.read_weights', '--read', path]
-  finished = subprocess.run(command, check=True, capture_output=True, text=True)
-  return Reading(*json.loads(finished.stdout.splitlines()[-1]))
-
-
-def random_params(model: ViT) -> Any:
-  """Parameters of a model for images of 224 pixels, float32."""
-  rng = np.random.default_rng(0)
-  images = jax.ShapeDtypeStruct((1, 224, 224, 3), np.float32)
-  shapes = jax.eval_shape(model.init, jax.random.key(0), images)['params']
-  return jax.tree.map(lambda spec: rng.standard_normal(spec.shape, np.float32), shapes)
-
-
-def write_files(folder: str, model: ViT, suffixes: dict[str, str]) -> dict[str, str]:
-  """Writes the same weights in each format; paths by format."""
-  params = random_params(model)
-  paths = {}
-  for name, suffix in suffixes.items():
-    paths[name] = os.path.join(folder, f'{name.replace(" ", "_")}.{suffix}')
-    weights.save(paths[name], model, params, METADATA, name.removesuffix(' (torch)'))
-  return paths
+  return seconds, grown
 
 
 def measure(model: ViT, repeats: int) -> dict[str, dict[str, float]]:
   """Median seconds, and memory over the file's size, by format; prints the table."""
   suffixes = SUFFIXES | ({TORCH_ROW: 'pth'} if importlib.util.find_spec('torch') else {})
+  rng = np.random.default_rng(0)
+  images = jax.ShapeDtypeStruct((1, 224, 224, 3), np.float32)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), images)['params']
+  params = jax.tree.map(lambda spec: rng.standard_normal(spec.shape, np.float32), shapes)
+  sizes, readings = {}, collections.defaultdict(list)
   with tempfile.TemporaryDirectory() as folder:
-    paths = write_files(folder, model, suffixes)
-    sizes = {name: os.path.getsize(path) for name, path in paths.items()}
-    rounds = [
-      {name: read_in_new_process(path) for name, path in paths.items()} for _ in range(repeats)
-    ]
+    paths = {
+      name: os.path.join(folder, f'{name.replace(" ", "_")}.{suffix}')
+      for name, suffix in suffixes.items()
+    }
+    for name, path in paths.items():
+      weights.save(path, model, params, METADATA, name.removesuffix(' (torch)'))
+      sizes[name] = os.path.getsize(path)
+    for name, path in [*paths.items()] * repeats:
+      readings[name].append(in_new_process('read_weights', '--read', path))
   result, rows = {}, []
   for name, size in sizes.items():
-    readings = [by_name[name] for by_name in rounds]
-    seconds, grown = (statistics.median(column) for column in zip(*readings, strict=True))
+    seconds, grown = map(statistics.median, zip(*readings[name], strict=True))
     result[name] = {'seconds': round(seconds, 3), 'memory_over_file': round(grown / size, 3)}
     rows.append((name, f'{size / 1e6:.0f}', f'{seconds:.2f}', f'{grown / size:.2f}'))
   print_table(('', 'MB', 'seconds', 'memory over file'), rows)

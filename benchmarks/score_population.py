@@ -10,9 +10,7 @@ candidate and runs it (null without PyTorch and timm). `--quick` takes half of t
 fewer repeats. The last line is JSON.
 """
 
-import dataclasses
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +19,15 @@ import numpy as np
 import glora_jax
 from benchmarks.machinery import peers
 from benchmarks.machinery.embedded_task import EMBEDDED_VIT, IMAGE_SIZE, NUM_CLASSES
-from benchmarks.machinery.output import make_parser, print_result, print_table, rounded
-from benchmarks.machinery.timing import in_turn, median_ratio
-from glora_jax.method.adapted import Adapted
-from glora_jax.method.draws import random_genomes
+from benchmarks.machinery.measuring import (
+  in_turn,
+  make_parser,
+  median_ratio,
+  print_result,
+  print_table,
+  rounded,
+)
 from glora_jax.models.vit import ViT
-from glora_jax.search import scoring
 
 BLOCK = 256  # images of one call of the plain forward, as many as the scorer takes
 REPEATS, QUICK_REPEATS = 7, 3
@@ -59,89 +60,51 @@ SHAPES = {
 }
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Population:
-  """A random population and the images that it is scored on.
+def measure(shape: Shape, repeats: int, with_torch: bool) -> tuple[float, float | None]:
+  """Throughput of the scorer over that of the plain forward, and over that of the serial loop.
 
-  Attributes:
-    adapted: what `glora_jax.adapt` returned.
-    variables: of the supernet.
-    genomes: int8 [candidate, layer, 5].
-    images: float32 [n, size, size, 3].
-    labels: int32 [n].
+  The plain forward is the floor: the model without supports on the same blocks, once per candidate.
+  None where PyTorch is not asked for or not installed.
   """
+  model, size, candidates, number = shape
+  images = jax.random.normal(jax.random.key(0), (number, size, size, 3))
+  labels = jnp.zeros(number, jnp.int32)
+  adapted = glora_jax.adapt(model, images[:1])
+  params = jax.jit(model.init)(jax.random.key(2), images[:1])['params']
+  variables = adapted.init(jax.random.key(1), params)
+  genomes = glora_jax.random_genomes(np.random.default_rng(0), adapted.spec, candidates)
+  score, forward = glora_jax.make_scorer(adapted), jax.jit(model.apply)
 
-  adapted: Adapted
-  variables: Any
-  genomes: np.ndarray
-  images: jax.Array
-  labels: jax.Array
+  def ours():
+    return score(variables, genomes, images, labels)
 
-  @classmethod
-  def random(cls, shape: Shape) -> 'Population':
-    """The same population for the same shape, always."""
-    model, size, candidates, number = shape
-    images = jax.random.normal(jax.random.key(0), (number, size, size, 3))
-    adapted = glora_jax.adapt(model, images[:1])
-    params = jax.jit(model.init)(jax.random.key(2), images[:1])['params']
-    variables = adapted.init(jax.random.key(1), params)
-    genomes = random_genomes(np.random.default_rng(0), adapted.spec, candidates)
-    return cls(adapted, variables, genomes, images, jnp.zeros(number, jnp.int32))
+  def plain():
+    blocks = range(0, number, BLOCK)
+    return [forward({'params': params}, images[at : at + BLOCK]) for _ in genomes for at in blocks]
 
-  def scorer(self) -> Callable[[], Any]:
-    """What is measured: the library's scoring of the population."""
-    score = scoring.make_scorer(self.adapted)
-    return lambda: score(self.variables, self.genomes, self.images, self.labels)
-
-  def plain_forward(self) -> Callable[[], Any]:
-    """The floor: the model without supports on the same blocks, once per candidate."""
-    forward = jax.jit(self.adapted.model.apply)
-    params = {'params': self.variables['params']}
-    starts = range(0, len(self.labels), BLOCK)
-    return lambda: [
-      forward(params, self.images[start : start + BLOCK]) for _ in self.genomes for start in starts
-    ]
-
-
-def over_plain(population: Population, repeats: int) -> float:
-  """Throughput of the scorer over that of the plain forward."""
-  times = in_turn({'ours': population.scorer(), 'plain': population.plain_forward()}, repeats)
-  return median_ratio(times, 'plain', 'ours')
-
-
-def over_torch(population: Population, repeats: int) -> float | None:
-  """Throughput of the scorer over that of the serial loop; None where PyTorch is not installed."""
-  if not peers.installed('torch', 'timm'):
-    return None
-  serial = peers.SerialTorchScorer(population.adapted.model, population.images)
-  times = in_turn(
-    {'ours': population.scorer(), 'torch': lambda: serial(population.genomes)}, repeats
-  )
-  return median_ratio(times, 'torch', 'ours')
+  over_plain = median_ratio(in_turn({'ours': ours, 'plain': plain}, repeats), 'plain', 'ours')
+  if not with_torch or not peers.installed('torch', 'timm'):
+    return over_plain, None
+  serial = peers.SerialTorchScorer(model, images)
+  times = in_turn({'ours': ours, 'torch': lambda: serial(genomes)}, repeats)
+  return over_plain, median_ratio(times, 'torch', 'ours')
 
 
 def main() -> None:
   """Measures and prints."""
   quick = make_parser(__doc__, 'fewer candidates and repeats').parse_args().quick
-  repeats = QUICK_REPEATS if quick else REPEATS
-  shapes = {
-    name: shape._replace(candidates=shape.candidates // 2) if quick else shape
-    for name, shape in SHAPES.items()
-  }
-  populations = {name: Population.random(shape) for name, shape in shapes.items()}
-  plain = {name: over_plain(population, repeats) for name, population in populations.items()}
-  first = next(iter(SHAPES))
-  torch = over_torch(populations[first], repeats)
-  over_torch_loop = dict.fromkeys(SHAPES, '') | {first: 'null' if torch is None else f'{torch:.2f}'}
-  print_table(
-    ('throughput over', 'plain forward', 'serial PyTorch loop'),
-    [(name, f'{ratio:.2f}', over_torch_loop[name]) for name, ratio in plain.items()],
-  )
-  values = {
-    'throughput_over_plain': {name: round(ratio, 3) for name, ratio in plain.items()},
-    'throughput_over_torch': rounded(torch),
-  }
-  print_result('score_population', values)
+  rows, over_plain, over_torch = [], {}, None
+  for name, shape in SHAPES.items():
+    is_first = not rows
+    if quick:
+      shape = shape._replace(candidates=shape.candidates // 2)
+    ratio, torch = measure(shape, QUICK_REPEATS if quick else REPEATS, is_first)
+    over_plain[name], over_torch = ratio, torch if is_first else over_torch
+    cell = 'null' if torch is None else f'{torch:.2f}'
+    rows.append((name, f'{ratio:.2f}', cell if is_first else ''))
+  print_table(('throughput over', 'plain forward', 'serial PyTorch loop'), rows)
+  values = {'throughput_over_plain': over_plain, 'throughput_over_torch': over_torch}
+  print_result('score_population', rounded(values))
 
 
 if __name__ == '__main__':

@@ -11,7 +11,6 @@ disturbs less. Differences are medians over the repeats of those to the first ch
 repeat. `--quick` makes one repeat. The last line is JSON.
 """
 
-import argparse
 import os
 import pathlib
 import re
@@ -20,24 +19,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable
 
-from benchmarks.machinery.output import make_parser, print_result, print_table
+import numpy as np
+
+from benchmarks.machinery.measuring import make_parser, print_result, print_table
 
 MARKS = {'begins': rb': begins', 'trains': rb'images/s'}
-FIELDS = ('presets=()',)
 _CHUNK = 65_536
 
 
-class Start(NamedTuple):
-  """What a start took until it was killed, in seconds of the wall and of all cores."""
-
-  wall: float
-  cpu: float
-
-
-def start(checkout: pathlib.Path, shared: pathlib.Path, mark: bytes) -> Start:
+def start(checkout: pathlib.Path, shared: pathlib.Path, mark: bytes) -> tuple[float, float]:
   """Starts the quickstart of a checkout in a new workdir, and kills it when its log has a mark.
 
   Args:
@@ -45,13 +37,15 @@ def start(checkout: pathlib.Path, shared: pathlib.Path, mark: bytes) -> Start:
     shared: folder for data and compiled programs, kept from start to start.
     mark: regular expression.
 
+  Returns:
+    Seconds until it was killed, of the wall and of all cores.
+
   Raises:
     RuntimeError: it ended by itself.
   """
   with tempfile.TemporaryDirectory() as workdir:
     command = [sys.executable, '-m', 'glora_jax.main', '--config', 'configs/quickstart.py']
-    command += ['--workdir', workdir, f'--config.data.dir={shared / "tfds"}']
-    command += [f'--config.{field}' for field in FIELDS]
+    command += ['--workdir', workdir, f'--config.data.dir={shared / "tfds"}', '--config.presets=()']
     environment = {
       **os.environ,
       'PYTHONPATH': os.pathsep.join([str(checkout), os.environ.get('PYTHONPATH', '')]),
@@ -74,26 +68,20 @@ def start(checkout: pathlib.Path, shared: pathlib.Path, mark: bytes) -> Start:
     process.stderr.close()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
-    return Start(wall, usage.ru_utime + usage.ru_stime)
+    return wall, usage.ru_utime + usage.ru_stime
 
 
-def parse_arguments() -> argparse.Namespace:
-  """The command line."""
-  parser = make_parser(__doc__, 'one repeat')
-  parser.add_argument('--repeats', type=int, default=7)
-  parser.add_argument('--until', choices=MARKS, default='begins', help='when a start is killed')
-  parser.add_argument('checkouts', nargs='+', type=pathlib.Path, help='folders')
-  return parser.parse_args()
-
-
-def medians(starts: Sequence[Start]) -> list[float]:
+def medians(starts: Iterable[tuple[float, float]]) -> list[float]:
   """Medians of wall and of cores, each by itself."""
   return [round(statistics.median(column), 3) for column in zip(*starts, strict=True)]
 
 
 def main() -> None:
   """Starts all in turn, and prints."""
-  arguments = parse_arguments()
+  parser = make_parser(__doc__, 'one repeat', repeats=7)
+  parser.add_argument('--until', choices=MARKS, default='begins', help='when a start is killed')
+  parser.add_argument('checkouts', nargs='+', type=pathlib.Path, help='folders')
+  arguments = parser.parse_args()
   checkouts = [path.resolve() for path in arguments.checkouts]
   repeats = 1 if arguments.quick else arguments.repeats
   mark = MARKS[arguments.until]
@@ -105,9 +93,8 @@ def main() -> None:
     starts = [[start(checkout, folder, mark) for checkout, folder in pairs] for _ in range(repeats)]
   rows, seconds = [], {}
   for own, checkout in zip(zip(*starts, strict=True), checkouts, strict=True):
-    first = [row[0] for row in starts]
-    more = [Start(a.wall - b.wall, a.cpu - b.cpu) for a, b in zip(own, first, strict=True)]
-    seconds[str(checkout)] = [*medians(own), *medians(more)]
+    more = np.subtract(own, [row[0] for row in starts])
+    seconds[str(checkout)] = [*medians(own), *medians(more.tolist())]
     rows.append((str(checkout), *(f'{value:.2f}' for value in seconds[str(checkout)])))
   print_table(('', 'wall', 'cores', 'more wall', 'more cores'), rows)
   values = {'until': arguments.until, 'repeats': repeats, 'seconds': seconds}

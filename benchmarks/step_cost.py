@@ -11,7 +11,6 @@ embedded task, 48 steps each. `--quick` takes depth 2, 4 and 6, batch 32, 64 and
 repeats of longer dispatches. The last line is JSON.
 """
 
-import argparse
 import statistics
 import time
 from collections.abc import Sequence
@@ -22,8 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.machinery import embedded_task, training_steps
-from benchmarks.machinery.output import make_parser, print_result, print_table
-from benchmarks.machinery.timing import in_turn, medians
+from benchmarks.machinery.measuring import (
+  in_turn,
+  make_parser,
+  milliseconds,
+  print_result,
+  print_table,
+  rounded,
+)
 from glora_jax.models.vit import ViT
 from glora_jax.training import loop
 from glora_jax.training.recipe import Recipe
@@ -87,41 +92,17 @@ class Line(NamedTuple):
     unexplained = np.sum(residuals**2) / np.sum((y - np.mean(y)) ** 2)
     return cls(x, y, float(slope), float(intercept), float(1 - unexplained))
 
-  def summary(self) -> dict[str, float]:
-    """Slope, intercept and R^2 for the last line of the output."""
-    fields = {'slope': self.slope, 'intercept': self.intercept, 'r2': self.r2}
-    return {name: round(value, 5) for name, value in fields.items()}
 
-
-class Costs(NamedTuple):
-  """What a step costs, by size."""
-
-  milliseconds: dict[Size, float]
-  mebibytes: dict[Size, float]
-
-
-def measure(plan: Plan) -> Costs:
-  """Times all sizes in turn."""
+def measure(plan: Plan) -> dict[str, dict[Size, float]]:
+  """Times all sizes in turn; 'time' and 'bytes' of a step by size."""
   rows = {}
   for size in dict.fromkeys([*plan.sizes('depth'), *plan.sizes('batch')]):
     model = ViT(training_steps.CLASSES, patch_size=7, width=96, depth=size.depth, num_heads=3)
     shape = training_steps.Shape(model, embedded_task.IMAGE_SIZE, size.batch, plan.steps)
     rows[size] = training_steps.supernet_row(training_steps.Problem.random(shape))
   times = in_turn({size: row.run for size, row in rows.items()}, plan.repeats, pause=PAUSE)
-  return Costs(
-    {size: 1e3 * median / plan.steps for size, median in medians(times).items()},
-    {size: row.held / 2**20 for size, row in rows.items()},
-  )
-
-
-def fit_lines(plan: Plan, costs: Costs) -> dict[tuple[str, str], Line]:
-  """A line for each of 'time' and 'bytes' over each of 'depth' and 'batch'."""
-  lines = {}
-  for varied, x in (('depth', plan.depths), ('batch', plan.batches)):
-    sizes = plan.sizes(varied)
-    for cost, values in (('time', costs.milliseconds), ('bytes', costs.mebibytes)):
-      lines[cost, varied] = Line.fit(x, [values[size] for size in sizes])
-  return lines
+  mebibytes = {size: row.held / 2**20 for size, row in rows.items()}
+  return {'time': milliseconds(times, plan.steps), 'bytes': mebibytes}
 
 
 def dispatch_seconds(
@@ -185,45 +166,38 @@ def draw(path: str, lines: dict[tuple[str, str], Line]) -> None:
   figure.savefig(path, dpi=120)
 
 
-def print_costs(costs: Costs, lines: dict[tuple[str, str], Line]) -> None:
-  """The table for people."""
-  print_table(
-    ('depth', 'batch', *UNITS.values()),
-    [
-      (str(size.depth), str(size.batch), f'{milliseconds:.1f}', f'{costs.mebibytes[size]:.1f}')
-      for size, milliseconds in costs.milliseconds.items()
-    ],
-  )
+def main() -> None:
+  """Measures, prints and draws."""
+  parser = make_parser(__doc__, 'small sizes, three repeats', FULL_PLAN.repeats)
+  parser.add_argument('--output', help='where to draw the lines, .png')
+  arguments = parser.parse_args()
+  plan = QUICK_PLAN if arguments.quick else FULL_PLAN._replace(repeats=arguments.repeats)
+  costs = measure(plan)
+  lines = {  # over each of what is varied, time and bytes
+    (cost, varied): Line.fit(x, [values[size] for size in plan.sizes(varied)])
+    for varied, x in (('depth', plan.depths), ('batch', plan.batches))
+    for cost, values in costs.items()
+  }
+  rows = [
+    (str(size.depth), str(size.batch), *(f'{costs[cost][size]:.1f}' for cost in UNITS))
+    for size in costs['time']
+  ]
+  print_table(('depth', 'batch', *UNITS.values()), rows)
   for (cost, varied), line in lines.items():
     print(
       f'{UNITS[cost]} over {varied}: {line.slope:.3f} each, {line.intercept:.1f} at zero, '
       f'R^2 {line.r2:.5f}'
     )
-
-
-def parse_arguments() -> argparse.Namespace:
-  """The command line."""
-  parser = make_parser(__doc__, 'small sizes, three repeats')
-  parser.add_argument('--output', help='where to draw the lines, .png')
-  parser.add_argument('--repeats', type=int, default=FULL_PLAN.repeats)
-  return parser.parse_args()
-
-
-def main() -> None:
-  """Measures, prints and draws."""
-  arguments = parse_arguments()
-  plan = QUICK_PLAN if arguments.quick else FULL_PLAN._replace(repeats=arguments.repeats)
-  costs = measure(plan)
-  lines = fit_lines(plan, costs)
-  print_costs(costs, lines)
   if arguments.output:
     draw(arguments.output, lines)
   share = host_share(plan.repeats)
   print(
     f'Host: at most {100 * share:.2f}% of a dispatch of {HOST_STEPS} steps of the embedded task.'
   )
-  summaries = {f'{cost}_over_{varied}': line.summary() for (cost, varied), line in lines.items()}
-  values = {'quick': arguments.quick, 'host_share': round(share, 5), **summaries}
+  values: dict[str, Any] = {'quick': arguments.quick, 'host_share': round(share, 5)}
+  for (cost, varied), line in lines.items():
+    fields = {'slope': line.slope, 'intercept': line.intercept, 'r2': line.r2}
+    values[f'{cost}_over_{varied}'] = rounded(fields, 5)
   print_result('step_cost', values)
 
 

@@ -3,6 +3,7 @@
 Batch 64, 10 classes, AdamW, rank 4, the head always trained, no augmentation, images resident.
 """
 
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,10 +11,10 @@ import jax
 import jax.numpy as jnp
 
 import glora_jax
-from benchmarks.machinery.timing import seconds
+from benchmarks.machinery.measuring import seconds
 from glora_jax.method.adapted import Adapted
-from glora_jax.method.draws import sample_genome
 from glora_jax.models.vit import ViT
+from glora_jax.runs.planning.costs import bytes_by_kind
 from glora_jax.training import loop, losses
 from glora_jax.training.batches import batch_indices
 from glora_jax.training.recipe import Recipe
@@ -114,19 +115,33 @@ class CompiledSteps:
 
   def row(self) -> Row:
     """The steps with their bytes."""
-    memory = self.compiled.memory_analysis()
-    held = (
-      memory.argument_size_in_bytes
-      + memory.temp_size_in_bytes
-      + memory.output_size_in_bytes
-      - memory.alias_size_in_bytes
+    optimizer, gradients = (
+      sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+      for tree in (self.optimizer_state, self.trainable)
     )
-    return Row(self, held, num_bytes(self.optimizer_state), num_bytes(self.trainable))
+    return Row(self, held(self.compiled), optimizer, gradients)
 
 
-def num_bytes(tree: Any) -> int:
-  """Bytes of all arrays of a tree."""
-  return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+def held(executable: Any) -> int:
+  """Bytes of arguments, temporaries, and results that take no argument's place."""
+  kinds = bytes_by_kind(executable)
+  return kinds['arguments'] + kinds['temporaries'] + kinds['outputs']
+
+
+class Cost(NamedTuple):
+  """What the compiler says: MiB of all that is held at once, and the seconds that it took."""
+
+  held: float
+  temporaries: float
+  compile_seconds: float
+
+  @classmethod
+  def of(cls, lowered: Any) -> 'Cost':
+    """Compiles a program."""
+    start = time.perf_counter()
+    compiled = lowered.compile()
+    seconds = time.perf_counter() - start
+    return cls(held(compiled) / 2**20, bytes_by_kind(compiled)['temporaries'] / 2**20, seconds)
 
 
 def full_row(problem: Problem) -> Row:
@@ -139,12 +154,12 @@ def full_row(problem: Problem) -> Row:
   return CompiledSteps(loss_fn, problem.params, {}, problem).row()
 
 
-def supernet_row(problem: Problem) -> Row:
-  """A random genome for every step."""
-  adapted = problem.adapt()
+def supernet_row(problem: Problem, adapted: Adapted | None = None) -> Row:
+  """A random genome for every step, of the problem's own adapted model or of another."""
+  adapted = adapted or problem.adapt()
   trainable, frozen = adapted.split(adapted.init(jax.random.key(2), problem.params))
   loss_fn = losses.supernet_loss(
-    adapted, lambda key, images: images, lambda key: sample_genome(key, adapted.spec)
+    adapted, lambda key, images: images, lambda key: glora_jax.sample_genome(key, adapted.spec)
   )
   return CompiledSteps(loss_fn, trainable, frozen, problem).row()
 

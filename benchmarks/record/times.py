@@ -1,11 +1,10 @@
 """Ratios of the benchmarks of steps and scores, each run as it is, one after the other."""
 
-import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
+
+from benchmarks.machinery.measuring import in_new_process
 
 BENCHMARKS = ('supernet_step', 'score_population', 'nnx_step', 'function_step')
 
@@ -14,6 +13,4 @@ def record() -> Iterator[tuple[str, dict[str, Any]]]:
   """Names and last lines of the benchmarks; those of peers are null where they are missing."""
   environment = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
   for name in BENCHMARKS:
-    command = [sys.executable, '-m', f'benchmarks.{name}']
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
-    yield name, json.loads(done.stdout.splitlines()[-1])
+    yield name, in_new_process(name, environment=environment)
