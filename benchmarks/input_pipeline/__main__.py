@@ -17,17 +17,23 @@ that an image takes here and the plan's arithmetic for training ViT-B/16 at 45% 
 streamed once. `--quick` takes fewer of everything. The last line is JSON.
 """
 
-import argparse
 import math
 import os
 import tempfile
 from typing import Any, NamedTuple
 
-from benchmarks.input_pipeline import chip, million, photographs, resident
-from benchmarks.machinery.output import make_parser, print_result, print_table, rounded
+from benchmarks.input_pipeline import million, photographs, resident
+from benchmarks.machinery.measuring import make_parser, print_result, print_table, rounded
 from glora_jax.data import pipeline
-from glora_jax.runs.planning.machine import images_per_core
+from glora_jax.models.vit import vit
+from glora_jax.runs.config import RunSettings
+from glora_jax.runs.planning.costs import cost_of
+from glora_jax.runs.planning.machine import CHIPS, images_per_core
+from glora_jax.runs.planning.plan import SHARES
+from glora_jax.runs.programs import Workload, shape_of_run
 
+COUNTS = {'train': 800, 'val': 200, 'test': 1000}
+CHIP = 'v5e'
 PARTS = ('resident', 'photographs', 'million')
 
 
@@ -53,45 +59,57 @@ QUICK = Amount(repeats=3, steps=24, files=256, streamed=2_000)
 
 def of_resident(amount: Amount) -> dict[str, Any]:
   """Measures and prints what resident images cost."""
-  found = resident.measure(amount.steps, amount.repeats)
+  share, step, reading = resident.measure(amount.steps, amount.repeats)
   print(
-    f"resident input            {100 * found.share():6.2f}% of the quickstart's training "
-    f'({1000 * found.step_seconds:.0f} ms a step, {found.reading_seconds:.2f} s of reading)'
+    f"resident input            {100 * share:6.2f}% of the quickstart's training "
+    f'({1000 * step:.0f} ms a step, {reading:.2f} s of reading)'
   )
-  return {'resident_share': rounded(found.share(), 4)}
+  return {'resident_share': rounded(share, 4)}
+
+
+def chip_rates() -> dict[str, tuple[float, ...]]:
+  """Images a second of training ViT-B/16, by the plan's arithmetic, at 45% and 20% of the peak."""
+  model = vit('B', 100, dtype='bfloat16', drop_path=0.1)
+  run = shape_of_run(RunSettings(merge='lazy'), model, 224, COUNTS)
+  operations = {
+    'supernet': cost_of('supernet', run).operations,
+    'lora': cost_of('subnet', run, Workload(subnet='lora')).operations,
+  }
+  return {
+    name: tuple(CHIPS[CHIP].peak * share / number for share in SHARES)
+    for name, number in operations.items()
+  }
 
 
 def of_photographs(amount: Amount) -> dict[str, Any]:
   """Measures and prints what streamed photographs cost, and the cores that a chip needs."""
   with tempfile.TemporaryDirectory() as folder:
     files = photographs.write(folder, amount.files)
-    over_pillow = photographs.measure_over_pillow(files, amount.repeats)
+    ours, pillow, ratio = photographs.measure_over_pillow(files, amount.repeats)
     workers = photographs.measure_workers(files, amount.repeats)
     stream = pipeline.Stream(files, photographs.SIZE)
     order = photographs.cycled(amount.files, amount.streamed // photographs.BATCH)
     growth = photographs.watched(stream.batches(order), order.size)
     per_core = images_per_core(files, photographs.SIZE, 'squash')
   print(
-    f'streaming                 {over_pillow.ours:6.0f} images a second; Pillow alone on '
-    f'{os.cpu_count()} cores {over_pillow.pillow:.0f}; ratio {over_pillow.ratio:.2f}'
+    f'streaming                 {ours:6.0f} images a second; Pillow alone on '
+    f'{os.cpu_count()} cores {pillow:.0f}; ratio {ratio:.2f}'
   )
-  for number, found in workers.items():
+  for number, (first, rate) in workers.items():
     name = f'{number} processes' if number else 'threads'
-    print(
-      f'  {name:23} {found.rate:6.0f} images a second, the first batch after {found.first:.1f} s'
-    )
+    print(f'  {name:23} {rate:6.0f} images a second, the first batch after {first:.1f} s')
   print(f'memory over {order.size:,} images  {growth:+.0f} MiB')
   print(f'a core decodes            {per_core:6.0f} images a second')
   cores = {}
-  for name, rates in chip.rates().items():
+  for name, rates in chip_rates().items():
     cores[name] = [math.ceil(rate / per_core) for rate in rates]
     print(
-      f'one {chip.CHIP} on ViT-B/16, {name:8} takes {rates[1]:,.0f} to {rates[0]:,.0f} images a '
+      f'one {CHIP} on ViT-B/16, {name:8} takes {rates[1]:,.0f} to {rates[0]:,.0f} images a '
       f'second: {cores[name][1]} to {cores[name][0]} cores'
     )
   return {
-    'stream_over_pillow': rounded(over_pillow.ratio),
-    'workers': {number: rounded(found.rate, 1) for number, found in workers.items()},
+    'stream_over_pillow': rounded(ratio),
+    'workers': rounded({number: rate for number, (_, rate) in workers.items()}, 1),
     'growth_mib': rounded(growth, 1),
     'images_per_core': rounded(per_core, 1),
     'cores': cores,
@@ -101,31 +119,26 @@ def of_photographs(amount: Amount) -> dict[str, Any]:
 def of_million(quick: bool, folder: str | None) -> dict[str, Any]:
   """Measures and prints what a data set of a million records takes."""
   with tempfile.TemporaryDirectory() as temporary:
-    found = million.measure(folder or temporary, quick)
+    number, costs, rate, growth = million.measure(folder or temporary, quick)
   print_table(
-    (f'{found.number:,} records', 'seconds', 'of processor', 'memory'),
+    (f'{number:,} records', 'seconds', 'of processor', 'memory'),
     [
-      (title, f'{cost.wall:.1f}', f'{cost.processor:.1f}', f'{cost.memory:,.0f} MiB')
-      for title, cost in found.costs.items()
+      (title, f'{wall:.1f}', f'{processor:.1f}', f'{memory:,.0f} MiB')
+      for title, (wall, processor, memory) in costs.items()
     ],
   )
-  print(f'streamed at {found.rate:,.0f} images a second; memory {found.growth:+.0f} MiB')
-  seconds = {title: rounded(cost.wall, 1) for title, cost in found.costs.items()}
-  rate, growth = rounded(found.rate, 0), rounded(found.growth, 1)
-  return {'million': {'seconds': seconds, 'images_a_second': rate, 'growth_mib': growth}}
-
-
-def parse_arguments() -> argparse.Namespace:
-  """The command line."""
-  parser = make_parser(__doc__, 'fewer images, records and repeats')
-  parser.add_argument('--only', choices=PARTS, help='a part of it')
-  parser.add_argument('--folder', help='for the million records, kept; a temporary one by default')
-  return parser.parse_args()
+  print(f'streamed at {rate:,.0f} images a second; memory {growth:+.0f} MiB')
+  seconds = rounded({title: wall for title, (wall, _, _) in costs.items()}, 1)
+  others = {'images_a_second': rounded(rate, 0), 'growth_mib': rounded(growth, 1)}
+  return {'million': {'seconds': seconds, **others}}
 
 
 def main() -> None:
   """Measures and prints."""
-  arguments = parse_arguments()
+  parser = make_parser(__doc__, 'fewer images, records and repeats')
+  parser.add_argument('--only', nargs=1, choices=PARTS, default=PARTS, help='a part of it')
+  parser.add_argument('--folder', help='for the million records, kept; a temporary one by default')
+  arguments = parser.parse_args()
   amount = QUICK if arguments.quick else FULL
   parts = {
     'resident': lambda: of_resident(amount),
@@ -133,7 +146,7 @@ def main() -> None:
     'million': lambda: of_million(arguments.quick, arguments.folder),
   }
   values = {}
-  for name in [arguments.only] if arguments.only else PARTS:
+  for name in arguments.only:
     values |= parts[name]()
   print_result('input_pipeline', {'quick': arguments.quick, **values})
 

@@ -3,7 +3,7 @@
 import io
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -42,7 +42,11 @@ class Million(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     return {'train': self._generate_examples()}
 
   def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
-    encoded = encoded_images()
+    encoded = []
+    for cut in cuts(DISTINCT, SIDE, SIDE):
+      file = io.BytesIO()
+      cut.save(file, 'jpeg', quality=85)
+      encoded.append(file.getvalue())
     for number in range(self.NUMBER):
       image = io.BytesIO(encoded[number % DISTINCT])
       yield number, {'image': image, 'label': number % CLASSES}
@@ -54,50 +58,24 @@ class Few(Million, skip_registration=True):
   NUMBER = 20_000
 
 
-def encoded_images() -> list[bytes]:
-  """The distinct images as JPEG files."""
-  encoded = []
-  for cut in cuts(DISTINCT, SIDE, SIDE):
-    file = io.BytesIO()
-    cut.save(file, 'jpeg', quality=85)
-    encoded.append(file.getvalue())
-  return encoded
-
-
-class Cost(NamedTuple):
-  """Seconds of the wall and of the processor, and MiB that the process holds then."""
-
-  wall: float
-  processor: float
-  memory: float
-
-
-class Measured(NamedTuple):
-  """What a large data set takes.
-
-  Attributes:
-    number: number of its examples.
-    costs: what came before the first step, by what it was.
-    rate: images per second over an epoch, the first batch apart.
-    growth: MiB by which memory grows after the first tenth of the epoch.
-  """
-
-  number: int
-  costs: dict[str, Cost]
-  rate: float
-  growth: float
+Cost = tuple[float, float, float]  # seconds of wall and processor, MiB that the process holds then
 
 
 def timed(function: Callable[[], Any]) -> tuple[Any, Cost]:
   """What a function returns, and what it cost."""
   wall, processor = time.perf_counter(), time.process_time()
   result = function()
-  cost = Cost(time.perf_counter() - wall, time.process_time() - processor, resident_memory())
+  cost = (time.perf_counter() - wall, time.process_time() - processor, resident_memory())
   return result, cost
 
 
-def measure(folder: str, quick: bool) -> Measured:
-  """Prepares the data set, opens it twice, checks its images, and streams it once."""
+def measure(folder: str, quick: bool) -> tuple[int, dict[str, Cost], float, float]:
+  """Prepares the data set, opens it twice, checks its images, and streams it once.
+
+  Returns:
+    Its number of examples; what came before the first step, by what it was; images per second over
+    an epoch, the first batch apart; MiB by which memory grows after a tenth of the epoch.
+  """
   builder = (Few if quick else Million)(data_dir=folder, file_format='array_record')
   split, costs = TfdsSplit(builder, 'train'), {}
   _, costs['preparing'] = timed(lambda: prepare(builder))
@@ -114,7 +92,7 @@ def measure(folder: str, quick: bool) -> Measured:
   start = time.perf_counter()
   growth = watched(batches, indices.size - BATCH)
   rate = (indices.size - BATCH) / (time.perf_counter() - start)
-  return Measured(len(labels), costs, rate, growth)
+  return len(labels), costs, rate, growth
 
 
 def check(examples: TfdsExamples) -> None:

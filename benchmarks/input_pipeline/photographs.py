@@ -1,17 +1,17 @@
 """JPEG photographs streamed: over Pillow alone, and by the number of workers."""
 
+import collections
 import concurrent.futures
 import os
 import statistics
 import time
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 import sklearn.datasets
 from PIL import Image
 
-from benchmarks.machinery.timing import in_turn, median_ratio
+from benchmarks.machinery.measuring import in_turn, median_ratio
 from glora_jax.data import pipeline
 from glora_jax.data.examples import Files
 from glora_jax.data.image import decode, resize
@@ -47,16 +47,12 @@ def read_with_pillow(paths: list[str]) -> None:
     resize(decode(path), SIZE)
 
 
-class OverPillow(NamedTuple):
-  """Images per second of `Stream` and of Pillow alone, and the median of their ratios."""
+def measure_over_pillow(files: Files, repeats: int) -> tuple[float, float, float | None]:
+  """Reads all files by a stream and by as many processes as there are cores, in turn.
 
-  ours: float
-  pillow: float
-  ratio: float
-
-
-def measure_over_pillow(files: Files, repeats: int) -> OverPillow:
-  """Reads all files by a stream and by as many processes as there are cores, in turn."""
+  Returns:
+    Images per second of `Stream` and of Pillow alone, and the median of their ratios.
+  """
   stream = pipeline.Stream(files, SIZE)
   cores = os.cpu_count()
   parts = [files.paths[core::cores] for core in range(cores)]
@@ -72,37 +68,28 @@ def measure_over_pillow(files: Files, repeats: int) -> OverPillow:
 
     times = in_turn({'pillow': use_all_cores, 'ours': consume_stream}, repeats)
   ours, pillow = (len(files.paths) / statistics.median(times[name]) for name in ('ours', 'pillow'))
-  return OverPillow(ours, pillow, median_ratio(times, 'pillow', 'ours'))
+  return ours, pillow, median_ratio(times, 'pillow', 'ours')
 
 
-class Throughput(NamedTuple):
-  """Seconds until a stream's first batch is there, and images per second from then on."""
-
-  first: float
-  rate: float
-
-
-def measure_workers(files: Files, repeats: int) -> dict[int, Throughput]:
-  """Throughput by the number of worker processes, 0 for threads, in turn; medians."""
-  found: dict[int, list[Throughput]] = {}
-  for _ in range(repeats):
-    for workers in sorted({0, 1, 2, os.cpu_count() or 1}):
-      stream = pipeline.Stream(files, SIZE, workers=workers)
-      found.setdefault(workers, []).append(measure_stream(stream))
+def measure_workers(files: Files, repeats: int) -> dict[int, tuple[float, ...]]:
+  """What `measure_stream` finds by the number of processes, 0 for threads, in turn; medians."""
+  found = collections.defaultdict(list)
+  for workers in sorted({0, 1, 2, os.cpu_count() or 1}) * repeats:
+    found[workers].append(measure_stream(pipeline.Stream(files, SIZE, workers=workers)))
   return {
-    workers: Throughput(*(statistics.median(values) for values in zip(*measured, strict=True)))
+    workers: tuple(map(statistics.median, zip(*measured, strict=True)))
     for workers, measured in found.items()
   }
 
 
-def measure_stream(stream: pipeline.Stream) -> Throughput:
-  """Times the first batch, and the second half of all: what was read ahead does not count."""
+def measure_stream(stream: pipeline.Stream) -> tuple[float, float]:
+  """Seconds to the first batch, and images a second over the second half: none is read ahead."""
   number = max(FEWEST_BATCHES, len(stream) // BATCH)
   seen = [time.perf_counter()]
   for _ in stream.batches(cycled(len(stream), number)):
     seen.append(time.perf_counter())
   half = number // 2
-  return Throughput(seen[1] - seen[0], (number - half) * BATCH / (seen[-1] - seen[half]))
+  return seen[1] - seen[0], (number - half) * BATCH / (seen[-1] - seen[half])
 
 
 def cycled(files: int, batches: int) -> np.ndarray:

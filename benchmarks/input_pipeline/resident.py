@@ -4,13 +4,12 @@ import functools
 import statistics
 import time
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from benchmarks.machinery import embedded_task
-from benchmarks.machinery.timing import in_turn, median_ratio
+from benchmarks.machinery.measuring import in_turn, median_ratio
 from benchmarks.machinery.training_steps import CompiledSteps, Problem, Shape
 from glora_jax.data import pipeline
 from glora_jax.data.catalog import find
@@ -20,30 +19,9 @@ from glora_jax.training.recipe import Recipe
 QUICKSTART_STEPS = 28 * 12 + 28 * 12 + 8 * 12  # supernet, linear probe, finetuning
 
 
-class Resident(NamedTuple):
-  """What resident input costs.
-
-  Attributes:
-    share_of_step: gathering and normalizing, over a training step.
-    reading_seconds: for the training images, once.
-    step_seconds: of a training step.
-  """
-
-  share_of_step: float
-  reading_seconds: float
-  step_seconds: float
-
-  def share(self) -> float:
-    """All of it over the quickstart's training."""
-    return self.share_of_step + self.reading_seconds / (QUICKSTART_STEPS * self.step_seconds)
-
-
 @functools.partial(jax.jit, static_argnums=0)
 def sum_batches(
-  preprocess: Callable[[jax.Array], jax.Array],
-  images: jax.Array,
-  labels: jax.Array,
-  indices: jax.Array,
+  preprocess: Callable, images: jax.Array, labels: jax.Array, indices: jax.Array
 ) -> jax.Array:
   """The sum over all that training sees of batches with indices int32 [step, batch]."""
 
@@ -53,8 +31,13 @@ def sum_batches(
   return jax.lax.scan(add, jnp.float32(0), indices)[0]
 
 
-def measure(steps: int, repeats: int) -> Resident:
-  """Times the input of training steps and the steps, in turn."""
+def measure(steps: int, repeats: int) -> tuple[float, float, float]:
+  """Times the input of training steps and the steps, in turn.
+
+  Returns:
+    All of it (gathering, normalizing, reading once) over the quickstart's training; seconds of a
+    step, and of reading.
+  """
   start = time.perf_counter()
   split = pipeline.load(find('digits').open('train'), embedded_task.IMAGE_SIZE)
   reading_seconds = time.perf_counter() - start
@@ -72,4 +55,5 @@ def measure(steps: int, repeats: int) -> Resident:
 
   times = in_turn({'input': take_batches, 'training': training}, repeats)
   step_seconds = statistics.median(times['training']) / steps
-  return Resident(median_ratio(times, 'input', 'training'), reading_seconds, step_seconds)
+  reading = reading_seconds / (QUICKSTART_STEPS * step_seconds)
+  return median_ratio(times, 'input', 'training') + reading, step_seconds, reading_seconds

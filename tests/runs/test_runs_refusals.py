@@ -6,7 +6,6 @@ import re
 import jax
 import pytest
 from glora_jax.runs.batch_sizes import fit_batches
-from glora_jax.runs.planning.slices import find_slice
 from glora_jax.runs.stages.allocation import fold_indices
 from places import get_config
 from tiny_runs import changed
@@ -23,6 +22,7 @@ from glora_jax.runs.config import (
   with_settings,
 )
 from glora_jax.runs.lifecycle import never
+from glora_jax.runs.planning.machine import find_slice
 from glora_jax.training.recipe import Recipe
 from glora_jax.training.sampling import Sampling
 
