@@ -4,8 +4,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.tpu_programs.cases import NAMES, Case
-from benchmarks.tpu_programs.compilation import Kept, compiled
+from benchmarks.tpu_programs.cases import NAMES, Case, Kept, compiled
 from glora_jax.runs.planning.machine import has_compiler
 
 TOPOLOGY, BATCH = 'v5e:2x2', 64

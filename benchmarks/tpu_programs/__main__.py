@@ -20,13 +20,21 @@ import os
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 import sys
-from argparse import Namespace
 
 import jax
 
-from benchmarks.machinery.output import make_parser, print_result, print_table
-from benchmarks.tpu_programs.cases import BACKBONES, NAMES, OF_DECODERS, Case
-from benchmarks.tpu_programs.compilation import Kept, Record, compiled, held, largest
+from benchmarks.machinery.measuring import make_parser, print_result, print_table
+from benchmarks.tpu_programs.cases import (
+  BACKBONES,
+  NAMES,
+  OF_DECODERS,
+  Case,
+  Kept,
+  Record,
+  compiled,
+  held,
+  largest,
+)
 from benchmarks.tpu_programs.decoder import SIZES
 from glora_jax.runs.planning.machine import find_slice, has_compiler
 
@@ -38,26 +46,12 @@ TITLES = (
 )  # fmt: skip
 
 
-def arguments() -> Namespace:
-  """The flags."""
-  parser = make_parser(__doc__, 'a small ViT')
-  parser.add_argument('--topology', nargs='+', default=['v5e:2x2'])
-  parser.add_argument('--model', choices=[*BACKBONES, *SIZES], default='ViT-B/16')
-  parser.add_argument('--programs', nargs='+', choices=NAMES, default=NAMES)
-  parser.add_argument('--batch', type=int, default=64, help='images of a step for each chip')
-  parser.add_argument('--base', choices=['replicated', 'sharded'], default='replicated')
-  parser.add_argument('--chunk', type=int, default=16, help='candidates side by side')
-  parser.add_argument('--no-largest', action='store_true', help='one compilation of each')
-  parser.add_argument('--keep', default='.cache/tpu_programs.jsonl')
-  return parser.parse_args()
-
-
 def row(record: Record, fits: int | None) -> list[str]:
   """A line of the table."""
   case = Case(*(record[name] for name in Case._fields))
   beginning = [case.name, case.topology, str(case.amount)]
   if 'error' in record:
-    return [*beginning, record['error']]
+    return [*beginning, record['error'], *[''] * (len(TITLES) - len(beginning) - 1)]
   sent = ', '.join(
     f'{found["calls"]} {kind} {found["bytes"] / MEBIBYTE:.1f} MiB'
     for kind, found in record['collectives'].items()
@@ -76,7 +70,16 @@ def row(record: Record, fits: int | None) -> list[str]:
 
 def main() -> None:
   """Compiles, keeps, and prints."""
-  given = arguments()
+  parser = make_parser(__doc__, 'a small ViT')
+  parser.add_argument('--topology', nargs='+', default=['v5e:2x2'])
+  parser.add_argument('--model', choices=[*BACKBONES, *SIZES], default='ViT-B/16')
+  parser.add_argument('--programs', nargs='+', choices=NAMES, default=NAMES)
+  parser.add_argument('--batch', type=int, default=64, help='images of a step for each chip')
+  parser.add_argument('--base', choices=['replicated', 'sharded'], default='replicated')
+  parser.add_argument('--chunk', type=int, default=16, help='candidates side by side')
+  parser.add_argument('--no-largest', action='store_true', help='one compilation of each')
+  parser.add_argument('--keep', default='.cache/tpu_programs.jsonl')
+  given = parser.parse_args()
   slices = {name: find_slice(name) for name in given.topology}
   if not has_compiler():
     sys.exit("error: the TPU compiler is not there; pip install 'jax[tpu]'.")
@@ -100,17 +103,11 @@ def main() -> None:
     small = None if half is None else compiled(half, kept)
     fits = largest(records[case], small, slices[case.topology].chip.memory)
     found.append({**records[case], 'fits': fits})
-  examples = (
-    f'{SIZES[model].length} tokens' if model in SIZES else f'{BACKBONES[model].size} pixels'
-  )
+  examples = f'{SIZES[model].length} tokens' if model in SIZES else f'{BACKBONES[model][1]} pixels'
   print(f'{model}, {examples}, bfloat16, base {given.base}')
-  print_table(TITLES, [_filled(row(record, record['fits'])) for record in found])
+  print_table(TITLES, [row(record, record['fits']) for record in found])
   total = {record['name']: held(record) for record in found if 'error' not in record}
   print_result('tpu_programs', {'quick': given.quick, 'held': total, 'programs': found})
-
-
-def _filled(cells: list[str]) -> list[str]:
-  return cells + [''] * (len(TITLES) - len(cells))
 
 
 if __name__ == '__main__':

@@ -1,15 +1,28 @@
-"""What is compiled: a program of a run, a model, a slice, and how much of it at once."""
+"""What is compiled: a program of a run, a model, a slice, and how much of it at once.
 
-from typing import Literal, NamedTuple
+Compilations are kept by their program's hash, so that none is done twice.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import time
+from typing import Any, Literal, NamedTuple
+
+import jax
 
 from benchmarks.machinery.embedded_task import EMBEDDED_VIT, IMAGE_SIZE
 from benchmarks.tpu_programs import decoder
+from benchmarks.tpu_programs.collectives import collectives
 from glora_jax import mesh as meshes
-from glora_jax.models.vit import ViT, vit
+from glora_jax.method.equation import made_for
+from glora_jax.models.vit import vit
 from glora_jax.runs.config import RunSettings
+from glora_jax.runs.planning.costs import Line, bytes_by_kind, count
 from glora_jax.runs.planning.machine import find_slice
 from glora_jax.runs.programs import MAKERS, Program, Workload, program, shape_of_run, training_of
-from glora_jax.runs.run import Run, Stream
+from glora_jax.runs.run import Stream
 from glora_jax.runs.sections import MeshSettings, ModelSettings, SpaceSettings
 from glora_jax.runs.stages.many_starts import FullFineTuning, loss_of_finetuning
 from glora_jax.runs.stages.training import TrainingStage
@@ -23,21 +36,13 @@ OF_DECODERS = ('supernet', 'subnet')
 FIXED = ('fold', 'head', 'evaluation')  # what grows with neither batch nor candidates
 
 
-class Backbone(NamedTuple):
-  """A model, the side of its images, and the ranks of its supports."""
-
-  model: ViT
-  size: int
-  ranks: tuple[int, ...]
-
-
-BACKBONES = {
-  'embedded': Backbone(EMBEDDED_VIT.clone(dtype='bfloat16', drop_path=0.1), IMAGE_SIZE, (4,)),
-  **{
-    f'ViT-{size}/16': Backbone(vit(size, 100, dtype='bfloat16', drop_path=0.1), 224, (8,))
-    for size in ('S', 'B', 'L')
-  },
+BACKBONES = {  # a model, the side of its images, and the rank of its supports
+  'embedded': (EMBEDDED_VIT, IMAGE_SIZE, 4),
+  **{f'ViT-{size}/16': (vit(size, 100), 224, 8) for size in ('S', 'B', 'L')},
 }
+
+
+Record = dict[str, Any]
 
 
 class Case(NamedTuple):
@@ -81,31 +86,116 @@ def build(case: Case) -> Program:
   if mesh is not None and case.backbone in decoder.SIZES:
     size = decoder.SIZES[case.backbone]
     return decoder.training(case.name, size, case.batch * chips, mesh, case.base)
-  backbone = BACKBONES[case.backbone]
+  model, image_size, rank = BACKBONES[case.backbone]
   recipe = Recipe(batch_size=case.batch * chips)
   settings = RunSettings(
     merge='lazy',
     presets=('gradient',),
     supernet=recipe,
-    space=SpaceSettings(ranks=backbone.ranks),
+    space=SpaceSettings(ranks=(rank,)),
     model=ModelSettings(dtype='bfloat16', base_dtype='bfloat16'),
     mesh=MeshSettings(base=case.base),
   )
   # Enough images for a batch, and for the folds of a gradient.
   counts = {**COUNTS, 'train': max(COUNTS['train'], 8 * case.batch * chips)}
-  run = shape_of_run(settings, backbone.model, backbone.size, counts, mesh=mesh)
+  model = model.clone(dtype='bfloat16', drop_path=0.1)
+  run = shape_of_run(settings, model, image_size, counts, mesh=mesh)
   if case.name == FINETUNING:
-    made = finetuning(run)
+    # All weights by the supernet's recipe, with its augmentation and drop path.
+    stage = TrainingStage(FINETUNING, recipe, Stream.SUPERNET, run.train_split)
+    learner = FullFineTuning(run.adapted)
+    loss_fn = loss_of_finetuning(run, learner)
+    made = Program(FINETUNING, *training_of(run, stage, run.variables, learner, loss_fn))
   else:
     made = program(case.name, run, Workload(chunk=case.chunk))
-  if mesh is not None:
-    return made
-  return made.on(devices[0])
+  return made.on(devices[0]) if mesh is None else made
 
 
-def finetuning(run: Run) -> Program:
-  """All weights trained by the supernet's recipe, with its augmentation and drop path."""
-  stage = TrainingStage(FINETUNING, run.settings.supernet, Stream.SUPERNET, run.train_split)
-  learner = FullFineTuning(run.adapted)
-  loss_fn = loss_of_finetuning(run, learner)
-  return Program(FINETUNING, *training_of(run, stage, run.variables, learner, loss_fn))
+class Kept:
+  """Records of compilations in a file of JSON lines.
+
+  Args:
+    path: where it is, or will be.
+  """
+
+  def __init__(self, path: str):
+    self._path = path
+    self._records: dict[str, Record] = {}
+    if os.path.exists(path):
+      with open(path) as file:
+        records = [json.loads(line) for line in file if line.endswith('\n')]
+      self._records = {record['hash']: record for record in records}
+
+  def get(self, key: str) -> Record | None:
+    """The record of a hash, if it is there."""
+    return self._records.get(key)
+
+  def add(self, record: Record) -> None:
+    """Keeps a record."""
+    os.makedirs(os.path.dirname(self._path) or '.', exist_ok=True)
+    with open(self._path, 'a') as file:
+      file.write(json.dumps(record) + '\n')
+    self._records[record['hash']] = record
+
+
+def compiled(case: Case, kept: Kept) -> Record:
+  """What the compiler says of a case, now or from an earlier time.
+
+  Returns:
+    The case, bytes by kind, collectives by kind, operations, seconds by the clock and of all cores
+    (`cpu_seconds`). A program that the compiler
+    refuses, as it does where memory is short, has its sentence as 'error' instead.
+  """
+  with made_for('tpu'):
+    program = build(case)
+    traced = program.function.trace(*program.arguments)
+    lowered = traced.lower()
+  versions = [jax.__version__, importlib.metadata.version('libtpu')]
+  text = '\n'.join([*versions, case.topology, lowered.as_text()])
+  key = hashlib.sha256(text.encode()).hexdigest()
+  found = kept.get(key)
+  if found is not None:
+    return {**found, **case._asdict()}
+  operations = count(traced.jaxpr)
+  record = {
+    'hash': key,
+    **case._asdict(),
+    'products': operations.products,
+    'operations': operations.total,
+  }
+  start, cpu_start = time.perf_counter(), time.process_time()
+  try:
+    executable = lowered.compile()
+  except jax.errors.JaxRuntimeError as error:
+    kept.add({**record, 'error': str(error).splitlines()[0][:300]})
+    return kept.get(key) or {}
+  record |= {
+    'seconds': round(time.perf_counter() - start, 1),
+    'cpu_seconds': round(time.process_time() - cpu_start, 1),
+    **bytes_by_kind(executable),
+  }
+  kept.add({**record, 'collectives': collectives(executable.as_text())})
+  return kept.get(key) or {}
+
+
+def held(record: Record) -> int:
+  """Bytes of a chip, all kinds together."""
+  return sum(record[kind] for kind in ('arguments', 'temporaries', 'outputs', 'code'))
+
+
+def largest(record: Record, half: Record | None, memory: int) -> int | None:
+  """How much fits into a chip's memory at once, by a line through two compilations.
+
+  Args:
+    record: of a case.
+    half: of the same with half as much.
+    memory: bytes of a chip.
+
+  Returns:
+    Candidates, or images for each chip; None where nothing grows, or a compilation failed.
+  """
+  if half is None or 'error' in record or 'error' in half:
+    return None
+  amount = Case(*(record[name] for name in Case._fields)).amount
+  line = Line.through(amount // 2, held(half), amount, held(record))
+  return line.most(memory) if line.each > 0 else None

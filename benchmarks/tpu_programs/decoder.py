@@ -3,8 +3,6 @@
 Only shapes are needed to compile it: there are no weights.
 """
 
-from __future__ import annotations
-
 import functools
 from typing import Any, NamedTuple
 
@@ -14,7 +12,6 @@ import optax
 
 import glora_jax
 from glora_jax import mesh as meshes
-from glora_jax.method.adapted import Adapted, Subnet
 from glora_jax.runs.programs import Program
 from glora_jax.training.loop import make_steps
 
@@ -114,7 +111,7 @@ def _rotated(x: jax.Array) -> jax.Array:
 
 
 def training(name: str, size: Size, batch: int, mesh: jax.sharding.Mesh, base: str) -> Program:
-  """Some steps on the loss of the next tokens.
+  """Some steps on the loss of the next tokens, which are the labels.
 
   Args:
     name: 'supernet', or 'subnet' for LoRA alone.
@@ -135,26 +132,22 @@ def training(name: str, size: Size, batch: int, mesh: jax.sharding.Mesh, base: s
   else:
     variables = meshes.replicate(mesh, variables)
   lora = glora_jax.preset(adapted.spec, f'lora:{RANK}')
-  learner = adapted if name == 'supernet' else adapted.fix(lora)
-  trainable, frozen = jax.eval_shape(learner.split, variables)
-  optimizer = optax.adamw(1e-3)
-  texts = Shape((STEPS, batch, size.length), jnp.int32, sharding=meshes.dealt(mesh, axis=1))
-  trainable, state = meshes.replicate(mesh, (trainable, jax.eval_shape(optimizer.init, trainable)))
-  steps = make_steps(next_token_loss(learner), optimizer, mesh=mesh)
-  key = jax.eval_shape(jax.random.key, 0)
-  return Program(name, steps, (trainable, state, 0, frozen, texts, texts, None, key))
+  is_supernet = name == 'supernet'
+  learner = adapted if is_supernet else adapted.fix(lora)
 
-
-def next_token_loss(learner: Adapted | Subnet) -> Any:  # a `loop.LossFn`
-  """The loss of a batch of tokens, int [text, token], whose labels are the tokens after them."""
-
-  def loss(trainable, frozen, tokens, labels, key):
+  def loss_fn(trainable, frozen, tokens, labels, key):
     variables = learner.join(trainable, frozen)
-    if isinstance(learner, Adapted):
-      genome = glora_jax.sample_genome(key, learner.spec)
-      logits = learner.apply(variables, tokens, genome=genome)
+    if is_supernet:
+      genome = glora_jax.sample_genome(key, adapted.spec)
+      logits = adapted.apply(variables, tokens, genome=genome)
     else:
       logits = learner.apply(variables, tokens)
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), {}
 
-  return loss
+  trainable, frozen = jax.eval_shape(learner.split, variables)
+  optimizer = optax.adamw(1e-3)
+  texts = Shape((STEPS, batch, size.length), jnp.int32, sharding=meshes.dealt(mesh, axis=1))
+  trainable, state = meshes.replicate(mesh, (trainable, jax.eval_shape(optimizer.init, trainable)))
+  steps = make_steps(loss_fn, optimizer, mesh=mesh)
+  key = jax.eval_shape(jax.random.key, 0)
+  return Program(name, steps, (trainable, state, 0, frozen, texts, texts, None, key))

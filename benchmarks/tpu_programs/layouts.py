@@ -19,17 +19,16 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 import glora_jax
-from benchmarks.machinery.output import make_parser, print_result, print_table
+from benchmarks.machinery.measuring import make_parser, print_result, print_table
 from glora_jax.method.equation import weight_factors
 from glora_jax.runs.planning.machine import find_slice, has_compiler
 
-MEBIBYTE = 2**20
 KERNEL = (768, 3072)
 RANKS = (1, 4, 8, 16, 32, 128)
 TOKENS = (64, 197)  # images, and tokens of each
@@ -39,11 +38,7 @@ HEADS = (12, 6)
 Supports = Mapping[str, jax.Array]
 
 
-class Traffic(NamedTuple):
-  """What the compiler counts in a program."""
-
-  bytes: float
-  operations: float
+Traffic = dict[str, float]  # what the compiler counts in a program
 
 
 def two_products(supports: Supports, kernel: jax.Array, alleles: jax.Array) -> jax.Array:
@@ -103,7 +98,7 @@ def traffic(device: Any, function: Callable[..., Any], *shapes: Any) -> Traffic:
     lambda shape: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place), shapes
   )
   found = jax.jit(function).lower(*arguments).compile().cost_analysis()
-  return Traffic(found['bytes accessed'], found['flops'])
+  return {'bytes': found['bytes accessed'], 'operations': found['flops']}
 
 
 def merges(device: Any, ranks: tuple[int, ...]) -> Iterator[tuple[str, Traffic]]:
@@ -149,12 +144,11 @@ def main() -> None:
   if not given.quick:
     found |= attentions(device)
   rows = [
-    (name, f'{counted.bytes / MEBIBYTE:,.1f} MiB', f'{counted.operations / 1e6:,.0f}')
+    (name, f'{counted["bytes"] / 2**20:,.1f} MiB', f'{counted["operations"] / 1e6:,.0f}')
     for name, counted in found.items()
   ]
   print_table(('', 'bytes', 'Mop'), rows)
-  programs = {name: counted._asdict() for name, counted in found.items()}
-  print_result('tpu_layouts', {'quick': given.quick, 'programs': programs})
+  print_result('tpu_layouts', {'quick': given.quick, 'programs': found})
 
 
 if __name__ == '__main__':

@@ -11,9 +11,8 @@ import pytest
 from trees import randomized
 
 from benchmarks.tpu_programs import decoder
-from benchmarks.tpu_programs.cases import Case
+from benchmarks.tpu_programs.cases import Case, Kept, compiled, largest
 from benchmarks.tpu_programs.collectives import collectives
-from benchmarks.tpu_programs.compilation import Kept, compiled, largest
 from glora_jax import mesh as meshes
 from glora_jax.runs.planning.machine import find_slice
 
