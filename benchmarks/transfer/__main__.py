@@ -9,7 +9,6 @@ it and two tasks of 800 images to train, 200 to validate and 2,000 to test into 
 60 MB. The last line is JSON.
 """
 
-import argparse
 import json
 import os
 import pathlib
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.machinery.output import print_result
+from benchmarks.machinery.measuring import make_parser, print_result
 from benchmarks.transfer import onnx_check, onnx_weights, tasks
 
 FOLDER = os.path.join('runs', 'transfer')
@@ -66,31 +65,9 @@ def prepare(folder: str, blocks: int, wheel: str | None, fashion: str | None) ->
   return {**prepared, 'bytes': size}
 
 
-def print_summary(folder: str, prepared: dict[str, Any]) -> None:
-  """Says what was written and how well it agrees with its source."""
-  weights = prepared['weights']
-  print(f'{folder}: {prepared["bytes"] / 1e6:.1f} MB')
-  print(
-    f'vit_s    {prepared["blocks"]} blocks, kernels in float16. On a photograph the tokens of ours '
-    f'and onnxruntime differ by at most {weights["all_blocks"]:.1e}\n'
-    '         with all blocks in float32, where values go up to '
-    f'{weights["largest_value"]:.1f}; as written by {weights["written"]:.1e}, where they go up to\n'
-    f'         {weights["largest_written_value"]:.1f} (the norm of all differences over that of '
-    f'all tokens: {weights["written_relative"]:.1e})'
-  )
-  for name, task in prepared['tasks'].items():
-    sizes = ', '.join(f'{count:,} {split}' for split, count in task['sizes'].items())
-    print(
-      f'{name:9}{sizes} of {task["images"]:,} images; {task["left_out"]} left out as duplicates; '
-      f'SHA-256 {task["sha256"][:16]}'
-    )
-
-
 def main() -> None:
   """Prepares the folder and prints; ends with a sentence where that is not possible."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = make_parser(__doc__)
   parser.add_argument('command', choices=['prepare'])
   parser.add_argument('--folder', default=FOLDER)
   parser.add_argument('--blocks', type=int, default=10, help='how many of the twelve blocks')
@@ -105,7 +82,22 @@ def main() -> None:
     prepared = prepare(arguments.folder, arguments.blocks, arguments.wheel, arguments.fashion)
   except (ImportError, OSError, RuntimeError, ValueError) as error:
     parser.exit(1, f'{error}\n')
-  print_summary(arguments.folder, prepared)
+  weights = prepared['weights']
+  print(f'{arguments.folder}: {prepared["bytes"] / 1e6:.1f} MB')
+  print(
+    f'vit_s    {prepared["blocks"]} blocks, kernels in float16. On a photograph the tokens of ours '
+    f'and onnxruntime differ by at most {weights["all_blocks"]:.1e}\n'
+    '         with all blocks in float32, where values go up to '
+    f'{weights["largest_value"]:.1f}; as written by {weights["written"]:.1e}, where they go up to\n'
+    f'         {weights["largest_written_value"]:.1f} (the norm of all differences over that of '
+    f'all tokens: {weights["written_relative"]:.1e})'
+  )
+  for name, task in prepared['tasks'].items():
+    sizes = ', '.join(f'{count:,} {split}' for split, count in task['sizes'].items())
+    print(
+      f'{name:9}{sizes} of {task["images"]:,} images; {task["left_out"]} left out as duplicates; '
+      f'SHA-256 {task["sha256"][:16]}'
+    )
   print_result('transfer', {'prepared': prepared})
 
 

