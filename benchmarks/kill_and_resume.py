@@ -17,9 +17,6 @@ Identical means: every `result.json` but for its seconds, and every byte of `fol
 of a shortened command. The last line is JSON; the exit code is 1 where a run was not identical.
 """
 
-from __future__ import annotations
-
-import argparse
 import pathlib
 import random
 import shutil
@@ -31,7 +28,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from benchmarks.machinery.killable import ENDED, KINDS, Contents, Kill, Killable
-from benchmarks.machinery.output import make_parser, print_result
+from benchmarks.machinery.measuring import make_parser, print_result
 
 KILLS, QUICK_KILLS = 20, 6
 QUICK_FIELDS = {
@@ -57,27 +54,6 @@ class Undisturbed(NamedTuple):
   stages: Mapping[str, float]
 
 
-class Disturbed(NamedTuple):
-  """A run that was killed and resumed until it ended.
-
-  Attributes:
-    job: the run.
-    kills: what was done to it, a sentence for each kill that came in time.
-    code: exit code of the last start.
-  """
-
-  job: Killable
-  kills: list[str]
-  code: int
-
-  def failure(self, expected: Contents) -> str:
-    """Why the run is not identical; empty where it is."""
-    if self.code == ENDED and self.kills:
-      changed = differences(expected, self.job.contents())
-      return f'differs in {", ".join(changed)}' if changed else ''
-    return f'ended with {self.code}: {self.job.log.strip()[-LAST_WORDS:]}'
-
-
 def differences(expected: Contents, actual: Contents) -> list[str]:
   """Names of all that is not the same."""
   names = expected.keys() | actual.keys()
@@ -87,7 +63,7 @@ def differences(expected: Contents, actual: Contents) -> list[str]:
 def run_undisturbed(job: Killable) -> Undisturbed:
   """A whole run; leaves the program where it fails."""
   start = time.perf_counter()
-  if code := job.start().code:
+  if code := job.start()[0]:
     sys.exit(f'The undisturbed run ended with {code}:\n{job.log[-5 * LAST_WORDS :]}')
   return Undisturbed(job.contents(), time.perf_counter() - start, job.seconds())
 
@@ -120,8 +96,12 @@ def plan_kills(
   return [first, second] if number % 4 == 3 else [first]
 
 
-def run_disturbed(job: Killable, planned: list[Kill]) -> Disturbed:
-  """A run from an empty folder that is killed as planned, and then resumed until it ends."""
+def run_disturbed(job: Killable, planned: list[Kill]) -> tuple[list[str], int]:
+  """Kills a run from an empty folder as planned, and then resumes it until it ends.
+
+  Returns:
+    A sentence for each kill that came in time, and the exit code of the last start.
+  """
   shutil.rmtree(job.folder, ignore_errors=True)
   kills = []
   for kill in planned:
@@ -129,12 +109,12 @@ def run_disturbed(job: Killable, planned: list[Kill]) -> Disturbed:
     if was_killed:
       kills.append(f'{kill}, in {job.stage()}, exit code {code}')
     if code == ENDED or not kill.is_answered_by(code):
-      return Disturbed(job, kills, code)
-  return Disturbed(job, kills, job.start().code)
+      return kills, code
+  return kills, job.start()[0]
 
 
-def parse_arguments() -> argparse.Namespace:
-  """The command line."""
+def main() -> None:
+  """Runs, kills, compares and prints."""
   parser = make_parser(__doc__, f'{QUICK_KILLS} kills of a shortened command')
   parser.add_argument('--what', choices=KINDS, default='quickstart', help='what is killed')
   parser.add_argument('--kills', type=int, help=f'{KILLS}, or {QUICK_KILLS} with --quick')
@@ -146,18 +126,13 @@ def parse_arguments() -> argparse.Namespace:
   parser.add_argument(
     '--folder', help='for the runs, kept; a temporary one by default, which is removed'
   )
-  return parser.parse_args()
-
-
-def main() -> None:
-  """Runs, kills, compares and prints."""
-  arguments = parse_arguments()
+  arguments = parser.parse_args()
   fields = dict(QUICK_FIELDS) if arguments.quick else {}
   fields |= dict(field.split('=', 1) for field in arguments.field)
   number = arguments.kills or (QUICK_KILLS if arguments.quick else KILLS)
   rng = random.Random(arguments.seed)
   folder = pathlib.Path(arguments.folder or tempfile.mkdtemp(prefix='kill_and_resume_')).resolve()
-  processes = KINDS[arguments.what].processes
+  processes = KINDS[arguments.what]
 
   def job(name: str) -> Killable:
     return Killable(arguments.what, folder / name, folder, fields)
@@ -173,18 +148,23 @@ def main() -> None:
   identical, kills = 0, []
   for index in range(number):
     planned = plan_kills(index, number, warm, rng, arguments.pause, processes)
+    killed = job(f'kill{index}')
     for _ in range(TRIES):
-      outcome = run_disturbed(job(f'kill{index}'), planned)
-      if outcome.kills:
+      came, code = run_disturbed(killed, planned)
+      if came:
         break
       planned = [kill._replace(after=kill.after * EARLIER) for kill in planned]
-    failure = outcome.failure(cold.contents)
+    if code == ENDED and came:
+      changes = differences(cold.contents, killed.contents())
+      failure = f'differs in {", ".join(changes)}' if changes else ''
+    else:
+      failure = f'ended with {code}: {killed.log.strip()[-LAST_WORDS:]}'
     identical += not failure
-    kills.append(outcome.kills)
+    kills.append(came)
     answer = 'no' if failure else 'yes'
-    print(f'{index:4} {answer:10} {"; then ".join(outcome.kills)} {failure}', flush=True)
+    print(f'{index:4} {answer:10} {"; then ".join(came)} {failure}', flush=True)
     if not failure and not arguments.folder:
-      shutil.rmtree(outcome.job.folder)
+      shutil.rmtree(killed.folder)
   print(f'{identical} of {number} identical')
   if not arguments.folder and identical == number:
     shutil.rmtree(folder)

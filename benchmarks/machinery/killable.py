@@ -1,7 +1,5 @@
 """Commands that can be started many times, killed, stopped for a while, and compared."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os
@@ -12,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from PIL import Image
@@ -27,6 +25,8 @@ _SUITE, _SEEDS = 'oxford_pets', (0, 1, 2)  # a few-shot task whose lists are eas
 _SUITE_IMAGES = {'train': 160, 'val': 40, 'test': 80}
 _ALONE = 10.0  # seconds that a process may go on without the one that was killed
 _POLL = 0.01
+
+KINDS = {'quickstart': 1, 'gradient': 1, 'suite': 1, 'comparison': 1, 'two': 2}  # and processes
 
 Contents = dict[str, bytes]
 
@@ -64,13 +64,6 @@ class Kill(NamedTuple):
     )
 
 
-class Ending(NamedTuple):
-  """How a start ended: the exit code of its first process, or of the one that was killed."""
-
-  code: int
-  was_killed: bool
-
-
 @dataclasses.dataclass(frozen=True)
 class Killable:
   """A run, a suite or a comparison: the same command each time.
@@ -97,23 +90,32 @@ class Killable:
     """What all starts have printed."""
     return (self.folder / 'log.txt').read_text(errors='replace')
 
-  def start(self, kill: Kill | None = None) -> Ending:
-    """Starts it, kills it where asked to, and waits until all its processes have ended."""
+  def start(self, kill: Kill | None = None) -> tuple[int, bool]:
+    """Starts it, kills it where asked to, and waits until all its processes have ended.
+
+    Returns:
+      The exit code of its first process, or of the one that was killed; whether one was.
+    """
     self.folder.mkdir(parents=True, exist_ok=True)
     before = len(self.log) if (self.folder / 'log.txt').exists() else 0
+    environment = {
+      **os.environ,
+      'JAX_COMPILATION_CACHE_DIR': str(self.shared / 'xla'),
+      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    }
     with open(self.folder / 'log.txt', 'a') as log:
       processes = [
-        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log, cwd=ROOT, env=self._env())
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log, cwd=ROOT, env=environment)
         for command in self._commands()
       ]
       if kill is None or not self._wait(processes, kill, before):
-        return Ending(_end(processes, processes[0]), was_killed=False)
+        return _end(processes, processes[0]), False
       victim = processes[kill.process]
       victim.send_signal(kill.signal)
       if kill.signal == signal.SIGSTOP:
         time.sleep(kill.pause)
         victim.send_signal(signal.SIGCONT)
-      return Ending(_end(processes, victim), was_killed=True)
+      return _end(processes, victim), True
 
   def _wait(self, processes: Sequence[subprocess.Popen], kill: Kill, before: int) -> bool:
     """Waits for the moment of a kill; whether it came before a process ended."""
@@ -129,28 +131,19 @@ class Killable:
     return False
 
   def _commands(self) -> list[list[str]]:
-    kind = KINDS[self.kind]
+    processes = KINDS[self.kind]
     command = [sys.executable, '-m', 'glora_jax.main']
     command += ['--config', str(ROOT / 'configs' / 'quickstart.py')]
     command += ['--workdir', str(self.workdir)]
-    fields = {**kind.fields(self.shared), **self.fields}
+    fields = {**fields_of(self.kind, self.shared), **self.fields}
     command += [f'--config.{name}={value}' for name, value in fields.items()]
-    if kind.processes == 1:
+    if processes == 1:
       return [command]
     with socket.create_server(('localhost', 0)) as server:
       coordinator = f'localhost:{server.getsockname()[1]}'
     command += [f'--config.distributed.coordinator={coordinator}']
-    command += [f'--config.distributed.num_processes={kind.processes}']
-    return [
-      [*command, f'--config.distributed.process_id={number}'] for number in range(kind.processes)
-    ]
-
-  def _env(self) -> dict[str, str]:
-    return {
-      **os.environ,
-      'JAX_COMPILATION_CACHE_DIR': str(self.shared / 'xla'),
-      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-    }
+    command += [f'--config.distributed.num_processes={processes}']
+    return [[*command, f'--config.distributed.process_id={number}'] for number in range(processes)]
 
   def stage(self) -> str:
     """The stage that the last start was in."""
@@ -203,51 +196,33 @@ def without_seconds(content: Any, names: Sequence[str] = ('seconds',)) -> Any:
   }
 
 
-class Kind(NamedTuple):
-  """What can be started.
-
-  Attributes:
-    fields: fields of the quickstart's config that make it this, given the shared folder.
-    processes: number of processes that work together.
-  """
-
-  fields: Callable[[pathlib.Path], dict[str, Any]]
-  processes: int = 1
-
-
-def _quickstart(shared: pathlib.Path) -> dict[str, Any]:
+def fields_of(kind: str, shared: pathlib.Path) -> dict[str, Any]:
+  """Fields of the quickstart's config that make it one of `KINDS`."""
+  if kind == 'gradient':
+    return {'structure': 'gradient'}
+  if kind == 'comparison':
+    return {
+      'job': 'compare',
+      'budget': None,
+      'compare.methods': ('linear', 'lora', 'full', 'search', 'gradient'),
+      'compare.seeds': 1,
+      'compare.budgets': (20_000,),
+      'compare.rates': (1e-3, 4e-3),
+      'mesh.devices': 'one',
+      'presets': (),
+    }
+  if kind == 'suite':
+    root = shared / 'lists'
+    if not root.exists():
+      write_few_shot_lists(root / _SUITE)
+    return {
+      'task': f'fewshot/{_SUITE}/16/all',
+      'data.source': 'lists',
+      'data.root': str(root),
+      'finetune.batch_size': 32,
+      'supernet.batch_size': 32,
+    }
   return {}
-
-
-def _gradient(shared: pathlib.Path) -> dict[str, Any]:
-  return {'structure': 'gradient'}
-
-
-def _comparison(shared: pathlib.Path) -> dict[str, Any]:
-  methods = ('linear', 'lora', 'full', 'search', 'gradient')
-  return {
-    'job': 'compare',
-    'budget': None,
-    'compare.methods': methods,
-    'compare.seeds': 1,
-    'compare.budgets': (20_000,),
-    'compare.rates': (1e-3, 4e-3),
-    'mesh.devices': 'one',
-    'presets': (),
-  }
-
-
-def _suite(shared: pathlib.Path) -> dict[str, Any]:
-  root = shared / 'lists'
-  if not root.exists():
-    write_few_shot_lists(root / _SUITE)
-  return {
-    'task': f'fewshot/{_SUITE}/16/all',
-    'data.source': 'lists',
-    'data.root': str(root),
-    'finetune.batch_size': 32,
-    'supernet.batch_size': 32,
-  }
 
 
 def write_few_shot_lists(folder: pathlib.Path) -> None:
@@ -265,12 +240,3 @@ def write_few_shot_lists(folder: pathlib.Path) -> None:
       suffix = '' if seed is None else f'.num_shot_16.seed_{seed}'
       chosen = lines if seed is None else lines[seed :: len(_SEEDS)]
       (folder / 'annotations' / f'{split}_meta.list{suffix}').write_text('\n'.join(chosen))
-
-
-KINDS = {
-  'quickstart': Kind(_quickstart),
-  'gradient': Kind(_gradient),
-  'suite': Kind(_suite),
-  'comparison': Kind(_comparison),
-  'two': Kind(_quickstart, processes=2),
-}
