@@ -29,7 +29,6 @@ os.environ['XLA_FLAGS'] = (
   '--xla_backend_optimization_level=0'  # most of the time is the compiler's
 )
 
-import argparse
 import collections
 import importlib
 import json
@@ -39,8 +38,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from benchmarks.machinery.output import machine, print_result, print_table
-from benchmarks.record.comparing import Entry, compare, plain, to_text
+from benchmarks.machinery.measuring import machine, make_parser, print_result, print_table
+from benchmarks.record.comparing import compare, plain, to_text
 
 ROOT = pathlib.Path(__file__).parents[2]
 FOLDER = ROOT / 'tests' / 'golden' / 'record'
@@ -50,19 +49,6 @@ MOST_LISTED, LONGEST = 40, 70
 VERDICTS = ('same', 'close', 'differs', 'missing', 'new')
 
 
-def arguments() -> argparse.Namespace:
-  """The command line."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
-  names = [*PARTS, TIMES, []]  # argparse holds the empty default against the choices, too
-  parser.add_argument('parts', nargs='*', metavar='PART', choices=names, default=[])
-  parser.add_argument('--write', action='store_true', help='the record anew')
-  given = parser.parse_args()
-  given.parts = given.parts or list(PARTS)
-  return given
-
-
 def found(part: str) -> dict[str, Any]:
   """What the code gives now, as JSON keeps it; empty where what a part takes is not installed."""
   entries = importlib.import_module(f'benchmarks.record.{part}').record()
@@ -70,28 +56,17 @@ def found(part: str) -> dict[str, Any]:
   return {name: plain(values) for name, values in bar}
 
 
-def shown(value: Any) -> str:
-  """The beginning of a value."""
-  text = json.dumps(value)
-  return text if len(text) <= LONGEST else f'{text[: LONGEST - 3]}...'
-
-
-def list_differences(entries: list[Entry]) -> None:
-  """Prints what is not the same and not close."""
-  different = [held for held in entries if held.verdict not in ('same', 'close')]
-  for path, verdict, recorded, now in different[:MOST_LISTED]:
-    print(f'{verdict:8} {path}: {shown(recorded)} -> {shown(now)}')
-  if len(different) > MOST_LISTED:
-    print(f'and {len(different) - MOST_LISTED} more')
-
-
 def main() -> None:
   """Computes, then writes or compares."""
-  given = arguments()
+  parser = make_parser(__doc__)
+  names = [*PARTS, TIMES, []]  # argparse holds the empty default against the choices, too
+  parser.add_argument('parts', nargs='*', metavar='PART', choices=names, default=[])
+  parser.add_argument('--write', action='store_true', help='the record anew')
+  given = parser.parse_args()
   sys.path[:0] = [str(ROOT / 'tests' / name) for name in ('', 'method', 'nnx', 'search')]
   FOLDER.mkdir(parents=True, exist_ok=True)
   counts, failed = {}, False
-  for part in given.parts:
+  for part in given.parts or PARTS:
     path, entries = FOLDER / f'{part}.json', found(part)
     if given.write and entries:
       path.write_text(to_text({'made with': machine(), **entries}))
@@ -104,7 +79,13 @@ def main() -> None:
     if made_with != machine():
       print(f'{part}: recorded with {made_with}')
     compared = list(compare(recorded, entries))
-    list_differences(compared)
+    different = [held for held in compared if held.verdict not in ('same', 'close')]
+    for path, verdict, *values in different[:MOST_LISTED]:
+      texts = (json.dumps(value) for value in values)
+      cut = [text if len(text) <= LONGEST else f'{text[: LONGEST - 3]}...' for text in texts]
+      print(f'{verdict:8} {path}: {" -> ".join(cut)}')
+    if len(different) > MOST_LISTED:
+      print(f'and {len(different) - MOST_LISTED} more')
     counts[part] = collections.Counter(held.verdict for held in compared)
     failed |= part != TIMES and bool(counts[part].keys() - {'same', 'close'})
   print_table(

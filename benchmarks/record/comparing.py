@@ -12,6 +12,7 @@ DIGITS = 9  # of a number: float32 has 7 or 8
 FREQUENCIES = (0.0, 0.7, 1.9, 3.1)
 TOLERANCE = 1e-5
 
+Values = dict[str, Any]  # of an entry of a record
 Verdict = Literal['same', 'close', 'differs', 'missing', 'new']
 
 

@@ -1,6 +1,5 @@
 """All models of the zoos: rows, what is not covered, outputs, gradients, and fold against apply."""
 
-import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -10,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 import glora_jax
-from benchmarks.record.comparing import digest
+from benchmarks.record.comparing import Values, digest
 
 SPACE = glora_jax.SearchSpace(ranks=(1, 2))
 BOUNDS = (1e-7, 1e-6, 1e-5, 1e-2)  # of fold against apply, over the largest output
@@ -36,7 +35,7 @@ class Case(NamedTuple):
   plain: Callable[[Any], Any]
 
 
-def record() -> Iterator[tuple[str, dict[str, Any]]]:
+def record() -> Iterator[tuple[str, Values]]:
   """Names and entries of all models, one after the other."""
   import function_zoo
   import model_zoo
@@ -108,7 +107,7 @@ def _rows(adapted: Any) -> list[list[Any]]:
   return [[layer.name, layer.in_features, layer.out_features, layer.bias] for layer in adapted.spec]
 
 
-def _entry(case: Case) -> dict[str, Any]:
+def _entry(case: Case) -> Values:
   """Rows, coverage, and what three structures give."""
   adapted, spec = case.adapted, case.adapted.spec
   genomes = [
@@ -116,7 +115,20 @@ def _entry(case: Case) -> dict[str, Any]:
     *glora_jax.random_genomes(np.random.default_rng(0), spec, 2),
   ]
 
-  computed = jax.jit(functools.partial(_computed, case))
+  @jax.jit
+  def computed(variables: Any, genome: Any) -> tuple[Any, Any, Any]:
+    """Outputs, gradients of their weighted sum by the supports, folded parameters."""
+
+    def loss(supports: Any) -> Any:
+      all_variables = {**case.rest, **variables, 'glora': supports}
+      outputs = adapted.apply(all_variables, *case.inputs, genome=genome, **case.kwargs)
+      leaves = [jnp.ravel(leaf).astype(jnp.float32) for leaf in jax.tree.leaves(outputs)]
+      values = jnp.concatenate(leaves)
+      return jnp.cos(jnp.arange(len(values))) @ values, outputs
+
+    gradients, outputs = jax.grad(loss, has_aux=True)(variables['glora'])
+    return outputs, gradients, adapted.fold(variables, genome)
+
   results = [computed(case.variables, genome) for genome in genomes]
   uncovered = adapted.coverage().uncovered
   return {
@@ -131,19 +143,7 @@ def _entry(case: Case) -> dict[str, Any]:
   }
 
 
-def _computed(case: Case, variables: Any, genome: Any) -> tuple[Any, Any, Any]:
-  """Outputs of a structure, gradients of their weighted sum by the supports, folded parameters."""
-
-  def loss(supports: Any) -> Any:
-    all_variables = {**case.rest, **variables, 'glora': supports}
-    outputs = case.adapted.apply(all_variables, *case.inputs, genome=genome, **case.kwargs)
-    return _weighted(outputs), outputs
-
-  gradients, outputs = jax.grad(loss, has_aux=True)(variables['glora'])
-  return outputs, gradients, case.adapted.fold(variables, genome)
-
-
-def _live(example: Any) -> dict[str, Any]:
+def _live(example: Any) -> Values:
   """A model that is attached: rows, outputs, and its folded parameters."""
   from hand_count import randomized_model
   from trees import randomized
@@ -164,13 +164,6 @@ def _live(example: Any) -> dict[str, Any]:
     'folded': digest(glora_jax.nnx.params(folded)),
     'fold equals apply': _apart(outputs, _call(folded, example.inputs, example.kwargs)),
   }
-
-
-def _weighted(outputs: Any) -> jax.Array:
-  """One number of all outputs."""
-  leaves = [jnp.ravel(leaf).astype(jnp.float32) for leaf in jax.tree.leaves(outputs)]
-  values = jnp.concatenate(leaves)
-  return jnp.cos(jnp.arange(len(values))) @ values
 
 
 def _apart(outputs: Any, others: Any) -> str:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 import glora_jax
 from benchmarks.machinery.killable import without_seconds
-from benchmarks.record.comparing import digest
+from benchmarks.record.comparing import Values, digest
 from glora_jax.files import read_arrays
 from glora_jax.models import peft, weights
 from glora_jax.models.formats.table import FORMATS
@@ -49,7 +49,7 @@ _NUMBER = re.compile(r'[-+\u2212]?\d[\d,]*(?:\.\d+)?')
 _PAGE_PARTS = re.compile(r'<(script|style|svg)\b.*?</\1>', re.S)
 
 
-def record() -> Iterator[tuple[str, dict[str, Any]]]:
+def record() -> Iterator[tuple[str, Values]]:
   """Names and entries, one after the other."""
   with tempfile.TemporaryDirectory() as folder:
     place = pathlib.Path(folder)
@@ -62,14 +62,14 @@ def record() -> Iterator[tuple[str, dict[str, Any]]]:
     yield 'comparison', _comparison(place)
 
 
-def _conversions(source: pathlib.Path, place: pathlib.Path) -> dict[str, Any]:
+def _conversions(source: pathlib.Path, place: pathlib.Path) -> Values:
   """By format, SHA-256 of a checkpoint's files in it, and the parameters that are read back.
 
   None where a format has no place for the model.
   """
   place.mkdir()
   model, params, metadata = weights.load(source)
-  found: dict[str, Any] = {'parameters': digest(params)}
+  found: Values = {'parameters': digest(params)}
   for name in ('glora_jax', *FORMATS):
     folder = place / name
     try:
@@ -82,7 +82,7 @@ def _conversions(source: pathlib.Path, place: pathlib.Path) -> dict[str, Any]:
   return found
 
 
-def _peft(place: pathlib.Path) -> dict[str, Any]:
+def _peft(place: pathlib.Path) -> Values:
   """A LoRA of a ViT as PEFT's adapter, and what comes back."""
   from comparing import random_variables
 
@@ -100,7 +100,7 @@ def _sha256(path: pathlib.Path) -> str:
   return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _runs() -> dict[str, dict[str, Any]]:
+def _runs() -> dict[str, Values]:
   return {
     'search': {},
     'gradient': {'structure': 'gradient'},
@@ -112,37 +112,31 @@ def _runs() -> dict[str, dict[str, Any]]:
   }
 
 
-def _config(fields: dict[str, Any]) -> Any:
+def _config(fields: Values) -> Any:
   """The embedded backbone on digits, with a few epochs of everything."""
   config = default_config()
   config.update_from_flattened_dict({**SHORT, **fields})
   return config
 
 
-def _run(place: pathlib.Path, name: str, fields: dict[str, Any]) -> dict[str, Any]:
+def _run(place: pathlib.Path, name: str, fields: Values) -> Values:
   """What a run says: its result, its metrics, the structure, the numbers of its page."""
   workdir = place / name.replace(', ', '_')
   experiment.run(_config(fields), str(workdir))
   lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  scored = workdir / 'search' / 'archive.npz'
+  archive = read_arrays(scored, 'archive') if scored.exists() else {}
   return {
     **_reported(workdir),
     'page': _numbers_of_page((workdir / 'report.html').read_text()),
     'metrics': [without_seconds(json.loads(line), LEFT_OUT) for line in lines],
     'genome': json.loads((workdir / 'genome.json').read_text()),
-    'archive': _archive(workdir / 'search' / 'archive.npz'),
+    'archive': {name: archive[name] for name in ('correct', 'loss', 'generation') if archive},
     'test_list': _sha256(workdir / 'test_list.json'),
   }
 
 
-def _archive(path: pathlib.Path) -> dict[str, Any]:
-  """What a search has scored, but for the structures themselves; empty without a search."""
-  if not path.exists():
-    return {}
-  arrays = read_arrays(path, 'archive')
-  return {name: arrays[name] for name in ('correct', 'loss', 'generation')}
-
-
-def _reported(workdir: pathlib.Path) -> dict[str, Any]:
+def _reported(workdir: pathlib.Path) -> Values:
   """The result of a job, and its tables."""
   tables = {}
   for path in sorted(workdir.glob('*.csv')):
@@ -169,7 +163,7 @@ def _numbers_of_page(page: str) -> list[str]:
   return [text for text in texts if _NUMBER.match(text) and not text.endswith((' s', 'min'))]
 
 
-def _comparison(place: pathlib.Path) -> dict[str, Any]:
+def _comparison(place: pathlib.Path) -> Values:
   config = _config({'job': 'compare', 'budget': None, 'presets': ()})
   config.compare.update(methods=COMPARED, budgets=(20_000,), seeds=2, rates=(1e-3, 4e-3))
   workdir = place / 'comparison'

@@ -11,7 +11,7 @@ import optax
 from flax import nnx
 
 import glora_jax
-from benchmarks.record.comparing import digest
+from benchmarks.record.comparing import Values, digest
 from glora_jax import mesh as meshes
 from glora_jax.data.augment import mixup
 from glora_jax.models.vit import ViT
@@ -40,7 +40,7 @@ class Problem:
     self.adapted = glora_jax.adapt(model, self.images[:1], space=space)
     self.variables = self.adapted.init(jax.random.key(1), self.params)
 
-  def fit(self, learner: Any, loss: Any, recipe: Any = RECIPE, **options: Any) -> dict[str, Any]:
+  def fit(self, learner: Any, loss: Any, recipe: Any = RECIPE, **options: Any) -> Values:
     """The loss of every step, and what is trained at the end."""
     losses: list[float] = []
     variables = options.pop('variables', self.variables)
@@ -68,7 +68,7 @@ class Problem:
       adapted, unchanged, lambda key: sampling.draw(key, adapted.spec), train=True, **options
     )
 
-  def fixed(self, preset: str, **options: Any) -> dict[str, Any]:
+  def fixed(self, preset: str, **options: Any) -> Values:
     """A training of one structure."""
     subnet = self.adapted.fix(glora_jax.preset(self.adapted.spec, preset))
     recipe = dataclasses.replace(RECIPE, **options.pop('recipe', {}))
@@ -82,7 +82,7 @@ def unchanged(key: jax.Array, images: jax.Array) -> jax.Array:
   return images
 
 
-def record() -> Iterator[tuple[str, dict[str, Any]]]:
+def record() -> Iterator[tuple[str, Values]]:
   """Names and entries, one after the other."""
   problem = Problem()
   for name, make in {**_trainings(problem), **_sharded(problem)}.items():
@@ -97,7 +97,7 @@ def record() -> Iterator[tuple[str, dict[str, Any]]]:
   yield 'allocation', _allocation(problem)
 
 
-def _trainings(problem: Problem) -> dict[str, Callable[[], dict[str, Any]]]:
+def _trainings(problem: Problem) -> dict[str, Callable[[], Values]]:
   adapted = problem.adapted
 
   def supernet(sampling: Any = glora_jax.Sampling(), recipe: Any = RECIPE, **options: Any) -> Any:
@@ -127,14 +127,14 @@ def _trainings(problem: Problem) -> dict[str, Callable[[], dict[str, Any]]]:
   }
 
 
-def _sharded(problem: Problem) -> dict[str, Callable[[], dict[str, Any]]]:
+def _sharded(problem: Problem) -> dict[str, Callable[[], Values]]:
   """The supernet over eight devices: images dealt, and with them the frozen weights."""
 
-  def replicated() -> dict[str, Any]:
+  def replicated() -> Values:
     loss = problem.supernet(independent_images=True)
     return problem.fit(problem.adapted, loss, mesh=meshes.over_devices())
 
-  def fsdp() -> dict[str, Any]:
+  def fsdp() -> Values:
     mesh = meshes.over_devices(fsdp=4)
     adapted, variables = glora_jax.shard(
       problem.adapted, problem.variables, mesh, min_bytes=SHARDED
@@ -145,7 +145,7 @@ def _sharded(problem: Problem) -> dict[str, Callable[[], dict[str, Any]]]:
   return {'eight devices': replicated, 'eight devices, fsdp=4': fsdp}
 
 
-def _side_by_side(problem: Problem) -> dict[str, Any]:
+def _side_by_side(problem: Problem) -> Values:
   genomes = [glora_jax.preset(problem.adapted.spec, name) for name in ('lora:2', 'bitfit')]
   keys = [jax.random.key(seed) for seed in range(2)]
   starts = [problem.variables] * 2
@@ -156,7 +156,7 @@ def _side_by_side(problem: Problem) -> dict[str, Any]:
   return {'trained': [digest(state.trainable) for state in states]}
 
 
-def _head(problem: Problem) -> dict[str, Any]:
+def _head(problem: Problem) -> Values:
   variables = glora_jax.warm_head(
     problem.adapted,
     problem.variables,
@@ -184,7 +184,7 @@ def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
   return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
-def _function() -> dict[str, Any]:
+def _function() -> Values:
   """The supernet's steps of a function, by hand."""
   from trees import randomized
 
@@ -218,7 +218,7 @@ def _function() -> dict[str, Any]:
   return {'losses': losses, 'trained': digest(trainable)}
 
 
-def _nnx(problem: Problem) -> dict[str, Any]:
+def _nnx(problem: Problem) -> Values:
   """A live model with dropout and batch statistics, a structure drawn for every step."""
   from live_models import TOKENS, Classifier
 
@@ -247,7 +247,7 @@ def _nnx(problem: Problem) -> dict[str, Any]:
   }
 
 
-def _scores(problem: Problem) -> dict[str, Any]:
+def _scores(problem: Problem) -> Values:
   from comparing import random_variables
 
   variables = random_variables(problem.adapted, problem.params)
@@ -259,7 +259,7 @@ def _scores(problem: Problem) -> dict[str, Any]:
   return {'correct': correct, 'loss': loss, 'correct, eight devices': other}
 
 
-def search(mode: Any) -> dict[str, Any]:
+def search(mode: Any) -> Values:
   """An archive of scores that are whole numbers, the same on every machine."""
   from toy_search import SPEC, Judge
 
@@ -273,7 +273,7 @@ def search(mode: Any) -> dict[str, Any]:
   }
 
 
-def _allocation(problem: Problem) -> dict[str, Any]:
+def _allocation(problem: Problem) -> Values:
   space = glora_jax.SearchSpace.distinct((1, 2, 4))
   adapted = glora_jax.adapt(problem.adapted.model, problem.images[:1], space=space)
   batches = [
