@@ -27,7 +27,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from benchmarks.machinery.output import make_parser, print_result, print_table
+from benchmarks.machinery.measuring import make_parser, print_result, print_table
 from glora_jax.files import read_json, write_json
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.machinery.output import make_parser, print_result
+from benchmarks.machinery.measuring import make_parser, print_result
 from glora_jax.data import augment
 from glora_jax.data.normalization import normalize
 from glora_jax.models import weights

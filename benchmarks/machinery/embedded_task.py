@@ -51,12 +51,12 @@ class Backbone:
   normalization: str
 
   @classmethod
-  def load(cls) -> 'Backbone':
+  def load(cls, remat: str | None = 'dots_saveable') -> 'Backbone':
     """Reads it from the library's own file."""
     loaded = weights.load(weights.EMBEDDED_FILE)
     model, params, metadata = weights.refit(*loaded, num_classes=NUM_CLASSES)
     sample = jnp.zeros((1, IMAGE_SIZE, IMAGE_SIZE, 3))
-    adapted = adapt(model.clone(remat='dots_saveable', drop_path=0.1), sample)
+    adapted = adapt(model.clone(remat=remat, drop_path=0.1), sample)
     return cls(adapted, params, metadata['normalization'])
 
   def preprocess(self, images: jax.Array) -> jax.Array:

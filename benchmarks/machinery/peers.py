@@ -156,7 +156,9 @@ def _merged(weight: Any, bias: Any, supports: dict[str, Any], codes: list[int]) 
   """Weight and bias of one layer with its supports in the forms that five codes name."""
   a, b, c, d, e = codes
   scale, shift = _matrix(supports, 'A', a), _matrix(supports, 'B', b)
-  prompt = 0.0 if c == 0 else weight @ _prompt(supports, c)
+  prompt = 0.0
+  if c:  # a vector of the inputs, or one of low rank
+    prompt = weight @ (supports['Cd'] if c == 1 else supports['Cd'] @ supports['Cu'])[:, 0]
   merged_bias = bias + bias * _vector(supports['D'], d) + _vector(supports['E'], e) + prompt
   return weight + weight * scale + shift, merged_bias
 
@@ -169,11 +171,6 @@ def _matrix(supports: dict[str, Any], tensor: Literal['A', 'B'], code: int) -> A
   if code == 1:
     return down[0, 0]
   return down[:, :1] if code == 2 else down @ up
-
-
-def _prompt(supports: dict[str, Any], code: int) -> Any:
-  """C: a vector of the inputs, or one of low rank."""
-  return supports['Cd'][:, 0] if code == 1 else (supports['Cd'] @ supports['Cu'])[:, 0]
 
 
 def _vector(support: Any, code: int) -> Any:

@@ -24,27 +24,27 @@ nodes share this folder, each on what `--runner.resources` says, `CPU=1` for ins
 import functools
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from benchmarks.machinery.cores import Cores
-from benchmarks.machinery.output import make_parser, print_result
-from benchmarks.structures import display, gate, plan, tuning
+from benchmarks.machinery.measuring import make_parser, print_result
+from benchmarks.structures import gate, plan, tables
 from benchmarks.structures.jobs import Job, Store, run_jobs
 from benchmarks.structures.plan import Method
+from benchmarks.structures.tables import Rates
 from glora_jax.runs import runners
 from glora_jax.runs.terminal import MISTAKES, sentence
 
 HERE = os.path.dirname(__file__)
 FOLDER = os.path.join(HERE, 'results')
 RATES = os.path.join(FOLDER, 'rates.json')
-PARTS = ('tune', 'develop', 'gate', 'final', 'confirm', 'tables')
 QUICK_METHODS: tuple[Method, ...] = (('gradient', 5_184), ('random(0)', 5_184), ('bitfit', 0))
 
 
 def main() -> None:
   """Does what the command line asks for."""
-  parser = make_parser(__doc__ or '', 'one epoch of three methods on one task; nothing is kept')
-  parser.add_argument('parts', nargs='*', choices=[*PARTS, []], default=[], help='all by default')
+  parser = make_parser(__doc__, 'one epoch of three methods on one task; nothing is kept')
+  parser.add_argument('parts', nargs='*', choices=[*DO, []], default=[], help='all by default')
   parser.add_argument('--workers', type=int, default=2, help='processes, one on a core each')
   parser.add_argument('--budgets', type=int, nargs='+', default=[5_184, 9_216])
   parser.add_argument('--tasks', nargs='+', help='some of the tasks of a part')
@@ -53,25 +53,13 @@ def main() -> None:
   parser.add_argument('--runner', default=runners.PROCESS, help='ray, or ray:ADDRESS')
   parser.add_argument('--runner.resources', dest='resources', help='of a job on Ray: CPU=1')
   arguments = parser.parse_args()
-  arguments.runner = runner_of(arguments)
-  if arguments.quick:
-    quick(arguments.runner)
-    return
-  for part in arguments.parts or PARTS:
-    DO[part](arguments)
-
-
-def runner_of(arguments) -> runners.Runner:
-  """Who does the jobs.
-
-  Raises:
-    SystemExit: there is no such runner; the sentence says why.
-  """
   try:
     runner = runners.named(arguments.runner, arguments.resources)
   except MISTAKES as error:
     raise SystemExit(f'error: {sentence(error)}') from error
-  return Cores(arguments.workers) if runner is runners.THIS_PROCESS else runner
+  arguments.runner = Cores(arguments.workers) if runner is runners.THIS_PROCESS else runner
+  for do in [quick] if arguments.quick else [DO[part] for part in arguments.parts or DO]:
+    do(arguments)
 
 
 def store_of(part: str) -> Store:
@@ -79,11 +67,11 @@ def store_of(part: str) -> Store:
   return Store(os.path.join(FOLDER, f'{part}.jsonl'))
 
 
-def quick(runner: runners.Runner) -> None:
+def quick(arguments) -> None:
   """A few short trainings whose results are not kept."""
   store = Store(os.path.join('runs', 'structures', 'quick.jsonl'))
-  jobs = [Job('digits', *method, 1.6e-2, tuning.TUNING_SEED, 1) for method in QUICK_METHODS]
-  run_jobs(jobs, store, runner, 'quick')
+  jobs = [Job('digits', *method, 1.6e-2, plan.TUNING_SEED, 1) for method in QUICK_METHODS]
+  run_jobs(jobs, store, arguments.runner, 'quick')
   print_result('structures', {job.method: store.results[job]['test'] for job in jobs})
 
 
@@ -92,20 +80,17 @@ def tune(arguments) -> None:
   store = store_of('tuning')
   methods: list[Method] = []
   for budget in arguments.budgets:
-    methods += chosen(plan.fixed_up_to(budget), arguments.methods)
     ours = [(name, budget) for name in ('gradient', 'gradient/usual', 'random(0)')]
-    methods += chosen(ours + plan.searched(budget), arguments.methods)
-  methods = list(dict.fromkeys(methods))
-  trials = tuning.Trials(plan.EPOCHS)
+    methods += [*plan.fixed_up_to(budget), *ours, *plan.searched(budget)]
+  methods = list(dict.fromkeys(chosen(methods, arguments.methods)))
   run = functools.partial(run_jobs, store=store, runner=arguments.runner, title='tuning')
-  rates = tuning.tune(methods, store, trials, run)
-  known = {**(read_rates() if os.path.exists(RATES) else {}), **rates}
-  tuning.write_rates(RATES, known)
+  rates = plan.tune(methods, store, plan.Trials(), run)
+  plan.write_rates(RATES, {**(read_rates() if os.path.exists(RATES) else {}), **rates})
 
 
 def read_rates() -> dict[Method, float]:
-  """The chosen rates; see `tuning.read_rates`."""
-  return tuning.read_rates(RATES, 'benchmarks.structures')
+  """The chosen rates; see `plan.read_rates`."""
+  return plan.read_rates(RATES, 'benchmarks.structures')
 
 
 def chosen(methods: list[Method], names: list[str] | None) -> list[Method]:
@@ -113,13 +98,13 @@ def chosen(methods: list[Method], names: list[str] | None) -> list[Method]:
   return [method for method in methods if not names or method[0] in names]
 
 
-def with_rates(methods: list[Method], rates: dict[Method, float]) -> list[tuple[Method, float]]:
+def with_rates(methods: Sequence[Method], rates: Rates) -> list[tuple[Method, float]]:
   """The methods that have rates, with them; those that vary another take its rate."""
   tuned = ((method, plan.tuned_as(method)) for method in methods)
   return [(method, rates[name]) for method, name in tuned if name in rates]
 
 
-def require_rates(methods: list[Method], rates: dict[Method, float]) -> None:
+def require_rates(methods: Sequence[Method], rates: Rates) -> None:
   """Raises SystemExit, with a sentence, where a method that was asked for has no rate."""
   without = {plan.tuned_as(method) for method in methods} - set(rates)
   if without:
@@ -134,30 +119,12 @@ def develop(arguments) -> None:
   """The tournament of values and options on the development tasks."""
   store, rates = store_of('development'), read_rates()
   names = arguments.tasks or plan.tasks('development')
+  seeds = range(arguments.seeds or plan.TOURNAMENT_SEEDS)
   for budget in arguments.budgets:
     methods = chosen(plan.tournament(budget), arguments.methods)
     require_rates(methods, rates)
-    jobs = plan.jobs_of(
-      with_rates(methods, rates), names, range(arguments.seeds or plan.TOURNAMENT_SEEDS)
-    )
+    jobs = plan.jobs_of(with_rates(methods, rates), names, seeds)
     run_jobs(jobs, store, arguments.runner, f'development, {budget}')
-
-
-def final(arguments) -> None:
-  """All methods on the final tasks, those that cannot be the best with fewer seeds."""
-  store, rates = store_of('final'), read_rates()
-  notes = {'commit': committed(HERE)}
-  for budget in arguments.budgets:
-    names = arguments.tasks or plan.final_tasks(budget)
-    seeds = min(arguments.seeds or plan.SEEDS[budget], plan.SEEDS[budget])
-    if arguments.methods:
-      wanted = [plan.sized(name, budget) for name in arguments.methods]
-      require_rates(wanted, rates)
-      jobs = plan.jobs_of(with_rates(wanted, rates), names, range(seeds))
-      run_jobs(jobs, store, arguments.runner, f'final, {budget}', notes)
-      continue
-    for jobs in final_jobs(store, rates, names, budget, seeds):
-      run_jobs(jobs, store, arguments.runner, f'final, {budget}', notes)
 
 
 def committed(folder: str) -> str:
@@ -166,20 +133,43 @@ def committed(folder: str) -> str:
   Raises:
     SystemExit: something in it is not committed.
   """
-  paths = ['--', folder, ':(exclude)*.jsonl']
-  changed = _git('status', '--porcelain', *paths)
-  if changed:
+
+  def git(*arguments: str) -> str:
+    command = ['git', *arguments, '--', folder, ':(exclude)*.jsonl']
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.rstrip()
+
+  if changed := git('status', '--porcelain'):
     raise SystemExit(f'Commit these before the final tasks are run:\n{changed}')
-  return _git('log', '-1', '--format=%h', *paths)
+  return git('log', '-1', '--format=%h')
 
 
-def _git(*arguments: str) -> str:
-  done = subprocess.run(['git', *arguments], check=True, capture_output=True, text=True)
-  return done.stdout.rstrip()
+def compare(
+  part: str, arguments, names_of: Callable[[int], list[str]], jobs_of: Callable[..., Iterator]
+) -> None:
+  """Does the jobs of every budget on the tasks of a part, and keeps the commit with results."""
+  store, rates = store_of(part), read_rates()
+  notes = {'commit': committed(HERE)}
+  for budget in arguments.budgets:
+    names = arguments.tasks or names_of(budget)
+    seeds = min(arguments.seeds or plan.SEEDS[budget], plan.SEEDS[budget])
+    for jobs in jobs_of(store, rates, names, budget, seeds):
+      run_jobs(jobs, store, arguments.runner, f'{part}, {budget}', notes)
+
+
+def by_task(
+  methods_of: Callable[[str], list[Method]], rates: Rates, names: list[str], seeds: int
+) -> list[Job]:
+  """The jobs of methods that differ from task to task; seeds are outermost."""
+  return [
+    job
+    for seed in range(seeds)
+    for name in names
+    for job in plan.jobs_of(with_rates(methods_of(name), rates), [name], [seed])
+  ]
 
 
 def bar_jobs(
-  store: Store, rates: dict[Method, float], names: list[str], budget: int, seeds: int
+  store: Store, rates: Rates, names: list[str], budget: int, seeds: int
 ) -> Iterator[list[Job]]:
   """Ours and the fixed methods, those that cannot be the best with fewer seeds."""
   fixed = [method for method in plan.fixed_up_to(budget) if method in rates]
@@ -188,34 +178,37 @@ def bar_jobs(
   first = range(min(seeds, plan.FIRST_SEEDS))
   yield plan.jobs_of(with_rates([ours, *fixed], rates), names, first)
   left = {name: plan.contenders(store, name, rates, fixed) for name in names}
-  yield [
-    job
-    for seed in range(seeds)
-    for name in names
-    for job in plan.jobs_of(with_rates([ours, *left[name]], rates), [name], [seed])
-  ]
+  yield by_task(lambda name: [ours, *left[name]], rates, names, seeds)
 
 
 def final_jobs(
-  store: Store, rates: dict[Method, float], names: list[str], budget: int, seeds: int
+  store: Store, rates: Rates, names: list[str], budget: int, seeds: int
 ) -> Iterator[list[Job]]:
   """The jobs of a budget, in the order in which they are done; later ones depend on results."""
   yield from bar_jobs(store, rates, names, budget, seeds)
-  yield [
-    job
-    for seed in range(seeds)
-    for name in names
-    for job in plan.jobs_of(with_rates(plan.controls(budget, name), rates), [name], [seed])
-  ]
-  yield plan.jobs_of(with_rates(plan.twice_as_large(budget), rates), names, range(seeds))
-  search = with_rates(plan.searched(budget), rates)
-  yield plan.jobs_of(search, names, range(min(seeds, plan.SEARCH_SEEDS)))
-  for others in (plan.randoms(budget), plan.other_values(budget)):
-    yield plan.jobs_of(with_rates(others, rates), names, range(min(seeds, plan.OTHER_SEEDS)))
+  yield by_task(functools.partial(plan.controls, budget), rates, names, seeds)
+  for methods, most in (
+    (plan.twice_as_large, seeds),
+    (plan.searched, plan.SEARCH_SEEDS),
+    (plan.randoms, plan.OTHER_SEEDS),
+    (plan.other_values, plan.OTHER_SEEDS),
+  ):
+    yield plan.jobs_of(with_rates(methods(budget), rates), names, range(min(seeds, most)))
+
+
+def final(arguments) -> None:
+  """All methods on the final tasks, those that cannot be the best with fewer seeds."""
+
+  def wanted(store: Store, rates: Rates, names: list[str], budget: int, seeds: int):
+    methods = [plan.sized(name, budget) for name in arguments.methods]
+    require_rates(methods, rates)
+    yield plan.jobs_of(with_rates(methods, rates), names, range(seeds))
+
+  compare('final', arguments, plan.final_tasks, wanted if arguments.methods else final_jobs)
 
 
 def confirming_jobs(
-  store: Store, rates: dict[Method, float], names: list[str], budget: int, seeds: int
+  store: Store, rates: Rates, names: list[str], budget: int, seeds: int
 ) -> Iterator[list[Job]]:
   """The jobs of a budget on confirming tasks; where something was borrowed, also without that."""
   yield from bar_jobs(store, rates, names, budget, seeds)
@@ -230,30 +223,20 @@ def confirming_jobs(
 
 def confirm(arguments) -> None:
   """Ours and the fixed methods on tasks that were written when all of them were fixed."""
-  store, rates = store_of('confirming'), read_rates()
-  names = arguments.tasks or plan.confirming()
-  notes = {'commit': committed(HERE)}
-  for budget in arguments.budgets:
-    seeds = min(arguments.seeds or plan.SEEDS[budget], plan.SEEDS[budget])
-    for jobs in confirming_jobs(store, rates, names, budget, seeds):
-      run_jobs(jobs, store, arguments.runner, f'confirming, {budget}', notes)
+  compare('confirming', arguments, lambda _: plan.confirming(), confirming_jobs)
 
 
-def tables(arguments) -> None:
+def print_tables(arguments) -> None:
   """Prints what is there."""
-  display.print_all(
-    {part: store_of(part) for part in ('tuning', 'development', 'gate', 'final', 'confirming')},
-    read_rates(),
-    arguments.budgets,
-  )
+  parts = ('tuning', 'development', 'gate', 'final', 'confirming')
+  tables.print_all({part: store_of(part) for part in parts}, read_rates(), arguments.budgets)
 
 
 def run_gate(arguments) -> None:
   """Random structures of one size on the development tasks."""
-  store = store_of('gate')
   names = arguments.tasks or plan.tasks('development')
   rate = read_rates()['random(0)', gate.BUDGET]
-  run_jobs(gate.jobs(names, rate), store, arguments.runner, 'gate')
+  run_jobs(gate.jobs(names, rate), store_of('gate'), arguments.runner, 'gate')
 
 
 DO = {
@@ -262,7 +245,7 @@ DO = {
   'gate': run_gate,
   'final': final,
   'confirm': confirm,
-  'tables': tables,
+  'tables': print_tables,
 }
 
 if __name__ == '__main__':

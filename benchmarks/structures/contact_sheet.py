@@ -6,12 +6,12 @@ The rows are the rendered tasks in the order of `TASKS`; the left block has a pi
 in its order, the right block another one. Images that are drawn are never among the test images.
 """
 
-import argparse
 import os
 
 import numpy as np
 from PIL import Image
 
+from benchmarks.machinery.measuring import make_parser
 from benchmarks.structures.tasks import TASKS, Pool, draw, load_pool
 
 PATH = os.path.join(os.path.dirname(__file__), 'tasks.png')
@@ -35,9 +35,7 @@ def strip(pool: Pool, number: int) -> np.ndarray:
 
 def main() -> None:
   """Draws the sheet."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = make_parser(__doc__)
   parser.add_argument('--tasks', nargs='+', choices=TASKS, default=RENDERED, metavar='TASK')
   pools = [load_pool(name) for name in parser.parse_args().tasks]
   rows = [np.concatenate([strip(pool, 0), strip(pool, 1)], axis=1) for pool in pools]

@@ -17,20 +17,25 @@ The last line is JSON.
 """
 
 import argparse
+import collections
 import json
 import os
 import statistics
-import subprocess
-import sys
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.machinery.embedded_task import Backbone, digits, on_device
-from benchmarks.machinery.output import make_parser, print_result, print_table
+from benchmarks.machinery.measuring import (
+  in_new_process,
+  make_parser,
+  print_result,
+  print_table,
+  rounded,
+)
 from benchmarks.structures import laboratory as lab
 from benchmarks.structures import plan
 from glora_jax.data.pipeline import Split
@@ -52,64 +57,44 @@ NUM_CLASSES = 10
 NUM_IMAGES = 800
 QUICK_IMAGES = {'embedded': NUM_IMAGES, 'vit_s': 96}
 EPOCHS = {'embedded': 12, 'vit_s': 2}  # that are measured
-VIT_S = {'patch_size': 14, 'depth': 10, 'layer_scale': 1.0}
 VIT_S_SIZE = 84
 WEIGHTS = os.path.join('runs', 'transfer', 'vit_s')
 SETTINGS = AllocationSettings()
 
 
-class Problem(NamedTuple):
-  """A backbone and what it learns.
-
-  Attributes:
-    model: the backbone, with a head of zeros.
-    params: its parameters.
-    normalization: name of that of its inputs.
-    train: images and labels.
-  """
-
-  model: Any
-  params: Any
-  normalization: str
-  train: Split
-
-  @classmethod
-  def load(cls, backbone: str, num_images: int, path: str) -> 'Problem':
-    """The problem of a backbone."""
-    if backbone == 'embedded':
-      loaded = weights.load(weights.EMBEDDED_FILE)
-      train = Split(*(part[:num_images] for part in digits()['train']))
-    else:
-      loaded = weights.load(path) if os.path.isdir(path) else _random_vit_s()
-      rng = np.random.default_rng(0)
-      images = rng.integers(256, size=(num_images, VIT_S_SIZE, VIT_S_SIZE, 3), dtype=np.uint8)
-      train = Split(images, rng.integers(NUM_CLASSES, size=num_images, dtype=np.int32))
-    size = train.images.shape[1]
-    model, params, metadata = weights.refit(*loaded, num_classes=NUM_CLASSES, image_size=size)
-    model = model.clone(remat='dots_saveable', drop_path=0.1)
-    params = jax.tree.map(jnp.asarray, params)
-    batch_indices(jax.random.key(0), 0, 1, num_images, lab.BATCH_SIZE)
-    return cls(model, params, metadata['normalization'], on_device(train))
-
-  def backbone(self, space: SearchSpace) -> tuple[Backbone, Any]:
-    """The backbone adapted with a space, and its variables."""
-    adapted = adapt(self.model, self.train.images[:1].astype(np.float32), space=space)
-    variables = adapted.init(jax.random.key(0), self.params)
-    return Backbone(adapted, self.params, self.normalization), jax.block_until_ready(variables)
+def load(
+  backbone: str, num_images: int, path: str, space: SearchSpace
+) -> tuple[Backbone, Any, Split]:
+  """A backbone adapted with a space, its variables, and the images and labels that it learns."""
+  if backbone == 'embedded':
+    loaded = weights.load(weights.EMBEDDED_FILE)
+    train = Split(*(part[:num_images] for part in digits()['train']))
+  else:
+    loaded = weights.load(path) if os.path.isdir(path) else _random_vit_s()
+    rng = np.random.default_rng(0)
+    images = rng.integers(256, size=(num_images, VIT_S_SIZE, VIT_S_SIZE, 3), dtype=np.uint8)
+    train = Split(images, rng.integers(NUM_CLASSES, size=num_images, dtype=np.int32))
+  size = train.images.shape[1]
+  model, params, metadata = weights.refit(*loaded, num_classes=NUM_CLASSES, image_size=size)
+  model = model.clone(remat='dots_saveable', drop_path=0.1)
+  batch_indices(jax.random.key(0), 0, 1, num_images, lab.BATCH_SIZE)
+  adapted = adapt(model, train.images[:1].astype(np.float32), space=space)
+  params = jax.tree.map(jnp.asarray, params)
+  variables = jax.block_until_ready(adapted.init(jax.random.key(0), params))
+  return Backbone(adapted, params, metadata['normalization']), variables, on_device(train)
 
 
 def _random_vit_s() -> tuple[Any, Any, dict[str, Any]]:
   """What `weights.load` returns of a ViT-S/14 that has learned nothing."""
-  model = vit('S', 0, **VIT_S)
+  model = vit('S', 0, patch_size=14, depth=10, layer_scale=1.0)
   images = jnp.zeros((1, VIT_S_SIZE, VIT_S_SIZE, 3))
   params = jax.jit(model.init)(jax.random.key(0), images)['params']
   return model, params, {'image_size': VIT_S_SIZE, 'normalization': 'imagenet'}
 
 
-def structure_seconds(problem: Problem) -> dict[str, float]:
+def structure_seconds(base: Backbone, variables: Any, train: Split) -> dict[str, float]:
   """Wall seconds of what comes before a structure's training."""
-  base, variables = problem.backbone(SearchSpace.distinct(RANKS_OTHERWISE))
-  images, labels = problem.train
+  images, labels = train
 
   def loss(forward, batch, key):
     del key
@@ -134,9 +119,8 @@ def structure_seconds(problem: Problem) -> dict[str, float]:
   return {'head': warm - start, 'allocation': time.perf_counter() - warm}
 
 
-def lora_seconds(problem: Problem, epochs: int) -> dict[str, float]:
+def lora_seconds(base: Backbone, variables: Any, train: Split, epochs: int) -> dict[str, float]:
   """Wall seconds of training LoRA for all epochs, of which a few are measured."""
-  base, variables = problem.backbone(SearchSpace(ranks=(1,)))
   subnet = base.adapted.fix(preset(base.adapted.spec, 'lora:1'))
   trainable, frozen = subnet.split(variables)
   recipe = lab.recipe(plan.EPOCHS)
@@ -146,11 +130,11 @@ def lora_seconds(problem: Problem, epochs: int) -> dict[str, float]:
     subnet_loss(subnet, base.unaugmented, train=True),
     trainable,
     frozen,
-    *problem.train,
+    *train,
     recipe,
     jax.random.key(1),
     stop_epoch=epochs,
-    steps_per_dispatch=recipe.steps_per_epoch(len(problem.train.labels)),
+    steps_per_dispatch=recipe.steps_per_epoch(len(train.labels)),
     on_dispatch=lambda *_: ends.append(time.perf_counter()),
     progress=False,
   )
@@ -161,11 +145,10 @@ def lora_seconds(problem: Problem, epochs: int) -> dict[str, float]:
 
 def measure(arguments: argparse.Namespace) -> dict[str, float]:
   """What is asked for, in this process."""
-  (backbone,) = arguments.backbones
-  problem = Problem.load(backbone, arguments.images, arguments.weights)
+  how = (*arguments.backbones, arguments.images, arguments.weights)
   if arguments.measure == 'lora':
-    return lora_seconds(problem, arguments.epochs)
-  return structure_seconds(problem)
+    return lora_seconds(*load(*how, SearchSpace(ranks=(1,))), arguments.epochs)
+  return structure_seconds(*load(*how, SearchSpace.distinct(RANKS_OTHERWISE)))
 
 
 def medians(backbone: str, arguments: argparse.Namespace) -> dict[str, float]:
@@ -173,21 +156,18 @@ def medians(backbone: str, arguments: argparse.Namespace) -> dict[str, float]:
   images, epochs, repeats = NUM_IMAGES, EPOCHS[backbone], arguments.repeats
   if arguments.quick:
     images, epochs, repeats = QUICK_IMAGES[backbone], 2, 1
-  flags = {'--images': images, '--epochs': epochs, '--weights': arguments.weights}
-  command = [sys.executable, '-m', 'benchmarks.structures.cost', '--backbones', backbone]
-  command += [str(word) for pair in flags.items() for word in pair]
-  found: dict[str, list[float]] = {}
+  flags = {'backbones': backbone, 'images': images, 'epochs': epochs, 'weights': arguments.weights}
+  found = collections.defaultdict(list)
   for part in ('structure', 'lora') * repeats:
-    done = subprocess.run([*command, '--measure', part], check=True, stdout=subprocess.PIPE)
-    for name, seconds in json.loads(done.stdout.splitlines()[-1]).items():
-      found.setdefault(name, []).append(seconds)
+    words = [f'--{name}={value}' for name, value in {**flags, 'measure': part}.items()]
+    for name, seconds in in_new_process('structures.cost', *words).items():
+      found[name].append(seconds)
   return {name: statistics.median(values) for name, values in found.items()}
 
 
 def main() -> None:
   """Measures in fresh processes and prints."""
-  parser = make_parser(__doc__ or '', 'one repeat, two epochs, few images of the ViT-S')
-  parser.add_argument('--repeats', type=int, default=3)
+  parser = make_parser(__doc__, 'one repeat, two epochs, few images of the ViT-S', repeats=3)
   parser.add_argument('--backbones', nargs='+', choices=BACKBONES, default=BACKBONES)
   parser.add_argument('--weights', default=WEIGHTS, help='folder of the ViT-S')
   parser.add_argument('--measure', choices=('structure', 'lora'), help='in this process')
@@ -201,7 +181,7 @@ def main() -> None:
   for backbone in arguments.backbones:
     seconds = medians(backbone, arguments)
     seconds['share'] = (seconds['head'] + seconds['allocation']) / seconds['training']
-    result[backbone] = {name: round(value, 3) for name, value in seconds.items()}
+    result[backbone] = rounded(seconds)
   print_table(
     ('seconds', *result),
     [

@@ -27,6 +27,7 @@ FEWEST = 10  # structures that are correlated at all
 BOUNDED = 'bounded'  # the option of training
 
 Runs = Sequence[Sequence[Mapping[str, Any]]]  # of each structure one of every seed
+Results = Mapping[tuple[str, int], Mapping[str, Any]]  # by structure and seed
 
 
 def jobs(names: Sequence[str], rate: float) -> list[Job]:
@@ -44,7 +45,7 @@ def jobs(names: Sequence[str], rate: float) -> list[Job]:
 
 def correlations(store: Store, task: str) -> dict[str, Any]:
   """Rank correlations by measure, of all structures and of those that trained; JSON types."""
-  by_option: dict[str, dict[tuple[str, int], Mapping[str, Any]]] = {'valued': {}, BOUNDED: {}}
+  by_option: dict[str, Any] = {'valued': {}, BOUNDED: {}}
   for job, result in sorted(store.results.items()):
     if job.task == task:
       structure, _, option = job.method.partition('+')
@@ -63,9 +64,7 @@ def correlations(store: Store, task: str) -> dict[str, Any]:
   return found
 
 
-def _with_those_that_trained(
-  results: Mapping[tuple[str, int], Mapping[str, Any]],
-) -> dict[str, Any]:
+def _with_those_that_trained(results: Results) -> dict[str, Any]:
   """The correlations of all structures and, apart, of those of which no seed broke down."""
   structures = dict.fromkeys(structure for structure, _ in results)
   runs = [[results.get((name, seed)) for seed in range(SEEDS)] for name in structures]
@@ -81,10 +80,7 @@ def _with_those_that_trained(
   }
 
 
-def _changes(
-  valued: Mapping[tuple[str, int], Mapping[str, Any]],
-  bounded: Mapping[tuple[str, int], Mapping[str, Any]],
-) -> dict[str, Any]:
+def _changes(valued: Results, bounded: Results) -> dict[str, Any]:
   """What the bound does to the accuracy of trainings, in points.
 
   Returns:

@@ -7,7 +7,7 @@ whatever is killed goes on where it was.
 import functools
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
@@ -27,7 +27,7 @@ class Job(NamedTuple):
     rate: peak learning rate.
     seed: of images, folds, initial values and order.
     epochs: of the training.
-    backbone: name, of `backbones`.
+    backbone: name, of `laboratory.FOLDERS`.
   """
 
   task: str
@@ -51,8 +51,14 @@ class Store:
     """Reads the file, if there is one; a last line that was cut off is removed."""
     self.path = path
     self.results: dict[Job, dict[str, Any]] = {}
-    if os.path.exists(path):
-      self.results.update(_read(path))
+    if not os.path.exists(path):
+      return
+    with open(path, 'rb+') as file:
+      whole, newline, _ = file.read().rpartition(b'\n')
+      file.truncate(len(whole + newline))
+    for line in whole.splitlines():
+      result = json.loads(line)
+      self.results[Job(*result.pop('job'))] = result
 
   def add(self, job: Job, result: Mapping[str, Any]) -> None:
     """Appends a result to the file."""
@@ -61,16 +67,6 @@ class Store:
     with open(self.path, 'a') as file:
       file.write(line + '\n')
     self.results[job] = dict(result)
-
-
-def _read(path: str) -> Iterator[tuple[Job, dict[str, Any]]]:
-  """The results of a file, from which a last line that was cut off is removed."""
-  with open(path, 'rb+') as file:
-    whole, newline, _ = file.read().rpartition(b'\n')
-    file.truncate(len(whole + newline))
-  for line in whole.splitlines():
-    result = json.loads(line)
-    yield Job(*result.pop('job')), result
 
 
 def run_jobs(

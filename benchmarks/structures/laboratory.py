@@ -1,10 +1,12 @@
-"""What all jobs share: backbone, images, warm heads, compiled programs.
+"""What all jobs share: backbones, images, warm heads, compiled programs.
 
 All structures share one compiled program: the genome is an argument of it, and so is the learning
 rate of every array. A test holds that it does what training `adapted.fix(genome)` does.
 """
 
+import dataclasses
 import functools
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,13 +16,13 @@ import numpy as np
 import optax
 
 from benchmarks.machinery import embedded_task
-from benchmarks.structures import backbones, methods
-from benchmarks.structures.backbones import ALL_RANKS, EMBEDDED, Model, Ranks
 from benchmarks.structures.tasks import draw, load_pool
 from glora_jax.data.pipeline import Split
 from glora_jax.data.shifts import shifted
 from glora_jax.method.adapt import adapt
+from glora_jax.method.adapted import Adapted, Subnet
 from glora_jax.method.space import SearchSpace
+from glora_jax.models import weights
 from glora_jax.search.scoring import make_image_scorer
 from glora_jax.training import loop
 from glora_jax.training.batches import batch_indices
@@ -29,26 +31,57 @@ from glora_jax.training.losses import cross_entropy, subnet_loss, supernet_loss
 from glora_jax.training.recipe import Recipe
 from glora_jax.training.sampling import Sampling
 
+EMBEDDED, VIT_S = 'embedded', 'vit_s'
+SIDES = {EMBEDDED: embedded_task.IMAGE_SIZE, VIT_S: 56}  # pixels
+FOLDERS = {EMBEDDED: weights.EMBEDDED_FILE, VIT_S: os.path.join('runs', 'transfer', 'vit_s')}
+ALL_RANKS = tuple(range(1, 17))  # 16 of LoRA on qkv at 36,864 parameters
 HEAD = Recipe(
   epochs=6, warmup_epochs=1, batch_size=64, learning_rate=1.6e-2, final_learning_rate=1e-5
 )
 BATCH_SIZE = 64
 STEPS_PER_CALL = 48
 NUM_TRAIN = 800
+PURPOSES = ('init', 'head', 'order', 'structure')  # of a seed's random keys
 
 
-class Purposes(NamedTuple):
-  """Random keys of a seed."""
+class Model(NamedTuple):
+  """What a program is compiled for.
 
-  init: jax.Array
-  head: jax.Array
-  order: jax.Array
-  structure: jax.Array
+  Attributes:
+    num_classes: of its head.
+    ranks: that are on offer.
+    backbone: name.
+  """
 
-  @classmethod
-  def from_seed(cls, seed: int) -> 'Purposes':
-    """One key for each purpose."""
-    return cls(*jax.random.split(jax.random.key(seed), len(cls._fields)))
+  num_classes: int
+  ranks: tuple[int, ...] = ALL_RANKS
+  backbone: str = EMBEDDED
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Setting:
+  """Where a structure is made.
+
+  Attributes:
+    adapted: the adapted backbone.
+    model: what its programs are compiled for.
+    variables: what a training starts from, with the warm head and usual starting values.
+    preprocess: images to inputs of the model.
+    train: the images and labels.
+    key: random key.
+  """
+
+  adapted: Adapted
+  model: Model
+  variables: Any
+  preprocess: Callable[[jax.Array], jax.Array]
+  train: Any
+  key: jax.Array
+
+
+def key_of(seed: int, purpose: str) -> jax.Array:
+  """A seed's random key for one of `PURPOSES`."""
+  return jax.random.split(jax.random.key(seed), len(PURPOSES))[PURPOSES.index(purpose)]
 
 
 def recipe(epochs: int, max_grad_norm: float = 0.0) -> Recipe:
@@ -66,9 +99,19 @@ def recipe(epochs: int, max_grad_norm: float = 0.0) -> Recipe:
 
 @functools.cache
 def backbone(wanted: Model) -> embedded_task.Backbone:
-  """A backbone with a new head, adapted with all forms and the model's ranks on offer."""
-  model, params, metadata = backbones.load(wanted.backbone, wanted.num_classes)
-  side = backbones.SIDES[wanted.backbone]
+  """A backbone with a new head, adapted with all forms and the model's ranks on offer.
+
+  Raises:
+    FileNotFoundError: the ViT-S was not prepared; the sentence says how.
+  """
+  path, side = FOLDERS[wanted.backbone], SIDES[wanted.backbone]
+  if not os.path.exists(path):
+    raise FileNotFoundError(
+      f'There is no {path}; python -m benchmarks.transfer prepare --blocks 12 makes it.'
+    )
+  model, params, metadata = weights.refit(
+    *weights.load(path), num_classes=wanted.num_classes, image_size=side
+  )
   adapted = adapt(
     model.clone(remat=None, unroll=model.depth, drop_path=0.1),  # a tenth faster on a CPU's core
     jnp.zeros((1, side, side, 3)),
@@ -78,29 +121,17 @@ def backbone(wanted: Model) -> embedded_task.Backbone:
 
 
 @functools.lru_cache(maxsize=8)
-def splits(task: str, seed: int, backbone_name: str = EMBEDDED) -> dict[str, Any]:
-  """The images of a seed, on the device."""
-  drawn = draw(load_pool(task), seed)
-  return {name: backbones.as_seen_by(backbone_name, split) for name, split in drawn.items()}
-
-
-def masked_loss(base: embedded_task.Backbone, dropout: float = 0.0) -> loop.LossFn:
-  """The loss of the subnet whose genome lies among the frozen arrays; see `subnet_loss`."""
-  adapted = base.adapted
-
-  def loss_fn(trainable, frozen, images, labels, key):
-    variables = adapted.join(trainable, frozen)
-    genome = variables.pop('genome')
-    _, _, model_key = jax.random.split(key, 3)  # as `subnet_loss` takes it
-    if dropout:
-      supports = drop_components(model_key, variables['glora'], adapted.groups, genome, dropout)
-      variables = {**variables, 'glora': supports}
-    rngs = {'drop_path': model_key}
-    inputs = base.preprocess(images)
-    logits = adapted.apply(variables, inputs, genome=genome, rngs=rngs, train=True)
-    return cross_entropy(logits, labels)
-
-  return loss_fn
+def splits(task: str, seed: int, backbone_name: str = EMBEDDED) -> dict[str, Split]:
+  """The images of a seed on the device, as large as a backbone wants them."""
+  found, side = {}, SIDES[backbone_name]
+  for name, split in draw(load_pool(task), seed).items():
+    images, labels = embedded_task.on_device(split)
+    if images.shape[1] != side:
+      size = (len(labels), side, side, 3)
+      images = jax.image.resize(images.astype(jnp.float32), size, 'linear')
+      images = jnp.clip(jnp.round(images), 0, 255).astype(np.uint8)
+    found[name] = Split(images, labels)
+  return found
 
 
 def scaled_updates() -> optax.GradientTransformation:
@@ -117,8 +148,22 @@ def scaled_updates() -> optax.GradientTransformation:
 def program(
   model: Model, epochs: int, dropout: float = 0.0, max_grad_norm: float = 0.0
 ) -> Callable:
-  """The compiled training steps."""
-  loss_fn = masked_loss(backbone(model), dropout)
+  """The compiled training steps of the subnet whose genome lies among the frozen arrays."""
+  base = backbone(model)
+  adapted = base.adapted
+
+  def loss_fn(trainable, frozen, images, labels, key):
+    variables = adapted.join(trainable, frozen)
+    genome = variables.pop('genome')
+    _, _, model_key = jax.random.split(key, 3)  # as `subnet_loss` takes it
+    if dropout:
+      supports = drop_components(model_key, variables['glora'], adapted.groups, genome, dropout)
+      variables = {**variables, 'glora': supports}
+    rngs = {'drop_path': model_key}
+    inputs = base.preprocess(images)
+    logits = adapted.apply(variables, inputs, genome=genome, rngs=rngs, train=True)
+    return cross_entropy(logits, labels)
+
   return loop.make_steps(loss_fn, optimizer(epochs, max_grad_norm))
 
 
@@ -150,31 +195,29 @@ def optimizer(epochs: int, max_grad_norm: float = 0.0) -> optax.GradientTransfor
 
 
 @functools.cache
-def head_program(model: Model) -> Callable:
-  """The compiled steps of the linear probe that all start from."""
+def head_program(model: Model) -> tuple[Subnet, Callable]:
+  """The linear probe that all start from, and its compiled steps."""
   base = backbone(model)
   linear = base.adapted.fix(np.zeros((len(base.adapted.spec), 5), np.int8))
   loss = subnet_loss(linear, base.unaugmented)
-  return loop.make_steps(loss, HEAD.optimizer(NUM_TRAIN))
+  return linear, loop.make_steps(loss, HEAD.optimizer(NUM_TRAIN))
 
 
 @functools.lru_cache(maxsize=16)
-def warm_params(task: str, seed: int, shifts: bool = False, backbone_name: str = EMBEDDED) -> Any:
+def warm_params(task: str, seed: int, shifts: bool, backbone_name: str) -> Any:
   """The base's parameters with the head that all methods start from, or that tells shifts."""
   model = Model(load_pool(task).num_classes, backbone=backbone_name)
   base = backbone(model)
-  adapted = base.adapted
-  variables = adapted.init(jax.random.key(0), base.params)
-  linear = adapted.fix(np.zeros((len(adapted.spec), 5), np.int8))
-  trainable, frozen = linear.split(variables)
+  linear, steps = head_program(model)
+  trainable, frozen = linear.split(base.adapted.init(jax.random.key(0), base.params))
   state = fit(
-    head_program(model),
+    steps,
     trainable,
     HEAD.optimizer(NUM_TRAIN).init(trainable),
     frozen,
     training_images(task, seed, shifts, backbone_name),
     HEAD.epochs,
-    Purposes.from_seed(seed).head,
+    key_of(seed, 'head'),
   )
   return linear.join(state, frozen)['params']
 
@@ -194,16 +237,17 @@ def setting(
   task: str,
   seed: int,
   shifts: bool = False,
-  ranks: Ranks = ALL_RANKS,
+  ranks: tuple[int, ...] = ALL_RANKS,
   backbone_name: str = EMBEDDED,
-) -> methods.Setting:
+) -> Setting:
   """Where the structures of a seed are made, by the task or by shifts of its images."""
-  keys = Purposes.from_seed(seed)
   model = Model(load_pool(task).num_classes, ranks, backbone_name)
   base = backbone(model)
-  variables = base.adapted.init(keys.init, warm_params(task, seed, shifts, backbone_name))
+  params = warm_params(task, seed, shifts, backbone_name)
+  variables = base.adapted.init(key_of(seed, 'init'), params)
   train = training_images(task, seed, shifts, backbone_name)
-  return methods.Setting(base.adapted, model, variables, base.preprocess, train, keys.structure)
+  key = key_of(seed, 'structure')
+  return Setting(base.adapted, model, variables, base.preprocess, train, key)
 
 
 def fit(

@@ -4,33 +4,35 @@ A name is a preset's (`lora:2@attn`), or one of
 
   lora:rising, hira:rising  ranks that rise with depth and fill the budget: see `rising`
   gradient              read off the gradient, by held-out squares
-  gradient(sign)        by another value in the same allocator: see `values.MEASURES`
+  gradient(sign)        by another value in the same allocator: see `measured`
   gradient(of mnist)    read off the gradient of another task
   gradient(of others)   read off the gradients of all other development tasks together
   gradient(with others) and with the task's own among them
   gradient(prior others) and from those as a prior, where the task's own is noise
   random(3)             by random values in the same allocator, the fourth draw
-  search                the paper's: see `searched`
+  search                the paper's: see `training`
 
 A structure read off values starts with down factors on the gradient's singular vectors, a preset
 with the usual ones; `/usual` and `/aligned` after the name cross that. `+dropout`, `+vectors2`,
 `+up4` and `+bounded` (gradients of a norm of at most 1) after it are options of training.
 """
 
+import collections
 import dataclasses
 import functools
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple, get_args
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.structures import values as measures
-from benchmarks.structures.backbones import Model
+from benchmarks.structures import laboratory as lab
 from benchmarks.structures.jobs import Job
+from benchmarks.structures.laboratory import Setting
 from benchmarks.structures.rising import RISING, rising
 from benchmarks.structures.tasks import TASKS
 from glora_jax.method.adapted import Adapted
@@ -47,8 +49,8 @@ from glora_jax.tree import map_with_path
 FOLDS = 8
 MAX_RANK = 8
 BATCH_SIZE = 100  # a fold of 800 images
-DROPOUT = 0.2
-MAX_GRAD_NORM = 1.0
+DROPOUT = 0.2  # of rank-one parts, with `+dropout` (MLAE, arXiv 2405.18897)
+MAX_GRAD_NORM = 1.0  # with `+bounded`
 SEARCH = 'search'
 VECTOR_FACTORS = {'vectors2': 2.0}
 UP_FACTORS = {'up4': 4.0}  # LoRA+ (arXiv 2402.12354)
@@ -80,64 +82,23 @@ class Name(NamedTuple):
     return cls(match[1], match[2] or '', start or 'aligned', tuple(options))
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Setting:
-  """Where a structure is made.
-
-  Attributes:
-    adapted: the adapted backbone.
-    model: what its programs are compiled for.
-    variables: what a training starts from, with the warm head and usual starting values.
-    preprocess: images to inputs of the model.
-    train: the images and labels.
-    key: random key.
-  """
-
-  adapted: Adapted
-  model: Model
-  variables: Any
-  preprocess: Callable[[jax.Array], jax.Array]
-  train: Any
-  key: jax.Array
-
-
-SettingOf = Callable[..., Setting]
-
-
-class Structure(NamedTuple):
-  """What is trained.
-
-  Attributes:
-    genome: int8 [layer, 5].
-    variables: to start from.
-    notes: what is kept with the result, JSON types.
-  """
-
-  genome: np.ndarray
-  variables: Any
-  notes: dict[str, Any]
-
-
-def structure(job: Job, setting_of: SettingOf) -> Structure:
-  """The structure of a job.
-
-  Args:
-    job: the job.
-    setting_of: `(task, seed, shifts=False) -> Setting`; the same object for the same arguments.
-  """
-  name, setting = Name.parse(job.method), setting_of(job.task, job.seed)
+def structure(job: Job) -> tuple[np.ndarray, Any, dict[str, Any]]:
+  """A job's genome, the variables that its training starts from, and notes, JSON types."""
+  name = Name.parse(job.method)
+  setting_of = functools.partial(lab.setting, backbone_name=job.backbone)
+  setting = setting_of(job.task, job.seed)
+  spec = setting.adapted.spec
   notes: dict[str, Any] = {}
   if name.base == 'random':
-    genome = _drawn(setting, int(name.argument or 0), job.budget)
+    genome = choose(distinct(spec), random_values(spec, int(name.argument or 0)), job.budget)
     if 'valued' in name.options:
       notes = {'values': summed_values(setting, genome)}
   elif name.base == 'gradient':
     genome, notes = _read_off(name.argument, job, setting_of)
   else:
-    genome = fixed_genome(setting.adapted.spec, name.base, job.budget)
+    genome = fixed_genome(spec, name.base, job.budget)
   aligned = name.start == 'aligned'
-  variables = allocation(setting).variables if aligned else setting.variables
-  return Structure(genome, variables, notes)
+  return genome, allocation(setting).variables if aligned else setting.variables, notes
 
 
 def fixed_genome(spec: Spec, name: str, budget: int) -> np.ndarray:
@@ -145,44 +106,35 @@ def fixed_genome(spec: Spec, name: str, budget: int) -> np.ndarray:
   return rising(spec, name, budget) if name in RISING else preset(spec, name)
 
 
-def _drawn(setting: Setting, number: int, budget: int) -> np.ndarray:
-  """A random structure."""
-  spec = setting.adapted.spec
-  return choose(distinct(spec), random_values(spec, number), budget)
-
-
-def _read_off(argument: str, job: Job, setting_of: SettingOf) -> tuple[np.ndarray, dict[str, Any]]:
+def _read_off(
+  argument: str, job: Job, setting_of: Callable[..., Setting]
+) -> tuple[np.ndarray, dict[str, Any]]:
   """The genome that gradients name, as a method's argument says, and what is kept with it."""
   setting = setting_of(job.task, job.seed)
-  sources, notes = [setting], {}
+  sources, notes, measure = [setting], {}, ''
+  others = [setting_of(task, job.seed) for task in _sources_of(argument, job.task)]
   if argument == 'shifts' or argument.startswith('prior '):
-    read = allocation(setting, priors=_priors(argument, job, setting_of))
-    measure, found, notes = '', read.values.mean(), {'share': round(read.borrowed, 3)}
-  elif ' ' in argument:
-    sources = [setting_of(task, job.seed) for task in sources_of(argument, job.task)]
-    measure, found = '', mean_of([measured(source, 'squared') for source in sources])
+    shifts = () if others else (setting_of(job.task, job.seed, shifts=True),)
+    read = allocation(setting, priors=(*others, *shifts))
+    found, notes = read.values.mean(), {'share': round(read.borrowed, 3)}
+  elif others:
+    sources = others
+    found = mean_of([measured(source, 'squared') for source in sources])
   else:
     measure, found = argument, mean_of([measured(setting, argument or 'squared')])
-  knows_vectors = measure not in (*measures.LAYER_SCORES, 'eva')
+  knows_vectors = measure not in (*LAYER_SCORES, 'eva')
   rest = mean_of([measured(source, 'seen') for source in sources]) if knows_vectors else None
   spec = distinct(setting.adapted.spec)
   genome = choose(spec, found, job.budget, rest=rest, floor=knows_vectors)
   return genome, {**notes, 'genome': genome.tolist()}
 
 
-def _priors(argument: str, job: Job, setting_of: SettingOf) -> tuple[Setting, ...]:
-  """Where the gradients are taken that a task borrows from."""
-  if argument == 'shifts':
-    return (setting_of(job.task, job.seed, shifts=True),)
-  return tuple(setting_of(task, job.seed) for task in sources_of(argument, job.task))
-
-
-def sources_of(argument: str, task: str) -> list[str]:
-  """The tasks of whose gradients a structure is read off, by an argument such as `of others`."""
+def _sources_of(argument: str, task: str) -> list[str]:
+  """The tasks of whose gradients `of others`, for instance, reads a structure off."""
   word, _, source = argument.partition(' ')
   own = [task] if word == 'with' else []
   if source != 'others':
-    return [*own, source]
+    return [*own, source] if source else []
   others = (name for name, found in TASKS.items() if found.set == 'development' and name != task)
   return [*own, *others]
 
@@ -223,30 +175,95 @@ def allocation(
     folds=FOLDS,
     max_rank=MAX_RANK,
     value=measure,
-    prior=functools.partial(_allocations, priors) if priors else None,
+    prior=(lambda: [allocation(prior) for prior in priors]) if priors else None,
     progress=False,
   )
-
-
-def _allocations(settings: Sequence[Setting]) -> list[Allocation]:
-  return [allocation(setting) for setting in settings]
 
 
 def measured(setting: Setting, measure: str) -> Values:
   """The values of all units by a measure, means over the folds."""
   if measure == 'eva':
-    parts = [setting.preprocess(images) for images, _ in batches(setting)]
-    return measures.eva_values(setting.adapted, setting.variables['params'], parts)
-  if measure not in measures.LAYER_SCORES:
-    return allocation(setting, measure).values.mean()
+    return eva_values(setting)
+  if measure in LAYER_SCORES:
+    return layer_values(setting, measure)
+  return allocation(setting, measure).values.mean()
 
-  def loss(params, batch):
+
+def gora(kernel: np.ndarray, gradient: np.ndarray) -> float:
+  """GoRA (arXiv 2502.12171): the mean of |W * G|."""
+  return float(np.abs(kernel * gradient).mean())
+
+
+def surgical(kernel: np.ndarray, gradient: np.ndarray) -> float:
+  """Surgical Fine-Tuning (arXiv 2210.11466): the gradient's norm over the weights'."""
+  return float(np.linalg.norm(gradient) / np.linalg.norm(kernel))
+
+
+# Layer scores are shared out among a layer's rank-one parts like seats (the n-th part counts 1/n),
+# so that ranks come out in proportion to scores, as these methods give them. They know LoRA alone.
+LAYER_SCORES = {'gora': gora, 'surgical': surgical}
+
+
+def layer_values(setting: Setting, measure: str) -> Values:
+  """Values of all units by the score of their layers, by a name of `LAYER_SCORES`."""
+  adapted, params = setting.adapted, setting.variables['params']
+
+  @jax.jit
+  @jax.grad
+  def gradient_fn(params, batch):
     images, labels = batch
-    logits = setting.adapted.model.apply({'params': params}, setting.preprocess(images))
+    logits = adapted.model.apply({'params': params}, setting.preprocess(images))
     return cross_entropy(logits, labels)[0]
 
-  params = setting.variables['params']
-  return measures.layer_values(measure, setting.adapted, params, loss, batches(setting))
+  total = jax.tree.map(jnp.zeros_like, params)
+  for batch in batches(setting):
+    total = jax.tree.map(jnp.add, total, gradient_fn(params, batch))
+  scores = np.zeros(len(adapted.spec))
+  for group in adapted.groups:
+    (site,) = group.members  # the backbone has no ties
+    kernels, gradients = (
+      np.asarray(site.layout.matrices(site.kernel(tree))).reshape(
+        -1, site.in_features, site.out_features
+      )
+      for tree in (params, total)
+    )
+    for row, kernel, gradient in zip(group.rows, kernels, gradients, strict=True):
+      scores[row] = LAYER_SCORES[measure](kernel, gradient)
+  return _of_lora(adapted, scores[:, None] / np.arange(1, MAX_RANK + 1))
+
+
+def eva_values(setting: Setting) -> Values:
+  """EVA (arXiv 2410.07170): the share of its inputs' variance that each direction explains."""
+  adapted, params = setting.adapted, {'params': setting.variables['params']}
+  seen: dict[tuple[str, ...], list[np.ndarray]] = collections.defaultdict(list)
+
+  def watch(next_function, args, kwargs, context):
+    if isinstance(context.module, nn.Dense) and context.method_name == '__call__':
+      rows = args[0].reshape(-1, args[0].shape[-1])
+      # Blocks are scanned over, so that only a callback sees their inputs one by one, and in order.
+      jax.debug.callback(seen[context.module.path].append, rows.T @ rows, ordered=True)
+    return next_function(*args, **kwargs)
+
+  with nn.intercept_methods(watch):
+    for images, _ in batches(setting):
+      adapted.model.clone(remat=None).apply(params, setting.preprocess(images))
+  jax.effects_barrier()
+  shares = np.zeros((len(adapted.spec), MAX_RANK))
+  for group in adapted.groups:
+    found = np.asarray(seen[group.path], np.float64).reshape(
+      -1, len(group.rows), group.in_features, group.in_features
+    )
+    variances = np.linalg.eigvalsh(found.sum(0))[:, ::-1]
+    shares[list(group.rows)] = (variances / variances.sum(1, keepdims=True))[:, :MAX_RANK]
+  return _of_lora(adapted, shares)
+
+
+def _of_lora(adapted: Adapted, per_parameter: np.ndarray) -> Values:
+  """Values of the parts of B alone, from those per parameter, [layer, part]."""
+  costs = np.array([layer.in_features + layer.out_features for layer in adapted.spec])
+  none = np.zeros(len(costs))
+  parts = per_parameter * costs[:, None]
+  return Values(none, np.zeros_like(parts), parts, none, none)
 
 
 def random_values(spec: Spec, number: int) -> Values:
@@ -268,23 +285,13 @@ def random_values(spec: Spec, number: int) -> Values:
 def summed_values(setting: Setting, genome: np.ndarray) -> dict[str, float]:
   """What a structure is worth by every measure, for the gate."""
   spec = distinct(setting.adapted.spec)
-  names = (*get_args(Measure), *measures.LAYER_SCORES)
+  names = (*get_args(Measure), *LAYER_SCORES)
   found = {}
   for name in names:
     values = measured(setting, name)
     has = bought(spec, genome, values.B_lora.shape[-1])
     found[name] = float(sum(np.sum(part * mask) for part, mask in zip(values, has, strict=True)))
   return found
-
-
-def dropout(name: Name) -> float:
-  """The probability with which a training drops rank-one parts (MLAE, arXiv 2405.18897)."""
-  return DROPOUT if 'dropout' in name.options else 0.0
-
-
-def max_grad_norm(name: Name) -> float:
-  """The norm to which longer gradients are shortened; 0 for no bound."""
-  return MAX_GRAD_NORM if 'bounded' in name.options else 0.0
 
 
 def rate_factors(name: Name, adapted: Adapted, trainable: Any, genome: np.ndarray) -> Any:

@@ -22,17 +22,23 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.machinery.cores import Cores
-from benchmarks.machinery.output import make_parser, print_result
-from benchmarks.structures import display, plan, tuning
+from benchmarks.machinery.measuring import make_parser, print_result
+from benchmarks.structures import plan
 from benchmarks.structures.__main__ import FOLDER, committed
-from benchmarks.structures.backbones import VIT_S
 from benchmarks.structures.jobs import Job, Store, run_jobs
+from benchmarks.structures.laboratory import VIT_S
 from benchmarks.structures.plan import Method
-from benchmarks.structures.tables import line_of, rows_of
+from benchmarks.structures.tables import (
+  line_of,
+  print_beside,
+  print_final,
+  print_rates,
+  rows_of,
+)
 
 BUDGETS = (41_472, 73_728)  # of BitFit, and of LoRA of rank 1 in every layer
 SEEDS = range(3)
-TRIALS = tuning.Trials(epochs=18, first_rates=(8e-3, 1.6e-2), tasks=('bars',), backbone=VIT_S)
+TRIALS = plan.Trials(epochs=18, first_rates=(8e-3, 1.6e-2), tasks=('bars',), backbone=VIT_S)
 FIXED = {  # those that were the best of a final task on the embedded backbone, by budget
   41_472: ('bitfit', 'lora:2@qkv'),
   73_728: ('lora:1', 'lora:1@mlp', 'lora:3@qkv', 'hira:1'),
@@ -62,8 +68,8 @@ def methods() -> list[Method]:
 
 
 def read_rates() -> dict[Method, float]:
-  """The chosen rates; see `tuning.read_rates`."""
-  return tuning.read_rates(RATES, 'benchmarks.structures.on_vit_s')
+  """The chosen rates; see `plan.read_rates`."""
+  return plan.read_rates(RATES, 'benchmarks.structures.on_vit_s')
 
 
 def job(task: str, method: Method, seed: int, rate: float, epochs: int = TRIALS.epochs) -> Job:
@@ -75,7 +81,7 @@ def tune(runner: Cores) -> None:
   """Chooses the rates of all methods."""
   store = store_of('tuning')
   run = functools.partial(run_jobs, store=store, runner=runner, title='tuning')
-  tuning.write_rates(RATES, tuning.tune(list(map(plan.tuned_as, methods())), store, TRIALS, run))
+  plan.write_rates(RATES, plan.tune(list(map(plan.tuned_as, methods())), store, TRIALS, run))
 
 
 def final(runner: Cores) -> None:
@@ -95,7 +101,7 @@ def tables(runner: Cores) -> None:
   """Prints what is there."""
   del runner
   rates, store = read_rates(), store_of('final')
-  display.print_rates(store_of('tuning'), rates, TRIALS)
+  print_rates(store_of('tuning'), rates, TRIALS)
   found: dict[int, dict[str, Any]] = {budget: {} for budget in BUDGETS}
   for budget, table in found.items():
     for task in TASKS:
@@ -103,8 +109,8 @@ def tables(runner: Cores) -> None:
       ours, fixed = rows([(plan.OURS, budget)]), rows(fixed_up_to(budget))
       if ours and fixed:
         table[task] = line_of(ours[0], fixed, [*fixed, *rows([('random(0)', budget)])])
-    display.print_final(f'final, {budget:,}', table)
-    display.print_beside(f'ours less these, {budget:,}', table)
+    print_final(f'final, {budget:,}', table)
+    print_beside(f'ours less these, {budget:,}', table)
   print_result('structures.on_vit_s', found)
 
 
@@ -112,7 +118,7 @@ def quick(runner: Cores) -> None:
   """A short training of two methods whose results are not kept."""
   store = Store(os.path.join('runs', 'structures', 'quick_vit_s.jsonl'))
   short = [(plan.OURS, BUDGETS[0]), ('bitfit', 0)]
-  jobs = [job(TASKS[0], method, tuning.TUNING_SEED, 1e-3, epochs=1) for method in short]
+  jobs = [job(TASKS[0], method, plan.TUNING_SEED, 1e-3, epochs=1) for method in short]
   run_jobs(jobs, store, runner, 'quick')
   print_result('structures.on_vit_s', {each.method: store.results[each]['test'] for each in jobs})
 
@@ -122,16 +128,12 @@ DO: dict[str, Callable[[Cores], None]] = {'tune': tune, 'final': final, 'tables'
 
 def main() -> None:
   """Does what the command line asks for."""
-  parser = make_parser(__doc__ or '', 'one epoch of two methods on one task; nothing is kept')
+  parser = make_parser(__doc__, 'one epoch of two methods on one task; nothing is kept')
   parser.add_argument('parts', nargs='*', choices=[*DO, []], default=[], help='all by default')
   parser.add_argument('--workers', type=int, default=2, help='processes, one on a core each')
   arguments = parser.parse_args()
-  runner = Cores(arguments.workers)
-  if arguments.quick:
-    quick(runner)
-    return
-  for part in arguments.parts or DO:
-    DO[part](runner)
+  for do in [quick] if arguments.quick else [DO[part] for part in arguments.parts or DO]:
+    do(Cores(arguments.workers))
 
 
 if __name__ == '__main__':

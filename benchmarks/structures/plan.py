@@ -1,17 +1,22 @@
-"""What is compared: budgets, fixed methods, controls, tasks and seeds."""
+"""What is compared: budgets, fixed methods, controls, tasks, seeds and learning rates.
+
+Each method of each size takes the best rate of a list, on the development tasks. The list grows at
+either end until no choice stands there. What is compared is the mean test accuracy over `TUNED_ON`
+with one seed that no table uses; development tasks are there for that.
+"""
 
 import os
 import re
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
-from benchmarks.structures.backbones import Model
 from benchmarks.structures.jobs import Job, Store
-from benchmarks.structures.laboratory import backbone
+from benchmarks.structures.laboratory import EMBEDDED, Model, backbone
 from benchmarks.structures.methods import SEARCH, Name
 from benchmarks.structures.rising import RISING
 from benchmarks.structures.tasks import TASKS
-from glora_jax.files import read_json
+from glora_jax.files import read_json, write_json
 from glora_jax.method.genomes import count_params
 from glora_jax.method.presets import preset
 
@@ -41,6 +46,10 @@ WITH_RANK = {  # and their places
 POOLED = ('gradient(of others)', 'gradient(with others)')
 OPTIONS = ('+dropout', '+vectors2', '+up4', '+bounded')
 OTHER_VALUES = ('sign', 'preconditioned', 'seen', 'gora', 'surgical', 'eva')
+TUNING_SEED = 1000
+TUNED_ON = ('mnist', 'silhouettes', 'bars')
+FACTOR = 2.0  # between learning rates
+SMALLEST, LARGEST = 2.5e-4, 0.6
 TWICE_AS_LARGE = {9_216: 'lora:2', 18_432: 'lora:4'}  # LoRA of every layer, by half its size
 
 Method = tuple[str, int]  # its name, and the budget that it fills, or 0
@@ -52,25 +61,18 @@ def fixed_methods(budget: int) -> list[Method]:
   Of all 61 that fit 36,864 parameters the rates alone would take some 500 trainings.
   """
   spec = backbone(Model(10)).adapted.spec
-  sizes = {name: count_params(spec, preset(spec, name)) for name in _names()}
+  ranked = [
+    f'{base}:{rank}{place}'
+    for base, places in WITH_RANK.items()
+    for rank in range(1, MAX_RANK + 1)
+    for place in places
+  ]
+  sizes = {name: count_params(spec, preset(spec, name)) for name in (*WITHOUT_RANK, *ranked)}
   smaller = max((other for other in BUDGETS if other < budget), default=0)
   found = [name for name, size in sizes.items() if smaller < size <= budget]
   if budget in LARGEST_RANKS:
-    found = largest_ranks(found)
+    found = list({re.sub(r'\d+', '', name): name for name in found}.values())
   return [(name, 0) for name in found] + [(name, budget) for name in RISING]
-
-
-def largest_ranks(names: Iterable[str]) -> list[str]:
-  """Of names in the order of their ranks the last of each base and place."""
-  last = {re.sub(r'\d+', '', name): name for name in names}
-  return list(last.values())
-
-
-def _names() -> Iterator[str]:
-  yield from WITHOUT_RANK
-  for base, places in WITH_RANK.items():
-    for rank in range(1, MAX_RANK + 1):
-      yield from (f'{base}:{rank}{place}' for place in places)
 
 
 def sized(text: str, budget: int) -> Method:
@@ -191,6 +193,102 @@ def contenders(
   means = {}
   for method in methods:
     jobs = jobs_of([(method, rates[method])], [task], range(FIRST_SEEDS))
-    means[method] = statistics.mean(store.results[job]['test'][0] for job in jobs)
+    means[method] = mean_accuracy(jobs, store)
   best = max(means.values())
   return [method for method, mean in means.items() if 100 * (best - mean) <= MARGIN]
+
+
+class Trials(NamedTuple):
+  """How rates are tried.
+
+  Attributes:
+    epochs: of every training.
+    first_rates: that are tried of every method.
+    tasks: on which.
+    backbone: whose structures are trained.
+  """
+
+  epochs: int = EPOCHS
+  first_rates: Sequence[float] = (3.2e-2, 6.4e-2)
+  tasks: Sequence[str] = TUNED_ON
+  backbone: str = EMBEDDED
+
+  def jobs(self, method: Method, rate: float) -> list[Job]:
+    """The jobs that say how good a rate is."""
+    how = (TUNING_SEED, self.epochs, self.backbone)
+    return [Job(task, *method, rate, *how) for task in self.tasks]
+
+  def tried(self, method: Method, store: Store) -> list[float]:
+    """The rates of which all trials are done, ascending."""
+    rates = {job.rate for job in store.results if job[1:3] == method}
+    return sorted(rate for rate in rates if store.results.keys() >= {*self.jobs(method, rate)})
+
+  def best(self, method: Method, store: Store) -> float | None:
+    """The best rate so far; None where none was tried."""
+    return max(
+      self.tried(method, store),
+      key=lambda rate: mean_accuracy(self.jobs(method, rate), store),
+      default=None,
+    )
+
+  def next_rates(self, method: Method, store: Store) -> list[float]:
+    """The rates to try next: the first, then one beyond the end at which the best stands."""
+    tried = self.tried(method, store)
+    missing = [rate for rate in self.first_rates if rate not in tried]
+    best = self.best(method, store)
+    if missing or best is None:
+      return missing
+    if best == tried[-1] and best < LARGEST:
+      return [float(f'{best * FACTOR:.3g}')]
+    if best == tried[0] and best > SMALLEST:
+      return [float(f'{best / FACTOR:.3g}')]
+    return []
+
+
+def mean_accuracy(jobs: Iterable[Job], store: Store) -> float:
+  """Mean test accuracy of jobs that are done."""
+  return statistics.mean(store.results[job]['test'][0] for job in jobs)
+
+
+def tune(
+  methods: Sequence[Method],
+  store: Store,
+  trials: Trials,
+  run: Callable[[list[Job]], None],
+) -> dict[Method, float | None]:
+  """The best rate of every method, given as (name, budget).
+
+  Args:
+    methods: names with their budgets, 0 for those whose name says all.
+    store: results so far.
+    trials: how rates are tried.
+    run: does jobs.
+  """
+  while jobs := [
+    job
+    for method in methods
+    for rate in trials.next_rates(method, store)
+    for job in trials.jobs(method, rate)
+  ]:
+    run(jobs)
+  return {method: trials.best(method, store) for method in methods}
+
+
+def write_rates(path: str, rates: Mapping[Method, float | None]) -> None:
+  """Keeps the chosen rates in a file."""
+  write_json(path, {'rates': [[*method, rate] for method, rate in rates.items()]})
+
+
+def read_rates(path: str, program: str) -> dict[Method, float]:
+  """The chosen rates.
+
+  Args:
+    path: of the file.
+    program: module whose part `tune` writes it.
+
+  Raises:
+    SystemExit: there are none yet.
+  """
+  if not os.path.exists(path):
+    raise SystemExit(f'No rates are chosen yet; python -m {program} tune does that.')
+  return {(name, budget): rate for name, budget, rate in read_json(path)['rates']}

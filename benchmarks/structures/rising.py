@@ -20,16 +20,12 @@ class Ladder(NamedTuple):
   Attributes:
     block: number of the layer's block, from 0 at the inputs of the model.
     ranks: ranks on offer, ascending.
-    costs: trained parameters of each.
+    prices: trained parameters that each has more than the one before it.
   """
 
   block: int
   ranks: Sequence[int]
-  costs: Sequence[int]
-
-  def price(self, level: int) -> int:
-    """What the step from a level to the next costs; level 0 is no LoRA."""
-    return self.costs[level] - (self.costs[level - 1] if level else 0)
+  prices: Sequence[int]
 
 
 def rising(spec: Spec, name: str, budget: int) -> np.ndarray:
@@ -38,7 +34,7 @@ def rising(spec: Spec, name: str, budget: int) -> np.ndarray:
   flat = len(FLAT_FORMS[tensor])
   blocks = block_numbers([layer.name for layer in spec])
   ladders = [
-    Ladder(block or 0, layer.space.ranks, layer.costs(tensor)[flat:])
+    Ladder(block or 0, layer.space.ranks, np.diff(layer.costs(tensor)[flat:], prepend=0).tolist())
     for block, layer in zip(blocks, spec, strict=True)
   ]
   genome = np.zeros((len(spec), len(TENSORS)), np.int8)
@@ -58,7 +54,7 @@ def rising_levels(ladders: Sequence[Ladder], budget: int) -> list[int]:
   """
   levels = _proportional(ladders, budget)
   left = budget - sum(
-    ladder.costs[level - 1] for ladder, level in zip(ladders, levels, strict=True) if level
+    sum(ladder.prices[:level]) for ladder, level in zip(ladders, levels, strict=True)
   )
   last_first = sorted(range(len(ladders)), key=lambda row: (-ladders[row].block, -row))
   risen = True
@@ -66,8 +62,8 @@ def rising_levels(ladders: Sequence[Ladder], budget: int) -> list[int]:
     risen = False
     for row in last_first:
       ladder, level = ladders[row], levels[row]
-      if level < len(ladder.ranks) and ladder.price(level) <= left:
-        left -= ladder.price(level)
+      if level < len(ladder.ranks) and ladder.prices[level] <= left:
+        left -= ladder.prices[level]
         levels[row] += 1
         risen = True
   return levels
@@ -85,7 +81,7 @@ def _proportional(ladders: Sequence[Ladder], budget: int) -> list[int]:
   spent = 0
   for _, together in itertools.groupby(steps, key=lambda step: step[0]):
     rows = [(row, level) for _, row, level in together]
-    spent += sum(ladders[row].price(level) for row, level in rows)
+    spent += sum(ladders[row].prices[level] for row, level in rows)
     if spent > budget:
       break
     for row, level in rows:

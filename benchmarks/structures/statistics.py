@@ -90,21 +90,13 @@ def broken_down(accuracies: Sequence[float]) -> np.ndarray:
   return found < BROKEN * np.median(found) if found.size else np.zeros(0, bool)
 
 
-class Correlation(NamedTuple):
-  """A rank correlation with its interval."""
-
-  rho: float
-  low: float
-  high: float
-
-
 def rank_correlation(
   values: Sequence[float], losses: Sequence[float], seed: int = 0
-) -> Correlation:
-  """Spearman's between values and falling losses, with a bootstrap interval over structures."""
+) -> tuple[float, float, float]:
+  """Spearman's between values and falling losses, and its bootstrap interval over structures."""
   values, losses = np.asarray(values), np.asarray(losses)
   rng = np.random.default_rng(seed)
   draws = [rng.integers(0, len(values), len(values)) for _ in range(2000)]
   found = [stats.spearmanr(values[draw], -losses[draw]).statistic for draw in draws]
   low, high = np.nanquantile(found, [0.025, 0.975])
-  return Correlation(float(stats.spearmanr(values, -losses).statistic), float(low), float(high))
+  return float(stats.spearmanr(values, -losses).statistic), float(low), float(high)
