@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 
 import jax
 from places import ROOT
@@ -84,3 +85,9 @@ def start_command(config_file, workdir, flags, before=(), env=()):
       **dict(env),
     },
   )
+
+
+def wait_for(process, *paths):
+  """Waits until a process has made one of some paths, or has ended."""
+  while process.poll() is None and not any(path.exists() for path in paths):
+    time.sleep(0.01)

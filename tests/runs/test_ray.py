@@ -9,13 +9,12 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 import jax
 import pytest
 from few_shot_lists import write_few_shot_lists
 from places import ROOT
-from tiny_runs import all_fields, changed, overrides, start_command, without_seconds
+from tiny_runs import all_fields, changed, overrides, start_command, wait_for, without_seconds
 
 from benchmarks.machinery.cores import Cores
 from benchmarks.structures.jobs import Job, Store, run_jobs
@@ -71,14 +70,10 @@ def folders_of(workdir):
 
 def left_by(workdir):
   """The table of a suite, and what its runs leave, times apart."""
-  runs = [
-    (
-      without_seconds(read_json(folder / 'result.json')),
-      *((folder / name).read_bytes() for name in ('adapter.safetensors', 'test_list.json')),
-    )
-    for folder in folders_of(workdir)
-  ]
-  return (workdir / 'table.csv').read_text(), runs
+  folders, names = folders_of(workdir), ('adapter.safetensors', 'test_list.json')
+  results = [without_seconds(read_json(folder / 'result.json')) for folder in folders]
+  files = [(folder / name).read_bytes() for folder in folders for name in names]
+  return (workdir / 'table.csv').read_text(), results, files
 
 
 def raylet_of(folder):
@@ -98,8 +93,7 @@ def test_ctrl_c_and_the_death_of_a_node_leave_the_table_that_one_process_makes(
   workdir = tmp_path / 'ray'
   flags = [*overrides(all_fields(config)), f'--runner=ray:{cluster.address}']
   process = start_command('configs/quickstart.py', workdir, flags)
-  while process.poll() is None and not any((x / 'training').exists() for x in folders_of(workdir)):
-    time.sleep(0.05)
+  wait_for(process, *(folder / 'training' for folder in folders_of(workdir)))
   process.send_signal(signal.SIGINT)
   _, errors = process.communicate()
   assert process.returncode == command_line.STOPPED, errors
