@@ -60,7 +60,6 @@ def fill(folder, classes, number=3):
     (['train/a', 'train/b', 'val/a', 'extra/a'], 'extra'),
     (['val/a', 'val/b', 'test/a', 'test/b'], 'test, val'),
     (['train/a', 'train/b', 'val/a', 'valid/b'], 'val, valid'),
-    (['val/a', 'a\nb/c'], r'a\nb'),
     (['train/a', 'train/b', 'test/z'], 'z'),
     ([*(f'train/{x}' for x in 'ab'), 'val/a', *(f'test/{x}' for x in 'ab')], 'val are of the'),
     (
@@ -106,17 +105,14 @@ def test_a_workdir_among_the_images(tmp_path, workdir):
 
 
 CSVS = [
-  ('path,label\n', 'header'),
   ('path,label\n0.png\n', "line 2: '0.png'"),
   ('path,label,split\n0.png,x,train\n1.png,y,dev\n', 'line 3: dev'),
   ('path,label,split\n0.png,x,test\n1.png,y,test\n', 'train'),
   ('0.png,x\n./0.png,y\n', 'line 2: ./0.png occurs a second time, first in line 1 as 0.png'),
   ('path,label,split,Split\n0.png,x,train,test\n', 'line 1'),
   ('file,class\n0.png,x\n', "line 1: 'file,class'"),
-  ('path;label\n0.png;x\n', 'separate its columns by commas'),
   (f'path,label\n{"x" * 200_000},x\n', 'line 2'),
   ('0.png,x\n1,b.png,x\n', "line 2: '1,b.png,x'"),
-  ('0.png,x\n1.png,"a\nb"\n', r'a\nb'),
   ('0.png,x\n1.png,x\n', "'x'"),
   ('0.png,x\nnone.png,y\n', 'none.png'),
 ]
@@ -185,7 +181,7 @@ WIDTHS = [struct.pack('<HHIHH', 258, 3, 1, bits, 0) for bits in (32, 64)]  # Bit
     (fractions(0, np.nan), 'not finite'),
     *((x, 'not a readable image') for x in (b'', b'no image', encoded(GREY, 'jpeg')[:200])),
     (fractions(1, 1).replace(*WIDTHS), 'TIFF nor WEBP'),
-    *((encoded(GREY, name), 'neither BMP') for name in ('DDS', 'ICO', 'SGI')),
+    (encoded(GREY, 'ICO'), 'neither BMP'),
     (b'P6 20000 20000 255\n', '20000 x 20000 pixels'),
   ],
 )
@@ -199,9 +195,7 @@ def test_an_image_that_is_none(content, named, monkeypatch):
   'make, named',
   [
     (os.mkfifo, 'no regular file'),
-    (os.mkdir, 'no regular file'),
     (lambda path: path.symlink_to('/dev/zero'), 'no regular file'),
-    (lambda path: path.symlink_to('none.png'), 'No such file'),
     (lambda path: os.truncate(os.open(path, os.O_CREAT | os.O_WRONLY), 2**40), '1,099,511,627,776'),
   ],
 )

@@ -1,14 +1,10 @@
-"""Splits: dealt and drawn, stratified, complete, disjoint, decided by the seed; masked."""
-
-import pickle
+"""Splits: dealt and drawn, stratified, complete, disjoint, decided by the seed."""
 
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 
-from glora_jax.data.examples import Files, OpenedSplit
-from glora_jax.data.splits import Shots, deal, shots
-from glora_jax.data.task import Task
+from glora_jax.data.splits import deal, shots
 
 SHARES = (0.8, 0.1, 0.1)
 
@@ -38,20 +34,3 @@ def test_shots_are_as_many_as_there_are_and_do_not_overlap_when_skipped(labels, 
     np.bincount(labels[drawn], minlength=4), np.clip(counts - skip, 0, number)
   )
   np.testing.assert_array_equal(drawn, np.sort(drawn))
-
-
-def test_splits_can_be_compared_and_pickled():
-  pool = OpenedSplit(Files(['a.png', 'b.png'], [0, 1]))
-  split = Shots(pool, per_class=1, seed=2)
-  assert pickle.loads(pickle.dumps(split)) == split
-  assert split != Shots(pool, per_class=1, seed=3)
-  assert split.open().labels.tolist() == [0, 1]
-
-
-def test_only_masked_test_sets_have_a_mask():
-  split = OpenedSplit(Files(['0.png', '2.png'], [0, 2]))
-  splits = {'test': split, 'rare': split}
-  task = Task('pets', ('cat', 'dog', 'owl'), splits, 'photos', masked=('rare',))
-  assert task.tests == ('test', 'rare')
-  assert task.mask('test') is None
-  np.testing.assert_array_equal(task.mask('rare'), [True, False, True])
