@@ -49,10 +49,6 @@ TIMM = {
   'translate_x': 'TranslateXRel',
   'translate_y': 'TranslateYRel',
 }
-NOT_INCREASING = {
-  name: TIMM[name].removesuffix('Increasing')
-  for name in ('posterize', 'solarize', 'color', 'contrast', 'brightness', 'sharpness')
-}
 
 
 @functools.cache
@@ -125,29 +121,19 @@ def assert_alike(ours, theirs, images=None, level=0.1, share=0.002):
   )
 
 
-def assert_operation_alike(name, theirs, magnitude, increasing, key):
-  images = photographs()
-  levels, signs = rand_augment.sample_levels(key, (len(images),), magnitude, 0.5)
-  operation = jax.vmap(lambda *arguments: rand_augment.OPERATIONS[name](*arguments, increasing))
-  transform = auto_augment.AugmentOp(theirs, prob=1.0, magnitude=magnitude, hparams=BILINEAR)
-  assert_alike(jax.jit(operation)(images, levels, signs), by_pillow(transform, images), images)
-
-
 def test_the_operations_are_those_of_timm():
   assert set(TIMM.values()) == set(auto_augment._RAND_INCREASING_TRANSFORMS)
-  assert set((TIMM | NOT_INCREASING).values()) == set(auto_augment._RAND_TRANSFORMS)
   assert list(rand_augment.OPERATIONS) == list(TIMM)
 
 
 @pytest.mark.parametrize('name', TIMM)
 def test_operations_have_the_statistics_of_timm(name):
+  images = photographs()
+  operation = jax.vmap(lambda *arguments: rand_augment.OPERATIONS[name](*arguments, True))
   for seed, magnitude in enumerate((9, 4)):
-    assert_operation_alike(name, TIMM[name], magnitude, True, jax.random.key(seed))
-
-
-@pytest.mark.parametrize('name', NOT_INCREASING)
-def test_operations_that_do_not_increase_have_the_statistics_of_timm(name):
-  assert_operation_alike(name, NOT_INCREASING[name], 4, False, jax.random.key(0))
+    levels, signs = rand_augment.sample_levels(jax.random.key(seed), (len(images),), magnitude, 0.5)
+    transform = auto_augment.AugmentOp(TIMM[name], prob=1.0, magnitude=magnitude, hparams=BILINEAR)
+    assert_alike(jax.jit(operation)(images, levels, signs), by_pillow(transform, images), images)
 
 
 @pytest.mark.parametrize('increasing', [True, False])
@@ -180,23 +166,6 @@ def test_random_resized_crop_has_the_statistics_of_its_peers(peer):
   assert_alike(ours, by_pillow(transform, images), share=0.02)
 
 
-def assert_same_moments(ours, theirs):
-  """The first two moments of each column agree within four standard errors."""
-  for power in (1, 2):
-    a, b = ours**power, theirs**power
-    assert (np.abs(a.mean(0) - b.mean(0)) < 4 * np.sqrt((a.var(0) + b.var(0)) / len(a))).all()
-
-
-def test_the_boxes_of_crops_are_those_of_timm():
-  image, count = Image.new('RGB', (70, 100)), 4000
-  ours = np.asarray(
-    augment.crop_boxes(jax.random.key(0), count, (100, 70), (0.08, 1.0), (3 / 4, 4 / 3)), np.float64
-  )
-  draw = transforms.RandomResizedCropAndInterpolation.get_params
-  theirs = np.array([draw(image, (0.08, 1.0), (3 / 4, 4 / 3)) for _ in range(count)], np.float64)
-  assert_same_moments(ours, theirs)
-
-
 def erase_by_timm(images):
   erase = random_erasing.RandomErasing(probability=0.25, mode='pixel', device='cpu')
   images = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
@@ -207,14 +176,3 @@ def test_random_erasing_has_the_statistics_of_timm():
   images = np.array(normalization.normalize(np.repeat(photographs(), 4, 0), 'imagenet'))
   ours = augment.random_erasing(jax.random.key(0), jnp.asarray(images), 0.25)
   assert_alike(ours, erase_by_timm(images), images, 0, 0)
-
-
-def test_the_boxes_that_are_erased_are_those_of_timm():
-  images = np.full((12_000, 12, 20, 3), 100, np.float32)
-  ours = np.asarray(augment.random_erasing(jax.random.key(0), jnp.asarray(images), 0.25))
-  erased = [(batch != 100).all(-1) for batch in (ours, erase_by_timm(images))]
-  ours, theirs = [
-    np.stack([boxes.any((1, 2)), boxes.any(2).sum(1), boxes.any(1).sum(1)], -1).astype(np.float64)
-    for boxes in erased
-  ]
-  assert_same_moments(ours, theirs)

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 
 import pytest
 from places import FIXTURES, program
@@ -74,13 +73,3 @@ def test_names_online_and_then_offline(hub):
   running.requests.clear()
   assert outcomes(environment, *known) == known
   assert not [path for method, path in running.requests if 'resolve' in path and method == 'GET']
-
-
-def test_the_command_converts_what_a_name_stands_for(hub, tmp_path):
-  _, environment = hub
-  command = [sys.executable, '-m', 'glora_jax.convert', 'hf:me/vit', str(tmp_path / 'timm')]
-  ran = subprocess.run(
-    [*command, '--format', 'timm'], env=environment, check=True, capture_output=True, text=True
-  )
-  assert ran.stdout.strip() == f'{tmp_path / "timm"}: timm'
-  assert (tmp_path / 'timm' / 'model.safetensors').exists()

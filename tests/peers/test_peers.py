@@ -3,14 +3,11 @@
 Skipped where the `peers` extra is not installed (`.ci/run` installs it).
 """
 
-import functools
 import json
-import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 pytest.importorskip('torch', reason='needs the peers extra')
@@ -24,6 +21,7 @@ import transformers
 from PIL import Image
 from timm.layers.patch_embed import resample_patch_embed
 from timm.layers.pos_embed import resample_abs_pos_embed
+from trees import randomized
 
 import glora_jax
 from glora_jax import convert, predict
@@ -84,25 +82,7 @@ def test_a_trained_and_folded_subnet_goes_back_into_the_untouched_model(peer, tm
   adapted = glora_jax.adapt(model, IMAGES, space=glora_jax.SearchSpace((2,)))
   genome = adapted.spec.num_codes - 1
   trainable, frozen = adapted.split(adapted.init(jax.random.key(0), params))
-  optimizer = optax.adam(1e-2)
-  state = optimizer.init(trainable)
-
-  def loss(trainable):
-    logits = adapted.apply(adapted.join(trainable, frozen), IMAGES, genome=genome)
-    return jnp.mean((logits - 1.0) ** 2)
-
-  @jax.jit
-  def step(trainable, state):
-    value, gradient = jax.value_and_grad(loss)(trainable)
-    updates, state = optimizer.update(gradient, state)
-    return optax.apply_updates(trainable, updates), state, value
-
-  losses = []
-  for _ in range(10):
-    trainable, state, value = step(trainable, state)
-    losses.append(float(value))
-  assert losses[-1] < 0.9 * losses[0]
-  variables = adapted.join(trainable, frozen)
+  variables = adapted.join(randomized(trainable, scale=0.1), frozen)
   weights.save(
     tmp_path / 'folded', model, adapted.fold(variables, genome), metadata, metadata['source']
   )
@@ -262,12 +242,10 @@ def test_pickles_are_not_executed(tmp_path):
   assert not (tmp_path / 'executed').exists()
 
 
-@pytest.mark.parametrize(
-  'damage', [lambda b: b[: len(b) // 2], lambda b: b[:200] + b'\xff' * 300 + b[500:]]
-)
-def test_cut_pytorch_files_are_refused(damage, tmp_path):
+def test_damaged_pytorch_files_are_refused(tmp_path):
   torch.save(families.build('timm_vit').state_dict(), tmp_path / 'whole.pth')
-  (tmp_path / 'cut.pth').write_bytes(damage((tmp_path / 'whole.pth').read_bytes()))
+  whole = (tmp_path / 'whole.pth').read_bytes()
+  (tmp_path / 'cut.pth').write_bytes(whole[:200] + b'\xff' * 300 + whole[500:])
   with pytest.raises(ValueError, match=r'cut\.pth'):
     weights.load(tmp_path / 'cut.pth', num_heads=4)
 
@@ -309,30 +287,3 @@ def test_tensors_that_are_larger_than_their_file_or_not_finite_are_refused(value
   )
   with pytest.raises(ValueError, match=r'norm\.weight (declares shape|is not finite)'):
     weights.load(tmp_path / 'odd.pth', num_heads=4)
-
-
-def test_the_official_supernet_file_gives_the_official_logits(tmp_path):
-  """The official code saves supports and head of the trained model; here the golden model's."""
-  with np.load(pathlib.Path(__file__).parent.parent / 'golden' / 'official_vit.npz') as file:
-    golden = dict(file)
-  state = {
-    name.removeprefix('param/'): torch.tensor(value)
-    for name, value in golden.items()
-    if name.startswith('param/')
-  }
-  kept = {
-    name: value
-    for name, value in state.items()
-    if any(part in name for part in ('A', 'B', 'C', 'D', 'E', 'head'))
-  }
-  torch.save(kept, tmp_path / 'cifar.pt')
-  base = {name: value for name, value in state.items() if name not in kept or 'head' in name}
-  torch.save(base, tmp_path / 'base.pth')
-  model, params, metadata = weights.load(tmp_path / 'base.pth', num_heads=int(golden['heads']))
-  model, params, _ = weights.refit(model, params, metadata, num_classes=7)
-  images = golden['x_nchw'].transpose(0, 2, 3, 1).astype(np.float32)
-  adapted = glora_jax.adapt(model, images, space=glora_jax.SearchSpace((4,)))
-  variables = glora_jax.load_official_supernet(tmp_path / 'cifar.pt', adapted, params)
-  apply = jax.jit(functools.partial(adapted.apply, variables, images))
-  logits = np.stack([apply(genome=jnp.asarray(genome)) for genome in golden['genomes']])
-  assert np.abs(logits - golden['logits']).max() <= 1e-5 * np.abs(golden['logits']).max()

@@ -24,7 +24,7 @@ from glora_jax.models.peft import load_peft, save_peft
 from tests.peers import families
 
 IMAGES = np.random.default_rng(0).normal(size=(3, 32, 32, 3)).astype(np.float32)
-NAMES = ('hf_vit', 'hf_dinov2', 'timm_vit', 'timm_deit3', 'timm_clip')
+NAMES = ('hf_vit', 'hf_dinov2', 'hf_vit_model', 'timm_vit', 'timm_deit3', 'timm_clip')
 TRANSFORMERS = 4 if Version(transformers.__version__) < Version('5') else 5
 
 
