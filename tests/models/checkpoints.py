@@ -32,6 +32,15 @@ def params_of(model, image_size=16):
   return jax.tree.map(np.asarray, randomized(shapes_of(model, image_size)))
 
 
+def logits_of(model, params, images):
+  return _compiled(model)({'params': params}, images)
+
+
+@functools.cache
+def _compiled(model):
+  return jax.jit(model.apply)
+
+
 def flat(params):
   """Parameters by 'path/of/parameter'."""
   return flax.traverse_util.flatten_dict(params, sep='/')

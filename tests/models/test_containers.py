@@ -73,12 +73,10 @@ def archive(name, content):
   [
     (b'', 'is empty'),
     (b'GIF89a' + bytes(100), 'no npz, safetensors or PyTorch file'),
-    (b'PK\x03\x04' + bytes(50), 'damaged'),
     (struct.pack('<Q', 2**40) + b'{"a":1}', 'damaged'),
     (archive('photo.jpg', b''), 'photo.jpg'),
     (archive('a.npy', npy((-1, 4))), '(-1, 4)'),
     (archive('a.npy', npy((2**40,))), ['(1099511627776,)', '16 bytes']),
-    (archive('a.npy', b'nothing'), 'damaged'),
   ],
 )
 def test_files_that_declare_what_they_do_not_hold_and_others_are_refused(content, named, tmp_path):

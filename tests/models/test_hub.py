@@ -31,19 +31,6 @@ def names(monkeypatch):
   return asked
 
 
-@pytest.mark.parametrize(
-  'name, repository, revision',
-  [
-    ('hf:me/v.1_x-b', 'me/v.1_x-b', None),
-    ('hf:me/vit@refs/pr/1', 'me/vit', 'refs/pr/1'),
-  ],
-)
-def test_a_name_has_a_repository_and_perhaps_a_revision(name, repository, revision):
-  parsed = hub.parse(name)
-  assert parsed == (repository, revision)
-  assert str(parsed) == name
-
-
 @pytest.mark.parametrize('name', MALFORMED)
 def test_a_malformed_name_is_one_sentence_with_the_form_that_is_expected(name):
   with pytest.raises(ValueError, match=r'is no name on .* hub; one is hf:owner/name or') as caught:

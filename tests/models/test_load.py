@@ -83,14 +83,6 @@ def test_what_another_file_or_its_config_says_is_not_overridden(name, stated, ot
     weights.load(FIXTURES / name, **other)
 
 
-def test_heads_that_are_an_axis_of_an_npz_file_are_not_overridden(tmp_path):
-  model, params, metadata = weights.load(FIXTURES / 'timm_vit')
-  weights.save(tmp_path / 'a.npz', model, params, metadata, 'vit_jax')
-  assert weights.load(tmp_path / 'a.npz', activation='gelu').model.activation == 'gelu'
-  with pytest.raises(ValueError, match='says num_heads=4, but num_heads=2 was given'):
-    weights.load(tmp_path / 'a.npz', num_heads=2)
-
-
 def make(folder, *names):
   for name in names:
     (folder / name).touch()
@@ -118,11 +110,6 @@ def test_the_folder_of_a_run_means_its_folded_model(tmp_path):
   assert locate(tmp_path) == str(tmp_path / 'model.npz')
 
 
-def test_a_folder_of_the_name_without_a_checkpoint_is_nothing(tmp_path):
-  (tmp_path / 'folded').mkdir()
-  assert locate(make(tmp_path, 'vit.npz')) == str(tmp_path / 'vit.npz')
-
-
 CLIP = {
   'model_type': 'clip_vision_model',
   'num_attention_heads': 2,
@@ -144,11 +131,6 @@ def test_a_config_of_something_else_beside_a_file_is_not_believed(config, timm):
     (
       {'architecture': 'vit_so400m_patch14_siglip_gap_224'},
       {'num_heads': 16, 'activation': 'gelu'},
-    ),
-    ({'architecture': 'vit_so400m_patch16_siglip_gap_256'}, {'activation': 'gelu_tanh'}),
-    (
-      {'architecture': 'vit_base_patch32_siglip_gap_256.v2_webli', 'model_args': {'num_heads': 2}},
-      {'num_heads': 2, 'activation': 'gelu_tanh'},
     ),
     (
       {
@@ -188,17 +170,6 @@ def test_a_normalization_without_a_name_is_kept(timm, tmp_path):
   weights.save(tmp_path / 'out', model, params, metadata, metadata['source'])
   *_, again = weights.load(tmp_path / 'out')
   np.testing.assert_allclose(again['normalization'], metadata['normalization'])
-
-
-@pytest.mark.parametrize(
-  'architecture, heads',
-  [
-    ('vit_xsmall_patch16_clip_224', 4),
-    ('vit_medium_patch16_gap_256', None),  # of a width that says it
-  ],
-)
-def test_the_heads_of_widths_that_only_timm_has_are_known_by_name(architecture, heads):
-  assert FORMATS['timm'].read_config({'architecture': architecture})['num_heads'] == heads
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,6 @@ def test_what_is_wrong_with_another_file_is_named(changes, fields, named, timm):
     ({'num_heads': 3}, ['num_heads=2', 'num_heads=3']),
     ({'pool': 'token'}, ["'gap'", "'token'"]),
     ({'depth': 7}, ['blocks/', '(7, ']),
-    ({'dtype': 'int8'}, "dtype='int8'"),
     ({'drop_path': 2}, 'drop_path=2'),
     ({'image_size': 56}, 'image_size'),
     ({'no_such': 1}, 'no_such'),
@@ -95,9 +94,8 @@ def test_metadata_that_cannot_be_are_refused_when_read_and_when_written(
 @pytest.mark.parametrize(
   'metadata, named',
   [
-    *((text, 'no vit file') for text in ('nothing', '[]', '{"kind": "adapter"}')),
+    *((text, 'no vit file') for text in ('nothing', '{"kind": "adapter"}')),
     ('{"kind": "vit", "model": {"depth": "x"}}', 'no vit file'),
-    ('{"kind": "vit", "model": {"depth": 2}, "notes": [NaN]}', 'damaged'),
     ('{"kind": "vit", "model": {"depth": 2}, "notes": [1e999]}', 'damaged'),
   ],
 )
@@ -105,19 +103,6 @@ def test_files_that_only_look_like_ours_are_refused(metadata, named, tmp_path):
   path = tmp_path / 'odd.safetensors'
   safetensors.numpy.save_file({'a': np.zeros(3)}, path, {'glora_jax': metadata})
   assert_refused([str(path), named], weights.load, path)
-
-
-@pytest.mark.parametrize(
-  'changes, named',
-  [
-    ({'head/bias': None, 'head/extra': numbers(5)}, ['head/bias', 'head/extra']),
-    ({'norm/scale': numbers(13)}, ['norm/scale is (13,)', '(12,)']),
-  ],
-)
-def test_wrong_tensors_in_a_file_of_ours_are_named(changes, named, own, tmp_path):
-  tensors = {name: x for name, x in {**flat(own[1]), **changes}.items() if x is not None}
-  write_tensors(tmp_path / 'a', tensors, 'vit', {'model': describe(OURS), 'image_size': 16})
-  assert_refused(named, weights.load, tmp_path / 'a')
 
 
 def spoilt(scale):
@@ -156,8 +141,6 @@ def test_formats_refuse_what_they_cannot_say(format, named, tmp_path):
   'text',
   [
     '[1, 2',
-    '{"glora_jax": 3}',
-    '{"architecture": null}',
     '{"architecture": "x", "model_args": {"num_heads": "4"}}',
     '{"architecture": "x", "global_pool": "max"}',
   ],
@@ -214,10 +197,8 @@ GRID = np.zeros((1, 196, 2), np.float32)
       (next(iter(fields)), lambda x: params_of(OURS.clone(**x)), (fields,))
       for fields in (
         {'num_heads': 5},
-        {'pool': 'max'},
         {'pool': 'token', 'class_token': False},
         {'patch_size': 7},
-        {'activation': 'relu'},
       )
     ),
   ],

@@ -76,27 +76,6 @@ def numbers(*shape, seed=0):
   return np.random.default_rng(seed).normal(0, 0.3, shape).astype(np.float32)
 
 
-@pytest.mark.parametrize('name', ['hf_vit', 'hf_dinov2', 'hf_vit_model', 'timm_vit', 'timm_deit3'])
-def test_base_and_adapter_together_are_the_folded_model_in_torch_names(name, tmp_path):
-  case = trained(name)
-  source = case.metadata['source']
-  save_peft(tmp_path / 'adapter', case.adapted, case.variables, case.genome, source, transformers=4)
-  config, adapter = contents(tmp_path / 'adapter')
-  folded = case.fold(case.variables, case.genome)
-  weights.save(tmp_path / 'folded', case.model, folded, case.metadata, source)
-  expected = safetensors.numpy.load_file(tmp_path / 'folded' / 'model.safetensors')
-  merged = safetensors.numpy.load_file(FIXTURES / name / 'model.safetensors')
-  for module in config['target_modules']:
-    down, up = (adapter.pop(f'{module}.lora_{side}.weight') for side in 'AB')
-    assert down.shape[0] == config['rank_pattern'][module] == config['alpha_pattern'][module]
-    merged[f'{module}.weight'] = merged[f'{module}.weight'] + up @ down
-  assert {tensor.rpartition('.')[0] for tensor in adapter} == set(config['modules_to_save'] or ())
-  merged |= adapter
-  assert merged.keys() == expected.keys()
-  for tensor, value in merged.items():
-    np.testing.assert_allclose(value, expected[tensor], atol=1e-6, err_msg=tensor)
-
-
 def test_equal_ranks_need_no_pattern_and_the_base_is_noted(tmp_path):
   case = trained('timm_vit')
   genome = preset(case.adapted.spec, 'lora:3')
@@ -146,35 +125,6 @@ def test_a_head_of_half_of_what_dinov2_reads_is_zero_for_the_other(pool, tmp_pat
   )
   save_peft(tmp_path, case.adapted, case.variables, case.genome, 'hf_dinov2')
   assert_refused(['head/kernel', f'({2 * width}, '], load_peft, tmp_path, adapted, params)
-
-
-def test_separate_queries_and_values_are_one_lora_of_their_ranks_together(tmp_path):
-  case = trained('hf_vit', (2, 5))
-  q, v = (f'vit.layers.1.attention.{letter}_proj' for letter in 'qv')
-  tensors = {
-    f'{q}.lora_A.weight': numbers(2, 16, seed=1),
-    f'{q}.lora_B.weight': numbers(16, 2, seed=2),
-    f'{v}.lora_A.weight': numbers(3, 16, seed=3),
-    f'{v}.lora_B.weight': numbers(16, 3, seed=4),
-  }
-  fields = {'r': 2, 'rank_pattern': {'v_proj': 3}}
-  fields |= {'lora_alpha': 6, 'alpha_pattern': {'v_proj': 12}}
-  write(tmp_path, tensors, **fields)
-  variables, genome = load_peft(tmp_path, case.adapted, case.params)
-  rows = [layer.name for layer in case.adapted.spec]
-  assert genome[rows.index('blocks/attn/qkv[1]')].tolist() == [0, 4, 0, 0, 0]
-  assert genome.sum() == 4
-  folded = case.fold(variables, genome)['blocks']['attn']['qkv']['kernel']
-  update = np.asarray(folded - case.params['blocks']['attn']['qkv']['kernel'])
-  expected = np.zeros((2, 16, 48), np.float32)
-  for columns, module, scale in ((slice(16), q, 3), (slice(32, 48), v, 4)):
-    down, up = (tensors[f'{module}.lora_{side}.weight'] for side in 'AB')
-    expected[1, :, columns] = scale * (up @ down).T
-  np.testing.assert_allclose(update, expected, atol=1e-5)
-  adapted = trained('hf_vit').adapted
-  assert_refused(
-    ['rank 5', 'blocks/attn/qkv[1]', '1, 3'], load_peft, tmp_path, adapted, case.params
-  )
 
 
 class Stacked(nn.Module):
@@ -230,6 +180,7 @@ def test_any_model_is_written_and_read_by_a_map_of_names(tmp_path):
 
 FC1 = 'vit.layers.0.mlp.fc1'
 LORA = {f'{FC1}.lora_A.weight': numbers(3, 16), f'{FC1}.lora_B.weight': numbers(48, 3)}
+LORA_OF_2 = {f'{FC1}.lora_A.weight': numbers(2, 16), f'{FC1}.lora_B.weight': numbers(48, 2)}
 SEVERAL = {'blocks/.*': 'a.{}', 'head': 'b'}
 FIVE = {'blocks/.*': [f'{letter}.{{}}' for letter in 'abcde'], 'head': 'b'}
 
@@ -257,20 +208,6 @@ def test_what_cannot_be_written_is_named(name, names, alleles, named, tmp_path):
     genome[0] = alleles
   assert_refused(named, save_peft, tmp_path / 'a', case.adapted, case.variables, genome, names)
   assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-  'given, named',
-  [
-    ({'transformers': 6}, 'transformers=6'),
-    ({'base': b'x'}, "base=b'x'"),
-    ({'adapted': None}, 'adapted=None'),
-  ],
-)
-def test_arguments_that_cannot_be_are_named(given, named):
-  case = trained('hf_vit')
-  arguments = {'adapted': case.adapted, 'variables': case.variables, 'genome': case.genome}
-  assert_refused(named, save_peft, **{'folder': 'never', 'names': 'hf_vit', **arguments, **given})
 
 
 def test_supports_of_another_model_or_a_training_that_diverged_are_named():
@@ -305,13 +242,12 @@ def test_heads_that_are_no_single_linear_layer_or_norm_are_refused(heads):
   [
     (LORA, {'peft_type': 'IA3'}, "peft_type='IA3'"),
     (LORA, {'use_dora': True}, 'use_dora=True'),
-    (LORA, {'init_lora_weights': 'pissa_niter_4'}, "init_lora_weights='pissa_niter_4'"),
     (LORA, {'alpha_pattern': {'(': 2}}, FC1),
     (LORA, {'lora_alpha': 1e308}, [FC1, '1e+308']),
     (LORA, {'rank_pattern': {'fc1': 4}}, [FC1, 'rank 4', 'rank 3']),
     ({'x.lora_A.weight': numbers(3, 16), 'x.lora_B.weight': numbers(4, 3)}, {}, '(x)'),
     ({**LORA, f'{FC1}.lora_A.weight': numbers(3, 15)}, {}, ['(15, 48)', '(16, 48)']),
-    ({**LORA, f'{FC1}.lora_A.weight': numbers(2, 16)}, {}, FC1),
+    ({**LORA, **LORA_OF_2}, {'r': 2}, ['rank 2', 'blocks/mlp/fc1[0]', '1, 3']),
     ({**LORA, f'{FC1}.lora_A.weight': numbers(3, 16, 1, 1)}, {}, [FC1, '(3, 16, 1, 1)']),
     ({**LORA, f'{FC1}.lora_B.weight': np.full((48, 3), np.nan)}, {}, f'{FC1}.lora_B.weight'),
     ({**LORA, f'{FC1}.lora_magnitude_vector': numbers(48)}, {}, f'{FC1}.lora_magnitude_vector'),
@@ -324,17 +260,6 @@ def test_an_adapter_that_cannot_be_read_is_one_sentence(tensors, config, named, 
   case = trained('hf_vit')
   write(tmp_path, tensors, **{'r': 3, 'lora_alpha': 3, **config})
   assert_refused(named, load_peft, tmp_path, case.adapted, case.params)
-
-
-def test_files_that_are_missing_or_damaged_are_named(tmp_path):
-  arguments = tmp_path, trained('hf_vit').adapted, trained('hf_vit').params
-  assert_refused('adapter_config.json', load_peft, *arguments, kind=FileNotFoundError)
-  write(tmp_path, LORA)
-  file = tmp_path / 'adapter_model.safetensors'
-  file.write_bytes(file.read_bytes()[:-10])
-  assert_refused(file.name, load_peft, *arguments)
-  file.unlink()
-  assert_refused(file.name, load_peft, *arguments, kind=FileNotFoundError)
 
 
 def test_an_adapter_is_read_from_the_hub(tmp_path, monkeypatch):
