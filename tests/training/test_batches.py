@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import pytest
 
-from glora_jax.training import batches
 from glora_jax.training.batches import batch_indices, make_feeder, steps_per_call
 
 KEY = jax.random.key(0)
@@ -67,21 +66,3 @@ def test_a_streams_blocks_end_where_an_epoch_does():
   assert {11, 22, 33} < set(stops)
   assert stops == sorted(stops)
   assert stops[-1] == 40
-
-
-def test_a_stream_is_asked_for_many_steps_at_once_and_for_no_more_than_it_should_hold(monkeypatch):
-  asked = []
-
-  class Asked(Stream):
-    def batches(self, indices):
-      asked.append(len(indices))
-      return super().batches(indices)
-
-  labels = np.arange(32) % 3
-  blocks = make_feeder(Asked(), labels, KEY, batch_size=10).blocks(1, 9, 4)
-  whole = np.concatenate([block.images for block in blocks])
-  assert asked == [8]  # over the ends of epochs
-  monkeypatch.setattr(batches, '_ASKED_AT_ONCE', 50)
-  blocks = make_feeder(Asked(), labels, KEY, batch_size=10).blocks(1, 9, 4)
-  np.testing.assert_array_equal(np.concatenate([block.images for block in blocks]), whole)
-  assert asked == [8, 5, 3]

@@ -12,7 +12,7 @@ import pytest
 from disks import small_disk
 from trees import randomized
 
-from glora_jax.training.checkpoints import TrainingCheckpoints, _checksum
+from glora_jax.training.checkpoints import TrainingCheckpoints
 from glora_jax.training.loop import TrainState, fit
 from glora_jax.training.recipe import Recipe
 
@@ -80,20 +80,12 @@ def test_whatever_file_is_damaged_a_state_that_was_saved_comes_back(
     caplog.clear()
     with TrainingCheckpoints(folder) as checkpoints:
       state = checkpoints.latest(a_state(0))
-      warnings = [
-        record.getMessage()
-        for record in caplog.records
-        if record.name == 'glora_jax.training.checkpoints'
-      ]
       chex.assert_trees_all_equal(state, a_state(state.step))
       if state.step == 9:  # orbax has some things twice
-        assert not warnings
         continue
       fallen_back += 1
       assert state.step == 5
-      assert len(warnings) == 1
-      assert f'step 9 in {folder} is damaged' in warnings[0]
-      assert 'going on from step 5' in warnings[0]
+      assert f'step 9 in {folder} is damaged' in caplog.text
       checkpoints.save(a_state(9))  # training comes there again
     with TrainingCheckpoints(folder) as checkpoints:
       chex.assert_trees_all_equal(checkpoints.latest(a_state(0)), a_state(9))
@@ -117,16 +109,6 @@ def test_states_that_are_all_damaged_are_one_sentence_and_stay_where_they_are(
   ):
     checkpoints.latest(a_state(0))
   assert sorted(folder.rglob('*')) == before
-
-
-@pytest.mark.parametrize('kind', ['float32', 'bfloat16', 'int8'])
-def test_the_checksum_sees_every_bit(kind):
-  leaf = np.random.default_rng(0).normal(size=7).astype(kind)
-  for bit in range(8 * leaf.nbytes):
-    changed = np.frombuffer(leaf.tobytes(), np.uint8).copy()
-    changed[bit // 8] ^= 1 << bit % 8
-    assert int(_checksum([changed.view(leaf.dtype)])) != int(_checksum([leaf]))
-  assert int(_checksum([leaf, leaf > 0])) != int(_checksum([leaf, leaf > 1e9]))
 
 
 RECIPE = Recipe(epochs=6, batch_size=8, warmup_epochs=1)

@@ -13,7 +13,7 @@ from trees import randomized
 
 import glora_jax
 from glora_jax.method.genomes import smallest_genome
-from glora_jax.training import batches, head_alone
+from glora_jax.training import head_alone
 from glora_jax.training.halves import halve
 from glora_jax.training.head_alone import HeadAlone, warm_head
 from glora_jax.training.loop import fit
@@ -148,33 +148,6 @@ def test_a_head_that_reads_no_row_for_each_image_is_trained_under_its_model(
   monkeypatch.setattr(HeadAlone, 'features', None)
   expected = trained_as_a_whole(adapted, variables, images=images)
   assert_same_head(warmed(adapted, variables, images), expected, variables)
-
-
-def test_images_in_the_hosts_memory_come_to_the_device_once(monkeypatch):
-  adapted, variables = of_linen()
-  expected, taken = warmed(adapted, variables), {}
-
-  def take(arrays, row):
-    taken[id(arrays[0])] = arrays[0]
-    return [array[row] for array in arrays]
-
-  monkeypatch.setattr(batches, '_take', take)
-  found = warmed(adapted, variables, np.asarray(problem().images).tolist())
-  [images] = taken.values()
-  assert isinstance(images, jax.Array)
-  np.testing.assert_array_equal(flat(found['params']), flat(expected['params']))
-
-
-@pytest.mark.parametrize(
-  'function',
-  [
-    lambda head, body, images: jnp.swapaxes(images @ body, 0, 1).T[:2] @ head,  # not row by row
-    lambda head, body, images: images.sum(0) @ body @ head,  # no rows
-  ],
-)
-def test_what_is_no_array_with_a_row_for_each_example_is_not_cut(function):
-  head, body, images = jnp.ones((3, 3)), jnp.ones((8, 3)), jnp.ones((4, 8))
-  assert halve(function, head, body, images) is None
 
 
 def test_what_depends_on_frozen_arrays_alone_is_no_feature():

@@ -67,28 +67,10 @@ def minimized(loss, start, labels=jnp.zeros(4), images=jnp.ones((4, 3)), **optio
   return loop.fit(loss_fn, start, {}, images, labels, recipe, KEY, progress=False, **options)
 
 
-@pytest.mark.parametrize('dtype, warned', [('bfloat16', True), ('float32', False)])
-def test_arrays_in_which_steps_are_rounded_away_are_named(caplog, dtype, warned):
-  trainable = {'params': {'head': {'kernel': jnp.ones((3, 2), dtype)}}, 'steps': jnp.ones(2)}
+def test_arrays_in_which_steps_are_rounded_away_are_named(caplog):
+  trainable = {'params': {'head': {'kernel': jnp.ones((3, 2), 'bfloat16')}}, 'steps': jnp.ones(2)}
   minimized(lambda tree, *_: (jnp.sum(tree['params']['head']['kernel'] ** 2), {}), trainable)
-  assert (
-    'rounded away, and float16 may end in NaN: params/head/kernel. Give' in caplog.text
-  ) == warned
-
-
-def test_training_lowers_the_loss_and_moves_every_support(fit):
-  losses = []
-  state = fit(
-    Recipe(epochs=40, batch_size=6, warmup_epochs=1, learning_rate=3e-2),
-    on_dispatch=lambda state, means: losses.append(means['loss']),
-    steps_per_dispatch=4,
-  )
-  assert len(losses) == 40
-  assert np.mean(losses[-3:]) < 0.8 * np.mean(losses[:3])
-  assert state.step == 40 * STEPS_PER_EPOCH
-  start, _ = problem().split()
-  moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), start, state.trainable)
-  assert all(jax.tree.leaves(moved)), moved
+  assert 'may end in NaN: params/head/kernel. Give' in caplog.text
 
 
 def test_gradients_and_optimizer_state_exist_for_supports_and_head_alone(first_epoch):
@@ -146,28 +128,6 @@ def test_the_next_images_of_a_stream_come_while_the_steps_before_them_run(fit, f
   assert happened == ['read', *['read', 'done'] * (STEPS_PER_EPOCH - 1), 'done']
   # Two programs round otherwise, of which AdamW makes more in every epoch.
   chex.assert_trees_all_close(state, first_epoch, rtol=1e-5, atol=1e-6)
-
-
-def test_all_calls_of_a_training_are_one_program_where_images_are_left_over():
-  images, traced, calls, times = np.linspace(-1, 1, 8, dtype=np.float32)[:, None], [], [], []
-
-  def loss(slope, images, labels):
-    traced.append(None)
-    return jnp.mean((images @ slope - labels) ** 2), {}
-
-  for epochs in (1, 3):
-    minimized(
-      loss,
-      jnp.zeros(1),
-      images[:, 0],
-      images,
-      fields={'epochs': epochs, 'batch_size': 3},
-      steps_per_dispatch=2,
-      on_dispatch=lambda state, means: calls.append(state.step),
-    )
-    times.append(len(traced))
-  assert calls == [2, 2, 4, 6]
-  assert times[1] == 2 * times[0]
 
 
 def test_a_diverging_loss_stops_with_the_last_good_state():

@@ -14,7 +14,7 @@ import glora_jax
 from glora_jax.method import presets
 from glora_jax.method.draws import sample_genome
 from glora_jax.method.genomes import smallest_genome
-from glora_jax.training import loop, side_by_side
+from glora_jax.training import loop
 from glora_jax.training.losses import subnet_loss, supernet_loss
 from glora_jax.training.recipe import Recipe
 from glora_jax.training.side_by_side import Training, subnet_runs, train_many
@@ -99,20 +99,7 @@ def test_a_diverging_run_stops_alone_at_its_last_good_state(caplog):
   assert f'run 1 at step {stopped.step}' in caplog.text
 
 
-@pytest.fixture
-def programs(monkeypatch):
-  """The loss of every group that is trained."""
-  losses, make_steps = [], side_by_side.make_steps_of_runs
-
-  def recorded(loss_fn, *arguments):
-    losses.append(loss_fn)
-    return make_steps(loss_fn, *arguments)
-
-  monkeypatch.setattr(side_by_side, 'make_steps_of_runs', recorded)
-  return losses
-
-
-def test_runs_on_other_frozen_arrays_are_another_group(programs):
+def test_runs_on_other_frozen_arrays_are_another_group():
   def loss_fn(trainable, frozen, images, labels, key):
     return jnp.sum((trainable - frozen) ** 2), {}
 
@@ -122,34 +109,8 @@ def test_runs_on_other_frozen_arrays_are_another_group(programs):
     for start, goal in ((0, high), (0, low), (1, high))
   ]
   states = train_together(runs)
-  assert programs == [loss_fn, loss_fn]
   for run, state in zip(runs, states, strict=True):
     np.testing.assert_allclose(state.trainable, fit(run).trainable, rtol=1e-5)
-
-
-def test_subnets_and_starts_are_a_group_for_each_subnet_and_join_to_variables(programs):
-  adapted, variables, images, _ = problem()
-  keys = [jax.random.key(seed) for seed in range(2)]
-  init = jax.jit(adapted.init)
-  starts = [{**init(key, variables['params']), 'params': variables['params']} for key in keys]
-  genomes = [presets.preset(adapted.spec, name) for name in PRESETS]
-  runs = subnet_runs(adapted, genomes, starts, keys, unchanged, train=True)
-  states = train_together(runs)
-  assert len(programs) == 2
-  forward = jax.jit(lambda variables, genome: adapted.apply(variables, images, genome=genome))
-  for number, (run, state) in enumerate(zip(runs, states, strict=True)):
-    genome, start = genomes[number // 2], starts[number % 2]
-    trained, subnet = adapted.join(state.trainable, run.frozen), adapted.fix(genome)
-    assert jax.tree.structure(trained) == jax.tree.structure(start)
-    logits = forward(trained, genome)
-    assert np.abs(logits - forward(start, genome)).max() > 1e-2
-    # The supports that a genome does not use are of no consequence.
-    with_unused = subnet.join(state.trainable, subnet.split(start)[1])
-    np.testing.assert_array_equal(logits, forward(with_unused, genome))
-  first_lora, second_start = (
-    variables['glora']['blocks']['dense']['B_down'] for variables in (runs[1].trainable, starts[1])
-  )
-  np.testing.assert_array_equal(first_lora, second_start)
 
 
 def test_runs_that_train_nothing_end_as_they_do_apart():

@@ -1,6 +1,5 @@
 """What cannot be trained with is refused before anything is computed, and the value is named."""
 
-import math
 import re
 
 import jax
@@ -14,7 +13,6 @@ from glora_jax.training import head_alone, loop
 from glora_jax.training.batches import given
 from glora_jax.training.losses import cross_entropy, subnet_loss, supernet_loss
 from glora_jax.training.recipe import Recipe
-from glora_jax.training.sampling import Sampling
 from glora_jax.training.side_by_side import Training, subnet_runs, train_many
 
 KEY = jax.random.key(4)
@@ -68,38 +66,25 @@ def run(**arguments):
 @pytest.mark.parametrize(
   'call, named',
   [
-    (lambda: Recipe(epochs=2.5), 'epochs=2.5'),
     (lambda: Recipe(warmup_epochs=501), 'more than epochs=500'),
-    (lambda: Recipe(batch_size=0), 'batch_size=0'),
     (lambda: Recipe(learning_rate=0), 'learning_rate=0'),
-    (lambda: Recipe(weight_decay=math.inf), 'weight_decay=inf'),
-    (lambda: Recipe(max_grad_norm=-1), 'max_grad_norm=-1'),
     (lambda: Recipe(accumulate=3), 'accumulate=3 must divide batch_size=64'),
     (lambda: Recipe(component_dropout=1.0), 'component_dropout=1.0'),
     (lambda: Recipe().steps_per_epoch(10), 'batch_size=64 is larger than the 10'),
-    (lambda: Sampling(largest=1.5), 'largest=1.5'),
     (lambda: list(given(Partial(-1, None), np.ones((3, 10), int))), '2 batches for 3 rows'),
     (lambda: list(given(Partial(None, -1), np.ones((3, 10), int))), '9 images and 9 labels'),
     (lambda: cross_entropy(jnp.ones((4, 5)), jnp.ones(5)), '[5]'),
     (lambda: cross_entropy((jnp.ones((4, 5)),), jnp.ones(4)), 'type tuple'),
-    (lambda: supernet(adapted=None), 'adapted=None'),
-    (lambda: supernet(sample=None), 'sample=None'),
-    (lambda: supernet(component_dropout=1.0), 'component_dropout=1.0'),
     (lambda: supernet(rngs={'dropout': KEY}), 'rngs'),
     (lambda: subnet_loss(problem().adapted, unchanged), 'subnet=Adapted'),
     (
       lambda: fit(loss_fn=supernet(sample=lambda key: np.ones((3, 2, 5)))),
       '10 images cannot be cut',
     ),
-    (lambda: fit(loss_fn=0.5), 'loss_fn=0.5'),
     (lambda: fit(loss_fn=lambda *_: None, recipe=DROPPING), 'component_dropout=0.5'),
     (lambda: fit(state={'step': 3}), "state={'step': 3}"),
-    (lambda: fit(key=0), 'key=0'),
-    (lambda: fit(images='x'), "'x'"),
     (lambda: fit(labels=[0, 1, -1, 2]), 'label -1 of image 2'),
     (lambda: fit(labels=[0.0, 1.0]), 'labels are float'),
-    (lambda: fit(steps_per_dispatch=0), 'steps_per_dispatch=0'),
-    (lambda: fit(stop_epoch=7), 'stop_epoch=7'),
     (lambda: losing(jnp.zeros(()), [1.0]), '(loss, metrics)'),
     (lambda: losing(jnp.zeros(3), {}), 'float32 [3]'),
     (lambda: losing(jnp.zeros((), int), {}), 'int32 []'),
@@ -107,16 +92,9 @@ def run(**arguments):
     (lambda: warm(adapted=Tiny()), 'adapted=Tiny'),
     (lambda: warm(adapted=glora_jax.adapt(Tiny(), problem().images, heads=None)), 'heads=None'),
     (lambda: warm(variables={'params': {}}), 'missing: '),
-    (lambda: warm(recipe=Recipe(batch_size=25)), 'batch_size=25 is larger than the 24'),
-    (lambda: warm(preprocess=None), 'preprocess=None'),
-    (lambda: warm(mesh=4), 'mesh=4'),
-    (lambda: warm(labels=None), 'labels are None'),
-    (lambda: warm(labels=np.arange(32)), '[32]'),
     (lambda: together(images=Partial(0, None)), 'resident images'),
-    (lambda: together(labels=np.arange(5)), '[5]'),
     (lambda: together(runs=[(1, 2)]), 'runs[0]=(1, 2)'),
     (lambda: run(loss_fn=None), 'runs[0].loss_fn=None'),
-    (lambda: run(rate=0), 'runs[0].rate=0'),
     (lambda: subnet_runs(None, [], [1, 2], [KEY], unchanged), '2 starts and 1 keys'),
   ],
 )
