@@ -1,18 +1,14 @@
 """The judge of wrong and hostile inputs: each ends in a right result, or is refused in one line."""
 
 import contextlib
-import functools
 import hashlib
-import itertools
 import os
 import pathlib
 import re
-import shutil
 import signal
 import stat
 import tempfile
 import traceback
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import hypothesis
@@ -25,8 +21,9 @@ from glora_jax.runs.terminal import is_mistake, sentence
 
 REFUSED = object()
 PACKAGE = str(pathlib.Path(glora_jax.__file__).parent)
+SECONDS = 30
 LONGEST_LINE = 2000
-_NUMBERS = itertools.count()
+ARRAY = np.ndarray | np.generic | jax.Array
 
 
 class Place(NamedTuple):
@@ -45,7 +42,7 @@ def cases(weight, shrinks=True):
   """Settings for so many hundreds of cases, twenty times as many with HYPOTHESIS_PROFILE=full."""
   default = hypothesis.settings.default
   return hypothesis.settings(
-    max_examples=max(1, round(weight * default.max_examples)),
+    max_examples=round(weight * default.max_examples),
     suppress_health_check=list(hypothesis.HealthCheck),
     phases=default.phases if shrinks else [hypothesis.Phase.generate],
   )
@@ -53,43 +50,29 @@ def cases(weight, shrinks=True):
 
 @contextlib.contextmanager
 def new_place():
-  """An empty place, in whose folder `current` the process is.
-
-  Names are of one length, since they are in files, and none comes again: Orbax keeps what it knows
-  of a path.
-  """
-  root = pathlib.Path(_root().name, f'{next(_NUMBERS):06}')
-  place = Place(*(root / name for name in Place._fields))
-  place.given.mkdir(parents=True)
-  place.current.mkdir()
-  try:
+  """An empty place, in whose folder `current` the process is."""
+  with tempfile.TemporaryDirectory(prefix='fuzz_', ignore_cleanup_errors=True) as root:
+    place = Place(*(pathlib.Path(root, name) for name in Place._fields))
+    place.given.mkdir()
+    place.current.mkdir()
     with contextlib.chdir(place.current):
       yield place
-  finally:
-    shutil.rmtree(root, ignore_errors=True)
-
-
-@functools.cache
-def _root():
-  return tempfile.TemporaryDirectory(prefix='fuzz_', ignore_cleanup_errors=True)
 
 
 def contents(*folders):
   """Digests of files, targets of links and types of all else below folders."""
-  found = {str(folder): os.path.lexists(folder) for folder in folders}
-  for parent, below, files in (step for folder in folders for step in os.walk(folder)):
-    for path in (os.path.join(parent, name) for name in (*below, *files)):
-      status = os.lstat(path)
-      if stat.S_ISREG(status.st_mode):
-        with open(path, 'rb') as file:
-          found[path] = hashlib.sha256(file.read()).hexdigest()
-      else:
-        is_link = stat.S_ISLNK(status.st_mode)
-        found[path] = os.readlink(path) if is_link else stat.S_IFMT(status.st_mode)
+  found = {}
+  for path in (path for folder in folders for path in (folder, *folder.rglob('*'))):
+    if path.is_symlink():
+      found[path] = os.readlink(path)
+    elif path.is_file():
+      found[path] = hashlib.sha256(path.read_bytes()).digest()
+    elif path.exists():
+      found[path] = stat.S_IFMT(path.stat().st_mode)
   return found
 
 
-def judged(attempt, place=None, limit=30.0):
+def judged(attempt, place=None):
   """What an attempt gives, or REFUSED; raises AssertionError where it is neither right nor well.
 
   A result must be finite and the same when it is made again. What is given must be as it was, and
@@ -98,33 +81,31 @@ def judged(attempt, place=None, limit=30.0):
   outside = contents(*place[:2]) if place else {}
   work = contents(place.work) if place else {}
   try:
-    result = _within(limit, attempt)
-  except (Hang, AssertionError):
-    raise
+    result = _within_time(attempt)
   except Exception as error:
     if not is_line_of_ours(error):
-      raise AssertionError(_described(error)) from error
-    result, again = REFUSED, REFUSED
-    if place and contents(place.work) != work:
-      raise AssertionError(f'refused, and it left files: {error}') from error
+      raise
+    result = again = REFUSED
+    left = contents(place.work) if place else {}
   else:
     for leaf in jax.tree.leaves(result):
-      is_float = isinstance(leaf, float) or getattr(leaf, 'dtype', np.dtype('O')).kind == 'f'
+      is_float = isinstance(leaf, float | ARRAY) and np.asarray(leaf).dtype.kind == 'f'
       assert not is_float or np.isfinite(leaf).all(), f'accepted, and not finite: {result!r:.400}'
-    again = _within(limit, attempt)
+    again, left = _within_time(attempt), work
+  assert left == work, 'refused, and it left files'
   assert same(result, again), f'once {result!r:.400}, then {again!r:.400}'
   assert not place or contents(*place[:2]) == outside, 'files that were given have changed'
   return result
 
 
-def _within(seconds, function):
+def _within_time(function):
   """Calls a function, which gets `Hang` after its time and again where it swallows that."""
 
   def ring(*_):
-    raise Hang(f'longer than {seconds:g} s')
+    raise Hang
 
   before = signal.signal(signal.SIGALRM, ring)
-  signal.setitimer(signal.ITIMER_REAL, seconds, 0.5)
+  signal.setitimer(signal.ITIMER_REAL, SECONDS, 0.5)
   try:
     return function()
   finally:
@@ -134,13 +115,13 @@ def _within(seconds, function):
 
 def is_line_of_ours(error):
   """Whether a `raise` of the package, or the system, says in one line what a user can change."""
-  if not is_mistake(error) and not isinstance(error, TypeError):
-    return False
   frame = traceback.extract_tb(error.__traceback__)[-1]
   is_ours = frame.filename.startswith(PACKAGE) and frame.line.startswith('raise')
-  if not is_ours and not isinstance(error, MemoryError | OSError):
-    return False
-  return not flaw_of(sentence(error))
+  return (
+    (is_mistake(error) or isinstance(error, TypeError))
+    and (is_ours or isinstance(error, MemoryError | OSError))
+    and not flaw_of(sentence(error))
+  )
 
 
 def flaw_of(text):
@@ -152,23 +133,14 @@ def flaw_of(text):
   return '' if re.search(r'[.?)]$', text) and len(text) >= 10 else 'it is no sentence'
 
 
-def _described(error):
-  """An error with the lines of the package that it came through."""
-  frames = [frame for frame in traceback.extract_tb(error.__traceback__) if PACKAGE in frame[0]]
-  lines = ' '.join(f'{os.path.basename(name)}:{line}' for name, line, *_ in frames[-4:])
-  return f'{type(error).__name__}: {str(error)[:300]} [{lines}]'
-
-
 def same(value, other):
   """Whether two results are equal to the last bit, types and shapes included."""
-  if type(value) is not type(other):
-    return False
-  if isinstance(value, Mapping):
-    return value.keys() == other.keys() and all(same(value[key], other[key]) for key in value)
-  if isinstance(value, list | tuple):
-    return len(value) == len(other) and all(map(same, value, other))
-  if hasattr(value, 'dtype'):
-    first, second = np.asarray(value), np.asarray(other)
-    alike = (first.dtype, first.shape) == (second.dtype, second.shape)
-    return alike and first.tobytes() == second.tobytes()
-  return bool(value == other)
+  alike = jax.tree.structure(value) == jax.tree.structure(other)
+  return alike and all(map(_same_leaf, jax.tree.leaves(value), jax.tree.leaves(other)))
+
+
+def _same_leaf(value, other):
+  if type(value) is not type(other) or not isinstance(value, ARRAY):
+    return type(value) is type(other) and bool(value == other)
+  alike = (value.dtype, value.shape) == (other.dtype, other.shape)
+  return alike and np.asarray(value).tobytes() == np.asarray(other).tobytes()

@@ -10,70 +10,67 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 from judging import cases, contents, flaw_of, new_place
-from spoiling import damaged, spoil
-from test_hostile_images import PNG, write_classes
+from spoiling import spoil
+from test_hostile_images import write_classes
 
 SECONDS = 120
 CONFIGS = (
-  *('from glora_jax.runs.config import default_config as get_config', 'x = ', 'import nothing'),
-  *('def get_config():\n  return {}', 'def get_config():\n  1 / 0', 'get_config = 3', '\0', ''),
+  *('from glora_jax.runs.config import default_config as get_config'),
+  *('def get_config():\n  return {}', 'def get_config():\n  1 / 0', '\0'),
 )
 FIELDS = (
-  *('seed=x', 'seed=-1', 'nothing=1', 'supernet=1', 'supernet.epochs=-1', 'model.image_size=99995'),
-  *('task=folder:/nothing', 'task=', 'search.mode=x', 'model.weights=/dev/null', 'budget=10k'),
-  *('model.weights=none.npz', 'supernet.batch_size=5000'),
+  *('seed=x', 'nothing=1', 'supernet=1', 'model.image_size=99995', 'task=folder:/nothing'),
+  *('model.weights=/dev/null', 'budget=10k', 'supernet.batch_size=5000'),
 )
-FLAGS = ('--top=0', '--top=x', '--json', '--batch-size=1', '--num-heads=7', '--resize=crop', '--x')
-
-
-def convert(draw, given, backbone):
-  words = [draw(st.sampled_from([backbone, '/dev/null', 'nothing', str(given)]))]
-  outputs = ['out.safetensors', 'out.npz', 'out', 'no/where/x.npz', '/dev/full', str(given)]
-  if draw(st.booleans()):
-    words += [draw(st.sampled_from([*outputs, str(given / 'diary.txt')]))]
-    words += draw(st.sampled_from([[], ['--format', 'timm'], ['--format', 'x']]))
-  return words + draw(st.sampled_from([[], ['--num-heads', '7'], ['--image-size', '99995']]))
-
-
-def predict(draw, given, backbone):
-  (given / 'x.png').write_bytes(draw(damaged(PNG)))
-  model = draw(st.sampled_from([backbone, '/dev/null', 'nothing', str(given)]))
-  images = draw(st.sampled_from([str(given), str(given / 'x.png'), '/dev/null', 'nothing']))
-  flags = draw(st.lists(st.sampled_from(FLAGS), max_size=2, unique=True))
-  return ['--model', model, *flags, images]
-
-
-def main(draw, given, backbone):
-  path = given / 'my config.py'
-  path.write_text(draw(st.sampled_from(CONFIGS)))
-  fields = draw(st.lists(st.sampled_from(FIELDS), min_size=1, max_size=2, unique=True))
-  work = draw(st.sampled_from(['work', str(given), str(given / 'diary.txt')]))
+# Flags and words of each command; `MODEL` and `GIVEN` are a checkpoint and the strangers' folder.
+WORDS = {
+  'convert': (
+    ['--format=x', '--format=timm', '--num-heads=7', '--image-size=99995'],
+    ['MODEL', '/dev/null', 'nothing', 'GIVEN'],
+    ['out.npz', 'out', 'no/where/x.npz', '/dev/full', 'GIVEN', 'GIVEN/diary.txt'],
+  ),
+  'predict': (
+    ['--top=0', '--top=x', '--json', '--num-heads=7', '--x'],
+    ['--model=MODEL', '--model=/dev/null', '--model=GIVEN'],
+    ['GIVEN', 'GIVEN/photos/a/0.png', '/dev/null', 'nothing'],
+  ),
   # A wrong field comes last; without one the default task would be fetched.
-  fields = [f'task=folder:{given / "photos"}', f'model.weights={backbone}', *fields]
-  words = ['--config', str(path), '--workdir', work]
-  return [*words, *(f'--config.{field}' for field in fields)]
+  'main': (
+    [f'--config.{field}' for field in FIELDS],
+    ['--workdir=work', '--workdir=GIVEN', '--workdir=GIVEN/diary.txt'],
+    ['--config=GIVEN/my config.py'],
+  ),
+}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('words_of', [convert, predict, main])
+@pytest.mark.parametrize('command', WORDS)
 @cases(0.04, shrinks=False)
 @given(data=st.data())
-def test_a_command_works_or_says_in_one_line_why_not(words_of, data, backbone):
+def test_a_command_works_or_says_in_one_line_why_not(command, data, backbone):
   with new_place() as place:
-    write_classes(place.given / 'photos')
-    (place.given / 'diary.txt').write_text('dear diary')
-    model = shutil.copy(backbone, place.given / 'model.safetensors')
-    if data.draw(st.booleans()):
-      spoil(data.draw, model)
-    words = words_of(data.draw, place.given, str(model))
-    before = contents(place.given)
+    given = place.given
+    write_classes(given / 'photos')
+    (given / 'diary.txt').write_text('dear diary')
+    (given / 'my config.py').write_text(data.draw(st.sampled_from(CONFIGS)))
+    model = shutil.copy(backbone, given / 'model.safetensors')
+    for path in (model, given / 'photos' / 'a' / '0.png'):
+      if data.draw(st.booleans()):
+        spoil(data.draw, path)
+    flags, *words = WORDS[command]
+    words = [data.draw(st.sampled_from(choices)) for choices in words]
+    if command == 'main':
+      words += [f'--config.task=folder:{given / "photos"}', '--config.model.weights=MODEL']
+    words += data.draw(st.lists(st.sampled_from(flags), min_size=1, max_size=2, unique=True))
+    before = contents(given)
     done = subprocess.run(
-      [sys.executable, '-m', f'glora_jax.{words_of.__name__}', *words],
+      [sys.executable, '-m', f'glora_jax.{command}']
+      + [word.replace('MODEL', str(model)).replace('GIVEN', str(given)) for word in words],
       capture_output=True,
       timeout=SECONDS,
       env={**os.environ, 'XDG_CACHE_HOME': str(place.current)},
     )
-    assert contents(place.given) == before, words
+    assert contents(given) == before, words
   errors = done.stderr.decode(errors='surrogateescape')
   assert 'Traceback' not in errors, (words, errors)
   assert done.returncode in (0, 1, 2), (words, done.returncode, errors)
