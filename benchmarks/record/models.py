@@ -115,18 +115,18 @@ def _entry(case: Case) -> Values:
     *glora_jax.random_genomes(np.random.default_rng(0), spec, 2),
   ]
 
+  def weighted(supports: Any, variables: Any, genome: Any) -> tuple[jax.Array, Any]:
+    """One number of all outputs, and these."""
+    all_variables = {**case.rest, **variables, 'glora': supports}
+    outputs = adapted.apply(all_variables, *case.inputs, genome=genome, **case.kwargs)
+    leaves = [jnp.ravel(leaf).astype(jnp.float32) for leaf in jax.tree.leaves(outputs)]
+    values = jnp.concatenate(leaves)
+    return jnp.cos(jnp.arange(len(values))) @ values, outputs
+
   @jax.jit
   def computed(variables: Any, genome: Any) -> tuple[Any, Any, Any]:
     """Outputs, gradients of their weighted sum by the supports, folded parameters."""
-
-    def loss(supports: Any) -> Any:
-      all_variables = {**case.rest, **variables, 'glora': supports}
-      outputs = adapted.apply(all_variables, *case.inputs, genome=genome, **case.kwargs)
-      leaves = [jnp.ravel(leaf).astype(jnp.float32) for leaf in jax.tree.leaves(outputs)]
-      values = jnp.concatenate(leaves)
-      return jnp.cos(jnp.arange(len(values))) @ values, outputs
-
-    gradients, outputs = jax.grad(loss, has_aux=True)(variables['glora'])
+    gradients, outputs = jax.grad(weighted, has_aux=True)(variables['glora'], variables, genome)
     return outputs, gradients, adapted.fold(variables, genome)
 
   results = [computed(case.variables, genome) for genome in genomes]
