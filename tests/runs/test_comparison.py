@@ -58,7 +58,7 @@ class Elsewhere:
 def test_fields_that_a_comparison_does_not_read_are_named_once(
   runner, monkeypatch, caplog, tmp_path
 ):
-  monkeypatch.setattr(comparison, 'carry_out', lambda *_: {})
+  monkeypatch.setattr(comparison, 'carry_out', lambda *_, **__: {})
   monkeypatch.setattr(comparison, 'train_methods', lambda *_: None)
   config = default_config()
   config.job, config.finetune.learning_rate = 'compare', 0.5

@@ -180,7 +180,7 @@ def test_a_run_that_is_stopped_after_its_head_goes_on_to_the_same_result(
 def test_a_genome_file_is_of_any_ranks_and_is_kept_although_it_is_gone(
   config, tmp_path, monkeypatch
 ):
-  narrow = check_config(changed(config, structure='lora', space__ranks=(2,)))
+  narrow = check_config(changed(config, structure='lora', space__ranks=(2,), budget=None))
   spec = prepare(narrow, f'{tmp_path}/narrow').adapted.spec
   path = tmp_path / 'mine.json'
   path.write_text(json.dumps(genome_to_json(spec, preset(spec, 'lora:2@qkv'))))
