@@ -1,8 +1,9 @@
-"""What the tests of many models share: random variables, equality of outputs."""
+"""What tests of many rooms share: random variables, equality of outputs, refusals."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from trees import randomized
 
 
@@ -38,3 +39,13 @@ def assert_trees_close(actual, expected, tolerance=1e-5):
   for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
     assert a.dtype == b.dtype
     assert_close(a, b, tolerance)
+
+
+def assert_refused(named, call, *arguments, kind=ValueError, **fields):
+  """Asserts that a call raises one line that names all texts."""
+  with pytest.raises(kind) as caught:
+    call(*arguments, **fields)
+  message = str(caught.value)
+  assert '\n' not in message
+  for text in [named] if isinstance(named, str) else named:
+    assert text in message

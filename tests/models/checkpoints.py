@@ -80,13 +80,3 @@ def timm(tmp_path):
   return types.SimpleNamespace(
     tensors=tensors, path=path, config=tmp_path / 'config.json', load=load
   )
-
-
-def assert_refused(named, call, *arguments, kind=ValueError, **fields):
-  """Asserts that a call raises one line that names all texts."""
-  with pytest.raises(kind) as caught:
-    call(*arguments, **fields)
-  message = str(caught.value)
-  assert '\n' not in message
-  for text in [named] if isinstance(named, str) else named:
-    assert text in message

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-from checkpoints import assert_refused
+from comparing import assert_refused
 
 from glora_jax.files import write_safetensors
 from glora_jax.models.containers import open_tensors, write_npz

@@ -7,7 +7,8 @@ import shutil
 import numpy as np
 import pytest
 import safetensors.numpy
-from checkpoints import OURS, assert_refused, flat, own, params_of, timm  # noqa: F401, fixtures
+from checkpoints import OURS, flat, own, params_of, timm  # noqa: F401, fixtures
+from comparing import assert_refused
 from places import FIXTURES
 
 from glora_jax.files import write_tensors

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-from checkpoints import assert_refused
+from comparing import assert_refused
 from places import FIXTURES
 from trees import randomized
 
