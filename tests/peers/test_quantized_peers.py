@@ -3,12 +3,15 @@
 Skipped where the `peers` extra is not installed (`.ci/run` installs it).
 """
 
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from places import ROOT
 
 pytest.importorskip('qwix', reason='needs the peers extra')
 
@@ -143,6 +146,18 @@ def test_fold_is_full_precision_and_requantized_as_it_was(ready):
   pairs = zip(*map(jax.tree.leaves, (adapted.full_precision(again), folded)), strict=True)
   for rounded, exact in pairs:
     np.testing.assert_allclose(rounded, exact, atol=2.0**-7 * np.abs(exact).max())
+
+
+def test_the_lines_of_the_page_run(ready):
+  _, params, *_ = ready
+  page = (ROOT / 'docs' / 'concepts' / 'fold.md').read_text()
+  [block] = re.findall(r'```python\n(.*?)```', page, re.DOTALL)
+  names = {'glora_jax': glora_jax, 'jax': jax, 'model': Model(), 'images': X}
+  genome = glora_jax.preset(glora_jax.adapt(Model(), X).spec, 'lora')
+  names |= {'quantized_params': params, 'genome': genome}
+  exec(block, names)
+  assert jax.tree.structure(names['smaller']) == jax.tree.structure(params)
+  assert {leaf.dtype for leaf in jax.tree.leaves(names['folded'])} == {np.dtype(np.float32)}
 
 
 def test_a_structure_is_read_off_the_gradient_of_a_quantized_base(ready):
