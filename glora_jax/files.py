@@ -30,6 +30,10 @@ FORMATS: Mapping[str, int] = {}  # by kind, where the format is not 1
 AGAIN = 'remove it, and the stage that wrote it runs again'
 MOST_JSON_BYTES = 2**28
 _LONGEST_REASON = 200
+_PARTIAL = '.glora_jax.partial'
+_PARTIAL_NAME = re.compile(rf'.+\..*\.\d+{re.escape(_PARTIAL)}', re.DOTALL)  # FILE.MACHINE.PROCESS
+# A writer in another container of this host has a process that cannot be seen, and writes on.
+_LONGEST_PAUSE = 60  # seconds
 
 
 class LaterVersionError(ValueError):
@@ -427,12 +431,6 @@ def number(value: float | None) -> float:
     (0.5, nan)
   """
   return math.nan if value is None else value
-
-
-_PARTIAL = '.glora_jax.partial'
-_PARTIAL_NAME = re.compile(rf'.+\..*\.\d+{re.escape(_PARTIAL)}', re.DOTALL)  # FILE.MACHINE.PROCESS
-# A writer in another container of this host has a process that cannot be seen, and writes on.
-_LONGEST_PAUSE = 60  # seconds
 
 
 def require_free(path: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> None:

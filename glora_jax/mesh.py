@@ -37,6 +37,9 @@ from glora_jax.limits import shown
 AXES = ('candidate', 'data')
 FSDP = 'fsdp'  # as fully sharded data parallelism is called
 _BARRIER_TIMEOUT_MS = 3600 * 1000  # the first process may have to fetch data
+_IMAGE_BY_IMAGE = Layout((0, 3, 1, 2))  # n, channel, height, width
+_MOST_CHANNELS = 4  # more may fill a row
+_HALF_A_ROW = 64
 
 
 class NoDeviceError(RuntimeError):
@@ -382,11 +385,6 @@ def on_host(tree: Any) -> Any:
     return np.asarray(leaf)
 
   return jax.tree.map(fetch, tree)
-
-
-_IMAGE_BY_IMAGE = Layout((0, 3, 1, 2))  # n, channel, height, width
-_MOST_CHANNELS = 4  # more may fill a row
-_HALF_A_ROW = 64
 
 
 def hold(mesh: jax.sharding.Mesh | None, tree: Any) -> Any:

@@ -15,7 +15,7 @@ The arrays that the forms are made of are the layer's supports: see `glora_jax.m
 Those that no allele on offer reads may be left out: a tensor without any is none.
 
 Training a layer with a merged kernel would compute the gradient of the whole kernel first and then
-that of its factors. Where A is no LoRA, `thin_layer` gives the same output as
+that of its factors. Where A is not a LoRA, `thin_layer` gives the same output as
 x W' + b' = (x W) * (1 + A) + (x B_down) B_up + b', in which all that is trained has thin gradients.
 """
 
@@ -38,6 +38,7 @@ from glora_jax.method.supports import RANK_AXES, SUPPORTS, read
 LOW_RANK = 8  # up to which `low_rank_product` is a sum of outer products
 
 Product = Callable[[jax.Array, jax.Array], jax.Array]
+_platform: contextvars.ContextVar[str | None] = contextvars.ContextVar('platform', default=None)
 
 
 def effective(
@@ -200,7 +201,7 @@ def prompt_form(
 
 
 def flat_form(supports: Mapping[str, jax.Array], tensor: Tensor, allele: jax.Array) -> jax.Array:
-  """D or E in the form of its allele, [out]; also A or B where it is no LoRA."""
+  """D or E in the form of its allele, [out]; also A or B where it is not a LoRA."""
   constant, vector = read(supports, tensor, 'constant'), read(supports, tensor, 'vector')
   return jnp.where(allele == 0, 0, jnp.where(allele == 1, constant, vector))
 
@@ -229,9 +230,6 @@ def _with_wide(
 def matrix_product(left: jax.Array, right: jax.Array) -> jax.Array:
   """The product of two factors, as exact as their type is on every device."""
   return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)
-
-
-_platform: contextvars.ContextVar[str | None] = contextvars.ContextVar('platform', default=None)
 
 
 @contextlib.contextmanager

@@ -23,6 +23,12 @@ from glora_jax.records import mismatch
 
 _BLOCK = 8192  # genomes looked up at a time, which bounds memory
 _NO_NUMBERS = 'OUSMm'  # kinds of dtypes
+# Rows that have C or E but never both, where `SearchSpace.one_shift` says so: E as a vector reaches
+# every bias that C reaches, so both in a row are parameters spent twice. The two genes are drawn,
+# mutated and crossed as one, in arrays of NumPy or of JAX.
+C, E = TENSORS.index('C'), TENSORS.index('E')
+_E_FOR_C = np.array([E if column == C else column for column in range(len(TENSORS))])
+_EXPECTED = 'give what genome_to_json returned'
 
 
 def check_genome(spec: Spec, genome: Any) -> None:
@@ -175,13 +181,6 @@ def alleles_at(spec: Spec, choice: np.ndarray) -> np.ndarray:
   return np.take_along_axis(table, choice[..., None], axis=-1)[..., 0]
 
 
-# Rows that have C or E but never both, where `SearchSpace.one_shift` says so: E as a vector reaches
-# every bias that C reaches, so both in a row are parameters spent twice. The two genes are drawn,
-# mutated and crossed as one. These functions take and return arrays of NumPy or of JAX.
-C, E = TENSORS.index('C'), TENSORS.index('E')
-_E_FOR_C = np.array([E if column == C else column for column in range(len(TENSORS))])
-
-
 def num_shifts(spec: Spec) -> np.ndarray:
   """How many choices C and E leave a row that has one of them at most, int64 [rows]."""
   return spec.num_offered[:, C] + spec.num_offered[:, E] - 1
@@ -301,9 +300,6 @@ class Occurring:
     return max(self.codes[0]) < len(FLAT_FORMS['A'])
 
 
-_EXPECTED = 'give what genome_to_json returned'
-
-
 class NamedAlleles(TypedDict):
   """The names of a row's alleles."""
 
@@ -366,7 +362,7 @@ def genome_from_json(spec: Spec, content: str | Mapping[str, Any] | Sequence) ->
     int8 [rows, 5].
 
   Raises:
-    ValueError: it is no genome, does not fit the spec, or has an allele that the spec does not
+    ValueError: it is not a genome, does not fit the spec, or has an allele that the spec does not
       have.
 
   Example:

@@ -27,6 +27,8 @@ from glora_jax.method.space import TENSORS, WEIGHT_TENSORS, Tensor
 from glora_jax.method.supports import SUPPORTS, support_shapes
 from glora_jax.tree import flatten, get, replace, update
 
+_PREFIX = 'glora_'  # of the keys in the params under which grafts lie
+
 
 @functools.partial(jax.jit, static_argnames=('layout', 'ranks', 'product'), inline=True)
 def merge_layers(
@@ -110,9 +112,6 @@ def fold(groups: Sequence[Group], params: Any, supports: Any, genome: jax.Array)
       paths = (site.kernel_path, site.bias_path)
       changes |= {path: value for path, value in zip(paths, merged, strict=True) if path}
   return update(params, changes)
-
-
-_PREFIX = 'glora_'  # of the keys in the params under which grafts lie
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,6 +29,33 @@ from glora_jax.method.space import (
 )
 
 Choice = Literal['none', 'vector', 'rank', 'largest']
+GENOME_ENDING = '.json'  # of a structure that is the path of a file
+GRADIENT = 'gradient'  # no preset: the structure that was read off a gradient, as a row's name
+_KEPT_IN_FILES = ':@'
+_LONGEST_NAME = 200
+_OF_BIASES = ('bitfit', 'prompt')  # nothing is left of them where no layer has a bias
+PLACES = ('qkv', 'attn', 'mlp', 'last_half')
+Role = Literal['qkv', 'proj', 'mlp']
+# What a module is called that holds layers; the innermost decides.
+_ATTENTION = re.compile('attn|attention', re.IGNORECASE)
+_MLP = re.compile('mlp|ffn|feed_?forward|^ff(_|$)|dense_?relu_?dense', re.IGNORECASE)
+_MLP_OF_BERT = re.compile('^(intermediate|output)$')
+_NEITHER = re.compile('embed|head', re.IGNORECASE)
+# What a layer is called.
+_PROJECTION = '(_?(proj|projection|einsum|dense|lin|linear))?'
+_QKV = re.compile(
+  f'(q|k|v|kv|qkv|query|key|value|query_key_value|c_attn|w[qkv]|to_([qkv]|kv|qkv)){_PROJECTION}',
+  re.IGNORECASE,
+)
+_OUT = re.compile(f'(o|out|to_out|wo|c_proj|proj|proj_out|attn_vec){_PROJECTION}', re.IGNORECASE)
+_IN_MLP = re.compile(
+  r'fc_?\d*|fc_(in|out)|c_fc|w_?[123]|wi(_\d)?|intermediate|gating_einsum|lin(ear)?_?[12]'
+  f'|(gate|up|down|gate_up){_PROJECTION}',
+  re.IGNORECASE,
+)
+_PARAMETER = re.compile('w|weight|kernel')  # a layer that is called by its parameter
+_INDEX = re.compile(r'\[([\d,]+)\]$')
+_NUMBERED = re.compile(r'(|.*_|.*(?:block|layer|stage)s?)(\d+)', re.IGNORECASE)
 
 
 class Alleles(NamedTuple):
@@ -58,11 +85,7 @@ PRESETS: Mapping[str, Alleles] = {
   'scale_shift_lora': Alleles(A='vector', B='rank', E='vector'),
 }
 PRESET_NAMES = tuple(PRESETS)
-GENOME_ENDING = '.json'  # of a structure that is the path of a file
-GRADIENT = 'gradient'  # no preset: the structure that was read off a gradient, as a row's name
 _RANKED = tuple(name for name, alleles in PRESETS.items() if 'rank' in alleles)
-_KEPT_IN_FILES = ':@'
-_LONGEST_NAME = 200
 
 
 class PresetName(NamedTuple):
@@ -180,9 +203,6 @@ def file_name(name: str) -> str:
     ('lora:2@qkv', 'lora@blocks%2F3')
   """
   return urllib.parse.quote(name, safe=_KEPT_IN_FILES)
-
-
-_OF_BIASES = ('bitfit', 'prompt')  # nothing is left of them where no layer has a bias
 
 
 def preset(spec: Spec, name: str) -> np.ndarray:
@@ -339,31 +359,6 @@ def _chosen_codes(layer: Layer, choice: Mapping[str, str | int]) -> list[int]:
       )
     codes[tensor] = code
   return list(codes.values())
-
-
-PLACES = ('qkv', 'attn', 'mlp', 'last_half')
-Role = Literal['qkv', 'proj', 'mlp']
-
-# What a module is called that holds layers; the innermost decides.
-_ATTENTION = re.compile('attn|attention', re.IGNORECASE)
-_MLP = re.compile('mlp|ffn|feed_?forward|^ff(_|$)|dense_?relu_?dense', re.IGNORECASE)
-_MLP_OF_BERT = re.compile('^(intermediate|output)$')
-_NEITHER = re.compile('embed|head', re.IGNORECASE)
-# What a layer is called.
-_PROJECTION = '(_?(proj|projection|einsum|dense|lin|linear))?'
-_QKV = re.compile(
-  f'(q|k|v|kv|qkv|query|key|value|query_key_value|c_attn|w[qkv]|to_([qkv]|kv|qkv)){_PROJECTION}',
-  re.IGNORECASE,
-)
-_OUT = re.compile(f'(o|out|to_out|wo|c_proj|proj|proj_out|attn_vec){_PROJECTION}', re.IGNORECASE)
-_IN_MLP = re.compile(
-  r'fc_?\d*|fc_(in|out)|c_fc|w_?[123]|wi(_\d)?|intermediate|gating_einsum|lin(ear)?_?[12]'
-  f'|(gate|up|down|gate_up){_PROJECTION}',
-  re.IGNORECASE,
-)
-_PARAMETER = re.compile('w|weight|kernel')  # a layer that is called by its parameter
-_INDEX = re.compile(r'\[([\d,]+)\]$')
-_NUMBERED = re.compile(r'(|.*_|.*(?:block|layer|stage)s?)(\d+)', re.IGNORECASE)
 
 
 def placed_rows(spec: Spec, place: str | None) -> np.ndarray:

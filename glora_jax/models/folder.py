@@ -23,6 +23,7 @@ FILE_NAMES: dict[Container, str] = {
 
 # Beside model.safetensors, as in most folders of Hugging Face, they hold the same weights.
 _SAME_WEIGHTS = ('pytorch_model.bin', 'open_clip_pytorch_model.bin')
+REMEMBERED = ('image_size', 'normalization', 'resize', 'crop', 'classes')  # of the metadata
 
 
 def locate(path: Path) -> str:
@@ -91,9 +92,6 @@ def require_no_other(folder: str, name: str) -> None:
       f'The folder {folder} holds another checkpoint already ({", ".join(others)}); '
       'choose another folder.'
     )
-
-
-REMEMBERED = ('image_size', 'normalization', 'resize', 'crop', 'classes')  # of the metadata
 
 
 def read_hints(file: str, format: Format[Any]) -> dict[str, Any]:

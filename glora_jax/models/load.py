@@ -43,6 +43,7 @@ from glora_jax.models.translate import Origin, PlainNames, read_params, stack
 from glora_jax.models.vit import ViT, describe, expected_params
 
 log = logging.getLogger(__name__)
+KIND = 'vit'  # among the kinds of files that `files.write_tensors` writes
 
 
 class Checkpoint(NamedTuple):
@@ -283,9 +284,6 @@ def assumed_normalization(container: Container, model: ViT) -> str:
     # statistics; so are models with LayerScale.
     return 'imagenet'
   return 'inception'
-
-
-KIND = 'vit'  # among the kinds of files that `files.write_tensors` writes
 
 
 def read_own(tensors: Tensors) -> tuple[ViT, dict[str, Any], Metadata]:

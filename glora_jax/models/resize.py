@@ -15,6 +15,8 @@ from glora_jax.models.vit import ViT
 
 Interpolation = Literal['bicubic_antialias', 'bicubic', 'linear_corners']
 INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
+PUBLISHED_SIZE = 224  # that models with computed positions were published for
+MOST_PATCHES = 2**14  # of an image: attention to more takes gigabytes for each image and head
 
 
 def resize_pos_embed(
@@ -130,10 +132,6 @@ def resize_patch_embed(kernel: np.ndarray, size: int) -> np.ndarray:
   inverse = np.linalg.pinv(enlarge.reshape(size * size, old * old).T)
   flat = np.asarray(kernel, np.float64).reshape(old * old, -1)
   return (inverse @ flat).reshape(size, size, *kernel.shape[2:]).astype(kernel.dtype)
-
-
-PUBLISHED_SIZE = 224  # that models with computed positions were published for
-MOST_PATCHES = 2**14  # of an image: attention to more takes gigabytes for each image and head
 
 
 def check_patches(image_size: ImageSize, patch_size: int) -> None:

@@ -204,7 +204,7 @@ def _forget(name: str, owner: nnx.Pytree) -> None:
 
 
 def _call_linear(owner: nnx.Pytree, *args: Any, **kwargs: Any) -> Any:
-  """The call of NNX's own linear layer, without a merged kernel where A is no LoRA.
+  """The call of NNX's own linear layer, without a merged kernel where A is not a LoRA.
 
   A training step with a merged kernel computes the gradient of the whole kernel; x W + (x B_down)
   B_up needs none.

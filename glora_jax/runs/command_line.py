@@ -42,6 +42,12 @@ from glora_jax.runs.terminal import (
 
 _HELP = {'--help', '-help', '-h', '-?', '--helpshort'}
 STOPPED = 75  # exit code EX_TEMPFAIL of sysexits.h: the same command goes on
+_FLAGS = ('--config', '-config')  # absl takes one dash, too
+_PACKAGE = os.path.dirname(os.path.abspath(glora_jax.__file__))
+# A wheel has them in the package; a checkout, installed as it lies or not, at its top.
+_PLACES = (os.path.join(_PACKAGE, 'configs'), os.path.join(os.path.dirname(_PACKAGE), 'configs'))
+FOLDER = next(filter(os.path.isdir, _PLACES), _PLACES[0])
+_COLUMN, _WIDTH = 28, 100
 
 
 class OrNone(flags.ArgumentParser):
@@ -291,13 +297,6 @@ def _ignore(_: Any) -> None:
   """A hook that does nothing."""
 
 
-_FLAGS = ('--config', '-config')  # absl takes one dash, too
-_PACKAGE = os.path.dirname(os.path.abspath(glora_jax.__file__))
-# A wheel has them in the package; a checkout, installed as it lies or not, at its top.
-_PLACES = (os.path.join(_PACKAGE, 'configs'), os.path.join(os.path.dirname(_PACKAGE), 'configs'))
-FOLDER = next(filter(os.path.isdir, _PLACES), _PLACES[0])
-
-
 def names() -> list[str]:
   """The names of all configs that come with the package.
 
@@ -369,9 +368,6 @@ def _value(word: str, before: str) -> str | None:
     return word
   flag, equals, value = word.partition('=')
   return value if equals and flag in _FLAGS else None
-
-
-_COLUMN, _WIDTH = 28, 100
 
 
 def inventory() -> str:

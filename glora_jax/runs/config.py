@@ -57,6 +57,8 @@ from glora_jax.training.sampling import RANGES as SAMPLING_RANGES
 from glora_jax.training.sampling import Sampling
 
 _BOOLEANS = {'True': True, 'False': False}
+_BY_TASK = ('budget', 'learning_rate')
+_MOST_NAMES = 30  # that a sentence lists in full
 
 
 @dataclasses.dataclass(frozen=True)
@@ -350,10 +352,6 @@ def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   config.finetune.update(epochs=1, warmup_epochs=0)
   config.compare.update(methods=('linear', 'lora:2'), seeds=1)
   return config
-
-
-_BY_TASK = ('budget', 'learning_rate')
-_MOST_NAMES = 30  # that a sentence lists in full
 
 
 def with_settings(config: ml_collections.ConfigDict, path: str | None) -> ml_collections.ConfigDict:

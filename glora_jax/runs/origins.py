@@ -26,6 +26,10 @@ from glora_jax.runs.sections import ModelSettings
 from glora_jax.runs.used_fields import EVERY_STAGE, last_begun
 
 WEIGHTS = 'weights.json'
+PROVENANCE = 'provenance.json'
+PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
+_COMMAND, _MODULE = 'glora', 'glora_jax.main'
+_OPTIONS_WITH_VALUE = ('-W', '-X', '--check-hash-based-pycs')
 
 
 class _Weights(TypedDict):
@@ -101,12 +105,6 @@ def recorded_weights(workdir: Path) -> dict[str, str]:
 def _read(workdir: Path) -> dict[str, str]:
   path = os.path.join(workdir, WEIGHTS)
   return read_record(path, 'weights', _Weights) if os.path.exists(path) else {}
-
-
-PROVENANCE = 'provenance.json'
-PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
-_COMMAND, _MODULE = 'glora', 'glora_jax.main'
-_OPTIONS_WITH_VALUE = ('-W', '-X', '--check-hash-based-pycs')
 
 
 class Made(TypedDict):

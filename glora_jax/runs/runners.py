@@ -41,6 +41,17 @@ _RETRIES = 3  # of a job whose node or process dies, as Ray has it
 _POLL_SECONDS = 0.5
 # The process of a dead node outlives it for a moment, and holds its workdir until then.
 _RELEASE_SECONDS = 60
+ACCELERATORS = ('TPU', 'GPU')  # as Ray calls them; the first that a cluster has is what runs take
+# Of others than Ray, that say to `mesh.initialize` that a process is one of several.
+_MEMBERSHIPS = (
+  'JAX_COORDINATOR_ADDRESS',
+  'JAX_NUM_PROCESSES',
+  'JAX_PROCESS_ID',
+  'OMPI_COMM_WORLD_SIZE',
+  'SLURM_STEP_NODELIST',
+  'TPU_WORKER_HOSTNAMES',
+)
+_PORT_SECONDS, _CONNECTING_SECONDS, _STARTING_SECONDS = 5, 30, 300
 
 
 class Runner(Protocol):
@@ -273,19 +284,6 @@ def keep_compiled(workdir: str) -> None:
   """
   if jax.config.values['jax_compilation_cache_dir'] is None:
     jax.config.update('jax_compilation_cache_dir', os.path.join(workdir, 'compiled'))
-
-
-ACCELERATORS = ('TPU', 'GPU')  # as Ray calls them; the first that a cluster has is what runs take
-# Of others than Ray, that say to `mesh.initialize` that a process is one of several.
-_MEMBERSHIPS = (
-  'JAX_COORDINATOR_ADDRESS',
-  'JAX_NUM_PROCESSES',
-  'JAX_PROCESS_ID',
-  'OMPI_COMM_WORLD_SIZE',
-  'SLURM_STEP_NODELIST',
-  'TPU_WORKER_HOSTNAMES',
-)
-_PORT_SECONDS, _CONNECTING_SECONDS, _STARTING_SECONDS = 5, 30, 300
 
 
 def leave_others() -> None:

@@ -27,6 +27,42 @@ MISTAKES = (ValueError, OSError, ImportError, RuntimeError, MemoryError)
 _MEMORY = 'RESOURCE_EXHAUSTED'  # as XLA says it
 _LOST = re.compile(r'Gloo .*(closed|reset) by peer', re.DOTALL)  # of several processes one is gone
 _OF_JAX = ('JaxRuntimeError', 'XlaRuntimeError')
+Style = Literal['bold', 'red', 'yellow']
+_CODES = {'bold': 1, 'red': 31, 'yellow': 33}
+_WIDTH, _COLUMN = 100, 32
+GREETING = """Parameter-efficient fine-tuning for JAX and Flax by GLoRA. Five things to do:
+
+  see it work, in two minutes     python -m glora_jax.main --config quickstart
+  train on your own images        python -m glora_jax.main --config own:FOLDER
+  ask what came out               python -m glora_jax.predict --model runs/quickstart/folded IMAGE
+  see what else there is          python -m glora_jax.main --list
+  adapt your own model            import glora_jax; help(glora_jax.adapt)
+
+FOLDER has a subfolder of images for each class. --help shows all flags, --help_config every field
+of a config."""
+USAGE = '--config NAME_OR_FILE[:ARGUMENTS] [FLAG ...]'
+# Flags by what they are for; those that no group has come last.
+GROUPS: Mapping[str, Sequence[str]] = {
+  'What is run': ('config', 'config.FIELD', 'workdir', 'open'),
+  'A look at its data': ('check', 'show', 'output', 'overwrite'),
+  'What it will take': ('plan', 'plan.topology', 'plan.compile'),
+  'Where it runs': ('runner', 'runner.resources'),
+  'What there is': ('list', 'help', 'help_config'),
+}
+OTHERS = 'More'
+_SHAPES = {
+  'config': 'NAME_OR_FILE[:ARGUMENTS]',
+  'config.FIELD': 'VALUE',
+  'workdir': 'FOLDER',
+  'output': 'FILE',
+  'plan.topology': 'SLICE',
+  'runner': 'ray[:ADDRESS]',
+  'runner.resources': 'GPU=1,CPU=8',
+}
+_WITHOUT_FLAG = {
+  'config.FIELD': 'Another value of a field of the config, as --config.seed=1.',
+  'help': 'Show this page, and end.',
+}
 
 
 def is_mistake(error: BaseException) -> bool:
@@ -150,10 +186,6 @@ def _last_line(reason: object) -> str:
   return (str(reason).strip().splitlines() or ['without a reason'])[-1]
 
 
-Style = Literal['bold', 'red', 'yellow']
-_CODES = {'bold': 1, 'red': 31, 'yellow': 33}
-
-
 def painted(text: str, style: Style, stream: TextIO) -> str:
   """A text in a style where a stream shows styles, the bare text elsewhere.
 
@@ -227,45 +259,6 @@ class Painter(logging.Formatter):
     if record.levelno >= logging.WARNING:
       return painted(text, 'yellow', self._stream)
     return painted(text, 'bold', self._stream) if ': begins' in text else text
-
-
-_WIDTH, _COLUMN = 100, 32
-
-GREETING = """Parameter-efficient fine-tuning for JAX and Flax by GLoRA. Five things to do:
-
-  see it work, in two minutes     python -m glora_jax.main --config quickstart
-  train on your own images        python -m glora_jax.main --config own:FOLDER
-  ask what came out               python -m glora_jax.predict --model runs/quickstart/folded IMAGE
-  see what else there is          python -m glora_jax.main --list
-  adapt your own model            import glora_jax; help(glora_jax.adapt)
-
-FOLDER has a subfolder of images for each class. --help shows all flags, --help_config every field
-of a config."""
-
-USAGE = '--config NAME_OR_FILE[:ARGUMENTS] [FLAG ...]'
-
-# Flags by what they are for; those that no group has come last.
-GROUPS: Mapping[str, Sequence[str]] = {
-  'What is run': ('config', 'config.FIELD', 'workdir', 'open'),
-  'A look at its data': ('check', 'show', 'output', 'overwrite'),
-  'What it will take': ('plan', 'plan.topology', 'plan.compile'),
-  'Where it runs': ('runner', 'runner.resources'),
-  'What there is': ('list', 'help', 'help_config'),
-}
-OTHERS = 'More'
-_SHAPES = {
-  'config': 'NAME_OR_FILE[:ARGUMENTS]',
-  'config.FIELD': 'VALUE',
-  'workdir': 'FOLDER',
-  'output': 'FILE',
-  'plan.topology': 'SLICE',
-  'runner': 'ray[:ADDRESS]',
-  'runner.resources': 'GPU=1,CPU=8',
-}
-_WITHOUT_FLAG = {
-  'config.FIELD': 'Another value of a field of the config, as --config.seed=1.',
-  'help': 'Show this page, and end.',
-}
 
 
 def show(page: str) -> NoReturn:

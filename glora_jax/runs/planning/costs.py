@@ -30,6 +30,15 @@ _MOVES = frozenset(
   split squeeze stop_gradient transpose
   """.split()  # noqa: SIM905, more readable than a list
 )
+# What reads stored arrays and stores what it makes; all else is computed where it is read.
+_BARRIERS = frozenset(
+  """
+  conv_general_dilated cumsum dot_general gather scatter scatter-add sort
+  """.split()  # noqa: SIM905, more readable than a list
+)
+_LOOPS = ('scan', 'while', 'cond')
+TRAININGS = ('supernet', 'subnet', 'head')
+MANY = 'train_many'
 
 
 class Operations(NamedTuple):
@@ -118,15 +127,6 @@ def _shape(aval: Any) -> tuple[int, ...]:
 
 def _size(aval: Any) -> int:
   return math.prod(_shape(aval))
-
-
-# What reads stored arrays and stores what it makes; all else is computed where it is read.
-_BARRIERS = frozenset(
-  """
-  conv_general_dilated cumsum dot_general gather scatter scatter-add sort
-  """.split()  # noqa: SIM905, more readable than a list
-)
-_LOOPS = ('scan', 'while', 'cond')
 
 
 class _Node(NamedTuple):
@@ -247,10 +247,6 @@ def _bytes(aval: Any) -> int:
   dtype = getattr(aval, 'dtype', None)
   itemsize = getattr(dtype, 'itemsize', 4) if dtype is not None else 0
   return _size(aval) * itemsize
-
-
-TRAININGS = ('supernet', 'subnet', 'head')
-MANY = 'train_many'
 
 
 def bytes_of(tree: Any) -> int:

@@ -27,6 +27,17 @@ from glora_jax.limits import shown
 _SIDES = {'cpu': 512}
 _SIDE = 4096
 _SECONDS = 1.0  # of timing: among hundreds of short products some meet no other process
+GIBIBYTE = 2**30
+# What libtpu asks of a machine that has no TPU.
+_ENVIRONMENT = {
+  'TPU_SKIP_MDS_QUERY': '1',
+  'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',  # no TPU is used, so that nobody is in the way
+  'TPU_WORKER_HOSTNAMES': 'localhost',
+  'TPU_WORKER_ID': '0',
+  'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
+}
+_EXAMPLES = 'v4:2x2x1, v4:2x2x2, v5e:1x1, v5e:2x2, v5e:2x4, v5e:4x4, v5p:2x2x1, v6e:2x2, v6e:4x4'
+_TIMED = 48  # images
 
 
 class Machine(NamedTuple):
@@ -96,18 +107,6 @@ def _measured_peak(dtype: Any, side: int) -> float:
   return 2 * side**3 / best
 
 
-GIBIBYTE = 2**30
-
-# What libtpu asks of a machine that has no TPU.
-_ENVIRONMENT = {
-  'TPU_SKIP_MDS_QUERY': '1',
-  'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',  # no TPU is used, so that nobody is in the way
-  'TPU_WORKER_HOSTNAMES': 'localhost',
-  'TPU_WORKER_ID': '0',
-  'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
-}
-
-
 class Chip(NamedTuple):
   """A generation of TPUs.
 
@@ -132,7 +131,6 @@ CHIPS = {
   'v5p': Chip(459e12, 95 * GIBIBYTE, sides=3, largest=24, config='default'),
   'v6e': Chip(918e12, 32 * GIBIBYTE, sides=2, largest=16, config='default'),
 }
-_EXAMPLES = 'v4:2x2x1, v4:2x2x2, v5e:1x1, v5e:2x2, v5e:2x4, v5e:4x4, v5p:2x2x1, v6e:2x2, v6e:4x4'
 
 
 class Slice(NamedTuple):
@@ -212,9 +210,6 @@ def _is_cut(chip: Chip, sides: Sequence[int]) -> bool:
   are_hosts = all(side % 2 == 0 for side in sides[:2])
   are_even = all(side % 2 == 0 or side == 1 for side in sides)
   return are_hosts and are_even and all(0 < side <= chip.largest for side in sides)
-
-
-_TIMED = 48  # images
 
 
 class Reading(NamedTuple):

@@ -53,6 +53,10 @@ from glora_jax.runs.run import Run
 _TITLES = ('stage', 'steps', 'images', 'operations', 'memory of a device', 'time')
 _UNITS = (('d', 86400), ('h', 3600), ('min', 60))
 _PREFIXES = (('E', 1e18), ('P', 1e15), ('T', 1e12), ('G', 1e9))
+SHARES = (0.45, 0.2)  # of the peak, which trainings of ViTs reach at best and often
+# Seconds of a core for each equation of a program, traced, lowered and compiled. The nine of the
+# quickstart took 1.3 to 4.5 ms on an AMD EPYC (jax 0.10.2, CPU), 3.0 in the mean.
+COMPILING = (2e-3, 4.5e-3)
 
 
 class PlannedStage(NamedTuple):
@@ -196,12 +200,6 @@ def _time(seconds: float) -> str:
     if seconds >= 2 * unit:
       return f'{seconds / unit:.0f} {name}'
   return f'{seconds:.0f} s' if seconds >= 1 else 'below 1 s'
-
-
-SHARES = (0.45, 0.2)  # of the peak, which trainings of ViTs reach at best and often
-# Seconds of a core for each equation of a program, traced, lowered and compiled. The nine of the
-# quickstart took 1.3 to 4.5 ms on an AMD EPYC (jax 0.10.2, CPU), 3.0 in the mean.
-COMPILING = (2e-3, 4.5e-3)
 
 
 def plan(

@@ -61,6 +61,10 @@ from glora_jax.training.losses import cross_entropy
 from glora_jax.training.recipe import Recipe
 
 HEAD_RATE = 2.0  # learning rate of a head alone, over that of the training that follows
+log = logging.getLogger(__name__)
+ALLOCATION = 'allocation.npz'
+MOST_IMAGES = 4096  # a task that has more needs no other's gradient
+FOLDER = 'structure'
 
 
 def head_recipe(recipe: Recipe, epochs: int) -> Recipe:
@@ -105,11 +109,6 @@ def train_head(run: Run, place: Place) -> Any:
   """The variables with a head that was trained alone."""
   trained = train(run, head_stage(run, place), place.variables)
   return {**place.variables, 'params': trained['params']}
-
-
-log = logging.getLogger(__name__)
-
-ALLOCATION = 'allocation.npz'
 
 
 def fold_indices(
@@ -365,9 +364,6 @@ def _check_arrays(arrays: dict[str, np.ndarray], place: Place) -> None:
     raise ValueError('the knee of its curve lies beyond it')
 
 
-MOST_IMAGES = 4096  # a task that has more needs no other's gradient
-
-
 def allocate_shifts(
   run: Run, place: Place, *, budget: int | None, key: jax.Array, ahead: Ahead | None = None
 ) -> Allocation | None:
@@ -409,9 +405,6 @@ def prior_of(run: Run, place: Place, **options: Any) -> Callable[[], Allocation 
   if run.settings.allocation.prior is None:
     return None
   return functools.cache(functools.partial(allocate_shifts, run, place, **options))
-
-
-FOLDER = 'structure'
 
 
 class _Genome(TypedDict):
