@@ -190,7 +190,7 @@ def load_json(path: Path, remedy: str) -> Any:
       raise damaged(path, error, remedy) from error
 
 
-def write_arrays(path: Path, arrays: dict[str, np.ndarray], kind: str | None = None) -> None:
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], kind: str | None = None) -> None:
   """Writes an npz file, whole or not at all.
 
   Args:

@@ -303,15 +303,6 @@ def _open(path: str, start: bytes, key: str | None) -> Tensors | None:
   return None
 
 
-def write_npz(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-  """Writes an npz file without compression, whole or not at all.
-
-  NumPy stores bfloat16 as two raw bytes, as big_vision expects.
-  """
-  with whole(path) as temporary, open(temporary, 'wb') as file:
-    np.savez(file, **tensors)  # pyrefly: ignore
-
-
 def write_torch(path: Path, tensors: Mapping[str, np.ndarray], wrapper: str | None = None) -> None:
   """Writes a PyTorch state dict, whole or not at all; below the key `wrapper` if it is given."""
   torch = require_torch(path)

@@ -12,10 +12,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from glora_jax.files import Path, write_json, write_safetensors, write_tensors
+from glora_jax.files import Path, write_arrays, write_json, write_safetensors, write_tensors
 from glora_jax.limits import check_path, check_type, shown
 from glora_jax.models import folder
-from glora_jax.models.containers import Container, require_torch, write_npz, write_torch
+from glora_jax.models.containers import Container, require_torch, write_torch
 from glora_jax.models.folder import side_files
 from glora_jax.models.formats.format import Flat
 from glora_jax.models.formats.table import FORMATS
@@ -131,7 +131,7 @@ def _save_foreign(
     require_torch(path)
   file = _prepare_file(path, container)
   if container == 'npz':
-    write_npz(file, tensors)
+    write_arrays(file, tensors)  # bfloat16 as two raw bytes, as big_vision expects
   elif container == 'safetensors':
     in_torch_layout = origin.container != 'npz'
     write_safetensors(file, tensors, {'format': 'pt'} if in_torch_layout else {})

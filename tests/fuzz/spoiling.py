@@ -11,8 +11,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from glora_jax.files import STAMP
-from glora_jax.models.containers import open_tensors, write_npz
+from glora_jax.files import STAMP, write_arrays
+from glora_jax.models.containers import open_tensors
 
 NUMBERS = (0, 1, -1, 7, 2**31, 2**63, 10**400, 0.5, -0.0, 1e308, math.nan, math.inf)
 TEXTS = ('', 'a', '\0', 'ü\n', '\ud800', '1', 'x' * 100_000)
@@ -105,7 +105,7 @@ def spoil(draw, path):
       opened = open_tensors(str(path))
       tensors = draw(changed_arrays({name: np.array(opened.read(name)) for name in opened.specs}))
       if opened.container == 'npz':
-        write_npz(str(path), tensors)
+        write_arrays(str(path), tensors)
       else:
         kept = {
           name: np.ascontiguousarray(x) for name, x in tensors.items() if x.dtype.kind in 'fiub'

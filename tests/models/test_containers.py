@@ -11,8 +11,8 @@ import pytest
 import safetensors.numpy
 from comparing import assert_refused
 
-from glora_jax.files import write_safetensors
-from glora_jax.models.containers import open_tensors, write_npz
+from glora_jax.files import write_arrays, write_safetensors
+from glora_jax.models.containers import open_tensors
 
 TENSORS = {
   'a/b': np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -23,7 +23,7 @@ TENSORS = {
 }
 
 
-WRITERS = [(write_npz, 'npz'), (lambda p, t: write_safetensors(p, t, {}), 'safetensors')]
+WRITERS = [(write_arrays, 'npz'), (lambda p, t: write_safetensors(p, t, {}), 'safetensors')]
 
 
 @pytest.mark.parametrize('write, container', WRITERS)

@@ -20,8 +20,8 @@ from checkpoints import (
 )
 from flax_vit import FlaxViT
 
+from glora_jax.files import write_arrays
 from glora_jax.models import weights
-from glora_jax.models.containers import write_npz
 from glora_jax.models.formats.table import FORMATS
 from glora_jax.models.vit import ViT
 
@@ -111,7 +111,7 @@ def test_a_file_of_two_towers_is_refused(big_vision, tmp_path):
 
 def test_bfloat16_stays_bfloat16(big_vision, tmp_path):
   tensors = {name: value.astype(jnp.bfloat16) for name, value in big_vision[0].items()}
-  write_npz(tmp_path / 'in.npz', tensors)
+  write_arrays(tmp_path / 'in.npz', tensors)
   model, loaded, metadata = weights.load(tmp_path / 'in.npz')
   assert {value.dtype for value in jax.tree.leaves(loaded)} == {np.dtype(jnp.bfloat16)}
   weights.save(tmp_path / 'out.npz', model, loaded, metadata, metadata['source'])

@@ -1,6 +1,5 @@
 """What cannot be trained with is refused before anything is computed, and the value is named."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
