@@ -32,6 +32,7 @@ from benchmarks.machinery.measuring import (
   rounded,
 )
 from benchmarks.machinery.peers import installed
+from glora_jax.nnx import live
 
 WIDTH, HEADS, TOKENS, CLASSES, BATCH, RANK = 96, 3, 17, 10, 64, 4
 DEPTH, QUICK_DEPTH = 6, 2
@@ -154,7 +155,7 @@ def lora(problem: Problem) -> Steps:
 def supernet(problem: Problem) -> Steps:
   """All five tensors, and a genome for every step."""
   model = attached(problem)
-  layers = glora_jax.nnx.spec(model)
+  layers = live.spec(model)
 
   def draw(model: Vit, key: jax.Array) -> None:
     glora_jax.nnx.set_genome(model, glora_jax.sample_genome(key, layers))

@@ -33,16 +33,18 @@ def kept():
   return {*names} - {''} or {str(path.relative_to(ROOT)) for path in ROOT.rglob('*')}
 
 
-def test_the_readmes_lines_of_library_use_run(capsys):
+def test_the_readmes_lines_of_library_use_run(capsys, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
   model = nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(8), nn.relu, nn.Dense(3)])
-  images = jnp.ones((2, 4))
+  images, labels = jnp.ones((64, 4)), jnp.zeros(64, int)
   params = model.init(jax.random.key(1), images)['params']
-  names = {'glora_jax': glora_jax, 'jax': jax, 'model': model, 'images': images, 'params': params}
+  names = {'model': model, 'images': images, 'labels': labels, 'params': params}
   [block] = re.findall(r'```python\n(.*?)```', README.read_text(), re.DOTALL)
   exec(block, names)
-  assert names['logits'].shape == (2, 3)
+  logits = names['adapted'].apply(names['variables'], images)
   expected = model.apply({'params': names['plain_params']}, images)
-  assert jnp.allclose(names['logits'], expected, atol=1e-5)
+  assert jnp.allclose(logits, expected, atol=1e-5)
+  assert not jnp.allclose(logits, model.apply({'params': params}, images), atol=1e-3)
   assert 'layers_0' in capsys.readouterr().out
 
 

@@ -59,14 +59,10 @@ class Backbone:
     adapted = adapt(model.clone(remat=remat, drop_path=0.1), sample)
     return cls(adapted, params, metadata['normalization'])
 
-  def preprocess(self, images: jax.Array) -> jax.Array:
-    """Images uint8 to inputs of the model."""
-    return normalization.normalize(images, self.normalization)
-
-  def unaugmented(self, key: jax.Array, images: jax.Array) -> jax.Array:
-    """What training sees of a batch: the same as scoring."""
+  def preprocess(self, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    """Images uint8 to inputs of the model, in training as for scores."""
     del key
-    return self.preprocess(images)
+    return normalization.normalize(images, self.normalization)
 
   def sample_genome(self, key: jax.Array) -> jax.Array:
     """The paper's sampling: a uniform genome, int8 [rows, 5]."""
@@ -74,4 +70,4 @@ class Backbone:
 
   def supernet_loss(self) -> loop.LossFn:
     """The loss of a subnet that is drawn anew for every step."""
-    return losses.supernet_loss(self.adapted, self.unaugmented, self.sample_genome, train=True)
+    return losses.make_loss(self.adapted, self.preprocess, self.sample_genome, train=True)

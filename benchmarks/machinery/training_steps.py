@@ -158,8 +158,8 @@ def supernet_row(problem: Problem, adapted: Adapted | None = None) -> Row:
   """A random genome for every step, of the problem's own adapted model or of another."""
   adapted = adapted or problem.adapt()
   trainable, frozen = adapted.split(adapted.init(jax.random.key(2), problem.params))
-  loss_fn = losses.supernet_loss(
-    adapted, lambda key, images: images, lambda key: glora_jax.sample_genome(key, adapted.spec)
+  loss_fn = losses.make_loss(
+    adapted, lambda images, key: images, lambda key: glora_jax.sample_genome(key, adapted.spec)
   )
   return CompiledSteps(loss_fn, trainable, frozen, problem).row()
 

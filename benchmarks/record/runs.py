@@ -90,8 +90,8 @@ def _peft(place: pathlib.Path) -> Values:
   images = jax.ShapeDtypeStruct((1, *[metadata['image_size']] * 2, 3), jnp.float32)
   adapted = glora_jax.adapt(model, images, space=glora_jax.SearchSpace(ranks=(2, 4, 6, 12)))
   genome = glora_jax.preset(adapted.spec, 'lora:2')
-  peft.save_peft(place, adapted, random_variables(adapted, params), genome, 'timm')
-  variables, genome = peft.load_peft(place, adapted, params)
+  peft.save_peft(place, adapted, random_variables(adapted, params), 'timm', genome)
+  _, variables = peft.load_peft(place, adapted, params)
   files = {path.name: _sha256(path) for path in sorted(place.iterdir())}
   return {'files': files, 'variables': digest(variables), 'genome': genome}
 

@@ -15,6 +15,8 @@ from benchmarks.record.comparing import Values, digest
 from glora_jax import mesh as meshes
 from glora_jax.data.augment import mixup
 from glora_jax.models.vit import ViT
+from glora_jax.nnx import live
+from glora_jax.training import side_by_side
 
 STEPS, BATCH, IMAGES, CLASSES, SIDE = 20, 16, 80, 3, 16
 SHARDED = 1024  # bytes of an array from which it is sharded
@@ -64,7 +66,7 @@ class Problem:
   def supernet(self, sampling: Any = glora_jax.Sampling(), **options: Any) -> Any:
     """The supernet's loss."""
     adapted = options.pop('adapted', self.adapted)
-    return glora_jax.supernet_loss(
+    return glora_jax.make_loss(
       adapted, unchanged, lambda key: sampling.draw(key, adapted.spec), train=True, **options
     )
 
@@ -72,11 +74,11 @@ class Problem:
     """A training of one structure."""
     subnet = self.adapted.fix(glora_jax.preset(self.adapted.spec, preset))
     recipe = dataclasses.replace(RECIPE, **options.pop('recipe', {}))
-    loss = glora_jax.subnet_loss(subnet, unchanged, train=True, **options)
+    loss = glora_jax.make_loss(subnet, unchanged, train=True, **options)
     return self.fit(subnet, loss, recipe)
 
 
-def unchanged(key: jax.Array, images: jax.Array) -> jax.Array:
+def unchanged(images: jax.Array, key: jax.Array) -> jax.Array:
   """Images as the model takes them."""
   del key
   return images
@@ -149,8 +151,8 @@ def _side_by_side(problem: Problem) -> Values:
   genomes = [glora_jax.preset(problem.adapted.spec, name) for name in ('lora:2', 'bitfit')]
   keys = [jax.random.key(seed) for seed in range(2)]
   starts = [problem.variables] * 2
-  runs = glora_jax.subnet_runs(problem.adapted, genomes, starts, keys, unchanged, train=True)
-  states = glora_jax.train_many(
+  runs = side_by_side.subnet_runs(problem.adapted, genomes, starts, keys, unchanged, train=True)
+  states = side_by_side.train_many(
     runs, problem.images, problem.labels, RECIPE, steps_per_dispatch=10, progress=False
   )
   return {'trained': [digest(state.trainable) for state in states]}
@@ -164,7 +166,6 @@ def _head(problem: Problem) -> Values:
     problem.labels,
     RECIPE,
     jax.random.key(4),
-    preprocess=jnp.asarray,
     progress=False,
   )
   return {'head': digest(variables['params']['head'])}
@@ -223,7 +224,7 @@ def _nnx(problem: Problem) -> Values:
   from live_models import TOKENS, Classifier
 
   model = glora_jax.nnx.attach(Classifier(), TOKENS)
-  spec = glora_jax.nnx.spec(model)
+  spec = live.spec(model)
   optimizer = nnx.Optimizer(model, optax.adamw(3e-3), wrt=glora_jax.nnx.Trained)
   labels = problem.labels[: len(TOKENS)]
   wrt = nnx.DiffState(0, glora_jax.nnx.Trained)

@@ -23,8 +23,9 @@ from benchmarks.machinery.measuring import make_parser, print_result, print_tabl
 from benchmarks.structures.tasks import TASKS, Pool, draw, load_pool, more_validation
 from glora_jax.data.pipeline import Split
 from glora_jax.files import read_json, write_json
+from glora_jax.method.adapted import Adapted
 from glora_jax.method.presets import preset
-from glora_jax.runs.stages.many_starts import FullFineTuning, Learner
+from glora_jax.runs.stages.many_starts import FullFineTuning
 from glora_jax.training import loop, losses
 from glora_jax.training.recipe import Recipe
 
@@ -55,11 +56,11 @@ def backbone() -> Backbone:
 
 
 @functools.cache
-def programs(method: str) -> tuple[Learner, loop.LossFn, Any]:
+def programs(method: str) -> tuple[Adapted, loop.LossFn, Any]:
   """What is trained, its loss, and compiled `(variables, images) -> classes`."""
   base = backbone()
   adapted = base.adapted
-  learner: Learner = FullFineTuning(adapted)
+  learner = FullFineTuning.of(adapted)
   if method != 'finetuning':
     learner = adapted.fix(preset(adapted.spec, method))
 
@@ -67,7 +68,7 @@ def programs(method: str) -> tuple[Learner, loop.LossFn, Any]:
   def classify(variables, images):
     return learner.apply(variables, base.preprocess(images)).argmax(-1)
 
-  return learner, losses.subnet_loss(learner, base.unaugmented, train=True), classify
+  return learner, losses.make_loss(learner, base.preprocess, train=True), classify
 
 
 def train(method: str, rate: float, data: Split, epochs: int) -> Any:

@@ -50,7 +50,7 @@ from glora_jax.search.allocate import allocate, compile_ahead
 from glora_jax.training import loop
 from glora_jax.training.batches import batch_indices, in_rows
 from glora_jax.training.head_alone import warm_head
-from glora_jax.training.losses import cross_entropy, subnet_loss
+from glora_jax.training.losses import cross_entropy, make_loss
 
 BACKBONES = ('embedded', 'vit_s')
 NUM_CLASSES = 10
@@ -127,7 +127,7 @@ def lora_seconds(base: Backbone, variables: Any, train: Split, epochs: int) -> d
   ends = []
   start = time.perf_counter()
   loop.fit(
-    subnet_loss(subnet, base.unaugmented, train=True),
+    make_loss(subnet, base.preprocess, train=True),
     trainable,
     frozen,
     *train,

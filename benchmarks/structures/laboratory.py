@@ -20,14 +20,14 @@ from benchmarks.structures.tasks import draw, load_pool
 from glora_jax.data.pipeline import Split
 from glora_jax.data.shifts import shifted
 from glora_jax.method.adapt import adapt
-from glora_jax.method.adapted import Adapted, Subnet
+from glora_jax.method.adapted import Adapted
 from glora_jax.method.space import SearchSpace
 from glora_jax.models import weights
 from glora_jax.search.scoring import make_image_scorer
 from glora_jax.training import loop
 from glora_jax.training.batches import batch_indices
 from glora_jax.training.component_dropout import drop_components
-from glora_jax.training.losses import cross_entropy, subnet_loss, supernet_loss
+from glora_jax.training.losses import cross_entropy, make_loss
 from glora_jax.training.recipe import Recipe
 from glora_jax.training.sampling import Sampling
 
@@ -155,7 +155,7 @@ def program(
   def loss_fn(trainable, frozen, images, labels, key):
     variables = adapted.join(trainable, frozen)
     genome = variables.pop('genome')
-    _, _, model_key = jax.random.split(key, 3)  # as `subnet_loss` takes it
+    _, _, model_key = jax.random.split(key, 3)  # as `make_loss` takes it
     if dropout:
       supports = drop_components(model_key, variables['glora'], adapted.groups, genome, dropout)
       variables = {**variables, 'glora': supports}
@@ -172,7 +172,7 @@ def supernet_program(model: Model, epochs: int) -> Callable:
   """The compiled training steps of a supernet, half of which train its largest subnet."""
   base = backbone(model)
   draw = functools.partial(Sampling(largest=0.5).draw, spec=base.adapted.spec)
-  loss = supernet_loss(base.adapted, base.unaugmented, draw, train=True)
+  loss = make_loss(base.adapted, base.preprocess, draw, train=True)
   return loop.make_steps(loss, optimizer(epochs))
 
 
@@ -195,11 +195,11 @@ def optimizer(epochs: int, max_grad_norm: float = 0.0) -> optax.GradientTransfor
 
 
 @functools.cache
-def head_program(model: Model) -> tuple[Subnet, Callable]:
+def head_program(model: Model) -> tuple[Adapted, Callable]:
   """The linear probe that all start from, and its compiled steps."""
   base = backbone(model)
   linear = base.adapted.fix(np.zeros((len(base.adapted.spec), 5), np.int8))
-  loss = subnet_loss(linear, base.unaugmented)
+  loss = make_loss(linear, base.preprocess)
   return linear, loop.make_steps(loss, HEAD.optimizer(NUM_TRAIN))
 
 

@@ -103,7 +103,7 @@ def build(case: Case) -> Program:
   if case.name == FINETUNING:
     # All weights by the supernet's recipe, with its augmentation and drop path.
     stage = TrainingStage(FINETUNING, recipe, Stream.SUPERNET, run.train_split)
-    learner = FullFineTuning(run.adapted)
+    learner = FullFineTuning.of(run.adapted)
     loss_fn = loss_of_finetuning(run, learner)
     made = Program(FINETUNING, *training_of(run, stage, run.variables, learner, loss_fn))
   else:

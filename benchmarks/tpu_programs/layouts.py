@@ -5,7 +5,7 @@
 
 Nothing is run. Bytes of all arrays that instructions read and write, and operations, are counted by
 the compiler; no loop is in these programs. First the merge of a layer of ViT-B/16 in bfloat16,
-W + W * A + B, with A and B LoRAs of several ranks: as `glora_jax.effective` has it, two products;
+W + W * A + B, with A and B LoRAs of several ranks: as `equation.effective` has it, two products;
 as one batched product of both; as one product with the factors side by side. Without and with the
 gradient by the factors. Then a block's attention, 64 images of 197 tokens, with 12 heads of 64 and
 with 6 of 128, whose matmuls are as large. `--quick`: rank 4 alone, no attention. The last line is
@@ -13,6 +13,9 @@ JSON.
 """
 
 import os
+
+from glora_jax.method import equation
+from glora_jax.method.supports import init_supports
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
@@ -24,7 +27,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-import glora_jax
 from benchmarks.machinery.measuring import make_parser, print_result, print_table
 from glora_jax.method.equation import weight_factors
 from glora_jax.runs.planning.machine import find_slice, has_compiler
@@ -43,7 +45,7 @@ Traffic = dict[str, float]  # what the compiler counts in a program
 
 def two_products(supports: Supports, kernel: jax.Array, alleles: jax.Array) -> jax.Array:
   """W + W * A + B as the library has it."""
-  return glora_jax.effective(kernel, None, supports, alleles)[0]
+  return equation.effective(kernel, None, supports, alleles)[0]
 
 
 def batched(supports: Supports, kernel: jax.Array, alleles: jax.Array) -> jax.Array:
@@ -107,7 +109,7 @@ def merges(device: Any, ranks: tuple[int, ...]) -> Iterator[tuple[str, Traffic]]
   alleles = jax.ShapeDtypeStruct((5,), jnp.int32)
   for rank in ranks:
     key = jax.random.key(0)
-    every = jax.eval_shape(functools.partial(glora_jax.init_supports, key, *KERNEL, (rank,)))
+    every = jax.eval_shape(functools.partial(init_supports, key, *KERNEL, (rank,)))
     supports = {name: value for name, value in every.items() if name[0] in 'AB'}
     for name, merge in MERGES.items():
       title = f'merge, rank {rank}, {name}'

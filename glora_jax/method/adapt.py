@@ -30,6 +30,7 @@ from glora_jax.method.sample import is_array
 from glora_jax.method.selection import Heads, Selection, Selector, matches, unmatched
 from glora_jax.method.site import Site, apart
 from glora_jax.method.space import SearchSpace
+from glora_jax.method.structures import Structure, read_structure, space_for
 from glora_jax.method.trace.events import CONVOLUTION
 from glora_jax.method.trace.find import Found, Uncovered, find, named_reasons
 from glora_jax.method.validation import check_merge
@@ -42,7 +43,9 @@ DEFAULT_HEADS = r'(^|/)(head|classifier|lm_head|output_projection)$'
 def adapt(
   model: nn.Module,
   *sample_inputs: Any,
-  space: SearchSpace | Mapping[str, SearchSpace] = SearchSpace(),
+  structure: Structure | None = None,
+  space: SearchSpace | Mapping[str, SearchSpace] | None = None,
+  scale: float | None = None,
   select: Selector | None = None,
   heads: Selector | None = DEFAULT_HEADS,
   ties: Sequence[Sequence[str]] = (),
@@ -57,9 +60,14 @@ def adapt(
       models do; it is not changed.
     *sample_inputs: what the model is called with; only shapes and dtypes matter
       (`jax.ShapeDtypeStruct` will do).
+    structure: the one structure that is to be trained: a preset's name ('lora:8', 'bitfit',
+      'scale_shift_lora:4@attn'), a genome, choices by layer, or the path of a genome file or an
+      adapter; see `Adapted.fix`. None leaves it free, for a supernet or a search.
     space: the alleles on offer: one space for all layers, or spaces by regular expression. The
       first that is found in a layer's path is its space, and layers that none is found in are not
-      adapted.
+      adapted. None is the smallest that has the structure, or `SearchSpace()`.
+    scale: what LoRAs of B are multiplied by, as alpha / rank does in other libraries; None for the
+      space's own, which is 1.
     select: which linear layers to adapt, by '/'-joined path: a regular expression (searched; a text
       or compiled), several of them, or a function. None takes all that are not heads.
     heads: which modules or parameters to train in full: names, paths or their ends ('fc',
@@ -90,14 +98,17 @@ def adapt(
     ...   @nn.compact
     ...   def __call__(self, x):
     ...     return nn.Dense(3, name='head')(nn.relu(nn.Dense(8, name='hidden')(x)))
+    >>> adapt(Mlp(), jnp.zeros((1, 4)), structure='lora:8')
+    <Adapted Mlp: 1 layer, 96 parameters>
     >>> adapted = adapt(Mlp(), jnp.zeros((1, 4)), space=SearchSpace(ranks=(2, 4)))
-    >>> [layer.name for layer in adapted.spec]
-    ['hidden']
+    >>> [layer.name for layer in adapted.spec], adapted.fix('lora:2').count_params()
+    (['hidden'], 24)
   """
   check_merge(merge, ('auto', *get_args(Merge)))
   if merge == 'auto':
     merge = 'up_front' if jax.default_backend() == 'cpu' else 'lazy'
-  selection = Selection(space, select, heads, ties, convs)
+  structure = read_structure(structure)
+  selection = Selection(space_for(structure, space, scale), select, heads, ties, convs)
   model = _linen_module(model)
   discovery = discover(model, sample_inputs, model_kwargs)
   left_out = [site for site in discovery.sites if site.is_convolution and not convs]
@@ -113,9 +124,10 @@ def adapt(
     sites=tuple(site for site in found.sites if site.kernel_path not in paths),
     uncovered=tuple(matrices),
   )
-  return assemble(
+  adapted = assemble(
     model, params, sites, selection, refused=discovery.refused, merge=merge, found=found
   )
+  return adapted.fix(structure)
 
 
 def _reconciled(site: Site, params: Any, found: Found) -> Site:
@@ -331,7 +343,9 @@ def adapt_function(
   function: Callable[..., Any],
   params: Any,
   *sample_inputs: Any,
-  space: SearchSpace | Mapping[str, SearchSpace] = SearchSpace(),
+  structure: Structure | None = None,
+  space: SearchSpace | Mapping[str, SearchSpace] | None = None,
+  scale: float | None = None,
   select: Selector | None = None,
   heads: Selector | None = DEFAULT_HEADS,
   ties: Sequence[Sequence[str]] = (),
@@ -352,7 +366,9 @@ def adapt_function(
       them hold arrays alone (`eqx.partition(model, eqx.is_array)`).
     *sample_inputs: what the function is called with; only shapes and dtypes matter
       (`jax.ShapeDtypeStruct` will do).
+    structure: the one structure that is to be trained; see `adapt`.
     space: the alleles on offer; see `adapt`.
+    scale: what LoRAs of B are multiplied by; see `adapt`.
     select: which linear layers to adapt, by name; see `adapt`.
     heads: which parameters to train in full: by their names, or those of what they lie in; see
       `adapt`.
@@ -375,21 +391,22 @@ def adapt_function(
     >>> params = [{'w': jnp.ones((4, 8)), 'b': jnp.zeros(8)}, {'w': jnp.ones((8, 3))}]
     >>> def mlp(params, x):
     ...   return jnp.tanh(x @ params[0]['w'] + params[0]['b']) @ params[1]['w']
-    >>> adapted = glora_jax.adapt_function(mlp, params, jnp.zeros((1, 4)), heads='^1')
+    >>> x = jnp.ones((2, 4))
+    >>> adapted = glora_jax.adapt_function(mlp, params, x, structure='lora:2', heads='^1')
     >>> [layer.name for layer in adapted.spec]
     ['0/w']
-    >>> variables, x = adapted.init(jax.random.key(0), params), jnp.ones((2, 4))
-    >>> genome = glora_jax.preset(adapted.spec, 'lora')
-    >>> outputs = adapted.apply(variables, x, genome=genome)
-    >>> bool(jnp.allclose(outputs, mlp(adapted.fold(variables, genome), x)))
+    >>> variables = adapted.init(jax.random.key(0), params)
+    >>> bool(jnp.allclose(adapted.apply(variables, x), mlp(adapted.fold(variables), x)))
     True
   """
-  selection = Selection(space, select, heads, ties, convs)
-  adapted = Function(function)
-  check_unquantized(adapted.__name__, params)
+  structure = read_structure(structure)
+  selection = Selection(space_for(structure, space, scale), select, heads, ties, convs)
+  model = Function(function)
+  name = model.__name__
+  check_unquantized(name, params)
   found = find(function, params, sample_inputs, kwargs, convs=convs, split=split)
   arrays = map_with_path(lambda _, leaf: leaf if is_array(nn.meta.unbox(leaf)) else None, params)
-  paths, name = set(flatten(arrays)), adapted.__name__
+  paths = set(flatten(arrays))
   if not paths:
     raise ValueError(f'The params of {name} hold no array; give those that it computes with.')
   if paths == set(found.unused):
@@ -402,7 +419,7 @@ def adapt_function(
       f'{name} has no linear layer that GLoRA can adapt: '
       f'{named_reasons(found.uncovered) or "it has no matrix among its parameters"}.'
     )
-  return assemble(adapted, arrays, found.sites, selection, found=found)
+  return assemble(model, arrays, found.sites, selection, found=found).fix(structure)
 
 
 class Function:

@@ -21,6 +21,7 @@ from glora_jax.method.sample import check_key, is_array
 from glora_jax.method.sharding import call_gathering
 from glora_jax.method.site import Site
 from glora_jax.method.space import FLAT_FORMS, Spec
+from glora_jax.method.structures import Structure, genome_of
 from glora_jax.method.supports import COLLECTION
 from glora_jax.method.trace.find import Uncovered
 from glora_jax.method.validation import (
@@ -41,9 +42,15 @@ class Call(NamedTuple):
   kwargs: Mapping[str, Any]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Adapted:
-  """A model with GLoRA attached; see `adapt`.
+  """A model with GLoRA attached, with a free or a fixed structure; see `adapt`.
+
+  While the structure is free, `apply` and `fold` take a genome, which may be traced. `fix` fixes
+  it: then nothing needs a genome, `init` makes the supports that the structure reads and no others,
+  and `apply` computes only the terms that are there. In an `nn.Dense` whose A is not a LoRA no
+  gradient has the kernel's size: a scale acts on the output, and a LoRA of B is two thin products,
+  or goes into the kernel where that is as exact and takes less time (`method.equation`).
 
   Attributes:
     model: the untouched model.
@@ -55,32 +62,31 @@ class Adapted:
     uncovered: the matrices that are not adapted, and why; see `coverage`.
     mesh: devices that the frozen weights are sharded over; see `glora_jax.shard`.
     head_sites: the linear layers among the heads.
+    genome: the fixed structure, canonical, int8 [rows, 5]; None while it is free.
 
   Example:
     >>> import flax.linen as nn, jax, jax.numpy as jnp
-    >>> from glora_jax import SearchSpace, adapt, preset
+    >>> from glora_jax import adapt
     >>> model, x = nn.Dense(3), jnp.ones((2, 4))
-    >>> adapted = adapt(model, x, space=SearchSpace(A='none', C='none', D='none'))
-    >>> genome = preset(adapted.spec, 'lora')
-    >>> print(adapted.summary(genome))
+    >>> adapted = adapt(model, x, structure='lora:2')
+    >>> print(adapted.summary())
     layer  in  out  A     B       C     D     E     trained  total
-    Dense   4    3  none  lora:4  none  none  none       28     15
-    this subnet trains 28 parameters, and the heads 0: 186.67% of the 15 of the base model
+    Dense   4    3  none  lora:2  none  none  none       14     15
+    this structure trains 14 parameters, and the heads 0: 93.33% of the 15 of the base model
 
-    Variables hold the base's parameters and fresh supports, with which every subnet is the base.
-    Only the first half of a split is trained.
+    Variables hold the base's parameters and fresh supports, with which the model is the base. Only
+    the first half of a split is trained.
 
     >>> params = {'kernel': jnp.ones((4, 3)), 'bias': jnp.zeros(3)}
     >>> variables = adapted.init(jax.random.key(1), params)
     >>> trainable, frozen = adapted.split(variables)
-    >>> sorted(trainable['glora'])
-    ['A_down', 'A_up', 'B_down', 'B_up', 'C_down', 'C_up', 'D', 'E']
+    >>> {name: support.shape for name, support in trainable['glora'].items()}
+    {'B_down': (4, 2), 'B_up': (2, 3)}
 
     Joined again and folded they are plain parameters.
 
     >>> variables = adapted.join(trainable, frozen)
-    >>> outputs = jax.jit(adapted.apply)(variables, x, genome=genome)
-    >>> folded = jax.jit(adapted.fold)(variables, genome)
+    >>> outputs, folded = jax.jit(adapted.apply)(variables, x), jax.jit(adapted.fold)(variables)
     >>> bool(jnp.allclose(outputs, model.apply({'params': folded}, x)))
     True
   """
@@ -94,16 +100,40 @@ class Adapted:
   uncovered: tuple[Uncovered, ...] = ()
   mesh: jax.sharding.Mesh | None = None
   head_sites: tuple[Site, ...] = ()
+  genome: np.ndarray | None = None
 
   def __post_init__(self):
     check_ranks(self.spec)
 
+  def __repr__(self) -> str:
+    number = len(self.spec)
+    layers = f'{number} layer{"s" if number != 1 else ""}'
+    trained = 'free structure' if self.genome is None else f'{self.count_params():,} parameters'
+    return f'<Adapted {name_of(self.model)}: {layers}, {trained}>'
+
+  def fix(self, structure: Structure | None) -> Adapted:
+    """The same model with one structure.
+
+    Args:
+      structure: a preset's name ('lora:4'; see `glora_jax.preset`), a genome int [rows, 5], choices
+        by layer (`{'qkv': 'lora:4', 'mlp': {'E': 'vector'}}`: by regular expression a preset, or
+        the alleles by tensor), or the path of a genome file or an adapter; None makes it free
+        again.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: the model cannot have it: a rank, say, that the search space does not offer.
+    """
+    genome = None if structure is None else genome_of(self.spec, structure)
+    return dataclasses.replace(self, genome=genome)
+
   def init(self, key: jax.Array, params: Any) -> dict[str, Any]:
-    """The variables to train; every subnet of them is the base model.
+    """The variables to train, with which the model is the base model, whatever its structure.
 
     Supports lie under their module's path (a tie's under its first member's), with the module's
     stack axes first, in `promote_types(kernel, float32)`, and in a box with matching axis names
-    where the kernel is in one. A layer gets the same values whether the model is scanned or not.
+    where the kernel is in one. A layer gets the same values whether the model is scanned or not,
+    and whether the structure is free or fixed.
 
     Args:
       key: random key.
@@ -111,7 +141,8 @@ class Adapted:
         heads; supports are merged in float32.
 
     Returns:
-      Variables with the collections 'params', as given, and 'glora', the supports.
+      Variables with the collections 'params', as given, and 'glora', the supports: those that the
+      fixed structure reads, in the ranks that it reads, or all.
 
     Raises:
       ValueError: `params` are not this model's; missing, unexpected and misshaped ones are named.
@@ -122,26 +153,27 @@ class Adapted:
     params = full_precision(params, self.param_shapes, only=self.head_paths)
     leaves, supports = flatten(whole), {}
     for group in self.groups:
-      new = group.init(key, leaves[group.members[0].kernel_path])
-      supports = replace(supports, group.path, new)
+      new = group.init(key, leaves[group.members[0].kernel_path], self.genome)
+      if new:
+        supports = replace(supports, group.path, new)
     return {'params': params, COLLECTION: supports}
 
   def apply(
     self,
     variables: Mapping[str, Any],
     *args: Any,
-    genome: Any,
+    genome: Any = None,
     merge: Merge | None = None,
     **kwargs: Any,
   ) -> Any:
-    """What `model.apply` returns, for the subnet of a genome.
+    """What `model.apply` returns, with the supports of a structure.
 
     Args:
       variables: variables from `init`, after training for instance, with the model's other
         collections if it has any.
       *args: inputs of the model.
-      genome: int [rows, 5]; may be traced, so that one compilation serves all, and `jax.vmap` over
-        it a population.
+      genome: of a free structure, int [rows, 5]; may be traced, so that one compilation serves all,
+        and `jax.vmap` over it a population.
       merge: 'up_front' or 'lazy' in place of the adapted model's own way.
       **kwargs: `rngs`, `mutable`, `method`, `capture_intermediates`, and the model's own.
 
@@ -149,34 +181,62 @@ class Adapted:
       The model's outputs, and its updated collections where some are mutable.
 
     Raises:
-      ValueError: the genome or the variables do not fit the model.
+      ValueError: the genome or the variables do not fit the model, or a genome is missing or one
+        too many.
     """
-    self._check(variables, genome, 'apply')
-    return self.run(Call(args, kwargs), variables, jnp.asarray(genome), merge or self.merge)
+    genome = self._structure(genome, 'apply')
+    self._check(variables, genome)
+    merge, fixed = merge or self.merge, self.genome
+    if fixed is not None and isinstance(self.model, nn.Module):  # others have no interceptors
+      merge = 'lazy' if fixed[:, 0].max(initial=0) < len(FLAT_FORMS['A']) else merge
+    return self.run(Call(args, kwargs), variables, jnp.asarray(genome), merge, fixed)
 
-  def fix(self, genome: Any) -> Subnet:
-    """The subnet of one concrete genome [rows, 5]: only the terms it uses, in the cheapest form."""
-    check_one_genome(self.spec, genome, 'fix')
-    return Subnet(self, genomes.canonicalize(self.spec, genome))
-
-  def fold(self, variables: Mapping[str, Any], genome: Any) -> Any:
+  def fold(self, variables: Mapping[str, Any], genome: Any = None) -> Any:
     """Plain params for the untouched model.
 
     Args:
       variables: variables from `init`, after training for instance.
-      genome: int [rows, 5]; may be traced.
+      genome: of a free structure, int [rows, 5]; may be traced.
 
     Returns:
-      The params with the genome's supports merged into kernels and biases, all else as it was. Of
-      a quantized base they are float32; `glora_jax.method.quantized.requantize` goes back.
+      The params with the structure's supports merged into kernels and biases, all else as it was.
+      Of a quantized base they are float32; `glora_jax.method.quantized.requantize` goes back.
     """
-    self._check(variables, genome, 'fold')
+    genome = self._structure(genome, 'fold')
+    self._check(variables, genome)
     params = self.full_precision(variables['params'])
     self.check_params(params)
     return fold(self.groups, params, variables[COLLECTION], jnp.asarray(genome))
 
-  def _check(self, variables: Any, genome: Any, call: str) -> None:
+  def require_free(self, call: str) -> None:
+    """Raises ValueError where the structure is fixed, and a call is about many."""
+    if self.genome is not None:
+      raise ValueError(
+        f'{call} is about many structures, and that of this model is fixed; give it '
+        'adapted.fix(None), with variables from its init.'
+      )
+
+  def fixed(self, genome: Any, call: str) -> tuple[Adapted, np.ndarray]:
+    """The model fixed to its own structure or, where that is free, a given one; and the genome."""
+    genome = genomes.canonicalize(self.spec, self._structure(genome, call))
+    return dataclasses.replace(self, genome=genome), genome
+
+  def _structure(self, genome: Any, call: str) -> Any:
+    """The genome that a call is about: its own, or of a free structure the one that it is given."""
+    if (genome is None) == (self.genome is None):
+      raise ValueError(
+        f'{call} needs a genome, since the structure is free: {call}(..., genome=...), or fix one '
+        "first, adapted.fix('lora:4')."
+        if genome is None
+        else f'{call} takes no genome, since the structure is fixed; leave it out, or free the '
+        'structure with adapted.fix(None).'
+      )
+    if genome is None:
+      return self.genome
     check_one_genome(self.spec, genome, call)
+    return genome
+
+  def _check(self, variables: Any, genome: Any) -> None:
     check_collections(variables)
     check_storage(self.groups, variables[COLLECTION], genome)
 
@@ -184,17 +244,24 @@ class Adapted:
     """Params of a quantized base as the model's own, in float32; all others as they are."""
     return full_precision(params, self.param_shapes)
 
-  def count_params(self, genome: Any) -> Any:
-    """Trained parameters of a genome [rows, 5], an int, or of many [..., rows, 5], int64 [...].
+  def count_params(self, genome: Any = None) -> Any:
+    """Trained parameters, an int; of many genomes [..., rows, 5] int64 [...]. Heads do not count.
 
-    Heads are not counted.
+    Args:
+      genome: int [..., rows, 5]; None for the fixed structure.
     """
+    if genome is None:
+      genome = self._structure(None, 'count_params')
     return genomes.count_params(self.spec, genome)
 
   def split(
     self, variables: Mapping[str, Any], *, supports: bool = True
   ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The variables in two halves, of which gradients and optimizer get only the first.
+
+    Of a fixed structure the supports that it reads are trained, cut to the largest LoRA rank that
+    it reads in each group of layers. What it does not read is cut likewise and stays frozen: joined
+    again, variables are this structure's, and no longer others' with higher ranks.
 
     Args:
       variables: variables from `init`.
@@ -205,7 +272,8 @@ class Adapted:
       (trainable, frozen): supports and heads, and everything else.
 
     Raises:
-      ValueError: the variables lack a collection.
+      ValueError: the variables lack a collection; of a fixed structure also where they are of
+        another model or search space, or were cut to a structure with lower ranks.
     """
     check_collections(variables, ('params', COLLECTION) if supports else ('params',))
     head, body = partition(variables['params'], self.head_paths.__contains__)
@@ -213,10 +281,14 @@ class Adapted:
     trainable = {'params': head}
     if supports:
       trainable[COLLECTION] = rest.pop(COLLECTION)
+      if self.genome is not None:
+        read = {(*g.path, name) for g in self.groups for name in g.read_by(self.genome)}
+        cut_off = cut(self.groups, trainable[COLLECTION], self.genome)
+        trainable[COLLECTION], rest[COLLECTION] = partition(cut_off, read.__contains__)
     return trainable, {'params': body, **rest}
 
   def join(self, trainable: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict[str, Any]:
-    """Inverse of `split`, also of a `Subnet`'s but for what that has cut off.
+    """Inverse of `split`, but for what that has cut off.
 
     Args:
       trainable: the first half, after training for instance.
@@ -238,19 +310,21 @@ class Adapted:
     """A table of the adapted layers: sizes, alleles, trained and total parameters.
 
     Args:
-      genome: whose alleles to show, int [rows, 5]; None shows all on offer.
+      genome: whose alleles to show, int [rows, 5]; None shows the fixed structure, or all that is
+        on offer.
 
     Returns:
       One line a layer, one about the whole model, and one for each matrix that is not adapted.
     """
+    genome = self.genome if genome is None else genome
     chosen = genomes.largest_genome(self.spec) if genome is None else genome
     check_one_genome(self.spec, chosen, 'summary')
     trained = self.count_params(chosen)
     heads = sum(self.param_shapes[path].size for path in self.head_paths)
     total = sum(shape.size for shape in self.param_shapes.values())
-    subnet = 'the largest subnet' if genome is None else 'this subnet'
+    structure = 'the largest structure' if genome is None else 'this structure'
     totals = (
-      f'{subnet} trains {trained:,} parameters, and the heads {heads:,}: '
+      f'{structure} trains {trained:,} parameters, and the heads {heads:,}: '
       f'{100 * (trained + heads) / total:.2f}% of the {total:,} of the base model'
     )
     table = layer_table(self.spec, None if genome is None else np.asarray(chosen))
@@ -283,7 +357,7 @@ class Adapted:
     merge: Merge,
     fixed: np.ndarray | None = None,
   ) -> Any:
-    """What `apply` and `Subnet.apply` have in common.
+    """`apply` of checked arguments.
 
     Args:
       call: arguments of the model besides its variables.
@@ -347,7 +421,7 @@ class Adapted:
         or search space.
     """
     check_collections(variables)
-    check_supports(self.groups, variables[COLLECTION])
+    check_supports(self.groups, variables[COLLECTION], self.genome)
     self.check_params(variables['params'])
 
   def check_params(self, params: Any) -> Any:
@@ -370,95 +444,6 @@ class Adapted:
         f'These params are not those of the adapted {name_of(self.model)}. {"; ".join(problems)}.'
       )
     return whole
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Subnet:
-  """One subnet of an adapted model with its genome fixed: GLoRA's parametrization, no search.
-
-  Its `apply` computes only the terms that are there. In an `nn.Dense` whose A is not a LoRA no
-  gradient has the kernel's size: a scale acts on the output, and a LoRA term of B is two thin
-  products, or goes into the kernel where that is as exact and takes less time (`method.equation`).
-  Where some A is a LoRA, kernels must be merged, as the adapted model merges them.
-
-  Attributes:
-    adapted: the adapted model.
-    genome: canonical genome, int8 [rows, 5].
-
-  Example:
-    >>> import flax.linen as nn, jax, jax.numpy as jnp
-    >>> from glora_jax import adapt, preset
-    >>> adapted = adapt(nn.Dense(3), jnp.zeros((1, 4)))
-    >>> params = {'kernel': jnp.ones((4, 3)), 'bias': jnp.zeros(3)}
-    >>> variables = adapted.init(jax.random.key(0), params)
-    >>> subnet = adapted.fix(preset(adapted.spec, 'bitfit'))
-    >>> subnet.count_params()
-    3
-    >>> trainable, frozen = subnet.split(variables)
-    >>> trainable
-    {'params': {}, 'glora': {'E': Array([0., 0., 0.], dtype=float32)}}
-    >>> subnet.apply(subnet.join(trainable, frozen), jnp.ones((1, 4))).tolist()
-    [[4.0, 4.0, 4.0]]
-  """
-
-  adapted: Adapted
-  genome: np.ndarray
-
-  def apply(self, variables: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-    """What `adapted.apply(..., genome=genome)` returns, within rounding.
-
-    Args:
-      variables: variables from `Adapted.init`, after training for instance.
-      *args: inputs of the model.
-      **kwargs: further arguments, as of `Adapted.apply`; there is no choice of `merge`.
-
-    Returns:
-      The model's outputs, and its updated collections where some are mutable.
-    """
-    has_interceptors = isinstance(self.adapted.model, nn.Module)  # an NNX model has none
-    thin = has_interceptors and self.genome[:, 0].max() < len(FLAT_FORMS['A'])
-    merge = 'lazy' if thin else self.adapted.merge
-    check_collections(variables)
-    check_storage(self.adapted.groups, variables[COLLECTION], self.genome)
-    genome = jnp.asarray(self.genome)
-    return self.adapted.run(Call(args, kwargs), variables, genome, merge, fixed=self.genome)
-
-  def fold(self, variables: Mapping[str, Any]) -> Any:
-    """Plain params for the untouched model."""
-    return self.adapted.fold(variables, self.genome)
-
-  def count_params(self) -> int:
-    """Trained parameters, heads not counted."""
-    return self.adapted.count_params(self.genome)
-
-  def split(self, variables: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(trainable, frozen) as of `Adapted.split`, with only the supports that the genome reads.
-
-    They are cut to the largest LoRA rank that the genome uses in each group of layers, and so are
-    those that it does not read. What is joined again is this subnet's storage, and no other's with
-    higher ranks.
-
-    Raises:
-      ValueError: the variables are of another model or search space, or were cut to a subnet with
-        lower ranks.
-    """
-    trainable, frozen = self.adapted.split(variables)
-    supports = cut(self.adapted.groups, trainable[COLLECTION], self.genome)
-    paths_read = {
-      (*group.path, name)
-      for group in self.adapted.groups
-      for row in group.rows
-      for name in group.used_parts(self.genome[row].tolist())
-    }
-    read, unread = partition(supports, paths_read.__contains__)
-    return {**trainable, COLLECTION: read}, {**frozen, COLLECTION: unread}
-
-  def join(self, trainable: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict[str, Any]:
-    """Inverse of `split`, but for what that has cut off: forms and ranks that the genome lacks.
-
-    So the result is for this genome, and no longer for others.
-    """
-    return self.adapted.join(trainable, frozen)
 
 
 def name_of(model: Any) -> str:

@@ -1,4 +1,4 @@
-"""One trained subnet as one small safetensors file."""
+"""A trained structure as one small safetensors file."""
 
 from __future__ import annotations
 
@@ -14,19 +14,29 @@ import numpy as np
 
 from glora_jax.files import Path, damaged, read_tensors, write_tensors
 from glora_jax.limits import check_path, check_type, printable
-from glora_jax.method import genomes
 from glora_jax.method.adapted import Adapted
-from glora_jax.method.genomes import NamedAlleles, genome_from_json, genome_to_json
-from glora_jax.method.groups import check_storage
+from glora_jax.method.genomes import (
+  NamedAlleles,
+  canonicalize,
+  genome_from_json,
+  genome_to_json,
+)
 from glora_jax.method.quantized import full_precision
 from glora_jax.method.sample import split_arrays
+from glora_jax.method.space import Spec
 from glora_jax.method.supports import COLLECTION
-from glora_jax.method.validation import check_one_genome
 from glora_jax.records import mismatch
-from glora_jax.tree import differences, fingerprint, flatten, get, path_name, replace
+from glora_jax.tree import differences, fingerprint, flatten, path_name, replace
 
 _AGAIN = 'get it again, or save it again from the training that it came of'
-_BY_ROW = ('spec', 'genome', 'layers', 'parameters')  # metadata with an item for each row
+_BY_ROW = (
+  'spec',
+  'tied',
+  'scale',
+  'genome',
+  'layers',
+  'parameters',
+)  # metadata with an item for each row
 _LONGEST_LAYER = 400  # characters that a sentence quotes
 _ROUNDED = ('bfloat16', 'float16')  # types that a base may be cast to before or after the training
 
@@ -35,6 +45,8 @@ class _Metadata(TypedDict):
   """What the metadata of an adapter must say."""
 
   spec: list[str]
+  tied: list[bool]
+  scale: list[float]
   base: str
   rounded: list[str]
   genome: list[list[int]]
@@ -57,50 +69,51 @@ class _UsedPart(NamedTuple):
 
 
 def save_adapter(
-  path: Path, adapted: Adapted, variables: Any, genome: Any, **metadata: Any
+  path: Path, adapted: Adapted, variables: Any, genome: Any = None, **metadata: Any
 ) -> None:
-  """Writes one subnet as one safetensors file.
+  """Writes the supports of one structure as one safetensors file.
 
-  It holds only the numbers that the genome uses, the heads, and the model's other collections.
+  It holds only the numbers that the structure reads, the heads, and the model's other collections.
   Tensors are named `glora/<layer>/<support>`, `params/<path>` and, batch statistics for instance,
-  `<collection>/<path>`. The metadata holds genome, spec, for every layer the parameter that it lies
-  in and the axes there, and fingerprints of the frozen parameters, as they are and rounded to 16
-  bits, so that `load_adapter` knows what the file belongs to, in whatever order layers are found.
+  `<collection>/<path>`. The metadata holds the genome, for every layer its sizes, the parameter
+  that it lies in, the axes there and the scale of its LoRA, and fingerprints of the frozen
+  parameters, as they are and rounded to 16 bits, so that `load_adapter` knows what the file belongs
+  to, in whatever order layers are found.
 
   Args:
     path: path of the safetensors file.
     adapted: the adapted model.
     variables: its variables, after training.
-    genome: the subnet, int [rows, 5].
+    genome: of a free structure, int [rows, 5].
     **metadata: more to remember, JSON types, or numbers and arrays of NumPy and JAX.
 
   Raises:
-    ValueError: the variables are those of another model, were cut to a subnet with lower ranks, are
-      not finite or are random keys, metadata have a name that the file needs itself or are not what
-      JSON can say, or the path is none.
+    ValueError: the variables are those of another model, were cut to a structure with lower ranks,
+      are not finite or are random keys, metadata have a name that the file needs itself or are not
+      what JSON can say, the path is none, or a genome is missing or one too many.
 
   Example:
     >>> import tempfile, flax.linen as nn, jax, jax.numpy as jnp, safetensors.numpy
-    >>> from glora_jax import adapt, preset, save_adapter
-    >>> adapted = adapt(nn.Dense(3), jnp.zeros((1, 4)))
+    >>> from glora_jax import adapt, save_adapter
+    >>> adapted = adapt(nn.Dense(3), jnp.zeros((1, 4)), structure='ssf')
     >>> params = {'kernel': jnp.ones((4, 3)), 'bias': jnp.zeros(3)}
     >>> variables = adapted.init(jax.random.key(0), params)
     >>> with tempfile.NamedTemporaryFile(suffix='.safetensors') as file:
-    ...   save_adapter(file.name, adapted, variables, preset(adapted.spec, 'ssf'), accuracy=0.9)
+    ...   save_adapter(file.name, adapted, variables, accuracy=0.9)
     ...   tensors = safetensors.numpy.load_file(file.name)
     >>> {name: value.shape for name, value in sorted(tensors.items())}
     {'glora/Dense/A_up': (1, 3), 'glora/Dense/D': (3,), 'glora/Dense/E': (3,)}
   """
   path = check_path(path)
   check_type(adapted, Adapted, 'adapted')
-  check_one_genome(adapted.spec, genome, 'save_adapter')
-  genome = genomes.canonicalize(adapted.spec, genome)
+  adapted, genome = adapted.fixed(genome, 'save_adapter')
   adapted.check_variables(variables)
   trainable, frozen = adapted.split(variables)
-  check_storage(adapted.groups, trainable[COLLECTION], genome)
+  frozen.pop(COLLECTION)
   described = {
     'spec': _described(adapted),
     'parameters': _parameters(adapted),
+    **_storage(adapted.spec),
     'base': fingerprint(frozen['params']),
     'rounded': [fingerprint(frozen['params'], kind) for kind in _ROUNDED],
     **genome_to_json(adapted.spec, genome),
@@ -112,7 +125,7 @@ def save_adapter(
     '/'.join(p): nn.meta.unbox(value)
     for p, value in flatten({'params': trainable['params'], **others}).items()
   }
-  for name, support, index in _used(adapted, trainable[COLLECTION], genome):
+  for name, support, index in _used(adapted, trainable[COLLECTION]):
     tensors[name] = np.asarray(nn.meta.unbox(support))[index]
   _require_no_keys(path, tensors)
   require_finite(path, tensors)
@@ -147,12 +160,13 @@ def shapes_of_fresh(adapted: Adapted, params: Any) -> dict[str, Any]:
 
 def load_adapter(
   path: Path, adapted: Adapted, params: Any, *, strict: bool = True
-) -> tuple[dict[str, Any], np.ndarray]:
+) -> tuple[Adapted, dict[str, Any]]:
   """Reads what `save_adapter` wrote onto the base that it was trained on.
 
   Args:
     path: path of the safetensors file.
-    adapted: the same model, adapted with the same space.
+    adapted: the same model, adapted with a space that has the file's structure, or with that
+      structure: `adapt(model, x, structure=path)`.
     params: the base's parameters, which may have been cast between float32 and a 16-bit type since;
       their heads are replaced.
     strict: whether to refuse another base. Bases are the same if their values are, as they are or
@@ -160,31 +174,34 @@ def load_adapter(
       bfloat16 counts as another than one in float16.
 
   Returns:
-    (variables, genome), ready for `adapted.apply` and `adapted.fold`; supports that the genome does
-    not use are zero, and the model's other collections are those that were saved.
+    (adapted, variables): the model with the file's structure fixed, and its supports, heads and
+    other collections. Where `adapted` had a free structure, they are variables of that, too:
+    supports that the file's does not read are zero. A LoRA that was saved with another scale than
+    the model has is rescaled.
 
   Raises:
     FileNotFoundError: there is no such file.
-    ValueError: the path is none, or the file is damaged, or belongs to another model, space or
-      base; the sentence says which.
+    ValueError: the path is none, or the file is damaged, or belongs to another model, structure or
+      base, or the space does not have its structure; the sentence says which.
 
   Example:
     >>> import tempfile, flax.linen as nn, jax, jax.numpy as jnp
-    >>> from glora_jax import adapt, load_adapter, preset, save_adapter
-    >>> adapted = adapt(nn.Dense(3), jnp.zeros((1, 4)))
+    >>> from glora_jax import adapt, load_adapter, save_adapter
+    >>> model, x = nn.Dense(3), jnp.zeros((1, 4))
+    >>> adapted = adapt(model, x, structure='lora:8')
     >>> params = {'kernel': jnp.ones((4, 3)), 'bias': jnp.zeros(3)}
-    >>> variables = adapted.init(jax.random.key(0), params)
     >>> with tempfile.NamedTemporaryFile(suffix='.safetensors') as file:
-    ...   save_adapter(file.name, adapted, variables, preset(adapted.spec, 'ssf'))
-    ...   variables, genome = load_adapter(file.name, adapted, params)
-    >>> genome.tolist()
-    [[2, 0, 0, 2, 2]]
+    ...   save_adapter(file.name, adapted, adapted.init(jax.random.key(0), params))
+    ...   adapted, variables = load_adapter(file.name, adapt(model, x, structure=file.name), params)
+    >>> adapted
+    <Adapted Dense: 1 layer, 56 parameters>
   """
   path = check_path(path)
   check_type(adapted, Adapted, 'adapted')
   tensors, metadata = read_tensors(path, 'adapter')
   _check_metadata(path, metadata)
-  genome = _genome(path, adapted, _in_order(path, metadata, adapted))
+  metadata = _in_order(path, metadata, adapted)
+  fixed = _with_structure_of(path, adapted, metadata)
   adapted.check_params(params)
   params = full_precision(params, adapted.param_shapes, only=adapted.head_paths)  # as init does
   shapes = shapes_of_fresh(adapted, params)
@@ -193,10 +210,11 @@ def load_adapter(
     _check_base(path, {metadata['base'], *metadata['rounded']}, frozen['params'])
 
   supports = jax.tree.map(lambda value: np.zeros(value.shape, value.dtype), trainable[COLLECTION])
-  used = list(_used(adapted, nn.meta.unbox(supports), genome))
+  used = list(_used(fixed, nn.meta.unbox(supports)))
   _check_tensors(path, tensors, {name: support[index] for name, support, index in used})
   for name, support, index in used:
     support[index] = tensors.pop(name)
+  _rescale(adapted, supports, metadata['scale'])
   others = flax.traverse_util.unflatten_dict(tensors, sep='/')
   heads = flatten(others.pop('params', {}))
   _check_heads(path, heads, nn.meta.unbox(flatten(trainable['params'])))
@@ -204,7 +222,38 @@ def load_adapter(
   for head_path, value in heads.items():
     head_params = replace(head_params, head_path, value)
   variables = adapted.join({'params': head_params, COLLECTION: supports}, {**frozen, **others})
-  return variables, genome
+  return fixed, variables
+
+
+def _with_structure_of(path: Path, adapted: Adapted, metadata: Mapping[str, Any]) -> Adapted:
+  """The model with the structure that a file's metadata say.
+
+  Raises:
+    ValueError: its space does not have that structure, or it is fixed to another.
+  """
+  try:
+    genome = canonicalize(adapted.spec, genome_from_json(adapted.spec, metadata))
+  except ValueError as error:
+    raise ValueError(
+      f'The adapter {printable(path)} has a structure that this model does not offer ({error}); '
+      'adapt with structure= its path, or with a space that has it.'
+    ) from error
+  if adapted.genome is not None and (adapted.genome != genome).any():
+    row = int((adapted.genome != genome).any(axis=1).argmax())
+    raise ValueError(
+      f'The adapter {printable(path)} has another structure than this model is fixed to: '
+      f'{genome[row].tolist()} for A to E of {adapted.spec.layers[row].name}, and not '
+      f'{adapted.genome[row].tolist()}; load it into adapted.fix(None).'
+    )
+  return adapted.fix(genome)
+
+
+def _rescale(adapted: Adapted, supports: Any, scales: Sequence[float]) -> None:
+  """Makes LoRAs that were saved with other scales than the spaces have the same LoRAs."""
+  for group in adapted.groups:
+    for index, row in group.slices():
+      if scales[row] != group.space.scale and 'B_down' in group.own(supports):
+        group.own(supports)['B_down'][index] *= scales[row] / group.space.scale
 
 
 def _check_metadata(path: Path, metadata: dict[str, Any]) -> None:
@@ -214,16 +263,6 @@ def _check_metadata(path: Path, metadata: dict[str, Any]) -> None:
   lengths = [len(metadata[name]) for name in _BY_ROW]
   if len(set(lengths)) > 1:
     raise damaged(path, f'{", ".join(_BY_ROW)} are of {lengths} layers', _AGAIN)
-
-
-def _genome(path: Path, adapted: Adapted, metadata: Mapping[str, Any]) -> np.ndarray:
-  """The genome that a file's metadata say, canonical."""
-  try:
-    genome = genome_from_json(adapted.spec, metadata)
-    check_one_genome(adapted.spec, genome, 'load_adapter')
-  except ValueError as error:
-    raise damaged(path, error, _AGAIN) from error
-  return genome
 
 
 def _check_tensors(
@@ -255,7 +294,17 @@ def _check_tensors(
 
 
 def _described(adapted: Adapted) -> list[str]:
-  return [repr(layer) for layer in adapted.spec]
+  return [
+    f'{layer.name}, {layer.in_features} to {layer.out_features}'
+    + (' with bias' if layer.bias else '')
+    for layer in adapted.spec
+  ]
+
+
+def _storage(spec: Spec) -> dict[str, list]:
+  """How supports are to be read that a file holds, for every row."""
+  spaces = [layer.space for layer in spec]
+  return {'tied': [space.tied for space in spaces], 'scale': [space.scale for space in spaces]}
 
 
 def _parameters(adapted: Adapted) -> list[list[dict[str, Any]]]:
@@ -284,7 +333,7 @@ def _in_order(path: Path, metadata: Mapping[str, Any], adapted: Adapted) -> dict
   Raises:
     ValueError: the layers are not the model's.
   """
-  rows = {name: metadata[name] for name in ('spec', 'genome', 'layers')}
+  rows = {name: metadata[name] for name in _BY_ROW if name != 'parameters'}
   theirs, ours = metadata['parameters'], _parameters(adapted)
   numbers = {json.dumps(key): row for row, key in enumerate(theirs)}
   order = [numbers.get(json.dumps(key)) for key in ours]
@@ -300,13 +349,14 @@ def _in_order(path: Path, metadata: Mapping[str, Any], adapted: Adapted) -> dict
   return {**metadata, **rows}
 
 
-def _used(adapted: Adapted, supports: Any, genome: np.ndarray) -> Iterator[_UsedPart]:
-  """The parts of the `glora` collection that a genome reads, layer by layer."""
-  for group in adapted.groups:
-    module = get(supports, group.path)
+def _used(fixed: Adapted, supports: Any) -> Iterator[_UsedPart]:
+  """The parts of the `glora` collection that a fixed structure reads, layer by layer."""
+  assert fixed.genome is not None
+  for group in fixed.groups:
+    module = group.own(supports)
     for index, row in group.slices():
-      layer = adapted.spec.layers[row].name
-      for name, part in group.used_parts(genome[row].tolist()).items():
+      layer = fixed.spec.layers[row].name
+      for name, part in group.used_parts(fixed.genome[row].tolist()).items():
         yield _UsedPart(f'glora/{layer}/{name}', module[name], (*index, *part))
 
 
@@ -321,7 +371,7 @@ def _check_spec(path: Path, theirs: Sequence[str], ours: Sequence[str]) -> None:
     for layers in (theirs, ours)
   )
   raise ValueError(
-    f'The adapter {printable(path)} belongs to another model or search space. It has '
+    f'The adapter {printable(path)} belongs to another model. It has '
     f'{len(theirs)} layers, and this model {len(ours)}; the first that differs is layer {row}: '
     f'{their} there, {our} here.'
   )

@@ -67,7 +67,7 @@ class Check:
     rows: the things that must hold.
 
   Example:
-    >>> from glora_jax import Check
+    >>> from glora_jax.method.check import Check
     >>> from glora_jax.method.check import CheckRow
     >>> found = Check((CheckRow('identity at start', 2e-3, 1e-5, 'against the base model'),))
     >>> print(found)

@@ -73,7 +73,7 @@ def effective(
     ValueError: the kernel or the alleles are not those of one layer.
 
   Example:
-    >>> from glora_jax import init_supports
+    >>> from glora_jax.method.supports import init_supports
     >>> supports = init_supports(jax.random.key(0), 3, 2)
     >>> supports['E'] = jnp.array([0.5, -0.5])
     >>> alleles = jnp.array([0, 3, 0, 0, 2])  # LoRA for B, a vector for E

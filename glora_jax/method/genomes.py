@@ -137,7 +137,7 @@ def canonicalize(spec: Spec, genomes: Any) -> np.ndarray:
 
   Example:
     >>> import numpy as np
-    >>> from glora_jax import Layer, Spec, canonicalize
+    >>> from glora_jax import Layer, Spec
     >>> spec = Spec((Layer('no_bias', 8, 32, bias=False),))
     >>> canonicalize(spec, np.array([[0, 3, 2, 2, 2]])).tolist()
     [[0, 3, 0, 0, 0]]

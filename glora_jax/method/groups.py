@@ -1,9 +1,9 @@
 """One set of supports: for one linear layer, or for several that are tied.
 
 A set may store all ranks of LoRA that are on offer, or those that one genome uses: in the storage
-of rank r the LoRA of a lower rank is its first columns, so a fixed subnet's supports are cut to the
-largest rank that it uses in each group of layers. Everything that reads supports takes them in any
-width, and masks what a genome does not use.
+of rank r the LoRA of a lower rank is its first columns, so a fixed structure's supports are cut to
+the largest rank that it reads in each group of layers, and what it does not read may be missing.
+Everything that reads supports takes them in any width, and masks what a genome does not use.
 """
 
 from __future__ import annotations
@@ -19,16 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from glora_jax.method.genomes import Occurring
 from glora_jax.method.site import Site
-from glora_jax.method.space import (
-  FLAT_FORMS,
-  LORA_TENSORS,
-  TENSORS,
-  Layer,
-  SearchSpace,
-  Spec,
-  Tensor,
-)
+from glora_jax.method.space import TENSORS, Layer, SearchSpace, Spec
 from glora_jax.method.supports import (
   COLLECTION,
   RANK_AXES,
@@ -94,18 +87,23 @@ class Group:
     """Data type that holds the kernels of all members."""
     return functools.reduce(jnp.promote_types, (site.dtype for site in self.members))
 
-  def init(self, key: jax.Array, kernel: Any) -> dict[str, Any]:
+  def init(self, key: jax.Array, kernel: Any, genome: np.ndarray | None = None) -> dict[str, Any]:
     """Fresh supports; a layer's depend on the key and its row alone.
 
     Args:
       key: random key.
       kernel: the first member's kernel, in its box if it is in one.
+      genome: the one structure that they are for, int [rows, 5]; None for all.
 
     Returns:
       Supports with the stack's axes first, in boxes like the kernel's.
     """
-    keys = _keys_of_rows(key, np.array(self.rows))
-    supports = init_arrays(keys, self.stack_shape, self.support_shapes(), self.support_dtype)
+    keys, shapes = _keys_of_rows(key, np.array(self.rows)), self.support_shapes()
+    if genome is not None:
+      shapes = {name: shapes[name] for name in self.read_by(genome)}
+    supports = init_arrays(keys, self.stack_shape, shapes, self.support_dtype)
+    if genome is not None:
+      supports = self.cut(supports, genome)
     return _boxed(supports, kernel, self.members[0])
 
   @property
@@ -120,9 +118,36 @@ class Group:
     )
     return {name: self.stack_shape + shape for name, shape in shapes.items()}
 
+  def cut(self, supports: Mapping[str, jax.Array], genome: np.ndarray) -> dict[str, jax.Array]:
+    """The supports [stack..., ...] that a genome reads, no wider than it reads them."""
+    return cut_to(self.read_by(genome), supports)
+
   def used_parts(self, alleles: Sequence[int]) -> dict[str, tuple[slice, ...]]:
     """Which part of which support of a layer the codes of A, B, C, D and E read."""
     return used_parts(alleles, self.space.ranks, self.has_bias, self.space.tied)
+
+  def read_by(self, genomes: np.ndarray) -> dict[str, int]:
+    """The supports that genomes [..., rows, 5] read; of those with ranks the largest, else 0."""
+    own = genomes[..., np.array(self.rows), :].reshape(-1, len(TENSORS))
+    return self.stored_for(Occurring.of_alleles(own))
+
+  def stored_for(self, occurring: Occurring) -> dict[str, int]:
+    """The supports that some allele reads; of those with ranks the largest, else 0."""
+    ranks: dict[str, int] = {}
+    for column, codes in enumerate(occurring.codes):
+      for code in codes:
+        alleles = [0] * len(TENSORS)
+        alleles[column] = code
+        for name, part in self.used_parts(alleles).items():
+          rank = part[RANK_AXES[name]].stop if name in RANK_AXES else 0
+          ranks[name] = max(ranks.get(name, 0), rank)
+    return ranks
+
+  def own(self, collection: Any) -> dict[str, Any]:
+    """Its supports in the `glora` collection, out of their boxes; {} where none are stored."""
+    for name in self.path:
+      collection = collection.get(name, {})
+    return dict(nn.meta.unbox(collection))
 
   def alleles(self, genome: Any) -> Any:
     """The group's rows of a genome, [stack..., 5]."""
@@ -133,11 +158,13 @@ class Group:
     return zip(np.ndindex(self.stack_shape), self.rows, strict=True)
 
   def of_members(self, supports: Mapping[str, Any]) -> Iterator[tuple[Site, dict[str, Any]]]:
-    """Every member with the supports that make up its part of the outputs."""
-    if len(self.members) == 1:
-      yield self.members[0], dict(supports)
-      return
+    """Every member with the supports that make up its part of the outputs, and B's LoRA scaled."""
     whole = dict(supports)
+    if self.space.scale != 1 and 'B_down' in whole:  # which no other form shares
+      whole['B_down'] = whole['B_down'] * self.space.scale
+    if len(self.members) == 1:
+      yield self.members[0], whole
+      return
     # In shared storage a constant is a number of the vector, which a member's part may not contain.
     for name, support in SUPPORTS.items():
       if support.form == 'constant' and support.shared and support.shared.name in supports:
@@ -279,34 +306,8 @@ def spec_of(groups: Sequence[Group]) -> Spec:
   return Spec(tuple(layers[row] for row in range(len(layers))))
 
 
-def used_ranks(group: Group, genomes: np.ndarray) -> dict[Tensor, int]:
-  """The largest LoRA rank of each tensor in a group; at least 1, where vectors are stored.
-
-  Args:
-    group: layers that share arrays.
-    genomes: concrete, int [..., rows, 5].
-  """
-  ranks = {}
-  for tensor in LORA_TENSORS:
-    codes = genomes[..., np.array(group.rows), TENSORS.index(tensor)]
-    level = int(codes.max(initial=0)) - len(FLAT_FORMS[tensor])
-    ranks[tensor] = group.space.ranks[level] if level >= 0 else 1
-  return ranks
-
-
-def _ranked(
-  groups: Sequence[Group], flat: Mapping[Path, Any], genomes: Any
-) -> Iterator[tuple[Path, int, str, Group]]:
-  """(path, largest rank that genomes use, name, group) of the supports with rank-one parts."""
-  for group in groups:
-    ranks = used_ranks(group, np.asarray(genomes))
-    for name in RANK_AXES:
-      if (path := (*group.path, name)) in flat:
-        yield path, ranks[SUPPORTS[name].tensor], name, group
-
-
 def cut(groups: Sequence[Group], supports: Any, genome: np.ndarray) -> dict[str, Any]:
-  """Supports of the ranks that a genome uses, as nested dictionaries.
+  """Supports of the ranks that a genome reads, as nested dictionaries.
 
   Args:
     groups: the adapted layers.
@@ -314,14 +315,25 @@ def cut(groups: Sequence[Group], supports: Any, genome: np.ndarray) -> dict[str,
     genome: concrete, int [rows, 5].
 
   Raises:
-    ValueError: the supports are of other layers, or of a subnet with lower ranks.
+    ValueError: the supports are of other layers, or of a structure with lower ranks.
   """
   check_storage(groups, supports, genome)
   flat = flatten(supports)
-  for path, rank, name, _ in _ranked(groups, flat, genome):
-    first = functools.partial(first_ranks, axis=RANK_AXES[name], rank=rank)
-    flat[path] = jax.tree.map(first, flat[path])  # in its box, if it is in one
+  for group in groups:
+    read = group.read_by(genome)
+    for name in RANK_AXES:
+      if (path := (*group.path, name)) in flat:  # of what is not read one rank stays
+        first = functools.partial(first_ranks, axis=RANK_AXES[name], rank=read.get(name, 1))
+        flat[path] = jax.tree.map(first, flat[path])  # in its box, if it is in one
   return flax.traverse_util.unflatten_dict(flat)
+
+
+def cut_to(ranks: Mapping[str, int], supports: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+  """The supports of some names, cut to their ranks; 0 is that of those without ranks."""
+  return {
+    name: first_ranks(supports[name], RANK_AXES[name], rank) if rank else supports[name]
+    for name, rank in ranks.items()
+  }
 
 
 def first_ranks(value: Any, axis: int, rank: int) -> Any:
@@ -331,12 +343,14 @@ def first_ranks(value: Any, axis: int, rank: int) -> Any:
   return value[(..., slice(rank), *[slice(None)] * (-1 - axis))]
 
 
-def check_supports(groups: Sequence[Group], supports: Any) -> None:
+def check_supports(groups: Sequence[Group], supports: Any, genomes: Any = None) -> None:
   """Checks that supports are those of the adapted layers and their search spaces.
 
   Args:
     groups: the adapted layers.
     supports: the `glora` collection; LoRAs may be stored in a lower rank than the space's largest.
+    genomes: concrete, int [..., rows, 5]; supports that none of them reads may be missing. None for
+      all that there can be.
 
   Raises:
     ValueError: they are of other layers or of another space; what differs is named.
@@ -344,8 +358,11 @@ def check_supports(groups: Sequence[Group], supports: Any) -> None:
   given = {path_name(path): jax.tree.leaves(value)[0] for path, value in flatten(supports).items()}
   expected = {}
   for group in groups:
+    read = group.support_shapes() if genomes is None else group.read_by(genomes)
     for name, shape in group.support_shapes().items():
       path = path_name((*group.path, name))
+      if name not in read and path not in given:
+        continue
       stored = np.shape(given.get(path, 0))
       if name in RANK_AXES and len(stored) == len(shape):
         axis = len(shape) + RANK_AXES[name]
@@ -360,26 +377,30 @@ def check_supports(groups: Sequence[Group], supports: Any) -> None:
 
 
 def check_storage(groups: Sequence[Group], supports: Any, genomes: Any) -> None:
-  """Checks that supports are those of the layers, and store every rank that genomes use.
+  """Checks that supports are those of the layers, and hold all that genomes read.
 
   Args:
     groups: the adapted layers.
     supports: the `glora` collection.
-    genomes: int [..., rows, 5]; where they are traced, no rank is checked.
+    genomes: int [..., rows, 5]; where they are traced, all supports must be there, in any rank.
 
   Raises:
-    ValueError: the supports are of other layers or of another space, or the storage is that of a
-      subnet with lower ranks; the sentence names what differs, or the layer.
+    ValueError: the supports are of other layers or of another space, or of a structure with fewer
+      forms or lower ranks; the sentence names what differs, or the layer.
   """
-  check_supports(groups, supports)
   if isinstance(genomes, jax.core.Tracer):
+    check_supports(groups, supports)
     return
+  genomes = np.asarray(genomes)
+  check_supports(groups, supports, genomes)
   flat = flatten(supports)
-  for path, rank, name, group in _ranked(groups, flat, genomes):
-    stored = nn.meta.unbox(flat[path]).shape[RANK_AXES[name]]
-    if stored < rank:
-      raise ValueError(
-        f'The genome has a LoRA of rank {rank} for {SUPPORTS[name].tensor} in {group.name}, and '
-        f'these variables store rank {stored}: they were cut to a smaller subnet. Take those that '
-        'it was split from.'
-      )
+  for group in groups:
+    for name, rank in group.read_by(genomes).items():
+      path = (*group.path, name)
+      stored = nn.meta.unbox(flat[path]).shape[RANK_AXES[name]] if rank else rank
+      if stored < rank:
+        raise ValueError(
+          f'The genome has a LoRA of rank {rank} for {SUPPORTS[name].tensor} in {group.name}, and '
+          f'these variables store rank {stored}: they were cut to a smaller structure. Take those '
+          'that it was split from.'
+        )

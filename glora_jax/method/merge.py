@@ -99,7 +99,7 @@ def fold(groups: Sequence[Group], params: Any, supports: Any, genome: jax.Array)
   leaves, changes = flatten(params), {}
   for group in groups:
     alleles = group.alleles(genome)
-    for site, part in group.of_members(nn.meta.unbox(get(supports, group.path))):
+    for site, part in group.of_members(group.own(supports)):
       merged = merge_layers(
         nn.meta.unbox(leaves[site.kernel_path]),
         nn.meta.unbox(leaves[site.bias_path]) if site.bias_path else None,
@@ -194,7 +194,7 @@ def graft(
       continue
     alleles = group.alleles(genome)
     occurring = None if fixed is None else Occurring.of_alleles(fixed[np.array(group.rows)])
-    for site, part in group.of_members(nn.meta.unbox(get(supports, group.path))):
+    for site, part in group.of_members(group.own(supports)):
       new = Graft(site.local, group.space.ranks, occurring)
       grafts[new.key] = new
       if fixed is not None and group.has_bias:

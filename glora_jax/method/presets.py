@@ -182,7 +182,7 @@ def preset_label(spec: Spec, name: str) -> str:
     ValueError: no preset can have this name, or no layer is in its place.
 
   Example:
-    >>> from glora_jax import Layer, SearchSpace, Spec, preset_label
+    >>> from glora_jax import Layer, SearchSpace, Spec
     >>> spec = Spec((Layer('attn/qkv', 8, 24, space=SearchSpace(ranks=(2, 4))),))
     >>> preset_label(spec, 'lora@qkv'), preset_label(spec, 'ssf')
     ('lora:4@qkv', 'ssf')
@@ -300,7 +300,7 @@ def custom_genome(spec: Spec, choices: Mapping[str, str | Mapping[str, str | int
       preset does not exist.
 
   Example:
-    >>> from glora_jax import Layer, Spec, custom_genome
+    >>> from glora_jax import Layer, Spec
     >>> spec = Spec((Layer('attn/qkv', 8, 24), Layer('mlp/fc1', 8, 32)))
     >>> custom_genome(spec, {'qkv': {'B': 'lora', 'E': 'constant'}, 'mlp': 'bitfit'}).tolist()
     [[0, 3, 0, 0, 1], [0, 0, 0, 0, 2]]

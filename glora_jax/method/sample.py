@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -46,6 +46,15 @@ def split_arrays(params: Any) -> tuple[Any, Any]:
   """
   is_own = {path: is_array(nn.meta.unbox(leaf)) for path, leaf in flatten(params).items()}
   return (params, None) if all(is_own.values()) else partition(params, is_own.__getitem__)
+
+
+Preprocess = Callable[[Any, Any], Any]  # (images, key, or None where nothing is random) -> inputs
+
+
+def unchanged(images: Any, key: jax.Array | None = None) -> Any:
+  """The preprocessing of images that are inputs of the model already."""
+  del key
+  return images
 
 
 _RAW_KEYS = ((2,), (4,))  # shapes of `jax.random.PRNGKey`, by JAX's implementations

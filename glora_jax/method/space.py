@@ -29,6 +29,7 @@ LORA_TENSORS: tuple[Tensor, ...] = ('A', 'B', 'C')
 # Genomes are int8, and the codes of ranks follow those of the flat forms.
 MOST_RANKS = int(np.iinfo(np.int8).max) + 1 - max(len(FLAT_FORMS[t]) for t in LORA_TENSORS)
 _IS = Domain(bool)
+_SCALE = Domain(float, limits=Limits(above=0))
 _SIDE = Domain(int, limits=Limits(at_least=1, at_most=2**24))
 _NAME = Domain(str)
 
@@ -46,12 +47,14 @@ class SearchSpace:
     D: alleles on offer for D, likewise.
     E: alleles on offer for E, likewise.
     tied: whether all forms of a tensor share storage, as in the official code.
+    scale: what a LoRA of B is multiplied by, as alpha / rank does in other libraries.
     one_shift: whether what is drawn has C or E in a layer but never both, and C only where a layer
       has fewer inputs than outputs: E reaches every bias that C reaches, and is smaller elsewhere.
 
   Raises:
     ValueError: ranks that do not ascend from 1 or more, or are more than a genome has codes for, an
-      allele that does not exist, or one shift where C or E is never none.
+      allele that does not exist, a scale that is not positive, or one shift where C or E is never
+      none.
 
   Example:
     >>> space = SearchSpace(ranks=(2, 4), A='none', E=('none', 'vector'))
@@ -69,11 +72,13 @@ class SearchSpace:
   E: tuple[int, ...] | None = None
   tied: bool = True
   one_shift: bool = False
+  scale: float = 1.0
 
   def __post_init__(self):
     object.__setattr__(self, 'ranks', checked_ranks(self.ranks))
     for name in ('tied', 'one_shift'):
       object.__setattr__(self, name, _IS.check(getattr(self, name), name))
+    object.__setattr__(self, 'scale', _SCALE.check(self.scale, 'scale'))
     for tensor in TENSORS:
       object.__setattr__(self, tensor, self._codes(tensor, getattr(self, tensor)))
     if self.one_shift and not all(0 in getattr(self, tensor) for tensor in ('C', 'E')):
@@ -313,5 +318,5 @@ def check_spec(spec: Any) -> None:
   if not isinstance(spec, Spec):
     raise ValueError(
       f'spec={shown(spec)} is a {type(spec).__name__} and no Spec; give adapted.spec, or of an '
-      'attached NNX model glora_jax.nnx.spec(model).'
+      'attached NNX model glora_jax.nnx.as_adapted(model)[0].spec.'
     )

@@ -14,14 +14,12 @@ import numpy as np
 
 from glora_jax.files import Path, first_line, write_json, write_safetensors
 from glora_jax.limits import Domain, check_path, check_type, shown
-from glora_jax.method import genomes
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.adapter_file import require_finite, shapes_of_fresh
 from glora_jax.method.groups import check_storage
 from glora_jax.method.quantized import full_precision
 from glora_jax.method.space import FLAT_FORMS, TENSORS, Spec
 from glora_jax.method.supports import COLLECTION
-from glora_jax.method.validation import check_one_genome
 from glora_jax.models import hub
 from glora_jax.models.containers import grouped, open_tensors, read_finite, require_floats
 from glora_jax.models.formats.format import Flat
@@ -34,7 +32,7 @@ from glora_jax.models.peft_names import (
   naming_to_read,
   naming_to_write,
 )
-from glora_jax.tree import flatten, get, path_name, replace
+from glora_jax.tree import flatten, path_name, replace
 
 CONFIG = 'adapter_config.json'
 WEIGHTS = 'adapter_model.safetensors'
@@ -73,16 +71,16 @@ def save_peft(
   folder: Path,
   adapted: Adapted,
   variables: Mapping[str, Any],
-  genome: Any,
   names: Names,
+  genome: Any = None,
   *,
   transformers: Transformers = 5,
   base: str | None = None,
 ) -> None:
-  r"""Writes a subnet of LoRAs as an adapter that HF PEFT loads onto the torch model.
+  r"""Writes a structure of LoRAs as an adapter that HF PEFT loads onto the torch model.
 
-  The subnet has B as LoRA, of any rank in each layer, or none, and no other tensor. Each LoRA gets
-  an alpha equal to its rank, so nothing is scaled; where queries, keys and values are one layer
+  The structure has B as LoRA, of any rank in each layer, or none, and no other tensor. The alpha of
+  a LoRA is its rank times its scale; where queries, keys and values are one layer
   here and three there, each of the three gets the same `lora_A`. Heads are saved whole
   (`modules_to_save`). `PeftModel.from_pretrained(torch_model, folder)` then gives the same logits.
   DINOv2's classifiers read class token and mean patch; a head that reads one of them is written
@@ -92,41 +90,39 @@ def save_peft(
     folder: path of the folder, which is made where it is missing.
     adapted: the adapted model.
     variables: its variables, after training.
-    genome: the subnet, int [rows, 5].
     names: what the torch model calls its modules: for this package's ViT the name of a format
       ('timm', 'hf_vit', 'hf_dinov2') or the 'source' that `weights.load` returned; for any model a
       map of paths here, which may be regular expressions, to names of torch modules:
       `{r'layers/(\d+)/attn/q': r'model.layers.\1.self_attn.q_proj'}`. Several names share a layer's
       outputs equally, and '{}' is the place in a stack.
+    genome: of a free structure, int [rows, 5].
     transformers: 5, or 4, whose modules had other names in its ViT and DINOv2.
     base: name of the base model that the adapter notes, or a path; a name on the hub may have a
       revision, `hf:owner/name@revision`.
 
   Raises:
-    ValueError: the subnet has more than PEFT's LoRA can say, or a layer or head has no name; or the
-      variables are those of another model or not finite; the sentence says which.
+    ValueError: the structure has more than PEFT's LoRA can say, or a layer or head has no name; or
+      the variables are those of another model or not finite; the sentence says which.
 
   Example:
     >>> import json, pathlib, tempfile, jax.numpy as jnp
-    >>> from glora_jax import adapt, preset
-    >>> adapted = adapt(nn.Dense(3), jnp.zeros((1, 4)))
+    >>> from glora_jax import adapt
+    >>> adapted = adapt(nn.Dense(3), jnp.zeros((1, 4)), structure='lora:4', scale=2.0)
     >>> params = {'kernel': jnp.ones((4, 3)), 'bias': jnp.zeros(3)}
     >>> variables = adapted.init(jax.random.key(0), params)
-    >>> lora = preset(adapted.spec, 'lora:4')
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...   save_peft(folder, adapted, variables, lora, {'Dense': 'layers.0.fc'})
+    ...   save_peft(folder, adapted, variables, {'Dense': 'layers.0.fc'})
     ...   config = json.loads(pathlib.Path(folder, 'adapter_config.json').read_text())
     >>> config['target_modules'], config['r'], config['lora_alpha']
-    (['layers.0.fc'], 4, 4)
+    (['layers.0.fc'], 4, 8)
   """
   folder = check_path(folder)
   Domain(str, optional=True).check(base, 'base')
   check_type(adapted, Adapted, 'adapted')
+  adapted, genome = adapted.fixed(genome, 'save_peft')
   adapted.check_variables(variables)
-  check_one_genome(adapted.spec, genome, 'save_peft')
-  genome = genomes.canonicalize(adapted.spec, genome)
+  supports = variables[COLLECTION]
   _require_loras(adapted.spec, genome)
-  supports = nn.meta.unbox(variables[COLLECTION])
   check_storage(adapted.groups, supports, genome)
   params = {
     path_name(path): np.asarray(nn.meta.unbox(value))
@@ -134,7 +130,7 @@ def save_peft(
   }
   naming, params = naming_to_write(names, adapted, params, transformers)
   tensors: Flat = {}
-  ranks = {}
+  ranks, alphas = {}, {}
   for module, (group, index, row, outputs) in naming.parts(np.flatnonzero(genome[:, _B])).items():
     for site in group.members:
       if site.is_convolution:
@@ -143,7 +139,9 @@ def save_peft(
           'fold the subnet (adapted.fold) and save the model with weights.save instead.'
         )
     rank = ranks[module] = group.space.ranks[genome[row, _B] - _FLAT]
-    arrays = get(supports, group.path)
+    alpha = rank * group.space.scale
+    alphas[module] = int(alpha) if alpha == int(alpha) else alpha
+    arrays = group.own(supports)
     tensors[f'{module}.lora_A.weight'] = np.asarray(arrays['B_down'])[index][:, :rank].T
     tensors[f'{module}.lora_B.weight'] = np.asarray(arrays['B_up'])[index][:rank, outputs].T
   heads: Flat = {}
@@ -156,7 +154,7 @@ def save_peft(
   os.makedirs(folder, exist_ok=True)
   tensors = {f'{_ROOT}{name}': value for name, value in tensors.items()}
   write_safetensors(os.path.join(folder, WEIGHTS), tensors, {'format': 'pt'})
-  write_json(os.path.join(folder, CONFIG), _config(ranks, heads, base))
+  write_json(os.path.join(folder, CONFIG), _config(ranks, alphas, heads, base))
 
 
 def _require_loras(spec: Spec, genome: np.ndarray) -> None:
@@ -180,13 +178,11 @@ def _require_loras(spec: Spec, genome: np.ndarray) -> None:
     )
 
 
-def _config(ranks: Mapping[str, int], heads: Flat, base: str | None) -> dict[str, Any]:
-  ((usual, count),) = collections.Counter(ranks.values()).most_common(1)
-  # PEFT takes the first key that a module's name ends with. So longer names come first, and where
-  # ranks differ, every module has its own key.
-  pattern = {}
-  if count < len(ranks):
-    pattern = {module: ranks[module] for module in sorted(ranks, key=len, reverse=True)}
+def _config(
+  ranks: Mapping[str, int], alphas: Mapping[str, float], heads: Flat, base: str | None
+) -> dict[str, Any]:
+  usual, rank_pattern = _usual(ranks)
+  alpha, alpha_pattern = _usual(alphas)
   name = hub.parse(base) if hub.is_hub_name(base) else hub.HubName(base or '')
   return {
     'peft_type': 'LORA',
@@ -195,9 +191,9 @@ def _config(ranks: Mapping[str, int], heads: Flat, base: str | None) -> dict[str
     'revision': name.revision,
     'inference_mode': True,
     'r': usual,
-    'lora_alpha': usual,
-    'rank_pattern': pattern,
-    'alpha_pattern': pattern,
+    'lora_alpha': alpha,
+    'rank_pattern': rank_pattern,
+    'alpha_pattern': alpha_pattern,
     'target_modules': list(ranks),
     'modules_to_save': sorted({name.rpartition('.')[0] for name in heads}) or None,
     'lora_dropout': 0.0,
@@ -209,14 +205,25 @@ def _config(ranks: Mapping[str, int], heads: Flat, base: str | None) -> dict[str
   }
 
 
+def _usual(values: Mapping[str, float]) -> tuple[float, dict[str, float]]:
+  """The most frequent value of all modules, and where they differ that of each.
+
+  PEFT takes the first key that a module's name ends with, so longer names come first.
+  """
+  ((usual, count),) = collections.Counter(values.values()).most_common(1)
+  if count == len(values):
+    return usual, {}
+  return usual, {module: values[module] for module in sorted(values, key=len, reverse=True)}
+
+
 def load_peft(
   folder: Path, adapted: Adapted, params: Any, names: Names | None = None
-) -> tuple[dict[str, Any], np.ndarray]:
-  """Reads an adapter of PEFT's LoRA as a subnet of an adapted model.
+) -> tuple[Adapted, dict[str, Any]]:
+  """Reads an adapter of PEFT's LoRA as a structure of an adapted model.
 
-  What PEFT scales by alpha is scaled once and for all. Where queries, keys and values are one layer
-  here and three there, the layer's LoRA has the rank of all that differ in `lora_A` together, 3r in
-  general, which its space must offer.
+  A LoRA that PEFT scales otherwise than the model's space does is rescaled. Where queries, keys and
+  values are one layer here and three there, the layer's LoRA has the rank of all that differ in
+  `lora_A` together, 3r in general, which its space must offer.
 
   Args:
     folder: path of the adapter's folder, or its name on the hub, `hf:owner/name[@revision]`.
@@ -226,8 +233,8 @@ def load_peft(
     names: as of `save_peft`; None finds out which format fits.
 
   Returns:
-    (variables, genome), ready for `adapted.apply` and `adapted.fold`; supports that the genome does
-    not use are zero.
+    (adapted, variables): the model with the adapter's structure fixed, and its supports and heads,
+    as of `load_adapter`.
 
   Raises:
     FileNotFoundError: there is no adapter.
@@ -236,14 +243,14 @@ def load_peft(
 
   Example:
     >>> import tempfile, jax.numpy as jnp
-    >>> from glora_jax import adapt, preset
-    >>> adapted, names = adapt(nn.Dense(3), jnp.zeros((1, 4))), {'Dense': 'layers.0.fc'}
-    >>> params = {'kernel': jnp.ones((4, 3)), 'bias': jnp.zeros(3)}
+    >>> from glora_jax import adapt
+    >>> adapted = adapt(nn.Dense(3), jnp.zeros((1, 4)), structure='lora:4')
+    >>> params, names = {'kernel': jnp.ones((4, 3)), 'bias': jnp.zeros(3)}, {'Dense': 'layers.0.fc'}
     >>> variables = adapted.init(jax.random.key(0), params)
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...   save_peft(folder, adapted, variables, preset(adapted.spec, 'lora:4'), names)
-    ...   variables, genome = load_peft(folder, adapted, params, names)
-    >>> genome.tolist()
+    ...   save_peft(folder, adapted, variables, names)
+    ...   adapted, variables = load_peft(folder, adapted, params, names)
+    >>> adapted.genome.tolist()
     [[0, 3, 0, 0, 0]]
   """
   check_type(adapted, Adapted, 'adapted')
@@ -256,7 +263,7 @@ def load_peft(
   layers = _match(path, loras, naming.parts(range(len(adapted.spec))))
   ranks = {row: sum(len(up) for _, up in loras) for row, (_, loras) in layers.items()}
   params = full_precision(params, adapted.param_shapes, only=adapted.head_paths)  # as init does
-  shapes = shapes_of_fresh(adapted, params)[COLLECTION]
+  shapes = shapes_of_fresh(adapted.fix(None), params)[COLLECTION]
   supports = jax.tree.map(lambda value: np.zeros(value.shape, value.dtype), shapes)
   genome = np.zeros((len(adapted.spec), len(TENSORS)), np.int8)
   for row, (part, together) in layers.items():
@@ -269,11 +276,22 @@ def load_peft(
         f'{", ".join(map(str, sorted(set(ranks.values()))))}.'
       )
     genome[row, _B] = _FLAT + offered.index(rank)
-    arrays = nn.meta.unbox(get(supports, part.group.path))
-    arrays['B_down'][part.index][:, :rank] = np.concatenate([down for down, _ in together], axis=1)
+    arrays = part.group.own(supports)
+    downs = np.concatenate([down for down, _ in together], axis=1)
+    arrays['B_down'][part.index][:, :rank] = downs / part.group.space.scale
     arrays['B_up'][part.index][:rank] = np.concatenate([up for _, up in together])
   params = _with_heads(path, others, params, naming)
-  return {'params': params, COLLECTION: supports}, genomes.canonicalize(adapted.spec, genome)
+  fixed = adapted.fix(genome)
+  if adapted.genome is not None and (adapted.genome != fixed.genome).any():
+    raise ValueError(
+      f'{path} has LoRAs in other layers or of other ranks than the structure that this model is '
+      'fixed to; load it into adapted.fix(None).'
+    )
+  variables = {'params': params, COLLECTION: supports}
+  if adapted.genome is not None:
+    trainable, frozen = fixed.split(variables)
+    variables = fixed.join(trainable, {**frozen, COLLECTION: {}})
+  return fixed, variables
 
 
 def _read(path: str) -> tuple[dict[str, LowRank], Flat]:

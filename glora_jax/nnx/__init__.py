@@ -13,7 +13,7 @@ from glora_jax.nnx.conversion import (
 )
 from glora_jax.nnx.fixing import fix
 from glora_jax.nnx.functional import adapt, params, with_params
-from glora_jax.nnx.live import count_params, get_genome, set_genome, spec, with_genome
+from glora_jax.nnx.live import set_genome
 from glora_jax.nnx.plain import fold
 from glora_jax.nnx.sharding import shard
 from glora_jax.nnx.variables import Genome, Head, Support, Trained
@@ -26,18 +26,14 @@ __all__ = [
   'adapt',
   'as_adapted',
   'attach',
-  'count_params',
   'fix',
   'fold',
-  'get_genome',
   'load_adapter',
   'params',
   'save_adapter',
   'set_genome',
   'set_variables',
   'shard',
-  'spec',
   'summary',
-  'with_genome',
   'with_params',
 ]

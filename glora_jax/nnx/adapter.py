@@ -15,12 +15,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 from glora_jax.mesh import replicated
 from glora_jax.method import equation
 from glora_jax.method.genomes import Occurring
-from glora_jax.method.groups import Group, first_ranks
+from glora_jax.method.groups import Group, cut_to
 from glora_jax.method.merge import merge_biases, merge_layers
 from glora_jax.method.sharding import gather_over
 from glora_jax.method.site import Layout, Site
 from glora_jax.method.space import TENSORS, WEIGHT_TENSORS, Tensor
-from glora_jax.method.supports import RANK_AXES, SUPPORTS, support_shapes
+from glora_jax.method.supports import SUPPORTS, support_shapes
 from glora_jax.nnx.stacking import axis_names, put_beside, stack_first, taken_axes, what_is_left
 from glora_jax.nnx.variables import Genome, Support
 
@@ -37,13 +37,21 @@ class Recipe:
     group: the layers.
     occurring: the alleles that may occur.
     mesh: devices that the kernels are sharded over; None where each holds them whole.
+    is_fixed: whether the model has one structure alone.
   """
 
-  def __init__(self, group: Group, occurring: Occurring, mesh: jax.sharding.Mesh | None = None):
+  def __init__(
+    self,
+    group: Group,
+    occurring: Occurring,
+    mesh: jax.sharding.Mesh | None = None,
+    is_fixed: bool = False,
+  ):
     self.group = group
     self.occurring = occurring
     self.mesh = mesh
-    self._hash = hash((group, occurring, mesh))
+    self.is_fixed = is_fixed
+    self._hash = hash(self._parts)
 
   def __hash__(self) -> int:
     return self._hash
@@ -58,8 +66,8 @@ class Recipe:
     return Recipe, self._parts  # hashes of texts differ between processes
 
   @property
-  def _parts(self) -> tuple[Group, Occurring, jax.sharding.Mesh | None]:
-    return self.group, self.occurring, self.mesh
+  def _parts(self) -> tuple[Any, ...]:
+    return self.group, self.occurring, self.mesh, self.is_fixed
 
   def __repr__(self) -> str:
     return f'Recipe({self.group.name})'
@@ -74,22 +82,11 @@ class Recipe:
   @functools.cached_property
   def stored(self) -> dict[str, int]:
     """The supports that some allele reads, with the largest rank that one reads of them."""
-    ranks: dict[str, int] = {}
-    for column, codes in enumerate(self.occurring.codes):
-      for code in codes:
-        alleles = [0] * len(TENSORS)
-        alleles[column] = code
-        for name, part in self.group.used_parts(alleles).items():
-          rank = part[RANK_AXES[name]].stop if name in RANK_AXES else 0
-          ranks[name] = max(ranks.get(name, 0), rank)
-    return ranks
+    return self.group.stored_for(self.occurring)
 
   def cut(self, supports: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """Of all supports [stack..., ...] those that some allele reads, no wider than it reads them."""
-    return {
-      name: first_ranks(supports[name], RANK_AXES[name], rank) if rank else supports[name]
-      for name, rank in self.stored.items()
-    }
+    return cut_to(self.stored, supports)
 
 
 class Adapter(nnx.Pytree):

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import jax
+import numpy as np
 from flax import nnx
 
 from glora_jax.limits import listed
@@ -16,6 +17,7 @@ from glora_jax.method.quantized import check_unquantized
 from glora_jax.method.sample import check_key
 from glora_jax.method.selection import Selection, Selector
 from glora_jax.method.space import TENSORS, SearchSpace
+from glora_jax.method.structures import Structure, read_structure, space_for
 from glora_jax.method.supports import COLLECTION
 from glora_jax.nnx.adapter import Adapter, Recipe
 from glora_jax.nnx.finding import find, runs
@@ -24,7 +26,7 @@ from glora_jax.nnx.functional import params
 from glora_jax.nnx.owners import PREFIX, UNCOVERED, Part, check_plain, make_owner
 from glora_jax.nnx.places import Location, Place, Places, put
 from glora_jax.nnx.variables import Genome, ParamGenome, as_head
-from glora_jax.tree import Path, get
+from glora_jax.tree import Path
 
 Model = TypeVar('Model', bound=nnx.Module)
 
@@ -32,7 +34,9 @@ Model = TypeVar('Model', bound=nnx.Module)
 def attach(
   model: Model,
   *inputs: Any,
-  space: SearchSpace | Mapping[str, SearchSpace] = SearchSpace(),
+  structure: Structure | None = None,
+  space: SearchSpace | Mapping[str, SearchSpace] | None = None,
+  scale: float | None = None,
   select: Selector | None = None,
   heads: Selector | None = DEFAULT_HEADS,
   ties: Sequence[Sequence[str]] = (),
@@ -44,14 +48,16 @@ def attach(
   """Attaches GLoRA to an NNX model that stays alive.
 
   What comes back is called like the model, its submodules and other methods too. Its dropout
-  streams, batch statistics, caches, `train()` and `eval()` are its own. Every subnet of it is the
-  model as it was, until its supports are trained; it starts as the largest subnet on offer.
+  streams, batch statistics, caches, `train()` and `eval()` are its own. It computes what the model
+  did, until its supports are trained. A free structure starts as the largest on offer.
 
   Args:
     model: any NNX model; it is not changed, and its arrays are shared. What `nnx.eval_shape` makes
       gets its supports, and its other values from `nnx.update`.
     *inputs: what it is called with; only shapes and dtypes matter.
+    structure: the one structure that is to be trained; see `glora_jax.adapt`. None leaves it free.
     space: the alleles on offer; see `glora_jax.adapt`. Nothing is stored for tensors that are none.
+    scale: what LoRAs of B are multiplied by; see `glora_jax.adapt`.
     select: which linear layers to adapt, by the attributes' names joined by '/'; see
       `glora_jax.adapt`.
     heads: which modules to train in full, likewise; None for none.
@@ -83,7 +89,7 @@ def attach(
     ...     return self.head(self.dropout(nnx.relu(self.hidden(x))))
     >>> mlp, x = Mlp(nnx.Rngs(0)), jnp.ones((1, 4))
     >>> model = glora_jax.nnx.attach(mlp, x)
-    >>> isinstance(model, Mlp), [layer.name for layer in glora_jax.nnx.spec(model)]
+    >>> isinstance(model, Mlp), [layer.name for layer in glora_jax.nnx.as_adapted(model)[0].spec]
     (True, ['hidden'])
     >>> bool((model(x) == model(x)).all())  # dropout is alive
     False
@@ -95,10 +101,11 @@ def attach(
   require_module(model, 'attach')
   check_plain(model)
   check_unquantized(type(model).__name__, model)
-  selection = Selection(space, select, heads, ties, convs)
+  structure = read_structure(structure)
+  selection = Selection(space_for(structure, space, scale), select, heads, ties, convs)
   random = _as_key(key)
   found = find(model, inputs, kwargs, convs=convs, split=split or {})
-  adapted = assemble(model, params(model), found.sites, selection, found=found)
+  adapted = assemble(model, params(model), found.sites, selection, found=found).fix(structure)
   attached = _with_supports(model, adapted, random, Genome)
   if any(group.stack_shape for group in adapted.groups) and not runs(attached, inputs, kwargs):
     # Some models scan over `nnx.Param` alone, or along an axis of its own.
@@ -127,13 +134,16 @@ def _with_supports(
   """A copy of a model that is attached: supports beside its parameters, its heads marked."""
   model = nnx.clone(model)
   supports = adapted.init(key, params(model))[COLLECTION]
-  genome = largest_genome(adapted.spec)
+  genome = largest_genome(adapted.spec) if adapted.genome is None else adapted.genome
   insertion = _Insertion(model)
   for group in adapted.groups:
-    layers = [adapted.spec.layers[row] for row in group.rows]
-    offered = ([code for layer in layers for code in layer.offered(tensor)] for tensor in TENSORS)
-    recipe = Recipe(group, Occurring.of_tensors(offered))
-    stored = recipe.cut(get(supports, group.path))
+    occurring = Occurring.of_alleles(genome[np.array(group.rows)])
+    if adapted.genome is None:
+      layers = [adapted.spec.layers[row] for row in group.rows]
+      offered = ([code for layer in layers for code in layer.offered(tensor)] for tensor in TENSORS)
+      occurring = Occurring.of_tensors(offered)
+    recipe = Recipe(group, occurring, is_fixed=adapted.genome is not None)
+    stored = recipe.cut(group.own(supports))
     kernel = insertion.places.by_path[group.members[0].kernel_path]
     insertion.add(Adapter(recipe, stored, group.alleles(genome), kernel, genome_type))
   for path in adapted.head_paths:

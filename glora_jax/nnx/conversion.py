@@ -37,8 +37,8 @@ def as_adapted(model: nnx.Module) -> tuple[Adapted, dict[str, Any]]:
 
   Returns:
     (adapted, variables): the variables hold `params`, `glora` and, where there are any,
-    `batch_stats`. Supports that the model does not store are zero: a genome that has them is
-    scored without.
+    `batch_stats`. The structure is fixed where the model's is. Where it is free, supports that the
+    model does not store are zero: a genome that has them is scored without.
 
   Raises:
     ValueError: the model is not attached, or only a part of one that is.
@@ -57,23 +57,28 @@ def as_adapted(model: nnx.Module) -> tuple[Adapted, dict[str, Any]]:
     ... )
     >>> glora_jax.nnx.set_variables(model, allocation.variables)
     >>> model = glora_jax.nnx.fix(model, allocation.genome)
-    >>> glora_jax.nnx.count_params(model) <= 8
+    >>> glora_jax.nnx.as_adapted(model)[0].count_params() <= 8
     True
   """
   frozen = Frozen(without_supports(model))
   supports: dict[str, Any] = {}
   for adapter in adapters(model):
-    supports = replace(supports, adapter.group.path, _widened(adapter.group, adapter.supports))
+    own = adapter.supports
+    own = own if adapter.recipe.is_fixed else _widened(adapter.group, own)
+    supports = replace(supports, adapter.group.path, own)
   return _adapted(model, frozen), {**frozen.variables(), COLLECTION: supports}
 
 
 def _adapted(model: nnx.Module, frozen: Frozen) -> Adapted:
   """What `glora_jax.adapt` gives, of an attached model and its plain one."""
-  groups = tuple(adapter.group for adapter in adapters(model))
+  found = adapters(model)
+  groups = tuple(adapter.group for adapter in found)
   shapes = flatten(frozen.variables()['params'])
   heads, uncovered = frozenset(_heads(model)), vars(model).get(UNCOVERED, ())
   mesh = mesh_of(model)
-  return Adapted(frozen, spec_of(groups), groups, heads, 'up_front', shapes, uncovered, mesh)
+  genome = get_genome(model) if found[0].recipe.is_fixed else None
+  spec = spec_of(groups)
+  return Adapted(frozen, spec, groups, heads, 'up_front', shapes, uncovered, mesh, genome=genome)
 
 
 def set_variables(model: nnx.Module, variables: Mapping[str, Any]) -> None:
@@ -86,7 +91,7 @@ def set_variables(model: nnx.Module, variables: Mapping[str, Any]) -> None:
 
   Raises:
     ValueError: the model is not attached, or only a part of one that is, or the variables are those
-      of another, or were cut to a smaller subnet than the model holds; it stays as it was.
+      of another, or were cut to a smaller structure than the model holds; it stays as it was.
 
   Example:
     >>> import glora_jax, jax.numpy as jnp
@@ -102,7 +107,7 @@ def set_variables(model: nnx.Module, variables: Mapping[str, Any]) -> None:
   adapted, own = as_adapted(model)
   adapted.check_variables(variables)
   _check_statistics(variables.get(STATISTICS, {}), own.get(STATISTICS, {}))
-  supports = [get(variables[COLLECTION], adapter.group.path) for adapter in found]
+  supports = [adapter.group.own(variables[COLLECTION]) for adapter in found]
   for adapter, new in zip(found, supports, strict=True):
     _check_ranks(adapter, new)
   for adapter, new in zip(found, supports, strict=True):
@@ -131,13 +136,13 @@ def _check_ranks(adapter: Adapter, supports: Mapping[str, Any]) -> None:
     if given < rank:
       raise ValueError(
         f'The model stores rank {rank} for {SUPPORTS[name].tensor} in {adapter.group.name}, and '
-        f'these variables store rank {given}: they were cut to a smaller subnet. Take those that '
-        'it was split from, or fix the model to its genome first (glora_jax.nnx.fix).'
+        f'these variables store rank {given}: they were cut to a smaller structure. Take those '
+        'that it was split from, or fix the model to its genome first (glora_jax.nnx.fix).'
       )
 
 
 def save_adapter(path: FilePath, model: nnx.Module, **metadata: Any) -> None:
-  """Writes the subnet of an attached model as one safetensors file; see `glora_jax.save_adapter`.
+  """Writes the supports of an attached model to one file; see `glora_jax.save_adapter`.
 
   Args:
     path: path of the file.
@@ -161,7 +166,8 @@ def save_adapter(path: FilePath, model: nnx.Module, **metadata: Any) -> None:
     True
   """
   adapted, variables = as_adapted(model)
-  adapter_file.save_adapter(path, adapted, variables, get_genome(model), **metadata)
+  genome = get_genome(model) if adapted.genome is None else None
+  adapter_file.save_adapter(path, adapted, variables, genome, **metadata)
 
 
 def load_adapter(path: FilePath, model: nnx.Module, *, strict: bool = True) -> None:
@@ -184,10 +190,11 @@ def load_adapter(path: FilePath, model: nnx.Module, *, strict: bool = True) -> N
     'load_adapter'
   """
   adapted, variables = as_adapted(model)
-  loaded, genome = adapter_file.load_adapter(path, adapted, variables['params'], strict=strict)
-  check_own_genome(adapters(model), genome)
+  free = adapted.fix(None)
+  fixed, loaded = adapter_file.load_adapter(path, free, variables['params'], strict=strict)
+  check_own_genome(adapters(model), fixed.genome)
   set_variables(model, loaded)  # it checks all of these before it changes any
-  set_genome(model, genome)
+  set_genome(model, fixed.genome)
 
 
 def summary(model: nnx.Module, genome: Any = None) -> str:
@@ -203,13 +210,12 @@ def summary(model: nnx.Module, genome: Any = None) -> str:
   Example:
     >>> import glora_jax, jax.numpy as jnp
     >>> from flax import nnx
-    >>> space = glora_jax.SearchSpace(A='none', B='lora', C='none', D='none', E='none')
     >>> linear = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
-    >>> model = glora_jax.nnx.attach(linear, jnp.ones((1, 4)), space=space)
+    >>> model = glora_jax.nnx.attach(linear, jnp.ones((1, 4)), structure='lora:4')
     >>> print(glora_jax.nnx.summary(model))
     layer   in  out  A     B       C     D     E     trained  total
     Linear   4    3  none  lora:4  none  none  none       28     15
-    this subnet trains 28 parameters, and the heads 0: 186.67% of the 15 of the base model
+    this structure trains 28 parameters, and the heads 0: 186.67% of the 15 of the base model
   """
   adapted = _adapted(model, Frozen(without_supports(model)))
   return adapted.summary(get_genome(model) if genome is None else genome)

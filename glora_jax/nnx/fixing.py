@@ -1,13 +1,14 @@
-"""One subnet of an attached model, fixed: with no more supports than its genome uses."""
+"""An attached model with one structure: with no more supports than that reads."""
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from flax import nnx
 
-from glora_jax.method.genomes import Occurring, canonicalize
+from glora_jax.method.genomes import Occurring
+from glora_jax.method.structures import Structure, genome_of
 from glora_jax.nnx.adapter import Adapter, Recipe
 from glora_jax.nnx.live import adapters, set_genome, spec
 from glora_jax.nnx.owners import is_owner, parts_of
@@ -16,32 +17,33 @@ from glora_jax.nnx.places import modules, variable_at
 Model = TypeVar('Model', bound=nnx.Module)
 
 
-def fix(model: Model, genome: Any) -> Model:
-  """An attached model that can be one subnet alone, in its cheapest form.
+def fix(model: Model, structure: Structure) -> Model:
+  """An attached model that has one structure alone, in its cheapest form.
 
-  It holds only the supports that the genome uses, cut to its ranks, so that an optimizer trains
+  It holds only the supports that the structure reads, cut to its ranks, so that an optimizer trains
   no others. Where a layer of NNX's own has no LoRA for A, no merged kernel is computed.
 
   Args:
     model: an attached model; it is not changed.
-    genome: concrete, int [rows, 5].
+    structure: a preset's name, a genome, choices by layer, or the path of a genome file or an
+      adapter; see `glora_jax.Adapted.fix`.
 
   Returns:
     A model of the same class, attached.
 
   Raises:
-    ValueError: the model is not attached, or the genome does not fit or is not on offer.
+    ValueError: the model is not attached, or the structure does not fit or is not on offer.
 
   Example:
     >>> import glora_jax, jax, jax.numpy as jnp
     >>> from flax import nnx
     >>> model = glora_jax.nnx.attach(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), jnp.ones((1, 4)))
-    >>> model = glora_jax.nnx.fix(model, glora_jax.preset(glora_jax.nnx.spec(model), 'bitfit'))
+    >>> model = glora_jax.nnx.fix(model, 'bitfit')
     >>> sorted(nnx.state(model, glora_jax.nnx.Trained)['glora_kernel'])
     ['E']
   """
   model = nnx.clone(model)
-  genome = canonicalize(spec(model), genome)
+  genome = genome_of(spec(model), structure)
   set_genome(model, genome)
   new = {id(adapter): _fixed(model, adapter, genome) for adapter in adapters(model)}
   for _, owner in list(modules(model)):
@@ -54,7 +56,7 @@ def fix(model: Model, genome: Any) -> Model:
 def _fixed(model: nnx.Module, adapter: Adapter, genome: np.ndarray) -> Adapter:
   """A set of supports for one genome."""
   occurring = Occurring.of_alleles(genome[np.array(adapter.group.rows)])
-  recipe = Recipe(adapter.group, occurring, adapter.recipe.mesh)
+  recipe = Recipe(adapter.group, occurring, adapter.recipe.mesh, is_fixed=True)
   stored = recipe.cut(adapter.supports)
   kernel = _kernel_beside(model, adapter)
   return Adapter(recipe, stored, adapter.alleles, kernel, adapter.genome.var_type)

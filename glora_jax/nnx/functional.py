@@ -25,6 +25,7 @@ from glora_jax.method.quantized import check_unquantized
 from glora_jax.method.selection import Selection, Selector
 from glora_jax.method.site import Layout, Site, axis_count
 from glora_jax.method.space import SearchSpace
+from glora_jax.method.structures import Structure, read_structure, space_for
 from glora_jax.nnx.finding import find, numbered
 from glora_jax.nnx.frozen import Frozen, nested, require_module
 from glora_jax.nnx.owners import check_plain
@@ -36,7 +37,9 @@ log = logging.getLogger(__name__)
 def adapt(
   model: nnx.Module,
   *sample_inputs: Any,
-  space: SearchSpace | Mapping[str, SearchSpace] = SearchSpace(),
+  structure: Structure | None = None,
+  space: SearchSpace | Mapping[str, SearchSpace] | None = None,
+  scale: float | None = None,
   select: Selector | None = None,
   heads: Selector | None = DEFAULT_HEADS,
   ties: Sequence[Sequence[str]] = (),
@@ -55,7 +58,9 @@ def adapt(
   Args:
     model: any NNX model; it is not changed.
     *sample_inputs: what the model is called with; only shapes and dtypes matter.
+    structure: the one structure that is to be trained; see `glora_jax.adapt`.
     space: the alleles on offer; see `glora_jax.adapt`.
+    scale: what LoRAs of B are multiplied by; see `glora_jax.adapt`.
     select: which linear layers to adapt, by the attributes' names joined by '/'; see
       `glora_jax.adapt`.
     heads: which modules to train in full, likewise; None for none.
@@ -77,15 +82,15 @@ def adapt(
     >>> from flax import nnx
     >>> model, x = nnx.Linear(4, 3, rngs=nnx.Rngs(0)), jnp.ones((2, 4))
     >>> model = nnx.Sequential(model)
-    >>> adapted = glora_jax.nnx.adapt(model, x)
+    >>> adapted = glora_jax.nnx.adapt(model, x, structure='lora:2')
     >>> variables = adapted.init(jax.random.key(0), glora_jax.nnx.params(model))
-    >>> genome = glora_jax.preset(adapted.spec, 'lora')
-    >>> outputs = adapted.apply(variables, x, genome=genome)  # the model itself is not changed
-    >>> folded = glora_jax.nnx.with_params(model, adapted.fold(variables, genome))
+    >>> outputs = adapted.apply(variables, x)  # the model itself is not changed
+    >>> folded = glora_jax.nnx.with_params(model, adapted.fold(variables))
     >>> type(folded).__name__, bool(jnp.allclose(folded(x), outputs))
     ('Sequential', True)
   """
-  selection = Selection(space, select, heads, ties, convs)
+  structure = read_structure(structure)
+  selection = Selection(space_for(structure, space, scale), select, heads, ties, convs)
   require_module(model, 'adapt')
   check_plain(model)
   check_unquantized(type(model).__name__, model)
@@ -108,7 +113,8 @@ def adapt(
       'glora_jax.nnx.adapt(model, *inputs), other layers are found too.'
     )
   _log_state(frozen)
-  return assemble(frozen, params(model), sites, selection, refused=refused, found=found)
+  adapted = assemble(frozen, params(model), sites, selection, refused=refused, found=found)
+  return adapted.fix(structure)
 
 
 def _log_state(frozen: Frozen) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -12,6 +13,7 @@ from flax import nnx
 from glora_jax.method import genomes
 from glora_jax.method.groups import Group, spec_of
 from glora_jax.method.space import TENSORS, Spec
+from glora_jax.method.structures import genome_of
 from glora_jax.method.validation import check_one_genome
 from glora_jax.nnx.adapter import Adapter, Recipe, with_rows
 from glora_jax.nnx.variables import Genome
@@ -61,7 +63,7 @@ def spec(model: nnx.Module) -> Spec:
     >>> from flax import nnx
     >>> model = nnx.Sequential(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), nnx.relu)
     >>> model = glora_jax.nnx.attach(model, jnp.ones((1, 4)))
-    >>> [(layer.name, layer.in_features) for layer in glora_jax.nnx.spec(model)]
+    >>> [(layer.name, layer.in_features) for layer in spec(model)]
     [('layers/0', 4)]
   """
   return spec_of([adapter.group for adapter in adapters(model)])
@@ -77,7 +79,7 @@ def get_genome(model: nnx.Module) -> np.ndarray:
     >>> import glora_jax, jax.numpy as jnp
     >>> from flax import nnx
     >>> model = glora_jax.nnx.attach(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), jnp.ones((1, 4)))
-    >>> glora_jax.nnx.get_genome(model).tolist()  # the largest on offer, to begin with
+    >>> get_genome(model).tolist()  # the largest on offer, to begin with
     [[3, 3, 2, 2, 2]]
   """
   found = adapters(model)
@@ -95,11 +97,12 @@ def get_genome(model: nnx.Module) -> np.ndarray:
 
 
 def set_genome(model: nnx.Module, genome: Any) -> None:
-  """Makes an attached model another subnet of its supernet.
+  """Gives an attached model another structure of its supernet.
 
   Args:
     model: an attached model, which is changed.
-    genome: int [rows, 5]; may be traced, so that one compiled step trains a supernet.
+    genome: int [rows, 5]; may be traced, so that one compiled step trains a supernet. Or a
+      structure as `fix` takes it.
 
   Raises:
     ValueError: the genome does not fit, or has alleles that are not on offer.
@@ -108,11 +111,13 @@ def set_genome(model: nnx.Module, genome: Any) -> None:
     >>> import glora_jax, jax.numpy as jnp
     >>> from flax import nnx
     >>> model = glora_jax.nnx.attach(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), jnp.ones((1, 4)))
-    >>> glora_jax.nnx.set_genome(model, glora_jax.preset(glora_jax.nnx.spec(model), 'bitfit'))
-    >>> glora_jax.nnx.count_params(model)
-    3
+    >>> glora_jax.nnx.set_genome(model, 'bitfit')
+    >>> print(glora_jax.nnx.summary(model).splitlines()[1])
+    Linear   4    3  none  none  none  none  vector        3     15
   """
   found = adapters(model)
+  if isinstance(genome, str | os.PathLike | Mapping):
+    genome = genome_of(spec(model), genome)
   check_own_genome(found, genome)
   for adapter in found:
     adapter.genome.set_value(with_rows(adapter.genome, genome).get_value())
@@ -190,10 +195,10 @@ def with_genome(state: State, genome: Any) -> State:
     >>> from flax import nnx
     >>> model = glora_jax.nnx.attach(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), jnp.ones((1, 4)))
     >>> rng = np.random.default_rng(0)
-    >>> genomes = glora_jax.random_genomes(rng, glora_jax.nnx.spec(model), 5)
+    >>> genomes = glora_jax.random_genomes(rng, spec(model), 5)
     >>> graphdef, state = nnx.split(model)
     >>> def outputs(genome):
-    ...   return nnx.merge(graphdef, glora_jax.nnx.with_genome(state, genome))(jnp.ones((2, 4)))
+    ...   return nnx.merge(graphdef, with_genome(state, genome))(jnp.ones((2, 4)))
     >>> jax.vmap(outputs)(jnp.asarray(genomes)).shape
     (5, 2, 3)
   """
@@ -220,27 +225,3 @@ def with_genome(state: State, genome: Any) -> State:
     return variable.copy() if is_variable(variable) else variable
 
   return jax.tree.map(replaced, state, is_leaf=is_variable)
-
-
-def count_params(model: nnx.Module, genome: Any = None) -> Any:
-  """Trained parameters of a subnet, heads not counted.
-
-  Args:
-    model: an attached model.
-    genome: int [rows, 5], or many [..., rows, 5]; None for the model's own.
-
-  Returns:
-    An int, or int64 [...].
-
-  Raises:
-    ValueError: the model is not attached, or the genome does not fit it, or is traced.
-
-  Example:
-    >>> import glora_jax, jax.numpy as jnp
-    >>> from flax import nnx
-    >>> space = glora_jax.SearchSpace(ranks=(2,), A='none', B='lora', C='none', D='none', E='none')
-    >>> linear = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
-    >>> glora_jax.nnx.count_params(glora_jax.nnx.attach(linear, jnp.ones((1, 4)), space=space))
-    14
-  """
-  return genomes.count_params(spec(model), get_genome(model) if genome is None else genome)

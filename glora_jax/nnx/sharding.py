@@ -49,7 +49,7 @@ def shard(
   # Nothing can fail from here on, so a model that is refused stays as it was.
   for adapter in found:
     given = adapter.recipe
-    recipe = Recipe(given.group, given.occurring, mesh)
+    recipe = Recipe(given.group, given.occurring, mesh, given.is_fixed)
     metadata = {**adapter.genome.get_metadata(), 'recipe': recipe}
     kind = adapter.genome.var_type
     adapter.genome = kind.from_metadata(adapter.genome.get_raw_value(), metadata)

@@ -9,7 +9,6 @@ from typing import Any
 
 from glora_jax.method.genomes import count_params
 from glora_jax.method.presets import GRADIENT
-from glora_jax.method.space import SearchSpace
 from glora_jax.models.weights import EMBEDDED
 from glora_jax.reports import charts, errors, page, run_charts
 from glora_jax.reports.findings import Findings
@@ -273,8 +272,6 @@ def adapter_code(workdir: str, findings: Findings) -> str:
   base = repr(f'{name.partition("@")[0]}@{revision}' if revision else name)
   if name == EMBEDDED:
     base = 'weights.EMBEDDED_FILE'
-  space = findings.spec.layers[0].space
-  offered = '' if space == SearchSpace() else f', space=glora_jax.{space!r}'
   sizes = {'num_classes': len(findings.task.classes), **findings.backbone}
   checksum, hints = (
     ''.join(f', {name}={sizes.pop(name)!r}' for name in names if name in sizes)
@@ -292,8 +289,7 @@ base = fetch.fetch({base}{checksum})
 loaded = weights.load(base{hints})
 model, params, metadata = weights.refit(*loaded{fitted})
 images = jnp.zeros((1, {size}, {size}, 3))  # normalized as '{findings.result['normalization']}'
-adapted = glora_jax.adapt(model, images{offered})
-variables, genome = glora_jax.load_adapter(
-  {os.path.join(workdir, 'adapter.safetensors')!r}, adapted, params
-)
-logits = adapted.apply(variables, images, genome=genome)"""
+path = {os.path.join(workdir, 'adapter.safetensors')!r}
+adapted = glora_jax.adapt(model, images, structure=path)
+adapted, variables = glora_jax.load_adapter(path, adapted, params)
+logits = adapted.apply(variables, images)"""

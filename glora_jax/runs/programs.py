@@ -17,6 +17,7 @@ import numpy as np
 
 from glora_jax import mesh as meshes
 from glora_jax.data.pipeline import Split
+from glora_jax.method.adapted import Adapted
 from glora_jax.method.draws import check_budget
 from glora_jax.method.presets import preset
 from glora_jax.runs.backbone import (
@@ -30,7 +31,7 @@ from glora_jax.runs.config import RunSettings
 from glora_jax.runs.lifecycle import never
 from glora_jax.runs.run import STREAMED_BLOCK, Place, Run, Stream
 from glora_jax.runs.sections import GENOME_ENDING, GRADIENT, NO_PRESETS, SEARCH
-from glora_jax.runs.stages.many_starts import FullFineTuning, Learner, loss_of_finetuning
+from glora_jax.runs.stages.many_starts import FullFineTuning, loss_of_finetuning
 from glora_jax.runs.stages.structures import head_stage, loss_of, named_genome, shape_of_folds
 from glora_jax.runs.stages.training import STEPS_PER_DISPATCH, TrainingStage, learner_of
 from glora_jax.search.allocate import passes_of
@@ -174,7 +175,7 @@ def _training(run: Run, stage: TrainingStage, place: Place) -> _Made:
 
 
 def training_of(
-  run: Run, stage: TrainingStage, variables: Any, learner: Learner, loss_fn: LossFn
+  run: Run, stage: TrainingStage, variables: Any, learner: Adapted, loss_fn: LossFn
 ) -> tuple[Any, tuple[Any, ...]]:
   """The steps of a training stage, as `loop.fit` compiles them.
 
@@ -269,7 +270,7 @@ def _train_many(run: Run, workload: Workload) -> _Made:
   """The same training several times side by side, as `train_many` compiles it."""
   stage, place = _stage_alone(run, workload)
   if workload.subnet == 'finetuning':
-    learner = FullFineTuning(run.adapted)
+    learner = FullFineTuning.of(run.adapted)
     loss_fn = loss_of_finetuning(run, learner)
   else:
     learner, loss_fn = learner_of(run, stage)

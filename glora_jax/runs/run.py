@@ -203,11 +203,12 @@ class Run:
     size = self.metadata['image_size']
     return number * size * size * 3 <= self.settings.data.max_resident
 
-  def preprocess(self, images: jax.Array) -> jax.Array:
+  def preprocess(self, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
     """uint8 [batch, size, size, 3] to the normalized float32 that the backbone takes."""
+    del key
     return normalization.normalize(images, self.metadata['normalization'])
 
-  def augmented(self, key: jax.Array, images: jax.Array) -> jax.Array:
+  def augmented(self, images: jax.Array, key: jax.Array) -> jax.Array:
     """`preprocess` for a batch in training: augmented, then normalized."""
     return self.settings.augment.apply(
       key, images, self.metadata['image_size'], self.metadata['normalization']

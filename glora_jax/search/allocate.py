@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,7 +52,7 @@ from glora_jax.search.choice import (
 )
 from glora_jax.search.fold_gradients import Ahead, Batches, Loss, Passes, Settings, measure
 from glora_jax.search.row_gradients import RowGradients
-from glora_jax.tree import get, replace
+from glora_jax.tree import replace
 
 log = logging.getLogger(__name__)
 
@@ -297,7 +296,7 @@ def _read_off(
 
 def _aligned(group: Group, supports: Any, rows: list[RowGradients], norm: float) -> Any:
   """The supports with a group's down factors on the singular vectors of the mean gradient."""
-  given = nn.meta.unbox(get(supports, group.path))
+  given = group.own(supports)
   flat = {
     name: np.asarray(on_host(array)).reshape(-1, *array.shape[len(group.stack_shape) :])
     for name, array in given.items()
@@ -408,6 +407,7 @@ def _check_model(adapted: Any, variables: Any, loss: Any) -> None:
     raise ValueError(
       f'allocate takes what glora_jax.adapt returned, and not {type(adapted).__name__}.'
     )
+  adapted.require_free('allocate')
   adapted.check_variables(variables)
   check_only_arrays('variables', variables)
   if not callable(loss):

@@ -16,13 +16,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from glora_jax.limits import Domain, Limits, check_callable, check_type, shown
 from glora_jax.mesh import require_mesh
 from glora_jax.method.adapted import Adapted
+from glora_jax.method.sample import Preprocess, unchanged
 from glora_jax.method.supports import COLLECTION
 from glora_jax.method.validation import check_logits, check_scored, is_known, right_answers
 
 CANDIDATE = 'candidate'  # the axis of a mesh that subnets are dealt to
 _COUNT = Domain.of_annotation(int, Limits(at_least=1))
-
-Preprocess = Callable[[jax.Array], jax.Array]
 
 
 class Batch(NamedTuple):
@@ -91,18 +90,13 @@ class Predictions(NamedTuple):
     return (self.classes == labels) & np.isfinite(self.probabilities)
 
 
-def unchanged(images: jax.Array) -> jax.Array:
-  """The preprocessing of images that are inputs of the model already."""
-  return images
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evaluator:
   """Scores and predictions of an adapted model's subnets, as functions to be compiled.
 
   Attributes:
     adapted: the adapted model.
-    preprocess: function from images to inputs of the model.
+    preprocess: `(images, None) -> inputs` of the model.
     block: number of images evaluated at a time.
     classes: which classes an answer is taken among, bool [class]; None for all.
     mesh: devices, whose axis 'candidate', if there is one, is dealt candidates, and whose others
@@ -124,6 +118,7 @@ class Evaluator:
 
   def __post_init__(self):
     check_type(self.adapted, Adapted, 'adapted')
+    self.adapted.require_free('Scoring')
     check_callable(self.preprocess, 'preprocess')
     object.__setattr__(self, 'block', _COUNT.check(self.block, 'block'))
     object.__setattr__(self, 'classes', _as_mask(self.classes))
@@ -183,7 +178,7 @@ class Evaluator:
 
   def answers(self, subnet: BoundSubnet, images: jax.Array, batch: Batch) -> Answers:
     """What the subnet's answers to one block of all images are worth, [image]."""
-    logits = self.logits(subnet, self.preprocess(images[batch.rows]))
+    logits = self.logits(subnet, self.preprocess(images[batch.rows], None))
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
     return Answers(
       correct=right_answers(logits, batch.labels, losses) & batch.is_image,
@@ -298,7 +293,7 @@ class Evaluator:
     subnet, images = self.bind(variables, genome), self._place(jnp.asarray(images))
 
     def predict(rows: jax.Array) -> Predictions:
-      inputs = self.preprocess(images[self._place(rows, self._axes)])
+      inputs = self.preprocess(images[self._place(rows, self._axes)], None)
       logits = self.logits(subnet, inputs)
       return Predictions(
         classes=logits.argmax(-1).astype(jnp.int32),

@@ -11,15 +11,14 @@ import jax
 from glora_jax.limits import Domain, Limits
 from glora_jax.mesh import least_of_all
 from glora_jax.method.adapted import Adapted
+from glora_jax.method.sample import Preprocess, unchanged
 from glora_jax.search.checked import Checked, CheckedPredictor
 from glora_jax.search.evaluator import (
   Answers,
   Evaluator,
   Predictions,
-  Preprocess,
   Scores,
   ceil_div,
-  unchanged,
 )
 
 CHUNK = Domain.of_annotation(int | None, Limits(at_least=1))
@@ -29,7 +28,7 @@ _DEFAULT_CHUNK = 8  # where memory is not known; on CPU 1 was measured to be the
 
 def make_scorer(
   adapted: Adapted,
-  preprocess: Preprocess = unchanged,
+  preprocess: Preprocess | None = None,
   *,
   chunk: int | None = None,
   block: int = 256,
@@ -45,7 +44,8 @@ def make_scorer(
 
   Args:
     adapted: what `glora_jax.adapt` returned.
-    preprocess: function from images to inputs of the model, applied to one block after another.
+    preprocess: `(images, None) -> inputs` of the model, for one block after another; None for
+      images that are inputs already.
     chunk: number of candidates evaluated side by side by `vmap` on each device of the mesh's
       candidate axis; the one memory knob. None for 1 on CPU, where that was measured to be the
       fastest, and elsewhere for as many as `memory` holds (`fitting_chunk`), which is decided at
@@ -84,7 +84,7 @@ def make_scorer(
     >>> correct.tolist()  # without training every subnet is the base model
     [3, 3, 3, 3]
   """
-  evaluator = Evaluator(adapted, preprocess, block, classes, mesh, apply_kwargs)
+  evaluator = Evaluator(adapted, preprocess or unchanged, block, classes, mesh, apply_kwargs)
   chunk = CHUNK.check(chunk, 'chunk')
   memory = _MEMORY.check(memory, 'memory')
   if chunk is None and memory is None and jax.default_backend() == 'cpu':
@@ -162,52 +162,9 @@ def _half_of_free_memory() -> int | None:
   return least_of_all(free // 2 // mebibyte) * mebibyte  # all processes must decide alike
 
 
-def score(
-  adapted: Adapted,
-  variables: Any,
-  genomes: Any,
-  images: jax.Array,
-  labels: jax.Array,
-  **options: Any,
-) -> Scores:
-  """Scores a population once.
-
-  Compiles on every call; `make_scorer` is for those who call often.
-
-  Args:
-    adapted: what `glora_jax.adapt` returned.
-    variables: the supernet's variables.
-    genomes: int8 [candidate, layer, 5].
-    images: [image, ...].
-    labels: int [image].
-    **options: options of `make_scorer`.
-
-  Returns:
-    The pair of correct answers, int32 [candidate], and summed cross-entropies, float32
-    [candidate].
-
-  Raises:
-    ValueError: the variables were cut to a subnet with lower ranks than a genome has.
-
-  Example:
-    >>> import flax.linen as nn
-    >>> import jax
-    >>> import jax.numpy as jnp
-    >>> import glora_jax
-    >>> model, images, labels = nn.Dense(3), jnp.eye(3), jnp.arange(3)
-    >>> adapted = glora_jax.adapt(model, images)
-    >>> params = {'kernel': jnp.eye(3), 'bias': jnp.zeros(3)}
-    >>> variables = adapted.init(jax.random.key(0), params)
-    >>> genomes = glora_jax.preset(adapted.spec, 'lora')[None]
-    >>> glora_jax.score(adapted, variables, genomes, images, labels).correct.tolist()
-    [3]
-  """
-  return make_scorer(adapted, **options)(variables, genomes, images, labels)
-
-
 def make_image_scorer(
   adapted: Adapted,
-  preprocess: Preprocess = unchanged,
+  preprocess: Preprocess | None = None,
   *,
   chunk: int | None = None,
   block: int = 256,
@@ -218,7 +175,8 @@ def make_image_scorer(
 
   Args:
     adapted: what `glora_jax.adapt` returned.
-    preprocess: function from images to inputs of the model, applied to one block after another.
+    preprocess: `(images, None) -> inputs` of the model, for one block after another; None for
+      images that are inputs already.
     chunk: number of candidates evaluated side by side; None for `default_chunk`.
     block: number of images evaluated at a time.
     classes: which classes an answer is taken among, bool [class]; None for all.
@@ -231,7 +189,7 @@ def make_image_scorer(
   Raises:
     ValueError: see `make_scorer`.
   """
-  evaluator = Evaluator(adapted, preprocess, block, classes, apply_kwargs=apply_kwargs)
+  evaluator = Evaluator(adapted, preprocess or unchanged, block, classes, apply_kwargs=apply_kwargs)
   chunk = CHUNK.check(chunk, 'chunk')
   chunk = default_chunk() if chunk is None else chunk
   return Checked(evaluator, jax.jit(functools.partial(evaluator.per_image, chunk=chunk)))
@@ -239,7 +197,7 @@ def make_image_scorer(
 
 def make_predictor(
   adapted: Adapted,
-  preprocess: Preprocess = unchanged,
+  preprocess: Preprocess | None = None,
   *,
   block: int = 256,
   classes: Any = None,
@@ -252,7 +210,8 @@ def make_predictor(
 
   Args:
     adapted: what `glora_jax.adapt` returned.
-    preprocess: function from images to inputs of the model, applied to one block after another.
+    preprocess: `(images, None) -> inputs` of the model, for one block after another; None for
+      images that are inputs already.
     block: number of images evaluated at a time.
     classes: which classes an answer is taken among, bool [class]; None for all.
     mesh: devices that the images of a block are dealt to; what comes back is whole on every one.
@@ -267,7 +226,7 @@ def make_predictor(
     ValueError: `block` is no whole number above 0. Of the function: there is no image; the genome
       does not fit the model, is a population, or has a higher rank than the variables store.
   """
-  evaluator = Evaluator(adapted, preprocess, block, classes, mesh, apply_kwargs)
+  evaluator = Evaluator(adapted, preprocess or unchanged, block, classes, mesh, apply_kwargs)
   return CheckedPredictor(evaluator, jax.jit(evaluator.predictions))
 
 

@@ -6,13 +6,12 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from glora_jax.method.groups import Group
 from glora_jax.method.space import FLAT_FORMS, WEIGHT_TENSORS
-from glora_jax.tree import get, replace
+from glora_jax.tree import replace
 
 
 def drop_components(
@@ -36,6 +35,7 @@ def drop_components(
     A collection of the same structure, shapes and dtypes.
 
   Example:
+    >>> import flax.linen as nn
     >>> import glora_jax
     >>> adapted = glora_jax.adapt(nn.Dense(2), jnp.zeros((1, 3)))
     >>> supports = {'A_up': jnp.ones((4, 2)), 'B_up': jnp.ones((4, 2))}
@@ -48,13 +48,13 @@ def drop_components(
     alleles = group.alleles(genome)
     row_keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.array(group.rows))
     for column, tensor in enumerate(WEIGHT_TENSORS):
-      path = (*group.path, f'{tensor}_up')
-      up = nn.meta.unbox(get(supports, path))
+      if (up := group.own(supports).get(f'{tensor}_up')) is None:
+        continue
       draw = functools.partial(_factors, column=column, rank=up.shape[-2], probability=probability)
       factors = jax.vmap(draw)(row_keys).reshape(up.shape[:-1])
       is_lora = alleles[..., column] >= len(FLAT_FORMS[tensor])
       factors = jnp.where(is_lora[..., None], factors, 1).astype(up.dtype)
-      supports = replace(supports, path, up * factors[..., None])
+      supports = replace(supports, (*group.path, f'{tensor}_up'), up * factors[..., None])
   return supports
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,8 +12,9 @@ import numpy as np
 
 from glora_jax import mesh as meshes
 from glora_jax.limits import check_callable, check_type
-from glora_jax.method.adapted import Adapted, Subnet
+from glora_jax.method.adapted import Adapted
 from glora_jax.method.genomes import smallest_genome
+from glora_jax.method.sample import Preprocess, unchanged
 from glora_jax.method.sharding import gathering
 from glora_jax.method.supports import COLLECTION
 from glora_jax.method.validation import (
@@ -25,20 +26,18 @@ from glora_jax.method.validation import (
 from glora_jax.training.batches import ImageStream, given, in_rows, rows_in_order
 from glora_jax.training.halves import Halves, halve
 from glora_jax.training.loop import LossFn, fit
-from glora_jax.training.losses import subnet_loss
+from glora_jax.training.losses import make_loss
 from glora_jax.training.recipe import Recipe
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class HeadAlone(Subnet):
-  """The head of an adapted model: its smallest subnet, by which nothing else is trained.
+@dataclasses.dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class HeadAlone(Adapted):
+  """The head of an adapted model: its smallest structure, by which nothing else is trained.
 
   Its inputs are features: what the base model's head reads of its body. The body is applied once,
   as for a test, so nothing is random here that a model does at random in training.
 
   Attributes:
-    adapted: the adapted model.
-    genome: the subnet whose supports do nothing, int8 [rows, 5].
     halves: the base model, cut where the head begins, for batches of `batch_size`.
     batch_size: number of images in a step, or in a part of it.
   """
@@ -51,7 +50,7 @@ class HeadAlone(Subnet):
     cls,
     adapted: Adapted,
     variables: Mapping[str, Any],
-    preprocess: Callable[[jax.Array], Any],
+    preprocess: Preprocess,
     images: jax.ShapeDtypeStruct,
     **apply_kwargs: Any,
   ) -> HeadAlone | None:
@@ -60,33 +59,39 @@ class HeadAlone(Subnet):
     Args:
       adapted: the adapted model.
       variables: its variables.
-      preprocess: images to inputs of the model.
+      preprocess: `(images, None) -> inputs` of the model.
       images: shape of the images of a step, or of a part of it.
       **apply_kwargs: further arguments of the model.
     """
 
     def outputs(head: Any, rest: Any, images: jax.Array) -> Any:
       params = adapted.full_precision(adapted.join({'params': head}, rest)['params'])
-      call = functools.partial(_apply, adapted.model, rest, preprocess(images), apply_kwargs)
+      call = functools.partial(_apply, adapted.model, rest, preprocess(images, None), apply_kwargs)
       return call(params) if adapted.mesh is None else gathering(call, params, adapted.mesh)
 
-    genome = smallest_genome(adapted.spec)
     halves = halve(outputs, *_head_and_rest(adapted, variables), images)
-    return None if halves is None else cls(adapted, genome, halves, len(images))
+    if halves is None:
+      return None
+    return cls(
+      **vars(adapted.fix(smallest_genome(adapted.spec))), halves=halves, batch_size=len(images)
+    )
 
-  def split(self, variables: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+  def split(
+    self, variables: Mapping[str, Any], *, supports: bool = True
+  ) -> tuple[dict[str, Any], dict[str, Any]]:
     """(trainable, frozen): the head, and all else as it is."""
-    trainable, frozen = self.adapted.split(variables, supports=False)
+    del supports
+    trainable, frozen = super().split(variables, supports=False)
     return {**trainable, COLLECTION: {}}, frozen
 
   def apply(self, variables: Mapping[str, Any], features: jax.Array, **unused: Any) -> Any:
     """The model's outputs for the features of a batch; a head alone does nothing at random."""
     del unused
-    return self.halves.head(*_head_and_rest(self.adapted, variables), features)
+    return self.halves.head(*_head_and_rest(self, variables), features)
 
   def loss(self) -> LossFn:
     """What training minimizes; its images are features."""
-    return subnet_loss(self, lambda key, features: features)
+    return make_loss(self)
 
   def features(
     self,
@@ -115,7 +120,7 @@ class HeadAlone(Subnet):
 
   def body_of(self, variables: Mapping[str, Any]) -> dict[str, Any]:
     """All variables of the base model but its head."""
-    return _head_and_rest(self.adapted, variables)[1]
+    return _head_and_rest(self, variables)[1]
 
   def features_program(self, mesh: jax.sharding.Mesh | None = None) -> Any:  # a compiled function
     """The compiled `(body_of(variables), images) -> features` of a batch."""
@@ -132,7 +137,7 @@ def _apply(model: Any, rest: Any, inputs: Any, options: Mapping[str, Any], param
 
 def _head_and_rest(adapted: Adapted, variables: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
   """The head's parameters, and all variables of the base model but these."""
-  trainable, frozen = adapted.split(variables, supports=False)
+  trainable, frozen = Adapted.split(adapted, variables, supports=False)
   rest = {name: value for name, value in frozen.items() if name != COLLECTION}
   return trainable['params'], rest
 
@@ -145,7 +150,7 @@ def warm_head(
   recipe: Recipe,
   key: jax.Array,
   *,
-  preprocess: Callable[[jax.Array], Any],
+  preprocess: Preprocess | None = None,
   mesh: jax.sharding.Mesh | None = None,
   progress: bool = True,
   **apply_kwargs: Any,
@@ -163,7 +168,8 @@ def warm_head(
     labels: int [n].
     recipe: how to train; few epochs and about twice the rate of what follows do.
     key: random key of the order of the images.
-    preprocess: images to inputs of the model, without augmentation.
+    preprocess: `(images, None) -> inputs` of the model, without augmentation; None for images that
+      are inputs already.
     mesh: devices; see `fit`.
     progress: whether to show a bar.
     **apply_kwargs: further arguments of the model; not those that make it random.
@@ -194,7 +200,6 @@ def warm_head(
     ...   labels,
     ...   glora_jax.Recipe(epochs=20, batch_size=16, learning_rate=0.1, warmup_epochs=1),
     ...   jax.random.key(3),
-    ...   preprocess=jnp.asarray,
     ...   progress=False,
     ... )
     >>> logits = Mlp().apply({'params': warm['params']}, x)
@@ -204,6 +209,7 @@ def warm_head(
   images, labels = _checked(adapted, variables, images, labels, recipe)
   if mesh is None and not isinstance(images, ImageStream):
     images, labels = meshes.hold(None, (images, labels))  # or every batch would bring all of them
+  preprocess = unchanged if preprocess is None else preprocess
   check_callable(preprocess, 'preprocess')
   if mesh is not None:
     meshes.require_mesh(mesh)
@@ -212,12 +218,12 @@ def warm_head(
   shape = step_shape(images, recipe)
   head = HeadAlone.find(adapted, variables, preprocess, shape, **apply_kwargs)
   if head is None:
-    subnet = adapted.fix(smallest_genome(adapted.spec))
-    loss = subnet_loss(subnet, lambda key, images: preprocess(images), **apply_kwargs)
+    learner = adapted.fix(smallest_genome(adapted.spec))
+    loss = make_loss(learner, lambda images, key: preprocess(images, None), **apply_kwargs)
   else:
-    subnet, loss = head, head.loss()
+    learner, loss = head, head.loss()
     images = head.features(variables, images, labels, mesh)
-  trainable, frozen = subnet.split(variables)
+  trainable, frozen = learner.split(variables)
   state = fit(
     loss,
     trainable,
@@ -231,7 +237,7 @@ def warm_head(
     progress=progress,
     mesh=mesh,
   )
-  return {**variables, 'params': subnet.join(state.trainable, frozen)['params']}
+  return {**variables, 'params': learner.join(state.trainable, frozen)['params']}
 
 
 def _checked(

@@ -1,11 +1,9 @@
-"""What training minimizes: the loss of a weight-sharing supernet, and that of one fixed subnet.
-
-A supernet's subnets are drawn anew for every batch (GLoRA, section 3.3).
-"""
+"""What training minimizes, for a fixed structure or for those that a supernet draws."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -15,7 +13,8 @@ import jax.numpy as jnp
 import optax
 
 from glora_jax.limits import Domain, check_callable, check_type
-from glora_jax.method.adapted import Adapted, Subnet
+from glora_jax.method.adapted import Adapted
+from glora_jax.method.sample import Preprocess, unchanged
 from glora_jax.method.supports import COLLECTION
 from glora_jax.method.validation import right_answers
 from glora_jax.training import recipe
@@ -23,6 +22,7 @@ from glora_jax.training.component_dropout import drop_components
 from glora_jax.training.consistency import Consistency
 from glora_jax.training.gradient_by_parts import Part, PartedLoss
 from glora_jax.training.loop import LossFn, Metrics
+from glora_jax.training.sampling import Sampling
 
 # Numbers folded into a step's image key or model key, for further random streams of their own.
 MIX_STREAM = 2**32 - 1  # fold_in(key, n) is key n of a split, and augmentation splits the key
@@ -33,7 +33,6 @@ COMPONENT_STREAM = 6
 
 _DROPOUT = Domain.of_annotation(float, recipe.RANGES['component_dropout'])
 
-Preprocess = Callable[[jax.Array, jax.Array], jax.Array]
 Mix = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 
@@ -61,10 +60,10 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, Met
   return losses.mean(), {'accuracy': jnp.mean(right_answers(logits, labels, losses))}
 
 
-def supernet_loss(
+def make_loss(
   adapted: Adapted,
-  preprocess: Preprocess,
-  sample: Callable[[jax.Array], jax.Array],
+  preprocess: Preprocess | None = None,
+  sample: Callable[[jax.Array], jax.Array] | None = None,
   *,
   mix: Mix | None = None,
   consistency: Consistency = Consistency(),
@@ -72,13 +71,18 @@ def supernet_loss(
   independent_images: bool = False,
   **apply_kwargs: Any,
 ) -> LossFn:
-  """The loss of one step of weight-sharing training: fresh genomes for every batch (section 3.3).
+  """The cross-entropy of a training step.
+
+  Of a fixed structure only the terms that it has are computed. Of a free one every step draws
+  structures anew: weight-sharing training of a supernet (GLoRA, section 3.3).
 
   Args:
     adapted: what `glora_jax.adapt` returned.
-    preprocess: `(key, images) -> inputs` of the model; normalization and augmentation.
-    sample: `key -> genome` [layer, 5], or genomes [path, layer, 5], for as many equal groups of the
-      batch, each through its own subnet. `Sampling.draw` makes both.
+    preprocess: `(images, key) -> inputs` of the model; normalization and augmentation. None for
+      images that are inputs already.
+    sample: of a free structure, `key -> genome` [layer, 5], or genomes [path, layer, 5], for as
+      many equal groups of the batch, each through its own structure. None draws one uniformly, as
+      `Sampling().draw` does.
     mix: `(key, inputs, targets) -> (inputs, targets)`, with targets [batch, class]; mixup for
       instance.
     consistency: see `Consistency`.
@@ -101,75 +105,29 @@ def supernet_loss(
   Example:
     >>> import flax.linen as nn
     >>> import glora_jax
-    >>> model = nn.Dense(2)
-    >>> images = jnp.ones((4, 6))
-    >>> adapted = glora_jax.adapt(model, images)
-    >>> loss_fn = supernet_loss(
-    ...   adapted,
-    ...   preprocess=lambda key, images: images / 255,
-    ...   sample=lambda key: glora_jax.Sampling(paths=2).draw(key, adapted.spec),
-    ... )
+    >>> model, images, labels = nn.Dense(2), jnp.ones((4, 6)), jnp.array([0, 1, 0, 1])
     >>> params = model.init(jax.random.key(0), images)['params']
+    >>> adapted = glora_jax.adapt(model, images, structure='bitfit')
+    >>> loss_fn = make_loss(adapted, preprocess=lambda images, key: images / 255)
     >>> trainable, frozen = adapted.split(adapted.init(jax.random.key(1), params))
-    >>> labels = jnp.array([0, 1, 0, 1])
+    >>> list(trainable['glora'])
+    ['E']
     >>> loss, metrics = jax.jit(loss_fn)(trainable, frozen, images, labels, jax.random.key(2))
     >>> print(loss.shape, metrics['accuracy'])
     () 0.5
   """
   check_type(adapted, Adapted, 'adapted')
+  if adapted.genome is not None and sample is not None:
+    raise ValueError(
+      'sample draws structures, and this one is fixed; leave sample out, or free the structure '
+      'with adapted.fix(None).'
+    )
+  if sample is None:
+    sample = functools.partial(Sampling().draw, spec=adapted.spec)
   check_callable(sample, 'sample')
+  preprocess = unchanged if preprocess is None else preprocess
   options = preprocess, mix, consistency, component_dropout, independent_images, apply_kwargs
   return _Loss(adapted, sample, *options)
-
-
-def subnet_loss(
-  subnet: Subnet,
-  preprocess: Preprocess,
-  *,
-  mix: Mix | None = None,
-  consistency: Consistency = Consistency(),
-  component_dropout: float = 0.0,
-  independent_images: bool = False,
-  **apply_kwargs: Any,
-) -> LossFn:
-  """The loss of one fixed subnet alone: only the terms that it uses are computed.
-
-  Args:
-    subnet: what `adapted.fix(genome)` returned.
-    preprocess: see `supernet_loss`.
-    mix: see `supernet_loss`.
-    consistency: see `Consistency`.
-    component_dropout: see `supernet_loss`.
-    independent_images: see `supernet_loss`.
-    **apply_kwargs: further arguments of the model, `train=True` for instance.
-
-  Returns:
-    `loss_fn(trainable, frozen, images, labels, key) -> (loss, metrics)`, with the halves of
-    `subnet.split`.
-
-  Raises:
-    ValueError: an argument is of another type or out of range.
-
-  Example:
-    >>> import flax.linen as nn
-    >>> import glora_jax
-    >>> model = nn.Dense(2)
-    >>> images = jnp.ones((4, 6))
-    >>> adapted = glora_jax.adapt(model, images)
-    >>> subnet = adapted.fix(glora_jax.preset(adapted.spec, 'bitfit'))
-    >>> loss_fn = subnet_loss(subnet, preprocess=lambda key, images: images / 255)
-    >>> params = model.init(jax.random.key(0), images)['params']
-    >>> trainable, frozen = subnet.split(adapted.init(jax.random.key(1), params))
-    >>> list(trainable['glora'])
-    ['E']
-    >>> labels = jnp.array([0, 1, 0, 1])
-    >>> loss, metrics = jax.jit(loss_fn)(trainable, frozen, images, labels, jax.random.key(2))
-    >>> print(loss.shape, metrics['accuracy'])
-    () 0.5
-  """
-  check_type(subnet, Subnet, 'subnet')
-  options = preprocess, mix, consistency, component_dropout, independent_images, apply_kwargs
-  return _Loss(subnet, lambda key: subnet.genome, *options)
 
 
 class _Keys(NamedTuple):
@@ -191,13 +149,13 @@ class _Loss(recipe.AdapterLoss, PartedLoss):
   """Cross-entropy, with what may be added to it.
 
   Attributes:
-    learner: what answers: the subnets of an adapted model, or one that is fixed.
-    sample: draws the subnets' genomes, or gives that which is fixed.
+    adapted: the adapted model.
+    sample: draws the genomes of a free structure.
     preprocess, mix, consistency, component_dropout, independent_images, apply_kwargs: see
-      `supernet_loss`.
+      `make_loss`.
   """
 
-  learner: Adapted | Subnet
+  adapted: Adapted
   sample: Callable[[jax.Array], Any]
   preprocess: Preprocess
   mix: Mix | None
@@ -214,17 +172,12 @@ class _Loss(recipe.AdapterLoss, PartedLoss):
     if 'rngs' in self.apply_kwargs and isinstance(self.adapted.model, nn.Module):
       raise ValueError('rngs is not for a loss, which makes its streams of a key; leave it out.')
 
-  @property
-  def adapted(self) -> Adapted:
-    """The adapted model."""
-    return self.learner.adapted if isinstance(self.learner, Subnet) else self.learner
-
   def with_component_dropout(self, probability):
     return dataclasses.replace(self, component_dropout=probability)
 
   @property
   def has_parts(self):
-    genomes = jax.eval_shape(self.sample, jax.eval_shape(jax.random.key, 0))
+    genomes = jax.eval_shape(self._genomes, jax.eval_shape(jax.random.key, 0))
     return self.independent_images and genomes.ndim == 2
 
   def __call__(self, trainable, frozen, images, labels, key):
@@ -234,7 +187,7 @@ class _Loss(recipe.AdapterLoss, PartedLoss):
   def draw(self, trainable, frozen, images, labels, key):
     genome_key, image_key, model_key = jax.random.split(key, 3)
     keys = _Keys(genome_key, model_key)
-    inputs = self.preprocess(image_key, images)
+    inputs = self.preprocess(images, image_key)
     targets = labels
     if self.mix is not None:
       variables = self.adapted.join(trainable, frozen)
@@ -267,9 +220,13 @@ class _Loss(recipe.AdapterLoss, PartedLoss):
     difference = jnp.mean(jnp.sum((first - second) ** 2, axis=-1))
     return loss + self.consistency.weight * difference, metrics
 
+  def _genomes(self, key):
+    """What the batch goes through: the genome of a fixed structure, or what is drawn."""
+    return self.sample(key) if self.adapted.genome is None else jnp.asarray(self.adapted.genome)
+
   def _logits(self, variables, inputs, keys):
     """The logits [batch, class], of several paths each with its part of the batch."""
-    genomes = self.sample(keys.genome)
+    genomes = self._genomes(keys.genome)
     if genomes.ndim == 2:
       return self._logits_of(genomes, variables, inputs, keys)
     paths = len(genomes)
@@ -288,7 +245,7 @@ class _Loss(recipe.AdapterLoss, PartedLoss):
     return jax.tree.map(lambda part: part.reshape(len(inputs), *part.shape[2:]), by_path)
 
   def _logits_of(self, genome, variables, inputs, keys):
-    """The logits of one subnet."""
+    """The logits of one structure."""
     adapted, kwargs = self.adapted, dict(self.apply_kwargs)
     if self.component_dropout:
       key = jax.random.fold_in(keys.model, COMPONENT_STREAM)
@@ -299,6 +256,6 @@ class _Loss(recipe.AdapterLoss, PartedLoss):
       key = keys.model if keys.part is None else keys.part.key(keys.model)
       dropout_key = jax.random.fold_in(key, DROPOUT_STREAM)
       kwargs['rngs'] = {'drop_path': key, 'dropout': dropout_key}
-    if not isinstance(self.learner, Subnet):
+    if adapted.genome is None:
       kwargs['genome'] = genome
-    return self.learner.apply(variables, inputs, **kwargs)
+    return adapted.apply(variables, inputs, **kwargs)

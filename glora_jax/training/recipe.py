@@ -159,7 +159,7 @@ def used_only(inner: optax.GradientTransformation) -> optax.GradientTransformati
 class AdapterLoss(abc.ABC):
   """A loss function that knows which of the trained numbers are supports.
 
-  `subnet_loss` and `supernet_loss` return one.
+  `make_loss` returns one.
   """
 
   @abc.abstractmethod
@@ -222,7 +222,7 @@ def prepare(
   if not isinstance(loss_fn, AdapterLoss):
     raise ValueError(
       f'component_dropout={recipe.component_dropout} needs a loss that knows the supports; take '
-      'one of subnet_loss or supernet_loss, or leave it at 0.'
+      'one of make_loss, or leave it at 0.'
     )
   return loss_fn.with_component_dropout(recipe.component_dropout), optimizer
 

@@ -20,12 +20,12 @@ import optax
 from glora_jax import mesh as meshes
 from glora_jax.limits import Domain, Limits, check_callable, check_type, shown
 from glora_jax.method.adapted import Adapted
-from glora_jax.method.sample import check_key
+from glora_jax.method.sample import Preprocess, check_key
 from glora_jax.method.supports import COLLECTION
 from glora_jax.method.validation import as_numbers, check_labelled, check_only_arrays
 from glora_jax.training.batches import ImageStream, batch_indices, steps_per_call
 from glora_jax.training.loop import DISPATCHED, Carry, LossFn, Progress, TrainState, make_step
-from glora_jax.training.losses import Preprocess, subnet_loss
+from glora_jax.training.losses import make_loss
 from glora_jax.training.recipe import Recipe, check_targets, prepare
 
 log = logging.getLogger(__name__)
@@ -99,8 +99,8 @@ def train_many(
   Example:
     >>> import jax
     >>> import jax.numpy as jnp
-    >>> from glora_jax import Recipe, train_many
-    >>> from glora_jax.training.side_by_side import Training
+    >>> from glora_jax import Recipe
+    >>> from glora_jax.training.side_by_side import Training, train_many
     >>> def loss_fn(trainable, frozen, images, labels, key):
     ...   return jnp.mean((images @ trainable['slope'] - labels) ** 2), {}
     >>> runs = [
@@ -158,7 +158,7 @@ def subnet_runs(
   genomes: Iterable[Any],
   starts: Sequence[Any],
   keys: Sequence[jax.Array],
-  preprocess: Preprocess,
+  preprocess: Preprocess | None = None,
   **options: Any,
 ) -> list[Training]:
   """The runs of fixed subnets for `train_many`: every genome from every start.
@@ -169,8 +169,8 @@ def subnet_runs(
     starts: variables to start from, all on the same base arrays: what `adapted.init` returned for
       several keys, say.
     keys: random key of the training from each start.
-    preprocess: see `subnet_loss`.
-    **options: further arguments of `subnet_loss`.
+    preprocess: see `make_loss`.
+    **options: further arguments of `make_loss`.
 
   Returns:
     The runs, genome by genome; those of one genome are one group. A state that comes of a run is
@@ -194,7 +194,7 @@ def subnet_runs(
     >>> keys = [jax.random.key(seed) for seed in range(2)]
     >>> starts = [adapted.init(key, params) for key in keys]
     >>> genomes = [glora_jax.preset(adapted.spec, 'bitfit')]
-    >>> runs = subnet_runs(adapted, genomes, starts, keys, lambda key, images: images)
+    >>> runs = subnet_runs(adapted, genomes, starts, keys)
     >>> recipe = glora_jax.Recipe(epochs=1, batch_size=2, warmup_epochs=0)
     >>> states = train_many(runs, images, labels, recipe, progress=False)
     >>> variables = adapted.join(states[0].trainable, runs[0].frozen)
@@ -207,11 +207,11 @@ def subnet_runs(
     )
   runs = []
   for genome in genomes:
-    subnet = adapted.fix(genome)
-    loss_fn = subnet_loss(subnet, preprocess, **options)
+    fixed = adapted.fix(genome)
+    loss_fn = make_loss(fixed, preprocess, **options)
     unused = None
     for variables, key in zip(starts, keys, strict=True):
-      trainable, frozen = subnet.split(variables)
+      trainable, frozen = fixed.split(variables)
       if unused is None:  # the same zeros for all starts, which makes them one group
         unused = jax.tree.map(jnp.zeros_like, frozen[COLLECTION])
       runs.append(Training(loss_fn, trainable, {**frozen, COLLECTION: unused}, key))

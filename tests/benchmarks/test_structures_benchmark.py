@@ -22,7 +22,7 @@ from glora_jax.method.genomes import count_params
 from glora_jax.method.presets import preset
 from glora_jax.method.space import Layer, SearchSpace, Spec
 from glora_jax.training import loop
-from glora_jax.training.losses import subnet_loss
+from glora_jax.training.losses import make_loss
 
 TRIALS = plan.Trials()
 BLOCKS = Spec(
@@ -198,7 +198,7 @@ def test_the_shared_program_trains_as_the_fixed_subnet_does():
   subnet = adapted.fix(genome)
   recipe = dataclasses.replace(lab.recipe(2), learning_rate=1e-2, final_learning_rate=1e-5)
   optimizer = recipe.optimizer(lab.NUM_TRAIN)
-  steps = loop.make_steps(subnet_loss(subnet, base.unaugmented, train=True), optimizer)
+  steps = loop.make_steps(make_loss(subnet, base.preprocess, train=True), optimizer)
   own, rest = subnet.split(variables)
   own, _, _, _ = steps(jax.tree.map(jnp.array, own), optimizer.init(own), 0, rest, *data)
   fixed = subnet.join(own, rest)

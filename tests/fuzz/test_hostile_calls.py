@@ -18,6 +18,7 @@ from test_hostile_files import INPUTS, LORA, METADATA, SPEC, attached, dense, vi
 import glora_jax
 from glora_jax import Evolution, Layer, Recipe, Sampling, SearchSpace, Spec
 from glora_jax.data.augment import Augmentation
+from glora_jax.method import genomes, presets, supports
 from glora_jax.method.draws import check_budget
 from glora_jax.models import weights
 
@@ -107,14 +108,14 @@ def live(model):
 def set_genome(model, genome):
   model = live(model)
   glora_jax.nnx.set_genome(model, genome)
-  assert np.array_equal(glora_jax.nnx.get_genome(model), np.asarray(genome))
+  assert np.array_equal(live.get_genome(model), np.asarray(genome))
   assert np.allclose(glora_jax.nnx.fold(model)(INPUTS), model(INPUTS), atol=1e-4)
   return [model(INPUTS), glora_jax.nnx.fix(model, genome)(INPUTS)]
 
 
 def attach(**options):
   model = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
-  return glora_jax.nnx.spec(glora_jax.nnx.attach(model, INPUTS, **options))
+  return live.spec(glora_jax.nnx.attach(model, INPUTS, **options))
 
 
 # A function, and arguments that are right.
@@ -122,11 +123,11 @@ SELECTED = {'space': SearchSpace(), 'select': None, 'heads': None}
 CALLS = {
   'preset': (glora_jax.preset, {'spec': SPEC, 'name': 'lora'}),
   'custom_genome': (
-    glora_jax.custom_genome,
+    presets.custom_genome,
     {'spec': SPEC, 'choices': {'qkv': 'lora', '.*': {'A': 'vector'}}},
   ),
   'count_params': (count, {'spec': DENSE, 'genome': LORA}),
-  'canonicalize': (glora_jax.canonicalize, {'spec': DENSE, 'genomes': LORA}),
+  'canonicalize': (genomes.canonicalize, {'spec': DENSE, 'genomes': LORA}),
   'genome_to_json': (to_json, {'spec': DENSE, 'genome': LORA}),
   'random_genomes': (
     lambda **options: glora_jax.random_genomes(np.random.default_rng(0), **options),
@@ -140,7 +141,7 @@ CALLS = {
   'Layer': (Layer, {'name': 'a', 'in_features': 4, 'out_features': 3, 'space': SearchSpace()}),
   **{kind.__name__: (kind, vars(kind())) for kind in (Recipe, Sampling, Evolution, Augmentation)},
   'init_supports': (
-    functools.partial(glora_jax.init_supports, KEY),
+    functools.partial(supports.init_supports, KEY),
     {'in_features': 4, 'out_features': 3, 'ranks': (1, 2), 'bias': True},
   ),
   'adapt': (

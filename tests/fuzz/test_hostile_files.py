@@ -72,9 +72,15 @@ def read_checkpoint(folder):
 def read_adapter(folder):
   adapted, variables = dense()
   path = str(folder / 'adapter.safetensors')
-  variables, genome = glora_jax.load_adapter(path, adapted, variables['params'])
-  assert np.isfinite(adapted.apply(variables, INPUTS, genome=genome)).all()
-  return [variables, genome]
+  fixed, variables = glora_jax.load_adapter(path, adapted, variables['params'])
+  assert np.isfinite(fixed.apply(variables, INPUTS)).all()
+  return [variables, fixed.genome]
+
+
+def read_peft(folder):
+  adapted, variables = dense()
+  fixed, variables = load_peft(str(folder), adapted, variables['params'], NAMES)
+  return [variables, fixed.genome]
 
 
 def read_live(folder):
@@ -142,10 +148,8 @@ KINDS = {
   ),
   'adapter of PEFT': Kind(
     lambda: [[dense()[1], LORA]],
-    lambda folder, value: save_peft(str(folder / 'adapter'), dense()[0], *value, NAMES),
-    lambda folder: list(
-      load_peft(str(folder / 'adapter'), dense()[0], dense()[1]['params'], NAMES)
-    ),
+    lambda folder, value: save_peft(str(folder / 'adapter'), dense()[0], value[0], NAMES, value[1]),
+    lambda folder: read_peft(folder / 'adapter'),
   ),
   'archive': Kind(
     archives,

@@ -878,10 +878,10 @@ class Conditioned(nn.Module):
   """Extra keyword inputs: arrays, a nested dictionary of them, a number and flags."""
 
   @nn.compact
-  def __call__(self, x, *, mask, context=None, scale=1.0, train=False, activation='silu'):
+  def __call__(self, x, *, mask, context=None, strength=1.0, train=False, activation='silu'):
     x = nn.Dense(WIDTH, name='project')(x) * mask[..., None]
     if context is not None:
-      x = x + scale * nn.Dense(WIDTH, name='condition')(context['text']['tokens'])
+      x = x + strength * nn.Dense(WIDTH, name='condition')(context['text']['tokens'])
     return nn.Dropout(0.5, deterministic=not train)(
       getattr(nn, activation)(nn.Dense(WIDTH, name='last')(x))
     )
@@ -890,7 +890,7 @@ class Conditioned(nn.Module):
 @example
 def keyword_inputs():
   mask, context = jnp.array([[1, 1, 0], [1, 0, 1]]), {'text': {'tokens': normal(2, 3, HIDDEN)}}
-  kwargs = {'mask': mask, 'context': context, 'scale': 0.5}
+  kwargs = {'mask': mask, 'context': context, 'strength': 0.5}
   return Example(Conditioned(), ('project', 'condition', 'last'), (normal(2, 3, WIDTH),), kwargs)
 
 

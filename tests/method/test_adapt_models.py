@@ -13,8 +13,9 @@ import pytest
 from comparing import assert_close, assert_trees_close, random_variables, vector
 from hand_count import equation
 
-from glora_jax import SearchSpace, canonicalize, preset, random_genomes
+from glora_jax import SearchSpace, preset, random_genomes
 from glora_jax.method.adapt import adapt
+from glora_jax.method.genomes import canonicalize
 from glora_jax.method.trace.events import CHOSEN, ORDINARY
 
 MERGES = ('up_front', 'lazy')

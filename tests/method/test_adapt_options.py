@@ -16,6 +16,7 @@ import glora_jax
 from glora_jax import SearchSpace
 from glora_jax.method import presets
 from glora_jax.method.draws import random_genomes
+from glora_jax.method.genomes import canonicalize
 from glora_jax.models.vit import ViT
 
 X = jax.random.normal(jax.random.key(0), (3, 5, 12))
@@ -39,7 +40,7 @@ def check_fold_and_merging(adapted, variables, inputs=X, number=3):
     [
       *random_genomes(np.random.default_rng(0), spec, number),
       presets.preset(spec, 'full'),
-      glora_jax.canonicalize(spec, thin),
+      canonicalize(spec, thin),
     ]
   )
 
@@ -342,9 +343,9 @@ def test_the_summary_lists_layers_and_totals(vit):
   text = adapted.summary()
   assert sum('blocks/' in line for line in text.splitlines()) == 12
   full = adapted.count_params(presets.preset(adapted.spec, 'full'))
-  assert f'the largest subnet trains {full:,} parameters, and the heads 65' in text
+  assert f'the largest structure trains {full:,} parameters, and the heads 65' in text
   chosen = adapted.summary(presets.preset(adapted.spec, 'bitfit'))
-  assert 'this subnet trains 324 parameters' in chosen
+  assert 'this structure trains 324 parameters' in chosen
 
 
 @pytest.mark.parametrize(
@@ -354,7 +355,7 @@ def test_the_summarys_total_is_the_sum_of_its_rows_where_few_alleles_are_on_offe
   adapted = glora_jax.adapt(model, X, space=space)
   *rows, totals = adapted.summary().splitlines()[1:]
   trained = sum(int(row.split()[-2].replace(',', '')) for row in rows)
-  assert f'the largest subnet trains {trained:,} parameters' in totals
+  assert f'the largest structure trains {trained:,} parameters' in totals
 
 
 class Restless(nn.Dense):

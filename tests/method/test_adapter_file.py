@@ -36,9 +36,9 @@ def test_an_adapter_holds_the_trained_numbers_and_heads_and_gives_the_same_logit
   for seed in range(5):
     genome = random_genomes(np.random.default_rng(seed), adapted.spec, 1)[0]
     adapter_file.save_adapter(path, adapted, variables, genome, task='x')
-    loaded, found = adapter_file.load_adapter(path, adapted, base)
-    np.testing.assert_array_equal(found, canonicalize(adapted.spec, genome))
-    np.testing.assert_array_equal(apply(loaded, found), apply(variables, genome))
+    fixed, loaded = adapter_file.load_adapter(path, adapted, base)
+    np.testing.assert_array_equal(fixed.genome, canonicalize(adapted.spec, genome))
+    np.testing.assert_array_equal(apply(loaded, fixed.genome), apply(variables, genome))
     tensors = safetensors.numpy.load_file(path)
     supports = {name for name in tensors if name.startswith('glora/')}
     assert tensors.keys() - supports == set(heads)
@@ -51,8 +51,11 @@ def test_adapters_of_another_base_or_space_are_refused(subnet, tmp_path):
   adapter_file.save_adapter(path, adapted, variables, presets.preset(adapted.spec, 'full'))
   with pytest.raises(ValueError, match='trained on other base weights'):
     adapter_file.load_adapter(path, adapted, {**params, 'cls': params['cls'] + 1})
-  with pytest.raises(ValueError, match=r'differs is layer 0: .*\(2, 4\).*there, .*\(4,\).*here'):
-    adapter_file.load_adapter(path, glora_jax.adapt(adapted.model, IMAGES), params)
+  other = glora_jax.adapt(adapted.model, IMAGES, space=glora_jax.SearchSpace(2))
+  with pytest.raises(ValueError, match=r'does not offer \(The genome says lora:4 for A of blocks/'):
+    adapter_file.load_adapter(path, other, params)
+  with pytest.raises(ValueError, match='another structure than this model is fixed to'):
+    adapter_file.load_adapter(path, adapted.fix('bitfit'), params)
 
 
 @pytest.mark.parametrize('kind', [jnp.bfloat16, jnp.float16])
@@ -67,8 +70,8 @@ def test_an_adapter_goes_onto_its_base_in_fewer_bits_and_from_there_onto_the_lon
   for trained_on, loaded_onto in ((longer, shorter), (shorter, longer), (shorter, shorter)):
     trained = {**variables, 'params': trained_on}
     adapter_file.save_adapter(tmp_path / 'a', adapted, trained, genome)
-    own, _ = adapter_file.load_adapter(tmp_path / 'a', adapted, trained_on)
-    loaded, _ = adapter_file.load_adapter(tmp_path / 'a', adapted, loaded_onto)
+    _, own = adapter_file.load_adapter(tmp_path / 'a', adapted, trained_on)
+    _, loaded = adapter_file.load_adapter(tmp_path / 'a', adapted, loaded_onto)
     jax.tree.map(np.testing.assert_array_equal, loaded['glora'], own['glora'])
     assert loaded['params']['cls'] is loaded_onto['cls']
     with pytest.raises(ValueError, match=r'other base weights; .* pass strict=False'):
@@ -81,9 +84,9 @@ def test_an_adapter_goes_onto_another_base_where_that_is_meant_and_only_if_it_fi
   adapted, params, tensors, metadata = written
   write_tensors(tmp_path / 'a', tensors, 'adapter', metadata)
   other = jax.tree.map(lambda value: 2 * value, params)
-  loaded, _ = adapter_file.load_adapter(tmp_path / 'a', adapted, other, strict=False)
+  _, loaded = adapter_file.load_adapter(tmp_path / 'a', adapted, other, strict=False)
   assert loaded['params']['body']['bias'] is other['body']['bias']
-  own, _ = adapter_file.load_adapter(tmp_path / 'a', adapted, params)
+  _, own = adapter_file.load_adapter(tmp_path / 'a', adapted, params)
   jax.tree.map(np.testing.assert_array_equal, loaded['glora'], own['glora'])
   with pytest.raises(ValueError, match='These params are not those of the adapted BodyAndHead'):
     adapter_file.load_adapter(tmp_path / 'a', adapted, {'body': other['body']}, strict=False)
@@ -114,11 +117,11 @@ def test_rows_are_known_by_their_parameters_and_not_by_their_order(tmp_path):
   variables = random_variables(adapted, SQUARES)
   genome = np.array([[2, 4, 0, 0, 0], [3, 0, 0, 0, 0]])
   adapter_file.save_adapter(path, adapted, variables, genome)
-  loaded, found = adapter_file.load_adapter(path, other, SQUARES)
-  np.testing.assert_array_equal(found, genome[::-1])
+  other, loaded = adapter_file.load_adapter(path, other, SQUARES)
+  np.testing.assert_array_equal(other.genome, genome[::-1])
   for saved, read in zip(
     jax.tree.leaves(adapted.fold(variables, genome)),
-    jax.tree.leaves(other.fold(loaded, found)),
+    jax.tree.leaves(other.fold(loaded)),
     strict=True,
   ):
     np.testing.assert_allclose(saved, read, atol=1e-6)
@@ -149,8 +152,8 @@ def test_an_adapter_brings_the_batch_statistics_that_training_left(tmp_path):
   train = functools.partial(adapted.apply, genome=genome, train=True, mutable=['batch_stats'])
   variables |= jax.jit(train)(variables, x)[1]
   adapter_file.save_adapter(tmp_path / 'a.safetensors', adapted, variables, genome)
-  loaded, found = adapter_file.load_adapter(tmp_path / 'a.safetensors', adapted, start['params'])
-  np.testing.assert_array_equal(found, genome)
+  fixed, loaded = adapter_file.load_adapter(tmp_path / 'a.safetensors', adapted, start['params'])
+  np.testing.assert_array_equal(fixed.genome, genome)
   apply = jax.jit(functools.partial(adapted.apply, genome=genome))
   np.testing.assert_array_equal(apply(loaded, x), apply(variables, x))
 
@@ -170,12 +173,14 @@ def test_a_batch_in_which_each_example_has_its_own_adapter_equals_one_by_one(sub
     adapter_file.save_adapter(path, adapted, trained, genome)
     adapters.append(adapter_file.load_adapter(path, adapted, variables['params']))
   apply = jax.jit(lambda v, genome, image: adapted.apply(v, image[None], genome=genome)[0])
-  alone = [apply(v, genome, image) for (v, genome), image in zip(adapters, images, strict=True)]
+  alone = [
+    apply(v, fixed.genome, image) for (fixed, v), image in zip(adapters, images, strict=True)
+  ]
 
   frozen = adapted.split(variables)[1]
-  halves = [adapted.split(v)[0] for v, _ in adapters]
+  halves = [adapted.split(v)[0] for _, v in adapters]
   trainable = jax.tree.map(lambda *leaves: jnp.stack(leaves), *halves)
-  genomes = np.stack([genome for _, genome in adapters])
+  genomes = np.stack([fixed.genome for fixed, _ in adapters])
 
   @jax.jit
   @jax.vmap
@@ -193,10 +198,10 @@ def test_adapters_of_boxed_models_round_trip(tmp_path):
   genome = presets.preset(adapted.spec, 'full')
   path = tmp_path / 'a.safetensors'
   adapter_file.save_adapter(path, adapted, variables, genome)
-  loaded, found = adapter_file.load_adapter(path, adapted, variables['params'])
+  fixed, loaded = adapter_file.load_adapter(path, adapted, variables['params'])
   assert loaded['glora']['B_up'].names == (None, 'model')
   apply = jax.jit(lambda v, g: adapted.apply(v, x, genome=g))
-  np.testing.assert_array_equal(apply(loaded, found), apply(variables, genome))
+  np.testing.assert_array_equal(apply(loaded, fixed.genome), apply(variables, genome))
 
 
 class BodyAndHead(nn.Module):

@@ -11,6 +11,7 @@ from flax import nnx
 
 import glora_jax
 from glora_jax import SearchSpace
+from glora_jax.method import presets
 from glora_jax.method.trace.events import (
   HEAD,
   ITEM_BY_ITEM,
@@ -159,7 +160,7 @@ def test_compiled_expressions_select_what_their_texts_do_by_their_flags():
   space = {fc: SearchSpace((2,)), 'fc2': SearchSpace((3,))}
   spec = glora_jax.adapt(Two(), X, space=space, heads=None).spec
   assert [layer.space.ranks for layer in spec] == [(2,), (3,)]
-  genome = glora_jax.custom_genome(spec, {fc: 'bitfit'})
+  genome = presets.custom_genome(spec, {fc: 'bitfit'})
   assert genome.any(axis=1).tolist() == [True, False]
 
 

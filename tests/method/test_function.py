@@ -88,9 +88,9 @@ def test_an_adapter_is_written_and_read(case, tmp_path):
     lambda path, leaf: 2 * leaf if path in adapted.head_paths else leaf, example.params
   )
   glora_jax.save_adapter(path, adapted, variables, genome)
-  loaded, read = glora_jax.load_adapter(path, adapted, example.params)
+  fixed, loaded = glora_jax.load_adapter(path, adapted, example.params)
   expected = adapted.apply(variables, *example.inputs, genome=genome)
-  found = adapted.apply(loaded, *example.inputs, genome=read)
+  found = fixed.apply(loaded, *example.inputs)
   np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
@@ -117,8 +117,8 @@ def test_the_losses_of_supernets_and_subnets_take_functions():
   logits = example.apply(example.params, x)
   expected = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
   for loss_fn, halves in (
-    (glora_jax.supernet_loss(adapted, lambda key, x: x, lambda key: mixed(adapted)), adapted),
-    (glora_jax.subnet_loss(subnet, lambda key, x: x), subnet),
+    (glora_jax.make_loss(adapted, lambda x, key: x, lambda key: mixed(adapted)), adapted),
+    (glora_jax.make_loss(subnet, lambda x, key: x), subnet),
   ):
     loss, _ = loss_fn(*halves.split(variables), x, labels, key)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
@@ -138,7 +138,7 @@ def test_an_adapter_goes_onto_params_in_which_something_is_no_array(wrap, tmp_pa
   genome = glora_jax.preset(adapted.spec, 'lora')
   path = tmp_path / 'adapter.safetensors'
   glora_jax.save_adapter(path, adapted, variables, genome)
-  loaded, _ = glora_jax.load_adapter(path, adapted, params)
+  _, loaded = glora_jax.load_adapter(path, adapted, params)
   expected = adapted.apply(variables, X, genome=genome)
   np.testing.assert_array_equal(adapted.apply(loaded, X, genome=genome), expected)
   other = wrap({'activation': jnp.tanh, 'eps': 1e-3, 'w': W1})

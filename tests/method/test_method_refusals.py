@@ -12,7 +12,7 @@ from flax import nnx
 
 import glora_jax
 from glora_jax import Layer, SearchSpace, Spec
-from glora_jax.method import equation, sharding, supports
+from glora_jax.method import equation, presets, sharding, supports
 from glora_jax.method.genomes import check_genome, genome_from_json
 from glora_jax.method.space import MOST_RANKS
 
@@ -100,7 +100,7 @@ def explicit_mesh():
 
 
 def custom(**choices):
-  return glora_jax.custom_genome(LAYERS, choices)
+  return presets.custom_genome(LAYERS, choices)
 
 
 def random(budget=None, number=3, rng=None, spec=LAYERS):
@@ -202,7 +202,7 @@ REFUSED = [
   # keys, specs, genomes and presets without a model
   (lambda: dense().init(0, PARAMS), 'key='),
   (lambda: glora_jax.sample_genome(jnp.zeros(3, jnp.uint32), LAYERS), 'key='),
-  (lambda: glora_jax.init_supports(jax.random.split(KEY), 3, 2), 'key='),
+  (lambda: supports.init_supports(jax.random.split(KEY), 3, 2), 'key='),
   (lambda: glora_jax.preset(dense(), 'lora'), 'Adapted', 'adapted.spec'),
   (lambda: random(spec=dense()), 'Adapted', 'adapted.spec'),
   (lambda: jax.eval_shape(dense().count_params, GENOME), 'traced'),
@@ -233,12 +233,12 @@ REFUSED = [
   (lambda: glora_jax.sample_genome(None, LAYERS, 2), 'largest=2'),
   (lambda: glora_jax.preset(LAYERS, 3), '3'),
   (lambda: glora_jax.preset(UNBIASED, 'bitfit'), "'bitfit'"),
-  (lambda: glora_jax.check_preset_name('lora@\n'), r"'lora@\n'"),
+  (lambda: presets.check_preset_name('lora@\n'), r"'lora@\n'"),
   (lambda: custom(**{'(': 'lora'}), "'('"),
   (lambda: custom(a=3), 'a=3'),
   (lambda: custom(conv='lora'), 'conv', 'a, b, c'),
-  (lambda: glora_jax.custom_genome(LAYERS, ['lora']), "choices=['lora']"),
-  (lambda: glora_jax.custom_genome(UNBIASED, {'qkv': 'bitfit'}), "'qkv'", "'bitfit'"),
+  (lambda: presets.custom_genome(LAYERS, ['lora']), "choices=['lora']"),
+  (lambda: presets.custom_genome(UNBIASED, {'qkv': 'bitfit'}), "'qkv'", "'bitfit'"),
   # the equation, checks and devices
   (lambda: effective((4, 5), 3), '(3,)'),
   (lambda: effective((3, 4, 5), 5), '(3, 4, 5)', 'jax.vmap'),

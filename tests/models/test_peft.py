@@ -80,7 +80,7 @@ def test_equal_ranks_need_no_pattern_and_the_base_is_noted(tmp_path):
   case = trained('timm_vit')
   genome = preset(case.adapted.spec, 'lora:3')
   base = 'hf:timm/vit_tiny@v1'
-  save_peft(tmp_path, case.adapted, case.variables, genome, 'timm', base=base)
+  save_peft(tmp_path, case.adapted, case.variables, 'timm', genome, base=base)
   config, _ = contents(tmp_path)
   assert (config['r'], config['lora_alpha']) == (3, 3)
   assert config['rank_pattern'] == config['alpha_pattern'] == {}
@@ -92,12 +92,12 @@ def test_equal_ranks_need_no_pattern_and_the_base_is_noted(tmp_path):
 def test_what_was_written_is_read_back(name, transformers, tmp_path):
   case = trained(name)
   source = case.metadata['source']
-  save_peft(tmp_path, case.adapted, case.variables, case.genome, source, transformers=transformers)
-  variables, genome = load_peft(tmp_path, case.adapted, case.params)
-  np.testing.assert_array_equal(genome, case.genome)
+  save_peft(tmp_path, case.adapted, case.variables, source, case.genome, transformers=transformers)
+  fixed, variables = load_peft(tmp_path, case.adapted, case.params)
+  np.testing.assert_array_equal(fixed.genome, case.genome)
   jax.tree.map(
     np.testing.assert_array_equal,
-    case.fold(variables, genome),
+    case.fold(variables, fixed.genome),
     case.fold(case.variables, case.genome),
   )
 
@@ -112,18 +112,18 @@ def test_a_head_of_half_of_what_dinov2_reads_is_zero_for_the_other(pool, tmp_pat
   params = {**wide, 'head': {**wide['head'], 'kernel': kernel[half]}}
   adapted = adapt(model, IMAGES, space=SearchSpace((1, 3)))
   variables, images = random_variables(adapted, params), numbers(2, 32, 32, 3)
-  save_peft(tmp_path, adapted, variables, case.genome, 'hf_dinov2')
+  save_peft(tmp_path, adapted, variables, 'hf_dinov2', case.genome)
   written = contents(tmp_path)[1]['classifier.weight'].T
   assert written.shape == kernel.shape
-  of_torch, genome = load_peft(tmp_path, case.adapted, wide)
+  fixed, of_torch = load_peft(tmp_path, case.adapted, wide)
   expected = adapted.apply(variables, images, genome=case.genome)
-  found = case.adapted.apply(of_torch, images, genome=genome)
+  found = fixed.apply(of_torch, images)
   np.testing.assert_allclose(found, expected, atol=1e-4)
-  read, _ = load_peft(tmp_path, adapted, params)
+  _, read = load_peft(tmp_path, adapted, params)
   np.testing.assert_array_equal(
     read['params']['head']['kernel'], variables['params']['head']['kernel']
   )
-  save_peft(tmp_path, case.adapted, case.variables, case.genome, 'hf_dinov2')
+  save_peft(tmp_path, case.adapted, case.variables, 'hf_dinov2', case.genome)
   assert_refused(['head/kernel', f'({2 * width}, '], load_peft, tmp_path, adapted, params)
 
 
@@ -160,7 +160,7 @@ def test_any_model_is_written_and_read_by_a_map_of_names(tmp_path):
     'layers/both': ['model.layers.{}.left', 'model.layers.{}.right'],
     re.compile('(HEAD|norm)', re.IGNORECASE): r'model.\1',
   }
-  save_peft(tmp_path, adapted, variables, genome, names)
+  save_peft(tmp_path, adapted, variables, names, genome)
   config, tensors = contents(tmp_path)
   layers = [f'model.layers.{n}.{name}' for n in (0, 1) for name in ('query', 'value')]
   for module in layers:
@@ -172,10 +172,10 @@ def test_any_model_is_written_and_read_by_a_map_of_names(tmp_path):
   assert config['modules_to_save'] == ['model.head', 'model.norm']
   head = variables['params']['head']['kernel']
   np.testing.assert_array_equal(tensors['model.head.weight'], head.T)
-  read, found = load_peft(tmp_path, adapted, params, names)
-  np.testing.assert_array_equal(found, genome)
+  fixed, read = load_peft(tmp_path, adapted, params, names)
+  np.testing.assert_array_equal(fixed.genome, genome)
   fold = jax.jit(adapted.fold)
-  jax.tree.map(np.testing.assert_array_equal, fold(read, found), fold(variables, genome))
+  jax.tree.map(np.testing.assert_array_equal, fold(read, fixed.genome), fold(variables, genome))
 
 
 FC1 = 'vit.layers.0.mlp.fc1'
@@ -206,7 +206,7 @@ def test_what_cannot_be_written_is_named(name, names, alleles, named, tmp_path):
   genome = case.genome * (alleles is not None)
   if alleles:
     genome[0] = alleles
-  assert_refused(named, save_peft, tmp_path / 'a', case.adapted, case.variables, genome, names)
+  assert_refused(named, save_peft, tmp_path / 'a', case.adapted, case.variables, names, genome)
   assert not list(tmp_path.iterdir())
 
 

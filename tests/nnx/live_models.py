@@ -6,6 +6,7 @@ import numpy as np
 from flax import nnx
 
 import glora_jax
+from glora_jax.nnx import live
 
 RANKS = (2, 4)
 SPACE = glora_jax.SearchSpace(RANKS)
@@ -70,7 +71,7 @@ def variables(model, kind):
 def genomes(model, number, seed=0):
   """Random genomes of an attached model."""
   rng = np.random.default_rng(seed)
-  return glora_jax.random_genomes(rng, glora_jax.nnx.spec(model), number)
+  return glora_jax.random_genomes(rng, live.spec(model), number)
 
 
 @nnx.jit

@@ -12,7 +12,7 @@ from live_models import call, genomes, randomize, variables
 from odd_models import MODELS, Matrix, X
 
 import glora_jax
-from glora_jax.nnx import Genome, Head, Support
+from glora_jax.nnx import Genome, Head, Support, live
 
 SPACE = glora_jax.SearchSpace((1, 2))
 
@@ -22,7 +22,7 @@ def outputs(graphdef, state, population):
   """What the subnets of a population say, all at once."""
 
   def output(genome):
-    return nnx.merge(graphdef, glora_jax.nnx.with_genome(state, genome))(X)
+    return nnx.merge(graphdef, live.with_genome(state, genome))(X)
 
   return jax.vmap(output)(population)
 
@@ -42,7 +42,7 @@ def some_slow(slow):
 @pytest.mark.parametrize('name', some_slow({'vmapped'}))
 def test_all_layers_are_found_and_folded_they_say_what_a_population_says(name):
   model, attached = attached_model(name)
-  assert {layer.name for layer in glora_jax.nnx.spec(attached)} == set(MODELS[name][2])
+  assert {layer.name for layer in live.spec(attached)} == set(MODELS[name][2])
   population = genomes(attached, 2)
   base = call(nnx.clone(model), X)
   start = outputs(*nnx.split(attached), population)
@@ -62,7 +62,7 @@ def test_all_layers_are_found_and_folded_they_say_what_a_population_says(name):
 def test_fixed_subnets_are_the_same_functions_with_gradients(name):
   _, attached = attached_model(name)
   randomize(attached)
-  spec = glora_jax.nnx.spec(attached)
+  spec = live.spec(attached)
   for variable in variables(attached, nnx.All(nnx.Param, nnx.Not(Genome))):  # biases start at zero
     variable.set_value(variable.get_value() + 0.1)
   # Without a LoRA for A some layers need no merged kernel.
@@ -96,7 +96,7 @@ class WithSlashes(nnx.Module):
 def test_names_in_dictionaries_may_have_slashes(tmp_path):
   model = WithSlashes(nnx.Rngs(0))
   attached = glora_jax.nnx.attach(model, X, space=SPACE)
-  names = [layer.name for layer in glora_jax.nnx.spec(attached)]
+  names = [layer.name for layer in live.spec(attached)]
   assert names == ['mlp/mlp/~/up', 'raw/mix/w']
   assert type(attached.mlp['mlp/~/head'].kernel) is Head
   by_class = glora_jax.nnx.adapt(model)

@@ -14,7 +14,7 @@ from places import ROOT, environment, program
 
 import glora_jax
 from glora_jax.method import sharding
-from glora_jax.nnx import Support, Trained
+from glora_jax.nnx import Support, Trained, live
 from glora_jax.nnx import functional as glora_nnx
 from glora_jax.nnx.live import mesh_of
 
@@ -63,19 +63,19 @@ def test_scores_are_those_of_each_subnet_alone(attached):
 
 
 def test_a_fixed_subnet_holds_and_trains_what_its_genome_uses_and_no_more(attached):
-  genome = glora_jax.preset(glora_jax.nnx.spec(attached), 'lora:1')
+  genome = glora_jax.preset(live.spec(attached), 'lora:1')
   glora_jax.nnx.set_genome(attached, genome)
   fixed = glora_jax.nnx.fix(attached, genome)
   np.testing.assert_allclose(call(fixed, X), call(attached, X), atol=1e-5)
   shapes = {name: leaf.shape for name, leaf in fixed.hidden.glora_kernel.variables.items()}
   assert shapes == {'B_down': (6, 1), 'B_up': (1, 8)}
   count = sum(variable.get_value().size for variable in variables(fixed, Support))
-  assert count == glora_jax.nnx.count_params(fixed) == 14
+  assert count == glora_jax.nnx.as_adapted(fixed)[0].count_params() == 14
   assert len(variables(fixed, Trained)) == 4
 
 
 def test_a_fixed_subnet_is_scored_as_its_genome_is(attached):
-  layers = glora_jax.nnx.spec(attached)
+  layers = live.spec(attached)
   fixed = glora_jax.nnx.fix(attached, glora_jax.preset(layers, 'bitfit'))
   population = glora_jax.preset(layers, 'bitfit')[None]
   scores = score(fixed, population, X, LABELS)
@@ -99,8 +99,8 @@ def test_a_structure_read_off_a_gradient_is_trained_from_where_it_says():
   )
   glora_jax.nnx.set_variables(model, allocation.variables)
   model = glora_jax.nnx.fix(model, allocation.genome)
-  assert 0 < glora_jax.nnx.count_params(model) <= 30
-  np.testing.assert_array_equal(glora_jax.nnx.get_genome(model), allocation.genome)
+  assert 0 < glora_jax.nnx.as_adapted(model)[0].count_params() <= 30
+  np.testing.assert_array_equal(live.get_genome(model), allocation.genome)
   plain = Mlp()
   plain.eval()
   np.testing.assert_allclose(call(model, X), call(plain, X), atol=1e-5)
@@ -109,7 +109,7 @@ def test_a_structure_read_off_a_gradient_is_trained_from_where_it_says():
 def test_adapters_go_to_and_fro_between_live_models_and_functions(attached, tmp_path):
   attached.norm.mean[...] += 0.5
   attached.head.bias[...] += 0.5
-  genome = glora_jax.preset(glora_jax.nnx.spec(attached), 'full')
+  genome = glora_jax.preset(live.spec(attached), 'full')
   glora_jax.nnx.set_genome(attached, genome)
   expected = call(attached, X)
   glora_jax.nnx.save_adapter(tmp_path / 'live.safetensors', attached, note='kept')
@@ -121,7 +121,7 @@ def test_adapters_go_to_and_fro_between_live_models_and_functions(attached, tmp_
   plain = Mlp()
   plain.eval()
   adapted = glora_nnx.adapt(plain, X, space=SPACE)
-  assert adapted.spec == glora_jax.nnx.spec(attached)
+  assert adapted.spec == live.spec(attached)
   values, loaded = glora_jax.load_adapter(
     tmp_path / 'live.safetensors', adapted, glora_nnx.params(plain)
   )
@@ -191,13 +191,13 @@ def test_a_model_that_cannot_be_sharded_stays_as_it_was(attached, monkeypatch):
 
 def test_a_file_that_is_refused_leaves_the_genome(attached, tmp_path):
   adapted, values = glora_jax.nnx.as_adapted(attached)
-  before = glora_jax.nnx.get_genome(attached)
+  before = live.get_genome(attached)
   values['batch_stats'] = jax.tree.map(lambda x: x[:-1], values['batch_stats'])
   genome = glora_jax.preset(adapted.spec, 'bitfit')
   glora_jax.save_adapter(tmp_path / 'other.safetensors', adapted, values, genome)
   with pytest.raises(ValueError, match='are not those of this model'):
     glora_jax.nnx.load_adapter(tmp_path / 'other.safetensors', attached)
-  np.testing.assert_array_equal(glora_jax.nnx.get_genome(attached), before)
+  np.testing.assert_array_equal(live.get_genome(attached), before)
 
 
 def test_a_file_of_another_base_is_taken_where_that_is_meant(attached, tmp_path):
@@ -205,7 +205,7 @@ def test_a_file_of_another_base_is_taken_where_that_is_meant(attached, tmp_path)
   other.hidden.bias[...] += 0.5
   other = glora_jax.nnx.attach(other, X, space=SPACE)
   attached.hidden.glora_kernel.E[...] += 0.5
-  glora_jax.nnx.set_genome(attached, glora_jax.preset(glora_jax.nnx.spec(attached), 'bitfit'))
+  glora_jax.nnx.set_genome(attached, glora_jax.preset(live.spec(attached), 'bitfit'))
   glora_jax.nnx.save_adapter(path, attached)
   with pytest.raises(ValueError, match=r'other base weights; .* pass strict=False'):
     glora_jax.nnx.load_adapter(path, other)
@@ -217,7 +217,7 @@ def test_a_file_of_another_base_is_taken_where_that_is_meant(attached, tmp_path)
 
 def test_the_table_shows_the_genome_and_the_matrices_that_no_row_stands_for():
   model = glora_jax.nnx.attach(Mlp(), X, heads=None, select='hidden')
-  glora_jax.nnx.set_genome(model, glora_jax.preset(glora_jax.nnx.spec(model), 'bitfit'))
+  glora_jax.nnx.set_genome(model, glora_jax.preset(live.spec(model), 'bitfit'))
   summary = glora_jax.nnx.summary(nnx.clone(model))
   assert 'trains 8 parameters' in summary
   assert '1 of 2 weight matrices is not adapted' in summary

@@ -14,7 +14,7 @@ from trees import randomized
 from zoo_cases import SPACE, Case, as_at_start, distance
 
 import glora_jax
-from glora_jax.nnx import Support
+from glora_jax.nnx import Support, live
 
 # Small, and unlike each other; the others are computed by `.ci/full`, here and for the record.
 QUICK = (
@@ -105,7 +105,7 @@ def test_a_live_model_has_the_rows_computes_the_equation_folds_and_has_gradients
   adapted, variables = glora_jax.nnx.as_adapted(attached)
   assert isinstance(attached, type(model))
   assert found(adapted) == expected(example.kernels)
-  assert len(glora_jax.nnx.spec(attached)) == example.rows
+  assert len(live.spec(attached)) == example.rows
 
   variables = {**variables, 'glora': randomized(variables['glora'], seed=2)}
   start = {**variables, 'glora': as_at_start(variables['glora'])}
@@ -117,7 +117,7 @@ def test_a_live_model_has_the_rows_computes_the_equation_folds_and_has_gradients
   by_support, outputs, params = compute(attached, example.inputs, example.kwargs)
   sizes = [float(np.abs(leaf).max()) for leaf in jax.tree.leaves(by_support)]
   assert min(sizes) > 1e-6 * max(sizes) or example.blind != r'(?!)'
-  genome = glora_jax.nnx.get_genome(attached)
+  genome = live.get_genome(attached)
   rows = {layer.name: genome[row] for row, layer in enumerate(adapted.spec)}
   by_hand = fold_by_hand(
     example.kernels,

@@ -84,9 +84,9 @@ def test_an_adapter_goes_onto_a_base_whose_head_is_quantized_too(kernels, base, 
   variables = adapted.init(jax.random.key(0), base)
   genome = glora_jax.preset(adapted.spec, 'lora')
   glora_jax.save_adapter(tmp_path / 'adapter', adapted, variables, genome)
-  loaded, found = glora_jax.load_adapter(tmp_path / 'adapter', adapted, base)
+  fixed, loaded = glora_jax.load_adapter(tmp_path / 'adapter', adapted, base)
   assert is_quantized(loaded['params']['fc']['w'])
-  outputs = adapted.apply(loaded, X, genome=found)
+  outputs = fixed.apply(loaded, X)
   plain = {name: {'w': qwix.dequantize(layer['w'])} for name, layer in base.items()}
   np.testing.assert_allclose(outputs, two_layers(plain, X), rtol=1e-5, atol=1e-6)
 
@@ -97,13 +97,13 @@ def test_a_head_that_a_peft_adapter_does_not_bring_can_be_trained(kernels, base,
   genome = np.array([[0, 3, 0, 0, 0], [0, 0, 0, 0, 0]])
   names = {'fc/w': 'fc', 'head.*': 'head'}
   variables = without_head.init(jax.random.key(0), base)
-  save_peft(tmp_path, without_head, variables, genome, names)
-  loaded, found = load_peft(tmp_path, adapted, base, names)
+  save_peft(tmp_path, without_head, variables, names, genome)
+  fixed, loaded = load_peft(tmp_path, adapted, base, names)
   assert is_quantized(loaded['params']['fc']['w'])
-  trainable, frozen = adapted.split(loaded)
+  trainable, frozen = fixed.split(loaded)
 
   def loss(trainable):
-    return (adapted.apply(adapted.join(trainable, frozen), X, genome=found) ** 2).sum()
+    return (fixed.apply(fixed.join(trainable, frozen), X) ** 2).sum()
 
   head = jax.grad(loss)(trainable)['params']['head']['w']
   assert np.abs(head).max() > 0

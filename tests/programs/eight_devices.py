@@ -25,7 +25,7 @@ from glora_jax.search import scoring
 from glora_jax.training import loop
 from glora_jax.training.gradient_by_parts import make_gradient
 from glora_jax.training.head_alone import warm_head
-from glora_jax.training.losses import supernet_loss
+from glora_jax.training.losses import make_loss
 from glora_jax.training.recipe import Recipe
 
 MESH = meshes.over_devices()
@@ -62,12 +62,12 @@ def assert_replicated(tree):
   assert all(leaf.sharding.num_devices == 8 for leaf in jax.tree.leaves(tree))
 
 
-def noisy(key, x):
+def noisy(x, key):
   return x + 0.1 * jax.random.normal(key, x.shape)
 
 
 def make_loss(adapted, **options):
-  return supernet_loss(adapted, noisy, lambda key: sample_genome(key, adapted.spec), **options)
+  return make_loss(adapted, noisy, lambda key: sample_genome(key, adapted.spec), **options)
 
 
 def fit(frozen, images=images, merge='up_front', adapted=adapted, by_device=False, **options):

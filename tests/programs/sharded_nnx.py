@@ -9,7 +9,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 import glora_jax
-from glora_jax.nnx import Trained
+from glora_jax.nnx import Trained, live
 
 
 class Mlp(nnx.Module):
@@ -77,9 +77,7 @@ def run_plain(x, labels, mesh=None):
   losses, folded, outputs = train(model, inputs)
   if mesh is not None:
     assert folded.up.kernel.get_value().addressable_shards[0].data.shape == (8, 4)
-  genomes = np.stack(
-    [glora_jax.preset(glora_jax.nnx.spec(model), name) for name in ('lora', 'full')]
-  )
+  genomes = np.stack([glora_jax.preset(live.spec(model), name) for name in ('lora', 'full')])
   adapted, variables = glora_jax.nnx.as_adapted(model)
   scores = glora_jax.make_scorer(adapted, mesh=mesh, block=5)(variables, genomes, x, labels)
   return losses, tuple(scores), outputs, adapted.apply(variables, inputs, genome=genomes[1])

@@ -325,11 +325,11 @@ def test_command_and_code_in_the_report_answer_as_the_adapted_model_does(
   found = {row['class']: row['probability'] for row in printed['classes']}
   model, params, metadata = weights.refit(*weights.load(backbone), num_classes=10)
   pixels = image.resize(image.decode('photo.jpg'), 8, run_config.data.resize)[None]
-  space = check_config(run_config).space.search_space()
-  adapted = glora_jax.adapt(model, np.zeros((1, 8, 8, 3), np.float32), space=space)
-  variables, genome = glora_jax.load_adapter(workdir / 'adapter.safetensors', adapted, params)
+  path = workdir / 'adapter.safetensors'
+  adapted = glora_jax.adapt(model, np.zeros((1, 8, 8, 3), np.float32), structure=path)
+  adapted, variables = glora_jax.load_adapter(path, adapted, params)
   inputs = normalization.normalize(pixels, metadata['normalization'])
-  logits = jax.jit(adapted.apply)(variables, inputs, genome=genome)
+  logits = jax.jit(adapted.apply)(variables, inputs)
   expected = jax.nn.softmax(logits)[0]
   np.testing.assert_allclose([found[name] for name in '0123456789'], expected, atol=1e-5)
   [code] = snippets(workdir, 'from glora_jax.models.classifier')

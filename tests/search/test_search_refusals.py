@@ -80,7 +80,7 @@ def scored_function(activation=np.ones(4), answer=lambda logits: logits):
   adapted = glora_jax.adapt_function(lambda p, x: answer(x @ p['w']), params, images)
   genome = glora_jax.preset(adapted.spec, 'lora')
   variables = adapted.init(jax.random.key(0), params)
-  glora_jax.score(adapted, variables, genome[None], images, jnp.arange(4))
+  glora_jax.make_scorer(adapted)(variables, genome[None], images, jnp.arange(4))
 
 
 def called(function):

@@ -16,7 +16,7 @@ from glora_jax.method.draws import sample_genome
 from glora_jax.training import loop
 from glora_jax.training.component_dropout import drop_components
 from glora_jax.training.consistency import Consistency
-from glora_jax.training.losses import subnet_loss, supernet_loss
+from glora_jax.training.losses import make_loss
 from glora_jax.training.recipe import Recipe
 
 KEY = jax.random.key(5)
@@ -29,10 +29,10 @@ def loss_of(name, drop=0.1, sample=None, **options):
   variables = {**variables, 'glora': randomized(variables['glora'], 4)}
   if name == 'supernet':
     sample = sample or functools.partial(sample_genome, spec=adapted.spec)
-    loss_fn = supernet_loss(adapted, unchanged, sample, train=True, **options)
+    loss_fn = make_loss(adapted, unchanged, sample, train=True, **options)
     return loss_fn, *adapted.split(variables)
   subnet = adapted.fix(presets.preset(adapted.spec, name))
-  return subnet_loss(subnet, unchanged, train=True, **options), *subnet.split(variables)
+  return make_loss(subnet, unchanged, train=True, **options), *subnet.split(variables)
 
 
 def loss_at(name, key=KEY, **options):

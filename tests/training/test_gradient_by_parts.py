@@ -13,7 +13,7 @@ from trees import randomized
 from glora_jax.method.presets import preset
 from glora_jax.training.consistency import Consistency
 from glora_jax.training.gradient_by_parts import GradientByParts, Part
-from glora_jax.training.losses import subnet_loss, supernet_loss
+from glora_jax.training.losses import make_loss
 from glora_jax.training.sampling import Sampling
 
 KEY = jax.random.key(5)
@@ -27,7 +27,7 @@ def problem():
   return Problem(adapted, {**variables, 'glora': randomized(variables['glora'], 4)}, images, labels)
 
 
-def noisy(key, images):
+def noisy(images, key):
   """A preprocessing that is random."""
   return images + jax.random.normal(key, images.shape)
 
@@ -44,8 +44,8 @@ def losses(name):
   options = {'independent_images': True, 'train': True}
   if name == 'subnet':
     learner = adapted.fix(preset(adapted.spec, 'full'))
-    return learner, subnet_loss(learner, noisy, component_dropout=0.5, **options)
-  return adapted, supernet_loss(
+    return learner, make_loss(learner, noisy, component_dropout=0.5, **options)
+  return adapted, make_loss(
     adapted,
     noisy,
     functools.partial(Sampling().draw, spec=adapted.spec),
@@ -93,6 +93,6 @@ def test_only_a_loss_that_says_so_is_taken_by_parts():
   adapted, _, _, _ = problem()
   three_paths = functools.partial(Sampling(paths=3).draw, spec=adapted.spec)
   one_path = functools.partial(Sampling().draw, spec=adapted.spec)
-  assert supernet_loss(adapted, noisy, one_path, independent_images=True).has_parts
-  assert not supernet_loss(adapted, noisy, three_paths, independent_images=True).has_parts
-  assert not supernet_loss(adapted, noisy, one_path).has_parts
+  assert make_loss(adapted, noisy, one_path, independent_images=True).has_parts
+  assert not make_loss(adapted, noisy, three_paths, independent_images=True).has_parts
+  assert not make_loss(adapted, noisy, one_path).has_parts

@@ -17,14 +17,14 @@ from glora_jax.training import head_alone
 from glora_jax.training.halves import halve
 from glora_jax.training.head_alone import HeadAlone, warm_head
 from glora_jax.training.loop import fit
-from glora_jax.training.losses import subnet_loss
+from glora_jax.training.losses import make_loss
 from glora_jax.training.recipe import Recipe
 
 KEY = jax.random.key(4)
 RECIPE = Recipe(epochs=3, batch_size=10, warmup_epochs=1, learning_rate=1e-2)
 
 
-def halved(images):
+def halved(images, key):
   return images / 2
 
 
@@ -38,7 +38,7 @@ def trained_as_a_whole(adapted, variables, recipe=RECIPE, images=None):
   """The variables after training nothing but the head, under the body, step by step."""
   subnet = adapted.fix(smallest_genome(adapted.spec))
   trainable, frozen = subnet.split(variables)
-  loss = subnet_loss(subnet, lambda key, images: images / 2)
+  loss = make_loss(subnet, lambda images, key: images / 2)
   data = problem().images if images is None else images, problem().labels
   state = fit(loss, trainable, frozen, *data, recipe, KEY, progress=False)
   return {**variables, 'params': subnet.join(state.trainable, frozen)['params']}

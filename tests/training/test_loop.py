@@ -15,7 +15,7 @@ from glora_jax.method.draws import sample_genome
 from glora_jax.training import loop
 from glora_jax.training.batches import batch_indices
 from glora_jax.training.loop import TrainState
-from glora_jax.training.losses import supernet_loss
+from glora_jax.training.losses import make_loss
 from glora_jax.training.recipe import Recipe
 from glora_jax.training.side_by_side import Training, train_many
 
@@ -28,9 +28,7 @@ KEY = jax.random.key(4)
 def loss_fn():
   """The loss of a supernet that drops features and paths."""
   spec = problem().adapted.spec
-  return supernet_loss(
-    problem().adapted, unchanged, lambda key: sample_genome(key, spec), train=True
-  )
+  return make_loss(problem().adapted, unchanged, lambda key: sample_genome(key, spec), train=True)
 
 
 @pytest.fixture(scope='module')

@@ -21,8 +21,7 @@ from glora_jax.training import loop
 from glora_jax.training.consistency import Consistency
 from glora_jax.training.losses import (
   cross_entropy,
-  subnet_loss,
-  supernet_loss,
+  make_loss,
 )
 from glora_jax.training.recipe import Recipe
 from glora_jax.training.sampling import Sampling
@@ -50,7 +49,7 @@ def test_logits_that_are_not_finite_are_no_right_answers():
 
 def loss_at(trainable, images, labels, genomes, consistency=Consistency()):
   """A supernet's loss for genomes that are given."""
-  loss_fn = supernet_loss(
+  loss_fn = make_loss(
     problem().adapted,
     unchanged,
     lambda key: genomes,
@@ -69,7 +68,7 @@ loss_and_gradient = jax.jit(jax.value_and_grad(loss_at))
 def test_what_mixes_images_has_no_key_that_augmentation_splits_off():
   keys = {}
 
-  def preprocess(key, images):
+  def preprocess(images, key):
     keys['augmentation'] = key
     return images
 
@@ -79,7 +78,7 @@ def test_what_mixes_images_has_no_key_that_augmentation_splits_off():
 
   adapted, _, images, labels = problem()
   genome = largest_genome(adapted.spec)
-  loss_fn = supernet_loss(adapted, preprocess, lambda key: genome, mix=mix, train=True)
+  loss_fn = make_loss(adapted, preprocess, lambda key: genome, mix=mix, train=True)
   loss_fn.draw(*problem().split(), images, labels, KEY)
   split = jax.random.split(keys['augmentation'], 1000)
   assert not (jax.random.key_data(split) == jax.random.key_data(keys['mixing'])).all(-1).any()
@@ -126,7 +125,7 @@ def test_paths_keep_the_axes_between_images_and_classes():
   halves = adapted.split(adapted.init(KEY, randomized(shapes)))
   genomes = jnp.zeros((2, 1, 5), jnp.int8)
   whole, cut = (
-    supernet_loss(adapted, unchanged, lambda key, drawn=drawn: drawn)(*halves, texts, labels, KEY)
+    make_loss(adapted, unchanged, lambda key, drawn=drawn: drawn)(*halves, texts, labels, KEY)
     for drawn in (genomes[0], genomes)
   )
   np.testing.assert_allclose(whole[0], cut[0], rtol=1e-6)
@@ -137,7 +136,7 @@ def test_the_loss_of_a_fixed_subnet_is_the_supernets_with_that_genome():
   genome = random_genomes(np.random.default_rng(0), adapted.spec, 1)[0]
   subnet = adapted.fix(genome)
   trainable, frozen = subnet.split(variables)
-  loss_fn = subnet_loss(subnet, unchanged, train=True)
+  loss_fn = make_loss(subnet, unchanged, train=True)
   value_and_grad = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
   (loss, _), gradient = value_and_grad(trainable, frozen, images, labels, KEY)
   whole, _ = problem().split()
@@ -154,7 +153,7 @@ def test_numbers_that_are_not_used_stay_only_if_asked(used_only):
   adapted, _, images, labels = problem()
   trainable, frozen = problem().split()
   smallest = jnp.zeros((len(adapted.spec), 5), jnp.int8)
-  loss_fn = supernet_loss(adapted, unchanged, lambda key: smallest, train=True)
+  loss_fn = make_loss(adapted, unchanged, lambda key: smallest, train=True)
   recipe = Recipe(1, 4, 1e-2, warmup_epochs=0, weight_decay=0.1, update_used_only=used_only)
   state = loop.fit(loss_fn, trainable, frozen, images, labels, recipe, KEY, progress=False)
   moved = jax.tree.map(lambda a, b: bool((a != b).any()), trainable, state.trainable)
@@ -166,7 +165,7 @@ def test_accumulated_parts_make_the_step_of_the_whole_batch():
   adapted, variables, images, labels = problem()
   subnet = adapted.fix(presets.preset(adapted.spec, 'full'))
   trainable, frozen = subnet.split(variables)
-  loss_fn, optimizer = subnet_loss(subnet, unchanged, train=True), optax.sgd(1.0)
+  loss_fn, optimizer = make_loss(subnet, unchanged, train=True), optax.sgd(1.0)
   carry = loop.Carry(trainable, optimizer.init(trainable), 0, True)
   whole, parts = (
     jax.jit(loop.make_step(loss_fn, optimizer, accumulate))(carry, frozen, images, labels, KEY)

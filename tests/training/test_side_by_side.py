@@ -15,7 +15,7 @@ from glora_jax.method import presets
 from glora_jax.method.draws import sample_genome
 from glora_jax.method.genomes import smallest_genome
 from glora_jax.training import loop
-from glora_jax.training.losses import subnet_loss, supernet_loss
+from glora_jax.training.losses import make_loss
 from glora_jax.training.recipe import Recipe
 from glora_jax.training.side_by_side import Training, subnet_runs, train_many
 
@@ -39,7 +39,7 @@ def train_together(runs, recipe=RECIPE, **options):
 def test_presets_and_seeds_side_by_side_are_those_trained_apart():
   adapted, variables, *_ = problem()
   subnets = [adapted.fix(presets.preset(adapted.spec, name)) for name in PRESETS]
-  losses = [subnet_loss(subnet, unchanged, train=True) for subnet in subnets]
+  losses = [make_loss(subnet, unchanged, train=True) for subnet in subnets]
   runs = [
     Training(loss_fn, *subnet.split(variables), jax.random.key(seed))
     for seed in range(2)
@@ -57,7 +57,7 @@ def test_presets_and_seeds_side_by_side_are_those_trained_apart():
 def test_a_rate_is_a_factor_on_the_recipes_and_seeds_of_a_supernet_are_runs_too():
   adapted, variables, *_ = problem()
   sample = functools.partial(sample_genome, spec=adapted.spec)
-  loss_fn = supernet_loss(adapted, unchanged, sample, train=True)
+  loss_fn = make_loss(adapted, unchanged, sample, train=True)
   run = Training(loss_fn, *adapted.split(variables), jax.random.key(0), rate=0.5)
   slow, recipe = (
     Recipe(3, 8, rate, rate / 100, rate / 10, warmup_epochs=1, weight_decay=0.1)
@@ -74,7 +74,7 @@ def test_a_rate_is_a_factor_on_the_recipes_and_seeds_of_a_supernet_are_runs_too(
 def test_the_optimizer_of_one_side_by_side_is_that_of_one_apart(fields):
   adapted, variables, *_ = problem()
   subnet = adapted.fix(presets.preset(adapted.spec, 'lora'))
-  loss_fn = subnet_loss(subnet, unchanged, train=True)
+  loss_fn = make_loss(subnet, unchanged, train=True)
   run = Training(loss_fn, *subnet.split(variables), jax.random.key(5))
   recipe = dataclasses.replace(RECIPE, epochs=1, warmup_epochs=0, weight_decay=0.1, **fields)
   [together] = train_together([run], recipe)

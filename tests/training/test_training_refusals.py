@@ -10,7 +10,7 @@ from tiny import Tiny, problem, unchanged
 import glora_jax
 from glora_jax.training import head_alone, loop
 from glora_jax.training.batches import given
-from glora_jax.training.losses import cross_entropy, subnet_loss, supernet_loss
+from glora_jax.training.losses import cross_entropy, make_loss
 from glora_jax.training.recipe import Recipe
 from glora_jax.training.side_by_side import Training, subnet_runs, train_many
 
@@ -33,7 +33,7 @@ class Partial:
 
 def supernet(**arguments):
   defaults = {'adapted': problem().adapted, 'preprocess': unchanged, 'sample': len}
-  return supernet_loss(**defaults | arguments)
+  return make_loss(**defaults | arguments)
 
 
 def fit(**arguments):
@@ -75,7 +75,7 @@ def run(**arguments):
     (lambda: cross_entropy(jnp.ones((4, 5)), jnp.ones(5)), '[5]'),
     (lambda: cross_entropy((jnp.ones((4, 5)),), jnp.ones(4)), 'type tuple'),
     (lambda: supernet(rngs={'dropout': KEY}), 'rngs'),
-    (lambda: subnet_loss(problem().adapted, unchanged), 'subnet=Adapted'),
+    (lambda: make_loss(problem().adapted.fix('bitfit'), unchanged, len), 'sample draws structures'),
     (
       lambda: fit(loss_fn=supernet(sample=lambda key: np.ones((3, 2, 5)))),
       '10 images cannot be cut',

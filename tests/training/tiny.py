@@ -83,7 +83,7 @@ class Stream:
       yield problem().images[index], problem().labels[index]
 
 
-def unchanged(key, images):
+def unchanged(images, key):
   """A preprocessing that does nothing."""
   return images
 

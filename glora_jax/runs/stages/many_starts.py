@@ -16,14 +16,14 @@ import numpy as np
 
 from glora_jax.files import write_arrays
 from glora_jax.method import genomes
-from glora_jax.method.adapted import Adapted, Subnet
+from glora_jax.method.adapted import Adapted
 from glora_jax.records import Array, read_array_record
 from glora_jax.runs.run import Run, Stream, stream_key
 from glora_jax.runs.stages.training import loss_of_supernet
 from glora_jax.runs.workdir import Stopped
 from glora_jax.training.head_alone import HeadAlone
 from glora_jax.training.loop import LossFn
-from glora_jax.training.losses import subnet_loss
+from glora_jax.training.losses import make_loss
 from glora_jax.training.recipe import Recipe
 from glora_jax.training.side_by_side import Training, subnet_runs, train_many
 
@@ -37,18 +37,19 @@ class Trial(NamedTuple):
   learning_rate: float
 
 
-class FullFineTuning(Subnet):
-  """All of the base trained and no support: the subnet whose supports do nothing, split otherwise.
+class FullFineTuning(Adapted):
+  """All of the base trained and no support: the smallest structure, split otherwise."""
 
-  Args:
-    adapted: the adapted backbone.
-  """
+  @classmethod
+  def of(cls, adapted: Adapted) -> FullFineTuning:
+    """Full fine-tuning of an adapted backbone."""
+    return cls(**vars(adapted.fix(genomes.smallest_genome(adapted.spec))))
 
-  def __init__(self, adapted: Adapted):
-    super().__init__(adapted, genomes.smallest_genome(adapted.spec))
-
-  def split(self, variables: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+  def split(
+    self, variables: Any, *, supports: bool = True
+  ) -> tuple[dict[str, Any], dict[str, Any]]:
     """(trainable, frozen): all parameters in float32, and all else."""
+    del supports
     params = jax.tree.map(lambda x: x.astype(jnp.float32), variables['params'])
     others = {name: value for name, value in variables.items() if name != 'params'}
     return {'params': params}, others
@@ -57,21 +58,17 @@ class FullFineTuning(Subnet):
     """The inverse of `split`."""
     return {**frozen, **trainable}
 
-  def count_params(self) -> int:
+  def count_params(self, genome: Any = None) -> int:
     """Number of trained parameters, heads not counted."""
+    del genome
     return sum(
-      shape.size
-      for path, shape in self.adapted.param_shapes.items()
-      if path not in self.adapted.head_paths
+      shape.size for path, shape in self.param_shapes.items() if path not in self.head_paths
     )
-
-
-Learner = Adapted | Subnet
 
 
 def loss_of_finetuning(run: Run, learner: FullFineTuning) -> LossFn:
   """The loss of full fine-tuning, with the augmentation of all others."""
-  return subnet_loss(learner, run.augmented, **run.loss_options)
+  return make_loss(learner, run.augmented, **run.loss_options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +85,7 @@ class Batch:
   """
 
   name: str
-  learner: Learner
+  learner: Adapted
   recipe: Recipe
   starts: Sequence[Any]
   keys: Sequence[jax.Array]
@@ -171,11 +168,11 @@ def _examples(run: Run, batch: Batch) -> tuple[Any, Any]:
 
 
 def from_pretrained(
-  run: Run, name: str, learner: Learner, recipe: Recipe, trials: Sequence[Trial]
+  run: Run, name: str, learner: Adapted, recipe: Recipe, trials: Sequence[Trial]
 ) -> Batch:
   """The trainings of a learner from the pretrained base, for each trial."""
   base = run.variables['params']
-  adapted = learner if isinstance(learner, Adapted) else learner.adapted
+  adapted = learner.fix(None)
   return Batch(
     name=name,
     learner=learner,
@@ -189,9 +186,9 @@ def from_pretrained(
 def _trainings(run: Run, batch: Batch) -> list[Training]:
   """What `train_many` takes: equal losses and frozen arrays, which make them one program."""
   learner = batch.learner
-  if isinstance(learner, Subnet) and not isinstance(learner, HeadAlone | FullFineTuning):
+  if learner.genome is not None and not isinstance(learner, HeadAlone | FullFineTuning):
     trainings = subnet_runs(
-      learner.adapted,
+      learner,
       [learner.genome],
       batch.starts,
       batch.keys,

@@ -16,8 +16,8 @@ import jax
 import numpy as np
 
 from glora_jax.files import write_json
-from glora_jax.method import genomes, presets
-from glora_jax.method.adapted import Adapted, Subnet
+from glora_jax.method import genomes
+from glora_jax.method.adapted import Adapted
 from glora_jax.method.presets import file_name
 from glora_jax.records import read_record
 from glora_jax.runs.config import RunSettings
@@ -121,14 +121,12 @@ def train_method(
   if method == GRADIENT:
     return _read_off_gradients(run, trials, budgets, folder)
   if method == 'finetuning':
-    return {method: _train(run, FullFineTuning(run.adapted), method, trials, folder)}
-  adapted = run.place(method).adapted
-  subnet = adapted.fix(presets.preset(adapted.spec, method))
-  return {method: _train(run, subnet, method, trials, folder)}
+    return {method: _train(run, FullFineTuning.of(run.adapted), method, trials, folder)}
+  return {method: _train(run, run.place(method).adapted.fix(method), method, trials, folder)}
 
 
 def _train(
-  run: Run, learner: Subnet, row: str, trials: Sequence[Trial], folder: str
+  run: Run, learner: Adapted, row: str, trials: Sequence[Trial], folder: str
 ) -> list[TrainedSubnet]:
   """Trains a learner from the pretrained base once for each trial."""
   name = f'{folder}/{file_name(row)}'
@@ -137,16 +135,17 @@ def _train(
 
 
 def _subnets(
-  run: Run, learner: Subnet, trained: TrainedBatch, training: str = 'Its training', **more: Any
+  run: Run, learner: Adapted, trained: TrainedBatch, training: str = 'Its training', **more: Any
 ) -> list[TrainedSubnet]:
   """What became of each training of a batch; `more` are fields of all of them."""
+  assert learner.genome is not None
   return [
     TrainedSubnet(
       learner.genome,
       learner.count_params(),
       variables,
       trained.seconds_each,
-      adapted=None if learner.adapted is run.adapted else learner.adapted,
+      adapted=None if learner.spec is run.adapted.spec else learner.fix(None),
       trouble=_trouble(training, diverged),
       **more,
     )

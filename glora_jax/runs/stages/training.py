@@ -15,7 +15,7 @@ import numpy as np
 
 from glora_jax import mesh as meshes
 from glora_jax.files import damaged, number, write_json
-from glora_jax.method.adapted import Adapted, Subnet
+from glora_jax.method.adapted import Adapted
 from glora_jax.records import read_lines, read_record
 from glora_jax.runs.monitoring import Line, Metrics, profiled
 from glora_jax.runs.run import Candidate, Run, Stream
@@ -24,7 +24,7 @@ from glora_jax.training import loop
 from glora_jax.training.checkpoints import TrainingCheckpoints
 from glora_jax.training.head_alone import HeadAlone
 from glora_jax.training.loop import LossFn, NonFiniteLossError, TrainState
-from glora_jax.training.losses import subnet_loss, supernet_loss
+from glora_jax.training.losses import make_loss
 from glora_jax.training.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -203,19 +203,19 @@ def share_of_largest_class(labels: np.ndarray) -> float:
   return float(np.bincount(labels).max()) / len(labels)
 
 
-def learner_of(run: Run, stage: TrainingStage) -> tuple[Adapted | Subnet | HeadAlone, LossFn]:
-  """What is trained, and its loss: the subnet of a genome, or the supernet where that is None."""
+def learner_of(run: Run, stage: TrainingStage) -> tuple[Adapted, LossFn]:
+  """What is trained, and its loss: the structure of a stage, or the supernet where it has none."""
   if stage.head is not None:
     return stage.head, stage.head.loss()
   if stage.genome is None:
     return run.adapted, loss_of_supernet(run)
-  subnet = (stage.adapted or run.adapted).fix(stage.genome)
-  return subnet, subnet_loss(subnet, run.augmented, **run.loss_options)
+  learner = (stage.adapted or run.adapted).fix(stage.genome)
+  return learner, make_loss(learner, run.augmented, **run.loss_options)
 
 
 def loss_of_supernet(run: Run) -> LossFn:
   """The loss of the run's supernet, with the sampling that the config asks for."""
-  return supernet_loss(
+  return make_loss(
     run.adapted,
     run.augmented,
     functools.partial(run.settings.sampling.draw, spec=run.adapted.spec),

@@ -1,0 +1,178 @@
+"""A model with one structure: given by name, genome, choices or file; what it stores; its scale."""
+
+import json
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from comparing import assert_close, assert_trees_close, random_params, random_variables, randomized
+from flax import nnx
+
+import glora_jax
+from glora_jax import SearchSpace
+
+X = jax.random.normal(jax.random.key(0), (5, 4))
+
+
+class Mlp(nn.Module):
+  @nn.compact
+  def __call__(self, x):
+    return nn.Dense(2, name='head')(nn.gelu(nn.Dense(6, name='fc')(x)))
+
+
+PARAMS = random_params(Mlp(), X)
+
+
+def function(params, x):
+  x = nn.gelu(x @ params['fc']['kernel'] + params['fc']['bias'])
+  return x @ params['head']['kernel'] + params['head']['bias']
+
+
+def with_structure(structure, **options):
+  """The same network fixed to a structure by the three ways of adapting: (adapted, params)."""
+  live = nnx.bridge.ToNNX(Mlp(), nnx.Rngs(0)).lazy_init(X)
+  yield glora_jax.adapt(Mlp(), X, structure=structure, **options), PARAMS
+  yield glora_jax.adapt_function(function, PARAMS, X, structure=structure, **options), PARAMS
+  yield glora_jax.nnx.adapt(live, X, structure=structure, **options), glora_jax.nnx.params(live)
+
+
+@pytest.mark.parametrize(
+  'structure', ['lora:3', 'bitfit', 'scale_shift_lora:2', 'hira', 'full', 'linear']
+)
+def test_variables_hold_what_the_structure_reads_and_nothing_needs_a_genome(structure, tmp_path):
+  for adapted, params in with_structure(structure):
+    start = adapted.init(jax.random.key(1), params)
+    assert_close(adapted.apply(start, X), function(PARAMS if params is PARAMS else params, X))
+    assert sum(leaf.size for leaf in jax.tree.leaves(start['glora'])) == adapted.count_params()
+    trainable, frozen = adapted.split(start)
+    variables = adapted.join(randomized(trainable), frozen)
+    plain = adapted.fold(variables)
+    assert_close(function(plain, X), adapted.apply(variables, X), 1e-4)
+    glora_jax.save_adapter(tmp_path / 'a.safetensors', adapted, variables)
+    again, read = glora_jax.load_adapter(tmp_path / 'a.safetensors', adapted, params)
+    np.testing.assert_array_equal(again.genome, adapted.genome)
+    jax.tree.map(np.testing.assert_array_equal, read['glora'], variables['glora'])
+    assert f'trains {adapted.count_params():,} parameters' in adapted.summary()
+
+
+def test_a_fixed_structure_starts_with_the_numbers_of_the_free_one():
+  free = glora_jax.adapt(Mlp(), X, space=SearchSpace((1, 4)))
+  fixed = free.fix('scale_shift_lora:1')
+  key = jax.random.key(2)
+  expected, _ = fixed.split(free.init(key, PARAMS))
+  found, _ = fixed.split(fixed.init(key, PARAMS))
+  jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_a_structure_is_the_same_by_name_genome_choices_and_file(tmp_path):
+  adapted = glora_jax.adapt(Mlp(), X, structure='scale_shift_lora:2')
+  described = glora_jax.genome_to_json(adapted.spec, adapted.genome)
+  path = tmp_path / 'genome.json'
+  path.write_text(json.dumps(described))
+  adapter = tmp_path / 'adapter.safetensors'
+  glora_jax.save_adapter(adapter, adapted, adapted.init(jax.random.key(0), PARAMS))
+  alleles = {'A': 'vector', 'B': 'lora:2', 'E': 'vector'}
+  for structure in (
+    path,
+    str(path),
+    adapter,
+    described,
+    {'fc': alleles},
+    {'fc': 'scale_shift_lora:2'},
+  ):
+    other = glora_jax.adapt(Mlp(), X, structure=structure)
+    np.testing.assert_array_equal(other.genome, adapted.genome)
+    assert other.spec == adapted.spec
+  space = SearchSpace((1, 2))
+  of_codes = glora_jax.adapt(Mlp(), X, structure=[[2, 4, 0, 0, 2]], space=space)
+  assert of_codes.fix(adapter).genome.tolist() == of_codes.genome.tolist()
+
+
+def test_a_scale_multiplies_a_lora_of_b_and_nothing_else(tmp_path):
+  plain = glora_jax.adapt(Mlp(), X, structure='full', space=SearchSpace((2,)))
+  scaled = glora_jax.adapt(Mlp(), X, structure='full', space=SearchSpace((2,)), scale=3.0)
+  variables = random_variables(plain, PARAMS)
+  supports = variables['glora']['fc']
+  longer = {'fc': {**supports, 'B_up': 3 * supports['B_up']}}
+  expected = {**variables, 'glora': longer}
+  assert_close(scaled.apply(variables, X), plain.apply(expected, X), 1e-4)
+  assert_trees_close(scaled.fold(variables), plain.fold(expected), 1e-4)
+  for structure in ('bitfit', 'ssf', 'hira', [[0, 2, 0, 0, 0]]):  # vectors lie where LoRAs do
+    of_plain, of_scaled = (
+      adapted.fix(None).fix(structure).apply(variables, X) for adapted in (plain, scaled)
+    )
+    np.testing.assert_array_equal(of_plain, of_scaled)
+  path = tmp_path / 'a.safetensors'
+  glora_jax.save_adapter(path, scaled, variables)
+  for adapted in (plain, scaled, glora_jax.adapt(Mlp(), X, structure=path)):
+    fixed, read = glora_jax.load_adapter(path, adapted, PARAMS)
+    assert_close(fixed.apply(read, X), scaled.apply(variables, X), 1e-4)
+
+
+def test_a_live_model_is_attached_with_one_structure_and_a_scale():
+  linear = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+  model = glora_jax.nnx.attach(linear, X, structure='lora:2', scale=2.0)
+  trained = nnx.state(model, glora_jax.nnx.Trained)['glora_kernel']
+  assert {name: value.shape for name, value in trained.items()} == {
+    'B_down': (4, 2),
+    'B_up': (2, 3),
+  }
+  model.glora_kernel.B_up[...] = jnp.ones((2, 3))
+  low_rank = model.glora_kernel.B_down.get_value() @ jnp.ones((2, 3))
+  assert_close(model(X), linear(X) + 2 * X @ low_rank, 1e-5)
+  assert_close(glora_jax.nnx.fold(model)(X), model(X), 1e-5)
+  adapted, variables = glora_jax.nnx.as_adapted(model)
+  assert_close(adapted.apply(variables, X), model(X), 1e-5)
+
+
+def test_a_training_of_a_lora_is_a_few_lines_and_learns():
+  labels = (X[:, 0] > 0).astype(int)
+  adapted = glora_jax.adapt(Mlp(), X, structure='lora:2')
+  trainable, frozen = adapted.split(adapted.init(jax.random.key(0), PARAMS))
+  recipe = glora_jax.Recipe(epochs=60, batch_size=5, warmup_epochs=1, learning_rate=0.03)
+  state = glora_jax.fit(
+    glora_jax.make_loss(adapted),
+    trainable,
+    frozen,
+    X,
+    labels,
+    recipe,
+    jax.random.key(1),
+    progress=False,
+  )
+  folded = adapted.fold(adapted.join(state.trainable, frozen))
+  np.testing.assert_array_equal(function(folded, X).argmax(-1), labels)
+
+
+def test_an_adapted_model_is_told_in_one_line():
+  adapted = glora_jax.adapt(Mlp(), X)
+  assert repr(adapted) == '<Adapted Mlp: 1 layer, free structure>'
+  assert repr(adapted.fix('bitfit')) == '<Adapted Mlp: 1 layer, 6 parameters>'
+
+
+FREE = glora_jax.adapt(Mlp(), X)
+FIXED = FREE.fix('lora')
+VARIABLES = FREE.init(jax.random.key(0), PARAMS)
+
+
+@pytest.mark.parametrize(
+  'call, sentence',
+  [
+    (lambda: FREE.apply(VARIABLES, X), 'apply needs a genome, since the structure is free'),
+    (lambda: FREE.fold(VARIABLES), 'fold needs a genome'),
+    (lambda: FREE.count_params(), 'count_params needs a genome'),
+    (lambda: FIXED.apply(VARIABLES, X, genome=FIXED.genome), 'apply takes no genome'),
+    (lambda: glora_jax.make_scorer(FIXED), 'is fixed; give it adapted.fix'),
+    (lambda: FREE.fix('lora:8'), 'needs rank 8, and the space of fc has the ranks 4'),
+    (lambda: FREE.fix('lra'), "'lra' is unknown"),
+    (lambda: glora_jax.adapt(Mlp(), X, structure='./no.json'), "structure='./no.json' is no file"),
+    (lambda: glora_jax.adapt(Mlp(), X, structure='lora:2', scale=0.0), 'scale=0.0 must be above 0'),
+    (lambda: glora_jax.adapt(Mlp(), X, structure=[[0, 9, 0, 0, 0]]), 'says 9 for B'),
+  ],
+)
+def test_what_a_structure_cannot_be_asked_is_one_sentence(call, sentence):
+  with pytest.raises((ValueError, FileNotFoundError)) as raised:
+    call()
+  assert sentence in str(raised.value)
