@@ -204,9 +204,13 @@ class Adapted:
     """
     genome = self._structure(genome, 'fold')
     self._check(variables, genome)
+    return self.folded(variables, jnp.asarray(genome))
+
+  def folded(self, variables: Mapping[str, Any], genome: jax.Array) -> Any:
+    """`fold` of checked arguments."""
     params = self.full_precision(variables['params'])
     self.check_params(params)
-    return fold(self.groups, params, variables[COLLECTION], jnp.asarray(genome))
+    return fold(self.groups, params, variables[COLLECTION], genome)
 
   def require_free(self, call: str) -> None:
     """Raises ValueError where the structure is fixed, and a call is about many."""

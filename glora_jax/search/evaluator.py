@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from glora_jax.limits import Domain, Limits, check_callable, check_type, shown
 from glora_jax.mesh import require_mesh
-from glora_jax.method.adapted import Adapted
+from glora_jax.method.adapted import Adapted, Call
 from glora_jax.method.sample import Preprocess, unchanged
 from glora_jax.method.supports import COLLECTION
 from glora_jax.method.validation import check_logits, check_scored, is_known, right_answers
@@ -118,7 +118,6 @@ class Evaluator:
 
   def __post_init__(self):
     check_type(self.adapted, Adapted, 'adapted')
-    self.adapted.require_free('Scoring')
     check_callable(self.preprocess, 'preprocess')
     object.__setattr__(self, 'block', _COUNT.check(self.block, 'block'))
     object.__setattr__(self, 'classes', _as_mask(self.classes))
@@ -156,16 +155,15 @@ class Evaluator:
     others = {
       name: value for name, value in variables.items() if name not in ('params', COLLECTION)
     }
-    return BoundSubnet({'params': self.adapted.fold(variables, genome), **others}, None)
+    return BoundSubnet({'params': self.adapted.folded(variables, genome), **others}, None)
 
   def logits(self, subnet: BoundSubnet, inputs: jax.Array) -> jax.Array:
     """The subnet's logits, float32 [image, class]; -inf for classes that are no answers."""
     if subnet.genome is None:
       logits: Any = self.adapted.call_model(subnet.variables, inputs, **self.apply_kwargs)
     else:
-      logits = self.adapted.apply(
-        subnet.variables, inputs, genome=subnet.genome, **self.apply_kwargs
-      )
+      call = Call((inputs,), self.apply_kwargs)
+      logits = self.adapted.run(call, subnet.variables, subnet.genome, self.adapted.merge)
     check_logits(logits)
     logits = logits.astype(jnp.float32)
     if self.classes is not None and self.classes.shape != logits.shape[-1:]:

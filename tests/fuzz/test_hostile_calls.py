@@ -21,6 +21,7 @@ from glora_jax.data.augment import Augmentation
 from glora_jax.method import genomes, presets, supports
 from glora_jax.method.draws import check_budget
 from glora_jax.models import weights
+from glora_jax.nnx import live
 
 KEY = jax.random.key(0)
 DENSE = Spec((Layer('Dense', 4, 3, space=SearchSpace(ranks=(2, 4))),))  # as that of `dense`
@@ -100,13 +101,13 @@ def fit(**fields):
   return glora_jax.fit(loss, start, {}, IMAGES, LABELS, recipe, KEY, progress=False).trainable
 
 
-def live(model):
+def cloned(model):
   """The attached model where a string stands; whatever else is drawn is taken for one."""
   return nnx.clone(attached()) if isinstance(model, str) else model
 
 
 def set_genome(model, genome):
-  model = live(model)
+  model = cloned(model)
   glora_jax.nnx.set_genome(model, genome)
   assert np.array_equal(live.get_genome(model), np.asarray(genome))
   assert np.allclose(glora_jax.nnx.fold(model)(INPUTS), model(INPUTS), atol=1e-4)
@@ -163,7 +164,7 @@ CALLS = {
   ),
   'nnx.attach': (attach, SELECTED),
   'nnx.set_genome': (set_genome, {'model': '', 'genome': LORA}),
-  'nnx.summary': (lambda model: glora_jax.nnx.summary(live(model)), {'model': ''}),
+  'nnx.summary': (lambda model: glora_jax.nnx.summary(cloned(model)), {'model': ''}),
 }
 
 

@@ -164,7 +164,6 @@ VARIABLES = FREE.init(jax.random.key(0), PARAMS)
     (lambda: FREE.fold(VARIABLES), 'fold needs a genome'),
     (lambda: FREE.count_params(), 'count_params needs a genome'),
     (lambda: FIXED.apply(VARIABLES, X, genome=FIXED.genome), 'apply takes no genome'),
-    (lambda: glora_jax.make_scorer(FIXED), 'is fixed; give it adapted.fix'),
     (lambda: FREE.fix('lora:8'), 'needs rank 8, and the space of fc has the ranks 4'),
     (lambda: FREE.fix('lra'), "'lra' is unknown"),
     (lambda: glora_jax.adapt(Mlp(), X, structure='./no.json'), "structure='./no.json' is no file"),

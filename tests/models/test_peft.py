@@ -217,16 +217,16 @@ def test_supports_of_another_model_or_a_training_that_diverged_are_named():
     (lambda x: x * np.nan, 'vit.layers.0.attention.q_proj.lora_A.weight'),
   ):
     variables = {**case.variables, 'glora': jax.tree.map(spoil, case.variables['glora'])}
-    assert_refused(named, save_peft, 'never', case.adapted, variables, case.genome, 'hf_vit')
+    assert_refused(named, save_peft, 'never', case.adapted, variables, 'hf_vit', case.genome)
 
 
 def test_convolutions_and_other_models_are_refused():
   model, inputs = nn.Conv(4, (2, 2)), jnp.zeros((1, 4, 4, 3))
   adapted = adapt(model, inputs, convs=True)
   params = jax.jit(model.init)(jax.random.key(0), inputs)['params']
-  arguments = adapted, random_variables(adapted, params), preset(adapted.spec, 'lora')
+  variables, lora = random_variables(adapted, params), preset(adapted.spec, 'lora')
   for names in ({'Conv': 'conv'}, 'timm'):
-    assert_refused('Conv', save_peft, 'never', *arguments, names)
+    assert_refused('Conv', save_peft, 'never', adapted, variables, names, lora)
 
 
 @pytest.mark.parametrize('heads', ['embed', 'scale1', 'norm1'])
@@ -234,7 +234,7 @@ def test_heads_that_are_no_single_linear_layer_or_norm_are_refused(heads):
   case = trained('timm_deit3')
   adapted = adapt(case.model, IMAGES, heads=heads)
   variables, genome = random_variables(adapted, case.params), preset(adapted.spec, 'lora')
-  assert_refused(f'{heads}/', save_peft, 'never', adapted, variables, genome, 'timm')
+  assert_refused(f'{heads}/', save_peft, 'never', adapted, variables, 'timm', genome)
 
 
 @pytest.mark.parametrize(

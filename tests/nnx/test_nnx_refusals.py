@@ -12,7 +12,7 @@ from live_models import SPACE, TOKENS, Classifier
 
 import glora_jax
 from glora_jax import nnx as glora_nnx
-from glora_jax.nnx import functional
+from glora_jax.nnx import functional, live
 
 X = jnp.ones((2, 6))
 LABELS = np.arange(len(TOKENS)) % 3
@@ -37,7 +37,7 @@ def lora():
 
 @functools.cache
 def fixed():
-  return glora_nnx.fix(attached(), glora_jax.preset(glora_nnx.spec(attached()), 'bitfit'))
+  return glora_nnx.fix(attached(), 'bitfit')
 
 
 class WithFeatures(Classifier):
@@ -105,15 +105,15 @@ REFUSED = [
   (lambda: attach(key=nnx.Rngs(dropout=0)), 'dropout'),
   (lambda: attach(split=3), 'split=3'),
   (lambda: attach(split={'(': 1}), "'('"),
-  (lambda: glora_nnx.spec(model()), 'Classifier'),
+  (lambda: live.spec(model()), 'Classifier'),
   (lambda: glora_nnx.fold(model()), 'Classifier'),
   (lambda: glora_nnx.set_genome(attached().block.down, GENOME[:1]), 'the whole model'),
   (lambda: glora_nnx.set_genome(attached(), GENOME[:2]), '(2, 5)'),
   (lambda: glora_nnx.set_genome(attached(), GENOME[None]), 'one genome'),
   (lambda: glora_nnx.set_genome(lora(), GENOME + 2), 'vector for A of layer 0'),
   (lambda: glora_nnx.set_genome(fixed(), GENOME + 2), 'vector for A of layer 0'),
-  (lambda: glora_nnx.with_genome(nnx.state(model()), GENOME), 'Genome'),
-  (lambda: nnx.jit(glora_nnx.get_genome)(attached()), 'traced'),
+  (lambda: live.with_genome(nnx.state(model()), GENOME), 'Genome'),
+  (lambda: nnx.jit(live.get_genome)(attached()), 'traced'),
   (lambda: glora_nnx.set_variables(attached(), {'params': {}}), "'glora'"),
   (lambda: set_statistics(norm={'mean': np.zeros(5)}), 'norm/mean is (5,)', '(8,)'),
   (lambda: set_statistics(norm={'median': np.zeros(8)}), 'norm/median'),

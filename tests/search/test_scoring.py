@@ -78,13 +78,16 @@ def test_one_compilation_serves_every_population_of_a_size():
 def test_images_become_inputs_block_by_block(kind):
   adapted, variables, genomes, images, _ = problem('mlp', 'up_front')
 
+  def as_floats(images, key):
+    return jnp.float32(images)
+
   def temporaries(number):
     many = np.zeros((number, *images.shape[1:]), np.uint8)
     if kind == 'scores':
-      scorer = scoring.make_scorer(adapted, jnp.float32, chunk=1, block=8)
+      scorer = scoring.make_scorer(adapted, as_floats, chunk=1, block=8)
       lowered = scorer.lower(variables, genomes, many, np.zeros(number, np.int32))
     else:
-      predictor = scoring.make_predictor(adapted, jnp.float32, block=8)
+      predictor = scoring.make_predictor(adapted, as_floats, block=8)
       lowered = predictor.lower(variables, genomes[0], many)
     return lowered.compile().memory_analysis().temp_size_in_bytes
 
