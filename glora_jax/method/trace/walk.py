@@ -131,7 +131,7 @@ def loop(step: Step) -> list[Value]:
   carry = _steady(step, step.params['body_jaxpr'], of_body, step.operands[tests + consts :], [])
   _run(step, step.params['cond_jaxpr'], [*of_test, *carry], step.place.within(0))
   _run(step, step.params['body_jaxpr'], [*of_body, *carry], step.place.within(1))
-  return carry
+  return _after(step, carry)
 
 
 def _steady(
@@ -146,6 +146,14 @@ def _steady(
     if following == current:
       return current
     current = following
+
+
+def _after(step: Step, carry: Sequence[Value]) -> list[Value]:
+  """What is known of a loop's carry at its end, where its numbers are others than inside."""
+  return [
+    dataclasses.replace(value, token=(step.place.scope, number))
+    for number, value in enumerate(carry)
+  ]
 
 
 def scan(step: Step) -> list[Value]:
@@ -175,7 +183,7 @@ def scan(step: Step) -> list[Value]:
     origins = () if value.depends else origins_of([value], 'stacked by a scan')
     stacked = Value(value.depends, origins=origins, token=(place.scope, 'stack', number))
     collected.append(wholes.get(value.view, stacked) if value.view else stacked)
-  return [*carry, *collected]
+  return [*_after(step, carry), *collected]
 
 
 _ARRAYS: Mapping[str, Handler] = {

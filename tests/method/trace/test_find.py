@@ -1,11 +1,14 @@
 """Linear layers found by use, in ways that the functions of `function_zoo` do not have."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from hand_count import axes_of
 
+import glora_jax
 from glora_jax.method.trace.find import find
 
 D, F, E, L = 4, 6, 3, 2  # inputs, outputs, experts, layers
@@ -272,6 +275,50 @@ def test_layers_with_the_same_input_are_known():
 
   q, k, v, o = (site.input_id for site in found_in(function, params).sites)
   assert q == k == v != o
+
+
+def by_a_scan(params, x):
+  x, _ = jax.lax.scan(lambda x, _: (jnp.tanh(x @ params['looped']), None), x, length=2)
+  return x @ params['after']
+
+
+def by_a_loop(params, x):
+  x = jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: jnp.exp(x @ params['looped']), x)
+  return x @ params['after']
+
+
+class Linen(nn.Module):
+  """A linen model of bare parameters."""
+
+  @nn.compact
+  def __call__(self, x):
+    kernels = {name: self.param(name, nn.zeros, (D, D)) for name in ('looped', 'after')}
+    return by_a_scan(kernels, x)
+
+
+class Nnx(nnx.Module):
+  """An NNX model of bare parameters."""
+
+  def __init__(self):
+    self.looped, self.after = nnx.Param(zeros(D, D)), nnx.Param(zeros(D, D))
+
+  def __call__(self, x):
+    return by_a_scan({'looped': self.looped[...], 'after': self.after[...]}, x)
+
+
+def adapted(model, **options):
+  if isinstance(model, nn.Module):
+    return glora_jax.adapt(model, zeros(5, D), **options)
+  if isinstance(model, nnx.Module):
+    return glora_jax.nnx.adapt(model, zeros(5, D), **options)
+  params = {'looped': zeros(D, D), 'after': zeros(D, D)}
+  return glora_jax.adapt_function(model, params, zeros(5, D), **options)
+
+
+@pytest.mark.parametrize('model', [by_a_scan, by_a_loop, Linen(), Nnx()])
+def test_the_first_layer_of_a_loop_is_not_tied_to_the_one_after_it(model):
+  with pytest.raises(ValueError, match='input array'):
+    adapted(model, ties=[['looped', 'after']])
 
 
 def test_stacked_vectors_are_no_matrices():
