@@ -32,9 +32,9 @@ from glora_jax.method.site import Site, apart
 from glora_jax.method.space import SearchSpace
 from glora_jax.method.structures import Structure, read_structure, space_for
 from glora_jax.method.trace.events import CONVOLUTION
-from glora_jax.method.trace.find import Found, Uncovered, find, named_reasons
+from glora_jax.method.trace.find import Found, find
 from glora_jax.method.validation import check_merge
-from glora_jax.tree import Path, flatten, map_with_path
+from glora_jax.tree import Path, flatten, map_with_path, path_name
 
 log = logging.getLogger(__name__)
 DEFAULT_HEADS = r'(^|/)(head|classifier|lm_head|output_projection)$'
@@ -118,11 +118,9 @@ def adapt(
   sites = [_reconciled(site, params, found) for site in discovery.sites if site not in left_out]
   # A model may run convolutions as plain products.
   paths = {site.kernel_path for site in left_out}
-  matrices = [matrix for matrix in found.uncovered if matrix.path not in paths]
-  matrices += [Uncovered(site.kernel_path, site.kernel_shape, CONVOLUTION) for site in left_out]
   found = found._replace(
     sites=tuple(site for site in found.sites if site.kernel_path not in paths),
-    uncovered=tuple(matrices),
+    uncovered={**found.uncovered, **dict.fromkeys(paths, CONVOLUTION)},
   )
   adapted = assemble(
     model, params, sites, selection, refused=discovery.refused, merge=merge, found=found
@@ -223,12 +221,17 @@ def assemble(
     # No interceptor sees them, so they are merged up front.
     sites = [dataclasses.replace(site, shared=True) for site in apart(found.sites)]
     candidates = [site for site in sites if site.kernel_path not in heads.paths]
+  shapes = {path: _shape(value) for path, value in flat.items()}
   if not candidates and not refused:
-    uncovered = () if found is None else found.uncovered
-    others = [matrix for matrix in uncovered if matrix.path not in heads.paths]
+    reasons = {} if found is None else found.uncovered
+    others = [
+      f'{path_name(path)} {"x".join(map(str, shapes[path].shape))} ({reason})'
+      for path, reason in reasons.items()
+      if path not in heads.paths
+    ]
     raise ValueError(
       f'{name} has no linear layer that GLoRA can adapt besides its heads: '
-      f'{named_reasons(others) or "it has no other matrix"}.'
+      f'{", ".join(others) or "no matrix is left"}.'
     )
   groups = _groups(name, candidates, selection)
   layers = [*(site.name for site in sites), *refused]
@@ -240,7 +243,6 @@ def assemble(
   bare = [group.name for group in groups if not group.has_bias]
   if bare:
     log.warning('No C, D, E for the %d layers without bias: %s.', len(bare), ', '.join(bare))
-  shapes = {path: _shape(value) for path, value in flat.items()}
   refused_kernels = map(_kernel_of, refused)
   uncovered = find_uncovered(sites, groups, refused_kernels, heads.paths, shapes, found)
   adapted = Adapted(
@@ -413,11 +415,6 @@ def adapt_function(
     raise ValueError(
       f'{name} uses none of its params on its inputs: it must be called as {name}(params, *inputs) '
       'and compute with these, not with arrays that it closes over.'
-    )
-  if not found.sites:
-    raise ValueError(
-      f'{name} has no linear layer that GLoRA can adapt: '
-      f'{named_reasons(found.uncovered) or "it has no matrix among its parameters"}.'
     )
   return assemble(model, arrays, found.sites, selection, found=found).fix(structure)
 

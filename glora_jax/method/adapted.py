@@ -23,7 +23,6 @@ from glora_jax.method.site import Site
 from glora_jax.method.space import FLAT_FORMS, Spec
 from glora_jax.method.structures import Structure, genome_of
 from glora_jax.method.supports import COLLECTION
-from glora_jax.method.trace.find import Uncovered
 from glora_jax.method.validation import (
   check_collections,
   check_merge,
@@ -59,7 +58,7 @@ class Adapted:
     head_paths: paths of the parameters that are trained in full.
     merge: how supports get into the kernels, 'up_front' or 'lazy'.
     param_shapes: ShapeDtypeStruct of every parameter of the model, by path.
-    uncovered: the matrices that are not adapted, and why; see `coverage`.
+    uncovered: paths of the matrices that are not adapted, and why; see `coverage`.
     mesh: devices that the frozen weights are sharded over; see `glora_jax.shard`.
     head_sites: the linear layers among the heads.
     genome: the fixed structure, canonical, int8 [rows, 5]; None while it is free.
@@ -97,7 +96,7 @@ class Adapted:
   head_paths: frozenset[Path]
   merge: Merge
   param_shapes: Mapping[Path, jax.ShapeDtypeStruct]
-  uncovered: tuple[Uncovered, ...] = ()
+  uncovered: tuple[tuple[Path, str], ...] = ()
   mesh: jax.sharding.Mesh | None = None
   head_sites: tuple[Site, ...] = ()
   genome: np.ndarray | None = None

@@ -15,7 +15,7 @@ from glora_jax.method.groups import Group
 from glora_jax.method.site import Site
 from glora_jax.method.space import TENSORS, Spec
 from glora_jax.method.trace.events import CHOSEN, HEAD, NO_MODULE, NO_SAMPLE, NOT_SELECTED, ORDINARY
-from glora_jax.method.trace.find import Found, Uncovered
+from glora_jax.method.trace.find import Found
 from glora_jax.tree import Path, path_name
 
 log = logging.getLogger(__name__)
@@ -89,19 +89,19 @@ class Coverage:
 
 
 def coverage(
-  groups: Sequence[Group], uncovered: Sequence[Uncovered], shapes: Mapping[Path, Any]
+  groups: Sequence[Group], uncovered: Iterable[tuple[Path, str]], shapes: Mapping[Path, Any]
 ) -> Coverage:
   """The matrices of a model with their shares.
 
   Args:
     groups: the adapted layers.
-    uncovered: the matrices that are in none.
+    uncovered: paths of the matrices that are in none, and why.
     shapes: all parameters, by path.
   """
   total = sum(shape.size for shape in shapes.values())
   sites = [site for group in groups for site in group.members]
   covered = [_matrix(site.kernel_path, site.kernel_shape, '', total) for site in sites]
-  others = [_matrix(*matrix, total) for matrix in uncovered]
+  others = [_matrix(path, shapes[path].shape, reason, total) for path, reason in uncovered]
   return Coverage(tuple(covered), tuple(others))
 
 
@@ -116,8 +116,8 @@ def find_uncovered(
   heads: Container[Path],
   shapes: Mapping[Path, Any],
   found: Found | None,
-) -> tuple[Uncovered, ...]:
-  """The matrices that are not adapted, in the order of the parameters.
+) -> tuple[tuple[Path, str], ...]:
+  """Paths of the matrices that are not adapted, in the order of the parameters, and why.
 
   Args:
     sites: all linear layers that were found.
@@ -133,12 +133,12 @@ def find_uncovered(
     reasons = {path: NO_SAMPLE for path in matrices if path not in biases}
   else:
     reasons = {site.kernel_path: NO_MODULE for site in found.sites}
-    reasons |= {matrix.path: matrix.reason for matrix in found.uncovered}
+    reasons |= found.uncovered
   reasons |= dict.fromkeys([*(site.kernel_path for site in sites), *refused], NOT_SELECTED)
   covered = {site.kernel_path for group in groups for site in group.members}
   return tuple(
-    Uncovered(path, shape.shape, HEAD if path in heads else reasons[path])
-    for path, shape in shapes.items()
+    (path, HEAD if path in heads else reasons[path])
+    for path in shapes
     if path in reasons and path not in covered
   )
 

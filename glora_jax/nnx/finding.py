@@ -14,7 +14,6 @@ from flax import nnx
 from glora_jax.method.sample import Sample
 from glora_jax.method.site import Site
 from glora_jax.method.trace import find as by_use
-from glora_jax.method.trace.find import named_reasons
 from glora_jax.nnx.frozen import Frozen
 from glora_jax.tree import Path, plain_path
 
@@ -33,17 +32,12 @@ def find(
     What was found, with rows in the order of the modules, which depends on no backend.
 
   Raises:
-    ValueError: the model has no linear layer, or `split` does not fit.
+    ValueError: `split` does not fit.
   """
   frozen = Frozen(model)
   frozen.states[1:] = jax.tree.map(_value, frozen.states[1:])
   params = frozen.variables()['params']
   found = by_use.find(frozen, params, inputs, kwargs, convs=convs, split=split)
-  if not found.sites:
-    raise ValueError(
-      f'{frozen.__name__} has no linear layer that GLoRA can adapt: '
-      f'{named_reasons(found.uncovered) or "no matrix at all"}.'
-    )
   # A model that is one linear layer gives it its name.
   name = frozen.__name__
   named = [site if site.path else dataclasses.replace(site, kind=name) for site in found.sites]

@@ -107,11 +107,11 @@ def adapt(
     )
   else:
     sites, refused = _by_class(model)
-  if not sites and not refused:
-    raise ValueError(
-      f'{frozen.__name__} has no nnx.Linear or nnx.LinearGeneral to adapt; with sample inputs, '
-      'glora_jax.nnx.adapt(model, *inputs), other layers are found too.'
-    )
+    if not sites and not refused:
+      raise ValueError(
+        f'{frozen.__name__} has no nnx.Linear or nnx.LinearGeneral to adapt; with sample inputs, '
+        'glora_jax.nnx.adapt(model, *inputs), other layers are found too.'
+      )
   _log_state(frozen)
   adapted = assemble(frozen, params(model), sites, selection, refused=refused, found=found)
   return adapted.fix(structure)

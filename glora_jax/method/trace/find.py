@@ -14,7 +14,7 @@ import dataclasses
 import re
 import types
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -32,34 +32,15 @@ from glora_jax.method.trace.walk import Walk, walk
 from glora_jax.tree import Path, flatten, path_name, update
 
 
-class Uncovered(NamedTuple):
-  """A parameter with two or more axes, stacks not counted, that is in no linear layer.
-
-  Attributes:
-    path: path of the parameter.
-    shape: its shape.
-    reason: why it is in none, in a few words.
-  """
-
-  path: Path
-  shape: tuple[int, ...]
-  reason: str
-
-
-def named_reasons(matrices: Iterable[Uncovered]) -> str:
-  """Names and shapes, with the reasons in brackets."""
-  return ', '.join(
-    f'{path_name(path)} {"x".join(map(str, shape))} ({reason})' for path, shape, reason in matrices
-  )
-
-
 def uncovered_matrices(
   sites: Sequence[Site],
   events: Sequence[Event],
   arrays: Mapping[Path, Any],
   reasons: Mapping[Path, str],
-) -> tuple[Uncovered, ...]:
-  """The matrices that are in no linear layer, in the order of the parameters.
+) -> dict[Path, str]:
+  """Why matrices are in no linear layer, in the order of the parameters.
+
+  A matrix has two or more axes, stacks not counted.
 
   Args:
     sites: the linear layers.
@@ -78,11 +59,11 @@ def uncovered_matrices(
     elif isinstance(event, Use):
       stacked[event.view.path] |= event.view.stacked
       as_used[event.view.path] = _is_matrix(event.view.shape)
-  return tuple(
-    Uncovered(path, array.shape, reasons.get(path, UNUSED))
+  return {
+    path: reasons.get(path, UNUSED)
     for path, array in arrays.items()
     if path not in covered and (as_used.get(path) or _is_matrix(array.shape, stacked[path]))
-  )
+  }
 
 
 def _is_matrix(shape: Sequence[int], stacked: Container[int] = ()) -> bool:
@@ -116,7 +97,7 @@ class Found(NamedTuple):
 
   Attributes:
     sites: its linear layers in the order of their first uses, with their rows.
-    uncovered: the other matrices among its parameters.
+    uncovered: why the other matrices among its parameters are in none, in a few words, by path.
     unused: paths of all parameters that the call does not use.
     outputs: paths of the kernels whose layers the function's outputs are: what follows such a layer
       meets no other activations.
@@ -125,7 +106,7 @@ class Found(NamedTuple):
   """
 
   sites: tuple[Site, ...]
-  uncovered: tuple[Uncovered, ...]
+  uncovered: Mapping[Path, str]
   unused: tuple[Path, ...]
   outputs: tuple[Path, ...] = ()
   otherwise: frozenset[Path] = frozenset()
@@ -166,8 +147,8 @@ def find(
     >>> found = find(apply, params, (jnp.zeros(2, int),), {})
     >>> [(site.name, site.bias_path, site.layout.inputs) for site in found.sites]
     [('mlp/w', ('mlp', 'b'), (0,))]
-    >>> found.uncovered[0].reason
-    'embedding lookup'
+    >>> found.uncovered
+    {('embed',): 'embedding lookup'}
   """
   arrays = {
     path: bare for path, leaf in flatten(params).items() if is_array(bare := nn.meta.unbox(leaf))

@@ -28,7 +28,7 @@ def layouts(found):
 
 
 def reasons(found):
-  return {'/'.join(uncovered.path): uncovered.reason for uncovered in found.uncovered}
+  return {'/'.join(path): reason for path, reason in found.uncovered.items()}
 
 
 ONE_KERNEL = {
