@@ -8,7 +8,6 @@ time); see `glora_jax.method.merge`.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import sys
 import types
@@ -18,7 +17,6 @@ from typing import Any, Literal, get_args
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from glora_jax.limits import listed, shown
 from glora_jax.method.adapted import Adapted, Merge, name_of
@@ -31,7 +29,6 @@ from glora_jax.method.selection import Heads, Selection, Selector, matches, unma
 from glora_jax.method.site import Site, apart
 from glora_jax.method.space import SearchSpace
 from glora_jax.method.structures import Structure, read_structure, space_for
-from glora_jax.method.trace.events import CONVOLUTION
 from glora_jax.method.trace.find import Found, find
 from glora_jax.method.validation import check_merge
 from glora_jax.tree import Path, flatten, map_with_path, path_name
@@ -110,50 +107,8 @@ def adapt(
   structure = read_structure(structure)
   selection = Selection(space_for(structure, space, scale), select, heads, ties, convs)
   model = _linen_module(model)
-  discovery = discover(model, sample_inputs, model_kwargs)
-  left_out = [site for site in discovery.sites if site.is_convolution and not convs]
-  others = {name: value for name, value in discovery.variables.items() if name != 'params'}
-  params = discovery.variables.get('params', {})
-  found = find(_as_function(model), params, (others, *sample_inputs), model_kwargs, convs=convs)
-  sites = [_reconciled(site, params, found) for site in discovery.sites if site not in left_out]
-  # A model may run convolutions as plain products.
-  paths = {site.kernel_path for site in left_out}
-  found = found._replace(
-    sites=tuple(site for site in found.sites if site.kernel_path not in paths),
-    uncovered={**found.uncovered, **dict.fromkeys(paths, CONVOLUTION)},
-  )
-  adapted = assemble(
-    model, params, sites, selection, refused=discovery.refused, merge=merge, found=found
-  )
-  return adapted.fix(structure)
-
-
-def _reconciled(site: Site, params: Any, found: Found) -> Site:
-  """A module with the type of its parameter; merged before the call where that is used otherwise.
-
-  What changes a kernel on its way (`nn.map_variables`), a mask, a factor or another type, would do
-  the same to what lies beside it, and so would a sum of squares over all parameters, which is part
-  of the outputs.
-  """
-  path, dtype = site.kernel_path, np.dtype(site.kernel(params).dtype)
-  traced = [other.layout.inputs for other in found.sites if other.kernel_path == path]
-  is_plain = traced and path not in found.otherwise and site.dtype == dtype
-  if is_plain:  # an axis of size one may be anything
-    differ = set(traced[0]) ^ set(site.layout.inputs)
-    is_plain = all(site.kernel_shape[axis] == 1 for axis in differ)
-  return dataclasses.replace(site, dtype=dtype, shared=site.shared or not is_plain)
-
-
-def _as_function(model: nn.Module) -> Callable[..., Any]:
-  """A linen model as a function of parameters, other collections, and inputs."""
-
-  def function(params: Any, others: Any, *args: Any, **kwargs: Any) -> Any:
-    rngs, mutable = {'params': jax.random.key(0)}, nn.DenyList('params')
-    variables = {**others, 'params': params}
-    outputs, _ = model.apply(variables, *args, rngs=rngs, mutable=mutable, **kwargs)
-    return outputs
-
-  return function
+  params, found = discover(model, sample_inputs, model_kwargs, selection.convs)
+  return assemble(model, params, found, selection, merge=merge).fix(structure)
 
 
 def _linen_module(model: Any) -> nn.Module:
@@ -183,24 +138,20 @@ def _linen_module(model: Any) -> nn.Module:
 def assemble(
   model: Any,
   params: Any,
-  sites: Sequence[Site],
+  found: Found,
   selection: Selection,
   *,
-  refused: Mapping[str, str] = types.MappingProxyType({}),
   merge: Merge = 'up_front',
-  found: Found | None = None,
 ) -> Adapted:
-  """The second half of `adapt`: chooses among linear modules that were found, by whatever means.
+  """The second half of `adapt`: chooses among linear layers that were found, by whatever means.
 
   Args:
     model: anything with the `apply` of a linen model.
     params: its parameters, or their shapes.
-    sites: its linear modules, in order.
+    found: its linear layers; those outside of modules are taken where there are no others besides
+      heads.
     selection: what of them is adapted.
-    refused: why other linear modules cannot be adapted, by path.
     merge: how supports get into the kernels; 'lazy' needs a linen model.
-    found: what a trace of the model says; None if it was not traced. Its sites are taken where
-      `sites` has none besides heads.
 
   Returns:
     The adapted model.
@@ -211,22 +162,22 @@ def assemble(
   name = name_of(model)
   flat = flatten(params)
   heads = selection.heads_among(flat)
-  for path, reason in refused.items():
-    if selection.space_of(path) is not None and _kernel_of(path) not in heads.paths:
-      raise ValueError(f'{path} cannot be adapted: {reason}. Leave it out with select.')
+  refused = {path: path_name(path[:-1]) for path in found.refused}
+  for path, layer in refused.items():
+    if selection.space_of(layer) is not None and path not in heads.paths:
+      reason = found.refused[path]
+      raise ValueError(f'{layer} cannot be adapted: {reason}. Leave it out with select.')
 
-  sites = apart(sites)
+  sites = apart(found.sites)
   candidates = [site for site in sites if site.kernel_path not in heads.paths]
-  if not candidates and not refused and found is not None:
-    # No interceptor sees them, so they are merged up front.
-    sites = [dataclasses.replace(site, shared=True) for site in apart(found.sites)]
+  if not candidates and not refused:
+    sites = apart([*found.sites, *found.outside])
     candidates = [site for site in sites if site.kernel_path not in heads.paths]
   shapes = {path: _shape(value) for path, value in flat.items()}
   if not candidates and not refused:
-    reasons = {} if found is None else found.uncovered
     others = [
       f'{path_name(path)} {"x".join(map(str, shapes[path].shape))} ({reason})'
-      for path, reason in reasons.items()
+      for path, reason in found.uncovered.items()
       if path not in heads.paths
     ]
     raise ValueError(
@@ -234,7 +185,7 @@ def assemble(
       f'{", ".join(others) or "no matrix is left"}.'
     )
   groups = _groups(name, candidates, selection)
-  layers = [*(site.name for site in sites), *refused]
+  layers = [*(site.name for site in sites), *refused.values()]
   if patterns := unmatched(selection.select, layers):
     raise ValueError(
       f'select: {listed(patterns)} matches no linear layer of {name}; there are: '
@@ -243,8 +194,7 @@ def assemble(
   bare = [group.name for group in groups if not group.has_bias]
   if bare:
     log.warning('No C, D, E for the %d layers without bias: %s.', len(bare), ', '.join(bare))
-  refused_kernels = map(_kernel_of, refused)
-  uncovered = find_uncovered(sites, groups, refused_kernels, heads.paths, shapes, found)
+  uncovered = find_uncovered(sites, groups, found, heads.paths, shapes)
   adapted = Adapted(
     model,
     spec_of(groups),
@@ -257,7 +207,7 @@ def assemble(
   )
   log_uncovered(adapted.coverage())
   if selection.heads is not None:
-    _log_heads(adapted, selection.heads, heads, sites, found)
+    _log_heads(adapted, selection.heads, heads, sites, found.outputs)
   return adapted
 
 
@@ -267,13 +217,8 @@ def _shape(boxed: Any) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(array.shape, array.dtype)
 
 
-def _kernel_of(module: str) -> Path:
-  """Path of the kernel of a module by its '/'-joined path."""
-  return (*module.split('/'), 'kernel')
-
-
 def _log_heads(
-  adapted: Adapted, selector: Selector, heads: Heads, sites: Sequence[Site], found: Found | None
+  adapted: Adapted, selector: Selector, heads: Heads, sites: Sequence[Site], outputs: Sequence[Path]
 ) -> None:
   """Says what is trained in full, and which layer might have to be."""
   name, is_default = name_of(adapted.model), selector == DEFAULT_HEADS
@@ -282,7 +227,6 @@ def _log_heads(
       f'heads={shown(selector)} matches no module and no parameter of {name}; its linear layers '
       f'are: {", ".join(site.name for site in sites)}. heads=None trains none in full.'
     )
-  outputs = found.outputs if found is not None else ()
   last = [site for site in sites if site.kernel_path in outputs]
   if heads.unmatched:
     log.warning('%s: heads: %s matches no module.', name, listed(heads.unmatched))
@@ -416,7 +360,7 @@ def adapt_function(
       f'{name} uses none of its params on its inputs: it must be called as {name}(params, *inputs) '
       'and compute with these, not with arrays that it closes over.'
     )
-  return assemble(model, arrays, found.sites, selection, found=found).fix(structure)
+  return assemble(model, arrays, found, selection).fix(structure)
 
 
 class Function:

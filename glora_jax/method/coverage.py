@@ -14,7 +14,7 @@ from glora_jax.method.genomes import largest_genome
 from glora_jax.method.groups import Group
 from glora_jax.method.site import Site
 from glora_jax.method.space import TENSORS, Spec
-from glora_jax.method.trace.events import CHOSEN, HEAD, NO_MODULE, NO_SAMPLE, NOT_SELECTED, ORDINARY
+from glora_jax.method.trace.events import CHOSEN, HEAD, NOT_SELECTED, ORDINARY
 from glora_jax.method.trace.find import Found
 from glora_jax.tree import Path, path_name
 
@@ -112,33 +112,25 @@ def _matrix(path: Path, shape: tuple[int, ...], reason: str, total: int) -> Matr
 def find_uncovered(
   sites: Sequence[Site],
   groups: Sequence[Group],
-  refused: Iterable[Path],
+  found: Found,
   heads: Container[Path],
-  shapes: Mapping[Path, Any],
-  found: Found | None,
+  paths: Iterable[Path],
 ) -> tuple[tuple[Path, str], ...]:
   """Paths of the matrices that are not adapted, in the order of the parameters, and why.
 
   Args:
-    sites: all linear layers that were found.
+    sites: the linear layers to choose among.
     groups: those that are adapted.
-    refused: paths of kernels that cannot be adapted and were left out.
+    found: what was found in the model.
     heads: paths of the parameters that are trained in full.
-    shapes: all parameters, by path.
-    found: what the trace of the model says; None if there was none.
+    paths: those of all parameters.
   """
-  if found is None:
-    biases = {site.bias_path for site in sites}
-    matrices = [path for path, shape in shapes.items() if len(shape.shape) > 1]
-    reasons = {path: NO_SAMPLE for path in matrices if path not in biases}
-  else:
-    reasons = {site.kernel_path: NO_MODULE for site in found.sites}
-    reasons |= found.uncovered
-  reasons |= dict.fromkeys([*(site.kernel_path for site in sites), *refused], NOT_SELECTED)
+  left_out = [*(site.kernel_path for site in sites), *found.refused]
+  reasons = {**found.uncovered, **dict.fromkeys(left_out, NOT_SELECTED)}
   covered = {site.kernel_path for group in groups for site in group.members}
   return tuple(
     (path, HEAD if path in heads else reasons[path])
-    for path in shapes
+    for path in paths
     if path in reasons and path not in covered
   )
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -30,8 +31,15 @@ class Sample:
     leaves = [next(remaining) if is_array(leaf) else leaf for leaf in self._leaves]
     return self._structure.unflatten(leaves)
 
-  def __str__(self) -> str:
-    return ', '.join(f'{array.dtype}{list(array.shape)}' for array in self.arrays)
+  @contextlib.contextmanager
+  def explained(self, name: str) -> Generator[None]:
+    """Adds to an error what does not run, and on which arrays."""
+    try:
+      yield
+    except Exception as error:
+      shapes = ', '.join(f'{array.dtype}{list(array.shape)}' for array in self.arrays)
+      error.add_note(f'{name} does not run on the sample inputs ({shapes}).')
+      raise
 
 
 def is_array(leaf: Any) -> bool:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import flax.linen as nn
 import jax
@@ -160,14 +161,12 @@ class Site:
     layout: layout of the whole parameters. Its stack is first what lifted transforms added,
       outermost first, then the module's own.
     local: layout of the parameters that the module itself sees, below all lifted transforms.
-    lifts: where each lifted axis is, outermost first, counted in what is left of the kernel at its
-      level.
-    local_ndim: number of dimensions of the kernel that the module itself sees.
+    lifts: the axes of the kernel that lifted transforms added, outermost first.
     kind: name of the module's class.
     is_convolution: whether it is a convolution, also of a class that somebody derived from one.
     input_id: a number that is equal for sites that get the very same input array.
-    shared: whether the model also reads the parameters by other ways than the module's call; they
-      are then always merged up front.
+    shared: whether the model also uses the parameters in other ways than in the module's call, or
+      in products as they are; they are then always merged up front.
     rows: rows of its layers among all layers of the model, in the order of the flattened stack;
       those of a genome are counted among the adapted layers alone (see `number_rows`).
     nests: whether the kernel's module holds other layers, too (see `apart`).
@@ -181,7 +180,6 @@ class Site:
   layout: Layout
   local: Layout
   lifts: tuple[int, ...]
-  local_ndim: int
   kind: str = 'Dense'
   is_convolution: bool = False
   input_id: int = 0
@@ -256,6 +254,32 @@ def apart(sites: Sequence[Site]) -> list[Site]:
   """The sites with no path that is the beginning of another's: one that is becomes its kernel's."""
   beginnings = {site.path[:end] for site in sites for end in range(len(site.path))}
   return [dataclasses.replace(site, nests=site.path in beginnings) for site in sites]
+
+
+Item = TypeVar('Item')
+Loop = tuple[Hashable, int]  # what tells it from others, and its number of iterations
+
+
+def interleaved(
+  items: Iterable[tuple[Item, Sequence[Loop]]], numbers: tuple[int, ...] = ()
+) -> Iterator[tuple[Item, tuple[int, ...]]]:
+  """Items in the order in which they run, with the numbers of the iterations.
+
+  Of a loop first all items in its first place, then all in the second, ...: in the order of the
+  stack, also where a scan is reversed, since genomes have had that order from the first.
+
+  Args:
+    items: what runs, in the order of the program, each with the loops around it, outermost first.
+    numbers: those of the iterations that all these items are in.
+  """
+  level = len(numbers)
+  for loop, together in itertools.groupby(items, lambda item: (*item[1], None)[level]):
+    members = list(together)
+    if loop is None:
+      yield from ((item, numbers) for item, _ in members)
+    else:
+      for number in range(loop[1]):
+        yield from interleaved(members, (*numbers, number))
 
 
 def lay_beside(value: Any, axes: Sequence[int], ndim: int) -> Any:

@@ -105,7 +105,7 @@ def attach(
   selection = Selection(space_for(structure, space, scale), select, heads, ties, convs)
   random = _as_key(key)
   found = find(model, inputs, kwargs, convs=convs, split=split or {})
-  adapted = assemble(model, params(model), found.sites, selection, found=found).fix(structure)
+  adapted = assemble(model, params(model), found, selection).fix(structure)
   attached = _with_supports(model, adapted, random, Genome)
   if any(group.stack_shape for group in adapted.groups) and not runs(attached, inputs, kwargs):
     # Some models scan over `nnx.Param` alone, or along an axis of its own.

@@ -26,6 +26,8 @@ from glora_jax.method.selection import Selection, Selector
 from glora_jax.method.site import Layout, Site, axis_count
 from glora_jax.method.space import SearchSpace
 from glora_jax.method.structures import Structure, read_structure, space_for
+from glora_jax.method.trace.events import NO_SAMPLE
+from glora_jax.method.trace.find import Found
 from glora_jax.nnx.finding import find, numbered
 from glora_jax.nnx.frozen import Frozen, nested, require_module
 from glora_jax.nnx.owners import check_plain
@@ -95,26 +97,22 @@ def adapt(
   check_plain(model)
   check_unquantized(type(model).__name__, model)
   frozen = Frozen(model)
-  refused: dict[str, str] = {}
-  found = None
   if sample_inputs or kwargs:
     found = find(model, sample_inputs, kwargs, convs=convs, split=split)
-    sites = found.sites
   elif ties or convs or split:
     raise ValueError(
       'ties, convs and split need sample inputs, which show how the parameters are used; call '
       'glora_jax.nnx.adapt(model, *inputs, ...).'
     )
   else:
-    sites, refused = _by_class(model)
-    if not sites and not refused:
+    found = _by_class(model)
+    if not found.sites and not found.refused:
       raise ValueError(
         f'{frozen.__name__} has no nnx.Linear or nnx.LinearGeneral to adapt; with sample inputs, '
         'glora_jax.nnx.adapt(model, *inputs), other layers are found too.'
       )
   _log_state(frozen)
-  adapted = assemble(frozen, params(model), sites, selection, refused=refused, found=found)
-  return adapted.fix(structure)
+  return assemble(frozen, params(model), found, selection).fix(structure)
 
 
 def _log_state(frozen: Frozen) -> None:
@@ -176,23 +174,27 @@ def with_params(model: nnx.Module, new: Any) -> nnx.Module:
   return Frozen(model).merged({'params': new})
 
 
-def _by_class(model: nnx.Module) -> tuple[list[Site], dict[str, str]]:
+def _by_class(model: nnx.Module) -> Found:
   """The `nnx.Linear` and `nnx.LinearGeneral` of a model, and why others cannot be adapted."""
-  sites, refused = [], {}
+  sites: list[Site] = []
+  refused: dict[Path, str] = {}
   present = flatten(params(model))  # a parameter of several modules is there once, as the first's
   for keys, module in nnx.iter_graph(model):
     if isinstance(module, (nnx.Linear, nnx.LinearGeneral)):
       path = plain_path(keys)
       site = _site(path, module)
       if site is None:
-        refused[path_name(path)] = (
+        refused[*path, 'kernel'] = (
           f'its kernel {module.kernel.get_value().shape} is stacked, and how, sample inputs show '
           '(glora_jax.nnx.adapt(model, *inputs))'
         )
       elif site.kernel_path in present:
         own_bias = site.bias_path is None or site.bias_path in present
         sites.append(site if own_bias else site.without_bias())
-  return numbered(sites), refused
+  biases = {site.bias_path for site in sites}
+  matrices = [path for path, value in present.items() if value.ndim > 1 and path not in biases]
+  found = tuple(numbered(sites))
+  return Found(found, uncovered=dict.fromkeys(matrices, NO_SAMPLE), refused=refused)
 
 
 def _site(path: Path, module: Any) -> Site | None:
@@ -214,6 +216,5 @@ def _site(path: Path, module: Any) -> Site | None:
     layout=layout,
     local=dataclasses.replace(layout, bias_stack=()),
     lifts=(),
-    local_ndim=kernel.ndim,
     kind=type(module).__name__,
   )

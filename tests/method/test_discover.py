@@ -29,9 +29,8 @@ INPUTS = jnp.linspace(-1, 1, 8).reshape(2, 4)
 @pytest.mark.parametrize('name', EXAMPLES)
 def test_the_trace_finds_what_the_modules_tell(name):
   example = EXAMPLES[name]()
-  discovery = discover(example.model, example.inputs, example.kwargs)
-  params = discovery.variables['params']
-  others = {key: value for key, value in discovery.variables.items() if key != 'params'}
+  params, announced = discover(example.model, example.inputs, example.kwargs, convs=True)
+  others = {key: value for key, value in example.variables().items() if key != 'params'}
 
   def function(params, others, *inputs, **kwargs):
     variables = {'params': params, **others}
@@ -49,7 +48,7 @@ def test_the_trace_finds_what_the_modules_tell(name):
     split=SPLIT.get(name, {}),
   )
   hidden = set(map('/'.join, found.uncovered))
-  expected = {site_key(site) for site in discovery.sites}
+  expected = {site_key(site) for site in announced.sites}
   if name in TRANSPOSED_TOO:
     assert TRANSPOSED_TOO[name] in hidden
     expected = {key for key in expected if '/'.join(key[0]) != TRANSPOSED_TOO[name]}
@@ -65,7 +64,7 @@ def site_key(site):
 def test_no_array_of_the_trace_outlives_it():
   inputs = jax.ShapeDtypeStruct((1, 4), jnp.float32)
   with jax.checking_leaks():
-    assert len(discover(nn.Dense(3), (inputs,), {}).sites) == 1
+    assert len(discover(nn.Dense(3), (inputs,), {})[1].sites) == 1
 
 
 class Pruned(nn.Module):
@@ -81,7 +80,7 @@ class Pruned(nn.Module):
 
 def test_a_model_may_do_to_a_parameter_that_it_reads_what_arrays_allow():
   inputs = jax.ShapeDtypeStruct((1, 4), jnp.float32)
-  (site,) = discover(Pruned(), (inputs,), {}).sites
+  (site,) = discover(Pruned(), (inputs,), {})[1].sites
   assert site.shared
 
 
@@ -233,7 +232,7 @@ class ScannedReading(nn.Module):
 
 
 def test_a_parameter_that_a_model_reads_in_a_scan_has_the_shape_that_is_left_of_it():
-  sites = discover(ScannedReading(), (jax.ShapeDtypeStruct((2, 4), jnp.float32),), {}).sites
+  sites = discover(ScannedReading(), (jax.ShapeDtypeStruct((2, 4), jnp.float32),), {})[1].sites
   assert [(site.name, site.kernel_shape, site.shared) for site in sites] == [
     ('layers/dense', (3, 4, 4), True)
   ]

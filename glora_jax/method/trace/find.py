@@ -101,15 +101,16 @@ class Found(NamedTuple):
     unused: paths of all parameters that the call does not use.
     outputs: paths of the kernels whose layers the function's outputs are: what follows such a layer
       meets no other activations.
-    otherwise: paths of the parameters that are multiplied by a constant, or used in another way
-      than in a product, as biases are.
+    refused: why linear modules cannot be adapted, by the path of their kernel.
+    outside: linear layers by use alone, in a model whose modules say which its layers are.
   """
 
   sites: tuple[Site, ...]
   uncovered: Mapping[Path, str]
-  unused: tuple[Path, ...]
+  unused: tuple[Path, ...] = ()
   outputs: tuple[Path, ...] = ()
-  otherwise: frozenset[Path] = frozenset()
+  refused: Mapping[Path, str] = types.MappingProxyType({})
+  outside: tuple[Site, ...] = ()
 
 
 def find(
@@ -162,7 +163,6 @@ def find(
     uncovered=uncovered_matrices(sites, events, arrays, reasons),
     unused=unused(events, arrays),
     outputs=tuple(dict.fromkeys(value.layer for value in results if value.layer)),
-    otherwise=frozenset(event.path for event in events if isinstance(event, Scaled | Note)),
   )
 
 
@@ -179,13 +179,9 @@ def _walk(
     args, kwargs = sample.arguments(inputs)
     return function(update(params, dict(zip(arrays, values, strict=True))), *args, **kwargs)
 
-  try:
-    shapes = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in arrays.values()]
+  shapes = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in arrays.values()]
+  with sample.explained(getattr(function, '__name__', type(function).__name__)):
     program = jax.make_jaxpr(run)(shapes, sample.arrays)
-  except Exception as error:
-    name = getattr(function, '__name__', type(function).__name__)
-    error.add_note(f'{name} does not run on the sample inputs ({sample}).')
-    raise
   values = [
     # A leading axis of size one is there to be repeated over a batch.
     Value(view=View.whole(path, array.shape), repeated=array.shape[:1] == (1,))
@@ -264,10 +260,12 @@ def _sites(
 ) -> tuple[Site, ...]:
   """The kernels with their biases, and with rows in execution order."""
   shapes = {path: array.shape for path, array in arrays.items()}
-  sums = defaultdict(list)
+  sums, otherwise = defaultdict(list), set()
   for event in events:
     if isinstance(event, Sum):
       sums[event.product.use].append(event)
+    elif not isinstance(event, Use):
+      otherwise.add(event.path)
   sites = []
   tokens: dict[Any, int] = {}
   for path, (uses, roles) in kernels.items():
@@ -282,10 +280,10 @@ def _sites(
       layout=whole,
       local=layout,
       lifts=(),
-      local_ndim=len(roles),
       kind=_KINDS.get(uses[0].kind, 'Dot'),
       is_convolution=uses[0].kind == 'conv_general_dilated',
       input_id=tokens.setdefault(uses[0].token, len(tokens)),
+      shared=path in otherwise,
     )
     sites.append(site)
   return _with_rows(_with_own_biases(sites), kernels)

@@ -7,7 +7,7 @@ import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
-from glora_jax.method.site import Layout
+from glora_jax.method.site import Layout, interleaved
 from glora_jax.method.trace.events import Role, Sum, Use
 from glora_jax.method.trace.view import NO_AXIS, Atom, Scope, common_parts, size_of
 from glora_jax.tree import Path
@@ -66,37 +66,20 @@ def layers(
 ) -> Iterator[tuple[Path, tuple[int, ...]]]:
   """The layers that uses run, in execution order: the kernel's path and the index in its stack.
 
-  Of a scan first the layers in the first place of what it goes over, then those in the second, ...;
-  these are also the first that run, unless it is reversed.
-
   Args:
     uses: uses of kernels, in execution order.
     stacks: the stack axes of every kernel.
     shapes: their shapes.
   """
-  for use, counters in _iterations(uses, 0, {}):
-    path = use.view.path
+  stacked = {taken.by for use in uses for taken in use.view.taken}  # others have the same layers
+  looped = [
+    (use, [(scan.scope, scan.length if scan.scope in stacked else 1) for scan in use.scans])
+    for use in uses
+  ]
+  for use, numbers in interleaved(looped):
+    path, scopes = use.view.path, [scan.scope for scan in use.scans]
+    counters = dict(zip(scopes, numbers, strict=True))
     yield from ((path, index) for index in _indices(use, stacks[path], shapes[path], counters))
-
-
-def _iterations(
-  uses: Sequence[Use], level: int, counters: Mapping[Scope, int]
-) -> Iterator[tuple[Use, Mapping[Scope, int]]]:
-  """Every use in every iteration of the scans around it, with the numbers of the iterations.
-
-  Args:
-    uses: uses under the same scans down to a level.
-    level: number of scans that are gone into.
-    counters: numbers of their iterations, by their scopes.
-  """
-  for scan, together in itertools.groupby(uses, lambda use: (*use.scans, None)[level]):
-    members = list(together)
-    if scan is None:
-      yield from ((use, counters) for use in members)
-      continue
-    is_stacked = any(taken.by == scan.scope for use in members for taken in use.view.taken)
-    for number in range(scan.length if is_stacked else 1):
-      yield from _iterations(members, level + 1, {**counters, scan.scope: number})
 
 
 def _indices(
