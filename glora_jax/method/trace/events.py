@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
 from collections.abc import Hashable, Iterable
 from typing import Any, Literal, NamedTuple
 
 from jax.extend import core
 
+from glora_jax.method.site import Loop
 from glora_jax.method.trace.view import Scope, View
 from glora_jax.tree import Path
 
@@ -116,13 +118,6 @@ def common_layer(values: Iterable[Value]) -> Path | None:
 Role = Literal['in', 'out', 'stack']
 
 
-class Scan(NamedTuple):
-  """A scan around something."""
-
-  scope: Scope
-  length: int
-
-
 class Use(NamedTuple):
   """A parameter meets activations in a product.
 
@@ -139,15 +134,8 @@ class Use(NamedTuple):
   view: View
   roles: tuple[Role, ...]
   token: Hashable
-  scans: tuple[Scan, ...]
+  scans: tuple[Loop, ...]
   kind: str
-
-
-class Sum(NamedTuple):
-  """A parameter is added to a product; the dimensions of its view are those of the product."""
-
-  product: Product
-  bias: View
 
 
 class Note(NamedTuple):
@@ -166,32 +154,47 @@ class Note(NamedTuple):
   forbids: bool
 
 
-class Scaled(NamedTuple):
-  """A parameter is multiplied by a constant, with which it still is what it was."""
+class Events(NamedTuple):
+  """How a program uses its parameters, each list in execution order.
 
-  path: Path
+  Attributes:
+    uses: the products with activations, by the parameter's path.
+    sums: the parameters that are added to a product, by its scope; each as the product's view and
+      its own, which have the same dimensions.
+    notes: other uses.
+    scaled: paths of parameters that are multiplied by a constant, with which they still are what
+      they were.
+  """
+
+  uses: defaultdict[Path, list[Use]]
+  sums: defaultdict[Scope, list[tuple[View, View]]]
+  notes: list[Note]
+  scaled: set[Path]
+
+  @classmethod
+  def none(cls) -> Events:
+    """Before the program runs."""
+    return cls(defaultdict(list), defaultdict(list), [], set())
 
 
-Event = Use | Sum | Note | Scaled
-
-
-@dataclasses.dataclass(frozen=True)
-class Place:
+class Position(NamedTuple):
   """Where a walk is.
 
   Attributes:
+    events: what it writes down.
     convs: whether the kernels of convolutions are to be found.
     scope: the equations that it is in.
-    scans: the scans among them, outermost first.
+    scans: the scans among them, outermost first, by their scopes.
   """
 
+  events: Events
   convs: bool
   scope: Scope = ()
-  scans: tuple[Scan, ...] = ()
+  scans: tuple[Loop, ...] = ()
 
-  def within(self, number: int) -> Place:
-    """The place within an equation, or in one of its parts."""
-    return dataclasses.replace(self, scope=(*self.scope, number))
+  def within(self, number: int) -> Position:
+    """The position within an equation, or in one of its parts."""
+    return self._replace(scope=(*self.scope, number))
 
 
 def shape_of(variable: core.Var | core.Literal) -> tuple[int, ...]:
@@ -217,14 +220,12 @@ class Step(NamedTuple):
   Attributes:
     equation: the equation.
     operands: what is known of its operands.
-    place: the place within it.
-    events: the list that events are written into.
+    position: the position within it.
   """
 
   equation: core.JaxprEqn
   operands: list[Value]
-  place: Place
-  events: list[Event]
+  position: Position
 
   @property
   def name(self) -> str:
@@ -253,11 +254,11 @@ class Step(NamedTuple):
   def note(self, values: Iterable[Value], reason: str, forbids: bool = False) -> None:
     """Writes down how the parameters that values depend on are used."""
     for path, own_reason, stacked in origins_of(values, reason):
-      self.events.append(Note(path, own_reason, stacked, forbids))
+      self.position.events.notes.append(Note(path, own_reason, stacked, forbids))
 
   def results(self, **known: Any) -> list[Value]:
     """What is known of every result, the same for all."""
     return [
-      Value(token=(self.place.scope, number), **known)
+      Value(token=(self.position.scope, number), **known)
       for number, _ in enumerate(self.equation.outvars)
     ]

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import types
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -25,69 +25,11 @@ import numpy as np
 from glora_jax.limits import shown
 from glora_jax.method.sample import Sample, is_array
 from glora_jax.method.site import Site
-from glora_jax.method.trace.events import UNUSED, Event, Note, Place, Role, Scaled, Sum, Use, Value
+from glora_jax.method.trace.events import UNUSED, Events, Position, Role, Use, Value
 from glora_jax.method.trace.kernels import axis_roles, bias_of, layers, layout_of
 from glora_jax.method.trace.view import View
-from glora_jax.method.trace.walk import Walk, walk
+from glora_jax.method.trace.walk import walk
 from glora_jax.tree import Path, flatten, path_name, update
-
-
-def uncovered_matrices(
-  sites: Sequence[Site],
-  events: Sequence[Event],
-  arrays: Mapping[Path, Any],
-  reasons: Mapping[Path, str],
-) -> dict[Path, str]:
-  """Why matrices are in no linear layer, in the order of the parameters.
-
-  A matrix has two or more axes, stacks not counted.
-
-  Args:
-    sites: the linear layers.
-    events: how the parameters are used.
-    arrays: all parameters, by path.
-    reasons: why some of them can be no kernel, by path.
-  """
-  covered = {path for site in sites for path in (site.kernel_path, site.bias_path)}
-  stacked: dict[Path, set[int]] = defaultdict(set)
-  as_used: dict[Path, bool] = {}
-  reasons = dict(reasons)
-  for event in events:
-    if isinstance(event, Note):
-      stacked[event.path] |= event.stacked
-      reasons.setdefault(event.path, event.reason)
-    elif isinstance(event, Use):
-      stacked[event.view.path] |= event.view.stacked
-      as_used[event.view.path] = _is_matrix(event.view.shape)
-  return {
-    path: reasons.get(path, UNUSED)
-    for path, array in arrays.items()
-    if path not in covered and (as_used.get(path) or _is_matrix(array.shape, stacked[path]))
-  }
-
-
-def _is_matrix(shape: Sequence[int], stacked: Container[int] = ()) -> bool:
-  """Whether an array has two axes or more, without stacks and leading axes of size one."""
-  axes = [size for axis, size in enumerate(shape) if axis not in stacked]
-  while axes and axes[0] == 1:
-    axes = axes[1:]
-  return len(axes) > 1
-
-
-def unused(events: Sequence[Event], arrays: Mapping[Path, Any]) -> tuple[Path, ...]:
-  """Paths of the parameters that a program does nothing with.
-
-  Args:
-    events: how its parameters are used.
-    arrays: all parameters, by path.
-  """
-  used = {
-    event.view.path if isinstance(event, Use) else event.path
-    for event in events
-    if not isinstance(event, Sum | Scaled)
-  }
-  return tuple(path for path in arrays if path not in used)
-
 
 _KINDS = {'conv_general_dilated': 'Conv', 'ragged_dot_general': 'RaggedDot'}
 
@@ -154,30 +96,11 @@ def find(
   arrays = {
     path: bare for path, leaf in flatten(params).items() if is_array(bare := nn.meta.unbox(leaf))
   }
-  results, events = _walk(function, params, arrays, Sample(inputs, kwargs), convs)
-  kernels, reasons = _kernels(events, arrays)
-  _split(kernels, split)
-  sites = _sites(kernels, events, arrays)
-  return Found(
-    sites,
-    uncovered=uncovered_matrices(sites, events, arrays, reasons),
-    unused=unused(events, arrays),
-    outputs=tuple(dict.fromkeys(value.layer for value in results if value.layer)),
-  )
+  sample = Sample(inputs, kwargs)
 
-
-def _walk(
-  function: Callable[..., Any],
-  params: Any,
-  arrays: Mapping[Path, Any],
-  sample: Sample,
-  convs: bool,
-) -> Walk:
-  """What happens to the parameters in the function's program."""
-
-  def run(values, inputs):
-    args, kwargs = sample.arguments(inputs)
-    return function(update(params, dict(zip(arrays, values, strict=True))), *args, **kwargs)
+  def run(leaves, given):
+    args, keywords = sample.arguments(given)
+    return function(update(params, dict(zip(arrays, leaves, strict=True))), *args, **keywords)
 
   shapes = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in arrays.values()]
   with sample.explained(getattr(function, '__name__', type(function).__name__)):
@@ -187,8 +110,19 @@ def _walk(
     Value(view=View.whole(path, array.shape), repeated=array.shape[:1] == (1,))
     for path, array in arrays.items()
   ]
-  inputs = [Value(depends=True, token=number) for number, _ in enumerate(sample.arrays)]
-  return walk(program, [*values, *inputs], Place(convs))
+  values += [Value(depends=True, token=number) for number, _ in enumerate(sample.arrays)]
+  events = Events.none()
+  results = walk(program, values, Position(events, convs))
+  kernels, reasons = _kernels(events, arrays)
+  _split(kernels, split)
+  sites = _sites(kernels, events, arrays)
+  noted = {note.path for note in events.notes}
+  return Found(
+    sites,
+    uncovered=_uncovered(sites, events, arrays, reasons),
+    unused=tuple(path for path in arrays if path not in noted and path not in events.uses),
+    outputs=tuple(dict.fromkeys(value.layer for value in results if value.layer)),
+  )
 
 
 # The products of a parameter that is a kernel, in execution order, and what its axes are.
@@ -196,18 +130,13 @@ _Kernel = tuple[list[Use], tuple[Role, ...]]
 
 
 def _kernels(
-  events: Sequence[Event], arrays: Mapping[Path, Any]
+  events: Events, arrays: Mapping[Path, Any]
 ) -> tuple[dict[Path, _Kernel], dict[Path, str]]:
   """The kernels in the order of their first uses, and why other parameters can be none."""
-  uses: dict[Path, list[Use]] = defaultdict(list)
-  reasons: dict[Path, str] = {}
-  for event in events:
-    if isinstance(event, Use):
-      uses[event.view.path].append(event)
-    elif isinstance(event, Note) and event.forbids:
-      reasons.setdefault(event.path, event.reason)
+  # The first reason is what counts.
+  reasons = {note.path: note.reason for note in reversed(events.notes) if note.forbids}
   kernels = {}
-  for path, own in uses.items():
+  for path, own in events.uses.items():
     roles = axis_roles(own, arrays[path].shape)
     if not jnp.issubdtype(arrays[path].dtype, jnp.inexact):
       reasons[path] = f'integers: {arrays[path].dtype}'
@@ -256,21 +185,16 @@ def _split(kernels: dict[Path, _Kernel], split: Mapping[str, int]) -> None:
 
 
 def _sites(
-  kernels: Mapping[Path, _Kernel], events: Sequence[Event], arrays: Mapping[Path, Any]
+  kernels: Mapping[Path, _Kernel], events: Events, arrays: Mapping[Path, Any]
 ) -> tuple[Site, ...]:
   """The kernels with their biases, and with rows in execution order."""
   shapes = {path: array.shape for path, array in arrays.items()}
-  sums, otherwise = defaultdict(list), set()
-  for event in events:
-    if isinstance(event, Sum):
-      sums[event.product.use].append(event)
-    elif not isinstance(event, Use):
-      otherwise.add(event.path)
+  otherwise = {*events.scaled, *(note.path for note in events.notes)}
   sites = []
   tokens: dict[Any, int] = {}
   for path, (uses, roles) in kernels.items():
     layout = layout_of(uses[0], roles)
-    bias, whole = bias_of(uses, sums, layout, shapes) or (None, layout)
+    bias, whole = bias_of(uses, events.sums, layout, shapes) or (None, layout)
     site = Site(
       kernel_path=path,
       bias_path=bias,
@@ -291,10 +215,7 @@ def _sites(
 
 def _with_own_biases(sites: Sequence[Site]) -> list[Site]:
   """The sites, but those that share a bias, or whose bias is a kernel, without it."""
-  owners: dict[Path | None, int] = defaultdict(int)
-  for site in sites:
-    owners[site.kernel_path] += 1
-    owners[site.bias_path] += 1
+  owners = Counter(path for site in sites for path in (site.kernel_path, site.bias_path))
   return [site if owners[site.bias_path] == 1 else site.without_bias() for site in sites]
 
 
@@ -302,11 +223,8 @@ def _with_rows(sites: Sequence[Site], kernels: Mapping[Path, _Kernel]) -> tuple[
   """The sites with their layers numbered in execution order; layers that do not run come last."""
   by_path = {site.kernel_path: site for site in sites}
   uses = sorted((use for own, _ in kernels.values() for use in own), key=lambda use: use.scope)
-  stacks = {path: site.layout.stack for path, site in by_path.items()}
-  shapes = {path: site.kernel_shape for path, site in by_path.items()}
-  run = layers(uses, stacks, shapes)
   idle = ((path, index) for path, site in by_path.items() for index in np.ndindex(site.stack_shape))
-  rows = {layer: row for row, layer in enumerate(dict.fromkeys([*run, *idle]))}
+  rows = {layer: row for row, layer in enumerate(dict.fromkeys([*layers(uses, by_path), *idle]))}
   return tuple(
     dataclasses.replace(
       site,
@@ -314,3 +232,43 @@ def _with_rows(sites: Sequence[Site], kernels: Mapping[Path, _Kernel]) -> tuple[
     )
     for site in sites
   )
+
+
+def _uncovered(
+  sites: Sequence[Site],
+  events: Events,
+  arrays: Mapping[Path, Any],
+  reasons: Mapping[Path, str],
+) -> dict[Path, str]:
+  """Why matrices are in no linear layer, in the order of the parameters.
+
+  Args:
+    sites: the linear layers.
+    events: how the parameters are used.
+    arrays: all parameters, by path.
+    reasons: why some of them can be no kernel, by path.
+  """
+  covered = {path for site in sites for path in (site.kernel_path, site.bias_path)}
+  stacked: dict[Path, set[int]] = defaultdict(set)
+  for note in events.notes:
+    stacked[note.path] |= note.stacked
+  for path, uses in events.uses.items():
+    stacked[path].update(*(use.view.stacked for use in uses))
+  reasons = {**{note.path: note.reason for note in reversed(events.notes)}, **reasons}
+  return {
+    path: reasons.get(path, UNUSED)
+    for path, array in arrays.items()
+    if path not in covered
+    and (
+      _is_matrix(array.shape, stacked[path])
+      or any(_is_matrix(use.view.shape) for use in events.uses.get(path, ())[-1:])
+    )
+  }
+
+
+def _is_matrix(shape: Sequence[int], stacked: Container[int] = ()) -> bool:
+  """Whether an array has two axes or more, without stacks and leading axes of size one."""
+  axes = [size for axis, size in enumerate(shape) if axis not in stacked]
+  while axes and axes[0] == 1:
+    axes = axes[1:]
+  return len(axes) > 1

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 
-from glora_jax.method.site import Layout, interleaved
-from glora_jax.method.trace.events import Role, Sum, Use
-from glora_jax.method.trace.view import NO_AXIS, Atom, Scope, common_parts, size_of
+from glora_jax.method.site import Layout, Site, interleaved
+from glora_jax.method.trace.events import Role, Use
+from glora_jax.method.trace.view import NO_AXIS, Atom, Scope, View, common_parts, size_of
 from glora_jax.tree import Path
 
 Shape = Sequence[int]
@@ -62,28 +62,28 @@ def layout_of(use: Use, roles: Sequence[Role]) -> Layout:
 
 
 def layers(
-  uses: Sequence[Use], stacks: Mapping[Path, Sequence[int]], shapes: Mapping[Path, Shape]
+  uses: Sequence[Use], sites: Mapping[Path, Site]
 ) -> Iterator[tuple[Path, tuple[int, ...]]]:
   """The layers that uses run, in execution order: the kernel's path and the index in its stack.
 
   Args:
     uses: uses of kernels, in execution order.
-    stacks: the stack axes of every kernel.
-    shapes: their shapes.
+    sites: the kernels, by path.
   """
   stacked = {taken.by for use in uses for taken in use.view.taken}  # others have the same layers
   looped = [
-    (use, [(scan.scope, scan.length if scan.scope in stacked else 1) for scan in use.scans])
+    (use, [(scope, length if scope in stacked else 1) for scope, length in use.scans])
     for use in uses
   ]
   for use, numbers in interleaved(looped):
-    path, scopes = use.view.path, [scan.scope for scan in use.scans]
-    counters = dict(zip(scopes, numbers, strict=True))
-    yield from ((path, index) for index in _indices(use, stacks[path], shapes[path], counters))
+    path = use.view.path
+    counters = {scope: number for (scope, _), number in zip(use.scans, numbers, strict=True)}
+    stack = sites[path].layout.stack
+    yield from ((path, index) for index in _indices(use, stack, counters))
 
 
 def _indices(
-  use: Use, stack: Sequence[int], shape: Shape, counters: Mapping[Scope, int]
+  use: Use, stack: Sequence[int], counters: Mapping[Hashable, int]
 ) -> Iterator[tuple[int, ...]]:
   """The indices in a kernel's stack that a use runs."""
   parts: dict[int, list[range]] = {axis: [] for axis in stack}
@@ -106,7 +106,10 @@ def _places(atom: Atom, numbers: range) -> range:
 
 
 def bias_of(
-  uses: Sequence[Use], sums: Mapping[Scope, Sequence[Sum]], layout: Layout, shapes: Mapping
+  uses: Sequence[Use],
+  sums: Mapping[Scope, Sequence[tuple[View, View]]],
+  layout: Layout,
+  shapes: Mapping[Path, Shape],
 ) -> tuple[Path, Layout] | None:
   """The parameter that is added to all products of a kernel along exactly its outputs.
 
@@ -114,16 +117,16 @@ def bias_of(
 
   Args:
     uses: the kernel's products.
-    sums: what is added to products, by their scope.
+    sums: what is added to products; see `Events`.
     layout: the kernel's layout.
     shapes: shapes of all parameters, by path.
   """
   found: set[tuple[Path, Layout] | None] = set()
   for use in uses:
     fitting = [
-      (added.bias.path, fitted)
-      for added in sums.get(use.scope, ())
-      if (fitted := _with_bias(layout, added, shapes)) is not None
+      (bias.path, fitted)
+      for product, bias in sums.get(use.scope, ())
+      if (fitted := _with_bias(layout, product, bias, shapes)) is not None
     ]
     found.add(fitting[0] if fitting else None)
   return found.pop() if len(found) == 1 else None
@@ -133,13 +136,14 @@ def bias_of(
 _Pair = tuple[Atom, Atom]
 
 
-def _with_bias(layout: Layout, added: Sum, shapes: Mapping[Path, Shape]) -> Layout | None:
+def _with_bias(
+  layout: Layout, product: View, added: View, shapes: Mapping[Path, Shape]
+) -> Layout | None:
   """A kernel's layout with that of the bias that is added; None if it is no bias of the kernel."""
-  pairs = _pairs(added)
+  pairs = _pairs(product, added)
   if pairs is None:
     return None
-  kernel_shape = shapes[added.product.view.path]
-  bias_shape = shapes[added.bias.path]
+  kernel_shape, bias_shape = shapes[product.path], shapes[added.path]
   wanted = {axis for axis in (*layout.stack, *layout.outputs) if kernel_shape[axis] > 1}
   if not _covers([kernel for kernel, _ in pairs], wanted, kernel_shape):
     return None
@@ -159,9 +163,8 @@ def _with_bias(layout: Layout, added: Sum, shapes: Mapping[Path, Shape]) -> Layo
   return dataclasses.replace(layout, outputs=(*order, *alone), bias_stack=stack)
 
 
-def _pairs(added: Sum) -> list[_Pair] | None:
+def _pairs(kernel: View, bias: View) -> list[_Pair] | None:
   """The parts of axes that lie along each other; None if one varies where the other does not."""
-  kernel, bias = added.product.view, added.bias
   if len(kernel.dims) != len(bias.dims):
     return None
   kernel_items, bias_items = (

@@ -14,9 +14,7 @@ from glora_jax.method.trace.events import (
   LOOKED_UP,
   Product,
   Role,
-  Scaled,
   Step,
-  Sum,
   Use,
   Value,
   common_layer,
@@ -84,7 +82,7 @@ def scaled(step: Step) -> list[Value]:
   found = [view for value in followed if (view := _view(value)) and view.shape == step.out_shape]
   if len(found) != 1 or len(constants) < len(step.operands) - 1:
     return other(step)
-  step.events.extend(Scaled(value.view.path) for value in followed if value.view)
+  step.position.events.scaled.update(value.view.path for value in followed if value.view)
   return [value for value in followed if _view(value)]
 
 
@@ -136,7 +134,7 @@ def added(step: Step) -> list[Value]:
   """An addition, which may be that of a bias."""
   for product, bias in (step.operands, step.operands[::-1]):
     if product.product and bias.view:
-      step.events.append(Sum(product.product, bias.view))
+      step.position.events.sums[product.product.use].append((product.product.view, bias.view))
   return other(step)
 
 
@@ -231,9 +229,9 @@ def multiplied(step: Step) -> list[Value]:
   if isinstance(roles, str):
     step.note([kernel], roles, forbids=True)
     return step.results(depends=True)
-  scope, scans = step.place.scope, step.place.scans
+  events, _, scope, scans = step.position
   use = Use(scope, kernel.view, roles, activations.token, scans, step.name)
-  step.events.append(use)
+  events.uses[kernel.view.path].append(use)
   sizes = zip(dims, step.out_shape, strict=True)
   own = kernel.view.dims
   view = View(  # the result as a view of the kernel
@@ -249,19 +247,22 @@ def multiplied(step: Step) -> list[Value]:
 _Roles = tuple[tuple[Role, ...] | str, list[int | None]]
 
 
-def _roles(number: int, inputs: Sequence[int], stack: Sequence[int]) -> tuple[Role, ...]:
-  return tuple(
-    'in' if dim in inputs else 'stack' if dim in stack else 'out' for dim in range(number)
-  )
-
-
 def _dot(step: Step, place: int) -> _Roles:
   """Batch axes come first, then those of the first operand that are left, and the second's."""
   contracted, batched = step.params['dimension_numbers']
-  roles = _roles(len(step.shape(place)), contracted[place], batched[place])
+  return _product(step, place, contracted[place], batched[place])
+
+
+def _product(
+  step: Step, place: int, inputs: Sequence[int], batch: Sequence[int], groups: Sequence[int] = ()
+) -> _Roles:
+  roles: tuple[Role, ...] = tuple(
+    'in' if dim in inputs else 'stack' if dim in (*batch, *groups) else 'out'
+    for dim in range(len(step.shape(place)))
+  )
   own = [dim for dim, role in enumerate(roles) if role == 'out']
-  others = [None] * (len(step.out_shape) - len(batched[place]) - len(own))
-  return roles, [*batched[place], *(own + others if place == 0 else others + own)]
+  others = [None] * (len(step.out_shape) - len(batch) - len(own))
+  return roles, [*batch, *(own + others if place == 0 else others + own)]
 
 
 def _ragged(step: Step, place: int) -> _Roles:
@@ -270,14 +271,11 @@ def _ragged(step: Step, place: int) -> _Roles:
   if place == 0 or not groups:
     return 'cut into ragged groups', []
   contracted, batched = numbers.dot_dimension_numbers
-  roles = _roles(len(step.shape(1)), contracted[1], (*batched[1], *groups))
-  own = [dim for dim, role in enumerate(roles) if role == 'out']
-  others = [None] * (len(step.out_shape) - len(batched[1]) - len(own))
-  return roles, [*batched[1], *others, *own]
+  return _product(step, place, contracted[1], batched[1], groups)
 
 
 def _conv(step: Step, place: int) -> _Roles:
-  if not step.place.convs:
+  if not step.position.convs:
     return CONVOLUTION, []
   if place == 0 or step.params['batch_group_count'] > 1:
     return 'not a plain kernel of its convolution', []

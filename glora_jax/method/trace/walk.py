@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from jax.extend import core
 
 from glora_jax.method.trace.events import (
-  Event,
-  Place,
-  Scan,
+  Events,
+  Position,
   Step,
   Value,
   joined,
@@ -34,35 +32,24 @@ from glora_jax.method.trace.primitives import (
 )
 
 
-class Walk(NamedTuple):
-  """What a walk found.
-
-  Attributes:
-    results: what is known of the program's results.
-    events: how parameters are used, in execution order.
-  """
-
-  results: list[Value]
-  events: list[Event]
-
-
-def walk(jaxpr: core.Jaxpr | core.ClosedJaxpr, values: Sequence[Value], place: Place) -> Walk:
-  """Goes through a program once.
+def walk(
+  jaxpr: core.Jaxpr | core.ClosedJaxpr, values: Sequence[Value], position: Position
+) -> list[Value]:
+  """What is known of a program's results.
 
   Args:
     jaxpr: the program.
     values: what is known of its arguments.
-    place: where it is run.
+    position: where it is run; how it uses parameters is written down there.
   """
   program = jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr
   known = dict(zip(program.invars, values, strict=True))
-  events: list[Event] = []
   for number, equation in enumerate(program.eqns):
     operands = [_value_of(variable, known) for variable in equation.invars]
-    step = Step(equation, operands, place.within(number), events)
-    results = _handler(equation)(step)
+    handler = _HANDLERS.get(equation.primitive.name) or (call if _body(equation) else other)
+    results = handler(Step(equation, operands, position.within(number)))
     known.update(zip(equation.outvars, results, strict=True))
-  return Walk([_value_of(variable, known) for variable in program.outvars], events)
+  return [_value_of(variable, known) for variable in program.outvars]
 
 
 def _value_of(variable: core.Var | core.Literal, known: Mapping[core.Var, Value]) -> Value:
@@ -70,15 +57,6 @@ def _value_of(variable: core.Var | core.Literal, known: Mapping[core.Var, Value]
     return known.get(variable, Value())  # constants are not listed
   is_number = np.ndim(variable.val) == 0 and isinstance(variable.val, (int, np.integer))
   return Value(number=int(variable.val)) if is_number else Value()
-
-
-def _handler(equation: core.JaxprEqn) -> Handler:
-  name = equation.primitive.name
-  if name in _CONTROL:
-    return _CONTROL[name]
-  if name in _ARRAYS:
-    return _ARRAYS[name]
-  return other if name in _CLOSED or _body(equation) is None else call
 
 
 def _body(equation: core.JaxprEqn) -> core.Jaxpr | core.ClosedJaxpr | None:
@@ -96,13 +74,7 @@ def call(step: Step) -> list[Value]:
   """jit, remat, custom_jvp, custom_vjp: the program in them, on the same operands."""
   body = _body(step.equation)
   assert body is not None
-  return _run(step, body, step.operands, step.place)
-
-
-def _run(step: Step, body, values: Sequence[Value], place: Place) -> list[Value]:
-  found = walk(body, values, place)
-  step.events.extend(found.events)
-  return found.results
+  return walk(body, step.operands, step.position)
 
 
 def branch(step: Step) -> list[Value]:
@@ -112,11 +84,11 @@ def branch(step: Step) -> list[Value]:
   if len(branches) == 2:
     branches.reverse()  # first what is run if the condition is true
   results = [
-    _run(step, body, operands, step.place.within(number)) for number, body in enumerate(branches)
+    walk(body, operands, step.position.within(number)) for number, body in enumerate(branches)
   ]
   found = []
   for number, (value, *others) in enumerate(zip(*results, strict=True)):
-    token = (step.place.scope, number)
+    token = (step.position.scope, number)
     for other_value in others:
       value = joined(value, other_value, token)
     depends = which.depends and value.view is None
@@ -129,8 +101,8 @@ def loop(step: Step) -> list[Value]:
   tests, consts = step.params['cond_nconsts'], step.params['body_nconsts']
   of_test, of_body = step.operands[:tests], step.operands[tests : tests + consts]
   carry = _steady(step, step.params['body_jaxpr'], of_body, step.operands[tests + consts :], [])
-  _run(step, step.params['cond_jaxpr'], [*of_test, *carry], step.place.within(0))
-  _run(step, step.params['body_jaxpr'], [*of_body, *carry], step.place.within(1))
+  walk(step.params['cond_jaxpr'], [*of_test, *carry], step.position.within(0))
+  walk(step.params['body_jaxpr'], [*of_body, *carry], step.position.within(1))
   return _after(step, carry)
 
 
@@ -138,10 +110,11 @@ def _steady(
   step: Step, body, consts: Sequence[Value], carry: Sequence[Value], items: Sequence[Value]
 ) -> list[Value]:
   """What is known of a loop's carry in every iteration."""
-  tokens = [(step.place.scope, 'carry', number) for number in range(len(carry))]
+  tokens = [(step.position.scope, 'carry', number) for number in range(len(carry))]
+  unheard = step.position._replace(events=Events.none())
   current = [dataclasses.replace(value, number=None, product=None, layer=None) for value in carry]
   while True:
-    found = walk(body, [*consts, *current, *items], step.place).results[: len(carry)]
+    found = walk(body, [*consts, *current, *items], unheard)[: len(carry)]
     following = [joined(*values) for values in zip(current, found, tokens, strict=True)]
     if following == current:
       return current
@@ -151,7 +124,7 @@ def _steady(
 def _after(step: Step, carry: Sequence[Value]) -> list[Value]:
   """What is known of a loop's carry at its end, where its numbers are others than inside."""
   return [
-    dataclasses.replace(value, token=(step.place.scope, number))
+    dataclasses.replace(value, token=(step.position.scope, number))
     for number, value in enumerate(carry)
   ]
 
@@ -162,31 +135,32 @@ def scan(step: Step) -> list[Value]:
   consts, carried = parts_of_scan(step.equation)
   start = consts + carried
   stacks = step.operands[start:]
-  place = step.place
+  scope = step.position.scope
   items = [  # one along the first axis of each
     dataclasses.replace(
       stack,
-      view=stack.view and stack.view.indexed(0, place.scope),
+      view=stack.view and stack.view.indexed(0, scope),
       product=None,
       number=None,
       layer=None,
-      token=(place.scope, 'item', number),
+      token=(scope, 'item', number),
     )
     for number, stack in enumerate(stacks)
   ]
   carry = _steady(step, params['jaxpr'], step.operands[:consts], step.operands[consts:start], items)
-  inside = dataclasses.replace(place, scans=(*place.scans, Scan(place.scope, params['length'])))
-  results = _run(step, params['jaxpr'], [*step.operands[:consts], *carry, *items], inside)
+  scans = (*step.position.scans, (scope, params['length']))
+  inside = step.position._replace(scans=scans)
+  results = walk(params['jaxpr'], [*step.operands[:consts], *carry, *items], inside)
   wholes = {item.view: stack for item, stack in zip(items, stacks, strict=True) if item.view}
   collected = []
   for number, value in enumerate(results[carried:]):
     origins = () if value.depends else origins_of([value], 'stacked by a scan')
-    stacked = Value(value.depends, origins=origins, token=(place.scope, 'stack', number))
+    stacked = Value(value.depends, origins=origins, token=(scope, 'stack', number))
     collected.append(wholes.get(value.view, stacked) if value.view else stacked)
   return [*_after(step, carry), *collected]
 
 
-_ARRAYS: Mapping[str, Handler] = {
+_HANDLERS: Mapping[str, Handler] = {
   **dict.fromkeys(('transpose', 'reshape', 'broadcast_in_dim', 'squeeze', 'slice'), rearranged),
   **dict.fromkeys(('dot_general', 'ragged_dot_general', 'conv_general_dilated'), multiplied),
   **dict.fromkeys(('add', 'add_any'), added),
@@ -201,7 +175,9 @@ _ARRAYS: Mapping[str, Handler] = {
   **dict.fromkeys(('split', 'unstack'), split_up),
   'dynamic_slice': sliced_at,
   'gather': looked_up,
+  'scan': scan,
+  'while': loop,
+  'cond': branch,
+  # Their programs see other arrays than their operands.
+  **dict.fromkeys(('pallas_call', 'shard_map', 'custom_partitioning'), other),
 }
-_CONTROL: Mapping[str, Handler] = {'scan': scan, 'while': loop, 'cond': branch}
-# Their programs see other arrays than their operands.
-_CLOSED = frozenset({'pallas_call', 'shard_map', 'custom_partitioning'})
