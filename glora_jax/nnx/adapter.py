@@ -28,7 +28,7 @@ from glora_jax.nnx.variables import Genome, Support
 _SHARED = ('eager_sharding', 'mesh', 'out_sharding', 'sharding_rules')
 
 
-class Recipe:
+class Static:
   """What an adapter must know to merge, and is no array.
 
   It is static, so NNX hashes it at every call of a compiled function: it is hashed once.
@@ -59,18 +59,18 @@ class Recipe:
   def __eq__(self, other: Any) -> bool:
     if self is other:
       return True
-    is_recipe = isinstance(other, Recipe) and self._hash == other._hash
-    return is_recipe and self._parts == other._parts
+    is_static = isinstance(other, Static) and self._hash == other._hash
+    return is_static and self._parts == other._parts
 
   def __reduce__(self) -> tuple:
-    return Recipe, self._parts  # hashes of texts differ between processes
+    return Static, self._parts  # hashes of texts differ between processes
 
   @property
   def _parts(self) -> tuple[Any, ...]:
     return self.group, self.occurring, self.mesh, self.is_fixed
 
   def __repr__(self) -> str:
-    return f'Recipe({self.group.name})'
+    return f'Static({self.group.name})'
 
   @functools.cached_property
   def only_alleles(self) -> np.ndarray | None:
@@ -95,38 +95,38 @@ class Adapter(nnx.Pytree):
   It has no methods: `nnx.tabulate` would run them as if they were those of a layer.
 
   Args:
-    recipe: what is static of it.
+    static: what is static of it.
     supports: arrays by name, [stack..., ...].
     alleles: int8 [stack..., 5].
     kernel: variable of the first layer's kernel, whose metadata and devices they share.
     genome_type: type of the variable of the alleles.
 
   Attributes:
-    genome: the alleles, with the recipe in their metadata.
+    genome: the alleles, with the static in their metadata.
   """
 
   def __init__(
     self,
-    recipe: Recipe,
+    static: Static,
     supports: Mapping[str, jax.Array],
     alleles: Any,
     kernel: nnx.Variable,
     genome_type: type[nnx.Variable] = Genome,
   ):
-    beside = functools.partial(_beside, recipe, kernel)
-    self.genome = beside(genome_type, jnp.asarray(alleles, jnp.int8), (None,), recipe=recipe)
+    beside = functools.partial(_beside, static, kernel)
+    self.genome = beside(genome_type, jnp.asarray(alleles, jnp.int8), (None,), static=static)
     for name, value in supports.items():
       setattr(self, name, beside(Support, value, SUPPORTS[name].axes))
 
   @property
-  def recipe(self) -> Recipe:
+  def static(self) -> Static:
     """What is static of it."""
-    return self.genome.recipe
+    return self.genome.static
 
   @property
   def group(self) -> Group:
     """The layers."""
-    return self.recipe.group
+    return self.static.group
 
   @property
   def variables(self) -> dict[str, nnx.Variable]:
@@ -156,7 +156,7 @@ def set_supports(adapter: Adapter, supports: Mapping[str, jax.Array]) -> None:
 
 def gathered(adapter: Adapter, kernel: jax.Array) -> jax.Array:
   """A kernel as a layer is to use it: whole, where devices hold parts of it."""
-  mesh = adapter.recipe.mesh
+  mesh = adapter.static.mesh
   return kernel if mesh is None else gather_over(mesh)(kernel)
 
 
@@ -188,7 +188,7 @@ def thin_output(
 
   Its products have the precision of the layer's own, as `jax.lax.dot_general` has it.
   """
-  used = set(WEIGHT_TENSORS) & set(adapter.recipe.occurring.tensors)
+  used = set(WEIGHT_TENSORS) & set(adapter.static.occurring.tensors)
   _, part, alleles = _left(adapter, member, kernel, used)
   ranks = adapter.group.space.ranks
   return equation.thin_output(inputs, product, part, alleles, ranks, precision)
@@ -214,13 +214,13 @@ def _left(
     The layout of what is left, and with its stack axes first its supports of some tensors and its
     alleles.
   """
-  group, recipe = adapter.group, adapter.recipe
+  group, static = adapter.group, adapter.static
   local = local_layout(adapter, member, kernel)
   stack = local.sizes(kernel.shape).stack
   home = what_is_left(group.members[0].layout, _taken(adapter, member, kernel))
   alleles = stack_first(adapter.genome.get_value(), home, stack, (len(TENSORS),))
-  if recipe.only_alleles is not None:
-    alleles = jnp.broadcast_to(recipe.only_alleles, alleles.shape)
+  if static.only_alleles is not None:
+    alleles = jnp.broadcast_to(static.only_alleles, alleles.shape)
   parts = list(group.of_members(_supports(adapter, home, stack)))
   part = {name: x for name, x in parts[member][1].items() if SUPPORTS[name].tensor in tensors}
   return local, part, alleles
@@ -238,7 +238,7 @@ def _supports(adapter: Adapter, layout: Layout, stack: tuple[int, ...]) -> dict[
 
 def with_rows(variable: Any, genome: Any) -> Any:
   """The alleles of a set of supports as a genome int [rows, 5] has them."""
-  group = variable.recipe.group
+  group = variable.static.group
   site = group.members[0]
   array = jnp if isinstance(genome, jax.core.Tracer) else np  # NumPy has nothing to compile
   alleles = group.alleles(array.asarray(genome, np.int8))
@@ -260,7 +260,7 @@ def _like(old: Any, new: jax.Array) -> jax.Array:
 
 
 def _beside(
-  layers: Recipe,
+  layers: Static,
   kernel: nnx.Variable,
   kind: type[nnx.Variable],
   value: Any,

@@ -19,7 +19,7 @@ from glora_jax.method.selection import Selection, Selector
 from glora_jax.method.space import TENSORS, SearchSpace
 from glora_jax.method.structures import Structure, read_structure, space_for
 from glora_jax.method.supports import COLLECTION
-from glora_jax.nnx.adapter import Adapter, Recipe
+from glora_jax.nnx.adapter import Adapter, Static
 from glora_jax.nnx.finding import find, runs
 from glora_jax.nnx.frozen import require_module
 from glora_jax.nnx.functional import params
@@ -142,10 +142,10 @@ def _with_supports(
       layers = [adapted.spec.layers[row] for row in group.rows]
       offered = ([code for layer in layers for code in layer.offered(tensor)] for tensor in TENSORS)
       occurring = Occurring.of_tensors(offered)
-    recipe = Recipe(group, occurring, is_fixed=adapted.genome is not None)
-    stored = recipe.cut(group.own(supports))
+    static = Static(group, occurring, is_fixed=adapted.genome is not None)
+    stored = static.cut(group.own(supports))
     kernel = insertion.places.by_path[group.members[0].kernel_path]
-    insertion.add(Adapter(recipe, stored, group.alleles(genome), kernel, genome_type))
+    insertion.add(Adapter(static, stored, group.alleles(genome), kernel, genome_type))
   for path in adapted.head_paths:
     insertion.mark_head(path)
   insertion.finish()

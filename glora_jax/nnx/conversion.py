@@ -64,7 +64,7 @@ def as_adapted(model: nnx.Module) -> tuple[Adapted, dict[str, Any]]:
   supports: dict[str, Any] = {}
   for adapter in adapters(model):
     own = adapter.supports
-    own = own if adapter.recipe.is_fixed else _widened(adapter.group, own)
+    own = own if adapter.static.is_fixed else _widened(adapter.group, own)
     supports = replace(supports, adapter.group.path, own)
   return _adapted(model, frozen), {**frozen.variables(), COLLECTION: supports}
 
@@ -76,7 +76,7 @@ def _adapted(model: nnx.Module, frozen: Frozen) -> Adapted:
   shapes = flatten(frozen.variables()['params'])
   heads, uncovered = frozenset(_heads(model)), vars(model).get(UNCOVERED, ())
   mesh = mesh_of(model)
-  genome = get_genome(model) if found[0].recipe.is_fixed else None
+  genome = get_genome(model) if found[0].static.is_fixed else None
   spec = spec_of(groups)
   return Adapted(frozen, spec, groups, heads, 'up_front', shapes, uncovered, mesh, genome=genome)
 
@@ -131,7 +131,7 @@ def _check_statistics(given: Any, own: Any) -> None:
 
 def _check_ranks(adapter: Adapter, supports: Mapping[str, Any]) -> None:
   """Raises ValueError where supports are cut to lower ranks than a model stores."""
-  for name, rank in adapter.recipe.stored.items():
+  for name, rank in adapter.static.stored.items():
     given = np.shape(supports[name])[RANK_AXES[name]] if name in RANK_AXES else rank
     if given < rank:
       raise ValueError(

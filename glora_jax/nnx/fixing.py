@@ -9,7 +9,7 @@ from flax import nnx
 
 from glora_jax.method.genomes import Occurring
 from glora_jax.method.structures import Structure, genome_of
-from glora_jax.nnx.adapter import Adapter, Recipe
+from glora_jax.nnx.adapter import Adapter, Static
 from glora_jax.nnx.live import adapters, set_genome, spec
 from glora_jax.nnx.owners import is_owner, parts_of
 from glora_jax.nnx.places import modules, variable_at
@@ -56,10 +56,10 @@ def fix(model: Model, structure: Structure) -> Model:
 def _fixed(model: nnx.Module, adapter: Adapter, genome: np.ndarray) -> Adapter:
   """A set of supports for one genome."""
   occurring = Occurring.of_alleles(genome[np.array(adapter.group.rows)])
-  recipe = Recipe(adapter.group, occurring, adapter.recipe.mesh, is_fixed=True)
-  stored = recipe.cut(adapter.supports)
+  static = Static(adapter.group, occurring, adapter.static.mesh, is_fixed=True)
+  stored = static.cut(adapter.supports)
   kernel = _kernel_beside(model, adapter)
-  return Adapter(recipe, stored, adapter.alleles, kernel, adapter.genome.var_type)
+  return Adapter(static, stored, adapter.alleles, kernel, adapter.genome.var_type)
 
 
 def _kernel_beside(model: nnx.Module, adapter: Adapter) -> nnx.Variable:

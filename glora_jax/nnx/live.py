@@ -15,7 +15,7 @@ from glora_jax.method.groups import Group, spec_of
 from glora_jax.method.space import TENSORS, Spec
 from glora_jax.method.structures import genome_of
 from glora_jax.method.validation import check_one_genome
-from glora_jax.nnx.adapter import Adapter, Recipe, with_rows
+from glora_jax.nnx.adapter import Adapter, Static, with_rows
 from glora_jax.nnx.variables import Genome
 
 State = TypeVar('State')
@@ -39,7 +39,7 @@ def adapters(model: nnx.Module) -> list[Adapter]:
 
 def mesh_of(model: nnx.Module) -> jax.sharding.Mesh | None:
   """The devices that an attached model's kernels are sharded over; None where they are not."""
-  return adapters(model)[0].recipe.mesh
+  return adapters(model)[0].static.mesh
 
 
 def require_all_rows(groups: Iterable[Group]) -> None:
@@ -140,14 +140,14 @@ def check_own_genome(found: Sequence[Adapter], genome: Any) -> None:
       f'A model has one genome [{len(layers)}, 5], not {np.shape(genome)}; '
       'glora_jax.make_scorer takes a population, and glora_jax.nnx.with_genome maps over one.'
     )
-  check_stored([adapter.recipe for adapter in found], genome)
+  check_stored([adapter.static for adapter in found], genome)
 
 
-def check_stored(recipes: Sequence[Recipe], genomes: Any) -> None:
+def check_stored(statics: Sequence[Static], genomes: Any) -> None:
   """Checks that a model stores all alleles of genomes, or the same by another name.
 
   Args:
-    recipes: those of all its sets of supports.
+    statics: those of all its sets of supports.
     genomes: int [..., rows, 5], which fit it; where they are traced, nothing is checked.
 
   Raises:
@@ -155,12 +155,12 @@ def check_stored(recipes: Sequence[Recipe], genomes: Any) -> None:
   """
   if isinstance(genomes, jax.core.Tracer):
     return
-  layers, codes = spec_of([recipe.group for recipe in recipes]), np.asarray(genomes)
+  layers, codes = spec_of([static.group for static in statics]), np.asarray(genomes)
   same = layers.canonical_table
   stored = np.zeros(same.shape, bool)
-  for recipe in recipes:
-    rows = np.array(recipe.group.rows)[:, None]
-    for column, own in enumerate(recipe.occurring.codes):
+  for static in statics:
+    rows = np.array(static.group.rows)[:, None]
+    for column, own in enumerate(static.occurring.codes):
       stored[rows, column, same[rows, column, list(own)]] = True
   gene = tuple(np.indices(stored.shape[:2]))
   missing = np.argwhere(~stored[(*gene, same[(*gene, codes)])])
@@ -168,7 +168,7 @@ def check_stored(recipes: Sequence[Recipe], genomes: Any) -> None:
     *_, row, column = index = tuple(missing[0])
     layer, tensor = layers.layers[row], TENSORS[column]
     names = np.array(layer.space.names(tensor))
-    own = next(recipe.occurring.codes[column] for recipe in recipes if row in recipe.group.rows)
+    own = next(static.occurring.codes[column] for static in statics if row in static.group.rows)
     raise ValueError(
       f'The genome says {names[codes[index]]} for {tensor} of layer {row} ({layer.name}), where '
       f'this model stores {", ".join(names[list(own)])}; attach with a space that offers it, or '
@@ -207,13 +207,13 @@ def with_genome(state: State, genome: Any) -> State:
     return isinstance(value, nnx.Variable)
 
   leaves = jax.tree.leaves(state, is_leaf=is_variable)
-  found = [leaf.recipe for leaf in leaves if isinstance(leaf, Genome)]
+  found = [leaf.static for leaf in leaves if isinstance(leaf, Genome)]
   if not found:
     raise ValueError(
       'This state has no glora_jax.nnx.Genome; pass what nnx.split gives of an attached model, '
       'with its variables.'
     )
-  groups = [recipe.group for recipe in found]
+  groups = [static.group for static in found]
   require_all_rows(groups)
   check_one_genome(spec_of(groups), genome, 'with_genome')
   check_stored(found, genome)

@@ -214,7 +214,7 @@ def _call_linear(owner: nnx.Pytree, *args: Any, **kwargs: Any) -> Any:
   adapter, kernel = vars(owner)[part.adapter], variable_at(owner, part.location)
   layout = local_layout(adapter, part.member, kernel.get_value())
   in_order = list(layout.outputs) == sorted(layout.outputs)
-  if not adapter.recipe.occurring.is_thin or layout.stack or not in_order:
+  if not adapter.static.occurring.is_thin or layout.stack or not in_order:
     return plain_class(owner).__call__(owner, *args, **kwargs)
   layer = object.__new__(plain_class(owner))  # a copy for this call, with the base's kernel
   vars(layer).update(vars(owner))

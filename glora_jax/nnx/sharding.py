@@ -7,7 +7,7 @@ from flax import nnx
 
 from glora_jax import mesh as meshes
 from glora_jax.method import sharding
-from glora_jax.nnx.adapter import Recipe
+from glora_jax.nnx.adapter import Static
 from glora_jax.nnx.live import adapters
 from glora_jax.nnx.places import Places
 
@@ -48,9 +48,9 @@ def shard(
   placed = sharding.shard_arrays(mesh, kernels, min_bytes) | meshes.replicate(mesh, values)
   # Nothing can fail from here on, so a model that is refused stays as it was.
   for adapter in found:
-    given = adapter.recipe
-    recipe = Recipe(given.group, given.occurring, mesh, given.is_fixed)
-    metadata = {**adapter.genome.get_metadata(), 'recipe': recipe}
+    given = adapter.static
+    static = Static(given.group, given.occurring, mesh, given.is_fixed)
+    metadata = {**adapter.genome.get_metadata(), 'static': static}
     kind = adapter.genome.var_type
     adapter.genome = kind.from_metadata(adapter.genome.get_raw_value(), metadata)
   variables = Places.read(model).by_path

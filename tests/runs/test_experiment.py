@@ -158,7 +158,7 @@ def test_the_page_has_the_accuracy_and_code_that_applies_the_adapter(finished_ru
   [code] = snippets(workdir, 'import jax.numpy')
   names: dict[str, Any] = {}
   exec(code, names)
-  assert names['genome'].tolist() == result['winner']['genome']
+  assert names['adapted'].count_params() == result['winner']['params']
   assert names['logits'].shape == (1, 10)
 
 
