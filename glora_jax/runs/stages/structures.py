@@ -26,10 +26,7 @@ from glora_jax import mesh as meshes
 from glora_jax.data.pipeline import Split
 from glora_jax.data.shifts import shifted
 from glora_jax.files import (
-  STAMP,
-  check_stamp,
   damaged,
-  load_json,
   read_arrays,
   write_arrays,
   write_json,
@@ -37,7 +34,6 @@ from glora_jax.files import (
 from glora_jax.limits import printable
 from glora_jax.method.draws import check_budget
 from glora_jax.method.genomes import (
-  canonicalize,
   check_genome,
   count_params,
   genome_from_json,
@@ -46,6 +42,7 @@ from glora_jax.method.genomes import (
 )
 from glora_jax.method.presets import file_name, preset
 from glora_jax.method.space import Spec
+from glora_jax.method.structures import genome_of
 from glora_jax.records import Array, mismatch_of_arrays, read_record
 from glora_jax.runs.run import Candidate, Place, Run, Stream
 from glora_jax.runs.sections import GENOME_ENDING, GRADIENT, SEARCH
@@ -496,7 +493,15 @@ def named_genome(spec: Spec, name: str, budget: int | None) -> np.ndarray:
     ValueError: the model cannot have it, or it has more parameters than the budget.
     FileNotFoundError: there is no such file.
   """
-  genome = _read(spec, name) if name.endswith(GENOME_ENDING) else preset(spec, name)
+  try:
+    genome = genome_of(spec, name)
+  except ValueError as error:
+    if not name.endswith(GENOME_ENDING):
+      raise
+    raise ValueError(
+      f"structure='{printable(name)}' holds no genome of this model ({error}); it needs one with a "
+      f'row for each of its {len(spec)} layers, and ranks that space.ranks has.'
+    ) from error
   params = count_params(spec, genome)
   if budget is not None and params > budget:
     raise ValueError(
@@ -504,25 +509,6 @@ def named_genome(spec: Spec, name: str, budget: int | None) -> np.ndarray:
       'or take a smaller structure.'
     )
   return genome
-
-
-def _read(spec: Spec, path: str) -> np.ndarray:
-  path = os.path.expanduser(path)
-  if not os.path.isfile(path):
-    raise FileNotFoundError(
-      f"structure='{printable(path)}' is no file; give the genome.json of a run, 'search', "
-      "'gradient', or the name of a preset."
-    )
-  try:
-    content = load_json(path, 'give what genome_to_json returned')
-    if isinstance(content, dict) and STAMP in content:  # what a user wrote has none
-      check_stamp(path, content.pop(STAMP), 'genome')
-    return canonicalize(spec, genome_from_json(spec, content))
-  except ValueError as error:
-    raise ValueError(
-      f"structure='{printable(path)}' holds no genome of this model ({error}); it needs one with a "
-      f'row for each of its {len(spec)} layers, and ranks that space.ranks has.'
-    ) from error
 
 
 def train_alone(
