@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -29,48 +30,33 @@ from glora_jax.method.trace.find import Found, find
 from glora_jax.tree import Path, map_with_path
 
 
-class Lift(NamedTuple):
-  """An axis that a lifted transform took off a parameter.
-
-  Attributes:
-    axis: the axis, as one of the whole parameter's.
-    size: size of the axis.
-    event: when it happened, on the clock of the recorder. Axes that are taken off at the same
-      time belong to one and the same lifted transform.
-  """
-
-  axis: int
-  size: int
-  event: int
-
-
 class _Recorder:
   """An interceptor of all module calls in a trace that writes down the linear ones.
 
   Compared by identity, so that no trace of another discovery is ever reused.
 
   Attributes:
-    event: number of module calls begun or ended so far.
+    clock: number of module calls begun or ended so far.
     found: the linear modules in the order of their first calls, by the path of their kernel, with
-      the axes that were taken off it.
+      the times at which axes were taken off it.
     refused: why others cannot be adapted, likewise.
     shared: paths of the modules whose parameters were also read past `self.param`.
     inputs: by their ids, the distinct arrays that linear modules get, with their numbers.
   """
 
   def __init__(self):
-    self.event = 0
-    self.found: dict[Path, tuple[Site, tuple[Lift, ...]]] = {}
+    self.clock = 0
+    self.found: dict[Path, tuple[Site, tuple[int, ...]]] = {}
     self.refused: dict[Path, str] = {}
     self.shared: set[Path] = set()
     self.inputs: dict[int, tuple[int, Any]] = {}
 
   def __call__(self, next_function, args, kwargs, context):
-    self.event += 1
+    self.clock += 1
     if context.method_name == '__call__' and isinstance(context.module, LINEAR_MODULES):
       self._record(context.module, args, kwargs)
     result = next_function(*args, **kwargs)
-    self.event += 1
+    self.clock += 1
     return result
 
   def _record(self, module: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> None:
@@ -78,7 +64,9 @@ class _Recorder:
     # own vmap, say. One that is cut is a part of a parameter: a layer of a stack that the model
     # goes through by itself, say. Both are left to the trace.
     kernel, bias = (module.get_variable('params', name) for name in ('kernel', 'bias'))
-    if not isinstance(kernel, Probe) or kernel.path in self.found or kernel.is_cut:
+    if not isinstance(kernel, Probe) or kernel.path in self.found:
+      return
+    if kernel.unbox().shape != tuple(kernel.whole.shape[axis] for axis in kernel.left):
       return
     try:
       local = linear_layout(module, *args, **kwargs)
@@ -105,10 +93,14 @@ class _Recorder:
       input_id=self.inputs.setdefault(id(array), (len(self.inputs), array))[0],
       shared=kernel.unbox().dtype != kernel.whole.dtype,
     )
-    self.found[kernel.path] = site, kernel.lifts
+    self.found[kernel.path] = site, kernel.times
 
 
-@jax.tree_util.register_pytree_node_class
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=('value',),
+  meta_fields=('recorder', 'path', 'whole', 'lifted', 'times'),
+)
 @dataclasses.dataclass(frozen=True, eq=False)
 class Probe(nn.meta.AxisMetadata[Any]):
   """A metadata box around a parameter, to which Flax announces each axis that it takes off.
@@ -122,39 +114,26 @@ class Probe(nn.meta.AxisMetadata[Any]):
     recorder: what all probes of a discovery share.
     path: path of the parameter.
     whole: shape and type of the whole parameter.
-    lifts: the axes that were taken off, outermost first.
+    lifted: the axes of the whole that lifted transforms took off, outermost first.
+    times: when they did, on the recorder's clock. Axes that are taken off at the same time belong
+      to one and the same transform.
   """
 
   value: Any
   recorder: _Recorder
   path: Path
   whole: jax.ShapeDtypeStruct
-  lifts: tuple[Lift, ...] = ()
+  lifted: tuple[int, ...] = ()
+  times: tuple[int, ...] = ()
 
   @property
-  def lifted(self) -> tuple[int, ...]:
-    """The axes of the whole parameter that were taken off."""
-    return tuple(lift.axis for lift in self.lifts)
+  def left(self) -> list[int]:
+    """The axes of the whole that are still there."""
+    return [axis for axis in range(len(self.whole.shape)) if axis not in self.lifted]
 
   def whole_axes(self, dims: Sequence[int]) -> tuple[int, ...]:
     """Dimensions of what is left of the parameter as axes of the whole parameter."""
-    left = [axis for axis in range(len(self.whole.shape)) if axis not in self.lifted]
-    return tuple(left[dim] for dim in dims)
-
-  @property
-  def is_cut(self) -> bool:
-    """Whether the model itself has taken a part of the parameter, or has laid it otherwise."""
-    left = self.whole_axes(range(len(self.whole.shape) - len(self.lifts)))
-    return self.unbox().shape != tuple(self.whole.shape[axis] for axis in left)
-
-  def tree_flatten(self):
-    """For JAX: the parameter, and everything else as static data."""
-    return (self.value,), (self.recorder, self.path, self.whole, self.lifts)
-
-  @classmethod
-  def tree_unflatten(cls, static, children):
-    """Inverse of `tree_flatten`."""
-    return cls(*children, *static)
+    return tuple(self.left[dim] for dim in dims)
 
   def unbox(self) -> Any:
     """For Flax: the bare parameter."""
@@ -162,21 +141,19 @@ class Probe(nn.meta.AxisMetadata[Any]):
 
   def replace_boxed(self, val: Any) -> Probe:
     """For Flax: the same boxes around another value."""
-    boxed = isinstance(self.value, nn.meta.AxisMetadata)
-    return dataclasses.replace(self, value=self.value.replace_boxed(val) if boxed else val)
+    return dataclasses.replace(self, value=nn.meta.replace_boxed(self.value, val))
 
-  def remove_axis(self, index: int, params: Mapping[Any, Any]) -> Probe:
+  def remove_axis(self, index: int, params: dict[Any, Any]) -> Probe:
     """For Flax: a lifted transform takes an axis off."""
-    left = len(self.whole.shape) - len(self.lifts)
-    (axis,) = self.whole_axes([index % left])
-    boxed = isinstance(self.value, nn.meta.AxisMetadata)
+    index %= len(self.left)
     return dataclasses.replace(
       self,
-      value=self.value.remove_axis(index % left, params) if boxed else self.value,
-      lifts=(*self.lifts, Lift(axis, self.whole.shape[axis], self.recorder.event)),
+      value=nn.meta.remove_axis(self.value, index, params),
+      lifted=(*self.lifted, self.left[index]),
+      times=(*self.times, self.recorder.clock),
     )
 
-  def add_axis(self, index: int, params: Mapping[Any, Any]) -> Probe:
+  def add_axis(self, index: int, params: dict[Any, Any]) -> Probe:
     """For Flax: a parameter leaves a lifted transform. The discovery lets none out."""
     return self
 
@@ -185,8 +162,7 @@ class Probe(nn.meta.AxisMetadata[Any]):
     self.recorder.shared.add(self.path[:-1])
     return self.unbox()
 
-  def __jax_array__(self) -> Any:
-    return self.read()
+  __jax_array__ = read
 
   def __getattr__(self, name: str) -> Any:
     if name.startswith('__'):
@@ -261,10 +237,10 @@ def _by_modules(recorder: _Recorder, found: Found, convs: bool) -> Found:
   """What was found, by the modules where they are known."""
   by_use = {site.kernel_path: site for site in found.sites}
   rows, numbers = collections.defaultdict(list), itertools.count()
-  lifted = [
-    (site, [(lift.event, lift.size) for lift in lifts]) for site, lifts in recorder.found.values()
+  looped = [
+    (site, [*zip(times, site.stack_shape, strict=False)]) for site, times in recorder.found.values()
   ]
-  for site, _ in interleaved(lifted):
+  for site, _ in interleaved(looped):
     own_stack = site.stack_shape[len(site.lifts) :]
     rows[site.kernel_path] += itertools.islice(numbers, math.prod(own_stack))
   sites = [
