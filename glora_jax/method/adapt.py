@@ -173,7 +173,11 @@ def assemble(
   if not candidates and not refused:
     sites = apart([*found.sites, *found.outside])
     candidates = [site for site in sites if site.kernel_path not in heads.paths]
-  shapes = {path: _shape(value) for path, value in flat.items()}
+  shapes = {  # whose values are not to be kept alive
+    path: jax.ShapeDtypeStruct(array.shape, array.dtype)
+    for path, boxed in flat.items()
+    for array in jax.tree.leaves(boxed)
+  }
   if not candidates and not refused:
     others = [
       f'{path_name(path)} {"x".join(map(str, shapes[path].shape))} ({reason})'
@@ -209,12 +213,6 @@ def assemble(
   if selection.heads is not None:
     _log_heads(adapted, selection.heads, heads, sites, found.outputs)
   return adapted
-
-
-def _shape(boxed: Any) -> jax.ShapeDtypeStruct:
-  """Shape of a parameter, whose values are not to be kept alive."""
-  (array,) = jax.tree.leaves(boxed)
-  return jax.ShapeDtypeStruct(array.shape, array.dtype)
 
 
 def _log_heads(

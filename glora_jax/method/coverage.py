@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -99,14 +98,12 @@ def coverage(
     shapes: all parameters, by path.
   """
   total = sum(shape.size for shape in shapes.values())
-  sites = [site for group in groups for site in group.members]
-  covered = [_matrix(site.kernel_path, site.kernel_shape, '', total) for site in sites]
-  others = [_matrix(path, shapes[path].shape, reason, total) for path, reason in uncovered]
-  return Coverage(tuple(covered), tuple(others))
 
+  def matrix(path: Path, reason: str = '') -> Matrix:
+    return Matrix(path_name(path), shapes[path].shape, shapes[path].size / total, reason)
 
-def _matrix(path: Path, shape: tuple[int, ...], reason: str, total: int) -> Matrix:
-  return Matrix(path_name(path), shape, math.prod(shape) / total, reason)
+  covered = tuple(matrix(site.kernel_path) for group in groups for site in group.members)
+  return Coverage(covered, tuple(matrix(path, reason) for path, reason in uncovered))
 
 
 def find_uncovered(

@@ -78,7 +78,6 @@ class _Recorder:
       kernel_path=kernel.path,
       bias_path=None if bias is None else bias.path,
       kernel_shape=kernel.whole.shape,
-      bias_shape=None if bias is None else bias.whole.shape,
       dtype=np.dtype(kernel.whole.dtype),
       layout=Layout(
         stack=kernel.lifted + kernel.whole_axes(local.stack),
@@ -86,7 +85,6 @@ class _Recorder:
         outputs=kernel.whole_axes(local.outputs),
         bias_stack=() if bias is None else bias.lifted + bias.whole_axes(local.bias_stack),
       ),
-      local=local,
       lifts=kernel.lifted,
       kind=type(module).__name__,
       is_convolution=isinstance(module, nn.Conv),

@@ -127,10 +127,7 @@ class Selection:
     owners = {path: [path_name(path[:end]) for end in range(1, len(path) + 1)] for path in paths}
     names = list(dict.fromkeys(name for own in owners.values() for name in own))
     taken = set(_named(self.heads, names))
-    first = {
-      path: next((name for name in own if name in taken), None) for path, own in owners.items()
-    }
-    found = {path: name for path, name in first.items() if name is not None}
+    found = {path: name for path, own in owners.items() for name in reversed(own) if name in taken}
     modules = tuple(dict.fromkeys(found.values()))
     absent = [str(pattern) for pattern in _several(self.heads) if not _named(pattern, names)]
     return Heads(modules, frozenset(found), tuple(absent))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Hashable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
@@ -16,20 +16,6 @@ import numpy as np
 from glora_jax.tree import Path, get
 
 LINEAR_MODULES = (nn.Dense, nn.DenseGeneral, nn.Einsum, nn.Conv)
-
-
-class Sizes(NamedTuple):
-  """What a kernel holds.
-
-  Attributes:
-    stack: sizes of the stack's axes; () for a single layer.
-    inputs: inputs of each layer.
-    outputs: outputs of each layer.
-  """
-
-  stack: tuple[int, ...]
-  inputs: int
-  outputs: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,13 +34,21 @@ class Layout:
   outputs: tuple[int, ...]
   bias_stack: tuple[int, ...] = ()
 
-  def sizes(self, shape: Sequence[int]) -> Sizes:
-    """What a kernel of the given shape holds."""
-    return Sizes(
-      stack=tuple(shape[dim] for dim in self.stack),
-      inputs=math.prod(shape[dim] for dim in self.inputs),
-      outputs=math.prod(shape[dim] for dim in self.outputs),
+  def below(self, taken: Collection[int]) -> Layout:
+    """The layout below transforms that take off the axes at some places of the stack."""
+    lost = [self.stack[place] for place in taken]
+    bias_lost = [self.bias_stack[place] for place in taken if self.bias_stack]
+    return Layout(
+      stack=_without(lost, self.stack),
+      inputs=_without(lost, self.inputs),
+      outputs=_without(lost, self.outputs),
+      bias_stack=_without(bias_lost, self.bias_stack),
     )
+
+  def sizes(self, shape: Sequence[int]) -> tuple[tuple[int, ...], int, int]:
+    """Of a kernel of the given shape: sizes of the stack's axes, a layer's inputs and outputs."""
+    inputs, outputs = ([shape[dim] for dim in dims] for dims in (self.inputs, self.outputs))
+    return tuple(shape[dim] for dim in self.stack), math.prod(inputs), math.prod(outputs)
 
   def matrices(self, kernel: jax.Array) -> jax.Array:
     """The kernel as [stack..., in, out]."""
@@ -77,6 +71,11 @@ class Layout:
 
   def _bias_order(self, ndim: int) -> tuple[int, ...]:
     return self.bias_stack + tuple(dim for dim in range(ndim) if dim not in self.bias_stack)
+
+
+def _without(lost: Sequence[int], dims: Sequence[int]) -> tuple[int, ...]:
+  """The dimensions that are not lost, counted among those alone."""
+  return tuple(dim - sum(other < dim for other in lost) for dim in dims if dim not in lost)
 
 
 def _put_back(values: jax.Array, order: Sequence[int], shape: tuple[int, ...]) -> jax.Array:
@@ -156,11 +155,9 @@ class Site:
     kernel_path: path of the kernel in the params.
     bias_path: path of the bias; None without bias.
     kernel_shape: shape of the whole kernel, with all stack axes.
-    bias_shape: shape of the whole bias; None without bias.
     dtype: data type of the kernel.
     layout: layout of the whole parameters. Its stack is first what lifted transforms added,
       outermost first, then the module's own.
-    local: layout of the parameters that the module itself sees, below all lifted transforms.
     lifts: the axes of the kernel that lifted transforms added, outermost first.
     kind: name of the module's class.
     is_convolution: whether it is a convolution, also of a class that somebody derived from one.
@@ -175,11 +172,9 @@ class Site:
   kernel_path: Path
   bias_path: Path | None
   kernel_shape: tuple[int, ...]
-  bias_shape: tuple[int, ...] | None
   dtype: np.dtype
   layout: Layout
-  local: Layout
-  lifts: tuple[int, ...]
+  lifts: tuple[int, ...] = ()
   kind: str = 'Dense'
   is_convolution: bool = False
   input_id: int = 0
@@ -202,19 +197,24 @@ class Site:
     return '/'.join(self.path) or self.kind
 
   @property
+  def local(self) -> Layout:
+    """Layout of the parameters that the module itself sees, below all lifted transforms."""
+    return self.layout.below(range(len(self.lifts)))
+
+  @property
   def stack_shape(self) -> tuple[int, ...]:
     """Sizes of the stack's axes; () for a single layer."""
-    return self.layout.sizes(self.kernel_shape).stack
+    return self.layout.sizes(self.kernel_shape)[0]
 
   @property
   def in_features(self) -> int:
     """Inputs of each layer."""
-    return self.layout.sizes(self.kernel_shape).inputs
+    return self.layout.sizes(self.kernel_shape)[1]
 
   @property
   def out_features(self) -> int:
     """Outputs of each layer."""
-    return self.layout.sizes(self.kernel_shape).outputs
+    return self.layout.sizes(self.kernel_shape)[2]
 
   @property
   def has_bias(self) -> bool:
@@ -231,7 +231,9 @@ class Site:
 
   def without_bias(self) -> Site:
     """The same module as if it had no bias."""
-    return dataclasses.replace(self, bias_path=None, bias_shape=None, layout=self.local)
+    outputs = tuple(sorted(self.layout.outputs))
+    layout = dataclasses.replace(self.layout, outputs=outputs, bias_stack=())
+    return dataclasses.replace(self, bias_path=None, layout=layout)
 
   def axis_names(
     self, names: Sequence[Any], axes: Sequence[str | None]

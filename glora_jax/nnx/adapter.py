@@ -21,7 +21,7 @@ from glora_jax.method.sharding import gather_over
 from glora_jax.method.site import Layout, Site
 from glora_jax.method.space import TENSORS, WEIGHT_TENSORS, Tensor
 from glora_jax.method.supports import SUPPORTS, support_shapes
-from glora_jax.nnx.stacking import axis_names, put_beside, stack_first, taken_axes, what_is_left
+from glora_jax.nnx.stacking import axis_names, put_beside, stack_first, taken_axes
 from glora_jax.nnx.variables import Genome, Support
 
 # Metadata of a kernel that what lies beside it has, too.
@@ -197,7 +197,7 @@ def thin_output(
 def local_layout(adapter: Adapter, member: int, kernel: jax.Array) -> Layout:
   """The layout of what transforms have left of a layer's kernel."""
   layout = adapter.group.members[member].layout
-  return what_is_left(layout, _taken(adapter, member, kernel))
+  return layout.below(_taken(adapter, member, kernel))
 
 
 def _taken(adapter: Adapter, member: int, kernel: jax.Array) -> tuple[int, ...]:
@@ -216,8 +216,8 @@ def _left(
   """
   group, static = adapter.group, adapter.static
   local = local_layout(adapter, member, kernel)
-  stack = local.sizes(kernel.shape).stack
-  home = what_is_left(group.members[0].layout, _taken(adapter, member, kernel))
+  stack, *_ = local.sizes(kernel.shape)
+  home = group.members[0].layout.below(_taken(adapter, member, kernel))
   alleles = stack_first(adapter.genome.get_value(), home, stack, (len(TENSORS),))
   if static.only_alleles is not None:
     alleles = jnp.broadcast_to(static.only_alleles, alleles.shape)

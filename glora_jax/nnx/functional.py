@@ -9,7 +9,6 @@ Linen models bridged into NNX (`nnx.bridge.ToNNX`), whole or as parts, are adapt
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import types
 from collections.abc import Mapping, Sequence
@@ -211,10 +210,7 @@ def _site(path: Path, module: Any) -> Site | None:
     kernel_path=(*path, 'kernel'),
     bias_path=None if bias is None else (*path, 'bias'),
     kernel_shape=kernel.shape,
-    bias_shape=None if bias is None else bias.shape,
     dtype=np.dtype(kernel.dtype),
     layout=layout,
-    local=dataclasses.replace(layout, bias_stack=()),
-    lifts=(),
     kind=type(module).__name__,
   )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -70,28 +70,6 @@ def taken_axes(layout: Layout, whole: Sequence[int], left: Sequence[int]) -> tup
     f'A kernel of shape {tuple(whole)} was attached, and what is left of it has the shape '
     f'{tuple(left)}; only its stack axes {layout.stack} can be mapped or scanned over.'
   )
-
-
-def what_is_left(layout: Layout, taken: Collection[int]) -> Layout:
-  """The layout of a kernel, and of its bias, below transforms that took off stack axes.
-
-  Args:
-    layout: layout of the whole kernel.
-    taken: places in the stack of the axes that are taken off.
-  """
-  lost = [layout.stack[place] for place in taken]
-  bias_lost = [layout.bias_stack[place] for place in taken if layout.bias_stack]
-  return Layout(
-    stack=_renumbered(layout.stack, lost),
-    inputs=_renumbered(layout.inputs, lost),
-    outputs=_renumbered(layout.outputs, lost),
-    bias_stack=_renumbered(layout.bias_stack, bias_lost),
-  )
-
-
-def _renumbered(dims: Sequence[int], lost: Sequence[int]) -> tuple[int, ...]:
-  """The dimensions that are not lost, counted among those alone."""
-  return tuple(dim - sum(other < dim for other in lost) for dim in dims if dim not in lost)
 
 
 def stack_first(
