@@ -1,11 +1,11 @@
 """A linen model's linear layers: its modules say which they are, its program how they are used.
 
 The model, unmodified, is traced once, so nothing is computed. In that trace every parameter is in a
-`Probe`, a metadata box that remembers its path. Flax's lifted transforms (`nn.scan`, `nn.vmap`)
-announce to such a box each axis that they take off, so the modules that are called say where the
-stacks of layers are and in which order these run; shapes are never guessed from. The program says
-what no module knows: whether a kernel is used in other ways than in its module's call, which other
-matrices there are, and of which layers the outputs are.
+`Box` that remembers its path. Flax's lifted transforms (`nn.scan`, `nn.vmap`) announce to such a
+box each axis that they take off, so the modules that are called say where the stacks of layers are
+and in which order these run; shapes are never guessed from. The program says what no module knows:
+whether a kernel is used in other ways than in its module's call, which other matrices there are,
+and of which layers the outputs are.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ class _Recorder:
     return result
 
   def _record(self, module: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> None:
-    # A kernel outside a probe is not the model's own parameter: one of a function under the user's
+    # A kernel outside a box is not the model's own parameter: one of a function under the user's
     # own vmap, say. One that is cut is a part of a parameter: a layer of a stack that the model
     # goes through by itself, say. Both are left to the trace.
     kernel, bias = (module.get_variable('params', name) for name in ('kernel', 'bias'))
-    if not isinstance(kernel, Probe) or kernel.path in self.found:
+    if not isinstance(kernel, Box) or kernel.path in self.found:
       return
     if kernel.unbox().shape != tuple(kernel.whole.shape[axis] for axis in kernel.left):
       return
@@ -100,16 +100,16 @@ class _Recorder:
   meta_fields=('recorder', 'path', 'whole', 'lifted', 'times'),
 )
 @dataclasses.dataclass(frozen=True, eq=False)
-class Probe(nn.meta.AxisMetadata[Any]):
-  """A metadata box around a parameter, to which Flax announces each axis that it takes off.
+class Box(nn.meta.AxisMetadata[Any]):
+  """A box around a parameter, to which Flax announces each axis that it takes off.
 
   A model may also read a parameter out of its variables, past `self.param`, to tie it to something.
-  For that a probe behaves like its array, and tells the recorder that it was read so: a kernel that
+  For that a box behaves like its array, and tells the recorder that it was read so: a kernel that
   others read cannot be merged in its module alone.
 
   Attributes:
     value: the parameter, or the box that the model put around it.
-    recorder: what all probes of a discovery share.
+    recorder: what all boxes of a discovery share.
     path: path of the parameter.
     whole: shape and type of the whole parameter.
     lifted: the axes of the whole that lifted transforms took off, outermost first.
@@ -137,11 +137,11 @@ class Probe(nn.meta.AxisMetadata[Any]):
     """For Flax: the bare parameter."""
     return nn.meta.unbox(self.value)
 
-  def replace_boxed(self, val: Any) -> Probe:
+  def replace_boxed(self, val: Any) -> Box:
     """For Flax: the same boxes around another value."""
     return dataclasses.replace(self, value=nn.meta.replace_boxed(self.value, val))
 
-  def remove_axis(self, index: int, params: dict[Any, Any]) -> Probe:
+  def remove_axis(self, index: int, params: dict[Any, Any]) -> Box:
     """For Flax: a lifted transform takes an axis off."""
     index %= len(self.left)
     return dataclasses.replace(
@@ -151,7 +151,7 @@ class Probe(nn.meta.AxisMetadata[Any]):
       times=(*self.times, self.recorder.clock),
     )
 
-  def add_axis(self, index: int, params: dict[Any, Any]) -> Probe:
+  def add_axis(self, index: int, params: dict[Any, Any]) -> Box:
     """For Flax: a parameter leaves a lifted transform. The discovery lets none out."""
     return self
 
@@ -175,7 +175,7 @@ for _name in (
   *('matmul', 'rmatmul', 'lt', 'le', 'gt', 'ge'),
 ):
   setattr(
-    Probe,
+    Box,
     f'__{_name}__',
     lambda self, *args, name=f'__{_name}__': getattr(self.read(), name)(*args),
   )
@@ -220,11 +220,11 @@ def discover(
     others = dict(jax.eval_shape(initialize, sample.arrays))
   params = others.pop('params', {})
   check_unquantized(name, params)
-  probes = map_with_path(
-    lambda path, leaf: Probe(leaf, recorder, path, jax.tree.leaves(leaf)[0]), params
+  boxed = map_with_path(
+    lambda path, leaf: Box(leaf, recorder, path, jax.tree.leaves(leaf)[0]), params
   )
   try:
-    found = find(apply, probes, (others, *inputs), kwargs, convs=convs)
+    found = find(apply, boxed, (others, *inputs), kwargs, convs=convs)
   except Exception:  # it looks into its own variables (`nn.WeightNorm`), and not at arrays there
     recorder = _Recorder()
     found = find(apply, params, (others, *inputs), kwargs, convs=convs)
