@@ -100,13 +100,19 @@ def joined(first: Value, second: Value, token: Hashable) -> Value:
     second: the other.
     token: token of the result, unless both are the same parameter.
   """
+  view, origins = first.view, first.origins
   depends = first.depends or second.depends
-  repeated = first.repeated or second.repeated
-  layer = common_layer((first, second))
-  if first.view == second.view and first.origins == second.origins:
-    return Value(depends, repeated, first.view, origins=first.origins, token=token, layer=layer)
-  origins = origins_of((first, second), 'differs between branches or iterations')
-  return Value(depends, repeated, origins=() if depends else origins, token=token, layer=layer)
+  if (view, origins) != (second.view, second.origins):
+    differ = origins_of((first, second), 'differs between branches or iterations')
+    view, origins = None, () if depends else differ
+  return Value(
+    depends,
+    first.repeated or second.repeated,
+    view,
+    origins=origins,
+    token=token,
+    layer=common_layer((first, second)),
+  )
 
 
 def common_layer(values: Iterable[Value]) -> Path | None:

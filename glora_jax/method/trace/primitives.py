@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import operator
@@ -95,23 +96,21 @@ def rearranged(step: Step) -> list[Value]:
   moved, *others = step.operands
   if any(not value.is_constant for value in others):
     return other(step)
-  token = (step.name, str(step.params), moved.token)
-  is_broadcast = step.name == 'broadcast_in_dim'
-  product = moved.product and _moved(step, moved.product.view)
-  known = Value(
-    depends=moved.depends,
-    repeated=moved.repeated
-    or (is_broadcast and math.prod(step.shape(0)) < math.prod(step.out_shape)),
-    view=moved.view and _moved(step, moved.view),
-    product=Product(moved.product.use, product) if moved.product and product else None,
-    origins=moved.origins,
-    number=moved.number,
-    token=token,
-    layer=moved.layer,
-  )
-  if moved.view and not known.view:
+  view = moved.view and _moved(step, moved.view)
+  if moved.view and not view:
     return step.results(origins=origins_of([moved], NO_LAYOUT), repeated=moved.repeated)
-  return [known]
+  product = moved.product and _moved(step, moved.product.view)
+  is_broadcast = step.name == 'broadcast_in_dim'
+  return [
+    dataclasses.replace(
+      moved,
+      repeated=moved.repeated
+      or (is_broadcast and math.prod(step.shape(0)) < math.prod(step.out_shape)),
+      view=view,
+      product=Product(moved.product.use, product) if moved.product and product else None,
+      token=(step.name, str(step.params), moved.token),
+    )
+  ]
 
 
 def _moved(step: Step, view: View) -> View | None:
@@ -123,7 +122,7 @@ def _moved(step: Step, view: View) -> View | None:
   if step.name == 'broadcast_in_dim':
     return view.broadcast(params['shape'], params['broadcast_dimensions'])
   if step.name == 'squeeze':
-    return view.squeezed(params['dimensions'])
+    return view.indexed(params['dimensions'], 0)
   assert step.name == 'slice'
   if any(stride != 1 for stride in params['strides'] or ()):
     return None
@@ -148,7 +147,7 @@ def split_up(step: Step) -> list[Value]:
   stops = [*itertools.accumulate(map(int, sizes))]
   parts = [_part(view, axis, stop - size, stop) for stop, size in zip(stops, sizes, strict=True)]
   if step.name == 'unstack':
-    parts = [part and part.squeezed((axis,)) for part in parts]
+    parts = [part and part.indexed((axis,), 0) for part in parts]
   hidden = origins_of([whole], NO_LAYOUT)
   return [Value(view=part) if part else Value(origins=hidden) for part in parts]
 
@@ -168,21 +167,14 @@ def sliced_at(step: Step) -> list[Value]:
   if any(start.depends for start in starts):
     return looked_up(step)
   sizes, view = step.params['slice_sizes'], whole.view
-  unknown = []
-  first = []
-  for place, (start, size) in enumerate(zip(starts, sizes, strict=True)):
-    room = view.shape[place] - size
-    if start.number is None and room:
-      unknown.append(place)
-    first.append(min(max(start.number or 0, 0), room))
+  rooms = [whole - size for whole, size in zip(view.shape, sizes, strict=True)]
+  first = [min(max(s.number or 0, 0), room) for s, room in zip(starts, rooms, strict=True)]
   stops = [start + size for start, size in zip(first, sizes, strict=True)]
+  unknown = [place for place, room in enumerate(rooms) if room and starts[place].number is None]
   for place in unknown:
-    first[place], stops[place] = 0, view.shape[place]
-    if sizes[place] != 1:
-      return step.results(origins=origins_of([whole], NO_LAYOUT))
-  part = view.sliced(first, stops)
-  for place in reversed(unknown):
-    part = part and part.indexed(place, None)
+    stops[place] = view.shape[place]
+  part = view.sliced(first, stops) if all(sizes[place] == 1 for place in unknown) else None
+  part = part and part.indexed(unknown, None)
   if part is None:
     return step.results(origins=origins_of([whole], NO_LAYOUT))
   kept = [place for place in range(len(sizes)) if place not in unknown]
@@ -208,10 +200,10 @@ def _item(step: Step, view: View, index: Value) -> View | None:
   if step.params['slice_sizes'] != (*shape[:axis], 1, *shape[axis + 1 :]):
     return None
   if index.number is None:
-    return view.indexed(axis, None)
+    return view.indexed(axes, None)
   start = min(max(index.number, 0), shape[axis] - 1)
   part = _part(view, axis, start, start + 1)
-  return part and part.squeezed(axes)
+  return part and part.indexed(axes, 0)
 
 
 def multiplied(step: Step) -> list[Value]:

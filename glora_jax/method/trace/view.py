@@ -94,7 +94,7 @@ class View:
         return None
       dims.append(dim)
     if not dims:
-      return self.squeezed(range(len(self.dims)))
+      return self.indexed(range(len(self.dims)), 0)
     dims[-1] += tuple(remaining)  # of size one
     return dataclasses.replace(self, dims=tuple(dims))
 
@@ -117,16 +117,10 @@ class View:
       taken += cut[1]
     return dataclasses.replace(self, dims=tuple(dims), taken=tuple(taken))
 
-  def squeezed(self, places: Sequence[int]) -> View:
-    """The array without dimensions of size one."""
-    gone = [Taken(atom, 0) for place in places for atom in self.dims[place] if _is_own(atom)]
+  def indexed(self, places: Sequence[int], by: int | Scope | None) -> View:
+    """One item along some dimensions; see `Taken` for how it can be chosen."""
+    gone = [Taken(atom, by) for place in places for atom in self.dims[place] if _is_own(atom)]
     dims = tuple(dim for place, dim in enumerate(self.dims) if place not in places)
-    return View(self.path, dims, (*self.taken, *gone))
-
-  def indexed(self, place: int, by: Scope | None) -> View:
-    """One item along a dimension, by a scan or by an index that is not known; see `Taken`."""
-    gone = [Taken(atom, by) for atom in self.dims[place] if _is_own(atom)]
-    dims = tuple(dim for other, dim in enumerate(self.dims) if other != place)
     return View(self.path, dims, (*self.taken, *gone))
 
 
