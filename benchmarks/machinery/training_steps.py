@@ -164,9 +164,9 @@ def supernet_row(problem: Problem, adapted: Adapted | None = None) -> Row:
   return CompiledSteps(loss_fn, trainable, frozen, problem).row()
 
 
-def preset_row(problem: Problem, preset: str) -> Row:
-  """A fixed preset in its cheapest form."""
-  adapted = problem.adapt()
+def preset_row(problem: Problem, preset: str, adapted: Adapted | None = None) -> Row:
+  """A fixed preset in its cheapest form, of the problem's own adapted model or of another."""
+  adapted = adapted or problem.adapt()
   subnet = adapted.fix(glora_jax.preset(adapted.spec, preset))
   trainable, frozen = subnet.split(adapted.init(jax.random.key(2), problem.params))
 

@@ -12,13 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from glora_jax.method import genomes
+from glora_jax.method import genomes, program, rules
 from glora_jax.method.coverage import Coverage, coverage, layer_table
 from glora_jax.method.groups import Group, check_storage, check_supports, cut
 from glora_jax.method.merge import fold, graft, intercept
 from glora_jax.method.quantized import full_precision, has_quantized
 from glora_jax.method.sample import check_key, is_array
-from glora_jax.method.sharding import call_gathering
 from glora_jax.method.site import Site
 from glora_jax.method.space import FLAT_FORMS, Spec
 from glora_jax.method.structures import Structure, genome_of
@@ -373,7 +372,6 @@ class Adapted:
       What the model's `apply` returns.
     """
     check_merge(merge, get_args(Merge))
-    args, kwargs = call
     params, supports = self.full_precision(variables['params']), variables[COLLECTION]
     self.check_params(params)
     rest = {name: value for name, value in variables.items() if name not in ('params', COLLECTION)}
@@ -382,18 +380,22 @@ class Adapted:
       raise ValueError(
         f"merge='lazy' is for linen models, and {name_of(self.model)} is none; leave it out."
       )
-    if merge == 'up_front':
-      folded = fold(self.groups, params, supports, genome)
-      result = self.call_model({'params': folded, **rest}, *args, **kwargs)
+
+    def of_params(params: Any, call: Call) -> Any:
+      return self.model.apply({'params': params, **rest}, *call.args, **call.kwargs)
+
+    if not is_linen or self.mesh is not None:
+      defer = functools.partial(
+        rules.defer, self.groups, supports=supports, genome=genome, fixed=fixed
+      )
+      result = program.call(of_params, params, call, self.mesh, defer=defer)
+    elif merge == 'up_front':
+      result = of_params(fold(self.groups, params, supports, genome), call)
     else:
-
-      def of_params(params: Any, call: Call) -> Any:
-        grafted, grafts = graft(self.groups, params, supports, genome, fixed)
-        with nn.intercept_methods(functools.partial(intercept, grafts)):
-          return self.model.apply({'params': grafted, **rest}, *call.args, **call.kwargs)
-
-      result = call_gathering(of_params, params, call, self.mesh, lays_gradients=False)
-    if is_linen and kwargs.get('mutable', False) is not False and 'params' in result[1]:
+      grafted, grafts = graft(self.groups, params, supports, genome, fixed)
+      with nn.intercept_methods(functools.partial(intercept, grafts)):
+        result = of_params(grafted, call)
+    if is_linen and call.kwargs.get('mutable', False) is not False and 'params' in result[1]:
       result[1]['params'] = variables['params']  # the base's own: merged values are no update of it
     return result
 
@@ -411,7 +413,7 @@ class Adapted:
       return self.model.apply({'params': params, **rest}, *call.args, **call.kwargs)
 
     call = Call(args, kwargs)
-    return call_gathering(of_params, variables['params'], call, self.mesh, lays_gradients=True)
+    return program.call(of_params, variables['params'], call, self.mesh, lays_gradients=True)
 
   def check_variables(self, variables: Any) -> None:
     """Checks that variables are those of this model, before anything is computed with them.

@@ -14,8 +14,8 @@ from glora_jax import mesh as meshes
 from glora_jax.limits import check_callable, check_type
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.genomes import smallest_genome
+from glora_jax.method.program import gathering
 from glora_jax.method.sample import Preprocess, unchanged
-from glora_jax.method.sharding import gathering
 from glora_jax.method.supports import COLLECTION
 from glora_jax.method.validation import (
   as_numbers,

@@ -1,0 +1,406 @@
+"""Runs a model's program with adapted kernels: each is merged where the program uses it.
+
+A function of parameters and inputs is traced, and its program run equation by equation. An adapted
+kernel goes in as `Deferred`, which casts, transposes, reshapes, slices of a stack, calls, scans,
+loops, branches and blocks that are computed again pass on. The first equation that does not uses
+it, by a rule of `glora_jax.method.rules`. So only one merged kernel is alive at a time.
+
+Kernels of which every device holds a part (`glora_jax.shard`) are deferred in the same way, adapted
+or not, and gathered where they are used. A compiler that only knows how weights lie would rather
+send activations, and gather all images on every device. On the way back they are gathered and
+merged again, and so never kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+from jax.sharding import Mesh
+
+from glora_jax.method.rules import Deferred, Gather, InParts, by_output, merged
+from glora_jax.method.sample import is_array
+from glora_jax.method.sharding import gather_over
+from glora_jax.method.trace.events import parts_of_scan, shape_of
+from glora_jax.method.trace.view import Atom, View
+
+
+def call(
+  function: Callable[[Any, Any], Any],
+  params: Any,
+  inputs: Any,
+  mesh: Mesh | None = None,
+  *,
+  defer: Callable[[Any], Any] | None = None,
+  lays_gradients: bool = False,
+) -> Any:
+  """What a function of weights and inputs returns.
+
+  Args:
+    function: of weights and inputs.
+    params: tree of weights.
+    inputs: any tree. Where a loop goes over them, weights are gathered in it and not before it.
+    mesh: devices that the weights are sharded over; None where each holds them whole.
+    defer: what puts `Deferred` in the place of weights; None for none.
+    lays_gradients: see `gathering`.
+  """
+  if mesh is not None:
+    arrays, rebuild = _arrays_of((params, inputs))
+    params, inputs = rebuild(_tied(arrays))
+  params = params if defer is None else defer(params)
+  if mesh is not None:
+    return gathering(
+      lambda params: function(params, inputs), params, mesh, lays_gradients=lays_gradients
+    )
+  return function(params, inputs) if defer is None else _run(lambda p: function(p, inputs), params)
+
+
+@jax.custom_jvp
+def _tied(arrays: list[Any]) -> Any:
+  """Arrays, of which a compiler takes none out of a loop that some come from."""
+  return jax.lax.optimization_barrier(arrays)
+
+
+@_tied.defjvp
+def _tied_tangents(primals: Any, tangents: Any) -> Any:
+  return _tied(*primals), tangents[0]  # also of keys and whole numbers, which have none
+
+
+def gathering(
+  function: Callable[[Any], Any], params: Any, mesh: Mesh, *, lays_gradients: bool = False
+) -> Any:
+  """What a function of weights returns, which are gathered a layer at a time.
+
+  Args:
+    function: of a tree of weights.
+    params: any tree of weights, of which some may be `Deferred`.
+    mesh: devices that the weights are sharded over.
+    lays_gradients: whether gradients by them lie in parts, too: where those of all layers are
+      there at once.
+  """
+
+  def in_parts(leaf: Any) -> Any:
+    is_whole = _is_deferred(leaf) or not is_array(leaf) or leaf.ndim < 2
+    return leaf if is_whole else InParts(leaf)
+
+  params = jax.tree.map(in_parts, params, is_leaf=_is_deferred)
+  return _run(function, params, gather_over(mesh, lays_gradients))
+
+
+def _run(function: Callable[[Any], Any], params: Any, gather: Gather | None = None) -> Any:
+  """What a function of weights returns, of which some are `Deferred`."""
+  deferred, rebuild = _arrays_of(params, _is_deferred)
+  results: list[Any] = []
+
+  def of_arrays(arrays: Sequence[Any]) -> list[Any]:
+    results[:] = _arrays_of(function(rebuild(arrays)))
+    return results[0]
+
+  shapes = [jax.ShapeDtypeStruct(value.shape, value.dtype) for value in deferred]
+  program = jax.make_jaxpr(of_arrays)(shapes)
+  return results[1](_Program(gather).arrays(program, deferred))
+
+
+def _is_deferred(value: Any) -> bool:
+  return isinstance(value, Deferred | InParts)
+
+
+def _arrays_of(
+  tree: Any, belongs: Callable[[Any], bool] = is_array
+) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
+  """The arrays of a tree, or other leaves, and what makes the tree of others in their places."""
+  leaves, structure = jax.tree.flatten(tree, is_leaf=_is_deferred)
+  places = [place for place, leaf in enumerate(leaves) if belongs(leaf)]
+
+  def rebuild(arrays: Sequence[Any]) -> Any:
+    given = dict(zip(places, arrays, strict=True))
+    return structure.unflatten([given.get(place, leaf) for place, leaf in enumerate(leaves)])
+
+  return [leaves[place] for place in places], rebuild
+
+
+# What an equation makes of a kernel that it passes on; None where it uses it.
+_Passed = Deferred | None
+
+
+def _cast(kernel: Deferred, params: Mapping[str, Any], _: Any) -> _Passed:
+  dtype = np.dtype(params['new_dtype'])
+  is_float = jnp.issubdtype(dtype, jnp.floating)
+  return kernel.planned(casts=(*kernel.plan.casts, dtype)) if is_float else None
+
+
+def _moved(kernel: Deferred, view: View | None) -> _Passed:
+  return None if view is None else kernel.planned(view=view)
+
+
+def _transpose(kernel: Deferred, params: Mapping[str, Any], _: Any) -> _Passed:
+  return _moved(kernel, kernel.plan.view.transposed(params['permutation']))
+
+
+def _reshape(kernel: Deferred, params: Mapping[str, Any], _: Any) -> _Passed:
+  return _moved(kernel, kernel.plan.view.reshaped(params['new_sizes']))
+
+
+def _squeeze(kernel: Deferred, params: Mapping[str, Any], _: Any) -> _Passed:
+  return _moved(kernel, kernel.plan.view.squeezed(params['dimensions']))
+
+
+def _broadcast(kernel: Deferred, params: Mapping[str, Any], _: Any) -> _Passed:
+  shape, view = params['shape'], kernel.plan.view
+  is_larger = math.prod(shape) > math.prod(view.shape)
+  return (
+    None if is_larger else _moved(kernel, view.broadcast(shape, params['broadcast_dimensions']))
+  )
+
+
+def _slice(kernel: Deferred, params: Mapping[str, Any], _: Any) -> _Passed:
+  starts = params['start_indices']
+  sizes = [stop - start for start, stop in zip(starts, params['limit_indices'], strict=True)]
+  return None if params['strides'] else _cut(kernel, starts, sizes)
+
+
+def _dynamic_slice(kernel: Deferred, params: Mapping[str, Any], values: Sequence[Any]) -> _Passed:
+  return _cut(kernel, values[1:], params['slice_sizes'])
+
+
+def _cut(kernel: Deferred, starts: Sequence[Any], sizes: Sequence[int]) -> _Passed:
+  """A slice along axes of the stack."""
+  for dim, (start, size) in enumerate(zip(starts, sizes, strict=True)):
+    view = kernel.plan.view
+    if size == view.shape[dim]:
+      continue
+    place = kernel.plan.layer_axis(dim)
+    if place is None:
+      return None
+    cut = functools.partial(
+      jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=size, axis=place
+    )
+    dims = list(view.dims)
+    dims[dim] = (Atom(kernel.plan.stack[place], size),)
+    kernel = kernel.map(cut).planned(view=dataclasses.replace(view, dims=tuple(dims)))
+  return kernel
+
+
+_PASSED: Mapping[str, Callable[[Deferred, Mapping[str, Any], Sequence[Any]], _Passed]] = {
+  'convert_element_type': _cast,
+  'transpose': _transpose,
+  'reshape': _reshape,
+  'squeeze': _squeeze,
+  'broadcast_in_dim': _broadcast,
+  'slice': _slice,
+  'dynamic_slice': _dynamic_slice,
+}
+_ELEMENTWISE = frozenset('add div mul neg select_n sub'.split())  # noqa: SIM905, more readable
+
+
+def _items(kernel: Deferred | InParts) -> Deferred | InParts | None:
+  """What a scan goes through: layers along the first dimension, with the plan of one of them."""
+  if isinstance(kernel, InParts):
+    return kernel
+  plan = kernel.plan
+  view = dataclasses.replace(plan.view, dims=plan.view.dims[1:])
+  if plan.view.shape[0] == 1:
+    return kernel.planned(view=view).map(lambda leaf: leaf[None])
+  place = plan.layer_axis(0)
+  if place is None:
+    return None
+  stack = tuple(axis for number, axis in enumerate(plan.stack) if number != place)
+  return kernel.planned(view=view, stack=stack).map(lambda leaf: jnp.moveaxis(leaf, place, 0))
+
+
+class _Program:
+  """Runs a program, and uses deferred kernels where it does.
+
+  Args:
+    gather: makes an array whole on every device; None where all are.
+    is_block: whether the program is that of a block that is computed again on the way back.
+  """
+
+  def __init__(self, gather: Gather | None, is_block: bool = False):
+    self._gather = gather
+    self._is_block = is_block
+
+  def arrays(self, program: core.Jaxpr | core.ClosedJaxpr, operands: Sequence[Any]) -> list[Any]:
+    """What a program returns, as arrays."""
+    return list(map(self._whole, self._run(program, operands)))
+
+  def _own(
+    self, results: Sequence[Any], operands: Sequence[Any], handed: dict[int, int]
+  ) -> list[Any]:
+    """Results as arrays, but None for deferred operands that are handed on as they came.
+
+    Their numbers go into `handed`, with those of the operands.
+    """
+    places = {id(value): n for n, value in enumerate(operands) if _is_deferred(value)}
+    handed |= {n: places[id(result)] for n, result in enumerate(results) if id(result) in places}
+    return [None if n in handed else self._whole(result) for n, result in enumerate(results)]
+
+  def _whole(self, value: Any) -> Any:
+    if isinstance(value, Deferred):
+      return merged(value, self._gather)
+    return self._gather(value.array) if isinstance(value, InParts) and self._gather else value
+
+  def _run(self, program: core.Jaxpr | core.ClosedJaxpr, operands: Sequence[Any]) -> list[Any]:
+    consts: Sequence[Any] = ()
+    if isinstance(program, core.ClosedJaxpr):
+      program, consts = program.jaxpr, program.consts
+    known = dict(zip(program.constvars, consts, strict=True))
+    known |= zip(program.invars, operands, strict=True)
+
+    def value_of(atom: Any) -> Any:
+      return atom.val if isinstance(atom, core.Literal) else known[atom]
+
+    for equation in program.eqns:
+      results = self._results(equation, [value_of(atom) for atom in equation.invars])
+      known |= zip(equation.outvars, results, strict=True)
+    return [value_of(atom) for atom in program.outvars]
+
+  def _results(self, equation: core.JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
+    """What an equation gives, of values of which some may be deferred."""
+    name = equation.primitive.name
+    if not any(map(_is_deferred, values)):
+      return _alone(equation, values)
+    if name in ('jit', 'pjit', 'closed_call'):
+      return self._run(equation.params['jaxpr'], values)
+    if name in _CONTROL:
+      return _CONTROL[name](self, equation, values)
+    passed = _passed_on(equation, values)
+    return self._use(equation, values) if passed is None else [passed]
+
+  def _use(self, equation: core.JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
+    """What an equation gives of kernels; what is gathered is not kept for the way back."""
+    again = self._gather is not None and not self._is_block
+    if equation.primitive.name == 'dot_general':
+      place = int(_is_deferred(values[1]))
+      kernel, x = values[place], values[1 - place]
+      if isinstance(kernel, Deferred) and not _is_deferred(x):
+        found = by_output(kernel, x, place, equation.params, self._gather, again)
+        if found is not None:
+          return [found]
+
+    def use(*values: Any) -> Sequence[Any]:
+      return _alone(equation, list(map(self._whole, values)))
+
+    return jax.checkpoint(use)(*values) if again else use(*values)
+
+  def _checkpoint(self, equation: core.JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
+    """A block that is computed again on the way back."""
+    params, handed = equation.params, {}
+    inside = _Program(self._gather, is_block=True)
+
+    def block(*values: Any) -> list[Any]:
+      return inside._own(inside._run(params['jaxpr'], values), values, handed)
+
+    policy = params['policy'] and functools.partial(_is_kept, params['policy'])
+    results = jax.checkpoint(block, prevent_cse=params['prevent_cse'], policy=policy)(*values)
+    return _with_handed(results, handed, values)
+
+  def _scan(self, equation: core.JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
+    """A scan, whose constants and items are merged in its body."""
+    params, handed = equation.params, {}
+    num_consts, num_carry = parts_of_scan(equation)
+    consts, rest = self._constants(values[:num_consts]), values[num_consts:]
+    carry, stacks = list(map(self._whole, rest[:num_carry])), rest[num_carry:]
+    items = [
+      (_items(stack) or self._whole(stack)) if _is_deferred(stack) else stack for stack in stacks
+    ]
+
+    def body(carry: Any, items: Any) -> Any:
+      results = self._run(params['jaxpr'], [*consts, *carry, *items])
+      carry = list(map(self._whole, results[:num_carry]))
+      return carry, self._own(results[num_carry:], items, handed)
+
+    options = {name: params[name] for name in ('length', 'reverse', 'unroll')}
+    carry, collected = jax.lax.scan(body, carry, items, **options)
+    return [*carry, *_with_handed(collected, handed, stacks)]
+
+  def _while(self, equation: core.JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
+    params = equation.params
+    tests, consts = params['cond_nconsts'], params['body_nconsts']
+    of_test = self._constants(values[:tests])
+    of_body = self._constants(values[tests : tests + consts])
+    carry = list(map(self._whole, values[tests + consts :]))
+    return jax.lax.while_loop(
+      lambda carry: self.arrays(params['cond_jaxpr'], [*of_test, *carry])[0],
+      lambda carry: self.arrays(params['body_jaxpr'], [*of_body, *carry]),
+      carry,
+    )
+
+  def _constants(self, values: Sequence[Any]) -> list[Any]:
+    """What each iteration of a loop has; what each would merge the whole of is merged before."""
+
+    def before(value: Any) -> Any:
+      plan = value.plan if isinstance(value, Deferred) and self._gather is None else None
+      return value if plan is None or plan.stack or plan.is_thin else self._whole(value)
+
+    return list(map(before, values))
+
+  def _cond(self, equation: core.JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
+    index, *operands = map(self._whole, values[:1]), *values[1:]
+    branches = [
+      lambda *operands, program=program: self.arrays(program, operands)
+      for program in equation.params['branches']
+    ]
+    return jax.lax.switch(*index, branches, *operands)
+
+
+_CONTROL: Mapping[str, Callable[[_Program, core.JaxprEqn, Sequence[Any]], Sequence[Any]]] = {
+  'checkpoint': _Program._checkpoint,
+  'remat2': _Program._checkpoint,
+  'scan': _Program._scan,
+  'while': _Program._while,
+  'cond': _Program._cond,
+}
+
+
+def _passed_on(equation: core.JaxprEqn, values: Sequence[Any]) -> Deferred | InParts | None:
+  """What an equation makes of deferred values that goes on as one; None where it uses them."""
+  name, first = equation.primitive.name, values[0]
+  if isinstance(first, Deferred):
+    return _PASSED[name](first, equation.params, values) if name in _PASSED else None
+  shape = shape_of(equation.outvars[0])
+  is_in_parts = (isinstance(first, InParts) and name in _PASSED and name != 'broadcast_in_dim') or (
+    name in _ELEMENTWISE
+    and all(isinstance(v, InParts) and v.shape == shape for v in values if _is_deferred(v))
+  )
+  arrays = [value.array if isinstance(value, InParts) else value for value in values]
+  return InParts(*_alone(equation, arrays)) if is_in_parts else None
+
+
+def _with_handed(
+  results: Sequence[Any], handed: Mapping[int, int], operands: Sequence[Any]
+) -> list[Any]:
+  """The results of a program with the operands that it hands on."""
+  return [operands[handed[n]] if n in handed else result for n, result in enumerate(results)]
+
+
+def _is_kept(policy: Callable[..., bool], primitive: Any, *args: Any, **params: Any) -> bool:
+  """The policy of a `jax.checkpoint`, which keeps nothing that was gathered."""
+  equations = getattr(params.get('call_jaxpr'), 'eqns', ())
+  is_gathered = any(equation.primitive.name == 'sharding_constraint' for equation in equations)
+  return not is_gathered and policy(primitive, *args, **params)
+
+
+def _alone(equation: core.JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
+  """What an equation gives of arrays."""
+  arguments = {
+    atom: value
+    for atom, value in zip(equation.invars, values, strict=True)
+    if not isinstance(atom, core.Literal)
+  }
+  program = _empty().replace(
+    invars=list(arguments), outvars=equation.outvars, eqns=[equation], effects=equation.effects
+  )
+  return jax.core.eval_jaxpr(program, (), *arguments.values())
+
+
+@functools.cache
+def _empty() -> core.Jaxpr:
+  return jax.make_jaxpr(tuple)().jaxpr

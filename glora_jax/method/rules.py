@@ -1,0 +1,262 @@
+"""What is done with an adapted kernel where a model uses it: merged, or by its output.
+
+Until then it is `Deferred`: the kernel as it is in the base, with its supports beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from glora_jax.method import equation
+from glora_jax.method.genomes import Occurring
+from glora_jax.method.groups import Group
+from glora_jax.method.merge import merge_biases, merge_layers
+from glora_jax.method.site import Layout, Site
+from glora_jax.method.space import TENSORS, WEIGHT_TENSORS
+from glora_jax.method.supports import SUPPORTS
+from glora_jax.method.trace.view import View
+from glora_jax.tree import flatten, update
+
+Gather = Callable[[jax.Array], jax.Array]  # makes an array whole on every device
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What is static of a kernel that is not merged yet.
+
+  Attributes:
+    stack: the axes that count layers, by their numbers in the parameter.
+    inputs: the axes that are summed over.
+    outputs: the others.
+    view: where they are in the array that the model has made of the parameter so far.
+    ranks: LoRA ranks that the codes stand for.
+    is_thin: whether no layer can have a LoRA for A.
+    casts: types that the model has cast it to.
+  """
+
+  stack: tuple[int, ...]
+  inputs: tuple[int, ...]
+  outputs: tuple[int, ...]
+  view: View
+  ranks: tuple[int, ...]
+  is_thin: bool
+  casts: tuple[np.dtype, ...] = ()
+
+  @property
+  def layout(self) -> Layout:
+    """That of the kernel itself, [stack..., inputs..., outputs...]."""
+    dims = tuple(range(len(self.stack) + len(self.inputs) + len(self.outputs)))
+    first, last = len(self.stack), len(self.stack) + len(self.inputs)
+    return Layout(dims[:first], dims[first:last], dims[last:])
+
+  def layer_axis(self, dim: int) -> int | None:
+    """The place in the stack of the axis that a dimension of the model's array is, or None."""
+    own = [atom for atom in self.view.dims[dim] if atom.size > 1]
+    is_whole = len(own) == 1 and own[0].stride == 1 and own[0].axis in self.stack
+    others = (atom.axis for n, d in enumerate(self.view.dims) if n != dim for atom in d)
+    return self.stack.index(own[0].axis) if is_whole and own[0].axis not in others else None
+
+  def flat(self, array: jax.Array, dims: Sequence[int]) -> jax.Array:
+    """An array [..., dims of the model's array] as [..., one axis], in the kernel's order."""
+    sizes, order = self._parts(dims)
+    lead = array.shape[: array.ndim - len(dims)]
+    moved = array.reshape(*lead, *sizes).transpose(_after(len(lead), order))
+    return moved.reshape(*lead, -1)
+
+  def laid(self, array: jax.Array, dims: Sequence[int], lead: Sequence[int] = ()) -> jax.Array:
+    """Inverse of `flat`, of an array whose first axes have the sizes `lead`."""
+    sizes, order = self._parts(dims)
+    parts = array.reshape(*lead, *(sizes[place] for place in order))
+    moved = parts.transpose(_after(len(lead), np.argsort(order).tolist()))
+    return moved.reshape(*lead, *(self.view.shape[dim] for dim in dims))
+
+  def _parts(self, dims: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Sizes of the parts of axes that lie along dimensions, and which comes when in the kernel."""
+    atoms = [atom for dim in dims for atom in self.view.dims[dim] if atom.size > 1]
+    axes = (*self.stack, *self.inputs, *self.outputs)
+    places = [(axes.index(atom.axis), -atom.stride) for atom in atoms]
+    return [atom.size for atom in atoms], sorted(range(len(atoms)), key=places.__getitem__)
+
+
+def _after(number: int, order: Sequence[int]) -> tuple[int, ...]:
+  """A permutation that leaves the first axes where they are."""
+  return (*range(number), *(number + place for place in order))
+
+
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=('kernel', 'supports', 'alleles'),
+  meta_fields=('plan',),
+)
+@dataclasses.dataclass(frozen=True)
+class Deferred:
+  """A kernel on its way to where it is used; a pytree, which scans and checkpoints take along.
+
+  Attributes:
+    kernel: float [stack..., inputs..., outputs...], in its own type.
+    supports: supports of A and B, [stack..., ...].
+    alleles: int [stack..., 5].
+    plan: what is static of it.
+  """
+
+  kernel: jax.Array
+  supports: Mapping[str, jax.Array]
+  alleles: jax.Array
+  plan: Plan
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """Shape of the model's array."""
+    return self.plan.view.shape
+
+  @property
+  def dtype(self) -> np.dtype:
+    """Type of the model's array."""
+    return [self.kernel.dtype, *self.plan.casts][-1]
+
+  def planned(self, **changes: Any) -> Deferred:
+    """The same with another plan."""
+    return dataclasses.replace(self, plan=dataclasses.replace(self.plan, **changes))
+
+  def map(self, function: Callable[[jax.Array], jax.Array]) -> Deferred:
+    """The same with a function of the kernel, every support and the alleles in their places."""
+    return jax.tree.map(function, self)
+
+
+class InParts(NamedTuple):
+  """An array on its way to where it is used, of which every device holds a part."""
+
+  array: jax.Array
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """Shape of the whole array."""
+    return self.array.shape
+
+  @property
+  def dtype(self) -> np.dtype:
+    """Its type."""
+    return self.array.dtype
+
+
+def defer(
+  groups: Sequence[Group], params: Any, supports: Any, genome: jax.Array, fixed: Any = None
+) -> Any:
+  """Params with biases merged, and in the place of adapted kernels what is still to be merged.
+
+  Args:
+    groups: the adapted layers.
+    params: parameters of the model; any pytree.
+    supports: the `glora` collection.
+    genome: int [rows, 5]; may be traced.
+    fixed: the genome where it is known when tracing.
+  """
+  leaves, changes = flatten(params), {}
+  for group in groups:
+    alleles, ranks, used, is_thin = group.alleles(genome), group.space.ranks, TENSORS, False
+    if fixed is not None:
+      occurring = Occurring.of_alleles(fixed[np.array(group.rows)])
+      used, is_thin = occurring.tensors, occurring.is_thin
+    for site, part in group.of_members(group.own(supports)):
+      part = {name: value for name, value in part.items() if SUPPORTS[name].tensor in used}
+      of_kernel = {n: v for n, v in part.items() if SUPPORTS[n].tensor in WEIGHT_TENSORS}
+      kernel = nn.meta.unbox(leaves[site.kernel_path])
+      if site.bias_path and len(of_kernel) < len(part):
+        bias = nn.meta.unbox(leaves[site.bias_path])
+        changes[site.bias_path] = merge_biases(kernel, bias, part, alleles, site.layout, ranks)
+      if of_kernel:
+        plan = _plan(site, ranks, is_thin)
+        kernel = kernel.transpose(plan.stack + plan.inputs + plan.outputs)
+        changes[site.kernel_path] = Deferred(kernel, of_kernel, alleles, plan)
+  return update(params, changes)
+
+
+def _plan(site: Site, ranks: tuple[int, ...], is_thin: bool) -> Plan:
+  stack, inputs, outputs = site.layout.stack, site.layout.inputs, site.layout.outputs
+  return Plan(stack, inputs, outputs, View.whole((), site.kernel_shape), ranks, is_thin)
+
+
+def merged(deferred: Deferred, gather: Gather | None = None) -> jax.Array:
+  """The model's array, with the supports in it.
+
+  A LoRA's product is a sum, which `jax.checkpoint_policies.dots_saveable` does not keep.
+  """
+  kernel, plan = deferred.kernel, deferred.plan
+  kernel = gather(kernel) if gather else kernel
+  supports, alleles, product = deferred.supports, deferred.alleles, equation.low_rank_product
+  kernel, _ = merge_layers(kernel, None, supports, alleles, plan.layout, plan.ranks, product)
+  return _cast(plan, plan.laid(kernel, range(len(plan.view.dims))))
+
+
+def _cast(plan: Plan, array: jax.Array) -> jax.Array:
+  return functools.reduce(lambda array, dtype: array.astype(dtype), plan.casts, array)
+
+
+def by_output(
+  deferred: Deferred,
+  x: jax.Array,
+  place: int,
+  params: Mapping[str, Any],
+  gather: Gather | None = None,
+  again: bool = False,
+) -> jax.Array | None:
+  """What `dot_general` gives of activations and a merged kernel, without one.
+
+  Args:
+    deferred: the kernel.
+    x: activations.
+    place: which of the operands the kernel is.
+    params: parameters of the equation.
+    gather: makes an array whole on every device; None where all are.
+    again: whether it is gathered again on the way back, and not kept.
+
+  Returns:
+    The product; None where a layer may have a LoRA for A, or the product is no layer's.
+  """
+  plan, view = deferred.plan, deferred.plan.view
+  contracted, batched = params['dimension_numbers']
+  own, others = [contracted[place], batched[place]], [contracted[1 - place], batched[1 - place]]
+  own.append([dim for dim in range(len(view.dims)) if dim not in (*own[0], *own[1])])
+  others.append([dim for dim in range(x.ndim) if dim not in (*others[0], *others[1])])
+  layers = [plan.layer_axis(dim) for dim in own[1]]
+  axes_of = [{a.axis for dim in dims for a in view.dims[dim] if a.size > 1} for dims in own]
+  ones = [n for n, size in enumerate(deferred.kernel.shape[: len(plan.stack)]) if size == 1]
+  is_layer = axes_of[0] <= set(plan.inputs) and axes_of[2] <= set(plan.outputs)
+  if not (plan.is_thin and is_layer and None not in layers):
+    return None
+  order = [*(place for place in layers if place is not None), *ones]
+  if len(order) != len(plan.stack):
+    return None
+
+  def product(x: jax.Array, matrix: jax.Array) -> jax.Array:
+    matrix = _cast(plan, gather(matrix) if gather else matrix)
+    options = {name: params[name] for name in ('precision', 'preferred_element_type')}
+    return jax.lax.dot_general(x, matrix, (((x.ndim - 1,), (0,)), ((), ())), **options)
+
+  def layer(x: jax.Array, matrix: jax.Array, supports: Any, alleles: jax.Array) -> jax.Array:
+    run = jax.checkpoint(product) if again else product
+    arguments = run, x, matrix, None, supports, alleles, plan.ranks, params['precision']
+    return equation.thin_layer(*arguments)
+
+  lead = [x.shape[dim] for dim in (*others[1], *others[2])]
+  matrices = dataclasses.replace(deferred, kernel=plan.layout.matrices(deferred.kernel))
+  moved = matrices.map(
+    lambda leaf: leaf.transpose(*order, *range(len(order), leaf.ndim)).reshape(
+      *lead[: len(layers)], *leaf.shape[len(order) :]
+    )
+  )
+  for _ in layers:
+    layer = jax.vmap(layer)
+  x = plan.flat(x.transpose(*others[1], *others[2], *others[0]), own[0])
+  y = plan.laid(layer(x, moved.kernel, moved.supports, moved.alleles), own[2], lead)
+  if place == 1:
+    return y
+  free = range(len(layers), len(lead))  # the kernel's outputs come before what is left of x
+  return y.transpose(*range(len(layers)), *range(len(lead), y.ndim), *free)

@@ -1,0 +1,159 @@
+"""A function's kernels are merged where its program uses them, and no sooner than they must be."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend.core import jaxprs_in_params
+from trees import randomized
+
+import glora_jax
+from glora_jax.method.equation import made_for
+from glora_jax.method.space import SearchSpace
+
+TOKENS, WIDTH, HIDDEN, DEPTH = 3, 6, 10, 4
+X = jax.random.normal(jax.random.key(0), (TOKENS, WIDTH))
+PARAMS = {
+  'up': jax.random.normal(jax.random.key(1), (DEPTH, WIDTH, HIDDEN)) / 3,
+  'down': jax.random.normal(jax.random.key(2), (DEPTH, HIDDEN, WIDTH)) / 3,
+}
+DOTS = jax.checkpoint_policies.dots_saveable
+
+
+def block(x, layer):
+  return x + jnp.tanh(x @ layer['up']) @ layer['down']
+
+
+def scanned(params, x, block=block):
+  return jax.lax.scan(lambda x, layer: (block(x, layer), None), x, params)[0]
+
+
+def computed_again(params, x):
+  return scanned(params, x, jax.checkpoint(block, policy=DOTS))
+
+
+def of_items(params, number):
+  return jax.tree.map(lambda stack: stack[number], params)
+
+
+def counted(params, x):
+  return jax.lax.fori_loop(0, DEPTH, lambda i, x: block(x, of_items(params, i)), x)
+
+
+def chosen(params, x):
+  branches = [lambda x, i=i: block(x, of_items(params, i)) for i in range(DEPTH)]
+  return jax.lax.switch((x[0, 0] > 0).astype(int), branches, x)
+
+
+def repeated(params, x):
+  first = of_items(params, 1)
+  return jax.lax.scan(lambda x, _: (block(x, first), None), x, length=3)[0]
+
+
+def handed_on(params, x):
+  """In the manner of NNX, whose calls return the state that they were given."""
+
+  @jax.checkpoint
+  def run(params, x):
+    return params, block(x, params)
+
+  def body(x, layer):
+    layer, x = run(layer, x)
+    return x, layer
+
+  x, params = jax.lax.scan(body, x, params)
+  return block(x, of_items(params, 0))
+
+
+def turned(params, x):
+  """Kernels the other way round, in other types and shapes, scanned along their last axis."""
+  stacks = jax.tree.map(lambda stack: stack.transpose(1, 2, 0).astype(jnp.bfloat16), params)
+
+  def run(x, layer):
+    up, down = (kernel.T.astype(jnp.float32) for kernel in layer)
+    up = up.reshape(2, HIDDEN // 2, WIDTH)
+    x = jnp.einsum('abi,ti->tab', up, x)
+    return jnp.einsum('tab,oab->to', jnp.tanh(x), down.reshape(WIDTH, 2, -1)), None
+
+  items = (stacks['up'], stacks['down'])
+  return jax.lax.scan(run, x, jax.tree.map(lambda stack: jnp.moveaxis(stack, 2, 0), items))[0]
+
+
+FUNCTIONS = [scanned, computed_again, counted, chosen, repeated, handed_on, turned]
+
+
+@functools.cache
+def adapted_to(function):
+  space = SearchSpace(ranks=(2,))
+  adapted = glora_jax.adapt_function(function, PARAMS, X, space=space, heads=None)
+  variables = adapted.init(jax.random.key(3), PARAMS)
+  variables['glora'] = randomized(variables['glora'], 4, 0.3)
+  return adapted, variables
+
+
+def total(apply, adapted, trainable, frozen):
+  outputs = apply(adapted.join(trainable, frozen))
+  return jnp.cos(jnp.arange(outputs.size)) @ outputs.ravel()
+
+
+def program_of(function, preset):
+  """The gradient's program of a fixed preset, made for a TPU."""
+  adapted, variables = adapted_to(function)
+  subnet = adapted.fix(glora_jax.preset(adapted.spec, preset))
+  run = functools.partial(total, lambda variables: subnet.apply(variables, X), adapted)
+  with made_for('tpu'):
+    return jax.make_jaxpr(jax.grad(run))(*adapted.split(variables)).jaxpr
+
+
+def equations(jaxpr):
+  for equation in jaxpr.eqns:
+    yield equation
+    for inner in jaxprs_in_params(equation.params):
+      yield from equations(inner)
+
+
+@pytest.mark.parametrize('function', FUNCTIONS)
+@pytest.mark.parametrize('preset', ['lora', 'scale_shift_lora:2', 'full'])
+def test_outputs_and_gradients_are_those_of_folded_kernels(function, preset):
+  adapted, variables = adapted_to(function)
+  subnet = adapted.fix(glora_jax.preset(adapted.spec, preset))
+  ways = (
+    lambda variables: subnet.apply(variables, X),
+    lambda variables: adapted.apply(variables, X, genome=subnet.genome),
+    lambda variables: function(adapted.fold(variables, subnet.genome), X),
+  )
+  first, second, expected = (
+    jax.jit(jax.value_and_grad(functools.partial(total, way, adapted)))(*adapted.split(variables))
+    for way in ways
+  )
+  tolerance = 2e-2 if function is turned else 1e-5
+  for found in (first, second):
+    close = functools.partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance)
+    jax.tree.map(close, found, expected)
+
+
+@pytest.mark.parametrize('function', FUNCTIONS)
+def test_a_step_of_a_lora_makes_no_array_of_the_size_of_a_kernel(function):
+  made = (
+    variable.aval.shape
+    for equation in equations(program_of(function, 'lora'))
+    if equation.primitive.name == 'dot_general'
+    for variable in equation.outvars
+  )
+  assert max(map(math.prod, made)) < WIDTH * HIDDEN
+
+
+@pytest.mark.parametrize('function', [scanned, computed_again, counted, handed_on])
+def test_a_merged_kernel_is_that_of_one_layer_and_no_policy_keeps_it(function):
+  shapes = [
+    tuple(size for size in variable.aval.shape if size > 1)
+    for equation in equations(program_of(function, 'full'))
+    if equation.primitive.name in ('add', 'add_any', 'mul')
+    for variable in equation.outvars
+  ]
+  assert {(WIDTH, HIDDEN), (HIDDEN, WIDTH)} <= {*shapes}
+  whole = {(DEPTH, WIDTH, HIDDEN), (DEPTH, HIDDEN, WIDTH)}
+  assert whole.isdisjoint(shapes)
