@@ -149,7 +149,7 @@ def _reshape(kernel: Deferred, params: Mapping[str, Any], _: Any) -> _Passed:
 
 
 def _squeeze(kernel: Deferred, params: Mapping[str, Any], _: Any) -> _Passed:
-  return _moved(kernel, kernel.plan.view.squeezed(params['dimensions']))
+  return _moved(kernel, kernel.plan.view.indexed(params['dimensions'], 0))
 
 
 def _broadcast(kernel: Deferred, params: Mapping[str, Any], _: Any) -> _Passed:
