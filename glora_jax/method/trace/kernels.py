@@ -25,14 +25,13 @@ def axis_roles(uses: Sequence[Use], shape: Shape) -> tuple[Role, ...] | str:
     shape: its shape.
   """
   found: list[list[Role]] = [[] for _ in shape]
-  for use in uses:
-    for axis, role in _roles_in(use):
-      found[axis].append(role)
-  for size, distinct in zip(shape, map(set, found), strict=True):
-    if {'in', 'out'} <= distinct and size > 1:
-      return 'used in matmuls in two ways, once transposed'
-    if len(distinct) > 1 and size > 1:
-      return 'used in matmuls in two ways: an axis is a stack in one of them'
+  for axis, role in itertools.chain.from_iterable(map(_roles_in, uses)):
+    found[axis].append(role)
+  ways = [set(own) for own, size in zip(found, shape, strict=True) if size > 1]
+  if any({'in', 'out'} <= own for own in ways):
+    return 'used in matmuls in two ways, once transposed'
+  if any(len(own) > 1 for own in ways):
+    return 'used in matmuls in two ways: an axis is a stack in one of them'
   roles: tuple[Role, ...] = tuple(axis[0] if axis else 'stack' for axis in found)
   if 'in' not in roles or 'out' not in roles:
     return 'used in a matmul without an axis of inputs or of outputs'
@@ -86,23 +85,15 @@ def _indices(
   use: Use, stack: Sequence[int], counters: Mapping[Hashable, int]
 ) -> Iterator[tuple[int, ...]]:
   """The indices in a kernel's stack that a use runs."""
-  parts: dict[int, list[range]] = {axis: [] for axis in stack}
-  for atom in itertools.chain.from_iterable(use.view.dims):
-    if atom.axis in parts:
-      parts[atom.axis].append(_places(atom, range(atom.size)))
-  for atom, by in use.view.taken:
+  parts: dict[int, list[list[int]]] = {axis: [] for axis in stack}
+  wholes = ((atom, None) for dim in use.view.dims for atom in dim)
+  for atom, by in [*wholes, *use.view.taken]:
     if atom.axis in parts:
       number = counters[by] if isinstance(by, tuple) else by
-      numbers = range(atom.size) if number is None else range(number, number + 1)
-      parts[atom.axis].append(_places(atom, numbers))
+      numbers = range(atom.size) if number is None else [number]
+      parts[atom.axis].append([(atom.start + number) * atom.stride for number in numbers])
   choices = [sorted(map(sum, itertools.product(*parts[axis]))) for axis in stack]
   return itertools.product(*choices)
-
-
-def _places(atom: Atom, numbers: range) -> range:
-  """Where along its axis the given items of an atom lie."""
-  first, stop = atom.start + numbers.start, atom.start + numbers.stop
-  return range(first * atom.stride, stop * atom.stride, atom.stride)
 
 
 def bias_of(
