@@ -226,7 +226,7 @@ def _log_heads(
       f'are: {", ".join(site.name for site in sites)}. heads=None trains none in full.'
     )
   last = [site for site in sites if site.kernel_path in outputs]
-  if heads.unmatched:
+  if heads.modules and heads.unmatched:
     log.warning('%s: heads: %s matches no module.', name, listed(heads.unmatched))
   if heads.modules:
     log.info('%s: trained in full, as heads: %s.', name, ', '.join(heads.modules))

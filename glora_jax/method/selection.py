@@ -27,8 +27,7 @@ def matches(selector: Selector, name: str) -> bool:
   if callable(selector):
     return selector(name)
   try:
-    patterns = [selector] if isinstance(selector, str | re.Pattern) else list(selector)
-    return any(re.search(pattern, name) for pattern in patterns)
+    return any(re.search(pattern, name) for pattern in _patterns(selector))
   except (re.error, TypeError) as error:
     raise ValueError(
       f'{shown(selector)} is not a regular expression, or a list of them: {first_line(error)}.'
@@ -39,9 +38,8 @@ def _named(selector: Selector, names: Sequence[str]) -> list[str]:
   """The names that are chosen; an expression that is a name, or the end of a path, is only that."""
   if callable(selector):
     return [name for name in names if selector(name)]
-  patterns = [selector] if isinstance(selector, str | re.Pattern) else selector
   found = []
-  for pattern in patterns:
+  for pattern in _patterns(selector):
     text = pattern if isinstance(pattern, str) else pattern.pattern
     ends = [name for name in names if f'/{name}'.endswith(f'/{text}')]
     found += ends or [name for name in names if matches(pattern, name)]
@@ -49,13 +47,15 @@ def _named(selector: Selector, names: Sequence[str]) -> list[str]:
 
 
 def unmatched(selector: Selector | None, names: Sequence[str]) -> list[str]:
-  """The expressions of a list that are found in none of the names; none of another selector."""
-  return [str(p) for p in _several(selector) if not any(matches(p, name) for name in names)]
+  """The expressions of a selector that are found in none of the names."""
+  return [str(p) for p in _patterns(selector) if not any(matches(p, name) for name in names)]
 
 
-def _several(selector: Selector | None) -> Sequence[Pattern]:
-  is_one = selector is None or callable(selector) or isinstance(selector, str | re.Pattern)
-  return () if is_one else selector
+def _patterns(selector: Selector | None) -> Sequence[Pattern]:
+  """The expressions of a selector; a function has none."""
+  if selector is None or callable(selector):
+    return ()
+  return [selector] if isinstance(selector, str | re.Pattern) else selector
 
 
 def _is_list(value: Any, *types: type) -> bool:
@@ -70,7 +70,7 @@ class Heads(NamedTuple):
   Attributes:
     modules: names of the modules, or of parameters that stand alone.
     paths: paths of all their parameters.
-    unmatched: the expressions of the selector, where that is a list, that match nothing.
+    unmatched: the expressions of the selector that match nothing.
   """
 
   modules: tuple[str, ...]
@@ -102,7 +102,7 @@ class Selection:
   def __post_init__(self):
     check_spaces(self.space)
     for name, selector in (('select', self.select), ('heads', self.heads)):
-      if not _is_list(_several(selector), str, re.Pattern):
+      if not _is_list(_patterns(selector), str, re.Pattern):
         raise ValueError(
           f'{name}={shown(selector)} must be a regular expression, several of them, a function, or '
           'None.'
@@ -129,7 +129,7 @@ class Selection:
     taken = set(_named(self.heads, names))
     found = {path: name for path, own in owners.items() for name in reversed(own) if name in taken}
     modules = tuple(dict.fromkeys(found.values()))
-    absent = [str(pattern) for pattern in _several(self.heads) if not _named(pattern, names)]
+    absent = [str(pattern) for pattern in _patterns(self.heads) if not _named(pattern, names)]
     return Heads(modules, frozenset(found), tuple(absent))
 
   def space_of(self, name: str) -> SearchSpace | None:
