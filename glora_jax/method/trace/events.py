@@ -144,43 +144,27 @@ class Use(NamedTuple):
   kind: str
 
 
-class Note(NamedTuple):
-  """A parameter is used in another way.
+class Events:
+  """How a program uses its parameters, by their paths, in execution order.
 
   Attributes:
-    path: path of the parameter.
-    reason: the way, as what follows the parameter's name in a sentence.
-    stacked: the axes of which one item at a time is used.
-    forbids: whether a parameter that is used so can be no kernel, whatever else it is used for.
-  """
-
-  path: Path
-  reason: str
-  stacked: frozenset[int]
-  forbids: bool
-
-
-class Events(NamedTuple):
-  """How a program uses its parameters, each list in execution order.
-
-  Attributes:
-    uses: the products with activations, by the parameter's path.
+    uses: the products with activations.
     sums: the parameters that are added to a product, by its scope; each as the product's view and
       its own, which have the same dimensions.
-    notes: other uses.
-    scaled: paths of parameters that are multiplied by a constant, with which they still are what
-      they were.
+    others: the first of other uses, as what follows the parameter's name in a sentence.
+    forbids: the first use with which a parameter can be no kernel, whatever else it is used for.
+    stacked: the axes of which one item at a time is used.
+    scaled: the parameters that are multiplied by a constant, with which they still are what they
+      were.
   """
 
-  uses: defaultdict[Path, list[Use]]
-  sums: defaultdict[Scope, list[tuple[View, View]]]
-  notes: list[Note]
-  scaled: set[Path]
-
-  @classmethod
-  def none(cls) -> Events:
-    """Before the program runs."""
-    return cls(defaultdict(list), defaultdict(list), [], set())
+  def __init__(self):
+    self.uses: defaultdict[Path, list[Use]] = defaultdict(list)
+    self.sums: defaultdict[Scope, list[tuple[View, View]]] = defaultdict(list)
+    self.others: dict[Path, str] = {}
+    self.forbids: dict[Path, str] = {}
+    self.stacked: defaultdict[Path, set[int]] = defaultdict(set)
+    self.scaled: set[Path] = set()
 
 
 class Position(NamedTuple):
@@ -259,8 +243,12 @@ class Step(NamedTuple):
 
   def note(self, values: Iterable[Value], reason: str, forbids: bool = False) -> None:
     """Writes down how the parameters that values depend on are used."""
+    events = self.position.events
     for path, own_reason, stacked in origins_of(values, reason):
-      self.position.events.notes.append(Note(path, own_reason, stacked, forbids))
+      events.others.setdefault(path, own_reason)
+      events.stacked[path] |= stacked
+      if forbids:
+        events.forbids.setdefault(path, own_reason)
 
   def results(self, **known: Any) -> list[Value]:
     """What is known of every result, the same for all."""

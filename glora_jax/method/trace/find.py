@@ -11,9 +11,10 @@ the bias.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 import types
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -111,16 +112,15 @@ def find(
     for path, array in arrays.items()
   ]
   values += [Value(depends=True, token=number) for number, _ in enumerate(sample.arrays)]
-  events = Events.none()
+  events = Events()
   results = walk(program, values, Position(events, convs))
   kernels, reasons = _kernels(events, arrays)
   _split(kernels, split)
   sites = _sites(kernels, events, arrays)
-  noted = {note.path for note in events.notes}
   return Found(
     sites,
     uncovered=_uncovered(sites, events, arrays, reasons),
-    unused=tuple(path for path in arrays if path not in noted and path not in events.uses),
+    unused=tuple(path for path in arrays if path not in {*events.others, *events.uses}),
     outputs=tuple(dict.fromkeys(value.layer for value in results if value.layer)),
   )
 
@@ -133,9 +133,7 @@ def _kernels(
   events: Events, arrays: Mapping[Path, Any]
 ) -> tuple[dict[Path, _Kernel], dict[Path, str]]:
   """The kernels in the order of their first uses, and why other parameters can be none."""
-  # The first reason is what counts.
-  reasons = {note.path: note.reason for note in reversed(events.notes) if note.forbids}
-  kernels = {}
+  kernels, reasons = {}, dict(events.forbids)
   for path, own in events.uses.items():
     roles = axis_roles(own, arrays[path].shape)
     if not jnp.issubdtype(arrays[path].dtype, jnp.inexact):
@@ -189,7 +187,6 @@ def _sites(
 ) -> tuple[Site, ...]:
   """The kernels with their biases, and with rows in execution order."""
   shapes = {path: array.shape for path, array in arrays.items()}
-  otherwise = {*events.scaled, *(note.path for note in events.notes)}
   sites = []
   tokens: dict[Any, int] = {}
   for path, (uses, roles) in kernels.items():
@@ -204,7 +201,7 @@ def _sites(
       kind=_KINDS.get(uses[0].kind, 'Dot'),
       is_convolution=uses[0].kind == 'conv_general_dilated',
       input_id=tokens.setdefault(uses[0].token, len(tokens)),
-      shared=path in otherwise,
+      shared=path in events.scaled or path in events.others,
     )
     sites.append(site)
   return _with_rows(_with_own_biases(sites), kernels)
@@ -246,18 +243,13 @@ def _uncovered(
     reasons: why some of them can be no kernel, by path.
   """
   covered = {path for site in sites for path in (site.kernel_path, site.bias_path)}
-  stacked: dict[Path, set[int]] = defaultdict(set)
-  for note in events.notes:
-    stacked[note.path] |= note.stacked
-  for path, uses in events.uses.items():
-    stacked[path].update(*(use.view.stacked for use in uses))
-  reasons = {**{note.path: note.reason for note in reversed(events.notes)}, **reasons}
+  reasons = {**events.others, **reasons}
   return {
     path: reasons.get(path, UNUSED)
     for path, array in arrays.items()
     if path not in covered
     and (
-      _is_matrix(array.shape, stacked[path])
+      _is_matrix(array.shape, events.stacked[path])
       or any(_is_matrix(use.view.shape) for use in events.uses.get(path, ())[-1:])
     )
   }
@@ -265,7 +257,5 @@ def _uncovered(
 
 def _is_matrix(shape: Sequence[int], stacked: Container[int] = ()) -> bool:
   """Whether an array has two axes or more, without stacks and leading axes of size one."""
-  axes = [size for axis, size in enumerate(shape) if axis not in stacked]
-  while axes and axes[0] == 1:
-    axes = axes[1:]
-  return len(axes) > 1
+  axes = (size for axis, size in enumerate(shape) if axis not in stacked)
+  return len([*itertools.dropwhile(lambda size: size == 1, axes)]) > 1

@@ -224,6 +224,7 @@ def multiplied(step: Step) -> list[Value]:
   events, _, scope, scans = step.position
   use = Use(scope, kernel.view, roles, activations.token, scans, step.name)
   events.uses[kernel.view.path].append(use)
+  events.stacked[kernel.view.path] |= kernel.view.stacked
   sizes = zip(dims, step.out_shape, strict=True)
   own = kernel.view.dims
   view = View(  # the result as a view of the kernel

@@ -111,7 +111,7 @@ def _steady(
 ) -> list[Value]:
   """What is known of a loop's carry in every iteration."""
   tokens = [(step.position.scope, 'carry', number) for number in range(len(carry))]
-  unheard = step.position._replace(events=Events.none())
+  unheard = step.position._replace(events=Events())
   current = [dataclasses.replace(value, number=None, product=None, layer=None) for value in carry]
   while True:
     found = walk(body, [*consts, *current, *items], unheard)[: len(carry)]
