@@ -205,7 +205,7 @@ def _items(kernel: Deferred | InParts) -> Deferred | InParts | None:
   if isinstance(kernel, InParts):
     return kernel
   plan = kernel.plan
-  view = dataclasses.replace(plan.view, dims=plan.view.dims[1:])
+  view = plan.view.indexed((0,), None)
   if plan.view.shape[0] == 1:
     return kernel.planned(view=view).map(lambda leaf: leaf[None])
   place = plan.layer_axis(0)
@@ -220,12 +220,10 @@ class _Program:
 
   Args:
     gather: makes an array whole on every device; None where all are.
-    is_block: whether the program is that of a block that is computed again on the way back.
   """
 
-  def __init__(self, gather: Gather | None, is_block: bool = False):
+  def __init__(self, gather: Gather | None):
     self._gather = gather
-    self._is_block = is_block
 
   def arrays(self, program: core.Jaxpr | core.ClosedJaxpr, operands: Sequence[Any]) -> list[Any]:
     """What a program returns, as arrays."""
@@ -276,27 +274,25 @@ class _Program:
 
   def _use(self, equation: core.JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
     """What an equation gives of kernels; what is gathered is not kept for the way back."""
-    again = self._gather is not None and not self._is_block
     if equation.primitive.name == 'dot_general':
       place = int(_is_deferred(values[1]))
       kernel, x = values[place], values[1 - place]
       if isinstance(kernel, Deferred) and not _is_deferred(x):
-        found = by_output(kernel, x, place, equation.params, self._gather, again)
+        found = by_output(kernel, x, place, equation.params, self._gather)
         if found is not None:
           return [found]
 
     def use(*values: Any) -> Sequence[Any]:
       return _alone(equation, list(map(self._whole, values)))
 
-    return jax.checkpoint(use)(*values) if again else use(*values)
+    return use(*values) if self._gather is None else jax.checkpoint(use)(*values)
 
   def _checkpoint(self, equation: core.JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
     """A block that is computed again on the way back."""
     params, handed = equation.params, {}
-    inside = _Program(self._gather, is_block=True)
 
     def block(*values: Any) -> list[Any]:
-      return inside._own(inside._run(params['jaxpr'], values), values, handed)
+      return self._own(self._run(params['jaxpr'], values), values, handed)
 
     policy = params['policy'] and functools.partial(_is_kept, params['policy'])
     results = jax.checkpoint(block, prevent_cse=params['prevent_cse'], policy=policy)(*values)

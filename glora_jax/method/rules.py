@@ -205,7 +205,6 @@ def by_output(
   place: int,
   params: Mapping[str, Any],
   gather: Gather | None = None,
-  again: bool = False,
 ) -> jax.Array | None:
   """What `dot_general` gives of activations and a merged kernel, without one.
 
@@ -214,8 +213,7 @@ def by_output(
     x: activations.
     place: which of the operands the kernel is.
     params: parameters of the equation.
-    gather: makes an array whole on every device; None where all are.
-    again: whether it is gathered again on the way back, and not kept.
+    gather: makes an array whole on every device, again on the way back; None where all are.
 
   Returns:
     The product; None where a layer may have a LoRA for A, or the product is no layer's.
@@ -241,7 +239,7 @@ def by_output(
     return jax.lax.dot_general(x, matrix, (((x.ndim - 1,), (0,)), ((), ())), **options)
 
   def layer(x: jax.Array, matrix: jax.Array, supports: Any, alleles: jax.Array) -> jax.Array:
-    run = jax.checkpoint(product) if again else product
+    run = jax.checkpoint(product) if gather else product
     arguments = run, x, matrix, None, supports, alleles, plan.ranks, params['precision']
     return equation.thin_layer(*arguments)
 

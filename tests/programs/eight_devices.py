@@ -66,14 +66,14 @@ def noisy(x, key):
   return x + 0.1 * jax.random.normal(key, x.shape)
 
 
-def make_loss(adapted, **options):
+def loss_of(adapted, **options):
   return make_loss(adapted, noisy, lambda key: sample_genome(key, adapted.spec), **options)
 
 
 def fit(frozen, images=images, merge='up_front', adapted=adapted, by_device=False, **options):
   """The final state, and the mean loss of every dispatch."""
   losses, adapted = [], dataclasses.replace(adapted, merge=merge)
-  loss_fn = make_loss(adapted, independent_images=by_device, train=True)
+  loss_fn = loss_of(adapted, independent_images=by_device, train=True)
   recipe = options.pop('recipe', RECIPE)
   arguments = loss_fn, trainable, frozen, images, labels, recipe, jax.random.key(4)
   state = loop.fit(
@@ -132,7 +132,7 @@ def bytes_reduced(**options):
   layer = glora_jax.adapt(dense, rows, space=glora_jax.SearchSpace((1,)))
   params = dense.init(jax.random.key(0), rows)['params']
   gradient = jax.jit(
-    make_gradient(make_loss(layer, **options), MESH), out_shardings=meshes.replicated(MESH)
+    make_gradient(loss_of(layer, **options), MESH), out_shardings=meshes.replicated(MESH)
   )
   half, rest = meshes.replicate(MESH, layer.split(layer.init(jax.random.key(0), params)))
   batch = meshes.deal(MESH, (rows, np.zeros(16, np.int32)))
