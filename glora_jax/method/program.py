@@ -29,7 +29,8 @@ from glora_jax.method.rules import Deferred, Gather, InParts, by_output, merged
 from glora_jax.method.sample import is_array
 from glora_jax.method.sharding import gather_over
 from glora_jax.method.trace.events import parts_of_scan, shape_of
-from glora_jax.method.trace.view import Atom, View
+from glora_jax.method.trace.primitives import moved
+from glora_jax.method.trace.view import Atom
 
 
 def call(
@@ -126,51 +127,7 @@ def _arrays_of(
   return [leaves[place] for place in places], rebuild
 
 
-# What an equation makes of a kernel that it passes on; None where it uses it.
-_Passed = Deferred | None
-
-
-def _cast(kernel: Deferred, params: Mapping[str, Any], _: Any) -> _Passed:
-  dtype = np.dtype(params['new_dtype'])
-  is_float = jnp.issubdtype(dtype, jnp.floating)
-  return kernel.planned(casts=(*kernel.plan.casts, dtype)) if is_float else None
-
-
-def _moved(kernel: Deferred, view: View | None) -> _Passed:
-  return None if view is None else kernel.planned(view=view)
-
-
-def _transpose(kernel: Deferred, params: Mapping[str, Any], _: Any) -> _Passed:
-  return _moved(kernel, kernel.plan.view.transposed(params['permutation']))
-
-
-def _reshape(kernel: Deferred, params: Mapping[str, Any], _: Any) -> _Passed:
-  return _moved(kernel, kernel.plan.view.reshaped(params['new_sizes']))
-
-
-def _squeeze(kernel: Deferred, params: Mapping[str, Any], _: Any) -> _Passed:
-  return _moved(kernel, kernel.plan.view.indexed(params['dimensions'], 0))
-
-
-def _broadcast(kernel: Deferred, params: Mapping[str, Any], _: Any) -> _Passed:
-  shape, view = params['shape'], kernel.plan.view
-  is_larger = math.prod(shape) > math.prod(view.shape)
-  return (
-    None if is_larger else _moved(kernel, view.broadcast(shape, params['broadcast_dimensions']))
-  )
-
-
-def _slice(kernel: Deferred, params: Mapping[str, Any], _: Any) -> _Passed:
-  starts = params['start_indices']
-  sizes = [stop - start for start, stop in zip(starts, params['limit_indices'], strict=True)]
-  return None if params['strides'] else _cut(kernel, starts, sizes)
-
-
-def _dynamic_slice(kernel: Deferred, params: Mapping[str, Any], values: Sequence[Any]) -> _Passed:
-  return _cut(kernel, values[1:], params['slice_sizes'])
-
-
-def _cut(kernel: Deferred, starts: Sequence[Any], sizes: Sequence[int]) -> _Passed:
+def _cut(kernel: Deferred, starts: Sequence[Any], sizes: Sequence[int]) -> Deferred | None:
   """A slice along axes of the stack."""
   for dim, (start, size) in enumerate(zip(starts, sizes, strict=True)):
     view = kernel.plan.view
@@ -188,16 +145,12 @@ def _cut(kernel: Deferred, starts: Sequence[Any], sizes: Sequence[int]) -> _Pass
   return kernel
 
 
-_PASSED: Mapping[str, Callable[[Deferred, Mapping[str, Any], Sequence[Any]], _Passed]] = {
-  'convert_element_type': _cast,
-  'transpose': _transpose,
-  'reshape': _reshape,
-  'squeeze': _squeeze,
-  'broadcast_in_dim': _broadcast,
-  'slice': _slice,
-  'dynamic_slice': _dynamic_slice,
-}
-_ELEMENTWISE = frozenset('add div mul neg select_n sub'.split())  # noqa: SIM905, more readable
+# Of the first operand, which is laid otherwise or cut.
+_MOVED = frozenset(('transpose', 'reshape', 'squeeze', 'broadcast_in_dim'))
+_IN_PARTS = frozenset(
+  ('convert_element_type', 'transpose', 'reshape', 'squeeze', 'slice', 'dynamic_slice')
+)
+_ELEMENTWISE = frozenset(('add', 'div', 'mul', 'neg', 'select_n', 'sub'))
 
 
 def _items(kernel: Deferred | InParts) -> Deferred | InParts | None:
@@ -360,14 +313,31 @@ def _passed_on(equation: core.JaxprEqn, values: Sequence[Any]) -> Deferred | InP
   """What an equation makes of deferred values that goes on as one; None where it uses them."""
   name, first = equation.primitive.name, values[0]
   if isinstance(first, Deferred):
-    return _PASSED[name](first, equation.params, values) if name in _PASSED else None
+    return _passed(name, equation.params, first, values[1:])
   shape = shape_of(equation.outvars[0])
-  is_in_parts = (isinstance(first, InParts) and name in _PASSED and name != 'broadcast_in_dim') or (
+  is_in_parts = (isinstance(first, InParts) and name in _IN_PARTS) or (
     name in _ELEMENTWISE
     and all(isinstance(v, InParts) and v.shape == shape for v in values if _is_deferred(v))
   )
   arrays = [value.array if isinstance(value, InParts) else value for value in values]
   return InParts(*_alone(equation, arrays)) if is_in_parts else None
+
+
+def _passed(
+  name: str, params: Mapping[str, Any], kernel: Deferred, indices: Sequence[Any]
+) -> Deferred | None:
+  """What a primitive makes of an adapted kernel, and perhaps of indices into it."""
+  view = kernel.plan.view
+  if name == 'convert_element_type' and jnp.issubdtype(params['new_dtype'], jnp.floating):
+    return kernel.planned(casts=(*kernel.plan.casts, np.dtype(params['new_dtype'])))
+  if name == 'dynamic_slice':
+    return _cut(kernel, indices, params['slice_sizes'])
+  if name == 'slice' and not params['strides']:
+    starts = params['start_indices']
+    return _cut(kernel, starts, np.subtract(params['limit_indices'], starts).tolist())
+  is_larger = name == 'broadcast_in_dim' and math.prod(params['shape']) > math.prod(view.shape)
+  seen = moved(name, params, view) if name in _MOVED and not is_larger else None
+  return None if seen is None else kernel.planned(view=seen)
 
 
 def _with_handed(

@@ -7,6 +7,7 @@ import itertools
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from glora_jax.method.trace.events import (
   AN_INPUT,
@@ -93,37 +94,37 @@ def _view(value: Value) -> View | None:
 
 def rearranged(step: Step) -> list[Value]:
   """A primitive that moves the axes of its first operand."""
-  moved, *others = step.operands
+  first, *others = step.operands
   if any(not value.is_constant for value in others):
     return other(step)
-  view = moved.view and _moved(step, moved.view)
-  if moved.view and not view:
-    return step.results(origins=origins_of([moved], NO_LAYOUT), repeated=moved.repeated)
-  product = moved.product and _moved(step, moved.product.view)
+  view = first.view and moved(step.name, step.params, first.view)
+  if first.view and not view:
+    return step.results(origins=origins_of([first], NO_LAYOUT), repeated=first.repeated)
+  product = first.product and moved(step.name, step.params, first.product.view)
   is_broadcast = step.name == 'broadcast_in_dim'
   return [
     dataclasses.replace(
-      moved,
-      repeated=moved.repeated
+      first,
+      repeated=first.repeated
       or (is_broadcast and math.prod(step.shape(0)) < math.prod(step.out_shape)),
       view=view,
-      product=Product(moved.product.use, product) if moved.product and product else None,
-      token=(step.name, str(step.params), moved.token),
+      product=Product(first.product.use, product) if first.product and product else None,
+      token=(step.name, str(step.params), first.token),
     )
   ]
 
 
-def _moved(step: Step, view: View) -> View | None:
-  params = step.params
-  if step.name == 'transpose':
+def moved(name: str, params: Mapping[str, Any], view: View) -> View | None:
+  """A view after a primitive that moves axes; None where it cannot be said."""
+  if name == 'transpose':
     return view.transposed(params['permutation'])
-  if step.name == 'reshape':
+  if name == 'reshape':
     return view.reshaped(params['new_sizes']) if params.get('dimensions') is None else None
-  if step.name == 'broadcast_in_dim':
+  if name == 'broadcast_in_dim':
     return view.broadcast(params['shape'], params['broadcast_dimensions'])
-  if step.name == 'squeeze':
+  if name == 'squeeze':
     return view.indexed(params['dimensions'], 0)
-  assert step.name == 'slice'
+  assert name == 'slice'
   if any(stride != 1 for stride in params['strides'] or ()):
     return None
   return view.sliced(params['start_indices'], params['limit_indices'])
