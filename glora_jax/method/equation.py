@@ -162,7 +162,8 @@ def weight_form(
   """A or B in the form of its allele, [in, out]; [1, out] or [1, 1] without storage for a LoRA."""
   if f'{tensor}_down' not in supports:
     return jnp.atleast_2d(flat_form(supports, tensor, allele))
-  return (product or matrix_product)(*weight_factors(supports, tensor, allele, ranks))
+  factors = weight_factors(supports, tensor, allele, ranks)
+  return _product_of_factors(product or matrix_product, *factors)
 
 
 def low_rank_product(down: jax.Array, up: jax.Array) -> jax.Array:
@@ -172,20 +173,30 @@ def low_rank_product(down: jax.Array, up: jax.Array) -> jax.Array:
   size besides, and folding a model takes a fifth of the time on CPU. For a layer that is merged as
   it runs the TPU compiler holds less with a matrix product (`benchmarks/RESULTS.md`).
   """
-  return _sum_of_outer_products(down, up) if up.shape[0] <= LOW_RANK else matrix_product(down, up)
-
-
-@jax.custom_jvp
-def _sum_of_outer_products(down: jax.Array, up: jax.Array) -> jax.Array:
+  if up.shape[0] > LOW_RANK:
+    return matrix_product(down, up)
   outer = (down[:, column, None] * up[None, column] for column in range(up.shape[0]))
   return functools.reduce(jnp.add, outer)
 
 
-@_sum_of_outer_products.defjvp
-def _sum_of_outer_products_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _product_of_factors(product: Product, down: jax.Array, up: jax.Array) -> jax.Array:
+  """A product that `jax.checkpoint` makes again, whatever its policy, as it does for the others.
+
+  It does not look into functions with a derivative of their own: a policy that keeps the results of
+  matrix products would otherwise keep one of the kernel's size, in every layer.
+  """
+  return product(down, up)
+
+
+@_product_of_factors.defjvp
+def _product_of_factors_jvp(
+  product: Product, primals: Any, tangents: Any
+) -> tuple[jax.Array, jax.Array]:
   """The derivative as matrix products, whose transposes are the gradients' natural form."""
   (down, up), (of_down, of_up) = primals, tangents
-  return _sum_of_outer_products(down, up), matrix_product(of_down, up) + matrix_product(down, of_up)
+  change = matrix_product(of_down, up) + matrix_product(down, of_up)
+  return _product_of_factors(product, down, up), change
 
 
 def prompt_form(
@@ -245,6 +256,11 @@ def made_for(platform: str) -> Iterator[None]:
     yield
   finally:
     _platform.reset(token)
+
+
+def platform() -> str:
+  """What programs that are traced now are for: 'cpu', 'gpu' or 'tpu'; see `made_for`."""
+  return _platform.get() or jax.default_backend()
 
 
 def thin_layer(
@@ -343,7 +359,7 @@ def _merging_pays(product: Product, inputs: jax.Array, kernel: jax.Array) -> boo
   the kernel, and TPUs and GPUs round what they multiply in float32.
   """
   dtype = jax.eval_shape(product, inputs, kernel).dtype
-  is_exact = (_platform.get() or jax.default_backend()) == 'cpu' and dtype == kernel.dtype
+  is_exact = platform() == 'cpu' and dtype == kernel.dtype
   if not is_exact or jnp.finfo(dtype).bits < 32:
     return False
   into, out = kernel.shape

@@ -68,6 +68,23 @@ def test_a_gradient_keeps_no_wide_copy_of_a_narrow_kernel(bias):
   assert all(leaf.dtype == jnp.bfloat16 for leaf in kept)
 
 
+@pytest.mark.parametrize('product', [None, equation.low_rank_product])
+def test_a_policy_that_keeps_matrix_products_keeps_no_merged_kernel(product):
+  kernel, alleles, x = jnp.ones((6, 5)), jnp.array([3, 3, 0, 0, 0]), jnp.ones((2, 6))
+
+  @functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable)
+  def layer(kernel, layer_supports):
+    merged, _ = equation.effective(kernel, None, layer_supports, alleles, product=product)
+    return x @ merged
+
+  def backward(*arrays):
+    return jax.vjp(layer, *arrays)[1]
+
+  start = supports.init_supports(jax.random.key(0), 6, 5)
+  kept = jax.tree.leaves(jax.eval_shape(backward, kernel, start))
+  assert sum(leaf.size == 30 for leaf in kept) == 1  # the kernel itself
+
+
 def test_gradients_of_every_support_equal_finite_differences(golden_layer):
   with jax.enable_x64(True):
     kernel, bias, start, x = as_arrays(golden_layer, jnp.float64)
