@@ -208,7 +208,7 @@ def discover(
     args, keywords = sample.arguments(arrays)
     return model.init(rngs, *args, **keywords)
 
-  def apply(params, others, *args, **kwargs):
+  def apply(params, others, /, *args, **kwargs):
     variables, mutable = {**others, 'params': params}, nn.DenyList('params')
     with nn.intercept_methods(recorder):
       outputs, _ = model.apply(variables, *args, rngs=rngs, mutable=mutable, **kwargs)
