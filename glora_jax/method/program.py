@@ -56,11 +56,13 @@ def call(
     arrays, rebuild = _arrays_of((params, inputs))
     params, inputs = rebuild(_tied(arrays))
   params = params if defer is None else defer(params)
-  if mesh is not None:
-    return gathering(
-      lambda params: function(params, inputs), params, mesh, lays_gradients=lays_gradients
-    )
-  return function(params, inputs) if defer is None else _run(lambda p: function(p, inputs), params)
+
+  def of_params(params: Any) -> Any:
+    return function(params, inputs)
+
+  if mesh is None:
+    return _run(of_params, params)
+  return gathering(of_params, params, mesh, lays_gradients=lays_gradients)
 
 
 @jax.custom_jvp
@@ -98,6 +100,8 @@ def gathering(
 def _run(function: Callable[[Any], Any], params: Any, gather: Gather | None = None) -> Any:
   """What a function of weights returns, of which some are `Deferred`."""
   deferred, rebuild = _arrays_of(params, _is_deferred)
+  if not deferred:
+    return function(params)
   results: list[Any] = []
 
   def of_arrays(arrays: Sequence[Any]) -> list[Any]:

@@ -159,7 +159,7 @@ meshes.is_on_tpus = is_on_tpus
 # A head alone, on features.
 def warm(variables, images=images, mesh=None, adapted=adapted):
   arguments = adapted, variables, images, labels, RECIPE, jax.random.key(4)
-  options = {'preprocess': jax.numpy.negative, 'progress': False, 'mesh': mesh}
+  options = {'preprocess': lambda images, _: -images, 'progress': False, 'mesh': mesh}
   return warm_head(*arguments, **options)['params']['head']
 
 
