@@ -186,7 +186,8 @@ def _plan(site: Site, ranks: tuple[int, ...], is_thin: bool) -> Plan:
 def merged(deferred: Deferred, gather: Gather | None = None) -> jax.Array:
   """The model's array, with the supports in it.
 
-  A LoRA's product is a sum, which `jax.checkpoint_policies.dots_saveable` does not keep.
+  A LoRA's product is a sum of outer ones, which needs no array of the kernel's size: sharded over
+  CPU devices, a step holds 33 MiB in place of 43 (`benchmarks/RESULTS.md`).
   """
   kernel, plan = deferred.kernel, deferred.plan
   kernel = gather(kernel) if gather else kernel
