@@ -35,7 +35,7 @@ def shape_of(model: ViT, size: int, batch: int) -> Run:
   """A search with the gradient's structure beside it, by batches of a size."""
   recipe = Recipe(batch_size=batch)
   space = SpaceSettings(ranks=(8,))
-  settings = RunSettings(presets=('gradient',), supernet=recipe, space=space, merge='up_front')
+  settings = RunSettings(presets=('gradient',), supernet=recipe, space=space)
   finetune = dataclasses.replace(settings.finetune, batch_size=batch)
   return shape_of_run(dataclasses.replace(settings, finetune=finetune), model, size, COUNTS)
 

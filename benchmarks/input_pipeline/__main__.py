@@ -70,7 +70,7 @@ def of_resident(amount: Amount) -> dict[str, Any]:
 def chip_rates() -> dict[str, tuple[float, ...]]:
   """Images a second of training ViT-B/16, by the plan's arithmetic, at 45% and 20% of the peak."""
   model = vit('B', 100, dtype='bfloat16', drop_path=0.1)
-  run = shape_of_run(RunSettings(merge='lazy'), model, 224, COUNTS)
+  run = shape_of_run(RunSettings(), model, 224, COUNTS)
   operations = {
     'supernet': cost_of('supernet', run).operations,
     'lora': cost_of('subnet', run, Workload(subnet='lora')).operations,

@@ -89,7 +89,6 @@ def build(case: Case) -> Program:
   model, image_size, rank = BACKBONES[case.backbone]
   recipe = Recipe(batch_size=case.batch * chips)
   settings = RunSettings(
-    merge='lazy',
     presets=('gradient',),
     supernet=recipe,
     space=SpaceSettings(ranks=(rank,)),

@@ -1,9 +1,8 @@
 """GLoRA on any Flax linen model, unmodified, or on a pure function.
 
 The model knows nothing of it. The supports are an ordinary variable collection, `glora`; `apply`
-merges them into the kernels either *up front* (fold inside the trace, then call the untouched
-model) or *lazily* (layer by layer in an interceptor, so that only one merged kernel is alive at a
-time); see `glora_jax.method.merge`.
+merges them into each kernel where the model uses it, so that only one merged kernel is alive at a
+time: see `glora_jax.method.merge` for linen modules and `glora_jax.method.program` for all else.
 """
 
 from __future__ import annotations
@@ -12,14 +11,14 @@ import logging
 import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from glora_jax.limits import listed, shown
-from glora_jax.method.adapted import Adapted, Merge, name_of
+from glora_jax.method.adapted import Adapted, name_of
 from glora_jax.method.coverage import find_uncovered, log_uncovered
 from glora_jax.method.discover import discover
 from glora_jax.method.groups import Group, number_rows, spec_of, tie
@@ -30,7 +29,6 @@ from glora_jax.method.site import Site, apart
 from glora_jax.method.space import SearchSpace
 from glora_jax.method.structures import Structure, read_structure, space_for
 from glora_jax.method.trace.find import Found, find
-from glora_jax.method.validation import check_merge
 from glora_jax.tree import Path, flatten, map_with_path, path_name
 
 log = logging.getLogger(__name__)
@@ -47,7 +45,6 @@ def adapt(
   heads: Selector | None = DEFAULT_HEADS,
   ties: Sequence[Sequence[str]] = (),
   convs: bool = False,
-  merge: Literal['auto', 'up_front', 'lazy'] = 'auto',
   **model_kwargs: Any,
 ) -> Adapted:
   """Attaches GLoRA to a model.
@@ -76,8 +73,6 @@ def adapt(
       `('query', 'key', 'value')` ties these three wherever they stand beside each other.
     convs: whether `nn.Conv` counts as a linear layer: of all inputs of a window, in = height *
       width * channels.
-    merge: how supports get into the kernels: 'up_front', 'lazy', or 'auto', which is up front on
-      CPU and lazy elsewhere, as measured.
     **model_kwargs: further arguments of the call, `train=False` for instance.
 
   Returns:
@@ -101,14 +96,11 @@ def adapt(
     >>> [layer.name for layer in adapted.spec], adapted.fix('lora:2').count_params()
     (['hidden'], 24)
   """
-  check_merge(merge, ('auto', *get_args(Merge)))
-  if merge == 'auto':
-    merge = 'up_front' if jax.default_backend() == 'cpu' else 'lazy'
   structure = read_structure(structure)
   selection = Selection(space_for(structure, space, scale), select, heads, ties, convs)
   model = _linen_module(model)
   params, found = discover(model, sample_inputs, model_kwargs, selection.convs)
-  return assemble(model, params, found, selection, merge=merge).fix(structure)
+  return assemble(model, params, found, selection).fix(structure)
 
 
 def _linen_module(model: Any) -> nn.Module:
@@ -135,14 +127,7 @@ def _linen_module(model: Any) -> nn.Module:
   return module
 
 
-def assemble(
-  model: Any,
-  params: Any,
-  found: Found,
-  selection: Selection,
-  *,
-  merge: Merge = 'up_front',
-) -> Adapted:
+def assemble(model: Any, params: Any, found: Found, selection: Selection) -> Adapted:
   """The second half of `adapt`: chooses among linear layers that were found, by whatever means.
 
   Args:
@@ -151,7 +136,6 @@ def assemble(
     found: its linear layers; those outside of modules are taken where there are no others besides
       heads.
     selection: what of them is adapted.
-    merge: how supports get into the kernels; 'lazy' needs a linen model.
 
   Returns:
     The adapted model.
@@ -204,7 +188,6 @@ def assemble(
     spec_of(groups),
     groups,
     heads.paths,
-    merge,
     shapes,
     uncovered,
     head_sites=tuple(site for site in sites if site.kernel_path in heads.paths),

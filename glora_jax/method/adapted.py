@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -19,18 +19,15 @@ from glora_jax.method.merge import fold, graft, intercept
 from glora_jax.method.quantized import full_precision, has_quantized
 from glora_jax.method.sample import check_key, is_array
 from glora_jax.method.site import Site
-from glora_jax.method.space import FLAT_FORMS, Spec
+from glora_jax.method.space import Spec
 from glora_jax.method.structures import Structure, genome_of
 from glora_jax.method.supports import COLLECTION
 from glora_jax.method.validation import (
   check_collections,
-  check_merge,
   check_one_genome,
   check_ranks,
 )
 from glora_jax.tree import Path, differences, flatten, partition, path_name, replace, union
-
-Merge = Literal['up_front', 'lazy']
 
 
 class Call(NamedTuple):
@@ -55,7 +52,6 @@ class Adapted:
     spec: the rows of a genome; there are `len(spec)` of them.
     groups: where the rows are in the model.
     head_paths: paths of the parameters that are trained in full.
-    merge: how supports get into the kernels, 'up_front' or 'lazy'.
     param_shapes: ShapeDtypeStruct of every parameter of the model, by path.
     uncovered: paths of the matrices that are not adapted, and why; see `coverage`.
     mesh: devices that the frozen weights are sharded over; see `glora_jax.shard`.
@@ -93,7 +89,6 @@ class Adapted:
   spec: Spec
   groups: tuple[Group, ...]
   head_paths: frozenset[Path]
-  merge: Merge
   param_shapes: Mapping[Path, jax.ShapeDtypeStruct]
   uncovered: tuple[tuple[Path, str], ...] = ()
   mesh: jax.sharding.Mesh | None = None
@@ -161,7 +156,6 @@ class Adapted:
     variables: Mapping[str, Any],
     *args: Any,
     genome: Any = None,
-    merge: Merge | None = None,
     **kwargs: Any,
   ) -> Any:
     """What `model.apply` returns, with the supports of a structure.
@@ -172,7 +166,6 @@ class Adapted:
       *args: inputs of the model.
       genome: of a free structure, int [rows, 5]; may be traced, so that one compilation serves all,
         and `jax.vmap` over it a population.
-      merge: 'up_front' or 'lazy' in place of the adapted model's own way.
       **kwargs: `rngs`, `mutable`, `method`, `capture_intermediates`, and the model's own.
 
     Returns:
@@ -184,10 +177,7 @@ class Adapted:
     """
     genome = self._structure(genome, 'apply')
     self._check(variables, genome)
-    merge, fixed = merge or self.merge, self.genome
-    if fixed is not None and isinstance(self.model, nn.Module):  # others have no interceptors
-      merge = 'lazy' if fixed[:, 0].max(initial=0) < len(FLAT_FORMS['A']) else merge
-    return self.run(Call(args, kwargs), variables, jnp.asarray(genome), merge, fixed)
+    return self.run(Call(args, kwargs), variables, jnp.asarray(genome), self.genome)
 
   def fold(self, variables: Mapping[str, Any], genome: Any = None) -> Any:
     """Plain params for the untouched model.
@@ -316,7 +306,8 @@ class Adapted:
         on offer.
 
     Returns:
-      One line a layer, one about the whole model, and one for each matrix that is not adapted.
+      One line a layer, one about the whole model, one for each matrix that is not adapted, and one
+      for the layers of a linen model that cannot be merged in their modules' calls.
     """
     genome = self.genome if genome is None else genome
     chosen = genomes.largest_genome(self.spec) if genome is None else genome
@@ -330,7 +321,11 @@ class Adapted:
       f'{100 * (trained + heads) / total:.2f}% of the {total:,} of the base model'
     )
     table = layer_table(self.spec, None if genome is None else np.asarray(chosen))
-    return '\n'.join([*table, totals, *self.coverage().lines()])
+    lines = [*table, totals, *self.coverage().lines()]
+    early = [site.name for group in self.groups for site in group.members if site.shared]
+    if early and isinstance(self.model, nn.Module) and self.mesh is None:  # else by its program
+      lines.append(f'merged before the call: {", ".join(early)}')
+    return '\n'.join(lines)
 
   def coverage(self) -> Coverage:
     """Which weight matrices of the model are adapted, and why the others are not.
@@ -356,7 +351,6 @@ class Adapted:
     call: Call,
     variables: Mapping[str, Any],
     genome: jax.Array,
-    merge: Merge,
     fixed: np.ndarray | None = None,
   ) -> Any:
     """`apply` of checked arguments.
@@ -365,21 +359,16 @@ class Adapted:
       call: arguments of the model besides its variables.
       variables: variables from `init`, their supports checked.
       genome: int [rows, 5], checked.
-      merge: how supports get into the kernels.
       fixed: the genome where it is known when tracing; see `merge.graft`.
 
     Returns:
       What the model's `apply` returns.
     """
-    check_merge(merge, get_args(Merge))
     params, supports = self.full_precision(variables['params']), variables[COLLECTION]
     self.check_params(params)
     rest = {name: value for name, value in variables.items() if name not in ('params', COLLECTION)}
+
     is_linen = isinstance(self.model, nn.Module)
-    if merge == 'lazy' and not is_linen:
-      raise ValueError(
-        f"merge='lazy' is for linen models, and {name_of(self.model)} is none; leave it out."
-      )
 
     def of_params(params: Any, call: Call) -> Any:
       return self.model.apply({'params': params, **rest}, *call.args, **call.kwargs)
@@ -389,8 +378,6 @@ class Adapted:
         rules.defer, self.groups, supports=supports, genome=genome, fixed=fixed
       )
       result = program.call(of_params, params, call, self.mesh, defer=defer)
-    elif merge == 'up_front':
-      result = of_params(fold(self.groups, params, supports, genome), call)
     else:
       grafted, grafts = graft(self.groups, params, supports, genome, fixed)
       with nn.intercept_methods(functools.partial(intercept, grafts)):

@@ -259,7 +259,7 @@ def _by_modules(recorder: _Recorder, found: Found, convs: bool) -> Found:
       **dict.fromkeys(outside, NO_MODULE),
     },
     refused=recorder.refused,
-    # No interceptor sees them, so they are merged up front.
+    # No interceptor sees them, so they are folded before the call.
     outside=tuple(dataclasses.replace(by_use[path], shared=True) for path in outside),
   )
 

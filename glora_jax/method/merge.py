@@ -1,9 +1,9 @@
-"""Merging supports into kernels and biases: up front, or layer by layer while the model runs.
+"""Merging supports into kernels and biases: all at once, or where a linen module is called.
 
-Called outside of a compiled function, a merge is one program and not twenty. Layer by layer, only
-one merged kernel is alive at a time: the supports are *grafted* into the params, beside their
-kernels; an interceptor finds them there when the module is called, and runs it with its merged
-kernel and bias.
+`fold` merges all at once, for the plain model. While an adapted model runs, only one merged kernel
+is alive at a time: the supports are *grafted* into the params, beside their kernels; an interceptor
+finds them there when the module is called, and runs it with its merged kernel and bias. Called
+outside of a compiled function, a merge is one program and not twenty.
 """
 
 from __future__ import annotations

@@ -163,7 +163,7 @@ class Site:
     is_convolution: whether it is a convolution, also of a class that somebody derived from one.
     input_id: a number that is equal for sites that get the very same input array.
     shared: whether the model also uses the parameters in other ways than in the module's call, or
-      in products as they are; they are then always merged up front.
+      in products as they are; then they are folded before the call.
     rows: rows of its layers among all layers of the model, in the order of the flattened stack;
       those of a genome are counted among the adapted layers alone (see `number_rows`).
     nests: whether the kernel's module holds other layers, too (see `apart`).

@@ -44,15 +44,6 @@ def check_spaces(space: Any) -> None:
       )
 
 
-def check_merge(merge: Any, choices: Sequence[str]) -> None:
-  """Raises ValueError for a way of merging that is not among the choices."""
-  if merge not in choices:
-    raise ValueError(
-      f'merge={shown(merge)} is unknown; it is {", ".join(map(repr, choices[:-1]))} or '
-      f'{choices[-1]!r}.'
-    )
-
-
 def check_ranks(spec: Spec) -> None:
   """Checks that some layer of every search space has a use for its largest rank.
 

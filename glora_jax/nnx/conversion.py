@@ -78,7 +78,7 @@ def _adapted(model: nnx.Module, frozen: Frozen) -> Adapted:
   mesh = mesh_of(model)
   genome = get_genome(model) if found[0].static.is_fixed else None
   spec = spec_of(groups)
-  return Adapted(frozen, spec, groups, heads, 'up_front', shapes, uncovered, mesh, genome=genome)
+  return Adapted(frozen, spec, groups, heads, shapes, uncovered, mesh, genome=genome)
 
 
 def set_variables(model: nnx.Module, variables: Mapping[str, Any]) -> None:

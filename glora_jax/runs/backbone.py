@@ -119,7 +119,7 @@ def adapt_spaces(
   """
   sample = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
   space = settings.space.search_space(settings.structure)
-  adapted = on_devices(adapt(model, sample, space=space, merge=settings.merge), settings, mesh)
+  adapted = on_devices(adapt(model, sample, space=space), settings, mesh)
   is_searched = settings.structure == SEARCH
   if is_searched and any(is_beside(adapted.spec, name) for name in early_checks.rows(settings)):
     space = settings.space.search_space(GRADIENT)

@@ -88,9 +88,6 @@ class RunSettings:
   )
   seed: int = field(42, 'seed of all randomness', at_least=LEAST_SEED, at_most=MOST_SEED)
   model: ModelSettings = ModelSettings()
-  merge: Literal['auto', 'up_front', 'lazy'] = field(
-    'auto', 'when the supports are merged into the weights (`glora_jax.adapt`)'
-  )
   space: SpaceSettings = SpaceSettings()
   budget: float | None = field(
     None, 'most trained parameters, head not counted, a whole number; None for no limit'

@@ -277,11 +277,10 @@ def prepare(
     beside = Place(other, other.init(stream_key(settings.seed, Stream.INIT), variables['params']))
   largest = adapted.count_params(adapted.spec.num_codes - 1)
   log.info(
-    '%s: %d adapted layers of a %s, merging %s, subnets of up to %s parameters',
+    '%s: %d adapted layers of a %s, subnets of up to %s parameters',
     task.name,
     len(adapted.spec),
     type(model).__name__,
-    adapted.merge,
     f'{largest:,}',
   )
   log.info('%s', describe(adapted, variables, mesh))

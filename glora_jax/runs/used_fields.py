@@ -39,7 +39,6 @@ FREE_FIELDS = (
 COMMON_FIELDS = (
   'data.',
   'job',
-  'merge',
   'model.',
   'protocol',
   'seed',

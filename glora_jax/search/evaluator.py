@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from glora_jax.limits import Domain, Limits, check_callable, check_type, shown
 from glora_jax.mesh import require_mesh
 from glora_jax.method.adapted import Adapted, Call
+from glora_jax.method.equation import platform
 from glora_jax.method.sample import Preprocess, unchanged
 from glora_jax.method.supports import COLLECTION
 from glora_jax.method.validation import check_logits, check_scored, is_known, right_answers
@@ -149,8 +151,8 @@ class Evaluator:
     return () if self.mesh is None else self.mesh.axis_names
 
   def bind(self, variables: Mapping[str, Any], genome: jax.Array) -> BoundSubnet:
-    """The subnet as the model's way of merging wants it: folded, or merged layer by layer."""
-    if self.adapted.merge != 'up_front':
+    """The subnet as it is scored: folded once, or merged in every pass, which holds less."""
+    if isinstance(self.adapted.model, nn.Module) and platform() != 'cpu':
       return BoundSubnet(variables, genome)
     others = {
       name: value for name, value in variables.items() if name not in ('params', COLLECTION)
@@ -163,7 +165,7 @@ class Evaluator:
       logits: Any = self.adapted.call_model(subnet.variables, inputs, **self.apply_kwargs)
     else:
       call = Call((inputs,), self.apply_kwargs)
-      logits = self.adapted.run(call, subnet.variables, subnet.genome, self.adapted.merge)
+      logits = self.adapted.run(call, subnet.variables, subnet.genome)
     check_logits(logits)
     logits = logits.astype(jnp.float32)
     if self.classes is not None and self.classes.shape != logits.shape[-1:]:

@@ -114,7 +114,7 @@ class Tap:
 
   @property
   def key(self) -> str:
-    """The key in the params under which slots and probes lie; see `lazy.Graft.key`."""
+    """The key in the params under which slots and probes lie; see `merge.Graft.key`."""
     return f'glora_tap_{hashlib.sha256(repr(self).encode()).hexdigest()[:16]}'
 
   def run(self, call: Call) -> Any:

@@ -14,8 +14,6 @@ import glora_jax
 from glora_jax.method import draws
 from glora_jax.models.vit import ViT
 
-MERGES = ('up_front', 'lazy')
-
 
 @pytest.fixture(scope='module')
 def small():
@@ -30,17 +28,14 @@ def random_genomes(spec, number, seed=0):
   return draws.random_genomes(np.random.default_rng(seed), spec, number)
 
 
-@pytest.mark.parametrize('merge', MERGES)
 @pytest.mark.parametrize('dtype, tolerance', [('float64', 1e-12), ('float32', 1e-5)])
-def test_all_golden_genomes_give_the_official_logits_and_counts(
-  golden_vit, merge, dtype, tolerance
-):
+def test_all_golden_genomes_give_the_official_logits_and_counts(golden_vit, dtype, tolerance):
   with jax.enable_x64(dtype == 'float64'):
     variables, images = jax.tree.map(
       lambda value: jnp.asarray(value, dtype),
       ({name: golden_vit[name] for name in ('params', 'glora')}, golden_vit['x']),
     )
-    adapted = glora_jax.adapt(ViT(7, **golden_vit['shape']), images, merge=merge)
+    adapted = glora_jax.adapt(ViT(7, **golden_vit['shape']), images)
     apply = jax.vmap(lambda genome: adapted.apply(variables, images, genome=genome))
     logits = np.asarray(jax.jit(apply)(golden_vit['genomes']))
   assert logits.dtype == dtype

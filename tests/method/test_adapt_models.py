@@ -18,16 +18,9 @@ from glora_jax.method.adapt import adapt
 from glora_jax.method.genomes import canonicalize
 from glora_jax.method.trace.events import CHOSEN, ORDINARY
 
-MERGES = ('up_front', 'lazy')
 SPACE = SearchSpace(ranks=(2, 4))
 
 every_model = pytest.mark.parametrize('name', model_zoo.EXAMPLES)
-# Up front, gradients go through fold, which is the same for all models, and then through the
-# untouched model.
-GRADIENTS = {
-  name: MERGES if name in model_zoo.FAMILIES else ('lazy',) for name in model_zoo.EXAMPLES
-}
-every_merge = pytest.mark.parametrize('merge', MERGES)
 
 
 @pytest.fixture(autouse=True, scope='module')
@@ -43,7 +36,7 @@ def cache_of_small_programs():
 class Session:
   """An example, adapted, with random supports, and its compiled functions. All tests share it."""
 
-  def __init__(self, example, space=SPACE, gradients=MERGES):
+  def __init__(self, example, space=SPACE):
     self.example, model = example, example.model
     base = example.variables()
     self.rest = {name: value for name, value in base.items() if name != 'params'}
@@ -60,22 +53,22 @@ class Session:
       lambda params: vector(call({**self.rest, 'params': params}, *example.inputs))
     )
     self.fold = jax.jit(self.adapted.fold)
-    self.alone = {merge: jax.jit(functools.partial(self._apply, merge)) for merge in MERGES}
-    self.many = {
-      merge: jax.jit(functools.partial(self._many, merge, merge in gradients)) for merge in MERGES
-    }
+    self.alone = jax.jit(self._apply)
+    self.many = jax.jit(functools.partial(self._many, self._apply))
+    self.many_folded = jax.jit(functools.partial(self._many, self._apply_folded))
 
-  def _apply(self, merge, variables, genome):
+  def _apply(self, variables, genome):
     inputs, kwargs = self.example.inputs, self.example.kwargs
-    return vector(self.adapted.apply(variables, *inputs, genome=genome, merge=merge, **kwargs))
+    return vector(self.adapted.apply(variables, *inputs, genome=genome, **kwargs))
 
-  def _many(self, merge, gradients, variables, genomes):
+  def _apply_folded(self, variables, genome):
+    return self.plain(self.adapted.fold(variables, genome))
+
+  def _many(self, apply, variables, genomes):
     """Outputs of a population, [genome, number], and gradients of a sum of them by the supports."""
-    if not gradients:
-      return jax.vmap(functools.partial(self._apply, merge, variables))(genomes), None
 
     def loss(supports, genome):
-      outputs = self._apply(merge, {**variables, 'glora': supports}, genome)
+      outputs = apply({**variables, 'glora': supports}, genome)
       return jnp.cos(jnp.arange(len(outputs))) @ outputs, outputs
 
     gradients, outputs = jax.vmap(jax.grad(loss, has_aux=True), (None, 0))(
@@ -92,10 +85,10 @@ class Session:
     """What the untouched model says with folded params."""
     return np.stack([self.plain(params) for params in self.folded])
 
-  @functools.cache  # noqa: B019, it lives as long as the tests do
-  def population(self, merge):
+  @functools.cached_property
+  def population(self):
     """Outputs and gradients of all genomes."""
-    return jax.tree.map(np.asarray, self.many[merge](self.variables, self.genomes))
+    return jax.tree.map(np.asarray, self.many(self.variables, self.genomes))
 
   def supports(self, tree, row):
     """One row's slice of a tree like the supports."""
@@ -115,7 +108,7 @@ def address(row_name):
 
 @functools.cache
 def session(name):
-  return Session(model_zoo.EXAMPLES[name](), gradients=GRADIENTS[name])
+  return Session(model_zoo.EXAMPLES[name]())
 
 
 def matrix_of(example, params, layer):
@@ -150,11 +143,10 @@ def test_no_matrix_is_left_that_is_used_like_a_linear_layer(name):
 
 
 @every_model
-@every_merge
-def test_every_subnet_is_the_base_model_at_initialization(name, merge):
+def test_every_subnet_is_the_base_model_at_initialization(name):
   case = session(name)
   base = case.plain(case.start['params'])
-  for outputs in case.many[merge](case.start, case.genomes)[0]:
+  for outputs in case.many(case.start, case.genomes)[0]:
     assert_close(outputs, base, case.example.tolerance)
 
 
@@ -192,29 +184,25 @@ def test_fold_keeps_structure_boxes_and_every_other_parameter(name):
 
 
 @every_model
-@every_merge
-def test_folded_params_in_the_untouched_model_give_what_a_population_gives(name, merge):
+def test_folded_params_in_the_untouched_model_give_what_a_population_gives(name):
   case = session(name)
-  outputs, _ = case.population(merge)
+  outputs, _ = case.population
   assert_close(outputs, case.expected, case.example.tolerance)
 
 
 @pytest.mark.parametrize(
   'name', ['class_level_jit', 'scan_of_vmap', 'dense_general', 'cond', 'with_partitioning']
 )
-@every_merge
-def test_a_genome_alone_gives_what_it_gives_in_a_population(name, merge):
+def test_a_genome_alone_gives_what_it_gives_in_a_population(name):
   case = session(name)
-  for genome, outputs in zip(case.genomes, case.population(merge)[0], strict=True):
-    assert_close(case.alone[merge](case.variables, genome), outputs)
+  for genome, outputs in zip(case.genomes, case.population[0], strict=True):
+    assert_close(case.alone(case.variables, genome), outputs)
 
 
-@pytest.mark.parametrize(
-  'name, merge', [(name, merge) for name, merges in GRADIENTS.items() for merge in merges]
-)
-def test_every_support_of_every_layer_gets_a_gradient(name, merge):
+@every_model
+def test_every_support_of_every_layer_gets_a_gradient(name):
   case = session(name)
-  _, gradients = case.population(merge)
+  _, gradients = case.population
   gradients = jax.tree.map(lambda leaf: leaf[0], gradients)  # of the genome with the largest forms
   largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradients))
   assert np.isfinite(largest)
@@ -227,16 +215,16 @@ def test_every_support_of_every_layer_gets_a_gradient(name, merge):
 
 
 @pytest.mark.parametrize('name', model_zoo.FAMILIES)
-def test_gradients_are_the_same_lazy_and_up_front(name):
+def test_gradients_are_those_of_folded_params_in_the_untouched_model(name):
   case = session(name)
-  lazy, up_front = (case.population(merge)[1] for merge in MERGES[::-1])
-  assert jax.tree.structure(lazy) == jax.tree.structure(up_front)
+  gradients, expected = case.population[1], case.many_folded(case.variables, case.genomes)[1]
+  assert jax.tree.structure(gradients) == jax.tree.structure(expected)
 
   def by_genome(tree):
     leaves = [leaf.reshape(len(leaf), -1) for leaf in jax.tree.leaves(tree)]
     return np.concatenate(leaves, axis=1)
 
-  for pair in zip(by_genome(lazy), by_genome(up_front), strict=True):
+  for pair in zip(by_genome(gradients), by_genome(expected), strict=True):
     assert_close(*pair, case.example.tolerance)
 
 
@@ -285,9 +273,7 @@ def test_a_scanned_and_an_unscanned_model_have_equal_rows_and_start_from_equal_s
 def test_traces_of_a_class_level_jit_are_not_shared_between_adapts_with_other_ranks():
   model, x = model_zoo.Chain(model_zoo.JitBlock, 1), model_zoo.normal(2, model_zoo.WIDTH)
   params = model_zoo.Example(model, ()).variables()['params']
-  adapts = [
-    adapt(model, x, space=SearchSpace(ranks=ranks), merge='lazy') for ranks in ((2, 4), (1, 4))
-  ]
+  adapts = [adapt(model, x, space=SearchSpace(ranks=ranks)) for ranks in ((2, 4), (1, 4))]
   genome = np.array([[3, 3, 2, 2, 2]] * 2)  # LoRA of the first rank, which is not the same in both
   variables, results = random_variables(adapts[0], params), []
   for adapted in (*adapts, *adapts):
@@ -314,8 +300,7 @@ RUNS = {
 
 
 @pytest.mark.parametrize('name', RUNS)
-@every_merge
-def test_what_comes_back_has_the_models_own_structure_and_values(name, merge):
+def test_what_comes_back_has_the_models_own_structure_and_values(name):
   case, kwargs = session(name), dict(RUNS[name])
   rngs = {stream: jax.random.key(seed) for stream, seed in kwargs.pop('rngs', {}).items()}
 
@@ -324,7 +309,7 @@ def test_what_comes_back_has_the_models_own_structure_and_values(name, merge):
       functools.partial(apply, rngs=rngs, **{**case.example.kwargs, **kwargs}, **more)
     )(variables, *case.example.inputs)
 
-  actual = run(case.adapted.apply, case.variables, genome=case.genomes[1], merge=merge)
+  actual = run(case.adapted.apply, case.variables, genome=case.genomes[1])
   expected = run(case.example.model.apply, {**case.rest, 'params': case.folded[1]})
   if kwargs.get('mutable') is True:
     # Merged values are no update of the base's params.
@@ -333,26 +318,24 @@ def test_what_comes_back_has_the_models_own_structure_and_values(name, merge):
   assert_trees_close(actual, expected)
 
 
-@every_merge
-def test_other_methods_run_with_the_same_supports(merge):
+def test_other_methods_run_with_the_same_supports():
   case = session('other_method')
   (x, _), genome = case.example.inputs, case.genomes[1]
   expected = case.example.model.apply({'params': case.folded[1]}, x, method='embed')
   embed = jax.jit(
-    lambda genome: case.adapted.apply(case.variables, x, genome=genome, merge=merge, method='embed')
+    lambda genome: case.adapted.apply(case.variables, x, genome=genome, method='embed')
   )
   assert_close(embed(genome), expected)
   alone = adapt(case.example.model, x, method=model_zoo.TwoTower.embed)
   assert [layer.name for layer in alone.spec] == ['left']
 
 
-@every_merge
-def test_every_leaf_of_untied_supports_gets_a_gradient_from_some_genome(merge):
+def test_every_leaf_of_untied_supports_gets_a_gradient_from_some_genome():
   case = Session(model_zoo.EXAMPLES['scan_axis_last'](), SearchSpace(ranks=(2, 4), tied=False))
   spec = case.adapted.spec
   everywhere = [np.full((len(spec), 5), code) for code in range(int(spec.num_codes.max()))]
   genomes = [np.minimum(genome, spec.num_codes - 1).astype(np.int8) for genome in everywhere]
-  outputs, gradients = case.many[merge](case.variables, np.stack(genomes))
+  outputs, gradients = case.many(case.variables, np.stack(genomes))
   for output, genome in zip(outputs, genomes, strict=True):
     assert_close(output, case.plain(case.fold(case.variables, genome)))
   sizes = jax.tree.map(lambda leaf: np.abs(leaf).max(axis=0), gradients)
@@ -363,10 +346,9 @@ def test_every_leaf_of_untied_supports_gets_a_gradient_from_some_genome(merge):
     assert all(leaf.max() > 1e-5 for leaf in leaves.values())
 
 
-@every_merge
-def test_frozen_dictionaries_stay_frozen(merge):
+def test_frozen_dictionaries_stay_frozen():
   case = session('called_twice')
   frozen, genome = flax.core.freeze(case.start['params']), case.genomes[1]
   variables = {**case.adapted.init(jax.random.key(0), frozen), 'glora': case.variables['glora']}
   assert jax.tree.structure(case.fold(variables, genome)) == jax.tree.structure(frozen)
-  assert_close(case.alone[merge](variables, genome), case.expected[1])
+  assert_close(case.alone(variables, genome), case.expected[1])

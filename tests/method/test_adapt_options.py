@@ -29,7 +29,7 @@ def ready(model, inputs=X, **options):
 
 
 def check_fold_and_merging(adapted, variables, inputs=X, number=3):
-  """Fold, up front, lazy and fixed all give the same outputs.
+  """Folded, applied and fixed all give the same outputs.
 
   For random genomes and the largest one; fixed for a genome whose A is a vector beside a LoRA of B,
   so that no merged kernel is formed, and for a random one.
@@ -50,8 +50,7 @@ def check_fold_and_merging(adapted, variables, inputs=X, number=3):
     folded = adapted.fold(variables, genome)
     return {
       'fold': adapted.model.apply({'params': folded}, inputs),
-      'up_front': adapted.apply(variables, inputs, genome=genome, merge='up_front'),
-      'lazy': adapted.apply(variables, inputs, genome=genome, merge='lazy'),
+      'apply': adapted.apply(variables, inputs, genome=genome),
     }
 
   @jax.jit
@@ -62,8 +61,7 @@ def check_fold_and_merging(adapted, variables, inputs=X, number=3):
   found = outputs(genomes)
   base, (random, vector) = fixed(variables)
   pairs = [
-    *zip(found['up_front'], found['fold'], strict=True),
-    *zip(found['lazy'], found['fold'], strict=True),
+    *zip(found['apply'], found['fold'], strict=True),
     (random, found['fold'][0]),
     (vector, found['fold'][-1]),
   ]
@@ -112,8 +110,7 @@ class SeparateViT(nn.Module):
     return nn.Dense(7, name='head')(nn.LayerNorm(name='norm')(x)[:, 0])
 
 
-@pytest.mark.parametrize('merge', ['up_front', 'lazy'])
-def test_tied_q_k_v_give_the_golden_logits_and_counts(golden_vit, merge):
+def test_tied_q_k_v_give_the_golden_logits_and_counts(golden_vit):
   with jax.enable_x64(True):
     shape, images = golden_vit['shape'], jnp.asarray(golden_vit['x'])
     blocks, supports = golden_vit['unstacked']
@@ -134,7 +131,7 @@ def test_tied_q_k_v_give_the_golden_logits_and_counts(golden_vit, merge):
       }
     # epsilon of the golden ViT's norms is Flax's default
     ties = [(f'block{i}_q', f'block{i}_k', f'block{i}_v') for i in range(shape['depth'])]
-    adapted = glora_jax.adapt(SeparateViT(**shape), images, ties=ties, merge=merge)
+    adapted = glora_jax.adapt(SeparateViT(**shape), images, ties=ties)
     assert len(adapted.spec) == 8
     assert jax.tree.map(
       jnp.shape, adapted.init(jax.random.key(0), params)['glora']
@@ -272,8 +269,8 @@ def test_a_fixed_subnet_computes_in_the_type_of_a_wide_bias(name):
 def test_a_fixed_subnet_swallows_no_argument_that_its_layer_does_not_have():
   adapted, variables = ready(nn.Dense(3))
   subnet = adapted.fix(presets.preset(adapted.spec, 'lora'))
-  with pytest.raises(TypeError, match='merge'):
-    subnet.apply(variables, X, merge='up_front')
+  with pytest.raises(TypeError, match='train'):
+    subnet.apply(variables, X, train=True)
   assert_close(subnet.apply(variables, inputs=X), subnet.apply(variables, X))
 
 
@@ -369,15 +366,14 @@ class Restless(nn.Dense):
     return outputs
 
 
-@pytest.mark.parametrize('merge', ['up_front', 'lazy'])
-def test_a_layer_keeps_statistics_and_random_streams_of_its_own(merge):
+def test_a_layer_keeps_statistics_and_random_streams_of_its_own():
   model = nn.Sequential([Restless(6), nn.Dense(3)])
   adapted, variables = ready(model)
   statistics = {'statistics': {'layers_0': {'mean': jnp.zeros(6)}}}
   genome = presets.preset(adapted.spec, 'full')
   call = {'rngs': {'dropout': jax.random.key(1)}, 'mutable': ['statistics']}
   folded = {'params': adapted.fold(variables, genome), **statistics}
-  found = adapted.apply({**variables, **statistics}, X, genome=genome, merge=merge, **call)
+  found = adapted.apply({**variables, **statistics}, X, genome=genome, **call)
   assert_trees_close(found, model.apply(folded, X, **call))
 
 
@@ -395,5 +391,5 @@ def test_other_interceptors_see_one_call_of_a_layer(name):
   genome = presets.preset(adapted.spec, name)
   with nn.intercept_methods(doubled):
     expected = model.apply({'params': adapted.fold(variables, genome)}, X)
-    assert_close(adapted.apply(variables, X, genome=genome, merge='lazy'), expected)
+    assert_close(adapted.apply(variables, X, genome=genome), expected)
     assert_close(adapted.fix(genome).apply(variables, X), expected)

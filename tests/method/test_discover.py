@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
-from comparing import assert_close, random_params, random_variables
+from comparing import assert_close, assert_trees_close, random_params, random_variables
 from model_zoo import EXAMPLES
 
 import glora_jax
@@ -84,13 +84,13 @@ def test_a_model_may_do_to_a_parameter_that_it_reads_what_arrays_allow():
   assert site.shared
 
 
-def assert_lazy_and_fixed_are_folded(adapted, tolerance=1e-5):
-  """A LoRA applied lazily, and as a fixed subnet, gives what the folded model does."""
+def assert_free_and_fixed_are_folded(adapted, tolerance=1e-5):
+  """A LoRA, of a free structure and of a fixed one, gives what the folded model does."""
   model = adapted.model
   variables = random_variables(adapted, random_params(model, INPUTS))
   genome = glora_jax.preset(adapted.spec, 'lora')
   expected = model.apply({'params': adapted.fold(variables, genome)}, INPUTS)
-  assert_close(adapted.apply(variables, INPUTS, genome=genome, merge='lazy'), expected, tolerance)
+  assert_close(adapted.apply(variables, INPUTS, genome=genome), expected, tolerance)
   assert_close(adapted.fix(genome).apply(variables, INPUTS), expected, tolerance)
 
 
@@ -123,7 +123,7 @@ def in_32_bits(kernel):
 @pytest.mark.parametrize('change', [jnp.tril, jnp.transpose, doubled, in_16_bits, in_32_bits])
 def test_what_changes_a_kernel_on_its_way_does_so_when_it_is_merged(change):
   tolerance = 2**-6 if change is in_16_bits else 1e-5
-  assert_lazy_and_fixed_are_folded(glora_jax.adapt(Mapped(change), INPUTS), tolerance)
+  assert_free_and_fixed_are_folded(glora_jax.adapt(Mapped(change), INPUTS), tolerance)
 
 
 class Penalized(nn.Module):
@@ -137,7 +137,7 @@ class Penalized(nn.Module):
 
 
 def test_what_is_made_of_all_parameters_is_made_of_merged_ones():
-  assert_lazy_and_fixed_are_folded(glora_jax.adapt(Penalized(), INPUTS))
+  assert_free_and_fixed_are_folded(glora_jax.adapt(Penalized(), INPUTS))
 
 
 class Conditional(nn.Dense):
@@ -192,7 +192,7 @@ def test_a_model_that_looks_at_the_tree_of_its_parameters_is_adapted_by_their_us
   adapted = glora_jax.adapt(Normalized(), INPUTS)
   assert [layer.name for layer in adapted.spec] == ['second']
   assert [matrix.name for matrix in adapted.coverage().uncovered] == ['first/kernel']
-  assert_lazy_and_fixed_are_folded(adapted)
+  assert_free_and_fixed_are_folded(adapted)
 
 
 class Unrolled(nn.Module):
@@ -224,7 +224,7 @@ def test_layers_of_a_stack_that_a_model_takes_apart_itself_are_found_by_their_us
   (group,) = adapted.groups
   assert group.members[0].kernel_shape == (2, 4, 4)
   assert group.in_features == 4
-  assert_lazy_and_fixed_are_folded(adapted)
+  assert_free_and_fixed_are_folded(adapted)
 
 
 class Reading(nn.Module):
@@ -249,3 +249,38 @@ def test_a_parameter_that_a_model_reads_in_a_scan_has_the_shape_that_is_left_of_
   assert [(site.name, site.kernel_shape, site.shared) for site in sites] == [
     ('layers/dense', (3, 4, 4), True)
   ]
+
+
+class Clipped(nn.Module):
+  """A layer whose gradients a function of Flax's changes, whatever lies beside its kernel."""
+
+  @nn.compact
+  def __call__(self, inputs):
+    def forward(layer, inputs):
+      return nn.vjp(lambda layer, inputs: layer(inputs), layer, inputs)
+
+    def backward(pullback, cotangent):
+      of_params, *rest = pullback(cotangent)
+      return (jax.tree.map(lambda leaf: jnp.clip(leaf, -1, 1), of_params), *rest)
+
+    call = nn.custom_vjp(
+      lambda layer, inputs: layer(inputs), forward_fn=forward, backward_fn=backward
+    )
+    hidden = call(nn.Dense(4, name='first'), inputs)
+    return nn.Dense(3, name='second')(nn.tanh(hidden))
+
+
+@pytest.mark.parametrize('preset', ['lora', 'full'])
+def test_a_layer_whose_call_has_a_gradient_of_its_own_is_merged_before_the_call(preset):
+  adapted = glora_jax.adapt(Clipped(), INPUTS)
+  assert adapted.summary().endswith('merged before the call: first')
+  assert_free_and_fixed_are_folded(adapted)
+  variables = random_variables(adapted, random_params(adapted.model, INPUTS))
+  genome = glora_jax.preset(adapted.spec, preset)
+
+  def gradients(apply):
+    return jax.jit(jax.grad(lambda g: apply({**variables, 'glora': g}).sum()))(variables['glora'])
+
+  expected = gradients(lambda v: adapted.model.apply({'params': adapted.fold(v, genome)}, INPUTS))
+  assert_trees_close(gradients(lambda v: adapted.apply(v, INPUTS, genome=genome)), expected)
+  assert_trees_close(gradients(lambda v: adapted.fix(genome).apply(v, INPUTS)), expected)

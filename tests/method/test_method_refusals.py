@@ -140,7 +140,6 @@ REFUSED = [
   (lambda: adapt(select='('), "'('"),
   (lambda: adapt(heads=[3]), 'heads=[3]'),
   (lambda: adapt(ties=['ab']), "ties=['ab']"),
-  (lambda: adapt(merge='late'), "merge='late'"),
   (lambda: chain(select='conv'), "select='conv'", 'first, second'),
   (lambda: chain(select=['first', 'conv']), 'conv', 'first, second'),
   (lambda: chain(heads='last'), "heads='last'", 'first, second'),
@@ -175,15 +174,7 @@ REFUSED = [
   ),
   (lambda: adapt_function(split={'w': 0}), 'axis 0 of w'),
   (lambda: adapt_function(split={'q': 0}), "'q'"),
-  (
-    lambda: adapt_function().apply(
-      adapt_function().init(KEY, {'w': PARAMS['kernel']}), X, genome=GENOME, merge='lazy'
-    ),
-    "merge='lazy'",
-    'function',
-  ),
   # parameters, variables and genomes of an adapted model
-  (lambda: apply(merge='lazzy'), "merge='lazzy'"),
   (lambda: dense().init(KEY, WHOLE_NUMBERS), 'bias is int32, kernel is int32'),
   (lambda: dense().init(KEY, EIGHT_BITS), 'bias is float8_e4m3fn'),
   (

@@ -1,6 +1,5 @@
 """Trains and scores on eight devices, with the base replicated and sharded, as one device does."""
 
-import dataclasses
 import functools
 import pathlib
 import re
@@ -38,7 +37,7 @@ noise = np.random.default_rng(0).normal(size=(43, 16, 16, 3))
 images = noise.astype(np.float32) + labels[:, None, None, None].astype(np.float32)
 model = ViT(3, patch_size=8, width=64, depth=2, num_heads=2, drop_path=0.3)
 params = randomized(model.init(jax.random.key(2), images[:1])['params'], 3, 0.1)
-adapted = glora_jax.adapt(model, images[:1], merge='up_front')
+adapted = glora_jax.adapt(model, images[:1])
 variables = adapted.init(jax.random.key(1), params)
 variables['glora'] = randomized(variables['glora'], 4, 0.1)
 trainable, frozen = adapted.split(variables)
@@ -70,9 +69,9 @@ def loss_of(adapted, **options):
   return make_loss(adapted, noisy, lambda key: sample_genome(key, adapted.spec), **options)
 
 
-def fit(frozen, images=images, merge='up_front', adapted=adapted, by_device=False, **options):
+def fit(frozen, images=images, adapted=adapted, by_device=False, **options):
   """The final state, and the mean loss of every dispatch."""
-  losses, adapted = [], dataclasses.replace(adapted, merge=merge)
+  losses = []
   loss_fn = loss_of(adapted, independent_images=by_device, train=True)
   recipe = options.pop('recipe', RECIPE)
   arguments = loss_fn, trainable, frozen, images, labels, recipe, jax.random.key(4)
@@ -117,7 +116,7 @@ on_mesh = fit(frozen, mesh=MESH, by_device=True)
 assert_replicated(on_mesh[0][:2])
 assert_trained_alike(on_mesh, on_one_device)
 gathering, on_fsdp = glora_jax.shard(adapted, variables, FSDP, min_bytes=MIN_BYTES)
-options = {'adapted': gathering, 'mesh': FSDP, 'merge': 'lazy'}
+options = {'adapted': gathering, 'mesh': FSDP}
 assert_trained_alike(fit(gathering.split(on_fsdp)[1], Stream(), **options), on_one_device)
 half, _ = fit(frozen, mesh=MESH, by_device=True, stop_epoch=1)
 resumed, _ = fit(frozen, mesh=MESH, by_device=True, state=half)

@@ -45,12 +45,11 @@ def main():
     assert len(up.addressable_shards[0].data[0]) == 4
     inputs = jax.device_put(x, NamedSharding(mesh, PartitionSpec('data')))
     folded = jax.jit(adapted.fold)(variables, genome)
-  for merge in ('up_front', 'lazy'):
-    apply = jax.jit(functools.partial(adapted.apply, genome=genome, merge=merge))
-    expected = apply(start, x)
-    with mesh:
-      sharded = apply(variables, inputs)
-    np.testing.assert_allclose(sharded, expected, atol=1e-5)
+  apply = jax.jit(functools.partial(adapted.apply, genome=genome))
+  expected = apply(start, x)
+  with mesh:
+    sharded = apply(variables, inputs)
+  np.testing.assert_allclose(sharded, expected, atol=1e-5)
   plain = jax.jit(Mlp().apply)({'params': folded}, x)
   np.testing.assert_allclose(plain, expected, atol=1e-5)
   print('equal on', jax.device_count())

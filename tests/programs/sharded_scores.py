@@ -14,6 +14,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / 'search'))
 from tiny_models import problem, reference_scores
 
+from glora_jax.method.equation import made_for
 from glora_jax.search import scoring
 
 COLLECTIVE = re.compile(
@@ -46,8 +47,8 @@ def most_collectives(text):
   return max(len(COLLECTIVE.findall(body)) for body in bodies)
 
 
-def check(model, merge, shapes):
-  adapted, *arguments = problem(model, merge, NUM_GENOMES)
+def check(model, shapes):
+  adapted, *arguments = problem(model, NUM_GENOMES)
   variables, genomes, images, _ = arguments
   expected = reference_scores(model, NUM_GENOMES)
   predict = scoring.make_predictor(adapted, block=8)
@@ -59,9 +60,10 @@ def check(model, merge, shapes):
     predict_on_mesh = scoring.make_predictor(adapted, mesh=mesh, block=8)
     check_predictions(predict_on_mesh(variables, genomes[1], images), predictions)
     text = score.lower(*arguments).compile().as_text()
-    print(model, merge, shape, most_collectives(text))
+    print(model, shape, most_collectives(text))
 
 
 if __name__ == '__main__':
-  check(sys.argv[1], 'up_front', [(1, 8), (2, 4), (8, 1)])
-  check(sys.argv[1], 'lazy', [(2, 4)])
+  check(sys.argv[1], [(1, 8), (2, 4), (8, 1)])
+  with made_for('tpu'):  # merged in every pass
+    check(sys.argv[1], [(2, 4)])

@@ -32,7 +32,7 @@ from glora_jax.training.recipe import Recipe
 
 COUNTS = {'train': 640, 'val': 160, 'test': 200, 'train+val': 800}
 RECIPE = Recipe(epochs=4, warmup_epochs=1, batch_size=64)
-GIVEN = RunSettings(structure='lora', training=RECIPE, merge='lazy')
+GIVEN = RunSettings(structure='lora', training=RECIPE)
 MODEL = ViT(10, patch_size=4, width=16, depth=2, num_heads=2)
 SIX = dataclasses.replace(RECIPE, epochs=6)  # 10 steps each
 FINETUNE = dataclasses.replace(RunSettings().finetune, epochs=2, warmup_epochs=1, batch_size=64)
@@ -43,9 +43,7 @@ COMPARE = Comparison(
   rates=(1e-3, 4e-3),
   rate={'finetuning': 1e-3},
 )
-COMPARING = RunSettings(
-  job='compare', compare=COMPARE, supernet=SIX, finetune=FINETUNE, merge='lazy', presets=()
-)
+COMPARING = RunSettings(job='compare', compare=COMPARE, supernet=SIX, finetune=FINETUNE, presets=())
 
 
 def plan_of(settings=GIVEN, **of_machine):
@@ -186,7 +184,7 @@ def test_every_structure_has_its_own_price():
 
 def test_a_subnet_is_priced_by_its_own_section():
   finetune = dataclasses.replace(RunSettings().finetune, batch_size=16)
-  settings = RunSettings(supernet=RECIPE, finetune=finetune, merge='lazy')
+  settings = RunSettings(supernet=RECIPE, finetune=finetune)
   run = shape_of_run(settings, MODEL, 8, COUNTS)
   tuned, alone = (
     cost_of('subnet', run, Workload(subnet='search', section=section)).held
@@ -216,7 +214,7 @@ def test_options_of_a_plan_ask_for_one(monkeypatch, capsys, run_config, topology
 @pytest.mark.slow
 def test_a_run_scores_as_many_side_by_side_as_half_of_free_memory_holds():
   memory = 2**22
-  settings = RunSettings(presets=(), supernet=RECIPE, merge='lazy')
+  settings = RunSettings(presets=(), supernet=RECIPE)
   found = plan_of(settings, memory=memory)
   search = next(stage for stage in found.stages if stage.name == 'search')
   assert 1 <= found.side_by_side < found.chunk

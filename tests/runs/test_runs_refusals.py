@@ -33,7 +33,6 @@ ADAPTING = [
   ({'model.sha256': 'zz'}, "model.sha256='zz'"),
   ({'augment.crop_scale': (0.5, 0.1)}, 'augment: crop_scale=(0.5, 0.1)'),
   ({'space.ranks': (4, 2)}, 'space: ranks=(4, 2)'),
-  ({'merge': 'late'}, "merge='late'"),
   ({'budget': 0.5}, 'budget=0.5'),
   ({'watch.profile': 'train'}, "watch.profile='train'"),
   ({'presets': ('lora', 'ssf:2')}, "presets[1]='ssf:2'"),

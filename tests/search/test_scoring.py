@@ -13,6 +13,7 @@ from places import environment, program
 from tiny_models import problem, reference_scores
 
 import glora_jax
+from glora_jax.method.equation import made_for
 from glora_jax.search import scoring
 
 
@@ -23,7 +24,7 @@ def assert_same_scores(found, expected):
 
 @pytest.mark.parametrize('model', ['mlp', 'vit'])
 def test_scores_are_those_of_the_folded_models(model):
-  adapted, variables, genomes, images, labels = problem(model, 'up_front')
+  adapted, variables, genomes, images, labels = problem(model)
   correct, loss = reference_scores(model)
   scores = glora_jax.make_scorer(adapted)(variables, genomes, images, labels)
   assert_same_scores(scores, (correct, loss))
@@ -41,28 +42,29 @@ def test_scores_are_those_of_the_folded_models(model):
   assert len(set(correct.tolist())) > 1
 
 
-@pytest.mark.parametrize('merge', ['up_front', 'lazy'])
+@pytest.mark.parametrize('platform', ['cpu', 'tpu'])
 @pytest.mark.parametrize(
   'model, chunk, block',
   [('mlp', 1, 23), ('mlp', 3, 8), ('mlp', 7, 5), ('mlp', 4, 256), ('vit', 7, 8)],
 )
-def test_chunks_blocks_and_merging_change_no_score(model, merge, chunk, block):
-  adapted, *arguments = problem(model, merge)
-  found = scoring.make_scorer(adapted, chunk=chunk, block=block)(*arguments)
+def test_chunks_blocks_and_merging_change_no_score(model, platform, chunk, block):
+  adapted, *arguments = problem(model)
+  with made_for(platform):  # folded once a candidate, or merged in every pass
+    found = scoring.make_scorer(adapted, chunk=chunk, block=block)(*arguments)
   assert_same_scores(found, reference_scores(model))
 
 
 @pytest.mark.parametrize('chunk', [1, 3])
 def test_where_jax_counts_in_64_bits_scores_are_the_same(chunk):
-  adapted, *arguments = problem('mlp', 'lazy')
-  with jax.enable_x64(True):
+  adapted, *arguments = problem('mlp')
+  with made_for('tpu'), jax.enable_x64(True):
     found = scoring.make_scorer(adapted, chunk=chunk, block=8)(*arguments)
   assert_same_scores(found, reference_scores('mlp'))
   assert (found.correct.dtype, found.loss.dtype) == (jnp.int32, jnp.float32)
 
 
 def test_one_compilation_serves_every_population_of_a_size():
-  adapted, variables, genomes, images, labels = problem('mlp', 'up_front')
+  adapted, variables, genomes, images, labels = problem('mlp')
 
   @chex.assert_max_traces(n=1)
   def unchanged(images, key):
@@ -76,7 +78,7 @@ def test_one_compilation_serves_every_population_of_a_size():
 
 @pytest.mark.parametrize('kind', ['scores', 'predictions'])
 def test_images_become_inputs_block_by_block(kind):
-  adapted, variables, genomes, images, _ = problem('mlp', 'up_front')
+  adapted, variables, genomes, images, _ = problem('mlp')
 
   def as_floats(images, key):
     return jnp.float32(images)
@@ -95,22 +97,22 @@ def test_images_become_inputs_block_by_block(kind):
 
 
 def test_a_predictor_is_exported_like_what_jax_jit_returns():
-  adapted, variables, genomes, images, _ = problem('mlp', 'up_front')
+  adapted, variables, genomes, images, _ = problem('mlp')
   predictor = scoring.make_predictor(adapted)
   exported = jax.export.export(predictor)(variables, genomes[0], images)
   assert [part.shape for part in exported.out_avals] == [(23,), (23,)]
 
 
 def test_image_scores_add_up():
-  adapted, *arguments = problem('mlp', 'lazy')
+  adapted, *arguments = problem('mlp')
   right, losses = scoring.make_image_scorer(adapted, chunk=3, block=8)(*arguments)
   assert right.shape == losses.shape == (7, 23)
   assert_same_scores((right.sum(1), losses.sum(1)), reference_scores('mlp'))
 
 
-@pytest.mark.parametrize('merge, block', [('up_front', 8), ('lazy', 23)])
-def test_predictions_are_the_most_probable_of_the_classes_that_count(merge, block):
-  adapted, variables, genomes, images, labels = problem('mlp', merge)
+@pytest.mark.parametrize('platform, block', [('cpu', 8), ('tpu', 23)])
+def test_predictions_are_the_most_probable_of_the_classes_that_count(platform, block):
+  adapted, variables, genomes, images, labels = problem('mlp')
   genome = genomes[1]
   logits = np.array(jax.jit(adapted.apply)(variables, images, genome=genome))
   predicted = []
@@ -118,7 +120,8 @@ def test_predictions_are_the_most_probable_of_the_classes_that_count(merge, bloc
     if classes is not None:
       logits[:, ~classes] = -np.inf
     predict = scoring.make_predictor(adapted, block=block, classes=classes)
-    found = predict(variables, genome.tolist(), images)
+    with made_for(platform):
+      found = predict(variables, genome.tolist(), images)
     np.testing.assert_array_equal(found.classes, logits.argmax(-1))
     np.testing.assert_allclose(found.probabilities, jax.nn.softmax(logits).max(-1), rtol=1e-5)
     if classes is None:
@@ -133,7 +136,7 @@ def test_predictions_are_the_most_probable_of_the_classes_that_count(merge, bloc
 
 
 def test_an_answer_that_is_not_finite_is_wrong_whatever_scores_it():
-  adapted, variables, genomes, images, labels = problem('mlp', 'lazy')
+  adapted, variables, genomes, images, labels = problem('mlp')
   infinite = np.arange(0, len(labels), 3)
   images, labels = images.at[infinite].set(jnp.inf), labels.at[infinite].set(0)
   finite = np.setdiff1d(np.arange(len(labels)), infinite)
@@ -150,7 +153,7 @@ def test_an_answer_that_is_not_finite_is_wrong_whatever_scores_it():
 
 
 def test_the_chunk_is_the_largest_that_fits_into_memory():
-  adapted, *arguments = problem('mlp', 'lazy', 12)
+  adapted, *arguments = problem('mlp', 12)
 
   @functools.cache
   def scorer(chunk):
@@ -160,15 +163,16 @@ def test_the_chunk_is_the_largest_that_fits_into_memory():
   def size(chunk):
     return scorer(chunk).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
 
-  for most, larger in ((1, 2), (3, 4), (6, 12)):  # chunks of equal size
-    assert scoring.fitting_chunk(scorer, arguments, 12, size(most)) == most
-    assert size(larger) > size(most)
-  assert scoring.fitting_chunk(scorer, arguments, 12, 0) == 1
-  assert scoring.fitting_chunk(scorer, arguments, 12, 2**40) == 12
+  with made_for('tpu'):  # where kernels are merged in every pass
+    for most, larger in ((1, 2), (3, 4), (6, 12)):  # chunks of equal size
+      assert scoring.fitting_chunk(scorer, arguments, 12, size(most)) == most
+      assert size(larger) > size(most)
+    assert scoring.fitting_chunk(scorer, arguments, 12, 0) == 1
+    assert scoring.fitting_chunk(scorer, arguments, 12, 2**40) == 12
 
 
 def test_a_scorer_takes_its_chunk_from_memory():
-  adapted, *arguments = problem('mlp', 'lazy')
+  adapted, *arguments = problem('mlp')
   found = scoring.make_scorer(adapted, block=8, memory=2**20)(*arguments)
   assert_same_scores(found, reference_scores('mlp'))
 

@@ -24,13 +24,13 @@ from glora_jax.search.evolution import Evolution
 
 def scored(change=lambda p: {}, make=scoring.make_scorer, **options):
   """Scores a problem of which some parts are changed."""
-  given = problem('mlp', 'up_front')
+  given = problem('mlp')
   given = {**given._asdict(), **change(given)}
   return make(given.pop('adapted'), **options)(*given.values())
 
 
 def predicted(change):
-  given = problem('mlp', 'up_front')
+  given = problem('mlp')
   arguments = {'variables': given.variables, 'genome': given.genomes[0], 'images': given.images}
   return scoring.make_predictor(given.adapted)(*{**arguments, **change(given)}.values())
 

@@ -51,23 +51,23 @@ def images_and_labels(name):
 
 
 @functools.cache
-def supernet(name, merge):
+def supernet(name):
   """(adapted, variables) of a model with random params and supports."""
   images, _ = images_and_labels(name)
-  adapted = glora_jax.adapt(MODELS[name], images[:1], merge=merge)
+  adapted = glora_jax.adapt(MODELS[name], images[:1])
   return adapted, random_variables(adapted, random_params(MODELS[name], images[:1]))
 
 
-def problem(name, merge, num_genomes=7):
+def problem(name, num_genomes=7):
   """A supernet with the first so many of `MOST_GENOMES` random subnets."""
-  adapted, variables = supernet(name, merge)
+  adapted, variables = supernet(name)
   genomes = random_genomes(np.random.default_rng(0), adapted.spec, MOST_GENOMES)
   return Problem(adapted, variables, genomes[:num_genomes], *images_and_labels(name))
 
 
 @functools.cache
 def all_reference_scores(name):
-  adapted, *arguments = problem(name, 'up_front', MOST_GENOMES)
+  adapted, *arguments = problem(name, MOST_GENOMES)
   return scoring.make_scorer(adapted, chunk=1, block=NUM_IMAGES)(*arguments)
 
 

@@ -154,8 +154,8 @@ class Events:
     others: the first of other uses, as what follows the parameter's name in a sentence.
     forbids: the first use with which a parameter can be no kernel, whatever else it is used for.
     stacked: the axes of which one item at a time is used.
-    scaled: the parameters that are multiplied by a constant, with which they still are what they
-      were.
+    otherwise: the parameters that are multiplied by a constant, or go into a function with a
+      gradient of its own, with which they still are what they were.
   """
 
   def __init__(self):
@@ -164,7 +164,7 @@ class Events:
     self.others: dict[Path, str] = {}
     self.forbids: dict[Path, str] = {}
     self.stacked: defaultdict[Path, set[int]] = defaultdict(set)
-    self.scaled: set[Path] = set()
+    self.otherwise: set[Path] = set()
 
 
 class Position(NamedTuple):

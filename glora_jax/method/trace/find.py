@@ -201,7 +201,7 @@ def _sites(
       kind=_KINDS.get(uses[0].kind, 'Dot'),
       is_convolution=uses[0].kind == 'conv_general_dilated',
       input_id=tokens.setdefault(uses[0].token, len(tokens)),
-      shared=path in events.scaled or path in events.others,
+      shared=path in events.otherwise or path in events.others,
     )
     sites.append(site)
   return _with_rows(_with_own_biases(sites), kernels)

@@ -84,7 +84,7 @@ def scaled(step: Step) -> list[Value]:
   found = [view for value in followed if (view := _view(value)) and view.shape == step.out_shape]
   if len(found) != 1 or len(constants) < len(step.operands) - 1:
     return other(step)
-  step.position.events.scaled.update(value.view.path for value in followed if value.view)
+  step.position.events.otherwise.update(value.view.path for value in followed if value.view)
   return [value for value in followed if _view(value)]
 
 

@@ -257,9 +257,6 @@ def _shape_of(settings: RunSettings, machine: Machine) -> tuple[str, Run]:
   model, _, metadata = load_backbone(settings.model, path, task.num_classes)
   size = metadata['image_size']
   settings.augment.check_size(size)
-  if settings.merge == 'auto':
-    merge = 'up_front' if machine.platform == 'cpu' else 'lazy'
-    settings = dataclasses.replace(settings, merge=merge)
   # Batches must be dealt to these devices, which need not be here.
   mesh: Any = jax.sharding.AbstractMesh((1, machine.devices), meshes.AXES)
   settings = early_checks.fit_batches(settings, counts, mesh)

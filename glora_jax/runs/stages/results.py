@@ -155,7 +155,6 @@ class Result(TypedDict):
   hypervolume: list[float] | None
   data: _Data
   weights: str
-  merge: str
   seconds: dict[str, float]
   sha256: dict[str, str]
 
@@ -214,7 +213,6 @@ def write_results(
     'normalization': run.metadata['normalization'],
     'weights': config.model.weights,
     **recorded_weights(run.workdir),
-    'merge': adapted.merge,
     'seconds': dict(run.seconds),
     **_of_structure(run, allocation),
   }
