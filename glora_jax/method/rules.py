@@ -186,12 +186,13 @@ def _plan(site: Site, ranks: tuple[int, ...], is_thin: bool) -> Plan:
 def merged(deferred: Deferred, gather: Gather | None = None) -> jax.Array:
   """The model's array, with the supports in it.
 
-  A LoRA's product is a sum of outer ones, which needs no array of the kernel's size: sharded over
-  CPU devices, a step holds 33 MiB in place of 43 (`benchmarks/RESULTS.md`).
+  On CPU a LoRA's product is a sum of outer ones, which needs no array of the kernel's size: sharded
+  over eight devices a step holds 33 MiB in place of 43. On TPU it holds less with a matrix product.
   """
   kernel, plan = deferred.kernel, deferred.plan
   kernel = gather(kernel) if gather else kernel
-  supports, alleles, product = deferred.supports, deferred.alleles, equation.low_rank_product
+  supports, alleles = deferred.supports, deferred.alleles
+  product = equation.low_rank_product if equation.platform() == 'cpu' else None
   kernel, _ = merge_layers(kernel, None, supports, alleles, plan.layout, plan.ranks, product)
   return _cast(plan, plan.laid(kernel, range(len(plan.view.dims))))
 
