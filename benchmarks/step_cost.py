@@ -7,8 +7,9 @@ and 256 at depth 12. What is run and what counts as bytes is as in `benchmarks.s
 sizes run in turn, and a time is the median of its repeats. Every line is a least-squares fit with
 its slope and R^2. `host_share` is the time of a dispatch of `training.fit` whose steps compute next
 to nothing (order of images, metrics, progress bar, the call itself), over that of one of the
-embedded task, 48 steps each. `--quick` takes depth 2, 4 and 6, batch 32, 64 and 128, and three
-repeats of longer dispatches. The last line is JSON.
+embedded task, 48 steps each. `over_lora` is the time of a step of fixed structures of the embedded
+ViT at batch 64 over that of a LoRA of rank 4, the median of the ratios. `--quick` takes depth 2, 4
+and 6, batch 32, 64 and 128, and three repeats of longer dispatches. The last line is JSON.
 """
 
 import statistics
@@ -20,10 +21,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import glora_jax
 from benchmarks.machinery import embedded_task, training_steps
 from benchmarks.machinery.measuring import (
   in_turn,
   make_parser,
+  median_ratio,
   milliseconds,
   print_result,
   print_table,
@@ -144,6 +147,28 @@ def host_share(repeats: int) -> float:
   return idle / dispatch_seconds(backbone.supernet_loss(), *halves, data, repeats)
 
 
+def over_lora(steps: int, repeats: int) -> dict[str, float | None]:
+  """The time of a step of fixed structures over that of a LoRA of rank 4."""
+  shape = training_steps.Shape(embedded_task.EMBEDDED_VIT, embedded_task.IMAGE_SIZE, 64, steps)
+  problem = training_steps.Problem.random(shape)
+  space = glora_jax.SearchSpace(ranks=(2, 4))
+  adapted = glora_jax.adapt(shape.model, problem.images[:1], space=space)
+  presets = 'lora:4', 'bitfit', 'ssf', 'scale_shift_lora:2'
+  genomes = {preset: np.asarray(glora_jax.preset(adapted.spec, preset)) for preset in presets}
+  layers = np.arange(len(genomes['ssf']))
+  none = np.zeros_like(layers)
+  vector, lora = 2 * (layers % 2), np.array([0, 3, 4])[layers % 3]
+  genomes['A vectors'] = np.stack([none + 2, none, none, none, none], axis=1)
+  genomes['mixed'] = np.stack([vector, lora, none, none, 2 * (layers % 3 > 0)], axis=1)
+  genomes['mixed, no A'] = genomes['mixed'] * [0, 1, 1, 1, 1]
+  rows = {
+    name: training_steps.structure_row(problem, adapted, genome.astype(np.int8))
+    for name, genome in genomes.items()
+  }
+  times = in_turn({name: row.run for name, row in rows.items()}, repeats)
+  return {name: median_ratio(times, name, 'lora:4') for name in rows}
+
+
 UNITS = {'time': 'ms a step', 'bytes': 'MiB held'}
 
 
@@ -190,11 +215,14 @@ def main() -> None:
     )
   if arguments.output:
     draw(arguments.output, lines)
+  ratios = over_lora(plan.steps, 4 * plan.repeats)
+  print_table(('structure', "over a LoRA's"), [(name, f'{r:.2f}') for name, r in ratios.items()])
   share = host_share(plan.repeats)
   print(
     f'Host: at most {100 * share:.2f}% of a dispatch of {HOST_STEPS} steps of the embedded task.'
   )
   values: dict[str, Any] = {'quick': arguments.quick, 'host_share': round(share, 5)}
+  values['over_lora'] = rounded(ratios)
   for (cost, varied), line in lines.items():
     fields = {'slope': line.slope, 'intercept': line.intercept, 'r2': line.r2}
     values[f'{cost}_over_{varied}'] = rounded(fields, 5)

@@ -166,8 +166,12 @@ def supernet_row(problem: Problem, adapted: Adapted | None = None) -> Row:
 
 def preset_row(problem: Problem, preset: str, adapted: Adapted | None = None) -> Row:
   """A fixed preset in its cheapest form, of the problem's own adapted model or of another."""
-  adapted = adapted or problem.adapt()
-  subnet = adapted.fix(glora_jax.preset(adapted.spec, preset))
+  return structure_row(problem, adapted or problem.adapt(), preset)
+
+
+def structure_row(problem: Problem, adapted: Adapted, structure: Any) -> Row:
+  """A fixed structure of an adapted model in its cheapest form."""
+  subnet = adapted.fix(structure)
   trainable, frozen = subnet.split(adapted.init(jax.random.key(2), problem.params))
 
   def loss_fn(trainable, frozen, images, labels, key):

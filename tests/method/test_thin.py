@@ -65,6 +65,21 @@ def test_outputs_and_all_gradients_are_those_of_the_merged_kernel(tokens, withou
       )
 
 
+@pytest.mark.parametrize('near', [-1.0, -0.999, -0.7, 0.4])
+@pytest.mark.parametrize('without', ['CDE', 'BCDE'])
+def test_a_vector_that_takes_a_kernel_away_gets_its_gradient(without, near):
+  """At -1 the output has nothing left of x W, which is the gradient by the vector."""
+  inputs, kernel, bias, stored = layer(MANY, without)
+  row = stored['A_up'][0].at[2].set(near)
+  arguments = inputs, kernel, bias, stored | {'A_up': stored['A_up'].at[0].set(row)}
+  alleles = jnp.array([2, 0 if 'B' in without else 4, 0, 0, 0])
+  found, expected = (
+    jax.jit(functools.partial(with_gradients, function))(arguments, alleles)
+    for function in (ours, through_merged_kernel)
+  )
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), found, expected)
+
+
 @pytest.mark.parametrize('tokens', [MANY, FEW])
 def test_no_axis_is_left_to_be_repeated_by_itself(tokens):
   inputs, kernel, bias, stored = layer(tokens, 'CDE')
@@ -76,15 +91,29 @@ def test_no_axis_is_left_to_be_repeated_by_itself(tokens):
 
 
 @pytest.mark.parametrize('tokens', [MANY, FEW])
-def test_derivatives_of_both_modes_and_orders_are_right(tokens):
+@pytest.mark.parametrize('without', ['CDE', 'ACDE', 'BCDE'])
+def test_derivatives_of_both_modes_and_orders_are_right(tokens, without):
   with jax.enable_x64(True):
-    inputs, kernel, bias, stored = layer(tokens, 'ACDE', 'float64')
-    function = functools.partial(ours, alleles=jnp.array([0, 4, 0, 0, 0]))
+    inputs, kernel, bias, stored = layer(tokens, without, 'float64')
+    function = functools.partial(ours, alleles=jnp.array([2, 4, 0, 0, 0]))
     check_grads(
       lambda inputs, stored: jnp.sin(function(inputs, kernel, bias, stored)),
       (inputs, stored),
       order=2,
     )
+
+
+@pytest.mark.parametrize('without', ['CDE', 'BCDE'])
+def test_layers_with_alleles_and_supports_of_their_own_run_side_by_side(without):
+  arguments = layer(MANY, without)
+  several = jax.tree.map(lambda value: jnp.stack([value, -value, 2 * value]), arguments)
+  alleles = jnp.array([[0, 4, 0, 0, 0], [2, 0, 0, 0, 0], [2, 2, 0, 0, 0]])
+  alleles = alleles * jnp.array([1, 'B' not in without, 1, 1, 1])
+  found, expected = (
+    jax.vmap(functools.partial(with_gradients, function))(several, alleles)
+    for function in (ours, through_merged_kernel)
+  )
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), found, expected)
 
 
 def kernel_gradients(function, tokens):
