@@ -2,7 +2,7 @@
 
 The model knows nothing of it. The supports are an ordinary variable collection, `glora`; `apply`
 merges them into each kernel where the model uses it, so that only one merged kernel is alive at a
-time: see `glora_jax.method.merge` for linen modules and `glora_jax.method.program` for all else.
+time: see `glora_jax.method.modules` for linen modules and `glora_jax.method.program` for all else.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import jax.numpy as jnp
 from glora_jax.limits import listed, shown
 from glora_jax.method.adapted import Adapted, name_of
 from glora_jax.method.coverage import find_uncovered, log_uncovered
-from glora_jax.method.discover import discover
 from glora_jax.method.groups import Group, number_rows, spec_of, tie
+from glora_jax.method.modules import discover
 from glora_jax.method.quantized import check_unquantized
 from glora_jax.method.sample import is_array
 from glora_jax.method.selection import Heads, Selection, Selector, matches, unmatched

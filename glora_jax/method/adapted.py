@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from glora_jax.method import genomes, program, rules
+from glora_jax.method import genomes, program
 from glora_jax.method.coverage import Coverage, coverage, layer_table
 from glora_jax.method.groups import Group, check_storage, check_supports, cut
-from glora_jax.method.merge import fold, graft, intercept
+from glora_jax.method.modules import graft, intercept
 from glora_jax.method.quantized import full_precision, has_quantized
+from glora_jax.method.rules import defer, fold
 from glora_jax.method.sample import check_key, is_array
 from glora_jax.method.site import Site
 from glora_jax.method.space import Spec
@@ -359,29 +360,23 @@ class Adapted:
       call: arguments of the model besides its variables.
       variables: variables from `init`, their supports checked.
       genome: int [rows, 5], checked.
-      fixed: the genome where it is known when tracing; see `merge.graft`.
+      fixed: the genome where it is known when tracing; see `modules.graft`.
 
     Returns:
       What the model's `apply` returns.
     """
     params, supports = self.full_precision(variables['params']), variables[COLLECTION]
     self.check_params(params)
-    rest = {name: value for name, value in variables.items() if name not in ('params', COLLECTION)}
-
-    is_linen = isinstance(self.model, nn.Module)
-
-    def of_params(params: Any, call: Call) -> Any:
-      return self.model.apply({'params': params, **rest}, *call.args, **call.kwargs)
-
-    if not is_linen or self.mesh is not None:
-      defer = functools.partial(
-        rules.defer, self.groups, supports=supports, genome=genome, fixed=fixed
-      )
-      result = program.call(of_params, params, call, self.mesh, defer=defer)
+    function, is_linen = self._function(variables), isinstance(self.model, nn.Module)
+    if is_linen and self.mesh is None:
+      grafted, runs = graft(self.groups, params, supports, genome, fixed)
+      with nn.intercept_methods(functools.partial(intercept, runs)):
+        result = function(grafted, call)
     else:
-      grafted, grafts = graft(self.groups, params, supports, genome, fixed)
-      with nn.intercept_methods(functools.partial(intercept, grafts)):
-        result = of_params(grafted, call)
+      deferred = functools.partial(
+        defer, self.groups, supports=supports, genome=genome, fixed=fixed
+      )
+      result = program.call(function, params, call, self.mesh, defer=deferred)
     if is_linen and call.kwargs.get('mutable', False) is not False and 'params' in result[1]:
       result[1]['params'] = variables['params']  # the base's own: merged values are no update of it
     return result
@@ -390,17 +385,21 @@ class Adapted:
     """What `model.apply` returns; sharded weights are gathered a layer at a time.
 
     Args:
-      variables: variables of the model itself, supports merged or grafted.
+      variables: variables of the model itself.
       *args: inputs of the model.
       **kwargs: further arguments, as of `apply`.
     """
-    rest = {name: value for name, value in variables.items() if name != 'params'}
+    function, call = self._function(variables), Call(args, kwargs)
+    return program.call(function, variables['params'], call, self.mesh, lays_gradients=True)
 
-    def of_params(params: Any, call: Call) -> Any:
+  def _function(self, variables: Mapping[str, Any]) -> Callable[[Any, Call], Any]:
+    """The model as a function of its params and a call, with its other collections."""
+    rest = {name: value for name, value in variables.items() if name not in ('params', COLLECTION)}
+
+    def function(params: Any, call: Call) -> Any:
       return self.model.apply({'params': params, **rest}, *call.args, **call.kwargs)
 
-    call = Call(args, kwargs)
-    return program.call(of_params, variables['params'], call, self.mesh, lays_gradients=True)
+    return function
 
   def check_variables(self, variables: Any) -> None:
     """Checks that variables are those of this model, before anything is computed with them.

@@ -269,19 +269,17 @@ def thin_layer(
   product: Product,
   inputs: jax.Array,
   kernel: jax.Array,
-  bias: jax.Array | None,
   supports: Mapping[str, jax.Array],
   alleles: jax.Array,
   ranks: Sequence[int],
   precision: Any = None,
 ) -> jax.Array:
-  """The layer's output; A and a LoRA for B go into the kernel where that is the cheaper way.
+  """The layer's output without bias; A and a LoRA for B go into the kernel where that is cheaper.
 
   Args:
     product: x W of inputs [..., in] and a kernel [in, out].
     inputs: x, float [..., in].
     kernel: W, float [in, out].
-    bias: b' from `equation.effective_bias`, float [out], or None.
     supports: supports of the layer, of the tensors that take part.
     alleles: forms of A, B, C, D, E, int [5]; that of A is 0, 1 or 2.
     ranks: LoRA ranks that the codes stand for.
@@ -300,10 +298,8 @@ def thin_layer(
     if 'B' in stored:
       down, up = weight_factors(supports, 'B', alleles[1], ranks)
     terms = (term.astype(kernel.dtype) for term in (scale, down, up))
-    output = _merged_product(product, precision, inputs, kernel, *terms)
-  else:
-    output = thin_output(inputs, product(inputs, kernel), supports, alleles, ranks, precision)
-  return output if bias is None else output + _beside(output, bias)
+    return _merged_product(product, precision, inputs, kernel, *terms)
+  return thin_output(inputs, product(inputs, kernel), supports, alleles, ranks, precision)
 
 
 def thin_output(
@@ -314,7 +310,7 @@ def thin_output(
   ranks: Sequence[int],
   precision: Any = None,
 ) -> jax.Array:
-  """The layer's output without bias from its kernel's alone: no array has the kernel's size.
+  """The output of `thin_layer` from its kernel's alone: no array has the kernel's size.
 
   Args:
     inputs: x, float [..., in].

@@ -99,11 +99,9 @@ class Group:
       Supports with the stack's axes first, in boxes like the kernel's.
     """
     keys, shapes = _keys_of_rows(key, np.array(self.rows)), self.support_shapes()
-    if genome is not None:
-      shapes = {name: shapes[name] for name in self.read_by(genome)}
-    supports = init_arrays(keys, self.stack_shape, shapes, self.support_dtype)
-    if genome is not None:
-      supports = self.cut(supports, genome)
+    ranks = dict.fromkeys(shapes, 0) if genome is None else self.read_by(genome)
+    shapes = {name: shapes[name] for name in ranks}
+    supports = cut_to(ranks, init_arrays(keys, self.stack_shape, shapes, self.support_dtype))
     return _boxed(supports, kernel, self.members[0])
 
   @property
@@ -117,10 +115,6 @@ class Group:
       self.in_features, self.out_features, self.space.ranks, self.has_bias, self.space.tied
     )
     return {name: self.stack_shape + shape for name, shape in shapes.items()}
-
-  def cut(self, supports: Mapping[str, jax.Array], genome: np.ndarray) -> dict[str, jax.Array]:
-    """The supports [stack..., ...] that a genome reads, no wider than it reads them."""
-    return cut_to(self.read_by(genome), supports)
 
   def used_parts(self, alleles: Sequence[int]) -> dict[str, tuple[slice, ...]]:
     """Which part of which support of a layer the codes of A, B, C, D and E read."""

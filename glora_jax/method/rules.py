@@ -1,6 +1,8 @@
 """What is done with an adapted kernel where a model uses it: merged, or by its output.
 
-Until then it is `Deferred`: the kernel as it is in the base, with its supports beside it.
+Until then it is `Deferred`: the kernel as it is in the base, with its supports beside it. `fold`
+uses all of them at once, for the plain model. Called outside of a compiled function, a merge is one
+program and not twenty.
 """
 
 from __future__ import annotations
@@ -17,14 +19,62 @@ import numpy as np
 from glora_jax.method import equation
 from glora_jax.method.genomes import Occurring
 from glora_jax.method.groups import Group
-from glora_jax.method.merge import merge_biases, merge_layers
-from glora_jax.method.site import Layout, Site
+from glora_jax.method.site import Layout
 from glora_jax.method.space import TENSORS, WEIGHT_TENSORS
-from glora_jax.method.supports import SUPPORTS
+from glora_jax.method.supports import of_tensors
 from glora_jax.method.trace.view import View
 from glora_jax.tree import flatten, update
 
 Gather = Callable[[jax.Array], jax.Array]  # makes an array whole on every device
+
+
+@functools.partial(jax.jit, static_argnames=('layout', 'ranks', 'product'), inline=True)
+def merge_kernels(
+  kernel: jax.Array,
+  supports: Mapping[str, Any],
+  alleles: jax.Array,
+  layout: Layout,
+  ranks: tuple[int, ...],
+  product: equation.Product | None = None,
+) -> jax.Array:
+  """The kernel of `equation.effective`, of any layout.
+
+  Args:
+    kernel: kernel of a layer or of a stack of layers.
+    supports: their supports of A and B, with the layout's stack axes first.
+    alleles: their alleles, int [stack..., 5].
+    layout: which axes of the kernel and bias are stack, input and output.
+    ranks: LoRA ranks that the codes stand for.
+    product: of the two factors of a LoRA, as of `equation.effective`.
+
+  Returns:
+    The merged kernel, in its shape.
+  """
+  effective = functools.partial(equation.effective, ranks=ranks, product=product)
+  merged, _ = _over_stack(effective, layout)(layout.matrices(kernel), None, supports, alleles)
+  return layout.kernel(merged, kernel.shape)
+
+
+@functools.partial(jax.jit, static_argnames=('layout', 'ranks'), inline=True)
+def merge_biases(
+  kernel: jax.Array,
+  bias: jax.Array,
+  supports: Mapping[str, Any],
+  alleles: jax.Array,
+  layout: Layout,
+  ranks: tuple[int, ...],
+) -> jax.Array:
+  """The merged bias, by the supports of C, D and E; the other arguments as of `merge_kernels`."""
+  function = _over_stack(functools.partial(equation.effective_bias, ranks=ranks), layout)
+  vectors = function(layout.matrices(kernel), layout.vectors(bias), supports, alleles)
+  return layout.bias(vectors, bias.shape)
+
+
+def _over_stack(function: Callable[..., Any], layout: Layout) -> Callable[..., Any]:
+  """A function of one layer as one of a stack of layers."""
+  for _ in layout.stack:
+    function = jax.vmap(function)
+  return function
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +197,12 @@ class InParts(NamedTuple):
 
 
 def defer(
-  groups: Sequence[Group], params: Any, supports: Any, genome: jax.Array, fixed: Any = None
+  groups: Sequence[Group],
+  params: Any,
+  supports: Any,
+  genome: jax.Array,
+  fixed: np.ndarray | None = None,
+  biases_wait: bool = False,
 ) -> Any:
   """Params with biases merged, and in the place of adapted kernels what is still to be merged.
 
@@ -157,43 +212,56 @@ def defer(
     supports: the `glora` collection.
     genome: int [rows, 5]; may be traced.
     fixed: the genome where it is known when tracing.
+    biases_wait: whether supports of biases go with those of the kernels instead.
   """
-  leaves, changes = flatten(params), {}
+  leaves, new = flatten(params), {}
   for group in groups:
-    alleles, ranks, used, is_thin = group.alleles(genome), group.space.ranks, TENSORS, False
+    alleles, ranks, used, is_thin = group.alleles(genome), group.space.ranks, set(TENSORS), False
     if fixed is not None:
       occurring = Occurring.of_alleles(fixed[np.array(group.rows)])
-      used, is_thin = occurring.tensors, occurring.is_thin
+      used, is_thin = set(occurring.tensors), occurring.is_thin
+    waiting = used if biases_wait else used & set(WEIGHT_TENSORS)
     for site, part in group.of_members(group.own(supports)):
-      part = {name: value for name, value in part.items() if SUPPORTS[name].tensor in used}
-      of_kernel = {n: v for n, v in part.items() if SUPPORTS[n].tensor in WEIGHT_TENSORS}
-      kernel = nn.meta.unbox(leaves[site.kernel_path])
-      if site.bias_path and len(of_kernel) < len(part):
+      kernel, of_bias = nn.meta.unbox(leaves[site.kernel_path]), of_tensors(part, used - waiting)
+      if of_bias and site.bias_path:
         bias = nn.meta.unbox(leaves[site.bias_path])
-        changes[site.bias_path] = merge_biases(kernel, bias, part, alleles, site.layout, ranks)
-      if of_kernel:
-        plan = _plan(site, ranks, is_thin)
-        kernel = kernel.transpose(plan.stack + plan.inputs + plan.outputs)
-        changes[site.kernel_path] = Deferred(kernel, of_kernel, alleles, plan)
-  return update(params, changes)
+        new[site.bias_path] = merge_biases(kernel, bias, of_bias, alleles, site.layout, ranks)
+      if part := of_tensors(part, waiting):
+        axes = site.layout.stack, site.layout.inputs, site.layout.outputs
+        plan = Plan(*axes, View.whole((), kernel.shape), ranks, is_thin)
+        kernel = kernel.transpose(sum(axes, ()))
+        new[site.kernel_path] = Deferred(kernel, part, alleles, plan)
+  return update(params, new)
 
 
-def _plan(site: Site, ranks: tuple[int, ...], is_thin: bool) -> Plan:
-  stack, inputs, outputs = site.layout.stack, site.layout.inputs, site.layout.outputs
-  return Plan(stack, inputs, outputs, View.whole((), site.kernel_shape), ranks, is_thin)
+def fold(groups: Sequence[Group], params: Any, supports: Any, genome: jax.Array) -> Any:
+  """Params with all supports merged into kernels and biases; arguments as of `defer`.
+
+  Returns:
+    Params of the same structure, for the untouched model.
+  """
+
+  def folded(leaf: Any) -> Any:
+    return merged(leaf, equation.low_rank_product) if isinstance(leaf, Deferred) else leaf
+
+  deferred = defer(groups, params, supports, genome)
+  return jax.tree.map(folded, deferred, is_leaf=lambda leaf: isinstance(leaf, Deferred))
 
 
-def merged(deferred: Deferred, gather: Gather | None = None) -> jax.Array:
+def merged(
+  deferred: Deferred, product: equation.Product | None = None, gather: Gather | None = None
+) -> jax.Array:
   """The model's array, with the supports in it.
 
-  On CPU a LoRA's product is a sum of outer ones, which needs no array of the kernel's size: sharded
-  over eight devices a step holds 33 MiB in place of 43. On TPU it holds less with a matrix product.
+  Args:
+    deferred: the kernel.
+    product: of the two factors of a LoRA, as of `equation.effective`.
+    gather: makes an array whole on every device; None where all are.
   """
-  kernel, plan = deferred.kernel, deferred.plan
+  plan, kernel = deferred.plan, deferred.kernel
   kernel = gather(kernel) if gather else kernel
-  supports, alleles = deferred.supports, deferred.alleles
-  product = equation.low_rank_product if equation.platform() == 'cpu' else None
-  kernel, _ = merge_layers(kernel, None, supports, alleles, plan.layout, plan.ranks, product)
+  arrays = kernel, deferred.supports, deferred.alleles
+  kernel = merge_kernels(*arrays, plan.layout, plan.ranks, product)
   return _cast(plan, plan.laid(kernel, range(len(plan.view.dims))))
 
 
@@ -242,7 +310,7 @@ def by_output(
 
   def layer(x: jax.Array, matrix: jax.Array, supports: Any, alleles: jax.Array) -> jax.Array:
     run = jax.checkpoint(product) if gather else product
-    arguments = run, x, matrix, None, supports, alleles, plan.ranks, params['precision']
+    arguments = run, x, matrix, supports, alleles, plan.ranks, params['precision']
     return equation.thin_layer(*arguments)
 
   lead = [x.shape[dim] for dim in (*others[1], *others[2])]

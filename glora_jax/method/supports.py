@@ -9,7 +9,7 @@ allele reads all follow from it.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -197,6 +197,13 @@ def _draw(
   xavier = functools.partial(jax.nn.initializers.glorot_uniform(), dtype=dtype)
   draw = functools.partial(xavier, shape=shape[stack_ndim:])
   return jax.vmap(draw)(keys[:, number]).reshape(shape)
+
+
+def of_tensors(
+  supports: Mapping[str, jax.Array], tensors: Collection[Tensor]
+) -> dict[str, jax.Array]:
+  """The supports of some tensors."""
+  return {name: value for name, value in supports.items() if SUPPORTS[name].tensor in tensors}
 
 
 def read(supports: Mapping[str, jax.Array], tensor: Tensor, form: Form) -> jax.Array:

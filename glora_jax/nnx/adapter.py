@@ -16,7 +16,7 @@ from glora_jax.mesh import replicated
 from glora_jax.method import equation
 from glora_jax.method.genomes import Occurring
 from glora_jax.method.groups import Group, cut_to
-from glora_jax.method.merge import merge_biases, merge_layers
+from glora_jax.method.rules import merge_biases, merge_kernels
 from glora_jax.method.sharding import gather_over
 from glora_jax.method.site import Layout, Site
 from glora_jax.method.space import TENSORS, WEIGHT_TENSORS, Tensor
@@ -164,7 +164,7 @@ def merged_kernel(adapter: Adapter, member: int, kernel: jax.Array) -> jax.Array
   """The kernel of a layer, or of what is left of a stack, with its supports merged in."""
   local, part, alleles = _left(adapter, member, kernel, WEIGHT_TENSORS)
   ranks = adapter.group.space.ranks
-  return merge_layers(kernel, None, part, alleles, local, ranks)[0] if part else kernel
+  return merge_kernels(kernel, part, alleles, local, ranks) if part else kernel
 
 
 def merged_bias(adapter: Adapter, member: int, kernel: jax.Array, bias: jax.Array) -> jax.Array:

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from glora_jax.limits import shown
 from glora_jax.mesh import deal, options_of_one_pass, replicated, settle
 from glora_jax.method.adapted import Adapted
-from glora_jax.method.merge import intercept
+from glora_jax.method.modules import intercept
 from glora_jax.method.site import Site
 from glora_jax.method.supports import COLLECTION
 from glora_jax.search.checked import NonFiniteError

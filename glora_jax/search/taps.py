@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from glora_jax.method.groups import Group
-from glora_jax.method.merge import Call, place
+from glora_jax.method.modules import Call, put_beside
 from glora_jax.method.site import Layout, Site
 from glora_jax.tree import replace
 
@@ -98,40 +96,29 @@ def differentiated(params: Any, site: Site, probes: Mapping[str, Probe]) -> dict
   return changed | ({'bias': site.bias(params)} if site.has_bias else {})
 
 
-@dataclasses.dataclass(frozen=True)
-class Tap:
-  """A kernel that is tapped where its module is called, inside a scan over layers.
+def _run(layout: Layout, width: int, call: Call) -> Any:
+  """What a linear module returns with its kernel tapped where it is called, inside a scan.
 
   Tapped from outside, all layers of the scan would have their gradients at once.
 
-  Attributes:
+  Args:
     layout: layout of the kernel that the module sees.
     width: columns of the probes.
+    call: the call.
   """
-
-  layout: Layout
-  width: int
-
-  @property
-  def key(self) -> str:
-    """The key in the params under which slots and probes lie; see `merge.Graft.key`."""
-    return f'glora_tap_{hashlib.sha256(repr(self).encode()).hexdigest()[:16]}'
-
-  def run(self, call: Call) -> Any:
-    """What a linear module returns with its kernel tapped."""
-    stack, fan_in, fan_out = self.layout.sizes(call.params['kernel'].shape)
-    axes = {'in': fan_in, 'out': fan_out, 'width': self.width}
-    shaped = {
-      name: value.reshape(*stack, *(axes[axis] for axis in _AXES[name.split('_')[-1]]))
-      for name, value in call.leaves.items()
-    }
-    slots = {name: value for name, value in shaped.items() if not name.startswith(_PROBE)}
-    probes = {
-      name: Probe(shaped[f'{_PROBE}{name}_in'], shaped[f'{_PROBE}{name}_out'])
-      for name in ('A', 'B')
-      if f'{_PROBE}{name}_in' in shaped
-    }
-    return call.with_params(kernel=tapped(self.layout, call.params['kernel'], slots, probes))
+  stack, fan_in, fan_out = layout.sizes(call.params['kernel'].shape)
+  axes = {'in': fan_in, 'out': fan_out, 'width': width}
+  shaped = {
+    name: value.reshape(*stack, *(axes[axis] for axis in _AXES[name.split('_')[-1]]))
+    for name, value in call.leaves.items()
+  }
+  slots = {name: value for name, value in shaped.items() if not name.startswith(_PROBE)}
+  probes = {
+    name: Probe(shaped[f'{_PROBE}{name}_in'], shaped[f'{_PROBE}{name}_out'])
+    for name in ('A', 'B')
+    if f'{_PROBE}{name}_in' in shaped
+  }
+  return call.with_params(kernel=tapped(layout, call.params['kernel'], slots, probes))
 
 
 _PROBE = 'probe_'
@@ -147,7 +134,7 @@ _AXES = {
 
 def with_changed(
   params: Any, site: Site, changed: Mapping[str, Any], probes: Mapping[str, Probe], inside: bool
-) -> tuple[Any, dict[str, Tap]]:
+) -> tuple[Any, dict[str, Callable[[Call], Any]]]:
   """Params with the kernel and bias of a site that are differentiated.
 
   Args:
@@ -158,7 +145,7 @@ def with_changed(
     inside: whether modules' calls can be intercepted.
 
   Returns:
-    The params, and the tap of a kernel that lies in a scan, by its key in the params.
+    The params, and what `intercept` does with the tap of a kernel in a scan, by its key in them.
   """
   if site.bias_path is not None:
     params = replace(params, site.bias_path, changed['bias'])
@@ -168,9 +155,8 @@ def with_changed(
   if not (inside and site.lifts) or site.shared:
     kernel = tapped(site.layout, site.kernel(params), slots, probes)
     return replace(params, site.kernel_path, kernel), {}
-  tap = Tap(site.local, next(iter(probes.values())).right.shape[-1])
   leaves = dict(slots)
   for name, probe in probes.items():
     leaves |= {f'{_PROBE}{name}_in': probe.left, f'{_PROBE}{name}_out': probe.right}
-  placed = {name: place(value, site) for name, value in leaves.items()}
-  return replace(params, (*site.kernel_path[:-1], tap.key), placed), {tap.key: tap}
+  width = next(iter(probes.values())).right.shape[-1]
+  return put_beside(params, site, leaves, functools.partial(_run, site.local, width))

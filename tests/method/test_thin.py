@@ -34,7 +34,8 @@ def through_merged_kernel(inputs, kernel, bias, stored, alleles):
 
 
 def ours(inputs, kernel, bias, stored, alleles):
-  return equation.thin_layer(jnp.matmul, inputs, kernel, bias, stored, alleles, RANKS)
+  output = equation.thin_layer(jnp.matmul, inputs, kernel, stored, alleles, RANKS)
+  return output if bias is None else output + jnp.broadcast_to(bias, output.shape)
 
 
 def with_gradients(function, arguments, alleles):
@@ -177,9 +178,7 @@ def step(inputs, stacked):
   """A layer of a scan over layers."""
   kernel, stored = stacked
   alleles = jnp.array([0, 4, 0, 0, 0])
-  return jnp.sin(
-    equation.thin_layer(jnp.matmul, inputs, kernel, None, stored, alleles, RANKS)
-  ), None
+  return jnp.sin(equation.thin_layer(jnp.matmul, inputs, kernel, stored, alleles, RANKS)), None
 
 
 def loss_of_stack(stored, kernels, inputs):

@@ -1,11 +1,16 @@
-"""A linen model's linear layers: its modules say which they are, its program how they are used.
+"""The way in by module: a linen model's linear layers are found, and run with their supports.
 
-The model, unmodified, is traced once, so nothing is computed. In that trace every parameter is in a
+Its modules say which its layers are, its program how they are used. The model, unmodified, is
+traced once, so nothing is computed. In that trace every parameter is in a
 `Box` that remembers its path. Flax's lifted transforms (`nn.scan`, `nn.vmap`) announce to such a
 box each axis that they take off, so the modules that are called say where the stacks of layers are
 and in which order these run; shapes are never guessed from. The program says what no module knows:
 whether a kernel is used in other ways than in its module's call, which other matrices there are,
 and of which layers the outputs are.
+
+While an adapted model runs, only one merged kernel is alive at a time: the supports are *grafted*
+into the params, beside their kernels. An interceptor finds them there when the module is called,
+and runs it with what a rule of `glora_jax.method.rules` makes of its kernel.
 """
 
 from __future__ import annotations
@@ -13,21 +18,34 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import hashlib
 import itertools
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from glora_jax.method import equation
+from glora_jax.method.groups import Group
 from glora_jax.method.quantized import check_unquantized
+from glora_jax.method.rules import Deferred, defer, fold, merge_biases, merge_kernels
 from glora_jax.method.sample import Sample
-from glora_jax.method.site import LINEAR_MODULES, Layout, Site, interleaved, linear_layout
+from glora_jax.method.site import (
+  LINEAR_MODULES,
+  Layout,
+  Site,
+  interleaved,
+  lay_beside,
+  linear_layout,
+)
+from glora_jax.method.supports import support_shapes
 from glora_jax.method.trace.events import CONVOLUTION, NO_MODULE
 from glora_jax.method.trace.find import Found, find
-from glora_jax.tree import Path, map_with_path
+from glora_jax.tree import Path, flatten, map_with_path, replace
 
 
 class _Recorder:
@@ -279,3 +297,171 @@ def _is_as_announced(site: Site, by_use: Mapping[Path, Site]) -> bool:
     for layout in (site.layout, other.layout)
   )
   return inputs == others
+
+
+def _run(layout: Layout, ranks: tuple[int, ...], is_thin: bool, call: Call) -> Any:
+  """What a linear module returns with the supports beside its kernel.
+
+  Args:
+    layout: layout of the kernel that the module sees.
+    ranks: LoRA ranks that the codes stand for.
+    is_thin: whether no layer of the stack can have a LoRA for A.
+    call: the call.
+  """
+  module, kernel, bias = call.module, call.params['kernel'], call.params.get('bias')
+  stack, inputs, outputs = layout.sizes(kernel.shape)
+  shapes = support_shapes(inputs, outputs, ranks=(-1,), tied=False) | {'alleles': (5,)}
+  # Of the kernel that the module sees, with its own stack axes first; stored in any rank.
+  supports = {name: value.reshape(stack + shapes[name]) for name, value in call.leaves.items()}
+  alleles = supports.pop('alleles')
+  if not jnp.issubdtype(alleles.dtype, jnp.integer):  # of a model that casts all that it is given
+    alleles = alleles.astype(jnp.int8)
+  rest = supports, alleles, layout, ranks
+
+  # A subclass may do more, and a product of its own (quantized, say) need not split into terms.
+  plain = type(module) is nn.Dense and module.dot_general is module.dot_general_cls is None
+  arguments = [*call.args, *call.kwargs.values()]  # of any but its one, it says what is wrong
+  if plain and is_thin and len(arguments) == 1 and call.kwargs.keys() <= {'inputs'}:
+    return _dense(module, arguments[0], kernel, bias, supports, alleles, ranks)
+  params = {'kernel': merge_kernels(kernel, *rest)}
+  if bias is not None:
+    params['bias'] = merge_biases(kernel, bias, *rest)
+  return call.with_params(**params)
+
+
+def _dense(
+  module: Any, inputs: jax.Array, kernel: jax.Array, bias: jax.Array | None, *rest: Any
+) -> jax.Array:
+  """What an `nn.Dense` makes of inputs and an adapted kernel, by its output.
+
+  It computes in the type that all three have in common, with a bias wider than the rest in its.
+  """
+  promote = functools.partial(module.promote_dtype, dtype=module.dtype)
+  x_like, kernel_like, _ = jax.eval_shape(promote, inputs, kernel, bias)
+
+  def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    operands = x.astype(x_like.dtype), kernel.astype(kernel_like.dtype)
+    last_axis = ((x.ndim - 1,), (0,)), ((), ())
+    return jax.lax.dot_general(*operands, last_axis, precision=module.precision)
+
+  output = equation.thin_layer(product, inputs, kernel, *rest, precision=module.precision)
+  if bias is not None:  # JAX may be told to repeat nothing by itself
+    output += jnp.broadcast_to(bias.astype(output.dtype), output.shape)
+  return output
+
+
+def graft(
+  groups: Sequence[Group],
+  params: Any,
+  supports: Any,
+  genome: jax.Array,
+  fixed: np.ndarray | None = None,
+) -> tuple[Any, dict[str, Callable[[Call], Any]]]:
+  """Params with supports and alleles beside their kernels, stacked as these are.
+
+  They go into `params` itself, since a third-party `nn.scan` may hand on no other collection. What
+  the model also reads by other ways than its modules' calls is folded at once. So are biases on
+  CPU, where a step takes longer if a scan over layers merges them (1.5 times as long for BitFit),
+  and those of a fixed structure; the TPU compiler holds less where they wait.
+
+  Args:
+    groups: the adapted layers.
+    params: parameters of the model.
+    supports: the `glora` collection.
+    genome: int [rows, 5]; may be traced.
+    fixed: the genome where it is known when tracing.
+
+  Returns:
+    The params, and what `intercept` does with each graft in them, by its key.
+  """
+  others = [group for group in groups if not any(site.shared for site in group.members)]
+  params = fold([group for group in groups if group not in others], params, supports, genome)
+  kernels, runs = flatten(params), {}
+  biases_wait = fixed is None and equation.platform() != 'cpu'
+  params = defer(others, params, supports, genome, fixed, biases_wait)
+  for site in (site for group in others for site in group.members):
+    kernel = site.kernel(params)
+    if isinstance(kernel, Deferred):
+      params = replace(params, site.kernel_path, kernels[site.kernel_path])
+      leaves = {'alleles': kernel.alleles, **kernel.supports}
+      static = site.local, kernel.plan.ranks, kernel.plan.is_thin
+      params, run = put_beside(params, site, leaves, functools.partial(_run, *static))
+      runs |= run
+  return params, runs
+
+
+def put_beside(
+  params: Any, site: Site, leaves: Mapping[str, Any], run: functools.partial[Any]
+) -> tuple[Any, dict[str, Callable[[Call], Any]]]:
+  """Params with arrays beside a kernel, under a key that says what their module does with them.
+
+  Class-level `nn.jit` reuses traces between models of equal structure: a key is made of all that is
+  static, so that structures differ where meanings do.
+
+  Args:
+    params: parameters of the model.
+    site: the module.
+    leaves: arrays by name, with the site's stack axes first.
+    run: what the module returns, of what is static and a `Call`.
+
+  Returns:
+    The params, and `run` by the key, for `intercept`.
+  """
+  text = repr((run.func.__module__, run.args))
+  key = f'glora_{hashlib.sha256(text.encode()).hexdigest()[:16]}'
+  # A lifted transform will take its axis off every leaf at the kernel's place, so a leaf has as
+  # many dimensions.
+  stack, ndim = site.layout.stack[: len(site.lifts)], len(site.kernel_shape)
+  placed = {name: lay_beside(value, stack, ndim) for name, value in leaves.items()}
+  return replace(params, (*site.kernel_path[:-1], key), placed), {key: run}
+
+
+class Call(NamedTuple):
+  """A call of a linear module beside whose kernel something lies.
+
+  Attributes:
+    module: the module.
+    params: its parameters, without the leaves.
+    leaves: what lies beside its kernel.
+    function: the call itself, as an interceptor gets it.
+    args: arguments of its call.
+    kwargs: further arguments of its call.
+  """
+
+  module: nn.Module
+  params: Mapping[str, Any]
+  leaves: Mapping[str, jax.Array]
+  function: Callable[..., Any]
+  args: tuple
+  kwargs: Mapping[str, Any]
+
+  def with_params(self, **changed: Any) -> Any:
+    """What the module returns with some of its parameters changed.
+
+    It runs where it is, and no copy of it: a subclass may have other collections and random
+    streams, and other interceptors see one call.
+    """
+    assert self.module.scope is not None  # it is being called
+    collections = self.module.scope._variables
+    own = collections['params']
+    collections['params'] = {**self.params, **changed}
+    try:
+      return self.function(*self.args, **self.kwargs)
+    finally:
+      collections['params'] = own
+
+
+def intercept(
+  runs: Mapping[str, Callable[[Call], Any]], next_function, args, kwargs, context
+) -> Any:
+  """Interceptor of module calls: runs a linear module with a key of `runs` beside its kernel."""
+  module = context.module
+  if context.method_name != '__call__' or not isinstance(module, LINEAR_MODULES):
+    return next_function(*args, **kwargs)
+  params = module.variables.get('params', {})
+  key = next((name for name in params if name in runs), None)
+  if key is None:
+    return next_function(*args, **kwargs)
+  params = nn.meta.unbox(dict(params))
+  leaves = params.pop(key)
+  return runs[key](Call(module, params, leaves, next_function, args, kwargs))

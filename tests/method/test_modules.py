@@ -10,7 +10,7 @@ from comparing import assert_close, assert_trees_close, random_params, random_va
 from model_zoo import EXAMPLES
 
 import glora_jax
-from glora_jax.method.discover import discover
+from glora_jax.method.modules import discover
 from glora_jax.method.trace.find import find
 
 # What the trace sees otherwise than the modules, and on purpose: `nn.vmap` over layers with one
