@@ -3,7 +3,7 @@
 Knows the method, and nothing of images or runs.
 """
 
-from glora_jax.nnx.attach import attach
+from glora_jax.nnx.attach import attach, fix
 from glora_jax.nnx.conversion import (
   as_adapted,
   load_adapter,
@@ -11,11 +11,9 @@ from glora_jax.nnx.conversion import (
   set_variables,
   summary,
 )
-from glora_jax.nnx.fixing import fix
 from glora_jax.nnx.functional import adapt, params, with_params
-from glora_jax.nnx.live import set_genome
-from glora_jax.nnx.plain import fold
-from glora_jax.nnx.sharding import shard
+from glora_jax.nnx.live import set_genome, shard
+from glora_jax.nnx.owners import fold
 from glora_jax.nnx.variables import Genome, Head, Support, Trained
 
 __all__ = [

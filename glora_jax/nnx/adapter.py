@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -12,7 +13,6 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from glora_jax.mesh import replicated
 from glora_jax.method import equation
 from glora_jax.method.genomes import Occurring
 from glora_jax.method.groups import Group, cut_to
@@ -28,6 +28,7 @@ from glora_jax.nnx.variables import Genome, Support
 _SHARED = ('eager_sharding', 'mesh', 'out_sharding', 'sharding_rules')
 
 
+@dataclasses.dataclass(frozen=True, repr=False)
 class Static:
   """What an adapter must know to merge, and is no array.
 
@@ -40,34 +41,20 @@ class Static:
     is_fixed: whether the model has one structure alone.
   """
 
-  def __init__(
-    self,
-    group: Group,
-    occurring: Occurring,
-    mesh: jax.sharding.Mesh | None = None,
-    is_fixed: bool = False,
-  ):
-    self.group = group
-    self.occurring = occurring
-    self.mesh = mesh
-    self.is_fixed = is_fixed
-    self._hash = hash(self._parts)
+  group: Group
+  occurring: Occurring
+  mesh: jax.sharding.Mesh | None = None
+  is_fixed: bool = False
 
   def __hash__(self) -> int:
     return self._hash
 
-  def __eq__(self, other: Any) -> bool:
-    if self is other:
-      return True
-    is_static = isinstance(other, Static) and self._hash == other._hash
-    return is_static and self._parts == other._parts
+  @functools.cached_property
+  def _hash(self) -> int:
+    return hash((self.group, self.occurring, self.mesh, self.is_fixed))
 
-  def __reduce__(self) -> tuple:
-    return Static, self._parts  # hashes of texts differ between processes
-
-  @property
-  def _parts(self) -> tuple[Any, ...]:
-    return self.group, self.occurring, self.mesh, self.is_fixed
+  def __reduce__(self) -> tuple:  # without the hash: those of texts differ between processes
+    return Static, (self.group, self.occurring, self.mesh, self.is_fixed)
 
   def __repr__(self) -> str:
     return f'Static({self.group.name})'
@@ -79,15 +66,6 @@ class Static:
       return None
     return np.array([codes[0] for codes in self.occurring.codes], np.int8)
 
-  @functools.cached_property
-  def stored(self) -> dict[str, int]:
-    """The supports that some allele reads, with the largest rank that one reads of them."""
-    return self.group.stored_for(self.occurring)
-
-  def cut(self, supports: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """Of all supports [stack..., ...] those that some allele reads, no wider than it reads them."""
-    return cut_to(self.stored, supports)
-
 
 class Adapter(nnx.Pytree):
   """The supports of one or several layers, beside the kernel of the first.
@@ -96,7 +74,7 @@ class Adapter(nnx.Pytree):
 
   Args:
     static: what is static of it.
-    supports: arrays by name, [stack..., ...].
+    supports: arrays by name, [stack..., ...], of which it stores what some allele reads.
     alleles: int8 [stack..., 5].
     kernel: variable of the first layer's kernel, whose metadata and devices they share.
     genome_type: type of the variable of the alleles.
@@ -113,9 +91,9 @@ class Adapter(nnx.Pytree):
     kernel: nnx.Variable,
     genome_type: type[nnx.Variable] = Genome,
   ):
-    beside = functools.partial(_beside, static, kernel)
+    beside = functools.partial(_beside, static.group.members[0], kernel)
     self.genome = beside(genome_type, jnp.asarray(alleles, jnp.int8), (None,), static=static)
-    for name, value in supports.items():
+    for name, value in cut_to(static.group.stored_for(static.occurring), supports).items():
       setattr(self, name, beside(Support, value, SUPPORTS[name].axes))
 
   @property
@@ -148,10 +126,24 @@ class Adapter(nnx.Pytree):
 
 def set_supports(adapter: Adapter, supports: Mapping[str, jax.Array]) -> None:
   """Sets whole supports [stack..., ...], of which what is stored is taken."""
-  site = adapter.group.members[0]
   for name, variable in adapter.variables.items():
-    value = put_beside(jnp.asarray(supports[name]), site)
+    value = put_beside(jnp.asarray(supports[name]), adapter.group.members[0])
     set_like(variable, value[tuple(map(slice, variable.shape))])
+
+
+def fix_alleles(adapter: Adapter, genome: np.ndarray) -> None:
+  """Leaves of an adapter what a genome int [rows, 5] reads."""
+  group, supports = adapter.group, adapter.supports
+  occurring = Occurring.of_alleles(genome[list(group.rows)])
+  stored = cut_to(group.stored_for(occurring), supports)
+  for name, variable in adapter.variables.items():
+    if name in stored:
+      set_like(variable, put_beside(stored[name], group.members[0]))
+    else:
+      delattr(adapter, name)
+  static = dataclasses.replace(adapter.static, occurring=occurring, is_fixed=True)
+  adapter.genome.set_metadata('static', static)
+  adapter.genome.set_value(alleles_beside(adapter.genome, genome))
 
 
 def gathered(adapter: Adapter, kernel: jax.Array) -> jax.Array:
@@ -196,13 +188,8 @@ def thin_output(
 
 def local_layout(adapter: Adapter, member: int, kernel: jax.Array) -> Layout:
   """The layout of what transforms have left of a layer's kernel."""
-  layout = adapter.group.members[member].layout
-  return layout.below(_taken(adapter, member, kernel))
-
-
-def _taken(adapter: Adapter, member: int, kernel: jax.Array) -> tuple[int, ...]:
   site = adapter.group.members[member]
-  return taken_axes(site.layout, site.kernel_shape, kernel.shape)
+  return site.layout.below(taken_axes(site, kernel.shape))
 
 
 def _left(
@@ -215,9 +202,9 @@ def _left(
     alleles.
   """
   group, static = adapter.group, adapter.static
-  local = local_layout(adapter, member, kernel)
+  taken = taken_axes(group.members[member], kernel.shape)
+  local, home = (group.members[number].layout.below(taken) for number in (member, 0))
   stack, *_ = local.sizes(kernel.shape)
-  home = group.members[0].layout.below(_taken(adapter, member, kernel))
   alleles = stack_first(adapter.genome.get_value(), home, stack, (len(TENSORS),))
   if static.only_alleles is not None:
     alleles = jnp.broadcast_to(static.only_alleles, alleles.shape)
@@ -236,14 +223,12 @@ def _supports(adapter: Adapter, layout: Layout, stack: tuple[int, ...]) -> dict[
   }
 
 
-def with_rows(variable: Any, genome: Any) -> Any:
-  """The alleles of a set of supports as a genome int [rows, 5] has them."""
+def alleles_beside(variable: Any, genome: Any) -> jax.Array:
+  """The alleles of a set of supports in a genome int [rows, 5], as their variable holds them."""
   group = variable.static.group
-  site = group.members[0]
   array = jnp if isinstance(genome, jax.core.Tracer) else np  # NumPy has nothing to compile
   alleles = group.alleles(array.asarray(genome, np.int8))
-  value = put_beside(alleles, site)
-  return variable.replace(_like(variable.get_value(), jnp.asarray(value)))
+  return _like(variable.get_value(), jnp.asarray(put_beside(alleles, group.members[0])))
 
 
 def set_like(variable: nnx.Variable, value: Any) -> None:
@@ -260,7 +245,7 @@ def _like(old: Any, new: jax.Array) -> jax.Array:
 
 
 def _beside(
-  layers: Static,
+  site: Site,
   kernel: nnx.Variable,
   kind: type[nnx.Variable],
   value: Any,
@@ -270,35 +255,23 @@ def _beside(
   """A variable beside a kernel, on its devices, with its axes' names.
 
   Args:
-    layers: the layers, of which the kernel is the first's.
-    kernel: variable of its kernel.
+    site: where the kernel is, and which of its axes are which.
+    kernel: its variable.
     kind: type of the new variable.
     value: array [stack..., ...].
     axes: what its axes after those of the stack are: 'in', 'out', or anything else.
     **metadata: more of the new variable's metadata.
   """
-  site, mesh = layers.group.members[0], layers.mesh
-  array = put_beside(value, site)
-  given = kernel.get_metadata()
+  array, given = put_beside(value, site), kernel.get_metadata()
   metadata |= dict.fromkeys(nnx.Variable.required_metadata, False)  # an array, and no reference
   metadata |= {key: given[key] for key in _SHARED if key in given}
   names = metadata.get('out_sharding')
   if isinstance(names, NamedSharding):
     names = names.spec
   if isinstance(names, (tuple, PartitionSpec)):
-    metadata['out_sharding'] = _names_beside(names, site, axes)
+    metadata['out_sharding'] = axis_names(names, site, axes)
   sharding = getattr(kernel.get_raw_value(), 'sharding', None)
-  if isinstance(array, jax.core.Tracer):
-    return kind.from_metadata(array, metadata)
-  if mesh is not None:
-    array = jax.device_put(array, replicated(mesh))
-  elif isinstance(sharding, NamedSharding):
-    spec = PartitionSpec(*_names_beside(sharding.spec, site, axes))
+  if isinstance(sharding, NamedSharding) and not isinstance(array, jax.core.Tracer):
+    spec = PartitionSpec(*axis_names(sharding.spec, site, axes))
     array = jax.device_put(array, NamedSharding(sharding.mesh, spec))
   return kind.from_metadata(array, metadata)
-
-
-def _names_beside(names: Any, site: Site, axes: Any) -> tuple:
-  """Names for the axes of an array, by those of the kernel beside which it lies."""
-  names, own = site.axis_names(names, axes)
-  return axis_names(names, site.layout, own)

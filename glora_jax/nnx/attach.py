@@ -6,25 +6,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import jax
-import numpy as np
 from flax import nnx
 
 from glora_jax.limits import listed
 from glora_jax.method.adapt import DEFAULT_HEADS, assemble
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.genomes import Occurring, largest_genome
-from glora_jax.method.quantized import check_unquantized
 from glora_jax.method.sample import check_key
 from glora_jax.method.selection import Selection, Selector
 from glora_jax.method.space import TENSORS, SearchSpace
-from glora_jax.method.structures import Structure, read_structure, space_for
+from glora_jax.method.structures import Structure, genome_of, read_structure, space_for
 from glora_jax.method.supports import COLLECTION
-from glora_jax.nnx.adapter import Adapter, Static
-from glora_jax.nnx.finding import find, runs
-from glora_jax.nnx.frozen import require_module
-from glora_jax.nnx.functional import params
-from glora_jax.nnx.owners import PREFIX, UNCOVERED, Part, check_plain, make_owner
-from glora_jax.nnx.places import Location, Place, Places, put
+from glora_jax.nnx.adapter import Adapter, Static, fix_alleles
+from glora_jax.nnx.functional import by_use, check_model, params, runs
+from glora_jax.nnx.live import adapters, check_genome_of, spec
+from glora_jax.nnx.owners import PREFIX, UNCOVERED, AdaptedParam, make_owner
+from glora_jax.nnx.places import Location, places, put, variable_at
 from glora_jax.nnx.variables import Genome, ParamGenome, as_head
 from glora_jax.tree import Path
 
@@ -98,13 +95,11 @@ def attach(
     >>> bool(jnp.allclose(model(x), mlp(x)))
     True
   """
-  require_module(model, 'attach')
-  check_plain(model)
-  check_unquantized(type(model).__name__, model)
+  check_model(model, 'attach')
   structure = read_structure(structure)
   selection = Selection(space_for(structure, space, scale), select, heads, ties, convs)
   random = _as_key(key)
-  found = find(model, inputs, kwargs, convs=convs, split=split or {})
+  found = by_use(model, inputs, kwargs, convs=convs, split=split or {})
   adapted = assemble(model, params(model), found, selection).fix(structure)
   attached = _with_supports(model, adapted, random, Genome)
   if any(group.stack_shape for group in adapted.groups) and not runs(attached, inputs, kwargs):
@@ -137,18 +132,20 @@ def _with_supports(
   genome = largest_genome(adapted.spec) if adapted.genome is None else adapted.genome
   insertion = _Insertion(model)
   for group in adapted.groups:
-    occurring = Occurring.of_alleles(genome[np.array(group.rows)])
+    occurring = Occurring.of_alleles(genome[list(group.rows)])
     if adapted.genome is None:
-      layers = [adapted.spec.layers[row] for row in group.rows]
-      offered = ([code for layer in layers for code in layer.offered(tensor)] for tensor in TENSORS)
-      occurring = Occurring.of_tensors(offered)
+      layer = adapted.spec.layers[group.rows[0]]  # all of a group have the same on offer
+      occurring = Occurring.of_tensors(map(layer.offered, TENSORS))
     static = Static(group, occurring, is_fixed=adapted.genome is not None)
-    stored = static.cut(group.own(supports))
-    kernel = insertion.places.by_path[group.members[0].kernel_path]
-    insertion.add(Adapter(static, stored, group.alleles(genome), kernel, genome_type))
+    kernel = variable_at(*insertion.places[group.members[0].kernel_path][0])
+    adapter = Adapter(static, group.own(supports), group.alleles(genome), kernel, genome_type)
+    insertion.add(adapter)
   for path in adapted.head_paths:
     insertion.mark_head(path)
-  insertion.finish()
+  # A linen model must not see the type of its heads, either.
+  for owner, adapted_params in insertion.owners.values():
+    if adapted_params or isinstance(owner, nnx.bridge.ToNNX):
+      make_owner(owner, adapted_params)
   if adapted.uncovered:
     setattr(model, UNCOVERED, adapted.uncovered)
   return model
@@ -159,62 +156,52 @@ class _Insertion:
 
   Attributes:
     places: where the variables are.
+    owners: the modules that get something, with their adapted parameters, by `id`.
   """
 
   def __init__(self, model: nnx.Module):
-    self.places = Places.read(model)
-    self._owners: dict[int, nnx.Pytree] = {}
-    self._parts: dict[int, list[Part]] = {}
+    self.places = places(model)
+    self.owners: dict[int, tuple[nnx.Pytree, list[AdaptedParam]]] = {}
 
   def add(self, adapter: Adapter) -> None:
     """Lays supports beside all parameters that they act on."""
     for member, site in enumerate(adapter.group.members):
-      kernel = site.kernel_path
-      for place in self.places.of_variable(kernel):
-        self._add(place, 'kernel', place.location, adapter, member)
-      if site.bias_path is not None:
-        for place in self.places.of_variable(site.bias_path):
-          location = self._kernel_beside(place, kernel)
-          self._add(place, 'bias', location, adapter, member)
+      for owner, location in self.places[site.kernel_path]:
+        self._add(owner, location, 'kernel', location, adapter, member)
+      for owner, location in self.places[site.bias_path] if site.bias_path else ():
+        kernel = self._kernel_beside(owner, location, site.kernel_path)
+        self._add(owner, location, 'bias', kernel, adapter, member)
 
   def mark_head(self, path: Path) -> None:
     """Makes a parameter a head."""
-    head = as_head(self.places.by_path[path])
-    for owner, location in self.places.of_variable(path):
+    found = self.places[path]
+    head = as_head(variable_at(*found[0]))
+    for owner, location in found:
       put(owner, {location: head})
-      self._owners[id(owner)] = owner
-
-  def finish(self) -> None:
-    """Gives the owners their new classes."""
-    for number, owner in self._owners.items():
-      parts = self._parts.get(number, [])
-      # A linen model must not see the type of its heads, either.
-      if parts or isinstance(owner, nnx.bridge.ToNNX):
-        make_owner(owner, parts)
+      self.owners.setdefault(id(owner), (owner, []))
 
   def _add(
     self,
-    place: Place,
+    owner: nnx.Pytree,
+    location: Location,
     role: Literal['kernel', 'bias'],
     kernel: Location,
     adapter: Adapter,
     member: int,
   ) -> None:
-    owner, location = place
-    self._owners[id(owner)] = owner
     name = _free_name(owner, location if kernel.attribute.startswith(PREFIX) else kernel, adapter)
     setattr(owner, name, adapter)
-    part = Part(location, role, kernel, name, member)
-    self._parts.setdefault(id(owner), []).append(part)
+    _, together = self.owners.setdefault(id(owner), (owner, []))
+    together.append(AdaptedParam(location, role, kernel, name, member))
 
-  def _kernel_beside(self, bias: Place, kernel: Path) -> Location:
+  def _kernel_beside(self, owner: nnx.Pytree, bias: Location, kernel: Path) -> Location:
     """Where an owner of a bias has the kernel, which it is given if another module owns it."""
-    for owner, location in self.places.of_variable(kernel):
-      if owner is bias.owner:
+    for other, location in self.places[kernel]:
+      if other is owner:
         return location
-    variable = self.places.by_path[kernel]
-    name = _free_name(bias.owner, bias.location, variable, '_base')
-    setattr(bias.owner, name, variable)
+    variable = variable_at(*self.places[kernel][0])
+    name = _free_name(owner, bias, variable, '_base')
+    setattr(owner, name, variable)
     return Location(name)
 
 
@@ -224,3 +211,37 @@ def _free_name(owner: nnx.Pytree, location: Location, value: Any, end: str = '')
   while vars(owner).get(name, value) is not value:
     name += '_'
   return name
+
+
+def fix(model: Model, structure: Structure) -> Model:
+  """An attached model that has one structure alone, in its cheapest form.
+
+  It holds only the supports that the structure reads, cut to its ranks, so that an optimizer trains
+  no others. Where a layer of NNX's own has no LoRA for A, no merged kernel is computed.
+
+  Args:
+    model: an attached model; it is not changed.
+    structure: a preset's name, a genome, choices by layer, or the path of a genome file or an
+      adapter; see `glora_jax.Adapted.fix`.
+
+  Returns:
+    A model of the same class, attached.
+
+  Raises:
+    ValueError: the model is not attached, or the structure does not fit or is not on offer.
+
+  Example:
+    >>> import glora_jax, jax, jax.numpy as jnp
+    >>> from flax import nnx
+    >>> model = glora_jax.nnx.attach(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), jnp.ones((1, 4)))
+    >>> model = glora_jax.nnx.fix(model, 'bitfit')
+    >>> sorted(nnx.state(model, glora_jax.nnx.Trained)['glora_kernel'])
+    ['E']
+  """
+  model = nnx.clone(model)
+  genome = genome_of(spec(model), structure)
+  found = adapters(model)
+  check_genome_of([adapter.static for adapter in found], genome, 'fix')
+  for adapter in found:
+    fix_alleles(adapter, genome)
+  return model

@@ -16,13 +16,12 @@ from glora_jax.method.adapted import Adapted
 from glora_jax.method.groups import Group, spec_of
 from glora_jax.method.supports import COLLECTION, RANK_AXES, SUPPORTS
 from glora_jax.nnx.adapter import Adapter, set_like, set_supports
-from glora_jax.nnx.frozen import STATISTICS, Frozen
-from glora_jax.nnx.live import adapters, check_own_genome, get_genome, mesh_of, set_genome
-from glora_jax.nnx.owners import UNCOVERED
-from glora_jax.nnx.places import Places
-from glora_jax.nnx.plain import without_supports
+from glora_jax.nnx.functional import STATISTICS, Frozen, check_values
+from glora_jax.nnx.live import adapters, check_genome_of, get_genome, set_genome
+from glora_jax.nnx.owners import UNCOVERED, plain
+from glora_jax.nnx.places import variables as variables_of
 from glora_jax.nnx.variables import Head
-from glora_jax.tree import Path, differences, flatten, get, path_name, plain_path, replace
+from glora_jax.tree import flatten, get, plain_path, replace
 
 
 def as_adapted(model: nnx.Module) -> tuple[Adapted, dict[str, Any]]:
@@ -60,25 +59,26 @@ def as_adapted(model: nnx.Module) -> tuple[Adapted, dict[str, Any]]:
     >>> glora_jax.nnx.as_adapted(model)[0].count_params() <= 8
     True
   """
-  frozen = Frozen(without_supports(model))
-  supports: dict[str, Any] = {}
-  for adapter in adapters(model):
-    own = adapter.supports
-    own = own if adapter.static.is_fixed else _widened(adapter.group, own)
+  found, frozen = adapters(model), Frozen(plain(model, with_supports=False))
+  variables, supports = frozen.variables(), {}
+  static, genome = found[0].static, None
+  if static.is_fixed:
+    genome = get_genome(model)
+  for adapter in found:
+    own = adapter.supports if static.is_fixed else _widened(adapter.group, adapter.supports)
     supports = replace(supports, adapter.group.path, own)
-  return _adapted(model, frozen), {**frozen.variables(), COLLECTION: supports}
-
-
-def _adapted(model: nnx.Module, frozen: Frozen) -> Adapted:
-  """What `glora_jax.adapt` gives, of an attached model and its plain one."""
-  found = adapters(model)
   groups = tuple(adapter.group for adapter in found)
-  shapes = flatten(frozen.variables()['params'])
-  heads, uncovered = frozenset(_heads(model)), vars(model).get(UNCOVERED, ())
-  mesh = mesh_of(model)
-  genome = get_genome(model) if found[0].static.is_fixed else None
-  spec = spec_of(groups)
-  return Adapted(frozen, spec, groups, heads, shapes, uncovered, mesh, genome=genome)
+  adapted = Adapted(
+    model=frozen,
+    spec=spec_of(groups),
+    groups=groups,
+    head_paths=frozenset(plain_path(path) for path, _ in nnx.to_flat_state(nnx.state(model, Head))),
+    param_shapes=flatten(variables['params']),
+    uncovered=vars(model).get(UNCOVERED, ()),
+    mesh=static.mesh,
+    genome=genome,
+  )
+  return adapted, {**variables, COLLECTION: supports}
 
 
 def set_variables(model: nnx.Module, variables: Mapping[str, Any]) -> None:
@@ -106,33 +106,24 @@ def set_variables(model: nnx.Module, variables: Mapping[str, Any]) -> None:
   found = adapters(model)
   adapted, own = as_adapted(model)
   adapted.check_variables(variables)
-  _check_statistics(variables.get(STATISTICS, {}), own.get(STATISTICS, {}))
+  statistics = variables.get(STATISTICS, {})
+  check_values('batch statistics', statistics, own.get(STATISTICS, {}), 'as_adapted returned')
   supports = [adapter.group.own(variables[COLLECTION]) for adapter in found]
   for adapter, new in zip(found, supports, strict=True):
     _check_ranks(adapter, new)
   for adapter, new in zip(found, supports, strict=True):
     set_supports(adapter, new)
-  by_path = Places.read(model).by_path
-  for path in _heads(model):
+  by_path = variables_of(model)
+  for path in adapted.head_paths:
     set_like(by_path[path], get(variables['params'], path))
-  for path, value in flatten(variables.get(STATISTICS, {})).items():
+  for path, value in flatten(statistics).items():
     set_like(by_path[path], value)
-
-
-def _check_statistics(given: Any, own: Any) -> None:
-  """Raises ValueError for batch statistics that a model does not have, or has in another shape."""
-  new, old = ({path_name(path): x for path, x in flatten(tree).items()} for tree in (given, own))
-  if problems := differences({**old, **new}, old):
-    raise ValueError(
-      f"The statistics in variables['{STATISTICS}'] are not those of this model. "
-      f'{"; ".join(problems)}. Pass those that as_adapted of it returned.'
-    )
 
 
 def _check_ranks(adapter: Adapter, supports: Mapping[str, Any]) -> None:
   """Raises ValueError where supports are cut to lower ranks than a model stores."""
-  for name, rank in adapter.static.stored.items():
-    given = np.shape(supports[name])[RANK_AXES[name]] if name in RANK_AXES else rank
+  for name, rank in adapter.group.stored_for(adapter.static.occurring).items():
+    given = np.shape(supports[name])[RANK_AXES[name]] if rank else rank
     if given < rank:
       raise ValueError(
         f'The model stores rank {rank} for {SUPPORTS[name].tensor} in {adapter.group.name}, and '
@@ -190,9 +181,10 @@ def load_adapter(path: FilePath, model: nnx.Module, *, strict: bool = True) -> N
     'load_adapter'
   """
   adapted, variables = as_adapted(model)
-  free = adapted.fix(None)
-  fixed, loaded = adapter_file.load_adapter(path, free, variables['params'], strict=strict)
-  check_own_genome(adapters(model), fixed.genome)
+  free, base = adapted.fix(None), variables['params']
+  fixed, loaded = adapter_file.load_adapter(path, free, base, strict=strict)
+  statics = [adapter.static for adapter in adapters(model)]
+  check_genome_of(statics, fixed.genome, 'load_adapter')
   set_variables(model, loaded)  # it checks all of these before it changes any
   set_genome(model, fixed.genome)
 
@@ -217,13 +209,8 @@ def summary(model: nnx.Module, genome: Any = None) -> str:
     Linear   4    3  none  lora:4  none  none  none       28     15
     this structure trains 28 parameters, and the heads 0: 186.67% of the 15 of the base model
   """
-  adapted = _adapted(model, Frozen(without_supports(model)))
+  adapted, _ = as_adapted(model)
   return adapted.summary(get_genome(model) if genome is None else genome)
-
-
-def _heads(model: nnx.Module) -> list[Path]:
-  """Paths of the parameters that are trained in full."""
-  return [plain_path(path) for path, _ in nnx.to_flat_state(nnx.state(model, Head))]
 
 
 def _widened(group: Group, stored: Mapping[str, jax.Array]) -> dict[str, jax.Array]:

@@ -9,11 +9,17 @@ Linen models bridged into NNX (`nnx.bridge.ToNNX`), whole or as parts, are adapt
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 import logging
+import math
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import flax
+import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -21,18 +27,19 @@ from glora_jax.limits import check_type
 from glora_jax.method.adapt import DEFAULT_HEADS, assemble
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.quantized import check_unquantized
+from glora_jax.method.sample import Sample
 from glora_jax.method.selection import Selection, Selector
 from glora_jax.method.site import Layout, Site, axis_count
 from glora_jax.method.space import SearchSpace
 from glora_jax.method.structures import Structure, read_structure, space_for
 from glora_jax.method.trace.events import NO_SAMPLE
-from glora_jax.method.trace.find import Found
-from glora_jax.nnx.finding import find, numbered
-from glora_jax.nnx.frozen import Frozen, nested, require_module
-from glora_jax.nnx.owners import check_plain
-from glora_jax.tree import Path, flatten, path_name, plain_path
+from glora_jax.method.trace.find import Found, find
+from glora_jax.nnx.owners import is_owner
+from glora_jax.tree import Path, differences, flatten, path_name, plain_path
 
 log = logging.getLogger(__name__)
+
+STATISTICS = 'batch_stats'  # name of their collection among the variables
 
 
 def adapt(
@@ -92,19 +99,17 @@ def adapt(
   """
   structure = read_structure(structure)
   selection = Selection(space_for(structure, space, scale), select, heads, ties, convs)
-  require_module(model, 'adapt')
-  check_plain(model)
-  check_unquantized(type(model).__name__, model)
+  check_model(model, 'adapt')
   frozen = Frozen(model)
   if sample_inputs or kwargs:
-    found = find(model, sample_inputs, kwargs, convs=convs, split=split)
+    found = by_use(model, sample_inputs, kwargs, convs=convs, split=split)
   elif ties or convs or split:
     raise ValueError(
       'ties, convs and split need sample inputs, which show how the parameters are used; call '
       'glora_jax.nnx.adapt(model, *inputs, ...).'
     )
   else:
-    found = _by_class(model)
+    found = by_class(model)
     if not found.sites and not found.refused:
       raise ValueError(
         f'{frozen.__name__} has no nnx.Linear or nnx.LinearGeneral to adapt; with sample inputs, '
@@ -116,7 +121,9 @@ def adapt(
 
 def _log_state(frozen: Frozen) -> None:
   """Says which state stands still."""
-  if kinds := frozen.kinds_of_state():
+  further = (nnx.to_flat_state(state) for state in frozen.states[1:])
+  kinds = collections.Counter(type(leaf).__name__ for flat in further for _, leaf in flat)
+  if kinds:
     log.warning(
       '%s has state that stays what it is now, at every call: %s. Where it should move, as in '
       'dropout, BatchNorm or a cache, take glora_jax.nnx.attach.',
@@ -162,18 +169,196 @@ def with_params(model: nnx.Module, new: Any) -> nnx.Module:
     [4.0, 4.0, 4.0]
   """
   check_type(new, Mapping, 'new')
-  shapes = {path_name(path): value.shape for path, value in flatten(params(model)).items()}
-  for path, value in flatten(new).items():
-    name, shape = path_name(path), np.shape(value)
-    if shapes.get(name, shape) != shape:
-      raise ValueError(
-        f'The new {name} is {shape} and should be {shapes[name]}; pass values of the shapes that '
-        'glora_jax.nnx.params gives.'
-      )
+  check_values('new values', new, params(model), 'glora_jax.nnx.params gives')
   return Frozen(model).merged({'params': new})
 
 
-def _by_class(model: nnx.Module) -> Found:
+def check_values(what: str, given: Any, own: Any, source: str) -> None:
+  """Raises ValueError for values that a model does not have, or has in another shape."""
+  new, old = ({path_name(path): x for path, x in flatten(tree).items()} for tree in (given, own))
+  if problems := differences({**old, **new}, old):
+    raise ValueError(
+      f'The {what} are not those of this model. {"; ".join(problems)}. Pass those that {source}.'
+    )
+
+
+def require_module(model: Any, call: str) -> None:
+  """Raises ValueError unless a model is one of NNX, as a call of `glora_jax.nnx` takes it."""
+  if not isinstance(model, nnx.Module):
+    given = f'the class {model.__name__}' if isinstance(model, type) else type(model).__name__
+    raise ValueError(
+      f'glora_jax.nnx.{call} takes an NNX model, and not {given}; linen models go '
+      'to glora_jax.adapt, functions of parameters and inputs to glora_jax.adapt_function.'
+    )
+
+
+def check_model(model: Any, call: str) -> None:
+  """Raises ValueError unless a model can be adapted.
+
+  It cannot where it is none of NNX, is quantized, or a part of it is attached or changes whenever
+  it is read.
+  """
+  require_module(model, call)
+  for path, node in nnx.iter_graph(model):
+    if is_owner(node):
+      raise ValueError(
+        f'This {type(model).__name__} is attached already; attach to what it was made from, or to '
+        'what glora_jax.nnx.fold makes of it.'
+      )
+    if isinstance(node, (nnx.Param, nnx.BatchStat)) and (
+      type(node).get_value is not nnx.Variable.get_value or node.has_metadata('on_get_value')
+    ):
+      raise ValueError(
+        f'{path_name(tuple(map(str, path)))} has a get_value or an on_get_value hook of its own, '
+        'and is read and put back here; do what these do where the model uses it.'
+      )
+  check_unquantized(type(model).__name__, model)
+
+
+class Frozen:
+  """An NNX model with the `apply` of a linen one, and as a function of its parameters.
+
+  All its further state stays what it is at the beginning, at every call.
+
+  Attributes:
+    graphdef: what is static of the model.
+    states: its parameters, its batch statistics, and all else.
+  """
+
+  def __init__(self, model: nnx.Module):
+    self.__name__ = type(model).__name__
+    self.graphdef, *self.states = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
+
+  def __call__(self, params: Any, *args: Any, **kwargs: Any) -> Any:
+    """What the model's call returns with other parameters."""
+    return self.merged({'params': params})(*args, **kwargs)
+
+  def variables(self) -> dict[str, Any]:
+    """Parameters and, where there are any, batch statistics."""
+    values = {'params': nested(self.states[0]), STATISTICS: nested(self.states[1])}
+    return {name: value for name, value in values.items() if value or name == 'params'}
+
+  def merged(self, variables: Mapping[str, Any]) -> nnx.Module:
+    """The model with other values for its parameters, and for its batch statistics if given."""
+    params, statistics, rest = self.states
+    states = [
+      _filled(params, variables['params']),
+      _filled(statistics, variables.get(STATISTICS, {})),
+      rest,
+    ]
+    return nnx.merge(self.graphdef, *states, copy=True)
+
+  def apply(
+    self, variables: Mapping[str, Any], *args: Any, method: str = '__call__', **kwargs: Any
+  ) -> Any:
+    """What a method of the model returns with the variables' parameters and statistics.
+
+    Raises:
+      ValueError: of some state there is only the shape.
+    """
+    merged = self.merged(variables)
+    for path, leaf in nnx.to_flat_state(nnx.state(merged)):
+      if isinstance(leaf.get_value(), jax.ShapeDtypeStruct):
+        raise ValueError(
+          f'Of {path_name(plain_path(path))} in {self.__name__} there is only the shape, which '
+          'nnx.eval_shape gives; give parameters with values, and adapt a model whose other state '
+          'has some.'
+        )
+    return getattr(merged, method)(*args, **kwargs)
+
+
+def nested(state: Any) -> dict[str, Any]:
+  """The values of a state as nested dictionaries with names for numbers."""
+  flat = {tuple(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
+  return flax.traverse_util.unflatten_dict(flat)
+
+
+def _filled(state: Any, values: Mapping[str, Any]) -> Any:
+  """A state with other values, where there are any.
+
+  Raises:
+    ValueError: a value is none of the state's.
+  """
+  new = flatten(values)
+  leaves = [
+    (path, leaf.replace(new.pop(plain_path(path), leaf.get_value())))
+    for path, leaf in nnx.to_flat_state(state)
+  ]
+  if new:
+    raise ValueError(
+      f'The model has no {", ".join(map(path_name, new))}; pass values by the names that '
+      'glora_jax.nnx.params gives.'
+    )
+  return nnx.from_flat_state(leaves)
+
+
+def by_use(
+  model: nnx.Module,
+  inputs: tuple,
+  kwargs: Mapping[str, Any],
+  *,
+  convs: bool = False,
+  split: Mapping[str, int],
+) -> Found:
+  """The linear layers of a model's call; see `glora_jax.method.trace.find.find`.
+
+  Returns:
+    What was found, with rows in the order of the modules, which depends on no backend.
+
+  Raises:
+    ValueError: `split` does not fit.
+  """
+  frozen = Frozen(model)
+  # Where nnx.eval_shape has left the shape of other state alone, it is zeros.
+  frozen.states[1:] = jax.tree.map(
+    lambda x: jnp.zeros(x.shape, x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else x,
+    frozen.states[1:],
+  )
+  found = find(frozen, params(model), inputs, kwargs, convs=convs, split=split)
+  # A model that is one linear layer gives it its name.
+  name = frozen.__name__
+  named = [site if site.path else dataclasses.replace(site, kind=name) for site in found.sites]
+  return found._replace(sites=tuple(_numbered(_in_module_order(named, model))))
+
+
+def _in_module_order(sites: Sequence[Site], model: nnx.Module) -> list[Site]:
+  """Sites in the order of the modules that hold their kernels."""
+  order = {plain_path(path): number for number, (path, _) in enumerate(nnx.iter_graph(model))}
+
+  def place(site: Site) -> tuple[int, Path]:
+    owners = (site.kernel_path[:end] for end in range(len(site.kernel_path) - 1, -1, -1))
+    return next(order[owner] for owner in owners if owner in order), site.kernel_path
+
+  return sorted(sites, key=place)
+
+
+def _numbered(sites: Sequence[Site]) -> list[Site]:
+  """Sites with the rows of their layers, one site after another."""
+  result, first = [], 0
+  for site in sites:
+    rows = tuple(range(first, first + math.prod(site.stack_shape)))
+    result.append(dataclasses.replace(site, rows=rows))
+    first += len(rows)
+  return result
+
+
+def runs(model: nnx.Module, inputs: tuple, kwargs: Mapping[str, Any]) -> bool:
+  """Whether a model can be called; it is only traced, and stays as it is."""
+  graphdef, state = nnx.split(model)
+  sample = Sample(inputs, kwargs)
+
+  def call(state, arrays):
+    args, keywords = sample.arguments(arrays)
+    return nnx.merge(graphdef, state, copy=True)(*args, **keywords)
+
+  try:
+    jax.eval_shape(call, state, sample.arrays)
+  except Exception:
+    return False
+  return True
+
+
+def by_class(model: nnx.Module) -> Found:
   """The `nnx.Linear` and `nnx.LinearGeneral` of a model, and why others cannot be adapted."""
   sites: list[Site] = []
   refused: dict[Path, str] = {}
@@ -192,7 +377,7 @@ def _by_class(model: nnx.Module) -> Found:
         sites.append(site if own_bias else site.without_bias())
   biases = {site.bias_path for site in sites}
   matrices = [path for path, value in present.items() if value.ndim > 1 and path not in biases]
-  found = tuple(numbered(sites))
+  found = tuple(_numbered(sites))
   return Found(found, uncovered=dict.fromkeys(matrices, NO_SAMPLE), refused=refused)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 from flax import nnx
@@ -23,16 +23,16 @@ from glora_jax.nnx.adapter import (
   merged_kernel,
   thin_output,
 )
-from glora_jax.nnx.places import Location, locations, put, variable_at, with_variables
+from glora_jax.nnx.places import Location, locations, modules, put, variable_at, with_variables
 from glora_jax.nnx.variables import Head, merged_variable, without_role
-from glora_jax.tree import path_name
 
+Model = TypeVar('Model', bound=nnx.Module)
 PREFIX = 'glora_'  # of the attributes that lie beside an owner's parameters
 UNCOVERED = 'glora_uncovered'  # attribute of the whole model: the matrices that are not adapted
 _LINEAR_CALLS = (nnx.Linear.__call__, nnx.LinearGeneral.__call__)
 
 
-class Part(NamedTuple):
+class AdaptedParam(NamedTuple):
   """An adapted parameter of an owner.
 
   Attributes:
@@ -52,29 +52,12 @@ class Part(NamedTuple):
 
 def is_owner(module: Any) -> bool:
   """Whether a module's class was made here."""
-  return hasattr(type(module), '_glora_parts')
+  return hasattr(type(module), '_glora_params')
 
 
-def check_plain(model: nnx.Module) -> None:
-  """Raises ValueError if a part of a model is attached, or changes whenever it is read."""
-  for path, node in nnx.iter_graph(model):
-    if is_owner(node):
-      raise ValueError(
-        f'This {type(model).__name__} is attached already; attach to what it was made from, or to '
-        'what glora_jax.nnx.fold makes of it.'
-      )
-    if isinstance(node, (nnx.Param, nnx.BatchStat)) and (
-      type(node).get_value is not nnx.Variable.get_value or node.has_metadata('on_get_value')
-    ):
-      raise ValueError(
-        f'{path_name(tuple(map(str, path)))} has a get_value or an on_get_value hook of its own, '
-        'and is read and put back here; do what these do where the model uses it.'
-      )
-
-
-def parts_of(owner: nnx.Pytree) -> tuple[Part, ...]:
+def params_of(owner: nnx.Pytree) -> tuple[AdaptedParam, ...]:
   """Its adapted parameters."""
-  return type(owner)._glora_parts  # pyrefly: ignore
+  return type(owner)._glora_params  # pyrefly: ignore
 
 
 def plain_class(owner: nnx.Pytree) -> type:
@@ -82,47 +65,105 @@ def plain_class(owner: nnx.Pytree) -> type:
   return type(owner)._glora_base  # pyrefly: ignore
 
 
-def make_owner(module: nnx.Pytree, parts: Sequence[Part]) -> None:
+def make_owner(module: nnx.Pytree, params: Sequence[AdaptedParam]) -> None:
   """Makes a module with supports beside its parameters an owner of them.
 
   Args:
     module: a module of any class.
-    parts: its adapted parameters; none for a bridge to linen that has heads alone.
+    params: its adapted parameters; none for a bridge to linen that has heads alone.
   """
-  _set_class(module, _owner_class(type(module), tuple(sorted(parts))))
+  _set_class(module, _owner_class(type(module), tuple(sorted(params))))
 
 
-def make_plain(owner: nnx.Pytree) -> None:
-  """Makes an owner an instance of its old class, without what lay beside its parameters."""
-  added = _added(owner)
-  _set_class(owner, plain_class(owner))
-  for name in added:
-    delattr(owner, name)
+def fold(model: Model) -> Model:
+  """The plain model of the original class, with the supports of its genome folded in.
+
+  Args:
+    model: an attached model, or a module of one; it is not changed.
+
+  Returns:
+    A model of the class that was attached, same code, same size. Heads are of the type that they
+    had, and all other state is as it stands: batch statistics, random streams, caches, mode.
+
+  Raises:
+    ValueError: the model is not attached.
+
+  Example:
+    >>> import glora_jax, jax, jax.numpy as jnp
+    >>> from flax import nnx
+    >>> linear, x = nnx.Linear(4, 3, rngs=nnx.Rngs(0)), jnp.ones((1, 4))
+    >>> model = glora_jax.nnx.attach(linear, x)
+    >>> model.glora_kernel.E[...] = jnp.ones(3)
+    >>> folded = glora_jax.nnx.fold(model)
+    >>> type(folded) is nnx.Linear, bool(jnp.allclose(folded(x), linear(x) + 1))
+    (True, True)
+  """
+  return plain(model, with_supports=True)
+
+
+def plain(model: Model, *, with_supports: bool) -> Model:
+  """The plain model, with its supports folded in or as it was attached; all other state as it is.
+
+  Raises:
+    ValueError: the model is not attached.
+  """
+  if not any(is_owner(module) for _, module in modules(model)):
+    raise ValueError(
+      f'This {type(model).__name__} is not attached; pass what glora_jax.nnx.attach returned.'
+    )
+  model = nnx.clone(model)
+  # By the ids of the old ones, which are kept, or their ids would be given to others.
+  new: dict[int, tuple[nnx.Variable, nnx.Variable]] = {}
+  for _, owner in modules(model) if with_supports else ():
+    for param in params_of(owner) if is_owner(owner) else ():
+      base = variable_at(owner, param.location)
+      if id(base) not in new:
+        new[id(base)] = base, base.replace(merged(owner, param))
+  found = [module for _, module in modules(model)]
+  for module in found:
+    _put_plain(module, new)
+  for owner in filter(is_owner, found):
+    added = _added(owner)
+    _set_class(owner, plain_class(owner))
+    for name in added:
+      delattr(owner, name)
+  return model
+
+
+def _put_plain(module: nnx.Pytree, new: dict[int, tuple[nnx.Variable, nnx.Variable]]) -> None:
+  """Puts plain variables into a module's places, heads as the parameters that they were."""
+  for location, variable in list(locations(module)):
+    if isinstance(variable, Head) and id(variable) not in new:
+      new[id(variable)] = variable, without_role(variable)
+    if id(variable) in new:
+      put(module, {location: new[id(variable)][1]})
+  if UNCOVERED in vars(module):
+    delattr(module, UNCOVERED)
 
 
 def _added(owner: nnx.Pytree) -> set[str]:
   """Names of the attributes that attaching has added; the model's own may begin as they do."""
-  parts = parts_of(owner)
-  own = {part.location for part in parts}
-  bases = {part.kernel.attribute for part in parts if part.kernel not in own}
-  added = bases | {part.adapter for part in parts} | {UNCOVERED}
+  params = params_of(owner)
+  own = {param.location for param in params}
+  bases = {param.kernel.attribute for param in params if param.kernel not in own}
+  added = bases | {param.adapter for param in params} | {UNCOVERED}
   return added & vars(owner).keys()
 
 
-def merged(owner: nnx.Pytree, part: Part) -> jax.Array:
+def merged(owner: nnx.Pytree, param: AdaptedParam) -> jax.Array:
   """An adapted parameter with its supports merged in."""
-  adapter: Adapter = vars(owner)[part.adapter]
-  kernel = variable_at(owner, part.kernel).get_value()
-  if part.role == 'kernel':
-    return merged_kernel(adapter, part.member, kernel)
-  bias = variable_at(owner, part.location).get_value()
-  return merged_bias(adapter, part.member, kernel, bias)
+  adapter: Adapter = vars(owner)[param.adapter]
+  kernel = variable_at(owner, param.kernel).get_value()
+  if param.role == 'kernel':
+    return merged_kernel(adapter, param.member, kernel)
+  bias = variable_at(owner, param.location).get_value()
+  return merged_bias(adapter, param.member, kernel, bias)
 
 
-def _used(owner: nnx.Pytree, part: Part) -> jax.Array:
+def _used(owner: nnx.Pytree, param: AdaptedParam) -> jax.Array:
   """The same as a layer is to use it, whole on every device."""
-  value = merged(owner, part)
-  return gathered(vars(owner)[part.adapter], value) if part.role == 'kernel' else value
+  value = merged(owner, param)
+  return gathered(vars(owner)[param.adapter], value) if param.role == 'kernel' else value
 
 
 def _set_class(module: nnx.Pytree, kind: type) -> None:
@@ -130,11 +171,11 @@ def _set_class(module: nnx.Pytree, kind: type) -> None:
 
 
 @functools.cache
-def _owner_class(base: type, parts: tuple[Part, ...]) -> type:
+def _owner_class(base: type, params: tuple[AdaptedParam, ...]) -> type:
   """The subclass of a class in which some parameters are merged where they are read."""
-  by_attribute: dict[str, list[Part]] = {}
-  for part in parts:
-    by_attribute.setdefault(part.location.attribute, []).append(part)
+  by_attribute: dict[str, list[AdaptedParam]] = {}
+  for param in params:
+    by_attribute.setdefault(param.location.attribute, []).append(param)
   members: dict[str, Any] = {
     name: property(
       functools.partial(_read, name, tuple(together)),
@@ -143,7 +184,7 @@ def _owner_class(base: type, parts: tuple[Part, ...]) -> type:
     )
     for name, together in by_attribute.items()
   }
-  members |= {'_glora_parts': parts, '_glora_base': base}
+  members |= {'_glora_params': params, '_glora_base': base}
   members |= {'__doc__': base.__doc__, '__module__': base.__module__}
   members['__reduce_ex__'] = _reduce
   if base.__call__ in _LINEAR_CALLS:
@@ -177,20 +218,20 @@ class _Untold(nnx.Pytree):
 def _reduce(owner: nnx.Pytree, protocol: int) -> tuple:
   """How pickle takes an owner apart: its class is made again, and not looked up by its name."""
   _, _, *state = object.__reduce_ex__(owner, max(protocol, 2))
-  return (_new_owner, (plain_class(owner), parts_of(owner)), *state)
+  return (_new_owner, (plain_class(owner), params_of(owner)), *state)
 
 
-def _new_owner(base: type, parts: tuple[Part, ...]) -> Any:
-  return object.__new__(_owner_class(base, parts))
+def _new_owner(base: type, params: tuple[AdaptedParam, ...]) -> Any:
+  return object.__new__(_owner_class(base, params))
 
 
-def _read(name: str, parts: Sequence[Part], owner: nnx.Pytree) -> Any:
+def _read(name: str, params: Sequence[AdaptedParam], owner: nnx.Pytree) -> Any:
   """An attribute with merged values for the parameters in it."""
   if name not in vars(owner):
     raise AttributeError(f"'{type(owner).__name__}' object has no attribute '{name}'")
   new = {
-    part.location.inside: merged_variable(variable_at(owner, part.location), _used(owner, part))
-    for part in parts
+    param.location.inside: merged_variable(variable_at(owner, param.location), _used(owner, param))
+    for param in params
   }
   return with_variables(vars(owner)[name], new)
 
@@ -209,23 +250,23 @@ def _call_linear(owner: nnx.Pytree, *args: Any, **kwargs: Any) -> Any:
   A training step with a merged kernel computes the gradient of the whole kernel; x W + (x B_down)
   B_up needs none.
   """
-  parts = {part.role: part for part in parts_of(owner)}
-  part = parts['kernel']
-  adapter, kernel = vars(owner)[part.adapter], variable_at(owner, part.location)
-  layout = local_layout(adapter, part.member, kernel.get_value())
+  params = {param.role: param for param in params_of(owner)}
+  param = params['kernel']
+  adapter, kernel = vars(owner)[param.adapter], variable_at(owner, param.location)
+  layout = local_layout(adapter, param.member, kernel.get_value())
   in_order = list(layout.outputs) == sorted(layout.outputs)
   if not adapter.static.occurring.is_thin or layout.stack or not in_order:
     return plain_class(owner).__call__(owner, *args, **kwargs)
   layer = object.__new__(plain_class(owner))  # a copy for this call, with the base's kernel
   vars(layer).update(vars(owner))
-  if 'bias' in parts:
+  if 'bias' in params:
     vars(layer)['bias'] = owner.bias  # pyrefly: ignore
   product = layer.dot_general
   if getattr(layer, 'dot_general_cls', None) is not None:
     product = layer.dot_general_cls()
     vars(layer)['dot_general_cls'] = None
   product = product or jax.lax.dot_general
-  vars(layer)['dot_general'] = functools.partial(_thin_dot_general, product, adapter, part.member)
+  vars(layer)['dot_general'] = functools.partial(_thin_dot_general, product, adapter, param.member)
   return layer(*args, **kwargs)
 
 
@@ -238,7 +279,7 @@ def _thin_dot_general(
   dimension_numbers: Any,
   **kwargs: Any,
 ) -> jax.Array:
-  """A `dot_general` of inputs and a kernel with the supports' part added."""
+  """A `dot_general` of inputs and a kernel with the supports' param added."""
   output = product(inputs, gathered(adapter, kernel), dimension_numbers, **kwargs)
   (contracted, of_kernel), _ = dimension_numbers
   by_dim = dict(zip(of_kernel, contracted, strict=True))
@@ -255,7 +296,7 @@ def _call_bridge(owner: nnx.bridge.ToNNX, *args: Any, **kwargs: Any) -> Any:
   attributes, kind = vars(owner), type(owner)
   added = _added(owner)
   supports = {name: value for name, value in attributes.items() if name in added}
-  values = {part.location: _used(owner, part) for part in parts_of(owner)}
+  values = {param.location: _used(owner, param) for param in params_of(owner)}
   own = {
     location: variable
     for location, variable in locations(owner)

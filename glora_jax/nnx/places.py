@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -33,32 +32,21 @@ class Place(NamedTuple):
   location: Location
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Places:
-  """All variables of a model, and all places that each of them is in.
+def places(model: nnx.Module) -> dict[Path, list[Place]]:
+  """All places of every variable, by its paths in the model's state, with names for numbers."""
+  by_id: dict[int, list[Place]] = {}
+  by_path: dict[Path, list[Place]] = {}
+  for path, owner in modules(model):
+    for location, variable in locations(owner):
+      together = by_id.setdefault(id(variable), [])
+      together.append(Place(owner, location))
+      by_path[*path, location.attribute, *plain_path(location.inside)] = together
+  return by_path
 
-  Attributes:
-    by_path: variables by their paths in the model's state, with names for numbers.
-    by_id: places by the `id` of the variable.
-  """
 
-  by_path: Mapping[Path, nnx.Variable]
-  by_id: Mapping[int, list[Place]]
-
-  @classmethod
-  def read(cls, model: nnx.Module) -> Places:
-    """Looks through a model."""
-    by_path: dict[Path, nnx.Variable] = {}
-    by_id: dict[int, list[Place]] = {}
-    for path, owner in modules(model):
-      for location, variable in locations(owner):
-        by_path[*path, location.attribute, *plain_path(location.inside)] = variable
-        by_id.setdefault(id(variable), []).append(Place(owner, location))
-    return cls(by_path, by_id)
-
-  def of_variable(self, path: Path) -> list[Place]:
-    """All places of the variable at a path."""
-    return self.by_id[id(self.by_path[path])]
+def variables(model: nnx.Module) -> dict[Path, nnx.Variable]:
+  """All variables of a model, by their paths in its state, with names for numbers."""
+  return {path: variable_at(*found[0]) for path, found in places(model).items()}
 
 
 def modules(model: nnx.Module) -> Iterator[tuple[Path, nnx.Pytree]]:

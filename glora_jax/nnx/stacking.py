@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,18 +28,19 @@ def put_beside(value: jax.Array, site: Site) -> jax.Array:
   return lay_beside(value, stack, value.ndim if _is_first(stack) else len(site.kernel_shape))
 
 
-def axis_names(names: Sequence[str | None], layout: Layout, rest: Sequence[str | None]) -> tuple:
+def axis_names(names: Any, site: Site, axes: Any) -> tuple:
   """Names of the axes of an array that `put_beside` has laid down.
 
   Args:
     names: names of the kernel's axes.
-    layout: layout of the kernel.
-    rest: names of the array's axes besides those of its stack.
+    site: where the kernel is.
+    axes: what the array's axes after those of the stack are: 'in', 'out', or anything else.
   """
-  result = list(rest)
-  if not _is_first(layout.stack):
-    result += [None] * (len(names) - len(layout.stack) - len(rest))
-  for dim in sorted(layout.stack):
+  names, own = site.axis_names(names, axes)
+  stack, result = site.layout.stack, list(own)
+  if not _is_first(stack):
+    result += [None] * (len(names) - len(stack) - len(own))
+  for dim in sorted(stack):
     result.insert(dim, names[dim])
   return tuple(result)
 
@@ -53,22 +55,22 @@ def _is_in_place(stack: Sequence[int]) -> bool:
   return list(stack) == list(range(len(stack)))
 
 
-def taken_axes(layout: Layout, whole: Sequence[int], left: Sequence[int]) -> tuple[int, ...]:
+def taken_axes(site: Site, left: Sequence[int]) -> tuple[int, ...]:
   """Which stack axes transforms have taken off a kernel, by their places in the stack.
 
   Where sizes leave a choice, arrays have the same axes left whatever is chosen.
 
   Args:
-    layout: layout of the whole kernel.
-    whole: shape of the whole kernel.
+    site: where the kernel is, with its whole shape.
     left: shape of what is left of it.
   """
-  for dims in itertools.combinations(sorted(layout.stack), len(whole) - len(left)):
+  whole, stack = site.kernel_shape, site.layout.stack
+  for dims in itertools.combinations(sorted(stack), len(whole) - len(left)):
     if [size for dim, size in enumerate(whole) if dim not in dims] == list(left):
-      return tuple(map(layout.stack.index, dims))
+      return tuple(map(stack.index, dims))
   raise ValueError(
-    f'A kernel of shape {tuple(whole)} was attached, and what is left of it has the shape '
-    f'{tuple(left)}; only its stack axes {layout.stack} can be mapped or scanned over.'
+    f'A kernel of shape {whole} was attached, and what is left of it has the shape {tuple(left)}; '
+    f'only its stack axes {stack} can be mapped or scanned over.'
   )
 
 

@@ -16,7 +16,6 @@ import glora_jax
 from glora_jax.method import sharding
 from glora_jax.nnx import Support, Trained, live
 from glora_jax.nnx import functional as glora_nnx
-from glora_jax.nnx.live import mesh_of
 
 X = jax.random.normal(jax.random.key(0), (10, 6))
 LABELS = jnp.arange(10) % 3
@@ -186,7 +185,7 @@ def test_a_model_that_cannot_be_sharded_stays_as_it_was(attached, monkeypatch):
   mesh = jax.make_mesh((1,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
   with pytest.raises(ValueError, match='divide no axis of the frozen weights'):
     glora_jax.nnx.shard(attached, mesh, min_bytes=1)
-  assert mesh_of(attached) is None
+  assert glora_jax.nnx.as_adapted(attached)[0].mesh is None
 
 
 def test_a_file_that_is_refused_leaves_the_genome(attached, tmp_path):
