@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -19,7 +19,7 @@ from glora_jax.method.groups import Group, cut_to
 from glora_jax.method.rules import merge_biases, merge_kernels
 from glora_jax.method.sharding import gather_over
 from glora_jax.method.site import Layout, Site
-from glora_jax.method.space import TENSORS, WEIGHT_TENSORS, Tensor
+from glora_jax.method.space import TENSORS, WEIGHT_TENSORS
 from glora_jax.method.supports import SUPPORTS, support_shapes
 from glora_jax.nnx.stacking import axis_names, put_beside, stack_first, taken_axes
 from glora_jax.nnx.variables import Genome, Support
@@ -124,15 +124,16 @@ class Adapter(nnx.Pytree):
     return stack_first(self.genome.get_value(), site.layout, site.stack_shape, (len(TENSORS),))
 
 
-def set_supports(adapter: Adapter, supports: Mapping[str, jax.Array]) -> None:
-  """Sets whole supports [stack..., ...], of which what is stored is taken."""
+def set_supports(adapter: Adapter, collection: Any) -> None:
+  """Takes what is stored out of whole supports [stack..., ...] in a `glora` collection."""
+  supports = adapter.group.own(collection)
   for name, variable in adapter.variables.items():
     value = put_beside(jnp.asarray(supports[name]), adapter.group.members[0])
     set_like(variable, value[tuple(map(slice, variable.shape))])
 
 
 def fix_alleles(adapter: Adapter, genome: np.ndarray) -> None:
-  """Leaves of an adapter what a genome int [rows, 5] reads."""
+  """Leaves of an adapter's supports what its genome int [rows, 5] reads."""
   group, supports = adapter.group, adapter.supports
   occurring = Occurring.of_alleles(genome[list(group.rows)])
   stored = cut_to(group.stored_for(occurring), supports)
@@ -143,7 +144,6 @@ def fix_alleles(adapter: Adapter, genome: np.ndarray) -> None:
       delattr(adapter, name)
   static = dataclasses.replace(adapter.static, occurring=occurring, is_fixed=True)
   adapter.genome.set_metadata('static', static)
-  adapter.genome.set_value(alleles_beside(adapter.genome, genome))
 
 
 def gathered(adapter: Adapter, kernel: jax.Array) -> jax.Array:
@@ -154,18 +154,16 @@ def gathered(adapter: Adapter, kernel: jax.Array) -> jax.Array:
 
 def merged_kernel(adapter: Adapter, member: int, kernel: jax.Array) -> jax.Array:
   """The kernel of a layer, or of what is left of a stack, with its supports merged in."""
-  local, part, alleles = _left(adapter, member, kernel, WEIGHT_TENSORS)
+  local, supports, alleles = _left(adapter, member, kernel)
+  part = {name: x for name, x in supports.items() if SUPPORTS[name].tensor in WEIGHT_TENSORS}
   ranks = adapter.group.space.ranks
   return merge_kernels(kernel, part, alleles, local, ranks) if part else kernel
 
 
 def merged_bias(adapter: Adapter, member: int, kernel: jax.Array, bias: jax.Array) -> jax.Array:
   """The bias of a layer, or of what is left of a stack, with its supports merged in."""
-  tensors = set(TENSORS) - set(WEIGHT_TENSORS)
-  local, part, alleles = _left(adapter, member, kernel, tensors)
-  if not part:
-    return bias
-  return merge_biases(kernel, bias, part, alleles, local, adapter.group.space.ranks)
+  local, supports, alleles = _left(adapter, member, kernel)
+  return merge_biases(kernel, bias, supports, alleles, local, adapter.group.space.ranks)
 
 
 def thin_output(
@@ -180,10 +178,9 @@ def thin_output(
 
   Its products have the precision of the layer's own, as `jax.lax.dot_general` has it.
   """
-  used = set(WEIGHT_TENSORS) & set(adapter.static.occurring.tensors)
-  _, part, alleles = _left(adapter, member, kernel, used)
+  _, supports, alleles = _left(adapter, member, kernel)
   ranks = adapter.group.space.ranks
-  return equation.thin_output(inputs, product, part, alleles, ranks, precision)
+  return equation.thin_output(inputs, product, supports, alleles, ranks, precision)
 
 
 def local_layout(adapter: Adapter, member: int, kernel: jax.Array) -> Layout:
@@ -193,13 +190,12 @@ def local_layout(adapter: Adapter, member: int, kernel: jax.Array) -> Layout:
 
 
 def _left(
-  adapter: Adapter, member: int, kernel: jax.Array, tensors: Iterable[Tensor]
+  adapter: Adapter, member: int, kernel: jax.Array
 ) -> tuple[Layout, dict[str, jax.Array], jax.Array]:
   """What a member merges into what is left of its kernel.
 
   Returns:
-    The layout of what is left, and with its stack axes first its supports of some tensors and its
-    alleles.
+    The layout of what is left, and with its stack axes first its supports and its alleles.
   """
   group, static = adapter.group, adapter.static
   taken = taken_axes(group.members[member], kernel.shape)
@@ -208,9 +204,8 @@ def _left(
   alleles = stack_first(adapter.genome.get_value(), home, stack, (len(TENSORS),))
   if static.only_alleles is not None:
     alleles = jnp.broadcast_to(static.only_alleles, alleles.shape)
-  parts = list(group.of_members(_supports(adapter, home, stack)))
-  part = {name: x for name, x in parts[member][1].items() if SUPPORTS[name].tensor in tensors}
-  return local, part, alleles
+  _, supports = list(group.of_members(_supports(adapter, home, stack)))[member]
+  return local, supports, alleles
 
 
 def _supports(adapter: Adapter, layout: Layout, stack: tuple[int, ...]) -> dict[str, jax.Array]:

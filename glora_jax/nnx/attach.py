@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import jax
 from flax import nnx
@@ -19,9 +19,9 @@ from glora_jax.method.structures import Structure, genome_of, read_structure, sp
 from glora_jax.method.supports import COLLECTION
 from glora_jax.nnx.adapter import Adapter, Static, fix_alleles
 from glora_jax.nnx.functional import by_use, check_model, params, runs
-from glora_jax.nnx.live import adapters, check_genome_of, spec
+from glora_jax.nnx.live import adapters, set_genome, spec
 from glora_jax.nnx.owners import PREFIX, UNCOVERED, AdaptedParam, make_owner
-from glora_jax.nnx.places import Location, places, put, variable_at
+from glora_jax.nnx.places import Location, Place, places, put, variable_at
 from glora_jax.nnx.variables import Genome, ParamGenome, as_head
 from glora_jax.tree import Path
 
@@ -166,11 +166,15 @@ class _Insertion:
   def add(self, adapter: Adapter) -> None:
     """Lays supports beside all parameters that they act on."""
     for member, site in enumerate(adapter.group.members):
-      for owner, location in self.places[site.kernel_path]:
-        self._add(owner, location, 'kernel', location, adapter, member)
-      for owner, location in self.places[site.bias_path] if site.bias_path else ():
-        kernel = self._kernel_beside(owner, location, site.kernel_path)
-        self._add(owner, location, 'bias', kernel, adapter, member)
+      kernels = self.places[site.kernel_path]
+      found = [(owner, location, location) for owner, location in kernels]
+      for owner, bias in self.places[site.bias_path] if site.bias_path else ():
+        found.append((owner, bias, self._kernel_beside(owner, bias, kernels)))
+      for owner, location, kernel in found:
+        by = location if kernel.attribute.startswith(PREFIX) else kernel
+        name = _free_name(owner, by, adapter)
+        setattr(owner, name, adapter)
+        self._of_owner(owner).append(AdaptedParam(location, kernel, name, member))
 
   def mark_head(self, path: Path) -> None:
     """Makes a parameter a head."""
@@ -178,28 +182,17 @@ class _Insertion:
     head = as_head(variable_at(*found[0]))
     for owner, location in found:
       put(owner, {location: head})
-      self.owners.setdefault(id(owner), (owner, []))
+      self._of_owner(owner)
 
-  def _add(
-    self,
-    owner: nnx.Pytree,
-    location: Location,
-    role: Literal['kernel', 'bias'],
-    kernel: Location,
-    adapter: Adapter,
-    member: int,
-  ) -> None:
-    name = _free_name(owner, location if kernel.attribute.startswith(PREFIX) else kernel, adapter)
-    setattr(owner, name, adapter)
-    _, together = self.owners.setdefault(id(owner), (owner, []))
-    together.append(AdaptedParam(location, role, kernel, name, member))
+  def _of_owner(self, owner: nnx.Pytree) -> list[AdaptedParam]:
+    return self.owners.setdefault(id(owner), (owner, []))[1]
 
-  def _kernel_beside(self, owner: nnx.Pytree, bias: Location, kernel: Path) -> Location:
+  def _kernel_beside(self, owner: nnx.Pytree, bias: Location, kernels: Sequence[Place]) -> Location:
     """Where an owner of a bias has the kernel, which it is given if another module owns it."""
-    for other, location in self.places[kernel]:
+    for other, location in kernels:
       if other is owner:
         return location
-    variable = variable_at(*self.places[kernel][0])
+    variable = variable_at(*kernels[0])
     name = _free_name(owner, bias, variable, '_base')
     setattr(owner, name, variable)
     return Location(name)
@@ -240,8 +233,7 @@ def fix(model: Model, structure: Structure) -> Model:
   """
   model = nnx.clone(model)
   genome = genome_of(spec(model), structure)
-  found = adapters(model)
-  check_genome_of([adapter.static for adapter in found], genome, 'fix')
-  for adapter in found:
+  set_genome(model, genome)
+  for adapter in adapters(model):
     fix_alleles(adapter, genome)
   return model

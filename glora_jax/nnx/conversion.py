@@ -61,9 +61,7 @@ def as_adapted(model: nnx.Module) -> tuple[Adapted, dict[str, Any]]:
   """
   found, frozen = adapters(model), Frozen(plain(model, with_supports=False))
   variables, supports = frozen.variables(), {}
-  static, genome = found[0].static, None
-  if static.is_fixed:
-    genome = get_genome(model)
+  static = found[0].static
   for adapter in found:
     own = adapter.supports if static.is_fixed else _widened(adapter.group, adapter.supports)
     supports = replace(supports, adapter.group.path, own)
@@ -76,7 +74,7 @@ def as_adapted(model: nnx.Module) -> tuple[Adapted, dict[str, Any]]:
     param_shapes=flatten(variables['params']),
     uncovered=vars(model).get(UNCOVERED, ()),
     mesh=static.mesh,
-    genome=genome,
+    genome=get_genome(model) if static.is_fixed else None,
   )
   return adapted, {**variables, COLLECTION: supports}
 
@@ -108,20 +106,19 @@ def set_variables(model: nnx.Module, variables: Mapping[str, Any]) -> None:
   adapted.check_variables(variables)
   statistics = variables.get(STATISTICS, {})
   check_values('batch statistics', statistics, own.get(STATISTICS, {}), 'as_adapted returned')
-  supports = [adapter.group.own(variables[COLLECTION]) for adapter in found]
-  for adapter, new in zip(found, supports, strict=True):
-    _check_ranks(adapter, new)
-  for adapter, new in zip(found, supports, strict=True):
-    set_supports(adapter, new)
+  for adapter in found:
+    _check_ranks(adapter, variables[COLLECTION])
+  for adapter in found:
+    set_supports(adapter, variables[COLLECTION])
+  heads = {path: get(variables['params'], path) for path in adapted.head_paths}
   by_path = variables_of(model)
-  for path in adapted.head_paths:
-    set_like(by_path[path], get(variables['params'], path))
-  for path, value in flatten(statistics).items():
+  for path, value in (heads | flatten(statistics)).items():
     set_like(by_path[path], value)
 
 
-def _check_ranks(adapter: Adapter, supports: Mapping[str, Any]) -> None:
+def _check_ranks(adapter: Adapter, collection: Any) -> None:
   """Raises ValueError where supports are cut to lower ranks than a model stores."""
+  supports = adapter.group.own(collection)
   for name, rank in adapter.group.stored_for(adapter.static.occurring).items():
     given = np.shape(supports[name])[RANK_AXES[name]] if rank else rank
     if given < rank:
@@ -181,10 +178,10 @@ def load_adapter(path: FilePath, model: nnx.Module, *, strict: bool = True) -> N
     'load_adapter'
   """
   adapted, variables = as_adapted(model)
-  free, base = adapted.fix(None), variables['params']
-  fixed, loaded = adapter_file.load_adapter(path, free, base, strict=strict)
-  statics = [adapter.static for adapter in adapters(model)]
-  check_genome_of(statics, fixed.genome, 'load_adapter')
+  fixed, loaded = adapter_file.load_adapter(
+    path, adapted.fix(None), variables['params'], strict=strict
+  )
+  check_genome_of(adapters(model), fixed.genome, 'load_adapter')
   set_variables(model, loaded)  # it checks all of these before it changes any
   set_genome(model, fixed.genome)
 

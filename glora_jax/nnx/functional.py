@@ -240,12 +240,8 @@ class Frozen:
 
   def merged(self, variables: Mapping[str, Any]) -> nnx.Module:
     """The model with other values for its parameters, and for its batch statistics if given."""
-    params, statistics, rest = self.states
-    states = [
-      _filled(params, variables['params']),
-      _filled(statistics, variables.get(STATISTICS, {})),
-      rest,
-    ]
+    values = variables['params'], variables.get(STATISTICS, {})
+    states = [*map(_filled, self.states, values), self.states[2]]
     return nnx.merge(self.graphdef, *states, copy=True)
 
   def apply(
@@ -297,7 +293,7 @@ def by_use(
   inputs: tuple,
   kwargs: Mapping[str, Any],
   *,
-  convs: bool = False,
+  convs: bool,
   split: Mapping[str, int],
 ) -> Found:
   """The linear layers of a model's call; see `glora_jax.method.trace.find.find`.

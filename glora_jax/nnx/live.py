@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,15 +13,12 @@ from flax import nnx
 
 from glora_jax import mesh as meshes
 from glora_jax.method import sharding
-from glora_jax.method.groups import Group, spec_of
+from glora_jax.method.groups import spec_of
 from glora_jax.method.space import TENSORS, Spec
 from glora_jax.method.structures import genome_of
 from glora_jax.method.validation import check_one_genome
-from glora_jax.nnx.adapter import Adapter, Static, alleles_beside
+from glora_jax.nnx.adapter import Adapter, alleles_beside
 from glora_jax.nnx.places import variables
-from glora_jax.nnx.variables import Genome
-
-State = TypeVar('State')
 
 
 def adapters(model: nnx.Module) -> list[Adapter]:
@@ -36,18 +33,13 @@ def adapters(model: nnx.Module) -> list[Adapter]:
       f'This {type(model).__name__} is not attached; pass what glora_jax.nnx.attach returned.'
     )
   found.sort(key=lambda adapter: adapter.group.rows)
-  require_all_rows(adapter.group for adapter in found)
-  return found
-
-
-def require_all_rows(groups: Iterable[Group]) -> None:
-  """Raises ValueError unless groups have all rows of a genome, once each."""
-  rows = sorted(row for group in groups for row in group.rows)
+  rows = sorted(row for adapter in found for row in adapter.group.rows)
   if rows != list(range(len(rows))):
     raise ValueError(
       f'These modules have the rows {rows} of a genome, and not all of one: pass the whole model '
       'that glora_jax.nnx.attach returned.'
     )
+  return found
 
 
 def spec(model: nnx.Module) -> Spec:
@@ -90,30 +82,30 @@ def set_genome(model: nnx.Module, genome: Any) -> None:
   found = adapters(model)
   if isinstance(genome, str | os.PathLike | Mapping):
     genome = genome_of(spec(model), genome)
-  check_genome_of([adapter.static for adapter in found], genome, 'set_genome')
+  check_genome_of(found, genome, 'set_genome')
   for adapter in found:
     adapter.genome.set_value(alleles_beside(adapter.genome, genome))
 
 
-def check_genome_of(statics: Sequence[Static], genome: Any, call: str) -> None:
+def check_genome_of(found: Sequence[Adapter], genome: Any, call: str) -> None:
   """Checks that a model can have a genome: that it stores its alleles, or the same by other names.
 
   Args:
-    statics: those of all its sets of supports.
+    found: all its sets of supports.
     genome: int [rows, 5]; where it is traced, only its shape and dtype are checked.
     call: name of the function that was called.
 
   Raises:
     ValueError: it does not fit, or has alleles that are not on offer.
   """
-  layers = spec_of([static.group for static in statics])
+  layers = spec_of([adapter.group for adapter in found])
   check_one_genome(layers, genome, call)
   if isinstance(genome, jax.core.Tracer):
     return
   codes, same = np.asarray(genome), layers.canonical_table
-  for static in statics:
-    rows = np.array(static.group.rows)
-    for column, stored in enumerate(static.occurring.codes):
+  for adapter in found:
+    rows = np.array(adapter.group.rows)
+    for column, stored in enumerate(adapter.static.occurring.codes):
       table, wanted = same[rows, column], codes[rows, column, None].astype(int)
       missing = np.take_along_axis(table, wanted, axis=1) != table[:, stored]
       if (wrong := missing.all(axis=1)).any():
@@ -126,34 +118,6 @@ def check_genome_of(statics: Sequence[Static], genome: Any, call: str) -> None:
           'attach with a space that offers it, or set the genome of the model as it was before '
           'glora_jax.nnx.fix.'
         )
-
-
-def with_genome(state: State, genome: Any) -> State:
-  """The state of a whole attached model, as of `nnx.split`, with another genome int [rows, 5].
-
-  Under `jax.vmap` genomes may be mapped over.
-  """
-
-  def is_variable(value: Any) -> bool:
-    return isinstance(value, nnx.Variable)
-
-  leaves = jax.tree.leaves(state, is_leaf=is_variable)
-  statics = [leaf.static for leaf in leaves if isinstance(leaf, Genome)]
-  if not statics:
-    raise ValueError(
-      'This state has no glora_jax.nnx.Genome; pass what nnx.split gives of an attached model, '
-      'with its variables.'
-    )
-  require_all_rows(static.group for static in statics)
-  check_genome_of(statics, genome, 'with_genome')
-
-  def replaced(variable: Any) -> Any:
-    if isinstance(variable, Genome):
-      return variable.replace(alleles_beside(variable, genome))
-    # A copy: models refuse variables of another trace.
-    return variable.copy() if is_variable(variable) else variable
-
-  return jax.tree.map(replaced, state, is_leaf=is_variable)
 
 
 def shard(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 from flax import nnx
@@ -37,17 +37,20 @@ class AdaptedParam(NamedTuple):
 
   Attributes:
     location: where it is.
-    role: what of a linear layer it is.
-    kernel: where the layer's kernel is.
+    kernel: where the kernel of its layer is, which may be this parameter.
     adapter: name of the attribute that holds its supports.
     member: number of the layer among those that share the supports.
   """
 
   location: Location
-  role: Literal['kernel', 'bias']
   kernel: Location
   adapter: str
   member: int
+
+  @property
+  def is_kernel(self) -> bool:
+    """Whether it is the kernel itself, and no bias."""
+    return self.location == self.kernel
 
 
 def is_owner(module: Any) -> bool:
@@ -154,7 +157,7 @@ def merged(owner: nnx.Pytree, param: AdaptedParam) -> jax.Array:
   """An adapted parameter with its supports merged in."""
   adapter: Adapter = vars(owner)[param.adapter]
   kernel = variable_at(owner, param.kernel).get_value()
-  if param.role == 'kernel':
+  if param.is_kernel:
     return merged_kernel(adapter, param.member, kernel)
   bias = variable_at(owner, param.location).get_value()
   return merged_bias(adapter, param.member, kernel, bias)
@@ -163,7 +166,7 @@ def merged(owner: nnx.Pytree, param: AdaptedParam) -> jax.Array:
 def _used(owner: nnx.Pytree, param: AdaptedParam) -> jax.Array:
   """The same as a layer is to use it, whole on every device."""
   value = merged(owner, param)
-  return gathered(vars(owner)[param.adapter], value) if param.role == 'kernel' else value
+  return gathered(vars(owner)[param.adapter], value) if param.is_kernel else value
 
 
 def _set_class(module: nnx.Pytree, kind: type) -> None:
@@ -250,7 +253,7 @@ def _call_linear(owner: nnx.Pytree, *args: Any, **kwargs: Any) -> Any:
   A training step with a merged kernel computes the gradient of the whole kernel; x W + (x B_down)
   B_up needs none.
   """
-  params = {param.role: param for param in params_of(owner)}
+  params = {param.location.attribute: param for param in params_of(owner)}
   param = params['kernel']
   adapter, kernel = vars(owner)[param.adapter], variable_at(owner, param.location)
   layout = local_layout(adapter, param.member, kernel.get_value())
@@ -279,7 +282,7 @@ def _thin_dot_general(
   dimension_numbers: Any,
   **kwargs: Any,
 ) -> jax.Array:
-  """A `dot_general` of inputs and a kernel with the supports' param added."""
+  """A `dot_general` of inputs and a kernel with the supports' part added."""
   output = product(inputs, gathered(adapter, kernel), dimension_numbers, **kwargs)
   (contracted, of_kernel), _ = dimension_numbers
   by_dim = dict(zip(of_kernel, contracted, strict=True))
@@ -294,8 +297,6 @@ def _thin_dot_general(
 def _call_bridge(owner: nnx.bridge.ToNNX, *args: Any, **kwargs: Any) -> Any:
   """The call of a linen model, which reads its parameters off `vars`: merged ones for as long."""
   attributes, kind = vars(owner), type(owner)
-  added = _added(owner)
-  supports = {name: value for name, value in attributes.items() if name in added}
   values = {param.location: _used(owner, param) for param in params_of(owner)}
   own = {
     location: variable
@@ -306,9 +307,8 @@ def _call_bridge(owner: nnx.bridge.ToNNX, *args: Any, **kwargs: Any) -> Any:
     location: variable.replace(values[location]) if location in values else without_role(variable)
     for location, variable in own.items()
   }
+  supports = {name: attributes.pop(name) for name in _added(owner)}
   try:
-    for name in supports:
-      del attributes[name]
     put(owner, plain)
     _set_class(owner, plain_class(owner))
     return owner(*args, **kwargs)

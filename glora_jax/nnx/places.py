@@ -62,25 +62,15 @@ def locations(owner: nnx.Pytree) -> Iterator[tuple[Location, nnx.Variable]]:
     is_data = not owner._pytree__is_pytree or owner._pytree__nodes.get(name, False)
     if name.startswith('_pytree__') or not is_data:
       continue
-    for path, leaf in jax.tree_util.tree_leaves_with_path(value, is_leaf=_is_leaf):
+    for inside, leaf in _leaves(value):
       if isinstance(leaf, nnx.Variable):
-        yield Location(name, _names(path)), leaf
+        yield Location(name, inside), leaf
 
 
 def variable_at(owner: nnx.Pytree, location: Location) -> nnx.Variable:
   """The variable that a module itself has at a location, whatever its class makes of it."""
-  value = vars(owner)[location.attribute]
-  for name in location.inside:
-    value = _child(value, name)
-  return value
-
-
-def _child(value: Any, name: str) -> Any:
-  """A part of a container by the name that JAX gives to it."""
-  if isinstance(value, Mapping) and name in value:
-    return value[name]
-  children = jax.tree_util.tree_leaves_with_path(value, is_leaf=lambda part: part is not value)
-  return next(child for (key, *_), child in children if _names((key,)) == (name,))
+  found = _leaves(vars(owner)[location.attribute])
+  return next(leaf for inside, leaf in found if inside == location.inside)
 
 
 def put(owner: nnx.Pytree, new: Mapping[Location, nnx.Variable]) -> None:
@@ -103,6 +93,11 @@ def with_variables(value: Any, new: Mapping[Path, nnx.Variable]) -> Any:
   return jax.tree_util.tree_map_with_path(
     lambda path, leaf: new.get(_names(path), leaf), value, is_leaf=_is_leaf
   )
+
+
+def _leaves(value: Any) -> Iterator[tuple[Path, Any]]:
+  for path, leaf in jax.tree_util.tree_leaves_with_path(value, is_leaf=_is_leaf):
+    yield _names(path), leaf
 
 
 def _is_leaf(value: Any) -> bool:

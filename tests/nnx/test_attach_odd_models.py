@@ -22,7 +22,9 @@ def outputs(graphdef, state, population):
   """What the subnets of a population say, all at once."""
 
   def output(genome):
-    return nnx.merge(graphdef, live.with_genome(state, genome))(X)
+    model = nnx.merge(graphdef, state, copy=True)
+    glora_jax.nnx.set_genome(model, genome)
+    return model(X)
 
   return jax.vmap(output)(population)
 

@@ -112,7 +112,6 @@ REFUSED = [
   (lambda: glora_nnx.set_genome(attached(), GENOME[None]), 'one genome'),
   (lambda: glora_nnx.set_genome(lora(), GENOME + 2), 'vector for A of layer 0'),
   (lambda: glora_nnx.set_genome(fixed(), GENOME + 2), 'vector for A of layer 0'),
-  (lambda: live.with_genome(nnx.state(model()), GENOME), 'Genome'),
   (lambda: nnx.jit(live.get_genome)(attached()), 'traced'),
   (lambda: glora_nnx.set_variables(attached(), {'params': {}}), "'glora'"),
   (lambda: set_statistics(norm={'mean': np.zeros(5)}), 'norm/mean is (5,)', '(8,)'),
