@@ -4,15 +4,16 @@ Knows the method, and nothing of images or runs.
 """
 
 from glora_jax.nnx.attach import attach, fix
-from glora_jax.nnx.conversion import (
+from glora_jax.nnx.functional import adapt, params, with_params
+from glora_jax.nnx.live import (
   as_adapted,
   load_adapter,
   save_adapter,
+  set_genome,
   set_variables,
+  shard,
   summary,
 )
-from glora_jax.nnx.functional import adapt, params, with_params
-from glora_jax.nnx.live import set_genome, shard
 from glora_jax.nnx.owners import fold
 from glora_jax.nnx.variables import Genome, Head, Support, Trained
 

@@ -13,13 +13,11 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from glora_jax.method import equation
 from glora_jax.method.genomes import Occurring
 from glora_jax.method.groups import Group, cut_to
-from glora_jax.method.rules import merge_biases, merge_kernels
 from glora_jax.method.sharding import gather_over
 from glora_jax.method.site import Layout, Site
-from glora_jax.method.space import TENSORS, WEIGHT_TENSORS
+from glora_jax.method.space import TENSORS
 from glora_jax.method.supports import SUPPORTS, support_shapes
 from glora_jax.nnx.stacking import axis_names, put_beside, stack_first, taken_axes
 from glora_jax.nnx.variables import Genome, Support
@@ -62,9 +60,8 @@ class Static:
   @functools.cached_property
   def only_alleles(self) -> np.ndarray | None:
     """The alleles [5] where there is no choice, known when tracing; None where there is one."""
-    if any(len(codes) > 1 for codes in self.occurring.codes):
-      return None
-    return np.array([codes[0] for codes in self.occurring.codes], np.int8)
+    codes = self.occurring.codes
+    return np.array(codes, np.int8)[:, 0] if max(map(len, codes)) == 1 else None
 
 
 class Adapter(nnx.Pytree):
@@ -152,44 +149,13 @@ def gathered(adapter: Adapter, kernel: jax.Array) -> jax.Array:
   return kernel if mesh is None else gather_over(mesh)(kernel)
 
 
-def merged_kernel(adapter: Adapter, member: int, kernel: jax.Array) -> jax.Array:
-  """The kernel of a layer, or of what is left of a stack, with its supports merged in."""
-  local, supports, alleles = _left(adapter, member, kernel)
-  part = {name: x for name, x in supports.items() if SUPPORTS[name].tensor in WEIGHT_TENSORS}
-  ranks = adapter.group.space.ranks
-  return merge_kernels(kernel, part, alleles, local, ranks) if part else kernel
-
-
-def merged_bias(adapter: Adapter, member: int, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-  """The bias of a layer, or of what is left of a stack, with its supports merged in."""
-  local, supports, alleles = _left(adapter, member, kernel)
-  return merge_biases(kernel, bias, supports, alleles, local, adapter.group.space.ranks)
-
-
-def thin_output(
-  adapter: Adapter,
-  member: int,
-  kernel: jax.Array,
-  inputs: jax.Array,
-  product: jax.Array,
-  precision: Any,
-) -> jax.Array:
-  """The output of a layer without a LoRA for A, of inputs [..., in] and x W [..., out].
-
-  Its products have the precision of the layer's own, as `jax.lax.dot_general` has it.
-  """
-  _, supports, alleles = _left(adapter, member, kernel)
-  ranks = adapter.group.space.ranks
-  return equation.thin_output(inputs, product, supports, alleles, ranks, precision)
-
-
 def local_layout(adapter: Adapter, member: int, kernel: jax.Array) -> Layout:
   """The layout of what transforms have left of a layer's kernel."""
   site = adapter.group.members[member]
   return site.layout.below(taken_axes(site, kernel.shape))
 
 
-def _left(
+def left(
   adapter: Adapter, member: int, kernel: jax.Array
 ) -> tuple[Layout, dict[str, jax.Array], jax.Array]:
   """What a member merges into what is left of its kernel.

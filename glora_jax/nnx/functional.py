@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 import logging
 import math
 import types
@@ -314,7 +315,7 @@ def by_use(
   # A model that is one linear layer gives it its name.
   name = frozen.__name__
   named = [site if site.path else dataclasses.replace(site, kind=name) for site in found.sites]
-  return found._replace(sites=tuple(_numbered(_in_module_order(named, model))))
+  return found._replace(sites=_numbered(_in_module_order(named, model)))
 
 
 def _in_module_order(sites: Sequence[Site], model: nnx.Module) -> list[Site]:
@@ -328,14 +329,13 @@ def _in_module_order(sites: Sequence[Site], model: nnx.Module) -> list[Site]:
   return sorted(sites, key=place)
 
 
-def _numbered(sites: Sequence[Site]) -> list[Site]:
+def _numbered(sites: Sequence[Site]) -> tuple[Site, ...]:
   """Sites with the rows of their layers, one site after another."""
-  result, first = [], 0
-  for site in sites:
-    rows = tuple(range(first, first + math.prod(site.stack_shape)))
-    result.append(dataclasses.replace(site, rows=rows))
-    first += len(rows)
-  return result
+  rows = itertools.count()
+  return tuple(
+    dataclasses.replace(site, rows=tuple(itertools.islice(rows, math.prod(site.stack_shape))))
+    for site in sites
+  )
 
 
 def runs(model: nnx.Module, inputs: tuple, kwargs: Mapping[str, Any]) -> bool:
@@ -360,38 +360,29 @@ def by_class(model: nnx.Module) -> Found:
   refused: dict[Path, str] = {}
   present = flatten(params(model))  # a parameter of several modules is there once, as the first's
   for keys, module in nnx.iter_graph(model):
-    if isinstance(module, (nnx.Linear, nnx.LinearGeneral)):
-      path = plain_path(keys)
-      site = _site(path, module)
-      if site is None:
-        refused[*path, 'kernel'] = (
-          f'its kernel {module.kernel.get_value().shape} is stacked, and how, sample inputs show '
-          '(glora_jax.nnx.adapt(model, *inputs))'
-        )
-      elif site.kernel_path in present:
-        own_bias = site.bias_path is None or site.bias_path in present
-        sites.append(site if own_bias else site.without_bias())
+    path = plain_path(keys)
+    kernel_path, bias_path = (*path, 'kernel'), (*path, 'bias')
+    if not isinstance(module, (nnx.Linear, nnx.LinearGeneral)) or kernel_path not in present:
+      continue
+    kernel = present[kernel_path]
+    dims = tuple(range(kernel.ndim))
+    stack = len(getattr(module, 'batch_axis', {}) or {})
+    inputs_end = stack + axis_count(module.in_features)
+    if kernel.ndim != inputs_end + axis_count(module.out_features):
+      refused[kernel_path] = (
+        f'its kernel {kernel.shape} is stacked, and how, sample inputs show '
+        '(glora_jax.nnx.adapt(model, *inputs))'
+      )
+      continue
+    site = Site(
+      kernel_path,
+      bias_path=None if present.get(bias_path) is None else bias_path,
+      kernel_shape=kernel.shape,
+      dtype=np.dtype(kernel.dtype),
+      layout=Layout(dims[:stack], dims[stack:inputs_end], dims[inputs_end:], dims[:stack]),
+      kind=type(module).__name__,
+    )
+    sites.append(site)
   biases = {site.bias_path for site in sites}
   matrices = [path for path, value in present.items() if value.ndim > 1 and path not in biases]
-  found = tuple(_numbered(sites))
-  return Found(found, uncovered=dict.fromkeys(matrices, NO_SAMPLE), refused=refused)
-
-
-def _site(path: Path, module: Any) -> Site | None:
-  """An NNX linear module; None if its kernel is stacked."""
-  kernel = module.kernel.get_value()
-  bias = None if module.bias is None else module.bias.get_value()
-  stack = len(getattr(module, 'batch_axis', {}) or {})
-  inputs_end = stack + axis_count(module.in_features)
-  if kernel.ndim != inputs_end + axis_count(module.out_features):
-    return None
-  dims = tuple(range(kernel.ndim))
-  layout = Layout(dims[:stack], dims[stack:inputs_end], dims[inputs_end:], dims[:stack])
-  return Site(
-    kernel_path=(*path, 'kernel'),
-    bias_path=None if bias is None else (*path, 'bias'),
-    kernel_shape=kernel.shape,
-    dtype=np.dtype(kernel.dtype),
-    layout=layout,
-    kind=type(module).__name__,
-  )
+  return Found(_numbered(sites), dict.fromkeys(matrices, NO_SAMPLE), refused=refused)

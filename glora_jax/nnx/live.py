@@ -1,4 +1,4 @@
-"""An attached model's sets of supports, its genome, and the devices that it lies on."""
+"""An attached model as a whole: its genome, its variables, adapter files, and its devices."""
 
 from __future__ import annotations
 
@@ -8,17 +8,26 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from glora_jax import mesh as meshes
-from glora_jax.method import sharding
-from glora_jax.method.groups import spec_of
+from glora_jax.files import Path as FilePath
+from glora_jax.method import adapter_file, sharding
+from glora_jax.method.adapted import Adapted
+from glora_jax.method.genomes import canonicalize
+from glora_jax.method.groups import Group, spec_of
 from glora_jax.method.space import TENSORS, Spec
 from glora_jax.method.structures import genome_of
+from glora_jax.method.supports import COLLECTION, RANK_AXES, SUPPORTS
 from glora_jax.method.validation import check_one_genome
-from glora_jax.nnx.adapter import Adapter, alleles_beside
-from glora_jax.nnx.places import variables
+from glora_jax.nnx.adapter import Adapter, alleles_beside, set_like, set_supports
+from glora_jax.nnx.functional import STATISTICS, Frozen, check_values
+from glora_jax.nnx.owners import UNCOVERED, plain
+from glora_jax.nnx.places import by_paths
+from glora_jax.nnx.variables import Head
+from glora_jax.tree import flatten, get, plain_path, replace
 
 
 def adapters(model: nnx.Module) -> list[Adapter]:
@@ -102,22 +111,217 @@ def check_genome_of(found: Sequence[Adapter], genome: Any, call: str) -> None:
   check_one_genome(layers, genome, call)
   if isinstance(genome, jax.core.Tracer):
     return
-  codes, same = np.asarray(genome), layers.canonical_table
+  codes, same = canonicalize(layers, genome), layers.canonical_table
   for adapter in found:
     rows = np.array(adapter.group.rows)
     for column, stored in enumerate(adapter.static.occurring.codes):
-      table, wanted = same[rows, column], codes[rows, column, None].astype(int)
-      missing = np.take_along_axis(table, wanted, axis=1) != table[:, stored]
-      if (wrong := missing.all(axis=1)).any():
-        row, tensor = rows[wrong.argmax()], TENSORS[column]
+      has = (same[rows, column][:, stored] == codes[rows, column, None]).any(axis=1)
+      if not has.all():
+        row, tensor = rows[has.argmin()], TENSORS[column]
         layer = layers.layers[row]
         names = layer.space.names(tensor)
         raise ValueError(
-          f'The genome says {names[codes[row, column]]} for {tensor} of layer {row} '
+          f'The genome says {names[np.asarray(genome)[row, column]]} for {tensor} of layer {row} '
           f'({layer.name}), where this model stores {", ".join(names[code] for code in stored)}; '
           'attach with a space that offers it, or set the genome of the model as it was before '
           'glora_jax.nnx.fix.'
         )
+
+
+def as_adapted(model: nnx.Module) -> tuple[Adapted, dict[str, Any]]:
+  """An attached model as what `glora_jax.adapt` gives, and its variables.
+
+  This is how `glora_jax.make_scorer`, `glora_jax.allocate` and other functions of an adapted model
+  work on it; what they return goes back by `set_variables`.
+
+  Args:
+    model: an attached model; it is not changed. All its state but parameters and batch statistics
+      stays what it is now.
+
+  Returns:
+    (adapted, variables): the variables hold `params`, `glora` and, where there are any,
+    `batch_stats`. The structure is fixed where the model's is. Where it is free, supports that the
+    model does not store are zero: a genome that has them is scored without.
+
+  Raises:
+    ValueError: the model is not attached, or only a part of one that is.
+
+  Example:
+    >>> import glora_jax, jax, jax.numpy as jnp
+    >>> from flax import nnx
+    >>> x = jax.random.normal(jax.random.key(0), (8, 16, 4))
+    >>> linear = nnx.Linear(4, 2, rngs=nnx.Rngs(0))
+    >>> model = glora_jax.nnx.attach(linear, x[0], space=glora_jax.SearchSpace.distinct((1, 2)))
+    >>> def loss(forward, batch, key):
+    ...   return jnp.square(forward(batch) - 1).mean()
+    >>> adapted, variables = glora_jax.nnx.as_adapted(model)
+    >>> allocation = glora_jax.allocate(
+    ...   adapted, variables, loss, list(x), budget=8, key=jax.random.key(1), progress=False
+    ... )
+    >>> glora_jax.nnx.set_variables(model, allocation.variables)
+    >>> model = glora_jax.nnx.fix(model, allocation.genome)
+    >>> glora_jax.nnx.as_adapted(model)[0].count_params() <= 8
+    True
+  """
+  found, frozen = adapters(model), Frozen(plain(model, with_supports=False))
+  variables, supports = frozen.variables(), {}
+  static = found[0].static
+  for adapter in found:
+    own = adapter.supports if static.is_fixed else _widened(adapter.group, adapter.supports)
+    supports = replace(supports, adapter.group.path, own)
+  groups = tuple(adapter.group for adapter in found)
+  adapted = Adapted(
+    model=frozen,
+    spec=spec_of(groups),
+    groups=groups,
+    head_paths=frozenset(plain_path(path) for path, _ in nnx.to_flat_state(nnx.state(model, Head))),
+    param_shapes=flatten(variables['params']),
+    uncovered=vars(model).get(UNCOVERED, ()),
+    mesh=static.mesh,
+    genome=get_genome(model) if static.is_fixed else None,
+  )
+  return adapted, {**variables, COLLECTION: supports}
+
+
+def set_variables(model: nnx.Module, variables: Mapping[str, Any]) -> None:
+  """Gives an attached model supports, heads and batch statistics.
+
+  Args:
+    model: an attached model, which is changed.
+    variables: variables as of `as_adapted`, after training or `glora_jax.allocate`; the base's
+      parameters in them are not looked at.
+
+  Raises:
+    ValueError: the model is not attached, or only a part of one that is, or the variables are those
+      of another, or were cut to a smaller structure than the model holds; it stays as it was.
+
+  Example:
+    >>> import glora_jax, jax.numpy as jnp
+    >>> from flax import nnx
+    >>> model = glora_jax.nnx.attach(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), jnp.ones((1, 4)))
+    >>> adapted, variables = glora_jax.nnx.as_adapted(model)
+    >>> variables['glora']['E'] = jnp.ones(3)
+    >>> glora_jax.nnx.set_variables(model, variables)
+    >>> model.bias.tolist()
+    [1.0, 1.0, 1.0]
+  """
+  found = adapters(model)
+  adapted, own = as_adapted(model)
+  adapted.check_variables(variables)
+  statistics = variables.get(STATISTICS, {})
+  check_values('batch statistics', statistics, own.get(STATISTICS, {}), 'as_adapted returned')
+  for adapter in found:
+    _check_ranks(adapter, variables[COLLECTION])
+  for adapter in found:
+    set_supports(adapter, variables[COLLECTION])
+  heads = {path: get(variables['params'], path) for path in adapted.head_paths}
+  by_path = by_paths(model)
+  for path, value in (heads | flatten(statistics)).items():
+    set_like(by_path[path], value)
+
+
+def _check_ranks(adapter: Adapter, collection: Any) -> None:
+  """Raises ValueError where supports are cut to lower ranks than a model stores."""
+  supports = adapter.group.own(collection)
+  for name, rank in adapter.group.stored_for(adapter.static.occurring).items():
+    given = np.shape(supports[name])[RANK_AXES[name]] if rank else rank
+    if given < rank:
+      raise ValueError(
+        f'The model stores rank {rank} for {SUPPORTS[name].tensor} in {adapter.group.name}, and '
+        f'these variables store rank {given}: they were cut to a smaller structure. Take those '
+        'that it was split from, or fix the model to its genome first (glora_jax.nnx.fix).'
+      )
+
+
+def save_adapter(path: FilePath, model: nnx.Module, **metadata: Any) -> None:
+  """Writes the supports of an attached model to one file; see `glora_jax.save_adapter`.
+
+  Args:
+    path: path of the file.
+    model: an attached model, after training.
+    **metadata: more to remember; see `glora_jax.save_adapter`.
+
+  Raises:
+    ValueError: the model is not attached, or only a part of one that is.
+
+  Example:
+    >>> import tempfile, glora_jax, jax.numpy as jnp
+    >>> from flax import nnx
+    >>> linear, x = nnx.Linear(4, 3, rngs=nnx.Rngs(0)), jnp.ones((1, 4))
+    >>> model = glora_jax.nnx.attach(linear, x)
+    >>> model.glora_kernel.E[...] = jnp.ones(3)
+    >>> another = glora_jax.nnx.attach(linear, x)
+    >>> with tempfile.NamedTemporaryFile(suffix='.safetensors') as file:
+    ...   glora_jax.nnx.save_adapter(file.name, model, accuracy=0.9)
+    ...   glora_jax.nnx.load_adapter(file.name, another)
+    >>> bool(jnp.allclose(another(x), model(x)))
+    True
+  """
+  adapted, variables = as_adapted(model)
+  genome = get_genome(model) if adapted.genome is None else None
+  adapter_file.save_adapter(path, adapted, variables, genome, **metadata)
+
+
+def load_adapter(path: FilePath, model: nnx.Module, *, strict: bool = True) -> None:
+  """Reads what `save_adapter` or `glora_jax.save_adapter` wrote into an attached model.
+
+  Args:
+    path: path of the file.
+    model: a model that is attached with the same space to the same base, which is changed: it gets
+      the file's genome, supports, heads and batch statistics.
+    strict: whether to refuse another base; see `glora_jax.load_adapter`.
+
+  Raises:
+    FileNotFoundError: there is no file.
+    ValueError: the file is damaged, or belongs to another model, space or base, or the model does
+      not store its supports; the sentence says which, and the model stays as it was.
+
+  Example: see `save_adapter`.
+    >>> import glora_jax
+    >>> glora_jax.nnx.load_adapter.__name__
+    'load_adapter'
+  """
+  adapted, variables = as_adapted(model)
+  fixed, loaded = adapter_file.load_adapter(
+    path, adapted.fix(None), variables['params'], strict=strict
+  )
+  check_genome_of(adapters(model), fixed.genome, 'load_adapter')
+  set_variables(model, loaded)  # it checks all of these before it changes any
+  set_genome(model, fixed.genome)
+
+
+def summary(model: nnx.Module, genome: Any = None) -> str:
+  """A table of the adapted layers of a model: sizes, alleles, trained and total parameters.
+
+  Args:
+    model: an attached model.
+    genome: whose alleles to show, int [rows, 5]; None shows the model's own.
+
+  Raises:
+    ValueError: the model is not attached, or the genome does not fit it.
+
+  Example:
+    >>> import glora_jax, jax.numpy as jnp
+    >>> from flax import nnx
+    >>> linear = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+    >>> model = glora_jax.nnx.attach(linear, jnp.ones((1, 4)), structure='lora:4')
+    >>> print(glora_jax.nnx.summary(model))
+    layer   in  out  A     B       C     D     E     trained  total
+    Linear   4    3  none  lora:4  none  none  none       28     15
+    this structure trains 28 parameters, and the heads 0: 186.67% of the 15 of the base model
+  """
+  adapted, _ = as_adapted(model)
+  return adapted.summary(get_genome(model) if genome is None else genome)
+
+
+def _widened(group: Group, stored: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+  """All supports of a group, with zeros where nothing is stored."""
+  widened = {}
+  for name, shape in group.support_shapes().items():
+    value = stored.get(name, jnp.zeros((0,) * len(shape), group.support_dtype))
+    missing = np.subtract(shape, value.shape)
+    widened[name] = jnp.pad(value, [(0, size) for size in missing]) if missing.any() else value
+  return widened
 
 
 def shard(
@@ -151,7 +355,7 @@ def shard(
   meshes.require_mesh(mesh)
   found = adapters(model)
   paths = {site.kernel_path for adapter in found for site in adapter.group.members}
-  own = variables(model)
+  own = by_paths(model)
   values = {path: variable.get_raw_value() for path, variable in own.items()}
   kernels = {path: values.pop(path) for path in paths}
   placed = sharding.shard_arrays(mesh, kernels, min_bytes) | meshes.replicate(mesh, values)

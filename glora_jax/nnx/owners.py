@@ -15,14 +15,11 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 from flax import nnx
 
-from glora_jax.nnx.adapter import (
-  Adapter,
-  gathered,
-  local_layout,
-  merged_bias,
-  merged_kernel,
-  thin_output,
-)
+from glora_jax.method import equation
+from glora_jax.method.rules import merge_biases, merge_kernels
+from glora_jax.method.space import WEIGHT_TENSORS
+from glora_jax.method.supports import SUPPORTS
+from glora_jax.nnx.adapter import Adapter, gathered, left, local_layout
 from glora_jax.nnx.places import Location, locations, modules, put, variable_at, with_variables
 from glora_jax.nnx.variables import Head, merged_variable, without_role
 
@@ -157,10 +154,13 @@ def merged(owner: nnx.Pytree, param: AdaptedParam) -> jax.Array:
   """An adapted parameter with its supports merged in."""
   adapter: Adapter = vars(owner)[param.adapter]
   kernel = variable_at(owner, param.kernel).get_value()
-  if param.is_kernel:
-    return merged_kernel(adapter, param.member, kernel)
-  bias = variable_at(owner, param.location).get_value()
-  return merged_bias(adapter, param.member, kernel, bias)
+  local, supports, alleles = left(adapter, param.member, kernel)
+  ranks = adapter.group.space.ranks
+  if not param.is_kernel:
+    bias = variable_at(owner, param.location).get_value()
+    return merge_biases(kernel, bias, supports, alleles, local, ranks)
+  used = {name: x for name, x in supports.items() if SUPPORTS[name].tensor in WEIGHT_TENSORS}
+  return merge_kernels(kernel, used, alleles, local, ranks) if used else kernel
 
 
 def _used(owner: nnx.Pytree, param: AdaptedParam) -> jax.Array:
@@ -180,12 +180,7 @@ def _owner_class(base: type, params: tuple[AdaptedParam, ...]) -> type:
   for param in params:
     by_attribute.setdefault(param.location.attribute, []).append(param)
   members: dict[str, Any] = {
-    name: property(
-      functools.partial(_read, name, tuple(together)),
-      functools.partial(_write, name),
-      functools.partial(_forget, name),
-    )
-    for name, together in by_attribute.items()
+    name: _merged_property(name, together) for name, together in by_attribute.items()
   }
   members |= {'_glora_params': params, '_glora_base': base}
   members |= {'__doc__': base.__doc__, '__module__': base.__module__}
@@ -228,23 +223,27 @@ def _new_owner(base: type, params: tuple[AdaptedParam, ...]) -> Any:
   return object.__new__(_owner_class(base, params))
 
 
-def _read(name: str, params: Sequence[AdaptedParam], owner: nnx.Pytree) -> Any:
+def _merged_property(name: str, params: Sequence[AdaptedParam]) -> property:
   """An attribute with merged values for the parameters in it."""
-  if name not in vars(owner):
-    raise AttributeError(f"'{type(owner).__name__}' object has no attribute '{name}'")
-  new = {
-    param.location.inside: merged_variable(variable_at(owner, param.location), _used(owner, param))
-    for param in params
-  }
-  return with_variables(vars(owner)[name], new)
 
+  def read(owner: nnx.Pytree) -> Any:
+    if name not in vars(owner):
+      raise AttributeError(f"'{type(owner).__name__}' object has no attribute '{name}'")
+    new = {
+      param.location.inside: merged_variable(
+        variable_at(owner, param.location), _used(owner, param)
+      )
+      for param in params
+    }
+    return with_variables(vars(owner)[name], new)
 
-def _write(name: str, owner: nnx.Pytree, value: Any) -> None:
-  vars(owner)[name] = value
+  def write(owner: nnx.Pytree, value: Any) -> None:
+    vars(owner)[name] = value
 
+  def forget(owner: nnx.Pytree) -> None:
+    del vars(owner)[name]
 
-def _forget(name: str, owner: nnx.Pytree) -> None:
-  del vars(owner)[name]
+  return property(read, write, forget)
 
 
 def _call_linear(owner: nnx.Pytree, *args: Any, **kwargs: Any) -> Any:
@@ -286,12 +285,14 @@ def _thin_dot_general(
   output = product(inputs, gathered(adapter, kernel), dimension_numbers, **kwargs)
   (contracted, of_kernel), _ = dimension_numbers
   by_dim = dict(zip(of_kernel, contracted, strict=True))
-  order = [by_dim[dim] for dim in local_layout(adapter, member, kernel).inputs]
+  local, supports, alleles = left(adapter, member, kernel)
+  order = [by_dim[dim] for dim in local.inputs]
   free = [dim for dim in range(inputs.ndim) if dim not in order]
   sizes = [inputs.shape[dim] for dim in free]
   rows, columns = inputs.transpose(*free, *order).reshape(*sizes, -1), output.reshape(*sizes, -1)
-  precision = kwargs.get('precision')
-  return thin_output(adapter, member, kernel, rows, columns, precision).reshape(output.shape)
+  ranks, precision = adapter.group.space.ranks, kwargs.get('precision')
+  added = equation.thin_output(rows, columns, supports, alleles, ranks, precision)
+  return added.reshape(output.shape)
 
 
 def _call_bridge(owner: nnx.bridge.ToNNX, *args: Any, **kwargs: Any) -> Any:

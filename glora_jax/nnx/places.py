@@ -44,7 +44,7 @@ def places(model: nnx.Module) -> dict[Path, list[Place]]:
   return by_path
 
 
-def variables(model: nnx.Module) -> dict[Path, nnx.Variable]:
+def by_paths(model: nnx.Module) -> dict[Path, nnx.Variable]:
   """All variables of a model, by their paths in its state, with names for numbers."""
   return {path: variable_at(*found[0]) for path, found in places(model).items()}
 
