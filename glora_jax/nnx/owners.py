@@ -21,7 +21,7 @@ from glora_jax.method.space import WEIGHT_TENSORS
 from glora_jax.method.supports import SUPPORTS
 from glora_jax.nnx.adapter import Adapter, gathered, left, local_layout
 from glora_jax.nnx.places import Location, locations, modules, put, variable_at, with_variables
-from glora_jax.nnx.variables import Head, merged_variable, without_role
+from glora_jax.nnx.variables import Head, by_making, merged_variable, without_role
 
 Model = TypeVar('Model', bound=nnx.Module)
 PREFIX = 'glora_'  # of the attributes that lie beside an owner's parameters
@@ -184,7 +184,7 @@ def _owner_class(base: type, params: tuple[AdaptedParam, ...]) -> type:
   }
   members |= {'_glora_params': params, '_glora_base': base}
   members |= {'__doc__': base.__doc__, '__module__': base.__module__}
-  members['__reduce_ex__'] = _reduce
+  members['__reduce_ex__'] = by_making(_owner_class, base, params)
   if base.__call__ in _LINEAR_CALLS:
     members['__call__'] = _call_linear
   elif issubclass(base, nnx.bridge.ToNNX):
@@ -197,12 +197,16 @@ def _owner_class(base: type, params: tuple[AdaptedParam, ...]) -> type:
 def _subclass(base: type, members: Mapping[str, Any]) -> type:
   """A subclass of a module's class, of which that is told where it can be."""
   name = PREFIX + base.__name__  # a base may keep a register of its subclasses by name
-  options = {'pytree': base._pytree__is_pytree}
+  make = functools.partial(
+    types.new_class,
+    name,
+    kwds={'pytree': base._pytree__is_pytree},
+    exec_body=lambda namespace: namespace.update(members),
+  )
   try:
-    return types.new_class(name, (base,), options, lambda namespace: namespace.update(members))
+    return make((base,))
   except Exception:  # it demands arguments that only its author knows, or forbids subclasses
-    bases = _Untold, base
-    return types.new_class(name, bases, options, lambda namespace: namespace.update(members))
+    return make((_Untold, base))
 
 
 class _Untold(nnx.Pytree):
@@ -211,16 +215,6 @@ class _Untold(nnx.Pytree):
   def __init_subclass__(cls, **options: Any) -> None:
     told = vars(nnx.Pytree)['__init_subclass__'].__func__
     told(cls, **options)
-
-
-def _reduce(owner: nnx.Pytree, protocol: int) -> tuple:
-  """How pickle takes an owner apart: its class is made again, and not looked up by its name."""
-  _, _, *state = object.__reduce_ex__(owner, max(protocol, 2))
-  return (_new_owner, (plain_class(owner), params_of(owner)), *state)
-
-
-def _new_owner(base: type, params: tuple[AdaptedParam, ...]) -> Any:
-  return object.__new__(_owner_class(base, params))
 
 
 def _merged_property(name: str, params: Sequence[AdaptedParam]) -> property:

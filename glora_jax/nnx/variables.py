@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 from flax import nnx
@@ -96,17 +97,21 @@ def _head_type(original: type[nnx.Variable]) -> Any:
   """The type of heads that were of a type; they stay instances of it."""
   if original is nnx.Param:
     return Head
-  return type(Head)('Head', (Head, original), {'__reduce_ex__': _reduce_head})
+  return type(Head)('Head', (Head, original), {'__reduce_ex__': by_making(_head_type, original)})
 
 
-def _reduce_head(head: Head, protocol: int) -> tuple:
-  """How pickle takes a head apart whose type was made here, and has no name to look it up by."""
-  _, _, *state = object.__reduce_ex__(head, max(protocol, 2))
-  return (_new_head, (head.var_type.__bases__[1],), *state)
+def by_making(make: Callable[..., type], *arguments: Any) -> Callable[[Any, int], tuple]:
+  """How pickle takes apart what is of a class that is made here, and not looked up by its name."""
+
+  def reduce(value: Any, protocol: int) -> tuple:
+    _, _, *state = object.__reduce_ex__(value, max(protocol, 2))
+    return (_new, (make, *arguments), *state)
+
+  return reduce
 
 
-def _new_head(original: type[nnx.Variable]) -> Any:
-  return object.__new__(_head_type(original))
+def _new(make: Callable[..., type], *arguments: Any) -> Any:
+  return object.__new__(make(*arguments))
 
 
 @functools.cache
