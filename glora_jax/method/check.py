@@ -161,7 +161,7 @@ def _compare_outputs(trial: Trial) -> Iterator[CheckRow]:
   for genome in trial.genomes:
     folded = {**variables, 'params': trial.fold(variables, genome)}
     folding.append(_error(trial.base(folded), trial.apply(variables, genome)))
-  fixing = [_error(trial.fixed(variables), trial.apply(variables, trial.thin))]
+  fixing = [_error(trial.fixed(variables), trial.apply(variables, trial.by_output))]
   for name, errors, note in (
     ('identity at start', identity, f'fresh supports and the base model, {number}'),
     ('fold against apply', folding, f'folded into the untouched model, {number}'),
@@ -290,12 +290,12 @@ class Trial:
     variables: the variables with noise on supports and heads, and on parameters that are zero.
     genomes: the largest, and so many that every allele on offer occurs in every layer; int8
       [genome, rows, 5].
-    thin: the largest genome whose A is as small as can be, so that no merged kernel is needed.
+    by_output: the largest genome whose A is as small as can be, so that no merged kernel is needed.
     tolerance: how far equal outputs may differ, relative to the largest of them.
     fold: compiled `adapted.fold`.
     base: of variables, what the untouched model returns.
     apply: of variables and a genome, what `adapted.apply` returns.
-    fixed: of variables, what the fixed subnet of `thin` returns.
+    fixed: of variables, what the fixed subnet of `by_output` returns.
   """
 
   def __init__(self, adapted: Adapted, variables: Mapping[str, Any], call: Call):
@@ -305,8 +305,8 @@ class Trial:
     noise = np.random.default_rng(0).standard_normal(max(sizes) + len(sizes), np.float32)
     self.variables = jax.jit(self._prepare)(variables, _NOISE * noise)
     self.genomes = check_genomes(adapted.spec)
-    self.thin = self.genomes[0].copy()
-    self.thin[:, 0] = adapted.spec.offered_table[:, 0, 0]
+    self.by_output = self.genomes[0].copy()
+    self.by_output[:, 0] = adapted.spec.offered_table[:, 0, 0]
     self.fold = jax.jit(adapted.fold)
     self.base = _jit_over_arrays(self._run_base, call)
     self.apply = _jit_over_arrays(self._run_adapted, call)
@@ -336,7 +336,7 @@ class Trial:
     return _vector(outputs, call)
 
   def _run_fixed(self, call: Call, variables: Mapping[str, Any]) -> jax.Array:
-    subnet = self.adapted.fix(self.thin)
+    subnet = self.adapted.fix(self.by_output)
     return _vector(subnet.apply(variables, *call.args, **call.kwargs), call)
 
   def _run_step(self, call: Call, trainable: Any, frozen: Any, genome: Any) -> tuple[Any, Any]:

@@ -15,7 +15,7 @@ The arrays that the forms are made of are the layer's supports: see `glora_jax.m
 Those that no allele on offer reads may be left out: a tensor without any is none.
 
 Training a layer with a merged kernel would compute the gradient of the whole kernel first and then
-that of its factors. Where A is not a LoRA, `thin_layer` gives the same output as
+that of its factors. Where A is not a LoRA, `layer_by_output` gives the same output as
 x W' + b' = (x W) * (1 + A) + (x B_down) B_up + b', in which all that is trained has thin gradients.
 Where a merged kernel is cheaper nevertheless, `_merged_product` has these gradients as its own.
 """
@@ -265,7 +265,7 @@ def platform() -> str:
   return _platform.get() or jax.default_backend()
 
 
-def thin_layer(
+def layer_by_output(
   product: Product,
   inputs: jax.Array,
   kernel: jax.Array,
@@ -299,10 +299,10 @@ def thin_layer(
       down, up = weight_factors(supports, 'B', alleles[1], ranks)
     terms = (term.astype(kernel.dtype) for term in (scale, down, up))
     return _merged_product(product, precision, inputs, kernel, *terms)
-  return thin_output(inputs, product(inputs, kernel), supports, alleles, ranks, precision)
+  return with_terms(inputs, product(inputs, kernel), supports, alleles, ranks, precision)
 
 
-def thin_output(
+def with_terms(
   inputs: jax.Array,
   product: jax.Array,
   supports: Mapping[str, jax.Array],
@@ -310,15 +310,15 @@ def thin_output(
   ranks: Sequence[int],
   precision: Any = None,
 ) -> jax.Array:
-  """The output of `thin_layer` from its kernel's alone: no array has the kernel's size.
+  """The output of `layer_by_output` from its kernel's alone: no array has the kernel's size.
 
   Args:
     inputs: x, float [..., in].
     product: x W, float [..., out]; the result has its dtype.
-    supports: as of `thin_layer`, and so are the others.
+    supports: as of `layer_by_output`, and so are the others.
     alleles: forms of A, B, C, D, E.
     ranks: LoRA ranks.
-    precision: as of `thin_layer`.
+    precision: as of `layer_by_output`.
 
   Returns:
     float [..., out].
@@ -330,7 +330,7 @@ def thin_output(
   if 'B_down' in supports:
     down, up = weight_factors(supports, 'B', alleles[1], ranks)
     factors = down.astype(dtype), up.astype(dtype)
-    output = output + _thin_product(inputs.astype(dtype), *factors, precision)
+    output = output + _through_factors(inputs.astype(dtype), *factors, precision)
   elif 'B' in stored:
     row = _beside(output, flat_form(supports, 'B', alleles[1]))
     output = output + inputs.astype(dtype).sum(-1, keepdims=True) * row
@@ -342,7 +342,9 @@ def _beside(output: jax.Array, row: jax.Array) -> jax.Array:
   return jnp.broadcast_to(row.astype(output.dtype), output.shape)
 
 
-def _thin_product(inputs: jax.Array, down: jax.Array, up: jax.Array, precision: Any) -> jax.Array:
+def _through_factors(
+  inputs: jax.Array, down: jax.Array, up: jax.Array, precision: Any
+) -> jax.Array:
   """(x B_down) B_up, [..., out].
 
   Held behind a barrier in its transposed form, `down` gets its gradient as t^T x, with
@@ -409,8 +411,8 @@ def _merged_product_jvp(
   by_argument = (
     lambda change: jax.checkpoint(merged)(change, kernel, scale, down, up),
     lambda change: product(inputs, change * _beside(change, scale)),
-    lambda change: _thin_product(inputs, change, up, precision),
-    lambda change: _thin_product(inputs, down, change, precision),
+    lambda change: _through_factors(inputs, change, up, precision),
+    lambda change: _through_factors(inputs, down, change, precision),
   )
   terms += [
     derivative(change)

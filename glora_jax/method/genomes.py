@@ -263,7 +263,7 @@ def with_one_shift(spec: Spec, genomes: np.ndarray) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class Occurring:
+class InUse:
   """For each tensor the codes that may occur in a stack of layers.
 
   Attributes:
@@ -273,18 +273,18 @@ class Occurring:
   codes: tuple[tuple[int, ...], ...]
 
   @classmethod
-  def of_alleles(cls, alleles: np.ndarray) -> Occurring:
+  def of_alleles(cls, alleles: np.ndarray) -> InUse:
     """The codes that occur in alleles [layer, 5].
 
     Example:
-      >>> found = Occurring.of_alleles(np.array([[0, 3, 0, 0, 0], [0, 0, 0, 0, 2]]))
-      >>> found.tensors, found.is_thin
+      >>> found = InUse.of_alleles(np.array([[0, 3, 0, 0, 0], [0, 0, 0, 0, 2]]))
+      >>> found.tensors, found.goes_by_output
       (('B', 'E'), True)
     """
     return cls.of_tensors(column.tolist() for column in alleles.T)
 
   @classmethod
-  def of_tensors(cls, codes: Iterable[Iterable[int]]) -> Occurring:
+  def of_tensors(cls, codes: Iterable[Iterable[int]]) -> InUse:
     """The codes of each tensor, in any order."""
     return cls(tuple(tuple(sorted(set(column))) for column in codes))
 
@@ -295,7 +295,7 @@ class Occurring:
     return tuple(tensor for tensor, codes in pairs if codes != (0,))
 
   @property
-  def is_thin(self) -> bool:
+  def goes_by_output(self) -> bool:
     """Whether no layer has a LoRA for A, so that no merged kernel is needed."""
     return max(self.codes[0]) < len(FLAT_FORMS['A'])
 

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from glora_jax.method.genomes import Occurring
+from glora_jax.method.genomes import InUse
 from glora_jax.method.site import Site
 from glora_jax.method.space import TENSORS, Layer, SearchSpace, Spec
 from glora_jax.method.supports import (
@@ -123,12 +123,12 @@ class Group:
   def read_by(self, genomes: np.ndarray) -> dict[str, int]:
     """The supports that genomes [..., rows, 5] read; of those with ranks the largest, else 0."""
     own = genomes[..., np.array(self.rows), :].reshape(-1, len(TENSORS))
-    return self.stored_for(Occurring.of_alleles(own))
+    return self.stored_for(InUse.of_alleles(own))
 
-  def stored_for(self, occurring: Occurring) -> dict[str, int]:
+  def stored_for(self, in_use: InUse) -> dict[str, int]:
     """The supports that some allele reads; of those with ranks the largest, else 0."""
     ranks: dict[str, int] = {}
-    for column, codes in enumerate(occurring.codes):
+    for column, codes in enumerate(in_use.codes):
       for code in codes:
         alleles = [0] * len(TENSORS)
         alleles[column] = code

@@ -299,13 +299,13 @@ def _is_as_announced(site: Site, by_use: Mapping[Path, Site]) -> bool:
   return inputs == others
 
 
-def _run(layout: Layout, ranks: tuple[int, ...], is_thin: bool, call: Call) -> Any:
+def _run(layout: Layout, ranks: tuple[int, ...], goes_by_output: bool, call: ModuleCall) -> Any:
   """What a linear module returns with the supports beside its kernel.
 
   Args:
     layout: layout of the kernel that the module sees.
     ranks: LoRA ranks that the codes stand for.
-    is_thin: whether no layer of the stack can have a LoRA for A.
+    goes_by_output: whether no layer of the stack can have a LoRA for A.
     call: the call.
   """
   module, kernel, bias = call.module, call.params['kernel'], call.params.get('bias')
@@ -321,7 +321,7 @@ def _run(layout: Layout, ranks: tuple[int, ...], is_thin: bool, call: Call) -> A
   # A subclass may do more, and a product of its own (quantized, say) need not split into terms.
   plain = type(module) is nn.Dense and module.dot_general is module.dot_general_cls is None
   arguments = [*call.args, *call.kwargs.values()]  # of any but its one, it says what is wrong
-  if plain and is_thin and len(arguments) == 1 and call.kwargs.keys() <= {'inputs'}:
+  if plain and goes_by_output and len(arguments) == 1 and call.kwargs.keys() <= {'inputs'}:
     return _dense(module, arguments[0], kernel, bias, supports, alleles, ranks)
   params = {'kernel': merge_kernels(kernel, *rest)}
   if bias is not None:
@@ -344,7 +344,7 @@ def _dense(
     last_axis = ((x.ndim - 1,), (0,)), ((), ())
     return jax.lax.dot_general(*operands, last_axis, precision=module.precision)
 
-  output = equation.thin_layer(product, inputs, kernel, *rest, precision=module.precision)
+  output = equation.layer_by_output(product, inputs, kernel, *rest, precision=module.precision)
   if bias is not None:  # JAX may be told to repeat nothing by itself
     output += jnp.broadcast_to(bias.astype(output.dtype), output.shape)
   return output
@@ -356,7 +356,7 @@ def graft(
   supports: Any,
   genome: jax.Array,
   fixed: np.ndarray | None = None,
-) -> tuple[Any, dict[str, Callable[[Call], Any]]]:
+) -> tuple[Any, dict[str, Callable[[ModuleCall], Any]]]:
   """Params with supports and alleles beside their kernels, stacked as these are.
 
   They go into `params` itself, since a third-party `nn.scan` may hand on no other collection. What
@@ -384,7 +384,7 @@ def graft(
     if isinstance(kernel, Deferred):
       params = replace(params, site.kernel_path, kernels[site.kernel_path])
       leaves = {'alleles': kernel.alleles, **kernel.supports}
-      static = site.local, kernel.plan.ranks, kernel.plan.is_thin
+      static = site.local, kernel.plan.ranks, kernel.plan.goes_by_output
       params, run = put_beside(params, site, leaves, functools.partial(_run, *static))
       runs |= run
   return params, runs
@@ -392,7 +392,7 @@ def graft(
 
 def put_beside(
   params: Any, site: Site, leaves: Mapping[str, Any], run: functools.partial[Any]
-) -> tuple[Any, dict[str, Callable[[Call], Any]]]:
+) -> tuple[Any, dict[str, Callable[[ModuleCall], Any]]]:
   """Params with arrays beside a kernel, under a key that says what their module does with them.
 
   Class-level `nn.jit` reuses traces between models of equal structure: a key is made of all that is
@@ -402,7 +402,7 @@ def put_beside(
     params: parameters of the model.
     site: the module.
     leaves: arrays by name, with the site's stack axes first.
-    run: what the module returns, of what is static and a `Call`.
+    run: what the module returns, of what is static and a `ModuleCall`.
 
   Returns:
     The params, and `run` by the key, for `intercept`.
@@ -416,7 +416,7 @@ def put_beside(
   return replace(params, (*site.kernel_path[:-1], key), placed), {key: run}
 
 
-class Call(NamedTuple):
+class ModuleCall(NamedTuple):
   """A call of a linear module beside whose kernel something lies.
 
   Attributes:
@@ -452,7 +452,7 @@ class Call(NamedTuple):
 
 
 def intercept(
-  runs: Mapping[str, Callable[[Call], Any]], next_function, args, kwargs, context
+  runs: Mapping[str, Callable[[ModuleCall], Any]], next_function, args, kwargs, context
 ) -> Any:
   """Interceptor of module calls: runs a linear module with a key of `runs` beside its kernel."""
   module = context.module
@@ -464,4 +464,4 @@ def intercept(
     return next_function(*args, **kwargs)
   params = nn.meta.unbox(dict(params))
   leaves = params.pop(key)
-  return runs[key](Call(module, params, leaves, next_function, args, kwargs))
+  return runs[key](ModuleCall(module, params, leaves, next_function, args, kwargs))

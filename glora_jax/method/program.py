@@ -295,7 +295,7 @@ class _Program:
 
     def before(value: Any) -> Any:
       plan = value.plan if isinstance(value, Deferred) and self._gather is None else None
-      return value if plan is None or plan.stack or plan.is_thin else self._whole(value)
+      return value if plan is None or plan.stack or plan.goes_by_output else self._whole(value)
 
     return list(map(before, values))
 

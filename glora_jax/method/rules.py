@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from glora_jax.method import equation
-from glora_jax.method.genomes import Occurring
+from glora_jax.method.genomes import InUse
 from glora_jax.method.groups import Group
 from glora_jax.method.site import Layout
 from glora_jax.method.space import TENSORS, WEIGHT_TENSORS
@@ -87,7 +87,7 @@ class Plan:
     outputs: the others.
     view: where they are in the array that the model has made of the parameter so far.
     ranks: LoRA ranks that the codes stand for.
-    is_thin: whether no layer can have a LoRA for A.
+    goes_by_output: whether no layer can have a LoRA for A.
     casts: types that the model has cast it to.
   """
 
@@ -96,7 +96,7 @@ class Plan:
   outputs: tuple[int, ...]
   view: View
   ranks: tuple[int, ...]
-  is_thin: bool
+  goes_by_output: bool
   casts: tuple[np.dtype, ...] = ()
 
   @property
@@ -216,10 +216,11 @@ def defer(
   """
   leaves, new = flatten(params), {}
   for group in groups:
-    alleles, ranks, used, is_thin = group.alleles(genome), group.space.ranks, set(TENSORS), False
+    alleles, ranks = group.alleles(genome), group.space.ranks
+    used, goes_by_output = set(TENSORS), False
     if fixed is not None:
-      occurring = Occurring.of_alleles(fixed[np.array(group.rows)])
-      used, is_thin = set(occurring.tensors), occurring.is_thin
+      in_use = InUse.of_alleles(fixed[np.array(group.rows)])
+      used, goes_by_output = set(in_use.tensors), in_use.goes_by_output
     waiting = used if biases_wait else used & set(WEIGHT_TENSORS)
     for site, part in group.of_members(group.own(supports)):
       kernel, of_bias = nn.meta.unbox(leaves[site.kernel_path]), of_tensors(part, used - waiting)
@@ -228,7 +229,7 @@ def defer(
         new[site.bias_path] = merge_biases(kernel, bias, of_bias, alleles, site.layout, ranks)
       if part := of_tensors(part, waiting):
         axes = site.layout.stack, site.layout.inputs, site.layout.outputs
-        plan = Plan(*axes, View.whole((), kernel.shape), ranks, is_thin)
+        plan = Plan(*axes, View.whole((), kernel.shape), ranks, goes_by_output)
         kernel = kernel.transpose(sum(axes, ()))
         new[site.kernel_path] = Deferred(kernel, part, alleles, plan)
   return update(params, new)
@@ -297,7 +298,7 @@ def by_output(
   axes_of = [{a.axis for dim in dims for a in view.dims[dim] if a.size > 1} for dims in own]
   ones = [n for n, size in enumerate(deferred.kernel.shape[: len(plan.stack)]) if size == 1]
   is_layer = axes_of[0] <= set(plan.inputs) and axes_of[2] <= set(plan.outputs)
-  if not (plan.is_thin and is_layer and None not in layers):
+  if not (plan.goes_by_output and is_layer and None not in layers):
     return None
   order = [*(place for place in layers if place is not None), *ones]
   if len(order) != len(plan.stack):
@@ -311,7 +312,7 @@ def by_output(
   def layer(x: jax.Array, matrix: jax.Array, supports: Any, alleles: jax.Array) -> jax.Array:
     run = jax.checkpoint(product) if gather else product
     arguments = run, x, matrix, supports, alleles, plan.ranks, params['precision']
-    return equation.thin_layer(*arguments)
+    return equation.layer_by_output(*arguments)
 
   lead = [x.shape[dim] for dim in (*others[1], *others[2])]
   matrices = dataclasses.replace(deferred, kernel=plan.layout.matrices(deferred.kernel))

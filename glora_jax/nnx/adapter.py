@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from glora_jax.method.genomes import Occurring
+from glora_jax.method.genomes import InUse
 from glora_jax.method.groups import Group, cut_to
 from glora_jax.method.sharding import gather_over
 from glora_jax.method.site import Layout, Site
@@ -35,13 +35,13 @@ class Static:
 
   Attributes:
     group: the layers.
-    occurring: the alleles that may occur.
+    in_use: the alleles that may occur.
     mesh: devices that the kernels are sharded over; None where each holds them whole.
     is_fixed: whether the model has one structure alone.
   """
 
   group: Group
-  occurring: Occurring
+  in_use: InUse
   mesh: jax.sharding.Mesh | None = None
   is_fixed: bool = False
 
@@ -54,7 +54,7 @@ class Static:
   @functools.cached_property
   def only_alleles(self) -> np.ndarray | None:
     """The alleles [5] where there is no choice, known when tracing; None where there is one."""
-    codes = self.occurring.codes
+    codes = self.in_use.codes
     return np.array(codes, np.int8)[:, 0] if max(map(len, codes)) == 1 else None
 
 
@@ -84,7 +84,7 @@ class Adapter(nnx.Pytree):
   ):
     beside = functools.partial(_beside, static.group.members[0], kernel)
     self.genome = beside(genome_type, jnp.asarray(alleles, jnp.int8), (None,), static=static)
-    for name, value in cut_to(static.group.stored_for(static.occurring), supports).items():
+    for name, value in cut_to(static.group.stored_for(static.in_use), supports).items():
       setattr(self, name, beside(Support, value, SUPPORTS[name].axes))
 
   @property
@@ -126,14 +126,14 @@ def set_supports(adapter: Adapter, collection: Any) -> None:
 def fix_alleles(adapter: Adapter, genome: np.ndarray) -> None:
   """Leaves of an adapter's supports what its genome int [rows, 5] reads."""
   group, supports = adapter.group, adapter.supports
-  occurring = Occurring.of_alleles(genome[list(group.rows)])
-  stored = cut_to(group.stored_for(occurring), supports)
+  in_use = InUse.of_alleles(genome[list(group.rows)])
+  stored = cut_to(group.stored_for(in_use), supports)
   for name, variable in adapter.variables.items():
     if name in stored:
       set_like(variable, put_beside(stored[name], group.members[0]))
     else:
       delattr(adapter, name)
-  static = dataclasses.replace(adapter.static, occurring=occurring, is_fixed=True)
+  static = dataclasses.replace(adapter.static, in_use=in_use, is_fixed=True)
   adapter.genome.set_metadata('static', static)
 
 

@@ -114,7 +114,7 @@ def check_genome_of(found: Sequence[Adapter], genome: Any, call: str) -> None:
   codes, same = canonicalize(layers, genome), layers.canonical_table
   for adapter in found:
     rows = np.array(adapter.group.rows)
-    for column, stored in enumerate(adapter.static.occurring.codes):
+    for column, stored in enumerate(adapter.static.in_use.codes):
       has = (same[rows, column][:, stored] == codes[rows, column, None]).any(axis=1)
       if not has.all():
         row, tensor = rows[has.argmin()], TENSORS[column]
@@ -223,7 +223,7 @@ def set_variables(model: nnx.Module, variables: Mapping[str, Any]) -> None:
 def _check_ranks(adapter: Adapter, collection: Any) -> None:
   """Raises ValueError where supports are cut to lower ranks than a model stores."""
   supports = adapter.group.own(collection)
-  for name, rank in adapter.group.stored_for(adapter.static.occurring).items():
+  for name, rank in adapter.group.stored_for(adapter.static.in_use).items():
     given = np.shape(supports[name])[RANK_AXES[name]] if rank else rank
     if given < rank:
       raise ValueError(

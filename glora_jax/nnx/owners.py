@@ -251,7 +251,7 @@ def _call_linear(owner: nnx.Pytree, *args: Any, **kwargs: Any) -> Any:
   adapter, kernel = vars(owner)[param.adapter], variable_at(owner, param.location)
   layout = local_layout(adapter, param.member, kernel.get_value())
   in_order = list(layout.outputs) == sorted(layout.outputs)
-  if not adapter.static.occurring.is_thin or layout.stack or not in_order:
+  if not adapter.static.in_use.goes_by_output or layout.stack or not in_order:
     return plain_class(owner).__call__(owner, *args, **kwargs)
   layer = object.__new__(plain_class(owner))  # a copy for this call, with the base's kernel
   vars(layer).update(vars(owner))
@@ -262,11 +262,13 @@ def _call_linear(owner: nnx.Pytree, *args: Any, **kwargs: Any) -> Any:
     product = layer.dot_general_cls()
     vars(layer)['dot_general_cls'] = None
   product = product or jax.lax.dot_general
-  vars(layer)['dot_general'] = functools.partial(_thin_dot_general, product, adapter, param.member)
+  vars(layer)['dot_general'] = functools.partial(
+    _dot_general_by_output, product, adapter, param.member
+  )
   return layer(*args, **kwargs)
 
 
-def _thin_dot_general(
+def _dot_general_by_output(
   product: Callable[..., jax.Array],
   adapter: Adapter,
   member: int,
@@ -285,7 +287,7 @@ def _thin_dot_general(
   sizes = [inputs.shape[dim] for dim in free]
   rows, columns = inputs.transpose(*free, *order).reshape(*sizes, -1), output.reshape(*sizes, -1)
   ranks, precision = adapter.group.space.ranks, kwargs.get('precision')
-  added = equation.thin_output(rows, columns, supports, alleles, ranks, precision)
+  added = equation.with_terms(rows, columns, supports, alleles, ranks, precision)
   return added.reshape(output.shape)
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from glora_jax.method.groups import Group
-from glora_jax.method.modules import Call, put_beside
+from glora_jax.method.modules import ModuleCall, put_beside
 from glora_jax.method.site import Layout, Site
 from glora_jax.tree import replace
 
@@ -96,7 +96,7 @@ def differentiated(params: Any, site: Site, probes: Mapping[str, Probe]) -> dict
   return changed | ({'bias': site.bias(params)} if site.has_bias else {})
 
 
-def _run(layout: Layout, width: int, call: Call) -> Any:
+def _run(layout: Layout, width: int, call: ModuleCall) -> Any:
   """What a linear module returns with its kernel tapped where it is called, inside a scan.
 
   Tapped from outside, all layers of the scan would have their gradients at once.
@@ -134,7 +134,7 @@ _AXES = {
 
 def with_changed(
   params: Any, site: Site, changed: Mapping[str, Any], probes: Mapping[str, Probe], inside: bool
-) -> tuple[Any, dict[str, Callable[[Call], Any]]]:
+) -> tuple[Any, dict[str, Callable[[ModuleCall], Any]]]:
   """Params with the kernel and bias of a site that are differentiated.
 
   Args:

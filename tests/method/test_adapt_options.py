@@ -35,12 +35,12 @@ def check_fold_and_merging(adapted, variables, inputs=X, number=3):
   so that no merged kernel is formed, and for a random one.
   """
   spec = adapted.spec
-  thin = np.minimum(np.array([2, 127, 1, 2, 2]), spec.num_codes - 1).astype(np.int8)
+  alleles = np.minimum(np.array([2, 127, 1, 2, 2]), spec.num_codes - 1).astype(np.int8)
   genomes = np.stack(
     [
       *random_genomes(np.random.default_rng(0), spec, number),
       presets.preset(spec, 'full'),
-      canonicalize(spec, thin),
+      canonicalize(spec, alleles),
     ]
   )
 

@@ -34,7 +34,7 @@ def through_merged_kernel(inputs, kernel, bias, stored, alleles):
 
 
 def ours(inputs, kernel, bias, stored, alleles):
-  output = equation.thin_layer(jnp.matmul, inputs, kernel, stored, alleles, RANKS)
+  output = equation.layer_by_output(jnp.matmul, inputs, kernel, stored, alleles, RANKS)
   return output if bias is None else output + jnp.broadcast_to(bias, output.shape)
 
 
@@ -178,7 +178,7 @@ def step(inputs, stacked):
   """A layer of a scan over layers."""
   kernel, stored = stacked
   alleles = jnp.array([0, 4, 0, 0, 0])
-  return jnp.sin(equation.thin_layer(jnp.matmul, inputs, kernel, stored, alleles, RANKS)), None
+  return jnp.sin(equation.layer_by_output(jnp.matmul, inputs, kernel, stored, alleles, RANKS)), None
 
 
 def loss_of_stack(stored, kernels, inputs):
