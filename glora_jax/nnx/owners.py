@@ -18,7 +18,7 @@ from flax import nnx
 from glora_jax.method import equation
 from glora_jax.method.rules import merge_biases, merge_kernels
 from glora_jax.method.space import WEIGHT_TENSORS
-from glora_jax.method.supports import SUPPORTS
+from glora_jax.method.supports import of_tensors
 from glora_jax.nnx.adapter import Adapter, gathered, left, local_layout
 from glora_jax.nnx.places import Location, locations, modules, put, variable_at, with_variables
 from glora_jax.nnx.variables import Head, by_making, merged_variable, without_role
@@ -159,7 +159,7 @@ def merged(owner: nnx.Pytree, param: AdaptedParam) -> jax.Array:
   if not param.is_kernel:
     bias = variable_at(owner, param.location).get_value()
     return merge_biases(kernel, bias, supports, alleles, local, ranks)
-  used = {name: x for name, x in supports.items() if SUPPORTS[name].tensor in WEIGHT_TENSORS}
+  used = of_tensors(supports, WEIGHT_TENSORS)
   return merge_kernels(kernel, used, alleles, local, ranks) if used else kernel
 
 
