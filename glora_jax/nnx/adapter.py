@@ -17,8 +17,7 @@ from glora_jax.method.genomes import InUse
 from glora_jax.method.groups import Group, cut_to
 from glora_jax.method.sharding import gather_over
 from glora_jax.method.site import Layout, Site
-from glora_jax.method.space import TENSORS
-from glora_jax.method.supports import SUPPORTS, support_shapes
+from glora_jax.method.supports import SUPPORTS
 from glora_jax.nnx.stacking import axis_names, put_beside, stack_first, taken_axes
 from glora_jax.nnx.variables import Genome, Support
 
@@ -112,7 +111,7 @@ class Adapter(nnx.Pytree):
   def alleles(self) -> jax.Array:
     """The whole alleles, [stack..., 5]."""
     site = self.group.members[0]
-    return stack_first(self.genome.get_value(), site.layout, site.stack_shape, (len(TENSORS),))
+    return stack_first(self.genome.get_value(), site.layout, site.stack_shape, 1)
 
 
 def set_supports(adapter: Adapter, collection: Any) -> None:
@@ -161,7 +160,7 @@ def left(
   taken = taken_axes(group.members[member], kernel.shape)
   local, home = (group.members[number].layout.below(taken) for number in (member, 0))
   stack, *_ = local.sizes(kernel.shape)
-  alleles = stack_first(adapter.genome.get_value(), home, stack, (len(TENSORS),))
+  alleles = stack_first(adapter.genome.get_value(), home, stack, 1)
   if static.only_alleles is not None:
     alleles = jnp.broadcast_to(static.only_alleles, alleles.shape)
   _, supports = list(group.of_members(_supports(adapter, home, stack)))[member]
@@ -170,33 +169,28 @@ def left(
 
 def _supports(adapter: Adapter, layout: Layout, stack: tuple[int, ...]) -> dict[str, jax.Array]:
   """What is left of the supports, with its stack axes first."""
-  group = adapter.group
-  shapes = support_shapes(group.in_features, group.out_features, ranks=(-1,), tied=False)
   return {
-    name: stack_first(variable.get_value(), layout, stack, shapes[name])
+    name: stack_first(variable.get_value(), layout, stack, len(SUPPORTS[name].axes))
     for name, variable in adapter.variables.items()
   }
 
 
-def alleles_beside(variable: Any, genome: Any) -> jax.Array:
-  """The alleles of a set of supports in a genome int [rows, 5], as their variable holds them."""
-  group = variable.static.group
+def set_alleles(adapter: Adapter, genome: Any) -> None:
+  """Sets the alleles to a genome's, int [rows, 5]."""
   array = jnp if isinstance(genome, jax.core.Tracer) else np  # NumPy has nothing to compile
-  alleles = group.alleles(array.asarray(genome, np.int8))
-  return _like(variable.get_value(), jnp.asarray(put_beside(alleles, group.members[0])))
+  alleles = adapter.group.alleles(array.asarray(genome, np.int8))
+  set_like(adapter.genome, put_beside(alleles, adapter.group.members[0]))
 
 
 def set_like(variable: nnx.Variable, value: Any) -> None:
-  """Sets a variable's value, in its data type and on its devices."""
+  """Sets a variable's value, in its data type and, unless it is traced, on its devices."""
   old = variable.get_value()
-  variable.set_value(_like(old, jnp.asarray(value, old.dtype)))
-
-
-def _like(old: Any, new: jax.Array) -> jax.Array:
-  """A new value on the devices of the old one; while tracing, the value itself."""
-  is_placed = isinstance(getattr(old, 'sharding', None), NamedSharding)
-  traced = isinstance(old, jax.core.Tracer) or isinstance(new, jax.core.Tracer)
-  return jax.device_put(new, old.sharding) if is_placed and not traced else new
+  new = jnp.asarray(value, old.dtype)
+  sharding = getattr(old, 'sharding', None)
+  is_traced = any(isinstance(array, jax.core.Tracer) for array in (old, new))
+  if isinstance(sharding, NamedSharding) and not is_traced:
+    new = jax.device_put(new, sharding)
+  variable.set_value(new)
 
 
 def _beside(

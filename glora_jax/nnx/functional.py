@@ -210,7 +210,7 @@ def check_model(model: Any, call: str) -> None:
       type(node).get_value is not nnx.Variable.get_value or node.has_metadata('on_get_value')
     ):
       raise ValueError(
-        f'{path_name(tuple(map(str, path)))} has a get_value or an on_get_value hook of its own, '
+        f'{path_name(plain_path(path))} has a get_value or an on_get_value hook of its own, '
         'and is read and put back here; do what these do where the model uses it.'
       )
   check_unquantized(type(model).__name__, model)
@@ -236,8 +236,8 @@ class Frozen:
 
   def variables(self) -> dict[str, Any]:
     """Parameters and, where there are any, batch statistics."""
-    values = {'params': nested(self.states[0]), STATISTICS: nested(self.states[1])}
-    return {name: value for name, value in values.items() if value or name == 'params'}
+    params, statistics = map(nested, self.states[:2])
+    return {'params': params} | ({STATISTICS: statistics} if statistics else {})
 
   def merged(self, variables: Mapping[str, Any]) -> nnx.Module:
     """The model with other values for its parameters, and for its batch statistics if given."""

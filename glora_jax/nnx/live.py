@@ -22,12 +22,12 @@ from glora_jax.method.space import TENSORS, Spec
 from glora_jax.method.structures import genome_of
 from glora_jax.method.supports import COLLECTION, RANK_AXES, SUPPORTS
 from glora_jax.method.validation import check_one_genome
-from glora_jax.nnx.adapter import Adapter, alleles_beside, set_like, set_supports
-from glora_jax.nnx.functional import STATISTICS, Frozen, check_values
+from glora_jax.nnx.adapter import Adapter, set_alleles, set_like, set_supports
+from glora_jax.nnx.functional import STATISTICS, Frozen, check_values, nested
 from glora_jax.nnx.owners import UNCOVERED, plain
 from glora_jax.nnx.places import by_paths
 from glora_jax.nnx.variables import Head
-from glora_jax.tree import flatten, get, plain_path, replace
+from glora_jax.tree import flatten, get, replace
 
 
 def adapters(model: nnx.Module) -> list[Adapter]:
@@ -59,14 +59,15 @@ def spec(model: nnx.Module) -> Spec:
 def get_genome(model: nnx.Module) -> np.ndarray:
   """The genome of an attached model, int8 [rows, 5]; raises ValueError if it is traced."""
   found = adapters(model)
-  if any(isinstance(adapter.alleles, jax.core.Tracer) for adapter in found):
+  alleles = [adapter.alleles for adapter in found]
+  if any(isinstance(array, jax.core.Tracer) for array in alleles):
     raise ValueError(
       'The genome of the model is traced, and its codes are needed here; call this outside of '
       'nnx.jit, nnx.vmap and nnx.grad.'
     )
   rows = np.concatenate([adapter.group.rows for adapter in found])
-  alleles = [np.asarray(adapter.alleles).reshape(-1, len(TENSORS)) for adapter in found]
-  return np.concatenate(alleles)[rows.argsort()]
+  codes = [np.asarray(array).reshape(-1, len(TENSORS)) for array in alleles]
+  return np.concatenate(codes)[rows.argsort()]
 
 
 def set_genome(model: nnx.Module, genome: Any) -> None:
@@ -93,7 +94,7 @@ def set_genome(model: nnx.Module, genome: Any) -> None:
     genome = genome_of(spec(model), genome)
   check_genome_of(found, genome, 'set_genome')
   for adapter in found:
-    adapter.genome.set_value(alleles_beside(adapter.genome, genome))
+    set_alleles(adapter, genome)
 
 
 def check_genome_of(found: Sequence[Adapter], genome: Any, call: str) -> None:
@@ -174,7 +175,7 @@ def as_adapted(model: nnx.Module) -> tuple[Adapted, dict[str, Any]]:
     model=frozen,
     spec=spec_of(groups),
     groups=groups,
-    head_paths=frozenset(plain_path(path) for path, _ in nnx.to_flat_state(nnx.state(model, Head))),
+    head_paths=frozenset(flatten(nested(nnx.state(model, Head)))),
     param_shapes=flatten(variables['params']),
     uncovered=vars(model).get(UNCOVERED, ()),
     mesh=static.mesh,
@@ -211,26 +212,21 @@ def set_variables(model: nnx.Module, variables: Mapping[str, Any]) -> None:
   statistics = variables.get(STATISTICS, {})
   check_values('batch statistics', statistics, own.get(STATISTICS, {}), 'as_adapted returned')
   for adapter in found:
-    _check_ranks(adapter, variables[COLLECTION])
+    supports = adapter.group.own(variables[COLLECTION])
+    for name, rank in adapter.group.stored_for(adapter.static.in_use).items():
+      given = np.shape(supports[name])[RANK_AXES[name]] if rank else rank
+      if given < rank:
+        raise ValueError(
+          f'The model stores rank {rank} for {SUPPORTS[name].tensor} in {adapter.group.name}, and '
+          f'these variables store rank {given}: they were cut to a smaller structure. Take those '
+          'that it was split from, or fix the model to its genome first (glora_jax.nnx.fix).'
+        )
   for adapter in found:
     set_supports(adapter, variables[COLLECTION])
   heads = {path: get(variables['params'], path) for path in adapted.head_paths}
   by_path = by_paths(model)
   for path, value in (heads | flatten(statistics)).items():
     set_like(by_path[path], value)
-
-
-def _check_ranks(adapter: Adapter, collection: Any) -> None:
-  """Raises ValueError where supports are cut to lower ranks than a model stores."""
-  supports = adapter.group.own(collection)
-  for name, rank in adapter.group.stored_for(adapter.static.in_use).items():
-    given = np.shape(supports[name])[RANK_AXES[name]] if rank else rank
-    if given < rank:
-      raise ValueError(
-        f'The model stores rank {rank} for {SUPPORTS[name].tensor} in {adapter.group.name}, and '
-        f'these variables store rank {given}: they were cut to a smaller structure. Take those '
-        'that it was split from, or fix the model to its genome first (glora_jax.nnx.fix).'
-      )
 
 
 def save_adapter(path: FilePath, model: nnx.Module, **metadata: Any) -> None:

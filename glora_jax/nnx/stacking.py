@@ -74,25 +74,24 @@ def taken_axes(site: Site, left: Sequence[int]) -> tuple[int, ...]:
   )
 
 
-def stack_first(
-  value: jax.Array, layout: Layout, stack: Sequence[int], shape: Sequence[int]
-) -> jax.Array:
+def stack_first(value: jax.Array, layout: Layout, stack: Sequence[int], ndim: int) -> jax.Array:
   """Inverse of `put_beside`, below transforms.
 
   Args:
     value: what is left of an array that lies beside a kernel.
     layout: layout of what is left of the kernel.
     stack: sizes of its stack axes.
-    shape: the array's own shape, with -1 for a size that is not known.
+    ndim: number of the array's axes besides those.
 
   Returns:
-    [stack..., shape...].
+    [stack..., rest...].
 
   Raises:
     ValueError: the transforms took other axes off the array than off the kernel.
   """
-  known = math.prod(stack) * math.prod(size for size in shape if size > 0)
-  if value.size != known and (-1 not in shape or value.size % known):
+  left = [size for dim, size in enumerate(value.shape) if dim in layout.stack]
+  rest = [size for dim, size in enumerate(value.shape) if dim not in layout.stack]
+  if sorted(left) != sorted(stack) or len(rest) < ndim or math.prod(rest[ndim:]) != 1:
     raise ValueError(
       f'nnx.scan or nnx.vmap takes other axes off an array of shape {value.shape} beside a kernel '
       'than off the kernel; give glora_jax.nnx.Genome and nnx.Param the same axis, '
@@ -100,4 +99,4 @@ def stack_first(
     )
   if not _is_in_place(layout.stack):
     value = jnp.moveaxis(value, layout.stack, range(len(layout.stack)))
-  return value.reshape((*stack, *shape))
+  return value.reshape((*stack, *rest[:ndim]))

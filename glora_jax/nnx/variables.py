@@ -81,15 +81,17 @@ class ParamGenome(Genome, nnx.Param):
 
 def as_head(variable: nnx.Variable) -> nnx.Variable:
   """A parameter as one that is trained, with its metadata."""
-  kind = _head_type(variable.var_type)
-  return kind.from_metadata(variable.get_raw_value(), variable.get_metadata())
+  return _of_type(_head_type(variable.var_type), variable)
 
 
 def without_role(variable: nnx.Variable) -> nnx.Variable:
   """A head as the parameter that it was."""
   kind = variable.var_type
-  original = nnx.Param if kind is Head else kind.__bases__[1]
-  return original.from_metadata(variable.get_raw_value(), variable.get_metadata())
+  return _of_type(nnx.Param if kind is Head else kind.__bases__[1], variable)
+
+
+def _of_type(kind: type[nnx.Variable], variable: nnx.Variable) -> nnx.Variable:
+  return kind.from_metadata(variable.get_raw_value(), variable.get_metadata())
 
 
 @functools.cache
