@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 from flax import nnx
@@ -20,12 +20,10 @@ from glora_jax.method.supports import COLLECTION
 from glora_jax.nnx.adapter import Adapter, Static, fix_alleles
 from glora_jax.nnx.functional import by_use, check_model, params, runs
 from glora_jax.nnx.live import adapters, set_genome, spec
-from glora_jax.nnx.owners import PREFIX, UNCOVERED, AdaptedParam, make_owner
+from glora_jax.nnx.owners import PREFIX, UNCOVERED, AdaptedParam, Model, make_owner
 from glora_jax.nnx.places import Location, Place, places, put, variable_at
 from glora_jax.nnx.variables import Genome, ParamGenome, as_head
 from glora_jax.tree import Path
-
-Model = TypeVar('Model', bound=nnx.Module)
 
 
 def attach(

@@ -116,21 +116,15 @@ def adapt(
         f'{frozen.__name__} has no nnx.Linear or nnx.LinearGeneral to adapt; with sample inputs, '
         'glora_jax.nnx.adapt(model, *inputs), other layers are found too.'
       )
-  _log_state(frozen)
-  return assemble(frozen, params(model), found, selection).fix(structure)
-
-
-def _log_state(frozen: Frozen) -> None:
-  """Says which state stands still."""
   further = (nnx.to_flat_state(state) for state in frozen.states[1:])
-  kinds = collections.Counter(type(leaf).__name__ for flat in further for _, leaf in flat)
-  if kinds:
+  if kinds := collections.Counter(type(leaf).__name__ for flat in further for _, leaf in flat):
     log.warning(
       '%s has state that stays what it is now, at every call: %s. Where it should move, as in '
       'dropout, BatchNorm or a cache, take glora_jax.nnx.attach.',
       frozen.__name__,
       ', '.join(f'{number} {kind}' for kind, number in kinds.items()),
     )
+  return assemble(frozen, params(model), found, selection).fix(structure)
 
 
 def params(model: nnx.Module) -> dict[str, Any]:
@@ -313,8 +307,9 @@ def by_use(
   )
   found = find(frozen, params(model), inputs, kwargs, convs=convs, split=split)
   # A model that is one linear layer gives it its name.
-  name = frozen.__name__
-  named = [site if site.path else dataclasses.replace(site, kind=name) for site in found.sites]
+  named = [
+    site if site.path else dataclasses.replace(site, kind=frozen.__name__) for site in found.sites
+  ]
   return found._replace(sites=_numbered(_in_module_order(named, model)))
 
 
@@ -374,15 +369,16 @@ def by_class(model: nnx.Module) -> Found:
         '(glora_jax.nnx.adapt(model, *inputs))'
       )
       continue
-    site = Site(
-      kernel_path,
-      bias_path=None if present.get(bias_path) is None else bias_path,
-      kernel_shape=kernel.shape,
-      dtype=np.dtype(kernel.dtype),
-      layout=Layout(dims[:stack], dims[stack:inputs_end], dims[inputs_end:], dims[:stack]),
-      kind=type(module).__name__,
+    sites.append(
+      Site(
+        kernel_path,
+        bias_path=None if present.get(bias_path) is None else bias_path,
+        kernel_shape=kernel.shape,
+        dtype=np.dtype(kernel.dtype),
+        layout=Layout(dims[:stack], dims[stack:inputs_end], dims[inputs_end:], dims[:stack]),
+        kind=type(module).__name__,
+      )
     )
-    sites.append(site)
   biases = {site.bias_path for site in sites}
   matrices = [path for path, value in present.items() if value.ndim > 1 and path not in biases]
   return Found(_numbered(sites), dict.fromkeys(matrices, NO_SAMPLE), refused=refused)

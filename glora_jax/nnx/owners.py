@@ -112,14 +112,14 @@ def plain(model: Model, *, with_supports: bool) -> Model:
       f'This {type(model).__name__} is not attached; pass what glora_jax.nnx.attach returned.'
     )
   model = nnx.clone(model)
+  found = [module for _, module in modules(model)]
   # By the ids of the old ones, which are kept, or their ids would be given to others.
   new: dict[int, tuple[nnx.Variable, nnx.Variable]] = {}
-  for _, owner in modules(model) if with_supports else ():
-    for param in params_of(owner) if is_owner(owner) else ():
+  for owner in filter(is_owner, found if with_supports else ()):
+    for param in params_of(owner):
       base = variable_at(owner, param.location)
       if id(base) not in new:
         new[id(base)] = base, base.replace(merged(owner, param))
-  found = [module for _, module in modules(model)]
   for module in found:
     _put_plain(module, new)
   for owner in filter(is_owner, found):
