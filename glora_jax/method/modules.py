@@ -42,7 +42,8 @@ from glora_jax.method.site import (
   lay_beside,
   linear_layout,
 )
-from glora_jax.method.supports import support_shapes
+from glora_jax.method.space import WEIGHT_TENSORS
+from glora_jax.method.supports import of_tensors, support_shapes
 from glora_jax.method.trace.events import CONVOLUTION, NO_MODULE
 from glora_jax.method.trace.find import Found, find
 from glora_jax.tree import Path, flatten, map_with_path, replace
@@ -316,16 +317,16 @@ def _run(layout: Layout, ranks: tuple[int, ...], goes_by_output: bool, call: Mod
   alleles = supports.pop('alleles')
   if not jnp.issubdtype(alleles.dtype, jnp.integer):  # of a model that casts all that it is given
     alleles = alleles.astype(jnp.int8)
-  rest = supports, alleles, layout, ranks
 
   # A subclass may do more, and a product of its own (quantized, say) need not split into terms.
   plain = type(module) is nn.Dense and module.dot_general is module.dot_general_cls is None
   arguments = [*call.args, *call.kwargs.values()]  # of any but its one, it says what is wrong
   if plain and goes_by_output and len(arguments) == 1 and call.kwargs.keys() <= {'inputs'}:
     return _dense(module, arguments[0], kernel, bias, supports, alleles, ranks)
-  params = {'kernel': merge_kernels(kernel, *rest)}
+  rest = alleles, layout, ranks
+  params = {'kernel': merge_kernels(kernel, of_tensors(supports, WEIGHT_TENSORS), *rest)}
   if bias is not None:
-    params['bias'] = merge_biases(kernel, bias, *rest)
+    params['bias'] = merge_biases(kernel, bias, supports, *rest)
   return call.with_params(**params)
 
 
