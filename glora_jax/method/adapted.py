@@ -201,14 +201,6 @@ class Adapted:
     self.check_params(params)
     return fold(self.groups, params, variables[COLLECTION], genome)
 
-  def require_free(self, call: str) -> None:
-    """Raises ValueError where the structure is fixed, and a call is about many."""
-    if self.genome is not None:
-      raise ValueError(
-        f'{call} is about many structures, and that of this model is fixed; give it '
-        'adapted.fix(None), with variables from its init.'
-      )
-
   def fixed(self, genome: Any, call: str) -> tuple[Adapted, np.ndarray]:
     """The model fixed to its own structure or, where that is free, a given one; and the genome."""
     genome = genomes.canonicalize(self.spec, self._structure(genome, call))
@@ -216,18 +208,20 @@ class Adapted:
 
   def _structure(self, genome: Any, call: str) -> Any:
     """The genome that a call is about: its own, or of a free structure the one that it is given."""
-    if (genome is None) == (self.genome is None):
+    if self.genome is None:
+      if genome is None:
+        raise ValueError(
+          f'{call} needs a genome, since the structure is free: {call}(..., genome=...), or fix '
+          "one first, adapted.fix('lora:4')."
+        )
+      check_one_genome(self.spec, genome, call)
+      return genome
+    if genome is not None:
       raise ValueError(
-        f'{call} needs a genome, since the structure is free: {call}(..., genome=...), or fix one '
-        "first, adapted.fix('lora:4')."
-        if genome is None
-        else f'{call} takes no genome, since the structure is fixed; leave it out, or free the '
+        f'{call} takes no genome, since the structure is fixed; leave it out, or free the '
         'structure with adapted.fix(None).'
       )
-    if genome is None:
-      return self.genome
-    check_one_genome(self.spec, genome, call)
-    return genome
+    return self.genome
 
   def _check(self, variables: Any, genome: Any) -> None:
     check_collections(variables)

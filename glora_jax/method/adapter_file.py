@@ -29,14 +29,8 @@ from glora_jax.records import mismatch
 from glora_jax.tree import differences, fingerprint, flatten, path_name, replace
 
 _AGAIN = 'get it again, or save it again from the training that it came of'
-_BY_ROW = (
-  'spec',
-  'tied',
-  'scale',
-  'genome',
-  'layers',
-  'parameters',
-)  # metadata with an item for each row
+# Metadata with an item for each row.
+_BY_ROW = ('spec', 'tied', 'scale', 'genome', 'layers', 'parameters')
 _LONGEST_LAYER = 400  # characters that a sentence quotes
 _ROUNDED = ('bfloat16', 'float16')  # types that a base may be cast to before or after the training
 
@@ -251,9 +245,11 @@ def _with_structure_of(path: Path, adapted: Adapted, metadata: Mapping[str, Any]
 def _rescale(adapted: Adapted, supports: Any, scales: Sequence[float]) -> None:
   """Makes LoRAs that were saved with other scales than the spaces have the same LoRAs."""
   for group in adapted.groups:
+    if (down := group.own(supports).get('B_down')) is None:
+      continue
     for index, row in group.slices():
-      if scales[row] != group.space.scale and 'B_down' in group.own(supports):
-        group.own(supports)['B_down'][index] *= scales[row] / group.space.scale
+      if scales[row] != group.space.scale:
+        down[index] *= scales[row] / group.space.scale
 
 
 def _check_metadata(path: Path, metadata: dict[str, Any]) -> None:

@@ -159,6 +159,11 @@ def _place(name: str, place: str, at: str) -> str | None:
   return place
 
 
+def begins_as_preset(text: str) -> bool:
+  """Whether a text is meant as a preset's name, which may be wrong behind its base."""
+  return re.split('[:@]', text)[0] in PRESETS
+
+
 def check_preset_name(name: str) -> None:
   """Checks a preset's name where there is no model yet.
 

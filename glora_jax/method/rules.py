@@ -151,7 +151,7 @@ class Deferred:
 
   Attributes:
     kernel: float [stack..., inputs..., outputs...], in its own type.
-    supports: supports of A and B, [stack..., ...].
+    supports: supports of A and B, and those of biases that wait (`defer`), [stack..., ...].
     alleles: int [stack..., 5].
     plan: what is static of it.
   """

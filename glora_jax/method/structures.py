@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,12 @@ import numpy as np
 from glora_jax.files import STAMP, check_stamp, load_json, read_tensors
 from glora_jax.limits import printable
 from glora_jax.method.genomes import canonicalize, genome_from_json
-from glora_jax.method.presets import PRESETS, custom_genome, parse_preset_name, preset
+from glora_jax.method.presets import (
+  begins_as_preset,
+  custom_genome,
+  parse_preset_name,
+  preset,
+)
 from glora_jax.method.space import SearchSpace, Spec
 from glora_jax.method.validation import check_one_genome, check_spaces
 
@@ -30,17 +34,16 @@ def read_structure(structure: Structure | None) -> Any:
     ValueError: the file is damaged, or of another kind.
   """
   if isinstance(structure, str):
-    begins_as_preset = re.split('[:@]', structure)[0] in PRESETS
     is_path = os.path.basename(structure) != structure or os.path.splitext(structure)[1]
-    if begins_as_preset or not is_path:
+    if begins_as_preset(structure) or not is_path:
       return structure
   elif not isinstance(structure, os.PathLike):
     return structure
   path = os.path.expanduser(os.fspath(structure))
   if not os.path.isfile(path):
     raise FileNotFoundError(
-      f"structure='{printable(path)}' is no file; give a genome.json, an adapter, or the name of a "
-      'preset.'
+      f"structure: there is no file '{printable(path)}'; give a genome.json, an adapter, or a "
+      "preset's name."
     )
   if not path.endswith('.json'):
     return read_tensors(path, 'adapter')[1]
@@ -90,7 +93,8 @@ def space_for(
   if space is None:
     of_file = structure if isinstance(structure, Mapping) and 'genome' in structure else {}
     ranks = sorted(set(_ranks(of_file.get('layers') if of_file else structure)))
-    by_row = {name: of_file[name][0] for name in ('tied', 'scale') if of_file.get(name)}
+    rows = {name: of_file.get(name) for name in ('tied', 'scale')}
+    by_row = {name: row[0] for name, row in rows.items() if isinstance(row, list) and row}
     space = SearchSpace(ranks=tuple(ranks) or (4,), **by_row)
   if scale is None:
     return space
@@ -101,10 +105,9 @@ def space_for(
 
 
 def _ranks(structure: Any) -> Iterator[int]:
-  """The ranks that a structure names, in any order."""
+  """The ranks that a structure names, in any order; an allele 'lora:4' reads as the preset does."""
   if isinstance(structure, str):
-    name = re.fullmatch(r'lora:([1-9]\d*)', structure)  # an allele, or the preset
-    rank = int(name[1]) if name else _rank_of_preset(structure)
+    rank = parse_preset_name(structure).rank if begins_as_preset(structure) else None
     yield from () if rank is None else (rank,)
   elif isinstance(structure, Mapping):
     for value in structure.values():
@@ -112,7 +115,3 @@ def _ranks(structure: Any) -> Iterator[int]:
   elif isinstance(structure, list | tuple):
     for value in structure:
       yield from _ranks(value)
-
-
-def _rank_of_preset(name: str) -> int | None:
-  return parse_preset_name(name).rank if re.split('[:@]', name)[0] in PRESETS else None

@@ -164,12 +164,19 @@ def as_adapted(model: nnx.Module) -> tuple[Adapted, dict[str, Any]]:
     >>> glora_jax.nnx.as_adapted(model)[0].count_params() <= 8
     True
   """
-  found, frozen = adapters(model), Frozen(plain(model, with_supports=False))
-  variables, supports = frozen.variables(), {}
-  static = found[0].static
-  for adapter in found:
-    own = adapter.supports if static.is_fixed else _widened(adapter.group, adapter.supports)
+  adapted, variables = _without_supports(model)
+  supports: dict[str, Any] = {}
+  for adapter in adapters(model):
+    own = adapter.supports
+    own = own if adapter.static.is_fixed else _widened(adapter.group, own)
     supports = replace(supports, adapter.group.path, own)
+  return adapted, {**variables, COLLECTION: supports}
+
+
+def _without_supports(model: nnx.Module) -> tuple[Adapted, dict[str, Any]]:
+  """`as_adapted`, but the variables lack the supports."""
+  found, frozen = adapters(model), Frozen(plain(model, with_supports=False))
+  variables, static = frozen.variables(), found[0].static
   groups = tuple(adapter.group for adapter in found)
   adapted = Adapted(
     model=frozen,
@@ -181,7 +188,7 @@ def as_adapted(model: nnx.Module) -> tuple[Adapted, dict[str, Any]]:
     mesh=static.mesh,
     genome=get_genome(model) if static.is_fixed else None,
   )
-  return adapted, {**variables, COLLECTION: supports}
+  return adapted, variables
 
 
 def set_variables(model: nnx.Module, variables: Mapping[str, Any]) -> None:
@@ -207,7 +214,7 @@ def set_variables(model: nnx.Module, variables: Mapping[str, Any]) -> None:
     [1.0, 1.0, 1.0]
   """
   found = adapters(model)
-  adapted, own = as_adapted(model)
+  adapted, own = _without_supports(model)
   adapted.check_variables(variables)
   statistics = variables.get(STATISTICS, {})
   check_values('batch statistics', statistics, own.get(STATISTICS, {}), 'as_adapted returned')
@@ -268,7 +275,7 @@ def load_adapter(path: FilePath, model: nnx.Module, *, strict: bool = True) -> N
     strict: whether to refuse another base; see `glora_jax.load_adapter`.
 
   Raises:
-    FileNotFoundError: there is no file.
+    FileNotFoundError: the file does not exist.
     ValueError: the file is damaged, or belongs to another model, space or base, or the model does
       not store its supports; the sentence says which, and the model stays as it was.
 
@@ -277,7 +284,7 @@ def load_adapter(path: FilePath, model: nnx.Module, *, strict: bool = True) -> N
     >>> glora_jax.nnx.load_adapter.__name__
     'load_adapter'
   """
-  adapted, variables = as_adapted(model)
+  adapted, variables = _without_supports(model)
   fixed, loaded = adapter_file.load_adapter(
     path, adapted.fix(None), variables['params'], strict=strict
   )
@@ -306,7 +313,7 @@ def summary(model: nnx.Module, genome: Any = None) -> str:
     Linear   4    3  none  lora:4  none  none  none       28     15
     this structure trains 28 parameters, and the heads 0: 186.67% of the 15 of the base model
   """
-  adapted, _ = as_adapted(model)
+  adapted, _ = _without_supports(model)
   return adapted.summary(get_genome(model) if genome is None else genome)
 
 

@@ -17,6 +17,7 @@ from glora_jax.method.presets import (
   GENOME_ENDING,
   GRADIENT,
   PRESET_NAMES,
+  begins_as_preset,
   check_preset_name,
 )
 from glora_jax.method.space import SearchSpace
@@ -95,7 +96,7 @@ def check_structure(name: str) -> None:
   """
   if name in (SEARCH, GRADIENT) or name.endswith(GENOME_ENDING):
     return
-  if re.split('[:@]', name)[0] in PRESET_NAMES:
+  if begins_as_preset(name):
     check_preset_name(name)
     return
   raise ValueError(

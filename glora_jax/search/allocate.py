@@ -407,7 +407,11 @@ def _check_model(adapted: Any, variables: Any, loss: Any) -> None:
     raise ValueError(
       f'allocate takes what glora_jax.adapt returned, and not {type(adapted).__name__}.'
     )
-  adapted.require_free('allocate')
+  if adapted.genome is not None:
+    raise ValueError(
+      'allocate reads a structure off a gradient, and that of this model is fixed; give it '
+      'adapted.fix(None), with variables from its init.'
+    )
   adapted.check_variables(variables)
   check_only_arrays('variables', variables)
   if not callable(loss):

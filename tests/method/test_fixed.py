@@ -90,6 +90,11 @@ def test_a_structure_is_the_same_by_name_genome_choices_and_file(tmp_path):
   assert of_codes.fix(adapter).genome.tolist() == of_codes.genome.tolist()
 
 
+def test_what_a_file_says_besides_its_structure_is_not_trusted():
+  adapted = glora_jax.adapt(Mlp(), X, structure={**NAMED, 'tied': 5, 'scale': 'x'})
+  np.testing.assert_array_equal(adapted.genome, FIXED.genome)
+
+
 def test_a_scale_multiplies_a_lora_of_b_and_nothing_else(tmp_path):
   plain = glora_jax.adapt(Mlp(), X, structure='full', space=SearchSpace((2,)))
   scaled = glora_jax.adapt(Mlp(), X, structure='full', space=SearchSpace((2,)), scale=3.0)
@@ -154,6 +159,7 @@ def test_an_adapted_model_is_told_in_one_line():
 
 FREE = glora_jax.adapt(Mlp(), X)
 FIXED = FREE.fix('lora')
+NAMED = glora_jax.genome_to_json(FREE.spec, FIXED.genome)
 VARIABLES = FREE.init(jax.random.key(0), PARAMS)
 
 
@@ -165,8 +171,9 @@ VARIABLES = FREE.init(jax.random.key(0), PARAMS)
     (lambda: FREE.count_params(), 'count_params needs a genome'),
     (lambda: FIXED.apply(VARIABLES, X, genome=FIXED.genome), 'apply takes no genome'),
     (lambda: FREE.fix('lora:8'), 'needs rank 8, and the space of fc has the ranks 4'),
+    (lambda: glora_jax.adapt(Mlp(), X, structure={**NAMED, 'tied': ['x']}), "tied='x'"),
     (lambda: FREE.fix('lra'), "'lra' is unknown"),
-    (lambda: glora_jax.adapt(Mlp(), X, structure='./no.json'), "structure='./no.json' is no file"),
+    (lambda: glora_jax.adapt(Mlp(), X, structure='./no.json'), "there is no file './no.json'"),
     (lambda: glora_jax.adapt(Mlp(), X, structure='lora:2', scale=0.0), 'scale=0.0 must be above 0'),
     (lambda: glora_jax.adapt(Mlp(), X, structure=[[0, 9, 0, 0, 0]]), 'says 9 for B'),
   ],
