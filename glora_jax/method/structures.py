@@ -42,8 +42,8 @@ def read_structure(structure: Structure | None) -> Any:
   path = os.path.expanduser(os.fspath(structure))
   if not os.path.isfile(path):
     raise FileNotFoundError(
-      f"structure: there is no file '{printable(path)}'; give a genome.json, an adapter, or a "
-      "preset's name."
+      f"structure='{printable(path)}' does not exist; give a genome.json, an adapter, or the name "
+      'of a preset.'
     )
   if not path.endswith('.json'):
     return read_tensors(path, 'adapter')[1]

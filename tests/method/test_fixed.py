@@ -173,7 +173,10 @@ VARIABLES = FREE.init(jax.random.key(0), PARAMS)
     (lambda: FREE.fix('lora:8'), 'needs rank 8, and the space of fc has the ranks 4'),
     (lambda: glora_jax.adapt(Mlp(), X, structure={**NAMED, 'tied': ['x']}), "tied='x'"),
     (lambda: FREE.fix('lra'), "'lra' is unknown"),
-    (lambda: glora_jax.adapt(Mlp(), X, structure='./no.json'), "there is no file './no.json'"),
+    (
+      lambda: glora_jax.adapt(Mlp(), X, structure='./no.json'),
+      "structure='./no.json' does not exist",
+    ),
     (lambda: glora_jax.adapt(Mlp(), X, structure='lora:2', scale=0.0), 'scale=0.0 must be above 0'),
     (lambda: glora_jax.adapt(Mlp(), X, structure=[[0, 9, 0, 0, 0]]), 'says 9 for B'),
   ],
