@@ -1,6 +1,7 @@
 """Twenty steps of each kind of training, a search, an allocation."""
 
 import dataclasses
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,7 +17,6 @@ from glora_jax import mesh as meshes
 from glora_jax.data.augment import mixup
 from glora_jax.models.vit import ViT
 from glora_jax.nnx import live
-from glora_jax.training import side_by_side
 
 STEPS, BATCH, IMAGES, CLASSES, SIDE = 20, 16, 80, 3, 16
 SHARDED = 1024  # bytes of an array from which it is sharded
@@ -148,14 +148,23 @@ def _sharded(problem: Problem) -> dict[str, Callable[[], Values]]:
 
 
 def _side_by_side(problem: Problem) -> Values:
-  genomes = [glora_jax.preset(problem.adapted.spec, name) for name in ('lora:2', 'bitfit')]
-  keys = [jax.random.key(seed) for seed in range(2)]
-  starts = [problem.variables] * 2
-  runs = side_by_side.subnet_runs(problem.adapted, genomes, starts, keys, unchanged, train=True)
-  states = side_by_side.train_many(
-    runs, problem.images, problem.labels, RECIPE, steps_per_dispatch=10, progress=False
-  )
-  return {'trained': [digest(state.trainable) for state in states]}
+  trained = []
+  for preset in ('lora:2', 'bitfit'):
+    subnet = problem.adapted.fix(preset)
+    trainable, frozen = subnet.split(problem.variables)
+    state = glora_jax.fit(
+      glora_jax.make_loss(subnet, unchanged, train=True),
+      jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), trainable),
+      frozen,
+      problem.images,
+      problem.labels,
+      RECIPE,
+      jnp.stack([jax.random.key(seed) for seed in range(2)]),
+      steps_per_dispatch=10,
+      progress=False,
+    )
+    trained += [digest(jax.tree.map(operator.itemgetter(n), state.trainable)) for n in range(2)]
+  return {'trained': trained}
 
 
 def _head(problem: Problem) -> Values:

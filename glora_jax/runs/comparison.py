@@ -3,7 +3,7 @@
 All have the same steps, the same tuning and the same seeds. Stages, each with its files in the
 workdir, so that the same command resumes: every method's learning rate is chosen on the validation
 images, with a seed that the table does not use; every method is trained with every seed, side by
-side (`train_many`); the search looks in each seed's supernet for a subnet within each budget, which
+side (`fit`); the search looks in each seed's supernet for a subnet within each budget, which
 is finetuned; the list is frozen to disk; the test images are read; table and picture are drawn.
 `config.supernet` is the recipe of all; of its epochs a searched subnet spends `finetune.epochs` on
 itself, the others on the supernet.

@@ -38,9 +38,8 @@ from glora_jax.search.allocate import passes_of
 from glora_jax.search.fold_gradients import Settings
 from glora_jax.search.scoring import make_predictor, make_scorer
 from glora_jax.training.batches import MOST_STREAMED_STEPS, steps_per_call
-from glora_jax.training.loop import LossFn, make_steps
+from glora_jax.training.loop import LossFn, initial_state, make_steps
 from glora_jax.training.recipe import prepare
-from glora_jax.training.side_by_side import make_steps_of_runs, start_of_runs
 
 Shape = jax.ShapeDtypeStruct
 KEY = jax.eval_shape(jax.random.key, 0)
@@ -203,7 +202,7 @@ def training_of(
     features = jax.eval_shape(stage.head.features_program(), body, images)
     data = _resident(run, stage, Shape((number, *features.shape[1:]), features.dtype), number)
   steps = make_steps(loss_fn, optimizer, stage.recipe.accumulate, run.mesh)
-  return steps, (trainable, state, 0, frozen, *data, KEY)
+  return steps, (trainable, state, 0, frozen, *data, KEY, None)
 
 
 def _replicate(run: Run, shapes: Any) -> Any:
@@ -267,7 +266,7 @@ def _subnet(run: Run, workload: Workload) -> _Made:
 
 
 def _train_many(run: Run, workload: Workload) -> _Made:
-  """The same training several times side by side, as `train_many` compiles it."""
+  """The same training several times side by side, as `loop.fit` compiles it."""
   stage, place = _stage_alone(run, workload)
   if workload.subnet == 'finetuning':
     learner = FullFineTuning.of(run.adapted)
@@ -278,12 +277,12 @@ def _train_many(run: Run, workload: Workload) -> _Made:
   trainable, frozen = jax.eval_shape(learner.split, place.variables)
   loss_fn, optimizer = prepare(loss_fn, stage.recipe, trainable, number)
   many = jax.tree.map(lambda leaf: Shape((runs, *leaf.shape), leaf.dtype), trainable)
-  carry = jax.eval_shape(lambda trainable: start_of_runs(trainable, optimizer, runs), many)
+  state = jax.eval_shape(lambda trainable: initial_state(trainable, optimizer, runs), many)
   images, labels, indices = _resident(run, stage, _images(run, number), number)
   indices = Shape((len(indices), runs, stage.recipe.batch_size), jnp.int32)
   keys, rates = Shape((runs,), KEY.dtype), Shape((runs,), jnp.float32)
-  steps = make_steps_of_runs(loss_fn, optimizer, stage.recipe.accumulate)
-  return steps, (carry, frozen, images, labels, indices, keys, rates)
+  steps = make_steps(loss_fn, optimizer, stage.recipe.accumulate)
+  return steps, (*state, frozen, images, labels, indices, keys, rates)
 
 
 def _number(run: Run, split: str) -> int:

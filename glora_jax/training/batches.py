@@ -40,7 +40,8 @@ class Block(NamedTuple):
     stop: the steps that are done when these are.
     images: the whole training set [n, ...], or the batches [steps, batch, ...].
     labels: its labels, int [n], or those of the batches, int [steps, batch].
-    indices: the images of every step, int32 [steps, batch]; None where `images` are batches.
+    indices: the images of every step, int32 [steps, batch], or of n runs [steps, n, batch]; None
+      where `images` are batches.
   """
 
   stop: int
@@ -56,20 +57,24 @@ class Resident:
   Attributes:
     images: [n, ...].
     labels: int [n].
-    key: random key of the order.
+    key: random key of the order, or a list of those of several runs.
     batch_size: number of images in a step.
   """
 
   images: jax.Array | np.ndarray
   labels: jax.Array | np.ndarray
-  key: jax.Array
+  key: jax.Array | list[jax.Array]
   batch_size: int
 
   def blocks(self, first: int, last: int, most_steps: int) -> Iterator[Block]:
     """The steps `first` to `last - 1` in blocks of at most `most_steps`."""
     num_examples = len(self.labels)
     block_size = steps_per_call(num_examples // self.batch_size, most_steps)
-    steps = _in_order(self.key, first, last, num_examples, self.batch_size)
+    limits = first, last, num_examples, self.batch_size
+    if isinstance(self.key, list):
+      steps = zip(*(_in_order(key, *limits) for key in self.key), strict=True)
+    else:
+      steps = _in_order(self.key, *limits)
     for start in range(first, last, block_size):
       stop = min(start + block_size, last)
       indices = np.stack([*itertools.islice(steps, stop - start)])
@@ -129,7 +134,7 @@ class Streamed:
 def make_feeder(
   images: jax.Array | np.ndarray | ImageStream,
   labels: jax.Array | np.ndarray,
-  key: jax.Array,
+  key: Any,
   batch_size: int,
   mesh: jax.sharding.Mesh | None = None,
 ) -> Resident | Streamed:
@@ -138,7 +143,7 @@ def make_feeder(
   Args:
     images: the whole training set [n, ...], or a stream.
     labels: int [n].
-    key: random key of the order.
+    key: random key of the order; for images that are no stream also a list, see `Resident`.
     batch_size: number of images in a step.
     mesh: devices that every batch is dealt to. A resident training set lies on each as a whole.
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 from glora_jax.files import Path, first_line
@@ -34,7 +35,7 @@ _CHECKSUM_MULTIPLIER = 0x2C1B3C6D
 
 
 class TrainingCheckpoints:
-  """The states of one training run in a folder.
+  """The states of one training run, or of several side by side, in a folder.
 
   The newest state that can be read is where training goes on. Every state is saved with a checksum:
   orbax does not notice when the numbers in its files have changed.
@@ -128,13 +129,13 @@ class TrainingCheckpoints:
     return None
 
   def _restore(self, step: int, template: TrainState) -> TrainState:
-    wanted = (template.trainable, template.opt_state)
+    wanted = _saved(template)
     args = ocp.args.StandardRestore((wanted, _checksum(wanted)))
     restored, checksum = self._manager.restore(step, args=args)
     if int(_checksum(restored)) != int(checksum):
       raise ValueError('its numbers are not those that were saved')
-    trainable, opt_state = restored
-    return TrainState(trainable, opt_state, step)
+    trainable, opt_state, *steps = restored
+    return TrainState(trainable, opt_state, np.asarray(steps[0]) if steps else step)
 
   def save(self, state: TrainState) -> None:
     """Saves a state in the background; where its step is saved already, nothing happens.
@@ -145,14 +146,15 @@ class TrainingCheckpoints:
     Raises:
       OSError: this state, or the one before it, cannot be written.
     """
-    if state.step == self._manager.latest_step():
+    step = int(np.max(state.step))
+    if step == self._manager.latest_step():
       return
     # A copy, since the training loop reuses the memory of a state while this is being written.
-    tree = jax.tree.map(jnp.copy, (state.trainable, state.opt_state))
+    tree = jax.tree.map(jnp.copy, _saved(state))
     with self._explain_failures():
       if jax.process_index() == 0 and not os.path.exists(os.path.join(self._folder, FORMAT_FILE)):
         stamp_folder(self._folder, KIND)
-      self._manager.save(state.step, args=ocp.args.StandardSave((tree, _checksum(tree))))
+      self._manager.save(step, args=ocp.args.StandardSave((tree, _checksum(tree))))
 
   def wait(self) -> None:
     """Returns when what is being saved is on disk.
@@ -174,6 +176,11 @@ class TrainingCheckpoints:
         'What was saved before is kept; make room or give permission, '
         'and start the same command again.'
       ) from error
+
+
+def _saved(state: TrainState) -> tuple[Any, ...]:
+  """What is written of a state: the step of a single run is its folder's name."""
+  return tuple(state) if np.ndim(state.step) else state[:2]
 
 
 @jax.jit

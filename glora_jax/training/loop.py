@@ -1,8 +1,9 @@
 """One training step, many steps as one compiled call, and the loop over them.
 
 `fit` knows neither models nor GLoRA: it minimizes a `loss_fn(trainable, frozen, images, labels,
-key)`. Everything random is a function of the key and the step number, so that a run that is resumed
-from a saved state ends exactly where the undisturbed one ends.
+key)`, in one run or in several side by side. Everything random is a function of the key and the
+step number, so that a run that is resumed from a saved state ends exactly where the undisturbed one
+ends.
 """
 
 from __future__ import annotations
@@ -37,17 +38,17 @@ DISPATCHED = Domain.of_annotation(int, Limits(at_least=1))  # steps in a compile
 
 
 class TrainState(NamedTuple):
-  """All that a training run needs to go on.
+  """All that a training run needs to go on, or n runs side by side: then all have an axis [n].
 
   Attributes:
     trainable: tree of arrays.
     opt_state: the optimizer's state for them.
-    step: number of steps that are done.
+    step: number of steps that are done; of several runs NumPy's int [n].
   """
 
   trainable: Any
   opt_state: Any
-  step: int
+  step: Any
 
 
 class NonFiniteLossError(RuntimeError):
@@ -93,7 +94,7 @@ def make_step(
   optimizer: optax.GradientTransformation,
   accumulate: int = 1,
   mesh: jax.sharding.Mesh | None = None,
-) -> Callable[[Carry, Any, jax.Array, jax.Array, jax.Array], tuple[Carry, Metrics]]:
+) -> Callable[..., tuple[Carry, Metrics]]:
   """Makes one training step, not compiled.
 
   Args:
@@ -103,20 +104,23 @@ def make_step(
     mesh: see `fit`.
 
   Returns:
-    `step_fn(carry, frozen, images, labels, key) -> (carry, metrics)`. From the first loss or
-    gradient on that is not finite nothing is updated any more: the carry stays the last good state.
+    `step_fn(carry, frozen, images, labels, key, rate=None) -> (carry, metrics)`; the rate is a
+    factor on the updates. From the first loss or gradient on that is not finite nothing is updated
+    any more: the carry stays the last good state.
   """
   if not isinstance(loss_fn, PartedLoss):
     loss_fn = functools.partial(_checked_result, loss_fn)
   gradient_fn = make_gradient(loss_fn, mesh)
 
-  def step_fn(carry, frozen, images, labels, key):
+  def step_fn(carry, frozen, images, labels, key, rate=None):
     batch_gradient_fn = functools.partial(gradient_fn, carry.trainable, frozen)
     if accumulate > 1:
       batch_gradient_fn = accumulated(batch_gradient_fn, accumulate, mesh)
     step_key = jax.random.fold_in(key, carry.step)
     (loss, metrics), grads = batch_gradient_fn(images, labels, step_key)
     updates, opt_state = optimizer.update(grads, carry.opt_state, carry.trainable)
+    if rate is not None:
+      updates = jax.tree.map(lambda leaf: rate.astype(leaf.dtype) * leaf, updates)
     trainable = optax.apply_updates(carry.trainable, updates)
     # A loss can be finite where its gradient is not: that of the root of 0, for instance. The
     # gradient's norm could overflow, and zeros become NaN where a number is not finite.
@@ -169,38 +173,56 @@ def make_steps(
     mesh: see `fit`.
 
   Returns:
-    `steps(trainable, opt_state, step, frozen, images, labels, indices, key)`, which returns
-    `(trainable, opt_state, done, metrics)`. The arguments `images`, `labels` and `indices` are
-    those of a `batches.Block`. `done` counts the steps that are done, as `step` does: from the
-    first loss or gradient on that is not finite none is. The metrics are arrays [step]. The memory
-    of the first two arguments is reused.
+    `steps(trainable, opt_state, step, frozen, images, labels, indices, key, rates=None)`, which
+    returns `(trainable, opt_state, done, metrics)`. The first three are a `TrainState`, the
+    arguments `images`, `labels` and `indices` those of a `batches.Block`. `done` counts the steps
+    that are done, as `step` does: from the first loss or gradient on that is not finite none is.
+    The metrics are arrays [step]. The memory of the first two arguments is reused.
+    Of n runs side by side, rates are float [n], keys [n], indices [step, n, batch] and metrics
+    [step, n]; a run that is behind the others has stopped.
   """
   step_fn = make_step(loss_fn, optimizer, accumulate, mesh)
   replicated = {} if mesh is None else {'out_shardings': meshes.replicated(mesh)}
 
-  def streamed_step(carry, batch, frozen, key):
+  def streamed_step(carry, batch, frozen, key, rate=None):
     images, labels = batch
-    return step_fn(carry, frozen, deal(mesh, images), deal(mesh, labels), key)
+    return step_fn(carry, frozen, deal(mesh, images), deal(mesh, labels), key, rate)
 
-  def resident_step(carry, index, images, labels, frozen, key):
+  def resident_step(carry, index, images, labels, frozen, key, rate):
     index = deal(mesh, index)  # each device takes its own rows of what it holds whole
-    return streamed_step(carry, (images[index], labels[index]), frozen, key)
+    return streamed_step(carry, (images[index], labels[index]), frozen, key, rate)
+
+  step_of_runs = jax.vmap(resident_step, in_axes=(0, 0, None, None, None, 0, 0))
 
   @functools.partial(jax.jit, donate_argnums=(0, 1), **replicated)
-  def steps(trainable, opt_state, step, frozen, images, labels, indices, key):
+  def steps(trainable, opt_state, step, frozen, images, labels, indices, key, rates=None):
+    step = jnp.int32(step)
+    finite = jnp.bool_(True) if rates is None else step == step.max()
+    carry = Carry(trainable, opt_state, step, finite)
     if indices is None:
-      one_step = functools.partial(streamed_step, frozen=frozen, key=key)
-      batches = (images, labels)
-    else:
-      one_step = functools.partial(
-        resident_step, images=images, labels=labels, frozen=frozen, key=key
+      carry, metrics = jax.lax.scan(
+        lambda carry, batch: streamed_step(carry, batch, frozen, key), carry, (images, labels)
       )
-      batches = indices
-    carry = Carry(trainable, opt_state, jnp.int32(step), jnp.bool_(True))
-    carry, metrics = jax.lax.scan(one_step, carry, batches)
+    else:
+      step_by_index = resident_step if rates is None else step_of_runs
+      carry, metrics = jax.lax.scan(
+        lambda carry, index: step_by_index(carry, index, images, labels, frozen, key, rates),
+        carry,
+        indices,
+      )
     return carry.trainable, carry.opt_state, carry.step, metrics
 
   return steps
+
+
+def initial_state(
+  trainable: Any, optimizer: optax.GradientTransformation, runs: int | None = None
+) -> TrainState:
+  """The state before the first step, of one run or of so many side by side, by what they train."""
+  if runs is None:
+    return TrainState(trainable, optimizer.init(trainable), 0)
+  opt_state = jax.vmap(optimizer.init, axis_size=runs)(trainable)
+  return TrainState(trainable, opt_state, np.zeros(runs, np.int32))
 
 
 class Progress:
@@ -245,13 +267,57 @@ def _own_state(
   state: TrainState | None,
   optimizer: optax.GradientTransformation,
   mesh: jax.sharding.Mesh | None,
+  runs: int | None,
 ) -> TrainState:
   """Where training starts; the steps reuse its arrays' memory, and the caller's stay alive."""
   given = trainable if state is None else (state.trainable, state.opt_state)
   own: Any = jax.tree.map(jnp.copy, meshes.replicate(mesh, given))
   if state is not None:
     return state._replace(trainable=own[0], opt_state=own[1])
-  return TrainState(own, meshes.replicate(mesh, optimizer.init(own)), 0)
+  start = initial_state(own, optimizer, runs)
+  return start._replace(opt_state=meshes.replicate(mesh, start.opt_state))
+
+
+def _means(metrics: Metrics, stopped: Any) -> dict[str, Any]:
+  """Means over steps: a number each, or of several runs NumPy's [n], NaN where one has stopped."""
+  means = {name: np.mean(values, axis=0) for name, values in metrics.items()}
+  if not np.ndim(stopped):
+    return {name: float(mean) for name, mean in means.items()}
+  return {name: np.where(stopped, np.nan, mean) for name, mean in means.items()}
+
+
+def _keys_of_runs(keys: jax.Array) -> tuple[list[jax.Array], jax.Array]:
+  """What orders the images of each run, and the keys of their steps, [n]."""
+  orders, steps = zip(*map(jax.random.split, keys), strict=True)
+  return list(orders), jnp.stack(steps)
+
+
+def _checked_runs(
+  key: Any, trainable: Any, rates: Any, state: TrainState | None, images: Any, mesh: Any
+) -> tuple[int | None, jax.Array | None]:
+  """The number of runs side by side and their rates, float [n]; None for one run alone."""
+  is_one = np.ndim(key) != 1 or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+  check_key(key if is_one else key[0])
+  runs = None if is_one else len(key)
+  if state is not None:
+    check_type(state, TrainState, 'state')
+    if np.shape(state.step) != (() if is_one else (runs,)):
+      raise ValueError(f'state.step={shown(state.step)} must have the shape of the keys.')
+  if runs is None:
+    if rates is not None:
+      raise ValueError(f'rates={shown(rates)} are for several keys; give one for each run.')
+    return None, None
+  if mesh is not None or isinstance(images, ImageStream):
+    raise ValueError(
+      'Runs side by side have an order of images each; give them resident images and no mesh, or '
+      'train one run after the other.'
+    )
+  if any(np.shape(leaf)[:1] != (runs,) for leaf in jax.tree.leaves(trainable)):
+    raise ValueError(f'Every array of trainable must have an axis [{runs}], a start for each key.')
+  checked = np.ones(runs, np.float32) if rates is None else np.asarray(rates, np.float32)
+  if checked.shape != (runs,) or not (np.isfinite(checked) & (checked > 0)).all():
+    raise ValueError(f'rates={shown(rates)} must be {runs} numbers above 0, one for each key.')
+  return runs, jnp.asarray(checked)
 
 
 def fit(
@@ -263,49 +329,59 @@ def fit(
   recipe: Recipe,
   key: jax.Array,
   *,
+  rates: Any = None,
   state: TrainState | None = None,
   stop_epoch: int | None = None,
   steps_per_dispatch: int = 50,
-  on_dispatch: Callable[[TrainState, dict[str, float]], None] | None = None,
+  on_dispatch: Callable[[TrainState, dict[str, Any]], None] | None = None,
   title: str = 'train',
   progress: bool = True,
   mesh: jax.sharding.Mesh | None = None,
 ) -> TrainState:
-  """Minimizes a loss by the recipe.
+  """Minimizes a loss by the recipe, in one run or in several side by side.
+
+  An array of keys [n] is n runs in one program, mapped over them by `vmap`, equal to running them
+  one after the other: seeds, or learning rates to compare. On an accelerator they cost little more
+  than one, where these are small; on CPU nothing is gained.
 
   Args:
     loss_fn: `(trainable, frozen, images, labels, key) -> (loss, metrics)`, scalars; it is given
       batches.
-    trainable: tree of arrays; these alone get gradients and optimizer state.
-    frozen: tree of arrays.
+    trainable: tree of arrays; these alone get gradients and optimizer state. Of several runs every
+      array has an axis [n] first.
+    frozen: tree of arrays, which several runs share.
     images: the whole training set on the device, [n, ...], or a stream of it with
       `batches(indices)`, as `data.pipeline.Stream` is: it gives the same rows in the same order.
+      Several runs take no stream, since each has an order of its own.
     labels: int [n]; a stream's labels are its own.
     recipe: epochs, batches and optimizer.
     key: random key. It decides the order of the images, and is handed on to `loss_fn`, folded with
-      the step.
+      the step. Of several runs an array of keys [n], as `jax.random.split` makes it.
+    rates: of several runs, factors on the recipe's whole schedule of learning rates, [n].
     state: where to go on from, which stays as it is; None starts from `trainable`.
     stop_epoch: the epoch of the recipe's schedule to stop after; None goes to its end.
     steps_per_dispatch: most steps per compiled call, after each of which progress is shown and
       `on_dispatch` called.
     on_dispatch: called with the state and the mean metrics since the last call; the place to save
       and to log. The state's arrays are valid until it returns, as the next steps reuse their
-      memory: copy what is kept.
+      memory: copy what is kept. Of several runs the means are NumPy's [n], NaN where one stopped.
     title: what stands before the progress bar.
     progress: whether to show the bar.
     mesh: devices, of all processes, that every batch is dealt to; the trained state is whole on
       each of them. What of `frozen` lies on the mesh already stays as it is (`glora_jax.shard`),
-      the rest is replicated. None for one device.
+      the rest is replicated. None for one device, and for several runs.
 
   Returns:
-    The final state.
+    The final state. One of several runs whose loss or gradient was not finite stops at its last
+    good state, whose `step` says where, and is named in a warning; the others go on.
 
   Raises:
     ValueError: an argument is of another type or out of range; there is not one label for each
       image, or one that is no class; the loss is no number; the batch size does not fit the images
-      or the mesh; or the recipe asks of the loss what it does not know (`recipe.prepare`).
-    NonFiniteLossError: the loss or its gradient became NaN or infinite; the last good state is in
-      its `.state`.
+      or the mesh; several runs have no start or rate each, or a stream or mesh; or the recipe asks
+      of the loss what it does not know (`recipe.prepare`).
+    NonFiniteLossError: the loss or its gradient of a single run became NaN or infinite; the last
+      good state is in its `.state`.
 
   Example:
     >>> def loss_fn(trainable, frozen, images, labels, key):
@@ -325,12 +401,25 @@ def fit(
     ... )
     >>> print(state.step, state.trainable['slope'].round(1))
     200 [3.]
+
+    Two learning rates side by side:
+
+    >>> state = fit(
+    ...   loss_fn,
+    ...   {'slope': jnp.zeros((2, 1))},
+    ...   {},
+    ...   images,
+    ...   3 * images[:, 0],
+    ...   recipe,
+    ...   jax.random.split(jax.random.key(0)),
+    ...   rates=[1.0, 0.001],
+    ...   progress=False,
+    ... )
+    >>> print(state.step, state.trainable['slope'].round(1)[:, 0])
+    [200 200] [3. 0.]
   """
-  check_key(key)
   check_callable(loss_fn, 'loss_fn')
   check_type(recipe, Recipe, 'recipe')
-  if state is not None:
-    check_type(state, TrainState, 'state')
   check_only_arrays('arrays to train with', (trainable, frozen))
   steps_per_dispatch = DISPATCHED.check(steps_per_dispatch, 'steps_per_dispatch')
   stop_epoch = Domain.of_annotation(int | None, Limits(at_least=0, at_most=recipe.epochs)).check(
@@ -341,8 +430,9 @@ def fit(
   labels = as_numbers('labels', labels)
   images = images if isinstance(images, ImageStream) else as_numbers('images', images)
   check_targets(loss_fn, labels)
+  runs, rates = _checked_runs(key, trainable, rates, state, images, mesh)
 
-  order_key, step_key = jax.random.split(key)
+  order_key, step_key = jax.random.split(key) if runs is None else _keys_of_runs(key)
   loss_fn, optimizer = prepare(loss_fn, recipe, trainable, len(labels))
   epochs = recipe.epochs if stop_epoch is None else stop_epoch
   last = epochs * recipe.steps_per_epoch(len(labels))
@@ -350,14 +440,15 @@ def fit(
 
   feeder = make_feeder(images, labels, order_key, recipe.batch_size, mesh)
   frozen = meshes.settle(mesh, frozen)
-  state = _own_state(trainable, state, optimizer, mesh)
-  if 0 < state.step < last:
-    log.info('%s: resumed at step %d', title, state.step)
+  state = _own_state(trainable, state, optimizer, mesh, runs)
+  first = int(np.max(state.step))
+  if 0 < first < last:
+    log.info('%s: resumed at step %d', title, first)
 
   steps = make_steps(loss_fn, optimizer, recipe.accumulate, mesh)
   show = progress and meshes.primary()
-  with Progress(title, state.step, last, recipe.batch_size, show) as bar:
-    blocks = feeder.blocks(state.step, last, steps_per_dispatch)
+  with Progress(title, first, last, recipe.batch_size * (runs or 1), show) as bar:
+    blocks = feeder.blocks(first, last, steps_per_dispatch)
     block = next(blocks, None)
     while block is not None:
       trainable, opt_state, done, metrics = steps(
@@ -369,14 +460,26 @@ def fit(
         block.labels,
         block.indices,
         step_key,
+        rates,
       )
       following = next(blocks, None)  # read and put on the device while these steps run
-      state = TrainState(trainable, opt_state, int(done))
-      if state.step < block.stop:
-        raise NonFiniteLossError(state, recipe.learning_rate)
-      means = {name: float(np.mean(values)) for name, values in metrics.items()}
-      bar.reach(state.step, means)
+      state = TrainState(trainable, opt_state, int(done) if runs is None else np.asarray(done))
+      stopped = np.less(state.step, block.stop)
+      if stopped.all():
+        break
+      means = _means(metrics, stopped)
+      bar.reach(
+        block.stop, {name: np.asarray(mean)[~stopped].mean() for name, mean in means.items()}
+      )
       if on_dispatch is not None:
         on_dispatch(state, means)
       block = following
+  behind = np.flatnonzero(np.less(state.step, last))
+  if len(behind) and runs is None:
+    raise NonFiniteLossError(state, recipe.learning_rate)
+  if len(behind):
+    stops = ', '.join(f'run {run} at step {state.step[run]}' for run in behind)
+    log.warning(
+      '%s: the loss or its gradient was not finite, and training stopped: %s', title, stops
+    )
   return state

@@ -86,8 +86,8 @@ def make_loss(
     mix: `(key, inputs, targets) -> (inputs, targets)`, with targets [batch, class]; mixup for
       instance.
     consistency: see `Consistency`.
-    component_dropout: see `Recipe`; for a loop of one's own, as `fit` and `train_many` take the
-      recipe's where it is above 0.
+    component_dropout: see `Recipe`; for a loop of one's own, as `fit` takes the recipe's where it
+      is above 0.
     independent_images: whether the model answers every image by itself, with no statistics or
       capacity that a batch shares, and draws at random arrays whose first axis is the images. The
       steps of `fit` on several devices then send gradients by supports, and none by merged

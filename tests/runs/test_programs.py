@@ -18,7 +18,7 @@ from glora_jax.runs.sections import SpaceSettings
 from glora_jax.runs.stages.many_starts import Trial
 from glora_jax.runs.stages.methods import train_method
 from glora_jax.runs.stages.training import train_supernet
-from glora_jax.training import loop, side_by_side
+from glora_jax.training import loop
 from glora_jax.training.recipe import Recipe
 
 PLATFORMS = ('tpu', 'cuda', 'rocm')
@@ -101,7 +101,7 @@ def test_programs_side_by_side_are_those_of_a_comparison(
   fields = {'presets': (), 'budget': None, 'compare.methods': (method,), 'compare.budgets': (900,)}
   settings = check_config(changed(run_config, job='compare', **fields))
   run = lifecycle.prepare(settings, str(tmp_path))
-  monkeypatch.setattr(side_by_side, 'make_steps_of_runs', lambda *args: raise_arguments)
+  monkeypatch.setattr(loop, 'make_steps', lambda *args: raise_arguments)
   with pytest.raises(Called) as called:
     train_method(run, method, [Trial(0, 1e-3), Trial(1, 1e-3)], (900,), 'trained')
   workload = programs.Workload(subnet=subnet, section='supernet', side_by_side=2)

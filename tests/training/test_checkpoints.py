@@ -13,7 +13,7 @@ from disks import small_disk
 from trees import randomized
 
 from glora_jax.training.checkpoints import TrainingCheckpoints
-from glora_jax.training.loop import TrainState, fit
+from glora_jax.training.loop import TrainState, fit, initial_state
 from glora_jax.training.recipe import Recipe
 
 
@@ -32,6 +32,17 @@ def test_training_states_round_trip_and_the_newest_counts(tmp_path):
   jax.tree.map(
     np.testing.assert_array_equal, restored, state._replace(step=9, trainable=randomized(trainable))
   )
+
+
+def test_states_of_runs_side_by_side_round_trip_each_with_its_step(tmp_path):
+  starts = {'a': jnp.arange(6.0).reshape(2, 3)}
+  state = initial_state(starts, optax.adamw(0.1), runs=2)
+  with TrainingCheckpoints(tmp_path) as checkpoints:
+    for steps in ([5, 5], [5, 9]):  # the first has stopped
+      checkpoints.save(state._replace(step=np.array(steps)))
+    checkpoints.wait()
+    restored = checkpoints.latest(state)
+  chex.assert_trees_all_equal(restored, state._replace(step=np.array([5, 9])))
 
 
 def a_state(step):

@@ -17,7 +17,6 @@ from glora_jax.training.batches import batch_indices
 from glora_jax.training.loop import TrainState
 from glora_jax.training.losses import make_loss
 from glora_jax.training.recipe import Recipe
-from glora_jax.training.side_by_side import Training, train_many
 
 RECIPE = Recipe(epochs=6, batch_size=6, warmup_epochs=1, learning_rate=3e-2)
 STEPS_PER_EPOCH = 4
@@ -166,8 +165,9 @@ def test_a_gradient_that_is_not_finite_moves_nothing_at_the_last_step_either(acc
     loop.fit(distance, start, {}, images, labels, recipe, KEY, progress=False)
   state = caught.value.state
   chex.assert_trees_all_equal(state, TrainState(start, recipe.optimizer(4).init(start), 0))
-  [state] = train_many([Training(distance, start, {}, KEY)], images, labels, recipe, progress=False)
-  chex.assert_trees_all_equal(state, caught.value.state)
+  starts = jax.tree.map(lambda leaf: leaf[None], start)
+  found = loop.fit(distance, starts, {}, images, labels, recipe, KEY[None], progress=False)
+  chex.assert_trees_all_equal(jax.tree.map(lambda leaf: leaf[0], found), state)
 
 
 def test_metrics_of_any_type_are_the_means_of_the_parts_of_a_batch():

@@ -12,7 +12,6 @@ from glora_jax.training import head_alone, loop
 from glora_jax.training.batches import given
 from glora_jax.training.losses import cross_entropy, make_loss
 from glora_jax.training.recipe import Recipe
-from glora_jax.training.side_by_side import Training, subnet_runs, train_many
 
 KEY = jax.random.key(4)
 RECIPE = Recipe(epochs=2, batch_size=10, warmup_epochs=0)
@@ -53,13 +52,8 @@ def warm(**arguments):
 
 
 def together(**arguments):
-  _, _, images, labels = problem()
-  return train_many(**{'runs': [], 'images': images, 'labels': labels} | SHARED | arguments)
-
-
-def run(**arguments):
-  defaults = {'loss_fn': supernet(), 'trainable': {}, 'frozen': {}, 'key': KEY}
-  return together(runs=[Training(**defaults | arguments)])
+  starts = jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), problem().split()[0])
+  return fit(**{'trainable': starts, 'key': jax.random.split(KEY)} | arguments)
 
 
 @pytest.mark.parametrize(
@@ -92,9 +86,13 @@ def run(**arguments):
     (lambda: warm(adapted=glora_jax.adapt(Tiny(), problem().images, heads=None)), 'heads=None'),
     (lambda: warm(variables={'params': {}}), 'missing: '),
     (lambda: together(images=Partial(0, None)), 'resident images'),
-    (lambda: together(runs=[(1, 2)]), 'runs[0]=(1, 2)'),
-    (lambda: run(loss_fn=None), 'runs[0].loss_fn=None'),
-    (lambda: subnet_runs(None, [], [1, 2], [KEY], unchanged), '2 starts and 1 keys'),
+    (lambda: together(mesh=glora_jax.mesh.Mesh(jax.devices()[:1], 'data')), 'no mesh'),
+    (lambda: together(trainable=problem().split()[0]), 'axis [2]'),
+    (lambda: together(rates=[1.0]), 'rates=[1.0]'),
+    (lambda: together(rates=[1.0, 0.0]), 'rates=[1.0, 0.0]'),
+    (lambda: together(state=loop.TrainState({}, (), 3)), 'state.step=3'),
+    (lambda: fit(rates=[1.0]), 'rates=[1.0]'),
+    (lambda: fit(key=None), 'key=None'),
   ],
 )
 def test_training_refuses_what_it_cannot_use(call, named, monkeypatch):

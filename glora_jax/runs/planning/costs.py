@@ -306,18 +306,16 @@ def _streamed(made: Program) -> int:
   """Bytes of the batches of a training that streams its images."""
   if made.name not in TRAININGS:
     return 0
-  images, labels, indices, _ = made.arguments[-4:]
+  images, labels, indices = made.arguments[4:7]
   return bytes_of((images, labels)) if indices is None else 0
 
 
 def _images(made: Program, run: Run) -> int:
   """Images that a call of a program goes through, for each candidate."""
   arguments = made.arguments
-  if made.name in TRAININGS:
-    images, _, indices, _ = arguments[-4:]
+  if made.name in (*TRAININGS, MANY):
+    images, _, indices = arguments[4:7]
     return math.prod(images.shape[:2] if indices is None else indices.shape)
-  if made.name == MANY:
-    return math.prod(arguments[4].shape)
   if made.name == 'scoring':
     return run.settings.search.population * len(arguments[2])
   if made.name == 'allocation':

@@ -22,10 +22,9 @@ from glora_jax.runs.run import Run, Stream, stream_key
 from glora_jax.runs.stages.training import loss_of_supernet
 from glora_jax.runs.workdir import Stopped
 from glora_jax.training.head_alone import HeadAlone
-from glora_jax.training.loop import LossFn
+from glora_jax.training.loop import LossFn, fit
 from glora_jax.training.losses import make_loss
 from glora_jax.training.recipe import Recipe
-from glora_jax.training.side_by_side import Training, subnet_runs, train_many
 
 log = logging.getLogger(__name__)
 
@@ -113,35 +112,48 @@ def train_batch(run: Run, batch: Batch) -> TrainedBatch:
     Stopped: the run was asked to stop before it.
   """
   path = run.path(f'{batch.name}.npz')
-  trainings = _trainings(run, batch)
+  loss_fn, trainable, frozen = _halves(run, batch)
+  number = len(batch.starts)
   if not os.path.exists(path):
     if run.stop():
       raise Stopped(f'before {batch.name}', run.workdir)
-    log.info('%s: %d runs of %d epochs', batch.name, len(trainings), batch.recipe.epochs)
+    log.info('%s: %d runs of %d epochs', batch.name, number, batch.recipe.epochs)
     start = time.perf_counter()
     images, labels = _examples(run, batch)
-    states = train_many(trainings, images, labels, batch.recipe)
+    state = fit(
+      loss_fn,
+      trainable,
+      frozen,
+      images,
+      labels,
+      batch.recipe,
+      jnp.stack(list(batch.keys)),
+      rates=np.divide(batch.learning_rates, batch.recipe.learning_rate),
+      title=batch.name,
+    )
     last = batch.recipe.epochs * batch.recipe.steps_per_epoch(len(labels))
-    diverged = np.array([state.step < last for state in states])
-    trained = {str(number): state.trainable for number, state in enumerate(states)}
-    seconds = (time.perf_counter() - start) / len(trainings)
+    diverged = state.step < last
+    trained = {str(each): _of_run(state.trainable, each) for each in range(number)}
+    seconds = (time.perf_counter() - start) / number
     flat = flax.traverse_util.flatten_dict(trained, sep='/')
     arrays = {name: np.asarray(value) for name, value in flat.items()}
     os.makedirs(os.path.dirname(path), exist_ok=True)
     about = {'seconds': np.array(seconds), 'diverged': diverged}
     write_arrays(path, {**arrays, **about}, 'trained')
   templates = flax.traverse_util.flatten_dict(
-    {str(number): training.trainable for number, training in enumerate(trainings)}, sep='/'
+    {str(each): _of_run(trainable, each) for each in range(number)}, sep='/'
   )
   arrays = _read(path, templates)
   seconds = float(arrays.pop('seconds'))
   diverged = arrays.pop('diverged').tolist()
   trained = flax.traverse_util.unflatten_dict(arrays, sep='/')
-  variables = [
-    batch.learner.join(trained[str(number)], training.frozen)
-    for number, training in enumerate(trainings)
-  ]
+  variables = [batch.learner.join(trained[str(each)], frozen) for each in range(number)]
   return TrainedBatch(variables, seconds, diverged)
+
+
+def _of_run(tree: Any, number: int) -> Any:
+  """A run's part of arrays [run, ...]."""
+  return jax.tree.map(lambda leaf: leaf[number], tree)
 
 
 def _read(path: str, templates: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -183,32 +195,17 @@ def from_pretrained(
   )
 
 
-def _trainings(run: Run, batch: Batch) -> list[Training]:
-  """What `train_many` takes: equal losses and frozen arrays, which make them one program."""
+def _halves(run: Run, batch: Batch) -> tuple[LossFn, Any, Any]:
+  """The loss, what is trained, [run, ...], and the frozen arrays that all runs share."""
   learner = batch.learner
-  if learner.genome is not None and not isinstance(learner, HeadAlone | FullFineTuning):
-    trainings = subnet_runs(
-      learner,
-      [learner.genome],
-      batch.starts,
-      batch.keys,
-      run.augmented,
-      **run.loss_options,
-    )
+  if isinstance(learner, HeadAlone):
+    loss = learner.loss()
+  elif isinstance(learner, FullFineTuning):
+    loss = loss_of_finetuning(run, learner)
+  elif learner.genome is None:
+    loss = loss_of_supernet(run)
   else:
-    if isinstance(learner, HeadAlone):
-      loss = learner.loss()
-    elif isinstance(learner, FullFineTuning):
-      loss = loss_of_finetuning(run, learner)
-    else:
-      loss = loss_of_supernet(run)
-    halves = [learner.split(start) for start in batch.starts]
-    frozen = halves[0][1]
-    trainings = [
-      Training(loss, trainable, frozen, key)
-      for (trainable, _), key in zip(halves, batch.keys, strict=True)
-    ]
-  return [
-    dataclasses.replace(training, rate=learning_rate / batch.recipe.learning_rate)
-    for training, learning_rate in zip(trainings, batch.learning_rates, strict=True)
-  ]
+    loss = make_loss(learner, run.augmented, **run.loss_options)
+  trainable, frozen = zip(*map(learner.split, batch.starts), strict=True)
+  # Supports that are not trained differ between the starts, and nothing reads them.
+  return loss, jax.tree.map(lambda *leaves: jnp.stack(leaves), *trainable), frozen[0]
