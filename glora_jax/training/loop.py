@@ -56,7 +56,7 @@ class NonFiniteLossError(RuntimeError):
 
   Attributes:
     state: the last good state, before that step.
-    learning_rate: the recipe's; None where it is not known.
+    learning_rate: the recipe's; None where the optimizer is another.
   """
 
   def __init__(self, state: TrainState, learning_rate: float | None = None):
@@ -329,6 +329,7 @@ def fit(
   recipe: Recipe,
   key: jax.Array,
   *,
+  tx: optax.GradientTransformation | None = None,
   rates: Any = None,
   state: TrainState | None = None,
   stop_epoch: int | None = None,
@@ -357,7 +358,10 @@ def fit(
     recipe: epochs, batches and optimizer.
     key: random key. It decides the order of the images, and is handed on to `loss_fn`, folded with
       the step. Of several runs an array of keys [n], as `jax.random.split` makes it.
-    rates: of several runs, factors on the recipe's whole schedule of learning rates, [n].
+    tx: the optimizer, with its schedule; of the recipe only epochs, batch size and parts count
+      then. `optax.partition` and `optax.masked` treat some arrays otherwise. None for the recipe's.
+    rates: of several runs, factors on the optimizer's updates, [n]; on those of the recipe they are
+      factors on the learning rate.
     state: where to go on from, which stays as it is; None starts from `trainable`.
     stop_epoch: the epoch of the recipe's schedule to stop after; None goes to its end.
     steps_per_dispatch: most steps per compiled call, after each of which progress is shown and
@@ -420,6 +424,8 @@ def fit(
   """
   check_callable(loss_fn, 'loss_fn')
   check_type(recipe, Recipe, 'recipe')
+  if tx is not None:
+    check_type(tx, optax.GradientTransformation, 'tx')
   check_only_arrays('arrays to train with', (trainable, frozen))
   steps_per_dispatch = DISPATCHED.check(steps_per_dispatch, 'steps_per_dispatch')
   stop_epoch = Domain.of_annotation(int | None, Limits(at_least=0, at_most=recipe.epochs)).check(
@@ -434,6 +440,7 @@ def fit(
 
   order_key, step_key = jax.random.split(key) if runs is None else _keys_of_runs(key)
   loss_fn, optimizer = prepare(loss_fn, recipe, trainable, len(labels))
+  optimizer = optimizer if tx is None else tx
   epochs = recipe.epochs if stop_epoch is None else stop_epoch
   last = epochs * recipe.steps_per_epoch(len(labels))
   meshes.require_divisible(mesh, recipe.batch_size // recipe.accumulate)
@@ -476,7 +483,7 @@ def fit(
       block = following
   behind = np.flatnonzero(np.less(state.step, last))
   if len(behind) and runs is None:
-    raise NonFiniteLossError(state, recipe.learning_rate)
+    raise NonFiniteLossError(state, recipe.learning_rate if tx is None else None)
   if len(behind):
     stops = ', '.join(f'run {run} at step {state.step[run]}' for run in behind)
     log.warning(

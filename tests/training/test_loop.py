@@ -153,6 +153,25 @@ def test_what_is_said_of_a_loss_that_is_not_finite_goes_to_other_processes():
   assert (str(received), received.state.step, received.learning_rate) == (str(error), 3, 0.5)
 
 
+def test_any_optimizer_takes_the_place_of_the_recipes_and_its_state_resumes():
+  def loss(tree, *_):
+    return sum(map(jnp.sum, tree.values())), {}
+
+  start = {'moved': jnp.zeros(2), 'kept': jnp.zeros(2)}
+  mask = {'moved': 'sgd', 'kept': 'none'}
+  tx = optax.partition({'sgd': optax.sgd(0.5, momentum=0.5), 'none': optax.set_to_zero()}, mask)
+  half, whole = (minimized(loss, start, tx=tx, fields={'epochs': 2}, stop_epoch=n) for n in (1, 2))
+  np.testing.assert_allclose(whole.trainable['moved'], -0.5 - 0.75)
+  chex.assert_trees_all_equal(whole.trainable['kept'], start['kept'])
+  chex.assert_trees_all_equal(
+    minimized(loss, start, tx=tx, fields={'epochs': 2}, state=half), whole
+  )
+  with pytest.raises(loop.NonFiniteLossError, match=r'at step 1\. Lower'):
+    minimized(
+      lambda *_: (loss(*_)[0] * jnp.inf, {}), start, tx=tx, fields={'epochs': 2}, state=half
+    )
+
+
 @pytest.mark.parametrize('accumulate, epochs', [(2, 1), (1, 2)])
 def test_a_gradient_that_is_not_finite_moves_nothing_at_the_last_step_either(accumulate, epochs):
   def distance(trainable, frozen, images, labels, key):

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from comparing import assert_refused
 from tiny import Tiny, problem, unchanged
@@ -92,6 +93,7 @@ def together(**arguments):
     (lambda: together(rates=[1.0, 0.0]), 'rates=[1.0, 0.0]'),
     (lambda: together(state=loop.TrainState({}, (), 3)), 'state.step=3'),
     (lambda: fit(rates=[1.0]), 'rates=[1.0]'),
+    (lambda: fit(tx=optax.sgd), 'tx=<function sgd'),
     (lambda: fit(key=None), 'key=None'),
   ],
 )
